@@ -1,24 +1,24 @@
-//! Who somebody is: what rooms with accounts share. It knows no room.
+//! Accounts, passwords, tokens and sessions: what rooms with accounts share. It depends on no room.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `password.rs` | [`Passwords`]: Argon2id, so many at once, so many waiting |
-//! | `attempts.rs` | [`Attempts`]: who guesses too often has to wait |
-//! | `jwt.rs` | [`Jwt`]: tokens that say who somebody is |
+//! | `password.rs` | [`PasswordHasher`]: Argon2id with a bounded number of threads and a bounded queue |
+//! | `login_limiter.rs` | [`LoginLimiter`]: locks out whoever fails to log in too often |
+//! | `jwt.rs` | [`Jwt`]: issues and verifies tokens |
 //! | `users.rs` | [`Users`]: accounts, and the admin |
-//! | `sessions.rs` | [`Sessions`]: who is signed in, and since when nothing was heard |
+//! | `sessions.rs` | [`Sessions`]: sessions that end after some time without use |
 //! | `known_servers.rs` | [`KnownServers`]: which servers a user has confirmed once |
 
-pub mod attempts;
 pub mod jwt;
 pub mod known_servers;
+pub mod login_limiter;
 pub mod password;
 pub mod sessions;
 pub mod users;
 
-pub use attempts::Attempts;
-pub use jwt::{BadToken, Claims, Jwt, Role};
+pub use jwt::{Claims, Jwt, Role, TokenError};
 pub use known_servers::{KnownServer, KnownServers, KnownServersError};
-pub use password::{Cost, PasswordError, Passwords};
+pub use login_limiter::LoginLimiter;
+pub use password::{HashCost, PasswordError, PasswordHasher};
 pub use sessions::{SessionKey, Sessions};
 pub use users::{User, UserError, Users};

@@ -1,22 +1,22 @@
-//! P2S2: peers that find each other, trade, shop and share.
+//! P2S2: peers that find each other, trade, shop and share files.
 //!
-//! Arrows go down only: a module may use those that stand below it, and the rooms (trade, shop, lan, share)
-//! never each other.
+//! A module depends only on modules further down in this table, and `trade`, `shop`, `lan` and `share` never on each
+//! other.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`cli`] | one file per command; words in, words out |
+//! | [`cli`] | the command line, one file per command |
 //! | [`perf`] | the load generator: scenarios, limits, reports |
-//! | [`web`] | what stands on HTTP and belongs to no room: the pages, the APIs' descriptions |
+//! | [`web`] | what is served over HTTP for all services: the pages and the API descriptions |
 //! | [`trade`] | peers that search, offer, negotiate and buy |
 //! | [`shop`] | an online marketplace of six components |
 //! | [`lan`] | peers that find each other and talk, with no server |
 //! | [`share`] | a registry, and files that peers send each other |
 //! | [`bank`] | ledger and payment gateway |
-//! | [`identity`] | passwords, sessions, tokens, accounts, servers that a user has confirmed |
-//! | [`storage`] | the store: SQLite with group commit |
-//! | [`net`] | threads, timers, UDP, TCP, lines, TLS, HTTP |
-//! | [`model`] | plain values: money, names, cards, time |
+//! | [`identity`] | passwords, sessions, tokens, accounts, confirmed servers |
+//! | [`storage`] | SQLite stores with group commit |
+//! | [`net`] | threads, timers, UDP, TCP, line framing, TLS, HTTP |
+//! | [`model`] | value types: money, names, cards, time |
 
 pub mod bank;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! The `p2s2` program: parse the command line, call one function.
+//! The `p2s2` program: parses the command line and calls one function.
 
 use std::process::ExitCode;
 

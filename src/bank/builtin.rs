@@ -1,20 +1,20 @@
-//! The built-in gateway: a bank of its own beside the rooms, with its own file that it commits by itself.
+//! The built-in gateway: a bank with a database of its own, which commits independently of the rooms.
 
 use std::fmt;
 use std::path::Path;
 
-use super::{Authorisation, Capture, Gateway, GatewayError, Void};
-use crate::model::{Card, Cents, Millis, text};
-use crate::storage::{OpenError, Query, Reader, Store, StoreError, Tx};
+use super::{AuthorisationOutcome, CaptureOutcome, Gateway, GatewayError, VoidOutcome};
+use crate::model::{Cents, Millis, PaymentCard, text};
+use crate::storage::{OpenError, Reader, ReaderExt, Store, StoreError, Tx};
 
 /// The bank's file in the data dir.
 pub const BANK_DB: &str = "bank.db";
-/// Most characters of a key: room for any id with a prefix.
-const KEY_MAX: usize = 128;
-/// The field's well-known test number for a card that is always declined.
+/// Longest idempotency key: room for any id with a prefix.
+const KEY_CHARS_MAX: usize = 128;
+/// The well-known test number of a card that is always declined.
 const ALWAYS_DECLINED: &str = "4000000000000002";
 
-/// How the bank's tables came to be.
+/// The schema of the bank's database, one migration per version.
 pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE charge (
         charge_key TEXT PRIMARY KEY,
@@ -26,7 +26,7 @@ pub const MIGRATIONS: &[&str] = &["
         changed_ms BIGINT NOT NULL
     )"];
 
-/// Checks number (Luhn) and expiry, declines one test number, and lets all others pass.
+/// Checks the number (Luhn) and the expiry, declines one test number, and accepts all other cards.
 #[derive(Debug)]
 pub struct BuiltinGateway {
     store: Store,
@@ -35,31 +35,30 @@ pub struct BuiltinGateway {
 /// How far a charge has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChargeState {
-    /// Reserved.
+    /// The amount is reserved.
     Authorised,
-    /// Taken.
+    /// The amount was taken.
     Captured,
-    /// Let go of, or never to be.
+    /// Released, or never to be authorised.
     Voided,
-    /// Refused at the start.
+    /// Rejected at the authorisation.
     Declined,
 }
 
-/// A charge as the bank remembers it.
+/// A charge as the bank stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charge {
     /// The purchase's idempotency key.
     pub key: String,
-    /// How far it has come.
     pub state: ChargeState,
-    /// The amount; none if it was voided before it was ever authorised.
+    /// The amount; `None` if it was voided before it was ever authorised.
     pub amount: Option<Cents>,
-    /// The card's last four digits, likewise.
+    /// The card's last four digits; `None` like `amount`.
     pub last4: Option<String>,
 }
 
 impl BuiltinGateway {
-    /// Opens the bank's file in a data dir, or makes one.
+    /// Opens the bank's database in a data dir, or creates it.
     ///
     /// # Errors
     /// Those of [`Store::open`].
@@ -67,7 +66,7 @@ impl BuiltinGateway {
         BuiltinGateway::open_file(&dir.join(BANK_DB))
     }
 
-    /// The same with a file of another name.
+    /// The same with another file name.
     ///
     /// # Errors
     /// Those of [`Store::open`].
@@ -75,7 +74,7 @@ impl BuiltinGateway {
         Ok(BuiltinGateway { store: Store::open(path, MIGRATIONS)? })
     }
 
-    /// All charges, by key.
+    /// All charges, ordered by key.
     ///
     /// # Errors
     /// Those of [`Store::read`].
@@ -83,8 +82,8 @@ impl BuiltinGateway {
         self.store.read(charges)
     }
 
-    /// The largest number N of all keys `{prefix}N` that the bank has ever been asked for: whoever numbers
-    /// purchases never gives one out again that is not above it.
+    /// The largest number N of all keys `{prefix}N` that the bank was ever asked for: a room that numbers its purchases
+    /// must continue above it.
     ///
     /// # Errors
     /// Those of [`Store::read`].
@@ -100,26 +99,25 @@ impl BuiltinGateway {
         })
     }
 
-    /// See [`Store::close`].
     pub fn close(&self) {
         self.store.close();
     }
 
-    /// Looks a charge up and decides, in one transaction.
-    fn decide<T: Send + 'static>(
+    /// Reads a charge and decides about it, in one transaction.
+    fn with_charge<T: Send + 'static>(
         &self,
         key: &str,
-        decide: impl FnOnce(&mut dyn Tx, &str, Option<Known>) -> Result<T, StoreError> + Send + 'static,
+        decide: impl FnOnce(&mut dyn Tx, &str, Option<StoredCharge>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, GatewayError> {
         let key = key.to_owned();
         self.store.write(move |tx| {
-            let known = known(tx, &key)?;
-            Ok(decide(tx, &key, known)?)
+            let charge = find_charge(tx, &key)?;
+            Ok(decide(tx, &key, charge)?)
         })
     }
 }
 
-/// All charges in a bank's file, by key.
+/// All charges in a bank's database, ordered by key.
 ///
 /// # Errors
 /// Those of the reader.
@@ -127,24 +125,24 @@ pub fn charges(reader: &dyn Reader) -> Result<Vec<Charge>, StoreError> {
     reader.all("SELECT charge_key, state, cents, last4 FROM charge ORDER BY charge_key", &[], |row| {
         Ok(Charge {
             key: row.text(0)?.to_owned(),
-            state: ChargeState::read(row.text(1)?)?,
+            state: ChargeState::from_stored(row.text(1)?)?,
             amount: row.opt_int(2)?.map(Cents),
             last4: row.opt_text(3)?.map(str::to_owned),
         })
     })
 }
 
-struct Known {
+struct StoredCharge {
     state: ChargeState,
     amount: Option<Cents>,
     last4: Option<String>,
     reason: Option<String>,
 }
 
-fn known(tx: &dyn Tx, key: &str) -> Result<Option<Known>, StoreError> {
+fn find_charge(tx: &dyn Tx, key: &str) -> Result<Option<StoredCharge>, StoreError> {
     tx.first("SELECT state, cents, last4, reason FROM charge WHERE charge_key = $1", &[key.into()], |row| {
-        Ok(Known {
-            state: ChargeState::read(row.text(0)?)?,
+        Ok(StoredCharge {
+            state: ChargeState::from_stored(row.text(0)?)?,
             amount: row.opt_int(1)?.map(Cents),
             last4: row.opt_text(2)?.map(str::to_owned),
             reason: row.opt_text(3)?.map(str::to_owned),
@@ -152,11 +150,10 @@ fn known(tx: &dyn Tx, key: &str) -> Result<Option<Known>, StoreError> {
     })
 }
 
-/// Why a card is declined, if it is.
-fn objection(card: &Card, now: Millis) -> Option<&'static str> {
+fn decline_reason(card: &PaymentCard, now: Millis) -> Option<&'static str> {
     if !card.number.passes_luhn() {
         Some("card number is not valid")
-    } else if card.expiry.is_over(now) {
+    } else if card.expiry.is_expired(now) {
         Some("card expired")
     } else if card.number.reveal() == ALWAYS_DECLINED {
         Some("card declined")
@@ -165,38 +162,44 @@ fn objection(card: &Card, now: Millis) -> Option<&'static str> {
     }
 }
 
-fn bad_key(key: &str) -> Option<String> {
-    text::check(key, 1, KEY_MAX).err().map(|rule| format!("key: {rule}"))
+fn key_error(key: &str) -> Option<String> {
+    text::check(key, 1, KEY_CHARS_MAX).err().map(|rule| format!("key: {rule}"))
 }
 
-fn move_to(tx: &mut dyn Tx, key: &str, state: ChargeState, now: Millis) -> Result<(), StoreError> {
+fn set_state(tx: &mut dyn Tx, key: &str, state: ChargeState, now: Millis) -> Result<(), StoreError> {
     let parameters = [state.as_str().into(), now.into(), key.into()];
     let rows = tx.execute("UPDATE charge SET state = $1, changed_ms = $2 WHERE charge_key = $3", &parameters)?;
     if rows == 1 { Ok(()) } else { Err(StoreError::Invalid(format!("{rows} charges with one key"))) }
 }
 
-fn declined(reason: impl Into<String>) -> Authorisation {
-    Authorisation::Declined { reason: reason.into() }
+fn declined(reason: impl Into<String>) -> AuthorisationOutcome {
+    AuthorisationOutcome::Declined { reason: reason.into() }
 }
 
 impl Gateway for BuiltinGateway {
-    fn authorise(&self, key: &str, amount: Cents, card: &Card, now: Millis) -> Result<Authorisation, GatewayError> {
-        if let Some(reason) = bad_key(key) {
+    fn authorise(
+        &self,
+        key: &str,
+        amount: Cents,
+        card: &PaymentCard,
+        now: Millis,
+    ) -> Result<AuthorisationOutcome, GatewayError> {
+        if let Some(reason) = key_error(key) {
             return Ok(declined(reason));
         }
         if amount.0 <= 0 {
             return Ok(declined("amount: expected more than 0.00"));
         }
-        // The card stays here: what goes to the writer is what may be kept.
-        let (last4, objection) = (card.number.last4().to_owned(), objection(card, now));
-        self.decide(key, move |tx, key, known| {
-            if let Some(known) = known {
-                return Ok(match known.state {
+        // The card number stays here: only what may be stored goes to the writer.
+        let (last4, objection) = (card.number.last4().to_owned(), decline_reason(card, now));
+        self.with_charge(key, move |tx, key, charge| {
+            if let Some(charge) = charge {
+                return Ok(match charge.state {
                     ChargeState::Voided => declined("the charge was voided"),
-                    _ if known.amount != Some(amount) => declined("the key was used for another amount"),
-                    _ if known.last4.as_ref() != Some(&last4) => declined("the key was used for another card"),
-                    ChargeState::Authorised | ChargeState::Captured => Authorisation::Authorised,
-                    ChargeState::Declined => declined(known.reason.unwrap_or_default()),
+                    _ if charge.amount != Some(amount) => declined("the key was used for another amount"),
+                    _ if charge.last4.as_ref() != Some(&last4) => declined("the key was used for another card"),
+                    ChargeState::Authorised | ChargeState::Captured => AuthorisationOutcome::Authorised,
+                    ChargeState::Declined => declined(charge.reason.unwrap_or_default()),
                 });
             }
             let state = if objection.is_some() { ChargeState::Declined } else { ChargeState::Authorised };
@@ -213,45 +216,45 @@ impl Gateway for BuiltinGateway {
                     now.into(),
                 ],
             )?;
-            Ok(objection.map_or(Authorisation::Authorised, declined))
+            Ok(objection.map_or(AuthorisationOutcome::Authorised, declined))
         })
     }
 
-    fn capture(&self, key: &str, now: Millis) -> Result<Capture, GatewayError> {
-        let refused = |reason: &str| Capture::Refused { reason: reason.to_owned() };
-        self.decide(key, move |tx, key, known| match known.map(|known| known.state) {
+    fn capture(&self, key: &str, now: Millis) -> Result<CaptureOutcome, GatewayError> {
+        let refused = |reason: &str| CaptureOutcome::Refused { reason: reason.to_owned() };
+        self.with_charge(key, move |tx, key, charge| match charge.map(|charge| charge.state) {
             None => Ok(refused("nothing was authorised")),
             Some(ChargeState::Declined) => Ok(refused("the charge was declined")),
             Some(ChargeState::Voided) => Ok(refused("the charge was voided")),
-            Some(ChargeState::Captured) => Ok(Capture::Captured),
+            Some(ChargeState::Captured) => Ok(CaptureOutcome::Captured),
             Some(ChargeState::Authorised) => {
-                move_to(tx, key, ChargeState::Captured, now)?;
-                Ok(Capture::Captured)
+                set_state(tx, key, ChargeState::Captured, now)?;
+                Ok(CaptureOutcome::Captured)
             }
         })
     }
 
-    fn void(&self, key: &str, now: Millis) -> Result<Void, GatewayError> {
-        if bad_key(key).is_some() {
-            // None that is ever authorised.
-            return Ok(Void::Voided);
+    fn void(&self, key: &str, now: Millis) -> Result<VoidOutcome, GatewayError> {
+        if key_error(key).is_some() {
+            // No such key is ever authorised.
+            return Ok(VoidOutcome::Voided);
         }
-        self.decide(key, move |tx, key, known| match known.as_ref().map(|known| known.state) {
+        self.with_charge(key, move |tx, key, charge| match charge.as_ref().map(|charge| charge.state) {
             None => {
                 tx.execute(
                     "INSERT INTO charge (charge_key, state, created_ms, changed_ms) VALUES ($1, $2, $3, $4)",
                     &[key.into(), ChargeState::Voided.as_str().into(), now.into(), now.into()],
                 )?;
-                Ok(Void::Voided)
+                Ok(VoidOutcome::Voided)
             }
             Some(ChargeState::Authorised) => {
-                move_to(tx, key, ChargeState::Voided, now)?;
-                Ok(Void::Voided)
+                set_state(tx, key, ChargeState::Voided, now)?;
+                Ok(VoidOutcome::Voided)
             }
-            // Nothing is reserved under a declined one, nor ever will be.
-            Some(ChargeState::Voided | ChargeState::Declined) => Ok(Void::Voided),
-            Some(ChargeState::Captured) => match known.and_then(|known| known.amount) {
-                Some(amount) => Ok(Void::Captured { amount }),
+            // Nothing is reserved under a declined key, nor ever will be.
+            Some(ChargeState::Voided | ChargeState::Declined) => Ok(VoidOutcome::Voided),
+            Some(ChargeState::Captured) => match charge.and_then(|charge| charge.amount) {
+                Some(amount) => Ok(VoidOutcome::Captured { amount }),
                 None => Err(StoreError::Invalid("a captured charge has no amount".to_owned())),
             },
         })
@@ -259,7 +262,7 @@ impl Gateway for BuiltinGateway {
 }
 
 impl ChargeState {
-    /// As it is stored and shown.
+    /// The name under which it is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
             ChargeState::Authorised => "authorised",
@@ -269,7 +272,7 @@ impl ChargeState {
         }
     }
 
-    fn read(text: &str) -> Result<ChargeState, StoreError> {
+    fn from_stored(text: &str) -> Result<ChargeState, StoreError> {
         [ChargeState::Authorised, ChargeState::Captured, ChargeState::Voided, ChargeState::Declined]
             .into_iter()
             .find(|state| state.as_str() == text)
@@ -296,27 +299,27 @@ mod tests {
     /// November 2026; the good card's last month is December 2026.
     const NOW: Millis = Millis(1_795_253_400_000);
 
-    fn card(number: &str) -> Card {
-        Card { number: CardNumber::new(number).unwrap(), expiry: Expiry::parse("12/26").unwrap() }
+    fn card(number: &str) -> PaymentCard {
+        PaymentCard { number: CardNumber::new(number).unwrap(), expiry: Expiry::parse("12/26").unwrap() }
     }
 
     #[test]
     fn cards_are_checked() {
         let dir = tempfile::tempdir().unwrap();
         let bank = BuiltinGateway::open(dir.path()).unwrap();
-        let ask = |key: &str, card: &Card| bank.authorise(key, Cents(100), card, NOW).unwrap();
-        assert_eq!(ask("good", &card(GOOD)), Authorisation::Authorised);
+        let ask = |key: &str, card: &PaymentCard| bank.authorise(key, Cents(100), card, NOW).unwrap();
+        assert_eq!(ask("good", &card(GOOD)), AuthorisationOutcome::Authorised);
         assert_eq!(ask("luhn", &card("4111111111111112")), declined("card number is not valid"));
         assert_eq!(ask("test", &card(ALWAYS_DECLINED)), declined("card declined"));
-        let last_month = Card { expiry: Expiry::parse("10/26").unwrap(), ..card(GOOD) };
+        let last_month = PaymentCard { expiry: Expiry::parse("10/26").unwrap(), ..card(GOOD) };
         assert_eq!(ask("old", &last_month), declined("card expired"));
-        let this_month = Card { expiry: Expiry::parse("11/26").unwrap(), ..card(GOOD) };
-        assert_eq!(ask("last", &this_month), Authorisation::Authorised);
+        let this_month = PaymentCard { expiry: Expiry::parse("11/26").unwrap(), ..card(GOOD) };
+        assert_eq!(ask("last", &this_month), AuthorisationOutcome::Authorised);
         for (key, amount) in [("", 1), ("a\nb", 1), ("zero", 0), ("negative", -5)] {
             let answer = bank.authorise(key, Cents(amount), &card(GOOD), NOW).unwrap();
-            assert!(matches!(answer, Authorisation::Declined { .. }), "{key} {amount}");
+            assert!(matches!(answer, AuthorisationOutcome::Declined { .. }), "{key} {amount}");
         }
-        assert_eq!(bank.void(&"k".repeat(129), NOW), Ok(Void::Voided));
+        assert_eq!(bank.void(&"k".repeat(129), NOW), Ok(VoidOutcome::Voided));
         assert_eq!(bank.charges().unwrap().len(), 5);
     }
 
@@ -324,19 +327,19 @@ mod tests {
     fn a_key_stands_for_one_amount_and_card() {
         let dir = tempfile::tempdir().unwrap();
         let bank = BuiltinGateway::open(dir.path()).unwrap();
-        assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(Authorisation::Authorised));
-        assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(Authorisation::Authorised));
+        assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(AuthorisationOutcome::Authorised));
+        assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(AuthorisationOutcome::Authorised));
         for (amount, number) in [(101, GOOD), (100, "5555555555554444")] {
             let answer = bank.authorise("k", Cents(amount), &card(number), NOW).unwrap();
-            assert!(matches!(answer, Authorisation::Declined { .. }));
+            assert!(matches!(answer, AuthorisationOutcome::Declined { .. }));
         }
-        assert_eq!(bank.capture("k", NOW), Ok(Capture::Captured));
-        assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(Authorisation::Authorised));
+        assert_eq!(bank.capture("k", NOW), Ok(CaptureOutcome::Captured));
+        assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(AuthorisationOutcome::Authorised));
         let answer = bank.authorise("k", Cents(101), &card(GOOD), NOW).unwrap();
-        assert!(matches!(answer, Authorisation::Declined { .. }));
+        assert!(matches!(answer, AuthorisationOutcome::Declined { .. }));
         assert_eq!(
             bank.void("k", NOW),
-            Ok(Void::Captured { amount: Cents(100) }),
+            Ok(VoidOutcome::Captured { amount: Cents(100) }),
             "what was taken, not what was asked"
         );
         let (state, amount) = (ChargeState::Captured, Some(Cents(100)));
@@ -390,7 +393,7 @@ mod tests {
         prop::collection::vec(call, 0..40)
     }
 
-    /// The rules once more, as plainly as they can be said: what has ever happened to a key.
+    /// A model of the rules, as simple as possible: what has ever happened to a key.
     #[derive(Debug, Default)]
     struct History {
         authorised: Option<(i64, usize)>,
@@ -424,19 +427,19 @@ mod tests {
                             history.authorised = Some(asked);
                         }
                         let passes = history.authorised == Some(asked) && !history.voided;
-                        prop_assert_eq!(answer.unwrap() == Authorisation::Authorised, passes);
+                        prop_assert_eq!(answer.unwrap() == AuthorisationOutcome::Authorised, passes);
                     }
                     Call::Capture { key } => {
                         let answer = bank.capture(&key.to_string(), NOW).unwrap();
                         let history = model.entry(key).or_default();
                         history.captured |= history.authorised.is_some() && !history.voided;
-                        prop_assert_eq!(answer == Capture::Captured, history.captured);
+                        prop_assert_eq!(answer == CaptureOutcome::Captured, history.captured);
                     }
                     Call::Void { key } => {
                         let answer = bank.void(&key.to_string(), NOW).unwrap();
                         let history = model.entry(key).or_default();
                         history.voided |= !history.captured && history.declined.is_none();
-                        prop_assert_eq!(answer == Void::Voided, !history.captured);
+                        prop_assert_eq!(answer == VoidOutcome::Voided, !history.captured);
                     }
                 }
                 let expected: Vec<_> = model

@@ -1,78 +1,87 @@
-//! The door to whoever charges cards (SPEC.md section 7). A real provider can take the built-in one's place.
+//! The interface to a service that charges cards; a real provider can replace the built-in one. See
+//! `docs/spec/general.md`, "Bank".
 
-use crate::model::{Card, Cents, Millis};
+use crate::model::{Cents, Millis, PaymentCard};
 use crate::storage::StoreError;
 
-/// Charges cards. One key a purchase serves all three calls, and every call may be repeated: the same
-/// call gets the same answer and happens once.
+/// Charges cards. One idempotency key per purchase serves all three calls, and every call may be repeated: the same
+/// call gets the same response and takes effect once.
 ///
-/// The rules: capture at most once; no authorise and no capture after void; no void after capture; a
-/// void for a key never seen is remembered and refuses the authorise that comes late.
+/// The rules: capture at most once; no authorise and no capture after void; no void after capture; a void for an
+/// unknown key is remembered and declines an authorise that arrives later.
 pub trait Gateway: Send + Sync {
     /// Reserves an amount on a card.
     ///
     /// # Errors
-    /// [`GatewayError::Unreachable`]: whether it happened is not known; ask again, or void.
-    fn authorise(&self, key: &str, amount: Cents, card: &Card, now: Millis) -> Result<Authorisation, GatewayError>;
+    /// [`GatewayError::Unreachable`]: it is not known whether the call took effect; repeat it, or void.
+    fn authorise(
+        &self,
+        key: &str,
+        amount: Cents,
+        card: &PaymentCard,
+        now: Millis,
+    ) -> Result<AuthorisationOutcome, GatewayError>;
 
-    /// Takes what was authorised.
+    /// Takes the authorised amount.
     ///
     /// # Errors
-    /// [`GatewayError::Unreachable`]: whether it happened is not known; ask again until it answers.
-    fn capture(&self, key: &str, now: Millis) -> Result<Capture, GatewayError>;
+    /// [`GatewayError::Unreachable`]: it is not known whether the call took effect; repeat it until there is a
+    /// response.
+    fn capture(&self, key: &str, now: Millis) -> Result<CaptureOutcome, GatewayError>;
 
-    /// Lets go of what was authorised, or will be.
+    /// Releases an amount that was authorised or may still be.
     ///
     /// # Errors
-    /// [`GatewayError::Unreachable`]: whether it happened is not known; ask again until it answers.
-    fn void(&self, key: &str, now: Millis) -> Result<Void, GatewayError>;
+    /// [`GatewayError::Unreachable`]: it is not known whether the call took effect; repeat it until there is a
+    /// response.
+    fn void(&self, key: &str, now: Millis) -> Result<VoidOutcome, GatewayError>;
 }
 
-/// What became of an authorise.
+/// The response to an authorise.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Authorisation {
-    /// The amount is reserved (or was already taken, when the call is a late repeat).
+pub enum AuthorisationOutcome {
+    /// The amount is reserved (or was already captured, when the call is a late repeat).
     Authorised,
-    /// It is not, and this key will never get it.
+    /// It is not reserved, and never will be under this key.
     Declined {
         /// Why, for the card's owner to read.
         reason: String,
     },
 }
 
-/// What became of a capture.
+/// The response to a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Capture {
-    /// The amount was taken, once.
+pub enum CaptureOutcome {
+    /// The amount was taken, exactly once.
     Captured,
-    /// It was not.
+    /// Nothing was taken, and the charge cannot be captured.
     Refused {
         /// Why, for a person to read.
         reason: String,
     },
 }
 
-/// What became of a void.
+/// The response to a void.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Void {
+pub enum VoidOutcome {
     /// Nothing is reserved under this key, nor ever will be.
     Voided,
     /// It was captured before, and stays so.
     Captured {
-        /// What was taken: whoever asked for another amount has been charged nothing.
+        /// The captured amount; it may differ from the one that the caller has in mind.
         amount: Cents,
     },
 }
 
-/// No answer.
+/// Why there is no response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GatewayError {
-    /// Whether the call took effect is not known: make the same call again.
+    /// It is not known whether the call took effect: repeat it.
     #[error("the payment gateway gave no answer: {0}")]
     Unreachable(String),
 }
 
-/// A gateway's own store that fails is, from outside, a gateway that does not answer.
+/// To the caller, a gateway whose own store fails is one that does not respond.
 impl From<StoreError> for GatewayError {
     fn from(error: StoreError) -> GatewayError {
         GatewayError::Unreachable(error.to_string())

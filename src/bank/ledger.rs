@@ -1,16 +1,16 @@
-//! The ledger: double entry, in the file of the room that pays (SPEC.md section 7).
+//! The ledger: double-entry bookkeeping in the database of the room that pays. See `docs/spec/general.md`, "Bank".
 //!
-//! Each step of a purchase is one posting whose entries sum to zero: authorise moves the price from the
-//! buyer's card into escrow, then either void moves it back or capture moves it on to the sellers and
-//! the house. So the ledger as a whole sums to zero, and escrow holds what is authorised and not decided.
+//! Each step of a purchase is one posting whose entries sum to zero: authorise moves the price from the buyer's card
+//! into escrow, then either void moves it back or capture moves it on to the sellers and the house. So the ledger as a
+//! whole sums to zero, and escrow holds what is authorised but not yet captured or voided.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::model::{Cents, Millis, Name, Total};
-use crate::storage::{Query, Reader, Row, StoreError, Tx};
+use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
-/// The ledger's table, for the migrations of the room that keeps one.
+/// The ledger's table, for the migrations of the room that has a ledger.
 pub const MIGRATION: &str = "
     CREATE TABLE ledger_entry (
         charge_key TEXT NOT NULL,      -- the purchase's idempotency key
@@ -23,12 +23,12 @@ pub const MIGRATION: &str = "
     CREATE INDEX ledger_entry_by_time ON ledger_entry (at_ms, charge_key, step, account);
     CREATE INDEX ledger_entry_by_account ON ledger_entry (account, cents)";
 
-/// Where money is.
+/// The accounts of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Account {
-    /// What a buyer's card was charged: its balance is negative.
+    /// A buyer's card; its balance is negative by what was charged.
     Card(Name),
-    /// What is authorised and not decided yet: never below zero.
+    /// What is authorised but not yet captured or voided: never below zero.
     Escrow,
     /// What a seller has earned.
     Payout(Name),
@@ -36,67 +36,64 @@ pub enum Account {
     Fee,
 }
 
-/// A purchase's way through the ledger.
+/// The steps of a purchase in the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
-    /// Card to escrow.
+pub enum PostingStep {
     Authorise = 1,
-    /// Escrow to card.
     Void = 2,
     /// Escrow to payouts and fee.
     Capture = 3,
 }
 
-/// One step of one purchase. Its constructors give it the shape its step must have.
+/// The posting of one step of one purchase. Its constructors make sure that the entries fit the step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Posting {
     key: String,
-    step: Step,
+    step: PostingStep,
     at: Millis,
-    /// One entry an account, none of them zero.
+    /// One entry per account, none of them zero.
     entries: BTreeMap<Account, Cents>,
 }
 
-/// One line of the ledger.
+/// One entry of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The purchase's key.
+pub struct LedgerEntry {
+    /// The purchase's idempotency key.
     pub key: String,
     /// The step it belongs to.
-    pub step: Step,
-    /// When that was booked.
+    pub step: PostingStep,
+    /// When it was posted.
     pub at: Millis,
-    /// Whose it is.
     pub account: Account,
-    /// What was added to (or, negative, taken from) the account.
-    pub cents: Cents,
+    /// The amount added to the account, negative if taken from it.
+    pub amount: Cents,
 }
 
 impl Posting {
     /// Reserves a price on a buyer's card.
     ///
     /// # Errors
-    /// A price that is not above zero.
+    /// The price is not above zero.
     pub fn authorise(key: &str, at: Millis, buyer: &Name, price: Cents) -> Result<Posting, StoreError> {
         let price = positive(price)?;
         let entries = [(Account::Card(buyer.clone()), Cents(-price.0)), (Account::Escrow, price)];
-        Ok(Posting { key: key.to_owned(), step: Step::Authorise, at, entries: entries.into() })
+        Ok(Posting { key: key.to_owned(), step: PostingStep::Authorise, at, entries: entries.into() })
     }
 
     /// Gives a reserved price back.
     ///
     /// # Errors
-    /// A price that is not above zero.
+    /// The price is not above zero.
     pub fn void(key: &str, at: Millis, buyer: &Name, price: Cents) -> Result<Posting, StoreError> {
         let price = positive(price)?;
         let entries = [(Account::Card(buyer.clone()), price), (Account::Escrow, Cents(-price.0))];
-        Ok(Posting { key: key.to_owned(), step: Step::Void, at, entries: entries.into() })
+        Ok(Posting { key: key.to_owned(), step: PostingStep::Void, at, entries: entries.into() })
     }
 
-    /// Shares a reserved price out. A seller may be named several times; shares of zero are left out.
+    /// Distributes a reserved price. A seller may be named several times; shares of zero are left out.
     ///
     /// # Errors
-    /// A share below zero, or a whole that is not above it.
+    /// A share is below zero, or their sum is not above it.
     pub fn capture<'n>(
         key: &str,
         at: Millis,
@@ -105,70 +102,73 @@ impl Posting {
     ) -> Result<Posting, StoreError> {
         let shares = payouts.into_iter().map(|(seller, share)| (Account::Payout(seller.clone()), share));
         let mut entries: BTreeMap<Account, Cents> = BTreeMap::new();
-        let mut whole = 0i64;
+        let mut sum = 0i64;
         for (account, share) in shares.chain([(Account::Fee, fee)]) {
             if share.0 < 0 {
-                return Err(StoreError::Refused(format!("a share of {share} in purchase {key}")));
+                return Err(StoreError::Rejected(format!("a share of {share} in purchase {key}")));
             }
-            whole = whole.checked_add(share.0).ok_or_else(too_large)?;
+            sum = sum.checked_add(share.0).ok_or_else(too_large)?;
             if share.0 > 0 {
-                entries.entry(account).or_default().0 += share.0; // at most `whole`
+                entries.entry(account).or_default().0 += share.0; // at most `sum`
             }
         }
-        entries.insert(Account::Escrow, Cents(-positive(Cents(whole))?.0));
-        Ok(Posting { key: key.to_owned(), step: Step::Capture, at, entries })
+        entries.insert(Account::Escrow, Cents(-positive(Cents(sum))?.0));
+        Ok(Posting { key: key.to_owned(), step: PostingStep::Capture, at, entries })
     }
 }
 
 fn positive(amount: Cents) -> Result<Cents, StoreError> {
-    if amount.0 > 0 { Ok(amount) } else { Err(StoreError::Refused(format!("an amount of {amount}"))) }
+    if amount.0 > 0 { Ok(amount) } else { Err(StoreError::Rejected(format!("an amount of {amount}"))) }
 }
 
 fn too_large() -> StoreError {
-    StoreError::Refused("a sum too large to count".to_owned())
+    StoreError::Rejected("a sum too large to count".to_owned())
 }
 
-/// Books a posting, once: the same key and step again, with the same entries, changes nothing.
+/// Writes a posting, once: the same key and step again, with the same entries, changes nothing.
 ///
 /// # Errors
-/// [`StoreError::Refused`] for what makes no sense: the same step with other entries, void or capture
-/// of what was not authorised or was decided otherwise, or of another amount or card.
+/// [`StoreError::Rejected`] for a posting that contradicts earlier ones: the same step with other entries, a void or
+/// capture of what was not authorised or was already decided otherwise, or one of another amount or card.
 pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
-    let refused = |why: &str| Err(StoreError::Refused(format!("{} of purchase {}: {why}", posting.step, posting.key)));
-    // What makes it double entry. The constructors see to it; nothing that breaks it may be written.
+    let refused = |why: &str| Err(StoreError::Rejected(format!("{} of purchase {}: {why}", posting.step, posting.key)));
+    // The rule of double entry. The constructors guarantee it; nothing that breaks it may be written.
     let sum: i128 = posting.entries.values().map(|cents| i128::from(cents.0)).sum();
     if sum != 0 {
         return refused("its entries do not sum to zero");
     }
-    let mut booked: BTreeMap<Step, BTreeMap<Account, Cents>> = BTreeMap::new();
+    let mut booked: BTreeMap<PostingStep, BTreeMap<Account, Cents>> = BTreeMap::new();
     tx.query(
         "SELECT step, account, cents FROM ledger_entry WHERE charge_key = $1",
         &[posting.key.as_str().into()],
         &mut |row| {
-            booked.entry(Step::read(row.int(0)?)?).or_default().insert(read_account(row, 1)?, row.cents(2)?);
+            booked
+                .entry(PostingStep::from_stored(row.int(0)?)?)
+                .or_default()
+                .insert(read_account(row, 1)?, row.cents(2)?);
             Ok(())
         },
     )?;
     if let Some(entries) = booked.get(&posting.step) {
         return if *entries == posting.entries { Ok(()) } else { refused("it was booked with other amounts") };
     }
-    if posting.step != Step::Authorise {
-        let Some(authorised) = booked.get(&Step::Authorise) else { return refused("nothing was authorised") };
-        if booked.contains_key(&Step::Void) {
+    if posting.step != PostingStep::Authorise {
+        let Some(authorised) = booked.get(&PostingStep::Authorise) else { return refused("nothing was authorised") };
+        if booked.contains_key(&PostingStep::Void) {
             return refused("it was voided");
         }
-        if booked.contains_key(&Step::Capture) {
+        if booked.contains_key(&PostingStep::Capture) {
             return refused("it was captured");
         }
-        // What goes out of escrow is what came in: so escrow never goes below zero, and a voided
-        // price goes back to the card that it came from.
+        // Exactly what came into escrow leaves it: so escrow never goes below zero, and a voided price goes back to the
+        // card that it came from.
         let goes_back =
             |(account, cents): (&Account, &Cents)| posting.entries.get(account).is_some_and(|back| back.0 == -cents.0);
         let escrow_empties = authorised.get(&Account::Escrow).is_some_and(|cents| goes_back((&Account::Escrow, cents)));
         if !escrow_empties {
             return refused("its amount is not the one authorised");
         }
-        if posting.step == Step::Void && !authorised.iter().all(goes_back) {
+        if posting.step == PostingStep::Void && !authorised.iter().all(goes_back) {
             return refused("the card is not the one authorised");
         }
     }
@@ -187,7 +187,7 @@ pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What each account that was ever used holds, by its text.
+/// The balances of all accounts that were ever used, ordered by their text.
 ///
 /// # Errors
 /// Those of the reader.
@@ -196,20 +196,20 @@ pub fn balances(reader: &dyn Reader) -> Result<Vec<(Account, Total)>, StoreError
     reader.all(&sql, &[], |row| Ok((read_account(row, 0)?, read_sum(row, 1)?)))
 }
 
-/// The sum of `cents` as two columns, because a database's own overflows after some thousands of the
-/// largest amounts: that of what is above 32 bits, and that of what is below. Each entry adds less than 2^32
-/// to either, so 2^31 entries are none too many.
+/// The sum of `cents` as two columns, because a database's own sum overflows after some thousands of the largest
+/// amounts: one of the bits above the lower 32, and one of the lower 32. Each entry adds less than 2^32 to either, so
+/// 2^31 entries fit.
 const SUM_OF_CENTS: &str =
     "CAST(SUM(cents / 4294967296) AS BIGINT), CAST(SUM(cents - cents / 4294967296 * 4294967296) AS BIGINT)";
 
-/// What [`SUM_OF_CENTS`] found, from this column on; of nothing at all, zero.
+/// Reads the two columns of [`SUM_OF_CENTS`], starting at `column`; zero if there were no rows.
 fn read_sum(row: &Row<'_>, column: usize) -> Result<Total, StoreError> {
-    let part = |column| Ok::<_, StoreError>(i128::from(row.opt_int(column)?.unwrap_or(0)));
-    Ok(Total((part(column)? << 32) + part(column + 1)?))
+    let half = |column| Ok::<_, StoreError>(i128::from(row.opt_int(column)?.unwrap_or(0)));
+    Ok(Total((half(column)? << 32) + half(column + 1)?))
 }
 
-/// Calls `each` with the entries in the order of time, from place `offset` on, `limit` at most: a long
-/// ledger never lies in memory as a whole.
+/// Calls `each` with up to `limit` entries in the order of time, starting at position `offset`: a long ledger is never
+/// in memory as a whole.
 ///
 /// # Errors
 /// Those of the reader and of `each`.
@@ -217,92 +217,97 @@ pub fn entries(
     reader: &dyn Reader,
     offset: u32,
     limit: u32,
-    each: &mut dyn FnMut(Entry) -> Result<(), StoreError>,
+    each: &mut dyn FnMut(LedgerEntry) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let sql = format!("{SELECT} ORDER BY at_ms, charge_key, step, account LIMIT $1 OFFSET $2");
-    reader.query(&sql, &[limit.into(), offset.into()], &mut |row| each(entry(row)?))
+    let sql = format!("{SELECT_ENTRIES} ORDER BY at_ms, charge_key, step, account LIMIT $1 OFFSET $2");
+    reader.query(&sql, &[limit.into(), offset.into()], &mut |row| each(entry_from_row(row)?))
 }
 
-/// The next entries by time, the newest first: those before that one, `limit` at most.
+/// Up to `limit` entries, newest first: those before the given one, or the newest of all.
 ///
 /// # Errors
 /// Those of the reader.
-pub fn newest(reader: &dyn Reader, before: Option<&Entry>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+pub fn entries_before(
+    reader: &dyn Reader,
+    before: Option<&LedgerEntry>,
+    limit: usize,
+) -> Result<Vec<LedgerEntry>, StoreError> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let order = "ORDER BY at_ms DESC, charge_key DESC, step DESC, account DESC";
-    let Some(Entry { key, step, at, account, .. }) = before else {
-        return reader.all(&format!("{SELECT} {order} LIMIT $1"), &[limit.into()], entry);
+    let Some(LedgerEntry { key, step, at, account, .. }) = before else {
+        return reader.all(&format!("{SELECT_ENTRIES} {order} LIMIT $1"), &[limit.into()], entry_from_row);
     };
-    let sql = format!("{SELECT} WHERE (at_ms, charge_key, step, account) < ($1, $2, $3, $4) {order} LIMIT $5");
+    let sql = format!("{SELECT_ENTRIES} WHERE (at_ms, charge_key, step, account) < ($1, $2, $3, $4) {order} LIMIT $5");
     let account = account.to_string();
     let parameters = [(*at).into(), key.into(), (*step as i64).into(), (&account).into(), limit.into()];
-    reader.all(&sql, &parameters, entry)
+    reader.all(&sql, &parameters, entry_from_row)
 }
 
-const SELECT: &str = "SELECT charge_key, step, at_ms, account, cents FROM ledger_entry";
+const SELECT_ENTRIES: &str = "SELECT charge_key, step, at_ms, account, cents FROM ledger_entry";
 
-fn entry(row: &Row<'_>) -> Result<Entry, StoreError> {
-    Ok(Entry {
+fn entry_from_row(row: &Row<'_>) -> Result<LedgerEntry, StoreError> {
+    Ok(LedgerEntry {
         key: row.text(0)?.to_owned(),
-        step: Step::read(row.int(1)?)?,
+        step: PostingStep::from_stored(row.int(1)?)?,
         at: row.millis(2)?,
         account: read_account(row, 3)?,
-        cents: row.cents(4)?,
+        amount: row.cents(4)?,
     })
 }
 
-/// What a ledger comes to.
+/// The totals of a ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Outline {
-    /// How many entries it has.
+pub struct LedgerSummary {
+    /// The number of entries.
     pub entries: u64,
-    /// How many accounts that bear a name: see [`named_balances`].
-    pub named: u64,
-    /// What the accounts without one hold, those that were ever used: escrow, fee.
-    pub house: Vec<(Account, Total)>,
+    /// The number of accounts that bear a user's name: see [`named_balances`].
+    pub named_accounts: u64,
+    /// The balances of the accounts without a name that were ever used: escrow, fee.
+    pub house_balances: Vec<(Account, Total)>,
     /// What all cards together were charged (below zero).
-    pub cards: Total,
+    pub cards_total: Total,
     /// What all sellers together have earned.
-    pub payouts: Total,
-    /// The sum of all entries: zero, or something is very wrong.
+    pub payouts_total: Total,
+    /// The sum of all entries: zero unless the ledger is corrupt.
     pub sum: Total,
 }
 
-/// What it comes to. Every entry is read for that, and nothing is kept of it.
+/// Computes the totals. Every entry is read for that; the result is not cached.
 ///
 /// # Errors
 /// Those of the reader.
-pub fn outline(reader: &dyn Reader) -> Result<Outline, StoreError> {
-    let mut outline = Outline::default();
+pub fn summarize(reader: &dyn Reader) -> Result<LedgerSummary, StoreError> {
+    let mut summary = LedgerSummary::default();
     let sql = format!("SELECT account, COUNT(*), {SUM_OF_CENTS} FROM ledger_entry GROUP BY account ORDER BY account");
     reader.query(&sql, &[], &mut |row| {
         let (account, balance) = (read_account(row, 0)?, read_sum(row, 2)?);
-        outline.entries += row.uint(1)?;
-        outline.sum += balance;
+        summary.entries += row.uint(1)?;
+        summary.sum += balance;
         match account {
-            Account::Card(_) => outline.cards += balance,
-            Account::Payout(_) => outline.payouts += balance,
+            Account::Card(_) => summary.cards_total += balance,
+            Account::Payout(_) => summary.payouts_total += balance,
             Account::Escrow | Account::Fee => {
-                outline.house.push((account, balance));
+                summary.house_balances.push((account, balance));
                 return Ok(());
             }
         }
-        outline.named += 1;
+        summary.named_accounts += 1;
         Ok(())
     })?;
-    Ok(outline)
+    Ok(summary)
 }
 
-/// Stands for what a ledger holds: while it is the same, nothing was booked.
+/// A revision of the ledger: while it is the same, nothing was posted.
 ///
 /// # Errors
 /// Those of the reader.
-pub fn state(reader: &dyn Reader) -> Result<Option<i64>, StoreError> {
-    // Rows are numbered as they come, and none ever goes.
+pub fn revision(reader: &dyn Reader) -> Result<Option<i64>, StoreError> {
+    // Row ids ascend, and no row is ever deleted.
     Ok(reader.first("SELECT max(rowid) FROM ledger_entry", &[], |row| row.opt_int(0))?.flatten())
 }
 
-/// What accounts that bear a name hold, by their text: so many from the `offset`-th on.
+/// The balances of up to `limit` accounts that bear a user's name, ordered by their text, starting at position
+/// `offset`.
 ///
 /// # Errors
 /// Those of the reader.
@@ -315,7 +320,7 @@ pub fn named_balances(reader: &dyn Reader, offset: u64, limit: u64) -> Result<Ve
     reader.all(&sql, &[limit.into(), offset.into()], |row| Ok((read_account(row, 0)?, read_sum(row, 1)?)))
 }
 
-/// The sum of all entries: zero, or something is very wrong.
+/// The sum of all entries: zero unless the ledger is corrupt.
 ///
 /// # Errors
 /// Those of the reader.
@@ -330,13 +335,13 @@ fn read_account(row: &Row<'_>, column: usize) -> Result<Account, StoreError> {
 }
 
 impl Account {
-    /// Reads `card:alice`, `escrow`, `payout:bob` or `fee`.
+    /// Parses `card:alice`, `escrow`, `payout:bob` or `fee`.
     pub fn parse(text: &str) -> Option<Account> {
         match text.split_once(':') {
             None if text == "escrow" => Some(Account::Escrow),
             None if text == "fee" => Some(Account::Fee),
-            Some(("card", name)) => Name::kept(name).ok().map(Account::Card),
-            Some(("payout", name)) => Name::kept(name).ok().map(Account::Payout),
+            Some(("card", name)) => Name::from_stored(name).ok().map(Account::Card),
+            Some(("payout", name)) => Name::from_stored(name).ok().map(Account::Payout),
             _ => None,
         }
     }
@@ -353,21 +358,21 @@ impl fmt::Display for Account {
     }
 }
 
-impl Step {
-    fn read(number: i64) -> Result<Step, StoreError> {
-        [Step::Authorise, Step::Void, Step::Capture]
+impl PostingStep {
+    fn from_stored(number: i64) -> Result<PostingStep, StoreError> {
+        [PostingStep::Authorise, PostingStep::Void, PostingStep::Capture]
             .into_iter()
             .find(|step| *step as i64 == number)
             .ok_or_else(|| StoreError::Invalid(format!("the ledger holds the unknown step {number}")))
     }
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for PostingStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Step::Authorise => "authorise",
-            Step::Void => "void",
-            Step::Capture => "capture",
+            PostingStep::Authorise => "authorise",
+            PostingStep::Void => "void",
+            PostingStep::Capture => "capture",
         })
     }
 }
@@ -417,16 +422,16 @@ mod tests {
         store
             .read(|reader| {
                 entries(reader, 1, 3, &mut |entry| {
-                    lines.push(format!("{} {} {} {}", entry.key, entry.step, entry.account, entry.cents));
+                    lines.push(format!("{} {} {} {}", entry.key, entry.step, entry.account, entry.amount));
                     Ok(())
                 })
             })
             .unwrap();
         assert_eq!(lines, ["p1 authorise escrow 10.00", "p1 capture escrow -10.00", "p1 capture fee 1.00"]);
-        // The same from its end, in parts.
+        // The same entries, read backwards in pages.
         let (mut back, mut before) = (Vec::new(), None);
         loop {
-            let part = store.read(|reader| newest(reader, before.as_ref(), 2)).unwrap();
+            let part = store.read(|reader| entries_before(reader, before.as_ref(), 2)).unwrap();
             let Some(last) = part.last() else { break };
             before = Some(last.clone());
             back.extend(part);
@@ -440,16 +445,23 @@ mod tests {
         all.reverse();
         assert_eq!(back, all);
         let house = vec![(Account::Escrow, Total(0)), (Account::Fee, Total(100))];
-        let whole = Outline { entries: 6, named: 3, house, cards: Total(-1000), payouts: Total(900), sum: Total(0) };
-        assert_eq!(store.read(outline), Ok(whole));
+        let whole = LedgerSummary {
+            entries: 6,
+            named_accounts: 3,
+            house_balances: house,
+            cards_total: Total(-1000),
+            payouts_total: Total(900),
+            sum: Total(0),
+        };
+        assert_eq!(store.read(summarize), Ok(whole));
         let named = |offset, limit| store.read(|reader| named_balances(reader, offset, limit)).unwrap();
         let of = |account: &str, cents| (Account::parse(account).unwrap(), Total(cents));
         assert_eq!(named(0, 2), [of("card:alice", -1000), of("payout:bob", 400)]);
         assert_eq!(named(2, 2), [of("payout:carol:x", 500)]);
-        let before = store.read(state).unwrap();
-        assert_eq!(store.read(state).unwrap(), before);
+        let before = store.read(revision).unwrap();
+        assert_eq!(store.read(revision).unwrap(), before);
         book(&store, Posting::authorise("p2", AT, &alice, Cents(1))).unwrap();
-        assert_ne!(store.read(state).unwrap(), before);
+        assert_ne!(store.read(revision).unwrap(), before);
     }
 
     #[test]
@@ -457,7 +469,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("shop.db"), &[MIGRATION]).unwrap();
         let (alice, bob) = (name("alice"), name("bob"));
-        // 92,233,720,368,547,758.07 each: a second one is too much for 64 bits.
+        // 92,233,720,368,547,758.07 each: the sum of two exceeds 64 bits.
         for nth in 0..5 {
             let key = format!("p{nth}");
             book(&store, Posting::authorise(&key, AT, &alice, Cents(i64::MAX))).unwrap();
@@ -467,7 +479,7 @@ mod tests {
         let sums = ["card:alice -461168601842738790.35", "escrow 0.00", "fee 0.15", "payout:bob 461168601842738790.20"];
         assert_eq!(shown(&store), sums);
         assert_eq!(store.read(sum), Ok(Total(0)));
-        // What is wrong is told to the cent.
+        // An imbalance is reported to the cent.
         let extra = |tx: &mut dyn Tx| {
             tx.execute("INSERT INTO ledger_entry VALUES ('x', 1, 'fee', $1, 0)", &[Cents(i64::MAX).into()])?;
             tx.execute("INSERT INTO ledger_entry VALUES ('y', 1, 'fee', $1, 0)", &[Cents(i64::MAX).into()])
@@ -484,7 +496,7 @@ mod tests {
         let refused = |posting| {
             let before = shown(&store);
             let result = book(&store, posting);
-            assert!(matches!(result, Err(StoreError::Refused(_))), "{result:?}");
+            assert!(matches!(result, Err(StoreError::Rejected(_))), "{result:?}");
             assert_eq!(shown(&store), before);
         };
         let capture = |key: &str, cents| Posting::capture(key, AT, [(&bob, Cents(cents))], Cents(0));
@@ -532,7 +544,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let store = Store::open(&dir.path().join("shop.db"), &[MIGRATION]).unwrap();
             let (alice, bob) = (name("alice"), name("bob"));
-            // What is authorised, and how it ended.
+            // The authorised amount, and how the purchase ended.
             let mut model: BTreeMap<u8, (i64, Option<(u8, i64)>)> = BTreeMap::new();
             for (key, step, cents, fee) in steps {
                 let text = key.to_string();

@@ -1,4 +1,4 @@
-//! The load generator: parse the command line, call one function.
+//! The `p2s2-perf` load generator: parses the command line and calls one function.
 
 use std::process::ExitCode;
 

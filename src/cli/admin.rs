@@ -1,4 +1,4 @@
-//! `p2s2 admin`: the operator's commands, beside a running server or without one.
+//! `p2s2 admin`: the operator's commands. They work beside a running server as well as without one.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::repl::{clean, clean_json};
+use super::repl::{sanitize, sanitize_json};
 use super::settings;
 use super::shop::CUSTOMER_DB;
 use super::stores::{self, TRADE_DB};
@@ -23,8 +23,8 @@ use crate::bank::ledger;
 use crate::identity::users::{self, USERS_DB};
 use crate::model::{Cents, Clock, Millis, Total, duration};
 use crate::shop::customer;
-use crate::storage::backup::Accepted;
-use crate::storage::{self, Reader, StoreError, View, backup};
+use crate::storage::backup::AcceptedLoss;
+use crate::storage::{self, ReadOnlyStore, Reader, StoreError, backup};
 use crate::trade::deal::Deal;
 use crate::trade::store as trade_store;
 
@@ -116,10 +116,10 @@ fn parse_since(text: &str) -> Result<Since, String> {
     })
 }
 
-/// Runs one of the operator's commands.
+/// Runs one operator command.
 ///
 /// # Errors
-/// What kept it from doing so, in one line.
+/// A one-line description of what made the command fail.
 pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("warn");
     if args.db.is_some() {
@@ -129,22 +129,22 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
     let code = match &args.command {
         AdminCommand::Ledger => show_ledger(&open_ledgers(&args.data_dir)?, args.json, &mut out)?,
         AdminCommand::Users => show_users(&args.data_dir, args.json, &mut out)?,
-        AdminCommand::Peers => show_peers(&open_room(&args.data_dir, TRADE)?, args.json, &mut out)?,
-        AdminCommand::Deals => show_deals(&open_room(&args.data_dir, TRADE)?, args.json, &mut out)?,
+        AdminCommand::Peers => show_peers(&open_database(&args.data_dir, TRADE)?, args.json, &mut out)?,
+        AdminCommand::Deals => show_deals(&open_database(&args.data_dir, TRADE)?, args.json, &mut out)?,
         AdminCommand::Log { peer, since } => {
             let since = match since {
                 None => Millis::default(),
                 Some(Since::At(at)) => *at,
                 Some(Since::Ago(ago)) => Millis(Clock::start().now().0.saturating_sub(ago.as_millis() as u64)),
             };
-            show_log(&open_room(&args.data_dir, TRADE)?, peer.as_deref(), since, args.json, &mut out)?
+            show_log(&open_database(&args.data_dir, TRADE)?, peer.as_deref(), since, args.json, &mut out)?
         }
         AdminCommand::Backup { file } => {
             let bar = progress_bar();
             backup::backup(&args.data_dir, file, &mut |done, total| show_progress(&bar, done, total))?;
             bar.finish_and_clear();
             let bytes = std::fs::metadata(file).context("the backup is gone")?.len();
-            say(
+            print_result(
                 &mut out,
                 args.json,
                 json!({"backup": file, "bytes": bytes}),
@@ -155,54 +155,54 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
         AdminCommand::Restore { file } => {
             backup::restore(file, &args.data_dir)?;
             let text = format!("restored into {}; start a server on it", args.data_dir.display());
-            say(&mut out, args.json, json!({"restored": args.data_dir}), &text)?
+            print_result(&mut out, args.json, json!({"restored": args.data_dir}), &text)?
         }
     };
     out.flush()?;
     Ok(code)
 }
 
-/// A room's file in the data dir, and how its tables came to be.
-type Room = (&'static str, &'static [&'static str]);
+/// A database file in the data dir, with the migrations that create its tables.
+type DatabaseSpec = (&'static str, &'static [&'static str]);
 
-const TRADE: Room = (TRADE_DB, trade_store::MIGRATIONS);
-const CUSTOMER: Room = (CUSTOMER_DB, customer::MIGRATIONS);
-const SHARE: Room = (USERS_DB, users::MIGRATIONS);
+const TRADE: DatabaseSpec = (TRADE_DB, trade_store::MIGRATIONS);
+const CUSTOMER: DatabaseSpec = (CUSTOMER_DB, customer::MIGRATIONS);
+const SHARE: DatabaseSpec = (USERS_DB, users::MIGRATIONS);
 
-fn open_room(data_dir: &Path, room: Room) -> anyhow::Result<View> {
-    match open_rooms(data_dir, &[room])?.pop() {
+fn open_database(data_dir: &Path, room: DatabaseSpec) -> anyhow::Result<ReadOnlyStore> {
+    match open_databases(data_dir, &[room])?.pop() {
         Some(view) => Ok(view),
         None => bail!("{} has no {}: name the server's own --data-dir", data_dir.display(), room.0),
     }
 }
 
-/// The ledgers of a data dir: trade's, the shop's, or both.
-fn open_ledgers(data_dir: &Path) -> anyhow::Result<Vec<View>> {
-    let views = open_rooms(data_dir, &[TRADE, CUSTOMER])?;
+/// Opens the ledgers of a data dir: that of trade, that of the shop, or both.
+fn open_ledgers(data_dir: &Path) -> anyhow::Result<Vec<ReadOnlyStore>> {
+    let views = open_databases(data_dir, &[TRADE, CUSTOMER])?;
     if views.is_empty() {
         bail!("{} has no {TRADE_DB} and no {CUSTOMER_DB}: name the server's own --data-dir", data_dir.display());
     }
     Ok(views)
 }
 
-/// Those of the rooms whose file is there.
-fn open_rooms(data_dir: &Path, rooms: &[Room]) -> anyhow::Result<Vec<View>> {
+/// Opens those of the databases whose file exists.
+fn open_databases(data_dir: &Path, rooms: &[DatabaseSpec]) -> anyhow::Result<Vec<ReadOnlyStore>> {
     if data_dir.exists() && !data_dir.is_dir() {
         bail!("{} is a file, not a folder: name the server's own --data-dir", data_dir.display());
     }
     let mut views = Vec::new();
     for (name, migrations) in rooms {
         let file = data_dir.join(name);
-        // One that cannot be looked for is told of when it is opened.
+        // If the check itself fails, the error is reported when the file is opened.
         if file.try_exists().is_ok_and(|exists| !exists) {
             storage::check_may_be_absent(&file)?;
             continue;
         }
-        if storage::is_absent(&file) {
+        if storage::is_missing_or_empty(&file) {
             storage::check_may_be_absent(&file)?;
             bail!("{} is empty: restore a backup into an empty data dir", file.display());
         }
-        views.push(View::open(&file, migrations)?);
+        views.push(ReadOnlyStore::open(&file, migrations)?);
     }
     Ok(views)
 }
@@ -211,7 +211,7 @@ fn accept_loss(data_dir: &Path, file: &Path, json: bool, out: &mut impl Write) -
     if !data_dir.is_dir() {
         bail!("{} is no data dir: name the server's own --data-dir", data_dir.display());
     }
-    // By its name, or by the way to it.
+    // The file may be given by its bare name or by its path.
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     let name = file.file_name().and_then(|name| name.to_str()).filter(|_| {
         folder.is_none_or(|folder| {
@@ -221,7 +221,7 @@ fn accept_loss(data_dir: &Path, file: &Path, json: bool, out: &mut impl Write) -
     let Some(name) = name else { bail!("{}: expected a file of {}", file.display(), data_dir.display()) };
     let names = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
     let (became, aside, text) = match stores::accept(data_dir, name)? {
-        Accepted::Anew(aside) => {
+        AcceptedLoss::WillBeRecreated(aside) => {
             let aside = names(&aside);
             let kept = if aside.is_empty() {
                 "nothing was left of it".to_owned()
@@ -230,21 +230,21 @@ fn accept_loss(data_dir: &Path, file: &Path, json: bool, out: &mut impl Write) -
             };
             ("anew", aside, format!("{name} is given up: the next start makes it anew ({kept})"))
         }
-        Accepted::Kept(copy) => {
+        AcceptedLoss::StoreKept(copy) => {
             let aside = names(copy.as_slice());
             let kept = aside.iter().map(|path| format!("; the log as it was is {path}")).collect::<String>();
             ("kept", aside, format!("{name} stays as it is, without what it has lost{kept}"))
         }
-        Accepted::Manifest => (
+        AcceptedLoss::ManifestRebuilt => (
             "manifest",
             Vec::new(),
             format!("{name} is made anew of the files that are there; whether others are missing is not known"),
         ),
     };
-    Ok(say(out, json, json!({"accepted": name, "became": became, "aside": aside}), &text)?)
+    Ok(print_result(out, json, json!({"accepted": name, "became": became, "aside": aside}), &text)?)
 }
 
-fn say(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result<ExitCode> {
+fn print_result(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result<ExitCode> {
     if json {
         writeln!(out, "{value}")?
     } else {
@@ -256,7 +256,7 @@ fn say(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result
 pub(super) fn progress_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {percent:>3} % {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    // Drawn on standard error, and only at a terminal.
+    // indicatif draws on standard error, and only at a terminal.
     ProgressBar::new(0).with_style(style)
 }
 
@@ -265,38 +265,38 @@ fn show_progress(bar: &ProgressBar, done: u64, total: u64) {
     bar.set_position(done);
 }
 
-fn unix_s(at: Millis) -> u64 {
+fn to_unix_s(at: Millis) -> u64 {
     at.0 / 1000
 }
 
-fn show_ledger(ledgers: &[View], json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let mut told = Told::default();
+fn show_ledger(ledgers: &[ReadOnlyStore], json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let mut totals = LedgerTotals::default();
     for ledger in ledgers {
-        // One instant for all of it: balances and entries must tell the same story.
+        // Balances and sum come from one read transaction, so that they are consistent with each other.
         ledger.read(|reader| -> anyhow::Result<()> {
             for (account, balance) in ledger::balances(reader)? {
-                *told.balances.entry(account.to_string()).or_default() += balance;
+                *totals.balances.entry(account.to_string()).or_default() += balance;
             }
-            told.sum += ledger::sum(reader)?;
+            totals.sum += ledger::sum(reader)?;
             Ok(())
         })?;
     }
     if json {
-        for (account, balance) in &told.balances {
+        for (account, balance) in &totals.balances {
             let line = serde_json::to_string(&BalanceLine { account, balance: *balance })?;
-            writeln!(out, "{}", clean_json(&line))?;
+            writeln!(out, "{}", sanitize_json(&line))?;
         }
     }
     let mut lines = Vec::new();
     for ledger in ledgers {
         ledger.read(|reader| show_entries(reader, json, out, &mut lines))?;
     }
-    let sum = told.sum;
+    let sum = totals.sum;
     if json {
         writeln!(out, "{}", serde_json::to_string(&SumLine { sum })?)?;
     } else {
         let balances: Vec<_> =
-            told.balances.into_iter().map(|(account, balance)| vec![account, balance.to_string()]).collect();
+            totals.balances.into_iter().map(|(account, balance)| vec![account, balance.to_string()]).collect();
         let balances = table(&[("account", Left), ("balance", Right)], &balances);
         let columns = [("time", Left), ("purchase", Left), ("step", Left), ("account", Left), ("amount", Right)];
         writeln!(out, "{balances}\n\n{}\n\nsum: {sum}", table(&columns, &lines))?;
@@ -308,14 +308,14 @@ fn show_ledger(ledgers: &[View], json: bool, out: &mut impl Write) -> anyhow::Re
     Ok(ExitCode::SUCCESS)
 }
 
-/// What all ledgers together hold.
+/// The balances and the sum over all ledgers of a data dir.
 #[derive(Default)]
-struct Told {
+struct LedgerTotals {
     balances: BTreeMap<String, Total>,
     sum: Total,
 }
 
-// The lines of `admin ledger --json` that have amounts, which a `Value` would round.
+// Lines of `admin ledger --json` that contain amounts are typed, because a `Value` would round them.
 
 #[derive(Serialize)]
 struct BalanceLine<'a> {
@@ -355,11 +355,11 @@ fn show_entries(
         for entry in &page {
             let (at, step, account) = (entry.at, entry.step.to_string(), entry.account.to_string());
             if json {
-                let (key, amount) = (&entry.key, entry.cents);
-                let line = EntryLine { at: unix_s(at), key, step: &step, account: &account, amount };
-                writeln!(out, "{}", clean_json(&serde_json::to_string(&line)?))?;
+                let (key, amount) = (&entry.key, entry.amount);
+                let line = EntryLine { at: to_unix_s(at), key, step: &step, account: &account, amount };
+                writeln!(out, "{}", sanitize_json(&serde_json::to_string(&line)?))?;
             } else {
-                lines.push(vec![at.to_iso(), entry.key.clone(), step, account, entry.cents.to_string()]);
+                lines.push(vec![at.to_iso(), entry.key.clone(), step, account, entry.amount.to_string()]);
             }
         }
         if page.len() < PAGE as usize {
@@ -369,23 +369,25 @@ fn show_entries(
 }
 
 fn show_users(data_dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let [shop, share] = [CUSTOMER, SHARE].map(|room| open_rooms(data_dir, &[room]));
+    let [shop, share] = [CUSTOMER, SHARE].map(|room| open_databases(data_dir, &[room]));
     let (shop, share) = (shop?.pop(), share?.pop());
     if shop.is_none() && share.is_none() {
         bail!("{} has no {CUSTOMER_DB} and no {USERS_DB}: name the server's own --data-dir", data_dir.display());
     }
-    // Role, number in the shop, name, name for people, since when.
+    // Role, user id in the shop, user name, display name, creation time.
     let mut all: Vec<(String, Option<u64>, String, String, Millis)> = Vec::new();
     if let Some(shop) = shop {
         let mut users = Vec::new();
-        shop.read(|reader| customer::store::users(reader, &mut |role, account, at| users.push((role, account, at))))?;
+        shop.read(|reader| {
+            customer::store::for_each_user(reader, &mut |role, account, at| users.push((role, account, at)))
+        })?;
         for (role, account, at) in users {
             let role = serde_json::to_value(role)?.as_str().unwrap_or_default().to_owned();
             all.push((role, Some(account.user_id), account.username, account.name, at));
         }
     }
     if let Some(share) = share {
-        for user in share.read(users::all)? {
+        for user in share.read(users::all_users)? {
             let (name, display_name) = (user.username.to_string(), user.display_name.to_string());
             all.push(("user".to_owned(), None, name, display_name, user.created_at));
         }
@@ -395,7 +397,7 @@ fn show_users(data_dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Resu
         if json {
             let line =
                 json!({"role": role, "user_id": id, "username": username, "name": name, "created_at": at.to_iso()});
-            writeln!(out, "{}", clean_json(&line.to_string()))?;
+            writeln!(out, "{}", sanitize_json(&line.to_string()))?;
         } else {
             let id = id.map(|id| id.to_string()).unwrap_or_default();
             rows.push(vec![role, id, username, name, at.to_iso()]);
@@ -408,14 +410,14 @@ fn show_users(data_dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Resu
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_peers(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+fn show_peers(store: &ReadOnlyStore, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let peers = store.read(trade_store::peers)?;
     let mut rows = Vec::new();
     for (peer, heard_at) in &peers {
         if json {
             let line = json!({"name": peer.name, "ip": peer.addr.ip(), "udp_port": peer.addr.port(), "tcp_port": peer.tcp_port,
-                "registered_at": unix_s(peer.registered_at), "heard_at": unix_s(*heard_at)});
-            writeln!(out, "{}", clean_json(&line.to_string()))?;
+                "registered_at": to_unix_s(peer.registered_at), "heard_at": to_unix_s(*heard_at)});
+            writeln!(out, "{}", sanitize_json(&line.to_string()))?;
         } else {
             rows.push(vec![
                 peer.name.to_string(),
@@ -434,7 +436,7 @@ fn show_peers(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_deals(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+fn show_deals(store: &ReadOnlyStore, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let deals = store.read(|reader| -> Result<_, StoreError> {
         let deals = trade_store::deals(reader)?;
         deals.into_iter().map(|deal| Ok((trade_store::sellers(reader, deal.id)?, deal))).collect::<Result<Vec<_>, _>>()
@@ -442,9 +444,9 @@ fn show_deals(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<
     let mut rows = Vec::new();
     let now = Clock::start().now();
     for (sellers, deal) in deals {
-        let deal = Deal::from_rows(deal, sellers).line(now);
+        let deal = Deal::from_rows(deal, sellers).summary(now);
         if json {
-            writeln!(out, "{}", clean_json(&serde_json::to_string(&deal)?))?;
+            writeln!(out, "{}", sanitize_json(&serde_json::to_string(&deal)?))?;
         } else {
             rows.push(vec![
                 deal.deal.to_string(),
@@ -477,7 +479,7 @@ fn show_deals(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<
 }
 
 fn show_log(
-    store: &View,
+    store: &ReadOnlyStore,
     peer: Option<&str>,
     since: Millis,
     json: bool,
@@ -485,7 +487,7 @@ fn show_log(
 ) -> anyhow::Result<ExitCode> {
     let mut failed = Ok(());
     store.read(|reader| {
-        // Printed as it is read: a log of years never lies in memory.
+        // Rows are printed as they are read: a log of several years would not fit into memory.
         trade_store::log(reader, peer, since, &mut |row| {
             if failed.is_err() {
                 return;
@@ -494,11 +496,11 @@ fn show_log(
             failed = if json {
                 let line = json!({"at": row.at.0 as f64 / 1000.0, "kind": row.kind, "peer": row.peer, "deal": row.deal, "rq": row.rq,
                     "item_name": row.item_name, "price": row.price, "detail": row.detail});
-                writeln!(out, "{}", clean_json(&line.to_string()))
+                writeln!(out, "{}", sanitize_json(&line.to_string()))
             } else {
-                let item = row.item_name.as_deref().map(clean).unwrap_or_default();
+                let item = row.item_name.as_deref().map(sanitize).unwrap_or_default();
                 let deal = row.deal.map(|deal| deal.to_string()).unwrap_or_default();
-                writeln!(out, "{}  {:<14} {:<16} {:>12} {:>12}  {}  {}", row.at.to_iso(), row.kind, clean(row.peer.as_str()), deal, price, item, clean(&row.detail))
+                writeln!(out, "{}  {:<14} {:<16} {:>12} {:>12}  {}  {}", row.at.to_iso(), row.kind, sanitize(row.peer.as_str()), deal, price, item, sanitize(&row.detail))
             };
         })
     })?;

@@ -1,5 +1,5 @@
-//! How servers are found: they announce themselves on the LAN, with what they serve (`--server auto` of the
-//! clients looks for that).
+//! LAN announcements of servers: each names the services that it offers, so that clients with `--server auto` find
+//! them.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use clap::Args;
 
 use super::settings;
 use crate::lan::DISCOVERY_PORT;
-use crate::lan::node::Kind;
-use crate::lan::peer::{Config, LanPeer};
+use crate::lan::node::NodeKind;
+use crate::lan::peer::{LanPeer, LanPeerConfig};
 use crate::model::Name;
 use crate::model::text::NAME_MAX;
 
-/// As every peer of the LAN unless it is told otherwise.
-const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
+/// The same intervals that LAN peers have by default.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(30);
 const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// Whether and where a server announces itself.
@@ -28,34 +28,33 @@ pub struct AnnounceArgs {
     no_announce: bool,
 }
 
-/// A service that clients connect to.
+/// A service that clients connect to, as it is announced.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Served {
-    /// What it is called in SERVES.
+pub struct AnnouncedService {
+    /// The service's name in the SERVES field of an announcement.
     pub name: &'static str,
-    /// Where it is.
     pub port: u16,
-    /// SHA-256 of the certificate that its clients see, if they see one.
+    /// SHA-256 of the certificate that clients see; none if the service has no certificate.
     pub cert_sha256: Option<String>,
 }
 
-/// The services behind one certificate, or behind none: what one announcement can say.
-type Group = (Option<String>, Vec<(String, u16)>);
+/// Services that share a certificate (or have none). One announcement can carry only one certificate.
+type CertificateGroup = (Option<String>, Vec<(String, u16)>);
 
-/// A server that is announced for as long as this is there.
+/// Announces a server's services until it is stopped or dropped.
 #[derive(Debug, Default)]
 pub struct Announcer {
     peers: Vec<LanPeer>,
 }
 
 impl Announcer {
-    /// Begins. To be found is a convenience: where that cannot be, a line in the log says why.
-    pub fn start(args: &AnnounceArgs, command: &str, bind: IpAddr, served: Vec<Served>) -> Announcer {
+    /// Starts announcing. Failures are only logged, because a server is usable without being discoverable.
+    pub fn start(args: &AnnounceArgs, command: &str, bind: IpAddr, services: Vec<AnnouncedService>) -> Announcer {
         let mut announcer = Announcer::default();
-        let name = name(command, &host_name());
-        for (cert_sha256, serves) in by_certificate(served) {
-            // Whoever is not found may still be asked for by name, with this fingerprint.
-            let about = about(&serves, cert_sha256.as_deref());
+        let name = announced_name(command, &host_name());
+        for (cert_sha256, serves) in group_by_certificate(services) {
+            // Logged even when the server is not announced: users may connect by address and verify this fingerprint.
+            let about = describe_services(&serves, cert_sha256.as_deref());
             if args.no_announce {
                 log::info!("not announced: {about}");
                 continue;
@@ -67,15 +66,15 @@ impl Announcer {
                 );
                 continue;
             };
-            let started = LanPeer::start(Config {
+            let started = LanPeer::start(LanPeerConfig {
                 name: name.clone(),
-                kind: Kind::Server { serves, cert_sha256 },
+                kind: NodeKind::Server { serves, cert_sha256 },
                 bind,
                 port: None,
                 discovery_port: args.discovery_port,
-                announce_every: ANNOUNCE_EVERY,
+                announce_every: ANNOUNCE_INTERVAL,
                 forget_after: FORGET_AFTER,
-                reach: Vec::new(),
+                static_peers: Vec::new(),
                 data_dir: None,
             });
             match started {
@@ -89,7 +88,7 @@ impl Announcer {
         announcer
     }
 
-    /// Ends it.
+    /// Stops all announcements.
     pub fn stop(&self) {
         for peer in &self.peers {
             peer.stop();
@@ -97,9 +96,9 @@ impl Announcer {
     }
 }
 
-fn by_certificate(served: Vec<Served>) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    for Served { name, port, cert_sha256 } in served {
+fn group_by_certificate(services: Vec<AnnouncedService>) -> Vec<CertificateGroup> {
+    let mut groups: Vec<CertificateGroup> = Vec::new();
+    for AnnouncedService { name, port, cert_sha256 } in services {
         let entry = (name.to_owned(), port);
         match groups.iter_mut().find(|(cert, _)| *cert == cert_sha256) {
             Some((_, serves)) => serves.push(entry),
@@ -109,27 +108,27 @@ fn by_certificate(served: Vec<Served>) -> Vec<Group> {
     groups
 }
 
-/// For the operator, whom users may ask for the fingerprint.
-fn about(serves: &[(String, u16)], cert_sha256: Option<&str>) -> String {
+/// Services and certificate for the log, where operators look up the fingerprint that users ask for.
+fn describe_services(serves: &[(String, u16)], cert_sha256: Option<&str>) -> String {
     let list: Vec<String> = serves.iter().map(|(name, port)| format!("{name}={port}")).collect();
     let cert = cert_sha256.map_or_else(|| "no certificate".to_owned(), |cert| format!("certificate {cert}"));
     format!("{}, {cert}", list.join(","))
 }
 
-/// `server-HOST`, within the rule of names.
-fn name(command: &str, host: &str) -> Name {
+/// `COMMAND-HOST`, shortened and cleaned so that it is a valid name.
+fn announced_name(command: &str, host: &str) -> Name {
     let text = format!("{command}-{host}");
     let allowed = text.trim_end_matches('-').chars().filter(|c| !c.is_control() && *c != '\u{2028}');
     let cut: String = allowed.take(NAME_MAX).collect();
     Name::new(&cut).or_else(|_| Name::new("p2s2")).expect("\"p2s2\" is a name")
 }
 
-/// Empty where the system does not tell.
+/// The host's name; empty if the system does not tell it.
 fn host_name() -> String {
     #[cfg(unix)]
     {
         let mut bytes = [0_u8; 256];
-        // SAFETY: gethostname writes at most so many bytes into the array that it is given.
+        // SAFETY: gethostname writes at most `bytes.len()` bytes into the array.
         let failed = unsafe { libc::gethostname(bytes.as_mut_ptr().cast(), bytes.len()) } != 0;
         let length = if failed { 0 } else { bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()) };
         String::from_utf8_lossy(&bytes[..length]).into_owned()
@@ -148,18 +147,19 @@ mod tests {
         for (host, called) in
             [("box", "server-box"), ("", "server"), ("a\nb", "server-ab"), (&*"x".repeat(99), long.as_str())]
         {
-            assert_eq!(name("server", host).as_str(), called);
+            assert_eq!(announced_name("server", host).as_str(), called);
         }
         assert!(!host_name().contains('\0'));
     }
 
     #[test]
     fn an_announcement_speaks_for_one_certificate() {
-        let served = |name, port, cert: Option<&str>| Served { name, port, cert_sha256: cert.map(str::to_owned) };
-        let groups = by_certificate(vec![
-            served("trade", 7001, Some("ab")),
-            served("seller", 8001, None),
-            served("buyer", 8002, Some("ab")),
+        let services =
+            |name, port, cert: Option<&str>| AnnouncedService { name, port, cert_sha256: cert.map(str::to_owned) };
+        let groups = group_by_certificate(vec![
+            services("trade", 7001, Some("ab")),
+            services("seller", 8001, None),
+            services("buyer", 8002, Some("ab")),
         ]);
         let entry = |name: &str, port| (name.to_owned(), port);
         assert_eq!(
@@ -169,7 +169,7 @@ mod tests {
                 (None, vec![entry("seller", 8001)]),
             ]
         );
-        assert_eq!(about(&groups[0].1, Some("ab")), "trade=7001,buyer=8002, certificate ab");
-        assert!(by_certificate(Vec::new()).is_empty());
+        assert_eq!(describe_services(&groups[0].1, Some("ab")), "trade=7001,buyer=8002, certificate ab");
+        assert!(group_by_certificate(Vec::new()).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! `p2s2 buyer`: search, fill a cart, purchase.
+//! `p2s2 buyer`: the shop client for buyers (search, cart, purchase).
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::shopper::{self, AccountCommand, Common, Desk, PageArgs, RoleCommands, ask, show};
+use super::shop_client::{self, AccountCommand, RoleCommands, ShopClientArgs, ShopPageArgs, ShopSession, prompt, show};
 use crate::model::{CardNumber, Expiry};
 use crate::trade::peer::wallet::{self, Wallet};
 
@@ -38,7 +38,7 @@ A wallet is a JSON file with cc_number, cc_exp (\"MM/YY\") and address; without 
 )]
 pub struct BuyerArgs {
     #[command(flatten)]
-    common: Common,
+    common: ShopClientArgs,
     /// What to pay with: a JSON file with cc_number, cc_exp and address
     #[arg(long, value_name = "FILE", env = "P2S2_BUYER_WALLET")]
     wallet: Option<PathBuf>,
@@ -60,7 +60,7 @@ enum BuyerCommand {
         #[arg(long, value_name = "N")]
         category: Option<u32>,
         #[command(flatten)]
-        page: PageArgs,
+        page: ShopPageArgs,
     },
     /// Show one item
     Item {
@@ -122,7 +122,7 @@ enum BuyerCommand {
     /// Show what was bought, the newest first
     Purchases {
         #[command(flatten)]
-        page: PageArgs,
+        page: ShopPageArgs,
     },
 }
 
@@ -132,21 +132,21 @@ enum Vote {
     Down,
 }
 
-/// Runs the client: 0 when all went well, 1 when a single command failed.
+/// Runs the client. The exit code is 0 on success and 1 if a one-shot command failed.
 ///
 /// # Errors
-/// Why it cannot begin.
+/// The client could not start.
 pub fn run(args: BuyerArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.wallet {
-        // Better now than when money is to move.
+        // An unreadable wallet is reported at the start rather than at the first purchase.
         Wallet::read(path).map_err(anyhow::Error::msg)?;
-        // For the commands of the input; set while there is one thread.
+        // Commands read from the input use this wallet as well. Set before any other thread starts.
         WALLET.set(path.clone()).ok();
     }
-    shopper::run(args.common, args.command)
+    shop_client::run(args.common, args.command)
 }
 
-/// The wallet of `--wallet`.
+/// The path given with `--wallet`.
 static WALLET: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
 
 impl RoleCommands for BuyerCommand {
@@ -160,7 +160,7 @@ impl RoleCommands for BuyerCommand {
         }
     }
 
-    fn run(self, desk: &Desk) -> anyhow::Result<()> {
+    fn run(self, session: &ShopSession) -> anyhow::Result<()> {
         match self {
             BuyerCommand::Account(_) => {}
             BuyerCommand::Search { keywords, category, page } => {
@@ -169,89 +169,106 @@ impl RoleCommands for BuyerCommand {
                     payload["category"] = category.into();
                 }
                 page.add_to(&mut payload);
-                desk.say("search", desk.call("SearchItemsForSale", payload)?, |found| match &found["items"] {
-                    Value::Array(items) if items.is_empty() => show::count(found),
-                    items => format!("{}\n{}", show::items(items), show::count(found)),
-                });
+                session.print_result(
+                    "search",
+                    session.call("SearchItemsForSale", payload)?,
+                    |found| match &found["items"] {
+                        Value::Array(items) if items.is_empty() => show::total_text(found),
+                        items => format!("{}\n{}", show::items(items), show::total_text(found)),
+                    },
+                );
             }
             BuyerCommand::Item { item } => {
-                let item = desk.call("GetItem", json!({ "item_id": item }))?;
-                desk.say("item", item, |item| show::items(&json!([item])));
+                let item = session.call("GetItem", json!({ "item_id": item }))?;
+                session.print_result("item", item, |item| show::items(&json!([item])));
             }
             BuyerCommand::Add { item, quantity } => {
-                let answer = desk.call("AddItemToCart", json!({"item_id": item, "quantity": quantity}))?;
-                desk.say("add", answer, |_| format!("{quantity} more of {item} in the cart"));
+                let response = session.call("AddItemToCart", json!({"item_id": item, "quantity": quantity}))?;
+                session.print_result("add", response, |_| format!("{quantity} more of {item} in the cart"));
             }
             BuyerCommand::Remove { item, quantity } => {
                 let mut payload = json!({ "item_id": item });
                 if let Some(quantity) = quantity {
                     payload["quantity"] = quantity.into();
                 }
-                let answer = desk.call("RemoveItemFromCart", payload)?;
-                desk.say("remove", answer, |left| format!("{} of {item} left in the cart", left["quantity"]));
+                let response = session.call("RemoveItemFromCart", payload)?;
+                session.print_result("remove", response, |left| {
+                    format!("{} of {item} left in the cart", left["quantity"])
+                });
             }
             BuyerCommand::Cart => {
-                desk.say("cart", desk.call("DisplayCart", json!({}))?, |cart| show::cart(&cart["cart"]));
+                session.print_result("cart", session.call("DisplayCart", json!({}))?, |cart| show::cart(&cart["cart"]));
             }
             BuyerCommand::Save => {
-                desk.say("save", desk.call("SaveCart", json!({}))?, |_| "the cart is kept".to_owned());
+                session.print_result("save", session.call("SaveCart", json!({}))?, |_| "the cart is kept".to_owned());
             }
             BuyerCommand::Clear => {
-                desk.say("clear", desk.call("ClearCart", json!({}))?, |_| "the cart is empty".to_owned());
+                session
+                    .print_result("clear", session.call("ClearCart", json!({}))?, |_| "the cart is empty".to_owned());
             }
             BuyerCommand::Purchase { wallet, address, key } => {
-                purchase(desk, wallet.as_deref().or(WALLET.get().map(PathBuf::as_path)), address, key)?;
+                purchase(session, wallet.as_deref().or(WALLET.get().map(PathBuf::as_path)), address, key)?;
             }
             BuyerCommand::Vote { item, vote } => {
                 let payload = json!({"item_id": item, "thumbs_up": vote == Vote::Up});
-                desk.say("vote", desk.call("ProvideFeedback", payload)?, |_| format!("voted on {item}"));
+                session.print_result("vote", session.call("ProvideFeedback", payload)?, |_| format!("voted on {item}"));
             }
             BuyerCommand::Rating { seller } => {
-                desk.say("rating", desk.call("GetSellerRating", json!({ "seller_id": seller }))?, show::rating);
+                session.print_result(
+                    "rating",
+                    session.call("GetSellerRating", json!({ "seller_id": seller }))?,
+                    show::rating,
+                );
             }
             BuyerCommand::Purchases { page } => {
                 let mut payload = json!({});
                 page.add_to(&mut payload);
-                let answer = desk.call("GetBuyerPurchases", payload)?;
-                desk.say("purchases", answer, |list| show::purchases(&list["items"]));
+                let response = session.call("GetBuyerPurchases", payload)?;
+                session.print_result("purchases", response, |list| show::purchases(&list["items"]));
             }
         }
         Ok(())
     }
 }
 
-fn purchase(desk: &Desk, wallet: Option<&Path>, address: Option<String>, key: Option<String>) -> anyhow::Result<()> {
-    desk.check_payment()?;
-    let nobody = || format!("nobody is logged in here; {} opens a session", desk.login_command("NAME"));
-    let name = desk.user().with_context(nobody)?;
-    let means = match wallet {
+fn purchase(
+    session: &ShopSession,
+    wallet: Option<&Path>,
+    address: Option<String>,
+    key: Option<String>,
+) -> anyhow::Result<()> {
+    session.check_payment()?;
+    let nobody = || format!("nobody is logged in here; {} opens a session", session.login_command("NAME"));
+    let name = session.user().with_context(nobody)?;
+    let payment = match wallet {
         Some(path) => {
             if let Some(warning) = wallet::warning(path) {
-                eprintln!("warning: {}", super::repl::clean(&warning));
+                eprintln!("warning: {}", super::repl::sanitize(&warning));
             }
             Wallet::read(path).map_err(anyhow::Error::msg)?
         }
-        None if ask::somebody_is_there() => asked_for(address.is_none())?,
+        None if prompt::is_interactive() => ask_for_payment_details(address.is_none())?,
         None => bail!("nothing to pay with: --wallet FILE, as there is no terminal to ask for a card at"),
     };
-    let card = json!({"number": means.cc_number, "exp": means.cc_exp, "name": name});
+    let card = json!({"number": payment.cc_number, "exp": payment.cc_exp, "name": name});
     let mut payload = json!({ "card": card });
-    let address = address.unwrap_or(means.address);
+    let address = address.unwrap_or(payment.address);
     for (field, text) in [("address", Some(address).filter(|text| !text.is_empty())), ("idempotency_key", key)] {
         if let Some(text) = text {
             payload[field] = text.into();
         }
     }
-    desk.say("purchase", desk.call("MakePurchase", payload)?, show::purchased);
+    session.print_result("purchase", session.call("MakePurchase", payload)?, show::new_purchase);
     Ok(())
 }
 
-/// A card, and where to, from a person.
-fn asked_for(with_address: bool) -> anyhow::Result<Wallet> {
-    let number = CardNumber::new(ask::hidden("Card number: ")?.trim());
-    let cc_number = number.map_err(|wrong| anyhow::anyhow!("card number: {wrong}"))?;
-    let expiry = Expiry::parse(ask::line("Good until (MM/YY): ")?.trim());
-    let cc_exp = expiry.map_err(|wrong| anyhow::anyhow!("expiry: {wrong}"))?;
-    let address = if with_address { ask::line("Address (may be empty): ")?.trim().to_owned() } else { String::new() };
+/// Asks the user for a card and, if needed, for a delivery address.
+fn ask_for_payment_details(with_address: bool) -> anyhow::Result<Wallet> {
+    let number = CardNumber::new(prompt::secret("Card number: ")?.trim());
+    let cc_number = number.map_err(|error| anyhow::anyhow!("card number: {error}"))?;
+    let expiry = Expiry::parse(prompt::line("Good until (MM/YY): ")?.trim());
+    let cc_exp = expiry.map_err(|error| anyhow::anyhow!("expiry: {error}"))?;
+    let address =
+        if with_address { prompt::line("Address (may be empty): ")?.trim().to_owned() } else { String::new() };
     Ok(Wallet { cc_number, cc_exp, address })
 }

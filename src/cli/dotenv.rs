@@ -1,15 +1,15 @@
-//! `.env`: a line a setting, `NAME=VALUE`. Values are literal but for quotes: what stands between single or
-//! double quotes is kept whole; else the value ends before a blank and `#`. Nothing is expanded: a secret may
-//! have a `$` or a backslash, and must not lose what follows it.
+//! Parser for `.env` files: one `NAME=VALUE` per line. Text between single or double quotes is taken whole; an unquoted
+//! value ends before whitespace followed by `#`. Nothing is expanded, because a secret may contain `$` or a backslash.
 
-/// What a file says, in its order: each setting, or the number of the line that cannot be read, counted from 1.
-pub(super) fn read(file: &[u8]) -> Vec<Result<(String, String), usize>> {
+/// Parses a file. Each item is a setting, or the 1-based number of a line that cannot be parsed; items are in file
+/// order.
+pub(super) fn parse(file: &[u8]) -> Vec<Result<(String, String), usize>> {
     let lines = crate::model::text::without_bom(file).split(|byte| *byte == b'\n');
-    (1..).zip(lines).filter_map(|(number, text)| line(text).map_err(|()| number).transpose()).collect()
+    (1..).zip(lines).filter_map(|(number, text)| parse_line(text).map_err(|()| number).transpose()).collect()
 }
 
-/// One line: none for a blank one or a comment.
-fn line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
+/// Parses one line. Blank lines and comments give `None`.
+fn parse_line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
     let line = std::str::from_utf8(line).map_err(|_| ())?.trim();
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);
@@ -19,13 +19,13 @@ fn line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
     let name = name.trim();
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    // No environment can hold such a value.
+    // No environment variable can have such a name or value.
     if !is_name || value.contains('\0') {
         return Err(());
     }
     let value = match value.trim_start() {
         quoted if quoted.starts_with(['"', '\'']) => between_quotes(quoted)?,
-        // What begins a word is a remark; a `#` inside one is the value's.
+        // Only a `#` at the beginning of a word starts a comment; inside a word it is part of the value.
         _ => {
             let remark = value.char_indices().zip(value.chars().skip(1));
             let end = remark.into_iter().find(|((_, before), c)| before.is_whitespace() && *c == '#');
@@ -36,7 +36,7 @@ fn line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
     Ok(Some((name.to_owned(), value.to_owned())))
 }
 
-/// What stands between a quote and the next of its kind, behind which there may be a remark alone.
+/// The text between a quote and the next quote of the same kind. Only a comment may follow.
 fn between_quotes(text: &str) -> Result<&str, ()> {
     let quote = text.chars().next().ok_or(())?;
     let (value, rest) = text[1..].split_once(quote).ok_or(())?;
@@ -79,17 +79,17 @@ mod tests {
             ("A=a=b", Some(("A", "a=b"))),
         ] {
             let read = read.map(|(name, value)| (name.to_owned(), value.to_owned()));
-            assert_eq!(line(text.as_bytes()), Ok(read), "{text}");
+            assert_eq!(parse_line(text.as_bytes()), Ok(read), "{text}");
         }
         for text in ["word", "two words=1", "A=\"open", "A='open", "A='a' b", "A='a'#b", "1A=two words", "=x", "A=\0"] {
-            assert_eq!(line(text.as_bytes()), Err(()), "{text}");
+            assert_eq!(parse_line(text.as_bytes()), Err(()), "{text}");
         }
-        assert_eq!(line(b"A=\xff"), Err(()));
+        assert_eq!(parse_line(b"A=\xff"), Err(()));
     }
 
     #[test]
     fn lines_that_cannot_be_read_are_told_by_their_number() {
-        let read = read(b"\xef\xbb\xbfA=1\r\n\r\nnonsense\r\nB='2'");
+        let read = parse(b"\xef\xbb\xbfA=1\r\n\r\nnonsense\r\nB='2'");
         let is = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));
         assert_eq!(read, [is("A", "1"), Err(3), is("B", "2")]);
     }
@@ -98,12 +98,12 @@ mod tests {
         #[test]
         fn whatever_is_between_quotes_is_the_value(value in "[^'\r\n\0]*") {
             let text = format!("A='{value}'");
-            prop_assert_eq!(line(text.as_bytes()), Ok(Some(("A".to_owned(), value))));
+            prop_assert_eq!(parse_line(text.as_bytes()), Ok(Some(("A".to_owned(), value))));
         }
 
         #[test]
         fn a_word_is_its_own_value(value in "[!-~&&[^'\"#]][!-~]{0,20}") {
-            prop_assert_eq!(line(format!("A={value}").as_bytes()), Ok(Some(("A".to_owned(), value))));
+            prop_assert_eq!(parse_line(format!("A={value}").as_bytes()), Ok(Some(("A".to_owned(), value))));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `p2s2 lan`: a LAN peer, interactive; `p2s2 lan discover`: who is there.
+//! `p2s2 lan`: an interactive LAN peer. `p2s2 lan discover`: lists the peers of the network.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -12,14 +12,14 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{name, ready, settings};
+use super::{name_prompt, ready_file, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::lan::history::{History, HistoryError};
-use crate::lan::node::Kind;
-use crate::lan::peer::{Config, LanPeer, StartError};
+use crate::lan::node::NodeKind;
+use crate::lan::peer::{LanPeer, LanPeerConfig, LanPeerStartError};
 use crate::model::Name;
 use crate::net::interfaces;
-use crate::net::shutdown::Shutdown;
+use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
 use crate::storage::lock::LockError;
 
@@ -27,10 +27,10 @@ mod commands;
 mod discover;
 mod show;
 
-/// Numbers that are tried behind a name whose folder another peer of this place has.
+/// Numbered names that are tried if peers in this working directory already use the data dirs of the same name.
 const NAMESAKES_MAX: usize = 99;
-/// How long what is in hand has at the end.
-const FINISHED_WITHIN: Duration = Duration::from_secs(5);
+/// How long pending messages may still be confirmed at shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// Talk to whoever is on this network, with no server
 #[derive(Debug, Args)]
@@ -89,24 +89,24 @@ enum LanCommand {
     Discover(discover::DiscoverArgs),
 }
 
-/// Runs the peer until its input ends, QUIT, SIGINT or SIGTERM.
+/// Runs the peer until its input ends, on QUIT, or until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// Why it cannot begin.
+/// The peer could not start, or its input could not be read.
 pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
     if let Some(LanCommand::Discover(args)) = args.command {
         return discover::run(args);
     }
-    let Some(name) = args.name.clone().map_or_else(name::ask, |name| Ok(Some(name)))? else {
+    let Some(name) = args.name.clone().map_or_else(name_prompt::ask, |name| Ok(Some(name)))? else {
         eprintln!("error: a peer needs a name: --name NAME (or P2S2_LAN_NAME), or the first line of the input");
         return Ok(ExitCode::from(2));
     };
-    let shutdown = Shutdown::install().context("cannot listen to signals")?;
+    let shutdown = ShutdownSignal::install().context("cannot listen to signals")?;
     let screen = Screen::new(args.json, shutdown.clone());
-    let (peer, data_dir) = start(&args, &name)?;
+    let (peer, data_dir) = start_peer(&args, &name)?;
     let peer = Arc::new(peer);
-    let view = peer.look()?;
+    let view = peer.snapshot()?;
     let (own, discovery) = (peer.own_addr(), peer.discovery_addr());
     let profile = peer.history().map(History::profile).transpose()?.flatten();
     if args.json {
@@ -115,71 +115,73 @@ pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
             "profile": profile.as_ref().map(show::profile_json),
         }));
     } else {
-        screen.print(&format!("{} is here, at {own}; HELP lists the commands", repl::clean(view.name.as_str())));
+        screen.print(&format!("{} is here, at {own}; HELP lists the commands", repl::sanitize(view.name.as_str())));
         if let Some(profile) = &profile {
-            screen.print(&format!("your profile: {}", repl::clean(&profile.to_string())));
+            screen.print(&format!("your profile: {}", repl::sanitize(&profile.to_string())));
         }
     }
     if let Some(path) = &args.ready_file {
-        ready::write(path, &json!({ "lan": own.to_string(), "discovery": discovery.to_string() }))?;
+        ready_file::write(path, &json!({ "lan": own.to_string(), "discovery": discovery.to_string() }))?;
     }
     let verbose = Arc::new(AtomicBool::new(args.verbose));
-    let shower = {
-        let (shown, screen, verbose) = (peer.shown(), screen.clone(), Arc::clone(&verbose));
-        threads::spawn("lan-show", move || shown.iter().for_each(|shown| show::shown(&screen, &shown, &verbose)))?
+    let printer = {
+        let (notifications, screen, verbose) = (peer.notifications(), screen.clone(), Arc::clone(&verbose));
+        threads::spawn("lan-show", move || {
+            notifications.iter().for_each(|notification| show::print_event(&screen, &notification, &verbose))
+        })?
     };
     let commands = Arc::new(commands::LanCommands::new(Arc::clone(&peer), screen.clone(), verbose));
-    let prompt = format!("{}> ", repl::clean(view.name.as_str()));
+    let prompt = format!("{}> ", repl::sanitize(view.name.as_str()));
     let history = Some(data_dir.join("history"));
     let result = repl::run(&prompt, history, &screen, &shutdown, Arc::<commands::LanCommands>::clone(&commands));
-    // Also after QUIT and a signal; a second one ends it at once.
-    commands.finish(FINISHED_WITHIN);
+    // Pending messages get this time after QUIT and after a signal too; a second signal ends the process at once.
+    commands.wait_for_confirmations(SHUTDOWN_GRACE);
     peer.stop();
-    // The peer has let go of the other end: what it had to show is shown. An Err would be a panic, which
-    // `threads::spawn` has caught and logged.
-    let _ = shower.join();
+    // The peer has dropped its end of the channel, so everything it reported has been printed. An `Err` would be a
+    // panic, which `threads::spawn` has already logged.
+    let _ = printer.join();
     result.context("cannot read commands").map(|()| ExitCode::SUCCESS)
 }
 
-/// Starts the peer in the folder of its name; one that a namesake of the same place has is left to that one.
-fn start(args: &LanArgs, name: &Name) -> anyhow::Result<(LanPeer, PathBuf)> {
+/// Starts the peer with the data dir of its name. If another peer holds that data dir, numbered names are tried.
+fn start_peer(args: &LanArgs, name: &Name) -> anyhow::Result<(LanPeer, PathBuf)> {
     let mut reach = Vec::new();
     for peer in &args.peers {
-        reach.push(resolve(peer, args.bind)?);
+        reach.push(resolve_peer(peer, args.bind)?);
     }
     let mut namesake = name.clone();
     for number in 2..=NAMESAKES_MAX + 1 {
         let data_dir = args.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("lan-", &namesake));
-        let config = Config {
+        let config = LanPeerConfig {
             name: namesake.clone(),
-            kind: Kind::Person,
+            kind: NodeKind::Person,
             bind: args.bind,
             port: args.port,
             discovery_port: args.discovery_port,
             announce_every: args.announce_every,
             forget_after: args.forget_after,
-            reach: reach.clone(),
+            static_peers: reach.clone(),
             data_dir: Some(data_dir.clone()),
         };
         match LanPeer::start(config) {
             Ok(peer) => return Ok((peer, data_dir)),
-            Err(StartError::History(HistoryError::Lock(LockError::Held { .. }))) if args.data_dir.is_none() => {
+            Err(LanPeerStartError::History(HistoryError::Lock(LockError::Held { .. }))) if args.data_dir.is_none() => {
                 namesake = name.numbered(number);
             }
-            Err(StartError::Name(wrong)) => bail!("--name {name}: {wrong}"),
+            Err(LanPeerStartError::Name(error)) => bail!("--name {name}: {error}"),
             Err(error) => return Err(error.into()),
         }
     }
     bail!("{NAMESAKES_MAX} peers of the name {name} run from here already: choose another --name")
 }
 
-/// The first IPv4 address behind a name.
-fn resolve(peer: &str, bind: Ipv4Addr) -> anyhow::Result<SocketAddr> {
+/// The first IPv4 address that the host name resolves to.
+fn resolve_peer(peer: &str, bind: Ipv4Addr) -> anyhow::Result<SocketAddr> {
     let addresses = peer.to_socket_addrs().with_context(|| format!("--peer {peer}: expected HOST:PORT"))?;
     let Some(address) = addresses.into_iter().find(SocketAddr::is_ipv4) else {
         bail!("--peer {peer}: it has no IPv4 address");
     };
-    let stays_here = matches!(address, SocketAddr::V4(at) if interfaces::is_own(*at.ip())?);
+    let stays_here = matches!(address, SocketAddr::V4(at) if interfaces::is_local_address(*at.ip())?);
     if bind.is_loopback() && !stays_here {
         bail!("--peer {peer}: with --bind {bind} nothing leaves this machine; choose another --bind");
     }

@@ -1,7 +1,7 @@
-//! The one reader of lines at a terminal, for commands and for questions alike.
+//! The only reader of lines at a terminal, for commands and for prompts alike.
 //!
-//! Whatever is typed ahead, or pasted, is read in its order by whoever asks next: were there two readers, one
-//! would hold what was meant for the other. Each line of a paste is a line of its own.
+//! Text that is typed ahead or pasted must be read in order by whoever asks next; with two readers, one could buffer
+//! input that was meant for the other. Each line of a paste counts as a separate line.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -20,106 +20,106 @@ use rustyline::{
     EventHandler, Helper, KeyEvent, Modifiers, RepeatCount, Result,
 };
 
-use super::repl::{Commands, quoted, word_at};
+use super::repl::{Commands, current_word, quote_word};
 
-/// Lines of history that are kept.
+/// Maximum number of lines in the history.
 const HISTORY_MAX: usize = 1_000;
 
-/// What a line is to be.
+/// What kind of line is read.
 #[derive(Clone)]
-pub(super) enum Wanted {
+pub(super) enum InputKind {
     /// A command, with completion.
     Command(Arc<dyn Commands>),
-    /// An answer that everybody may see.
+    /// An answer that is echoed.
     Answer,
-    /// One that is not shown while it is typed.
+    /// An answer that is not echoed, such as a password.
     Secret,
 }
 
-/// Where the terminal is found.
+/// How the terminal is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum At {
-    /// Standard input and output.
+pub(super) enum TerminalSource {
+    /// Through standard input and output.
     Stdio,
-    /// The process's terminal, wherever standard output goes to.
+    /// As the process's controlling terminal, even if standard output is redirected.
     Terminal,
 }
 
-static LINES: Mutex<Option<Lines>> = Mutex::new(None);
+static EDITOR: Mutex<Option<EditorState>> = Mutex::new(None);
 
-struct Lines {
-    editor: Editor<Help, DefaultHistory>,
-    /// The rest of a paste.
-    pasted: VecDeque<String>,
+struct EditorState {
+    editor: Editor<EditorHelper, DefaultHistory>,
+    /// Lines of a paste that were not requested yet.
+    pending_lines: VecDeque<String>,
 }
 
-/// Reads a line, without its end.
+/// Reads one line, without its line break.
 ///
 /// # Errors
-/// The end of the input, an interrupt, or the terminal's.
-pub(super) fn read(at: At, prompt: &str, wanted: Wanted) -> Result<String> {
-    with(at, |lines| {
-        if let Some(line) = lines.pasted.pop_front() {
+/// End of input, an interrupt, or an I/O error of the terminal.
+pub(super) fn read_line(source: TerminalSource, prompt: &str, input: InputKind) -> Result<String> {
+    with_editor(source, |state| {
+        if let Some(line) = state.pending_lines.pop_front() {
             return Ok(line);
         }
-        let is_secret = matches!(wanted, Wanted::Secret);
-        // Else nothing would be hidden where colours are not wanted.
-        lines.editor.set_color_mode(if is_secret { ColorMode::Forced } else { ColorMode::Enabled });
-        lines.editor.set_helper(Some(Help(wanted)));
-        let text = lines.editor.readline(prompt)?;
-        let (line, rest) = split(&text);
-        lines.pasted = rest;
+        let is_secret = matches!(input, InputKind::Secret);
+        // The highlighter hides secrets, and rustyline would skip it where colours are disabled.
+        state.editor.set_color_mode(if is_secret { ColorMode::Forced } else { ColorMode::Enabled });
+        state.editor.set_helper(Some(EditorHelper(input)));
+        let text = state.editor.readline(prompt)?;
+        let (line, rest) = split_paste(&text);
+        state.pending_lines = rest;
         Ok(line)
     })
 }
 
-/// The first line of what was entered, and the lines of a paste that follow. What ends with a line break is
-/// complete: nothing follows it.
-fn split(text: &str) -> (String, VecDeque<String>) {
+/// Splits entered text into its first line and the remaining lines of a paste. A trailing line break adds no empty
+/// line.
+fn split_paste(text: &str) -> (String, VecDeque<String>) {
     let mut lines = text.lines().map(str::to_owned);
     let first = lines.next().unwrap_or_default();
     (first, lines.collect())
 }
 
-/// Writes above the line that is being typed.
+/// A function that prints text above the line that is being edited.
 ///
 /// # Errors
-/// The terminal's.
-pub(super) fn printer() -> Result<impl FnMut(String) -> Result<()> + Send> {
-    let mut printer = with(At::Stdio, |lines| lines.editor.create_external_printer())?;
+/// The terminal does not support it.
+pub(super) fn external_printer() -> Result<impl FnMut(String) -> Result<()> + Send> {
+    let mut printer = with_editor(TerminalSource::Stdio, |state| state.editor.create_external_printer())?;
     Ok(move |text| rustyline::ExternalPrinter::print(&mut printer, text))
 }
 
-/// Makes the lines of a file those that can be brought back.
+/// Loads the history from a file.
 ///
 /// # Errors
-/// The file's.
+/// The file cannot be read.
 pub(super) fn load_history(path: &Path) -> Result<()> {
-    with(At::Stdio, |lines| lines.editor.load_history(path))
+    with_editor(TerminalSource::Stdio, |state| state.editor.load_history(path))
 }
 
-/// Writes them.
+/// Saves the history to a file.
 ///
 /// # Errors
-/// The file's.
+/// The file cannot be written.
 pub(super) fn save_history(path: &Path) -> Result<()> {
-    with(At::Stdio, |lines| lines.editor.save_history(path))
+    with_editor(TerminalSource::Stdio, |state| state.editor.save_history(path))
 }
 
-/// A line that can be brought back from now on.
+/// Adds a line to the history.
 ///
 /// # Errors
-/// The terminal's.
-pub(super) fn remember(line: &str) -> Result<()> {
-    with(At::Stdio, |lines| lines.editor.add_history_entry(line).map(drop))
+/// The editor could not be created.
+pub(super) fn add_to_history(line: &str) -> Result<()> {
+    with_editor(TerminalSource::Stdio, |state| state.editor.add_history_entry(line).map(drop))
 }
 
-fn with<T>(at: At, f: impl FnOnce(&mut Lines) -> Result<T>) -> Result<T> {
-    let mut lines = LINES.lock();
-    if lines.is_none() {
-        let behavior = match at {
-            At::Stdio => Behavior::Stdio,
-            At::Terminal => Behavior::PreferTerm,
+fn with_editor<T>(source: TerminalSource, f: impl FnOnce(&mut EditorState) -> Result<T>) -> Result<T> {
+    let mut state = EDITOR.lock();
+    if state.is_none() {
+        let behavior = match source {
+            TerminalSource::Stdio => Behavior::Stdio,
+            TerminalSource::Terminal => Behavior::PreferTerm,
         };
         let config = Config::builder()
             .max_history_size(HISTORY_MAX)?
@@ -129,55 +129,55 @@ fn with<T>(at: At, f: impl FnOnce(&mut Lines) -> Result<T>) -> Result<T> {
             .behavior(behavior)
             .build();
         let mut editor = Editor::with_config(config)?;
-        editor.bind_sequence(KeyEvent::ctrl('D'), EventHandler::Conditional(Box::new(EndOfInput)));
-        // Where the terminal has no key for the end of input, the editor takes that of the number 0 for it.
+        editor.bind_sequence(KeyEvent::ctrl('D'), EventHandler::Conditional(Box::new(CtrlDHandler)));
+        // If the terminal has no end-of-input character, rustyline binds NUL to end of input; that binding is removed.
         editor.bind_sequence(KeyEvent::new('\0', Modifiers::NONE), Cmd::Noop);
-        *lines = Some(Lines { editor, pasted: VecDeque::new() });
+        *state = Some(EditorState { editor, pending_lines: VecDeque::new() });
     }
-    // It was just made where there was none.
-    lines.as_mut().map_or_else(|| Err(rustyline::error::ReadlineError::Eof), f)
+    // The state was created above, so this error cannot occur.
+    state.as_mut().map_or_else(|| Err(rustyline::error::ReadlineError::Eof), f)
 }
 
-/// ^D ends the input where the line is empty, also at a terminal that has no such key (`repl.rs` takes it away).
-struct EndOfInput;
+/// Makes Ctrl-D end the input on an empty line, also while `repl.rs` has disabled the terminal's own EOF character.
+struct CtrlDHandler;
 
-impl ConditionalEventHandler for EndOfInput {
+impl ConditionalEventHandler for CtrlDHandler {
     fn handle(&self, _: &Event, _: RepeatCount, _: bool, context: &EventContext<'_>) -> Option<Cmd> {
         context.line().is_empty().then_some(Cmd::EndOfFile)
     }
 }
 
-/// Completion for commands, blanks for secrets; nothing else of an editor's help.
-struct Help(Wanted);
+/// The editor's helper: completes commands and masks secrets. Hints and validation are not used.
+struct EditorHelper(InputKind);
 
-impl Helper for Help {}
-impl Hinter for Help {
+impl Helper for EditorHelper {}
+impl Hinter for EditorHelper {
     type Hint = String;
 }
-impl Validator for Help {}
+impl Validator for EditorHelper {}
 
-impl Highlighter for Help {
+impl Highlighter for EditorHelper {
     fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
         match self.0 {
-            Wanted::Secret => Cow::Owned(" ".repeat(line.chars().count())),
-            Wanted::Command(_) | Wanted::Answer => Cow::Borrowed(line),
+            InputKind::Secret => Cow::Owned(" ".repeat(line.chars().count())),
+            InputKind::Command(_) | InputKind::Answer => Cow::Borrowed(line),
         }
     }
 
     fn highlight_char(&self, _: &str, _: usize, kind: CmdKind) -> bool {
-        matches!(self.0, Wanted::Secret) && kind != CmdKind::MoveCursor
+        matches!(self.0, InputKind::Secret) && kind != CmdKind::MoveCursor
     }
 }
 
-impl Completer for Help {
+impl Completer for EditorHelper {
     type Candidate = Pair;
 
     fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> Result<(usize, Vec<Pair>)> {
-        let Wanted::Command(commands) = &self.0 else { return Ok((pos, Vec::new())) };
-        let (start, before, begun) = word_at(line.get(..pos).unwrap_or(line));
-        let fits = |word: &String| word.to_lowercase().starts_with(&begun.to_lowercase());
+        let InputKind::Command(commands) = &self.0 else { return Ok((pos, Vec::new())) };
+        let (start, before, partial) = current_word(line.get(..pos).unwrap_or(line));
+        let fits = |word: &String| word.to_lowercase().starts_with(&partial.to_lowercase());
         let candidates = commands.complete(&before).into_iter().filter(fits);
-        Ok((start, candidates.map(|word| Pair { replacement: quoted(&word), display: word }).collect()))
+        Ok((start, candidates.map(|word| Pair { replacement: quote_word(&word), display: word }).collect()))
     }
 }
 
@@ -195,7 +195,7 @@ mod tests {
             ("one\ntwo", vec!["one", "two"]),
             ("# a remark\n\nthree\n", vec!["# a remark", "", "three"]),
         ] {
-            let (first, rest) = split(entered);
+            let (first, rest) = split_paste(entered);
             let all: Vec<String> = std::iter::once(first).chain(rest).collect();
             assert_eq!(all, lines, "{entered:?}");
         }

@@ -1,32 +1,32 @@
-//! The commands: words in, words out. Each file is one command.
+//! The command line of `p2s2`. Each file implements one command.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use shopper::ask::PASSWORD_VARIABLE;
+use shop_client::prompt::PASSWORD_VARIABLE;
 
 pub mod admin;
 pub mod announce;
-pub mod auto;
 pub mod buyer;
 mod dotenv;
 pub mod lan;
 mod line_editor;
-pub mod name;
+pub mod name_prompt;
 mod output;
-mod page;
+mod page_urls;
 pub mod peer;
-pub mod ready;
+pub mod ready_file;
 pub mod repl;
 pub mod seller;
 pub mod server;
+pub mod server_discovery;
 pub mod settings;
 pub mod share;
 pub mod share_server;
 pub mod shop;
-pub mod shopper;
+pub mod shop_client;
 pub mod stores;
 pub mod story;
 pub mod table;
@@ -75,15 +75,14 @@ enum Command {
     Story(story::StoryArgs),
 }
 
-/// Gives every flag of every command that has no variable of its own the one that its name makes:
-/// `P2S2_`, the command, the flag.
-fn with_environment(program: clap::Command) -> clap::Command {
+/// Gives every flag without an environment variable of its own a default one: `P2S2_`, the command, and the flag.
+fn with_environment_variables(program: clap::Command) -> clap::Command {
     program.mut_subcommands(|command| {
         let prefix = format!("P2S2_{}", command.get_name());
         command.mut_args(|arg| match arg.get_long() {
             Some(flag) if arg.get_env().is_none() && !matches!(flag, "help" | "version") => {
                 let name = format!("{prefix}_{flag}").replace('-', "_").to_uppercase();
-                // A few dozen names, once a run: they live as long as the command line does.
+                // clap needs a static name. There are a few dozen of them, created once per process.
                 arg.env(&*name.leak())
             }
             _ => arg,
@@ -91,24 +90,24 @@ fn with_environment(program: clap::Command) -> clap::Command {
     })
 }
 
-/// Runs the program: 0 when all went well, 1 when something failed, 2 when the words were wrong.
+/// Runs the program. The exit code is 0 on success, 1 on failure and 2 on a usage error.
 pub fn main() -> ExitCode {
-    crate::net::limits::survive_file_limit();
+    crate::net::limits::ignore_file_size_signal();
     if let Err(error) = settings::load_environment() {
-        return fail(&error);
+        return report_error(&error);
     }
     let is_command = |role: &str, word: &str| {
         Cli::command().find_subcommand(role).is_some_and(|role| role.find_subcommand(word).is_some())
     };
-    let words = shopper::with_server_flag(std::env::args_os().collect(), is_command);
-    let program = with_environment(Cli::command());
-    settings::warn_of_unknown(&variables(&program));
+    let words = shop_client::with_server_flag(std::env::args_os().collect(), is_command);
+    let program = with_environment_variables(Cli::command());
+    settings::warn_of_unknown(&known_variables(&program));
     let parsed = program.try_get_matches_from(words);
     let cli = match parsed.and_then(|words| Cli::from_arg_matches(&words)) {
         Ok(cli) => cli,
-        Err(wrong) if wrong.use_stderr() => return misused(&wrong),
-        // Help, or the version.
-        Err(asked) => return asked.print().map_or_else(|error| fail(&error.into()), |()| ExitCode::SUCCESS),
+        Err(error) if error.use_stderr() => return report_usage_error(&error),
+        // The user asked for help or for the version.
+        Err(asked) => return asked.print().map_or_else(|error| report_error(&error.into()), |()| ExitCode::SUCCESS),
     };
     let result = match cli.command {
         Command::Server(args) => server::run(*args),
@@ -124,37 +123,38 @@ pub fn main() -> ExitCode {
         Command::Admin(args) => admin::run(args),
         Command::Story(args) => story::run(args),
     };
-    match (result, output::failure()) {
-        (Ok(_), Some(why)) => fail(&anyhow::anyhow!("the output could not be written: {why}")),
+    match (result, output::first_failure()) {
+        (Ok(_), Some(why)) => report_error(&anyhow::anyhow!("the output could not be written: {why}")),
         (Ok(code), None) => code,
-        (Err(error), _) => fail(&error),
+        (Err(error), _) => report_error(&error),
     }
 }
 
-/// Every variable that a flag of some command has, or that is read without one.
-fn variables(program: &clap::Command) -> BTreeSet<String> {
+/// Every environment variable that a flag reads, or that is read without a flag.
+fn known_variables(program: &clap::Command) -> BTreeSet<String> {
     let of_flags = program.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned()));
-    let of_commands = program.get_subcommands().flat_map(variables);
+    let of_commands = program.get_subcommands().flat_map(known_variables);
     of_flags.chain(of_commands).chain([PASSWORD_VARIABLE.to_owned()]).collect()
 }
 
-/// The words were wrong. What is said quotes them, and they may have come from a file of someone else's.
-fn misused(wrong: &clap::Error) -> ExitCode {
-    for line in wrong.render().to_string().lines() {
-        eprintln!("{}", repl::clean(line));
+/// Prints a usage error. It quotes the arguments, which may come from a file that somebody else wrote, so it is
+/// sanitized.
+fn report_usage_error(error: &clap::Error) -> ExitCode {
+    for line in error.render().to_string().lines() {
+        eprintln!("{}", repl::sanitize(line));
     }
     ExitCode::from(2)
 }
 
-/// One line for a person: what failed, and why, from the outside in. It may quote what others said.
-fn fail(error: &anyhow::Error) -> ExitCode {
+/// Prints an error with its causes on one line, outermost first. A closed output pipe is not an error.
+fn report_error(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
     }) {
-        // Whoever read our output has seen enough.
+        // The reader of our output has closed the pipe, as `head` does.
         return ExitCode::SUCCESS;
     }
-    // It may repeat what a server said.
-    eprintln!("error: {}", repl::clean(&format!("{error:#}")));
+    // The message may quote text from a server.
+    eprintln!("error: {}", repl::sanitize(&format!("{error:#}")));
     ExitCode::FAILURE
 }

@@ -1,31 +1,30 @@
-//! Standard output, for what every command says. What cannot be written there is told, and the program ends
-//! with 1: half a list must not pass for the whole. Who stops reading (`| head`) has seen enough: that is no
-//! failure.
+//! Standard output, as all commands use it. A failed write is remembered and makes the program end with exit code 1,
+//! because truncated output must not pass for complete output. A reader that stops early (`| head`) is no failure.
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
 
-/// Why something could not be written, once that has happened.
-static FAILURE: OnceLock<String> = OnceLock::new();
+/// The first write error, if there was one.
+static FIRST_FAILURE: OnceLock<String> = OnceLock::new();
 
-/// Prints a text, which may have several lines, and ends it. It is written when this returns.
+/// Prints a text of one or more lines, adds a line break and flushes.
 ///
 /// # Errors
-/// The system's. Unless nobody reads any more, [`failure`] tells it from then on.
+/// The write failed. Unless the reader closed the pipe, [`first_failure`] reports it from then on.
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).inspect_err(note)
+    writeln!(out, "{text}").and_then(|()| out.flush()).inspect_err(record_failure)
 }
 
-/// What was written by other means could not be.
-pub(super) fn note(error: &io::Error) {
+/// Records a write error that occurred elsewhere.
+pub(super) fn record_failure(error: &io::Error) {
     if error.kind() != io::ErrorKind::BrokenPipe {
-        // The first one says why.
-        FAILURE.get_or_init(|| error.to_string());
+        // Only the first error is kept: it tells the cause.
+        FIRST_FAILURE.get_or_init(|| error.to_string());
     }
 }
 
-/// Why not everything was written.
-pub(super) fn failure() -> Option<&'static str> {
-    FAILURE.get().map(String::as_str)
+/// The first write error, if there was one.
+pub(super) fn first_failure() -> Option<&'static str> {
+    FIRST_FAILURE.get().map(String::as_str)
 }

@@ -1,4 +1,4 @@
-//! `p2s2 peer`: a trading peer, interactive.
+//! `p2s2 peer`: an interactive trading peer.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -10,19 +10,19 @@ use clap::Args;
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{auto, name, ready, settings};
+use super::{name_prompt, ready_file, server_discovery, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
-use crate::net::shutdown::Shutdown;
+use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
-use crate::trade::client::{Config, OpenError};
-use crate::trade::peer::node::{Node, NodeError, Settings};
+use crate::trade::client::{ClientConfig, ClientOpenError};
+use crate::trade::peer::node::{Node, NodeConfig, NodeError};
 use crate::trade::peer::wallet::{self, Wallet};
 
 mod commands;
 mod show;
 
-/// The port of trade, where none is named.
+/// The default trade port.
 const TRADE_PORT: u16 = 7001;
 
 /// Take part in the trade: sell, search, buy
@@ -41,7 +41,7 @@ address; it is read when something is paid, and never stored.")]
 pub struct PeerArgs {
     /// Who you are; asked for when it is not given (in a pipe: its first line)
     // Whether all of a new name can be seen is the server's to ask: who has one keeps it.
-    #[arg(long, value_name = "NAME", value_parser = Name::kept, env = "P2S2_PEER_NAME")]
+    #[arg(long, value_name = "NAME", value_parser = Name::from_stored, env = "P2S2_PEER_NAME")]
     name: Option<Name>,
     /// The server's trade port; auto: look for servers that announce themselves, and ask which
     #[arg(long, value_name = "HOST:PORT", env = "P2S2_PEER_SERVER", default_value = "127.0.0.1:7001")]
@@ -82,13 +82,13 @@ pub struct PeerArgs {
     json: bool,
 }
 
-/// Runs the peer until its input ends, `quit`, SIGINT or SIGTERM.
+/// Runs the peer until its input ends, on `quit`, or until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// Why it cannot begin.
+/// The peer could not start, or its input could not be read.
 pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
-    let Some(name) = args.name.clone().map_or_else(name::ask, |name| Ok(Some(name)))? else {
+    let Some(name) = args.name.clone().map_or_else(name_prompt::ask, |name| Ok(Some(name)))? else {
         eprintln!("error: a peer needs a name: --name NAME (or P2S2_PEER_NAME), or the first line of the input");
         return Ok(ExitCode::from(2));
     };
@@ -97,29 +97,29 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(2));
     }
     let mut no_server_cert = false;
-    if args.server == auto::AUTO {
-        let chosen = auto::find(&auto::Wanted {
+    if args.server == server_discovery::AUTO {
+        let chosen = server_discovery::find(&server_discovery::ServerQuery {
             service: "trade",
-            bind: auto::bind(args.bind)?,
+            bind: server_discovery::bind_address(args.bind)?,
             discovery_port: args.discovery_port,
             server_cert: args.server_cert.as_deref(),
         })?;
-        // Whoever takes part may have to pay.
+        // Every trading peer may have to pay.
         chosen.check_payment(" --plaintext")?;
-        // What was confirmed is what is expected from here on, as if it had been given.
+        // From here on the confirmed certificate is treated as if it had been given with `--server-cert`.
         args.server = chosen.addr.to_string();
         no_server_cert = chosen.cert_sha256.is_none();
         args.server_cert = chosen.cert_sha256;
     }
-    let (server, key) = resolve(&args.server, args.bind)?;
+    let (server, key) = resolve_server(&args.server, args.bind)?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("peer-", &name));
-    let shutdown = Shutdown::install().context("cannot listen to signals")?;
+    let shutdown = ShutdownSignal::install().context("cannot listen to signals")?;
     let screen = Screen::new(args.json, shutdown.clone());
     check_wallet(args.wallet.as_deref())?;
 
-    let mut client = Config::new(name.clone(), server);
+    let mut client = ClientConfig::new(name.clone(), server);
     (client.bind, client.udp_port, client.tcp_port) = (args.bind, args.udp_port, args.tcp_port);
-    let settings = Settings {
+    let settings = NodeConfig {
         client,
         server: key,
         data_dir: data_dir.clone(),
@@ -131,59 +131,59 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
     };
     let observer = {
         let screen = screen.clone();
-        move |note: &_| show::note(&screen, note)
+        move |event: &_| show::print_event(&screen, event)
     };
-    let node = Arc::new(Node::open(settings, observer).map_err(name_the_flag)?);
-    // A signal ends it wherever it is, also while it waits for a server that does not answer.
-    let ender = {
+    let node = Arc::new(Node::open(settings, observer).map_err(explain_open_error)?);
+    // A signal closes the node even while it waits for a server that does not respond.
+    let closer = {
         let (node, shutdown) = (Arc::clone(&node), shutdown.clone());
         threads::spawn("end", move || {
             shutdown.wait();
             node.close();
         })?
     };
-    let result = take_part(&args, server, &node, &data_dir, &screen, &shutdown);
-    shutdown.trigger();
-    // An Err would be a panic, which `threads::spawn` has caught and logged.
-    let _ = ender.join();
+    let result = join_and_run(&args, server, &node, &data_dir, &screen, &shutdown);
+    shutdown.request();
+    // An `Err` would be a panic, which `threads::spawn` has already logged.
+    let _ = closer.join();
     result.map(|()| ExitCode::SUCCESS)
 }
 
-/// Joins the trade, then does what the input says until its end.
-fn take_part(
+/// Joins the trade, then runs commands until the input ends.
+fn join_and_run(
     args: &PeerArgs,
     server: SocketAddr,
     node: &Arc<Node>,
     data_dir: &Path,
     screen: &Screen,
-    shutdown: &Shutdown,
+    shutdown: &ShutdownSignal,
 ) -> anyhow::Result<()> {
-    let came_back = match node.join() {
-        // Whatever it was in the middle of.
-        Err(_) if shutdown.is_asked() => return Ok(()),
+    let was_registered = match node.join() {
+        // A signal interrupted the join.
+        Err(_) if shutdown.is_requested() => return Ok(()),
         joined => joined?,
     };
     if let Some(cert) = &args.server_cert {
-        auto::remember("trade", server, cert);
+        server_discovery::remember_confirmed("trade", server, cert);
     }
-    let (name, reach) = (node.client().name(), node.client().reach());
-    let (udp, tcp) = (address(reach.ip, reach.udp_port), address(reach.ip, reach.tcp_port));
+    let (name, endpoint) = (node.client().name(), node.client().endpoint());
+    let (udp, tcp) = (format_address(endpoint.ip, endpoint.udp_port), format_address(endpoint.ip, endpoint.tcp_port));
     if args.json {
-        let joined = if came_back { "logged_in" } else { "registered" };
+        let joined = if was_registered { "logged_in" } else { "registered" };
         screen.print_json(&json!({ "event": joined, "name": name, "udp": udp, "tcp": tcp }));
     } else {
-        let word = if came_back { "logged in" } else { "registered" };
+        let word = if was_registered { "logged in" } else { "registered" };
         screen.print(&format!(
             "{word} as {} at {}; `help` lists the commands",
-            repl::clean(name.as_str()),
+            repl::sanitize(name.as_str()),
             args.server
         ));
     }
     if let Some(path) = &args.ready_file {
-        ready::write(path, &json!({ "udp": udp, "tcp": tcp }))?;
+        ready_file::write(path, &json!({ "udp": udp, "tcp": tcp }))?;
     }
     let commands = Arc::new(commands::PeerCommands { node: Arc::clone(node), screen: screen.clone() });
-    let prompt = format!("{}> ", repl::clean(name.as_str()));
+    let prompt = format!("{}> ", repl::sanitize(name.as_str()));
     repl::run(&prompt, Some(data_dir.join("history")), screen, shutdown, commands).context("cannot read commands")
 }
 
@@ -192,17 +192,17 @@ fn check_wallet(path: Option<&Path>) -> anyhow::Result<()> {
         eprintln!("note: without --wallet FILE things can be sold, but nothing can be bought");
         return Ok(());
     };
-    // Better now than when money is to move.
+    // An unreadable wallet is reported at the start rather than at the first purchase.
     Wallet::read(path).map_err(anyhow::Error::msg)?;
     if let Some(warning) = wallet::warning(path) {
-        eprintln!("warning: {}", repl::clean(&warning));
+        eprintln!("warning: {}", repl::sanitize(&warning));
     }
     Ok(())
 }
 
-/// The server's address, and the name that its fingerprint is kept under: the host as it was written,
-/// because an address behind a name may change while the server stays the same.
-fn resolve(server: &str, bind: IpAddr) -> anyhow::Result<(SocketAddr, String)> {
+/// The server's address, and the key under which its fingerprint is stored. The key is the host as it was written,
+/// because the address behind a host name may change while the server stays the same.
+fn resolve_server(server: &str, bind: IpAddr) -> anyhow::Result<(SocketAddr, String)> {
     let server = server.trim();
     let with_port = match (server.parse::<SocketAddr>(), server.parse::<IpAddr>()) {
         (Ok(address), _) => address.to_string(),
@@ -229,10 +229,10 @@ fn parse_port(text: &str) -> Result<u16, String> {
     }
 }
 
-/// A port that is in use is named with its flag.
-fn name_the_flag(error: NodeError) -> anyhow::Error {
+/// Names the flag by which a port was chosen that is in use.
+fn explain_open_error(error: NodeError) -> anyhow::Error {
     match error {
-        NodeError::Open(OpenError::InUse { what, port }) => {
+        NodeError::Open(ClientOpenError::InUse { what, port }) => {
             let flag = format!("--{}-port", what.to_lowercase());
             anyhow::anyhow!("{what} port {port} is in use: choose another one with {flag}, or leave it out")
         }
@@ -240,7 +240,7 @@ fn name_the_flag(error: NodeError) -> anyhow::Error {
     }
 }
 
-fn address(ip: IpAddr, port: u32) -> String {
+fn format_address(ip: IpAddr, port: u32) -> String {
     match ip {
         IpAddr::V4(ip) => format!("{ip}:{port}"),
         IpAddr::V6(ip) => format!("[{ip}]:{port}"),
@@ -260,11 +260,11 @@ mod tests {
             ("localhost:9", "127.0.0.1:9"),
             ("localhost", "127.0.0.1:7001"),
         ] {
-            let (address, kept) = resolve(text, loopback).unwrap();
+            let (address, kept) = resolve_server(text, loopback).unwrap();
             assert_eq!((address.to_string().as_str(), kept.as_str()), (key, key), "{text}");
         }
         for text in ["", ":", "host:x", "[::1]:9", "127.0.0.1:99999"] {
-            assert!(resolve(text, loopback).unwrap_err().to_string().contains("--server"), "{text}");
+            assert!(resolve_server(text, loopback).unwrap_err().to_string().contains("--server"), "{text}");
         }
     }
 

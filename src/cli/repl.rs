@@ -1,9 +1,8 @@
-//! The loop of every interactive command: lines in, words to a command, lines out.
+//! The read-eval-print loop of every interactive command.
 //!
-//! At a terminal with history and completion, and what happens meanwhile is printed above the line that
-//! is being typed. In a pipe, and at a terminal that knows no escape codes: plain lines, none of those codes,
-//! the end of input ends the program with 0.
-//! A command that failed prints `error: …` and the loop goes on.
+//! At a terminal there are history and completion, and output that arrives meanwhile is printed above the line that is
+//! being edited. In a pipe, and at a terminal without escape codes, lines are read and printed plainly; the end of the
+//! input ends the program with exit code 0. A command that fails prints `error: …`, and the loop continues.
 
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
@@ -15,108 +14,106 @@ use rustyline::error::ReadlineError;
 use serde::Serialize;
 use serde_json::json;
 
-use super::line_editor::{self, At, Wanted};
+use super::line_editor::{self, InputKind, TerminalSource};
 use super::output;
 use crate::model::text;
-use crate::net::shutdown::Shutdown;
+use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
 
-/// Most bytes of a line of input.
+/// Maximum length of an input line in bytes.
 const LINE_MAX: usize = 64 * 1024;
 
-/// What goes on after a command.
+/// Whether the loop continues after a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
-    /// The next line.
-    Next,
-    /// The end.
+    Continue,
     Quit,
 }
 
-/// The commands of one program.
+/// The commands of one interactive program.
 pub trait Commands: Send + Sync + 'static {
-    /// Does what the words say; the first is the command, there is at least one.
+    /// Runs a command. `words` is not empty; its first item is the command's name.
     ///
     /// # Errors
-    /// What to print after `error: `.
+    /// The message is printed after `error: `.
     fn run(&self, words: &[String]) -> anyhow::Result<Flow>;
 
-    /// What the next word may be, given those before it (none: a command).
+    /// Candidates for the next word, given the words before it (none: command names).
     fn complete(&self, before: &[String]) -> Vec<String>;
 
-    /// Does what a line says, for commands that take text as it stands; else its words.
+    /// Runs a line. By default it is split into words; commands that take text verbatim override this.
     ///
     /// # Errors
-    /// As [`run`](Commands::run); also a quote that is not closed.
+    /// As [`run`](Commands::run), or an unclosed quote.
     fn run_line(&self, line: &str) -> anyhow::Result<Flow> {
-        match words(line).map_err(anyhow::Error::msg)? {
-            words if words.is_empty() => Ok(Flow::Next),
+        match split_words(line).map_err(anyhow::Error::msg)? {
+            words if words.is_empty() => Ok(Flow::Continue),
             words => self.run(&words),
         }
     }
 
-    /// What was asked for, if the next line is to be the answer: that may be empty, or look like a comment.
+    /// The prompt, if the next line answers a question. Such a line may be empty or look like a comment.
     fn question(&self) -> Option<String> {
         None
     }
 
-    /// What stands before the line at a terminal, where that may change.
+    /// The prompt at a terminal, if it differs from the default one.
     fn prompt(&self) -> Option<String> {
         None
     }
 
-    /// The input of a pipe has come to its end, and so does the program when this returns.
+    /// Called at the end of a piped input; the program ends when this returns.
     fn input_ended(&self) {}
 }
 
-/// All that [`Screen::paint`] writes around a text.
-const COLOURS: [&str; 4] = ["\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[0m"];
+/// Every code that [`Screen::paint`] may write.
+const COLOUR_CODES: [&str; 4] = ["\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[0m"];
 
-/// Where a program prints: safe to use from any thread, and it never tears a line that is being typed.
+/// The program's output. It can be used from any thread and never breaks into a line that is being edited.
 #[derive(Clone)]
 pub struct Screen {
     sink: Arc<Mutex<Sink>>,
     json: bool,
     colour: bool,
-    /// Ends the program when nobody reads any more.
-    shutdown: Shutdown,
+    /// Triggered when the output can no longer be written.
+    shutdown: ShutdownSignal,
 }
 
 enum Sink {
     Stdout,
     Terminal(Box<dyn FnMut(String) -> rustyline::Result<()> + Send>),
-    /// Whoever read has gone.
+    /// The output could not be written any more.
     Gone,
 }
 
-/// How a text is shown at a terminal.
+/// How a text is highlighted at a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Good news.
+    /// Success, in green.
     Good,
-    /// Bad news.
+    /// Failure, in red.
     Bad,
-    /// Of less weight.
+    /// Less important, dimmed.
     Dim,
 }
 
 impl Screen {
-    /// Prints to standard output; with `json`, one object a line.
-    pub fn new(json: bool, shutdown: Shutdown) -> Screen {
+    /// Prints to standard output. With `json`, every result is one JSON object per line.
+    pub fn new(json: bool, shutdown: ShutdownSignal) -> Screen {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
-        let colour = !json && wanted && io::stdout().is_terminal() && !is_dumb();
+        let colour = !json && wanted && io::stdout().is_terminal() && !is_dumb_terminal();
         Screen { sink: Arc::new(Mutex::new(Sink::Stdout)), json, colour, shutdown }
     }
 
-    /// Whether answers are JSON objects.
+    /// Whether results are printed as JSON objects.
     pub fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Prints a text, which may have several lines, and ends it. Whatever is in it, nothing but our own colours
-    /// drives the terminal.
+    /// Prints a text of one or more lines and a line break. Control characters are replaced, except for our own colour
+    /// codes.
     pub fn print(&self, text: &str) {
-        let text = self.harmless(text);
+        let text = self.sanitize_text(text);
         self.write(text);
     }
 
@@ -131,30 +128,30 @@ impl Screen {
             log::debug!("what is printed cannot be written any more: {error}");
             *sink = Sink::Gone;
             drop(sink);
-            self.shutdown.trigger();
+            self.shutdown.request();
         }
     }
 
-    /// Prints an object on one line.
+    /// Prints a JSON object on one line.
     pub fn print_json(&self, value: &impl Serialize) {
         match serde_json::to_string(value) {
-            Ok(text) => self.print(&text::safe_json(&text)),
+            Ok(text) => self.print(&text::escape_unsafe_json(&text)),
             Err(error) => self.error(&error.to_string()),
         }
     }
 
-    /// Prints what went wrong.
+    /// Prints an error.
     pub fn error(&self, reason: &str) {
         if self.json {
-            self.print_json(&json!({ "error": clean(reason) }));
+            self.print_json(&json!({ "error": sanitize(reason) }));
         } else {
-            self.print(&format!("{} {}", self.paint(Style::Bad, "error:"), clean(reason)));
+            self.print(&format!("{} {}", self.paint(Style::Bad, "error:"), sanitize(reason)));
         }
     }
 
-    /// The line that is being typed, if there is one, stays as it is, and what comes begins below it. The
-    /// editor that reads it will not come back to tell the terminal that pastes need no brackets any more.
-    fn leave_line(&self) {
+    /// Leaves a line that is still being edited as it is; further output begins below it. The editor will not run
+    /// again, so bracketed paste is switched off here.
+    fn abandon_line(&self) {
         let mut sink = self.sink.lock();
         if matches!(*sink, Sink::Terminal(_)) {
             *sink = Sink::Stdout;
@@ -163,26 +160,26 @@ impl Screen {
         }
     }
 
-    /// The text, line by line as [`clean`] makes it, with our own colours where there are any.
-    fn harmless(&self, text: &str) -> String {
+    /// Passes each line through [`sanitize`], keeping our own colour codes if colours are on.
+    fn sanitize_text(&self, text: &str) -> String {
         let clean_line = |line: &str| {
             if !self.colour || !line.contains('\x1b') {
-                return clean(line);
+                return sanitize(line);
             }
-            // Between our codes, which stand as they are.
+            // Text between our own codes is sanitized; the codes are copied.
             let mut shown = String::with_capacity(line.len());
             let mut rest = line;
-            while let Some((at, code)) = COLOURS.iter().filter_map(|code| Some((rest.find(code)?, code))).min() {
-                shown.push_str(&clean(&rest[..at]));
+            while let Some((at, code)) = COLOUR_CODES.iter().filter_map(|code| Some((rest.find(code)?, code))).min() {
+                shown.push_str(&sanitize(&rest[..at]));
                 shown.push_str(code);
                 rest = &rest[at + code.len()..];
             }
-            shown + &clean(rest)
+            shown + &sanitize(rest)
         };
         text.split('\n').map(clean_line).collect::<Vec<_>>().join("\n")
     }
 
-    /// The text in a style, where there are colours.
+    /// The text in a style, if colours are on.
     pub fn paint(&self, style: Style, text: &str) -> String {
         let code = match style {
             _ if !self.colour => return text.to_owned(),
@@ -194,29 +191,29 @@ impl Screen {
     }
 }
 
-/// Whether the terminal knows no escape codes (as Emacs' shell does not): it is written to as a pipe is. The
-/// kinds are those in which rustyline, too, would not edit.
-pub(super) fn is_dumb() -> bool {
+/// Whether the terminal has no escape codes (Emacs' shell, for example). It is then used like a pipe. rustyline does
+/// not edit at the same kinds of terminals.
+pub(super) fn is_dumb_terminal() -> bool {
     const DUMB: [&str; 4] = ["", "dumb", "cons25", "emacs"];
     std::env::var("TERM").map_or(cfg!(unix), |term| DUMB.iter().any(|dumb| term.eq_ignore_ascii_case(dumb)))
 }
 
-/// A text of someone else's, as it may be shown: see [`text::safe`].
-pub fn clean(text: &str) -> String {
-    text::safe(text).into_owned()
+/// Makes text from others safe to print: see [`text::escape_unsafe`].
+pub fn sanitize(text: &str) -> String {
+    text::escape_unsafe(text).into_owned()
 }
 
-/// JSON of one line, as it may be shown: see [`text::safe_json`].
-pub fn clean_json(json: &str) -> String {
-    text::safe_json(json).into_owned()
+/// Makes a line of JSON safe to print: see [`text::escape_unsafe_json`].
+pub fn sanitize_json(json: &str) -> String {
+    text::escape_unsafe_json(json).into_owned()
 }
 
-/// The words of a line: separated by blanks; quotes (double or single) keep a word together, and
-/// within double ones a backslash keeps the next character as it is.
+/// Splits a line at whitespace. Single or double quotes keep a word together; within double quotes a backslash escapes
+/// the next character.
 ///
 /// # Errors
-/// A quote that is not closed.
-pub fn words(line: &str) -> Result<Vec<String>, String> {
+/// An unclosed quote.
+pub fn split_words(line: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut chars = line.chars();
@@ -241,25 +238,25 @@ pub fn words(line: &str) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
-/// Reads lines and runs commands until the input ends, a command says [`Flow::Quit`], or SIGINT or
-/// SIGTERM comes. What waits for input then is left behind: the caller ends the program.
+/// Reads lines and runs commands until the input ends, a command returns [`Flow::Quit`], or SIGINT or SIGTERM arrives.
+/// After a signal the reading thread is left behind, so the caller must end the program.
 ///
 /// # Errors
-/// The system's, when it gives no thread.
+/// The thread cannot be started.
 pub fn run(
     prompt: &str,
     history: Option<PathBuf>,
     screen: &Screen,
-    shutdown: &Shutdown,
+    shutdown: &ShutdownSignal,
     commands: Arc<dyn Commands>,
 ) -> io::Result<()> {
-    let terminal = terminal::Saved::take();
+    let saved_settings = terminal::TerminalSettings::save();
     let reader = {
         let (screen, shutdown, prompt) = (screen.clone(), shutdown.clone(), prompt.to_owned());
         move || {
-            let interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !is_dumb();
+            let interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !is_dumb_terminal();
             let read = if interactive {
-                terminal::keep_end_of_input_as_key();
+                terminal::disable_eof_character();
                 read_terminal(&prompt, history, &screen, &shutdown, &commands)
             } else {
                 read_pipe(io::stdin().lock(), &screen, &shutdown, &*commands).map_err(anyhow::Error::from)
@@ -268,38 +265,43 @@ pub fn run(
             if let Err(error) = read {
                 screen.error(&format!("reading the input: {error:#}"));
             }
-            shutdown.trigger();
+            shutdown.request();
         }
     };
     threads::spawn("input", reader)?;
     shutdown.wait();
-    // The thread that reads may be left behind in the middle of a line, with the terminal in its hands.
-    terminal.restore();
-    screen.leave_line();
+    // The reading thread may be left in the middle of a line, with the terminal in raw mode.
+    saved_settings.restore();
+    screen.abandon_line();
     Ok(())
 }
 
-/// One line: nothing for an empty one or a comment.
-fn take(line: &str, screen: &Screen, commands: &dyn Commands) -> Flow {
+/// Runs one line unless it is a comment.
+fn run_command_line(line: &str, screen: &Screen, commands: &dyn Commands) -> Flow {
     if line.trim_start().starts_with('#') && commands.question().is_none() {
-        return Flow::Next;
+        return Flow::Continue;
     }
     commands.run_line(line.trim_end_matches(['\r', '\n'])).unwrap_or_else(|error| {
         screen.error(&format!("{error:#}"));
-        Flow::Next
+        Flow::Continue
     })
 }
 
-fn read_pipe(mut input: impl BufRead, screen: &Screen, shutdown: &Shutdown, commands: &dyn Commands) -> io::Result<()> {
+fn read_pipe(
+    mut input: impl BufRead,
+    screen: &Screen,
+    shutdown: &ShutdownSignal,
+    commands: &dyn Commands,
+) -> io::Result<()> {
     let mut line = Vec::new();
-    while !shutdown.is_asked() {
+    while !shutdown.is_requested() {
         line.clear();
         if io::Read::take(&mut input, LINE_MAX as u64 + 1).read_until(b'\n', &mut line)? == 0 {
             commands.input_ended();
             break;
         }
         if line.len() > LINE_MAX {
-            // The rest of it belongs to it.
+            // The rest of the line is skipped.
             while !line.ends_with(b"\n") {
                 line.clear();
                 if io::Read::take(&mut input, LINE_MAX as u64).read_until(b'\n', &mut line)? == 0 {
@@ -310,10 +312,10 @@ fn read_pipe(mut input: impl BufRead, screen: &Screen, shutdown: &Shutdown, comm
             continue;
         }
         let flow = match std::str::from_utf8(&line) {
-            Ok(line) => take(line, screen, commands),
+            Ok(line) => run_command_line(line, screen, commands),
             Err(_) => {
                 screen.error("a line is not UTF-8");
-                Flow::Next
+                Flow::Continue
             }
         };
         if flow == Flow::Quit {
@@ -327,7 +329,7 @@ fn read_terminal(
     prompt: &str,
     history: Option<PathBuf>,
     screen: &Screen,
-    shutdown: &Shutdown,
+    shutdown: &ShutdownSignal,
     commands: &Arc<dyn Commands>,
 ) -> anyhow::Result<()> {
     if let Some(path) = history.as_deref().filter(|path| path.exists())
@@ -335,22 +337,22 @@ fn read_terminal(
     {
         screen.error(&format!("{}: {error}", path.display()));
     }
-    *screen.sink.lock() = Sink::Terminal(Box::new(line_editor::printer()?));
-    while !shutdown.is_asked() {
+    *screen.sink.lock() = Sink::Terminal(Box::new(line_editor::external_printer()?));
+    while !shutdown.is_requested() {
         let question = commands.question();
         let is_command = question.is_none();
         let asks = question.or_else(|| commands.prompt());
-        let wanted = Wanted::Command(Arc::clone(commands));
-        match line_editor::read(At::Stdio, asks.as_deref().unwrap_or(prompt), wanted) {
+        let wanted = InputKind::Command(Arc::clone(commands));
+        match line_editor::read_line(TerminalSource::Stdio, asks.as_deref().unwrap_or(prompt), wanted) {
             Ok(line) => {
                 if is_command && !line.is_empty() {
-                    line_editor::remember(&line)?;
+                    line_editor::add_to_history(&line)?;
                 }
-                if take(&line, screen, &**commands) == Flow::Quit {
+                if run_command_line(&line, screen, &**commands) == Flow::Quit {
                     break;
                 }
             }
-            // In raw mode ^C is a key, not a signal.
+            // In raw mode Ctrl-C is a key, not a signal.
             Err(ReadlineError::Eof | ReadlineError::Interrupted) => break,
             Err(error) => bail!(error),
         }
@@ -361,8 +363,8 @@ fn read_terminal(
     Ok(())
 }
 
-/// Where the word that is being typed begins, the words before it, and as much of it as there is.
-pub(super) fn word_at(typed: &str) -> (usize, Vec<String>, String) {
+/// The start of the word that is being typed, the words before it, and the part that has been typed.
+pub(super) fn current_word(typed: &str) -> (usize, Vec<String>, String) {
     let mut start = 0;
     let mut quote = None;
     for (at, c) in typed.char_indices() {
@@ -373,51 +375,51 @@ pub(super) fn word_at(typed: &str) -> (usize, Vec<String>, String) {
             _ => {}
         }
     }
-    let begun = typed[start..].trim_matches(['"', '\'']).to_owned();
-    (start, words(&typed[..start]).unwrap_or_default(), begun)
+    let partial = typed[start..].trim_matches(['"', '\'']).to_owned();
+    (start, split_words(&typed[..start]).unwrap_or_default(), partial)
 }
 
-/// The word as it can be typed.
-pub(super) fn quoted(word: &str) -> String {
+/// The word, quoted if necessary.
+pub(super) fn quote_word(word: &str) -> String {
     let plain = !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '\\' | '#'));
     if plain { word.to_owned() } else { format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")) }
 }
 
-/// The terminal's own settings, for when the line editor cannot put them back.
+/// The terminal's original settings, restored if the line editor cannot do so.
 #[cfg(unix)]
 mod terminal {
     use std::mem::MaybeUninit;
 
-    pub(super) struct Saved(Option<libc::termios>);
+    pub(super) struct TerminalSettings(Option<libc::termios>);
 
-    impl Saved {
-        pub(super) fn take() -> Saved {
+    impl TerminalSettings {
+        pub(super) fn save() -> TerminalSettings {
             let mut settings = MaybeUninit::uninit();
-            // SAFETY: `tcgetattr` writes to the place it is given or fails; it is read only if it did not.
+            // SAFETY: `tcgetattr` fills the buffer or fails; the buffer is read only on success.
             let saved = unsafe {
                 (libc::tcgetattr(libc::STDIN_FILENO, settings.as_mut_ptr()) == 0).then(|| settings.assume_init())
             };
-            Saved(saved)
+            TerminalSettings(saved)
         }
 
         pub(super) fn restore(&self) {
             if let Some(settings) = &self.0 {
-                // SAFETY: the settings are those that `tcgetattr` gave for this descriptor. Should it fail,
-                // the terminal has gone, and nobody misses its settings.
+                // SAFETY: the settings were obtained by `tcgetattr` for this descriptor. If the call fails, the
+                // terminal is gone and needs no restoring.
                 unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings) };
             }
         }
     }
 
-    /// Between two lines, while a command runs, the terminal collects what is typed ahead. It would turn a ^D
-    /// into an end of input that whoever reads keys never sees; without a key for that, the byte stays what it is
-    /// until the editor reads it. What was saved before gives the key back.
-    pub(super) fn keep_end_of_input_as_key() {
-        // SAFETY: asks for a number, with plain numbers.
+    /// Disables the terminal's EOF character. While a command runs, the terminal driver collects what is typed ahead
+    /// and would turn Ctrl-D into an end of input that the editor, which reads keys, never sees. Without an EOF
+    /// character the byte stays in the buffer for the editor. The saved settings restore it.
+    pub(super) fn disable_eof_character() {
+        // SAFETY: a query with plain integer arguments.
         let no_key = libc::cc_t::try_from(unsafe { libc::fpathconf(libc::STDIN_FILENO, libc::_PC_VDISABLE) });
-        if let (Saved(Some(mut settings)), Ok(no_key)) = (Saved::take(), no_key) {
+        if let (TerminalSettings(Some(mut settings)), Ok(no_key)) = (TerminalSettings::save(), no_key) {
             settings.c_cc[libc::VEOF] = no_key;
-            // SAFETY: as in `restore`; if it fails, a ^D at the wrong moment has to be typed again, no more.
+            // SAFETY: as in `restore`. If it fails, a Ctrl-D typed while a command runs is lost, nothing more.
             unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const settings) };
         }
     }
@@ -425,17 +427,17 @@ mod terminal {
 
 #[cfg(not(unix))]
 mod terminal {
-    pub(super) struct Saved;
+    pub(super) struct TerminalSettings;
 
-    impl Saved {
-        pub(super) fn take() -> Saved {
-            Saved
+    impl TerminalSettings {
+        pub(super) fn save() -> TerminalSettings {
+            TerminalSettings
         }
 
         pub(super) fn restore(&self) {}
     }
 
-    pub(super) fn keep_end_of_input_as_key() {}
+    pub(super) fn disable_eof_character() {}
 }
 
 #[cfg(test)]
@@ -451,29 +453,29 @@ mod tests {
             (r#"sell "the \"best\" \\" 1"#, vec!["sell", r#"the "best" \"#, "1"]),
             ("a\"b c\"d \"\"", vec!["ab cd", ""]),
         ] {
-            assert_eq!(words(line).unwrap(), expected, "{line}");
+            assert_eq!(split_words(line).unwrap(), expected, "{line}");
         }
         for line in ["sell \"desk", "it's", "\"a\\"] {
-            assert!(words(line).unwrap_err().contains("not closed"), "{line}");
+            assert!(split_words(line).unwrap_err().contains("not closed"), "{line}");
         }
-        assert_eq!(words(&format!("x {}", quoted("a \"b\" \\c"))).unwrap(), ["x", "a \"b\" \\c"]);
+        assert_eq!(split_words(&format!("x {}", quote_word("a \"b\" \\c"))).unwrap(), ["x", "a \"b\" \\c"]);
     }
 
     #[test]
     fn nothing_of_anyones_drives_a_terminal() {
-        let screen = |colour| Screen { colour, ..Screen::new(false, Shutdown::default()) };
+        let screen = |colour| Screen { colour, ..Screen::new(false, ShutdownSignal::default()) };
         let (plain, coloured) = (screen(false), screen(true));
         let text = format!("{}\nb\x1b[2J\u{202e}\rc", coloured.paint(Style::Bad, "a"));
-        assert_eq!(coloured.harmless(&text), "\x1b[31ma\x1b[0m\nb\u{fffd}[2J\u{fffd}\u{fffd}c");
-        assert_eq!(plain.harmless(&text), "\u{fffd}[31ma\u{fffd}[0m\nb\u{fffd}[2J\u{fffd}\u{fffd}c");
-        assert_eq!(plain.harmless("a\n\nb\n"), "a\n\nb\n");
+        assert_eq!(coloured.sanitize_text(&text), "\x1b[31ma\x1b[0m\nb\u{fffd}[2J\u{fffd}\u{fffd}c");
+        assert_eq!(plain.sanitize_text(&text), "\u{fffd}[31ma\u{fffd}[0m\nb\u{fffd}[2J\u{fffd}\u{fffd}c");
+        assert_eq!(plain.sanitize_text("a\n\nb\n"), "a\n\nb\n");
     }
 
     #[test]
     fn completion_sees_the_words_before() {
-        assert_eq!(word_at("fi"), (0, vec![], "fi".to_owned()));
-        assert_eq!(word_at("remove \"desk la"), (7, vec!["remove".to_owned()], "desk la".to_owned()));
-        assert_eq!(word_at("buy "), (4, vec!["buy".to_owned()], String::new()));
+        assert_eq!(current_word("fi"), (0, vec![], "fi".to_owned()));
+        assert_eq!(current_word("remove \"desk la"), (7, vec!["remove".to_owned()], "desk la".to_owned()));
+        assert_eq!(current_word("buy "), (4, vec!["buy".to_owned()], String::new()));
     }
 
     struct Recorder(Mutex<Vec<Vec<String>>>);
@@ -484,7 +486,7 @@ mod tests {
             match words[0].as_str() {
                 "quit" => Ok(Flow::Quit),
                 "fail" => bail!("it failed"),
-                _ => Ok(Flow::Next),
+                _ => Ok(Flow::Continue),
             }
         }
 
@@ -499,7 +501,7 @@ mod tests {
         input.extend(std::iter::repeat_n(b'x', 3 * LINE_MAX));
         input.extend(b"\ntwo");
         let recorder = Recorder(Mutex::default());
-        let shutdown = Shutdown::default();
+        let shutdown = ShutdownSignal::default();
         let screen = Screen::new(false, shutdown.clone());
         *screen.sink.lock() = Sink::Gone;
         read_pipe(&input[..], &screen, &shutdown, &recorder).unwrap();

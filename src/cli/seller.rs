@@ -1,4 +1,4 @@
-//! `p2s2 seller`: list items, see orders, ship.
+//! `p2s2 seller`: the shop client for sellers (list items, see orders, ship).
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,9 +8,9 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::admin::progress_bar;
-use super::shopper::{self, AccountCommand, Common, Desk, PageArgs, RoleCommands, show};
+use super::shop_client::{self, AccountCommand, RoleCommands, ShopClientArgs, ShopPageArgs, ShopSession, show};
 use crate::model::{Cents, text};
-use crate::shop::wire::{self, Port};
+use crate::shop::wire::{self, ServerKind};
 
 /// Sell in the shop: at a prompt, from a pipe, or one command at a time
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ Sessions of single commands are kept in ~/.config/p2s2 (or $XDG_CONFIG_HOME/p2s2
 )]
 pub struct SellerArgs {
     #[command(flatten)]
-    common: Common,
+    common: ShopClientArgs,
     #[command(subcommand)]
     command: Option<SellerCommand>,
 }
@@ -99,7 +99,7 @@ first is listed.")]
     /// Show what you have on sale, the oldest first
     Items {
         #[command(flatten)]
-        page: PageArgs,
+        page: ShopPageArgs,
     },
     /// Show one item of yours
     Item {
@@ -109,7 +109,7 @@ first is listed.")]
     /// Show what was bought from you, the newest first
     Orders {
         #[command(flatten)]
-        page: PageArgs,
+        page: ShopPageArgs,
     },
     /// Tell a buyer that an item of a purchase is on its way
     Ship {
@@ -122,12 +122,12 @@ first is listed.")]
     Rating,
 }
 
-/// Runs the client: 0 when all went well, 1 when a single command failed.
+/// Runs the client. The exit code is 0 on success and 1 if a one-shot command failed.
 ///
 /// # Errors
-/// Why it cannot begin.
+/// The client could not start.
 pub fn run(args: SellerArgs) -> anyhow::Result<ExitCode> {
-    shopper::run(args.common, args.command)
+    shop_client::run(args.common, args.command)
 }
 
 impl RoleCommands for SellerCommand {
@@ -141,7 +141,7 @@ impl RoleCommands for SellerCommand {
         }
     }
 
-    fn run(self, desk: &Desk) -> anyhow::Result<()> {
+    fn run(self, session: &ShopSession) -> anyhow::Result<()> {
         match self {
             SellerCommand::Account(_) => {}
             SellerCommand::Sell { name, category, price, quantity, keywords, used } => {
@@ -150,60 +150,64 @@ impl RoleCommands for SellerCommand {
                     "item_name": name, "category": category, "keywords": keywords, "condition": condition,
                     "price": price, "quantity": quantity,
                 });
-                desk.say("sell", desk.call("RegisterItemForSale", payload)?, |answer| {
-                    format!("on sale as {}: {quantity} of {name} for {price}", show::plain(&answer["item_id"]))
+                session.print_result("sell", session.call("RegisterItemForSale", payload)?, |response| {
+                    format!("on sale as {}: {quantity} of {name} for {price}", show::plain_text(&response["item_id"]))
                 });
             }
-            SellerCommand::Load { file } => load(desk, &file)?,
+            SellerCommand::Load { file } => load(session, &file)?,
             SellerCommand::Price { item, price } => {
-                let answer = desk.call("ChangeItemPrice", json!({"item_id": item, "price": price}))?;
-                desk.say("price", answer, |_| format!("{item} is {price} now"));
+                let response = session.call("ChangeItemPrice", json!({"item_id": item, "price": price}))?;
+                session.print_result("price", response, |_| format!("{item} is {price} now"));
             }
             SellerCommand::Units { item, change } => {
-                let answer = desk.call("UpdateUnitsForSale", json!({"item_id": item, "quantity": change}))?;
-                desk.say("units", answer, |now| format!("{} of {item} now", now["quantity"]));
+                let response = session.call("UpdateUnitsForSale", json!({"item_id": item, "quantity": change}))?;
+                session.print_result("units", response, |now| format!("{} of {item} now", now["quantity"]));
             }
             SellerCommand::Items { page } => {
                 let mut payload = json!({});
                 page.add_to(&mut payload);
-                desk.say("items", desk.call("DisplayItemsForSale", payload)?, |list| match &list["items"] {
-                    Value::Array(items) if items.is_empty() => {
-                        "nothing is on sale; `sell` or `load` changes that".to_owned()
-                    }
-                    items => format!("{}\n{}", show::items(items), show::count(list)),
-                });
+                session.print_result(
+                    "items",
+                    session.call("DisplayItemsForSale", payload)?,
+                    |list| match &list["items"] {
+                        Value::Array(items) if items.is_empty() => {
+                            "nothing is on sale; `sell` or `load` changes that".to_owned()
+                        }
+                        items => format!("{}\n{}", show::items(items), show::total_text(list)),
+                    },
+                );
             }
             SellerCommand::Item { item } => {
-                let item = desk.call("GetItem", json!({ "item_id": item }))?;
-                desk.say("item", item, |item| show::items(&json!([item])));
+                let item = session.call("GetItem", json!({ "item_id": item }))?;
+                session.print_result("item", item, |item| show::items(&json!([item])));
             }
             SellerCommand::Orders { page } => {
                 let mut payload = json!({});
                 page.add_to(&mut payload);
-                let answer = desk.call("GetSellerOrders", payload)?;
-                desk.say("orders", answer, |list| show::orders(&list["items"]));
+                let response = session.call("GetSellerOrders", payload)?;
+                session.print_result("orders", response, |list| show::orders(&list["items"]));
             }
             SellerCommand::Ship { purchase, item } => {
-                let answer = desk.call("MarkShipped", json!({"purchase_id": purchase, "item_id": item}))?;
-                desk.say("ship", answer, |_| format!("shipped {item} of {purchase}"));
+                let response = session.call("MarkShipped", json!({"purchase_id": purchase, "item_id": item}))?;
+                session.print_result("ship", response, |_| format!("shipped {item} of {purchase}"));
             }
             SellerCommand::Rating => {
-                desk.say("rating", desk.call("GetSellerRating", json!({}))?, show::rating);
+                session.print_result("rating", session.call("GetSellerRating", json!({}))?, show::rating);
             }
         }
         Ok(())
     }
 }
 
-/// Lists every item of a file; none if one of them breaks a rule.
-fn load(desk: &Desk, file: &Path) -> anyhow::Result<()> {
+/// Lists every item of a file; none if one of them is invalid.
+fn load(session: &ShopSession, file: &Path) -> anyhow::Result<()> {
     let items = catalogue(file)?;
     let total = items.len();
     let bar = progress_bar();
     bar.set_length(total as u64);
     for (done, item) in items.into_iter().enumerate() {
-        let name = show::plain(&item["item_name"]);
-        let listed = desk.call("RegisterItemForSale", item);
+        let name = show::plain_text(&item["item_name"]);
+        let listed = session.call("RegisterItemForSale", item);
         if listed.is_err() {
             bar.finish_and_clear();
         }
@@ -211,11 +215,13 @@ fn load(desk: &Desk, file: &Path) -> anyhow::Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    desk.say("load", json!({ "items": total }), |_| format!("{} on sale", show::counted(total as u64, "item")));
+    session.print_result("load", json!({ "items": total }), |_| {
+        format!("{} on sale", show::counted_noun(total as u64, "item"))
+    });
     Ok(())
 }
 
-/// The items of a file, by the server's own rules.
+/// The items of a file, validated by the server's own rules.
 fn catalogue(file: &Path) -> anyhow::Result<Vec<Value>> {
     let shown = file.display();
     let bytes = std::fs::read(file).with_context(|| format!("{shown}"))?;
@@ -223,7 +229,9 @@ fn catalogue(file: &Path) -> anyhow::Result<Vec<Value>> {
         .map_err(|error| anyhow::anyhow!("{shown}: expected a JSON list of items: {error}"))?;
     for (nth, item) in (1..).zip(&items) {
         let request = json!({"type": "request", "api": "RegisterItemForSale", "session_id": "none", "payload": item});
-        if let Err(wire::Rejected { refusal, .. }) = wire::read(Port::Seller, request.to_string().as_bytes()) {
+        if let Err(wire::InvalidRequest { refusal, .. }) =
+            wire::parse_request(ServerKind::Seller, request.to_string().as_bytes())
+        {
             bail!("{shown}, item {nth}: {}", refusal.message);
         }
     }

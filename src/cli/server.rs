@@ -1,4 +1,4 @@
-//! `p2s2 server`: the services of the machine in one process.
+//! `p2s2 server`: all services of a host in one process.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,46 +11,46 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value};
 
-use super::announce::{AnnounceArgs, Announcer, Served};
-use super::share_server::{Ground, Share, ShareArgs};
-use super::shop::{self, Ports, TlsArgs, announce, in_use};
+use super::announce::{AnnounceArgs, AnnouncedService, Announcer};
+use super::share_server::{ShareService, ShareServiceArgs, ShareServiceDeps};
+use super::shop::{self, Ports, TlsArgs, port_in_use, report_ready};
 use super::stores;
-use super::{page, settings};
+use super::{page_urls, settings};
 use crate::model::{Clock, FeeRate};
-use crate::net::budget::{Budget, RECEIVED_MAX};
+use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
 use crate::net::cluster;
-use crate::net::counters::LatencyCounts;
-use crate::net::limits::{self, Bounds, Wanted};
+use crate::net::counters::LatencySnapshot;
+use crate::net::limits::{self, MachineBounds, RequestedBounds};
 use crate::net::listener::ConnectionLimiter;
-use crate::net::shutdown::Shutdown;
+use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads::Executor;
-use crate::net::tls::Identity;
-use crate::shop::door::Floor as ShopFloor;
-use crate::shop::frontend::{self, Databases, FrontendServer};
+use crate::net::tls::TlsIdentity;
+use crate::shop::frontend::{self, DatabaseLocation, FrontendServer};
+use crate::shop::listener::ShopContext;
 use crate::shop::ops::Role;
 use crate::storage::lock::{DataDirLock, LockError};
 use crate::trade;
-use crate::trade::server::{Config, Floor, StartError, TradeServer};
+use crate::trade::server::{TradeServer, TradeServerConfig, TradeServerContext, TradeStartError};
 use crate::web::operator::ShopDatabases;
 
 mod data_dir;
 
-use data_dir::DataDir;
+use data_dir::TradeDataDir;
 
-/// How long work in hand may take to finish at the end.
-const GRACE: Duration = Duration::from_secs(5);
-/// Threads that are neither connections nor datagrams: timers, the writers, readers of sockets.
+/// How long pending work may take to finish at shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Threads that serve neither connections nor datagrams: timers, store writers, socket readers.
 const OTHER_THREADS: usize = 64;
-/// What any server keeps open: standard streams, locks, the users' store, HTTP, and what is opened in passing.
+/// Files that any server keeps open: standard streams, locks, the user store, HTTP, and files that are opened briefly.
 const OWN_FILES: u64 = 26;
-/// Two stores, and a port of both kinds.
+/// Two stores and a port for UDP and TCP.
 const OWN_FILES_OF_TRADE: u64 = 18;
-/// Three stores, four ports, and the locks of two components.
+/// Three stores, four ports and the locks of two components.
 const OWN_FILES_OF_SHOP: u64 = 36;
-/// A store, and a port.
+/// A store and a port.
 const OWN_FILES_OF_SHARE: u64 = 10;
-/// Lines that settlements have open at once: one to each side.
-const SETTLEMENT_LINES_MAX: usize = 2 * trade::exchange::SETTLEMENTS_MAX;
+/// Connections that settlements keep open at once: one to each side.
+const SETTLEMENT_CONNECTIONS_MAX: usize = 2 * trade::exchange::SETTLEMENTS_MAX;
 
 /// Run the services of this machine in one process
 #[derive(Debug, Args)]
@@ -115,7 +115,7 @@ pub struct ServerArgs {
     #[command(flatten)]
     tls: TlsArgs,
     #[command(flatten)]
-    share: ShareArgs,
+    share: ShareServiceArgs,
 }
 
 /// A service of the server.
@@ -177,71 +177,75 @@ struct ShopArgs {
     cluster_key: Option<PathBuf>,
 }
 
-/// For `value_parser`: nobody is served by a server that takes no connection.
+/// For `value_parser`: a server needs at least one connection.
 fn parse_connections(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|connections| *connections > 0).ok_or("expected a number from 1 on".to_owned())
 }
 
-/// Runs until a signal ends it.
+/// Runs the server until a signal ends it.
 ///
 /// # Errors
-/// What kept it from starting, in one line.
+/// A one-line description of what kept it from starting.
 pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("info");
-    let shutdown = Shutdown::install().context("cannot listen for signals")?;
+    let shutdown = ShutdownSignal::install().context("cannot listen for signals")?;
     if let Some(url) = &args.db {
-        // The URL may hold a password: it is not repeated.
+        // The URL may contain a password, so it is not repeated.
         let kind = url.split_once("://").map_or("that", |(scheme, _)| scheme);
         bail!(
             "--db: this version keeps everything in SQLite files in --data-dir and cannot use {kind}; leave --db (P2S2_DB) out"
         );
     }
     let bind = settings::bind_address(args.bind)?;
-    let chosen = args.share.choose(bind, &args.tls)?;
-    let _lock = DataDirLock::take(&args.data_dir)?;
+    let share_config = args.share.resolve(bind, &args.tls)?;
+    let _lock = DataDirLock::acquire(&args.data_dir)?;
     let has = |service| args.services.contains(&service);
-    let shop_locks = has(Service::Shop).then(|| Shop::lock(&args.data_dir)).transpose()?;
-    // Before anything is made, a certificate or a key too: they would look as if nothing had ever been here.
-    stores::examine_server(&args.data_dir, has(Service::Trade), has(Service::Shop), has(Service::Share))?;
+    let shop_locks = has(Service::Shop).then(|| ShopService::lock(&args.data_dir)).transpose()?;
+    // Checked before a certificate or key is created, because such files would make the data dir look like a used one.
+    stores::check_server_stores(&args.data_dir, has(Service::Trade), has(Service::Shop), has(Service::Share))?;
 
     let (mut other_threads, mut other_files, mut own_files) = (OTHER_THREADS, 0, OWN_FILES);
     if has(Service::Trade) {
         own_files += OWN_FILES_OF_TRADE;
-        other_threads += trade::server::DATAGRAMS_IN_HAND_MAX + trade::server::SETTLEMENT_THREADS_MAX;
-        other_files += SETTLEMENT_LINES_MAX;
+        other_threads += trade::server::DATAGRAMS_IN_PROGRESS_MAX + trade::server::SETTLEMENT_THREADS_MAX;
+        other_files += SETTLEMENT_CONNECTIONS_MAX;
     }
     if has(Service::Shop) {
         own_files += OWN_FILES_OF_SHOP;
-        // The other ends of all links are here, too; these count among the connections.
+        // Both ends of every link are in this process; one of them already counts as a connection.
         other_files += 4 * frontend::LINKS_MAX;
     }
     if has(Service::Share) {
         own_files += OWN_FILES_OF_SHARE;
     }
-    if let Err(too_few) = limits::prepare(own_files) {
+    if let Err(too_few) = limits::prepare_process(own_files) {
         bail!("{too_few}: raise it, or run fewer services here (--services)");
     }
-    let wanted = Wanted { connections: args.max_connections, own_files, other_threads, other_files };
-    let Bounds { connections: max_connections, threads, why } = limits::machine_bounds(wanted);
+    let wanted = RequestedBounds { connections: args.max_connections, own_files, other_threads, other_files };
+    let MachineBounds { connections: max_connections, threads, why } = limits::machine_bounds(wanted);
     if let Some(why) = why {
-        limits::tell_lowered("--max-connections", args.max_connections, max_connections, &why);
+        limits::warn_lowered("--max-connections", args.max_connections, max_connections, &why);
     }
     let executor = Executor::new("request", threads);
-    let (limiter, budget) = (ConnectionLimiter::new(max_connections), Budget::new(RECEIVED_MAX));
+    let (limiter, budget) = (ConnectionLimiter::new(max_connections), ReceiveBudget::new(RECEIVE_BUDGET_BYTES));
     let bounds = (&limiter, &budget);
     let mut listeners = Listeners::default();
-    let trade =
-        if has(Service::Trade) { Some(Trade::start(&args, bind, &executor, bounds, &mut listeners)?) } else { None };
-    // The certificate that peers settle by is shown to the shop's clients too, if they ask for TLS and there is
-    // no other: who has confirmed it once knows all of this server.
-    let settled_by = trade.as_ref().filter(|_| !args.plaintext).map(|trade| Arc::clone(&trade.data.identity));
-    let start_shop = |locks| Shop::start(&args, bind, settled_by.clone(), &executor, bounds, locks, &mut listeners);
+    let trade = if has(Service::Trade) {
+        Some(TradeService::start(&args, bind, &executor, bounds, &mut listeners)?)
+    } else {
+        None
+    };
+    // The certificate that settlements use also serves the shop's TLS clients if no other is configured, so that a user
+    // confirms one certificate per server.
+    let trade_identity = trade.as_ref().filter(|_| !args.plaintext).map(|trade| Arc::clone(&trade.data.identity));
+    let start_shop =
+        |locks| ShopService::start(&args, bind, trade_identity.clone(), &executor, bounds, locks, &mut listeners);
     let shop = shop_locks.map(start_shop).transpose()?.map(Arc::new);
-    let ground = Ground {
+    let deps = ShareServiceDeps {
         data_dir: &args.data_dir,
         bind,
         tls: &args.tls,
-        settled_by,
+        trade_identity,
         executor: &executor,
         limiter: &limiter,
         budget: &budget,
@@ -251,31 +255,31 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
             customers: Arc::clone(shop.customer.db()),
         }),
     };
-    let share = Share::start(chosen, &ground, has(Service::Share))?;
+    let share = ShareService::start(share_config, &deps, has(Service::Share))?;
     if let Some(addr) = share.registry_addr() {
         listeners.add(format!("registry: tcp {addr}"), "registry", addr);
     }
-    listeners.served.extend(share.served());
+    listeners.services.extend(share.announced_services());
     let addr = share.api_addr();
     listeners.add(format!("server-api: http {addr}"), "server_api", addr);
-    // Beyond loopback browsers are told of the page that others cannot read along.
+    // Beyond loopback the HTTPS URL of the page is printed.
     let is_tls = !addr.ip().is_loopback() && share.has_certificate();
-    listeners.lines.extend(page::lines(addr, is_tls));
+    listeners.lines.extend(page_urls::lines(addr, is_tls));
     if let Some(trade) = &trade {
         let (counts, sizes) = (Arc::downgrade(&trade.server), Arc::downgrade(&trade.server));
-        // They are named after the room already.
+        // The counters already carry the service's name.
         let unnamed = |(name, count): (String, u64)| (name.strip_prefix("trade_").unwrap_or(&name).to_owned(), count);
         share.metrics().add_counters("trade", move || {
             counts.upgrade().map_or_else(Vec::new, |server| server.counters().into_iter().map(unnamed).collect())
         });
         share.metrics().add_sizes("trade", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
         let (requests, commits) = (Arc::downgrade(&trade.server), Arc::downgrade(&trade.server));
-        let none = LatencyCounts::default;
+        let none = LatencySnapshot::default;
         share.metrics().add_latencies("trade_requests", move || {
             requests.upgrade().map_or_else(none, |server: Arc<TradeServer>| server.latencies())
         });
         share.metrics().add_latencies("trade_commits", move || {
-            commits.upgrade().map_or_else(none, |server: Arc<TradeServer>| server.store().commits())
+            commits.upgrade().map_or_else(none, |server: Arc<TradeServer>| server.store().commit_latencies())
         });
     }
     if let Some(shop) = &shop {
@@ -283,24 +287,24 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         let (sizes, shop) = (Arc::downgrade(shop), Arc::downgrade(shop));
         share
             .metrics()
-            .add_sizes("shop", move || sizes.upgrade().map_or_else(Vec::new, |shop: Arc<Shop>| shop.sizes()));
-        let counters = move || shop.upgrade().map_or_else(Vec::new, |shop: Arc<Shop>| shop.counters());
+            .add_sizes("shop", move || sizes.upgrade().map_or_else(Vec::new, |shop: Arc<ShopService>| shop.sizes()));
+        let counters = move || shop.upgrade().map_or_else(Vec::new, |shop: Arc<ShopService>| shop.counters());
         share.metrics().add_counters("shop", counters);
-        let none = LatencyCounts::default;
+        let none = LatencySnapshot::default;
         share.metrics().add_latencies("shop_requests", move || {
-            requests.upgrade().map_or_else(none, |shop: Arc<Shop>| shop.latencies())
+            requests.upgrade().map_or_else(none, |shop: Arc<ShopService>| shop.latencies())
         });
         share.metrics().add_latencies("shop_commits", move || {
-            commits.upgrade().map_or_else(none, |shop: Arc<Shop>| shop.customer.db().store().commits())
+            commits.upgrade().map_or_else(none, |shop: Arc<ShopService>| shop.customer.db().store().commit_latencies())
         });
     }
-    let announcer = Announcer::start(&args.announce, "server", bind, listeners.served);
-    announce(args.ready_file.as_deref(), &listeners.lines, &listeners.entries)?;
+    let announcer = Announcer::start(&args.announce, "server", bind, listeners.services);
+    report_ready(args.ready_file.as_deref(), &listeners.lines, &listeners.entries)?;
     shutdown.wait();
-    log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
+    log::info!("stopping: no new work; what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
     announcer.stop();
-    let deadline = Instant::now() + GRACE;
-    // Trade last: the others have threads of the executor, whose end it waits for.
+    let deadline = Instant::now() + SHUTDOWN_GRACE;
+    // Trade stops last: it waits for the executor's threads, which the other services use too.
     share.stop(deadline);
     if let Some(shop) = shop {
         shop.stop(deadline);
@@ -311,13 +315,13 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the process listens: a line each for people, an entry each for the ready file.
+/// The listeners of the process: lines for people and entries for the ready file.
 #[derive(Default)]
 struct Listeners {
     lines: Vec<String>,
     entries: Map<String, Value>,
-    /// What clients connect to.
-    served: Vec<Served>,
+    /// The services that are announced.
+    services: Vec<AnnouncedService>,
 }
 
 impl Listeners {
@@ -327,22 +331,22 @@ impl Listeners {
     }
 }
 
-/// The service trade, running.
-struct Trade {
+/// The running trade service.
+struct TradeService {
     server: Arc<TradeServer>,
-    data: DataDir,
+    data: TradeDataDir,
 }
 
-impl Trade {
+impl TradeService {
     fn start(
         args: &ServerArgs,
         bind: IpAddr,
         executor: &Arc<Executor>,
-        (limiter, budget): (&Arc<ConnectionLimiter>, &Arc<Budget>),
+        (limiter, budget): (&Arc<ConnectionLimiter>, &Arc<ReceiveBudget>),
         listeners: &mut Listeners,
-    ) -> anyhow::Result<Trade> {
-        let data = DataDir::open(&args.data_dir)?;
-        let config = Config {
+    ) -> anyhow::Result<TradeService> {
+        let data = TradeDataDir::open(&args.data_dir)?;
+        let config = TradeServerConfig {
             addr: SocketAddr::new(bind, args.trade_port),
             windows: trade::deal::Windows {
                 offer: args.offer_window,
@@ -353,7 +357,7 @@ impl Trade {
             fee: args.fee_percent,
             plaintext: args.plaintext,
         };
-        let floor = Floor {
+        let context = TradeServerContext {
             executor: Arc::clone(executor),
             limiter: Arc::clone(limiter),
             budget: Arc::clone(budget),
@@ -361,12 +365,12 @@ impl Trade {
             identity: Arc::clone(&data.identity),
             store: Arc::clone(&data.store),
             gateway: data.gateway.clone(),
-            first_stretch: data.first_stretch,
+            first_id_range: data.first_id_range,
             charged_up_to: data.charged_up_to,
         };
-        let server = TradeServer::start(config, floor).map_err(|error| match error {
-            StartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => {
-                in_use(addr, "--trade-port")
+        let server = TradeServer::start(config, context).map_err(|error| match error {
+            TradeStartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => {
+                port_in_use(addr, "--trade-port")
             }
             error => error.into(),
         })?;
@@ -375,8 +379,8 @@ impl Trade {
         let plain = if args.plaintext { " (settlement without TLS)" } else { "" };
         listeners.add(format!("trade: tcp {addr}{plain}"), "trade_tcp", addr);
         let cert_sha256 = (!args.plaintext).then(|| data.identity.fingerprint().to_owned());
-        listeners.served.push(Served { name: "trade", port: addr.port(), cert_sha256 });
-        Ok(Trade { server: Arc::new(server), data })
+        listeners.services.push(AnnouncedService { name: "trade", port: addr.port(), cert_sha256 });
+        Ok(TradeService { server: Arc::new(server), data })
     }
 
     fn stop(&self, deadline: Instant) {
@@ -388,62 +392,73 @@ impl Trade {
     }
 }
 
-/// The service shop, running: its four servers, which speak with each other over TCP here too.
-struct Shop {
-    product: shop::Product,
-    customer: shop::Customer,
+/// The running shop service. Its four servers communicate over TCP even within one process.
+struct ShopService {
+    product: shop::ProductService,
+    customer: shop::CustomerService,
     frontends: Vec<(&'static str, FrontendServer)>,
 }
 
-impl Shop {
-    /// Takes the parts of the data dir that its databases may have by themselves.
+impl ShopService {
+    /// Locks the parts of the data dir that the databases could also use as separate processes.
     fn lock(dir: &Path) -> Result<[DataDirLock; 2], LockError> {
-        Ok([shop::Product::lock(dir)?, shop::Customer::lock(dir)?])
+        Ok([shop::ProductService::lock(dir)?, shop::CustomerService::lock(dir)?])
     }
 
     fn start(
         args: &ServerArgs,
         bind: IpAddr,
-        settled_by: Option<Arc<Identity>>,
+        trade_identity: Option<Arc<TlsIdentity>>,
         executor: &Arc<Executor>,
-        (limiter, budget): (&Arc<ConnectionLimiter>, &Arc<Budget>),
+        (limiter, budget): (&Arc<ConnectionLimiter>, &Arc<ReceiveBudget>),
         [product_lock, customer_lock]: [DataDirLock; 2],
         listeners: &mut Listeners,
-    ) -> anyhow::Result<Shop> {
+    ) -> anyhow::Result<ShopService> {
         let (own, dir) = (&args.shop, &args.data_dir);
         let identity = args.tls.identity(bind, dir)?;
         let key_file = own.cluster_key.clone().unwrap_or_else(|| dir.join(cluster::FILE_NAME));
-        let floor =
-            shop::floor(Arc::clone(executor), Arc::clone(limiter), Arc::clone(budget), identity, &args.tls, &key_file)?;
+        let context = shop::shop_context(
+            Arc::clone(executor),
+            Arc::clone(limiter),
+            Arc::clone(budget),
+            identity,
+            &args.tls,
+            &key_file,
+        )?;
         let at = |port: u16| SocketAddr::new(bind, port);
-        let held = (dir.as_path(), product_lock);
-        let product = shop::Product::start(at(own.product_port), "--product-port", &floor, held, own.hold_timeout)?;
+        let data = (dir.as_path(), product_lock);
+        let product =
+            shop::ProductService::start(at(own.product_port), "--product-port", &context, data, own.hold_timeout)?;
         let (timeout, fee) = (own.session_timeout, args.fee_percent);
-        let held = (dir.as_path(), customer_lock);
-        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &floor, held, timeout, fee)?;
+        let data = (dir.as_path(), customer_lock);
+        let customer =
+            shop::CustomerService::start(at(own.customer_port), "--customer-port", &context, data, timeout, fee)?;
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
         listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
         listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);
-        let databases = Databases::Here { have_tls: floor.identity.is_some() };
-        let floor = ShopFloor { identity: floor.identity.clone().or(settled_by), ..floor };
+        let databases = DatabaseLocation::SameProcess { has_tls: context.identity.is_some() };
+        let context = ShopContext { identity: context.identity.clone().or(trade_identity), ..context };
         let mut frontends = Vec::new();
         for (role, name, flag, ports) in [
             (Role::Seller, "seller", "--seller-port", &own.seller_port),
             (Role::Buyer, "buyer", "--buyer-port", &own.buyer_port),
         ] {
             let addrs = ports.0.iter().map(|port| at(*port)).collect();
-            let at = (page::from_here(product_addr).to_string(), page::from_here(customer_addr).to_string());
-            let server = shop::start_frontend(role, addrs, flag, &floor, at, databases)?;
+            let at = (
+                page_urls::reachable_addr(product_addr).to_string(),
+                page_urls::reachable_addr(customer_addr).to_string(),
+            );
+            let server = shop::start_frontend(role, addrs, flag, &context, at, databases)?;
             let locals = server.local_addrs();
             listeners.lines.extend(locals.iter().map(|local| format!("{name}: tcp {local}")));
-            shop::frontend_entries(name, &locals, &mut listeners.entries);
-            listeners.served.extend(shop::served(name, &locals, &floor));
+            shop::add_frontend_entries(name, &locals, &mut listeners.entries);
+            listeners.services.extend(shop::announced_frontend(name, &locals, &context));
             frontends.push((name, server));
         }
-        Ok(Shop { product, customer, frontends })
+        Ok(ShopService { product, customer, frontends })
     }
 
-    /// Every counter of the frontends and of the databases' doors, with its name.
+    /// All counters of the frontends and of the databases' listeners.
     fn counters(&self) -> Vec<(String, u64)> {
         let named = |part: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{part}_{name}"), count)).collect::<Vec<_>>()
@@ -455,26 +470,28 @@ impl Shop {
         frontends.chain(databases.concat()).collect()
     }
 
-    /// How long clients' messages took to be answered, at all frontends.
-    fn latencies(&self) -> LatencyCounts {
-        self.frontends.iter().fold(LatencyCounts::default(), |sum, (_, frontend)| sum.plus(&frontend.latencies()))
+    /// Response times of client requests, over all frontends.
+    fn latencies(&self) -> LatencySnapshot {
+        self.frontends
+            .iter()
+            .fold(LatencySnapshot::default(), |sum, (_, frontend)| sum.merged_with(&frontend.latencies()))
     }
 
-    /// How much of what there is now, with its name.
+    /// Current sizes for the metrics.
     fn sizes(&self) -> Vec<(&'static str, u64)> {
         let customers = self.customer.db();
-        let (sessions, _) = customers.sizes();
+        let (sessions, _) = customers.session_and_buyer_counts();
         let mut sizes =
-            vec![("sessions", sessions as u64), ("purchases_under_way", customers.purchases_under_way() as u64)];
-        match self.product.db().on_sale() {
+            vec![("sessions", sessions as u64), ("purchases_under_way", customers.open_purchase_count() as u64)];
+        match self.product.db().items_on_sale() {
             Ok(items) => sizes.push(("items_on_sale", items)),
-            // Then it is not told this time.
+            // The value is left out this time.
             Err(error) => log::debug!("how many items are on sale: {error}"),
         }
         sizes
     }
 
-    /// The frontends first: what they have in hand needs the databases.
+    /// Stops the frontends first: their pending requests need the databases.
     fn stop(&self, deadline: Instant) {
         let left = || deadline.saturating_duration_since(Instant::now());
         for (name, frontend) in &self.frontends {

@@ -1,5 +1,5 @@
-//! Where settings come from: flag, else environment, else `.env` in the working directory, else the
-//! default. Document 004's names (`SERVER_HOST`, …) stand in where ours are not set.
+//! Sources of settings, in order: flag, environment, `.env` in the working directory, default. Legacy variables
+//! (`SERVER_HOST`, …) apply where the newer ones are not set.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -11,12 +11,12 @@ use anyhow::Context;
 use clap::builder::BoolishValueParser;
 
 use super::dotenv;
-use super::repl::clean;
+use super::repl::sanitize;
 use crate::model::text::spellings;
 use crate::model::{FeeRate, Name, duration};
-use crate::web::operator::warnings::log_by;
+use crate::web::operator::warnings::install_logger;
 
-/// Document 004's names, which count where ours are not set.
+/// Legacy variables, which apply where the newer ones are not set.
 const ALIASES: [&str; 14] = [
     "SERVER_HOST",
     "SERVER_PORT",
@@ -34,17 +34,16 @@ const ALIASES: [&str; 14] = [
     "ADMIN_PASSWORD",
 ];
 
-/// Makes the environment what the commands go by: a variable of ours without a value is none, and `.env` of
-/// the working directory says what the environment does not. To be called before anything else: while
-/// there is one thread.
+/// Prepares the environment: removes our variables that are empty, and sets those that only `.env` in the working
+/// directory defines. Must be called before other threads start.
 ///
 /// # Errors
-/// The file is there but cannot be read.
+/// `.env` exists but cannot be read.
 pub fn load_environment() -> anyhow::Result<()> {
     for (name, value) in std::env::vars_os() {
         let ours = name.to_str().is_some_and(|name| name.starts_with("P2S2_") || ALIASES.contains(&name));
         if ours && value.is_empty() {
-            // SAFETY: no other thread is there yet that could read the environment meanwhile.
+            // SAFETY: no other thread exists yet that could access the environment.
             unsafe { std::env::remove_var(&name) };
         }
     }
@@ -53,44 +52,44 @@ pub fn load_environment() -> anyhow::Result<()> {
         return Ok(());
     }
     let text = std::fs::read(path).context("cannot read .env")?;
-    for setting in dotenv::read(&text) {
+    for setting in dotenv::parse(&text) {
         match setting {
             Ok((name, value)) if !value.is_empty() && std::env::var_os(&name).is_none() => {
                 // SAFETY: as above.
                 unsafe { std::env::set_var(name, value) };
             }
             Ok(_) => {}
-            // The line may hold a secret: it is not repeated.
+            // The line may contain a secret, so it is not repeated.
             Err(number) => eprintln!("warning: .env, line {number}: expected NAME=VALUE; the line has no effect"),
         }
     }
     Ok(())
 }
 
-/// Warns of variables that look like ours and that nothing reads: a name with a slip in it has no effect.
+/// Warns of variables with our prefix that nothing reads, because a misspelled name has no effect.
 pub fn warn_of_unknown(known: &BTreeSet<String>) {
     for (name, _) in std::env::vars_os() {
-        // This project's own tests have names of that beginning, which are none of the program's.
+        // The tests of this project use variables with this prefix.
         let is_ours = |name: &&str| name.starts_with("P2S2_") && !name.starts_with("P2S2_TEST_");
         let Some(name) = name.to_str().filter(is_ours) else { continue };
         if !known.contains(name) {
-            eprintln!("warning: {}: no flag has this name; the variable has no effect", clean(name));
+            eprintln!("warning: {}: no flag has this name; the variable has no effect", sanitize(name));
         }
     }
 }
 
-/// For `value_parser`: a flag that is also a variable, on with `1`, `true`, `yes` or `on`, off with `0`,
-/// `false`, `no` or `off`.
+/// For `value_parser`: a flag that can also be set by a variable. On: `1`, `true`, `yes`, `on`; off: `0`, `false`,
+/// `no`, `off`.
 pub fn parse_switch() -> BoolishValueParser {
     BoolishValueParser::new()
 }
 
-/// For `value_parser`: a duration such as `500ms`, `5s`, `20min`.
+/// For `value_parser`: a duration such as `500ms`, `5s` or `20min`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     duration::parse(text)
 }
 
-/// For `value_parser`: a window, which must not be empty.
+/// For `value_parser`: a duration above zero.
 pub fn parse_window(text: &str) -> Result<Duration, String> {
     match duration::parse(text)? {
         Duration::ZERO => Err("expected more than nothing".to_owned()),
@@ -103,14 +102,14 @@ pub fn parse_fee(text: &str) -> Result<FeeRate, String> {
     FeeRate::parse_percent(text)
 }
 
-/// For `value_parser`: `HOST:PORT`, with an address or a name that can be one. Whether anybody is there is seen when
-/// it is asked.
+/// For `value_parser`: `HOST:PORT` with an IP address or a syntactically valid host name. The name is resolved only
+/// when connecting.
 pub fn parse_host_port(text: &str) -> Result<String, String> {
     let is_word = |label: &str| {
         let may_be = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         (1..=63).contains(&label.len()) && label.bytes().all(may_be) && !label.starts_with('-')
     };
-    // Of digits and dots alone, it is meant as an address.
+    // A host of digits and dots only is meant to be an address.
     let is_name = |host: &str| {
         let labels = host.strip_suffix('.').unwrap_or(host);
         host.len() <= 253
@@ -118,8 +117,8 @@ pub fn parse_host_port(text: &str) -> Result<String, String> {
             && !host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
     };
     let text = text.trim();
-    let wrong = || "expected HOST:PORT, for example 127.0.0.1:9001, db.example:9001 or [::1]:9001".to_owned();
-    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let error = || "expected HOST:PORT, for example 127.0.0.1:9001, db.example:9001 or [::1]:9001".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(error)?;
     if port.starts_with('+') || !port.parse::<u16>().is_ok_and(|port| port > 0) {
         return Err(format!("expected a port from 1 to 65535 behind the last colon, not {port:?}"));
     }
@@ -129,11 +128,11 @@ pub fn parse_host_port(text: &str) -> Result<String, String> {
         }
         Ok(_) => Ok(text.to_owned()),
         Err(_) if is_name(host) => Ok(text.to_owned()),
-        Err(_) => Err(wrong()),
+        Err(_) => Err(error()),
     }
 }
 
-/// For `value_parser`: the SHA-256 of a certificate.
+/// For `value_parser`: the SHA-256 fingerprint of a certificate.
 pub fn parse_fingerprint(text: &str) -> Result<String, String> {
     if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(text.to_lowercase());
@@ -144,21 +143,22 @@ pub fn parse_fingerprint(text: &str) -> Result<String, String> {
 /// The address to bind: the flag (or its own variable), else `SERVER_HOST`, else loopback.
 ///
 /// # Errors
-/// `SERVER_HOST` is no IP address.
+/// `SERVER_HOST` is not an IP address.
 pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
     if let Some(bind) = flag {
         return Ok(bind);
     }
-    Ok(host_of("SERVER_HOST", "--bind")?.unwrap_or(Ipv4Addr::LOCALHOST.into()))
+    Ok(bind_address_from("SERVER_HOST", "--bind")?.unwrap_or(Ipv4Addr::LOCALHOST.into()))
 }
 
-/// The address in a variable of document 004's, if it is set; for which this flag stands.
+/// The address given by a legacy variable, if it is set; `flag` is the flag that replaces it.
 ///
-/// A 0.0.0.0 that comes from there alone is old habit, not a decision to be open to the world.
+/// An unspecified address such as 0.0.0.0 becomes loopback: old configurations have it by habit, which is no decision
+/// to accept connections from other machines.
 ///
 /// # Errors
-/// It is no IP address.
-pub fn host_of(variable: &str, flag: &str) -> anyhow::Result<Option<IpAddr>> {
+/// The value is not an IP address.
+pub fn bind_address_from(variable: &str, flag: &str) -> anyhow::Result<Option<IpAddr>> {
     let Ok(host) = std::env::var(variable) else { return Ok(None) };
     let bind = if host == "localhost" {
         Ipv4Addr::LOCALHOST.into()
@@ -172,11 +172,11 @@ pub fn host_of(variable: &str, flag: &str) -> anyhow::Result<Option<IpAddr>> {
     Ok(Some(bind))
 }
 
-/// The flag (or its own variable), else what a variable of document 004's says, else the default.
+/// The flag (or its own variable), else a legacy variable, else the default.
 ///
 /// # Errors
-/// The variable says something else.
-pub fn or_variable<T>(
+/// The legacy variable has an invalid value.
+pub fn flag_or_variable<T>(
     flag: Option<T>,
     variable: &str,
     default: T,
@@ -186,16 +186,16 @@ pub fn or_variable<T>(
         return Ok(value);
     }
     match std::env::var(variable) {
-        Ok(text) => parse(&text).map_err(|wrong| anyhow::anyhow!("{variable}={text}: {wrong}")),
+        Ok(text) => parse(&text).map_err(|error| anyhow::anyhow!("{variable}={text}: {error}")),
         Err(_) => Ok(default),
     }
 }
 
-/// Most bytes of a file's or folder's name that every file system takes, less what stands around it.
+/// Maximum length of a file name in bytes that every file system accepts, with room for additions.
 pub const FILE_NAME_MAX: usize = 200;
 
-/// A name of a file or folder: the prefix, and a text with what may not be there written as `%XX`.
-pub fn file_name(prefix: &str, text: &str) -> String {
+/// A file name: the prefix and the text, with unsafe characters as `%XX`. Overlong texts are replaced by their SHA-256.
+pub fn safe_file_name(prefix: &str, text: &str) -> String {
     let mut name = String::from(prefix);
     for c in text.chars() {
         if c.is_alphanumeric() || matches!(c, '-' | '_') {
@@ -212,30 +212,28 @@ pub fn file_name(prefix: &str, text: &str) -> String {
     name
 }
 
-/// Where what belongs to a name is kept in a folder: under its form C, which is one for all its spellings. What is there
-/// under the spelling that was given, or else under another one, is used: an earlier version kept it so.
-pub fn path_of(folder: &Path, prefix: &str, text: &str, ending: &str) -> PathBuf {
-    let [given, composed, apart] = paths_of(folder, prefix, text, ending);
+/// The path for a name in a folder: by default that of its NFC form, which all spellings share. An existing path of the
+/// given or another spelling is preferred, because an earlier version used it.
+pub fn find_path(folder: &Path, prefix: &str, text: &str, ending: &str) -> PathBuf {
+    let [given, composed, apart] = candidate_paths(folder, prefix, text, ending);
     let usual = composed.clone();
     [given, composed, apart].into_iter().find(|path| path.exists()).unwrap_or(usual)
 }
 
-/// Everywhere where what belongs to a name may be, as [`spellings`] has them.
-pub fn paths_of(folder: &Path, prefix: &str, text: &str, ending: &str) -> [PathBuf; 3] {
-    spellings(text).map(|text| folder.join(format!("{}{ending}", file_name(prefix, &text))))
+/// All paths that may belong to a name, one for each of [`spellings`].
+pub fn candidate_paths(folder: &Path, prefix: &str, text: &str, ending: &str) -> [PathBuf; 3] {
+    spellings(text).map(|text| folder.join(format!("{}{ending}", safe_file_name(prefix, &text))))
 }
 
-/// Where everything of a name is kept that takes part in something: `data/state/PREFIXNAME`, with what may not be in a
-/// folder's name written as `%XX`.
+/// The default data dir of a participant: `data/state/PREFIXNAME`, with unsafe characters as `%XX`.
 pub fn default_data_dir(prefix: &str, name: &Name) -> PathBuf {
-    path_of(Path::new("data/state"), prefix, name.as_str(), "")
+    find_path(Path::new("data/state"), prefix, name.as_str(), "")
 }
 
-/// Where a user's own things are kept, for every program that he runs: sessions, servers that he has
-/// confirmed. Nothing is created.
+/// The user's configuration folder for all programs (sessions, confirmed servers). It is not created.
 ///
 /// # Errors
-/// Nobody knows where the user's configuration is.
+/// Neither XDG_CONFIG_HOME nor HOME nor APPDATA gives an absolute path.
 pub fn config_folder() -> anyhow::Result<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let folder = variable("XDG_CONFIG_HOME")
@@ -245,18 +243,18 @@ pub fn config_folder() -> anyhow::Result<PathBuf> {
     Ok(folder.join("p2s2"))
 }
 
-/// Begins logging: `RUST_LOG`, else this level for our own lines. A line may quote what others said. Warnings are kept
-/// as well, for whoever asks the process itself.
+/// Starts logging at the level of `RUST_LOG`, or at this one. Lines are sanitized because they may quote others.
+/// Warnings are also kept in memory for the operator API.
 pub fn init_log(default_filter: &str) {
     let logger = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_filter))
         .format(|out, record| {
             let (time, level, style) = (out.timestamp(), record.level(), out.default_level_style(record.level()));
-            writeln!(out, "[{time} {style}{level:<5}{style:#}] {}", clean(&record.args().to_string()))
+            writeln!(out, "[{time} {style}{level:<5}{style:#}] {}", sanitize(&record.args().to_string()))
         })
         .build();
     let filter = logger.filter();
-    // One that is there already goes on.
-    if let Err(error) = log_by(logger, filter) {
+    // An earlier logger stays in place.
+    if let Err(error) = install_logger(logger, filter) {
         eprintln!("warning: {error}");
     }
 }
@@ -268,15 +266,15 @@ mod tests {
     #[test]
     fn a_name_has_one_folder_however_it_is_spelled() {
         let dir = tempfile::tempdir().unwrap();
-        let at = |text: &str| path_of(dir.path(), "peer-", text, "");
+        let at = |text: &str| find_path(dir.path(), "peer-", text, "");
         let (composed, apart) = ("Zo\u{eb}", "Zoe\u{308}");
-        let [of_composed, of_apart] = [composed, apart].map(|text| dir.path().join(file_name("peer-", text)));
+        let [of_composed, of_apart] = [composed, apart].map(|text| dir.path().join(safe_file_name("peer-", text)));
         assert_ne!(of_composed, of_apart);
         assert_eq!([at(composed), at(apart)], [of_composed.clone(), of_composed.clone()]);
-        // That of an earlier version is used, whoever asks.
+        // The directory of an earlier version is used, whichever spelling is given.
         std::fs::create_dir(&of_apart).unwrap();
         assert_eq!([at(composed), at(apart)], [of_apart.clone(), of_apart.clone()]);
-        // Where it made two, each stays with its own.
+        // If both exist, each spelling uses its own.
         std::fs::create_dir(&of_composed).unwrap();
         assert_eq!([at(composed), at(apart)], [of_composed, of_apart]);
     }
@@ -303,7 +301,7 @@ mod tests {
         ] {
             assert_eq!(parse_host_port(good).as_deref(), Ok(good));
         }
-        for wrong in [
+        for error in [
             "nonsense",
             "",
             ":",
@@ -326,7 +324,7 @@ mod tests {
             "[::]:9001",
             "224.0.0.1:9001",
         ] {
-            assert!(parse_host_port(wrong).is_err(), "{wrong}");
+            assert!(parse_host_port(error).is_err(), "{error}");
         }
     }
 }

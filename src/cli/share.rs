@@ -1,4 +1,4 @@
-//! `p2s2 share`: a file-sharing node, and the commands that talk to one that runs.
+//! `p2s2 share`: a file-sharing node, and commands for a running node.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -11,56 +11,57 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value};
 
-use super::shop::{TlsArgs, announce, in_use};
-use super::{auto, name, page, settings, stores};
+use super::shop::{TlsArgs, port_in_use, report_ready};
+use super::{name_prompt, page_urls, server_discovery, settings, stores};
 use crate::identity::KnownServers;
 use crate::lan::DISCOVERY_PORT;
 use crate::model::{Clock, Name};
-use crate::net::budget::{Budget, RECEIVED_MAX};
-use crate::net::http::{self, HttpServer, Rules, parse_allowed_origin, parse_host_name};
-use crate::net::limits::{self, Bounds, Wanted};
+use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
+use crate::net::http::{self, HttpServer, RequestPolicy, parse_allowed_origin, parse_host_name};
+use crate::net::limits::{self, MachineBounds, RequestedBounds};
 use crate::net::listener::{self, ConnectionLimiter, ListenerContext};
-use crate::net::shutdown::Shutdown;
+use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads::Executor;
 use crate::share::api_client::ApiClient;
-use crate::share::client::Pin;
+use crate::share::client::CertificatePin;
 use crate::share::client_api::ClientApi;
-use crate::share::client_api::sign_in::SignIn;
-use crate::share::heartbeat::ACTIVE_EVERY;
-use crate::share::node::keep::Keep;
-use crate::share::node::nodes::{Nodes, StartError};
-use crate::share::node::{Floor, Settings};
+use crate::share::client_api::authenticator::Authenticator;
+use crate::share::heartbeat::ACTIVE_INTERVAL;
+use crate::share::node::nodes::{Nodes, StartNodesError};
+use crate::share::node::store::NodeStore;
+use crate::share::node::{NodeContext, NodeSettings};
 use crate::storage::create_private_dir;
 use crate::storage::lock::DataDirLock;
 use crate::web::Site;
 
 mod commands;
 mod progress;
-mod running;
+mod running_nodes;
 mod show;
 
 use commands::ShareCommand;
 
-/// Ports that were asked for by nobody.
+/// Default ports.
 const REGISTRY_PORT: u16 = 9000;
 const SERVER_API_PORT: u16 = 5500;
 const API_PORT: u16 = 5501;
-const PORT_MIN: u16 = 6000;
-const PORT_MAX: u16 = 7000;
-/// Ports for the client API that are tried where none was asked for.
+const PORT_MIN_DEFAULT: u16 = 6000;
+const PORT_MAX_DEFAULT: u16 = 7000;
+/// Ports for the client API that are tried in turn if none was given.
 const API_PORTS_TRIED: u16 = 100;
-/// How long work in hand may take to finish at the end, of which the API has the first part.
-const GRACE: Duration = Duration::from_millis(4_500);
-const API_GRACE: Duration = Duration::from_secs(1);
-/// Connections of peers and of the API's users together.
+/// How long pending work may take to finish at shutdown; `API_SHUTDOWN_GRACE` of it is for the API.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(4_500);
+const API_SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// Connections of peers and API clients together.
 const CONNECTIONS_MAX: usize = 4_000;
-/// Threads that are no connections: of nodes, of fetches, the store's.
+/// Threads other than those of connections: nodes, fetches, the store.
 const OTHER_THREADS: usize = 1_024;
-/// What a node keeps open: standard streams, locks, a store, two ports, the server, and what is opened in passing.
+/// Files that a node keeps open: standard streams, locks, a store, two ports, the server connection, and files that are
+/// opened briefly.
 const OWN_FILES: u64 = 30;
 /// How long the server may take to check a token or a password.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(15);
-/// Most time between heartbeats: the registry closes a connection over which nothing came for 10 min.
+/// Longest heartbeat interval: the registry closes a connection that is silent for 10 min.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(540);
 
 /// Share files: run a node, or tell the one that runs what to do
@@ -87,7 +88,7 @@ pub struct ShareArgs {
     command: Option<ShareCommand>,
     /// Who you are; asked for when a node is to be run and it is not given. Commands: whose node is meant
     // Whether it may be a new one is the server's to say: an account of an earlier version may bear any.
-    #[arg(long, value_name = "NAME", value_parser = Name::kept, global = true)]
+    #[arg(long, value_name = "NAME", value_parser = Name::from_stored, global = true)]
     name: Option<Name>,
     /// Address of the client API; anything but loopback opens it to other machines
     #[arg(long, value_name = "IP", global = true)]
@@ -165,7 +166,7 @@ struct NodeArgs {
     discovery_port: u16,
 }
 
-/// For `value_parser`: a node that is silent for too long is forgotten.
+/// For `value_parser`: an interval that keeps the registry connection alive.
 fn parse_heartbeat(text: &str) -> Result<Duration, String> {
     let every = settings::parse_window(text)?;
     if every > HEARTBEAT_MAX {
@@ -174,47 +175,47 @@ fn parse_heartbeat(text: &str) -> Result<Duration, String> {
     Ok(every)
 }
 
-/// Runs the node until a signal ends it, or one command.
+/// Runs the node until a signal ends it, or runs one command.
 ///
 /// # Errors
-/// What kept it from starting, in one line.
+/// A one-line description of what kept it from starting.
 pub fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(command) => {
             settings::init_log("error");
-            let ip = page::from_here(SocketAddr::new(api_ip(args.api_bind, false)?, 0)).ip();
-            let port = or_variable(args.api_port, "CLIENT_API_PORT")?;
-            let wanted = commands::Wanted {
-                port: port.map(|port| SocketAddr::new(ip, port)),
+            let ip = page_urls::reachable_addr(SocketAddr::new(api_bind_ip(args.api_bind, false)?, 0)).ip();
+            let port = flag_or_variable(args.api_port, "CLIENT_API_PORT")?;
+            let query = commands::NodeQuery {
+                addr: port.map(|port| SocketAddr::new(ip, port)),
                 name: args.name.as_ref(),
                 cert: args.node_cert.as_deref(),
-                usual: SocketAddr::new(ip, API_PORT),
+                default_addr: SocketAddr::new(ip, API_PORT),
             };
-            Ok(commands::run(command, &wanted, args.json))
+            Ok(commands::run(command, &query, args.json))
         }
         None => {
             settings::init_log("info");
-            serve(args)
+            run_node(args)
         }
     }
 }
 
-fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
-    let Some(name) = args.name.clone().map_or_else(name::ask, |name| Ok(Some(name)))? else {
+fn run_node(args: ShareArgs) -> anyhow::Result<ExitCode> {
+    let Some(name) = args.name.clone().map_or_else(name_prompt::ask, |name| Ok(Some(name)))? else {
         eprintln!("error: a node needs a name: --name NAME (or P2S2_SHARE_NAME), or the first line of the input");
         return Ok(ExitCode::from(2));
     };
-    let shutdown = Shutdown::install().context("cannot listen for signals")?;
-    if let Err(too_few) = limits::prepare(OWN_FILES) {
+    let shutdown = ShutdownSignal::install().context("cannot listen for signals")?;
+    if let Err(too_few) = limits::prepare_process(OWN_FILES) {
         bail!("{too_few}: raise it");
     }
     let node = &args.node;
     let server = find_server(node, args.tls.insecure)?;
     let data_dir = node.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("share-", &name));
-    let _lock = DataDirLock::take(&data_dir)?;
-    // Before a certificate is made.
-    stores::examine_node(&data_dir)?;
-    let api_ip = api_ip(args.api_bind, true)?;
+    let _lock = DataDirLock::acquire(&data_dir)?;
+    // Checked before a certificate is created.
+    stores::check_node_stores(&data_dir)?;
+    let api_ip = api_bind_ip(args.api_bind, true)?;
     let identity = match args.tls.identity(api_ip, &data_dir) {
         Err(_) if !args.tls.tls && args.tls.tls_cert.is_none() => {
             bail!(
@@ -223,14 +224,14 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
         }
         identity => identity?,
     };
-    let settings = Settings {
+    let settings = NodeSettings {
         server_host: server.host.clone(),
         registry_port: server.registry_port,
-        pin: server.cert.as_deref().map(Pin::new).transpose().map_err(anyhow::Error::msg)?,
-        bind: peer_ip(node.bind, server.is_near),
-        ports: ports(node)?,
+        pin: server.cert.as_deref().map(CertificatePin::new).transpose().map_err(anyhow::Error::msg)?,
+        bind: peer_bind_ip(node.bind, server.is_local),
+        ports: port_range(node)?,
         advertise_ip: node.advertise_ip,
-        heartbeat_active: heartbeat(node)?,
+        heartbeat_active: heartbeat_interval(node)?,
         data_dir: data_dir.clone(),
     };
     if let Some(ip) = node.advertise_ip.filter(|ip| ip.is_unspecified() || ip.is_multicast()) {
@@ -240,103 +241,110 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     create_private_dir(&repo).with_context(|| format!("--repo: cannot create {}", repo.display()))?;
     let folders = if node.folders.is_empty() { default_folders() } else { node.folders.clone() };
 
-    let wanted = Wanted {
+    let wanted = RequestedBounds {
         connections: CONNECTIONS_MAX,
         own_files: OWN_FILES,
         other_threads: OTHER_THREADS,
         other_files: OTHER_THREADS,
     };
-    let Bounds { connections, threads, why } = limits::machine_bounds(wanted);
+    let MachineBounds { connections, threads, why } = limits::machine_bounds(wanted);
     if let Some(why) = why {
-        limits::tell_lowered("connections at once:", CONNECTIONS_MAX, connections, &why);
+        limits::warn_lowered("connections at once:", CONNECTIONS_MAX, connections, &why);
     }
-    let listening = ListenerContext {
+    let listener_context = ListenerContext {
         executor: Executor::new("share", threads),
         limiter: ConnectionLimiter::new(connections),
-        budget: Budget::new(RECEIVED_MAX),
+        budget: ReceiveBudget::new(RECEIVE_BUDGET_BYTES),
         identity,
-        plain_from_afar: args.tls.insecure,
+        allows_remote_plaintext: args.tls.insecure,
     };
-    // Bound first: who cannot have it has changed nothing.
+    // Bound before anything in the data dir is changed.
     let listener = api_listener(api_ip, &args)?;
-    let keep = Keep::open(&data_dir)?;
+    let store = NodeStore::open(&data_dir)?;
     let clock = Clock::start();
-    let floor = Floor { listening: listening.clone(), clock, keep: keep.clone(), uploads: Default::default() };
-    let nodes = Nodes::start(settings, floor, &folders, &repo, &name, node.port).map_err(|error| match error {
-        StartError::PortInUse { addr } => in_use(addr, "--port"),
+    let context = NodeContext {
+        listener_context: listener_context.clone(),
+        clock,
+        store: store.clone(),
+        upload_limiter: Default::default(),
+    };
+    let nodes = Nodes::start(settings, context, &folders, &repo, &name, node.port).map_err(|error| match error {
+        StartNodesError::PortInUse { addr } => port_in_use(addr, "--port"),
         error => error.into(),
     })?;
     let nodes = Arc::new(nodes);
     let api = ApiClient::new(&server.host, server.api_port, server.cert.as_deref(), SERVER_TIMEOUT);
-    let handler = Site::of_node(ClientApi::new(Arc::clone(&nodes), SignIn::new(api, keep.clone(), clock)));
-    let is_tls = listening.identity.is_some();
-    let fingerprint = listening.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
-    let rules = Rules::chosen(node.http_hosts.clone(), node.allow_origins.clone());
-    let ListenerContext { executor, limiter, budget, identity, plain_from_afar } = listening;
-    let limits = http::Limits::default();
-    let http_floor = http::Floor { executor, limiter, budget, identity, plain_from_afar, rules, limits };
-    let http = HttpServer::start(listener, http_floor, Arc::new(handler)).context("cannot serve the client API")?;
+    let handler = Site::of_node(ClientApi::new(Arc::clone(&nodes), Authenticator::new(api, store.clone(), clock)));
+    let is_tls = listener_context.identity.is_some();
+    let fingerprint = listener_context.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
+    let policy = RequestPolicy::from_flags(node.http_hosts.clone(), node.allow_origins.clone());
+    let ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext } = listener_context;
+    let limits = http::HttpLimits::default();
+    let http_context =
+        http::HttpContext { executor, limiter, budget, identity, allows_remote_plaintext, policy, limits };
+    let http = HttpServer::start(listener, http_context, Arc::new(handler)).context("cannot serve the client API")?;
     let peer = nodes.peer_addr(&name).context("the node has ended")?;
     let api_addr = http.local_addr();
     let mut entries = Map::new();
     entries.insert("peer".to_owned(), Value::from(peer.to_string()));
     entries.insert("client_api".to_owned(), Value::from(api_addr.to_string()));
-    let at = page::from_here(api_addr);
-    let _note = running::leave_note(&name, at, fingerprint.as_deref()).map_err(|error| {
+    let at = page_urls::reachable_addr(api_addr);
+    let _record = running_nodes::write_node_record(&name, at, fingerprint.as_deref()).map_err(|error| {
         log::warn!("commands find this node by --api-port {} alone: {error:#}", at.port());
     });
     let scheme = if is_tls { "https" } else { "http" };
     let mut lines = vec![format!("peer: tcp {peer}"), format!("client api: {scheme}://{api_addr}/api/client")];
-    lines.extend(page::lines(api_addr, is_tls));
-    announce(node.ready_file.as_deref(), &lines, &entries)?;
+    lines.extend(page_urls::lines(api_addr, is_tls));
+    report_ready(node.ready_file.as_deref(), &lines, &entries)?;
     shutdown.wait();
-    log::info!("stopping: what is in hand has {} s", GRACE.as_secs());
-    let deadline = Instant::now() + GRACE;
-    http.stop(API_GRACE);
+    log::info!("stopping: what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
+    let deadline = Instant::now() + SHUTDOWN_GRACE;
+    http.stop(API_SHUTDOWN_GRACE);
     nodes.stop(deadline.saturating_duration_since(Instant::now()));
-    keep.store().close();
+    store.database().close();
     Ok(ExitCode::SUCCESS)
 }
 
-/// The server, and how it is spoken to.
-struct Server {
+/// The server's address and how to authenticate it.
+struct ServerAddress {
     host: String,
     registry_port: u16,
     api_port: u16,
-    /// The certificate that it must show; none: without TLS.
+    /// The certificate that it must show; `None`: without TLS.
     cert: Option<String>,
-    /// It is this machine.
-    is_near: bool,
+    /// The server is on this machine.
+    is_local: bool,
 }
 
-/// Who asks the server tells it passwords: beyond this machine it is one whose certificate is known, or the user
-/// says that it need not be.
-fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<Server> {
-    let registry_port = or_variable(args.registry_port, "SERVER_PORT")?.unwrap_or(REGISTRY_PORT);
-    let api_port = or_variable(args.server_api_port, "ADMIN_API_PORT")?;
+/// Determines the server. Passwords are sent to it, so a remote one needs a known certificate unless the user gives
+/// `--insecure`.
+fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<ServerAddress> {
+    let registry_port = flag_or_variable(args.registry_port, "SERVER_PORT")?.unwrap_or(REGISTRY_PORT);
+    let api_port = flag_or_variable(args.server_api_port, "ADMIN_API_PORT")?;
     let host = match (&args.server, std::env::var("SERVER_HOST")) {
         (Some(host), _) => host.clone(),
-        // What the server binds; here it is asked.
+        // Such a value is what the server binds; the client connects to loopback.
         (None, Ok(host)) if host == "0.0.0.0" || host == "::" => Ipv4Addr::LOCALHOST.to_string(),
         (None, Ok(host)) => host,
         (None, Err(_)) => Ipv4Addr::LOCALHOST.to_string(),
     };
-    if host == auto::AUTO {
-        let wanted = auto::Wanted {
+    if host == server_discovery::AUTO {
+        let query = server_discovery::ServerQuery {
             service: "registry",
-            bind: auto::bind(args.bind.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))?,
+            bind: server_discovery::bind_address(args.bind.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))?,
             discovery_port: args.discovery_port,
             server_cert: args.server_cert.as_deref(),
         };
-        let chosen = auto::find(&wanted)?;
-        let (ip, is_near) = (chosen.addr.ip(), chosen.addr.ip().is_loopback());
-        if chosen.cert_sha256.is_none() && !is_near && !insecure {
+        let chosen = server_discovery::find(&query)?;
+        let (ip, is_local) = (chosen.addr.ip(), chosen.addr.ip().is_loopback());
+        if chosen.cert_sha256.is_none() && !is_local && !insecure {
             bail!("--server auto: {ip} has no certificate: say --insecure if passwords may go there as they are");
         }
         let (host, registry_port) = (ip.to_string(), chosen.addr.port());
-        let announced = || chosen.serves.iter().find(|(name, _)| name == auto::SERVER_API).map(|(_, port)| *port);
+        let announced =
+            || chosen.serves.iter().find(|(name, _)| name == server_discovery::SERVER_API).map(|(_, port)| *port);
         let api_port = api_port.or_else(announced).unwrap_or(SERVER_API_PORT);
-        return Ok(Server { host, registry_port, api_port, cert: chosen.cert_sha256, is_near });
+        return Ok(ServerAddress { host, registry_port, api_port, cert: chosen.cert_sha256, is_local });
     }
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host).to_owned();
     let is_address = host.parse::<IpAddr>().is_ok();
@@ -345,28 +353,28 @@ fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<Server> {
             "--server {host}: expected a host's name or address; its ports are --registry-port and --server-api-port"
         );
     }
-    let is_near = is_loopback(&host);
+    let is_local = is_loopback(&host);
     let cert = match &args.server_cert {
         Some(cert) => Some(cert.clone()),
-        None if is_near => None,
+        None if is_local => None,
         None => known_certificate(&host)?,
     };
-    if cert.is_none() && !is_near && !insecure {
+    if cert.is_none() && !is_local && !insecure {
         bail!(
             "--server {host} is another machine: say --server-cert HEX (the server's log names it), or --insecure if \
              passwords and tokens may go there as they are"
         );
     }
     let api_port = api_port.unwrap_or(SERVER_API_PORT);
-    Ok(Server { host, registry_port, api_port, cert, is_near })
+    Ok(ServerAddress { host, registry_port, api_port, cert, is_local })
 }
 
-/// The certificate of the one server that the user has confirmed at this address.
+/// The certificate of the server that was confirmed last at this address.
 fn known_certificate(host: &str) -> anyhow::Result<Option<String>> {
-    let known = KnownServers::in_folder(settings::config_folder()?).all()?;
+    let known = KnownServers::in_dir(settings::config_folder()?).all()?;
     let is_there = |address: &str| {
-        let host_of = address.rsplit_once(':').map_or(address, |(host, _)| host);
-        address == host || host_of.trim_matches(['[', ']']) == host
+        let bind_address_from = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        address == host || bind_address_from.trim_matches(['[', ']']) == host
     };
     Ok(known.into_iter().rev().filter(|server| is_there(&server.address)).find_map(|server| server.cert_sha256))
 }
@@ -381,8 +389,8 @@ fn is_loopback(host: &str) -> bool {
     }
 }
 
-/// A flag, else a variable of document 004.
-fn or_variable<T: std::str::FromStr>(flag: Option<T>, variable: &str) -> anyhow::Result<Option<T>> {
+/// The flag, else a legacy variable.
+fn flag_or_variable<T: std::str::FromStr>(flag: Option<T>, variable: &str) -> anyhow::Result<Option<T>> {
     match (flag, std::env::var(variable)) {
         (Some(value), _) => Ok(Some(value)),
         (None, Ok(text)) => match text.parse() {
@@ -393,21 +401,21 @@ fn or_variable<T: std::str::FromStr>(flag: Option<T>, variable: &str) -> anyhow:
     }
 }
 
-fn heartbeat(args: &NodeArgs) -> anyhow::Result<Duration> {
+fn heartbeat_interval(args: &NodeArgs) -> anyhow::Result<Duration> {
     match (args.heartbeat_active, std::env::var("CLIENT_HEARTBEAT_INTERVAL")) {
         (Some(every), _) => Ok(every),
         (None, Ok(text)) => {
-            parse_heartbeat(&text).map_err(|wrong| anyhow::anyhow!("CLIENT_HEARTBEAT_INTERVAL={text}: {wrong}"))
+            parse_heartbeat(&text).map_err(|error| anyhow::anyhow!("CLIENT_HEARTBEAT_INTERVAL={text}: {error}"))
         }
-        (None, Err(_)) => Ok(ACTIVE_EVERY),
+        (None, Err(_)) => Ok(ACTIVE_INTERVAL),
     }
 }
 
-fn ports(args: &NodeArgs) -> anyhow::Result<std::ops::RangeInclusive<u16>> {
-    let min = or_variable(args.port_min, "CLIENT_PORT_MIN")?.unwrap_or(PORT_MIN);
-    let max = or_variable(args.port_max, "CLIENT_PORT_MAX")?;
-    // Whoever moves one end beyond the other's default means a range all the same.
-    let max = max.unwrap_or(PORT_MAX.max(min.saturating_add(PORT_MAX - PORT_MIN)));
+fn port_range(args: &NodeArgs) -> anyhow::Result<std::ops::RangeInclusive<u16>> {
+    let min = flag_or_variable(args.port_min, "CLIENT_PORT_MIN")?.unwrap_or(PORT_MIN_DEFAULT);
+    let max = flag_or_variable(args.port_max, "CLIENT_PORT_MAX")?;
+    // If only `--port-min` is given, the range keeps at least its default size.
+    let max = max.unwrap_or(PORT_MAX_DEFAULT.max(min.saturating_add(PORT_MAX_DEFAULT - PORT_MIN_DEFAULT)));
     if min < 1024 {
         bail!("--port-min {min}: expected 1024 to 65535");
     }
@@ -417,8 +425,8 @@ fn ports(args: &NodeArgs) -> anyhow::Result<std::ops::RangeInclusive<u16>> {
     Ok(min..=max)
 }
 
-/// Others are to reach the peer port wherever they reach the server.
-fn peer_ip(flag: Option<IpAddr>, is_server_near: bool) -> IpAddr {
+/// The address for other peers: they must be able to reach it wherever they reach the server.
+fn peer_bind_ip(flag: Option<IpAddr>, is_server_near: bool) -> IpAddr {
     match flag {
         Some(ip) => ip,
         None if is_server_near => Ipv4Addr::LOCALHOST.into(),
@@ -426,8 +434,8 @@ fn peer_ip(flag: Option<IpAddr>, is_server_near: bool) -> IpAddr {
     }
 }
 
-/// The flag, else `CLIENT_API_HOST`, else loopback. A 0.0.0.0 of that variable alone is old habit, not a decision.
-fn api_ip(flag: Option<IpAddr>, warns: bool) -> anyhow::Result<IpAddr> {
+/// The flag, else `CLIENT_API_HOST`, else loopback. An unspecified address in the variable becomes loopback.
+fn api_bind_ip(flag: Option<IpAddr>, warns: bool) -> anyhow::Result<IpAddr> {
     if let Some(ip) = flag {
         return Ok(ip);
     }
@@ -447,12 +455,12 @@ fn api_ip(flag: Option<IpAddr>, warns: bool) -> anyhow::Result<IpAddr> {
     Ok(ip)
 }
 
-/// The port that was asked for, else the first of some that is free.
+/// Binds the given port, else the first free one of a range.
 fn api_listener(ip: IpAddr, args: &ShareArgs) -> anyhow::Result<TcpListener> {
-    if let Some(port) = or_variable(args.api_port, "CLIENT_API_PORT")? {
+    if let Some(port) = flag_or_variable(args.api_port, "CLIENT_API_PORT")? {
         let addr = SocketAddr::new(ip, port);
         return listener::listen(addr).map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => in_use(addr, "--api-port"),
+            ErrorKind::AddrInUse => port_in_use(addr, "--api-port"),
             _ => anyhow::Error::from(error).context(format!("cannot listen at {addr} (--api-bind, --api-port)")),
         });
     }
@@ -467,7 +475,7 @@ fn api_listener(ip: IpAddr, args: &ShareArgs) -> anyhow::Result<TcpListener> {
     bail!("no port of {API_PORT} to {} is free: choose one with --api-port", API_PORT + API_PORTS_TRIED - 1)
 }
 
-/// Home and the place for temporary files, as far as they are there.
+/// The home and the temporary folder, if they exist.
 fn default_folders() -> Vec<PathBuf> {
     let home = ["HOME", "USERPROFILE"].into_iter().find_map(std::env::var_os).map(PathBuf::from);
     home.into_iter().chain([std::env::temp_dir()]).filter(|folder| folder.is_dir()).collect()
@@ -486,10 +494,10 @@ mod tests {
 
     #[test]
     fn this_machine_is_told_from_others() {
-        for (host, is_near) in
+        for (host, is_local) in
             [("127.0.0.1", true), ("127.8.8.8", true), ("::1", true), ("localhost", true), ("192.0.2.1", false)]
         {
-            assert_eq!(is_loopback(host), is_near, "{host}");
+            assert_eq!(is_loopback(host), is_local, "{host}");
         }
     }
 }

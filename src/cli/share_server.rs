@@ -1,4 +1,4 @@
-//! The service share of `p2s2 server`, and the HTTP port, which is there whatever services run.
+//! The share service of `p2s2 server`, and the HTTP port, which is there whatever services run.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -9,38 +9,38 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::announce::Served;
-use super::auto::SERVER_API;
+use super::announce::AnnouncedService;
+use super::server_discovery::SERVER_API;
 use super::settings;
-use super::shop::{TlsArgs, in_use};
+use super::shop::{TlsArgs, port_in_use};
 use crate::identity::jwt::Jwt;
-use crate::identity::users::{AdminSettings, NewAdmin};
-use crate::identity::{Cost, Passwords, Users};
+use crate::identity::users::{AdminCredentials, NewAdmin};
+use crate::identity::{HashCost, PasswordHasher, Users};
 use crate::model::{Clock, Name};
-use crate::net::budget::Budget;
-use crate::net::counters::LatencyCounts;
-use crate::net::http::{self, HttpServer, Rules, parse_allowed_origin, parse_host_name};
+use crate::net::budget::ReceiveBudget;
+use crate::net::counters::LatencySnapshot;
+use crate::net::http::{self, HttpServer, RequestPolicy, parse_allowed_origin, parse_host_name};
 use crate::net::listener::{self, ConnectionLimiter};
 use crate::net::threads::Executor;
-use crate::net::tls::Identity;
+use crate::net::tls::TlsIdentity;
 use crate::share::registry::store::MIGRATIONS;
-use crate::share::server::{AuthMode, Config, Floor, RegistryServer, StartError};
+use crate::share::server::{AuthMode, RegistryServer, RegistryServerConfig, RegistryServerContext, RegistryStartError};
 use crate::share::server_api::{Metrics, ServerApi};
 use crate::storage::Store;
 use crate::trade::server::TradeServer;
 use crate::web::Site;
 use crate::web::operator::warnings::WARNINGS;
-use crate::web::operator::{Operator, ServerSide, ShopDatabases, Sight};
+use crate::web::operator::{OperatorApi, OperatorContext, ServerHandler, ShopDatabases};
 
-/// The registry's file in the data dir.
+/// The registry's database in the data dir.
 pub const REGISTRY_DB: &str = "registry.db";
-/// Below this a secret that was given can be guessed.
-const SECRET_BYTES_WISE: usize = 32;
+/// Shorter secrets are accepted with a warning, because they can be guessed.
+const SECRET_BYTES_RECOMMENDED: usize = 32;
 
 /// The settings of share, and of the HTTP port.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sharing files, and the HTTP port")]
-pub struct ShareArgs {
+pub struct ShareServiceArgs {
     /// The registry's port [default: 9000]
     #[arg(long, value_name = "PORT", allow_negative_numbers = true, env = "P2S2_SERVER_REGISTRY_PORT")]
     registry_port: Option<u16>,
@@ -74,59 +74,58 @@ enum RegistryAuth {
     Address,
 }
 
-/// What of the process share needs.
-pub struct Ground<'a> {
-    /// Where everything is kept.
+/// What the share service needs from the server process.
+pub struct ShareServiceDeps<'a> {
     pub data_dir: &'a Path,
-    /// The address of all listeners.
+    /// The bind address of all listeners but HTTP.
     pub bind: IpAddr,
-    /// How listeners beyond loopback are guarded.
+    /// The TLS settings of listeners beyond loopback.
     pub tls: &'a TlsArgs,
-    /// The certificate that others of this server show, for those who ask for TLS where there is no other.
-    pub settled_by: Option<Arc<Identity>>,
+    /// The certificate of the trade service, used for TLS if no other is configured.
+    pub trade_identity: Option<Arc<TlsIdentity>>,
     /// Threads for connections.
     pub executor: &'a Arc<Executor>,
-    /// The bound of connections.
+    /// Limits the number of connections.
     pub limiter: &'a Arc<ConnectionLimiter>,
-    /// The bound of what was received and not yet handled, likewise.
-    pub budget: &'a Arc<Budget>,
-    /// Trade, where it runs here.
+    /// Limits the bytes that were received and not yet handled.
+    pub budget: &'a Arc<ReceiveBudget>,
+    /// The trade service, if it runs in this process.
     pub trade: Option<Arc<TradeServer>>,
-    /// The shop, likewise.
+    /// The shop's databases, if they run in this process.
     pub shop: Option<ShopDatabases>,
 }
 
-/// What runs: accounts and HTTP always, the registry if it was asked for.
-pub struct Share {
+/// The running share service. Accounts and HTTP are always there, the registry only if it was requested.
+pub struct ShareService {
     users: Arc<Users>,
     registry: Option<(Arc<RegistryServer>, Arc<Store>)>,
     http: Arc<HttpServer>,
     metrics: Arc<Metrics>,
-    /// Of the certificate that is shown, if there is one.
+    /// Fingerprint of the certificate in use.
     cert_sha256: Option<String>,
 }
 
-/// What was chosen, from wherever: looked at before anything is made.
-pub struct Chosen {
+/// The settings after flags, variables and defaults were combined. They are validated before anything is created.
+pub struct ShareServiceConfig {
     registry_addr: SocketAddr,
     api_addr: SocketAddr,
     peer_timeout: Duration,
     jwt_ttl: Duration,
     auth: AuthMode,
-    rules: Rules,
-    admin: AdminSettings,
+    policy: RequestPolicy,
+    admin: AdminCredentials,
     secret: Option<String>,
 }
 
-impl ShareArgs {
-    /// Flags, else document 004's names, else the defaults.
+impl ShareServiceArgs {
+    /// Combines flags, legacy variables and defaults.
     ///
     /// # Errors
-    /// Something that is not what it must be, or HTTP beyond loopback without a guard.
-    pub fn choose(&self, bind: IpAddr, tls: &TlsArgs) -> anyhow::Result<Chosen> {
+    /// An invalid value, or HTTP beyond loopback without TLS or `--insecure`.
+    pub fn resolve(&self, bind: IpAddr, tls: &TlsArgs) -> anyhow::Result<ShareServiceConfig> {
         let api_bind = match self.api_bind {
             Some(api_bind) => api_bind,
-            None => settings::host_of("ADMIN_API_HOST", "--api-bind")?.unwrap_or(bind),
+            None => settings::bind_address_from("ADMIN_API_HOST", "--api-bind")?.unwrap_or(bind),
         };
         if !api_bind.is_loopback() && !tls.is_guarded() {
             bail!(
@@ -137,7 +136,7 @@ impl ShareArgs {
         let username = secret_variable("ADMIN_USERNAME")?
             .map(|text| Name::new(&text).map_err(|rule| anyhow::anyhow!("ADMIN_USERNAME: {rule}")))
             .transpose()?;
-        Ok(Chosen {
+        Ok(ShareServiceConfig {
             registry_addr: SocketAddr::new(bind, port(self.registry_port, "SERVER_PORT", 9000)?),
             api_addr: SocketAddr::new(api_bind, port(self.api_port, "ADMIN_API_PORT", 5500)?),
             peer_timeout: time(self.peer_timeout, "CLIENT_INACTIVE_TIMEOUT", Duration::from_secs(20 * 60))?,
@@ -146,56 +145,62 @@ impl ShareArgs {
                 RegistryAuth::Strict => AuthMode::Strict,
                 RegistryAuth::Address => AuthMode::Address,
             },
-            rules: Rules::chosen(self.http_host.clone(), self.allow_origin.clone()),
-            admin: AdminSettings { username, password: secret_variable("ADMIN_PASSWORD")? },
+            policy: RequestPolicy::from_flags(self.http_host.clone(), self.allow_origin.clone()),
+            admin: AdminCredentials { username, password: secret_variable("ADMIN_PASSWORD")? },
             secret: secret_variable("JWT_SECRET_KEY")?,
         })
     }
 }
 
-impl Share {
-    /// Opens what is kept, makes the admin at the first start, and listens.
+impl ShareService {
+    /// Opens the stores, creates the admin at the first start, and listens.
     ///
     /// # Errors
-    /// What kept it from starting, in one line.
-    pub fn start(chosen: Chosen, ground: &Ground<'_>, with_registry: bool) -> anyhow::Result<Share> {
-        let (dir, tls, api_addr) = (ground.data_dir, ground.tls, chosen.api_addr);
-        let own = tls.identity(if with_registry { ground.bind } else { api_addr.ip() }, dir)?;
-        let identity = own.or_else(|| ground.settled_by.clone());
+    /// A one-line description of what kept it from starting.
+    pub fn start(
+        config: ShareServiceConfig,
+        deps: &ShareServiceDeps<'_>,
+        with_registry: bool,
+    ) -> anyhow::Result<ShareService> {
+        let (dir, tls, api_addr) = (deps.data_dir, deps.tls, config.api_addr);
+        let own = tls.identity(if with_registry { deps.bind } else { api_addr.ip() }, dir)?;
+        let identity = own.or_else(|| deps.trade_identity.clone());
         let cert_sha256 = identity.as_ref().map(|identity| identity.fingerprint().to_owned());
 
         let clock = Clock::start();
-        let jwt = match &chosen.secret {
+        let jwt = match &config.secret {
             Some(secret) => {
-                if secret.len() < SECRET_BYTES_WISE {
-                    log::warn!("JWT_SECRET_KEY has less than {SECRET_BYTES_WISE} bytes: who guesses it can be anybody");
+                if secret.len() < SECRET_BYTES_RECOMMENDED {
+                    log::warn!(
+                        "JWT_SECRET_KEY has less than {SECRET_BYTES_RECOMMENDED} bytes: who guesses it can be anybody"
+                    );
                 }
-                Jwt::with_secret(secret.as_bytes(), chosen.jwt_ttl)
+                Jwt::with_secret(secret.as_bytes(), config.jwt_ttl)
             }
-            None => Jwt::load_or_create(dir, chosen.jwt_ttl)?,
+            None => Jwt::load_or_create(dir, config.jwt_ttl)?,
         };
-        let passwords = Passwords::sharing(Cost::default())?;
+        let passwords = PasswordHasher::with_shared_threads(HashCost::default())?;
         let users = Arc::new(Users::open(dir, clock, passwords, jwt)?);
-        users.settle_admin(chosen.admin, tell)?;
+        users.ensure_admin(config.admin, print_new_admin)?;
         let metrics = Arc::new(Metrics::new()?);
 
         let registry = if with_registry {
             let store = Arc::new(Store::open(&dir.join(REGISTRY_DB), MIGRATIONS)?);
-            let Chosen { registry_addr: addr, peer_timeout, auth, .. } = chosen;
-            let config = Config { addr, peer_timeout, auth };
-            let floor = Floor {
-                executor: Arc::clone(ground.executor),
-                limiter: Arc::clone(ground.limiter),
-                budget: Arc::clone(ground.budget),
+            let ShareServiceConfig { registry_addr: addr, peer_timeout, auth, .. } = config;
+            let config = RegistryServerConfig { addr, peer_timeout, auth };
+            let registry_context = RegistryServerContext {
+                executor: Arc::clone(deps.executor),
+                limiter: Arc::clone(deps.limiter),
+                budget: Arc::clone(deps.budget),
                 identity: identity.clone(),
-                plain_from_afar: tls.insecure,
+                allows_remote_plaintext: tls.insecure,
                 clock,
                 store: Arc::clone(&store),
                 accounts: Arc::clone(&users) as _,
             };
-            let server = RegistryServer::start(config, floor).map_err(|error| match error {
-                StartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => {
-                    in_use(addr, "--registry-port")
+            let server = RegistryServer::start(config, registry_context).map_err(|error| match error {
+                RegistryStartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => {
+                    port_in_use(addr, "--registry-port")
                 }
                 error => error.into(),
             })?;
@@ -205,74 +210,79 @@ impl Share {
         };
 
         let listener = listener::listen(api_addr).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => in_use(api_addr, "--api-port"),
+            io::ErrorKind::AddrInUse => port_in_use(api_addr, "--api-port"),
             _ => anyhow::Error::new(error).context(format!("cannot bind {api_addr}")),
         })?;
         let api = {
             let registry = registry.as_ref().map(|(server, _)| Arc::clone(server));
-            let sight = Sight {
+            let operator_context = OperatorContext {
                 users: Arc::clone(&users),
                 metrics: Arc::clone(&metrics),
                 warnings: &WARNINGS,
-                trade: ground.trade.clone(),
-                shop: ground.shop.clone(),
+                trade: deps.trade.clone(),
+                shop: deps.shop.clone(),
                 registry: registry.clone(),
                 clock,
             };
-            let operator = Operator::start(sight).context("cannot look after the server")?;
+            let operator = OperatorApi::start(operator_context).context("cannot look after the server")?;
             let api = ServerApi::new(Arc::clone(&users), registry, Arc::clone(&metrics));
-            Site::of_server(ServerSide { api, operator })
+            Site::of_server(ServerHandler { api, operator })
         };
-        let floor = http::Floor {
-            executor: Arc::clone(ground.executor),
-            limiter: Arc::clone(ground.limiter),
-            budget: Arc::clone(ground.budget),
+        let http_context = http::HttpContext {
+            executor: Arc::clone(deps.executor),
+            limiter: Arc::clone(deps.limiter),
+            budget: Arc::clone(deps.budget),
             identity,
-            plain_from_afar: tls.insecure,
-            rules: chosen.rules,
-            limits: http::Limits::default(),
+            allows_remote_plaintext: tls.insecure,
+            policy: config.policy,
+            limits: http::HttpLimits::default(),
         };
-        let http = Arc::new(HttpServer::start(listener, floor, Arc::new(api)).context("cannot serve HTTP")?);
+        let http = Arc::new(HttpServer::start(listener, http_context, Arc::new(api)).context("cannot serve HTTP")?);
 
-        let share = Share { users, registry, http, metrics, cert_sha256 };
-        share.count(ground);
+        let share = ShareService { users, registry, http, metrics, cert_sha256 };
+        share.register_metrics(deps);
         Ok(share)
     }
 
-    /// Where the registry is, if it is there.
+    /// The registry's address, if it runs.
     pub fn registry_addr(&self) -> Option<SocketAddr> {
         self.registry.as_ref().map(|(server, _)| server.local_addr())
     }
 
-    /// What nodes that look for a server are told of: the registry, and the API where it is at the same address.
-    pub fn served(&self) -> Vec<Served> {
+    /// The services that are announced to nodes: the registry, and the server API if it has the same address.
+    pub fn announced_services(&self) -> Vec<AnnouncedService> {
         let Some(registry) = self.registry_addr() else { return Vec::new() };
         let api = self.api_addr();
-        let served = |name, addr: SocketAddr| Served { name, port: addr.port(), cert_sha256: self.cert_sha256.clone() };
-        let mut all = vec![served("registry", registry)];
+        let service = |name, addr: SocketAddr| AnnouncedService {
+            name,
+            port: addr.port(),
+            cert_sha256: self.cert_sha256.clone(),
+        };
+        let mut all = vec![service("registry", registry)];
         if api.ip().is_unspecified() || api.ip() == registry.ip() {
-            all.push(served(SERVER_API, api));
+            all.push(service(SERVER_API, api));
         }
         all
     }
 
-    /// Where HTTP is.
+    /// The address of the HTTP port.
     pub fn api_addr(&self) -> SocketAddr {
         self.http.local_addr()
     }
 
-    /// Whether HTTP is answered over TLS too.
+    /// Whether the HTTP port also accepts TLS.
     pub fn has_certificate(&self) -> bool {
         self.cert_sha256.is_some()
     }
 
-    /// What `/metrics` shows.
+    /// The metrics that `/metrics` shows.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Has everything of here shown in the metrics. (Weakly: the metrics are part of what they show.)
-    fn count(&self, ground: &Ground<'_>) {
+    /// Registers counters and sizes with the metrics. Weak references, because the HTTP server itself holds the
+    /// metrics.
+    fn register_metrics(&self, deps: &ShareServiceDeps<'_>) {
         let (http, users) = (Arc::downgrade(&self.http), Arc::downgrade(&self.users));
         let streams = Weak::clone(&http);
         self.metrics.add_counters("http", move || http.upgrade().map_or_else(Vec::new, |http| http.counters()));
@@ -289,22 +299,23 @@ impl Share {
                 .add_counters("registry", move || counts.upgrade().map_or_else(Vec::new, |server| server.counters()));
             let times = Arc::downgrade(server);
             self.metrics.add_latencies("registry_requests", move || {
-                times.upgrade().map_or_else(LatencyCounts::default, |server| server.latencies())
+                times.upgrade().map_or_else(LatencySnapshot::default, |server| server.latencies())
             });
             self.metrics.add_sizes("registry", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
         }
-        let (executor, limiter) = (Arc::clone(ground.executor), Arc::clone(ground.limiter));
+        let (executor, limiter) = (Arc::clone(deps.executor), Arc::clone(deps.limiter));
         let (started, open) = (Arc::clone(&executor), Arc::clone(&limiter));
         self.metrics.add_counters("threads", move || started.counters().list());
         self.metrics.add_sizes("threads", move || {
-            vec![("running", executor.threads() as u64), ("busy", executor.in_hand() as u64)]
+            vec![("running", executor.threads() as u64), ("busy", executor.running_jobs() as u64)]
         });
         self.metrics.add_counters("connections", move || limiter.counters().list());
-        self.metrics
-            .add_sizes("connections", move || vec![("open", open.open() as u64), ("pending", open.pending() as u64)]);
+        self.metrics.add_sizes("connections", move || {
+            vec![("open", open.open_connections() as u64), ("pending", open.pending_connections() as u64)]
+        });
     }
 
-    /// HTTP first: what it has in hand asks the registry.
+    /// Stops HTTP first: its pending requests need the registry.
     pub fn stop(&self, deadline: Instant) {
         let left = || deadline.saturating_duration_since(Instant::now());
         self.http.stop(left());
@@ -324,15 +335,15 @@ impl Share {
 }
 
 fn port(flag: Option<u16>, variable: &str, default: u16) -> anyhow::Result<u16> {
-    settings::or_variable(flag, variable, default, |text| text.parse().map_err(|_| "expected a port".to_owned()))
+    settings::flag_or_variable(flag, variable, default, |text| text.parse().map_err(|_| "expected a port".to_owned()))
 }
 
 fn time(flag: Option<Duration>, variable: &str, default: Duration) -> anyhow::Result<Duration> {
-    settings::or_variable(flag, variable, default, settings::parse_window)
+    settings::flag_or_variable(flag, variable, default, settings::parse_window)
 }
 
-/// A variable that may be a secret: what is wrong with it is not told with its value. It ends at its last line
-/// break, which files of secrets have.
+/// The value of a variable that may hold a secret, so errors do not quote it. Trailing line breaks are removed, because
+/// files of secrets end with one.
 fn secret_variable(name: &str) -> anyhow::Result<Option<String>> {
     match std::env::var(name) {
         Ok(value) => Ok(Some(value.trim_end_matches(['\r', '\n']).to_owned())),
@@ -341,8 +352,8 @@ fn secret_variable(name: &str) -> anyhow::Result<Option<String>> {
     }
 }
 
-/// Tells of the admin who was made up, once and to the operator alone: not in the log, which is kept.
-fn tell(made: &NewAdmin) -> anyhow::Result<()> {
+/// Prints the generated admin account, once and only to the operator: logs are kept.
+fn print_new_admin(made: &NewAdmin) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     let (username, password) = (&made.username, made.password.reveal());
     writeln!(out, "admin: made at this first start, told this once: username {username}, password {password}")

@@ -12,40 +12,39 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value};
 
-use super::announce::{AnnounceArgs, Announcer, Served};
-use super::{ready, settings, stores};
+use super::announce::{AnnounceArgs, AnnouncedService, Announcer};
+use super::{ready_file, settings, stores};
 use crate::bank::BuiltinGateway;
 use crate::model::FeeRate;
-use crate::net::budget::Budget;
+use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
 use crate::net::cluster::{self, ClusterKey};
-use crate::net::limits::{self, Bounds, Wanted};
+use crate::net::limits::{self, MachineBounds, RequestedBounds};
 use crate::net::listener::ConnectionLimiter;
-use crate::net::shutdown::Shutdown;
+use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads::Executor;
-use crate::net::tls::Identity;
+use crate::net::tls::TlsIdentity;
 use crate::shop::customer::{self, CustomerDb};
-use crate::shop::door::{Door, Floor, StartError};
-use crate::shop::frontend::{self, Databases, FrontendServer};
+use crate::shop::frontend::{self, DatabaseLocation, FrontendServer};
+use crate::shop::listener::{ShopContext, ShopListener, ShopStartError};
 use crate::shop::ops::Role;
-use crate::shop::product::{ProductDb, Settings};
-use crate::storage::backup::{self, Part};
+use crate::shop::product::{ProductDb, ProductDbSettings};
+use crate::storage::backup::{self, DataComponent};
 use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{Store, create_private_dir};
 
-/// The file of the customer database in its data dir.
+/// The customer database's file in its data dir.
 pub const CUSTOMER_DB: &str = "customer.db";
-/// The bank of the customer database: its own, for it may stand on a host of its own.
+/// The customer database's own bank, since it may run on a host of its own.
 pub const SHOP_BANK_DB: &str = "shop-bank.db";
-/// How long work in hand may take to finish at the end.
-const GRACE: Duration = Duration::from_secs(5);
-/// Threads that are no connections: sweepers, writers, whoever accepts.
+/// How long pending work may take to finish at shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Threads other than those of connections: sweepers, store writers, acceptors.
 const OTHER_THREADS: usize = 64;
-/// What a component keeps open: standard streams, locks, a port, two stores at most, and what is opened in passing.
+/// Files that a component keeps open: standard streams, locks, a port, at most two stores, and files that are opened
+/// briefly.
 const OWN_FILES: u64 = 26;
-/// Bytes received and not yet handled, of all connections together.
-pub const RECEIVED_MAX: usize = 256 << 20;
 
-/// A port, or several: `8001` or `8001,8080`.
+/// One port or several: `8001` or `8001,8080`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ports(pub Vec<u16>);
 
@@ -75,27 +74,28 @@ pub struct TlsArgs {
     pub insecure: bool,
 }
 
-/// What a certificate's file begins with that was made where trade was not: it is no sign of a lost file of trade's.
-pub const WITHOUT_TRADE: &str = "Made before trade was ever served here.\n";
+/// First line of a certificate file that was created where trade has not run. Such a file is no sign that trade's
+/// database is missing.
+pub const CREATED_WITHOUT_TRADE: &str = "Made before trade was ever served here.\n";
 
 impl TlsArgs {
-    /// Whether a listener beyond loopback is guarded, or meant to be open.
+    /// Whether listeners beyond loopback are allowed: with TLS, or without on explicit request.
     pub fn is_guarded(&self) -> bool {
         self.tls || self.tls_cert.is_some() || self.insecure
     }
 
-    /// The certificate to present, if any; whoever listens beyond loopback has one or says `--insecure`.
+    /// The certificate to present, if any. Beyond loopback one is required unless `--insecure` is given.
     ///
     /// # Errors
-    /// Neither is given, or the certificate cannot be had.
-    pub fn identity(&self, bind: IpAddr, data_dir: &Path) -> anyhow::Result<Option<Arc<Identity>>> {
+    /// No certificate beyond loopback, or it cannot be loaded or created.
+    pub fn identity(&self, bind: IpAddr, data_dir: &Path) -> anyhow::Result<Option<Arc<TlsIdentity>>> {
         if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
-            return Ok(Some(Arc::new(Identity::load(cert, key)?)));
+            return Ok(Some(Arc::new(TlsIdentity::load(cert, key)?)));
         }
         if self.tls {
-            // Of a component that runs alone on a fresh machine, nothing has made it yet.
+            // A component that runs alone on a new machine has no data dir yet.
             create_private_dir(data_dir).with_context(|| format!("cannot make the folder {}", data_dir.display()))?;
-            return Ok(Some(Arc::new(Identity::load_or_create_noted(data_dir, WITHOUT_TRADE)?)));
+            return Ok(Some(Arc::new(TlsIdentity::load_or_create_with_note(data_dir, CREATED_WITHOUT_TRADE)?)));
         }
         if !bind.is_loopback() && !self.insecure {
             bail!(
@@ -106,183 +106,187 @@ impl TlsArgs {
     }
 }
 
-/// What all doors of a process share.
+/// The context of all shop listeners of a process.
 ///
 /// # Errors
-/// The cluster key cannot be had.
-pub fn floor(
+/// The cluster key cannot be loaded or created.
+pub fn shop_context(
     executor: Arc<Executor>,
     limiter: Arc<ConnectionLimiter>,
-    budget: Arc<Budget>,
-    identity: Option<Arc<Identity>>,
+    budget: Arc<ReceiveBudget>,
+    identity: Option<Arc<TlsIdentity>>,
     tls: &TlsArgs,
     key_file: &Path,
-) -> anyhow::Result<Floor> {
-    // Whichever component of a data dir comes first makes the key, and the folder with it.
+) -> anyhow::Result<ShopContext> {
+    // The first component in a data dir creates the key and its folder.
     if let Some(dir) = key_file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         create_private_dir(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     }
-    Ok(Floor {
+    Ok(ShopContext {
         executor,
         limiter,
         budget,
         identity,
-        plain_from_afar: tls.insecure,
+        allows_remote_plaintext: tls.insecure,
         key: ClusterKey::load_or_create(key_file)?,
     })
 }
 
-/// The product database, running.
-pub struct Product {
+/// The running product database.
+pub struct ProductService {
     db: Arc<ProductDb>,
-    door: Door,
+    listener: ShopListener,
     _lock: DataDirLock,
 }
 
-impl Product {
-    /// Takes its part of the data dir. That comes before anything there is looked at or made.
+impl ProductService {
+    /// Locks its part of the data dir. Must be called before anything there is examined or created.
     ///
     /// # Errors
-    /// Who holds it, or why it cannot be had.
+    /// Another process holds the lock, or it cannot be acquired.
     pub fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
-        DataDirLock::take_part(data_dir, Part::Product.component())
+        DataDirLock::acquire_component(data_dir, DataComponent::Product.lock_name())
     }
 
-    /// Opens its file in the data dir and its door.
+    /// Opens the database file and the listener.
     ///
     /// # Errors
-    /// One line that says what to do.
+    /// A one-line description with advice.
     pub fn start(
         addr: SocketAddr,
         flag: &str,
-        floor: &Floor,
+        context: &ShopContext,
         (data_dir, lock): (&Path, DataDirLock),
         hold_timeout: Duration,
-    ) -> anyhow::Result<Product> {
-        let first_stretch = backup::first_stretch(data_dir, Part::Product)?;
-        let db = Arc::new(ProductDb::open(data_dir, Settings { hold_timeout, first_stretch })?);
-        let door = Door::open_product(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
-        Ok(Product { db, door, _lock: lock })
+    ) -> anyhow::Result<ProductService> {
+        let first_id_range = backup::first_id_range(data_dir, DataComponent::Product)?;
+        let db = Arc::new(ProductDb::open(data_dir, ProductDbSettings { hold_timeout, first_id_range })?);
+        let listener = ShopListener::open_product(addr, context.clone(), Arc::clone(&db) as _)
+            .map_err(|error| explain_start_error(error, flag))?;
+        Ok(ProductService { db, listener, _lock: lock })
     }
 
-    /// What it runs on.
     pub fn db(&self) -> &Arc<ProductDb> {
         &self.db
     }
 
-    /// Where links come in.
+    /// The address for links from frontends.
     pub fn local_addr(&self) -> SocketAddr {
-        self.door.local_addr()
+        self.listener.local_addr()
     }
 
-    /// What its door has counted.
+    /// The listener's counters.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.door.counters()
+        self.listener.counters()
     }
 
-    /// Takes no more work, finishes what is in hand, and closes the file.
+    /// Stops accepting work, finishes pending requests and closes the file.
     pub fn stop(&self, grace: Duration) {
-        self.door.stop(grace);
+        self.listener.stop(grace);
         self.db.close();
     }
 }
 
-/// The customer database, running.
-pub struct Customer {
+/// The running customer database.
+pub struct CustomerService {
     db: Arc<CustomerDb>,
     store: Arc<Store>,
     bank: Arc<BuiltinGateway>,
-    door: Door,
+    listener: ShopListener,
     _lock: DataDirLock,
 }
 
-impl Customer {
-    /// Takes its part of the data dir. That comes before anything there is looked at or made.
+impl CustomerService {
+    /// Locks its part of the data dir. Must be called before anything there is examined or created.
     ///
     /// # Errors
-    /// Who holds it, or why it cannot be had.
+    /// Another process holds the lock, or it cannot be acquired.
     pub fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
-        DataDirLock::take_part(data_dir, Part::Customer.component())
+        DataDirLock::acquire_component(data_dir, DataComponent::Customer.lock_name())
     }
 
-    /// Opens its files in the data dir, brings to an end what was interrupted, and opens its door.
+    /// Opens the database files, completes interrupted purchases, and opens the listener.
     ///
     /// # Errors
-    /// One line that says what to do.
+    /// A one-line description with advice.
     pub fn start(
         addr: SocketAddr,
         flag: &str,
-        floor: &Floor,
+        context: &ShopContext,
         (data_dir, lock): (&Path, DataDirLock),
         session_timeout: Duration,
         fee: FeeRate,
-    ) -> anyhow::Result<Customer> {
+    ) -> anyhow::Result<CustomerService> {
         let store = Arc::new(Store::open(&data_dir.join(CUSTOMER_DB), customer::MIGRATIONS)?);
         let bank = Arc::new(BuiltinGateway::open_file(&data_dir.join(SHOP_BANK_DB))?);
-        let first_stretch = backup::first_stretch(data_dir, Part::Customer)?;
-        let config = customer::Config { session_timeout, fee, first_stretch, ..customer::Config::default() };
+        let first_id_range = backup::first_id_range(data_dir, DataComponent::Customer)?;
+        let config = customer::CustomerDbConfig {
+            session_timeout,
+            fee,
+            first_id_range,
+            ..customer::CustomerDbConfig::default()
+        };
         let db = Arc::new(CustomerDb::open(Arc::clone(&store), Arc::clone(&bank) as _, config)?);
-        let door =
-            Door::open_customer(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
-        Ok(Customer { db, store, bank, door, _lock: lock })
+        let listener = ShopListener::open_customer(addr, context.clone(), Arc::clone(&db) as _)
+            .map_err(|error| explain_start_error(error, flag))?;
+        Ok(CustomerService { db, store, bank, listener, _lock: lock })
     }
 
-    /// What it runs on.
     pub fn db(&self) -> &Arc<CustomerDb> {
         &self.db
     }
 
-    /// Where links and strangers come in.
+    /// The address for links from frontends and for unauthenticated connections.
     pub fn local_addr(&self) -> SocketAddr {
-        self.door.local_addr()
+        self.listener.local_addr()
     }
 
-    /// What its door has counted.
+    /// The listener's counters.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.door.counters()
+        self.listener.counters()
     }
 
-    /// Takes no more work, finishes what is in hand, and closes the files.
+    /// Stops accepting work, finishes pending requests and closes the files.
     pub fn stop(&self, grace: Duration) {
-        self.door.stop(grace);
+        self.listener.stop(grace);
         self.db.close();
         self.store.close();
         self.bank.close();
     }
 }
 
-/// A frontend, running.
+/// Starts a frontend.
 ///
 /// # Errors
-/// One line that says what to do.
+/// A one-line description with advice.
 pub fn start_frontend(
     role: Role,
     addrs: Vec<SocketAddr>,
     flag: &str,
-    floor: &Floor,
+    context: &ShopContext,
     (product, customer): (String, String),
-    databases: Databases,
+    databases: DatabaseLocation,
 ) -> anyhow::Result<FrontendServer> {
-    let config = frontend::Config { role, addrs, product, customer, databases };
-    FrontendServer::start(config, floor).map_err(|error| taken(error, flag))
+    let config = frontend::FrontendConfig { role, addrs, product, customer, databases };
+    FrontendServer::start(config, context).map_err(|error| explain_start_error(error, flag))
 }
 
-/// An error of opening a door, for whoever chose its port by this flag.
-fn taken(error: StartError, flag: &str) -> anyhow::Error {
+/// Turns a start error into one that names the flag by which the port was chosen.
+fn explain_start_error(error: ShopStartError, flag: &str) -> anyhow::Error {
     match error {
-        StartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => in_use(addr, flag),
+        ShopStartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => port_in_use(addr, flag),
         error => error.into(),
     }
 }
 
-/// The error for a port that somebody has, for whoever chose it by this flag.
-pub fn in_use(addr: SocketAddr, flag: &str) -> anyhow::Error {
+/// The error for a port that is in use, with the flag by which it was chosen.
+pub fn port_in_use(addr: SocketAddr, flag: &str) -> anyhow::Error {
     let (port, ip) = (addr.port(), addr.ip());
     anyhow::anyhow!("port {port} of {ip} is in use: stop what uses it, or choose another with {flag}")
 }
 
-/// The ready file's entries of a frontend: its first address, and all of them if there are several.
-pub fn frontend_entries(name: &str, addrs: &[SocketAddr], entries: &mut Map<String, Value>) {
+/// Adds a frontend to the ready file: its first address, and all of them if there are several.
+pub fn add_frontend_entries(name: &str, addrs: &[SocketAddr], entries: &mut Map<String, Value>) {
     if let Some(first) = addrs.first() {
         entries.insert(name.to_owned(), first.to_string().into());
     }
@@ -292,15 +296,15 @@ pub fn frontend_entries(name: &str, addrs: &[SocketAddr], entries: &mut Map<Stri
     }
 }
 
-/// A frontend as it is announced, with its first port.
-pub fn served(name: &'static str, addrs: &[SocketAddr], floor: &Floor) -> Option<Served> {
-    let cert_sha256 = floor.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
-    addrs.first().map(|addr| Served { name, port: addr.port(), cert_sha256 })
+/// A frontend's announcement, with its first port.
+pub fn announced_frontend(name: &'static str, addrs: &[SocketAddr], context: &ShopContext) -> Option<AnnouncedService> {
+    let cert_sha256 = context.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
+    addrs.first().map(|addr| AnnouncedService { name, port: addr.port(), cert_sha256 })
 }
 
 /// What every component's command has.
 #[derive(Debug, Clone, Args)]
-struct Common {
+struct ComponentArgs {
     /// Address to bind; anything but loopback opens it to other machines
     #[arg(long, value_name = "IP")]
     bind: Option<IpAddr>,
@@ -338,7 +342,7 @@ pub struct ProductArgs {
     #[arg(long, value_name = "TIME", value_parser = settings::parse_window, env = "P2S2_PRODUCT_DB_HOLD_TIMEOUT", default_value = "60s")]
     hold_timeout: Duration,
     #[command(flatten)]
-    common: Common,
+    common: ComponentArgs,
 }
 
 /// The shop's customers: accounts, sessions, carts, purchases, the ledger
@@ -363,7 +367,7 @@ pub struct CustomerArgs {
     #[arg(long, value_name = "PERCENT", value_parser = settings::parse_fee, allow_hyphen_values = true, env = "P2S2_CUSTOMER_DB_FEE_PERCENT", default_value = "10")]
     fee_percent: FeeRate,
     #[command(flatten)]
-    common: Common,
+    common: ComponentArgs,
 }
 
 /// Where sellers' clients connect
@@ -380,7 +384,7 @@ pub struct SellerServerArgs {
     #[command(flatten)]
     announce: AnnounceArgs,
     #[command(flatten)]
-    common: Common,
+    common: ComponentArgs,
 }
 
 /// Where buyers' clients connect
@@ -397,7 +401,7 @@ pub struct BuyerServerArgs {
     #[command(flatten)]
     announce: AnnounceArgs,
     #[command(flatten)]
-    common: Common,
+    common: ComponentArgs,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -413,43 +417,54 @@ struct Backends {
 /// Runs the product database until a signal ends it.
 ///
 /// # Errors
-/// What kept it from starting, in one line.
+/// A one-line description of what kept it from starting.
 pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
     refuse_db(args.db.as_deref())?;
     settings::init_log("info");
-    let dir = (args.data_dir.as_path(), Product::lock(&args.data_dir)?);
-    stores::examine_product(&args.data_dir)?;
-    let process = Process::begin(&args.common, &args.data_dir)?;
+    let dir = (args.data_dir.as_path(), ProductService::lock(&args.data_dir)?);
+    stores::check_product_stores(&args.data_dir)?;
+    let process = ComponentProcess::start(&args.common, &args.data_dir)?;
     let addr = SocketAddr::new(process.bind, args.port);
-    let product = Product::start(addr, "--port", &process.floor, dir, args.hold_timeout)?;
+    let product = ProductService::start(addr, "--port", &process.context, dir, args.hold_timeout)?;
     let local = product.local_addr();
-    process.serve(&args.common, &[format!("product-db: tcp {local}")], &entry("product_db", local), |grace| {
-        product.stop(grace);
-    })
+    process.run_until_shutdown(
+        &args.common,
+        &[format!("product-db: tcp {local}")],
+        &ready_entry("product_db", local),
+        |grace| {
+            product.stop(grace);
+        },
+    )
 }
 
 /// Runs the customer database until a signal ends it.
 ///
 /// # Errors
-/// What kept it from starting, in one line.
+/// A one-line description of what kept it from starting.
 pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
     refuse_db(args.db.as_deref())?;
     settings::init_log("info");
-    let dir = (args.data_dir.as_path(), Customer::lock(&args.data_dir)?);
-    stores::examine_customer(&args.data_dir)?;
-    let process = Process::begin(&args.common, &args.data_dir)?;
+    let dir = (args.data_dir.as_path(), CustomerService::lock(&args.data_dir)?);
+    stores::check_customer_stores(&args.data_dir)?;
+    let process = ComponentProcess::start(&args.common, &args.data_dir)?;
     let addr = SocketAddr::new(process.bind, args.port);
-    let customer = Customer::start(addr, "--port", &process.floor, dir, args.session_timeout, args.fee_percent)?;
+    let customer =
+        CustomerService::start(addr, "--port", &process.context, dir, args.session_timeout, args.fee_percent)?;
     let local = customer.local_addr();
-    process.serve(&args.common, &[format!("customer-db: tcp {local}")], &entry("customer_db", local), |grace| {
-        customer.stop(grace);
-    })
+    process.run_until_shutdown(
+        &args.common,
+        &[format!("customer-db: tcp {local}")],
+        &ready_entry("customer_db", local),
+        |grace| {
+            customer.stop(grace);
+        },
+    )
 }
 
 /// Runs the sellers' frontend until a signal ends it.
 ///
 /// # Errors
-/// What kept it from starting, in one line.
+/// A one-line description of what kept it from starting.
 pub fn run_seller_server(args: SellerServerArgs) -> anyhow::Result<ExitCode> {
     run_frontend(Role::Seller, &args.port, args.backends, &args.announce, &args.common)
 }
@@ -457,7 +472,7 @@ pub fn run_seller_server(args: SellerServerArgs) -> anyhow::Result<ExitCode> {
 /// Runs the buyers' frontend until a signal ends it.
 ///
 /// # Errors
-/// What kept it from starting, in one line.
+/// A one-line description of what kept it from starting.
 pub fn run_buyer_server(args: BuyerServerArgs) -> anyhow::Result<ExitCode> {
     run_frontend(Role::Buyer, &args.port, args.backends, &args.announce, &args.common)
 }
@@ -467,106 +482,106 @@ fn run_frontend(
     ports: &Ports,
     backends: Backends,
     announce: &AnnounceArgs,
-    common: &Common,
+    common: &ComponentArgs,
 ) -> anyhow::Result<ExitCode> {
     settings::init_log("info");
-    let process = Process::begin(common, Path::new(DEFAULT_DATA_DIR))?;
+    let process = ComponentProcess::start(common, Path::new(DEFAULT_DATA_DIR))?;
     let addrs = ports.0.iter().map(|port| SocketAddr::new(process.bind, *port)).collect();
     let databases = (backends.product, backends.customer);
-    let server = start_frontend(role, addrs, "--port", &process.floor, databases, Databases::Elsewhere)?;
+    let server = start_frontend(role, addrs, "--port", &process.context, databases, DatabaseLocation::Remote)?;
     let (name, command) = match role {
         Role::Seller => ("seller", "seller-server"),
         Role::Buyer => ("buyer", "buyer-server"),
     };
     let locals = server.local_addrs();
     let mut entries = Map::new();
-    frontend_entries(name, &locals, &mut entries);
+    add_frontend_entries(name, &locals, &mut entries);
     let lines: Vec<String> = locals.iter().map(|local| format!("{name}: tcp {local}")).collect();
-    let served = served(name, &locals, &process.floor).into_iter().collect();
-    let announcer = Announcer::start(announce, command, process.bind, served);
-    process.serve(common, &lines, &entries, |grace| {
+    let services = announced_frontend(name, &locals, &process.context).into_iter().collect();
+    let announcer = Announcer::start(announce, command, process.bind, services);
+    process.run_until_shutdown(common, &lines, &entries, |grace| {
         announcer.stop();
         server.stop(grace);
     })
 }
 
-fn entry(name: &str, addr: SocketAddr) -> Map<String, Value> {
+fn ready_entry(name: &str, addr: SocketAddr) -> Map<String, Value> {
     Map::from_iter([(name.to_owned(), addr.to_string().into())])
 }
 
 fn refuse_db(db: Option<&str>) -> anyhow::Result<()> {
     if db.is_some() {
-        // The URL may hold a password: it is not repeated.
+        // The URL may contain a password, so it is not repeated.
         bail!("--db: this version keeps everything in SQLite files in --data-dir; leave --db (P2S2_DB) out");
     }
     Ok(())
 }
 
-/// A component's process, up to its doors.
-struct Process {
-    shutdown: Shutdown,
+/// What every component's process sets up before it opens its listeners.
+struct ComponentProcess {
+    shutdown: ShutdownSignal,
     bind: IpAddr,
-    floor: Floor,
+    context: ShopContext,
 }
 
-impl Process {
-    fn begin(common: &Common, data_dir: &Path) -> anyhow::Result<Process> {
-        let shutdown = Shutdown::install().context("cannot listen for signals")?;
+impl ComponentProcess {
+    fn start(common: &ComponentArgs, data_dir: &Path) -> anyhow::Result<ComponentProcess> {
+        let shutdown = ShutdownSignal::install().context("cannot listen for signals")?;
         let bind = settings::bind_address(common.bind)?;
-        if let Err(too_few) = limits::prepare(OWN_FILES) {
+        if let Err(too_few) = limits::prepare_process(OWN_FILES) {
             bail!("{too_few}: raise it");
         }
         let wanted = common.max_connections as usize;
-        let bounds = Wanted {
+        let bounds = RequestedBounds {
             connections: wanted,
             own_files: OWN_FILES,
             other_threads: OTHER_THREADS,
             other_files: frontend::LINKS_MAX,
         };
-        let Bounds { connections, threads, why } = limits::machine_bounds(bounds);
+        let MachineBounds { connections, threads, why } = limits::machine_bounds(bounds);
         if let Some(why) = why {
-            limits::tell_lowered("--max-connections", wanted, connections, &why);
+            limits::warn_lowered("--max-connections", wanted, connections, &why);
         }
         let identity = common.tls.identity(bind, data_dir)?;
         let key_file = common.cluster_key.clone().unwrap_or_else(|| data_dir.join(cluster::FILE_NAME));
         let executor = Executor::new("request", threads);
-        let floor = floor(
+        let context = shop_context(
             executor,
             ConnectionLimiter::new(connections),
-            Budget::new(RECEIVED_MAX),
+            ReceiveBudget::new(RECEIVE_BUDGET_BYTES),
             identity,
             &common.tls,
             &key_file,
         )?;
-        Ok(Process { shutdown, bind, floor })
+        Ok(ComponentProcess { shutdown, bind, context })
     }
 
-    /// Says that it is ready, waits for a signal, and stops.
-    fn serve(
+    /// Reports readiness, waits for a signal, and stops.
+    fn run_until_shutdown(
         self,
-        common: &Common,
+        common: &ComponentArgs,
         lines: &[String],
         entries: &Map<String, Value>,
         stop: impl FnOnce(Duration),
     ) -> anyhow::Result<ExitCode> {
-        announce(common.ready_file.as_deref(), lines, entries)?;
+        report_ready(common.ready_file.as_deref(), lines, entries)?;
         self.shutdown.wait();
-        log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
-        stop(GRACE);
+        log::info!("stopping: no new work; what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
+        stop(SHUTDOWN_GRACE);
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Writes the ready file, then one line per listener and `ready`: whoever reads that may look there.
+/// Writes the ready file, then prints one line per listener and `ready`. Whoever reads `ready` can rely on the file.
 ///
 /// # Errors
 /// The file or standard output cannot be written.
-pub fn announce(ready_file: Option<&Path>, lines: &[String], entries: &Map<String, Value>) -> anyhow::Result<()> {
+pub fn report_ready(ready_file: Option<&Path>, lines: &[String], entries: &Map<String, Value>) -> anyhow::Result<()> {
     if let Some(path) = ready_file {
-        ready::write(path, &Value::Object(entries.clone()))?;
+        ready_file::write(path, &Value::Object(entries.clone()))?;
     }
     let mut out = io::stdout().lock();
-    // An error of its own, not the system's: a reader of our output that has gone is no end in order here.
+    // A new error without the I/O error as its source: here a closed pipe must not count as a normal end.
     writeln!(out, "{}\nready", lines.join("\n")).and_then(|()| out.flush()).map_err(|error| {
         anyhow::anyhow!("standard output cannot be written: {error}; send it to a file or to /dev/null")
     })
@@ -580,8 +595,8 @@ mod tests {
     fn ports_are_one_or_several() {
         assert_eq!("8001".parse(), Ok(Ports(vec![8001])));
         assert_eq!("8001, 0".parse(), Ok(Ports(vec![8001, 0])));
-        for wrong in ["", "8001,", "70000", "x"] {
-            assert!(wrong.parse::<Ports>().is_err(), "{wrong}");
+        for error in ["", "8001,", "70000", "x"] {
+            assert!(error.parse::<Ports>().is_err(), "{error}");
         }
     }
 
@@ -610,8 +625,8 @@ mod tests {
     fn a_list_of_addresses_has_its_first_and_all() {
         let addrs: Vec<SocketAddr> = vec!["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
         let mut entries = Map::new();
-        frontend_entries("seller", &addrs, &mut entries);
-        frontend_entries("buyer", &addrs[..1], &mut entries);
+        add_frontend_entries("seller", &addrs, &mut entries);
+        add_frontend_entries("buyer", &addrs[..1], &mut entries);
         let expected = serde_json::json!({
             "seller": "127.0.0.1:1", "seller_all": ["127.0.0.1:1", "127.0.0.1:2"], "buyer": "127.0.0.1:1",
         });

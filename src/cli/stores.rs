@@ -1,109 +1,118 @@
-//! The stores of every data dir: what a start looks at before it makes or changes anything, and what an operator
-//! may give up.
+//! The stores that a data dir may contain: what is checked before a start changes anything, and which losses an
+//! operator can accept.
 
 use std::path::Path;
 
 use super::share_server::REGISTRY_DB;
-use super::shop::{CUSTOMER_DB, SHOP_BANK_DB, WITHOUT_TRADE};
+use super::shop::{CREATED_WITHOUT_TRADE, CUSTOMER_DB, SHOP_BANK_DB};
 use crate::bank::{self, BANK_DB};
 use crate::identity::jwt;
 use crate::identity::users::{self, USERS_DB};
 use crate::lan::history;
 use crate::net::tls::IDENTITY_FILE;
-use crate::share::node::keep;
+use crate::share::node::store;
 use crate::share::registry;
 use crate::shop::{customer, product};
-use crate::storage::backup::{AcceptError, Accepted, accept_loss};
-use crate::storage::{Expected, OpenError, examine, is_absent};
+use crate::storage::backup::{AcceptLossError, AcceptedLoss, accept_loss};
+use crate::storage::{ExpectedStore, OpenError, check_stores, is_missing_or_empty};
 use crate::trade;
 use crate::trade::peer::store as peer_store;
 
-/// The file of trade in the data dir.
+/// The trade service's database in the data dir.
 pub const TRADE_DB: &str = "trade.db";
 
-const TRADE: Expected<'_> =
-    Expected { file: TRADE_DB, migrations: trade::store::MIGRATIONS, companions: &[BANK_DB, IDENTITY_FILE] };
-const BANK: Expected<'_> = Expected { file: BANK_DB, migrations: bank::MIGRATIONS, companions: &[TRADE_DB] };
-const PRODUCT: Expected<'_> =
-    Expected { file: product::FILE, migrations: product::MIGRATIONS, companions: &[CUSTOMER_DB, SHOP_BANK_DB] };
-const CUSTOMER: Expected<'_> =
-    Expected { file: CUSTOMER_DB, migrations: customer::MIGRATIONS, companions: &[product::FILE, SHOP_BANK_DB] };
-const SHOP_BANK: Expected<'_> =
-    Expected { file: SHOP_BANK_DB, migrations: bank::MIGRATIONS, companions: &[CUSTOMER_DB] };
-/// The key is made just before the store, but this version has named the store in the manifest by then. (Of an earlier
-/// one, a first start that was cut off between the two looks like a loss, until a further start or accept-loss.)
-const USERS: Expected<'_> =
-    Expected { file: USERS_DB, migrations: users::MIGRATIONS, companions: &[REGISTRY_DB, jwt::KEY_FILE] };
-const REGISTRY: Expected<'_> = Expected { file: REGISTRY_DB, migrations: registry::store::MIGRATIONS, companions: &[] };
-const SHARE: Expected<'_> = Expected { file: keep::STORE_FILE, migrations: keep::MIGRATIONS, companions: &[] };
-const PEER: Expected<'_> = Expected { file: peer_store::FILE, migrations: peer_store::MIGRATIONS, companions: &[] };
-const LAN: Expected<'_> = Expected { file: history::FILE, migrations: history::MIGRATIONS, companions: &[] };
+const TRADE: ExpectedStore<'_> =
+    ExpectedStore { file: TRADE_DB, migrations: trade::store::MIGRATIONS, companions: &[BANK_DB, IDENTITY_FILE] };
+const BANK: ExpectedStore<'_> = ExpectedStore { file: BANK_DB, migrations: bank::MIGRATIONS, companions: &[TRADE_DB] };
+const PRODUCT: ExpectedStore<'_> = ExpectedStore {
+    file: product::FILE_NAME,
+    migrations: product::MIGRATIONS,
+    companions: &[CUSTOMER_DB, SHOP_BANK_DB],
+};
+const CUSTOMER: ExpectedStore<'_> = ExpectedStore {
+    file: CUSTOMER_DB,
+    migrations: customer::MIGRATIONS,
+    companions: &[product::FILE_NAME, SHOP_BANK_DB],
+};
+const SHOP_BANK: ExpectedStore<'_> =
+    ExpectedStore { file: SHOP_BANK_DB, migrations: bank::MIGRATIONS, companions: &[CUSTOMER_DB] };
+/// The key is created just before the store, but by then the manifest already names the store. (A first start of an
+/// earlier version that was interrupted between the two looks like a loss until the next start or accept-loss.)
+const USERS: ExpectedStore<'_> =
+    ExpectedStore { file: USERS_DB, migrations: users::MIGRATIONS, companions: &[REGISTRY_DB, jwt::KEY_FILE] };
+const REGISTRY: ExpectedStore<'_> =
+    ExpectedStore { file: REGISTRY_DB, migrations: registry::store::MIGRATIONS, companions: &[] };
+const SHARE: ExpectedStore<'_> =
+    ExpectedStore { file: store::STORE_FILE, migrations: store::MIGRATIONS, companions: &[] };
+const PEER: ExpectedStore<'_> =
+    ExpectedStore { file: peer_store::FILE, migrations: peer_store::MIGRATIONS, companions: &[] };
+const LAN: ExpectedStore<'_> = ExpectedStore { file: history::FILE, migrations: history::MIGRATIONS, companions: &[] };
 
-/// Before a server with these services starts: are its stores whole?
+/// Checks the stores of a server with these services before it starts.
 ///
 /// # Errors
-/// Those of [`examine`].
-pub fn examine_server(dir: &Path, trade: bool, shop: bool, share: bool) -> Result<(), OpenError> {
+/// Those of [`check_stores`].
+pub fn check_server_stores(dir: &Path, trade: bool, shop: bool, share: bool) -> Result<(), OpenError> {
     let mut stores = Vec::new();
     if trade {
-        stores.extend([trade_in(dir), BANK]);
+        stores.extend([trade_store_in(dir), BANK]);
     }
     if shop {
         stores.extend([PRODUCT, CUSTOMER, SHOP_BANK]);
     }
-    // Accounts are there whatever services run.
+    // Accounts exist whatever services run.
     stores.push(USERS);
     if share {
         stores.push(REGISTRY);
     }
-    examine(dir, &stores)
+    check_stores(dir, &stores)
 }
 
-/// Before the product database starts by itself. Its neighbours may be elsewhere.
+/// Checks the product database's store. The other components may be on other hosts.
 ///
 /// # Errors
-/// Those of [`examine`].
-pub fn examine_product(dir: &Path) -> Result<(), OpenError> {
-    examine(dir, &[Expected { companions: &[], ..PRODUCT }])
+/// Those of [`check_stores`].
+pub fn check_product_stores(dir: &Path) -> Result<(), OpenError> {
+    check_stores(dir, &[ExpectedStore { companions: &[], ..PRODUCT }])
 }
 
-/// The same for the customer database.
+/// Checks the customer database's stores.
 ///
 /// # Errors
-/// Those of [`examine`].
-pub fn examine_customer(dir: &Path) -> Result<(), OpenError> {
-    examine(dir, &[Expected { companions: &[SHOP_BANK_DB], ..CUSTOMER }, SHOP_BANK])
+/// Those of [`check_stores`].
+pub fn check_customer_stores(dir: &Path) -> Result<(), OpenError> {
+    check_stores(dir, &[ExpectedStore { companions: &[SHOP_BANK_DB], ..CUSTOMER }, SHOP_BANK])
 }
 
-/// The same for a node that shares files.
+/// Checks the store of a file-sharing node.
 ///
 /// # Errors
-/// Those of [`examine`].
-pub fn examine_node(dir: &Path) -> Result<(), OpenError> {
-    examine(dir, &[SHARE])
+/// Those of [`check_stores`].
+pub fn check_node_stores(dir: &Path) -> Result<(), OpenError> {
+    check_stores(dir, &[SHARE])
 }
 
-/// Accepts that a file of a data dir is lost, or what it has lost.
+/// Accepts that a store of a data dir is lost, or has lost changes.
 ///
 /// # Errors
 /// Those of [`accept_loss`].
-pub fn accept(dir: &Path, file: &str) -> Result<Accepted, AcceptError> {
-    let all = [trade_in(dir), BANK, PRODUCT, CUSTOMER, SHOP_BANK, USERS, REGISTRY, SHARE, PEER, LAN];
-    // A token of an account that is lost would be good for whoever takes its name.
+pub fn accept(dir: &Path, file: &str) -> Result<AcceptedLoss, AcceptLossError> {
+    let all = [trade_store_in(dir), BANK, PRODUCT, CUSTOMER, SHOP_BANK, USERS, REGISTRY, SHARE, PEER, LAN];
+    // A token of a lost account would be valid for whoever registers its name next.
     let secrets: &[&str] = if file == USERS_DB { &[jwt::KEY_FILE] } else { &[] };
     accept_loss(dir, file, &all, secrets)
 }
 
-/// Trade's store in this data dir.
-fn trade_in(dir: &Path) -> Expected<'static> {
-    let companions: &[&str] = if is_sign_of_trade(&dir.join(IDENTITY_FILE)) { TRADE.companions } else { &[BANK_DB] };
-    Expected { companions, ..TRADE }
+/// The trade store of this data dir. The certificate counts as its companion only if trade created it.
+fn trade_store_in(dir: &Path) -> ExpectedStore<'static> {
+    let companions: &[&str] = if is_trade_identity(&dir.join(IDENTITY_FILE)) { TRADE.companions } else { &[BANK_DB] };
+    ExpectedStore { companions, ..TRADE }
 }
 
-/// Other services make a certificate too, and begin its file with a note that says so.
-fn is_sign_of_trade(path: &Path) -> bool {
-    let is_noted = || std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(WITHOUT_TRADE.as_bytes()));
-    !is_absent(path) && !is_noted()
+/// Whether the certificate file was created by trade. Other services begin the file with a marker line.
+fn is_trade_identity(path: &Path) -> bool {
+    let is_noted = || std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(CREATED_WITHOUT_TRADE.as_bytes()));
+    !is_missing_or_empty(path) && !is_noted()
 }
 
 #[cfg(test)]
@@ -119,12 +128,12 @@ mod tests {
             assert!(!all[..place].iter().any(|other| other.file == store.file), "{}", store.file);
             Store::open(&dir.path().join(store.file), store.migrations).unwrap().close();
         }
-        examine(dir.path(), &all).unwrap();
+        check_stores(dir.path(), &all).unwrap();
     }
 
     #[test]
     fn without_a_manifest_the_key_of_logins_tells_that_their_accounts_are_lost() {
-        // Those of an earlier version, whose share never ran; and any whose manifest was given up.
+        // A data dir of an earlier version whose share service never ran, and one whose manifest was given up.
         for is_earlier in [true, false] {
             let dir = tempfile::tempdir().unwrap();
             let (state, key) = (dir.path(), dir.path().join(jwt::KEY_FILE));
@@ -140,15 +149,15 @@ mod tests {
                     store.execute_batch("DROP TABLE store_identity").unwrap();
                 }
             } else {
-                assert_eq!(accept(state, "manifest.json").unwrap(), Accepted::Manifest);
+                assert_eq!(accept(state, "manifest.json").unwrap(), AcceptedLoss::ManifestRebuilt);
             }
             for _ in 0..2 {
-                let refused = examine_server(state, true, false, false).unwrap_err();
+                let refused = check_server_stores(state, true, false, false).unwrap_err();
                 assert!(matches!(&refused, OpenError::Missing { path, .. } if path.ends_with(USERS_DB)), "{refused}");
             }
-            assert_eq!(accept(state, USERS_DB).unwrap(), Accepted::Anew(Vec::new()));
+            assert_eq!(accept(state, USERS_DB).unwrap(), AcceptedLoss::WillBeRecreated(Vec::new()));
             assert!(!key.exists() && names("jwt.key.lost-1").exists());
-            examine_server(state, true, false, false).unwrap();
+            check_server_stores(state, true, false, false).unwrap();
         }
     }
 
@@ -156,8 +165,8 @@ mod tests {
     fn accounts_can_be_given_up_where_nothing_but_their_key_is_left() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(jwt::KEY_FILE), "of all logins").unwrap();
-        assert!(examine_server(dir.path(), false, false, true).is_err());
+        assert!(check_server_stores(dir.path(), false, false, true).is_err());
         accept(dir.path(), USERS_DB).unwrap();
-        examine_server(dir.path(), false, false, true).unwrap();
+        check_server_stores(dir.path(), false, false, true).unwrap();
     }
 }

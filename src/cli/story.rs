@@ -1,7 +1,7 @@
-//! `p2s2 story`, what `make run-clients` runs: one whole story, told by real processes on loopback.
+//! `p2s2 story` (`make run-clients`): a demonstration played by real processes on loopback.
 //!
-//! Every line that a process prints is shown with who printed it; each step waits for what it needs to
-//! see. It ends well only if all of it worked.
+//! Every line that a process prints is shown with its name, and each step waits for the output that it needs. The exit
+//! code is 0 only if everything worked.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -16,36 +16,36 @@ use serde_json::{Value, json};
 
 use super::output;
 use super::shop::Ports;
-use super::shopper::ask::PASSWORD_VARIABLE;
+use super::shop_client::prompt::PASSWORD_VARIABLE;
 use crate::model::Token;
 use crate::net::threads;
 use crate::share::api_client::ApiClient;
-use crate::shop::client::{Client, Config};
-use crate::shop::ops::Code;
+use crate::shop::client::{Client, ClientConfig};
+use crate::shop::ops::ErrorCode;
 use crate::trade::wire::DATAGRAM_MAX;
 
-/// Prints a line of the story.
+/// Prints a formatted line of the story.
 macro_rules! say {
     ($($text:tt)*) => {
         say(&format!($($text)*))
     };
 }
 
-/// The story goes on where it cannot be told: how it ends counts, and then the failure is told.
+/// Write errors are ignored here: the story continues, and `main` reports the failure at the end.
 fn say(text: &str) {
     drop(output::print(text));
 }
 
-/// Longer than any step takes that works.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Where the server is when nobody says otherwise.
+/// Longer than any successful step takes.
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Default ports of the server.
 const TRADE_PORT: u16 = 7001;
 const SELLER_PORT: u16 = 8001;
 const BUYER_PORT: u16 = 8002;
 const REGISTRY_PORT: u16 = 9000;
 const API_PORT: u16 = 5500;
-/// How long a running server has to answer.
-const ANSWER: Duration = Duration::from_millis(300);
+/// How long a running server has to respond.
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Play one whole story against the running server, or against one of its own
 #[derive(Debug, Args)]
@@ -86,9 +86,9 @@ pub struct StoryArgs {
     buyer_port: Ports,
 }
 
-/// Where the parts of a server are.
+/// The addresses of a server's services.
 #[derive(Debug, Clone, Copy)]
-struct Addresses {
+struct ServerAddresses {
     trade: SocketAddr,
     seller: SocketAddr,
     buyer: SocketAddr,
@@ -96,7 +96,7 @@ struct Addresses {
     api: SocketAddr,
 }
 
-/// The first of the ports; any free one, as 0 means, is none to be found at.
+/// The first port of the list; 0 (any free port) cannot be looked up, so the default is used.
 fn first_port(ports: &Ports, otherwise: u16) -> u16 {
     ports.0.first().copied().filter(|port| *port != 0).unwrap_or(otherwise)
 }
@@ -104,11 +104,11 @@ fn first_port(ports: &Ports, otherwise: u16) -> u16 {
 /// Plays the story.
 ///
 /// # Errors
-/// The step that did not work.
+/// The step that failed.
 pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     super::settings::init_log("warn");
     let at = |given: Option<SocketAddr>, port| given.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into());
-    let looked_at = Addresses {
+    let expected = ServerAddresses {
         trade: at(args.server, first_port(&Ports(vec![args.trade_port]), TRADE_PORT)),
         seller: at(args.seller, first_port(&args.seller_port, SELLER_PORT)),
         buyer: at(args.buyer, first_port(&args.buyer_port, BUYER_PORT)),
@@ -116,213 +116,217 @@ pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
         api: at(args.api, first_port(&Ports(vec![args.api_port]), API_PORT)),
     };
     for (flag, addr) in [
-        ("server", looked_at.trade),
-        ("seller", looked_at.seller),
-        ("buyer", looked_at.buyer),
-        ("registry", looked_at.registry),
-        ("api", looked_at.api),
+        ("server", expected.trade),
+        ("seller", expected.seller),
+        ("buyer", expected.buyer),
+        ("registry", expected.registry),
+        ("api", expected.api),
     ] {
         ensure!(addr.ip().is_loopback(), "--{flag} {addr}: the story is played on loopback alone");
     }
-    let mark = &Token::random().reveal()[..4].to_owned();
-    let stage = Stage::set(mark)?;
-    let (mut servers, mut addresses) = (Vec::new(), looked_at);
-    if answers(looked_at.trade)? {
-        say!("A server answers at {}.\n", looked_at.trade);
+    let suffix = &Token::random().reveal()[..4].to_owned();
+    let environment = StoryEnvironment::create(suffix)?;
+    let (mut servers, mut addresses) = (Vec::new(), expected);
+    if is_trade_server(expected.trade)? {
+        say!("A server answers at {}.\n", expected.trade);
     } else {
-        say!("No server answers at {}: here is one for this story.\n", looked_at.trade);
+        say!("No server answers at {}: here is one for this story.\n", expected.trade);
         let server;
-        (server, addresses) = stage.start_server("server")?;
+        (server, addresses) = environment.start_server("server")?;
         servers.push(server);
     }
-    let plaintext = settles_in_plaintext(addresses.trade, mark)?;
-    trade(&stage, addresses.trade, plaintext, mark)?;
+    let plaintext = settles_in_plaintext(addresses.trade, suffix)?;
+    trade(&environment, addresses.trade, plaintext, suffix)?;
     say("");
-    if servers.is_empty() && !(sells(looked_at.seller) && sells(looked_at.buyer)) {
-        say!("No shop answers at {} and {}: here is one.\n", looked_at.seller, looked_at.buyer);
+    if servers.is_empty() && !(is_shop_frontend(expected.seller) && is_shop_frontend(expected.buyer)) {
+        say!("No shop answers at {} and {}: here is one.\n", expected.seller, expected.buyer);
         let server;
-        (server, addresses) = stage.start_server("shop-server")?;
+        (server, addresses) = environment.start_server("shop-server")?;
         servers.push(server);
     }
-    shop(&stage, addresses, mark)?;
+    shop(&environment, addresses, suffix)?;
     say("");
-    lan(&stage, mark)?;
+    lan(&environment, suffix)?;
     say("");
-    if servers.is_empty() && !keeps_accounts(looked_at.api) {
-        say!("No registry with accounts answers at {}: here is one.\n", looked_at.api);
+    if servers.is_empty() && !is_healthy_server_api(expected.api) {
+        say!("No registry with accounts answers at {}: here is one.\n", expected.api);
         let server;
-        (server, addresses) = stage.start_server("share-server")?;
+        (server, addresses) = environment.start_server("share-server")?;
         servers.push(server);
     }
-    share(&stage, addresses, mark)?;
+    share(&environment, addresses, suffix)?;
     for server in &mut servers {
-        server.end()?;
+        server.finish()?;
     }
     say!("\nAll of it worked.");
     Ok(ExitCode::SUCCESS)
 }
 
-/// A seller's and a buyer's peer: a negotiation, a reservation, a settlement.
-fn trade(stage: &Stage, server: SocketAddr, plaintext: bool, mark: &str) -> anyhow::Result<()> {
-    let (alice, bob) = (format!("alice-{mark}"), format!("bob-{mark}"));
+/// Two trading peers: negotiation, reservation, settlement.
+fn trade(environment: &StoryEnvironment, server: SocketAddr, plaintext: bool, suffix: &str) -> anyhow::Result<()> {
+    let (alice, bob) = (format!("alice-{suffix}"), format!("bob-{suffix}"));
     say!("TRADE: {alice} sells a lamp for 120.00, or 90.00 at least; {bob} pays 100.00 at most.");
     let server = (server, plaintext);
-    let mut alice = stage.start_peer(&alice, server, "4242424242424242", "2 Harbour Lane, Port Elm")?;
-    let mut bob = stage.start_peer(&bob, server, "4111111111111111", "7 Mill Road, Oakfield")?;
-    let lamp = format!("\"brass lamp {mark}\"");
+    let mut alice = environment.start_peer(&alice, server, "4242424242424242", "2 Harbour Lane, Port Elm")?;
+    let mut bob = environment.start_peer(&bob, server, "4111111111111111", "7 Mill Road, Oakfield")?;
+    let lamp = format!("\"brass lamp {suffix}\"");
 
-    alice.tell(&format!("sell {lamp} 120 90 1 a desk lamp with a green shade"))?;
+    alice.send_line(&format!("sell {lamp} 120 90 1 a desk lamp with a green shade"))?;
     alice.await_line("on sale for 120.00")?;
-    bob.tell(&format!("find {lamp} 100"))?;
+    bob.send_line(&format!("find {lamp} 100"))?;
     bob.await_line("searching [")?;
     say!("   (the only offer is above the maximum: the server negotiates)");
     alice.await_line("accepted [")?;
     alice.await_line("reserved [")?;
     bob.await_line("found [")?;
-    bob.tell("buy last")?;
+    bob.send_line("buy last")?;
     bob.await_line("buying [")?;
     let how = if plaintext { "without TLS, as it was started" } else { "over TLS with the certificate they know" };
     say!("   (the server connects to both, {how})");
     bob.await_line("bought [")?;
     alice.await_line("sold [")?;
     for peer in [&mut bob, &mut alice] {
-        peer.tell("deals")?;
+        peer.send_line("deals")?;
         peer.await_line("completed")?;
-        peer.tell("leave")?;
+        peer.send_line("leave")?;
         peer.await_line("let us go")?;
-        peer.tell("quit")?;
-        peer.end()?;
+        peer.send_line("quit")?;
+        peer.finish()?;
     }
     Ok(())
 }
 
-/// A seller lists, a buyer searches, fills a cart and purchases; the seller ships.
-fn shop(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
-    say!("SHOP: sam-{mark} sells lamps; bea-{mark} buys two of them.");
-    let mut sam = stage.start_client("seller", "sam", server.seller, mark)?;
-    sam.tell(&format!("sell \"Brass Lamp\" 3 10.50 2 --keywords lamp,k{mark} --used"))?;
+/// A seller lists an item; a buyer searches, fills a cart and purchases; the seller ships.
+fn shop(environment: &StoryEnvironment, server: ServerAddresses, suffix: &str) -> anyhow::Result<()> {
+    say!("SHOP: sam-{suffix} sells lamps; bea-{suffix} buys two of them.");
+    let mut sam = environment.start_client("seller", "sam", server.seller, suffix)?;
+    sam.send_line(&format!("sell \"Brass Lamp\" 3 10.50 2 --keywords lamp,k{suffix} --used"))?;
     let listed = sam.await_line("on sale as ")?;
     let item = listed.split(' ').find_map(|word| word.strip_suffix(':')).context("no item id is named")?;
 
-    let mut bea = stage.start_client("buyer", "bea", server.buyer, mark)?;
-    bea.tell(&format!("search --category 3 lamp k{mark}"))?;
+    let mut bea = environment.start_client("buyer", "bea", server.buyer, suffix)?;
+    bea.send_line(&format!("search --category 3 lamp k{suffix}"))?;
     bea.await_line("Brass Lamp")?;
-    bea.tell(&format!("add {item} 2"))?;
+    bea.send_line(&format!("add {item} 2"))?;
     bea.await_line("in the cart")?;
-    bea.tell("purchase")?;
+    bea.send_line("purchase")?;
     bea.await_line("bought for 21.00")?;
     say!("   (stock, charge and history agree now, whichever component dies)");
-    sam.tell("orders")?;
+    sam.send_line("orders")?;
     let order = sam.await_line(item)?;
     let purchase = order.split_whitespace().next().context("the order names no purchase")?;
-    sam.tell(&format!("ship {purchase} {item}"))?;
+    sam.send_line(&format!("ship {purchase} {item}"))?;
     sam.await_line("shipped ")?;
-    bea.tell(&format!("vote {item} up"))?;
+    bea.send_line(&format!("vote {item} up"))?;
     bea.await_line("voted on")?;
-    bea.tell("purchases")?;
-    // With two dates: bought and shipped.
+    bea.send_line("purchases")?;
+    // The line has two dates: bought and shipped.
     let line = bea.await_line(item)?;
     ensure!(line.matches('Z').count() == 2, "the buyer does not see that it was shipped: {line}");
-    sam.tell("rating")?;
+    sam.send_line("rating")?;
     sam.await_line("2 units sold")?;
     for client in [&mut bea, &mut sam] {
-        client.tell("logout")?;
+        client.send_line("logout")?;
         client.await_line("logged out")?;
-        client.tell("quit")?;
-        client.end()?;
+        client.send_line("quit")?;
+        client.finish()?;
     }
     Ok(())
 }
 
-/// Two peers of the LAN, with no server: they meet, and talk.
-fn lan(stage: &Stage, mark: &str) -> anyhow::Result<()> {
-    let (ann, ben) = (format!("ann-{mark}"), format!("ben-{mark}"));
+/// Two LAN peers without a server find each other and talk.
+fn lan(environment: &StoryEnvironment, suffix: &str) -> anyhow::Result<()> {
+    let (ann, ben) = (format!("ann-{suffix}"), format!("ben-{suffix}"));
     say!("LAN: {ann} and {ben} meet on this machine and talk, with no server.");
     let port = free_port()?;
-    let (mut ann_at, addr) = stage.start_lan_peer(&ann, port, None)?;
-    // Elsewhere than on Linux nothing can be broadcast on one machine.
+    let (mut ann_at, addr) = environment.start_lan_peer(&ann, port, None)?;
+    // Only Linux delivers broadcasts on loopback.
     let known = if cfg!(target_os = "linux") { None } else { Some(addr) };
-    let (mut ben_at, _) = stage.start_lan_peer(&ben, port, known)?;
+    let (mut ben_at, _) = environment.start_lan_peer(&ben, port, known)?;
     ann_at.await_line(&format!("{ben} is here"))?;
     ben_at.await_line(&format!("{ann} is here"))?;
     say!("   (each has heard the other's announcement)");
-    ann_at.tell("post the harbour market opens at eight")?;
+    ann_at.send_line("post the harbour market opens at eight")?;
     ben_at.await_line(&format!("{ann}: the harbour market opens at eight"))?;
-    ben_at.tell(&format!("dm {ann} keep me a lamp"))?;
+    ben_at.send_line(&format!("dm {ann} keep me a lamp"))?;
     ann_at.await_line(&format!("{ben} (to you): keep me a lamp"))?;
     ben_at.await_line(&format!("{ann} has your message"))?;
     say!("   (it is on her disk: only then she confirmed it)");
-    ann_at.tell("profile Ann of the harbour | lamps since 1974")?;
+    ann_at.send_line("profile Ann of the harbour | lamps since 1974")?;
     ben_at.await_line(&format!("{ann} is Ann of the harbour | lamps since 1974"))?;
     for peer in [&mut ben_at, &mut ann_at] {
-        peer.tell("quit")?;
-        peer.end()?;
+        peer.send_line("quit")?;
+        peer.finish()?;
     }
     Ok(())
 }
 
-/// One node publishes a file where it lies, another fetches it straight from there.
-fn share(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
-    let (cleo, dan) = (format!("cleo-{mark}"), format!("dan-{mark}"));
+/// One node publishes a file; another fetches it directly from that node.
+fn share(environment: &StoryEnvironment, server: ServerAddresses, suffix: &str) -> anyhow::Result<()> {
+    let (cleo, dan) = (format!("cleo-{suffix}"), format!("dan-{suffix}"));
     say!("SHARE: {cleo} has a chart of the harbour; {dan} fetches it from her machine, not from the server.");
     let chart: String = (0..20_000).map(|sounding| format!("sounding {sounding}: {} m\n", sounding % 37)).collect();
     let (published, fetched) =
-        (stage.dir.join(format!("chart-{mark}.txt")), stage.dir.join(format!("fetched-{mark}.txt")));
+        (environment.dir.join(format!("chart-{suffix}.txt")), environment.dir.join(format!("fetched-{suffix}.txt")));
     std::fs::write(&published, &chart).context("the chart cannot be written")?;
-    let (mut cleo_at, cleo_api) = stage.start_node(&cleo, server)?;
-    let (mut dan_at, dan_api) = stage.start_node(&dan, server)?;
-    stage.tell_node(&cleo, cleo_api, &["register", &cleo])?;
-    stage.tell_node(&cleo, cleo_api, &["publish", &published.display().to_string()])?;
+    let (mut cleo_at, cleo_api) = environment.start_node(&cleo, server)?;
+    let (mut dan_at, dan_api) = environment.start_node(&dan, server)?;
+    environment.run_node_command(&cleo, cleo_api, &["register", &cleo])?;
+    environment.run_node_command(&cleo, cleo_api, &["publish", &published.display().to_string()])?;
     say!("   (it stays where it lies: the registry knows its name, its size and who has it)");
-    stage.tell_node(&dan, dan_api, &["register", &dan])?;
-    stage.tell_node(&dan, dan_api, &["search", &format!("chart-{mark}")])?;
-    stage.tell_node(&dan, dan_api, &["fetch", &format!("chart-{mark}.txt"), "--to", &fetched.display().to_string()])?;
-    let come = std::fs::read_to_string(&fetched).context("what was fetched is not there")?;
-    ensure!(come == chart, "what was fetched is not what was published");
+    environment.run_node_command(&dan, dan_api, &["register", &dan])?;
+    environment.run_node_command(&dan, dan_api, &["search", &format!("chart-{suffix}")])?;
+    environment.run_node_command(
+        &dan,
+        dan_api,
+        &["fetch", &format!("chart-{suffix}.txt"), "--to", &fetched.display().to_string()],
+    )?;
+    let fetched_text = std::fs::read_to_string(&fetched).context("what was fetched is not there")?;
+    ensure!(fetched_text == chart, "what was fetched is not what was published");
     say!("   (every byte is the same)");
     for (name, api) in [(&dan, dan_api), (&cleo, cleo_api)] {
-        stage.tell_node(name, api, &["logout"])?;
+        environment.run_node_command(name, api, &["logout"])?;
     }
     for node in [&mut dan_at, &mut cleo_at] {
-        node.end()?;
+        node.finish()?;
     }
     Ok(())
 }
 
-/// A port that nobody has just now: for announcements that nobody else is to hear.
+/// A currently free port, for announcements that nobody else should receive.
 fn free_port() -> anyhow::Result<u16> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
     Ok(socket.local_addr()?.port())
 }
 
-/// Where the story's processes keep what is theirs; gone afterwards.
-struct Stage {
+/// A temporary folder for the story's processes, removed at the end.
+struct StoryEnvironment {
     dir: PathBuf,
     password: String,
 }
 
-impl Stage {
-    fn set(mark: &str) -> anyhow::Result<Stage> {
-        // The processes run in there: a relative path would mean another place to them.
+impl StoryEnvironment {
+    fn create(suffix: &str) -> anyhow::Result<StoryEnvironment> {
+        // Absolute, because the processes run in this folder.
         let temporary =
             std::path::absolute(std::env::temp_dir()).context("where is the folder for temporary files?")?;
-        let dir = temporary.join(format!("p2s2-story-{}-{mark}", std::process::id()));
+        let dir = temporary.join(format!("p2s2-story-{}-{suffix}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(Stage { dir, password: Token::random().reveal().to_owned() })
+        Ok(StoryEnvironment { dir, password: Token::random().reveal().to_owned() })
     }
 
-    /// A server of every service that the story needs.
-    fn start_server(&self, name: &str) -> anyhow::Result<(Actor, Addresses)> {
+    /// A server with every service that the story needs.
+    fn start_server(&self, name: &str) -> anyhow::Result<(StoryProcess, ServerAddresses)> {
         let ready = self.dir.join(format!("{name}.json"));
         let mut command = self.program("server")?;
         command.args(["--bind", "127.0.0.1", "--services", "trade,shop,share"]);
         command.args(["--trade-port", "0", "--product-port", "0"]);
-        // Nobody else is to find it.
+        // Other clients must not discover it.
         command.arg("--no-announce");
         command.args(["--registry-port", "0", "--api-port", "0"]);
         command.args(["--customer-port", "0", "--seller-port", "0", "--buyer-port", "0", "--data-dir"]);
         command.arg(self.dir.join(name)).arg("--ready-file").arg(&ready);
-        let mut server = Actor::start(name, command)?;
+        let mut server = StoryProcess::start(name, command)?;
         server.is_server = true;
         server.await_line("ready")?;
         let ready = wait_for_file(&ready)?;
@@ -330,7 +334,7 @@ impl Stage {
             let addr = ready[field].as_str().with_context(|| format!("the server's ready file names no {field}"))?;
             Ok(addr.parse()?)
         };
-        let addresses = Addresses {
+        let addresses = ServerAddresses {
             trade: addr("trade_udp")?,
             seller: addr("seller")?,
             buyer: addr("buyer")?,
@@ -340,19 +344,19 @@ impl Stage {
         Ok((server, addresses))
     }
 
-    /// A client of the shop, with an account and a session.
-    fn start_client(&self, role: &str, name: &str, server: SocketAddr, mark: &str) -> anyhow::Result<Actor> {
-        let name = format!("{name}-{mark}");
+    /// A shop client with an account and a session.
+    fn start_client(&self, role: &str, name: &str, server: SocketAddr, suffix: &str) -> anyhow::Result<StoryProcess> {
+        let name = format!("{name}-{suffix}");
         let mut command = self.program(role)?;
         command.args(["--server", &server.to_string()]).env(PASSWORD_VARIABLE, Token::random().reveal());
         if role == "buyer" {
             let wallet = self.write_wallet(&name, "4111111111111111", "7 Mill Road, Oakfield")?;
             command.arg("--wallet").arg(wallet);
         }
-        let mut client = Actor::start(&name, command)?;
-        client.tell(&format!("create-account {name}"))?;
+        let mut client = StoryProcess::start(&name, command)?;
+        client.send_line(&format!("create-account {name}"))?;
         client.await_line("has an account")?;
-        client.tell(&format!("login {name}"))?;
+        client.send_line(&format!("login {name}"))?;
         client.await_line("logged in as")?;
         Ok(client)
     }
@@ -363,21 +367,32 @@ impl Stage {
         Ok(wallet)
     }
 
-    /// A peer of a server on this machine, which may settle without TLS.
-    fn start_peer(&self, name: &str, server: (SocketAddr, bool), card: &str, address: &str) -> anyhow::Result<Actor> {
+    /// A trading peer of a server on this machine.
+    fn start_peer(
+        &self,
+        name: &str,
+        server: (SocketAddr, bool),
+        card: &str,
+        address: &str,
+    ) -> anyhow::Result<StoryProcess> {
         let (server, plaintext) = server;
         let wallet = self.write_wallet(name, card, address)?;
         let mut command = self.program("peer")?;
         command.args(if plaintext { &["--plaintext"][..] } else { &[] });
         command.args(["--name", name, "--bind", "127.0.0.1", "--server", &server.to_string(), "--wallet"]).arg(&wallet);
         command.arg("--data-dir").arg(self.dir.join(name));
-        let mut peer = Actor::start(name, command)?;
+        let mut peer = StoryProcess::start(name, command)?;
         peer.await_line("registered as")?;
         Ok(peer)
     }
 
-    /// A peer of the LAN that nothing leaves this machine from, and where it is; with one that it is told of.
-    fn start_lan_peer(&self, name: &str, port: u16, known: Option<SocketAddr>) -> anyhow::Result<(Actor, SocketAddr)> {
+    /// A LAN peer on loopback, and its address; `known` is a peer to contact where broadcasts do not work.
+    fn start_lan_peer(
+        &self,
+        name: &str,
+        port: u16,
+        known: Option<SocketAddr>,
+    ) -> anyhow::Result<(StoryProcess, SocketAddr)> {
         let ready = self.dir.join(format!("{name}.json"));
         let mut command = self.program("lan")?;
         command.args(["--name", name, "--bind", "127.0.0.1", "--discovery-port", &port.to_string(), "--data-dir"]);
@@ -385,14 +400,14 @@ impl Stage {
         if let Some(known) = known {
             command.args(["--peer", &known.to_string()]);
         }
-        let mut peer = Actor::start(name, command)?;
+        let mut peer = StoryProcess::start(name, command)?;
         peer.await_line("HELP lists the commands")?;
         let addr = wait_for_file(&ready)?["lan"].as_str().context("the ready file names no lan")?.parse()?;
         Ok((peer, addr))
     }
 
-    /// A node that shares files of the stage, and where its client API is.
-    fn start_node(&self, name: &str, server: Addresses) -> anyhow::Result<(Actor, SocketAddr)> {
+    /// A file-sharing node, and the address of its client API.
+    fn start_node(&self, name: &str, server: ServerAddresses) -> anyhow::Result<(StoryProcess, SocketAddr)> {
         let ready = self.dir.join(format!("{name}.json"));
         let mut command = self.program("share")?;
         command.args(["--name", name, "--bind", "127.0.0.1", "--port", "0", "--api-port", "0"]);
@@ -400,7 +415,7 @@ impl Stage {
         command.args(["--registry-port", &server.registry.port().to_string()]);
         command.args(["--server-api-port", &server.api.port().to_string(), "--folder"]).arg(&self.dir);
         command.arg("--data-dir").arg(self.dir.join(name)).arg("--ready-file").arg(&ready);
-        let mut node = Actor::start(name, command)?;
+        let mut node = StoryProcess::start(name, command)?;
         node.is_server = true;
         node.await_line("ready")?;
         let addr =
@@ -408,17 +423,17 @@ impl Stage {
         Ok((node, addr))
     }
 
-    /// One command to a node; it must end well.
-    fn tell_node(&self, name: &str, api: SocketAddr, words: &[&str]) -> anyhow::Result<()> {
+    /// Runs one command against a node; it must succeed.
+    fn run_node_command(&self, name: &str, api: SocketAddr, words: &[&str]) -> anyhow::Result<()> {
         say!("{name:>12} > p2s2 share {}", words.join(" "));
         let mut command = self.program("share")?;
         command.args(words).args(["--api-port", &api.port().to_string()]);
-        // Whoever plays the story keeps no token of it; of all its passwords this is the only one.
+        // The token goes to the temporary folder, not to the user's own configuration.
         command.env("XDG_CONFIG_HOME", self.dir.join(format!("{name}-config"))).env(PASSWORD_VARIABLE, &self.password);
-        Actor::start(name, command)?.end()
+        StoryProcess::start(name, command)?.finish()
     }
 
-    /// This very program, with nothing of our settings but what the story says: also not of a `.env`.
+    /// This program, without any settings from the environment or from `.env`.
     fn program(&self, command: &str) -> anyhow::Result<Command> {
         let mut program = Command::new(std::env::current_exe().context("where is this program?")?);
         program.arg(command).current_dir(&self.dir);
@@ -431,7 +446,7 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for StoryEnvironment {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.dir) {
             log::warn!("cannot remove {}: {error}", self.dir.display());
@@ -439,48 +454,48 @@ impl Drop for Stage {
     }
 }
 
-/// One of the story's processes. Ended when it goes out of sight.
-struct Actor {
+/// A process of the story. Killed when dropped.
+struct StoryProcess {
     name: String,
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
-    /// It wants a signal to end; the end of its input ends any other.
+    /// It ends on a signal; other processes end with their input.
     is_server: bool,
 }
 
-impl Actor {
-    fn start(name: &str, mut command: Command) -> anyhow::Result<Actor> {
+impl StoryProcess {
+    fn start(name: &str, mut command: Command) -> anyhow::Result<StoryProcess> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        // A few lines a step: this many are never waiting.
+        // Each step produces only a few lines, so the channel never fills up.
         let (sender, lines) = crossbeam_channel::bounded(1024);
-        let shown_as = name.to_owned();
+        let label = name.to_owned();
         let stdout = stdout.context("the process has no output")?;
         threads::spawn("story-reader", move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                say!("{shown_as:>12} | {line}");
+                say!("{label:>12} | {line}");
                 if sender.send(line).is_err() {
                     break;
                 }
             }
         })?;
-        Ok(Actor { name: name.to_owned(), child, stdin, lines, is_server: false })
+        Ok(StoryProcess { name: name.to_owned(), child, stdin, lines, is_server: false })
     }
 
-    fn tell(&mut self, words: &str) -> anyhow::Result<()> {
+    fn send_line(&mut self, words: &str) -> anyhow::Result<()> {
         say!("{:>12} > {words}", self.name);
         let stdin = self.stdin.as_mut().with_context(|| format!("{} listens no more", self.name))?;
         writeln!(stdin, "{words}").with_context(|| format!("{} does not listen", self.name))
     }
 
-    /// Waits for a line with these words, which it returns; a line that says that something went wrong ends the story.
+    /// Waits for a line that contains `words` and returns it. A line that reports an error ends the story.
     fn await_line(&mut self, words: &str) -> anyhow::Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_TIMEOUT;
         loop {
             match self.lines.recv_deadline(deadline) {
                 Ok(line) if line.contains(words) => return Ok(line),
@@ -488,22 +503,24 @@ impl Actor {
                     bail!("{}: {line}", self.name)
                 }
                 Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => bail!("{}: waited {} s for {words:?}", self.name, PATIENCE.as_secs()),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("{}: waited {} s for {words:?}", self.name, STEP_TIMEOUT.as_secs())
+                }
                 Err(RecvTimeoutError::Disconnected) => bail!("{} ended before it said {words:?}", self.name),
             }
         }
     }
 
-    /// Ends the process in good order.
-    fn end(&mut self) -> anyhow::Result<()> {
+    /// Ends the process and checks its exit code.
+    fn finish(&mut self) -> anyhow::Result<()> {
         drop(self.stdin.take());
         #[cfg(unix)]
         if self.is_server {
             let pid = i32::try_from(self.child.id()).context("a process id that is none")?;
-            // SAFETY: kill(2) takes plain numbers; the child was not waited for, so the pid is still its own.
+            // SAFETY: kill(2) takes plain integers; the child has not been waited for, so the pid is still its own.
             unsafe { libc::kill(pid, libc::SIGTERM) };
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_TIMEOUT;
         while self.lines.recv_deadline(deadline).is_ok() {}
         if cfg!(not(unix)) && self.is_server {
             self.child.kill()?;
@@ -516,71 +533,75 @@ impl Actor {
     }
 }
 
-impl Drop for Actor {
+impl Drop for StoryProcess {
     fn drop(&mut self) {
-        // Fails only for a process that has ended.
+        // Fails only if the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Whether a trade server answers there.
-fn answers(server: SocketAddr) -> anyhow::Result<bool> {
-    let question = json!({"type": "STATUS", "rq": 1, "name": "story"});
-    let answer = ask(&loopback_socket(server)?, server, question, 3);
-    ensure!(answer.as_ref().is_none_or(|answer| answer["rq"] == 1), "what answers at {server} is no trade server");
-    Ok(answer.is_some())
+/// Whether a trade server responds at this address.
+fn is_trade_server(server: SocketAddr) -> anyhow::Result<bool> {
+    let request = json!({"type": "STATUS", "rq": 1, "name": "story"});
+    let response = request_until_answered(&loopback_socket(server)?, server, request, 3);
+    ensure!(
+        response.as_ref().is_none_or(|response| response["rq"] == 1),
+        "what answers at {server} is no trade server"
+    );
+    Ok(response.is_some())
 }
 
-/// Whether a frontend of the shop answers there: it tells whoever has no session so.
-fn sells(server: SocketAddr) -> bool {
-    let mut client = Client::new(Config::plain(server.to_string()));
-    let answer = client.call("GetSellerRating", json!({}));
-    answer.is_err_and(|error| error.code() == Some(Code::NotLoggedIn))
+/// Whether a shop frontend responds: it answers requests without a session with NotLoggedIn.
+fn is_shop_frontend(server: SocketAddr) -> bool {
+    let mut client = Client::new(ClientConfig::plain(server.to_string()));
+    let response = client.call("GetSellerRating", json!({}));
+    response.is_err_and(|error| error.code() == Some(ErrorCode::NotLoggedIn))
 }
 
-/// Whether the server API answers there.
-fn keeps_accounts(api: SocketAddr) -> bool {
-    let api = ApiClient::new(&api.ip().to_string(), api.port(), None, PATIENCE);
-    api.get("/api/health", None).is_ok_and(|answer| answer.is_ok() && answer.body["status"] == "healthy")
+/// Whether the server API responds.
+fn is_healthy_server_api(api: SocketAddr) -> bool {
+    let api = ApiClient::new(&api.ip().to_string(), api.port(), None, STEP_TIMEOUT);
+    api.get("/api/health", None).is_ok_and(|response| response.is_ok() && response.body["status"] == "healthy")
 }
 
-/// Whether the server settles without TLS: it says so to whoever registers. Someone does, and leaves.
-fn settles_in_plaintext(server: SocketAddr, mark: &str) -> anyhow::Result<bool> {
+/// Whether the server settles without TLS. REGISTERED tells that, so a temporary peer registers and leaves.
+fn settles_in_plaintext(server: SocketAddr, suffix: &str) -> anyhow::Result<bool> {
     let socket = loopback_socket(server)?;
-    let (here, name) = (socket.local_addr()?, format!("visitor-{mark}"));
-    // Nobody connects to a visitor.
+    let (here, name) = (socket.local_addr()?, format!("visitor-{suffix}"));
+    // The server never connects to this peer.
     let (ip, port) = (here.ip(), here.port());
     let register = json!({"type": "REGISTER", "rq": 1, "name": name, "ip": ip, "udp_port": port, "tcp_port": port});
-    let tries = (PATIENCE.as_millis() / ANSWER.as_millis()) as usize;
-    let answer = ask(&socket, server, register, tries).context("the server does not answer a REGISTER")?;
-    ensure!(answer["type"] == "REGISTERED", "the server at {server} takes nobody: {}", answer["reason"]);
-    let leave = json!({"type": "DE-REGISTER", "rq": 2, "name": name, "token": answer["token"]});
-    ask(&socket, server, leave, tries).context("the server does not answer a DE-REGISTER")?;
-    Ok(answer["cert_sha256"].is_null())
+    let tries = (STEP_TIMEOUT.as_millis() / RESPONSE_TIMEOUT.as_millis()) as usize;
+    let response =
+        request_until_answered(&socket, server, register, tries).context("the server does not answer a REGISTER")?;
+    ensure!(response["type"] == "REGISTERED", "the server at {server} takes nobody: {}", response["reason"]);
+    let leave = json!({"type": "DE-REGISTER", "rq": 2, "name": name, "token": response["token"]});
+    request_until_answered(&socket, server, leave, tries).context("the server does not answer a DE-REGISTER")?;
+    Ok(response["cert_sha256"].is_null())
 }
 
 fn loopback_socket(server: SocketAddr) -> anyhow::Result<UdpSocket> {
     let here: IpAddr = if server.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
     let socket = UdpSocket::bind((here, 0))?;
-    socket.set_read_timeout(Some(ANSWER))?;
+    socket.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
     Ok(socket)
 }
 
-/// Asks until the answer is there; none after so many tries.
-fn ask(socket: &UdpSocket, server: SocketAddr, mut question: Value, tries: usize) -> Option<Value> {
-    // Long enough for an answer to a stranger, which is at most three times as long.
-    question["padding"] = " ".repeat(64).into();
-    let question_text = question.to_string();
+/// Sends a request until a response arrives; `None` after `tries` attempts.
+fn request_until_answered(socket: &UdpSocket, server: SocketAddr, mut request: Value, tries: usize) -> Option<Value> {
+    // The response to an unverified sender may be at most three times as long as the request.
+    request["padding"] = " ".repeat(64).into();
+    let request_text = request.to_string();
     let mut bytes = [0; DATAGRAM_MAX];
     for _ in 0..tries {
-        // Nobody there: the system may say so on either call.
-        let mut received = socket.send_to(question_text.as_bytes(), server).and_then(|_| socket.recv_from(&mut bytes));
+        // If nobody listens, either call may report it.
+        let mut received = socket.send_to(request_text.as_bytes(), server).and_then(|_| socket.recv_from(&mut bytes));
         while let Ok((length, _)) = received {
-            let answer: Value = serde_json::from_slice(&bytes[..length]).unwrap_or_default();
-            // A search may be going on, and its SEARCH may come in between; so may a late copy of an answer.
-            if answer["mid"].is_null() && (answer["rq"] == question["rq"] || answer["rq"].is_null()) {
-                return Some(answer);
+            let response: Value = serde_json::from_slice(&bytes[..length]).unwrap_or_default();
+            // A SEARCH notification or a late duplicate of another response may arrive in between.
+            if response["mid"].is_null() && (response["rq"] == request["rq"] || response["rq"].is_null()) {
+                return Some(response);
             }
             received = socket.recv_from(&mut bytes);
         }
@@ -589,7 +610,7 @@ fn ask(socket: &UdpSocket, server: SocketAddr, mut question: Value, tries: usize
 }
 
 fn wait_for_file(path: &Path) -> anyhow::Result<Value> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + STEP_TIMEOUT;
     loop {
         if let Ok(text) = std::fs::read_to_string(path) {
             return Ok(serde_json::from_str(&text)?);

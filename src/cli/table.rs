@@ -3,24 +3,24 @@
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use super::repl::clean;
+use super::repl::sanitize;
 
 /// How a column is aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// Texts.
+    /// For texts.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
-/// The rows under their headers. Cells are cleaned, so that a text of someone else's stays in its cell.
+/// Formats rows under their headers. Cells are sanitized, so that text from others stays in its cell.
 pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(columns.iter().map(|(name, _)| name.to_uppercase()));
     for row in rows {
-        table.add_row(row.iter().map(|cell| clean(cell)));
+        table.add_row(row.iter().map(|cell| sanitize(cell)));
     }
     for (column, (_, align)) in table.column_iter_mut().zip(columns) {
         column.set_padding((0, 2));
@@ -29,7 +29,7 @@ pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
             Align::Right => CellAlignment::Right,
         });
     }
-    // No blanks at the ends: whoever compares or cuts lines is spared them.
+    // Trailing spaces are removed, for whoever compares or cuts lines.
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 

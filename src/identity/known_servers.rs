@@ -1,9 +1,9 @@
-//! The servers that a user has confirmed once, for all programs that he runs: a small JSON file of mode 600.
+//! The servers that a user has confirmed once, for all programs that they run: a small JSON file of mode 600.
 //!
-//! A server is its certificate: another address is the same server, another certificate is another one.
-//! One that has none is known by its address alone.
-//! Nothing is held in memory, so that what one program learns holds for the others at once. The file is
-//! replaced as a whole, under a lock; one that cannot be read is never replaced.
+//! A server is identified by its certificate: a known certificate at another address is the same server, another
+//! certificate is another server. A server without a certificate is identified by its address alone. Nothing is cached
+//! in memory, so that what one program learns holds for the others at once. The file is replaced as a whole, under a
+//! lock; one that cannot be read is never replaced.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -15,74 +15,57 @@ use serde::{Deserialize, Serialize};
 use crate::model::Millis;
 use crate::storage::{create_private_dir, files};
 
-/// The file in the folder.
-const FILE: &str = "known-servers.json";
+const FILE_NAME: &str = "known-servers.json";
 /// The format that this program writes; a later one is refused.
 const FORMAT: u64 = 1;
-/// Most servers that are known: more than anybody confirms by hand.
-pub const KNOWN_MAX: usize = 1_000;
-/// Most services of one server, and most characters of an address or of a service's name.
-const SERVES_MAX: usize = 64;
-const TEXT_MAX: usize = 300;
-/// A file that is larger is none of ours.
-const FILE_MAX: u64 = 64 << 20;
-/// How long another program may hold the lock: it does so for as long as a small file takes.
-const LOCK_WAIT: Duration = Duration::from_secs(5);
-const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// Limit of known servers: more than anybody confirms by hand.
+pub const KNOWN_SERVERS_MAX: usize = 1_000;
+/// Limits of the services of one server, and of the characters of an address or a service's name.
+const SERVICES_MAX: usize = 64;
+const TEXT_CHARS_MAX: usize = 300;
+/// A larger file was not written by this program.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+/// How long to wait for another program's lock: it holds it only while a small file is written.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Why the file cannot be used. It was left as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum KnownServersError {
-    /// It does not hold what it should.
+    /// It is not a valid list of servers.
     #[error("{path} is damaged ({detail}): move it away, and confirm your servers again")]
     Damaged {
-        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         detail: String,
     },
     /// A later version of this program has written it.
     #[error("{path} was written by a newer version of this program (format {found}): use that version")]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        found: u64,
-    },
-    /// There is no room for one more.
-    #[error("{path} holds {KNOWN_MAX} servers already: remove some")]
-    Full {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another program does not let go of it.
+    NewerFormat { path: PathBuf, found: u64 },
+    /// It holds [`KNOWN_SERVERS_MAX`] servers already.
+    #[error("{path} holds {KNOWN_SERVERS_MAX} servers already: remove some")]
+    Full { path: PathBuf },
+    /// Another program held the lock until the timeout.
     #[error("{path} stayed locked by another program: try again when that has ended")]
-    Locked {
-        /// The lock's file.
-        path: PathBuf,
-    },
-    /// What is to be kept breaks a rule.
+    Locked { path: PathBuf },
+    /// The server to be stored breaks a rule.
     #[error("{0}")]
     Invalid(String),
-    /// What the system said.
+    /// An error of the file system.
     #[error("{path}: {error}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        error: std::io::Error,
-    },
+    Io { path: PathBuf, error: std::io::Error },
 }
 
-/// A server that was confirmed.
+/// A server that the user has confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownServer {
-    /// SHA-256 of its certificate: 64 lower-case hex digits. None where it has none: then it is its address.
+    /// SHA-256 of its certificate: 64 lower-case hex digits. `None` for a server without one, which is identified by
+    /// its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert_sha256: Option<String>,
     /// Where it was reached last, as the user would write it: `host` or `host:port`.
     pub address: String,
-    /// What it serves, by name and port.
+    /// Its services, by name and port.
     #[serde(default)]
     pub serves: Vec<(String, u16)>,
     /// When it was confirmed, or reached at another address.
@@ -90,8 +73,7 @@ pub struct KnownServer {
 }
 
 impl KnownServer {
-    /// Whether both are one server.
-    fn is(&self, other: &KnownServer) -> bool {
+    fn is_same_server(&self, other: &KnownServer) -> bool {
         match (&self.cert_sha256, &other.cert_sha256) {
             (Some(own), Some(others)) => own == others,
             (None, None) => self.address == other.address,
@@ -100,58 +82,56 @@ impl KnownServer {
     }
 }
 
-/// The file as it is written.
 #[derive(Serialize, Deserialize)]
-struct Contents {
+struct KnownServersFile {
     format: u64,
     servers: Vec<KnownServer>,
 }
 
-/// What of the file is looked at first.
+/// The part of the file that is parsed first.
 #[derive(Deserialize)]
-struct Format {
+struct FormatVersion {
     format: u64,
 }
 
-/// The file of one user. Cheap to make; nothing is read or created before it is asked.
+/// The known servers of one user. Cheap to create; nothing is read or created before a method is called.
 #[derive(Debug, Clone)]
 pub struct KnownServers {
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
 impl KnownServers {
     /// The file `known-servers.json` in this folder.
-    pub fn in_folder(folder: impl Into<PathBuf>) -> KnownServers {
-        KnownServers { folder: folder.into() }
+    pub fn in_dir(folder: impl Into<PathBuf>) -> KnownServers {
+        KnownServers { dir: folder.into() }
     }
 
-    /// The file.
     pub fn path(&self) -> PathBuf {
-        self.folder.join(FILE)
+        self.dir.join(FILE_NAME)
     }
 
     /// Whether the user has confirmed the server with this certificate (hex digits of either case).
     ///
     /// # Errors
-    /// Why that cannot be told: nothing is to be taken as confirmed then.
+    /// The file cannot be read: no server may be taken as confirmed then.
     pub fn is_confirmed(&self, cert_sha256: &str) -> Result<bool, KnownServersError> {
         Ok(self.find(cert_sha256)?.is_some())
     }
 
-    /// What is known of the server with this certificate.
+    /// The entry of the server with this certificate.
     ///
     /// # Errors
-    /// Why that cannot be told.
+    /// The file cannot be read.
     pub fn find(&self, cert_sha256: &str) -> Result<Option<KnownServer>, KnownServersError> {
-        let known = self.all()?;
-        let has_it = |of: &String| of.eq_ignore_ascii_case(cert_sha256);
-        Ok(known.into_iter().find(|server| server.cert_sha256.as_ref().is_some_and(has_it)))
+        let servers = self.all()?;
+        let has_certificate = |of: &String| of.eq_ignore_ascii_case(cert_sha256);
+        Ok(servers.into_iter().find(|server| server.cert_sha256.as_ref().is_some_and(has_certificate)))
     }
 
-    /// Every server that was confirmed, in the order in which they were confirmed first.
+    /// All confirmed servers, in the order in which they were first confirmed.
     ///
     /// # Errors
-    /// Why they cannot be read.
+    /// The file cannot be read.
     pub fn all(&self) -> Result<Vec<KnownServer>, KnownServersError> {
         let path = self.path();
         let failed = |error| KnownServersError::Io { path: path.clone(), error };
@@ -161,21 +141,21 @@ impl KnownServers {
             file => file.map_err(failed)?,
         };
         let mut bytes = Vec::new();
-        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > FILE_MAX {
-            return Err(damaged(format!("it is larger than {FILE_MAX} bytes")));
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(damaged(format!("it is larger than {FILE_BYTES_MAX} bytes")));
         }
-        // The place is told, not the content: that may be anything.
+        // The place is reported, not the content: that may be anything.
         let unread =
             |error: serde_json::Error| damaged(format!("see line {}, column {}", error.line(), error.column()));
-        let Format { format } = serde_json::from_slice(&bytes).map_err(unread)?;
+        let FormatVersion { format } = serde_json::from_slice(&bytes).map_err(unread)?;
         if format > FORMAT {
-            return Err(KnownServersError::Newer { path, found: format });
+            return Err(KnownServersError::NewerFormat { path, found: format });
         }
-        let Contents { servers, .. } = serde_json::from_slice(&bytes).map_err(unread)?;
+        let KnownServersFile { servers, .. } = serde_json::from_slice(&bytes).map_err(unread)?;
         for (place, server) in servers.iter().enumerate() {
-            check(server).map_err(|wrong| damaged(format!("server {}: {wrong}", place + 1)))?;
-            if servers[..place].iter().any(|before| before.is(server)) {
+            validate(server).map_err(|wrong| damaged(format!("server {}: {wrong}", place + 1)))?;
+            if servers[..place].iter().any(|before| before.is_same_server(server)) {
                 let what = if server.cert_sha256.is_some() { "certificate" } else { "address" };
                 return Err(damaged(format!("server {}: its {what} was there before", place + 1)));
             }
@@ -183,48 +163,56 @@ impl KnownServers {
         Ok(servers)
     }
 
-    /// Keeps a server as confirmed; one that is known already gets the new address and services. Whoever was
-    /// known by that address alone is it no more once a certificate is: there is no way back without a
-    /// question. On disk when this returns.
+    /// Stores a server as confirmed; a known one gets the new address and services. An entry without a certificate is
+    /// dropped once a server with a certificate has its address: going back needs a new confirmation. On disk when this
+    /// returns.
     ///
     /// # Errors
-    /// Why not; the file is as it was.
+    /// Why it was not stored; the file is as it was.
     pub fn confirm(&self, server: KnownServer) -> Result<(), KnownServersError> {
-        check(&server).map_err(KnownServersError::Invalid)?;
+        validate(&server).map_err(KnownServersError::Invalid)?;
         let _lock = self.lock()?;
         let mut servers = self.all()?;
         if server.cert_sha256.is_some() {
             servers.retain(|known| known.cert_sha256.is_some() || known.address != server.address);
         }
-        match servers.iter().position(|known| known.is(&server)) {
+        match servers.iter().position(|known| known.is_same_server(&server)) {
             Some(place) if servers[place] == server => return Ok(()),
             Some(place) => servers[place] = server,
-            None if servers.len() >= KNOWN_MAX => return Err(KnownServersError::Full { path: self.path() }),
+            None if servers.len() >= KNOWN_SERVERS_MAX => return Err(KnownServersError::Full { path: self.path() }),
             None => servers.push(server),
         }
-        self.replace(&Contents { format: FORMAT, servers })
+        self.replace(&KnownServersFile { format: FORMAT, servers })
     }
 
-    /// Held while the file is read and replaced: programs of one user may run side by side.
+    /// Locks the file while it is read and replaced: programs of one user may run side by side.
     fn lock(&self) -> Result<File, KnownServersError> {
-        let path = self.folder.join(format!("{FILE}.lock"));
+        let path = self.dir.join(format!("{FILE_NAME}.lock"));
         let failed = |error| KnownServersError::Io { path: path.clone(), error };
-        create_private_dir(&self.folder).map_err(failed)?;
-        let file = files::private().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        create_private_dir(&self.dir).map_err(failed)?;
+        let file = files::private_file_options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
         let began = Instant::now();
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
-                Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_RETRY),
+                Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_TIMEOUT => {
+                    std::thread::sleep(LOCK_RETRY_INTERVAL)
+                }
                 Err(std::fs::TryLockError::WouldBlock) => return Err(KnownServersError::Locked { path }),
                 Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
             }
         }
     }
 
-    /// Under a temporary name first: whoever reads the file, also after a power cut, reads all of it.
-    fn replace(&self, contents: &Contents) -> Result<(), KnownServersError> {
-        let (path, temporary) = (self.path(), self.folder.join(format!("{FILE}.tmp")));
+    /// Writes a temporary file first: a reader always sees a complete file, even after a power cut.
+    fn replace(&self, contents: &KnownServersFile) -> Result<(), KnownServersError> {
+        let (path, temporary) = (self.path(), self.dir.join(format!("{FILE_NAME}.tmp")));
         let at = |path: &Path| {
             let path = path.to_owned();
             move |error| KnownServersError::Io { path, error }
@@ -232,31 +220,31 @@ impl KnownServers {
         let mut text = serde_json::to_string_pretty(contents)
             .map_err(|error| KnownServersError::Invalid(format!("the servers cannot be written: {error}")))?;
         text.push('\n');
-        // What a program that was killed has left; nobody else has it, for we hold the lock.
+        // Left by a program that was killed; nobody else has it, because we hold the lock.
         match std::fs::remove_file(&temporary) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&temporary)(error)),
             _ => {}
         }
-        let written = files::private()
+        let written = files::private_file_options()
             .write(true)
             .create_new(true)
             .open(&temporary)
             .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
         written.map_err(at(&temporary))?;
         std::fs::rename(&temporary, &path).map_err(at(&path))?;
-        files::sync_dir(&self.folder).map_err(at(&self.folder))
+        files::sync_dir(&self.dir).map_err(at(&self.dir))
     }
 }
 
-fn check(server: &KnownServer) -> Result<(), String> {
+fn validate(server: &KnownServer) -> Result<(), String> {
     let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     if server.cert_sha256.as_ref().is_some_and(|cert| cert.len() != 64 || !cert.bytes().all(is_hex)) {
         return Err("cert_sha256: expected 64 lower-case hex digits".to_owned());
     }
-    let text = |text: &str| crate::model::text::check(text, 1, TEXT_MAX);
+    let text = |text: &str| crate::model::text::check(text, 1, TEXT_CHARS_MAX);
     text(&server.address).map_err(|wrong| format!("address: {wrong}"))?;
-    if server.serves.len() > SERVES_MAX {
-        return Err(format!("serves: expected at most {SERVES_MAX} services, not {}", server.serves.len()));
+    if server.serves.len() > SERVICES_MAX {
+        return Err(format!("serves: expected at most {SERVICES_MAX} services, not {}", server.serves.len()));
     }
     server.serves.iter().try_for_each(|(name, _)| text(name).map_err(|wrong| format!("serves: {wrong}")))
 }
@@ -282,19 +270,19 @@ mod tests {
     fn confirmed_once_is_confirmed_for_all() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("config/p2s2");
-        let known = KnownServers::in_folder(&folder);
+        let known = KnownServers::in_dir(&folder);
         assert!(!known.is_confirmed(&cert(1)).unwrap());
         assert!(known.all().unwrap().is_empty() && !folder.exists());
         known.confirm(server(1)).unwrap();
         known.confirm(server(10)).unwrap();
         // Another program, or the same one started again.
-        let other = KnownServers::in_folder(&folder);
+        let other = KnownServers::in_dir(&folder);
         assert!(other.is_confirmed(&cert(1)).unwrap());
         assert!(other.is_confirmed(&cert(10).to_uppercase()).unwrap());
         assert!(!other.is_confirmed(&cert(2)).unwrap());
         assert!(!other.is_confirmed("").unwrap());
         assert_eq!(other.all().unwrap(), [server(1), server(10)]);
-        // Its address may change; its place does not.
+        // Its address may change; its position in the list does not.
         let moved = KnownServer { address: "example.org:7001".to_owned(), at: Millis(9), ..server(1) };
         other.confirm(moved.clone()).unwrap();
         other.confirm(moved.clone()).unwrap();
@@ -306,14 +294,15 @@ mod tests {
     #[test]
     fn a_server_without_a_certificate_is_its_address() {
         let home = tempfile::tempdir().unwrap();
-        let known = KnownServers::in_folder(home.path());
+        let known = KnownServers::in_dir(home.path());
         let at = |address: &str| KnownServer { cert_sha256: None, address: address.to_owned(), ..server(1) };
         known.confirm(at("10.0.0.1:8002")).unwrap();
         known.confirm(at("10.0.0.2:8002")).unwrap();
         known.confirm(KnownServer { at: Millis(9), ..at("10.0.0.2:8002") }).unwrap();
         assert_eq!(known.all().unwrap().len(), 2);
         assert!(!known.is_confirmed("").unwrap());
-        // With a certificate it is another one, and the former is not taken in its place.
+        // With a certificate it is another server, and the one without a certificate is no longer accepted in its
+        // place.
         let with = KnownServer { address: "10.0.0.1:8002".to_owned(), ..server(1) };
         known.confirm(with.clone()).unwrap();
         assert_eq!(known.all().unwrap(), [KnownServer { at: Millis(9), ..at("10.0.0.2:8002") }, with]);
@@ -324,9 +313,9 @@ mod tests {
     fn only_the_user_reads_it() {
         use std::os::unix::fs::PermissionsExt;
         let home = tempfile::tempdir().unwrap();
-        let known = KnownServers::in_folder(home.path());
+        let known = KnownServers::in_dir(home.path());
         known.confirm(server(1)).unwrap();
-        // Another's right to read does not outlive the next change; what a killed program left is no matter.
+        // A group's or others' right to read does not outlive the next change, nor does a killed program's file matter.
         std::fs::set_permissions(known.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
         let temporary = home.path().join("known-servers.json.tmp");
         std::fs::write(&temporary, "{\"form").unwrap();
@@ -341,7 +330,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_left_as_it_is() {
         let home = tempfile::tempdir().unwrap();
-        let known = KnownServers::in_folder(home.path());
+        let known = KnownServers::in_dir(home.path());
         let one = serde_json::to_string(&server(1)).unwrap();
         let upper = one.replace("000001", "00000A");
         for (text, cause) in [
@@ -374,7 +363,7 @@ mod tests {
             }
             assert_eq!(std::fs::read_to_string(known.path()).unwrap(), text);
         }
-        // Fields of a later version that reads as ours are no damage.
+        // Unknown fields of a compatible later version are no damage.
         let text = format!("{{\"format\":1,\"x\":[],\"servers\":[{}]}}", one.replacen('{', "{\"y\":1,", 1));
         std::fs::write(known.path(), text).unwrap();
         assert_eq!(known.all().unwrap(), [server(1)]);
@@ -383,7 +372,7 @@ mod tests {
     #[test]
     fn only_what_can_be_read_is_kept() {
         let home = tempfile::tempdir().unwrap();
-        let known = KnownServers::in_folder(home.path());
+        let known = KnownServers::in_dir(home.path());
         for (wrong, cause) in [
             (KnownServer { cert_sha256: Some("AB".repeat(32)), ..server(1) }, "cert_sha256: expected 64"),
             (KnownServer { cert_sha256: Some(String::new()), ..server(1) }, "cert_sha256: expected 64"),
@@ -404,14 +393,14 @@ mod tests {
     #[test]
     fn there_is_a_bound() {
         let home = tempfile::tempdir().unwrap();
-        let known = KnownServers::in_folder(home.path());
-        let servers: Vec<KnownServer> = (0..KNOWN_MAX as u32).map(server).collect();
-        known.replace(&Contents { format: FORMAT, servers }).unwrap();
-        let refused = known.confirm(server(KNOWN_MAX as u32)).unwrap_err();
+        let known = KnownServers::in_dir(home.path());
+        let servers: Vec<KnownServer> = (0..KNOWN_SERVERS_MAX as u32).map(server).collect();
+        known.replace(&KnownServersFile { format: FORMAT, servers }).unwrap();
+        let refused = known.confirm(server(KNOWN_SERVERS_MAX as u32)).unwrap_err();
         assert!(matches!(refused, KnownServersError::Full { .. }), "{refused}");
-        // One that is among them still may move.
+        // A server that is already listed can still be updated.
         known.confirm(KnownServer { address: "there".to_owned(), ..server(3) }).unwrap();
-        assert_eq!(known.all().unwrap().len(), KNOWN_MAX);
+        assert_eq!(known.all().unwrap().len(), KNOWN_SERVERS_MAX);
     }
 
     #[test]
@@ -419,11 +408,11 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         std::thread::scope(|scope| {
             for thread in 0..8 {
-                let known = KnownServers::in_folder(home.path());
+                let known = KnownServers::in_dir(home.path());
                 scope.spawn(move || (0..5).for_each(|n| known.confirm(server(thread * 10 + n)).unwrap()));
             }
         });
-        let known = KnownServers::in_folder(home.path()).all().unwrap();
+        let known = KnownServers::in_dir(home.path()).all().unwrap();
         assert_eq!(known.len(), 40);
     }
 }

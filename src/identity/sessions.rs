@@ -1,7 +1,7 @@
-//! Who is signed in. No I/O; the time is an argument.
+//! Sessions of authenticated users. No I/O; the time is an argument.
 //!
-//! A session ends when nothing was heard of it for the timeout. Its last use is kept in memory and
-//! written behind: a request costs no disk write. Only the sessions that are alive are held.
+//! A session ends when it was not used for the timeout. Its last use is held in memory and written behind: a request
+//! costs no disk write. Only active sessions are held.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,18 +15,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::{Millis, secret};
 
-/// Most sessions at once.
+/// Limit of concurrent sessions.
 pub const SESSIONS_MAX: usize = 100_000;
 
-/// What stands for a session wherever it is looked for or kept: half of the SHA-256 of its id.
+/// Identifies a session in lookups and storage: half of the SHA-256 of its id.
 ///
-/// The id itself is a secret and is kept nowhere: a copy of the store signs nobody in, and a lookup by
-/// hash tells nothing by its time.
+/// The id itself is a secret and is stored nowhere: a copy of the store authenticates nobody, and the timing of a
+/// lookup by hash reveals nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionKey([u8; 16]);
 
 impl SessionKey {
-    /// The key of an id as a client says it.
+    /// The key of a session id as a client sends it.
     pub fn of(sid: &str) -> SessionKey {
         let digest = digest(&SHA256, sid.as_bytes());
         let mut key = [0; 16];
@@ -39,7 +39,7 @@ impl SessionKey {
         secret::hex(&self.0)
     }
 
-    /// Reads what [`SessionKey::to_text`] wrote.
+    /// Parses what [`SessionKey::to_text`] wrote.
     pub fn from_text(text: &str) -> Option<SessionKey> {
         let mut key = [0; 16];
         if text.len() != 32 || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
@@ -71,123 +71,126 @@ impl fmt::Debug for SessionKey {
     }
 }
 
-/// Someone's session.
+/// A session and its owner.
 #[derive(Debug)]
 pub struct Session<W> {
-    /// Which one.
     pub key: SessionKey,
-    /// Whose, and what goes with it.
-    pub who: W,
+    /// The user, and what the room stores with it.
+    pub owner: W,
     used_at: AtomicU64,
-    /// What of `used_at` was written.
+    /// The value of `used_at` that was last written to disk.
     saved_at: AtomicU64,
 }
 
 impl<W> Session<W> {
-    /// A session that was last used at that time, and is written down as last used at that other time.
+    /// A session with its last use, and the last use that was written to disk.
     pub fn new(key: SessionKey, who: W, used_at: Millis, saved_at: Millis) -> Session<W> {
-        Session { key, who, used_at: AtomicU64::new(used_at.0), saved_at: AtomicU64::new(saved_at.0) }
+        Session { key, owner: who, used_at: AtomicU64::new(used_at.0), saved_at: AtomicU64::new(saved_at.0) }
     }
 
-    /// When it was last used.
     pub fn used_at(&self) -> Millis {
         Millis(self.used_at.load(Ordering::Relaxed))
     }
 }
 
-/// What becomes of a request that names a session.
+/// The result of looking a session up for a request.
 #[derive(Debug)]
-pub enum Use<W> {
-    /// It is alive.
-    Alive(Arc<Session<W>>),
-    /// It is alive, but not for this.
-    NotForThis,
+pub enum SessionUse<W> {
+    Active(Arc<Session<W>>),
+    /// It is active, but not allowed for this request.
+    Forbidden,
     /// It is not known, or has ended.
     Ended,
 }
 
-/// Every session that is alive.
+/// The active sessions of a room, by the hash of their ids.
 pub struct Sessions<W> {
     timeout: Duration,
-    most: usize,
-    alive: RwLock<HashMap<SessionKey, Arc<Session<W>>>>,
+    capacity: usize,
+    by_key: RwLock<HashMap<SessionKey, Arc<Session<W>>>>,
 }
 
-/// There are as many as there may be.
+/// The limit of concurrent sessions is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Full;
+pub struct SessionLimitReached;
 
 impl<W> Sessions<W> {
-    /// None yet; each will end that long after its last use.
+    /// No sessions yet; each will end `timeout` after its last use.
     pub fn new(timeout: Duration) -> Sessions<W> {
-        Sessions::with_bound(timeout, SESSIONS_MAX)
+        Sessions::with_capacity(timeout, SESSIONS_MAX)
     }
 
-    /// The same with another bound than [`SESSIONS_MAX`].
-    pub fn with_bound(timeout: Duration, most: usize) -> Sessions<W> {
-        Sessions { timeout, most, alive: RwLock::default() }
+    /// The same with another limit than [`SESSIONS_MAX`].
+    pub fn with_capacity(timeout: Duration, most: usize) -> Sessions<W> {
+        Sessions { timeout, capacity: most, by_key: RwLock::default() }
     }
 
-    /// Whether a session that was last used then has ended by now.
-    pub fn is_over(timeout: Duration, used_at: Millis, now: Millis) -> bool {
+    /// Whether a session that was last used at `used_at` has ended by now.
+    pub fn is_expired(timeout: Duration, used_at: Millis, now: Millis) -> bool {
         used_at.plus(timeout) <= now
     }
 
-    /// Opens one. The key must be that of a new, random id.
+    /// Adds a session. Its key must be that of a new, random id.
     ///
     /// # Errors
-    /// [`Full`] when there are too many; nothing was opened.
-    pub fn open(&self, session: Arc<Session<W>>) -> Result<(), Full> {
-        let mut alive = self.alive.write();
-        if alive.len() >= self.most {
-            return Err(Full);
+    /// [`SessionLimitReached`]; nothing was added.
+    pub fn open(&self, session: Arc<Session<W>>) -> Result<(), SessionLimitReached> {
+        let mut alive = self.by_key.write();
+        if alive.len() >= self.capacity {
+            return Err(SessionLimitReached);
         }
         alive.insert(session.key, session);
         Ok(())
     }
 
-    /// Uses a session, if it may be used for this: its time begins anew.
-    pub fn use_it(&self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> Use<W> {
-        // Within the lock, so that none is used that `expire` has just taken out.
-        let alive = self.alive.read();
-        let Some(session) = alive.get(key).filter(|session| !self.is_dead(session, now)) else { return Use::Ended };
-        if !may(&session.who) {
-            return Use::NotForThis;
+    /// Uses a session, if `may` allows it: its timeout starts again.
+    pub fn touch(&self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<W> {
+        // Under the lock, so that a session is not used that `remove_expired` has just taken out.
+        let alive = self.by_key.read();
+        let Some(session) = alive.get(key).filter(|session| !self.has_expired(session, now)) else {
+            return SessionUse::Ended;
+        };
+        if !may(&session.owner) {
+            return SessionUse::Forbidden;
         }
         session.used_at.fetch_max(now.0, Ordering::Relaxed);
-        Use::Alive(Arc::clone(session))
+        SessionUse::Active(Arc::clone(session))
     }
 
-    /// Looks at a session without using it.
+    /// Looks a session up without using it.
     pub fn find(&self, now: Millis, key: &SessionKey) -> Option<Arc<Session<W>>> {
-        let alive = self.alive.read();
-        alive.get(key).filter(|session| !self.is_dead(session, now)).cloned()
+        let alive = self.by_key.read();
+        alive.get(key).filter(|session| !self.has_expired(session, now)).cloned()
     }
 
-    /// Ends a session, if it may be ended by this. Only one of several callers gets it as alive.
-    pub fn end(&self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> Use<W> {
-        let mut alive = self.alive.write();
+    /// Ends a session, if `may` allows it. Only one of several concurrent callers gets it as active.
+    pub fn end(&self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<W> {
+        let mut alive = self.by_key.write();
         match alive.get(key) {
-            Some(session) if self.is_dead(session, now) => Use::Ended,
-            Some(session) if !may(&session.who) => Use::NotForThis,
-            Some(_) => alive.remove(key).map_or(Use::Ended, Use::Alive),
-            None => Use::Ended,
+            Some(session) if self.has_expired(session, now) => SessionUse::Ended,
+            Some(session) if !may(&session.owner) => SessionUse::Forbidden,
+            Some(_) => alive.remove(key).map_or(SessionUse::Ended, SessionUse::Active),
+            None => SessionUse::Ended,
         }
     }
 
-    /// Takes out some of those whose time is up.
-    pub fn expire(&self, now: Millis, at_most: usize) -> Vec<Arc<Session<W>>> {
-        // Most of the time there is none: that needs no writing lock.
-        if !self.alive.read().values().any(|session| self.is_dead(session, now)) {
+    /// Removes up to `at_most` expired sessions and returns them.
+    pub fn remove_expired(&self, now: Millis, at_most: usize) -> Vec<Arc<Session<W>>> {
+        // Usually there is none: that needs no write lock.
+        if !self.by_key.read().values().any(|session| self.has_expired(session, now)) {
             return Vec::new();
         }
-        let mut alive = self.alive.write();
-        alive.extract_if(|_, session| self.is_dead(session, now)).take(at_most).map(|(_, session)| session).collect()
+        let mut alive = self.by_key.write();
+        alive
+            .extract_if(|_, session| self.has_expired(session, now))
+            .take(at_most)
+            .map(|(_, session)| session)
+            .collect()
     }
 
-    /// The last uses that are not written yet.
+    /// The last uses that are not written to disk yet.
     pub fn unsaved(&self) -> Vec<(SessionKey, Millis)> {
-        let alive = self.alive.read();
+        let alive = self.by_key.read();
         let unsaved = alive.values().filter_map(|session| {
             let used_at = session.used_at();
             (session.saved_at.load(Ordering::Relaxed) != used_at.0).then_some((session.key, used_at))
@@ -195,17 +198,17 @@ impl<W> Sessions<W> {
         unsaved.collect()
     }
 
-    /// These last uses are on disk.
-    pub fn saved(&self, uses: &[(SessionKey, Millis)]) {
-        let alive = self.alive.read();
+    /// Records that these last uses are on disk.
+    pub fn mark_saved(&self, uses: &[(SessionKey, Millis)]) {
+        let alive = self.by_key.read();
         for (session, at) in uses.iter().filter_map(|(key, at)| Some((alive.get(key)?, at))) {
             session.saved_at.store(at.0, Ordering::Relaxed);
         }
     }
 
-    /// How many are alive, or dead and not yet taken out.
+    /// The number of sessions, including expired ones that were not yet removed.
     pub fn len(&self) -> usize {
-        self.alive.read().len()
+        self.by_key.read().len()
     }
 
     /// Whether there is none.
@@ -213,8 +216,8 @@ impl<W> Sessions<W> {
         self.len() == 0
     }
 
-    fn is_dead(&self, session: &Session<W>, now: Millis) -> bool {
-        Sessions::<W>::is_over(self.timeout, session.used_at(), now)
+    fn has_expired(&self, session: &Session<W>, now: Millis) -> bool {
+        Sessions::<W>::is_expired(self.timeout, session.used_at(), now)
     }
 }
 
@@ -235,8 +238,8 @@ mod tests {
         key
     }
 
-    fn is_alive<W>(used: &Use<W>) -> bool {
-        matches!(used, Use::Alive(_))
+    fn is_alive<W>(used: &SessionUse<W>) -> bool {
+        matches!(used, SessionUse::Active(_))
     }
 
     #[test]
@@ -244,24 +247,24 @@ mod tests {
         let sessions = sessions();
         let key = open(&sessions, "a", "ann", NOW);
         let last = NOW.plus_ms(299_999);
-        assert!(is_alive(&sessions.use_it(last, &key, |_| true)));
+        assert!(is_alive(&sessions.touch(last, &key, |_| true)));
         let later = last.plus_ms(299_999);
-        assert_eq!(sessions.find(later, &key).map(|session| session.who), Some("ann"));
-        assert!(sessions.expire(later, 9).is_empty(), "looking at it is no use, yet it is not over");
+        assert_eq!(sessions.find(later, &key).map(|session| session.owner), Some("ann"));
+        assert!(sessions.remove_expired(later, 9).is_empty(), "looking at it is no use, yet it is not over");
         let over = last.plus(TIMEOUT);
         assert!(sessions.find(over, &key).is_none());
-        assert!(matches!(sessions.use_it(over, &key, |_| true), Use::Ended), "it is not revived");
-        assert!(matches!(sessions.end(over, &key, |_| true), Use::Ended));
-        assert_eq!(sessions.expire(over, 9).len(), 1);
-        assert!(sessions.is_empty() && sessions.expire(over, 9).is_empty());
+        assert!(matches!(sessions.touch(over, &key, |_| true), SessionUse::Ended), "it is not revived");
+        assert!(matches!(sessions.end(over, &key, |_| true), SessionUse::Ended));
+        assert_eq!(sessions.remove_expired(over, 9).len(), 1);
+        assert!(sessions.is_empty() && sessions.remove_expired(over, 9).is_empty());
     }
 
     #[test]
     fn a_session_that_is_not_for_this_is_neither_used_nor_ended() {
         let sessions = sessions();
         let key = open(&sessions, "a", "ann", NOW);
-        assert!(matches!(sessions.use_it(NOW.plus_ms(5), &key, |who| *who == "bob"), Use::NotForThis));
-        assert!(matches!(sessions.end(NOW.plus_ms(5), &key, |who| *who == "bob"), Use::NotForThis));
+        assert!(matches!(sessions.touch(NOW.plus_ms(5), &key, |who| *who == "bob"), SessionUse::Forbidden));
+        assert!(matches!(sessions.end(NOW.plus_ms(5), &key, |who| *who == "bob"), SessionUse::Forbidden));
         assert_eq!(sessions.find(NOW, &key).map(|session| session.used_at()), Some(NOW));
     }
 
@@ -271,8 +274,8 @@ mod tests {
         let (one, two) = (open(&sessions, "a", "ann", NOW), open(&sessions, "b", "ann", NOW));
         assert!(is_alive(&sessions.end(NOW, &one, |_| true)));
         assert!(!is_alive(&sessions.end(NOW, &one, |_| true)));
-        assert!(!is_alive(&sessions.use_it(NOW, &one, |_| true)));
-        assert!(is_alive(&sessions.use_it(NOW, &two, |_| true)));
+        assert!(!is_alive(&sessions.touch(NOW, &one, |_| true)));
+        assert!(is_alive(&sessions.touch(NOW, &two, |_| true)));
     }
 
     #[test]
@@ -280,13 +283,13 @@ mod tests {
         let sessions = sessions();
         let (used, _unused) = (open(&sessions, "a", "ann", NOW), open(&sessions, "b", "bob", NOW));
         assert!(sessions.unsaved().is_empty());
-        sessions.use_it(NOW.plus_ms(7), &used, |_| true);
-        // A clock that another thread has read earlier does not turn it back.
-        sessions.use_it(NOW.plus_ms(3), &used, |_| true);
+        sessions.touch(NOW.plus_ms(7), &used, |_| true);
+        // An earlier time from another thread does not turn the last use back.
+        sessions.touch(NOW.plus_ms(3), &used, |_| true);
         let uses = sessions.unsaved();
         assert_eq!(uses, [(used, NOW.plus_ms(7))]);
         assert_eq!(sessions.unsaved(), uses, "until it is on disk");
-        sessions.saved(&uses);
+        sessions.mark_saved(&uses);
         assert!(sessions.unsaved().is_empty());
     }
 
@@ -298,18 +301,18 @@ mod tests {
         }
         let alive = open(&sessions, "alive", "ann", NOW.plus_ms(1));
         let over = NOW.plus(TIMEOUT);
-        assert_eq!([(); 4].map(|()| sessions.expire(over, 2).len()), [2, 2, 1, 0]);
+        assert_eq!([(); 4].map(|()| sessions.remove_expired(over, 2).len()), [2, 2, 1, 0]);
         assert!(sessions.len() == 1 && sessions.find(over, &alive).is_some());
     }
 
     #[test]
     fn there_is_a_bound() {
-        let sessions = Sessions::with_bound(TIMEOUT, 1);
+        let sessions = Sessions::with_capacity(TIMEOUT, 1);
         open(&sessions, "a", "ann", NOW);
         let second = Arc::new(Session::new(SessionKey::of("b"), "bob", NOW, NOW));
-        assert_eq!(sessions.open(Arc::clone(&second)), Err(Full));
+        assert_eq!(sessions.open(Arc::clone(&second)), Err(SessionLimitReached));
         assert_eq!(sessions.len(), 1);
-        sessions.expire(NOW.plus(TIMEOUT), 9);
+        sessions.remove_expired(NOW.plus(TIMEOUT), 9);
         assert_eq!(sessions.open(second), Ok(()));
     }
 

@@ -1,4 +1,4 @@
-//! One question to everybody: who is there? And whether the network carries what peers need.
+//! A single probe that lists the peers and servers on the network, and tests whether broadcast works.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -6,91 +6,94 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::sockets::{Config, Door, Heard, LanSockets, OpenError, Port};
-use super::wire::{self, Discovery, Features, Message, Stamp, UserId};
+use super::SocketRole;
+use super::sockets::{LanSockets, LanSocketsConfig, LanSocketsError, PeerSocketEvent, PortChoice};
+use super::wire::{self, Discovery, Features, Message, MessageStamp, UserId};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Name};
 use crate::net::interfaces::Interface;
 use crate::net::threads;
 
-/// Answers that wait to be looked at, and peers that are listed.
-const ANSWERS_MAX: usize = 10_000;
+/// Capacity of the queue of responses, and how many peers are listed.
+const RESPONSES_MAX: usize = 10_000;
 
-/// What is asked.
+/// How to probe.
 #[derive(Debug, Clone)]
-pub struct Question {
-    /// As of a peer: 127.0.0.1 and nothing leaves this host.
+pub struct DiscoverConfig {
+    /// As for a peer: with 127.0.0.1, nothing leaves this host.
     pub bind: Ipv4Addr,
-    /// Where everybody hears it.
+    /// The port on which all peers receive announcements.
     pub discovery_port: u16,
-    /// How long answers are waited for.
+    /// How long to wait for responses.
     pub wait: Duration,
 }
 
-/// What came of it.
+/// The result of a probe.
 #[derive(Debug)]
-pub struct Found {
-    /// The addresses of this host that were asked from.
+pub struct DiscoverReport {
+    /// The interface addresses of this host that the probe was sent by.
     pub interfaces: Vec<Interface>,
-    /// Whether what was broadcast on a network came back; none where no interface has broadcast.
+    /// Whether a broadcast on a network came back; `None` if no interface has a broadcast address.
     pub broadcast_works: Option<bool>,
-    /// The same on this host.
+    /// The same for loopback.
     pub loopback_works: Option<bool>,
-    /// Who answered, by name, and by each interface; servers too.
-    pub peers: Vec<Answered>,
+    /// All who responded, including servers, sorted by name; once for each interface.
+    pub peers: Vec<DiscoveredPeer>,
 }
 
-/// Somebody who answered.
+/// A peer or server that responded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answered {
-    /// Who.
+pub struct DiscoveredPeer {
     pub user_id: UserId,
-    /// Where he is spoken to.
+    /// Where it receives unicasts.
     pub addr: SocketAddr,
-    /// What a server serves; of people, empty.
+    /// Names and ports of a server's services; empty for other peers.
     pub serves: Vec<(String, u16)>,
-    /// SHA-256 of a server's certificate.
+    /// SHA-256 of a server's certificate, in lower-case hex.
     pub cert_sha256: Option<String>,
-    /// Random, one per run: who bears the same is the same, seen through another interface.
+    /// Random, one per run: the same peer seen through several interfaces has the same one.
     pub instance: Option<String>,
 }
 
-/// Why nobody could be asked.
+/// Why the probe could not be sent.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
-    /// The sockets cannot be had.
+pub enum DiscoverError {
+    /// The sockets cannot be opened.
     #[error(transparent)]
-    Sockets(#[from] OpenError),
-    /// The system gave no thread, or does not tell the host's addresses.
+    Sockets(#[from] LanSocketsError),
+    /// A thread cannot be started, or the host's addresses cannot be read.
     #[error("cannot ask")]
     System(#[from] io::Error),
 }
 
-/// Announces itself once, under a name that nobody lists, and listens.
+/// Broadcasts one announcement with the feature `probe`, which nobody lists, and collects the responses.
 ///
 /// # Errors
-/// [`AskError`].
-pub fn ask(question: &Question) -> Result<Found, AskError> {
-    let Question { bind, discovery_port, wait } = *question;
-    let sockets =
-        std::sync::Arc::new(LanSockets::open(Config { bind, port: Port::Free { last: None }, discovery_port })?);
+/// [`DiscoverError`].
+pub fn discover(config: &DiscoverConfig) -> Result<DiscoverReport, DiscoverError> {
+    let DiscoverConfig { bind, discovery_port, wait } = *config;
+    let sockets = std::sync::Arc::new(LanSockets::open(LanSocketsConfig {
+        bind,
+        port: PortChoice::Free { last_port: None },
+        discovery_port,
+    })?);
     let instance = random_hex::<8>();
-    // Six letters and digits: within the rule of names.
+    // A suffix of six hex digits is valid in a name.
     let name = Name::new(&format!("discover-{}", &random_hex::<3>())).map_err(io::Error::other)?;
-    let (heard, came) = bounded(ANSWERS_MAX);
+    let (sender, receiver) = bounded(RESPONSES_MAX);
     let mut readers = Vec::new();
-    for door in [Door::Own, Door::Discovery] {
-        let (sockets, heard) = (std::sync::Arc::clone(&sockets), heard.clone());
-        readers.push(threads::spawn("lan-discover", move || read(&sockets, door, &heard))?);
+    for role in [SocketRole::Own, SocketRole::Discovery] {
+        let (sockets, sender) = (std::sync::Arc::clone(&sockets), sender.clone());
+        readers.push(threads::spawn("lan-discover", move || read_socket(&sockets, role, &sender))?);
     }
-    drop(heard);
+    drop(sender);
     let all = sockets.interfaces()?;
     let own: Vec<Ipv4Addr> = all.iter().map(|interface| interface.ip).collect();
-    let mut asked = Vec::new();
+    let mut probes = Vec::new();
     let deadline = Instant::now() + wait;
     for interface in all {
         let Some(ip) = sockets.source(&interface) else { continue };
-        // What comes back is told apart by it: bound to one address, all of it comes from there.
+        // Tells by which interface a broadcast comes back: if bound to one address, all of them come from there.
         let message_id = random_hex::<8>();
         let announcement = Message::Discovery(Discovery {
             user_id: UserId { name: name.clone(), ip },
@@ -99,59 +102,62 @@ pub fn ask(question: &Question) -> Result<Found, AskError> {
             features: Features { ack: false, probe: true },
             serves: Vec::new(),
             cert_sha256: None,
-            stamp: Stamp { timestamp: Some(Clock::start().now().0 / 1000), message_id: Some(message_id.clone()) },
+            stamp: MessageStamp {
+                timestamp: Some(Clock::start().now().0 / 1000),
+                message_id: Some(message_id.clone()),
+            },
         });
-        let bytes = wire::write(&announcement).map_err(io::Error::other)?;
+        let bytes = wire::encode(&announcement).map_err(io::Error::other)?;
         if let Err(error) = sockets.broadcast(&interface, &bytes) {
-            // That it does not come back says the same to whoever asked.
+            // The report tells the same: this broadcast will not come back.
             log::debug!("announcing by {}: {error}", interface.name);
         }
-        asked.push((message_id, interface));
+        probes.push((message_id, interface));
     }
-    let found = listen(&came, deadline, &instance, &own, asked);
+    let report = collect_responses(&receiver, deadline, &instance, &own, probes);
     sockets.stop();
     for reader in readers {
         // An Err would be a panic, which `threads::spawn` has caught and logged.
         let _ = reader.join();
     }
-    Ok(found)
+    Ok(report)
 }
 
-fn read(sockets: &LanSockets, door: Door, heard: &Sender<(Door, SocketAddr, Discovery)>) {
-    sockets.read(door, |it| {
-        if let Heard::Datagram { source, bytes } = it
-            && let Ok(Message::Discovery(discovery)) = wire::read(bytes)
+fn read_socket(sockets: &LanSockets, role: SocketRole, sender: &Sender<(SocketRole, SocketAddr, Discovery)>) {
+    sockets.read(role, |it| {
+        if let PeerSocketEvent::Datagram { source, bytes } = it
+            && let Ok(Message::Discovery(discovery)) = wire::decode(bytes)
         {
-            // More than can be listed are left out.
-            let _ = heard.try_send((door, source, discovery));
+            // If the queue is full, the response is dropped.
+            let _ = sender.try_send((role, source, discovery));
         }
     });
 }
 
-fn listen(
-    came: &Receiver<(Door, SocketAddr, Discovery)>,
+fn collect_responses(
+    receiver: &Receiver<(SocketRole, SocketAddr, Discovery)>,
     deadline: Instant,
     instance: &str,
     own: &[Ipv4Addr],
-    asked: Vec<(String, Interface)>,
-) -> Found {
+    probes: Vec<(String, Interface)>,
+) -> DiscoverReport {
     let is_own = |ip: IpAddr| ip.is_loopback() || own.iter().any(|own| IpAddr::V4(*own) == ip);
     let has =
-        |loopback: bool| asked.iter().any(|(_, each)| each.ip.is_loopback() == loopback && each.broadcast.is_some());
+        |loopback: bool| probes.iter().any(|(_, each)| each.ip.is_loopback() == loopback && each.broadcast.is_some());
     let mut broadcast_works = has(false).then_some(false);
     let mut loopback_works = has(true).then_some(false);
-    let mut peers: Vec<Answered> = Vec::new();
-    while let Ok((door, source, discovery)) = came.recv_deadline(deadline) {
+    let mut peers: Vec<DiscoveredPeer> = Vec::new();
+    while let Ok((role, source, discovery)) = receiver.recv_deadline(deadline) {
         if discovery.instance.as_deref() == Some(instance) {
-            let by = asked.iter().find(|(message_id, _)| discovery.stamp.message_id.as_ref() == Some(message_id));
+            let by = probes.iter().find(|(message_id, _)| discovery.stamp.message_id.as_ref() == Some(message_id));
             if let Some((_, interface)) = by {
                 let works = if interface.ip.is_loopback() { &mut loopback_works } else { &mut broadcast_works };
                 *works = Some(true);
             }
             continue;
         }
-        // Announcements of others are no answers, and who only asks is not there.
-        if door != Door::Own || discovery.features.probe && !discovery.features.ack {
+        // Broadcasts of others are not responses, and other probes are not listed.
+        if role != SocketRole::Own || discovery.features.probe && !discovery.features.ack {
             continue;
         }
         let claimed = IpAddr::V4(discovery.user_id.ip);
@@ -159,35 +165,36 @@ fn listen(
             continue;
         }
         let addr = SocketAddr::new(source.ip(), discovery.port);
-        let answered = Answered {
+        let peer_found = DiscoveredPeer {
             user_id: discovery.user_id,
             addr,
             serves: discovery.serves,
             cert_sha256: discovery.cert_sha256,
             instance: discovery.instance,
         };
-        if peers.len() < ANSWERS_MAX && !peers.iter().any(|peer| peer.user_id == answered.user_id && peer.addr == addr)
+        if peers.len() < RESPONSES_MAX
+            && !peers.iter().any(|peer| peer.user_id == peer_found.user_id && peer.addr == addr)
         {
-            peers.push(answered);
+            peers.push(peer_found);
         }
     }
     peers.sort_by(|a, b| (&a.user_id, a.addr).cmp(&(&b.user_id, b.addr)));
-    let interfaces = asked.into_iter().map(|(_, interface)| interface).collect();
-    Found { interfaces, broadcast_works, loopback_works, peers }
+    let interfaces = probes.into_iter().map(|(_, interface)| interface).collect();
+    DiscoverReport { interfaces, broadcast_works, loopback_works, peers }
 }
 
-impl Found {
-    /// Everybody once, though he may have answered by several interfaces: as others reach him, where he said so.
-    pub fn each_once(&self) -> Vec<&Answered> {
-        let mut once: Vec<&Answered> = Vec::new();
+impl DiscoverReport {
+    /// Each peer once, even if it responded by several interfaces; preferably with an address that is not loopback.
+    pub fn unique_peers(&self) -> Vec<&DiscoveredPeer> {
+        let mut unique: Vec<&DiscoveredPeer> = Vec::new();
         for peer in &self.peers {
-            let same = once.iter_mut().find(|other| peer.instance.is_some() && other.instance == peer.instance);
+            let same = unique.iter_mut().find(|other| peer.instance.is_some() && other.instance == peer.instance);
             match same {
-                None => once.push(peer),
+                None => unique.push(peer),
                 Some(other) if other.addr.ip().is_loopback() => *other = peer,
                 Some(_) => {}
             }
         }
-        once
+        unique
     }
 }

@@ -1,7 +1,7 @@
-//! What a LAN peer keeps in its data dir: messages shown and sent, its profile, its last port.
+//! The database of a LAN peer: messages received and sent, its profile and its last port.
 //!
-//! The newest [`MESSAGES_MAX`] messages are kept. Each new one takes a few of the oldest with it, so that
-//! no change is ever large, also when an older program has left more.
+//! The newest [`MESSAGES_MAX`] messages are kept. Each insertion evicts at most a few of the oldest ones, so that every
+//! transaction is small, even if an older program has left more.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -11,19 +11,19 @@ use super::wire::{Avatar, AvatarKind, UserId};
 use crate::model::text::nfc;
 use crate::model::{Millis, Name};
 use crate::storage::lock::{DataDirLock, LockError};
-use crate::storage::{OpenError, Query, Row, Store, StoreError, Ticket, Tx};
+use crate::storage::{CommitHandle, OpenError, ReaderExt, Row, Store, StoreError, Tx};
 
 #[cfg(test)]
 mod tests;
 
-/// Most messages that are kept.
+/// How many messages are kept.
 pub const MESSAGES_MAX: u64 = 10_000;
-/// Most messages that a new one takes with it: more than one, so that what is too much goes.
-const FORGOTTEN_AT_ONCE: u64 = 4;
+/// How many messages an insertion may evict: more than one, so that an excess shrinks.
+const EVICTED_PER_INSERT: u64 = 4;
 /// The file in the data dir.
 pub const FILE: &str = "lan.db";
 
-/// How its tables came to be. The index is of the few that are waited for, not of all.
+/// The migrations of the schema. The index covers only the few messages that wait for confirmation.
 pub const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE lan_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -41,74 +41,66 @@ pub const MIGRATIONS: &[&str] = &[
 /// Why a data dir cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
-    /// Another process has it.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// Its file cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Its file cannot be read or written.
+    /// The database cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is another peer's.
+    /// The data dir belongs to another peer.
     #[error("{} is the data dir of LAN peer {owner:?}: choose another --data-dir or --name", dir.display())]
     NotOurs {
-        /// The data dir.
         dir: PathBuf,
-        /// Whose it is.
+        /// The name of that peer.
         owner: String,
     },
 }
 
-/// What kind of message.
+/// The type of a stored message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// To everybody.
+pub enum MessageKind {
     Post,
-    /// To one.
     Dm,
-    /// What somebody shows of himself.
     Profile,
 }
 
-impl Kind {
-    const ALL: [Kind; 3] = [Kind::Post, Kind::Dm, Kind::Profile];
+impl MessageKind {
+    const ALL: [MessageKind; 3] = [MessageKind::Post, MessageKind::Dm, MessageKind::Profile];
 
-    /// The TYPE of the message.
+    /// The TYPE of the message, which is also stored.
     pub fn as_text(self) -> &'static str {
         match self {
-            Kind::Post => "POST",
-            Kind::Dm => "DM",
-            Kind::Profile => "PROFILE",
+            MessageKind::Post => "POST",
+            MessageKind::Dm => "DM",
+            MessageKind::Profile => "PROFILE",
         }
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for MessageKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_text())
     }
 }
 
-/// Which way it went.
+/// Whether a message was sent or received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// Said by ourselves.
     Sent,
-    /// Heard.
     Received,
 }
 
-/// Whether it has arrived, as far as that can be known.
+/// Whether a message has arrived, as far as that can be known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Confirmation {
-    /// Nobody tells: it was received, or sent to all, or to one who does not acknowledge.
+    /// No ACK is expected: it was received, or sent to all peers or to one that does not acknowledge.
     NotAsked,
-    /// It may be confirmed yet.
+    /// The ACK may still come.
     Waiting,
     /// The receiver has acknowledged it.
     Confirmed,
-    /// He has not, in time; it may have arrived all the same.
+    /// No ACK came in time. It may have arrived all the same.
     Unconfirmed,
 }
 
@@ -116,7 +108,7 @@ impl Confirmation {
     const ALL: [Confirmation; 4] =
         [Confirmation::NotAsked, Confirmation::Waiting, Confirmation::Confirmed, Confirmation::Unconfirmed];
 
-    /// As it is stored.
+    /// The text that is stored.
     pub fn as_text(self) -> &'static str {
         match self {
             Confirmation::NotAsked => "not asked",
@@ -127,36 +119,29 @@ impl Confirmation {
     }
 }
 
-/// A message that is kept.
+/// A stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct HistoryEntry {
     /// When it was sent or received, by our own clock.
     pub at: Millis,
-    /// Which way it went.
     pub direction: Direction,
-    /// What kind it is.
-    pub kind: Kind,
-    /// Who said it; of a DM that we sent, to whom.
-    pub who: UserId,
-    /// What it says, as it is shown.
+    pub kind: MessageKind,
+    /// The sender; of a DM that we sent, the receiver.
+    pub user_id: UserId,
+    /// The text as it is shown to the user.
     pub text: String,
-    /// Whether it has arrived.
     pub confirmation: Confirmation,
-    /// Its MESSAGE_ID, if it had one.
     pub message_id: Option<String>,
-    /// The address that it came from, which need not be that of `who`; none of what was sent, and of what an
-    /// older program has kept.
+    /// The source address of a received message, which may differ from that of `user_id`. `None` for sent messages, and
+    /// for those that an older program has stored.
     pub source: Option<Ipv4Addr>,
 }
 
-/// What we show of ourselves.
+/// The own profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnProfile {
-    /// DISPLAY_NAME.
     pub display_name: String,
-    /// STATUS; may be empty.
     pub status: String,
-    /// The picture.
     pub avatar: Option<Avatar>,
 }
 
@@ -166,7 +151,7 @@ impl fmt::Display for OwnProfile {
     }
 }
 
-/// A LAN peer's data dir, held by this process.
+/// A LAN peer's data dir, locked by this process.
 #[derive(Debug)]
 pub struct History {
     store: Store,
@@ -174,13 +159,13 @@ pub struct History {
 }
 
 impl History {
-    /// Opens the data dir of the LAN peer of that name; makes it if there is none. What an earlier run was
-    /// still waiting to see confirmed is unconfirmed from now on: nobody repeats it any more.
+    /// Opens the data dir of the LAN peer of that name, and creates it if it does not exist. DMs that still waited for
+    /// an ACK in an earlier run become unconfirmed, as nobody repeats them any more.
     ///
     /// # Errors
     /// One line that says what to do.
     pub fn open(dir: &Path, name: &Name) -> Result<History, HistoryError> {
-        let lock = DataDirLock::take(dir)?;
+        let lock = DataDirLock::acquire(dir)?;
         let history = History { store: Store::open(&dir.join(FILE), MIGRATIONS)?, _lock: lock };
         match history.meta("name")? {
             Some(owner) if nfc(&owner) != name.key() => {
@@ -196,22 +181,22 @@ impl History {
         Ok(history)
     }
 
-    /// Hands a message over; on disk once the ticket says so. Messages stay in the order of their coming.
-    pub fn keep(&self, entry: Entry) -> Ticket {
-        self.store.submit(move |tx| keep(tx, &entry))
+    /// Appends a message. It is on disk once the returned handle says so. Messages keep the order of these calls.
+    pub fn append(&self, entry: HistoryEntry) -> CommitHandle {
+        self.store.submit(move |tx| insert_message(tx, &entry))
     }
 
-    /// The same for our profile as we tell it: both are kept, or neither.
-    pub fn keep_profile(&self, entry: Entry, profile: OwnProfile) -> Ticket {
+    /// Appends a PROFILE and updates the own profile, in one transaction.
+    pub fn append_profile(&self, entry: HistoryEntry, profile: OwnProfile) -> CommitHandle {
         self.store.submit(move |tx| {
-            keep(tx, &entry)?;
-            set_profile(tx, &profile)
+            insert_message(tx, &entry)?;
+            upsert_profile(tx, &profile)
         })
     }
 
-    /// What became of a DM that we sent and that is still waited for: others stay as they are.
-    /// May be called before its [`History::keep`] is on disk.
-    pub fn confirm(&self, message_id: &str, has_arrived: bool) -> Ticket {
+    /// Sets the confirmation of a DM that we sent, if it still waits for one. May be called before its
+    /// [`History::append`] is on disk.
+    pub fn set_confirmation(&self, message_id: &str, has_arrived: bool) -> CommitHandle {
         let message_id = message_id.to_owned();
         let confirmation = if has_arrived { Confirmation::Confirmed } else { Confirmation::Unconfirmed };
         self.store.submit(move |tx| {
@@ -224,44 +209,44 @@ impl History {
         })
     }
 
-    /// The newest messages, the oldest of them first.
+    /// The newest `count` messages, oldest first.
     ///
     /// # Errors
-    /// Why they cannot be read.
-    pub fn newest(&self, count: usize) -> Result<Vec<Entry>, StoreError> {
+    /// The database cannot be read.
+    pub fn newest(&self, count: usize) -> Result<Vec<HistoryEntry>, StoreError> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let mut entries = self.store.read(|reader| {
             let sql = "SELECT at, sent, kind, name, ip, body, confirmation, message_id, source FROM lan_message
                        ORDER BY id DESC LIMIT $1";
-            reader.all(sql, &[count.into()], entry)
+            reader.all(sql, &[count.into()], entry_from_row)
         })?;
         entries.reverse();
         Ok(entries)
     }
 
-    /// The messages that were received since then and may come again, the oldest first.
+    /// The messages with a MESSAGE_ID that were received since `at`, oldest first.
     ///
     /// # Errors
-    /// Why they cannot be read.
-    pub fn received_since(&self, at: Millis) -> Result<Vec<Entry>, StoreError> {
+    /// The database cannot be read.
+    pub fn received_since(&self, at: Millis) -> Result<Vec<HistoryEntry>, StoreError> {
         self.store.read(|reader| {
             let sql = "SELECT at, sent, kind, name, ip, body, confirmation, message_id, source FROM lan_message
                        WHERE sent = 0 AND at >= $1 AND message_id IS NOT NULL ORDER BY id";
-            reader.all(sql, &[at.into()], entry)
+            reader.all(sql, &[at.into()], entry_from_row)
         })
     }
 
-    /// Our profile, once there is one.
+    /// The own profile; `None` if none was ever set.
     ///
     /// # Errors
-    /// Why it cannot be read.
+    /// The database cannot be read.
     pub fn profile(&self) -> Result<Option<OwnProfile>, StoreError> {
         self.store.read(|reader| {
             let sql = "SELECT display_name, status, avatar_type, avatar FROM lan_profile WHERE id = 1";
             reader.first(sql, &[], |row| {
                 let avatar = match (row.opt_text(2)?, row.opt_blob(3)?) {
                     (Some(mime), Some(bytes)) => {
-                        let kind = AvatarKind::from_mime(mime).ok_or_else(|| unknown("kind of picture", mime))?;
+                        let kind = AvatarKind::from_mime(mime).ok_or_else(|| unknown_value("kind of picture", mime))?;
                         Some(Avatar { kind, bytes: bytes.to_owned() })
                     }
                     _ => None,
@@ -271,24 +256,24 @@ impl History {
         })
     }
 
-    /// The port that our socket had last.
+    /// The last port of the own socket.
     ///
     /// # Errors
-    /// Why it cannot be read.
-    pub fn port(&self) -> Result<Option<u16>, StoreError> {
+    /// The database cannot be read.
+    pub fn last_port(&self) -> Result<Option<u16>, StoreError> {
         let port = self.meta("port")?;
-        port.map(|text| text.parse().map_err(|_| unknown("port", &text))).transpose()
+        port.map(|text| text.parse().map_err(|_| unknown_value("port", &text))).transpose()
     }
 
-    /// Keeps the port of our socket; on disk when this returns.
+    /// Stores the port of the own socket. It is on disk when this returns.
     ///
     /// # Errors
-    /// Why it cannot be stored.
-    pub fn set_port(&self, port: u16) -> Result<(), StoreError> {
+    /// The database cannot be written.
+    pub fn set_last_port(&self, port: u16) -> Result<(), StoreError> {
         self.set_meta("port", &port.to_string())
     }
 
-    /// Waits until all that was handed over is on disk, or has failed.
+    /// Waits until all submitted writes are on disk or have failed.
     pub fn sync_all(&self) {
         self.store.sync_all();
     }
@@ -310,7 +295,7 @@ impl History {
     }
 }
 
-fn set_profile(tx: &mut dyn Tx, profile: &OwnProfile) -> Result<(), StoreError> {
+fn upsert_profile(tx: &mut dyn Tx, profile: &OwnProfile) -> Result<(), StoreError> {
     let avatar = profile.avatar.as_ref();
     tx.execute(
         "INSERT INTO lan_profile (id, display_name, status, avatar_type, avatar) VALUES (1, $1, $2, $3, $4)
@@ -326,57 +311,60 @@ fn set_profile(tx: &mut dyn Tx, profile: &OwnProfile) -> Result<(), StoreError> 
     .map(|_rows| ())
 }
 
-fn keep(tx: &mut dyn Tx, entry: &Entry) -> Result<(), StoreError> {
+fn insert_message(tx: &mut dyn Tx, entry: &HistoryEntry) -> Result<(), StoreError> {
     let last = tx.first("SELECT COALESCE(MAX(id), 0) FROM lan_message", &[], |row| row.uint(0))?.unwrap_or(0);
     let id = last + 1;
     tx.execute(
         "INSERT INTO lan_message (id, at, sent, kind, name, ip, body, confirmation, message_id, source)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         &[
-            number(id)?.into(),
+            to_i64(id)?.into(),
             entry.at.into(),
             (entry.direction == Direction::Sent).into(),
             entry.kind.as_text().into(),
-            (&entry.who.name).into(),
-            (&entry.who.ip.to_string()).into(),
+            (&entry.user_id.name).into(),
+            (&entry.user_id.ip.to_string()).into(),
             (&entry.text).into(),
             entry.confirmation.as_text().into(),
             entry.message_id.as_ref().into(),
             entry.source.map(|source| source.to_string()).as_ref().into(),
         ],
     )?;
-    // Numbers have no gaps: only the oldest go.
+    // Ids have no gaps, so this removes only the oldest.
     if id > MESSAGES_MAX {
         tx.execute(
             "DELETE FROM lan_message WHERE id IN (SELECT id FROM lan_message WHERE id <= $1 ORDER BY id LIMIT $2)",
-            &[number(id - MESSAGES_MAX)?.into(), number(FORGOTTEN_AT_ONCE)?.into()],
+            &[to_i64(id - MESSAGES_MAX)?.into(), to_i64(EVICTED_PER_INSERT)?.into()],
         )?;
     }
     Ok(())
 }
 
-fn entry(row: &Row<'_>) -> Result<Entry, StoreError> {
+fn entry_from_row(row: &Row<'_>) -> Result<HistoryEntry, StoreError> {
     let (kind, confirmation) = (row.text(2)?, row.text(6)?);
-    let ip = |text: &str| text.parse::<Ipv4Addr>().map_err(|_| unknown("address", text));
-    Ok(Entry {
+    let ip = |text: &str| text.parse::<Ipv4Addr>().map_err(|_| unknown_value("address", text));
+    Ok(HistoryEntry {
         at: row.millis(0)?,
         direction: if row.bool(1)? { Direction::Sent } else { Direction::Received },
-        kind: Kind::ALL.into_iter().find(|known| known.as_text() == kind).ok_or_else(|| unknown("kind", kind))?,
-        who: UserId { name: row.name(3)?, ip: ip(row.text(4)?)? },
+        kind: MessageKind::ALL
+            .into_iter()
+            .find(|known| known.as_text() == kind)
+            .ok_or_else(|| unknown_value("kind", kind))?,
+        user_id: UserId { name: row.name(3)?, ip: ip(row.text(4)?)? },
         text: row.text(5)?.to_owned(),
         confirmation: Confirmation::ALL
             .into_iter()
             .find(|known| known.as_text() == confirmation)
-            .ok_or_else(|| unknown("confirmation", confirmation))?,
+            .ok_or_else(|| unknown_value("confirmation", confirmation))?,
         message_id: row.opt_text(7)?.map(str::to_owned),
         source: row.opt_text(8)?.map(ip).transpose()?,
     })
 }
 
-fn number(number: u64) -> Result<i64, StoreError> {
+fn to_i64(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
 }
 
-fn unknown(what: &str, text: &str) -> StoreError {
+fn unknown_value(what: &str, text: &str) -> StoreError {
     StoreError::Invalid(format!("the store holds the unknown {what} {text:?}"))
 }

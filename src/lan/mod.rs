@@ -1,13 +1,13 @@
-//! LAN: peers that find each other and talk, with no server.
+//! The LAN room: peers that discover each other by UDP broadcast and exchange messages without a server.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`wire`] | the messages |
-//! | [`node`] | one peer's view: whom it knows, what it says to whom, what it believes |
-//! | [`history`] | what is kept |
-//! | [`sockets`] | a socket of its own, and the one that all peers of a host share |
-//! | [`peer`] | threads around it all |
-//! | [`discover`] | one question to everybody: who is there? |
+//! | [`wire`] | encoding and decoding of datagrams |
+//! | [`node`] | the protocol state machine of one peer, without I/O |
+//! | [`history`] | the peer's database: messages, profile, last port |
+//! | [`sockets`] | a peer's two UDP sockets |
+//! | [`peer`] | a running peer: threads that connect sockets, state machine and database |
+//! | [`discover`] | a single probe that lists who is on the network |
 
 use self::wire::{Avatar, Message};
 
@@ -18,11 +18,20 @@ pub mod peer;
 pub mod sockets;
 pub mod wire;
 
-/// Where peers hear announcements, where nobody says otherwise.
+/// The default port on which peers receive announcements.
 pub const DISCOVERY_PORT: u16 = 50_999;
 
-/// What a message says to a person; nothing for those that say nothing.
-pub fn text_of(message: &Message) -> String {
+/// The socket through which a datagram came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SocketRole {
+    /// The peer's own socket: the sender knows this peer.
+    Own,
+    /// The socket on the discovery port, which the peers of a host share and which receives broadcasts.
+    Discovery,
+}
+
+/// The text of a POST, DM or PROFILE for a user; empty for other messages.
+pub fn message_text(message: &Message) -> String {
     match message {
         Message::Post(post) => post.content.clone(),
         Message::Dm(dm) => dm.content.clone(),
@@ -31,7 +40,7 @@ pub fn text_of(message: &Message) -> String {
     }
 }
 
-/// `NAME | STATUS | image/png, 1234 bytes`, without what is not there.
+/// `NAME | STATUS | image/png, 1234 bytes`, without the parts that are empty.
 pub(crate) fn profile_text(display_name: &str, status: &str, avatar: Option<&Avatar>) -> String {
     let avatar = avatar.map(|avatar| format!("{}, {} bytes", avatar.kind.mime(), avatar.bytes.len()));
     let parts = [display_name, status, avatar.as_deref().unwrap_or_default()];

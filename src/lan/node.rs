@@ -1,326 +1,335 @@
-//! One peer's view of the network: whom it knows, what it says to whom, what it believes. SPEC section 5.
-//! No I/O here.
+//! The protocol state machine of one LAN peer, without I/O: which peers it knows, what it sends and which claims of
+//! others it accepts. See `docs/spec/lan.md`.
 //!
-//! Whoever drives it tells it what happens ([`Node::handle`]) and what a person wants ([`Node::command`]),
-//! makes the [`Effect`]s real in their order, and calls [`Event::Tick`] when [`Node::next_deadline`] has
-//! come. `random` gives 64 random bits each time it is called. Every table has a bound ([`Node::sizes`]),
-//! and every datagram that is dropped a [`Cause`].
+//! The driver passes in events ([`Node::handle`]) and the user's commands ([`Node::command`]), applies the returned
+//! [`NodeEffect`]s in order, and sends [`NodeEvent::Tick`] when [`Node::next_deadline`] has come. `random` returns 64
+//! random bits per call. Every table is bounded ([`Node::sizes`]), and every dropped datagram has a [`DropCause`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use super::wire::{Discovery, Features, Message, Refused, Stamp, UserId};
+use super::SocketRole;
+use super::wire::{Discovery, Features, Message, MessageStamp, UserId, WireError};
 use crate::model::{Millis, Name};
 
 mod addresses;
-mod answers;
+mod announcement_queue;
+mod api;
 mod counters;
 mod discovery;
-mod lists;
-mod peers;
-mod pending;
-mod rates;
-mod seen;
-mod talk;
+mod messages;
+mod peer_lists;
+mod peer_table;
+mod pending_dms;
+mod rate_limits;
+mod seen_messages;
 #[cfg(test)]
 mod tests;
-mod words;
 
-use self::addresses::Addresses;
-use self::answers::Answers;
-pub use self::counters::{Cause, Counters, Sizes};
-use self::discovery::{Check, Rival};
-use self::peers::Peers;
-use self::pending::{Acked, Due, Waiting};
-use self::rates::{Rate, Sources, Tokens};
-use self::seen::Seen;
-pub use self::words::{
-    Command, CommandError, Done, Door, Effect, Entry, Event, Interface, Kind, Known, Left, Settings, Shown,
+use self::addresses::HostAddresses;
+use self::announcement_queue::AnnouncementQueue;
+pub use self::api::{
+    CommandError, CommandOutcome, InterfaceAddress, MessageRecord, NodeCommand, NodeConfig, NodeEffect, NodeEvent,
+    NodeKind, Notification, PeerInfo, PeerLeftReason,
 };
+pub use self::counters::{DropCause, NodeCounters, TableSizes};
+use self::discovery::{NameConflict, PortCheck};
+use self::peer_table::PeerTable;
+use self::pending_dms::{AcknowledgingStrangers, DueDm, PendingDms};
+use self::rate_limits::{RateLimit, SourceRateLimiter, TokenBucket};
+use self::seen_messages::SeenMessages;
 
-/// Datagrams from one source.
-const DATAGRAMS: Rate = Rate { burst: 200, per_s: 100 };
-/// Sources that are counted.
+/// Datagrams that are accepted from one source address and port.
+const DATAGRAMS_PER_SOURCE: RateLimit = RateLimit { burst: 200, per_s: 100 };
+/// How many sources each rate limiter tracks.
 const SOURCES_MAX: usize = 10_000;
-/// Drops that are shown one by one: far more than anybody makes by hand. Of the others a line a second tells
-/// how many they were.
-const DROPS_SHOWN: Rate = Rate { burst: 200, per_s: 100 };
-/// How long drops that are not shown one by one are added up.
-const DROPS_SUMMED_MS: u64 = 1_000;
-/// Lists of peers that are told, to all: each may be a hundred times as long as the question.
-const LISTS_TOLD: Rate = Rate { burst: 50, per_s: 20 };
-/// To one host: it is not to take what is there for all.
-const LISTS_TOLD_EACH: Rate = Rate { burst: 20, per_s: 2 };
-/// Answers to the announcements of one host.
-const ANSWERS_EACH: Rate = Rate { burst: 200, per_s: 50 };
+/// Drops that are notified one by one: far more than a user causes by hand. Further ones are only counted, in one
+/// summary a second.
+const DROP_NOTIFICATIONS: RateLimit = RateLimit { burst: 200, per_s: 100 };
+const DROP_SUMMARY_INTERVAL_MS: u64 = 1_000;
+/// Peer lists that are sent to all hosts together: each may be a hundred times as long as its request.
+const PEER_LISTS_IN_TOTAL: RateLimit = RateLimit { burst: 50, per_s: 20 };
+/// Peer lists that are sent to one host, so that it cannot use up the limit for all.
+const PEER_LISTS_PER_HOST: RateLimit = RateLimit { burst: 20, per_s: 2 };
+/// Answers to one host's announcements.
+const ANSWERS_PER_HOST: RateLimit = RateLimit { burst: 200, per_s: 50 };
 
-/// One peer's view.
+/// The state of one peer.
 pub struct Node {
-    settings: Settings,
+    config: NodeConfig,
     name: Name,
-    /// Since when it bears it.
+    /// When the current name was taken.
     named_at: Millis,
-    addresses: Addresses,
-    peers: Peers,
-    seen: Seen,
-    waiting: Waiting,
-    acked: Acked,
-    answers: Answers,
-    checks: BTreeMap<UserId, Check>,
-    /// Others on this host that bear our name.
-    rivals: Vec<Rival>,
+    addresses: HostAddresses,
+    peers: PeerTable,
+    seen: SeenMessages,
+    pending_dms: PendingDms,
+    acknowledging_strangers: AcknowledgingStrangers,
+    announcement_queue: AnnouncementQueue,
+    port_checks: BTreeMap<UserId, PortCheck>,
+    /// Other peers on this host that have our name.
+    name_conflicts: Vec<NameConflict>,
     rename_at: Option<Millis>,
-    /// Whom broadcast cannot reach.
-    invited: Vec<SocketAddrV4>,
-    /// When it last announced itself to everybody.
-    announced_at: Option<Millis>,
-    /// None before the start.
-    next_announce: Option<Millis>,
-    started: bool,
-    sources: Sources,
-    answered_to: Sources,
-    lists_told: Tokens,
-    lists_told_to: Sources,
-    /// Who was asked for his list and has not sent it, and until when it is believed.
-    asked: HashMap<SocketAddrV4, Millis>,
-    drops_shown: Tokens,
-    /// Drops that were not shown, by cause, and when they are told of.
-    drops_unshown: BTreeMap<Cause, u64>,
-    sum_drops_at: Option<Millis>,
-    full_shown: bool,
-    counters: Counters,
-    wall_ahead_ms: i64,
+    /// Addresses that are announced to directly, as broadcast does not reach them.
+    static_peers: Vec<SocketAddrV4>,
+    /// The last broadcast.
+    last_announced_at: Option<Millis>,
+    /// `None` before the start.
+    next_announce_at: Option<Millis>,
+    is_started: bool,
+    datagram_limiter: SourceRateLimiter,
+    answer_limiter: SourceRateLimiter,
+    peer_list_bucket: TokenBucket,
+    peer_list_limiter: SourceRateLimiter,
+    /// Peers whose list was requested and has not come, and until when it is accepted.
+    peer_list_requests: HashMap<SocketAddrV4, Millis>,
+    drop_notification_bucket: TokenBucket,
+    /// How many drops go into the next summary, by cause.
+    summarized_drops: BTreeMap<DropCause, u64>,
+    drop_summary_at: Option<Millis>,
+    has_notified_full: bool,
+    counters: NodeCounters,
+    wall_clock_ahead_ms: i64,
 }
 
-/// What one call is given, and what it brings.
-struct Step<'a> {
+/// The inputs of one call, and the effects that it collects.
+struct CallContext<'a> {
     now: Millis,
-    /// For what is dated.
+    /// The time by the wall clock, for timestamps.
     date: Millis,
     random: &'a mut dyn FnMut() -> u64,
-    effects: Vec<Effect>,
+    effects: Vec<NodeEffect>,
 }
 
-impl Step<'_> {
-    fn show(&mut self, shown: Shown) {
-        self.effects.push(Effect::Show(shown));
+impl CallContext<'_> {
+    fn notify(&mut self, notification: Notification) {
+        self.effects.push(NodeEffect::Notify(notification));
     }
 
-    /// A number from 0 to `end` - 1.
-    fn below(&mut self, end: u64) -> u64 {
+    /// A random number below `end`.
+    fn random_below(&mut self, end: u64) -> u64 {
         (self.random)() % end.max(1)
     }
 
-    fn stamp(&mut self) -> Stamp {
-        Stamp { timestamp: Some(self.date.0 / 1000), message_id: Some(format!("{:016x}", (self.random)())) }
+    fn stamp(&mut self) -> MessageStamp {
+        MessageStamp { timestamp: Some(self.date.0 / 1000), message_id: Some(format!("{:016x}", (self.random)())) }
     }
 }
 
 impl Node {
-    /// A node that has not begun: it is told its [`Event::Interfaces`], then what it is to
-    /// [`remember`](Node::remember), then [`Event::Started`].
-    pub fn new(settings: Settings) -> Node {
-        let forget_after_ms = u64::try_from(settings.forget_after.as_millis()).unwrap_or(u64::MAX);
+    /// A node that has not started yet. It must get [`NodeEvent::InterfacesChanged`], then the messages to
+    /// [`remember`](Node::remember_received), then [`NodeEvent::Started`].
+    pub fn new(config: NodeConfig) -> Node {
+        let forget_after_ms = u64::try_from(config.forget_after.as_millis()).unwrap_or(u64::MAX);
         Node {
-            name: settings.name.clone(),
+            name: config.name.clone(),
             named_at: Millis::default(),
-            addresses: Addresses::default(),
-            peers: Peers::new(forget_after_ms),
-            seen: Seen::default(),
-            waiting: Waiting::default(),
-            acked: Acked::default(),
-            answers: Answers::new(),
-            checks: BTreeMap::new(),
-            rivals: Vec::new(),
+            addresses: HostAddresses::default(),
+            peers: PeerTable::new(forget_after_ms),
+            seen: SeenMessages::default(),
+            pending_dms: PendingDms::default(),
+            acknowledging_strangers: AcknowledgingStrangers::default(),
+            announcement_queue: AnnouncementQueue::new(),
+            port_checks: BTreeMap::new(),
+            name_conflicts: Vec::new(),
             rename_at: None,
-            invited: Vec::new(),
-            announced_at: None,
-            next_announce: None,
-            started: false,
-            sources: Sources::new(DATAGRAMS, SOURCES_MAX),
-            answered_to: Sources::new(ANSWERS_EACH, SOURCES_MAX),
-            lists_told: Tokens::full(LISTS_TOLD),
-            lists_told_to: Sources::new(LISTS_TOLD_EACH, SOURCES_MAX),
-            asked: HashMap::new(),
-            drops_shown: Tokens::full(DROPS_SHOWN),
-            drops_unshown: BTreeMap::new(),
-            sum_drops_at: None,
-            full_shown: false,
-            counters: Counters::default(),
-            wall_ahead_ms: 0,
-            settings,
+            static_peers: Vec::new(),
+            last_announced_at: None,
+            next_announce_at: None,
+            is_started: false,
+            datagram_limiter: SourceRateLimiter::new(DATAGRAMS_PER_SOURCE, SOURCES_MAX),
+            answer_limiter: SourceRateLimiter::new(ANSWERS_PER_HOST, SOURCES_MAX),
+            peer_list_bucket: TokenBucket::full(PEER_LISTS_IN_TOTAL),
+            peer_list_limiter: SourceRateLimiter::new(PEER_LISTS_PER_HOST, SOURCES_MAX),
+            peer_list_requests: HashMap::new(),
+            drop_notification_bucket: TokenBucket::full(DROP_NOTIFICATIONS),
+            summarized_drops: BTreeMap::new(),
+            drop_summary_at: None,
+            has_notified_full: false,
+            counters: NodeCounters::default(),
+            wall_clock_ahead_ms: 0,
+            config,
         }
     }
 
-    /// Takes one event.
-    pub fn handle(&mut self, now: Millis, event: Event, random: &mut dyn FnMut() -> u64) -> Vec<Effect> {
-        let step = &mut Step { now, date: now.shifted(self.wall_ahead_ms), random, effects: Vec::new() };
-        self.pass_time(step);
+    /// Handles one event.
+    pub fn handle(&mut self, now: Millis, event: NodeEvent, random: &mut dyn FnMut() -> u64) -> Vec<NodeEffect> {
+        let ctx = &mut CallContext { now, date: now.shifted(self.wall_clock_ahead_ms), random, effects: Vec::new() };
+        self.run_due_timers(ctx);
         match event {
-            Event::Started => {
-                (self.started, self.named_at) = (true, now);
-                self.announce(step);
+            NodeEvent::Started => {
+                (self.is_started, self.named_at) = (true, now);
+                self.announce(ctx);
             }
-            Event::Interfaces(interfaces) => {
-                let more = self.addresses.set(interfaces);
-                if more && self.started && self.settings.kind != Kind::Probe {
-                    self.announce(step);
+            NodeEvent::InterfacesChanged(interfaces) => {
+                let has_new_address = self.addresses.set(interfaces);
+                if has_new_address && self.is_started && self.config.kind != NodeKind::Probe {
+                    self.announce(ctx);
                 }
             }
-            Event::Datagram { from, door, message, bytes } => self.datagram(step, from, door, message, bytes),
-            Event::SendRefused { to } => self.send_refused(step, to),
-            Event::NotKept(entry) => self.not_kept(&entry),
-            Event::Tick => {}
+            NodeEvent::Datagram { from, socket, message, bytes } => {
+                self.handle_datagram(ctx, from, socket, message, bytes)
+            }
+            NodeEvent::SendRefused { to } => self.handle_send_refused(ctx, to),
+            NodeEvent::StoreFailed(entry) => self.handle_store_failed(&entry),
+            NodeEvent::Tick => {}
         }
-        self.give_answers(step);
-        std::mem::take(&mut step.effects)
+        self.send_due_announcements(ctx);
+        std::mem::take(&mut ctx.effects)
     }
 
-    /// Takes what a person wants. An `Err` means that nothing changed, and nothing is sent.
+    /// Executes a command of the user.
+    ///
+    /// # Errors
+    /// Why it is refused: then nothing has changed, and nothing is sent.
     pub fn command(
         &mut self,
         now: Millis,
-        command: Command,
+        command: NodeCommand,
         random: &mut dyn FnMut() -> u64,
-    ) -> Result<(Done, Vec<Effect>), CommandError> {
-        let step = &mut Step { now, date: now.shifted(self.wall_ahead_ms), random, effects: Vec::new() };
-        let done = match command {
-            Command::Post { content } => self.post(step, content),
-            Command::Dm { to, content } => self.dm(step, &to, content),
-            Command::Profile { display_name, status, avatar } => self.profile(step, display_name, status, avatar),
-            Command::AskPeers => self.ask_peers(step),
-            Command::AddPeer(addr) => self.add_peer(step, addr),
+    ) -> Result<(CommandOutcome, Vec<NodeEffect>), CommandError> {
+        let ctx = &mut CallContext { now, date: now.shifted(self.wall_clock_ahead_ms), random, effects: Vec::new() };
+        let outcome = match command {
+            NodeCommand::Post { content } => self.send_post(ctx, content),
+            NodeCommand::Dm { to, content } => self.send_dm(ctx, &to, content),
+            NodeCommand::Profile { display_name, status, avatar } => {
+                self.send_profile(ctx, display_name, status, avatar)
+            }
+            NodeCommand::RequestPeerLists => self.request_peer_lists(ctx),
+            NodeCommand::AddPeer(addr) => self.add_peer(ctx, addr),
         }?;
-        Ok((done, std::mem::take(&mut step.effects)))
+        Ok((outcome, std::mem::take(&mut ctx.effects)))
     }
 
-    /// How far the machine's clock is ahead of the time that this node is told: what it says and keeps is dated by
-    /// that clock, while it waits by the other.
-    pub fn set_wall_ahead(&mut self, ms: i64) {
-        self.wall_ahead_ms = ms;
+    /// Sets how far the wall clock is ahead of the time in `now`: messages are dated by the wall clock, timeouts run by
+    /// `now`.
+    pub fn set_wall_clock_ahead(&mut self, ms: i64) {
+        self.wall_clock_ahead_ms = ms;
     }
 
-    /// When it wants an [`Event::Tick`], if nothing else happens before.
+    /// When the node needs a [`NodeEvent::Tick`], if there is no other event before.
     pub fn next_deadline(&self) -> Option<Millis> {
-        let checks = self.checks.values().map(|check| check.until).min();
+        let checks = self.port_checks.values().map(|check| check.until).min();
         let due = [
-            self.next_announce,
-            self.answers.deadline(),
-            self.waiting.deadline(),
+            self.next_announce_at,
+            self.announcement_queue.deadline(),
+            self.pending_dms.deadline(),
             self.peers.deadline(),
             self.rename_at,
-            self.sum_drops_at,
+            self.drop_summary_at,
             checks,
         ];
         due.into_iter().flatten().min()
     }
 
-    /// Everyone it knows, servers too, by name and address.
-    pub fn peers(&self) -> Vec<Known> {
-        let mut known: Vec<Known> = self.peers.iter().map(|peer| peer.known()).collect();
+    /// All known peers, servers too, sorted by name and address.
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        let mut known: Vec<PeerInfo> = self.peers.iter().map(|peer| peer.info()).collect();
         known.sort_by(|a, b| (&a.user_id, a.addr).cmp(&(&b.user_id, b.addr)));
         known
     }
 
-    /// What it goes by now: the name of its settings, or that with a number behind.
+    /// The current name: that of the configuration, or that with a number appended.
     pub fn name(&self) -> &Name {
         &self.name
     }
 
-    /// Its USER_ID, at the first of its addresses that others can reach.
+    /// The node's USER_ID, with the first address that others can reach.
     pub fn user_id(&self) -> UserId {
-        UserId { name: self.name.clone(), ip: self.addresses.first() }
+        UserId { name: self.name.clone(), ip: self.addresses.primary() }
     }
 
-    /// What it has counted.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &NodeCounters {
         &self.counters
     }
 
-    /// How many entries its tables have.
-    pub fn sizes(&self) -> Sizes {
-        Sizes {
+    /// The number of entries of each table.
+    pub fn sizes(&self) -> TableSizes {
+        TableSizes {
             peers: self.peers.len(),
-            addresses: self.peers.addresses(),
+            addresses: self.peers.address_count(),
             seen: self.seen.len(),
-            senders: self.seen.senders(),
-            waiting: self.waiting.len(),
-            answers: self.answers.len(),
-            checks: self.checks.len(),
-            rivals: self.rivals.len(),
-            invited: self.invited.len(),
-            sources: self.sources.len().max(self.answered_to.len()).max(self.lists_told_to.len()),
-            asked: self.asked.len(),
-            acked: self.acked.len(),
+            senders: self.seen.sender_count(),
+            pending_dms: self.pending_dms.len(),
+            queued_announcements: self.announcement_queue.len(),
+            port_checks: self.port_checks.len(),
+            name_conflicts: self.name_conflicts.len(),
+            static_peers: self.static_peers.len(),
+            sources: self.datagram_limiter.len().max(self.answer_limiter.len()).max(self.peer_list_limiter.len()),
+            peer_list_requests: self.peer_list_requests.len(),
+            acknowledging_strangers: self.acknowledging_strangers.len(),
         }
     }
 
-    fn pass_time(&mut self, step: &mut Step) {
-        if self.next_deadline().is_none_or(|deadline| deadline > step.now) {
+    fn run_due_timers(&mut self, ctx: &mut CallContext) {
+        if self.next_deadline().is_none_or(|deadline| deadline > ctx.now) {
             return;
         }
-        while let Some(due) = self.waiting.next_due(step.now) {
+        while let Some(due) = self.pending_dms.pop_due(ctx.now) {
             match due {
-                Due::Again { to, message } => {
-                    if let Some(id) = self.peers.with_addr(to) {
-                        self.peers.charge(id, step.now);
+                DueDm::Resend { to, message } => {
+                    if let Some(id) = self.peers.find_by_addr(to) {
+                        self.peers.record_send(id, ctx.now);
                     }
-                    self.send(step, to, message);
+                    self.send(ctx, to, message);
                 }
-                Due::GivenUp { message_id, user_id } => {
-                    step.effects.push(Effect::KeepFate { message_id: message_id.clone(), confirmed: false });
-                    step.show(Shown::DmUnconfirmed { to: user_id, message_id });
+                DueDm::GiveUp { message_id, user_id } => {
+                    ctx.effects
+                        .push(NodeEffect::StoreConfirmation { message_id: message_id.clone(), confirmed: false });
+                    ctx.notify(Notification::DmUnconfirmed { to: user_id, message_id });
                 }
             }
         }
-        self.conclude_checks(step);
-        while let Some(peer) = self.peers.next_expired(step.now) {
-            step.show(Shown::Left { peer, why: Left::Unheard });
+        self.accept_expired_port_checks(ctx);
+        while let Some(peer) = self.peers.next_expired(ctx.now) {
+            ctx.notify(Notification::PeerLeft { peer, why: PeerLeftReason::TimedOut });
         }
-        if self.rename_at.is_some_and(|at| at <= step.now) {
-            self.rename(step);
+        if self.rename_at.is_some_and(|at| at <= ctx.now) {
+            self.take_next_name(ctx);
         }
-        if self.next_announce.is_some_and(|at| at <= step.now) {
-            self.announce(step);
+        if self.next_announce_at.is_some_and(|at| at <= ctx.now) {
+            self.announce(ctx);
         }
-        if self.sum_drops_at.is_some_and(|at| at <= step.now) {
-            self.sum_drops_at = None;
-            let counts = std::mem::take(&mut self.drops_unshown).into_iter().collect();
-            step.show(Shown::DroppedMore { counts });
+        if self.drop_summary_at.is_some_and(|at| at <= ctx.now) {
+            self.drop_summary_at = None;
+            let counts = std::mem::take(&mut self.summarized_drops).into_iter().collect();
+            ctx.notify(Notification::DropSummary { counts });
         }
-        self.give_answers(step);
+        self.send_due_announcements(ctx);
     }
 
-    fn datagram(
+    fn handle_datagram(
         &mut self,
-        step: &mut Step,
+        ctx: &mut CallContext,
         from: SocketAddr,
-        door: Door,
-        message: Result<Message, Refused>,
+        socket: SocketRole,
+        message: Result<Message, WireError>,
         bytes: usize,
     ) {
         self.counters.received += 1;
         self.counters.received_bytes += bytes as u64;
         let SocketAddr::V4(source) = from else {
-            return self.drop(step, from, Cause::NotIpv4, || "expected an IPv4 source".to_owned());
+            return self.drop_datagram(ctx, from, DropCause::NotIpv4, || "expected an IPv4 source".to_owned());
         };
-        // An ACK of what we sent is no flood: we have asked for it.
-        let place = self.place_of(source);
-        let is_awaited = |message: &Message| matches!(message, Message::Ack { message_id } if self.waiting.is_awaited(place, message_id));
-        if !message.as_ref().is_ok_and(is_awaited) && !self.sources.take(step.now, source) {
-            return self.drop(step, from, Cause::TooMany, || format!("more than {} a second", DATAGRAMS.per_s));
+        // An awaited ACK is exempt from the rate limit: we have asked for it.
+        let known_addr = self.known_addr_of(source);
+        let is_awaited = |message: &Message| matches!(message, Message::Ack { message_id } if self.pending_dms.is_awaited(known_addr, message_id));
+        if !message.as_ref().is_ok_and(is_awaited) && !self.datagram_limiter.take(ctx.now, source) {
+            return self.drop_datagram(ctx, from, DropCause::TooMany, || {
+                format!("more than {} a second", DATAGRAMS_PER_SOURCE.per_s)
+            });
         }
         let message = match message {
             Ok(message) => message,
-            Err(refused @ Refused::UnknownType(_)) => {
-                return self.drop(step, from, Cause::UnknownType, || refused.to_string());
+            Err(refused @ WireError::UnknownType(_)) => {
+                return self.drop_datagram(ctx, from, DropCause::UnknownType, || refused.to_string());
             }
-            Err(refused @ Refused::Malformed(_)) => {
-                return self.drop(step, from, Cause::Malformed, || refused.to_string());
+            Err(refused @ WireError::Malformed(_)) => {
+                return self.drop_datagram(ctx, from, DropCause::Malformed, || refused.to_string());
             }
         };
         let sender = match &message {
-            Message::Discovery(said) if said.instance.as_deref() == Some(&*self.settings.instance) => {
+            Message::Discovery(discovery) if discovery.instance.as_deref() == Some(&*self.config.instance) => {
                 self.counters.own += 1;
                 return;
             }
@@ -333,102 +342,109 @@ impl Node {
             Message::Ack { .. } => None,
         };
         let claimed = sender.map_or(*source.ip(), |sender| sender.ip);
-        if !self.addresses.may_say(*source.ip(), claimed) || !self.addresses.is_unicast(*source.ip()) {
-            return self.drop(step, from, Cause::WrongSource, || format!("it says that it is from {claimed}"));
+        if !self.addresses.may_claim(*source.ip(), claimed) || !self.addresses.is_unicast(*source.ip()) {
+            return self
+                .drop_datagram(ctx, from, DropCause::WrongSource, || format!("it says that it is from {claimed}"));
         }
         let announces = matches!(message, Message::Discovery(_));
-        self.answered(step, place, sender, announces);
+        self.resolve_port_checks(ctx, known_addr, sender, announces);
         if !announces {
-            self.heard(step.now, source, sender);
+            self.mark_sender_heard(ctx.now, source, sender);
         }
         match message {
-            Message::Discovery(said) => self.discovered(step, source, door, said),
-            Message::Post(_) | Message::Dm(_) | Message::Profile(_) => self.talked(step, source, message),
-            Message::PeerListRequest { from: asker, .. } => self.asked_for_peers(step, source, door, &asker),
-            Message::PeerListResponse(list) => self.told_of_peers(step, place, &list),
-            Message::Ack { message_id } => self.acknowledged(step, place, &message_id),
+            Message::Discovery(discovery) => self.handle_discovery(ctx, source, socket, discovery),
+            Message::Post(_) | Message::Dm(_) | Message::Profile(_) => self.handle_message(ctx, source, message),
+            Message::PeerListRequest { from: asker, .. } => self.handle_peer_list_request(ctx, source, socket, &asker),
+            Message::PeerListResponse(list) => self.handle_peer_list(ctx, known_addr, &list),
+            Message::Ack { message_id } => self.handle_ack(ctx, known_addr, &message_id),
         }
     }
 
-    /// A message shows that its sender is there, if he is known at all.
-    fn heard(&mut self, now: Millis, source: SocketAddrV4, sender: Option<&UserId>) {
-        let place = self.place_of(source);
-        if let Some(id) = self.peers.with_addr(place) {
-            self.peers.heard(id, place, now);
+    /// Any message shows that its sender, if known, is still there.
+    fn mark_sender_heard(&mut self, now: Millis, source: SocketAddrV4, sender: Option<&UserId>) {
+        let known_addr = self.known_addr_of(source);
+        if let Some(id) = self.peers.find_by_addr(known_addr) {
+            self.peers.mark_heard(id, known_addr, now);
         } else if let Some(sender) = sender
-            && let Some(id) = self.peers.with_user(sender)
+            && let Some(id) = self.peers.find_by_user_id(sender)
             && let Some(addr) = self.peers.addr_of(sender)
         {
-            self.peers.heard(id, addr, now);
+            self.peers.mark_heard(id, addr, now);
         }
     }
 
-    fn send_refused(&mut self, step: &mut Step, to: SocketAddr) {
+    fn handle_send_refused(&mut self, ctx: &mut CallContext, to: SocketAddr) {
         let SocketAddr::V4(to) = to else { return };
-        if let Some(peer) = self.peers.refused(to) {
-            step.show(Shown::Left { peer, why: Left::Refused });
+        if let Some(peer) = self.peers.record_refusal(to) {
+            ctx.notify(Notification::PeerLeft { peer, why: PeerLeftReason::Refused });
         }
     }
 
-    /// Counts what is dropped, and shows it; of very many only how many they are.
-    fn drop(&mut self, step: &mut Step, from: impl Into<SocketAddr>, cause: Cause, detail: impl FnOnce() -> String) {
-        self.counters.drop(cause);
-        if self.drops_shown.take(step.now) {
-            step.show(Shown::Dropped { from: from.into(), cause, detail: detail() });
+    /// Counts a drop and notifies the user of it; of very many, only the number.
+    fn drop_datagram(
+        &mut self,
+        ctx: &mut CallContext,
+        from: impl Into<SocketAddr>,
+        cause: DropCause,
+        detail: impl FnOnce() -> String,
+    ) {
+        self.counters.count_drop(cause);
+        if self.drop_notification_bucket.take(ctx.now) {
+            ctx.notify(Notification::DatagramDropped { from: from.into(), cause, detail: detail() });
         } else {
-            *self.drops_unshown.entry(cause).or_default() += 1;
-            self.sum_drops_at.get_or_insert(step.now.plus_ms(DROPS_SUMMED_MS));
+            *self.summarized_drops.entry(cause).or_default() += 1;
+            self.drop_summary_at.get_or_insert(ctx.now.plus_ms(DROP_SUMMARY_INTERVAL_MS));
         }
     }
 
-    fn send(&mut self, step: &mut Step, to: SocketAddrV4, message: Message) {
+    fn send(&mut self, ctx: &mut CallContext, to: SocketAddrV4, message: Message) {
         self.counters.sent += 1;
-        step.effects.push(Effect::Send { to: to.into(), message });
+        ctx.effects.push(NodeEffect::Send { to: to.into(), message });
     }
 
-    /// Who we are to somebody there.
-    fn user_id_towards(&self, ip: Ipv4Addr) -> UserId {
-        UserId { name: self.name.clone(), ip: self.addresses.towards(ip) }
+    /// Our USER_ID as seen by a peer at that address.
+    fn own_user_id_for(&self, ip: Ipv4Addr) -> UserId {
+        UserId { name: self.name.clone(), ip: self.addresses.source_for(ip) }
     }
 
-    fn announcement(&self, step: &mut Step, user_id: UserId, probe: bool) -> Message {
-        let (serves, cert_sha256) = match &self.settings.kind {
-            Kind::Server { serves, cert_sha256 } => (serves.clone(), cert_sha256.clone()),
-            Kind::Person | Kind::Probe => (Vec::new(), None),
+    fn build_announcement(&self, ctx: &mut CallContext, user_id: UserId, probe: bool) -> Message {
+        let (serves, cert_sha256) = match &self.config.kind {
+            NodeKind::Server { serves, cert_sha256 } => (serves.clone(), cert_sha256.clone()),
+            NodeKind::Person | NodeKind::Probe => (Vec::new(), None),
         };
-        let features = Features { ack: true, probe: probe || self.settings.kind == Kind::Probe };
+        let features = Features { ack: true, probe: probe || self.config.kind == NodeKind::Probe };
         Message::Discovery(Discovery {
             user_id,
-            port: self.settings.port,
-            instance: Some(self.settings.instance.clone()),
+            port: self.config.port,
+            instance: Some(self.config.instance.clone()),
             features,
             serves,
             cert_sha256,
-            stamp: step.stamp(),
+            stamp: ctx.stamp(),
         })
     }
 
-    /// Where somebody is known who speaks from there: the addresses of this host are one for where a peer is.
-    fn place_of(&self, source: SocketAddrV4) -> SocketAddrV4 {
-        let mut places = self.addresses.equal_to(*source.ip()).map(|ip| SocketAddrV4::new(ip, source.port()));
-        places.find(|place| self.peers.with_addr(*place).is_some()).unwrap_or(source)
+    /// The address by which the peer behind a source is known: the addresses of this host are interchangeable.
+    fn known_addr_of(&self, source: SocketAddrV4) -> SocketAddrV4 {
+        let mut candidates = self.addresses.equivalents(*source.ip()).map(|ip| SocketAddrV4::new(ip, source.port()));
+        candidates.find(|known_addr| self.peers.find_by_addr(*known_addr).is_some()).unwrap_or(source)
     }
 
-    /// Whether two are one place.
-    fn is_same_place(&self, one: SocketAddrV4, other: SocketAddrV4) -> bool {
-        let of = |addr: SocketAddrV4| (self.addresses.one_for_all(*addr.ip()), addr.port());
+    /// Whether two addresses lead to the same socket.
+    fn is_same_endpoint(&self, one: SocketAddrV4, other: SocketAddrV4) -> bool {
+        let of = |addr: SocketAddrV4| (self.addresses.canonical(*addr.ip()), addr.port());
         of(one) == of(other)
     }
 
-    /// Whether it is this node itself.
+    /// Whether an address leads to this node's own socket.
     fn is_self(&self, addr: SocketAddrV4) -> bool {
-        addr.port() == self.settings.port && self.addresses.is_here(*addr.ip())
+        addr.port() == self.config.port && self.addresses.reaches_own_socket(*addr.ip())
     }
 
-    /// Whether something may be sent there. To the discovery port of this host nothing ever goes to one:
-    /// whichever of the sockets that share it got it would be chance.
-    fn may_send(&self, to: SocketAddrV4) -> bool {
-        let shared = to.port() == self.settings.discovery_port && self.addresses.is_own(*to.ip());
+    /// Whether datagrams may be sent to an address. Unicasts to the discovery port of this host are never allowed: any
+    /// one of the sockets that share it would get them.
+    fn may_send_to(&self, to: SocketAddrV4) -> bool {
+        let shared = to.port() == self.config.discovery_port && self.addresses.is_own(*to.ip());
         to.port() != 0 && !shared && self.addresses.is_unicast(*to.ip())
     }
 }

@@ -1,9 +1,8 @@
-//! A peer that runs: two threads read its sockets, one owns the [`Node`] and makes real what that wants.
+//! A running LAN peer: two threads read its sockets, and a third one owns the [`Node`] and applies its effects.
 //!
-//! One thread owns the node, so nothing is locked while it writes to disk or sends: what is to be kept is
-//! synced before anything behind it in the same list goes out, and before the next event is looked at. What
-//! comes in waits in a bounded queue; what is to be seen goes into another, so that a terminal that is
-//! paused holds nobody up.
+//! Since one thread owns the node, no lock is held while it writes to disk or sends. A stored message is synced before
+//! the following effects are applied and before the next event is handled. Inputs wait in a bounded queue, and
+//! notifications in another one, so that a paused terminal blocks nobody.
 
 use std::fmt;
 use std::io;
@@ -18,120 +17,120 @@ use parking_lot::Mutex;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::history::{self, Confirmation, Direction, History, HistoryError, OwnProfile};
-use super::node::{Command, CommandError, Counters, Done, Effect, Entry, Event, Kind, Known, Node, Settings, Shown};
-use super::sockets::{Config as SocketConfig, Door, Heard, LanSockets, OpenError, Port};
-use super::wire::{self, Message, Profile, Refused};
-use super::{node, text_of};
+use super::node::{
+    CommandError, CommandOutcome, MessageRecord, Node, NodeCommand, NodeConfig, NodeCounters, NodeEffect, NodeEvent,
+    NodeKind, Notification, PeerInfo,
+};
+use super::sockets::{LanSockets, LanSocketsConfig, LanSocketsError, PeerSocketEvent, PortChoice};
+use super::wire::{self, Message, Profile, WireError};
+use super::{SocketRole, message_text, node};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Millis, Name};
-use crate::net::counters::{Counter, Seldom};
+use crate::net::counters::{Counter, LogThrottle};
 use crate::net::interfaces::Interface;
 use crate::net::threads;
 use crate::storage::StoreError;
 
-/// Datagrams and commands that wait for the node.
-const WAITING_MAX: usize = 1_024;
-/// What was not shown yet. More is counted, and stays in the history.
-const UNSEEN_MAX: usize = 1_024;
-/// How often the addresses of this host are looked at: cables are pulled, and networks are joined.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long before a start a message may have come whose repeats are known again.
-const REMEMBERED: Duration = Duration::from_secs(60 * 60);
+/// Capacity of the queue of datagrams and commands for the node's thread.
+const INPUT_QUEUE_MAX: usize = 1_024;
+/// Capacity of the queue of notifications. Excess ones are only counted; messages are in the history in any case.
+const NOTIFICATION_QUEUE_MAX: usize = 1_024;
+/// How often the host's addresses are read, as networks come and go.
+const INTERFACE_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Messages that were received within this time before the start are deduplicated as well.
+const DEDUPLICATION_WINDOW: Duration = Duration::from_secs(60 * 60);
 
-/// How a peer is started.
+/// How to start a peer.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// Whose it is.
+pub struct LanPeerConfig {
+    /// The preferred name.
     pub name: Name,
-    /// A person, a server, or one who only asks.
-    pub kind: Kind,
-    /// 0.0.0.0 for every interface; 127.0.0.1: nothing leaves this host.
+    pub kind: NodeKind,
+    /// 0.0.0.0 for every interface; with 127.0.0.1, nothing leaves this host.
     pub bind: std::net::Ipv4Addr,
-    /// Of its own socket; none: the last one, or any free one of 8000 to 9999.
+    /// The port of its own socket. `None` for the last one, or a free one of 8000 to 9999.
     pub port: Option<u16>,
-    /// Where everybody hears announcements.
+    /// The port on which all peers receive announcements.
     pub discovery_port: u16,
-    /// How often it announces itself.
     pub announce_every: Duration,
-    /// How long a peer that is not heard is remembered.
+    /// After how long a silent peer is forgotten.
     pub forget_after: Duration,
-    /// Those whom broadcast cannot reach.
-    pub reach: Vec<SocketAddr>,
-    /// Where messages are kept; without it, nowhere.
+    /// Addresses of peers that broadcast does not reach.
+    pub static_peers: Vec<SocketAddr>,
+    /// Where messages are stored; `None` to store nothing.
     pub data_dir: Option<PathBuf>,
 }
 
 /// Why a peer cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Its data dir.
+pub enum LanPeerStartError {
+    /// The data dir cannot be used.
     #[error(transparent)]
     History(#[from] HistoryError),
-    /// Its sockets.
+    /// The sockets cannot be opened.
     #[error(transparent)]
-    Sockets(#[from] OpenError),
-    /// Nobody could read what bears its name.
+    Sockets(#[from] LanSocketsError),
+    /// The name does not fit the rules of the wire format.
     #[error("name: {0}")]
     Name(String),
-    /// One whom broadcast cannot reach cannot be reached at all.
+    /// An address of [`LanPeerConfig::static_peers`] is invalid.
     #[error(transparent)]
-    Reach(#[from] CommandError),
-    /// The system gave no thread, or does not tell the host's addresses.
+    StaticPeer(#[from] CommandError),
+    /// A thread cannot be started, or the host's addresses cannot be read.
     #[error("cannot start")]
     System(#[from] io::Error),
 }
 
-impl From<StoreError> for StartError {
-    fn from(error: StoreError) -> StartError {
-        StartError::History(error.into())
+impl From<StoreError> for LanPeerStartError {
+    fn from(error: StoreError) -> LanPeerStartError {
+        LanPeerStartError::History(error.into())
     }
 }
 
-/// Why a command was not done.
+/// Why a command failed. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
-pub enum LanError {
-    /// It is refused; nothing happened.
+pub enum LanCommandError {
+    /// The node refuses it.
     #[error(transparent)]
     Refused(#[from] CommandError),
-    /// The message could not be kept, so it was not sent.
+    /// The message could not be stored, so it was not sent.
     #[error("not kept, and so not sent: {0}")]
-    NotKept(#[from] StoreError),
-    /// It is larger than a datagram, or not as a message must be.
+    NotStored(#[from] StoreError),
+    /// The message does not fit into a datagram, or breaks a rule of the wire format.
     #[error(transparent)]
-    Unwritable(#[from] Refused),
-    /// The peer has ended.
+    NotEncodable(#[from] WireError),
     #[error("the peer has ended")]
-    Ended,
+    PeerStopped,
 }
 
-/// A peer that takes part. Dropping it ends it.
+/// A running peer. Dropping it stops it.
 pub struct LanPeer {
-    shared: Arc<Shared>,
+    inner: Arc<LanPeerInner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-struct Shared {
+struct LanPeerInner {
     sockets: LanSockets,
     history: Option<History>,
-    inputs: Sender<Input>,
-    shown: Receiver<Shown>,
-    counters: PeerCounters,
+    inputs: Sender<DriverInput>,
+    notification_receiver: Receiver<Notification>,
+    counters: LanPeerCounters,
 }
 
-/// What the node does not count.
+/// Counters besides those of the node.
 #[derive(Debug, Default)]
-pub struct PeerCounters {
-    /// Datagrams that found the queue full.
+pub struct LanPeerCounters {
+    /// Datagrams that were dropped because the input queue was full.
     pub overrun: Counter,
-    /// What was to be seen while too much had not been.
+    /// Notifications that were dropped because their queue was full.
     pub unseen: Counter,
-    /// Datagrams that did not leave.
+    /// Datagrams that could not be sent.
     pub not_sent: Counter,
-    /// Messages that could not be kept.
+    /// Messages that could not be stored.
     pub not_kept: Counter,
 }
 
-impl PeerCounters {
+impl LanPeerCounters {
     /// Every counter with its name.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
@@ -143,50 +142,49 @@ impl PeerCounters {
     }
 }
 
-/// What the node's thread is told.
-enum Input {
-    Event(Event),
-    Command(Command, Sender<Result<Done, LanError>>),
-    Look(Sender<View>),
+/// An input of the node's thread.
+enum DriverInput {
+    Event(NodeEvent),
+    Command(NodeCommand, Sender<Result<CommandOutcome, LanCommandError>>),
+    Snapshot(Sender<LanPeerSnapshot>),
     Stop,
 }
 
-/// What a peer knows at an instant.
+/// A snapshot of a peer's state.
 #[derive(Debug, Clone)]
-pub struct View {
-    /// What it goes by.
+pub struct LanPeerSnapshot {
+    /// Its current name.
     pub name: Name,
-    /// Everyone it knows, servers too.
-    pub peers: Vec<Known>,
-    /// What its node has counted.
-    pub counters: Counters,
-    /// When.
+    /// All known peers, including servers.
+    pub peers: Vec<PeerInfo>,
+    pub counters: NodeCounters,
+    /// When the snapshot was taken.
     pub at: Millis,
-    /// DMs of one's own that may still be confirmed.
-    pub waiting: usize,
+    /// How many DMs that it sent still wait for an ACK.
+    pub pending_dms: usize,
     /// The addresses of this host.
     pub interfaces: Vec<Interface>,
 }
 
 impl LanPeer {
-    /// Binds the sockets, opens the data dir, and announces itself.
+    /// Opens the data dir and the sockets, starts the threads and announces the peer.
     ///
     /// # Errors
-    /// [`StartError`]: one line that says what to do.
-    pub fn start(config: Config) -> Result<LanPeer, StartError> {
-        wire::check_name(config.name.as_str()).map_err(StartError::Name)?;
+    /// One line that says what to do.
+    pub fn start(config: LanPeerConfig) -> Result<LanPeer, LanPeerStartError> {
+        wire::check_name(config.name.as_str()).map_err(LanPeerStartError::Name)?;
         let history = config.data_dir.as_deref().map(|dir| History::open(dir, &config.name)).transpose()?;
-        let last = history.as_ref().map(History::port).transpose()?.flatten();
-        let port = config.port.map_or(Port::Free { last }, Port::Asked);
-        let at = SocketConfig { bind: config.bind, port, discovery_port: config.discovery_port };
+        let last_port = history.as_ref().map(History::last_port).transpose()?.flatten();
+        let port = config.port.map_or(PortChoice::Free { last_port }, PortChoice::Fixed);
+        let at = LanSocketsConfig { bind: config.bind, port, discovery_port: config.discovery_port };
         let sockets = LanSockets::open(at)?;
         let own_port = sockets.own_addr().port();
         if let Some(history) = &history
-            && last != Some(own_port)
+            && last_port != Some(own_port)
         {
-            history.set_port(own_port)?;
+            history.set_last_port(own_port)?;
         }
-        let settings = Settings {
+        let node_config = NodeConfig {
             name: config.name,
             instance: random_hex::<8>(),
             kind: config.kind,
@@ -195,103 +193,110 @@ impl LanPeer {
             announce_every: config.announce_every,
             forget_after: config.forget_after,
         };
-        let node = Node::new(settings);
+        let node = Node::new(node_config);
         let clock = Clock::start();
-        let since = Millis(clock.now().0.saturating_sub(REMEMBERED.as_millis() as u64));
-        let before = history.as_ref().map(|history| history.received_since(since)).transpose()?.unwrap_or_default();
-        let (inputs, waiting) = bounded(WAITING_MAX);
-        let (seen, shown) = bounded(UNSEEN_MAX);
-        let shared = Arc::new(Shared { sockets, history, inputs, shown, counters: PeerCounters::default() });
-        let mut driver = Driver {
-            shared: Arc::clone(&shared),
+        let since = Millis(clock.now().0.saturating_sub(DEDUPLICATION_WINDOW.as_millis() as u64));
+        let earlier = history.as_ref().map(|history| history.received_since(since)).transpose()?.unwrap_or_default();
+        let (inputs, input_receiver) = bounded(INPUT_QUEUE_MAX);
+        let (notifications, notification_receiver) = bounded(NOTIFICATION_QUEUE_MAX);
+        let inner = Arc::new(LanPeerInner {
+            sockets,
+            history,
+            inputs,
+            notification_receiver,
+            counters: LanPeerCounters::default(),
+        });
+        let mut driver = NodeDriver {
+            inner: Arc::clone(&inner),
             node,
             clock,
             random: SystemRandom::new(),
             interfaces: Vec::new(),
-            looked_at: None,
-            seen,
-            complaints: Seldom::minutely(),
+            interfaces_checked_at: None,
+            notifications,
+            log_throttle: LogThrottle::every_minute(),
         };
-        // A mistake in whom to reach is told at once, to whoever made it.
-        driver.look_around();
-        before.into_iter().for_each(|entry| driver.node.remember(&received(entry)));
-        for addr in config.reach {
-            driver.node.command(driver.clock.now(), Command::AddPeer(addr), &mut || random_u64(&driver.random))?;
+        // Before the threads start, so that an invalid static address is an error of this call.
+        driver.refresh_interfaces();
+        earlier.into_iter().for_each(|entry| driver.node.remember_received(&record_from_history(entry)));
+        for addr in config.static_peers {
+            driver.node.command(driver.clock.now(), NodeCommand::AddPeer(addr), &mut || random_u64(&driver.random))?;
         }
-        let peer = LanPeer { shared: Arc::clone(&shared), threads: Mutex::default() };
-        for door in [Door::Own, Door::Discovery] {
-            let shared = Arc::clone(&shared);
-            let name = if door == Door::Own { "lan-own" } else { "lan-discovery" };
-            peer.threads.lock().push(threads::spawn(name, move || shared.read(door))?);
+        let peer = LanPeer { inner: Arc::clone(&inner), threads: Mutex::default() };
+        for role in [SocketRole::Own, SocketRole::Discovery] {
+            let inner = Arc::clone(&inner);
+            let name = if role == SocketRole::Own { "lan-own" } else { "lan-discovery" };
+            peer.threads.lock().push(threads::spawn(name, move || inner.read(role))?);
         }
-        peer.threads.lock().push(threads::spawn("lan-node", move || driver.run(&waiting))?);
+        peer.threads.lock().push(threads::spawn("lan-node", move || driver.run(&input_receiver))?);
         Ok(peer)
     }
 
-    /// Does what a person wants; what is to be kept of it is on disk, and what is to be sent on its way.
+    /// Executes a command. When this returns, its message is on disk and has been sent.
     ///
     /// # Errors
-    /// [`LanError`]: nothing was sent.
-    pub fn command(&self, command: Command) -> Result<Done, LanError> {
-        let (reply, answer) = bounded(1);
-        self.shared.inputs.send(Input::Command(command, reply)).map_err(|_| LanError::Ended)?;
-        answer.recv().map_err(|_| LanError::Ended)?
+    /// [`LanCommandError`]: nothing was sent.
+    pub fn command(&self, command: NodeCommand) -> Result<CommandOutcome, LanCommandError> {
+        let (responder, response) = bounded(1);
+        self.inner.inputs.send(DriverInput::Command(command, responder)).map_err(|_| LanCommandError::PeerStopped)?;
+        response.recv().map_err(|_| LanCommandError::PeerStopped)?
     }
 
-    /// What it knows now.
+    /// The current state.
     ///
     /// # Errors
-    /// It has ended.
-    pub fn look(&self) -> Result<View, LanError> {
-        let (reply, answer) = bounded(1);
-        self.shared.inputs.send(Input::Look(reply)).map_err(|_| LanError::Ended)?;
-        answer.recv().map_err(|_| LanError::Ended)
+    /// The peer has stopped.
+    pub fn snapshot(&self) -> Result<LanPeerSnapshot, LanCommandError> {
+        let (responder, response) = bounded(1);
+        self.inner.inputs.send(DriverInput::Snapshot(responder)).map_err(|_| LanCommandError::PeerStopped)?;
+        response.recv().map_err(|_| LanCommandError::PeerStopped)
     }
 
-    /// What is to be seen, in its order; ends when the peer does.
-    pub fn shown(&self) -> Receiver<Shown> {
-        self.shared.shown.clone()
+    /// The notifications, in order. The channel closes when the peer stops.
+    pub fn notifications(&self) -> Receiver<Notification> {
+        self.inner.notification_receiver.clone()
     }
 
-    /// What was kept; none without a data dir.
+    /// The database; `None` without a data dir.
     pub fn history(&self) -> Option<&History> {
-        self.shared.history.as_ref()
+        self.inner.history.as_ref()
     }
 
-    /// Where it is spoken to.
+    /// The address of its own socket.
     pub fn own_addr(&self) -> SocketAddrV4 {
-        self.shared.sockets.own_addr()
+        self.inner.sockets.own_addr()
     }
 
-    /// Where it hears announcements.
+    /// The address of its discovery socket.
     pub fn discovery_addr(&self) -> SocketAddrV4 {
-        self.shared.sockets.discovery_addr()
+        self.inner.sockets.discovery_addr()
     }
 
-    /// What its node does not count, of its sockets too, with names.
+    /// The counters of the peer and its sockets, with names. Those of the node are in the
+    /// [snapshot](LanPeer::snapshot).
     pub fn counters(&self) -> Vec<(String, u64)> {
         let of = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}{name}"), count)).collect::<Vec<_>>()
         };
-        let sockets = &self.shared.sockets;
+        let sockets = &self.inner.sockets;
         [
-            of("", self.shared.counters.list()),
-            of("own_", sockets.counters(Door::Own).list()),
-            of("discovery_", sockets.counters(Door::Discovery).list()),
+            of("", self.inner.counters.list()),
+            of("own_", sockets.counters(SocketRole::Own).list()),
+            of("discovery_", sockets.counters(SocketRole::Discovery).list()),
         ]
         .concat()
     }
 
-    /// Ends it: what was handed over is on disk when this returns.
+    /// Stops the peer. All stored messages are on disk when this returns.
     pub fn stop(&self) {
-        self.shared.sockets.stop();
-        // It may have ended already.
-        let _ = self.shared.inputs.send(Input::Stop);
+        self.inner.sockets.stop();
+        // Fails if the node's thread has ended already.
+        let _ = self.inner.inputs.send(DriverInput::Stop);
         for thread in self.threads.lock().drain(..) {
             // An Err would be a panic, which `threads::spawn` has caught and logged.
             let _ = thread.join();
         }
-        if let Some(history) = &self.shared.history {
+        if let Some(history) = &self.inner.history {
             history.sync_all();
         }
     }
@@ -309,20 +314,16 @@ impl fmt::Debug for LanPeer {
     }
 }
 
-impl Shared {
-    fn read(&self, door: Door) {
-        self.sockets.read(door, |heard| {
-            let event = match heard {
-                Heard::Datagram { source, bytes } => {
-                    let door = match door {
-                        Door::Own => node::Door::Own,
-                        Door::Discovery => node::Door::Discovery,
-                    };
-                    Event::Datagram { from: source, door, message: wire::read(bytes), bytes: bytes.len() }
+impl LanPeerInner {
+    fn read(&self, role: SocketRole) {
+        self.sockets.read(role, |socket_event| {
+            let event = match socket_event {
+                PeerSocketEvent::Datagram { source, bytes } => {
+                    NodeEvent::Datagram { from: source, socket: role, message: wire::decode(bytes), bytes: bytes.len() }
                 }
-                Heard::Refused { to } => Event::SendRefused { to },
+                PeerSocketEvent::Refused { to } => NodeEvent::SendRefused { to },
             };
-            match self.inputs.try_send(Input::Event(event)) {
+            match self.inputs.try_send(DriverInput::Event(event)) {
                 Ok(()) | Err(TrySendError::Disconnected(_)) => {}
                 Err(TrySendError::Full(_)) => self.counters.overrun.add(1),
             }
@@ -330,210 +331,215 @@ impl Shared {
     }
 }
 
-/// The thread that owns the node.
-struct Driver {
-    shared: Arc<Shared>,
+/// The state of the thread that owns the node.
+struct NodeDriver {
+    inner: Arc<LanPeerInner>,
     node: Node,
     clock: Clock,
     random: SystemRandom,
     interfaces: Vec<Interface>,
-    looked_at: Option<Instant>,
-    seen: Sender<Shown>,
-    complaints: Seldom,
+    interfaces_checked_at: Option<Instant>,
+    notifications: Sender<Notification>,
+    log_throttle: LogThrottle,
 }
 
-impl Driver {
-    fn run(mut self, waiting: &Receiver<Input>) {
-        self.tell(Event::Started);
+impl NodeDriver {
+    fn run(mut self, inputs: &Receiver<DriverInput>) {
+        self.handle_event(NodeEvent::Started);
         loop {
             let now = self.clock.now();
-            let due = self.node.next_deadline().map_or(LOOK_EVERY, |at| now.until(at)).min(LOOK_EVERY);
-            match waiting.recv_timeout(due) {
-                Ok(Input::Event(event)) => self.tell(event),
-                Ok(Input::Command(command, reply)) => {
-                    let done = self.command(command);
-                    // Whoever asked may have gone.
-                    let _ = reply.send(done);
+            let due = self
+                .node
+                .next_deadline()
+                .map_or(INTERFACE_POLL_INTERVAL, |at| now.until(at))
+                .min(INTERFACE_POLL_INTERVAL);
+            match inputs.recv_timeout(due) {
+                Ok(DriverInput::Event(event)) => self.handle_event(event),
+                Ok(DriverInput::Command(command, responder)) => {
+                    let outcome = self.command(command);
+                    // The caller may have gone.
+                    let _ = responder.send(outcome);
                 }
-                Ok(Input::Look(reply)) => {
-                    let view = View {
+                Ok(DriverInput::Snapshot(responder)) => {
+                    let snapshot = LanPeerSnapshot {
                         name: self.node.name().clone(),
                         peers: self.node.peers(),
                         counters: self.node.counters().clone(),
                         at: self.clock.now(),
-                        waiting: self.node.sizes().waiting,
+                        pending_dms: self.node.sizes().pending_dms,
                         interfaces: self.interfaces.clone(),
                     };
-                    let _ = reply.send(view);
+                    let _ = responder.send(snapshot);
                 }
-                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(DriverInput::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            self.look_around();
-            // Also under a flood that never lets the queue run empty.
+            self.refresh_interfaces();
+            // Checked after every input, as the queue may never be empty under a flood.
             if self.node.next_deadline().is_some_and(|at| at <= self.clock.now()) {
-                self.tell(Event::Tick);
+                self.handle_event(NodeEvent::Tick);
             }
         }
     }
 
-    /// Tells the node the host's addresses, if they are others than before.
-    fn look_around(&mut self) {
-        if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+    /// Reports the host's addresses to the node if they have changed.
+    fn refresh_interfaces(&mut self) {
+        if self.interfaces_checked_at.is_some_and(|at| at.elapsed() < INTERFACE_POLL_INTERVAL) {
             return;
         }
-        self.looked_at = Some(Instant::now());
-        match self.shared.sockets.interfaces() {
+        self.interfaces_checked_at = Some(Instant::now());
+        match self.inner.sockets.interfaces() {
             Ok(interfaces) if interfaces == self.interfaces && !interfaces.is_empty() => {}
             Ok(interfaces) => {
-                let of = |interface: &Interface| node::Interface {
+                let of = |interface: &Interface| node::InterfaceAddress {
                     ip: interface.ip,
                     netmask: interface.netmask,
-                    from: self.shared.sockets.source(interface),
+                    source_ip: self.inner.sockets.source(interface),
                 };
-                let told = interfaces.iter().map(of).collect();
+                let addresses = interfaces.iter().map(of).collect();
                 self.interfaces = interfaces;
-                self.tell(Event::Interfaces(told));
+                self.handle_event(NodeEvent::InterfacesChanged(addresses));
             }
-            // Those of before may still be right.
-            Err(error) => self.complain("reading this host's addresses", &error),
+            // The former ones may still be right.
+            Err(error) => self.warn("reading this host's addresses", &error),
         }
     }
 
-    fn tell(&mut self, event: Event) {
+    fn handle_event(&mut self, event: NodeEvent) {
         let random = &self.random;
-        self.node.set_wall_ahead(self.clock.wall_ahead_ms());
+        self.node.set_wall_clock_ahead(self.clock.wall_ahead_ms());
         let effects = self.node.handle(self.clock.now(), event, &mut || random_u64(random));
-        if let Err(failed) = self.make_real(effects, false) {
-            self.shared.counters.not_kept.add(1);
-            self.complain("a message was not kept, and counts as not seen", &failed.error);
+        if let Err(failed) = self.apply_effects(effects, false) {
+            self.inner.counters.not_kept.add(1);
+            self.warn("a message was not kept, and counts as not seen", &failed.error);
             if let (Some(from), Some(sender)) = (failed.entry.addr, failed.entry.message.sender()) {
                 let (sender, message_id) = (sender.clone(), message_id(&failed.entry.message).map(str::to_owned));
                 let (kind, reason) = (failed.entry.message.type_name(), failed.error.to_string());
-                self.see(Shown::NotKept { from, sender, kind, message_id, reason });
+                self.notify(Notification::MessageNotStored { from, sender, kind, message_id, reason });
             }
-            // It keeps nothing itself, so it cannot fail in the same way again.
-            let effects = self.node.handle(self.clock.now(), Event::NotKept(failed.entry), &mut || random_u64(random));
-            if let Err(failed) = self.make_real(effects, false) {
-                self.complain("after that", &failed.error);
+            // This stores nothing, so it cannot fail in the same way.
+            let effects =
+                self.node.handle(self.clock.now(), NodeEvent::StoreFailed(failed.entry), &mut || random_u64(random));
+            if let Err(failed) = self.apply_effects(effects, false) {
+                self.warn("after that", &failed.error);
             }
         }
     }
 
-    fn command(&mut self, command: Command) -> Result<Done, LanError> {
+    fn command(&mut self, command: NodeCommand) -> Result<CommandOutcome, LanCommandError> {
         let random = &self.random;
-        self.node.set_wall_ahead(self.clock.wall_ahead_ms());
-        let (done, effects) = self.node.command(self.clock.now(), command, &mut || random_u64(random))?;
-        // Before anything is kept of it: a message that cannot be written is not sent to some.
+        self.node.set_wall_clock_ahead(self.clock.wall_ahead_ms());
+        let (outcome, effects) = self.node.command(self.clock.now(), command, &mut || random_u64(random))?;
+        // Encoded before anything is stored: a message that cannot be encoded for all receivers is sent to none.
         for effect in &effects {
-            if let Effect::Send { message, .. } = effect {
-                wire::write(message)?;
+            if let NodeEffect::Send { message, .. } = effect {
+                wire::encode(message)?;
             }
         }
-        let awaits_ack = matches!(done, Done::DmSent { awaits_ack: true, .. });
-        match self.make_real(effects, awaits_ack) {
-            Ok(()) => Ok(done),
+        let awaits_ack = matches!(outcome, CommandOutcome::DmSent { awaits_ack: true, .. });
+        match self.apply_effects(effects, awaits_ack) {
+            Ok(()) => Ok(outcome),
             Err(failed) => {
-                self.shared.counters.not_kept.add(1);
-                self.tell(Event::NotKept(failed.entry));
+                self.inner.counters.not_kept.add(1);
+                self.handle_event(NodeEvent::StoreFailed(failed.entry));
                 Err(failed.error.into())
             }
         }
     }
 
-    /// Makes effects real, in their order, up to the first that could not be kept.
-    fn make_real(&self, effects: Vec<Effect>, awaits_ack: bool) -> Result<(), NotKept> {
-        // A message to many is written once.
-        let mut written: Option<(Message, Vec<u8>)> = None;
+    /// Applies effects in order, up to the first that cannot be stored.
+    fn apply_effects(&self, effects: Vec<NodeEffect>, awaits_ack: bool) -> Result<(), StoreFailure> {
+        // A message to many peers is encoded once.
+        let mut encoded: Option<(Message, Vec<u8>)> = None;
         for effect in effects {
             match effect {
-                Effect::Keep(entry) => self.keep(entry, awaits_ack)?,
-                Effect::KeepFate { message_id, confirmed } => {
-                    if let Some(history) = &self.shared.history {
-                        // Nothing is told that depends on it: it may reach the disk a moment later.
-                        drop(history.confirm(&message_id, confirmed));
+                NodeEffect::Store(entry) => self.store(entry, awaits_ack)?,
+                NodeEffect::StoreConfirmation { message_id, confirmed } => {
+                    if let Some(history) = &self.inner.history {
+                        // Not waited for: nothing that is sent depends on it.
+                        drop(history.set_confirmation(&message_id, confirmed));
                     }
                 }
-                Effect::Send { to, message } => {
-                    // Whoever gets it compares its source with whom it says it is from.
+                NodeEffect::Send { to, message } => {
+                    // Receivers compare the source address with the sender in the message.
                     let sender = message.sender().map(|sender| sender.ip);
-                    let bytes = match &written {
+                    let bytes = match &encoded {
                         Some((same, bytes)) if *same == message => bytes,
-                        _ => match wire::write(&message) {
-                            Ok(bytes) => &written.insert((message, bytes)).1,
+                        _ => match wire::encode(&message) {
+                            Ok(bytes) => &encoded.insert((message, bytes)).1,
                             Err(error) => {
-                                self.not_sent(to, &error);
+                                self.count_unsent(to, &error);
                                 continue;
                             }
                         },
                     };
                     let SocketAddr::V4(to) = to else {
-                        self.not_sent(to, &"not an IPv4 address");
+                        self.count_unsent(to, &"not an IPv4 address");
                         continue;
                     };
-                    let sockets = &self.shared.sockets;
+                    let sockets = &self.inner.sockets;
                     let sent = match sender {
                         Some(from) => sockets.send_from(from, to, bytes),
                         None => sockets.send(to, bytes),
                     };
                     if let Err(error) = sent {
-                        self.not_sent(to.into(), &error);
+                        self.count_unsent(to.into(), &error);
                     }
                 }
-                Effect::Broadcast { by, message } => {
-                    let written = wire::write(&message);
-                    for interface in self.interfaces.iter().filter(|each| each.ip == by) {
-                        let sent = match &written {
-                            Ok(bytes) => self.shared.sockets.broadcast(interface, bytes),
+                NodeEffect::Broadcast { interface_ip, message } => {
+                    let encoded = wire::encode(&message);
+                    for interface in self.interfaces.iter().filter(|each| each.ip == interface_ip) {
+                        let sent = match &encoded {
+                            Ok(bytes) => self.inner.sockets.broadcast(interface, bytes),
                             Err(error) => Err(io::Error::other(error.clone())),
                         };
                         if let Err(error) = sent {
-                            // Mostly the interface has just gone, which the next look tells.
-                            self.shared.counters.not_sent.add(1);
+                            // Mostly the interface has just gone, which the next poll notices.
+                            self.inner.counters.not_sent.add(1);
                             log::debug!("announcing by {}: {error}", interface.name);
                         }
                     }
                 }
-                Effect::Show(shown) => self.see(shown),
+                NodeEffect::Notify(notification) => self.notify(notification),
             }
         }
         Ok(())
     }
 
-    fn see(&self, shown: Shown) {
-        if self.seen.try_send(shown).is_err() {
-            self.shared.counters.unseen.add(1);
+    fn notify(&self, notification: Notification) {
+        if self.notifications.try_send(notification).is_err() {
+            self.inner.counters.unseen.add(1);
         }
     }
 
-    fn keep(&self, entry: Box<Entry>, awaits_ack: bool) -> Result<(), NotKept> {
-        let Some(history) = &self.shared.history else { return Ok(()) };
-        let Some(kept) = to_keep(&entry, awaits_ack) else { return Ok(()) };
-        let kept = match &entry.message {
-            // What is told of oneself is known after a crash.
-            Message::Profile(Profile { display_name, status, avatar, .. }) if !entry.incoming => {
+    fn store(&self, entry: Box<MessageRecord>, awaits_ack: bool) -> Result<(), StoreFailure> {
+        let Some(history) = &self.inner.history else { return Ok(()) };
+        let Some(history_entry) = to_history_entry(&entry, awaits_ack) else { return Ok(()) };
+        let committed = match &entry.message {
+            // The own profile is stored in the same transaction, so that it is not lost in a crash.
+            Message::Profile(Profile { display_name, status, avatar, .. }) if !entry.is_incoming => {
                 let (display_name, status, avatar) = (display_name.clone(), status.clone(), avatar.clone());
-                history.keep_profile(kept, OwnProfile { display_name, status, avatar })
+                history.append_profile(history_entry, OwnProfile { display_name, status, avatar })
             }
-            _ => history.keep(kept),
+            _ => history.append(history_entry),
         };
-        kept.wait().map_err(|error| NotKept { entry, error })
+        committed.wait().map_err(|error| StoreFailure { entry, error })
     }
 
-    fn not_sent(&self, to: SocketAddr, error: &dyn fmt::Display) {
-        self.shared.counters.not_sent.add(1);
+    fn count_unsent(&self, to: SocketAddr, error: &dyn fmt::Display) {
+        self.inner.counters.not_sent.add(1);
         log::debug!("sending to {to}: {error}");
     }
 
-    fn complain(&self, what: &str, error: &dyn fmt::Display) {
-        if self.complaints.now() {
+    fn warn(&self, what: &str, error: &dyn fmt::Display) {
+        if self.log_throttle.should_log() {
             log::warn!("{what}: {error}");
         }
     }
 }
 
-struct NotKept {
-    entry: Box<Entry>,
+struct StoreFailure {
+    entry: Box<MessageRecord>,
     error: StoreError,
 }
 
@@ -552,42 +558,42 @@ fn message_id(message: &Message) -> Option<&str> {
     }
 }
 
-/// As the history has it.
-fn to_keep(entry: &Entry, awaits_ack: bool) -> Option<history::Entry> {
-    let (kind, who, stamp) = match &entry.message {
-        Message::Post(post) => (history::Kind::Post, &post.user_id, &post.stamp),
-        Message::Dm(dm) if entry.incoming => (history::Kind::Dm, &dm.from, &dm.stamp),
-        Message::Dm(dm) => (history::Kind::Dm, &dm.to, &dm.stamp),
-        Message::Profile(profile) => (history::Kind::Profile, &profile.user_id, &profile.stamp),
+/// The database entry of a message; `None` for types that are not stored.
+fn to_history_entry(entry: &MessageRecord, awaits_ack: bool) -> Option<history::HistoryEntry> {
+    let (kind, user_id, stamp) = match &entry.message {
+        Message::Post(post) => (history::MessageKind::Post, &post.user_id, &post.stamp),
+        Message::Dm(dm) if entry.is_incoming => (history::MessageKind::Dm, &dm.from, &dm.stamp),
+        Message::Dm(dm) => (history::MessageKind::Dm, &dm.to, &dm.stamp),
+        Message::Profile(profile) => (history::MessageKind::Profile, &profile.user_id, &profile.stamp),
         _ => return None,
     };
-    Some(history::Entry {
+    Some(history::HistoryEntry {
         at: entry.at,
-        direction: if entry.incoming { Direction::Received } else { Direction::Sent },
+        direction: if entry.is_incoming { Direction::Received } else { Direction::Sent },
         kind,
-        who: who.clone(),
-        text: text_of(&entry.message),
+        user_id: user_id.clone(),
+        text: message_text(&entry.message),
         confirmation: if awaits_ack { Confirmation::Waiting } else { Confirmation::NotAsked },
         message_id: stamp.message_id.clone(),
         source: match entry.addr {
-            Some(SocketAddr::V4(source)) if entry.incoming => Some(*source.ip()),
+            Some(SocketAddr::V4(source)) if entry.is_incoming => Some(*source.ip()),
             _ => None,
         },
     })
 }
 
-/// A message that was received before, as far as its repeats are known by it.
-fn received(entry: history::Entry) -> Entry {
-    let history::Entry { at, kind, who, text: content, message_id, source, .. } = entry;
-    let addr = Some(SocketAddrV4::new(source.unwrap_or(who.ip), 0).into());
-    let stamp = wire::Stamp { timestamp: None, message_id };
+/// Restores a received message as far as deduplication needs it.
+fn record_from_history(entry: history::HistoryEntry) -> MessageRecord {
+    let history::HistoryEntry { at, kind, user_id, text: content, message_id, source, .. } = entry;
+    let addr = Some(SocketAddrV4::new(source.unwrap_or(user_id.ip), 0).into());
+    let stamp = wire::MessageStamp { timestamp: None, message_id };
     let message = match kind {
-        history::Kind::Post => Message::Post(wire::Post { user_id: who, content, stamp }),
-        history::Kind::Dm => Message::Dm(wire::Dm { from: who.clone(), to: who, content, stamp }),
-        history::Kind::Profile => {
+        history::MessageKind::Post => Message::Post(wire::Post { user_id, content, stamp }),
+        history::MessageKind::Dm => Message::Dm(wire::Dm { from: user_id.clone(), to: user_id, content, stamp }),
+        history::MessageKind::Profile => {
             let (display_name, status, avatar) = (content, String::new(), None);
-            Message::Profile(Profile { user_id: who, display_name, status, avatar, stamp })
+            Message::Profile(Profile { user_id, display_name, status, avatar, stamp })
         }
     };
-    Entry { at, incoming: true, addr, message }
+    MessageRecord { at, is_incoming: true, addr, message }
 }

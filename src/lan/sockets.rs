@@ -1,59 +1,59 @@
-//! The two sockets of a peer: its own, from which everything is sent, and the one on the discovery
-//! port, which it shares with the other peers of its host and which only hears.
+//! The two UDP sockets of a peer: its own, from which everything is sent, and the one on the discovery port, which the
+//! peers of a host share and which only receives.
 //!
-//! What Linux does with them, as the tests over networks of their own show it:
-//! - A broadcast reaches every socket of the host that shares the discovery port, the sender's too.
-//! - From an own socket bound to 0.0.0.0 a broadcast to 127.255.255.255 comes from 127.0.0.1, and one by
-//!   another interface from that interface's address; from one bound to an address, always from that.
-//! - A discovery socket bound to 127.255.255.255 hears what is broadcast on this host alone; one bound
-//!   to 0.0.0.0 hears that too, and every network.
-//! - What is sent to the discovery port of one host alone reaches one of its peers, and nobody knows
-//!   which: so it is refused here for one's own host.
-//! - From 127.0.0.1 the kernel lets nothing leave the host.
+//! Their behaviour on Linux, as the tests with network namespaces show it:
+//! - A broadcast reaches every socket of a host that shares the discovery port, including the sender's.
+//! - If the own socket is bound to 0.0.0.0, a broadcast to 127.255.255.255 comes from 127.0.0.1, and one by another
+//!   interface from that interface's address. If it is bound to an address, everything comes from that.
+//! - A discovery socket bound to 127.255.255.255 receives only broadcasts on loopback; one bound to 0.0.0.0 receives
+//!   those and the broadcasts of every network.
+//! - A unicast to the discovery port reaches an arbitrary one of the host's peers. Therefore it is refused here for the
+//!   own host.
+//! - The kernel lets nothing leave the host from 127.0.0.1.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use ring::rand::{SecureRandom, SystemRandom};
 
+use super::SocketRole;
 use crate::net::interfaces::{self, Interface};
 use crate::net::peer_socket::{PeerSocket, PeerSocketCounters};
 
-pub use crate::net::peer_socket::Heard;
+pub use crate::net::peer_socket::PeerSocketEvent;
 
-/// The ports of which a peer takes a free one, unless it is told which.
-const PORTS: std::ops::RangeInclusive<u16> = 8000..=9999;
+/// The range from which a peer takes a free port if none is given.
+const AUTOMATIC_PORTS: std::ops::RangeInclusive<u16> = 8000..=9999;
 
-/// Of which the discovery socket hears what stays on this host.
+/// The broadcast address of loopback.
 const LOOPBACK_BROADCAST: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 255);
 
-/// Which port a peer's own socket gets.
+/// How to choose the port of a peer's own socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Port {
-    /// This one and no other; 0 for any that is free.
-    Asked(u16),
-    /// The one it had last if that is free, else a random free one of 8000 to 9999.
+pub enum PortChoice {
+    /// Exactly this port; 0 for any free one.
+    Fixed(u16),
+    /// The last port if that is free, else a random free one of 8000 to 9999.
     Free {
-        /// The one it had last.
-        last: Option<u16>,
+        /// The port of the previous run.
+        last_port: Option<u16>,
     },
 }
 
-/// Where a peer's sockets are.
+/// How to bind a peer's sockets.
 #[derive(Debug, Clone, Copy)]
-pub struct Config {
-    /// 0.0.0.0: every interface; one of 127.0.0.1: nothing leaves this host; another of this host:
-    /// that interface, and this host.
+pub struct LanSocketsConfig {
+    /// 0.0.0.0 for every interface; 127.0.0.1 so that nothing leaves this host; another own address for that interface
+    /// and loopback.
     pub bind: Ipv4Addr,
-    /// Of the own socket.
-    pub port: Port,
-    /// Of the other one; not 0, as all peers must know it.
+    pub port: PortChoice,
+    /// Not 0, as all peers must know it.
     pub discovery_port: u16,
 }
 
-/// Why the sockets cannot be had.
+/// Why the sockets cannot be opened. The texts name the flag to change.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum LanSocketsError {
     #[error("port {port} is in use: choose another one with --port, or leave it out")]
     PortInUse { port: u16 },
     #[error("no port of 8000 to 9999 is free: choose one with --port")]
@@ -75,16 +75,7 @@ pub enum OpenError {
     Interfaces(#[source] io::Error),
 }
 
-/// Through which socket something came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Door {
-    /// The peer's own.
-    Own,
-    /// The one that hears broadcasts.
-    Discovery,
-}
-
-/// A peer's sockets. Any thread may send; each door is read by one.
+/// A peer's sockets. Any thread may send; each socket is read by one thread.
 #[derive(Debug)]
 pub struct LanSockets {
     own: PeerSocket,
@@ -92,41 +83,41 @@ pub struct LanSockets {
 }
 
 impl LanSockets {
-    /// Binds both.
+    /// Binds both sockets.
     ///
     /// # Errors
-    /// [`OpenError`], which names the flag to change.
-    pub fn open(config: Config) -> Result<LanSockets, OpenError> {
-        let Config { bind, port, discovery_port } = config;
+    /// [`LanSocketsError`].
+    pub fn open(config: LanSocketsConfig) -> Result<LanSockets, LanSocketsError> {
+        let LanSocketsConfig { bind, port, discovery_port } = config;
         if discovery_port == 0 {
-            return Err(OpenError::NoDiscoveryPort);
+            return Err(LanSocketsError::NoDiscoveryPort);
         }
         check_bind(bind)?;
         let own = match port {
-            Port::Asked(port) if port == discovery_port => return Err(OpenError::SamePort(port)),
-            Port::Asked(port) => bind_asked(bind, port)?,
-            Port::Free { last } => bind_free(bind, last, discovery_port, PORTS)?,
+            PortChoice::Fixed(port) if port == discovery_port => return Err(LanSocketsError::SamePort(port)),
+            PortChoice::Fixed(port) => bind_fixed(bind, port)?,
+            PortChoice::Free { last_port } => bind_free(bind, last_port, discovery_port, AUTOMATIC_PORTS)?,
         };
         let at = SocketAddrV4::new(discovery_address(bind), discovery_port);
         let discovery = PeerSocket::bind_shared(at).map_err(|source| match source.kind() {
-            ErrorKind::AddrInUse => OpenError::DiscoveryPortInUse { port: discovery_port },
-            _ => OpenError::Port { port: discovery_port, flag: "--discovery-port", source },
+            ErrorKind::AddrInUse => LanSocketsError::DiscoveryPortInUse { port: discovery_port },
+            _ => LanSocketsError::Port { port: discovery_port, flag: "--discovery-port", source },
         })?;
         Ok(LanSockets { own, discovery })
     }
 
-    /// Where the own socket is bound; its port is the peer's PORT.
+    /// The address of the own socket. Its port is the PORT of the peer's announcements.
     pub fn own_addr(&self) -> SocketAddrV4 {
         self.own.local_addr()
     }
 
-    /// Where the shared one is bound.
+    /// The address of the discovery socket.
     pub fn discovery_addr(&self) -> SocketAddrV4 {
         self.discovery.local_addr()
     }
 
-    /// The addresses of this host just now, whether this peer speaks by them or not: first that for hosts of
-    /// no own network, loopback last.
+    /// The current interface addresses of this host, including those that this peer does not send by. The address
+    /// towards the default route comes first, loopback last.
     ///
     /// # Errors
     /// The system's.
@@ -134,33 +125,32 @@ impl LanSockets {
         interfaces::interfaces(Ipv4Addr::UNSPECIFIED)
     }
 
-    /// The address that an announcement by this interface comes from, and so has to name; none where this
-    /// peer does not speak by it.
+    /// The source address of announcements by this interface, which they must name; `None` if this peer does not send
+    /// by it.
     pub fn source(&self, interface: &Interface) -> Option<Ipv4Addr> {
         interface.is_used_by(*self.own_addr().ip()).then(|| self.own.source(interface))
     }
 
-    /// Sends a datagram to everybody on an interface's network. False where it has no broadcast.
+    /// Broadcasts a datagram on an interface's network. False if the interface has no broadcast address.
     ///
     /// # Errors
-    /// The system's: most often that the interface has just gone.
+    /// The system's, mostly because the interface has just gone.
     pub fn broadcast(&self, interface: &Interface, bytes: &[u8]) -> io::Result<bool> {
         self.own.broadcast(interface, self.discovery_addr().port(), bytes)
     }
 
-    /// Sends a datagram to one address, from one of this host's: that which the datagram names as its
-    /// sender's, for whoever gets it compares the two. (Bound to an address, a peer speaks from that
-    /// alone.)
+    /// Sends a datagram to one address from a given source address: the one that the datagram names, as receivers
+    /// compare the two. (A socket that is bound to an address sends from that alone.)
     ///
     /// # Errors
-    /// `InvalidInput`, when nobody can be meant by that address, or it is the discovery port of this
-    /// host; `PermissionDenied`, when it would leave a host that nothing is to leave; the system's.
+    /// `InvalidInput` if the target is not the address of a single host, or is the discovery port of this host;
+    /// `PermissionDenied` if the peer is bound to loopback and the target is another host; the system's.
     pub fn send_from(&self, from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
         self.check_target(to)?;
         self.own.send_from(from, to, bytes)
     }
 
-    /// The same from whichever address the system chooses: for what names no sender.
+    /// Sends a datagram that names no sender, from the address that the system chooses.
     ///
     /// # Errors
     /// As [`send_from`](LanSockets::send_from).
@@ -175,106 +165,106 @@ impl LanSockets {
         if to.port() == 0 || ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast() || ip == LOOPBACK_BROADCAST {
             return refuse(ErrorKind::InvalidInput, "this is nobody's address");
         }
-        if to.port() == self.discovery_addr().port() && interfaces::is_own(ip)? {
+        if to.port() == self.discovery_addr().port() && interfaces::is_local_address(ip)? {
             return refuse(ErrorKind::InvalidInput, "the discovery port of this host is for broadcasts alone");
         }
-        if self.stays_here() && !interfaces::is_own(ip)? {
+        if self.is_loopback_only() && !interfaces::is_local_address(ip)? {
             return refuse(ErrorKind::PermissionDenied, "nothing leaves this host with a --bind of 127.0.0.1");
         }
         Ok(())
     }
 
-    /// Hands on what comes through a door, on the thread that calls, until [`stop`](LanSockets::stop).
-    /// Nothing that comes, nor a panic of `hear`, ends it before.
-    pub fn read(&self, door: Door, mut hear: impl FnMut(Heard<'_>)) {
-        let stays_here = self.stays_here();
-        self.socket(door).read(|heard| {
-            // Only where the discovery socket cannot be bound to this host alone does it happen.
+    /// Reads a socket on the calling thread and passes everything to `handler`, until [`stop`](LanSockets::stop).
+    /// Neither a datagram nor a panic of `handler` ends it before.
+    pub fn read(&self, role: SocketRole, mut handler: impl FnMut(PeerSocketEvent<'_>)) {
+        let is_loopback_only = self.is_loopback_only();
+        self.socket(role).read(|event| {
+            // This happens only where the discovery socket cannot be bound to loopback.
             let is_foreign = |source: SocketAddr| match source.ip() {
-                IpAddr::V4(ip) => !interfaces::is_own(ip).unwrap_or(false),
+                IpAddr::V4(ip) => !interfaces::is_local_address(ip).unwrap_or(false),
                 IpAddr::V6(_) => true,
             };
-            match heard {
-                Heard::Datagram { source, .. } if stays_here && is_foreign(source) => {}
-                heard => hear(heard),
+            match event {
+                PeerSocketEvent::Datagram { source, .. } if is_loopback_only && is_foreign(source) => {}
+                event => handler(event),
             }
         });
     }
 
-    /// Ends the reading of both; sending goes on, for what is still to be said.
+    /// Stops reading both sockets. Sending remains possible.
     pub fn stop(&self) {
         self.own.stop();
         self.discovery.stop();
     }
 
-    /// What the socket behind a door did so far.
-    pub fn counters(&self, door: Door) -> &PeerSocketCounters {
-        self.socket(door).counters()
+    /// The counters of a socket.
+    pub fn counters(&self, role: SocketRole) -> &PeerSocketCounters {
+        self.socket(role).counters()
     }
 
-    fn socket(&self, door: Door) -> &PeerSocket {
-        match door {
-            Door::Own => &self.own,
-            Door::Discovery => &self.discovery,
+    fn socket(&self, role: SocketRole) -> &PeerSocket {
+        match role {
+            SocketRole::Own => &self.own,
+            SocketRole::Discovery => &self.discovery,
         }
     }
 
-    fn stays_here(&self) -> bool {
+    fn is_loopback_only(&self) -> bool {
         self.own_addr().ip().is_loopback()
     }
 }
 
-/// The kernel would bind a socket to a broadcast address, and then it hears nobody's answers.
-fn check_bind(bind: Ipv4Addr) -> Result<(), OpenError> {
-    let all = interfaces::interfaces(Ipv4Addr::UNSPECIFIED).map_err(OpenError::Interfaces)?;
+/// Refuses broadcast and multicast addresses: the kernel would bind a socket to them, but it would receive no unicasts.
+fn check_bind(bind: Ipv4Addr) -> Result<(), LanSocketsError> {
+    let all = interfaces::interfaces(Ipv4Addr::UNSPECIFIED).map_err(LanSocketsError::Interfaces)?;
     let is_broadcast = bind.is_broadcast() || all.iter().any(|interface| interface.broadcast == Some(bind));
-    if is_broadcast || bind.is_multicast() { Err(OpenError::NotOwnAddress(bind)) } else { Ok(()) }
+    if is_broadcast || bind.is_multicast() { Err(LanSocketsError::NotOwnAddress(bind)) } else { Ok(()) }
 }
 
 fn discovery_address(bind: Ipv4Addr) -> Ipv4Addr {
-    // Elsewhere than on Linux there is no broadcast on loopback to be bound to.
+    // Only Linux has broadcasts on loopback.
     if bind.is_loopback() && cfg!(target_os = "linux") { LOOPBACK_BROADCAST } else { Ipv4Addr::UNSPECIFIED }
 }
 
-fn bind_asked(bind: Ipv4Addr, port: u16) -> Result<PeerSocket, OpenError> {
+fn bind_fixed(bind: Ipv4Addr, port: u16) -> Result<PeerSocket, LanSocketsError> {
     PeerSocket::bind(SocketAddrV4::new(bind, port)).map_err(|source| match source.kind() {
-        ErrorKind::AddrInUse if port != 0 => OpenError::PortInUse { port },
-        _ => failed(bind, port, source),
+        ErrorKind::AddrInUse if port != 0 => LanSocketsError::PortInUse { port },
+        _ => bind_error(bind, port, source),
     })
 }
 
-/// The last port, then all of the range from a random one on, so that peers which start at once seldom
-/// try the same.
+/// Tries the last port, then the whole range from a random port on, so that peers that start at the same time seldom
+/// try the same ports.
 fn bind_free(
     bind: Ipv4Addr,
-    last: Option<u16>,
+    last_port: Option<u16>,
     discovery_port: u16,
     range: std::ops::RangeInclusive<u16>,
-) -> Result<PeerSocket, OpenError> {
+) -> Result<PeerSocket, LanSocketsError> {
     let count = range.len();
-    let first = random() % count;
+    let first = random_offset() % count;
     let others = (0..count).map(|nth| range.start() + ((first + nth) % count) as u16);
-    let last = last.filter(|port| *port != 0);
-    for port in last.into_iter().chain(others).filter(|port| *port != discovery_port) {
+    let last_port = last_port.filter(|port| *port != 0);
+    for port in last_port.into_iter().chain(others).filter(|port| *port != discovery_port) {
         match PeerSocket::bind(SocketAddrV4::new(bind, port)) {
             Ok(socket) => return Ok(socket),
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-            // It was allowed to have that one then, as another user perhaps.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied && last == Some(port) => {}
-            Err(source) => return Err(failed(bind, port, source)),
+            // The last port may have been bound with privileges that this process lacks.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && last_port == Some(port) => {}
+            Err(source) => return Err(bind_error(bind, port, source)),
         }
     }
-    Err(OpenError::NoPortFree)
+    Err(LanSocketsError::NoPortFree)
 }
 
-fn failed(bind: Ipv4Addr, port: u16, source: io::Error) -> OpenError {
+fn bind_error(bind: Ipv4Addr, port: u16, source: io::Error) -> LanSocketsError {
     match source.kind() {
-        ErrorKind::AddrNotAvailable => OpenError::NotOwnAddress(bind),
-        _ => OpenError::Port { port, flag: "--port", source },
+        ErrorKind::AddrNotAvailable => LanSocketsError::NotOwnAddress(bind),
+        _ => LanSocketsError::Port { port, flag: "--port", source },
     }
 }
 
-fn random() -> usize {
+fn random_offset() -> usize {
     let mut bytes = [0; 4];
     SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
     u32::from_ne_bytes(bytes) as usize

@@ -1,14 +1,14 @@
-//! The messages: datagrams of lines `KEY:VALUE`, ended by an empty line. SPEC.md section 5.
+//! The wire format: datagrams of `KEY:VALUE` lines, ended by an empty line. See `docs/spec/lan.md`.
 //!
-//! What is written can be read, and is then the same: writing keeps to the rules that reading has.
-//! (But for line breaks in texts: CR and CR LF are read as LF.)
+//! Encoding applies the same rules as decoding, so every encoded message decodes to the same message. (Only line breaks
+//! in texts are normalized: CR and CR LF become LF.)
 //!
 //! | file | holds |
 //! |---|---|
-//! | `read.rs` | a datagram into a message |
-//! | `write.rs` | and back |
-//! | `rules.rs` | what may be in a value, either way |
-//! | `avatar.rs` | pictures |
+//! | `decode.rs` | decoding of a datagram |
+//! | `encode.rs` | encoding of a message |
+//! | `validation.rs` | the rules for values, for both directions |
+//! | `avatar.rs` | detection of image formats |
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,36 +16,35 @@ use std::net::{Ipv4Addr, SocketAddr};
 use crate::model::Name;
 
 mod avatar;
-mod read;
-mod rules;
+mod decode;
+mod encode;
 #[cfg(test)]
 mod tests;
-mod write;
+mod validation;
 
-pub use read::read;
-pub use write::write;
+pub use decode::decode;
+pub use encode::encode;
 
-/// Most bytes of a datagram: what IPv4 and UDP leave of 65,535.
+/// The largest datagram in bytes: what IPv4 and UDP headers leave of 65,535.
 pub const DATAGRAM_MAX: usize = 65_507;
-/// Most bytes of a picture, before it is encoded.
+/// The largest avatar in bytes, before base64.
 pub const AVATAR_MAX: usize = 20_480;
-/// Most lines of a datagram, before the empty one.
+/// The most lines of a datagram, without the empty one.
 pub const LINES_MAX: usize = 64;
-/// Most characters of a MESSAGE_ID or an INSTANCE.
+/// The longest MESSAGE_ID or INSTANCE, in characters.
 pub const ID_MAX: usize = 64;
-/// Most characters of a DISPLAY_NAME.
+/// The longest DISPLAY_NAME, in characters.
 pub const DISPLAY_NAME_MAX: usize = 64;
-/// Most characters of a STATUS.
+/// The longest STATUS, in characters.
 pub const STATUS_MAX: usize = 256;
-/// Most services that a server may name, and most characters of each one's name.
+/// The most services that a server may announce, and the longest name of one, in characters.
 pub const SERVES_MAX: usize = 32;
 
-/// `name@ip`: who somebody is, and where the interface is that he speaks from.
+/// `name@ip`: a user, and the address of the interface that their peer sends from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserId {
-    /// May hold an `@` itself.
+    /// May contain `@` itself.
     pub name: Name,
-    /// Of an interface of his host.
     pub ip: Ipv4Addr,
 }
 
@@ -55,39 +54,39 @@ impl fmt::Display for UserId {
     }
 }
 
-/// Whether others can read what bears this name.
+/// Checks that a name can be used in USER_IDs.
 ///
 /// # Errors
 /// The rule that is broken.
 pub fn check_name(name: &str) -> Result<(), String> {
-    rules::check_printable(name, 1, crate::model::text::NAME_MAX)
+    validation::check_printable(name, 1, crate::model::text::NAME_MAX)
 }
 
 impl UserId {
-    /// Reads `name@ip`, split at the last `@`; the error says what was expected.
+    /// Parses `name@ip`, split at the last `@`.
     ///
     /// # Errors
-    /// The rule that is broken.
+    /// What was expected.
     pub fn parse(text: &str) -> Result<UserId, String> {
         let (name, ip) = text.rsplit_once('@').ok_or_else(|| "expected name@ip, found no @".to_owned())?;
-        check_name(name).map_err(|wrong| format!("name: {wrong}"))?;
+        check_name(name).map_err(|problem| format!("name: {problem}"))?;
         let ip = ip
             .parse::<Ipv4Addr>()
-            .map_err(|_| format!("expected an IPv4 address behind the last @, not {}", rules::quoted(ip)))?;
+            .map_err(|_| format!("expected an IPv4 address behind the last @, not {}", validation::quoted(ip)))?;
         Ok(UserId { name: Name::new(name)?, ip })
     }
 }
 
-/// What every message may say besides: when it was written, and what it is known by.
+/// The optional fields that all messages but ACK have.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Stamp {
-    /// Unix seconds; may be missing.
+pub struct MessageStamp {
+    /// Unix seconds.
     pub timestamp: Option<u64>,
-    /// 1 to 64 printable characters; may be missing: then nothing is deduplicated.
+    /// 1 to 64 printable characters. Without it, the message is not deduplicated.
     pub message_id: Option<String>,
 }
 
-/// A datagram.
+/// A decoded datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// PEER_DISCOVERY.
@@ -98,16 +97,16 @@ pub enum Message {
     Dm(Dm),
     /// PROFILE.
     Profile(Profile),
-    /// PEER_LIST_REQUEST: whom do you know?
-    PeerListRequest { from: UserId, stamp: Stamp },
+    /// PEER_LIST_REQUEST: asks for the peers that the receiver knows.
+    PeerListRequest { from: UserId, stamp: MessageStamp },
     /// PEER_LIST_RESPONSE.
     PeerListResponse(PeerList),
-    /// A DM has arrived, and is kept.
+    /// ACK: the DM has arrived and is stored.
     Ack { message_id: String },
 }
 
 impl Message {
-    /// Its TYPE.
+    /// The TYPE of the message.
     pub fn type_name(&self) -> &'static str {
         match self {
             Message::Discovery(_) => "PEER_DISCOVERY",
@@ -120,7 +119,7 @@ impl Message {
         }
     }
 
-    /// Who says it; an ACK does not tell.
+    /// The sender that the message names; `None` for an ACK.
     pub fn sender(&self) -> Option<&UserId> {
         match self {
             Message::Discovery(Discovery { user_id, .. })
@@ -133,8 +132,8 @@ impl Message {
         }
     }
 
-    /// Its TIMESTAMP and MESSAGE_ID; an ACK has none of its own.
-    pub fn stamp(&self) -> Option<&Stamp> {
+    /// TIMESTAMP and MESSAGE_ID of the message; `None` for an ACK, whose MESSAGE_ID is that of the DM.
+    pub fn stamp(&self) -> Option<&MessageStamp> {
         match self {
             Message::Discovery(Discovery { stamp, .. })
             | Message::Post(Post { stamp, .. })
@@ -147,69 +146,69 @@ impl Message {
     }
 }
 
-/// Somebody is there.
+/// PEER_DISCOVERY: the announcement of a peer, a server or a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Discovery {
     pub user_id: UserId,
-    /// Where he is spoken to.
+    /// The port on which the peer receives unicasts.
     pub port: u16,
-    /// Random, one per run; older programs have none.
+    /// Random, one per run. Other implementations may have none.
     pub instance: Option<String>,
     pub features: Features,
-    /// What a server serves, by name and port; of people, empty.
+    /// Names and ports of a server's services; empty for other peers.
     pub serves: Vec<(String, u16)>,
-    /// SHA-256 of a server's certificate, lower-case hex.
+    /// SHA-256 of a server's certificate, in lower-case hex.
     pub cert_sha256: Option<String>,
-    pub stamp: Stamp,
+    pub stamp: MessageStamp,
 }
 
-/// What a peer can do. Others that it may name are not kept.
+/// The features that a peer announces. Unknown ones are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
-    /// Acknowledges DMs.
+    /// The peer acknowledges DMs.
     pub ack: bool,
-    /// Only asks who is there: to be answered, never listed.
+    /// The sender only asks who is there: it is answered but not listed.
     pub probe: bool,
 }
 
-/// To everybody.
+/// A message to all peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Post {
     pub user_id: UserId,
-    /// With line breaks as such.
+    /// Line breaks are LF here and U+2028 on the wire.
     pub content: String,
-    pub stamp: Stamp,
+    pub stamp: MessageStamp,
 }
 
-/// To one.
+/// A message to one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dm {
     pub from: UserId,
     pub to: UserId,
     pub content: String,
-    pub stamp: Stamp,
+    pub stamp: MessageStamp,
 }
 
-/// What a person shows of himself.
+/// A user's profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profile {
     pub user_id: UserId,
     pub display_name: String,
     pub status: String,
     pub avatar: Option<Avatar>,
-    pub stamp: Stamp,
+    pub stamp: MessageStamp,
 }
 
-/// A picture.
+/// An image of at most [`AVATAR_MAX`] bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Avatar {
-    /// As its sender says: `image/png`, … ([`Avatar::of`] looks how the bytes begin.)
+    /// The type that the sender declares. ([`Avatar::from_bytes`] detects it.)
     pub kind: AvatarKind,
-    /// At least one, at most [`AVATAR_MAX`].
+    /// 1 to [`AVATAR_MAX`] bytes.
     pub bytes: Vec<u8>,
 }
 
-/// Pictures that are told apart by how they begin.
+/// The image formats that are supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AvatarKind {
     Png,
@@ -224,28 +223,28 @@ impl fmt::Debug for Avatar {
     }
 }
 
-/// Who somebody knows.
+/// PEER_LIST_RESPONSE: the peers that the sender knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerList {
     pub from: UserId,
-    /// With where each is spoken to, if it was told.
+    /// With their addresses, if the sender gives them.
     pub peers: Vec<(UserId, Option<SocketAddr>)>,
-    pub stamp: Stamp,
+    pub stamp: MessageStamp,
 }
 
-/// Why a datagram is not read, or a message not written.
+/// Why a datagram cannot be decoded, or a message not encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// A TYPE that this program does not know: no error of anybody's.
+pub enum WireError {
+    /// The datagram has an unknown TYPE, which is not an error of its sender.
     #[error("TYPE: {0:?} is not known")]
     UnknownType(String),
-    /// One line that names the key and says what was expected.
+    /// The text names the key and says what was expected.
     #[error("{0}")]
     Malformed(String),
 }
 
-impl From<String> for Refused {
-    fn from(cause: String) -> Refused {
-        Refused::Malformed(cause)
+impl From<String> for WireError {
+    fn from(cause: String) -> WireError {
+        WireError::Malformed(cause)
     }
 }

@@ -1,17 +1,17 @@
-//! Payment cards. A number is never shown, logged or stored but for its last four digits.
+//! Payment cards. Only the last four digits of a card number are ever shown, logged or stored.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The number of a card: 12–19 digits. Spaces and dashes are dropped when it is read.
+/// A card number: 12–19 digits. Spaces and dashes are dropped when it is parsed.
 ///
-/// `Debug` and `Display` show the last four digits alone.
+/// `Debug` and `Display` show only the last four digits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CardNumber(String);
 
 impl CardNumber {
-    /// Checks the form, not the check digit: whether a card is good is the bank's to say.
+    /// Checks the form, not the check digit: whether a card is valid is decided by the bank.
     pub fn new(text: &str) -> Result<CardNumber, String> {
         let digits: String = text.chars().filter(|c| *c != ' ' && *c != '-').collect();
         if !(12..=19).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -39,12 +39,12 @@ impl CardNumber {
         sum.is_multiple_of(10)
     }
 
-    /// The last four digits: all of a number that may be kept.
+    /// The last four digits, the only part of a number that may be stored.
     pub fn last4(&self) -> &str {
         &self.0[self.0.len() - 4..]
     }
 
-    /// The whole number, for the wire and the bank. Never log or store it.
+    /// The whole number, for the wire and the bank. It must not be logged or stored.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -75,7 +75,7 @@ impl<'de> Deserialize<'de> for CardNumber {
     }
 }
 
-/// The month a card is good to the end of: `MM/YY` on the wire.
+/// The last month in which a card is valid: `MM/YY` on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expiry {
     year: u16,
@@ -83,7 +83,7 @@ pub struct Expiry {
 }
 
 impl Expiry {
-    /// Reads `MM/YY`; the error says what was expected.
+    /// Parses `MM/YY`.
     pub fn parse(text: &str) -> Result<Expiry, String> {
         let read = || {
             let (month, year) = text.split_once('/')?;
@@ -100,8 +100,8 @@ impl Expiry {
         read().ok_or_else(|| "expected a card's expiry as MM/YY".to_owned())
     }
 
-    /// Whether the month is over at this time (UTC).
-    pub fn is_over(self, now: super::Millis) -> bool {
+    /// Whether the month has ended at this time (UTC).
+    pub fn is_expired(self, now: super::Millis) -> bool {
         let today = now.to_utc();
         (today.year(), u8::from(today.month())) > (i32::from(self.year), self.month)
     }
@@ -126,12 +126,11 @@ impl<'de> Deserialize<'de> for Expiry {
     }
 }
 
-/// What a bank needs to charge someone.
+/// The details that a bank needs to charge a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Card {
-    /// The number on it.
+pub struct PaymentCard {
     pub number: CardNumber,
-    /// The last month in which it is good.
+    /// The last month in which it is valid.
     pub expiry: Expiry,
 }
 
@@ -155,8 +154,8 @@ mod tests {
     fn a_card_is_good_to_the_end_of_its_month() {
         let expiry = Expiry::parse("11/26").unwrap();
         let end_of_november = Millis::from_unix_s(1_796_083_199);
-        assert!(!expiry.is_over(end_of_november));
-        assert!(expiry.is_over(end_of_november.plus_ms(1000)));
+        assert!(!expiry.is_expired(end_of_november));
+        assert!(expiry.is_expired(end_of_november.plus_ms(1000)));
         assert_eq!(expiry.to_string(), "11/26");
         for text in ["", "13/26", "00/26", "1/26", "11/2026", "11-26", "aa/bb", "+1/26"] {
             assert!(Expiry::parse(text).is_err(), "{text}");

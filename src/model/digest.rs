@@ -6,12 +6,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::secret::hex;
 
-/// The BLAKE3 of some content.
+/// The BLAKE3 digest of some content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
-    /// Reads 64 lowercase hex digits; the error says what was expected.
+    /// Parses 64 lowercase hex digits.
     ///
     /// # Errors
     /// The rule that is broken.

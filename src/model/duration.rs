@@ -1,11 +1,11 @@
-//! Durations as people type them: `500ms`, `10s`, `5m`, `20min`, `1h`, `30d`; a bare number is seconds.
+//! Durations as people write them: `500ms`, `10s`, `5m`, `20min`, `1h`, `30d`; a bare number is seconds.
 
 use std::time::Duration;
 
 const EXPECTED: &str =
     "expected a duration: a number with ms, s, m (or min), h or d, such as 500ms or 20min; a bare number is seconds";
 
-/// Reads a duration; fractions are allowed (`1.5s`).
+/// Parses a duration; fractions are allowed (`1.5s`).
 pub fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -19,17 +19,17 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         _ => return Err(EXPECTED.to_owned()),
     };
     let number: f64 = number.parse().map_err(|_| EXPECTED.to_owned())?;
-    // Whole milliseconds: nothing here is finer, and 0.1 s shall not become 99.999 ms.
+    // Whole milliseconds: nothing here is finer, and 0.1 s must not become 99.999 ms.
     let ms = (number * unit_s * 1000.0).round();
-    // Ten years: beyond that, sums of instants lose their meaning before they overflow.
+    // Ten years: beyond that, sums of times become meaningless before they overflow.
     if ms > 315_360_000_000.0 {
         return Err("expected a duration of at most 3650d".to_owned());
     }
     Ok(Duration::from_millis(ms as u64))
 }
 
-/// The shortest way to write it that [`parse`] reads back.
-pub fn show(duration: Duration) -> String {
+/// Formats a duration in the shortest way that [`parse`] reads back.
+pub fn format(duration: Duration) -> String {
     let ms = duration.as_millis();
     for (unit_ms, unit) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")] {
         if ms >= unit_ms && ms.is_multiple_of(unit_ms) {
@@ -57,7 +57,7 @@ mod tests {
             ("0", 0),
         ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(ms)), "{text}");
-            assert_eq!(parse(&show(Duration::from_millis(ms))), Ok(Duration::from_millis(ms)));
+            assert_eq!(parse(&format(Duration::from_millis(ms))), Ok(Duration::from_millis(ms)));
         }
         for text in ["", "s", "-1s", "1y", "1 2", "1e9", "1.2.3s", "4000d"] {
             assert!(parse(text).is_err(), "{text}");

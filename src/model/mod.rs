@@ -1,7 +1,7 @@
-//! Plain values that every room uses: money, names, cards, secrets, time.
+//! Plain values that every service uses: money, names, cards, secrets, time.
 //!
-//! Nothing here knows of a room, a socket or a database. Each type checks its own rules when it is
-//! made, so that a value that exists is a value that is allowed.
+//! Nothing here knows of a service, a socket or a database. Each type checks its rules when it is created, so that
+//! every value that exists is valid.
 
 pub mod card;
 pub mod digest;
@@ -12,7 +12,7 @@ pub mod secret;
 pub mod text;
 pub mod time;
 
-pub use card::{Card, CardNumber, Expiry};
+pub use card::{CardNumber, Expiry, PaymentCard};
 pub use digest::Digest;
 pub use money::{Cents, FeeRate, Total};
 pub use secret::Token;

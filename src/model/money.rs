@@ -7,24 +7,24 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// The least price there is: 0.01.
+/// The lowest price: 0.01.
 pub const PRICE_MIN: Cents = Cents(1);
-/// The highest price there is: 10000000.00. Totals may exceed it.
+/// The highest price: 10000000.00. Totals may exceed it.
 pub const PRICE_MAX: Cents = Cents(1_000_000_000);
 
-macro_rules! a_price {
+macro_rules! price_rule {
     () => {
         "an amount from 0.01 to 10000000.00 with at most two decimals, as a number or a string"
     };
 }
-const PRICE_RULE: &str = concat!("expected ", a_price!());
+const PRICE_RULE: &str = concat!("expected ", price_rule!());
 
-/// An amount of money in whole cents. Negative where a ledger takes away.
+/// An amount of money in whole cents. Debits in a ledger are negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Cents(pub i64);
 
 impl Cents {
-    /// Reads a price as people and JSON write it: `12`, `12.5`, `12.50`.
+    /// Parses a price as people and JSON write it: `12`, `12.5`, `12.50`.
     ///
     /// The error says what was expected; it does not repeat the input.
     pub fn parse_price(text: &str) -> Result<Cents, &'static str> {
@@ -39,12 +39,12 @@ impl Cents {
         Cents(cents).as_price().ok_or(PRICE_RULE)
     }
 
-    /// As JSON has it: whole where it is whole (`12`), else the shortest decimal (`12.5`).
+    /// Formats it as in JSON: a whole number if it is one (`12`), otherwise the shortest decimal (`12.5`).
     pub fn shortest(self) -> impl fmt::Display {
         Shortest(self)
     }
 
-    /// The same amount, if it is within the limits of a price.
+    /// The amount itself, if it is within the limits of a price.
     pub fn as_price(self) -> Option<Cents> {
         (PRICE_MIN..=PRICE_MAX).contains(&self).then_some(self)
     }
@@ -64,8 +64,7 @@ impl fmt::Display for Shortest {
     }
 }
 
-/// The sum of any number of amounts, in whole cents: those that a ledger keeps, say, which together may be
-/// more than any of them.
+/// A sum of any number of amounts, in whole cents. It may exceed the largest amount, as the sum of a ledger may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Total(pub i128);
 
@@ -76,13 +75,13 @@ impl From<Cents> for Total {
 }
 
 impl std::ops::AddAssign for Total {
-    /// Of 2^64 of the largest amounts, none is too much.
+    /// Cannot overflow: 2^64 of the largest amounts fit.
     fn add_assign(&mut self, other: Total) {
         self.0 += other.0;
     }
 }
 
-/// Two decimals, always: `12.50`, `-0.05`.
+/// Always with two decimals: `12.50`, `-0.05`.
 impl fmt::Display for Total {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
@@ -91,15 +90,15 @@ impl fmt::Display for Total {
     }
 }
 
-/// As [`Total`].
+/// Formatted like [`Total`].
 impl fmt::Display for Cents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Total::from(*self).fmt(f)
     }
 }
 
-/// A JSON number: whole where it is whole (`12`), else the shortest decimal (`12.5`). Exact, but for what a
-/// [`serde_json::Value`] makes of more than fits it: sums are written by types of their own, never by one.
+/// A JSON number: whole if it is (`12`), otherwise the shortest decimal (`12.5`). It is exact, except that a
+/// [`serde_json::Value`] cannot hold every large sum: so sums are never written through a `Value`.
 impl Serialize for Total {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let text = self.to_string();
@@ -108,13 +107,13 @@ impl Serialize for Total {
     }
 }
 
-/// As [`Total`].
+/// Serialized like [`Total`].
 impl Serialize for Cents {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0 % 100 == 0 {
             serializer.serialize_i64(self.0 / 100)
         } else if self.0.unsigned_abs() <= PRICE_MAX.0.unsigned_abs() {
-            // Prices are written often, and this is quick. Exact for so few digits: the quotient of two
+            // The fast path for prices, which are written often. It is exact for so few digits: the quotient of two
             // whole numbers is rounded once, and its shortest decimal is the one with two places.
             serializer.serialize_f64(self.0 as f64 / 100.0)
         } else {
@@ -123,15 +122,16 @@ impl Serialize for Cents {
     }
 }
 
-/// Reads a price (not a sum): see [`Cents::parse_price`]. Where others wrote it, as [`as_written`] first.
+/// Reads a price (not a sum): see [`Cents::parse_price`]. Prices from others are read by [`deserialize_verbatim`]
+/// first.
 impl<'de> Deserialize<'de> for Cents {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
         struct Price;
         impl Visitor<'_> for Price {
             type Value = Cents;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                // Stands behind serde's own "expected".
-                f.write_str(a_price!())
+                // Follows serde's own "expected".
+                f.write_str(price_rule!())
             }
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<Cents, E> {
                 Cents::parse_price(&value.to_string()).map_err(E::custom)
@@ -140,8 +140,8 @@ impl<'de> Deserialize<'de> for Cents {
                 Cents::parse_price(&value.to_string()).map_err(E::custom)
             }
             fn visit_f64<E: de::Error>(self, value: f64) -> Result<Cents, E> {
-                // Rust prints the shortest decimal that reads back as the same number, without an
-                // exponent: what the sender wrote.
+                // Rust prints the shortest decimal that reads back as the same number, without an exponent: what the
+                // sender wrote.
                 Cents::parse_price(&value.to_string()).map_err(E::custom)
             }
             fn visit_str<E: de::Error>(self, value: &str) -> Result<Cents, E> {
@@ -152,48 +152,48 @@ impl<'de> Deserialize<'de> for Cents {
     }
 }
 
-/// For a field that is read as a [`Value`] first and as a price later: a number with more decimals than a price
-/// may have stays the text that was written, which is no price. As a floating-point number it might be rounded
-/// to one. `#[serde(default, deserialize_with = "money::as_written")] price: Option<Value>`.
+/// For a field that is read as a [`Value`] first and as a price later: a number with more decimals than a price may
+/// have is kept as its text, which is not a valid price. As a floating-point number it might be rounded to one.
+/// `#[serde(default, deserialize_with = "money::deserialize_verbatim")] price: Option<Value>`.
 ///
 /// # Errors
-/// It is no JSON.
-pub fn as_written<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+/// It is not JSON.
+pub fn deserialize_verbatim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     let Some(written) = Option::<Box<RawValue>>::deserialize(deserializer)? else { return Ok(None) };
-    value_of(written.get()).map(Some).map_err(de::Error::custom)
+    parse_verbatim(written.get()).map(Some).map_err(de::Error::custom)
 }
 
-/// The value of a price's field: see [`as_written`].
+/// The value of a price field: see [`deserialize_verbatim`].
 ///
 /// # Errors
-/// It is no JSON.
-pub fn value_of(json: &str) -> serde_json::Result<Value> {
+/// It is not JSON.
+pub fn parse_verbatim(json: &str) -> serde_json::Result<Value> {
     let is_number = json.starts_with(|first: char| first == '-' || first.is_ascii_digit());
     match serde_json::from_str(json) {
-        Ok(value) if !is_number || is_of_cents(json) => Ok(value),
-        // Also one that is out of range.
+        Ok(value) if !is_number || has_at_most_two_decimals(json) => Ok(value),
+        // Also a number that is out of range.
         _ if is_number => Ok(Value::String(json.to_owned())),
         other => other,
     }
 }
 
 /// Whether a JSON number was written with at most two decimals: `1.25e1` has one, `50.050` has three.
-fn is_of_cents(number: &str) -> bool {
+fn has_at_most_two_decimals(number: &str) -> bool {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let fraction = mantissa.split_once('.').map_or(0, |(_, fraction)| fraction.len());
-    // A number that is no exponent is far from that of any price.
+    // An exponent that does not fit is far from that of any price.
     let Ok(exponent) = exponent.parse::<i32>() else { return false };
     i64::try_from(fraction).is_ok_and(|fraction| fraction - i64::from(exponent) <= 2)
 }
 
-/// What the house takes of a sale, in hundredths of a percent.
+/// The marketplace's fee on a sale, in hundredths of a percent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeeRate {
     basis_points: u32,
 }
 
 impl FeeRate {
-    /// Reads a percentage from 0 to 100 with at most two decimals: `10`, `2.5`.
+    /// Parses a percentage from 0 to 100 with at most two decimals: `10`, `2.5`.
     pub fn parse_percent(text: &str) -> Result<FeeRate, String> {
         let expected = || format!("expected a percentage from 0 to 100, such as 10 or 2.5, not {text:?}");
         let basis_points = match text.parse::<f64>() {
@@ -207,7 +207,7 @@ impl FeeRate {
     }
 
     /// The fee on one line's amount, rounded half up to a cent.
-    pub fn of(self, amount: Cents) -> Cents {
+    pub fn fee_on(self, amount: Cents) -> Cents {
         let product = i128::from(amount.0) * i128::from(self.basis_points);
         Cents(((product + 5_000).div_euclid(10_000)) as i64)
     }
@@ -265,7 +265,7 @@ mod tests {
     fn json_prices_may_be_numbers_or_strings() {
         for json in ["12.5", "\"12.5\"", "\"12.50\"", "12.50", "1.25e1", "125e-1", "1250E-2"] {
             assert_eq!(serde_json::from_str::<Cents>(json).unwrap(), Cents(1250), "{json}");
-            assert_eq!(Cents::deserialize(value_of(json).unwrap()).unwrap(), Cents(1250), "{json}");
+            assert_eq!(Cents::deserialize(parse_verbatim(json).unwrap()).unwrap(), Cents(1250), "{json}");
         }
         assert_eq!(serde_json::from_str::<Cents>("1e7").unwrap(), PRICE_MAX);
         for json in [
@@ -287,7 +287,7 @@ mod tests {
             "0.0100000000000000000001",
             "18446744073709551615",
         ] {
-            let error = Cents::deserialize(value_of(json).unwrap()).expect_err(json).to_string();
+            let error = Cents::deserialize(parse_verbatim(json).unwrap()).expect_err(json).to_string();
             assert_eq!(error.matches("expected").count(), 1, "{json}: {error}");
         }
     }
@@ -318,12 +318,12 @@ mod tests {
     #[test]
     fn fees_round_half_up() {
         let ten = FeeRate::default();
-        assert_eq!(ten.of(Cents(1)), Cents(0));
-        assert_eq!(ten.of(Cents(4)), Cents(0));
-        assert_eq!(ten.of(Cents(5)), Cents(1));
-        assert_eq!(ten.of(Cents(9500)), Cents(950));
-        assert_eq!(FeeRate::parse_percent("2.5").unwrap().of(Cents(100)), Cents(3));
-        assert_eq!(FeeRate::parse_percent("0").unwrap().of(Cents(100)), Cents(0));
+        assert_eq!(ten.fee_on(Cents(1)), Cents(0));
+        assert_eq!(ten.fee_on(Cents(4)), Cents(0));
+        assert_eq!(ten.fee_on(Cents(5)), Cents(1));
+        assert_eq!(ten.fee_on(Cents(9500)), Cents(950));
+        assert_eq!(FeeRate::parse_percent("2.5").unwrap().fee_on(Cents(100)), Cents(3));
+        assert_eq!(FeeRate::parse_percent("0").unwrap().fee_on(Cents(100)), Cents(0));
         for text in ["-1", "101", "x", "", "1.234", "NaN"] {
             assert!(FeeRate::parse_percent(text).is_err(), "{text}");
         }
@@ -348,7 +348,7 @@ mod tests {
 
         #[test]
         fn a_fee_is_never_more_than_the_amount(cents in 1i64..=i64::MAX, points in 0u32..=10_000) {
-            let fee = FeeRate { basis_points: points }.of(Cents(cents));
+            let fee = FeeRate { basis_points: points }.fee_on(Cents(cents));
             prop_assert!(fee.0 >= 0 && fee.0 <= cents);
         }
     }

@@ -1,4 +1,4 @@
-//! Whole numbers in JSON, read alike at every port: `6001`, `6001.0` and `6.001e3` are one number.
+//! Whole numbers in JSON, parsed in the same way at every port: `6001`, `6001.0` and `6.001e3` are one number.
 
 use std::fmt;
 
@@ -6,41 +6,41 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// The largest number up to which every reader of JSON holds every whole number exactly: 2^53 − 1. What is
-/// written with a point or an exponent is whole up to there.
+/// The largest number up to which every JSON parser represents every whole number exactly: 2^53 − 1. Numbers written
+/// with a point or an exponent are whole up to there.
 pub const EXACT_MAX: u64 = (1 << 53) - 1;
 
-/// The whole number that a JSON value is; none if it is no number, or not a whole one.
-pub fn whole(value: &Value) -> Option<i128> {
-    Whole::deserialize(value).ok().map(|number| number.0)
+/// The whole number that a JSON value is; `None` if it is not a whole number.
+pub fn integer(value: &Value) -> Option<i128> {
+    IntegerValue::deserialize(value).ok().map(|number| number.0)
 }
 
-/// The whole number that a JSON value is, if it is within a type.
-pub fn fitting<T: TryFrom<i128>>(value: &Value) -> Option<T> {
-    T::try_from(whole(value)?).ok()
+/// The whole number that a JSON value is, if it fits the type.
+pub fn integer_as<T: TryFrom<i128>>(value: &Value) -> Option<T> {
+    T::try_from(integer(value)?).ok()
 }
 
-/// A whole number, for readers that take JSON apart by type.
+/// A whole number, for deserializing fields of that type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Whole(pub i128);
+pub struct IntegerValue(pub i128);
 
-impl<'de> Deserialize<'de> for Whole {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Whole, D::Error> {
+impl<'de> Deserialize<'de> for IntegerValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<IntegerValue, D::Error> {
         struct Number;
         impl Visitor<'_> for Number {
-            type Value = Whole;
+            type Value = IntegerValue;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a whole number")
             }
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Whole, E> {
-                Ok(Whole(value.into()))
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<IntegerValue, E> {
+                Ok(IntegerValue(value.into()))
             }
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Whole, E> {
-                Ok(Whole(value.into()))
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<IntegerValue, E> {
+                Ok(IntegerValue(value.into()))
             }
-            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Whole, E> {
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<IntegerValue, E> {
                 if value.fract() == 0.0 && value.abs() <= EXACT_MAX as f64 {
-                    return Ok(Whole(value as i128));
+                    return Ok(IntegerValue(value as i128));
                 }
                 Err(E::custom("expected a whole number"))
             }
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_number_is_whole_however_it_is_written() {
-        let read = |json: &str| whole(&serde_json::from_str(json).unwrap());
+        let read = |json: &str| integer(&serde_json::from_str(json).unwrap());
         for (json, number) in [
             ("6001", 6001),
             ("6001.0", 6001),
@@ -70,16 +70,16 @@ mod tests {
             ("9007199254740991.0", EXACT_MAX.into()),
         ] {
             assert_eq!(read(json), Some(number), "{json}");
-            assert_eq!(serde_json::from_str::<Whole>(json).unwrap(), Whole(number), "{json}");
+            assert_eq!(serde_json::from_str::<IntegerValue>(json).unwrap(), IntegerValue(number), "{json}");
         }
         for json in ["1.5", "1e-1", "1e17", "\"1\"", "null", "true", "[1]", "{}"] {
             assert_eq!(read(json), None, "{json}");
-            let error = serde_json::from_str::<Whole>(json).unwrap_err().to_string();
+            let error = serde_json::from_str::<IntegerValue>(json).unwrap_err().to_string();
             assert!(error.contains("expected a whole number"), "{json}: {error}");
         }
-        assert_eq!(fitting::<u16>(&serde_json::json!(65_535.0)), Some(65_535));
-        assert_eq!(fitting::<u16>(&serde_json::json!(65_536)), None);
-        assert_eq!(fitting::<u64>(&serde_json::json!(-1.0)), None);
+        assert_eq!(integer_as::<u16>(&serde_json::json!(65_535.0)), Some(65_535));
+        assert_eq!(integer_as::<u16>(&serde_json::json!(65_536)), None);
+        assert_eq!(integer_as::<u64>(&serde_json::json!(-1.0)), None);
     }
 
     proptest! {
@@ -87,8 +87,8 @@ mod tests {
         fn with_a_point_it_is_the_same(number in -(EXACT_MAX as i64)..=EXACT_MAX as i64) {
             let plain: Value = serde_json::from_str(&number.to_string()).unwrap();
             let pointed: Value = serde_json::from_str(&format!("{number}.0")).unwrap();
-            prop_assert_eq!(whole(&plain), Some(number.into()));
-            prop_assert_eq!(whole(&pointed), Some(number.into()));
+            prop_assert_eq!(integer(&plain), Some(number.into()));
+            prop_assert_eq!(integer(&pointed), Some(number.into()));
         }
     }
 }

@@ -23,17 +23,17 @@ impl Token {
         Token(random_hex::<16>())
     }
 
-    /// Takes a token as it was stored or received.
+    /// A token as it was stored or received.
     pub fn from_text(text: impl Into<String>) -> Token {
         Token(text.into())
     }
 
-    /// Whether the two are the same, in a time that does not tell where they differ.
+    /// Whether the two are equal, in a time that does not depend on where they differ.
     pub fn matches(&self, other: &Token) -> bool {
         self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
     }
 
-    /// The secret itself, for the wire and the store. Never log it.
+    /// The secret itself, for the wire and the store. It must not be logged.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -45,7 +45,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// So many random bytes as hex.
+/// `N` random bytes as lowercase hex.
 ///
 /// # Panics
 /// If the operating system has no randomness to give: nothing safe can be done then.
@@ -55,7 +55,7 @@ pub fn random_hex<const N: usize>() -> String {
     hex(&bytes)
 }
 
-/// Lowercase hex.
+/// Bytes as lowercase hex.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(bytes.len() * 2);

@@ -10,44 +10,44 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
 
-/// Most characters a name may have.
+/// Maximum length of a name, characters.
 pub const NAME_MAX: usize = 64;
-/// Most characters an item's name may have in trade.
+/// Maximum length of an item's name in the trade service, characters.
 pub const ITEM_NAME_MAX: usize = 64;
-/// Most characters a description may have.
+/// Maximum length of a description, characters.
 pub const DESCRIPTION_MAX: usize = 256;
 
-/// The name of a peer or a user: 1–64 characters, of which something can be seen and none hides ([`check_visible`]).
+/// The name of a peer or a user: 1–64 characters, at least one of them visible and none hiding ([`check_visible`]).
 ///
-/// It is kept and shown as it was given, and compared in [`nfc`]: two spellings of a name are one name, in every
+/// It is stored and shown as it was given, and compared in [`nfc`]: two spellings of a name are one name, in every
 /// table. Cheap to clone: names are keys of every table in memory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Spelled);
+pub struct Name(NormalizedText);
 
 impl Name {
-    /// Checks the rule; the error says what was expected.
+    /// Checks the rules for new names.
     ///
     /// # Errors
     /// The rule that is broken.
     pub fn new(text: &str) -> Result<Name, String> {
-        let name = Name::kept(text)?;
+        let name = Name::from_stored(text)?;
         check_visible(text)?;
         Ok(name)
     }
 
-    /// A name that was given before, and is on disk: perhaps by a version that did not look at what can be seen.
+    /// A name that was accepted before, perhaps by a version that did not check its visibility.
     ///
     /// # Errors
-    /// The rule that is broken: of length and control characters alone.
-    pub fn kept(text: &str) -> Result<Name, String> {
-        check(text, 1, NAME_MAX).map(|()| Name(Spelled::new(text)))
+    /// The rule that is broken: only length and control characters are checked.
+    pub fn from_stored(text: &str) -> Result<Name, String> {
+        check(text, 1, NAME_MAX).map(|()| Name(NormalizedText::new(text)))
     }
 
-    /// The name with a number behind it, shortened where that would be too long.
+    /// The name with a number appended, shortened if it would be too long.
     pub fn numbered(&self, number: usize) -> Name {
         let number = number.to_string();
         let kept = self.as_str().chars().take(NAME_MAX - number.len());
-        Name(Spelled::new(&kept.chain(number.chars()).collect::<String>()))
+        Name(NormalizedText::new(&kept.chain(number.chars()).collect::<String>()))
     }
 
     /// The name as it was given.
@@ -55,19 +55,19 @@ impl Name {
         self.0.as_str()
     }
 
-    /// The name as it is compared: its form C.
+    /// The name in the form in which it is compared: NFC.
     pub fn key(&self) -> &str {
         self.0.key()
     }
 }
 
-/// A text that is kept as it was given, and compared, ordered and hashed in [`nfc`]. Cheap to clone.
+/// A text that is kept as it was given, but compared, ordered and hashed in [`nfc`]. Cheap to clone.
 #[derive(Clone)]
-pub struct Spelled(Spelling);
+pub struct NormalizedText(Spelling);
 
 #[derive(Clone)]
 enum Spelling {
-    /// As nearly all texts are given.
+    /// The given text is in NFC already, as nearly all texts are.
     Normal(Arc<str>),
     Other(Arc<Forms>),
 }
@@ -77,16 +77,15 @@ struct Forms {
     key: Box<str>,
 }
 
-impl Spelled {
-    /// Of any text.
-    pub fn new(given: &str) -> Spelled {
-        Spelled(match nfc(given) {
+impl NormalizedText {
+    pub fn new(given: &str) -> NormalizedText {
+        NormalizedText(match nfc(given) {
             Cow::Borrowed(normal) => Spelling::Normal(normal.into()),
             Cow::Owned(key) => Spelling::Other(Arc::new(Forms { given: given.into(), key: key.into() })),
         })
     }
 
-    /// As it was given.
+    /// The text as it was given.
     pub fn as_str(&self) -> &str {
         match &self.0 {
             Spelling::Normal(text) => text,
@@ -94,7 +93,7 @@ impl Spelled {
         }
     }
 
-    /// As it is compared.
+    /// The text in NFC.
     pub fn key(&self) -> &str {
         match &self.0 {
             Spelling::Normal(text) => text,
@@ -103,27 +102,27 @@ impl Spelled {
     }
 }
 
-impl PartialEq for Spelled {
-    fn eq(&self, other: &Spelled) -> bool {
+impl PartialEq for NormalizedText {
+    fn eq(&self, other: &NormalizedText) -> bool {
         self.key() == other.key()
     }
 }
 
-impl Eq for Spelled {}
+impl Eq for NormalizedText {}
 
-impl PartialOrd for Spelled {
-    fn partial_cmp(&self, other: &Spelled) -> Option<Ordering> {
+impl PartialOrd for NormalizedText {
+    fn partial_cmp(&self, other: &NormalizedText) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Spelled {
-    fn cmp(&self, other: &Spelled) -> Ordering {
+impl Ord for NormalizedText {
+    fn cmp(&self, other: &NormalizedText) -> Ordering {
         self.key().cmp(other.key())
     }
 }
 
-impl Hash for Spelled {
+impl Hash for NormalizedText {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.key().hash(state);
     }
@@ -153,87 +152,86 @@ pub fn check(text: &str, min: usize, max: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a name that somebody gives himself or a file: something of it can be seen, and nothing in it hides,
-/// or turns around, what stands beside it. Two names that look alike would be taken for one person.
+/// Checks a name that users give themselves or their files: something of it must be visible, and nothing in it may
+/// hide or reverse the text around it. Otherwise two names could look alike and be taken for one.
 ///
 /// # Errors
 /// The rule that is broken.
 pub fn check_visible(name: &str) -> Result<(), String> {
-    // Nearly every name, and it is looked at with every request.
+    // The fast path for nearly every name: names are checked with every request.
     if is_plain(name) && name.bytes().any(|byte| byte != b' ') {
         return Ok(());
     }
     let mut is_seen = false;
-    for (_, kind) in kinds(name) {
+    for (_, kind) in char_kinds(name) {
         let expected = match kind {
-            Kind::Visible => {
+            CharKind::Visible => {
                 is_seen = true;
                 continue;
             }
-            Kind::Blank | Kind::Joined => continue,
-            Kind::Control => "no control characters",
-            Kind::Bidirectional => "no characters that change the direction of writing",
-            Kind::ZeroWidth => "no characters that cannot be seen",
-            Kind::Tag => "no tag characters but in the emoji of a flag",
+            CharKind::Blank | CharKind::Joined => continue,
+            CharKind::Control => "no control characters",
+            CharKind::Bidirectional => "no characters that change the direction of writing",
+            CharKind::ZeroWidth => "no characters that cannot be seen",
+            CharKind::Tag => "no tag characters but in the emoji of a flag",
         };
         return Err(format!("expected {expected}"));
     }
     if is_seen { Ok(()) } else { Err("expected something that can be seen".to_owned()) }
 }
 
-/// The text as it is compared: Unicode Normalization Form C. One letter has several spellings (`é` is one
-/// character on most keyboards and two on a Mac); nobody sees which one it is.
+/// The text in the form in which it is compared: Unicode Normalization Form C. One letter can have several encodings
+/// (`é` is one character on most keyboards and two on a Mac) that look the same.
 pub fn nfc(text: &str) -> Cow<'_, str> {
-    // Most texts are in this form already, and that is told quickly.
+    // Most texts are in this form already, which is quick to check.
     if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
 }
 
-/// A text that is looked for within others: in any case, and in [`nfc`].
+/// A text to search for within others: case-insensitive and in [`nfc`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Sought(String);
+pub struct TextFilter(String);
 
-impl Sought {
-    /// That text.
-    pub fn new(text: &str) -> Sought {
-        Sought(folded(text))
+impl TextFilter {
+    pub fn new(text: &str) -> TextFilter {
+        TextFilter(folded(text))
     }
 
-    /// Whether every text has it in it, because it is empty.
-    pub fn is_anything(&self) -> bool {
+    /// Whether it matches every text because it is empty.
+    pub fn matches_everything(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a text has it in it.
-    pub fn is_in(&self, text: &str) -> bool {
-        if self.is_anything() {
+    /// Whether a text contains it.
+    pub fn matches(&self, text: &str) -> bool {
+        if self.matches_everything() {
             return true;
         }
-        // Nearly all texts, and they are many: nothing is made for them.
+        // Nearly all texts are ASCII, and they are many: nothing is allocated for them.
         if text.is_ascii() {
             let wanted = self.0.as_bytes();
             return text.as_bytes().windows(wanted.len()).any(|part| part.eq_ignore_ascii_case(wanted));
         }
-        self.is_in_folded(&folded(text))
+        self.matches_folded(&folded(text))
     }
 
-    /// Whether a text that was [`folded`] before has it in it.
-    pub fn is_in_folded(&self, folded: &str) -> bool {
+    /// Whether a text that was [`folded`] before contains it.
+    pub fn matches_folded(&self, folded: &str) -> bool {
         folded.contains(&self.0)
     }
 }
 
-/// The text as it is searched: in lowercase and form C, however it was given.
+/// The text in the form in which it is searched: lowercase NFC.
 pub fn folded(text: &str) -> String {
-    // Lowercase of what is in form C need not be in it (İ).
+    // The lowercase of a text in NFC need not be in NFC (İ).
     nfc(&nfc(text).to_lowercase()).into_owned()
 }
 
-/// The spellings that a text may have been kept under before it was compared in [`nfc`]: as given, form C, form D.
+/// The forms in which a text may have been stored before texts were compared in [`nfc`]: as given, NFC, NFD.
 pub fn spellings(text: &str) -> [String; 3] {
     [text.to_owned(), nfc(text).into_owned(), text.nfd().collect()]
 }
 
-/// The same, each once, as given first: of nearly all texts there is but that one.
+/// Like [`spellings`], without duplicates, the given form first. Nearly all texts have just that one.
 pub fn distinct_spellings(text: &str) -> Vec<String> {
     if text.is_ascii() {
         return vec![text.to_owned()];
@@ -248,13 +246,13 @@ pub fn distinct_spellings(text: &str) -> Vec<String> {
     distinct
 }
 
-/// Whether the text is as [`nfc`] would make it.
+/// Whether [`nfc`] would leave the text unchanged.
 pub fn is_nfc(text: &str) -> bool {
     text.is_ascii() || unicode_normalization::is_nfc(text)
 }
 
-/// What the system says of an error, without its number: for people.
-pub fn plain(error: &std::io::Error) -> String {
+/// The system's text of an error, without its number: for users.
+pub fn io_error_text(error: &std::io::Error) -> String {
     let said = error.to_string();
     match error.raw_os_error() {
         Some(number) => said.trim_end_matches(&format!(" (os error {number})")).to_owned(),
@@ -262,31 +260,31 @@ pub fn plain(error: &std::io::Error) -> String {
     }
 }
 
-/// The content of a file or message without the UTF-8 byte order mark that editors put before it.
+/// The content of a file or message without the UTF-8 byte order mark that some editors add.
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// A text of someone else's, safe to show at a terminal: what could move the cursor, ring, hide or turn around
-/// text is replaced by U+FFFD. What a name may hold stays.
-pub fn safe(text: &str) -> Cow<'_, str> {
-    if is_plain(text) || kinds(text).all(|(_, kind)| kind.is_harmless()) {
+/// A foreign text, safe to print to a terminal: characters that could move the cursor, ring the bell, hide or reverse
+/// text are replaced by U+FFFD. Everything that a name may contain stays.
+pub fn escape_unsafe(text: &str) -> Cow<'_, str> {
+    if is_plain(text) || char_kinds(text).all(|(_, kind)| kind.is_harmless()) {
         return Cow::Borrowed(text);
     }
-    Cow::Owned(kinds(text).map(|(c, kind)| if kind.is_harmless() { c } else { '\u{fffd}' }).collect())
+    Cow::Owned(char_kinds(text).map(|(c, kind)| if kind.is_harmless() { c } else { '\u{fffd}' }).collect())
 }
 
-/// JSON of one line, as safe to show as [`safe`] makes a text, with the same meaning.
-pub fn safe_json(json: &str) -> Cow<'_, str> {
-    if is_plain(json) || kinds(json).all(|(_, kind)| kind.is_harmless()) {
+/// JSON of one line, as safe to print as [`escape_unsafe`] makes a text, with the same meaning.
+pub fn escape_unsafe_json(json: &str) -> Cow<'_, str> {
+    if is_plain(json) || char_kinds(json).all(|(_, kind)| kind.is_harmless()) {
         return Cow::Borrowed(json);
     }
     let mut safe = String::with_capacity(json.len() + 16);
-    for (c, kind) in kinds(json) {
+    for (c, kind) in char_kinds(json) {
         if kind.is_harmless() {
             safe.push(c);
         } else {
-            // Within a string, as no such character stands anywhere else.
+            // It is within a string, as no such character occurs anywhere else in JSON.
             for unit in c.encode_utf16(&mut [0; 2]) {
                 safe.push_str(&format!("\\u{unit:04x}"));
             }
@@ -295,41 +293,40 @@ pub fn safe_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Whether no character of it is anything but a visible one or a blank of ASCII: quick, and nearly always so.
+/// Whether the text has only printable ASCII: quick to check, and nearly always true.
 fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-/// What a character does where it stands.
+/// How a character is displayed in its context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// It is seen.
+enum CharKind {
     Visible,
-    /// It takes room, and is not seen.
+    /// It takes space but is invisible.
     Blank,
-    /// It belongs to the visible ones beside it: an accent, the kind of an emoji, what joins or separates two
-    /// letters, a flag's region.
+    /// It belongs to the visible characters beside it: an accent, an emoji variation, a joiner or non-joiner between
+    /// two letters, a flag's region.
     Joined,
-    /// It drives a terminal, or breaks a line.
+    /// It controls a terminal or breaks a line.
     Control,
-    /// It turns around what stands beside it.
+    /// It changes the direction of the text beside it.
     Bidirectional,
-    /// It is not seen, and takes no room.
+    /// It is invisible and takes no space.
     ZeroWidth,
-    /// An invisible copy of ASCII, outside the emoji that it is meant for.
+    /// An invisible copy of ASCII, outside the flag emoji that it is meant for.
     Tag,
 }
 
-impl Kind {
+impl CharKind {
     fn is_harmless(self) -> bool {
-        matches!(self, Kind::Visible | Kind::Blank | Kind::Joined)
+        matches!(self, CharKind::Visible | CharKind::Blank | CharKind::Joined)
     }
 }
 
-/// The characters of a text, each with its kind.
-fn kinds(text: &str) -> impl Iterator<Item = (char, Kind)> + '_ {
+/// The characters of a text with their kinds.
+fn char_kinds(text: &str) -> impl Iterator<Item = (char, CharKind)> + '_ {
     let mut rest = text.chars();
-    // What a joiner, accent or selector would belong to.
+    // The character that a joiner, accent or selector would belong to.
     let mut before: Option<char> = None;
     let mut tags = 0;
     std::iter::from_fn(move || {
@@ -337,37 +334,39 @@ fn kinds(text: &str) -> impl Iterator<Item = (char, Kind)> + '_ {
         let kind = match c {
             _ if tags > 0 => {
                 tags -= 1;
-                Kind::Joined
+                CharKind::Joined
             }
-            _ if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => Kind::Control,
+            _ if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => CharKind::Control,
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                Kind::Bidirectional
+                CharKind::Bidirectional
             }
-            '\u{200c}' | '\u{200d}' if before.is_some() && rest.clone().next().is_some_and(is_seen) => Kind::Joined,
-            _ if is_selector(c) && before.is_some_and(has_variants) => Kind::Joined,
-            '\u{e0000}'..='\u{e007f}' => Kind::Tag,
-            _ if is_ignorable(c) => Kind::ZeroWidth,
-            _ if is_blank(c) => Kind::Blank,
-            _ if !c.is_ascii() && is_combining_mark(c) => Kind::Joined,
-            _ => Kind::Visible,
+            '\u{200c}' | '\u{200d}' if before.is_some() && rest.clone().next().is_some_and(is_visible) => {
+                CharKind::Joined
+            }
+            _ if is_selector(c) && before.is_some_and(has_variants) => CharKind::Joined,
+            '\u{e0000}'..='\u{e007f}' => CharKind::Tag,
+            _ if is_ignorable(c) => CharKind::ZeroWidth,
+            _ if is_blank(c) => CharKind::Blank,
+            _ if !c.is_ascii() && is_combining_mark(c) => CharKind::Joined,
+            _ => CharKind::Visible,
         };
         tags = tags.max(if c == FLAG { region_tags(rest.as_str()) } else { 0 });
         before = match kind {
-            Kind::Visible => Some(c),
-            // A joiner joins one pair; an accent or a selector goes with its letter. One selector is enough.
-            Kind::Joined if matches!(c, '\u{200c}' | '\u{200d}') => None,
-            Kind::Joined if before.is_some() => Some(c),
+            CharKind::Visible => Some(c),
+            // A joiner joins one pair; an accent or a selector belongs to its letter. One selector is enough.
+            CharKind::Joined if matches!(c, '\u{200c}' | '\u{200d}') => None,
+            CharKind::Joined if before.is_some() => Some(c),
             _ => None,
         };
         Some((c, kind))
     })
 }
 
-/// The black flag, which the tags behind it make that of a region.
+/// The black flag, which the tags after it turn into a region's flag.
 const FLAG: char = '\u{1f3f4}';
 
-/// How many tags stand at the beginning of a text, if they are those of a region: three to six letters or
-/// digits, and the end.
+/// The number of tags at the beginning of a text, if they are those of a region: three to six letters or digits, and
+/// the end tag.
 fn region_tags(text: &str) -> usize {
     let region = |c: &char| matches!(c, '\u{e0030}'..='\u{e0039}' | '\u{e0061}'..='\u{e007a}');
     let length = text.chars().take_while(region).count();
@@ -377,21 +376,21 @@ fn region_tags(text: &str) -> usize {
     }
 }
 
-fn is_seen(c: char) -> bool {
+fn is_visible(c: char) -> bool {
     !c.is_control() && !is_ignorable(c) && !is_blank(c) && !matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// Blanks, and the letters that look like one.
+/// White space, and the letters that look like it.
 fn is_blank(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}')
 }
 
-/// Those that choose how the character before them looks.
+/// Variation selectors, which choose how the character before them looks.
 fn is_selector(c: char) -> bool {
     matches!(c, '\u{fe00}'..='\u{fe0f}' | '\u{e0100}'..='\u{e01ef}' | '\u{180b}'..='\u{180d}' | '\u{180f}')
 }
 
-/// Whether a selector may be seen behind it: signs, and the letters of scripts that have variants.
+/// Whether a selector may have a visible effect on it: signs, and the letters of scripts that have variants.
 fn has_variants(c: char) -> bool {
     !is_ignorable(c)
         && (!c.is_alphabetic()
@@ -399,7 +398,7 @@ fn has_variants(c: char) -> bool {
                 | '\u{a9e0}'..='\u{aa7f}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}'))
 }
 
-/// Unicode's Default_Ignorable_Code_Point, but for blanks: nothing is seen of them.
+/// Unicode's Default_Ignorable_Code_Point without blanks: invisible characters.
 fn is_ignorable(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
@@ -419,12 +418,12 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Reads names that others have, and those on disk: as [`Name::kept`]. Who takes part under a name, or makes an
-/// account, is checked for more.
+/// Reads others' names, and those on disk, like [`Name::from_stored`]. Names of new users and accounts are checked
+/// further.
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        Name::kept(&text).map_err(serde::de::Error::custom)
+        Name::from_stored(&text).map_err(serde::de::Error::custom)
     }
 }
 
@@ -452,8 +451,8 @@ mod tests {
         use std::io::Error;
         let refused = Error::from_raw_os_error(2);
         assert!(refused.to_string().ends_with(" (os error 2)"), "else there is nothing to leave out");
-        assert_eq!(format!("{} (os error 2)", plain(&refused)), refused.to_string());
-        assert_eq!(plain(&Error::other("ours (os error 2)")), "ours (os error 2)");
+        assert_eq!(format!("{} (os error 2)", io_error_text(&refused)), refused.to_string());
+        assert_eq!(io_error_text(&Error::other("ours (os error 2)")), "ours (os error 2)");
     }
 
     #[test]
@@ -471,7 +470,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_shown_holds_nothing_that_drives_hides_or_turns(text in tricky()) {
-            let shown = safe(&text);
+            let shown = escape_unsafe(&text);
             prop_assert_eq!(shown.chars().count(), text.chars().count());
             prop_assert!(shown.chars().all(|c| !c.is_control()));
             for banned in ["\u{200b}", "\u{202e}", "\u{61c}", "\u{feff}", "\u{ad}", "\u{e0041}", "\u{2028}", "\u{2066}"] {
@@ -481,15 +480,15 @@ mod tests {
             if check_visible(&text).is_ok() {
                 prop_assert_eq!(&*shown, &*text);
             }
-            prop_assert_eq!(&*safe(&shown), &*shown);
+            prop_assert_eq!(&*escape_unsafe(&shown), &*shown);
         }
 
         #[test]
         fn json_means_the_same_when_it_is_safe(text in tricky()) {
             let json = serde_json::to_string(&text).unwrap();
-            let shown = safe_json(&json);
+            let shown = escape_unsafe_json(&json);
             prop_assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
-            prop_assert_eq!(&*safe(&shown), &*shown);
+            prop_assert_eq!(&*escape_unsafe(&shown), &*shown);
         }
 
         #[test]
@@ -522,7 +521,7 @@ mod tests {
             "\u{fffd}",
         ] {
             assert_eq!(check_visible(good), Ok(()), "{good:?}");
-            assert_eq!(safe(good), good);
+            assert_eq!(escape_unsafe(good), good);
         }
         for bad in [
             "",
@@ -562,20 +561,20 @@ mod tests {
             assert!(check_visible(bad).is_err(), "{bad:?} was taken");
         }
         assert_eq!(Name::new("ann\u{200b}").unwrap_err(), "expected no characters that cannot be seen");
-        assert_eq!(Name::kept("ann\u{200b}").unwrap().as_str(), "ann\u{200b}", "who has it keeps it");
+        assert_eq!(Name::from_stored("ann\u{200b}").unwrap().as_str(), "ann\u{200b}", "who has it keeps it");
     }
 
     #[test]
     fn what_drives_a_terminal_is_not_shown() {
-        assert_eq!(safe("a\x1b[2Jb\r\u{9b}\u{202e}ü"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}ü");
-        assert_eq!(safe("a\u{e0041}b\u{200b}"), "a\u{fffd}b\u{fffd}");
-        assert_eq!(safe_json("\"a\u{9b}\u{e0041}\u{200d}\""), "\"a\\u009b\\udb40\\udc41\\u200d\"");
-        assert!(matches!(safe("plain"), Cow::Borrowed("plain")));
+        assert_eq!(escape_unsafe("a\x1b[2Jb\r\u{9b}\u{202e}ü"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}ü");
+        assert_eq!(escape_unsafe("a\u{e0041}b\u{200b}"), "a\u{fffd}b\u{fffd}");
+        assert_eq!(escape_unsafe_json("\"a\u{9b}\u{e0041}\u{200d}\""), "\"a\\u009b\\udb40\\udc41\\u200d\"");
+        assert!(matches!(escape_unsafe("plain"), Cow::Borrowed("plain")));
     }
 
     #[test]
     fn a_text_is_found_in_any_case_and_spelling() {
-        let is_in = |sought: &str, text: &str| Sought::new(sought).is_in(text);
+        let is_in = |sought: &str, text: &str| TextFilter::new(sought).matches(text);
         for (sought, text) in
             [("", ""), ("", "x"), ("AN", "joanna"), ("zoë", "ZOE\u{308}!"), ("ZOE\u{308}", "a zoë"), ("ß", "Straße")]
         {

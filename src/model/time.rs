@@ -1,4 +1,4 @@
-//! Instants: milliseconds since 1970 (UTC), so that a deadline means the same after a restart.
+//! Points in time as milliseconds since 1970 (UTC), so that a deadline means the same after a restart.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,45 +7,43 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// An instant in milliseconds since 1970-01-01 UTC.
+/// A point in time in milliseconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Millis(pub u64);
 
 impl Millis {
-    /// The instant that many whole seconds after 1970.
+    /// The time that many whole seconds after 1970.
     pub fn from_unix_s(seconds: u64) -> Millis {
         Millis(seconds.saturating_mul(1000))
     }
 
-    /// Later by a duration.
     pub fn plus(self, duration: Duration) -> Millis {
         self.plus_ms(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Later by milliseconds.
     pub fn plus_ms(self, ms: u64) -> Millis {
         Millis(self.0.saturating_add(ms))
     }
 
-    /// Later by so many milliseconds, or earlier.
+    /// Later by `by_ms` milliseconds, or earlier if it is negative.
     pub fn shifted(self, by_ms: i64) -> Millis {
         Millis(self.0.saturating_add_signed(by_ms))
     }
 
-    /// How long until `later`; nothing if it has passed.
+    /// The duration until `later`; zero if it has passed.
     pub fn until(self, later: Millis) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 
-    /// The same instant as a calendar date (UTC), at most the year 9999.
+    /// The same time as a calendar date (UTC), at most the year 9999.
     pub fn to_utc(self) -> OffsetDateTime {
         const LAST_S: i64 = 253_402_300_799;
         let seconds = i64::try_from(self.0 / 1000).unwrap_or(LAST_S).min(LAST_S);
         OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
-    /// Reads a date (midnight, UTC) or a date with time and zone, from 1970 on.
+    /// Parses a date (midnight, UTC) or a date with time and zone, from 1970 on.
     pub fn parse_iso(text: &str) -> Option<Millis> {
         let midnight = format!("{text}T00:00:00Z");
         let date =
@@ -53,60 +51,61 @@ impl Millis {
         u64::try_from(date.unix_timestamp()).ok().map(Millis::from_unix_s)
     }
 
-    /// `2026-11-21T09:30:00Z`.
+    /// Formats it like `2026-11-21T09:30:00Z`.
     pub fn to_iso(self) -> String {
         self.to_utc().format(&Rfc3339).unwrap_or_default()
     }
 }
 
-/// A clock that starts at the wall's time, then runs on evenly, while the machine sleeps too; it never goes back.
+/// A clock that starts at the wall-clock time and then advances evenly, also while the machine is suspended; it never
+/// goes back.
 ///
-/// What is measured by it (windows, timeouts, how long ago) is as long as it is, whoever sets the machine's clock
-/// meanwhile; a restart reads the wall again. A date that is shown or kept, or that something is judged by (a card,
-/// a token), is [`Clock::wall`], read anew each time: a machine may have started with a wrong one.
+/// What is measured by it (windows, timeouts, elapsed times) has its true length, even if the machine's clock is set
+/// meanwhile; a restart reads the wall clock again. A date that is shown, stored or used in a decision (about a card,
+/// a token) is [`Clock::wall`], read anew each time: a machine may have started with a wrong clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
-    /// The wall's time at the start, less how long the machine had been running then.
+    /// The wall-clock time at the start, less how long the machine had been running then.
     booted_at_ms: i64,
 }
 
-/// Less than this is no step of the machine's clock, but its drift, or that two clocks are not read at once: dates
-/// that are shown twice are to be the same.
-const STEP_MS: u64 = 50;
+/// Smaller differences are not a step of the machine's clock but its drift, or due to two clocks that are not read at
+/// the same instant: a date that is shown twice must be the same.
+const CLOCK_STEP_MS: u64 = 50;
 
 impl Clock {
-    /// Reads the wall's time once.
+    /// Reads the wall clock once.
     pub fn start() -> Clock {
         Clock { booted_at_ms: booted_at_ms() }
     }
 
-    /// For windows and timeouts: what time it is.
+    /// The current time for windows and timeouts.
     pub fn now(&self) -> Millis {
         Millis(uptime_ms().saturating_add_signed(self.booted_at_ms))
     }
 
-    /// For dates: what time it is by the machine's clock as it is set now.
+    /// The current time for dates, by the machine's clock as it is set now.
     pub fn wall() -> Millis {
         Millis::default().plus(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
 
-    /// The date of an instant of this clock, by the machine's clock as it is set now.
-    pub fn dated(&self, instant: Millis) -> Millis {
+    /// The date of a time of this clock, by the machine's clock as it is set now.
+    pub fn date_of(&self, instant: Millis) -> Millis {
         instant.shifted(self.wall_ahead_ms())
     }
 
-    /// The instant of this clock that bears this date, by the machine's clock as it is set now.
-    pub fn instant(&self, date: Millis) -> Millis {
+    /// The time of this clock for a date, by the machine's clock as it is set now.
+    pub fn instant_of(&self, date: Millis) -> Millis {
         date.shifted(self.wall_ahead_ms().saturating_neg())
     }
 
-    /// How far the machine's clock was set forward since the start; negative if it was set back. Zero until
-    /// somebody sets it.
+    /// By how much the machine's clock was set forward since the start; negative if it was set back. Zero until it is
+    /// set.
     pub fn wall_ahead_ms(&self) -> i64 {
         booted_at_ms().saturating_sub(self.booted_at_ms)
     }
 
-    /// As if the machine had started with its clock so far behind, and it was set right since.
+    /// A clock as if the machine had started with its clock that far behind, and it was corrected since.
     #[cfg(test)]
     pub(crate) fn behind(by: Duration) -> Clock {
         let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
@@ -114,18 +113,18 @@ impl Clock {
     }
 }
 
-/// When the machine was started, by its clock as it is set now: one number for the whole process, which changes
-/// only when that clock is set.
+/// When the machine was started, by its clock as it is set now: one number for the whole process, which changes only
+/// when that clock is set.
 fn booted_at_ms() -> i64 {
     static KNOWN: AtomicI64 = AtomicI64::new(i64::MIN);
     let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
     let measured = signed(Clock::wall().0).saturating_sub(signed(uptime_ms()));
     // Relaxed: the number guards no other memory.
     let known = KNOWN.load(Relaxed);
-    if measured.abs_diff(known) < STEP_MS {
+    if measured.abs_diff(known) < CLOCK_STEP_MS {
         return known;
     }
-    // Of several threads that see the first reading, or a step, at once, all go by the one that comes first.
+    // If several threads see the first reading or a step at the same time, all use the one that was stored first.
     match KNOWN.compare_exchange(known, measured, Relaxed, Relaxed) {
         Ok(_) => measured,
         Err(by_another) => by_another,
@@ -136,7 +135,7 @@ fn uptime_ms() -> u64 {
     u64::try_from(uptime().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How long the machine has been running, asleep or awake.
+/// How long the machine has been running, including suspend.
 #[cfg(target_os = "linux")]
 fn uptime() -> Duration {
     read(libc::CLOCK_BOOTTIME)
@@ -152,19 +151,19 @@ fn read(clock: libc::clockid_t) -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-/// How long the machine has slept since it was started, which [`std::time::Instant`] does not count there.
+/// How long the machine has been suspended since it was started, which [`std::time::Instant`] does not count there.
 #[cfg(target_os = "linux")]
-pub(crate) fn asleep() -> Duration {
+pub(crate) fn suspended_for() -> Duration {
     read(libc::CLOCK_BOOTTIME).saturating_sub(read(libc::CLOCK_MONOTONIC))
 }
 
-/// Nothing: whether instants count time asleep is the system's affair.
+/// Zero: whether instants count suspend depends on the system.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn asleep() -> Duration {
+pub(crate) fn suspended_for() -> Duration {
     Duration::ZERO
 }
 
-/// How long the process has been running (elsewhere, whether time asleep counts is the system's affair).
+/// How long the process has been running. Whether suspend counts depends on the system.
 #[cfg(not(target_os = "linux"))]
 fn uptime() -> Duration {
     static FIRST: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
@@ -202,13 +201,13 @@ mod tests {
         let (began, wall) = (clock.now(), Clock::wall());
         let near = |a: Millis, b: Millis| a.0.abs_diff(b.0) < 5_000;
         assert!(near(began.plus(ten_years), wall), "{began:?} {wall:?}");
-        assert!(near(clock.dated(began), wall) && clock.instant(clock.dated(began)) == began);
+        assert!(near(clock.date_of(began), wall) && clock.instant_of(clock.date_of(began)) == began);
         // What was an hour ago bears the date of an hour ago.
-        assert!(near(clock.dated(began.shifted(-3_600_000)), wall.shifted(-3_600_000)));
+        assert!(near(clock.date_of(began.shifted(-3_600_000)), wall.shifted(-3_600_000)));
         assert!(clock.wall_ahead_ms().abs_diff(ten_years.as_millis() as i64) < 5_000);
         // Set back: dates are earlier than the clock.
         let ahead = Clock { booted_at_ms: clock.booted_at_ms + 2 * ten_years.as_millis() as i64 };
-        assert!(near(ahead.dated(ahead.now()), wall) && ahead.wall_ahead_ms() < 0);
+        assert!(near(ahead.date_of(ahead.now()), wall) && ahead.wall_ahead_ms() < 0);
         assert_eq!((Millis(5).shifted(-6), Millis(5).shifted(6)), (Millis(0), Millis(11)));
     }
 

@@ -1,108 +1,108 @@
-//! How much may be received and not yet handled, over all connections together.
+//! A bound on the bytes that were received and not yet handled, over all connections together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::shares::Shares;
-use super::source::Source;
+use super::quotas::SourceQuotas;
+use super::source::SourceKey;
 
-/// What SPEC.md section 2 allows: 256 MiB in all.
-pub const RECEIVED_MAX: usize = 256 << 20;
+/// The budget of a process (`docs/spec/general.md`): 256 MiB.
+pub const RECEIVE_BUDGET_BYTES: usize = 256 << 20;
 
-/// Which part more links between components may take, beside what clients may: else clients who send and send could
-/// keep from its databases what was received whole.
-const LINKS_SHARE: usize = 8;
+/// Links between components may use 1/8 more than the budget of clients. Otherwise clients that keep sending could
+/// prevent requests that were received whole from reaching the databases.
+const LINK_EXTRA_DIVISOR: usize = 8;
 
-/// Which part loopback leaves to others. All clients may be on this machine, so it has nearly all.
-const SPARE_OF_LOOPBACK: usize = 16;
+/// The part (1/16) that loopback leaves to other sources. All clients may be on this host, so loopback has nearly all
+/// of the budget.
+const LOOPBACK_SPARE_DIVISOR: usize = 16;
 
-/// A number of bytes that all connections share: clients at an address other than loopback have half of it at most,
-/// as they have of the connections.
+/// A number of bytes shared by all connections. A source other than loopback has at most half of it, as it has of the
+/// connections.
 #[derive(Debug)]
-pub struct Budget {
+pub struct ReceiveBudget {
     max_bytes: usize,
-    taken: AtomicUsize,
-    /// What of it clients took. Messages of common length take nothing, and so never wait for this.
-    of_clients: Mutex<Shares>,
+    used_bytes: AtomicUsize,
+    /// What clients use of it. Messages of common length need no budget, so they never wait for this lock.
+    client_quotas: Mutex<SourceQuotas>,
 }
 
-impl Budget {
-    /// That many in all.
-    pub fn new(max_bytes: usize) -> Arc<Budget> {
-        let of_loopback = max_bytes - max_bytes / SPARE_OF_LOOPBACK;
-        let of_clients = Shares::new(max_bytes, max_bytes / 2).with_loopback(of_loopback);
-        Arc::new(Budget { max_bytes, taken: AtomicUsize::new(0), of_clients: Mutex::new(of_clients) })
+impl ReceiveBudget {
+    /// A budget of `max_bytes` in all.
+    pub fn new(max_bytes: usize) -> Arc<ReceiveBudget> {
+        let loopback_quota = max_bytes - max_bytes / LOOPBACK_SPARE_DIVISOR;
+        let client_quotas = SourceQuotas::new(max_bytes, max_bytes / 2).with_loopback_quota(loopback_quota);
+        Arc::new(ReceiveBudget { max_bytes, used_bytes: AtomicUsize::new(0), client_quotas: Mutex::new(client_quotas) })
     }
 
-    /// How many are taken.
-    pub fn taken(&self) -> usize {
-        self.taken.load(Relaxed)
+    pub fn used_bytes(&self) -> usize {
+        self.used_bytes.load(Relaxed)
     }
 
-    /// Takes so many more, if they are there and the client may have them.
-    fn take(&self, bytes: usize, whose: Whose) -> bool {
-        let Whose::Client(source) = whose else {
-            return self.take_up_to(self.max_bytes + self.max_bytes / LINKS_SHARE, bytes);
+    /// Reserves more bytes if they are available and the holder may have them.
+    fn try_acquire(&self, bytes: usize, holder: Holder) -> bool {
+        let Holder::Client(source) = holder else {
+            return self.try_add(self.max_bytes + self.max_bytes / LINK_EXTRA_DIVISOR, bytes);
         };
-        let mut of_clients = self.of_clients.lock();
-        let is_to_be_had = of_clients.has_room(source, bytes).is_ok() && self.take_up_to(self.max_bytes, bytes);
+        let mut client_quotas = self.client_quotas.lock();
+        let is_to_be_had = client_quotas.check_room(source, bytes).is_ok() && self.try_add(self.max_bytes, bytes);
         if is_to_be_had {
-            of_clients.take(source, bytes);
+            client_quotas.acquire(source, bytes);
         }
         is_to_be_had
     }
 
-    fn take_up_to(&self, max_bytes: usize, bytes: usize) -> bool {
+    fn try_add(&self, max_bytes: usize, bytes: usize) -> bool {
         let all = |taken: usize| taken.checked_add(bytes).filter(|all| *all <= max_bytes);
         // Relaxed: the number guards no other memory.
-        self.taken.fetch_update(Relaxed, Relaxed, all).is_ok()
+        self.used_bytes.fetch_update(Relaxed, Relaxed, all).is_ok()
     }
 
-    fn give_back(&self, bytes: usize, whose: Whose) {
-        if let Whose::Client(source) = whose {
-            self.of_clients.lock().give_back(source, bytes);
+    fn release(&self, bytes: usize, holder: Holder) {
+        if let Holder::Client(source) = holder {
+            self.client_quotas.lock().release(source, bytes);
         }
-        self.taken.fetch_sub(bytes, Relaxed);
+        self.used_bytes.fetch_sub(bytes, Relaxed);
     }
 }
 
-/// Whom bytes are counted for.
+/// What bytes are counted for.
 #[derive(Debug, Clone, Copy)]
-enum Whose {
-    /// A client there.
-    Client(Source),
-    /// A component of ours.
+enum Holder {
+    /// A client with that source.
+    Client(SourceKey),
+    /// Another component of the shop.
     Link,
 }
 
-/// What one connection has of a budget; given back when dropped.
+/// What one connection uses of the budget; released when dropped.
 #[derive(Debug, Default)]
-pub struct Share {
-    budget: Option<(Arc<Budget>, Whose)>,
+pub struct Reservation {
+    budget: Option<(Arc<ReceiveBudget>, Holder)>,
     bytes: usize,
 }
 
-impl Share {
-    /// Nothing yet of that budget, for a client who counts as that source. (A default share is of none, and may grow at
-    /// will.)
-    pub fn of(budget: Arc<Budget>, source: Source) -> Share {
-        Share { budget: Some((budget, Whose::Client(source))), bytes: 0 }
+impl Reservation {
+    /// An empty reservation for a client with that source. (The default reservation belongs to no budget and may grow
+    /// without bound.)
+    pub fn for_client(budget: Arc<ReceiveBudget>, source: SourceKey) -> Reservation {
+        Reservation { budget: Some((budget, Holder::Client(source))), bytes: 0 }
     }
 
-    /// The same for a link between components, which finds some left when clients have taken all of theirs.
-    pub fn of_link(budget: Arc<Budget>) -> Share {
-        Share { budget: Some((budget, Whose::Link)), bytes: 0 }
+    /// An empty reservation for a link between components, which has a part of the budget that clients cannot use.
+    pub fn for_link(budget: Arc<ReceiveBudget>) -> Reservation {
+        Reservation { budget: Some((budget, Holder::Link)), bytes: 0 }
     }
 
-    /// Makes it at least so many bytes. False, and unchanged, if they are not to be had.
+    /// Grows the reservation to at least `bytes`. Returns false, without a change, if they are not available.
     #[must_use]
     pub fn grow_to(&mut self, bytes: usize) -> bool {
-        let Some((budget, whose)) = &self.budget else { return true };
+        let Some((budget, holder)) = &self.budget else { return true };
         let more = bytes.saturating_sub(self.bytes);
         if more > 0 {
-            if !budget.take(more, *whose) {
+            if !budget.try_acquire(more, *holder) {
                 return false;
             }
             self.bytes += more;
@@ -110,20 +110,20 @@ impl Share {
         true
     }
 
-    /// Gives everything back.
-    pub fn clear(&mut self) {
-        if let Some((budget, whose)) = &self.budget
+    /// Returns everything to the budget.
+    pub fn release(&mut self) {
+        if let Some((budget, holder)) = &self.budget
             && self.bytes > 0
         {
-            budget.give_back(self.bytes, *whose);
+            budget.release(self.bytes, *holder);
             self.bytes = 0;
         }
     }
 }
 
-impl Drop for Share {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.clear();
+        self.release();
     }
 }
 
@@ -132,45 +132,45 @@ mod tests {
     use super::*;
     use crate::net::source;
 
-    fn from(budget: &Arc<Budget>, address: &str) -> Share {
-        Share::of(Arc::clone(budget), source::of(address.parse().unwrap()))
+    fn from(budget: &Arc<ReceiveBudget>, address: &str) -> Reservation {
+        Reservation::for_client(Arc::clone(budget), source::key_of(address.parse().unwrap()))
     }
 
     #[test]
     fn shares_are_bounded_together_and_given_back() {
-        let budget = Budget::new(100);
+        let budget = ReceiveBudget::new(100);
         let (mut one, mut other) = (from(&budget, "192.0.2.1"), from(&budget, "127.0.0.1"));
         assert!(one.grow_to(50) && one.grow_to(10) && other.grow_to(50));
         assert!(!other.grow_to(51) && !one.grow_to(usize::MAX));
-        assert_eq!(budget.taken(), 100);
+        assert_eq!(budget.used_bytes(), 100);
         drop(one);
         assert!(other.grow_to(94));
-        other.clear();
-        assert_eq!(budget.taken(), 0);
+        other.release();
+        assert_eq!(budget.used_bytes(), 0);
         let (mut client, mut another) = (from(&budget, "192.0.2.1"), from(&budget, "192.0.2.2"));
-        let mut link = Share::of_link(Arc::clone(&budget));
+        let mut link = Reservation::for_link(Arc::clone(&budget));
         assert!(client.grow_to(50) && another.grow_to(50) && link.grow_to(12), "clients leave some to links");
         assert!(!link.grow_to(13) && !from(&budget, "192.0.2.3").grow_to(1));
-        assert!(Share::default().grow_to(usize::MAX), "a share of no budget has no bound");
+        assert!(Reservation::default().grow_to(usize::MAX), "a share of no budget has no bound");
     }
 
     #[test]
     fn one_source_has_half_of_it_at_most_and_loopback_nearly_all() {
-        let budget = Budget::new(160);
+        let budget = ReceiveBudget::new(160);
         let mut of_one = [from(&budget, "192.0.2.1"), from(&budget, "::ffff:192.0.2.1")];
         assert!(of_one[0].grow_to(50) && of_one[1].grow_to(30) && !of_one[1].grow_to(31));
         let mut other = from(&budget, "192.0.2.2");
         assert!(other.grow_to(80), "what one source holds keeps no other from its own");
-        // What was not to be had counts for nobody.
+        // A failed reservation is not counted.
         assert!(!from(&budget, "192.0.2.3").grow_to(1));
         drop(other);
         assert!(from(&budget, "192.0.2.3").grow_to(80));
-        of_one[0].clear();
+        of_one[0].release();
         assert!(of_one[1].grow_to(80) && !of_one[0].grow_to(1));
         drop(of_one);
-        assert_eq!((budget.taken(), budget.of_clients.lock().sources()), (0, 0));
+        assert_eq!((budget.used_bytes(), budget.client_quotas.lock().source_count()), (0, 0));
         let mut here = from(&budget, "127.0.0.1");
         assert!(here.grow_to(150) && !from(&budget, "::1").grow_to(1) && from(&budget, "192.0.2.1").grow_to(10));
-        assert!(Share::of_link(Arc::clone(&budget)).grow_to(30), "a link counts for no source");
+        assert!(Reservation::for_link(Arc::clone(&budget)).grow_to(30), "a link counts for no source");
     }
 }

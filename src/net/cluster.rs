@@ -1,7 +1,7 @@
-//! The cluster key: what the components of one shop share, and strangers do not have.
+//! The cluster key: a secret that the components of one shop share.
 //!
-//! It is never sent. Both ends of a link prove that they have it (HMAC-SHA256 over what both have just
-//! made up), see [`super::link`].
+//! It is never sent. Both ends of a link prove that they have it (HMAC-SHA256 over nonces that both have just made),
+//! see [`super::link`].
 
 use std::fmt;
 use std::fs;
@@ -11,83 +11,74 @@ use std::sync::Arc;
 
 use ring::hmac;
 
-use super::tls::{store_once, warn_if_others_may_read};
+use super::tls::{warn_if_readable_by_others, write_secret_once};
 use crate::model::secret;
 
-/// Its name in a data dir.
+/// The key's file name in a data directory.
 pub const FILE_NAME: &str = "cluster.key";
 
-/// Random bytes of a key; in the file twice as many hex digits.
+/// Random bytes of a key; the file has twice as many hex digits.
 const KEY_BYTES: usize = 32;
 
-/// Why there is no key.
+/// Why the key could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterKeyError {
-    /// The file could not be read or written.
     #[error("the cluster key {}", path.display())]
-    File {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file holds something else.
+    File { path: PathBuf, source: io::Error },
+    /// The file does not hold 64 hex digits.
     #[error("the cluster key {}: expected 64 hex digits", path.display())]
-    Content {
-        /// Which file.
-        path: PathBuf,
-    },
+    Malformed { path: PathBuf },
 }
 
-/// The key itself. Clones are the same; it is never shown.
+/// The key. Clones share it; `Debug` does not show it.
 #[derive(Clone)]
 pub struct ClusterKey(Arc<hmac::Key>);
 
 impl ClusterKey {
-    /// The key in that file. Whichever component comes first makes it, with mode 600.
+    /// The key in that file. The first component that needs it creates the file, with mode 600.
     ///
     /// # Errors
-    /// [`ClusterKeyError`] when the file cannot be read or written, or holds something else: it is never
-    /// replaced, because other components have it.
+    /// [`ClusterKeyError`] when the file cannot be read or written, or holds something else: it is never replaced,
+    /// because other components have the key.
     pub fn load_or_create(path: &Path) -> Result<ClusterKey, ClusterKeyError> {
         let failed = |source| ClusterKeyError::File { path: path.into(), source };
         let text = match fs::read_to_string(path) {
             Ok(text) => {
-                warn_if_others_may_read(path);
+                warn_if_readable_by_others(path);
                 text
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                store_once(path, &format!("{}\n", new_key())).map_err(failed)?;
-                // Read again: another component may have been quicker, and then its is ours.
+                write_secret_once(path, &format!("{}\n", random_key_hex())).map_err(failed)?;
+                // Read again: another component may have created it first, and then its key is ours.
                 fs::read_to_string(path).map_err(failed)?
             }
             Err(error) if error.kind() == ErrorKind::InvalidData => {
-                return Err(ClusterKeyError::Content { path: path.into() });
+                return Err(ClusterKeyError::Malformed { path: path.into() });
             }
             Err(source) => return Err(failed(source)),
         };
-        let bytes = from_hex(text.trim()).ok_or_else(|| ClusterKeyError::Content { path: path.into() })?;
+        let bytes = key_from_hex(text.trim()).ok_or_else(|| ClusterKeyError::Malformed { path: path.into() })?;
         Ok(ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &bytes))))
     }
 
-    /// A key of this process alone: for when all components are in it, and for tests.
+    /// A key for this process alone: for when all components are in it, and for tests.
     pub fn random() -> ClusterKey {
-        ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, new_key().as_bytes())))
+        ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, random_key_hex().as_bytes())))
     }
 
-    /// What only who has the key can say of these parts. Hex.
-    pub(super) fn prove(&self, parts: &[&str]) -> String {
-        secret::hex(hmac::sign(&self.0, &spell(parts)).as_ref())
+    /// The proof (hex) that its author has the key, bound to these parts.
+    pub(super) fn sign(&self, parts: &[&str]) -> String {
+        secret::hex(hmac::sign(&self.0, &encode_parts(parts)).as_ref())
     }
 
-    /// Whether that was said by one who has the key; in constant time.
+    /// Whether the proof of these parts was made with this key; in constant time.
     pub(super) fn verify(&self, parts: &[&str], proof: &str) -> bool {
-        from_hex(proof).is_some_and(|proof| hmac::verify(&self.0, &spell(parts), &proof).is_ok())
+        key_from_hex(proof).is_some_and(|proof| hmac::verify(&self.0, &encode_parts(parts), &proof).is_ok())
     }
 }
 
-/// The parts behind their lengths, so that no two lists of them are the same bytes.
-fn spell(parts: &[&str]) -> Vec<u8> {
+/// Each part behind its length, so that no two lists of parts have the same encoding.
+fn encode_parts(parts: &[&str]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for part in parts {
         bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
@@ -96,12 +87,12 @@ fn spell(parts: &[&str]) -> Vec<u8> {
     bytes
 }
 
-fn new_key() -> String {
+fn random_key_hex() -> String {
     secret::random_hex::<KEY_BYTES>()
 }
 
 /// 32 bytes from 64 hex digits.
-fn from_hex(text: &str) -> Option<[u8; KEY_BYTES]> {
+fn key_from_hex(text: &str) -> Option<[u8; KEY_BYTES]> {
     let mut bytes = [0; KEY_BYTES];
     if text.len() != 2 * KEY_BYTES || !text.is_ascii() {
         return None;
@@ -129,7 +120,7 @@ mod tests {
         let path = dir.path().join(FILE_NAME);
         let made = ClusterKey::load_or_create(&path).unwrap();
         let loaded = ClusterKey::load_or_create(&path).unwrap();
-        let proof = made.prove(&["a", "b"]);
+        let proof = made.sign(&["a", "b"]);
         assert!(loaded.verify(&["a", "b"], &proof));
         assert!(!loaded.verify(&["ab", ""], &proof) && !loaded.verify(&["a"], &proof));
         for wrong in ["", "x", &"0".repeat(64), &"g".repeat(64), &"ü".repeat(32)] {

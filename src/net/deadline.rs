@@ -1,7 +1,7 @@
 //! Reading from and writing to sockets with absolute deadlines.
 //!
-//! A socket's own timeout starts anew with every call, so a peer that sends one byte a second would
-//! never run into it. Here a deadline is an instant, whatever trickles in before.
+//! A socket's own timeout starts anew with every call, so a peer that sends one byte a second would never exceed it.
+//! Here a deadline is an instant, however the bytes trickle in before it.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -9,81 +9,80 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// What can be read from with a deadline.
-pub trait ReadBefore {
-    /// Waits for at least one byte. 0 means the end (or an empty buffer).
+/// A source that is read with absolute deadlines.
+pub trait DeadlineRead {
+    /// Waits for at least one byte. 0 means the end of input (or an empty buffer).
     ///
     /// # Errors
-    /// `TimedOut` at the deadline; else the source's.
+    /// `TimedOut` at the deadline; otherwise the source's error.
     fn read_before(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize>;
 }
 
-/// A TCP stream that knows which timeouts are set on it.
+/// A TCP stream that remembers which timeouts are set on it.
 #[derive(Debug)]
-pub struct TimedStream {
+pub struct DeadlineStream {
     stream: Arc<TcpStream>,
     read_timeout_us: AtomicU64,
     write_timeout_us: AtomicU64,
 }
 
-/// Stands for "not known", so that the first use sets it.
-const UNKNOWN: u64 = u64::MAX;
+/// The timeout is not known yet, so that the first use sets it.
+const TIMEOUT_UNKNOWN: u64 = u64::MAX;
 
-impl TimedStream {
-    /// From then on the stream's timeouts are this one's to set.
-    pub fn new(stream: impl Into<Arc<TcpStream>>) -> TimedStream {
-        let (read_timeout_us, write_timeout_us) = (AtomicU64::new(UNKNOWN), AtomicU64::new(UNKNOWN));
-        TimedStream { stream: stream.into(), read_timeout_us, write_timeout_us }
+impl DeadlineStream {
+    /// From now on nothing else may set the stream's timeouts.
+    pub fn new(stream: impl Into<Arc<TcpStream>>) -> DeadlineStream {
+        let (read_timeout_us, write_timeout_us) = (AtomicU64::new(TIMEOUT_UNKNOWN), AtomicU64::new(TIMEOUT_UNKNOWN));
+        DeadlineStream { stream: stream.into(), read_timeout_us, write_timeout_us }
     }
 
-    /// The stream itself.
     pub fn stream(&self) -> &Arc<TcpStream> {
         &self.stream
     }
 
-    /// Reads what is there, or waits for it. For one thread at a time.
+    /// Reads what is there, or waits for it. Only one thread may read at a time.
     ///
     /// # Errors
-    /// `TimedOut` at the deadline; else the socket's.
+    /// `TimedOut` at the deadline; otherwise the socket's error.
     pub fn read_before(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         self.read_with(deadline, |mut stream| stream.read(buffer))
     }
 
-    /// The same, but what was read stays to be read again.
+    /// Like [`read_before`](DeadlineStream::read_before), but leaves what was read in the socket.
     ///
     /// # Errors
-    /// As [`read_before`](TimedStream::read_before).
+    /// As [`read_before`](DeadlineStream::read_before).
     pub fn peek_before(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         self.read_with(deadline, |stream| stream.peek(buffer))
     }
 
     fn read_with(&self, deadline: Instant, mut read: impl FnMut(&TcpStream) -> io::Result<usize>) -> io::Result<usize> {
         loop {
-            let left = left_until(deadline)?;
+            let left = remaining_until(deadline)?;
             if let Some(timeout) = timeout_to_set(&self.read_timeout_us, left) {
                 self.stream.set_read_timeout(Some(timeout))?;
             }
             match read(&self.stream) {
-                Err(error) if is_to_be_tried_again(&error) => {}
+                Err(error) if is_retryable(&error) => {}
                 result => return result,
             }
         }
     }
 
-    /// Writes all of it. For one thread at a time. After an error nobody knows how much was written.
+    /// Writes all of it. Only one thread may write at a time. After an error it is unknown how much was written.
     ///
     /// # Errors
-    /// `TimedOut` at the deadline; else the socket's.
+    /// `TimedOut` at the deadline; otherwise the socket's error.
     pub fn write_all_before(&self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
-            let left = left_until(deadline)?;
+            let left = remaining_until(deadline)?;
             if let Some(timeout) = timeout_to_set(&self.write_timeout_us, left) {
                 self.stream.set_write_timeout(Some(timeout))?;
             }
             match (&*self.stream).write(bytes) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => bytes = &bytes[written..],
-                Err(error) if is_to_be_tried_again(&error) => {}
+                Err(error) if is_retryable(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -91,37 +90,36 @@ impl TimedStream {
     }
 }
 
-impl ReadBefore for TimedStream {
+impl DeadlineRead for DeadlineStream {
     fn read_before(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
-        TimedStream::read_before(self, buffer, deadline)
+        DeadlineStream::read_before(self, buffer, deadline)
     }
 }
 
-fn is_to_be_tried_again(error: &io::Error) -> bool {
+fn is_retryable(error: &io::Error) -> bool {
     // A timeout set on the socket is WouldBlock on Unix, where TimedOut means that the connection itself
     // was given up; on Windows both are TimedOut, and a dead connection is noticed at the deadline.
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
         || (cfg!(windows) && error.kind() == ErrorKind::TimedOut)
 }
 
-fn left_until(deadline: Instant) -> io::Result<Duration> {
+fn remaining_until(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// The timeout to set on the socket, if the one that is set does not do.
+/// The timeout to set on the socket, if the present one will not do.
 ///
-/// Setting it costs a system call, and with every message the deadline is a little different. So one
-/// that ends somewhat early is good enough: whoever wakes looks at the deadline and waits again. It
-/// must only never end late.
+/// Setting it costs a system call, and the deadline differs a little with every message. So a timeout that ends
+/// somewhat early is good enough: the caller checks the deadline and waits again. It must only never end late.
 fn timeout_to_set(current_us: &AtomicU64, left: Duration) -> Option<Duration> {
-    let left_us = u64::try_from(left.as_micros()).unwrap_or(UNKNOWN - 1).max(1);
+    let left_us = u64::try_from(left.as_micros()).unwrap_or(TIMEOUT_UNKNOWN - 1).max(1);
     let current = current_us.load(Relaxed);
     if current <= left_us && current >= left_us / 2 {
         return None;
     }
-    // Somewhat early from the start, so that it does for the next message too; but precise near the
-    // end, where waking again and again would only cost.
+    // Somewhat early from the start, so that it will do for the next message too; but precise near the deadline,
+    // where repeated wake-ups would only cost.
     let wanted = if left_us > 1_000_000 { left_us / 4 * 3 } else { left_us };
     current_us.store(wanted, Relaxed);
     Some(Duration::from_micros(wanted))
@@ -142,7 +140,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_timeout_ends_early_never_late_and_is_seldom_set() {
-        let current = AtomicU64::new(UNKNOWN);
+        let current = AtomicU64::new(TIMEOUT_UNKNOWN);
         let ten_minutes = Duration::from_secs(600);
         assert_eq!(timeout_to_set(&current, ten_minutes), Some(Duration::from_secs(450)));
         assert_eq!(timeout_to_set(&current, ten_minutes), None);
@@ -156,7 +154,7 @@ pub(crate) mod tests {
     #[test]
     fn reading_and_writing_end_at_the_deadline() {
         let (client, _server) = pair();
-        let stream = TimedStream::new(client);
+        let stream = DeadlineStream::new(client);
         let deadline = Instant::now() + Duration::from_millis(50);
         let error = stream.read_before(&mut [0; 10], deadline).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);

@@ -1,5 +1,5 @@
-//! Frames: one message each behind its length (4 bytes, big-endian), within limits of length and time;
-//! and [`MessageReader`], which takes frames or lines, whichever the other end chose.
+//! Frames: one message behind its length (4 bytes, big-endian), with limits on length and time; and
+//! [`MessageReader`], which reads frames or lines, whichever the other end uses.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -7,70 +7,69 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use super::budget::Share;
+use super::budget::Reservation;
 use super::conn::ConnWriter;
-use super::deadline::ReadBefore;
-use super::lines::{FIRST_READ_BYTES, LineError, LineLimits, LineReader, NEXT_READ_BYTES, granted};
+use super::deadline::DeadlineRead;
+use super::lines::{FIRST_READ_BYTES, LineError, LineLimits, LineReader, NEXT_READ_BYTES, reserved_read_size};
 
-/// Bytes of a length.
+/// Size of the length prefix, bytes.
 const LENGTH_BYTES: usize = 4;
 
-/// How long an answer of common size may take to be written.
+/// How long writing a message of common size may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What comes on top for each full second that a very slow line needs.
+/// A message has one more second for each this many bytes, for very slow connections.
 const SLOW_LINE_BYTES_PER_S: usize = 64 * 1024;
 
-/// How long a connection that is closed by us is read on, so that the other end can read our last word.
+/// How long a connection that we close is read on, so that the other end can read our last message.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Reads frames from a source with deadlines.
 ///
-/// Like [`LineReader`] it holds a buffer only while part of a message is in hand, unless it was told to
-/// keep one.
+/// Like [`LineReader`] it holds a buffer only while part of a message has been received, unless
+/// [`retain_buffer`](FrameReader::retain_buffer) was called.
 pub struct FrameReader<R> {
     source: R,
     limits: LineLimits,
-    /// What came; `pending[given..filled]` has not been given out.
-    pending: Vec<u8>,
-    given: usize,
+    /// What was received; `pending[consumed..filled]` has not been returned yet.
+    buffer: Vec<u8>,
+    consumed: usize,
     filled: usize,
-    keeps_buffer: bool,
-    share: Share,
+    retains_buffer: bool,
+    reservation: Reservation,
 }
 
-/// What a first read has brought.
-enum First {
+/// The result of a read into an empty buffer.
+enum FirstRead {
     End,
     Whole(Vec<u8>),
     Pending,
 }
 
-impl<R: ReadBefore> FrameReader<R> {
-    /// Reads from the source within the limits.
+impl<R: DeadlineRead> FrameReader<R> {
     pub fn new(source: R, limits: LineLimits) -> FrameReader<R> {
-        let (pending, share) = (Vec::new(), Share::default());
-        FrameReader { source, limits, pending, given: 0, filled: 0, keeps_buffer: false, share }
+        let (pending, reservation) = (Vec::new(), Reservation::default());
+        FrameReader { source, limits, buffer: pending, consumed: 0, filled: 0, retains_buffer: false, reservation }
     }
 
-    /// Takes the memory for long frames from a budget. A frame counts until the next one is asked for.
-    pub fn with_share(mut self, share: Share) -> FrameReader<R> {
-        self.share = share;
+    /// Takes the memory for long frames from a budget. A frame is counted until the next one is read.
+    pub fn with_reservation(mut self, reservation: Reservation) -> FrameReader<R> {
+        self.reservation = reservation;
         self
     }
 
-    /// Keeps a buffer between messages: for links, which are few, and whose answers are long enough to be
-    /// worth a system call less.
-    pub fn keep_buffer(&mut self) {
-        self.keeps_buffer = true;
+    /// Keeps the buffer between messages: for links, which are few and whose messages are long enough to make fewer
+    /// system calls worthwhile.
+    pub fn retain_buffer(&mut self) {
+        self.retains_buffer = true;
     }
 
-    /// Other limits from the next frame on.
+    /// Sets the limits from the next frame on.
     pub fn set_limits(&mut self, limits: LineLimits) {
         self.limits = limits;
     }
 
-    /// The next frame without its length; none at a clean end.
+    /// The next frame without its length; `None` at a clean end.
     ///
     /// # Errors
     /// [`LineError`], after which the connection is to be closed.
@@ -79,49 +78,49 @@ impl<R: ReadBefore> FrameReader<R> {
         self.read_frame_before(idle_deadline)
     }
 
-    /// The same with an instant by which the frame's first byte must be there.
+    /// Like [`read_frame`](FrameReader::read_frame), with a deadline for the frame's first byte.
     ///
     /// # Errors
-    /// [`LineError`]; `Idle` at that instant.
+    /// [`LineError`]; `Idle` at the deadline.
     pub fn read_frame_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
-        self.share.clear();
-        if self.given == self.filled {
+        self.reservation.release();
+        if self.consumed == self.filled {
             match self.read_first(idle_deadline)? {
-                First::End => return Ok(None),
-                First::Whole(frame) => return Ok(Some(frame)),
-                First::Pending => {}
+                FirstRead::End => return Ok(None),
+                FirstRead::Whole(frame) => return Ok(Some(frame)),
+                FirstRead::Pending => {}
             }
         }
-        // Its time runs from now even if its beginning came with the frame before it, as with lines.
+        // As with lines, its time runs from now even if its beginning arrived together with the frame before it.
         let deadline = Instant::now() + self.limits.message_timeout;
-        while self.filled - self.given < LENGTH_BYTES {
-            self.make_room(LENGTH_BYTES);
+        while self.filled - self.consumed < LENGTH_BYTES {
+            self.ensure_capacity(LENGTH_BYTES);
             self.read_more(deadline)?;
         }
-        let start = self.given + LENGTH_BYTES;
+        let start = self.consumed + LENGTH_BYTES;
         let mut length = [0; LENGTH_BYTES];
-        length.copy_from_slice(&self.pending[self.given..start]);
+        length.copy_from_slice(&self.buffer[self.consumed..start]);
         let length = u32::from_be_bytes(length) as usize;
-        // Before a byte of memory is taken for it.
+        // Checked before any memory is allocated for it.
         if length > self.limits.max_bytes {
             return Err(LineError::TooLong { max_bytes: self.limits.max_bytes });
         }
         if self.filled - start >= length {
-            let frame = self.pending[start..start + length].to_vec();
-            self.given = start + length;
-            self.forget_given();
+            let frame = self.buffer[start..start + length].to_vec();
+            self.consumed = start + length;
+            self.discard_consumed();
             return Ok(Some(frame));
         }
         self.read_rest(start, length, deadline).map(Some)
     }
 
     /// Reads into an empty buffer.
-    fn read_first(&mut self, idle_deadline: Instant) -> Result<First, LineError> {
+    fn read_first(&mut self, idle_deadline: Instant) -> Result<FirstRead, LineError> {
         let begun = Instant::now();
         let mut on_stack = [0; FIRST_READ_BYTES];
-        let buffer = if self.keeps_buffer {
-            self.pending.resize(self.pending.len().max(NEXT_READ_BYTES), 0);
-            &mut self.pending[..]
+        let buffer = if self.retains_buffer {
+            self.buffer.resize(self.buffer.len().max(NEXT_READ_BYTES), 0);
+            &mut self.buffer[..]
         } else {
             &mut on_stack[..]
         };
@@ -132,33 +131,33 @@ impl<R: ReadBefore> FrameReader<R> {
             result => result?,
         };
         if len == 0 {
-            return Ok(First::End);
+            return Ok(FirstRead::End);
         }
-        if !self.keeps_buffer {
-            let came = &on_stack[..len];
-            // Most often it is one frame and nothing else: then it needs no buffer.
-            if let Some((length, frame)) = came.split_first_chunk()
+        if !self.retains_buffer {
+            let received = &on_stack[..len];
+            // Usually it is exactly one frame, which then needs no buffer.
+            if let Some((length, frame)) = received.split_first_chunk()
                 && u32::from_be_bytes(*length) as usize == frame.len()
                 && frame.len() <= self.limits.max_bytes
             {
-                return Ok(First::Whole(frame.to_vec()));
+                return Ok(FirstRead::Whole(frame.to_vec()));
             }
-            self.pending = came.to_vec();
+            self.buffer = received.to_vec();
         }
-        (self.given, self.filled) = (0, len);
-        Ok(First::Pending)
+        (self.consumed, self.filled) = (0, len);
+        Ok(FirstRead::Pending)
     }
 
-    /// The rest of a frame that is longer than what is there: read straight to where it is given out, in
-    /// pieces, because a length alone must not cost the memory that it speaks of.
+    /// Reads the rest of a frame that is not in the buffer whole. It goes straight into the returned vector, in
+    /// pieces, because a length prefix alone must not cost the memory that it announces.
     fn read_rest(&mut self, start: usize, length: usize, deadline: Instant) -> Result<Vec<u8>, LineError> {
-        let mut frame = self.pending[start..self.filled].to_vec();
-        self.given = self.filled;
-        self.forget_given();
+        let mut frame = self.buffer[start..self.filled].to_vec();
+        self.consumed = self.filled;
+        self.discard_consumed();
         while frame.len() < length {
             let had = frame.len();
             let room = (length - had).min(had.max(NEXT_READ_BYTES));
-            let room = granted(&mut self.share, had, room).ok_or(LineError::Busy)?;
+            let room = reserved_read_size(&mut self.reservation, had, room).ok_or(LineError::Busy)?;
             frame.resize(had + room, 0);
             let mut filled = had;
             while filled < had + room {
@@ -169,30 +168,30 @@ impl<R: ReadBefore> FrameReader<R> {
     }
 
     fn read_more(&mut self, deadline: Instant) -> Result<(), LineError> {
-        let room = &mut self.pending[self.filled..];
+        let room = &mut self.buffer[self.filled..];
         self.filled += read_some(&mut self.source, room, deadline, self.limits.message_timeout)?;
         Ok(())
     }
 
-    /// Room for so many bytes in all, counted from where the next frame begins.
-    fn make_room(&mut self, bytes: usize) {
-        self.pending.copy_within(self.given..self.filled, 0);
-        (self.given, self.filled) = (0, self.filled - self.given);
-        self.pending.resize(self.pending.len().max(bytes), 0);
+    /// Makes room for `bytes` in all, counted from where the next frame begins.
+    fn ensure_capacity(&mut self, bytes: usize) {
+        self.buffer.copy_within(self.consumed..self.filled, 0);
+        (self.consumed, self.filled) = (0, self.filled - self.consumed);
+        self.buffer.resize(self.buffer.len().max(bytes), 0);
     }
 
-    fn forget_given(&mut self) {
-        if self.given == self.filled {
-            (self.given, self.filled) = (0, 0);
-            if !self.keeps_buffer {
-                self.pending = Vec::new();
+    fn discard_consumed(&mut self) {
+        if self.consumed == self.filled {
+            (self.consumed, self.filled) = (0, 0);
+            if !self.retains_buffer {
+                self.buffer = Vec::new();
             }
         }
     }
 }
 
 fn read_some(
-    source: &mut impl ReadBefore,
+    source: &mut impl DeadlineRead,
     room: &mut [u8],
     deadline: Instant,
     timeout: Duration,
@@ -205,8 +204,7 @@ fn read_some(
     }
 }
 
-/// Puts the length before a message. None if it is longer than a length can say.
-pub fn frame(message: &[u8]) -> Option<Vec<u8>> {
+pub fn encode_frame(message: &[u8]) -> Option<Vec<u8>> {
     let length = u32::try_from(message.len()).ok()?;
     let mut bytes = Vec::with_capacity(LENGTH_BYTES + message.len());
     bytes.extend_from_slice(&length.to_be_bytes());
@@ -214,17 +212,17 @@ pub fn frame(message: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// How messages are told from each other.
+/// How messages are delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// Behind their length.
+    /// Each message follows its length.
     Frames,
-    /// One a line.
+    /// One message per line.
     Lines,
 }
 
 impl Framing {
-    /// Writes one message in one piece; a long one has the more time.
+    /// Writes one message at once. A long message has more time.
     ///
     /// # Errors
     /// As [`ConnWriter::write_all`].
@@ -232,66 +230,74 @@ impl Framing {
         let slow_s = (message.len() / SLOW_LINE_BYTES_PER_S) as u64;
         let deadline = Instant::now() + WRITE_TIMEOUT + Duration::from_secs(slow_s);
         match self {
-            Framing::Frames => writer.write_all(&frame(message).ok_or(ErrorKind::InvalidInput)?, deadline),
+            Framing::Frames => writer.write_all(&encode_frame(message).ok_or(ErrorKind::InvalidInput)?, deadline),
             Framing::Lines => writer.write_line(message, deadline),
         }
     }
 }
 
-/// Gives out what was read already, then what the source has.
-pub struct Prefixed<R> {
+/// Returns what was read already, then what the source has.
+pub struct PrefixedReader<R> {
     head: Vec<u8>,
-    given: usize,
+    consumed: usize,
     source: R,
 }
 
-impl<R: ReadBefore> ReadBefore for Prefixed<R> {
+impl<R: DeadlineRead> DeadlineRead for PrefixedReader<R> {
     fn read_before(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
-        let left = &self.head[self.given..];
+        let left = &self.head[self.consumed..];
         if left.is_empty() {
             return self.source.read_before(buffer, deadline);
         }
         let len = left.len().min(buffer.len());
         buffer[..len].copy_from_slice(&left[..len]);
-        self.given += len;
-        if self.given == self.head.len() {
-            (self.head, self.given) = (Vec::new(), 0);
+        self.consumed += len;
+        if self.consumed == self.head.len() {
+            (self.head, self.consumed) = (Vec::new(), 0);
         }
         Ok(len)
     }
 }
 
-/// Reads messages in the framing that the first byte tells: 0 begins a length; `{`, white space or a byte order mark
-/// a line.
+/// Reads messages in the framing that the first byte shows: 0 begins a length; `{`, white space or a byte order mark
+/// begin a line.
 pub enum MessageReader<R> {
-    /// The client sends frames.
-    Frames(FrameReader<Prefixed<R>>),
-    /// The client sends lines.
-    Lines(LineReader<Prefixed<R>>),
+    Frames(FrameReader<PrefixedReader<R>>),
+    Lines(LineReader<PrefixedReader<R>>),
 }
 
-impl<R: ReadBefore> MessageReader<R> {
-    /// Waits for the first bytes and looks at them. None at a clean end, or if they begin neither framing.
+impl<R: DeadlineRead> MessageReader<R> {
+    /// Waits for the first bytes and determines the framing from them. `None` at a clean end, or if they begin
+    /// neither framing.
     ///
     /// # Errors
     /// [`LineError`]; `Idle` when nothing comes.
-    pub fn begin(source: R, limits: LineLimits, share: Share) -> Result<Option<MessageReader<R>>, LineError> {
+    pub fn detect_framing(
+        source: R,
+        limits: LineLimits,
+        reservation: Reservation,
+    ) -> Result<Option<MessageReader<R>>, LineError> {
         let is_line = |byte| matches!(byte, b'{' | b' ' | b'\t' | b'\r' | b'\n' | 0xef);
-        MessageReader::begin_with(source, limits, share, is_line)
+        MessageReader::detect(source, limits, reservation, is_line)
     }
 
-    /// The same for what a server answers: whatever is no length is a line, be it an error in words of its own.
+    /// Like `detect_framing`, for what a server sends: whatever is not a length is a line, such as an error in
+    /// another format.
     ///
     /// # Errors
-    /// As [`begin`](MessageReader::begin).
-    pub fn begin_answer(source: R, limits: LineLimits, share: Share) -> Result<Option<MessageReader<R>>, LineError> {
-        MessageReader::begin_with(source, limits, share, |_| true)
+    /// As [`detect_framing`](MessageReader::detect_framing).
+    pub fn detect_response_framing(
+        source: R,
+        limits: LineLimits,
+        reservation: Reservation,
+    ) -> Result<Option<MessageReader<R>>, LineError> {
+        MessageReader::detect(source, limits, reservation, |_| true)
     }
 
-    fn begin_with(
+    fn detect(
         mut source: R,
         limits: LineLimits,
-        share: Share,
+        reservation: Reservation,
         is_line: impl Fn(u8) -> bool,
     ) -> Result<Option<MessageReader<R>>, LineError> {
         let mut first = [0; FIRST_READ_BYTES];
@@ -302,45 +308,44 @@ impl<R: ReadBefore> MessageReader<R> {
             result => result?,
         };
         let first = &first[..len];
-        let source = Prefixed { head: first.to_vec(), given: 0, source };
+        let source = PrefixedReader { head: first.to_vec(), consumed: 0, source };
         Ok(match first.first() {
-            Some(0) => Some(MessageReader::Frames(FrameReader::new(source, limits).with_share(share))),
-            Some(first) if is_line(*first) => Some(MessageReader::of_lines(source, limits, share)),
+            Some(0) => Some(MessageReader::Frames(FrameReader::new(source, limits).with_reservation(reservation))),
+            Some(first) if is_line(*first) => Some(MessageReader::of_lines(source, limits, reservation)),
             _ => None,
         })
     }
 
     /// Reads lines, whatever they begin with.
-    pub fn lines(source: R, limits: LineLimits, share: Share) -> MessageReader<R> {
-        MessageReader::of_lines(Prefixed { head: Vec::new(), given: 0, source }, limits, share)
+    pub fn lines(source: R, limits: LineLimits, reservation: Reservation) -> MessageReader<R> {
+        MessageReader::of_lines(PrefixedReader { head: Vec::new(), consumed: 0, source }, limits, reservation)
     }
 
-    fn of_lines(source: Prefixed<R>, limits: LineLimits, share: Share) -> MessageReader<R> {
-        MessageReader::Lines(LineReader::new(source, limits).with_share(share))
+    fn of_lines(source: PrefixedReader<R>, limits: LineLimits, reservation: Reservation) -> MessageReader<R> {
+        MessageReader::Lines(LineReader::new(source, limits).with_reservation(reservation))
     }
 
-    /// As [`LineReader::taking_last_line`].
-    pub fn taking_last_line(self, we_end_it: Arc<AtomicBool>) -> MessageReader<R> {
+    /// As [`LineReader::accepting_unterminated_line`].
+    pub fn accepting_unterminated_line(self, we_end_it: Arc<AtomicBool>) -> MessageReader<R> {
         match self {
-            MessageReader::Lines(lines) => MessageReader::Lines(lines.taking_last_line(we_end_it)),
+            MessageReader::Lines(lines) => MessageReader::Lines(lines.accepting_unterminated_line(we_end_it)),
             frames @ MessageReader::Frames(_) => frames,
         }
     }
 
-    /// Whether it reads lines.
-    pub fn is_of_lines(&self) -> bool {
+    pub fn is_line_based(&self) -> bool {
         matches!(self, MessageReader::Lines(_))
     }
 
-    /// Another share for what is read next.
-    pub fn set_share(&mut self, share: Share) {
+    /// Replaces the reservation, for what is read from now on.
+    pub fn set_reservation(&mut self, reservation: Reservation) {
         match self {
-            MessageReader::Frames(frames) => frames.share = share,
-            MessageReader::Lines(lines) => lines.set_share(share),
+            MessageReader::Frames(frames) => frames.reservation = reservation,
+            MessageReader::Lines(lines) => lines.set_reservation(reservation),
         }
     }
 
-    /// How answers must be framed.
+    /// The framing of the responses: that of the requests.
     pub fn framing(&self) -> Framing {
         match self {
             MessageReader::Frames(_) => Framing::Frames,
@@ -348,7 +353,8 @@ impl<R: ReadBefore> MessageReader<R> {
         }
     }
 
-    /// The next message, whatever its bytes are, whose first must be there by then; none at a clean end.
+    /// The next message, whatever its bytes are, whose first byte must come before the deadline; `None` at a clean
+    /// end.
     ///
     /// # Errors
     /// [`LineError`], after which the connection is to be closed; never [`LineError::NotUtf8`].
@@ -359,32 +365,32 @@ impl<R: ReadBefore> MessageReader<R> {
         }
     }
 
-    /// Says that nothing more will be written, and reads on for a moment without looking at it: closing at
-    /// once would reset the connection, and the other end might never read our last message.
+    /// Shuts writing down and discards what is received for a moment: closing at once would reset the connection, and
+    /// the other end might never read our last message.
     pub fn linger(&mut self, writer: &ConnWriter) {
-        writer.finish();
+        writer.shut_down_write();
         let source = match self {
             MessageReader::Frames(frames) => &mut frames.source,
             MessageReader::Lines(lines) => lines.source_mut(),
         };
         let deadline = Instant::now() + LINGER;
         let mut ignored = [0; FIRST_READ_BYTES];
-        // Whatever ends it, the end is what was wanted.
+        // Any end of the loop, an error too, is what is wanted.
         while source.read_before(&mut ignored, deadline).is_ok_and(|len| len > 0) {}
     }
 }
 
 impl<R> fmt::Debug for FrameReader<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the bytes: they may be secrets.
-        f.debug_struct("FrameReader").field("pending_bytes", &(self.filled - self.given)).finish_non_exhaustive()
+        // Not the content, which may be secret.
+        f.debug_struct("FrameReader").field("pending_bytes", &(self.filled - self.consumed)).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::budget::Budget;
+    use crate::net::budget::ReceiveBudget;
     use crate::net::conn::Conn;
     use crate::net::deadline::tests::pair;
     use crate::net::lines::tests::Chunks;
@@ -397,8 +403,8 @@ mod tests {
         FrameReader::new(Chunks::of(chunks), LineLimits::new(max_bytes))
     }
 
-    fn client_of(budget: &Arc<Budget>) -> Share {
-        Share::of(Arc::clone(budget), source::of([127, 0, 0, 1].into()))
+    fn client_of(budget: &Arc<ReceiveBudget>) -> Reservation {
+        Reservation::for_client(Arc::clone(budget), source::key_of([127, 0, 0, 1].into()))
     }
 
     fn soon() -> Instant {
@@ -410,20 +416,20 @@ mod tests {
         let long = vec![7; 40_000];
         let mut bytes = Vec::new();
         for message in [&b"{}"[..], b"", &long, b"x"] {
-            bytes.extend(frame(message).unwrap());
+            bytes.extend(encode_frame(message).unwrap());
         }
         for keeps in [false, true] {
             for size in [1, 3, 1000, 100_000] {
                 let chunks: Vec<&[u8]> = bytes.chunks(size).collect();
                 let mut reader = over(&chunks, 40_000);
                 if keeps {
-                    reader.keep_buffer();
+                    reader.retain_buffer();
                 }
                 for expected in [&b"{}"[..], b"", &long, b"x"] {
                     assert_eq!(reader.read_frame().unwrap().unwrap(), expected);
                 }
                 assert!(reader.read_frame().unwrap().is_none());
-                assert_eq!(reader.pending.capacity() == 0, !keeps, "only a link keeps a buffer");
+                assert_eq!(reader.buffer.capacity() == 0, !keeps, "only a link keeps a buffer");
             }
         }
     }
@@ -433,14 +439,14 @@ mod tests {
         for length in [11_u32, 2 << 20, u32::MAX] {
             let mut reader = over(&[&length.to_be_bytes(), b"0123456789"], 10);
             assert_eq!(reader.read_frame().unwrap_err().to_string(), "the message is longer than 10 bytes");
-            assert!(reader.pending.capacity() <= FIRST_READ_BYTES);
+            assert!(reader.buffer.capacity() <= FIRST_READ_BYTES);
         }
         // Nor does one within it, before the bytes are there.
-        let budget = Budget::new(100 << 10);
+        let budget = ReceiveBudget::new(100 << 10);
         let mut reader = over(&[&(1_u32 << 20).to_be_bytes(), &[1; 1020]], 1 << 20);
-        reader.share = client_of(&budget);
+        reader.reservation = client_of(&budget);
         assert!(matches!(reader.read_frame(), Err(LineError::Truncated)));
-        assert!(budget.taken() <= 20 << 10, "{} bytes were taken for 1024", budget.taken());
+        assert!(budget.used_bytes() <= 20 << 10, "{} bytes were taken for 1024", budget.used_bytes());
     }
 
     #[test]
@@ -452,12 +458,12 @@ mod tests {
 
     #[test]
     fn past_the_budget_it_is_busy_and_what_was_handled_counts_no_more() {
-        let budget = Budget::new(150_000);
-        let bytes = frame(&[b' '; 100_000]).unwrap();
+        let budget = ReceiveBudget::new(150_000);
+        let bytes = encode_frame(&[b' '; 100_000]).unwrap();
         let line = [&[b' '; 100_000][..], b"\n"].concat();
         let begin = |bytes: &[u8]| {
-            let share = client_of(&budget);
-            MessageReader::begin(Chunks::of(&[bytes]), LineLimits::new(1 << 20), share).unwrap().unwrap()
+            let reservation = client_of(&budget);
+            MessageReader::detect_framing(Chunks::of(&[bytes]), LineLimits::new(1 << 20), reservation).unwrap().unwrap()
         };
         let mut frames = begin(&[&bytes[..], &bytes].concat());
         assert_eq!(frames.read_before(soon()).unwrap().unwrap().len(), 100_000);
@@ -467,13 +473,14 @@ mod tests {
         assert!(frames.read_before(soon()).unwrap().is_none());
         assert_eq!(begin(&line).read_before(soon()).unwrap().unwrap().len(), 100_000);
         drop(frames);
-        assert_eq!(budget.taken(), 0);
+        assert_eq!(budget.used_bytes(), 0);
     }
 
     #[test]
     fn the_first_byte_tells_the_framing() {
-        let begin =
-            |bytes: &[u8]| MessageReader::begin(Chunks::of(&[bytes]), LineLimits::new(100), Share::default()).unwrap();
+        let begin = |bytes: &[u8]| {
+            MessageReader::detect_framing(Chunks::of(&[bytes]), LineLimits::new(100), Reservation::default()).unwrap()
+        };
         let mut lines = begin(b"\r\n {}\n{\xff\n[]\n").unwrap();
         assert_eq!(lines.framing(), Framing::Lines);
         assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b"");
@@ -493,46 +500,51 @@ mod tests {
     fn a_last_line_needs_no_end_and_a_byte_order_mark_begins_one() {
         for last in [&b"{}"[..], b"\xef\xbb\xbf{}", b" ", b"{}\r"] {
             let source = Chunks::of(&[b"{}\n", last]);
-            let lines = MessageReader::begin(source, LineLimits::new(100), Share::default()).unwrap().unwrap();
-            let mut lines = lines.taking_last_line(Arc::default());
+            let lines =
+                MessageReader::detect_framing(source, LineLimits::new(100), Reservation::default()).unwrap().unwrap();
+            let mut lines = lines.accepting_unterminated_line(Arc::default());
             assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b"{}");
             let expected = last.strip_suffix(b"\r").unwrap_or(last);
             assert_eq!(lines.read_before(soon()).unwrap().unwrap(), expected);
             assert!(lines.read_before(soon()).unwrap().is_none());
         }
-        let marked = MessageReader::begin(Chunks::of(&[b"\xef"]), LineLimits::new(9), Share::default()).unwrap();
+        let marked =
+            MessageReader::detect_framing(Chunks::of(&[b"\xef"]), LineLimits::new(9), Reservation::default()).unwrap();
         assert_eq!(marked.unwrap().framing(), Framing::Lines);
         // Too long is too long at the end, too.
-        let four = || MessageReader::lines(Chunks::of(&[b"{234"]), LineLimits::new(3), Share::default());
-        let too_long = four().taking_last_line(Arc::default()).read_before(soon());
+        let four = || MessageReader::lines(Chunks::of(&[b"{234"]), LineLimits::new(3), Reservation::default());
+        let too_long = four().accepting_unterminated_line(Arc::default()).read_before(soon());
         assert!(matches!(too_long, Err(LineError::TooLong { max_bytes: 3 })));
-        // Where we end it ourselves, nobody knows what was still to come.
+        // When we end the input ourselves, it is unknown what was still to come.
         let we_end_it = Arc::new(AtomicBool::new(false));
         let source = Chunks::of(&[b"{}\n", b"{}"]);
-        let mut lines =
-            MessageReader::lines(source, LineLimits::new(9), Share::default()).taking_last_line(Arc::clone(&we_end_it));
+        let mut lines = MessageReader::lines(source, LineLimits::new(9), Reservation::default())
+            .accepting_unterminated_line(Arc::clone(&we_end_it));
         assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b"{}");
         we_end_it.store(true, SeqCst);
         assert!(matches!(lines.read_before(soon()), Err(LineError::Truncated)));
-        // Who waits for an answer is told that it was cut short.
+        // A client that waits for a response must see that it was cut short.
         assert!(matches!(four().read_before(soon()), Err(LineError::Truncated)));
     }
 
     #[test]
     fn what_is_short_is_taken_whatever_others_have_of_the_budget() {
-        let budget = Budget::new(100 << 10);
-        let mut all = Share::of_link(Arc::clone(&budget));
+        let budget = ReceiveBudget::new(100 << 10);
+        let mut all = Reservation::for_link(Arc::clone(&budget));
         assert!(all.grow_to(100 << 10));
         let begin = |message: &[u8]| {
-            let (limits, share) = (LineLimits::new(1 << 20), client_of(&budget));
-            MessageReader::begin(Chunks::of(&[message]), limits, share).unwrap().unwrap().read_before(soon())
+            let (limits, reservation) = (LineLimits::new(1 << 20), client_of(&budget));
+            MessageReader::detect_framing(Chunks::of(&[message]), limits, reservation)
+                .unwrap()
+                .unwrap()
+                .read_before(soon())
         };
         for length in [10, 1_100, 4_000] {
             let line = [&vec![b' '; length][..], b"\n"].concat();
             assert_eq!(begin(&line).unwrap().unwrap().len(), length);
-            assert_eq!(begin(&frame(&vec![b' '; length]).unwrap()).unwrap().unwrap().len(), length);
+            assert_eq!(begin(&encode_frame(&vec![b' '; length]).unwrap()).unwrap().unwrap().len(), length);
         }
-        assert!(matches!(begin(&frame(&[b' '; 5_000]).unwrap()), Err(LineError::Busy)));
+        assert!(matches!(begin(&encode_frame(&[b' '; 5_000]).unwrap()), Err(LineError::Busy)));
         assert!(matches!(begin(&[b' '; 5_000]), Err(LineError::Busy)));
     }
 
@@ -568,11 +580,12 @@ mod tests {
             let mut answer = Vec::new();
             client.read_to_end(&mut answer).map(|_| answer)
         });
-        let mut reader = MessageReader::begin(source, LineLimits::new(1 << 20), Share::default()).unwrap().unwrap();
+        let mut reader =
+            MessageReader::detect_framing(source, LineLimits::new(1 << 20), Reservation::default()).unwrap().unwrap();
         assert!(matches!(reader.read_before(soon()), Err(LineError::TooLong { .. })));
         Framing::Frames.write(&writer, b"too long").unwrap();
         reader.linger(&writer);
-        assert_eq!(sending.join().unwrap().unwrap(), frame(b"too long").unwrap());
+        assert_eq!(sending.join().unwrap().unwrap(), encode_frame(b"too long").unwrap());
     }
 
     proptest! {
@@ -584,7 +597,7 @@ mod tests {
         ) {
             let chunks: Vec<&[u8]> = bytes.chunks(cut).collect();
             let mut reader = over(&chunks, 100);
-            reader.keeps_buffer = keeps;
+            reader.retains_buffer = keeps;
             // The same by hand.
             let mut rest = &bytes[..];
             loop {
@@ -609,7 +622,7 @@ mod tests {
                 }
             }
             let limits = LineLimits::new(100);
-            if let Ok(Some(mut messages)) = MessageReader::begin(Chunks::of(&chunks), limits, Share::default()) {
+            if let Ok(Some(mut messages)) = MessageReader::detect_framing(Chunks::of(&chunks), limits, Reservation::default()) {
                 while let Ok(Some(_)) = messages.read_before(soon()) {}
             }
         }

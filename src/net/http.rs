@@ -1,41 +1,41 @@
-//! HTTP/1.1 on our threads: hyper parses and writes, and a connection has a thread to itself, which also
-//! handles its requests, one after the other.
+//! An HTTP/1.1 server on plain threads: hyper parses and writes, and each connection has a thread to itself, which
+//! also handles its requests, one after the other.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `connection.rs` | a connection's thread: hyper's futures driven over a blocking stream |
-//! | `service.rs` | a request on its way: rules, body, handler, answer |
-//! | `rules.rs` | who may ask at all: Host, Origin, and browsers' preflight |
-//! | `body.rs` | what goes out: bytes, chunks, a part of a file, server-sent events |
-//! | `coding.rs` | answers that travel compressed |
-//! | `file.rs` | a file, or a part of it, for who has not got it yet |
-//! | `watchers.rs` | who is told of events, and what of them is kept for who comes back |
-//! | `answer.rs` | answers as both APIs give them, and the fields of what they are asked |
-//! | `routes.rs` | one table an API: its routes, what they take and all that they answer |
+//! | `service.rs` | the way of a request: policy, body, handler, response |
+//! | `policy.rs` | which requests are accepted: Host, Origin, and CORS preflights |
+//! | `body.rs` | response bodies: bytes, chunks, a range of a file, server-sent events |
+//! | `compression.rs` | compressed responses |
+//! | `file.rs` | a file or a range of it, with conditional requests |
+//! | `event_hub.rs` | broadcasting events to the open event streams, with a history for clients that reconnect |
+//! | `response.rs` | the response format of both APIs, and access to a request's fields |
+//! | `routes.rs` | the route table of an API: parameters, bodies and all responses |
 //!
-//! The rules are those of SPEC.md section 6, "Both APIs". What is refused here never reaches the handler:
+//! The rules are those for both HTTP APIs in `docs/spec/share.md`. What is refused here never reaches the handler:
 //!
-//! | status | why |
+//! | status | reason |
 //! |---|---|
-//! | 400 | no Host, or one that is none; a broken body; a part of an upload (Content-Range) |
-//! | 403 | an Origin that is neither the same nor allowed; from another host without TLS |
-//! | 408 | the message was not complete in time; nothing came of an upload for too long |
-//! | 413 | a body above [`BODY_MAX`], but for uploads |
-//! | 415 | a body that is not `application/json`, but for uploads; an upload that is encoded |
-//! | 421 | a Host that is not an address, `localhost` or a name that was allowed |
-//! | 503 | too many event streams, or too much in hand |
+//! | 400 | no Host or a malformed one; a broken body; a part of an upload (Content-Range) |
+//! | 403 | an Origin that is neither the same nor allowed; a client on another host without TLS |
+//! | 408 | the request was not complete in time; an upload stalled for too long |
+//! | 413 | a body above [`BODY_MAX_BYTES`], except for uploads |
+//! | 415 | a body that is not `application/json`, except for uploads; an encoded upload |
+//! | 421 | a Host that is not an address, `localhost` or an allowed name |
+//! | 503 | too many event streams, or too much received and not yet handled |
 
-mod answer;
 mod body;
-mod coding;
+mod compression;
 mod connection;
+pub mod event_hub;
 mod file;
+mod policy;
+mod response;
 pub mod routes;
-mod rules;
 mod service;
 #[cfg(test)]
 mod tests;
-pub mod watchers;
 
 use std::fmt;
 use std::io;
@@ -47,66 +47,66 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use super::budget::Budget;
+use super::budget::ReceiveBudget;
 use super::counters::Counter;
-use super::listener::{Accepted, Busy, ConnectionLimiter, Listener, ListenerContext, Protocol};
+use super::listener::{
+    AcceptedConnection, BusyResponse, ConnectionHandler, ConnectionLimiter, Listener, ListenerContext,
+};
 use super::threads::Executor;
-use super::tls::Identity;
+use super::tls::TlsIdentity;
 
-pub use answer::{Fields, Refusal, bearer, error, json, method_not_allowed, not_found, query_pairs, segments, success};
-pub use body::{Body, Event, Events};
-pub use coding::accepts_gzip;
-pub use file::{FileFacts, content_disposition, has_already, serve_file};
+pub use body::{Body, EventStream, ServerSentEvent};
+pub use compression::accepts_gzip;
+pub use file::{FileMetadata, content_disposition, if_none_match, serve_file};
 pub use hyper::header;
 pub use hyper::header::{HeaderMap, HeaderValue};
 pub use hyper::{Method, StatusCode};
-pub use routes::{Answered, Call};
-pub use rules::{Rules, parse_allowed_origin, parse_host_name};
+pub use policy::{RequestPolicy, parse_allowed_origin, parse_host_name};
+pub use response::{
+    HttpError, JsonFields, bearer, error, json, method_not_allowed, not_found, path_segments, query_pairs, success,
+};
+pub use routes::{HandlerResult, RouteCall};
 
-/// Most bytes of a request's body.
-pub const BODY_MAX: usize = 1 << 20;
-/// Most bytes of a request's line and headers.
-pub const HEAD_MAX: usize = 16 * 1024;
-/// Which part of the connections may be event streams, which last.
-const EVENT_STREAMS_SHARE: usize = 4;
+/// The longest body of a request that is not an upload.
+pub const BODY_MAX_BYTES: usize = 1 << 20;
+/// The longest request line and headers together.
+pub const HEAD_MAX_BYTES: usize = 16 * 1024;
+/// This fraction (1/4) of the connections may be event streams, which are long-lived.
+const EVENT_STREAMS_DIVISOR: usize = 4;
 
-/// A request that has passed the rules, with its whole body.
+/// A request that the policy accepted, with its whole body.
 #[derive(Debug)]
 pub struct Request {
-    /// GET stands for HEAD too: who asks for the head alone gets the same answer without its body.
+    /// GET also stands for HEAD: the server sends the same response without its body.
     pub method: Method,
-    /// As it was sent, with its `%XX`: see [`segments`].
+    /// As sent, with its `%XX`: see [`path_segments`].
     pub path: String,
-    /// What stands behind the `?`: see [`query_pairs`].
+    /// What follows the `?`: see [`query_pairs`].
     pub query: String,
-    /// The headers.
     pub headers: HeaderMap,
-    /// The body.
     pub body: Vec<u8>,
-    /// Where it comes from.
+    /// The client's address.
     pub source: SocketAddr,
 }
 
-/// What is answered.
+/// The response of a handler.
 #[derive(Debug)]
 pub struct Response {
-    /// The status.
     pub status: StatusCode,
-    /// The headers, but for those that the connection itself needs.
+    /// The headers, except for those that the connection itself needs.
     pub headers: HeaderMap,
-    /// The body.
     pub body: Body,
 }
 
 impl Response {
-    /// An answer with a body of that type.
+    /// A response with a body of that content type.
     pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Vec<u8>>) -> Response {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         Response { status, headers, body: Body::Bytes(body.into()) }
     }
 
-    /// The same with one header more.
+    /// Sets a header.
     #[must_use]
     pub fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Response {
         self.headers.insert(name, value);
@@ -114,100 +114,102 @@ impl Response {
     }
 }
 
-/// Who answers requests, on the thread of the connection.
-pub trait Handler: Send + Sync + 'static {
-    /// Answers. A panic becomes status 500 and ends nothing else.
+/// Handles requests, on the thread of the connection.
+pub trait HttpHandler: Send + Sync + 'static {
+    /// Handles a request. A panic becomes status 500 and affects nothing else.
     fn handle(&self, request: Request) -> Response;
 
-    /// Asked before the body of a request is read that is to change something (not GET, HEAD or OPTIONS), whether it
-    /// has one or not; the request's `body` is empty yet. With a sink it is an upload, and [`Handler::handle`] never
-    /// hears of it: the body may be of any type and length, and is handed on piece by piece as it comes. With a
-    /// response that is the answer, and the body is not read. None: the whole body, JSON, goes to `handle`.
-    fn upload(&self, _head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
+    /// Called before the body of a request is read whose method changes something (not GET, HEAD or OPTIONS), or
+    /// which has a body; `body` is still empty. Returns what to do with the body:
+    ///
+    /// - a sink: the request is an upload. Its body may have any type and length, and goes to the sink piece by
+    ///   piece; [`HttpHandler::handle`] is not called.
+    /// - a response: it is sent, and the body is not read.
+    /// - `None`: the whole body, which must be JSON, goes to `handle`.
+    fn upload(&self, _head: &Request) -> Option<Result<Box<dyn BodySink>, Response>> {
         None
     }
 }
 
-/// Where the body of an upload goes, on the thread of the connection. Dropped before it is finished: the body was cut
-/// off, and nothing is to remain of it.
-pub trait Sink: Send {
+/// Receives the body of an upload, on the thread of the connection. If it is dropped before `finish`, the body was
+/// cut off and nothing of it may remain.
+pub trait BodySink: Send {
     /// Takes the next piece, of 64 KiB at most.
     ///
     /// # Errors
-    /// What is answered at once; then the connection ends, whatever of the body is still to come.
-    fn write(&mut self, piece: &[u8]) -> Result<(), Refusal>;
+    /// The error is sent at once; then the connection ends, whatever of the body is still to come.
+    fn write(&mut self, piece: &[u8]) -> Result<(), HttpError>;
 
-    /// The body was whole (it may have been empty): answers.
+    /// Called when the body is complete (it may be empty). Returns the response.
     fn finish(self: Box<Self>) -> Response;
 }
 
-impl<F: Fn(Request) -> Response + Send + Sync + 'static> Handler for F {
+impl<F: Fn(Request) -> Response + Send + Sync + 'static> HttpHandler for F {
     fn handle(&self, request: Request) -> Response {
         self(request)
     }
 }
 
-/// The times and numbers that bound a server.
+/// Timeouts and bounds of a server.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct HttpLimits {
     /// From the first byte of a request to its last.
     pub message_timeout: Duration,
-    /// How long nothing may come of an upload's body: it may take longer than a message.
+    /// How long an upload may stall. An upload as a whole may take longer than `message_timeout`.
     pub upload_idle_timeout: Duration,
-    /// From an answer to the next request.
+    /// From a response to the next request.
     pub idle_timeout: Duration,
-    /// For 64 KiB of an answer.
+    /// For 64 KiB of a response.
     pub write_timeout: Duration,
-    /// How often an event stream without events says that it lives.
-    pub comment_every: Duration,
-    /// Event streams at once; none: a quarter of the connections.
+    /// How often an event stream without events sends a comment as a sign of life.
+    pub comment_interval: Duration,
+    /// The bound on open event streams; `None` stands for a quarter of the connections.
     pub event_streams: Option<usize>,
 }
 
-impl Default for Limits {
-    /// Those of SPEC.md.
-    fn default() -> Limits {
-        Limits {
+impl Default for HttpLimits {
+    /// The limits of `docs/spec/share.md`.
+    fn default() -> HttpLimits {
+        HttpLimits {
             message_timeout: Duration::from_secs(10),
             upload_idle_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(30),
-            comment_every: Duration::from_secs(15),
+            comment_interval: Duration::from_secs(15),
             event_streams: None,
         }
     }
 }
 
-/// What a server stands on.
+/// What a server is built from.
 #[derive(Debug, Clone)]
-pub struct Floor {
-    /// Threads for connections.
+pub struct HttpContext {
+    /// The threads that connections are served on.
     pub executor: Arc<Executor>,
-    /// The bound of connections.
+    /// The bound on open connections.
     pub limiter: Arc<ConnectionLimiter>,
-    /// The bound of what was received and not yet handled.
-    pub budget: Arc<Budget>,
-    /// For those who begin with TLS; without it they are closed.
-    pub identity: Option<Arc<Identity>>,
-    /// Clients on other hosts may speak without TLS.
-    pub plain_from_afar: bool,
-    /// Which hosts and origins are good.
-    pub rules: Rules,
-    /// The bounds.
-    pub limits: Limits,
+    /// The bound on bytes received and not yet handled.
+    pub budget: Arc<ReceiveBudget>,
+    /// Our certificate for clients that begin with TLS; without it TLS connections are closed.
+    pub identity: Option<Arc<TlsIdentity>>,
+    /// Whether clients on other hosts may connect without TLS.
+    pub allows_remote_plaintext: bool,
+    /// The allowed hosts and origins.
+    pub policy: RequestPolicy,
+    pub limits: HttpLimits,
 }
 
-/// What a server did so far.
+/// Counters of one server.
 #[derive(Debug, Default)]
 pub struct HttpCounters {
-    /// Requests of which at least the head came.
+    /// Requests whose head was received.
     pub requests: Counter,
-    /// Those that never reached the handler.
+    /// Requests that never reached the handler.
     pub refused: Counter,
-    /// Those that the handler has refused, or failed at.
+    /// Requests that the handler answered with an error.
     pub failed: Counter,
     /// Requests that were not complete in time.
-    pub late: Counter,
+    pub timed_out: Counter,
     /// Uploads that were begun.
     pub uploads: Counter,
     /// Handlers that panicked.
@@ -219,13 +221,13 @@ pub struct HttpCounters {
 }
 
 impl HttpCounters {
-    /// Every counter with its name.
+    /// Every counter with its metric name.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("requests", self.requests.get()),
             ("requests_refused", self.refused.get()),
             ("requests_failed", self.failed.get()),
-            ("requests_late", self.late.get()),
+            ("requests_late", self.timed_out.get()),
             ("uploads", self.uploads.get()),
             ("panics", self.panics.get()),
             ("event_streams", self.event_streams.get()),
@@ -235,72 +237,71 @@ impl HttpCounters {
 }
 
 /// What all connections of a server share.
-struct Shared {
-    handler: Arc<dyn Handler>,
-    rules: Rules,
-    limits: Limits,
+struct HttpServerInner {
+    handler: Arc<dyn HttpHandler>,
+    policy: RequestPolicy,
+    limits: HttpLimits,
     counters: Arc<HttpCounters>,
     streams: Arc<AtomicUsize>,
     streams_max: usize,
-    /// Closed at the end, so that streams end too.
+    /// Disconnected when the server stops, so that event streams end.
     stopped: Receiver<()>,
 }
 
-/// A running server.
+/// A running HTTP server.
 pub struct HttpServer {
     listener: Listener,
     counters: Arc<HttpCounters>,
     streams: Arc<AtomicUsize>,
     streams_max: usize,
-    /// Dropped at the end.
+    /// Dropped when the server stops, which disconnects `stopped`.
     running: Mutex<Option<Sender<()>>>,
 }
 
 impl HttpServer {
-    /// Begins to serve.
+    /// Starts serving.
     ///
     /// # Errors
-    /// The system's, when it gives no thread.
-    pub fn start(socket: TcpListener, floor: Floor, handler: Arc<dyn Handler>) -> io::Result<HttpServer> {
-        let Floor { executor, limiter, budget, identity, plain_from_afar, rules, limits } = floor;
+    /// The system's error when it gives no thread.
+    pub fn start(socket: TcpListener, context: HttpContext, handler: Arc<dyn HttpHandler>) -> io::Result<HttpServer> {
+        let HttpContext { executor, limiter, budget, identity, allows_remote_plaintext, policy, limits } = context;
         let (counters, streams) = (Arc::new(HttpCounters::default()), Arc::new(AtomicUsize::new(0)));
         let (running, stopped) = bounded(0);
-        let streams_max = limits.event_streams.unwrap_or(limiter.max_connections() / EVENT_STREAMS_SHARE).max(1);
-        let shared = Shared {
+        let streams_max = limits.event_streams.unwrap_or(limiter.max_connections() / EVENT_STREAMS_DIVISOR).max(1);
+        let inner = HttpServerInner {
             handler,
-            rules,
+            policy,
             limits,
             counters: Arc::clone(&counters),
             streams: Arc::clone(&streams),
             streams_max,
             stopped,
         };
-        let context = ListenerContext { executor, limiter, budget, identity, plain_from_afar };
-        let listener = Listener::start(socket, context, Arc::new(Port(Arc::new(shared))))?;
+        let context = ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext };
+        let listener = Listener::start(socket, context, Arc::new(HttpConnectionHandler(Arc::new(inner))))?;
         Ok(HttpServer { listener, counters, streams, streams_max, running: Mutex::new(Some(running)) })
     }
 
-    /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// Event streams that are open.
+    /// The number of open event streams.
     pub fn event_streams(&self) -> usize {
         self.streams.load(Relaxed)
     }
 
-    /// How many there may be.
+    /// The bound on open event streams.
     pub fn event_streams_max(&self) -> usize {
         self.streams_max
     }
 
-    /// Every counter of the server and of the listener beneath it, with its name.
+    /// Every counter of the server and of its listener, with its metric name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         [self.counters.list(), self.listener.counters()].concat()
     }
 
-    /// Takes no more requests; those in hand may be finished within `grace`. Event streams end at once.
+    /// Accepts no more requests; those in progress may be finished within `grace`. Event streams end at once.
     pub fn stop(&self, grace: Duration) {
         drop(self.running.lock().take());
         let left = self.listener.stop(grace);
@@ -316,17 +317,17 @@ impl Drop for HttpServer {
     }
 }
 
-/// The server as its listener sees it.
-struct Port(Arc<Shared>);
+/// Serves the listener's connections.
+struct HttpConnectionHandler(Arc<HttpServerInner>);
 
-impl Protocol for Port {
-    fn busy(&self) -> Busy {
-        answer::raw(StatusCode::SERVICE_UNAVAILABLE, "BUSY: too many connections; try again").into()
+impl ConnectionHandler for HttpConnectionHandler {
+    fn busy_response(&self) -> BusyResponse {
+        response::raw_error(StatusCode::SERVICE_UNAVAILABLE, "BUSY: too many connections; try again").into()
     }
 
-    fn serve(&self, accepted: Accepted) {
+    fn serve(&self, accepted: AcceptedConnection) {
         let (source, limits) = (accepted.source(), &self.0.limits);
-        let connection = accepted.begin(limits.idle_timeout, limits.message_timeout).map_err(io::Error::other);
+        let connection = accepted.negotiate(limits.idle_timeout, limits.message_timeout).map_err(io::Error::other);
         if let Err(error) = connection.and_then(|connection| connection::serve(&self.0, connection)) {
             self.0.counters.connections_failed.add(1);
             log::debug!("HTTP from {source}: {error}");

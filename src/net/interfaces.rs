@@ -1,30 +1,28 @@
-//! This host's own IPv4 addresses, and where each of them is broadcast to.
+//! This host's IPv4 addresses and their broadcast addresses.
 //!
-//! They are read anew whenever they matter: cables are pulled, and networks are joined.
+//! They are read anew whenever they are needed: cables are unplugged, and networks are joined.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use if_addrs::{IfAddr, IfOperStatus};
 
-/// One address of this host. An interface that has several stands there as often.
+/// One address of this host. An interface with several addresses is listed once for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// As the system calls it.
+    /// The system's name of the interface.
     pub name: String,
-    /// As the system counts it.
+    /// The system's number of the interface.
     pub index: Option<u32>,
-    /// The address.
     pub ip: Ipv4Addr,
-    /// The network it belongs to.
     pub netmask: Ipv4Addr,
-    /// What reaches everybody on that network; none where there is no such thing.
+    /// The address that reaches all hosts of the network; `None` where there is no broadcast.
     pub broadcast: Option<Ipv4Addr>,
 }
 
 impl Interface {
-    /// Whether who is bound to an address uses this interface: all with 0.0.0.0, loopback alone with one of
-    /// its addresses, else the one that has it and loopback.
+    /// Whether a socket bound to `bind` uses this interface: all of them with 0.0.0.0, loopback only with one of its
+    /// addresses, otherwise the one with that address and loopback.
     pub fn is_used_by(&self, bind: Ipv4Addr) -> bool {
         bind.is_unspecified() || self.ip == bind || self.ip.is_loopback()
     }
@@ -35,46 +33,45 @@ impl Interface {
     }
 }
 
-/// A host elsewhere, whichever: the address is kept for documentation, and nothing is sent there.
-const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+/// Any host outside our networks: the address is reserved for documentation, and nothing is sent to it.
+const OUTBOUND_PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 
-/// The addresses of this host that are in use now, as far as who is bound to one of them
-/// [uses](Interface::is_used_by) them. First that which speaks to hosts of no own network (the
-/// default route's), loopback last.
+/// The addresses of this host that are usable now and [used](Interface::is_used_by) by a socket bound to `bind`. The
+/// one of the default route comes first, loopback last.
 ///
 /// # Errors
-/// The system's.
+/// The system's error.
 pub fn interfaces(bind: Ipv4Addr) -> io::Result<Vec<Interface>> {
-    let mut all: Vec<Interface> = if_addrs::get_if_addrs()?.into_iter().filter_map(in_use).collect();
+    let mut all: Vec<Interface> = if_addrs::get_if_addrs()?.into_iter().filter_map(usable).collect();
     all.retain(|interface| interface.is_used_by(bind));
-    let outward = outward();
-    all.sort_by_key(|interface| (interface.ip.is_loopback(), Some(interface.ip) != outward));
+    let outbound_ip = outbound_ip();
+    all.sort_by_key(|interface| (interface.ip.is_loopback(), Some(interface.ip) != outbound_ip));
     Ok(all)
 }
 
-/// The address from which this host would speak to one elsewhere, if it can. Connecting such a socket
-/// only asks the system for the way.
-fn outward() -> Option<Ipv4Addr> {
+/// The address from which this host would reach hosts elsewhere, if it can. Connecting a UDP socket only looks up the
+/// route.
+fn outbound_ip() -> Option<Ipv4Addr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect(ELSEWHERE).ok()?;
+    socket.connect(OUTBOUND_PROBE).ok()?;
     match socket.local_addr().ok()? {
         SocketAddr::V4(addr) => Some(*addr.ip()),
         SocketAddr::V6(_) => None,
     }
 }
 
-/// Whether an address is this host's own.
+/// Whether an address is one of this host's.
 ///
 /// # Errors
-/// The system's.
-pub fn is_own(ip: impl Into<IpAddr>) -> io::Result<bool> {
+/// The system's error.
+pub fn is_local_address(ip: impl Into<IpAddr>) -> io::Result<bool> {
     let ip = ip.into().to_canonical();
     let is_own = |interface: &if_addrs::Interface| interface.ip() == ip;
     Ok(ip.is_loopback() || if_addrs::get_if_addrs()?.iter().any(is_own))
 }
 
-/// An IPv4 address of an interface that is up and has its cable in.
-fn in_use(interface: if_addrs::Interface) -> Option<Interface> {
+/// The IPv4 address of an interface that is up and connected.
+fn usable(interface: if_addrs::Interface) -> Option<Interface> {
     let is_point_to_point = interface.is_p2p();
     let IfAddr::V4(address) = interface.addr else { return None };
     let broadcast = broadcast_of(address.ip, address.netmask, address.broadcast, is_point_to_point);
@@ -88,18 +85,18 @@ fn in_use(interface: if_addrs::Interface) -> Option<Interface> {
 }
 
 fn broadcast_of(ip: Ipv4Addr, netmask: Ipv4Addr, given: Option<Ipv4Addr>, is_point_to_point: bool) -> Option<Ipv4Addr> {
-    // Linux has a broadcast route for 127.255.255.255, though the interface claims no broadcast; the
-    // others have none, so peers of one such host meet by its other interfaces or by name.
+    // Linux has a broadcast route for 127.255.255.255, though the interface claims no broadcast. The other systems
+    // have none, so peers on one such host find each other by its other interfaces or by name.
     if ip.is_loopback() && !cfg!(target_os = "linux") {
         return None;
     }
-    // Networks of one or two addresses have none to spare.
+    // Networks of one or two addresses have no broadcast address.
     let host_bits = (!netmask).to_bits().count_ones();
     if is_point_to_point || host_bits < 2 {
         return None;
     }
-    // An address that was added without its broadcast address has one all the same: the kernel routes
-    // the last of the network as such. getifaddrs then shows the address itself in its place.
+    // An address that was added without its broadcast address has one all the same: the kernel treats the last
+    // address of the network as such. getifaddrs then reports the address itself in its place.
     let given = given.filter(|given| *given != ip && !given.is_unspecified());
     Some(given.unwrap_or(ip | !netmask))
 }
@@ -136,10 +133,10 @@ mod tests {
     #[test]
     fn own_addresses_are_known() {
         for interface in interfaces(Ipv4Addr::UNSPECIFIED).unwrap() {
-            assert!(is_own(interface.ip).unwrap());
+            assert!(is_local_address(interface.ip).unwrap());
         }
-        assert!(is_own(ip("127.1.2.3")).unwrap());
-        assert!(!is_own(ip("192.0.2.1")).unwrap());
+        assert!(is_local_address(ip("127.1.2.3")).unwrap());
+        assert!(!is_local_address(ip("192.0.2.1")).unwrap());
     }
 
     #[test]

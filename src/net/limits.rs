@@ -1,81 +1,81 @@
 //! What this machine allows: how many threads and connections a server may promise.
 //!
-//! A thread that cannot be had while memory maps run out aborts the whole process, so the bound must
-//! be known at the start, not found out.
+//! If memory maps run out when a thread is started, the whole process aborts, so the bound must be known at the
+//! start.
 
 use std::io;
 
 use super::threads::STACK_BYTES;
 
-/// Descriptors left for files, databases, listeners and links.
-const SPARE_FILES: u64 = 128;
+/// Descriptors reserved for files, databases, listeners and links.
+const RESERVED_FILES: u64 = 128;
 
-/// Descriptors that connections want at least, beside what a process keeps open: for a few clients, and for both
-/// ends of the links between components of one process.
+/// Descriptors needed for connections at least, in addition to what a process keeps open: for a few clients, and for
+/// both ends of the links between components of one process.
 const FILES_FOR_CONNECTIONS: u64 = 24;
 
-/// A thread's maps: its stack, the guard beneath it, its signal stack and the guard of that.
-const MAPS_A_THREAD: u64 = 4;
+/// The memory maps of a thread: its stack with its guard, and its signal stack with its guard.
+const MAPS_PER_THREAD: u64 = 4;
 
-/// Maps left for the program itself, its libraries and its heap.
-const SPARE_MAPS: u64 = 4096;
+/// Memory maps reserved for the program itself, its libraries and its heap.
+const RESERVED_MAPS: u64 = 4096;
 
-/// Threads left for timers, writers, acceptors, and the user's other programs.
-const SPARE_THREADS: u64 = 128;
+/// Threads reserved for timers, writers, acceptors, and the user's other programs.
+const RESERVED_THREADS: u64 = 128;
 
-/// Address space left for the program, its libraries, databases and the work areas of passwords, bytes.
-const SPARE_ADDRESSES: u64 = 512 << 20;
+/// Address space reserved for the program, its libraries, databases and the work areas of password hashing, bytes.
+const RESERVED_ADDRESS_SPACE_BYTES: u64 = 512 << 20;
 
-/// What a thread takes of it: its stack, and what it works on.
-const ADDRESSES_A_THREAD: u64 = 2 * STACK_BYTES as u64;
+/// Address space per thread, bytes: its stack, and the memory it works on.
+const ADDRESS_SPACE_PER_THREAD_BYTES: u64 = 2 * STACK_BYTES as u64;
 
-/// Heaps that the allocator may keep where the address space is bounded. By default it takes 64 MiB of addresses for
-/// each thread that allocates, up to eight a core, whether they are used or not.
-const HEAPS_WHERE_BOUNDED: i32 = 2;
+/// Allocator arenas when the address space is limited. By default glibc takes 64 MiB of addresses for each thread
+/// that allocates, up to eight arenas per core, whether they are used or not.
+const ARENAS_WHEN_LIMITED: i32 = 2;
 
-/// Has a write past the limit of a file's size (`ulimit -f`) fail, as one to a full disk does: by default the system
-/// kills the process for it, without a word.
-pub fn survive_file_limit() {
+/// Makes a write past the file size limit (`ulimit -f`) fail like one to a full disk: by default the system kills the
+/// process silently.
+pub fn ignore_file_size_signal() {
     sys::ignore_file_limit_signal();
 }
 
-/// From this size on a block of memory is taken from the system by itself, and given back when it is freed, bytes.
-const OWN_MAPPING_BYTES: i32 = 256 << 10;
+/// From this size on, a block of memory is mapped separately and returned to the system when it is freed, bytes.
+const MMAP_THRESHOLD_BYTES: i32 = 256 << 10;
 
-/// Makes the most of what the system allows this process, which keeps so many files open at any rate. To be called
-/// before any thread is started, and before anything is opened that is to stay open: what fails half-way names some
-/// file that has nothing to do with it.
+/// Raises the limits of this process, which keeps `own_files` files open all the time. To be called before any thread
+/// is started and before any long-lived file is opened: a failure half-way would name a file that has nothing to do
+/// with it.
 ///
 /// # Errors
-/// It may not open those, and a few connections beside them.
-pub fn prepare(own_files: u64) -> Result<(), TooFewFiles> {
-    fit_address_space();
-    give_memory_back();
+/// The process may not open `own_files` files and a few connections in addition.
+pub fn prepare_process(own_files: u64) -> Result<(), TooFewFiles> {
+    limit_arenas();
+    tune_allocator();
     if let Err(error) = raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
     }
     check_open_files(own_files)
 }
 
-/// Has the allocator give long messages' memory back. By default it takes the size of the first long block that is
-/// freed for usual, takes the next ones from the heap of whichever thread asks, and keeps them there.
-fn give_memory_back() {
-    if !sys::map_blocks_from(OWN_MAPPING_BYTES) {
+/// Makes the allocator return the memory of long messages. By default it takes the size of the first long block that
+/// is freed as common, takes the next ones from the arena of whichever thread asks, and keeps them there.
+fn tune_allocator() {
+    if !sys::set_mmap_threshold(MMAP_THRESHOLD_BYTES) {
         log::warn!("the allocator keeps the memory of long messages");
     }
 }
 
-/// Has the allocator do with what address space there is, where it is bounded (`ulimit -v`).
-fn fit_address_space() {
-    if sys::address_space().is_some() && !sys::bound_heaps(HEAPS_WHERE_BOUNDED) {
+/// Limits the allocator's arenas where the address space is limited (`ulimit -v`).
+fn limit_arenas() {
+    if sys::address_space().is_some() && !sys::set_arena_max(ARENAS_WHEN_LIMITED) {
         log::warn!("the allocator keeps as many heaps as it likes: memory may run out early");
     }
 }
 
-/// Raises the bound on open files to its hard limit; what it is then.
+/// Raises the limit on open files to its hard limit and returns it; `u64::MAX` where there is no such limit.
 ///
 /// # Errors
-/// The system's. Where there is no such bound: `u64::MAX`.
+/// The system's error.
 pub fn raise_open_files() -> io::Result<u64> {
     sys::raise_open_files()
 }
@@ -84,13 +84,11 @@ pub fn raise_open_files() -> io::Result<u64> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the limit of open files (ulimit -n) is {limit}, and {wanted} are wanted at least")]
 pub struct TooFewFiles {
-    /// What is allowed.
     pub limit: u64,
-    /// What it takes.
     pub wanted: u64,
 }
 
-/// Whether a process may open the files that it keeps open, and a few connections beside them.
+/// Checks that a process may open the files that it keeps open, and a few connections in addition.
 fn check_open_files(own_files: u64) -> Result<(), TooFewFiles> {
     let wanted = own_files + FILES_FOR_CONNECTIONS;
     match sys::open_files() {
@@ -99,89 +97,88 @@ fn check_open_files(own_files: u64) -> Result<(), TooFewFiles> {
     }
 }
 
-/// What this process uses, as far as the system says.
+/// The resources that this process uses, as far as the system reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Usage {
-    /// Threads, idle ones too.
+pub struct ProcessUsage {
+    /// Threads, including idle ones.
     pub threads: Option<u64>,
-    /// Memory that is really there, bytes.
+    /// Resident memory, bytes.
     pub memory: Option<u64>,
-    /// Open files.
     pub files: Option<u64>,
 }
 
-/// What this process uses now. (Linux says it in files; elsewhere it is not known.)
-pub fn usage() -> Usage {
+/// The resources used now. Only Linux reports them (in `/proc`).
+pub fn process_usage() -> ProcessUsage {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let number = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
-    Usage { threads: number("Threads"), memory: number("VmRSS").map(|kib| kib * 1024), files: open_now() }
+    ProcessUsage { threads: number("Threads"), memory: number("VmRSS").map(|kib| kib * 1024), files: open_file_count() }
 }
 
-fn open_now() -> Option<u64> {
+fn open_file_count() -> Option<u64> {
     const FOLDER: &str = "/proc/self/fd";
     match std::fs::metadata(FOLDER).ok()?.len() {
-        // Before Linux 6.2 they have to be counted. One of them is the folder itself.
+        // Before Linux 6.2 they must be counted. One of them is the folder itself.
         0 => Some((std::fs::read_dir(FOLDER).ok()?.count() as u64).saturating_sub(1)),
         files => Some(files),
     }
 }
 
-/// What a server would like to have at once.
+/// The bounds that a server would like to have.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
-    /// Connections to it; each takes a descriptor and a thread.
+pub struct RequestedBounds {
+    /// Client connections; each needs a descriptor and a thread.
     pub connections: usize,
-    /// What it keeps open at any rate: databases, listeners, locks.
+    /// Files that it keeps open all the time: databases, listeners, locks.
     pub own_files: u64,
-    /// Threads beside those.
+    /// Threads in addition to those of connections.
     pub other_threads: usize,
-    /// Descriptors beside those.
+    /// Descriptors in addition to those of connections.
     pub other_files: usize,
 }
 
-/// What it may have.
+/// The bounds that the machine allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bounds {
-    /// Connections, at least 1.
+pub struct MachineBounds {
+    /// Client connections, at least 1.
     pub connections: usize,
     /// Threads in all.
     pub threads: usize,
-    /// What made it fewer connections than wanted, with its figure.
+    /// The limit, with its figure, for which there are fewer connections than requested.
     pub why: Option<String>,
 }
 
-/// Tells that a bound is lower than it was to be. What is left is mostly far more than anybody needs: a warning only
-/// where little is left of what was wanted.
-pub fn tell_lowered(what: &str, wanted: usize, allowed: usize, why: &str) {
+/// Logs that a bound is lower than requested. What is left is mostly far more than needed: it is a warning only if
+/// less than a quarter is left.
+pub fn warn_lowered(what: &str, wanted: usize, allowed: usize, why: &str) {
     let level = if allowed < wanted / 4 { log::Level::Warn } else { log::Level::Info };
     log::log!(level, "{what} {wanted} lowered to {allowed}: {why}");
 }
 
-/// How much of what is wanted this machine allows.
-pub fn machine_bounds(wanted: Wanted) -> Bounds {
+/// How much of what is requested this machine allows.
+pub fn machine_bounds(wanted: RequestedBounds) -> MachineBounds {
     bounds(wanted, &allowances(wanted.own_files))
 }
 
-/// What connections use up.
+/// A resource that connections use up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resource {
     Descriptors,
     Threads,
 }
 
-/// One limit: of what it is one, how many of those it is enough for, and its name with its figure.
+/// One limit: its resource, how many of those it is enough for, and its name with its figure.
 struct Allowance {
-    of: Resource,
+    resource: Resource,
     enough_for: u64,
     what: String,
 }
 
-fn bounds(wanted: Wanted, allowances: &[Allowance]) -> Bounds {
-    let mut bounds = Bounds { connections: wanted.connections, threads: usize::MAX, why: None };
-    for Allowance { of, enough_for, what } in allowances {
+fn bounds(wanted: RequestedBounds, allowances: &[Allowance]) -> MachineBounds {
+    let mut bounds = MachineBounds { connections: wanted.connections, threads: usize::MAX, why: None };
+    for Allowance { resource: of, enough_for, what } in allowances {
         let enough_for = usize::try_from(*enough_for).unwrap_or(usize::MAX);
         let others = match of {
             Resource::Descriptors => wanted.other_files,
@@ -190,7 +187,7 @@ fn bounds(wanted: Wanted, allowances: &[Allowance]) -> Bounds {
                 wanted.other_threads
             }
         };
-        // Where little is allowed, the others must not take all of it.
+        // Where little is allowed, the other uses must not take all of it.
         let connections = (enough_for - others.min(enough_for / 2)).max(1);
         if connections < bounds.connections {
             (bounds.connections, bounds.why) = (connections, Some(what.clone()));
@@ -204,33 +201,39 @@ fn allowances(own_files: u64) -> Vec<Allowance> {
     let mut all = Vec::new();
     let mut add = |of, limit: Option<u64>, spare: u64, each: u64, what: &str| {
         if let Some(limit) = limit {
-            // As above; but what is open at any rate is so however little is allowed.
+            // As above; but the files that are always open count in full, however little is allowed.
             let kept = if of == Resource::Descriptors { own_files.min(limit) } else { 0 };
             let enough_for = (limit - spare.min(limit / 2).max(kept)) / each;
-            all.push(Allowance { of, enough_for, what: format!("{what} is {limit}") });
+            all.push(Allowance { resource: of, enough_for, what: format!("{what} is {limit}") });
         }
     };
     use Resource::{Descriptors, Threads};
-    add(Descriptors, sys::open_files(), SPARE_FILES, 1, "the limit of open files (ulimit -n)");
-    add(Threads, sys::processes(), SPARE_THREADS, 1, "the limit of processes (ulimit -u)");
-    add(Threads, sys::address_space(), SPARE_ADDRESSES, ADDRESSES_A_THREAD, "the limit of address space (ulimit -v)");
-    add(Threads, number_in("/proc/sys/vm/max_map_count"), SPARE_MAPS, MAPS_A_THREAD, "vm.max_map_count");
-    add(Threads, number_in("/proc/sys/kernel/threads-max"), SPARE_THREADS, 1, "kernel.threads-max");
-    add(Threads, cgroup_pids_max(), SPARE_THREADS, 1, "the control group's pids.max");
+    add(Descriptors, sys::open_files(), RESERVED_FILES, 1, "the limit of open files (ulimit -n)");
+    add(Threads, sys::processes(), RESERVED_THREADS, 1, "the limit of processes (ulimit -u)");
+    add(
+        Threads,
+        sys::address_space(),
+        RESERVED_ADDRESS_SPACE_BYTES,
+        ADDRESS_SPACE_PER_THREAD_BYTES,
+        "the limit of address space (ulimit -v)",
+    );
+    add(Threads, read_number("/proc/sys/vm/max_map_count"), RESERVED_MAPS, MAPS_PER_THREAD, "vm.max_map_count");
+    add(Threads, read_number("/proc/sys/kernel/threads-max"), RESERVED_THREADS, 1, "kernel.threads-max");
+    add(Threads, cgroup_pids_max(), RESERVED_THREADS, 1, "the control group's pids.max");
     all
 }
 
-/// A file with one number in it; none where there is no such file, or another word ("max").
-fn number_in(path: &str) -> Option<u64> {
+/// The number in a file; `None` if there is no such file, or another word in it ("max").
+fn read_number(path: &str) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// The smallest bound on our control group (version 2) and those above it.
+/// The smallest limit of our control group (version 2) and those above it.
 fn cgroup_pids_max() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     let upwards = std::path::Path::new(own).ancestors();
-    upwards.filter_map(|group| number_in(&format!("/sys/fs/cgroup{}/pids.max", group.display()))).min()
+    upwards.filter_map(|group| read_number(&format!("/sys/fs/cgroup{}/pids.max", group.display()))).min()
 }
 
 #[cfg(unix)]
@@ -238,7 +241,7 @@ mod sys {
     use std::io;
     use std::mem::MaybeUninit;
 
-    /// The two bounds of one resource; `RLIM_INFINITY` is the largest number there is.
+    /// The soft and hard limit of one resource. `RLIM_INFINITY` is the largest number there is.
     macro_rules! get {
         ($resource:expr) => {{
             let mut limit = MaybeUninit::<libc::rlimit>::uninit();
@@ -265,32 +268,32 @@ mod sys {
         unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     }
 
-    /// False where it cannot be done.
-    pub(super) fn bound_heaps(most: i32) -> bool {
+    /// Returns false on failure.
+    pub(super) fn set_arena_max(most: i32) -> bool {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        return set_allocator(libc::M_ARENA_MAX, most);
+        return set_malloc_option(libc::M_ARENA_MAX, most);
         #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
         {
-            // Other allocators do not take addresses for each thread.
+            // Other allocators do not reserve addresses per thread.
             let _ = most;
             true
         }
     }
 
-    /// False where it cannot be done.
-    pub(super) fn map_blocks_from(bytes: i32) -> bool {
+    /// Returns false on failure.
+    pub(super) fn set_mmap_threshold(bytes: i32) -> bool {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        return set_allocator(libc::M_MMAP_THRESHOLD, bytes);
+        return set_malloc_option(libc::M_MMAP_THRESHOLD, bytes);
         #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
         {
-            // Other allocators have ways of their own.
+            // Other allocators need no such setting.
             let _ = bytes;
             true
         }
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    fn set_allocator(what: i32, value: i32) -> bool {
+    fn set_malloc_option(what: i32, value: i32) -> bool {
         // SAFETY: it takes two numbers and keeps the second.
         unsafe { libc::mallopt(what, value) == 1 }
     }
@@ -298,7 +301,7 @@ mod sys {
     pub(super) fn processes() -> Option<u64> {
         // SAFETY: no argument, no failure.
         let is_root = unsafe { libc::geteuid() } == 0;
-        // Root is not bound by it.
+        // Root is exempt from it.
         if is_root { None } else { get!(libc::RLIMIT_NPROC).ok().map(|limit| limit.rlim_cur) }
     }
 
@@ -325,11 +328,11 @@ mod sys {
         None
     }
 
-    pub(super) fn bound_heaps(_most: i32) -> bool {
+    pub(super) fn set_arena_max(_most: i32) -> bool {
         true
     }
 
-    pub(super) fn map_blocks_from(_bytes: i32) -> bool {
+    pub(super) fn set_mmap_threshold(_bytes: i32) -> bool {
         true
     }
 
@@ -351,42 +354,47 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn what_is_used_is_known() {
-        let before = usage();
+        let before = process_usage();
         assert!(before.threads.unwrap() >= 1 && before.memory.unwrap() > 1 << 20, "{before:?}");
         let many: Vec<_> = (0..50).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
         // Other tests open and close some meanwhile.
-        assert!(usage().files.unwrap() >= before.files.unwrap() + 20, "{before:?}");
+        assert!(process_usage().files.unwrap() >= before.files.unwrap() + 20, "{before:?}");
         drop(many);
     }
     use crate::net::testing::in_own_process;
 
-    const OTHERS: Wanted = Wanted { connections: 400, own_files: 0, other_threads: 100, other_files: 20 };
+    const OTHERS: RequestedBounds =
+        RequestedBounds { connections: 400, own_files: 0, other_threads: 100, other_files: 20 };
 
     fn descriptors(enough_for: u64) -> Allowance {
-        Allowance { of: Resource::Descriptors, enough_for, what: format!("files are {enough_for}") }
+        Allowance { resource: Resource::Descriptors, enough_for, what: format!("files are {enough_for}") }
     }
 
     fn threads(enough_for: u64) -> Allowance {
-        Allowance { of: Resource::Threads, enough_for, what: format!("threads are {enough_for}") }
+        Allowance { resource: Resource::Threads, enough_for, what: format!("threads are {enough_for}") }
     }
 
     #[test]
     fn the_tightest_resource_sets_the_bound_and_is_named() {
-        let of = |connections| Wanted { connections, ..OTHERS };
+        let of = |connections| RequestedBounds { connections, ..OTHERS };
         let all = [descriptors(520), threads(400)];
-        assert_eq!(bounds(of(300), &all), Bounds { connections: 300, threads: 400, why: None });
+        assert_eq!(bounds(of(300), &all), MachineBounds { connections: 300, threads: 400, why: None });
         let why = Some("threads are 400".to_owned());
-        assert_eq!(bounds(of(301), &all), Bounds { connections: 300, threads: 400, why });
+        assert_eq!(bounds(of(301), &all), MachineBounds { connections: 300, threads: 400, why });
         let why = Some("files are 320".to_owned());
-        assert_eq!(bounds(of(400), &[threads(450), descriptors(320)]), Bounds { connections: 300, threads: 400, why });
-        assert_eq!(bounds(of(5), &[]), Bounds { connections: 5, threads: 105, why: None });
+        assert_eq!(
+            bounds(of(400), &[threads(450), descriptors(320)]),
+            MachineBounds { connections: 300, threads: 400, why }
+        );
+        assert_eq!(bounds(of(5), &[]), MachineBounds { connections: 5, threads: 105, why: None });
     }
 
     #[test]
     fn threads_take_no_descriptors_and_descriptors_no_threads() {
-        let many_threads = Wanted { connections: 12_000, own_files: 0, other_threads: 1_408, other_files: 600 };
+        let many_threads =
+            RequestedBounds { connections: 12_000, own_files: 0, other_threads: 1_408, other_files: 600 };
         let why = Some("files are 896".to_owned());
-        let expected = Bounds { connections: 448, threads: 448 + 1_408, why };
+        let expected = MachineBounds { connections: 448, threads: 448 + 1_408, why };
         assert_eq!(bounds(many_threads, &[descriptors(896), threads(15_000)]), expected);
     }
 
@@ -401,10 +409,11 @@ mod tests {
 
     #[test]
     fn this_machine_allows_something_and_not_everything() {
-        let one = Wanted { connections: 1, own_files: 0, other_threads: 0, other_files: 0 };
-        assert_eq!(machine_bounds(one), Bounds { connections: 1, threads: 1, why: None });
+        let one = RequestedBounds { connections: 1, own_files: 0, other_threads: 0, other_files: 0 };
+        assert_eq!(machine_bounds(one), MachineBounds { connections: 1, threads: 1, why: None });
         if cfg!(target_os = "linux") {
-            let Bounds { connections, why, .. } = machine_bounds(Wanted { connections: usize::MAX, ..one });
+            let MachineBounds { connections, why, .. } =
+                machine_bounds(RequestedBounds { connections: usize::MAX, ..one });
             assert!(connections > 10 && connections < 10_000_000, "{connections}");
             assert!(why.is_some_and(|why| why.contains(" is ")));
         }
@@ -418,9 +427,9 @@ mod tests {
         let raised = raise_open_files().unwrap();
         assert_eq!(raise_open_files().unwrap(), raised);
         assert!(sys::open_files().is_none_or(|now| now == raised));
-        // Of what is open at any rate nothing is left for connections, and too little is told beforehand.
+        // Files that are always open are not available to connections, and too few files are reported in advance.
         let Some(limit) = sys::open_files() else { return };
-        let of = |own_files| Wanted { connections: usize::MAX, own_files, other_threads: 0, other_files: 0 };
+        let of = |own_files| RequestedBounds { connections: usize::MAX, own_files, other_threads: 0, other_files: 0 };
         assert_eq!(machine_bounds(of(limit - 30)).connections, 30);
         assert_eq!(check_open_files(limit - FILES_FOR_CONNECTIONS), Ok(()));
         let too_few = TooFewFiles { limit, wanted: limit + 1 };

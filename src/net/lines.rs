@@ -1,4 +1,4 @@
-//! Lines: one message each, UTF-8 text unless bytes are asked for, ended by LF, within limits of length and time.
+//! Lines: one message per line, ended by LF, UTF-8 unless bytes are asked for, with limits on length and time.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -6,77 +6,65 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use super::budget::Share;
-use super::deadline::ReadBefore;
+use super::budget::Reservation;
+use super::deadline::DeadlineRead;
 
-/// What the first read of a message goes into, on the stack: most messages fit, and so never need a
-/// buffer of their own.
+/// The buffer, on the stack, of the first read of a message. Most messages fit, and so never need a buffer of their
+/// own.
 pub(super) const FIRST_READ_BYTES: usize = 1024;
 
 /// How much is read at a time once a message turned out longer than that.
 pub(super) const NEXT_READ_BYTES: usize = 16 * 1024;
 
-/// What a message may always have, bytes, whatever others have of the budget: so little that the bound of connections
+/// What a message may always use, bytes, without taking from the budget: so little that the bound on connections
 /// bounds it.
-pub(super) const FREE_BYTES: usize = 4 * 1024;
+pub(super) const UNBUDGETED_BYTES: usize = 4 * 1024;
 
-/// The limits of one line.
+/// Limits on one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LineLimits {
-    /// Its length without the line end, bytes.
+    /// The longest message without its line end, bytes.
     pub max_bytes: usize,
-    /// From its first byte to its end, however steadily it trickles.
+    /// From the first byte of a message to its end, however steadily it trickles in.
     pub message_timeout: Duration,
-    /// From one line to the first byte of the next.
+    /// From one message to the first byte of the next.
     pub idle_timeout: Duration,
 }
 
 impl LineLimits {
-    /// The limits that SPEC.md section 2 gives every connection: 10 s for a message, 10 min between
-    /// messages.
+    /// The timeouts that every connection has (`docs/spec/general.md`): 10 s for a message, 10 min between messages.
     pub fn new(max_bytes: usize) -> LineLimits {
         let (message_timeout, idle_timeout) = (Duration::from_secs(10), Duration::from_secs(600));
         LineLimits { max_bytes, message_timeout, idle_timeout }
     }
 }
 
-/// Why there is no line. But for [`LineError::NotUtf8`] the connection is then to be closed: where the next
-/// line begins is unknown.
+/// Why no message could be read. Except after [`LineError::NotUtf8`] the connection is then to be closed: where the
+/// next message begins is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// Longer than allowed.
     #[error("the message is longer than {max_bytes} bytes")]
-    TooLong {
-        /// The limit.
-        max_bytes: usize,
-    },
-    /// Not complete in time.
+    TooLong { max_bytes: usize },
+    /// The message was not complete in time.
     #[error("the message was not complete {} s after its first byte", timeout.as_secs_f64())]
-    MessageTimeout {
-        /// The limit.
-        timeout: Duration,
-    },
-    /// No message for long.
+    MessageTimeout { timeout: Duration },
+    /// No message began in time.
     #[error("nothing was received for {} s", timeout.as_secs_f64())]
-    Idle {
-        /// The limit.
-        timeout: Duration,
-    },
+    Idle { timeout: Duration },
     /// All connections together have received as much as they may.
     #[error("too much is being received at the moment; try again")]
     Busy,
-    /// Not text. The next line may be read all the same.
+    /// The line is not UTF-8. The next line can still be read.
     #[error("the message is not UTF-8")]
     NotUtf8,
-    /// The end came in the middle of a line.
+    /// The connection ended in the middle of a message.
     #[error("the connection ended in the middle of a message")]
     Truncated,
-    /// The source's own.
     #[error("the connection failed: {0}")]
     Io(io::Error),
 }
 
-/// By hand: `from` would make it the source as well, which is then told twice.
+/// Written by hand: `#[from]` would also make it the error's source, whose text would then be reported twice.
 impl From<io::Error> for LineError {
     fn from(error: io::Error) -> LineError {
         LineError::Io(error)
@@ -85,73 +73,80 @@ impl From<io::Error> for LineError {
 
 /// Reads lines from a source with deadlines.
 ///
-/// It holds a buffer only while part of a message is in hand: an idle connection costs none.
+/// It holds a buffer only while part of a message has been received: an idle connection needs none.
 pub struct LineReader<R> {
     source: R,
     limits: LineLimits,
-    /// What came; up to `given` it has been given out.
-    pending: Vec<u8>,
-    given: usize,
-    /// For what is longer than most messages.
-    share: Share,
-    /// Where what stands before the end of the source is a line, too: whether it is we who end it.
-    takes_last_unless: Option<Arc<AtomicBool>>,
+    /// What was received; `pending[..consumed]` was returned already.
+    buffer: Vec<u8>,
+    consumed: usize,
+    /// For messages longer than [`UNBUDGETED_BYTES`].
+    reservation: Reservation,
+    /// If set, what precedes the end of input counts as a line, unless this flag says that we ended the input.
+    accepts_unterminated_unless: Option<Arc<AtomicBool>>,
 }
 
-impl<R: ReadBefore> LineReader<R> {
-    /// Reads from the source within the limits.
+impl<R: DeadlineRead> LineReader<R> {
     pub fn new(source: R, limits: LineLimits) -> LineReader<R> {
-        LineReader { source, limits, pending: Vec::new(), given: 0, share: Share::default(), takes_last_unless: None }
+        LineReader {
+            source,
+            limits,
+            buffer: Vec::new(),
+            consumed: 0,
+            reservation: Reservation::default(),
+            accepts_unterminated_unless: None,
+        }
     }
 
-    /// Takes the memory for long lines from a budget. A line counts until the next one is asked for.
-    pub fn with_share(mut self, share: Share) -> LineReader<R> {
-        self.share = share;
+    /// Takes the memory for long lines from a budget. A line is counted until the next one is read.
+    pub fn with_reservation(mut self, reservation: Reservation) -> LineReader<R> {
+        self.reservation = reservation;
         self
     }
 
-    /// From here on, for what is read next.
-    pub fn set_share(&mut self, share: Share) {
-        self.share = share;
+    /// Replaces the reservation, for what is read from now on.
+    pub fn set_reservation(&mut self, reservation: Reservation) {
+        self.reservation = reservation;
     }
 
-    /// Takes what stands before the end of the source as a line, also without a line end. For servers alone: who
-    /// waits for an answer must know one that was cut short.
+    /// Accepts what precedes the end of input as a line even without a line end. For servers only: a client that
+    /// waits for a response must recognise one that was cut short.
     ///
-    /// Not where `we_end_it` is set by then: the end is of our own making, and says nothing of what the client had
-    /// still to say.
-    pub fn taking_last_line(mut self, we_end_it: Arc<AtomicBool>) -> LineReader<R> {
-        self.takes_last_unless = Some(we_end_it);
+    /// Not if `we_end_it` is set by then: in that case we ended the input ourselves, which says nothing about what
+    /// the client still had to send.
+    pub fn accepting_unterminated_line(mut self, we_end_it: Arc<AtomicBool>) -> LineReader<R> {
+        self.accepts_unterminated_unless = Some(we_end_it);
         self
     }
 
-    /// The source, to be read past what is in here.
+    /// The source. Bytes read from it already may be in this reader's buffer.
     pub fn source_mut(&mut self) -> &mut R {
         &mut self.source
     }
 
-    /// The source, whose next bytes may already be in here.
+    /// The source. Bytes read from it already may be in this reader's buffer.
     pub fn source(&self) -> &R {
         &self.source
     }
 
-    /// Takes the source back, and what was read from it beyond the last line.
+    /// The source, and what was read from it beyond the last line.
     pub fn into_parts(self) -> (R, Vec<u8>) {
-        let mut pending = self.pending;
-        pending.drain(..self.given);
+        let mut pending = self.buffer;
+        pending.drain(..self.consumed);
         (self.source, pending)
     }
 
-    /// The next line without its LF or CR LF; none at a clean end.
+    /// The next line without its LF or CR LF; `None` at a clean end.
     ///
     /// # Errors
-    /// [`LineError`], after which the connection is to be closed, but for [`LineError::NotUtf8`].
+    /// [`LineError`], after which the connection is to be closed, except for [`LineError::NotUtf8`].
     pub fn read_line(&mut self) -> Result<Option<String>, LineError> {
         let idle_deadline = Instant::now() + self.limits.idle_timeout;
         self.read_line_before(idle_deadline)
     }
 
-    /// The same, whatever its bytes are: for whoever checks that it is text together with all else.
+    /// Like [`read_line`](LineReader::read_line) without the check for UTF-8, for callers that check it while
+    /// parsing.
     ///
     /// # Errors
     /// [`LineError`], after which the connection is to be closed; never [`LineError::NotUtf8`].
@@ -160,23 +155,23 @@ impl<R: ReadBefore> LineReader<R> {
         self.read_bytes_before(idle_deadline)
     }
 
-    /// The same with an instant by which the line's first byte must be there.
+    /// Like [`read_line`](LineReader::read_line), with a deadline for the line's first byte.
     ///
     /// # Errors
-    /// [`LineError`]; `Idle` at that instant.
+    /// [`LineError`]; `Idle` at the deadline.
     pub fn read_line_before(&mut self, idle_deadline: Instant) -> Result<Option<String>, LineError> {
         let line = self.read_bytes_before(idle_deadline)?;
         line.map(String::from_utf8).transpose().map_err(|_| LineError::NotUtf8)
     }
 
-    /// As [`read_bytes`](LineReader::read_bytes), with an instant by which the line's first byte must be there.
+    /// Like [`read_bytes`](LineReader::read_bytes), with a deadline for the line's first byte.
     ///
     /// # Errors
-    /// [`LineError`]; `Idle` at that instant, never [`LineError::NotUtf8`].
+    /// [`LineError`]; `Idle` at the deadline, never [`LineError::NotUtf8`].
     pub fn read_bytes_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         let begun = Instant::now();
-        self.share.clear();
-        if self.pending.is_empty() {
+        self.reservation.release();
+        if self.buffer.is_empty() {
             let mut first = [0; FIRST_READ_BYTES];
             let len = match self.source.read_before(&mut first, idle_deadline) {
                 Err(error) if error.kind() == ErrorKind::TimedOut => {
@@ -189,64 +184,64 @@ impl<R: ReadBefore> LineReader<R> {
             }
             let first = &first[..len];
             if let Some(end) = find_line_end(first) {
-                let line = self.checked(&first[..end]);
-                self.pending = first[end + 1..].to_vec();
+                let line = self.check_length(&first[..end]);
+                self.buffer = first[end + 1..].to_vec();
                 return line.map(Some);
             }
-            self.pending = first.to_vec();
-        } else if let Some(len) = find_line_end(&self.pending[self.given..]) {
+            self.buffer = first.to_vec();
+        } else if let Some(len) = find_line_end(&self.buffer[self.consumed..]) {
             return self.take_line(len).map(Some);
         }
         self.read_rest()
     }
 
-    /// The rest of a line of which something is there.
+    /// Reads the rest of a line of which something has been received.
     ///
-    /// Its time runs from now even if its beginning came with the line before it: how long that one
-    /// took to be handled is not the peer's fault.
+    /// Its time runs from now even if its beginning arrived together with the line before it: how long that one took
+    /// to be handled is not the peer's fault.
     fn read_rest(&mut self) -> Result<Option<Vec<u8>>, LineError> {
         let timeout = self.limits.message_timeout;
         let deadline = Instant::now() + timeout;
-        self.pending.drain(..std::mem::take(&mut self.given));
+        self.buffer.drain(..std::mem::take(&mut self.consumed));
         loop {
-            // One for a CR, which does not count.
-            if self.pending.len() > self.limits.max_bytes + 1 {
+            // One more for a CR, which does not count.
+            if self.buffer.len() > self.limits.max_bytes + 1 {
                 return Err(self.too_long());
             }
-            let had = self.pending.len();
-            // Never more than is allowed, so that the limit bounds the memory too.
+            let had = self.buffer.len();
+            // Never read more than is allowed, so that the limit bounds the memory too.
             let room = (self.limits.max_bytes + 2 - had).min(NEXT_READ_BYTES);
-            let room = granted(&mut self.share, had, room).ok_or(LineError::Busy)?;
-            self.pending.resize(had + room, 0);
-            let read = self.source.read_before(&mut self.pending[had..], deadline);
-            self.pending.truncate(had + read.as_ref().map_or(0, |len| *len));
+            let room = reserved_read_size(&mut self.reservation, had, room).ok_or(LineError::Busy)?;
+            self.buffer.resize(had + room, 0);
+            let read = self.source.read_before(&mut self.buffer[had..], deadline);
+            self.buffer.truncate(had + read.as_ref().map_or(0, |len| *len));
             match read {
-                Ok(0) if self.takes_last_unless.as_ref().is_some_and(|we_end_it| !we_end_it.load(SeqCst)) => {
-                    let last = std::mem::take(&mut self.pending);
-                    return self.checked(&last).map(Some);
+                Ok(0) if self.accepts_unterminated_unless.as_ref().is_some_and(|we_end_it| !we_end_it.load(SeqCst)) => {
+                    let last = std::mem::take(&mut self.buffer);
+                    return self.check_length(&last).map(Some);
                 }
                 Ok(0) => return Err(LineError::Truncated),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::TimedOut => return Err(LineError::MessageTimeout { timeout }),
                 Err(error) => return Err(error.into()),
             }
-            if let Some(end) = find_line_end(&self.pending[had..]) {
+            if let Some(end) = find_line_end(&self.buffer[had..]) {
                 return self.take_line(had + end).map(Some);
             }
         }
     }
 
-    /// Gives out the next so many bytes as a line, and the LF behind them.
+    /// Returns the next `len` bytes as a line and skips the LF after them.
     fn take_line(&mut self, len: usize) -> Result<Vec<u8>, LineError> {
-        let line = self.checked(&self.pending[self.given..self.given + len]);
-        self.given += len + 1;
-        if self.given == self.pending.len() {
-            (self.pending, self.given) = (Vec::new(), 0);
+        let line = self.check_length(&self.buffer[self.consumed..self.consumed + len]);
+        self.consumed += len + 1;
+        if self.consumed == self.buffer.len() {
+            (self.buffer, self.consumed) = (Vec::new(), 0);
         }
         line
     }
 
-    fn checked(&self, line: &[u8]) -> Result<Vec<u8>, LineError> {
+    fn check_length(&self, line: &[u8]) -> Result<Vec<u8>, LineError> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.len() > self.limits.max_bytes {
             return Err(self.too_long());
@@ -259,13 +254,13 @@ impl<R: ReadBefore> LineReader<R> {
     }
 }
 
-/// How much of `room` a message may be given beside what it has: all, if the budget has it, else what is free; none
-/// if there is none.
-pub(super) fn granted(share: &mut Share, had: usize, room: usize) -> Option<usize> {
-    if had + room <= FREE_BYTES || share.grow_to(had + room) {
+/// How much of `room` may be read in addition to the `had` bytes of the message: all of it if the budget allows it,
+/// otherwise what is left of the unbudgeted bytes. `None` if there is none.
+pub(super) fn reserved_read_size(reservation: &mut Reservation, had: usize, room: usize) -> Option<usize> {
+    if had + room <= UNBUDGETED_BYTES || reservation.grow_to(had + room) {
         return Some(room);
     }
-    FREE_BYTES.checked_sub(had).filter(|room| *room > 0)
+    UNBUDGETED_BYTES.checked_sub(had).filter(|room| *room > 0)
 }
 
 fn find_line_end(bytes: &[u8]) -> Option<usize> {
@@ -274,15 +269,17 @@ fn find_line_end(bytes: &[u8]) -> Option<usize> {
 
 impl<R> fmt::Debug for LineReader<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the bytes: they may be secrets.
-        f.debug_struct("LineReader").field("pending_bytes", &(self.pending.len() - self.given)).finish_non_exhaustive()
+        // Not the content, which may be secret.
+        f.debug_struct("LineReader")
+            .field("pending_bytes", &(self.buffer.len() - self.consumed))
+            .finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::net::deadline::TimedStream;
+    use crate::net::deadline::DeadlineStream;
     use crate::net::deadline::tests::pair;
     use proptest::prelude::*;
     use std::collections::VecDeque;
@@ -298,7 +295,7 @@ pub(super) mod tests {
         }
     }
 
-    impl ReadBefore for Chunks {
+    impl DeadlineRead for Chunks {
         fn read_before(&mut self, buffer: &mut [u8], _deadline: Instant) -> io::Result<usize> {
             let Some(mut chunk) = self.0.pop_front() else { return Ok(0) };
             let len = chunk.len().min(buffer.len());
@@ -315,9 +312,9 @@ pub(super) mod tests {
         LineReader::new(Chunks::of(chunks), LineLimits::new(max_bytes))
     }
 
-    fn over_tcp(limits: LineLimits) -> (TcpStream, LineReader<TimedStream>) {
+    fn over_tcp(limits: LineLimits) -> (TcpStream, LineReader<DeadlineStream>) {
         let (client, server) = pair();
-        (client, LineReader::new(TimedStream::new(server), limits))
+        (client, LineReader::new(DeadlineStream::new(server), limits))
     }
 
     #[test]
@@ -326,7 +323,7 @@ pub(super) mod tests {
         for expected in ["{\"a\":1}", "{}", "xy", "", "z"] {
             assert_eq!(reader.read_line().unwrap().unwrap(), expected);
         }
-        assert_eq!(reader.pending.capacity(), 0, "nothing is held between messages");
+        assert_eq!(reader.buffer.capacity(), 0, "nothing is held between messages");
         assert!(reader.read_line().unwrap().is_none());
     }
 

@@ -1,16 +1,17 @@
-//! Links: kept-open connections between components of one shop, over which one asks and the other answers.
+//! Links: kept-open request/response connections between the components of one shop.
 //!
-//! Each end proves first that it has the cluster key, which is never sent:
+//! Each end first proves that it has the cluster key, which is never sent:
 //!
 //! | | a frame of JSON |
 //! |---|---|
-//! | asker → answerer | `{"type":"LINK","from":"buyer-server","to":"product-db","nonce":…}` |
-//! | answerer → asker | `{"type":"LINK","nonce":…,"proof":…}` |
-//! | asker → answerer | `{"type":"PROOF","proof":…}` |
+//! | client → server | `{"type":"LINK","from":"buyer-server","to":"product-db","nonce":…}` |
+//! | server → client | `{"type":"LINK","nonce":…,"proof":…}` |
+//! | client → server | `{"type":"PROOF","proof":…}` |
 //!
-//! A proof is the HMAC-SHA256, by the key, of who says it, both names, both nonces, and with TLS the
-//! fingerprint of the answerer's certificate: nobody between the two can pass a proof on. From then on
-//! each frame is a request, and the next one the other way is its answer; what is in them is the rooms'.
+//! A proof is the HMAC-SHA256, under the key, of the prover's role, both component names, both nonces and, with TLS,
+//! the fingerprint of the server's certificate: a party in the middle cannot relay a proof. After the handshake each
+//! frame is a request, and the next frame in the other direction is its response; their content is defined by the
+//! services.
 
 use std::fmt;
 use std::io;
@@ -21,76 +22,62 @@ use serde::{Deserialize, Serialize};
 
 use super::cluster::ClusterKey;
 use super::conn::{Conn, ConnError, ConnReader, ConnWriter};
-use super::deadline::ReadBefore;
+use super::deadline::DeadlineRead;
 use super::frames::{FrameReader, Framing, MessageReader};
 use super::lines::{LineError, LineLimits};
 use crate::model::secret::random_hex;
 
-/// Most bytes of a request or an answer on a link: answers to clients are as long.
-pub const LINK_MESSAGE_MAX: usize = 256 << 20;
-/// Most bytes of a message of the handshake.
-const HELLO_MAX: usize = 1024;
+/// Longest request or response on a link, bytes: as long as the longest response to a client.
+pub const LINK_MESSAGE_MAX_BYTES: usize = 256 << 20;
+/// Longest message of the handshake, bytes.
+const HANDSHAKE_MESSAGE_MAX_BYTES: usize = 1024;
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the handshake may take, TLS included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a link may be silent before the system asks whether the other end still lives.
+/// How long a link may be silent before TCP keepalive probes whether the other end is alive.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Links are never idle for too long.
-const NEVER: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Links have no idle timeout: 30 days stand for "never".
+const NO_IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Why there is no link, or none any more.
+/// Why there is no link, or why it failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The name of the host means nothing.
+    /// The host name could not be resolved.
     #[error("cannot find the address of {address}: {source}")]
-    Address {
-        /// As it was given.
-        address: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// No connection.
+    Address { address: String, source: io::Error },
     #[error("cannot connect to {address}: {source}")]
-    Connect {
-        /// Where to.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// TLS, or the connection.
+    Connect { address: SocketAddr, source: io::Error },
+    /// The TLS handshake or the connection failed.
     #[error(transparent)]
     Conn(#[from] ConnError),
-    /// Writing failed.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
-    /// Reading failed.
     #[error(transparent)]
     Read(#[from] LineError),
-    /// The other end closed it.
+    /// The other end closed the connection.
     #[error("the connection was closed")]
     Closed,
     /// The other end has no room at the moment.
     #[error("{0}")]
     Busy(String),
-    /// The other end has another key, or none.
+    /// The other end has another cluster key or none.
     #[error("{0}")]
     Refused(String),
 }
 
 impl LinkError {
-    /// Whether somebody is there who had no room for a link, and may have some in a moment.
-    pub fn is_short_of_room(&self) -> bool {
+    pub fn is_busy(&self) -> bool {
         match self {
             LinkError::Busy(_) | LinkError::Closed | LinkError::Io(_) | LinkError::Conn(ConnError::Io(_)) => true,
-            // Before TLS has begun, BUSY comes as it is.
+            // A rejected client is told BUSY in plaintext, before TLS begins.
             LinkError::Conn(ConnError::Tls(rustls::Error::InvalidMessage(_))) => true,
             LinkError::Read(error) => matches!(error, LineError::Truncated | LineError::Io(_)),
             _ => false,
         }
     }
 
-    /// Whether the request may just have been slow, so that asking again would only cost more.
+    /// Whether the request may just have been slow, so that repeating it would only add load.
     pub fn is_timeout(&self) -> bool {
         match self {
             LinkError::Read(LineError::Idle { .. } | LineError::MessageTimeout { .. }) => true,
@@ -100,79 +87,79 @@ impl LinkError {
     }
 }
 
-/// What begins a link.
+/// The client's messages of the handshake.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type")]
-enum Shake {
+enum Handshake {
     #[serde(rename = "LINK")]
     Hello { from: String, to: String, nonce: String },
     #[serde(rename = "PROOF")]
     Proof { proof: String },
 }
 
+/// The server's message of the handshake.
 #[derive(Debug, Serialize, Deserialize)]
-struct Welcome {
+struct HandshakeResponse {
     r#type: String,
     nonce: String,
     proof: String,
 }
 
-/// What is proved, by either end.
-struct Oath<'a> {
+/// What a proof authenticates.
+struct Transcript<'a> {
     from: &'a str,
     to: &'a str,
-    asker_nonce: &'a str,
-    answerer_nonce: &'a str,
+    client_nonce: &'a str,
+    server_nonce: &'a str,
     fingerprint: &'a str,
 }
 
-impl Oath<'_> {
-    /// Who says it is part of it: else an answerer could send the asker's own proof back.
-    fn parts<'b>(&'b self, said_by: &'b str) -> [&'b str; 6] {
-        ["p2s2-link-1", said_by, self.from, self.to, self.asker_nonce, self.answerer_nonce]
+impl Transcript<'_> {
+    /// The prover's role is part of it: otherwise a server could send the client's own proof back.
+    fn parts<'b>(&'b self, role: &'b str) -> [&'b str; 6] {
+        ["p2s2-link-1", role, self.from, self.to, self.client_nonce, self.server_nonce]
     }
 
-    fn prove(&self, key: &ClusterKey, said_by: &str) -> String {
-        key.prove(&[&self.parts(said_by)[..], &[self.fingerprint]].concat())
+    fn prove(&self, key: &ClusterKey, role: &str) -> String {
+        key.sign(&[&self.parts(role)[..], &[self.fingerprint]].concat())
     }
 
-    fn verify(&self, key: &ClusterKey, said_by: &str, proof: &str) -> bool {
-        key.verify(&[&self.parts(said_by)[..], &[self.fingerprint]].concat(), proof)
+    fn verify(&self, key: &ClusterKey, role: &str, proof: &str) -> bool {
+        key.verify(&[&self.parts(role)[..], &[self.fingerprint]].concat(), proof)
     }
 }
 
-const ASKER: &str = "asker";
-const ANSWERER: &str = "answerer";
+const CLIENT_ROLE: &str = "asker";
+const SERVER_ROLE: &str = "answerer";
 
-/// Where a link leads, and who asks.
+/// Where a link leads, and which component uses it.
 #[derive(Debug, Clone)]
-pub struct Target {
-    /// `HOST:PORT`, looked up anew for each link.
+pub struct LinkTarget {
+    /// `HOST:PORT`, resolved anew for each link.
     pub address: String,
     /// The component that must be there.
-    pub to: &'static str,
-    /// The component that asks.
-    pub from: &'static str,
-    /// Where the operator says the address; empty where nobody has to.
-    pub flag: &'static str,
-    /// Without TLS wherever it is: the other end is in this process, and has no certificate.
-    pub is_plain: bool,
-    /// What both have.
+    pub server_name: &'static str,
+    /// The component that connects.
+    pub client_name: &'static str,
+    /// The command-line flag by which the operator sets the address; empty if there is none.
+    pub address_flag: &'static str,
+    /// Never use TLS: the server is in this process and has no certificate.
+    pub is_plaintext: bool,
     pub key: ClusterKey,
 }
 
-/// The asker's end.
+/// The client's end of a link.
 pub struct Link {
     reader: FrameReader<ConnReader>,
     writer: ConnWriter,
 }
 
 impl Link {
-    /// Connects, with TLS unless the other end is on loopback or in this process, and proves the key.
+    /// Connects, with TLS unless the server is on loopback or in this process, and does the handshake.
     ///
     /// # Errors
-    /// [`LinkError`]: nobody is there, or somebody else.
-    pub fn connect(target: &Target) -> Result<Link, LinkError> {
+    /// [`LinkError`] when nothing listens there, or something else does.
+    pub fn connect(target: &LinkTarget) -> Result<Link, LinkError> {
         let failed = |source| LinkError::Address { address: target.address.clone(), source };
         let mut outcome = Err(failed(io::ErrorKind::NotFound.into()));
         for address in target.address.to_socket_addrs().map_err(failed)? {
@@ -184,57 +171,66 @@ impl Link {
         outcome
     }
 
-    fn begin(target: &Target, stream: TcpStream, address: SocketAddr) -> Result<Link, LinkError> {
+    fn begin(target: &LinkTarget, stream: TcpStream, address: SocketAddr) -> Result<Link, LinkError> {
         stream.set_nodelay(true)?;
-        keep_alive(&stream);
+        enable_keepalive(&stream);
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-        let conn = if target.is_plain || address.ip().to_canonical().is_loopback() {
+        let conn = if target.is_plaintext || address.ip().to_canonical().is_loopback() {
             Conn::plain(stream)
         } else {
             Conn::tls_client_unpinned(stream, deadline)?
         };
         let fingerprint = conn.peer_fingerprint().unwrap_or_default();
         let (source, writer) = conn.split();
-        let limits = LineLimits { max_bytes: HELLO_MAX, message_timeout: HANDSHAKE_TIMEOUT, idle_timeout: NEVER };
+        let limits = LineLimits {
+            max_bytes: HANDSHAKE_MESSAGE_MAX_BYTES,
+            message_timeout: HANDSHAKE_TIMEOUT,
+            idle_timeout: NO_IDLE_TIMEOUT,
+        };
         let mut reader = FrameReader::new(source, limits);
         let nonce = random_hex::<32>();
-        let hello = Shake::Hello { from: target.from.to_owned(), to: target.to.to_owned(), nonce: nonce.clone() };
+        let hello = Handshake::Hello {
+            from: target.client_name.to_owned(),
+            to: target.server_name.to_owned(),
+            nonce: nonce.clone(),
+        };
         Framing::Frames.write(&writer, &json(&hello))?;
-        let welcome = reader.read_frame_before(deadline)?.ok_or(LinkError::Closed)?;
-        let welcome: Welcome =
-            serde_json::from_slice(&welcome).map_err(|_| refusal(&welcome, &target.address, target.to))?;
-        let oath = Oath {
-            from: target.from,
-            to: target.to,
-            asker_nonce: &nonce,
-            answerer_nonce: &welcome.nonce,
+        let response = reader.read_frame_before(deadline)?.ok_or(LinkError::Closed)?;
+        let response: HandshakeResponse = serde_json::from_slice(&response)
+            .map_err(|_| parse_refusal(&response, &target.address, target.server_name))?;
+        let transcript = Transcript {
+            from: target.client_name,
+            to: target.server_name,
+            client_nonce: &nonce,
+            server_nonce: &response.nonce,
             fingerprint: &fingerprint,
         };
-        if !oath.verify(&target.key, ANSWERER, &welcome.proof) {
+        if !transcript.verify(&target.key, SERVER_ROLE, &response.proof) {
             return Err(LinkError::Refused(format!(
                 "{} does not have the same cluster key: give both components the same --cluster-key",
                 target.address
             )));
         }
-        Framing::Frames.write(&writer, &json(&Shake::Proof { proof: oath.prove(&target.key, ASKER) }))?;
-        reader.set_limits(LineLimits { max_bytes: LINK_MESSAGE_MAX, ..limits });
-        reader.keep_buffer();
+        Framing::Frames
+            .write(&writer, &json(&Handshake::Proof { proof: transcript.prove(&target.key, CLIENT_ROLE) }))?;
+        reader.set_limits(LineLimits { max_bytes: LINK_MESSAGE_MAX_BYTES, ..limits });
+        reader.retain_buffer();
         Ok(Link { reader, writer })
     }
 
-    /// Sends a request. The next answer is its.
+    /// Sends a request. The next response belongs to it.
     ///
     /// # Errors
-    /// [`LinkError`], after which the link is of no use.
-    pub fn ask(&mut self, request: &[u8]) -> Result<(), LinkError> {
+    /// [`LinkError`], after which the link must not be used.
+    pub fn send_request(&mut self, request: &[u8]) -> Result<(), LinkError> {
         Ok(Framing::Frames.write(&self.writer, request)?)
     }
 
-    /// The answer to the request that was sent, which must begin by then.
+    /// Reads the response to the request that was sent; its first byte must come before the deadline.
     ///
     /// # Errors
-    /// [`LinkError`], after which the link is of no use.
-    pub fn answer(&mut self, deadline: Instant) -> Result<Vec<u8>, LinkError> {
+    /// [`LinkError`], after which the link must not be used.
+    pub fn read_response(&mut self, deadline: Instant) -> Result<Vec<u8>, LinkError> {
         self.reader.read_frame_before(deadline)?.ok_or(LinkError::Closed)
     }
 }
@@ -245,19 +241,21 @@ impl fmt::Debug for Link {
     }
 }
 
-/// Whether a first message wants to begin a link.
+/// Whether the first message of a connection begins a link.
 pub fn is_hello(message: &[u8]) -> bool {
-    message.len() <= HELLO_MAX && matches!(serde_json::from_slice(message), Ok(Shake::Hello { .. }))
+    message.len() <= HANDSHAKE_MESSAGE_MAX_BYTES
+        && matches!(serde_json::from_slice(message), Ok(Handshake::Hello { .. }))
 }
 
-/// The answerer's end, from the first message on: true once the other end has proved the key.
+/// Does the server's side of the handshake, from the client's first message on. True once the client has proved that
+/// it has the key.
 ///
-/// `own_fingerprint` is that of our certificate if the connection is TLS, else empty. False if it did not
-/// prove it; it may then be told so, and the connection is to be closed.
+/// `own_fingerprint` is that of our certificate if the connection uses TLS, else empty. If the result is false, the
+/// client may be sent an error, and the connection is to be closed.
 ///
 /// # Errors
-/// [`LinkError`]: it fell silent, or said something else.
-pub fn welcome<R: ReadBefore>(
+/// [`LinkError`] when the client fell silent or sent something else.
+pub fn accept_handshake<R: DeadlineRead>(
     hello: &[u8],
     reader: &mut MessageReader<R>,
     writer: &ConnWriter,
@@ -265,71 +263,76 @@ pub fn welcome<R: ReadBefore>(
 ) -> Result<bool, LinkError> {
     let nonsense = |_| LinkError::Refused("the handshake of a link is wrong".to_owned());
     let MessageReader::Frames(reader) = reader else { return Ok(false) };
-    let Shake::Hello { from, to, nonce } = serde_json::from_slice(hello).map_err(nonsense)? else {
+    let Handshake::Hello { from, to, nonce } = serde_json::from_slice(hello).map_err(nonsense)? else {
         return Ok(false);
     };
     if to != own_name {
         return Ok(false);
     }
     let own_nonce = random_hex::<32>();
-    let oath =
-        Oath { from: &from, to: &to, asker_nonce: &nonce, answerer_nonce: &own_nonce, fingerprint: own_fingerprint };
-    let proof = oath.prove(key, ANSWERER);
-    let welcome = Welcome { r#type: "LINK".to_owned(), nonce: own_nonce.clone(), proof };
-    Framing::Frames.write(writer, &json(&welcome))?;
-    let answer = reader.read_frame_before(Instant::now() + HANDSHAKE_TIMEOUT)?.ok_or(LinkError::Closed)?;
-    if answer.len() > HELLO_MAX {
+    let transcript = Transcript {
+        from: &from,
+        to: &to,
+        client_nonce: &nonce,
+        server_nonce: &own_nonce,
+        fingerprint: own_fingerprint,
+    };
+    let proof = transcript.prove(key, SERVER_ROLE);
+    let response = HandshakeResponse { r#type: "LINK".to_owned(), nonce: own_nonce.clone(), proof };
+    Framing::Frames.write(writer, &json(&response))?;
+    let proof_frame = reader.read_frame_before(Instant::now() + HANDSHAKE_TIMEOUT)?.ok_or(LinkError::Closed)?;
+    if proof_frame.len() > HANDSHAKE_MESSAGE_MAX_BYTES {
         return Ok(false);
     }
-    let Shake::Proof { proof } = serde_json::from_slice(&answer).map_err(nonsense)? else { return Ok(false) };
-    Ok(oath.verify(key, ASKER, &proof))
+    let Handshake::Proof { proof } = serde_json::from_slice(&proof_frame).map_err(nonsense)? else { return Ok(false) };
+    Ok(transcript.verify(key, CLIENT_ROLE, &proof))
 }
 
-/// Answers requests until the asker closes the link.
+/// Responds to requests until the client closes the link.
 ///
 /// # Errors
-/// [`LinkError`]: the connection failed.
-pub fn serve<R: ReadBefore>(
+/// [`LinkError`] when the connection failed.
+pub fn serve_requests<R: DeadlineRead>(
     reader: &mut MessageReader<R>,
     writer: &ConnWriter,
-    mut answer: impl FnMut(&[u8]) -> Vec<u8>,
+    mut handle: impl FnMut(&[u8]) -> Vec<u8>,
 ) -> Result<(), LinkError> {
     let MessageReader::Frames(reader) = reader else { return Ok(()) };
-    reader.set_limits(LineLimits { idle_timeout: NEVER, ..LineLimits::new(LINK_MESSAGE_MAX) });
-    reader.keep_buffer();
+    reader.set_limits(LineLimits { idle_timeout: NO_IDLE_TIMEOUT, ..LineLimits::new(LINK_MESSAGE_MAX_BYTES) });
+    reader.retain_buffer();
     while let Some(request) = reader.read_frame()? {
-        Framing::Frames.write(writer, &answer(&request))?;
+        Framing::Frames.write(writer, &handle(&request))?;
     }
     Ok(())
 }
 
-/// Has the system find out when the other end has vanished without a word.
-pub fn keep_alive(stream: &TcpStream) {
+/// Enables TCP keepalive, so that a peer that vanished without closing the connection is noticed.
+pub fn enable_keepalive(stream: &TcpStream) {
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
     if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive) {
-        // Then a host that vanished costs a thread until the process ends, nothing worse.
+        // Without it, a host that vanished occupies a thread until the process ends, nothing worse.
         log::debug!("TCP keepalive: {error}");
     }
 }
 
 fn json(message: &impl Serialize) -> Vec<u8> {
-    // Texts alone: writing them to memory cannot fail.
+    // Strings only: serializing them to memory cannot fail.
     serde_json::to_vec(message).unwrap_or_default()
 }
 
-/// What the other end said instead of welcoming us, if it is an error of ours.
-fn refusal(answer: &[u8], address: &str, to: &str) -> LinkError {
+/// The error that the other end sent instead of its handshake message, if it is one of ours.
+fn parse_refusal(response: &[u8], address: &str, to: &str) -> LinkError {
     #[derive(Deserialize)]
-    struct Said {
-        error: Error,
+    struct ErrorResponse {
+        error: ErrorBody,
     }
     #[derive(Deserialize)]
-    struct Error {
+    struct ErrorBody {
         code: String,
         message: String,
     }
-    match serde_json::from_slice::<Said>(answer) {
-        Ok(Said { error }) => {
+    match serde_json::from_slice::<ErrorResponse>(response) {
+        Ok(ErrorResponse { error }) => {
             let text = format!("{address} refuses the link: {}", error.message);
             if error.code == "BUSY" { LinkError::Busy(text) } else { LinkError::Refused(text) }
         }
@@ -340,24 +343,26 @@ fn refusal(answer: &[u8], address: &str, to: &str) -> LinkError {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::net::budget::{Budget, Share};
-    use crate::net::listener::{Accepted, Busy, ConnectionLimiter, Listener, ListenerContext, Protocol, listen};
+    use crate::net::budget::{ReceiveBudget, Reservation};
+    use crate::net::listener::{
+        AcceptedConnection, BusyResponse, ConnectionHandler, ConnectionLimiter, Listener, ListenerContext, listen,
+    };
     use crate::net::threads::Executor;
-    use crate::net::tls::Identity;
+    use crate::net::tls::TlsIdentity;
     use std::sync::Arc;
 
     /// Answers with what it was asked, if it was asked over a link; "close" closes, "silent" never answers.
     struct Echo {
         key: ClusterKey,
-        identity: Option<Arc<Identity>>,
+        identity: Option<Arc<TlsIdentity>>,
     }
 
-    impl Protocol for Echo {
-        fn busy(&self) -> Busy {
+    impl ConnectionHandler for Echo {
+        fn busy_response(&self) -> BusyResponse {
             Vec::new().into()
         }
 
-        fn serve(&self, accepted: Accepted) {
+        fn serve(&self, accepted: AcceptedConnection) {
             let (stream, _, _permit) = accepted.into_parts();
             let soon = Instant::now() + HANDSHAKE_TIMEOUT;
             let (conn, fingerprint) = match &self.identity {
@@ -366,15 +371,17 @@ pub(super) mod tests {
             };
             let (source, writer) = conn.split();
             let limits = LineLimits::new(1 << 20);
-            let Ok(Some(mut reader)) = MessageReader::begin(source, limits, Share::default()) else { return };
+            let Ok(Some(mut reader)) = MessageReader::detect_framing(source, limits, Reservation::default()) else {
+                return;
+            };
             let Ok(Some(hello)) = reader.read_before(soon) else { return };
             assert!(is_hello(&hello));
-            if !matches!(welcome(&hello, &mut reader, &writer, ("echo", &self.key, &fingerprint)), Ok(true)) {
+            if !matches!(accept_handshake(&hello, &mut reader, &writer, ("echo", &self.key, &fingerprint)), Ok(true)) {
                 return;
             }
             let closer = writer.clone();
             // A link that was closed from either side.
-            let _ = serve(&mut reader, &writer, |request| {
+            let _ = serve_requests(&mut reader, &writer, |request| {
                 match request {
                     b"close" => closer.close(),
                     b"silent" => std::thread::sleep(Duration::from_secs(3)),
@@ -385,36 +392,36 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::net) fn echo(key: &ClusterKey, identity: Option<Arc<Identity>>) -> Listener {
+    pub(in crate::net) fn echo(key: &ClusterKey, identity: Option<Arc<TlsIdentity>>) -> Listener {
         echo_at(listen("127.0.0.1:0".parse().unwrap()).unwrap(), key, identity)
     }
 
     pub(in crate::net) fn echo_at(
         socket: std::net::TcpListener,
         key: &ClusterKey,
-        identity: Option<Arc<Identity>>,
+        identity: Option<Arc<TlsIdentity>>,
     ) -> Listener {
         let context = ListenerContext {
             executor: Executor::new("test-link", 100),
             limiter: ConnectionLimiter::new(100),
-            budget: Budget::new(1 << 20),
+            budget: ReceiveBudget::new(1 << 20),
             identity: None,
-            plain_from_afar: true,
+            allows_remote_plaintext: true,
         };
         Listener::start(socket, context, Arc::new(Echo { key: key.clone(), identity })).unwrap()
     }
 
-    pub(in crate::net) fn target(server: &Listener, key: &ClusterKey) -> Target {
+    pub(in crate::net) fn target(server: &Listener, key: &ClusterKey) -> LinkTarget {
         target_at(&server.local_addr().to_string(), key)
     }
 
-    fn target_at(address: &str, key: &ClusterKey) -> Target {
-        Target {
+    fn target_at(address: &str, key: &ClusterKey) -> LinkTarget {
+        LinkTarget {
             address: address.to_owned(),
-            to: "echo",
-            from: "test",
-            flag: "--echo",
-            is_plain: false,
+            server_name: "echo",
+            client_name: "test",
+            address_flag: "--echo",
+            is_plaintext: false,
             key: key.clone(),
         }
     }
@@ -429,11 +436,11 @@ pub(super) mod tests {
         let server = echo(&key, None);
         let mut link = Link::connect(&target(&server, &key)).unwrap();
         for request in [&b"hello"[..], &[7; 300_000], b""] {
-            link.ask(request).unwrap();
-            assert_eq!(link.answer(soon()).unwrap(), request);
+            link.send_request(request).unwrap();
+            assert_eq!(link.read_response(soon()).unwrap(), request);
         }
-        link.ask(b"close").unwrap();
-        assert!(link.answer(soon()).is_err());
+        link.send_request(b"close").unwrap();
+        assert!(link.read_response(soon()).is_err());
     }
 
     #[test]
@@ -443,16 +450,16 @@ pub(super) mod tests {
         let error = Link::connect(&target(&server, &ClusterKey::random())).unwrap_err();
         assert!(error.to_string().contains("does not have the same cluster key"), "{error}");
         let mut wrong = target(&server, &key);
-        wrong.to = "another";
+        wrong.server_name = "another";
         assert!(Link::connect(&wrong).is_err(), "each component answers to its own name alone");
-        // One that does not look at the answerer's proof still gets nothing.
+        // A client that does not verify the server's proof still gets nothing.
         let (source, writer) = Conn::plain(TcpStream::connect(server.local_addr()).unwrap()).split();
-        let mut reader = FrameReader::new(source, LineLimits::new(HELLO_MAX));
-        let hello = Shake::Hello { from: "test".into(), to: "echo".into(), nonce: "00".into() };
+        let mut reader = FrameReader::new(source, LineLimits::new(HANDSHAKE_MESSAGE_MAX_BYTES));
+        let hello = Handshake::Hello { from: "test".into(), to: "echo".into(), nonce: "00".into() };
         Framing::Frames.write(&writer, &json(&hello)).unwrap();
-        let welcome: Welcome = serde_json::from_slice(&reader.read_frame().unwrap().unwrap()).unwrap();
+        let response: HandshakeResponse = serde_json::from_slice(&reader.read_frame().unwrap().unwrap()).unwrap();
         // Its own proof, sent back.
-        Framing::Frames.write(&writer, &json(&Shake::Proof { proof: welcome.proof })).unwrap();
+        Framing::Frames.write(&writer, &json(&Handshake::Proof { proof: response.proof })).unwrap();
         let _ = Framing::Frames.write(&writer, b"hello"); // may be closed already
         assert!(!matches!(reader.read_frame(), Ok(Some(_))));
     }
@@ -461,7 +468,7 @@ pub(super) mod tests {
     fn with_tls_a_proof_is_of_no_use_to_one_in_between() {
         let dir = || tempfile::tempdir().unwrap();
         let (one, other) = (dir(), dir());
-        let identities = [&one, &other].map(|dir| Arc::new(Identity::load_or_create(dir.path()).unwrap()));
+        let identities = [&one, &other].map(|dir| Arc::new(TlsIdentity::load_or_create(dir.path()).unwrap()));
         let key = ClusterKey::random();
         let server = echo(&key, Some(Arc::clone(&identities[0])));
         let connect = |fingerprint: &str| {
@@ -469,19 +476,21 @@ pub(super) mod tests {
             let conn = Conn::tls_client_unpinned(stream, soon()).unwrap();
             assert_eq!(conn.peer_fingerprint().as_deref(), Some(identities[0].fingerprint()));
             let (source, writer) = conn.split();
-            let mut reader = FrameReader::new(source, LineLimits::new(HELLO_MAX));
-            let hello = Shake::Hello { from: "test".into(), to: "echo".into(), nonce: "00".into() };
+            let mut reader = FrameReader::new(source, LineLimits::new(HANDSHAKE_MESSAGE_MAX_BYTES));
+            let hello = Handshake::Hello { from: "test".into(), to: "echo".into(), nonce: "00".into() };
             Framing::Frames.write(&writer, &json(&hello)).unwrap();
-            let welcome: Welcome = serde_json::from_slice(&reader.read_frame().unwrap().unwrap()).unwrap();
-            let oath =
-                Oath { from: "test", to: "echo", asker_nonce: "00", answerer_nonce: &welcome.nonce, fingerprint };
-            let is_answerer = oath.verify(&key, ANSWERER, &welcome.proof);
-            Framing::Frames.write(&writer, &json(&Shake::Proof { proof: oath.prove(&key, ASKER) })).unwrap();
+            let response: HandshakeResponse = serde_json::from_slice(&reader.read_frame().unwrap().unwrap()).unwrap();
+            let transcript =
+                Transcript { from: "test", to: "echo", client_nonce: "00", server_nonce: &response.nonce, fingerprint };
+            let is_answerer = transcript.verify(&key, SERVER_ROLE, &response.proof);
+            Framing::Frames
+                .write(&writer, &json(&Handshake::Proof { proof: transcript.prove(&key, CLIENT_ROLE) }))
+                .unwrap();
             let _ = Framing::Frames.write(&writer, b"hello"); // may be closed already
             (is_answerer, matches!(reader.read_frame(), Ok(Some(_))))
         };
         assert_eq!(connect(identities[0].fingerprint()), (true, true));
-        // What one would prove who sees the certificate of somebody in between.
+        // The proof of a client that sees the certificate of a party in the middle.
         assert_eq!(connect(identities[1].fingerprint()), (false, false));
         assert_eq!(connect(""), (false, false));
     }
@@ -493,7 +502,7 @@ pub(super) mod tests {
         drop(listener);
         let target = target_at(&address.to_string(), &ClusterKey::random());
         assert!(matches!(Link::connect(&target), Err(LinkError::Connect { .. })));
-        let nowhere = Target { address: "no such host".to_owned(), ..target };
+        let nowhere = LinkTarget { address: "no such host".to_owned(), ..target };
         assert!(matches!(Link::connect(&nowhere), Err(LinkError::Address { .. })));
     }
 }

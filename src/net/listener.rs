@@ -1,19 +1,18 @@
-//! The listener: what accepts connections on every port that this crate has.
+//! The TCP listener that every port of this crate uses.
 //!
-//! Each connection has a thread to itself for as long as it lasts. What is the same for all ports is here, what
-//! differs a room brings:
+//! Each connection has a thread to itself for as long as it lasts. What all ports have in common is here:
 //!
 //! | file | holds |
 //! |---|---|
-//! | `limiter.rs` | how many connections may be open: in all, at each listener, from one source |
-//! | `pending.rs` | those that have not completed a request, and give way when room is short |
-//! | `rejector.rs` | turning connections away so that they hear why |
-//! | `connection.rs` | a connection up to its first message: its source, TLS or not |
-//! | `messages.rs` | from there on, for ports that speak in messages: lines or frames, one after the other |
+//! | `limiter.rs` | how many connections may be open: in all, per listener and per source |
+//! | `pending.rs` | the connections that have not completed a request yet, which are evicted first |
+//! | `rejector.rs` | refusing connections so that the client can read the reason |
+//! | `connection.rs` | a connection until its first message: its source, TLS or plaintext |
+//! | `messages.rs` | from the first message on, for ports that exchange messages (lines or frames) one after the other |
 //!
-//! A port of messages is a [`MessageService`], which says how its messages are framed, what is answered to each, and
-//! how it refuses; a port that speaks otherwise (HTTP) is a [`Protocol`]. A connection's source is decided here,
-//! before a room sees it.
+//! A port that exchanges messages is a [`MessageService`]: it says how messages are framed, handles each one, and
+//! words its rejections. A port with another protocol (HTTP) is a [`ConnectionHandler`]. The source of a connection
+//! is determined here, before a service sees it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,10 +26,10 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
 
-use super::budget::Budget;
-use super::counters::{Counter, Seldom};
+use super::budget::ReceiveBudget;
+use super::counters::{Counter, LogThrottle};
 use super::threads::{self, Executor};
-use super::tls::Identity;
+use super::tls::TlsIdentity;
 
 mod connection;
 mod limiter;
@@ -38,116 +37,116 @@ mod messages;
 mod pending;
 mod rejector;
 
-pub use connection::{Accepted, Connection};
-pub use limiter::{ConnectionLimiter, LimiterCounters, Permit, Refusal};
-pub use messages::{After, MessageConnection, MessageFraming, MessageService, Messages, Rejection};
-pub use rejector::Busy;
+pub use connection::{AcceptedConnection, NegotiatedConnection};
+pub use limiter::{AdmissionError, ConnectionLimiter, LimiterCounters, Permit};
+pub use messages::{AfterMessage, MessageConnection, MessageFraming, MessageHandler, MessageService, Rejection};
+pub use rejector::BusyResponse;
 
-use limiter::ListenerShare;
-use rejector::{Rejector, Reserve};
+use limiter::ListenerQuota;
+use rejector::{Rejector, ReserveDescriptor};
 
-/// The pause after the first of several accept errors in a row; it doubles up to the longest.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// The pause after the first of several consecutive accept errors. It doubles up to `ACCEPT_PAUSE_MAX`.
+const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
+const ACCEPT_PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// How long `stop` waits for threads to end once their connections have been shut down.
-const AFTER_SHUTDOWN: Duration = Duration::from_secs(1);
+/// How long [`Listener::stop`] waits for handlers to return once their connections have been shut down.
+const HANDLER_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How much of the kernel's backlog a listener may fill that [`listen`] made.
+/// The accept backlog that [`listen`] asks the kernel for.
 const BACKLOG: i32 = 1024;
 
 /// What a port does with its connections.
-pub trait Protocol: Send + Sync + 'static {
-    /// What those are told for whom there is no room.
-    fn busy(&self) -> Busy;
+pub trait ConnectionHandler: Send + Sync + 'static {
+    /// The bytes sent to a client whose connection is refused for lack of room.
+    fn busy_response(&self) -> BusyResponse;
 
-    /// Serves a connection to its end, on a thread of its own. It ends, and no longer counts, when this returns. A
-    /// panic harms no other.
-    fn serve(&self, accepted: Accepted);
+    /// Serves a connection to its end, on a thread of its own. The connection is closed, and no longer counted, when
+    /// this returns. A panic ends this connection only.
+    fn serve(&self, accepted: AcceptedConnection);
 }
 
-/// What the listeners of a process stand on. Clones are the same.
+/// What a listener is built from. Clones share the same resources.
 #[derive(Debug, Clone)]
 pub struct ListenerContext {
-    /// Threads for connections.
+    /// The threads that connections are served on.
     pub executor: Arc<Executor>,
-    /// The bound of connections, one for all listeners of the process.
+    /// The bound on open connections, one for all listeners of the process.
     pub limiter: Arc<ConnectionLimiter>,
-    /// The bound of what was received and not yet handled, likewise.
-    pub budget: Arc<Budget>,
-    /// For those who begin with TLS.
-    pub identity: Option<Arc<Identity>>,
-    /// Clients on other hosts may speak without TLS.
-    pub plain_from_afar: bool,
+    /// The bound on bytes received and not yet handled, one for all connections of the process.
+    pub budget: Arc<ReceiveBudget>,
+    /// Our certificate for clients that begin with TLS. Without it every connection is taken as plaintext.
+    pub identity: Option<Arc<TlsIdentity>>,
+    /// Whether clients on other hosts may connect without TLS.
+    pub allows_remote_plaintext: bool,
 }
 
-/// A port that is being listened at.
+/// A bound port whose connections are being accepted.
 pub struct Listener {
-    accepting: Arc<Accepting>,
+    inner: Arc<ListenerInner>,
     thread: Mutex<Option<JoinHandle<()>>>,
     address: SocketAddr,
 }
 
-struct Accepting {
+struct ListenerInner {
     socket: TcpListener,
     context: Arc<ListenerContext>,
-    share: Arc<ListenerShare>,
-    protocol: Arc<dyn Protocol>,
+    quota: Arc<ListenerQuota>,
+    protocol: Arc<dyn ConnectionHandler>,
     rejector: Rejector,
     open: Mutex<OpenConnections>,
-    /// Told when a connection has ended, or at the end.
+    /// Notified when a connection has ended and when the listener stops.
     changed: Condvar,
     is_stopping: Arc<AtomicBool>,
     counters: Arc<ListenerCounters>,
-    complaints: Seldom,
+    log_throttle: LogThrottle,
 }
 
-/// Kept to be shut down at the end. A `Weak`, because a clone made by `try_clone` would cost a second descriptor for
-/// each connection, and a bare descriptor number might by then belong to another.
+/// The open streams, so that they can be shut down at the end. They are held as `Weak`: a `try_clone` would cost a
+/// second descriptor for each connection, and a bare descriptor number might be reused by then.
 #[derive(Default)]
 struct OpenConnections {
     streams: HashMap<u64, Weak<TcpStream>>,
     next_id: u64,
 }
 
-/// What a listener did so far.
+/// Counters of one listener.
 #[derive(Debug, Default)]
 pub struct ListenerCounters {
-    /// Connections given a thread.
+    /// Connections that were given a thread.
     pub accepted: Counter,
-    /// Connections refused: past a bound, or no thread or descriptor was left.
+    /// Connections refused because a limit was reached or no thread or descriptor was left.
     pub refused: Counter,
-    /// Refused connections closed in such a hurry that the client may not have read why.
-    pub refused_in_a_hurry: Counter,
-    /// Times that no descriptor was left.
+    /// Refused connections closed so early that the client may not have read the reason.
+    pub closed_early: Counter,
+    /// How often `accept` failed because no file descriptor was left.
     pub out_of_descriptors: Counter,
-    /// Other errors of `accept`.
+    /// All other errors of `accept`.
     pub accept_errors: Counter,
 }
 
 impl ListenerCounters {
-    /// Every counter with its name.
+    /// Every counter with its metric name.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("accepted", self.accepted.get()),
             ("refused", self.refused.get()),
-            ("refused_in_a_hurry", self.refused_in_a_hurry.get()),
+            ("refused_in_a_hurry", self.closed_early.get()),
             ("out_of_descriptors", self.out_of_descriptors.get()),
             ("accept_errors", self.accept_errors.get()),
         ]
     }
 }
 
-/// A listener with a longer backlog than std's 128, so that a burst of connections is not delayed by
+/// Binds a listening socket with a longer backlog than std's 128, so that a burst of connections is not delayed by
 /// lost SYNs.
 ///
 /// # Errors
-/// The system's: most often that the address is in use.
+/// The system's error, most often that the address is in use.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // As std does: else a restarted server could not have its port back for a minute. On Windows the
-    // option would let two servers share a port.
+    // As std does: otherwise a restarted server could not bind its port for a minute. On Windows the option would let
+    // two servers share a port.
     #[cfg(not(windows))]
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
@@ -156,82 +155,86 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 impl Listener {
-    /// Begins to accept.
+    /// Starts accepting connections.
     ///
     /// # Errors
-    /// The system's, when it gives no thread or no descriptor for the reserve.
-    pub fn start(socket: TcpListener, context: ListenerContext, protocol: Arc<dyn Protocol>) -> io::Result<Listener> {
-        Listener::start_sure_of(socket, context, 0, protocol)
+    /// The system's error when it gives no thread, or no descriptor for the reserve.
+    pub fn start(
+        socket: TcpListener,
+        context: ListenerContext,
+        protocol: Arc<dyn ConnectionHandler>,
+    ) -> io::Result<Listener> {
+        Listener::start_with_guarantee(socket, context, 0, protocol)
     }
 
-    /// The same for a port that is to be sure of at least so many connections, where the bound allows it.
+    /// Like [`start`](Listener::start), for a port that is to be guaranteed `min_guaranteed` connections where the
+    /// limiter's bound allows it.
     ///
     /// # Errors
     /// As [`start`](Listener::start).
-    pub fn start_sure_of(
+    pub fn start_with_guarantee(
         socket: TcpListener,
         context: ListenerContext,
-        at_least: usize,
-        protocol: Arc<dyn Protocol>,
+        min_guaranteed: usize,
+        protocol: Arc<dyn ConnectionHandler>,
     ) -> io::Result<Listener> {
         socket.set_nonblocking(false)?;
         let address = socket.local_addr()?;
         let counters = Arc::new(ListenerCounters::default());
-        let accepting = Arc::new(Accepting {
+        let inner = Arc::new(ListenerInner {
             socket,
-            share: context.limiter.listener(at_least),
+            quota: context.limiter.add_listener(min_guaranteed),
             context: Arc::new(context),
-            rejector: Rejector::start(protocol.busy(), Arc::clone(&counters))?,
+            rejector: Rejector::start(protocol.busy_response(), Arc::clone(&counters))?,
             protocol,
             open: Mutex::default(),
             changed: Condvar::new(),
             is_stopping: Arc::default(),
             counters,
-            complaints: Seldom::minutely(),
+            log_throttle: LogThrottle::every_minute(),
         });
-        let reserve = Reserve::take()?;
+        let reserve = ReserveDescriptor::open()?;
         let thread = threads::spawn(&format!("accept-{}", address.port()), {
-            let accepting = Arc::clone(&accepting);
-            move || accepting.accept_all(reserve)
+            let inner = Arc::clone(&inner);
+            move || inner.accept_all(reserve)
         })?;
-        Ok(Listener { accepting, thread: Mutex::new(Some(thread)), address })
+        Ok(Listener { inner, thread: Mutex::new(Some(thread)), address })
     }
 
-    /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Connections whose handlers have not returned.
-    pub fn open(&self) -> usize {
-        self.accepting.open.lock().streams.len()
+    /// The number of connections whose handlers have not returned.
+    pub fn open_connections(&self) -> usize {
+        self.inner.open.lock().streams.len()
     }
 
-    /// Every counter with its name.
+    /// Every counter with its metric name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let closed = ("newcomers_closed", self.accepting.share.closed());
-        [self.accepting.counters.list(), vec![closed]].concat()
+        let closed = ("newcomers_closed", self.inner.quota.evicted());
+        [self.inner.counters.list(), vec![closed]].concat()
     }
 
-    /// Ends accepting at once, and connections in two steps: first nothing more is read from them, so
-    /// that idle ones end and those in hand can still answer (what has come of a message by half is none);
-    /// after `grace` the rest is cut off. How many handlers have not returned even then.
+    /// Stops accepting at once and ends the connections in two steps: first nothing more is read from them, so that
+    /// idle ones end and requests in progress can still be answered (a message received in part is discarded); after
+    /// `grace` the remaining ones are closed. Returns how many handlers have not returned even then.
     pub fn stop(&self, grace: Duration) -> usize {
-        let accepting = &self.accepting;
-        accepting.is_stopping.store(true, SeqCst);
-        accepting.unblock_accept(self.address);
-        accepting.changed.notify_all();
+        let inner = &self.inner;
+        inner.is_stopping.store(true, SeqCst);
+        inner.unblock_accept(self.address);
+        inner.changed.notify_all();
         // Taken out before joining: the lock must not be held while waiting.
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             // An Err would be a panic, which `threads::spawn` has caught and logged.
             let _ = thread.join();
         }
-        accepting.shut_down(Shutdown::Read);
-        if accepting.wait_for_none_open(Instant::now() + grace) > 0 {
-            accepting.shut_down(Shutdown::Both);
+        inner.shut_down(Shutdown::Read);
+        if inner.wait_for_none_open(Instant::now() + grace) > 0 {
+            inner.shut_down(Shutdown::Both);
         }
-        accepting.wait_for_none_open(Instant::now() + AFTER_SHUTDOWN)
+        inner.wait_for_none_open(Instant::now() + HANDLER_EXIT_TIMEOUT)
     }
 }
 
@@ -241,9 +244,9 @@ impl Drop for Listener {
     }
 }
 
-impl Accepting {
-    fn accept_all(self: Arc<Self>, mut reserve: Reserve) {
-        let mut pause = SHORTEST_PAUSE;
+impl ListenerInner {
+    fn accept_all(self: Arc<Self>, mut reserve: ReserveDescriptor) {
+        let mut pause = ACCEPT_PAUSE_MIN;
         loop {
             let accepted = self.socket.accept();
             if self.is_stopping.load(SeqCst) {
@@ -251,48 +254,49 @@ impl Accepting {
             }
             match accepted {
                 Ok((stream, source)) => {
-                    pause = SHORTEST_PAUSE;
-                    if reserve.regain() {
-                        self.take(stream, source);
+                    pause = ACCEPT_PAUSE_MIN;
+                    if reserve.reacquire() {
+                        self.dispatch(stream, source);
                     } else {
-                        self.rejector.turn_away_here(Arc::new(stream));
-                        reserve.regain();
+                        self.rejector.reject_blocking(Arc::new(stream));
+                        reserve.reacquire();
                     }
                 }
                 Err(error) if is_about_one_connection(&error) => self.counters.accept_errors.add(1),
                 Err(error) if is_out_of_descriptors(&error) => {
                     self.counters.out_of_descriptors.add(1);
-                    self.complain("no descriptor is left for a connection", &error);
+                    self.log_throttled("no descriptor is left for a connection", &error);
                     if !reserve.release() {
-                        // Another thread of ours was quicker to take it.
+                        // Another thread of this process took the freed descriptor first.
                         self.pause(&mut pause);
                     }
                 }
                 Err(error) => {
                     self.counters.accept_errors.add(1);
-                    self.complain("accepting a connection", &error);
+                    self.log_throttled("accepting a connection", &error);
                     self.pause(&mut pause);
                 }
             }
         }
     }
 
-    /// Gives the connection a thread, or has it turned away.
-    fn take(self: &Arc<Self>, stream: TcpStream, source: SocketAddr) {
+    /// Gives the connection a thread, or has it rejected.
+    fn dispatch(self: &Arc<Self>, stream: TcpStream, source: SocketAddr) {
         if let Err(error) = stream.set_nodelay(true) {
-            // The client is gone already; the handler will see that.
+            // The client has disconnected already; the handler will notice.
             debug!("{source}: TCP_NODELAY: {error}");
         }
         let stream = Arc::new(stream);
-        // The one place where it is decided who a connection comes from.
+        // The one place where the source of a connection is determined.
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        // What comes from an address of our own counts as loopback: a process's links to itself among it.
-        let counted = if is_from_here(&stream, source.ip()) { Ipv4Addr::LOCALHOST.into() } else { source.ip() };
-        let permit = match self.share.enter(counted, &stream) {
+        // A connection from one of this host's own addresses counts as loopback, which includes the process's links
+        // to itself.
+        let counted = if is_local_client(&stream, source.ip()) { Ipv4Addr::LOCALHOST.into() } else { source.ip() };
+        let permit = match self.quota.admit(counted, &stream) {
             Ok(permit) => permit,
             Err(refusal) => {
-                self.complain("refusing a connection", &refusal);
-                self.rejector.turn_away(stream);
+                self.log_throttled("refusing a connection", &refusal);
+                self.rejector.reject(stream);
                 return;
             }
         };
@@ -303,9 +307,9 @@ impl Accepting {
             open.streams.insert(id, Arc::downgrade(&stream));
             id
         };
-        // Made here, so that it is undone too if the job never runs.
-        let entry = Entry { accepting: Arc::clone(self), id };
-        let accepted = Accepted::new(
+        // Created here, so that it is undone even if the job never runs.
+        let guard = OpenConnectionGuard { inner: Arc::clone(self), id };
+        let accepted = AcceptedConnection::new(
             Arc::clone(&stream),
             source,
             permit,
@@ -313,28 +317,28 @@ impl Accepting {
             Arc::clone(&self.is_stopping),
         );
         let job = move || {
-            // Dropped after the connection, and when serving it panics.
-            let entry = entry;
-            entry.accepting.protocol.serve(accepted);
+            // Moved into the job so that it is dropped after the connection, also when serving panics.
+            let guard = guard;
+            guard.inner.protocol.serve(accepted);
         };
         match self.context.executor.execute(job) {
             Ok(()) => self.counters.accepted.add(1),
             Err(full) => {
-                self.complain("refusing a connection", &full);
-                self.rejector.turn_away(stream);
+                self.log_throttled("refusing a connection", &full);
+                self.rejector.reject(stream);
             }
         }
     }
 
-    fn complain(&self, what: &str, error: &dyn fmt::Display) {
-        if self.complaints.now() {
+    fn log_throttled(&self, what: &str, error: &dyn fmt::Display) {
+        if self.log_throttle.should_log() {
             warn!("{what}: {error}");
         }
     }
 
     fn pause(&self, pause: &mut Duration) {
         let until = Instant::now() + *pause;
-        *pause = (*pause * 2).min(LONGEST_PAUSE);
+        *pause = (*pause * 2).min(ACCEPT_PAUSE_MAX);
         let mut open = self.open.lock();
         while !self.is_stopping.load(SeqCst) && Instant::now() < until {
             self.changed.wait_until(&mut open, until);
@@ -342,7 +346,7 @@ impl Accepting {
     }
 
     fn unblock_accept(&self, address: SocketAddr) {
-        // Linux: a listener that is shut down lets go of its accept.
+        // On Linux, shutting the listening socket down makes `accept` return.
         #[cfg(target_os = "linux")]
         if socket2::SockRef::from(&self.socket).shutdown(Shutdown::Both).is_ok() {
             return;
@@ -358,7 +362,7 @@ impl Accepting {
     }
 
     fn shut_down(&self, how: Shutdown) {
-        // Collected first: the lock is for memory work only.
+        // Collected first, so that no system call is made under the lock.
         let open: Vec<Arc<TcpStream>> = self.open.lock().streams.values().filter_map(Weak::upgrade).collect();
         for stream in open {
             if let Err(error) = stream.shutdown(how) {
@@ -377,31 +381,31 @@ impl Accepting {
     }
 }
 
-/// A connection's place among the open ones.
-struct Entry {
-    accepting: Arc<Accepting>,
+/// Removes a connection from [`OpenConnections`] when dropped.
+struct OpenConnectionGuard {
+    inner: Arc<ListenerInner>,
     id: u64,
 }
 
-impl Drop for Entry {
+impl Drop for OpenConnectionGuard {
     fn drop(&mut self) {
-        self.accepting.open.lock().streams.remove(&self.id);
-        self.accepting.changed.notify_all();
+        self.inner.open.lock().streams.remove(&self.id);
+        self.inner.changed.notify_all();
     }
 }
 
-/// Whether a connection comes from the host that it goes to: both ends have one address, or it is loopback.
-fn is_from_here(stream: &TcpStream, source: IpAddr) -> bool {
+/// Whether a connection comes from this host: its source is loopback or equals the local address.
+fn is_local_client(stream: &TcpStream, source: IpAddr) -> bool {
     source.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == source)
 }
 
-/// Errors of `accept` that speak of the one connection that was to be had, not of the listener.
+/// Errors of `accept` that concern the one connection being accepted, not the listener.
 fn is_about_one_connection(error: &io::Error) -> bool {
     use ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted, TimedOut};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | TimedOut)
 }
 
-/// Too many open files: of the process, or of the whole system.
+/// Too many open files, in the process or in the whole system.
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     #[cfg(unix)]
     return matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
@@ -411,7 +415,10 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listener").field("address", &self.address).field("open", &self.open()).finish_non_exhaustive()
+        f.debug_struct("Listener")
+            .field("address", &self.address)
+            .field("open", &self.open_connections())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,33 +1,33 @@
-//! Threads, timers and sockets: what carries every room's messages, with no knowledge of any room.
+//! Threads, timers and sockets: the transport under every service, with no knowledge of any of them.
 //!
-//! Plain threads and blocking sockets; everything has a bound, and everything dropped, refused or
+//! It uses plain threads and blocking sockets. Everything has a bound, and everything that is dropped, refused or
 //! failed is counted.
 
-pub mod budget; //   how much may be received and not yet handled
-pub mod cluster; //  the key that components of one shop share
-pub mod conn; //     a connection, plain or TLS, read and written at once
 #[cfg(target_os = "linux")]
-mod control; //      what comes and goes beside a datagram
-pub mod counters; // numbers for the metrics page
-pub mod deadline; // reading and writing with absolute deadlines
-pub mod ended; //    why a connection is over
-pub mod frames; //   messages behind their length, and which framing a client chose
-pub mod http; //     HTTP/1.1: hyper on our threads
-pub mod interfaces; // the addresses of this host
-pub mod limits; //   what this machine allows
-pub mod lines; //    lines of text, each with a deadline
-pub mod link; //     messages between components that proved the key
-pub mod listener; // what accepts connections on every port
-pub mod peer_socket; // datagrams between peers: shared ports, and who refuses
-pub mod periodic; // something that is done every so often
-pub mod pool; //     links that are kept open for the next request
-pub mod shares; //   how much of a bounded thing each source holds
-pub mod shutdown; // the signals that end a server
-pub mod source; //   what is counted "per address"
-pub mod threads; //  the executor: a thread per request, kept for the next
-pub mod timer; //    deadlines that become jobs
-pub mod tls; //      who we are, and who the other end must be
-pub mod udp; //      datagrams, each with a thread to itself
+mod ancillary;
+pub mod budget;
+pub mod cluster;
+pub mod conn;
+pub mod connection_end;
+pub mod counters;
+pub mod deadline;
+pub mod frames;
+pub mod http;
+pub mod interfaces;
+pub mod limits;
+pub mod lines;
+pub mod link;
+pub mod listener;
+pub mod peer_socket;
+pub mod periodic;
+pub mod pool;
+pub mod quotas;
+pub mod shutdown;
+pub mod source;
+pub mod threads;
+pub mod timer;
+pub mod tls;
+pub mod udp;
 
 #[cfg(test)]
 pub(crate) mod testing {

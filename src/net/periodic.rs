@@ -1,4 +1,4 @@
-//! A thread that does something every so often, and stops at once when it is told to.
+//! A thread that repeats some work at an interval and can be stopped at once.
 
 use std::fmt;
 use std::io;
@@ -10,19 +10,19 @@ use parking_lot::{Condvar, Mutex};
 
 use super::threads;
 
-/// Work that is done again and again, until this is dropped.
-pub struct Periodic {
+/// Repeats its work until it is dropped.
+pub struct PeriodicTask {
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Periodic {
-    /// Does it for the first time after this long, then each time this long after it was begun, or at once where it
-    /// took longer.
+impl PeriodicTask {
+    /// Runs `work` for the first time after `every`, then at that interval from the start of one run to the next, or
+    /// at once after a run that took longer.
     ///
     /// # Errors
-    /// The system's, when it gives no thread.
-    pub fn start(name: &str, every: Duration, mut work: impl FnMut() + Send + 'static) -> io::Result<Periodic> {
+    /// The system's error when it gives no thread.
+    pub fn start(name: &str, every: Duration, mut work: impl FnMut() + Send + 'static) -> io::Result<PeriodicTask> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let thread = threads::spawn(name, {
             let stop = Arc::clone(&stop);
@@ -38,35 +38,35 @@ impl Periodic {
                         return;
                     }
                     drop(is_stopped);
-                    // What was missed is not made up for.
+                    // Missed runs are not made up for.
                     due_at = Instant::now() + every;
                     work();
                 }
             }
         })?;
-        Ok(Periodic { stop, thread: Mutex::new(Some(thread)) })
+        Ok(PeriodicTask { stop, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Waits until it is not being done, and will not be done again. Repeating it does nothing.
+    /// Stops the work and waits for a run in progress to end. Calling it again does nothing.
     pub fn stop(&self) {
         *self.stop.0.lock() = true;
         self.stop.1.notify_all();
         let Some(thread) = self.thread.lock().take() else { return };
-        // The work itself may hold the last handle of whoever has this.
+        // The work itself may hold the last reference to this task's owner, and so drop it on this thread.
         if thread.thread().id() != thread::current().id() {
-            // A panic of it was logged there.
+            // A panic was logged by `threads::spawn`.
             let _ = thread.join();
         }
     }
 }
 
-impl Drop for Periodic {
+impl Drop for PeriodicTask {
     fn drop(&mut self) {
         self.stop();
     }
 }
 
-impl fmt::Debug for Periodic {
+impl fmt::Debug for PeriodicTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Periodic").finish_non_exhaustive()
     }
@@ -78,13 +78,13 @@ mod tests {
     use crate::net::testing::eventually;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-    fn counting(every: Duration) -> (Periodic, Arc<AtomicUsize>) {
+    fn counting(every: Duration) -> (PeriodicTask, Arc<AtomicUsize>) {
         let done = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&done);
         let work = move || {
             count.fetch_add(1, Relaxed);
         };
-        (Periodic::start("test", every, work).unwrap(), done)
+        (PeriodicTask::start("test", every, work).unwrap(), done)
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! A bounded pool of links that are kept open for the next request.
+//! A bounded pool of links, which are kept open for the next request.
 //!
-//! A link serves one request at a time and is read by the thread that asked: no other thread has to be
-//! woken for an answer. A link that turns out to be dead is replaced, and the request repeated once.
+//! A link serves one request at a time and is read by the thread that sent the request: no other thread has to be
+//! woken for a response. A link that turns out to be dead is replaced, and the request repeated once.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,301 +10,296 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::counters::{Counter, Seldom};
-use super::link::{Link, LinkError, Target};
+use super::counters::{Counter, LogThrottle};
+use super::link::{Link, LinkError, LinkTarget};
 
 /// How long a request waits for a link when all are in use.
 const WAIT_FOR_LINK: Duration = Duration::from_secs(5);
-/// How long a link is asked for at a door that is crowded.
-const CROWDED_FOR: Duration = Duration::from_secs(2);
-/// The first pause between; each is twice the one before.
-const CROWDED_PAUSE: Duration = Duration::from_millis(20);
-/// The longest.
-const CROWDED_PAUSE_MAX: Duration = Duration::from_millis(320);
-/// A link that was not needed for so long is closed.
-const RETIRE_AFTER: Duration = Duration::from_secs(60);
+/// How long connecting is retried while the server has no room.
+const CONNECT_RETRY_FOR: Duration = Duration::from_secs(2);
+/// The first pause between these attempts; each is twice as long as the one before.
+const CONNECT_RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause between these attempts.
+const CONNECT_RETRY_PAUSE_MAX: Duration = Duration::from_millis(320);
+/// An idle link is closed after this time.
+const IDLE_LINK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a request has no answer.
+/// Why a request has no response.
 #[derive(Debug, thiserror::Error)]
-pub enum PoolError {
-    /// The other component cannot be reached, or does not answer.
+pub enum LinkPoolError {
+    /// The other component cannot be reached or does not respond.
     #[error("the {to} at {at} cannot be reached: {source}")]
-    Away {
-        /// Which component.
+    Unavailable {
         to: &'static str,
-        /// Where it should be, and who says so.
+        /// Its address, and the flag that sets it.
         at: String,
-        /// Why.
         source: LinkError,
     },
-    /// All links are in use, for long.
+    /// All links are in use, and the wait for one timed out or too many requests wait already.
     #[error("all links to the {to} are in use")]
-    Busy {
-        /// Which component.
-        to: &'static str,
-    },
+    Busy { to: &'static str },
 }
 
 /// Links to one component.
-pub struct Pool {
-    target: Target,
+pub struct LinkPool {
+    target: LinkTarget,
     max_links: usize,
     max_waiting: usize,
-    state: Mutex<State>,
-    /// Told when a link is put back or has ended.
-    freed: Condvar,
-    counters: PoolCounters,
-    complaints: Seldom,
-    /// The last attempt to make a link failed.
-    is_away: AtomicBool,
+    state: Mutex<LinkPoolState>,
+    /// Notified when a permit is returned.
+    permit_released: Condvar,
+    counters: LinkPoolCounters,
+    log_throttle: LogThrottle,
+    /// Whether the last attempt to connect failed.
+    is_unavailable: AtomicBool,
 }
 
 #[derive(Default)]
-struct State {
-    /// Open and unused, the most recent at the back.
+struct LinkPoolState {
+    /// Open and unused links with the time at which they became idle, the most recent at the back.
     idle: VecDeque<(Link, Instant)>,
-    /// In use or being made.
+    /// Permits handed out: links in use or being connected.
     in_use: usize,
     waiting: usize,
 }
 
-/// What a pool did so far.
+/// Counters of one pool.
 #[derive(Debug, Default)]
-pub struct PoolCounters {
-    /// Requests asked.
+pub struct LinkPoolCounters {
     pub requests: Counter,
-    /// Links made.
+    /// Attempts to connect.
     pub connects: Counter,
     /// Requests repeated because their link was dead.
-    pub repeats: Counter,
-    /// Requests without an answer.
-    pub away: Counter,
+    pub retries: Counter,
+    /// Requests without a response.
+    pub unavailable: Counter,
     /// Requests refused because all links were in use.
     pub busy: Counter,
 }
 
-impl PoolCounters {
-    /// Every counter with its name.
+impl LinkPoolCounters {
+    /// Every counter with its metric name.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("requests", self.requests.get()),
             ("connects", self.connects.get()),
-            ("repeats", self.repeats.get()),
-            ("away", self.away.get()),
+            ("repeats", self.retries.get()),
+            ("away", self.unavailable.get()),
             ("busy", self.busy.get()),
         ]
     }
 }
 
-impl Pool {
-    /// A pool without links yet: at most so many, for which at most so many requests wait.
-    pub fn new(target: Target, max_links: usize, max_waiting: usize) -> Pool {
-        Pool {
+impl LinkPool {
+    /// A pool without links yet: it opens at most `max_links`, for which at most `max_waiting` requests wait.
+    pub fn new(target: LinkTarget, max_links: usize, max_waiting: usize) -> LinkPool {
+        LinkPool {
             target,
             max_links,
             max_waiting,
             state: Mutex::default(),
-            freed: Condvar::new(),
-            counters: PoolCounters::default(),
-            complaints: Seldom::minutely(),
-            is_away: AtomicBool::new(false),
+            permit_released: Condvar::new(),
+            counters: LinkPoolCounters::default(),
+            log_throttle: LogThrottle::every_minute(),
+            is_unavailable: AtomicBool::new(false),
         }
     }
 
-    /// Sees to it that there is a link before one is needed: whoever starts learns at once that nobody is there.
+    /// Connects one link ahead of the first request, so that a process learns at its start that the other component
+    /// is missing.
     ///
     /// # Errors
-    /// [`PoolError`], which has been logged.
-    pub fn greet(&self) -> Result<(), PoolError> {
-        let mut place = self.take_place()?;
-        if place.link.is_none() {
-            place.link = Some(self.connect()?);
+    /// [`LinkPoolError`], which has been logged.
+    pub fn ensure_connected(&self) -> Result<(), LinkPoolError> {
+        let mut permit = self.acquire_permit()?;
+        if permit.link.is_none() {
+            permit.link = Some(self.connect()?);
         }
         Ok(())
     }
 
-    /// What was counted so far.
-    pub fn counters(&self) -> &PoolCounters {
+    pub fn counters(&self) -> &LinkPoolCounters {
         &self.counters
     }
 
-    /// Asks and waits for the answer, which must begin within that time.
+    /// Sends a request and waits for the response, whose first byte must come within `timeout`.
     ///
     /// # Errors
-    /// [`PoolError`]. After `Away` it is unknown whether the request was done.
-    pub fn ask(&self, request: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, PoolError> {
-        self.send(request)?.answer(timeout)
+    /// [`LinkPoolError`]. After `Unavailable` it is unknown whether the request was executed.
+    pub fn request(&self, request: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, LinkPoolError> {
+        self.send(request)?.wait(timeout)
     }
 
-    /// Sends a request; meanwhile another may be sent elsewhere. Who has requests on two pools sends them
-    /// in one order everywhere, lest two wait for each other's links.
+    /// Sends a request without waiting for the response, so that another can be sent elsewhere meanwhile. A caller
+    /// with requests on two pools must use the pools in the same order everywhere, otherwise two callers could wait
+    /// for each other's links.
     ///
     /// # Errors
-    /// [`PoolError`].
-    pub fn send(&self, request: Vec<u8>) -> Result<Asked<'_>, PoolError> {
+    /// [`LinkPoolError`].
+    pub fn send(&self, request: Vec<u8>) -> Result<PendingResponse<'_>, LinkPoolError> {
         self.counters.requests.add(1);
-        let mut place = self.take_place()?;
-        let (link, is_fresh) = match place.link.take() {
+        let mut permit = self.acquire_permit()?;
+        let (link, is_fresh) = match permit.link.take() {
             Some(link) => (link, false),
             None => (self.connect()?, true),
         };
-        let mut asked = Asked { place, link, is_fresh, request, is_repeated: false };
-        if let Err(error) = asked.link.ask(&asked.request) {
-            asked.repeat(error)?;
+        let mut pending = PendingResponse { permit, link, is_fresh, request, is_retry: false };
+        if let Err(error) = pending.link.send_request(&pending.request) {
+            pending.retry(error)?;
         }
-        Ok(asked)
+        Ok(pending)
     }
 
-    /// A link that is idle, or the right to make one.
-    fn take_place(&self) -> Result<Place<'_>, PoolError> {
+    /// Returns an idle link, or the right to connect one.
+    fn acquire_permit(&self) -> Result<LinkPermit<'_>, LinkPoolError> {
         let mut state = self.state.lock();
         let mut give_up_at = None;
         loop {
             if let Some((link, _)) = state.idle.pop_back() {
                 state.in_use += 1;
-                return Ok(Place { pool: self, link: Some(link) });
+                return Ok(LinkPermit { pool: self, link: Some(link) });
             }
             if state.in_use < self.max_links {
                 state.in_use += 1;
-                return Ok(Place { pool: self, link: None });
+                return Ok(LinkPermit { pool: self, link: None });
             }
             let give_up_at = *give_up_at.get_or_insert_with(|| Instant::now() + WAIT_FOR_LINK);
             let is_over = state.waiting >= self.max_waiting || Instant::now() >= give_up_at;
             if is_over {
                 drop(state);
                 self.counters.busy.add(1);
-                return Err(PoolError::Busy { to: self.target.to });
+                return Err(LinkPoolError::Busy { to: self.target.server_name });
             }
             state.waiting += 1;
-            self.freed.wait_until(&mut state, give_up_at);
+            self.permit_released.wait_until(&mut state, give_up_at);
             state.waiting -= 1;
         }
     }
 
-    /// A link; asked for again for a moment where somebody is at home and has no room, because strangers
-    /// crowd the door and are about to be closed.
-    fn connect(&self) -> Result<Link, PoolError> {
-        let give_up_at = Instant::now() + CROWDED_FOR;
-        let mut pause = CROWDED_PAUSE;
+    /// Connects a link. While the server is there but has no room, because unauthenticated clients occupy it and are
+    /// about to be evicted, it retries for a moment.
+    fn connect(&self) -> Result<Link, LinkPoolError> {
+        let give_up_at = Instant::now() + CONNECT_RETRY_FOR;
+        let mut pause = CONNECT_RETRY_PAUSE;
         loop {
             self.counters.connects.add(1);
             match Link::connect(&self.target) {
-                Err(error) if error.is_short_of_room() && Instant::now() < give_up_at => {
+                Err(error) if error.is_busy() && Instant::now() < give_up_at => {
                     std::thread::sleep(pause);
-                    pause = (2 * pause).min(CROWDED_PAUSE_MAX);
+                    pause = (2 * pause).min(CONNECT_RETRY_PAUSE_MAX);
                 }
                 Ok(link) => {
-                    if self.is_away.swap(false, Relaxed) {
-                        log::info!("the {} at {} is there", self.target.to, self.target.address);
+                    if self.is_unavailable.swap(false, Relaxed) {
+                        log::info!("the {} at {} is there", self.target.server_name, self.target.address);
                     }
                     return Ok(link);
                 }
                 Err(error) => {
-                    // That it is away is said each time that it goes, whatever was said in the last minute.
-                    let has_just_gone = !self.is_away.swap(true, Relaxed);
-                    return Err(self.tell_away(error, has_just_gone));
+                    // Becoming unavailable is logged each time, whatever the throttle says.
+                    let has_just_gone = !self.is_unavailable.swap(true, Relaxed);
+                    return Err(self.unavailable_error(error, has_just_gone));
                 }
             }
         }
     }
 
-    fn away(&self, source: LinkError) -> PoolError {
-        self.tell_away(source, false)
+    fn unavailable(&self, source: LinkError) -> LinkPoolError {
+        self.unavailable_error(source, false)
     }
 
-    fn tell_away(&self, source: LinkError, is_news: bool) -> PoolError {
-        self.counters.away.add(1);
-        let Target { to, address, flag, .. } = &self.target;
+    fn unavailable_error(&self, source: LinkError, is_news: bool) -> LinkPoolError {
+        self.counters.unavailable.add(1);
+        let LinkTarget { server_name: to, address, address_flag: flag, .. } = &self.target;
         let at = if flag.is_empty() { address.clone() } else { format!("{address} ({flag})") };
-        let error = PoolError::Away { to, at, source };
-        let is_due = self.complaints.now();
+        let error = LinkPoolError::Unavailable { to, at, source };
+        let is_due = self.log_throttle.should_log();
         if is_due || is_news {
             log::warn!("{error}; it is tried again");
         }
         error
     }
 
-    /// Whatever else is idle was made before the other end died, too.
-    fn drop_idle(&self) {
+    /// Closes all idle links: they were connected before the server ended, too.
+    fn close_idle(&self) {
         let dead = std::mem::take(&mut self.state.lock().idle);
         drop(dead);
     }
 }
 
-/// A place among the links in use; given back when dropped, with its link if that is still good.
-struct Place<'a> {
-    pool: &'a Pool,
+/// The right to use one link. When dropped it is returned, with its link if that is still usable.
+struct LinkPermit<'a> {
+    pool: &'a LinkPool,
     link: Option<Link>,
 }
 
-impl Drop for Place<'_> {
+impl Drop for LinkPermit<'_> {
     fn drop(&mut self) {
         let mut state = self.pool.state.lock();
         state.in_use -= 1;
         if let Some(link) = self.link.take() {
             state.idle.push_back((link, Instant::now()));
         }
-        let is_retired = |(_, since): &(Link, Instant)| since.elapsed() > RETIRE_AFTER;
+        let is_retired = |(_, since): &(Link, Instant)| since.elapsed() > IDLE_LINK_TIMEOUT;
         let retired = if state.idle.front().is_some_and(is_retired) { state.idle.pop_front() } else { None };
         let somebody_waits = state.waiting > 0;
         drop(state);
         // Closing is a system call: not under the lock.
         drop(retired);
         if somebody_waits {
-            self.pool.freed.notify_one();
+            self.pool.permit_released.notify_one();
         }
     }
 }
 
-/// A request that was sent.
-pub struct Asked<'a> {
-    place: Place<'a>,
+/// A request that was sent and whose response has not been read.
+pub struct PendingResponse<'a> {
+    permit: LinkPermit<'a>,
     link: Link,
-    /// Just made: that it is dead says nothing of those that were there before.
+    /// The link was connected for this request: that it is dead says nothing about the idle ones.
     is_fresh: bool,
     request: Vec<u8>,
-    is_repeated: bool,
+    is_retry: bool,
 }
 
-impl Asked<'_> {
-    /// Waits for the answer, which must begin within that time.
+impl PendingResponse<'_> {
+    /// Waits for the response, whose first byte must come within `timeout`.
     ///
     /// # Errors
-    /// [`PoolError`]. After `Away` it is unknown whether the request was done.
-    pub fn answer(mut self, timeout: Duration) -> Result<Vec<u8>, PoolError> {
+    /// [`LinkPoolError`]. After `Unavailable` it is unknown whether the request was executed.
+    pub fn wait(mut self, timeout: Duration) -> Result<Vec<u8>, LinkPoolError> {
         loop {
-            match self.link.answer(Instant::now() + timeout) {
-                Ok(answer) => {
-                    let Asked { mut place, link, .. } = self;
-                    place.link = Some(link);
-                    return Ok(answer);
+            match self.link.read_response(Instant::now() + timeout) {
+                Ok(response) => {
+                    let PendingResponse { mut permit, link, .. } = self;
+                    permit.link = Some(link);
+                    return Ok(response);
                 }
-                Err(error) => self.repeat(error)?,
+                Err(error) => self.retry(error)?,
             }
         }
     }
 
-    /// Asks the same again over a new link, but only once.
-    fn repeat(&mut self, error: LinkError) -> Result<(), PoolError> {
-        let pool = self.place.pool;
-        if self.is_repeated || error.is_timeout() {
-            return Err(pool.away(error));
+    /// Repeats the request over a new link, but only once.
+    fn retry(&mut self, error: LinkError) -> Result<(), LinkPoolError> {
+        let pool = self.permit.pool;
+        if self.is_retry || error.is_timeout() {
+            return Err(pool.unavailable(error));
         }
-        self.is_repeated = true;
-        pool.counters.repeats.add(1);
+        self.is_retry = true;
+        pool.counters.retries.add(1);
         if !std::mem::replace(&mut self.is_fresh, true) {
-            pool.drop_idle();
+            pool.close_idle();
         }
         self.link = pool.connect()?;
-        self.link.ask(&self.request).map_err(|error| pool.away(error))
+        self.link.send_request(&self.request).map_err(|error| pool.unavailable(error))
     }
 }
 
-impl fmt::Debug for Pool {
+impl fmt::Debug for LinkPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state.lock();
         f.debug_struct("Pool")
-            .field("to", &self.target.to)
+            .field("to", &self.target.server_name)
             .field("idle", &state.idle.len())
             .field("in_use", &state.in_use)
             .finish_non_exhaustive()
@@ -324,15 +319,15 @@ mod tests {
     fn links_are_kept_and_shared() {
         let key = ClusterKey::random();
         let server = echo(&key, None);
-        let pool = Pool::new(target(&server, &key), 2, 10);
+        let pool = LinkPool::new(target(&server, &key), 2, 10);
         for n in 0..10 {
             let request = format!("request {n}").into_bytes();
-            assert_eq!(pool.ask(request.clone(), SOON).unwrap(), request);
+            assert_eq!(pool.request(request.clone(), SOON).unwrap(), request);
         }
         assert_eq!(pool.counters().connects.get(), 1);
         let (one, other) = (pool.send(b"one".to_vec()).unwrap(), pool.send(b"other".to_vec()).unwrap());
-        assert_eq!(other.answer(SOON).unwrap(), b"other");
-        assert_eq!(one.answer(SOON).unwrap(), b"one");
+        assert_eq!(other.wait(SOON).unwrap(), b"other");
+        assert_eq!(one.wait(SOON).unwrap(), b"one");
         assert_eq!((pool.counters().connects.get(), pool.state.lock().in_use), (2, 0));
     }
 
@@ -340,20 +335,19 @@ mod tests {
     fn past_the_bound_requests_wait_and_past_that_it_is_busy() {
         let key = ClusterKey::random();
         let server = echo(&key, None);
-        let pool = Pool::new(target(&server, &key), 1, 1);
+        let pool = LinkPool::new(target(&server, &key), 1, 1);
         let first = pool.send(b"first".to_vec()).unwrap();
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| pool.ask(b"second".to_vec(), SOON));
+            let waiting = scope.spawn(|| pool.request(b"second".to_vec(), SOON));
             crate::net::testing::eventually(|| pool.state.lock().waiting == 1);
-            assert!(matches!(pool.send(b"third".to_vec()), Err(PoolError::Busy { .. })));
-            assert_eq!(first.answer(SOON).unwrap(), b"first");
+            assert!(matches!(pool.send(b"third".to_vec()), Err(LinkPoolError::Busy { .. })));
+            assert_eq!(first.wait(SOON).unwrap(), b"first");
             assert_eq!(waiting.join().unwrap().unwrap(), b"second");
         });
         assert_eq!(pool.counters().connects.get(), 1);
-        // A request that nobody waits for any more gives its place back, but not its link, on which an
-        // answer is still to come.
+        // An abandoned request returns its permit, but not its link, on which its response is still to come.
         drop(pool.send(b"dropped".to_vec()).unwrap());
-        assert_eq!(pool.ask(b"next".to_vec(), SOON).unwrap(), b"next");
+        assert_eq!(pool.request(b"next".to_vec(), SOON).unwrap(), b"next");
         assert_eq!(pool.counters().connects.get(), 2);
     }
 
@@ -362,21 +356,24 @@ mod tests {
         let key = ClusterKey::random();
         let server = echo(&key, None);
         let address = server.local_addr();
-        let pool = Pool::new(target(&server, &key), 4, 4);
+        let pool = LinkPool::new(target(&server, &key), 4, 4);
         let two = [pool.send(b"a".to_vec()).unwrap(), pool.send(b"b".to_vec()).unwrap()];
-        let answers = two.map(|asked| asked.answer(SOON).unwrap());
+        let answers = two.map(|pending| pending.wait(SOON).unwrap());
         assert_eq!(answers, [b"a", b"b"]);
         drop(server);
-        let error = pool.ask(b"c".to_vec(), SOON).unwrap_err();
-        assert!(matches!(error, PoolError::Away { .. }) && error.to_string().contains("cannot connect"), "{error}");
+        let error = pool.request(b"c".to_vec(), SOON).unwrap_err();
+        assert!(
+            matches!(error, LinkPoolError::Unavailable { .. }) && error.to_string().contains("cannot connect"),
+            "{error}"
+        );
         let server = echo_at(listen(address).unwrap(), &key, None);
-        assert_eq!(pool.ask(b"d".to_vec(), SOON).unwrap(), b"d");
+        assert_eq!(pool.request(b"d".to_vec(), SOON).unwrap(), b"d");
         drop(server);
         let _server = echo_at(listen(address).unwrap(), &key, None);
-        assert_eq!(pool.ask(b"e".to_vec(), SOON).unwrap(), b"e", "restarted between two requests");
+        assert_eq!(pool.request(b"e".to_vec(), SOON).unwrap(), b"e", "restarted between two requests");
         // One that kills every link it is asked over is asked twice, no more.
         let before = pool.counters().connects.get();
-        assert!(matches!(pool.ask(b"close".to_vec(), SOON), Err(PoolError::Away { .. })));
+        assert!(matches!(pool.request(b"close".to_vec(), SOON), Err(LinkPoolError::Unavailable { .. })));
         assert_eq!(pool.counters().connects.get(), before + 1);
         assert_eq!(pool.state.lock().in_use, 0);
     }
@@ -385,31 +382,31 @@ mod tests {
     fn one_that_is_not_there_yet_is_greeted_until_it_is() {
         let key = ClusterKey::random();
         let server = echo(&key, None);
-        let pool = Pool::new(target(&server, &key), 1, 1);
-        pool.greet().unwrap();
-        pool.greet().unwrap();
+        let pool = LinkPool::new(target(&server, &key), 1, 1);
+        pool.ensure_connected().unwrap();
+        pool.ensure_connected().unwrap();
         // The link that was made is there for the first request.
-        assert_eq!(pool.ask(b"x".to_vec(), SOON).unwrap(), b"x");
+        assert_eq!(pool.request(b"x".to_vec(), SOON).unwrap(), b"x");
         assert_eq!((pool.counters().connects.get(), pool.state.lock().in_use), (1, 0));
         let address = echo(&key, None).local_addr();
-        let target = Target { address: address.to_string(), ..pool.target.clone() };
-        let pool = Pool::new(target, 1, 1);
-        let error = pool.greet().unwrap_err().to_string();
+        let target = LinkTarget { address: address.to_string(), ..pool.target.clone() };
+        let pool = LinkPool::new(target, 1, 1);
+        let error = pool.ensure_connected().unwrap_err().to_string();
         assert!(error.contains(&format!("echo at {address} (--echo) cannot be reached")), "{error}");
-        assert!(pool.is_away.load(Relaxed) && pool.state.lock().in_use == 0);
+        assert!(pool.is_unavailable.load(Relaxed) && pool.state.lock().in_use == 0);
         let _server = echo_at(listen(address).unwrap(), &key, None);
-        pool.greet().unwrap();
-        assert!(!pool.is_away.load(Relaxed));
+        pool.ensure_connected().unwrap();
+        assert!(!pool.is_unavailable.load(Relaxed));
     }
 
     #[test]
     fn a_silent_component_is_not_asked_again() {
         let key = ClusterKey::random();
         let server = echo(&key, None);
-        let pool = Pool::new(target(&server, &key), 4, 4);
-        let error = pool.ask(b"silent".to_vec(), Duration::from_millis(50)).unwrap_err();
-        assert!(matches!(error, PoolError::Away { .. }), "{error}");
-        assert_eq!((pool.counters().repeats.get(), pool.counters().connects.get()), (0, 1));
-        assert_eq!(pool.ask(b"x".to_vec(), SOON).unwrap(), b"x");
+        let pool = LinkPool::new(target(&server, &key), 4, 4);
+        let error = pool.request(b"silent".to_vec(), Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(error, LinkPoolError::Unavailable { .. }), "{error}");
+        assert_eq!((pool.counters().retries.get(), pool.counters().connects.get()), (0, 1));
+        assert_eq!(pool.request(b"x".to_vec(), SOON).unwrap(), b"x");
     }
 }

@@ -1,4 +1,4 @@
-//! The end of a server: asked for by SIGINT or SIGTERM, and insisted on by a second one.
+//! The shutdown of a server: requested by SIGINT or SIGTERM, and forced by a second signal.
 
 use std::io;
 use std::sync::Arc;
@@ -7,99 +7,98 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// The exit code after a second signal: as shells report a death by SIGINT.
-const INSISTED: i32 = 130;
+/// The exit code after a second signal: the one by which shells report a death by SIGINT.
+const SECOND_SIGNAL_EXIT_CODE: i32 = 130;
 
-/// Whether the program is to end. Clones are the same.
+/// Whether the program is to end. Clones share the same state.
 #[derive(Debug, Clone, Default)]
-pub struct Shutdown {
-    shared: Arc<Shared>,
+pub struct ShutdownSignal {
+    state: Arc<ShutdownState>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    is_asked: Mutex<bool>,
-    asked: Condvar,
+struct ShutdownState {
+    is_requested: Mutex<bool>,
+    requested: Condvar,
 }
 
-impl Shutdown {
-    /// Listens to SIGINT and SIGTERM from now on: the first asks for the end, the second ends the
-    /// process at once with code 130.
+impl ShutdownSignal {
+    /// Handles SIGINT and SIGTERM from now on: the first requests the shutdown, the second ends the process at once
+    /// with code 130.
     ///
     /// # Errors
-    /// When the process listens already, or the system's.
-    pub fn install() -> io::Result<Shutdown> {
-        let shutdown = Shutdown::default();
-        let asked = shutdown.clone();
+    /// The system's error, or when the process handles them already.
+    pub fn install() -> io::Result<ShutdownSignal> {
+        let shutdown = ShutdownSignal::default();
+        let signal = shutdown.clone();
         // The handler runs on a thread of its own, so it may lock and log.
         let has_come = AtomicBool::new(false);
         let handler = move || {
-            // Signals alone count: a program whose input has ended is ending, and nobody has insisted.
-            asked.trigger();
+            // Only signals are counted: a program whose input has ended is ending already, and a first signal then
+            // must not force it.
+            signal.request();
             if has_come.swap(true, SeqCst) {
                 log::warn!("ended by a second signal");
-                std::process::exit(INSISTED);
+                std::process::exit(SECOND_SIGNAL_EXIT_CODE);
             }
             log::info!("ending; a second signal ends at once");
         };
-        let hangup = Hangup::remember();
-        // Not `try_set_handler`: a shell starts a background job with SIGINT ignored, and that would be
-        // taken for a handler of somebody else's.
+        let hangup = HangupDisposition::capture();
+        // Not `try_set_handler`: a shell starts a background job with SIGINT ignored, and that would be taken for
+        // another handler.
         ctrlc::set_handler(handler).map_err(io::Error::other)?;
         hangup.restore();
         Ok(shutdown)
     }
 
-    /// Asks for the end, as a first signal does. True if it had been asked for before.
-    pub fn trigger(&self) -> bool {
-        let was_asked = std::mem::replace(&mut *self.shared.is_asked.lock(), true);
-        self.shared.asked.notify_all();
+    pub fn request(&self) -> bool {
+        let was_asked = std::mem::replace(&mut *self.state.is_requested.lock(), true);
+        self.state.requested.notify_all();
         was_asked
     }
 
-    /// Whether the end has been asked for.
-    pub fn is_asked(&self) -> bool {
-        *self.shared.is_asked.lock()
+    pub fn is_requested(&self) -> bool {
+        *self.state.is_requested.lock()
     }
 
-    /// Waits until the end is asked for.
+    /// Waits until the shutdown is requested.
     pub fn wait(&self) {
-        let mut is_asked = self.shared.is_asked.lock();
+        let mut is_asked = self.state.is_requested.lock();
         while !*is_asked {
-            self.shared.asked.wait(&mut is_asked);
+            self.state.requested.wait(&mut is_asked);
         }
     }
 
-    /// The same for at most that long; whether it has been asked for.
+    /// Like [`wait`](ShutdownSignal::wait), for at most that long. Returns whether the shutdown was requested.
     pub fn wait_for(&self, at_most: Duration) -> bool {
         let until = Instant::now() + at_most;
-        let mut is_asked = self.shared.is_asked.lock();
+        let mut is_asked = self.state.is_requested.lock();
         while !*is_asked && Instant::now() < until {
-            self.shared.asked.wait_until(&mut is_asked, until);
+            self.state.requested.wait_until(&mut is_asked, until);
         }
         *is_asked
     }
 }
 
-/// Keeps SIGHUP ignored if it was: ctrlc takes it as well, but who started us with nohup wants us to
-/// outlive the terminal.
-struct Hangup {
+/// Keeps SIGHUP ignored if it was: ctrlc handles it as well, but a process started with nohup is to outlive its
+/// terminal.
+struct HangupDisposition {
     #[cfg(unix)]
     ignored: Option<libc::sigaction>,
 }
 
 #[cfg(unix)]
-impl Hangup {
-    fn remember() -> Hangup {
+impl HangupDisposition {
+    fn capture() -> HangupDisposition {
         let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
         // SAFETY: with no new action given, the call only writes the present one to where the pointer
         // points, which is room for one.
         if unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), now.as_mut_ptr()) } != 0 {
-            return Hangup { ignored: None };
+            return HangupDisposition { ignored: None };
         }
         // SAFETY: the call succeeded, and then it has written the whole struct.
         let now = unsafe { now.assume_init() };
-        Hangup { ignored: (now.sa_sigaction == libc::SIG_IGN).then_some(now) }
+        HangupDisposition { ignored: (now.sa_sigaction == libc::SIG_IGN).then_some(now) }
     }
 
     fn restore(self) {
@@ -114,9 +113,9 @@ impl Hangup {
 }
 
 #[cfg(not(unix))]
-impl Hangup {
-    fn remember() -> Hangup {
-        Hangup {}
+impl HangupDisposition {
+    fn capture() -> HangupDisposition {
+        HangupDisposition {}
     }
 
     fn restore(self) {}
@@ -128,16 +127,16 @@ mod tests {
 
     #[test]
     fn whoever_waits_is_told() {
-        let shutdown = Shutdown::default();
-        assert!(!shutdown.is_asked());
+        let shutdown = ShutdownSignal::default();
+        assert!(!shutdown.is_requested());
         assert!(!shutdown.wait_for(Duration::from_millis(1)));
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| shutdown.wait());
-            assert!(!shutdown.clone().trigger());
+            assert!(!shutdown.clone().request());
             waiting.join().unwrap();
         });
-        assert!(shutdown.is_asked() && shutdown.wait_for(Duration::ZERO));
-        assert!(shutdown.trigger());
+        assert!(shutdown.is_requested() && shutdown.wait_for(Duration::ZERO));
+        assert!(shutdown.request());
     }
 
     /// The test's own program, run as a server that is sent two signals.
@@ -149,8 +148,8 @@ mod tests {
         const TEST: &str = "net::shutdown::tests::the_first_signal_asks_and_the_second_insists";
         const MARK: &str = "P2S2_TEST_SHUTDOWN_CHILD";
         if std::env::var_os(MARK).is_some() {
-            let shutdown = Shutdown::install().unwrap();
-            assert!(Shutdown::install().is_err());
+            let shutdown = ShutdownSignal::install().unwrap();
+            assert!(ShutdownSignal::install().is_err());
             println!("\nready");
             shutdown.wait();
             println!("asked");
@@ -179,7 +178,7 @@ mod tests {
             send(signal);
             assert!(lines.any(|line| line == "asked"));
             send(signal);
-            assert_eq!(child.wait().unwrap().code(), Some(INSISTED));
+            assert_eq!(child.wait().unwrap().code(), Some(SECOND_SIGNAL_EXIT_CODE));
         }
     }
 }

@@ -1,51 +1,52 @@
-//! Where something comes from, as the key of whatever is counted "per address" (SPEC.md section 2).
+//! The source of a connection or request: the key of everything that is counted "per address"
+//! (`docs/spec/general.md`).
 //!
-//! An address is not who somebody is: a host with IPv6 has as many as its /64 holds, and who is on this machine
-//! may use each of 127.0.0.0/8. So what is shared out is counted by a [`Source`], never by the bare address.
+//! An address does not identify a client: a host with IPv6 has as many as its /64 holds, and a process on this host
+//! can use any of 127.0.0.0/8. So quotas are counted per [`SourceKey`], never per address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Bits of an IPv6 address that tell one network from another.
+/// The bits of an IPv6 address that identify its network.
 const NETWORK_BITS: u32 = 64;
 
-/// One address of IPv4, one /64 of IPv6, or this machine as a whole.
+/// One IPv4 address, one /64 of IPv6, or this host as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Source(Kind);
+pub struct SourceKey(SourceKind);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Kind {
+enum SourceKind {
     Loopback,
-    /// Of IPv6: the first address of the network.
+    /// An IPv4 address, or the first address of an IPv6 network.
     Network(IpAddr),
 }
 
-/// The source that an address belongs to. IPv4 in an IPv6 socket (`::ffff:…`) is IPv4.
-pub fn of(address: IpAddr) -> Source {
+/// The source that an address belongs to. IPv4 in an IPv6 socket (`::ffff:…`) counts as IPv4.
+pub fn key_of(address: IpAddr) -> SourceKey {
     let address = address.to_canonical();
-    Source(match address {
-        address if address.is_loopback() => Kind::Loopback,
-        IpAddr::V4(_) => Kind::Network(address),
+    SourceKey(match address {
+        address if address.is_loopback() => SourceKind::Loopback,
+        IpAddr::V4(_) => SourceKind::Network(address),
         IpAddr::V6(address) => {
             let network = address.to_bits() >> (128 - NETWORK_BITS) << (128 - NETWORK_BITS);
-            Kind::Network(Ipv6Addr::from_bits(network).into())
+            SourceKind::Network(Ipv6Addr::from_bits(network).into())
         }
     })
 }
 
-impl Source {
-    /// Whether it is this machine.
+impl SourceKey {
+    /// Whether it is this host.
     pub fn is_loopback(self) -> bool {
-        self.0 == Kind::Loopback
+        self.0 == SourceKind::Loopback
     }
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for SourceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Kind::Loopback => f.write_str("loopback"),
-            Kind::Network(address @ IpAddr::V4(_)) => address.fmt(f),
-            Kind::Network(address @ IpAddr::V6(_)) => write!(f, "{address}/{NETWORK_BITS}"),
+            SourceKind::Loopback => f.write_str("loopback"),
+            SourceKind::Network(address @ IpAddr::V4(_)) => address.fmt(f),
+            SourceKind::Network(address @ IpAddr::V6(_)) => write!(f, "{address}/{NETWORK_BITS}"),
         }
     }
 }
@@ -54,29 +55,29 @@ impl fmt::Display for Source {
 mod tests {
     use super::*;
 
-    fn of(text: &str) -> Source {
-        super::of(text.parse().unwrap())
+    fn key_of(text: &str) -> SourceKey {
+        super::key_of(text.parse().unwrap())
     }
 
     #[test]
     fn ipv4_is_told_apart_by_address_ipv6_by_its_64_and_this_machine_is_one() {
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
-        assert_ne!(of("192.0.2.2"), of("192.0.2.1"));
-        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff:ffff:ffff:ffff"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(key_of("::ffff:192.0.2.1"), key_of("192.0.2.1"));
+        assert_ne!(key_of("192.0.2.2"), key_of("192.0.2.1"));
+        assert_eq!(key_of("2001:db8:1:2::1"), key_of("2001:db8:1:2:ffff:ffff:ffff:ffff"));
+        assert_ne!(key_of("2001:db8:1:2::1"), key_of("2001:db8:1:3::1"));
         for here in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
-            assert_eq!(of(here), of("127.0.0.1"), "{here}");
-            assert!(of(here).is_loopback());
+            assert_eq!(key_of(here), key_of("127.0.0.1"), "{here}");
+            assert!(key_of(here).is_loopback());
         }
         for elsewhere in ["192.0.2.1", "::", "::2", "fe80::1", "0.0.0.0"] {
-            assert!(!of(elsewhere).is_loopback(), "{elsewhere}");
+            assert!(!key_of(elsewhere).is_loopback(), "{elsewhere}");
         }
     }
 
     #[test]
     fn it_is_shown_as_what_it_is() {
-        assert_eq!(of("127.0.0.2").to_string(), "loopback");
-        assert_eq!(of("::ffff:192.0.2.1").to_string(), "192.0.2.1");
-        assert_eq!(of("2001:db8:1:2:3::4").to_string(), "2001:db8:1:2::/64");
+        assert_eq!(key_of("127.0.0.2").to_string(), "loopback");
+        assert_eq!(key_of("::ffff:192.0.2.1").to_string(), "192.0.2.1");
+        assert_eq!(key_of("2001:db8:1:2:3::4").to_string(), "2001:db8:1:2::/64");
     }
 }

@@ -1,8 +1,7 @@
-//! The executor: every request has a thread to itself, and a finished thread waits for the next.
+//! The executor: every request has a thread to itself, and a finished thread is reused for the next one.
 //!
-//! A job goes straight to the thread that became idle last: its stack and its core's cache are
-//! still warm, the others can retire, and no queue that all of them pull from is in between. Handing
-//! over costs one futex wake.
+//! A job goes straight to the thread that became idle last: its stack and its core's cache are still warm, the others
+//! can retire, and there is no shared queue in between. Handing a job over costs one futex wake.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -16,53 +15,53 @@ use std::time::{Duration, Instant};
 use log::{error, warn};
 use parking_lot::{Condvar, Mutex};
 
-use super::counters::{Counter, Seldom};
+use super::counters::{Counter, LogThrottle};
 
-/// How long a thread waits for its next job before it ends.
-const RETIRE_AFTER: Duration = Duration::from_secs(10);
+/// How long an idle thread waits for its next job before it ends.
+const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Stack of a request thread, bytes. Small, so that 10,000 connections are nothing special; without
-/// optimisation frames are several times as large.
+/// Stack of a request thread, bytes. Small, so that 10,000 connections are affordable; without optimisation stack
+/// frames are several times as large.
 pub const STACK_BYTES: usize = if cfg!(debug_assertions) { 512 * 1024 } else { 256 * 1024 };
 
 /// Work for one thread.
 pub type Job = Box<dyn FnOnce() + Send + 'static>;
 
-/// No thread is free and none may be added (or the executor is finishing): the job was not started.
+/// No thread is idle and none may be added, or the executor is shutting down: the job was not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("all request threads are busy")]
-pub struct Full;
+pub struct ExecutorFull;
 
-/// Threads for requests: a bounded number, each used again and again.
+/// A bounded number of reusable threads for requests.
 pub struct Executor {
     name: String,
     max_threads: usize,
     retire_after: Duration,
-    state: Mutex<State>,
-    /// Told when the last job in hand has ended.
+    state: Mutex<ExecutorState>,
+    /// Notified when the last running job has ended.
     all_done: Condvar,
     counters: ExecutorCounters,
-    refused_by_os: Seldom,
+    spawn_failure_log: LogThrottle,
 }
 
 #[derive(Default)]
-struct State {
-    /// Those who wait, the most recent at the back.
-    idle: VecDeque<Arc<Slot>>,
+struct ExecutorState {
+    /// Idle workers, the most recent at the back.
+    idle: VecDeque<Arc<WorkerSlot>>,
     threads: usize,
-    in_hand: usize,
+    running_jobs: usize,
     is_closed: bool,
 }
 
-/// The place where one thread finds its next job.
+/// Where one thread receives its next job.
 #[derive(Default)]
-struct Slot {
+struct WorkerSlot {
     job: Mutex<Option<Job>>,
     /// Set by the thread itself before it first becomes idle.
     thread: OnceLock<Thread>,
 }
 
-/// What an executor did so far.
+/// Counters of one executor.
 #[derive(Debug, Default)]
 pub struct ExecutorCounters {
     /// Jobs that were given a thread.
@@ -78,7 +77,7 @@ pub struct ExecutorCounters {
 }
 
 impl ExecutorCounters {
-    /// Every counter with its name.
+    /// Every counter with its metric name.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("jobs", self.jobs.get()),
@@ -93,12 +92,12 @@ impl ExecutorCounters {
 impl Executor {
     /// An executor without threads yet; at most `max_threads` will run at a time.
     ///
-    /// Threads are named `name` (Linux shows its first 15 bytes).
+    /// Its threads are named `name` (Linux shows the first 15 bytes).
     pub fn new(name: &str, max_threads: usize) -> Arc<Executor> {
-        Executor::with_retirement(name, max_threads, RETIRE_AFTER)
+        Executor::with_retirement(name, max_threads, IDLE_THREAD_TIMEOUT)
     }
 
-    /// The same with another time after which an idle thread ends.
+    /// Like [`new`](Executor::new), with another time after which an idle thread ends.
     pub fn with_retirement(name: &str, max_threads: usize, retire_after: Duration) -> Arc<Executor> {
         Arc::new(Executor {
             // A name with a NUL in it would make every spawn panic.
@@ -108,23 +107,23 @@ impl Executor {
             state: Mutex::default(),
             all_done: Condvar::new(),
             counters: ExecutorCounters::default(),
-            refused_by_os: Seldom::minutely(),
+            spawn_failure_log: LogThrottle::every_minute(),
         })
     }
 
-    /// Runs the job on a thread of its own, at once.
+    /// Runs the job at once, on a thread of its own.
     ///
     /// # Errors
-    /// [`Full`]: the job was dropped without being run.
-    pub fn execute(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) -> Result<(), Full> {
-        self.offer(Box::new(job)).map_err(|_job| Full)
+    /// [`ExecutorFull`]; the job was dropped without being run.
+    pub fn execute(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) -> Result<(), ExecutorFull> {
+        self.try_execute(Box::new(job)).map_err(|_job| ExecutorFull)
     }
 
-    /// The same for who wants the job back when it could not be started.
+    /// Like [`execute`](Executor::execute), but returns the job when it cannot be started.
     ///
     /// # Errors
-    /// The job itself, when all threads are busy or the executor is finishing.
-    pub fn offer(self: &Arc<Self>, job: Job) -> Result<(), Job> {
+    /// The job itself, when all threads are busy or the executor is shutting down.
+    pub fn try_execute(self: &Arc<Self>, job: Job) -> Result<(), Job> {
         let mut state = self.state.lock();
         if state.is_closed {
             drop(state);
@@ -132,7 +131,7 @@ impl Executor {
             return Err(job);
         }
         if let Some(slot) = state.idle.pop_back() {
-            state.in_hand += 1;
+            state.running_jobs += 1;
             drop(state);
             self.counters.jobs.add(1);
             *slot.job.lock() = Some(job);
@@ -147,18 +146,18 @@ impl Executor {
             return Err(job);
         }
         state.threads += 1;
-        state.in_hand += 1;
+        state.running_jobs += 1;
         drop(state);
         self.start_thread(job)
     }
 
     fn start_thread(self: &Arc<Self>, job: Job) -> Result<(), Job> {
-        let slot = Arc::new(Slot { job: Mutex::new(Some(job)), thread: OnceLock::new() });
+        let slot = Arc::new(WorkerSlot { job: Mutex::new(Some(job)), thread: OnceLock::new() });
         let (executor, its_slot) = (Arc::clone(self), Arc::clone(&slot));
         let spawned = thread::Builder::new()
             .name(self.name.clone())
             .stack_size(STACK_BYTES)
-            .spawn(move || executor.work(its_slot));
+            .spawn(move || executor.run_worker(its_slot));
         let failure = match spawned {
             Ok(_detached) => {
                 self.counters.threads_started.add(1);
@@ -168,25 +167,25 @@ impl Executor {
             Err(failure) => failure,
         };
         self.counters.spawn_failed.add(1);
-        if self.refused_by_os.now() {
+        if self.spawn_failure_log.should_log() {
             warn!("{}: the system gives no more threads: {failure}", self.name);
         }
         let mut state = self.state.lock();
         state.threads -= 1;
-        self.one_done(&mut state);
+        self.job_finished(&mut state);
         drop(state);
-        // The thread never was, so nobody else can have taken the job.
+        // The thread was never started, so nothing else can have taken the job.
         let job = slot.job.lock().take();
         job.map_or(Ok(()), Err)
     }
 
-    /// A thread's whole life: do, wait, do, wait, retire.
-    fn work(&self, slot: Arc<Slot>) {
+    /// The main loop of a thread: run a job, wait for the next, and end after the idle timeout.
+    fn run_worker(&self, slot: Arc<WorkerSlot>) {
         slot.thread.get_or_init(thread::current);
         while let Some(job) = self.next_job(&slot) {
-            self.contain(job);
+            self.catch_panic(job);
             let mut state = self.state.lock();
-            self.one_done(&mut state);
+            self.job_finished(&mut state);
             if state.is_closed {
                 state.threads -= 1;
                 return;
@@ -195,8 +194,8 @@ impl Executor {
         }
     }
 
-    /// Waits for a job; none when this thread is to end (and is no longer counted).
-    fn next_job(&self, slot: &Arc<Slot>) -> Option<Job> {
+    /// Waits for a job. Returns `None` when this thread is to end (it is then no longer counted).
+    fn next_job(&self, slot: &Arc<WorkerSlot>) -> Option<Job> {
         let give_up_at = Instant::now() + self.retire_after;
         loop {
             if let Some(job) = slot.job.lock().take() {
@@ -215,69 +214,67 @@ impl Executor {
                 state.threads -= 1;
                 return None;
             }
-            // No longer among the idle: a job was promised to this thread and is on its way.
+            // Not among the idle any more: a job was assigned to this thread and is about to arrive.
             drop(state);
             thread::park();
         }
     }
 
-    fn one_done(&self, state: &mut State) {
-        state.in_hand -= 1;
-        if state.in_hand == 0 {
+    fn job_finished(&self, state: &mut ExecutorState) {
+        state.running_jobs -= 1;
+        if state.running_jobs == 0 {
             self.all_done.notify_all();
         }
     }
 
-    /// Runs something so that a panic in it is logged, counted and goes no further.
-    pub(crate) fn contain(&self, work: impl FnOnce()) {
-        // Unwind safe: what the work shared with others is behind locks without poisoning, whose
-        // owners must keep their invariants at every step anyway.
+    /// Runs `work`; a panic in it is logged, counted and not propagated.
+    pub(crate) fn catch_panic(&self, work: impl FnOnce()) {
+        // Unwind safe: the state that jobs share is behind locks without poisoning, whose users keep their invariants
+        // at every step anyway.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             self.counters.panics.add(1);
             error!("{}: a request panicked: {}", self.name, panic_text(&*panic));
         }
     }
 
-    /// How many jobs are being done.
-    pub fn in_hand(&self) -> usize {
-        self.state.lock().in_hand
+    /// The number of running jobs.
+    pub fn running_jobs(&self) -> usize {
+        self.state.lock().running_jobs
     }
 
-    /// How many threads there are, idle ones included.
+    /// The number of threads, idle ones included.
     pub fn threads(&self) -> usize {
         self.state.lock().threads
     }
 
-    /// The bound on threads.
     pub fn max_threads(&self) -> usize {
         self.max_threads
     }
 
-    /// Whether [`finish`](Executor::finish) was called.
+    /// Whether [`shut_down`](Executor::shut_down) was called.
     pub fn is_closed(&self) -> bool {
         self.state.lock().is_closed
     }
 
-    /// What was counted so far.
     pub fn counters(&self) -> &ExecutorCounters {
         &self.counters
     }
 
-    /// Refuses new jobs and waits for those in hand, at most that long; how many are left.
+    /// Refuses new jobs and waits for the running ones, at most for `deadline`. Returns how many are still running.
     ///
-    /// What keeps jobs going (servers) must be told to stop first. Not to be called by a job: it would
-    /// wait for itself.
-    pub fn finish(&self, deadline: Duration) -> usize {
+    /// Whatever keeps jobs running (servers) must be stopped first. A job must not call this: it would wait for
+    /// itself.
+    pub fn shut_down(&self, deadline: Duration) -> usize {
         let give_up_at = Instant::now() + deadline;
         let mut state = self.state.lock();
         state.is_closed = true;
         for thread in state.idle.iter().filter_map(|slot| slot.thread.get()) {
             thread.unpark();
         }
-        while state.in_hand > 0 && Instant::now() < give_up_at {
+        while state.running_jobs > 0 && Instant::now() < give_up_at {
             self.all_done.wait_until(&mut state, give_up_at);
         }
-        state.in_hand
+        state.running_jobs
     }
 }
 
@@ -287,44 +284,44 @@ impl fmt::Debug for Executor {
         f.debug_struct("Executor")
             .field("name", &self.name)
             .field("threads", &state.threads)
-            .field("in_hand", &state.in_hand)
+            .field("in_hand", &state.running_jobs)
             .finish_non_exhaustive()
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no text)")
 }
 
-/// What a long-lived thread ends with: nothing, or an error to be logged.
-pub trait Outcome {
-    /// The text of the error, if it is one.
-    fn failure(self) -> Option<String>;
+/// The result of a long-lived thread: nothing, or an error to be logged.
+pub trait ThreadOutcome {
+    /// The text of the error, if there is one.
+    fn error_text(self) -> Option<String>;
 }
 
-impl Outcome for () {
-    fn failure(self) -> Option<String> {
+impl ThreadOutcome for () {
+    fn error_text(self) -> Option<String> {
         None
     }
 }
 
-impl<E: fmt::Display> Outcome for Result<(), E> {
-    fn failure(self) -> Option<String> {
-        // The alternate form of anyhow's errors tells the whole way.
+impl<E: fmt::Display> ThreadOutcome for Result<(), E> {
+    fn error_text(self) -> Option<String> {
+        // The alternate form of anyhow's errors contains the whole chain.
         self.err().map(|error| format!("{error:#}"))
     }
 }
 
-/// Starts a thread that lives as long as its server; logs what it failed of, a panic included.
+/// Starts a thread that lives as long as its server, and logs its error or panic.
 ///
 /// # Errors
-/// The system's, when it gives no thread.
-pub fn spawn<O: Outcome>(name: &str, f: impl FnOnce() -> O + Send + 'static) -> io::Result<JoinHandle<()>> {
+/// The system's error when it gives no thread.
+pub fn spawn<O: ThreadOutcome>(name: &str, f: impl FnOnce() -> O + Send + 'static) -> io::Result<JoinHandle<()>> {
     let name = name.replace('\0', "");
     thread::Builder::new().name(name.clone()).stack_size(STACK_BYTES).spawn(move || {
-        match catch_unwind(AssertUnwindSafe(f)).map(Outcome::failure) {
+        match catch_unwind(AssertUnwindSafe(f)).map(ThreadOutcome::error_text) {
             Ok(None) => {}
             Ok(Some(failure)) => error!("{name}: {failure}"),
             Err(panic) => error!("{name}: panicked: {}", panic_text(&*panic)),

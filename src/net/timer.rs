@@ -1,4 +1,4 @@
-//! Deadlines: a heap on one thread; what is due becomes a job on the executor.
+//! Timers: a heap of deadlines on one thread. A due item becomes a job of the executor.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -14,65 +14,66 @@ use super::counters::Counter;
 use super::threads::{self, Executor, Job};
 use crate::model::time;
 
-/// How soon a due item is offered again when every request thread was busy.
+/// How soon a due item is retried when every request thread was busy.
 const RETRY_AFTER: Duration = Duration::from_millis(10);
-/// How often it is looked whether the machine has slept: a wait does not end sooner for that.
-const LOOK_EVERY: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
-/// The two clocks that tell are not read at the same instant.
-const LEAST_SLEEP: Duration = Duration::from_millis(100);
+/// How often it is checked whether the machine was suspended: a suspend does not end a wait early.
+const RECHECK_INTERVAL: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
+/// A suspend shorter than this is not recognised, because the two clocks that show it are not read at the same
+/// instant.
+const SUSPEND_MIN: Duration = Duration::from_millis(100);
 
-/// Deadlines with an item each. Earlier ones first; of equal ones the one set first.
+/// A set of deadlines, each with an item. They fire in the order of their instants; equal ones in the order in which
+/// they were set.
 ///
-/// There is no cancelling: an item says what is to be looked at, and who looks finds out whether
-/// there is still something to do. How many are set at a time is bounded by who sets them. Time in which the machine
-/// sleeps counts: what became due meanwhile fires within seconds after.
+/// There is no cancelling: an item says what is to be checked, and its handler finds out whether there is still
+/// something to do. The number of deadlines is bounded by whoever sets them. Time during which the machine is
+/// suspended counts: what became due meanwhile fires within seconds afterwards.
 pub struct Timers<T: Send + 'static> {
-    shared: Arc<Shared<T>>,
+    inner: Arc<TimersInner<T>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Shared<T> {
+struct TimersInner<T> {
     executor: Arc<Executor>,
     fire: Box<dyn Fn(T) + Send + Sync>,
-    state: Mutex<State<T>>,
-    /// Told when the earliest deadline changed, or at the end.
+    state: Mutex<TimersState<T>>,
+    /// Notified when the earliest deadline has changed, and at the end.
     changed: Condvar,
     counters: TimerCounters,
-    /// How long the machine has slept since it was started.
-    read_asleep: fn() -> Duration,
+    /// Returns for how long the machine has been suspended since it was started.
+    read_suspended: fn() -> Duration,
 }
 
-struct State<T> {
-    /// By what [`Instant`]s would be if they went on while the machine sleeps.
-    heap: BinaryHeap<Reverse<Entry<T>>>,
-    /// How long it has slept, as was seen last.
-    asleep: Duration,
+struct TimersState<T> {
+    /// Keyed by what [`Instant`]s would be if they advanced during suspend.
+    heap: BinaryHeap<Reverse<TimerEntry<T>>>,
+    /// The total suspend time that was seen last.
+    suspended: Duration,
     /// Numbers the entries, so that equal deadlines keep their order.
     next_number: u64,
     is_stopped: bool,
 }
 
-struct Entry<T> {
+struct TimerEntry<T> {
     at: Instant,
     number: u64,
     item: T,
 }
 
-/// What timers did so far.
+/// Counters of one set of timers.
 #[derive(Debug, Default)]
 pub struct TimerCounters {
-    /// Deadlines set.
     pub set: Counter,
     /// Items handed to the executor.
     pub fired: Counter,
-    /// Times that an item had to wait because every request thread was busy.
+    /// How often an item had to wait because every request thread was busy.
     pub retried: Counter,
     /// Items that had not fired when the timers were stopped.
     pub abandoned: Counter,
 }
 
 impl TimerCounters {
-    /// Every counter with its name.
+    /// Every counter with its metric name.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("set", self.set.get()),
@@ -84,16 +85,16 @@ impl TimerCounters {
 }
 
 impl<T: Send + 'static> Timers<T> {
-    /// Starts the thread that waits. `fire` runs on a thread of the executor for each due item.
+    /// Starts the timer thread. `fire` runs on a thread of the executor for each due item.
     ///
     /// # Errors
-    /// The system's, when it gives no thread.
+    /// The system's error when it gives no thread.
     pub fn start(
         name: &str,
         executor: Arc<Executor>,
         fire: impl Fn(T) + Send + Sync + 'static,
     ) -> io::Result<Timers<T>> {
-        Timers::start_with(name, executor, fire, time::asleep)
+        Timers::start_with(name, executor, fire, time::suspended_for)
     }
 
     fn start_with(
@@ -102,65 +103,63 @@ impl<T: Send + 'static> Timers<T> {
         fire: impl Fn(T) + Send + Sync + 'static,
         read_asleep: fn() -> Duration,
     ) -> io::Result<Timers<T>> {
-        let shared = Arc::new(Shared {
+        let inner = Arc::new(TimersInner {
             executor,
             fire: Box::new(fire),
-            state: Mutex::new(State {
+            state: Mutex::new(TimersState {
                 heap: BinaryHeap::new(),
-                asleep: read_asleep(),
+                suspended: read_asleep(),
                 next_number: 0,
                 is_stopped: false,
             }),
             changed: Condvar::new(),
             counters: TimerCounters::default(),
-            read_asleep,
+            read_suspended: read_asleep,
         });
         let thread = threads::spawn(name, {
-            let shared = Arc::clone(&shared);
-            move || shared.run()
+            let inner = Arc::clone(&inner);
+            move || inner.run()
         })?;
-        Ok(Timers { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Timers { inner, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Fires the item at that instant, or at once if it has passed. Does nothing once stopped.
-    pub fn at(&self, at: Instant, item: T) {
-        let mut state = self.shared.state.lock();
+    pub fn schedule(&self, at: Instant, item: T) {
+        let mut state = self.inner.state.lock();
         if state.is_stopped {
             drop(state);
-            self.shared.counters.abandoned.add(1);
+            self.inner.counters.abandoned.add(1);
             return;
         }
-        let at = at + state.look(self.shared.read_asleep);
+        let at = at + state.update_suspended(self.inner.read_suspended);
         let number = state.next_number;
         state.next_number += 1;
         let is_earliest = state.heap.peek().is_none_or(|Reverse(first)| at < first.at);
-        state.heap.push(Reverse(Entry { at, number, item }));
+        state.heap.push(Reverse(TimerEntry { at, number, item }));
         drop(state);
-        self.shared.counters.set.add(1);
+        self.inner.counters.set.add(1);
         if is_earliest {
-            self.shared.changed.notify_one();
+            self.inner.changed.notify_one();
         }
     }
 
-    /// How many deadlines are set and have not fired.
+    /// The number of deadlines that have not fired.
     pub fn pending(&self) -> usize {
-        self.shared.state.lock().heap.len()
+        self.inner.state.lock().heap.len()
     }
 
-    /// What was counted so far.
     pub fn counters(&self) -> &TimerCounters {
-        &self.shared.counters
+        &self.inner.counters
     }
 
-    /// Ends the thread; what has not fired never will. Items already handed over run on.
+    /// Ends the thread; what has not fired never will. Items that were handed over run on.
     pub fn stop(&self) {
         let abandoned = {
-            let mut state = self.shared.state.lock();
+            let mut state = self.inner.state.lock();
             state.is_stopped = true;
             std::mem::take(&mut state.heap)
         };
-        self.shared.counters.abandoned.add(abandoned.len() as u64);
-        self.shared.changed.notify_one();
+        self.inner.counters.abandoned.add(abandoned.len() as u64);
+        self.inner.changed.notify_one();
         // Taken out before joining: the lock must not be held while waiting.
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
@@ -170,14 +169,14 @@ impl<T: Send + 'static> Timers<T> {
     }
 }
 
-impl<T> State<T> {
-    /// How long the machine has slept.
-    fn look(&mut self, read_asleep: fn() -> Duration) -> Duration {
+impl<T> TimersState<T> {
+    /// The total time for which the machine was suspended.
+    fn update_suspended(&mut self, read_asleep: fn() -> Duration) -> Duration {
         let asleep = read_asleep();
-        if asleep > self.asleep + LEAST_SLEEP {
-            self.asleep = asleep;
+        if asleep > self.suspended + SUSPEND_MIN {
+            self.suspended = asleep;
         }
-        self.asleep
+        self.suspended
     }
 }
 
@@ -187,17 +186,16 @@ impl<T: Send + 'static> Drop for Timers<T> {
     }
 }
 
-impl<T: Send + 'static> Shared<T> {
+impl<T: Send + 'static> TimersInner<T> {
     fn run(self: Arc<Self>) {
-        // At most one due item waits outside the heap for a free thread: those behind it keep their
-        // order there.
+        // At most one due item waits outside the heap for a free thread: those after it keep their order there.
         let mut waiting: Option<Job> = None;
         loop {
             let job = match waiting.take().or_else(|| self.next_due()) {
                 Some(job) => job,
                 None => return,
             };
-            let Err(job) = self.executor.offer(job) else {
+            let Err(job) = self.executor.try_execute(job) else {
                 self.counters.fired.add(1);
                 continue;
             };
@@ -216,27 +214,27 @@ impl<T: Send + 'static> Shared<T> {
         }
     }
 
-    /// Waits for the next deadline; none once stopped.
+    /// Waits for the next deadline; `None` once stopped.
     fn next_due(self: &Arc<Self>) -> Option<Job> {
         let mut state = self.state.lock();
         loop {
             if state.is_stopped {
                 return None;
             }
-            let asleep = state.look(self.read_asleep);
+            let asleep = state.update_suspended(self.read_suspended);
             match state.heap.peek().map(|Reverse(first)| first.at) {
                 None => self.changed.wait(&mut state),
                 Some(at) if at > Instant::now() + asleep => {
                     let left = at.saturating_duration_since(Instant::now() + asleep);
-                    self.changed.wait_for(&mut state, left.min(LOOK_EVERY));
+                    self.changed.wait_for(&mut state, left.min(RECHECK_INTERVAL));
                 }
                 Some(_due) => break,
             }
         }
         let Reverse(entry) = state.heap.pop()?;
         drop(state);
-        let shared = Arc::clone(self);
-        Some(Box::new(move || (shared.fire)(entry.item)))
+        let inner = Arc::clone(self);
+        Some(Box::new(move || (inner.fire)(entry.item)))
     }
 }
 
@@ -246,27 +244,27 @@ impl<T: Send + 'static> fmt::Debug for Timers<T> {
     }
 }
 
-impl<T> Entry<T> {
+impl<T> TimerEntry<T> {
     fn order(&self) -> (Instant, u64) {
         (self.at, self.number)
     }
 }
 
-impl<T> PartialEq for Entry<T> {
+impl<T> PartialEq for TimerEntry<T> {
     fn eq(&self, other: &Self) -> bool {
         self.order() == other.order()
     }
 }
 
-impl<T> Eq for Entry<T> {}
+impl<T> Eq for TimerEntry<T> {}
 
-impl<T> PartialOrd for Entry<T> {
+impl<T> PartialOrd for TimerEntry<T> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<T> Ord for Entry<T> {
+impl<T> Ord for TimerEntry<T> {
     fn cmp(&self, other: &Self) -> Ordering {
         self.order().cmp(&other.order())
     }
@@ -289,17 +287,17 @@ mod tests {
         let read_asleep = || Duration::from_secs(ASLEEP_S.load(SeqCst));
         let timers = Timers::start_with("test", Executor::new("test", 1), fire, read_asleep).unwrap();
         let hours = |n: u64| Duration::from_secs(n * 3600);
-        timers.at(Instant::now() + hours(1), 1);
-        timers.at(Instant::now() + hours(3), 3);
-        assert!(told.recv_timeout(3 * LOOK_EVERY).is_err());
+        timers.schedule(Instant::now() + hours(1), 1);
+        timers.schedule(Instant::now() + hours(3), 3);
+        assert!(told.recv_timeout(3 * RECHECK_INTERVAL).is_err());
         ASLEEP_S.store(2 * 3600, SeqCst);
         assert_eq!(told.recv_timeout(SOON), Ok(1));
         // What is set afterwards waits its own time; what was set before has an hour left.
-        timers.at(Instant::now() + hours(2), 2);
-        assert!(told.recv_timeout(3 * LOOK_EVERY).is_err());
+        timers.schedule(Instant::now() + hours(2), 2);
+        assert!(told.recv_timeout(3 * RECHECK_INTERVAL).is_err());
         ASLEEP_S.store(3 * 3600 + 60, SeqCst);
         assert_eq!(told.recv_timeout(SOON), Ok(3));
-        assert!(told.recv_timeout(3 * LOOK_EVERY).is_err());
+        assert!(told.recv_timeout(3 * RECHECK_INTERVAL).is_err());
         ASLEEP_S.store(5 * 3600, SeqCst);
         assert_eq!(told.recv_timeout(SOON), Ok(2));
     }
@@ -313,9 +311,9 @@ mod tests {
             let timers = Timers::start("test", executor, move |n: u32| tell.send(n).unwrap()).unwrap();
             let at = Instant::now() + Duration::from_millis(delay_ms);
             let later = at + Duration::from_millis(5);
-            (0..50).for_each(|n| timers.at(at, n));
-            timers.at(later, 100);
-            timers.at(at - Duration::from_millis(5), 200);
+            (0..50).for_each(|n| timers.schedule(at, n));
+            timers.schedule(later, 100);
+            timers.schedule(at - Duration::from_millis(5), 200);
             if !told.is_empty() {
                 continue; // a slow machine: the first fired before the last was set
             }
@@ -332,13 +330,13 @@ mod tests {
         let executor = Executor::new("test", 2);
         let (tell, told) = unbounded();
         let timers = Timers::start("test", executor, move |n: u32| tell.send(n).unwrap()).unwrap();
-        timers.at(Instant::now() + Duration::from_secs(3600), 1);
-        timers.at(Instant::now(), 2);
+        timers.schedule(Instant::now() + Duration::from_secs(3600), 1);
+        timers.schedule(Instant::now(), 2);
         assert_eq!(told.recv_timeout(SOON), Ok(2));
         assert_eq!(timers.pending(), 1);
         timers.stop();
         assert_eq!(timers.counters().abandoned.get(), 1);
-        timers.at(Instant::now(), 3);
+        timers.schedule(Instant::now(), 3);
         assert_eq!(timers.pending(), 0);
         assert_eq!(timers.counters().abandoned.get(), 2);
         assert!(told.is_empty());
@@ -351,8 +349,8 @@ mod tests {
         executor.execute(move || wait.recv().unwrap()).unwrap();
         let (tell, told) = unbounded();
         let timers = Timers::start("test", Arc::clone(&executor), move |n: u32| tell.send(n).unwrap()).unwrap();
-        timers.at(Instant::now(), 1);
-        timers.at(Instant::now(), 2);
+        timers.schedule(Instant::now(), 1);
+        timers.schedule(Instant::now(), 2);
         eventually(|| timers.counters().retried.get() >= 2);
         assert!(told.is_empty());
         release.send(()).unwrap();
@@ -363,9 +361,9 @@ mod tests {
     #[test]
     fn stops_while_an_item_waits_for_a_thread() {
         let executor = Executor::new("test", 1);
-        assert_eq!(executor.finish(SOON), 0);
+        assert_eq!(executor.shut_down(SOON), 0);
         let timers = Timers::start("test", executor, |_: u32| {}).unwrap();
-        timers.at(Instant::now(), 1);
+        timers.schedule(Instant::now(), 1);
         eventually(|| timers.counters().retried.get() >= 1);
         timers.stop();
         assert_eq!(timers.counters().abandoned.get(), 1);

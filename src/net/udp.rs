@@ -1,10 +1,10 @@
-//! A UDP server: each datagram has a thread to itself for as long as it is being handled.
+//! A UDP server: each datagram is handled on a thread of its own.
 //!
-//! Leader and followers: a few threads wait in `recv_from` on the one socket; whoever receives
-//! handles the datagram itself and then goes back to receiving. So a quick request is never handed
-//! from thread to thread. When nobody is left to receive, because every thread handles something, the
-//! one that received last first gets another receiver going; so one always reads while requests
-//! wait for a commit. Threads gained that way stay for a while: under steady load nobody is woken.
+//! It follows the leader/followers pattern: a few threads wait in `recv_from` on the one socket; the one that
+//! receives handles the datagram itself and then goes back to receiving. So a quick request is never handed from
+//! thread to thread. When the last receiver is about to handle a datagram, it first starts another receiver, so one
+//! thread always reads while requests wait for a commit. Threads added that way stay for a while: under steady load
+//! no thread has to be woken.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
 
-use super::counters::{Counter, Seldom};
+use super::counters::{Counter, LogThrottle};
 use super::threads::Executor;
 
 mod kernel;
@@ -26,105 +26,102 @@ mod outbox;
 mod socket;
 pub(super) use kernel::grow_receive_buffer;
 #[cfg(target_os = "linux")]
-pub use outbox::gather;
-pub use socket::ServerSocket;
+pub use outbox::batch_sends;
+pub use socket::UdpServerSocket;
 
 /// Does something. Elsewhere datagrams leave one by one; see Linux.
 #[cfg(not(target_os = "linux"))]
-pub fn gather(work: impl FnOnce()) -> u64 {
+pub fn batch_sends(work: impl FnOnce()) -> u64 {
     work();
     0
 }
 
-/// How many threads wait in `recv_from` when nothing is going on. Two, so that while one handles a
-/// quick request the other takes the next and nobody has to be woken; on one core the second would
-/// only cost switches.
+/// The number of threads that wait in `recv_from` while the server is idle. Two, so that while one handles a quick
+/// request the other takes the next, and no thread has to be woken; on one core the second would only cost context
+/// switches.
 fn receivers_at_rest() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2))
 }
 
-/// A thread that found enough others receiving this many times in a row goes back to the executor.
-/// Leaving at the first time would mean waking it again a moment later.
+/// A receiver that found enough others receiving this many times in a row returns to the executor. Leaving at the
+/// first time would mean waking it again a moment later.
 const SURPLUS_ROUNDS: u32 = 256;
 
-/// How long one `recv_from` waits: the fallback by which a thread that no wake-up reached sees the
-/// end, and by which surplus receivers of an idle server retire.
+/// How long one `recv_from` waits: the fallback by which a thread that was not woken notices the stop, and by which
+/// surplus receivers of an idle server retire.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The pause after a receive error, so that a lasting one does not take a whole core.
+/// The pause after a receive error, so that a lasting one does not occupy a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// The bounds of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct UdpLimits {
     /// Datagrams being handled at a time (at least 1); each has a thread.
-    pub max_in_hand: usize,
-    /// Datagrams that wait for a thread; those past it are dropped.
+    pub max_handlers: usize,
+    /// Datagrams that may wait for a thread; further ones are dropped.
     pub queue_len: usize,
-    /// And their bytes in all.
+    /// The bytes of all waiting datagrams together.
     pub queue_bytes: usize,
-    /// The longest datagram taken whole, bytes.
-    pub max_datagram: usize,
+    /// The longest datagram that is accepted whole, bytes.
+    pub max_datagram_bytes: usize,
 }
 
-/// One datagram, as it came.
+/// A received datagram.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
-    /// Its content, at most [`UdpLimits::max_datagram`] bytes of it.
+    /// Its content, truncated to [`UdpLimits::max_datagram`] bytes.
     pub bytes: &'a [u8],
-    /// Who sent it.
     pub source: SocketAddr,
-    /// Which of this host's addresses it was sent to, where the socket is bound to all and the system tells.
+    /// The local address that it was sent to, if the socket is bound to all addresses and the system reports it.
     pub to: Option<IpAddr>,
     /// It was longer than allowed, and `bytes` is only its beginning.
-    pub truncated: bool,
+    pub is_truncated: bool,
 }
 
-/// What is done with a datagram. It may block; a panic in it harms no other.
+/// Handles a datagram. It may block; a panic in it affects no other datagram.
 pub type UdpHandler = Arc<dyn Fn(Datagram<'_>) + Send + Sync>;
 
-/// A running server.
+/// A running UDP server.
 pub struct UdpServer {
-    shared: Arc<Shared>,
+    inner: Arc<UdpServerInner>,
 }
 
-struct Shared {
-    socket: Arc<ServerSocket>,
+struct UdpServerInner {
+    socket: Arc<UdpServerSocket>,
     executor: Arc<Executor>,
     limits: UdpLimits,
-    at_rest: usize,
+    receivers_at_rest: usize,
     handler: UdpHandler,
-    /// Threads in `recv_from`, on their way there, or promised.
+    /// Threads in `recv_from` or about to enter it, including those just started.
     receivers: AtomicUsize,
-    in_hand: AtomicUsize,
-    queue: Mutex<Queue>,
-    /// The queue's length, to be looked at without its lock.
+    running_handlers: AtomicUsize,
+    queue: Mutex<DatagramQueue>,
+    /// The queue's length, readable without its lock.
     queued: AtomicUsize,
     is_stopping: AtomicBool,
-    /// For `stop`: told when a receiver has left. The lock guards nothing but the waiting.
+    /// For `stop`: notified when a receiver has left. The lock guards nothing but the waiting.
     left: (Mutex<()>, Condvar),
     counters: UdpCounters,
-    complaints: Seldom,
+    log_throttle: LogThrottle,
 }
 
 #[derive(Default)]
-struct Queue {
-    datagrams: VecDeque<Queued>,
-    /// Of all of them.
+struct DatagramQueue {
+    datagrams: VecDeque<QueuedDatagram>,
+    /// The bytes of all datagrams in the queue.
     bytes: usize,
 }
 
-struct Queued {
+struct QueuedDatagram {
     bytes: Box<[u8]>,
     source: SocketAddr,
     to: Option<IpAddr>,
     truncated: bool,
 }
 
-/// What a server did so far.
+/// Counters of one server.
 #[derive(Debug, Default)]
 pub struct UdpCounters {
-    /// Datagrams received.
     pub received: Counter,
     /// Datagrams that had to wait for a thread.
     pub queued: Counter,
@@ -137,7 +134,7 @@ pub struct UdpCounters {
 }
 
 impl UdpCounters {
-    /// Every counter with its name.
+    /// Every counter with its metric name.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("received", self.received.get()),
@@ -150,13 +147,12 @@ impl UdpCounters {
 }
 
 impl UdpServer {
-    /// Begins to receive on threads of the executor. The handler answers through a clone of the
-    /// socket's `Arc`.
+    /// Starts receiving on threads of the executor. The handler responds through a clone of the socket's `Arc`.
     ///
     /// # Errors
-    /// The system's, for socket options; `WouldBlock` when the executor has no thread free.
+    /// The system's error for socket options; `WouldBlock` when the executor has no free thread.
     pub fn start(
-        socket: Arc<ServerSocket>,
+        socket: Arc<UdpServerSocket>,
         executor: Arc<Executor>,
         limits: UdpLimits,
         handler: UdpHandler,
@@ -164,69 +160,66 @@ impl UdpServer {
         socket.get().set_nonblocking(false)?;
         socket.get().set_read_timeout(Some(RECEIVE_TIMEOUT))?;
         grow_receive_buffer(socket.get());
-        let shared = Arc::new(Shared {
+        let inner = Arc::new(UdpServerInner {
             socket,
             executor,
-            limits: UdpLimits { max_in_hand: limits.max_in_hand.max(1), ..limits },
-            at_rest: receivers_at_rest(),
+            limits: UdpLimits { max_handlers: limits.max_handlers.max(1), ..limits },
+            receivers_at_rest: receivers_at_rest(),
             handler,
             receivers: AtomicUsize::new(0),
-            in_hand: AtomicUsize::new(0),
+            running_handlers: AtomicUsize::new(0),
             queue: Mutex::default(),
             queued: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
             left: (Mutex::new(()), Condvar::new()),
             counters: UdpCounters::default(),
-            complaints: Seldom::minutely(),
+            log_throttle: LogThrottle::every_minute(),
         });
-        for nth in 0..shared.at_rest {
-            if !shared.add_receiver() && nth == 0 {
+        for nth in 0..inner.receivers_at_rest {
+            if !inner.add_receiver() && nth == 0 {
                 return Err(io::Error::new(ErrorKind::WouldBlock, "no request thread is free to receive datagrams"));
             }
         }
-        Ok(UdpServer { shared })
+        Ok(UdpServer { inner })
     }
 
-    /// Where it listens.
+    /// The address it is bound to.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.shared.socket.get().local_addr()
+        self.inner.socket.get().local_addr()
     }
 
-    /// Datagrams being handled now.
-    pub fn in_hand(&self) -> usize {
-        self.shared.in_hand.load(SeqCst)
+    /// The number of datagrams being handled.
+    pub fn running_handlers(&self) -> usize {
+        self.inner.running_handlers.load(SeqCst)
     }
 
-    /// Datagrams that the kernel dropped because we did not read them soon enough, where it tells.
+    /// Datagrams that the kernel dropped because they were not read soon enough, if it reports them.
     pub fn dropped_by_kernel(&self) -> Option<u64> {
-        kernel::dropped(self.shared.socket.get())
+        kernel::dropped_datagrams(self.inner.socket.get())
     }
 
-    /// What was counted so far.
     pub fn counters(&self) -> &UdpCounters {
-        &self.shared.counters
+        &self.inner.counters
     }
 
-    /// Ends receiving, at once if wake-up datagrams reach the socket itself, else within about a
-    /// second. What is in hand or queued is handled to the end: wait for it with
-    /// [`Executor::finish`].
+    /// Ends receiving: at once if the wake-up datagrams reach the socket, otherwise within about a second. Datagrams
+    /// being handled or queued are handled to the end: wait for that with [`Executor::shut_down`].
     pub fn stop(&self) {
-        let shared = &self.shared;
-        shared.is_stopping.store(true, SeqCst);
+        let inner = &self.inner;
+        inner.is_stopping.store(true, SeqCst);
         let give_up_at = Instant::now() + 2 * RECEIVE_TIMEOUT;
         let mut wait = Duration::from_millis(20);
-        while shared.receivers.load(SeqCst) > 0 && Instant::now() < give_up_at {
-            shared.wake_receivers();
-            let mut waiting = shared.left.0.lock();
-            if shared.receivers.load(SeqCst) > 0 {
-                shared.left.1.wait_for(&mut waiting, wait);
+        while inner.receivers.load(SeqCst) > 0 && Instant::now() < give_up_at {
+            inner.wake_receivers();
+            let mut waiting = inner.left.0.lock();
+            if inner.receivers.load(SeqCst) > 0 {
+                inner.left.1.wait_for(&mut waiting, wait);
             }
-            // Another process may share the port: it should not be flooded by our wake-ups.
-            // Each receiver that leaves ends the wait early: without a limit, some sixty of them would double
-            // it past what a Duration holds.
+            // Another process may share the port: it must not be flooded with our wake-ups. Each receiver that leaves
+            // ends the wait early: without the limit, some sixty of them would double it past what a Duration holds.
             wait = (2 * wait).min(RECEIVE_TIMEOUT);
         }
     }
@@ -238,24 +231,24 @@ impl Drop for UdpServer {
     }
 }
 
-impl Shared {
-    /// Gets another thread to receive. False if none is to be had.
+impl UdpServerInner {
+    /// Starts another receiver. False if the executor has no free thread.
     fn add_receiver(self: &Arc<Self>) -> bool {
         self.receivers.fetch_add(1, SeqCst);
-        let shared = Arc::clone(self);
-        let is_started = self.executor.execute(move || shared.receive()).is_ok();
+        let inner = Arc::clone(self);
+        let is_started = self.executor.execute(move || inner.receive()).is_ok();
         if !is_started {
             self.receivers.fetch_sub(1, SeqCst);
         }
         is_started
     }
 
-    /// A receiver's work until it is not needed any more. It is counted among the receivers when it
-    /// begins, and not when it ends.
+    /// The main loop of a receiver. The thread is counted among the receivers when this begins, and not any more when
+    /// it returns.
     fn receive(self: &Arc<Self>) {
-        // One byte more than allowed tells a datagram that is too long from one that just fits.
-        // Windows refuses to cut datagrams, so there the buffer holds any.
-        let room = if cfg!(windows) { 65_536 } else { self.limits.max_datagram + 1 };
+        // One byte more than allowed distinguishes a datagram that is too long from one that just fits. Windows
+        // refuses to truncate datagrams, so there the buffer holds any.
+        let room = if cfg!(windows) { 65_536 } else { self.limits.max_datagram_bytes + 1 };
         let mut buffer = vec![0; room];
         let mut surplus_rounds = 0;
         loop {
@@ -270,20 +263,20 @@ impl Shared {
             }
             match received {
                 Ok((len, source, to)) => {
-                    let truncated = len > self.limits.max_datagram;
-                    let bytes = &buffer[..len.min(self.limits.max_datagram)];
-                    let was_handled = self.take(Datagram { bytes, source, to, truncated });
-                    if was_handled && !self.return_to_receiving(&mut surplus_rounds) {
+                    let truncated = len > self.limits.max_datagram_bytes;
+                    let bytes = &buffer[..len.min(self.limits.max_datagram_bytes)];
+                    let was_handled = self.dispatch(Datagram { bytes, source, to, is_truncated: truncated });
+                    if was_handled && !self.resume_receiving(&mut surplus_rounds) {
                         return;
                     }
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock | ErrorKind::TimedOut if self.leave_if_surplus() => return,
                     ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
-                    // Such as an ICMP "connection refused" for an answer sent before: no reason to stop.
+                    // Such as an ICMP "connection refused" for a response sent before: no reason to stop.
                     _ => {
                         self.counters.receive_errors.add(1);
-                        if self.complaints.now() {
+                        if self.log_throttle.should_log() {
                             warn!("receiving a datagram: {error}");
                         }
                         std::thread::sleep(ERROR_PAUSE);
@@ -293,55 +286,55 @@ impl Shared {
         }
     }
 
-    /// Handles the datagram or queues it. True if this thread ceased to be a receiver for it.
-    fn take(self: &Arc<Self>, datagram: Datagram<'_>) -> bool {
+    /// Handles the datagram or queues it. True if this thread is not counted as a receiver any more.
+    fn dispatch(self: &Arc<Self>, datagram: Datagram<'_>) -> bool {
         self.counters.received.add(1);
-        if datagram.truncated {
+        if datagram.is_truncated {
             self.counters.oversized.add(1);
         }
-        if self.try_begin() {
-            if self.cease_to_receive() {
+        if self.try_begin_handling() {
+            if self.stop_receiving() {
                 self.handle(datagram);
                 self.finish();
                 return true;
             }
-            self.end();
+            self.end_handling();
         }
         self.enqueue(datagram);
-        // Those in hand empty the queue when they finish. But the last of them may have looked just
-        // before this datagram got there; then it falls to this thread.
-        while self.queued.load(SeqCst) > 0 && self.try_begin() {
-            if self.cease_to_receive() {
+        // The handling threads empty the queue when they finish. But the last of them may have checked it just before
+        // this datagram was queued; then this thread has to empty it.
+        while self.queued.load(SeqCst) > 0 && self.try_begin_handling() {
+            if self.stop_receiving() {
                 self.finish();
                 return true;
             }
-            self.end();
-            if self.in_hand.load(SeqCst) > 0 {
-                break; // whoever it is looks into the queue after this
+            self.end_handling();
+            if self.running_handlers.load(SeqCst) > 0 {
+                break; // that thread checks the queue after this
             }
         }
         false
     }
 
-    /// Stops counting this thread as a receiver, after getting another one going if it was the last.
-    /// False, and it stays the receiver, if no other is to be had while others handle datagrams.
-    fn cease_to_receive(self: &Arc<Self>) -> bool {
+    /// Stops counting this thread as a receiver, after starting another one if it was the last. Returns false, and
+    /// the thread stays the receiver, if no other can be started while others handle datagrams.
+    fn stop_receiving(self: &Arc<Self>) -> bool {
         if self.receivers.fetch_sub(1, SeqCst) > 1 || self.is_stopping.load(SeqCst) || self.add_receiver() {
             return true;
         }
-        // This thread has begun itself, so one in hand means that it is alone: if it does not handle
-        // datagrams, nobody does, and the kernel's buffer has to do meanwhile.
-        if self.in_hand.load(SeqCst) <= 1 {
+        // This thread is counted as handling, so one means that it is alone: if it does not handle datagrams, nobody
+        // does, and the kernel's buffer has to do meanwhile.
+        if self.running_handlers.load(SeqCst) <= 1 {
             return true;
         }
         self.receivers.fetch_add(1, SeqCst);
         false
     }
 
-    /// After handling: makes this thread a receiver again, unless others do and have done so for
-    /// long, or the end has come.
-    fn return_to_receiving(&self, surplus_rounds: &mut u32) -> bool {
-        if self.receivers.load(SeqCst) < self.at_rest {
+    /// After handling: makes this thread a receiver again, unless enough others have been receiving for long, or the
+    /// server is stopping.
+    fn resume_receiving(&self, surplus_rounds: &mut u32) -> bool {
+        if self.receivers.load(SeqCst) < self.receivers_at_rest {
             *surplus_rounds = 0;
         } else {
             *surplus_rounds += 1;
@@ -350,7 +343,7 @@ impl Shared {
             }
         }
         self.receivers.fetch_add(1, SeqCst);
-        // Only after that: `stop` sets the flag before it looks who is receiving.
+        // Checked only after counting: `stop` sets the flag before it looks at the number of receivers.
         if self.is_stopping.load(SeqCst) {
             self.leave();
             return false;
@@ -358,21 +351,21 @@ impl Shared {
         true
     }
 
-    /// Counts one more in hand, if it may be.
-    fn try_begin(&self) -> bool {
-        let one_more = |in_hand| (in_hand < self.limits.max_in_hand).then_some(in_hand + 1);
-        self.in_hand.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+    /// Counts one more handler, if the limit allows it.
+    fn try_begin_handling(&self) -> bool {
+        let one_more = |in_hand| (in_hand < self.limits.max_handlers).then_some(in_hand + 1);
+        self.running_handlers.fetch_update(SeqCst, SeqCst, one_more).is_ok()
     }
 
-    fn end(&self) {
-        self.in_hand.fetch_sub(1, SeqCst);
+    fn end_handling(&self) {
+        self.running_handlers.fetch_sub(1, SeqCst);
     }
 
     fn handle(&self, datagram: Datagram<'_>) {
-        self.executor.contain(|| (self.handler)(datagram));
+        self.executor.catch_panic(|| (self.handler)(datagram));
     }
 
-    /// Handles what is queued, then counts this thread out.
+    /// Handles what is queued, then stops counting this thread as handling.
     fn finish(&self) {
         loop {
             while let Some(next) = self.dequeue() {
@@ -380,12 +373,12 @@ impl Shared {
                     bytes: &next.bytes,
                     source: next.source,
                     to: next.to,
-                    truncated: next.truncated,
+                    is_truncated: next.truncated,
                 });
             }
-            self.end();
-            // One that was queued between the last look and counting out has seen no place free.
-            if self.queued.load(SeqCst) == 0 || !self.try_begin() {
+            self.end_handling();
+            // A datagram queued between the last check and the end has found no handler free.
+            if self.queued.load(SeqCst) == 0 || !self.try_begin_handling() {
                 return;
             }
         }
@@ -396,10 +389,10 @@ impl Shared {
             self.counters.dropped.add(1);
             return;
         }
-        let Datagram { bytes, source, to, truncated } = datagram;
-        let queued = Queued { bytes: bytes.into(), source, to, truncated };
+        let Datagram { bytes, source, to, is_truncated: truncated } = datagram;
+        let queued = QueuedDatagram { bytes: bytes.into(), source, to, truncated };
         let mut queue = self.queue.lock();
-        // Looked at again: several may have found the last place free.
+        // Checked again: several threads may have found the last slot free.
         let bytes_then = queue.bytes + queued.bytes.len();
         let has_room = queue.datagrams.len() < self.limits.queue_len && bytes_then <= self.limits.queue_bytes;
         if has_room {
@@ -411,8 +404,8 @@ impl Shared {
         if has_room { self.counters.queued.add(1) } else { self.counters.dropped.add(1) }
     }
 
-    fn dequeue(&self) -> Option<Queued> {
-        // The usual case costs no lock.
+    fn dequeue(&self) -> Option<QueuedDatagram> {
+        // The usual case takes no lock.
         if self.queued.load(SeqCst) == 0 {
             return None;
         }
@@ -421,7 +414,7 @@ impl Shared {
         queue.bytes -= next.as_ref().map_or(0, |next| next.bytes.len());
         self.queued.store(queue.datagrams.len(), SeqCst);
         if queue.datagrams.is_empty() {
-            // The memory of an overload is given back.
+            // Release the memory of an overload.
             queue.datagrams = VecDeque::new();
         }
         next
@@ -433,13 +426,13 @@ impl Shared {
         self.left.1.notify_all();
     }
 
-    /// Leaves if enough others receive.
+    /// Stops receiving if enough others receive.
     fn leave_if_surplus(&self) -> bool {
-        let one_less = |receivers| (receivers > self.at_rest).then(|| receivers - 1);
+        let one_less = |receivers| (receivers > self.receivers_at_rest).then(|| receivers - 1);
         self.receivers.fetch_update(SeqCst, SeqCst, one_less).is_ok()
     }
 
-    /// Sends one empty datagram to ourselves for each receiver.
+    /// Sends one empty datagram to our own socket for each receiver.
     fn wake_receivers(&self) {
         let Ok(mut to) = self.socket.get().local_addr() else { return };
         match to.ip() {
@@ -449,7 +442,7 @@ impl Shared {
         }
         for _ in 0..self.receivers.load(SeqCst) {
             if let Err(error) = self.socket.get().send_to(&[], to) {
-                // The receive timeout does it then.
+                // The receive timeout wakes them then.
                 debug!("waking receivers at {to}: {error}");
                 return;
             }
@@ -460,8 +453,8 @@ impl Shared {
 impl fmt::Debug for UdpServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UdpServer")
-            .field("socket", &self.shared.socket)
-            .field("in_hand", &self.in_hand())
+            .field("socket", &self.inner.socket)
+            .field("in_hand", &self.running_handlers())
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,5 @@
-//! Servers as children: started, awaited, watched, and ended by their own handle whatever happens.
+//! Server processes that the load generator starts. They are watched while measuring and killed through their own
+//! handle.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -10,31 +11,31 @@ use anyhow::{Context, bail};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::load::Sample;
-use super::stop::Stop;
+use super::stop::StopFlag;
 use crate::net::threads;
 
-/// How long a server may take to be ready.
-const READY_WITHIN: Duration = Duration::from_secs(20);
-/// How often the wish to end is looked at while waiting.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a server may take to print `ready`.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the stop flag is checked while waiting.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What says to each command that serves clients that it is not to announce itself.
+/// Variables that keep our servers from announcing themselves on the LAN.
 const UNANNOUNCED: [&str; 3] =
     ["P2S2_SERVER_NO_ANNOUNCE", "P2S2_SELLER_SERVER_NO_ANNOUNCE", "P2S2_BUYER_SERVER_NO_ANNOUNCE"];
 
-/// A folder of its own, removed with all that is in it.
+/// A temporary folder, removed with its contents when dropped.
 #[derive(Debug)]
 pub struct WorkDir(PathBuf);
 
 impl WorkDir {
-    /// A new folder below this one (which is made if need be).
+    /// Creates a new folder below `below`, which is created if necessary.
     ///
     /// # Errors
-    /// The system's.
+    /// The folder cannot be created.
     pub fn create(below: &Path) -> anyhow::Result<WorkDir> {
         let describe = || format!("cannot use --out {}", below.display());
         fs::create_dir_all(below).with_context(describe)?;
-        // Absolute, because children get another working directory.
+        // Absolute, because child processes run in other working directories.
         let below = below.canonicalize().with_context(describe)?;
         for nth in 0..u32::MAX {
             let path = below.join(format!("tmp-{}-{nth}", std::process::id()));
@@ -47,7 +48,6 @@ impl WorkDir {
         bail!("{}: full of folders of earlier runs", below.display());
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -61,11 +61,11 @@ impl Drop for WorkDir {
     }
 }
 
-/// A program of ours: beside the one that runs.
+/// The path of another of our programs, in the folder of this one.
 ///
 /// # Errors
-/// It is not there.
-pub fn sibling(name: &str) -> anyhow::Result<PathBuf> {
+/// The program is not there.
+pub fn sibling_program(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell where this program lies")?;
     let path = own.with_file_name(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     if !path.is_file() {
@@ -74,39 +74,39 @@ pub fn sibling(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// A server that we started. Dropping it ends it.
+/// A server process of our own, killed when dropped.
 #[derive(Debug)]
-pub struct Server {
+pub struct ServerProcess {
     name: String,
     child: Child,
-    said: Vec<String>,
+    startup_lines: Vec<String>,
     _dir: WorkDir,
 }
 
-impl Server {
-    /// Starts a server in a folder of its own below `out`, and waits until it says `ready`.
-    /// The words are given that folder.
+impl ServerProcess {
+    /// Starts a server in a new folder below `out` and waits until it prints `ready`. `program_args` is called with
+    /// that folder.
     ///
     /// # Errors
-    /// It does not start, ends at once, or is not ready in time.
+    /// The server does not start, ends at once, or is not ready in time.
     pub fn start(
         name: &str,
         program: &Path,
         out: &Path,
-        words: impl FnOnce(&Path) -> Vec<String>,
-        stop: &Stop,
-    ) -> anyhow::Result<Server> {
+        program_args: impl FnOnce(&Path) -> Vec<String>,
+        stop: &StopFlag,
+    ) -> anyhow::Result<ServerProcess> {
         let dir = WorkDir::create(out)?;
         let errors = dir.path().join("stderr");
         let mut command = Command::new(program);
         command
-            .args(words(dir.path()))
-            // Settings of the shell, or of a `.env` here, would measure something else.
+            .args(program_args(dir.path()))
+            // Settings from the environment or from a `.env` file here would distort the measurement.
             .current_dir(dir.path())
             .env("RUST_LOG", "warn")
-            // Nobody is to find it but us.
+            // No other client must discover the server.
             .envs(UNANNOUNCED.map(|name| (name, "yes")))
-            // It ends when this closes: also where the system has no better way to tell it of our end.
+            // The server ends when this pipe closes, on every system.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&errors).context("cannot write below --out")?);
@@ -116,9 +116,9 @@ impl Server {
                 command.env_remove(&key);
             }
         }
-        die_with_us(&mut command);
+        exit_with_parent(&mut command);
         let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        let mut server = Server { name: name.to_owned(), child, said: Vec::new(), _dir: dir };
+        let mut server = ServerProcess { name: name.to_owned(), child, startup_lines: Vec::new(), _dir: dir };
         if let Err(error) = server.await_ready(stop) {
             let log = fs::read_to_string(&errors).unwrap_or_default();
             let last = log.lines().last().unwrap_or("it says nothing more");
@@ -127,50 +127,51 @@ impl Server {
         Ok(server)
     }
 
-    fn await_ready(&mut self, stop: &Stop) -> anyhow::Result<()> {
+    fn await_ready(&mut self, stop: &StopFlag) -> anyhow::Result<()> {
         let stdout = self.child.stdout.take().context("its output is not ours")?;
-        let (tell, told) = bounded(16);
+        let (line_sender, lines) = bounded(16);
         threads::spawn("child-output", move || -> std::io::Result<()> {
             for line in BufReader::new(stdout).lines() {
-                // Read to the end, so that it can always write; who awaited `ready` listens no more.
-                let _ = tell.try_send(line?);
+                // Standard output is read to its end so that the server never blocks; after `ready` nobody receives the
+                // lines.
+                let _ = line_sender.try_send(line?);
             }
             Ok(())
         })?;
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_TIMEOUT;
         loop {
-            match told.recv_timeout(LOOK_EVERY) {
+            match lines.recv_timeout(POLL_INTERVAL) {
                 Ok(line) if line == "ready" => return Ok(()),
-                Ok(line) => self.said.push(line),
+                Ok(line) => self.startup_lines.push(line),
                 Err(RecvTimeoutError::Disconnected) => bail!("it ended before it was ready"),
-                Err(RecvTimeoutError::Timeout) if stop.is_asked() => bail!("ended by a signal"),
+                Err(RecvTimeoutError::Timeout) if stop.is_set() => bail!("ended by a signal"),
                 Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {
-                    bail!("not ready within {} s", READY_WITHIN.as_secs())
+                    bail!("not ready within {} s", READY_TIMEOUT.as_secs())
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
 
-    /// What it said after these words before it was ready: its address, say.
+    /// The rest of the line with this prefix that the server printed before `ready`, such as an address.
     ///
     /// # Errors
-    /// It said nothing of the kind.
-    pub fn said<T: std::str::FromStr>(&self, words: &str) -> anyhow::Result<T> {
-        let found = self.said.iter().find_map(|line| line.strip_prefix(words)?.trim().parse().ok());
-        found.with_context(|| format!("{} did not say {words:?}", self.name))
+    /// There is no such line, or it cannot be parsed.
+    pub fn announced<T: std::str::FromStr>(&self, prefix: &str) -> anyhow::Result<T> {
+        let found = self.startup_lines.iter().find_map(|line| line.strip_prefix(prefix)?.trim().parse().ok());
+        found.with_context(|| format!("{} did not say {prefix:?}", self.name))
     }
 
-    /// What it has used so far; nothing where the system does not tell.
+    /// Resources used so far; `None` if the system does not tell.
     pub fn usage(&self) -> Option<Usage> {
         Usage::of(self.child.id())
     }
 
-    /// Whether it still runs.
+    /// Checks that the server still runs.
     ///
     /// # Errors
-    /// It does not.
-    pub fn check(&mut self) -> anyhow::Result<()> {
+    /// It has ended.
+    pub fn check_running(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!("{} ended by itself: {status}", self.name),
@@ -178,57 +179,57 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Its data goes with it, so nothing is lost by killing. An error means that it is gone already.
+        // Its data is removed too, so killing loses nothing. An error means that the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Whatever becomes of us, the child ends too; and Ctrl-C is ours to handle, not its.
+/// Makes the child end with this process in any case, and keeps Ctrl-C from reaching it.
 #[cfg(target_os = "linux")]
-fn die_with_us(command: &mut Command) {
+fn exit_with_parent(command: &mut Command) {
     use std::os::unix::process::CommandExt;
     let parent = std::process::id();
     command.process_group(0);
     let in_child = move || {
-        // SAFETY: between fork and exec only system calls may be made; these are system calls that
-        // touch no memory of ours.
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are system calls that touch no
+        // memory of ours.
         let failed = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0;
         // SAFETY: as above.
         let orphaned = unsafe { libc::getppid() } != parent as libc::pid_t;
         if failed || orphaned { Err(std::io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(()) }
     };
-    // SAFETY: the closure makes nothing but two system calls; an error by number allocates nothing.
+    // SAFETY: the closure makes two system calls only, and an error from a raw code does not allocate.
     unsafe { command.pre_exec(in_child) };
 }
 
 #[cfg(all(unix, not(target_os = "linux")))]
-fn die_with_us(command: &mut Command) {
+fn exit_with_parent(command: &mut Command) {
     std::os::unix::process::CommandExt::process_group(command, 0);
 }
 
 #[cfg(not(unix))]
-fn die_with_us(_command: &mut Command) {}
+fn exit_with_parent(_command: &mut Command) {}
 
-/// What a process used.
+/// Resources used by a process.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Usage {
-    /// CPU time, user and system, seconds.
+    /// User and system CPU time in seconds.
     pub cpu_s: f64,
-    /// The most memory it ever held, MB (10^6 bytes).
+    /// Peak resident memory in MB (10^6 bytes).
     pub peak_rss_mb: f64,
-    /// Context switches of its present threads, of their own will or not.
+    /// Voluntary and involuntary context switches of the threads that exist now.
     pub switches: u64,
 }
 
-/// Measures, and what these servers used meanwhile, all together.
+/// Runs a measurement and adds the resources that these servers used meanwhile to its sample.
 ///
 /// # Errors
-/// That of the measurement.
-pub fn watch(servers: &[Server], work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
-    let usage = || servers.iter().map(Server::usage).reduce(|a, b| Some(a?.and(b?))).flatten();
+/// Those of the measurement.
+pub fn with_usage(servers: &[ServerProcess], work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
+    let usage = || servers.iter().map(ServerProcess::usage).reduce(|a, b| Some(a?.plus(b?))).flatten();
     let before = usage();
     let mut sample = work()?;
     if servers.is_empty() {
@@ -239,8 +240,8 @@ pub fn watch(servers: &[Server], work: impl FnOnce() -> anyhow::Result<Sample>) 
 }
 
 impl Usage {
-    /// That of two processes.
-    pub fn and(self, other: Usage) -> Usage {
+    /// The sum of both.
+    pub fn plus(self, other: Usage) -> Usage {
         Usage {
             cpu_s: self.cpu_s + other.cpu_s,
             peak_rss_mb: self.peak_rss_mb + other.peak_rss_mb,
@@ -248,12 +249,12 @@ impl Usage {
         }
     }
 
-    /// What was used since: the difference, but for the peak.
+    /// The difference to an earlier reading; the peak is kept.
     pub fn since(self, before: Usage) -> Usage {
         Usage {
             cpu_s: (self.cpu_s - before.cpu_s).max(0.0),
             peak_rss_mb: self.peak_rss_mb,
-            // Threads that ended meanwhile took theirs along.
+            // Threads that ended in between took their counts with them.
             switches: self.switches.saturating_sub(before.switches),
         }
     }
@@ -261,15 +262,15 @@ impl Usage {
     #[cfg(target_os = "linux")]
     fn of(pid: u32) -> Option<Usage> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name, in brackets, may hold anything; behind it the fields are counted from 3.
+        // The process name, in parentheses, may contain anything; the fields after it are numbered from 3.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-        // SAFETY: asks for a number, touches no memory.
+        // SAFETY: a query that touches no memory.
         let ticks_per_s = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let mut switches = 0;
         for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-            // A thread may end while we look.
+            // A thread may end while the list is read.
             let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
             switches += field(&status, "voluntary_ctxt_switches:").unwrap_or(0)
                 + field(&status, "nonvoluntary_ctxt_switches:").unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Two reports side by side.
+//! Compares two reports.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -24,10 +24,10 @@ pub struct CompareArgs {
     json: bool,
 }
 
-/// Shows both.
+/// Prints both reports side by side.
 ///
 /// # Errors
-/// One of them cannot be read, or they are of different scenarios.
+/// A report cannot be read, or they are of different scenarios.
 pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let (before, after) = (Report::read(&args.before)?, Report::read(&args.after)?);
     if before.scenario != after.scenario {
@@ -35,7 +35,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     }
     let mut out = std::io::stdout().lock();
     if args.json {
-        for (a, b) in pairs(&before.results, &after.results) {
+        for (a, b) in match_rows(&before.results, &after.results) {
             let known = a.or(b);
             let line = json!({
                 "name": known.map(|row| &row.name),
@@ -59,8 +59,8 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What belongs together, in the order of the first; then what only the second has.
-fn pairs<'a>(before: &'a [Row], after: &'a [Row]) -> Vec<(Option<&'a Row>, Option<&'a Row>)> {
+/// Pairs the rows of both reports, in the order of the first one, followed by rows that only the second has.
+fn match_rows<'a>(before: &'a [Row], after: &'a [Row]) -> Vec<(Option<&'a Row>, Option<&'a Row>)> {
     let same = |a: &Row, b: &Row| (&a.name, a.clients, &a.limit) == (&b.name, b.clients, &b.limit);
     let both = before.iter().map(|a| (Some(a), after.iter().find(|b| same(a, b))));
     let new = after.iter().filter(|b| !before.iter().any(|a| same(a, b))).map(|b| (None, Some(b)));
@@ -86,7 +86,7 @@ fn table(before: &[Row], after: &[Row]) -> Table {
         "errors A",
         "errors B",
     ]);
-    for (a, b) in pairs(before, after) {
+    for (a, b) in match_rows(before, after) {
         let Some(known) = a.or(b) else { continue };
         let both = |of: fn(&Row) -> Option<f64>, decimals| [a, b].map(|row| number(row.and_then(of), decimals));
         let [rate_a, rate_b] = both(|row| Some(row.ops_per_s), 0);

@@ -1,13 +1,13 @@
-//! What a check for duplicates costs, and how often it is wrong: a node beside 10,000 files of others.
+//! The cost of checks for duplicates and their error rate, at a node in a network with 10,000 files of others.
 //!
-//! | operation | asks for | and fails if |
+//! | operation | checks | fails if |
 //! |---|---|---|
-//! | `NEW` | files that nobody has | one is called an exact duplicate |
-//! | `NEW-SIZE` | the same | one is called a likely duplicate, for its size alone |
-//! | `KNOWN` | files that somebody has | one is not called an exact duplicate |
+//! | `NEW` | files that nobody has | one is reported as an exact duplicate |
+//! | `NEW-SIZE` | the same | one is reported as a likely duplicate because of its size |
+//! | `KNOWN` | files that somebody has | one is not reported as an exact duplicate |
 //!
-//! So what is reported as errors are false positives, and in the last one duplicates that were overlooked. Sizes are
-//! spread as people's files are: as many between 1 and 10 KB as between 100 MB and 1 GB.
+//! Errors in the report are thus false positives, and for `KNOWN` false negatives. File sizes are distributed
+//! logarithmically: as many between 1 and 10 KB as between 100 MB and 1 GB.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,39 +16,39 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
-use super::chance::Chance;
-use super::load::{Length, Sample};
-use super::plan::{Bench, Group};
-use super::run::Run;
-use super::share::{Net, Node};
+use super::load::{MeasurementLength, Sample};
+use super::plan::{Benchmark, BenchmarkGroup};
+use super::rng::SeededRng;
+use super::run::ScenarioRun;
+use super::share::{ShareNetwork, ShareNode};
 
-/// What `--only` may name.
+/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &["NEW", "NEW-SIZE", "KNOWN"];
 const HOSTS: u64 = 10;
 const FILES_OF_HOST: u64 = 1_000;
-/// A year, which the files are from, and its beginning, Unix seconds.
+/// File times spread over one year; its length in seconds and its start as a Unix time.
 const YEAR_S: f64 = 365.0 * 86_400.0;
 const YEAR_FROM_S: f64 = 1_735_689_600.0;
 
-/// Measures what is wanted.
+/// Measures the requested operations.
 ///
 /// # Errors
-/// A process that does not start or answer; the system's.
-pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
-    let wanted: Vec<&'static str> = OPERATIONS.iter().copied().filter(|operation| run.wants(operation)).collect();
-    run.announce(wanted.len());
-    let net = Net::start(run, 1)?;
-    run.say("publishing 10,000 files");
-    // Open until the end: hosts that are there.
-    let _hosts = (0..HOSTS).map(|host| register(net.registry, host)).collect::<anyhow::Result<Vec<_>>>()?;
-    let node = &net.nodes[0];
-    let benches = wanted.into_iter().map(|operation| {
+/// A process that does not start or respond, or an I/O error.
+pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
+    let wanted: Vec<&'static str> = OPERATIONS.iter().copied().filter(|operation| run.is_wanted(operation)).collect();
+    run.expect_benchmarks(wanted.len());
+    let network = ShareNetwork::start(run, 1)?;
+    run.set_status("publishing 10,000 files");
+    // The connections stay open until the end, so that the hosts stay registered.
+    let _hosts = (0..HOSTS).map(|host| register(network.registry, host)).collect::<anyhow::Result<Vec<_>>>()?;
+    let node = &network.nodes[0];
+    let benchmarks = wanted.into_iter().map(|operation| {
         let mut next = 0;
-        Bench::new(operation, move |length, stop| {
+        Benchmark::new(operation, move |length, stop| {
             let mut sample = Sample::new();
             let started = Instant::now();
             let mut calls = 0;
-            while !length_is_over(length, calls, started) && !stop.is_asked() {
+            while !length_is_over(length, calls, started) && !stop.is_set() {
                 next += 1;
                 calls += 1;
                 check(node, operation, next, &mut sample)?;
@@ -58,23 +58,23 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
         })
         .on(&node.process)
     });
-    let benches = benches.collect();
-    run.measure(Group { clients: 1, benches, pairs: Vec::new() })
+    let benchmarks = benchmarks.collect();
+    run.measure(BenchmarkGroup { clients: 1, benchmarks, comparisons: Vec::new() })
 }
 
-fn length_is_over(length: Length, calls: u64, started: Instant) -> bool {
+fn length_is_over(length: MeasurementLength, calls: u64, started: Instant) -> bool {
     length.is_over(calls, started, Instant::now())
 }
 
-fn check(node: &Node, operation: &str, nth: u64, sample: &mut Sample) -> anyhow::Result<()> {
+fn check(node: &ShareNode, operation: &str, nth: u64, sample: &mut Sample) -> anyhow::Result<()> {
     let is_known = operation == "KNOWN";
-    // Files that nobody has come after all that somebody has.
+    // Numbers of unknown files follow those of all known files.
     let all = HOSTS * FILES_OF_HOST;
-    let (size, modified) = facts(if is_known { nth % all } else { all + nth });
+    let (size, modified) = file_metadata(if is_known { nth % all } else { all + nth });
     let begun = Instant::now();
-    let answer = node.post("check-duplicate", &json!({"fname": "new.bin", "size": size, "modified": modified}))?;
+    let response = node.post("check-duplicate", &json!({"fname": "new.bin", "size": size, "modified": modified}))?;
     let took = begun.elapsed();
-    let says = |field: &str| answer[field].as_bool().with_context(|| format!("check-duplicate tells no {field}"));
+    let says = |field: &str| response[field].as_bool().with_context(|| format!("check-duplicate tells no {field}"));
     let is_right = match operation {
         "NEW" => !says("has_exact_duplicate")?,
         "NEW-SIZE" => !says("has_partial_duplicate")?,
@@ -86,35 +86,35 @@ fn check(node: &Node, operation: &str, nth: u64, sample: &mut Sample) -> anyhow:
 
 fn count(sample: &mut Sample, is_right: bool, took: Duration) {
     if is_right {
-        sample.answered(took);
+        sample.record_success(took);
     } else {
         sample.failed += 1;
     }
 }
 
-/// Size and time of a file, the same for the same number.
-fn facts(nth: u64) -> (u64, f64) {
-    let mut chance = Chance::new(nth);
-    let size = 1_000.0 * 10_f64.powf(6.0 * chance.even());
-    (size as u64, (YEAR_FROM_S + YEAR_S * chance.even()).floor())
+/// Size and modification time of a file, derived from its number.
+fn file_metadata(nth: u64) -> (u64, f64) {
+    let mut rng = SeededRng::new(nth);
+    let size = 1_000.0 * 10_f64.powf(6.0 * rng.uniform());
+    (size as u64, (YEAR_FROM_S + YEAR_S * rng.uniform()).floor())
 }
 
-/// A host with its files.
+/// Registers a host with its files; the returned connection keeps it registered.
 fn register(at: SocketAddr, host: u64) -> anyhow::Result<BufReader<TcpStream>> {
     let files: Map<String, Value> = (0..FILES_OF_HOST)
         .map(|file| {
             let nth = host * FILES_OF_HOST + file;
-            let (size, modified) = facts(nth);
+            let (size, modified) = file_metadata(nth);
             (format!("file-{nth:05}.bin"), json!({"size": size, "modified": modified, "is_published": true}))
         })
         .collect();
     let data = json!({"hostname": format!("host-{host}"), "port": 6001, "files_metadata": files});
     let mut line = BufReader::new(TcpStream::connect(at).context("the registry cannot be reached")?);
     line.get_mut().write_all(format!("{}\n", json!({"action": "REGISTER", "data": data})).as_bytes())?;
-    let mut answer = String::new();
-    line.read_line(&mut answer)?;
-    let answer: Value = serde_json::from_str(&answer).context("the registry's answer is no JSON")?;
-    ensure!(answer["status"] == "OK", "the registry takes no files: {}", answer["reason"]);
+    let mut response = String::new();
+    line.read_line(&mut response)?;
+    let response: Value = serde_json::from_str(&response).context("the registry's answer is no JSON")?;
+    ensure!(response["status"] == "OK", "the registry takes no files: {}", response["reason"]);
     Ok(line)
 }
 
@@ -124,11 +124,11 @@ mod tests {
 
     #[test]
     fn files_differ_and_are_the_same_each_time() {
-        let sizes: Vec<u64> = (0..10_000).map(|nth| facts(nth).0).collect();
+        let sizes: Vec<u64> = (0..10_000).map(|nth| file_metadata(nth).0).collect();
         assert!(sizes.iter().all(|size| (1_000..=1_000_000_000).contains(size)));
         let small = sizes.iter().filter(|size| **size < 10_000).count();
         assert!((1_500..1_850).contains(&small), "{small}");
-        assert_eq!(facts(7), facts(7));
-        assert_ne!(facts(7), facts(8));
+        assert_eq!(file_metadata(7), file_metadata(7));
+        assert_ne!(file_metadata(7), file_metadata(8));
     }
 }

@@ -1,140 +1,145 @@
-//! What adaptive heartbeats save: a simulated day of many clients, through the node's own state machine.
+//! What adaptive heartbeats save: a simulated day of many clients, using the node's own state machine.
 //!
 //! | operation | every client |
 //! |---|---|
-//! | `FIXED` | says that it is there every 60 s |
-//! | `ADAPTIVE` | stays what it is: 80 % idle, 15 % active, 5 % busy |
-//! | `CHANGING` | is so in the mean, and changes all the time: whoever was active counts as such for five minutes more |
+//! | `FIXED` | sends a heartbeat every 60 s |
+//! | `ADAPTIVE` | stays in its state: 80 % idle, 15 % active, 5 % busy |
+//! | `CHANGING` | changes its state, with the same averages; after activity it counts as active for five more minutes |
 //!
-//! Rates are those of the simulated day, as the registry would see them; the machine's speed has no part in
-//! them. The closed form of the second is 80 %/300 s + 15 %/60 s + 5 %/30 s, 0.41 of the first.
+//! Rates are those that the registry would see during the simulated day; they do not depend on the machine. The closed
+//! form for `ADAPTIVE` is 80 %/300 s + 15 %/60 s + 5 %/30 s, 0.41 of `FIXED`.
 
 use std::time::Duration;
 
-use super::chance::Chance;
 use super::load::Sample;
-use super::plan::{Bench, Group, Pair};
-use super::run::Run;
-use super::stop::Stop;
+use super::plan::{Benchmark, BenchmarkGroup, Comparison};
+use super::rng::SeededRng;
+use super::run::ScenarioRun;
+use super::stop::StopFlag;
 use crate::model::Millis;
-use crate::share::heartbeat::{ACTIVE_EVERY, Event, Heartbeat, IDLE_AFTER};
+use crate::share::heartbeat::{ACTIVE_INTERVAL, Heartbeat, HeartbeatEvent, IDLE_AFTER};
 
-/// What `--only` may name.
+/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &[FIXED, "ADAPTIVE", "CHANGING"];
 const FIXED: &str = "FIXED";
-/// Clients, unless others are asked for.
+/// Default number of clients.
 const CLIENTS: usize = 100_000;
-/// The same of a quick run.
+/// Default number of clients of a quick run.
 const CLIENTS_QUICK: usize = 10_000;
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// How often whoever is active does something.
-const WORKS_EVERY_MS: u64 = 240_000;
-/// How long a client stays what it is, in the mean, where clients change: 80 to 15 to 5.
+/// How often an active client does something.
+const WORK_INTERVAL_MS: u64 = 240_000;
+/// Mean durations of the phases of a changing client, in a ratio of 80 to 15 to 5.
 const IDLE_MS: f64 = 64.0 * 60e3;
 const ACTIVE_MS: f64 = 12.0 * 60e3;
 const BUSY_MS: f64 = 4.0 * 60e3;
 
-/// Simulates what is wanted.
+/// Simulates the requested operations.
 ///
 /// # Errors
-/// That of a measurement.
-pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
-    let asked = run.args.asked_clients();
+/// Those of a measurement.
+pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
+    let asked = run.args.requested_clients();
     let default = if run.args.quick { CLIENTS_QUICK } else { CLIENTS };
-    // The same every time: once is enough.
-    run.effort.runs = run.args.runs.map_or(1, usize::from);
-    let wanted: Vec<&'static str> = OPERATIONS.iter().copied().filter(|operation| run.wants(operation)).collect();
+    // The simulation is deterministic, so one run is enough.
+    run.sampling.runs = run.args.runs.map_or(1, usize::from);
+    let wanted: Vec<&'static str> = OPERATIONS.iter().copied().filter(|operation| run.is_wanted(operation)).collect();
     let numbers = if asked.is_empty() { vec![default] } else { asked };
     let has_fixed = wanted.contains(&FIXED);
-    run.announce(numbers.len() * (wanted.len() + usize::from(!has_fixed)));
+    run.expect_benchmarks(numbers.len() * (wanted.len() + usize::from(!has_fixed)));
     for clients in numbers {
-        if run.stop.is_asked() {
+        if run.stop.is_set() {
             break;
         }
-        let mut benches = vec![Bench { is_limit: !has_fixed, ..Bench::new(FIXED, simulation(clients, fixed)) }];
-        let mut pairs = Vec::new();
-        for (name, life) in [("ADAPTIVE", constant as Life), ("CHANGING", changing)] {
+        let mut benchmarks =
+            vec![Benchmark { is_limit: !has_fixed, ..Benchmark::new(FIXED, simulation(clients, fixed)) }];
+        let mut comparisons = Vec::new();
+        for (name, model) in [("ADAPTIVE", constant as HeartbeatModel), ("CHANGING", changing)] {
             if wanted.contains(&name) {
-                benches.push(Bench::new(name, simulation(clients, life)));
-                pairs.push(Pair { result: name, limits: &[FIXED], required: None });
+                benchmarks.push(Benchmark::new(name, simulation(clients, model)));
+                comparisons.push(Comparison { result: name, limits: &[FIXED], required: None });
             }
         }
-        run.measure(Group { clients, benches, pairs })?;
+        run.measure(BenchmarkGroup { clients, benchmarks, comparisons })?;
     }
     Ok(())
 }
 
-/// The heartbeats of one client in a day.
-type Life = fn(usize) -> u64;
+/// Computes the number of heartbeats that one client sends in a day.
+type HeartbeatModel = fn(usize) -> u64;
 
 fn simulation(
     clients: usize,
-    life: Life,
-) -> impl FnMut(super::load::Length, &Stop) -> anyhow::Result<Sample> + 'static {
+    model: HeartbeatModel,
+) -> impl FnMut(super::load::MeasurementLength, &StopFlag) -> anyhow::Result<Sample> + 'static {
     move |_length, stop| {
         let mut sample = Sample { elapsed: DAY, ..Sample::new() };
         for client in 0..clients {
-            if stop.is_asked() {
+            if stop.is_set() {
                 break;
             }
-            sample.done += life(client);
+            sample.done += model(client);
         }
         Ok(sample)
     }
 }
 
-/// What a client does next, and when.
+/// The next event of a client.
 #[derive(Debug, Clone, Copy)]
-struct Next {
+struct ScheduledEvent {
     at: Millis,
-    event: Event,
+    event: HeartbeatEvent,
 }
 
-/// Lets a node live for a day from `began` on, and counts what it sends.
-fn live(mut node: Heartbeat, began: Millis, mut next: impl FnMut(Millis) -> Option<Next>) -> u64 {
+/// Simulates a node for one day, beginning at `began`, and counts its heartbeats.
+fn simulate_day(
+    mut node: Heartbeat,
+    began: Millis,
+    mut next_event: impl FnMut(Millis) -> Option<ScheduledEvent>,
+) -> u64 {
     let end = began.plus(DAY);
     let mut now = began;
-    let (mut sent, mut coming) = (0, next(now));
+    let (mut sent, mut upcoming) = (0, next_event(now));
     loop {
-        // A change may make it due in the past: then it is sent now.
-        let due = node.next_at().unwrap_or(end).max(now);
-        match coming {
-            Some(Next { at, event }) if at <= due => {
+        // An event may set the due time to the past; the heartbeat is then sent at once.
+        let due = node.next_due_at().unwrap_or(end).max(now);
+        match upcoming {
+            Some(ScheduledEvent { at, event }) if at <= due => {
                 now = at.max(now);
                 if now >= end {
                     return sent;
                 }
                 node.handle(now, event);
-                coming = next(now);
+                upcoming = next_event(now);
             }
             _ if due >= end => return sent,
             _ => {
                 now = due;
-                node.handle(now, Event::Sent);
+                node.handle(now, HeartbeatEvent::HeartbeatSent);
                 sent += 1;
             }
         }
     }
 }
 
-/// A node that connected so long ago that it is idle, and whose heartbeats fall at another time than others'.
+/// A node that has been connected long enough to be idle. Its heartbeats are offset from those of other clients.
 fn idle_node(client: usize) -> (Heartbeat, Millis) {
-    let mut node = Heartbeat::new(ACTIVE_EVERY);
-    // Spread evenly over the longest interval, whatever the number of clients.
+    let mut node = Heartbeat::new(ACTIVE_INTERVAL);
+    // Offsets are spread evenly over the longest interval for any number of clients.
     let phase_ms = (client as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) % 300_000;
     let connected = Millis(phase_ms);
-    node.handle(connected, Event::Connected);
+    node.handle(connected, HeartbeatEvent::Connected);
     let began = connected.plus(IDLE_AFTER);
-    node.handle(began, Event::Sent);
+    node.handle(began, HeartbeatEvent::HeartbeatSent);
     (node, began)
 }
 
 fn fixed(client: usize) -> u64 {
     let (_, began) = idle_node(client);
-    let (end, mut at, mut sent) = (began.plus(DAY), began.plus(ACTIVE_EVERY), 0);
+    let (end, mut at, mut sent) = (began.plus(DAY), began.plus(ACTIVE_INTERVAL), 0);
     while at <= end {
         sent += 1;
-        at = at.plus(ACTIVE_EVERY);
+        at = at.plus(ACTIVE_INTERVAL);
     }
     sent
 }
@@ -142,68 +147,70 @@ fn fixed(client: usize) -> u64 {
 fn constant(client: usize) -> u64 {
     let (mut node, began) = idle_node(client);
     match client % 20 {
-        0..16 => live(node, began, |_now| None),
+        0..16 => simulate_day(node, began, |_now| None),
         16..19 => {
-            node.handle(began, Event::Work);
-            live(node, began, |now| Some(Next { at: now.plus_ms(WORKS_EVERY_MS), event: Event::Work }))
+            node.handle(began, HeartbeatEvent::Used);
+            simulate_day(node, began, |now| {
+                Some(ScheduledEvent { at: now.plus_ms(WORK_INTERVAL_MS), event: HeartbeatEvent::Used })
+            })
         }
         _ => {
-            node.handle(began, Event::TransferBegan);
-            live(node, began, |_now| None)
+            node.handle(began, HeartbeatEvent::TransferStarted);
+            simulate_day(node, began, |_now| None)
         }
     }
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Phase {
+enum ActivityPhase {
     Idle,
     Active,
     Busy,
 }
 
-/// From idle to active to busy and back to idle, each for a time by chance.
+/// A client that cycles through idle, active and busy, for random durations.
 fn changing(client: usize) -> u64 {
     let (node, began) = idle_node(client);
-    let mut chance = Chance::new(client as u64);
-    // In the middle of a phase, as likely as phases are long.
+    let mut rng = SeededRng::new(client as u64);
+    // The starting phases are distributed as the phase durations are.
     let mut phase = match client % 20 {
-        0..16 => Phase::Idle,
-        16..19 => Phase::Active,
-        _ => Phase::Busy,
+        0..16 => ActivityPhase::Idle,
+        16..19 => ActivityPhase::Active,
+        _ => ActivityPhase::Busy,
     };
-    let mut until = began.plus_ms(chance.exponential(mean_ms(phase)) as u64);
-    // What it is at the beginning, it has to be told first.
-    let mut opening = match phase {
-        Phase::Idle => None,
-        Phase::Active => Some(Event::Work),
-        Phase::Busy => Some(Event::TransferBegan),
+    let mut until = began.plus_ms(rng.exponential(mean_ms(phase)) as u64);
+    // The node has to be told its starting phase first.
+    let mut first_event = match phase {
+        ActivityPhase::Idle => None,
+        ActivityPhase::Active => Some(HeartbeatEvent::Used),
+        ActivityPhase::Busy => Some(HeartbeatEvent::TransferStarted),
     };
-    live(node, began, move |now| {
-        if let Some(event) = opening.take() {
-            return Some(Next { at: now, event });
+    simulate_day(node, began, move |now| {
+        if let Some(event) = first_event.take() {
+            return Some(ScheduledEvent { at: now, event });
         }
-        if let Phase::Active = phase
-            && now.plus_ms(WORKS_EVERY_MS) < until
+        if let ActivityPhase::Active = phase
+            && now.plus_ms(WORK_INTERVAL_MS) < until
         {
-            return Some(Next { at: now.plus_ms(WORKS_EVERY_MS), event: Event::Work });
+            return Some(ScheduledEvent { at: now.plus_ms(WORK_INTERVAL_MS), event: HeartbeatEvent::Used });
         }
         let at = until;
         let event;
         (phase, event) = match phase {
-            Phase::Idle => (Phase::Active, Event::Work),
-            Phase::Active => (Phase::Busy, Event::TransferBegan),
-            Phase::Busy => (Phase::Idle, Event::TransferEnded),
+            ActivityPhase::Idle => (ActivityPhase::Active, HeartbeatEvent::Used),
+            ActivityPhase::Active => (ActivityPhase::Busy, HeartbeatEvent::TransferStarted),
+            ActivityPhase::Busy => (ActivityPhase::Idle, HeartbeatEvent::TransferEnded),
         };
-        until = at.plus_ms(chance.exponential(mean_ms(phase)) as u64);
-        Some(Next { at, event })
+        until = at.plus_ms(rng.exponential(mean_ms(phase)) as u64);
+        Some(ScheduledEvent { at, event })
     })
 }
 
-fn mean_ms(phase: Phase) -> f64 {
+fn mean_ms(phase: ActivityPhase) -> f64 {
     match phase {
-        Phase::Idle => IDLE_MS,
-        Phase::Active => ACTIVE_MS,
-        Phase::Busy => BUSY_MS,
+        ActivityPhase::Idle => IDLE_MS,
+        ActivityPhase::Active => ACTIVE_MS,
+        ActivityPhase::Busy => BUSY_MS,
     }
 }
 
@@ -211,8 +218,8 @@ fn mean_ms(phase: Phase) -> f64 {
 mod tests {
     use super::*;
 
-    fn rate(clients: usize, life: Life) -> f64 {
-        (0..clients).map(life).sum::<u64>() as f64 / DAY.as_secs_f64()
+    fn rate(clients: usize, model: HeartbeatModel) -> f64 {
+        (0..clients).map(model).sum::<u64>() as f64 / DAY.as_secs_f64()
     }
 
     #[test]
@@ -229,8 +236,8 @@ mod tests {
     fn clients_that_change_cost_more_for_they_stay_active_for_a_while() {
         const CLIENTS: usize = 1_000;
         let share = rate(CLIENTS, changing) / rate(CLIENTS, fixed);
-        // Each round of 80 minutes: 64 idle ones less the five minutes after the transfer, which count as
-        // active ones; to be busy or active, a node says so at once.
+        // A cycle of 80 minutes has 64 idle minutes, of which the five after the transfer count as active. On becoming
+        // active or busy, a node sends a heartbeat at once.
         let idle = 59.0 / 5.0;
         let active = 12.0 + 5.0;
         let busy = 4.0 * 2.0;

@@ -1,9 +1,8 @@
-//! Clients in a closed loop: each has a thread and a connected UDP socket, and asks again as soon as it
-//! was answered.
+//! UDP clients in a closed loop: each has a thread and a connected socket, and sends the next request as soon as the
+//! response arrives.
 //!
-//! What is measured shares the machine with us, so a call costs as little as can be: the request is made
-//! once and only its number is written into it, the answer is compared with the beginning that it must
-//! have, and the clock is read once.
+//! The load generator shares the machine with the measured server, so a call must be cheap: a request is built once and
+//! only its number is overwritten, the response is compared with its expected prefix, and the clock is read once.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
@@ -15,41 +14,40 @@ use crossbeam_channel::bounded;
 use hdrhistogram::Histogram;
 use serde_json::Value;
 
-use super::stop::Stop;
+use super::stop::StopFlag;
 
-/// An answer that takes longer counts as lost, and the request is sent again.
-const AGAIN_AFTER: Duration = Duration::from_millis(250);
-/// A call fails after so many sendings.
-const SENDINGS_MAX: u32 = 20;
-/// Stack of a client's thread, bytes: it calls nothing deep.
+/// After this time a response counts as lost and the request is sent again.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+/// Number of transmissions after which a call fails.
+const ATTEMPTS_MAX: u32 = 20;
+/// Stack size of a client thread in bytes; its calls are not deep.
 const STACK_BYTES: usize = 128 * 1024;
-/// Numbers of requests all have nine digits, so that one can be written over the other.
+/// Request numbers always have nine digits, so that they can be overwritten in place.
 const RQ_DIGITS: usize = 9;
 const RQ_FIRST: u64 = 100_000_000;
 const RQ_END: u64 = 1_000_000_000;
-/// The longest answer.
-const ANSWER_MAX: usize = 8 * 1024;
+/// Maximum length of a response in bytes.
+const RESPONSE_MAX: usize = 8 * 1024;
 
 /// How long a measurement lasts.
 #[derive(Debug, Clone, Copy)]
-pub enum Length {
-    /// So many calls of each client.
+pub enum MeasurementLength {
+    /// This many calls per client.
     Calls(u64),
-    /// So long.
     Time(Duration),
 }
 
-impl Length {
-    /// Whether that was enough.
+impl MeasurementLength {
+    /// Whether the measurement is over.
     pub fn is_over(self, calls: u64, started: Instant, now: Instant) -> bool {
         match self {
-            Length::Calls(most) => calls >= most,
-            Length::Time(most) => now - started >= most,
+            MeasurementLength::Calls(most) => calls >= most,
+            MeasurementLength::Time(most) => now - started >= most,
         }
     }
 }
 
-/// How often each of some clients calls, however long answers take.
+/// The fixed rate of each client, independent of response times.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     interval: Duration,
@@ -57,79 +55,79 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// So many calls a second of so many clients together.
-    pub fn of_all(ops_per_s: f64, clients: usize) -> Pace {
-        // Not slower than a call a second of each: a rate of nothing would never end.
+    /// A total rate, divided among the clients.
+    pub fn from_total(ops_per_s: f64, clients: usize) -> Pace {
+        // At least one call per second and client: at a rate of zero a measurement would never end.
         let each = (ops_per_s / clients.max(1) as f64).max(1.0);
         Pace { interval: Duration::from_secs_f64(1.0 / each), clients: clients.max(1) }
     }
 }
 
-/// What one measurement brought.
+/// The result of one measurement.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// Calls that were answered as they should be.
+    /// Calls with a correct response.
     pub done: u64,
-    /// Calls that were refused, answered wrongly, or never.
+    /// Calls that were refused, answered incorrectly or not at all.
     pub failed: u64,
-    /// Datagrams that were sent again because no answer came.
+    /// Datagrams that were repeated because no response arrived.
     pub lost: u64,
-    /// Payload that calls carried, where it is what counts.
+    /// Payload bytes of the calls, if throughput is measured.
     pub bytes: u64,
-    /// From the first call's beginning to the last one's end.
+    /// From the start of the first call to the end of the last one.
     pub elapsed: Duration,
-    /// Of the calls that were answered, nanoseconds; none where calls were not timed one by one.
+    /// LatencyHistogram of successful calls in nanoseconds; empty if calls were not timed individually.
     pub latency_ns: Histogram<u64>,
-    /// What the server used meanwhile, where it is known.
+    /// Resources that the server used meanwhile, if known.
     pub server: Option<super::child::Usage>,
-    /// Of a mix of operations, each by itself, in the order in which they first came; all are in the above.
-    pub parts: Vec<Part>,
+    /// The operations of a mix, in the order in which they first occurred. They are included in the totals above.
+    pub parts: Vec<MixPart>,
 }
 
 /// One operation of a mix.
 #[derive(Debug, Clone)]
-pub struct Part {
-    /// As reports call it.
+pub struct MixPart {
+    /// The name in reports.
     pub name: &'static str,
-    /// Calls that were answered as they should be.
+    /// Calls with a correct response.
     pub done: u64,
-    /// The others.
+    /// All other calls.
     pub failed: u64,
-    /// Of those that were answered, nanoseconds.
+    /// LatencyHistogram of successful calls in nanoseconds.
     pub latency_ns: Histogram<u64>,
 }
 
 fn histogram() -> Histogram<u64> {
-    // A minute is far above what a call may take: see SENDINGS_MAX.
+    // A minute is far more than a call can take: see `ATTEMPTS_MAX`.
     Histogram::new_with_bounds(64, 60_000_000_000, 3).expect("the bounds are in order")
 }
 
 impl Sample {
-    /// Nothing yet.
+    /// An empty sample.
     pub fn new() -> Sample {
         let (latency_ns, parts) = (histogram(), Vec::new());
         Sample { done: 0, failed: 0, lost: 0, bytes: 0, elapsed: Duration::ZERO, latency_ns, server: None, parts }
     }
 
-    /// Calls a second that were answered as they should be.
+    /// Successful calls per second.
     pub fn ops_per_s(&self) -> f64 {
         self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
-    /// Counts a call that was answered.
-    pub fn answered(&mut self, latency: Duration) {
+    /// Records a successful call.
+    pub fn record_success(&mut self, latency: Duration) {
         self.done += 1;
         self.latency_ns.saturating_record(latency.as_nanos() as u64);
     }
 
-    /// Counts a call of one operation of a mix; without a latency it failed.
-    pub fn of_part(&mut self, name: &'static str, latency: Option<Duration>) {
+    /// Records a call of one operation of a mix; without a latency it failed.
+    pub fn record_part(&mut self, name: &'static str, latency: Option<Duration>) {
         let part = self.part(name);
         match latency {
             Some(latency) => {
                 part.done += 1;
                 part.latency_ns.saturating_record(latency.as_nanos() as u64);
-                self.answered(latency);
+                self.record_success(latency);
             }
             None => {
                 part.failed += 1;
@@ -138,16 +136,16 @@ impl Sample {
         }
     }
 
-    fn part(&mut self, name: &'static str) -> &mut Part {
+    fn part(&mut self, name: &'static str) -> &mut MixPart {
         let place = self.parts.iter().position(|part| part.name == name).unwrap_or_else(|| {
-            self.parts.push(Part { name, done: 0, failed: 0, latency_ns: histogram() });
+            self.parts.push(MixPart { name, done: 0, failed: 0, latency_ns: histogram() });
             self.parts.len() - 1
         });
         &mut self.parts[place]
     }
 
-    /// Adds what another client of the same measurement did; the time stays.
-    pub fn absorb(&mut self, other: &Sample) {
+    /// Adds the counts of another client of the same measurement; `elapsed` stays.
+    pub fn merge(&mut self, other: &Sample) {
         self.done += other.done;
         self.failed += other.failed;
         self.lost += other.lost;
@@ -168,34 +166,34 @@ impl Default for Sample {
     }
 }
 
-/// A request with a place for its number, and the beginning that its answer must have.
+/// A request whose number can be overwritten, and the prefix that its response must have.
 #[derive(Debug, Clone)]
-pub struct Call {
+pub struct RequestTemplate {
     request: Vec<u8>,
     rq_at: usize,
-    /// A digit that changes from call to call between 0 and 1, so that each asks for something new.
+    /// Position of a digit that alternates between 0 and 1, so that each call requests a change.
     vary_at: Option<usize>,
-    /// The answer up to its number.
-    answer_head: Vec<u8>,
+    /// The response up to its number.
+    response_prefix: Vec<u8>,
 }
 
-impl Call {
-    /// A request of this text; `RQ` stands for the number, `~` (if there is one) for the digit that
-    /// varies. The answer is known once it was [learned](Client::learn).
-    pub fn new(text: &str) -> Call {
+impl RequestTemplate {
+    /// Builds a template from a text, in which `RQ` stands for the number and `~` (optional) for the alternating digit.
+    /// The response is known after [`UdpClient::learn_response`].
+    pub fn new(text: &str) -> RequestTemplate {
         let digits = RQ_FIRST.to_string();
         let rq_at = text.find("RQ").expect("a request has a number");
         let text = text.replacen("RQ", &digits, 1);
         let vary_at = text.find('~');
-        Call { request: text.replace('~', "9").into_bytes(), rq_at, vary_at, answer_head: Vec::new() }
+        RequestTemplate { request: text.replace('~', "9").into_bytes(), rq_at, vary_at, response_prefix: Vec::new() }
     }
 
-    /// The same request to a server that sends back what it got.
-    pub fn echoed(&self) -> Call {
-        Call { answer_head: self.request[..self.rq_at].to_vec(), ..self.clone() }
+    /// The same request to an echo server.
+    pub fn expecting_echo(&self) -> RequestTemplate {
+        RequestTemplate { response_prefix: self.request[..self.rq_at].to_vec(), ..self.clone() }
     }
 
-    /// Bytes of the request.
+    /// Length of the request in bytes.
     pub fn request_bytes(&self) -> usize {
         self.request.len()
     }
@@ -216,72 +214,71 @@ impl Call {
     }
 }
 
-/// One client.
+/// A client with its own socket.
 #[derive(Debug)]
-pub struct Client {
+pub struct UdpClient {
     socket: UdpSocket,
-    call: Call,
+    call: RequestTemplate,
     next_rq: u64,
-    answer: Box<[u8]>,
+    response: Box<[u8]>,
 }
 
-enum Answer {
+enum ResponseCheck {
     Right,
     Wrong,
     None,
 }
 
-impl Client {
-    /// A socket of its own that speaks with this server alone.
+impl UdpClient {
+    /// Connects a new socket to the server.
     ///
     /// # Errors
-    /// The system's.
-    pub fn connect(server: SocketAddr, call: Call) -> io::Result<Client> {
-        Ok(Client::over(connect(server)?, call))
+    /// The socket cannot be opened.
+    pub fn connect(server: SocketAddr, call: RequestTemplate) -> io::Result<UdpClient> {
+        Ok(UdpClient::over(connect(server)?, call))
     }
 
-    /// The same with a socket that is there.
-    pub fn over(socket: UdpSocket, call: Call) -> Client {
-        Client { socket, call, next_rq: RQ_FIRST, answer: vec![0; ANSWER_MAX].into() }
+    /// A client with an existing socket.
+    pub fn over(socket: UdpSocket, call: RequestTemplate) -> UdpClient {
+        UdpClient { socket, call, next_rq: RQ_FIRST, response: vec![0; RESPONSE_MAX].into() }
     }
 
-    /// Asks once, checks that the answer is of this type and bears the number, and remembers how it
-    /// begins. Gives the answer.
+    /// Sends one request, checks type and number of the response, and remembers its prefix. Returns the response.
     ///
     /// # Errors
-    /// No answer, or another one.
-    pub fn learn(&mut self, answer_type: &str) -> anyhow::Result<Vec<u8>> {
+    /// No response, or a different one.
+    pub fn learn_response(&mut self, response_type: &str) -> anyhow::Result<Vec<u8>> {
         self.call.number(self.next_rq);
-        let answer = ask(&self.socket, &self.call.request)?;
-        let value: Value = serde_json::from_slice(&answer).context("the server's answer is no JSON")?;
-        if value["type"] != answer_type || value["rq"] != self.next_rq {
-            bail!("expected {answer_type} from the server, not {}", String::from_utf8_lossy(&answer));
+        let response = ask(&self.socket, &self.call.request)?;
+        let value: Value = serde_json::from_slice(&response).context("the server's answer is no JSON")?;
+        if value["type"] != response_type || value["rq"] != self.next_rq {
+            bail!("expected {response_type} from the server, not {}", String::from_utf8_lossy(&response));
         }
         self.next_rq += 1;
         let digits = self.call.digits();
-        let at = answer.windows(RQ_DIGITS).position(|window| window == digits);
+        let at = response.windows(RQ_DIGITS).position(|window| window == digits);
         let at = at.context("the server writes rq in a way of its own")?;
-        self.call.answer_head = answer[..at].to_vec();
-        Ok(answer)
+        self.call.response_prefix = response[..at].to_vec();
+        Ok(response)
     }
 
-    /// The request and the answer that it knows.
-    pub fn call(&self) -> &Call {
+    /// The client's request template.
+    pub fn call(&self) -> &RequestTemplate {
         &self.call
     }
 
-    fn drive(&mut self, length: Length, stop: &Stop) -> io::Result<Sample> {
+    fn drive(&mut self, length: MeasurementLength, stop: &StopFlag) -> io::Result<Sample> {
         let mut sample = Sample::new();
         let started = Instant::now();
         let (mut before, mut calls) = (started, 0);
-        while !length.is_over(calls, started, before) && !stop.is_asked() {
+        while !length.is_over(calls, started, before) && !stop.is_set() {
             self.call.number(self.next_rq);
-            let answer = self.call_once(&mut sample.lost, stop)?;
+            let response = self.call_once(&mut sample.lost, stop)?;
             self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
             let now = Instant::now();
-            match answer {
-                Answer::Right => sample.answered(now - before),
-                Answer::Wrong | Answer::None => sample.failed += 1,
+            match response {
+                ResponseCheck::Right => sample.record_success(now - before),
+                ResponseCheck::Wrong | ResponseCheck::None => sample.failed += 1,
             }
             before = now;
             calls += 1;
@@ -290,24 +287,30 @@ impl Client {
         Ok(sample)
     }
 
-    /// Asks at set times, whether or not the one before was quick. A call's time runs from when it was due:
-    /// what a slow answer holds up is slow as well.
-    fn drive_paced(&mut self, pace: Pace, nth: usize, length: Length, stop: &Stop) -> io::Result<Sample> {
+    /// Sends requests at fixed times, however long responses take. Latency is measured from the time at which a call
+    /// was due, so that calls delayed by a slow response count as slow too.
+    fn drive_paced(
+        &mut self,
+        pace: Pace,
+        nth: usize,
+        length: MeasurementLength,
+        stop: &StopFlag,
+    ) -> io::Result<Sample> {
         let mut sample = Sample::new();
         let started = Instant::now();
-        // Not all at the same moment.
+        // Clients start at different times.
         let mut due = started + pace.interval.mul_f64(nth as f64 / pace.clients as f64);
         let mut calls = 0;
-        while !length.is_over(calls, started, due) && !stop.is_asked() {
+        while !length.is_over(calls, started, due) && !stop.is_set() {
             if let Some(early) = due.checked_duration_since(Instant::now()) {
                 thread::sleep(early);
             }
             self.call.number(self.next_rq);
-            let answer = self.call_once(&mut sample.lost, stop)?;
+            let response = self.call_once(&mut sample.lost, stop)?;
             self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
-            match answer {
-                Answer::Right => sample.answered(due.elapsed()),
-                Answer::Wrong | Answer::None => sample.failed += 1,
+            match response {
+                ResponseCheck::Right => sample.record_success(due.elapsed()),
+                ResponseCheck::Wrong | ResponseCheck::None => sample.failed += 1,
             }
             due += pace.interval;
             calls += 1;
@@ -316,14 +319,14 @@ impl Client {
         Ok(sample)
     }
 
-    fn call_once(&mut self, lost: &mut u64, stop: &Stop) -> io::Result<Answer> {
-        for _ in 0..SENDINGS_MAX {
+    fn call_once(&mut self, lost: &mut u64, stop: &StopFlag) -> io::Result<ResponseCheck> {
+        for _ in 0..ATTEMPTS_MAX {
             self.socket.send(&self.call.request)?;
             loop {
-                match self.socket.recv(&mut self.answer) {
-                    Ok(length) => match self.look(length) {
-                        // Late, or of the server's own accord.
-                        Answer::None => {}
+                match self.socket.recv(&mut self.response) {
+                    Ok(length) => match self.classify_response(length) {
+                        // A late response, or a notification.
+                        ResponseCheck::None => {}
                         known => return Ok(known),
                     },
                     Err(error) => match error.kind() {
@@ -333,29 +336,29 @@ impl Client {
                     },
                 }
             }
-            if stop.is_asked() {
+            if stop.is_set() {
                 break;
             }
             *lost += 1;
         }
-        Ok(Answer::None)
+        Ok(ResponseCheck::None)
     }
 
-    fn look(&self, length: usize) -> Answer {
-        let (answer, digits) = (&self.answer[..length], self.call.digits());
-        match answer.strip_prefix(self.call.answer_head.as_slice()) {
-            Some(rest) if rest.starts_with(digits) => Answer::Right,
-            Some(_) => Answer::None,
-            None if answer.windows(RQ_DIGITS).any(|window| window == digits) => Answer::Wrong,
-            None => Answer::None,
+    fn classify_response(&self, length: usize) -> ResponseCheck {
+        let (response, digits) = (&self.response[..length], self.call.digits());
+        match response.strip_prefix(self.call.response_prefix.as_slice()) {
+            Some(rest) if rest.starts_with(digits) => ResponseCheck::Right,
+            Some(_) => ResponseCheck::None,
+            None if response.windows(RQ_DIGITS).any(|window| window == digits) => ResponseCheck::Wrong,
+            None => ResponseCheck::None,
         }
     }
 }
 
-/// A socket that speaks with this server alone and does not wait for ever.
+/// A socket that is connected to the server and has a read timeout.
 ///
 /// # Errors
-/// The system's.
+/// The socket cannot be opened.
 pub fn connect(server: SocketAddr) -> io::Result<UdpSocket> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
@@ -363,22 +366,22 @@ pub fn connect(server: SocketAddr) -> io::Result<UdpSocket> {
     };
     let socket = UdpSocket::bind(any)?;
     socket.connect(server)?;
-    socket.set_read_timeout(Some(AGAIN_AFTER))?;
+    socket.set_read_timeout(Some(RETRY_AFTER))?;
     Ok(socket)
 }
 
-/// Asks outside of a measurement, again and again for five seconds.
+/// Sends a request outside of a measurement, repeating it for five seconds.
 ///
 /// # Errors
-/// No answer.
+/// No response.
 pub fn ask(socket: &UdpSocket, request: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let mut answer = vec![0; ANSWER_MAX];
-    for _ in 0..SENDINGS_MAX {
+    let mut response = vec![0; RESPONSE_MAX];
+    for _ in 0..ATTEMPTS_MAX {
         socket.send(request).context("the server cannot be reached")?;
-        match socket.recv(&mut answer) {
+        match socket.recv(&mut response) {
             Ok(length) => {
-                answer.truncate(length);
-                return Ok(answer);
+                response.truncate(length);
+                return Ok(response);
             }
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
@@ -389,34 +392,39 @@ pub fn ask(socket: &UdpSocket, request: &[u8]) -> anyhow::Result<Vec<u8>> {
     bail!("the server does not answer");
 }
 
-/// Lets all clients call at once for that long.
+/// Runs all clients in a closed loop at the same time.
 ///
 /// # Errors
-/// A thread or socket fails; a server that is gone.
-pub fn run(clients: &mut [Client], length: Length, stop: &Stop) -> anyhow::Result<Sample> {
+/// A thread or socket fails, or the server is gone.
+pub fn run(clients: &mut [UdpClient], length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
     run_all(clients, |client| client.drive(length, stop).context("a client's socket failed"))
 }
 
-/// The same at a pace.
+/// Runs all clients at a fixed rate.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_paced(clients: &mut [Client], pace: Pace, length: Length, stop: &Stop) -> anyhow::Result<Sample> {
-    let mut numbered: Vec<(usize, &mut Client)> = clients.iter_mut().enumerate().collect();
+pub fn run_paced(
+    clients: &mut [UdpClient],
+    pace: Pace,
+    length: MeasurementLength,
+    stop: &StopFlag,
+) -> anyhow::Result<Sample> {
+    let mut numbered: Vec<(usize, &mut UdpClient)> = clients.iter_mut().enumerate().collect();
     run_all(&mut numbered, |(nth, client)| {
         client.drive_paced(pace, *nth, length, stop).context("a client's socket failed")
     })
 }
 
-/// Lets each of them work on a thread of its own, all beginning at once, and adds up what they did.
+/// Runs `work` for each item on a thread of its own, starting all at once, and merges the samples.
 ///
 /// # Errors
-/// No thread, or the first error of one of them.
+/// A thread cannot be started, or the first error of `work`.
 pub fn run_all<T: Send>(
     all: &mut [T],
     work: impl Fn(&mut T) -> anyhow::Result<Sample> + Sync,
 ) -> anyhow::Result<Sample> {
-    // Closing the gate is the start for everyone at once.
+    // Dropping the gate starts all threads at once.
     let (gate, start) = bounded::<()>(0);
     let mut total = Sample::new();
     thread::scope(|scope| {
@@ -426,7 +434,7 @@ pub fn run_all<T: Send>(
             let (start, work) = (start.clone(), &work);
             let thread = thread::Builder::new().name("client".to_owned()).stack_size(STACK_BYTES);
             let spawned = thread.spawn_scoped(scope, move || {
-                // Nothing is ever sent: an error is the start.
+                // Nothing is ever sent: the error is the start signal.
                 let _ = start.recv();
                 work(one)
             });
@@ -442,7 +450,7 @@ pub fn run_all<T: Send>(
         drop(gate);
         for thread in threads {
             match thread.join() {
-                Ok(Ok(sample)) => total.absorb(&sample),
+                Ok(Ok(sample)) => total.merge(&sample),
                 Ok(Err(error)) => failure = failure.take().or(Some(error)),
                 Err(_) => failure = failure.take().or_else(|| Some(anyhow::anyhow!("a client panicked"))),
             }
@@ -457,11 +465,11 @@ pub fn run_all<T: Send>(
 mod tests {
     use super::*;
 
-    /// Sends back what it gets; the datagram of that number only after a while.
+    /// An echo server that delays the response to one datagram, given by its number.
     fn echo(stalls_at: usize, stall: Duration) -> SocketAddr {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let addr = socket.local_addr().unwrap();
-        // It ends with the process of the test.
+        // The thread ends with the test process.
         thread::spawn(move || {
             let mut buffer = [0; 1024];
             for nth in 0.. {
@@ -483,14 +491,16 @@ mod tests {
             let recorded = sample.latency_ns.iter_recorded();
             recorded.filter(is_slow).map(|value| value.count_since_last_iteration()).sum::<u64>()
         };
-        let client = || Client::connect(echo(20, stall), Call::new("{\"rq\":RQ}").echoed()).unwrap();
-        let (calls, stop) = (Length::Calls(100), Stop::default());
-        // In a closed loop the calls that would have come meanwhile do not come at all.
+        let client =
+            || UdpClient::connect(echo(20, stall), RequestTemplate::new("{\"rq\":RQ}").expecting_echo()).unwrap();
+        let (calls, stop) = (MeasurementLength::Calls(100), StopFlag::default());
+        // In a closed loop the calls that would have been due meanwhile are never made.
         let closed = run(&mut [client()], calls, &stop).unwrap();
         assert_eq!((closed.done, closed.failed), (100, 0));
         assert!(slow(&closed) <= 3, "{}", slow(&closed));
-        // A call each 4 ms: of the 50 that were due meanwhile, about 37 were due more than 50 ms before the end.
-        let paced = run_paced(&mut [client()], Pace::of_all(250.0, 1), calls, &stop).unwrap();
+        // One call every 4 ms: of the 50 that were due during the stall, about 37 were due more than 50 ms before its
+        // end.
+        let paced = run_paced(&mut [client()], Pace::from_total(250.0, 1), calls, &stop).unwrap();
         assert_eq!((paced.done, paced.failed), (100, 0));
         assert!(slow(&paced) >= 25, "{}", slow(&paced));
         assert!(paced.elapsed >= Duration::from_millis(390), "{:?}", paced.elapsed);
@@ -499,11 +509,11 @@ mod tests {
     #[test]
     fn parts_of_a_mix_add_up() {
         let mut one = Sample::new();
-        one.of_part("a", Some(Duration::from_micros(10)));
-        one.of_part("b", None);
+        one.record_part("a", Some(Duration::from_micros(10)));
+        one.record_part("b", None);
         let mut other = Sample::new();
-        other.of_part("b", Some(Duration::from_micros(30)));
-        one.absorb(&other);
+        other.record_part("b", Some(Duration::from_micros(30)));
+        one.merge(&other);
         assert_eq!((one.done, one.failed, one.latency_ns.len()), (2, 1, 2));
         let parts: Vec<_> = one.parts.iter().map(|part| (part.name, part.done, part.failed)).collect();
         assert_eq!(parts, [("a", 1, 0), ("b", 1, 1)]);

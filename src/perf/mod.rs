@@ -1,14 +1,13 @@
-//! The load generator: `p2s2-perf`.
+//! The load generator `p2s2-perf`.
 //!
-//! A scenario (one file each) starts what it needs as children and describes its measurements as
-//! [`plan::Group`]s; everything else is common: the clients ([`load`]), what the machine could do at
-//! all ([`limits`]), taking turns and medians ([`plan`]), the report ([`report`]).
+//! A scenario (one file each) starts the processes that it needs and describes its measurements as
+//! [`plan::BenchmarkGroup`]s. The rest is shared: clients ([`load`]), limits of the machine ([`limits`]), the order of
+//! measurements and medians ([`plan`]), reports ([`report`]).
 
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-pub mod chance;
 pub mod child;
 pub mod compare;
 pub mod duplicates;
@@ -19,6 +18,7 @@ pub mod page;
 pub mod plan;
 pub mod registry;
 pub mod report;
+pub mod rng;
 pub mod run;
 pub mod share;
 pub mod shop;
@@ -26,13 +26,13 @@ pub mod stop;
 pub mod trade;
 pub mod transfer;
 
-/// Clients with a thread each.
+/// Maximum number of clients that have a thread each.
 const CLIENTS_MAX: u32 = 1000;
 
-/// Everything was measured, but a requirement was missed (with `--check`).
-const MISSED: u8 = 3;
-/// Ended by a signal: as shells report a death by SIGINT.
-const INTERRUPTED: u8 = 130;
+/// Exit code with `--check`: everything was measured, but a requirement was missed.
+const EXIT_REQUIREMENT_MISSED: u8 = 3;
+/// Exit code after a signal, as shells report a death by SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
 
 /// How fast is it, and how fast could it be here?
 #[derive(Debug, Parser)]
@@ -146,17 +146,18 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// How many clients at once; each number is measured.
+    /// The numbers of concurrent clients to measure with.
     pub fn clients(&self) -> Vec<usize> {
-        if self.clients.is_empty() { vec![1, 10, 100] } else { self.asked_clients() }
+        if self.clients.is_empty() { vec![1, 10, 100] } else { self.requested_clients() }
     }
 
-    /// Those that were asked for, if any.
-    pub fn asked_clients(&self) -> Vec<usize> {
+    /// The numbers given with `--clients`, if any.
+    pub fn requested_clients(&self) -> Vec<usize> {
         self.clients.iter().map(|clients| *clients as usize).collect()
     }
 
-    /// Ends the process with a usage error where a scenario starts everything by itself, in numbers of its own.
+    /// Exits with a usage error if a scenario that starts its own, fixed number of processes gets `--target` or
+    /// `--clients`.
     fn refuse_target_and_clients(&self) {
         for (flag, is_given) in [("--target", self.target.is_some()), ("--clients", !self.clients.is_empty())] {
             if is_given {
@@ -166,7 +167,7 @@ impl RunArgs {
         }
     }
 
-    /// Ends the process with a usage error if more clients at once are asked for than a scenario can have.
+    /// Exits with a usage error if more clients are requested than a scenario supports.
     fn check_clients(&self, most: u32) {
         if let Some(wrong) = self.clients.iter().find(|clients| **clients > most) {
             let message = format!("--clients: expected at most {most} at once here, not {wrong}");
@@ -174,8 +175,8 @@ impl RunArgs {
         }
     }
 
-    /// Ends the process with a usage error if an operation is asked for that the scenario does not have.
-    fn check(&self, operations: &[&str]) {
+    /// Exits with a usage error if `--only` names an operation that the scenario does not have.
+    fn check_operations(&self, operations: &[&str]) {
         let unknown = self.only.iter().find(|only| !operations.iter().any(|known| known.eq_ignore_ascii_case(only)));
         if let Some(unknown) = unknown {
             let message = format!("--only: there is no operation {unknown:?}; choose from {}", operations.join(", "));
@@ -189,17 +190,17 @@ fn parse_factor(text: &str) -> Result<f64, String> {
     factor.ok_or_else(|| "expected a factor from 0 to 1".to_owned())
 }
 
-/// Runs the program; see the exit codes in its help.
+/// Runs the program; its help lists the exit codes.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Trade(args) => {
-            args.check(trade::OPERATIONS);
+            args.check_operations(trade::OPERATIONS);
             args.check_clients(CLIENTS_MAX);
             run::scenario("trade", &args, trade::measure)
         }
         Command::Shop(args) => {
-            args.check(shop::OPERATIONS);
+            args.check_operations(shop::OPERATIONS);
             args.check_clients(CLIENTS_MAX);
             if let Some(Err(message)) = args.target.as_deref().map(shop::check_target) {
                 Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit();
@@ -207,21 +208,21 @@ pub fn main() -> ExitCode {
             run::scenario("shop", &args, shop::measure)
         }
         Command::Registry(args) => {
-            args.run.check(registry::OPERATIONS);
+            args.run.check_operations(registry::OPERATIONS);
             args.run.check_clients(registry::CLIENTS_MAX);
             run::scenario("registry", &args.run, |run| registry::measure(run, &args))
         }
         Command::Heartbeat(args) => {
-            args.check(heartbeat::OPERATIONS);
+            args.check_operations(heartbeat::OPERATIONS);
             run::scenario("heartbeat", &args, heartbeat::measure)
         }
         Command::Transfer(args) => {
-            args.check(transfer::OPERATIONS);
+            args.check_operations(transfer::OPERATIONS);
             args.refuse_target_and_clients();
             run::scenario("transfer", &args, transfer::measure)
         }
         Command::Duplicates(args) => {
-            args.check(duplicates::OPERATIONS);
+            args.check_operations(duplicates::OPERATIONS);
             args.refuse_target_and_clients();
             run::scenario("duplicates", &args, duplicates::measure)
         }
@@ -233,7 +234,7 @@ pub fn main() -> ExitCode {
             cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
         });
         if pipe_closed {
-            // Whoever read our output has seen enough.
+            // The reader of our output has closed the pipe.
             return ExitCode::SUCCESS;
         }
         eprintln!("error: {error:#}");

@@ -1,12 +1,12 @@
-//! The report as one page: plots and tables for people, in a file that needs nothing else.
+//! The report as a self-contained HTML page with plots and tables.
 //!
 //! | plot | shows |
 //! |---|---|
-//! | calls a second | how far it carries, over clients |
-//! | latency p50, p99 | what a call takes, over clients |
-//! | distribution | each share of the calls, at the most clients |
-//! | share of the limit | how far from what the machine could do |
-//! | servers' CPU, memory | what it costs, over clients |
+//! | calls a second | throughput over the number of clients |
+//! | latency p50, p99 | latency over the number of clients |
+//! | distribution | quantiles of the latency at the largest number of clients |
+//! | share of the limit | throughput relative to what the machine could achieve |
+//! | servers' CPU, memory | resource usage over the number of clients |
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,23 +15,23 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::load::Sample;
-use super::plan::{Measured, Outcome};
+use super::plan::{Measurement, Outcome};
 use super::report::{Report, Row, number};
 
 mod plot;
 
-use plot::{Across, Curve, Up, css_colour};
+use plot::{Curve, XAxis, YScale, css_colour};
 
 const STYLE: &str = include_str!("page/style.css");
-/// Of the calls of a distribution: 1 of so many was slower, up to this.
+/// Largest `1 / (1 - quantile)` shown in the distribution plot.
 const SLOWEST_MAX: f64 = 100_000.0;
-/// Points of a distribution, a decade.
+/// Points per decade of the distribution plot.
 const POINTS: u32 = 12;
 
 /// Writes `SCENARIO.html` to the folder.
 ///
 /// # Errors
-/// The system's; the drawing library's.
+/// The file cannot be written, or a plot cannot be drawn.
 pub fn write(dir: &Path, report: &Report, outcome: &Outcome, requirements: &[String]) -> anyhow::Result<PathBuf> {
     let path = dir.join(format!("{}.html", report.scenario));
     let page = page(report, outcome, requirements)?;
@@ -67,7 +67,7 @@ fn page(report: &Report, outcome: &Outcome, requirements: &[String]) -> anyhow::
     }
     html.push_str("<div class=\"plots\">\n");
     for plot in plots(report, outcome) {
-        let Some(svg) = plot::draw(plot.across, plot.up, plot.unit, &plot.curves)? else { continue };
+        let Some(svg) = plot::draw(plot.x_axis, plot.y_scale, plot.unit, &plot.curves)? else { continue };
         writeln!(html, "<figure id=\"{}\">\n<figcaption>{}</figcaption>\n{svg}", plot.id, escaped(&plot.title))?;
         html.push_str("<ul class=\"legend\">");
         for curve in &plot.curves {
@@ -108,18 +108,18 @@ struct Plot {
     id: &'static str,
     title: String,
     unit: &'static str,
-    across: Across,
-    up: Up,
+    x_axis: XAxis,
+    y_scale: YScale,
     curves: Vec<Curve>,
 }
 
 fn plots(report: &Report, outcome: &Outcome) -> Vec<Plot> {
     let names = names(&report.results);
-    let over_clients = |id, title: &str, unit, up, of: fn(&Row) -> Option<f64>| {
+    let over_clients = |id, title: &str, unit, y_scale, of: fn(&Row) -> Option<f64>| {
         let curves = names.iter().enumerate().map(|(colour, name)| {
             let mut points: Vec<(f64, f64)> = Vec::new();
             for row in report.results.iter().filter(|row| row.name == *name) {
-                // A result stands once for each of its limits.
+                // A result has one row for each of its limits; its value is plotted once.
                 if let Some(value) = of(row)
                     && points.last().is_none_or(|last| last.0 != row.clients as f64)
                 {
@@ -129,20 +129,22 @@ fn plots(report: &Report, outcome: &Outcome) -> Vec<Plot> {
             Curve { name: (*name).to_owned(), colour, points }
         });
         let curves = curves.filter(|curve| !curve.points.is_empty()).collect();
-        Plot { id, title: title.to_owned(), unit, across: Across::Clients, up, curves }
+        Plot { id, title: title.to_owned(), unit, x_axis: XAxis::Clients, y_scale, curves }
     };
     vec![
-        over_clients("throughput", "Calls a second", "calls/s", Up::Logarithmic, |row| Some(row.ops_per_s)),
-        over_clients("p50", "Latency: half of the calls took no longer", "µs", Up::Logarithmic, |row| row.p50_us),
-        over_clients("p99", "Latency: 99 of 100 took no longer", "µs", Up::Logarithmic, |row| row.p99_us),
+        over_clients("throughput", "Calls a second", "calls/s", YScale::Logarithmic, |row| Some(row.ops_per_s)),
+        over_clients("p50", "Latency: half of the calls took no longer", "µs", YScale::Logarithmic, |row| row.p50_us),
+        over_clients("p99", "Latency: 99 of 100 took no longer", "µs", YScale::Logarithmic, |row| row.p99_us),
         distribution(&names, outcome),
         shares(&names, &report.results),
-        over_clients("cpu", "The servers' CPU time, each call", "µs", Up::Logarithmic, |row| row.server_cpu_us_per_op),
-        over_clients("memory", "The servers' memory at its most", "MB", Up::FromZero, |row| row.server_peak_rss_mb),
+        over_clients("cpu", "The servers' CPU time, each call", "µs", YScale::Logarithmic, |row| {
+            row.server_cpu_us_per_op
+        }),
+        over_clients("memory", "The servers' memory at its most", "MB", YScale::FromZero, |row| row.server_peak_rss_mb),
     ]
 }
 
-/// A result has a curve for each of its limits.
+/// One curve for each pair of result and limit.
 fn shares(names: &[&str], results: &[Row]) -> Plot {
     let mut curves: Vec<Curve> = Vec::new();
     for row in results {
@@ -157,23 +159,23 @@ fn shares(names: &[&str], results: &[Row]) -> Plot {
         }
     }
     let title = "Share of the limit: 1 is all that the machine could do".to_owned();
-    Plot { id: "share", title, unit: "share", across: Across::Clients, up: Up::Logarithmic, curves }
+    Plot { id: "share", title, unit: "share", x_axis: XAxis::Clients, y_scale: YScale::Logarithmic, curves }
 }
 
-/// At the most clients that each was measured with.
+/// Each operation at the largest number of clients with which it was measured.
 fn distribution(names: &[&str], outcome: &Outcome) -> Plot {
     let mut curves = Vec::new();
     let mut most = 0;
     for (colour, name) in names.iter().enumerate() {
-        let of_name = outcome.measured.iter().filter(|one| one.name == *name && !one.is_limit);
+        let of_name = outcome.measurements.iter().filter(|one| one.name == *name && !one.is_limit);
         let Some(measured) = of_name.max_by_key(|one| one.clients) else { continue };
-        let total: Sample = Measured::total(measured);
+        let total: Sample = Measurement::total(measured);
         if total.latency_ns.is_empty() {
             continue;
         }
         most = most.max(measured.clients);
         let at = |step: u32| 10f64.powf(f64::from(step) / f64::from(POINTS));
-        // Not where there are too few calls to tell.
+        // Quantiles beyond the number of calls are left out.
         let known = |slowest: &f64| *slowest <= SLOWEST_MAX.min(total.latency_ns.len() as f64);
         let points = (0..)
             .map(at)
@@ -182,10 +184,10 @@ fn distribution(names: &[&str], outcome: &Outcome) -> Plot {
         curves.push(Curve { name: (*name).to_owned(), colour, points: points.collect() });
     }
     let title = format!("Distribution of latencies at {most} clients");
-    Plot { id: "distribution", title, unit: "µs", across: Across::Slowest, up: Up::Logarithmic, curves }
+    Plot { id: "distribution", title, unit: "µs", x_axis: XAxis::Slowest, y_scale: YScale::Logarithmic, curves }
 }
 
-/// Each once, in the order of the report. The parts of a mix are in the table alone: they are many.
+/// The distinct names in the order of the report. Operations of a mix are only in the table, because there are many.
 fn names(results: &[Row]) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     for row in results.iter().filter(|row| row.part_of.is_none()) {

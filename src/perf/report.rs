@@ -1,4 +1,4 @@
-//! What is told of a run: one JSON object (SPEC section 9), a table, a line for each requirement.
+//! The output of a run: a JSON report (docs/spec/general.md), a table, and a line for each requirement.
 
 use std::fs;
 use std::io::Write;
@@ -10,76 +10,75 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::load::{Part, Sample};
-use super::plan::{Measured, Outcome, Share, mean, median, stddev};
+use super::load::{MixPart, Sample};
+use super::plan::{LimitShare, Measurement, Outcome, mean, median, stddev};
 
-/// A run, as it is written.
+/// The report as it is written to disk.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// `trade`, …
+    /// The scenario's name, such as `trade`.
     pub scenario: String,
-    /// Where it ran.
+    /// The machine that it ran on.
     pub machine: Value,
-    /// Every comparison, turn by turn.
+    /// Every comparison with the values of each turn.
     pub limits: Value,
-    /// A line for each result (and limit).
+    /// One row for each pair of result and limit.
     pub results: Vec<Row>,
 }
 
-/// One result. What does not apply is null.
+/// One result. Fields that do not apply are null.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
-    /// The operation.
     pub name: String,
-    /// The mix that it is one operation of.
+    /// The mix to which this operation belongs.
     #[serde(default)]
     pub part_of: Option<String>,
-    /// Clients at once.
+    /// Number of concurrent clients.
     pub clients: usize,
-    /// Operations a second, median of the runs.
+    /// Operations per second, median of the runs.
     pub ops_per_s: f64,
-    /// Their mean.
+    /// Operations per second, mean of the runs.
     #[serde(default)]
     pub ops_per_s_mean: f64,
-    /// What it is a share of; of several, the lower.
+    /// The limits; the lowest one counts.
     pub limit: Option<String>,
-    /// The limit's rate, median.
+    /// Median rate of the limit.
     pub limit_ops_per_s: Option<f64>,
-    /// The median of the runs' own shares.
+    /// Median of the runs' shares.
     pub share_of_limit: Option<f64>,
-    /// Measurements.
+    /// Number of measurements.
     pub runs: usize,
     /// Standard deviation of the runs' rates.
     pub ops_per_s_stddev: f64,
-    /// Latency, microseconds; over all runs, as are the others.
+    /// Mean latency in microseconds; latencies are taken over all runs.
     pub mean_us: Option<f64>,
-    /// Half of the calls took no longer.
+    /// Median latency.
     pub p50_us: Option<f64>,
-    /// 95 of 100 took no longer.
+    /// 95th percentile of the latency.
     pub p95_us: Option<f64>,
-    /// 99 of 100 took no longer.
+    /// 99th percentile of the latency.
     pub p99_us: Option<f64>,
-    /// The longest.
+    /// Maximum latency.
     pub max_us: Option<f64>,
-    /// Calls that failed, and datagrams that had to be sent again.
+    /// Failed calls and repeated datagrams.
     pub errors: u64,
-    /// Calls answered as they should be, of all.
+    /// Successful calls divided by all calls.
     pub success_rate: f64,
-    /// Payload a second, 10^6 bytes.
+    /// Payload per second in MB (10^6 bytes).
     pub mb_per_s: Option<f64>,
-    /// CPU time of the server in all runs, seconds.
+    /// CPU time of the server in all runs, in seconds.
     pub server_cpu_s: Option<f64>,
-    /// The same by calls, microseconds.
+    /// CPU time of the server per call, in microseconds.
     #[serde(default)]
     pub server_cpu_us_per_op: Option<f64>,
-    /// Most memory that the server held, 10^6 bytes.
+    /// Peak memory of the server in MB (10^6 bytes).
     pub server_peak_rss_mb: Option<f64>,
 }
 
 impl Report {
-    /// What is to be written of an outcome.
+    /// The report of an outcome.
     pub fn new(scenario: &str, outcome: &Outcome) -> Report {
-        let results = outcome.measured.iter().filter(|one| !one.is_limit).flat_map(|one| rows(one, outcome));
+        let results = outcome.measurements.iter().filter(|one| !one.is_limit).flat_map(|one| rows(one, outcome));
         Report {
             scenario: scenario.to_owned(),
             machine: machine(),
@@ -88,10 +87,10 @@ impl Report {
         }
     }
 
-    /// Writes it to the folder as `SCENARIO.json`; the one of before becomes `SCENARIO.previous.json`.
+    /// Writes the report to the folder as `SCENARIO.json`. An existing one becomes `SCENARIO.previous.json`.
     ///
     /// # Errors
-    /// The system's.
+    /// The file cannot be written.
     pub fn write(&self, dir: &Path) -> anyhow::Result<PathBuf> {
         let path = dir.join(format!("{}.json", self.scenario));
         let write = || -> std::io::Result<()> {
@@ -109,19 +108,19 @@ impl Report {
         Ok(path)
     }
 
-    /// Reads a report of before.
+    /// Reads a report.
     ///
     /// # Errors
-    /// It cannot be read, or is none.
+    /// The file cannot be read, or is not a report.
     pub fn read(path: &Path) -> anyhow::Result<Report> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is no report of p2s2-perf", path.display()))
     }
 }
 
-/// A result stands once for each of its limits.
-fn rows(measured: &Measured, outcome: &Outcome) -> Vec<Row> {
-    let shares: Vec<&Share> = shares_of(measured, outcome).collect();
+/// One row for each limit of a result, followed by the operations of a mix.
+fn rows(measured: &Measurement, outcome: &Outcome) -> Vec<Row> {
+    let shares: Vec<&LimitShare> = shares_of(measured, outcome).collect();
     let mut rows: Vec<Row> = shares.into_iter().map(|share| row(measured, Some(share))).collect();
     if rows.is_empty() {
         rows.push(row(measured, None));
@@ -130,8 +129,8 @@ fn rows(measured: &Measured, outcome: &Outcome) -> Vec<Row> {
     rows
 }
 
-/// The operations of a mix, each by itself. What the servers used cannot be told apart.
-fn parts(measured: &Measured) -> Vec<Row> {
+/// The operations of a mix. Their shares of the server's resources are unknown.
+fn parts(measured: &Measurement) -> Vec<Row> {
     let total = measured.total();
     let of_runs = |name: &str| {
         let rate = |sample: &Sample| {
@@ -141,7 +140,7 @@ fn parts(measured: &Measured) -> Vec<Row> {
         measured.samples.iter().map(rate).collect::<Vec<f64>>()
     };
     let whole = row(measured, None);
-    let row_of = |part: &Part| {
+    let row_of = |part: &MixPart| {
         let rates = of_runs(part.name);
         let calls = part.done + part.failed;
         Row {
@@ -161,11 +160,11 @@ fn parts(measured: &Measured) -> Vec<Row> {
     total.parts.iter().map(row_of).collect()
 }
 
-fn shares_of<'a>(measured: &'a Measured, outcome: &'a Outcome) -> impl Iterator<Item = &'a Share> {
+fn shares_of<'a>(measured: &'a Measurement, outcome: &'a Outcome) -> impl Iterator<Item = &'a LimitShare> {
     outcome.shares.iter().filter(|share| share.result == measured.name && share.group == measured.group)
 }
 
-fn row(measured: &Measured, share: Option<&Share>) -> Row {
+fn row(measured: &Measurement, share: Option<&LimitShare>) -> Row {
     let total = measured.total();
     let calls = total.done + total.failed;
     let rates = measured.rates();
@@ -177,7 +176,7 @@ fn row(measured: &Measured, share: Option<&Share>) -> Row {
         ops_per_s_mean: mean(&rates),
         limit: share.map(|share| share.limits.join(" or ")),
         limit_ops_per_s: share.map(|share| share.limit_ops_per_s),
-        share_of_limit: share.map(Share::median),
+        share_of_limit: share.map(LimitShare::median),
         runs: measured.samples.len(),
         ops_per_s_stddev: stddev(&rates),
         mean_us: None,
@@ -189,7 +188,7 @@ fn row(measured: &Measured, share: Option<&Share>) -> Row {
         success_rate: if calls == 0 { 0.0 } else { total.done as f64 / calls as f64 },
         mb_per_s: (total.bytes > 0).then(|| total.bytes as f64 / 1e6 / total.elapsed.as_secs_f64().max(1e-9)),
         server_cpu_s: total.server.map(|server| server.cpu_s),
-        server_cpu_us_per_op: Cost::of(&total).cpu_us,
+        server_cpu_us_per_op: CostPerCall::of(&total).cpu_us,
         server_peak_rss_mb: total.server.map(|server| server.peak_rss_mb),
     };
     with_latencies(row, &total.latency_ns)
@@ -210,14 +209,14 @@ fn with_latencies(row: Row, latency_ns: &Histogram<u64>) -> Row {
     }
 }
 
-/// The comparisons behind the shares, and what a call cost the servers.
+/// The comparisons behind the shares, with the server's cost per call.
 fn limits(outcome: &Outcome) -> Value {
-    let of = |name: &str, group| outcome.measured.iter().find(|one| one.name == name && one.group == group);
+    let of = |name: &str, group| outcome.measurements.iter().find(|one| one.name == name && one.group == group);
     let mut limits = Map::new();
     for share in &outcome.shares {
         let sides = share.limits.iter().chain([&share.result]).map(|name| {
             let one = of(name, share.group);
-            let cost = one.map(|one| Cost::of(&one.total()));
+            let cost = one.map(|one| CostPerCall::of(&one.total()));
             let side = json!({
                 "ops_per_s": one.map(|one| one.samples.iter().map(Sample::ops_per_s).collect::<Vec<_>>()),
                 "server_cpu_us_per_op": cost.and_then(|cost| cost.cpu_us),
@@ -239,25 +238,25 @@ fn limits(outcome: &Outcome) -> Value {
     Value::Object(limits)
 }
 
-/// What a call costs the server.
+/// The server's cost per call.
 #[derive(Debug, Clone, Copy, Default)]
-struct Cost {
+struct CostPerCall {
     cpu_us: Option<f64>,
     switches: Option<f64>,
 }
 
-impl Cost {
-    fn of(total: &Sample) -> Cost {
+impl CostPerCall {
+    fn of(total: &Sample) -> CostPerCall {
         let calls = (total.done + total.failed) as f64;
         let per_call = |used: f64| (calls > 0.0).then(|| used / calls);
-        Cost {
+        CostPerCall {
             cpu_us: total.server.and_then(|server| per_call(server.cpu_s * 1e6)),
             switches: total.server.and_then(|server| per_call(server.switches as f64)),
         }
     }
 }
 
-/// Every measurement, limits included, for people.
+/// A table of all measurements including the limits.
 pub fn table(outcome: &Outcome) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
@@ -278,20 +277,20 @@ pub fn table(outcome: &Outcome) -> Table {
         "switches/op",
         "RSS MB",
     ]);
-    let most = outcome.measured.iter().map(|measured| measured.clients).max();
-    for measured in &outcome.measured {
+    let most = outcome.measurements.iter().map(|measured| measured.clients).max();
+    for measured in &outcome.measurements {
         let total = measured.total();
         let all: Vec<Row> = if measured.is_limit { vec![row(measured, None)] } else { rows(measured, outcome) };
-        let shares: Vec<Option<&Share>> = match measured.is_limit {
+        let shares: Vec<Option<&LimitShare>> = match measured.is_limit {
             true => vec![None],
             false => shares_of(measured, outcome).map(Some).chain(std::iter::repeat(None)).take(all.len()).collect(),
         };
         for (row, share) in all.iter().zip(shares) {
-            // A mix has many parts: here they stand once, the page and the JSON have them all.
+            // The operations of a mix are listed once, at the largest number of clients; page and JSON have them all.
             if row.part_of.is_some() && Some(row.clients) != most {
                 continue;
             }
-            let cost = if row.part_of.is_some() { Cost::default() } else { Cost::of(&total) };
+            let cost = if row.part_of.is_some() { CostPerCall::default() } else { CostPerCall::of(&total) };
             let spread = share.map(|share| {
                 let bound = |fold: fn(f64, f64) -> f64, from| share.shares.iter().copied().fold(from, fold);
                 format!("{:.2}–{:.2}", bound(f64::min, f64::INFINITY), bound(f64::max, 0.0))
@@ -323,7 +322,7 @@ pub fn table(outcome: &Outcome) -> Table {
     table
 }
 
-/// A number for people: whole thousands apart, nothing where it does not apply.
+/// A number with its thousands separated; empty if it does not apply.
 pub fn number(value: Option<f64>, decimals: usize) -> String {
     let Some(value) = value else { return String::new() };
     let text = format!("{value:.decimals$}");
@@ -344,7 +343,7 @@ pub fn requirements(outcome: &Outcome, relax: f64) -> (Vec<String>, bool) {
     let lines = outcome.shares.iter().filter_map(|share| {
         let (met, required) = (share.is_met(relax)?, share.required? * relax);
         all_met &= met;
-        let Share { result, clients, limits, .. } = share;
+        let LimitShare { result, clients, limits, .. } = share;
         Some(format!(
             "{:<6} {result} at {clients} client{}: {:.2} of {} (required {required:.2})",
             if met { "ok" } else { "MISSED" },
@@ -395,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_missed_requirement_is_told() {
-        let share = |required| Share {
+        let share = |required| LimitShare {
             result: "STATUS",
             group: 0,
             clients: 10,
@@ -404,7 +403,8 @@ mod tests {
             shares: vec![0.5, 0.7, 0.6],
             required,
         };
-        let outcome = Outcome { measured: Vec::new(), shares: vec![share(Some(0.65)), share(None), share(Some(0.5))] };
+        let outcome =
+            Outcome { measurements: Vec::new(), shares: vec![share(Some(0.65)), share(None), share(Some(0.5))] };
         let (lines, met) = requirements(&outcome, 1.0);
         assert_eq!(
             lines,

@@ -1,8 +1,8 @@
-//! The shop: sellers and buyers in a closed loop over kept-open TCP connections, four server processes.
+//! The shop: sellers and buyers in a closed loop over persistent TCP connections to four server processes.
 //!
-//! "N clients" are N sellers and N buyers, all signed in and connected; each operation is one side's, so N
-//! of them call at once. Every operation has a `relay` of its own beside it: the same hops between as many
-//! processes, and the same sizes, which are learned from a first answer.
+//! "N clients" are N sellers and N buyers, all signed in and connected. Each operation belongs to one role, so N of
+//! them call concurrently. Every operation has its own `relay` limit: the same hops between as many processes with the
+//! same message sizes, which are learned from a first response.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -11,55 +11,56 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::child::{self, Server};
-use super::limits::relay::{self, Hop, Trip, Wire, framed};
-use super::limits::{self, Kind};
-use super::load::{self, Length, Sample};
-use super::plan::{Bench, Group, Pair};
-use super::run::Run;
-use super::stop::Stop;
+use super::child::{self, ServerProcess};
+use super::limits::relay::{self, FramedConnection, Hop, RelayRequest, framed};
+use super::limits::{self, LimitServerKind};
+use super::load::{self, MeasurementLength, Sample};
+use super::plan::{Benchmark, BenchmarkGroup, Comparison};
+use super::run::ScenarioRun;
+use super::stop::StopFlag;
 use crate::model::Cents;
 use crate::net::frames::Framing;
 use crate::shop::ops::{
-    Account, Begun, CustomerOp, Line, LinkCard, PricedLine, ProductOp, Purchased, Quantity, Rating, Role,
+    Account, BeginResponse, CardDetails, CompletedPurchase, CustomerOp, LineItem, PricedLine, ProductOp,
+    RemainingQuantity, Role, SellerRating,
 };
 
 mod mix;
-mod people;
+mod users;
 
 use mix::Mix;
-use people::{Brand, CARD, Town, User};
+use users::{CARD, RunTag, ShopPopulation, User};
 
-/// What `--only` may name.
+/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &["SEARCH", "CART", "DISPLAY", "GETITEM", "ADDCART", "PRICE", "PURCHASE", "MIX", "ALL"];
 
 const RELAY: &str = "relay";
 const COMMIT_100: &str = "commit (100 changes)";
-/// Which back of the relay stands for which database.
+/// Which backend of the relay stands for which database.
 const CUSTOMER: usize = 0;
 const PRODUCT: usize = 1;
-/// A quick run is over within a minute: from here on it compares without repetitions what nothing is asked of.
+/// A quick run should end within a minute: from here on operations without requirements get a single turn.
 const QUICK_LATE_S: u64 = 38;
-/// Its turns, and how long each measurement is.
+/// Number of turns and length of each measurement in a quick run.
 const QUICK_RUNS: usize = 5;
 const QUICK_TIME: Duration = Duration::from_millis(120);
-/// The connections of each user.
-const BOTH: [Framing; 2] = [Framing::Frames, Framing::Lines];
-/// How an answer begins that is no error.
+/// Each user has one connection per framing.
+const FRAMINGS: [Framing; 2] = [Framing::Frames, Framing::Lines];
+/// How a response begins that is not an error.
 const RESPONSE: &[u8] = b"{\"type\":\"response\"";
 
-/// An operation.
+/// An operation of the shop.
 #[derive(Debug, Clone, Copy)]
-struct Operation {
+struct ShopOperation {
     name: &'static str,
     framing: Framing,
-    /// As reports call it.
+    /// The name in reports.
     title: &'static str,
     role: Role,
     is_durable: bool,
 }
 
-fn operations(framing: Framing) -> impl Iterator<Item = Operation> {
+fn operations(framing: Framing) -> impl Iterator<Item = ShopOperation> {
     let table = [
         ("SEARCH", "SEARCH (lines)", Role::Buyer, false),
         ("CART", "CART (lines)", Role::Buyer, false),
@@ -71,124 +72,125 @@ fn operations(framing: Framing) -> impl Iterator<Item = Operation> {
     ];
     table.into_iter().map(move |(name, over_lines, role, is_durable)| {
         let title = if framing == Framing::Lines { over_lines } else { name };
-        Operation { name, framing, title, role, is_durable }
+        ShopOperation { name, framing, title, role, is_durable }
     })
 }
 
-/// Measures everything that is wanted, for each number of clients.
+/// Measures the requested operations for each number of clients.
 ///
 /// # Errors
-/// A server that does not start or answer; the system's.
-pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
+/// A server that does not start or respond, or an I/O error.
+pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
     if run.args.quick {
-        // Seven operations, each with its limits: fewer and shorter turns than where there are three.
-        run.effort.runs = run.args.runs.map_or(QUICK_RUNS, usize::from);
-        if let Length::Time(time) = &mut run.effort.length {
+        // There are seven operations with limits of their own, so turns are fewer and shorter than elsewhere.
+        run.sampling.runs = run.args.runs.map_or(QUICK_RUNS, usize::from);
+        if let MeasurementLength::Time(time) = &mut run.sampling.length {
             *time = (*time).min(QUICK_TIME);
         }
     }
-    // Whole calls cost nearly the same in either: each by itself is measured over lines if there is time.
-    let both = BOTH.as_slice();
+    // The cost hardly depends on the framing, so single operations are measured over lines only in a full run.
+    let both = FRAMINGS.as_slice();
     let framings = if run.args.full { both } else { &both[..1] };
-    let wanted: Vec<Operation> =
-        framings.iter().flat_map(|framing| operations(*framing)).filter(|one| run.wants(one.name)).collect();
-    let benches: usize = wanted.iter().map(|one| if one.is_durable { 3 } else { 2 }).sum();
-    run.announce(benches * run.args.clients().len());
+    let wanted: Vec<ShopOperation> =
+        framings.iter().flat_map(|framing| operations(*framing)).filter(|one| run.is_wanted(one.name)).collect();
+    let benchmarks: usize = wanted.iter().map(|one| if one.is_durable { 3 } else { 2 }).sum();
+    run.expect_benchmarks(benchmarks * run.args.clients().len());
     let mixes: Vec<(Mix, Framing)> = [Mix::Documents, Mix::Everything]
         .into_iter()
-        .filter(|mix| run.wants(mix.name()))
+        .filter(|mix| run.is_wanted(mix.name()))
         .flat_map(|mix| {
             let framings = if mix == Mix::Everything && !run.args.quick { both } else { framings };
             framings.iter().map(move |framing| (mix, *framing))
         })
         .collect();
     let of_mixes: usize = mixes.iter().map(|(mix, _)| mix::measurements(run, *mix)).sum();
-    run.announce_all(of_mixes * run.args.clients().len());
+    run.expect_measurements(of_mixes * run.args.clients().len());
     let most = run.args.clients().into_iter().max().unwrap_or(1);
-    let processes = Processes::start(run)?;
-    run.say("filling the catalogue");
-    let brand = if processes.are_ours { Brand::alone() } else { Brand::random()? };
-    let mut town = Town::settle(processes.seller, processes.buyer, &brand, most, both, run.stop)?;
-    let mut relay = Relay::start(run)?;
+    let processes = ShopProcesses::start(run)?;
+    run.set_status("filling the catalogue");
+    let tag = if processes.are_ours { RunTag::empty() } else { RunTag::random()? };
+    let mut population = ShopPopulation::create(processes.seller, processes.buyer, &tag, most, both, run.stop)?;
+    let mut relay = RelayProcesses::start(run)?;
     for is_durable in [false, true] {
         for clients in run.args.clients() {
             for operation in wanted.iter().filter(|one| one.is_durable == is_durable) {
-                if run.stop.is_asked() {
+                if run.stop.is_set() {
                     return Ok(());
                 }
                 let quick_and_late = run.args.quick && started.elapsed().as_secs() >= QUICK_LATE_S;
                 if is_durable && quick_and_late {
-                    run.effort.runs = 1;
+                    run.sampling.runs = 1;
                 }
-                measure_operation(run, &processes, &mut relay, &mut town, *operation, clients)?;
+                measure_operation(run, &processes, &mut relay, &mut population, *operation, clients)?;
             }
         }
     }
     for mix in mixes {
         for clients in run.args.clients() {
-            if run.stop.is_asked() {
+            if run.stop.is_set() {
                 return Ok(());
             }
-            mix::measure(run, &processes, &mut relay, &mut town, mix, clients)?;
+            mix::measure(run, &processes, &mut relay, &mut population, mix, clients)?;
         }
     }
     Ok(())
 }
 
 fn measure_operation(
-    run: &mut Run<'_>,
-    processes: &Processes,
-    relay: &mut Relay,
-    town: &mut Town,
-    operation: Operation,
+    run: &mut ScenarioRun<'_>,
+    processes: &ShopProcesses,
+    relay: &mut RelayProcesses,
+    population: &mut ShopPopulation,
+    operation: ShopOperation,
     clients: usize,
 ) -> anyhow::Result<()> {
-    run.say(&format!("preparing {}", operation.title));
-    processes.prepare(town)?;
-    let rounds = town.prepare(operation.name, operation.role, clients)?;
+    run.set_status(&format!("preparing {}", operation.title));
+    processes.prepare(population)?;
+    let rounds = population.prepare(operation.name, operation.role, clients)?;
     let nth_framing = usize::from(operation.framing == Framing::Lines);
-    let users = town.users(operation.role);
-    let trips = learn(&mut users[0], operation.name, &rounds[0][0])?;
-    let (relay_servers, mut echoing) = relay.clients(operation.framing, clients, &trips)?;
-    let mut calling: Vec<Caller<'_>> = Vec::with_capacity(clients);
+    let users = population.users(operation.role);
+    let relay_requests = learn_relay_requests(&mut users[0], operation.name, &rounds[0][0])?;
+    let (relay_servers, mut relay_clients) = relay.clients(operation.framing, clients, &relay_requests)?;
+    let mut shop_clients: Vec<ClosedLoopClient<'_>> = Vec::with_capacity(clients);
     for (user, rounds) in users.iter_mut().zip(&rounds) {
         let frame = |round: &Vec<Vec<u8>>| round.iter().map(|call| framed(operation.framing, call)).collect();
-        calling.push(Caller::of_user(user, nth_framing, rounds.iter().map(frame).collect()));
+        shop_clients.push(ClosedLoopClient::for_user(user, nth_framing, rounds.iter().map(frame).collect()));
     }
     let names: Vec<String> = (0..clients).map(|nth| format!("perf-shop-{nth:04}")).collect();
     let out = run.args.out.clone();
     let is_required = !operation.is_durable && [1, 100].contains(&clients) && operation.name != "GETITEM";
-    let mut benches = vec![
-        Bench::limit(RELAY, |length, stop| run_all(&mut echoing, length, stop)).on(relay_servers),
-        Bench::new(operation.title, |length, stop| run_all(&mut calling, length, stop)).on(&processes.servers),
+    let mut benchmarks = vec![
+        Benchmark::limit(RELAY, |length, stop| run_all(&mut relay_clients, length, stop)).on(relay_servers),
+        Benchmark::new(operation.title, |length, stop| run_all(&mut shop_clients, length, stop)).on(&processes.servers),
     ];
-    let mut pairs = vec![Pair { result: operation.title, limits: &[RELAY], required: is_required.then_some(0.5) }];
+    let mut comparisons =
+        vec![Comparison { result: operation.title, limits: &[RELAY], required: is_required.then_some(0.5) }];
     if operation.is_durable {
-        let commit = move |length: Length, stop: &Stop| {
+        let commit = move |length: MeasurementLength, stop: &StopFlag| {
             let length = match length {
-                Length::Calls(calls) => Length::Calls(calls * clients as u64),
+                MeasurementLength::Calls(calls) => MeasurementLength::Calls(calls * clients as u64),
                 time => time,
             };
             limits::commit(&out, &names, 100, length, stop)
         };
-        benches.push(Bench { begins_anew: true, ..Bench::limit(COMMIT_100, commit) });
-        pairs.push(Pair { result: operation.title, limits: &[COMMIT_100], required: None });
+        benchmarks.push(Benchmark { starts_fresh: true, ..Benchmark::limit(COMMIT_100, commit) });
+        comparisons.push(Comparison { result: operation.title, limits: &[COMMIT_100], required: None });
     }
-    run.measure(Group { clients, benches, pairs })
+    run.measure(BenchmarkGroup { clients, benchmarks, comparisons })
 }
 
-/// Checks the form of `--target`; an error says what was expected.
+/// Checks the syntax of `--target`.
 ///
 /// # Errors
-/// It does not name two addresses.
+/// A description of what was expected.
 pub fn check_target(target: &str) -> Result<(), String> {
     frontends(target).map(|_| ()).ok_or_else(|| {
         format!("--target: expected the sellers' frontend and the buyers', HOST:PORT,HOST:PORT, not {target:?}")
     })
 }
 
-/// The two frontends that `--target` names: the sellers' and the buyers'.
+/// The sellers' and the buyers' frontend named by `--target`.
 fn frontends(target: &str) -> Option<(&str, &str)> {
     let (seller, buyer) = target.split_once(',')?;
     let is_addr = |text: &str| {
@@ -198,25 +200,25 @@ fn frontends(target: &str) -> Option<(&str, &str)> {
     [seller, buyer].into_iter().all(is_addr).then_some((seller, buyer))
 }
 
-/// The four servers, or the frontends that were named.
-struct Processes {
-    /// None of what is not ours: nothing is known of their CPU time and memory.
-    servers: Vec<Server>,
+/// The four server processes, or the frontends given with `--target`.
+struct ShopProcesses {
+    /// Empty if the servers are not ours; their CPU time and memory are then unknown.
+    servers: Vec<ServerProcess>,
     are_ours: bool,
     seller: SocketAddr,
     buyer: SocketAddr,
-    /// Of the cluster key; goes last.
+    /// The folder of the cluster key; dropped last.
     _dir: Option<child::WorkDir>,
 }
 
-impl Processes {
-    /// Before a group of measurements.
-    fn prepare(&self, town: &mut Town) -> anyhow::Result<()> {
-        // Ours let nobody's session end.
-        if self.are_ours { Ok(()) } else { town.stay_signed_in() }
+impl ShopProcesses {
+    /// Prepares for a group of measurements.
+    fn prepare(&self, population: &mut ShopPopulation) -> anyhow::Result<()> {
+        // Our own servers have a session timeout of a day.
+        if self.are_ours { Ok(()) } else { population.stay_signed_in() }
     }
 
-    fn start(run: &Run<'_>) -> anyhow::Result<Processes> {
+    fn start(run: &ScenarioRun<'_>) -> anyhow::Result<ShopProcesses> {
         if let Some(target) = &run.args.target {
             let (seller, buyer) = frontends(target).with_context(|| format!("--target {target}: expected two"))?;
             let resolve = |name: &str| {
@@ -224,29 +226,29 @@ impl Processes {
                 addrs.into_iter().next().with_context(|| format!("--target {name}: no such host"))
             };
             let (seller, buyer) = (resolve(seller)?, resolve(buyer)?);
-            return Ok(Processes { servers: Vec::new(), are_ours: false, seller, buyer, _dir: None });
+            return Ok(ShopProcesses { servers: Vec::new(), are_ours: false, seller, buyer, _dir: None });
         }
-        run.say("starting the servers");
+        run.set_status("starting the servers");
         let dir = child::WorkDir::create(&run.args.out)?;
         let key = dir.path().join("cluster.key").display().to_string();
-        let program = child::sibling("p2s2")?;
+        let program = child::sibling_program("p2s2")?;
         let mut servers = Vec::new();
         let mut start = |command: &str, name: &str, more: &[(&str, SocketAddr)]| {
-            let words = |own: &std::path::Path| {
+            let program_args = |own: &std::path::Path| {
                 let state = own.join("state").display().to_string();
-                let mut words = [command, "--port", "0", "--cluster-key", &key].map(str::to_owned).to_vec();
+                let mut program_args = [command, "--port", "0", "--cluster-key", &key].map(str::to_owned).to_vec();
                 if more.is_empty() {
-                    words.extend(["--data-dir".to_owned(), state]);
+                    program_args.extend(["--data-dir".to_owned(), state]);
                 }
                 if command == "customer-db" {
-                    // Who has to wait for his measurement stays signed in.
-                    words.extend(["--session-timeout", "1d"].map(str::to_owned));
+                    // Users must stay signed in while others are measured.
+                    program_args.extend(["--session-timeout", "1d"].map(str::to_owned));
                 }
-                words.extend(more.iter().flat_map(|(flag, addr)| [(*flag).to_owned(), addr.to_string()]));
-                words
+                program_args.extend(more.iter().flat_map(|(flag, addr)| [(*flag).to_owned(), addr.to_string()]));
+                program_args
             };
-            let server = Server::start(command, &program, &run.args.out, words, run.stop)?;
-            let addr = server.said::<SocketAddr>(&format!("{name}: tcp "))?;
+            let server = ServerProcess::start(command, &program, &run.args.out, program_args, run.stop)?;
+            let addr = server.announced::<SocketAddr>(&format!("{name}: tcp "))?;
             servers.push(server);
             anyhow::Ok(addr)
         };
@@ -256,105 +258,112 @@ impl Processes {
         ];
         let seller = start("seller-server", "seller", &databases)?;
         let buyer = start("buyer-server", "buyer", &databases)?;
-        Ok(Processes { servers, are_ours: true, seller, buyer, _dir: Some(dir) })
+        Ok(ShopProcesses { servers, are_ours: true, seller, buyer, _dir: Some(dir) })
     }
 }
 
-/// The echo over as many processes as a call crosses.
-struct Relay {
-    servers: Vec<Server>,
+/// The echo across as many processes as a call of the shop.
+struct RelayProcesses {
+    servers: Vec<ServerProcess>,
     front: SocketAddr,
-    /// Kept open: frames, lines.
-    wires: [Vec<Wire>; 2],
+    /// Open connections by framing: frames, lines.
+    connections: [Vec<FramedConnection>; 2],
 }
 
-impl Relay {
-    fn start(run: &Run<'_>) -> anyhow::Result<Relay> {
-        run.say("starting the limits");
+impl RelayProcesses {
+    fn start(run: &ScenarioRun<'_>) -> anyhow::Result<RelayProcesses> {
+        run.set_status("starting the limits");
         let own = std::env::current_exe().context("cannot tell where this program lies")?;
         let mut servers = Vec::new();
-        let mut start = |kind: Kind, backs: &[SocketAddr]| {
-            let server = Server::start(kind.name(), &own, &run.args.out, |_| kind.relay_words(backs), run.stop)?;
-            let addr = server.said::<SocketAddr>("tcp ")?;
+        let mut start = |kind: LimitServerKind, backs: &[SocketAddr]| {
+            let server = ServerProcess::start(kind.name(), &own, &run.args.out, |_| kind.relay_args(backs), run.stop)?;
+            let addr = server.announced::<SocketAddr>("tcp ")?;
             servers.push(server);
             anyhow::Ok(addr)
         };
-        let backs = [start(Kind::RelayBack, &[])?, start(Kind::RelayBack, &[])?];
-        let front = start(Kind::RelayFront, &backs)?;
-        Ok(Relay { servers, front, wires: [Vec::new(), Vec::new()] })
+        let backs = [start(LimitServerKind::RelayBack, &[])?, start(LimitServerKind::RelayBack, &[])?];
+        let front = start(LimitServerKind::RelayFront, &backs)?;
+        Ok(RelayProcesses { servers, front, connections: [Vec::new(), Vec::new()] })
     }
 
-    /// So many clients that make these trips in each round.
+    /// Clients that send these requests in each round.
     fn clients(
         &mut self,
         framing: Framing,
         count: usize,
-        trips: &[Trip],
-    ) -> anyhow::Result<(&[Server], Vec<Caller<'_>>)> {
-        self.clients_of(framing, count, &[vec![trips.to_vec()]])
+        relay_requests: &[RelayRequest],
+    ) -> anyhow::Result<(&[ServerProcess], Vec<ClosedLoopClient<'_>>)> {
+        self.clients_of_kinds(framing, count, &[vec![relay_requests.to_vec()]])
     }
 
-    /// The same with several kinds of clients, so many of each, and the rounds of each kind.
-    fn clients_of(
+    /// Clients of several kinds, `count` of each, with the rounds of each kind.
+    fn clients_of_kinds(
         &mut self,
         framing: Framing,
         count: usize,
-        kinds: &[Vec<Vec<Trip>>],
-    ) -> anyhow::Result<(&[Server], Vec<Caller<'_>>)> {
-        let wires = &mut self.wires[usize::from(framing == Framing::Lines)];
-        while wires.len() < count * kinds.len() {
-            wires.push(people::connect(self.front, framing)?);
+        kinds: &[Vec<Vec<RelayRequest>>],
+    ) -> anyhow::Result<(&[ServerProcess], Vec<ClosedLoopClient<'_>>)> {
+        let connections = &mut self.connections[usize::from(framing == Framing::Lines)];
+        while connections.len() < count * kinds.len() {
+            connections.push(users::connect(self.front, framing)?);
         }
         let mut clients = Vec::with_capacity(count * kinds.len());
-        for (wires, rounds) in wires.chunks_mut(count).zip(kinds) {
-            let message = |trip: &Trip| Ok(framed(framing, &trip.message()?));
+        for (connections, rounds) in connections.chunks_mut(count).zip(kinds) {
+            let message = |relay_request: &RelayRequest| Ok(framed(framing, &relay_request.message()?));
             let rounds: Vec<Vec<Vec<u8>>> =
                 rounds.iter().map(|round| round.iter().map(message).collect()).collect::<anyhow::Result<_>>()?;
-            clients.extend(wires.iter_mut().map(|wire| Caller::new(wire, rounds.clone(), relay::ANSWER_HEAD)));
+            clients.extend(
+                connections
+                    .iter_mut()
+                    .map(|connection| ClosedLoopClient::new(connection, rounds.clone(), relay::RESPONSE_PREFIX)),
+            );
         }
         Ok((&self.servers, clients))
     }
 }
 
-/// A client in a closed loop: an operation is a round of one call or several, and the next round may be
-/// another.
-struct Caller<'a> {
-    wire: &'a mut Wire,
+/// A client in a closed loop. An operation is a round of one or more calls; rounds are repeated in turn.
+struct ClosedLoopClient<'a> {
+    connection: &'a mut FramedConnection,
     rounds: Vec<Vec<Vec<u8>>>,
-    /// Of a mix, what each round is; else nothing.
+    /// In a mix, the API of each round; else empty.
     names: Vec<&'static str>,
     next: usize,
-    /// How a good answer begins.
-    answer_head: &'static [u8],
-    /// Where to connect anew when a connection breaks, which fails the call; without it, it ends the run.
-    home: Option<(SocketAddr, Framing)>,
+    /// How a successful response begins.
+    response_prefix: &'static [u8],
+    /// Where to reconnect after a broken connection, which fails the call; `None`: the run ends.
+    reconnect_to: Option<(SocketAddr, Framing)>,
 }
 
-impl<'a> Caller<'a> {
-    fn new(wire: &'a mut Wire, rounds: Vec<Vec<Vec<u8>>>, answer_head: &'static [u8]) -> Caller<'a> {
-        Caller { wire, rounds, names: Vec::new(), next: 0, answer_head, home: None }
+impl<'a> ClosedLoopClient<'a> {
+    fn new(
+        connection: &'a mut FramedConnection,
+        rounds: Vec<Vec<Vec<u8>>>,
+        response_prefix: &'static [u8],
+    ) -> ClosedLoopClient<'a> {
+        ClosedLoopClient { connection, rounds, names: Vec::new(), next: 0, response_prefix, reconnect_to: None }
     }
 
-    /// One that calls as this user, over the connection of that framing.
-    fn of_user(user: &'a mut User, nth_framing: usize, rounds: Vec<Vec<Vec<u8>>>) -> Caller<'a> {
-        let home = Some((user.addr(), BOTH[nth_framing]));
-        Caller { home, ..Caller::new(&mut user.wires[nth_framing], rounds, RESPONSE) }
+    /// A client that calls as this user over the connection with that framing.
+    fn for_user(user: &'a mut User, nth_framing: usize, rounds: Vec<Vec<Vec<u8>>>) -> ClosedLoopClient<'a> {
+        let reconnect_to = Some((user.addr(), FRAMINGS[nth_framing]));
+        ClosedLoopClient { reconnect_to, ..ClosedLoopClient::new(&mut user.connections[nth_framing], rounds, RESPONSE) }
     }
 
-    fn drive(&mut self, length: Length, stop: &Stop) -> anyhow::Result<Sample> {
+    fn drive(&mut self, length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
         let mut sample = Sample::new();
         let started = Instant::now();
         let (mut before, mut calls) = (started, 0);
-        while !length.is_over(calls, started, before) && !stop.is_asked() {
+        while !length.is_over(calls, started, before) && !stop.is_set() {
             let round = &self.rounds[self.next];
             let mut is_good = true;
             for call in round {
-                match exchange(self.wire, call, self.answer_head) {
+                match exchange(self.connection, call, self.response_prefix) {
                     Ok(good) => is_good &= good,
                     Err(error) => {
-                        let Some((addr, framing)) = self.home else { return Err(error) };
-                        // Its answer, if one comes, is nobody's: it must not be taken for the next call's.
-                        *self.wire = people::connect(addr, framing).context(error)?;
+                        let Some((addr, framing)) = self.reconnect_to else { return Err(error) };
+                        // A late response must not be taken for that of the next call.
+                        *self.connection = users::connect(addr, framing).context(error)?;
                         is_good = false;
                         break;
                     }
@@ -362,8 +371,8 @@ impl<'a> Caller<'a> {
             }
             let now = Instant::now();
             match (self.names.get(self.next), is_good) {
-                (Some(name), _) => sample.of_part(name, is_good.then(|| now - before)),
-                (None, true) => sample.answered(now - before),
+                (Some(name), _) => sample.record_part(name, is_good.then(|| now - before)),
+                (None, true) => sample.record_success(now - before),
                 (None, false) => sample.failed += 1,
             }
             self.next = (self.next + 1) % self.rounds.len();
@@ -374,52 +383,57 @@ impl<'a> Caller<'a> {
     }
 }
 
-/// One call; whether its answer is a good one.
-fn exchange(wire: &mut Wire, call: &[u8], answer_head: &[u8]) -> anyhow::Result<bool> {
-    wire.send(call)?;
-    let answer = wire.receive()?.context("a server closed a connection")?;
-    Ok(answer.starts_with(answer_head))
+/// Makes one call; returns whether the response is successful.
+fn exchange(connection: &mut FramedConnection, call: &[u8], response_prefix: &[u8]) -> anyhow::Result<bool> {
+    connection.send(call)?;
+    let response = connection.receive()?.context("a server closed a connection")?;
+    Ok(response.starts_with(response_prefix))
 }
 
-fn run_all(callers: &mut [Caller<'_>], length: Length, stop: &Stop) -> anyhow::Result<Sample> {
-    load::run_all(callers, |caller| caller.drive(length, stop))
+fn run_all(clients: &mut [ClosedLoopClient<'_>], length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
+    load::run_all(clients, |client| client.drive(length, stop))
 }
 
-/// Makes one round, and tells what the same would be without work: sizes as they were, hops as the
-/// frontends make them.
-fn learn(user: &mut User, operation: &str, round: &[Vec<u8>]) -> anyhow::Result<Vec<Trip>> {
-    let mut trips = Vec::with_capacity(round.len());
+/// Makes one round and derives the equivalent relay requests: the same sizes, and the hops that the frontends make.
+fn learn_relay_requests(user: &mut User, operation: &str, round: &[Vec<u8>]) -> anyhow::Result<Vec<RelayRequest>> {
+    let mut relay_requests = Vec::with_capacity(round.len());
     for call in round {
-        let wire = &mut user.wires[0];
-        wire.send(&framed(Framing::Frames, call))?;
-        let answer = wire.receive()?.context("the server closed the connection")?.to_vec();
-        let text = String::from_utf8_lossy(&answer);
-        ensure!(answer.starts_with(RESPONSE), "{operation} was refused: {text}");
+        let connection = &mut user.connections[0];
+        connection.send(&framed(Framing::Frames, call))?;
+        let response = connection.receive()?.context("the server closed the connection")?.to_vec();
+        let text = String::from_utf8_lossy(&response);
+        ensure!(response.starts_with(RESPONSE), "{operation} was refused: {text}");
         let request: Value = serde_json::from_slice(call)?;
         let (api, payload) = (request["api"].as_str().unwrap_or_default(), &request["payload"]);
-        let result: Value = serde_json::from_slice(&answer)?;
+        let result: Value = serde_json::from_slice(&response)?;
         let payload_at = text.find("\"payload\":").context("payload: missing in an answer")? + "\"payload\":".len();
-        // Without the envelope's last brace.
-        let passed_on = answer.len() - payload_at - 1;
-        let steps = steps(user, api, payload, &result["payload"], passed_on);
-        trips.push(Trip { request_bytes: call.len(), answer_bytes: answer.len(), steps: steps? });
+        // Without the envelope's closing brace.
+        let passed_on = response.len() - payload_at - 1;
+        let steps = relay_steps(user, api, payload, &result["payload"], passed_on);
+        relay_requests.push(RelayRequest { request_bytes: call.len(), answer_bytes: response.len(), steps: steps? });
     }
-    Ok(trips)
+    Ok(relay_requests)
 }
 
-/// What a frontend asks of the databases for one call (`shop::frontend`), in bytes.
-fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usize) -> anyhow::Result<Vec<Vec<Hop>>> {
+/// The requests to the databases that a frontend makes for one call (see `shop::frontend`), with their sizes.
+fn relay_steps(
+    user: &User,
+    api: &str,
+    payload: &Value,
+    result: &Value,
+    passed_on: usize,
+) -> anyhow::Result<Vec<Vec<Hop>>> {
     const OK_BYTES: usize = "{\"ok\":}".len();
     let customer = |op: &CustomerOp, answer_bytes: usize| hop(CUSTOMER, op, answer_bytes + OK_BYTES);
     let product = |op: &ProductOp, answer_bytes: usize| hop(PRODUCT, op, answer_bytes + OK_BYTES);
     let (done, id) = ("null".len(), "0".repeat(32));
     let text = |field: &str| payload[field].as_str().unwrap_or_default().to_owned();
     let limit = |unless: u64| payload["limit"].as_u64().unwrap_or(unless);
-    let (sid, users) = (user.sid.clone(), false);
+    let (sid, uses_saved_cart) = (user.sid.clone(), false);
     let account = Account { user_id: user.id, username: user.name.clone(), name: user.name.clone() };
     let touch = customer(&CustomerOp::Touch { role: user.role, sid: sid.clone() }, json_bytes(&account)?)?;
     let price = Cents(1250);
-    let line = || Line { item_id: user.item.clone(), quantity: 1 };
+    let line = || LineItem { item_id: user.item.clone(), quantity: 1 };
     let priced = PricedLine {
         item_id: user.item.clone(),
         quantity: 1,
@@ -436,7 +450,7 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
         }
         "DisplayCart" => {
             let wrapped = "{\"cart\":}".len();
-            vec![vec![customer(&CustomerOp::ShowCart { sid, users }, passed_on - wrapped)?]]
+            vec![vec![customer(&CustomerOp::ShowCart { sid, uses_saved_cart }, passed_on - wrapped)?]]
         }
         "DisplayItemsForSale" => {
             let items = ProductOp::ItemsOf { seller_id: user.id, offset: 0, limit: limit(500) };
@@ -445,8 +459,15 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
         "GetItem" => vec![vec![touch, product(&ProductOp::GetItem { item_id: text("item_id") }, passed_on)?]],
         "AddItemToCart" => {
             let item_id = text("item_id");
-            let item = product(&ProductOp::GetItem { item_id: item_id.clone() }, people::ITEM_BYTES)?;
-            let add = CustomerOp::AddToCart { request: id, sid, users, item_id, quantity: 1, at_most: people::STOCK };
+            let item = product(&ProductOp::GetItem { item_id: item_id.clone() }, users::ITEM_BYTES)?;
+            let add = CustomerOp::AddToCart {
+                request: id,
+                sid,
+                uses_saved_cart,
+                item_id,
+                quantity: 1,
+                at_most: users::STOCK,
+            };
             vec![vec![item], vec![customer(&add, done)?]]
         }
         "RegisterItemForSale" => {
@@ -466,11 +487,11 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
         "UpdateUnitsForSale" => {
             let delta = payload["quantity"].as_i64().unwrap_or_default();
             let update = ProductOp::UpdateUnits { request: id, seller_id: user.id, item_id: text("item_id"), delta };
-            vec![vec![touch], vec![product(&update, json_bytes(&Quantity::deserialize(result)?)?)?]]
+            vec![vec![touch], vec![product(&update, json_bytes(&RemainingQuantity::deserialize(result)?)?)?]]
         }
         "GetSellerRating" => {
             let rating = ProductOp::RatingOf { seller_id: user.id };
-            vec![vec![touch], vec![product(&rating, json_bytes(&Rating::deserialize(result)?)?)?]]
+            vec![vec![touch], vec![product(&rating, json_bytes(&SellerRating::deserialize(result)?)?)?]]
         }
         "GetSellerOrders" => {
             let orders = CustomerOp::Orders { sid, offset: 0, limit: limit(500) };
@@ -482,11 +503,12 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
         }
         "RemoveItemFromCart" => {
             let quantity = payload["quantity"].as_u64().map(u32::try_from).transpose()?;
-            let remove = CustomerOp::RemoveFromCart { request: id, sid, users, item_id: text("item_id"), quantity };
-            vec![vec![customer(&remove, json_bytes(&Quantity::deserialize(result)?)?)?]]
+            let remove =
+                CustomerOp::RemoveFromCart { request: id, sid, uses_saved_cart, item_id: text("item_id"), quantity };
+            vec![vec![customer(&remove, json_bytes(&RemainingQuantity::deserialize(result)?)?)?]]
         }
-        "SaveCart" => vec![vec![customer(&CustomerOp::SaveCart { sid, users }, done)?]],
-        "ClearCart" => vec![vec![customer(&CustomerOp::ClearCart { sid, users }, done)?]],
+        "SaveCart" => vec![vec![customer(&CustomerOp::SaveCart { sid, uses_saved_cart }, done)?]],
+        "ClearCart" => vec![vec![customer(&CustomerOp::ClearCart { sid, uses_saved_cart }, done)?]],
         "ProvideFeedback" => {
             let up = payload["thumbs_up"].as_bool().unwrap_or_default();
             let vote = ProductOp::VoteItem { buyer_id: user.id, item_id: text("item_id"), up };
@@ -498,18 +520,18 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
         }
         "MakePurchase" => {
             let purchase_id = result["purchase_id"].as_str().unwrap_or(&id).to_owned();
-            let card = LinkCard { number: CARD.to_owned(), exp: "12/79".to_owned(), name: user.name.clone() };
+            let card = CardDetails { number: CARD.to_owned(), exp: "12/79".to_owned(), name: user.name.clone() };
             let (lease, lease_ms) = (1, 10_000);
             let address = payload["address"].as_str().map(str::to_owned);
-            let begin = CustomerOp::Begin { request: id, sid, users, idempotency_key: None, address };
-            let begun = Begun::Drive { purchase_id: purchase_id.clone(), lease, lease_ms, lines: vec![line()] };
+            let begin = CustomerOp::Begin { request: id, sid, uses_saved_cart, idempotency_key: None, address };
+            let begun = BeginResponse::Drive { purchase_id: purchase_id.clone(), lease, lease_ms, lines: vec![line()] };
             let hold =
                 ProductOp::Hold { purchase_id: purchase_id.clone(), lines: vec![line()], expires_in_ms: 3_600_000 };
             let lines = vec![priced.clone()];
             let authorise =
                 CustomerOp::Authorise { purchase_id: purchase_id.clone(), lease, lines: lines.clone(), card };
             let complete = CustomerOp::Complete { purchase_id: purchase_id.clone(), lease };
-            let purchased = Purchased { purchase_id: purchase_id.clone(), total: price, items: lines.clone() };
+            let purchased = CompletedPurchase { purchase_id: purchase_id.clone(), total: price, items: lines.clone() };
             vec![
                 vec![customer(&begin, json_bytes(&begun)?)?],
                 vec![product(&hold, json_bytes(&lines)?)?],
@@ -530,7 +552,7 @@ fn json_bytes(value: &impl Serialize) -> anyhow::Result<usize> {
     Ok(serde_json::to_vec(value)?.len())
 }
 
-/// A call of dialect 1.
+/// A request in the shop's first dialect.
 fn call(api: &str, sid: Option<&str>, payload: &Value) -> Vec<u8> {
     json!({"type": "request", "api": api, "session_id": sid, "payload": payload}).to_string().into_bytes()
 }

@@ -1,38 +1,36 @@
-//! The wish to end, cheap enough to be looked at before every call.
+//! A flag that ends a run, cheap enough to be checked before every call.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::net::shutdown::Shutdown;
+use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
 
-/// Whether measuring is to end. Clones are the same.
+/// Set when measuring is to end. Clones share one flag.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct StopFlag(Arc<AtomicBool>);
 
-impl Stop {
-    /// Asked for by SIGINT or SIGTERM.
+impl StopFlag {
+    /// A flag that SIGINT and SIGTERM set.
     ///
     /// # Errors
-    /// The system's, when it gives no handler or thread.
-    pub fn on_signals() -> io::Result<Stop> {
-        let (stop, shutdown) = (Stop::default(), Shutdown::install()?);
-        let asked = stop.clone();
+    /// The signal handler or its thread cannot be installed.
+    pub fn on_signals() -> io::Result<StopFlag> {
+        let (stop, shutdown) = (StopFlag::default(), ShutdownSignal::install()?);
+        let flag = stop.clone();
         threads::spawn("signals", move || {
             shutdown.wait();
-            asked.ask();
+            flag.set();
         })?;
         Ok(stop)
     }
 
-    /// Asks for the end.
-    pub fn ask(&self) {
+    pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the end was asked for.
-    pub fn is_asked(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }

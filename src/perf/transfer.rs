@@ -1,13 +1,13 @@
-//! How fast files pass from node to node: five nodes, each a process, driven over their client API.
+//! Speed of file transfers between five node processes, which are controlled through their client API.
 //!
-//! | operation | is |
+//! | operation | measures |
 //! |---|---|
-//! | `10KB` … `1GB` | one node after the other fetches such a file from the first; verified piece by piece |
-//! | `THREE` | three of them fetch one file at once |
-//! | `SOURCES` | the last one fetches what the others have as well, from several at once |
+//! | `10KB` … `1GB` | one node after the other fetches a file of this size from the first; each piece is verified |
+//! | `THREE` | three nodes fetch the same file concurrently |
+//! | `SOURCES` | the last node fetches a file that all others have, from several at once |
 //!
-//! `copy` is the least that such a transfer could be, by the standard library: from memory through a socket into a
-//! file, and one fdatasync at the end.
+//! The limit `copy` is the minimum work of such a transfer, with the standard library: from memory through a socket into
+//! a file, and one fdatasync at the end.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -17,17 +17,17 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use super::child::{WorkDir, watch};
-use super::load::{Length, Sample};
-use super::plan::{Bench, Group, Pair};
-use super::run::Run;
-use super::share::{Net, Node};
-use super::stop::Stop;
+use super::child::{WorkDir, with_usage};
+use super::load::{MeasurementLength, Sample};
+use super::plan::{Benchmark, BenchmarkGroup, Comparison};
+use super::run::ScenarioRun;
+use super::share::{ShareNetwork, ShareNode};
+use super::stop::StopFlag;
 
 const NODES: usize = 5;
-/// What `--only` may name.
+/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &["10KB", "100KB", "1MB", "10MB", "100MB", "1GB", "THREE", "SOURCES"];
-/// Name, bytes, fetches in a measurement.
+/// Name, bytes, fetches per measurement.
 const SIZES: [(&str, u64, u64); 6] = [
     ("10KB", 10_000, 100),
     ("100KB", 100_000, 100),
@@ -36,77 +36,77 @@ const SIZES: [(&str, u64, u64); 6] = [
     ("100MB", 100_000_000, 2),
     ("1GB", 1_000_000_000, 1),
 ];
-/// What is fetched by several, or from several; of a quick run.
-const SHARED: u64 = 1_000_000_000;
-const SHARED_QUICK: u64 = 100_000_000;
+/// Size of the file that is fetched by or from several nodes, and in a quick run.
+const SHARED_FILE_BYTES: u64 = 1_000_000_000;
+const SHARED_FILE_BYTES_QUICK: u64 = 100_000_000;
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Turns, unless others are asked for: each of the largest takes seconds.
+/// Default number of turns: each of the largest sizes takes seconds.
 const RUNS: usize = 5;
 const RUNS_QUICK: usize = 3;
 
-/// Measures everything that is wanted.
+/// Measures the requested operations.
 ///
 /// # Errors
-/// A process that does not start or answer, a fetch that fails; the system's.
-pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
-    run.effort.runs = run.args.runs.map_or(if run.args.quick { RUNS_QUICK } else { RUNS }, usize::from);
+/// A process that does not start or respond, a fetch that fails, or an I/O error.
+pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
+    run.sampling.runs = run.args.runs.map_or(if run.args.quick { RUNS_QUICK } else { RUNS }, usize::from);
     let sizes: Vec<_> = SIZES
         .into_iter()
-        .filter(|(name, bytes, _)| run.wants(name) && !(run.args.quick && *bytes > SHARED_QUICK))
+        .filter(|(name, bytes, _)| run.is_wanted(name) && !(run.args.quick && *bytes > SHARED_FILE_BYTES_QUICK))
         .collect();
-    let (three, sources) = (run.wants("THREE"), run.wants("SOURCES"));
-    run.announce(sizes.len() * 2 + if three { 2 } else { 0 } + if sources { 2 } else { 0 });
-    let net = Net::start(run, NODES)?;
-    let files = Files { dir: net.dir.path(), next: std::cell::Cell::new(0) };
+    let (three, sources) = (run.is_wanted("THREE"), run.is_wanted("SOURCES"));
+    run.expect_benchmarks(sizes.len() * 2 + if three { 2 } else { 0 } + if sources { 2 } else { 0 });
+    let network = ShareNetwork::start(run, NODES)?;
+    let files = TestFiles { dir: network.dir.path(), next: std::cell::Cell::new(0) };
     for (name, bytes, fetches) in sizes {
-        if run.stop.is_asked() {
+        if run.stop.is_set() {
             return Ok(());
         }
-        run.say("publishing a file");
+        run.set_status("publishing a file");
         let fname = format!("{name}.bin");
-        net.nodes[0].publish(&files.make(&fname, bytes)?, &fname, run.stop)?;
-        measure_size(run, &net, &files, name, &fname, bytes, fetches)?;
+        network.nodes[0].publish(&files.create(&fname, bytes)?, &fname, run.stop)?;
+        measure_size(run, &network, &files, name, &fname, bytes, fetches)?;
     }
-    if !(three || sources) || run.stop.is_asked() {
+    if !(three || sources) || run.stop.is_set() {
         return Ok(());
     }
-    let bytes = if run.args.quick { SHARED_QUICK } else { SHARED };
-    run.say("publishing a file");
-    let shared = files.make("shared.bin", bytes)?;
-    net.nodes[0].publish(&shared, "shared.bin", run.stop)?;
+    let bytes = if run.args.quick { SHARED_FILE_BYTES_QUICK } else { SHARED_FILE_BYTES };
+    run.set_status("publishing a file");
+    let shared = files.create("shared.bin", bytes)?;
+    network.nodes[0].publish(&shared, "shared.bin", run.stop)?;
     if three {
-        measure_three(run, &net, &files, bytes)?;
+        measure_three(run, &network, &files, bytes)?;
     }
-    if sources && !run.stop.is_asked() {
-        // The same content elsewhere, under a name that nobody has tracked.
-        for node in &net.nodes[..NODES - 1] {
+    if sources && !run.stop.is_set() {
+        // The same content from other nodes, under a name that no node tracks yet.
+        for node in &network.nodes[..NODES - 1] {
             let copy = files.path(&format!("copy-{}.bin", node.name));
             fs::copy(&shared, &copy).context("cannot copy below --out")?;
             node.publish(&copy, "sources.bin", run.stop)?;
         }
-        measure_sources(run, &net, &files, bytes)?;
+        measure_sources(run, &network, &files, bytes)?;
     }
     Ok(())
 }
 
 fn measure_size(
-    run: &mut Run<'_>,
-    net: &Net,
-    files: &Files<'_>,
+    run: &mut ScenarioRun<'_>,
+    network: &ShareNetwork,
+    files: &TestFiles<'_>,
     name: &'static str,
     fname: &str,
     bytes: u64,
     fetches: u64,
 ) -> anyhow::Result<()> {
-    let fetchers = &net.nodes[1..];
+    let fetchers = &network.nodes[1..];
     let out = run.args.out.clone();
-    let benches = vec![
-        Bench::limit("copy", |length, stop| copies(&out, bytes, count(length, fetches), stop)),
-        Bench::new(name, |length, stop| {
+    let benchmarks = vec![
+        Benchmark::limit("copy", |length, stop| copy_repeatedly(&out, bytes, count(length, fetches), stop)),
+        Benchmark::new(name, |length, stop| {
             let mut sample = Sample::new();
             let started = Instant::now();
             for nth in 0..count(length, fetches) {
-                if stop.is_asked() {
+                if stop.is_set() {
                     break;
                 }
                 fetch(&fetchers[nth as usize % fetchers.len()], fname, bytes, files, stop, &mut sample)?;
@@ -114,22 +114,31 @@ fn measure_size(
             sample.elapsed = started.elapsed();
             Ok(sample)
         })
-        .on(&net.nodes[1].process),
+        .on(&network.nodes[1].process),
     ];
     let required = (name == "1GB").then_some(0.4);
-    run.measure(Group { clients: 1, benches, pairs: vec![Pair { result: name, limits: &["copy"], required }] })
+    run.measure(BenchmarkGroup {
+        clients: 1,
+        benchmarks,
+        comparisons: vec![Comparison { result: name, limits: &["copy"], required }],
+    })
 }
 
-/// Three at once, as a share of one alone: in bytes, three times as many.
-fn measure_three(run: &mut Run<'_>, net: &Net, files: &Files<'_>, bytes: u64) -> anyhow::Result<()> {
-    let at_once = |nodes: &[Node], stop: &Stop| -> anyhow::Result<Sample> {
+/// Three concurrent fetches, compared with a single one; together they carry three times as many bytes.
+fn measure_three(
+    run: &mut ScenarioRun<'_>,
+    network: &ShareNetwork,
+    files: &TestFiles<'_>,
+    bytes: u64,
+) -> anyhow::Result<()> {
+    let fetch_concurrently = |nodes: &[ShareNode], stop: &StopFlag| -> anyhow::Result<Sample> {
         let mut total = Sample::new();
         let started = Instant::now();
         let samples = std::thread::scope(|scope| {
             let fetching: Vec<_> = nodes
                 .iter()
                 .map(|node| {
-                    let path = files.fresh();
+                    let path = files.unused_path();
                     scope.spawn(move || {
                         let mut sample = Sample::new();
                         fetch_to(node, "shared.bin", bytes, &path, stop, &mut sample).map(|()| sample)
@@ -141,24 +150,30 @@ fn measure_three(run: &mut Run<'_>, net: &Net, files: &Files<'_>, bytes: u64) ->
             };
             fetching.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()
         })?;
-        samples.iter().for_each(|sample| total.absorb(sample));
+        samples.iter().for_each(|sample| total.merge(sample));
         total.elapsed = started.elapsed();
         Ok(total)
     };
-    let benches = vec![
-        Bench::limit("one alone", |_length, stop| at_once(&net.nodes[1..2], stop)),
-        Bench::new("THREE", |_length, stop| at_once(&net.nodes[1..4], stop)).on(&net.nodes[0].process),
+    let benchmarks = vec![
+        Benchmark::limit("one alone", |_length, stop| fetch_concurrently(&network.nodes[1..2], stop)),
+        Benchmark::new("THREE", |_length, stop| fetch_concurrently(&network.nodes[1..4], stop))
+            .on(&network.nodes[0].process),
     ];
-    let pair = Pair { result: "THREE", limits: &["one alone"], required: Some(0.8) };
-    run.measure(Group { clients: 3, benches, pairs: vec![pair] })
+    let comparison = Comparison { result: "THREE", limits: &["one alone"], required: Some(0.8) };
+    run.measure(BenchmarkGroup { clients: 3, benchmarks, comparisons: vec![comparison] })
 }
 
-fn measure_sources(run: &mut Run<'_>, net: &Net, files: &Files<'_>, bytes: u64) -> anyhow::Result<()> {
+fn measure_sources(
+    run: &mut ScenarioRun<'_>,
+    network: &ShareNetwork,
+    files: &TestFiles<'_>,
+    bytes: u64,
+) -> anyhow::Result<()> {
     let out = run.args.out.clone();
-    let last = &net.nodes[NODES - 1];
-    let benches = vec![
-        Bench::limit("copy", |_length, stop| copies(&out, bytes, 1, stop)),
-        Bench::new("SOURCES", |_length, stop| {
+    let last = &network.nodes[NODES - 1];
+    let benchmarks = vec![
+        Benchmark::limit("copy", |_length, stop| copy_repeatedly(&out, bytes, 1, stop)),
+        Benchmark::new("SOURCES", |_length, stop| {
             let mut sample = Sample::new();
             let started = Instant::now();
             fetch(last, "sources.bin", bytes, files, stop, &mut sample)?;
@@ -167,64 +182,71 @@ fn measure_sources(run: &mut Run<'_>, net: &Net, files: &Files<'_>, bytes: u64) 
         })
         .on(&last.process),
     ];
-    run.measure(Group {
+    run.measure(BenchmarkGroup {
         clients: 1,
-        benches,
-        pairs: vec![Pair { result: "SOURCES", limits: &["copy"], required: None }],
+        benchmarks,
+        comparisons: vec![Comparison { result: "SOURCES", limits: &["copy"], required: None }],
     })
 }
 
-/// A time says nothing of how many fetches fit: so many, unless calls are counted.
-fn count(length: Length, fetches: u64) -> u64 {
+/// The number of fetches: as given with `--calls`, else fixed, since a time does not tell how many fit into it.
+fn count(length: MeasurementLength, fetches: u64) -> u64 {
     match length {
-        Length::Calls(calls) => calls,
-        Length::Time(_) => fetches,
+        MeasurementLength::Calls(calls) => calls,
+        MeasurementLength::Time(_) => fetches,
     }
 }
 
 fn fetch(
-    node: &Node,
+    node: &ShareNode,
     fname: &str,
     bytes: u64,
-    files: &Files<'_>,
-    stop: &Stop,
+    files: &TestFiles<'_>,
+    stop: &StopFlag,
     sample: &mut Sample,
 ) -> anyhow::Result<()> {
-    fetch_to(node, fname, bytes, &files.fresh(), stop, sample)
+    fetch_to(node, fname, bytes, &files.unused_path(), stop, sample)
 }
 
-fn fetch_to(node: &Node, fname: &str, bytes: u64, path: &Path, stop: &Stop, sample: &mut Sample) -> anyhow::Result<()> {
+fn fetch_to(
+    node: &ShareNode,
+    fname: &str,
+    bytes: u64,
+    path: &Path,
+    stop: &StopFlag,
+    sample: &mut Sample,
+) -> anyhow::Result<()> {
     let took = node.fetch(fname, path, stop)?;
-    if stop.is_asked() {
+    if stop.is_set() {
         return Ok(());
     }
     let length = fs::metadata(path).with_context(|| format!("{fname} was fetched and is not there"))?.len();
     ensure!(length == bytes, "{fname} has {length} bytes instead of {bytes}");
     fs::remove_file(path)?;
-    sample.answered(took);
+    sample.record_success(took);
     sample.bytes += bytes;
     Ok(())
 }
 
-/// Files below the folder that nodes may name.
-struct Files<'d> {
+/// Files in the folder from which nodes may share.
+struct TestFiles<'d> {
     dir: &'d Path,
     next: std::cell::Cell<u64>,
 }
 
-impl Files<'_> {
+impl TestFiles<'_> {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Where nothing is yet.
-    fn fresh(&self) -> PathBuf {
+    /// A path that does not exist yet.
+    fn unused_path(&self) -> PathBuf {
         self.next.set(self.next.get() + 1);
         self.path(&format!("fetched-{}.bin", self.next.get()))
     }
 
-    /// A file of so many bytes that no two pieces share.
-    fn make(&self, name: &str, bytes: u64) -> anyhow::Result<PathBuf> {
+    /// Creates a file of pseudo-random content, so that no two pieces are equal.
+    fn create(&self, name: &str, bytes: u64) -> anyhow::Result<PathBuf> {
         let path = self.path(name);
         let mut hasher = blake3::Hasher::new();
         hasher.update(name.as_bytes());
@@ -242,27 +264,27 @@ impl Files<'_> {
     }
 }
 
-/// Bare copies, one after the other.
-fn copies(out: &Path, bytes: u64, count: u64, stop: &Stop) -> anyhow::Result<Sample> {
+/// Repeats the bare copy.
+fn copy_repeatedly(out: &Path, bytes: u64, count: u64, stop: &StopFlag) -> anyhow::Result<Sample> {
     let dir = WorkDir::create(out)?;
     let mut sample = Sample::new();
     let started = Instant::now();
     for _ in 0..count {
-        if stop.is_asked() {
+        if stop.is_set() {
             break;
         }
         let begun = Instant::now();
         let path = dir.path().join("copy.bin");
         copy(&path, bytes)?;
-        sample.answered(begun.elapsed());
+        sample.record_success(begun.elapsed());
         sample.bytes += bytes;
         fs::remove_file(&path)?;
     }
     sample.elapsed = started.elapsed();
-    watch(&[], || Ok(sample))
+    with_usage(&[], || Ok(sample))
 }
 
-/// From memory through a socket into a file that is on disk then.
+/// Copies from memory through a socket to a file, which is on disk at the end.
 fn copy(path: &Path, bytes: u64) -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut sender = TcpStream::connect(listener.local_addr()?)?;
@@ -279,18 +301,18 @@ fn copy(path: &Path, bytes: u64) -> anyhow::Result<()> {
             Ok(())
         });
         let mut file = File::create_new(path)?;
-        let (mut chunk, mut come) = (vec![0; CHUNK_BYTES], 0);
+        let (mut chunk, mut received) = (vec![0; CHUNK_BYTES], 0);
         loop {
             let length = receiver.read(&mut chunk)?;
             if length == 0 {
                 break;
             }
             file.write_all(&chunk[..length])?;
-            come += length as u64;
+            received += length as u64;
         }
         file.sync_data()?;
         sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
-        ensure!(come == bytes, "{come} bytes came instead of {bytes}");
+        ensure!(received == bytes, "{received} bytes came instead of {bytes}");
         Ok(())
     })
 }
@@ -302,7 +324,7 @@ mod tests {
     #[test]
     fn a_bare_copy_is_whole_and_leaves_nothing() {
         let out = tempfile::tempdir().unwrap();
-        let sample = copies(out.path(), 700_001, 3, &Stop::default()).unwrap();
+        let sample = copy_repeatedly(out.path(), 700_001, 3, &StopFlag::default()).unwrap();
         assert_eq!((sample.done, sample.bytes), (3, 2_100_003));
         assert_eq!(out.path().read_dir().unwrap().count(), 0);
     }
@@ -310,10 +332,10 @@ mod tests {
     #[test]
     fn files_are_made_of_what_does_not_repeat() {
         let out = tempfile::tempdir().unwrap();
-        let files = Files { dir: out.path(), next: std::cell::Cell::new(0) };
-        let made = fs::read(files.make("a.bin", 3 * CHUNK_BYTES as u64 + 7).unwrap()).unwrap();
+        let files = TestFiles { dir: out.path(), next: std::cell::Cell::new(0) };
+        let made = fs::read(files.create("a.bin", 3 * CHUNK_BYTES as u64 + 7).unwrap()).unwrap();
         assert_eq!(made.len(), 3 * CHUNK_BYTES + 7);
         assert_ne!(made[..1000], made[CHUNK_BYTES..][..1000]);
-        assert_ne!(files.fresh(), files.fresh());
+        assert_ne!(files.unused_path(), files.unused_path());
     }
 }

@@ -1,8 +1,8 @@
-//! Calls of the HTTP APIs: a node's of the server's, and the command line's of a node's.
+//! A client of the HTTP APIs: nodes use it for the server's API, the command line for a node's.
 //!
-//! Over TLS the one certificate that is expected must be shown, whatever names it bears: the servers here have
-//! certificates of their own. Where no certificate is expected nothing is encrypted, so whoever makes an
-//! [`ApiClient`] says whether that may be.
+//! With TLS the server must present exactly the pinned certificate, whatever names it has: servers here are
+//! self-signed. Without a pinned certificate nothing is encrypted, so whoever creates an [`ApiClient`] decides whether
+//! that is acceptable.
 
 use std::fmt;
 use std::io;
@@ -18,55 +18,55 @@ use ureq::{Agent, Error};
 
 use crate::model::Token;
 use crate::net::conn::{Conn, ConnReader, ConnWriter};
-use crate::net::deadline::ReadBefore;
+use crate::net::deadline::DeadlineRead;
 
-/// Longest answer that is read, bytes.
-const ANSWER_MAX: u64 = 64 << 20;
-/// For a deadline where there is none.
-const LONG: Duration = Duration::from_secs(3600);
+/// Maximum size of a response, bytes.
+const RESPONSE_BYTES_MAX: u64 = 64 << 20;
+/// Used as the timeout where there is none.
+const NO_DEADLINE: Duration = Duration::from_secs(3600);
 
-/// What was answered.
+/// A response of the API.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    /// The status.
+pub struct ApiResponse {
+    /// HTTP status.
     pub status: u16,
-    /// The body; null if it is no JSON.
+    /// The body; null if it is not JSON.
     pub body: Value,
 }
 
-impl Answer {
-    /// Whether what was asked for was done.
+impl ApiResponse {
+    /// Whether the request succeeded.
     pub fn is_ok(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
-    /// Why not, in the server's words.
+    /// The server's reason for a failure.
     pub fn error(&self) -> String {
         self.body["error"].as_str().map_or_else(|| format!("it answered with status {}", self.status), str::to_owned)
     }
 }
 
-/// Nobody answered.
+/// The API did not respond.
 #[derive(Debug, thiserror::Error)]
-#[error("{at} does not answer: {why}")]
-pub struct Away {
-    /// Who was asked.
-    pub at: String,
-    /// What happened.
-    pub why: String,
+#[error("{address} does not answer: {reason}")]
+pub struct ApiUnreachable {
+    /// Its address as `host:port`.
+    pub address: String,
+    /// What went wrong.
+    pub reason: String,
 }
 
-/// One API, asked from any thread.
+/// A client of one API, usable from any thread.
 #[derive(Debug, Clone)]
 pub struct ApiClient {
-    at: String,
-    /// The same, where that is a name: it is resolved for each request.
+    address: String,
+    /// Host name and port, if the host is not an IP address; it is resolved for each request.
     name: Option<(String, u16)>,
     agent: Agent,
 }
 
 impl ApiClient {
-    /// Of an API at this host and port; with a certificate's SHA-256, over TLS with that one alone.
+    /// A client of the API at this host and port. With a certificate's SHA-256 it uses TLS and accepts only that one.
     pub fn new(host: &str, port: u16, cert_sha256: Option<&str>, timeout: Duration) -> ApiClient {
         let name = host.parse::<std::net::IpAddr>().is_err().then(|| (host.to_owned(), port));
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
@@ -78,21 +78,21 @@ impl ApiClient {
             .build();
         let agent = match cert_sha256 {
             None => Agent::with_parts(config, DefaultConnector::default(), DefaultResolver::default()),
-            Some(pin) => Agent::with_parts(config, Pinned { pin: pin.to_owned() }, DefaultResolver::default()),
+            Some(pin) => Agent::with_parts(config, PinnedConnector { pin: pin.to_owned() }, DefaultResolver::default()),
         };
-        ApiClient { at: format!("{host}:{port}"), name, agent }
+        ApiClient { address: format!("{host}:{port}"), name, agent }
     }
 
-    /// Who is asked, as `host:port`.
-    pub fn at(&self) -> &str {
-        &self.at
+    /// The API's address as `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
-    /// GET; the path with its query.
+    /// Sends a GET request; the path includes the query.
     ///
     /// # Errors
-    /// Nobody answered in time.
-    pub fn get(&self, path: &str, token: Option<&Token>) -> Result<Answer, Away> {
+    /// The API cannot be reached, or did not respond in time.
+    pub fn get(&self, path: &str, token: Option<&Token>) -> Result<ApiResponse, ApiUnreachable> {
         let mut request = self.agent.get(self.url(path));
         if let Some(host) = self.host_header() {
             request = request.header("Host", host);
@@ -103,11 +103,11 @@ impl ApiClient {
         self.read(request.call())
     }
 
-    /// POST with a body.
+    /// Sends a POST request with a JSON body.
     ///
     /// # Errors
-    /// Nobody answered in time.
-    pub fn post(&self, path: &str, token: Option<&Token>, body: &Value) -> Result<Answer, Away> {
+    /// The API cannot be reached, or did not respond in time.
+    pub fn post(&self, path: &str, token: Option<&Token>, body: &Value) -> Result<ApiResponse, ApiUnreachable> {
         let mut request = self.agent.post(self.url(path)).content_type("application/json");
         if let Some(host) = self.host_header() {
             request = request.header("Host", host);
@@ -118,29 +118,29 @@ impl ApiClient {
         self.read(request.send(body.to_string()))
     }
 
-    /// The address that the name stands for. A server cannot know under which names it is reached, and takes none that
-    /// it was not told of (a page elsewhere could make one point to it); by its address it may always be asked.
+    /// The address that the host name resolves to. A server does not know all names by which it is reached, and rejects
+    /// unknown ones (DNS rebinding), but it always accepts its address.
     fn host_header(&self) -> Option<String> {
         let (name, port) = self.name.as_ref()?;
-        // Where it has none, the request itself says so.
+        // If it does not resolve, the request itself fails with that error.
         let addr = (name.as_str(), *port).to_socket_addrs().ok()?.next()?;
         Some(addr.to_string())
     }
 
     fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.at)
+        format!("http://{}{path}", self.address)
     }
 
-    fn read(&self, response: Result<ureq::http::Response<ureq::Body>, Error>) -> Result<Answer, Away> {
-        let away = |error: Error| Away { at: self.at.clone(), why: why(&error) };
+    fn read(&self, response: Result<ureq::http::Response<ureq::Body>, Error>) -> Result<ApiResponse, ApiUnreachable> {
+        let away = |error: Error| ApiUnreachable { address: self.address.clone(), reason: describe_error(&error) };
         let mut response = response.map_err(away)?;
         let status = response.status().as_u16();
-        let bytes = response.body_mut().with_config().limit(ANSWER_MAX).read_to_vec().map_err(away)?;
-        Ok(Answer { status, body: serde_json::from_slice(&bytes).unwrap_or_default() })
+        let bytes = response.body_mut().with_config().limit(RESPONSE_BYTES_MAX).read_to_vec().map_err(away)?;
+        Ok(ApiResponse { status, body: serde_json::from_slice(&bytes).unwrap_or_default() })
     }
 }
 
-fn why(error: &Error) -> String {
+fn describe_error(error: &Error) -> String {
     match error {
         Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => "nobody listens there".to_owned(),
         Error::Io(error) => error.to_string(),
@@ -149,13 +149,13 @@ fn why(error: &Error) -> String {
     }
 }
 
-/// Connects over TLS to whoever shows that certificate.
+/// Connects over TLS to a server with the pinned certificate.
 #[derive(Debug)]
-struct Pinned {
+struct PinnedConnector {
     pin: String,
 }
 
-impl Connector for Pinned {
+impl Connector for PinnedConnector {
     type Out = PinnedTransport;
 
     fn connect(&self, details: &ConnectionDetails<'_>, _chained: Option<()>) -> Result<Option<PinnedTransport>, Error> {
@@ -200,28 +200,29 @@ impl Transport for PinnedTransport {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let output = &self.buffers.output()[..amount];
-        self.writer.write_all(output, deadline(&timeout)).map_err(|error| failed(error, &timeout))
+        self.writer.write_all(output, deadline(&timeout)).map_err(|error| to_ureq_error(error, &timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let input = self.buffers.input_append_buf();
-        let amount = self.reader.read_before(input, deadline(&timeout)).map_err(|error| failed(error, &timeout))?;
+        let amount =
+            self.reader.read_before(input, deadline(&timeout)).map_err(|error| to_ureq_error(error, &timeout))?;
         self.buffers.input_appended(amount);
         self.is_open = amount > 0;
         Ok(amount > 0)
     }
 
-    /// Not for another request: whether the other end has closed meanwhile would have to be read.
+    /// Connections are not reused: whether the other end has closed one could only be found out by reading.
     fn is_open(&mut self) -> bool {
         false
     }
 }
 
 fn deadline(timeout: &NextTimeout) -> Instant {
-    Instant::now() + timeout.not_zero().map_or(LONG, |left| *left)
+    Instant::now() + timeout.not_zero().map_or(NO_DEADLINE, |left| *left)
 }
 
-fn failed(error: io::Error, timeout: &NextTimeout) -> Error {
+fn to_ureq_error(error: io::Error, timeout: &NextTimeout) -> Error {
     match error.kind() {
         io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),
         _ => Error::Io(error),
@@ -231,14 +232,14 @@ fn failed(error: io::Error, timeout: &NextTimeout) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::tls::Identity;
+    use crate::net::tls::TlsIdentity;
     use serde_json::json;
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// Answers one request, and gives back what it said.
+    /// Answers one request, and returns its text.
     fn answer_one(mut read: impl FnMut(&mut [u8]) -> usize, mut write: impl FnMut(&[u8]), answer: &str) -> String {
         let mut said = Vec::new();
         while !String::from_utf8_lossy(&said).contains("\r\n\r\n") || said.ends_with(b"\r\n\r\n") && said[0] == b'P' {
@@ -281,7 +282,7 @@ mod tests {
                 answer_one(|bytes| (&stream).read(bytes).unwrap(), |bytes| (&stream).write_all(bytes).unwrap(), "{}")
             });
             let api = ApiClient::new(host, port, None, TIMEOUT);
-            assert_eq!(api.at(), format!("{host}:{port}"), "people are told the name");
+            assert_eq!(api.address(), format!("{host}:{port}"), "people are told the name");
             api.post("/x", None, &json!({})).unwrap();
             let said = served.join().unwrap().to_lowercase();
             let hosts: Vec<&str> = said.lines().filter(|line| line.starts_with("host:")).collect();
@@ -300,7 +301,7 @@ mod tests {
     #[test]
     fn over_tls_the_one_certificate_counts_and_no_other() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::load_or_create(dir.path()).unwrap();
+        let identity = TlsIdentity::load_or_create(dir.path()).unwrap();
         let pin = identity.fingerprint().to_owned();
         for (shown, is_right) in [(pin.clone(), true), ("0".repeat(64), false)] {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();

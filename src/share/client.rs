@@ -1,4 +1,4 @@
-//! A connection to a registry: typed calls, each with a deadline. For a node, and for who measures.
+//! A client connection to a registry: typed calls, each with a deadline. Used by nodes and by measurements.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,78 +9,82 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::wire::answers::{Answer, Held};
+use super::wire::responses::{FileHolder, RegistryResponse};
 use super::wire::{
-    Changes, FileEntry, FileName, Followed, HostEntry, Hostname, List, Listing, Ping, Publish, Register, Request,
-    Seconds, Unpublish, Wanted, requests,
+    ChangesRequest, ChangesResponse, FileEntry, FileName, FileRequest, HostEntry, HostRequest, ListRequest,
+    ListResponse, PingRequest, PublishRequest, RegisterRequest, RegistryRequest, Seconds, UnpublishRequest, requests,
 };
 use crate::model::Name;
 use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
 
-/// Most bytes of an answer: a page of a list, with room for hosts that have very many files.
-const ANSWER_MAX: usize = 256 << 20;
+/// Maximum size of a response: a page of a list, with room for hosts that have very many files.
+const RESPONSE_BYTES_MAX: usize = 256 << 20;
 
-/// Most characters of a server's own words that are passed on, and shown.
-const REASON_MAX: usize = 500;
+/// Maximum number of characters of a server's text that are passed on.
+const REASON_CHARS_MAX: usize = 500;
 
 /// The certificate that a registry must present: its SHA-256, 64 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pin(String);
+pub struct CertificatePin(String);
 
-impl Pin {
-    /// Checks that it is a fingerprint.
+impl CertificatePin {
+    /// Checks that the text is a fingerprint.
     ///
     /// # Errors
-    /// What was expected.
-    pub fn new(text: &str) -> Result<Pin, String> {
+    /// It is not 64 hex digits.
+    pub fn new(text: &str) -> Result<CertificatePin, String> {
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err("expected 64 hex digits".to_owned());
         }
-        Ok(Pin(text.to_ascii_lowercase()))
+        Ok(CertificatePin(text.to_ascii_lowercase()))
     }
 
-    /// The fingerprint.
+    /// The fingerprint, in lower case.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Why a call came to nothing.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// The registry says no, and why.
+pub enum RegistryClientError {
+    /// The registry refused the request, for this reason.
     #[error("{0}")]
     Refused(String),
-    /// There is no connection (any more): of a change it is not known whether it was made.
+    /// There is no connection, or it broke; whether a requested change was made is not known.
     #[error("no connection to the registry: {0}")]
-    Gone(String),
-    /// It said something that is no answer to this.
+    Disconnected(String),
+    /// The response does not fit the request.
     #[error("the registry gave no proper answer: {0}")]
-    Unexpected(String),
+    InvalidResponse(String),
 }
 
-/// One connection to a registry. Calls of several threads take turns; after an error other than a refusal it is
-/// over.
+/// One connection to a registry. Calls of several threads take turns. After any error other than a refusal it is
+/// closed.
 pub struct RegistryClient {
     timeout: Duration,
     local_addr: Option<SocketAddr>,
-    open: Mutex<Open>,
+    connection: Mutex<OpenConnection>,
     writer: ConnWriter,
-    is_over: AtomicBool,
+    is_closed: AtomicBool,
 }
 
-struct Open {
+struct OpenConnection {
     reader: LineReader<ConnReader>,
 }
 
 impl RegistryClient {
-    /// Connects, with TLS if there is a pin; `timeout` is for that, and for every call.
+    /// Connects, with TLS if a certificate is pinned; `timeout` applies to that and to every call.
     ///
     /// # Errors
-    /// [`RegistryError::Gone`]: nobody is there, or not the one that it must be.
-    pub fn connect(at: SocketAddr, tls: Option<Pin>, timeout: Duration) -> Result<RegistryClient, RegistryError> {
-        let gone = |error: ConnError| RegistryError::Gone(format!("{at}: {error}"));
+    /// [`RegistryClientError::Disconnected`]: nothing listens there, or its certificate is not the pinned one.
+    pub fn connect(
+        at: SocketAddr,
+        tls: Option<CertificatePin>,
+        timeout: Duration,
+    ) -> Result<RegistryClient, RegistryClientError> {
+        let gone = |error: ConnError| RegistryClientError::Disconnected(format!("{at}: {error}"));
         let deadline = Instant::now() + timeout;
         let stream = TcpStream::connect_timeout(&at, timeout).map_err(|error| gone(error.into()))?;
         stream.set_nodelay(true).map_err(|error| gone(error.into()))?;
@@ -90,199 +94,204 @@ impl RegistryClient {
             None => Conn::plain(stream),
         };
         let (source, writer) = conn.split();
-        let limits = LineLimits { max_bytes: ANSWER_MAX, message_timeout: timeout, idle_timeout: timeout };
-        let open = Mutex::new(Open { reader: LineReader::new(source, limits) });
-        Ok(RegistryClient { timeout, local_addr, open, writer, is_over: AtomicBool::new(false) })
+        let limits = LineLimits { max_bytes: RESPONSE_BYTES_MAX, message_timeout: timeout, idle_timeout: timeout };
+        let connection = Mutex::new(OpenConnection { reader: LineReader::new(source, limits) });
+        Ok(RegistryClient { timeout, local_addr, connection, writer, is_closed: AtomicBool::new(false) })
     }
 
-    /// Our end of it: the address that the registry sees, where no router is between.
+    /// The local address, which is the one that the registry sees if no NAT is in between.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
     }
 
-    /// Whether it is of no use any more.
-    pub fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Relaxed)
+    /// Whether the connection is closed.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Relaxed)
     }
 
-    /// Whether the other end has closed it, as far as that has come here. Nothing is asked for that; while a call
-    /// is under way the answer is no: that finds out by itself.
-    pub fn has_ended(&self) -> bool {
-        let Some(_nobody_else) = self.open.try_lock() else { return self.is_over() };
+    /// Checks without a request whether the other end has closed the connection. During a call it does not check: the
+    /// call finds out by itself.
+    pub fn detect_disconnect(&self) -> bool {
+        let Some(_nobody_else) = self.connection.try_lock() else { return self.is_closed() };
         let stream = self.writer.stream();
-        let looked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+        let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
         let is_usable = stream.set_nonblocking(false).is_ok();
-        // Nothing is due but answers, and nobody waits for one: what came, were it only a farewell, ends it.
-        let is_quiet = looked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        // No response is outstanding, so any input, even an orderly close, ends the connection.
+        let is_quiet = peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
         if !(is_quiet && is_usable) {
             self.close();
         }
-        self.is_over()
+        self.is_closed()
     }
 
-    /// Ends it; a call that waits in another thread gets an error.
+    /// Closes the connection; a call that waits in another thread gets an error.
     pub fn close(&self) {
-        self.is_over.store(true, Ordering::Relaxed);
+        self.is_closed.store(true, Ordering::Relaxed);
         self.writer.close();
     }
 
-    /// REGISTER; the secret that gives the hostname back.
+    /// REGISTER. Returns the secret that gets the hostname back.
     ///
     /// # Errors
-    /// [`RegistryError`].
-    pub fn register(&self, register: &Register) -> Result<String, RegistryError> {
-        let answer = self.ask(&Request::Register(Box::new(register.clone())), &["OK"])?;
-        // An older registry gives none.
-        let resume = answer.resume.map(|resume| resume.reveal().to_owned()).unwrap_or_default();
+    /// [`RegistryClientError`].
+    pub fn register(&self, register: &RegisterRequest) -> Result<String, RegistryClientError> {
+        let response = self.call(&RegistryRequest::Register(Box::new(register.clone())), &["OK"])?;
+        // An older registry issues none.
+        let resume = response.resume.map(|resume| resume.reveal().to_owned()).unwrap_or_default();
         if resume.len() > requests::SECRET_MAX {
-            return Err(self.improper(&format!("resume: expected at most {} bytes", requests::SECRET_MAX)));
+            return Err(self.invalid_response(&format!("resume: expected at most {} bytes", requests::SECRET_MAX)));
         }
         Ok(resume)
     }
 
-    /// PUBLISH.
+    /// PUBLISH: adds a file to the host's published files, or replaces it.
     ///
     /// # Errors
-    /// [`RegistryError`].
-    pub fn publish(&self, hostname: &Name, fname: &FileName, entry: &FileEntry) -> Result<(), RegistryError> {
+    /// [`RegistryClientError`].
+    pub fn publish(&self, hostname: &Name, fname: &FileName, entry: &FileEntry) -> Result<(), RegistryClientError> {
         let (hostname, fname, entry) = (hostname.clone(), fname.clone(), entry.clone().into());
-        self.ask(&Request::Publish(Box::new(Publish { hostname, fname, entry })), &["ACK"]).map(drop)
+        self.call(&RegistryRequest::Publish(Box::new(PublishRequest { hostname, fname, entry })), &["ACK"]).map(drop)
     }
 
-    /// UNPUBLISH.
+    /// UNPUBLISH: stops publishing a file.
     ///
     /// # Errors
-    /// [`RegistryError`].
-    pub fn unpublish(&self, hostname: &Name, fname: &FileName) -> Result<(), RegistryError> {
+    /// [`RegistryClientError`].
+    pub fn unpublish(&self, hostname: &Name, fname: &FileName) -> Result<(), RegistryClientError> {
         let (hostname, fname) = (hostname.clone(), fname.clone());
-        self.ask(&Request::Unpublish(Unpublish { hostname, fname }), &["ACK"]).map(drop)
+        self.call(&RegistryRequest::Unpublish(UnpublishRequest { hostname, fname }), &["ACK"]).map(drop)
     }
 
-    /// REQUEST: who has a file of that name.
+    /// REQUEST: the hosts that have a file of that name.
     ///
     /// # Errors
-    /// [`RegistryError`].
-    pub fn request(&self, fname: &FileName) -> Result<Vec<HostEntry>, RegistryError> {
-        let wanted = Wanted { fname: fname.clone(), size: None, modified: None };
-        Ok(self.wanted(wanted)?.into_iter().map(|held| held.host).collect())
+    /// [`RegistryClientError`].
+    pub fn request(&self, fname: &FileName) -> Result<Vec<HostEntry>, RegistryClientError> {
+        let wanted = FileRequest { fname: fname.clone(), size: None, modified: None };
+        Ok(self.request_holders(wanted)?.into_iter().map(|holder| holder.host).collect())
     }
 
-    /// REQUEST with a size: some files of others with that name or that size, the most alike first. (An older registry
-    /// knows of the name alone.)
+    /// REQUEST with a size: other hosts' files with that name or size, the most similar first. (An older registry
+    /// considers only the name.)
     ///
     /// # Errors
-    /// [`RegistryError`].
-    pub fn alike(
+    /// [`RegistryClientError`].
+    pub fn similar_files(
         &self,
         fname: &FileName,
         size: u64,
         modified: Option<Seconds>,
-    ) -> Result<Vec<(FileName, HostEntry)>, RegistryError> {
-        let held = self.wanted(Wanted { fname: fname.clone(), size: Some(size), modified })?;
-        Ok(held.into_iter().map(|held| (held.fname.unwrap_or_else(|| fname.clone()), held.host)).collect())
+    ) -> Result<Vec<(FileName, HostEntry)>, RegistryClientError> {
+        let holder = self.request_holders(FileRequest { fname: fname.clone(), size: Some(size), modified })?;
+        Ok(holder.into_iter().map(|holder| (holder.fname.unwrap_or_else(|| fname.clone()), holder.host)).collect())
     }
 
-    fn wanted(&self, wanted: Wanted) -> Result<Vec<Held>, RegistryError> {
-        let answer = self.ask(&Request::Request(wanted), &["FOUND", "NOTFOUND"])?;
-        answer.hosts.ok_or_else(|| self.improper("REQUEST: hosts are missing"))
+    fn request_holders(&self, wanted: FileRequest) -> Result<Vec<FileHolder>, RegistryClientError> {
+        let response = self.call(&RegistryRequest::Request(wanted), &["FOUND", "NOTFOUND"])?;
+        response.hosts.ok_or_else(|| self.invalid_response("REQUEST: hosts are missing"))
     }
 
-    /// DISCOVER: a host's files, and where it is.
+    /// DISCOVER: a host's files and address.
     ///
     /// # Errors
-    /// [`RegistryError`].
+    /// [`RegistryClientError`].
     #[allow(clippy::type_complexity, reason = "two things, as the message has them")]
-    pub fn discover(&self, hostname: &Name) -> Result<(BTreeMap<FileName, FileEntry>, (IpAddr, u16)), RegistryError> {
-        let answer = self.ask(&Request::Discover(Hostname { hostname: hostname.clone() }), &["OK"])?;
-        match (answer.files, answer.addr) {
+    pub fn discover(
+        &self,
+        hostname: &Name,
+    ) -> Result<(BTreeMap<FileName, FileEntry>, (IpAddr, u16)), RegistryClientError> {
+        let response = self.call(&RegistryRequest::Discover(HostRequest { hostname: hostname.clone() }), &["OK"])?;
+        match (response.files, response.addr) {
             (Some(files), Some(addr)) => Ok((files, addr)),
-            _ => Err(self.improper("DISCOVER: files or addr are missing")),
+            _ => Err(self.invalid_response("DISCOVER: files or addr are missing")),
         }
     }
 
-    /// LIST: a page of the hosts by name, or all.
+    /// LIST: a page of the hosts by name, or all of them.
     ///
     /// # Errors
-    /// [`RegistryError`].
-    pub fn list(&self, offset: Option<u64>, limit: Option<u64>) -> Result<Listing, RegistryError> {
-        let answer = self.ask(&Request::List(List { offset, limit }), &["OK"])?;
-        let registry = answer.registry.ok_or_else(|| self.improper("LIST: registry is missing"))?;
-        // An older registry counts none and gives all.
-        Ok(Listing { total: answer.total.unwrap_or(registry.len() as u64), registry })
+    /// [`RegistryClientError`].
+    pub fn list(&self, offset: Option<u64>, limit: Option<u64>) -> Result<ListResponse, RegistryClientError> {
+        let response = self.call(&RegistryRequest::List(ListRequest { offset, limit }), &["OK"])?;
+        let registry = response.registry.ok_or_else(|| self.invalid_response("LIST: registry is missing"))?;
+        // An older registry sends no total and always sends all hosts.
+        Ok(ListResponse { total: response.total.unwrap_or(registry.len() as u64), registry })
     }
 
-    /// CHANGES: what has changed since that number, waited for so long; without a number, how to begin. On a connection
-    /// of its own: all other calls wait meanwhile.
+    /// CHANGES: what has changed since that number, waiting for the first change up to `wait`; without a number, where
+    /// to start. Needs a connection of its own: all other calls wait meanwhile.
     ///
     /// # Errors
-    /// [`RegistryError`]; refused by a registry that does not know how.
-    pub fn changes(&self, since: Option<u64>, wait: Seconds) -> Result<Followed, RegistryError> {
-        let answer = self.ask(&Request::Changes(Changes { since, wait: Some(wait) }), &["OK"])?;
-        let version = answer.version.ok_or_else(|| self.improper("CHANGES: version is missing"))?;
-        Ok(Followed { version, changes: answer.changes.filter(|_| !answer.reset) })
+    /// [`RegistryClientError`]; an older registry refuses the request.
+    pub fn changes(&self, since: Option<u64>, wait: Seconds) -> Result<ChangesResponse, RegistryClientError> {
+        let response = self.call(&RegistryRequest::Changes(ChangesRequest { since, wait: Some(wait) }), &["OK"])?;
+        let version = response.version.ok_or_else(|| self.invalid_response("CHANGES: version is missing"))?;
+        Ok(ChangesResponse { version, changes: response.changes.filter(|_| !response.reset) })
     }
 
-    /// PING: whether a host is there; also the sender's own sign of life.
+    /// PING: whether a host is live; also the sender's own heartbeat.
     ///
     /// # Errors
-    /// [`RegistryError`].
-    pub fn ping(&self, hostname: &Name, state: Option<&str>) -> Result<bool, RegistryError> {
-        let ping = Ping { hostname: hostname.clone(), state: state.map(str::to_owned) };
-        Ok(self.ask(&Request::Ping(ping), &["ALIVE", "DEAD"])?.status == "ALIVE")
+    /// [`RegistryClientError`].
+    pub fn ping(&self, hostname: &Name, state: Option<&str>) -> Result<bool, RegistryClientError> {
+        let ping = PingRequest { hostname: hostname.clone(), state: state.map(str::to_owned) };
+        Ok(self.call(&RegistryRequest::Ping(ping), &["ALIVE", "DEAD"])?.status == "ALIVE")
     }
 
-    /// UNREGISTER.
+    /// UNREGISTER: removes the host with its files.
     ///
     /// # Errors
-    /// [`RegistryError`].
-    pub fn unregister(&self, hostname: &Name) -> Result<(), RegistryError> {
-        self.ask(&Request::Unregister(Hostname { hostname: hostname.clone() }), &["OK"]).map(drop)
+    /// [`RegistryClientError`].
+    pub fn unregister(&self, hostname: &Name) -> Result<(), RegistryClientError> {
+        self.call(&RegistryRequest::Unregister(HostRequest { hostname: hostname.clone() }), &["OK"]).map(drop)
     }
 
-    /// One request there, one answer back.
-    fn ask(&self, request: &Request, expected: &[&str]) -> Result<Answer, RegistryError> {
+    /// Sends one request and reads its response.
+    fn call(&self, request: &RegistryRequest, expected: &[&str]) -> Result<RegistryResponse, RegistryClientError> {
         let line = requests::write(request);
-        let mut open = self.open.lock();
-        if self.is_over() {
-            return Err(RegistryError::Gone("it was closed".to_owned()));
+        let mut connection = self.connection.lock();
+        if self.is_closed() {
+            return Err(RegistryClientError::Disconnected("it was closed".to_owned()));
         }
         let deadline = Instant::now() + self.timeout;
         let exchange = self.writer.write_line(&line, deadline).map_err(|error| error.to_string());
-        let answer = exchange.and_then(|()| match open.reader.read_line_before(deadline) {
-            Ok(Some(answer)) => Ok(answer),
+        let response = exchange.and_then(|()| match connection.reader.read_line_before(deadline) {
+            Ok(Some(response)) => Ok(response),
             Ok(None) => Err("the registry closed the connection".to_owned()),
             Err(error) => Err(error.to_string()),
         });
-        let answer = answer.map_err(|why| {
+        let response = response.map_err(|why| {
             self.close();
-            RegistryError::Gone(why)
+            RegistryClientError::Disconnected(why)
         })?;
-        drop(open);
-        let answer: Answer = serde_json::from_str(&answer).map_err(|error| self.improper(&error.to_string()))?;
-        match answer.status.as_str() {
+        drop(connection);
+        let response: RegistryResponse =
+            serde_json::from_str(&response).map_err(|error| self.invalid_response(&error.to_string()))?;
+        match response.status.as_str() {
             "ERROR" => {
-                let reason = answer.reason.map_or_else(|| "it gave no reason".to_owned(), |reason| shortened(&reason));
+                let reason =
+                    response.reason.map_or_else(|| "it gave no reason".to_owned(), |reason| truncate_reason(&reason));
                 if reason.starts_with("BUSY") {
-                    // It closes the connection behind that.
+                    // The registry closes the connection after that.
                     self.close();
                 }
-                Err(RegistryError::Refused(reason))
+                Err(RegistryClientError::Refused(reason))
             }
-            status if expected.contains(&status) => Ok(answer),
-            status => Err(self.improper(&format!("status {status:?}"))),
+            status if expected.contains(&status) => Ok(response),
+            status => Err(self.invalid_response(&format!("status {status:?}"))),
         }
     }
 
-    /// What comes next is not known then.
-    fn improper(&self, what: &str) -> RegistryError {
+    /// Closes the connection, since its state is unknown after an invalid response.
+    fn invalid_response(&self, what: &str) -> RegistryClientError {
         self.close();
-        RegistryError::Unexpected(shortened(what))
+        RegistryClientError::InvalidResponse(truncate_reason(what))
     }
 }
 
-/// What a server said, which may be as long as an answer: its beginning.
-pub(super) fn shortened(said: &str) -> String {
-    match said.char_indices().nth(REASON_MAX) {
+/// The beginning of a server's text, which may be as long as a whole response.
+pub(super) fn truncate_reason(said: &str) -> String {
+    match said.char_indices().nth(REASON_CHARS_MAX) {
         Some((end, _)) => format!("{}…", &said[..end]),
         None => said.to_owned(),
     }
@@ -298,7 +307,7 @@ impl fmt::Debug for RegistryClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegistryClient")
             .field("local_addr", &self.local_addr)
-            .field("is_over", &self.is_over())
+            .field("is_over", &self.is_closed())
             .finish()
     }
 }
@@ -309,26 +318,26 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
 
-    /// Who answers each line with the next of these, and then closes.
-    fn answering(answers: &'static [&'static str]) -> SocketAddr {
+    /// A server that answers each line with the next of these, and then closes.
+    fn serve_responses(responses: &'static [&'static str]) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             let mut lines = BufReader::new(&stream).lines();
-            for answer in answers {
+            for response in responses {
                 if lines.next().is_none() {
                     return;
                 }
-                (&stream).write_all(answer.as_bytes()).unwrap();
+                (&stream).write_all(response.as_bytes()).unwrap();
             }
             let _ = lines.next();
         });
         addr
     }
 
-    fn connect(answers: &'static [&'static str], timeout_ms: u64) -> RegistryClient {
-        RegistryClient::connect(answering(answers), None, Duration::from_millis(timeout_ms)).unwrap()
+    fn connect(responses: &'static [&'static str], timeout_ms: u64) -> RegistryClient {
+        RegistryClient::connect(serve_responses(responses), None, Duration::from_millis(timeout_ms)).unwrap()
     }
 
     #[test]
@@ -343,7 +352,7 @@ mod tests {
             20_000,
         );
         let (ip, display_name, files, token, resume) = (None, None, None, None, None);
-        let register = Register { hostname: name.clone(), port: 6001, ip, display_name, files, token, resume };
+        let register = RegisterRequest { hostname: name.clone(), port: 6001, ip, display_name, files, token, resume };
         assert_eq!(client.register(&register).unwrap(), "");
         let listing = client.list(None, None).unwrap();
         assert_eq!((listing.total, listing.registry[&name].files.len()), (1, 1));
@@ -363,14 +372,14 @@ mod tests {
         ] {
             let client = connect(wrong, 20_000);
             let error = client.discover(&name).unwrap_err();
-            assert!(matches!(error, RegistryError::Unexpected(_)), "{wrong:?}: {error}");
-            assert!(client.is_over());
-            assert!(matches!(client.discover(&name), Err(RegistryError::Gone(_))));
+            assert!(matches!(error, RegistryClientError::InvalidResponse(_)), "{wrong:?}: {error}");
+            assert!(client.is_closed());
+            assert!(matches!(client.discover(&name), Err(RegistryClientError::Disconnected(_))));
         }
     }
 
-    /// An answer that outlives the test.
-    fn long(head: &str, tail: &str) -> &'static [&'static str] {
+    /// A long response with a static lifetime.
+    fn long_response(head: &str, tail: &str) -> &'static [&'static str] {
         let line: &'static str = Box::leak(format!("{head}{}{tail}\n", "é".repeat(1 << 20)).into_boxed_str());
         Box::leak(vec![line].into_boxed_slice())
     }
@@ -378,17 +387,17 @@ mod tests {
     #[test]
     fn what_the_registry_says_is_never_passed_on_at_any_length() {
         let name = Name::new("ann").unwrap();
-        for answers in [
-            long("{\"status\":\"ERROR\",\"reason\":\"", "\"}"),
-            long("{\"status\":\"", "\"}"),
-            long("{\"status\":\"OK\",\"total\":\"", "\"}"),
+        for responses in [
+            long_response("{\"status\":\"ERROR\",\"reason\":\"", "\"}"),
+            long_response("{\"status\":\"", "\"}"),
+            long_response("{\"status\":\"OK\",\"total\":\"", "\"}"),
         ] {
-            let error = connect(answers, 20_000).ping(&name, None).unwrap_err();
+            let error = connect(responses, 20_000).ping(&name, None).unwrap_err();
             assert!(error.to_string().len() < 2_000, "{}", error.to_string().len());
         }
         let (ip, display_name, files, token, resume) = (None, None, None, None, None);
-        let register = Register { hostname: name, port: 6001, ip, display_name, files, token, resume };
-        let client = connect(long("{\"status\":\"OK\",\"resume\":\"", "\"}"), 20_000);
+        let register = RegisterRequest { hostname: name, port: 6001, ip, display_name, files, token, resume };
+        let client = connect(long_response("{\"status\":\"OK\",\"resume\":\"", "\"}"), 20_000);
         let error = client.register(&register).unwrap_err().to_string();
         assert!(error.contains("resume: expected at most 8192 bytes"), "{error}");
     }
@@ -397,16 +406,19 @@ mod tests {
     fn silence_and_an_end_are_told() {
         let name = Name::new("ann").unwrap();
         let closes = connect(&[], 20_000);
-        assert!(matches!(closes.ping(&name, None), Err(RegistryError::Gone(_))));
-        assert!(closes.is_over());
+        assert!(matches!(closes.ping(&name, None), Err(RegistryClientError::Disconnected(_))));
+        assert!(closes.is_closed());
         let silent = connect(&["", "{\"status\":\"ALIVE\"}\n"], 100);
-        assert!(matches!(silent.ping(&name, None), Err(RegistryError::Gone(_))));
-        assert!(silent.is_over(), "an answer that comes later is not taken for another's");
+        assert!(matches!(silent.ping(&name, None), Err(RegistryClientError::Disconnected(_))));
+        assert!(silent.is_closed(), "an answer that comes later is not taken for another's");
         let refuses = connect(&["{\"status\":\"ERROR\",\"reason\":\"no\"}\n", "{\"status\":\"DEAD\"}\n"], 20_000);
         assert_eq!(refuses.unregister(&name).unwrap_err().to_string(), "no");
         assert!(!refuses.ping(&name, None).unwrap());
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(matches!(RegistryClient::connect(nobody, None, Duration::from_secs(5)), Err(RegistryError::Gone(_))));
-        assert!(Pin::new("ab").is_err() && Pin::new(&"AB".repeat(32)).is_ok());
+        assert!(matches!(
+            RegistryClient::connect(nobody, None, Duration::from_secs(5)),
+            Err(RegistryClientError::Disconnected(_))
+        ));
+        assert!(CertificatePin::new("ab").is_err() && CertificatePin::new(&"AB".repeat(32)).is_ok());
     }
 }

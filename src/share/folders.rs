@@ -1,70 +1,71 @@
-//! Which paths a node may be told to read or to write. SPEC.md section 6, Files.
+//! Which paths a node may read or write on behalf of a user. See `docs/spec/share.md`.
 //!
-//! A path is resolved first, links followed, and what it leads to is what counts: a regular file below one of
-//! the folders that are shared, with no component beginning with a dot, and nothing of the node's own data but
-//! its repo. It is opened by what it resolved to, which has no links (see [`beneath`]): one that was put into the way
-//! meanwhile leads nowhere.
+//! A path is first resolved, following symbolic links, and the rules apply to the result: it must be a regular file
+//! below one of the shared folders, with no component beginning with a dot, and outside the node's own data except for
+//! its repo. It is then opened by the resolved path without following links (see [`dir_handle`]), so a link that is
+//! planted in the meantime has no effect.
 
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::beneath::{self, HeldDir};
+use super::dir_handle::{self, DirHandle};
 use super::wire::{FILE_SIZE_MAX, FileName};
 
 mod browse;
 
-pub use browse::{Entry, Shelves};
+pub use browse::{FolderEntry, FolderListing};
 
-/// Longest path that is looked at, bytes: that of Linux.
+/// Maximum length of a path, bytes: the limit of Linux.
 const PATH_MAX: usize = 4096;
 
-/// Why a path is not taken. None of them tells what lies outside the folders, not even whether it exists.
+/// Why a path is refused. No variant reveals anything about paths outside the shared folders, not even whether they
+/// exist.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// It is no path that could be taken.
+    /// The path is malformed, or is not a regular file.
     #[error("{0}")]
     Invalid(String),
-    /// It leads to where this node may not read or write.
+    /// The node may not read or write there.
     #[error("{0}")]
     Forbidden(String),
-    /// There is nothing.
+    /// There is no such file.
     #[error("no such file: {0}")]
     NotFound(String),
-    /// There is no such folder to write to.
+    /// The folder to write to does not exist.
     #[error("no such folder: {0} (it is not made for you)")]
-    NoFolder(String),
-    /// A file that is to be written is there already.
+    FolderNotFound(String),
+    /// The file to be written exists already.
     #[error("{0} is there already: it is never overwritten")]
-    Exists(String),
+    AlreadyExists(String),
 }
 
-/// A file that may be shared, opened.
+/// An opened file that may be shared.
 #[derive(Debug)]
-pub struct Opened {
-    /// To read from.
+pub struct OpenedFile {
+    /// The file, opened for reading.
     pub file: File,
-    /// Where it really lies.
+    /// Its resolved path.
     pub path: PathBuf,
-    /// Of the opened file.
+    /// Metadata of the opened file.
     pub metadata: Metadata,
 }
 
-/// The folders of one user of a node.
+/// The folders that one user of a node may use.
 #[derive(Debug, Clone)]
-pub struct Folders {
-    /// Resolved; the repo not among them.
+pub struct SharedFolders {
+    /// Resolved paths, without the repo.
     allowed: Vec<PathBuf>,
     repo: PathBuf,
     data_dir: PathBuf,
 }
 
-impl Folders {
-    /// Of these folders, which must be there; the repo and the data dir too.
+impl SharedFolders {
+    /// All folders must exist, including the repo and the data directory.
     ///
     /// # Errors
-    /// One of them, and what the system said.
-    pub fn new(allowed: &[PathBuf], repo: &Path, data_dir: &Path) -> io::Result<Folders> {
+    /// Names the folder, with the system's error.
+    pub fn new(allowed: &[PathBuf], repo: &Path, data_dir: &Path) -> io::Result<SharedFolders> {
         let resolve = |path: &Path| {
             let wrong = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
             let resolved = fs::canonicalize(path).map_err(wrong)?;
@@ -73,59 +74,59 @@ impl Folders {
             }
             Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{}: it is no folder", path.display())))
         };
-        Ok(Folders {
+        Ok(SharedFolders {
             allowed: allowed.iter().map(|path| resolve(path)).collect::<io::Result<_>>()?,
             repo: resolve(repo)?,
             data_dir: resolve(data_dir)?,
         })
     }
 
-    /// Of a user who may name nothing but what is in the repo.
-    pub fn repo_alone(&self) -> Folders {
-        Folders { allowed: Vec::new(), ..self.clone() }
+    /// The same for a user who may only use the repo.
+    pub fn repo_only(&self) -> SharedFolders {
+        SharedFolders { allowed: Vec::new(), ..self.clone() }
     }
 
-    /// Where fetched files go that are to go nowhere else.
+    /// The default folder for fetched files.
     pub fn repo(&self) -> &Path {
         &self.repo
     }
 
-    /// Opens a file that a user has named.
+    /// Opens a file by a path that a user has given.
     ///
     /// # Errors
-    /// [`PathError`]: which rule it breaks.
-    pub fn open(&self, named: &str) -> Result<Opened, PathError> {
-        let path = well_formed(named)?;
-        let resolved = fs::canonicalize(path).map_err(|error| self.unresolved(path, &error))?;
-        if self.shared().any(|folder| *folder == resolved) {
+    /// [`PathError`]: the rule that is violated.
+    pub fn open(&self, named: &str) -> Result<OpenedFile, PathError> {
+        let path = parse_path(named)?;
+        let resolved = fs::canonicalize(path).map_err(|error| self.unresolved_error(path, &error))?;
+        if self.roots().any(|folder| *folder == resolved) {
             return Err(PathError::Invalid(format!("{named} is a folder: expected a file")));
         }
-        self.check(&resolved, path)?;
-        self.open_resolved(&resolved)
+        self.check_allowed(&resolved, path)?;
+        self.reopen(&resolved)
     }
 
-    /// Opens a file by the path that [`Folders::open`] has found once: what has been put there since is held to
-    /// the same rules.
+    /// Opens a file by a path that [`SharedFolders::open`] returned earlier. Whatever is there now must meet the same
+    /// rules.
     ///
     /// # Errors
-    /// [`PathError`]: which rule it breaks.
-    pub fn open_resolved(&self, path: &Path) -> Result<Opened, PathError> {
-        self.check(path, path)?;
+    /// [`PathError`]: the rule that is violated.
+    pub fn reopen(&self, path: &Path) -> Result<OpenedFile, PathError> {
+        self.check_allowed(path, path)?;
         let shown = path.display();
-        // A pipe or a device is not even opened: that alone may do something. It could still be put there
-        // between the two, so nothing blocks, and what was opened is asked again.
+        // Do not even open a pipe or a device: that alone may have effects. One could still appear between the check
+        // and the open, so the open does not block, and the file is checked again afterwards.
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_file() => {}
             Ok(found) if found.is_dir() => {
                 return Err(PathError::Invalid(format!("{shown} is a folder: expected a file")));
             }
-            Ok(_) => return Err(not_regular(path)),
-            Err(error) => return Err(unreadable(path, &error)),
+            Ok(_) => return Err(not_regular_error(path)),
+            Err(error) => return Err(path_error(path, &error)),
         }
-        let file = beneath::open_file(path).map_err(|error| unreadable(path, &error))?;
-        let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
+        let file = dir_handle::open_file(path).map_err(|error| path_error(path, &error))?;
+        let metadata = file.metadata().map_err(|error| path_error(path, &error))?;
         if !metadata.is_file() {
-            return Err(not_regular(path));
+            return Err(not_regular_error(path));
         }
         if metadata.len() > FILE_SIZE_MAX {
             return Err(PathError::Invalid(format!(
@@ -133,44 +134,44 @@ impl Folders {
                 metadata.len()
             )));
         }
-        Ok(Opened { file, path: path.to_owned(), metadata })
+        Ok(OpenedFile { file, path: path.to_owned(), metadata })
     }
 
-    /// Whether what [`Folders::save_target`] has found once, for other folders perhaps, is a place for a file still.
+    /// Checks again whether a path that [`SharedFolders::save_target`] returned earlier, perhaps for other folders, may
+    /// be written.
     ///
     /// # Errors
-    /// [`PathError`]: which rule it breaks.
+    /// [`PathError`]: the rule that is violated.
     pub fn check_target(&self, path: &Path) -> Result<(), PathError> {
-        self.check(path, path)
+        self.check_allowed(path, path)
     }
 
-    /// Where a file of that name is to be saved: in the repo, in the folder that is named, or as the file that
-    /// is named. Nothing is created.
+    /// Where to save a file of that name: in the repo, in the given folder, or as the given file. Nothing is created.
     ///
     /// # Errors
-    /// [`PathError`]; `Exists` where something is there already, be it a link that leads nowhere.
+    /// [`PathError`]; `AlreadyExists` if anything is there already, including a dangling link.
     pub fn save_target(&self, named: Option<&str>, name: &FileName) -> Result<PathBuf, PathError> {
         let (folder, file) = match named {
             None => (self.repo.clone(), name.clone()),
             Some(named) => {
-                let path = well_formed(named)?;
+                let path = parse_path(named)?;
                 match fs::canonicalize(path) {
                     Ok(folder) if folder.is_dir() => (folder, name.clone()),
                     Ok(resolved) => {
-                        self.check(&resolved, path)?;
-                        return Err(PathError::Exists(path.display().to_string()));
+                        self.check_allowed(&resolved, path)?;
+                        return Err(PathError::AlreadyExists(path.display().to_string()));
                     }
                     Err(_) => self.parent_and_name(path)?,
                 }
             }
         };
         let target = folder.join(file.as_str());
-        self.check(&target, named.map_or(&target, Path::new))?;
-        // By the folder that was found: what is looked at is what is written to later.
-        match HeldDir::open(&folder).and_then(|folder| folder.find(file.as_str())) {
-            Ok(Some(_)) => Err(PathError::Exists(target.display().to_string())),
+        self.check_allowed(&target, named.map_or(&target, Path::new))?;
+        // Look it up by the resolved folder, which is the one that is written to later.
+        match DirHandle::open(&folder).and_then(|folder| folder.entry_info(file.as_str())) {
+            Ok(Some(_)) => Err(PathError::AlreadyExists(target.display().to_string())),
             Ok(None) => Ok(target),
-            Err(error) => Err(unreadable(&target, &error)),
+            Err(error) => Err(path_error(&target, &error)),
         }
     }
 
@@ -180,30 +181,31 @@ impl Folders {
             return Err(PathError::Invalid(format!("save_path {shown}: expected the path of a file or a folder")));
         };
         if fs::symlink_metadata(path).is_ok() {
-            // A link that leads nowhere, or to where we cannot look.
-            let within = fs::canonicalize(parent).map_err(|error| self.unresolved(path, &error))?;
-            self.check(&within.join(last), path)?;
-            return Err(PathError::Exists(shown.to_string()));
+            // A link that is dangling, or leads to where we may not look.
+            let within = fs::canonicalize(parent).map_err(|error| self.unresolved_error(path, &error))?;
+            self.check_allowed(&within.join(last), path)?;
+            return Err(PathError::AlreadyExists(shown.to_string()));
         }
         if path.as_os_str().to_string_lossy().ends_with(std::path::MAIN_SEPARATOR) {
-            return Err(as_folder(self.unresolved(path, &io::ErrorKind::NotFound.into())));
+            return Err(as_folder_error(self.unresolved_error(path, &io::ErrorKind::NotFound.into())));
         }
         let name = last.to_str().ok_or("expected UTF-8".to_owned()).and_then(FileName::new);
         let name = name.map_err(|wrong| PathError::Invalid(format!("save_path {shown}: {wrong}")))?;
-        let folder = fs::canonicalize(parent).map_err(|error| as_folder(self.unresolved(parent, &error)))?;
-        self.check(&folder.join(name.as_str()), path)?;
+        let folder =
+            fs::canonicalize(parent).map_err(|error| as_folder_error(self.unresolved_error(parent, &error)))?;
+        self.check_allowed(&folder.join(name.as_str()), path)?;
         if !folder.is_dir() {
             return Err(PathError::Invalid(format!("save_path {shown}: {} is no folder", parent.display())));
         }
         Ok((folder, name))
     }
 
-    /// Whether a resolved path is one of those that may be named. What is said of it is said of the path as it was
-    /// `named`: where a link outside leads is nobody's business.
-    fn check(&self, resolved: &Path, named: &Path) -> Result<(), PathError> {
+    /// Checks whether a resolved path may be used. Errors show the path as it was `named`, so as not to reveal where a
+    /// link leads.
+    fn check_allowed(&self, resolved: &Path, named: &Path) -> Result<(), PathError> {
         let shown = named.display();
         let within = |folder: &Path| resolved.strip_prefix(folder).ok().filter(|rest| !rest.as_os_str().is_empty());
-        // The repo may lie in the data dir; the data dir may lie in a folder that is shared.
+        // The repo may be in the data directory; the data directory may be in a shared folder.
         let rests: Vec<&Path> = match within(&self.repo) {
             Some(rest) => vec![rest],
             None if resolved.starts_with(&self.data_dir) => {
@@ -212,7 +214,7 @@ impl Folders {
             None => self.allowed.iter().filter_map(|folder| within(folder)).collect(),
         };
         if rests.is_empty() {
-            let folders: Vec<String> = self.shared().map(|folder| folder.display().to_string()).collect();
+            let folders: Vec<String> = self.roots().map(|folder| folder.display().to_string()).collect();
             return Err(PathError::Forbidden(format!(
                 "{shown} is outside the folders that this node shares ({}), or leads there: see --folder",
                 folders.join(", ")
@@ -224,31 +226,32 @@ impl Folders {
         Ok(())
     }
 
-    fn shared(&self) -> impl Iterator<Item = &PathBuf> {
+    fn roots(&self) -> impl Iterator<Item = &PathBuf> {
         self.allowed.iter().chain([&self.repo])
     }
 
-    /// What is said of a path that leads nowhere: the truth, if it would be inside, else that it is outside.
-    fn unresolved(&self, path: &Path, error: &io::Error) -> PathError {
-        // The part of it that is there tells where it would be.
+    /// The error for a path that cannot be resolved: the actual one if the path would be inside the shared folders,
+    /// otherwise that it is outside.
+    fn unresolved_error(&self, path: &Path, error: &io::Error) -> PathError {
+        // The existing part of the path determines where it would be.
         let there = path.ancestors().skip(1).find_map(|above| fs::canonicalize(above).ok().map(|it| (above, it)));
         if let Some((above, resolved)) = there {
             let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
             let climbs = rest.components().any(|part| !matches!(part, Component::Normal(_)));
             let would_be = resolved.join(rest);
-            if climbs || self.check(&would_be, path).is_err() {
+            if climbs || self.check_allowed(&would_be, path).is_err() {
                 return self
-                    .check(&would_be, path)
+                    .check_allowed(&would_be, path)
                     .err()
                     .unwrap_or_else(|| PathError::NotFound(path.display().to_string()));
             }
         }
-        unreadable(path, error)
+        path_error(path, error)
     }
 }
 
-/// A path of a message: absolute, and none that the system would read otherwise than we do.
-fn well_formed(named: &str) -> Result<&Path, PathError> {
+/// Parses a path from a request: it must be absolute, and mean the same to the system as to us.
+fn parse_path(named: &str) -> Result<&Path, PathError> {
     let invalid = |wrong: &str| Err(PathError::Invalid(wrong.to_owned()));
     if named.is_empty() || named.len() > PATH_MAX {
         return invalid(&format!("expected a path of 1 to {PATH_MAX} bytes"));
@@ -263,21 +266,23 @@ fn well_formed(named: &str) -> Result<&Path, PathError> {
     Ok(path)
 }
 
-/// The same of a path that was to be a folder, whether or not its name was given with a `/` at the end.
-fn as_folder(error: PathError) -> PathError {
+/// The same error for a path that should be a folder, whether or not it was given with a trailing `/`.
+fn as_folder_error(error: PathError) -> PathError {
     let PathError::NotFound(path) = error else { return error };
     let named = path.trim_end_matches('/');
-    PathError::NoFolder(if named.is_empty() { path } else { named.to_owned() })
+    PathError::FolderNotFound(if named.is_empty() { path } else { named.to_owned() })
 }
 
-fn not_regular(path: &Path) -> PathError {
+fn not_regular_error(path: &Path) -> PathError {
     PathError::Invalid(format!("{} is no regular file", path.display()))
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> PathError {
+fn path_error(path: &Path, error: &io::Error) -> PathError {
     let shown = path.display();
     match error.kind() {
-        _ if beneath::is_link(error) => PathError::Forbidden(format!("{shown} was exchanged for a link meanwhile")),
+        _ if dir_handle::is_symlink_error(error) => {
+            PathError::Forbidden(format!("{shown} was exchanged for a link meanwhile"))
+        }
         io::ErrorKind::NotFound => PathError::NotFound(shown.to_string()),
         io::ErrorKind::PermissionDenied => PathError::Forbidden(format!("{shown}: this node may not read it")),
         io::ErrorKind::NotADirectory => PathError::NotFound(shown.to_string()),
@@ -295,11 +300,11 @@ mod tests {
     struct Place {
         _dir: tempfile::TempDir,
         root: PathBuf,
-        folders: Folders,
+        folders: SharedFolders,
     }
 
     impl Place {
-        /// `shared/` is shared, `outside/` not; `shared/state` is the data dir with the repo in it.
+        /// `roots/` is shared, `outside/` not; `roots/state` is the data dir with the repo in it.
         fn new() -> Place {
             let dir = tempfile::tempdir().unwrap();
             let root = fs::canonicalize(dir.path()).unwrap();
@@ -319,7 +324,7 @@ mod tests {
                 fs::write(root.join(file), file).unwrap();
             }
             let state = root.join("shared/state");
-            let folders = Folders::new(&[root.join("shared")], &state.join("repo"), &state).unwrap();
+            let folders = SharedFolders::new(&[root.join("shared")], &state.join("repo"), &state).unwrap();
             Place { _dir: dir, root, folders }
         }
 
@@ -382,13 +387,13 @@ mod tests {
     #[test]
     fn what_lies_outside_is_not_told_of() {
         let place = Place::new();
-        // There or not: the same answer.
+        // The same error whether it exists or not.
         for named in ["outside/secret.txt", "outside/nothing", "outside/far/below", "shared/sub/../../outside/nothing"]
         {
             place.forbids(&place.at(named));
         }
         place.forbids("/no/such/place");
-        // Nor where a link leads, and so that there is one.
+        // Nor is it revealed where a link leads, or that there is one.
         symlink(place.at("outside/secret.txt"), place.at("outside/link")).unwrap();
         symlink(place.at("outside"), place.at("shared/way-out")).unwrap();
         let name = FileName::new("a.txt").unwrap();
@@ -413,17 +418,17 @@ mod tests {
             assert!(matches!(refused, PathError::Invalid(_)), "{named}: {refused:?}");
         }
         let fifo = CString::new(place.at("shared/fifo")).unwrap();
-        // SAFETY: mkfifo reads the text that it is given, which ends with NUL.
+        // SAFETY: mkfifo only reads the path, which is a NUL-terminated string.
         assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
         let socket = std::os::unix::net::UnixListener::bind(place.at("shared/socket")).unwrap();
         for named in ["shared/fifo", "shared/socket", "shared/sub", "shared"] {
-            // It does not wait for somebody to write.
+            // Opening it does not block until another process writes.
             let refused = place.folders.open(&place.at(named)).unwrap_err();
             assert!(matches!(refused, PathError::Invalid(_)), "{named}: {refused:?}");
         }
         drop(socket);
         let state = place.root.join("shared/state");
-        let devices = Folders::new(&["/dev".into()], &state.join("repo"), &state).unwrap();
+        let devices = SharedFolders::new(&["/dev".into()], &state.join("repo"), &state).unwrap();
         let refused = devices.open("/dev/null").unwrap_err();
         assert!(matches!(refused, PathError::Invalid(_)), "{refused:?}");
     }
@@ -435,22 +440,22 @@ mod tests {
         // At the end of the path…
         fs::remove_file(&path).unwrap();
         symlink(place.at("outside/secret.txt"), &path).unwrap();
-        assert!(place.folders.open_resolved(&path).is_err());
-        assert!(beneath::is_link(&beneath::open_file(&path).unwrap_err()));
+        assert!(place.folders.reopen(&path).is_err());
+        assert!(dir_handle::is_symlink_error(&dir_handle::open_file(&path).unwrap_err()));
         // … and in the middle of it.
         fs::remove_file(&path).unwrap();
         fs::remove_dir(place.at("shared/sub")).unwrap();
         fs::write(place.at("outside/b.txt"), "x").unwrap();
         symlink(place.at("outside"), place.at("shared/sub")).unwrap();
-        let refused = place.folders.open_resolved(&path).unwrap_err();
+        let refused = place.folders.reopen(&path).unwrap_err();
         assert!(matches!(refused, PathError::Forbidden(_)), "{refused:?}");
-        assert!(beneath::is_link(&beneath::open_file(&path).unwrap_err()));
+        assert!(dir_handle::is_symlink_error(&dir_handle::open_file(&path).unwrap_err()));
     }
 
     #[test]
     fn who_has_the_repo_alone_names_nothing_else() {
         let place = Place::new();
-        let guest = place.folders.repo_alone();
+        let guest = place.folders.repo_only();
         assert!(guest.open(&place.at("shared/state/repo/e.txt")).is_ok());
         for named in ["shared/a.txt", "shared/state/share.db", "shared/state/repo/../../a.txt"] {
             assert!(matches!(guest.open(&place.at(named)), Err(PathError::Forbidden(_))), "{named}");
@@ -510,10 +515,10 @@ mod tests {
         }
         for named in ["shared/none/new.txt", "shared/none/"] {
             let refused = place.folders.save_target(Some(&place.at(named)), &name).unwrap_err();
-            assert_eq!(refused, PathError::NoFolder(place.at("shared/none")), "{named}");
+            assert_eq!(refused, PathError::FolderNotFound(place.at("shared/none")), "{named}");
             assert!(refused.to_string().starts_with("no such folder: "), "{refused}");
         }
-        // A name that a host elsewhere has published may begin with a dot: it is not saved as such.
+        // Other hosts may publish names that begin with a dot: they are not saved as such.
         let hidden = FileName::new(".profile").unwrap();
         assert!(matches!(place.folders.save_target(None, &hidden), Err(PathError::Forbidden(_))));
     }

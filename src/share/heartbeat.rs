@@ -1,176 +1,177 @@
-//! How often a node says that it is there: the more it does, the more often. A pure state machine.
+//! When a node sends heartbeats: the busier it is, the more often. A pure state machine.
 //!
-//! No clock, no thread, no allocation: a hundred thousand of them are simulated for a day in a second or two.
-//! SPEC.md section 6, Heartbeat.
+//! It has no clock, thread or allocation: a day of a hundred thousand nodes is simulated in a second or two. See
+//! `docs/spec/share.md`, "Heartbeat".
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::model::Millis;
 
-/// Between heartbeats of a node that nobody uses.
-pub const IDLE_EVERY: Duration = Duration::from_secs(300);
-/// Between heartbeats of one that somebody uses, unless it is told otherwise.
-pub const ACTIVE_EVERY: Duration = Duration::from_secs(60);
-/// Between heartbeats while a file is sent or fetched.
-pub const BUSY_EVERY: Duration = Duration::from_secs(30);
-/// A node is idle after so long without work.
+/// Heartbeat interval of an idle node.
+pub const IDLE_INTERVAL: Duration = Duration::from_secs(300);
+/// Default heartbeat interval of a node in use.
+pub const ACTIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// Heartbeat interval while a file is sent or fetched.
+pub const BUSY_INTERVAL: Duration = Duration::from_secs(30);
+/// A node is idle after this long without use.
 pub const IDLE_AFTER: Duration = Duration::from_secs(300);
 
-/// What a node is doing, as `PING` and the client API name it.
+/// A node's state, as `PING` and the client API name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
-    /// No connection to the registry.
+pub enum PresenceState {
+    /// There is no connection to the registry.
     Disconnected,
-    /// On the way to one.
+    /// A connection is being made.
     Connecting,
-    /// Nobody has used it for [`IDLE_AFTER`].
+    /// The node has not been used for [`IDLE_AFTER`].
     Idle,
-    /// Somebody uses it.
+    /// The node is in use.
     Active,
     /// A file is being sent or fetched.
     Busy,
 }
 
-impl State {
-    /// As messages name it.
+impl PresenceState {
+    /// The name used in messages.
     pub fn as_text(self) -> &'static str {
         match self {
-            State::Disconnected => "disconnected",
-            State::Connecting => "connecting",
-            State::Idle => "idle",
-            State::Active => "active",
-            State::Busy => "busy",
+            PresenceState::Disconnected => "disconnected",
+            PresenceState::Connecting => "connecting",
+            PresenceState::Idle => "idle",
+            PresenceState::Active => "active",
+            PresenceState::Busy => "busy",
         }
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for PresenceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_text())
     }
 }
 
-/// What happened to the node.
+/// An event at the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    /// It is about to reach the registry.
+pub enum HeartbeatEvent {
+    /// It starts connecting to the registry.
     Connecting,
-    /// The registry knows it now, which counts as a heartbeat.
+    /// It has registered, which counts as a heartbeat.
     Connected,
-    /// The connection is gone.
+    /// The connection is lost.
     Disconnected,
-    /// Somebody used it.
-    Work,
-    /// A file begins to be sent or fetched.
-    TransferBegan,
-    /// One of those that began has ended.
+    /// A user made a request.
+    Used,
+    /// A file transfer has started.
+    TransferStarted,
+    /// A file transfer has ended.
     TransferEnded,
     /// A heartbeat was sent.
-    Sent,
+    HeartbeatSent,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
+enum LinkState {
     Down,
     Opening,
     Up,
 }
 
-/// One node's heartbeat.
+/// The heartbeat schedule of one node.
 ///
 /// ```
 /// use p2s2::model::Millis;
-/// use p2s2::share::heartbeat::{ACTIVE_EVERY, Event, Heartbeat, State};
+/// use p2s2::share::heartbeat::{ACTIVE_INTERVAL, Heartbeat, HeartbeatEvent, PresenceState};
 ///
-/// let mut heartbeat = Heartbeat::new(ACTIVE_EVERY);
-/// heartbeat.handle(Millis(0), Event::Connected);
-/// assert_eq!(heartbeat.next_at(), Some(Millis(60_000)));
-/// heartbeat.handle(Millis(60_000), Event::Sent);
-/// assert_eq!(heartbeat.state(Millis(300_000)), State::Idle);
+/// let mut heartbeat = Heartbeat::new(ACTIVE_INTERVAL);
+/// heartbeat.handle(Millis(0), HeartbeatEvent::Connected);
+/// assert_eq!(heartbeat.next_due_at(), Some(Millis(60_000)));
+/// heartbeat.handle(Millis(60_000), HeartbeatEvent::HeartbeatSent);
+/// assert_eq!(heartbeat.state(Millis(300_000)), PresenceState::Idle);
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Heartbeat {
-    active_ms: u64,
-    link: Link,
+    active_interval_ms: u64,
+    link: LinkState,
     transfers: u32,
-    worked_at: Millis,
+    last_used_at: Millis,
     sent_at: Millis,
 }
 
 impl Heartbeat {
-    /// Of a node that is not connected yet. `active` is the time between heartbeats while it is used; one that
-    /// is less busy or more busy than that never has a shorter or longer one.
+    /// For a node that is not connected yet. `active` is the heartbeat interval while it is in use; the interval of an
+    /// idle node is never shorter, and that of a busy node never longer.
     pub fn new(active: Duration) -> Heartbeat {
         Heartbeat {
-            active_ms: u64::try_from(active.as_millis()).unwrap_or(u64::MAX).max(1),
-            link: Link::Down,
+            active_interval_ms: u64::try_from(active.as_millis()).unwrap_or(u64::MAX).max(1),
+            link: LinkState::Down,
             transfers: 0,
-            worked_at: Millis::default(),
+            last_used_at: Millis::default(),
             sent_at: Millis::default(),
         }
     }
 
-    /// Takes note of what happened.
-    pub fn handle(&mut self, now: Millis, event: Event) {
+    /// Applies an event.
+    pub fn handle(&mut self, now: Millis, event: HeartbeatEvent) {
         match event {
-            Event::Connecting => self.link = Link::Opening,
-            Event::Connected => {
-                self.link = Link::Up;
-                // Whoever connects is there to use it; after a pulled cable as well.
-                (self.worked_at, self.sent_at) = (now, now);
+            HeartbeatEvent::Connecting => self.link = LinkState::Opening,
+            HeartbeatEvent::Connected => {
+                self.link = LinkState::Up;
+                // A node that connects counts as in use, also when it reconnects.
+                (self.last_used_at, self.sent_at) = (now, now);
             }
-            Event::Disconnected => self.link = Link::Down,
-            Event::Work => self.worked_at = self.worked_at.max(now),
-            Event::TransferBegan => {
+            HeartbeatEvent::Disconnected => self.link = LinkState::Down,
+            HeartbeatEvent::Used => self.last_used_at = self.last_used_at.max(now),
+            HeartbeatEvent::TransferStarted => {
                 self.transfers = self.transfers.saturating_add(1);
-                self.worked_at = self.worked_at.max(now);
+                self.last_used_at = self.last_used_at.max(now);
             }
-            Event::TransferEnded => {
+            HeartbeatEvent::TransferEnded => {
                 self.transfers = self.transfers.saturating_sub(1);
-                // From busy to active, not at once to idle.
-                self.worked_at = self.worked_at.max(now);
+                // From busy to active first, not directly to idle.
+                self.last_used_at = self.last_used_at.max(now);
             }
-            Event::Sent => self.sent_at = self.sent_at.max(now),
+            HeartbeatEvent::HeartbeatSent => self.sent_at = self.sent_at.max(now),
         }
     }
 
-    /// What the node is doing.
-    pub fn state(&self, now: Millis) -> State {
+    /// The node's state.
+    pub fn state(&self, now: Millis) -> PresenceState {
         match self.link {
-            Link::Down => State::Disconnected,
-            Link::Opening => State::Connecting,
-            Link::Up if self.transfers > 0 => State::Busy,
-            Link::Up if now < self.idle_from() => State::Active,
-            Link::Up => State::Idle,
+            LinkState::Down => PresenceState::Disconnected,
+            LinkState::Opening => PresenceState::Connecting,
+            LinkState::Up if self.transfers > 0 => PresenceState::Busy,
+            LinkState::Up if now < self.idle_at() => PresenceState::Active,
+            LinkState::Up => PresenceState::Idle,
         }
     }
 
-    /// The time between heartbeats in a state; of one without a connection that which it will have.
-    pub fn interval(&self, state: State) -> Duration {
+    /// The heartbeat interval in a state; without a connection, the one it will have when connected.
+    pub fn interval(&self, state: PresenceState) -> Duration {
         match state {
-            State::Disconnected | State::Connecting | State::Active => Duration::from_millis(self.active_ms),
-            State::Idle => IDLE_EVERY.max(Duration::from_millis(self.active_ms)),
-            State::Busy => BUSY_EVERY.min(Duration::from_millis(self.active_ms)),
+            PresenceState::Disconnected | PresenceState::Connecting | PresenceState::Active => {
+                Duration::from_millis(self.active_interval_ms)
+            }
+            PresenceState::Idle => IDLE_INTERVAL.max(Duration::from_millis(self.active_interval_ms)),
+            PresenceState::Busy => BUSY_INTERVAL.min(Duration::from_millis(self.active_interval_ms)),
         }
     }
 
-    /// When the next heartbeat is due, if nothing happens until then; it may be in the past. None without a
-    /// connection.
-    pub fn next_at(&self) -> Option<Millis> {
-        if self.link != Link::Up {
+    /// When the next heartbeat is due if no event comes before; it may be in the past. `None` without a connection.
+    pub fn next_due_at(&self) -> Option<Millis> {
+        if self.link != LinkState::Up {
             return None;
         }
         if self.transfers > 0 {
-            return Some(self.sent_at.plus(self.interval(State::Busy)));
+            return Some(self.sent_at.plus(self.interval(PresenceState::Busy)));
         }
-        let as_active = self.sent_at.plus(self.interval(State::Active));
-        // Idle before that: then the longer interval counts from the last heartbeat.
-        Some(if as_active < self.idle_from() { as_active } else { self.sent_at.plus(self.interval(State::Idle)) })
+        let as_active = self.sent_at.plus(self.interval(PresenceState::Active));
+        // If it becomes idle before that, the longer interval counts from the last heartbeat.
+        Some(if as_active < self.idle_at() { as_active } else { self.sent_at.plus(self.interval(PresenceState::Idle)) })
     }
 
-    fn idle_from(&self) -> Millis {
-        self.worked_at.plus(IDLE_AFTER)
+    fn idle_at(&self) -> Millis {
+        self.last_used_at.plus(IDLE_AFTER)
     }
 }
 
@@ -184,68 +185,68 @@ mod tests {
     }
 
     fn connected(at: Millis) -> Heartbeat {
-        let mut heartbeat = Heartbeat::new(ACTIVE_EVERY);
-        heartbeat.handle(at, Event::Connected);
+        let mut heartbeat = Heartbeat::new(ACTIVE_INTERVAL);
+        heartbeat.handle(at, HeartbeatEvent::Connected);
         heartbeat
     }
 
     #[test]
     fn a_node_goes_from_connecting_to_active_to_idle_and_back() {
-        let mut node = Heartbeat::new(ACTIVE_EVERY);
-        assert_eq!((node.state(s(0)), node.next_at()), (State::Disconnected, None));
-        node.handle(s(1), Event::Connecting);
-        assert_eq!((node.state(s(1)), node.next_at()), (State::Connecting, None));
-        node.handle(s(2), Event::Connected);
-        assert_eq!((node.state(s(2)), node.next_at()), (State::Active, Some(s(62))));
-        assert_eq!(node.state(s(301)), State::Active);
-        assert_eq!(node.state(s(302)), State::Idle);
-        node.handle(s(302), Event::Sent);
-        assert_eq!(node.next_at(), Some(s(602)));
-        // Somebody comes back: the registry is to know it soon.
-        node.handle(s(500), Event::Work);
-        assert_eq!((node.state(s(500)), node.next_at()), (State::Active, Some(s(362))));
-        node.handle(s(501), Event::Disconnected);
-        assert_eq!((node.state(s(501)), node.next_at()), (State::Disconnected, None));
+        let mut node = Heartbeat::new(ACTIVE_INTERVAL);
+        assert_eq!((node.state(s(0)), node.next_due_at()), (PresenceState::Disconnected, None));
+        node.handle(s(1), HeartbeatEvent::Connecting);
+        assert_eq!((node.state(s(1)), node.next_due_at()), (PresenceState::Connecting, None));
+        node.handle(s(2), HeartbeatEvent::Connected);
+        assert_eq!((node.state(s(2)), node.next_due_at()), (PresenceState::Active, Some(s(62))));
+        assert_eq!(node.state(s(301)), PresenceState::Active);
+        assert_eq!(node.state(s(302)), PresenceState::Idle);
+        node.handle(s(302), HeartbeatEvent::HeartbeatSent);
+        assert_eq!(node.next_due_at(), Some(s(602)));
+        // The user comes back: the registry should learn of it soon.
+        node.handle(s(500), HeartbeatEvent::Used);
+        assert_eq!((node.state(s(500)), node.next_due_at()), (PresenceState::Active, Some(s(362))));
+        node.handle(s(501), HeartbeatEvent::Disconnected);
+        assert_eq!((node.state(s(501)), node.next_due_at()), (PresenceState::Disconnected, None));
     }
 
     #[test]
     fn the_heartbeat_that_would_be_due_while_idle_waits_for_the_longer_time() {
         let mut node = connected(s(0));
         for at in [60, 120, 180, 240] {
-            assert_eq!(node.next_at(), Some(s(at)));
-            node.handle(s(at), Event::Sent);
+            assert_eq!(node.next_due_at(), Some(s(at)));
+            node.handle(s(at), HeartbeatEvent::HeartbeatSent);
         }
-        assert_eq!(node.next_at(), Some(s(540)));
+        assert_eq!(node.next_due_at(), Some(s(540)));
     }
 
     #[test]
     fn a_node_is_busy_until_its_last_transfer_has_ended() {
         let mut node = connected(s(0));
-        node.handle(s(10), Event::TransferBegan);
-        node.handle(s(11), Event::TransferBegan);
-        assert_eq!((node.state(s(1000)), node.next_at()), (State::Busy, Some(s(30))));
-        node.handle(s(1000), Event::TransferEnded);
-        assert_eq!(node.state(s(1000)), State::Busy);
-        node.handle(s(2000), Event::TransferEnded);
-        assert_eq!((node.state(s(2000)), node.state(s(2300))), (State::Active, State::Idle));
-        // One more end than beginnings harms nothing.
-        node.handle(s(2001), Event::TransferEnded);
-        node.handle(s(2002), Event::TransferBegan);
-        assert_eq!(node.state(s(2002)), State::Busy);
+        node.handle(s(10), HeartbeatEvent::TransferStarted);
+        node.handle(s(11), HeartbeatEvent::TransferStarted);
+        assert_eq!((node.state(s(1000)), node.next_due_at()), (PresenceState::Busy, Some(s(30))));
+        node.handle(s(1000), HeartbeatEvent::TransferEnded);
+        assert_eq!(node.state(s(1000)), PresenceState::Busy);
+        node.handle(s(2000), HeartbeatEvent::TransferEnded);
+        assert_eq!((node.state(s(2000)), node.state(s(2300))), (PresenceState::Active, PresenceState::Idle));
+        // An extra end without a start is harmless.
+        node.handle(s(2001), HeartbeatEvent::TransferEnded);
+        node.handle(s(2002), HeartbeatEvent::TransferStarted);
+        assert_eq!(node.state(s(2002)), PresenceState::Busy);
     }
 
     #[test]
     fn another_active_interval_never_makes_less_of_more() {
         for (active, busy, idle) in [(10, 10, 300), (60, 30, 300), (600, 30, 600)] {
             let node = Heartbeat::new(Duration::from_secs(active));
-            assert_eq!(node.interval(State::Active), Duration::from_secs(active));
-            assert_eq!(node.interval(State::Busy), Duration::from_secs(busy));
-            assert_eq!(node.interval(State::Idle), Duration::from_secs(idle));
+            assert_eq!(node.interval(PresenceState::Active), Duration::from_secs(active));
+            assert_eq!(node.interval(PresenceState::Busy), Duration::from_secs(busy));
+            assert_eq!(node.interval(PresenceState::Idle), Duration::from_secs(idle));
         }
     }
 
-    /// A day of clients that stay what they are; the seconds between two looks of each are as in life: whoever
-    /// is active works every few minutes, and whoever is busy has transfers that follow one another.
+    /// A day of nodes that each stay in one state, with realistic events: an active node is used every few minutes, and
+    /// a busy node has one transfer after another.
     #[test]
     fn a_day_of_80_15_5_saves_what_the_closed_form_says() {
         const CLIENTS: u64 = 2_000;
@@ -255,36 +256,36 @@ mod tests {
         for client in 0..CLIENTS {
             let began = Millis(client * 300_000 / CLIENTS);
             let mut node = connected(began);
-            // It is what it is from before the day's beginning.
+            // It is in this state from before the beginning of the day.
             let kind = match client % 20 {
-                0..16 => State::Idle,
-                16..19 => State::Active,
-                _ => State::Busy,
+                0..16 => PresenceState::Idle,
+                16..19 => PresenceState::Active,
+                _ => PresenceState::Busy,
             };
             let mut works_at = began;
             match kind {
-                State::Idle => node.worked_at = Millis(0),
-                State::Busy => node.handle(began, Event::TransferBegan),
+                PresenceState::Idle => node.last_used_at = Millis(0),
+                PresenceState::Busy => node.handle(began, HeartbeatEvent::TransferStarted),
                 _ => {}
             }
-            if kind == State::Idle {
-                // Its next one is due as an idle one's, whenever it worked last.
+            if kind == PresenceState::Idle {
+                // Its next heartbeat is due at the idle interval, whenever it was last used.
                 node.sent_at = began;
             }
             loop {
-                let due = node.next_at().unwrap();
-                if kind == State::Active && works_at < due {
-                    node.handle(works_at, Event::Work);
+                let due = node.next_due_at().unwrap();
+                if kind == PresenceState::Active && works_at < due {
+                    node.handle(works_at, HeartbeatEvent::Used);
                     works_at = works_at.plus_ms(WORKS_EVERY_MS);
                     continue;
                 }
                 if due > began.plus_ms(DAY.0) {
                     break;
                 }
-                if kind != State::Idle || due >= s(600) {
+                if kind != PresenceState::Idle || due >= s(600) {
                     assert_eq!(node.state(due), kind, "client {client} at {due:?}");
                 }
-                node.handle(due, Event::Sent);
+                node.handle(due, HeartbeatEvent::HeartbeatSent);
                 sent += 1;
             }
         }
@@ -296,15 +297,15 @@ mod tests {
         assert!((saved - closed_form).abs() < 0.01, "saved {saved}, closed form {closed_form}");
     }
 
-    fn any_event() -> impl Strategy<Value = Event> {
+    fn any_event() -> impl Strategy<Value = HeartbeatEvent> {
         prop_oneof![
-            Just(Event::Connecting),
-            Just(Event::Connected),
-            Just(Event::Disconnected),
-            Just(Event::Work),
-            Just(Event::TransferBegan),
-            Just(Event::TransferEnded),
-            Just(Event::Sent),
+            Just(HeartbeatEvent::Connecting),
+            Just(HeartbeatEvent::Connected),
+            Just(HeartbeatEvent::Disconnected),
+            Just(HeartbeatEvent::Used),
+            Just(HeartbeatEvent::TransferStarted),
+            Just(HeartbeatEvent::TransferEnded),
+            Just(HeartbeatEvent::HeartbeatSent),
         ]
     }
 
@@ -321,26 +322,26 @@ mod tests {
                 now = now.plus_ms(passed);
                 node.handle(now, event);
                 match event {
-                    Event::TransferBegan => transfers += 1,
-                    Event::TransferEnded => transfers = transfers.saturating_sub(1),
+                    HeartbeatEvent::TransferStarted => transfers += 1,
+                    HeartbeatEvent::TransferEnded => transfers = transfers.saturating_sub(1),
                     _ => {}
                 }
                 let state = node.state(now);
-                let is_up = !matches!(state, State::Disconnected | State::Connecting);
-                prop_assert_eq!(node.next_at().is_some(), is_up);
-                prop_assert_eq!(state == State::Busy, is_up && transfers > 0);
-                if let Some(due) = node.next_at() {
-                    let longest = node.interval(State::Idle);
+                let is_up = !matches!(state, PresenceState::Disconnected | PresenceState::Connecting);
+                prop_assert_eq!(node.next_due_at().is_some(), is_up);
+                prop_assert_eq!(state == PresenceState::Busy, is_up && transfers > 0);
+                if let Some(due) = node.next_due_at() {
+                    let longest = node.interval(PresenceState::Idle);
                     prop_assert!(due <= node.sent_at.plus(longest));
-                    prop_assert!(due >= node.sent_at.plus(node.interval(State::Busy)));
-                    // Once sent, it is not due again at once.
+                    prop_assert!(due >= node.sent_at.plus(node.interval(PresenceState::Busy)));
+                    // Once sent, the next one is not due immediately.
                     let mut after = node;
                     let at = due.max(now);
-                    after.handle(at, Event::Sent);
-                    prop_assert!(after.next_at() > Some(at));
+                    after.handle(at, HeartbeatEvent::HeartbeatSent);
+                    prop_assert!(after.next_due_at() > Some(at));
                 }
-                if matches!(event, Event::Work | Event::Connected) {
-                    prop_assert!(state != State::Idle);
+                if matches!(event, HeartbeatEvent::Used | HeartbeatEvent::Connected) {
+                    prop_assert!(state != PresenceState::Idle);
                 }
             }
         }

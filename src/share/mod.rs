@@ -1,28 +1,29 @@
 //! Share: a registry that knows who has which file, and peers that send the files to each other directly.
-//! SPEC.md section 6.
+//! See `docs/spec/share.md`.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `wire.rs` | the registry's messages: files and hosts, requests, answers |
-//! | `registry.rs` | the registry's core: hosts, their files, who may change what |
-//! | `server.rs` | the registry's server: connections, and what it keeps on disk |
+//! | `wire.rs` | the registry's messages: files and hosts, requests, responses |
+//! | `registry.rs` | the registry's core: hosts, their files, and the rules for changing them |
+//! | `server.rs` | the registry's server: connections and persistence |
 //! | `client.rs` | a node's connection to the registry |
-//! | `pieces.rs` | what a file and its pieces are checked by |
+//! | `pieces.rs` | digests of a file and its pieces |
 //! | `transfer.rs` | serving published files, fetching those of others |
-//! | `heartbeat.rs` | how often a node says that it is there |
-//! | `beneath.rs` | folders that are held open, so that no link leads out of them |
-//! | `folders.rs` | which paths a node may be told to read or write |
+//! | `heartbeat.rs` | when a node sends its next heartbeat |
+//! | `dir_handle.rs` | folders that are held open, so that no symbolic link leads out of them |
+//! | `folders.rs` | which paths a node may read or write |
 //! | `files.rs` | the files that a node tracks |
-//! | `api_client.rs` | calls of the HTTP APIs |
+//! | `api_client.rs` | a client of the HTTP APIs |
 //! | `node.rs` | one user's node: publishing, fetching, the connection to the registry |
-//! | `page.rs` | which part of a list is asked for |
-//! | `client_api.rs` | what a user's programs and pages ask of a node |
+//! | `page.rs` | paging and searching in lists |
+//! | `client_api.rs` | a node's HTTP API for its user's programs and pages |
 //! | `server_api.rs` | the server's HTTP API: accounts, the operator's view, metrics |
+//! | `response_fields.rs` | response fields that both APIs share |
 
 pub mod api_client;
-pub mod beneath;
 pub mod client;
 pub mod client_api;
+pub mod dir_handle;
 pub mod files;
 pub mod folders;
 pub mod heartbeat;
@@ -30,8 +31,8 @@ pub mod node;
 pub mod page;
 pub mod pieces;
 pub mod registry;
+mod response_fields;
 pub mod server;
 pub mod server_api;
-mod shapes;
 pub mod transfer;
 pub mod wire;

@@ -1,19 +1,19 @@
-//! One user's node: what it tracks, publishes and fetches, and its connection to the registry.
+//! One user's node: the files that it tracks, publishes and fetches, and its connection to the registry.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `node.rs` | [`Node`]: what a user can ask of it |
-//! | `link.rs` | the thread that owns the connection to the registry |
-//! | `shelf.rs` | what is given to other peers |
-//! | `hashing.rs` | the thread that reads published files for their digests |
-//! | `uploads.rs` | what its user's browser brings |
-//! | `follow.rs` | what changes on the network, as it happens |
-//! | `looking.rs` | whether what is tracked is still there |
-//! | `fetches.rs` | what is fetched from others, also after a restart |
-//! | `network.rs` | what the network has |
-//! | `keep.rs` | what outlives the process |
-//! | `events.rs` | who watches |
-//! | `nodes.rs` | the nodes of a process, one a user |
+//! | `node.rs` | [`Node`]: the operations of a node |
+//! | `nodes.rs` | the nodes of a process, one per user |
+//! | `registry_connection.rs` | the thread that owns the connection to the registry |
+//! | `published_files.rs` | the files that are served to other peers |
+//! | `hashing.rs` | the thread that hashes published files |
+//! | `presence_scan.rs` | checks whether tracked files still exist |
+//! | `uploads.rs` | files uploaded by the user's browser |
+//! | `network.rs` | snapshots of all files on the network |
+//! | `change_follower.rs` | the thread that follows changes on the network |
+//! | `fetch_manager.rs` | fetches of files from other hosts, also across restarts |
+//! | `store.rs` | what is stored on disk: users, fetches, tokens |
+//! | `events.rs` | the event streams of a node |
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -28,9 +28,9 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
-use super::client::{Pin, RegistryClient, RegistryError};
-use super::files::{Facts, Files, FilesError, Page, Tracked};
-use super::folders::{Folders, Opened, PathError, Shelves};
+use super::client::{CertificatePin, RegistryClient, RegistryClientError};
+use super::files::{FileStat, TrackedFile, TrackedFiles, TrackedFilesError, TrackedFilesPage};
+use super::folders::{FolderListing, OpenedFile, PathError, SharedFolders};
 use super::heartbeat::{self, Heartbeat};
 use super::page;
 use super::transfer::PeerServer;
@@ -41,140 +41,142 @@ use crate::net::listener::ListenerContext;
 use crate::net::threads;
 use crate::storage::StoreError;
 
+mod change_follower;
 pub mod events;
-pub mod fetches;
-mod follow;
+pub mod fetch_manager;
 mod hashing;
-pub mod keep;
-mod link;
-mod looking;
 pub mod network;
 pub mod nodes;
-mod shelf;
+mod presence_scan;
+mod published_files;
+mod registry_connection;
+pub mod store;
 pub mod uploads;
 
-use events::{Session, Watchers};
-use fetches::Fetches;
-use follow::Follow;
-use keep::Keep;
-use link::{Link, Order};
-use network::{Duplicates, FRESH, Network, NetworkError, Snapshot};
-use shelf::Shelf;
+use change_follower::ChangeFollower;
+use events::{NodeEventHub, WatchSession};
+use fetch_manager::FetchTable;
+use hashing::HashCommand;
+use network::{Duplicates, MAX_AGE, NetworkCache, NetworkError, NetworkSnapshot};
+use published_files::PublishedFiles;
+use registry_connection::{RegistryCommand, RegistryConnection};
+use store::NodeStore;
+use uploads::UploadLimiter;
 
-/// How long whoever publishes waits for the registry, with a connection that is made anew in between.
-const REGISTRY_WAIT: Duration = Duration::from_secs(25);
-/// When the process ends, how long what is being sent may take to its end.
-const SENDING_MAY_END_IN: Duration = Duration::from_secs(2);
-/// The same when only the node ends. (Whoever takes too little each time is cut off long before.)
-const LAST_SENDING_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Files up to this size, bytes, are read for their digests while they are published: one piece.
-const READ_AT_ONCE_MAX: u64 = 1 << 20;
-/// Changes that wait for the registry.
-const ORDERS_MAX: usize = 1024;
+/// How long an operation waits for the registry, reconnecting included.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long transfers to peers may take to complete when the process ends.
+const SENDING_GRACE: Duration = Duration::from_secs(2);
+/// The same when only the node ends. (A peer that is too slow is cut off long before.)
+const RETIRED_SENDING_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Files up to this size, one piece, are hashed while they are published, not in the background.
+const HASH_INLINE_BYTES_MAX: u64 = 1 << 20;
+/// Capacity of the queue of commands for the registry connection's thread.
+const REGISTRY_COMMANDS_MAX: usize = 1024;
 
-/// How nodes are run.
+/// Configuration of a process's nodes.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// Where the registry and the server API are.
+pub struct NodeSettings {
+    /// Host of the registry and of the server API.
     pub server_host: String,
-    /// The registry's port there.
+    /// The registry's port on that host.
     pub registry_port: u16,
-    /// The certificate that the registry must show, over TLS; none: it is asked without TLS.
-    pub pin: Option<Pin>,
-    /// Where peer ports listen.
+    /// The certificate that the registry must present over TLS; none: the connection does not use TLS.
+    pub pin: Option<CertificatePin>,
+    /// Address that peer ports listen on.
     pub bind: IpAddr,
-    /// Of which one that is free is taken.
+    /// Range from which free peer ports are taken.
     pub ports: RangeInclusive<u16>,
-    /// The address that the registry is told, where it is not the one that it sees.
+    /// Address to announce to the registry instead of the one that it sees.
     pub advertise_ip: Option<IpAddr>,
-    /// Between heartbeats of a node that is used.
+    /// Heartbeat interval of a node in use.
     pub heartbeat_active: Duration,
-    /// Where everything is kept.
+    /// Folder of the node's store.
     pub data_dir: PathBuf,
 }
 
-/// What nodes stand on.
+/// What nodes are built from.
 #[derive(Debug, Clone)]
-pub struct Floor {
-    /// Threads, and the bounds of what peers may open and send.
-    pub listening: ListenerContext,
-    /// The time.
+pub struct NodeContext {
+    /// For the peer ports: threads, and the limits on connections and received data.
+    pub listener_context: ListenerContext,
+    /// The process's clock.
     pub clock: Clock,
-    /// What outlives the process.
-    pub keep: Keep,
-    /// How many uploads there are at once.
-    pub uploads: uploads::Room,
+    /// The node's store on disk.
+    pub store: NodeStore,
+    /// Bounds the simultaneous uploads of all users.
+    pub upload_limiter: UploadLimiter,
 }
 
-/// Why a node did not do what it was asked to.
+/// Why an operation of a node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// It does not take part yet.
+    /// The node has not joined the network.
     #[error("not begun yet: init comes first")]
-    NotBegun,
-    /// A path.
+    NotJoined,
+    /// A path cannot be used.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// A tracked file.
+    /// A file cannot be tracked or published.
     #[error(transparent)]
-    Files(#[from] FilesError),
-    /// The store.
+    Files(#[from] TrackedFilesError),
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A field of what was asked.
+    /// A field of the request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// It is larger than anything may be.
+    /// A file exceeds the largest size that is supported.
     #[error("{0}")]
     TooLarge(String),
-    /// There is nothing of that name.
+    /// There is no file, host or fetch of that name.
     #[error("{0}")]
     NotFound(String),
-    /// It does not go with what is there.
+    /// The operation conflicts with the present state.
     #[error("{0}")]
     Conflict(String),
-    /// Several have a file of that name, and not the same.
+    /// Several hosts have different files of that name, and no owner was given.
     #[error("{}", several_owners(.0))]
-    Owners(Vec<Owner>),
-    /// A folder cannot be written to; the disk is full, if that is so.
+    SeveralOwners(Vec<FileOwner>),
+    /// A folder cannot be written to.
     #[error("{reason}")]
     Folder {
-        /// One line that names it.
+        /// One line that names the folder.
         reason: String,
-        /// There is no room.
+        /// The disk or the quota is full.
         is_full: bool,
     },
-    /// Files that look the same are on the network already.
+    /// Similar files are on the network already.
     #[error(
         "the network has a file that looks the same: with `overwrite` (the command line: without --unless-duplicate) yours is published all the same"
     )]
     Duplicates(Box<Duplicates>),
-    /// The registry cannot be reached.
+    /// The registry cannot be reached, or does not respond.
     #[error("{0}")]
-    Away(String),
-    /// The registry does not want it.
+    RegistryUnreachable(String),
+    /// The registry refused the request.
     #[error("the registry refuses: {0}")]
-    Refused(String),
-    /// Too much at once.
+    RegistryRefused(String),
+    /// A limit is reached; the operation can be tried again later.
     #[error("{0}")]
     Busy(String),
-    /// The system.
+    /// Another error of the system.
     #[error("{0}")]
     System(#[from] io::Error),
 }
 
-/// Somebody who has published a file.
+/// A host that has published a file of the requested name.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Owner {
-    /// The host.
+pub struct FileOwner {
+    /// The host's name.
     pub hostname: Name,
-    /// Bytes.
+    /// Size of its file, bytes.
     pub size: u64,
-    /// When it last changed there.
+    /// When its file was last modified.
     pub modified: Seconds,
 }
 
-fn several_owners(owners: &[Owner]) -> String {
+fn several_owners(owners: &[FileOwner]) -> String {
     const NAMED: usize = 5;
     let mut names: Vec<&str> = owners.iter().take(NAMED).map(|owner| owner.hostname.as_str()).collect();
     if owners.len() > NAMED {
@@ -195,98 +197,98 @@ impl From<NetworkError> for NodeError {
     }
 }
 
-impl From<RegistryError> for NodeError {
-    fn from(error: RegistryError) -> NodeError {
+impl From<RegistryClientError> for NodeError {
+    fn from(error: RegistryClientError) -> NodeError {
         match error {
-            RegistryError::Refused(reason) => NodeError::Refused(reason),
-            error => NodeError::Away(format!("the registry does not answer: {error}")),
+            RegistryClientError::Refused(reason) => NodeError::RegistryRefused(reason),
+            error => NodeError::RegistryUnreachable(format!("the registry does not answer: {error}")),
         }
     }
 }
 
-/// A file that is published now, and those that look like it.
+/// Result of publishing a file.
 #[derive(Debug)]
-pub struct PublishedFile {
-    /// The file.
-    pub file: Tracked,
-    /// Others' files that look the same; none also where nobody could be asked.
+pub struct PublishOutcome {
+    /// The published file.
+    pub file: TrackedFile,
+    /// Similar files of other hosts; empty also if the registry could not be asked.
     pub duplicates: Duplicates,
 }
 
 /// One user's node. It runs until [`Node::stop`].
 pub struct Node {
-    inner: Arc<Inner>,
+    inner: Arc<NodeInner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    turn: Mutex<()>,
-    wakes_follow: Sender<()>,
+    membership_lock: Mutex<()>,
+    follower_wakeup: Sender<()>,
 }
 
-pub(super) struct Inner {
+pub(super) struct NodeInner {
     user: Name,
-    settings: Arc<Settings>,
-    floor: Floor,
-    files: Files,
-    shelf: Arc<Shelf>,
+    settings: Arc<NodeSettings>,
+    context: NodeContext,
+    files: TrackedFiles,
+    published_files: Arc<PublishedFiles>,
     port: u16,
-    state: Mutex<State>,
-    watchers: Watchers,
-    network: Network,
-    fetches: Fetches,
-    orders: Sender<Order>,
-    to_hash: Sender<hashing::Order>,
-    /// The connection on which changes are heard.
-    following: Mutex<Option<Arc<RegistryClient>>>,
-    peer: PeerServer,
-    uploads: uploads::Room,
-    /// Held while a long list is made.
-    listing: Mutex<()>,
+    state: Mutex<NodeState>,
+    events: NodeEventHub,
+    network: NetworkCache,
+    fetches: FetchTable,
+    registry_commands: Sender<RegistryCommand>,
+    hash_commands: Sender<HashCommand>,
+    /// The change follower's connection to the registry.
+    follower_connection: Mutex<Option<Arc<RegistryClient>>>,
+    peer_server: PeerServer,
+    upload_limiter: UploadLimiter,
+    /// See [`Node::lock_listing`].
+    listing_lock: Mutex<()>,
     is_stopping: AtomicBool,
 }
 
-struct State {
-    is_on: bool,
+struct NodeState {
+    is_joined: bool,
     display_name: String,
-    /// What the registry is shown; also once it has ended, for the registry alone can tell.
+    /// Presented to the registry, also after it has expired: only the registry decides that.
     token: Option<Token>,
     advertise_ip: Option<IpAddr>,
     registry: Option<Arc<RegistryClient>>,
-    /// Where it was reached last.
+    /// The registry's address in the last connection.
     registry_addr: Option<SocketAddr>,
     heartbeat: Heartbeat,
-    /// Why there is no connection.
-    why_not: Option<String>,
+    /// Why there is no connection, for users.
+    connect_error: Option<String>,
 }
 
-impl Inner {
-    fn is_on(&self) -> bool {
-        self.state.lock().is_on
+impl NodeInner {
+    fn is_joined(&self) -> bool {
+        self.state.lock().is_joined
     }
 
-    fn away(&self) -> NodeError {
-        let why = self.state.lock().why_not.clone();
-        NodeError::Away(why.unwrap_or_else(|| "the registry has not been reached yet".to_owned()))
+    fn registry_unreachable(&self) -> NodeError {
+        let why = self.state.lock().connect_error.clone();
+        NodeError::RegistryUnreachable(why.unwrap_or_else(|| "the registry has not been reached yet".to_owned()))
     }
 
-    /// The connection, if there is one.
+    /// The connection to the registry, if there is one.
     fn registry(&self) -> Result<Arc<RegistryClient>, NodeError> {
         let registry = {
             let state = self.state.lock();
-            if !state.is_on {
-                return Err(NodeError::NotBegun);
+            if !state.is_joined {
+                return Err(NodeError::NotJoined);
             }
             state.registry.clone()
         };
-        registry.filter(|registry| !registry.is_over()).ok_or_else(|| self.away())
+        registry.filter(|registry| !registry.is_closed()).ok_or_else(|| self.registry_unreachable())
     }
 
-    /// Whether others of this host's own addresses may be fetched from.
+    /// Whether the registry is on this host; only then may peers at loopback addresses be fetched from.
     fn is_registry_on_loopback(&self) -> bool {
         self.state.lock().registry_addr.is_some_and(|addr| addr.ip().to_canonical().is_loopback())
     }
 
-    /// Something happened that the heartbeat depends on. Who watches is told when that shows.
-    fn beat(&self, event: heartbeat::Event) {
-        let now = self.floor.clock.now();
+    /// Feeds an event to the heartbeat's state machine, and notifies subscribers if the node's status changes by it.
+    fn handle_heartbeat_event(&self, event: heartbeat::HeartbeatEvent) {
+        let now = self.context.clock.now();
         let (before, after) = {
             let mut state = self.state.lock();
             let before = state.heartbeat.state(now);
@@ -294,37 +296,38 @@ impl Inner {
             (before, state.heartbeat.state(now))
         };
         if before != after {
-            self.watchers.tell("node", &self.status());
+            self.events.notify("node", &self.status());
         }
     }
 
-    fn transfers(&self) -> usize {
-        self.peer.busy() + self.fetches.running()
+    fn active_transfers(&self) -> usize {
+        self.peer_server.active_transfers() + self.fetches.active_count()
     }
 
     fn status(&self) -> Value {
-        let now = self.floor.clock.now();
+        let now = self.context.clock.now();
         let state = self.state.lock();
-        let doing = state.heartbeat.state(now);
+        let heartbeat_state = state.heartbeat.state(now);
         json!({
             "hostname": self.user,
             "display_name": state.display_name,
             "port": self.port,
-            "repo": self.shelf.folders().repo().to_string_lossy(),
-            "state": doing.as_text(),
-            "heartbeat_interval": state.heartbeat.interval(doing).as_secs_f64(),
-            "error": state.why_not,
+            "repo": self.published_files.folders().repo().to_string_lossy(),
+            "state": heartbeat_state.as_text(),
+            "heartbeat_interval": state.heartbeat.interval(heartbeat_state).as_secs_f64(),
+            "error": state.connect_error,
         })
     }
 
-    /// Something is otherwise with a file of one's own: `entry` is what others see of it.
-    fn files_changed(&self, change: &str, file: &Tracked) {
-        // What others do not see, before and after, is nothing to the network.
+    /// Notifies subscribers of a change to a file of this node. The notification's `entry` is what other hosts see of
+    /// it.
+    fn notify_file_changed(&self, change: &str, file: &TrackedFile) {
+        // Only a file that is or was published affects the network's list.
         if file.is_published || change == "unpublished" {
-            self.network.forget();
+            self.network.invalidate();
         }
         let entry = file.is_published.then(|| file.entry());
-        self.watchers.tell(
+        self.events.notify(
             "files",
             &json!({
                 "fname": file.name, "hostname": self.user, "entry": entry,
@@ -333,226 +336,237 @@ impl Inner {
         );
     }
 
-    /// Has the registry told of a file, and waits until it knows.
+    /// Brings the registry's state of a file up to date, and waits for that.
     fn sync_and_wait(&self, name: &FileName) -> Result<(), NodeError> {
-        let (reply, answer) = bounded(1);
-        let order = Order::Sync { name: name.clone(), reply: Some(reply) };
-        self.orders.send_timeout(order, REGISTRY_WAIT).map_err(|_| self.away())?;
-        match answer.recv_timeout(REGISTRY_WAIT) {
-            Ok(done) => done,
+        let (reply, result) = bounded(1);
+        let order = RegistryCommand::Sync { name: name.clone(), reply: Some(reply) };
+        self.registry_commands.send_timeout(order, REGISTRY_TIMEOUT).map_err(|_| self.registry_unreachable())?;
+        match result.recv_timeout(REGISTRY_TIMEOUT) {
+            Ok(result) => result,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                Err(NodeError::Away("the registry does not answer in time".to_owned()))
+                Err(NodeError::RegistryUnreachable("the registry does not answer in time".to_owned()))
             }
         }
     }
 
-    /// The same, some time. Lost only when the connection is, and with a new one all is told anew.
+    /// Brings the registry's state of a file up to date in the background. If that fails, the next connection does it,
+    /// as every connection registers all files.
     fn sync_later(&self, name: &FileName) {
-        let order = Order::Sync { name: name.clone(), reply: None };
-        if self.orders.send_timeout(order, REGISTRY_WAIT).is_err() {
+        let order = RegistryCommand::Sync { name: name.clone(), reply: None };
+        if self.registry_commands.send_timeout(order, REGISTRY_TIMEOUT).is_err() {
             log::warn!("{}: the registry is told of {name} with the next connection", self.user);
         }
     }
 }
 
 impl Node {
-    /// A node that waits for [`Node::begin`]: its peer port is bound, and nothing is given.
+    /// Starts a node that waits for [`Node::join`]: its peer port listens, but nothing is served.
     ///
     /// # Errors
-    /// The system's.
+    /// The store fails, or the system provides no thread.
     pub fn start(
         user: Name,
         listener: TcpListener,
-        folders: Folders,
-        settings: Arc<Settings>,
-        floor: Floor,
+        folders: SharedFolders,
+        settings: Arc<NodeSettings>,
+        context: NodeContext,
     ) -> Result<Node, NodeError> {
         let port = listener.local_addr()?.port();
-        let files = Files::of(Arc::clone(floor.keep.store()), &user);
-        let shelf = Arc::new(Shelf::new(files.clone(), folders));
-        let peer = PeerServer::start(listener, floor.listening.clone(), Arc::clone(&shelf) as _)?;
-        let (orders, ordered) = bounded(ORDERS_MAX);
-        let (to_hash, hashed) = bounded(1);
-        let state = State {
-            is_on: false,
+        let files = TrackedFiles::of(Arc::clone(context.store.database()), &user);
+        let published_files = Arc::new(PublishedFiles::new(files.clone(), folders));
+        let peer_server =
+            PeerServer::start(listener, context.listener_context.clone(), Arc::clone(&published_files) as _)?;
+        let (registry_commands, registry_command_receiver) = bounded(REGISTRY_COMMANDS_MAX);
+        let (hash_commands, hash_command_receiver) = bounded(1);
+        let state = NodeState {
+            is_joined: false,
             display_name: user.to_string(),
             token: None,
             advertise_ip: settings.advertise_ip,
             registry: None,
             registry_addr: None,
             heartbeat: Heartbeat::new(settings.heartbeat_active),
-            why_not: None,
+            connect_error: None,
         };
-        let clock = floor.clock;
-        let fetches = Fetches::new(floor.keep.fetches(&user)?);
-        let inner = Arc::new(Inner {
+        let clock = context.clock;
+        let fetches = FetchTable::new(context.store.fetches(&user)?);
+        let inner = Arc::new(NodeInner {
             user,
             settings,
-            floor,
+            context,
             files,
-            shelf,
+            published_files,
             port,
             state: Mutex::new(state),
-            watchers: Watchers::new(clock),
-            network: Network::default(),
+            events: NodeEventHub::new(clock),
+            network: NetworkCache::default(),
             fetches,
-            orders,
-            to_hash,
-            following: Mutex::default(),
-            peer,
-            uploads: uploads::Room::default(),
-            listing: Mutex::default(),
+            registry_commands,
+            hash_commands,
+            follower_connection: Mutex::default(),
+            peer_server,
+            upload_limiter: UploadLimiter::default(),
+            listing_lock: Mutex::default(),
             is_stopping: AtomicBool::new(false),
         });
-        let (link, follow) = (Link::new(Arc::clone(&inner)), Follow::new(Arc::clone(&inner)));
-        let for_hashing = Arc::clone(&inner);
-        let (wakes_follow, follows) = bounded(1);
-        let node = Node { inner, threads: Mutex::default(), turn: Mutex::default(), wakes_follow };
-        node.threads.lock().push(threads::spawn("share-follow", move || follow.run(&follows))?);
-        node.threads.lock().push(threads::spawn("share-link", move || link.run(&ordered))?);
-        node.threads.lock().push(threads::spawn("share-hash", move || hashing::run(&for_hashing, &hashed))?);
+        let (registry_connection, change_follower) =
+            (RegistryConnection::new(Arc::clone(&inner)), ChangeFollower::new(Arc::clone(&inner)));
+        let hashing_inner = Arc::clone(&inner);
+        let (follower_wakeup, follower_wakeups) = bounded(1);
+        let node = Node { inner, threads: Mutex::default(), membership_lock: Mutex::default(), follower_wakeup };
+        node.threads.lock().push(threads::spawn("share-follow", move || change_follower.run(&follower_wakeups))?);
+        node.threads
+            .lock()
+            .push(threads::spawn("share-link", move || registry_connection.run(&registry_command_receiver))?);
+        node.threads
+            .lock()
+            .push(threads::spawn("share-hash", move || hashing::run(&hashing_inner, &hash_command_receiver))?);
         Ok(node)
     }
 
-    /// Takes part from now on, with what the registry is to be shown, and goes on with what was interrupted.
+    /// Joins the network: connects to the registry, serves published files, and resumes interrupted work.
     ///
     /// # Errors
-    /// How the first attempt went. It goes on trying where the registry is away; where it refuses, it does not.
-    pub fn begin(&self, beginning: Beginning) -> Result<(), NodeError> {
+    /// The first attempt to register failed. If the registry is unreachable, further attempts follow; if it refused a
+    /// node that had not joined before, none do.
+    pub fn join(&self, options: JoinOptions) -> Result<(), NodeError> {
         let inner = &self.inner;
-        let was_on = {
+        let was_joined = {
             let mut state = inner.state.lock();
-            state.display_name.clone_from(&beginning.display_name);
-            state.advertise_ip = beginning.advertise_ip;
-            if beginning.token.is_some() {
-                state.token.clone_from(&beginning.token);
+            state.display_name.clone_from(&options.display_name);
+            state.advertise_ip = options.advertise_ip;
+            if options.token.is_some() {
+                state.token.clone_from(&options.token);
             }
-            std::mem::replace(&mut state.is_on, true)
+            std::mem::replace(&mut state.is_joined, true)
         };
-        inner.shelf.set_folders(beginning.folders);
-        inner.shelf.set_open(true);
+        inner.published_files.set_folders(options.folders);
+        inner.published_files.set_serving(true);
         self.resume_work();
-        let (reply, answer) = bounded(1);
-        inner.orders.send_timeout(Order::Begin(reply), REGISTRY_WAIT).map_err(|_| inner.away())?;
-        if !beginning.waits {
+        let (reply, result) = bounded(1);
+        inner
+            .registry_commands
+            .send_timeout(RegistryCommand::Join(reply), REGISTRY_TIMEOUT)
+            .map_err(|_| inner.registry_unreachable())?;
+        if !options.waits_for_registry {
             return Ok(());
         }
-        match answer.recv_timeout(REGISTRY_WAIT) {
-            Ok(Err(NodeError::Refused(reason))) if !was_on => {
-                self.end();
-                Err(NodeError::Refused(reason))
+        match result.recv_timeout(REGISTRY_TIMEOUT) {
+            Ok(Err(NodeError::RegistryRefused(reason))) if !was_joined => {
+                self.leave();
+                Err(NodeError::RegistryRefused(reason))
             }
-            Ok(done) => done,
-            Err(_) => Err(NodeError::Away("the registry does not answer in time".to_owned())),
+            Ok(result) => result,
+            Err(_) => Err(NodeError::RegistryUnreachable("the registry does not answer in time".to_owned())),
         }
     }
 
     fn resume_work(&self) {
-        // One wake-up that waits is enough.
-        let _ = self.inner.to_hash.try_send(hashing::Order::Look);
-        fetches::resume_all(&self.inner);
+        // If the queue is full, a wake-up is pending already.
+        let _ = self.inner.hash_commands.try_send(HashCommand::HashPending);
+        fetch_manager::resume_all(&self.inner);
     }
 
-    /// A newer token, for when the registry has to be shown one.
+    /// Replaces the token that is presented to the registry.
     pub fn set_token(&self, token: &Token) {
         self.inner.state.lock().token = Some(token.clone());
     }
 
-    /// Takes part no more: the registry forgets it, nothing is given, fetches stand still.
-    pub fn end(&self) {
+    /// Leaves the network: unregisters, serves nothing any more, and suspends fetches.
+    pub fn leave(&self) {
         {
             let mut state = self.inner.state.lock();
-            state.is_on = false;
+            state.is_joined = false;
             state.token = None;
         }
-        self.inner.shelf.set_open(false);
-        fetches::suspend_all(&self.inner);
-        let (reply, answer) = bounded(1);
-        if self.inner.orders.send_timeout(Order::End(reply), REGISTRY_WAIT).is_ok() {
-            // The registry has as long as for any other call.
-            let _ = answer.recv_timeout(REGISTRY_WAIT);
+        self.inner.published_files.set_serving(false);
+        fetch_manager::suspend_all(&self.inner);
+        let (reply, result) = bounded(1);
+        if self.inner.registry_commands.send_timeout(RegistryCommand::Leave(reply), REGISTRY_TIMEOUT).is_ok() {
+            // Unregistering gets as long as any other call.
+            let _ = result.recv_timeout(REGISTRY_TIMEOUT);
         }
     }
 
-    /// Ends it with the process, within `grace`: fetches go on at the next start.
+    /// Stops the node when the process ends, within `grace`. Fetches are resumed at the next start.
     pub fn stop(&self, grace: Duration) {
-        self.stop_within(grace, SENDING_MAY_END_IN);
+        self.stop_within(grace, SENDING_GRACE);
     }
 
-    /// Ends it for good after [`Node::end`], once what is being sent is over.
+    /// Stops the node for good after [`Node::leave`], once transfers to peers are complete.
     pub(super) fn retire(&self) {
-        self.stop_within(LAST_SENDING_MAX, LAST_SENDING_MAX);
+        self.stop_within(RETIRED_SENDING_MAX, RETIRED_SENDING_MAX);
     }
 
-    fn stop_within(&self, grace: Duration, sending: Duration) {
+    fn stop_within(&self, grace: Duration, sending_grace: Duration) {
         let inner = &self.inner;
         let deadline = Instant::now() + grace;
-        let left = || deadline.saturating_duration_since(Instant::now());
+        let remaining = || deadline.saturating_duration_since(Instant::now());
         inner.is_stopping.store(true, Relaxed);
-        inner.shelf.set_open(false);
-        inner.watchers.end();
+        inner.published_files.set_serving(false);
+        inner.events.end();
         let registry = inner.state.lock().registry.clone();
-        if let Some(following) = inner.following.lock().take() {
-            following.close();
+        if let Some(follower_connection) = inner.follower_connection.lock().take() {
+            follower_connection.close();
         }
-        // One wake-up that waits is enough.
-        let _ = self.wakes_follow.try_send(());
-        // They may have ended already.
-        let _ = inner.orders.send_timeout(Order::Stop, left());
-        let _ = inner.to_hash.send_timeout(hashing::Order::Stop, left());
-        fetches::suspend_all(inner);
-        inner.peer.stop(left().min(sending));
+        // If the queue is full, a wake-up is pending already.
+        let _ = self.follower_wakeup.try_send(());
+        // Fails if the threads have ended already.
+        let _ = inner.registry_commands.send_timeout(RegistryCommand::Stop, remaining());
+        let _ = inner.hash_commands.send_timeout(HashCommand::Stop, remaining());
+        fetch_manager::suspend_all(inner);
+        inner.peer_server.stop(remaining().min(sending_grace));
         let threads = std::mem::take(&mut *self.threads.lock());
-        while threads.iter().any(|thread| !thread.is_finished()) && !left().is_zero() {
+        while threads.iter().any(|thread| !thread.is_finished()) && !remaining().is_zero() {
             std::thread::sleep(Duration::from_millis(5));
         }
         if let Some(registry) = registry {
             registry.close();
         }
-        // One that waits for a registry that does not answer is left behind: the process ends.
+        // A thread that still waits for an unresponsive registry is not joined: the process ends anyway.
         for thread in threads.into_iter().filter(JoinHandle::is_finished) {
             // An Err would be a panic, which `threads::spawn` has caught and logged.
             let _ = thread.join();
         }
     }
 
-    /// For whoever has it take part, or no more, and keeps that: one at a time. (Held while the registry is asked,
-    /// on purpose: whoever comes next needs to know how that went.)
-    pub(super) fn turn(&self) -> parking_lot::MutexGuard<'_, ()> {
-        self.turn.lock()
+    /// Held while joining or leaving and storing the result, so that only one of these happens at a time. (It is held
+    /// on purpose while waiting for the registry: the next caller depends on the outcome.)
+    pub(super) fn lock_membership(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.membership_lock.lock()
     }
 
-    /// Whether something is being sent to a peer.
+    /// Whether a transfer to a peer is in progress.
     pub(super) fn is_sending(&self) -> bool {
-        self.inner.peer.busy() > 0
+        self.inner.peer_server.active_transfers() > 0
     }
 
-    /// Whether it takes part.
-    pub fn is_on(&self) -> bool {
-        self.inner.is_on()
+    /// Whether it has joined the network.
+    pub fn is_joined(&self) -> bool {
+        self.inner.is_joined()
     }
 
-    /// Whose it is.
+    /// The node's user.
     pub fn user(&self) -> &Name {
         &self.inner.user
     }
 
-    /// Where other peers reach it.
+    /// Address of its peer port.
     pub fn peer_addr(&self) -> SocketAddr {
-        self.inner.peer.local_addr()
+        self.inner.peer_server.local_addr()
     }
 
-    /// Somebody uses it.
-    pub fn work(&self) {
-        self.inner.beat(heartbeat::Event::Work);
+    /// Notes that the user is active, which makes heartbeats more frequent.
+    pub fn note_activity(&self) {
+        self.inner.handle_heartbeat_event(heartbeat::HeartbeatEvent::Used);
     }
 
-    /// What it does, as the client API shows it.
+    /// Its status, in the client API's JSON form.
     pub fn status(&self) -> Value {
         self.inner.status()
     }
 
-    /// What `init` answers.
+    /// The response of the client API's `init`.
     pub fn client_json(&self) -> Value {
         let mut client = self.inner.status();
         let settings = &self.inner.settings;
@@ -564,262 +578,260 @@ impl Node {
         client
     }
 
-    /// Tells what changes from now on, or from that event on, as long as the session lasts; none when too many are told
-    /// already.
-    pub fn watch(&self, session: Session, last_event_id: Option<&str>) -> Option<http::Events> {
-        let events = self.inner.watchers.add(session, last_event_id);
-        // One wake-up that waits is enough.
-        let _ = self.wakes_follow.try_send(());
+    /// Subscribes to the node's events, from now on or from after that event, until the session ends. None if there are
+    /// too many subscribers.
+    pub fn watch(&self, session: WatchSession, last_event_id: Option<&str>) -> Option<http::EventStream> {
+        let events = self.inner.events.add(session, last_event_id);
+        // If the queue is full, a wake-up is pending already.
+        let _ = self.follower_wakeup.try_send(());
         events
     }
 
-    /// Tells those nothing more who watch with this token.
-    pub fn end_watching(&self, session: &Session) {
-        self.inner.watchers.end_of(&session.token);
+    /// Ends the event streams that were opened with this session's token.
+    pub fn end_watching(&self, session: &WatchSession) {
+        self.inner.events.end_session(&session.token);
     }
 
-    /// What is tracked; or only what is published.
+    /// All tracked files, or only the published ones.
     ///
     /// # Errors
-    /// The store's.
-    pub fn files(&self, published_alone: bool) -> Result<Vec<Tracked>, NodeError> {
-        Ok(self.inner.files.list(published_alone)?)
+    /// The store fails.
+    pub fn files(&self, published_only: bool) -> Result<Vec<TrackedFile>, NodeError> {
+        Ok(self.inner.files.list(published_only)?)
     }
 
     /// The tracked file of that name.
     ///
     /// # Errors
-    /// The store's.
-    pub fn file(&self, name: &FileName) -> Result<Option<Tracked>, NodeError> {
+    /// The store fails.
+    pub fn file(&self, name: &FileName) -> Result<Option<TrackedFile>, NodeError> {
         Ok(self.inner.files.get(name)?)
     }
 
-    /// Tracks a file under the name that it has.
+    /// Tracks a file under its own name.
     ///
     /// # Errors
-    /// [`NodeError`].
-    pub fn add(&self, path: &str) -> Result<Tracked, NodeError> {
-        let opened = self.inner.shelf.folders().open(path)?;
-        // As it was named: a link may have a better name than what it leads to.
+    /// The path cannot be used, or the file cannot be tracked.
+    pub fn add(&self, path: &str) -> Result<TrackedFile, NodeError> {
+        let opened = self.inner.published_files.folders().open(path)?;
+        // The name as given, because a link may have a better name than its target.
         let last = std::path::Path::new(path).file_name().or(opened.path.file_name()).and_then(|name| name.to_str());
         let name = FileName::new(last.unwrap_or_default())
             .map_err(|wrong| NodeError::Invalid(format!("the file's name: {wrong}")))?;
-        let facts = Facts::of(&opened.path, &opened.metadata);
-        let file = self.inner.files.track(&name, facts, Clock::wall())?;
-        self.inner.files_changed("added", &file);
+        let stat = FileStat::of(&opened.path, &opened.metadata);
+        let file = self.inner.files.track(&name, stat, Clock::wall())?;
+        self.inner.notify_file_changed("added", &file);
         Ok(file)
     }
 
-    /// Publishes a file: one that is tracked, or the one at this path under this name; what was known of its content
-    /// is read anew. When this returns, the registry has it. The digests of a large one follow.
+    /// Publishes a tracked file, or the file at `path` under the given name; its content is hashed anew. When this
+    /// returns, the registry lists the file; the digests of a large one follow later.
     ///
     /// # Errors
-    /// [`NodeError`]; then it is published no more than before.
-    pub fn publish(&self, name: &FileName, path: Option<&str>, overwrite: bool) -> Result<PublishedFile, NodeError> {
+    /// [`NodeError::Duplicates`] unless `overwrite`, or any other; the file is then in the same state as before.
+    pub fn publish(&self, name: &FileName, path: Option<&str>, overwrite: bool) -> Result<PublishOutcome, NodeError> {
         let inner = &self.inner;
-        let folders = inner.shelf.folders();
-        let known = inner.files.get(name)?;
-        let mut opened = match (path, &known) {
+        let folders = inner.published_files.folders();
+        let tracked = inner.files.get(name)?;
+        let mut opened = match (path, &tracked) {
             (Some(path), _) => folders.open(path)?,
-            (None, Some(known)) => folders.open_resolved(&known.facts.path)?,
-            (None, None) => return Err(FilesError::Unknown(name.clone()).into()),
+            (None, Some(tracked)) => folders.reopen(&tracked.stat.path)?,
+            (None, None) => return Err(TrackedFilesError::NotTracked(name.clone()).into()),
         };
-        let facts = Facts::of(&opened.path, &opened.metadata);
-        // What is small is read at once: then the registry is told once, and everything.
-        let read = match facts.size {
-            ..=READ_AT_ONCE_MAX => hashing::read_opened(&mut opened, &facts, &|| true).ok().flatten(),
+        let stat = FileStat::of(&opened.path, &opened.metadata);
+        // A small file is hashed right away, so that the registry gets everything in one message.
+        let digests = match stat.size {
+            ..=HASH_INLINE_BYTES_MAX => hashing::hash_opened(&mut opened, &stat, &|| true).ok().flatten(),
             _ => None,
         };
         drop(opened);
-        let duplicates = self.duplicates(name, facts.size, Some(super::files::seconds(facts.modified_ns)));
+        let duplicates = self.duplicates(name, stat.size, Some(super::files::unix_seconds(stat.modified_ns)));
         let duplicates = match duplicates {
             Ok(duplicates) if !overwrite && !duplicates.is_empty() => {
                 return Err(NodeError::Duplicates(Box::new(duplicates)));
             }
             Ok(duplicates) => duplicates,
-            // Nobody can tell, and it is not to be published unasked.
+            // Without the registry's answer it is unknown whether there are duplicates.
             Err(error) if !overwrite => return Err(error),
             Err(_) => Duplicates::default(),
         };
-        let file = inner.files.publish(name, facts, read.as_ref(), Clock::wall())?;
-        if read.is_none() {
-            // Also where the registry is away. One wake-up that waits is enough.
-            let _ = inner.to_hash.try_send(hashing::Order::Look);
+        let file = inner.files.publish(name, stat, digests.as_ref(), Clock::wall())?;
+        if digests.is_none() {
+            // Also if the registry is unreachable. If the queue is full, a wake-up is pending already.
+            let _ = inner.hash_commands.try_send(HashCommand::HashPending);
         }
         if let Err(error) = inner.sync_and_wait(name) {
-            if known.is_none_or(|known| !known.is_published) {
+            if tracked.is_none_or(|tracked| !tracked.is_published) {
                 inner.files.unpublish(name)?;
-                // It may have got there all the same.
+                // The registry may have received it all the same.
                 inner.sync_later(name);
             }
             return Err(error);
         }
-        inner.files_changed("published", &file);
-        Ok(PublishedFile { file, duplicates })
+        inner.notify_file_changed("published", &file);
+        Ok(PublishOutcome { file, duplicates })
     }
 
-    /// Hides a file from others at once; it stays tracked.
+    /// Unpublishes a file; it stays tracked. It is no longer served from now on, even if the registry is unreachable:
+    /// that learns of it with the next connection.
     ///
     /// # Errors
-    /// [`NodeError`]. Where the registry is away it is hidden all the same: it is not given any more, and the
-    /// registry learns of it with the next connection.
-    pub fn unpublish(&self, name: &FileName) -> Result<Tracked, NodeError> {
+    /// The file is not tracked, the store fails, or the registry refuses.
+    pub fn unpublish(&self, name: &FileName) -> Result<TrackedFile, NodeError> {
         let file = self.inner.files.unpublish(name)?;
-        let done = self.tell_hidden(name);
-        self.inner.files_changed("unpublished", &file);
-        done.map(|()| file)
+        let result = self.sync_unpublished(name);
+        self.inner.notify_file_changed("unpublished", &file);
+        result.map(|()| file)
     }
 
-    /// A file is given to nobody any more: the registry is to know, now or with the next connection.
-    fn tell_hidden(&self, name: &FileName) -> Result<(), NodeError> {
+    /// Makes the registry drop a file that is no longer published, now or with the next connection.
+    fn sync_unpublished(&self, name: &FileName) -> Result<(), NodeError> {
         match self.inner.sync_and_wait(name) {
-            Err(NodeError::Away(why)) => {
+            Err(NodeError::RegistryUnreachable(why)) => {
                 log::info!("{}: the registry learns later of {name}: {why}", self.inner.user);
                 Ok(())
             }
-            done => done,
+            result => result,
         }
     }
 
-    /// Tracks a file no more; one that is published is hidden first. It stays where it lies, and whoever is being sent
-    /// it gets it to its end.
+    /// Stops tracking a file, unpublishing it first. The file itself stays, and transfers of it in progress complete.
+    /// An unreachable registry is no error: it learns of it with the next connection.
     ///
     /// # Errors
-    /// [`NodeError`]. Where the registry is away it is forgotten all the same: it is not given any more, and the
-    /// registry learns of it with the next connection.
+    /// The file is not tracked, the store fails, or the registry refuses.
     pub fn remove(&self, name: &FileName) -> Result<(), NodeError> {
         let inner = &self.inner;
-        let known = inner.files.get(name)?.ok_or_else(|| FilesError::Unknown(name.clone()))?;
-        if known.is_published {
+        let tracked = inner.files.get(name)?.ok_or_else(|| TrackedFilesError::NotTracked(name.clone()))?;
+        if tracked.is_published {
             inner.files.unpublish(name)?;
-            self.tell_hidden(name)?;
-            inner.network.forget();
+            self.sync_unpublished(name)?;
+            inner.network.invalidate();
         }
         let file = inner.files.remove(name)?;
-        inner.files_changed("removed", &Tracked { is_published: false, ..file });
+        inner.notify_file_changed("removed", &TrackedFile { is_published: false, ..file });
         Ok(())
     }
 
-    /// A part of what is tracked, or of what is published, by name: what has `q` in its name. Of these it is looked now
-    /// whether they are still there; where that are very many, of the first.
+    /// A page of the tracked or published files that match the request's query, by name. The first 1,000 of them are
+    /// checked for whether they still exist.
     ///
     /// # Errors
-    /// The store's.
-    pub fn files_page(&self, published_alone: bool, asked: &page::Page) -> Result<Page, NodeError> {
-        let mut page = self.inner.files.page(published_alone, &asked.sought, (asked.offset, asked.limit))?;
-        let looked_at = page.files.len().min(looking::AT_ONCE);
-        looking::look(&self.inner, &mut page.files[..looked_at])?;
+    /// The store fails.
+    pub fn files_page(&self, published_only: bool, asked: &page::PageRequest) -> Result<TrackedFilesPage, NodeError> {
+        let mut page = self.inner.files.page(published_only, &asked.query, (asked.offset, asked.limit))?;
+        let checked = page.files.len().min(presence_scan::BATCH_MAX);
+        presence_scan::check_presence(&self.inner, &mut page.files[..checked])?;
         Ok(page)
     }
 
-    /// To be held while a list of any length is made and written: however many are asked for at once, they take the
-    /// memory of one.
-    pub fn one_list_at_a_time(&self) -> MutexGuard<'_, ()> {
-        self.inner.listing.lock()
+    /// To be held while a list is built and sent, so that simultaneous requests together need the memory of one list.
+    pub fn lock_listing(&self) -> MutexGuard<'_, ()> {
+        self.inner.listing_lock.lock()
     }
 
-    /// A tracked file's content as it is now.
+    /// Opens a tracked file for reading.
     ///
     /// # Errors
-    /// [`NodeError::NotFound`], for whatever reason it cannot be had; or the store's.
-    pub fn open(&self, name: &FileName) -> Result<(Tracked, Opened), NodeError> {
+    /// [`NodeError::NotFound`] if it cannot be opened for whatever reason, or the store fails.
+    pub fn open(&self, name: &FileName) -> Result<(TrackedFile, OpenedFile), NodeError> {
         let gone = || NodeError::NotFound(format!("there is no file {name} here"));
         let file = self.inner.files.get(name)?.ok_or_else(gone)?;
-        let opened = self.inner.shelf.folders().open_resolved(&file.facts.path).map_err(|error| {
+        let opened = self.inner.published_files.folders().reopen(&file.stat.path).map_err(|error| {
             log::info!("{}: {name} cannot be read: {error}", self.inner.user);
             gone()
         })?;
         Ok((file, opened))
     }
 
-    /// What lies in a folder that this user may choose files from; without one, which folders there are. None where
-    /// there is nothing that may be seen.
-    pub fn browse(&self, path: Option<&str>) -> Option<Shelves> {
-        self.inner.shelf.folders().browse(path)
+    /// Lists a folder that this user may choose files from or, without a path, these folders. None if the path may not
+    /// be seen.
+    pub fn browse(&self, path: Option<&str>) -> Option<FolderListing> {
+        self.inner.published_files.folders().browse(path)
     }
 
-    /// A file comes, of so many bytes if that is known.
+    /// Starts the upload of a file of `length` bytes, if known.
     ///
     /// # Errors
-    /// [`NodeError`]: its name is none or taken, or there is no room.
+    /// The name is invalid or taken, the disk is full, or there are too many uploads.
     pub fn upload(&self, name: &str, length: Option<u64>) -> Result<uploads::Upload, NodeError> {
         uploads::Upload::begin(&self.inner, name, length)
     }
 
-    /// Others' files that look like one of this name, size and time. The registry finds them: that costs the same
-    /// however much the network has.
+    /// Finds files of other hosts that are similar to one with this name, size and modification time. The registry
+    /// looks them up, at a cost that does not depend on the size of the network.
     ///
     /// # Errors
-    /// The registry cannot be asked.
+    /// The registry cannot be reached or refuses.
     pub fn duplicates(&self, name: &FileName, size: u64, modified: Option<Seconds>) -> Result<Duplicates, NodeError> {
-        let found = self.inner.registry()?.alike(name, size, modified)?;
+        let found = self.inner.registry()?.similar_files(name, size, modified)?;
         Ok(Duplicates::of(&self.inner.user, size, modified.map(Seconds::get), found))
     }
 
-    /// All that the network has.
+    /// A recent snapshot of all files on the network.
     ///
     /// # Errors
-    /// The registry cannot be asked.
-    pub fn network(&self) -> Result<Arc<Snapshot>, NodeError> {
+    /// The registry cannot be reached or refuses, or the network is too large.
+    pub fn network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
         let registry = self.inner.registry()?;
-        Ok(self.inner.network.snapshot(FRESH, &registry)?)
+        Ok(self.inner.network.snapshot(MAX_AGE, &registry)?)
     }
 
-    /// The same, read anew where nothing was found in what was known.
+    /// A newer snapshot, for when nothing was found in the one of [`Node::network`].
     ///
     /// # Errors
-    /// The registry cannot be asked.
-    pub fn network_now(&self) -> Result<Arc<Snapshot>, NodeError> {
+    /// As [`Node::network`].
+    pub fn refreshed_network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
         let registry = self.inner.registry()?;
-        Ok(self.inner.network.newer(&registry)?)
+        Ok(self.inner.network.refreshed(&registry)?)
     }
 
-    /// What one host has, and where it is.
+    /// The files and the address of one host.
     ///
     /// # Errors
-    /// [`NodeError::NotFound`], or the registry cannot be asked.
+    /// [`NodeError::NotFound`], or the registry cannot be reached.
     pub fn discover(&self, hostname: &Name) -> Result<HostFiles, NodeError> {
         match self.inner.registry()?.discover(hostname) {
             Ok((files, addr)) => Ok(HostFiles { files: files.into_iter().collect(), addr }),
-            Err(RegistryError::Refused(reason)) => Err(NodeError::NotFound(reason)),
+            Err(RegistryClientError::Refused(reason)) => Err(NodeError::NotFound(reason)),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Whether a host is there.
+    /// Whether the registry considers a host online.
     ///
     /// # Errors
-    /// The registry cannot be asked.
+    /// The registry cannot be reached or refuses.
     pub fn ping(&self, hostname: &Name) -> Result<bool, NodeError> {
         Ok(self.inner.registry()?.ping(hostname, None)?)
     }
 
-    /// Its fetches.
-    pub fn fetches(&self) -> fetches::Desk<'_> {
-        fetches::Desk::of(&self.inner)
+    /// The node's fetches.
+    pub fn fetches(&self) -> fetch_manager::FetchManager<'_> {
+        fetch_manager::FetchManager::of(&self.inner)
     }
 }
 
-/// How a node begins to take part.
+/// Parameters of [`Node::join`].
 #[derive(Debug, Clone)]
-pub struct Beginning {
-    /// The name for people.
+pub struct JoinOptions {
+    /// The user's display name.
     pub display_name: String,
-    /// What the registry is to be shown; without it the secret of last time has to do.
+    /// Authenticates to the registry; without it the resume secret of the last registration is used alone.
     pub token: Option<Token>,
-    /// The address that the registry is told, where it is not the one that it sees.
+    /// Address to announce to the registry instead of the one that it sees.
     pub advertise_ip: Option<IpAddr>,
-    /// Which paths the user may name.
-    pub folders: Folders,
-    /// Whether the first attempt is waited for.
-    pub waits: bool,
+    /// The folders that the user's paths may lead into.
+    pub folders: SharedFolders,
+    /// Whether to wait for the first attempt to register.
+    pub waits_for_registry: bool,
 }
 
-/// What a host shows.
+/// A host's files and address.
 #[derive(Debug)]
 pub struct HostFiles {
-    /// By name.
+    /// Its published files, ordered by name.
     pub files: Vec<(FileName, FileEntry)>,
-    /// Where its peer port is.
+    /// Address and port of its peer port.
     pub addr: (IpAddr, u16),
 }

@@ -1,21 +1,20 @@
-//! Pieces of a file: what each is checked by when it comes over the wire. SPEC.md section 6.
+//! Pieces of a file and the digests by which they are verified when fetched. See `docs/spec/share.md`.
 //!
-//! The pieces' digests hang together: `pieces_root` is the BLAKE3 of all of them, so a list from a stranger is
-//! either the right one or shows at once that it is not.
+//! `pieces_root` is the BLAKE3 of all piece digests, so a digest list from an untrusted peer can be verified as a
+//! whole.
 
 use std::io::{self, ErrorKind, Read};
 use std::ops::Range;
 
 use super::wire::Digest;
 
-/// The smallest size of a piece, bytes.
+/// Minimum size of a piece, bytes.
 pub const PIECE_SIZE_MIN: u64 = 1 << 20;
-/// Most pieces of a file.
+/// Maximum number of pieces per file.
 pub const PIECES_MAX: u64 = 8192;
-/// How much of a file is read at a time.
-const READ_BYTES: usize = 256 * 1024;
+const READ_BUFFER_BYTES: usize = 256 * 1024;
 
-/// The smallest power of two from 1 MiB that gives at most 8192 pieces.
+/// The smallest power of two, at least 1 MiB, that gives at most 8192 pieces.
 pub fn piece_size(size: u64) -> u64 {
     let mut piece_size = PIECE_SIZE_MIN;
     while size.div_ceil(piece_size) > PIECES_MAX {
@@ -24,85 +23,91 @@ pub fn piece_size(size: u64) -> u64 {
     piece_size
 }
 
-/// The BLAKE3 of some bytes.
-pub fn digest(bytes: &[u8]) -> Digest {
+/// BLAKE3 of the given bytes.
+pub fn blake3_digest(bytes: &[u8]) -> Digest {
     Digest(*blake3::hash(bytes).as_bytes())
 }
 
-/// How a file of some size is cut.
+/// How a file of a given size is divided into pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub struct PieceLayout {
     size: u64,
     piece_size: u64,
 }
 
-impl Layout {
-    /// Of a file of so many bytes.
-    pub fn of(size: u64) -> Layout {
-        Layout { size, piece_size: piece_size(size) }
+impl PieceLayout {
+    /// The layout of a file of this size.
+    pub fn of(size: u64) -> PieceLayout {
+        PieceLayout { size, piece_size: piece_size(size) }
     }
 
-    /// Bytes of the whole.
+    /// Size of the file, bytes.
     pub fn size(self) -> u64 {
         self.size
     }
 
-    /// Bytes of every piece but the last, which may be shorter.
+    /// Size of every piece but the last, which may be shorter, bytes.
     pub fn piece_size(self) -> u64 {
         self.piece_size
     }
 
-    /// How many pieces there are: none of an empty file.
+    /// Number of pieces; an empty file has none.
     pub fn count(self) -> usize {
-        // At most PIECES_MAX, but for sizes far beyond any file's.
+        // At most PIECES_MAX, except for sizes far beyond any allowed file.
         usize::try_from(self.size.div_ceil(self.piece_size)).unwrap_or(usize::MAX)
     }
 
-    /// Where a piece begins.
+    /// Offset of a piece in the file.
     pub fn offset(self, piece: usize) -> u64 {
         (piece as u64 * self.piece_size).min(self.size)
     }
 
-    /// Bytes of some pieces that follow each other.
+    /// Total size of a range of pieces.
     pub fn bytes(self, pieces: &Range<usize>) -> u64 {
         self.offset(pieces.end).saturating_sub(self.offset(pieces.start))
     }
 }
 
-/// What a file's content is checked by.
+/// The digests by which a file's content is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pieces {
-    layout: Layout,
+pub struct FileDigests {
+    layout: PieceLayout,
     blake3: Digest,
     digests: Vec<Digest>,
 }
 
-impl Pieces {
-    /// The digests of a file of that layout.
+impl FileDigests {
+    /// From known digests of a file with this layout.
     ///
     /// # Errors
-    /// There must be one for each piece.
-    pub fn new(layout: Layout, blake3: Digest, digests: Vec<Digest>) -> Result<Pieces, String> {
+    /// The number of digests is not the number of pieces.
+    pub fn new(layout: PieceLayout, blake3: Digest, digests: Vec<Digest>) -> Result<FileDigests, String> {
         if digests.len() != layout.count() {
             return Err(format!("expected {} pieces, not {}", layout.count(), digests.len()));
         }
-        Ok(Pieces { layout, blake3, digests })
+        Ok(FileDigests { layout, blake3, digests })
     }
 
-    /// Reads so many bytes and hashes them, with the memory of one buffer. `go_on` is asked several times a
-    /// second: nothing comes of it once that says no.
+    /// Reads and hashes a file of this size using one buffer. `should_continue` is called several times a second; once
+    /// it returns false, the result is `None`.
     ///
     /// # Errors
-    /// `UnexpectedEof` if there are fewer bytes, `InvalidData` if there are more; else the source's.
-    pub fn of(source: &mut impl Read, size: u64, go_on: &dyn Fn() -> bool) -> io::Result<Option<Pieces>> {
-        let layout = Layout::of(size);
-        let mut hashing = Hashing::new(layout);
-        let mut buffer = vec![0; READ_BYTES];
-        while hashing.taken() < size {
-            if !go_on() {
+    /// `UnexpectedEof` if the source is shorter than `size`, `InvalidData` if it is longer; otherwise the source's own
+    /// errors.
+    pub fn hash(
+        source: &mut impl Read,
+        size: u64,
+        should_continue: &dyn Fn() -> bool,
+    ) -> io::Result<Option<FileDigests>> {
+        let layout = PieceLayout::of(size);
+        let mut hashing = PieceHasher::new(layout);
+        let mut buffer = vec![0; READ_BUFFER_BYTES];
+        while hashing.hashed_bytes() < size {
+            if !should_continue() {
                 return Ok(None);
             }
-            let room = usize::try_from(size - hashing.taken()).unwrap_or(READ_BYTES).min(READ_BYTES);
+            let room =
+                usize::try_from(size - hashing.hashed_bytes()).unwrap_or(READ_BUFFER_BYTES).min(READ_BUFFER_BYTES);
             match source.read(&mut buffer[..room]) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(len) => hashing.update(&buffer[..len]),
@@ -120,29 +125,29 @@ impl Pieces {
         }
     }
 
-    /// How the file is cut.
-    pub fn layout(&self) -> Layout {
+    /// The file's layout.
+    pub fn layout(&self) -> PieceLayout {
         self.layout
     }
 
-    /// Of the whole content.
+    /// BLAKE3 of the whole content.
     pub fn blake3(&self) -> Digest {
         self.blake3
     }
 
-    /// Of each piece.
+    /// BLAKE3 of each piece.
     pub fn digests(&self) -> &[Digest] {
         &self.digests
     }
 
-    /// The BLAKE3 of the pieces' digests one behind the other.
+    /// BLAKE3 of the concatenated piece digests.
     pub fn root(&self) -> Digest {
-        root_of(&self.digests)
+        digests_root(&self.digests)
     }
 }
 
-/// The BLAKE3 of digests one behind the other.
-pub fn root_of(digests: &[Digest]) -> Digest {
+/// BLAKE3 of the concatenated digests.
+pub fn digests_root(digests: &[Digest]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for digest in digests {
         hasher.update(&digest.0);
@@ -150,42 +155,41 @@ pub fn root_of(digests: &[Digest]) -> Digest {
     Digest(*hasher.finalize().as_bytes())
 }
 
-/// A file's digests while its bytes come by, in their order.
+/// Computes a file's digests from its bytes in order.
 #[derive(Debug)]
-pub struct Hashing {
-    layout: Layout,
+pub struct PieceHasher {
+    layout: PieceLayout,
     whole: blake3::Hasher,
     piece: blake3::Hasher,
-    taken: u64,
+    hashed_bytes: u64,
     digests: Vec<Digest>,
 }
 
-impl Hashing {
-    /// From the first byte on.
-    pub fn new(layout: Layout) -> Hashing {
+impl PieceHasher {
+    pub fn new(layout: PieceLayout) -> PieceHasher {
         let (whole, piece) = (blake3::Hasher::new(), blake3::Hasher::new());
-        Hashing { layout, whole, piece, taken: 0, digests: Vec::with_capacity(layout.count()) }
+        PieceHasher { layout, whole, piece, hashed_bytes: 0, digests: Vec::with_capacity(layout.count()) }
     }
 
-    /// How many bytes have come by.
-    pub fn taken(&self) -> u64 {
-        self.taken
+    /// Number of bytes hashed so far.
+    pub fn hashed_bytes(&self) -> u64 {
+        self.hashed_bytes
     }
 
-    /// The next bytes.
+    /// Hashes the next bytes.
     ///
     /// # Panics
-    /// If there are more than the layout says.
+    /// If there are more bytes than the layout says.
     pub fn update(&mut self, mut bytes: &[u8]) {
-        assert!(bytes.len() as u64 <= self.layout.size() - self.taken, "more bytes than the file has");
+        assert!(bytes.len() as u64 <= self.layout.size() - self.hashed_bytes, "more bytes than the file has");
         while !bytes.is_empty() {
             let end = self.layout.offset(self.digests.len() + 1);
-            let len = usize::try_from(end - self.taken).unwrap_or(usize::MAX).min(bytes.len());
+            let len = usize::try_from(end - self.hashed_bytes).unwrap_or(usize::MAX).min(bytes.len());
             let (now, later) = bytes.split_at(len);
             self.whole.update(now);
             self.piece.update(now);
-            self.taken += len as u64;
-            if self.taken == end {
+            self.hashed_bytes += len as u64;
+            if self.hashed_bytes == end {
                 self.digests.push(Digest(*self.piece.finalize().as_bytes()));
                 self.piece.reset();
             }
@@ -193,13 +197,13 @@ impl Hashing {
         }
     }
 
-    /// All of them.
+    /// Returns the digests after the last byte.
     ///
     /// # Panics
     /// If bytes are missing.
-    pub fn finish(self) -> Pieces {
-        assert_eq!(self.taken, self.layout.size(), "not all bytes have come by");
-        Pieces { layout: self.layout, blake3: Digest(*self.whole.finalize().as_bytes()), digests: self.digests }
+    pub fn finish(self) -> FileDigests {
+        assert_eq!(self.hashed_bytes, self.layout.size(), "not all bytes have come by");
+        FileDigests { layout: self.layout, blake3: Digest(*self.whole.finalize().as_bytes()), digests: self.digests }
     }
 }
 
@@ -223,35 +227,35 @@ mod tests {
         ] {
             assert_eq!(piece_size(size), expected, "{size}");
         }
-        let layout = Layout::of(2 * MIB + 5);
+        let layout = PieceLayout::of(2 * MIB + 5);
         assert_eq!(
             (layout.count(), layout.offset(2), layout.bytes(&(2..3)), layout.bytes(&(0..3))),
             (3, 2 * MIB, 5, 2 * MIB + 5)
         );
-        assert_eq!(Layout::of(0).count(), 0);
+        assert_eq!(PieceLayout::of(0).count(), 0);
     }
 
     #[test]
     fn a_file_is_hashed_whole_and_in_pieces() {
         let content: Vec<u8> = (0..2 * MIB + 12_345).map(|i| (i * 31 % 251) as u8).collect();
-        let pieces = Pieces::of(&mut &content[..], content.len() as u64, &|| true).unwrap().unwrap();
-        assert_eq!(pieces.blake3(), digest(&content));
-        let expected: Vec<Digest> = content.chunks(MIB as usize).map(digest).collect();
+        let pieces = FileDigests::hash(&mut &content[..], content.len() as u64, &|| true).unwrap().unwrap();
+        assert_eq!(pieces.blake3(), blake3_digest(&content));
+        let expected: Vec<Digest> = content.chunks(MIB as usize).map(blake3_digest).collect();
         assert_eq!(pieces.digests(), expected);
         let one_behind_the_other: Vec<u8> = expected.iter().flat_map(|digest| digest.0).collect();
-        assert_eq!(pieces.root(), digest(&one_behind_the_other));
-        let empty = Pieces::of(&mut io::empty(), 0, &|| true).unwrap().unwrap();
-        assert_eq!((empty.blake3(), empty.root(), empty.digests().len()), (digest(b""), digest(b""), 0));
+        assert_eq!(pieces.root(), blake3_digest(&one_behind_the_other));
+        let empty = FileDigests::hash(&mut io::empty(), 0, &|| true).unwrap().unwrap();
+        assert_eq!((empty.blake3(), empty.root(), empty.digests().len()), (blake3_digest(b""), blake3_digest(b""), 0));
     }
 
     #[test]
     fn hashing_ends_when_asked_to_or_when_the_file_has_another_size() {
         let content = vec![7; 1000];
-        assert!(Pieces::of(&mut &content[..], 1000, &|| false).unwrap().is_none());
-        let error = |size| Pieces::of(&mut &content[..], size, &|| true).unwrap_err().kind();
+        assert!(FileDigests::hash(&mut &content[..], 1000, &|| false).unwrap().is_none());
+        let error = |size| FileDigests::hash(&mut &content[..], size, &|| true).unwrap_err().kind();
         assert_eq!(error(1001), ErrorKind::UnexpectedEof);
         assert_eq!(error(999), ErrorKind::InvalidData);
-        assert!(Pieces::new(Layout::of(5), digest(b""), vec![]).is_err());
+        assert!(FileDigests::new(PieceLayout::of(5), blake3_digest(b""), vec![]).is_err());
     }
 
     proptest! {
@@ -262,7 +266,7 @@ mod tests {
             cuts in proptest::collection::vec(1_usize..700_000, 1..8),
         ) {
             let content: Vec<u8> = (0..size).map(|i| (i % 249) as u8).collect();
-            let mut hashing = Hashing::new(Layout::of(size as u64));
+            let mut hashing = PieceHasher::new(PieceLayout::of(size as u64));
             let mut rest = &content[..];
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() {
@@ -272,7 +276,7 @@ mod tests {
                 hashing.update(now);
                 rest = later;
             }
-            prop_assert_eq!(hashing.finish(), Pieces::of(&mut &content[..], size as u64, &|| true).unwrap().unwrap());
+            prop_assert_eq!(hashing.finish(), FileDigests::hash(&mut &content[..], size as u64, &|| true).unwrap().unwrap());
         }
     }
 }

@@ -1,25 +1,25 @@
-//! The registry's core: who is there, with which files, who may change what, and until when. No I/O; time and
-//! secrets come in as arguments, what is to be kept goes out as [`Change`]s.
+//! The registry's core: the registered hosts with their files, and the rules for changing them. It does no I/O:
+//! time and secrets are arguments, and what must be persisted is returned as [`RegistryChange`]s.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `alike.rs` | which files look like another |
+//! | `similar_files.rs` | which files look like another |
 //! | `claims.rs` | REGISTER: who may have a hostname |
 //! | `files.rs` | PUBLISH, UNPUBLISH, and a whole list replaced step by step |
 //! | `shown.rs` | what REQUEST, DISCOVER and LIST show, in pages |
-//! | `recent.rs` | what has changed of it, for who follows |
-//! | `secrets.rs`, `farewells.rs` | what gives a hostname back, also when its host is gone |
+//! | `change_log.rs` | what has changed of it, for who follows |
+//! | `secrets.rs`, `departed.rs` | what gives a hostname back, also when its host is gone |
 //! | `room.rs` | how much there may be, and whose it is |
 //! | `names.rs`, `index.rs` | names in order, and who holds what |
 //! | `store.rs` | the rows of all of it |
 //!
-//! Every operation is memory work in short steps: whatever could be long (a list of 100,000 files that comes or
-//! goes, hosts that fall silent together) is done a bounded part at a time, so that whoever guards this with one
-//! lock never holds it for long.
+//! Every operation works in memory and is short: whatever could be long (adding or removing a list of 100,000 files,
+//! many hosts that time out together) is done in bounded steps, so that a lock around the registry is never held for
+//! long.
 //!
-//! A host is **live** until the peer timeout after it was last heard, and then **silent**: it is not shown, and
-//! its name may go to others (whatever becomes of its connection), but what it had is kept for as long as its secret
-//! can bring it back.
+//! A host is **live** until the peer timeout has passed since its last request, and **silent** from then on: it is no
+//! longer listed, and others may claim its name even if its connection is still open, but its record is kept for as
+//! long as its secret can bring it back.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -27,441 +27,449 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::wire::{Digest, FileName, Files};
+use super::wire::{Digest, FileMap, FileName};
 use crate::model::{Millis, Name};
-use crate::net::source::{self, Source};
+use crate::net::source::{self, SourceKey};
 
-mod alike;
+mod change_log;
 mod claims;
-mod farewells;
+mod departed;
 mod files;
 mod index;
+mod listing;
 mod names;
-mod recent;
-mod room;
+mod quotas;
 mod secrets;
-mod shown;
+mod similar;
 pub mod store;
 #[cfg(test)]
 mod tests;
 
-pub use claims::{Claim, Granted, Proof, Standing};
-pub use recent::{Changed, Told, What};
-pub use secrets::SecretKey;
-pub use shown::{Cursor, Piece, Shown};
-pub use store::{Change, HostRow};
+pub use change_log::{ListingChange, ListingChangeKind, ListingUpdate};
+pub use claims::{AccountProof, HostnameClaim, HostnameGrant, HostnameStatus};
+pub use listing::{HostSummary, ListingCursor, ListingPart};
+pub use secrets::SecretHash;
+pub use store::{HostRow, RegistryChange};
 
-use alike::Sizes;
-use index::Index;
-use names::Names;
-use recent::Recent;
-use room::{Holding, Lack, Room};
-use secrets::Secrets;
+use change_log::ChangeLog;
+use index::HolderIndex;
+use names::OrderedNames;
+use quotas::{HostUsage, QuotaExceeded, Quotas};
+use secrets::ResumeSecrets;
+use similar::SizeIndex;
 
-/// How long a secret gives its hostname back.
+/// How long a secret can be used to get a hostname back.
 pub const RESUME_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A connection, as the core knows it. Never used twice.
+/// Identifies a connection; never reused.
 pub type ConnId = u64;
 
-/// A host's place in memory; used again once nothing speaks of it any more.
+/// Index of a host in [`Registry::slots`]; reused once no index refers to it.
 type Slot = u32;
 
-/// How much is taken on: of hosts without an account, and as much again of users'.
+/// Limits for hosts without an account. The same totals apply, separately, to hosts of user accounts.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Hosts, silent ones included.
+pub struct RegistryLimits {
+    /// Hosts, including silent ones.
     pub hosts: usize,
     /// Published files of all hosts together.
     pub files: usize,
-    /// Hosts without an account from one address; from loopback half of all.
-    pub hosts_of_one: usize,
-    /// Their published files; from loopback half of all.
-    pub files_of_one: usize,
-    /// Files that are not published, which are remembered while there is room for that.
-    pub hidden: usize,
-    /// Those of one address; from loopback half of all.
-    pub hidden_of_one: usize,
+    /// Hosts without an account from one source address; loopback may have half of the total.
+    pub hosts_per_source: usize,
+    /// Their published files per source address; loopback may have half of the total.
+    pub files_per_source: usize,
+    /// Unpublished files that are remembered; beyond that they are forgotten.
+    pub unpublished_files: usize,
+    /// Unpublished files per source address; loopback may have half of the total.
+    pub unpublished_files_per_source: usize,
 }
 
-impl Default for Bounds {
-    fn default() -> Bounds {
-        Bounds {
+impl Default for RegistryLimits {
+    fn default() -> RegistryLimits {
+        RegistryLimits {
             hosts: 500_000,
             files: 5_000_000,
-            hosts_of_one: 1_000,
-            files_of_one: 200_000,
-            hidden: 500_000,
-            hidden_of_one: 20_000,
+            hosts_per_source: 1_000,
+            files_per_source: 200_000,
+            unpublished_files: 500_000,
+            unpublished_files_per_source: 20_000,
         }
     }
 }
 
-/// Why something is not done. The text names the field.
+/// Why a request is refused. The text begins with the name of the offending field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The address cannot be this host's.
+pub enum RegistryError {
+    /// The host may not be listed under this address.
     #[error("ip: {0}")]
     Ip(&'static str),
-    /// One hostname a connection.
+    /// The connection is already registered under another hostname.
     #[error("hostname: this connection is registered as {0} and may change nothing else")]
     OneHostname(Name),
-    /// The hostname is an account.
+    /// The hostname belongs to a user account, and the claim does not prove to come from that user.
     #[error("token: the hostname is a user account and needs a valid token of that user")]
     NeedsToken,
-    /// Somebody else has it.
+    /// Another host has the hostname.
     #[error("hostname in use")]
     InUse,
-    /// There are as many as there may be.
+    /// A limit on hosts or files in total is reached.
     #[error("BUSY: the registry is full: it takes no more {0}")]
     Full(&'static str),
-    /// One source has as many as it may have.
+    /// The source address has used up its share.
     #[error(
         "BUSY: {source_of_it} has {share} {what} here, as many as one source may; UNREGISTER and UNPUBLISH make room"
     )]
     ShareFull {
-        /// Of what.
+        /// What is counted: hostnames or files.
         what: &'static str,
-        /// Whose share.
-        source_of_it: Source,
-        /// How many that are.
+        /// The source address or network.
+        source_of_it: SourceKey,
+        /// The maximum for one source.
         share: usize,
     },
-    /// The host has as many as it may have.
+    /// The host already has the maximum number of files.
     #[error("fname: a host may have {0} files")]
     TooManyFiles(usize),
-    /// Only those who have registered may do this.
+    /// The connection has not registered.
     #[error("expected REGISTER first")]
     NotRegistered,
-    /// There is no such host, or nothing was heard of it for long.
+    /// No host of that name is live.
     #[error("hostname: no such host is there")]
     UnknownHost,
-    /// The host has no such file.
+    /// The host has no file of that name.
     #[error("fname: this host has no such file")]
     UnknownFile,
 }
 
-/// What is shown, counted.
+/// Totals of the live hosts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Hosts heard within the peer timeout.
+pub struct RegistryTotals {
+    /// Live hosts.
     pub total_clients: u64,
-    /// Those of them whose connection is open.
+    /// Live hosts whose connection is open.
     pub active_clients: u64,
-    /// Their published files.
+    /// Published files of live hosts.
     pub total_files: u64,
-    /// The bytes of those.
+    /// Size of those files, bytes.
     pub total_size: u64,
 }
 
-/// A host that is known.
-struct Host {
-    /// Its row on disk. Never used twice.
+/// A registered host, live or silent.
+struct HostRecord {
+    /// Key of its row in the database; never reused.
     id: u64,
     name: Name,
     display_name: Arc<str>,
     ip: IpAddr,
     port: u16,
-    /// Where its connection came from.
+    /// The address that its connection came from.
     source: IpAddr,
-    /// It has shown to be the user whose account bears this name.
-    by_account: bool,
-    /// Changes when the name goes to somebody else: who had it before does not get what that one has.
-    tenure: u64,
+    /// It proved to be the user whose account has this name.
+    is_user: bool,
+    /// Changes when the name goes to another host, so that secrets of the former holder do not apply to the new one.
+    lease_id: u64,
     connected_at: Millis,
-    heard_at: Millis,
-    /// `heard_at` is not on its way to disk yet.
-    is_unsaved: bool,
+    last_seen_at: Millis,
+    /// `last_seen_at` has not been handed to the store yet.
+    is_last_seen_unsaved: bool,
     conn: Option<ConnId>,
     is_live: bool,
-    files: Files,
-    published: u64,
-    published_size: u64,
-    /// What is counted for it.
-    held: Option<Holding>,
-    /// So many published files are on their way to its list, for which it has room already.
-    promised: usize,
-    /// Put here by whoever stores changes: which one made this host what it is.
-    mark: u64,
+    files: FileMap,
+    published_count: u64,
+    published_bytes: u64,
+    /// What is counted for it in the quotas.
+    usage: Option<HostUsage>,
+    /// Room that is reserved for published files while its file list is being replaced.
+    reserved_files: usize,
+    /// Sequence number of the stored change that made the host what it is; set by the caller.
+    change_seq: u64,
 }
 
-/// A host that is gone, whose files are still in the indices.
-struct Grave {
+/// A removed host whose files are still to be taken out of the indexes.
+struct HostTombstone {
     slot: Slot,
-    files: Files,
+    files: FileMap,
 }
 
-/// All hosts.
+/// All hosts with their indexes.
 pub struct Registry {
-    timeout: Duration,
-    /// Time never goes back, whichever thread was quicker.
+    peer_timeout: Duration,
+    /// The latest time seen: threads may arrive out of order, and time must not go back.
     now: Millis,
-    next_number: u64,
-    slots: Vec<Option<Host>>,
-    free: Vec<Slot>,
-    graves: Vec<Grave>,
+    next_id: u64,
+    slots: Vec<Option<HostRecord>>,
+    free_slots: Vec<Slot>,
+    tombstones: Vec<HostTombstone>,
     by_name: HashMap<Name, Slot>,
     by_conn: HashMap<ConnId, Slot>,
     /// Live hosts.
-    names: Names<Slot>,
-    /// All by when they were last heard.
-    live: BTreeSet<(Millis, Slot)>,
+    live_names: OrderedNames<Slot>,
+    /// Live hosts, by when they were last seen.
+    live_by_last_seen: BTreeSet<(Millis, Slot)>,
     silent_users: BTreeSet<(Millis, Slot)>,
-    silent_strangers: BTreeSet<(Millis, Slot)>,
-    /// The latter by their source.
-    silent_of: BTreeSet<(Source, Millis, Slot)>,
+    silent_anonymous: BTreeSet<(Millis, Slot)>,
+    /// Silent hosts without an account, by source.
+    silent_by_source: BTreeSet<(SourceKey, Millis, Slot)>,
     /// Published files of all hosts, live or silent.
-    by_file: Index<FileName, Slot>,
-    by_content: Index<Digest, (Slot, FileName)>,
-    by_size: Sizes,
-    known_files: usize,
-    room: Room,
-    secrets: Secrets,
-    totals: Totals,
-    /// Live hosts of users.
-    live_users: usize,
-    /// Hosts of which something that is shown has changed, while somebody wants to know.
-    touched: Option<Touched>,
-    unsaved: Vec<Slot>,
-    recent: Recent,
+    by_file: HolderIndex<FileName, Slot>,
+    by_content: HolderIndex<Digest, (Slot, FileName)>,
+    by_size: SizeIndex,
+    file_count: usize,
+    quotas: Quotas,
+    secrets: ResumeSecrets,
+    totals: RegistryTotals,
+    live_user_count: usize,
+    /// Hosts whose listing has changed; collected only while a caller asks for them.
+    changed_hosts: Option<ChangedHosts>,
+    unsaved_slots: Vec<Slot>,
+    change_log: ChangeLog,
 }
 
-/// Which hosts have changed.
 #[derive(Debug, Default)]
-struct Touched {
+struct ChangedHosts {
     names: BTreeSet<Name>,
-    /// There were more than are remembered.
     too_many: bool,
 }
 
-/// Most hosts that are remembered as changed.
-const TOUCHED_MAX: usize = 4_096;
+/// Maximum number of changed hosts that are remembered.
+const CHANGED_HOSTS_MAX: usize = 4_096;
 
 impl Registry {
-    /// Without any host.
-    pub fn new(timeout: Duration, bounds: Bounds) -> Registry {
+    /// An empty registry.
+    pub fn new(peer_timeout: Duration, limits: RegistryLimits) -> Registry {
         Registry {
-            timeout,
+            peer_timeout,
             now: Millis::default(),
-            next_number: 1,
+            next_id: 1,
             slots: Vec::new(),
-            free: Vec::new(),
-            graves: Vec::new(),
+            free_slots: Vec::new(),
+            tombstones: Vec::new(),
             by_name: HashMap::new(),
             by_conn: HashMap::new(),
-            names: Names::default(),
-            live: BTreeSet::new(),
+            live_names: OrderedNames::default(),
+            live_by_last_seen: BTreeSet::new(),
             silent_users: BTreeSet::new(),
-            silent_strangers: BTreeSet::new(),
-            silent_of: BTreeSet::new(),
-            by_file: Index::default(),
-            by_content: Index::default(),
-            by_size: Sizes::default(),
-            known_files: 0,
-            room: Room::new(bounds),
-            secrets: Secrets::new(&bounds),
-            totals: Totals::default(),
-            live_users: 0,
-            touched: None,
-            unsaved: Vec::new(),
-            recent: Recent::default(),
+            silent_anonymous: BTreeSet::new(),
+            silent_by_source: BTreeSet::new(),
+            by_file: HolderIndex::default(),
+            by_content: HolderIndex::default(),
+            by_size: SizeIndex::default(),
+            file_count: 0,
+            quotas: Quotas::new(limits),
+            secrets: ResumeSecrets::new(&limits),
+            totals: RegistryTotals::default(),
+            live_user_count: 0,
+            changed_hosts: None,
+            unsaved_slots: Vec::new(),
+            change_log: ChangeLog::default(),
         }
     }
 
-    /// The hostname that a connection holds.
-    pub fn held_by(&self, conn: ConnId) -> Option<&Name> {
-        self.host_of(conn).map(|(_, host)| &host.name)
+    /// The hostname that a connection is registered under.
+    pub fn hostname_of(&self, conn: ConnId) -> Option<&Name> {
+        self.host_of_connection(conn).map(|(_, host)| &host.name)
     }
 
-    /// A request came in over a connection: whoever holds a hostname there is heard.
-    pub fn hear(&mut self, now: Millis, conn: ConnId) {
-        let now = self.at(now);
+    /// Counts any request on a connection as a sign of life of its host.
+    pub fn record_activity(&mut self, now: Millis, conn: ConnId) {
+        let now = self.advance_clock(now);
         if let Some(slot) = self.by_conn.get(&conn).copied() {
-            self.hear_slot(now, slot);
+            self.mark_seen(now, slot);
         }
     }
 
-    /// A connection is closed. Its host is there until the timeout.
-    pub fn closed(&mut self, conn: ConnId) {
+    /// The connection has closed. Its host stays live until the timeout.
+    pub fn connection_closed(&mut self, conn: ConnId) {
         if let Some(slot) = self.by_conn.remove(&conn)
             && let Some(host) = self.slots[slot as usize].as_mut()
         {
             host.conn = None;
             self.totals.active_clients -= u64::from(host.is_live);
-            self.touch(slot);
+            self.mark_changed(slot);
         }
     }
 
-    /// Whether a host is there; if so, the mark of the change that made it what it is.
+    /// The sequence number of a live host's latest change; `None` if the host is not live.
     pub fn presence(&mut self, now: Millis, hostname: &str) -> Option<u64> {
-        let now = self.at(now);
-        let host = self.host_named(hostname)?.1;
-        (now < host.heard_at.plus(self.timeout)).then_some(host.mark)
+        let now = self.advance_clock(now);
+        let host = self.host_by_name(hostname)?.1;
+        (now < host.last_seen_at.plus(self.peer_timeout)).then_some(host.change_seq)
     }
 
-    /// Remembers which change made this host what it is. Marks only grow.
-    pub fn mark(&mut self, conn: ConnId, mark: u64) {
+    /// Records the sequence number of the stored change that made this host what it is. The numbers only grow.
+    pub fn set_change_seq(&mut self, conn: ConnId, change_seq: u64) {
         if let Some(slot) = self.by_conn.get(&conn).copied()
             && let Some(host) = self.slots[slot as usize].as_mut()
         {
-            host.mark = mark;
+            host.change_seq = change_seq;
         }
     }
 
-    /// UNREGISTER: the host ends at once, its files are forgotten and its place is free. What it was answered gives
-    /// the name back, for 30 days and unless another has held it since.
+    /// UNREGISTER: removes the host with its files at once. Its secret can get the name back for 30 days, unless
+    /// another host has held it in between.
     ///
     /// # Errors
-    /// Not this connection's.
-    pub fn unregister(&mut self, now: Millis, conn: ConnId, hostname: &Name) -> Result<Vec<Change>, Refusal> {
-        let now = self.at(now);
-        let slot = self.own(conn, hostname)?;
-        self.hear_slot(now, slot);
-        let mut changes = Vec::new();
-        self.drop_host(slot, &mut changes);
-        Ok(changes)
-    }
-
-    /// The hostname is an account from now on: a stranger who holds it loses it.
-    pub fn account_created(&mut self, hostname: &str) -> Vec<Change> {
-        let mut changes = Vec::new();
-        if let Some((slot, host)) = self.host_named(hostname)
-            && !host.by_account
-        {
-            self.drop_host(slot, &mut changes);
-        }
-        self.secrets.forget_strangers(hostname, &mut changes);
-        changes
-    }
-
-    /// The hosts that have not shown to be a user, for who looks whether they should have to.
-    pub fn strangers(&self) -> Vec<Name> {
-        self.slots.iter().flatten().filter(|host| !host.by_account).map(|host| host.name.clone()).collect()
-    }
-
-    /// Moves hosts that were not heard for long to the silent ones, `at_most` so many; whether more are due.
-    /// What counts or shows hosts is exact when this has said that none is.
-    pub fn expire(&mut self, now: Millis, at_most: usize) -> bool {
-        let now = self.at(now);
-        for _ in 0..at_most {
-            let Some((heard_at, slot)) = self.live.first().copied() else { return false };
-            if now < heard_at.plus(self.timeout) {
-                return false;
-            }
-            self.fall_silent(slot);
-        }
-        true
-    }
-
-    /// Forgets hosts and secrets that nothing can bring back, and takes the files of those that are gone out of
-    /// the indices: a bounded part of it. Whether there is more to do at once.
-    pub fn tidy(&mut self, now: Millis, at_most: usize, changes: &mut Vec<Change>) -> bool {
-        let now = self.at(now);
-        let mut left = at_most;
-        while left > 0
-            && let firsts = [self.silent_users.first(), self.silent_strangers.first()]
-            && let Some((heard_at, slot)) = firsts.into_iter().flatten().min().copied()
-            && heard_at.plus(RESUME_FOR) <= now
-        {
-            left -= 1;
-            self.drop_host(slot, changes);
-        }
-        self.bury(&mut left);
-        let by_name = &self.by_name;
-        let slots = &self.slots;
-        let heard = |name: &Name, tenure: u64| {
-            let host = by_name.get(name).and_then(|slot| slots[*slot as usize].as_ref());
-            host.filter(|host| host.tenure == tenure).map(|host| host.heard_at)
-        };
-        self.secrets.prune(now, left.min(at_most), heard, changes);
-        left == 0
-    }
-
-    /// Lets silent hosts go, those first that were silent longest, until a claim has room; a bounded part of it.
-    /// Whether another call may make more.
-    pub fn make_room(
+    /// The connection is not registered under this hostname.
+    pub fn unregister(
         &mut self,
         now: Millis,
         conn: ConnId,
-        claim: &Claim,
+        hostname: &Name,
+    ) -> Result<Vec<RegistryChange>, RegistryError> {
+        let now = self.advance_clock(now);
+        let slot = self.owned_slot(conn, hostname)?;
+        self.mark_seen(now, slot);
+        let mut changes = Vec::new();
+        self.remove_host(slot, &mut changes);
+        Ok(changes)
+    }
+
+    /// The hostname is a user account from now on: an anonymous host that holds it is removed.
+    pub fn account_created(&mut self, hostname: &str) -> Vec<RegistryChange> {
+        let mut changes = Vec::new();
+        if let Some((slot, host)) = self.host_by_name(hostname)
+            && !host.is_user
+        {
+            self.remove_host(slot, &mut changes);
+        }
+        self.secrets.drop_anonymous(hostname, &mut changes);
+        changes
+    }
+
+    /// Hostnames of hosts that have not authenticated as a user, to check whether they now belong to an account.
+    pub fn anonymous_hostnames(&self) -> Vec<Name> {
+        self.slots.iter().flatten().filter(|host| !host.is_user).map(|host| host.name.clone()).collect()
+    }
+
+    /// Makes up to `at_most` timed-out hosts silent. Returns whether more may be due; listings and totals are exact
+    /// once it returns false.
+    pub fn expire(&mut self, now: Millis, at_most: usize) -> bool {
+        let now = self.advance_clock(now);
+        for _ in 0..at_most {
+            let Some((last_seen_at, slot)) = self.live_by_last_seen.first().copied() else { return false };
+            if now < last_seen_at.plus(self.peer_timeout) {
+                return false;
+            }
+            self.make_silent(slot);
+        }
+        true
+    }
+
+    /// Removes hosts and secrets whose resume period is over, and takes files of removed hosts out of the indexes, up
+    /// to `at_most` entries. Returns whether there is more to do.
+    pub fn purge_expired(&mut self, now: Millis, at_most: usize, changes: &mut Vec<RegistryChange>) -> bool {
+        let now = self.advance_clock(now);
+        let mut budget = at_most;
+        while budget > 0
+            && let oldest_of_each_kind = [self.silent_users.first(), self.silent_anonymous.first()]
+            && let Some((last_seen_at, slot)) = oldest_of_each_kind.into_iter().flatten().min().copied()
+            && last_seen_at.plus(RESUME_FOR) <= now
+        {
+            budget -= 1;
+            self.remove_host(slot, changes);
+        }
+        self.purge_tombstones(&mut budget);
+        let by_name = &self.by_name;
+        let slots = &self.slots;
+        let last_seen = |name: &Name, lease_id: u64| {
+            let host = by_name.get(name).and_then(|slot| slots[*slot as usize].as_ref());
+            host.filter(|host| host.lease_id == lease_id).map(|host| host.last_seen_at)
+        };
+        self.secrets.prune(now, budget.min(at_most), last_seen, changes);
+        budget == 0
+    }
+
+    /// Removes up to `at_most` silent hosts, longest silent first, until the claim fits the quotas. Returns whether
+    /// another call may free more.
+    pub fn evict_for_claim(
+        &mut self,
+        now: Millis,
+        conn: ConnId,
+        claim: &HostnameClaim,
         at_most: usize,
-        changes: &mut Vec<Change>,
+        changes: &mut Vec<RegistryChange>,
     ) -> bool {
-        let now = self.at(now);
+        let now = self.advance_clock(now);
         self.expire(now, at_most);
         for _ in 0..at_most {
-            // For what is refused anyway nobody has to go.
-            let Ok(plan) = self.plan(now, conn, claim) else { return false };
-            let Some(lack) = self.room.lack(plan.before.as_ref(), &plan.after) else { return false };
-            if !self.give_way(&lack, &claim.hostname, changes) {
+            // A claim that would be refused anyway evicts nobody.
+            let Ok(plan) = self.plan_claim(now, conn, claim) else { return false };
+            let Some(exceeded) = self.quotas.exceeded_by(plan.before.as_ref(), &plan.after) else { return false };
+            if !self.evict_oldest_silent(&exceeded, &claim.hostname, changes) {
                 return false;
             }
         }
         true
     }
 
-    /// The same for a file that a host wants to publish.
-    pub fn make_room_to_publish(
+    /// The same for a file that a host is about to publish.
+    pub fn evict_for_publish(
         &mut self,
         now: Millis,
         conn: ConnId,
         hostname: &Name,
         fname: &FileName,
         at_most: usize,
-        changes: &mut Vec<Change>,
+        changes: &mut Vec<RegistryChange>,
     ) {
-        let now = self.at(now);
+        let now = self.advance_clock(now);
         for _ in 0..at_most {
-            let Ok(slot) = self.own(conn, hostname) else { return };
-            let Some(lack) = self.lack_to_publish(slot, fname) else { return };
+            let Ok(slot) = self.owned_slot(conn, hostname) else { return };
+            let Some(exceeded) = self.publish_quota_exceeded(slot, fname) else { return };
             self.expire(now, at_most);
-            if !self.give_way(&lack, hostname, changes) {
+            if !self.evict_oldest_silent(&exceeded, hostname, changes) {
                 return;
             }
         }
     }
 
-    /// Lets the host go that was silent longest of those that hold what is lacking; whether there was one.
-    fn give_way(&mut self, lack: &Lack, but_not: &Name, changes: &mut Vec<Change>) -> bool {
-        let is_another = |slot: &Slot| self.slots[*slot as usize].as_ref().is_some_and(|host| host.name != *but_not);
-        let oldest = match lack {
-            Lack::InAll { by_account, .. } => {
-                let silent = if *by_account { &self.silent_users } else { &self.silent_strangers };
+    /// Removes the longest silent host that uses the exceeded quota. Returns whether there was one.
+    fn evict_oldest_silent(
+        &mut self,
+        exceeded: &QuotaExceeded,
+        except: &Name,
+        changes: &mut Vec<RegistryChange>,
+    ) -> bool {
+        let is_another = |slot: &Slot| self.slots[*slot as usize].as_ref().is_some_and(|host| host.name != *except);
+        let oldest = match exceeded {
+            QuotaExceeded::Total { is_user, .. } => {
+                let silent = if *is_user { &self.silent_users } else { &self.silent_anonymous };
                 silent.iter().map(|(_, slot)| *slot).find(is_another)
             }
-            Lack::OfSource { source, .. } => {
+            QuotaExceeded::PerSource { source, .. } => {
                 let all = (*source, Millis(0), 0)..=(*source, Millis(u64::MAX), Slot::MAX);
-                self.silent_of.range(all).map(|(_, _, slot)| *slot).find(is_another)
+                self.silent_by_source.range(all).map(|(_, _, slot)| *slot).find(is_another)
             }
         };
         if let Some(slot) = oldest {
-            self.drop_host(slot, changes);
+            self.remove_host(slot, changes);
         }
         oldest.is_some()
     }
 
-    /// Who was heard and is not saved yet, `at_most` so many: the rows' ids and when.
-    pub fn take_unsaved(&mut self, at_most: usize) -> Vec<(u64, Millis)> {
-        let from = self.unsaved.len().saturating_sub(at_most);
-        let slots = self.unsaved.split_off(from);
+    /// Takes up to `at_most` hosts whose last-seen time is not stored yet: row id and time.
+    pub fn take_unsaved_last_seen(&mut self, at_most: usize) -> Vec<(u64, Millis)> {
+        let from = self.unsaved_slots.len().saturating_sub(at_most);
+        let slots = self.unsaved_slots.split_off(from);
         let mut rows = Vec::with_capacity(slots.len());
         for slot in slots {
             if let Some(host) = self.slots[slot as usize].as_mut()
-                && std::mem::take(&mut host.is_unsaved)
+                && std::mem::take(&mut host.is_last_seen_unsaved)
             {
-                rows.push((host.id, host.heard_at));
+                rows.push((host.id, host.last_seen_at));
             }
         }
         rows
     }
 
-    /// Takes over what was only in another memory of the same disk: open connections, and who was heard when.
-    pub fn adopt(&mut self, old: &Registry) {
-        self.at(old.now);
+    /// After a reload from the store: takes over what only the former instance knew, the open connections and the
+    /// last-seen times.
+    pub fn adopt_runtime_state(&mut self, old: &Registry) {
+        self.advance_clock(old.now);
         for host in old.slots.iter().flatten() {
             let Some(slot) = self.by_name.get(&host.name).copied() else { continue };
             let Some(own) = self.slots[slot as usize].as_mut() else { continue };
-            if own.id != host.id || own.tenure != host.tenure {
+            if own.id != host.id || own.lease_id != host.lease_id {
                 continue;
             }
             if let Some(conn) = host.conn {
@@ -469,225 +477,225 @@ impl Registry {
                 self.by_conn.insert(conn, slot);
                 self.totals.active_clients += u64::from(own.is_live);
             }
-            let heard_at = host.heard_at.max(own.heard_at);
-            if heard_at > own.heard_at {
-                self.hear_slot(heard_at, slot);
+            let last_seen_at = host.last_seen_at.max(own.last_seen_at);
+            if last_seen_at > own.last_seen_at {
+                self.mark_seen(last_seen_at, slot);
             }
         }
     }
 
-    /// What is shown, counted. Exact after [`expire`](Registry::expire).
-    pub fn totals(&self) -> Totals {
+    /// Exact after [`expire`](Registry::expire).
+    pub fn totals(&self) -> RegistryTotals {
         self.totals
     }
 
-    /// Hosts, silent ones included; files of all of them; different names and contents of published ones;
-    /// files of hosts that are gone, which are still to be taken out of the indices; hosts and published files of
-    /// users and of others, as their bounds count them; hostnames without a host that a secret gives back.
+    /// Gauges for the metrics: hosts (silent ones included) and their files; distinct names and contents of published
+    /// files; files of removed hosts that are still in the indexes; hosts and published files of users and of others,
+    /// as the quotas count them; hostnames without a host that a secret can still get back.
     pub fn sizes(&self) -> [(&'static str, u64); 10] {
-        let buried: usize = self.graves.iter().map(|grave| grave.files.len()).sum();
-        let [user_hosts, user_files, anonymous_hosts, anonymous_files] = self.room.held();
+        let tombstone_files: usize = self.tombstones.iter().map(|tombstone| tombstone.files.len()).sum();
+        let [user_hosts, user_files, anonymous_hosts, anonymous_files] = self.quotas.usage_totals();
         [
             ("hosts_known", self.by_name.len()),
-            ("files_known", self.known_files),
+            ("files_known", self.file_count),
             ("file_names", self.by_file.len()),
             ("file_contents", self.by_content.len()),
-            ("files_to_bury", buried),
+            ("files_to_bury", tombstone_files),
             ("user_hosts", user_hosts),
             ("user_files", user_files),
             ("anonymous_hosts", anonymous_hosts),
             ("anonymous_files", anonymous_files),
-            ("hostnames_left", self.secrets.farewells()),
+            ("hostnames_left", self.secrets.departed_count()),
         ]
         .map(|(name, size)| (name, size as u64))
     }
 
-    // What stands in for everything above.
+    // Internals.
 
-    fn at(&mut self, now: Millis) -> Millis {
+    fn advance_clock(&mut self, now: Millis) -> Millis {
         self.now = self.now.max(now);
         self.now
     }
 
-    fn number(&mut self) -> u64 {
-        self.next_number += 1;
-        self.next_number - 1
+    fn allocate_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id - 1
     }
 
-    fn host_of(&self, conn: ConnId) -> Option<(Slot, &Host)> {
+    fn host_of_connection(&self, conn: ConnId) -> Option<(Slot, &HostRecord)> {
         let slot = *self.by_conn.get(&conn)?;
         self.slots[slot as usize].as_ref().map(|host| (slot, host))
     }
 
-    fn host_named(&self, name: &str) -> Option<(Slot, &Host)> {
-        let slot = *self.by_name.get(&Name::kept(name).ok()?)?;
+    fn host_by_name(&self, name: &str) -> Option<(Slot, &HostRecord)> {
+        let slot = *self.by_name.get(&Name::from_stored(name).ok()?)?;
         self.slots[slot as usize].as_ref().map(|host| (slot, host))
     }
 
-    /// The slot of the host that a connection holds, if that is the one it speaks of.
-    fn own(&self, conn: ConnId, hostname: &Name) -> Result<Slot, Refusal> {
-        match self.host_of(conn) {
-            None => Err(Refusal::NotRegistered),
+    /// The slot of the host that a connection is registered as, provided that it is the one the request names.
+    fn owned_slot(&self, conn: ConnId, hostname: &Name) -> Result<Slot, RegistryError> {
+        match self.host_of_connection(conn) {
+            None => Err(RegistryError::NotRegistered),
             Some((slot, host)) if host.name == *hostname => Ok(slot),
-            Some((_, host)) => Err(Refusal::OneHostname(host.name.clone())),
+            Some((_, host)) => Err(RegistryError::OneHostname(host.name.clone())),
         }
     }
 
-    /// Puts a host into a free slot. It is neither live nor silent yet.
-    fn put(&mut self, host: Host) -> Slot {
-        let slot = self.free.pop().unwrap_or_else(|| {
+    /// Stores a host in a free slot. It is neither live nor silent yet.
+    fn insert_host(&mut self, host: HostRecord) -> Slot {
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.slots.push(None);
-            // Far below: hosts are bounded, and so are those to be buried.
+            // Never reached: both hosts and tombstones are limited.
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
         self.by_name.insert(host.name.clone(), slot);
         self.slots[slot as usize] = Some(host);
-        self.recount(slot);
+        self.update_usage(slot);
         slot
     }
 
-    /// Counts what a host holds now.
-    fn recount(&mut self, slot: Slot) {
+    /// Updates the quotas to what the host uses now.
+    fn update_usage(&mut self, slot: Slot) {
         let Some(host) = self.slots[slot as usize].as_mut() else { return };
-        let published = usize::try_from(host.published).unwrap_or(usize::MAX);
-        let now = Holding {
-            by_account: host.by_account,
-            source: source::of(host.source),
+        let published = usize::try_from(host.published_count).unwrap_or(usize::MAX);
+        let now = HostUsage {
+            is_user: host.is_user,
+            source: source::key_of(host.source),
             hosts: 1,
-            files: published.max(host.promised),
-            hidden: host.files.len() - published,
+            files: published.max(host.reserved_files),
+            unpublished_files: host.files.len() - published,
         };
-        let before = host.held.replace(now).unwrap_or(Holding { hosts: 0, files: 0, hidden: 0, ..now });
-        self.room.replace(&before, &now);
+        let before = host.usage.replace(now).unwrap_or(HostUsage { hosts: 0, files: 0, unpublished_files: 0, ..now });
+        self.quotas.replace(&before, &now);
     }
 
-    fn hear_slot(&mut self, now: Millis, slot: Slot) {
+    fn mark_seen(&mut self, now: Millis, slot: Slot) {
         let Some(host) = self.slots[slot as usize].as_mut() else { return };
-        let heard_before = std::mem::replace(&mut host.heard_at, now);
-        if !std::mem::replace(&mut host.is_unsaved, true) {
-            self.unsaved.push(slot);
+        let heard_before = std::mem::replace(&mut host.last_seen_at, now);
+        if !std::mem::replace(&mut host.is_last_seen_unsaved, true) {
+            self.unsaved_slots.push(slot);
         }
         if host.is_live {
             if heard_before != now {
-                self.live.remove(&(heard_before, slot));
-                self.live.insert((now, slot));
+                self.live_by_last_seen.remove(&(heard_before, slot));
+                self.live_by_last_seen.insert((now, slot));
             }
         } else {
-            self.unsilence(slot, heard_before);
-            self.rise(slot);
-            self.tell_came(slot, false);
+            self.remove_silent(slot, heard_before);
+            self.make_live(slot);
+            self.log_host_listed(slot, false);
         }
     }
 
-    /// Among the silent ones, by when it was last heard.
-    fn silence(&mut self, slot: Slot) {
+    /// Adds the host to the indexes of silent hosts.
+    fn insert_silent(&mut self, slot: Slot) {
         let Some(host) = &self.slots[slot as usize] else { return };
-        if host.by_account {
-            self.silent_users.insert((host.heard_at, slot));
+        if host.is_user {
+            self.silent_users.insert((host.last_seen_at, slot));
         } else {
-            self.silent_strangers.insert((host.heard_at, slot));
-            self.silent_of.insert((source::of(host.source), host.heard_at, slot));
+            self.silent_anonymous.insert((host.last_seen_at, slot));
+            self.silent_by_source.insert((source::key_of(host.source), host.last_seen_at, slot));
         }
     }
 
-    /// Not among the silent ones any more, where it stood as last heard then.
-    fn unsilence(&mut self, slot: Slot, heard_at: Millis) {
+    /// Takes the host out of the indexes of silent hosts, where it is filed under this time.
+    fn remove_silent(&mut self, slot: Slot, last_seen_at: Millis) {
         let Some(host) = &self.slots[slot as usize] else { return };
-        if host.by_account {
-            self.silent_users.remove(&(heard_at, slot));
+        if host.is_user {
+            self.silent_users.remove(&(last_seen_at, slot));
         } else {
-            self.silent_strangers.remove(&(heard_at, slot));
-            self.silent_of.remove(&(source::of(host.source), heard_at, slot));
+            self.silent_anonymous.remove(&(last_seen_at, slot));
+            self.silent_by_source.remove(&(source::key_of(host.source), last_seen_at, slot));
         }
     }
 
-    /// A host is shown from now on.
-    fn rise(&mut self, slot: Slot) {
+    /// Lists the host from now on.
+    fn make_live(&mut self, slot: Slot) {
         let Some(host) = self.slots[slot as usize].as_mut() else { return };
         host.is_live = true;
-        self.live_users += usize::from(host.by_account);
-        self.live.insert((host.heard_at, slot));
-        self.names.insert(host.name.clone(), slot);
+        self.live_user_count += usize::from(host.is_user);
+        self.live_by_last_seen.insert((host.last_seen_at, slot));
+        self.live_names.insert(host.name.clone(), slot);
         self.totals.total_clients += 1;
         self.totals.active_clients += u64::from(host.conn.is_some());
-        self.totals.total_files += host.published;
-        self.totals.total_size += host.published_size;
-        self.touch(slot);
+        self.totals.total_files += host.published_count;
+        self.totals.total_size += host.published_bytes;
+        self.mark_changed(slot);
     }
 
-    fn fall_silent(&mut self, slot: Slot) {
-        self.tell_gone(slot);
-        self.hide(slot);
-        self.silence(slot);
+    fn make_silent(&mut self, slot: Slot) {
+        self.log_host_unlisted(slot);
+        self.detach(slot);
+        self.insert_silent(slot);
     }
 
-    /// A host is not shown any more; it is neither live nor silent then.
-    fn hide(&mut self, slot: Slot) {
-        let Some(heard_at) = self.slots[slot as usize].as_ref().map(|host| host.heard_at) else { return };
-        self.unsilence(slot, heard_at);
+    /// Stops listing the host; it is neither live nor silent then.
+    fn detach(&mut self, slot: Slot) {
+        let Some(last_seen_at) = self.slots[slot as usize].as_ref().map(|host| host.last_seen_at) else { return };
+        self.remove_silent(slot, last_seen_at);
         let Some(host) = self.slots[slot as usize].as_mut() else { return };
         if std::mem::take(&mut host.is_live) {
-            self.live.remove(&(host.heard_at, slot));
-            self.names.remove(host.name.as_str());
+            self.live_by_last_seen.remove(&(host.last_seen_at, slot));
+            self.live_names.remove(host.name.as_str());
             self.totals.total_clients -= 1;
             self.totals.active_clients -= u64::from(host.conn.is_some());
-            self.totals.total_files -= host.published;
-            self.totals.total_size -= host.published_size;
-            self.live_users -= usize::from(host.by_account);
-            self.touch(slot);
+            self.totals.total_files -= host.published_count;
+            self.totals.total_size -= host.published_bytes;
+            self.live_user_count -= usize::from(host.is_user);
+            self.mark_changed(slot);
         }
     }
 
-    /// Something of a host that is shown has changed.
-    fn touch(&mut self, slot: Slot) {
-        let (Some(touched), Some(host)) = (&mut self.touched, &self.slots[slot as usize]) else { return };
-        if touched.names.len() < TOUCHED_MAX {
-            touched.names.insert(host.name.clone());
+    /// Notes that the host's listing has changed.
+    fn mark_changed(&mut self, slot: Slot) {
+        let (Some(changed_hosts), Some(host)) = (&mut self.changed_hosts, &self.slots[slot as usize]) else { return };
+        if changed_hosts.names.len() < CHANGED_HOSTS_MAX {
+            changed_hosts.names.insert(host.name.clone());
         } else {
-            touched.too_many = true;
+            changed_hosts.too_many = true;
         }
     }
 
-    /// The hosts of which something has changed since this was asked last, and remembers those that change from now
-    /// on: until it `is_wanted` no more. None: which they are is not known, there were too many, or nobody had asked.
-    pub fn take_touched(&mut self, is_wanted: bool) -> Option<BTreeSet<Name>> {
-        let touched = std::mem::replace(&mut self.touched, is_wanted.then(Touched::default));
-        touched.filter(|touched| !touched.too_many).map(|touched| touched.names)
+    /// Takes the hosts whose listing has changed since the last call, and keeps collecting while `is_wanted`. `None` if
+    /// they are not known: there were too many, or they were not being collected.
+    pub fn take_changed_hosts(&mut self, is_wanted: bool) -> Option<BTreeSet<Name>> {
+        let changed_hosts = std::mem::replace(&mut self.changed_hosts, is_wanted.then(ChangedHosts::default));
+        changed_hosts.filter(|changed_hosts| !changed_hosts.too_many).map(|changed_hosts| changed_hosts.names)
     }
 
-    /// A host is gone. Its secrets stay.
-    fn drop_host(&mut self, slot: Slot, changes: &mut Vec<Change>) {
+    /// Removes a host. Its secrets stay.
+    fn remove_host(&mut self, slot: Slot, changes: &mut Vec<RegistryChange>) {
         if self.slots[slot as usize].as_ref().is_some_and(|host| host.is_live) {
-            self.tell_gone(slot);
+            self.log_host_unlisted(slot);
         }
-        self.hide(slot);
+        self.detach(slot);
         let Some(host) = self.slots[slot as usize].take() else { return };
         self.by_name.remove(&host.name);
-        self.secrets.left(&host.name, host.source, host.heard_at, changes);
+        self.secrets.host_departed(&host.name, host.source, host.last_seen_at, changes);
         if let Some(conn) = host.conn {
             self.by_conn.remove(&conn);
         }
-        self.known_files -= host.files.len();
-        if let Some(held) = &host.held {
-            self.room.give_back(held);
+        self.file_count -= host.files.len();
+        if let Some(held) = &host.usage {
+            self.quotas.release(held);
         }
-        changes.push(Change::DropHost(host.id));
-        self.graves.push(Grave { slot, files: host.files });
+        changes.push(RegistryChange::DropHost(host.id));
+        self.tombstones.push(HostTombstone { slot, files: host.files });
     }
 
-    /// Takes files of hosts that are gone out of the indices.
-    fn bury(&mut self, left: &mut usize) {
-        while *left > 0
-            && let Some(grave) = self.graves.last_mut()
+    /// Takes files of removed hosts out of the indexes, at most `budget` of them.
+    fn purge_tombstones(&mut self, budget: &mut usize) {
+        while *budget > 0
+            && let Some(tombstone) = self.tombstones.last_mut()
         {
-            let slot = grave.slot;
-            match grave.files.pop_last() {
+            let slot = tombstone.slot;
+            match tombstone.files.pop_last() {
                 None => {
-                    self.graves.pop();
-                    self.free.push(slot);
+                    self.tombstones.pop();
+                    self.free_slots.push(slot);
                 }
                 Some((fname, entry)) => {
-                    *left -= 1;
+                    *budget -= 1;
                     if entry.is_published {
                         self.unindex(slot, &fname, &entry);
                     }

@@ -1,13 +1,14 @@
-//! The registry's server: one JSON object a line over connections that stay open, a thread each. SPEC.md section 6.
+//! The registry's server: one JSON object per line over persistent connections, one thread each. See
+//! `docs/spec/share.md`.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `keeper.rs` | the core behind its lock, and its way to disk |
-//! | `answers.rs` | answers on their way out, the long ones in pages |
-//! | `view.rs` | the same for the server API |
+//! | `persistent.rs` | the registry's core behind its lock, and its persistence |
+//! | `responses.rs` | writing responses, the long ones in pages |
+//! | `view.rs` | read access for the server API |
 //!
-//! The lock is held for a step of memory work at a time, never while anything is read, stored or sent. An answer
-//! leaves once everything that it was built on is on disk; a PING changes nothing that must be.
+//! The lock is held for one bounded step of memory work at a time, never while anything is read, stored or sent. A
+//! response is sent once everything that it is based on is on disk; the sign of life of a PING need not be.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,117 +21,120 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::registry::{Bounds, Claim, ConnId, Proof, Refusal, SecretKey, Standing, store};
+use super::registry::{
+    AccountProof, ConnId, HostnameClaim, HostnameStatus, RegistryError, RegistryLimits, SecretHash, store,
+};
 use super::wire::requests::{self, REQUEST_MAX};
-use super::wire::{Files, Publish, Register, Request, answers as wire};
+use super::wire::{FileMap, PublishRequest, RegisterRequest, RegistryRequest, responses as wire};
 use crate::model::{Clock, Name, Token, text};
-use crate::net::budget::Budget;
-use crate::net::counters::{Counter, Latencies, LatencyCounts};
-use crate::net::ended::Ended;
+use crate::net::budget::ReceiveBudget;
+use crate::net::connection_end::ConnectionEnd;
+use crate::net::counters::{Counter, LatencyHistogram, LatencySnapshot};
 use crate::net::interfaces;
 use crate::net::lines::LineLimits;
 use crate::net::listener::{
-    self, After, ConnectionLimiter, Listener, ListenerContext, MessageConnection, MessageFraming, MessageService,
-    Messages, Rejection,
+    self, AfterMessage, ConnectionLimiter, Listener, ListenerContext, MessageConnection, MessageFraming,
+    MessageHandler, MessageService, Rejection,
 };
 use crate::net::threads::{self, Executor};
-use crate::net::tls::Identity;
+use crate::net::tls::TlsIdentity;
 use crate::storage::{Store, StoreError};
 
-mod answers;
-mod keeper;
+mod persistent;
+mod responses;
 mod view;
 
-pub use view::{Client, View};
+pub use view::{HostView, RegistryView};
 
-use answers::{Broken, Output};
-use keeper::Keeper;
+use persistent::PersistentRegistry;
+use responses::{ResponseError, ResponseWriter};
 
-/// Between two looks for hosts that were not heard for long.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
-/// Between the first change that somebody waits for and the answer.
-const GATHERED_FOR: Duration = Duration::from_millis(150);
-/// How much of what may be long is done before the lock is let go for a moment.
-const STEP: usize = 256;
+/// Interval of the background sweep for timed-out hosts.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// How long CHANGES waits after the first change for others that follow closely.
+const COALESCE_DELAY: Duration = Duration::from_millis(150);
+/// How many entries of a long operation are processed before the lock is released for a moment.
+const STEP_SIZE: usize = 256;
 
-/// The user accounts, as far as the registry asks.
-pub trait Accounts: Send + Sync {
-    /// Whether a hostname is the name of a user.
+/// What the registry needs to know about user accounts.
+pub trait AccountDirectory: Send + Sync {
+    /// Whether a hostname is the name of a user account.
     fn is_account(&self, hostname: &str) -> bool;
-    /// The hostname that this token gives, if it is valid now: that of its user.
+    /// The name of the user that this token was issued to, if it is valid now.
     fn owner_of(&self, token: &str) -> Option<String>;
-    /// Users whose hostname is another one's: their names are spellings of his. An earlier version made such.
+    /// Accounts whose names are other spellings of an older account's name, which an earlier version allowed. The
+    /// hostname belongs to the older account.
     fn namesakes(&self) -> Vec<String> {
         Vec::new()
     }
-    /// Whether that user signed in from this address within the life of a token.
+    /// Whether the user signed in from this address within the lifetime of a token.
     fn signed_in_from(&self, hostname: &str, ip: IpAddr) -> bool;
 }
 
-/// What it takes to have the hostname that is a user's.
+/// What a client must prove to register under a user's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AuthMode {
-    /// A token of that user.
+    /// It needs a token of that user.
     #[default]
     Strict,
-    /// That, or the address from which the user signed in.
+    /// It needs a token, or must come from an address from which the user has signed in.
     Address,
 }
 
-/// What the operator chose.
+/// Settings of the operator.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// Where to listen.
+pub struct RegistryServerConfig {
+    /// Address to listen on.
     pub addr: SocketAddr,
-    /// How long a host is there after it was last heard.
+    /// How long a host stays live after its last request.
     pub peer_timeout: Duration,
-    /// Who gets a user's hostname.
+    /// What a client must prove to register under a user's name.
     pub auth: AuthMode,
 }
 
-/// What the server stands on.
+/// The shared services that the server runs on.
 #[derive(Clone)]
-pub struct Floor {
-    /// Threads for connections.
+pub struct RegistryServerContext {
+    /// Provides a thread for each connection.
     pub executor: Arc<Executor>,
-    /// The bound of connections.
+    /// Limits the number of connections.
     pub limiter: Arc<ConnectionLimiter>,
-    /// The bound of what was received and not yet handled.
-    pub budget: Arc<Budget>,
-    /// For those who begin with TLS; without it they are closed.
-    pub identity: Option<Arc<Identity>>,
-    /// Clients on other hosts may speak without TLS.
-    pub plain_from_afar: bool,
-    /// The process's clock.
+    /// Limits the memory for received requests that are not handled yet.
+    pub budget: Arc<ReceiveBudget>,
+    /// Certificate for clients that use TLS; without it such connections are closed.
+    pub identity: Option<Arc<TlsIdentity>>,
+    /// Clients on other machines may connect without TLS.
+    pub allows_remote_plaintext: bool,
+    /// Clock of the process.
     pub clock: Clock,
-    /// Opened with [`MIGRATIONS`](super::registry::store::MIGRATIONS).
+    /// The database, opened with [`MIGRATIONS`](super::registry::store::MIGRATIONS).
     pub store: Arc<Store>,
-    /// Who has an account.
-    pub accounts: Arc<dyn Accounts>,
+    /// The user accounts.
+    pub accounts: Arc<dyn AccountDirectory>,
 }
 
-/// Why a registry could not start.
+/// Why the registry server could not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The port is taken (or not allowed).
+pub enum RegistryStartError {
+    /// The address is in use or not allowed.
     #[error("cannot bind {addr}")]
     Bind {
-        /// Which address.
+        /// The address.
         addr: SocketAddr,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// The system gave no thread.
+    /// A thread could not be started.
     #[error("cannot start")]
     System(#[from] io::Error),
-    /// What is stored could not be read.
+    /// The store could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What a registry did so far.
+/// Events since the start.
 #[derive(Debug, Default)]
-struct Counters {
+struct RegistryCounters {
     requests: Counter,
     refused: Counter,
     pings: Counter,
@@ -141,7 +145,7 @@ struct Counters {
     connections_failed: Counter,
 }
 
-impl Counters {
+impl RegistryCounters {
     fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("requests", self.requests.get()),
@@ -156,141 +160,149 @@ impl Counters {
     }
 }
 
-/// A registry that runs.
+/// A running registry server.
 pub struct RegistryServer {
     listener: Listener,
-    shared: Arc<Shared>,
+    inner: Arc<RegistryServerInner>,
     sweeper: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Shared {
-    config: Config,
-    floor: Floor,
-    keeper: Keeper,
-    /// Connections that hold a hostname, to be closed when another one gets it.
-    holders: Mutex<HashMap<ConnId, Weak<TcpStream>>>,
+struct RegistryServerInner {
+    config: RegistryServerConfig,
+    context: RegistryServerContext,
+    registry: PersistentRegistry,
+    /// Connections that are registered, to be closed when another one takes over their hostname.
+    holder_streams: Mutex<HashMap<ConnId, Weak<TcpStream>>>,
     next_conn: AtomicU64,
-    counters: Counters,
-    /// From a whole message to its answer, but for those that wait for a change.
-    latencies: Latencies,
+    counters: RegistryCounters,
+    /// Time from a complete request to its response, except for requests that wait for a change.
+    latencies: LatencyHistogram,
     is_closed: Mutex<bool>,
     closing: Condvar,
 }
 
 impl RegistryServer {
-    /// Takes up what the store holds, and listens.
+    /// Loads the registry from the store and starts listening.
     ///
     /// # Errors
-    /// [`StartError`]: the port is in use, or the store cannot be read.
-    pub fn start(config: Config, floor: Floor) -> Result<RegistryServer, StartError> {
-        RegistryServer::start_bounded(config, floor, Bounds::default())
+    /// [`RegistryStartError`]: the port is in use, or the store cannot be read.
+    pub fn start(
+        config: RegistryServerConfig,
+        context: RegistryServerContext,
+    ) -> Result<RegistryServer, RegistryStartError> {
+        RegistryServer::start_with_limits(config, context, RegistryLimits::default())
     }
 
-    /// The same with other bounds on hosts and files.
+    /// The same with other limits on hosts and files.
     ///
     /// # Errors
-    /// As [`start`](RegistryServer::start).
-    pub fn start_bounded(config: Config, floor: Floor, bounds: Bounds) -> Result<RegistryServer, StartError> {
+    /// Those of [`start`](RegistryServer::start).
+    pub fn start_with_limits(
+        config: RegistryServerConfig,
+        context: RegistryServerContext,
+        limits: RegistryLimits,
+    ) -> Result<RegistryServer, RegistryStartError> {
         let addr = config.addr;
-        let socket = listener::listen(addr).map_err(|source| StartError::Bind { addr, source })?;
-        let namesakes = floor.accounts.namesakes();
+        let socket = listener::listen(addr).map_err(|source| RegistryStartError::Bind { addr, source })?;
+        let namesakes = context.accounts.namesakes();
         if !namesakes.is_empty() {
-            // What they were answered then would give them his hostname now.
-            floor.store.write(move |tx| store::forget_namesakes(tx, &namesakes))?;
+            // The secrets issued to them would now get them the older account's hostname.
+            context.store.write(move |tx| store::delete_namesakes(tx, &namesakes))?;
         }
-        let keeper = Keeper::open(Arc::clone(&floor.store), floor.clock, config.peer_timeout, bounds)?;
-        let context = ListenerContext {
-            executor: Arc::clone(&floor.executor),
-            limiter: Arc::clone(&floor.limiter),
-            budget: Arc::clone(&floor.budget),
-            identity: floor.identity.clone(),
-            plain_from_afar: floor.plain_from_afar,
+        let registry =
+            PersistentRegistry::open(Arc::clone(&context.store), context.clock, config.peer_timeout, limits)?;
+        let listener_context = ListenerContext {
+            executor: Arc::clone(&context.executor),
+            limiter: Arc::clone(&context.limiter),
+            budget: Arc::clone(&context.budget),
+            identity: context.identity.clone(),
+            allows_remote_plaintext: context.allows_remote_plaintext,
         };
-        let shared = Arc::new(Shared {
+        let inner = Arc::new(RegistryServerInner {
             config,
-            floor,
-            keeper,
-            holders: Mutex::default(),
+            context,
+            registry,
+            holder_streams: Mutex::default(),
             next_conn: AtomicU64::new(1),
-            counters: Counters::default(),
-            latencies: Latencies::default(),
+            counters: RegistryCounters::default(),
+            latencies: LatencyHistogram::default(),
             is_closed: Mutex::new(false),
             closing: Condvar::new(),
         });
-        // An account may have been made without this registry having heard of it.
-        for hostname in shared.keeper.strangers() {
-            if shared.floor.accounts.is_account(hostname.as_str()) {
-                shared.keeper.account_created(hostname.as_str())?;
+        // Accounts may have been created while the registry was not running.
+        for hostname in inner.registry.anonymous_hostnames() {
+            if inner.context.accounts.is_account(hostname.as_str()) {
+                inner.registry.account_created(hostname.as_str())?;
             }
         }
-        let service = RegistryService(Arc::clone(&shared));
-        let listener = Listener::start(socket, context, Arc::new(Messages(service)))?;
+        let service = RegistryService(Arc::clone(&inner));
+        let listener = Listener::start(socket, listener_context, Arc::new(MessageHandler(service)))?;
         let sweeper = threads::spawn("registry-sweep", {
-            let shared = Arc::clone(&shared);
-            move || shared.keep_sweeping()
+            let inner = Arc::clone(&inner);
+            move || inner.sweep_loop()
         })?;
-        Ok(RegistryServer { listener, shared, sweeper: Mutex::new(Some(sweeper)) })
+        Ok(RegistryServer { listener, inner, sweeper: Mutex::new(Some(sweeper)) })
     }
 
-    /// Where it is.
+    /// The address that it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// What it knows, for others in this process.
-    pub fn view(&self) -> View {
-        View::of(Arc::clone(&self.shared))
+    /// Read access for other parts of this process.
+    pub fn view(&self) -> RegistryView {
+        RegistryView::of(Arc::clone(&self.inner))
     }
 
-    /// A user account of that name was made: a stranger who holds the hostname loses it.
+    /// A user account of that name was created: an anonymous host that holds the hostname is removed.
     pub fn account_created(&self, hostname: &str) {
-        if let Err(error) = self.shared.keeper.account_created(hostname) {
+        if let Err(error) = self.inner.registry.account_created(hostname) {
             log::error!("registry: a hostname that became an account's could not be taken: {error}");
         }
     }
 
-    /// Every counter of the registry and of the listener beneath it, with its name.
+    /// All counters of the registry and its listener, by name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        [self.shared.counters.list(), self.listener.counters()].concat()
+        [self.inner.counters.list(), self.listener.counters()].concat()
     }
 
-    /// How long requests took to be answered.
-    pub fn latencies(&self) -> LatencyCounts {
-        self.shared.latencies.counts()
+    /// How long requests took.
+    pub fn latencies(&self) -> LatencySnapshot {
+        self.inner.latencies.snapshot()
     }
 
-    /// How much there is now, with its name.
+    /// Current sizes, by name.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
-        self.shared.keeper.sizes()
+        self.inner.registry.sizes()
     }
 
-    /// Does what its own thread does every 30 s: hosts that were not heard for long are dropped, and when the others
-    /// were last heard is written down.
+    /// Does what the background thread does every 30 s: makes timed-out hosts silent, removes what has expired, and
+    /// stores when the others were last seen.
     pub fn sweep(&self) {
-        self.shared.sweep();
+        self.inner.sweep();
     }
 
-    /// Takes no more work; what is in hand may be finished within `grace`. Everything is on disk then.
+    /// Accepts no more requests, and lets current ones finish within `grace`. Everything is on disk afterwards.
     pub fn stop(&self, grace: Duration) {
-        // Whoever waits for a change is answered now.
-        self.shared.keeper.end_waiting();
+        // Requests that wait for a change are answered now.
+        self.inner.registry.stop_waiting();
         let left = self.listener.stop(grace);
         if left > 0 {
             log::warn!("registry: {left} requests were not finished");
         }
-        self.shared.close();
+        self.inner.close();
         let sweeper = self.sweeper.lock().take();
         let Some(sweeper) = sweeper else { return };
-        // A panic of it was logged there.
+        // A panic of that thread has been logged already.
         let _ = sweeper.join();
-        self.shared.sweep();
-        self.shared.floor.store.sync_all();
+        self.inner.sweep();
+        self.inner.context.store.sync_all();
     }
 }
 
 impl Drop for RegistryServer {
     fn drop(&mut self) {
-        self.shared.close();
+        self.inner.close();
     }
 }
 
@@ -300,46 +312,46 @@ impl fmt::Debug for RegistryServer {
     }
 }
 
-/// One connection's memory.
-struct Caller {
+/// State of one connection.
+struct ClientSession {
     conn: ConnId,
     source: IpAddr,
     stream: Weak<TcpStream>,
-    /// What its REGISTER got: the hostname and the secret.
-    held: Option<(Name, Token)>,
-    /// Also when its thread panics.
-    _leaves: Leaves,
+    /// Its hostname and secret, once it has registered.
+    registration: Option<(Name, Token)>,
+    /// Runs also when the connection's thread panics.
+    _disconnect_guard: DisconnectGuard,
 }
 
-/// Why a request gets an ERROR.
+/// Why a request is answered with ERROR.
 #[derive(Debug)]
-enum Failure {
-    Refused(Refusal),
-    /// A field is not what it must be; it is named.
-    Bad(String),
-    /// The hostname went to another connection, or to a user.
-    Lost(String),
+enum RequestError {
+    Refused(RegistryError),
+    /// A field is invalid; the text names it.
+    InvalidField(String),
+    /// The hostname went to another connection or to a user.
+    HostnameLost(String),
     Store(StoreError),
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Failure {
-        Failure::Refused(refusal)
+impl From<RegistryError> for RequestError {
+    fn from(error: RegistryError) -> RequestError {
+        RequestError::Refused(error)
     }
 }
 
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Failure {
-        Failure::Store(error)
+impl From<StoreError> for RequestError {
+    fn from(error: StoreError) -> RequestError {
+        RequestError::Store(error)
     }
 }
 
-impl Failure {
+impl RequestError {
     fn reason(self) -> String {
         match self {
-            Failure::Refused(refusal) => refusal.to_string(),
-            Failure::Bad(reason) | Failure::Lost(reason) => reason,
-            Failure::Store(error) => {
+            RequestError::Refused(error) => error.to_string(),
+            RequestError::InvalidField(reason) | RequestError::HostnameLost(reason) => reason,
+            RequestError::Store(error) => {
                 log::error!("registry: {error}");
                 "UNAVAILABLE: it could not be stored or read, and nothing has changed; try again".to_owned()
             }
@@ -347,11 +359,11 @@ impl Failure {
     }
 }
 
-/// The registry as its port sees it.
-struct RegistryService(Arc<Shared>);
+/// The message handler of the listener.
+struct RegistryService(Arc<RegistryServerInner>);
 
 impl MessageService for RegistryService {
-    type Client = Caller;
+    type Session = ClientSession;
     const NAME: &'static str = "registry";
     const FRAMING: MessageFraming = MessageFraming::JsonLines;
 
@@ -359,9 +371,9 @@ impl MessageService for RegistryService {
         LineLimits::new(REQUEST_MAX)
     }
 
-    fn rejection(&self, why: Rejection) -> Option<Vec<u8>> {
+    fn rejection_message(&self, why: Rejection) -> Option<Vec<u8>> {
         let busy = if why.is_busy() { "BUSY: " } else { "" };
-        Some(wire::error(&format!("{busy}{why}")))
+        Some(wire::error_response(&format!("{busy}{why}")))
     }
 
     fn count_rejected(&self) {
@@ -372,224 +384,241 @@ impl MessageService for RegistryService {
         &self.0.counters.connections_failed
     }
 
-    fn connected(&self, connection: &MessageConnection) -> Caller {
+    fn on_connect(&self, connection: &MessageConnection) -> ClientSession {
         let conn = self.0.next_conn.fetch_add(1, Ordering::Relaxed);
-        Caller {
+        ClientSession {
             conn,
             source: connection.source().ip(),
             stream: Arc::downgrade(connection.stream()),
-            held: None,
-            _leaves: Leaves { shared: Arc::clone(&self.0), conn },
+            registration: None,
+            _disconnect_guard: DisconnectGuard { inner: Arc::clone(&self.0), conn },
         }
     }
 
-    fn message(
+    fn handle(
         &self,
-        caller: &mut Caller,
+        session: &mut ClientSession,
         message: Vec<u8>,
         connection: &mut MessageConnection,
-    ) -> Result<After, Ended> {
+    ) -> Result<AfterMessage, ConnectionEnd> {
         let began_at = Instant::now();
         let request = requests::parse(&message);
         drop(message);
-        // Who asks to be kept waiting is not answered slowly.
-        let is_patient =
-            matches!(&request, Ok(Request::Changes(asked)) if asked.wait.is_some_and(|wait| wait.get() > 0.0));
-        self.0.answer(caller, request, &mut Output::new(connection.writer()))?;
-        if !is_patient {
-            self.0.latencies.took(began_at.elapsed());
+        // The time of a request that asks to wait says nothing about latency.
+        let waits_for_change =
+            matches!(&request, Ok(RegistryRequest::Changes(asked)) if asked.wait.is_some_and(|wait| wait.get() > 0.0));
+        self.0.handle_request(session, request, &mut ResponseWriter::new(connection.writer()))?;
+        if !waits_for_change {
+            self.0.latencies.record(began_at.elapsed());
         }
-        Ok(After::Continue)
+        Ok(AfterMessage::Continue)
     }
 
-    /// Who holds no hostname loses nothing but the connection.
-    fn gives_way(&self, caller: &Caller) -> bool {
-        caller.held.is_none()
+    /// A connection that has not registered may be closed to make room: it loses nothing else.
+    fn is_evictable(&self, session: &ClientSession) -> bool {
+        session.registration.is_none()
     }
 }
 
-impl Shared {
-    /// Answers one request.
-    fn answer(&self, caller: &mut Caller, request: Result<Request, String>, out: &mut Output<'_>) -> io::Result<()> {
+impl RegistryServerInner {
+    fn handle_request(
+        &self,
+        session: &mut ClientSession,
+        request: Result<RegistryRequest, String>,
+        out: &mut ResponseWriter<'_>,
+    ) -> io::Result<()> {
         self.counters.requests.add(1);
-        let done = match request {
+        let outcome = match request {
             Err(reason) => {
                 self.counters.refused.add(1);
-                return out.line(&wire::error(&reason));
+                return out.line(&wire::error_response(&reason));
             }
-            Ok(Request::Ping(ping)) => {
+            Ok(RegistryRequest::Ping(ping)) => {
                 self.counters.pings.add(1);
-                let is_there = self.keeper.ping(caller.conn, ping.hostname.as_str());
-                is_there.map(|is_there| if is_there { wire::ALIVE } else { wire::DEAD }.to_vec()).map_err(Failure::from)
+                let is_live = self.registry.ping(session.conn, ping.hostname.as_str());
+                is_live
+                    .map(|is_live| if is_live { wire::ALIVE } else { wire::DEAD }.to_vec())
+                    .map_err(RequestError::from)
             }
-            Ok(Request::Request(wanted)) => {
-                return self.stream(caller, out, |out| match wanted.size {
-                    Some(size) => self.alike(caller.conn, &wanted, size, out),
-                    None => self.found(&wanted.fname, out),
+            Ok(RegistryRequest::Request(wanted)) => {
+                return self.write_streamed(session, out, |out| match wanted.size {
+                    Some(size) => self.write_similar_files(session.conn, &wanted, size, out),
+                    None => self.write_holders(&wanted.fname, out),
                 });
             }
-            Ok(Request::Discover(whom)) => return self.stream(caller, out, |out| self.discovered(&whom.hostname, out)),
-            Ok(Request::Changes(changes)) => return self.stream(caller, out, |out| self.changed(changes, out)),
-            Ok(Request::List(list)) => return self.stream(caller, out, |out| self.listed(list, out)),
-            Ok(Request::Register(register)) => self.register(caller, *register),
-            Ok(Request::Publish(publish)) => {
-                let Publish { hostname, fname, entry } = *publish;
-                let done = self.keeper.change(caller.conn, |core, now, changes| {
-                    core.make_room_to_publish(now, caller.conn, &hostname, &fname, STEP, changes);
-                    changes.extend(core.publish(now, caller.conn, &hostname, &fname, entry)?);
+            Ok(RegistryRequest::Discover(whom)) => {
+                return self.write_streamed(session, out, |out| self.write_host(&whom.hostname, out));
+            }
+            Ok(RegistryRequest::Changes(changes)) => {
+                return self.write_streamed(session, out, |out| self.write_changes(changes, out));
+            }
+            Ok(RegistryRequest::List(list)) => {
+                return self.write_streamed(session, out, |out| self.write_list(list, out));
+            }
+            Ok(RegistryRequest::Register(register)) => self.register(session, *register),
+            Ok(RegistryRequest::Publish(publish)) => {
+                let PublishRequest { hostname, fname, entry } = *publish;
+                let outcome = self.registry.update(session.conn, |core, now, changes| {
+                    core.evict_for_publish(now, session.conn, &hostname, &fname, STEP_SIZE, changes);
+                    changes.extend(core.publish(now, session.conn, &hostname, &fname, entry)?);
                     Ok(())
                 });
-                done.map(|()| wire::ACK.to_vec())
+                outcome.map(|()| wire::ACK.to_vec())
             }
-            Ok(Request::Unpublish(unpublish)) => {
-                let done = self.keeper.change(caller.conn, |core, now, changes| {
-                    changes.extend(core.unpublish(now, caller.conn, &unpublish.hostname, &unpublish.fname)?);
+            Ok(RegistryRequest::Unpublish(unpublish)) => {
+                let outcome = self.registry.update(session.conn, |core, now, changes| {
+                    changes.extend(core.unpublish(now, session.conn, &unpublish.hostname, &unpublish.fname)?);
                     Ok(())
                 });
-                done.map(|()| wire::ACK.to_vec())
+                outcome.map(|()| wire::ACK.to_vec())
             }
-            Ok(Request::Unregister(whom)) => {
-                let done = self.keeper.change(caller.conn, |core, now, changes| {
-                    changes.extend(core.unregister(now, caller.conn, &whom.hostname)?);
+            Ok(RegistryRequest::Unregister(whom)) => {
+                let outcome = self.registry.update(session.conn, |core, now, changes| {
+                    changes.extend(core.unregister(now, session.conn, &whom.hostname)?);
                     Ok(())
                 });
-                if done.is_ok() {
-                    caller.held = None;
-                    self.holders.lock().remove(&caller.conn);
+                if outcome.is_ok() {
+                    session.registration = None;
+                    self.holder_streams.lock().remove(&session.conn);
                 }
-                done.map(|()| wire::OK.to_vec())
+                outcome.map(|()| wire::OK.to_vec())
             }
         };
-        match done {
+        match outcome {
             Ok(line) => out.line(&line),
             Err(failure) => {
                 self.counters.refused.add(1);
                 match &failure {
-                    Failure::Refused(Refusal::Full(_)) => self.counters.refused_full.add(1),
-                    Failure::Refused(Refusal::ShareFull { .. }) => self.counters.refused_share.add(1),
+                    RequestError::Refused(RegistryError::Full(_)) => self.counters.refused_full.add(1),
+                    RequestError::Refused(RegistryError::ShareFull { .. }) => self.counters.refused_share.add(1),
                     _ => {}
                 }
-                let failure = self.as_lost(caller, failure);
-                out.line(&wire::error(&failure.reason()))
+                let failure = self.explain_lost_hostname(session, failure);
+                out.line(&wire::error_response(&failure.reason()))
             }
         }
     }
 
-    /// An answer that is written while it is made.
-    fn stream<'o>(
+    /// Writes a response while it is produced.
+    fn write_streamed<'o>(
         &self,
-        caller: &Caller,
-        out: &mut Output<'o>,
-        answer: impl FnOnce(&mut Output<'o>) -> Result<(), Broken>,
+        session: &ClientSession,
+        out: &mut ResponseWriter<'o>,
+        write_response: impl FnOnce(&mut ResponseWriter<'o>) -> Result<(), ResponseError>,
     ) -> io::Result<()> {
-        self.keeper.hear(caller.conn);
-        match answer(out) {
+        self.registry.record_activity(session.conn);
+        match write_response(out) {
             Ok(()) => Ok(()),
-            Err(Broken::Io(error)) => Err(error),
-            Err(Broken::Refused(failure)) => {
+            Err(ResponseError::Io(error)) => Err(error),
+            Err(ResponseError::Refused(failure)) => {
                 self.counters.refused.add(1);
-                out.line(&wire::error(&failure.reason()))
+                out.line(&wire::error_response(&failure.reason()))
             }
         }
     }
 
-    /// Who had a hostname and has it no more is told so.
-    fn as_lost(&self, caller: &Caller, failure: Failure) -> Failure {
-        match (failure, &caller.held) {
-            (Failure::Refused(Refusal::NotRegistered), Some((held, _))) => {
-                if self.floor.accounts.is_account(held.as_str()) {
-                    Failure::Refused(Refusal::NeedsToken)
+    /// Replaces "not registered" by the actual reason for a connection that has lost its hostname.
+    fn explain_lost_hostname(&self, session: &ClientSession, failure: RequestError) -> RequestError {
+        match (failure, &session.registration) {
+            (RequestError::Refused(RegistryError::NotRegistered), Some((held, _))) => {
+                if self.context.accounts.is_account(held.as_str()) {
+                    RequestError::Refused(RegistryError::NeedsToken)
                 } else {
-                    Failure::Lost(format!("hostname: {held} is not this connection's any more; REGISTER again"))
+                    RequestError::HostnameLost(format!(
+                        "hostname: {held} is not this connection's any more; REGISTER again"
+                    ))
                 }
             }
             (failure, _) => failure,
         }
     }
 
-    fn register(&self, caller: &mut Caller, register: Register) -> Result<Vec<u8>, Failure> {
+    fn register(&self, session: &mut ClientSession, register: RegisterRequest) -> Result<Vec<u8>, RequestError> {
         let hostname = register.hostname.clone();
-        let standing = self.standing(&hostname, register.token.as_ref(), caller.source);
-        // An account of an earlier version keeps the name that was good then.
-        if standing == Standing::Free {
-            text::check_visible(hostname.as_str()).map_err(|wrong| Failure::Bad(format!("hostname: {wrong}")))?;
+        let status = self.hostname_status(&hostname, register.token.as_ref(), session.source);
+        // Accounts of an earlier version keep names that would not be valid now.
+        if status == HostnameStatus::Free {
+            text::check_visible(hostname.as_str())
+                .map_err(|wrong| RequestError::InvalidField(format!("hostname: {wrong}")))?;
         }
         let fresh = Token::random();
         // On the same connection the secret stays the same.
-        let own = caller.held.as_ref().filter(|(held, _)| *held == hostname).map(|(_, secret)| secret);
+        let own = session.registration.as_ref().filter(|(held, _)| *held == hostname).map(|(_, secret)| secret);
         let shown = register.resume.as_ref().or(own);
-        let claim = Claim {
+        let claim = HostnameClaim {
             display_name: register.display_name.as_ref().unwrap_or(&hostname).as_str().into(),
             port: register.port,
             ip: register.ip,
-            source: caller.source,
-            standing,
-            resume: shown.map(SecretKey::of),
-            fresh: SecretKey::of(&fresh),
+            source: session.source,
+            status,
+            resume_secret: shown.map(SecretHash::of),
+            new_secret: SecretHash::of(&fresh),
             keeps_files: register.files.is_none() && register.resume.is_some(),
-            file_count: register.files.as_ref().map_or(0, published),
-            ip_is_here: caller.source.is_loopback() && register.ip.is_some_and(is_this_host),
+            file_count: register.files.as_ref().map_or(0, published_count),
+            is_local_ip: session.source.is_loopback() && register.ip.is_some_and(is_local_address),
             hostname,
         };
-        let granted = self.keeper.register(caller.conn, &claim, &register.files.unwrap_or_default())?;
-        if let Some(replaced) = granted.replaced {
+        let granted = self.registry.register(session.conn, &claim, &register.files.unwrap_or_default())?;
+        if let Some(replaced) = granted.replaced_conn {
             self.counters.replaced.add(1);
-            self.close_holder(replaced);
+            self.close_replaced(replaced);
         }
-        self.holders.lock().insert(caller.conn, caller.stream.clone());
-        let secret = if granted.resumed { shown.cloned().unwrap_or(fresh) } else { fresh };
-        caller.held = Some((claim.hostname.clone(), secret.clone()));
-        // The account may have been made while this was under way.
-        if claim.standing == Standing::Free && self.floor.accounts.is_account(claim.hostname.as_str()) {
-            self.keeper.account_created(claim.hostname.as_str())?;
-            return Err(Refusal::NeedsToken.into());
+        self.holder_streams.lock().insert(session.conn, session.stream.clone());
+        let secret = if granted.is_resumed { shown.cloned().unwrap_or(fresh) } else { fresh };
+        session.registration = Some((claim.hostname.clone(), secret.clone()));
+        // The account may have been created in the meantime.
+        if claim.status == HostnameStatus::Free && self.context.accounts.is_account(claim.hostname.as_str()) {
+            self.registry.account_created(claim.hostname.as_str())?;
+            return Err(RegistryError::NeedsToken.into());
         }
         self.counters.registered.add(1);
-        Ok(wire::registered(&secret, granted.ip))
+        Ok(wire::register_response(&secret, granted.ip))
     }
 
-    fn standing(&self, hostname: &Name, token: Option<&Token>, source: IpAddr) -> Standing {
-        let accounts = &self.floor.accounts;
+    fn hostname_status(&self, hostname: &Name, token: Option<&Token>, source: IpAddr) -> HostnameStatus {
+        let accounts = &self.context.accounts;
         if !accounts.is_account(hostname.as_str()) {
-            return Standing::Free;
+            return HostnameStatus::Free;
         }
         let owner = token.and_then(|token| accounts.owner_of(token.reveal()));
-        Standing::Account(if owner.and_then(|owner| Name::kept(&owner).ok()).is_some_and(|owner| owner == *hostname) {
-            Proof::Token
-        } else if self.config.auth == AuthMode::Address && accounts.signed_in_from(hostname.as_str(), source) {
-            Proof::Address
-        } else {
-            Proof::None
-        })
+        HostnameStatus::Account(
+            if owner.and_then(|owner| Name::from_stored(&owner).ok()).is_some_and(|owner| owner == *hostname) {
+                AccountProof::Token
+            } else if self.config.auth == AuthMode::Address && accounts.signed_in_from(hostname.as_str(), source) {
+                AccountProof::Address
+            } else {
+                AccountProof::None
+            },
+        )
     }
 
-    fn close_holder(&self, conn: ConnId) {
-        let stream = self.holders.lock().remove(&conn).and_then(|stream| stream.upgrade());
+    fn close_replaced(&self, conn: ConnId) {
+        let stream = self.holder_streams.lock().remove(&conn).and_then(|stream| stream.upgrade());
         if let Some(stream) = stream
             && let Err(error) = stream.shutdown(std::net::Shutdown::Both)
         {
-            // It has ended by itself meanwhile.
+            // It has closed by itself in the meantime.
             log::debug!("registry: closing a connection that was replaced: {error}");
         }
     }
 
-    /// Gives others the time to change something as well, or the registry to end: each that follows is answered a few
-    /// times a second at most, however much changes.
-    fn gather(&self) {
-        self.closing.wait_for(&mut self.is_closed.lock(), GATHERED_FOR);
+    /// Waits a moment for further changes, or until the registry stops, so that each follower gets only a few responses
+    /// per second however much changes.
+    fn coalesce_changes(&self) {
+        self.closing.wait_for(&mut self.is_closed.lock(), COALESCE_DELAY);
     }
 
-    fn keep_sweeping(&self) {
+    fn sweep_loop(&self) {
         let mut is_closed = self.is_closed.lock();
         while !*is_closed {
-            if self.closing.wait_for(&mut is_closed, SWEEP_EVERY).timed_out() {
+            if self.closing.wait_for(&mut is_closed, SWEEP_INTERVAL).timed_out() {
                 MutexGuard::unlocked(&mut is_closed, || self.sweep());
             }
         }
     }
 
     fn sweep(&self) {
-        if let Err(error) = self.keeper.sweep() {
+        if let Err(error) = self.registry.sweep() {
             log::error!("registry: what a sweep has found could not be stored: {error}");
         }
     }
@@ -600,28 +629,28 @@ impl Shared {
     }
 }
 
-/// Whether an address is of the host on which this runs.
-fn is_this_host(ip: IpAddr) -> bool {
-    interfaces::is_own(ip).unwrap_or_else(|error| {
+/// Whether an address belongs to this machine.
+fn is_local_address(ip: IpAddr) -> bool {
+    interfaces::is_local_address(ip).unwrap_or_else(|error| {
         log::warn!("registry: this host's addresses cannot be read: {error}");
         false
     })
 }
 
-/// How many of a list are published.
-fn published(files: &Files) -> usize {
+/// Number of published files in a list.
+fn published_count(files: &FileMap) -> usize {
     files.values().filter(|file| file.is_published).count()
 }
 
-/// A connection's end, as the registry sees it.
-struct Leaves {
-    shared: Arc<Shared>,
+/// Reports the end of a connection to the registry when dropped.
+struct DisconnectGuard {
+    inner: Arc<RegistryServerInner>,
     conn: ConnId,
 }
 
-impl Drop for Leaves {
+impl Drop for DisconnectGuard {
     fn drop(&mut self) {
-        self.shared.keeper.closed(self.conn);
-        self.shared.holders.lock().remove(&self.conn);
+        self.inner.registry.connection_closed(self.conn);
+        self.inner.holder_streams.lock().remove(&self.conn);
     }
 }

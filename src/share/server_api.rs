@@ -1,13 +1,13 @@
-//! The server API: accounts, what the operator sees of the registry, and how the server is. SPEC.md section 6.
+//! The server API: accounts, the operator's view of the registry, and the server's status. See `docs/spec/share.md`.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `accounts.rs` | register, login, verify, refresh; what the registry asks of accounts |
-//! | `admin.rs` | what only the admin may see |
-//! | `metrics.rs` | `/metrics`: everything that is counted, for Prometheus |
-//! | `table.rs` | every route: what it takes and all that it answers |
+//! | `accounts.rs` | register, login, verify, refresh; the registry's queries about accounts |
+//! | `admin.rs` | routes for the admin |
+//! | `metrics.rs` | `/metrics` for Prometheus |
+//! | `table.rs` | every route with its parameters and responses |
 //!
-//! The port is there whatever services run. Where there is no registry, what asks for it is told so (503).
+//! The API runs whichever services the server has. Without a registry, requests that need it get 503.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,13 +15,14 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::registry::Totals;
-use super::server::{RegistryServer, View};
+use super::registry::RegistryTotals;
+use super::server::{RegistryServer, RegistryView};
 use crate::identity::{UserError, Users};
 use crate::model::{Clock, Millis, Name, Token};
-use crate::net::http::routes::{self, Found, Outline};
+use crate::net::http::routes::{self, RouteMatch, RouteSpec};
 use crate::net::http::{
-    Answered, Call, Fields, Handler, Refusal, Request, Response, StatusCode, bearer, not_found, success,
+    HandlerResult, HttpError, HttpHandler, JsonFields, Request, Response, RouteCall, StatusCode, bearer, not_found,
+    success,
 };
 
 mod accounts;
@@ -29,13 +30,13 @@ mod admin;
 mod metrics;
 mod table;
 
-pub use metrics::{Kind, Metrics, Reading};
-use table::{Act, ROUTES};
+pub use metrics::{MetricKind, Metrics, MetricsSnapshot};
+use table::{ROUTES, ServerHandler};
 
-/// Most characters of a token in a body.
-const TOKEN_MAX: usize = 4096;
+/// Maximum number of characters of a token in a body.
+const TOKEN_CHARS_MAX: usize = 4096;
 
-/// What answers at the server's HTTP port.
+/// The handler of the server's HTTP port.
 pub struct ServerApi {
     users: Arc<Users>,
     registry: Option<Arc<RegistryServer>>,
@@ -43,55 +44,55 @@ pub struct ServerApi {
 }
 
 impl ServerApi {
-    /// Over these accounts, and the registry if there is one here.
+    /// Serves these accounts, and the registry if the server has one.
     pub fn new(users: Arc<Users>, registry: Option<Arc<RegistryServer>>, metrics: Arc<Metrics>) -> ServerApi {
         ServerApi { users, registry, metrics }
     }
 
-    /// Every route, for who describes the API.
-    pub fn outlines() -> impl Iterator<Item = &'static Outline> {
-        ROUTES.iter().map(|route| &route.outline)
+    /// Every route, to describe the API.
+    pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
+        ROUTES.iter().map(|route| &route.spec)
     }
 
-    fn act(&self, act: Act, call: &Call<'_>) -> Answered {
-        match act {
-            Act::Open(act) => act(self, call),
-            Act::Admin(act) => {
-                only_admin(&self.users, call.request)?;
-                act(self, call)
+    fn dispatch(&self, handler: ServerHandler, call: &RouteCall<'_>) -> HandlerResult {
+        match handler {
+            ServerHandler::Public(handler) => handler(self, call),
+            ServerHandler::Admin(handler) => {
+                require_admin(&self.users, call.request)?;
+                handler(self, call)
             }
         }
     }
 
-    fn stats(&self) -> Answered {
+    fn stats(&self) -> HandlerResult {
         let mut stats = stats(&self.view()?.totals());
-        stats["timestamp"] = seconds(Clock::wall());
+        stats["timestamp"] = unix_seconds_json(Clock::wall());
         Ok(success(json!({ "stats": stats })))
     }
 
-    fn metrics(&self, request: &Request) -> Answered {
+    fn metrics(&self, request: &Request) -> HandlerResult {
         if request.source.ip().is_loopback() {
-            Ok(self.metrics.show())
+            Ok(self.metrics.render_response())
         } else {
-            Err(Refusal::new(StatusCode::FORBIDDEN, "metrics are told on this machine alone"))
+            Err(HttpError::new(StatusCode::FORBIDDEN, "metrics are told on this machine alone"))
         }
     }
 
-    fn view(&self) -> Result<View, Refusal> {
+    fn view(&self) -> Result<RegistryView, HttpError> {
         let reason = "there is no registry here: the service share does not run";
-        let none = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason);
+        let none = || HttpError::new(StatusCode::SERVICE_UNAVAILABLE, reason);
         self.registry.as_ref().map(|registry| registry.view()).ok_or_else(none)
     }
 }
 
-impl Handler for ServerApi {
+impl HttpHandler for ServerApi {
     fn handle(&self, request: Request) -> Response {
-        let begun = Instant::now();
-        let found = routes::find(ROUTES, &request);
-        let Found::Route(route, call) = &found else { return found.refusal().unwrap_or_else(not_found) };
-        let answer = self.act(route.handler, call).unwrap_or_else(Response::from);
-        route.hold(&answer);
-        self.metrics.count(route.outline.name(), answer.status, begun.elapsed());
+        let started_at = Instant::now();
+        let found = routes::match_route(ROUTES, &request);
+        let RouteMatch::Route(route, call) = &found else { return found.error_response().unwrap_or_else(not_found) };
+        let answer = self.dispatch(route.handler, call).unwrap_or_else(Response::from);
+        route.assert_conforms(&answer);
+        self.metrics.record_request(route.spec.name(), answer.status, started_at.elapsed());
         answer
     }
 }
@@ -102,54 +103,56 @@ impl fmt::Debug for ServerApi {
     }
 }
 
-fn stats(totals: &Totals) -> Value {
+fn stats(totals: &RegistryTotals) -> Value {
     json!({
         "total_clients": totals.total_clients, "active_clients": totals.active_clients,
         "total_files": totals.total_files, "total_size": totals.total_size,
     })
 }
 
-/// Whose token a request bears, if that is the admin's.
+/// Requires the admin's token; returns the admin's name.
 ///
 /// # Errors
-/// 401 without one that is good, 403 with a user's.
-pub fn only_admin(users: &Users, request: &Request) -> Result<Name, Refusal> {
-    let token = token_of(request, false)?;
-    users.admin_of(token.reveal()).map_err(not_so)
+/// 401 without a valid token, 403 with a user's.
+pub fn require_admin(users: &Users, request: &Request) -> Result<Name, HttpError> {
+    let token = request_token(request, false)?;
+    users.authenticate_admin(token.reveal()).map_err(to_http_error)
 }
 
-/// Unix seconds, with the milliseconds as a fraction.
-pub fn seconds(at: Millis) -> Value {
+/// Unix seconds as a JSON number, with the milliseconds as a fraction.
+pub fn unix_seconds_json(at: Millis) -> Value {
     if at.0.is_multiple_of(1000) { (at.0 / 1000).into() } else { (at.0 as f64 / 1000.0).into() }
 }
 
-/// What went wrong with an account or a token, with the status that fits.
-pub fn not_so(wrong: UserError) -> Refusal {
+/// Maps an error of an account or a token to an HTTP status.
+pub fn to_http_error(wrong: UserError) -> HttpError {
     let status = match &wrong {
-        UserError::Bad(_) => StatusCode::BAD_REQUEST,
-        UserError::Taken(_) | UserError::IsAdmin(_) => StatusCode::CONFLICT,
-        UserError::Unknown(_) => StatusCode::NOT_FOUND,
+        UserError::InvalidField(_) => StatusCode::BAD_REQUEST,
+        UserError::UsernameTaken(_) | UserError::IsAdmin(_) => StatusCode::CONFLICT,
+        UserError::UnknownUser(_) => StatusCode::NOT_FOUND,
         UserError::WrongCredentials | UserError::Token(_) => StatusCode::UNAUTHORIZED,
-        UserError::NotForThis(_) | UserError::Blocked => StatusCode::FORBIDDEN,
-        UserError::Paused(_) => StatusCode::TOO_MANY_REQUESTS,
+        UserError::WrongRole(_) | UserError::Blocked => StatusCode::FORBIDDEN,
+        UserError::LockedOut(_) => StatusCode::TOO_MANY_REQUESTS,
         UserError::Busy(_) | UserError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let refusal = Refusal::new(status, wrong.to_string());
-    if let UserError::Paused(wait) = wrong { refusal.retry_after(UserError::seconds(wait)) } else { refusal }
+    let refusal = HttpError::new(status, wrong.to_string());
+    if let UserError::LockedOut(wait) = wrong { refusal.retry_after(UserError::whole_seconds(wait)) } else { refusal }
 }
 
-/// The token that a request bears: in its header, or where that may be in its body.
+/// The token of a request: from its header or, if `also_in_body`, from its body.
 ///
 /// # Errors
-/// 401 without one.
-pub fn token_of(request: &Request, also_in_body: bool) -> Result<Token, Refusal> {
+/// 401 without a token.
+pub fn request_token(request: &Request, also_in_body: bool) -> Result<Token, HttpError> {
     if let Some(token) = bearer(&request.headers) {
         return Ok(token);
     }
-    if also_in_body && let Some(token) = Fields::of_any(request)?.optional_text("token", 1, TOKEN_MAX)? {
+    if also_in_body
+        && let Some(token) = JsonFields::from_optional_body(request)?.optional_text("token", 1, TOKEN_CHARS_MAX)?
+    {
         return Ok(Token::from_text(token));
     }
-    Err(Refusal::new(StatusCode::UNAUTHORIZED, "a token is missing: Authorization: Bearer TOKEN"))
+    Err(HttpError::new(StatusCode::UNAUTHORIZED, "a token is missing: Authorization: Bearer TOKEN"))
 }
 
 #[cfg(test)]

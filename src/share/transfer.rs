@@ -1,113 +1,116 @@
-//! Files on their way from peer to peer: serving what is published, fetching what others publish.
-//! SPEC.md section 6, "Peer to peer" and "Fetching".
+//! File transfer between peers: serving published files, and fetching those of others. See `docs/spec/share.md`.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `wire.rs` | what peers say to each other |
-//! | `server.rs` | [`PeerServer`]: GET, META and RANGE, a thread per connection, straight from the page cache |
-//! | `sendfile.rs` | from file to socket without passing through this process |
-//! | `plan.rs` | which piece is asked of whom next: the rules, without sockets or files |
-//! | `speed.rs` | how fast it goes, and how long it will take |
-//! | `part.rs` | the unfinished file and the journal of its good pieces |
-//! | `checker.rs` | hashing beside the writing |
-//! | `lane.rs` | one connection to one host |
-//! | `keeper.rs` | syncing on a thread of its own |
-//! | `fetch.rs` | [`Fetch`]: the threads of one fetch around its plan |
+//! | `wire.rs` | the peer protocol's requests and responses |
+//! | `server.rs` | [`PeerServer`]: serves GET, META and RANGE, one thread per connection, straight from the page cache |
+//! | `sendfile.rs` | sending from file to socket without copying through this process |
+//! | `plan.rs` | which piece to request from which host: the rules of a fetch, without sockets or files |
+//! | `speed.rs` | transfer speed and remaining time |
+//! | `part_file.rs` | the unfinished file, and the journal of its synced pieces |
+//! | `verifier.rs` | hashing received pieces while they are written |
+//! | `source_connection.rs` | one connection to one source host |
+//! | `saver.rs` | syncing the part file and writing the journal, on a thread of its own |
+//! | `fetch.rs` | [`Fetch`]: one fetch, its plan and its threads |
 
 use std::fs::File;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::pieces::Pieces;
+use super::pieces::FileDigests;
 use super::wire::{FileEntry, FileName, HostEntry, Seconds};
 
-mod checker;
 mod fetch;
-mod keeper;
-mod lane;
-mod part;
+mod part_file;
 pub mod plan;
+mod saver;
 mod sendfile;
 mod server;
+mod source_connection;
 mod speed;
+mod verifier;
 pub mod wire;
 
-pub use fetch::{Fetch, Floor, Pace, Progress, Status, Told};
-pub use part::{FetchSpec, StartError, discard_left, interrupted, left_of};
-pub use server::{Limits, PeerServer};
+pub use fetch::{Fetch, FetchContext, FetchProgress, FetchTiming, ProgressCallback, TransferStatus};
+pub use part_file::{FetchSpec, StartFetchError, discard_leftovers, find_interrupted, list_interrupted};
+pub use server::{PeerServer, PeerServerLimits};
 
 use super::wire::Digest;
 
-/// Times closer than this are the same: through JSON a number may come with another last digit.
+/// Times closer than this are equal: a number that passed through JSON may come back with another last digit.
 const SAME_TIME_S: f64 = 1e-3;
 
-/// What a peer server may send.
-pub trait Published: Send + Sync {
-    /// Opens the published file of that name, whatever bytes a stranger may have sent as a name.
+/// The published files that a peer server serves.
+pub trait FileProvider: Send + Sync {
+    /// Opens the published file of that name. The name comes from a stranger and can be any bytes.
     ///
     /// # Errors
-    /// Why it is not to be had.
-    fn open(&self, name: &[u8]) -> Result<Offer, NotServed>;
+    /// [`FileUnavailable`].
+    fn open(&self, name: &[u8]) -> Result<ServedFile, FileUnavailable>;
 }
 
 /// A published file, opened for one request.
 #[derive(Debug)]
-pub struct Offer {
-    /// The file: regular, opened for this request alone (its position is the server's to move).
+pub struct ServedFile {
+    /// A regular file, opened for this request alone: the server moves its position.
     pub file: File,
-    /// Its size when it was published.
+    /// Size at the time of publishing.
     pub size: u64,
-    /// What the file system gave as its time of change when it was found to be as published. The server looks
-    /// again before, during and after sending: with any other time, or size, it is not the file that was published.
+    /// Modification time when the file was last found to be as published. The server compares time and size before,
+    /// during and after sending: if either differs, it is not the file that was published.
     pub modified: SystemTime,
-    /// What its content is checked by, once that is known.
-    pub pieces: Option<Arc<Pieces>>,
+    /// The digests of its content; none until it has been hashed.
+    pub pieces: Option<Arc<FileDigests>>,
 }
 
-/// Why a published file is not to be had.
+/// Why a published file cannot be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotServed {
+pub enum FileUnavailable {
     /// No file of that name is published.
     NotFound,
-    /// It is no longer there, or no longer what was published.
+    /// It has been moved, deleted or changed since it was published.
     Moved,
-    /// It is there but cannot be read.
+    /// It exists but cannot be read.
     Unreadable,
 }
 
-/// Who has a file.
-pub trait Sources: Send + Sync {
-    /// The hosts that offer it at present, without ourselves and without those that may not be asked. Called on a
-    /// thread of its own, as often as hosts are missing; may take its time.
+/// Finds the hosts that have a file.
+pub trait SourceFinder: Send + Sync {
+    /// Returns the hosts that currently publish the file, except ourselves and hosts that must not be contacted. Called
+    /// repeatedly during a fetch, on a thread of its own; may block.
     ///
     /// # Errors
-    /// Why nobody can tell, for people to read.
-    fn find(&self, fname: &FileName) -> Result<Vec<HostEntry>, String>;
+    /// Why the hosts cannot be determined, in words for users.
+    fn find_hosts(&self, fname: &FileName) -> Result<Vec<HostEntry>, String>;
 }
 
-/// What is known of the content that is fetched: another content under the same name is another file.
+/// Identifies the content being fetched: different content under the same name is a different file.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Content {
-    /// Bytes.
+pub struct ContentIdentity {
+    /// Size in bytes.
     pub size: u64,
-    /// When it last changed at the host that was chosen.
+    /// Modification time at the host that was chosen.
     pub modified: Seconds,
-    /// Of the whole.
+    /// BLAKE3 of the whole content, if known.
     pub blake3: Option<Digest>,
-    /// Of the list of pieces.
+    /// BLAKE3 of the list of the pieces' digests, if known.
     pub pieces_root: Option<Digest>,
 }
 
-impl Content {
-    /// As a host shows it.
-    pub fn of(entry: &FileEntry) -> Content {
-        Content { size: entry.size, modified: entry.modified, blake3: entry.blake3, pieces_root: entry.pieces_root }
+impl ContentIdentity {
+    /// The content that a host's entry describes.
+    pub fn of(entry: &FileEntry) -> ContentIdentity {
+        ContentIdentity {
+            size: entry.size,
+            modified: entry.modified,
+            blake3: entry.blake3,
+            pieces_root: entry.pieces_root,
+        }
     }
 
-    /// Whether a host has this content, as far as can be known: the same digests, where there are none the same
-    /// size and time.
-    pub fn is_at(&self, entry: &FileEntry) -> bool {
-        // A whole that no digest says anything about could not be checked.
+    /// Whether an entry describes this content: by its digests or, if none are known, by size and modification time.
+    pub fn matches(&self, entry: &FileEntry) -> bool {
+        // Content received as a whole without any digest of the whole could not be verified.
         let can_be_checked = self.blake3.is_some() || entry.has_range();
         let same_digests = can_be_checked && self.blake3 == entry.blake3 && self.pieces_root == entry.pieces_root;
         let is_known = self.blake3.is_some() || self.pieces_root.is_some();
@@ -120,14 +123,14 @@ impl Content {
             }
     }
 
-    /// Whether a host may have it and cannot tell yet: it reads the file anew, and shows no digest until it has.
-    pub fn may_be_at(&self, entry: &FileEntry) -> bool {
+    /// Whether a host may have this content but has no digests yet, because it is still hashing the file.
+    pub fn may_match(&self, entry: &FileEntry) -> bool {
         let is_known = self.blake3.is_some() || self.pieces_root.is_some();
         is_known && self.size == entry.size && entry.blake3.is_none() && entry.pieces_root.is_none()
     }
 
-    /// Whether a host that has it can be asked for its pieces.
-    pub fn is_in_pieces_at(&self, entry: &FileEntry) -> bool {
+    /// Whether a host that has this content serves it in verifiable pieces.
+    pub fn offers_pieces(&self, entry: &FileEntry) -> bool {
         self.pieces_root.is_some() && self.pieces_root == entry.pieces_root && entry.has_range()
     }
 }
@@ -135,7 +138,7 @@ impl Content {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::share::pieces::digest;
+    use crate::share::pieces::blake3_digest;
 
     fn entry(size: u64, modified: f64, digests: Option<&[u8]>, root: Option<&[u8]>) -> FileEntry {
         FileEntry {
@@ -144,8 +147,8 @@ mod tests {
             created: None,
             published_at: None,
             is_published: true,
-            blake3: digests.map(digest),
-            pieces_root: root.map(digest),
+            blake3: digests.map(blake3_digest),
+            pieces_root: root.map(blake3_digest),
             features: Arc::new(["range".into()]),
         }
     }
@@ -153,28 +156,30 @@ mod tests {
     #[test]
     fn the_same_content_is_told_by_digests_or_by_size_and_time() {
         let full = entry(5, 1.0, Some(b"a"), Some(b"r"));
-        let of = Content::of(&full);
-        assert!(of.is_at(&entry(5, 2.0, Some(b"a"), Some(b"r"))));
-        assert!(of.is_at(&entry(5, 2.0, Some(b"a"), None)), "one who knows only GET");
-        assert!(!of.is_in_pieces_at(&entry(5, 2.0, Some(b"a"), None)));
-        assert!(of.is_in_pieces_at(&full));
+        let of = ContentIdentity::of(&full);
+        assert!(of.matches(&entry(5, 2.0, Some(b"a"), Some(b"r"))));
+        assert!(of.matches(&entry(5, 2.0, Some(b"a"), None)), "one who knows only GET");
+        assert!(!of.offers_pieces(&entry(5, 2.0, Some(b"a"), None)));
+        assert!(of.offers_pieces(&full));
         for other in [
             entry(6, 1.0, Some(b"a"), Some(b"r")),
             entry(5, 1.0, Some(b"b"), Some(b"r")),
             entry(5, 1.0, Some(b"a"), Some(b"s")),
             entry(5, 1.0, None, None),
         ] {
-            assert!(!of.is_at(&other), "{other:?}");
+            assert!(!of.matches(&other), "{other:?}");
         }
         let no_whole = entry(5, 1.0, None, Some(b"r"));
         let get_only = FileEntry { features: Arc::new([]), ..no_whole.clone() };
-        assert!(Content::of(&no_whole).is_at(&no_whole) && !Content::of(&no_whole).is_at(&get_only));
-        assert!(of.may_be_at(&entry(5, 9.0, None, None)), "it is read anew");
-        assert!(!of.may_be_at(&entry(6, 1.0, None, None)) && !of.may_be_at(&entry(5, 1.0, Some(b"b"), None)));
-        let bare = Content::of(&entry(5, 1.0, None, None));
-        assert!(!bare.may_be_at(&entry(5, 2.0, None, None)));
-        assert!(bare.is_at(&entry(5, 1.0, None, None)) && bare.is_at(&full));
-        assert!(!bare.is_at(&entry(5, 1.5, None, None)) && !bare.is_at(&entry(6, 1.0, None, None)));
-        assert!(!bare.is_in_pieces_at(&full), "nothing would check the pieces");
+        assert!(
+            ContentIdentity::of(&no_whole).matches(&no_whole) && !ContentIdentity::of(&no_whole).matches(&get_only)
+        );
+        assert!(of.may_match(&entry(5, 9.0, None, None)), "it is read anew");
+        assert!(!of.may_match(&entry(6, 1.0, None, None)) && !of.may_match(&entry(5, 1.0, Some(b"b"), None)));
+        let bare = ContentIdentity::of(&entry(5, 1.0, None, None));
+        assert!(!bare.may_match(&entry(5, 2.0, None, None)));
+        assert!(bare.matches(&entry(5, 1.0, None, None)) && bare.matches(&full));
+        assert!(!bare.matches(&entry(5, 1.5, None, None)) && !bare.matches(&entry(6, 1.0, None, None)));
+        assert!(!bare.offers_pieces(&full), "nothing would check the pieces");
     }
 }

@@ -1,5 +1,5 @@
-//! The registry's messages. SPEC.md section 6. Here: files and hosts as they show them; in `requests.rs` what is
-//! asked, in `answers.rs` what is answered.
+//! The registry's messages; see `docs/spec/share.md`. This file has the files and hosts that they carry, `requests.rs`
+//! the requests, and `responses.rs` the responses.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,27 +7,30 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::text::Spelled;
+use crate::model::text::NormalizedText;
 
 pub use crate::model::digest::Digest;
 
-pub mod answers;
 pub mod requests;
+pub mod responses;
 
-pub use answers::{Changed, Followed, Listed, Listing};
-pub use requests::{Changes, Files, Hostname, List, Ping, Publish, Register, Request, Unpublish, Wanted};
+pub use requests::{
+    ChangesRequest, FileMap, FileRequest, HostRequest, ListRequest, PingRequest, PublishRequest, RegisterRequest,
+    RegistryRequest, UnpublishRequest,
+};
+pub use responses::{ChangeEntry, ChangesResponse, ListResponse, ListedHost};
 
-/// Most bytes of a file's name.
+/// Maximum length of a file name, bytes.
 pub const FILE_NAME_MAX: usize = 255;
-/// Most bytes that a file may have: 128 GB, rounded up to the binary unit.
+/// Maximum size of a file, bytes: 128 GB, rounded up to the binary unit.
 pub const FILE_SIZE_MAX: u64 = 128 << 30;
-/// Most features that a file may list, and most characters of each.
+/// Maximum number of features that a file may list.
 pub const FEATURES_MAX: usize = 16;
-/// Most characters of a feature.
+/// Maximum number of characters of a feature.
 pub const FEATURE_LENGTH_MAX: usize = 32;
-/// The feature of files that may be asked for by META and RANGE as well.
+/// The feature of files for which the host accepts META and RANGE requests.
 pub const RANGE_FEATURE: &str = "range";
-/// The lowest port that a peer may give.
+/// The lowest port that a peer may register.
 pub const PORT_MIN: u16 = 1024;
 
 /// The name under which a file is known on the network: 1–255 bytes, no separator of any system, no control
@@ -35,15 +38,16 @@ pub const PORT_MIN: u16 = 1024;
 ///
 /// Cheap to clone: names are keys of every table in memory.
 ///
-/// It is kept and shown as it was given, and compared in Normalization Form C: systems spell names differently.
+/// It is stored and shown as given, but compared in Unicode Normalization Form C, since systems encode the same name
+/// differently.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FileName(Spelled);
+pub struct FileName(NormalizedText);
 
 impl FileName {
-    /// Checks the rule; the error says what was expected.
+    /// Checks the rules.
     ///
     /// # Errors
-    /// The rule that is broken.
+    /// The rule that is violated, as "expected …".
     pub fn new(text: &str) -> Result<FileName, String> {
         if text.is_empty() || text.len() > FILE_NAME_MAX {
             return Err(format!("expected 1 to {FILE_NAME_MAX} bytes, not {}", text.len()));
@@ -57,20 +61,20 @@ impl FileName {
         if text == "." || text == ".." {
             return Err("expected a file's name, not a folder's".to_owned());
         }
-        Ok(FileName(Spelled::new(text)))
+        Ok(FileName(NormalizedText::new(text)))
     }
 
-    /// What comes before all names, and is none.
-    pub(super) fn before_all() -> FileName {
-        FileName(Spelled::new(""))
+    /// An empty pseudo-name that sorts before all names.
+    pub(super) fn minimum() -> FileName {
+        FileName(NormalizedText::new(""))
     }
 
-    /// The name as it was given.
+    /// The name as given.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
 
-    /// The name as it is compared: its form C.
+    /// The name as compared: in Normalization Form C.
     pub fn key(&self) -> &str {
         self.0.key()
     }
@@ -101,15 +105,15 @@ impl<'de> Deserialize<'de> for FileName {
     }
 }
 
-/// A time of a file: Unix seconds, perhaps with a fraction. Written whole where it is whole.
+/// A file's time: Unix seconds with an optional fraction. Whole numbers are serialized as integers.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Seconds(f64);
 
 impl Seconds {
-    /// Of a finite number, within what JSON's readers elsewhere hold exactly (2^53).
+    /// Requires a finite number within ±2^53, the range in which JSON readers represent integers exactly.
     ///
     /// # Errors
-    /// The rule that is broken.
+    /// The rule that is violated, as "expected …".
     pub fn new(seconds: f64) -> Result<Seconds, String> {
         const EXACT: f64 = (1u64 << 53) as f64;
         if !seconds.is_finite() || seconds.abs() > EXACT {
@@ -118,12 +122,12 @@ impl Seconds {
         Ok(Seconds(seconds))
     }
 
-    /// So many whole ones.
+    /// From a whole number of seconds.
     pub fn whole(seconds: u32) -> Seconds {
         Seconds(f64::from(seconds))
     }
 
-    /// The number.
+    /// The seconds as a number.
     pub fn get(self) -> f64 {
         self.0
     }
@@ -142,51 +146,51 @@ impl<'de> Deserialize<'de> for Seconds {
     }
 }
 
-/// What a host says of one of its files, and what others are shown of it.
+/// What a host publishes about one of its files.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FileEntry {
-    /// Bytes, at most [`FILE_SIZE_MAX`].
+    /// Size in bytes, at most [`FILE_SIZE_MAX`].
     pub size: u64,
-    /// When its content last changed.
+    /// When its content was last modified.
     pub modified: Seconds,
-    /// When it was made, where that is known.
+    /// When it was created, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<Seconds>,
     /// When it was published.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published_at: Option<Seconds>,
-    /// Whether it is shown.
+    /// Whether other hosts see it.
     pub is_published: bool,
-    /// Of the whole content.
+    /// BLAKE3 of the whole content.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blake3: Option<Digest>,
-    /// The BLAKE3 of the pieces' digests one behind the other.
+    /// BLAKE3 of the concatenated piece digests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pieces_root: Option<Digest>,
-    /// What more than GET the host takes for this file.
+    /// The requests besides GET that the host accepts for this file.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub features: Arc<[Arc<str>]>,
 }
 
 impl FileEntry {
-    /// Whether the host takes META and RANGE for it.
+    /// Whether the host accepts META and RANGE for it.
     pub fn has_range(&self) -> bool {
         self.features.iter().any(|feature| &**feature == RANGE_FEATURE)
     }
 }
 
-/// A host that has a file, as REQUEST shows it.
+/// A host that has a file, as in the response to REQUEST.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HostEntry {
-    /// Its name, which is nobody else's.
+    /// Its unique name.
     pub hostname: crate::model::Name,
-    /// The name for people.
+    /// Name shown to people.
     pub display_name: Arc<str>,
-    /// Where its peer port is.
+    /// Address of its peer server.
     pub ip: IpAddr,
-    /// Its peer port.
+    /// Port of its peer server.
     pub port: u16,
-    /// The file there.
+    /// The file.
     #[serde(flatten)]
     pub file: Arc<FileEntry>,
 }
@@ -212,7 +216,7 @@ mod tests {
         assert_eq!(written(1_699_267_200.0), "1699267200");
         assert_eq!(written(1_699_267_200.25), "1699267200.25");
         assert_eq!(written(-1.0), "-1");
-        // And read as they were written, to the last digit.
+        // And parsed exactly as they were written.
         let read: Seconds = serde_json::from_str("1795289039.7055743").unwrap();
         assert_eq!(written(read.get()), "1795289039.7055743");
         assert!(Seconds::new(f64::NAN).is_err() && Seconds::new(1e300).is_err());

@@ -1,8 +1,8 @@
-//! The library of a program that shops: calls of dialect 1 over one connection that is kept open and made
-//! anew when it is lost, with the same session.
+//! The client library of the shop: calls of dialect 1 over one connection, which is kept open and reconnected with
+//! the same session when it is lost.
 //!
-//! A call whose connection broke after it was sent may have been done or not. Where doing it twice is the
-//! same as once, it is repeated; else [`ClientError::Lost`] says so.
+//! If the connection breaks after a call was sent, it is unknown whether the call was executed. An idempotent call is
+//! then sent again; any other fails with [`ClientError::Lost`].
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -12,94 +12,91 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::ops::{Code, Refusal};
+use super::ops::{ErrorCode, Refusal};
 use crate::model::Token;
-use crate::net::budget::Share;
+use crate::net::budget::Reservation;
 use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
 use crate::net::frames::{Framing, MessageReader};
 use crate::net::lines::{LineError, LineLimits};
 
-/// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an answer may take to begin: a purchase may wait for another one of the same buyer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
-/// How long it may take to come.
+/// How long a response may take to begin. A purchase may have to wait for another purchase of the same buyer.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a response that has begun may take to arrive.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Most characters that are shown of what a server says in words of its own.
-const SAID_MAX: usize = 200;
-/// Answers have no bound of their own; this is what memory allows.
-const ANSWER_MAX: usize = 256 << 20;
+/// The maximum number of characters shown of a response in an unknown format.
+const FOREIGN_TEXT_MAX: usize = 200;
+/// Responses have no limit in the protocol; this one protects memory.
+const RESPONSE_BYTES_MAX: usize = 256 << 20;
 
-/// Where the server is and how to speak with it.
+/// Where the server is and how to connect to it.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// `HOST:PORT`, looked up anew for each connection.
+pub struct ClientConfig {
+    /// `HOST:PORT`, resolved again for each connection.
     pub server: String,
-    /// How messages are framed.
     pub framing: Framing,
-    /// Whom to trust with TLS; without it, none is used.
-    pub tls: Option<Trust>,
+    /// Which certificate to trust; without it, TLS is not used.
+    pub tls: Option<CertificateTrust>,
 }
 
-impl Config {
-    /// Frames, without TLS.
-    pub fn plain(server: impl Into<String>) -> Config {
-        Config { server: server.into(), framing: Framing::Frames, tls: None }
+impl ClientConfig {
+    /// A configuration with length-prefixed frames and without TLS.
+    pub fn plain(server: impl Into<String>) -> ClientConfig {
+        ClientConfig { server: server.into(), framing: Framing::Frames, tls: None }
     }
 }
 
-/// Whose certificate is good.
+/// Which TLS certificates of the server are accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trust {
-    /// The one with this fingerprint (64 hex digits).
+pub enum CertificateTrust {
+    /// The certificate with this fingerprint (64 hex digits).
     Pinned(String),
-    /// Any: to look at its [`fingerprint`](Client::fingerprint) and ask somebody, before anything is called.
-    Anyone,
+    /// Any certificate: for a user who is asked to confirm its [`fingerprint`](Client::fingerprint) before the first
+    /// call.
+    Any,
 }
 
-/// Why a call has no result.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The server refuses.
+    /// The server refused the call.
     #[error("{}", .0.message)]
     Refused(Refusal),
-    /// Nobody is there.
+    /// No connection to the server could be made.
     #[error("cannot reach {server}: {error}")]
     Unreachable {
-        /// As it was given.
+        /// The address as it was configured.
         server: String,
-        /// Why.
         error: ConnError,
     },
-    /// The connection broke after the call was sent.
+    /// The connection broke after the call was sent, so that it is unknown whether it was executed.
     #[error("the connection was lost: it is not known whether {api} was done ({why})")]
     Lost {
-        /// Which call.
+        /// The api that was called.
         api: String,
-        /// What broke it.
         why: String,
     },
-    /// The server said something that is no answer.
+    /// The server sent something that is not a response.
     #[error("the server gave no proper answer to {api}")]
-    Improper {
-        /// To which call.
+    InvalidResponse {
+        /// The api that was called.
         api: String,
     },
-    /// The server refuses, or says whatever else, in words of its own.
-    #[error("the server at {server} answers {api} with {said:?}")]
-    Foreign {
-        /// As it was given.
+    /// The server sent a text or an error in a format that is not this protocol's.
+    #[error("the server at {server} answers {api} with {text:?}")]
+    ForeignResponse {
+        /// The address as it was configured.
         server: String,
-        /// To which call.
+        /// The api that was called.
         api: String,
-        /// What it said, shortened.
-        said: String,
+        /// The text, shortened.
+        text: String,
     },
 }
 
 impl ClientError {
-    /// The refusal's code, if the server refused.
-    pub fn code(&self) -> Option<Code> {
+    /// The error code, if the server refused the call.
+    pub fn code(&self) -> Option<ErrorCode> {
         match self {
             ClientError::Refused(refusal) => Some(refusal.code),
             _ => None,
@@ -109,26 +106,26 @@ impl ClientError {
 
 /// A client of the buyers' or the sellers' frontend.
 pub struct Client {
-    config: Config,
+    config: ClientConfig,
     session_id: Option<String>,
-    open: Option<Open>,
+    connection: Option<OpenConnection>,
     fingerprint: Option<String>,
 }
 
-/// A connection. What the server frames with is told by its first byte: BUSY comes as a line, because it
-/// comes before anything was said.
-struct Open {
+/// An open connection. The first byte of the first response tells the server's framing: a BUSY that the server sends
+/// before it has read anything comes as a line, whatever framing the client uses.
+struct OpenConnection {
     writer: ConnWriter,
-    incoming: Incoming,
+    incoming: ResponseReader,
 }
 
-enum Incoming {
-    Unknown(Option<ConnReader>),
-    Known(MessageReader<ConnReader>),
+enum ResponseReader {
+    UnknownFraming(Option<ConnReader>),
+    KnownFraming(MessageReader<ConnReader>),
 }
 
 #[derive(Serialize)]
-struct Request<'a> {
+struct RequestMessage<'a> {
     r#type: &'a str,
     api: &'a str,
     session_id: Option<&'a str>,
@@ -136,77 +133,77 @@ struct Request<'a> {
 }
 
 #[derive(Deserialize)]
-struct Response {
+struct ResponseMessage {
     payload: Option<Value>,
     error: Option<Refusal>,
 }
 
-/// Why an exchange failed: before the request was out, or after.
-enum Broken {
-    Before(ClientError),
-    After(String),
+/// Why a request got no response: whether it may have reached the server matters for a retry.
+enum ExchangeError {
+    BeforeSend(ClientError),
+    AfterSend(String),
 }
 
-impl Broken {
-    fn of(self, api: &str) -> ClientError {
+impl ExchangeError {
+    fn into_client_error(self, api: &str) -> ClientError {
         match self {
-            Broken::Before(error) => error,
-            Broken::After(why) => ClientError::Lost { api: api.to_owned(), why },
+            ExchangeError::BeforeSend(error) => error,
+            ExchangeError::AfterSend(why) => ClientError::Lost { api: api.to_owned(), why },
         }
     }
 }
 
 impl Client {
-    /// A client that connects with its first call.
-    pub fn new(config: Config) -> Client {
-        Client { config, session_id: None, open: None, fingerprint: None }
+    /// Creates a client that connects with its first call.
+    pub fn new(config: ClientConfig) -> Client {
+        Client { config, session_id: None, connection: None, fingerprint: None }
     }
 
-    /// The session, to be kept for the next time.
+    /// The current session, which a program may store and restore with [`set_session_id`](Client::set_session_id).
     pub fn session_id(&self) -> Option<&str> {
         self.session_id.as_deref()
     }
 
-    /// Goes on with a session that was kept.
+    /// Resumes a stored session.
     pub fn set_session_id(&mut self, session_id: Option<String>) {
         self.session_id = session_id;
     }
 
-    /// The fingerprint of the server's certificate, once connected with TLS.
+    /// The fingerprint of the server's certificate, once the client has connected with TLS.
     pub fn fingerprint(&self) -> Option<&str> {
         self.fingerprint.as_deref()
     }
 
-    /// Connects, unless that is done.
+    /// Connects, unless the client is connected.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`].
+    /// [`ClientError::Unreachable`] if no address of the server accepts the connection or the handshake fails.
     pub fn connect(&mut self) -> Result<(), ClientError> {
-        if self.open.is_none() {
-            let open = connect(&self.config);
-            let (open, fingerprint) =
-                open.map_err(|error| ClientError::Unreachable { server: self.config.server.clone(), error })?;
-            (self.open, self.fingerprint) = (Some(open), fingerprint);
+        if self.connection.is_none() {
+            let connection = connect(&self.config);
+            let (connection, fingerprint) =
+                connection.map_err(|error| ClientError::Unreachable { server: self.config.server.clone(), error })?;
+            (self.connection, self.fingerprint) = (Some(connection), fingerprint);
         }
         Ok(())
     }
 
-    /// Opens a session, which the calls from then on bear. The buyer's or seller's id.
+    /// Opens a session, which later calls use, and returns the buyer's or seller's id.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// Those of [`call`](Client::call).
     pub fn login(&mut self, username: &str, password: &str) -> Result<u64, ClientError> {
         let payload = self.call("Login", json!({"username": username, "password": password}))?;
-        let improper = || ClientError::Improper { api: "Login".to_owned() };
+        let improper = || ClientError::InvalidResponse { api: "Login".to_owned() };
         let session_id = payload["session_id"].as_str().ok_or_else(improper)?;
         self.session_id = Some(session_id.to_owned());
         payload["buyer_id"].as_u64().or(payload["seller_id"].as_u64()).ok_or_else(improper)
     }
 
-    /// Ends the session.
+    /// Ends the session. The client forgets it when the server has responded, even if with a refusal.
     ///
     /// # Errors
-    /// [`ClientError`]; the session is forgotten here in any case but a broken connection.
+    /// Those of [`call`](Client::call).
     pub fn logout(&mut self) -> Result<(), ClientError> {
         let result = self.call("Logout", json!({}));
         if matches!(&result, Ok(_) | Err(ClientError::Refused(_))) {
@@ -215,12 +212,13 @@ impl Client {
         result.map(drop)
     }
 
-    /// Calls an api with its payload; the payload of the answer.
+    /// Calls an api with a payload and returns the payload of the response.
     ///
-    /// A MakePurchase without idempotency key gets one, so that it may be repeated.
+    /// A MakePurchase without an idempotency key is given one, so that it can be retried.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// The server refuses the call, cannot be reached, or sends something that is not a response; or the connection
+    /// breaks after a call that is not idempotent was sent.
     pub fn call(&mut self, api: &str, mut payload: Value) -> Result<Value, ClientError> {
         if api == "MakePurchase"
             && let Value::Object(fields) = &mut payload
@@ -229,88 +227,97 @@ impl Client {
             fields.insert("idempotency_key".to_owned(), Token::random().reveal().into());
         }
         let session_id = self.session_id.as_deref();
-        let request = Request { r#type: "request", api, session_id, payload: &payload };
-        // Texts and numbers alone: writing them to memory cannot fail.
+        let request = RequestMessage { r#type: "request", api, session_id, payload: &payload };
+        // Serialising strings and numbers to memory cannot fail.
         let request = serde_json::to_vec(&request).unwrap_or_default();
-        let answer = match self.exchange(&request) {
-            Err(Broken::After(_)) if may_be_repeated(api) => self.exchange(&request),
+        let response = match self.exchange(&request) {
+            Err(ExchangeError::AfterSend(_)) if is_idempotent(api) => self.exchange(&request),
             result => result,
         };
-        let answer = answer.map_err(|broken| broken.of(api))?;
-        match serde_json::from_slice(&answer) {
-            Ok(Response { error: Some(refusal), .. }) => Err(ClientError::Refused(refusal)),
-            Ok(Response { payload: Some(payload), .. }) => Ok(payload),
-            _ => Err(match in_other_words(&answer) {
-                Some(said) => ClientError::Foreign { server: self.config.server.clone(), api: api.to_owned(), said },
-                None => ClientError::Improper { api: api.to_owned() },
+        let response = response.map_err(|error| error.into_client_error(api))?;
+        match serde_json::from_slice(&response) {
+            Ok(ResponseMessage { error: Some(refusal), .. }) => Err(ClientError::Refused(refusal)),
+            Ok(ResponseMessage { payload: Some(payload), .. }) => Ok(payload),
+            _ => Err(match foreign_error_text(&response) {
+                Some(text) => {
+                    ClientError::ForeignResponse { server: self.config.server.clone(), api: api.to_owned(), text }
+                }
+                None => ClientError::InvalidResponse { api: api.to_owned() },
             }),
         }
     }
 
-    /// Sends a message as it is and gives the answer as it came, in either dialect; never repeated. For who
-    /// measures, or tries what no proper client says.
+    /// Sends a message as it is, in either dialect, and returns the response as it came. Never retries. For
+    /// measurements and for tests with malformed messages.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`ClientError::Unreachable`] or [`ClientError::Lost`].
     pub fn exchange_raw(&mut self, message: &[u8]) -> Result<Vec<u8>, ClientError> {
-        self.exchange(message).map_err(|broken| broken.of("the message"))
+        self.exchange(message).map_err(|error| error.into_client_error("the message"))
     }
 
-    /// One message there, one back.
-    fn exchange(&mut self, request: &[u8]) -> Result<Vec<u8>, Broken> {
-        if self.open.as_ref().is_some_and(Open::is_dead) {
-            self.open = None;
+    /// Sends one message and reads one response.
+    fn exchange(&mut self, request: &[u8]) -> Result<Vec<u8>, ExchangeError> {
+        if self.connection.as_ref().is_some_and(OpenConnection::is_closed_by_server) {
+            self.connection = None;
         }
-        self.connect().map_err(Broken::Before)?;
+        self.connect().map_err(ExchangeError::BeforeSend)?;
         let framing = self.config.framing;
-        // Put back only if all went well.
-        let Some(mut open) = self.open.take() else {
-            return Err(Broken::After("no connection".to_owned()));
+        // Put back only if the exchange succeeds.
+        let Some(mut connection) = self.connection.take() else {
+            return Err(ExchangeError::AfterSend("no connection".to_owned()));
         };
-        // A server that turned us away may have closed before we wrote: what it said is still to be read.
-        let written = framing.write(&open.writer, request);
-        match open.read() {
-            Ok(Some(answer)) => {
+        // A server that rejected the connection may have closed it before the write; its response can still be read.
+        let written = framing.write(&connection.writer, request);
+        match connection.read() {
+            Ok(Some(response)) => {
                 if written.is_ok() {
-                    self.open = Some(open);
+                    self.connection = Some(connection);
                 }
-                Ok(answer)
+                Ok(response)
             }
-            Ok(None) => Err(Broken::After("the server closed it".to_owned())),
-            Err(error) => Err(Broken::After(written.err().map_or(error.to_string(), |error| error.to_string()))),
+            Ok(None) => Err(ExchangeError::AfterSend("the server closed it".to_owned())),
+            Err(error) => {
+                Err(ExchangeError::AfterSend(written.err().map_or(error.to_string(), |error| error.to_string())))
+            }
         }
     }
 }
 
-impl Open {
+impl OpenConnection {
     fn read(&mut self) -> Result<Option<Vec<u8>>, LineError> {
-        if let Incoming::Unknown(reader) = &mut self.incoming {
-            let limits =
-                LineLimits { max_bytes: ANSWER_MAX, message_timeout: MESSAGE_TIMEOUT, idle_timeout: ANSWER_TIMEOUT };
+        if let ResponseReader::UnknownFraming(reader) = &mut self.incoming {
+            let limits = LineLimits {
+                max_bytes: RESPONSE_BYTES_MAX,
+                message_timeout: MESSAGE_TIMEOUT,
+                idle_timeout: RESPONSE_TIMEOUT,
+            };
             let Some(reader) = reader.take() else { return Ok(None) };
-            let Some(known) = MessageReader::begin_answer(reader, limits, Share::default())? else { return Ok(None) };
-            self.incoming = Incoming::Known(known);
+            let Some(reader) = MessageReader::detect_response_framing(reader, limits, Reservation::default())? else {
+                return Ok(None);
+            };
+            self.incoming = ResponseReader::KnownFraming(reader);
         }
         match &mut self.incoming {
-            Incoming::Known(reader) => reader.read_before(Instant::now() + ANSWER_TIMEOUT),
-            Incoming::Unknown(_) => Ok(None),
+            ResponseReader::KnownFraming(reader) => reader.read_before(Instant::now() + RESPONSE_TIMEOUT),
+            ResponseReader::UnknownFraming(_) => Ok(None),
         }
     }
 
-    /// Whether the server has closed it meanwhile, as it may for being idle.
-    fn is_dead(&self) -> bool {
+    /// Whether the server has closed the connection meanwhile, for instance because it was idle.
+    fn is_closed_by_server(&self) -> bool {
         let stream = self.writer.stream();
         if stream.set_nonblocking(true).is_err() {
             return true;
         }
         let peeked = stream.peek(&mut [0]);
         let is_open = matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock);
-        // Bytes that nobody asked for: whatever they are, they are no answer.
+        // Unsolicited bytes cannot be a response, so such a connection is not used either.
         !is_open || stream.set_nonblocking(false).is_err()
     }
 }
 
-fn connect(config: &Config) -> Result<(Open, Option<String>), ConnError> {
+fn connect(config: &ClientConfig) -> Result<(OpenConnection, Option<String>), ConnError> {
     let mut outcome = Err(ConnError::Io(ErrorKind::NotFound.into()));
     for address in config.server.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
@@ -326,31 +333,36 @@ fn connect(config: &Config) -> Result<(Open, Option<String>), ConnError> {
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     let conn = match &config.tls {
         None => Conn::plain(stream),
-        Some(Trust::Pinned(pin)) => Conn::tls_client(stream, pin, deadline)?,
-        Some(Trust::Anyone) => Conn::tls_client_unpinned(stream, deadline)?,
+        Some(CertificateTrust::Pinned(pin)) => Conn::tls_client(stream, pin, deadline)?,
+        Some(CertificateTrust::Any) => Conn::tls_client_unpinned(stream, deadline)?,
     };
     let fingerprint = conn.peer_fingerprint();
     let (reader, writer) = conn.split();
-    Ok((Open { writer, incoming: Incoming::Unknown(Some(reader)) }, fingerprint))
+    Ok((OpenConnection { writer, incoming: ResponseReader::UnknownFraming(Some(reader)) }, fingerprint))
 }
 
-/// What a server means that speaks otherwise than ours: an object with a text for its error, as the documents have it,
-/// or no JSON at all.
-fn in_other_words(answer: &[u8]) -> Option<String> {
-    let text = match serde_json::from_slice::<Value>(answer) {
-        Ok(said) => {
-            let texts =
-                [&said["error"], &said["error"]["message"], &said["error"]["code"], &said["message"], &said["reason"]];
+/// The error text in a response of another implementation: of an object with a string as its error, as in the project
+/// documents, or of a response that is not JSON.
+fn foreign_error_text(response: &[u8]) -> Option<String> {
+    let text = match serde_json::from_slice::<Value>(response) {
+        Ok(object) => {
+            let texts = [
+                &object["error"],
+                &object["error"]["message"],
+                &object["error"]["code"],
+                &object["message"],
+                &object["reason"],
+            ];
             texts.into_iter().find_map(Value::as_str).map(str::to_owned)?
         }
-        Err(_) => std::str::from_utf8(answer).ok()?.trim().to_owned(),
+        Err(_) => std::str::from_utf8(response).ok()?.trim().to_owned(),
     };
-    let shown: String = text.chars().filter(|c| !c.is_control()).take(SAID_MAX).collect();
+    let shown: String = text.chars().filter(|c| !c.is_control()).take(FOREIGN_TEXT_MAX).collect();
     (!shown.is_empty()).then_some(shown)
 }
 
-/// Whether doing it twice is the same as doing it once (a login's first session just ends by itself).
-fn may_be_repeated(api: &str) -> bool {
+/// Whether a call can be retried without further effect. (The session of a repeated login expires on its own.)
+fn is_idempotent(api: &str) -> bool {
     !matches!(
         api,
         "CreateAccount"
@@ -364,7 +376,7 @@ fn may_be_repeated(api: &str) -> bool {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the session.
+        // The session id is a secret.
         f.debug_struct("Client").field("config", &self.config).finish_non_exhaustive()
     }
 }
@@ -375,7 +387,7 @@ mod tests {
 
     #[test]
     fn errors_in_other_words_are_told() {
-        for (answer, said) in [
+        for (response, text) in [
             (r#"{"status":"ERR","error":"Invalid credentials"}"#, Some("Invalid credentials")),
             (r#"{"status":"ERR","error":{"code":"E17","message":"no such item"}}"#, Some("no such item")),
             (r#"{"status":"ERR","error":{"code":"E17"}}"#, Some("E17")),
@@ -387,9 +399,9 @@ mod tests {
             ("[1,2]", None),
             ("", None),
         ] {
-            assert_eq!(in_other_words(answer.as_bytes()).as_deref(), said, "{answer}");
+            assert_eq!(foreign_error_text(response.as_bytes()).as_deref(), text, "{response}");
         }
-        assert_eq!(in_other_words(&[0xff, 0xfe]), None);
-        assert_eq!(in_other_words("x".repeat(9_000).as_bytes()).unwrap().len(), SAID_MAX);
+        assert_eq!(foreign_error_text(&[0xff, 0xfe]), None);
+        assert_eq!(foreign_error_text("x".repeat(9_000).as_bytes()).unwrap().len(), FOREIGN_TEXT_MAX);
     }
 }

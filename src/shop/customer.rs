@@ -1,21 +1,21 @@
-//! The customer database: accounts, sessions, carts, purchases (SPEC.md section 4).
+//! The customer database: accounts, sessions, carts, purchases (`docs/spec/shop.md`).
 //!
 //! | file | holds |
 //! |---|---|
-//! | `accounts.rs` | who may sign in: on disk, asked for when needed |
-//! | `people.rs` | who is signed in: in memory, built from disk at start |
-//! | `carts.rs` | what they have in their carts |
-//! | `purchases.rs` | what they are purchasing, and the bank |
-//! | `store.rs`, `sales.rs` | the rows of all of it; of purchases |
+//! | `accounts.rs` | accounts and passwords: read from disk when needed |
+//! | `active_sessions.rs` | sessions and signed-in buyers: in memory, loaded from disk at the start |
+//! | `carts.rs` | the carts of a buyer |
+//! | `purchases.rs` | open purchases, and the requests to the bank |
+//! | `store.rs`, `sales.rs` | the tables; those of purchases |
 //!
-//! An operation works on memory and hands its changes to the store's writer under the lock of what it
-//! changed; the answer leaves once the newest change that it is built on is on disk. So a Touch or a
-//! ShowCart is a look into memory. When a transaction fails, memory is built anew from disk before the
-//! next operation, and those that waited for it get UNAVAILABLE: nothing of theirs has happened.
+//! An operation changes memory and passes its writes to the store's writer thread under the lock of what it changed.
+//! Its response leaves once the newest change that it depends on is on disk, so that a Touch or a ShowCart only reads
+//! memory. When a transaction fails, memory is rebuilt from disk before the next operation, and the operations that
+//! waited for it get UNAVAILABLE: none of their changes has happened.
 //!
-//! A purchase is of the same kind, but for the bank that it asks in between: its rows and the changes of
-//! carts are one transaction ([`store::Journal::append_with`], [`carts::Buyer::bought`]). A journal and a
-//! buyer go together: both are of one memory, and what was built anew has others.
+//! A purchase works in the same way, but asks the bank in between. Its rows and its changes of carts are one
+//! transaction ([`store::Journal::append_with`], [`carts::BuyerCarts::remove_purchased`]). A journal and a buyer's
+//! carts belong to the same memory; a rebuilt memory has new ones.
 
 use std::fmt;
 use std::io;
@@ -26,18 +26,18 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, RwLock};
 use serde::Serialize;
 
-use super::ops::{self, Answer, Code, CustomerOp, Line, LoggedIn, Refusal};
+use super::ops::{self, CustomerOp, ErrorCode, LineItem, NewSession, Refusal, ShopResult};
 use crate::bank::{Gateway, ledger};
-use crate::identity::{Cost, PasswordError, Passwords, SessionKey};
+use crate::identity::{HashCost, PasswordError, PasswordHasher, SessionKey};
 use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, FeeRate, Millis, Token};
 use crate::net::threads;
-use crate::storage::backup::STRETCHES;
-use crate::storage::{Store, StoreError, Ticket};
+use crate::storage::backup::ID_RANGE_MAX;
+use crate::storage::{CommitHandle, Store, StoreError};
 
 mod accounts;
+pub mod active_sessions;
 pub mod carts;
-pub mod people;
 pub mod purchases;
 mod sales;
 pub mod store;
@@ -45,171 +45,172 @@ pub mod store;
 mod tests;
 
 use accounts::Accounts;
-use carts::Once;
-use people::People;
-use purchases::{Purchases, Waiting};
+use active_sessions::ActiveSessions;
+use carts::IdempotentRequest;
+use purchases::{BeginWaiters, PurchaseManager};
 use store::Journal;
 
-/// The customer database's file in the data dir.
-pub const FILE: &str = "customer.db";
+/// The name of the customer database's file in the data directory.
+pub const FILE_NAME: &str = "customer.db";
 
-/// What makes an empty file the customer database's, one step a schema version.
+/// The migrations of the customer database, one per schema version.
 pub const MIGRATIONS: &[&str] =
     &[ledger::MIGRATION, store::MIGRATION, sales::MIGRATION, store::MIGRATION_SKIPPED, store::MIGRATION_KEYS];
 
-/// How long a stretch of users' ids is, which begin anew after a loss: past whatever was given out before.
-const STRETCH: u64 = 1 << 32;
-const _: () = assert!(STRETCH * (STRETCHES + 1) <= EXACT_MAX);
-/// Between two looks for sessions whose time is up.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Between two times that last uses are written down.
-const FLUSH_EVERY: Duration = Duration::from_secs(3);
+/// The size of a range of user ids. After data loss, ids continue in a new range, beyond all that were assigned.
+const ID_RANGE_SIZE: u64 = 1 << 32;
+const _: () = assert!(ID_RANGE_SIZE * (ID_RANGE_MAX + 1) <= EXACT_MAX);
+/// The longest pause between two checks for expired sessions, and between two retries of requests to the bank.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the times of the sessions' last uses are written.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(3);
 
-/// What an operation comes to, and the newest change that this is built on.
-pub type Done<T> = (Answer<T>, Ticket);
+/// An operation's result, and the newest change that it depends on: the result may be told once that is on disk.
+pub type PendingResult<T> = (ShopResult<T>, CommitHandle);
 
-/// What the operator chose.
+/// The configuration of the customer database.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// After so long without a request a session ends.
+pub struct CustomerDbConfig {
+    /// A session expires after this time without a request.
     pub session_timeout: Duration,
-    /// Of one password hash.
-    pub password_cost: Cost,
-    /// What the house takes of a sale.
+    /// The cost of hashing a password.
+    pub password_cost: HashCost,
+    /// The fee on a sale.
     pub fee: FeeRate,
-    /// The process's clock.
     pub clock: Clock,
-    /// The stretch at which the ids of users begin: 0 unless some may have been given out that this file does not
-    /// know (it is that of a backup, or a loss was accepted).
-    pub first_stretch: u64,
+    /// The range in which user ids begin: 0 unless ids may have been assigned that this file does not know, because it
+    /// is from a backup or a loss was accepted.
+    pub first_id_range: u64,
 }
 
-impl Default for Config {
-    /// The defaults of SPEC.md, with a clock that starts now.
-    fn default() -> Config {
-        Config {
+impl Default for CustomerDbConfig {
+    /// The defaults of `docs/spec/shop.md`, with a clock that starts now.
+    fn default() -> CustomerDbConfig {
+        CustomerDbConfig {
             session_timeout: Duration::from_secs(300),
-            password_cost: Cost::default(),
+            password_cost: HashCost::default(),
             fee: FeeRate::default(),
             clock: Clock::start(),
-            first_stretch: 0,
+            first_id_range: 0,
         }
     }
 }
 
-/// Why a customer database could not be opened.
+/// Why the customer database could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Its file could not be read.
+pub enum CustomerDbOpenError {
+    /// The file could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Passwords cannot be hashed at the cost that was asked for.
+    /// Passwords cannot be hashed at the configured cost.
     #[error(transparent)]
     Password(#[from] PasswordError),
-    /// The system gave no thread.
+    /// A thread could not be started.
     #[error("no thread for the customer database: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// A customer database that runs. Dropping it closes it; the store stays open for whoever gave it.
+/// A running customer database. Dropping it closes it; the store stays open.
 pub struct CustomerDb {
-    shared: Arc<Shared>,
-    /// The one that ends sessions, and the one that asks the bank again.
+    inner: Arc<CustomerDbInner>,
+    /// One expires sessions, the other retries requests to the bank.
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-struct Shared {
-    config: Config,
+struct CustomerDbInner {
+    config: CustomerDbConfig,
     store: Arc<Store>,
     gateway: Arc<dyn Gateway>,
     accounts: Accounts,
-    waiting: Waiting,
-    /// Replaced as a whole when the disk holds less than it.
-    memory: RwLock<Arc<Memory>>,
+    begin_waiters: BeginWaiters,
+    /// Replaced as a whole when a transaction has failed.
+    memory: RwLock<Arc<CustomerMemory>>,
     is_closed: Mutex<bool>,
     closing: Condvar,
 }
 
-/// Everything that is held in memory, and the chain of its changes.
-struct Memory {
+/// All state in memory, and the journal of its changes.
+struct CustomerMemory {
     journal: Journal,
-    people: People,
-    purchases: Purchases,
+    active_sessions: ActiveSessions,
+    purchases: PurchaseManager,
 }
 
 impl CustomerDb {
-    /// Takes up what the file holds (opened with [`MIGRATIONS`]), asks the bank again for what it had not
-    /// answered, and starts the threads that end sessions and go on asking.
+    /// Loads the state from the store (opened with [`MIGRATIONS`]), repeats the requests that the bank had not
+    /// answered, and starts the background threads.
     ///
     /// # Errors
-    /// The file cannot be read, or the system gives no thread.
-    pub fn open(store: Arc<Store>, gateway: Arc<dyn Gateway>, config: Config) -> Result<CustomerDb, OpenError> {
-        let beyond = STRETCH.saturating_mul(config.first_stretch);
-        store.write(move |tx| store::skip_user_ids(tx, beyond))?;
-        store.write(store::fill_in_keys)?;
-        let passwords = Passwords::sharing(config.password_cost)?;
+    /// The file cannot be read or written, the password cost is unusable, or a thread cannot be started.
+    pub fn open(
+        store: Arc<Store>,
+        gateway: Arc<dyn Gateway>,
+        config: CustomerDbConfig,
+    ) -> Result<CustomerDb, CustomerDbOpenError> {
+        let skipped_up_to = ID_RANGE_SIZE.saturating_mul(config.first_id_range);
+        store.write(move |tx| store::skip_user_ids(tx, skipped_up_to))?;
+        store.write(store::backfill_username_keys)?;
+        let passwords = PasswordHasher::with_shared_threads(config.password_cost)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);
-        let memory = RwLock::new(Arc::new(Memory::load(&store, &config)?));
-        let (is_closed, closing, waiting) = (Mutex::new(false), Condvar::new(), Waiting::default());
-        let shared = Arc::new(Shared { config, store, gateway, accounts, waiting, memory, is_closed, closing });
-        // A charge that was interrupted is done before anybody can ask for it.
-        shared.tend_purchases();
-        let db = CustomerDb { shared: Arc::clone(&shared), threads: Mutex::default() };
+        let memory = RwLock::new(Arc::new(CustomerMemory::load(&store, &config)?));
+        let (is_closed, closing, begin_waiters) = (Mutex::new(false), Condvar::new(), BeginWaiters::default());
+        let inner =
+            Arc::new(CustomerDbInner { config, store, gateway, accounts, begin_waiters, memory, is_closed, closing });
+        // An interrupted charge is completed before anyone can ask about it.
+        inner.retry_bank_requests();
+        let db = CustomerDb { inner: Arc::clone(&inner), threads: Mutex::default() };
         let sessions = threads::spawn("shop-sessions", {
-            let shared = Arc::clone(&shared);
-            move || shared.keep_time()
+            let inner = Arc::clone(&inner);
+            move || inner.run_session_expiry()
         })?;
         db.threads.lock().push(sessions);
-        let bank = threads::spawn("shop-bank", move || shared.keep_asking())?;
+        let bank = threads::spawn("shop-bank", move || inner.run_bank_retries())?;
         db.threads.lock().push(bank);
         Ok(db)
     }
 
-    /// Does what a frontend asks, and answers once that is on disk. The answer is JSON, of the type that
-    /// [`CustomerOp`] names.
+    /// Executes an operation and returns the JSON of its result (see [`CustomerOp`]) once it is on disk.
     ///
     /// # Errors
-    /// The operation's refusals; UNAVAILABLE when it could not be stored: nothing has changed then.
-    pub fn handle(&self, op: CustomerOp) -> Answer<String> {
-        self.shared.handle(op)
+    /// The refusals of the operation itself; UNAVAILABLE if it could not be stored, in which case nothing has changed.
+    pub fn handle(&self, op: CustomerOp) -> ShopResult<String> {
+        self.inner.handle(op)
     }
 
-    /// Ends sessions whose time is up; writes down last uses if `flush` says so. The database's own thread
-    /// does this every second or oftener.
-    pub fn tick(&self, flush: bool) {
-        self.shared.tick(flush);
+    /// Ends expired sessions, and writes the times of last uses if `flush` is set. A background thread calls this at
+    /// least every second.
+    pub fn expire_sessions(&self, flush: bool) {
+        self.inner.tick(flush);
     }
 
-    /// Its file.
     pub fn store(&self) -> &Arc<Store> {
-        &self.shared.store
+        &self.inner.store
     }
 
-    /// How many sessions are open, and how many buyers are held in memory.
-    pub fn sizes(&self) -> (usize, usize) {
-        self.shared.memory().people.sizes()
+    /// The number of open sessions, and of buyers in memory.
+    pub fn session_and_buyer_counts(&self) -> (usize, usize) {
+        self.inner.memory().active_sessions.sizes()
     }
 
-    /// How many purchases are under way.
-    pub fn purchases_under_way(&self) -> usize {
-        self.shared.memory().purchases.under_way()
+    /// The number of open purchases.
+    pub fn open_purchase_count(&self) -> usize {
+        self.inner.memory().purchases.under_way()
     }
 
-    /// Ends the thread, writes down last uses and waits until everything is on disk. Repeating it does
-    /// nothing more.
+    /// Stops the background threads, writes the times of last uses and waits until everything is on disk. Idempotent.
     pub fn close(&self) {
-        *self.shared.is_closed.lock() = true;
-        self.shared.closing.notify_all();
+        *self.inner.is_closed.lock() = true;
+        self.inner.closing.notify_all();
         let threads = std::mem::take(&mut *self.threads.lock());
         if threads.is_empty() {
             return;
         }
         for thread in threads {
-            // A panic of it was logged there.
+            // A panic of the thread has been logged.
             let _ = thread.join();
         }
-        self.shared.tick(true);
-        self.shared.store.sync_all();
+        self.inner.tick(true);
+        self.inner.store.sync_all();
     }
 }
 
@@ -219,91 +220,97 @@ impl Drop for CustomerDb {
     }
 }
 
-impl Memory {
-    fn load(store: &Arc<Store>, config: &Config) -> Result<Memory, StoreError> {
+impl CustomerMemory {
+    fn load(store: &Arc<Store>, config: &CustomerDbConfig) -> Result<CustomerMemory, StoreError> {
         let journal = Journal::begin(Arc::clone(store));
         let (snapshot, under_way) = store.read(|reader| {
-            Ok::<_, StoreError>((store::load(reader, config.session_timeout)?, sales::under_way(reader)?))
+            Ok::<_, StoreError>((store::load(reader, config.session_timeout)?, sales::open_purchases(reader)?))
         })?;
         let now = config.clock.now();
-        let people = People::load(&journal, config.session_timeout, snapshot, now);
-        let purchases = Purchases::load(&journal, &people, under_way, config.fee, config.clock)?;
-        Ok(Memory { journal, people, purchases })
+        let active_sessions = ActiveSessions::load(&journal, config.session_timeout, snapshot, now);
+        let purchases = PurchaseManager::load(&journal, &active_sessions, under_way, config.fee, config.clock)?;
+        Ok(CustomerMemory { journal, active_sessions, purchases })
     }
 
-    /// An operation on a cart: whose session, and which cart.
-    fn cart<T>(
+    /// Runs an operation on the cart of a buyer's session.
+    fn with_cart<T>(
         &self,
         now: Millis,
         sid: &str,
-        work: impl FnOnce(&carts::Buyer, &Journal, &SessionKey) -> Done<T>,
-    ) -> Done<T> {
-        match self.people.buyers_session(now, sid) {
+        work: impl FnOnce(&carts::BuyerCarts, &Journal, &SessionKey) -> PendingResult<T>,
+    ) -> PendingResult<T> {
+        match self.active_sessions.use_buyer_session(now, sid) {
             Ok((session, buyer)) => work(&buyer, &self.journal, &session.key),
-            Err((refusal, ticket)) => (Err(refusal), ticket),
+            Err((refusal, commit)) => (Err(refusal), commit),
         }
     }
 }
 
-impl Shared {
-    fn handle(&self, op: CustomerOp) -> Answer<String> {
+impl CustomerDbInner {
+    fn handle(&self, op: CustomerOp) -> ShopResult<String> {
         let (memory, now) = (self.memory(), self.config.clock.now());
-        let (people, journal) = (&memory.people, &memory.journal);
+        let (active_sessions, journal) = (&memory.active_sessions, &memory.journal);
         match op {
             CustomerOp::Create { request, role, username, password, name, source } => {
-                json(&self.accounts.create(request, role, username, (&password, &source), name)?)
+                to_json(&self.accounts.create(request, role, username, (&password, &source), name)?)
             }
             CustomerOp::Login { role, username, password, source } => {
-                let account = self.accounts.prove(role, &username, (&password, &source))?;
-                let logged_in = LoggedIn { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
-                // The password took its time.
+                let account = self.accounts.authenticate(role, &username, (&password, &source))?;
+                let logged_in = NewSession { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
+                // Checking the password takes long: memory may have been replaced meanwhile.
                 let (memory, now) = (self.memory(), self.config.clock.now());
                 let key = SessionKey::of(&logged_in.sid);
-                let opened = memory.people.open(&memory.journal, now, role, account, key);
-                let (answer, ticket) = opened.map_err(|error| unavailable(&error))?;
-                self.answer(&memory, (answer.map(|()| logged_in), ticket))
+                let opened = memory.active_sessions.open_session(&memory.journal, now, role, account, key);
+                let (result, commit) = opened.map_err(|error| unavailable(&error))?;
+                self.respond(&memory, (result.map(|()| logged_in), commit))
             }
-            CustomerOp::Logout { role, sid } => self.answer(&memory, people.end(journal, now, role, &sid)),
+            CustomerOp::Logout { role, sid } => {
+                self.respond(&memory, active_sessions.end_session(journal, now, role, &sid))
+            }
             CustomerOp::Validate { sid } => {
-                let shown = people.look(now, &sid).map(|session| {
-                    let (user, role) = (session.who.account.username.clone(), session.who.role());
-                    ops::Session { user, role }
+                let session_info = active_sessions.peek_session(now, &sid).map(|session| {
+                    let (user, role) = (session.owner.account.username.clone(), session.owner.role());
+                    ops::SessionInfo { user, role }
                 });
-                self.answer(&memory, settled(shown))
+                self.respond(&memory, lookup_result(session_info))
             }
             CustomerOp::Touch { role, sid } => {
-                let account = people.session(now, role, &sid).map(|session| Arc::clone(&session.who.account));
+                let account =
+                    active_sessions.use_session(now, role, &sid).map(|session| Arc::clone(&session.owner.account));
                 match account {
-                    Ok(account) => json(&*account),
-                    Err(refused) => self.answer::<()>(&memory, settled(Err(refused))),
+                    Ok(account) => to_json(&*account),
+                    Err(refusal) => self.respond::<()>(&memory, lookup_result(Err(refusal))),
                 }
             }
             CustomerOp::FindUser { role, username, user_id } => {
-                json(&self.accounts.find(role, username.as_deref(), user_id)?)
+                to_json(&self.accounts.find(role, username.as_deref(), user_id)?)
             }
-            CustomerOp::AddToCart { request, sid, users, item_id, quantity, at_most } => {
-                let (once, line) = (Once { request: &request, now }, Line { item_id, quantity });
-                let add = |buyer: &carts::Buyer, journal: &Journal, key: &SessionKey| {
-                    buyer.add(journal, (key, users), &once, &line, at_most)
+            CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most } => {
+                let (once, line) = (IdempotentRequest { id: &request, now }, LineItem { item_id, quantity });
+                let add = |buyer: &carts::BuyerCarts, journal: &Journal, key: &SessionKey| {
+                    buyer.add(journal, (key, uses_saved_cart), &once, &line, at_most)
                 };
-                self.answer(&memory, memory.cart(now, &sid, add))
+                self.respond(&memory, memory.with_cart(now, &sid, add))
             }
-            CustomerOp::RemoveFromCart { request, sid, users, item_id, quantity } => {
-                let once = Once { request: &request, now };
-                let remove = |buyer: &carts::Buyer, journal: &Journal, key: &SessionKey| {
-                    buyer.remove(journal, (key, users), &once, &item_id, quantity)
+            CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity } => {
+                let once = IdempotentRequest { id: &request, now };
+                let remove = |buyer: &carts::BuyerCarts, journal: &Journal, key: &SessionKey| {
+                    buyer.remove(journal, (key, uses_saved_cart), &once, &item_id, quantity)
                 };
-                self.answer(&memory, memory.cart(now, &sid, remove))
+                self.respond(&memory, memory.with_cart(now, &sid, remove))
             }
-            CustomerOp::SaveCart { sid, users } => {
-                self.answer(&memory, memory.cart(now, &sid, |buyer, journal, key| buyer.save(journal, (key, users))))
-            }
-            CustomerOp::ClearCart { sid, users } => {
-                self.answer(&memory, memory.cart(now, &sid, |buyer, journal, key| buyer.clear(journal, (key, users))))
-            }
-            CustomerOp::ShowCart { sid, users } => {
-                self.answer(&memory, memory.cart(now, &sid, |buyer, journal, key| buyer.show(journal, (key, users))))
-            }
+            CustomerOp::SaveCart { sid, uses_saved_cart } => self.respond(
+                &memory,
+                memory.with_cart(now, &sid, |buyer, journal, key| buyer.save(journal, (key, uses_saved_cart))),
+            ),
+            CustomerOp::ClearCart { sid, uses_saved_cart } => self.respond(
+                &memory,
+                memory.with_cart(now, &sid, |buyer, journal, key| buyer.clear(journal, (key, uses_saved_cart))),
+            ),
+            CustomerOp::ShowCart { sid, uses_saved_cart } => self.respond(
+                &memory,
+                memory.with_cart(now, &sid, |buyer, journal, key| buyer.show(journal, (key, uses_saved_cart))),
+            ),
             CustomerOp::Begin { .. }
             | CustomerOp::Authorise { .. }
             | CustomerOp::Complete { .. }
@@ -313,56 +320,60 @@ impl Shared {
             | CustomerOp::TakeOver
             | CustomerOp::Purchases { .. }
             | CustomerOp::Orders { .. }
-            | CustomerOp::MarkShipped { .. } => self.purchase(op),
+            | CustomerOp::MarkShipped { .. } => self.handle_purchase_op(op),
         }
     }
 
-    fn memory(&self) -> Arc<Memory> {
+    fn memory(&self) -> Arc<CustomerMemory> {
         Arc::clone(&self.memory.read())
     }
 
-    /// Answers once what the answer is built on is on disk.
-    fn answer<T: Serialize>(&self, memory: &Arc<Memory>, (answer, ticket): Done<T>) -> Answer<String> {
-        self.wait(memory, &ticket).map_err(|error| unavailable(&error))?;
-        json(&answer?)
+    /// Returns the JSON of a result once what it depends on is on disk.
+    fn respond<T: Serialize>(
+        &self,
+        memory: &Arc<CustomerMemory>,
+        (result, commit): PendingResult<T>,
+    ) -> ShopResult<String> {
+        self.wait_committed(memory, &commit).map_err(|error| unavailable(&error))?;
+        to_json(&result?)
     }
 
-    /// Waits for a change. When it could not be stored, memory is built anew before this returns.
-    fn wait(&self, memory: &Arc<Memory>, ticket: &Ticket) -> Result<(), StoreError> {
-        ticket.wait().inspect_err(|_error| self.rebuild(memory))
+    /// Waits until a change is on disk. If it could not be stored, memory is rebuilt before this returns.
+    fn wait_committed(&self, memory: &Arc<CustomerMemory>, commit: &CommitHandle) -> Result<(), StoreError> {
+        commit.wait().inspect_err(|_error| self.rebuild(memory))
     }
 
-    /// The disk holds less than memory: memory is built anew from it, before the next operation.
-    fn rebuild(&self, failed: &Arc<Memory>) {
-        // Held while the store is read, on purpose: nobody may look at the memory that is wrong.
+    /// Rebuilds memory from disk, because a change of the `failed` memory could not be stored.
+    fn rebuild(&self, failed: &Arc<CustomerMemory>) {
+        // Locked while the store is read, because no operation may read the invalid memory.
         let mut memory = self.memory.write();
         if !Arc::ptr_eq(&memory, failed) {
             return;
         }
-        match Memory::load(&self.store, &self.config) {
+        match CustomerMemory::load(&self.store, &self.config) {
             Ok(rebuilt) => {
                 *memory = Arc::new(rebuilt);
-                self.waiting.tell_all();
+                self.begin_waiters.notify_all();
                 log::warn!("customer database: memory was built anew from the disk");
             }
-            // The old one stays: its changes are refused, so every operation that makes one is answered
-            // UNAVAILABLE and tries this again.
+            // The old memory stays. The store refuses its changes, so every operation that makes one gets UNAVAILABLE
+            // and tries to rebuild again.
             Err(error) => log::error!("customer database: the store cannot be read: {error}"),
         }
     }
 
-    /// The thread that ends sessions.
-    fn keep_time(&self) {
-        let look_every = LOOK_EVERY.min(self.config.session_timeout / 4).max(Duration::from_millis(10));
+    /// Runs the thread that ends expired sessions.
+    fn run_session_expiry(&self) {
+        let check_interval = CHECK_INTERVAL.min(self.config.session_timeout / 4).max(Duration::from_millis(10));
         let mut flushed_at = self.config.clock.now();
         let mut is_closed = self.is_closed.lock();
         while !*is_closed {
-            if !self.closing.wait_for(&mut is_closed, look_every).timed_out() {
+            if !self.closing.wait_for(&mut is_closed, check_interval).timed_out() {
                 continue;
             }
             parking_lot::MutexGuard::unlocked(&mut is_closed, || {
                 let now = self.config.clock.now();
-                let flush = flushed_at.until(now) >= FLUSH_EVERY;
+                let flush = flushed_at.until(now) >= FLUSH_INTERVAL;
                 self.tick(flush);
                 if flush {
                     flushed_at = now;
@@ -371,12 +382,12 @@ impl Shared {
         }
     }
 
-    /// The thread that asks the bank again.
-    fn keep_asking(&self) {
+    /// Runs the thread that retries requests to the bank.
+    fn run_bank_retries(&self) {
         let mut is_closed = self.is_closed.lock();
         while !*is_closed {
-            if self.closing.wait_for(&mut is_closed, LOOK_EVERY).timed_out() {
-                parking_lot::MutexGuard::unlocked(&mut is_closed, || self.tend_purchases());
+            if self.closing.wait_for(&mut is_closed, CHECK_INTERVAL).timed_out() {
+                parking_lot::MutexGuard::unlocked(&mut is_closed, || self.retry_bank_requests());
             }
         }
     }
@@ -384,50 +395,49 @@ impl Shared {
     fn tick(&self, flush: bool) {
         let (memory, now) = (self.memory(), self.config.clock.now());
         loop {
-            let (over, ticket) = memory.people.expire(&memory.journal, now);
-            if let Err(error) = self.wait(&memory, &ticket) {
+            let (expired_count, commit) = memory.active_sessions.expire_sessions(&memory.journal, now);
+            if let Err(error) = self.wait_committed(&memory, &commit) {
                 log::error!("customer database: ends of sessions could not be stored: {error}");
                 return;
             }
-            if over == 0 {
+            if expired_count == 0 {
                 break;
             }
-            log::debug!("customer database: the time of {over} sessions was up");
+            log::debug!("customer database: the time of {expired_count} sessions was up");
         }
-        if flush && let Err(error) = memory.people.flush(&memory.journal, now) {
+        if flush && let Err(error) = memory.active_sessions.flush_last_uses(&memory.journal, now) {
             log::warn!("customer database: last uses of sessions could not be stored: {error}");
         }
     }
 }
 
-/// What was found or refused, where finding depends on nothing that is not on disk.
-fn settled<T>(found: Result<T, (Refusal, Ticket)>) -> Done<T> {
+/// The result of a lookup whose success depends on nothing that is not on disk.
+fn lookup_result<T>(found: Result<T, (Refusal, CommitHandle)>) -> PendingResult<T> {
     match found {
-        Ok(found) => (Ok(found), Ticket::committed()),
-        Err((refusal, ticket)) => (Err(refusal), ticket),
+        Ok(found) => (Ok(found), CommitHandle::committed()),
+        Err((refusal, commit)) => (Err(refusal), commit),
     }
 }
 
-fn json<T: Serialize>(answer: &T) -> Answer<String> {
-    serde_json::to_string(answer).map_err(|error| {
+fn to_json<T: Serialize>(result: &T) -> ShopResult<String> {
+    serde_json::to_string(result).map_err(|error| {
         log::error!("customer database: an answer could not be written: {error}");
-        Refusal::new(Code::Unavailable, "the answer could not be written")
+        Refusal::new(ErrorCode::Unavailable, "the answer could not be written")
     })
 }
 
-/// There is no such session (any more).
 fn session_expired() -> Refusal {
-    Refusal::new(Code::SessionExpired, "session_id: this session is unknown or has ended; log in again")
+    Refusal::new(ErrorCode::SessionExpired, "session_id: this session is unknown or has ended; log in again")
 }
 
-/// Nothing has changed: a person may try again.
+/// The refusal for a failure of the store, whose details go to the log. Nothing has changed.
 fn unavailable(error: &StoreError) -> Refusal {
     log::error!("customer database: {error}");
-    Refusal::new(Code::Unavailable, "the customer database could not store or read it: try again")
+    Refusal::new(ErrorCode::Unavailable, "the customer database could not store or read it: try again")
 }
 
 impl fmt::Debug for CustomerDb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CustomerDb").field("store", &self.shared.store).finish_non_exhaustive()
+        f.debug_struct("CustomerDb").field("store", &self.inner.store).finish_non_exhaustive()
     }
 }

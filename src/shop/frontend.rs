@@ -1,9 +1,9 @@
-//! The frontends: what buyers and sellers speak with. They keep nothing, sessions included: kill one, start
-//! another, and a client goes on.
+//! The frontends, to which buyers and sellers connect. They are stateless, sessions included: if one is killed and
+//! another started, its clients go on.
 //!
-//! Each request has its connection's thread. What it asks of the two databases goes out over pooled links
-//! ([`crate::net::pool`]), at the same time where one does not need the other's answer; who needs both sends
-//! to the customer database first. Payloads that only pass through are not parsed.
+//! A request is handled on its connection's thread. Its operations go to the two databases over pooled links
+//! ([`crate::net::pool`]), concurrently where neither needs the other's result; then the customer database's is sent
+//! first. Results that are only passed on are not parsed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,15 +15,17 @@ use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::door::{self, CUSTOMER_DB, Door, Floor, Host, PRODUCT_DB, StartError, parse};
-use super::ops::{Account, Answer, Code, CustomerOp, Orphan, ProductOp, Refusal, Role};
+use super::listener::{
+    self, CUSTOMER_DB, ClientHandler, PRODUCT_DB, ShopContext, ShopListener, ShopStartError, parse_response,
+};
+use super::ops::{Account, CustomerOp, ErrorCode, OrphanedPurchase, ProductOp, Refusal, Role, ShopResult};
 use super::purchase::RENEW_MS;
-use super::purchase::driver::{Driver, Op, Step};
-use super::wire::{Call, Outcome, Port};
+use super::purchase::driver::{DatabaseOp, Driver, DriverStep};
+use super::wire::{ApiCall, ResponsePayload, ServerKind};
 use crate::model::Clock;
-use crate::net::counters::{Counter, LatencyCounts};
-use crate::net::link::Target;
-use crate::net::pool::{Asked, Pool, PoolError};
+use crate::net::counters::{Counter, LatencySnapshot};
+use crate::net::link::LinkTarget;
+use crate::net::pool::{LinkPool, LinkPoolError, PendingResponse};
 use crate::net::threads;
 
 mod buyer;
@@ -31,85 +33,84 @@ mod seller;
 #[cfg(test)]
 mod tests;
 
-/// Links to each database at most.
+/// The maximum number of links to each database.
 pub const LINKS_MAX: usize = 512;
-/// Which part of the bound of connections that is at most.
+/// The links to one database are at most one in this many of the process's maximum of connections.
 const LINKS_SHARE: usize = 8;
-/// Requests that wait for a link.
-const WAITING_MAX: usize = 4096;
-/// How long an answer may take to begin.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a purchase waits for another one of the same buyer, and how long a login waits for its turn.
-const PATIENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long each step of a purchase may take, longer than the database itself waits for the bank; then it is
-/// asked again.
-const STEP_TIMEOUT: Duration = Duration::from_secs(4);
-/// How often it renews the leases of what it drives.
-const RENEW_EVERY: Duration = Duration::from_millis(RENEW_MS);
-/// How often it looks for purchases that lost their driver.
-const TAKE_OVER_EVERY: Duration = Duration::from_millis(500);
-/// The same while the database that knows of them is away.
-const TAKE_OVER_AGAIN: Duration = Duration::from_millis(100);
+/// The maximum number of requests that wait for a link.
+const WAITING_REQUESTS_MAX: usize = 4096;
+/// How long a database's response may take to begin.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where the database may have to wait: for another purchase of the same buyer, or for a password's turn to
+/// be hashed.
+const LONG_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long each step of a purchase may take before it is retried. It is longer than the database itself waits for the
+/// bank.
+const PURCHASE_STEP_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often a frontend renews the leases of the purchases that it drives.
+const RENEW_INTERVAL: Duration = Duration::from_millis(RENEW_MS);
+/// How often a buyers' frontend looks for orphaned purchases.
+const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(500);
+/// The same while the customer database is unreachable.
+const TAKE_OVER_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A database that was not there at the start is looked for at least so often.
-const GREET_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// The longest time between two attempts to reach a database that was unreachable at the start.
+const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(2);
 
-/// What the operator chose.
+/// The configuration of a frontend.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// Whose frontend it is.
+pub struct FrontendConfig {
+    /// Whether it is the buyers' or the sellers' frontend.
     pub role: Role,
-    /// Where clients come in; port 0: any free one.
+    /// The addresses on which it listens; port 0 stands for any free port.
     pub addrs: Vec<SocketAddr>,
     /// `HOST:PORT` of the product database.
     pub product: String,
     /// `HOST:PORT` of the customer database.
     pub customer: String,
-    /// Where both are.
-    pub databases: Databases,
+    pub databases: DatabaseLocation,
 }
 
-/// Where the databases of a frontend are.
+/// Where the databases of a frontend run, which decides whether links to them use TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Databases {
-    /// Wherever the operator says, by `--product` and `--customer`: with TLS unless that is loopback.
-    Elsewhere,
-    /// In the same process. What goes there leaves it by none of its addresses: with TLS only if they have a
-    /// certificate.
-    Here {
-        /// They have one.
-        have_tls: bool,
+pub enum DatabaseLocation {
+    /// In other processes, at the addresses of `--product` and `--customer`: with TLS unless on loopback.
+    Remote,
+    /// In the same process, so that the traffic does not leave the host: with TLS only if they have a certificate.
+    SameProcess {
+        /// Whether the databases have a certificate.
+        has_tls: bool,
     },
 }
 
 /// A running frontend.
 pub struct FrontendServer {
-    doors: Vec<Door>,
+    listeners: Vec<ShopListener>,
     frontend: Arc<Frontend>,
 }
 
-/// What answers, on every door.
+/// The call handler, which all listeners of the frontend share.
 struct Frontend {
     role: Role,
-    customer: Pool,
-    product: Pool,
+    customer: LinkPool,
+    product: LinkPool,
     clock: Clock,
     counters: FrontendCounters,
-    /// Purchases that are driven here, each with its lease.
-    driven: Mutex<HashMap<String, u64>>,
-    life: Mutex<Life>,
-    /// Told when that changes.
-    life_changed: Condvar,
+    /// The purchases that this frontend drives, with their leases.
+    driven_leases: Mutex<HashMap<String, u64>>,
+    lifecycle: Mutex<Lifecycle>,
+    /// Notified when `lifecycle` changes.
+    lifecycle_changed: Condvar,
 }
 
 #[derive(Default)]
-struct Life {
+struct Lifecycle {
     is_stopping: bool,
-    /// Threads of its own that have not ended: one greets the databases, one takes purchases over, one renews leases.
+    /// The number of running background threads: one probes the databases, one takes over orphaned purchases, one
+    /// renews leases.
     threads: u32,
 }
 
-/// What a frontend did so far.
 #[derive(Debug, Default)]
 struct FrontendCounters {
     purchases: Counter,
@@ -117,22 +118,29 @@ struct FrontendCounters {
 }
 
 impl FrontendServer {
-    /// Binds, and serves. The databases need not be there yet.
+    /// Binds and starts to serve. The databases need not be reachable yet.
     ///
     /// # Errors
-    /// [`StartError`]: a port is in use.
-    pub fn start(config: Config, floor: &Floor) -> Result<FrontendServer, StartError> {
+    /// An address cannot be bound, or a thread cannot be started.
+    pub fn start(config: FrontendConfig, context: &ShopContext) -> Result<FrontendServer, ShopStartError> {
         let from = match config.role {
             Role::Buyer => "buyer-server",
             Role::Seller => "seller-server",
         };
-        // Where few connections are allowed, links must leave some of them to clients.
-        let links_max = LINKS_MAX.min(floor.limiter.max_connections() / LINKS_SHARE).max(1);
-        let is_plain = config.databases == Databases::Here { have_tls: false };
+        // Where the limit of connections is low, links must leave some of them to clients.
+        let links_max = LINKS_MAX.min(context.limiter.max_connections() / LINKS_SHARE).max(1);
+        let is_plain = config.databases == DatabaseLocation::SameProcess { has_tls: false };
         let pool = |address, to, flag| {
-            let flag = if config.databases == Databases::Elsewhere { flag } else { "" };
-            let target = Target { address, to, from, flag, is_plain, key: floor.key.clone() };
-            Pool::new(target, links_max, WAITING_MAX)
+            let flag = if config.databases == DatabaseLocation::Remote { flag } else { "" };
+            let target = LinkTarget {
+                address,
+                server_name: to,
+                client_name: from,
+                address_flag: flag,
+                is_plaintext: is_plain,
+                key: context.key.clone(),
+            };
+            LinkPool::new(target, links_max, WAITING_REQUESTS_MAX)
         };
         let frontend = Arc::new(Frontend {
             role: config.role,
@@ -140,37 +148,39 @@ impl FrontendServer {
             product: pool(config.product, PRODUCT_DB, "--product"),
             clock: Clock::start(),
             counters: FrontendCounters::default(),
-            driven: Mutex::default(),
-            life: Mutex::new(Life { is_stopping: false, threads: 0 }),
-            life_changed: Condvar::new(),
+            driven_leases: Mutex::default(),
+            lifecycle: Mutex::new(Lifecycle { is_stopping: false, threads: 0 }),
+            lifecycle_changed: Condvar::new(),
         });
-        let open = |addr: &SocketAddr| Door::open(*addr, floor.clone(), Arc::clone(&frontend) as Arc<dyn Host>);
-        let doors = config.addrs.iter().map(open).collect::<Result<Vec<Door>, StartError>>()?;
-        type Work = fn(&Frontend);
-        let works: [(&str, Work); 3] = [
-            ("databases", Frontend::greet_databases),
-            ("take-over", Frontend::take_over),
+        let open = |addr: &SocketAddr| {
+            ShopListener::open(*addr, context.clone(), Arc::clone(&frontend) as Arc<dyn ClientHandler>)
+        };
+        let listeners = config.addrs.iter().map(open).collect::<Result<Vec<ShopListener>, ShopStartError>>()?;
+        type Task = fn(&Frontend);
+        let tasks: [(&str, Task); 3] = [
+            ("databases", Frontend::probe_databases),
+            ("take-over", Frontend::take_over_orphans),
             ("leases", Frontend::renew_leases),
         ];
-        let of_role = if config.role == Role::Buyer { &works[..] } else { &works[..1] };
-        for (name, work) in of_role {
-            let (thread, work) = (Arc::clone(&frontend), *work);
-            frontend.life.lock().threads += 1;
+        let tasks_of_role = if config.role == Role::Buyer { &tasks[..] } else { &tasks[..1] };
+        for (name, task) in tasks_of_role {
+            let (thread, task) = (Arc::clone(&frontend), *task);
+            frontend.lifecycle.lock().threads += 1;
             threads::spawn(name, move || {
-                work(&thread);
-                thread.life.lock().threads -= 1;
-                thread.life_changed.notify_all();
+                task(&thread);
+                thread.lifecycle.lock().threads -= 1;
+                thread.lifecycle_changed.notify_all();
             })?;
         }
-        Ok(FrontendServer { doors, frontend })
+        Ok(FrontendServer { listeners, frontend })
     }
 
-    /// Where clients come in.
+    /// The bound addresses.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.doors.iter().map(Door::local_addr).collect()
+        self.listeners.iter().map(ShopListener::local_addr).collect()
     }
 
-    /// Every counter of the frontend and of what is beneath it, with its name.
+    /// All counters of the frontend, its pools and its listeners, with their metric names.
     pub fn counters(&self) -> Vec<(String, u64)> {
         let named = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}{name}"), count)).collect::<Vec<_>>()
@@ -181,9 +191,9 @@ impl FrontendServer {
         let mut all = named("", own);
         all.extend(named("customer_", frontend.customer.counters().list()));
         all.extend(named("product_", frontend.product.counters().list()));
-        let doors: Vec<_> = self.doors.iter().map(Door::counters).collect();
-        if let Some((first, others)) = doors.split_first() {
-            // All doors count the same things, in the same order.
+        let listeners: Vec<_> = self.listeners.iter().map(ShopListener::counters).collect();
+        if let Some((first, others)) = listeners.split_first() {
+            // All listeners have the same counters in the same order.
             let sum = |(n, (name, count)): (usize, &(&'static str, u64))| {
                 (*name, count + others.iter().map(|other| other[n].1).sum::<u64>())
             };
@@ -192,23 +202,23 @@ impl FrontendServer {
         all
     }
 
-    /// How long clients' messages took to be answered, at all doors.
-    pub fn latencies(&self) -> LatencyCounts {
-        self.doors.iter().fold(LatencyCounts::default(), |sum, door| sum.plus(&door.latencies()))
+    /// The response times of clients' messages, on all listeners.
+    pub fn latencies(&self) -> LatencySnapshot {
+        self.listeners.iter().fold(LatencySnapshot::default(), |sum, listener| sum.merged_with(&listener.latencies()))
     }
 
-    /// Takes no more work; what is in hand may be finished within `grace`.
+    /// Accepts no more requests; those in progress may finish within `grace`.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        self.frontend.life.lock().is_stopping = true;
-        self.frontend.life_changed.notify_all();
-        for door in &self.doors {
-            door.stop(deadline.saturating_duration_since(Instant::now()));
+        self.frontend.lifecycle.lock().is_stopping = true;
+        self.frontend.lifecycle_changed.notify_all();
+        for listener in &self.listeners {
+            listener.stop(deadline.saturating_duration_since(Instant::now()));
         }
-        // A purchase that is left behind is taken over by another frontend.
-        let mut life = self.frontend.life.lock();
-        while life.threads > 0 && Instant::now() < deadline {
-            self.frontend.life_changed.wait_until(&mut life, deadline);
+        // Another frontend takes over a purchase that is left unfinished.
+        let mut lifecycle = self.frontend.lifecycle.lock();
+        while lifecycle.threads > 0 && Instant::now() < deadline {
+            self.frontend.lifecycle_changed.wait_until(&mut lifecycle, deadline);
         }
     }
 }
@@ -228,205 +238,205 @@ impl fmt::Debug for FrontendServer {
     }
 }
 
-impl Host for Frontend {
-    fn port(&self) -> Port {
+impl ClientHandler for Frontend {
+    fn server_kind(&self) -> ServerKind {
         match self.role {
-            Role::Buyer => Port::Buyer,
-            Role::Seller => Port::Seller,
+            Role::Buyer => ServerKind::Buyer,
+            Role::Seller => ServerKind::Seller,
         }
     }
 
-    fn call(&self, source: IpAddr, is_flat: bool, call: Call) -> Answer<Outcome> {
+    fn call(&self, source: IpAddr, is_dialect2: bool, call: ApiCall) -> ShopResult<ResponsePayload> {
         match call {
-            Call::Act { sid, act } => match self.role {
-                Role::Buyer => self.buyer_act(sid, is_flat, act),
-                Role::Seller => self.seller_act(sid, act),
+            ApiCall::InSession { sid, call } => match self.role {
+                Role::Buyer => self.handle_buyer_call(sid, is_dialect2, call),
+                Role::Seller => self.handle_seller_call(sid, call),
             },
-            call => door::account_call(source, self.role, call, |op| self.ask_customer(&op)),
+            call => listener::handle_account_call(source, self.role, call, |op| self.call_customer_raw(&op)),
         }
     }
 
-    fn in_session(&self, sid: String) -> Answer<()> {
-        self.touch(sid).map(|_account| ())
+    fn check_session(&self, sid: String) -> ShopResult<()> {
+        self.touch_session(sid).map(|_account| ())
     }
 }
 
 impl Frontend {
     // The databases.
 
-    fn ask_customer(&self, op: &CustomerOp) -> Answer<String> {
+    fn call_customer_raw(&self, op: &CustomerOp) -> ShopResult<String> {
         let timeout = match op {
-            CustomerOp::Begin { .. } | CustomerOp::Create { .. } | CustomerOp::Login { .. } => PATIENT_TIMEOUT,
+            CustomerOp::Begin { .. } | CustomerOp::Create { .. } | CustomerOp::Login { .. } => LONG_RESPONSE_TIMEOUT,
             CustomerOp::Authorise { .. }
             | CustomerOp::Complete { .. }
             | CustomerOp::Undo { .. }
-            | CustomerOp::Closed { .. } => STEP_TIMEOUT,
-            // One that is lost does no harm; one that is waited for holds up the next.
-            CustomerOp::Renew { .. } => RENEW_EVERY,
-            _ => ANSWER_TIMEOUT,
+            | CustomerOp::Closed { .. } => PURCHASE_STEP_TIMEOUT,
+            // A lost renewal does no harm, but waiting for it longer would delay the next one.
+            CustomerOp::Renew { .. } => RENEW_INTERVAL,
+            _ => RESPONSE_TIMEOUT,
         };
-        answer(send(&self.customer, op), timeout)
+        await_response(send_op(&self.customer, op), timeout)
     }
 
-    fn ask_product(&self, op: &ProductOp) -> Answer<String> {
+    fn call_product_raw(&self, op: &ProductOp) -> ShopResult<String> {
         let timeout = match op {
             ProductOp::Hold { .. }
             | ProductOp::Sell { .. }
             | ProductOp::Release { .. }
-            | ProductOp::HoldState { .. } => STEP_TIMEOUT,
-            _ => ANSWER_TIMEOUT,
+            | ProductOp::HoldState { .. } => PURCHASE_STEP_TIMEOUT,
+            _ => RESPONSE_TIMEOUT,
         };
-        answer(send(&self.product, op), timeout)
+        await_response(send_op(&self.product, op), timeout)
     }
 
-    /// The same where the answer must be understood.
-    fn customer<T: DeserializeOwned>(&self, op: &CustomerOp) -> Answer<T> {
-        parse(&self.ask_customer(op)?)
+    /// Sends an operation to the customer database and parses its result.
+    fn call_customer<T: DeserializeOwned>(&self, op: &CustomerOp) -> ShopResult<T> {
+        parse_response(&self.call_customer_raw(op)?)
     }
 
-    fn product<T: DeserializeOwned>(&self, op: &ProductOp) -> Answer<T> {
-        parse(&self.ask_product(op)?)
+    fn call_product<T: DeserializeOwned>(&self, op: &ProductOp) -> ShopResult<T> {
+        parse_response(&self.call_product_raw(op)?)
     }
 
-    /// Whose session it is.
-    fn touch(&self, sid: String) -> Answer<Account> {
-        self.customer(&CustomerOp::Touch { role: self.role, sid })
+    /// The account of a session; counts as a use of it.
+    fn touch_session(&self, sid: String) -> ShopResult<Account> {
+        self.call_customer(&CustomerOp::Touch { role: self.role, sid })
     }
 
-    /// Looks into the session and asks the product database at the same time. That the session is none
-    /// comes first.
-    fn ask_in_session(&self, sid: String, op: &ProductOp) -> Answer<(String, String)> {
-        let touching = send(&self.customer, &CustomerOp::Touch { role: self.role, sid });
-        let asking = send(&self.product, op);
-        // Both are read whatever comes: a link whose answer nobody reads is of no more use.
-        let (account, product) = (answer(touching, ANSWER_TIMEOUT), answer(asking, ANSWER_TIMEOUT));
+    /// Checks the session and sends an operation to the product database concurrently; returns the JSON of the account
+    /// and of the operation's result. Errors of the session take precedence.
+    fn call_product_in_session(&self, sid: String, op: &ProductOp) -> ShopResult<(String, String)> {
+        let touching = send_op(&self.customer, &CustomerOp::Touch { role: self.role, sid });
+        let asking = send_op(&self.product, op);
+        // Both responses are read in any case, because a link with an unread response cannot be used again.
+        let (account, product) = (await_response(touching, RESPONSE_TIMEOUT), await_response(asking, RESPONSE_TIMEOUT));
         Ok((account?, product?))
     }
 
     // Purchases.
 
-    /// Asks one operation after the other until it is over.
-    fn drive(&self, (mut driver, mut step): (Driver, Step)) -> Answer<super::ops::Purchased> {
-        let _driven = Driven::begin(&self.driven, &driver);
+    /// Executes a purchase's operations one after the other until the driver has finished.
+    fn drive(&self, (mut driver, mut step): (Driver, DriverStep)) -> ShopResult<super::ops::CompletedPurchase> {
+        let _driven = LeaseRegistration::new(&self.driven_leases, &driver);
         loop {
             match step {
-                Step::Ask { after, op } => {
+                DriverStep::Send { after, op } => {
                     if !after.is_zero() {
                         std::thread::sleep(after);
                     }
                     let answer = match &op {
-                        Op::Customer(op) => self.ask_customer(op),
-                        Op::Product(op) => self.ask_product(op),
+                        DatabaseOp::Customer(op) => self.call_customer_raw(op),
+                        DatabaseOp::Product(op) => self.call_product_raw(op),
                     };
-                    let heard = op.read(answer.as_deref().map_err(Clone::clone));
-                    step = driver.heard(self.clock.now(), heard);
+                    let response = op.parse_response(answer.as_deref().map_err(Clone::clone));
+                    step = driver.handle_response(self.clock.now(), response);
                 }
-                Step::Over(result) => return result,
+                DriverStep::Finished(result) => return result,
             }
         }
     }
 
-    /// Finds out whether the databases are there, and looks again until both have been: an operator reads at
-    /// once which of them is not, and when it comes.
-    fn greet_databases(&self) {
+    /// Tries to reach the databases until both have been reachable once, so that the log tells an operator at once
+    /// which one is not, and when it becomes so.
+    fn probe_databases(&self) {
         let (mut missing, mut pause) = (vec![&self.customer, &self.product], Duration::ZERO);
-        while !missing.is_empty() && !self.is_over_within(pause) {
-            missing.retain(|database| database.greet().is_err());
-            pause = (2 * pause).clamp(TAKE_OVER_AGAIN, GREET_AGAIN_MAX);
+        while !missing.is_empty() && !self.stops_within(pause) {
+            missing.retain(|database| database.ensure_connected().is_err());
+            pause = (2 * pause).clamp(TAKE_OVER_RETRY_INTERVAL, PROBE_INTERVAL_MAX);
         }
     }
 
-    /// Brings purchases to their end whose driver is gone, for as long as the frontend lives; from its first
-    /// moment on, because the one that it replaces may have left some.
-    fn take_over(&self) {
+    /// Takes over and finishes orphaned purchases until the frontend stops. Begins at once, because a frontend that
+    /// this one replaces may have left some.
+    fn take_over_orphans(&self) {
         let mut pause = Duration::ZERO;
-        while !self.is_over_within(pause) {
-            pause = match self.customer::<Option<Orphan>>(&CustomerOp::TakeOver) {
+        while !self.stops_within(pause) {
+            pause = match self.call_customer::<Option<OrphanedPurchase>>(&CustomerOp::TakeOver) {
                 Ok(Some(orphan)) => {
                     self.counters.taken_over.add(1);
                     log::info!("purchase {}: its driver is gone; bringing it to its end", orphan.purchase_id);
                     if let Err(refusal) = self.drive(Driver::take_over(self.clock.now(), orphan)) {
                         log::debug!("a purchase that was taken over: {}", refusal.message);
                     }
-                    // There may be another.
+                    // There may be more.
                     Duration::ZERO
                 }
-                Ok(None) => TAKE_OVER_EVERY,
-                // A database that is away has been complained of.
-                Err(_) => TAKE_OVER_AGAIN,
+                Ok(None) => TAKE_OVER_INTERVAL,
+                // The pool has already logged that the database is unreachable.
+                Err(_) => TAKE_OVER_RETRY_INTERVAL,
             };
         }
     }
 
-    /// Tells that whoever drives here is still at work; also while the frontend stops and finishes that.
+    /// Renews the leases of the purchases that are driven here, also while a stopping frontend finishes them.
     fn renew_leases(&self) {
-        while !self.is_over_within(RENEW_EVERY) || !self.driven.lock().is_empty() {
-            if self.life.lock().is_stopping {
-                std::thread::sleep(RENEW_EVERY / 10);
+        while !self.stops_within(RENEW_INTERVAL) || !self.driven_leases.lock().is_empty() {
+            if self.lifecycle.lock().is_stopping {
+                std::thread::sleep(RENEW_INTERVAL / 10);
             }
             let leases: Vec<(String, u64)> =
-                self.driven.lock().iter().map(|(purchase_id, lease)| (purchase_id.clone(), *lease)).collect();
+                self.driven_leases.lock().iter().map(|(purchase_id, lease)| (purchase_id.clone(), *lease)).collect();
             if !leases.is_empty()
-                && let Err(refusal) = self.ask_customer(&CustomerOp::Renew { leases })
+                && let Err(refusal) = self.call_customer_raw(&CustomerOp::Renew { leases })
             {
                 log::debug!("leases could not be renewed: {}", refusal.message);
             }
         }
     }
 
-    fn is_over_within(&self, time: Duration) -> bool {
+    fn stops_within(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
-        let mut life = self.life.lock();
-        while !life.is_stopping && Instant::now() < until {
-            self.life_changed.wait_until(&mut life, until);
+        let mut lifecycle = self.lifecycle.lock();
+        while !lifecycle.is_stopping && Instant::now() < until {
+            self.lifecycle_changed.wait_until(&mut lifecycle, until);
         }
-        life.is_stopping
+        lifecycle.is_stopping
     }
 }
 
-/// A purchase that is being driven here.
-struct Driven<'a> {
-    driven: &'a Mutex<HashMap<String, u64>>,
+/// Registers a purchase's lease for renewal until dropped.
+struct LeaseRegistration<'a> {
+    driven_leases: &'a Mutex<HashMap<String, u64>>,
     purchase_id: String,
     lease: u64,
 }
 
-impl<'a> Driven<'a> {
-    fn begin(driven: &'a Mutex<HashMap<String, u64>>, driver: &Driver) -> Driven<'a> {
+impl<'a> LeaseRegistration<'a> {
+    fn new(driven_leases: &'a Mutex<HashMap<String, u64>>, driver: &Driver) -> LeaseRegistration<'a> {
         let (purchase_id, lease) = (driver.purchase_id().to_owned(), driver.lease());
-        driven.lock().insert(purchase_id.clone(), lease);
-        Driven { driven, purchase_id, lease }
+        driven_leases.lock().insert(purchase_id.clone(), lease);
+        LeaseRegistration { driven_leases, purchase_id, lease }
     }
 }
 
-impl Drop for Driven<'_> {
+impl Drop for LeaseRegistration<'_> {
     fn drop(&mut self) {
-        let mut driven = self.driven.lock();
-        // Unless it was lost, and taken over here again, meanwhile.
-        if driven.get(&self.purchase_id) == Some(&self.lease) {
-            driven.remove(&self.purchase_id);
+        let mut driven_leases = self.driven_leases.lock();
+        // A different lease means that this purchase was lost meanwhile and is now driven here by another thread.
+        if driven_leases.get(&self.purchase_id) == Some(&self.lease) {
+            driven_leases.remove(&self.purchase_id);
         }
     }
 }
 
-fn send<'a>(pool: &'a Pool, op: &impl Serialize) -> Result<Asked<'a>, PoolError> {
-    // Texts and numbers alone: writing them to memory cannot fail.
+fn send_op<'a>(pool: &'a LinkPool, op: &impl Serialize) -> Result<PendingResponse<'a>, LinkPoolError> {
+    // Serialising strings and numbers to memory cannot fail.
     pool.send(serde_json::to_vec(op).unwrap_or_default())
 }
 
-fn answer(asked: Result<Asked<'_>, PoolError>, timeout: Duration) -> Answer<String> {
-    match asked.and_then(|asked| asked.answer(timeout)) {
-        Ok(answer) => door::decode_answer(answer),
-        Err(error @ PoolError::Busy { .. }) => Err(Refusal::new(Code::Busy, format!("{error}; try again"))),
-        Err(error @ PoolError::Away { .. }) => {
+fn await_response(asked: Result<PendingResponse<'_>, LinkPoolError>, timeout: Duration) -> ShopResult<String> {
+    match asked.and_then(|asked| asked.wait(timeout)) {
+        Ok(answer) => listener::decode_response(answer),
+        Err(error @ LinkPoolError::Busy { .. }) => Err(Refusal::new(ErrorCode::Busy, format!("{error}; try again"))),
+        Err(error @ LinkPoolError::Unavailable { .. }) => {
             log::debug!("{error}");
-            let PoolError::Away { to, .. } = error else { return Err(unavailable("a database")) };
+            let LinkPoolError::Unavailable { to, .. } = error else { return Err(unavailable("a database")) };
             Err(unavailable(to))
         }
     }
 }
 
-/// Without the cause: clients need not know where the components are.
+/// Does not tell the cause, because clients need not know where the components are.
 fn unavailable(whom: &str) -> Refusal {
-    Refusal::new(Code::Unavailable, format!("the {whom} cannot be reached; try again"))
+    Refusal::new(ErrorCode::Unavailable, format!("the {whom} cannot be reached; try again"))
 }

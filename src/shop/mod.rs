@@ -1,25 +1,25 @@
-//! The shop: an online marketplace of six components (SPEC.md section 4).
+//! The shop: an online marketplace of six components (`docs/spec/shop.md`).
 //!
-//! Buyers and sellers speak with two frontends that keep nothing; the frontends speak over links
-//! ([`crate::net::link`]) with two databases. All talk over TCP, also within one process.
+//! Buyers and sellers connect to two stateless frontends, which send operations to two databases over links
+//! ([`crate::net::link`]). All components communicate over TCP, even within one process.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `wire.rs` | what clients say and hear: both framings, both dialects, every limit |
-//! | `door.rs` | where connections come in: of clients, strangers, and other components |
-//! | `ops.rs` | what frontends ask of the databases |
-//! | `hold.rs` | the core of a hold: a purchase's units, without I/O |
-//! | `product.rs` | the product database: items, search, stock that is held, votes |
+//! | `wire.rs` | the messages of clients: both dialects, every limit |
+//! | `listener.rs` | the listeners, for clients and for links of other components |
+//! | `ops.rs` | the operations that frontends send to the databases |
+//! | `hold.rs` | the state machine of a hold, by which a purchase reserves and sells units |
+//! | `product.rs` | the product database: items, search, holds, votes |
 //! | `customer.rs` | the customer database: accounts, sessions, carts, purchases, ledger |
-//! | `purchase.rs` | the core of a purchase across both, without I/O |
+//! | `purchase.rs` | the state machines of a purchase across both databases: its record and its driver |
 //! | `frontend.rs` | the buyers' and the sellers' frontend |
-//! | `client.rs` | the library a program uses to shop |
+//! | `client.rs` | the client library |
 
 pub mod client;
 pub mod customer;
-pub mod door;
 pub mod frontend;
 pub mod hold;
+pub mod listener;
 pub mod ops;
 pub mod product;
 pub mod purchase;

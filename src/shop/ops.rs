@@ -1,26 +1,23 @@
-//! What frontends ask of the databases, and what they get: the bodies of a link's messages.
+//! The operations that frontends request from the databases, and their results: the bodies of the messages on a link.
 //!
-//! Both ends are ours, so these types may change from version to version. What a client may write was
-//! checked by the frontend; the databases check what only they can know. An operation that would do its
-//! work twice when repeated bears a request id; the database remembers the answer for ten minutes.
+//! Both ends belong to this program, so these types may change between versions. The frontend has validated the
+//! form of client input; the databases check only what they alone can know. An operation that is not idempotent
+//! carries a request id, and the database remembers its response for ten minutes.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Cents, Millis};
 
-/// A buyer or a seller; their ids and user names are apart.
+/// Whether an account is a buyer's or a seller's. Each role has its own id and user name space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Searches, fills carts, purchases, votes.
     Buyer,
-    /// Lists items and gets paid.
     Seller,
 }
 
 impl Role {
-    /// Whoever is on the other side of the counter.
-    pub fn other(self) -> Role {
+    pub fn opposite(self) -> Role {
         match self {
             Role::Buyer => Role::Seller,
             Role::Seller => Role::Buyer,
@@ -28,139 +25,124 @@ impl Role {
     }
 }
 
-/// Why something is refused, as clients see it (SPEC.md section 4, Codes).
+/// The error code of a refusal, as clients see it (`docs/spec/shop.md`, "Codes").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Code {
-    /// The message breaks a rule of form.
+pub enum ErrorCode {
+    /// The message is malformed.
     BadRequest,
-    /// No such api, or not on this port.
+    /// This api does not exist, or not on this port.
     UnknownApi,
-    /// There is no session id.
+    /// The message has no session id.
     NotLoggedIn,
     /// The session is unknown or has ended.
     SessionExpired,
-    /// User name or password is wrong.
+    /// The user name or the password is wrong.
     BadCredentials,
-    /// The user name is taken within its role.
+    /// Another account of the same role has this user name.
     UsernameTaken,
     /// There is no such item, user or purchase.
     NotFound,
-    /// Another seller's item, the other role's api, a stranger at a database.
+    /// The item is another seller's, the api is the other role's, or an unauthenticated client asked a database.
     Forbidden,
-    /// There are not as many units.
+    /// Fewer units are in stock than requested.
     OutOfStock,
-    /// There is nothing in the cart.
     EmptyCart,
-    /// The card was refused.
+    /// The bank declined the card.
     PaymentDeclined,
-    /// A component cannot be reached, or could not store it: nothing changed, try again.
+    /// A component cannot be reached, or could not store the change. Nothing has changed; the client may try again.
     Unavailable,
-    /// A bound is reached.
+    /// A limit on concurrent work is reached; the client may try again.
     Busy,
 }
 
-/// A refusal: its code and what a person should know.
+/// Why an operation was refused: a code for programs and a message for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// For programs.
-    pub code: Code,
-    /// For people; names the field where one is wrong.
+    pub code: ErrorCode,
+    /// Begins with the name of the offending field, if there is one.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal with its message.
-    pub fn new(code: Code, message: impl Into<String>) -> Refusal {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Refusal {
         Refusal { code, message: message.into() }
     }
 }
 
-/// What a link's request is answered with: the answer of the operation, or why not.
-pub type Answer<T> = Result<T, Refusal>;
+/// The result of an operation.
+pub type ShopResult<T> = Result<T, Refusal>;
 
-// What both databases speak of.
+// Types that both databases use.
 
-/// An item as it is shown (dialect 1; `seller` and the two lists of votes serve dialect 2).
+/// An item as clients see it in dialect 1. Dialect 2 is derived from it, and is the only one that needs `seller`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Item {
-    /// `<category>-<number>`; numbers grow, so the older of two items has the smaller one.
+    /// `<category>-<number>`. Numbers increase, so the older of two items has the smaller one.
     pub item_id: String,
     /// 1 to 32 characters.
     pub item_name: String,
     /// 0 to 2147483647.
     pub category: u32,
-    /// At most five of at most eight characters.
+    /// At most five, of at most eight characters each.
     pub keywords: Vec<String>,
-    /// New rather than used.
     pub condition_is_new: bool,
-    /// Of one unit.
+    /// The price of one unit.
     pub price: Cents,
-    /// Units that can be bought now (what is held for a purchase is not).
+    /// Units that can be bought now, without those held for a purchase.
     pub quantity: u32,
-    /// Whose it is.
     pub seller_id: u64,
     /// The seller's user name.
     pub seller: String,
-    /// The item's votes.
     pub feedback: Feedback,
 }
 
-/// Votes, counted.
+/// How many votes an item or a seller has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Feedback {
-    /// For it.
     pub thumbs_up: u64,
-    /// Against it.
     pub thumbs_down: u64,
 }
 
-/// So many of one item.
+/// A number of units of one item, in a cart or a purchase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
-    /// The item.
+pub struct LineItem {
     pub item_id: String,
-    /// Units, from 1 on.
+    /// At least 1.
     pub quantity: u32,
 }
 
-/// A line whose price and seller are known: what a purchase consists of.
+/// A line item of a purchase, whose price and seller are known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PricedLine {
-    /// The item.
     pub item_id: String,
-    /// Units.
     pub quantity: u32,
-    /// Of one unit, when it was held.
+    /// The price of one unit at the time when it was held.
     pub price: Cents,
-    /// Who is paid.
     pub seller_id: u64,
-    /// The seller's user name, for the ledger.
+    /// The seller's user name, which names the account in the ledger.
     pub seller: String,
 }
 
 // The product database.
 
-/// What the product database does.
+/// An operation of the product database. Each variant names the type of its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum ProductOp {
-    /// → [`Found`]
+    /// → [`ItemPage`]
     Search {
-        /// Exactly this category.
         category: Option<u32>,
-        /// Distinct, lowercase; at most five.
+        /// Distinct and lowercase; at most five.
         keywords: Vec<String>,
-        /// How many of the best to skip.
         offset: u64,
-        /// How many to give at most.
         limit: u64,
     },
     /// → [`Item`]
     GetItem { item_id: String },
-    /// → [`Registered`]
+    /// → [`RegisteredItem`]
     Register {
-        /// For repeats.
+        /// The request id.
         request: String,
         seller_id: u64,
         seller: String,
@@ -171,94 +153,94 @@ pub enum ProductOp {
         price: Cents,
         quantity: u32,
     },
-    /// → `()`; FORBIDDEN for another's item.
+    /// → `()`; FORBIDDEN for another seller's item.
     ChangePrice { seller_id: u64, item_id: String, price: Cents },
-    /// → [`Quantity`]; OUT_OF_STOCK when more are taken away than there are.
+    /// → [`RemainingQuantity`]; OUT_OF_STOCK when more units are removed than there are.
     UpdateUnits {
-        /// For repeats.
+        /// The request id.
         request: String,
         seller_id: u64,
         item_id: String,
-        /// What is added; negative takes away.
+        /// Units to add; negative to remove.
         delta: i64,
     },
-    /// → [`Found`]: a seller's own items, also those without stock, oldest first.
+    /// → [`ItemPage`]: a seller's own items, including those without stock, oldest first.
     ItemsOf { seller_id: u64, offset: u64, limit: u64 },
-    /// → `()`: one vote per buyer and item, which may be changed; it counts for the item's seller too.
+    /// → `()`: one vote per buyer and item, which may be changed. It also counts for the item's seller.
     VoteItem { buyer_id: u64, item_id: String, up: bool },
-    /// → `()`: one vote per buyer and seller, added to the seller's.
+    /// → `()`: one vote per buyer and seller, which may be changed.
     VoteSeller { buyer_id: u64, seller_id: u64, up: bool },
-    /// → [`Rating`]; zeros for a seller nobody has heard of here.
+    /// → [`SellerRating`]; all zeros for an unknown seller.
     RatingOf { seller_id: u64 },
-    /// → `Vec<`[`PricedLine`]`>`: takes all lines out of stock or none, until sold, released or expired.
-    /// The same purchase again: the same answer. OUT_OF_STOCK or NOT_FOUND names the item. After a release
-    /// (or expiry): WRONG, see [`Hold`].
-    Hold { purchase_id: String, lines: Vec<Line>, expires_in_ms: u64 },
-    /// → [`Hold`]: held becomes sold, which does not expire. Repeating it changes nothing.
+    /// → `Vec<`[`PricedLine`]`>`: takes all lines out of stock or none, until they are sold, released or expire.
+    /// Idempotent per purchase. OUT_OF_STOCK or NOT_FOUND names the item; after a release or expiry, FORBIDDEN.
+    Hold { purchase_id: String, lines: Vec<LineItem>, expires_in_ms: u64 },
+    /// → [`HoldState`]: held units become sold, which does not expire. Idempotent.
     Sell { purchase_id: String },
-    /// → [`Hold`] `Released`: units go back, held or sold; one that comes before its hold refuses that.
+    /// → [`HoldState`] `Released`: held or sold units return to stock. A release that arrives before its hold makes
+    /// that hold fail.
     Release { purchase_id: String },
-    /// → [`Hold`]
+    /// → [`HoldState`]
     HoldState { purchase_id: String },
 }
 
-/// What a search found, or a seller has.
+/// One page of a list of items.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Found {
-    /// This page.
+pub struct ItemPage {
     pub items: Vec<Item>,
-    /// How many there are in all, exact up to 10,000.
+    /// The number of items on all pages, exact up to 10,000.
     pub total: u64,
-    /// There are more than `total`.
+    /// Whether there are more than `total`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub total_is_at_least: bool,
 }
 
-/// A new item.
+/// The result of registering an item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registered {
-    /// Its id.
+pub struct RegisteredItem {
     pub item_id: String,
 }
 
-/// Units that there are now, or that are left in a cart.
+/// The units that are left in stock, or in a cart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Quantity {
-    /// Units.
+pub struct RemainingQuantity {
     pub quantity: u32,
 }
 
 /// A seller's votes and sales.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rating {
+pub struct SellerRating {
     /// Votes on the seller's items and on the seller.
     pub feedback: Feedback,
-    /// Units sold.
     pub items_sold: u64,
 }
 
-/// What became of a purchase's units.
+/// The state of the units that are held for a purchase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Hold {
-    /// Nothing was held under this id.
+pub enum HoldState {
+    /// Nothing was ever held for this purchase.
     Unknown,
-    /// Out of stock for a while.
+    /// Out of stock until sold, released or expired.
     Held,
-    /// Out of stock for good.
+    /// Out of stock for good, unless released.
     Sold,
-    /// Back in stock, and refused from now on (also because it expired).
+    /// Back in stock, by a release or by expiry. Another hold for this purchase is refused.
     Released,
 }
 
 // The customer database.
 
-/// What the customer database does. `sid` is a session id; an operation that bears one is refused with
-/// SESSION_EXPIRED, or FORBIDDEN for one of the other role, and counts as a use of the session.
+/// An operation of the customer database. Each variant names the type of its result.
+///
+/// `sid` is a session id. An operation that has one is refused with SESSION_EXPIRED if there is no such session and
+/// with FORBIDDEN if it is of the other role; otherwise it counts as a use of the session.
+///
+/// `uses_saved_cart` is set for dialect 2, in which the cart is the buyer's saved one rather than the session's.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum CustomerOp {
-    /// → [`Account`]; `source` is the client's IP address, whose share of the passwords that wait it is of.
+    /// → [`Account`]; `source` is the client's IP address, which bounds how many of its password hashes may wait.
     Create {
         request: String,
         role: Role,
@@ -268,156 +250,181 @@ pub enum CustomerOp {
         #[serde(default)]
         source: String,
     },
-    /// → [`LoggedIn`]; `source` is the client's IP address, for the bound of failures.
+    /// → [`NewSession`]; `source` is the client's IP address, for the limit on failed logins.
     Login { role: Role, username: String, password: String, source: String },
     /// → `()`
     Logout { role: Role, sid: String },
-    /// → [`Session`]; does not count as a use.
+    /// → [`SessionInfo`]; does not count as a use of the session.
     Validate { sid: String },
-    /// → [`Account`]: who is this? Counts as a use of the session.
+    /// → [`Account`] of the session. Counts as a use of it.
     Touch { role: Role, sid: String },
     /// → [`Account`], by user name or by id.
     FindUser { role: Role, username: Option<String>, user_id: Option<u64> },
     /// → `()`; OUT_OF_STOCK when the cart would hold more than `at_most`.
-    AddToCart { request: String, sid: String, users: bool, item_id: String, quantity: u32, at_most: u32 },
-    /// → [`Quantity`] left; without a quantity, or with more than there is, all of it goes.
-    RemoveFromCart { request: String, sid: String, users: bool, item_id: String, quantity: Option<u32> },
-    /// → `()`
-    SaveCart { sid: String, users: bool },
-    /// → `()`
-    ClearCart { sid: String, users: bool },
-    /// → `Vec<`[`Line`]`>`, by item id.
-    ShowCart { sid: String, users: bool },
-    /// → [`Begun`]: a purchase of what is in the cart, driven by whoever gets [`Begun::Drive`].
-    Begin {
-        /// For repeats: the one that drives may not have heard that it does.
+    AddToCart {
         request: String,
         sid: String,
-        /// Dialect 2: the cart is the user's saved one.
-        users: bool,
+        #[serde(rename = "users")]
+        uses_saved_cart: bool,
+        item_id: String,
+        quantity: u32,
+        at_most: u32,
+    },
+    /// → [`RemainingQuantity`] in the cart. Without a quantity, or with more than there is, all units are removed.
+    RemoveFromCart {
+        request: String,
+        sid: String,
+        #[serde(rename = "users")]
+        uses_saved_cart: bool,
+        item_id: String,
+        quantity: Option<u32>,
+    },
+    /// → `()`
+    SaveCart {
+        sid: String,
+        #[serde(rename = "users")]
+        uses_saved_cart: bool,
+    },
+    /// → `()`
+    ClearCart {
+        sid: String,
+        #[serde(rename = "users")]
+        uses_saved_cart: bool,
+    },
+    /// → `Vec<`[`LineItem`]`>`, by item id.
+    ShowCart {
+        sid: String,
+        #[serde(rename = "users")]
+        uses_saved_cart: bool,
+    },
+    /// → [`BeginResponse`]: begins a purchase of what is in the cart. Who gets [`BeginResponse::Drive`] drives it.
+    Begin {
+        /// The request id, for a driver whose response was lost.
+        request: String,
+        sid: String,
+        #[serde(rename = "users")]
+        uses_saved_cart: bool,
         idempotency_key: Option<String>,
         address: Option<String>,
     },
-    /// → `()`: the prices are known; the card is charged with them. PAYMENT_DECLINED ends the attempt:
-    /// release, then [`CustomerOp::Closed`].
-    Authorise { purchase_id: String, lease: u64, lines: Vec<PricedLine>, card: LinkCard },
-    /// → [`Purchased`]: the units are sold. The commit point: history, ledger, emptied cart; then captures.
+    /// → `()`: has the bank authorise the total of these lines. PAYMENT_DECLINED ends the attempt: the driver then
+    /// releases the units and sends [`CustomerOp::Closed`].
+    Authorise { purchase_id: String, lease: u64, lines: Vec<PricedLine>, card: CardDetails },
+    /// → [`CompletedPurchase`]: the units are sold. This is the commit point: the bank captures the charge, and
+    /// history, ledger and the emptied cart are written with it.
     Complete { purchase_id: String, lease: u64 },
-    /// → `()`: from now on it is undone, whatever comes late; the authorisation is void. Release follows.
+    /// → `()`: the purchase is undone, whatever arrives later, and its authorisation voided. The driver releases the
+    /// units next.
     Undo { purchase_id: String, lease: u64, why: Refusal },
-    /// → `()`: the units of an undone purchase are back.
+    /// → `()`: the units of an undone purchase are back in stock.
     Closed { purchase_id: String, lease: u64 },
-    /// → `()`: these purchases' drivers, each with its lease, are still at work.
+    /// → `()`: extends the leases of these purchases (id and lease), whose drivers are still at work.
     Renew { leases: Vec<(String, u64)> },
-    /// → `Option<`[`Orphan`]`>`: a purchase whose driver's lease ran out, under a lease of the asker.
+    /// → `Option<`[`OrphanedPurchase`]`>`: a purchase whose driver's lease has expired, with a new lease for the
+    /// caller.
     TakeOver,
-    /// → `Vec<`[`Bought`]`>`, newest first.
+    /// → `Vec<`[`PurchaseHistoryEntry`]`>`, newest first.
     Purchases { sid: String, offset: u64, limit: u64 },
-    /// → `Vec<`[`Order`]`>`, newest first.
+    /// → `Vec<`[`SellerOrder`]`>`, newest first.
     Orders { sid: String, offset: u64, limit: u64 },
-    /// → `()`: one line of a purchase is on its way.
+    /// → `()`: marks one line of a purchase as shipped.
     MarkShipped { sid: String, purchase_id: String, item_id: String },
 }
 
-/// A card on its way to the bank. Never stored, never shown.
+/// Card details on their way to the bank. They are never stored, and `Debug` does not show them.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
-pub struct LinkCard {
+pub struct CardDetails {
     /// 12 to 19 digits.
     pub number: String,
     /// `MM/YY`.
     pub exp: String,
-    /// The name on it.
+    /// The card holder's name.
     pub name: String,
 }
 
-/// A user.
+/// A buyer's or a seller's account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     /// Unique within the role.
     pub user_id: u64,
     /// Unique within the role.
     pub username: String,
-    /// As the user wants to be called; else the user name.
+    /// The display name; the user name if none was chosen.
     pub name: String,
 }
 
-/// A session that was opened.
+/// A session that was just opened.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoggedIn {
-    /// What proves it.
+pub struct NewSession {
+    /// The session id, which is a secret: `Debug` does not show it.
     pub sid: String,
-    /// Whose it is.
     pub user_id: u64,
 }
 
-/// A session, as VALIDATE shows it.
+/// The description of a session that VALIDATE returns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Session {
+pub struct SessionInfo {
     /// The user name.
     pub user: String,
-    /// The role.
     pub role: Role,
 }
 
-/// What came of an attempt to purchase.
+/// The result of an attempt to purchase.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "begun", rename_all = "snake_case")]
-pub enum Begun {
-    /// It is to be driven by the asker, within the lease's time.
-    Drive { purchase_id: String, lease: u64, lease_ms: u64, lines: Vec<Line> },
-    /// This key has been answered before: the same answer.
-    Done { purchased: Purchased },
+pub enum BeginResponse {
+    /// The caller drives the purchase, as long as it holds the lease.
+    Drive { purchase_id: String, lease: u64, lease_ms: u64, lines: Vec<LineItem> },
+    /// This idempotency key has been used before; this is the purchase that it made.
+    Done { purchased: CompletedPurchase },
 }
 
-/// A completed purchase.
+/// A completed purchase, as its buyer is told of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Purchased {
-    /// Its id.
+pub struct CompletedPurchase {
     pub purchase_id: String,
-    /// Of all lines; may exceed what a price may be.
-    #[serde(with = "sum")]
+    /// The sum of all lines, which may exceed the maximum of a price.
+    #[serde(with = "unbounded_cents")]
     pub total: Cents,
-    /// What was bought, at which price.
     pub items: Vec<PricedLine>,
 }
 
-/// A purchase that lost its driver.
+/// A purchase whose driver's lease expired, for its next driver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Orphan {
-    /// Its id.
+pub struct OrphanedPurchase {
     pub purchase_id: String,
-    /// The asker's lease.
+    /// The new driver's lease.
     pub lease: u64,
-    /// How long that lasts.
+    /// How long the lease lasts unless renewed.
     pub lease_ms: u64,
-    /// It is undone: only the release is missing.
+    /// It is undone, and only its units remain to be released.
     pub is_undone: bool,
-    /// The card may have been charged: if the units are sold, it is completed.
+    /// The bank holds the total: the purchase is completed if its units are sold, and undone otherwise.
     pub is_authorised: bool,
 }
 
-/// A line of a buyer's history.
+/// A line of a buyer's purchase history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bought {
+pub struct PurchaseHistoryEntry {
     pub purchase_id: String,
     pub item_id: String,
     pub quantity: u32,
-    /// Of one unit.
+    /// The price of one unit.
     pub price: Cents,
     pub purchased_at: Millis,
     pub shipped_at: Option<Millis>,
 }
 
-/// A line that a seller has to ship.
+/// A line of a purchase, as its seller sees it: what to ship, and to whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
+pub struct SellerOrder {
     pub purchase_id: String,
     pub item_id: String,
     pub quantity: u32,
-    /// Of one unit.
+    /// The price of one unit.
     pub price: Cents,
-    /// Of the line, less the fee.
-    #[serde(with = "sum")]
+    /// What the seller gets for the line: its price less the fee.
+    #[serde(with = "unbounded_cents")]
     pub payout: Cents,
     pub buyer_name: String,
     pub address: Option<String>,
@@ -426,7 +433,7 @@ pub struct Order {
 }
 
 impl std::fmt::Debug for CustomerOp {
-    /// The kind alone: what it carries may be a secret.
+    /// Writes the kind only, because an operation may carry secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = match self {
             CustomerOp::Create { .. } => "create",
@@ -455,26 +462,26 @@ impl std::fmt::Debug for CustomerOp {
     }
 }
 
-impl std::fmt::Debug for LinkCard {
+impl std::fmt::Debug for CardDetails {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("LinkCard")
+        f.write_str("CardDetails")
     }
 }
 
-impl std::fmt::Debug for LoggedIn {
+impl std::fmt::Debug for NewSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoggedIn").field("user_id", &self.user_id).finish_non_exhaustive()
+        f.debug_struct("NewSession").field("user_id", &self.user_id).finish_non_exhaustive()
     }
 }
 
-/// An amount that no price rule binds, as whole cents.
-mod sum {
+/// Serialises an amount as whole cents, without the upper limit of a price.
+mod unbounded_cents {
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::model::Cents;
 
-    pub(super) fn serialize<S: Serializer>(sum: &Cents, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_i64(sum.0)
+    pub(super) fn serialize<S: Serializer>(cents: &Cents, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(cents.0)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
@@ -488,9 +495,10 @@ mod tests {
 
     #[test]
     fn sums_may_exceed_a_price_and_no_secret_is_shown() {
-        let purchased = Purchased { purchase_id: "p".to_owned(), total: Cents(5_000_000_000), items: Vec::new() };
+        let purchased =
+            CompletedPurchase { purchase_id: "p".to_owned(), total: Cents(5_000_000_000), items: Vec::new() };
         let json = serde_json::to_string(&purchased).unwrap();
-        assert_eq!(serde_json::from_str::<Purchased>(&json).unwrap(), purchased);
+        assert_eq!(serde_json::from_str::<CompletedPurchase>(&json).unwrap(), purchased);
         let login = CustomerOp::Login {
             role: Role::Buyer,
             username: "u".to_owned(),
@@ -498,9 +506,9 @@ mod tests {
             source: "127.0.0.1".to_owned(),
         };
         assert_eq!(format!("{login:?}"), "login");
-        let card = LinkCard { number: "4111".to_owned(), exp: "12/79".to_owned(), name: "n".to_owned() };
-        assert_eq!(format!("{card:?}"), "LinkCard");
-        let session = LoggedIn { sid: "secret".to_owned(), user_id: 7 };
+        let card = CardDetails { number: "4111".to_owned(), exp: "12/79".to_owned(), name: "n".to_owned() };
+        assert_eq!(format!("{card:?}"), "CardDetails");
+        let session = NewSession { sid: "secret".to_owned(), user_id: 7 };
         assert!(!format!("{session:?}").contains("secret"));
     }
 }

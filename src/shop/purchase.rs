@@ -1,4 +1,4 @@
-//! The record of a purchase: what the customer database knows of it, and what it lets happen. No I/O.
+//! The state machine of a purchase, as the customer database runs it. It does no I/O.
 //!
 //! ```text
 //! Begun ─► Authorising ─► Authorised ─► Completed ─► Captured
@@ -7,18 +7,19 @@
 //!   └─ undo ──────────────────────────────────────────────────────────────────►│
 //! ```
 //!
-//! A frontend drives ([`driver`]) and keeps nothing; this record alone decides. Each step is a
-//! compare-and-set on (purchase, stage, lease): whoever's lease has passed on to another changes nothing
-//! any more. `Authorising` is on disk before the bank is asked, `Undone` before it is asked to let go, and
-//! `Completed` before it is asked to charge; so whatever was in hand when the power went is known, and is
-//! asked again under the same key. What a buyer sees (history, ledger, the emptied cart) comes with
-//! `Captured`, in one transaction: the bank's definite refusal to charge leaves nothing to take back.
+//! A frontend drives a purchase ([`driver`]) but stores nothing; the record here decides. Each step is a
+//! compare-and-set on (purchase, stage, lease), so that a driver whose lease has passed to another changes nothing any
+//! more.
+//! `Authorising` is on disk before the bank is asked to authorise, `Completed` before it is asked to capture, and
+//! `Undone` before it is asked to void. So every request to the bank that a crash interrupted is known, and is repeated
+//! under the same key. What a buyer sees (history, ledger, the emptied cart) is written with `Captured` in one
+//! transaction, so that a definite refusal of the capture leaves nothing to roll back.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::ops::{Answer, Code, Line, Orphan, PricedLine, Purchased, Refusal};
+use super::ops::{CompletedPurchase, ErrorCode, LineItem, OrphanedPurchase, PricedLine, Refusal, ShopResult};
 use crate::identity::SessionKey;
 use crate::model::{Cents, Millis, Name};
 
@@ -26,111 +27,116 @@ pub mod driver;
 #[cfg(test)]
 mod tests;
 
-/// How long a driver may be silent before another one may take its purchase over.
+/// How long a driver may go without a sign of life before another driver may take over its purchase.
 pub const LEASE_MS: u64 = 2_500;
-/// The same once it is undone: what is left may be done by anyone, and twice.
+/// The same once the purchase is undone: what remains is idempotent and may be done by any driver.
 pub const UNDONE_LEASE_MS: u64 = 1_000;
-/// How often a frontend renews the leases of what it drives: a few that are lost do no harm.
+/// How often a frontend renews the leases of what it drives. A few lost renewals do no harm.
 pub const RENEW_MS: u64 = 500;
-/// The highest total, what 64 bits hold: 92233720368547758.07.
+/// The maximum total, which 64 bits can hold: 92233720368547758.07.
 pub const TOTAL_MAX: Cents = Cents(i64::MAX);
-/// How long an idempotency key answers for its purchase.
-pub const KEY_KEPT_MS: u64 = 30 * 86_400_000;
+/// How long an idempotency key stays bound to its purchase.
+pub const KEY_RETENTION_MS: u64 = 30 * 86_400_000;
 
-/// How far a purchase has come.
+/// The stage of a purchase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// The intent is on disk; the bank knows nothing of it.
+pub enum PurchaseStage {
+    /// The record is on disk; the bank has not been asked for anything.
     Begun,
-    /// The bank is asked, or was, to hold the price.
+    /// The bank is being asked to authorise the total, or was before a crash.
     Authorising,
-    /// The bank holds the price.
+    /// The bank holds the total.
     Authorised,
-    /// The units are sold: it will be charged.
+    /// The units are sold; the charge is being captured.
     Completed,
-    /// It is charged: a purchase.
+    /// The card is charged and the purchase is complete.
     Captured,
-    /// It failed; the bank is asked, or was, to let go.
+    /// It failed; the bank is being asked to void the authorisation, or was before a crash.
     Undone,
-    /// Nothing is held on the card, nor ever will be under this key.
+    /// Nothing is held on the card, nor ever will be for this purchase.
     Voided,
-    /// The units are back, too.
+    /// The units are back in stock as well.
     Closed,
 }
 
-/// A buyer, as records and ledger name one.
+/// A buyer, as the record and the ledger identify one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Buyer {
-    /// The id.
+pub struct BuyerIdentity {
     pub user_id: u64,
-    /// The user name: the card's account in the ledger.
+    /// The user name, which names the card's account in the ledger.
     pub username: Name,
-    /// As the buyer wants to be called.
+    /// The display name.
     pub name: String,
 }
 
-/// Which cart is bought.
+/// The cart at the time of the attempt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Cart {
-    /// The session that it belongs to.
+pub struct CartSnapshot {
     pub session: SessionKey,
-    /// Dialect 2: the user's saved cart, loaded into the session's.
-    pub users: bool,
-    /// What is in it, by item id.
-    pub lines: Vec<Line>,
+    /// Whether it is the buyer's saved cart, loaded into the session's, as in dialect 2.
+    #[serde(rename = "users")]
+    pub uses_saved_cart: bool,
+    /// The lines, ordered by item id.
+    pub lines: Vec<LineItem>,
 }
 
-/// What a buyer wants, before it is a purchase.
+/// A buyer's attempt to purchase a cart.
 #[derive(Clone)]
-pub struct Attempt {
-    /// Who asks.
-    pub buyer: Buyer,
-    /// The number of the message: a repeat gets the same answer.
+pub struct PurchaseAttempt {
+    pub buyer: BuyerIdentity,
+    /// The request id, by which a retry of the same message gets the same response.
     pub request: String,
-    /// The cart as it is now.
-    pub cart: Cart,
-    /// The buyer's own word for it.
+    pub cart: CartSnapshot,
+    /// The idempotency key that the buyer chose.
     pub key: Option<String>,
-    /// Where to.
     pub address: Option<String>,
 }
 
-/// What becomes of an attempt.
-pub enum Begin {
-    /// A new purchase; the asker drives it once it is on disk.
+/// The decision on an attempt.
+pub enum BeginDecision {
+    /// It begins a new purchase, which the caller drives once it is on disk.
     Drive(Box<Purchase>),
-    /// The open purchase is this very attempt's: the same answer as before.
-    Again,
-    /// Another purchase of the buyer is under way: ask again when it is over.
+    /// It is a retry of the request that began the open purchase, and gets the same response.
+    Repeat,
+    /// Another purchase of the buyer is open: decide again when that is over.
     Wait,
-    /// It was done before, under this key.
+    /// The same purchase was completed before under this key.
     Done,
-    /// It cannot be.
     Refuse(Refusal),
 }
 
-/// Decides on an attempt. `open` is the buyer's purchase under way; `known` is the one that this buyer has
-/// completed under the attempt's key, if any.
-pub fn begin(now: Millis, id: String, attempt: Attempt, open: Option<&Purchase>, known: Option<&Purchase>) -> Begin {
+/// Decides on an attempt. `open` is the buyer's open purchase, and `completed` the newest purchase that the buyer has
+/// completed under the attempt's key.
+pub fn begin(
+    now: Millis,
+    id: String,
+    attempt: PurchaseAttempt,
+    open: Option<&Purchase>,
+    completed: Option<&Purchase>,
+) -> BeginDecision {
     if let Some(open) = open {
-        if open.request == attempt.request && open.stage == Stage::Begun && open.lease == 1 {
-            return Begin::Again;
+        if open.request == attempt.request && open.stage == PurchaseStage::Begun && open.lease == 1 {
+            return BeginDecision::Repeat;
         }
-        return match attempt.key.is_some() && open.key == attempt.key && !open.is_meant_by(&attempt) {
-            true => Begin::Refuse(other_content()),
-            false => Begin::Wait,
+        return match attempt.key.is_some() && open.key == attempt.key && !open.matches_attempt(&attempt) {
+            true => BeginDecision::Refuse(idempotency_key_reused()),
+            false => BeginDecision::Wait,
         };
     }
-    let known = known.filter(|known| known.key.is_some() && known.key == attempt.key);
-    if let Some(known) = known.filter(|known| known.captured_at.plus_ms(KEY_KEPT_MS) > now) {
-        return if known.is_meant_by(&attempt) { Begin::Done } else { Begin::Refuse(other_content()) };
+    let completed = completed.filter(|completed| completed.key.is_some() && completed.key == attempt.key);
+    if let Some(completed) = completed.filter(|completed| completed.captured_at.plus_ms(KEY_RETENTION_MS) > now) {
+        return if completed.matches_attempt(&attempt) {
+            BeginDecision::Done
+        } else {
+            BeginDecision::Refuse(idempotency_key_reused())
+        };
     }
     if attempt.cart.lines.is_empty() {
-        return Begin::Refuse(Refusal::new(Code::EmptyCart, "there is nothing in the cart"));
+        return BeginDecision::Refuse(Refusal::new(ErrorCode::EmptyCart, "there is nothing in the cart"));
     }
-    let Attempt { buyer, request, cart, key, address } = attempt;
-    Begin::Drive(Box::new(Purchase {
+    let PurchaseAttempt { buyer, request, cart, key, address } = attempt;
+    BeginDecision::Drive(Box::new(Purchase {
         id,
         buyer,
         request,
@@ -140,7 +146,7 @@ pub fn begin(now: Millis, id: String, attempt: Attempt, open: Option<&Purchase>,
         priced: Vec::new(),
         begun_at: now,
         captured_at: Millis::default(),
-        stage: Stage::Begun,
+        stage: PurchaseStage::Begun,
         lease: 1,
         leased_until: now.plus_ms(LEASE_MS),
         is_booked: false,
@@ -148,399 +154,402 @@ pub fn begin(now: Millis, id: String, attempt: Attempt, open: Option<&Purchase>,
     }))
 }
 
-fn other_content() -> Refusal {
-    Refusal::new(Code::BadRequest, "idempotency_key: it was used for another purchase (other cart or other address)")
+fn idempotency_key_reused() -> Refusal {
+    Refusal::new(
+        ErrorCode::BadRequest,
+        "idempotency_key: it was used for another purchase (other cart or other address)",
+    )
 }
 
-/// A purchase, as it is on disk.
+/// The record of a purchase, which is stored as JSON.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Purchase {
-    /// 128 random bits in hex; also the key for the bank, the ledger and the stock.
+    /// 128 random bits in hex; also the key of the purchase at the bank, in the ledger and for its hold.
     pub id: String,
-    /// Whose it is.
-    pub buyer: Buyer,
-    /// The message that began it.
+    pub buyer: BuyerIdentity,
+    /// The id of the request that began it.
     pub request: String,
-    /// The cart as it was then.
-    pub cart: Cart,
-    /// The buyer's own word for it, if there is one.
+    /// The cart when it began.
+    pub cart: CartSnapshot,
+    /// The idempotency key that the buyer chose.
     pub key: Option<String>,
-    /// Where to.
     pub address: Option<String>,
     /// The cart's lines with their prices, once the units are held.
     pub priced: Vec<PricedLine>,
-    /// When it began.
     pub begun_at: Millis,
-    /// When it was charged; 0 before.
+    /// When the card was charged; 0 before.
     pub captured_at: Millis,
-    stage: Stage,
+    stage: PurchaseStage,
     lease: u64,
     leased_until: Millis,
-    /// The ledger has it in escrow.
+    /// Whether the ledger has the total in escrow.
     is_booked: bool,
-    /// Why it is undone.
+    /// Why it was undone.
     why: Option<Refusal>,
 }
 
-/// What happens to a purchase.
+/// An event that a purchase's state machine handles. Those with a lease come from a driver, the others from the bank.
 #[derive(Debug)]
-pub enum Event<'a> {
-    /// Its driver: the units are held, at these prices; charge the card with them.
-    Authorise {
-        /// The driver's lease.
-        lease: u64,
-        /// The cart's lines.
-        lines: Vec<PricedLine>,
-    },
+pub enum PurchaseEvent<'a> {
+    /// The units are held at these prices; the bank is to authorise their total.
+    Authorise { lease: u64, lines: Vec<PricedLine> },
     /// The bank holds the total.
     Authorised,
-    /// The bank does not, and never will under this key.
+    /// The bank declines the card, for good under this purchase's key.
     Declined(&'a str),
-    /// Its driver: the units are sold.
-    Complete {
-        /// The driver's lease.
-        lease: u64,
-    },
-    /// The bank has charged.
+    /// The units are sold; the charge is to be captured.
+    Complete { lease: u64 },
+    /// The bank has charged the card.
     Captured,
-    /// The bank definitely does not charge.
+    /// The bank definitely refuses to charge the card.
     CaptureRefused(&'a str),
-    /// Its driver: it cannot be.
+    /// The purchase is to be undone.
     Undo {
-        /// The driver's lease.
         lease: u64,
-        /// Why.
+        /// The reason that the buyer is told.
         why: Refusal,
     },
-    /// The bank has let go of the total, or never held it.
+    /// The bank has voided the authorisation, or never held the total.
     Voided,
-    /// Its driver: the units are back.
-    Closed {
-        /// The driver's lease.
-        lease: u64,
-    },
+    /// The units of an undone purchase are back in stock.
+    Closed { lease: u64 },
 }
 
-/// What comes of an event: first all rows in one transaction, then, once they (and whatever was stored of
-/// this purchase before) are on disk, the rest.
+/// The effects of an event: the writes, in one transaction, and the action to take once they and all earlier writes of
+/// this purchase are on disk.
 #[derive(Debug, PartialEq)]
-pub struct Step {
-    /// What is written; nothing if nothing has changed.
-    pub rows: Vec<Row>,
-    /// What is done then.
-    pub then: Then,
+pub struct Transition {
+    /// Empty if nothing has changed.
+    pub writes: Vec<PurchaseWrite>,
+    pub next: NextAction,
 }
 
-/// Something to be written.
+/// A write of a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Row {
-    /// The record as it is now.
-    Keep,
-    /// The record is gone: it is over.
-    Drop,
-    /// The ledger: from card to escrow.
-    Authorised,
-    /// The ledger: from escrow back to the card.
-    Voided,
-    /// History; the ledger: from escrow to the sellers and the house; what was bought leaves the cart.
-    Paid,
+pub enum PurchaseWrite {
+    /// Saves the record.
+    SaveRecord,
+    /// Deletes the record of a finished purchase.
+    DeleteRecord,
+    /// Posts the total from card to escrow in the ledger.
+    PostAuthorisation,
+    /// Posts the total from escrow back to the card in the ledger.
+    PostVoid,
+    /// Writes the history, posts the total from escrow to the sellers and the house in the ledger, and removes what was
+    /// bought from the carts.
+    PostSale,
 }
 
-/// What is done once it is on disk.
+/// What to do once the writes are on disk.
 #[derive(Debug, PartialEq)]
-pub enum Then {
-    /// Ask the bank; what it answers is the next event, for the same asker.
-    Ask(BankCall),
-    /// Answer whoever asked; who asked to complete gets [`Purchase::outcome`] where this is `Ok`.
-    Answer(Answer<()>),
+pub enum NextAction {
+    /// Send a request to the bank. Its response is the next event, on behalf of the same caller.
+    AskBank(BankRequest),
+    /// Respond to the caller. If this is `Ok`, the caller of `Complete` gets [`Purchase::outcome`].
+    Respond(ShopResult<()>),
 }
 
-/// A question to the bank, with the purchase's id as its key.
+/// A request to the bank, which uses the purchase's id as its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BankCall {
-    /// Hold this much on the card.
+pub enum BankRequest {
+    /// Hold this amount on the card.
     Authorise(Cents),
-    /// Charge what is held.
+    /// Charge the held amount.
     Capture,
-    /// Let go of it.
+    /// Release the held amount.
     Void,
 }
 
-impl Step {
-    fn new(rows: &[Row], then: Then) -> Step {
-        Step { rows: rows.to_vec(), then }
+impl Transition {
+    fn new(writes: &[PurchaseWrite], next: NextAction) -> Transition {
+        Transition { writes: writes.to_vec(), next }
     }
 
-    fn ask(rows: &[Row], call: BankCall) -> Step {
-        Step::new(rows, Then::Ask(call))
+    fn ask_bank(writes: &[PurchaseWrite], call: BankRequest) -> Transition {
+        Transition::new(writes, NextAction::AskBank(call))
     }
 
-    fn done(rows: &[Row]) -> Step {
-        Step::new(rows, Then::Answer(Ok(())))
+    fn succeed(writes: &[PurchaseWrite]) -> Transition {
+        Transition::new(writes, NextAction::Respond(Ok(())))
     }
 
-    fn refuse(refusal: Refusal) -> Step {
-        Step::new(&[], Then::Answer(Err(refusal)))
+    fn refuse(refusal: Refusal) -> Transition {
+        Transition::new(&[], NextAction::Respond(Err(refusal)))
     }
 }
 
 impl Purchase {
-    /// Takes what happened; says what is to be written and done.
-    pub fn handle(&mut self, now: Millis, event: Event<'_>) -> Step {
+    /// Handles an event and returns its effects.
+    pub fn handle(&mut self, now: Millis, event: PurchaseEvent<'_>) -> Transition {
         match event {
-            Event::Authorise { lease, lines } => self.authorise(now, lease, lines),
-            Event::Authorised => match self.stage {
-                Stage::Authorising => {
-                    self.stage = Stage::Authorised;
+            PurchaseEvent::Authorise { lease, lines } => self.authorise(now, lease, lines),
+            PurchaseEvent::Authorised => match self.stage {
+                PurchaseStage::Authorising => {
+                    self.stage = PurchaseStage::Authorised;
                     self.is_booked = true;
-                    Step::done(&[Row::Keep, Row::Authorised])
+                    Transition::succeed(&[PurchaseWrite::SaveRecord, PurchaseWrite::PostAuthorisation])
                 }
-                _ => self.how_it_stands(),
+                _ => self.current_response(),
             },
-            Event::Declined(reason) => match self.stage {
-                Stage::Authorising => {
-                    self.fail(Stage::Voided, now, declined(reason));
-                    Step::new(&[Row::Keep], self.how_it_stands().then)
+            PurchaseEvent::Declined(reason) => match self.stage {
+                PurchaseStage::Authorising => {
+                    self.fail(PurchaseStage::Voided, now, payment_declined(reason));
+                    Transition::new(&[PurchaseWrite::SaveRecord], self.current_response().next)
                 }
-                _ => self.how_it_stands(),
+                _ => self.current_response(),
             },
-            Event::Complete { lease } => match self.stage {
-                Stage::Captured => Step::done(&[]),
-                Stage::Completed => Step::ask(&[], BankCall::Capture),
-                _ if lease != self.lease => Step::refuse(lost()),
-                Stage::Authorised => {
-                    self.stage = Stage::Completed;
-                    Step::ask(&[Row::Keep], BankCall::Capture)
+            PurchaseEvent::Complete { lease } => match self.stage {
+                PurchaseStage::Captured => Transition::succeed(&[]),
+                PurchaseStage::Completed => Transition::ask_bank(&[], BankRequest::Capture),
+                _ if lease != self.lease => Transition::refuse(lease_lost()),
+                PurchaseStage::Authorised => {
+                    self.stage = PurchaseStage::Completed;
+                    Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Capture)
                 }
-                Stage::Begun | Stage::Authorising => Step::refuse(out_of_order("it is not authorised")),
-                Stage::Undone | Stage::Voided | Stage::Closed => self.how_it_stands(),
+                PurchaseStage::Begun | PurchaseStage::Authorising => {
+                    Transition::refuse(out_of_order("it is not authorised"))
+                }
+                PurchaseStage::Undone | PurchaseStage::Voided | PurchaseStage::Closed => self.current_response(),
             },
-            Event::Captured => match self.stage {
-                Stage::Completed => {
-                    self.stage = Stage::Captured;
+            PurchaseEvent::Captured => match self.stage {
+                PurchaseStage::Completed => {
+                    self.stage = PurchaseStage::Captured;
                     self.captured_at = now;
-                    Step::done(&[Row::Paid, Row::Drop])
+                    Transition::succeed(&[PurchaseWrite::PostSale, PurchaseWrite::DeleteRecord])
                 }
-                _ => self.how_it_stands(),
+                _ => self.current_response(),
             },
-            Event::CaptureRefused(reason) => match self.stage {
-                Stage::Completed => {
-                    self.fail(Stage::Undone, now, declined(reason));
-                    Step::ask(&[Row::Keep], BankCall::Void)
+            PurchaseEvent::CaptureRefused(reason) => match self.stage {
+                PurchaseStage::Completed => {
+                    self.fail(PurchaseStage::Undone, now, payment_declined(reason));
+                    Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Void)
                 }
-                Stage::Undone => Step::ask(&[], BankCall::Void),
-                _ => self.how_it_stands(),
+                PurchaseStage::Undone => Transition::ask_bank(&[], BankRequest::Void),
+                _ => self.current_response(),
             },
-            Event::Undo { lease, why } => match self.stage {
-                Stage::Undone => Step::ask(&[], BankCall::Void),
-                Stage::Voided | Stage::Closed => Step::done(&[]),
-                _ if lease != self.lease => Step::refuse(lost()),
-                Stage::Begun => {
-                    self.fail(Stage::Voided, now, why);
-                    Step::done(&[Row::Keep])
+            PurchaseEvent::Undo { lease, why } => match self.stage {
+                PurchaseStage::Undone => Transition::ask_bank(&[], BankRequest::Void),
+                PurchaseStage::Voided | PurchaseStage::Closed => Transition::succeed(&[]),
+                _ if lease != self.lease => Transition::refuse(lease_lost()),
+                PurchaseStage::Begun => {
+                    self.fail(PurchaseStage::Voided, now, why);
+                    Transition::succeed(&[PurchaseWrite::SaveRecord])
                 }
-                Stage::Authorising | Stage::Authorised => {
-                    self.fail(Stage::Undone, now, why);
-                    Step::ask(&[Row::Keep], BankCall::Void)
+                PurchaseStage::Authorising | PurchaseStage::Authorised => {
+                    self.fail(PurchaseStage::Undone, now, why);
+                    Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Void)
                 }
-                Stage::Completed | Stage::Captured => Step::refuse(out_of_order("it is completed")),
+                PurchaseStage::Completed | PurchaseStage::Captured => {
+                    Transition::refuse(out_of_order("it is completed"))
+                }
             },
-            Event::Voided => match self.stage {
-                Stage::Undone => {
-                    self.stage = Stage::Voided;
+            PurchaseEvent::Voided => match self.stage {
+                PurchaseStage::Undone => {
+                    self.stage = PurchaseStage::Voided;
                     let booked = std::mem::take(&mut self.is_booked);
-                    Step::done(if booked { &[Row::Keep, Row::Voided] } else { &[Row::Keep] })
+                    Transition::succeed(if booked {
+                        &[PurchaseWrite::SaveRecord, PurchaseWrite::PostVoid]
+                    } else {
+                        &[PurchaseWrite::SaveRecord]
+                    })
                 }
-                Stage::Voided | Stage::Closed => Step::done(&[]),
-                // Nobody asks for that in another stage.
-                _ => Step::refuse(out_of_order("it was not undone")),
+                PurchaseStage::Voided | PurchaseStage::Closed => Transition::succeed(&[]),
+                // The bank is not asked to void in any other stage.
+                _ => Transition::refuse(out_of_order("it was not undone")),
             },
-            Event::Closed { lease } => match self.stage {
-                Stage::Closed => Step::done(&[]),
-                _ if lease != self.lease => Step::refuse(lost()),
-                Stage::Voided => {
-                    self.stage = Stage::Closed;
-                    Step::done(&[Row::Drop])
+            PurchaseEvent::Closed { lease } => match self.stage {
+                PurchaseStage::Closed => Transition::succeed(&[]),
+                _ if lease != self.lease => Transition::refuse(lease_lost()),
+                PurchaseStage::Voided => {
+                    self.stage = PurchaseStage::Closed;
+                    Transition::succeed(&[PurchaseWrite::DeleteRecord])
                 }
-                Stage::Undone => Step::refuse(Refusal::new(Code::Unavailable, "the bank has not let go of it yet")),
-                _ => Step::refuse(out_of_order("it is not undone")),
+                PurchaseStage::Undone => {
+                    Transition::refuse(Refusal::new(ErrorCode::Unavailable, "the bank has not let go of it yet"))
+                }
+                _ => Transition::refuse(out_of_order("it is not undone")),
             },
         }
     }
 
-    fn authorise(&mut self, now: Millis, lease: u64, lines: Vec<PricedLine>) -> Step {
+    fn authorise(&mut self, now: Millis, lease: u64, lines: Vec<PricedLine>) -> Transition {
         if lease != self.lease {
-            return Step::refuse(lost());
+            return Transition::refuse(lease_lost());
         }
         match self.stage {
-            Stage::Begun => {
-                let same = |(line, priced): (&Line, &PricedLine)| {
+            PurchaseStage::Begun => {
+                let same = |(line, priced): (&LineItem, &PricedLine)| {
                     line.item_id == priced.item_id && line.quantity == priced.quantity
                 };
                 if lines.len() != self.cart.lines.len() || !self.cart.lines.iter().zip(&lines).all(same) {
-                    return Step::refuse(Refusal::new(Code::BadRequest, "lines: they are not those of the cart"));
+                    return Transition::refuse(Refusal::new(
+                        ErrorCode::BadRequest,
+                        "lines: they are not those of the cart",
+                    ));
                 }
-                if let Some(line) = lines.iter().find(|line| Name::kept(&line.seller).is_err()) {
+                if let Some(line) = lines.iter().find(|line| Name::from_stored(&line.seller).is_err()) {
                     let text = format!("seller: {:?} is no user name, so nobody can be paid", line.seller);
-                    return Step::refuse(Refusal::new(Code::BadRequest, text));
+                    return Transition::refuse(Refusal::new(ErrorCode::BadRequest, text));
                 }
                 let Some(total) = total(&lines) else {
                     let text = format!("quantity: the total may be at most {TOTAL_MAX}");
-                    return Step::refuse(Refusal::new(Code::BadRequest, text));
+                    return Transition::refuse(Refusal::new(ErrorCode::BadRequest, text));
                 };
                 self.priced = lines;
-                self.stage = Stage::Authorising;
+                self.stage = PurchaseStage::Authorising;
                 self.leased_until = now.plus_ms(LEASE_MS);
-                Step::ask(&[Row::Keep], BankCall::Authorise(total))
+                Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Authorise(total))
             }
-            Stage::Authorising if self.priced != lines => {
-                Step::refuse(Refusal::new(Code::BadRequest, "lines: they were others before"))
+            PurchaseStage::Authorising if self.priced != lines => {
+                Transition::refuse(Refusal::new(ErrorCode::BadRequest, "lines: they were others before"))
             }
-            Stage::Authorising => Step::ask(&[], BankCall::Authorise(self.total())),
-            _ => self.how_it_stands(),
+            PurchaseStage::Authorising => Transition::ask_bank(&[], BankRequest::Authorise(self.total())),
+            _ => self.current_response(),
         }
     }
 
-    /// Gives it to another driver, if the present one has been silent for too long. The new lease must be
-    /// on disk before anyone hears of it, or it might be given twice.
-    pub fn take_over(&mut self, now: Millis) -> Option<Orphan> {
+    /// Gives the purchase to another driver if the present one's lease has expired. The new lease must be on disk
+    /// before the driver is told, or it might be given out twice.
+    pub fn take_over(&mut self, now: Millis) -> Option<OrphanedPurchase> {
         if !self.is_orphan(now) {
             return None;
         }
         self.lease += 1;
         self.leased_until = now.plus_ms(LEASE_MS);
-        Some(Orphan {
+        Some(OrphanedPurchase {
             purchase_id: self.id.clone(),
             lease: self.lease,
             lease_ms: LEASE_MS,
-            is_undone: self.stage == Stage::Voided,
-            is_authorised: self.stage == Stage::Authorised,
+            is_undone: self.stage == PurchaseStage::Voided,
+            is_authorised: self.stage == PurchaseStage::Authorised,
         })
     }
 
-    /// Its driver is at work. Also when it was silent for too long: as long as nobody else has taken it over, it
-    /// is still its. Not written: see [`resume`](Purchase::resume).
+    /// Extends the lease of the present driver, even if it has expired, as long as no other driver has taken over. This
+    /// is not written to disk: see [`resume`](Purchase::resume).
     pub fn renew(&mut self, now: Millis, lease: u64) {
         if lease == self.lease {
             self.leased_until = self.leased_until.max(now.plus_ms(LEASE_MS));
         }
     }
 
-    /// Whether it needs a driver and has none.
+    /// Whether the purchase needs a driver and the present one's lease has expired.
     pub fn is_orphan(&self, now: Millis) -> bool {
-        // From `Completed` on it needs none: the rest is between the database and the bank.
-        let is_driven = !matches!(self.stage, Stage::Completed | Stage::Captured | Stage::Closed);
+        // From `Completed` on it needs no driver: the rest is between the database and the bank.
+        let is_driven =
+            !matches!(self.stage, PurchaseStage::Completed | PurchaseStage::Captured | PurchaseStage::Closed);
         is_driven && self.leased_until <= now
     }
 
-    /// Takes it up after a start: a driver that is still there has the time to say so, and a clock that was
-    /// set back must not make a lease longer than any is.
+    /// Adjusts the lease after a restart: a driver that is still alive gets time to renew it, and a clock that was set
+    /// back must not make the lease longer than [`LEASE_MS`].
     pub fn resume(&mut self, now: Millis) {
         self.leased_until = self.leased_until.clamp(now.plus_ms(2 * RENEW_MS), now.plus_ms(LEASE_MS));
     }
 
-    /// As if its driver had been silent for ages.
+    /// Makes the lease expire.
     #[cfg(test)]
-    pub fn let_lease_run_out(&mut self) {
+    pub fn expire_lease(&mut self) {
         self.leased_until = Millis(0);
     }
 
-    /// What the bank has to be asked again after a start, or after it gave no answer.
-    pub fn unanswered(&self) -> Option<BankCall> {
+    /// The request to the bank that must be repeated after a restart, or because the bank did not respond.
+    pub fn pending_bank_request(&self) -> Option<BankRequest> {
         match self.stage {
-            Stage::Completed => Some(BankCall::Capture),
-            Stage::Undone => Some(BankCall::Void),
+            PurchaseStage::Completed => Some(BankRequest::Capture),
+            PurchaseStage::Undone => Some(BankRequest::Void),
             _ => None,
         }
     }
 
-    /// How far it is.
-    pub fn stage(&self) -> Stage {
+    pub fn stage(&self) -> PurchaseStage {
         self.stage
     }
 
-    /// Its driver's lease.
+    /// The present driver's lease.
     pub fn lease(&self) -> u64 {
         self.lease
     }
 
-    /// When another may take it over.
+    /// When the lease expires.
     pub fn leased_until(&self) -> Millis {
         self.leased_until
     }
 
-    /// Whether it holds up its buyer's next one no more.
-    pub fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Captured | Stage::Closed)
+    /// Whether it is captured or closed, so that its buyer's next purchase may begin.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self.stage, PurchaseStage::Captured | PurchaseStage::Closed)
     }
 
-    /// The sum of its lines; zero before they have prices.
+    /// The sum of the lines; zero before they have prices.
     pub fn total(&self) -> Cents {
-        // Checked before the lines were taken.
+        // `authorise` has checked that the sum does not overflow.
         total(&self.priced).unwrap_or_default()
     }
 
-    /// What the ledger has in escrow for it.
+    /// The amount that the ledger has in escrow for this purchase.
     pub fn in_escrow(&self) -> Cents {
-        if self.is_booked && self.stage != Stage::Captured { self.total() } else { Cents(0) }
+        if self.is_booked && self.stage != PurchaseStage::Captured { self.total() } else { Cents(0) }
     }
 
-    /// What its buyer is answered, once it is captured or undone.
-    pub fn outcome(&self) -> Answer<Purchased> {
+    /// The result for the buyer, once it is captured or undone.
+    pub fn outcome(&self) -> ShopResult<CompletedPurchase> {
         match (self.stage, &self.why) {
-            (Stage::Captured, _) => {
-                Ok(Purchased { purchase_id: self.id.clone(), total: self.total(), items: self.priced.clone() })
+            (PurchaseStage::Captured, _) => {
+                Ok(CompletedPurchase { purchase_id: self.id.clone(), total: self.total(), items: self.priced.clone() })
             }
             (_, Some(why)) => Err(why.clone()),
-            _ => Err(lost()),
+            _ => Err(lease_lost()),
         }
     }
 
-    /// Whether a later attempt under the same key means this purchase: the same address, and the cart as
-    /// it was, or the empty one that success left.
-    fn is_meant_by(&self, attempt: &Attempt) -> bool {
+    /// Whether a later attempt under the same key means this purchase: it has the same address, and either the same
+    /// cart or the empty one that the purchase has left.
+    fn matches_attempt(&self, attempt: &PurchaseAttempt) -> bool {
         let same_cart = attempt.cart.lines.is_empty() || attempt.cart.lines == self.cart.lines;
         same_cart && attempt.address == self.address
     }
 
-    fn fail(&mut self, stage: Stage, now: Millis, why: Refusal) {
+    fn fail(&mut self, stage: PurchaseStage, now: Millis, why: Refusal) {
         self.stage = stage;
         self.why.get_or_insert(why);
         self.leased_until = self.leased_until.min(now.plus_ms(UNDONE_LEASE_MS));
     }
 
-    /// The answer for one who comes late, or who asks again.
-    fn how_it_stands(&self) -> Step {
+    /// The response to an event that changes nothing, because it is late or repeated.
+    fn current_response(&self) -> Transition {
         match (self.stage, &self.why) {
-            (Stage::Authorised | Stage::Completed | Stage::Captured, _) => Step::done(&[]),
-            (_, Some(why)) => Step::refuse(why.clone()),
-            _ => Step::refuse(lost()),
+            (PurchaseStage::Authorised | PurchaseStage::Completed | PurchaseStage::Captured, _) => {
+                Transition::succeed(&[])
+            }
+            (_, Some(why)) => Transition::refuse(why.clone()),
+            _ => Transition::refuse(lease_lost()),
         }
     }
 }
 
 impl fmt::Debug for Purchase {
-    /// Without the address, which no log may show.
+    /// Does not show the address, which must not be logged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Purchase { id, stage, lease, leased_until, why, .. } = self;
         write!(f, "Purchase({id} {stage:?} lease {lease} until {} {why:?})", leased_until.0)
     }
 }
 
-/// What the lines cost together; nothing if that is too much, or for nothing.
+/// The sum of the lines; `None` if it overflows or is zero.
 fn total(lines: &[PricedLine]) -> Option<Cents> {
     let sum = lines.iter().try_fold(0i64, |sum, line| sum.checked_add(line.price.0.checked_mul(line.quantity.into())?));
     sum.map(Cents).filter(|sum| sum.0 > 0)
 }
 
-fn declined(reason: &str) -> Refusal {
-    Refusal::new(Code::PaymentDeclined, reason)
+fn payment_declined(reason: &str) -> Refusal {
+    Refusal::new(ErrorCode::PaymentDeclined, reason)
 }
 
-fn lost() -> Refusal {
-    Refusal::new(Code::Forbidden, "lease: another goes on with this purchase")
+fn lease_lost() -> Refusal {
+    Refusal::new(ErrorCode::Forbidden, "lease: another goes on with this purchase")
 }
 
 fn out_of_order(why: &str) -> Refusal {
-    Refusal::new(Code::Forbidden, format!("purchase_id: {why}"))
+    Refusal::new(ErrorCode::Forbidden, format!("purchase_id: {why}"))
 }

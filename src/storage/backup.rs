@@ -1,12 +1,12 @@
-//! A live data dir in one archive, of one instant.
+//! Backs up a data dir, even while it is in use, into one archive of one instant.
 //!
-//! Every database is locked for writing, in one fixed order; with all locks held, a second connection
-//! of each opens a snapshot, and the small files beside them (certificate, keys) are read. Then the locks
-//! are let go: servers write on while the snapshots are copied, so that a large backup holds nobody up. On a disk
-//! that nobody can write to, the files are copied as they are: SQLite could not even read the log of one there.
+//! Every database is locked for writing, in a fixed order. With all locks held, a second connection of each opens a
+//! snapshot, and the small files beside them (certificate, keys) are read. Then the locks are released: servers write
+//! on while the snapshots are copied, so that a large backup delays nobody. On a read-only file system the files are
+//! copied as they are, because SQLite could not even read a database's log there.
 //!
-//! The archive is a plain tar: the files, then a table of contents with the size and SHA-256 of each, so that one
-//! which was cut short or damaged is told from a whole one. It holds secrets: mode 600.
+//! The archive is a plain tar: the files, then a table of contents with the size and SHA-256 of each, so that a
+//! truncated or damaged archive is recognised. It holds secrets: mode 600.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,24 +18,24 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags};
 use serde::{Deserialize, Serialize};
 
-pub use super::accept::{AcceptError, Accepted, accept_loss};
-pub use super::jumps::{Part, STRETCHES, count_loss, first_stretch};
+pub use super::accept_loss::{AcceptLossError, AcceptedLoss, accept_loss};
+pub use super::id_ranges::{DataComponent, ID_RANGE_MAX, first_id_range, start_new_id_range};
 use super::lock::LOCK_FILE;
 use super::restore::STAGING_DIR;
 pub use super::restore::restore;
-use super::{OpenError, accept, files, manifest, sqlite, whole};
+use super::{OpenError, accept_loss, files, integrity, manifest, sqlite};
 
-/// The archive's last entry.
-pub(super) const CONTENTS: &str = "p2s2-backup.json";
-/// The archive's format; a later one is refused.
-pub(super) const FORMAT: u32 = 1;
-/// Most files in an archive, and deepest folder: a data dir has a dozen files.
-pub(super) const FILES_MAX: usize = 100_000;
-pub(super) const DEPTH_MAX: usize = 16;
+/// The table of contents, which is the archive's last entry.
+pub(super) const CONTENTS_FILE: &str = "p2s2-backup.json";
+/// The archive's format version; a later one is refused.
+pub(super) const ARCHIVE_FORMAT: u32 = 1;
+/// Limits of an archive: number of files and depth of folders. A data dir has a dozen files.
+pub(super) const ARCHIVE_FILES_MAX: usize = 100_000;
+pub(super) const ARCHIVE_DEPTH_MAX: usize = 16;
 /// Files up to this size are read while all writers wait; larger ones after.
-const SMALL_BYTES: u64 = 1 << 20;
+const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Pages copied between two calls of `progress`.
-const PAGES_A_STEP: i32 = 1024;
+const PAGES_PER_STEP: i32 = 1024;
 
 /// Why a backup was not made or not restored. Nothing is left behind then.
 #[derive(Debug, thiserror::Error)]
@@ -45,70 +45,63 @@ pub enum BackupError {
     Exists(PathBuf),
     /// The archive would become part of the next one.
     #[error("{0} lies in the data dir itself: choose a place outside of it")]
-    Inside(PathBuf),
-    /// There is nothing to back up.
+    InsideDataDir(PathBuf),
+    /// The folder holds no database.
     #[error("{0} holds no database: is it the data dir?")]
-    NoData(PathBuf),
-    /// A restore never mixes with what is there.
+    NoDatabase(PathBuf),
+    /// A restore never mixes with existing files.
     #[error("{0} is not empty: restore into an empty or a new folder")]
     NotEmpty(PathBuf),
-    /// A server runs on it, or the like.
+    /// Another process uses the data dir, or it cannot be locked.
     #[error(transparent)]
     Lock(#[from] super::lock::LockError),
-    /// The archive is not one of ours, was cut short, or was tampered with.
+    /// The archive is not one of ours, was truncated, or was tampered with.
     #[error("{file} is not a whole backup: {detail}")]
     BadArchive {
-        /// The archive.
         file: PathBuf,
         /// What is wrong with it.
         detail: String,
     },
-    /// A store of the data dir is lost, or has lost something.
+    /// A store of the data dir is lost, or has lost changes.
     #[error(transparent)]
-    Lost(#[from] OpenError),
+    StoreLost(#[from] OpenError),
     /// A database could not be copied or is damaged.
     #[error("database {path}: {detail}")]
-    Database {
-        /// The database.
-        path: PathBuf,
-        /// What SQLite said.
-        detail: String,
-    },
-    /// The archive does not fit.
+    Database { path: PathBuf, detail: String },
+    /// The archive does not fit on the disk.
     #[error("no room is left on the disk of {0}: nothing was written; choose another place")]
-    NoRoom(PathBuf),
-    /// What the system said.
+    DiskFull(PathBuf),
+    /// An error of the file system.
     #[error("{path}: {error}")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's error.
         error: io::Error,
     },
 }
 
-/// One line of the table of contents.
+/// An entry of the table of contents.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ContentsFile {
+pub(super) struct ArchivedFile {
     pub(super) name: String,
     pub(super) size: u64,
     pub(super) sha256: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Contents {
+pub(super) struct ArchiveContents {
     pub(super) format: u32,
-    pub(super) files: Vec<ContentsFile>,
+    pub(super) files: Vec<ArchivedFile>,
 }
 
 impl BackupError {
-    /// The same, but of the archive where only that can be meant: what is read needs no room.
-    fn at(self, out_file: &Path) -> BackupError {
+    /// Attributes a full disk to the archive, the only file that is written.
+    fn or_archive_disk_full(self, out_file: &Path) -> BackupError {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match self {
-            BackupError::NoRoom(_) => BackupError::NoRoom(out_file.to_owned()),
+            BackupError::DiskFull(_) => BackupError::DiskFull(out_file.to_owned()),
             BackupError::Io { error, .. } if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
-                BackupError::NoRoom(out_file.to_owned())
+                BackupError::DiskFull(out_file.to_owned())
             }
             other => other,
         }
@@ -123,10 +116,10 @@ pub(super) fn database_error(path: &Path) -> impl Fn(rusqlite::Error) -> BackupE
     move |error| BackupError::Database { path: path.to_owned(), detail: super::error::one_line(&error) }
 }
 
-/// Copies a data dir, live or not, into one new archive. `progress` is told bytes done and in all.
+/// Copies a data dir, in use or not, into one new archive. `progress` is called with the bytes done and the total.
 ///
 /// # Errors
-/// What stands in the way; then there is no archive.
+/// The first problem found; then there is no archive.
 pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(), BackupError> {
     if out_file.symlink_metadata().is_ok() {
         return Err(BackupError::Exists(out_file.to_owned()));
@@ -134,22 +127,23 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
     let folder = files::parent_of(out_file).unwrap_or(Path::new("."));
     let real = |dir: &Path| dir.canonicalize().map_err(io_error(dir));
     if real(folder)?.starts_with(real(data_dir)?) {
-        return Err(BackupError::Inside(out_file.to_owned()));
+        return Err(BackupError::InsideDataDir(out_file.to_owned()));
     }
-    let (databases, others) = list(data_dir)?;
+    let (databases, others) = list_files(data_dir)?;
     if databases.is_empty() {
-        return Err(BackupError::NoData(data_dir.to_owned()));
+        return Err(BackupError::NoDatabase(data_dir.to_owned()));
     }
-    check_all_there(data_dir, &databases)?;
-    let scratch = Scratch::new(folder, out_file).map_err(|error| error.at(out_file))?;
+    check_stores_present(data_dir, &databases)?;
+    let scratch = ScratchDir::new(folder, out_file).map_err(|error| error.or_archive_disk_full(out_file))?;
 
     let (locks, snapshots) = if is_on_read_only_disk(&data_dir.join(&databases[0])) {
-        let copy = |name: &PathBuf| Snapshot::of_read_only(data_dir, name, &scratch);
+        let copy = |name: &PathBuf| DatabaseSnapshot::copy_read_only(data_dir, name, &scratch);
         let snapshots = databases.iter().map(copy).collect::<Result<Vec<_>, _>>();
-        (Vec::new(), snapshots.map_err(|error| error.at(out_file))?)
+        (Vec::new(), snapshots.map_err(|error| error.or_archive_disk_full(out_file))?)
     } else {
-        let locks = databases.iter().map(|name| lock(&data_dir.join(name))).collect::<Result<Vec<_>, _>>()?;
-        let take = |name: &PathBuf| Snapshot::take(data_dir, name);
+        let locks =
+            databases.iter().map(|name| lock_for_writing(&data_dir.join(name))).collect::<Result<Vec<_>, _>>()?;
+        let take = |name: &PathBuf| DatabaseSnapshot::begin(data_dir, name);
         (locks, databases.iter().map(take).collect::<Result<Vec<_>, _>>()?)
     };
     let mut small = Vec::new();
@@ -158,7 +152,7 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
         let path = data_dir.join(&name);
         let mut file = File::open(&path).map_err(io_error(&path))?;
         let metadata = file.metadata().map_err(io_error(&path))?;
-        if metadata.len() > SMALL_BYTES {
+        if metadata.len() > SMALL_FILE_BYTES_MAX {
             large.push((name, file, metadata));
         } else {
             let mut bytes = Vec::new();
@@ -168,13 +162,14 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
     }
     drop(locks);
 
-    let archive = write_archive(&scratch, small, large, snapshots, progress).map_err(|error| error.at(out_file))?;
-    // A link, unlike a rename, never replaces what another has put there meanwhile.
+    let archive = write_archive(&scratch, small, large, snapshots, progress)
+        .map_err(|error| error.or_archive_disk_full(out_file))?;
+    // A link, unlike a rename, never replaces what another process has put there meanwhile.
     match std::fs::hard_link(&archive, out_file) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             return Err(BackupError::Exists(out_file.to_owned()));
         }
-        // Not every file system has links.
+        // Not every file system has hard links.
         Err(_) if !out_file.exists() => std::fs::rename(&archive, out_file).map_err(io_error(out_file))?,
         result => result.map_err(io_error(out_file))?,
     }
@@ -185,23 +180,26 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
 type SmallFile = (PathBuf, Vec<u8>, u32);
 type LargeFile = (PathBuf, File, std::fs::Metadata);
 
-/// Writes and syncs the whole archive, in the scratch folder; where it is.
+/// Writes and syncs the whole archive in the scratch folder; returns its path.
 fn write_archive(
-    scratch: &Scratch,
+    scratch: &ScratchDir,
     small: Vec<SmallFile>,
     large: Vec<LargeFile>,
-    snapshots: Vec<Snapshot>,
+    snapshots: Vec<DatabaseSnapshot>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<PathBuf, BackupError> {
-    let mut meter = Meter { done: 0, total: 0, tell: progress };
+    let mut meter = ProgressMeter { done: 0, total: 0, report: progress };
     // A database is copied twice: out of the file, and into the archive.
     meter.total = snapshots.iter().map(|snapshot| 2 * snapshot.bytes).sum::<u64>()
         + small.iter().map(|(_, bytes, _)| bytes.len() as u64).sum::<u64>()
         + large.iter().map(|(_, _, metadata)| metadata.len()).sum::<u64>();
 
     let archive = scratch.dir.join("archive");
-    let file = files::private().write(true).create_new(true).open(&archive).map_err(io_error(&archive))?;
-    let mut writer = Archive { tar: tar::Builder::new(file), contents: Contents { format: FORMAT, files: Vec::new() } };
+    let file = files::private_file_options().write(true).create_new(true).open(&archive).map_err(io_error(&archive))?;
+    let mut writer = ArchiveWriter {
+        tar: tar::Builder::new(file),
+        contents: ArchiveContents { format: ARCHIVE_FORMAT, files: Vec::new() },
+    };
     for (name, bytes, mode) in &small {
         writer.add(name, &mut bytes.as_slice(), bytes.len() as u64, *mode, &mut meter)?;
     }
@@ -221,7 +219,7 @@ fn write_archive(
 }
 
 /// Databases and other files, relative to the data dir, each sorted.
-fn list(data_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BackupError> {
+fn list_files(data_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BackupError> {
     let (mut databases, mut others) = (Vec::new(), Vec::new());
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -229,17 +227,17 @@ fn list(data_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BackupError> {
         for entry in std::fs::read_dir(&path).map_err(io_error(&path))? {
             let entry = entry.map_err(io_error(&path))?;
             let name = folder.join(entry.file_name());
-            // Not followed: a link, socket or pipe is no part of the data.
+            // Links are not followed; a link, socket or pipe is no part of the data.
             let kind = entry.file_type().map_err(io_error(&path))?;
-            if kind.is_dir() && name.components().count() < DEPTH_MAX && name != Path::new(STAGING_DIR) {
+            if kind.is_dir() && name.components().count() < ARCHIVE_DEPTH_MAX && name != Path::new(STAGING_DIR) {
                 folders.push(name);
-            } else if kind.is_file() && !is_passing(&name) {
+            } else if kind.is_file() && !is_excluded(&name) {
                 let is_database = name.extension().is_some_and(|extension| extension == "db");
                 if is_database { databases.push(name) } else { others.push(name) }
             }
         }
-        if databases.len() + others.len() > FILES_MAX {
-            let error = io::Error::other(format!("more than {FILES_MAX} files: is it the data dir?"));
+        if databases.len() + others.len() > ARCHIVE_FILES_MAX {
+            let error = io::Error::other(format!("more than {ARCHIVE_FILES_MAX} files: is it the data dir?"));
             return Err(BackupError::Io { path: data_dir.to_owned(), error });
         }
     }
@@ -248,60 +246,63 @@ fn list(data_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BackupError> {
     Ok((databases, others))
 }
 
-/// Whether a file belongs to the running process or to this very data dir, not to the data.
-pub(super) fn is_passing(name: &Path) -> bool {
+/// Whether a file belongs to the running process or to this particular data dir rather than to the data.
+pub(super) fn is_excluded(name: &Path) -> bool {
     let text = name.to_string_lossy();
-    [LOCK_FILE, CONTENTS].iter().any(|passing| name == Path::new(passing))
-        || Part::ALL.iter().any(|part| name.file_name().is_some_and(|file| file == part.note()))
+    [LOCK_FILE, CONTENTS_FILE].iter().any(|passing| name == Path::new(passing))
+        || DataComponent::ALL
+            .iter()
+            .any(|component| name.file_name().is_some_and(|file| file == component.marker_file()))
         || text.starts_with(&format!("{LOCK_FILE}-"))
-        || manifest::is_scratch(name)
-        || accept::is_aside(name)
-        || ["-wal", "-shm", "-journal", super::mark::ENDING, ".log"].iter().any(|end| text.ends_with(end))
+        || manifest::is_temporary(name)
+        || accept_loss::is_moved_aside(name)
+        || ["-wal", "-shm", "-journal", super::watermark::SUFFIX, ".log"].iter().any(|end| text.ends_with(end))
 }
 
-/// Whether all stores are there that the manifests beside them name: a backup of the rest would hide the loss.
-fn check_all_there(data_dir: &Path, databases: &[PathBuf]) -> Result<(), BackupError> {
+/// Checks that all stores named by the manifests beside them are there: a backup of the rest would hide the loss.
+fn check_stores_present(data_dir: &Path, databases: &[PathBuf]) -> Result<(), BackupError> {
     let folders: BTreeSet<&Path> = databases.iter().filter_map(|name| name.parent()).chain([Path::new("")]).collect();
     for folder in folders {
-        manifest::check_all_there(&data_dir.join(folder))?;
+        manifest::check_stores_present(&data_dir.join(folder))?;
     }
     Ok(())
 }
 
-/// Whether nobody can write to the disk of a file. It is not opened by anybody here yet.
+/// Whether a file lies on a read-only file system. Call it only while this process has not opened the file: closing it
+/// again would drop SQLite's locks.
 fn is_on_read_only_disk(path: &Path) -> bool {
     let opened = File::options().write(true).open(path);
     opened.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
 }
 
-fn lock(path: &Path) -> Result<Connection, BackupError> {
+fn lock_for_writing(path: &Path) -> Result<Connection, BackupError> {
     let refused = |detail: &str| BackupError::Database { path: path.to_owned(), detail: detail.to_owned() };
-    if sqlite::has_only_a_log(path) {
+    if sqlite::has_orphaned_wal(path) {
         return Err(refused("it is empty, but its log beside it (-wal) is not"));
     }
     let failed = database_error(path);
-    let connection = sqlite::open_to_look(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(&failed)?;
+    let connection = sqlite::open_without_checkpoint(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(&failed)?;
     if connection.is_readonly(MAIN_DB).map_err(&failed)? {
         return Err(refused("it may only be read: run as its owner"));
     }
     connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
-    whole::check_snapshot(path, &connection)?;
+    integrity::check_backup_source(path, &connection)?;
     Ok(connection)
 }
 
 /// A connection whose read transaction began while all databases were locked.
-struct Snapshot {
+struct DatabaseSnapshot {
     name: PathBuf,
     path: PathBuf,
     connection: Connection,
     bytes: u64,
 }
 
-impl Snapshot {
-    fn take(data_dir: &Path, name: &Path) -> Result<Snapshot, BackupError> {
+impl DatabaseSnapshot {
+    fn begin(data_dir: &Path, name: &Path) -> Result<DatabaseSnapshot, BackupError> {
         let path = data_dir.join(name);
         let take = || {
-            let connection = sqlite::open_to_look(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            let connection = sqlite::open_without_checkpoint(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
             connection.execute_batch("BEGIN")?;
             // The first read takes the snapshot.
             connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |_row| Ok(()))?;
@@ -310,13 +311,13 @@ impl Snapshot {
             Ok((connection, (pages * page_bytes) as u64))
         };
         let (connection, bytes) = take().map_err(database_error(&path))?;
-        Ok(Snapshot { name: name.to_owned(), path, connection, bytes })
+        Ok(DatabaseSnapshot { name: name.to_owned(), path, connection, bytes })
     }
 
-    /// A copy of the file and its log, which nobody can be changing.
-    fn of_read_only(data_dir: &Path, name: &Path, scratch: &Scratch) -> Result<Snapshot, BackupError> {
+    /// A copy of the file and its log, which no process can be changing.
+    fn copy_read_only(data_dir: &Path, name: &Path, scratch: &ScratchDir) -> Result<DatabaseSnapshot, BackupError> {
         let path = data_dir.join(name);
-        if sqlite::has_only_a_log(&path) {
+        if sqlite::has_orphaned_wal(&path) {
             let detail = "it is empty, but its log beside it (-wal) is not".to_owned();
             return Err(BackupError::Database { path, detail });
         }
@@ -324,44 +325,44 @@ impl Snapshot {
         if let Some(folder) = files::parent_of(&copy) {
             files::create_private_dir(folder).map_err(io_error(folder))?;
         }
-        for ending in ["", "-wal"] {
-            let (from, to) = (files::beside(&path, ending), files::beside(&copy, ending));
+        for suffix in ["", "-wal"] {
+            let (from, to) = (files::with_suffix(&path, suffix), files::with_suffix(&copy, suffix));
             let copied = || {
-                let mut to = files::private().write(true).create_new(true).open(&to)?;
+                let mut to = files::private_file_options().write(true).create_new(true).open(&to)?;
                 io::copy(&mut File::open(&from)?, &mut to)
             };
             match copied() {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && !ending.is_empty() => {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !suffix.is_empty() => {
                     std::fs::remove_file(&to).map_err(io_error(&to))?;
                 }
                 result => drop(result.map_err(io_error(&to))?),
             }
         }
-        let snapshot = Snapshot::take(&scratch.dir, name).map_err(|error| match error {
-            // Of the file that it is a copy of.
+        let snapshot = DatabaseSnapshot::begin(&scratch.dir, name).map_err(|error| match error {
+            // Report the original file, not the copy.
             BackupError::Database { detail, .. } => BackupError::Database { path: path.clone(), detail },
             other => other,
         })?;
-        whole::check_snapshot(&path, &snapshot.connection)?;
-        Ok(Snapshot { path, ..snapshot })
+        integrity::check_backup_source(&path, &snapshot.connection)?;
+        Ok(DatabaseSnapshot { path, ..snapshot })
     }
 
-    fn copy_to(&self, copy: &Path, meter: &mut Meter<'_>) -> Result<(), BackupError> {
+    fn copy_to(&self, copy: &Path, meter: &mut ProgressMeter<'_>) -> Result<(), BackupError> {
         let of_source = database_error(&self.path);
         // Only the copy is written to.
         let failed = |error: rusqlite::Error| match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => BackupError::NoRoom(copy.to_owned()),
+            Some(ErrorCode::DiskFull) => BackupError::DiskFull(copy.to_owned()),
             _ => of_source(error),
         };
         files::create_private_file(copy).map_err(io_error(copy))?;
         let mut target = Connection::open(copy).map_err(&failed)?;
-        // A copy that is cut short is thrown away: it needs no journal and no sync.
+        // An incomplete copy is thrown away: it needs no journal and no sync.
         target.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF").map_err(&failed)?;
         let before = meter.done;
         {
             let backup = Backup::new(&self.connection, &mut target).map_err(&failed)?;
             loop {
-                let step = backup.step(PAGES_A_STEP).map_err(&failed)?;
+                let step = backup.step(PAGES_PER_STEP).map_err(&failed)?;
                 let progress = backup.progress();
                 let copied = u64::try_from(progress.pagecount - progress.remaining).unwrap_or(0);
                 let all = u64::try_from(progress.pagecount).unwrap_or(0).max(1);
@@ -369,7 +370,7 @@ impl Snapshot {
                 match step {
                     StepResult::Done => break,
                     StepResult::More => {}
-                    // Nobody else has the target, and the snapshot is ours: this would never end.
+                    // No other process has the target, and the snapshot is ours: waiting would never end.
                     _ => {
                         let detail = "it is locked".to_owned();
                         return Err(BackupError::Database { path: self.path.clone(), detail });
@@ -381,51 +382,52 @@ impl Snapshot {
     }
 }
 
-struct Meter<'p> {
+struct ProgressMeter<'p> {
     done: u64,
     total: u64,
-    tell: &'p mut dyn FnMut(u64, u64),
+    report: &'p mut dyn FnMut(u64, u64),
 }
 
-impl Meter<'_> {
+impl ProgressMeter<'_> {
     fn set(&mut self, done: u64) {
         self.done = done;
-        (self.tell)(done.min(self.total), self.total);
+        (self.report)(done.min(self.total), self.total);
     }
 }
 
-struct Archive {
+struct ArchiveWriter {
     tar: tar::Builder<File>,
-    contents: Contents,
+    contents: ArchiveContents,
 }
 
-impl Archive {
+impl ArchiveWriter {
     fn add(
         &mut self,
         name: &Path,
         from: &mut dyn Read,
         size: u64,
         mode: u32,
-        meter: &mut Meter<'_>,
+        meter: &mut ProgressMeter<'_>,
     ) -> Result<(), BackupError> {
         let text = name.to_str().ok_or_else(|| BackupError::Io {
             path: name.to_owned(),
             error: io::Error::other("its name is not UTF-8"),
         })?;
-        let mut source = Hashed { from: &mut from.take(size), hash: Context::new(&SHA256), read: 0, meter };
+        let mut source =
+            HashingReader { from: &mut from.take(size), hash: Context::new(&SHA256), read_bytes: 0, meter };
         self.tar.append_data(&mut header(size, mode), name, &mut source).map_err(io_error(name))?;
-        if source.read != size {
+        if source.read_bytes != size {
             let error = io::Error::other("it became shorter while it was copied");
             return Err(BackupError::Io { path: name.to_owned(), error });
         }
         let sha256 = crate::model::secret::hex(source.hash.finish().as_ref());
-        self.contents.files.push(ContentsFile { name: text.replace('\\', "/"), size, sha256 });
+        self.contents.files.push(ArchivedFile { name: text.replace('\\', "/"), size, sha256 });
         Ok(())
     }
 
     fn finish(mut self) -> io::Result<File> {
         let contents = serde_json::to_vec_pretty(&self.contents)?;
-        self.tar.append_data(&mut header(contents.len() as u64, 0o600), CONTENTS, contents.as_slice())?;
+        self.tar.append_data(&mut header(contents.len() as u64, 0o600), CONTENTS_FILE, contents.as_slice())?;
         let mut file = self.tar.into_inner()?;
         file.flush()?;
         Ok(file)
@@ -449,43 +451,43 @@ fn mode_of(_metadata: &std::fs::Metadata) -> u32 {
     0o600
 }
 
-/// Counts, hashes and tells of what goes through.
-struct Hashed<'s, 'p> {
+/// Counts and hashes the bytes read, and reports progress.
+struct HashingReader<'s, 'p> {
     from: &'s mut dyn Read,
     hash: Context,
-    read: u64,
-    meter: &'s mut Meter<'p>,
+    read_bytes: u64,
+    meter: &'s mut ProgressMeter<'p>,
 }
 
-impl Read for Hashed<'_, '_> {
+impl Read for HashingReader<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.from.read(buffer)?;
         self.hash.update(&buffer[..read]);
-        self.read += read as u64;
+        self.read_bytes += read as u64;
         self.meter.set(self.meter.done + read as u64);
         Ok(read)
     }
 }
 
-/// A private folder beside the archive, for what is not finished; goes away with what is in it.
-struct Scratch {
+/// A private folder beside the archive for unfinished files; removed with its content on drop.
+struct ScratchDir {
     dir: PathBuf,
 }
 
-impl Scratch {
-    fn new(folder: &Path, out_file: &Path) -> Result<Scratch, BackupError> {
+impl ScratchDir {
+    fn new(folder: &Path, out_file: &Path) -> Result<ScratchDir, BackupError> {
         let name = out_file.file_name().unwrap_or_default().to_string_lossy();
         let dir = folder.join(format!(".{name}.{}.partial", std::process::id()));
         if dir.exists() {
-            // Of a process that had our number and died.
+            // Left by a process that had the same id and died.
             std::fs::remove_dir_all(&dir).map_err(io_error(&dir))?;
         }
         files::create_private_dir(&dir).map_err(io_error(&dir))?;
-        Ok(Scratch { dir })
+        Ok(ScratchDir { dir })
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchDir {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.dir) {
             log::warn!("{}: {error}", self.dir.display());

@@ -1,28 +1,28 @@
-//! What can go wrong with a store, in one line each, for the person who reads it.
+//! Errors of stores, each a single line for the person who reads it.
 
 use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
-/// Why a change or a query did not come about. Nothing was changed then.
+/// Why a change or a query failed. Nothing was changed then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// It could not be stored or read now (disk full, I/O error, locked, closed): try again.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// More waits than the store takes on: try again.
+    /// Too many changes or queries are waiting: try again.
     #[error("the store is busy: too much waits for it")]
     Busy,
     /// The file is damaged.
     #[error("the store's file is damaged: {0}; restore a backup into an empty data dir")]
     Corrupt(String),
-    /// A rule of the tables (unique, foreign key, check) forbids it.
+    /// A constraint of the tables (unique, foreign key, check) was violated.
     #[error("a rule of the store forbids it: {0}")]
     Constraint(String),
-    /// A rule of the one who made the change forbids it; for closures to answer.
+    /// The closure that makes the change has rejected it.
     #[error("refused: {0}")]
-    Refused(String),
-    /// A statement, a parameter or a stored value is not what this program expects: a mistake in it.
+    Rejected(String),
+    /// A statement, a parameter or a stored value is not what this program expects: a programming error.
     #[error("the store was used wrongly: {0}")]
     Invalid(String),
 }
@@ -33,8 +33,8 @@ impl StoreError {
         StoreError::Unavailable("an earlier change that this one builds on was not stored".to_owned())
     }
 
-    /// A value that was read from a file and is none of those that this program writes there.
-    pub(super) fn in_row_of(self, file: &str) -> StoreError {
+    /// Turns an unexpected stored value into damage of the file that it was read from.
+    pub(super) fn into_corruption_of(self, file: &str) -> StoreError {
         match self {
             StoreError::Invalid(detail) => StoreError::Corrupt(format!("{file}: {detail}")),
             other => other,
@@ -45,8 +45,8 @@ impl StoreError {
         StoreError::Unavailable("it is closed".to_owned())
     }
 
-    /// What SQLite says of a file, which is named: a data dir has several. Not `From`: that would put rusqlite
-    /// into the public interface.
+    /// Classifies an error of SQLite and names the file, because a data dir has several. Not `From`: that would put
+    /// rusqlite into the public interface.
     pub(super) fn from_sqlite(file: &str, error: &rusqlite::Error) -> StoreError {
         let text = format!("{file}: {}", one_line(error));
         match error.sqlite_error_code() {
@@ -75,110 +75,81 @@ impl StoreError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file is no SQLite database, or its header is damaged.
-    #[error("{path} is not a database, or its beginning is damaged: {}", way_out(.path))]
-    NotADatabase {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A database, but not one of ours.
+    #[error("{path} is not a database, or its beginning is damaged: {}", recovery_advice(.path))]
+    NotADatabase { path: PathBuf },
+    /// A database of another program.
     #[error("{path} is another program's database: choose another data dir")]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
+    Foreign { path: PathBuf },
     /// The data dir's manifest names the file, and it is not there.
-    #[error("{path} is missing or empty, but this data dir had it{detail}: {}", way_out(.path))]
+    #[error("{path} is missing or empty, but this data dir had it{detail}: {}", recovery_advice(.path))]
     Missing {
-        /// The file.
         path: PathBuf,
         /// What shows that it was there; may be empty.
         detail: String,
     },
     /// The file is one of ours, but not the one that belongs there.
-    #[error("{path} is not the store that belongs there ({detail}): put that one back; or {}", way_out(.path))]
-    Stranger {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        detail: String,
-    },
-    /// The file is whole, but older than what is known to have been on the disk.
+    #[error("{path} is not the store that belongs there ({detail}): put that one back; or {}", recovery_advice(.path))]
+    WrongStore { path: PathBuf, detail: String },
+    /// The file is intact, but older than what is known to have been on disk.
     #[error(
-        "{path} has lost changes that were on the disk (it holds number {holds} and had number {mark}: its log (-wal) \
-         is lost or damaged, or this is an older copy): {}", way_out(.path)
+        "{path} has lost changes that were on the disk (it holds number {stored} and had number {watermark}: its log (-wal) \
+         is lost or damaged, or this is an older copy): {}", recovery_advice(.path)
     )]
-    Behind {
-        /// The file.
+    BehindWatermark {
         path: PathBuf,
-        /// The number of the newest change in it.
-        holds: u64,
-        /// The number of the newest change that was known to be on disk.
-        mark: u64,
+        /// The generation in the file.
+        stored: u64,
+        /// The generation that was known to be on disk.
+        watermark: u64,
     },
-    /// The file's mark was there, and is gone.
+    /// The file's watermark was there, and is gone.
     #[error(
         "{path}-mark is missing: it tells whether {path} holds all that was on the disk, so it may have lost something \
-         (a copy of a data dir has to be one of all its files): put it back; or {}", way_out(.path)
+         (a copy of a data dir has to be one of all its files): put it back; or {}", recovery_advice(.path)
     )]
-    Unmarked {
+    MissingWatermark {
         /// The file that it stands beside.
         path: PathBuf,
     },
     /// The manifest of the data dir cannot be used.
-    #[error("{path} cannot be used ({detail}): {}", way_out(.path))]
+    #[error("{path} cannot be used ({detail}): {}", recovery_advice(.path))]
     Manifest {
-        /// The manifest.
         path: PathBuf,
         /// What is wrong with it.
         detail: String,
     },
     /// The file is damaged.
-    #[error("{path} is damaged ({detail}): {}", way_out(.path))]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite found.
-        detail: String,
-    },
+    #[error("{path} is damaged ({detail}): {}", recovery_advice(.path))]
+    Corrupt { path: PathBuf, detail: String },
     /// A later version of this program has written the file.
     #[error(
         "{path} was written by a newer version of this program (schema {found}, this one knows {known}): use that \
-         version; or {}", way_out(.path)
+         version; or {}", recovery_advice(.path)
     )]
-    Newer {
-        /// The file.
+    NewerSchema {
         path: PathBuf,
         /// The file's schema version.
         found: u64,
         /// The newest schema version that is known here.
         known: u64,
     },
-    /// An earlier version of this program has written the file, and here it is only looked at.
+    /// An earlier version of this program has written the file, and it is opened read-only.
     #[error(
         "{path} was written by an older version of this program (schema {found}, this one knows {known}): start the server on it once"
     )]
-    Older {
-        /// The file.
+    OlderSchema {
         path: PathBuf,
         /// The file's schema version.
         found: u64,
         /// The newest schema version that is known here.
         known: u64,
     },
-    /// The disk fails, which SQLite tells of a full one too where it is about to map or lengthen a file.
+    /// The disk fails. SQLite also reports a full disk this way when it is about to map or lengthen a file.
     #[error("the disk of {path} does not read or write ({detail}): see whether it is full (df) or failing (dmesg)")]
-    Disk {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite said.
-        detail: String,
-    },
-    /// No room is left on the disk.
+    Disk { path: PathBuf, detail: String },
+    /// The disk is full.
     #[error("no room is left on the disk of {path}: free some and start again")]
-    DiskFull {
-        /// The file.
-        path: PathBuf,
-    },
+    DiskFull { path: PathBuf },
     /// The file or its folder may not be read and written.
     #[error("no permission to read and write {path} ({detail}): run as its owner or choose another data dir")]
     Permission {
@@ -187,34 +158,28 @@ pub enum OpenError {
         /// What the system said.
         detail: String,
     },
-    /// Another process holds the file's lock for longer than we wait.
+    /// Another process held the file's lock until the timeout.
     #[error("{path} stayed locked by another process (a backup?): start again when it has ended")]
-    Locked {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A step from one schema version to the next failed.
+    Locked { path: PathBuf },
+    /// A migration from one schema version to the next failed.
     #[error("{path} could not be brought to schema {version} ({detail}): it was left as it was")]
     Migration {
-        /// The file.
         path: PathBuf,
         /// The version that was to be reached.
         version: u64,
-        /// What SQLite said.
         detail: String,
     },
-    /// Anything else that the system said.
+    /// Any other error of the system.
     #[error("{path} could not be opened: {detail}")]
     Other {
-        /// The file.
         path: PathBuf,
         /// What the system said.
         detail: String,
     },
 }
 
-/// What to do about a file that is lost or damaged.
-fn way_out(path: &Path) -> String {
+/// The instruction for a file that is lost or damaged.
+fn recovery_advice(path: &Path) -> String {
     let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let dir = super::files::parent_of(path).unwrap_or(Path::new(".")).display();
     format!(
@@ -223,20 +188,23 @@ fn way_out(path: &Path) -> String {
 }
 
 impl OpenError {
-    /// Whether the file, or something of it, is gone: what an operator may accept.
+    /// Whether the file, or part of its content, is gone: a loss that an operator may accept.
     pub fn is_loss(&self) -> bool {
-        use OpenError::{Behind, Corrupt, Foreign, Manifest, Missing, Newer, NotADatabase, Stranger, Unmarked};
+        use OpenError::{
+            BehindWatermark, Corrupt, Foreign, Manifest, Missing, MissingWatermark, NewerSchema, NotADatabase,
+            WrongStore,
+        };
         matches!(
             self,
             Missing { .. }
-                | Stranger { .. }
-                | Behind { .. }
-                | Unmarked { .. }
+                | WrongStore { .. }
+                | BehindWatermark { .. }
+                | MissingWatermark { .. }
                 | Manifest { .. }
                 | NotADatabase { .. }
                 | Corrupt { .. }
                 | Foreign { .. }
-                | Newer { .. }
+                | NewerSchema { .. }
         )
     }
 
@@ -264,7 +232,7 @@ impl OpenError {
     }
 }
 
-/// SQLite's messages quote statements, which have lines.
+/// An error text without line breaks: SQLite's messages quote statements, which have lines.
 pub(super) fn one_line(error: &rusqlite::Error) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }

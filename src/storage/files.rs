@@ -1,14 +1,14 @@
-//! Private files and folders, and how they get on disk.
+//! Private files and folders, and how they are synced.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// Creates a folder and those above it, readable by their owner alone, and syncs what was created.
-/// Folders that are there stay as they are.
+/// Creates a folder and its missing parents, accessible to their owner alone, and syncs what was created. Existing
+/// folders stay as they are.
 ///
 /// # Errors
-/// The system's.
+/// Those of the file system.
 pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -27,63 +27,63 @@ pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     parent_of(dir).map_or(Ok(()), sync_dir)
 }
 
-/// Options for a file that only its owner may read.
-pub(crate) fn private() -> OpenOptions {
+/// Options for creating a file that only its owner may read.
+pub(crate) fn private_file_options() -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
 }
 
-/// Creates an empty private file if there is none.
+/// Creates an empty private file if there is none; an existing one loses the permissions of everybody but its owner.
 ///
-/// One that is there is not opened: closing it again would drop the locks that SQLite holds on it
-/// in this process (POSIX locks belong to the process and end with any descriptor of the file).
+/// An existing file is not opened: closing it again would drop the locks that SQLite holds on it in this process (POSIX
+/// locks belong to the process and end with any descriptor of the file).
 pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
-    match private().write(true).create_new(true).open(path) {
+    match private_file_options().write(true).create_new(true).open(path) {
         Ok(_) => parent_of(path).map_or(Ok(()), sync_dir),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => make_private(path),
         Err(error) => Err(error),
     }
 }
 
-/// A file's content, up to so many bytes. What is no file (a pipe without a writer, say) is an error, never waited for.
+/// A file's content, up to `max_bytes`. Anything but a regular file (a pipe without a writer, say) is an error and is
+/// never waited for.
 ///
 /// # Errors
-/// The system's; `InvalidInput` for what is no file.
+/// Those of the file system; `InvalidInput` for what is not a regular file.
 pub(crate) fn read_up_to(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK | libc::O_NOCTTY);
     let file = options.read(true).open(path)?;
-    let found = file.metadata()?;
-    if !found.is_file() {
-        let what = if found.is_dir() { "it is a folder" } else { "it is no file" };
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        let problem = if metadata.is_dir() { "it is a folder" } else { "it is no file" };
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
     }
     let mut bytes = Vec::new();
     file.take(max_bytes).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Whether there is nothing at a path, or an empty file.
-pub fn is_absent(path: &Path) -> bool {
+pub fn is_missing_or_empty(path: &Path) -> bool {
     match std::fs::metadata(path) {
         Ok(found) => found.is_file() && found.len() == 0,
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
-/// The path with something behind its last name.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+/// Appends a suffix to the last component of a path.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(ending);
+    name.push(suffix);
     name.into()
 }
 
-/// Gives the owner of a file, if it is there, the right to read and write it.
+/// Gives the owner of a file, if it exists, the right to read and write it.
 #[cfg(unix)]
-pub(super) fn let_owner_write(path: &Path) -> io::Result<()> {
+pub(super) fn make_owner_writable(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     match std::fs::metadata(path) {
         Ok(found) if found.permissions().mode() & 0o600 != 0o600 => {
@@ -95,11 +95,11 @@ pub(super) fn let_owner_write(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(not(unix))]
-pub(super) fn let_owner_write(_path: &Path) -> io::Result<()> {
+pub(super) fn make_owner_writable(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes all permissions but the owner's from a file.
+/// Removes all permissions but the owner's from a file.
 #[cfg(unix)]
 fn make_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -115,12 +115,12 @@ fn make_private(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The folder that a path lies in; `.` for a bare name, nothing for a root.
+/// The parent folder of a path; `.` for a bare name, `None` for a root.
 pub(crate) fn parent_of(path: &Path) -> Option<&Path> {
     path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
 }
 
-/// Makes what was created, renamed or removed in a folder survive a power cut.
+/// Makes files created, renamed or removed in a folder survive a power cut.
 #[cfg(unix)]
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     std::fs::File::open(dir)?.sync_all()

@@ -1,4 +1,4 @@
-//! One server per data dir. Commands that look or copy beside a running server do without.
+//! Locks a data dir for one server. Commands that read or copy a data dir beside a running server take no lock.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,93 +9,81 @@ use super::files;
 /// The lock's file in the data dir.
 pub(super) const LOCK_FILE: &str = "lock";
 
-/// Holds a data dir for this process. The system lets go of it when the process ends, however it ends.
+/// Holds a data dir for this process. The operating system releases it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct DataDirLock {
-    /// Open as long as the lock is held; the file itself stays, for removing it would race.
+    /// Open as long as the lock is held. The file itself stays, because removing it would race.
     _file: File,
 }
 
-/// Why a data dir could not be had.
+/// Why a data dir could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another server runs on it.
+    /// Another server uses it.
     #[error("data dir {dir} is in use by process {pid}: stop it or choose another data dir")]
     Held {
-        /// The data dir.
         dir: PathBuf,
         /// Its process id, `unknown` where the system does not let us read it.
         pid: String,
     },
-    /// A restore into it did not come to its end.
+    /// A restore into it was interrupted.
     #[error("data dir {dir} holds an unfinished restore: empty it and restore again")]
-    Unfinished {
-        /// The data dir.
-        dir: PathBuf,
-    },
-    /// Something else has its name, or that of a folder above it.
+    UnfinishedRestore { dir: PathBuf },
+    /// A file has its name, or that of a folder above it.
     #[error("data dir {dir} cannot be used: {file} is a file, not a folder")]
-    NotAFolder {
-        /// The data dir.
+    NotADirectory {
         dir: PathBuf,
-        /// What is in its place.
+        /// The path that is not a folder.
         file: PathBuf,
     },
-    /// What the system said.
+    /// An error of the file system.
     #[error("data dir {dir} cannot be locked: {error}")]
-    Io {
-        /// The data dir.
-        dir: PathBuf,
-        /// The system's error.
-        error: std::io::Error,
-    },
+    Io { dir: PathBuf, error: std::io::Error },
 }
 
 impl DataDirLock {
-    /// Takes the data dir for this process; creates it (mode 700) if it is missing. Does not wait.
+    /// Locks the data dir for this process; creates it (mode 700) if it is missing. Does not wait.
     ///
     /// # Errors
-    /// Who holds it, or why it cannot be had.
-    pub fn take(dir: &Path) -> Result<DataDirLock, LockError> {
-        let lock = DataDirLock::take_for_restore(dir)?;
-        if dir.join(super::restore::STAGING_DIR).exists() {
-            return Err(LockError::Unfinished { dir: dir.to_owned() });
-        }
+    /// Another process holds it, or it cannot be used.
+    pub fn acquire(dir: &Path) -> Result<DataDirLock, LockError> {
+        let lock = DataDirLock::acquire_for_restore(dir)?;
+        refuse_unfinished_restore(dir)?;
         Ok(lock)
     }
 
-    /// Takes one component's part of a data dir: others may run beside it on theirs.
+    /// Locks one component of a data dir: processes for other components may run beside it.
     ///
     /// # Errors
-    /// Who holds it, or why it cannot be had.
-    pub fn take_part(dir: &Path, component: &str) -> Result<DataDirLock, LockError> {
-        let lock = DataDirLock::take_file(dir, &format!("{LOCK_FILE}-{component}"))?;
-        if dir.join(super::restore::STAGING_DIR).exists() {
-            return Err(LockError::Unfinished { dir: dir.to_owned() });
-        }
+    /// Another process holds it, or it cannot be used.
+    pub fn acquire_component(dir: &Path, component: &str) -> Result<DataDirLock, LockError> {
+        let lock = DataDirLock::acquire_file(dir, &format!("{LOCK_FILE}-{component}"))?;
+        refuse_unfinished_restore(dir)?;
         Ok(lock)
     }
 
-    pub(super) fn take_for_restore(dir: &Path) -> Result<DataDirLock, LockError> {
-        DataDirLock::take_file(dir, LOCK_FILE)
+    pub(super) fn acquire_for_restore(dir: &Path) -> Result<DataDirLock, LockError> {
+        DataDirLock::acquire_file(dir, LOCK_FILE)
     }
 
-    fn take_file(dir: &Path, name: &str) -> Result<DataDirLock, LockError> {
+    fn acquire_file(dir: &Path, name: &str) -> Result<DataDirLock, LockError> {
         let failed = |error| LockError::Io { dir: dir.to_owned(), error };
-        if let Some(file) = dir.ancestors().find(|part| part.exists()).filter(|part| !part.is_dir()) {
-            return Err(LockError::NotAFolder { dir: dir.to_owned(), file: file.to_owned() });
+        if let Some(file) = dir.ancestors().find(|ancestor| ancestor.exists()).filter(|ancestor| !ancestor.is_dir()) {
+            return Err(LockError::NotADirectory { dir: dir.to_owned(), file: file.to_owned() });
         }
         files::create_private_dir(dir).map_err(failed)?;
-        let open = || files::private().read(true).write(true).create(true).truncate(false).open(dir.join(name));
+        let open =
+            || files::private_file_options().read(true).write(true).create(true).truncate(false).open(dir.join(name));
         let mut file = open().map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
                 let mut pid = String::new();
-                // Bounded, because the file is not ours. Where a locked file cannot be read, we do not know.
+                // Bounded, because the file may hold anything. Where a locked file cannot be read, the process is
+                // unknown.
                 let read = (&mut file).take(20).read_to_string(&mut pid);
-                let known = read.is_ok() && !pid.trim().is_empty();
-                let pid = if known { pid.trim().to_owned() } else { "unknown".to_owned() };
+                let is_known = read.is_ok() && !pid.trim().is_empty();
+                let pid = if is_known { pid.trim().to_owned() } else { "unknown".to_owned() };
                 return Err(LockError::Held { dir: dir.to_owned(), pid });
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
@@ -109,6 +97,13 @@ impl DataDirLock {
     }
 }
 
+fn refuse_unfinished_restore(dir: &Path) -> Result<(), LockError> {
+    if dir.join(super::restore::STAGING_DIR).exists() {
+        return Err(LockError::UnfinishedRestore { dir: dir.to_owned() });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,19 +112,19 @@ mod tests {
     fn a_data_dir_has_one_holder() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("state");
-        let lock = DataDirLock::take(&dir).unwrap();
-        let refused = DataDirLock::take(&dir).unwrap_err().to_string();
+        let lock = DataDirLock::acquire(&dir).unwrap();
+        let refused = DataDirLock::acquire(&dir).unwrap_err().to_string();
         assert!(refused.contains(&format!("process {}:", std::process::id())), "{refused}");
         drop(lock);
-        DataDirLock::take(&dir).unwrap();
+        DataDirLock::acquire(&dir).unwrap();
     }
 
     #[test]
     fn each_part_of_a_data_dir_has_one_holder() {
         let home = tempfile::tempdir().unwrap();
-        let _product = DataDirLock::take_part(home.path(), "product").unwrap();
-        let _customer = DataDirLock::take_part(home.path(), "customer").unwrap();
-        let refused = DataDirLock::take_part(home.path(), "product").unwrap_err();
+        let _product = DataDirLock::acquire_component(home.path(), "product").unwrap();
+        let _customer = DataDirLock::acquire_component(home.path(), "customer").unwrap();
+        let refused = DataDirLock::acquire_component(home.path(), "product").unwrap_err();
         assert!(matches!(refused, LockError::Held { .. }), "{refused}");
     }
 
@@ -139,7 +134,7 @@ mod tests {
         let file = home.path().join("file");
         std::fs::write(&file, "x").unwrap();
         for dir in [file.clone(), file.join("below"), file.join("far/below")] {
-            let refused = DataDirLock::take(&dir).unwrap_err().to_string();
+            let refused = DataDirLock::acquire(&dir).unwrap_err().to_string();
             assert!(refused.contains(&format!("{} is a file, not a folder", file.display())), "{refused}");
         }
         assert_eq!(std::fs::read(&file).unwrap(), b"x");
@@ -149,6 +144,6 @@ mod tests {
     fn an_unfinished_restore_is_not_started_on() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(super::super::restore::STAGING_DIR)).unwrap();
-        assert!(matches!(DataDirLock::take(dir.path()), Err(LockError::Unfinished { .. })));
+        assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::UnfinishedRestore { .. })));
     }
 }

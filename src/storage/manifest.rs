@@ -1,90 +1,89 @@
-//! The table of a data dir's stores, so that a lost one is told from one that is made for the first time.
+//! The table of a data dir's stores, which tells a lost store from one that is created for the first time.
 //!
-//! `manifest.json` lies beside the stores and names each with a random id that the store holds too. It is
-//! replaced as a whole (written beside, synced, renamed, the folder synced), so a power cut leaves the old one
-//! or the new one. A store goes through these states, and nothing of it is acknowledged before the last:
+//! `manifest.json` lies beside the stores and names each with a random id that the store contains too. It is replaced
+//! as a whole (written beside, synced, renamed, the folder synced), so a power cut leaves either the old or the new
+//! one. A store goes through these states, and nothing of it is acknowledged before the last:
 //!
 //! | state | on disk may be | what a start does |
 //! |---|---|---|
-//! | not named | nothing; or a store of an earlier version, without an id | plans it, or takes it in |
-//! | `making` | nothing, or any part of an empty store | makes it |
-//! | `adopting` | a store of an earlier version, with the id or without it yet | writes the id into it |
+//! | not listed | nothing; or a store of an earlier version, without an id | registers it as `making` or `adopting` |
+//! | `making` | nothing, or any part of an empty store | creates it |
+//! | `adopting` | a store of an earlier version, with or without the id | writes the id into it |
 //! | `kept` | the store with this id | opens it; anything else is refused |
-//! | `lost` | nothing | makes it anew: its loss was accepted |
+//! | `lost` | nothing | recreates it: its loss was accepted |
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{OpenError, files, jumps};
+use super::{OpenError, files, id_ranges};
 use crate::model::secret;
 
-/// The manifest's file, beside the stores.
 pub(super) const MANIFEST_FILE: &str = "manifest.json";
-/// What becomes the manifest once it is whole.
-const NEW_FILE: &str = "manifest.json-new";
-/// Held while the manifest is read and replaced: the components of one data dir are processes.
-const MANIFEST_LOCK: &str = "lock-manifest";
-const FORMAT: u32 = 1;
-/// A data dir has a dozen stores.
-const BYTES_MAX: u64 = 1 << 20;
+/// Renamed to [`MANIFEST_FILE`] once it is complete.
+const TEMPORARY_FILE: &str = "manifest.json-new";
+/// Locked while the manifest is read and replaced: the components of one data dir are separate processes.
+const LOCK_FILE: &str = "lock-manifest";
+const MANIFEST_FORMAT: u32 = 1;
+/// Far more than the dozen stores of a data dir need.
+const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
-/// How far the life of a store has come.
+/// The life cycle of a store; see the table at the top of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Stage {
+pub(super) enum StoreState {
     Making,
     Adopting,
     Kept,
     Lost,
 }
 
-/// One store of the data dir.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
-    /// Its name in the folder.
+pub(super) struct ManifestEntry {
+    /// The file name within the folder.
     pub(super) file: String,
-    /// What it holds too, in hex.
+    /// The id that the store contains too, in hex.
     pub(super) id: String,
-    pub(super) state: Stage,
-    /// Its mark is on disk, and has to be there from now on.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) marked: bool,
+    pub(super) state: StoreState,
+    /// Its watermark is on disk and has to be there from now on.
+    #[serde(rename = "marked", default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) requires_watermark: bool,
 }
 
-/// All stores of one folder.
+/// The manifest of one folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Manifest {
     format: u32,
-    /// How far numbers have jumped in the life of the data, because something was lost or taken back to a backup: see
-    /// `jumps.rs`.
-    pub(super) jumps: u64,
-    pub(super) stores: Vec<Entry>,
+    /// The last range of numbers that may have been used; see `id_ranges.rs`.
+    #[serde(rename = "jumps")]
+    pub(super) last_id_range: u64,
+    pub(super) stores: Vec<ManifestEntry>,
 }
 
-/// A manifest as it may be found.
+/// A manifest as it may be found on disk.
 #[derive(Deserialize)]
-struct Found {
+struct StoredManifest {
     format: u32,
-    jumps: Option<u64>,
-    /// An earlier version has written how often something was lost instead.
+    #[serde(rename = "jumps")]
+    last_id_range: Option<u64>,
+    /// Written by an earlier version instead: the number of losses.
     losses: Option<u64>,
-    stores: Vec<Entry>,
+    stores: Vec<ManifestEntry>,
 }
 
 impl Manifest {
-    pub(super) fn new(jumps: u64, stores: Vec<Entry>) -> Manifest {
-        Manifest { format: FORMAT, jumps, stores }
+    pub(super) fn new(last_id_range: u64, stores: Vec<ManifestEntry>) -> Manifest {
+        Manifest { format: MANIFEST_FORMAT, last_id_range, stores }
     }
 
-    /// The manifest of a folder; nothing where there is none yet.
+    /// The manifest of a folder, or `None` if there is none yet.
     ///
     /// # Errors
-    /// It cannot be read, or is not what this program writes.
+    /// It cannot be read, or is not a valid manifest.
     pub(super) fn read(dir: &Path) -> Result<Option<Manifest>, OpenError> {
         let path = dir.join(MANIFEST_FILE);
-        let bytes = match files::read_up_to(&path, BYTES_MAX) {
+        let bytes = match files::read_up_to(&path, MANIFEST_BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
@@ -98,70 +97,74 @@ impl Manifest {
         if bytes.is_empty() {
             return Err("it is empty".to_owned());
         }
-        let strange = || "it is not what this program writes".to_owned();
-        let found: Found = serde_json::from_slice(bytes).map_err(|_| strange())?;
-        if found.format != FORMAT {
-            return Err(format!("its format is {}, this version reads {FORMAT}", found.format));
+        let not_ours = || "it is not what this program writes".to_owned();
+        let stored: StoredManifest = serde_json::from_slice(bytes).map_err(|_| not_ours())?;
+        if stored.format != MANIFEST_FORMAT {
+            return Err(format!("its format is {}, this version reads {MANIFEST_FORMAT}", stored.format));
         }
-        let jumps = found.jumps.or(found.losses.map(jumps::of_losses)).filter(|jumps| jumps::may_be(*jumps));
-        let manifest = Manifest::new(jumps.ok_or_else(strange)?, found.stores);
-        let is_plain = |entry: &Entry| !entry.file.contains(['/', '\\']) && is_id(&entry.id);
-        let is_double = |(place, entry): (usize, &Entry)| manifest.stores[..place].iter().any(|e| e.file == entry.file);
-        if !manifest.stores.iter().all(is_plain) || manifest.stores.iter().enumerate().any(is_double) {
+        let last_id_range = stored
+            .last_id_range
+            .or(stored.losses.map(id_ranges::id_range_of_losses))
+            .filter(|range| id_ranges::is_id_range(*range));
+        let manifest = Manifest::new(last_id_range.ok_or_else(not_ours)?, stored.stores);
+        let is_valid = |entry: &ManifestEntry| !entry.file.contains(['/', '\\']) && is_store_id(&entry.id);
+        let is_duplicate =
+            |(index, entry): (usize, &ManifestEntry)| manifest.stores[..index].iter().any(|e| e.file == entry.file);
+        if !manifest.stores.iter().all(is_valid) || manifest.stores.iter().enumerate().any(is_duplicate) {
             return Err("it names what cannot be a store, or one twice".to_owned());
         }
         Ok(manifest)
     }
 
-    pub(super) fn entry(&self, file: &str) -> Option<&Entry> {
+    pub(super) fn entry(&self, file: &str) -> Option<&ManifestEntry> {
         self.stores.iter().find(|entry| entry.file == file)
     }
 
-    /// Whose id this is.
-    pub(super) fn of_id(&self, id: &str) -> Option<&str> {
+    /// The file of the store with this id.
+    pub(super) fn file_with_id(&self, id: &str) -> Option<&str> {
         self.stores.iter().find(|entry| entry.id == id).map(|entry| entry.file.as_str())
     }
 
-    /// Names a store, or says anew how far it is.
-    pub(super) fn set(&mut self, file: &str, id: &str, state: Stage) {
-        let entry = Entry { file: file.to_owned(), id: id.to_owned(), state, marked: false };
+    /// Adds a store or changes its state. Its watermark is then no longer required.
+    pub(super) fn set_state(&mut self, file: &str, id: &str, state: StoreState) {
+        let entry = ManifestEntry { file: file.to_owned(), id: id.to_owned(), state, requires_watermark: false };
         match self.stores.iter_mut().find(|known| known.file == file) {
             Some(known) => *known = entry,
             None => self.stores.push(entry),
         }
     }
 
-    /// Says whether the mark of a store that is kept has to be there.
-    pub(super) fn set_marked(&mut self, file: &str, marked: bool) {
+    /// Sets whether the watermark of a store has to be there.
+    pub(super) fn set_requires_watermark(&mut self, file: &str, required: bool) {
         if let Some(entry) = self.stores.iter_mut().find(|entry| entry.file == file) {
-            entry.marked = marked;
+            entry.requires_watermark = required;
         }
     }
 
-    /// Changes a folder's manifest, and has it on disk. Others wait meanwhile.
+    /// Changes a folder's manifest durably, under a lock.
     ///
     /// # Errors
-    /// Those of [`Manifest::read`], or it cannot be written: then it is as it was.
+    /// Those of [`Manifest::read`], or it cannot be written: then it is unchanged.
     pub(super) fn update(dir: &Path, change: impl FnOnce(&mut Manifest)) -> Result<Manifest, OpenError> {
-        let lock_path = dir.join(MANIFEST_LOCK);
+        let lock_path = dir.join(LOCK_FILE);
         let lock = || {
-            let lock = files::private().write(true).create(true).truncate(false).open(&lock_path)?;
+            let lock = files::private_file_options().write(true).create(true).truncate(false).open(&lock_path)?;
             lock.lock().map(|()| lock)
         };
         let _held = lock().map_err(|error| OpenError::from_io(&lock_path, &error))?;
         let mut manifest = match Manifest::read(dir)? {
             Some(manifest) => manifest,
-            None => Manifest::new(jumps::at_first(dir)?, Vec::new()),
+            None => Manifest::new(id_ranges::initial_id_range(dir)?, Vec::new()),
         };
         change(&mut manifest);
         manifest.write(dir).map_err(|error| OpenError::from_io(&dir.join(MANIFEST_FILE), &error))?;
         Ok(manifest)
     }
 
-    /// Puts it in the place of the one that is there, durably.
+    /// Replaces the folder's manifest with this one, durably.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
-        let new = dir.join(NEW_FILE);
-        let mut file = files::private().write(true).create(true).truncate(true).open(&new)?;
+        let new = dir.join(TEMPORARY_FILE);
+        let mut file = files::private_file_options().write(true).create(true).truncate(true).open(&new)?;
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
         file.write_all(&text)?;
@@ -172,33 +175,33 @@ impl Manifest {
     }
 }
 
-/// Whether all stores of a folder are there that its manifest asks for.
-pub(super) fn check_all_there(dir: &Path) -> Result<(), OpenError> {
+/// Checks that all stores that a folder's manifest requires are there.
+pub(super) fn check_stores_present(dir: &Path) -> Result<(), OpenError> {
     let Some(manifest) = Manifest::read(dir)? else { return Ok(()) };
-    let is_missing = |entry: &&Entry| entry.state == Stage::Kept && files::is_absent(&dir.join(&entry.file));
+    let is_missing =
+        |entry: &&ManifestEntry| entry.state == StoreState::Kept && files::is_missing_or_empty(&dir.join(&entry.file));
     match manifest.stores.iter().find(is_missing) {
         Some(entry) => Err(OpenError::Missing { path: dir.join(&entry.file), detail: String::new() }),
         None => Ok(()),
     }
 }
 
-/// A new store's id.
-pub(super) fn new_id() -> String {
+pub(super) fn new_store_id() -> String {
     secret::random_hex::<16>()
 }
 
-/// Whether it may be a store's id.
-pub(super) fn is_id(text: &str) -> bool {
+/// Whether a text has the form of a store's id.
+pub(super) fn is_store_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether a name in a data dir is one that only the making of a manifest leaves.
-pub(super) fn is_scratch(name: &Path) -> bool {
-    name.file_name().is_some_and(|file| file == NEW_FILE || file == MANIFEST_LOCK)
+/// Whether a file in a data dir is only a by-product of writing the manifest.
+pub(super) fn is_temporary(name: &Path) -> bool {
+    name.file_name().is_some_and(|file| file == TEMPORARY_FILE || file == LOCK_FILE)
 }
 
-/// The folder and the name in it of a store's file.
-pub(super) fn place_of(path: &Path) -> Result<(PathBuf, String), OpenError> {
+/// The folder of a store's file and its name in it.
+pub(super) fn dir_and_file_name(path: &Path) -> Result<(PathBuf, String), OpenError> {
     let other = |detail: &str| OpenError::Other { path: path.to_owned(), detail: detail.to_owned() };
     let dir = files::parent_of(path).ok_or_else(|| other("it is a folder"))?;
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| other("its name is not UTF-8"))?;
@@ -213,14 +216,14 @@ mod tests {
     fn what_is_written_is_read_again_and_its_folder_has_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Manifest::read(dir.path()).unwrap(), None);
-        let id = new_id();
-        Manifest::update(dir.path(), |manifest| manifest.set("a.db", &id, Stage::Making)).unwrap();
-        let kept = Manifest::update(dir.path(), |manifest| manifest.set("a.db", &id, Stage::Kept)).unwrap();
+        let id = new_store_id();
+        Manifest::update(dir.path(), |manifest| manifest.set_state("a.db", &id, StoreState::Making)).unwrap();
+        let kept = Manifest::update(dir.path(), |manifest| manifest.set_state("a.db", &id, StoreState::Kept)).unwrap();
         let read = Manifest::read(dir.path()).unwrap().unwrap();
         assert_eq!(read, kept);
-        assert_eq!(read.entry("a.db").map(|entry| entry.state), Some(Stage::Kept));
-        assert_eq!((read.of_id(&id), read.entry("b.db")), (Some("a.db"), None));
-        assert!(!dir.path().join(NEW_FILE).exists());
+        assert_eq!(read.entry("a.db").map(|entry| entry.state), Some(StoreState::Kept));
+        assert_eq!((read.file_with_id(&id), read.entry("b.db")), (Some("a.db"), None));
+        assert!(!dir.path().join(TEMPORARY_FILE).exists());
     }
 
     #[test]
@@ -230,7 +233,10 @@ mod tests {
             for n in 0..8 {
                 let dir = dir.path();
                 scope.spawn(move || {
-                    Manifest::update(dir, |manifest| manifest.set(&format!("{n}.db"), &new_id(), Stage::Kept)).unwrap()
+                    Manifest::update(dir, |manifest| {
+                        manifest.set_state(&format!("{n}.db"), &new_store_id(), StoreState::Kept)
+                    })
+                    .unwrap()
                 });
             }
         });
@@ -240,7 +246,7 @@ mod tests {
     #[test]
     fn what_is_no_manifest_is_told_with_its_name() {
         let dir = tempfile::tempdir().unwrap();
-        let id = new_id();
+        let id = new_store_id();
         let entry = format!(r#"{{"file":"a.db","id":"{id}","state":"kept"}}"#);
         for (text, said) in [
             (String::new(), "it is empty"),

@@ -1,37 +1,39 @@
-//! The store: what a room must not lose, in one SQLite file with one writer.
+//! Durable storage: what a room must not lose, in one SQLite file with one writer thread.
 //!
-//! A room keeps its state in memory and hands each change to [`Store`] as a closure; the writer
-//! thread runs all that wait in one transaction and one sync of the disk (group commit), and the
-//! [`Ticket`] of a change tells when it is on disk. No answer leaves before the ticket of the newest
-//! change that it depends on is committed.
+//! A room keeps its working state in memory and hands each change to [`Store`] as a closure. The writer thread runs all
+//! queued changes in one transaction with one disk sync (group commit); the [`CommitHandle`] of a change tells when it
+//! is on disk. No response leaves before the newest change that it depends on is committed.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `store.rs` | [`Store`]: open, hand over, read, close |
+//! | `store.rs` | [`Store`]: open, enqueue changes, read, close |
 //! | `writer.rs` | the queue and the thread that turns it into transactions |
-//! | `ticket.rs` | [`Ticket`]: one outcome per transaction, waited for without a crowd |
-//! | `view.rs` | [`View`]: a file that is only looked at |
-//! | `value.rs` | [`Value`], [`Row`], [`Tx`], [`Reader`]: all that rooms see of a database |
-//! | `sqlite.rs` | the only file that knows SQLite's connections: settings, migrations |
+//! | `commit_handle.rs` | [`CommitHandle`]: the outcome of a change, and how to wait for it |
+//! | `reader_pool.rs` | read connections beside the writer |
+//! | `read_only.rs` | [`ReadOnlyStore`]: reads a file without changing it |
+//! | `value.rs` | [`Value`], [`Row`], [`Tx`], [`Reader`]: the rooms' interface to a database |
+//! | `sqlite.rs` | opening, checking and migrating SQLite files |
 //! | `error.rs` | [`StoreError`], [`OpenError`] |
 //! | `manifest.rs` | which stores a data dir has |
-//! | `mark.rs` | beside a store: the number of its newest change that is known to be on disk |
-//! | `whole.rs` | whether a data dir is whole, before anything of it is changed |
-//! | `accept.rs` | a loss that an operator accepts |
-//! | `jumps.rs` | numbers that are never given out twice, whatever is lost |
+//! | `watermark.rs` | beside each store: the generation that is known to be on disk |
+//! | `integrity.rs` | checks that a data dir is complete before anything in it is changed |
+//! | `accept_loss.rs` | lets an operator accept that a store is lost |
+//! | `id_ranges.rs` | keeps numbers unique even after data was lost |
 //! | `lock.rs` | one server per data dir |
-//! | `backup.rs`, `restore.rs` | one archive of one instant, and back |
+//! | `backup.rs`, `restore.rs` | a consistent archive of a data dir, and back |
 //! | `files.rs` | private files and folders, synced |
 
-mod accept;
+mod accept_loss;
 pub mod backup;
+mod commit_handle;
 mod error;
 pub(crate) mod files;
-mod jumps;
+mod id_ranges;
+mod integrity;
 pub mod lock;
 mod manifest;
-mod mark;
-mod readers;
+mod read_only;
+mod reader_pool;
 mod restore;
 mod sqlite;
 mod store;
@@ -43,18 +45,16 @@ mod tests_backup;
 mod tests_then;
 #[cfg(test)]
 mod tests_whole;
-mod ticket;
 mod value;
-mod view;
-mod whole;
+mod watermark;
 mod writer;
 
+pub use commit_handle::{CommitHandle, CommitState};
 pub use error::{OpenError, StoreError};
 pub use files::create_private_dir;
-pub use files::is_absent;
+pub use files::is_missing_or_empty;
+pub use integrity::{ExpectedStore, check_may_be_absent, check_stores};
+pub use read_only::ReadOnlyStore;
 pub use store::Store;
-pub use ticket::{Ticket, TicketState};
-pub use value::{Query, Reader, Row, Tx, Value};
-pub use view::View;
-pub use whole::{Expected, check_may_be_absent, examine};
-pub use writer::Chain;
+pub use value::{Reader, ReaderExt, Row, Tx, Value};
+pub use writer::Epoch;

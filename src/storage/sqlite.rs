@@ -1,4 +1,4 @@
-//! SQLite's connections: their settings, migrations, and our traits over them.
+//! SQLite connections: their settings, migrations, and our traits over them.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -8,64 +8,63 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, MAIN_DB, OpenFlags, ToSql};
 
-use super::manifest::Stage;
-use super::value::EachRow;
-use super::whole::{self, Identity, Place};
+use super::integrity::{self, StoreIdentity, StoreLocation};
+use super::manifest::StoreState;
+use super::value::RowCallback;
 use super::{OpenError, Reader, Row, StoreError, Tx, Value, files};
 
 /// How long to wait for a lock that another process holds: long enough for a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// `P2S2`, so that another program's database is not taken for ours.
 const APPLICATION_ID: i64 = 0x5032_5332;
-/// Prepared statements kept per connection: more than all rooms have.
-const STATEMENTS: usize = 256;
-/// Up to this size a file is checked page by page at start (some 1 GB/s); past it, damage is found
-/// when it is met.
-const CHECK_UP_TO_BYTES: i64 = 1 << 30;
+/// Prepared statements cached per connection: more than all rooms have.
+const STATEMENT_CACHE_CAPACITY: usize = 256;
+/// Up to this size a file is checked page by page at start (about 1 GB/s); beyond it, damage is found when it is read.
+const PAGE_CHECK_BYTES_MAX: i64 = 1 << 30;
 
-/// A store's file, opened to be written.
-pub(super) struct Opened {
+/// A store's file, opened for writing.
+pub(super) struct OpenedStore {
     pub(super) connection: Connection,
-    /// As the manifest and the file itself name it.
+    /// The id in the manifest and in the file itself.
     pub(super) id: String,
-    /// The number of its newest change.
-    pub(super) number: u64,
+    /// The generation that the file contains.
+    pub(super) generation: u64,
 }
 
-/// Opens or creates the file, checks it, brings it to the newest schema, and names it in the manifest.
-pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Opened, OpenError> {
+/// Opens or creates the file, checks it, brings it to the newest schema, and lists it in the manifest.
+pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<OpenedStore, OpenError> {
     if let Some(dir) = files::parent_of(path) {
         files::create_private_dir(dir).map_err(|error| OpenError::from_io(dir, &error))?;
     }
-    let is_new = !check_absent_or_there(path)?;
-    let place = Place::of(path)?;
+    let is_new = !store_exists(path)?;
+    let location = StoreLocation::load(path)?;
     let mut id = None;
     if is_new {
-        place.check_absent()?;
-        id = Some(place.plan(None, true)?);
+        location.check_may_be_absent()?;
+        id = Some(location.register(None, true)?);
     }
     files::create_private_file(path).map_err(|error| OpenError::from_io(path, &error))?;
-    let mark = place.mark();
+    let watermark = location.read_watermark();
     let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
-    let connection = open_to_look(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
+    let connection = open_without_checkpoint(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
     check_writable(&connection, path)?;
-    open_log_to_owner(path);
+    make_wal_owner_writable(path);
 
-    // Look before writing anything: what is not ours stays as it is.
-    let checked = check(&connection, path, migrations.len() as u64, !whole::was_examined(path))
-        .map_err(|error| place.explain(error))?;
-    let id = match (id, place.stage()) {
+    // Check before writing anything: a file that is not ours stays as it is.
+    let checked = check_file(&connection, path, migrations.len() as u64, !integrity::take_pages_checked(path))
+        .map_err(|error| location.explain_error(error))?;
+    let id = match (id, location.manifest_state()) {
         (Some(id), _) => id,
-        (None, stage) => {
-            place.check_present(checked.identity.as_ref(), mark)?;
-            checked.check_known(path, migrations.len() as u64)?;
-            match stage {
-                Some((Stage::Kept | Stage::Adopting | Stage::Making, id)) => id.to_owned(),
-                _ => place.plan(checked.identity.as_ref(), false)?,
+        (None, state) => {
+            location.check_identity(checked.identity.as_ref(), watermark)?;
+            checked.check_not_newer(path, migrations.len() as u64)?;
+            match state {
+                Some((StoreState::Kept | StoreState::Adopting | StoreState::Making, id)) => id.to_owned(),
+                _ => location.register(checked.identity.as_ref(), false)?,
             }
         }
     };
-    // From here on it is whole, and its log may be moved into it when it is closed.
+    // From here on the file is known to be intact, and its log may be moved into it on close.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
 
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(failed)?;
@@ -73,16 +72,16 @@ pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Opened, Op
         let detail = format!("its disk allows no write-ahead log (journal mode {mode}); choose a local disk");
         return Err(OpenError::Other { path: path.to_owned(), detail });
     }
-    keep_plans(&connection).map_err(failed)?;
+    use_stable_query_plans(&connection).map_err(failed)?;
     for (name, value) in [
         ("synchronous", "FULL"),
         // macOS's plain fsync stops at the disk's own cache; elsewhere these two do nothing.
         ("fullfsync", "ON"),
         ("checkpoint_fullfsync", "ON"),
         ("foreign_keys", "ON"),
-        // What a savepoint may have to put back stays in memory, not in a file.
+        // What a savepoint may have to restore stays in memory, not in a file.
         ("temp_store", "MEMORY"),
-        // A WAL that one large transaction has blown up is cut back.
+        // A log that one large transaction has enlarged is truncated again.
         ("journal_size_limit", "67108864"),
         ("cache_size", "-16384"),
     ] {
@@ -92,198 +91,206 @@ pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Opened, Op
         connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
     }
     migrate(&connection, path, migrations)?;
-    let number = Identity::settle(&connection, &id, migrations.len()).map_err(failed)?;
-    // Only now may anything be acknowledged that this file holds.
-    place.keep(&id, number)?;
-    Ok(Opened { connection, id, number })
+    let generation = StoreIdentity::write(&connection, &id, migrations.len()).map_err(failed)?;
+    // Only from now on may anything be acknowledged that this file contains.
+    location.mark_present(&id, generation)?;
+    Ok(OpenedStore { connection, id, generation })
 }
 
 fn check_writable(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     if connection.is_readonly(MAIN_DB).map_err(|error| OpenError::from_sqlite(path, &error))? {
-        // SQLite opens such a file all the same. Told before it makes a log that is as read-only.
+        // SQLite opens such a file all the same. Reported before SQLite creates a log that is read-only too.
         return Err(OpenError::Permission { path: path.to_owned(), detail: "it may only be read".to_owned() });
     }
     Ok(())
 }
 
-/// Opens a connection that cannot write, to a file that nobody here has opened, and checks it. Nothing
-/// of the file is changed, nor of its log.
-pub(super) fn open_view(path: &Path, known: u64) -> Result<Connection, OpenError> {
-    let (connection, found) = look(path, known, false)?;
+/// Opens a read-only connection to a file that this process has not opened, and checks it. Neither the file nor its log
+/// is changed.
+pub(super) fn open_read_only(path: &Path, known: u64) -> Result<Connection, OpenError> {
+    let (connection, found) = open_checked(path, known, false)?;
     connection
         .pragma_update(None, "query_only", "ON")
         .map_err(|error: rusqlite::Error| OpenError::from_sqlite(path, &error))?;
     if found < known {
-        return Err(OpenError::Older { path: path.to_owned(), found, known });
+        return Err(OpenError::OlderSchema { path: path.to_owned(), found, known });
     }
     Ok(connection)
 }
 
-/// Opens a store that is there and checks it, also against the manifest and its mark; its schema version too.
-/// Nothing of the file is changed, nor of its log. Where it `is_to_be_written` it must be writable, and of this
-/// data dir; one that is only looked at may lie anywhere.
-pub(super) fn look(path: &Path, known: u64, is_to_be_written: bool) -> Result<(Connection, u64), OpenError> {
-    check_log(path)?;
-    let place = Place::of(path)?;
-    let mark = place.mark();
+/// Opens an existing store and checks it, also against the manifest and its watermark; returns its schema version too.
+/// Neither the file nor its log is changed. With `for_writing` it must be writable and belong to this data dir;
+/// otherwise it may lie anywhere.
+pub(super) fn open_checked(path: &Path, known: u64, for_writing: bool) -> Result<(Connection, u64), OpenError> {
+    check_no_orphaned_wal(path)?;
+    let location = StoreLocation::load(path)?;
+    let watermark = location.read_watermark();
     let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
-    // As a writer where that is allowed: who may only read cannot take away the scratch files it needed.
-    let connection = open_to_look(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
-    if is_to_be_written {
+    // As a writer where that is allowed: a connection that may only read cannot remove the scratch files that it
+    // needed.
+    let connection = open_without_checkpoint(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
+    if for_writing {
         check_writable(&connection, path)?;
     }
-    let checked = check(&connection, path, known, true);
-    // Who may only read a file makes what belongs beside it just as read-only, which the server could not
-    // use.
-    open_log_to_owner(path);
-    let checked = checked.map_err(|error| place.explain(error))?;
-    if is_to_be_written || place.has_manifest() {
-        place.check_present(checked.identity.as_ref(), mark)?;
+    let checked = check_file(&connection, path, known, true);
+    // SQLite gives the files beside a read-only database the same mode, and the server could not use them.
+    make_wal_owner_writable(path);
+    let checked = checked.map_err(|error| location.explain_error(error))?;
+    if for_writing || location.has_manifest() {
+        location.check_identity(checked.identity.as_ref(), watermark)?;
     }
-    checked.check_known(path, known)?;
-    Ok((connection, checked.found))
+    checked.check_not_newer(path, known)?;
+    Ok((connection, checked.schema))
 }
 
-/// A connection that leaves the log beside the file as it is when it is closed: SQLite's own way is to
-/// move it into the file, whatever that has become, and remove it.
-pub(super) fn open_to_look(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+/// A connection that leaves the log beside the file as it is when it is closed. By default SQLite moves it into the
+/// file, whatever that has become, and removes it.
+pub(super) fn open_without_checkpoint(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    // Where there is none, nothing can be moved, and what this connection makes goes away with it.
-    let has_log = !files::is_absent(&files::beside(path, "-wal"));
+    // Without a log nothing can be moved, and SQLite removes the one that this connection creates.
+    let has_log = !files::is_missing_or_empty(&files::with_suffix(path, "-wal"));
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
     Ok(connection)
 }
 
-/// A statement stays as it was prepared, whatever its parameters are: SQLite would compile many of them anew
-/// at each change, in hope of a better plan for just that value. We keep no statistics to find one by.
-fn keep_plans(connection: &Connection) -> rusqlite::Result<()> {
+/// Keeps a statement as it was prepared, whatever its parameters are. SQLite would otherwise recompile many statements
+/// at each change, hoping for a better plan for just that value; we keep no statistics to find one by.
+fn use_stable_query_plans(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
-/// SQLite throws the log of an empty file away. The file was not empty when that log was written.
-pub(super) fn has_only_a_log(path: &Path) -> bool {
-    files::is_absent(path) && !files::is_absent(&files::beside(path, "-wal"))
+/// Whether a missing or empty file has a log. SQLite discards the log of an empty file, but the file was not empty when
+/// that log was written.
+pub(super) fn has_orphaned_wal(path: &Path) -> bool {
+    files::is_missing_or_empty(path) && !files::is_missing_or_empty(&files::with_suffix(path, "-wal"))
 }
 
-fn check_log(path: &Path) -> Result<(), OpenError> {
-    if has_only_a_log(path) {
+fn check_no_orphaned_wal(path: &Path) -> Result<(), OpenError> {
+    if has_orphaned_wal(path) {
         let detail = "it is missing or empty, but its log beside it (-wal) is not".to_owned();
         return Err(OpenError::Corrupt { path: path.to_owned(), detail });
     }
     Ok(())
 }
 
-/// Whether there is a file with anything in it; what can be no store is an error.
-pub(super) fn check_absent_or_there(path: &Path) -> Result<bool, OpenError> {
+/// Whether there is a file that is not empty.
+///
+/// # Errors
+/// It cannot be a store.
+pub(super) fn store_exists(path: &Path) -> Result<bool, OpenError> {
     if path.is_dir() {
         return Err(OpenError::Other { path: path.to_owned(), detail: "it is a folder".to_owned() });
     }
-    check_log(path)?;
-    Ok(!files::is_absent(path))
+    check_no_orphaned_wal(path)?;
+    Ok(!files::is_missing_or_empty(path))
 }
 
-/// What SQLite keeps beside a file has the file's own mode: read-only ones would outlive that mode.
-fn open_log_to_owner(path: &Path) {
+/// SQLite gives the files beside a database the mode of that database: read-only ones would outlive that mode.
+fn make_wal_owner_writable(path: &Path) {
     for ending in ["-wal", "-shm"] {
-        let path = files::beside(path, ending);
-        if let Err(error) = files::let_owner_write(&path) {
+        let path = files::with_suffix(path, ending);
+        if let Err(error) = files::make_owner_writable(&path) {
             log::warn!("{}: {error}", path.display());
         }
     }
 }
 
-/// What a look at a file has found.
-struct Checked {
-    /// Its schema version.
-    found: u64,
-    /// It is nobody's yet.
+/// The result of checking a file.
+struct CheckedFile {
+    schema: u64,
+    /// It is empty and belongs to no program yet.
     is_fresh: bool,
-    identity: Option<Identity>,
+    identity: Option<StoreIdentity>,
 }
 
-impl Checked {
-    /// Whether it is not of a later version. To be asked once it is known whose file it is: that of another store
-    /// may well have more versions.
-    fn check_known(&self, path: &Path, known: u64) -> Result<(), OpenError> {
-        if self.found > known {
-            return Err(OpenError::Newer { path: path.to_owned(), found: self.found, known });
+impl CheckedFile {
+    /// Checks that the file is not of a later version. Call it once it is known whose file it is: another store may
+    /// well have more versions.
+    fn check_not_newer(&self, path: &Path, known: u64) -> Result<(), OpenError> {
+        if self.schema > known {
+            return Err(OpenError::NewerSchema { path: path.to_owned(), found: self.schema, known });
         }
         Ok(())
     }
 }
 
-/// Whether a file is ours, and whole. `known` is only for what is said of it.
-fn check(connection: &Connection, path: &Path, known: u64, with_pages: bool) -> Result<Checked, OpenError> {
-    // All that is asked here is right: an error that is not the disk's is the file's.
+/// Checks that a file is ours and intact. `known` is only used in error texts.
+fn check_file(
+    connection: &Connection,
+    path: &Path,
+    known: u64,
+    check_all_pages: bool,
+) -> Result<CheckedFile, OpenError> {
+    // All statements here are valid: an error that is not the disk's is the file's.
     let failed = |error: rusqlite::Error| match OpenError::from_sqlite(path, &error) {
         OpenError::Other { path, detail } => OpenError::Corrupt { path, detail },
         known => known,
     };
-    let found = schema_version(connection).map_err(failed)?;
+    let schema = schema_version(connection).map_err(failed)?;
     let tables: i64 =
         connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
     let owner: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(failed)?;
-    let is_fresh = tables == 0 && found == 0 && owner == 0;
+    let is_fresh = tables == 0 && schema == 0 && owner == 0;
     if !is_fresh && owner != APPLICATION_ID {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
     let encoding: String = connection.query_row("PRAGMA encoding", [], |row| row.get(0)).map_err(failed)?;
-    let identity = Identity::of(connection).map_err(failed)?;
+    let identity = StoreIdentity::read(connection).map_err(failed)?;
     let corrupt = |detail: String| OpenError::Corrupt { path: path.to_owned(), detail };
     if encoding != "UTF-8" {
         return Err(corrupt(format!("its header says that its text is {encoding}")));
     }
     if let Some(identity) = &identity
-        && identity.schema != found
+        && identity.schema != schema
     {
-        let newer = if found > known { ", as of a newer version" } else { "" };
-        let (said, is) = (found as i64, identity.schema);
+        let newer = if schema > known { ", as of a newer version" } else { "" };
+        let (said, is) = (schema as i64, identity.schema);
         return Err(corrupt(format!("its header says schema {said}{newer}, but it is {is}")));
     }
-    if with_pages {
+    if check_all_pages {
         check_pages(connection, path)?;
     }
-    Ok(Checked { found, is_fresh, identity })
+    Ok(CheckedFile { schema, is_fresh, identity })
 }
 
-/// Runs `f` in a read transaction: all its queries see one instant.
-pub(super) fn read_in<T, E: From<StoreError>>(
+/// Runs `f` in a read transaction: all its queries see one snapshot.
+pub(super) fn read_transaction<T, E: From<StoreError>>(
     connection: &Connection,
     f: impl FnOnce(&dyn Reader) -> Result<T, E>,
 ) -> Result<T, E> {
-    run(connection, "BEGIN")?;
+    execute_cached(connection, "BEGIN")?;
     let result = f(&SqliteReader(connection))?;
-    run(connection, "COMMIT")?;
+    execute_cached(connection, "COMMIT")?;
     Ok(result)
 }
 
-/// Runs a statement that answers nothing.
-pub(super) fn run(connection: &Connection, sql: &str) -> Result<(), StoreError> {
+/// Runs a statement that returns no rows.
+pub(super) fn execute_cached(connection: &Connection, sql: &str) -> Result<(), StoreError> {
     let run = || connection.prepare_cached(sql)?.raw_execute();
-    run().map(|_rows| ()).map_err(|error| failure(connection, &error))
+    run().map(|_rows| ()).map_err(|error| store_error(connection, &error))
 }
 
 /// An error of a connection, with the name of its file.
-pub(super) fn failure(connection: &Connection, error: &rusqlite::Error) -> StoreError {
-    StoreError::from_sqlite(file_of(connection), error)
+pub(super) fn store_error(connection: &Connection, error: &rusqlite::Error) -> StoreError {
+    StoreError::from_sqlite(file_name_of(connection), error)
 }
 
-/// The name of a connection's file, without the way to it: it may be told to anybody.
-pub(super) fn file_of(connection: &Connection) -> &str {
+/// The file name of a connection's database without its path, so that it may be shown to anybody.
+pub(super) fn file_name_of(connection: &Connection) -> &str {
     let name = connection.path().and_then(|path| Path::new(path).file_name());
     name.and_then(|name| name.to_str()).unwrap_or("the store")
 }
 
-/// Opens a connection that cannot write, to a file that [`open_writer`] has opened.
+/// Opens a read-only connection to a file that [`open_writer`] has opened.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let open = || {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        keep_plans(&connection)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
+        use_stable_query_plans(&connection)?;
         connection.pragma_update(None, "query_only", "ON")?;
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         Ok(connection)
@@ -293,7 +300,7 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 }
 
 fn schema_version(connection: &Connection) -> rusqlite::Result<u64> {
-    // A negative version is none of ours; as unsigned it is newer than all we know.
+    // A negative version is none of ours; as unsigned it is newer than all known ones.
     connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).map(|version| version as u64)
 }
 
@@ -301,35 +308,35 @@ fn check_pages(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
     let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).map_err(failed)?;
     let page_bytes: i64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(failed)?;
-    if pages.saturating_mul(page_bytes) > CHECK_UP_TO_BYTES {
+    if pages.saturating_mul(page_bytes) > PAGE_CHECK_BYTES_MAX {
         log::info!("{}: too large to be checked at start", path.display());
         return Ok(());
     }
-    match integrity(connection, "quick_check") {
+    match run_integrity_check(connection, "quick_check") {
         Ok(None) => Ok(()),
         Ok(Some(detail)) => Err(OpenError::Corrupt { path: path.to_owned(), detail }),
         Err(error) => Err(failed(error)),
     }
 }
 
-/// Runs `quick_check` or `integrity_check`; what it found first, or nothing if all is well.
-pub(super) fn integrity(connection: &Connection, check: &str) -> rusqlite::Result<Option<String>> {
-    let found: String = connection.query_row(&format!("PRAGMA {check}(1)"), [], |row| row.get(0))?;
-    Ok((found != "ok").then(|| found.split_whitespace().collect::<Vec<_>>().join(" ")))
+/// Runs `quick_check` or `integrity_check`; returns the first problem, or `None` if there is none.
+pub(super) fn run_integrity_check(connection: &Connection, check: &str) -> rusqlite::Result<Option<String>> {
+    let result: String = connection.query_row(&format!("PRAGMA {check}(1)"), [], |row| row.get(0))?;
+    Ok((result != "ok").then(|| result.split_whitespace().collect::<Vec<_>>().join(" ")))
 }
 
-/// Each step in a transaction of its own, together with the version it reaches: a crash between two
-/// steps leaves a file of a known version.
+/// Runs each migration in a transaction of its own, together with the version it reaches: a crash between two of them
+/// leaves a file of a known version.
 fn migrate(connection: &Connection, path: &Path, migrations: &[&str]) -> Result<(), OpenError> {
     for (step, sql) in migrations.iter().enumerate() {
         let version = step as u64 + 1;
         let run = || -> rusqlite::Result<()> {
             connection.execute_batch("BEGIN IMMEDIATE")?;
-            // Asked under the lock: another process may be migrating too.
+            // Read under the lock: another process may be migrating too.
             if schema_version(connection)? < version {
                 connection.execute_batch(sql)?;
                 connection.pragma_update(None, "user_version", version as i64)?;
-                if whole::has_identity(connection)? {
+                if integrity::has_identity_table(connection)? {
                     connection.execute("UPDATE store_identity SET schema = ?1", [version as i64])?;
                 }
             }
@@ -361,15 +368,15 @@ impl ToSql for Value<'_> {
     }
 }
 
-/// A prepared statement with its parameters in place.
+/// A prepared statement with its parameters bound.
 fn prepare<'c>(
     connection: &'c Connection,
     sql: &str,
     parameters: &[Value<'_>],
 ) -> Result<CachedStatement<'c>, StoreError> {
-    let failed = |error: rusqlite::Error| failure(connection, &error);
+    let failed = |error: rusqlite::Error| store_error(connection, &error);
     let mut statement = connection.prepare_cached(sql).map_err(failed)?;
-    // One that is missing would silently be NULL.
+    // A missing parameter would silently be NULL.
     let wanted = statement.parameter_count();
     if wanted != parameters.len() {
         return Err(StoreError::Invalid(format!(
@@ -378,8 +385,8 @@ fn prepare<'c>(
         )));
     }
     for (place, parameter) in (1..).zip(parameters) {
-        // SQLite numbers them by first appearance, PostgreSQL by name: both must agree. Every
-        // statement runs in tests, so that asking there is enough.
+        // SQLite numbers parameters by first appearance, PostgreSQL by name: both must agree. Every statement runs in
+        // tests, so that checking in debug builds is enough.
         if cfg!(debug_assertions) && statement.parameter_name(place) != Some(&format!("${place}")) {
             return Err(StoreError::Invalid(format!("parameters out of order: {sql}")));
         }
@@ -391,20 +398,20 @@ fn prepare<'c>(
 fn each_row(
     connection: &Connection,
     statement: &mut CachedStatement<'_>,
-    each: &mut EachRow<'_>,
+    each: &mut RowCallback<'_>,
 ) -> Result<(), StoreError> {
     let mut rows = statement.raw_query();
-    while let Some(row) = rows.next().map_err(|error| failure(connection, &error))? {
-        each(&Row { sqlite: row }).map_err(|error| error.in_row_of(file_of(connection)))?;
+    while let Some(row) = rows.next().map_err(|error| store_error(connection, &error))? {
+        each(&Row { row }).map_err(|error| error.into_corruption_of(file_name_of(connection)))?;
     }
     Ok(())
 }
 
-/// A connection that reads. In a transaction all its queries see one instant.
+/// Queries over a connection. In a transaction all of them see one snapshot.
 pub(super) struct SqliteReader<'c>(pub(super) &'c Connection);
 
 impl Reader for SqliteReader<'_> {
-    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError> {
+    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut RowCallback<'_>) -> Result<(), StoreError> {
         each_row(self.0, &mut prepare(self.0, sql, parameters)?, each)
     }
 }
@@ -412,51 +419,50 @@ impl Reader for SqliteReader<'_> {
 /// One change inside the writer's transaction.
 pub(super) struct SqliteTx<'c> {
     connection: &'c Connection,
-    /// Whether what it writes can be taken back by itself.
-    guarded: bool,
+    /// Whether its writes can be rolled back by themselves.
+    has_savepoint: bool,
     /// A change that has written nothing yet needs no savepoint.
-    savepoint: Cell<bool>,
-    wrote: Cell<bool>,
+    is_savepoint_open: Cell<bool>,
+    has_written: Cell<bool>,
 }
 
 impl<'c> SqliteTx<'c> {
-    /// A `guarded` change pays for a savepoint and can be undone; another one can only be undone with
-    /// its whole transaction, once it has written anything.
-    pub(super) fn new(connection: &'c Connection, guarded: bool) -> SqliteTx<'c> {
-        SqliteTx { connection, guarded, savepoint: Cell::new(false), wrote: Cell::new(false) }
+    /// A change with a savepoint pays for it and can be rolled back; another one can, once it has written anything,
+    /// only be rolled back with its whole transaction.
+    pub(super) fn new(connection: &'c Connection, has_savepoint: bool) -> SqliteTx<'c> {
+        SqliteTx { connection, has_savepoint, is_savepoint_open: Cell::new(false), has_written: Cell::new(false) }
     }
 
     fn prepare(&self, sql: &str, parameters: &[Value<'_>]) -> Result<CachedStatement<'c>, StoreError> {
-        // SQLite ends the whole transaction after some errors. Whatever ran then would be committed
-        // at once and alone.
+        // SQLite ends the whole transaction after some errors. A later statement would be committed at once and alone.
         if self.connection.is_autocommit() {
             return Err(StoreError::Unavailable("the transaction was rolled back".to_owned()));
         }
         let statement = prepare(self.connection, sql, parameters)?;
-        if self.guarded && !self.savepoint.get() && !statement.readonly() {
+        if self.has_savepoint && !self.is_savepoint_open.get() && !statement.readonly() {
             self.run("SAVEPOINT change")?;
-            self.savepoint.set(true);
+            self.is_savepoint_open.set(true);
         }
         Ok(statement)
     }
 
     fn run(&self, sql: &str) -> Result<(), StoreError> {
-        run(self.connection, sql)
+        execute_cached(self.connection, sql)
     }
 
-    /// Keeps what the change wrote.
-    pub(super) fn keep(&self) -> Result<(), StoreError> {
-        if self.savepoint.get() { self.run("RELEASE change") } else { Ok(()) }
+    /// Keeps the change's writes.
+    pub(super) fn release_savepoint(&self) -> Result<(), StoreError> {
+        if self.is_savepoint_open.get() { self.run("RELEASE change") } else { Ok(()) }
     }
 
-    /// Whether [`undo`](SqliteTx::undo) leaves no trace. (A statement that failed left none by itself.)
-    pub(super) fn can_undo(&self) -> bool {
-        self.guarded || !self.wrote.get()
+    /// Whether [`roll_back`](SqliteTx::roll_back) leaves no trace. (A statement that failed left none by itself.)
+    pub(super) fn can_roll_back(&self) -> bool {
+        self.has_savepoint || !self.has_written.get()
     }
 
-    /// Takes back what the change wrote, and nothing else.
-    pub(super) fn undo(&self) -> Result<(), StoreError> {
-        if self.savepoint.get() {
+    /// Rolls back the change's writes and nothing else.
+    pub(super) fn roll_back(&self) -> Result<(), StoreError> {
+        if self.is_savepoint_open.get() {
             self.run("ROLLBACK TO change")?;
             self.run("RELEASE change")?;
         }
@@ -465,10 +471,10 @@ impl<'c> SqliteTx<'c> {
 }
 
 impl Reader for SqliteTx<'_> {
-    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError> {
+    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut RowCallback<'_>) -> Result<(), StoreError> {
         let mut statement = self.prepare(sql, parameters)?;
-        // One that writes and answers (RETURNING) has written as soon as it has begun.
-        self.wrote.set(self.wrote.get() || !statement.readonly());
+        // A statement with RETURNING has written as soon as it has begun.
+        self.has_written.set(self.has_written.get() || !statement.readonly());
         each_row(self.connection, &mut statement, each)
     }
 }
@@ -476,8 +482,8 @@ impl Reader for SqliteTx<'_> {
 impl Tx for SqliteTx<'_> {
     fn execute(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<u64, StoreError> {
         let rows = self.prepare(sql, parameters)?.raw_execute();
-        self.wrote.set(self.wrote.get() || rows.is_ok());
-        rows.map(|rows| rows as u64).map_err(|error| failure(self.connection, &error))
+        self.has_written.set(self.has_written.get() || rows.is_ok());
+        rows.map(|rows| rows as u64).map_err(|error| store_error(self.connection, &error))
     }
 }
 
@@ -503,7 +509,7 @@ mod tests {
         };
         let writer = open_writer(&path, &[TERMS]).unwrap().connection;
         assert_eq!((compiled(&writer), compiled(&open_reader(&path).unwrap())), (0, 0));
-        // Without it, they do: else there would be nothing to turn off.
+        // Without the setting they do: else this test would prove nothing.
         writer.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, false).unwrap();
         writer.flush_prepared_statement_cache();
         assert!(compiled(&writer) > 0);

@@ -8,149 +8,149 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
-use super::mark::Mark;
-use super::readers::Readers;
-use super::ticket::Verdict;
-use super::writer::{Chain, INDEPENDENT, Shared, Writer};
-use super::{OpenError, Reader, StoreError, Ticket, Tx, sqlite};
-use crate::net::counters::LatencyCounts;
+use super::commit_handle::ChangeOutcome;
+use super::reader_pool::ReaderPool;
+use super::watermark::WatermarkWriter;
+use super::writer::{ChangeQueue, Epoch, INDEPENDENT, Writer};
+use super::{CommitHandle, OpenError, Reader, StoreError, Tx, sqlite};
+use crate::net::counters::LatencySnapshot;
 
-/// How long closing waits for readers in other processes.
-const CHECKPOINT_WAIT: Duration = Duration::from_secs(1);
+/// How long closing waits for readers in other processes before it gives up its checkpoint.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One file, one writer thread, a few readers beside it. Share it in an `Arc`; dropping it closes it.
+/// One database file with one writer thread and a few read connections. Share it in an `Arc`; dropping it closes it.
 pub struct Store {
     path: PathBuf,
-    shared: Arc<Shared>,
-    readers: Readers,
+    queue: Arc<ChangeQueue>,
+    readers: ReaderPool,
     writer: Mutex<Option<JoinHandle<Connection>>>,
 }
 
 impl Store {
-    /// Opens the file, creates it (mode 600, a new folder 700) if there is none, and brings it to the
-    /// newest schema: `migrations[n]` leads from version n to n + 1, and never changes once released. One that
-    /// was there before, by the folder's manifest, is never made anew.
+    /// Opens the file, creates it (mode 600, a new folder 700) if there is none, and brings it to the newest schema:
+    /// `migrations[n]` leads from version n to n + 1 and never changes once released. A store that the folder's
+    /// manifest names is never created anew.
     ///
     /// # Errors
-    /// One line that says what to do; the file is left as it was.
+    /// A one-line instruction for the operator; the file is left as it was.
     pub fn open(path: &Path, migrations: &[&str]) -> Result<Store, OpenError> {
         let opened = sqlite::open_writer(path, migrations)?;
-        let shared = Arc::new(Shared::new());
-        let mark = Mark::new(path, opened.id.clone());
-        let writer = Writer::new(opened, mark, migrations.len());
+        let queue = Arc::new(ChangeQueue::new());
+        let watermark = WatermarkWriter::new(path, opened.id.clone());
+        let writer = Writer::new(opened, watermark, migrations.len());
         let thread = thread::Builder::new()
             .name("store".to_owned())
             .spawn({
-                let shared = Arc::clone(&shared);
-                move || writer.run(&shared)
+                let queue = Arc::clone(&queue);
+                move || writer.run(&queue)
             })
             .map_err(|error| OpenError::from_io(path, &error))?;
         Ok(Store {
             path: path.to_owned(),
-            shared,
-            readers: Readers::new(path.to_owned()),
+            queue,
+            readers: ReaderPool::new(path.to_owned()),
             writer: Mutex::new(Some(thread)),
         })
     }
 
-    /// The file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The current epoch of chained changes. Once it is another than before, nothing of the one before
-    /// can reach the disk any more. Waits while an epoch that has ended is being settled.
-    pub fn chain(&self) -> Chain {
-        self.shared.chain()
+    /// The current epoch of chained changes. Once it differs from an earlier value, no change of that earlier epoch can
+    /// reach the disk any more. Blocks while an ended epoch still has changes in a transaction.
+    pub fn current_epoch(&self) -> Epoch {
+        self.queue.current_epoch()
     }
 
-    /// Hands over a change that builds on all changes appended before it in this epoch: memory work,
-    /// to be done under the lock of what was changed in memory, so that disk order is memory order.
+    /// Enqueues a change that builds on all changes appended before it in this epoch. It only takes memory work, so
+    /// call it under the lock of the state that was changed: then disk order is memory order.
     ///
-    /// If it fails, so does every later one of the epoch; see the top of `writer.rs` for the rules.
+    /// If it fails, so does every later change of the epoch; see the top of `writer.rs` for the rules.
     pub fn append(
         &self,
-        chain: Chain,
+        epoch: Epoch,
         change: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static,
-    ) -> Ticket {
-        self.shared.hand_over(chain, Box::new(change))
+    ) -> CommitHandle {
+        self.queue.push(epoch, Box::new(change))
     }
 
-    /// Hands over a change that stands for itself: its failure harms no other.
-    pub fn submit(&self, change: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static) -> Ticket {
-        self.shared.hand_over(INDEPENDENT, Box::new(change))
+    /// Enqueues an independent change: its failure affects no other.
+    pub fn submit(&self, change: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static) -> CommitHandle {
+        self.queue.push(INDEPENDENT, Box::new(change))
     }
 
-    /// Runs an independent change and waits until it is on disk. What `f` answers, it answers only if
-    /// its transaction was committed: also a refusal may rest on what that transaction held.
+    /// Runs an independent change and waits until it is on disk. The result of `f` is returned only once its
+    /// transaction is committed: even a rejection may rest on what that transaction contained.
     ///
     /// Never call it inside a change: the writer would wait for itself.
     ///
     /// # Errors
-    /// What `f` answers (then nothing of it was written), or why it could not be stored.
+    /// What `f` returns (then nothing of it was written), or why it could not be stored.
     pub fn write<T, E>(&self, f: impl FnOnce(&mut dyn Tx) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        let answer = Arc::new(Mutex::new(None));
-        let ticket = self.submit({
-            let answer = Arc::clone(&answer);
+        let result_slot = Arc::new(Mutex::new(None));
+        let handle = self.submit({
+            let result_slot = Arc::clone(&result_slot);
             move |tx| {
                 let result = f(tx);
-                let kept = if result.is_ok() { Ok(()) } else { Err(StoreError::Refused(String::new())) };
-                *answer.lock() = Some(result);
-                kept
+                let outcome = if result.is_ok() { Ok(()) } else { Err(StoreError::Rejected(String::new())) };
+                *result_slot.lock() = Some(result);
+                outcome
             }
         });
-        match (ticket.verdict(), answer.lock().take()) {
-            (Verdict::Committed, Some(Ok(value))) => Ok(value),
-            (Verdict::Failed(_), Some(Err(refusal))) => Err(refusal),
-            (Verdict::Failed(error) | Verdict::Lost(error), _) => Err(error.into()),
-            // A committed change has run and succeeded.
-            (Verdict::Committed, _) => Err(StoreError::Invalid("a change gave no answer".to_owned()).into()),
+        match (handle.wait_outcome(), result_slot.lock().take()) {
+            (ChangeOutcome::Committed, Some(Ok(value))) => Ok(value),
+            (ChangeOutcome::Failed(_), Some(Err(refusal))) => Err(refusal),
+            (ChangeOutcome::Failed(error) | ChangeOutcome::RolledBack(error), _) => Err(error.into()),
+            // A committed change has run and returned a value.
+            (ChangeOutcome::Committed, _) => Err(StoreError::Invalid("a change gave no answer".to_owned()).into()),
         }
     }
 
-    /// Reads one instant: every change that was committed before is in it, none that commits later.
+    /// Runs queries against one snapshot, which contains every change committed before the call and none committed
+    /// later.
     ///
     /// # Errors
-    /// What `f` answers, or why the file could not be read.
+    /// What `f` returns, or why the file could not be read.
     pub fn read<T, E: From<StoreError>>(&self, f: impl FnOnce(&dyn Reader) -> Result<T, E>) -> Result<T, E> {
         self.readers.read(f)
     }
 
-    /// How many changes wait for their transaction to begin: a gauge, already old when it is read.
-    pub fn waiting(&self) -> usize {
-        self.shared.waiting()
+    /// How many changes wait for their transaction to begin: a gauge, already outdated when it is read.
+    pub fn queued_changes(&self) -> usize {
+        self.queue.len()
     }
 
-    /// Has all that is done after a transaction ([`Ticket::then`]) done within this, on the writer's thread: so what
-    /// it sends can leave together. It must do it, once. A second call changes nothing.
-    pub fn around_thens(&self, around: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static) {
-        // The first one stays.
-        let _ = self.shared.around.set(Box::new(around));
+    /// Runs all commit callbacks of a transaction ([`CommitHandle::on_commit`]) inside `wrapper`, on the writer's
+    /// thread, so that what they send can leave together. The wrapper must call its argument exactly once. Only the
+    /// first call of this method has an effect.
+    pub fn wrap_commit_callbacks(&self, wrapper: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static) {
+        let _ = self.queue.callback_wrapper.set(Box::new(wrapper));
     }
 
-    /// How long its transactions took, their syncs included.
-    pub fn commits(&self) -> LatencyCounts {
-        self.shared.commits.counts()
+    /// LatencyHistogram of the transactions, their syncs included.
+    pub fn commit_latencies(&self) -> LatencySnapshot {
+        self.queue.commit_latencies.snapshot()
     }
 
-    /// Waits until everything handed over before is on disk, or has failed (its ticket says so), and what
-    /// was to be done then ([`Ticket::then`]) is done.
+    /// Waits until every change enqueued before is on disk or has failed (its commit handle tells which), and until its
+    /// commit callbacks have run.
     pub fn sync_all(&self) {
-        self.shared.settle();
+        self.queue.wait_committed();
     }
 
-    /// Stores everything handed over, ends the writer, moves the log into the file and closes it.
-    /// What is handed over later fails. Repeating it does nothing.
+    /// Commits everything that is queued, ends the writer, moves the write-ahead log into the file and closes it.
+    /// Changes enqueued later fail. Further calls do nothing.
     pub fn close(&self) {
-        self.shared.close();
+        self.queue.close();
         let Some(thread) = self.writer.lock().take() else { return };
         if thread.thread().id() == thread::current().id() {
-            // The last handle went with what was left to be done after a transaction: the writer ends and
-            // closes the file by itself.
+            // A commit callback dropped the last reference to the store, so this is the writer's own thread: it ends
+            // and closes the file by itself.
             return;
         }
         let connection = thread.join();
@@ -159,9 +159,9 @@ impl Store {
             log::error!("{}: the writer ended by a panic", self.path.display());
             return;
         };
-        // Not needed for safety: the log is on disk and will be read at the next start. So it does not
-        // wait long for others that read (a backup, an admin's command).
-        if let Err(error) = connection.busy_timeout(CHECKPOINT_WAIT) {
+        // The checkpoint is not needed for safety: the log is on disk and is read at the next start. So it does not
+        // wait long for other readers (a backup, an admin command).
+        if let Err(error) = connection.busy_timeout(CHECKPOINT_TIMEOUT) {
             log::warn!("{}: {}", self.path.display(), super::error::one_line(&error));
         }
         if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(())) {

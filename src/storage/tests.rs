@@ -1,4 +1,4 @@
-//! The store's rules, on real files.
+//! The rules of a store, tested on real files.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tempfile::TempDir;
 
-use super::writer::WAITING_MAX;
+use super::writer::QUEUED_CHANGES_MAX;
 use super::*;
 
 const TABLES: &str = "CREATE TABLE kept (k BIGINT PRIMARY KEY, v TEXT NOT NULL);
@@ -42,34 +42,34 @@ fn keys(store: &Store) -> Vec<i64> {
     store.read(|reader| reader.all("SELECT k FROM kept ORDER BY k", &[], |row| row.int(0))).unwrap()
 }
 
-/// Holds the writer inside a transaction, so that what is handed over meanwhile shares the next one.
+/// Holds the writer inside a transaction, so that changes enqueued meanwhile share the next one.
 struct Held {
     go: Sender<()>,
-    ticket: Ticket,
+    handle: CommitHandle,
 }
 
 impl Held {
     fn hold(store: &Store) -> Held {
         let (entered, inside): (Sender<()>, Receiver<()>) = bounded(1);
         let (go, gone): (Sender<()>, Receiver<()>) = bounded(1);
-        let ticket = store.submit(move |_tx| {
+        let handle = store.submit(move |_tx| {
             entered.send(()).unwrap();
             gone.recv().unwrap();
             Ok(())
         });
         inside.recv().unwrap();
-        Held { go, ticket }
+        Held { go, handle }
     }
 
     fn release(self) {
         self.go.send(()).unwrap();
-        self.ticket.wait().unwrap();
+        self.handle.wait().unwrap();
     }
 }
 
 fn refuse(tx: &mut dyn Tx, k: i64) -> Result<(), StoreError> {
     put(tx, k)?;
-    Err(StoreError::Refused("no".to_owned()))
+    Err(StoreError::Rejected("no".to_owned()))
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn wrong_use_is_an_error_and_readers_cannot_write() {
         ("INSERT INTO kept (k, v) VALUES ($2, $1)", &[Value::Int(1), Value::Int(2)][..]),
         ("INSERT INTO nowhere VALUES (1)", &[][..]),
     ] {
-        // The order of the parameters is a matter of the program alone: only debug builds look.
+        // The order of the parameters depends on the program alone, so only debug builds check it.
         if cfg!(not(debug_assertions)) && sql.contains("$2, $1") {
             continue;
         }
@@ -133,18 +133,18 @@ fn a_failed_change_harms_no_other_of_its_transaction() {
         panic!("a test's panic")
     });
     let after = store.submit(|tx| {
-        // What the failed ones wrote is not to be seen.
+        // The writes of the failed ones must not be visible.
         let seen = tx.all("SELECT k FROM kept", &[], |row| row.int(0))?;
         assert_eq!(seen, [1]);
         put(tx, 5)
     });
-    assert_eq!(after.state(), TicketState::Pending);
+    assert_eq!(after.state(), CommitState::Pending);
     held.release();
     assert_eq!(before.wait(), Ok(()));
-    assert_eq!(refused.wait(), Err(StoreError::Refused("no".to_owned())));
+    assert_eq!(refused.wait(), Err(StoreError::Rejected("no".to_owned())));
     assert!(panicking.wait().is_err());
     assert_eq!(after.wait(), Ok(()));
-    assert_eq!((refused.state(), after.state()), (TicketState::Failed, TicketState::Committed));
+    assert_eq!((refused.state(), after.state()), (CommitState::Failed, CommitState::Committed));
     assert_eq!(keys(&store), [1, 5]);
 }
 
@@ -152,23 +152,23 @@ fn a_failed_change_harms_no_other_of_its_transaction() {
 fn after_a_failed_chained_change_all_later_ones_of_its_epoch_fail() {
     let home = Home::new();
     let store = home.open();
-    let old = store.chain();
+    let old = store.current_epoch();
     let held = Held::hold(&store);
     let good = store.append(old, |tx| put(tx, 1));
     let other = store.submit(|tx| put(tx, 2));
-    // It has written nothing: there is nothing to take back.
-    let bad = store.append(old, |_tx| Err(StoreError::Refused("no".to_owned())));
+    // It has written nothing: there is nothing to roll back.
+    let bad = store.append(old, |_tx| Err(StoreError::Rejected("no".to_owned())));
     let same_batch = store.append(old, |tx| put(tx, 4));
     let harmless = store.submit(|tx| put(tx, 5));
-    assert_eq!(store.chain(), old, "an epoch moves on only when its transaction is over");
+    assert_eq!(store.current_epoch(), old, "an epoch moves on only when its transaction is over");
     held.release();
     assert_eq!((good.wait(), other.wait(), harmless.wait()), (Ok(()), Ok(()), Ok(())));
-    assert_eq!(bad.wait(), Err(StoreError::Refused("no".to_owned())));
+    assert_eq!(bad.wait(), Err(StoreError::Rejected("no".to_owned())));
     assert_eq!(same_batch.wait(), Err(StoreError::superseded()));
-    // Whoever knows of the failure gets the next epoch; the old one is over for good.
-    let new = store.chain();
+    // Whoever knows of the failure gets the next epoch; the old one has ended.
+    let new = store.current_epoch();
     assert_ne!(new, old);
-    assert_eq!(store.append(old, |tx| put(tx, 6)).state(), TicketState::Failed);
+    assert_eq!(store.append(old, |tx| put(tx, 6)).state(), CommitState::Failed);
     assert_eq!(store.append(new, |tx| put(tx, 7)).wait(), Ok(()));
     assert_eq!(keys(&store), [1, 2, 5, 7]);
 }
@@ -177,7 +177,7 @@ fn after_a_failed_chained_change_all_later_ones_of_its_epoch_fail() {
 fn a_chained_change_that_fails_after_it_wrote_takes_its_transaction_along() {
     let home = Home::new();
     let store = home.open();
-    let old = store.chain();
+    let old = store.current_epoch();
     assert_eq!(store.append(old, |tx| put(tx, 1)).wait(), Ok(()), "of an earlier transaction");
     let held = Held::hold(&store);
     let before = store.append(old, |tx| put(tx, 2));
@@ -185,11 +185,11 @@ fn a_chained_change_that_fails_after_it_wrote_takes_its_transaction_along() {
     let bad = store.append(old, |tx| put(tx, 4).and_then(|()| refuse(tx, 5)));
     let after = store.append(old, |tx| put(tx, 6));
     held.release();
-    for ticket in [&before, &independent, &bad, &after] {
-        assert!(matches!(ticket.wait(), Err(StoreError::Unavailable(_))), "{ticket:?}");
+    for handle in [&before, &independent, &bad, &after] {
+        assert!(matches!(handle.wait(), Err(StoreError::Unavailable(_))), "{handle:?}");
     }
     assert_eq!(keys(&store), [1], "the disk holds a prefix");
-    let new = store.chain();
+    let new = store.current_epoch();
     assert_ne!(new, old);
     assert_eq!(store.append(new, |tx| put(tx, 7)).wait(), Ok(()));
     assert_eq!(keys(&store), [1, 7]);
@@ -199,25 +199,25 @@ fn a_chained_change_that_fails_after_it_wrote_takes_its_transaction_along() {
 fn changes_of_an_old_epoch_that_wait_in_the_next_transaction_fail_too() {
     let home = Home::new();
     let store = home.open();
-    let old = store.chain();
+    let old = store.current_epoch();
     let (entered, inside) = bounded(1);
     let (go, gone) = bounded::<()>(1);
     let bad = store.append(old, move |_tx| {
         entered.send(()).unwrap();
         gone.recv().unwrap();
-        Err(StoreError::Refused("no".to_owned()))
+        Err(StoreError::Rejected("no".to_owned()))
     });
     inside.recv().unwrap();
-    // These are in the next batch, whose transaction begins after the epoch has moved on.
+    // These are in the next batch, whose transaction begins after the epoch has advanced.
     let late = store.append(old, |tx| put(tx, 1));
     let independent = store.submit(|tx| put(tx, 2));
     go.send(()).unwrap();
     assert!(bad.wait().is_err());
-    let new = store.chain();
+    let new = store.current_epoch();
     let fresh = store.append(new, |tx| put(tx, 3));
     assert_eq!(late.wait(), Err(StoreError::superseded()));
     assert_eq!((independent.wait(), fresh.wait()), (Ok(()), Ok(())));
-    assert_eq!(store.chain(), new, "one failure moves the epoch once");
+    assert_eq!(store.current_epoch(), new, "one failure moves the epoch once");
     assert_eq!(keys(&store), [2, 3]);
 }
 
@@ -226,11 +226,11 @@ fn a_transaction_that_sqlite_rolls_back_fails_whole() {
     let home = Home::new();
     let store = home.open();
     store.write(|tx| tx.execute("INSERT INTO odd VALUES (1)", &[])).unwrap();
-    let old = store.chain();
+    let old = store.current_epoch();
     let held = Held::hold(&store);
     let chained = store.append(old, |tx| put(tx, 1));
     let before = store.submit(|tx| put(tx, 2));
-    // SQLite rolls everything back, the change swallows that and goes on: nothing of it may stay.
+    // SQLite rolls everything back, and the change ignores that and continues: none of it may stay.
     let culprit = store.submit(|tx| {
         assert!(tx.execute("INSERT INTO odd VALUES (1)", &[]).is_err());
         assert!(put(tx, 3).is_err());
@@ -238,12 +238,12 @@ fn a_transaction_that_sqlite_rolls_back_fails_whole() {
     });
     let after = store.submit(|tx| put(tx, 4));
     held.release();
-    for ticket in [&chained, &before, &culprit, &after] {
-        assert!(matches!(ticket.wait(), Err(StoreError::Unavailable(_))), "{ticket:?}");
+    for handle in [&chained, &before, &culprit, &after] {
+        assert!(matches!(handle.wait(), Err(StoreError::Unavailable(_))), "{handle:?}");
     }
-    assert_ne!(store.chain(), old);
+    assert_ne!(store.current_epoch(), old);
     assert!(keys(&store).is_empty());
-    assert_eq!(store.append(store.chain(), |tx| put(tx, 5)).wait(), Ok(()));
+    assert_eq!(store.append(store.current_epoch(), |tx| put(tx, 5)).wait(), Ok(()));
     assert_eq!(keys(&store), [5]);
 }
 
@@ -251,17 +251,17 @@ fn a_transaction_that_sqlite_rolls_back_fails_whole() {
 fn a_failed_commit_fails_all_and_the_store_goes_on() {
     let home = Home::new();
     let store = home.open();
-    let chain = store.chain();
+    let epoch = store.current_epoch();
     let held = Held::hold(&store);
     let good = store.submit(|tx| put(tx, 1));
     let refused = store.submit(|tx| refuse(tx, 9));
-    // Deferred to the commit, which then fails.
+    // A deferred constraint, so the commit itself fails.
     let culprit = store.submit(|tx| tx.execute("INSERT INTO child VALUES (77)", &[]).map(|_| ()));
     held.release();
-    for ticket in [&good, &refused, &culprit] {
-        assert!(matches!(ticket.wait(), Err(StoreError::Unavailable(_))), "{ticket:?}");
+    for handle in [&good, &refused, &culprit] {
+        assert!(matches!(handle.wait(), Err(StoreError::Unavailable(_))), "{handle:?}");
     }
-    assert_eq!(store.chain(), chain, "no chained change was harmed");
+    assert_eq!(store.current_epoch(), epoch, "no chained change was harmed");
     let answer: Result<(), StoreError> = store.write(|tx| put(tx, 2));
     assert_eq!(answer, Ok(()));
     store.close();
@@ -278,12 +278,12 @@ fn a_refusal_that_rests_on_a_lost_transaction_is_not_given() {
         let store = Arc::clone(&store);
         thread::spawn(move || {
             store.write(|tx| match put(tx, 1) {
-                Err(StoreError::Constraint(_)) => Err(StoreError::Refused("taken".to_owned())),
+                Err(StoreError::Constraint(_)) => Err(StoreError::Rejected("taken".to_owned())),
                 other => other,
             })
         })
     };
-    while store.waiting() < 2 {
+    while store.queued_changes() < 2 {
         thread::yield_now();
     }
     let culprit = store.submit(|tx| tx.execute("INSERT INTO child VALUES (77)", &[]).map(|_| ()));
@@ -297,52 +297,52 @@ fn a_full_disk_is_unavailable_and_leaves_a_prefix() {
     let home = Home::new();
     let store = home.open();
     store.write(|tx| tx.first("PRAGMA max_page_count = 40", &[], |row| row.int(0)).map(|_| ())).unwrap();
-    let chain = store.chain();
-    let tickets: Vec<Ticket> = (0..200)
+    let epoch = store.current_epoch();
+    let handles: Vec<CommitHandle> = (0..200)
         .map(|k| {
-            store.append(chain, move |tx| {
+            store.append(epoch, move |tx| {
                 let text = "x".repeat(3000);
                 tx.execute("INSERT INTO kept VALUES ($1, $2)", &[k.into(), (&text).into()]).map(|_| ())
             })
         })
         .collect();
-    let results: Vec<_> = tickets.iter().map(Ticket::wait).collect();
+    let results: Vec<_> = handles.iter().map(CommitHandle::wait).collect();
     let stored = results.iter().take_while(|result| result.is_ok()).count();
     assert!(stored < 200, "the disk was not full");
     assert!(results[stored..].iter().all(|result| matches!(result, Err(StoreError::Unavailable(_)))));
     assert_eq!(keys(&store), (0..stored as i64).collect::<Vec<_>>());
-    assert_ne!(store.chain(), chain);
-    // Room again: it goes on.
+    assert_ne!(store.current_epoch(), epoch);
+    // There is room again, so it continues.
     store.write(|tx| tx.first("PRAGMA max_page_count = 4000", &[], |row| row.int(0)).map(|_| ())).unwrap();
-    assert_eq!(store.append(store.chain(), |tx| put(tx, 1000)).wait(), Ok(()));
+    assert_eq!(store.append(store.current_epoch(), |tx| put(tx, 1000)).wait(), Ok(()));
 }
 
 #[test]
 fn past_its_bound_the_queue_is_busy_and_the_chain_ends_after_what_it_holds() {
     let home = Home::new();
     let store = home.open();
-    let chain = store.chain();
+    let epoch = store.current_epoch();
     let held = Held::hold(&store);
-    let first = store.append(chain, |tx| put(tx, 1));
-    for _ in 1..WAITING_MAX {
+    let first = store.append(epoch, |tx| put(tx, 1));
+    for _ in 1..QUEUED_CHANGES_MAX {
         store.submit(|_tx| Ok(()));
     }
     assert_eq!(store.submit(|tx| put(tx, 2)).wait(), Err(StoreError::Busy));
-    assert_eq!(store.append(chain, |tx| put(tx, 3)).wait(), Err(StoreError::Busy));
-    assert_eq!(store.append(chain, |tx| put(tx, 4)).wait(), Err(StoreError::superseded()));
+    assert_eq!(store.append(epoch, |tx| put(tx, 3)).wait(), Err(StoreError::Busy));
+    assert_eq!(store.append(epoch, |tx| put(tx, 4)).wait(), Err(StoreError::superseded()));
     held.release();
-    // Whoever rebuilds waits until nothing of the old epoch can still be committed.
-    let next = store.chain();
-    assert_ne!(next, chain);
+    // A rebuild waits until nothing of the old epoch can be committed any more.
+    let next = store.current_epoch();
+    assert_ne!(next, epoch);
     assert_eq!((keys(&store), first.wait()), (vec![1], Ok(())));
-    assert_eq!(store.append(chain, |tx| put(tx, 5)).state(), TicketState::Failed);
+    assert_eq!(store.append(epoch, |tx| put(tx, 5)).state(), CommitState::Failed);
     assert_eq!(store.append(next, |tx| put(tx, 6)).wait(), Ok(()));
 }
 
 #[test]
 fn random_failures_always_leave_a_prefix() {
-    // One thread hands over numbers, some of which fail; after each failure it reads back and goes on
-    // after the last one stored, as a room does.
+    // One thread enqueues numbers, some of which fail; after each failure it reads back and continues after the last
+    // stored one, as a room does.
     let home = Home::new();
     let store = home.open();
     let mut seed = 7u64;
@@ -352,20 +352,20 @@ fn random_failures_always_leave_a_prefix() {
     };
     let mut memory: Vec<i64> = Vec::new();
     for _epoch in 0..60 {
-        let chain = store.chain();
+        let epoch = store.current_epoch();
         memory = {
             let disk = keys(&store);
             assert!(memory.starts_with(&disk), "the disk is no prefix of memory");
             disk
         };
-        let mut tickets = Vec::new();
+        let mut handles = Vec::new();
         for _change in 0..random(30) {
             let next = memory.len() as i64;
             memory.push(next);
             let fails = random(20) == 0;
-            tickets.push((next, store.append(chain, move |tx| if fails { refuse(tx, next) } else { put(tx, next) })));
+            handles.push((next, store.append(epoch, move |tx| if fails { refuse(tx, next) } else { put(tx, next) })));
         }
-        let committed = tickets.iter().filter(|(_, ticket)| ticket.wait().is_ok()).map(|(next, _)| *next).max();
+        let committed = handles.iter().filter(|(_, handle)| handle.wait().is_ok()).map(|(next, _)| *next).max();
         if let Some(committed) = committed {
             assert!(keys(&store).contains(&committed));
         }
@@ -384,14 +384,14 @@ fn a_hundred_threads_wait_and_all_wake() {
             scope.spawn(move || {
                 for round in 0..20 {
                     let k = number * 1000 + round;
-                    let ticket = if number % 2 == 0 {
-                        store.append(store.chain(), move |tx| put(tx, k))
+                    let handle = if number % 2 == 0 {
+                        store.append(store.current_epoch(), move |tx| put(tx, k))
                     } else {
                         store.submit(move |tx| put(tx, k))
                     };
-                    ticket.clone().wait().unwrap();
-                    assert_eq!(ticket.state(), TicketState::Committed);
-                    // What is acknowledged is there for whoever reads next.
+                    handle.clone().wait().unwrap();
+                    assert_eq!(handle.state(), CommitState::Committed);
+                    // Acknowledged changes are visible to whoever reads next.
                     let seen = store
                         .read(|reader| reader.first("SELECT k FROM kept WHERE k = $1", &[k.into()], |row| row.int(0)));
                     assert_eq!(seen, Ok::<_, StoreError>(Some(k)));
@@ -409,10 +409,10 @@ fn one_outcome_wakes_all_who_wait_for_it() {
     let home = Home::new();
     let store = home.open();
     let held = Held::hold(&store);
-    let ticket = store.submit(|tx| put(tx, 1));
+    let handle = store.submit(|tx| put(tx, 1));
     thread::scope(|scope| {
         for _ in 0..100 {
-            scope.spawn(|| ticket.wait().unwrap());
+            scope.spawn(|| handle.wait().unwrap());
         }
         held.release();
     });
@@ -425,22 +425,22 @@ fn tickets_have_an_order() {
     let store = home.open();
     let a = store.submit(|tx| put(tx, 1));
     let b = store.submit(|tx| put(tx, 2));
-    assert!(a.seq() < b.seq());
-    assert_eq!(Ticket::later(b.clone(), a.clone()).seq(), b.seq());
-    assert_eq!(Ticket::later(Ticket::committed(), a.clone()).seq(), a.seq());
-    assert_eq!((Ticket::committed().wait(), Ticket::committed().state()), (Ok(()), TicketState::Committed));
+    assert!(a.sequence_number() < b.sequence_number());
+    assert_eq!(CommitHandle::later(b.clone(), a.clone()).sequence_number(), b.sequence_number());
+    assert_eq!(CommitHandle::later(CommitHandle::committed(), a.clone()).sequence_number(), a.sequence_number());
+    assert_eq!((CommitHandle::committed().wait(), CommitHandle::committed().state()), (Ok(()), CommitState::Committed));
     store.sync_all();
-    assert_eq!((a.state(), b.state()), (TicketState::Committed, TicketState::Committed));
+    assert_eq!((a.state(), b.state()), (CommitState::Committed, CommitState::Committed));
 }
 
 #[test]
 fn closing_stores_all_that_was_handed_over() {
     let home = Home::new();
     let store = home.open();
-    let chain = store.chain();
-    let tickets: Vec<_> = (0..500).map(|k| store.append(chain, move |tx| put(tx, k))).collect();
+    let epoch = store.current_epoch();
+    let handles: Vec<_> = (0..500).map(|k| store.append(epoch, move |tx| put(tx, k))).collect();
     store.close();
-    assert!(tickets.iter().all(|ticket| ticket.state() == TicketState::Committed));
+    assert!(handles.iter().all(|handle| handle.state() == CommitState::Committed));
     assert_eq!(store.submit(|tx| put(tx, 1000)).wait(), Err(StoreError::closed()));
     assert!(store.read(|_| Ok::<_, StoreError>(())).is_err());
     store.close();
@@ -456,11 +456,11 @@ fn a_lock_held_elsewhere_is_waited_for() {
     let store = home.open();
     let other = rusqlite::Connection::open(home.path()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let ticket = store.submit(|tx| put(tx, 1));
+    let handle = store.submit(|tx| put(tx, 1));
     assert!(keys(&store).is_empty(), "readers do not wait for it");
-    assert_eq!(ticket.state(), TicketState::Pending);
+    assert_eq!(handle.state(), CommitState::Pending);
     other.execute_batch("ROLLBACK").unwrap();
-    assert_eq!(ticket.wait(), Ok(()));
+    assert_eq!(handle.wait(), Ok(()));
 }
 
 #[test]
@@ -478,7 +478,7 @@ fn a_reader_sees_one_instant() {
         })
         .unwrap();
     assert_eq!(store.read(count), Ok(Some(2)));
-    // A reader that panics gives its connection back.
+    // A reader that panics releases its connection.
     for _ in 0..20 {
         let read =
             std::panic::AssertUnwindSafe(|| store.read(|_| -> Result<(), StoreError> { panic!("a test's panic") }));
@@ -500,7 +500,7 @@ fn migrations_run_once_each_and_a_failing_one_leaves_the_file_as_it_was() {
     assert_eq!(extra, Ok::<_, StoreError>(Some("new".to_owned())));
     store.close();
     let error = Store::open(&home.path(), &[TABLES]).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 3, known: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::NewerSchema { found: 3, known: 1, .. }), "{error}");
     assert!(error.to_string().contains("newer version") && !error.to_string().contains('\n'));
 }
 
@@ -556,14 +556,14 @@ fn a_damaged_page_is_found_and_left_as_it_is() {
     assert_eq!(std::fs::read(home.path()).unwrap(), bytes);
 }
 
-/// What lies beside each other in the store's folder, but for the index of the log, which is scratch.
+/// The files in the store's folder, except for the index of the log, which is scratch.
 fn kept_beside(home: &Home) -> std::collections::BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(home.path().parent().unwrap()).unwrap().map(Result::unwrap);
     let kept = entries.map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()));
     kept.filter(|(name, _)| !name.ends_with("-shm")).collect()
 }
 
-/// The file and its log as a process that was killed leaves them, the log with rows that the file lacks.
+/// The file and its log as a killed process leaves them: the log has rows that the file lacks.
 fn killed(home: &Home) {
     let store = home.open();
     store.write(|tx| (0..2000).try_for_each(|k| put(tx, k))).unwrap();
@@ -586,7 +586,7 @@ fn a_damaged_file_keeps_its_log() {
         let whole = std::fs::read(home.path()).unwrap();
         std::fs::write(home.path(), &whole[..whole.len() * kept_of_3 / 3]).unwrap();
         let before = kept_beside(&home);
-        let looked = View::open(&home.path(), &[TABLES]).unwrap_err();
+        let looked = ReadOnlyStore::open(&home.path(), &[TABLES]).unwrap_err();
         let opened = Store::open(&home.path(), &[TABLES]).unwrap_err();
         for error in [looked, opened] {
             assert!(matches!(error, OpenError::Corrupt { .. }) && error.to_string().contains(said), "{error}");
@@ -607,7 +607,7 @@ fn a_view_sees_all_and_changes_nothing() {
     let home = Home::new();
     killed(&home);
     let before = kept_beside(&home);
-    let view = View::open(&home.path(), &[TABLES]).unwrap();
+    let view = ReadOnlyStore::open(&home.path(), &[TABLES]).unwrap();
     let count = |reader: &dyn Reader| reader.first("SELECT COUNT(*) FROM kept", &[], |row| row.int(0));
     assert_eq!(view.read(count), Ok(Some(2300)), "with what is in the log alone");
     assert!(view.read(|_| Err::<(), _>(StoreError::Busy)).is_err());
@@ -615,19 +615,19 @@ fn a_view_sees_all_and_changes_nothing() {
     drop(view);
     assert!(kept_beside(&home) == before);
     home.open().close();
-    drop(View::open(&home.path(), &[TABLES]).unwrap());
+    drop(ReadOnlyStore::open(&home.path(), &[TABLES]).unwrap());
     let names: Vec<_> = kept_beside(&home).into_keys().collect();
     let beside = ["lock-manifest", "manifest.json", "test.db", "test.db-mark"];
     assert_eq!(names, beside, "of what was closed in order no log");
     // Beside the one who writes.
     let store = home.open();
-    let view = View::open(&home.path(), &[TABLES]).unwrap();
+    let view = ReadOnlyStore::open(&home.path(), &[TABLES]).unwrap();
     store.write(|tx| put(tx, 5000)).unwrap();
     assert_eq!(view.read(count), Ok(Some(2301)));
     store.close();
     drop(view);
-    let error = View::open(&home.path(), &[TABLES, "CREATE TABLE more (k BIGINT)"]).unwrap_err();
-    assert!(matches!(error, OpenError::Older { found: 1, known: 2, .. }), "{error}");
+    let error = ReadOnlyStore::open(&home.path(), &[TABLES, "CREATE TABLE more (k BIGINT)"]).unwrap_err();
+    assert!(matches!(error, OpenError::OlderSchema { found: 1, known: 2, .. }), "{error}");
     assert_eq!(keys(&home.open()).len(), 2301);
 }
 
@@ -637,9 +637,9 @@ fn a_log_that_became_read_only_with_its_file_can_be_written_again() {
     use std::os::unix::fs::PermissionsExt;
     let home = Home::new();
     killed(&home);
-    let log = super::files::beside(&home.path(), "-wal");
+    let log = super::files::with_suffix(&home.path(), "-wal");
     std::fs::set_permissions(&log, std::fs::Permissions::from_mode(0o400)).unwrap();
-    drop(View::open(&home.path(), &[TABLES]).unwrap());
+    drop(ReadOnlyStore::open(&home.path(), &[TABLES]).unwrap());
     assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
     std::fs::set_permissions(&log, std::fs::Permissions::from_mode(0o400)).unwrap();
     let store = home.open();

@@ -6,7 +6,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use super::backup::{BackupError, Part, backup, first_stretch, restore};
+use super::backup::{BackupError, DataComponent, backup, first_id_range, restore};
 use super::lock::DataDirLock;
 use super::*;
 
@@ -17,7 +17,7 @@ struct Home {
 }
 
 impl Home {
-    /// A data dir with two databases, a key in a folder, and what a backup leaves out.
+    /// A data dir with two databases, a key in a folder, and files that a backup leaves out.
     fn new() -> Home {
         let home = Home { dir: tempfile::tempdir().unwrap() };
         let tls = home.data().join("tls");
@@ -75,13 +75,13 @@ fn names(dir: &Path) -> Vec<String> {
 fn a_backup_beside_busy_writers_is_one_instant_over_two_files() {
     let home = Home::new();
     let (one, two) = (home.open("one.db"), home.open("two.db"));
-    let _running = DataDirLock::take(&home.data()).unwrap();
+    let _running = DataDirLock::acquire(&home.data()).unwrap();
     let (stop, written) = (AtomicBool::new(false), AtomicI64::new(0));
     let backups = 5;
     thread::scope(|scope| {
         scope.spawn(|| {
-            // Each number goes into the first file, then into the second: at no instant does the second
-            // hold what the first does not, nor does it lack more than the newest.
+            // Each number goes into the first file, then into the second: at no instant does the second hold what the
+            // first does not, nor does it lack more than the newest.
             for k in 0.. {
                 if stop.load(Ordering::Relaxed) {
                     break;
@@ -123,8 +123,8 @@ fn what_is_restored_is_what_was_there_and_says_so() {
     assert_eq!(names(home.dir.path()), ["data", "out.tar"], "nothing else is left");
     restore(&home.out(), &home.restored()).unwrap();
     let again = home.restored();
-    let marks = ["restored-customer", "restored-peer", "restored-product", "restored-trade"];
-    let whole = [&["large.bin", "lock", "manifest.json", "one.db"][..], &marks, &["tls", "two.db"]];
+    let markers = ["restored-customer", "restored-peer", "restored-product", "restored-trade"];
+    let whole = [&["large.bin", "lock", "manifest.json", "one.db"][..], &markers, &["tls", "two.db"]];
     assert_eq!(names(&again), whole.concat());
     assert_eq!(std::fs::read(again.join("tls/key.pem")).unwrap(), b"secret");
     assert_eq!(std::fs::read(again.join("large.bin")).unwrap(), vec![7; 3 << 20]);
@@ -137,17 +137,17 @@ fn what_is_restored_is_what_was_there_and_says_so() {
         assert_eq!((mode(&again.join("tls/key.pem")), mode(&again.join("one.db"))), (0o600, 0o600));
         assert_eq!(mode(&again.join("tls")), 0o700);
     }
-    DataDirLock::take(&again).unwrap();
-    let stretches = |dir: &Path| Part::ALL.map(|part| first_stretch(dir, part).unwrap());
-    assert_eq!((stretches(&again), stretches(&home.data())), ([80; 4], [0; 4]));
-    // One that an earlier version has left says nothing more than that it is there.
+    DataDirLock::acquire(&again).unwrap();
+    let id_ranges = |dir: &Path| DataComponent::ALL.map(|component| first_id_range(dir, component).unwrap());
+    assert_eq!((id_ranges(&again), id_ranges(&home.data())), ([80; 4], [0; 4]));
+    // A marker of an earlier version contains no range.
     std::fs::write(again.join("restored-product"), "").unwrap();
-    assert_eq!(stretches(&again), [80; 4]);
-    // A backup of what was restored: its numbers have jumped before, and jump further.
+    assert_eq!(id_ranges(&again), [80; 4]);
+    // A backup of restored data: its numbers have moved to a new range before, and do so again.
     backup(&again, &home.dir.path().join("second.tar"), &mut |_, _| {}).unwrap();
     let third = home.dir.path().join("third");
     restore(&home.dir.path().join("second.tar"), &third).unwrap();
-    assert_eq!(stretches(&third), [96; 4]);
+    assert_eq!(id_ranges(&third), [96; 4]);
     assert_eq!(keys(&Store::open(&third.join("one.db"), &[TABLES]).unwrap()), [1]);
 }
 
@@ -161,10 +161,10 @@ fn nothing_is_overwritten() {
     std::fs::remove_file(home.out()).unwrap();
 
     let inside = home.data().join("tls").join("out.tar");
-    assert!(matches!(backup(&home.data(), &inside, &mut |_, _| {}), Err(BackupError::Inside(_))));
+    assert!(matches!(backup(&home.data(), &inside, &mut |_, _| {}), Err(BackupError::InsideDataDir(_))));
     let empty = home.dir.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
-    assert!(matches!(backup(&empty, &home.out(), &mut |_, _| {}), Err(BackupError::NoData(_))));
+    assert!(matches!(backup(&empty, &home.out(), &mut |_, _| {}), Err(BackupError::NoDatabase(_))));
 
     backup(&home.data(), &home.out(), &mut |_, _| {}).unwrap();
     let before = names(&home.data());
@@ -173,7 +173,7 @@ fn nothing_is_overwritten() {
     restore(&home.out(), &empty).unwrap();
 }
 
-/// Restores an archive that must be refused; nothing may be left of it.
+/// Restores an archive that must be refused; no trace of it may be left.
 fn refused(home: &Home, archive: &[u8], expected: &str) {
     std::fs::write(home.out(), archive).unwrap();
     let error = restore(&home.out(), &home.restored()).unwrap_err().to_string();
@@ -212,7 +212,7 @@ fn of_what_is_no_archive_of_ours_nothing_is_quoted() {
     let mut other = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(json.len() as u64);
-    other.append_data(&mut header, super::backup::CONTENTS, json.as_bytes()).unwrap();
+    other.append_data(&mut header, super::backup::CONTENTS_FILE, json.as_bytes()).unwrap();
     let other = other.into_inner().unwrap();
     let links = archive_with(secret, tar::EntryType::Symlink, b"");
     let mut cut = archive_with(secret, tar::EntryType::Regular, &[b'x'; 4096]);
@@ -227,7 +227,7 @@ fn of_what_is_no_archive_of_ours_nothing_is_quoted() {
     assert!(error.contains("directory"), "{error}");
 }
 
-/// A disk of 1 MiB, which only root can make; gone when dropped.
+/// A disk of 1 MiB, which only root can create; unmounted on drop.
 #[cfg(target_os = "linux")]
 struct SmallDisk<'p>(&'p Path);
 
@@ -267,7 +267,7 @@ fn a_disk_without_room_for_the_archive_is_named_by_the_archive() {
                 .unwrap_or_else(|error: StoreError| panic!("{error}"));
         }
         let error = backup(&home.data(), &out, &mut |_, _| {}).unwrap_err();
-        assert!(matches!(&error, BackupError::NoRoom(path) if *path == out), "{error}");
+        assert!(matches!(&error, BackupError::DiskFull(path) if *path == out), "{error}");
         assert!(names(&small).is_empty(), "{:?}", names(&small));
     }
 }
@@ -279,7 +279,7 @@ fn archive_with(name: &str, kind: tar::EntryType, bytes: &[u8]) -> Vec<u8> {
     header.set_entry_type(kind);
     header.set_size(bytes.len() as u64);
     header.set_mode(0o4777);
-    // Past the checks of the crate that writes it.
+    // Bypasses the checks of the crate that writes the archive.
     header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
     header.set_cksum();
     tar.append(&header, bytes).unwrap();
@@ -288,7 +288,7 @@ fn archive_with(name: &str, kind: tar::EntryType, bytes: &[u8]) -> Vec<u8> {
     let manifest = serde_json::json!({ "format": 1, "files": files }).to_string();
     let mut header = tar::Header::new_gnu();
     header.set_size(manifest.len() as u64);
-    tar.append_data(&mut header, super::backup::CONTENTS, manifest.as_bytes()).unwrap();
+    tar.append_data(&mut header, super::backup::CONTENTS_FILE, manifest.as_bytes()).unwrap();
     tar.into_inner().unwrap()
 }
 

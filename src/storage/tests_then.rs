@@ -1,4 +1,4 @@
-//! What was left to be done after a transaction, on real files.
+//! Commit callbacks, tested on real files.
 
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -42,7 +42,7 @@ fn it_is_done_in_order_and_only_once_the_change_is_on_disk() {
     let go = hold(&store);
     for k in 0..3 {
         let (told, reads) = (told.clone(), Arc::clone(&store));
-        store.submit(put(k)).then(move |stored| told.send((k, stored, keys(&reads))).unwrap());
+        store.submit(put(k)).on_commit(move |stored| told.send((k, stored, keys(&reads))).unwrap());
     }
     assert!(tell.is_empty(), "the transaction has not even begun");
     drop(go);
@@ -56,8 +56,8 @@ fn what_is_built_on_an_outcome_is_told_after_what_the_outcome_had_to_tell() {
     let (_dir, store) = open();
     let ((told, tell), (go, gone), (begun, begins)) = (unbounded(), bounded::<()>(1), bounded(1));
     let held = hold(&store);
-    let ticket = store.submit(put(1));
-    ticket.clone().then({
+    let handle = store.submit(put(1));
+    handle.clone().on_commit({
         let told = told.clone();
         move |_| {
             begun.send(()).unwrap();
@@ -67,17 +67,17 @@ fn what_is_built_on_an_outcome_is_told_after_what_the_outcome_had_to_tell() {
     });
     drop(held);
     begins.recv().unwrap();
-    assert_eq!((ticket.state(), ticket.is_settled()), (TicketState::Committed, false));
-    ticket.clone().then(move |stored| told.send(if stored.is_ok() { "second" } else { "lost" }).unwrap());
+    assert_eq!((handle.state(), handle.has_run_callbacks()), (CommitState::Committed, false));
+    handle.clone().on_commit(move |stored| told.send(if stored.is_ok() { "second" } else { "lost" }).unwrap());
     assert!(tell.is_empty(), "it waits for the first");
     drop(go);
     assert_eq!(tell.iter().collect::<Vec<_>>(), ["first", "second"]);
     store.sync_all();
-    assert!(ticket.is_settled());
-    // From then on it is done at once.
+    assert!(handle.has_run_callbacks());
+    // From then on a callback runs at once.
     let here = thread::current().id();
     let (told, tell) = bounded(1);
-    ticket.then(move |_| told.send(thread::current().id()).unwrap());
+    handle.on_commit(move |_| told.send(thread::current().id()).unwrap());
     assert_eq!(tell.try_recv(), Ok(here));
 }
 
@@ -88,14 +88,14 @@ fn what_failed_is_told_so_and_the_others_are_not() {
     let go = hold(&store);
     for (nth, k) in [1, 1, 2].into_iter().enumerate() {
         let told = told.clone();
-        store.submit(put(k)).then(move |stored| told.send((nth, stored.is_ok())).unwrap());
+        store.submit(put(k)).on_commit(move |stored| told.send((nth, stored.is_ok())).unwrap());
     }
     drop(go);
     store.sync_all();
     assert_eq!(tell.try_iter().collect::<Vec<_>>(), [(0, true), (1, false), (2, true)]);
     store.close();
     let late = store.submit(put(3));
-    late.then(move |stored| told.send((3, stored.is_ok())).unwrap());
+    late.on_commit(move |stored| told.send((3, stored.is_ok())).unwrap());
     assert_eq!(tell.try_recv(), Ok((3, false)), "it is known at once, and done on this thread");
 }
 
@@ -105,9 +105,9 @@ fn what_is_known_is_done_at_once_on_this_thread() {
     let this = thread::current().id();
     let written = store.submit(put(1));
     store.sync_all();
-    for ticket in [Ticket::committed(), written] {
+    for handle in [CommitHandle::committed(), written] {
         let (told, tell) = bounded(1);
-        ticket.then(move |stored| told.send((thread::current().id(), stored)).unwrap());
+        handle.on_commit(move |stored| told.send((thread::current().id(), stored)).unwrap());
         assert_eq!(tell.try_recv(), Ok((this, Ok(()))));
     }
 }
@@ -116,10 +116,10 @@ fn what_is_known_is_done_at_once_on_this_thread() {
 fn a_panic_in_it_harms_nobody_and_it_may_hand_over_changes() {
     let (_dir, store) = open();
     let go = hold(&store);
-    store.submit(put(1)).then(|_stored| panic!("a test's panic"));
+    store.submit(put(1)).on_commit(|_stored| panic!("a test's panic"));
     let (told, tell) = bounded(1);
     let again = Arc::clone(&store);
-    store.submit(put(2)).then(move |_stored| told.send(again.submit(put(3))).unwrap());
+    store.submit(put(2)).on_commit(move |_stored| told.send(again.submit(put(3))).unwrap());
     drop(go);
     tell.recv().unwrap().wait().unwrap();
     assert_eq!(keys(&store), [1, 2, 3]);
@@ -130,8 +130,8 @@ fn the_last_handle_of_the_store_may_go_with_it() {
     let (dir, store) = open();
     let go = hold(&store);
     let (told, tell) = bounded::<()>(1);
-    let (last, ticket) = (Arc::clone(&store), store.submit(put(1)));
-    ticket.then(move |_stored| {
+    let (last, handle) = (Arc::clone(&store), store.submit(put(1)));
+    handle.on_commit(move |_stored| {
         drop(last);
         drop(told);
     });
@@ -146,28 +146,28 @@ fn the_last_handle_of_the_store_may_go_with_it() {
 fn all_that_is_done_after_a_transaction_is_done_within_what_was_put_around_it() {
     let (_dir, store) = open();
     let (told, tell) = unbounded();
-    let last: Arc<OnceLock<Ticket>> = Arc::default();
-    store.around_thens({
+    let last: Arc<OnceLock<CommitHandle>> = Arc::default();
+    store.wrap_commit_callbacks({
         let (told, last) = (told.clone(), Arc::clone(&last));
         move |work| {
             told.send("begins").unwrap();
             work();
-            // Who does at once what is to be done from now on comes after what is done here at the end.
-            told.send(if last.get().unwrap().is_settled() { "too late" } else { "ends" }).unwrap();
+            // A callback that runs immediately from now on comes after this last one.
+            told.send(if last.get().unwrap().has_run_callbacks() { "too late" } else { "ends" }).unwrap();
         }
     });
-    store.around_thens(|_work| panic!("there is one already"));
+    store.wrap_commit_callbacks(|_work| panic!("there is one already"));
     let go = hold(&store);
-    let tickets = [1, 2].map(|k| store.submit(put(k)));
-    last.set(tickets[1].clone()).unwrap();
-    for (ticket, said) in tickets.into_iter().zip(["first", "second"]) {
+    let handles = [1, 2].map(|k| store.submit(put(k)));
+    last.set(handles[1].clone()).unwrap();
+    for (handle, said) in handles.into_iter().zip(["first", "second"]) {
         let told = told.clone();
-        ticket.then(move |stored| told.send(if stored.is_ok() { said } else { "lost" }).unwrap());
+        handle.on_commit(move |stored| told.send(if stored.is_ok() { said } else { "lost" }).unwrap());
     }
     drop(go);
     store.sync_all();
     assert_eq!(tell.try_iter().collect::<Vec<_>>(), ["begins", "first", "second", "ends"]);
-    // Where nothing is to be done nothing is put around it.
+    // The wrapper is not called if there are no callbacks.
     store.submit(put(3)).wait().unwrap();
     store.sync_all();
     assert!(tell.is_empty());

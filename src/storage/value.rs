@@ -1,24 +1,21 @@
-//! What rooms see of a database: values in, rows out, in a dialect that SQLite and PostgreSQL share.
+//! The rooms' interface to a database: values in, rows out, in a dialect that SQLite and PostgreSQL share.
 //!
-//! Parameters are written `$1, $2, …`, each for the first time in this order. A sum needs a cast
-//! (`CAST(SUM(x) AS BIGINT)`), an upsert is `INSERT … ON CONFLICT (…) DO UPDATE SET x = excluded.x`. A list of
-//! numbers is one parameter, JSON, and read by `json_each($1)`: rows with a `value`, in the list's order.
+//! Parameters are written `$1, $2, …`, each for the first time in this order. A sum needs a cast (`CAST(SUM(x) AS
+//! BIGINT)`), an upsert is `INSERT … ON CONFLICT (…) DO UPDATE SET x = excluded.x`. A list of numbers is one JSON
+//! parameter, read by `json_each($1)`: rows with a `value`, in the list's order.
 
 use rusqlite::types::ValueRef;
 
 use super::StoreError;
 use crate::model::{Cents, Millis, Name};
 
-/// A parameter of a statement. Borrows what it can: a change costs no copy of its texts.
+/// A parameter of a statement. It borrows texts and bytes, so that a change copies none of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value<'a> {
-    /// A whole number; booleans are 0 and 1.
+    /// An integer; booleans are 0 and 1.
     Int(i64),
-    /// UTF-8 text.
     Text(&'a str),
-    /// Bytes.
     Blob(&'a [u8]),
-    /// Nothing.
     Null,
 }
 
@@ -39,7 +36,7 @@ impl From<Cents> for Value<'_> {
     }
 }
 
-/// Instants past the year 292,000,000 become the last one that fits.
+/// Instants after the year 292,000,000 become the last one that fits.
 impl From<Millis> for Value<'_> {
     fn from(instant: Millis) -> Self {
         Value::Int(i64::try_from(instant.0).unwrap_or(i64::MAX))
@@ -88,43 +85,42 @@ impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
     }
 }
 
-/// One row of an answer; columns count from 0. A column of another type, or one that is not there,
-/// is [`StoreError::Invalid`]: data that this program did not write, or a mistake in it.
+/// One row of a result; columns count from 0. A column of another type, or one that does not exist, is
+/// [`StoreError::Invalid`]: data that this program did not write, or a programming error.
 #[derive(Debug)]
 pub struct Row<'a> {
-    pub(super) sqlite: &'a rusqlite::Row<'a>,
+    pub(super) row: &'a rusqlite::Row<'a>,
 }
 
 impl Row<'_> {
-    /// A whole number.
     pub fn int(&self, column: usize) -> Result<i64, StoreError> {
-        self.opt_int(column)?.ok_or_else(|| wrong(column, "a whole number"))
+        self.opt_int(column)?.ok_or_else(|| invalid_column(column, "a whole number"))
     }
 
-    /// A whole number or nothing.
+    /// An integer or `NULL`.
     pub fn opt_int(&self, column: usize) -> Result<Option<i64>, StoreError> {
         match self.get(column)? {
             ValueRef::Integer(number) => Ok(Some(number)),
             ValueRef::Null => Ok(None),
-            _ => Err(wrong(column, "a whole number")),
+            _ => Err(invalid_column(column, "a whole number")),
         }
     }
 
-    /// A whole number that is not negative.
+    /// An integer that is not negative.
     pub fn uint(&self, column: usize) -> Result<u64, StoreError> {
-        u64::try_from(self.int(column)?).map_err(|_| wrong(column, "a number that is not negative"))
+        u64::try_from(self.int(column)?).map_err(|_| invalid_column(column, "a number that is not negative"))
     }
 
-    /// 0 or 1.
+    /// A boolean, stored as 0 or 1.
     pub fn bool(&self, column: usize) -> Result<bool, StoreError> {
         match self.int(column)? {
             0 => Ok(false),
             1 => Ok(true),
-            _ => Err(wrong(column, "0 or 1")),
+            _ => Err(invalid_column(column, "0 or 1")),
         }
     }
 
-    /// Money in cents.
+    /// An amount of money in cents.
     pub fn cents(&self, column: usize) -> Result<Cents, StoreError> {
         self.int(column).map(Cents)
     }
@@ -134,68 +130,67 @@ impl Row<'_> {
         self.uint(column).map(Millis)
     }
 
-    /// A text.
     pub fn text(&self, column: usize) -> Result<&str, StoreError> {
-        self.opt_text(column)?.ok_or_else(|| wrong(column, "a text"))
+        self.opt_text(column)?.ok_or_else(|| invalid_column(column, "a text"))
     }
 
-    /// A text or nothing.
+    /// A text or `NULL`.
     pub fn opt_text(&self, column: usize) -> Result<Option<&str>, StoreError> {
         match self.get(column)? {
-            ValueRef::Text(bytes) => std::str::from_utf8(bytes).map(Some).map_err(|_| wrong(column, "UTF-8 text")),
+            ValueRef::Text(bytes) => {
+                std::str::from_utf8(bytes).map(Some).map_err(|_| invalid_column(column, "UTF-8 text"))
+            }
             ValueRef::Null => Ok(None),
-            _ => Err(wrong(column, "a text")),
+            _ => Err(invalid_column(column, "a text")),
         }
     }
 
-    /// The name of a peer or a user; its rule is checked again.
+    /// The name of a peer or a user, validated again.
     pub fn name(&self, column: usize) -> Result<Name, StoreError> {
-        Name::kept(self.text(column)?).map_err(|rule| wrong(column, &format!("a name ({rule})")))
+        Name::from_stored(self.text(column)?).map_err(|rule| invalid_column(column, &format!("a name ({rule})")))
     }
 
-    /// Bytes.
     pub fn blob(&self, column: usize) -> Result<&[u8], StoreError> {
-        self.opt_blob(column)?.ok_or_else(|| wrong(column, "bytes"))
+        self.opt_blob(column)?.ok_or_else(|| invalid_column(column, "bytes"))
     }
 
-    /// Bytes or nothing.
     pub fn opt_blob(&self, column: usize) -> Result<Option<&[u8]>, StoreError> {
         match self.get(column)? {
             ValueRef::Blob(bytes) => Ok(Some(bytes)),
             ValueRef::Null => Ok(None),
-            _ => Err(wrong(column, "bytes")),
+            _ => Err(invalid_column(column, "bytes")),
         }
     }
 
     fn get(&self, column: usize) -> Result<ValueRef<'_>, StoreError> {
-        self.sqlite.get_ref(column).map_err(|_| wrong(column, "to exist"))
+        self.row.get_ref(column).map_err(|_| invalid_column(column, "to exist"))
     }
 }
 
-fn wrong(column: usize, expected: &str) -> StoreError {
+fn invalid_column(column: usize, expected: &str) -> StoreError {
     StoreError::Invalid(format!("column {column} of a row in the store: expected {expected}"))
 }
 
-/// What is called with each row; an error ends the query and becomes its result.
-pub type EachRow<'a> = dyn FnMut(&Row<'_>) -> Result<(), StoreError> + 'a;
+/// Called with each row; an error ends the query and becomes its result.
+pub type RowCallback<'a> = dyn FnMut(&Row<'_>) -> Result<(), StoreError> + 'a;
 
-/// Something that answers queries, all of one instant.
+/// Runs queries, all against one snapshot.
 pub trait Reader {
-    /// Calls `each` with every row of the answer, in its order.
+    /// Calls `each` with every row of the result, in order.
     ///
     /// # Errors
-    /// Those of the store, and whatever `each` answers.
-    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError>;
+    /// Those of the store, and whatever `each` returns.
+    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut RowCallback<'_>) -> Result<(), StoreError>;
 }
 
-/// A change under way: it sees what it has written, nobody else does before the commit.
+/// A change in progress: it sees its own writes; nobody else does before the commit.
 pub trait Tx: Reader {
-    /// Runs one statement that answers no rows; tells how many rows it inserted, changed or deleted.
+    /// Runs one statement that returns no rows; returns how many rows it inserted, changed or deleted.
     fn execute(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<u64, StoreError>;
 }
 
-/// Shapes of answers that are asked for everywhere, for every [`Reader`] and [`Tx`].
-pub trait Query: Reader {
+/// Common query shapes for every [`Reader`] and [`Tx`].
+pub trait ReaderExt: Reader {
     /// The first row, if there is one. (Say `LIMIT 1` where there may be many.)
     fn first<T>(
         &self,
@@ -229,4 +224,4 @@ pub trait Query: Reader {
     }
 }
 
-impl<R: Reader + ?Sized> Query for R {}
+impl<R: Reader + ?Sized> ReaderExt for R {}

@@ -1,24 +1,24 @@
-//! The queue of changes, and the one thread that turns what waits into one transaction.
+//! The queue of changes, and the one thread that turns queued changes into transactions.
 //!
-//! **Independent** changes stand for themselves: one that fails leaves no trace (each runs in a
-//! savepoint), the others of its transaction are committed.
+//! **Independent** changes stand for themselves: one that fails leaves no trace (each runs in a savepoint), and the
+//! others of its transaction are committed.
 //!
-//! **Chained** changes are the history of a room's memory, and the disk always holds a prefix of it:
-//! from the first chained change that fails on, every later one of the same epoch fails too, those
-//! already in the queue included. Those of earlier transactions are not harmed, nor are those of its own
-//! if it failed before it wrote anything. Else the whole transaction is lost: chained changes have no
-//! savepoint, for they fail only with the disk or by a mistake in the program, and a savepoint would cost
-//! each of them a quarter of its time. Once the transaction is over, the epoch moves on. The room then
-//! reads its state back and goes on with the new epoch:
+//! **Chained** changes are the history of a room's memory, and the disk always holds a prefix of it: from the first
+//! chained change that fails, every later one of the same epoch fails too, including those already queued. Changes of
+//! earlier transactions are not affected, nor are those of its own transaction if it failed before it wrote anything.
+//! Otherwise the whole transaction is rolled back: chained changes have no savepoint, because they fail only with the
+//! disk or through a programming error, and a savepoint would cost each of them a quarter of its time. After that
+//! transaction the epoch advances. The room then reads its state back and continues in the new epoch:
 //!
-//! 1. it keeps everyone from its memory (its own lock),
-//! 2. [`Store::chain`](super::Store::chain): from then on no change of an older epoch can reach the disk,
-//! 3. [`Store::read`](super::Store::read): the state that all answers so far were built on.
+//! 1. it keeps all other threads from its memory (its own lock),
+//! 2. [`Store::current_epoch`](super::Store::current_epoch): from then on no change of an older epoch can reach the
+//!    disk,
+//! 3. [`Store::read`](super::Store::read): the state that all responses so far were built on.
 //!
-//! **The mark.** The store's number counts on about once a second, in a transaction that is made anyway, and once
-//! more when the last changes have no number yet. Once that transaction is synced the number stands in the mark
-//! (`mark.rs`): all that was committed before it is then known to have been on the disk. Between two numbers a
-//! transaction costs nothing more; a number in each would cost every one of them a page.
+//! **The generation.** About once a second the store's generation number advances, as part of a transaction that is
+//! made anyway, and once more when the last changes are not covered yet. Once that transaction is synced, the
+//! generation is written to the watermark (`watermark.rs`): everything committed before it is then known to be on disk.
+//! Other transactions cost nothing more; advancing it in each would cost every one of them a page.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, OnceLock};
@@ -27,369 +27,373 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 
-use super::mark::Mark;
-use super::sqlite::{self, Opened, SqliteTx};
-use super::ticket::{Batch, Outcome, Then};
-use super::{StoreError, Ticket, Tx};
-use crate::net::counters::Latencies;
+use super::commit_handle::{Batch, CommitCallback, TransactionOutcome};
+use super::sqlite::{self, OpenedStore, SqliteTx};
+use super::watermark::WatermarkWriter;
+use super::{CommitHandle, StoreError, Tx};
+use crate::net::counters::LatencyHistogram;
 
-/// Most changes that wait for the disk; what comes beyond gets [`StoreError::Busy`].
-pub(super) const WAITING_MAX: usize = 65_536;
+/// Limit of queued changes; further ones fail with [`StoreError::Busy`].
+pub(super) const QUEUED_CHANGES_MAX: usize = 65_536;
 
-/// The time between two numbers of a store, and so how old what is lost without a word can be.
-const NUMBER_EVERY: Duration = Duration::from_secs(1);
+/// The time between two generations, and so the largest age of changes whose loss would go unnoticed.
+const GENERATION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A change, as the writer runs it.
 pub(super) type Change = Box<dyn FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send>;
 
-/// What is put around all that is done after a transaction; it must do it, once.
-pub(super) type Around = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
+/// Wraps the run of all callbacks of a transaction; it must call its argument exactly once.
+pub(super) type CallbackWrapper = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
-/// An epoch of chained changes: from one rebuilding of a room's memory to the next.
+/// An epoch of chained changes: from one rebuild of a room's memory to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chain(u64);
+pub struct Epoch(u64);
 
-/// The epoch of changes that are not chained.
-pub(super) const INDEPENDENT: Chain = Chain(0);
+/// The pseudo-epoch of changes that are not chained.
+pub(super) const INDEPENDENT: Epoch = Epoch(0);
 
-struct Waiting {
+struct QueuedChange {
     change: Change,
-    chain: Chain,
+    epoch: Epoch,
 }
 
-struct Queue {
+struct QueueState {
     /// What goes into the next transaction.
-    open: Vec<Waiting>,
-    /// The outcome that `open` will have.
+    pending: Vec<QueuedChange>,
+    /// The batch of `pending`.
     batch: Arc<Batch>,
-    /// The outcome that the transaction under way will have.
-    running: Option<Arc<Batch>>,
-    /// The place of the next change in the order of all.
-    next_seq: u64,
-    chain: Chain,
-    /// A chained change did not even get into the queue: later ones of its epoch fail at once, those
-    /// before it go their way, and the epoch moves on when they are through.
-    chain_ends: bool,
-    closed: bool,
-    writer_sleeps: bool,
-    /// Transactions that were begun, and those that are over with all that was to be done afterwards.
-    begun: u64,
-    over: u64,
+    /// The batch of the transaction in progress.
+    running_batch: Option<Arc<Batch>>,
+    next_sequence_number: u64,
+    epoch: Epoch,
+    /// A chained change could not even be enqueued: later ones of its epoch fail at once, those before it are still
+    /// committed, and the epoch advances after them.
+    epoch_ended: bool,
+    is_closed: bool,
+    is_writer_asleep: bool,
+    transactions_begun: u64,
+    /// Finished including their callbacks.
+    transactions_finished: u64,
 }
 
-pub(super) struct Shared {
-    queue: Mutex<Queue>,
-    /// For the writer: there is work, or the end.
-    work: Condvar,
-    /// For those who want the epoch: it has moved on.
-    chain_moved: Condvar,
-    /// For those who want everything done: a transaction is over.
-    is_over: Condvar,
-    /// How long transactions took, their syncs included.
-    pub(super) commits: Latencies,
-    /// Around what is done after a transaction.
-    pub(super) around: OnceLock<Around>,
+/// The queue that a store and its writer thread share.
+pub(super) struct ChangeQueue {
+    state: Mutex<QueueState>,
+    /// Wakes the writer: there is work, or the queue is closed.
+    work_available: Condvar,
+    epoch_advanced: Condvar,
+    transaction_finished: Condvar,
+    pub(super) commit_latencies: LatencyHistogram,
+    pub(super) callback_wrapper: OnceLock<CallbackWrapper>,
 }
 
-impl Shared {
-    pub(super) fn new() -> Shared {
-        Shared {
-            queue: Mutex::new(Queue {
-                open: Vec::new(),
+impl ChangeQueue {
+    pub(super) fn new() -> ChangeQueue {
+        ChangeQueue {
+            state: Mutex::new(QueueState {
+                pending: Vec::new(),
                 batch: Batch::new(),
-                running: None,
-                next_seq: 1,
-                chain: Chain(1),
-                chain_ends: false,
-                closed: false,
-                writer_sleeps: false,
-                begun: 0,
-                over: 0,
+                running_batch: None,
+                next_sequence_number: 1,
+                epoch: Epoch(1),
+                epoch_ended: false,
+                is_closed: false,
+                is_writer_asleep: false,
+                transactions_begun: 0,
+                transactions_finished: 0,
             }),
-            work: Condvar::new(),
-            chain_moved: Condvar::new(),
-            is_over: Condvar::new(),
-            commits: Latencies::default(),
-            around: OnceLock::new(),
+            work_available: Condvar::new(),
+            epoch_advanced: Condvar::new(),
+            transaction_finished: Condvar::new(),
+            commit_latencies: LatencyHistogram::default(),
+            callback_wrapper: OnceLock::new(),
         }
     }
 
-    /// The current epoch; waits until one that has ended is settled.
-    pub(super) fn chain(&self) -> Chain {
-        let mut queue = self.queue.lock();
-        while queue.chain_ends {
-            self.chain_moved.wait(&mut queue);
+    /// The current epoch; blocks until an ended one has advanced.
+    pub(super) fn current_epoch(&self) -> Epoch {
+        let mut state = self.state.lock();
+        while state.epoch_ended {
+            self.epoch_advanced.wait(&mut state);
         }
-        queue.chain
+        state.epoch
     }
 
-    /// Puts a change into the queue: memory work under one short lock.
-    pub(super) fn hand_over(&self, chain: Chain, change: Change) -> Ticket {
-        let chained = chain != INDEPENDENT;
-        let mut queue = self.queue.lock();
-        let seq = queue.next_seq;
-        queue.next_seq += 1;
-        if queue.closed {
-            return Ticket::refused(seq, StoreError::closed());
+    /// Enqueues a change: memory work under one short lock.
+    pub(super) fn push(&self, epoch: Epoch, change: Change) -> CommitHandle {
+        let chained = epoch != INDEPENDENT;
+        let mut state = self.state.lock();
+        let sequence_number = state.next_sequence_number;
+        state.next_sequence_number += 1;
+        if state.is_closed {
+            return CommitHandle::rejected(sequence_number, StoreError::closed());
         }
-        if chained && (chain != queue.chain || queue.chain_ends) {
-            return Ticket::refused(seq, StoreError::superseded());
+        if chained && (epoch != state.epoch || state.epoch_ended) {
+            return CommitHandle::rejected(sequence_number, StoreError::superseded());
         }
-        if queue.open.len() >= WAITING_MAX {
-            queue.chain_ends |= chained;
-            return Ticket::refused(seq, StoreError::Busy);
+        if state.pending.len() >= QUEUED_CHANGES_MAX {
+            state.epoch_ended |= chained;
+            return CommitHandle::rejected(sequence_number, StoreError::Busy);
         }
-        let place = queue.open.len() as u32; // below WAITING_MAX
-        queue.open.push(Waiting { change, chain });
-        let batch = Arc::clone(&queue.batch);
-        let wake = std::mem::replace(&mut queue.writer_sleeps, false);
-        drop(queue);
+        let index = state.pending.len() as u32; // below QUEUED_CHANGES_MAX
+        state.pending.push(QueuedChange { change, epoch });
+        let batch = Arc::clone(&state.batch);
+        let wake = std::mem::replace(&mut state.is_writer_asleep, false);
+        drop(state);
         if wake {
-            self.work.notify_one();
+            self.work_available.notify_one();
         }
-        Ticket::of(seq, batch, place)
+        CommitHandle::in_batch(sequence_number, batch, index)
     }
 
-    pub(super) fn waiting(&self) -> usize {
-        self.queue.lock().open.len()
+    pub(super) fn len(&self) -> usize {
+        self.state.lock().pending.len()
     }
 
-    /// Waits until everything handed over before has its outcome, and what was to be done then is done.
-    pub(super) fn settle(&self) {
-        let mut queue = self.queue.lock();
-        let last = queue.begun + u64::from(!queue.open.is_empty());
-        while queue.over < last {
-            self.is_over.wait(&mut queue);
+    /// Waits until every change enqueued before has its outcome and its callbacks have run.
+    pub(super) fn wait_committed(&self) {
+        let mut state = self.state.lock();
+        let last = state.transactions_begun + u64::from(!state.pending.is_empty());
+        while state.transactions_finished < last {
+            self.transaction_finished.wait(&mut state);
         }
     }
 
-    /// Takes no more changes; the writer ends when it has done those that wait.
+    /// Takes no more changes; the writer ends after those that are queued.
     pub(super) fn close(&self) {
-        self.queue.lock().closed = true;
-        self.work.notify_one();
+        self.state.lock().is_closed = true;
+        self.work_available.notify_one();
     }
 
-    /// The next transaction's changes, into `changes`, for which it waits until that instant if there is one.
-    fn next(&self, changes: &mut Vec<Waiting>, until: Option<Instant>) -> Woken {
-        let mut queue = self.queue.lock();
-        while queue.open.is_empty() {
-            if queue.closed {
-                return Woken::Closed;
+    /// Moves the next transaction's changes into `changes`. Waits for them, until `until` if that is given.
+    fn next_batch(&self, changes: &mut Vec<QueuedChange>, until: Option<Instant>) -> WriterWakeup {
+        let mut state = self.state.lock();
+        while state.pending.is_empty() {
+            if state.is_closed {
+                return WriterWakeup::Closed;
             }
-            queue.writer_sleeps = true;
+            state.is_writer_asleep = true;
             match until {
-                None => self.work.wait(&mut queue),
+                None => self.work_available.wait(&mut state),
                 Some(until) => {
-                    if self.work.wait_until(&mut queue, until).timed_out() && queue.open.is_empty() && !queue.closed {
-                        queue.writer_sleeps = false;
-                        return Woken::Idle;
+                    if self.work_available.wait_until(&mut state, until).timed_out()
+                        && state.pending.is_empty()
+                        && !state.is_closed
+                    {
+                        state.is_writer_asleep = false;
+                        return WriterWakeup::Idle;
                     }
                 }
             }
         }
-        queue.writer_sleeps = false;
-        std::mem::swap(&mut queue.open, changes);
-        let batch = std::mem::replace(&mut queue.batch, Batch::new());
-        queue.running = Some(Arc::clone(&batch));
-        queue.begun += 1;
-        Woken::Work(Next { batch, chain: queue.chain, chain_ends: queue.chain_ends })
+        state.is_writer_asleep = false;
+        std::mem::swap(&mut state.pending, changes);
+        let batch = std::mem::replace(&mut state.batch, Batch::new());
+        state.running_batch = Some(Arc::clone(&batch));
+        state.transactions_begun += 1;
+        WriterWakeup::Work(NextBatch { batch, epoch: state.epoch, epoch_ended: state.epoch_ended })
     }
 
-    /// Makes a transaction's outcome known. The epoch moves first, so that who learns of a failure
-    /// gets the new one.
-    fn finish(&self, next: &Next, outcome: Outcome, chain_broken: bool) {
-        let mut queue = self.queue.lock();
-        if chain_broken || next.chain_ends {
-            queue.chain = Chain(queue.chain.0 + 1);
-            queue.chain_ends = false;
-            self.chain_moved.notify_all();
+    /// Makes a transaction's outcome known. The epoch advances first, so that whoever learns of a failure gets the new
+    /// one.
+    fn finish(&self, next: &NextBatch, outcome: TransactionOutcome, epoch_broken: bool) {
+        let mut state = self.state.lock();
+        if epoch_broken || next.epoch_ended {
+            state.epoch = Epoch(state.epoch.0 + 1);
+            state.epoch_ended = false;
+            self.epoch_advanced.notify_all();
         }
-        queue.running = None;
-        drop(queue);
+        state.running_batch = None;
+        drop(state);
         self.publish(&next.batch, outcome);
-        self.queue.lock().over += 1;
-        self.is_over.notify_all();
+        self.state.lock().transactions_finished += 1;
+        self.transaction_finished.notify_all();
     }
 
-    /// Makes an outcome known and does what was left to be done then.
+    /// Makes an outcome known and runs the callbacks.
     ///
-    /// On the writer's own thread: the answers of one transaction go out while the next one's changes come
-    /// together. A thread of its own for that would be woken for every transaction, and the next would begin
-    /// with the few changes that had come by then: with 100 clients, a sixth less in all.
-    fn publish(&self, batch: &Batch, outcome: Outcome) {
-        self.do_all(batch, batch.publish(outcome));
-        // Who saw the outcome meanwhile and has something to tell that is built on it tells it after those.
-        self.do_all(batch, batch.settle());
+    /// They run on the writer's own thread: the responses of one transaction go out while the changes of the next one
+    /// gather. A separate thread would be woken for every transaction, and the next would begin with the few changes
+    /// queued by then: with 100 clients, total throughput was a sixth lower.
+    fn publish(&self, batch: &Batch, outcome: TransactionOutcome) {
+        self.run_callbacks(batch, batch.publish(outcome));
+        // Callbacks registered after the outcome was visible depend on it, so they run after the others.
+        self.run_callbacks(batch, batch.take_late_callbacks());
     }
 
-    fn do_all(&self, batch: &Batch, thens: Vec<Then>) {
-        if thens.is_empty() {
+    fn run_callbacks(&self, batch: &Batch, callbacks: Vec<CommitCallback>) {
+        if callbacks.is_empty() {
             return;
         }
-        let mut thens = thens.into_iter();
+        let mut callbacks = callbacks.into_iter();
         let mut run = || {
-            for then in thens.by_ref() {
-                if panic::catch_unwind(AssertUnwindSafe(|| then.run(batch))).is_err() {
+            for callback in callbacks.by_ref() {
+                if panic::catch_unwind(AssertUnwindSafe(|| callback.run(batch))).is_err() {
                     log::error!("what was left to be done after a transaction panicked");
                 }
             }
         };
-        match self.around.get() {
-            Some(around) => around(&mut run),
+        match self.callback_wrapper.get() {
+            Some(wrapper) => wrapper(&mut run),
             None => run(),
         }
     }
 }
 
-/// What the writer is woken for.
-enum Woken {
-    Work(Next),
+/// Why the writer was woken.
+enum WriterWakeup {
+    Work(NextBatch),
     /// The time is up, and there is nothing to do.
     Idle,
-    /// The store is closed, and all is done.
+    /// The store is closed and the queue is empty.
     Closed,
 }
 
-struct Next {
+struct NextBatch {
     batch: Arc<Batch>,
-    /// The epoch at its start: only the writer moves it.
-    chain: Chain,
-    /// Every chained change of the epoch that will ever be is in here.
-    chain_ends: bool,
+    /// The epoch at its start; only the writer advances it.
+    epoch: Epoch,
+    /// This transaction contains the last chained changes of the epoch.
+    epoch_ended: bool,
 }
 
 /// The writer thread's own state.
 pub(super) struct Writer {
     connection: Connection,
-    /// What the file's `user_version` is.
     schema_version: usize,
-    /// A commit failed, and its pages may lie in the log all the same; see [`Writer::bury`].
-    commit_failed: bool,
-    mark: Mark,
-    /// The store's number on disk.
-    number: u64,
-    /// When it was last counted on, or was to be.
-    numbered_at: Option<Instant>,
-    /// Something was committed since.
-    has_unnumbered: bool,
+    /// A commit failed, and its pages may still be in the log; see [`Writer::discard_failed_commit`].
+    has_failed_commit: bool,
+    watermark: WatermarkWriter,
+    /// The store's generation on disk.
+    generation: u64,
+    /// When it last advanced or was due to.
+    generation_advanced_at: Option<Instant>,
+    /// Changes were committed since the generation advanced.
+    has_commits_since: bool,
 }
 
 impl Writer {
-    pub(super) fn new(opened: Opened, mark: Mark, schema_version: usize) -> Writer {
-        let Opened { connection, number, id: _ } = opened;
+    pub(super) fn new(opened: OpenedStore, watermark: WatermarkWriter, schema_version: usize) -> Writer {
+        let OpenedStore { connection, generation, id: _ } = opened;
         Writer {
             connection,
             schema_version,
-            commit_failed: false,
-            mark,
-            number,
-            numbered_at: None,
-            has_unnumbered: false,
+            has_failed_commit: false,
+            watermark,
+            generation,
+            generation_advanced_at: None,
+            has_commits_since: false,
         }
     }
 
-    /// Runs transactions until the store is closed; gives the connection back.
-    pub(super) fn run(mut self, shared: &Shared) -> Connection {
-        let guard = FailAll(shared);
-        // It is on disk already; beside a store that had no mark, or a torn one, it stands from now on.
-        self.mark.set(self.number);
+    /// Runs transactions until the store is closed; returns the connection.
+    pub(super) fn run(mut self, queue: &ChangeQueue) -> Connection {
+        let guard = FailPendingOnDrop(queue);
+        // The generation is on disk already; this creates a missing watermark and repairs a torn one.
+        self.watermark.set(self.generation);
         let mut changes = Vec::new();
         loop {
-            let until = self.numbered_at.filter(|_| self.has_unnumbered).map(|at| at + NUMBER_EVERY);
-            let next = match shared.next(&mut changes, until) {
-                Woken::Work(next) => next,
-                Woken::Idle => {
-                    self.count_on();
+            let until =
+                self.generation_advanced_at.filter(|_| self.has_commits_since).map(|at| at + GENERATION_INTERVAL);
+            let next = match queue.next_batch(&mut changes, until) {
+                WriterWakeup::Work(next) => next,
+                WriterWakeup::Idle => {
+                    self.advance_generation();
                     continue;
                 }
-                Woken::Closed => break,
+                WriterWakeup::Closed => break,
             };
-            let chained = changes.iter().any(|waiting| waiting.chain == next.chain);
-            let before = self.number;
+            let chained = changes.iter().any(|queued| queued.epoch == next.epoch);
+            let before = self.generation;
             let began_at = Instant::now();
-            let (outcome, chain_broken) = match self.transaction(&mut changes, next.chain) {
-                Ok(done) => (Outcome::Committed(done.failures), done.chain_broken),
+            let (outcome, epoch_broken) = match self.run_transaction(&mut changes, next.epoch) {
+                Ok(done) => (TransactionOutcome::Committed(done.failures), done.epoch_broken),
                 Err(error) => {
                     log::error!("a transaction was not stored: {error}");
-                    (Outcome::Lost(error), chained)
+                    (TransactionOutcome::RolledBack(error), chained)
                 }
             };
-            shared.commits.took(began_at.elapsed());
-            // What a lost transaction did not come to. (Some of it may be a room's: outside the lock.)
+            queue.commit_latencies.record(began_at.elapsed());
+            // Drops the changes that a rolled-back transaction did not reach, outside the lock: they may own a room's
+            // data.
             changes.clear();
-            shared.finish(&next, outcome, chain_broken);
-            if self.number != before {
-                self.mark.set(self.number);
+            queue.finish(&next, outcome, epoch_broken);
+            if self.generation != before {
+                self.watermark.set(self.generation);
             }
         }
-        if self.has_unnumbered {
-            self.count_on();
+        if self.has_commits_since {
+            self.advance_generation();
         }
         drop(guard);
         self.connection
     }
 
-    /// Counts on by itself, where no transaction has come that would have. One that fails is tried again with
-    /// the next, or after a while.
-    fn count_on(&mut self) {
-        let before = self.number;
-        self.numbered_at = Some(Instant::now());
-        match self.transaction(&mut Vec::new(), INDEPENDENT) {
-            Ok(_) if self.number != before => self.mark.set(self.number),
+    /// Advances the generation in a transaction of its own, when no other came in time. If it fails it is tried again
+    /// with the next transaction, or after a while.
+    fn advance_generation(&mut self) {
+        let before = self.generation;
+        self.generation_advanced_at = Some(Instant::now());
+        match self.run_transaction(&mut Vec::new(), INDEPENDENT) {
+            Ok(_) if self.generation != before => self.watermark.set(self.generation),
             Ok(_) => {}
             Err(error) => log::debug!("the store's number was not counted on: {error}"),
         }
     }
 
-    /// Counts on within the transaction that is open, if it is time: its number once it is committed.
-    fn number_if_due(&mut self, is_alone: bool) -> Result<Option<u64>, StoreError> {
+    /// Advances the generation within the open transaction if it is due; returns the generation that is valid after the
+    /// commit.
+    fn advance_generation_if_due(&mut self, is_alone: bool) -> Result<Option<u64>, StoreError> {
         let now = Instant::now();
-        if !is_alone && self.numbered_at.is_some_and(|at| now < at + NUMBER_EVERY) {
+        if !is_alone && self.generation_advanced_at.is_some_and(|at| now < at + GENERATION_INTERVAL) {
             return Ok(None);
         }
-        // Also where it fails: not again with each transaction.
-        self.numbered_at = Some(now);
-        let next = self.number + 1;
-        let count_on = || {
+        // Set even if the update fails, so that it is not tried again with each transaction.
+        self.generation_advanced_at = Some(now);
+        let next = self.generation + 1;
+        let update = || {
             let mut statement = self.connection.prepare_cached("UPDATE store_identity SET number = ?1")?;
             statement.execute([next as i64])
         };
-        match count_on() {
+        match update() {
             Ok(1) => Ok(Some(next)),
             Ok(rows) => {
-                let file = sqlite::file_of(&self.connection);
+                let file = sqlite::file_name_of(&self.connection);
                 Err(StoreError::Corrupt(format!("{file}: {rows} rows name the store instead of one")))
             }
-            Err(error) => Err(sqlite::failure(&self.connection, &error)),
+            Err(error) => Err(sqlite::store_error(&self.connection, &error)),
         }
     }
 
-    /// All changes in one transaction. An error means that none of them is there.
-    fn transaction(&mut self, changes: &mut Vec<Waiting>, chain: Chain) -> Result<Done, StoreError> {
-        self.bury()?;
+    /// Runs all changes in one transaction. An error means that none of them took effect.
+    fn run_transaction(
+        &mut self,
+        changes: &mut Vec<QueuedChange>,
+        epoch: Epoch,
+    ) -> Result<CommittedTransaction, StoreError> {
+        self.discard_failed_commit()?;
         self.execute("BEGIN IMMEDIATE")?;
         let is_alone = changes.is_empty();
-        let mut done = Done { failures: Vec::new(), chain_broken: false };
-        for (place, waiting) in (0..).zip(changes.drain(..)) {
-            let chained = waiting.chain != INDEPENDENT;
-            if chained && (waiting.chain != chain || done.chain_broken) {
-                done.failures.push((place, StoreError::superseded()));
+        let mut done = CommittedTransaction { failures: Vec::new(), epoch_broken: false };
+        for (index, queued) in (0..).zip(changes.drain(..)) {
+            let chained = queued.epoch != INDEPENDENT;
+            if chained && (queued.epoch != epoch || done.epoch_broken) {
+                done.failures.push((index, StoreError::superseded()));
                 continue;
             }
-            match self.apply(waiting.change, !chained) {
+            match self.run_change(queued.change, !chained) {
                 Ok(()) => {}
-                Err(Failure::Change(error)) => {
-                    done.failures.push((place, error));
-                    done.chain_broken |= chained;
+                Err(ChangeFailure::Change(error)) => {
+                    done.failures.push((index, error));
+                    done.epoch_broken |= chained;
                 }
-                Err(Failure::Transaction(error)) => {
+                Err(ChangeFailure::Transaction(error)) => {
                     self.roll_back();
                     return Err(error);
                 }
             }
         }
-        let number = match self.number_if_due(is_alone) {
-            Ok(number) => number,
+        let generation = match self.advance_generation_if_due(is_alone) {
+            Ok(generation) => generation,
             Err(error) => {
                 self.roll_back();
                 return Err(error);
@@ -397,68 +401,66 @@ impl Writer {
         };
         if let Err(error) = self.execute("COMMIT") {
             self.roll_back();
-            self.commit_failed = true;
-            // At once if it can be; else before the next transaction.
-            if let Err(error) = self.bury() {
+            self.has_failed_commit = true;
+            // Now if possible, else before the next transaction.
+            if let Err(error) = self.discard_failed_commit() {
                 log::warn!("after a failed commit: {error}");
             }
             return Err(match error {
                 error @ (StoreError::Unavailable(_) | StoreError::Corrupt(_)) => error,
-                // Whose fault it was is not known: for the others it only means to try again.
+                // Which change caused it is not known; for the others it only means to try again.
                 error => StoreError::Unavailable(format!("the commit failed: {error}")),
             });
         }
-        self.has_unnumbered = number.is_none();
-        self.number = number.unwrap_or(self.number);
+        self.has_commits_since = generation.is_none();
+        self.generation = generation.unwrap_or(self.generation);
         Ok(done)
     }
 
-    /// One change; a guarded one in a savepoint of its own.
-    fn apply(&self, change: Change, guarded: bool) -> Result<(), Failure> {
-        let mut tx = SqliteTx::new(&self.connection, guarded);
+    /// Runs one change, in a savepoint of its own if asked for.
+    fn run_change(&self, change: Change, with_savepoint: bool) -> Result<(), ChangeFailure> {
+        let mut tx = SqliteTx::new(&self.connection, with_savepoint);
         let result = panic::catch_unwind(AssertUnwindSafe(|| change(&mut tx)))
             .unwrap_or_else(|_| Err(StoreError::Invalid("a change panicked".to_owned())));
-        // SQLite ends the whole transaction after some errors (disk full, I/O), whatever the change
-        // makes of them.
+        // SQLite ends the whole transaction after some errors (disk full, I/O), whatever the change does about them.
         if self.connection.is_autocommit() {
             let reason = match result {
                 Err(error @ (StoreError::Unavailable(_) | StoreError::Corrupt(_))) => error,
                 _ => StoreError::Unavailable("the transaction was rolled back".to_owned()),
             };
-            return Err(Failure::Transaction(reason));
+            return Err(ChangeFailure::Transaction(reason));
         }
         match result {
-            Ok(()) => tx.keep().map_err(Failure::Transaction),
-            Err(error) if !tx.can_undo() => {
+            Ok(()) => tx.release_savepoint().map_err(ChangeFailure::Transaction),
+            Err(error) if !tx.can_roll_back() => {
                 let error = StoreError::Unavailable(format!("a change that others build on failed: {error}"));
-                Err(Failure::Transaction(error))
+                Err(ChangeFailure::Transaction(error))
             }
             Err(error) => {
-                tx.undo().map_err(Failure::Transaction)?;
-                Err(Failure::Change(error))
+                tx.roll_back().map_err(ChangeFailure::Transaction)?;
+                Err(ChangeFailure::Change(error))
             }
         }
     }
 
     /// Makes sure that no trace of a failed commit can come back.
     ///
-    /// If the sync of the log failed, its frames may be in it, valid, though no reader sees them; after
-    /// a power cut they would count as committed. The next commit writes over the first of them, and
-    /// the checksums of the rest then fit no more: so one that changes nothing has to succeed before
-    /// anything else is stored.
-    fn bury(&mut self) -> Result<(), StoreError> {
+    /// If the sync of the log failed, its frames may be in it and valid although no reader sees them; after a power cut
+    /// they would count as committed. The next commit overwrites the first of them, which invalidates the checksums of
+    /// the rest. So a commit that changes nothing has to succeed before anything else is stored.
+    fn discard_failed_commit(&mut self) -> Result<(), StoreError> {
         if !self.connection.is_autocommit() {
             self.execute("ROLLBACK")?;
         }
-        if self.commit_failed {
+        if self.has_failed_commit {
             self.execute(&format!("PRAGMA user_version = {}", self.schema_version))?;
-            self.commit_failed = false;
+            self.has_failed_commit = false;
         }
         Ok(())
     }
 
     fn roll_back(&self) {
-        // When it fails the transaction is still open, and `bury` tries again before the next.
+        // If this fails the transaction is still open, and `discard_failed_commit` tries again before the next one.
         if !self.connection.is_autocommit()
             && let Err(error) = self.execute("ROLLBACK")
         {
@@ -468,40 +470,42 @@ impl Writer {
 
     fn execute(&self, sql: &str) -> Result<(), StoreError> {
         let run = || self.connection.prepare_cached(sql)?.raw_execute();
-        run().map(|_rows| ()).map_err(|error| sqlite::failure(&self.connection, &error))
+        run().map(|_rows| ()).map_err(|error| sqlite::store_error(&self.connection, &error))
     }
 }
 
-/// A committed transaction.
-struct Done {
+struct CommittedTransaction {
     failures: Vec<(u32, StoreError)>,
-    /// One of the failed was chained and of the current epoch.
-    chain_broken: bool,
+    /// One of the failed changes was chained and of the current epoch.
+    epoch_broken: bool,
 }
 
-enum Failure {
-    /// This change alone.
+enum ChangeFailure {
+    /// Only this change failed.
     Change(StoreError),
-    /// All of the transaction.
+    /// The whole transaction failed.
     Transaction(StoreError),
 }
 
-/// Should the writer ever end by a panic, nobody waits for it forever.
-struct FailAll<'s>(&'s Shared);
+/// Fails all queued changes if the writer ends by a panic, so that nobody waits for them forever.
+struct FailPendingOnDrop<'s>(&'s ChangeQueue);
 
-impl Drop for FailAll<'_> {
+impl Drop for FailPendingOnDrop<'_> {
     fn drop(&mut self) {
-        let mut queue = self.0.queue.lock();
-        queue.closed = true;
-        queue.chain_ends = false;
-        let changes = std::mem::take(&mut queue.open);
-        let batches = [queue.running.take(), Some(Arc::clone(&queue.batch))];
-        self.0.chain_moved.notify_all();
-        queue.over = u64::MAX;
-        self.0.is_over.notify_all();
-        drop(queue);
+        let mut state = self.0.state.lock();
+        state.is_closed = true;
+        state.epoch_ended = false;
+        let changes = std::mem::take(&mut state.pending);
+        let batches = [state.running_batch.take(), Some(Arc::clone(&state.batch))];
+        self.0.epoch_advanced.notify_all();
+        state.transactions_finished = u64::MAX;
+        self.0.transaction_finished.notify_all();
+        drop(state);
         for batch in batches.into_iter().flatten() {
-            self.0.publish(&batch, Outcome::Lost(StoreError::Unavailable("the writer has ended".to_owned())));
+            self.0.publish(
+                &batch,
+                TransactionOutcome::RolledBack(StoreError::Unavailable("the writer has ended".to_owned())),
+            );
         }
         drop(changes);
     }

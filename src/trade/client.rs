@@ -1,15 +1,15 @@
-//! The library of a program that trades: requests that are repeated until they are answered, pushes
-//! that are handed on and acknowledged, settlements that the server connects to us for.
+//! The client library: requests that are repeated until they are answered, notifications that are handed on and
+//! acknowledged, and settlements for which the server connects to the client.
 //!
-//! It knows nothing of items and deals: a [`Handler`] decides what to do with a push and what to say in
-//! a settlement. Three threads of its own (receive, repeat, accept) and at most [`SETTLEMENTS_MAX`]
-//! more while settlements last, with some to spare for those that only pretend to be the server.
+//! It knows nothing of items and deals: a [`ClientHandler`] decides how to react to a notification and what to answer
+//! in a settlement. It has three threads of its own (receive, repeat, accept) and at most [`SETTLEMENTS_MAX`] more
+//! for settlements, with some to spare for connections that only pretend to be the server.
 
 pub mod messages;
-mod settle;
+mod settlement;
 #[cfg(test)]
 pub(crate) mod tests;
-mod unproven;
+mod unauthenticated;
 
 use std::collections::HashMap;
 use std::io;
@@ -22,51 +22,54 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::model::{Cents, Name, Token};
-use crate::net::budget::{Budget, RECEIVED_MAX};
+use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
 use crate::net::counters::Counter;
-use crate::net::listener::{self, Accepted, Busy, ConnectionLimiter, Listener, ListenerContext, Protocol};
+use crate::net::listener::{
+    self, AcceptedConnection, BusyResponse, ConnectionHandler, ConnectionLimiter, Listener, ListenerContext,
+};
 use crate::net::threads::{self, Executor};
-use crate::trade::wire::{Amount, Ask, Code, DATAGRAM_MAX, Inform, Push, Reach};
-use messages::{Answer, FromServer, encode_ack, encode_request, type_of};
-use unproven::Unproven;
+use crate::trade::wire::{Amount, DATAGRAM_MAX, ErrorCode, InformResponse, Notification, PeerEndpoint, RequestBody};
+use messages::{ServerMessage, ServerResponse, encode_ack, encode_request, type_of};
+use unauthenticated::UnauthenticatedConnections;
 
-/// Settlements at once; the server has as many.
+/// The maximum number of concurrent settlements; the server has the same limit.
 pub const SETTLEMENTS_MAX: usize = 256;
-/// Requests that wait for their answers at once.
+/// The maximum number of requests that wait for their responses.
 pub const REQUESTS_MAX: usize = 4_096;
-/// The least port that the server takes: no service of a machine listens there.
+/// The lowest port that the server accepts; lower ones belong to system services.
 const PORT_MIN: u16 = 1024;
-/// How often the receiving thread looks whether it is to end.
-const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
-/// Datagrams of one request, the last of them a second and a half after the first, after which a server that has not
-/// answered is told to be silent.
+/// How often the receiving thread checks whether the client is closed.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// After this many datagrams of one request, the last a second and a half after the first, the server counts as
+/// silent.
 const SILENT_AFTER: usize = 3;
-/// DE-REGISTER is answered when the settlements under way are over.
-const FAREWELL_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a DE-REGISTER is repeated, since the server answers it only when the settlements in progress are over.
+const DEREGISTER_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where a client is and how patient it is.
+/// The addresses and timeouts of a client.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// Who we are.
+pub struct ClientConfig {
+    /// The name of this peer.
     pub name: Name,
-    /// The server's trade port.
+    /// The address of the server's trade port.
     pub server: SocketAddr,
-    /// Where we listen, and what the server is told. Unspecified (0.0.0.0): whatever address leads to it.
+    /// The address to listen on, which the server is told. If unspecified (0.0.0.0), the one from which the server is
+    /// reached.
     pub bind: IpAddr,
-    /// For datagrams; 0 is any free one.
+    /// The port for datagrams; 0 means any free one.
     pub udp_port: u16,
-    /// For settlements; 0 is any free one.
+    /// The port for settlements; 0 means any free one.
     pub tcp_port: u16,
-    /// The pauses after each sending of a request; the last one ends in an error.
+    /// The pauses after each sending of a request. After the last one the request fails.
     pub pauses: Vec<Duration>,
-    /// How long each step of a settlement may take, connecting and the TLS handshake included.
+    /// The timeout of each step of a settlement, including connecting and the TLS handshake.
     pub settle_timeout: Duration,
 }
 
-impl Config {
-    /// Any free ports on loopback, five sendings in eleven and a half seconds.
-    pub fn new(name: Name, server: SocketAddr) -> Config {
-        Config {
+impl ClientConfig {
+    /// A client on loopback with any free ports that sends a request five times within eleven and a half seconds.
+    pub fn new(name: Name, server: SocketAddr) -> ClientConfig {
+        ClientConfig {
             name,
             server,
             bind: IpAddr::from([127, 0, 0, 1]),
@@ -78,63 +81,63 @@ impl Config {
     }
 }
 
-/// Why a client cannot begin.
+/// Why a client could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A port that was asked for is taken.
+pub enum ClientOpenError {
+    /// The requested port is in use.
     #[error("port {port} ({what}) is in use: choose another one, or 0 for any free one")]
     InUse {
-        /// `UDP` or `TCP`.
+        /// The protocol: `UDP` or `TCP`.
         what: &'static str,
-        /// The port.
+        /// The requested port.
         port: u16,
     },
-    /// What the system said.
+    /// A system call failed.
     #[error("cannot {doing}: {error}")]
     Io {
-        /// What was tried.
+        /// What was attempted.
         doing: String,
         /// The system's error.
         error: io::Error,
     },
-    /// Loopback cannot reach another host.
+    /// The client would listen on loopback, which a server on another host cannot reach.
     #[error("{bind} cannot reach the server at {server}: listen on an address of this host's network (--bind IP)")]
     Unreachable {
-        /// Where we were to listen.
+        /// The address to listen on.
         bind: IpAddr,
-        /// The server.
+        /// The address of the server.
         server: SocketAddr,
     },
 }
 
-/// Why a request has no answer.
+/// Why a request has no response.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ClientError {
-    /// Sent again and again, in vain.
+    /// The request was repeated in vain.
     #[error(
         "no answer from the server at {server} to {kind} ({sent} datagrams in {} s): is it running there?",
         waited.as_secs_f64()
     )]
     Unanswered {
-        /// The server.
+        /// The address of the server.
         server: SocketAddr,
-        /// What was asked.
+        /// The type of the request.
         kind: &'static str,
-        /// How often.
+        /// How many times it was sent.
         sent: usize,
-        /// How long.
+        /// How long a response was awaited.
         waited: Duration,
     },
-    /// Another request with the same number took its place.
+    /// A later request with the same number took its place.
     #[error("a later request took its place")]
     Superseded,
-    /// Too many requests wait for their answers.
+    /// [`REQUESTS_MAX`] requests are waiting for their responses.
     #[error("{REQUESTS_MAX} requests wait for their answers already")]
     Busy,
-    /// The server is not trusted: see [`Security::Refused`].
+    /// The server is not trusted: see [`SettlementSecurity::Untrusted`].
     #[error("{0}")]
     Untrusted(Arc<str>),
-    /// Longer than a datagram may be.
+    /// The request does not fit in a datagram.
     #[error("the request is longer than {DATAGRAM_MAX} bytes")]
     TooLong,
     /// The client was closed.
@@ -142,336 +145,341 @@ pub enum ClientError {
     Closed,
 }
 
-/// How settlement is secured; told by the server's answer to REGISTER or LOGIN, and judged by whoever
-/// uses the client (SPEC section 3: the first fingerprint of a server is kept).
+/// How settlements are secured. It follows from the server's response to REGISTER or LOGIN and is decided by the user
+/// of the client, which pins the first fingerprint of a server (`docs/spec/trade.md`).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Security {
-    /// Not agreed yet: settlements are refused.
+pub enum SettlementSecurity {
+    /// Not agreed yet; settlements are refused.
     Unknown,
-    /// TLS, and the server must present the certificate of this fingerprint (64 hex digits).
+    /// TLS; the server must present the certificate with this fingerprint (64 hex digits).
     Pinned(Arc<str>),
-    /// No TLS; both sides said so.
+    /// No TLS, as both sides have agreed.
     Plaintext,
-    /// For this reason the server is not taken for the one it was: its pushes are not heard, its
-    /// settlements refused, and nothing is asked of it but to be let in (or out).
-    Refused(Arc<str>),
+    /// The server is not the one that it was, for this reason. Its notifications are ignored, its settlements
+    /// refused, and only REGISTER, LOGIN and DE-REGISTER are sent to it.
+    Untrusted(Arc<str>),
 }
 
-/// What SHIPPING_INFO says.
+/// The content of SHIPPING_INFO.
 #[derive(Debug, Clone)]
-pub struct Shipping {
-    /// The number of our side.
+pub struct ShippingOrder {
+    /// The number of the seller's side.
     pub rq: u64,
-    /// Whom the goods go to.
+    /// The recipient of the goods.
     pub name: Name,
-    /// Where to. Never log it.
+    /// The recipient's postal address. Never log it.
     pub address: String,
-    /// What the buyer pays.
+    /// The price that the buyer pays.
     pub price: Cents,
-    /// What the server keeps.
+    /// The operator's share of the price.
     pub fee: Amount,
-    /// What we get.
+    /// The amount that the seller is paid.
     pub payout: Amount,
 }
 
-/// What a program does with what the server says. Called on the client's threads.
-pub trait Handler: Send + Sync + 'static {
-    /// A push has come (perhaps again). Must not wait: it holds up every other datagram. Acknowledge it
-    /// with [`Client::ack`] once it cannot be lost any more.
-    fn push(&self, push: Push);
+/// Reacts to messages of the server. Called on threads of the client.
+pub trait ClientHandler: Send + Sync + 'static {
+    /// A notification has arrived, possibly again. Must not block, since it delays all other datagrams. Acknowledge
+    /// it with [`Client::ack`] once it cannot be lost any more.
+    fn notification(&self, notification: Notification);
 
-    /// INFORM_REQ: who we are and what we pay with; may wait until `deadline` for what UDP still owes.
+    /// Answers INFORM_REQ with the peer's identity and payment details. May wait until `deadline` for a notification
+    /// that is still on its way.
     ///
     /// # Errors
-    /// Why nothing is said: the connection is closed.
-    fn inform(&self, rq: u64, item_name: &str, price: Cents, deadline: Instant) -> Result<Inform, String>;
+    /// Why there is no answer; the connection is closed.
+    fn inform(&self, rq: u64, item_name: &str, price: Cents, deadline: Instant) -> Result<InformResponse, String>;
 
-    /// SHIPPING_INFO: `Ok` says SHIPPED, and must have been stored before.
+    /// Handles SHIPPING_INFO. `Ok` sends SHIPPED, and what was shipped must be on disk by then.
     ///
     /// # Errors
-    /// Why nothing is shipped: the connection is closed.
-    fn ship(&self, shipping: &Shipping) -> Result<(), String>;
+    /// Why nothing is shipped; the connection is closed.
+    fn ship(&self, shipping: &ShippingOrder) -> Result<(), String>;
 
-    /// SETTLED: we are paid, the goods are sent.
+    /// SETTLED: the seller is paid and ships the goods.
     fn settled(&self, rq: u64, payout: Amount);
 
-    /// RECEIPT: we have paid.
+    /// RECEIPT: the buyer has paid.
     fn receipt(&self, rq: u64, item_name: Arc<str>, price: Cents, seller: Name);
 
     /// CANCEL: nothing is charged.
     fn cancelled(&self, rq: u64, reason: Arc<str>);
 
-    /// The line ended before the settlement did, for this reason; STATUS tells how it went on.
-    fn broke(&self, rq: u64, why: &str);
+    /// The connection ended before the settlement did; STATUS tells how it ended.
+    fn interrupted(&self, rq: u64, why: &str);
 
-    /// A settlement did not even begin, for this reason.
-    fn refused(&self, why: &str);
+    /// A settlement was refused before it began.
+    fn rejected(&self, why: &str);
 
-    /// The server has not answered for a moment, though it was asked several times; it is asked again. Told once
-    /// until it is heard again. `is_closed`: its host says that nothing listens at that port.
-    fn silent(&self, is_closed: bool) {
+    /// The server has not answered repeated requests; they are still repeated. Called once until the server is heard
+    /// again. `is_closed` tells that its host reports the port as closed.
+    fn server_silent(&self, is_closed: bool) {
         let _ = is_closed;
     }
 }
 
-/// What a client did so far.
+/// The counters of a client.
 #[derive(Debug, Default)]
-pub struct Counters {
-    /// Datagrams sent, repeats included.
+pub struct ClientCounters {
+    /// Datagrams sent, including repeats.
     pub sent: Counter,
-    /// Of those, repeats.
+    /// Repeated datagrams, included in `sent`.
     pub repeated: Counter,
-    /// Datagrams of the server.
+    /// Datagrams received from the server.
     pub received: Counter,
-    /// Of those, unreadable or answers that nobody waits for.
+    /// Received datagrams that were malformed, or responses that nobody waited for.
     pub ignored: Counter,
-    /// Connections from elsewhere than the server.
-    pub strangers: Counter,
-    /// Connections cut off because newer ones came before they had said anything.
-    pub pushed_out: Counter,
+    /// Connections from other hosts than the server.
+    pub foreign_connections: Counter,
+    /// Connections closed in favour of newer ones because they had not authenticated.
+    pub evicted_connections: Counter,
 }
 
-type Done = Box<dyn FnOnce(Result<Answer, ClientError>) + Send>;
+type ResponseCallback = Box<dyn FnOnce(Result<ServerResponse, ClientError>) + Send>;
 
-/// Where the server connects to, to settle.
-struct SettlingPort {
-    shared: Arc<Shared>,
-    handler: Arc<dyn Handler>,
+/// Accepts the server's connections for settlements.
+struct SettlementService {
+    inner: Arc<ClientInner>,
+    handler: Arc<dyn ClientHandler>,
 }
 
-impl Protocol for SettlingPort {
-    /// Who finds no room is closed without a word: the server tries no second time.
-    fn busy(&self) -> Busy {
+impl ConnectionHandler for SettlementService {
+    /// Closes excess connections without a response, since the server does not retry.
+    fn busy_response(&self) -> BusyResponse {
         Vec::new().into()
     }
 
-    fn serve(&self, accepted: Accepted) {
-        // The room has a rule of its own for those who say nothing: `unproven`.
+    fn serve(&self, accepted: AcceptedConnection) {
+        // Silent connections are limited by `unauthenticated` instead.
         let (stream, source, mut permit) = accepted.into_parts();
-        if permit.request_completed() {
-            self.shared.settle(stream, source, &*self.handler);
+        if permit.mark_request_completed() {
+            self.inner.serve_settlement(stream, source, &*self.handler);
         }
     }
 }
 
-/// A running client. Closed when dropped; share it in an `Arc`.
+/// A running client. It closes when dropped; share it in an `Arc`.
 pub struct Client {
-    shared: Arc<Shared>,
-    reach: Reach,
+    inner: Arc<ClientInner>,
+    endpoint: PeerEndpoint,
     tcp: Listener,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-struct Shared {
-    config: Config,
-    /// Connected: the system lets through what comes from the server's address alone.
+struct ClientInner {
+    config: ClientConfig,
+    /// Connected, so that the system drops datagrams from other addresses than the server's.
     udp: UdpSocket,
     token: Mutex<Option<Token>>,
-    security: Mutex<Security>,
-    waiting: Mutex<HashMap<u64, Waiting>>,
-    /// Told when a request was added, or at the end.
+    security: Mutex<SettlementSecurity>,
+    pending: Mutex<HashMap<u64, PendingRequest>>,
+    /// Notified when a request was added or the client is closed.
     changed: Condvar,
-    closed: AtomicBool,
-    /// The server is silent, and that was told.
+    is_closed: AtomicBool,
+    /// Whether the handler was told that the server is silent.
     is_silent: AtomicBool,
-    /// The last word from there was that its port is closed.
+    /// Whether the server's host last reported the port as closed.
     is_port_closed: AtomicBool,
-    unproven: Arc<Unproven>,
-    counters: Counters,
+    unauthenticated: Arc<UnauthenticatedConnections>,
+    counters: ClientCounters,
 }
 
-struct Waiting {
-    ask: Ask,
+struct PendingRequest {
+    body: RequestBody,
     datagram: Vec<u8>,
     sent: usize,
     begun_at: Instant,
     next_at: Instant,
-    /// "Could not be stored, try again": told only if trying again does not help either.
-    unavailable: Option<Answer>,
-    done: Done,
+    /// An UNAVAILABLE response. It is returned only if repeating the request does not help either.
+    unavailable: Option<ServerResponse>,
+    on_response: ResponseCallback,
 }
 
 impl Client {
-    /// Binds the sockets and begins to listen. `handler` hears of everything that the server says of
-    /// its own accord.
+    /// Binds the sockets and begins to listen. `handler` receives notifications and settlements.
     ///
     /// # Errors
-    /// A port that is taken, or what the system says.
-    pub fn open(config: Config, handler: Arc<dyn Handler>) -> Result<Client, OpenError> {
-        let Config { server, .. } = config;
+    /// A port is in use, or a system call failed.
+    pub fn open(config: ClientConfig, handler: Arc<dyn ClientHandler>) -> Result<Client, ClientOpenError> {
+        let ClientConfig { server, .. } = config;
         if config.bind.is_loopback() && !server.ip().is_loopback() {
-            return Err(OpenError::Unreachable { bind: config.bind, server });
+            return Err(ClientOpenError::Unreachable { bind: config.bind, server });
         }
         let udp = bind_udp(&config)?;
         let failed = |doing: &str| {
             let doing = doing.to_owned();
-            move |error| OpenError::Io { doing, error }
+            move |error| ClientOpenError::Io { doing, error }
         };
         udp.connect(server).map_err(failed(&format!("reach the server at {server}")))?;
-        udp.set_read_timeout(Some(LOOK_UP_EVERY)).map_err(failed("set a timeout"))?;
+        udp.set_read_timeout(Some(POLL_INTERVAL)).map_err(failed("set a timeout"))?;
         let here = udp.local_addr().map_err(failed("read the socket's address"))?;
         let listener = bind_tcp(SocketAddr::new(here.ip(), config.tcp_port))?;
         let tcp_port = listener.local_addr().map_err(failed("read the socket's address"))?.port();
         let ip = here.ip().to_canonical();
-        let reach = Reach { ip, udp_port: u32::from(here.port()), tcp_port: u32::from(tcp_port) };
-        let shared = Arc::new(Shared {
+        let endpoint = PeerEndpoint { ip, udp_port: u32::from(here.port()), tcp_port: u32::from(tcp_port) };
+        let inner = Arc::new(ClientInner {
             config,
             udp,
             token: Mutex::new(None),
-            security: Mutex::new(Security::Unknown),
-            waiting: Mutex::default(),
+            security: Mutex::new(SettlementSecurity::Unknown),
+            pending: Mutex::default(),
             changed: Condvar::new(),
-            closed: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             is_silent: AtomicBool::new(false),
             is_port_closed: AtomicBool::new(false),
-            unproven: Arc::default(),
-            counters: Counters::default(),
+            unauthenticated: Arc::default(),
+            counters: ClientCounters::default(),
         });
-        let connections_max = SETTLEMENTS_MAX + unproven::TO_SPARE;
+        let connections_max = SETTLEMENTS_MAX + unauthenticated::SPARE_CONNECTIONS_MAX;
         let context = ListenerContext {
             executor: Executor::new("settle", connections_max),
             limiter: ConnectionLimiter::new(connections_max),
-            budget: Budget::new(RECEIVED_MAX),
+            budget: ReceiveBudget::new(RECEIVE_BUDGET_BYTES),
             identity: None,
-            plain_from_afar: true,
+            allows_remote_plaintext: true,
         };
-        let settling = Arc::new(SettlingPort { shared: Arc::clone(&shared), handler: Arc::clone(&handler) });
+        let settling = Arc::new(SettlementService { inner: Arc::clone(&inner), handler: Arc::clone(&handler) });
         let tcp = Listener::start(listener, context, settling).map_err(failed("listen"))?;
-        let listener_of_silence = Arc::clone(&handler);
+        let silence_handler = Arc::clone(&handler);
         let receive = {
-            let shared = Arc::clone(&shared);
-            threads::spawn("trade-receive", move || shared.receive(&*handler)).map_err(failed("start a thread"))?
+            let inner = Arc::clone(&inner);
+            threads::spawn("trade-receive", move || inner.receive(&*handler)).map_err(failed("start a thread"))?
         };
-        let client = Client { shared, reach, tcp, threads: Mutex::new(vec![receive]) };
+        let client = Client { inner, endpoint, tcp, threads: Mutex::new(vec![receive]) };
         let repeat = {
-            let shared = Arc::clone(&client.shared);
-            threads::spawn("trade-repeat", move || shared.repeat(&*listener_of_silence))
+            let inner = Arc::clone(&client.inner);
+            threads::spawn("trade-repeat", move || inner.resend_pending(&*silence_handler))
                 .map_err(failed("start a thread"))?
         };
         client.threads.lock().push(repeat);
         Ok(client)
     }
 
-    /// Where the server is to reach us: what REGISTER and LOGIN say.
-    pub fn reach(&self) -> Reach {
-        self.reach
+    /// The address at which the server reaches this client, as named in REGISTER and LOGIN.
+    pub fn endpoint(&self) -> PeerEndpoint {
+        self.endpoint
     }
 
-    /// The server's address.
+    /// The address of the server.
     pub fn server(&self) -> SocketAddr {
-        self.shared.config.server
+        self.inner.config.server
     }
 
-    /// Who we are.
+    /// The name of this peer.
     pub fn name(&self) -> &Name {
-        &self.shared.config.name
+        &self.inner.config.name
     }
 
-    /// The token that every request bears from now on.
+    /// Sets the token that requests carry from now on.
     pub fn set_token(&self, token: Option<Token>) {
-        *self.shared.token.lock() = token;
+        *self.inner.token.lock() = token;
     }
 
-    /// How settlements are secured from now on.
-    pub fn set_security(&self, security: Security) {
-        *self.shared.security.lock() = security;
+    /// Sets how settlements are secured from now on.
+    pub fn set_security(&self, security: SettlementSecurity) {
+        *self.inner.security.lock() = security;
     }
 
-    /// Whether requests are sent at all: not to a server that is not trusted.
+    /// Checks that the server is trusted, so that requests are sent at all.
     ///
     /// # Errors
-    /// Why it is not.
+    /// Why the server is not trusted.
     pub fn check_trust(&self) -> Result<(), ClientError> {
-        self.shared.untrusted().map_or(Ok(()), |why| Err(ClientError::Untrusted(why)))
+        self.inner.distrust_reason().map_or(Ok(()), |why| Err(ClientError::Untrusted(why)))
     }
 
-    /// What was counted so far.
-    pub fn counters(&self) -> &Counters {
-        &self.shared.counters
+    /// The counters of this client.
+    pub fn counters(&self) -> &ClientCounters {
+        &self.inner.counters
     }
 
-    /// Sends a request and waits for its answer, repeating it with the same content. An `ERROR` is an
-    /// answer. `rq` must be the deal's number, or one that was never used.
+    /// Sends a request, repeating it with the same content, and waits for the response; an `ERROR` is a response.
+    /// `rq` must be the number of the deal, or one that was never used.
     ///
     /// # Errors
-    /// Why there is no answer.
-    pub fn call(&self, rq: u64, ask: Ask) -> Result<Answer, ClientError> {
-        let (done, answer) = crossbeam_channel::bounded(1);
-        // The receiver may only be gone if this call is, which nobody misses.
-        self.post(rq, ask, move |result| drop(done.send(result)));
-        answer.recv().unwrap_or(Err(ClientError::Closed))
+    /// Why there is no response.
+    pub fn call(&self, rq: u64, body: RequestBody) -> Result<ServerResponse, ClientError> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        // The receiver is gone only if this call is, and then nobody needs the result.
+        self.post(rq, body, move |result| drop(sender.send(result)));
+        receiver.recv().unwrap_or(Err(ClientError::Closed))
     }
 
-    /// Sends a request; `done` is called once, on a thread of the client, and must not wait. Takes the
-    /// place of an earlier request with the same number.
-    pub fn post(&self, rq: u64, ask: Ask, done: impl FnOnce(Result<Answer, ClientError>) + Send + 'static) {
-        let shared = &self.shared;
+    /// Sends a request. `on_response` is called once, on a thread of the client, and must not block. A pending
+    /// request with the same number is superseded.
+    pub fn post(
+        &self,
+        rq: u64,
+        body: RequestBody,
+        on_response: impl FnOnce(Result<ServerResponse, ClientError>) + Send + 'static,
+    ) {
+        let inner = &self.inner;
         let datagram = {
-            let token = shared.token.lock();
-            // A REGISTER with a token that the server has forgotten is still a good one.
-            encode_request(rq, &shared.config.name, token.as_ref(), &ask)
+            let token = inner.token.lock();
+            // A REGISTER is valid even if it carries a token that the server no longer knows.
+            encode_request(rq, &inner.config.name, token.as_ref(), &body)
         };
         if datagram.len() > DATAGRAM_MAX {
-            return done(Err(ClientError::TooLong));
+            return on_response(Err(ClientError::TooLong));
         }
-        if let Some(why) = shared.untrusted()
-            && !matches!(ask, Ask::Register(_) | Ask::Login(_) | Ask::DeRegister)
+        if let Some(why) = inner.distrust_reason()
+            && !matches!(body, RequestBody::Register(_) | RequestBody::Login(_) | RequestBody::DeRegister)
         {
-            return done(Err(ClientError::Untrusted(why)));
+            return on_response(Err(ClientError::Untrusted(why)));
         }
         let now = Instant::now();
-        let next_at = now + shared.config.pauses.first().copied().unwrap_or_default();
-        let waiting = Waiting {
-            ask,
+        let next_at = now + inner.config.pauses.first().copied().unwrap_or_default();
+        let pending = PendingRequest {
+            body,
             datagram: datagram.clone(),
             sent: 1,
             begun_at: now,
             next_at,
             unavailable: None,
-            done: Box::new(done),
+            on_response: Box::new(on_response),
         };
         let refused = {
-            let mut all = shared.waiting.lock();
-            if shared.closed.load(SeqCst) {
-                Some((waiting.done, ClientError::Closed))
+            let mut all = inner.pending.lock();
+            if inner.is_closed.load(SeqCst) {
+                Some((pending.on_response, ClientError::Closed))
             } else if all.len() >= REQUESTS_MAX && !all.contains_key(&rq) {
-                Some((waiting.done, ClientError::Busy))
+                Some((pending.on_response, ClientError::Busy))
             } else {
-                all.insert(rq, waiting).map(|earlier| (earlier.done, ClientError::Superseded))
+                all.insert(rq, pending).map(|earlier| (earlier.on_response, ClientError::Superseded))
             }
         };
-        if let Some((done, error)) = refused {
+        if let Some((on_response, error)) = refused {
             let goes_on = matches!(error, ClientError::Superseded);
-            done(Err(error));
+            on_response(Err(error));
             if !goes_on {
                 return;
             }
         }
-        shared.changed.notify_one();
-        shared.send(&datagram);
+        inner.changed.notify_one();
+        inner.send(&datagram);
     }
 
-    /// Tells the server that a push has arrived and needs no repeating.
+    /// Acknowledges a notification, so that the server stops repeating it.
     pub fn ack(&self, mid: u64) {
-        let datagram = encode_ack(mid, self.shared.token.lock().as_ref());
-        self.shared.send(&datagram);
+        let datagram = encode_ack(mid, self.inner.token.lock().as_ref());
+        self.inner.send(&datagram);
     }
 
-    /// Ends every thread; requests that wait are told so. Settlements under way get a moment.
+    /// Stops all threads and fails pending requests. Settlements in progress get a second to finish.
     pub fn close(&self) {
         {
-            let _order = self.shared.waiting.lock();
-            self.shared.closed.store(true, SeqCst);
+            let _order = self.inner.pending.lock();
+            self.inner.is_closed.store(true, SeqCst);
         }
-        self.shared.changed.notify_all();
+        self.inner.changed.notify_all();
         self.tcp.stop(Duration::from_secs(1));
         for thread in std::mem::take(&mut *self.threads.lock()) {
-            // An Err would be a panic, which `threads::spawn` has caught and logged.
+            // An `Err` would be a panic, which `threads::spawn` has caught and logged.
             let _ = thread.join();
         }
-        let waiting: Vec<Waiting> = self.shared.waiting.lock().drain().map(|(_, waiting)| waiting).collect();
-        for waiting in waiting {
-            (waiting.done)(Err(ClientError::Closed));
+        let pending: Vec<PendingRequest> = self.inner.pending.lock().drain().map(|(_, pending)| pending).collect();
+        for pending in pending {
+            (pending.on_response)(Err(ClientError::Closed));
         }
     }
 }
@@ -482,27 +490,27 @@ impl Drop for Client {
     }
 }
 
-impl Shared {
-    /// Why the server is not trusted, if it is not.
-    fn untrusted(&self) -> Option<Arc<str>> {
+impl ClientInner {
+    /// Why the server is not trusted, or `None` if it is.
+    fn distrust_reason(&self) -> Option<Arc<str>> {
         match &*self.security.lock() {
-            Security::Refused(why) => Some(Arc::clone(why)),
+            SettlementSecurity::Untrusted(why) => Some(Arc::clone(why)),
             _ => None,
         }
     }
 
     fn send(&self, datagram: &[u8]) {
         self.counters.sent.add(1);
-        // A lost datagram is what the repeats are for; so is a server that is just being restarted
-        // (the system then reports its port as closed).
+        // Repeats make up for lost datagrams, and for a server that is restarting, whose port the system reports as
+        // closed.
         if let Err(error) = self.udp.send(datagram) {
             log::debug!("a datagram to {} was not sent: {error}", self.config.server);
         }
     }
 
-    fn receive(&self, handler: &dyn Handler) {
+    fn receive(&self, handler: &dyn ClientHandler) {
         let mut buffer = [0; DATAGRAM_MAX + 1];
-        while !self.closed.load(SeqCst) {
+        while !self.is_closed.load(SeqCst) {
             let len = match self.udp.recv(&mut buffer) {
                 Ok(len) => len,
                 Err(error) => {
@@ -511,7 +519,7 @@ impl Shared {
                     }
                     let idle = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
                     if !idle && error.kind() != io::ErrorKind::Interrupted {
-                        // A closed port at the other end, or a network that is gone: it may come back.
+                        // The port at the other end is closed or the network is down; both may come back.
                         log::debug!("receiving from {}: {error}", self.config.server);
                         std::thread::sleep(Duration::from_millis(10));
                     }
@@ -522,10 +530,12 @@ impl Shared {
             for told in [&self.is_silent, &self.is_port_closed] {
                 told.store(false, SeqCst);
             }
-            match messages::read(&buffer[..len]) {
-                Ok(FromServer::Push(push)) if self.untrusted().is_none() => handler.push(push),
-                Ok(FromServer::Push(_)) => self.counters.ignored.add(1),
-                Ok(FromServer::Answer(answer)) => self.answered(answer),
+            match messages::parse_message(&buffer[..len]) {
+                Ok(ServerMessage::Notification(notification)) if self.distrust_reason().is_none() => {
+                    handler.notification(notification)
+                }
+                Ok(ServerMessage::Notification(_)) => self.counters.ignored.add(1),
+                Ok(ServerMessage::Response(response)) => self.handle_response(response),
                 Err(wrong) => {
                     self.counters.ignored.add(1);
                     log::warn!("a datagram of the server at {} was ignored: {wrong}", self.config.server);
@@ -534,51 +544,51 @@ impl Shared {
         }
     }
 
-    fn answered(&self, answer: Answer) {
-        let mut all = self.waiting.lock();
-        let rq = answer.rq();
-        let Some(waiting) = rq.and_then(|rq| all.get_mut(&rq)).filter(|waiting| answer.fits(&waiting.ask)) else {
+    fn handle_response(&self, response: ServerResponse) {
+        let mut all = self.pending.lock();
+        let rq = response.rq();
+        let Some(pending) = rq.and_then(|rq| all.get_mut(&rq)).filter(|pending| response.fits(&pending.body)) else {
             drop(all);
             self.counters.ignored.add(1);
-            if let Answer::Error { rq: None, code, reason } = answer {
+            if let ServerResponse::Error { rq: None, code, reason } = response {
                 log::warn!("the server at {} says {code:?}: {reason}", self.config.server);
             }
             return;
         };
-        if matches!(answer, Answer::Error { code: Code::Unavailable, .. }) {
-            waiting.unavailable = Some(answer);
+        if matches!(response, ServerResponse::Error { code: ErrorCode::Unavailable, .. }) {
+            pending.unavailable = Some(response);
             return;
         }
-        let done = rq.and_then(|rq| all.remove(&rq)).map(|waiting| waiting.done);
+        let on_response = rq.and_then(|rq| all.remove(&rq)).map(|pending| pending.on_response);
         drop(all);
-        if let Some(done) = done {
-            done(Ok(answer));
+        if let Some(on_response) = on_response {
+            on_response(Ok(response));
         }
     }
 
-    /// Sends again what is due, until the last pause of each request is over.
-    fn repeat(&self, handler: &dyn Handler) {
-        let mut all = self.waiting.lock();
-        while !self.closed.load(SeqCst) {
+    /// Repeats pending requests when they are due and fails those whose last pause is over.
+    fn resend_pending(&self, handler: &dyn ClientHandler) {
+        let mut all = self.pending.lock();
+        while !self.is_closed.load(SeqCst) {
             let now = Instant::now();
             let due: Vec<u64> = all.iter().filter(|(_, it)| it.next_at <= now).map(|(rq, _)| *rq).collect();
             let mut resend = Vec::new();
             let mut is_silent = false;
             let mut given_up = Vec::new();
             for rq in due {
-                let Some(waiting) = all.get_mut(&rq) else { continue };
-                if let Some(pause) = self.pause_after(waiting, now) {
-                    waiting.sent += 1;
-                    is_silent |= waiting.sent == SILENT_AFTER;
-                    waiting.next_at = now + pause;
-                    resend.push(waiting.datagram.clone());
-                } else if let Some(waiting) = all.remove(&rq) {
-                    given_up.push(waiting);
+                let Some(pending) = all.get_mut(&rq) else { continue };
+                if let Some(pause) = self.pause_after(pending, now) {
+                    pending.sent += 1;
+                    is_silent |= pending.sent == SILENT_AFTER;
+                    pending.next_at = now + pause;
+                    resend.push(pending.datagram.clone());
+                } else if let Some(pending) = all.remove(&rq) {
+                    given_up.push(pending);
                 }
             }
             if resend.is_empty() && given_up.is_empty() {
-                match all.values().map(|waiting| waiting.next_at).min() {
-                    // Whether it was told or has waited long enough, it looks again.
+                match all.values().map(|pending| pending.next_at).min() {
+                    // Checks again, whether it was notified or the time is up.
                     Some(next_at) => drop(self.changed.wait_until(&mut all, next_at)),
                     None => self.changed.wait(&mut all),
                 }
@@ -586,32 +596,33 @@ impl Shared {
             }
             drop(all);
             if is_silent && !self.is_silent.swap(true, SeqCst) {
-                handler.silent(self.is_port_closed.load(SeqCst));
+                handler.server_silent(self.is_port_closed.load(SeqCst));
             }
             for datagram in resend {
                 self.counters.repeated.add(1);
                 self.send(&datagram);
             }
-            for Waiting { ask, sent, begun_at, unavailable, done, .. } in given_up {
-                let (server, kind, waited) = (self.config.server, type_of(&ask), begun_at.elapsed());
+            for PendingRequest { body, sent, begun_at, unavailable, on_response, .. } in given_up {
+                let (server, kind, waited) = (self.config.server, type_of(&body), begun_at.elapsed());
                 let waited = Duration::from_millis(waited.as_millis() as u64);
-                done(unavailable.ok_or(ClientError::Unanswered { server, kind, sent, waited }));
+                on_response(unavailable.ok_or(ClientError::Unanswered { server, kind, sent, waited }));
             }
-            all = self.waiting.lock();
+            all = self.pending.lock();
         }
     }
 
-    /// How long to wait after one more sending; nothing when it was the last.
-    fn pause_after(&self, waiting: &Waiting, now: Instant) -> Option<Duration> {
+    /// The pause after sending a request once more; `None` if it was sent the last time.
+    fn pause_after(&self, pending: &PendingRequest, now: Instant) -> Option<Duration> {
         let pauses = &self.config.pauses;
-        pauses.get(waiting.sent).copied().or_else(|| {
-            let patient = matches!(waiting.ask, Ask::DeRegister) && now - waiting.begun_at < FAREWELL_PATIENCE;
+        pauses.get(pending.sent).copied().or_else(|| {
+            let patient =
+                matches!(pending.body, RequestBody::DeRegister) && now - pending.begun_at < DEREGISTER_PATIENCE;
             pauses.last().copied().filter(|_| patient)
         })
     }
 }
 
-fn bind_udp(config: &Config) -> Result<UdpSocket, OpenError> {
+fn bind_udp(config: &ClientConfig) -> Result<UdpSocket, ClientOpenError> {
     any_high_port(config.udp_port, || match UdpSocket::bind((config.bind, config.udp_port)) {
         Ok(socket) => Ok((socket.local_addr().map(|address| address.port()), socket)),
         Err(error) => Err(error),
@@ -619,7 +630,7 @@ fn bind_udp(config: &Config) -> Result<UdpSocket, OpenError> {
     .map_err(|error| bind_error("UDP", config.udp_port, config.bind, error))
 }
 
-fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, OpenError> {
+fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, ClientOpenError> {
     any_high_port(address.port(), || match listener::listen(address) {
         Ok(listener) => Ok((listener.local_addr().map(|address| address.port()), listener)),
         Err(error) => Err(error),
@@ -627,7 +638,7 @@ fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, OpenError> {
     .map_err(|error| bind_error("TCP", address.port(), address.ip(), error))
 }
 
-/// Any free port is tried again as long as the system gives one that the server does not take.
+/// Binds a port; if any will do, tries again while the system assigns ports that the server does not accept.
 fn any_high_port<S>(asked: u16, bind: impl Fn() -> io::Result<(io::Result<u16>, S)>) -> io::Result<S> {
     let mut too_low = Vec::new();
     for _ in 0..64 {
@@ -635,15 +646,15 @@ fn any_high_port<S>(asked: u16, bind: impl Fn() -> io::Result<(io::Result<u16>, 
         if asked != 0 || port? >= PORT_MIN {
             return Ok(socket);
         }
-        // Kept, so that it is not given again.
+        // Kept open, so that it is not assigned again.
         too_low.push(socket);
     }
     Err(io::Error::other(format!("the system gives no port from {PORT_MIN} on")))
 }
 
-fn bind_error(what: &'static str, port: u16, bind: IpAddr, error: io::Error) -> OpenError {
+fn bind_error(what: &'static str, port: u16, bind: IpAddr, error: io::Error) -> ClientOpenError {
     if error.kind() == io::ErrorKind::AddrInUse {
-        return OpenError::InUse { what, port };
+        return ClientOpenError::InUse { what, port };
     }
-    OpenError::Io { doing: format!("listen on {bind}, {what} port {port}"), error }
+    ClientOpenError::Io { doing: format!("listen on {bind}, {what} port {port}"), error }
 }

@@ -1,4 +1,4 @@
-//! One deal, from the search to the receipt: its state and its rules (SPEC section 3). No I/O here.
+//! The state machine of one deal, from the search to the receipt (`docs/spec/trade.md`). It does no I/O.
 //!
 //! ```text
 //!            offers in time            every offer above the maximum
@@ -11,71 +11,72 @@
 //!                       Settling (asked ► authorised ► shipped) ───► Completed
 //! ```
 //!
-//! Whoever drives it makes the [`Effects`] real in one order: what changed is stored, then pushes go
-//! out, then the deadline of [`Deal::deadline`] is armed. A late or repeated tick does nothing.
+//! The caller applies the [`DealEffects`] in a fixed order: it stores the changes, then sends the notifications, then
+//! arms a timer for [`Deal::deadline`]. A late or repeated tick has no effect.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire::{Refusal, Side};
+use super::wire::{RequestError, Side};
 use crate::model::{Cents, Millis, Name};
 
-mod parts;
+mod messaging;
 mod rules;
-mod said;
-mod step;
+mod state;
 #[cfg(test)]
 mod tests;
+mod transition;
 mod view;
 
-use self::parts::{Answered, Note, Offer, Outstanding, Standing};
-pub use self::parts::{Asked, Kind, Party, Payment, SellerSide, State};
-pub use self::step::{Booking, Effects, Event, LogLine, Money, Step, Windows};
-pub use self::view::DealLine;
+use self::state::{AnsweredRequest, NotificationBody, Offer, OfferStatus, OutstandingNotification};
+pub use self::state::{DealState, Party, PaymentProgress, RequestKind, SearchRecipient, SellerSide};
+pub use self::transition::{DealContext, DealEffects, DealInput, DealLogEntry, DealPosting, LedgerOperation, Windows};
+pub use self::view::DealSummary;
 
-/// Sellers asked for a better price, one after the other, before the buyer is told NOT_FOUND.
+/// How many sellers are asked for a better price, one after the other, before the buyer is told NOT_FOUND.
 const NEGOTIATIONS_MAX: u32 = 5;
-/// What every open deal still has, at least, after the server was started again.
+/// The minimum time that remains to every open deal after a restart of the server.
 const RESUME_MIN: Duration = Duration::from_secs(5);
-/// Who acknowledges pushes acknowledges a search within this time, or is not waited for in it.
+/// A peer that usually acknowledges notifications must acknowledge a search within this time, or the search does not
+/// wait for it.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(1_500);
 
-/// One deal.
+/// One deal with all its sides.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deal {
-    /// Never used twice in the life of the data dir.
+    /// Unique for the lifetime of the data directory.
     pub id: u64,
-    /// Who searches.
+    /// The peer that searches.
     pub buyer: Name,
-    /// The buyer's number for it.
+    /// The number by which the buyer knows the deal.
     pub rq: u64,
-    /// The number of the first seller's side; the others follow.
+    /// The number of the first seller's side; the other sellers have the following ones.
     pub first_rq: u64,
-    /// As the buyer wrote it.
+    /// The item as the buyer named it.
     pub item_name: Arc<str>,
-    /// As the buyer wrote it.
+    /// The buyer's description of the item.
     pub description: Arc<str>,
-    /// The most the buyer pays.
+    /// The maximum price that the buyer pays.
     pub max_price: Cents,
-    /// When it began.
+    /// The time of the search.
     pub opened_at: Millis,
-    state: State,
+    state: DealState,
     offers_made: u32,
     buyer_gone: bool,
-    answered: Vec<Answered>,
-    outstanding: Option<Outstanding>,
-    /// When those who acknowledge what they get must have acknowledged the search.
+    answered: Vec<AnsweredRequest>,
+    outstanding: Option<OutstandingNotification>,
+    /// When acknowledgements of the search are due from the recipients that acknowledge notifications.
     #[serde(default)]
     acks_due: Option<Millis>,
-    /// Kept in rows of their own: an offer must not rewrite a thousand others.
+    /// Stored in rows of their own, so that one offer does not rewrite up to a thousand other sides.
     #[serde(skip)]
     sellers: Vec<SellerSide>,
 }
 
 impl Deal {
-    /// Opens a search. `sellers` are those who are asked; their numbers are `first_rq` and the following.
+    /// Opens a search among `sellers`, whose sides are numbered from `first_rq` on.
     #[allow(clippy::too_many_arguments)] // what a search consists of, in the order of the message
     pub fn open(
         id: u64,
@@ -85,12 +86,12 @@ impl Deal {
         item_name: Arc<str>,
         description: Arc<str>,
         max_price: Cents,
-        sellers: Vec<Asked>,
-        step: &mut Step,
-    ) -> (Deal, Effects) {
+        sellers: Vec<SearchRecipient>,
+        context: &mut DealContext,
+    ) -> (Deal, DealEffects) {
         let sellers = sellers
             .into_iter()
-            .map(|Asked { name, waited_for, acknowledges }| SellerSide {
+            .map(|SearchRecipient { name, waited_for, acknowledges }| SellerSide {
                 name,
                 waited_for,
                 acknowledges,
@@ -109,31 +110,32 @@ impl Deal {
             item_name,
             description,
             max_price,
-            opened_at: step.now,
-            state: State::Searching { until: step.now.plus(step.windows.offer) },
+            opened_at: context.now,
+            state: DealState::Searching { until: context.now.plus(context.windows.offer) },
             offers_made: 0,
             buyer_gone: false,
             answered: Vec::new(),
             outstanding: None,
-            acks_due: Some(step.now.plus(ACKNOWLEDGED_WITHIN)),
+            acks_due: Some(context.now.plus(ACKNOWLEDGED_WITHIN)),
             sellers,
         };
-        let mut effects = Effects { deal_changed: true, ..Effects::default() };
+        let mut effects = DealEffects { deal_changed: true, ..DealEffects::default() };
         effects.sellers_changed = (0..deal.sellers.len()).collect();
         deal.log(&mut effects, "search", Party::Buyer, Some(deal.max_price), &deal.description.clone());
         for seller in 0..deal.sellers.len() {
-            deal.tell(Party::Seller(seller), Note::Search, step, &mut effects);
+            deal.notify(Party::Seller(seller), NotificationBody::Search, context, &mut effects);
         }
-        // Where nobody is waited for the window closes now. Those asked still hear of it, once: that is
-        // how they learn that they are to be waited for again.
+        // If there is nobody to wait for, the window closes now. The recipients are still notified once: by
+        // responding they show that searches should wait for them again.
         if deal.sellers.iter().all(|side| !side.waited_for) {
-            effects.told_once = deal.parties().filter_map(|party| Some((party, deal.push(party)?))).collect();
+            effects.notify_once =
+                deal.parties().filter_map(|party| Some((party, deal.outstanding_notification(party)?))).collect();
         }
-        deal.close_window_if_answered(step, &mut effects);
+        deal.close_window_if_answered(context, &mut effects);
         (deal, effects)
     }
 
-    /// Stands where a deal is about to be, locked until [`Deal::open`] has made it.
+    /// A stand-in that is registered, and locked, until [`Deal::open`] has created the deal.
     pub fn placeholder(id: u64, buyer: Name, rq: u64) -> Deal {
         Deal {
             id,
@@ -144,7 +146,7 @@ impl Deal {
             description: "".into(),
             max_price: Cents::default(),
             opened_at: Millis::default(),
-            state: State::Searching { until: Millis::default() },
+            state: DealState::Searching { until: Millis::default() },
             offers_made: 0,
             buyer_gone: false,
             answered: Vec::new(),
@@ -154,52 +156,59 @@ impl Deal {
         }
     }
 
-    /// Puts a deal together again from its rows. `sellers` in the order of their numbers.
+    /// Restores a deal from its rows. `sellers` must be in the order of their numbers.
     pub fn from_rows(deal: Deal, sellers: Vec<SellerSide>) -> Deal {
         Deal { sellers, ..deal }
     }
 
-    /// After a restart: deadlines hold, but everyone gets a little time to come back, and a clock that
-    /// was set back never makes a window longer than it is.
+    /// Adjusts the deadlines after a restart: they stay valid, but every window is open for a minimum time so that
+    /// peers can come back, and no window becomes longer than configured if the clock was set back.
     pub fn resume(&mut self, now: Millis, windows: &Windows) {
         let (until, window) = match &mut self.state {
-            State::Searching { until } => (until, windows.offer),
-            State::Negotiating { until, .. } => (until, windows.negotiate),
-            State::Reserved { until, .. } => (until, windows.reserve),
+            DealState::Searching { until } => (until, windows.offer),
+            DealState::Negotiating { until, .. } => (until, windows.negotiate),
+            DealState::Reserved { until, .. } => (until, windows.reserve),
             _ => return,
         };
         *until = (*until).min(now.plus(window)).max(now.plus(RESUME_MIN));
-        // The search goes out again, and whoever gets it acknowledges it now.
+        // The search is sent again after a restart, so its acknowledgements are due anew.
         self.acks_due = self.acks_due.map(|_| now.plus(ACKNOWLEDGED_WITHIN));
     }
 
-    /// Takes one event. An `Err` means that nothing changed.
-    pub fn handle(&mut self, event: Event, step: &mut Step) -> Result<Effects, Refusal> {
-        let mut effects = Effects::default();
-        match event {
-            Event::Ask { party, kind, item_name, amount, goods } => {
-                let asked = Answered { kind, amount };
-                if self.repeats(party, asked, item_name, goods)? {
+    /// Handles one input.
+    ///
+    /// # Errors
+    /// The input is refused and nothing changed.
+    pub fn handle(&mut self, input: DealInput, context: &mut DealContext) -> Result<DealEffects, RequestError> {
+        let mut effects = DealEffects::default();
+        match input {
+            DealInput::Request { party, kind, item_name, amount, goods } => {
+                let asked = AnsweredRequest { kind, amount };
+                if self.is_repeat(party, asked, item_name, goods)? {
                     return Ok(effects);
                 }
-                let told_before = self.outstanding_mid(party);
-                self.ask(party, kind, amount, goods, step, &mut effects)?;
-                // Whoever asks further has read what it was told, or does not want it any more.
-                if self.outstanding_mid(party) == told_before {
-                    self.drop_outstanding(party);
+                let mid_before = self.outstanding_mid(party);
+                self.apply_request(party, kind, amount, goods, context, &mut effects)?;
+                // A side that makes a further request has seen its outstanding notification, or no longer needs it.
+                if self.outstanding_mid(party) == mid_before {
+                    self.clear_outstanding(party);
                 }
-                self.answered_mut(party).push(asked);
-                self.changed(party, &mut effects);
+                self.answered_requests_mut(party).push(asked);
+                self.mark_changed(party, &mut effects);
             }
-            Event::Tick => self.tick(step, &mut effects),
-            Event::Gone(party) => self.gone(party, step, &mut effects),
-            Event::Authorised => self.pay(Payment::Asked, Payment::Authorised, &mut effects)?,
-            Event::Shipped => self.pay(Payment::Authorised, Payment::Shipped, &mut effects)?,
-            Event::Captured => {
-                let State::Settling { seller, price, fee, payment: Payment::Shipped } = self.state else {
+            DealInput::Tick => self.tick(context, &mut effects),
+            DealInput::Departed(party) => self.depart(party, context, &mut effects),
+            DealInput::Authorised => {
+                self.advance_payment(PaymentProgress::Asked, PaymentProgress::Authorised, &mut effects)?
+            }
+            DealInput::Shipped => {
+                self.advance_payment(PaymentProgress::Authorised, PaymentProgress::Shipped, &mut effects)?
+            }
+            DealInput::Captured => {
+                let DealState::Settling { seller, price, fee, payment: PaymentProgress::Shipped } = self.state else {
                     return Err(self.wrong_state());
                 };
-                effects.money = Some(Booking { money: Money::Capture, seller, price, fee });
+                effects.posting = Some(DealPosting { operation: LedgerOperation::Capture, seller, price, fee });
                 self.log(
                     &mut effects,
                     "purchase",
@@ -207,36 +216,38 @@ impl Deal {
                     Some(price),
                     &format!("from {}", self.sellers[seller].name),
                 );
-                self.end(State::Completed { seller, price, at: step.now }, &mut effects);
+                self.end(DealState::Completed { seller, price, at: context.now }, &mut effects);
             }
-            Event::SettlementFailed(reason) => self.settlement_failed(reason, [reason; 2], step, &mut effects)?,
-            Event::Unreached { side: Side::Buyer, reason, detail } => {
-                self.settlement_failed(reason, [detail, reason], step, &mut effects)?;
+            DealInput::SettlementFailed(reason) => {
+                self.settlement_failed(reason, [reason; 2], context, &mut effects)?
             }
-            Event::Unreached { side: Side::Seller, reason, detail } => {
-                self.settlement_failed(reason, [reason, detail], step, &mut effects)?;
+            DealInput::Unreachable { side: Side::Buyer, reason, detail } => {
+                self.settlement_failed(reason, [detail, reason], context, &mut effects)?;
+            }
+            DealInput::Unreachable { side: Side::Seller, reason, detail } => {
+                self.settlement_failed(reason, [reason, detail], context, &mut effects)?;
             }
         }
         Ok(effects)
     }
 
-    /// What is written down, and what the buyer and the seller are told.
+    /// Cancels the deal: `reason` is logged, and each side is told its own text.
     fn settlement_failed(
         &mut self,
         reason: &str,
         [to_buyer, to_seller]: [&str; 2],
-        step: &mut Step,
-        effects: &mut Effects,
-    ) -> Result<(), Refusal> {
-        let State::Settling { seller, price, fee, payment } = self.state else {
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
+        let DealState::Settling { seller, price, fee, payment } = self.state else {
             return Err(self.wrong_state());
         };
-        let void = Booking { money: Money::Void, seller, price, fee };
-        effects.money = (payment > Payment::Asked).then_some(void);
+        let void = DealPosting { operation: LedgerOperation::Void, seller, price, fee };
+        effects.posting = (payment > PaymentProgress::Asked).then_some(void);
         self.log(effects, "cancel", Party::Buyer, None, reason);
-        self.cancel(reason, step, effects);
-        self.tell(Party::Buyer, Note::Cancel(to_buyer.into()), step, effects);
-        self.tell(Party::Seller(seller), Note::Cancel(to_seller.into()), step, effects);
+        self.cancel(reason, context, effects);
+        self.notify(Party::Buyer, NotificationBody::Cancel(to_buyer.into()), context, effects);
+        self.notify(Party::Seller(seller), NotificationBody::Cancel(to_seller.into()), context, effects);
         Ok(())
     }
 }

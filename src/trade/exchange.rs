@@ -1,9 +1,9 @@
-//! The exchange: every peer and deal in memory, and what each request does to them. No I/O here.
+//! The exchange: all peers and deals in memory, and what each request does to them. It does no I/O.
 //!
-//! It is shared by all request threads. A peer and a deal have a lock each, so that requests for
-//! different deals do not meet; locks are taken deal first, then peer, and never two of a kind. Changes
-//! are handed to the [`Journal`] under the lock of what changed, so that the order on disk is the order
-//! in memory; nothing of an [`Outcome`] may leave before its receipt is on disk.
+//! It is shared by all request threads. Every peer and every deal has a lock of its own, so that requests for
+//! different deals do not contend. Locks are taken in the order deal, then peer, and never two of one kind. Changes
+//! are appended to the [`Journal`] under the lock of what changed, so that the order on disk is the order in memory.
+//! No effect in [`ExchangeEffects`] may become visible before its commit is on disk.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -13,273 +13,276 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
-use self::allowance::Allowances;
-use self::mids::Mids;
-use super::deal::{Deal, Party, Payment, Windows};
-use super::journal::{Change, FarewellRow, Journal, LogRow, PeerRow, Snapshot};
-use super::wire::{Amount, Ask, Code, Push, Refusal, Reply, Request, SERVER_NUMBERS};
+use self::amplification::AmplificationLimiter;
+use self::mid_cipher::MidCipher;
+use super::deal::{Deal, Party, PaymentProgress, Windows};
+use super::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, Journal, LogRow, PeerRow};
+use super::wire::{Amount, ErrorCode, FIRST_SERVER_NUMBER, Notification, Request, RequestBody, RequestError, Response};
 use crate::model::{Cents, FeeRate, Millis, Name, Token};
-use crate::net::shares::Shares;
-use crate::storage::backup::STRETCHES;
+use crate::net::quotas::SourceQuotas;
+use crate::storage::backup::ID_RANGE_MAX;
 
-mod allowance;
-mod dealing;
-mod hearing;
-mod mids;
-mod open;
+mod addresses;
+mod amplification;
+mod deals;
+mod mid_cipher;
+mod open_deals;
 mod registration;
 mod search;
 mod sweep;
 #[cfg(test)]
 mod tests;
 
-pub use dealing::{Settling, SettlingPeer};
-pub use hearing::Standing;
+pub use addresses::AddressStatus;
+pub use deals::{SettlementOrder, SettlementParty};
 
-/// Open searches of one peer.
+/// The maximum number of open searches of one peer.
 pub const SEARCHES_MAX: usize = 64;
-/// Registered peers.
+/// The maximum number of registered peers.
 pub const PEERS_MAX: usize = 100_000;
-/// Names registered from one address other than loopback, which may have half of all.
+/// The maximum number of names registered from one address. Loopback may have half of all names instead.
 pub const NAMES_PER_ADDRESS_MAX: usize = 1_000;
-/// Peers asked for one search.
-pub const ASKED_MAX: usize = 1_000;
-/// Open deals that a peer is asked in.
-pub const SIDES_MAX: usize = 4_096;
-/// Ended deals of a peer whose answers are kept.
+/// The maximum number of peers that one search is sent to.
+pub const RECIPIENTS_MAX: usize = 1_000;
+/// The maximum number of open deals in which a peer is asked as a seller.
+pub const RECEIVED_SEARCHES_MAX: usize = 4_096;
+/// How many ended deals of a peer are kept, so that repeated requests get the same response.
 pub const ENDED_MAX: usize = 256;
-/// Settlements at once.
+/// The maximum number of concurrent settlements.
 pub const SETTLEMENTS_MAX: usize = 256;
-/// Settlements at once with one address other than loopback.
+/// The maximum number of concurrent settlements with one address other than loopback.
 pub const SETTLEMENTS_PER_ADDRESS_MAX: usize = 8;
-/// How long answers are kept after a deal has ended.
-pub const ANSWERS_KEPT: Duration = Duration::from_secs(600);
-/// Searches in a row that a peer may leave unanswered before nobody waits for it.
+/// How long an ended deal is kept, so that repeated requests get the same response.
+pub const ANSWER_RETENTION: Duration = Duration::from_secs(600);
+/// After this many consecutive searches without an answer, searches no longer wait for a peer.
 const UNANSWERED_MAX: u8 = 3;
-/// Numbers are taken from the disk's ceiling in steps of this many.
-const NUMBERS_STEP: u64 = 1 << 20;
-/// What the idempotency key of a deal's charge begins with; the deal's number follows.
-pub const CHARGE_KEYS: &str = "trade-";
-/// How long a stretch of the sequence is, which begins anew after a loss: past whatever was handed out before.
-const STRETCH: u64 = 1 << 36;
-const _: () = assert!(SERVER_NUMBERS + STRETCH * (STRETCHES + 1) <= mids::PLACES);
+/// How many ids are reserved on disk at a time.
+const ID_RESERVATION: u64 = 1 << 20;
+/// The prefix of the idempotency keys of charges; the deal's number follows.
+pub const CHARGE_KEY_PREFIX: &str = "trade-";
+/// The length of an id range. After a loss of data the sequence continues in a new range, past all ids handed out
+/// before.
+const ID_RANGE_LEN: u64 = 1 << 36;
+const _: () = assert!(FIRST_SERVER_NUMBER + ID_RANGE_LEN * (ID_RANGE_MAX + 1) <= mid_cipher::SEQUENCE_MAX);
 
-/// What the operator chose.
+/// The operator's settings.
 #[derive(Debug, Clone)]
-pub struct Rules {
-    /// How long windows are.
+pub struct ExchangeRules {
+    /// How long each window stays open.
     pub windows: Windows,
-    /// What the house takes.
+    /// The rate of the operator's fee.
     pub fee: FeeRate,
-    /// SHA-256 of the certificate that settlement uses; none without TLS.
+    /// The SHA-256 fingerprint of the certificate for settlements; none without TLS.
     pub cert_sha256: Option<Arc<str>>,
 }
 
-impl Rules {
-    /// What the house keeps of a price: what was told, else (an older row says nothing) by today's rate.
-    fn fee_of(&self, price: Cents, told: Option<Amount>) -> Cents {
-        told.map_or_else(|| self.fee.of(price), |Amount(fee)| fee)
+impl ExchangeRules {
+    /// The fee on a price: the recorded one, or by today's rate for rows of older versions, which have none.
+    fn fee_of(&self, price: Cents, recorded: Option<Amount>) -> Cents {
+        recorded.map_or_else(|| self.fee.fee_on(price), |Amount(fee)| fee)
     }
 }
 
 /// Where a request comes from.
 #[derive(Debug, Clone, Copy)]
-pub struct Origin {
-    /// Who sent it, as far as a source address tells.
+pub struct RequestOrigin {
+    /// The source address of the request; it may be forged in a datagram.
     pub source: SocketAddr,
-    /// Which of this host's addresses it was sent to, where that is known.
-    pub asked: Option<IpAddr>,
-    /// How it came.
-    pub via: Via,
+    /// The address of this host that the request was sent to, if known.
+    pub local_ip: Option<IpAddr>,
+    /// The transport that the request arrived by.
+    pub transport: Transport,
 }
 
-/// How a request came.
+/// How a request arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Via {
-    /// In a datagram: its source address may prove who sent it.
+pub enum Transport {
+    /// In a datagram. Its source address may identify the sender.
     Udp,
-    /// On a connection: only a token proves anything.
+    /// On a TCP connection. Only a token identifies the sender.
     Tcp,
 }
 
-/// What comes of a request or of time. Nothing of it may leave before `receipt` is on disk.
+/// The effects of a request or of elapsed time. None may become visible before `commit` is on disk.
 #[derive(Debug)]
-pub struct Outcome<R> {
-    /// Everything that this is built on.
-    pub receipt: R,
-    /// For whoever asked.
-    pub answer: Option<Reply>,
-    /// Pushes to send, and to repeat.
-    pub pushes: Vec<Told>,
-    /// Deals that time will change, and when.
+pub struct ExchangeEffects<R> {
+    /// The commit that all effects depend on.
+    pub commit: R,
+    /// The response to the request.
+    pub response: Option<Response>,
+    /// Notifications to send, and to repeat until they are acknowledged.
+    pub notifications: Vec<NotificationId>,
+    /// Deals and the times of their next ticks.
     pub deadlines: Vec<(Millis, u64)>,
-    /// A settlement to begin.
-    pub settle: Option<u64>,
-    /// To be sent at once and only once: nobody waits for what comes of it.
-    pub once: Vec<Outgoing>,
-    /// The registration that ends as soon as its settlements are over: see [`Exchange::leave`].
-    pub leaving: Option<u64>,
-    /// Ended deals that a peer let go of, to stay within its bound.
-    let_go: Vec<u64>,
+    /// The deal whose settlement begins.
+    pub settlement: Option<u64>,
+    /// Notifications to be sent once and not repeated.
+    pub notify_once: Vec<OutgoingNotification>,
+    /// The registration that ends once its settlements are over: see [`Exchange::resume_departure`].
+    pub departing: Option<u64>,
+    /// Ended deals that a peer has released to stay within [`ENDED_MAX`].
+    released_deals: Vec<u64>,
 }
 
-impl<R: Default> Default for Outcome<R> {
+impl<R: Default> Default for ExchangeEffects<R> {
     fn default() -> Self {
-        Outcome {
-            receipt: R::default(),
-            answer: None,
-            pushes: Vec::new(),
+        ExchangeEffects {
+            commit: R::default(),
+            response: None,
+            notifications: Vec::new(),
             deadlines: Vec::new(),
-            settle: None,
-            once: Vec::new(),
-            leaving: None,
-            let_go: Vec::new(),
+            settlement: None,
+            notify_once: Vec::new(),
+            departing: None,
+            released_deals: Vec::new(),
         }
     }
 }
 
-impl<R: Default> Outcome<R> {
-    /// Whether it is made real by a few datagrams.
+impl<R: Default> ExchangeEffects<R> {
+    /// Whether applying the effects takes no more than sending a few datagrams.
     pub fn is_brief(&self) -> bool {
-        self.settle.is_none() && self.leaving.is_none() && self.pushes.len() + self.once.len() <= 4
+        self.settlement.is_none() && self.departing.is_none() && self.notifications.len() + self.notify_once.len() <= 4
     }
 
-    /// Adds what another step has brought; the answer stays.
-    fn absorb<J: Journal<Receipt = R>>(&mut self, other: Outcome<R>) {
-        self.receipt = J::later(std::mem::take(&mut self.receipt), other.receipt);
-        self.pushes.extend(other.pushes);
-        self.once.extend(other.once);
+    /// Adds the effects of a further step, except for its response.
+    fn absorb<J: Journal<Commit = R>>(&mut self, other: ExchangeEffects<R>) {
+        self.commit = J::latest(std::mem::take(&mut self.commit), other.commit);
+        self.notifications.extend(other.notifications);
+        self.notify_once.extend(other.notify_once);
         self.deadlines.extend(other.deadlines);
-        self.let_go.extend(other.let_go);
+        self.released_deals.extend(other.released_deals);
     }
 }
 
-/// A push that a side of a deal has not acknowledged.
+/// Identifies a notification that a side of a deal has not acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Told {
-    /// The deal.
+pub struct NotificationId {
+    /// The number of the deal.
     pub deal: u64,
-    /// The side.
+    /// The side that is notified.
     pub party: Party,
-    /// The push.
+    /// The number of the notification.
     pub mid: u64,
 }
 
-/// A push on its way out.
+/// A notification with its addresses, ready to be sent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outgoing {
+pub struct OutgoingNotification {
     /// The peer's address.
     pub to: SocketAddr,
-    /// Which of this host's addresses it is to leave from, where the peer is known to expect that.
+    /// The address of this host that the peer expects it from, if known.
     pub from: Option<IpAddr>,
-    /// Whether the peer has proved that it hears there: else [`Exchange::may_send`] must be asked.
-    pub proved: bool,
-    /// What it is told.
-    pub push: Push,
+    /// Whether the address is validated; otherwise [`Exchange::may_send`] must be asked first.
+    pub is_validated: bool,
+    /// The message.
+    pub notification: Notification,
 }
 
-/// What is to be taken up again after a start.
+/// The work to be resumed after a start.
 #[derive(Debug, Default)]
-pub struct Resumed {
-    /// Pushes that nobody acknowledged.
-    pub pushes: Vec<Told>,
-    /// Deals that time will change.
+pub struct ResumedWork {
+    /// Notifications that have not been acknowledged.
+    pub notifications: Vec<NotificationId>,
+    /// Deals and the times of their next ticks.
     pub deadlines: Vec<(Millis, u64)>,
-    /// Settlements that were under way, and how far they were.
-    pub settlements: Vec<(u64, Payment)>,
+    /// Interrupted settlements and how far their payments had progressed.
+    pub settlements: Vec<(u64, PaymentProgress)>,
 }
 
-/// Every peer and every deal.
+/// All registered peers and all deals.
 pub struct Exchange<J: Journal> {
     journal: J,
-    rules: Rules,
-    peers: RwLock<HashMap<Name, Arc<PeerCell<J>>>>,
-    /// Who has which address. The innermost of all locks.
-    addresses: RwLock<HashMap<SocketAddr, Arc<PeerCell<J>>>>,
-    /// Shared with the exchange that this one stands in for: see [`Exchange::stands_in_for`].
-    allowances: Arc<Mutex<Allowances>>,
-    /// How many names were registered from where.
-    names: Mutex<Shares>,
-    mid_key: Mids,
-    /// The newest registration or departure: what "there is no such peer" is built on.
-    directory_changed: Mutex<J::Receipt>,
-    deals: RwLock<HashMap<u64, Arc<DealCell<J>>>>,
-    /// Those of them that have not ended. Held for a moment, beneath all other locks.
-    open: Mutex<BTreeSet<u64>>,
-    touched: open::Touched,
-    /// The side that each push was for, as long as its deal is known: also of those that are not repeated any
-    /// more. An ACK may come after the answer that it stands for, and proves an address all the same.
-    mids: Mutex<HashMap<u64, (u64, Party)>>,
-    farewells: Mutex<BTreeMap<(Name, u64), FarewellRow>>,
-    ended: Mutex<VecDeque<(Millis, u64)>>,
-    numbers: Mutex<Numbers>,
-    settling: Mutex<Slots>,
+    rules: ExchangeRules,
+    peers: RwLock<HashMap<Name, Arc<RegisteredPeer<J>>>>,
+    /// The peer at each address. This is the innermost of all locks.
+    addresses: RwLock<HashMap<SocketAddr, Arc<RegisteredPeer<J>>>>,
+    /// Shared with the exchange that this one replaces: see [`Exchange::inherit_limits`].
+    amplification: Arc<Mutex<AmplificationLimiter>>,
+    /// How many names are registered from each source.
+    names_by_source: Mutex<SourceQuotas>,
+    mid_cipher: MidCipher,
+    /// The commit of the newest registration or departure, on which "no such peer" depends.
+    directory_commit: Mutex<J::Commit>,
+    deals: RwLock<HashMap<u64, Arc<TrackedDeal<J>>>>,
+    /// The deals that have not ended. Held briefly, below all other locks.
+    open_deals: Mutex<BTreeSet<u64>>,
+    changed_deals: open_deals::ChangedDeals,
+    /// The recipient of each notification for as long as its deal is kept, even if it is no longer repeated: an ACK
+    /// that arrives after the response still validates the address.
+    parties_by_mid: Mutex<HashMap<u64, (u64, Party)>>,
+    departures: Mutex<BTreeMap<(Name, u64), DepartureRow>>,
+    ended_deals: Mutex<VecDeque<(Millis, u64)>>,
+    ids: Mutex<IdSequence>,
+    settlement_slots: Mutex<SettlementSlots>,
 }
 
-struct PeerCell<J: Journal> {
+struct RegisteredPeer<J: Journal> {
     name: Name,
-    since: u64,
-    heard_at: AtomicU64,
-    heard_saved_at: AtomicU64,
-    unanswered: AtomicU8,
-    /// As its row says, to be looked at without the lock.
-    proved: AtomicBool,
+    registration_id: u64,
+    last_seen_at: AtomicU64,
+    last_seen_saved_at: AtomicU64,
+    unanswered_searches: AtomicU8,
+    /// Copied from the row, to be read without the lock.
+    is_validated: AtomicBool,
     acknowledges: AtomicBool,
-    /// Open deals in which it buys or has offered.
+    /// The number of open deals in which the peer buys or has offered.
     own_deals: AtomicUsize,
-    state: Mutex<PeerState<J>>,
+    state: Mutex<RegisteredPeerState<J>>,
 }
 
-struct PeerState<J: Journal> {
+struct RegisteredPeerState<J: Journal> {
     row: PeerRow,
-    /// It has left, or is about to: no new deal may begin with it, and its row is not written any more. Who has
-    /// found it before it left would bring it back to the disk, and perhaps over someone else's row.
-    leaving: bool,
-    /// The deal behind each number that the peer may name.
-    rqs: HashMap<u64, u64>,
-    /// Every deal it is in that is not forgotten, by id, with its number there.
-    links: BTreeMap<u64, u64>,
-    /// Those of them that have ended, oldest first: where it bought or offered.
+    /// The peer has left or is about to. No new deal may begin with it, and its row is no longer written: a thread
+    /// that found the peer before it left would otherwise write the row again, perhaps over that of the name's next
+    /// holder.
+    is_leaving: bool,
+    /// The deal for each number that the peer may use in requests.
+    deal_by_rq: HashMap<u64, u64>,
+    /// The peer's number in each of its deals, by the deal's id.
+    rq_by_deal: BTreeMap<u64, u64>,
+    /// Ended deals in which the peer bought or offered, oldest first.
     ended: VecDeque<u64>,
-    /// Where it was only asked. They go first: other people's searches must not push out its own deals.
-    ended_aside: VecDeque<u64>,
+    /// Ended deals in which the peer was merely asked. They are released first, so that other peers' searches do not
+    /// displace its own deals.
+    ended_as_recipient: VecDeque<u64>,
     open_searches: usize,
-    open_sides: usize,
-    last: J::Receipt,
+    open_received: usize,
+    last_commit: J::Commit,
 }
 
-struct DealCell<J: Journal> {
-    /// Peers that still hold it among their links.
-    holders: AtomicUsize,
-    state: Mutex<DealState<J>>,
+struct TrackedDeal<J: Journal> {
+    /// The number of peers that still refer to this deal.
+    holder_count: AtomicUsize,
+    state: Mutex<TrackedDealState<J>>,
 }
 
-struct DealState<J: Journal> {
+struct TrackedDealState<J: Journal> {
     deal: Deal,
-    /// The numbers of all that its sides were told, to be forgotten with it: for a seller a few, for the buyer
-    /// one for each seller at most.
+    /// The numbers of all notifications of this deal, removed together with it. A seller gets a few, the buyer at
+    /// most one for each seller.
     mids: Vec<u64>,
-    forgotten: bool,
-    last: J::Receipt,
+    is_removed: bool,
+    last_commit: J::Commit,
 }
 
-/// One sequence for everything that is never used twice: deals, sellers' sides, pushes, registrations.
-struct Numbers {
+/// The sequence of ids for deals, sellers' sides, notifications and registrations. None is used twice.
+struct IdSequence {
     next: u64,
     ceiling: u64,
 }
 
-/// Settlements under way.
+/// The settlements in progress.
 #[derive(Default)]
-struct Slots {
-    /// The addresses that each one counts for; none where a side has left.
+struct SettlementSlots {
+    /// The addresses that each settlement counts against; empty if a side has left.
     by_deal: HashMap<u64, Vec<IpAddr>>,
     by_address: HashMap<IpAddr, usize>,
 }
 
-impl Slots {
-    /// Two sides at one address are one settlement with that address.
-    fn take(&mut self, deal: u64, mut addresses: Vec<IpAddr>) {
+impl SettlementSlots {
+    /// A settlement between two sides at the same address counts once.
+    fn acquire(&mut self, deal: u64, mut addresses: Vec<IpAddr>) {
         addresses.dedup();
         for ip in &addresses {
             *self.by_address.entry(*ip).or_default() += 1;
@@ -288,21 +291,27 @@ impl Slots {
     }
 }
 
-/// The first number of a stretch.
-pub fn first_number(stretch: u64) -> u64 {
-    SERVER_NUMBERS + STRETCH.saturating_mul(stretch)
+/// The first id of a range.
+pub fn first_id(range: u64) -> u64 {
+    FIRST_SERVER_NUMBER + ID_RANGE_LEN.saturating_mul(range)
 }
 
 impl<J: Journal> Exchange<J> {
-    /// Builds the exchange from what is on disk. No number below `first` is given out: the disk may not know all that
-    /// were.
-    pub fn load(journal: J, rules: Rules, snapshot: Snapshot, first: u64, now: Millis) -> (Exchange<J>, Resumed) {
-        let known = snapshot.ceiling.max(SERVER_NUMBERS);
+    /// Builds the exchange from what is on disk. No id below `first` is allocated, since the disk may not know all
+    /// ids that were used.
+    pub fn load(
+        journal: J,
+        rules: ExchangeRules,
+        snapshot: ExchangeSnapshot,
+        first: u64,
+        now: Millis,
+    ) -> (Exchange<J>, ResumedWork) {
+        let known = snapshot.ceiling.max(FIRST_SERVER_NUMBER);
         let next = known.max(first);
         let mid_key = snapshot.mid_key.unwrap_or_else(|| {
             let key = Token::random();
-            // Appended before any change that bears a number made with it, so it is on disk before that is.
-            journal.append(vec![Change::MidKey(key.clone())]);
+            // Appended before any change that holds a number made with this key, and therefore on disk before it.
+            journal.append(vec![ExchangeChange::MidKey(key.clone())]);
             key
         });
         let exchange = Exchange {
@@ -310,184 +319,193 @@ impl<J: Journal> Exchange<J> {
             rules,
             peers: RwLock::default(),
             addresses: RwLock::default(),
-            allowances: Arc::default(),
-            names: Mutex::new(Shares::new(PEERS_MAX, NAMES_PER_ADDRESS_MAX)),
-            mid_key: Mids::new(&mid_key),
-            directory_changed: Mutex::default(),
+            amplification: Arc::default(),
+            names_by_source: Mutex::new(SourceQuotas::new(PEERS_MAX, NAMES_PER_ADDRESS_MAX)),
+            mid_cipher: MidCipher::new(&mid_key),
+            directory_commit: Mutex::default(),
             deals: RwLock::default(),
-            open: Mutex::default(),
-            touched: open::Touched::default(),
-            mids: Mutex::default(),
-            farewells: Mutex::default(),
-            ended: Mutex::default(),
-            numbers: Mutex::new(Numbers { next, ceiling: next }),
-            settling: Mutex::default(),
+            open_deals: Mutex::default(),
+            changed_deals: open_deals::ChangedDeals::default(),
+            parties_by_mid: Mutex::default(),
+            departures: Mutex::default(),
+            ended_deals: Mutex::default(),
+            ids: Mutex::new(IdSequence { next, ceiling: next }),
+            settlement_slots: Mutex::default(),
         };
         if next > known {
-            // On disk at once, whether or not a number is asked for.
-            exchange.number(1);
+            // Puts the jump on disk at once, even if no id is needed.
+            exchange.allocate_ids(1);
         }
-        for (row, heard_at) in snapshot.peers {
-            exchange.put_back(row, heard_at.min(now));
+        for (row, last_seen_at) in snapshot.peers {
+            exchange.restore_peer(row, last_seen_at.min(now));
         }
-        for farewell in snapshot.farewells {
-            exchange.farewells.lock().insert((farewell.name.clone(), farewell.rq), farewell);
+        for departure in snapshot.departures {
+            exchange.departures.lock().insert((departure.name.clone(), departure.rq), departure);
         }
-        let mut resumed = Resumed::default();
+        let mut resumed = ResumedWork::default();
         for (deal, sellers) in snapshot.deals {
             exchange.resume(Deal::from_rows(deal, sellers), now, &mut resumed);
         }
-        exchange.ended.lock().make_contiguous().sort();
+        exchange.ended_deals.lock().make_contiguous().sort();
         (exchange, resumed)
     }
 
-    fn resume(&self, mut deal: Deal, now: Millis, resumed: &mut Resumed) {
+    fn resume(&self, mut deal: Deal, now: Millis, resumed: &mut ResumedWork) {
         deal.resume(now, &self.rules.windows);
         let id = deal.id;
-        let (mut holders, mut mids) = (0, Vec::new());
-        let heard_of = deal.ended_at().is_none_or(|at| at.until(now) < ANSWERS_KEPT);
+        let (mut holder_count, mut mids) = (0, Vec::new());
+        let is_remembered = deal.ended_at().is_none_or(|at| at.until(now) < ANSWER_RETENTION);
         for party in deal.parties() {
-            let Some(peer_cell) = self.peer_in(&deal, party) else { continue };
-            let mut peer = peer_cell.state.lock();
-            peer_cell.link(&mut peer, &deal, party);
-            holders += 1;
+            let Some(registered) = self.party_peer(&deal, party) else { continue };
+            let mut peer = registered.state.lock();
+            registered.link(&mut peer, &deal, party);
+            holder_count += 1;
             if deal.ended_at().is_some() {
                 if peer.row.forgotten.contains(&id) {
-                    peer.forget_number(id);
+                    peer.free_rq(id);
                 }
-                // More than the bound is let go at the next end of a deal.
-                peer_cell.end(&mut peer, &deal, party, usize::MAX);
+                // Deals beyond the limit are released when the next deal ends.
+                registered.end(&mut peer, &deal, party, usize::MAX);
             }
             if let Some(mid) = deal.outstanding_mid(party) {
-                self.mids.lock().insert(mid, (id, party));
+                self.parties_by_mid.lock().insert(mid, (id, party));
                 mids.push(mid);
-                resumed.pushes.extend(heard_of.then_some(Told { deal: id, party, mid }));
+                resumed.notifications.extend(is_remembered.then_some(NotificationId { deal: id, party, mid }));
             }
         }
         match deal.state() {
-            super::deal::State::Settling { seller, payment, .. } => {
+            super::deal::DealState::Settling { seller, payment, .. } => {
                 let addresses = self.addresses_of(&deal, Party::Seller(*seller));
-                self.settling.lock().take(id, addresses.map(Vec::from).unwrap_or_default());
+                self.settlement_slots.lock().acquire(id, addresses.map(Vec::from).unwrap_or_default());
                 resumed.settlements.push((id, *payment));
             }
             _ => resumed.deadlines.extend(deal.deadline().map(|at| (at, id))),
         }
         match deal.ended_at() {
-            Some(at) => self.ended.lock().push_back((at.min(now), id)),
-            None => drop(self.open.lock().insert(id)),
+            Some(at) => self.ended_deals.lock().push_back((at.min(now), id)),
+            None => drop(self.open_deals.lock().insert(id)),
         }
-        let state = DealState { deal, mids, forgotten: false, last: J::Receipt::default() };
-        let cell = DealCell { holders: AtomicUsize::new(holders), state: Mutex::new(state) };
-        self.deals.write().insert(id, Arc::new(cell));
+        let state = TrackedDealState { deal, mids, is_removed: false, last_commit: J::Commit::default() };
+        let tracked = TrackedDeal { holder_count: AtomicUsize::new(holder_count), state: Mutex::new(state) };
+        self.deals.write().insert(id, Arc::new(tracked));
     }
 
-    /// Does what a peer asks.
-    pub fn request(&self, now: Millis, origin: &Origin, request: &Request) -> Outcome<J::Receipt> {
-        let result = match &request.ask {
-            Ask::Register(reach) => self.register(now, origin, request, reach),
-            Ask::Login(reach) => self.login(now, origin, request, reach),
-            Ask::DeRegister => self.deregister(now, origin, request),
-            _ => self.known_peer(now, origin, request).and_then(|peer| match &request.ask {
-                Ask::LookingFor { item_name, description, max_price } => {
-                    self.look_for(now, &peer, request.rq, item_name, description, *max_price)
+    /// Handles a request of a peer.
+    pub fn handle_request(&self, now: Millis, origin: &RequestOrigin, request: &Request) -> ExchangeEffects<J::Commit> {
+        let result = match &request.body {
+            RequestBody::Register(endpoint) => self.register(now, origin, request, endpoint),
+            RequestBody::Login(endpoint) => self.login(now, origin, request, endpoint),
+            RequestBody::DeRegister => self.deregister(now, origin, request),
+            _ => self.authenticate(now, origin, request).and_then(|peer| match &request.body {
+                RequestBody::LookingFor { item_name, description, max_price } => {
+                    self.begin_search(now, &peer, request.rq, item_name, description, *max_price)
                 }
-                Ask::Status { rq_deal } => Ok(self.status(now, &peer, request.rq, *rq_deal)),
-                _ => self.ask(now, &peer, request),
+                RequestBody::Status { rq_deal } => Ok(self.status(now, &peer, request.rq, *rq_deal)),
+                _ => self.handle_deal_request(now, &peer, request),
             }),
         };
-        result.unwrap_or_else(|(refusal, receipt)| Outcome {
-            receipt,
-            answer: Some(Reply::Error { rq: Some(request.rq), code: refusal.code, reason: refusal.reason }),
-            ..Outcome::default()
+        result.unwrap_or_else(|(error, commit)| ExchangeEffects {
+            commit,
+            response: Some(Response::Error { rq: Some(request.rq), code: error.code, reason: error.reason }),
+            ..ExchangeEffects::default()
         })
     }
 
-    /// How many peers are registered, and how many deals are in memory.
+    /// The number of registered peers, and the number of deals in memory.
     pub fn sizes(&self) -> (usize, usize) {
         (self.peers.read().len(), self.deals.read().len())
     }
 
-    /// The door to the disk.
+    /// The journal that changes are appended to.
     pub fn journal(&self) -> &J {
         &self.journal
     }
 
-    /// What the operator chose.
-    pub fn rules(&self) -> &Rules {
+    /// The operator's settings.
+    pub fn rules(&self) -> &ExchangeRules {
         &self.rules
     }
 
-    /// The first of `count` numbers that were never used before.
-    fn number(&self, count: u64) -> u64 {
-        let mut numbers = self.numbers.lock();
-        let first = numbers.next;
-        numbers.next += count;
-        if numbers.next > numbers.ceiling {
-            numbers.ceiling = numbers.next + NUMBERS_STEP;
-            // Appended before any change that bears such a number, so it is on disk before that is.
-            self.journal.append(vec![Change::Ceiling(numbers.ceiling)]);
+    /// Allocates `count` consecutive new ids and returns the first.
+    fn allocate_ids(&self, count: u64) -> u64 {
+        let mut ids = self.ids.lock();
+        let first = ids.next;
+        ids.next += count;
+        if ids.next > ids.ceiling {
+            ids.ceiling = ids.next + ID_RESERVATION;
+            // Appended before any change that holds one of these ids, and therefore on disk before it.
+            self.journal.append(vec![ExchangeChange::Ceiling(ids.ceiling)]);
         }
         first
     }
 
-    fn peer(&self, name: &Name) -> Option<Arc<PeerCell<J>>> {
+    fn peer(&self, name: &Name) -> Option<Arc<RegisteredPeer<J>>> {
         self.peers.read().get(name).cloned()
     }
 
     #[cfg(test)]
-    fn named(&self, name: &str) -> Option<Arc<PeerCell<J>>> {
+    fn peer_named(&self, name: &str) -> Option<Arc<RegisteredPeer<J>>> {
         self.peer(&Name::new(name).unwrap())
     }
 
-    /// The peer behind a side of a deal, if it is still the one that the deal began with.
-    fn peer_in(&self, deal: &Deal, party: Party) -> Option<Arc<PeerCell<J>>> {
-        self.peer(deal.name_of(party)).filter(|peer| peer.since < deal.id)
+    /// The peer on a side of a deal, unless its registration has ended since the deal began.
+    fn party_peer(&self, deal: &Deal, party: Party) -> Option<Arc<RegisteredPeer<J>>> {
+        self.peer(deal.name_of(party)).filter(|peer| peer.registration_id < deal.id)
     }
 
-    fn deal(&self, id: u64) -> Option<Arc<DealCell<J>>> {
+    fn deal(&self, id: u64) -> Option<Arc<TrackedDeal<J>>> {
         self.deals.read().get(&id).cloned()
     }
 
-    /// The peer that a request names, if the request shows that it is that peer's.
-    fn known_peer(&self, now: Millis, origin: &Origin, request: &Request) -> Result<Arc<PeerCell<J>>, Refused<J>> {
+    /// The peer that a request names, if the request proves to come from it.
+    fn authenticate(
+        &self,
+        now: Millis,
+        origin: &RequestOrigin,
+        request: &Request,
+    ) -> Result<Arc<RegisteredPeer<J>>, FailedRequest<J>> {
         let Some(peer) = self.peer(&request.name) else {
-            let receipt = self.directory_changed.lock().clone();
+            let commit = self.directory_commit.lock().clone();
             return Err((
-                Refusal::new(Code::NotRegistered, format!("no peer {:?} is registered", request.name)),
-                receipt,
+                RequestError::new(ErrorCode::NotRegistered, format!("no peer {:?} is registered", request.name)),
+                commit,
             ));
         };
         let mut state = peer.state.lock();
-        state.row.proves(request.token.as_ref(), origin).map_err(|refusal| (refusal, state.last.clone()))?;
+        state.row.proves(request.token.as_ref(), origin).map_err(|error| (error, state.last_commit.clone()))?;
         if request.token.is_some() {
-            self.token_came(&peer, &mut state, origin.source);
+            self.token_presented(&peer, &mut state, origin.source);
         }
         drop(state);
-        peer.heard(now);
-        // Whoever asks for something is there: searches wait for it again.
-        peer.unanswered.store(0, Ordering::Relaxed);
+        peer.mark_seen(now);
+        // A peer that sends requests is present, so searches wait for it again.
+        peer.unanswered_searches.store(0, Ordering::Relaxed);
         Ok(peer)
     }
 }
 
-/// A refusal, and what it is built on.
-type Refused<J> = (Refusal, <J as Journal>::Receipt);
+/// An error and the commit that it depends on.
+type FailedRequest<J> = (RequestError, <J as Journal>::Commit);
 
 impl PeerRow {
-    /// Whether a request is this peer's: by its token, or by its very address.
-    fn proves(&self, token: Option<&Token>, origin: &Origin) -> Result<(), Refusal> {
-        let Origin { source, via, .. } = *origin;
+    /// Checks that a request comes from this peer: by its token, or by its source address.
+    fn proves(&self, token: Option<&Token>, origin: &RequestOrigin) -> Result<(), RequestError> {
+        let RequestOrigin { source, transport, .. } = *origin;
         match token {
             Some(token) if self.token.matches(token) => Ok(()),
-            Some(_) => Err(Refusal::new(Code::Forbidden, "token: this is not the token of that name")),
-            None if via == Via::Udp && source == self.addr && !self.displaced => Ok(()),
-            None if via == Via::Tcp => Err(Refusal::new(Code::Forbidden, "token: needed on a connection")),
-            None => Err(Refusal::new(Code::Forbidden, "token: needed from an address that is not the peer's own")),
+            Some(_) => Err(RequestError::new(ErrorCode::Forbidden, "token: this is not the token of that name")),
+            None if transport == Transport::Udp && source == self.addr && !self.displaced => Ok(()),
+            None if transport == Transport::Tcp => {
+                Err(RequestError::new(ErrorCode::Forbidden, "token: needed on a connection"))
+            }
+            None => {
+                Err(RequestError::new(ErrorCode::Forbidden, "token: needed from an address that is not the peer's own"))
+            }
         }
     }
 
-    fn log(&self, kind: &str, at: Millis, detail: String) -> Change {
-        Change::Log(LogRow {
+    fn log(&self, kind: &str, at: Millis, detail: String) -> ExchangeChange {
+        ExchangeChange::Log(LogRow {
             at,
             kind: kind.to_owned(),
             peer: self.name.clone(),
@@ -500,104 +518,104 @@ impl PeerRow {
     }
 }
 
-impl<J: Journal> PeerCell<J> {
-    fn new(row: PeerRow, heard_at: Millis) -> PeerCell<J> {
-        PeerCell {
+impl<J: Journal> RegisteredPeer<J> {
+    fn new(row: PeerRow, last_seen_at: Millis) -> RegisteredPeer<J> {
+        RegisteredPeer {
             name: row.name.clone(),
-            since: row.since,
-            heard_at: AtomicU64::new(heard_at.0),
-            heard_saved_at: AtomicU64::new(heard_at.0),
-            unanswered: AtomicU8::new(0),
-            proved: AtomicBool::new(row.hearing.here),
-            acknowledges: AtomicBool::new(row.hearing.acknowledges),
+            registration_id: row.registration_id,
+            last_seen_at: AtomicU64::new(last_seen_at.0),
+            last_seen_saved_at: AtomicU64::new(last_seen_at.0),
+            unanswered_searches: AtomicU8::new(0),
+            is_validated: AtomicBool::new(row.validation.is_validated),
+            acknowledges: AtomicBool::new(row.validation.acknowledges),
             own_deals: AtomicUsize::new(0),
-            state: Mutex::new(PeerState {
+            state: Mutex::new(RegisteredPeerState {
                 row,
-                leaving: false,
-                rqs: HashMap::new(),
-                links: BTreeMap::new(),
+                is_leaving: false,
+                deal_by_rq: HashMap::new(),
+                rq_by_deal: BTreeMap::new(),
                 ended: VecDeque::new(),
-                ended_aside: VecDeque::new(),
+                ended_as_recipient: VecDeque::new(),
                 open_searches: 0,
-                open_sides: 0,
-                last: J::Receipt::default(),
+                open_received: 0,
+                last_commit: J::Commit::default(),
             }),
         }
     }
 
-    fn heard(&self, now: Millis) {
-        self.heard_at.fetch_max(now.0, Ordering::Relaxed);
+    fn mark_seen(&self, now: Millis) {
+        self.last_seen_at.fetch_max(now.0, Ordering::Relaxed);
     }
 
-    fn heard_at(&self) -> Millis {
-        Millis(self.heard_at.load(Ordering::Relaxed))
+    fn last_seen_at(&self) -> Millis {
+        Millis(self.last_seen_at.load(Ordering::Relaxed))
     }
 
-    /// The peer has a side in a deal.
-    fn link(&self, state: &mut PeerState<J>, deal: &Deal, party: Party) {
+    /// Records that the peer has a side in a deal.
+    fn link(&self, state: &mut RegisteredPeerState<J>, deal: &Deal, party: Party) {
         state.link(deal.id, deal.rq_of(party), party);
-        if deal.concerns(party) {
+        if deal.takes_part(party) {
             self.own_deals.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// The deal has ended. Returns the ended deals that are let go to stay within `max`.
-    fn end(&self, state: &mut PeerState<J>, deal: &Deal, party: Party, max: usize) -> Vec<u64> {
-        if deal.concerns(party) && state.links.contains_key(&deal.id) {
+    /// Records that the deal has ended. Returns the ended deals that are released to stay within `max`.
+    fn end(&self, state: &mut RegisteredPeerState<J>, deal: &Deal, party: Party, max: usize) -> Vec<u64> {
+        if deal.takes_part(party) && state.rq_by_deal.contains_key(&deal.id) {
             self.own_deals.fetch_sub(1, Ordering::Relaxed);
         }
         state.end(deal, party, max)
     }
 }
 
-impl<J: Journal> PeerState<J> {
+impl<J: Journal> RegisteredPeerState<J> {
     fn link(&mut self, deal: u64, rq: u64, party: Party) {
-        self.rqs.insert(rq, deal);
-        self.links.insert(deal, rq);
+        self.deal_by_rq.insert(rq, deal);
+        self.rq_by_deal.insert(deal, rq);
         *self.open_count(party) += 1;
     }
 
     fn end(&mut self, deal: &Deal, party: Party, max: usize) -> Vec<u64> {
-        if !self.links.contains_key(&deal.id) {
+        if !self.rq_by_deal.contains_key(&deal.id) {
             return Vec::new();
         }
         *self.open_count(party) -= 1;
-        let ended = if deal.concerns(party) { &mut self.ended } else { &mut self.ended_aside };
+        let ended = if deal.takes_part(party) { &mut self.ended } else { &mut self.ended_as_recipient };
         ended.push_back(deal.id);
-        let mut let_go = Vec::new();
-        while self.ended.len() + self.ended_aside.len() > max {
-            let Some(oldest) = self.ended_aside.pop_front().or_else(|| self.ended.pop_front()) else { break };
-            self.forget_number(oldest);
-            self.links.remove(&oldest);
-            let_go.push(oldest);
+        let mut released_deals = Vec::new();
+        while self.ended.len() + self.ended_as_recipient.len() > max {
+            let Some(oldest) = self.ended_as_recipient.pop_front().or_else(|| self.ended.pop_front()) else { break };
+            self.free_rq(oldest);
+            self.rq_by_deal.remove(&oldest);
+            released_deals.push(oldest);
         }
-        let_go
+        released_deals
     }
 
-    /// Nothing is left of an ended deal.
+    /// Removes all traces of an ended deal.
     fn unlink(&mut self, deal: u64) {
-        self.forget_number(deal);
-        self.links.remove(&deal);
+        self.free_rq(deal);
+        self.rq_by_deal.remove(&deal);
         self.ended.retain(|ended| *ended != deal);
-        self.ended_aside.retain(|ended| *ended != deal);
+        self.ended_as_recipient.retain(|ended| *ended != deal);
     }
 
-    /// The peer's number for this deal may be used again.
-    fn forget_number(&mut self, deal: u64) {
-        if self.knows_number(deal) {
-            self.rqs.remove(&self.links[&deal]);
+    /// Makes the peer's number for this deal available again.
+    fn free_rq(&mut self, deal: u64) {
+        if self.owns_rq(deal) {
+            self.deal_by_rq.remove(&self.rq_by_deal[&deal]);
         }
     }
 
-    /// Whether the peer's number for this deal still stands for it.
-    fn knows_number(&self, deal: u64) -> bool {
-        self.links.get(&deal).is_some_and(|rq| self.rqs.get(rq) == Some(&deal))
+    /// Whether the peer's number still refers to this deal.
+    fn owns_rq(&self, deal: u64) -> bool {
+        self.rq_by_deal.get(&deal).is_some_and(|rq| self.deal_by_rq.get(rq) == Some(&deal))
     }
 
     fn open_count(&mut self, party: Party) -> &mut usize {
         match party {
             Party::Buyer => &mut self.open_searches,
-            Party::Seller(_) => &mut self.open_sides,
+            Party::Seller(_) => &mut self.open_received,
         }
     }
 }

@@ -1,202 +1,213 @@
-//! What trade keeps: the rows, and the door through which changes go to disk.
+//! The persisted rows of trade, and the interface through which changes reach the disk.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Not;
 
 use serde::{Deserialize, Serialize};
 
-use super::deal::{Deal, Money, SellerSide};
-use super::wire::Reach;
+use super::deal::{Deal, LedgerOperation, SellerSide};
+use super::wire::PeerEndpoint;
 use crate::model::{Cents, Millis, Name, Token};
 
-/// Takes changes in the order in which they are made.
+/// Accepts changes in the order in which they are made.
 ///
-/// What is on disk is always a prefix of what was appended: if a change cannot be stored, none after it
-/// is, and whoever holds state in memory builds it anew from disk.
+/// The disk always holds a prefix of what was appended. If a change cannot be stored, no later one is, and the state
+/// in memory must be rebuilt from the disk.
 pub trait Journal: Send + Sync + 'static {
-    /// Stands for "this and everything before it is on disk", once it is. The default depends on nothing.
-    type Receipt: Clone + Default + Send + 'static;
+    /// Represents this change and all earlier ones; tells when they are on disk. The default value depends on
+    /// nothing.
+    type Commit: Clone + Default + Send + 'static;
 
-    /// Hands over changes that belong together. Memory work: called under locks, never waits for a disk.
-    fn append(&self, changes: Vec<Change>) -> Self::Receipt;
+    /// Appends changes that must be stored together. It is called under locks and never waits for the disk.
+    fn append(&self, changes: Vec<ExchangeChange>) -> Self::Commit;
 
-    /// The one of the two that comes later.
-    fn later(a: Self::Receipt, b: Self::Receipt) -> Self::Receipt;
+    /// The later of two commits.
+    fn latest(a: Self::Commit, b: Self::Commit) -> Self::Commit;
 }
 
-/// One row's change.
+/// A change to one row.
 #[derive(Debug, Clone)]
-pub enum Change {
-    /// No number from here on was used yet.
+pub enum ExchangeChange {
+    /// Numbers from this one on have never been used.
     Ceiling(u64),
-    /// What makes the numbers of pushes unguessable; made once.
+    /// The key that makes the numbers of notifications unpredictable; created once.
     MidKey(Token),
-    /// A peer is registered, or something of it has changed.
+    /// A peer was registered or has changed.
     Peer(Box<PeerRow>),
-    /// A peer was heard.
-    Heard { name: Name, at: Millis },
-    /// A peer has left.
+    /// The time of a peer's last request.
+    PeerSeen {
+        name: Name,
+        at: Millis,
+    },
+    /// A peer's registration has ended.
     DropPeer(Name),
-    /// What a peer that left was answered.
-    Farewell(FarewellRow),
-    /// A farewell is forgotten: who left is back.
-    DropFarewell { name: Name, rq: u64 },
-    /// Farewells from before this time are forgotten.
-    DropFarewells(Millis),
-    /// A deal, without its sellers; as JSON.
-    Deal { id: u64, body: String },
-    /// A seller's side of a deal; as JSON.
-    Seller { deal: u64, rq: u64, body: String },
-    /// A deal is forgotten, with its sellers. (The log and the ledger never forget.)
+    /// The answered DE-REGISTER of a peer.
+    Departure(DepartureRow),
+    /// Removes a departure: that peer has registered again.
+    DropDeparture {
+        name: Name,
+        rq: u64,
+    },
+    /// Removes all departures before this time.
+    DropDeparturesBefore(Millis),
+    /// A deal without its sellers, as JSON.
+    Deal {
+        id: u64,
+        body: String,
+    },
+    /// A seller's side of a deal, as JSON.
+    Seller {
+        deal: u64,
+        rq: u64,
+        body: String,
+    },
+    /// Removes a deal with its sellers. (The log and the ledger are kept for ever.)
     DropDeal(u64),
-    /// A line of the log.
     Log(LogRow),
-    /// Money that moves.
-    Money(MoneyRow),
+    Ledger(LedgerRow),
 }
 
 /// A registered peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PeerRow {
-    /// Its name.
     pub name: Name,
-    /// Where datagrams go.
+    /// The address that datagrams are sent to.
     pub addr: SocketAddr,
-    /// Where settlement connects to, at the same IP.
+    /// The settlement port, at the same IP address.
     pub tcp_port: u16,
-    /// What proves that it is this peer.
+    /// The token that proves the peer's identity.
     pub token: Token,
-    /// The number of this registration: deals of an earlier holder of the name have smaller ones.
-    pub since: u64,
-    /// When it registered.
+    /// The number of this registration. Deals with an earlier holder of the name have smaller numbers.
+    #[serde(rename = "since")]
+    pub registration_id: u64,
+    /// When the peer registered.
     pub registered_at: Millis,
-    /// Where the first REGISTER came from; its repeat gets the same token.
+    /// The source of the first REGISTER; a repeat from there gets the same token.
     pub first_source: SocketAddr,
-    /// Ended deals whose answers its last REGISTER forgot: their numbers may be used again.
+    /// Ended deals whose numbers the peer's last REGISTER made available again.
     pub forgotten: Vec<u64>,
-    /// LOGINs of the last minutes: a repeat must not move the peer back.
+    /// The LOGINs of the last minutes, so that a repeat does not move the peer back to an old address.
     pub logins: Vec<LoginRow>,
-    /// The number that was taken when it named its address: pushes whose place in the sequence is later
-    /// went to no other one.
-    #[serde(default)]
-    pub addr_since: u64,
-    /// Another peer is at its address now: it has none until it names one, with its token.
+    /// The sequence number taken when the peer named its address. Notifications with later sequence numbers have gone
+    /// to no other address.
+    #[serde(default, rename = "addr_since")]
+    pub addr_sequence: u64,
+    /// Another peer has taken this address. The peer has none until it names one with its token.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub displaced: bool,
-    /// What is known of whether it hears.
-    #[serde(default)]
-    pub hearing: Hearing,
-    /// Which of the server's addresses it spoke to when it named its own: what it is told leaves from there.
-    #[serde(default)]
-    pub asked: Option<IpAddr>,
+    /// Whether the peer is known to receive at its address.
+    #[serde(default, rename = "hearing")]
+    pub validation: AddressValidation,
+    /// The server's address that the peer used when it named its own; notifications are sent from there.
+    #[serde(default, rename = "asked")]
+    pub local_ip: Option<IpAddr>,
 }
 
-/// What is known of whether a peer hears what it is sent (SPEC section 3, "Pushes"). A row is written with every
-/// REGISTER: what does not hold takes no room in it.
+/// What is known about whether a peer receives what is sent to its address (`docs/spec/trade.md`). Every REGISTER
+/// writes the row, so fields that are false are omitted to keep it small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hearing {
-    /// Its present address is proved.
-    #[serde(default, skip_serializing_if = "Not::not")]
-    pub here: bool,
-    /// One of its addresses was; else the name lapses soon after its last request.
-    #[serde(default, skip_serializing_if = "Not::not")]
-    pub ever: bool,
-    /// It has acknowledged a push.
+pub struct AddressValidation {
+    /// The current address is validated.
+    #[serde(default, rename = "here", skip_serializing_if = "Not::not")]
+    pub is_validated: bool,
+    /// Some address of the peer was validated; otherwise the name lapses soon after its last request.
+    #[serde(default, rename = "ever", skip_serializing_if = "Not::not")]
+    pub was_validated: bool,
+    /// The peer has acknowledged a notification.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub acknowledges: bool,
-    /// Its address was named anew by its token: that this comes from there proves nothing then.
-    #[serde(default, skip_serializing_if = "Not::not")]
-    pub moved: bool,
+    /// The peer named a new address with its token, so a token that comes from there does not prove the address.
+    #[serde(default, rename = "moved", skip_serializing_if = "Not::not")]
+    pub has_moved: bool,
 }
 
-impl Hearing {
-    /// Of a name that has just registered.
-    pub const UNPROVED: Hearing = Hearing { here: false, ever: false, acknowledges: false, moved: false };
+impl AddressValidation {
+    /// The state of a new registration.
+    pub const UNVALIDATED: AddressValidation =
+        AddressValidation { is_validated: false, was_validated: false, acknowledges: false, has_moved: false };
 }
 
-impl Default for Hearing {
-    /// Of a row that an earlier version wrote: its name does not lapse for what was not asked of it.
-    fn default() -> Hearing {
-        Hearing { ever: true, ..Hearing::UNPROVED }
+impl Default for AddressValidation {
+    /// Rows of earlier versions: their names do not lapse for lack of a validation that was not required then.
+    fn default() -> AddressValidation {
+        AddressValidation { was_validated: true, ..AddressValidation::UNVALIDATED }
     }
 }
 
 /// A LOGIN that was answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoginRow {
-    /// Its number.
+    /// The number of the request.
     pub rq: u64,
-    /// What it said.
-    pub reach: Reach,
-    /// When.
+    /// The address that the request named.
+    #[serde(rename = "reach")]
+    pub endpoint: PeerEndpoint,
+    /// When the request was handled.
     pub at: Millis,
 }
 
-/// A DE-REGISTER that was answered: its late repeat must not remove whoever has the name then.
+/// A DE-REGISTER that was answered, kept so that a late repeat does not remove the next holder of the name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct FarewellRow {
-    /// Who left.
+pub struct DepartureRow {
+    /// The name that was given up.
     pub name: Name,
-    /// The number of the DE-REGISTER.
     pub rq: u64,
-    /// Where it came from.
+    /// The source address of the request.
     pub source: SocketAddr,
-    /// When.
+    /// When the registration ended.
     pub at: Millis,
 }
 
 /// A line of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LogRow {
-    /// When it happened.
     pub at: Millis,
-    /// What: `register`, `search`, `offer`, `purchase`, …
+    /// The kind of event: `register`, `search`, `offer`, `purchase`, …
     pub kind: String,
-    /// Who did it, or to whom it happened.
+    /// The peer that acted or was affected.
     pub peer: Name,
-    /// The deal, where there is one.
+    /// The deal concerned, if any.
     pub deal: Option<u64>,
-    /// The number by which that peer knows the deal.
+    /// The number by which the peer knows the deal.
     pub rq: Option<u64>,
-    /// The item, where there is one.
+    /// The item concerned, if any.
     pub item_name: Option<String>,
-    /// The price in question.
+    /// The price concerned, if any.
     pub price: Option<Cents>,
-    /// What a person may want to know besides.
+    /// Additional text for the operator.
     pub detail: String,
 }
 
-/// Money that moves with a deal.
+/// A movement of money that belongs to a deal.
 #[derive(Debug, Clone)]
-pub struct MoneyRow {
-    /// The idempotency key, the bank's as well.
+pub struct LedgerRow {
+    /// The idempotency key, shared with the bank.
     pub key: String,
-    /// Which way.
-    pub money: Money,
-    /// Who pays.
+    /// The direction of the movement.
+    pub operation: LedgerOperation,
+    /// The peer that pays.
     pub buyer: Name,
-    /// Who is paid.
+    /// The peer that is paid.
     pub seller: Name,
-    /// How much in all.
+    /// The full amount.
     pub price: Cents,
-    /// What the house keeps of it.
+    /// The operator's share of it.
     pub fee: Cents,
-    /// When.
     pub at: Millis,
 }
 
-/// What is on disk at start.
+/// The state on disk at the start.
 #[derive(Debug, Default)]
-pub struct Snapshot {
-    /// No number from here on was used yet.
+pub struct ExchangeSnapshot {
+    /// Numbers from this one on have never been used.
     pub ceiling: u64,
-    /// What makes the numbers of pushes unguessable; none in a new data dir.
+    /// The key for the numbers of notifications; none in a new data directory.
     pub mid_key: Option<Token>,
-    /// Everyone, with when each was heard.
+    /// All registered peers, each with the time of its last request.
     pub peers: Vec<(PeerRow, Millis)>,
-    /// Who left lately.
-    pub farewells: Vec<FarewellRow>,
-    /// Deals with their sellers in the order of their numbers; by id.
+    /// Recent departures.
+    pub departures: Vec<DepartureRow>,
+    /// All deals by id, each with its sellers in the order of their numbers.
     pub deals: Vec<(Deal, Vec<SellerSide>)>,
 }
 
@@ -212,33 +223,34 @@ mod tests {
             addr: "192.0.2.1:5000".parse().unwrap(),
             tcp_port: 6000,
             token: Token::random(),
-            since: 7,
+            registration_id: 7,
             registered_at: Millis(1),
             first_source: "192.0.2.1:5000".parse().unwrap(),
             forgotten: Vec::new(),
             logins: Vec::new(),
-            addr_since: 7,
+            addr_sequence: 7,
             displaced: false,
-            hearing: Hearing::UNPROVED,
-            asked: None,
+            validation: AddressValidation::UNVALIDATED,
+            local_ip: None,
         };
         let written = |row: &PeerRow| serde_json::to_value(row).unwrap();
         let read = |value: Value| serde_json::from_value::<PeerRow>(value).unwrap();
         assert_eq!((&written(&row)["hearing"], written(&row).get("displaced")), (&json!({}), None));
         for n in 0..16 {
-            let [here, ever, acknowledges, moved] = [1, 2, 4, 8].map(|bit| n & bit != 0);
-            let hearing = Hearing { here, ever, acknowledges, moved };
-            let again = read(written(&PeerRow { hearing, displaced: ever, ..row.clone() }));
-            assert_eq!((again.hearing, again.displaced), (hearing, ever));
+            let [is_validated, was_validated, acknowledges, has_moved] = [1, 2, 4, 8].map(|bit| n & bit != 0);
+            let validation = AddressValidation { is_validated, was_validated, acknowledges, has_moved };
+            let again = read(written(&PeerRow { validation, displaced: was_validated, ..row.clone() }));
+            assert_eq!((again.validation, again.displaced), (validation, was_validated));
             let mut in_full = written(&row);
-            in_full["hearing"] = json!({"here": here, "ever": ever, "acknowledges": acknowledges, "moved": moved});
-            assert_eq!(read(in_full).hearing, hearing, "as it was written before");
+            in_full["hearing"] =
+                json!({"here": is_validated, "ever": was_validated, "acknowledges": acknowledges, "moved": has_moved});
+            assert_eq!(read(in_full).validation, validation, "as it was written before");
         }
-        // Before that nothing was known of it.
+        // Rows from before these fields existed.
         let mut first = written(&row);
         for key in ["hearing", "addr_since", "asked"] {
             first.as_object_mut().unwrap().remove(key);
         }
-        assert_eq!(read(first).hearing, Hearing::default());
+        assert_eq!(read(first).validation, AddressValidation::default());
     }
 }

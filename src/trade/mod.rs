@@ -1,16 +1,17 @@
-//! Trade: peers search, offer, negotiate and buy through a server; UDP to talk, TCP (TLS) to pay.
+//! Trade: peers search for items, offer, negotiate and buy through a server. Messages travel over UDP, settlements
+//! over TCP with TLS.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`wire`] | the messages |
-//! | [`deal`] | one deal: its state and rules |
-//! | [`exchange`] | every peer and deal, and what requests do to them |
-//! | [`settlement`] | who must say what while a deal is paid |
-//! | [`server`] | sockets, threads and timers around it all |
-//! | [`journal`] | what is kept, and the door to the disk |
-//! | [`store`] | trade's tables |
-//! | [`client`] | the library of whoever talks to the server |
-//! | [`peer`] | a person's stall and shopping list |
+//! | [`wire`] | message types and parsing |
+//! | [`deal`] | the state machine of one deal |
+//! | [`exchange`] | all peers and deals in memory, and what requests do to them |
+//! | [`settlement`] | the state machine of one settlement: payment and shipping |
+//! | [`server`] | sockets, threads and timers around the exchange |
+//! | [`journal`] | persisted rows, and the interface through which changes reach the disk |
+//! | [`store`] | trade's tables and SQL |
+//! | [`client`] | the client library |
+//! | [`peer`] | a trading peer: its inventory, sales and purchases |
 
 pub mod client;
 pub mod deal;

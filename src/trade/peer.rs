@@ -1,24 +1,24 @@
-//! A trading peer: a person's stall and shopping list. This file and those of the core know no socket,
-//! thread, clock, file or database; [`node`] is where they meet the world.
+//! A trading peer: its inventory, its sales and its purchases. The core (this file and those of sales, purchases and
+//! reconciliation) does no I/O and knows no threads and no clock; [`node`] connects it to the client and the disk.
 //!
-//! The rules (SPEC section 3): a search is answered without asking anyone, with the price of the item
-//! that matches best and of which a unit is free. An offer binds one unit until it is RELEASED,
-//! cancelled or settled, so that never more is promised than there is. Whoever drives the core makes
-//! its [`Effects`] real in one order: store the changes, then acknowledge, then send.
+//! The rules (`docs/spec/trade.md`): a search is answered automatically with the price of the item that matches best
+//! and has a free unit. An offer binds one unit until it is RELEASED, cancelled or settled, so that the peer never
+//! promises more than it has. The caller applies the [`PeerEffects`] in a fixed order: it stores the changes, then
+//! acknowledges, then sends requests.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `stall.rs` | items, what matches a search, the seller's side of deals |
-//! | `shopping.rs` | the buyer's side of deals |
-//! | `squaring.rs` | how the server's STATUS sets right what was missed |
+//! | `inventory.rs` | items, matching of searches, the seller's side of deals |
+//! | `purchases.rs` | the buyer's side of deals |
+//! | `reconciliation.rs` | corrections from the server's STATUS |
 //! | `node.rs` | a running peer: core, [`client`](super::client) and store |
-//! | `store.rs`, `wallet.rs`, `catalogue.rs` | its files |
+//! | `store.rs`, `wallet.rs`, `catalogue.rs` | the files of a peer |
 
 pub mod catalogue;
+mod inventory;
 pub mod node;
-mod shopping;
-mod squaring;
-mod stall;
+mod purchases;
+mod reconciliation;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -32,122 +32,124 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::client::ClientError;
-use super::client::messages::Answer;
-use super::wire::{Amount, Ask, Code, Goods, Push, SERVER_NUMBERS, Side};
+use super::client::messages::ServerResponse;
+use super::wire::{Amount, ErrorCode, FIRST_SERVER_NUMBER, Goods, Notification, RequestBody, Side};
 use crate::model::{Cents, Millis, Name, money};
-pub use shopping::{Purchase, PurchaseState};
-pub use squaring::by_number;
-pub use stall::{ANYTHING, Item, Sale, SaleState, ShipTo};
+pub use inventory::{ANYTHING, Item, Sale, SaleState, ShipTo};
+pub use purchases::{Purchase, PurchaseState};
+pub use reconciliation::index_by_rq;
 
-/// Pushes that are remembered as seen. Older ones are harmless too: every rule looks at the deal's state.
+/// How many notifications are remembered as seen. A repeat of an older one is harmless, since every transition checks
+/// the state of the deal.
 const SEEN_MAX: usize = 8_192;
-/// How long a push is remembered: the server repeats it until 10 min after its deal has ended.
-const SEEN_KEPT: Duration = Duration::from_secs(3_600);
-/// Ended deals that are kept for the person to look at.
+/// How long a notification is remembered. The server repeats it until 10 min after its deal has ended.
+const SEEN_RETENTION: Duration = Duration::from_secs(3_600);
+/// How many ended deals are kept for the user to look at.
 const ENDED_MAX: usize = 1_000;
-/// Numbers are taken from the disk's ceiling in steps of this many.
-const NUMBERS_STEP: u64 = 256;
-/// How long a stretch of numbers is, which begin anew after a loss: past whatever was used before.
-const STRETCH: u64 = 1 << 22;
+/// How many numbers are reserved on disk at a time.
+const RQ_RESERVATION: u64 = 256;
+/// The length of an id range. After a loss of data the numbers continue in a new range, past all that were used
+/// before.
+const ID_RANGE_LEN: u64 = 1 << 22;
 
-/// What happens to a peer.
+/// An input to the core.
 #[derive(Debug, Clone)]
-pub enum Event {
-    /// The person puts items on sale, or changes them: all of them or none.
+pub enum PeerInput {
+    /// Command: put items on sale or change them, all of them or none.
     Stock(Vec<Item>),
-    /// The person takes an item off sale.
+    /// Command: take an item off sale.
     Remove { name: String },
-    /// The person looks for something.
+    /// Command: search for an item.
     Find { item_name: Arc<str>, description: Arc<str>, max_price: Cents },
-    /// The person wants to see who sells what, and buys nothing.
+    /// Command: see who sells something, without buying it.
     Browse { word: Arc<str> },
-    /// The person buys what was found.
+    /// Command: buy what was found.
     Buy { rq: u64 },
-    /// The person steps back, on either side.
+    /// Command: cancel a deal, on either side.
     Cancel { rq: u64 },
-    /// The server said something of its own accord.
-    Push(Push),
-    /// A request was answered, or was not.
-    Answered { rq: u64, ask: Ask, answer: Result<Answer, ClientError> },
-    /// How do our deals stand? Asked when we are back, and when the person wants to know.
+    /// A notification of the server has arrived.
+    Notification(Notification),
+    /// A request was answered, or has failed.
+    ResponseReceived { rq: u64, body: RequestBody, response: Result<ServerResponse, ClientError> },
+    /// Ask the server for the state of all deals, after a login or on command.
     AskStatus,
-    /// We are not registered any more: the server has ended our deals.
-    Left,
-    /// In the settlement, as seller: where to ship to. Stored before SHIPPED is said.
+    /// The registration has ended, and the server has ended all deals with it.
+    Departed,
+    /// Settlement, as the seller: where to ship to. Stored before SHIPPED is sent.
     Ship { rq: u64, price: Cents, to: ShipTo },
-    /// The person has sent what was sold.
+    /// Command: mark what was sold as sent.
     Sent { rq: u64 },
-    /// In the settlement, as seller: we are paid.
+    /// Settlement, as the seller: the payment has arrived.
     Settled { rq: u64, payout: Amount },
-    /// In the settlement, as buyer: we have paid.
+    /// Settlement, as the buyer: the payment was made.
     Receipt { rq: u64, item_name: Arc<str>, price: Cents, seller: Name },
-    /// In the settlement: nothing is charged.
+    /// Settlement: nothing is charged.
     SettlementCancelled { rq: u64, reason: Arc<str> },
-    /// The settlement's line broke: how did it end?
-    SettlementBroke { rq: u64 },
-    /// Time has passed: ask about deals of which nothing was heard for long.
+    /// The settlement's connection broke; the server must be asked how it ended.
+    SettlementInterrupted { rq: u64 },
+    /// Time has passed; ask the server about deals that have been quiet for long.
     Tick,
 }
 
-/// Why a person's command is not done; nothing has changed.
+/// Why a command of the user was refused. Nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Refused(pub String);
+pub struct CommandError(pub String);
 
-/// What a step changed and wants done. Nothing of it has happened yet.
+/// The effects of an input, to be applied by the caller. None has been applied yet.
 #[derive(Debug, Default)]
-pub struct Effects {
-    /// Rows to be stored, in one transaction, before anything else.
-    pub changes: Vec<Change>,
-    /// Pushes to acknowledge.
+pub struct PeerEffects {
+    /// Rows to be stored in one transaction, before all other effects.
+    pub changes: Vec<PeerChange>,
+    /// The numbers of notifications to acknowledge.
     pub acks: Vec<u64>,
-    /// Requests to send (and to repeat): their number and what they ask.
-    pub requests: Vec<(u64, Ask)>,
-    /// What the person should see.
-    pub notes: Vec<Note>,
+    /// Requests to send and repeat, with their numbers.
+    pub requests: Vec<(u64, RequestBody)>,
+    /// Events to show to the user.
+    pub events: Vec<PeerEvent>,
 }
 
-impl Effects {
-    fn absorb(&mut self, later: Effects) {
+impl PeerEffects {
+    fn absorb(&mut self, later: PeerEffects) {
         self.changes.extend(later.changes);
         self.acks.extend(later.acks);
         self.requests.extend(later.requests);
-        self.notes.extend(later.notes);
+        self.events.extend(later.events);
     }
 
     fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.acks.is_empty() && self.requests.is_empty() && self.notes.is_empty()
+        self.changes.is_empty() && self.acks.is_empty() && self.requests.is_empty() && self.events.is_empty()
     }
 }
 
-/// One row's change.
+/// A change to one row.
 #[derive(Debug, Clone)]
-pub enum Change {
+pub enum PeerChange {
     /// An item is new or has changed.
     Item(Item),
-    /// An item is off sale.
+    /// An item was taken off sale.
     DropItem(String),
-    /// A deal, seller's side.
+    /// A deal in which this peer sells.
     Sale(Sale),
-    /// A deal, buyer's side.
+    /// A deal in which this peer buys.
     Purchase(Purchase),
-    /// A deal is forgotten.
+    /// Removes a deal.
     DropDeal(u64),
-    /// A push was acted on.
+    /// A notification has been handled.
     Seen { mid: u64, at: Millis },
-    /// A push is forgotten.
+    /// Removes the record of a handled notification.
     DropSeen(u64),
-    /// No number from here on was used yet.
+    /// Numbers from this one on have never been used.
     Ceiling(u64),
 }
 
-/// What a person sees happen; one JSON object with `--json`.
+/// An event for the user; a JSON object with `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Note {
-    /// Our search is on.
+pub enum PeerEvent {
+    /// A search of ours has begun.
     Searching { rq: u64, item_name: Arc<str>, peers: u64 },
-    /// One is reserved for us.
+    /// The searched item is reserved for us.
     Found {
         rq: u64,
         item_name: Arc<str>,
@@ -158,117 +160,117 @@ pub enum Note {
         #[serde(skip_serializing_if = "Option::is_none")]
         offer_description: Option<Arc<str>>,
     },
-    /// There were offers, all above our maximum.
+    /// All offers were above our maximum.
     NotFound { rq: u64, item_name: Arc<str>, max_price: Cents },
-    /// Nobody has it.
+    /// No seller made an offer.
     NotAvailable { rq: u64, item_name: Arc<str> },
-    /// We are about to pay.
+    /// Our BUY was accepted; the payment follows.
     Buying { rq: u64, item_name: Arc<str>, price: Cents },
     /// We have paid.
     Bought { rq: u64, item_name: Arc<str>, price: Cents, seller: Option<Name> },
-    /// We offer something that someone looks for.
+    /// We made an offer in answer to a search.
     Offered { rq: u64, item_name: Arc<str>, item: String, price: Cents },
-    /// We agree to the buyer's maximum.
+    /// We agreed to the buyer's maximum.
     Accepted { rq: u64, item_name: Arc<str>, max_price: Cents },
-    /// We do not agree.
+    /// We declined the buyer's maximum.
     Declined { rq: u64, item_name: Arc<str>, max_price: Cents },
-    /// Our offer is taken.
+    /// Our offer was chosen.
     Reserved { rq: u64, item_name: Arc<str>, price: Cents },
-    /// Our offer is not taken.
+    /// Our offer was not chosen.
     Released { rq: u64, item_name: Arc<str> },
-    /// The goods are to be sent once we are paid.
+    /// The recipient is known; the goods are sent once we are paid.
     Shipping { rq: u64, item_name: Arc<str>, price: Cents },
-    /// We are paid: the goods are sent.
+    /// We are paid and send the goods.
     Sold { rq: u64, item_name: Arc<str>, price: Cents, payout: Option<Amount> },
-    /// A deal is off.
+    /// A deal was cancelled.
     Cancelled { rq: u64, side: Side, item_name: Arc<str>, reason: Arc<str> },
-    /// The server does not answer for the time being.
+    /// The server is not answering.
     Silent { server: SocketAddr, cause: &'static str },
-    /// Something did not go as it should.
+    /// An unexpected problem.
     Trouble { rq: Option<u64>, reason: String },
 }
 
-impl Note {
-    /// The deal that it is about.
+impl PeerEvent {
+    /// The deal that the event is about.
     pub fn rq(&self) -> Option<u64> {
         match self {
-            Note::Searching { rq, .. }
-            | Note::Found { rq, .. }
-            | Note::NotFound { rq, .. }
-            | Note::NotAvailable { rq, .. }
-            | Note::Buying { rq, .. }
-            | Note::Bought { rq, .. }
-            | Note::Offered { rq, .. }
-            | Note::Accepted { rq, .. }
-            | Note::Declined { rq, .. }
-            | Note::Reserved { rq, .. }
-            | Note::Released { rq, .. }
-            | Note::Shipping { rq, .. }
-            | Note::Sold { rq, .. }
-            | Note::Cancelled { rq, .. } => Some(*rq),
-            Note::Trouble { rq, .. } => *rq,
-            Note::Silent { .. } => None,
+            PeerEvent::Searching { rq, .. }
+            | PeerEvent::Found { rq, .. }
+            | PeerEvent::NotFound { rq, .. }
+            | PeerEvent::NotAvailable { rq, .. }
+            | PeerEvent::Buying { rq, .. }
+            | PeerEvent::Bought { rq, .. }
+            | PeerEvent::Offered { rq, .. }
+            | PeerEvent::Accepted { rq, .. }
+            | PeerEvent::Declined { rq, .. }
+            | PeerEvent::Reserved { rq, .. }
+            | PeerEvent::Released { rq, .. }
+            | PeerEvent::Shipping { rq, .. }
+            | PeerEvent::Sold { rq, .. }
+            | PeerEvent::Cancelled { rq, .. } => Some(*rq),
+            PeerEvent::Trouble { rq, .. } => *rq,
+            PeerEvent::Silent { .. } => None,
         }
     }
 }
 
-/// A peer's items and deals.
+/// The state of a peer: its items and deals.
 #[derive(Debug, Default)]
-pub struct Core {
-    /// By folded name.
+pub struct PeerCore {
+    /// Items by folded name.
     items: BTreeMap<String, Item>,
     sales: BTreeMap<u64, Sale>,
     purchases: BTreeMap<u64, Purchase>,
-    seen: Seen,
-    numbers: Numbers,
-    /// Counts steps, so that an answer to STATUS is not held against what changed after it was asked.
+    seen: SeenNotifications,
+    request_numbers: RequestNumbers,
+    /// Counts inputs, so that a STATUS response is not applied to deals that changed after the request.
     step: u64,
-    /// When we last asked about quiet deals.
-    looked_at: Millis,
-    /// STATUS requests under way: the step when each was asked, and the deal if it was about one.
-    asked: HashMap<u64, (u64, Option<u64>)>,
+    /// When quiet deals were last asked about.
+    last_check_at: Millis,
+    /// STATUS requests in progress: the step of each, and the deal if it is about one only.
+    status_requests: HashMap<u64, (u64, Option<u64>)>,
     auto_buy: bool,
 }
 
-/// What a core is put together from.
+/// The stored state of a peer.
 #[derive(Debug, Default)]
-pub struct Snapshot {
-    /// Items on sale.
+pub struct PeerSnapshot {
+    /// The items on sale.
     pub items: Vec<Item>,
-    /// Deals, seller's side.
+    /// Deals in which this peer sells.
     pub sales: Vec<Sale>,
-    /// Deals, buyer's side.
+    /// Deals in which this peer buys.
     pub purchases: Vec<Purchase>,
-    /// Pushes that were acted on, oldest first.
+    /// Handled notifications, oldest first.
     pub seen: Vec<(u64, Millis)>,
-    /// No number from here on was used yet.
+    /// Numbers from this one on have never been used.
     pub ceiling: u64,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenNotifications {
     at: HashMap<u64, Millis>,
     order: VecDeque<u64>,
 }
 
-/// Numbers for requests. Above the ceiling none was ever used: a restart begins there.
+/// Numbers for requests. None from the ceiling on was ever used, so a restart begins there.
 #[derive(Debug, Default)]
-struct Numbers {
+struct RequestNumbers {
     next: u64,
     ceiling: u64,
 }
 
-/// The first number of a stretch.
-fn first_number(stretch: u64) -> u64 {
-    1 + STRETCH.saturating_mul(stretch)
+/// The first number of an id range.
+fn first_id(range: u64) -> u64 {
+    1 + ID_RANGE_LEN.saturating_mul(range)
 }
 
-impl Core {
-    /// A peer as it was stored. `auto_buy`: whatever is FOUND is bought.
-    pub fn new(snapshot: Snapshot, auto_buy: bool) -> Core {
-        let mut core = Core { auto_buy, ..Core::default() };
-        core.numbers = Numbers { next: snapshot.ceiling.max(1), ceiling: snapshot.ceiling.max(1) };
-        core.items = snapshot.items.into_iter().map(|item| (stall::fold(&item.name), item)).collect();
+impl PeerCore {
+    /// Restores a peer. `auto_buy`: whatever is FOUND is bought.
+    pub fn new(snapshot: PeerSnapshot, auto_buy: bool) -> PeerCore {
+        let mut core = PeerCore { auto_buy, ..PeerCore::default() };
+        core.request_numbers = RequestNumbers { next: snapshot.ceiling.max(1), ceiling: snapshot.ceiling.max(1) };
+        core.items = snapshot.items.into_iter().map(|item| (inventory::fold(&item.name), item)).collect();
         core.sales = snapshot.sales.into_iter().map(|sale| (sale.rq, sale)).collect();
         core.purchases = snapshot.purchases.into_iter().map(|purchase| (purchase.rq, purchase)).collect();
         core.seen.order = snapshot.seen.iter().map(|(mid, _)| *mid).collect();
@@ -276,150 +278,173 @@ impl Core {
         core
     }
 
-    /// Takes one event. An `Err` means that nothing changed; only a person's command gets one.
+    /// Handles one input.
     ///
     /// # Errors
-    /// Why the command is not done, for the person who gave it.
-    pub fn handle(&mut self, now: Millis, event: Event) -> Result<Effects, Refused> {
-        let mut fx = Effects::default();
+    /// Why a command is refused, for the user; nothing has changed.
+    pub fn handle(&mut self, now: Millis, input: PeerInput) -> Result<PeerEffects, CommandError> {
+        let mut effects = PeerEffects::default();
         self.step += 1;
-        match event {
-            Event::Stock(items) => self.stock(items, &mut fx)?,
-            Event::Remove { name } => self.remove(&name, &mut fx)?,
-            Event::Find { item_name, description, max_price } => {
-                self.find(now, item_name, description, max_price, false, &mut fx)?;
+        match input {
+            PeerInput::Stock(items) => self.stock(items, &mut effects)?,
+            PeerInput::Remove { name } => self.remove(&name, &mut effects)?,
+            PeerInput::Find { item_name, description, max_price } => {
+                self.find(now, item_name, description, max_price, false, &mut effects)?;
             }
-            Event::Browse { word } => self.find(now, word, "".into(), money::PRICE_MAX, true, &mut fx)?,
-            Event::Buy { rq } => self.buy(now, rq, &mut fx)?,
-            Event::Cancel { rq } if self.sales.contains_key(&rq) => self.cancel_sale(now, rq, &mut fx)?,
-            Event::Cancel { rq } => self.cancel_purchase(now, rq, &mut fx)?,
-            Event::Push(push) => self.push(now, push, &mut fx),
-            Event::Answered { rq, ask, answer } => self.answered(now, rq, &ask, answer, &mut fx),
-            Event::AskStatus => self.ask_status(None, &mut fx),
-            Event::Left => self.left(now, &mut fx),
-            Event::Ship { rq, price, to } => self.ship(now, rq, price, to, &mut fx)?,
-            Event::Sent { rq } => self.sent(now, rq, &mut fx)?,
-            Event::Settled { rq, payout } => self.sold(now, rq, None, Some(payout), &mut fx),
-            Event::Receipt { rq, item_name, price, seller } => {
-                self.receipt(now, rq, &item_name, price, seller, &mut fx);
+            PeerInput::Browse { word } => self.find(now, word, "".into(), money::PRICE_MAX, true, &mut effects)?,
+            PeerInput::Buy { rq } => self.buy(now, rq, &mut effects)?,
+            PeerInput::Cancel { rq } if self.sales.contains_key(&rq) => self.cancel_sale(now, rq, &mut effects)?,
+            PeerInput::Cancel { rq } => self.cancel_purchase(now, rq, &mut effects)?,
+            PeerInput::Notification(notification) => self.handle_notification(now, notification, &mut effects),
+            PeerInput::ResponseReceived { rq, body, response } => {
+                self.handle_response(now, rq, &body, response, &mut effects)
             }
-            Event::SettlementCancelled { rq, reason } => self.called_off(now, rq, &reason, &mut fx),
-            Event::SettlementBroke { rq } => self.ask_status(Some(rq), &mut fx),
-            Event::Tick => self.look_after(now, &mut fx),
+            PeerInput::AskStatus => self.ask_status(None, &mut effects),
+            PeerInput::Departed => self.departed(now, &mut effects),
+            PeerInput::Ship { rq, price, to } => self.ship(now, rq, price, to, &mut effects)?,
+            PeerInput::Sent { rq } => self.sent(now, rq, &mut effects)?,
+            PeerInput::Settled { rq, payout } => self.sold(now, rq, None, Some(payout), &mut effects),
+            PeerInput::Receipt { rq, item_name, price, seller } => {
+                self.receipt(now, rq, &item_name, price, seller, &mut effects);
+            }
+            PeerInput::SettlementCancelled { rq, reason } => self.end_deal(now, rq, &reason, &mut effects),
+            PeerInput::SettlementInterrupted { rq } => self.ask_status(Some(rq), &mut effects),
+            PeerInput::Tick => self.check_quiet_deals(now, &mut effects),
         }
-        self.forget_ended(&mut fx);
-        Ok(fx)
+        self.evict_ended(&mut effects);
+        Ok(effects)
     }
 
-    /// Every copy of a push is acknowledged; only the first is acted on.
-    fn push(&mut self, now: Millis, push: Push, fx: &mut Effects) {
-        let mid = push.mid();
-        fx.acks.push(mid);
-        if !self.seen.insert(now, mid, fx) {
+    /// Acknowledges every copy of a notification and handles only the first.
+    fn handle_notification(&mut self, now: Millis, notification: Notification, effects: &mut PeerEffects) {
+        let mid = notification.mid();
+        effects.acks.push(mid);
+        if !self.seen.insert(now, mid, effects) {
             return;
         }
-        match push {
-            Push::Search { rq, item_name, description, .. } => self.search(now, rq, item_name, &description, fx),
-            Push::Negotiate { rq, item_name, max_price, .. } => self.negotiate(now, rq, item_name, max_price, fx),
-            Push::Reserve { rq, item_name, price, .. } => self.reserve(now, rq, item_name, price, fx),
-            Push::Released { rq, .. } => self.released(now, rq, fx),
-            Push::Found { rq, item_name, price, seller, offer_item, offer_description, .. } => {
-                let goods = Goods { item: offer_item, description: offer_description };
-                self.found(now, Some(mid), rq, item_name, price, Some(seller), goods, fx);
+        match notification {
+            Notification::Search { rq, item_name, description, .. } => {
+                self.search(now, rq, item_name, &description, effects)
             }
-            Push::NotFound { rq, .. } => self.search_failed(now, rq, "NOT_FOUND", fx),
-            Push::NotAvailable { rq, .. } => self.search_failed(now, rq, "NOT_AVAILABLE", fx),
-            Push::Cancel { rq, reason, .. } => self.called_off(now, rq, &reason, fx),
+            Notification::Negotiate { rq, item_name, max_price, .. } => {
+                self.negotiate(now, rq, item_name, max_price, effects)
+            }
+            Notification::Reserve { rq, item_name, price, .. } => self.reserve(now, rq, item_name, price, effects),
+            Notification::Released { rq, .. } => self.released(now, rq, effects),
+            Notification::Found { rq, item_name, price, seller, offer_item, offer_description, .. } => {
+                let goods = Goods { item: offer_item, description: offer_description };
+                self.found(now, Some(mid), rq, item_name, price, Some(seller), goods, effects);
+            }
+            Notification::NotFound { rq, .. } => self.search_failed(now, rq, "NOT_FOUND", effects),
+            Notification::NotAvailable { rq, .. } => self.search_failed(now, rq, "NOT_AVAILABLE", effects),
+            Notification::Cancel { rq, reason, .. } => self.end_deal(now, rq, &reason, effects),
         }
     }
 
-    fn answered(&mut self, now: Millis, rq: u64, ask: &Ask, answer: Result<Answer, ClientError>, fx: &mut Effects) {
-        if matches!(answer, Err(ClientError::Superseded)) {
+    fn handle_response(
+        &mut self,
+        now: Millis,
+        rq: u64,
+        body: &RequestBody,
+        response: Result<ServerResponse, ClientError>,
+        effects: &mut PeerEffects,
+    ) {
+        if matches!(response, Err(ClientError::Superseded)) {
             return;
         }
         if let Some(purchase) = self.purchases.get_mut(&rq) {
-            purchase.pending = false;
+            purchase.is_pending = false;
         }
         if let Some(sale) = self.sales.get_mut(&rq) {
-            sale.pending = false;
+            sale.is_pending = false;
         }
-        // No answer: whether it arrived, STATUS will tell.
-        let answer = match answer {
-            Ok(answer) => answer,
+        // The request may have arrived nevertheless; STATUS will tell.
+        let response = match response {
+            Ok(response) => response,
             Err(error) => {
-                self.asked.remove(&rq);
+                self.status_requests.remove(&rq);
                 let reason = error.to_string();
-                fx.notes.push(Note::Trouble { rq: self.knows(rq).then_some(rq), reason });
+                effects.events.push(PeerEvent::Trouble { rq: self.has_deal(rq).then_some(rq), reason });
                 return;
             }
         };
-        match (ask, answer) {
-            (Ask::Status { .. }, Answer::Deals { deals, more, .. }) => {
-                if let Some((step, about)) = self.asked.remove(&rq) {
-                    self.square(now, step, about, &deals, more, fx);
+        match (body, response) {
+            (RequestBody::Status { .. }, ServerResponse::Deals { deals, more, .. }) => {
+                if let Some((step, about)) = self.status_requests.remove(&rq) {
+                    self.reconcile(now, step, about, &deals, more, effects);
                 }
             }
-            (Ask::LookingFor { item_name, .. }, Answer::Searching { peers, .. }) => {
-                fx.notes.push(Note::Searching { rq, item_name: item_name.clone(), peers });
+            (RequestBody::LookingFor { item_name, .. }, ServerResponse::Searching { peers, .. }) => {
+                effects.events.push(PeerEvent::Searching { rq, item_name: item_name.clone(), peers });
             }
-            (Ask::Buy { item_name, price }, Answer::Buying { .. }) => {
-                fx.notes.push(Note::Buying { rq, item_name: item_name.clone(), price: *price });
+            (RequestBody::Buy { item_name, price }, ServerResponse::Buying { .. }) => {
+                effects.events.push(PeerEvent::Buying { rq, item_name: item_name.clone(), price: *price });
             }
-            (Ask::Cancel { .. }, Answer::Cancelled { .. }) => self.called_off(now, rq, "cancelled by us", fx),
-            (_, Answer::Error { code, reason, .. }) => self.refused(now, rq, ask, code, &reason, fx),
+            (RequestBody::Cancel { .. }, ServerResponse::Cancelled { .. }) => {
+                self.end_deal(now, rq, "cancelled by us", effects)
+            }
+            (_, ServerResponse::Error { code, reason, .. }) => self.handle_error(now, rq, body, code, &reason, effects),
             _ => {}
         }
     }
 
-    fn refused(&mut self, now: Millis, rq: u64, ask: &Ask, code: Code, reason: &str, fx: &mut Effects) {
-        self.asked.remove(&rq);
-        // Nothing changed at the server's: what we did still waits for its turn, or for STATUS.
-        let to_be_tried_again = matches!(code, Code::Busy | Code::Unavailable);
-        match ask {
-            Ask::Offer { .. } if !to_be_tried_again => self.offer_refused(now, rq, reason, fx),
-            Ask::Accept { .. } if !to_be_tried_again => self.accept_refused(now, rq, reason, fx),
-            Ask::LookingFor { .. } => self.search_refused(now, rq, reason, fx),
-            Ask::Buy { .. } => self.buy_refused(now, rq, to_be_tried_again, reason, fx),
-            Ask::Cancel { .. } if code == Code::UnknownDeal => self.called_off(now, rq, reason, fx),
-            Ask::Cancel { .. } => {
-                fx.notes.push(Note::Trouble { rq: Some(rq), reason: format!("not cancelled: {reason}") });
-                self.ask_status(Some(rq), fx);
+    fn handle_error(
+        &mut self,
+        now: Millis,
+        rq: u64,
+        body: &RequestBody,
+        code: ErrorCode,
+        reason: &str,
+        effects: &mut PeerEffects,
+    ) {
+        self.status_requests.remove(&rq);
+        // Nothing changed on the server, so our own change still waits for its turn, or for STATUS.
+        let is_retryable = matches!(code, ErrorCode::Busy | ErrorCode::Unavailable);
+        match body {
+            RequestBody::Offer { .. } if !is_retryable => self.offer_refused(now, rq, reason, effects),
+            RequestBody::Accept { .. } if !is_retryable => self.accept_refused(now, rq, reason, effects),
+            RequestBody::LookingFor { .. } => self.search_refused(now, rq, reason, effects),
+            RequestBody::Buy { .. } => self.buy_refused(now, rq, is_retryable, reason, effects),
+            RequestBody::Cancel { .. } if code == ErrorCode::UnknownDeal => self.end_deal(now, rq, reason, effects),
+            RequestBody::Cancel { .. } => {
+                effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: format!("not cancelled: {reason}") });
+                self.ask_status(Some(rq), effects);
             }
-            // A late NOT_AVAILABLE or REFUSE changes nothing for anyone.
-            Ask::NotAvailable { .. } | Ask::Refuse { .. } => {}
-            _ => fx.notes.push(Note::Trouble { rq: None, reason: reason.to_owned() }),
+            // A late NOT_AVAILABLE or REFUSE makes no difference.
+            RequestBody::NotAvailable { .. } | RequestBody::Refuse { .. } => {}
+            _ => effects.events.push(PeerEvent::Trouble { rq: None, reason: reason.to_owned() }),
         }
     }
 
-    /// A deal is off, by a push, by the last line of its settlement, or by an answer of the server.
-    fn called_off(&mut self, now: Millis, rq: u64, reason: &str, fx: &mut Effects) {
+    /// Ends a deal because of a notification, the last line of its settlement, or a response.
+    fn end_deal(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
         if self.sales.contains_key(&rq) {
-            self.end_sale(now, rq, reason, fx);
+            self.end_sale(now, rq, reason, effects);
         } else if self.purchases.contains_key(&rq) {
-            self.end_purchase(now, rq, reason, fx);
+            self.end_purchase(now, rq, reason, effects);
         }
     }
 
-    /// A unit that was SHIPPED stays held: how that ended is not told to those who left.
-    fn left(&mut self, now: Millis, fx: &mut Effects) {
+    /// A unit that was SHIPPED stays bound: a peer that has left does not learn how that settlement ended.
+    fn departed(&mut self, now: Millis, effects: &mut PeerEffects) {
         let sales = self.sales.values().filter(|sale| sale.state != SaleState::Shipped && !sale.is_over());
         let open: Vec<u64> = sales.map(|sale| sale.rq).chain(self.purchases.keys().copied()).collect();
         for rq in open {
-            self.called_off(now, rq, "we have left", fx);
+            self.end_deal(now, rq, "we have left", effects);
         }
     }
 
-    /// Whether INFORM_REQ may be answered: only for a deal that we hold, with that item and price.
+    /// Checks that INFORM_REQ may be answered: only for one of our deals, with its item and price.
     ///
     /// # Errors
-    /// What speaks against it, and whether that may change in a moment.
-    pub fn may_inform(&self, rq: u64, item_name: &str, price: Cents) -> Result<Side, NotHeld> {
-        let never = |why: String| Err(NotHeld { why, may_come: false });
+    /// Why not, and whether that may change in a moment.
+    pub fn check_inform(&self, rq: u64, item_name: &str, price: Cents) -> Result<Side, InformError> {
+        let never = |reason: String| Err(InformError { reason, is_retryable: false });
         let (side, our_item, our_price) = if let Some(sale) = self.sales.get(&rq) {
             match sale.state {
                 SaleState::Reserved => (Side::Seller, &sale.item_name, sale.price),
                 SaleState::Offered | SaleState::Accepted | SaleState::Released => {
-                    return Err(NotHeld { why: format!("no RESERVE came for {rq}"), may_come: true });
+                    return Err(InformError { reason: format!("no RESERVE came for {rq}"), is_retryable: true });
                 }
                 _ => return never(format!("deal {rq} is not to be settled now")),
             }
@@ -440,61 +465,61 @@ impl Core {
         Ok(side)
     }
 
-    // Questions.
+    // Queries.
 
-    /// Items on sale, by name.
+    /// The items on sale, by name.
     pub fn items(&self) -> impl Iterator<Item = &Item> {
         self.items.values()
     }
 
-    /// Deals, seller's side.
+    /// Deals in which this peer sells.
     pub fn sales(&self) -> impl DoubleEndedIterator<Item = &Sale> {
         self.sales.values()
     }
 
-    /// Deals, buyer's side.
+    /// Deals in which this peer buys.
     pub fn purchases(&self) -> impl DoubleEndedIterator<Item = &Purchase> {
         self.purchases.values()
     }
 
-    /// One of our searches.
+    /// A search of ours by its number.
     pub fn purchase(&self, rq: u64) -> Option<&Purchase> {
         self.purchases.get(&rq)
     }
 
-    /// One of our sales.
+    /// A sale of ours by its number.
     pub fn sale(&self, rq: u64) -> Option<&Sale> {
         self.sales.get(&rq)
     }
 
-    fn knows(&self, rq: u64) -> bool {
+    fn has_deal(&self, rq: u64) -> bool {
         self.sales.contains_key(&rq) || self.purchases.contains_key(&rq)
     }
 
-    /// A number that was never used by this peer, also not before a restart.
+    /// Allocates a number that this peer has never used, not even before a restart.
     ///
     /// # Errors
-    /// After two billion numbers there is none left.
-    pub fn number(&mut self, fx: &mut Effects) -> Result<u64, Refused> {
-        let Numbers { next, ceiling } = &mut self.numbers;
-        if *next >= SERVER_NUMBERS {
-            return Err(Refused("this data dir has used up its numbers: begin with a new --data-dir".to_owned()));
+    /// All two billion numbers are used up.
+    pub fn next_rq(&mut self, effects: &mut PeerEffects) -> Result<u64, CommandError> {
+        let RequestNumbers { next, ceiling } = &mut self.request_numbers;
+        if *next >= FIRST_SERVER_NUMBER {
+            return Err(CommandError("this data dir has used up its numbers: begin with a new --data-dir".to_owned()));
         }
         if *next >= *ceiling {
-            *ceiling = *next + NUMBERS_STEP;
-            fx.changes.push(Change::Ceiling(*ceiling));
+            *ceiling = *next + RQ_RESERVATION;
+            effects.changes.push(PeerChange::Ceiling(*ceiling));
         }
         *next += 1;
         Ok(*next - 1)
     }
 
-    /// Of what has ended, the oldest is forgotten.
-    fn forget_ended(&mut self, fx: &mut Effects) {
+    /// Removes the oldest ended deals beyond [`ENDED_MAX`].
+    fn evict_ended(&mut self, effects: &mut PeerEffects) {
         let ended = |over: bool, at: Millis, rq: u64| over.then_some((at, rq));
         if self.sales.len() + self.purchases.len() <= ENDED_MAX {
             return;
         }
-        // What is still to be sent is kept until it is.
+        // Sales that are still to be sent are kept.
         let sales = self.sales.values().filter(|sale| sale.ship_to.is_none());
         let sales = sales.filter_map(|sale| ended(sale.is_over(), sale.at, sale.rq));
         let purchases = self.purchases.values().filter_map(|it| ended(it.is_over(), it.at, it.rq));
@@ -503,52 +528,49 @@ impl Core {
         for (_, rq) in over.iter().take(over.len().saturating_sub(ENDED_MAX)) {
             self.sales.remove(rq);
             self.purchases.remove(rq);
-            fx.changes.push(Change::DropDeal(*rq));
+            effects.changes.push(PeerChange::DropDeal(*rq));
         }
     }
 }
 
 /// Why INFORM_REQ is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotHeld {
-    /// For the log and the person.
-    pub why: String,
-    /// RESERVE may still be under way: TCP can be quicker than UDP.
-    pub may_come: bool,
+pub struct InformError {
+    /// The explanation for the log and the user.
+    pub reason: String,
+    /// Whether a RESERVE may still be on its way: TCP can be faster than UDP.
+    pub is_retryable: bool,
 }
 
-impl Seen {
-    /// False if it was there before.
-    fn insert(&mut self, now: Millis, mid: u64, fx: &mut Effects) -> bool {
+impl SeenNotifications {
+    /// False if the notification had been seen before.
+    fn insert(&mut self, now: Millis, mid: u64, effects: &mut PeerEffects) -> bool {
         if self.at.contains_key(&mid) {
             return false;
         }
         while let Some(oldest) = self.order.front().copied() {
-            let old = self.at.get(&oldest).is_none_or(|at| at.until(now) > SEEN_KEPT);
+            let old = self.at.get(&oldest).is_none_or(|at| at.until(now) > SEEN_RETENTION);
             if !old && self.order.len() < SEEN_MAX {
                 break;
             }
             self.order.pop_front();
             self.at.remove(&oldest);
-            fx.changes.push(Change::DropSeen(oldest));
+            effects.changes.push(PeerChange::DropSeen(oldest));
         }
         self.at.insert(mid, now);
         self.order.push_back(mid);
-        fx.changes.push(Change::Seen { mid, at: now });
+        effects.changes.push(PeerChange::Seen { mid, at: now });
         true
     }
 }
 
-/// A person's word for a side's part in a deal.
+/// The notifications of a sale in the order in which the server sends them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Heard {
-    /// Nothing but the search (or nothing at all).
+pub(crate) enum SellerNotification {
+    /// Only SEARCH, or none.
     Search,
-    /// NEGOTIATE
     Negotiate,
-    /// RELEASED
     Released,
-    /// RESERVE
     Reserve,
 }

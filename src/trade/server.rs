@@ -1,7 +1,7 @@
 //! The trade server: sockets, threads and timers around the [`Exchange`].
 //!
-//! Every outcome is made real in one order: it is on disk, then it is sent, then timers are armed. When
-//! the disk fails, the exchange is built anew from what the disk holds before the next request.
+//! Effects are applied in a fixed order: they are committed to disk, then messages are sent, then timers are armed.
+//! If the disk fails, the exchange is rebuilt from what the disk holds before the next request.
 
 use std::collections::HashSet;
 use std::io;
@@ -12,229 +12,227 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::deal::{DealLine, Windows};
-use super::exchange::{Exchange, Resumed, Rules, Told, first_number};
+use super::deal::{DealSummary, Windows};
+use super::exchange::{Exchange, ExchangeRules, NotificationId, ResumedWork, first_id};
 use super::journal::Journal;
-use super::store::{self, Receipt, StoreJournal};
+use super::store::{self, JournalCommit, StoreJournal};
 use super::wire::DATAGRAM_MAX;
 use crate::bank::Gateway;
 use crate::model::{Clock, FeeRate, Millis};
-use crate::net::budget::Budget;
-use crate::net::counters::{Latencies, LatencyCounts};
-use crate::net::listener::{ConnectionLimiter, Listener, ListenerContext, Messages};
+use crate::net::budget::ReceiveBudget;
+use crate::net::counters::{LatencyHistogram, LatencySnapshot};
+use crate::net::listener::{ConnectionLimiter, Listener, ListenerContext, MessageHandler};
 use crate::net::threads::Executor;
 use crate::net::timer::Timers;
-use crate::net::tls::Identity;
-use crate::net::udp::{self, Datagram, ServerSocket, UdpLimits, UdpServer};
+use crate::net::tls::TlsIdentity;
+use crate::net::udp::{self, Datagram, UdpLimits, UdpServer, UdpServerSocket};
 use crate::storage::{Store, StoreError};
 
 mod counters;
-mod outcome;
+mod effects;
+mod error_limiter;
 mod requests;
-mod settle;
-mod strangers;
+mod settlement;
 
 pub use counters::TradeCounters;
-use strangers::Strangers;
+use error_limiter::ErrorRateLimiter;
 
-/// Datagrams being handled at once; each has a thread.
-pub const DATAGRAMS_IN_HAND_MAX: usize = 512;
-/// Datagrams that wait for a thread, and their bytes: a search of a thousand peers is answered by two
-/// thousand datagrams at once, and a few searches may coincide.
+/// The maximum number of datagrams that are handled at once; each has a thread.
+pub const DATAGRAMS_IN_PROGRESS_MAX: usize = 512;
+/// The maximum number of datagrams that wait for a thread, and of their bytes: a search among a thousand peers is
+/// answered by two thousand datagrams at once, and a few searches may coincide.
 const DATAGRAMS_WAITING_MAX: usize = 16_384;
 const BYTES_WAITING_MAX: usize = 8 << 20;
-/// Threads that settlements may have at once: one that drives and one a line, and some to spare for
-/// those that are being taken up again.
+/// The maximum number of threads for settlements: a driver and one for each connection, and some to spare for
+/// settlements that are being recovered.
 pub const SETTLEMENT_THREADS_MAX: usize = 3 * super::exchange::SETTLEMENTS_MAX + 64;
-/// DE-REGISTERs that wait for a settlement at once.
-const LEAVING_MAX: usize = 64;
-/// A push is sent again so long after its last sending.
-const PUSH_AGAIN: [Duration; 4] =
+/// The maximum number of DE-REGISTERs that wait for a settlement.
+const WAITING_DEPARTURES_MAX: usize = 64;
+/// The pauses after which a notification is repeated.
+const RESEND_PAUSES: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
-/// How often what has had its time is forgotten.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
-/// Most bytes of a line on the trade port.
+/// How often expired peers and deals are removed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// The maximum length of a line on the trade port in bytes.
 const LINE_MAX: usize = 1 << 20;
-/// From a message's first byte to its end, for what comes and what goes.
+/// The time from a message's first byte to its last, in either direction.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long recovery may hold up the start when the bank does not answer; it goes on beside the service.
+/// How long recovery may delay the start if the bank does not answer; it continues in the background.
 const RECOVERY_WAIT: Duration = Duration::from_secs(10);
 
-type Ex = Exchange<StoreJournal>;
+type StoredExchange = Exchange<StoreJournal>;
 
-/// What the operator chose.
+/// The operator's settings for the trade server.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// Where datagrams and connections come in. Port 0: any that is free for both.
+pub struct TradeServerConfig {
+    /// The address for datagrams and connections. Port 0 means any port that is free for both.
     pub addr: SocketAddr,
-    /// How long windows are.
+    /// How long each window stays open.
     pub windows: Windows,
-    /// How long each step of a settlement may take.
+    /// The timeout of each step of a settlement.
     pub settle_timeout: Duration,
-    /// What the house takes.
+    /// The rate of the operator's fee.
     pub fee: FeeRate,
-    /// Settlement without TLS.
+    /// Whether settlements are done without TLS.
     pub plaintext: bool,
 }
 
-/// What the server stands on.
-pub struct Floor {
-    /// Threads for requests, connections and settlements.
+/// The services that the trade server is built on.
+pub struct TradeServerContext {
+    /// Runs requests, connections and settlements.
     pub executor: Arc<Executor>,
-    /// The bound of connections, shared by all listeners of the process.
+    /// Limits the connections of all listeners of the process.
     pub limiter: Arc<ConnectionLimiter>,
-    /// The bound of what was received and not yet handled, likewise.
-    pub budget: Arc<Budget>,
-    /// The time.
+    /// Limits the bytes received and not yet handled by all listeners of the process.
+    pub budget: Arc<ReceiveBudget>,
     pub clock: Clock,
-    /// The data dir's certificate.
-    pub identity: Arc<Identity>,
-    /// Trade's own file, opened with [`store::MIGRATIONS`].
+    /// The TLS identity of the data directory.
+    pub identity: Arc<TlsIdentity>,
+    /// The database of trade, opened with [`store::MIGRATIONS`].
     pub store: Arc<Store>,
-    /// Who charges cards.
+    /// Charges cards.
     pub gateway: Arc<dyn Gateway>,
-    /// The stretch at which numbers begin: 0 unless some may have been given out that the file does not know (it is
-    /// that of a backup, or something is lost).
-    pub first_stretch: u64,
-    /// The largest number of a deal that the gateway knows a charge of: a charge's key is never used for a second
-    /// deal, the bank would take the one for the other.
+    /// The first range of ids. It is 0 unless ids may have been used that the database does not know of, because it
+    /// was restored from a backup or data was lost.
+    pub first_id_range: u64,
+    /// The largest deal number for which the gateway knows a charge. The key of a charge is never used for a second
+    /// deal, since the bank would take one for the other.
     pub charged_up_to: Option<u64>,
 }
 
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The port is taken (or not allowed).
+pub enum TradeStartError {
+    /// The port is in use, or may not be bound.
     #[error("cannot bind trade port {addr}")]
     Bind {
-        /// Which address.
+        /// The address that was to be bound.
         addr: SocketAddr,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
     /// The store could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The system gave no thread or socket option.
+    /// The system refused a thread or a socket option.
     #[error("cannot start the trade server")]
     System(#[from] io::Error),
 }
 
 /// A running trade server.
 pub struct TradeServer {
-    shared: Arc<Shared>,
+    inner: Arc<ServerInner>,
     udp: UdpServer,
     tcp: Listener,
 }
 
-/// What a timer brings up.
-enum Due {
+/// What is due when a timer expires.
+enum TimerEvent {
     Deal(u64),
-    Push(Told, usize),
+    Notification(NotificationId, usize),
     Recover(u64),
     Sweep,
 }
 
-struct Shared {
-    config: Config,
-    floor: Floor,
-    socket: Arc<ServerSocket>,
-    exchange: RwLock<Arc<Ex>>,
-    timers: OnceLock<Timers<Due>>,
-    strangers: Strangers,
+struct ServerInner {
+    config: TradeServerConfig,
+    context: TradeServerContext,
+    socket: Arc<UdpServerSocket>,
+    exchange: RwLock<Arc<StoredExchange>>,
+    timers: OnceLock<Timers<TimerEvent>>,
+    error_limiter: ErrorRateLimiter,
     counters: TradeCounters,
-    /// From a datagram's arrival to its answer.
-    latencies: Latencies,
-    /// Requests that are left with the store.
-    left_with_store: AtomicUsize,
-    /// Deals whose settlement has a driver.
-    driven: Mutex<HashSet<u64>>,
-    /// Told whenever a settlement has ended; guards how many wait for that.
-    settled: (Mutex<usize>, Condvar),
-    /// Set when the server ends: what is in hand by then is left for the next start.
+    /// The times from a datagram's arrival to its response.
+    latencies: LatencyHistogram,
+    /// The number of requests that wait for a commit without a thread.
+    pending_commits: AtomicUsize,
+    /// The deals whose settlement has a driver.
+    driven_settlements: Mutex<HashSet<u64>>,
+    /// Notified whenever a settlement has ended; the mutex guards the number of waiting DE-REGISTERs.
+    settlement_ended: (Mutex<usize>, Condvar),
+    /// Set when the server stops: work that is unfinished by then is left for the next start.
     stops_at: OnceLock<Instant>,
 }
 
 impl TradeServer {
-    /// Binds both sockets, takes up what was under way, and serves.
+    /// Binds both sockets, resumes interrupted work, and serves.
     ///
     /// # Errors
-    /// [`StartError`]: a port in use, a store that cannot be read.
-    pub fn start(config: Config, floor: Floor) -> Result<TradeServer, StartError> {
+    /// [`TradeStartError`]: a port is in use, or the store cannot be read.
+    pub fn start(config: TradeServerConfig, context: TradeServerContext) -> Result<TradeServer, TradeStartError> {
         let (socket, listener) =
-            bind_both(config.addr).map_err(|source| StartError::Bind { addr: config.addr, source })?;
-        let socket = Arc::new(ServerSocket::over(socket)?);
-        let (exchange, resumed) = build(&config, &floor)?;
-        // Numbers that have jumped are on disk before one of them is used.
-        floor.store.sync_all();
-        let shared = Arc::new(Shared {
+            bind_both(config.addr).map_err(|source| TradeStartError::Bind { addr: config.addr, source })?;
+        let socket = Arc::new(UdpServerSocket::from_socket(socket)?);
+        let (exchange, resumed) = load_exchange(&config, &context)?;
+        // A jump in the id sequence must be on disk before one of the new ids is used.
+        context.store.sync_all();
+        let inner = Arc::new(ServerInner {
             socket: Arc::clone(&socket),
             exchange: RwLock::new(Arc::new(exchange)),
             timers: OnceLock::new(),
-            strangers: Strangers::default(),
+            error_limiter: ErrorRateLimiter::default(),
             counters: TradeCounters::default(),
-            latencies: Latencies::default(),
-            left_with_store: AtomicUsize::new(0),
-            driven: Mutex::default(),
-            settled: (Mutex::new(0), Condvar::new()),
+            latencies: LatencyHistogram::default(),
+            pending_commits: AtomicUsize::new(0),
+            driven_settlements: Mutex::default(),
+            settlement_ended: (Mutex::new(0), Condvar::new()),
             stops_at: OnceLock::new(),
             config,
-            floor,
+            context,
         });
-        let weak = Arc::downgrade(&shared);
-        shared.floor.store.around_thens(move |work| {
-            let failed = udp::gather(work);
+        let weak = Arc::downgrade(&inner);
+        inner.context.store.wrap_commit_callbacks(move |work| {
+            let failed = udp::batch_sends(work);
             if failed > 0
-                && let Some(shared) = weak.upgrade()
+                && let Some(inner) = weak.upgrade()
             {
-                shared.counters.sends_failed.add(failed);
+                inner.counters.sends_failed.add(failed);
             }
         });
-        let weak = Arc::downgrade(&shared);
-        let timers = Timers::start("trade-timer", Arc::clone(&shared.floor.executor), move |due| {
-            if let Some(shared) = weak.upgrade() {
-                shared.due(due);
+        let weak = Arc::downgrade(&inner);
+        let timers = Timers::start("trade-timer", Arc::clone(&inner.context.executor), move |event| {
+            if let Some(inner) = weak.upgrade() {
+                inner.handle_timer(event);
             }
         })?;
-        // Just made: nobody else can have set it.
-        assert!(shared.timers.set(timers).is_ok(), "timers are started once");
-        shared.take_up(resumed, Some(Instant::now() + RECOVERY_WAIT));
-        shared.arm(Instant::now() + SWEEP_EVERY, Due::Sweep);
+        assert!(inner.timers.set(timers).is_ok(), "timers are started once");
+        inner.resume(resumed, Some(Instant::now() + RECOVERY_WAIT));
+        inner.arm(Instant::now() + SWEEP_INTERVAL, TimerEvent::Sweep);
 
         let limits = UdpLimits {
-            max_in_hand: DATAGRAMS_IN_HAND_MAX,
+            max_handlers: DATAGRAMS_IN_PROGRESS_MAX,
             queue_len: DATAGRAMS_WAITING_MAX,
             queue_bytes: BYTES_WAITING_MAX,
-            max_datagram: DATAGRAM_MAX,
+            max_datagram_bytes: DATAGRAM_MAX,
         };
-        let handler = Arc::clone(&shared);
-        let handler = Arc::new(move |datagram: Datagram<'_>| handler.datagram(datagram));
-        let udp = UdpServer::start(socket, Arc::clone(&shared.floor.executor), limits, handler)?;
+        let handler = Arc::clone(&inner);
+        let handler = Arc::new(move |datagram: Datagram<'_>| handler.handle_datagram(datagram));
+        let udp = UdpServer::start(socket, Arc::clone(&inner.context.executor), limits, handler)?;
         let context = ListenerContext {
-            executor: Arc::clone(&shared.floor.executor),
-            limiter: Arc::clone(&shared.floor.limiter),
-            budget: Arc::clone(&shared.floor.budget),
-            identity: Some(Arc::clone(&shared.floor.identity)),
-            // What is said here is guarded by its token.
-            plain_from_afar: true,
+            executor: Arc::clone(&inner.context.executor),
+            limiter: Arc::clone(&inner.context.limiter),
+            budget: Arc::clone(&inner.context.budget),
+            identity: Some(Arc::clone(&inner.context.identity)),
+            // A BUY on a connection is protected by its token.
+            allows_remote_plaintext: true,
         };
-        let service = requests::TradeService(Arc::clone(&shared));
-        let tcp = Listener::start(listener, context, Arc::new(Messages(service)))?;
-        Ok(TradeServer { shared, udp, tcp })
+        let service = requests::TradeService(Arc::clone(&inner));
+        let tcp = Listener::start(listener, context, Arc::new(MessageHandler(service)))?;
+        Ok(TradeServer { inner, udp, tcp })
     }
 
-    /// Where it listens, for datagrams and connections alike.
+    /// The address for datagrams and connections.
     pub fn local_addr(&self) -> SocketAddr {
         self.tcp.local_addr()
     }
 
-    /// Every counter of this room and of the sockets beneath it, with its name.
+    /// All counters of trade and its sockets, by name.
     pub fn counters(&self) -> Vec<(String, u64)> {
         let named = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}_{name}"), count)).collect::<Vec<_>>()
         };
         [
-            named("trade", self.shared.counters.list()),
+            named("trade", self.inner.counters.list()),
             named("trade_udp", self.udp.counters().list()),
             named(
                 "trade_udp",
@@ -245,88 +243,91 @@ impl TradeServer {
         .concat()
     }
 
-    /// How much there is now, with its name.
+    /// Current sizes, by name.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
-        let exchange = self.shared.exchange();
+        let exchange = self.inner.exchange();
         let (peers, deals) = exchange.sizes();
         vec![("peers", peers as u64), ("deals", deals as u64), ("deals_open", exchange.open_deals_len() as u64)]
     }
 
-    /// How long requests in datagrams took to be answered.
-    pub fn latencies(&self) -> LatencyCounts {
-        self.shared.latencies.counts()
+    /// How long responses to datagrams took.
+    pub fn latencies(&self) -> LatencySnapshot {
+        self.inner.latencies.snapshot()
     }
 
-    /// Trade's own file.
+    /// The database of trade.
     pub fn store(&self) -> &Arc<Store> {
-        &self.shared.floor.store
+        &self.inner.context.store
     }
 
-    /// A page of the deals that are open, newest first, as they are on disk; and how many are open in all.
+    /// A page of the open deals, newest first, as they are on disk; and the total number of open deals.
     ///
     /// # Errors
-    /// What they are built on could not be stored.
-    pub fn open_deals(&self, offset: usize, limit: usize) -> Result<(Vec<DealLine>, usize), StoreError> {
-        let exchange = self.shared.exchange();
-        let (deals, total, receipt) = exchange.open_deals(self.shared.now(), offset, limit);
-        receipt.wait().inspect_err(|error| self.shared.not_stored(&exchange, error))?;
+    /// A change that the page depends on could not be stored.
+    pub fn open_deals(&self, offset: usize, limit: usize) -> Result<(Vec<DealSummary>, usize), StoreError> {
+        let exchange = self.inner.exchange();
+        let (deals, total, commit) = exchange.open_deals(self.inner.now(), offset, limit);
+        commit.wait().inspect_err(|error| self.inner.handle_store_failure(&exchange, error))?;
         Ok((deals, total))
     }
 
-    /// Which deals have changed since this was asked last, as each is now and as it is on disk: its number, and
-    /// nothing once it is not open any more. None: there were too many, or nobody had asked before. They are
-    /// remembered until it `is_wanted` no more; while it is not, that costs nothing.
-    pub fn changed_deals(&self, is_wanted: bool) -> Option<Vec<(u64, Option<DealLine>)>> {
-        let exchange = self.shared.exchange();
-        let ids = exchange.take_touched(is_wanted)?;
-        let (mut all, mut newest) = (Vec::with_capacity(ids.len()), Receipt::default());
+    /// The deals that have changed since the last call, by number and as they are on disk; `None` for a deal that is
+    /// no longer open. The result is `None` if there were too many changes or tracking was off. `keep_tracking` tells
+    /// whether changes are recorded from now on; tracking costs nothing while it is off.
+    pub fn changed_deals(&self, keep_tracking: bool) -> Option<Vec<(u64, Option<DealSummary>)>> {
+        let exchange = self.inner.exchange();
+        let ids = exchange.take_changed_deals(keep_tracking)?;
+        let (mut all, mut newest) = (Vec::with_capacity(ids.len()), JournalCommit::default());
         for id in ids {
-            let (line, receipt) = exchange.open_deal(self.shared.now(), id);
-            newest = StoreJournal::later(newest, receipt);
+            let (line, commit) = exchange.open_deal(self.inner.now(), id);
+            newest = StoreJournal::latest(newest, commit);
             all.push((id, line));
         }
         match newest.wait() {
             Ok(()) => Some(all),
             Err(error) => {
-                self.shared.not_stored(&exchange, &error);
+                self.inner.handle_store_failure(&exchange, &error);
                 None
             }
         }
     }
 
-    /// Takes no more work, finishes what is in hand within `grace`, and writes down who was heard.
+    /// Stops accepting work, finishes what is in progress within `grace`, and stores when peers were last active.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        // A second call changes nothing: the first grace counts.
-        let _ = self.shared.stops_at.set(deadline);
+        // A second call changes nothing: the first deadline holds.
+        let _ = self.inner.stops_at.set(deadline);
         self.udp.stop();
-        if let Some(timers) = self.shared.timers.get() {
+        if let Some(timers) = self.inner.timers.get() {
             timers.stop();
         }
         self.tcp.stop(deadline.saturating_duration_since(Instant::now()));
-        let left = self.shared.floor.executor.finish(deadline.saturating_duration_since(Instant::now()));
+        let left = self.inner.context.executor.shut_down(deadline.saturating_duration_since(Instant::now()));
         if left > 0 {
             log::warn!("trade: {left} requests or settlements were not finished; the next start takes them up");
         }
-        self.shared.exchange().save_heard(Duration::ZERO);
-        self.shared.floor.store.sync_all();
+        self.inner.exchange().save_last_seen(Duration::ZERO);
+        self.inner.context.store.sync_all();
     }
 }
 
-fn build(config: &Config, floor: &Floor) -> Result<(Ex, Resumed), StoreError> {
-    let rules = Rules {
+fn load_exchange(
+    config: &TradeServerConfig,
+    context: &TradeServerContext,
+) -> Result<(StoredExchange, ResumedWork), StoreError> {
+    let rules = ExchangeRules {
         windows: config.windows.clone(),
         fee: config.fee,
-        cert_sha256: (!config.plaintext).then(|| floor.identity.fingerprint().into()),
+        cert_sha256: (!config.plaintext).then(|| context.identity.fingerprint().into()),
     };
-    let journal = StoreJournal::begin(Arc::clone(&floor.store), floor.clock);
-    let snapshot = floor.store.read(store::load)?;
-    let uncharged = floor.charged_up_to.map_or(0, |charged| charged.saturating_add(1));
-    let first = first_number(floor.first_stretch).max(uncharged);
-    Ok(Exchange::load(journal, rules, snapshot, first, floor.clock.now()))
+    let journal = StoreJournal::begin(Arc::clone(&context.store), context.clock);
+    let snapshot = context.store.read(store::load)?;
+    let uncharged = context.charged_up_to.map_or(0, |charged| charged.saturating_add(1));
+    let first = first_id(context.first_id_range).max(uncharged);
+    Ok(Exchange::load(journal, rules, snapshot, first, context.clock.now()))
 }
 
-/// The same port for both; with port 0, one that both can have.
+/// Binds the same port for UDP and TCP; with port 0, one that is free for both.
 fn bind_both(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
     const TRIES: usize = 64;
     let mut failed = None;
@@ -340,41 +341,41 @@ fn bind_both(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
     Err(failed.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
 
-impl Shared {
-    pub(super) fn exchange(&self) -> Arc<Ex> {
+impl ServerInner {
+    pub(super) fn exchange(&self) -> Arc<StoredExchange> {
         Arc::clone(&self.exchange.read())
     }
 
-    /// Whether the time to finish what is in hand is up.
-    pub(super) fn is_over(&self) -> bool {
+    /// Whether the time to finish work after a stop is up.
+    pub(super) fn is_past_stop(&self) -> bool {
         self.stops_at.get().is_some_and(|at| Instant::now() >= *at)
     }
 
     pub(super) fn now(&self) -> Millis {
-        self.floor.clock.now()
+        self.context.clock.now()
     }
 
-    pub(super) fn arm(&self, at: Instant, due: Due) {
+    pub(super) fn arm(&self, at: Instant, event: TimerEvent) {
         if let Some(timers) = self.timers.get() {
-            timers.at(at, due);
+            timers.schedule(at, event);
         }
     }
 
-    fn due(self: &Arc<Self>, due: Due) {
+    fn handle_timer(self: &Arc<Self>, event: TimerEvent) {
         let exchange = self.exchange();
-        match due {
-            Due::Deal(deal) => {
-                let outcome = exchange.tick(self.now(), deal);
-                // The error is logged and memory rebuilt; the rebuilt deal has its deadline armed.
-                let _ = self.make_real(&exchange, outcome, &|_| {});
+        match event {
+            TimerEvent::Deal(deal) => {
+                let effects = exchange.tick(self.now(), deal);
+                // The error has been logged and the exchange rebuilt, which arms the deal's timer again.
+                let _ = self.apply_effects(&exchange, effects, &|_| {});
             }
-            Due::Push(told, repeats) => self.push(&exchange, told, repeats),
-            Due::Recover(deal) => self.recover_settlement(deal),
-            Due::Sweep => {
-                let outcome = exchange.sweep(self.now());
-                // The error is logged and memory rebuilt; what is left to be swept is swept next time.
-                let _ = self.make_real(&exchange, outcome, &|_| {});
-                self.arm(Instant::now() + SWEEP_EVERY, Due::Sweep);
+            TimerEvent::Notification(id, repeats) => self.send_notification(&exchange, id, repeats),
+            TimerEvent::Recover(deal) => self.recover_settlement(deal),
+            TimerEvent::Sweep => {
+                let effects = exchange.sweep(self.now());
+                // The error has been logged and the exchange rebuilt; the next sweep removes what is left.
+                let _ = self.apply_effects(&exchange, effects, &|_| {});
+                self.arm(Instant::now() + SWEEP_INTERVAL, TimerEvent::Sweep);
             }
         }
     }

@@ -1,130 +1,131 @@
-//! A settlement: who must say what, when money moves, and what happens when someone does not. No I/O.
+//! The state machine of one settlement: who must answer what, when money moves, and what happens on a failure. It
+//! does no I/O.
 //!
 //! ```text
 //! Informing ─► Authorising ─► Shipping ─► Capturing ─► Over (paid)
 //!     └─────────────┴────────────┴──── anything wrong ───► Undoing ─► Over (cancelled)
 //! ```
 //!
-//! The driver does the [`Action`]s in their order and reports each [`Input`]. An action that asks the
-//! bank or the disk is the last of its batch: nothing goes on before its answer is in. What a side does
-//! meanwhile may be reported at once; it counts when that answer is in.
+//! The driver performs the [`SettlementAction`]s in order and reports each [`SettlementInput`]. An action that asks
+//! the bank or the disk is the last of its batch: nothing continues before its result is in. What a side does
+//! meanwhile may be reported at once; it takes effect when that result is in.
 
-use super::deal::Payment;
-use super::exchange::{Settling, SettlingPeer};
-use super::wire::{Amount, Goods, Inform, Purse, SettlementAnswer, SettlementLine, Side, read_settlement};
-use crate::model::{Card, Cents};
+use super::deal::PaymentProgress;
+use super::exchange::{SettlementOrder, SettlementParty};
+use super::wire::{
+    Amount, Goods, InformResponse, PaymentDetails, SettlementMessage, SettlementResponse, Side,
+    parse_settlement_response,
+};
+use crate::model::{Cents, PaymentCard};
 
 #[cfg(test)]
 mod tests;
 
-/// What happened.
+/// An event reported to the settlement.
 #[derive(Debug)]
-pub enum Input<'a> {
+pub enum SettlementInput<'a> {
     /// A side has sent a line.
     Line(Side, &'a str),
-    /// A side's connection could not be made, or is gone, or is unusable.
+    /// The connection to a side failed, was lost or is unusable.
     Lost(Side, &'a str),
-    /// A side could not be connected to; where that was, and why, is told to that side alone.
-    Unreached(Side, &'a str),
-    /// The present step has taken too long.
+    /// No connection to a side could be made. The text names the address and the reason; only that side is told.
+    Unreachable(Side, &'a str),
+    /// The time of the current step is up.
     TimedOut,
-    /// The bank holds the amount for us.
+    /// The bank holds the amount.
     Authorised,
-    /// The bank does not.
+    /// The bank refuses to hold the amount.
     Declined(&'a str),
-    /// The bank has charged.
+    /// The bank has charged the card.
     Captured,
-    /// The bank definitely does not charge.
+    /// The bank definitely refuses to charge.
     CaptureRefused(&'a str),
-    /// The bank has let go of the amount (or never held it).
+    /// The bank has released the amount, or never held it.
     Voided,
-    /// The bank has charged already, this much, and says so when asked to let go.
+    /// The bank was asked to release the amount, but has already charged this much.
     AlreadyCaptured(Cents),
-    /// The last [`Action::Store`] is on disk.
+    /// The last [`SettlementAction::Store`] is on disk.
     Stored,
 }
 
-/// What is to be done.
+/// An action for the driver.
 #[derive(Debug)]
-pub enum Action {
+pub enum SettlementAction {
     /// Write a line to a side.
-    Write(Side, SettlementLine),
+    Write(Side, SettlementMessage),
     /// Ask the bank to hold the price on this card.
-    Authorise(Card),
-    /// Ask the bank to charge, until it answers.
+    Authorise(PaymentCard),
+    /// Ask the bank to charge; retried until it answers.
     Capture,
-    /// Ask the bank to let go, until it answers.
+    /// Ask the bank to release the amount; retried until it answers.
     Void,
-    /// Take the deal to this point, on disk.
-    Store(Milestone),
-    /// Close both lines; it is over.
+    /// Record this milestone of the deal on disk.
+    Store(SettlementMilestone),
+    /// Close both connections: the settlement is over.
     Close,
 }
 
-/// What the deal's record is to say.
+/// A milestone to be recorded in the deal.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Milestone {
-    /// The card is authorised.
+pub enum SettlementMilestone {
     Authorised,
-    /// The seller has shipped.
     Shipped,
-    /// The charge is captured.
     Captured,
-    /// It failed, for this reason.
+    /// The settlement failed, for this reason.
     Failed(String),
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Stage {
+enum SettlementStage {
     Informing,
     Authorising,
     Shipping,
-    /// SHIPPED is being stored or is stored: no way back but a definite refusal.
+    /// SHIPPED has been received. Only a definite refusal by the bank leads back.
     Capturing,
     Undoing(String),
     CatchingUp,
-    /// The last record is being written.
-    Closing(Milestone),
+    /// The final milestone is being recorded.
+    Closing(SettlementMilestone),
     Over,
 }
 
 /// One settlement.
 #[derive(Debug)]
 pub struct Settlement {
-    order: Settling,
-    stage: Stage,
-    recorded: Payment,
-    /// It was begun by an earlier life of the server, which may have got further than the disk says.
-    taken_up: bool,
-    buyer: Option<Inform>,
-    seller: Option<Inform>,
-    /// What went wrong while the bank or the disk was still at work.
-    doomed: Option<String>,
-    /// Why it failed, once that is on disk.
+    order: SettlementOrder,
+    stage: SettlementStage,
+    recorded: PaymentProgress,
+    /// Begun by an earlier run of the server, which may have got further than the disk says.
+    is_recovered: bool,
+    buyer: Option<InformResponse>,
+    seller: Option<InformResponse>,
+    /// A failure that occurred while the bank or the disk was at work.
+    pending_failure: Option<String>,
+    /// Why the settlement failed; set once that is on disk.
     failed: Option<String>,
-    /// The side that could not be reached, and what it is told instead.
+    /// The side that could not be reached, and what it is told instead of the general reason.
     unreached: Option<(Side, String)>,
 }
 
 impl Settlement {
-    /// Begins a settlement whose two lines are connected.
-    pub fn begin(order: Settling) -> (Settlement, Vec<Action>) {
-        let ask = |side, peer: &SettlingPeer| {
+    /// Begins a settlement whose two connections are open.
+    pub fn begin(order: SettlementOrder) -> (Settlement, Vec<SettlementAction>) {
+        let ask = |side, peer: &SettlementParty| {
             let line =
-                SettlementLine::InformReq { rq: peer.rq, item_name: order.item_name.clone(), price: order.price };
-            Action::Write(side, line)
+                SettlementMessage::InformReq { rq: peer.rq, item_name: order.item_name.clone(), price: order.price };
+            SettlementAction::Write(side, line)
         };
         let actions = vec![ask(Side::Buyer, &order.buyer), ask(Side::Seller, &order.seller)];
         let recorded = order.payment;
         (
             Settlement {
                 order,
-                stage: Stage::Informing,
+                stage: SettlementStage::Informing,
                 recorded,
-                taken_up: false,
+                is_recovered: false,
                 buyer: None,
                 seller: None,
-                doomed: None,
+                pending_failure: None,
                 failed: None,
                 unreached: None,
             },
@@ -132,110 +133,132 @@ impl Settlement {
         )
     }
 
-    /// Takes up a settlement that the server's end interrupted: captured if SHIPPED was on disk, else
-    /// undone. There are no lines any more.
-    pub fn recover(order: Settling) -> (Settlement, Vec<Action>) {
+    /// Resumes a settlement that a stop of the server interrupted. It is captured if SHIPPED was on disk, else
+    /// undone. There are no connections any more.
+    pub fn recover(order: SettlementOrder) -> (Settlement, Vec<SettlementAction>) {
         let recorded = order.payment;
         let (stage, action) = match recorded {
-            Payment::Shipped => (Stage::Capturing, Action::Capture),
-            _ => (Stage::Undoing("the settlement was interrupted".to_owned()), Action::Void),
+            PaymentProgress::Shipped => (SettlementStage::Capturing, SettlementAction::Capture),
+            _ => (SettlementStage::Undoing("the settlement was interrupted".to_owned()), SettlementAction::Void),
         };
         let settlement = Settlement {
             order,
             stage,
             recorded,
-            taken_up: true,
+            is_recovered: true,
             buyer: None,
             seller: None,
-            doomed: None,
+            pending_failure: None,
             failed: None,
             unreached: None,
         };
         (settlement, vec![action])
     }
 
-    /// Takes what happened; says what is to be done.
-    pub fn handle(&mut self, input: Input) -> Vec<Action> {
+    /// Handles an input and returns the actions to be performed.
+    pub fn handle(&mut self, input: SettlementInput) -> Vec<SettlementAction> {
         match (self.stage.clone(), input) {
-            (Stage::Informing, Input::Line(side, line)) => match self.inform(side, line) {
+            (SettlementStage::Informing, SettlementInput::Line(side, line)) => match self.inform(side, line) {
                 Ok(actions) => actions,
-                Err(wrong) => self.fail(format!("the {} sent nonsense: {wrong}", name(side))),
+                Err(wrong) => self.fail(format!("the {} sent nonsense: {wrong}", side_name(side))),
             },
-            (Stage::Shipping, Input::Line(Side::Seller, line)) => match read_settlement(line, Side::Seller) {
-                Ok(SettlementAnswer::Shipped(rq)) if rq == self.order.seller.rq => {
-                    self.stage = Stage::Capturing;
-                    vec![Action::Store(Milestone::Shipped)]
+            (SettlementStage::Shipping, SettlementInput::Line(Side::Seller, line)) => {
+                match parse_settlement_response(line, Side::Seller) {
+                    Ok(SettlementResponse::Shipped(rq)) if rq == self.order.seller.rq => {
+                        self.stage = SettlementStage::Capturing;
+                        vec![SettlementAction::Store(SettlementMilestone::Shipped)]
+                    }
+                    _ => self.fail("the seller sent nonsense: expected SHIPPED".to_owned()),
                 }
-                _ => self.fail("the seller sent nonsense: expected SHIPPED".to_owned()),
-            },
-            (Stage::Informing, Input::Unreached(side, detail)) => {
+            }
+            (SettlementStage::Informing, SettlementInput::Unreachable(side, detail)) => {
                 self.unreached = Some((side, detail.to_owned()));
                 self.fail(lost(side, "it could not be reached"))
             }
-            (Stage::Shipping, Input::Line(side, _)) => self.fail(unasked(side)),
-            (Stage::Informing | Stage::Shipping, Input::Lost(side, why)) => self.fail(lost(side, why)),
-            (Stage::Authorising, Input::Line(side, _)) => self.doom(unasked(side)),
-            (Stage::Authorising, Input::Lost(side, why)) => self.doom(lost(side, why)),
-            (Stage::Informing | Stage::Shipping, Input::TimedOut) => {
-                let silent =
-                    if self.stage == Stage::Informing && self.buyer.is_none() { Side::Buyer } else { Side::Seller };
-                self.fail(format!("the {} did not answer in time", name(silent)))
+            (SettlementStage::Shipping, SettlementInput::Line(side, _)) => self.fail(unsolicited(side)),
+            (SettlementStage::Informing | SettlementStage::Shipping, SettlementInput::Lost(side, why)) => {
+                self.fail(lost(side, why))
+            }
+            (SettlementStage::Authorising, SettlementInput::Line(side, _)) => self.fail_later(unsolicited(side)),
+            (SettlementStage::Authorising, SettlementInput::Lost(side, why)) => self.fail_later(lost(side, why)),
+            (SettlementStage::Informing | SettlementStage::Shipping, SettlementInput::TimedOut) => {
+                let silent = if self.stage == SettlementStage::Informing && self.buyer.is_none() {
+                    Side::Buyer
+                } else {
+                    Side::Seller
+                };
+                self.fail(format!("the {} did not answer in time", side_name(silent)))
             }
 
-            (Stage::Authorising, Input::Authorised) => match self.doomed.take() {
+            (SettlementStage::Authorising, SettlementInput::Authorised) => match self.pending_failure.take() {
                 Some(reason) => self.fail(reason),
-                None => vec![Action::Store(Milestone::Authorised)],
+                None => vec![SettlementAction::Store(SettlementMilestone::Authorised)],
             },
-            (Stage::Authorising, Input::Declined(reason)) => self.fail(format!("payment declined: {reason}")),
-            (Stage::Authorising, Input::Stored) => {
-                self.recorded = Payment::Authorised;
-                if let Some(reason) = self.doomed.take() {
+            (SettlementStage::Authorising, SettlementInput::Declined(reason)) => {
+                self.fail(format!("payment declined: {reason}"))
+            }
+            (SettlementStage::Authorising, SettlementInput::Stored) => {
+                self.recorded = PaymentProgress::Authorised;
+                if let Some(reason) = self.pending_failure.take() {
                     return self.fail(reason);
                 }
-                self.stage = Stage::Shipping;
+                self.stage = SettlementStage::Shipping;
                 self.shipping_info()
             }
 
-            (Stage::Capturing, Input::Stored) => {
-                self.recorded = Payment::Shipped;
-                vec![Action::Capture]
+            (SettlementStage::Capturing, SettlementInput::Stored) => {
+                self.recorded = PaymentProgress::Shipped;
+                vec![SettlementAction::Capture]
             }
-            (Stage::Capturing, Input::Captured) => self.close(Milestone::Captured),
-            (Stage::Capturing, Input::CaptureRefused(reason)) => {
+            (SettlementStage::Capturing, SettlementInput::Captured) => self.close(SettlementMilestone::Captured),
+            (SettlementStage::Capturing, SettlementInput::CaptureRefused(reason)) => {
                 self.fail(format!("the bank refused the charge: {reason}"))
             }
 
-            (Stage::Undoing(reason), Input::Voided) => self.close(Milestone::Failed(reason)),
-            (Stage::Undoing(_), Input::AlreadyCaptured(amount)) if self.may_be_ours(amount) => {
-                // The bank's word counts (the disk may be that of a backup). The record catches up.
-                self.stage = Stage::CatchingUp;
+            (SettlementStage::Undoing(reason), SettlementInput::Voided) => {
+                self.close(SettlementMilestone::Failed(reason))
+            }
+            (SettlementStage::Undoing(_), SettlementInput::AlreadyCaptured(amount)) if self.may_be_ours(amount) => {
+                // The bank is authoritative, since the disk may have been restored from a backup. The record catches
+                // up.
+                self.stage = SettlementStage::CatchingUp;
                 self.catch_up()
             }
-            (Stage::Undoing(reason), Input::AlreadyCaptured(amount)) => {
-                // Nobody was charged for this deal: it must not end as if somebody had been.
-                let Settling { deal, key, price, .. } = &self.order;
+            (SettlementStage::Undoing(reason), SettlementInput::AlreadyCaptured(amount)) => {
+                // Nobody was charged for this deal, so it must not end as if somebody had been.
+                let SettlementOrder { deal, key, price, .. } = &self.order;
                 log::error!(
                     "settlement of deal {deal}: the bank has captured {amount} under its key {key} for something \
                      else; this deal, of {price}, is cancelled"
                 );
-                self.close(Milestone::Failed(reason))
+                self.close(SettlementMilestone::Failed(reason))
             }
-            (Stage::CatchingUp, Input::Stored) => {
-                self.recorded = if self.recorded == Payment::Asked { Payment::Authorised } else { Payment::Shipped };
+            (SettlementStage::CatchingUp, SettlementInput::Stored) => {
+                self.recorded = if self.recorded == PaymentProgress::Asked {
+                    PaymentProgress::Authorised
+                } else {
+                    PaymentProgress::Shipped
+                };
                 self.catch_up()
             }
 
-            (Stage::Closing(milestone), Input::Stored) => {
-                self.stage = Stage::Over;
-                if let Milestone::Failed(reason) = &milestone {
+            (SettlementStage::Closing(milestone), SettlementInput::Stored) => {
+                self.stage = SettlementStage::Over;
+                if let SettlementMilestone::Failed(reason) = &milestone {
                     self.failed = Some(reason.clone());
                 }
-                self.farewell(&milestone)
+                self.closing_actions(&milestone)
             }
 
-            // What a side does while the bank or the disk decides, or after SHIPPED, changes nothing;
-            // what a line that broke says later has been counted when it broke.
-            (_, Input::Line(..) | Input::Lost(..) | Input::Unreached(..) | Input::TimedOut) => Vec::new(),
+            // While the bank or the disk decides, and after SHIPPED, a side cannot change anything. A lost connection
+            // was handled when it was lost.
+            (
+                _,
+                SettlementInput::Line(..)
+                | SettlementInput::Lost(..)
+                | SettlementInput::Unreachable(..)
+                | SettlementInput::TimedOut,
+            ) => Vec::new(),
             (stage, input) => {
                 debug_assert!(false, "{input:?} in {stage:?}");
                 log::error!("settlement of deal {}: unexpected {input:?} while {stage:?}", self.order.deal);
@@ -244,37 +267,37 @@ impl Settlement {
         }
     }
 
-    /// Whether a side's answer is awaited, so that the step's time counts.
-    pub fn awaits_a_side(&self) -> bool {
+    /// Whether a side's answer is awaited, so that the timeout of the step applies.
+    pub fn awaits_peer(&self) -> bool {
         match self.stage {
-            Stage::Informing => self.buyer.is_none() || self.seller.is_none(),
-            Stage::Shipping => true,
+            SettlementStage::Informing => self.buyer.is_none() || self.seller.is_none(),
+            SettlementStage::Shipping => true,
             _ => false,
         }
     }
 
-    /// Whether it waits for the bank's word on the card, or for that to be on disk.
+    /// Whether the settlement waits for the authorisation, or for that to be on disk.
     pub fn is_authorising(&self) -> bool {
-        self.stage == Stage::Authorising
+        self.stage == SettlementStage::Authorising
     }
 
-    /// A number that changes whenever the time of a step begins anew.
+    /// A number that changes whenever the timeout starts anew.
     pub fn step(&self) -> u8 {
         match self.stage {
-            Stage::Informing => 0,
-            Stage::Authorising => 1,
-            Stage::Shipping => 2,
+            SettlementStage::Informing => 0,
+            SettlementStage::Authorising => 1,
+            SettlementStage::Shipping => 2,
             _ => 3,
         }
     }
 
-    /// What it is about.
-    pub fn order(&self) -> &Settling {
+    /// The order that is being settled.
+    pub fn order(&self) -> &SettlementOrder {
         &self.order
     }
 
-    fn inform(&mut self, side: Side, line: &str) -> Result<Vec<Action>, String> {
-        let SettlementAnswer::InformRes(rq, inform) = read_settlement(line, side)? else {
+    fn inform(&mut self, side: Side, line: &str) -> Result<Vec<SettlementAction>, String> {
+        let SettlementResponse::InformRes(rq, inform) = parse_settlement_response(line, side)? else {
             return Err("type: expected INFORM_RES".to_owned());
         };
         let (peer, given) = match side {
@@ -295,19 +318,20 @@ impl Settlement {
         }
         *given = Some(*inform);
         Ok(match (&self.buyer, &self.seller) {
-            (Some(Inform { purse: Some(purse), .. }), Some(_)) => {
-                self.stage = Stage::Authorising;
-                vec![Action::Authorise(purse.card.clone())]
+            (Some(InformResponse { payment_details: Some(payment_details), .. }), Some(_)) => {
+                self.stage = SettlementStage::Authorising;
+                vec![SettlementAction::Authorise(payment_details.card.clone())]
             }
             _ => Vec::new(),
         })
     }
 
-    fn shipping_info(&mut self) -> Vec<Action> {
-        let Some(Inform { name, purse: Some(Purse { address, .. }), .. }) = &self.buyer else {
+    fn shipping_info(&mut self) -> Vec<SettlementAction> {
+        let Some(InformResponse { name, payment_details: Some(PaymentDetails { address, .. }), .. }) = &self.buyer
+        else {
             return self.fail("the buyer's address is not known".to_owned());
         };
-        let line = SettlementLine::ShippingInfo {
+        let line = SettlementMessage::ShippingInfo {
             rq: self.order.seller.rq,
             name: name.clone(),
             address: address.clone(),
@@ -315,59 +339,62 @@ impl Settlement {
             fee: Amount(self.order.fee),
             payout: Amount(self.payout()),
         };
-        vec![Action::Write(Side::Seller, line)]
+        vec![SettlementAction::Write(Side::Seller, line)]
     }
 
-    /// It will fail once the bank or the disk has answered.
-    fn doom(&mut self, reason: String) -> Vec<Action> {
-        self.doomed.get_or_insert(reason);
+    /// Fails the settlement once the bank or the disk has answered.
+    fn fail_later(&mut self, reason: String) -> Vec<SettlementAction> {
+        self.pending_failure.get_or_insert(reason);
         Vec::new()
     }
 
-    /// The authorisation is let go by key, also where none may be: the bank remembers, and refuses a
-    /// late one.
-    fn fail(&mut self, reason: String) -> Vec<Action> {
-        self.stage = Stage::Undoing(reason);
-        vec![Action::Void]
+    /// Voids the authorisation by its key even if there may be none: the bank remembers that and refuses a late
+    /// authorisation.
+    fn fail(&mut self, reason: String) -> Vec<SettlementAction> {
+        self.stage = SettlementStage::Undoing(reason);
+        vec![SettlementAction::Void]
     }
 
-    /// Whether a charge that the bank captured before can be this deal's: only where somebody may have
-    /// asked for that, which is an earlier life, or this one once SHIPPED was on disk. Never one that was
-    /// just declined.
+    /// Whether a charge that the bank captured earlier can belong to this deal. That requires an earlier request to
+    /// capture: by a previous run of the server, or by this one after SHIPPED was on disk. A card that was just
+    /// declined cannot have been charged.
     fn may_be_ours(&self, amount: Cents) -> bool {
-        (self.taken_up || self.recorded == Payment::Shipped) && amount == self.order.price
+        (self.is_recovered || self.recorded == PaymentProgress::Shipped) && amount == self.order.price
     }
 
-    fn catch_up(&mut self) -> Vec<Action> {
+    fn catch_up(&mut self) -> Vec<SettlementAction> {
         match self.recorded {
-            Payment::Asked => vec![Action::Store(Milestone::Authorised)],
-            Payment::Authorised => vec![Action::Store(Milestone::Shipped)],
-            Payment::Shipped => {
-                self.stage = Stage::Capturing;
-                vec![Action::Capture]
+            PaymentProgress::Asked => vec![SettlementAction::Store(SettlementMilestone::Authorised)],
+            PaymentProgress::Authorised => vec![SettlementAction::Store(SettlementMilestone::Shipped)],
+            PaymentProgress::Shipped => {
+                self.stage = SettlementStage::Capturing;
+                vec![SettlementAction::Capture]
             }
         }
     }
 
-    fn close(&mut self, milestone: Milestone) -> Vec<Action> {
-        self.stage = Stage::Closing(milestone.clone());
-        vec![Action::Store(milestone)]
+    fn close(&mut self, milestone: SettlementMilestone) -> Vec<SettlementAction> {
+        self.stage = SettlementStage::Closing(milestone.clone());
+        vec![SettlementAction::Store(milestone)]
     }
 
-    fn farewell(&self, milestone: &Milestone) -> Vec<Action> {
-        let Settling { buyer, seller, item_name, price, .. } = &self.order;
+    fn closing_actions(&self, milestone: &SettlementMilestone) -> Vec<SettlementAction> {
+        let SettlementOrder { buyer, seller, item_name, price, .. } = &self.order;
         let mut actions = match milestone {
-            Milestone::Failed(reason) => {
+            SettlementMilestone::Failed(reason) => {
                 vec![
-                    Action::Write(Side::Buyer, self.cancel(buyer.rq, self.told(Side::Buyer, reason))),
-                    Action::Write(Side::Seller, self.cancel(seller.rq, self.told(Side::Seller, reason))),
+                    SettlementAction::Write(Side::Buyer, self.cancel(buyer.rq, self.reason_for(Side::Buyer, reason))),
+                    SettlementAction::Write(
+                        Side::Seller,
+                        self.cancel(seller.rq, self.reason_for(Side::Seller, reason)),
+                    ),
                 ]
             }
             _ => {
                 let (item_name, price) = (item_name.clone(), *price);
                 let Goods { item: offer_item, description: offer_description } = self.order.goods.clone();
                 let (rq, seller_name) = (buyer.rq, seller.name.clone());
-                let receipt = SettlementLine::Receipt {
+                let receipt = SettlementMessage::Receipt {
                     rq,
                     item_name,
                     price,
@@ -375,34 +402,34 @@ impl Settlement {
                     offer_item,
                     offer_description,
                 };
-                let settled = SettlementLine::Settled { rq: seller.rq, payout: Amount(self.payout()) };
-                vec![Action::Write(Side::Seller, settled), Action::Write(Side::Buyer, receipt)]
+                let settled = SettlementMessage::Settled { rq: seller.rq, payout: Amount(self.payout()) };
+                vec![SettlementAction::Write(Side::Seller, settled), SettlementAction::Write(Side::Buyer, receipt)]
             }
         };
-        actions.push(Action::Close);
+        actions.push(SettlementAction::Close);
         actions
     }
 
-    /// The last line of a settlement that has failed, for a side that could not be told in time.
-    pub fn cancel_line(&self, side: Side) -> Option<SettlementLine> {
+    /// The final CANCEL line for a side that connects after the settlement has failed.
+    pub fn cancel_line(&self, side: Side) -> Option<SettlementMessage> {
         let peer = match side {
             Side::Buyer => &self.order.buyer,
             Side::Seller => &self.order.seller,
         };
-        self.failed.as_ref().map(|reason| self.cancel(peer.rq, self.told(side, reason)))
+        self.failed.as_ref().map(|reason| self.cancel(peer.rq, self.reason_for(side, reason)))
     }
 
-    /// The side that could not be reached, and where and why it could not: for that side alone.
+    /// The side that could not be reached, and the details for that side alone.
     pub fn unreached(&self) -> Option<(Side, &str)> {
         self.unreached.as_ref().map(|(side, detail)| (*side, detail.as_str()))
     }
 
-    fn told<'a>(&'a self, side: Side, reason: &'a str) -> &'a str {
+    fn reason_for<'a>(&'a self, side: Side, reason: &'a str) -> &'a str {
         self.unreached().filter(|(unreached, _)| *unreached == side).map_or(reason, |(_, detail)| detail)
     }
 
-    fn cancel(&self, rq: u64, reason: &str) -> SettlementLine {
-        SettlementLine::Cancel { rq, item_name: self.order.item_name.clone(), reason: reason.into() }
+    fn cancel(&self, rq: u64, reason: &str) -> SettlementMessage {
+        SettlementMessage::Cancel { rq, item_name: self.order.item_name.clone(), reason: reason.into() }
     }
 
     fn payout(&self) -> Cents {
@@ -410,15 +437,15 @@ impl Settlement {
     }
 }
 
-fn unasked(side: Side) -> String {
-    format!("the {} sent nonsense: nothing was asked", name(side))
+fn unsolicited(side: Side) -> String {
+    format!("the {} sent nonsense: nothing was asked", side_name(side))
 }
 
 fn lost(side: Side, why: &str) -> String {
-    format!("lost the {}: {why}", name(side))
+    format!("lost the {}: {why}", side_name(side))
 }
 
-fn name(side: Side) -> &'static str {
+fn side_name(side: Side) -> &'static str {
     match side {
         Side::Buyer => "buyer",
         Side::Seller => "seller",

@@ -1,17 +1,17 @@
-//! Trade's tables: every statement that touches them stands here.
+//! Trade's tables. All SQL statements that touch them are in this file.
 //!
-//! Rows are written as the exchange hands them over, and read back whole at start. Bodies are JSON, so
-//! that a field more or less is no migration; what is searched for is a column.
+//! Rows are written as the exchange hands them over, and all are read at the start. Most bodies are JSON, so that
+//! adding or removing a field needs no migration; values that are searched for have columns.
 
 use std::sync::Arc;
 
-use super::deal::{Deal, Money, SellerSide};
-use super::journal::{Change, FarewellRow, Journal, LogRow, MoneyRow, PeerRow, Snapshot};
+use super::deal::{Deal, LedgerOperation, SellerSide};
+use super::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, Journal, LedgerRow, LogRow, PeerRow};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Clock, Millis, Token};
-use crate::storage::{Chain, Query, Reader, Row, Store, StoreError, Ticket, Tx};
+use crate::storage::{CommitHandle, Epoch, Reader, ReaderExt, Row, Store, StoreError, Tx};
 
-/// What makes an empty file trade's, one step a schema version.
+/// The schema, one entry for each version.
 pub const MIGRATIONS: &[&str] = &[
     ledger::MIGRATION,
     "CREATE TABLE trade_number (id INTEGER PRIMARY KEY, ceiling BIGINT NOT NULL);
@@ -25,30 +25,32 @@ pub const MIGRATIONS: &[&str] = &[
     "CREATE TABLE trade_secret (name TEXT PRIMARY KEY, value TEXT NOT NULL);",
 ];
 
-/// Under which name the key of the numbers of pushes is kept.
+/// The name under which the key for notification numbers is stored.
 const MID_KEY: &str = "mid_key";
 
-/// The journal of a running server: changes go to the store's writer in their order.
+/// The journal of a running server: appends changes to the store in order.
 #[derive(Clone)]
 pub struct StoreJournal {
     store: Arc<Store>,
-    chain: Chain,
+    epoch: Epoch,
     clock: Clock,
 }
 
 impl StoreJournal {
-    /// Begins a chain: what is read from the store afterwards is what this journal goes on from. The exchange goes
-    /// by this clock.
+    /// Begins a new epoch: what is read from the store afterwards is what this journal builds on. `clock` is the
+    /// clock of the exchange.
     pub fn begin(store: Arc<Store>, clock: Clock) -> StoreJournal {
-        let chain = store.chain();
-        StoreJournal { store, chain, clock }
+        let epoch = store.current_epoch();
+        StoreJournal { store, epoch, clock }
     }
 
-    /// What happened bears the date, not the time that windows are measured by.
-    fn dated(&self, mut change: Change) -> Change {
+    /// Replaces the exchange's time by the calendar date in records of what happened.
+    fn dated(&self, mut change: ExchangeChange) -> ExchangeChange {
         match &mut change {
-            Change::Log(LogRow { at, .. }) | Change::Money(MoneyRow { at, .. }) | Change::Heard { at, .. } => {
-                *at = self.clock.dated(*at);
+            ExchangeChange::Log(LogRow { at, .. })
+            | ExchangeChange::Ledger(LedgerRow { at, .. })
+            | ExchangeChange::PeerSeen { at, .. } => {
+                *at = self.clock.date_of(*at);
             }
             _ => {}
         }
@@ -56,109 +58,111 @@ impl StoreJournal {
     }
 }
 
-/// A ticket of the store; the default depends on nothing.
+/// A commit handle of the store; the default depends on nothing.
 #[derive(Clone, Default)]
-pub struct Receipt(Option<Ticket>);
+pub struct JournalCommit(Option<CommitHandle>);
 
-impl Receipt {
-    /// Waits until everything up to here is on disk.
+impl JournalCommit {
+    /// Waits until this change and all earlier ones are on disk.
     ///
     /// # Errors
-    /// It could not be stored; then nothing after it is either.
+    /// The changes could not be stored; no later ones will be either.
     pub fn wait(&self) -> Result<(), StoreError> {
-        self.0.as_ref().map_or(Ok(()), Ticket::wait)
+        self.0.as_ref().map_or(Ok(()), CommitHandle::wait)
     }
 
-    /// Whether what is told now is told after all that others were to be told once it is on disk.
-    pub fn is_settled(&self) -> bool {
-        self.0.as_ref().is_none_or(Ticket::is_settled)
+    /// Whether a callback registered now would run after all those registered earlier.
+    pub fn has_run_callbacks(&self) -> bool {
+        self.0.as_ref().is_none_or(CommitHandle::has_run_callbacks)
     }
 
-    /// Has this done, briefly, as soon as it is known whether everything up to here is on disk.
-    pub fn then(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
+    /// Calls `work` once it is known whether this change and all earlier ones are on disk. It must be brief.
+    pub fn on_commit(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
         match self.0 {
-            Some(ticket) => ticket.then(work),
+            Some(handle) => handle.on_commit(work),
             None => work(Ok(())),
         }
     }
 }
 
 impl Journal for StoreJournal {
-    type Receipt = Receipt;
+    type Commit = JournalCommit;
 
-    fn append(&self, changes: Vec<Change>) -> Receipt {
-        // The writer is one thread for everybody: what a request's own thread can do is done here.
+    fn append(&self, changes: Vec<ExchangeChange>) -> JournalCommit {
+        // The store has a single writer thread, so serialisation is done here, on the thread of the request.
         let with_body = |change| (body(&change), change);
         let dated = changes.into_iter().map(|change| self.dated(change));
-        let changes: Vec<(Body, Change)> = dated.map(with_body).collect();
+        let changes: Vec<(SerializedBody, ExchangeChange)> = dated.map(with_body).collect();
         let write_all = move |tx: &mut dyn Tx| changes.iter().try_for_each(|(body, change)| write(tx, change, body));
-        Receipt(Some(self.store.append(self.chain, write_all)))
+        JournalCommit(Some(self.store.append(self.epoch, write_all)))
     }
 
-    fn later(a: Receipt, b: Receipt) -> Receipt {
+    fn latest(a: JournalCommit, b: JournalCommit) -> JournalCommit {
         match (a.0, b.0) {
-            (Some(a), Some(b)) => Receipt(Some(Ticket::later(a, b))),
-            (a, b) => Receipt(a.or(b)),
+            (Some(a), Some(b)) => JournalCommit(Some(CommitHandle::later(a, b))),
+            (a, b) => JournalCommit(a.or(b)),
         }
     }
 }
 
-/// A row's JSON, where the change is of a row that is kept as JSON and does not bring it along.
-type Body = Result<String, StoreError>;
+/// The row's JSON, for changes that are stored as JSON and do not bring it along.
+type SerializedBody = Result<String, StoreError>;
 
-fn body(change: &Change) -> Body {
+fn body(change: &ExchangeChange) -> SerializedBody {
     match change {
-        Change::Peer(row) => json(row),
-        Change::Farewell(row) => json(row),
+        ExchangeChange::Peer(row) => json(row),
+        ExchangeChange::Departure(row) => json(row),
         _ => Ok(String::new()),
     }
 }
 
-fn write(tx: &mut dyn Tx, change: &Change, body: &Body) -> Result<(), StoreError> {
+fn write(tx: &mut dyn Tx, change: &ExchangeChange, body: &SerializedBody) -> Result<(), StoreError> {
     let json = body.as_ref().map_err(Clone::clone)?;
     match change {
-        Change::Ceiling(ceiling) => tx.execute(
+        ExchangeChange::Ceiling(ceiling) => tx.execute(
             "INSERT INTO trade_number (id, ceiling) VALUES (1, $1)
              ON CONFLICT (id) DO UPDATE SET ceiling = excluded.ceiling",
             &[number(*ceiling)?.into()],
         ),
-        Change::MidKey(key) => tx.execute(
+        ExchangeChange::MidKey(key) => tx.execute(
             "INSERT INTO trade_secret (name, value) VALUES ($1, $2)
              ON CONFLICT (name) DO UPDATE SET value = excluded.value",
             &[MID_KEY.into(), key.reveal().into()],
         ),
-        Change::Peer(row) => tx.execute(
+        ExchangeChange::Peer(row) => tx.execute(
             "INSERT INTO trade_peer (name, heard_at, body) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE SET body = excluded.body",
             &[(&row.name).into(), row.registered_at.into(), json.into()],
         ),
-        Change::Heard { name, at } => {
+        ExchangeChange::PeerSeen { name, at } => {
             tx.execute("UPDATE trade_peer SET heard_at = $1 WHERE name = $2", &[(*at).into(), name.into()])
         }
-        Change::DropPeer(name) => tx.execute("DELETE FROM trade_peer WHERE name = $1", &[name.into()]),
-        Change::Farewell(row) => tx.execute(
+        ExchangeChange::DropPeer(name) => tx.execute("DELETE FROM trade_peer WHERE name = $1", &[name.into()]),
+        ExchangeChange::Departure(row) => tx.execute(
             "INSERT INTO trade_farewell (name, rq, at, body) VALUES ($1, $2, $3, $4)
              ON CONFLICT (name, rq) DO UPDATE SET at = excluded.at, body = excluded.body",
             &[(&row.name).into(), number(row.rq)?.into(), row.at.into(), json.into()],
         ),
-        Change::DropFarewell { name, rq } => {
+        ExchangeChange::DropDeparture { name, rq } => {
             tx.execute("DELETE FROM trade_farewell WHERE name = $1 AND rq = $2", &[name.into(), number(*rq)?.into()])
         }
-        Change::DropFarewells(before) => tx.execute("DELETE FROM trade_farewell WHERE at <= $1", &[(*before).into()]),
-        Change::Deal { id, body } => tx.execute(
+        ExchangeChange::DropDeparturesBefore(before) => {
+            tx.execute("DELETE FROM trade_farewell WHERE at <= $1", &[(*before).into()])
+        }
+        ExchangeChange::Deal { id, body } => tx.execute(
             "INSERT INTO trade_deal (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
             &[number(*id)?.into(), body.into()],
         ),
-        Change::Seller { deal, rq, body } => tx.execute(
+        ExchangeChange::Seller { deal, rq, body } => tx.execute(
             "INSERT INTO trade_seller (deal, rq, body) VALUES ($1, $2, $3)
              ON CONFLICT (deal, rq) DO UPDATE SET body = excluded.body",
             &[number(*deal)?.into(), number(*rq)?.into(), body.into()],
         ),
-        Change::DropDeal(id) => {
+        ExchangeChange::DropDeal(id) => {
             tx.execute("DELETE FROM trade_seller WHERE deal = $1", &[number(*id)?.into()])?;
             tx.execute("DELETE FROM trade_deal WHERE id = $1", &[number(*id)?.into()])
         }
-        Change::Log(row) => tx.execute(
+        ExchangeChange::Log(row) => tx.execute(
             "INSERT INTO trade_log (at, kind, peer, deal, rq, item_name, price, detail)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             &[
@@ -172,40 +176,40 @@ fn write(tx: &mut dyn Tx, change: &Change, body: &Body) -> Result<(), StoreError
                 (&row.detail).into(),
             ],
         ),
-        Change::Money(row) => return ledger::post(tx, &posting(row)?),
+        ExchangeChange::Ledger(row) => return ledger::post(tx, &posting(row)?),
     }
     .map(|_| ())
 }
 
-fn posting(row: &MoneyRow) -> Result<Posting, StoreError> {
-    let MoneyRow { key, buyer, seller, price, fee, at, .. } = row;
-    match row.money {
-        Money::Authorise => Posting::authorise(key, *at, buyer, *price),
-        Money::Void => Posting::void(key, *at, buyer, *price),
-        Money::Capture => Posting::capture(key, *at, [(seller, Cents(price.0 - fee.0))], *fee),
+fn posting(row: &LedgerRow) -> Result<Posting, StoreError> {
+    let LedgerRow { key, buyer, seller, price, fee, at, .. } = row;
+    match row.operation {
+        LedgerOperation::Authorise => Posting::authorise(key, *at, buyer, *price),
+        LedgerOperation::Void => Posting::void(key, *at, buyer, *price),
+        LedgerOperation::Capture => Posting::capture(key, *at, [(seller, Cents(price.0 - fee.0))], *fee),
     }
 }
 
-/// No number from here on was given out, as far as the file knows.
+/// The number from which on none was used, as far as the file knows.
 ///
 /// # Errors
-/// The store's.
+/// The file cannot be read.
 pub fn ceiling(reader: &dyn Reader) -> Result<u64, StoreError> {
     Ok(reader.first("SELECT ceiling FROM trade_number WHERE id = 1", &[], |row| row.uint(0))?.unwrap_or(0))
 }
 
-/// Reads everything, all of one instant.
+/// Reads everything in one consistent snapshot.
 ///
 /// # Errors
-/// The store's; `Invalid` for a row that this program did not write.
-pub fn load(reader: &dyn Reader) -> Result<Snapshot, StoreError> {
+/// The file cannot be read; [`StoreError::Invalid`] for a row that this program did not write.
+pub fn load(reader: &dyn Reader) -> Result<ExchangeSnapshot, StoreError> {
     let ceiling = ceiling(reader)?;
     let mid_key = reader
         .first("SELECT value FROM trade_secret WHERE name = $1", &[MID_KEY.into()], |row| Ok(row.text(0)?.to_owned()))?
         .map(Token::from_text);
     let peers = peers(reader)?;
-    let farewells = reader
-        .all("SELECT body FROM trade_farewell", &[], |row| parse::<FarewellRow>("trade_farewell", row.text(0)?))?;
+    let departures = reader
+        .all("SELECT body FROM trade_farewell", &[], |row| parse::<DepartureRow>("trade_farewell", row.text(0)?))?;
     let mut deals = deals(reader)?.into_iter().map(|deal| (deal, Vec::new())).collect::<Vec<_>>();
     let mut at = 0;
     reader.query("SELECT deal, rq, body FROM trade_seller ORDER BY deal, rq", &[], &mut |row| {
@@ -222,22 +226,22 @@ pub fn load(reader: &dyn Reader) -> Result<Snapshot, StoreError> {
         sellers.push(parse::<SellerSide>("trade_seller", row.text(2)?)?);
         Ok(())
     })?;
-    Ok(Snapshot { ceiling, mid_key, peers, farewells, deals })
+    Ok(ExchangeSnapshot { ceiling, mid_key, peers, departures, deals })
 }
 
-/// Every registered peer and when it was heard, by name.
+/// All registered peers by name, each with the time of its last request.
 pub fn peers(reader: &dyn Reader) -> Result<Vec<(PeerRow, Millis)>, StoreError> {
     reader.all("SELECT body, heard_at FROM trade_peer ORDER BY name", &[], |row| {
         Ok((parse("trade_peer", row.text(0)?)?, row.millis(1)?))
     })
 }
 
-/// Every deal that is not forgotten, by id; without its sellers.
+/// All deals by id, without their sellers.
 pub fn deals(reader: &dyn Reader) -> Result<Vec<Deal>, StoreError> {
     reader.all("SELECT body FROM trade_deal ORDER BY id", &[], |row| parse("trade_deal", row.text(0)?))
 }
 
-/// The sellers asked in one deal, in the order of their numbers.
+/// The sellers of a deal, in the order of their numbers.
 pub fn sellers(reader: &dyn Reader, deal: u64) -> Result<Vec<SellerSide>, StoreError> {
     let parameters = [number(deal)?.into()];
     reader.all("SELECT body FROM trade_seller WHERE deal = $1 ORDER BY rq", &parameters, |row| {
@@ -245,10 +249,10 @@ pub fn sellers(reader: &dyn Reader, deal: u64) -> Result<Vec<SellerSide>, StoreE
     })
 }
 
-/// The log since an instant, oldest first; of one peer if a name is given.
+/// Calls `each` with the log's lines since a time, oldest first; only those of one peer if a name is given.
 ///
-/// No index serves this: every line would pay for it when it is written, and it is read by a person, once
-/// in a while.
+/// There is deliberately no index for this: every line would pay for it when written, and the log is read rarely, by
+/// a person.
 pub fn log(
     reader: &dyn Reader,
     peer: Option<&str>,
@@ -263,12 +267,12 @@ pub fn log(
     })
 }
 
-/// The newest lines of the log, newest first: so many behind the first `offset`; and how many there are in all.
+/// A page of the log, newest first: `limit` lines after the first `offset`; and the total number of lines.
 ///
 /// # Errors
-/// The store's.
+/// The file cannot be read.
 pub fn newest_log(reader: &dyn Reader, offset: u64, limit: u64) -> Result<(Vec<LogRow>, u64), StoreError> {
-    // Lines are numbered one after the other as they are written, and none ever goes: neither is counted.
+    // Ids are consecutive and lines are never removed, so the total needs no COUNT.
     let ends =
         reader.first("SELECT min(id), max(id) FROM trade_log", &[], |row| Ok((row.opt_int(0)?, row.opt_int(1)?)))?;
     let Some((Some(oldest), Some(newest))) = ends else { return Ok((Vec::new(), 0)) };
@@ -326,7 +330,7 @@ mod tests {
             price: None,
             detail: String::new(),
         };
-        journal.append(vec![Change::Log(row)]).wait().unwrap();
+        journal.append(vec![ExchangeChange::Log(row)]).wait().unwrap();
         let at =
             store.read(|reader| reader.first("SELECT at FROM trade_log", &[], |row| row.millis(0))).unwrap().unwrap();
         assert!(at.0.abs_diff(Clock::wall().0) < 60_000, "{at:?}");

@@ -1,76 +1,78 @@
-//! The messages of trade: what may be in a datagram or on a settlement line, and what is wrong with it.
+//! The message types of trade, in datagrams and on settlement connections, and their parsing.
 //!
-//! One JSON object a datagram or line. Reading is strict in what it needs and deaf to what it does not
-//! know; every error names the field and says what was expected (SPEC section 2).
+//! A datagram or line holds one JSON object. Parsing is strict about required fields and ignores unknown ones; every
+//! error names the field and says what was expected (`docs/spec/trade.md`).
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 mod field;
-mod reply;
 mod request;
+mod response;
 mod settlement;
 #[cfg(test)]
 mod tests;
 
-pub use self::field::read_object;
-pub use self::reply::{DealStatus, Goods, Phase, Push, Reply, Secret, Side};
-pub use self::request::{Ack, Ask, Inbound, Reach, Request, read};
-pub use self::settlement::{Amount, Inform, Purse, SettlementAnswer, SettlementLine, read_settlement};
+pub use self::field::parse_object;
+pub use self::request::{Ack, PeerEndpoint, PeerMessage, Request, RequestBody, parse_message};
+pub use self::response::{DealPhase, DealStatus, Goods, Notification, Response, RevealedToken, Side};
+pub use self::settlement::{
+    Amount, InformResponse, PaymentDetails, SettlementMessage, SettlementResponse, parse_settlement_response,
+};
 
-/// Most bytes of a datagram, either way.
+/// The maximum length of a datagram in bytes, in either direction.
 pub const DATAGRAM_MAX: usize = 8 * 1024;
-/// Peers pick their numbers below this; the server picks those of a seller's side from here on.
-pub const SERVER_NUMBERS: u64 = 1 << 31;
-/// Numbers stay below 2^53, so that every JSON reader holds them exactly.
+/// Peers choose numbers below this one; the server assigns the numbers of sellers' sides from here on.
+pub const FIRST_SERVER_NUMBER: u64 = 1 << 31;
+/// The largest number in a message. Below 2^53 every JSON reader represents integers exactly.
 pub const NUMBER_MAX: u64 = (1 << 53) - 1;
-/// Most characters of a postal address.
+/// The maximum length of a postal address in characters.
 pub const ADDRESS_MAX: usize = 1024;
 
-/// Why a request is refused: the `code` of an `ERROR`.
+/// Why a request is refused: the `code` of an `ERROR` message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Code {
-    /// The message breaks a rule of form.
+pub enum ErrorCode {
+    /// The message is malformed.
     BadRequest,
-    /// No peer of that name is registered.
+    /// No peer is registered under that name.
     NotRegistered,
-    /// The sender did not show that it is that peer.
+    /// The sender did not prove that it is that peer.
     Forbidden,
-    /// The peer has no deal of that number.
+    /// The peer has no deal with that number.
     UnknownDeal,
-    /// The deal is past (or before) the point where this is possible.
+    /// The deal's current state does not allow the request.
     WrongState,
-    /// A bound is reached.
+    /// A limit is reached; the request may succeed later.
     Busy,
-    /// It could not be stored: nothing changed, try again.
+    /// The change could not be stored. Nothing changed; the request can be repeated.
     Unavailable,
 }
 
-/// A refusal: its code and what a person should know.
+/// A refused request: the error code and an explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// For programs.
-    pub code: Code,
-    /// For people; names the field where one is wrong.
+pub struct RequestError {
+    /// The machine-readable code.
+    pub code: ErrorCode,
+    /// The human-readable explanation; names the offending field if there is one.
     pub reason: String,
 }
 
-impl Refusal {
-    /// A refusal with its reason.
-    pub fn new(code: Code, reason: impl Into<String>) -> Refusal {
-        Refusal { code, reason: reason.into() }
+impl RequestError {
+    pub fn new(code: ErrorCode, reason: impl Into<String>) -> RequestError {
+        RequestError { code, reason: reason.into() }
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason)
     }
 }
 
-/// JSON bytes of a value that cannot fail to be written (no maps with odd keys, no I/O).
+/// Serialises a message to JSON. Plain messages cannot fail to serialise: they have no maps with non-string keys, and
+/// no I/O takes place.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(160);
     serde_json::to_writer(&mut bytes, value).expect("plain messages always serialise into memory");

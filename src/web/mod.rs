@@ -1,12 +1,12 @@
-//! What stands on HTTP and belongs to no room: the pages, and the description of the APIs. SPEC.md section 6.
+//! The web pages, the OpenAPI descriptions of the HTTP APIs and the operator's API. See `docs/spec/share.md`.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `site.rs` | a port: an API, its description and its pages |
-//! | `pages.rs` | the pages and what they are made of, out of the program itself |
-//! | `openapi.rs` | an API's description, made from the table that its requests are matched by |
-//! | `operator/` | what a server's operator sees, and what he may do |
-//! | `assets/` | the pages as plain files |
+//! | `site.rs` | the handler of one HTTP port: an API, its description and its pages |
+//! | `pages.rs` | serves the pages and their assets, which are compiled into the program |
+//! | `openapi.rs` | generates an API's description from its route table |
+//! | `operator/` | the API with which the operator watches and administers a server |
+//! | `assets/` | HTML, CSS, JavaScript and SVG files of the pages |
 
 mod openapi;
 pub mod operator;

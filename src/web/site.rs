@@ -1,18 +1,17 @@
-//! A port: an API, its description, and its pages.
+//! The handler of one HTTP port: an API, its OpenAPI description and its pages.
 
 use std::fmt;
 
 use super::openapi;
-use super::operator::ServerSide;
+use super::operator::ServerHandler;
 use super::pages::{self, Pages};
-use crate::net::http::routes::Outline;
-use crate::net::http::{Handler, Method, Request, Response, Sink, StatusCode, header, method_not_allowed};
+use crate::net::http::routes::RouteSpec;
+use crate::net::http::{BodySink, HttpHandler, Method, Request, Response, StatusCode, header, method_not_allowed};
 use crate::share::client_api::ClientApi;
 
-/// Where an API is described.
 const DESCRIPTION_PATH: &str = "/api/openapi.json";
 
-/// What answers at a port.
+/// Serves an API, its description at `/api/openapi.json`, and the pages.
 pub struct Site<A> {
     api: A,
     description: Vec<u8>,
@@ -20,43 +19,43 @@ pub struct Site<A> {
 }
 
 impl Site<ClientApi> {
-    /// A node's.
+    /// The site of a share node.
     pub fn of_node(api: ClientApi) -> Site<ClientApi> {
         let about = "What a user's programs and pages ask of a node: the user's files, the network's, and what is \
                      fetched from it.";
-        Site::new("P2S2 client API", about, ClientApi::outlines(), api, pages::NODE)
+        Site::new("P2S2 client API", about, ClientApi::route_specs(), api, pages::NODE_PAGES)
     }
 }
 
-impl Site<ServerSide> {
-    /// A server's.
-    pub fn of_server(api: ServerSide) -> Site<ServerSide> {
+impl Site<ServerHandler> {
+    /// The site of a server.
+    pub fn of_server(api: ServerHandler) -> Site<ServerHandler> {
         let about = "Accounts, and what the operator sees.";
-        Site::new("P2S2 server API", about, ServerSide::outlines(), api, pages::SERVER)
+        Site::new("P2S2 server API", about, ServerHandler::route_specs(), api, pages::SERVER_PAGES)
     }
 }
 
-impl<A: Handler> Site<A> {
+impl<A: HttpHandler> Site<A> {
     fn new(
         title: &str,
         about: &str,
-        outlines: impl Iterator<Item = &'static Outline>,
+        specs: impl Iterator<Item = &'static RouteSpec>,
         api: A,
-        entries: &'static [pages::Entry],
+        entries: &'static [pages::PageRoute],
     ) -> Site<A> {
-        let description = openapi::describe(title, about, outlines).to_string().into_bytes();
+        let description = openapi::describe(title, about, specs).to_string().into_bytes();
         Site { api, description, pages: Pages::new(entries) }
     }
 }
 
-/// Whether a browser asks for something to show: what programs and pages ask for says nothing of HTML.
+/// Whether a browser navigates to this path: requests of programs and of scripts do not accept HTML explicitly.
 fn wants_page(request: &Request) -> bool {
     let accepts = |value: &str| value.split(',').any(|kind| kind.split(';').next().unwrap_or("").trim() == "text/html");
     let accept = request.headers.get_all(header::ACCEPT);
     request.method == Method::GET && accept.iter().any(|value| value.to_str().is_ok_and(accepts))
 }
 
-impl<A: Handler> Handler for Site<A> {
+impl<A: HttpHandler> HttpHandler for Site<A> {
     fn handle(&self, request: Request) -> Response {
         let is_read = request.method == Method::GET;
         if request.path == DESCRIPTION_PATH {
@@ -70,10 +69,10 @@ impl<A: Handler> Handler for Site<A> {
         }
         let wants_page = wants_page(&request);
         let answer = self.api.handle(request);
-        if wants_page && answer.status == StatusCode::NOT_FOUND { self.pages.nothing_here() } else { answer }
+        if wants_page && answer.status == StatusCode::NOT_FOUND { self.pages.not_found() } else { answer }
     }
 
-    fn upload(&self, head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
+    fn upload(&self, head: &Request) -> Option<Result<Box<dyn BodySink>, Response>> {
         if head.path == DESCRIPTION_PATH || self.pages.get(head).is_some() {
             return Some(Err(method_not_allowed(&[Method::GET])));
         }
@@ -93,14 +92,14 @@ mod tests {
     use crate::net::http::{HeaderMap, not_found};
     use std::io::Read;
 
-    fn site() -> Site<impl Handler> {
+    fn site() -> Site<impl HttpHandler> {
         let api = |request: Request| {
             if request.path == "/api/there" { Response::new(StatusCode::OK, "text/plain", "api") } else { not_found() }
         };
-        Site::new("Test", "A test.", std::iter::empty(), api, pages::NODE)
+        Site::new("Test", "A test.", std::iter::empty(), api, pages::NODE_PAGES)
     }
 
-    fn ask(site: &Site<impl Handler>, method: Method, path: &str, headers: &[(&'static str, &str)]) -> Response {
+    fn ask(site: &Site<impl HttpHandler>, method: Method, path: &str, headers: &[(&'static str, &str)]) -> Response {
         let headers: HeaderMap =
             headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
         let (path, query, source) = (path.to_owned(), String::new(), ([127, 0, 0, 1], 1).into());
@@ -131,7 +130,7 @@ mod tests {
         for inline in ["<style", " style=", "onclick=", "javascript:", "http://", "https://"] {
             assert!(!html.contains(inline), "{inline}: {html}");
         }
-        // Everything that it names is there, and stays as it is for ever.
+        // Every asset that it refers to exists and may be cached for ever.
         let mut named = 0;
         for part in html.split('"').filter(|part| part.starts_with("/assets/")) {
             for encoding in ["gzip, br", "identity"] {
@@ -144,7 +143,7 @@ mod tests {
             }
         }
         assert!(named >= 4, "{html}");
-        // Known by its tag, it is not sent again; another method is none of its own.
+        // A page with a known ETag is not sent again; other methods are refused.
         let tag = page.headers[header::ETAG].to_str().unwrap().to_owned();
         let known = ask(&site, Method::GET, "/", &[("if-none-match", &tag)]);
         assert_eq!((known.status.as_u16(), known.body.as_bytes()), (304, Some(&b""[..])));
@@ -159,7 +158,7 @@ mod tests {
         for path in ["/nonsense", "/api/nonsense", "/assets/x/y", "/admin"] {
             let page = ask(&site, Method::GET, path, &[browser]);
             assert_eq!(page.status.as_u16(), 404);
-            assert_eq!(page.headers[header::CONTENT_TYPE], pages::HTML);
+            assert_eq!(page.headers[header::CONTENT_TYPE], pages::HTML_CONTENT_TYPE);
             assert!(page.headers.contains_key(header::CONTENT_SECURITY_POLICY));
             assert!(text(&page).contains("href=\"/\""), "it leads on");
             for headers in [&[][..], &[("accept", "*/*")], &[("accept", "application/json")]] {

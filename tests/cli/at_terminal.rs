@@ -1,4 +1,4 @@
-//! The interactive commands at a terminal, as a person meets them; and in a pipe, for comparison.
+//! The interactive commands at a terminal and, for comparison, in a pipe.
 
 use std::fs;
 use std::io::Write;
@@ -12,14 +12,14 @@ use crate::terminal::{ARROW_UP, CTRL_C, CTRL_D, ENTER, TAB, Terminal};
 
 const PASSWORD: &str = "cOrrect-hOrse";
 
-/// Trade and shop in one server.
-fn both_rooms() -> Server {
+/// A server with trade and shop.
+fn trade_and_shop_server() -> Server {
     let ports = ["--product-port", "--customer-port", "--seller-port", "--buyer-port"];
     let ports = ports.into_iter().flat_map(|port| [port, "0"]);
     Server::start(&["--services", "trade,shop"].into_iter().chain(ports).collect::<Vec<_>>())
 }
 
-/// A client of the shop that is at home in the server's folder.
+/// A shop client whose configuration is in the server's folder.
 fn client(server: &Server, role: &str) -> Command {
     let ready: Value = serde_json::from_str(&fs::read_to_string(server.dir.join("ready.json")).unwrap()).unwrap();
     let mut client = program(role);
@@ -34,8 +34,8 @@ fn peer(server: &Server, name: &str) -> Command {
     peer
 }
 
-/// Runs a client on a pipe; everything it printed and complained of.
-fn in_pipe(client: &mut Command, input: &str) -> String {
+/// Runs a client with piped input; returns standard output and standard error.
+fn run_piped(client: &mut Command, input: &str) -> String {
     let client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = client.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
@@ -45,12 +45,12 @@ fn in_pipe(client: &mut Command, input: &str) -> String {
     said
 }
 
-/// An account, from a pipe.
+/// Creates an account through a pipe.
 fn has_account(server: &Server, role: &str, name: &str) {
-    in_pipe(client(server, role).env("P2S2_PASSWORD", PASSWORD), &format!("create-account {name}\n"));
+    run_piped(client(server, role).env("P2S2_PASSWORD", PASSWORD), &format!("create-account {name}\n"));
 }
 
-/// A list of items as `seller load` takes it.
+/// A file of items for `seller load`.
 fn shop_items(dir: &Path, count: usize) -> std::path::PathBuf {
     let item = |nth| {
         json!({"item_name": format!("Lamp {nth}"), "category": 3, "keywords": ["lamp"], "condition": "New",
@@ -61,7 +61,7 @@ fn shop_items(dir: &Path, count: usize) -> std::path::PathBuf {
     file
 }
 
-/// Types something that must not be shown: nothing but blanks may stand between its prompt and the next one.
+/// Types a secret; only blanks may appear between its prompt and the next one.
 #[track_caller]
 fn types_hidden(terminal: &mut Terminal, prompt: &str, secret: &str, next: &str) {
     terminal.sees(prompt);
@@ -73,11 +73,11 @@ fn types_hidden(terminal: &mut Terminal, prompt: &str, secret: &str, next: &str)
 
 #[test]
 fn a_buyer_at_a_terminal_is_prompted_and_its_secrets_are_not_shown() {
-    let server = both_rooms();
+    let server = trade_and_shop_server();
     has_account(&server, "seller", "sam");
     let items = shop_items(&server.dir, 1);
     let sell = format!("login sam\nload {}\n", items.display());
-    in_pipe(client(&server, "seller").env("P2S2_PASSWORD", PASSWORD), &sell);
+    run_piped(client(&server, "seller").env("P2S2_PASSWORD", PASSWORD), &sell);
 
     let mut buyer = Terminal::start(&mut client(&server, "buyer"));
     buyer.sees("`help` lists the commands");
@@ -94,7 +94,7 @@ fn a_buyer_at_a_terminal_is_prompted_and_its_secrets_are_not_shown() {
     let shown = buyer.sees("bob has an account").replace("The same again: ", "");
     assert!(shown.trim().is_empty(), "{shown:?}");
     buyer.sees("buyer> ");
-    // Nothing entered is an error, and the loop goes on.
+    // Empty input is an error, and the loop continues.
     buyer.types("login bob\r");
     buyer.sees("Password: ");
     buyer.types(CTRL_D);
@@ -103,7 +103,7 @@ fn a_buyer_at_a_terminal_is_prompted_and_its_secrets_are_not_shown() {
     buyer.types("login bob\r");
     types_hidden(&mut buyer, "Password: ", PASSWORD, "logged in as bob");
     buyer.sees("buyer> ");
-    // Item ids that were shown are completed.
+    // Item ids from earlier output are completed.
     buyer.types("search lamp\r");
     buyer.sees("3-1");
     buyer.sees("1 item");
@@ -114,7 +114,7 @@ fn a_buyer_at_a_terminal_is_prompted_and_its_secrets_are_not_shown() {
     buyer.types(" 2\r");
     buyer.sees("2 more of 3-1 in the cart");
     buyer.sees("buyer> ");
-    // No number of a card: an error that does not repeat it.
+    // An invalid card number gives an error that does not repeat it.
     buyer.types("purchase\r");
     types_hidden(&mut buyer, "Card number: ", "4999", "error: card number: ");
     buyer.sees("buyer> ");
@@ -133,7 +133,7 @@ fn a_buyer_at_a_terminal_is_prompted_and_its_secrets_are_not_shown() {
     for secret in [PASSWORD, "another", "4999", "4111"] {
         assert!(!all.contains(secret), "{secret} is shown: {all:?}");
     }
-    // What was answered is no command.
+    // Answers to prompts are not added to the history.
     let history = fs::read_to_string(server.dir.join("home/p2s2/buyer-history")).unwrap();
     assert!(history.contains("login bob") && history.contains("purchase"), "{history}");
     for answer in [PASSWORD, "another", "4999", "4111", "12/39", "Elm"] {
@@ -143,7 +143,7 @@ fn a_buyer_at_a_terminal_is_prompted_and_its_secrets_are_not_shown() {
 
 #[test]
 fn commands_are_completed_and_remembered_at_a_terminal() {
-    let server = both_rooms();
+    let server = trade_and_shop_server();
     for (role, begun, whole, answer) in [
         ("seller", "cre", "create-account", "error: the following required arguments were not provided"),
         ("buyer", "sear", "search", "error: "),
@@ -166,7 +166,7 @@ fn commands_are_completed_and_remembered_at_a_terminal() {
         terminal.sees(whole);
         terminal.types(CTRL_C);
         assert_eq!(terminal.ends().0, 0);
-        // And in the next session.
+        // The history is also there in the next session.
         let mut terminal = Terminal::start(&mut client(&server, role));
         terminal.sees(&prompt);
         terminal.types(ARROW_UP);
@@ -185,7 +185,7 @@ fn commands_are_completed_and_remembered_at_a_terminal() {
     alice.types(ENTER);
     alice.sees("nothing is on sale");
     alice.sees("alice> ");
-    // Several fit: they are listed.
+    // Several commands match, so they are listed.
     alice.types("l");
     alice.types(TAB);
     alice.types(TAB);
@@ -204,7 +204,7 @@ fn commands_are_completed_and_remembered_at_a_terminal() {
 
 #[test]
 fn a_seller_at_a_terminal_sees_how_far_a_load_is() {
-    let server = both_rooms();
+    let server = trade_and_shop_server();
     has_account(&server, "seller", "sam");
     let items = shop_items(&server.dir, 300);
     let load = format!("load {}", items.display());
@@ -226,20 +226,20 @@ fn a_seller_at_a_terminal_sees_how_far_a_load_is() {
     let (_, after) = all[bar..].split_once("300 items on sale").unwrap();
     assert!(!after.contains('█') && !after.contains('░'), "the bar goes when it is done: {all:?}");
 
-    // A call of its own.
+    // As a one-shot command.
     let mut once = client(&server, "seller");
     once.args(["--user", "sam", "load"]).arg(&items).env("P2S2_PASSWORD", PASSWORD);
     let mut once = Terminal::start(&mut once);
     once.sees(" % ");
     once.sees("300 items on sale");
     assert_eq!(once.ends().0, 0);
-    let said = in_pipe(client(&server, "seller").args(["--user", "sam", "load"]).arg(&items), "");
+    let said = run_piped(client(&server, "seller").args(["--user", "sam", "load"]).arg(&items), "");
     assert_eq!(said, "300 items on sale\n", "no bar in a pipe");
 }
 
 #[test]
 fn what_happens_meanwhile_tears_no_line_that_is_typed() {
-    let server = both_rooms();
+    let server = trade_and_shop_server();
     let mut alice = Terminal::start(&mut peer(&server, "alice"));
     alice.sees("alice> ");
     alice.types("sell lamp 20\r");
@@ -251,7 +251,7 @@ fn what_happens_meanwhile_tears_no_line_that_is_typed() {
     bob.sees("bob> ");
     bob.types("find lamp 30\r");
     bob.sees("lamp for at most 30.00: 1 peer is asked");
-    // Above the line, which is drawn again.
+    // Printed above the input line, which is redrawn.
     alice.sees("offered [");
     alice.sees("to someone who looks for lamp");
     alice.sees("alice> ite");
@@ -265,7 +265,7 @@ fn what_happens_meanwhile_tears_no_line_that_is_typed() {
     bob.sees("cancelled [");
     alice.sees("cancelled [");
     alice.sees("alice> ");
-    // A signal ends it in the middle of a line, too.
+    // A signal also ends it in the middle of a line.
     alice.types("half a li");
     alice.sees("half a li");
     signal(alice.pid(), libc::SIGTERM);
@@ -279,7 +279,7 @@ fn what_happens_meanwhile_tears_no_line_that_is_typed() {
 
 #[test]
 fn a_peer_without_a_name_is_asked_for_it_at_a_terminal() {
-    let server = both_rooms();
+    let server = trade_and_shop_server();
     let mut command = program("peer");
     command.args(["--server", &server.addr.to_string(), "--data-dir"]).arg(server.dir.join("peer"));
     let mut carol = Terminal::start(&mut command);
@@ -296,7 +296,7 @@ fn a_peer_without_a_name_is_asked_for_it_at_a_terminal() {
 
 #[test]
 fn there_are_colours_at_a_terminal_alone() {
-    let server = both_rooms();
+    let server = trade_and_shop_server();
     let red = "\x1b[31merror:\x1b[0m";
     let commands = || [client(&server, "buyer"), client(&server, "seller"), peer(&server, "alice")];
     for (mut command, prompt) in commands().into_iter().zip(["buyer> ", "seller> ", "alice> "]) {
@@ -314,11 +314,11 @@ fn there_are_colours_at_a_terminal_alone() {
     }
     let words = "bogus\nhelp\n\"open\nlogin nobody\n";
     for mut command in commands() {
-        let said = in_pipe(command.env("P2S2_PASSWORD", PASSWORD), words);
+        let said = run_piped(command.env("P2S2_PASSWORD", PASSWORD), words);
         assert!(said.contains("error: there is no command") && said.contains("COMMAND"), "{said}");
         assert!(!said.contains('\x1b') && !said.contains("buyer> "), "{said:?}");
     }
-    // Nor at a terminal that knows none.
+    // Nor at a terminal without escape codes.
     for mut command in commands() {
         let mut terminal = Terminal::start_as("dumb", &mut command);
         terminal.sees("`help` lists the commands");
@@ -332,9 +332,9 @@ fn there_are_colours_at_a_terminal_alone() {
 
 #[test]
 fn a_terminal_for_the_input_alone_draws_nothing_into_a_pipe() {
-    let server = both_rooms();
+    let server = trade_and_shop_server();
     for (command, name) in [(client(&server, "buyer"), "buyer"), (peer(&server, "alice"), "alice")] {
-        // By a shell's redirection.
+        // Standard output is redirected by a shell.
         let mut shell = Command::new("sh");
         shell.args(["-c", "exec \"$0\" \"$@\" >printed"]).arg(command.get_program()).args(command.get_args());
         for (variable, value) in command.get_envs() {
@@ -356,14 +356,14 @@ fn a_terminal_for_the_input_alone_draws_nothing_into_a_pipe() {
     }
 }
 
-/// As a terminal sends what is pasted.
+/// The text as a terminal sends a bracketed paste.
 fn paste(text: &str) -> String {
     format!("\x1b[200~{text}\x1b[201~")
 }
 
 #[test]
 fn a_pasted_password_ends_at_its_line_break() {
-    let server = both_rooms();
+    let server = trade_and_shop_server();
     let mut buyer = Terminal::start(client(&server, "buyer").args(["create-account", "bea"]));
     for prompt in ["Password: ", "The same again: "] {
         buyer.sees(prompt);
@@ -372,19 +372,19 @@ fn a_pasted_password_ends_at_its_line_break() {
     }
     buyer.sees("bea has an account");
     assert_eq!(buyer.ends().0, 0);
-    let said = in_pipe(client(&server, "buyer").env("P2S2_PASSWORD", PASSWORD), "login bea\n");
+    let said = run_piped(client(&server, "buyer").env("P2S2_PASSWORD", PASSWORD), "login bea\n");
     assert!(said.contains("logged in as bea"), "{said}");
-    // A file of Windows', say.
-    let said = in_pipe(client(&server, "buyer").env("P2S2_PASSWORD", format!("{PASSWORD}\r\n")), "login bea\n");
+    // As from a file with Windows line endings.
+    let said = run_piped(client(&server, "buyer").env("P2S2_PASSWORD", format!("{PASSWORD}\r\n")), "login bea\n");
     assert!(said.contains("logged in as bea"), "{said}");
 }
 
 #[test]
 fn what_is_typed_ahead_goes_to_whoever_asks_next() {
-    let server = both_rooms();
+    let server = trade_and_shop_server();
     let mut buyer = Terminal::start(&mut client(&server, "buyer"));
     buyer.sees("buyer> ");
-    // In one go: commands, and the answers that they ask for.
+    // All at once: commands and the answers to their prompts.
     buyer.types(&format!("create-account bea\r{PASSWORD}\r{PASSWORD}\rlogin bea\r{PASSWORD}\rcart\r"));
     buyer.sees("bea has an account");
     buyer.sees("logged in as bea");
@@ -408,10 +408,10 @@ fn an_end_of_input_that_is_typed_while_a_command_runs_is_kept() {
     let mut buyer = Terminal::start(command.env("XDG_CONFIG_HOME", home.dir.join("home")).current_dir(&home.dir));
     buyer.sees("buyer> ");
     buyer.types("search 3 lamp\r");
-    // The command runs, and nobody reads the terminal.
+    // The command is running and nobody reads the terminal.
     let (connection, _) = slow.accept().unwrap();
     buyer.types(CTRL_D);
-    // It is at the terminal before the answer is at the program.
+    // The echo shows that it has arrived before the command ends.
     buyer.sees("^D");
     drop((connection, slow));
     buyer.sees("error: ");

@@ -1,5 +1,4 @@
-//! Servers that announce themselves, and `--server auto`. All of it on 127.0.0.1, each test at a discovery
-//! port of its own.
+//! Server announcements and `--server auto`, all on 127.0.0.1, with a separate discovery port for each test.
 
 use std::fs;
 use std::io::Write;
@@ -9,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use p2s2::lan::node::Kind;
-use p2s2::lan::peer::{Config, LanPeer};
+use p2s2::lan::node::NodeKind;
+use p2s2::lan::peer::{LanPeer, LanPeerConfig};
 use p2s2::model::Name;
 use serde_json::{Value, json};
 
@@ -19,25 +18,25 @@ use crate::terminal::{CTRL_D, Terminal};
 
 const QUESTION: &str = "Is this your server? (yes/no): ";
 
-/// A user's home, and a discovery port that nobody else has.
-struct Home {
+/// A user's home folder and a discovery port of its own.
+struct TestHome {
     dir: tempfile::TempDir,
     port: String,
 }
 
-impl Home {
-    fn new() -> Home {
+impl TestHome {
+    fn new() -> TestHome {
         static NTH: AtomicU32 = AtomicU32::new(0);
-        // Below those that the system gives away, and others for each process.
+        // Below the ephemeral ports, and different for each process.
         let free = (0..1_000).map(|_| {
             let nth = std::process::id().wrapping_mul(37) + NTH.fetch_add(1, Ordering::Relaxed);
             20_000 + (nth % 10_000) as u16
         });
         let mut free = free.filter(|port| UdpSocket::bind((Ipv4Addr::new(127, 255, 255, 255), *port)).is_ok());
-        Home { dir: tempfile::tempdir().unwrap(), port: free.next().unwrap().to_string() }
+        TestHome { dir: tempfile::tempdir().unwrap(), port: free.next().unwrap().to_string() }
     }
 
-    /// A server in a folder of its own that announces itself here.
+    /// A server with its own folder that is announced on this port.
     fn server(&self, name: &str, args: &[&str]) -> Server {
         let dir = self.dir.path().join(name);
         fs::create_dir_all(&dir).unwrap();
@@ -45,13 +44,13 @@ impl Home {
         Server::start_in(&dir, &[&always, args].concat(), &[("P2S2_SERVER_NO_ANNOUNCE", "no")])
     }
 
-    /// Trade and shop.
+    /// A server with trade and shop.
     fn whole_server(&self, name: &str) -> Server {
         let ports = ["--product-port", "0", "--customer-port", "0", "--seller-port", "0", "--buyer-port", "0"];
         self.server(name, &[&["--services", "trade,shop"][..], &ports].concat())
     }
 
-    /// A client that looks for its server.
+    /// A client with `--server auto`.
     fn client(&self, role: &str) -> Command {
         let mut client = program(role);
         client.args(["--server", "auto", "--bind", "127.0.0.1", "--discovery-port", &self.port]);
@@ -66,12 +65,12 @@ impl Home {
         peer
     }
 
-    /// What was confirmed.
+    /// The stored list of confirmed servers.
     fn known(&self) -> Option<String> {
         fs::read_to_string(self.dir.path().join("config/p2s2/known-servers.json")).ok()
     }
 
-    /// Everyone who answers, as `lan discover` lists them.
+    /// All peers that `lan discover` finds.
     fn discovered(&self) -> Vec<Value> {
         let mut discover = program("lan");
         discover.args(["discover", "--json", "--wait", "1s", "--bind", "127.0.0.1", "--discovery-port", &self.port]);
@@ -81,25 +80,25 @@ impl Home {
         found["peers"].as_array().unwrap().clone()
     }
 
-    /// Somebody who announces what he is told to.
+    /// A LAN peer that announces arbitrary services.
     fn announcer(&self, serves: &[(&str, SocketAddr)], cert_sha256: Option<String>) -> LanPeer {
         let serves = serves.iter().map(|(name, addr)| ((*name).to_owned(), addr.port())).collect();
-        LanPeer::start(Config {
+        LanPeer::start(LanPeerConfig {
             name: Name::new("liar").unwrap(),
-            kind: Kind::Server { serves, cert_sha256 },
+            kind: NodeKind::Server { serves, cert_sha256 },
             bind: Ipv4Addr::LOCALHOST,
             port: None,
             discovery_port: self.port.parse().unwrap(),
             announce_every: Duration::from_secs(30),
             forget_after: Duration::from_secs(300),
-            reach: Vec::new(),
+            static_peers: Vec::new(),
             data_dir: None,
         })
         .unwrap()
     }
 }
 
-/// What the server says that its peers are to expect.
+/// The fingerprint that the server tells its peers.
 fn fingerprint(server: &Server) -> String {
     let mut visitor = Peer::new(server, "visitor");
     let token = visitor.token.clone();
@@ -112,11 +111,11 @@ fn addr(server: &Server, name: &str) -> SocketAddr {
     ready[name].as_str().unwrap().parse().unwrap()
 }
 
-/// Its exit code, and what it printed and complained of.
-fn in_pipe(client: &mut Command, input: &str) -> (i32, String, String) {
+/// Runs a client with piped input; returns exit code, standard output and standard error.
+fn run_piped(client: &mut Command, input: &str) -> (i32, String, String) {
     let client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = client.spawn().unwrap();
-    // It may have failed before it reads anything.
+    // The client may have failed before reading its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -125,21 +124,21 @@ fn in_pipe(client: &mut Command, input: &str) -> (i32, String, String) {
 
 #[track_caller]
 fn works(client: &mut Command, input: &str) -> String {
-    let (code, said, error) = in_pipe(client, input);
+    let (code, said, error) = run_piped(client, input);
     assert_eq!(code, 0, "{said}{error}");
     said
 }
 
-/// It ends with 1 and one line, which is returned.
+/// Expects exit code 1 and a single error line, which is returned.
 #[track_caller]
 fn fails(client: &mut Command) -> String {
-    let (code, said, error) = in_pipe(client, "items\n");
+    let (code, said, error) = run_piped(client, "items\n");
     assert!(code == 1 && said.is_empty() && error.lines().count() == 1, "{code}: {said}{error}");
     assert!(error.starts_with("error: --server auto: "), "{error}");
     error
 }
 
-/// Says yes to what is asked at a terminal.
+/// Confirms the server at a terminal.
 fn confirms(client: &mut Command, greeting: &str) {
     let mut terminal = Terminal::start(client);
     terminal.sees(QUESTION);
@@ -152,7 +151,7 @@ fn confirms(client: &mut Command, greeting: &str) {
 
 #[test]
 fn a_server_announces_what_it_serves_until_it_ends() {
-    let home = Home::new();
+    let home = TestHome::new();
     let server = home.whole_server("one");
     let found = home.discovered();
     let [found] = &found[..] else { panic!("{found:?}") };
@@ -162,9 +161,9 @@ fn a_server_announces_what_it_serves_until_it_ends() {
     let expected = [("trade", "trade_udp"), ("seller", "seller"), ("buyer", "buyer")];
     let expected = expected.map(|(service, listener)| (service.to_owned(), port(listener)));
     assert_eq!(found["serves"], Value::Object(expected.into_iter().collect()));
-    // Its operator can tell the fingerprint to whoever asks.
+    // The log tells the operator the fingerprint.
     assert!(server.log().contains(&format!("certificate {}", fingerprint(&server))), "{}", server.log());
-    // Also one that settles without TLS, and one that is not to be found.
+    // A server that settles without TLS is announced too; one with `--no-announce` is not.
     let plain = home.server("plain", &["--plaintext"]);
     let quiet = home.server("quiet", &["--no-announce"]);
     let found = home.discovered();
@@ -178,7 +177,7 @@ fn a_server_announces_what_it_serves_until_it_ends() {
 
 #[test]
 fn a_frontend_of_its_own_announces_itself() {
-    let home = Home::new();
+    let home = TestHome::new();
     for (command, service) in [("seller-server", "seller"), ("buyer-server", "buyer")] {
         let (dir, ready) = (home.dir.path().join(command), home.dir.path().join(format!("{command}.json")));
         fs::create_dir(&dir).unwrap();
@@ -199,7 +198,7 @@ fn a_frontend_of_its_own_announces_itself() {
 
 #[test]
 fn a_server_that_cannot_announce_itself_serves_all_the_same() {
-    let home = Home::new();
+    let home = TestHome::new();
     let port: u16 = home.port.parse().unwrap();
     let _other = UdpSocket::bind((Ipv4Addr::new(127, 255, 255, 255), port)).unwrap();
     let server = home.server("one", &[]);
@@ -212,7 +211,7 @@ fn a_server_that_cannot_announce_itself_serves_all_the_same() {
 
 #[test]
 fn a_server_is_confirmed_once_at_a_terminal_and_then_taken_in_a_pipe() {
-    let home = Home::new();
+    let home = TestHome::new();
     let server = home.whole_server("one");
     let cert = fingerprint(&server);
     let mut carol = Terminal::start(&mut home.peer("carol"));
@@ -231,7 +230,7 @@ fn a_server_is_confirmed_once_at_a_terminal_and_then_taken_in_a_pipe() {
     carol.types(CTRL_D);
     assert_eq!(carol.ends().0, 0);
     assert!(home.known().unwrap().contains(&cert));
-    // From then on nobody is asked, nor at a terminal, and all of its services are known.
+    // From then on there is no prompt, and the server's other services are trusted too.
     assert!(works(&mut home.peer("carol"), "items\n").starts_with("logged in as carol"));
     let mut again = Terminal::start(&mut home.peer("carol"));
     let before = again.sees("logged in as carol");
@@ -251,7 +250,7 @@ fn a_server_is_confirmed_once_at_a_terminal_and_then_taken_in_a_pipe() {
 
 #[test]
 fn without_a_terminal_none_several_and_unknown_ones_are_refused() {
-    let home = Home::new();
+    let home = TestHome::new();
     for role in ["seller", "buyer"] {
         let why = fails(&mut home.client(role));
         assert!(why.contains(&format!("no server with the service {role} answers")), "{why}");
@@ -262,31 +261,31 @@ fn without_a_terminal_none_several_and_unknown_ones_are_refused() {
     assert!(why.contains(&format!("--server 127.0.0.1:{}", one.addr.port())), "{why}");
     assert!(fails(home.client("buyer").arg("cart")).contains("never confirmed"));
     assert_eq!(home.known(), None);
-    // Who knows the fingerprint confirms it by naming it.
+    // Giving the fingerprint confirms it.
     let cert = fingerprint(&one);
     let other = "ab".repeat(32);
     assert!(fails(home.peer("carol").args(["--server-cert", &other])).contains(&other));
     let said = works(home.peer("carol").args(["--server-cert", &cert.to_uppercase()]), "");
     assert!(said.starts_with("registered as carol"), "{said}");
     works(&mut home.client("buyer"), "");
-    // Also for a server that is named by its address.
-    let named = Home { dir: tempfile::tempdir().unwrap(), port: home.port.clone() };
+    // Also for a server that is given by its address.
+    let named = TestHome { dir: tempfile::tempdir().unwrap(), port: home.port.clone() };
     let mut peer = program("peer");
     peer.args(["--name", "dora", "--server", &one.addr.to_string(), "--server-cert", &cert, "--data-dir"]);
     peer.arg(named.dir.path().join("dora")).env("XDG_CONFIG_HOME", named.dir.path().join("config"));
     works(&mut peer, "");
     assert!(works(&mut named.peer("dora"), "").starts_with("logged in as dora"));
-    // Which of two is meant cannot be told, be one of them known.
+    // With two servers the choice is unclear, even if one of them is known.
     let two = home.server("two", &[]);
     let why = fails(&mut home.peer("carol"));
     assert!(why.contains("2 servers answer") && why.contains(&format!("127.0.0.1:{}", two.addr.port())), "{why}");
-    // The other has no shop.
+    // The other server has no shop.
     works(&mut home.client("buyer"), "");
 }
 
 #[test]
 fn what_is_not_confirmed_at_the_terminal_is_not_used() {
-    let home = Home::new();
+    let home = TestHome::new();
     let server = home.server("one", &[]);
     for (answer, why) in [("no\r", "was not confirmed"), ("\r", "was not confirmed"), (CTRL_D, "nothing was entered")] {
         let mut carol = Terminal::start(&mut home.peer("carol"));
@@ -303,7 +302,7 @@ fn what_is_not_confirmed_at_the_terminal_is_not_used() {
 
 #[test]
 fn one_of_several_is_chosen_at_a_terminal() {
-    let home = Home::new();
+    let home = TestHome::new();
     let servers = [home.server("one", &[]), home.server("two", &[])];
     let mut carol = Terminal::start(&mut home.peer("carol"));
     let list = carol.sees("Which one (1 to 2): ");
@@ -323,7 +322,7 @@ fn one_of_several_is_chosen_at_a_terminal() {
     carol.sees("carol> ");
     carol.types(CTRL_D);
     assert_eq!(carol.ends().0, 0);
-    // It is asked which one again, but not whether that is the right one.
+    // The user must choose again, but not confirm again.
     let mut again = Terminal::start(&mut home.peer("carol"));
     let list = again.sees("Which one (1 to 2): ");
     let row = list.lines().find(|line| line.contains("  confirmed")).unwrap_or_else(|| panic!("{list}"));
@@ -338,7 +337,7 @@ fn one_of_several_is_chosen_at_a_terminal() {
 
 #[test]
 fn another_certificate_at_the_same_address_is_not_taken_silently() {
-    let home = Home::new();
+    let home = TestHome::new();
     let server = home.server("one", &[]);
     let (port, first) = (server.addr.port().to_string(), fingerprint(&server));
     confirms(&mut home.peer("carol"), "registered as carol");
@@ -362,7 +361,7 @@ fn another_certificate_at_the_same_address_is_not_taken_silently() {
 
 #[test]
 fn a_server_without_a_certificate_is_known_by_its_address() {
-    let home = Home::new();
+    let home = TestHome::new();
     let server = home.server("one", &["--plaintext"]);
     let why = fails(home.peer("carol").arg("--plaintext"));
     assert!(why.contains("never confirmed") && why.contains("--plaintext"), "{why}");
@@ -376,28 +375,28 @@ fn a_server_without_a_certificate_is_known_by_its_address() {
     assert_eq!(carol.ends().0, 0);
     let said = works(home.peer("carol").arg("--plaintext"), "");
     assert!(said.starts_with("logged in as carol"), "{said}");
-    // At another address it is another one.
+    // At another address it is a different server.
     assert_eq!(server.stop(), 0);
     let _elsewhere = home.server("two", &["--plaintext"]);
     assert!(fails(home.peer("carol").arg("--plaintext")).contains("never confirmed"));
 }
 
-/// Its error, which is of the client itself: the server was chosen.
+/// Expects the client to reject the chosen server; returns the error.
 #[track_caller]
 fn distrusts(client: &mut Command, input: &str) -> String {
-    let (code, said, error) = in_pipe(client, input);
+    let (code, said, error) = run_piped(client, input);
     assert!(code == 1 && !said.contains("registered"), "{code}: {said}{error}");
     error.lines().last().unwrap().to_owned()
 }
 
 #[test]
 fn an_announcement_that_lies_leads_nowhere() {
-    let home = Home::new();
+    let home = TestHome::new();
     let honest = home.whole_server("one");
     let cert = fingerprint(&honest);
     confirms(&mut home.peer("carol"), "registered as carol");
     assert_eq!(honest.stop(), 0);
-    // Another server under the certificate that the user knows.
+    // A different server announced with the known certificate.
     let ports = ["--product-port", "0", "--customer-port", "0", "--seller-port", "0", "--buyer-port", "0"];
     let quiet = [&["--no-announce", "--services", "trade,shop"][..], &ports].concat();
     let other = home.server("two", &quiet);
@@ -409,7 +408,7 @@ fn an_announcement_that_lies_leads_nowhere() {
     assert!(why.contains("cannot reach"), "{why}");
     assert!(other.admin_json(&["users"]).is_empty());
     liar.stop();
-    // A server that has one, announced as one that has none.
+    // A server with a certificate announced as one without.
     let _liar = home.announcer(&serves[..1], None);
     let mut dave = Terminal::start(home.peer("erin").arg("--plaintext"));
     dave.sees(QUESTION);
@@ -420,12 +419,12 @@ fn an_announcement_that_lies_leads_nowhere() {
 
 #[test]
 fn a_damaged_list_of_servers_is_told_and_left_as_it_is() {
-    let home = Home::new();
+    let home = TestHome::new();
     let file = home.dir.path().join("config/p2s2/known-servers.json");
     fs::create_dir_all(Path::new(&file).parent().unwrap()).unwrap();
     fs::write(&file, "{\"form").unwrap();
     let _server = home.server("one", &[]);
-    let (code, _, error) = in_pipe(&mut home.peer("carol"), "items\n");
+    let (code, _, error) = run_piped(&mut home.peer("carol"), "items\n");
     assert!(code == 1 && error.contains("known-servers.json is damaged"), "{error}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "{\"form");
 }

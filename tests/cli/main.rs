@@ -1,4 +1,4 @@
-//! The commands as people and scripts meet them: words in, words out, exit codes.
+//! The command line as users and scripts see it: arguments, output, exit codes.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -78,18 +78,18 @@ fn a_value_that_begins_with_a_dash_is_a_value() {
     }
 }
 
-/// A process that outlives no test.
-struct Killed(std::process::Child);
+/// A process that is killed when dropped.
+struct KillOnDrop(std::process::Child);
 
-impl Drop for Killed {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Has it ended already? Then there is nothing to kill.
+        // It may have already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Text that would clear a screen, hide itself and turn itself around, if it were printed as it is.
+/// Text that would clear the screen, hide itself or reverse direction if it were printed unchanged.
 const HOSTILE: &str = "\u{1b}[2J\u{9b}1m\u{7}\u{202e}evil";
 
 fn is_harmless(text: &str) -> bool {
@@ -99,7 +99,7 @@ fn is_harmless(text: &str) -> bool {
 #[test]
 fn what_others_said_is_printed_without_its_control_characters() {
     let dir = tempfile::tempdir().unwrap();
-    // A server's refusal.
+    // In a server's refusal.
     let server = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     let peer = program("peer")
@@ -124,7 +124,7 @@ fn what_others_said_is_printed_without_its_control_characters() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.matches("evil").count(), 2, "in the log and as the error: {said}");
     assert!(is_harmless(&said), "{said:?}");
-    // A setting, a file's name.
+    // In a setting and in a file name.
     fs::write(dir.path().join(".env"), format!("P2S2_SERVER_FEE_PERCENT='{HOSTILE}'\n")).unwrap();
     let (code, _, said) = run(program("server").current_dir(dir.path()));
     assert!(code == 2 && said.contains("evil") && is_harmless(&said), "{said:?}");
@@ -186,14 +186,14 @@ fn a_signal_ends_a_peer_that_waits_for_its_server() {
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(0), "{said}");
         assert!(!said.contains("error"), "{said}");
-        // It would wait for some eleven seconds.
+        // Without the signal it would wait for about eleven seconds.
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 }
 
 #[cfg(target_os = "linux")]
-/// Every service, with that many open files; what it is killed by, when it is ready, or what it said at its end.
-fn all_services_with(open_files: usize, dir: &Path) -> Result<(Killed, serde_json::Value), String> {
+/// Starts a server with all services and a limit of open files; returns the ready file, or the log if the server ended.
+fn start_all_services(open_files: usize, dir: &Path) -> Result<(KillOnDrop, serde_json::Value), String> {
     let ready = dir.join("ready.json");
     let limit = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
     let log = dir.join("log");
@@ -211,7 +211,7 @@ fn all_services_with(open_files: usize, dir: &Path) -> Result<(Killed, serde_jso
         .stderr(fs::File::create(&log).unwrap())
         .spawn()
         .unwrap();
-    let mut server = Killed(server);
+    let mut server = KillOnDrop(server);
     let said = || fs::read_to_string(&log).unwrap();
     let ended = eventually("the server to be ready, or to end", || match server.0.try_wait().unwrap() {
         Some(status) => Some(Err(format!("{status}: {}", said()))),
@@ -223,12 +223,12 @@ fn all_services_with(open_files: usize, dir: &Path) -> Result<(Killed, serde_jso
 #[test]
 fn too_few_open_files_are_told_with_how_many_are_enough() {
     let dir = tempfile::tempdir().unwrap();
-    let said = all_services_with(64, dir.path()).map(drop).unwrap_err();
+    let said = start_all_services(64, dir.path()).map(drop).unwrap_err();
     assert!(said.contains("exit status: 1") && said.contains("--services") && said.lines().count() == 1, "{said}");
     let wanted = said.split("ulimit -n) is 64, and ").nth(1).unwrap_or_else(|| panic!("{said}"));
     let wanted: usize = wanted.split(' ').next().unwrap().parse().unwrap();
-    // With as many all of it works: each port answers, also those that ask the databases.
-    let (_server, ready) = all_services_with(wanted, dir.path()).unwrap_or_else(|said| panic!("{said}"));
+    // The number that the error names is sufficient: every port responds, including those that need the databases.
+    let (_server, ready) = start_all_services(wanted, dir.path()).unwrap_or_else(|said| panic!("{said}"));
     for (port, asked, wanted) in [
         ("trade_tcp", "{}\n", "BAD_REQUEST"),
         ("seller", "{\"type\":\"GET_ITEMS\",\"sid\":\"x\"}\n", "SESSION_EXPIRED"),
@@ -248,16 +248,16 @@ fn too_few_open_files_are_told_with_how_many_are_enough() {
 #[test]
 fn few_open_files_lower_the_connections_and_not_to_one() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut server, ready) = all_services_with(1024, dir.path()).unwrap_or_else(|said| panic!("{said}"));
+    let (mut server, ready) = start_all_services(1024, dir.path()).unwrap_or_else(|said| panic!("{said}"));
     let addr: std::net::SocketAddr = ready["trade_tcp"].as_str().unwrap().parse().unwrap();
     let said = fs::read_to_string(dir.path().join("log")).unwrap();
     let lowered = said.split("--max-connections 12000 lowered to ").nth(1).unwrap_or_else(|| panic!("{said}"));
     let (bound, why) = lowered.split_once(": ").unwrap();
     let bound: usize = bound.parse().unwrap();
     assert!((300..1_000).contains(&bound) && why.contains("open files") && why.contains("1024"), "{said}");
-    // All of them at once are served, but for the sixteenth that each of the six other ports is sure of.
+    // All connections are served, except for the sixteenth reserved for each of the six other ports.
     let of_one_port = bound - 6 * (bound / 16);
-    // Each speaks at once: of those that are silent the oldest would give way.
+    // Each connection sends at once, because the oldest silent ones would be closed.
     let serve = |_| {
         let mut connection = std::net::TcpStream::connect(addr).unwrap();
         connection.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -278,7 +278,7 @@ fn few_open_files_lower_the_connections_and_not_to_one() {
 #[test]
 fn settings_come_from_flag_then_environment_then_dotenv() {
     let dir = tempfile::tempdir().unwrap();
-    // A value that is refused shows which one was read, without a server being started.
+    // An invalid value shows which source was read without starting a server.
     fs::write(dir.path().join(".env"), "P2S2_SERVER_FEE_PERCENT=from-dotenv\n").unwrap();
     let server = || {
         let mut server = program("server");
@@ -297,7 +297,7 @@ fn settings_come_from_flag_then_environment_then_dotenv() {
     let (code, _, error) = run(&mut server());
     assert!(code == 2 && error.contains("from dotenv with blanks") && !error.contains("remark"), "{error}");
     assert!(error.contains(".env, line 1") && !error.contains("no 'dotenv"), "{error}");
-    // Values are literal; a byte order mark is none of the first name; what nothing reads is told.
+    // Values are literal, a byte order mark is skipped, and unknown variables cause a warning.
     let lines = "\u{feff}P2S2_SERVER_FEE_PERCENT=$HOME and ${HOME}#1\nP2S2_SERVER_FEE_PRECENT=5\n";
     fs::write(dir.path().join(".env"), lines).unwrap();
     let (code, _, error) = run(&mut server());
@@ -309,7 +309,7 @@ fn settings_come_from_flag_then_environment_then_dotenv() {
     assert!(!error.contains("P2S2_SHARE_API_PORT"), "another command's: {error}");
 }
 
-/// A disk that is full, on Linux.
+/// A full disk, simulated with /dev/full.
 #[cfg(target_os = "linux")]
 #[test]
 fn what_cannot_be_written_is_told_and_ends_with_1() {
@@ -320,7 +320,7 @@ fn what_cannot_be_written_is_told_and_ends_with_1() {
         let output = child.unwrap().wait_with_output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    // Nobody else's, for a moment; who takes it then does no harm here.
+    // A port that is free at the moment; another user of it does no harm.
     let discovery = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let discover = ["lan", "discover", "--bind", "127.0.0.1", "--wait", "10ms", "--discovery-port", &discovery];
     for words in [&["--help"][..], &["server", "--help"], &["--version"], &discover] {
@@ -328,7 +328,7 @@ fn what_cannot_be_written_is_told_and_ends_with_1() {
         assert_eq!((code, said.lines().count()), (Some(1), 1), "{words:?}: {said}");
         assert!(said.starts_with("error: ") && said.contains("No space left"), "{words:?}: {said}");
     }
-    // An interactive command whose answers are lost.
+    // An interactive command whose output is lost.
     let mut lan = program("lan");
     lan.args(["--name", "ann", "--bind", "127.0.0.1", "--discovery-port", &discovery, "--data-dir"]).arg(dir.path());
     let (code, said) = into_full(&mut lan);
@@ -338,7 +338,7 @@ fn what_cannot_be_written_is_told_and_ends_with_1() {
 
 #[test]
 fn the_whole_story_works() {
-    // A port that nobody answers at: ours, bound and silent.
+    // A port at which nobody responds: bound here, but silent.
     let silent = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
     let (code, story, error) = run(program("story").args(["--server", &silent.local_addr().unwrap().to_string()]));
     assert_eq!(code, 0, "{story}\n{error}");
@@ -353,9 +353,9 @@ fn the_whole_story_works() {
     for words in trade.into_iter().chain(shop).chain(lan).chain(["All of it worked."]) {
         assert!(story.contains(words), "{words:?} is missing: {story}");
     }
-    // And against a server that runs.
+    // Against a running server.
     let server = Server::start(&[]);
-    // It has no shop, and nobody serves at that port.
+    // That server has no shop, and nobody listens at that port.
     let mut told = program("story");
     told.args(["--server", &server.addr.to_string(), "--seller", "127.0.0.1:1", "--buyer", "127.0.0.1:1"]);
     let (code, story, error) = run(&mut told);
@@ -364,7 +364,7 @@ fn the_whole_story_works() {
     assert_eq!(server.balance_cents("escrow"), 0);
     assert_eq!(server.balance_cents("fee"), 1_000);
     assert!(server.admin_json(&["peers"]).is_empty(), "the story's peers have left");
-    // One that settles without TLS, found where the server's own setting says that it is.
+    // A server without TLS, found through the server's own settings.
     let server = Server::start(&["--plaintext"]);
     let dir = tempfile::tempdir().unwrap();
     let ports = "P2S2_SERVER_SELLER_PORT=1,0\nP2S2_SERVER_BUYER_PORT=1\nP2S2_BUYER_USER=nobody\n";
@@ -403,7 +403,7 @@ fn a_peer_in_a_pipe_speaks_plainly_and_ends_with_its_input() {
     assert!(all.contains("items on sale") && all.contains("PRICE"), "{all}");
 }
 
-/// A peer with this input; its exit code, and what it printed and complained of.
+/// Runs a peer with this input; returns exit code, standard output and standard error.
 fn peer(server: &Server, dir: &std::path::Path, args: &[&str], input: &str) -> (i32, String, String) {
     let mut peer = program("peer")
         .args(["--server", &server.addr.to_string(), "--data-dir"])
@@ -454,7 +454,7 @@ fn a_server_that_is_silent_is_told_at_once() {
     let deaf = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
     let closed = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
     for (addr, cause) in [(deaf.local_addr().unwrap(), "nothing comes from there"), (closed, "nothing listens there")] {
-        let mut peer = Killed(
+        let mut peer = KillOnDrop(
             program("peer")
                 .args(["--name", "carol", "--server", &addr.to_string(), "--data-dir"])
                 .arg(dir.path().join(addr.port().to_string()))
@@ -463,7 +463,7 @@ fn a_server_that_is_silent_is_told_at_once() {
                 .spawn()
                 .unwrap(),
         );
-        // The first line, while it goes on asking: an end would close the pipe without one.
+        // The peer keeps asking; if it ended, the pipe would close without a line.
         let mut line = String::new();
         BufReader::new(peer.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.contains(&addr.to_string()) && line.contains(cause), "{line:?}");

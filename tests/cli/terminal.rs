@@ -1,4 +1,4 @@
-//! A terminal of our own, and a program at it that takes it for a person's.
+//! A pseudo-terminal with a program that takes it for a user's terminal.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,41 +17,41 @@ pub const ARROW_UP: &str = "\x1b[A";
 pub const CTRL_C: &str = "\x03";
 pub const CTRL_D: &str = "\x04";
 
-/// A program, with a terminal for its input, output and errors. Ended by SIGKILL when dropped.
+/// A program whose input, output and errors are a terminal. Killed with SIGKILL when dropped.
 pub struct Terminal {
     child: Child,
     keyboard: File,
-    /// The program's end of the line: held so that its settings can be looked at when the program has gone.
+    /// The program's end of the terminal, kept open so that its settings can be read after the program has ended.
     line: Option<OwnedFd>,
-    /// As they were before the program came.
+    /// The settings before the program started.
     settings: libc::termios,
-    shown: Arc<Shown>,
+    shown: Arc<TerminalOutput>,
     reader: Option<JoinHandle<()>>,
-    /// How much of the text [`Terminal::sees`] has passed.
+    /// How far [`Terminal::sees`] has read the text.
     passed: usize,
 }
 
-/// Every byte that the program has sent to the terminal.
+/// All bytes that the program has written to the terminal.
 #[derive(Default)]
-struct Shown {
+struct TerminalOutput {
     bytes: Mutex<Vec<u8>>,
     grown: Condvar,
 }
 
 impl Terminal {
-    /// Starts the program at a terminal of 100 columns that can do whatever xterm can.
+    /// Starts the program at a terminal of 100 columns with xterm's capabilities.
     pub fn start(program: &mut Command) -> Terminal {
         Terminal::start_as("xterm-256color", program)
     }
 
-    /// The same, for a terminal of another kind.
+    /// Starts the program at a terminal of another kind.
     pub fn start_as(term: &str, program: &mut Command) -> Terminal {
         let (keyboard, line) = pair().unwrap();
         let settings = settings(&line);
         let end = || Stdio::from(line.try_clone().unwrap());
         program.stdin(end()).stdout(end()).stderr(end()).env("TERM", term).env_remove("NO_COLOR");
-        // SAFETY: between fork and exec, setsid(2) and ioctl(2) are calls that may be made there, with plain
-        // numbers; the last 0 asks that the terminal be stolen from nobody.
+        // SAFETY: setsid(2) and ioctl(2) may be called between fork and exec and take plain integers; the final 0 means
+        // not to steal the terminal from another session.
         unsafe {
             program.pre_exec(|| {
                 let done = libc::setsid() >= 0 && libc::ioctl(0, libc::TIOCSCTTY as _, 0) == 0;
@@ -59,14 +59,14 @@ impl Terminal {
             });
         }
         let child = program.spawn().unwrap();
-        // The command has ends of the line as well: with them open the line would never end.
+        // The `Command` also holds ends of the terminal; while they are open, reading would never end.
         program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let shown = Arc::<Shown>::default();
+        let shown = Arc::<TerminalOutput>::default();
         let reader = {
             let (mut screen, shown) = (keyboard.try_clone().unwrap(), Arc::clone(&shown));
             std::thread::spawn(move || {
                 let mut bytes = [0; 4096];
-                // The end is an error on Linux (EIO), elsewhere it is the end.
+                // On Linux the end is reported as EIO, elsewhere as end of file.
                 while let Ok(length @ 1..) = screen.read(&mut bytes) {
                     shown.bytes.lock().unwrap().extend(&bytes[..length]);
                     shown.grown.notify_all();
@@ -80,7 +80,7 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until this text appears behind whatever was seen before; all that stood before it.
+    /// Waits until this text appears after what was seen before; returns the text in between.
     #[track_caller]
     pub fn sees(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
@@ -101,7 +101,7 @@ impl Terminal {
         }
     }
 
-    /// Everything so far, escape codes and all.
+    /// Everything so far, including escape codes.
     pub fn raw(&self) -> String {
         String::from_utf8_lossy(&self.shown.bytes.lock().unwrap()).into_owned()
     }
@@ -110,15 +110,15 @@ impl Terminal {
         self.child.id()
     }
 
-    /// Waits for the program's end; its exit code, and everything that it has shown. The terminal must be as
-    /// it was.
+    /// Waits for the program's end; returns its exit code and all its output. The terminal's settings must have been
+    /// restored.
     #[track_caller]
     pub fn ends(mut self) -> (i32, String) {
         let status = eventually(&format!("the program at the terminal to end, behind {:?}", self.raw()), || {
             self.child.try_wait().unwrap()
         });
         if cfg!(target_os = "linux") {
-            // Elsewhere a terminal goes with the process that it belonged to.
+            // Elsewhere a terminal is revoked when its session leader ends.
             let after = settings(self.line.as_ref().unwrap());
             let flags = |it: &libc::termios| (it.c_iflag, it.c_oflag, it.c_cflag, it.c_lflag);
             assert_eq!(flags(&after), flags(&self.settings), "the terminal's settings were not put back");
@@ -131,21 +131,21 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // Has it ended already? Then there is nothing to kill.
+        // It may have already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Both ends of a new terminal: the person's and the program's. No child inherits them by accident.
+/// Opens a pseudo-terminal: the user's and the program's end. Child processes do not inherit them.
 fn pair() -> io::Result<(File, OwnedFd)> {
-    // `ptsname` has one place for every answer.
+    // `ptsname` uses a static buffer.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let checked = |result: i32| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) };
     let close_on_exec = if cfg!(target_os = "linux") { libc::O_CLOEXEC } else { 0 };
     let _guard = ONE_AT_A_TIME.lock();
-    // SAFETY: plain calls with plain numbers; each descriptor is owned by one value from where it was given;
-    // `ptsname`'s answer is used before anybody may ask again; `size` outlives the call that reads it.
+    // SAFETY: the calls take plain integers; each descriptor is owned by one value from its creation on; `ptsname`'s
+    // buffer is used before it may be overwritten; `size` outlives the call that reads it.
     unsafe {
         let person = OwnedFd::from_raw_fd(checked(libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | close_on_exec))?);
         checked(libc::fcntl(person.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC))?;
@@ -165,14 +165,14 @@ fn pair() -> io::Result<(File, OwnedFd)> {
 
 fn settings(line: &OwnedFd) -> libc::termios {
     let mut settings = std::mem::MaybeUninit::uninit();
-    // SAFETY: `tcgetattr` writes to the place it is given, or fails.
+    // SAFETY: `tcgetattr` fills the buffer or fails.
     unsafe {
         assert_eq!(libc::tcgetattr(line.as_raw_fd(), settings.as_mut_ptr()), 0, "{}", io::Error::last_os_error());
         settings.assume_init()
     }
 }
 
-/// What a program shows, without escape codes. What is not complete yet is left out.
+/// The output without escape codes and without incomplete characters at its end.
 fn plain(bytes: &[u8]) -> String {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -186,7 +186,7 @@ fn plain(bytes: &[u8]) -> String {
     while let Some(at) = rest.find('\x1b') {
         plain.push_str(&rest[..at]);
         let code = &rest[at + 1..];
-        // ESC [ parameters, and a letter at the end; any other is of one character.
+        // ESC [ parameters letter; other escape codes have one character.
         let end = match code.strip_prefix('[') {
             Some(code) => code.find(|c: char| ('@'..='~').contains(&c)).map(|end| end + 2),
             None => code.chars().next().map(char::len_utf8),

@@ -1,7 +1,7 @@
-//! What the server has told its peers, and must therefore stand by ever after.
+//! The promises that the server has made to its peers and must keep forever.
 //!
-//! Every message that left the server is read by [`Claims::said`], which notices at once when two of
-//! them contradict each other. [`Claims::check`] asks a server (another life of it) about all the rest.
+//! Every message from the server is recorded by [`Claims::record_message`], which detects contradictions at once.
+//! [`Claims::check`] verifies the rest against a (restarted) server.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -12,29 +12,29 @@ use serde_json::{Value, json};
 use crate::rng::Rng;
 use crate::support::PATIENCE;
 
-/// One registration: its place in [`Roster::peers`]. A name that comes back is another one.
-pub type Who = usize;
-/// Numbers from here on are picked by the server.
-pub const SERVER_NUMBERS: u64 = 1 << 31;
+/// A registration: its index in [`Roster::peers`]. A name that registers again is a new registration.
+pub type RegistrationId = usize;
+/// Request numbers from here on are assigned by the server.
+pub const FIRST_SERVER_NUMBER: u64 = 1 << 31;
 
-/// Who trades, and what they asked: the peers' own knowledge, whatever the server says.
+/// The traders and their requests, as the peers know them.
 #[derive(Default, Clone)]
 pub struct Roster {
-    pub peers: Vec<Member>,
-    /// What was sent, by who, type and number.
-    pub requests: HashMap<(Who, &'static str, u64), Value>,
+    pub peers: Vec<RegisteredPeer>,
+    /// Requests by registration, type and number.
+    pub requests: HashMap<(RegistrationId, &'static str, u64), Value>,
 }
 
 #[derive(Clone)]
-pub struct Member {
+pub struct RegisteredPeer {
     pub name: String,
     pub udp_port: u16,
     pub tcp_port: u16,
-    /// It has sent a DE-REGISTER; the length that the disk's log had before.
-    pub leaving_from: Option<u64>,
+    /// Set once DE-REGISTER was sent: the length of the disk log before that.
+    pub left_at_log_length: Option<u64>,
 }
 
-/// Where something was said to. A number may be one peer's port of UDP and another's of TCP.
+/// The destination port of a message. The same number may be one peer's UDP port and another's TCP port.
 #[derive(Debug, Clone, Copy)]
 pub enum Port {
     Udp(u16),
@@ -42,75 +42,75 @@ pub enum Port {
 }
 
 impl Roster {
-    pub fn by_port(&self, port: Port) -> Option<Who> {
+    pub fn by_port(&self, port: Port) -> Option<RegistrationId> {
         self.peers.iter().position(|peer| match port {
             Port::Udp(port) => peer.udp_port == port,
             Port::Tcp(port) => peer.tcp_port == port,
         })
     }
 
-    /// What a buyer's number stands for.
-    fn item_sought(&self, who: Who, rq: u64) -> Option<String> {
+    /// The item of a buyer's search.
+    fn searched_item(&self, who: RegistrationId, rq: u64) -> Option<String> {
         Some(self.requests.get(&(who, "LOOKING_FOR", rq))?["item_name"].as_str()?.to_owned())
     }
 }
 
-/// The least that a side's STATUS must show.
+/// The minimum progress that STATUS must show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// The deal is known.
+pub enum DealProgress {
+    /// The deal exists.
     Known,
-    /// A seller's unit was held for this buyer.
+    /// A seller's unit was reserved for this buyer.
     Found,
     /// BUY was accepted.
     Bought,
     /// It ended without a sale.
     Cancelled,
-    /// It ended with one.
+    /// It ended with a sale.
     Completed,
 }
 
-impl Level {
+impl DealProgress {
     fn fits(self, state: &str) -> bool {
         match self {
-            Level::Known => true,
-            Level::Found => ["reserved", "settling", "cancelled", "completed"].contains(&state),
-            Level::Bought => ["settling", "cancelled", "completed"].contains(&state),
-            Level::Cancelled => state == "cancelled",
-            Level::Completed => state == "completed",
+            DealProgress::Known => true,
+            DealProgress::Found => ["reserved", "settling", "cancelled", "completed"].contains(&state),
+            DealProgress::Bought => ["settling", "cancelled", "completed"].contains(&state),
+            DealProgress::Cancelled => state == "cancelled",
+            DealProgress::Completed => state == "completed",
         }
     }
 }
 
 #[derive(Default)]
 pub struct Claims {
-    /// Token and fingerprint that a registration was told.
-    registered: BTreeMap<Who, (String, Value)>,
-    gone: BTreeMap<Who, ()>,
-    deals: BTreeMap<(Who, u64), Level>,
-    /// What the server's numbers stand for, for which seller.
-    numbers: HashMap<u64, (Who, String)>,
-    mids: HashMap<u64, (Who, Value)>,
-    answers: BTreeMap<(Who, &'static str, u64), Value>,
+    /// Token and certificate fingerprint of each registration.
+    registered: BTreeMap<RegistrationId, (String, Value)>,
+    gone: BTreeMap<RegistrationId, ()>,
+    deals: BTreeMap<(RegistrationId, u64), DealProgress>,
+    /// The item and seller for which the server assigned each number.
+    numbers: HashMap<u64, (RegistrationId, String)>,
+    mids: HashMap<u64, (RegistrationId, Value)>,
+    answers: BTreeMap<(RegistrationId, &'static str, u64), Value>,
 }
 
-/// An item's end as a side of it was told.
-pub struct Told {
+/// How an item's deal ended, as one side was told.
+pub struct ItemOutcome {
     pub item: String,
     pub is_buyer: bool,
     pub completed: bool,
 }
 
 impl Claims {
-    /// Something that the server has said to that registration.
-    pub fn said(&mut self, roster: &Roster, who: Who, message: &Value) {
+    /// Records a message from the server to a registration.
+    pub fn record_message(&mut self, roster: &Roster, who: RegistrationId, message: &Value) {
         let kind = message["type"].as_str().unwrap_or_else(|| panic!("no type: {message}"));
         let rq = message["rq"].as_u64();
         if let Some(mid) = message["mid"].as_u64() {
             let first = self.mids.entry(mid).or_insert_with(|| (who, message.clone()));
             assert!(first.0 == who && first.1 == *message, "mid {mid} was {first:?} and is now {message} to {who}");
         }
-        if let (Some(number @ SERVER_NUMBERS..), Some(item)) = (rq, message["item_name"].as_str()) {
+        if let (Some(number @ FIRST_SERVER_NUMBER..), Some(item)) = (rq, message["item_name"].as_str()) {
             let first = self.numbers.entry(number).or_insert_with(|| (who, item.to_owned()));
             assert!(first.0 == who && first.1 == item, "number {number} was {first:?} and is now {item} of {who}");
         }
@@ -126,33 +126,33 @@ impl Claims {
             ("DE-REGISTERED", _) => {
                 self.gone.insert(who, ());
             }
-            ("SEARCHING", Some(rq)) => self.answered(roster, who, &["LOOKING_FOR"], rq, message, Level::Known),
-            ("OFFERED", Some(rq)) => self.answered(roster, who, &["OFFER"], rq, message, Level::Known),
-            ("BUYING", Some(rq)) => self.answered(roster, who, &["BUY"], rq, message, Level::Bought),
-            ("CANCELLED", Some(rq)) => self.answered(roster, who, &["CANCEL"], rq, message, Level::Cancelled),
+            ("SEARCHING", Some(rq)) => self.answered(roster, who, &["LOOKING_FOR"], rq, message, DealProgress::Known),
+            ("OFFERED", Some(rq)) => self.answered(roster, who, &["OFFER"], rq, message, DealProgress::Known),
+            ("BUYING", Some(rq)) => self.answered(roster, who, &["BUY"], rq, message, DealProgress::Bought),
+            ("CANCELLED", Some(rq)) => self.answered(roster, who, &["CANCEL"], rq, message, DealProgress::Cancelled),
             ("NOTED", Some(rq)) => {
                 let kinds = ["NOT_AVAILABLE", "ACCEPT", "REFUSE"];
-                // Having nothing to sell makes no deal of one's own.
+                // NOT_AVAILABLE creates no deal for the sender.
                 if roster.requests.contains_key(&(who, "NOT_AVAILABLE", rq)) {
                     self.remember(roster, who, &kinds, rq, message);
                 } else {
-                    self.answered(roster, who, &kinds, rq, message, Level::Known);
+                    self.answered(roster, who, &kinds, rq, message, DealProgress::Known);
                 }
             }
-            ("NEGOTIATE" | "RESERVE" | "RELEASED", Some(rq)) => self.raise(who, rq, Level::Known),
-            ("FOUND", Some(rq)) => self.raise(who, rq, Level::Found),
-            ("NOT_FOUND" | "NOT_AVAILABLE" | "CANCEL", Some(rq)) => self.raise(who, rq, Level::Cancelled),
-            ("RECEIPT" | "SETTLED", Some(rq)) => self.raise(who, rq, Level::Completed),
+            ("NEGOTIATE" | "RESERVE" | "RELEASED", Some(rq)) => self.raise(who, rq, DealProgress::Known),
+            ("FOUND", Some(rq)) => self.raise(who, rq, DealProgress::Found),
+            ("NOT_FOUND" | "NOT_AVAILABLE" | "CANCEL", Some(rq)) => self.raise(who, rq, DealProgress::Cancelled),
+            ("RECEIPT" | "SETTLED", Some(rq)) => self.raise(who, rq, DealProgress::Completed),
             ("DEALS", _) => {
                 for deal in message["deals"].as_array().unwrap() {
                     let rq = deal["rq"].as_u64().unwrap();
                     let level = match deal["state"].as_str().unwrap() {
-                        "completed" => Level::Completed,
-                        // A seller that was released may still be asked again.
-                        "cancelled" if deal["side"] == "buyer" => Level::Cancelled,
-                        "settling" => Level::Bought,
-                        "reserved" if deal["side"] == "buyer" => Level::Found,
-                        _ => Level::Known,
+                        "completed" => DealProgress::Completed,
+                        // A released seller may be asked again.
+                        "cancelled" if deal["side"] == "buyer" => DealProgress::Cancelled,
+                        "settling" => DealProgress::Bought,
+                        "reserved" if deal["side"] == "buyer" => DealProgress::Found,
+                        _ => DealProgress::Known,
                     };
                     self.raise(who, rq, level);
                 }
@@ -161,58 +161,66 @@ impl Claims {
         }
     }
 
-    fn answered(&mut self, roster: &Roster, who: Who, kinds: &[&'static str], rq: u64, answer: &Value, level: Level) {
+    fn answered(
+        &mut self,
+        roster: &Roster,
+        who: RegistrationId,
+        kinds: &[&'static str],
+        rq: u64,
+        answer: &Value,
+        level: DealProgress,
+    ) {
         self.remember(roster, who, kinds, rq, answer);
         self.raise(who, rq, level);
     }
 
-    fn remember(&mut self, roster: &Roster, who: Who, kinds: &[&'static str], rq: u64, answer: &Value) {
+    fn remember(&mut self, roster: &Roster, who: RegistrationId, kinds: &[&'static str], rq: u64, answer: &Value) {
         let kind = kinds.iter().find(|kind| roster.requests.contains_key(&(who, kind, rq)));
         let kind = kind.unwrap_or_else(|| panic!("{who} was answered {answer} and had not asked"));
         let first = self.answers.entry((who, kind, rq)).or_insert_with(|| answer.clone());
         assert_eq!(first, answer, "two answers to one {kind} of {who}");
     }
 
-    fn raise(&mut self, who: Who, rq: u64, level: Level) {
+    fn raise(&mut self, who: RegistrationId, rq: u64, level: DealProgress) {
         let known = self.deals.entry((who, rq)).or_insert(level);
         let both = [*known, level];
         assert!(
-            !(both.contains(&Level::Completed) && both.contains(&Level::Cancelled)),
+            !(both.contains(&DealProgress::Completed) && both.contains(&DealProgress::Cancelled)),
             "deal {rq} of {who} was told both completed and cancelled"
         );
         *known = level.max(*known);
     }
 
-    /// How many registrations, deals and answers there are to stand by.
+    /// The numbers of registrations, deals and responses to verify.
     pub fn sizes(&self) -> (usize, usize, usize) {
         (self.registered.len(), self.deals.len(), self.answers.len())
     }
 
-    /// How each item ended, as far as a side was told. (A seller is told CANCELLED of offers that were
-    /// not taken as well: that says nothing of the item.)
-    pub fn ends(&self, roster: &Roster) -> Vec<Told> {
-        let ended = self.deals.iter().filter(|(_, level)| **level >= Level::Cancelled);
+    /// How each item ended, as far as a side was told. (Sellers receive CANCELLED also for offers that were not taken,
+    /// which says nothing about the item.)
+    pub fn ends(&self, roster: &Roster) -> Vec<ItemOutcome> {
+        let ended = self.deals.iter().filter(|(_, level)| **level >= DealProgress::Cancelled);
         ended
             .filter_map(|((who, rq), level)| {
-                let is_buyer = *rq < SERVER_NUMBERS;
+                let is_buyer = *rq < FIRST_SERVER_NUMBER;
                 let item = if is_buyer {
-                    roster.item_sought(*who, *rq)?
+                    roster.searched_item(*who, *rq)?
                 } else {
                     let number = self.numbers.get(rq).unwrap_or_else(|| panic!("nobody was asked under {rq}"));
                     number.1.clone()
                 };
-                Some(Told { item, is_buyer, completed: *level == Level::Completed })
+                Some(ItemOutcome { item, is_buyer, completed: *level == DealProgress::Completed })
             })
             .collect()
     }
 
-    /// Asks a server whether it stands by everything. `in_limbo` are registrations that may or may not
-    /// have left; `repeats` is how many requests are made once more, to see the same answer.
+    /// Verifies all promises against a server. `may_have_left` tells which registrations may or may not exist;
+    /// `repeats` is the number of requests that are repeated and must get the same response.
     pub fn check(
         &mut self,
         roster: &Roster,
         server: SocketAddr,
-        in_limbo: &dyn Fn(Who) -> bool,
+        may_have_left: &dyn Fn(RegistrationId) -> bool,
         repeats: usize,
         rng: &mut Rng,
     ) {
@@ -222,13 +230,15 @@ impl Claims {
             if self.gone.contains_key(who) {
                 let answer = probe.status(name, token, None);
                 assert_eq!(answer["type"], "ERROR", "{name} ({who}) has left, and {answer}");
-            } else if !in_limbo(*who) {
+            } else if !may_have_left(*who) {
                 let answer = probe.status(name, token, None);
                 assert_eq!(answer["type"], "DEALS", "the registration of {name} ({who}) is lost: {answer}");
                 assert_eq!(*cert, probe.cert_sha256, "the certificate is another one");
             }
         }
-        let here = |who: &Who| self.registered.contains_key(who) && !self.gone.contains_key(who) && !in_limbo(*who);
+        let here = |who: &RegistrationId| {
+            self.registered.contains_key(who) && !self.gone.contains_key(who) && !may_have_left(*who)
+        };
         let deals: Vec<_> = self.deals.iter().filter(|((who, _), _)| here(who)).map(|(k, v)| (*k, *v)).collect();
         let mut said = Vec::new();
         for ((who, rq), level) in deals {
@@ -252,12 +262,12 @@ impl Claims {
             assert_eq!(again, *answer, "another answer to the repeated {request}");
         }
         for (who, answer) in said {
-            self.said(roster, who, &answer);
+            self.record_message(roster, who, &answer);
         }
         probe.leave();
     }
 
-    /// Trades with a server, to see that no number of before comes again.
+    /// Makes a deal to check that numbers are never reused.
     pub fn check_fresh_numbers(&self, server: SocketAddr) {
         let (mut a, mut b) = (Probe::new(server), Probe::new(server));
         let request = json!({"type": "LOOKING_FOR", "rq": 1, "name": a.name, "item_name": "fresh", "description": "",
@@ -272,8 +282,8 @@ impl Claims {
     }
 }
 
-/// A peer of its own that asks for others with their tokens. (Registered, because strangers get few
-/// and short answers.)
+/// A separate peer that queries with the other peers' tokens. It is registered because unregistered peers get few and
+/// short responses.
 struct Probe {
     name: String,
     token: String,
@@ -310,7 +320,7 @@ impl Probe {
         self.ask(&json!({"type": "STATUS", "rq": rq, "name": name, "token": token, "rq_deal": rq_deal}), "DEALS")
     }
 
-    /// Sends until an answer of that type, or an error, comes.
+    /// Sends until a response of this type, or an error, arrives.
     fn ask(&mut self, request: &Value, expected: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -345,7 +355,7 @@ impl Probe {
                 Ok((length, source)) if source == self.server => {
                     return Some(serde_json::from_slice(&bytes[..length]).unwrap());
                 }
-                // The server of another test, to whoever had this port before.
+                // From another test's server to the previous owner of this port.
                 Ok(_) if !left.is_zero() => {}
                 Ok(_) | Err(_) => return None,
             }
@@ -355,7 +365,8 @@ impl Probe {
 
 #[test]
 fn one_number_may_be_two_ports() {
-    let member = |udp_port, tcp_port| Member { name: String::new(), udp_port, tcp_port, leaving_from: None };
+    let member =
+        |udp_port, tcp_port| RegisteredPeer { name: String::new(), udp_port, tcp_port, left_at_log_length: None };
     let roster = Roster { peers: vec![member(40_000, 40_001), member(40_001, 40_000)], ..Roster::default() };
     assert_eq!(roster.by_port(Port::Udp(40_001)), Some(1));
     assert_eq!(roster.by_port(Port::Tcp(40_001)), Some(0));

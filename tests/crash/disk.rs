@@ -1,4 +1,4 @@
-//! A disk that is full, that fails, or that holds what is not ours to change.
+//! Disks that are full or fail, and data dirs that must not be changed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,18 +12,18 @@ use serde_json::{Value, json};
 use crate::claims::{Claims, Roster};
 use crate::money;
 use crate::shim;
-use crate::support::{GOOD_CARD, Line, Peer, Server, answer_all, eventually, program, settle};
+use crate::support::{GOOD_CARD, Peer, Server, SettlementConnection, answer_all, eventually, program, settle};
 
-/// A server over a disk that fails when it is told to.
-struct Faulty {
+/// A server on a disk that fails on request.
+struct FaultyDiskServer {
     server: Server,
     switch: PathBuf,
     _dir: tempfile::TempDir,
 }
 
-impl Faulty {
-    /// `None`, with a line that says why, where it cannot be played.
-    fn start() -> Option<Faulty> {
+impl FaultyDiskServer {
+    /// `None`, with a printed reason, where disk faults cannot be simulated.
+    fn start() -> Option<FaultyDiskServer> {
         let library = shim::library()?;
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
@@ -34,7 +34,7 @@ impl Faulty {
             ("POWERCUT_FAULT", switch.to_str().unwrap()),
         ];
         let server = Server::start_in(&root, &["--offer-window", "1s", "--settle-timeout", "3s"], &env);
-        Some(Faulty { server, switch, _dir: dir })
+        Some(FaultyDiskServer { server, switch, _dir: dir })
     }
 
     fn fails(&self, fault: &str) {
@@ -46,7 +46,7 @@ impl Faulty {
     }
 }
 
-/// One request, without repeating it.
+/// Sends a request with a new number.
 fn once(peer: &mut Peer, kind: &str, fields: Value) -> Value {
     let rq = peer.fresh_rq();
     peer.ask_rq(kind, rq, fields)
@@ -56,17 +56,17 @@ fn wish(item: &str) -> Value {
     json!({"item_name": item, "description": "", "max_price": 50})
 }
 
-/// What must hold of a disk on which nothing can be stored: UNAVAILABLE, nothing changed, reading goes
-/// on; and when it works again, so does everything, without a restart.
+/// Checks a disk on which nothing can be stored: changes are refused with UNAVAILABLE and have no effect, reads
+/// succeed, and everything works again without a restart once the disk does.
 fn nothing_is_stored_while(fault: &str) {
-    let Some(faulty) = Faulty::start() else { return };
-    let server = &faulty.server;
+    let Some(faulty_server) = FaultyDiskServer::start() else { return };
+    let server = &faulty_server.server;
     let (mut alice, mut bob) = (Peer::new(server, "alice"), Peer::new(server, "bob"));
     let before = bob.look_for("before", 50.0);
     let offered = alice.offer("before", 40.0);
     alice.push("RESERVE");
 
-    faulty.fails(fault);
+    faulty_server.fails(fault);
     let search_rq = bob.fresh_rq();
     for _ in 0..3 {
         let refused = bob.ask_rq("LOOKING_FOR", search_rq, wish("while"));
@@ -80,7 +80,7 @@ fn nothing_is_stored_while(fault: &str) {
     let mut carol = Peer::unregistered(server.addr, "carol");
     let refused = carol.register();
     assert_eq!(refused["code"], "UNAVAILABLE", "{refused}");
-    // Nothing has changed. A read that meets the failure of another's change may be refused once.
+    // Nothing has changed. A read that meets another request's failed change may be refused once.
     let deals = eventually("STATUS to be answered", || {
         let answer = once(&mut bob, "STATUS", json!({}));
         assert!(answer["type"] == "DEALS" || answer["code"] == "UNAVAILABLE", "{answer}");
@@ -89,7 +89,7 @@ fn nothing_is_stored_while(fault: &str) {
     let states: Vec<_> = deals.iter().map(|deal| (&deal["item_name"], &deal["state"])).collect();
     assert_eq!(states, [(&json!("before"), &json!("reserved"))], "{deals:?}");
 
-    faulty.works();
+    faulty_server.works();
     let answer = bob.ask_rq("LOOKING_FOR", search_rq, wish("while"));
     assert_eq!(answer, json!({"type": "SEARCHING", "rq": search_rq, "peers": 1}));
     assert_eq!(carol.register()["type"], "REGISTERED");
@@ -99,7 +99,7 @@ fn nothing_is_stored_while(fault: &str) {
     settle(&mut bob, search_rq, &mut alice, GOOD_CARD);
     assert_eq!(alice.ask("DE-REGISTER", json!({}))["type"], "DE-REGISTERED");
     let state = server.state_dir();
-    assert_eq!(faulty.server.stop(), 0);
+    assert_eq!(faulty_server.server.stop(), 0);
     let counted = money::check(&state, &Claims::default(), &Roster::default());
     assert_eq!((counted.captured, counted.not_captured), (2, 0));
 }
@@ -114,62 +114,62 @@ fn a_disk_that_cannot_sync_refuses_changes_and_nothing_else() {
     nothing_is_stored_while("sync");
 }
 
-/// Whoever has not proved that it hears is told as well, though memory is built anew between its datagram and the
-/// answer.
+/// A peer with an unverified address gets this error too, although the in-memory state is rebuilt between its datagram
+/// and the response.
 #[test]
 fn a_first_register_hears_that_nothing_could_be_stored_without_asking_again() {
-    let Some(faulty) = Faulty::start() else { return };
-    let mut carol = Peer::unregistered(faulty.server.addr, "carol");
-    let register = carol.message("REGISTER", 1, carol.reach());
-    faulty.fails("full");
+    let Some(faulty_server) = FaultyDiskServer::start() else { return };
+    let mut carol = Peer::unregistered(faulty_server.server.addr, "carol");
+    let register = carol.message("REGISTER", 1, carol.endpoint());
+    faulty_server.fails("full");
     for _ in 0..2 {
         carol.send(&register);
         let answer = carol.receive_until(Instant::now() + Duration::from_secs(20));
         assert_eq!(answer.as_ref().map(|answer| &answer["code"]), Some(&json!("UNAVAILABLE")), "{answer:?}");
     }
-    faulty.works();
+    faulty_server.works();
     carol.send(&register);
     let answer = carol.receive_until(Instant::now() + Duration::from_secs(20));
     assert_eq!(answer.as_ref().map(|answer| &answer["type"]), Some(&json!("REGISTERED")), "{answer:?}");
-    assert_eq!(faulty.server.stop(), 0);
+    assert_eq!(faulty_server.server.stop(), 0);
 }
 
 #[test]
 fn a_settlement_waits_for_a_disk_that_fails() {
-    let Some(faulty) = Faulty::start() else { return };
-    let server = &faulty.server;
+    let Some(faulty_server) = FaultyDiskServer::start() else { return };
+    let server = &faulty_server.server;
     let (mut alice, mut bob) = (Peer::new(server, "alice"), Peer::new(server, "bob"));
     let rq = bob.look_for("lamp", 50.0);
     let sold = alice.offer("lamp", 40.0);
     let found = bob.push("FOUND");
     let answer = bob.ask_rq("BUY", rq, json!({"item_name": "lamp", "price": found["price"]}));
     assert_eq!(answer["type"], "BUYING", "{answer}");
-    let bobs = bob.accept_line();
-    let mut alices: Line = alice.accept_line();
+    let bobs = bob.accept_settlement();
+    let mut alices: SettlementConnection = alice.accept_settlement();
     assert_eq!(alices.read().unwrap()["type"], "INFORM_REQ");
     alices.write(&alice.inform_res(sold, GOOD_CARD));
     let bought = std::thread::scope(|scope| {
         let bob = &bob;
         let bobs = scope.spawn(move || answer_all(bob, bobs, GOOD_CARD));
         assert_eq!(alices.read().unwrap()["type"], "SHIPPING_INFO");
-        // Full just before the seller ships: SHIPPED cannot be stored, so nobody is told of a sale.
-        faulty.fails("full");
+        // The disk fills up just before SHIPPED, which therefore cannot be stored; nobody must be told of a sale.
+        faulty_server.fails("full");
         alices.write(&json!({"type": "SHIPPED", "rq": sold}));
         assert_eq!(alices.read(), None, "a line after a SHIPPED that could not be stored");
         bobs.join().unwrap()
     });
     assert_eq!(bought.len(), 1, "{bought:?}");
-    faulty.works();
+    faulty_server.works();
     assert_eq!(bob.ended(rq)["state"], "cancelled");
     assert_eq!(bob.push("CANCEL")["rq"], rq);
     assert_eq!(alice.push("CANCEL")["rq"], sold);
     let state = server.state_dir();
-    assert_eq!(faulty.server.stop(), 0);
+    assert_eq!(faulty_server.server.stop(), 0);
     let counted = money::check(&state, &Claims::default(), &Roster::default());
     assert_eq!((counted.captured, counted.not_captured), (0, 1));
 }
 
-/// A small disk of memory, as root can make one; gone when dropped.
+/// A small tmpfs, which only root can mount; unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -200,7 +200,7 @@ fn a_disk_that_fills_up_while_it_trades_can_be_emptied_again() {
     let root = disk.0.path();
     let server = Server::start_in(root, &["--offer-window", "1s"], &[]);
     let mut bob = Peer::new(&server, "bob");
-    // Fills what is left, but for what one change needs or so; searches do the rest.
+    // Fills most of the remaining space; searches fill the rest.
     let ballast = root.join("ballast");
     let mut chunk = 64 * 1024;
     let mut bytes = Vec::new();
@@ -237,21 +237,21 @@ fn a_disk_that_fills_up_while_it_trades_can_be_emptied_again() {
     assert_eq!(server.stop(), 0);
 }
 
-// What must not be started on.
+// Data dirs on which a server must not start.
 
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    // The lock names whoever tried last.
+    // The lock file names the last process that tried.
     let files = entries.filter(|path| path.file_name().is_some_and(|name| name != "lock"));
     files.map(|path| (path.clone(), fs::read(&path).unwrap())).collect()
 }
 
-/// A data dir of a server that has traded and ended.
+/// The data dir of a server that has traded and stopped.
 fn used_state() -> tempfile::TempDir {
     used_state_with_bob().0
 }
 
-/// Whose address is bob's as long as he is there: another peer would be refused at it.
+/// Keeps bob's sockets open, because no other peer may use his address.
 fn used_state_with_bob() -> (tempfile::TempDir, Peer) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_in(dir.path(), &[], &[]);
@@ -265,7 +265,7 @@ fn start_on(state: &Path) -> Output {
     program("server").args(["--trade-port", "0", "--data-dir"]).arg(state).output().unwrap()
 }
 
-/// One clear line with these words, exit 1, and not a byte changed.
+/// Checks for one error line with these words, exit code 1, and unchanged files.
 pub fn assert_refused(state: &Path, words: &[&str]) {
     let before = contents(state);
     let output = start_on(state);
@@ -292,7 +292,7 @@ fn a_damaged_file_is_left_as_it_is() {
         let dir = used_state();
         let state = dir.path().join("state");
         let whole = fs::read(state.join(file)).unwrap();
-        // Its beginning, a page within, its end.
+        // Damage at the beginning, within a page, and at the end.
         let mut beginning = whole.clone();
         beginning[..64].fill(0xAA);
         let mut within = whole.clone();
@@ -314,7 +314,7 @@ fn a_file_of_a_newer_version_is_left_as_it_is() {
         let state = dir.path().join("state");
         let open = || Connection::open(state.join(file)).unwrap();
         open().pragma_update(None, "user_version", 999).unwrap();
-        // Only the header says so: that may be damage as well.
+        // Only the header has the newer version, which could also be damage.
         assert_refused(&state, &[file, "damaged", "newer version", "999"]);
         open().execute_batch("UPDATE store_identity SET schema = 999").unwrap();
         assert_refused(&state, &[file, "written by a newer version", "999", "accept-loss"]);
@@ -336,12 +336,12 @@ fn a_missing_permission_is_one_clear_line() {
     use std::os::unix::process::CommandExt;
 
     const NOBODY: u32 = 65_534;
-    // SAFETY: takes nothing, and cannot fail.
+    // SAFETY: no arguments, cannot fail.
     let is_root = unsafe { libc::geteuid() } == 0;
     let dir = used_state();
     let state = dir.path().join("state");
     let before = contents(&state);
-    // Root may do everything: the server then runs as someone who may not.
+    // Root may do everything, so the server runs as another user.
     if is_root {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
@@ -351,7 +351,7 @@ fn a_missing_permission_is_one_clear_line() {
     let mut command = program("server");
     command.args(["--trade-port", "0", "--data-dir"]).arg(&state);
     if is_root {
-        // Where the program itself lies may be closed to others: a copy beside the data is not.
+        // The build folder may not be accessible to others, so the program is copied.
         let copy = dir.path().join("p2s2");
         fs::copy(env!("CARGO_BIN_EXE_p2s2"), &copy).unwrap();
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
@@ -372,8 +372,7 @@ fn a_missing_permission_is_one_clear_line() {
     assert!(contents(&state) == before, "something was changed");
 }
 
-/// The program as someone who is not root, in a folder that is theirs. (As root itself where nobody else
-/// can be had: not at all.)
+/// The program run by the owner of the folder, who is not root.
 #[cfg(unix)]
 fn as_its_owner(dir: &Path, args: &[&str]) -> Command {
     use std::os::unix::fs::PermissionsExt;
@@ -381,7 +380,7 @@ fn as_its_owner(dir: &Path, args: &[&str]) -> Command {
 
     const NOBODY: u32 = 65_534;
     let state = dir.join("state");
-    // SAFETY: takes nothing, and cannot fail.
+    // SAFETY: no arguments, cannot fail.
     let is_root = unsafe { libc::geteuid() } == 0;
     let mut command = if is_root {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
@@ -389,7 +388,7 @@ fn as_its_owner(dir: &Path, args: &[&str]) -> Command {
         for path in files.chain([state.clone()]) {
             std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
         }
-        // Where the program itself lies may be closed to others: a copy beside the data is not.
+        // The build folder may not be accessible to others, so the program is copied.
         let copy = dir.join("p2s2");
         if !copy.exists() {
             fs::copy(env!("CARGO_BIN_EXE_p2s2"), &copy).unwrap();
@@ -422,7 +421,7 @@ fn a_file_that_may_not_be_written_is_told_at_the_start() {
         let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
         assert!(errors.len() == 1 && errors[0].contains(file) && errors[0].contains("permission"), "{said}");
         assert!(contents(&state) == before, "something was made or changed");
-        // Looking is allowed, and leaves nothing behind that the server could not write.
+        // Reading is allowed, and leaves no files that the server could not write.
         let output = as_its_owner(dir.path(), &["admin", "peers"]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         for path in contents(&state).keys() {
@@ -434,7 +433,7 @@ fn a_file_that_may_not_be_written_is_told_at_the_start() {
     }
 }
 
-/// Everything as a killed server leaves it, the logs full of what the files do not have yet.
+/// The data dir of a killed server, whose write-ahead logs have changes that the files do not have yet.
 fn killed_state() -> tempfile::TempDir {
     let (dir, _bob) = used_state_with_bob();
     let server = Server::start_in(dir.path(), &[], &[]);
@@ -444,7 +443,7 @@ fn killed_state() -> tempfile::TempDir {
     dir
 }
 
-/// What must stay as it is: all but the index of the log, which is scratch.
+/// All files that must not change: everything but locks and the logs' shared-memory index.
 pub fn lasting(state: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let is_scratch = |name: &str| name.ends_with("-shm") || name.starts_with("lock");
     let is_kept = |path: &Path| !path.file_name().is_some_and(|name| is_scratch(&name.to_string_lossy()));
@@ -484,7 +483,7 @@ fn looking_at_what_a_killed_server_left_changes_nothing() {
     let output = program("admin").args(["peers", "--json", "--data-dir"]).arg(&state).output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 51);
     assert!(lasting(&state) == before);
-    // And where it ended in order, there is not even scratch left.
+    // After an orderly stop there are not even scratch files.
     let dir = used_state();
     let state = dir.path().join("state");
     let before = contents(&state);

@@ -1,8 +1,7 @@
-//! The log of the shim (`preloaded.rs`), and the folders that a power cut may leave.
+//! The log of the preloaded library (`preloaded.rs`), and the folders that a power cut may leave.
 //!
-//! The disk is taken at its word and no further: what was synced is there. Of the rest, anything may be:
-//! each write whole, in part (by sectors of 512 bytes) or not at all, whatever its order; each name that
-//! was made, moved or removed since its folder was synced either so or as it was.
+//! Only what was synced is certain. Unsynced writes may be there completely, partly (by sectors of 512 bytes) or not at
+//! all, in any order; names that were created, renamed or removed since their folder was synced may be in either state.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -13,10 +12,10 @@ use crate::rng::Rng;
 
 const SECTOR: usize = 512;
 
-/// One call of the server, in the order in which they happened.
+/// One recorded call of the server; calls are in order.
 #[derive(Debug)]
-pub enum Event {
-    /// A file that was there, or is new: its number and name.
+pub enum DiskEvent {
+    /// A file that existed or was created: its number and name.
     Opened {
         file: u64,
         name: String,
@@ -46,18 +45,18 @@ pub enum Event {
     Unlink {
         name: String,
     },
-    /// Something is about to be said to a port.
+    /// A message is about to be sent to a port.
     Said {
         port: Port,
         bytes: Vec<u8>,
     },
 }
 
-/// A recording.
+/// A recording of the server's disk operations.
 pub struct DiskLog {
-    /// Each with the length that the log had before it.
-    pub events: Vec<(u64, Event)>,
-    /// What lay in the folder before.
+    /// Each with the length of the log before it.
+    pub events: Vec<(u64, DiskEvent)>,
+    /// The folder's contents before the recording.
     base: BTreeMap<String, Vec<u8>>,
 }
 
@@ -66,9 +65,9 @@ pub struct DiskLog {
 pub enum Unsynced {
     Lost,
     Kept,
-    /// Each write and each name by chance.
+    /// A random subset of writes and names.
     Some,
-    /// Each sector by chance.
+    /// A random subset of sectors.
     Torn,
 }
 
@@ -85,7 +84,7 @@ impl DiskLog {
             let Some(bytes) = log.get(at + 21..at + 21 + length) else { break };
             let text = || {
                 let text = String::from_utf8(bytes.to_vec()).unwrap();
-                // One folder is all there is; more would need more of a model.
+                // The model supports a single folder.
                 assert!(!text.contains('/'), "{text}");
                 text
             };
@@ -94,26 +93,26 @@ impl DiskLog {
                 (from, to)
             };
             let event = match header[0] {
-                b'A' => Event::Opened { file, name: text(), is_new: false },
-                b'C' => Event::Opened { file, name: text(), is_new: true },
-                b'W' => Event::Write { file, offset, bytes: bytes.to_vec() },
-                b'T' => Event::Truncate { file, length: offset },
-                b'S' => Event::Sync { file },
-                b'D' => Event::SyncFolder,
+                b'A' => DiskEvent::Opened { file, name: text(), is_new: false },
+                b'C' => DiskEvent::Opened { file, name: text(), is_new: true },
+                b'W' => DiskEvent::Write { file, offset, bytes: bytes.to_vec() },
+                b'T' => DiskEvent::Truncate { file, length: offset },
+                b'S' => DiskEvent::Sync { file },
+                b'D' => DiskEvent::SyncFolder,
                 b'R' => {
                     let (from, to) = two();
-                    Event::Rename { from, to }
+                    DiskEvent::Rename { from, to }
                 }
                 b'L' => {
                     let (from, to) = two();
-                    Event::Link { from, to }
+                    DiskEvent::Link { from, to }
                 }
-                b'U' => Event::Unlink { name: text() },
+                b'U' => DiskEvent::Unlink { name: text() },
                 b'O' => {
                     let port = if file == 1 { Port::Tcp(offset as u16) } else { Port::Udp(offset as u16) };
-                    Event::Said { port, bytes: bytes.to_vec() }
+                    DiskEvent::Said { port, bytes: bytes.to_vec() }
                 }
-                // The folder itself.
+                // Creation of the folder itself.
                 b'M' => {
                     at += 21 + length;
                     continue;
@@ -126,10 +125,10 @@ impl DiskLog {
         DiskLog { events, base }
     }
 
-    /// The files that a power cut may leave, after the first `cut` events.
+    /// A possible state of the files after a power cut that follows the first `cut` events.
     pub fn after(&self, cut: usize, unsynced: Unsynced, rng: &mut Rng) -> BTreeMap<String, Vec<u8>> {
-        let mut disk = Disk::default();
-        // Under numbers of their own, until the server opens them.
+        let mut disk = SimulatedDisk::default();
+        // Under separate numbers, until the server opens them.
         for (number, (name, content)) in (1..).map(|n| u64::MAX - n).zip(&self.base) {
             disk.begins_with(number, name, content);
         }
@@ -141,77 +140,77 @@ impl DiskLog {
 }
 
 #[derive(Default)]
-struct Disk {
-    files: HashMap<u64, File>,
-    /// As programs see it.
+struct SimulatedDisk {
+    files: HashMap<u64, SimulatedFile>,
+    /// Names as programs see them.
     names: HashMap<String, u64>,
     synced_names: BTreeMap<String, u64>,
     pending_names: Vec<Vec<Rename>>,
 }
 
-/// A name that now stands for a file, or for none.
+/// A name and the file that it now refers to, if any.
 type Rename = (String, Option<u64>);
 
 #[derive(Default)]
-struct File {
+struct SimulatedFile {
     synced: Vec<u8>,
-    pending: Vec<Pending>,
+    pending: Vec<PendingWrite>,
 }
 
 #[derive(Clone)]
-enum Pending {
+enum PendingWrite {
     Write(usize, Vec<u8>),
     Truncate(usize),
 }
 
-impl Disk {
-    fn apply(&mut self, event: &Event, base: &BTreeMap<String, Vec<u8>>) {
+impl SimulatedDisk {
+    fn apply(&mut self, event: &DiskEvent, base: &BTreeMap<String, Vec<u8>>) {
         match event {
-            Event::Opened { file, name, is_new: true } => {
-                self.files.insert(*file, File::default());
+            DiskEvent::Opened { file, name, is_new: true } => {
+                self.files.insert(*file, SimulatedFile::default());
                 self.rename(vec![(name.clone(), Some(*file))]);
             }
-            // There from the start.
-            Event::Opened { file, name, is_new: false } => {
+            // The file existed from the start.
+            DiskEvent::Opened { file, name, is_new: false } => {
                 if let Some(content) = base.get(name) {
                     self.begins_with(*file, name, content);
                 }
             }
-            Event::Write { file, offset, bytes } => {
-                self.file(*file).pending.push(Pending::Write(*offset, bytes.clone()));
+            DiskEvent::Write { file, offset, bytes } => {
+                self.file(*file).pending.push(PendingWrite::Write(*offset, bytes.clone()));
             }
-            Event::Truncate { file, length } => self.file(*file).pending.push(Pending::Truncate(*length)),
-            Event::Sync { file } => {
+            DiskEvent::Truncate { file, length } => self.file(*file).pending.push(PendingWrite::Truncate(*length)),
+            DiskEvent::Sync { file } => {
                 let file = self.file(*file);
                 for pending in std::mem::take(&mut file.pending) {
                     pending.apply(&mut file.synced, |_| true);
                 }
             }
-            Event::SyncFolder => {
+            DiskEvent::SyncFolder => {
                 for (name, file) in std::mem::take(&mut self.pending_names).into_iter().flatten() {
                     set(&mut self.synced_names, name, file);
                 }
             }
-            Event::Rename { from, to } => {
+            DiskEvent::Rename { from, to } => {
                 let file = self.names.get(from).copied();
                 self.rename(vec![(from.clone(), None), (to.clone(), file)]);
             }
-            Event::Link { from, to } => {
+            DiskEvent::Link { from, to } => {
                 let file = self.names.get(from).copied();
                 self.rename(vec![(to.clone(), file)]);
             }
-            Event::Unlink { name } => self.rename(vec![(name.clone(), None)]),
-            Event::Said { .. } => {}
+            DiskEvent::Unlink { name } => self.rename(vec![(name.clone(), None)]),
+            DiskEvent::Said { .. } => {}
         }
     }
 
     fn begins_with(&mut self, file: u64, name: &str, content: &[u8]) {
-        self.files.insert(file, File { synced: content.to_vec(), pending: Vec::new() });
+        self.files.insert(file, SimulatedFile { synced: content.to_vec(), pending: Vec::new() });
         self.names.insert(name.to_owned(), file);
         self.synced_names.insert(name.to_owned(), file);
     }
 
-    fn file(&mut self, number: u64) -> &mut File {
+    fn file(&mut self, number: u64) -> &mut SimulatedFile {
         self.files.get_mut(&number).unwrap_or_else(|| panic!("file {number} was never opened"))
     }
 
@@ -226,7 +225,7 @@ impl Disk {
     }
 
     fn cut(self, unsynced: Unsynced, rng: &mut Rng) -> BTreeMap<String, Vec<u8>> {
-        // By chance, but not always by the same: nearly all and nearly none are as likely as half.
+        // The probability is random too, so that nearly all and nearly none are as likely as half.
         let likely = rng.below(101);
         let mut kept = || match unsynced {
             Unsynced::Lost => false,
@@ -262,16 +261,16 @@ fn set(names: &mut BTreeMap<String, u64>, name: String, file: Option<u64>) {
     };
 }
 
-impl Pending {
-    /// Does it to those sectors of the disk that `kept` names; a truncation counts as one.
+impl PendingWrite {
+    /// Applies it to the sectors for which `kept` returns true; a truncation counts as one sector.
     fn apply(self, content: &mut Vec<u8>, mut kept: impl FnMut(usize) -> bool) {
         match self {
-            Pending::Truncate(length) => {
+            PendingWrite::Truncate(length) => {
                 if kept(0) {
                     content.resize(length, 0);
                 }
             }
-            Pending::Write(offset, bytes) => {
+            PendingWrite::Write(offset, bytes) => {
                 let mut done = 0;
                 while done < bytes.len() {
                     let at = offset + done;
@@ -291,15 +290,15 @@ impl Pending {
 
 #[test]
 fn only_what_was_synced_is_sure() {
-    let opened = |file, name: &str| Event::Opened { file, name: name.to_owned(), is_new: true };
-    let write = |file, offset, byte| Event::Write { file, offset, bytes: vec![byte; 600] };
+    let opened = |file, name: &str| DiskEvent::Opened { file, name: name.to_owned(), is_new: true };
+    let write = |file, offset, byte| DiskEvent::Write { file, offset, bytes: vec![byte; 600] };
     let events = vec![
         opened(1, "a.new"),
         write(1, 0, b'x'),
-        Event::Sync { file: 1 },
+        DiskEvent::Sync { file: 1 },
         write(1, 0, b'y'),
-        Event::SyncFolder,
-        Event::Rename { from: "a.new".to_owned(), to: "a".to_owned() },
+        DiskEvent::SyncFolder,
+        DiskEvent::Rename { from: "a.new".to_owned(), to: "a".to_owned() },
         opened(2, "b"),
         write(2, 300, b'z'),
     ];
@@ -310,7 +309,7 @@ fn only_what_was_synced_is_sure() {
     let b = [vec![0; 300], vec![b'z'; 600]].concat();
     let all = BTreeMap::from([("a".to_owned(), vec![b'y'; 600]), ("b".to_owned(), b)]);
     assert_eq!(log.after(8, Unsynced::Kept, &mut rng), all);
-    // Torn: the first 512 bytes old and the rest new, or the other way round; both come up.
+    // Torn: the first 512 bytes old and the rest new, or vice versa; both occur.
     let torn: Vec<_> = (0..200).map(|seed| log.after(4, Unsynced::Torn, &mut Rng::new(seed))).collect();
     let is = |first, last| torn.iter().any(|disk| disk.values().any(|file| (file[0], file[599]) == (first, last)));
     assert!(is(b'x', b'y') && is(b'y', b'x') && is(b'x', b'x') && is(b'y', b'y'));

@@ -1,4 +1,4 @@
-//! SIGKILL at any moment, again and again, while six peers trade.
+//! Kills the server with SIGKILL at random moments while six peers trade.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -13,22 +13,22 @@ use serde_json::Value;
 use crate::money;
 use crate::rng::{Rng, Seed};
 use crate::support::{Server, scaled};
-use crate::traders::{Hub, Market, Seen};
+use crate::traders::{Market, TradeStep, TraderContext};
 
 const WINDOWS: [&str; 8] =
     ["--offer-window", "1s", "--negotiate-window", "1s", "--reserve-window", "3s", "--settle-timeout", "3s"];
 
-/// Where a deal can stand on disk when the server dies. The bank commits by itself, so its word and the
-/// record of the deal are one step apart now and then.
-const PHASES: [(&str, Seen, u64); 8] = [
-    ("searching", Seen::Searching, 2_000),
-    ("negotiating", Seen::Negotiating, 1_000),
-    ("reserved", Seen::Found, 1_000),
-    ("BUY accepted, bank not asked", Seen::Bought, 3_000),
-    ("bank authorised, not recorded", Seen::Informed, 6_000),
-    ("authorised", Seen::ShippingInfo, 1_000),
-    ("shipped, bank not yet captured", Seen::Shipped, 4_000),
-    ("bank captured, not recorded", Seen::Shipped, 8_000),
+/// The states in which a deal can be on disk when the server dies. The bank commits separately, so bank and deal may
+/// differ by one step.
+const PHASES: [(&str, TradeStep, u64); 8] = [
+    ("searching", TradeStep::Searching, 2_000),
+    ("negotiating", TradeStep::Negotiating, 1_000),
+    ("reserved", TradeStep::Found, 1_000),
+    ("BUY accepted, bank not asked", TradeStep::Bought, 3_000),
+    ("bank authorised, not recorded", TradeStep::Informed, 6_000),
+    ("authorised", TradeStep::ShippingInfo, 1_000),
+    ("shipped, bank not yet captured", TradeStep::Shipped, 4_000),
+    ("bank captured, not recorded", TradeStep::Shipped, 8_000),
 ];
 
 #[test]
@@ -40,17 +40,17 @@ fn killed_at_any_moment_the_server_keeps_every_promise() {
     let args = [&["--trade-port", &port][..], &WINDOWS].concat();
     let mut server = Server::start_in(dir.path(), &args, &[]);
     let (steps, seen) = crossbeam_channel::bounded(1024);
-    let hub = Hub::new(server.addr, false, None, steps);
-    let market = Market::open(&hub, &mut rng);
+    let context = TraderContext::new(server.addr, false, None, steps);
+    let market = Market::open(&context, &mut rng);
 
     let mut hits: BTreeMap<&str, usize> = BTreeMap::new();
     let mut aimed: BTreeMap<&str, usize> = BTreeMap::new();
     let kills = scaled(100);
     let mut killed = 0;
     let hit_all = |hits: &BTreeMap<&str, usize>| PHASES.iter().all(|(phase, ..)| hits.contains_key(phase));
-    // In full, until every phase was hit: the windows between the bank and the disk are short.
+    // A full run continues until every phase was hit, because the windows between bank and disk are short.
     while killed < kills || (kills >= 100 && !hit_all(&hits) && killed < 3 * kills) {
-        assert!(!hub.failed.load(Ordering::SeqCst), "a peer has failed: see above");
+        assert!(!context.failed.load(Ordering::SeqCst), "a peer has failed: see above");
         await_moment(&mut rng, &seen, &hits, &mut aimed);
         drop(server);
         killed += 1;
@@ -61,17 +61,17 @@ fn killed_at_any_moment_the_server_keeps_every_promise() {
     }
     market.close();
 
-    let mut book = hub.book();
-    let book = &mut *book;
-    let (peers, deals, answers) = book.claims.sizes();
-    book.claims.check(&book.roster, server.addr, &|_| false, usize::MAX, &mut rng);
-    book.claims.check_fresh_numbers(server.addr);
+    let mut records = context.records();
+    let records = &mut *records;
+    let (peers, deals, answers) = records.claims.sizes();
+    records.claims.check(&records.roster, server.addr, &|_| false, usize::MAX, &mut rng);
+    records.claims.check_fresh_numbers(server.addr);
     let state = server.state_dir();
     assert_eq!(server.stop(), 0);
-    let counted = money::check(&state, &book.claims, &book.roster);
+    let counted = money::check(&state, &records.claims, &records.roster);
     println!(
         "{killed} kills, {} deals of {peers} registrations, {deals} sides, {answers} answers: {counted:?}; kills that hit: {hits:?}",
-        hub.deals_over.load(Ordering::SeqCst)
+        context.deals_over.load(Ordering::SeqCst)
     );
     assert!(counted.captured > 0, "nothing was ever bought");
     if kills >= 100 {
@@ -81,14 +81,14 @@ fn killed_at_any_moment_the_server_keeps_every_promise() {
     }
 }
 
-/// Waits for the moment of the next kill: any, or one that is likely to hit what was hit least.
+/// Waits for the moment of the next kill: random, or likely to hit the phase that was hit least.
 fn await_moment(
     rng: &mut Rng,
-    seen: &Receiver<Seen>,
+    seen: &Receiver<TradeStep>,
     hits: &BTreeMap<&'static str, usize>,
     aimed: &mut BTreeMap<&'static str, usize>,
 ) {
-    // The kill after a restart must not always come at once: deals have to get further.
+    // Earlier steps are discarded, so that deals can progress after a restart.
     let begun = Instant::now();
     while seen.try_recv().is_ok() {}
     let micros = if rng.percent(25) {
@@ -97,7 +97,7 @@ fn await_moment(
         let of = |phase: &str| (hits.get(phase).copied().unwrap_or(0), aimed.get(phase).copied().unwrap_or(0));
         let (phase, step, spread) = PHASES.into_iter().min_by_key(|(phase, ..)| of(phase)).unwrap();
         *aimed.entry(phase).or_default() += 1;
-        // When it does not come (everyone waits for a window), any moment is as good.
+        // If the step does not occur (all deals wait for a time limit), any moment will do.
         let deadline = begun + Duration::from_secs(3);
         while seen.recv_deadline(deadline).is_ok_and(|seen| seen != step) {}
         rng.below(spread)
@@ -105,7 +105,7 @@ fn await_moment(
     std::thread::sleep(Duration::from_micros(micros));
 }
 
-/// Where the deals of a dead server stand, read from a copy: the original must not be recovered by us.
+/// The phases of a dead server's deals, read from a copy so that SQLite's recovery does not change the original.
 fn phases_on_disk(dir: &Path) -> Vec<&'static str> {
     let copy = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(dir.join("state")).unwrap() {
@@ -154,7 +154,7 @@ fn phases_on_disk(dir: &Path) -> Vec<&'static str> {
     phases
 }
 
-/// A port that nobody is given by chance while the server is dead: below those that systems hand out.
+/// A free port below the ephemeral range, so that nobody gets it while the server is down.
 fn free_port(rng: &mut Rng) -> u16 {
     loop {
         let port = 15_000 + rng.below(15_000) as u16;

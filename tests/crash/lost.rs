@@ -1,4 +1,4 @@
-//! A data dir that has lost a file, or got an older one: money must not follow from that.
+//! Data dirs with a missing or outdated file: no money must be lost or moved because of it.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::disk::assert_refused;
 use crate::support::{DECLINED_CARD, GOOD_CARD, Peer, Server, program, reserved, settle};
 
-/// A purchase of two new peers for this many dollars; whether it was paid.
+/// Makes a purchase between two new peers for this many dollars; returns whether it was paid.
 fn purchase(server: &Server, tag: &str, dollars: f64, card: &str) -> bool {
     let (mut seller, mut buyer) =
         (Peer::new(server, &format!("seller {tag}")), Peer::new(server, &format!("buyer {tag}")));
@@ -28,7 +28,7 @@ fn purchase(server: &Server, tag: &str, dollars: f64, card: &str) -> bool {
     is_paid
 }
 
-/// What the bank remembers: the deal's number, how it stands, cents.
+/// The bank's charges: deal number, state, cents.
 fn charges(state: &Path) -> Vec<(u64, String, Option<i64>)> {
     let bank = Connection::open(state.join("bank.db")).unwrap();
     let mut found = bank.prepare("SELECT charge_key, state, cents FROM charge").unwrap();
@@ -41,7 +41,7 @@ fn charges(state: &Path) -> Vec<(u64, String, Option<i64>)> {
     all
 }
 
-/// The state of a server that has sold one lamp, and ended.
+/// The data dir of a server that has sold one lamp and stopped.
 fn sold_one() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_in(dir.path(), &[], &[]);
@@ -50,13 +50,13 @@ fn sold_one() -> tempfile::TempDir {
     dir
 }
 
-/// Gives up what a file has lost.
+/// Accepts the loss of a file.
 fn accept_loss(state: &Path, file: &str) {
     let output = program("admin").args(["accept-loss", file, "--data-dir"]).arg(state).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Has a store say that it is the one that the manifest names.
+/// Gives a store the identity that the manifest expects.
 fn as_one_of(state: &Path, file: &str) {
     let manifest: serde_json::Value = serde_json::from_slice(&fs::read(state.join("manifest.json")).unwrap()).unwrap();
     let id = manifest["stores"].as_array().unwrap().iter().find(|store| store["file"] == file).unwrap()["id"].clone();
@@ -82,7 +82,7 @@ fn without_trades_file_no_server_starts_beside_what_is_left() {
         fs::remove_file(state.join("trade.db")).unwrap();
         assert_refused(&state, &["trade.db", "missing or empty", "restore a backup", "accept-loss trade.db"]);
     }
-    // All of it is there again, and it goes on.
+    // With all files restored the server starts again.
     for (file, bytes) in [("trade.db", &whole), ("bank.db", &bank), ("identity.pem", &identity)] {
         fs::write(state.join(file), bytes).unwrap();
     }
@@ -103,7 +103,7 @@ fn trade_begins_beside_what_other_services_made_before() {
     assert!(purchase(&server, "lamp", 40.0, GOOD_CARD));
     assert_eq!(server.stop(), 0);
     assert_eq!(fs::read(&identity).unwrap(), made, "who knows it knows it still");
-    // What trade itself has left behind is a sign as before.
+    // A certificate that trade itself created is still a sign of a missing store.
     fs::remove_file(state.join("trade.db")).unwrap();
     assert_refused(&state, &["trade.db", "missing or empty", "accept-loss"]);
 }
@@ -126,7 +126,8 @@ fn a_first_start_that_was_cut_off_is_no_loss() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     assert_eq!(Server::start_in(dir.path(), &[], &[]).stop(), 0);
-    // The stores in the order in which they are made, cut off before each: planned, and not there yet or empty.
+    // The stores in the order of their creation, interrupted before each: planned in the manifest, but missing or
+    // empty.
     for cut in [&["users.db"][..], &["bank.db", "users.db"], &["trade.db", "bank.db", "users.db"]] {
         let path = state.join("manifest.json");
         let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -146,7 +147,7 @@ fn a_first_start_that_was_cut_off_is_no_loss() {
         assert!(!server.log().contains("WARN"), "{}", server.log());
         assert_eq!(server.stop(), 0);
     }
-    // Cut off before the manifest, there is nothing at all.
+    // Interrupted before the manifest was written.
     fs::remove_dir_all(&state).unwrap();
     fs::create_dir(&state).unwrap();
     fs::write(state.join("manifest.json-new"), "{").unwrap();
@@ -175,7 +176,7 @@ fn beside_an_older_file_of_trade_no_charge_is_taken_for_another() {
     assert_eq!(server.stop(), 0);
     let older = fs::read(state.join("trade.db")).unwrap();
     let server = Server::start_in(dir.path(), &[], &[]);
-    // Far enough that numbers which began at the old place again would be these.
+    // Enough deals that numbers starting again from the old value would collide with these.
     for n in 0..3 {
         assert!(purchase(&server, &format!("lamp {n}"), 40.0, GOOD_CARD));
     }
@@ -191,7 +192,7 @@ fn beside_an_older_file_of_trade_no_charge_is_taken_for_another() {
     assert!(server.log().contains("older than the bank's"), "{}", server.log());
     assert!(!purchase(&server, "oven", 45.0, DECLINED_CARD), "sold for a card that must be declined");
     assert!(purchase(&server, "lamp", 40.0, GOOD_CARD));
-    // The new numbers are on disk, and nothing is said again.
+    // The new numbers are on disk, and the warning is not repeated.
     let server = server.kill_and_restart();
     assert_eq!(server.log().matches("older than the bank's").count(), 1, "{}", server.log());
     assert!(purchase(&server, "lamp too", 40.0, GOOD_CARD));
@@ -214,8 +215,8 @@ fn a_settlement_that_an_older_file_of_trade_remembers_is_brought_to_its_end() {
     let (rq, sold) = reserved(&mut bob, &mut alice, "lamp", 40.0);
     let port = server.addr.port().to_string();
     assert_eq!(crate::support::buy(&mut bob, rq, "lamp", 40.0)["type"], "BUYING");
-    let (mut seller, mut buyer) = (alice.accept_line(), bob.accept_line());
-    // BUY is on disk, and nothing more: this is the older file.
+    let (mut seller, mut buyer) = (alice.accept_settlement(), bob.accept_settlement());
+    // Only BUY is on disk at this point: this becomes the older file.
     let older = tempfile::tempdir().unwrap();
     let archive = older.path().join("older.tar");
     assert!(server.admin(&["backup", archive.to_str().unwrap()]).status.success());
@@ -231,12 +232,12 @@ fn a_settlement_that_an_older_file_of_trade_remembers_is_brought_to_its_end() {
     let restored = crate::support::program("admin").arg("restore").arg(&archive).arg("--data-dir").arg(&again).output();
     assert!(restored.unwrap().status.success());
     fs::copy(again.join("trade.db"), state.join("trade.db")).unwrap();
-    // One that a restore has made is another store.
+    // A restored store has a different identity.
     assert_refused(&state, &["trade.db", "of another data dir"]);
     as_one_of(&state, "trade.db");
     assert_refused(&state, &["trade.db", "has lost changes"]);
     accept_loss(&state, "trade.db");
-    // The bank's word counts: it was paid, and with this price.
+    // The bank decides: the deal was paid, at this price.
     let server = Server::start_in(dir.path(), &["--trade-port", &port], &[]);
     assert_eq!(bob.ended(rq)["state"], "completed");
     assert_eq!(server.balance_cents("payout:alice"), 3_600);

@@ -1,4 +1,4 @@
-//! What a server must keep whatever ends it: SIGKILL, a power cut, a disk that fails.
+//! What a server must preserve whatever ends it: SIGKILL, a power cut, a failing disk.
 
 #[path = "../support/mod.rs"]
 mod support;

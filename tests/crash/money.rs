@@ -1,4 +1,4 @@
-//! Whether bank, ledger, deals and what peers were told agree, once the server has ended.
+//! Checks that bank, ledger, deals and what the peers were told agree after the server has stopped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -8,15 +8,15 @@ use rusqlite::Connection;
 
 use crate::claims::{Claims, Roster};
 
-/// How many charges were captured, how many not.
+/// Numbers of charges by outcome.
 #[derive(Debug, Default)]
-pub struct Counted {
+pub struct ChargeCounts {
     pub captured: usize,
     pub not_captured: usize,
 }
 
-/// Reads the data dir of a server that has ended in order.
-pub fn check(state: &Path, claims: &Claims, roster: &Roster) -> Counted {
+/// Checks the data dir of a server that has stopped in order.
+pub fn check(state: &Path, claims: &Claims, roster: &Roster) -> ChargeCounts {
     let gateway = BuiltinGateway::open(state).unwrap();
     let charges = gateway.charges().unwrap();
     gateway.close();
@@ -24,7 +24,7 @@ pub fn check(state: &Path, claims: &Claims, roster: &Roster) -> Counted {
     let healthy: String = trade.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(healthy, "ok");
 
-    // The ledger: by charge, by step, by account.
+    // The ledger by charge, step and account.
     let mut ledger: HashMap<String, BTreeMap<i64, BTreeMap<String, i64>>> = HashMap::new();
     let mut balances: BTreeMap<String, i64> = BTreeMap::new();
     each(&trade, "SELECT charge_key, step, account, cents FROM ledger_entry", |row| {
@@ -38,7 +38,7 @@ pub fn check(state: &Path, claims: &Claims, roster: &Roster) -> Counted {
     assert_eq!(balances.values().sum::<i64>(), 0, "the ledger does not sum to zero: {balances:?}");
     assert_eq!(balances.get("escrow").copied().unwrap_or(0), 0, "something is left in escrow");
 
-    // The log knows every deal that ever was.
+    // The log lists every deal.
     let mut items: HashMap<i64, String> = HashMap::new();
     let mut purchases: HashMap<i64, usize> = HashMap::new();
     each(&trade, "SELECT kind, deal, item_name FROM trade_log WHERE kind IN ('search', 'purchase')", |row| {
@@ -51,7 +51,7 @@ pub fn check(state: &Path, claims: &Claims, roster: &Roster) -> Counted {
         Ok(())
     });
 
-    let mut counted = Counted::default();
+    let mut counted = ChargeCounts::default();
     let mut charged: HashMap<&str, i64> = HashMap::new();
     let mut card_of: BTreeMap<String, i64> = BTreeMap::new();
     for charge in &charges {

@@ -1,6 +1,6 @@
-//! Power cuts. SIGKILL leaves the system's page cache whole and so proves nothing about syncing; here a
-//! server's writes are recorded by a shim, and folders are built that hold what was synced and a part of
-//! the rest. A server that starts on one must stand by all that was said before the cut.
+//! Power cuts. SIGKILL leaves the page cache intact, so it proves nothing about syncing. Here the server's writes are
+//! recorded by a preloaded library, and folders are built with what was synced and a part of the rest. A server started
+//! on such a folder must keep every promise made before the cut.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,35 +12,36 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::claims::{Claims, Roster};
-use crate::disk_log::{DiskLog, Event, Unsynced};
+use crate::disk_log::{DiskEvent, DiskLog, Unsynced};
 use crate::money;
 use crate::rng::{Rng, Seed};
 use crate::shim;
 use crate::support::{Server, scaled};
-use crate::traders::{Book, Hub, Market};
+use crate::traders::{Market, TraderContext, TraderRecords};
 
 const WINDOWS: [&str; 8] =
     ["--offer-window", "1s", "--negotiate-window", "1s", "--reserve-window", "2s", "--settle-timeout", "2s"];
 /// Far more than the deals of a recording take.
 const RECORDING_MAX: Duration = Duration::from_secs(180);
-/// Requests made once more after a cut.
+/// Number of requests that are repeated after a cut.
 const REPEATS: usize = 30;
 
-/// Peers that traded with a server until its power was cut: what they know, and what its disk was told.
+/// Peers that traded until the power cut: what they know, and what the disk was told.
 struct Recording {
     log: DiskLog,
     roster: Roster,
     plaintext: bool,
 }
 
-/// Without TLS what the settlement's lines said can be read from the log as well.
+/// Without TLS the settlement messages can be read from the log too.
 fn args(plaintext: bool) -> Vec<&'static str> {
     let mut args = WINDOWS.to_vec();
     args.extend(plaintext.then_some("--plaintext"));
     args
 }
 
-/// Runs a server over the shim until that many deals are over, and kills it in the midst of others.
+/// Runs a server with the preloaded library until this many deals have ended, then kills it while others are in
+/// progress.
 fn record(deals: usize, plaintext: bool, lie: Option<&str>, rng: &mut Rng) -> Recording {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().canonicalize().unwrap();
@@ -50,32 +51,32 @@ fn record(deals: usize, plaintext: bool, lie: Option<&str>, rng: &mut Rng) -> Re
     env.extend(lie.map(|lie| ("POWERCUT_LIE", lie)));
     let server = Server::start_in(&root, &args(plaintext), &env);
     let (steps, seen) = crossbeam_channel::bounded(1);
-    let hub = Hub::new(server.addr, plaintext, Some(log.clone()), steps);
-    let market = Market::open(&hub, rng);
+    let context = TraderContext::new(server.addr, plaintext, Some(log.clone()), steps);
+    let market = Market::open(&context, rng);
     let deadline = Instant::now() + RECORDING_MAX;
-    while hub.deals_over.load(Ordering::SeqCst) < deals {
-        assert!(!hub.failed.load(Ordering::SeqCst), "a peer has failed: see above");
+    while context.deals_over.load(Ordering::SeqCst) < deals {
+        assert!(!context.failed.load(Ordering::SeqCst), "a peer has failed: see above");
         assert!(Instant::now() < deadline, "{deals} deals take too long");
-        // Whatever a peer does may have been a deal's end.
+        // Any step may have ended a deal.
         let _ = seen.recv_timeout(Duration::from_millis(100));
     }
     drop(server);
     market.abandon();
-    let Book { roster, .. } = std::mem::take(&mut *hub.book());
+    let TraderRecords { roster, .. } = std::mem::take(&mut *context.records());
     Recording { log: DiskLog::read(&log, BTreeMap::new()), roster, plaintext }
 }
 
 impl Recording {
-    /// What was said before the cut.
+    /// The promises made before the cut.
     fn claims(&self, cut: usize) -> Claims {
         let mut claims = Claims::default();
         for (_, event) in &self.log.events[..cut] {
-            let Event::Said { port, bytes } = event else { continue };
+            let DiskEvent::Said { port, bytes } = event else { continue };
             let Some(who) = self.roster.by_port(*port) else { continue };
             for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 match serde_json::from_slice::<Value>(line) {
-                    Ok(message) if message.is_object() => claims.said(&self.roster, who, &message),
-                    // On a line with TLS (whose bytes may well look like a number).
+                    Ok(message) if message.is_object() => claims.record_message(&self.roster, who, &message),
+                    // TLS data (which may look like a number) on a settlement connection.
                     _ => assert!(!self.plaintext, "no message: {}", String::from_utf8_lossy(line)),
                 }
             }
@@ -83,44 +84,46 @@ impl Recording {
         claims
     }
 
-    /// Any point; often one at which something was just said, because that is where promises are young.
+    /// A random cut, often just after a message was sent, when promises are most recent.
     fn any_cut(&self, rng: &mut Rng) -> usize {
         let any = 1 + rng.below(self.log.events.len() as u64) as usize;
         if rng.percent(40) {
             return any;
         }
-        let said = |(_, event): &(u64, Event)| matches!(event, Event::Said { .. });
+        let said = |(_, event): &(u64, DiskEvent)| matches!(event, DiskEvent::Said { .. });
         self.log.events[any - 1..].iter().position(said).map_or(any, |ahead| any + ahead)
     }
 
-    /// The power fails again while a server recovers from the first cut.
-    fn cut_again(&self, files: BTreeMap<String, Vec<u8>>, rng: &mut Rng) -> BTreeMap<String, Vec<u8>> {
+    /// A second power cut while a server recovers from the first.
+    fn cut_during_recovery(&self, files: BTreeMap<String, Vec<u8>>, rng: &mut Rng) -> BTreeMap<String, Vec<u8>> {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let (log, state) = (root.join("disk.log"), root.join("state"));
-        lay_out(&files, &state);
+        write_files(&files, &state);
         drop(Server::start_in(&root, &args(self.plaintext), &environment(&state, &log)));
         let log = DiskLog::read(&log, files);
         let cut = rng.below(log.events.len() as u64 + 1) as usize;
         log.after(cut, any_unsynced(rng), rng)
     }
 
-    /// Builds the folder, starts a server on it, and checks. Panics if a promise was broken; a mark that were ahead
-    /// of its store would be one, for then no server starts. Whether there was a mark to be ahead, too.
-    fn survives(&self, cut: usize, unsynced: Unsynced, rng: &mut Rng) -> (money::Counted, bool) {
+    /// Builds the folder, starts a server on it and checks all promises; panics if one was broken. A mark file ahead of
+    /// its store would be such a failure, because no server starts then. Also returns whether there was a mark file
+    /// that could be ahead.
+    fn survives(&self, cut: usize, unsynced: Unsynced, rng: &mut Rng) -> (money::ChargeCounts, bool) {
         let mut claims = self.claims(cut);
         let log_length = self.log.events.get(cut).map_or(u64::MAX, |(before, _)| *before);
         let mut files = self.log.after(cut, unsynced, rng);
         if rng.percent(30) {
-            files = self.cut_again(files, rng);
+            files = self.cut_during_recovery(files, rng);
         }
         let dir = tempfile::tempdir().unwrap();
-        lay_out(&files, &dir.path().join("state"));
+        write_files(&files, &dir.path().join("state"));
         let is_marked = check_marks(&files, &dir.path().join("state"));
         let server = Server::start_in(dir.path(), &args(self.plaintext), &[]);
-        // From its DE-REGISTER to the answer nobody knows whether a peer has left.
-        let in_limbo = |who: usize| self.roster.peers[who].leaving_from.is_some_and(|from| from < log_length);
-        claims.check(&self.roster, server.addr, &in_limbo, REPEATS, rng);
+        // Between DE-REGISTER and its response it is unknown whether the peer has left.
+        let may_have_left =
+            |who: usize| self.roster.peers[who].left_at_log_length.is_some_and(|from| from < log_length);
+        claims.check(&self.roster, server.addr, &may_have_left, REPEATS, rng);
         claims.check_fresh_numbers(server.addr);
         let state = server.state_dir();
         assert_eq!(server.stop(), 0);
@@ -128,7 +131,7 @@ impl Recording {
     }
 }
 
-/// What makes a server run over the shim.
+/// Environment variables that preload the recording library.
 fn environment<'a>(state: &'a Path, log: &'a Path) -> Vec<(&'static str, &'a str)> {
     vec![
         ("LD_PRELOAD", shim::library().unwrap().to_str().unwrap()),
@@ -137,24 +140,25 @@ fn environment<'a>(state: &'a Path, log: &'a Path) -> Vec<(&'static str, &'a str
     ]
 }
 
-fn lay_out(files: &BTreeMap<String, Vec<u8>>, state: &Path) {
+fn write_files(files: &BTreeMap<String, Vec<u8>>, state: &Path) {
     fs::create_dir(state).unwrap();
     for (name, content) in files {
         fs::write(state.join(name), content).unwrap();
     }
 }
 
-/// No mark may be ahead of what its store holds. Whether one said anything that a start might have refused.
+/// Checks that no mark file is ahead of its store. Returns whether any mark file was valid and could have caused a
+/// refusal.
 fn check_marks(files: &BTreeMap<String, Vec<u8>>, state: &Path) -> bool {
     let mut is_marked = false;
-    // Looked at in a folder of its own: SQLite would move the log into the file.
+    // Examined in a separate folder, because SQLite would move the log into the file.
     let copy = tempfile::tempdir().unwrap();
     for (name, content) in files.iter().filter(|(name, _)| name.contains(".db") && !name.ends_with("-mark")) {
         fs::write(copy.path().join(name), content).unwrap();
     }
     for store in files.keys().filter(|name| name.ends_with(".db")) {
         let Some(mark) = files.get(&format!("{store}-mark")) else { continue };
-        // `p2s2-mark 1 ID NUMBER CHECKSUM`; torn ones are not whole.
+        // `p2s2-mark 1 ID NUMBER CHECKSUM`; torn ones do not parse.
         let text = String::from_utf8_lossy(mark);
         let words: Vec<&str> = text.split_ascii_whitespace().collect();
         let [_, _, id, number, _] = words[..] else { continue };
@@ -166,7 +170,7 @@ fn check_marks(files: &BTreeMap<String, Vec<u8>>, state: &Path) -> bool {
         let (known, holds): (String, i64) = holds().unwrap_or_else(|error: rusqlite::Error| {
             panic!("{store} has a mark and no number in {}: {error}", state.display())
         });
-        // One that the cut has torn may be readable by chance in part, but not with another store's id.
+        // A torn mark file may parse by chance, but not with the store's id.
         assert!(known != id || number <= holds, "{store}: its mark says {number}, it holds {holds}");
         is_marked |= known == id && number > 0;
     }
@@ -205,11 +209,11 @@ fn what_was_said_before_a_power_cut_holds_after_it() {
             marked += usize::from(is_marked);
             told += recording.claims(cut).sizes().1;
         }
-        // And one after everything: the whole story.
+        // A cut after all events.
         let end = recording.log.events.len();
         let (counted, _) = recording.survives(end, Unsynced::Lost, &mut rng);
         assert!(counted.captured > 0, "nothing was ever bought");
-        // And one of which all is kept, marks too, though nobody has ever synced one.
+        // A cut with everything kept, including mark files, which are never synced.
         let (_, is_marked) = recording.survives(end, Unsynced::Kept, &mut rng);
         assert!(is_marked, "no store has a mark");
     }
@@ -226,14 +230,14 @@ fn syncs_that_do_nothing_are_found_out() {
     }
     let seed = Seed::of_this_run();
     let mut rng = Rng::new(seed.0);
-    // All of them; trade's log; the bank's log, whose loss breaks money alone.
+    // All files; trade's log; the bank's log, whose loss affects only money.
     for lie in ["", "trade.db-wal", "bank.db-wal"] {
         let recording = record(8, true, Some(lie), &mut rng);
         let end = recording.log.events.len();
         let tries = 10;
         let found = (0..tries)
             .filter(|nth| {
-                // Not before something was said; the last cut has heard it all.
+                // Not before messages were sent; the first cut is after all of them.
                 let cut = if *nth == 0 { end } else { recording.any_cut(&mut rng).max(end / 2) };
                 let survives = || recording.survives(cut, Unsynced::Lost, &mut rng);
                 panic::catch_unwind(AssertUnwindSafe(survives)).is_err()

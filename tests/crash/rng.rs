@@ -1,8 +1,8 @@
-//! Chance that can be repeated.
+//! A seedable random number generator.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// SplitMix64: small, and good enough to choose moments.
+/// SplitMix64: small, and good enough for choosing moments.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
@@ -19,23 +19,23 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Below `bound`, which is not zero.
+    /// A number below `bound`, which is not zero.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    /// True that many times of a hundred.
+    /// True with this probability in percent.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    /// One for someone else.
+    /// An independent generator.
     pub fn fork(&mut self) -> Rng {
         Rng(self.next())
     }
 }
 
-/// The seed of a test: `P2S2_TEST_SEED`, else the time. Printed when the test fails, to be given again.
+/// The seed of a test: `P2S2_TEST_SEED`, else the time. Printed when the test fails, so that the run can be repeated.
 pub struct Seed(pub u64);
 
 impl Seed {

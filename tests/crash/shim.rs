@@ -1,10 +1,10 @@
-//! Servers with the shim of `preloaded.rs` under them.
+//! The preloaded library of `preloaded.rs`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The shim's file; `None`, with a line that says so, where there can be none.
+/// The library's path; `None`, with a printed reason, on systems without it.
 pub fn library() -> Option<&'static Path> {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     if !cfg!(all(target_os = "linux", target_env = "gnu")) {
@@ -12,8 +12,8 @@ pub fn library() -> Option<&'static Path> {
         return None;
     }
     Some(LIBRARY.get_or_init(|| {
-        // target/PROFILE/deps/crash-… runs; the shim is target/PROFILE/examples/libpowercut.so. Cargo
-        // builds examples with all tests, but not when this target alone was asked for: so it is asked.
+        // This program is target/PROFILE/deps/crash-…, the library target/PROFILE/examples/libpowercut.so. Cargo builds
+        // examples with all tests, but not if this target alone was requested, so it is built here.
         let program = std::env::current_exe().unwrap();
         let profile = program.parent().and_then(Path::parent).unwrap();
         let mut cargo = Command::new(env!("CARGO"));
@@ -23,8 +23,8 @@ pub fn library() -> Option<&'static Path> {
         if profile.file_name().is_some_and(|name| name == "release") {
             cargo.arg("--release");
         }
-        // What cargo told this test about itself: build scripts that look at it (ring's) would run anew,
-        // and everything above them be built again, here and then there.
+        // Variables that cargo set for this test are removed: build scripts that read them (ring's) would run again,
+        // and everything that depends on them would be rebuilt, here and in the next ordinary build.
         for (name, _) in std::env::vars_os() {
             let told = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
             if told.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {

@@ -1,7 +1,7 @@
-//! Buyers and sellers that trade through a server that dies under them, and never lose patience.
+//! Buyers and sellers that trade through a server that is killed again and again, and never give up.
 //!
-//! Bare sockets: JSON in, JSON out. Each registration ("life") has sockets of its own, which stay open to
-//! the end, so that a port stands for one registration.
+//! They use bare sockets and JSON. Each registration ("session") has its own sockets, which stay open to the end, so
+//! that a port stands for one registration.
 
 use std::collections::{HashSet, VecDeque};
 use std::io::ErrorKind;
@@ -17,19 +17,19 @@ use p2s2::net::conn::Conn;
 use p2s2::net::lines::{LineLimits, LineReader};
 use serde_json::{Value, json};
 
-use crate::claims::{Claims, Member, Roster, SERVER_NUMBERS, Who};
+use crate::claims::{Claims, FIRST_SERVER_NUMBER, RegisteredPeer, RegistrationId, Roster};
 use crate::rng::Rng;
 use crate::support::{DECLINED_CARD, GOOD_CARD};
 
-/// Longer than a deal takes with a server that dies every second (and gives every window 5 s more).
+/// Longer than a deal takes if the server is killed every second (and extends every time limit by 5 s).
 const PATIENCE: Duration = Duration::from_secs(400);
-/// After this most buyers do not wait for a window's end any more.
-const BOREDOM: Duration = Duration::from_secs(2);
+/// After this time most buyers cancel instead of waiting for a time limit.
+const CANCEL_AFTER: Duration = Duration::from_secs(2);
 const RESEND_AFTER: Duration = Duration::from_millis(150);
 
-/// What a peer has just seen or done: moments at which a kill may hurt.
+/// A step of a peer: moments at which a kill may do harm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Seen {
+pub enum TradeStep {
     Registered,
     Searching,
     Negotiating,
@@ -42,29 +42,29 @@ pub enum Seen {
     Leaving,
 }
 
-/// What all of them share.
-pub struct Hub {
+/// State shared by all traders.
+pub struct TraderContext {
     pub server: SocketAddr,
     pub plaintext: bool,
-    /// The disk's log, whose length dates what peers do.
+    /// The disk log, whose length serves as a timestamp.
     pub log: Option<PathBuf>,
-    pub book: Mutex<Book>,
-    pub steps: Sender<Seen>,
-    /// Buyers begin no more deals.
+    pub records: Mutex<TraderRecords>,
+    pub steps: Sender<TradeStep>,
+    /// Buyers start no more deals.
     pub buyers_stop: AtomicBool,
-    /// Sellers end as well.
+    /// Sellers stop.
     pub sellers_stop: AtomicBool,
-    /// The server will not come back: everything ends where it is.
+    /// The server will not come back, so everything stops at once.
     pub abandoned: AtomicBool,
     pub failed: AtomicBool,
     pub deals_over: AtomicUsize,
     next_item: AtomicU64,
-    /// Sockets of those that left: their ports must not come again.
-    attic: Mutex<Vec<(UdpSocket, TcpListener)>>,
+    /// Sockets of sessions that ended, kept open so that their ports are not reused.
+    retired_sockets: Mutex<Vec<(UdpSocket, TcpListener)>>,
 }
 
 #[derive(Default)]
-pub struct Book {
+pub struct TraderRecords {
     pub roster: Roster,
     pub claims: Claims,
 }
@@ -73,13 +73,18 @@ pub struct Book {
 #[derive(Debug)]
 struct Abandoned;
 
-impl Hub {
-    pub fn new(server: SocketAddr, plaintext: bool, log: Option<PathBuf>, steps: Sender<Seen>) -> Arc<Hub> {
-        Arc::new(Hub {
+impl TraderContext {
+    pub fn new(
+        server: SocketAddr,
+        plaintext: bool,
+        log: Option<PathBuf>,
+        steps: Sender<TradeStep>,
+    ) -> Arc<TraderContext> {
+        Arc::new(TraderContext {
             server,
             plaintext,
             log,
-            book: Mutex::default(),
+            records: Mutex::default(),
             steps,
             buyers_stop: AtomicBool::new(false),
             sellers_stop: AtomicBool::new(false),
@@ -87,23 +92,23 @@ impl Hub {
             failed: AtomicBool::new(false),
             deals_over: AtomicUsize::new(0),
             next_item: AtomicU64::new(0),
-            attic: Mutex::default(),
+            retired_sockets: Mutex::default(),
         })
     }
 
-    pub fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn records(&self) -> MutexGuard<'_, TraderRecords> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn saw(&self, seen: Seen) {
-        // When nobody aims, nobody listens.
+    fn record_step(&self, seen: TradeStep) {
+        // Fails if nobody receives steps.
         let _ = self.steps.try_send(seen);
     }
 
-    fn said(&self, who: Who, message: &Value) {
-        let mut book = self.book();
-        let Book { roster, claims } = &mut *book;
-        claims.said(roster, who, message);
+    fn record_message(&self, who: RegistrationId, message: &Value) {
+        let mut records = self.records();
+        let TraderRecords { roster, claims } = &mut *records;
+        claims.record_message(roster, who, message);
     }
 
     fn log_length(&self) -> u64 {
@@ -111,10 +116,10 @@ impl Hub {
     }
 }
 
-/// Marks the hub when its thread panics, so that everyone ends.
-struct Alarm(Arc<Hub>);
+/// Sets the failure flags if its thread panics, so that all threads end.
+struct FailureFlag(Arc<TraderContext>);
 
-impl Drop for Alarm {
+impl Drop for FailureFlag {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.failed.store(true, Ordering::SeqCst);
@@ -125,21 +130,24 @@ impl Drop for Alarm {
 
 /// Three buyers and three sellers.
 pub struct Market {
-    pub hub: Arc<Hub>,
+    pub context: Arc<TraderContext>,
     buyers: Vec<JoinHandle<()>>,
     sellers: Vec<JoinHandle<()>>,
 }
 
 impl Market {
-    pub fn open(hub: &Arc<Hub>, rng: &mut Rng) -> Market {
+    pub fn open(context: &Arc<TraderContext>, rng: &mut Rng) -> Market {
         let mut start = |name: String, is_buyer: bool| {
-            let (hub, mut rng) = (Arc::clone(hub), rng.fork());
+            let (context, mut rng) = (Arc::clone(context), rng.fork());
             std::thread::spawn(move || {
-                let _alarm = Alarm(Arc::clone(&hub));
-                let stop = if is_buyer { &hub.buyers_stop } else { &hub.sellers_stop };
+                let _failure_flag = FailureFlag(Arc::clone(&context));
+                let stop = if is_buyer { &context.buyers_stop } else { &context.sellers_stop };
                 while !stop.load(Ordering::SeqCst) {
-                    let life = Life::begin(&hub, &name, is_buyer, rng.fork());
-                    if life.and_then(|life| if is_buyer { life.buy(stop) } else { life.sell(stop) }).is_err() {
+                    let session = TraderSession::begin(&context, &name, is_buyer, rng.fork());
+                    if session
+                        .and_then(|session| if is_buyer { session.buy(stop) } else { session.sell(stop) })
+                        .is_err()
+                    {
                         break;
                     }
                 }
@@ -147,31 +155,31 @@ impl Market {
         };
         let sellers = (0..3).map(|n| start(format!("seller{n}"), false)).collect();
         let buyers = (0..3).map(|n| start(format!("buyer{n}"), true)).collect();
-        Market { hub: Arc::clone(hub), buyers, sellers }
+        Market { context: Arc::clone(context), buyers, sellers }
     }
 
-    /// Lets every deal that was begun come to its end; then everyone stays, registered and silent.
+    /// Waits until all deals have ended. The peers stay registered but do nothing.
     pub fn close(self) {
-        self.hub.buyers_stop.store(true, Ordering::SeqCst);
+        self.context.buyers_stop.store(true, Ordering::SeqCst);
         self.buyers.into_iter().for_each(|buyer| buyer.join().unwrap());
-        self.hub.sellers_stop.store(true, Ordering::SeqCst);
+        self.context.sellers_stop.store(true, Ordering::SeqCst);
         self.sellers.into_iter().for_each(|seller| seller.join().unwrap());
     }
 
-    /// The server is gone for good.
+    /// Stops all peers of a server that will not come back.
     pub fn abandon(self) {
-        self.hub.abandoned.store(true, Ordering::SeqCst);
+        self.context.abandoned.store(true, Ordering::SeqCst);
         self.close();
     }
 }
 
-/// One registration, from REGISTER to (perhaps) DE-REGISTER.
-struct Life {
-    hub: Arc<Hub>,
-    who: Who,
+/// One registration, from REGISTER to DE-REGISTER, if it leaves.
+struct TraderSession {
+    context: Arc<TraderContext>,
+    who: RegistrationId,
     name: String,
     udp: UdpSocket,
-    till: Arc<Till>,
+    settlement: Arc<SettlementListener>,
     lines: Option<JoinHandle<()>>,
     rng: Rng,
     pushes: VecDeque<Value>,
@@ -179,73 +187,73 @@ struct Life {
     next_rq: u64,
 }
 
-/// The side of a life that settles.
-struct Till {
-    hub: Arc<Hub>,
-    who: Who,
+/// The part of a session that handles settlements.
+struct SettlementListener {
+    context: Arc<TraderContext>,
+    who: RegistrationId,
     name: String,
     listener: TcpListener,
-    /// Token and fingerprint, once there are.
+    /// Token and certificate fingerprint, once known.
     secrets: Mutex<(String, Option<String>)>,
     closed: AtomicBool,
 }
 
-impl Life {
-    fn begin(hub: &Arc<Hub>, name: &str, is_buyer: bool, rng: Rng) -> Result<Life, Abandoned> {
+impl TraderSession {
+    fn begin(context: &Arc<TraderContext>, name: &str, is_buyer: bool, rng: Rng) -> Result<TraderSession, Abandoned> {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let (udp_port, tcp_port) = (udp.local_addr().unwrap().port(), listener.local_addr().unwrap().port());
-        let member = Member { name: name.to_owned(), udp_port, tcp_port, leaving_from: None };
+        let member = RegisteredPeer { name: name.to_owned(), udp_port, tcp_port, left_at_log_length: None };
         let who = {
-            let mut book = hub.book();
-            book.roster.peers.push(member);
-            book.roster.peers.len() - 1
+            let mut records = context.records();
+            records.roster.peers.push(member);
+            records.roster.peers.len() - 1
         };
-        let till = Arc::new(Till {
-            hub: Arc::clone(hub),
+        let settlement = Arc::new(SettlementListener {
+            context: Arc::clone(context),
             who,
             name: name.to_owned(),
             listener,
             secrets: Mutex::default(),
             closed: AtomicBool::new(false),
         });
-        let mut life = Life {
-            hub: Arc::clone(hub),
+        let mut session = TraderSession {
+            context: Arc::clone(context),
             who,
             name: name.to_owned(),
             udp,
-            till: Arc::clone(&till),
+            settlement: Arc::clone(&settlement),
             lines: None,
             rng,
             pushes: VecDeque::new(),
             seen_mids: HashSet::new(),
-            // A number means something else in the next life of the name, and must.
-            next_rq: 1 + who as u64 * 10_000 % (SERVER_NUMBERS / 4),
+            // The same number must not be reused in the next session of the same name.
+            next_rq: 1 + who as u64 * 10_000 % (FIRST_SERVER_NUMBER / 4),
         };
-        let rq = life.fresh_rq();
+        let rq = session.fresh_rq();
         let reach = json!({"ip": "127.0.0.1", "udp_port": udp_port, "tcp_port": tcp_port});
-        let answer = life.ask("REGISTER", rq, reach, "REGISTERED")?;
+        let answer = session.ask("REGISTER", rq, reach, "REGISTERED")?;
         let answer = answer.unwrap_or_else(|refused| panic!("{name} was not registered: {refused}"));
         let pin = answer["cert_sha256"].as_str().map(str::to_owned);
-        assert_eq!(pin.is_none(), hub.plaintext, "{answer}");
-        *till.secrets.lock().unwrap() = (answer["token"].as_str().unwrap().to_owned(), pin);
-        hub.saw(Seen::Registered);
-        let cards = life.rng.fork();
-        life.lines = Some(std::thread::spawn(move || {
-            let _alarm = Alarm(Arc::clone(&till.hub));
-            till.serve(cards, is_buyer);
+        assert_eq!(pin.is_none(), context.plaintext, "{answer}");
+        *settlement.secrets.lock().unwrap() = (answer["token"].as_str().unwrap().to_owned(), pin);
+        context.record_step(TradeStep::Registered);
+        let cards = session.rng.fork();
+        session.lines = Some(std::thread::spawn(move || {
+            let _failure_flag = FailureFlag(Arc::clone(&settlement.context));
+            settlement.serve(cards, is_buyer);
         }));
-        Ok(life)
+        Ok(session)
     }
 
-    // What both do.
+    // Common to buyers and sellers.
 
     fn fresh_rq(&mut self) -> u64 {
         self.next_rq += 1;
         self.next_rq - 1
     }
 
-    /// Sends until there is an answer: what was expected, or a refusal.
+    /// Sends until a response arrives: the expected one, or a refusal.
     fn ask(
         &mut self,
         kind: &'static str,
@@ -255,11 +263,11 @@ impl Life {
     ) -> Result<Result<Value, Value>, Abandoned> {
         let mut request = json!({"type": kind, "rq": rq, "name": self.name});
         request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        self.hub.book().roster.requests.insert((self.who, kind, rq), request.clone());
+        self.context.records().roster.requests.insert((self.who, kind, rq), request.clone());
         let give_up_at = Instant::now() + PATIENCE;
         loop {
             assert!(Instant::now() < give_up_at, "{}: no answer to {request}", self.name);
-            self.udp.send_to(request.to_string().as_bytes(), self.hub.server).unwrap();
+            self.udp.send_to(request.to_string().as_bytes(), self.context.server).unwrap();
             let again_at = Instant::now() + RESEND_AFTER;
             while let Some(answer) = self.receive(again_at)? {
                 if !answer["mid"].is_null() || answer["rq"] != rq {
@@ -267,11 +275,11 @@ impl Life {
                 }
                 match (answer["type"].as_str().unwrap(), answer["code"].as_str()) {
                     (kind, _) if kind == expected => return Ok(Ok(answer)),
-                    // Something passing: asked again when it is time to.
+                    // Temporary: retried later.
                     ("ERROR", Some("BUSY" | "UNAVAILABLE")) => {}
                     ("REGISTER-DENIED", _) if answer["reason"].as_str().unwrap().contains("about to become free") => {}
                     ("ERROR" | "REGISTER-DENIED", _) => {
-                        // Another offer is the newest by now.
+                        // A newer offer has replaced it.
                         let outbid = kind == "BUY" && answer["reason"].as_str().unwrap().starts_with("price: ");
                         let lost = ["NOT_REGISTERED", "FORBIDDEN", "BAD_REQUEST"].map(Some);
                         let lost = lost.contains(&answer["code"].as_str()) && !outbid;
@@ -284,11 +292,11 @@ impl Life {
         }
     }
 
-    /// The next message before the deadline. New pushes are also kept for [`Life::push`].
+    /// The next message before the deadline. New pushes are also queued for [`TraderSession::push`].
     fn receive(&mut self, deadline: Instant) -> Result<Option<Value>, Abandoned> {
         let mut bytes = [0; 8192];
         loop {
-            if self.hub.abandoned.load(Ordering::SeqCst) {
+            if self.context.abandoned.load(Ordering::SeqCst) {
                 return Err(Abandoned);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -297,20 +305,20 @@ impl Life {
             }
             self.udp.set_read_timeout(Some(left.max(Duration::from_millis(1)))).unwrap();
             let length = match self.udp.recv_from(&mut bytes) {
-                Ok((length, source)) if source == self.hub.server => length,
-                // The server of another test, to whoever had this port before.
+                Ok((length, source)) if source == self.context.server => length,
+                // From another test's server to the previous owner of this port.
                 Ok(_) => continue,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
                 Err(error) => panic!("{error}"),
             };
             let message: Value = serde_json::from_slice(&bytes[..length]).unwrap();
-            self.hub.said(self.who, &message);
+            self.context.record_message(self.who, &message);
             if let Some(mid) = message["mid"].as_u64() {
-                // A word that is lost now and then.
+                // Some acknowledgements are lost.
                 if self.rng.percent(90) {
                     let ack = json!({"type": "ACK", "mid": mid}).to_string();
-                    self.udp.send_to(ack.as_bytes(), self.hub.server).unwrap();
+                    self.udp.send_to(ack.as_bytes(), self.context.server).unwrap();
                 }
                 if self.seen_mids.insert(mid) {
                     self.pushes.push_back(message.clone());
@@ -320,7 +328,7 @@ impl Life {
         }
     }
 
-    /// The oldest push that was not taken yet.
+    /// The oldest queued push.
     fn push(&mut self, deadline: Instant) -> Result<Option<Value>, Abandoned> {
         while self.pushes.is_empty() {
             if self.receive(deadline)?.is_none() {
@@ -330,8 +338,8 @@ impl Life {
         Ok(self.pushes.pop_front())
     }
 
-    /// What comes next of a deal of one's own. Buyers are asked for things as well, and have none.
-    fn word_of(&mut self, rq: u64, patience: Duration) -> Result<Option<Value>, Abandoned> {
+    /// The next push about an own deal. Buyers answer searches with NOT_AVAILABLE.
+    fn next_push_of(&mut self, rq: u64, patience: Duration) -> Result<Option<Value>, Abandoned> {
         let deadline = Instant::now() + patience;
         while let Some(push) = self.push(deadline)? {
             if push["type"] == "SEARCH" {
@@ -350,17 +358,17 @@ impl Life {
         Ok(answer["deals"].as_array().unwrap().first().cloned())
     }
 
-    /// DE-REGISTER; the sockets go to the attic.
+    /// Sends DE-REGISTER; the sockets are retired.
     fn leave(mut self) -> Result<(), Abandoned> {
-        self.hub.book().roster.peers[self.who].leaving_from = Some(self.hub.log_length());
-        self.hub.saw(Seen::Leaving);
+        self.context.records().roster.peers[self.who].left_at_log_length = Some(self.context.log_length());
+        self.context.record_step(TradeStep::Leaving);
         let rq = self.fresh_rq();
         let answer = self.ask("DE-REGISTER", rq, json!({}), "DE-REGISTERED")?;
         assert!(answer.is_ok(), "{}: {answer:?}", self.name);
         Ok(())
     }
 
-    // A buyer.
+    // Buyers.
 
     fn buy(mut self, stop: &AtomicBool) -> Result<(), Abandoned> {
         for _ in 0..5 + self.rng.below(40) {
@@ -370,7 +378,7 @@ impl Life {
             self.buy_one()?;
         }
         if self.rng.percent(30) {
-            // Leaves while something is open.
+            // Leaves with an open deal.
             self.search()?;
         }
         self.leave()
@@ -378,11 +386,11 @@ impl Life {
 
     fn search(&mut self) -> Result<(u64, String), Abandoned> {
         let rq = self.fresh_rq();
-        let item = format!("item{}", self.hub.next_item.fetch_add(1, Ordering::SeqCst));
+        let item = format!("item{}", self.context.next_item.fetch_add(1, Ordering::SeqCst));
         let wish = json!({"item_name": item, "description": "", "max_price": 50});
         let answer = self.ask("LOOKING_FOR", rq, wish, "SEARCHING")?;
         assert!(answer.is_ok(), "{}: {answer:?}", self.name);
-        self.hub.saw(Seen::Searching);
+        self.context.record_step(TradeStep::Searching);
         Ok((rq, item))
     }
 
@@ -390,29 +398,29 @@ impl Life {
         let (rq, item) = self.search()?;
         let name = json!({"item_name": item});
         if self.rng.percent(4) {
-            // May meet a deal that is over already.
+            // The deal may already be over.
             let _ = self.ask("CANCEL", rq, name.clone(), "CANCELLED")?;
         }
         let give_up_at = Instant::now() + PATIENCE;
-        let mut bored_at = self.rng.percent(90).then(|| Instant::now() + BOREDOM);
+        let mut cancel_at = self.rng.percent(90).then(|| Instant::now() + CANCEL_AFTER);
         let (mut found_at, mut bought_at) = (None, None);
         loop {
-            if bored_at.is_some_and(|at| Instant::now() > at) {
-                bored_at = None;
-                // Refused when it is being paid, or over.
+            if cancel_at.is_some_and(|at| Instant::now() > at) {
+                cancel_at = None;
+                // Refused if it is being paid or is over.
                 let _ = self.ask("CANCEL", rq, name.clone(), "CANCELLED")?;
             }
             assert!(Instant::now() < give_up_at, "{}: {item} never ends", self.name);
-            // A receipt comes on the settlement's line: STATUS shows it here.
+            // A receipt arrives on the settlement connection, so STATUS is polled here.
             let patience = Duration::from_millis(if bought_at.is_some() { 30 } else { 250 });
-            let push = self.word_of(rq, patience)?;
+            let push = self.next_push_of(rq, patience)?;
             match push.as_ref().map(|push| push["type"].as_str().unwrap()) {
                 Some("FOUND") => {
                     let price = push.unwrap()["price"].clone();
                     found_at = Some(price.clone());
-                    self.hub.saw(Seen::Found);
+                    self.context.record_step(TradeStep::Found);
                     match self.rng.below(100) {
-                        // A window that runs out.
+                        // Lets the reservation expire.
                         0..4 => {}
                         4..12 => {
                             let _ = self.ask("CANCEL", rq, name.clone(), "CANCELLED")?;
@@ -420,14 +428,14 @@ impl Life {
                         _ => {
                             let offer = json!({"item_name": item, "price": price});
                             bought_at = Some(price);
-                            // A refusal: the seller has cancelled meanwhile, and something newer comes.
+                            // Refused if the seller has cancelled meanwhile; a newer push follows.
                             if self.ask("BUY", rq, offer, "BUYING")?.is_ok() {
-                                self.hub.saw(Seen::Bought);
+                                self.context.record_step(TradeStep::Bought);
                             }
                         }
                     }
                 }
-                // Its end: STATUS must say the same. Or nothing was heard for a while.
+                // The deal's end, which STATUS must confirm; or nothing was received for a while.
                 _ => {
                     let deal = self.deal(rq)?.unwrap_or_else(|| panic!("{}: the deal of {item} is lost", self.name));
                     let state = deal["state"].as_str().unwrap();
@@ -436,7 +444,7 @@ impl Life {
                         assert_eq!(bought_at.as_ref(), Some(&deal["price"]), "{deal}, but {found_at:?} was found");
                     }
                     if over {
-                        self.hub.deals_over.fetch_add(1, Ordering::SeqCst);
+                        self.context.deals_over.fetch_add(1, Ordering::SeqCst);
                         return Ok(());
                     }
                 }
@@ -444,7 +452,7 @@ impl Life {
         }
     }
 
-    // A seller.
+    // Sellers.
 
     fn sell(mut self, stop: &AtomicBool) -> Result<(), Abandoned> {
         let mut left = 20 + self.rng.below(100);
@@ -471,7 +479,7 @@ impl Life {
                     }
                 }
                 "NEGOTIATE" => {
-                    self.hub.saw(Seen::Negotiating);
+                    self.context.record_step(TradeStep::Negotiating);
                     let fields = json!({"item_name": item, "max_price": push["max_price"]});
                     match self.rng.below(100) {
                         0..70 => self.tell("ACCEPT", rq, fields, "NOTED")?,
@@ -487,7 +495,7 @@ impl Life {
         }
     }
 
-    /// Asks for something that may come too late: WRONG_STATE is an answer too.
+    /// Sends a request that may come too late: WRONG_STATE is accepted.
     fn tell(&mut self, kind: &'static str, rq: u64, fields: Value, expected: &str) -> Result<(), Abandoned> {
         if let Err(refused) = self.ask(kind, rq, fields, expected)? {
             assert_eq!(refused["code"], "WRONG_STATE", "{}: {kind} {rq}: {refused}", self.name);
@@ -496,23 +504,23 @@ impl Life {
     }
 }
 
-impl Drop for Life {
+impl Drop for TraderSession {
     fn drop(&mut self) {
-        self.till.closed.store(true, Ordering::SeqCst);
-        // Wakes the accept; a listener that is gone needs no waking.
-        let _ = TcpStream::connect(self.till.listener.local_addr().unwrap());
+        self.settlement.closed.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread; an error means that it has ended.
+        let _ = TcpStream::connect(self.settlement.listener.local_addr().unwrap());
         if let Some(lines) = self.lines.take()
             && lines.join().is_err()
         {
-            self.hub.failed.store(true, Ordering::SeqCst);
+            self.context.failed.store(true, Ordering::SeqCst);
         }
-        let kept = (self.udp.try_clone().unwrap(), self.till.listener.try_clone().unwrap());
-        self.hub.attic.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
+        let kept = (self.udp.try_clone().unwrap(), self.settlement.listener.try_clone().unwrap());
+        self.context.retired_sockets.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
     }
 }
 
-impl Till {
-    /// Accepts the server's settlement connections; a thread each.
+impl SettlementListener {
+    /// Accepts the server's settlement connections, each on its own thread.
     fn serve(self: &Arc<Self>, mut rng: Rng, is_buyer: bool) {
         let mut lines = Vec::new();
         loop {
@@ -520,11 +528,11 @@ impl Till {
             if self.closed.load(Ordering::SeqCst) {
                 break;
             }
-            let (till, mut rng) = (Arc::clone(self), rng.fork());
+            let (settlement, mut rng) = (Arc::clone(self), rng.fork());
             lines.push(std::thread::spawn(move || {
-                let _alarm = Alarm(Arc::clone(&till.hub));
-                // Whatever breaks it, the deal has its end without this line.
-                let _ = till.settle(stream, &mut rng, is_buyer);
+                let _failure_flag = FailureFlag(Arc::clone(&settlement.context));
+                // Whatever breaks the connection, the deal ends without it.
+                let _ = settlement.settle(stream, &mut rng, is_buyer);
             }));
             lines.retain(|line: &JoinHandle<()>| !line.is_finished());
         }
@@ -542,7 +550,7 @@ impl Till {
         let mut reader = LineReader::new(reader, LineLimits::new(1 << 20));
         while let Some(line) = reader.read_line_before(deadline()).ok()? {
             let message: Value = serde_json::from_str(&line).unwrap();
-            self.hub.said(self.who, &message);
+            self.context.record_message(self.who, &message);
             let rq = message["rq"].as_u64().unwrap();
             match message["type"].as_str().unwrap() {
                 "INFORM_REQ" => {
@@ -553,17 +561,17 @@ impl Till {
                     let answer = json!({"type": "INFORM_RES", "rq": rq, "name": self.name, "token": token,
                         "cc_number": card, "cc_exp": "12/39", "address": "1 Street"});
                     writer.write_line(answer.to_string(), deadline()).ok()?;
-                    self.hub.saw(Seen::Informed);
+                    self.context.record_step(TradeStep::Informed);
                 }
                 "SHIPPING_INFO" => {
-                    self.hub.saw(Seen::ShippingInfo);
+                    self.context.record_step(TradeStep::ShippingInfo);
                     if rng.percent(5) {
                         return None;
                     }
                     writer.write_line(json!({"type": "SHIPPED", "rq": rq}).to_string(), deadline()).ok()?;
-                    self.hub.saw(Seen::Shipped);
+                    self.context.record_step(TradeStep::Shipped);
                 }
-                "RECEIPT" | "SETTLED" | "CANCEL" => self.hub.saw(Seen::Over),
+                "RECEIPT" | "SETTLED" | "CANCEL" => self.context.record_step(TradeStep::Over),
                 other => panic!("{other} on a settlement line"),
             }
         }

@@ -1,32 +1,32 @@
-//! `p2s2 lan discover`.
+//! The command `p2s2 lan discover`.
 
 use std::process::Command;
 
-use p2s2::lan::node::Kind;
-use p2s2::lan::peer::{Config, LanPeer};
+use p2s2::lan::node::NodeKind;
+use p2s2::lan::peer::{LanPeer, LanPeerConfig};
 use p2s2::model::Name;
 use serde_json::{Value, json};
 
 use crate::netns::Lan;
-use crate::peers::{Bare, Peer, Place, ear, in_pipe};
+use crate::peers::{Peer, RawPeer, TestEnv, in_pipe, broadcast_listener};
 use crate::support::program;
 
-fn discover(place: &Place, args: &[&str]) -> Command {
+fn discover(env: &TestEnv, args: &[&str]) -> Command {
     let mut command = program("lan");
-    command.args(["discover", "--bind", "127.0.0.1", "--discovery-port", &place.discovery_port.to_string()]).args(args);
+    command.args(["discover", "--bind", "127.0.0.1", "--discovery-port", &env.discovery_port.to_string()]).args(args);
     command
 }
 
 #[test]
 fn who_is_there_is_listed_and_lists_nobody_who_asks() {
-    let place = Place::new();
-    let [mut alice, mut bob] = place.start_all(["alice", "bob"]);
-    alice.knows(&["bob"]);
-    bob.knows(&["alice"]);
-    let mut ear = ear(&place);
-    let (code, out, error) = in_pipe(&mut discover(&place, &["--wait", "1s"]), "");
+    let env = TestEnv::new();
+    let [mut alice, mut bob] = env.start_all(["alice", "bob"]);
+    alice.wait_for_peers(&["bob"]);
+    bob.wait_for_peers(&["alice"]);
+    let mut listener = broadcast_listener(&env);
+    let (code, out, error) = in_pipe(&mut discover(&env, &["--wait", "1s"]), "");
     assert_eq!((code, &*error), (0, ""), "{out}");
-    let asked = ear.next("PEER_DISCOVERY");
+    let asked = listener.next("PEER_DISCOVERY");
     let name = asked.get("USER_ID").strip_suffix("@127.0.0.1").unwrap().strip_prefix("discover-").unwrap();
     assert!(name.len() == 6 && name.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{asked:?}");
     assert_eq!(asked.get("FEATURES"), "probe");
@@ -39,7 +39,7 @@ fn who_is_there_is_listed_and_lists_nobody_who_asks() {
     assert!(lines.contains(&"loopback works"), "{out}");
     assert!(lines.iter().any(|line| line.starts_with("broadcast ")), "{out}");
 
-    let (code, out, _) = in_pipe(&mut discover(&place, &["--wait", "1s", "--json"]), "");
+    let (code, out, _) = in_pipe(&mut discover(&env, &["--wait", "1s", "--json"]), "");
     assert_eq!((code, out.lines().count()), (0, 1));
     let found: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&found["loopback"], found["peers"].as_array().unwrap().len()), (&json!(true), 2));
@@ -48,7 +48,7 @@ fn who_is_there_is_listed_and_lists_nobody_who_asks() {
     assert!(found["interfaces"].as_array().unwrap().iter().any(|it| it["ip"] == "127.0.0.1"));
 
     for peer in [&mut alice, &mut bob] {
-        assert_eq!(peer.names().len(), 1);
+        assert_eq!(peer.listed_names().len(), 1);
         let strangers = peer.count(|it| it["event"] == "came" && it["peer"]["name"].to_string().contains("discover"));
         assert_eq!(strangers, 0);
     }
@@ -56,26 +56,26 @@ fn who_is_there_is_listed_and_lists_nobody_who_asks() {
 
 #[test]
 fn a_bare_probe_is_answered_and_not_listed() {
-    let place = Place::new();
-    let mut alice = place.start("alice", &[]);
-    let mut probe = Bare::met_as(&place, "discover-00ff00", &[("FEATURES", "probe")], &alice);
+    let env = TestEnv::new();
+    let mut alice = env.start("alice", &[]);
+    let mut probe = RawPeer::introduced_with(&env, "discover-00ff00", &[("FEATURES", "probe")], &alice);
     for _ in 0..2 {
-        probe.sends(&alice, &probe.discovery(&[("FEATURES", "probe")]));
+        probe.send(&alice, &probe.discovery(&[("FEATURES", "probe")]));
         assert_eq!(probe.next_from(&alice, "PEER_DISCOVERY").get("USER_ID"), "alice@127.0.0.1");
     }
-    assert_eq!(alice.names(), Vec::<String>::new());
+    assert_eq!(alice.listed_names(), Vec::<String>::new());
 }
 
 #[test]
 fn nobody_there_is_no_error_and_no_network_is_one() {
-    let place = Place::new();
-    let (code, out, error) = in_pipe(&mut discover(&place, &["--wait", "200ms"]), "");
+    let env = TestEnv::new();
+    let (code, out, error) = in_pipe(&mut discover(&env, &["--wait", "200ms"]), "");
     assert_eq!((code, &*error), (0, ""));
     assert!(out.contains("nobody answered") && !out.contains('@'), "{out}");
-    let (code, _, error) = in_pipe(&mut discover(&place, &["--wait", "soon"]), "");
+    let (code, _, error) = in_pipe(&mut discover(&env, &["--wait", "soon"]), "");
     assert!(code == 2 && error.contains("--wait"), "{error}");
-    let _taken = std::net::UdpSocket::bind(("127.255.255.255", place.discovery_port)).unwrap();
-    let (code, out, error) = in_pipe(&mut discover(&place, &["--wait", "200ms"]), "");
+    let _taken = std::net::UdpSocket::bind(("127.255.255.255", env.discovery_port)).unwrap();
+    let (code, out, error) = in_pipe(&mut discover(&env, &["--wait", "200ms"]), "");
     assert_eq!((code, &*out, error.lines().count()), (1, "", 1), "{error}");
     assert!(error.starts_with("error: ") && error.contains("--discovery-port"), "{error}");
 }
@@ -84,12 +84,12 @@ fn nobody_there_is_no_error_and_no_network_is_one() {
 fn what_is_bound_to_one_address_is_tested_all_the_same() {
     let Some(mut lan) = Lan::new(2) else { return };
     lan.second_network(&[0, 1]);
-    let place = Place::in_a_network();
-    let alice = Peer::start(&mut place.on_host(&lan, 0, "alice"));
-    let shop = Peer::start(place.on_host(&lan, 1, "shop").args(["--bind", &lan.ip(1).to_string()]));
+    let env = TestEnv::in_network();
+    let alice = Peer::start(&mut env.on_host(&lan, 0, "alice"));
+    let shop = Peer::start(env.on_host(&lan, 1, "shop").args(["--bind", &lan.ip(1).to_string()]));
     let ask = |args: &[&str]| {
         let mut command = program("lan");
-        command.args(["discover", "--wait", "1s", "--discovery-port", &place.discovery_port.to_string()]).args(args);
+        command.args(["discover", "--wait", "1s", "--discovery-port", &env.discovery_port.to_string()]).args(args);
         let (code, out, error) = in_pipe(&mut lan.run_in(1, command), "");
         assert_eq!((code, &*error), (0, ""));
         out
@@ -104,14 +104,14 @@ fn what_is_bound_to_one_address_is_tested_all_the_same() {
     }
     assert_eq!(people(&out), [format!("alice@{} {}:{}", lan.ip(0), lan.ip(0), alice.addr.port()), of_shop.clone()]);
 
-    // One that is bound to another address of this machine is on this machine.
+    // A peer that is bound to another address of this host is reached by loopback.
     let out = ask(&["--bind", "127.0.0.1"]);
     assert!(lines(&out).iter().any(|line| line == "loopback works"), "{out}");
     let not_tried = "broadcast not tried: with --bind 127.0.0.1 nothing leaves this machine";
     assert!(lines(&out).iter().any(|line| line == not_tried), "{out}");
     assert_eq!(people(&out), std::slice::from_ref(&of_shop));
 
-    // By two networks and loopback it hears the same two, each once.
+    // Peers that respond by several interfaces are listed once.
     let out = ask(&[]);
     let people = people(&out);
     assert!(people.len() == 2 && people[1] == of_shop && people[0].starts_with("alice@10."), "{out}");
@@ -121,9 +121,9 @@ fn what_is_bound_to_one_address_is_tested_all_the_same() {
 
 #[test]
 fn whoever_stops_reading_has_seen_enough() {
-    let place = Place::new();
-    let mut command = discover(&place, &[]);
-    // Its own flags have variables too.
+    let env = TestEnv::new();
+    let mut command = discover(&env, &[]);
+    // The flags of subcommands have environment variables too.
     command.env("P2S2_LAN_WAIT", "100ms").stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let began_at = std::time::Instant::now();
     let mut child = command.spawn().unwrap();
@@ -133,13 +133,13 @@ fn whoever_stops_reading_has_seen_enough() {
     assert!(began_at.elapsed() < std::time::Duration::from_millis(2_900), "{:?}", began_at.elapsed());
 }
 
-/// It was confirmed by its address, which is all it has.
+/// Such a server is confirmed only by its address.
 #[test]
 fn nothing_is_paid_through_a_server_without_a_certificate_elsewhere() {
     let Some(lan) = Lan::new(2) else { return };
-    let place = Place::in_a_network();
-    let shop = lan.within(1, || LanPeer::start(server(&place))).unwrap();
-    let folder = place.dir().join("config/p2s2");
+    let env = TestEnv::in_network();
+    let shop = lan.within(1, || LanPeer::start(server(&env))).unwrap();
+    let folder = env.dir().join("config/p2s2");
     std::fs::create_dir_all(&folder).unwrap();
     let servers = json!([8001, 7001].map(|port| json!({ "address": format!("{}:{port}", lan.ip(1)), "at": 1 })));
     let known = json!({ "format": 1, "servers": servers });
@@ -147,8 +147,8 @@ fn nothing_is_paid_through_a_server_without_a_certificate_elsewhere() {
     let wallet = concat!(env!("CARGO_MANIFEST_DIR"), "/data/samples/wallet-bob.json");
     let run = |role: &str, args: &[&str], input: &str| {
         let mut client = program(role);
-        client.args(["--server", "auto", "--bind", "0.0.0.0"]).args(args).current_dir(place.dir());
-        client.env("XDG_CONFIG_HOME", place.dir().join("config")).env("HOME", place.dir());
+        client.args(["--server", "auto", "--bind", "0.0.0.0"]).args(args).current_dir(env.dir());
+        client.env("XDG_CONFIG_HOME", env.dir().join("config")).env("HOME", env.dir());
         in_pipe(&mut lan.run_in(0, client), input)
     };
     let (code, out, error) = run("buyer", &["--wallet", wallet], "purchase\n");
@@ -163,17 +163,20 @@ fn nothing_is_paid_through_a_server_without_a_certificate_elsewhere() {
     shop.stop();
 }
 
-/// One that announces a shop and a trade, which are not there.
-fn server(place: &Place) -> Config {
-    Config {
+/// A server that announces services which do not exist.
+fn server(env: &TestEnv) -> LanPeerConfig {
+    LanPeerConfig {
         name: Name::new("server").unwrap(),
-        kind: Kind::Server { serves: vec![("buyer".to_owned(), 8001), ("trade".to_owned(), 7001)], cert_sha256: None },
+        kind: NodeKind::Server {
+            serves: vec![("buyer".to_owned(), 8001), ("trade".to_owned(), 7001)],
+            cert_sha256: None,
+        },
         bind: std::net::Ipv4Addr::UNSPECIFIED,
         port: None,
-        discovery_port: place.discovery_port,
+        discovery_port: env.discovery_port,
         announce_every: std::time::Duration::from_secs(30),
         forget_after: std::time::Duration::from_secs(300),
-        reach: Vec::new(),
+        static_peers: Vec::new(),
         data_dir: None,
     }
 }
@@ -181,11 +184,11 @@ fn server(place: &Place) -> Config {
 #[test]
 fn on_a_network_it_tells_whether_broadcast_works() {
     let Some(lan) = Lan::new(2) else { return };
-    let place = Place::in_a_network();
-    let alice = Peer::start(&mut place.on_host(&lan, 0, "alice"));
+    let env = TestEnv::in_network();
+    let alice = Peer::start(&mut env.on_host(&lan, 0, "alice"));
     let ask = |args: &[&str]| {
         let mut command = program("lan");
-        command.args(["discover", "--wait", "1s", "--discovery-port", &place.discovery_port.to_string()]).args(args);
+        command.args(["discover", "--wait", "1s", "--discovery-port", &env.discovery_port.to_string()]).args(args);
         in_pipe(&mut lan.run_in(1, command), "")
     };
     let (code, out, error) = ask(&[]);

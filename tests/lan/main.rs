@@ -1,5 +1,5 @@
-//! The LAN room as its users see it: `p2s2 lan` over pipes and at a terminal, peers on bare sockets that are
-//! written from the wire format alone, and networks of its own. Nothing here ever reaches a real interface.
+//! End-to-end tests of the LAN room: `p2s2 lan` in pipes and at a terminal, hand-written peers on raw sockets, and
+//! virtual networks. Nothing here uses a real network interface.
 #![cfg(target_os = "linux")]
 
 mod abuse;

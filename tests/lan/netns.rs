@@ -1,8 +1,8 @@
-//! A LAN inside this machine: hosts that are network namespaces, each with a cable to one switch (a
-//! bridge in a namespace of its own). Nothing is put into the network of the machine itself.
+//! A virtual LAN on this machine: each host is a network namespace with a virtual cable (veth) to a switch, a bridge in
+//! a namespace of its own. The network of the machine itself is not changed.
 //!
-//! Who may not make namespaces, or has no `ip`, is told so in one line, which the capture of test
-//! output does not swallow; the test is then left out.
+//! Without the privilege to create namespaces, or without `ip`, tests are skipped with one line on standard error,
+//! which the capture of test output does not swallow.
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::BTreeSet;
@@ -20,38 +20,38 @@ use p2s2::net::interfaces::interfaces;
 
 use crate::support::eventually;
 
-/// In /run/netns, before the process's number: what is left of a killed one is found by it.
+/// The prefix of names in /run/netns, followed by the process id: leftovers of killed processes are found by it.
 const PREFIX: &str = "p2s2-";
 
-/// What the switch of every LAN is called there, and its bridges: hosts are cabled to the first, and
-/// those that were parted to the second; another network has the third.
+/// The switch's bridges: hosts are connected to the first one, parted hosts to the second one; the third one is the
+/// second network.
 const BRIDGES: [&str; 3] = ["main", "parted", "second"];
 
-/// A bridge has no more ports.
+/// The number of ports of a bridge.
 const MOST_HOSTS: usize = 1000;
 
-/// A network of hosts. It is gone when this is dropped, also by a panic; programs that still run in it
-/// keep its last rests alive until they end.
+/// A virtual network of hosts. It is removed when dropped, also by a panic; programs that still run in it keep parts of
+/// it alive until they end.
 pub struct Lan {
-    /// Of its namespaces.
+    /// The prefix of its namespaces.
     name: String,
     hosts: usize,
-    /// Those with a cable to another network as well.
-    doubled: BTreeSet<usize>,
-    /// The namespaces that were made so far.
-    made: Vec<String>,
+    /// Hosts that have a second interface.
+    with_second_interface: BTreeSet<usize>,
+    /// The namespaces that have been created.
+    namespaces: Vec<String>,
 }
 
 impl Lan {
-    /// Hosts numbered from 0, with the addresses that [`ip`](Lan::ip) tells. None where there is
-    /// neither the tool nor the right to make them, which is then said on standard error.
+    /// Creates hosts numbered from 0, with the addresses of [`ip`](Lan::ip). `None` if the tool or the privilege is
+    /// missing, which is reported on standard error.
     pub fn new(hosts: usize) -> Option<Lan> {
         assert!((1..=MOST_HOSTS).contains(&hosts), "1 to {MOST_HOSTS} hosts, not {hosts}");
         match Lan::try_new(hosts) {
             Ok(lan) => Some(lan),
             Err(why) => {
                 let test = thread::current().name().unwrap_or("a test").to_owned();
-                // Not by a macro: what those print is captured.
+                // Not by a macro, whose output would be captured.
                 let line = format!("skipped: {test}: {why}\n");
                 io::stderr().write_all(line.as_bytes()).unwrap();
                 None
@@ -59,12 +59,12 @@ impl Lan {
         }
     }
 
-    /// The error is why this machine cannot have such networks; any other failure is a panic.
+    /// The error says why this machine cannot have such networks; any other failure is a panic.
     fn try_new(hosts: usize) -> Result<Lan, String> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        forget_killed();
+        remove_leftovers();
         let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, SeqCst));
-        let mut lan = Lan { name, hosts, doubled: BTreeSet::new(), made: Vec::new() };
+        let mut lan = Lan { name, hosts, with_second_interface: BTreeSet::new(), namespaces: Vec::new() };
         lan.make_namespace(lan.switch())?;
         let bridges = BRIDGES.map(|bridge| {
             format!(
@@ -93,7 +93,7 @@ impl Lan {
         Ipv4Addr::new(10, 77, (host / 250) as u8, (host % 250 + 1) as u8)
     }
 
-    /// Of its other network.
+    /// The address of a host in the second network.
     pub fn second_ip(&self, host: usize) -> Ipv4Addr {
         let [_, _, high, low] = self.ip(host).octets();
         Ipv4Addr::new(10, 78, high, low)
@@ -103,10 +103,10 @@ impl Lan {
         if self.hosts <= 250 { 24 } else { 16 }
     }
 
-    /// Gives some hosts another interface, eth1, to a network of their own.
+    /// Connects some hosts to the second network, by another interface, eth1.
     pub fn second_network(&mut self, hosts: &[usize]) {
         for &host in hosts {
-            assert!(self.doubled.insert(host), "host {host} has two interfaces already");
+            assert!(self.with_second_interface.insert(host), "host {host} has two interfaces already");
             let (ip, prefix) = (self.second_ip(host), self.prefix());
             self.batch(&self.switch(), &self.cable(host, "eth1", BRIDGES[2]));
             self.batch(&self.host(host), &format!("addr add {ip}/{prefix} brd + dev eth1\nlink set eth1 up\n"));
@@ -114,36 +114,36 @@ impl Lan {
         self.await_up();
     }
 
-    /// Gives a host a further interface on the same network as its first, with an address of that.
+    /// Gives a host a second interface on the first network, with this address.
     pub fn add_interface(&mut self, host: usize, ip: Ipv4Addr) {
-        assert!(self.doubled.insert(host), "host {host} has two interfaces already");
+        assert!(self.with_second_interface.insert(host), "host {host} has two interfaces already");
         self.batch(&self.switch(), &self.cable(host, "eth1", BRIDGES[0]));
         let prefix = self.prefix();
         self.batch(&self.host(host), &format!("addr add {ip}/{prefix} brd + dev eth1\nlink set eth1 up\n"));
         self.await_up();
     }
 
-    /// Pulls the cables of some hosts: none hears anybody.
+    /// Unplugs some hosts.
     pub fn cut(&self, hosts: &[usize]) {
         let pull: String = hosts.iter().map(|&host| format!("link set {} down\n", self.port(host, "eth0"))).collect();
         self.batch(&self.switch(), &pull);
     }
 
-    /// Some hosts hear only each other, the rest only each other.
+    /// Partitions the network: these hosts reach only each other, and so do the others.
     pub fn part(&self, hosts: &[usize]) {
         let port = |&host: &usize| format!("link set {} master {}\n", self.port(host, "eth0"), BRIDGES[1]);
         self.batch(&self.switch(), &hosts.iter().map(port).collect::<String>());
         self.await_up();
     }
 
-    /// All hosts hear each other again.
+    /// Plugs all hosts into the first network again.
     pub fn heal(&self) {
         let port = |host| format!("link set {} master {} up\n", self.port(host, "eth0"), BRIDGES[0]);
         self.batch(&self.switch(), &(0..self.hosts).map(port).collect::<String>());
         self.await_up();
     }
 
-    /// The command, which will run on a host once it is started.
+    /// Makes a command run on a host.
     pub fn run_in(&self, host: usize, mut command: Command) -> Command {
         let namespace = self.namespace(host);
         // SAFETY: between fork and exec this only makes one system call, with a descriptor that the
@@ -152,28 +152,27 @@ impl Lan {
         command
     }
 
-    /// Does something on a host: the sockets that are made there belong to it ever after, whoever uses
-    /// them.
+    /// Runs a closure on a host. Sockets that it creates belong to that host for ever, whoever uses them.
     pub fn within<T: Send>(&self, host: usize, work: impl FnOnce() -> T + Send) -> T {
         let namespace = self.namespace(host);
-        let in_there = move || {
+        let in_namespace = move || {
             namespace.enter();
             work()
         };
-        // A thread of its own, for it does not come back from there.
-        match thread::scope(|scope| scope.spawn(in_there).join()) {
+        // On a thread of its own, as that cannot leave the namespace again.
+        match thread::scope(|scope| scope.spawn(in_namespace).join()) {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
 
-    /// A host's, for threads that are to belong to it.
+    /// The namespace of a host, for threads that shall enter it.
     pub fn namespace(&self, host: usize) -> Namespace {
-        let path = named(&self.host(host));
+        let path = namespace_path(&self.host(host));
         Namespace(File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
     }
 
-    /// A socket on a host that may broadcast.
+    /// A socket on a host, with permission to broadcast.
     pub fn socket(&self, host: usize, at: impl Into<SocketAddr>) -> UdpSocket {
         let at = at.into();
         let socket = self.within(host, || UdpSocket::bind(at)).unwrap();
@@ -190,7 +189,7 @@ impl Lan {
         format!("{}-host{host}", self.name)
     }
 
-    /// The switch's end of a cable.
+    /// The name of the switch's end of a cable.
     fn port(&self, host: usize, interface: &str) -> String {
         assert!(host < self.hosts, "host {host} of {}", self.hosts);
         format!("{interface}-{host}")
@@ -209,13 +208,13 @@ impl Lan {
             ErrorKind::NotFound => "the tool `ip` is missing (Debian: apt-get install iproute2)".to_owned(),
             _ => format!("running ip: {error}"),
         })?;
-        self.made.push(name);
-        refusal(&made, "a network namespace")
+        self.namespaces.push(name);
+        check_supported(&made, "a network namespace")
     }
 
-    /// The same as [`Lan::batch`], for what not every kernel has.
+    /// The same as [`Lan::batch`], for features that not every kernel has.
     fn make(&self, what: &str, namespace: &str, lines: &str) -> Result<(), String> {
-        refusal(&ip(&["-n", namespace, "-batch", "-"], lines).unwrap(), what)
+        check_supported(&ip(&["-n", namespace, "-batch", "-"], lines).unwrap(), what)
     }
 
     fn batch(&self, namespace: &str, lines: &str) {
@@ -223,20 +222,20 @@ impl Lan {
         assert!(done.status.success(), "{namespace}: {lines}{}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// Waits until every cable that is plugged in carries: the kernel says so a little later.
+    /// Waits until every plugged cable has a carrier, which takes the kernel a moment.
     fn await_up(&self) {
         let is_down = |link: &&str| link.contains("NO-CARRIER") || link.contains("state DOWN");
         eventually("the cables to carry", || {
             let links = ip(&["-n", &self.switch(), "-d", "-o", "link", "show", "type", "bridge_slave"], "").unwrap();
             let links = String::from_utf8(links.stdout).unwrap();
-            // One that was cut is down on purpose: it lacks the word UP among its flags.
+            // Unplugged ones are down on purpose: they lack the flag UP.
             let plugged = links.lines().filter(|link| link.contains(",UP"));
             let all = plugged.clone().count();
             let forwarding = plugged.filter(|link| !is_down(link) && link.contains("state forwarding")).count();
             (all > 0 && all == forwarding).then_some(())
         });
         for host in 0..self.hosts {
-            let wanted = 1 + usize::from(self.doubled.contains(&host));
+            let wanted = 1 + usize::from(self.with_second_interface.contains(&host));
             eventually("the interfaces to be up", || {
                 let is_cut = || {
                     let port = self.port(host, "eth0");
@@ -253,29 +252,29 @@ impl Lan {
 
 impl Drop for Lan {
     fn drop(&mut self) {
-        // Their cables and bridges go with them.
-        for name in &self.made {
-            forget(name);
+        // Cables and bridges are removed with their namespaces.
+        for name in &self.namespaces {
+            remove_namespace(name);
         }
     }
 }
 
-/// Runs `ip`.
+/// Runs the tool `ip`.
 fn ip(args: &[&str], input: &str) -> io::Result<Output> {
     let mut child =
         Command::new("ip").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let written = child.stdin.take().expect("it was piped").write_all(input.as_bytes());
     let output = child.wait_with_output()?;
     match written {
-        // It ended early: its output says why.
+        // If it has ended early, its output says why.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
         _ => Ok(output),
     }
 }
 
-/// An error where this machine does not allow, or have, what was to be made; a panic where it is
-/// something else, which must not pass for that.
-fn refusal(done: &Output, what: &str) -> Result<(), String> {
+/// An error if this machine does not permit or support what was to be made; a panic on any other failure, which must
+/// not skip the test.
+fn check_supported(done: &Output, what: &str) -> Result<(), String> {
     if done.status.success() {
         return Ok(());
     }
@@ -285,11 +284,11 @@ fn refusal(done: &Output, what: &str) -> Result<(), String> {
     Err(format!("this machine does not let us make {what} (run as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN): {said}"))
 }
 
-/// Where a host's network is.
+/// A host's network namespace.
 pub struct Namespace(File);
 
 impl Namespace {
-    /// From now on the calling thread, and what it starts, is on the host.
+    /// Moves the calling thread, and all that it starts, to the host.
     pub fn enter(&self) {
         self.try_enter().unwrap();
     }
@@ -301,29 +300,29 @@ impl Namespace {
     }
 }
 
-fn named(namespace: &str) -> PathBuf {
+fn namespace_path(namespace: &str) -> PathBuf {
     PathBuf::from("/run/netns").join(namespace)
 }
 
-fn forget(namespace: &str) {
+fn remove_namespace(namespace: &str) {
     let said = match ip(&["netns", "del", namespace], "") {
-        Ok(done) if done.status.success() || !named(namespace).exists() => return,
+        Ok(done) if done.status.success() || !namespace_path(namespace).exists() => return,
         Ok(done) => String::from_utf8_lossy(&done.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    // Not a panic: it would be the second one where a test has failed.
+    // Not a panic, which would be the second one if a test has failed.
     let line = format!("network namespace {namespace} is left over: {said}\n");
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
-/// Removes what processes that were killed have left.
-fn forget_killed() {
+/// Removes the namespaces of processes that were killed.
+fn remove_leftovers() {
     let Ok(names) = std::fs::read_dir("/run/netns") else { return };
     for name in names.flatten() {
         let name = name.file_name().to_string_lossy().into_owned();
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()) {
-            forget(&name);
+            remove_namespace(&name);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The networks that the other tests stand on, and the sockets of a peer in them.
+//! Tests of the virtual networks, and of a peer's sockets in them.
 
 use crossbeam_channel::{Receiver, unbounded};
 use std::collections::HashSet;
@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use p2s2::lan::sockets::{Config, Door, Heard, LanSockets, Port};
+use p2s2::lan::SocketRole;
+use p2s2::lan::sockets::{LanSockets, LanSocketsConfig, PeerSocketEvent, PortChoice};
 
 use crate::netns::Lan;
 use crate::support::{PATIENCE, eventually, signal};
 
 const PORT: u16 = 50_999;
 
-/// How long a silence is listened to. What would break it comes at once.
+/// How long to wait for datagrams that must not come. They would come at once.
 const SILENCE: Duration = Duration::from_millis(200);
 
 fn listener(lan: &Lan, host: usize) -> UdpSocket {
@@ -34,8 +35,8 @@ fn heard(listener: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
     }
 }
 
-/// The network's broadcast address.
-fn everybody() -> SocketAddrV4 {
+/// The broadcast address of the first network, with the discovery port.
+fn broadcast_addr() -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 255), PORT)
 }
 
@@ -44,7 +45,7 @@ fn a_cut_host_hears_nothing_until_it_is_healed() {
     let Some(lan) = Lan::new(3) else { return };
     let sender = lan.socket(0, (Ipv4Addr::UNSPECIFIED, 0));
     let listeners = [listener(&lan, 1), listener(&lan, 2)];
-    let say = |text: &[u8]| sender.send_to(text, everybody()).unwrap();
+    let say = |text: &[u8]| sender.send_to(text, broadcast_addr()).unwrap();
     let reaches = |listener: &UdpSocket, text: &[u8]| {
         eventually("the broadcast", || {
             let (bytes, source) = heard(listener)?;
@@ -60,7 +61,7 @@ fn a_cut_host_hears_nothing_until_it_is_healed() {
     assert_eq!(heard(&listeners[0]), None);
     lan.heal();
     say(b"three");
-    // What was said meanwhile is lost.
+    // The datagrams sent meanwhile are lost.
     assert_eq!(heard(&listeners[0]).unwrap().0, b"three");
     reaches(&listeners[1], b"three");
 }
@@ -71,7 +72,7 @@ fn parted_hosts_hear_each_other_and_no_others() {
     lan.part(&[0, 1]);
     let listeners: Vec<_> = (0..4).map(|host| listener(&lan, host)).collect();
     let hearers = |host: usize| -> Vec<usize> {
-        lan.socket(host, (Ipv4Addr::UNSPECIFIED, 0)).send_to(b"hello", everybody()).unwrap();
+        lan.socket(host, (Ipv4Addr::UNSPECIFIED, 0)).send_to(b"hello", broadcast_addr()).unwrap();
         (0..4).filter(|other| heard(&listeners[*other]).is_some()).collect()
     };
     assert_eq!((hearers(0), hearers(2)), (vec![0, 1], vec![2, 3]));
@@ -92,7 +93,7 @@ fn programs_run_on_their_host() {
     }
 }
 
-/// A further process makes a LAN and is killed, another panics: nothing of either is left.
+/// Other processes create a LAN and panic or are killed: nothing is left over.
 #[test]
 fn nothing_is_left_over() {
     const ROLE: &str = "P2S2_TEST_LAN_ROLE";
@@ -112,54 +113,54 @@ fn nothing_is_left_over() {
             names.filter(|name| name.to_string_lossy().starts_with(&format!("p2s2-{pid}-"))).count()
         };
         if role == "kill" {
-            // The next one tidies up behind it.
+            // The next LAN removes the leftovers.
             drop(Lan::new(1));
         }
         assert_eq!(left(), 0, "{role}");
     }
 }
 
-/// The sockets of a peer on a host, and what they hear; the reading ends when it is dropped.
-struct Peer {
+/// A peer's sockets on a host, and what they receive. Dropping it stops the threads.
+struct PeerSockets {
     sockets: Arc<LanSockets>,
-    heard: Receiver<Event>,
+    heard: Receiver<SocketEvent>,
     readers: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Event {
-    Datagram(Door, Ipv4Addr, Vec<u8>),
+enum SocketEvent {
+    Datagram(SocketRole, Ipv4Addr, Vec<u8>),
     Refused(SocketAddr),
 }
 
-impl Peer {
-    fn new(lan: &Lan, host: usize, bind: Ipv4Addr) -> Peer {
-        let config = Config { bind, port: Port::Free { last: None }, discovery_port: PORT };
+impl PeerSockets {
+    fn new(lan: &Lan, host: usize, bind: Ipv4Addr) -> PeerSockets {
+        let config = LanSocketsConfig { bind, port: PortChoice::Free { last_port: None }, discovery_port: PORT };
         let sockets = Arc::new(lan.within(host, || LanSockets::open(config)).unwrap());
         let (tell, heard) = unbounded();
-        let read = |door| {
+        let read = |role| {
             let (sockets, tell) = (Arc::clone(&sockets), tell.clone());
             let namespace = lan.namespace(host);
             thread::spawn(move || {
                 namespace.enter();
-                sockets.read(door, |heard| {
+                sockets.read(role, |heard| {
                     let event = match heard {
-                        Heard::Datagram { source: SocketAddr::V4(source), bytes } => {
-                            Event::Datagram(door, *source.ip(), bytes.to_vec())
+                        PeerSocketEvent::Datagram { source: SocketAddr::V4(source), bytes } => {
+                            SocketEvent::Datagram(role, *source.ip(), bytes.to_vec())
                         }
-                        Heard::Datagram { source, .. } => panic!("a datagram from {source}"),
-                        Heard::Refused { to } => Event::Refused(to),
+                        PeerSocketEvent::Datagram { source, .. } => panic!("a datagram from {source}"),
+                        PeerSocketEvent::Refused { to } => SocketEvent::Refused(to),
                     };
-                    // Once the test is over, nobody is to be told.
+                    // Fails once the test is over.
                     let _ = tell.send(event);
                 })
             })
         };
-        let readers = [Door::Own, Door::Discovery].map(read).into();
-        Peer { sockets, heard, readers }
+        let readers = [SocketRole::Own, SocketRole::Discovery].map(read).into();
+        PeerSockets { sockets, heard, readers }
     }
 
-    /// Says its text by each interface.
+    /// Broadcasts a text by each interface.
     fn announce(&self, lan: &Lan, host: usize, text: &[u8]) {
         lan.within(host, || {
             let all = self.sockets.interfaces().unwrap();
@@ -169,15 +170,15 @@ impl Peer {
         });
     }
 
-    fn next(&self) -> Event {
+    fn next(&self) -> SocketEvent {
         self.heard.recv_timeout(PATIENCE).unwrap()
     }
 
-    /// The source addresses of so many broadcasts, and that there are no more.
+    /// The source addresses of the received broadcasts, of which there must be exactly `count`.
     fn sources(&self, count: usize) -> HashSet<Ipv4Addr> {
         let sources: Vec<_> = (0..count)
             .map(|_| match self.next() {
-                Event::Datagram(Door::Discovery, source, _) => source,
+                SocketEvent::Datagram(SocketRole::Discovery, source, _) => source,
                 other => panic!("{other:?}"),
             })
             .collect();
@@ -188,7 +189,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for PeerSockets {
     fn drop(&mut self) {
         self.sockets.stop();
         for reader in self.readers.drain(..) {
@@ -201,43 +202,43 @@ impl Drop for Peer {
 fn a_broadcast_leaves_by_each_interface_from_its_address() {
     let Some(mut lan) = Lan::new(3) else { return };
     lan.second_network(&[0, 2]);
-    // On one network twice: by the destination alone, both would leave by eth0.
+    // Two interfaces on one network: by the destination alone, both broadcasts would leave by eth0.
     let twice = Ipv4Addr::new(10, 77, 0, 101);
     lan.add_interface(1, twice);
-    let peers: Vec<_> = (0..3).map(|host| Peer::new(&lan, host, Ipv4Addr::UNSPECIFIED)).collect();
+    let peers: Vec<_> = (0..3).map(|host| PeerSockets::new(&lan, host, Ipv4Addr::UNSPECIFIED)).collect();
 
     peers[0].announce(&lan, 0, b"hello");
     let ways = HashSet::from([lan.ip(0), lan.second_ip(0)]);
     assert_eq!(peers[2].sources(2), ways);
-    // Its own come back, and the one that does not leave the host.
+    // Its own broadcasts come back, including that on loopback.
     assert_eq!(peers[0].sources(3), &ways | &HashSet::from([Ipv4Addr::LOCALHOST]));
 
     peers[1].announce(&lan, 1, b"hello");
     assert_eq!(peers[2].sources(2), HashSet::from([lan.ip(1), twice]));
 }
 
-/// Whatever the routes say.
+/// The source address does not depend on the routes.
 #[test]
 fn a_datagram_comes_from_the_address_that_it_names() {
     let Some(mut lan) = Lan::new(3) else { return };
     let twice = Ipv4Addr::new(10, 77, 0, 101);
     lan.add_interface(1, twice);
     lan.second_network(&[0, 2]);
-    let peers: Vec<_> = (0..3).map(|host| Peer::new(&lan, host, Ipv4Addr::UNSPECIFIED)).collect();
-    let says = |speaker: usize, from: Ipv4Addr, to: Ipv4Addr, listener: &Peer| {
+    let peers: Vec<_> = (0..3).map(|host| PeerSockets::new(&lan, host, Ipv4Addr::UNSPECIFIED)).collect();
+    let says = |speaker: usize, from: Ipv4Addr, to: Ipv4Addr, listener: &PeerSockets| {
         let to = SocketAddrV4::new(to, listener.sockets.own_addr().port());
         lan.within(speaker, || peers[speaker].sockets.send_from(from, to, b"hello")).unwrap();
-        assert_eq!(listener.next(), Event::Datagram(Door::Own, from, b"hello".to_vec()));
+        assert_eq!(listener.next(), SocketEvent::Datagram(SocketRole::Own, from, b"hello".to_vec()));
     };
     says(1, twice, lan.ip(0), &peers[0]);
     says(1, lan.ip(1), lan.ip(0), &peers[0]);
     says(0, lan.second_ip(0), lan.second_ip(2), &peers[2]);
-    // Of one host, too.
-    let neighbour = Peer::new(&lan, 1, Ipv4Addr::UNSPECIFIED);
+    // Within one host, too.
+    let neighbour = PeerSockets::new(&lan, 1, Ipv4Addr::UNSPECIFIED);
     for from in [twice, lan.ip(1), Ipv4Addr::LOCALHOST] {
         says(1, from, from, &neighbour);
     }
-    // A gone one is an error, not a datagram from elsewhere.
+    // An address that the host does not have is an error; the datagram does not leave from another one.
     let to = SocketAddrV4::new(lan.ip(0), peers[0].sockets.own_addr().port());
     assert!(lan.within(1, || peers[1].sockets.send_from(lan.second_ip(1), to, b"hello")).is_err());
     assert_eq!(peers[0].heard.recv_timeout(SILENCE).ok(), None);
@@ -247,7 +248,7 @@ fn a_datagram_comes_from_the_address_that_it_names() {
 fn first_comes_the_address_for_hosts_elsewhere() {
     let Some(mut lan) = Lan::new(2) else { return };
     lan.second_network(&[0, 1]);
-    let peer = Peer::new(&lan, 0, Ipv4Addr::UNSPECIFIED);
+    let peer = PeerSockets::new(&lan, 0, Ipv4Addr::UNSPECIFIED);
     let ips = || -> Vec<_> {
         let interfaces = lan.within(0, || peer.sockets.interfaces()).unwrap();
         interfaces.iter().map(|interface| interface.ip).collect()
@@ -265,9 +266,9 @@ fn first_comes_the_address_for_hosts_elsewhere() {
 fn who_is_bound_to_one_address_speaks_from_it() {
     let Some(mut lan) = Lan::new(2) else { return };
     lan.second_network(&[0, 1]);
-    let speaker = Peer::new(&lan, 0, lan.second_ip(0));
-    let here = Peer::new(&lan, 0, Ipv4Addr::LOCALHOST);
-    let there = Peer::new(&lan, 1, Ipv4Addr::UNSPECIFIED);
+    let speaker = PeerSockets::new(&lan, 0, lan.second_ip(0));
+    let here = PeerSockets::new(&lan, 0, Ipv4Addr::LOCALHOST);
+    let there = PeerSockets::new(&lan, 1, Ipv4Addr::UNSPECIFIED);
     speaker.announce(&lan, 0, b"hello");
     assert_eq!(there.sources(1), HashSet::from([lan.second_ip(0)]));
     assert_eq!(here.sources(1), HashSet::from([lan.second_ip(0)]));
@@ -277,8 +278,8 @@ fn who_is_bound_to_one_address_speaks_from_it() {
 fn on_loopback_nothing_leaves_the_host() {
     let Some(lan) = Lan::new(2) else { return };
     let bound = [Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED];
-    let [speaker, alike, open] = bound.map(|bind| Peer::new(&lan, 0, bind));
-    let elsewhere = Peer::new(&lan, 1, Ipv4Addr::UNSPECIFIED);
+    let [speaker, alike, open] = bound.map(|bind| PeerSockets::new(&lan, 0, bind));
+    let elsewhere = PeerSockets::new(&lan, 1, Ipv4Addr::UNSPECIFIED);
     speaker.announce(&lan, 0, b"hello");
     let source = HashSet::from([Ipv4Addr::LOCALHOST]);
     for peer in [&speaker, &alike, &open] {
@@ -288,7 +289,7 @@ fn on_loopback_nothing_leaves_the_host() {
     let refused = lan.within(0, || speaker.sockets.send(to, b"hello")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
     assert_eq!(elsewhere.heard.recv_timeout(SILENCE).ok(), None);
-    // Nor does it hear what others broadcast, but for what they say on this host.
+    // It receives no broadcasts of other hosts, only those on loopback.
     open.announce(&lan, 0, b"hello");
     assert_eq!(alike.sources(1), source);
     assert_eq!(elsewhere.sources(1), HashSet::from([lan.ip(0)]));
@@ -299,13 +300,13 @@ fn on_loopback_nothing_leaves_the_host() {
 #[test]
 fn other_hosts_refuse_and_cut_ones_do_not() {
     let Some(lan) = Lan::new(2) else { return };
-    let peer = Peer::new(&lan, 0, Ipv4Addr::UNSPECIFIED);
+    let peer = PeerSockets::new(&lan, 0, Ipv4Addr::UNSPECIFIED);
     let listener = lan.socket(1, (Ipv4Addr::UNSPECIFIED, 0));
     let listens = SocketAddrV4::new(lan.ip(1), listener.local_addr().unwrap().port());
     let refuses = SocketAddrV4::new(lan.ip(1), 8000);
     for _ in 0..3 {
         peer.sockets.send(refuses, b"hello").unwrap();
-        assert_eq!(peer.next(), Event::Refused(refuses.into()));
+        assert_eq!(peer.next(), SocketEvent::Refused(refuses.into()));
     }
     peer.sockets.send(listens, b"hello").unwrap();
     listener.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -319,7 +320,7 @@ fn other_hosts_refuse_and_cut_ones_do_not() {
 #[test]
 fn interfaces_come_and_go() {
     let Some(lan) = Lan::new(2) else { return };
-    let peer = Peer::new(&lan, 0, Ipv4Addr::UNSPECIFIED);
+    let peer = PeerSockets::new(&lan, 0, Ipv4Addr::UNSPECIFIED);
     let ips = || -> Vec<_> {
         let interfaces = lan.within(0, || peer.sockets.interfaces()).unwrap();
         interfaces.iter().map(|interface| interface.ip).collect()

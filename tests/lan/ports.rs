@@ -1,5 +1,5 @@
-//! What one port is sent harms no other: silence, halves of messages, and more of those than fit; and the last line,
-//! which needs no end.
+//! Silent connections, incomplete messages and floods of those at one port do not affect the others; and a last line
+//! needs no line feed.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,12 +12,12 @@ use serde_json::Value;
 use crate::netns::Lan;
 use crate::support::{Server, eventually, program};
 
-/// Each port of a server: its name in the ready file, what is asked, and what the answer must hold.
+/// The ports of a server: name in the ready file, a request, and what the response must contain.
 const PORTS: [(&str, &str, &str); 7] = [
     ("trade_tcp", "{\"type\":\"STATUS\",\"rq\":1,\"name\":\"x\"}\n", "BAD_REQUEST"),
     ("product_db", "{\"type\":\"GET_ITEMS\"}\n", "\"ERR\""),
     ("customer_db", "{\"type\":\"VALIDATE\",\"sid\":\"x\"}\n", "SESSION_EXPIRED"),
-    // These two have to ask the databases.
+    // These two forward to the databases.
     ("seller", "{\"type\":\"GET_ITEMS\",\"sid\":\"x\"}\n", "SESSION_EXPIRED"),
     ("buyer", "{\"type\":\"GET_CART\",\"sid\":\"x\"}\n", "SESSION_EXPIRED"),
     ("registry", "{\"action\":\"PING\",\"data\":{\"hostname\":\"x\"}}\n", "DEAD"),
@@ -41,10 +41,10 @@ const ALL_PORTS: [&str; 16] = [
     "--api-port",
     "0",
 ];
-/// How long an answer may take on a machine that does much else.
+/// How long a response may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where the ready file says that each port is; as reached at that address.
+/// Maps a port name to its address: the port from the ready file, at the IP address `at`.
 fn addresses(ready: &str, at: IpAddr) -> impl Fn(&str) -> SocketAddr + use<> {
     let ready: Value = serde_json::from_str(ready).unwrap();
     move |port| {
@@ -59,7 +59,7 @@ fn connect(to: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What is answered to this, up to what is waited for; with the end of sending behind it if it is `last`.
+/// Sends a request and reads until the response contains `wanted`. If `last`, the sending side is shut down after it.
 fn exchange(to: SocketAddr, asked: &[u8], wanted: &str, last: bool) -> String {
     let mut stream = connect(to);
     let mut answer = Vec::new();
@@ -77,12 +77,12 @@ fn exchange(to: SocketAddr, asked: &[u8], wanted: &str, last: bool) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// Ended by SIGKILL when dropped.
+/// A process that is killed when dropped.
 struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // Fails if it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -113,8 +113,8 @@ fn silence_at_one_port_shuts_no_other() {
     flood_each(&lan, &PORTS, at, 80);
 }
 
-/// Opens silent connections and such with half a request at each port in turn, so many from each of two hosts, and
-/// asks every port from a third one meanwhile.
+/// Opens connections that are silent or send half a request to each port in turn, `of_each_host` from each of two
+/// hosts, while a third host sends a request to every port.
 fn flood_each(lan: &Lan, ports: &[(&str, &str, &str)], at: impl Fn(&str) -> SocketAddr + Sync, of_each_host: usize) {
     let ask_all = |flooded: &str| {
         for (port, asked, wanted) in ports {
@@ -125,14 +125,14 @@ fn flood_each(lan: &Lan, ports: &[(&str, &str, &str)], at: impl Fn(&str) -> Sock
     };
     ask_all("nothing");
     for (flooded, begun, _) in ports {
-        // More than there is room for, from two addresses that may have half of it each.
+        // More connections than the limit, from two addresses that may have half of it each.
         let flood = |host: usize| {
             lan.within(host, || {
                 (0..of_each_host)
                     .map(|nth| {
                         let mut stream = connect(at(flooded));
                         if nth % 2 == 0 {
-                            // It may have been closed by now.
+                            // The server may have closed it by now.
                             let _ = stream.write_all(&begun.as_bytes()[..begun.len() / 2]);
                         }
                         stream
@@ -141,13 +141,13 @@ fn flood_each(lan: &Lan, ports: &[(&str, &str, &str)], at: impl Fn(&str) -> Sock
             })
         };
         let held = [flood(1), flood(2)];
-        // The flooded port itself as well: who says what he wants gets in.
+        // The flooded port itself as well: connections that send a request are served.
         ask_all(flooded);
         drop(held);
     }
 }
 
-/// The two ports of a node, which shares files with few open files.
+/// The two ports of a share node with a low limit of open files.
 #[test]
 fn silence_at_one_port_of_a_node_shuts_no_other() {
     const PORTS: [(&str, &str, &str); 2] = [
@@ -161,7 +161,7 @@ fn silence_at_one_port_of_a_node_shuts_no_other() {
     let mut command = Command::new("sh");
     command
         .args(["-c", "ulimit -n 400 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_p2s2"), "share", "--name", "ann"])
-        // Nobody is there, and the node is served all the same.
+        // There is no such server, and the node serves its ports all the same.
         .args(["--server", "127.0.0.1", "--bind", "0.0.0.0", "--api-bind", "0.0.0.0", "--insecure"])
         .args(["--port", "0", "--api-port", "0"])
         .arg("--folder")
@@ -217,7 +217,7 @@ fn unfinished_messages_of_all_ports_together_are_bounded() {
     let (mut held, mut was_busy, begun) = (Vec::new(), false, Instant::now());
     for nth in 0..330 {
         let mut stream = connect(at(ports[nth % ports.len()]));
-        // Past the bound it is told so, and may be closed before all is written.
+        // Beyond the limit the server responds BUSY and may close before everything is written.
         let _ = stream.write_all(&unfinished);
         held.push(stream);
         let used = server.rss_kib().saturating_sub(before);
@@ -229,15 +229,15 @@ fn unfinished_messages_of_all_ports_together_are_bounded() {
         let length = stream.read(&mut told).unwrap_or(0);
         was_busy |= String::from_utf8_lossy(&told[..length]).contains("BUSY");
     }
-    // On a machine so slow the first ones have had their time before the last ones came.
+    // On a very slow machine, the first ones time out before the last ones come.
     assert!(was_busy || begun.elapsed() > Duration::from_secs(8), "the last ones were told");
-    // What is short goes on meanwhile.
+    // Short requests are served meanwhile.
     for (port, asked, wanted) in PORTS {
         let answer = exchange(at(port), asked.as_bytes(), wanted, false);
         assert!(answer.contains(wanted), "{port}: {answer:?}");
     }
     drop(held);
-    // With 256 MiB of it, and each on another thread.
+    // The allocator may keep some of the 256 MiB, as each connection has another thread.
     eventually("the memory to be given back", || (server.rss_kib() < before + 96 * 1024).then_some(()));
     eventually("a long message to be taken again", || {
         let long = format!("{{\"type\":\"GET_CART\",\"x\":\"{}\"}}\n", "x".repeat(EACH_BYTES / 2));

@@ -1,4 +1,4 @@
-//! A server on a host of a network: bound to one of its addresses, it serves all that it serves on loopback.
+//! A server that is bound to one address of a network offers everything that it offers on loopback.
 
 use std::net::SocketAddr;
 use std::process::Child;
@@ -8,12 +8,12 @@ use serde_json::Value;
 use crate::netns::Lan;
 use crate::support::{eventually, program};
 
-/// Ended by SIGKILL when dropped.
+/// A process that is killed when dropped.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Has it ended already? Then there is nothing to kill.
+        // Fails if it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -46,7 +46,7 @@ fn a_server_that_is_bound_to_one_address_has_a_shop_with_tls_and_without() {
             if guard == "--tls" {
                 client.arg("--tls");
             }
-            // From the other host, and its own.
+            // From the other host and from its own.
             let made = lan.run_in(usize::from(name == "buyer"), client).output().unwrap();
             let error = String::from_utf8_lossy(&made.stderr).into_owned();
             assert!(made.status.success(), "{guard} {name}: {error}; {}", said());

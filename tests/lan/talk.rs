@@ -1,4 +1,4 @@
-//! What peers say to each other: POST, DM, PROFILE, and whom they know.
+//! Messages between peers: POST, DM, PROFILE and peer lists.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -7,16 +7,16 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::peers::{Bare, Heard, Peer, Place, datagram, file, in_pipe};
+use crate::peers::{Peer, RawPeer, ReceivedDatagram, TestEnv, datagram, file, in_pipe};
 use crate::support::eventually;
 
-/// The beginning of a PNG, and so many bytes in all.
+/// Bytes that start like a PNG image.
 fn picture(bytes: usize) -> Vec<u8> {
     let begin = [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n'];
     begin.into_iter().chain((0..).map(|nth: u32| (nth.wrapping_mul(2_654_435_761) >> 24) as u8)).take(bytes).collect()
 }
 
-fn stamped(said: &Heard) {
+fn stamped(said: &ReceivedDatagram) {
     let id = said.get("MESSAGE_ID");
     assert!(id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{said:?}");
     assert!(said.get("TIMESTAMP").parse::<u64>().unwrap() > 1_700_000_000, "{said:?}");
@@ -24,17 +24,16 @@ fn stamped(said: &Heard) {
 
 #[test]
 fn a_post_reaches_everybody_once_and_a_dm_one() {
-    let place = Place::new();
-    let [mut alice, mut bob, mut carol] = place.start_all(["alice", "bob", "carol"]);
-    let mut zoe = Bare::met(&place, "zoe", &alice);
-    alice.knows(&["bob", "carol", "zoe"]);
-    bob.knows(&["alice", "carol", "zoe"]);
-    carol.knows(&["alice", "bob", "zoe"]);
-    // Its own answers to the announcement, of all three.
-    let posted = alice.ask("POST  it's \"5 o'clock\"  ");
+    let env = TestEnv::new();
+    let [mut alice, mut bob, mut carol] = env.start_all(["alice", "bob", "carol"]);
+    let mut zoe = RawPeer::introduced(&env, "zoe", &alice);
+    alice.wait_for_peers(&["bob", "carol", "zoe"]);
+    bob.wait_for_peers(&["alice", "carol", "zoe"]);
+    carol.wait_for_peers(&["alice", "bob", "zoe"]);
+    let posted = alice.run_command("POST  it's \"5 o'clock\"  ");
     assert_eq!(posted["to"], 3);
     for peer in [&bob, &carol] {
-        let heard = peer.hears("post", "it's \"5 o'clock\"");
+        let heard = peer.take_message("post", "it's \"5 o'clock\"");
         assert_eq!((&heard["user_id"], &heard["from"]), (&json!("alice@127.0.0.1"), &json!(alice.addr)));
         assert_eq!(heard["message_id"], posted["message_id"]);
     }
@@ -43,28 +42,28 @@ fn a_post_reaches_everybody_once_and_a_dm_one() {
     assert_eq!(said.get("MESSAGE_ID"), posted["message_id"]);
     stamped(&said);
 
-    let sent = alice.ask("dm BOB hi");
+    let sent = alice.run_command("dm BOB hi");
     assert!(sent["error"].as_str().unwrap().contains("BOB"), "names are taken as they are: {sent}");
-    let sent = alice.ask("dm bob hi");
+    let sent = alice.run_command("dm bob hi");
     assert_eq!((&sent["to"], &sent["awaits_ack"]), (&json!("bob@127.0.0.1"), &json!(true)));
-    assert_eq!(bob.hears("dm", "hi")["user_id"], "alice@127.0.0.1");
-    let confirmed = alice.event("confirmed");
+    assert_eq!(bob.take_message("dm", "hi")["user_id"], "alice@127.0.0.1");
+    let confirmed = alice.take_event("confirmed");
     assert_eq!((&confirmed["to"], &confirmed["message_id"]), (&json!("bob@127.0.0.1"), &sent["message_id"]));
-    alice.ask("dm carol@127.0.0.1 hello");
-    carol.hears("dm", "hello");
-    alice.event("confirmed");
-    let sent = alice.ask("dm zoe psst");
+    alice.run_command("dm carol@127.0.0.1 hello");
+    carol.take_message("dm", "hello");
+    alice.take_event("confirmed");
+    let sent = alice.run_command("dm zoe psst");
     let said = zoe.next_from(&alice, "DM");
     assert_eq!((said.get("FROM"), said.get("TO")), ("alice@127.0.0.1", "zoe@127.0.0.1"));
     assert_eq!((said.get("CONTENT"), said.get("MESSAGE_ID")), ("psst", sent["message_id"].as_str().unwrap()));
     stamped(&said);
-    zoe.acks(&alice, said.get("MESSAGE_ID"));
-    assert_eq!(alice.event("confirmed")["to"], "zoe@127.0.0.1");
+    zoe.ack(&alice, said.get("MESSAGE_ID"));
+    assert_eq!(alice.take_event("confirmed")["to"], "zoe@127.0.0.1");
 
-    // What comes behind shows that nothing came twice, or to others.
-    alice.ask("post the end");
+    // A last message shows that nothing came twice or to others.
+    alice.run_command("post the end");
     for peer in [&bob, &carol] {
-        peer.hears("post", "the end");
+        peer.take_message("post", "the end");
         let said = peer.count(|it| it["from"].is_string());
         assert_eq!(said, 0, "{}", peer.name);
     }
@@ -78,36 +77,36 @@ fn a_post_reaches_everybody_once_and_a_dm_one() {
     assert_eq!(fate, [("POST", true), ("DM", true), ("DM", true), ("DM", true), ("POST", true)], "{own:?}");
 }
 
-/// How a DM fares with each kind of peer; at once, for each takes its time.
+/// A DM to each kind of peer, all at the same time, as each takes seconds.
 #[test]
 fn a_dm_is_repeated_until_it_is_acknowledged() {
-    let place = Place::new();
-    let mut alice = place.start("alice", &["--verbose"]);
-    let bob = place.start("bob", &[]);
-    let mut late = Bare::met(&place, "late", &alice);
-    let mut silent = Bare::met(&place, "silent", &alice);
-    let mut plain = Bare::met_as(&place, "plain", &[], &alice);
-    let gone = Bare::met(&place, "gone", &alice);
+    let env = TestEnv::new();
+    let mut alice = env.start("alice", &["--verbose"]);
+    let bob = env.start("bob", &[]);
+    let mut late = RawPeer::introduced(&env, "late", &alice);
+    let mut silent = RawPeer::introduced(&env, "silent", &alice);
+    let mut plain = RawPeer::introduced_with(&env, "plain", &[], &alice);
+    let gone = RawPeer::introduced(&env, "gone", &alice);
     let liar = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    alice.knows(&["bob", "gone", "late", "plain", "silent"]);
+    alice.wait_for_peers(&["bob", "gone", "late", "plain", "silent"]);
     drop(gone);
     bob.kill();
     let mut id_of = |name: &str, awaits: bool| {
-        let sent = alice.ask(&format!("dm {name} hello {name}"));
+        let sent = alice.run_command(&format!("dm {name} hello {name}"));
         assert_eq!(sent["awaits_ack"], awaits, "{sent}");
         sent["message_id"].as_str().unwrap().to_owned()
     };
     let sent_at = Instant::now();
-    // Read from the beginning, for it is noted when each comes.
+    // Read from the start, as the times of arrival are recorded.
     let (plain_id, [late_id, silent_id], refused, copies) = std::thread::scope(|scope| {
-        let copies = |bare: &mut Bare| -> Vec<Heard> { (0..4).map(|_| bare.next("DM")).collect() };
-        let readers = [&mut late, &mut silent].map(|bare| scope.spawn(move || copies(bare)));
+        let copies = |raw: &mut RawPeer| -> Vec<ReceivedDatagram> { (0..4).map(|_| raw.next("DM")).collect() };
+        let readers = [&mut late, &mut silent].map(|raw| scope.spawn(move || copies(raw)));
         let plain_id = id_of("plain", false);
         let awaited = ["late", "silent"].map(|name| id_of(name, true));
         let refused = ["gone", "bob"].map(|name| id_of(name, true));
         (plain_id, awaited, refused, readers.map(|reader| reader.join().unwrap()))
     });
-    // It goes once, then 0.5, 1 and 2 s after the last time.
+    // It is sent once, and again 0.5, 1 and 2 s after the previous time.
     for (copies, id) in copies.iter().zip([&late_id, &silent_id]) {
         for (pair, wait_ms) in copies.windows(2).zip([500, 1_000, 2_000]) {
             let took = pair[1].at - pair[0].at;
@@ -121,13 +120,13 @@ fn a_dm_is_repeated_until_it_is_acknowledged() {
             assert_eq!(pair[0].get("CONTENT"), pair[1].get("CONTENT"));
         }
     }
-    late.acks(&alice, &late_id);
-    let confirmed = alice.event("confirmed");
+    late.ack(&alice, &late_id);
+    let confirmed = alice.take_event("confirmed");
     assert_eq!((&confirmed["to"], &confirmed["message_id"]), (&json!("late@127.0.0.1"), &json!(late_id)));
-    // Nobody else may say so.
+    // An ACK from another address does not count.
     let ack = datagram(&[("TYPE", "ACK"), ("MESSAGE_ID", &silent_id), ("STATUS", "RECEIVED")]);
     liar.send_to(&ack, alice.addr).unwrap();
-    assert!(alice.drops("stray-ack").contains(&silent_id));
+    assert!(alice.take_drop("stray-ack").contains(&silent_id));
 
     let unconfirmed = |name: &str, id: &str| {
         let is_it = |it: &Value| it["event"] == "unconfirmed" && it["to"] == format!("{name}@127.0.0.1");
@@ -142,14 +141,14 @@ fn a_dm_is_repeated_until_it_is_acknowledged() {
         let has_left = |it: &Value| it["event"] == "left" && it["peer"]["name"] == *name;
         assert_eq!(alice.take("it to be dropped", has_left).json["why"], "refused");
     }
-    assert_eq!(alice.names(), ["late", "plain", "silent"]);
+    assert_eq!(alice.listed_names(), ["late", "plain", "silent"]);
 
-    // Whoever confirms nothing gets it once.
+    // A peer without the feature `ack` gets the DM once.
     assert_eq!(plain.next_from(&alice, "DM").get("MESSAGE_ID"), plain_id);
-    for bare in [&mut plain, &mut late, &mut silent] {
-        assert_eq!(bare.count(&alice, "DM"), 0, "{}", bare.name);
+    for raw in [&mut plain, &mut late, &mut silent] {
+        assert_eq!(raw.count(&alice, "DM"), 0, "{}", raw.name);
     }
-    // It is shown first, and on disk a moment later.
+    // Confirmations are notified first, and on disk a moment later.
     eventually("the fates to be kept", || {
         let history = alice.history();
         let fate = |name: &str| {
@@ -163,51 +162,51 @@ fn a_dm_is_repeated_until_it_is_acknowledged() {
 
 #[test]
 fn each_copy_of_a_dm_is_acknowledged_to_who_wants_that() {
-    let place = Place::new();
-    let mut alice = place.start("alice", &[]);
-    let mut wants = Bare::met(&place, "wants", &alice);
-    let mut plain = Bare::met_as(&place, "plain", &[("FEATURES", "dance")], &alice);
+    let env = TestEnv::new();
+    let mut alice = env.start("alice", &[]);
+    let mut wants = RawPeer::introduced(&env, "wants", &alice);
+    let mut plain = RawPeer::introduced_with(&env, "plain", &[("FEATURES", "dance")], &alice);
     for _ in 0..3 {
-        wants.sends(&alice, &wants.dm(&alice, "hello", "any printable id!"));
+        wants.send(&alice, &wants.dm(&alice, "hello", "any printable id!"));
     }
     for _ in 0..3 {
         let ack = wants.next_from(&alice, "ACK");
         assert_eq!((ack.get("MESSAGE_ID"), ack.get("STATUS")), ("any printable id!", "RECEIVED"));
     }
     assert_eq!(wants.count(&alice, "ACK"), 0);
-    alice.hears("dm", "hello");
+    alice.take_message("dm", "hello");
 
-    plain.sends(&alice, &plain.dm(&alice, "from plain", "p1"));
-    alice.hears("dm", "from plain");
+    plain.send(&alice, &plain.dm(&alice, "from plain", "p1"));
+    alice.take_message("dm", "from plain");
     assert_eq!(plain.count(&alice, "ACK"), 0);
-    // Who has sent an ACK himself knows what it is.
-    let sent = alice.ask("dm plain one");
+    // A peer that has sent an ACK understands ACKs.
+    let sent = alice.run_command("dm plain one");
     assert_eq!(sent["awaits_ack"], false);
     let one = plain.next_from(&alice, "DM");
-    plain.acks(&alice, one.get("MESSAGE_ID"));
-    plain.sends(&alice, &plain.dm(&alice, "again from plain", "p2"));
+    plain.ack(&alice, one.get("MESSAGE_ID"));
+    plain.send(&alice, &plain.dm(&alice, "again from plain", "p2"));
     assert_eq!(plain.next_from(&alice, "ACK").get("MESSAGE_ID"), "p2");
-    assert_eq!(alice.ask("dm plain two")["awaits_ack"], true);
+    assert_eq!(alice.run_command("dm plain two")["awaits_ack"], true);
     let two = plain.next_from(&alice, "DM");
     assert_eq!(plain.next_from(&alice, "DM").get("MESSAGE_ID"), two.get("MESSAGE_ID"));
-    plain.acks(&alice, two.get("MESSAGE_ID"));
-    alice.event("confirmed");
-    // Of a POST there is no such thing.
-    wants.posts(&alice, "to all", "w1");
-    alice.hears("post", "to all");
+    plain.ack(&alice, two.get("MESSAGE_ID"));
+    alice.take_event("confirmed");
+    // A POST is not acknowledged.
+    wants.post(&alice, "to all", "w1");
+    alice.take_message("post", "to all");
     assert_eq!(wants.count(&alice, "ACK"), 0);
     assert_eq!(alice.count(|it| it["event"] == "dm" && it["from"].is_string() && it["content"] == "hello"), 0);
     let texts: Vec<_> = alice.history().iter().map(|it| it["text"].clone()).collect();
     assert_eq!(texts, ["hello", "from plain", "one", "again from plain", "two", "to all"]);
 }
 
-/// More at once than anybody takes from one source.
+/// Input beyond the rate limit of receivers is sent more slowly.
 #[test]
 fn whatever_is_piped_in_arrives() {
-    let place = Place::new();
-    let mut bob = place.start("bob", &[]);
+    let env = TestEnv::new();
+    let mut bob = env.start("bob", &[]);
     let input: String = (0..200).map(|nth| format!("post p{nth}\ndm bob d{nth}\n")).collect();
-    let (code, out, error) = in_pipe(&mut place.command("alice"), &input);
+    let (code, out, error) = in_pipe(&mut env.command("alice"), &input);
     assert_eq!((code, &*error), (0, ""));
     assert!(!out.contains("error: ") && !out.contains("unconfirmed"), "{out}");
     assert_eq!(out.lines().filter(|line| *line == "bob has your message").count(), 200);
@@ -222,50 +221,50 @@ fn whatever_is_piped_in_arrives() {
         let (heard, texts) = of(kind, prefix, &mut bob);
         assert_eq!(heard, texts);
     }
-    assert_eq!(bob.dropped("too-many"), 0);
+    assert_eq!(bob.drop_count("too-many"), 0);
 }
 
 #[test]
 fn what_could_not_be_kept_is_told() {
-    let place = Place::new();
-    let mut alice = place.start("alice", &[]);
-    let mut zoe = Bare::met(&place, "zoe", &alice);
-    // As a disk that fails.
-    let file = rusqlite::Connection::open(place.data_dir("alice").join("lan.db")).unwrap();
+    let env = TestEnv::new();
+    let mut alice = env.start("alice", &[]);
+    let mut zoe = RawPeer::introduced(&env, "zoe", &alice);
+    // Simulates a failing disk.
+    let file = rusqlite::Connection::open(env.data_dir("alice").join("lan.db")).unwrap();
     file.execute_batch("ALTER TABLE lan_message RENAME TO elsewhere").unwrap();
     let dm = zoe.dm(&alice, "hello", "z1");
-    zoe.sends(&alice, &dm);
-    let told = alice.event("not_kept");
+    zoe.send(&alice, &dm);
+    let told = alice.take_event("not_kept");
     assert_eq!((&told["user_id"], &told["message_id"]), (&json!("zoe@127.0.0.1"), &json!("z1")), "{told}");
     assert!(told["reason"].as_str().unwrap().contains("lan_message"), "{told}");
     assert_eq!((zoe.count(&alice, "ACK"), alice.count(|it| it["event"] == "dm")), (0, 0));
-    assert!(alice.refuses("profile Alice").contains("not kept"));
-    // It is shown, and acknowledged, once it can be kept; what was refused is not.
+    assert!(alice.run_refused("profile Alice").contains("not kept"));
+    // It is shown and acknowledged once it can be stored; the refused command is not executed.
     file.execute_batch("ALTER TABLE elsewhere RENAME TO lan_message").unwrap();
-    zoe.sends(&alice, &dm);
-    alice.hears("dm", "hello");
+    zoe.send(&alice, &dm);
+    alice.take_message("dm", "hello");
     assert_eq!(zoe.next_from(&alice, "ACK").get("MESSAGE_ID"), "z1");
-    alice.says("quit");
-    assert_eq!(alice.ends(), 0);
-    assert_eq!(place.start("alice", &[]).started["profile"], json!(null));
+    alice.send_line("quit");
+    assert_eq!(alice.end_input(), 0);
+    assert_eq!(env.start("alice", &[]).started["profile"], json!(null));
 }
 
 #[test]
 fn peers_tell_whom_they_know() {
-    let place = Place::new();
-    let [mut alice, mut bob] = place.start_all(["alice", "bob"]);
-    let mut asker = Bare::met(&place, "asker", &alice);
-    alice.knows(&["asker", "bob"]);
-    bob.knows(&["alice", "asker"]);
-    let told = asker.asks_for_peers(&alice);
+    let env = TestEnv::new();
+    let [mut alice, mut bob] = env.start_all(["alice", "bob"]);
+    let mut asker = RawPeer::introduced(&env, "asker", &alice);
+    alice.wait_for_peers(&["asker", "bob"]);
+    bob.wait_for_peers(&["alice", "asker"]);
+    let told = asker.request_peers(&alice);
     assert_eq!((told.get("FROM"), told.get("COUNT")), ("alice@127.0.0.1", "1"));
     assert_eq!(told.get("PEERS"), r#"["bob@127.0.0.1"]"#);
     assert_eq!(told.get("ADDRS"), format!(r#"["{}"]"#, bob.addr));
     stamped(&told);
 
-    // Who is heard of is spoken to, and so becomes known.
-    let mut far = Bare::new(&Place::new(), "far");
-    assert_eq!(alice.ask("peers")["asked"], 2);
+    // Peers from the list are announced to, and so become known.
+    let mut far = RawPeer::new(&TestEnv::new(), "far");
+    assert_eq!(alice.run_command("peers")["asked"], 2);
     let question = asker.next_from(&alice, "PEER_LIST_REQUEST");
     assert_eq!(question.get("FROM"), "alice@127.0.0.1");
     stamped(&question);
@@ -276,23 +275,23 @@ fn peers_tell_whom_they_know() {
         ("COUNT", "2"),
         ("ADDRS", &json!([far.addr(), alice.addr.to_string()]).to_string()),
     ]);
-    asker.sends(&alice, &answer);
+    asker.send(&alice, &answer);
     far.next_from(&alice, "PEER_DISCOVERY");
-    assert_eq!(alice.names(), ["asker", "bob"], "it has said nothing yet");
-    far.sends(&alice, &far.discovery(&[]));
-    alice.knows(&["asker", "bob", "far"]);
+    assert_eq!(alice.listed_names(), ["asker", "bob"], "it has said nothing yet");
+    far.send(&alice, &far.discovery(&[]));
+    alice.wait_for_peers(&["asker", "bob", "far"]);
 }
 
 #[test]
 fn a_profile_with_its_picture_arrives_whole() {
-    let place = Place::new();
-    let [mut alice, mut bob] = place.start_all(["alice", "bob"]);
-    let mut zoe = Bare::met(&place, "zoe", &alice);
-    alice.knows(&["bob", "zoe"]);
-    bob.knows(&["alice", "zoe"]);
+    let env = TestEnv::new();
+    let [mut alice, mut bob] = env.start_all(["alice", "bob"]);
+    let mut zoe = RawPeer::introduced(&env, "zoe", &alice);
+    alice.wait_for_peers(&["bob", "zoe"]);
+    bob.wait_for_peers(&["alice", "zoe"]);
     let largest = picture(20_480);
-    let at = file(&place, "a largest | picture.png", &largest);
-    let done = alice.ask(&format!("profile Alice A. | on the air | {}", at.display()));
+    let at = file(&env, "a largest | picture.png", &largest);
+    let done = alice.run_command(&format!("profile Alice A. | on the air | {}", at.display()));
     assert_eq!(done["to"], 2, "{done}");
     let said = zoe.next_from(&alice, "PROFILE");
     assert_eq!((said.get("USER_ID"), said.get("DISPLAY_NAME")), ("alice@127.0.0.1", "Alice A."));
@@ -304,13 +303,13 @@ fn a_profile_with_its_picture_arrives_whole() {
     assert_eq!((&shown["display_name"], &shown["status"]), (&json!("Alice A."), &json!("on the air")));
     assert_eq!((&shown["avatar_type"], &shown["avatar_bytes"]), (&json!("image/png"), &json!(20_480)));
 
-    let too_large = file(&place, "larger.png", &picture(20_481));
-    let no_picture = file(&place, "notes.txt", b"milk, eggs");
-    let empty = file(&place, "empty.png", b"");
+    let too_large = file(&env, "larger.png", &picture(20_481));
+    let no_picture = file(&env, "notes.txt", b"milk, eggs");
+    let empty = file(&env, "empty.png", b"");
     for (path, why) in
-        [(too_large, "20480"), (no_picture, "PNG"), (empty, "empty.png"), (place.dir().join("none"), "none")]
+        [(too_large, "20480"), (no_picture, "PNG"), (empty, "empty.png"), (env.dir().join("none"), "none")]
     {
-        let error = alice.refuses(&format!("profile A | b | {}", path.display()));
+        let error = alice.run_refused(&format!("profile A | b | {}", path.display()));
         assert!(error.contains(why) && error.contains("AVATAR-FILE"), "{error}");
     }
     for (profile, field) in [
@@ -318,18 +317,18 @@ fn a_profile_with_its_picture_arrives_whole() {
         (format!("A | {}", "s".repeat(257)), "STATUS"),
         ("| b".to_owned(), "NAME"),
     ] {
-        let error = alice.refuses(&format!("profile {profile}"));
+        let error = alice.run_refused(&format!("profile {profile}"));
         assert!(error.contains(field), "{error}");
     }
-    // Of none of these anything was sent. The last two may be left out.
-    let done = alice.ask("profile Al");
+    // Nothing was sent for these. Status and avatar are optional.
+    let done = alice.run_command("profile Al");
     assert_eq!(done["to"], 2, "{done}");
     let said = zoe.next_from(&alice, "PROFILE");
     assert_eq!((said.get("DISPLAY_NAME"), said.get("STATUS"), said.maybe("AVATAR_TYPE")), ("Al", "", None));
     assert_eq!((said.maybe("AVATAR_DATA"), said.maybe("AVATAR_ENCODING")), (None, None));
     assert_eq!(zoe.count(&alice, "PROFILE"), 0);
 
-    // And the other way.
+    // The other direction.
     let avatar = STANDARD.encode(&largest);
     let profile = |data: &str, id: &str| {
         datagram(&[
@@ -343,56 +342,56 @@ fn a_profile_with_its_picture_arrives_whole() {
             ("MESSAGE_ID", id),
         ])
     };
-    // A picture that is too large costs the picture alone.
+    // An avatar that is too large is ignored.
     for (id, data, shown_bytes) in
         [("z1", STANDARD.encode(picture(20_481)), json!(null)), ("z2", avatar, json!(20_480))]
     {
-        zoe.sends(&alice, &profile(&data, id));
+        zoe.send(&alice, &profile(&data, id));
         let shown = alice.take("the profile", |it| it["event"] == "profile" && it["from"].is_string()).json;
         assert_eq!((&shown["message_id"], &shown["avatar_bytes"]), (&json!(id), &shown_bytes));
     }
-    assert_eq!(alice.dropped("malformed"), 0);
+    assert_eq!(alice.drop_count("malformed"), 0);
 }
 
 #[test]
 fn who_never_announced_himself_is_shown() {
-    let place = Place::new();
-    let mut alice = place.start("alice", &[]);
-    let stranger = Bare::new(&place, "stranger");
-    stranger.posts(&alice, "is anybody there?", "s1");
-    assert_eq!(alice.hears("post", "is anybody there?")["user_id"], "stranger@127.0.0.1");
-    stranger.sends(&alice, &stranger.dm(&alice, "you?", "s2"));
-    alice.hears("dm", "you?");
-    assert_eq!(alice.names(), Vec::<String>::new());
-    assert!(alice.refuses("dm stranger yes").contains("nobody"));
-    assert!(alice.refuses("post to whom?").contains("nobody"));
-    // A DM for somebody else is none.
+    let env = TestEnv::new();
+    let mut alice = env.start("alice", &[]);
+    let stranger = RawPeer::new(&env, "stranger");
+    stranger.post(&alice, "is anybody there?", "s1");
+    assert_eq!(alice.take_message("post", "is anybody there?")["user_id"], "stranger@127.0.0.1");
+    stranger.send(&alice, &stranger.dm(&alice, "you?", "s2"));
+    alice.take_message("dm", "you?");
+    assert_eq!(alice.listed_names(), Vec::<String>::new());
+    assert!(alice.run_refused("dm stranger yes").contains("nobody"));
+    assert!(alice.run_refused("post to whom?").contains("nobody"));
+    // A DM to somebody else is dropped.
     let for_bob =
         datagram(&[("TYPE", "DM"), ("FROM", &stranger.user_id()), ("TO", "bob@127.0.0.1"), ("CONTENT", "for bob")]);
-    stranger.sends(&alice, &for_bob);
-    eventually("it to be dropped", || (alice.dropped("not-for-us") == 1).then_some(()));
+    stranger.send(&alice, &for_bob);
+    eventually("it to be dropped", || (alice.drop_count("not-for-us") == 1).then_some(()));
     assert_eq!(alice.history().len(), 2);
 }
 
-/// Two people on two networks at once, and each is one.
+/// Two peers that are connected by two networks.
 #[test]
 fn a_peer_seen_through_two_interfaces_is_one() {
     let Some(mut lan) = crate::netns::Lan::new(2) else { return };
     lan.second_network(&[0, 1]);
-    let place = Place::in_a_network();
-    let spawn = |host: usize, name: &str| Peer::spawn(&mut place.on_host(&lan, host, name));
+    let env = TestEnv::in_network();
+    let spawn = |host: usize, name: &str| Peer::spawn(&mut env.on_host(&lan, host, name));
     let mut alice = spawn(0, "alice");
     let mut bob = spawn(1, "bob");
     (alice, bob) = (alice.started(), bob.started());
-    alice.knows(&["bob"]);
-    bob.knows(&["alice"]);
-    alice.ask("post once");
-    let heard = bob.hears("post", "once");
+    alice.wait_for_peers(&["bob"]);
+    bob.wait_for_peers(&["alice"]);
+    alice.run_command("post once");
+    let heard = bob.take_message("post", "once");
     let ips = [lan.ip(0).to_string(), lan.second_ip(0).to_string()];
     let user_id = heard["user_id"].as_str().unwrap();
     assert!(ips.iter().any(|ip| user_id == format!("alice@{ip}")), "{user_id}");
-    assert_eq!(alice.ask("dm bob twice")["awaits_ack"], true);
-    bob.hears("dm", "twice");
-    alice.event("confirmed");
+    assert_eq!(alice.run_command("dm bob twice")["awaits_ack"], true);
+    bob.take_message("dm", "twice");
+    alice.take_event("confirmed");
     assert_eq!(bob.count(|it| it["from"].is_string()), 0);
 }

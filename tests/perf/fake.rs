@@ -1,4 +1,4 @@
-//! A trade server that only registers and answers STATUS, with manners that a test knows.
+//! A fake trade server that only handles REGISTER, DE-REGISTER and STATUS, with configurable behaviour.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -8,36 +8,36 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// How it answers STATUS. `every`: each so many-th of them; 0 is never.
+/// How STATUS is answered. `*_every`: every n-th request; 0 is never.
 #[derive(Debug, Clone, Copy)]
-pub struct Manners {
+pub struct FakeBehaviour {
     pub delay: Duration,
     pub refuse_every: u64,
     pub drop_every: u64,
     pub wrong_every: u64,
 }
 
-impl Manners {
-    pub fn good() -> Manners {
-        Manners { delay: Duration::ZERO, refuse_every: 0, drop_every: 0, wrong_every: 0 }
+impl FakeBehaviour {
+    pub fn good() -> FakeBehaviour {
+        FakeBehaviour { delay: Duration::ZERO, refuse_every: 0, drop_every: 0, wrong_every: 0 }
     }
 }
 
 /// Runs until it is dropped.
-pub struct Fake {
+pub struct FakeServer {
     addr: SocketAddr,
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Fake {
-    pub fn start(manners: Manners) -> Fake {
+impl FakeServer {
+    pub fn start(behaviour: FakeBehaviour) -> FakeServer {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let addr = socket.local_addr().unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&is_over);
-        let thread = thread::spawn(move || serve(&Arc::new(socket), manners, &over));
-        Fake { addr, is_over, thread: Some(thread) }
+        let thread = thread::spawn(move || serve(&Arc::new(socket), behaviour, &over));
+        FakeServer { addr, is_over, thread: Some(thread) }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -45,7 +45,7 @@ impl Fake {
     }
 }
 
-impl Drop for Fake {
+impl Drop for FakeServer {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::SeqCst);
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"", self.addr).unwrap();
@@ -53,7 +53,7 @@ impl Drop for Fake {
     }
 }
 
-fn serve(socket: &Arc<UdpSocket>, manners: Manners, over: &AtomicBool) {
+fn serve(socket: &Arc<UdpSocket>, behaviour: FakeBehaviour, over: &AtomicBool) {
     let mut buffer = [0; 8192];
     let mut asked = 0;
     let mut answering = Vec::new();
@@ -70,12 +70,12 @@ fn serve(socket: &Arc<UdpSocket>, manners: Manners, over: &AtomicBool) {
             Some("STATUS") => {
                 asked += 1;
                 let is_turn = |every: u64| every > 0 && asked % every == 0;
-                if is_turn(manners.drop_every) {
+                if is_turn(behaviour.drop_every) {
                     continue;
                 }
-                if is_turn(manners.refuse_every) {
+                if is_turn(behaviour.refuse_every) {
                     json!({"type": "ERROR", "rq": rq, "code": "BUSY", "reason": "not now"})
-                } else if is_turn(manners.wrong_every) {
+                } else if is_turn(behaviour.wrong_every) {
                     json!({"type": "SEARCHING", "rq": rq, "peers": 1})
                 } else {
                     json!({"type": "DEALS", "rq": rq, "deals": [], "more": false})
@@ -83,13 +83,13 @@ fn serve(socket: &Arc<UdpSocket>, manners: Manners, over: &AtomicBool) {
             }
             _ => continue,
         };
-        if manners.delay.is_zero() || request["type"] != "STATUS" {
+        if behaviour.delay.is_zero() || request["type"] != "STATUS" {
             socket.send_to(answer.to_string().as_bytes(), source).unwrap();
         } else {
-            // The delay is what is measured; others are answered meanwhile.
+            // The delay is what is measured; other requests are answered meanwhile.
             let socket = Arc::clone(socket);
             answering.push(thread::spawn(move || {
-                thread::sleep(manners.delay);
+                thread::sleep(behaviour.delay);
                 socket.send_to(answer.to_string().as_bytes(), source).unwrap();
             }));
         }

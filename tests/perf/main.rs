@@ -1,4 +1,4 @@
-//! The load generator, as scripts use it: its report, its exit codes, and what it leaves behind.
+//! The load generator as scripts use it: its report, its exit codes, and the files that it leaves.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -13,12 +13,12 @@ mod proxy;
 mod shop;
 
 use browser::Browser;
-use fake::{Fake, Manners};
+use fake::{FakeBehaviour, FakeServer};
 
 const PERF: &str = env!("CARGO_BIN_EXE_p2s2-perf");
-/// The program that a run starts must be there.
+/// Ensures that the program that a run starts has been built.
 const _SERVER: &str = env!("CARGO_BIN_EXE_p2s2");
-/// Far above what anything here takes.
+/// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn perf(words: &[&str], out: &Path) -> Output {
@@ -29,7 +29,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The report that a run printed; it must have ended with this code.
+/// The report that a run printed; checks the exit code.
 fn report(output: &Output, code: i32) -> Value {
     assert_eq!(output.status.code(), Some(code), "{}{}", text(&output.stdout), text(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)))
@@ -86,7 +86,7 @@ fn a_small_run_reports_every_field() {
         assert_eq!(compared["shares"].as_array().unwrap().len(), 2, "{report}");
         assert!(compared["runs"][limit]["ops_per_s"][1].as_f64().unwrap() > 0.0);
     }
-    // Standard output was the report and nothing else; the file says the same; nothing else is left.
+    // Standard output has only the report, the file is identical, and no other files are left.
     assert_eq!(files(out.path()), ["trade.html", "trade.json"]);
     let written: Value = serde_json::from_slice(&std::fs::read(out.path().join("trade.json")).unwrap()).unwrap();
     assert_eq!(written, report);
@@ -130,7 +130,7 @@ fn a_small_run_of_the_shop_reports_every_operation_as_a_share_of_relay() {
             assert!(number("server_cpu_s") >= 0.0 && number("server_peak_rss_mb") > 4.0, "of four processes: {result}");
         }
     }
-    // What is asked for is asked for at 1 and at 100 clients.
+    // Requirements exist for 1 and for 100 clients.
     let required =
         |name: &str, clients: u64| report["limits"][format!("{name} of relay at {clients}")]["required"].as_f64();
     for name in ["SEARCH", "CART", "DISPLAY"] {
@@ -168,8 +168,8 @@ fn the_page_shows_every_plot_in_a_browser_without_network() {
     for plot in plots {
         let number = |field: &str| plot[field].as_f64().unwrap();
         assert!(number("width") > 200.0 && number("height") > 100.0 && number("texts") > 4.0, "{plot}");
-        // threads, STATUS, PACED, REGISTER, ROUND, PURCHASE, OFFERS; REGISTER has two limits, PACED and deals
-        // have none; a run this short may cost no measurable CPU.
+        // threads, STATUS, PACED, REGISTER, ROUND, PURCHASE, OFFERS. REGISTER has two limits, PACED and deals have
+        // none; a run this short may use no measurable CPU time.
         let expected = if plot["id"] == "share" { 4.0 } else { 7.0 };
         if plot["id"] != "cpu" {
             assert_eq!((number("curves"), number("legend")), (expected, expected), "{plot}");
@@ -178,7 +178,7 @@ fn the_page_shows_every_plot_in_a_browser_without_network() {
         }
     }
     assert_eq!(browser.ask("return document.querySelectorAll('tbody tr').length"), 16, "a line for each result");
-    // Nothing is fetched, from here or elsewhere.
+    // The page loads nothing.
     assert_eq!(browser.ask("return performance.getEntriesByType('resource').length"), 0);
     let references = "return document.querySelectorAll('script, link, img, iframe, [src], [href]').length";
     assert_eq!(browser.ask(references), 0);
@@ -209,7 +209,7 @@ fn mixes_tell_of_each_operation() {
         let of_it: Vec<&Value> =
             report["results"].as_array().unwrap().iter().filter(|one| one["part_of"] == mix).collect();
         assert_eq!(of_it.len(), parts, "{mix}");
-        // Two sellers and two buyers, 26 calls each, every part of them counted.
+        // Two sellers and two buyers with 26 calls each, all of which are counted.
         let rate = |one: &Value| one["ops_per_s_mean"].as_f64().unwrap();
         let sum: f64 = of_it.iter().map(|one| rate(one)).sum();
         assert!((sum / rate(whole) - 1.0).abs() < 1e-6, "{mix}: {sum} of {whole}");
@@ -226,14 +226,14 @@ fn mixes_tell_of_each_operation() {
 #[test]
 fn a_slow_server_shows_in_the_latencies() {
     let out = tempfile::tempdir().unwrap();
-    let fake = Fake::start(Manners { delay: Duration::from_millis(20), ..Manners::good() });
+    let fake = FakeServer::start(FakeBehaviour { delay: Duration::from_millis(20), ..FakeBehaviour::good() });
     let target = fake.addr().to_string();
     let words = ["trade", "--target", &target, "--only", "STATUS", "--clients", "2", "--calls", "10", "--runs", "2"];
     let report = report(&perf(&[&words[..], &["--json"]].concat(), out.path()), 0);
     let status = result(&report, "STATUS");
     assert!(status["p50_us"].as_f64().unwrap() >= 20_000.0, "{status}");
     assert!(status["mean_us"].as_f64().unwrap() >= 20_000.0, "{status}");
-    // Two clients in a closed loop cannot do more than a hundred a second.
+    // Two clients in a closed loop cannot exceed a hundred calls per second.
     assert!(status["ops_per_s"].as_f64().unwrap() <= 100.0, "{status}");
     assert!(status["share_of_limit"].as_f64().unwrap() < 0.5, "{status}");
     assert_eq!(status["errors"], 0);
@@ -243,34 +243,34 @@ fn a_slow_server_shows_in_the_latencies() {
 #[test]
 fn refusals_and_losses_are_counted() {
     let out = tempfile::tempdir().unwrap();
-    let run = |manners| {
-        let fake = Fake::start(manners);
+    let run = |behaviour| {
+        let fake = FakeServer::start(behaviour);
         let target = fake.addr().to_string();
         let words = ["trade", "--target", &target, "--only", "STATUS", "--clients", "1", "--calls", "200"];
         report(&perf(&[&words[..], &["--runs", "2", "--json"]].concat(), out.path()), 0)
     };
-    // One in a hundred is refused: of 400 calls, four.
-    let refused = run(Manners { refuse_every: 100, ..Manners::good() });
+    // Every hundredth request is refused: four of 400.
+    let refused = run(FakeBehaviour { refuse_every: 100, ..FakeBehaviour::good() });
     let status = result(&refused, "STATUS");
     let failed = status["errors"].as_u64().unwrap();
     assert!((3..=5).contains(&failed), "{status}");
     let rate = status["success_rate"].as_f64().unwrap();
     assert!((rate - (400.0 - failed as f64) / 400.0).abs() < 1e-9, "{status}");
-    // One in a hundred is not answered: asked again, it is; so no call fails, but each is an error.
-    let lost = run(Manners { drop_every: 100, ..Manners::good() });
+    // Every hundredth request is not answered, but its repetition is: no call fails, but each counts as an error.
+    let lost = run(FakeBehaviour { drop_every: 100, ..FakeBehaviour::good() });
     let status = result(&lost, "STATUS");
     assert!((3..=5).contains(&status["errors"].as_u64().unwrap()), "{status}");
     assert_eq!(status["success_rate"], 1.0);
     assert!(status["max_us"].as_f64().unwrap() >= 200_000.0, "waiting for the lost one counts: {status}");
-    // An answer of another type is no answer that counts.
-    let wrong = run(Manners { wrong_every: 100, ..Manners::good() });
+    // A response of another type does not count as success.
+    let wrong = run(FakeBehaviour { wrong_every: 100, ..FakeBehaviour::good() });
     assert!((3..=5).contains(&result(&wrong, "STATUS")["errors"].as_u64().unwrap()));
 }
 
 #[test]
 fn a_missed_requirement_is_told_and_may_fail() {
     let out = tempfile::tempdir().unwrap();
-    let fake = Fake::start(Manners { delay: Duration::from_millis(5), ..Manners::good() });
+    let fake = FakeServer::start(FakeBehaviour { delay: Duration::from_millis(5), ..FakeBehaviour::good() });
     let target = fake.addr().to_string();
     let words = ["trade", "--target", &target, "--only", "STATUS", "--clients", "1", "--calls", "10", "--runs", "1"];
     let output = perf(&[&words[..], &["--check"]].concat(), out.path());
@@ -290,7 +290,7 @@ fn a_server_that_is_not_there_is_an_error() {
     let unused = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let output = perf(&["trade", "--quick", "--target", &unused, "--only", "STATUS", "--clients", "1"], out.path());
     assert_eq!(output.status.code(), Some(1));
-    // A busy machine is warned of first.
+    // A warning about a busy machine may come first.
     let said = text(&output.stderr);
     assert!(said.lines().any(|line| line.starts_with("error: ")), "{said}");
 }
@@ -300,14 +300,14 @@ fn a_server_that_is_not_there_is_an_error() {
 fn ctrl_c_ends_everything_and_writes_what_there_is() {
     let out = tempfile::tempdir().unwrap();
     let words = ["trade", "--full", "--clients", "2", "--json", "--out"];
-    let mut child = Guarded(
+    let mut child = KillOnDrop(
         Command::new(PERF).args(words).arg(out.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap(),
     );
     let pid = child.0.id();
-    // In the middle of it: the server and both echo servers run.
+    // In the middle of the run: the server and both echo servers are there.
     wait_for("three children", || (children(pid).len() == 3).then_some(()));
     let of_it = children(pid);
-    // SAFETY: sends a signal to the process that was just started and not yet waited for.
+    // SAFETY: signals the process that was just started and has not been waited for.
     assert_eq!(unsafe { libc::kill(pid as libc::pid_t, libc::SIGINT) }, 0);
     let status = wait_for("its end", || child.0.try_wait().unwrap());
     assert_eq!(status.code(), Some(130));
@@ -323,7 +323,7 @@ fn ctrl_c_ends_everything_and_writes_what_there_is() {
 #[test]
 fn children_do_not_outlive_a_killed_parent() {
     let out = tempfile::tempdir().unwrap();
-    let mut child = Guarded(
+    let mut child = KillOnDrop(
         Command::new(PERF)
             .args(["trade", "--full", "--clients", "1", "--out"])
             .arg(out.path())
@@ -393,12 +393,12 @@ fn wrong_words_are_usage_errors() {
     }
 }
 
-/// A child that does not outlive a test that fails.
-struct Guarded(Child);
+/// A child that is killed when dropped.
+struct KillOnDrop(Child);
 
-impl Drop for Guarded {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -411,7 +411,7 @@ fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
             return value;
         }
         assert!(started.elapsed() < PATIENCE, "{what} did not come");
-        // Nothing wakes us for what happens in another process.
+        // Other processes cannot be waited for here, so they are polled.
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,7 +1,7 @@
-//! Stands before a shop's frontends and passes messages on, with faults that a test chooses and counts.
+//! A proxy in front of a shop's frontends that injects faults chosen and counted by a test.
 //!
-//! A call with a fault is done by the shop all the same: so the state of carts and goods is what the callers
-//! think it is, and no other call fails because of it.
+//! The shop executes a faulty call nevertheless, so that carts and goods are in the expected state and no other call
+//! fails because of it.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -13,49 +13,49 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// What becomes of an answer.
+/// What happens to a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fate {
+pub enum CallFault {
     PassedOn,
-    /// An error object comes instead.
+    /// An error is sent instead.
     Refused,
-    /// The connection ends without it.
+    /// The connection is closed instead.
     Dropped,
-    /// The connection ends in the middle of it.
+    /// The connection is closed in the middle of it.
     Torn,
 }
 
-/// One call, as a test chooses by it.
+/// A kind of call that a test selects.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kind {
+pub struct CallKind {
     pub api: String,
     pub is_lines: bool,
 }
 
-type Choose = dyn Fn(&str, bool, u64) -> (Duration, Fate) + Send + Sync;
+type Choose = dyn Fn(&str, bool, u64) -> (Duration, CallFault) + Send + Sync;
 
-struct Shared {
+struct ProxyState {
     choose: Box<Choose>,
-    counts: Mutex<BTreeMap<(Kind, Fate), u64>>,
+    counts: Mutex<BTreeMap<(CallKind, CallFault), u64>>,
     is_over: AtomicBool,
 }
 
 /// Runs until it is dropped.
 pub struct Proxy {
     addrs: Vec<SocketAddr>,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Proxy {
-    /// `choose` is given a call's api, whether it came as a line, and its number among those of that kind (from
-    /// 1 on), and says how long the answer waits and what becomes of it.
+    /// `choose` gets a call's API, whether it came as a line, and its number among calls of that kind (from 1), and
+    /// returns the delay of the response and its fault.
     pub fn start(
         servers: &[SocketAddr],
-        choose: impl Fn(&str, bool, u64) -> (Duration, Fate) + Send + Sync + 'static,
+        choose: impl Fn(&str, bool, u64) -> (Duration, CallFault) + Send + Sync + 'static,
     ) -> Proxy {
         let (counts, is_over) = (Mutex::default(), AtomicBool::new(false));
-        let shared = Arc::new(Shared { choose: Box::new(choose), counts, is_over });
+        let shared = Arc::new(ProxyState { choose: Box::new(choose), counts, is_over });
         let (mut addrs, mut threads) = (Vec::new(), Vec::new());
         for server in servers.iter().copied() {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -68,7 +68,7 @@ impl Proxy {
                         break;
                     }
                     let shared = Arc::clone(&shared);
-                    // It ends with its client, which may well end without ceremony.
+                    // The thread ends with its client's connection, which may break.
                     thread::spawn(move || pass_on(&client, server, &shared));
                 }
             }));
@@ -76,21 +76,21 @@ impl Proxy {
         Proxy { addrs, shared, threads }
     }
 
-    /// As `--target` takes it.
+    /// The addresses in the form of `--target`.
     pub fn target(&self) -> String {
         self.addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",")
     }
 
-    /// How many calls of this kind had this fate.
-    pub fn count(&self, api: &str, is_lines: bool, fate: Fate) -> u64 {
-        let kind = Kind { api: api.to_owned(), is_lines };
-        self.shared.counts.lock().unwrap().get(&(kind, fate)).copied().unwrap_or(0)
+    /// The number of calls of this kind with this fault.
+    pub fn count(&self, api: &str, is_lines: bool, fault: CallFault) -> u64 {
+        let kind = CallKind { api: api.to_owned(), is_lines };
+        self.shared.counts.lock().unwrap().get(&(kind, fault)).copied().unwrap_or(0)
     }
 
-    /// All of this kind.
+    /// The number of calls of this kind.
     pub fn calls(&self, api: &str, is_lines: bool) -> u64 {
-        use Fate::{Dropped, PassedOn, Refused, Torn};
-        [PassedOn, Refused, Dropped, Torn].into_iter().map(|fate| self.count(api, is_lines, fate)).sum()
+        use CallFault::{Dropped, PassedOn, Refused, Torn};
+        [PassedOn, Refused, Dropped, Torn].into_iter().map(|fault| self.count(api, is_lines, fault)).sum()
     }
 }
 
@@ -104,19 +104,19 @@ impl Drop for Proxy {
     }
 }
 
-impl Shared {
-    /// The call is counted with its fate before anybody hears of it.
-    fn decide(&self, api: &str, is_lines: bool) -> (Duration, Fate) {
+impl ProxyState {
+    /// Counts the call with its fault before it is forwarded.
+    fn decide(&self, api: &str, is_lines: bool) -> (Duration, CallFault) {
         let mut counts = self.counts.lock().unwrap();
-        let kind = Kind { api: api.to_owned(), is_lines };
+        let kind = CallKind { api: api.to_owned(), is_lines };
         let before: u64 = counts.iter().filter(|((one, _), _)| *one == kind).map(|(_, count)| count).sum();
-        let (delay, fate) = (self.choose)(api, is_lines, before + 1);
-        *counts.entry((kind, fate)).or_default() += 1;
-        (delay, fate)
+        let (delay, fault) = (self.choose)(api, is_lines, before + 1);
+        *counts.entry((kind, fault)).or_default() += 1;
+        (delay, fault)
     }
 }
 
-fn pass_on(client: &TcpStream, server: SocketAddr, shared: &Shared) -> io::Result<()> {
+fn pass_on(client: &TcpStream, server: SocketAddr, shared: &ProxyState) -> io::Result<()> {
     let server = TcpStream::connect(server)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
@@ -124,20 +124,20 @@ fn pass_on(client: &TcpStream, server: SocketAddr, shared: &Shared) -> io::Resul
     while let Some((request, is_lines)) = read(&mut from_client)? {
         let value: Value = serde_json::from_slice(&request)?;
         let api = value["api"].as_str().unwrap_or_default();
-        let (delay, fate) = shared.decide(api, is_lines);
+        let (delay, fault) = shared.decide(api, is_lines);
         (&server).write_all(&framed(&request, is_lines))?;
         let Some((answer, _)) = read(&mut from_server)? else { break };
         thread::sleep(delay);
         let mut client = client;
-        match fate {
-            Fate::PassedOn => client.write_all(&framed(&answer, is_lines))?,
-            Fate::Refused => {
+        match fault {
+            CallFault::PassedOn => client.write_all(&framed(&answer, is_lines))?,
+            CallFault::Refused => {
                 let error = json!({"code": "UNAVAILABLE", "message": "on purpose"});
                 let answer = json!({"type": "error", "api": api, "session_id": null, "error": error});
                 client.write_all(&framed(answer.to_string().as_bytes(), is_lines))?;
             }
-            Fate::Dropped => break,
-            Fate::Torn => {
+            CallFault::Dropped => break,
+            CallFault::Torn => {
                 let answer = framed(&answer, is_lines);
                 client.write_all(&answer[..answer.len() / 2])?;
                 break;
@@ -147,7 +147,7 @@ fn pass_on(client: &TcpStream, server: SocketAddr, shared: &Shared) -> io::Resul
     Ok(())
 }
 
-/// The next message and whether it is a line; none at the end.
+/// The next message, and whether it is a line; `None` at the end.
 fn read(stream: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
     let Some(first) = stream.fill_buf()?.first().copied() else { return Ok(None) };
     let mut message = Vec::new();

@@ -1,4 +1,4 @@
-//! The client API: every rule of who may ask, tried to be broken.
+//! The client API: attempts to break every access rule.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use crate::nodes::{Node, Place, Server, content, http, raw_http};
+use crate::nodes::{Node, Server, TestDir, content, http, raw_http};
 use crate::support::{PATIENCE, eventually, scaled};
 
 const GETS: [&str; 10] = [
@@ -37,7 +37,7 @@ const POSTS: [&str; 11] = [
     "logout",
 ];
 
-/// Asks every route with this token; the statuses.
+/// Requests every route with this token; returns the statuses.
 fn every_route(node: &Node, token: Option<&str>) -> Vec<(String, u16)> {
     let ask = |method: &str, route: &str, body: Option<Value>| {
         let (status, answer) = http(node.api(), method, &format!("/api/client/{route}"), token, body.as_ref());
@@ -50,7 +50,7 @@ fn every_route(node: &Node, token: Option<&str>) -> Vec<(String, u16)> {
 
 #[test]
 fn without_a_good_token_nothing_is_told() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &["--jwt-ttl", "2s"]);
     let node = Node::begun(&place, &server, "ann", &[]);
     let good = node.token.clone().unwrap();
@@ -65,9 +65,9 @@ fn without_a_good_token_nothing_is_told() {
         format!("{}.{}", parts[0], parts[1]),
         "x".to_owned(),
         format!("{}.{}.{}", parts[0], parts[1], URL_SAFE_NO_PAD.encode([0; 32])),
-        // Of another server.
+        // A token of another server.
         {
-            let elsewhere = Place::new();
+            let elsewhere = TestDir::new();
             let other = Server::start(&elsewhere, &[]);
             Node::begun(&elsewhere, &other, "ann", &[]).token.unwrap()
         },
@@ -78,7 +78,7 @@ fn without_a_good_token_nothing_is_told() {
             assert_eq!(status, 401, "{route} with {token:?}");
         }
     }
-    // It ends, though the server has vouched for it a moment ago.
+    // It expires, though the server has verified it a moment ago.
     eventually("the token to end", || (node.get("status").0 == 401).then_some(()));
     for (route, status) in every_route(&node, Some(&good)) {
         assert_eq!(status, 401, "{route}");
@@ -87,7 +87,7 @@ fn without_a_good_token_nothing_is_told() {
 
 #[test]
 fn nothing_is_done_before_init_and_a_logged_out_token_is_refused() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut node = Node::start(&place, &server, "ann", &[]);
     let (status, answer) = node.post("register", json!({"username": "ann", "password": "correct horse"}));
@@ -97,7 +97,7 @@ fn nothing_is_done_before_init_and_a_logged_out_token_is_refused() {
     for (route, status) in every_route(&node, node.token.as_deref()).iter().filter(|(route, _)| route != "logout") {
         assert_eq!(*status, if route == "init" { 400 } else { 409 }, "{route}");
     }
-    // That logged out as well.
+    // The logout route was among them.
     assert_eq!(node.get("status").0, 401);
 
     assert_eq!(node.post("login", json!({"username": "ann", "password": "wrong horse"})).0, 401);
@@ -124,7 +124,7 @@ fn nothing_is_done_before_init_and_a_logged_out_token_is_refused() {
     assert_eq!(client["server_port"], server.registry().port());
     assert_eq!(node.shows("status")["client"]["state"], "active");
     assert_eq!(node.shows("status")["client"]["heartbeat_interval"], 60.0);
-    // Init again is no harm.
+    // A repeated init is harmless.
     node.does("init", json!({"username": "ann"}));
     node.does("publish", json!({"fname": "a", "local_path": place.file("a", 10)}));
     node.does("logout", json!({}));
@@ -137,7 +137,7 @@ fn nothing_is_done_before_init_and_a_logged_out_token_is_refused() {
 
 #[test]
 fn who_is_signed_in_twice_goes_on_though_one_logs_out_after_a_restart() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut node = Node::begun(&place, &server, "ann", &[]);
     node.does("publish", json!({"fname": "a", "local_path": place.file("a", 10)}));
@@ -159,17 +159,17 @@ fn who_is_signed_in_twice_goes_on_though_one_logs_out_after_a_restart() {
 
 #[test]
 fn a_place_in_the_node_is_free_once_its_user_has_left_and_nothing_is_sent() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut node = Node::begun(&place, &server, "ann", &[]);
     let (anns, repo) = (node.token.clone(), node.shows("status")["client"]["repo"].as_str().unwrap().to_owned());
-    // More than there are places, one after the other.
+    // More users than the node has slots, one after another.
     for number in 0..65 {
         node.name = format!("user{number}");
         node.register();
         node.does("logout", json!({}));
     }
-    // One leaves while something is sent that is larger than what lies between.
+    // One logs out while a file is sent that is larger than all buffers in between.
     let size = 64 << 20;
     std::fs::write(format!("{repo}/big"), content("big", size)).unwrap();
     "zoe".clone_into(&mut node.name);
@@ -187,23 +187,23 @@ fn a_place_in_the_node_is_free_once_its_user_has_left_and_nothing_is_sent() {
     reader.read_to_end(&mut sent).unwrap();
     assert!(sent == content("big", size), "{} bytes of {size}", sent.len());
     eventually("the port to be free", || peer().is_err().then_some(()));
-    // Whom the node is named after has not lost his.
+    // The node's first user has not lost the slot.
     node.token = anns;
     assert_eq!(node.shows("status")["client"]["hostname"], "ann");
 }
 
 #[test]
 fn one_user_does_nothing_for_another() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
     ann.publishes(&server, &place.file("a", 10));
     bob.refuses("unpublish", json!({"fname": "a"}), 404);
-    // With ann's token at bob's node, it is still ann; who has not begun there.
+    // Ann's token at bob's node still means ann, who has not been initialized there.
     let (status, _) = http(bob.api(), "GET", "/api/client/local-files", ann.token.as_deref(), None);
     assert_eq!(status, 409);
-    // Nor does anybody at the registry.
+    // Nor can anybody at the registry act for another.
     for (action, data) in [
         ("REGISTER", json!({"hostname": "ann", "port": 6001})),
         ("PUBLISH", json!({"hostname": "ann", "fname": "x", "size": 1, "modified": 1})),
@@ -219,7 +219,7 @@ fn one_user_does_nothing_for_another() {
 
 #[test]
 fn while_the_server_is_away_who_is_known_goes_on() {
-    let place = Place::new();
+    let place = TestDir::new();
     let mut server = Server::start(&place, &[]);
     let node = Node::begun(&place, &server, "ann", &[]);
     node.does("publish", json!({"fname": "shown", "local_path": place.file("shown", 10)}));
@@ -238,7 +238,7 @@ fn while_the_server_is_away_who_is_known_goes_on() {
     let (status, answer) = http(node.api(), "GET", "/api/client/status", Some(&unknown), None);
     assert_eq!((status, &answer["success"]), (503, &json!(false)), "{answer}");
     assert_eq!(node.post("login", json!({"username": "ann", "password": "x"})).0, 503);
-    // What is hidden is given to nobody from now on, and the server learns of it when it is back.
+    // An unpublished file is not served from now on, and the server learns of it when it is back.
     assert_eq!(node.does("unpublish", json!({"fname": "shown"}))["file"]["is_published"], false);
     assert_eq!(node.post("publish", json!({"fname": "a"})).0, 503);
     assert_eq!(node.shows("published-files")["total"], 0, "what the server cannot show is not published");
@@ -251,7 +251,7 @@ fn while_the_server_is_away_who_is_known_goes_on() {
 
 #[test]
 fn a_page_elsewhere_cannot_drive_a_node() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let args = ["--http-host", "share.example", "--allow-origin", "http://page.example"];
     let node = Node::begun(&place, &server, "ann", &args);
@@ -290,7 +290,7 @@ fn a_page_elsewhere_cannot_drive_a_node() {
     assert_eq!(post(&["Content-Type: application/json"], "{"), 400);
     assert_eq!(post(&["Content-Type: application/json"], "[]"), 400);
     assert_eq!(post(&["Content-Type: application/json"], &format!("\"{}\"", "x".repeat(1 << 20))), 413);
-    // A token in a URL is none.
+    // A token in a URL is not accepted.
     assert_eq!(raw_http(api, "GET", &format!("/api/client/status?token={token}"), &[&own], None).0, 401);
     for (method, path, expected) in
         [("GET", "init", 405), ("POST", "status", 405), ("GET", "nothing", 404), ("DELETE", "fetches", 405)]
@@ -307,7 +307,7 @@ fn a_page_elsewhere_cannot_drive_a_node() {
 
 #[test]
 fn whoever_watches_is_told() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let mut bob = Node::begun(&place, &server, "bob", &[]);
@@ -345,11 +345,11 @@ fn whoever_watches_is_told() {
     bob.token = None;
 }
 
-/// An event stream of a node, opened with a token: past its head and the comment that it begins with.
+/// Opens an event stream of a node with a token, and reads past its head and initial comment.
 fn stream_of(node: &Node, token: &str) -> BufReader<TcpStream> {
     let mut stream = TcpStream::connect(node.api()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    // So that the end of the stream is that of the connection.
+    // So that the end of the stream closes the connection.
     let head = format!(
         "GET /api/client/events HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n",
         node.api()
@@ -366,7 +366,7 @@ fn stream_of(node: &Node, token: &str) -> BufReader<TcpStream> {
 
 #[test]
 fn an_event_stream_ends_with_its_token_and_no_other() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &["--jwt-ttl", "5s"]);
     let mut ann = Node::begun(&place, &server, "ann", &[]);
     let first = ann.token.clone().unwrap();
@@ -378,13 +378,13 @@ fn an_event_stream_ends_with_its_token_and_no_other() {
     let mut rest = String::new();
     of_first.read_to_string(&mut rest).unwrap();
     assert!(!rest.contains("data:"), "the first token's has ended, and said nothing: {rest}");
-    // The user is signed in with another: it takes part, and is told.
+    // The user has another session: the node keeps running, and its stream gets events.
     ann.does("add-file", json!({ "filepath": place.file("a", 10) }));
     let mut told = String::new();
     while !told.contains("\"a\"") {
         assert_ne!(of_second.read_line(&mut told).unwrap(), 0, "{told}");
     }
-    // And ends by itself when that token does, whatever happens then.
+    // That stream ends by itself when its token expires.
     let mut rest = String::new();
     of_second.read_to_string(&mut rest).unwrap();
     eventually("the token to be refused", || (ann.get("status").0 == 401).then_some(()));
@@ -392,7 +392,7 @@ fn an_event_stream_ends_with_its_token_and_no_other() {
 
 #[test]
 fn what_a_host_has_and_whether_it_is_there() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let bob = Node::begun(&place, &server, "bob b&", &[]);
@@ -422,7 +422,7 @@ fn what_a_host_has_and_whether_it_is_there() {
 
 #[test]
 fn whoever_begins_while_another_logs_out_is_in_or_out_and_stays_it() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut node = Node::begun(&place, &server, "ann", &[]);
     node.does("publish", json!({"fname": "a", "local_path": place.file("a", 10)}));
@@ -433,13 +433,13 @@ fn whoever_begins_while_another_logs_out_is_in_or_out_and_stays_it() {
             assert_eq!(status, 200, "{answer}");
             answer["token"].as_str().unwrap().to_owned()
         };
-        // The one that leaves is the last that the node knows of.
+        // The token that logs out is the last one that the node knows.
         let leaves = node.token.clone().unwrap();
         let stays = refreshed(&leaves);
         let ask = |path: &str, token: &str, body: Value| {
             http(node.api(), "POST", &format!("/api/client/{path}"), Some(token), Some(&body))
         };
-        // It is known, so that it has not to be asked for.
+        // Use it once, so that it is cached and need not be verified.
         http(node.api(), "GET", "/api/client/status", Some(&leaves), None);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -459,7 +459,7 @@ fn whoever_begins_while_another_logs_out_is_in_or_out_and_stays_it() {
         peer.read_to_end(&mut answer).unwrap();
         assert_eq!(answer.starts_with(b"LENGTH"), is_on, "in round {round}: {answer:?}");
     }
-    // And a restart finds it so.
+    // And it is the same after a restart.
     node = node.kill()();
     assert_eq!(node.get("status").0 == 200, is_on);
 }

@@ -6,17 +6,17 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use crate::nodes::{Node, Place, Server, content};
+use crate::nodes::{Node, Server, TestDir, content};
 use crate::support::{eventually, program};
 
-/// Somebody at a shell: a home, and the node that he uses.
-struct Shell<'a> {
-    place: &'a Place,
+/// A user at a shell, with a home directory and a node.
+struct ShellUser<'a> {
+    place: &'a TestDir,
     node: &'a Node,
     home: &'a str,
 }
 
-impl Shell<'_> {
+impl ShellUser<'_> {
     fn run(&self, words: &[&str]) -> Output {
         program("share")
             .args(words)
@@ -29,7 +29,7 @@ impl Shell<'_> {
             .unwrap()
     }
 
-    /// What a command prints that succeeds.
+    /// Runs a command that must succeed; returns its output.
     #[track_caller]
     fn says(&self, words: &[&str]) -> String {
         let output = self.run(words);
@@ -45,7 +45,7 @@ impl Shell<'_> {
         serde_json::from_str(&self.says(&[words, &["--json"]].concat())).unwrap()
     }
 
-    /// What a command says that fails: one line.
+    /// Runs a command that must fail; returns its error, which must be one line.
     #[track_caller]
     fn fails(&self, words: &[&str]) -> String {
         let output = self.run(words);
@@ -58,11 +58,11 @@ impl Shell<'_> {
 
 #[test]
 fn a_whole_story_at_two_shells() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let (anns, bobs) = (Node::start(&place, &server, "ann", &[]), Node::start(&place, &server, "bob", &[]));
-    let ann = Shell { place: &place, node: &anns, home: "home-ann" };
-    let bob = Shell { place: &place, node: &bobs, home: "home-bob" };
+    let ann = ShellUser { place: &place, node: &anns, home: "home-ann" };
+    let bob = ShellUser { place: &place, node: &bobs, home: "home-bob" };
     let none = ann.fails(&["list"]);
     assert!(none.contains("p2s2 share login"), "{none}");
 
@@ -82,7 +82,7 @@ fn a_whole_story_at_two_shells() {
     place.file("other.txt", 10);
     assert_eq!(ann.says(&["list"]), "no files yet: `p2s2 share add FILE`, or `publish FILE`\n");
     assert_eq!(ann.says(&["add", "notes.txt", "./other.txt"]), "notes.txt is tracked\nother.txt is tracked\n");
-    // By the name that is tracked, by a path, and under another name.
+    // By the tracked name, by a path, and under another name.
     assert_eq!(ann.says(&["publish", "notes.txt"]), "notes.txt is published\n");
     let published = ann.json(&["publish", &place.text("shared/other.txt"), "--as", "another.txt"]);
     assert_eq!(published["path"], place.text("shared/other.txt"));
@@ -131,8 +131,8 @@ fn anns_digests(server: &Server) {
     });
 }
 
-/// Runs without saying where the node is; with the home that the nodes have.
-fn anywhere(place: &Place, config: &str, words: &[&str]) -> (Option<i32>, String, String) {
+/// Runs a command without the node's address, using the nodes' home directory.
+fn anywhere(place: &TestDir, config: &str, words: &[&str]) -> (Option<i32>, String, String) {
     let output = program("share")
         .args(words)
         .env("HOME", place.path(""))
@@ -147,7 +147,7 @@ fn anywhere(place: &Place, config: &str, words: &[&str]) -> (Option<i32>, String
 
 #[test]
 fn a_token_is_shown_to_the_node_of_its_name_alone_wherever_that_is() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let (ann, bob) = (Node::start(&place, &server, "ann", &[]), Node::start(&place, &server, "bob", &[]));
     for name in ["ann", "bob"] {
@@ -157,7 +157,7 @@ fn a_token_is_shown_to_the_node_of_its_name_alone_wherever_that_is() {
     let (ann_api, bob_api) = (ann.api().port().to_string(), bob.api().port().to_string());
     let (ann_peer, bob_peer) = (ann.peer().port(), bob.peer().port());
     assert_eq!((ann.stop(), bob.stop()), (0, 0));
-    // In the other order: each has the other's port now.
+    // Started with swapped ports: each has the other's port now.
     let ann = Node::start(&place, &server, "ann", &["--api-port", &bob_api]);
     let bob = Node::start(&place, &server, "bob", &["--api-port", &ann_api]);
     for (port, name) in [(&bob_api, "ann"), (&ann_api, "bob")] {
@@ -168,12 +168,12 @@ fn a_token_is_shown_to_the_node_of_its_name_alone_wherever_that_is() {
     }
     let at = |name: &str| server.ask("LIST", json!({}))["registry"][name]["addr"][1].clone();
     assert_eq!((at("ann"), at("bob")), (json!(ann_peer), json!(bob_peer)), "no account has moved");
-    // Nor does one by being named, or by a token that lies there.
+    // Nor does one move when named explicitly, or because of a stored token.
     let (code, _, error) = anywhere(&place, "config", &["status", "--name", "ann", "--api-port", &ann_api]);
     assert!(code == Some(1) && error.contains("is bob's, not ann's"), "{error}");
     let (code, _, error) = anywhere(&place, "config", &["login", "ann", "--api-port", &ann_api]);
     assert!(code == Some(1) && error.contains("is bob's"), "{error}");
-    // Whose account does not take part is told so; status brings it to no node.
+    // After a logout the command says so; `status` does not start anything.
     let (code, _, error) = anywhere(&place, "config", &["logout", "--name", "ann"]);
     assert_eq!(code, Some(0), "{error}");
     let (code, _, error) = anywhere(&place, "config", &["status", "--name", "ann"]);
@@ -184,7 +184,7 @@ fn a_token_is_shown_to_the_node_of_its_name_alone_wherever_that_is() {
 
 #[test]
 fn a_command_finds_the_only_node_and_names_several() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let (code, _, error) = anywhere(&place, "config", &["status", "--name", "ann"]);
     assert!(code == Some(1) && error.contains("no node of ann runs here"), "{error}");
@@ -198,7 +198,7 @@ fn a_command_finds_the_only_node_and_names_several() {
     let named = |name: &str, node: &Node| error.contains(&format!("{name} ({})", node.api()));
     assert!(code == Some(1) && error.lines().count() == 1 && error.contains("--name"), "{error}");
     assert!(named("ann", &ann) && named("bob", &bob), "{error}");
-    // One that was killed has left its note behind, and is not named.
+    // A killed node has left its running-node file behind, and is not listed.
     drop(bob);
     let (_, _, error) = anywhere(&place, "config", &["status", "--name", "bob"]);
     assert!(error.contains("no node of bob runs here, but of ") && error.contains("ann ("), "{error}");
@@ -208,11 +208,11 @@ fn a_command_finds_the_only_node_and_names_several() {
 
 #[test]
 fn many_files_are_published_and_fetched_by_one_command() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let (anns, bobs) = (Node::begun(&place, &server, "ann", &[]), Node::begun(&place, &server, "bob", &[]));
-    let ann = Shell { place: &place, node: &anns, home: "home-ann" };
-    let bob = Shell { place: &place, node: &bobs, home: "home-bob" };
+    let ann = ShellUser { place: &place, node: &anns, home: "home-ann" };
+    let bob = ShellUser { place: &place, node: &bobs, home: "home-bob" };
     ann.says(&["login"]);
     bob.says(&["login"]);
     for number in 0..40 {
@@ -222,7 +222,7 @@ fn many_files_are_published_and_fetched_by_one_command() {
     fs::create_dir(place.path("shared/many/sub")).unwrap();
     let said = ann.says(&["publish", "many/*"]);
     assert_eq!(said.lines().filter(|line| line.ends_with("is published")).count(), 41, "{said}");
-    // What fails is said, and holds nothing else up.
+    // A failure is reported and does not stop the other files.
     let output = ann.run(&["publish", "many/f00.txt", "many/none.txt", "many/f01.txt"]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
@@ -235,9 +235,9 @@ fn many_files_are_published_and_fetched_by_one_command() {
         assert_eq!(fs::read(place.path("shared/got").join(&name)).unwrap(), content(&format!("many/{name}"), number));
     }
     assert!(!place.path("shared/got/other.pdf").exists());
-    // Of one owner, whatever others have; each once, however often it is named.
+    // From one owner, whatever others have; each file once, even if it matches twice.
     let cees = Node::begun(&place, &server, "cee", &[]);
-    let cee = Shell { place: &place, node: &cees, home: "home-cee" };
+    let cee = ShellUser { place: &place, node: &cees, home: "home-cee" };
     cee.says(&["login"]);
     place.file("cees/g1.txt", 100);
     place.file("cees/g2.txt", 101);
@@ -256,12 +256,12 @@ fn many_files_are_published_and_fetched_by_one_command() {
 
 #[test]
 fn who_interrupts_a_fetch_is_told_that_it_goes_on() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let bobs = Node::begun(&place, &server, "bob", &[]);
-    let bob = Shell { place: &place, node: &bobs, home: "home-bob" };
+    let bob = ShellUser { place: &place, node: &bobs, home: "home-bob" };
     bob.says(&["login"]);
-    // A host that takes connections and says nothing.
+    // A host that accepts connections and never responds.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut host = std::net::TcpStream::connect(server.registry()).unwrap();
     let files = json!({"slow.bin": {"size": 5, "modified": 1, "is_published": true}});
@@ -288,7 +288,7 @@ fn who_interrupts_a_fetch_is_told_that_it_goes_on() {
     assert_ne!(bobs.progress(&id)["status"], "cancelled");
     let said = bob.says(&["fetches", "cancel", &id]);
     assert!(said.contains("cancelled"), "{said}");
-    // Of many each that goes on is named, and how many were not begun.
+    // With many files, each fetch that continues is named, and how many were not begun.
     let names: Vec<String> = (0..12).map(|number| format!("slow{number:02}.bin")).collect();
     let file = |name: &String| (name.clone(), json!({"size": 5, "modified": 1, "is_published": true}));
     let files: serde_json::Map<String, Value> = names.iter().map(file).collect();
@@ -326,7 +326,7 @@ fn who_interrupts_a_fetch_is_told_that_it_goes_on() {
 
 #[test]
 fn words_that_are_wrong_end_with_2_and_nobody_there_with_1() {
-    let place = Place::new();
+    let place = TestDir::new();
     let run = |words: &[&str]| {
         program("share").args(words).env("HOME", place.path("home")).env_remove("XDG_CONFIG_HOME").output().unwrap()
     };

@@ -1,4 +1,4 @@
-//! Share as its users see it: nodes, registry and peers over real sockets, and clients on bare ones.
+//! End-to-end tests of share: nodes, the registry and peers over real sockets, and clients on plain sockets.
 
 #[cfg(unix)]
 mod client_api;
@@ -20,7 +20,7 @@ mod owners;
 #[cfg(unix)]
 mod page_routes;
 mod registry;
-mod registry_floor;
+mod registry_harness;
 mod registry_load;
 mod registry_process;
 mod registry_rights;

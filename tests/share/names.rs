@@ -1,24 +1,24 @@
-//! Names that an earlier version took, and names that have two spellings.
+//! Names that only an earlier version accepted, and names that have two spellings.
 
 use rusqlite::Connection;
 use serde_json::json;
 
-use crate::nodes::{Node, Place, Server, content, http};
+use crate::nodes::{Node, Server, TestDir, content, http};
 use crate::support::{eventually, program};
 
 const COMPOSED: &str = "Zo\u{eb}";
 const APART: &str = "Zoe\u{308}";
 
-/// An account, made at the server itself.
+/// Creates an account at the server itself.
 fn account(server: &Server, username: &str) {
     let body = json!({"username": username, "password": "correct horse"});
     let (status, answer) = http(server.api(), "POST", "/api/user/register", None, Some(&body));
     assert_eq!(status, 200, "{answer}");
 }
 
-/// What a command prints that succeeds.
+/// Runs a command that must succeed; returns its output.
 #[track_caller]
-fn says(place: &Place, words: &[&str]) -> String {
+fn says(place: &TestDir, words: &[&str]) -> String {
     let output = program("share")
         .args(words)
         .env("HOME", place.path(""))
@@ -35,7 +35,7 @@ fn says(place: &Place, words: &[&str]) -> String {
 
 #[test]
 fn an_account_and_its_node_may_be_spelled_differently() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     account(&server, COMPOSED);
     let mut node = Node::start(&place, &server, APART, &[]);
@@ -51,14 +51,14 @@ fn an_account_and_its_node_may_be_spelled_differently() {
         store.query_row("SELECT resume FROM share_user", [], |row| row.get(0)).unwrap()
     };
     assert!(resume().is_some(), "the secret that gives the hostname back is kept");
-    // After a restart that secret alone brings it back: no token outlives the process.
+    // After a restart that secret alone gets it back: no token outlives the process.
     let node = node.kill()();
     eventually("the node to take part", || {
         let state = node.shows("status")["client"]["state"].clone();
         (state == "active" || state == "idle").then_some(())
     });
     assert_eq!(node.shows("local-files")["files"].as_array().map(Vec::len), Some(1));
-    // At the command line, too: by name, and at a port.
+    // On the command line, too: by name, and by port.
     let port = node.api().port().to_string();
     for (login, named) in [(COMPOSED, APART), (APART, COMPOSED)] {
         says(&place, &["login", login, "--name", named]);
@@ -75,7 +75,7 @@ fn an_account_and_its_node_may_be_spelled_differently() {
 #[test]
 fn an_account_of_an_earlier_version_takes_part_under_names_that_are_none_any_more() {
     const HIDDEN: &str = "ann\u{200f}";
-    let place = Place::new();
+    let place = TestDir::new();
     let mut server = Server::start(&place, &[]);
     account(&server, "ann");
     let again = server.kill();
@@ -89,7 +89,7 @@ fn an_account_of_an_earlier_version_takes_part_under_names_that_are_none_any_mor
     node.token = answer["token"].as_str().map(str::to_owned);
     node.does("init", json!({ "username": HIDDEN }));
     node.publishes(&server, &place.file("a", 10));
-    // Others find it, ask for it by its name, and fetch from it.
+    // Others find it, request it by its name, and fetch from it.
     let bob = Node::begun(&place, &server, "bob", &[]);
     assert_eq!(bob.shows("ping/ann%E2%80%8F")["status"], "ALIVE");
     assert!(bob.shows("discover/ann%E2%80%8F")["files"]["a"].is_object());
@@ -97,7 +97,7 @@ fn an_account_of_an_earlier_version_takes_part_under_names_that_are_none_any_mor
     let begun = bob.does("fetch", json!({"fname": "a", "owner_hostname": HIDDEN, "save_path": to}));
     bob.waits_for(begun["fetch_id"].as_str().unwrap(), "completed");
     assert_eq!(std::fs::read(&to).unwrap(), content("a", 10));
-    // Nobody else has such a name.
+    // Nobody else may have such a name.
     let refused = server.ask("REGISTER", json!({"hostname": "bob\u{200b}", "port": 6001}));
     assert_eq!(refused, json!({"status": "ERROR", "reason": "hostname: expected no characters that cannot be seen"}));
     let refused = server.ask("REGISTER", json!({"hostname": HIDDEN, "port": 6001}));
@@ -106,12 +106,12 @@ fn an_account_of_an_earlier_version_takes_part_under_names_that_are_none_any_mor
 
 #[test]
 fn two_accounts_of_one_name_in_two_spellings_have_nothing_of_each_other() {
-    let place = Place::new();
+    let place = TestDir::new();
     let mut server = Server::start(&place, &[]);
     account(&server, APART);
     let again = server.kill();
     let users = Connection::open(place.path("server/users.db")).unwrap();
-    // As an earlier version made the second; it comes behind the first in the order of the file, too.
+    // Inserted the way an earlier version created the second; it also comes after the first in file order.
     let sql = "INSERT INTO users (username, display_name, password, created_at)
         SELECT ?1, 'Second', password, created_at + 1 FROM users";
     assert_eq!(users.execute(sql, [COMPOSED]).unwrap(), 1);
@@ -130,7 +130,7 @@ fn two_accounts_of_one_name_in_two_spellings_have_nothing_of_each_other() {
     let repo = node.shows("status")["client"]["repo"].as_str().unwrap().to_owned();
     std::fs::write(format!("{repo}/a"), "a").unwrap();
     node.does("publish", json!({"fname": "a", "local_path": format!("{repo}/a")}));
-    // Neither at this node, nor at one of its own, nor at the registry.
+    // Refused at this node, at a node of its own, and at the registry.
     node.token = Some(second.clone());
     assert!(node.refuses("init", json!({ "username": COMPOSED }), 409).contains("another account"));
     assert_eq!(node.get("local-files").0, 409);

@@ -1,4 +1,4 @@
-//! A node as other peers, the registry and its user's files see it.
+//! A node as seen by other peers, the registry and its user's files.
 
 use std::ffi::CString;
 use std::fs;
@@ -11,10 +11,10 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::nodes::{Node, Place, Server, ask_registry, content};
+use crate::nodes::{Node, Server, TestDir, ask_registry, content};
 use crate::support::{PATIENCE, eventually};
 
-/// One request on a connection of its own, and all that is answered.
+/// One request on a connection of its own; returns the whole response.
 fn ask_peer(peer: SocketAddr, line: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(peer).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -26,14 +26,14 @@ fn ask_peer(peer: SocketAddr, line: &[u8]) -> Vec<u8> {
 
 #[test]
 fn what_one_publishes_another_finds_fetches_and_has() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
     let path = place.file("report.pdf", 3_000_000);
     let answer = ann.does("publish", json!({"fname": "report.pdf", "local_path": path}));
     assert_eq!(answer["path"], path.to_str().unwrap());
-    // Answered once the registry has it.
+    // The response came once the registry had it.
     assert_eq!(server.hosts_of("report.pdf"), ["ann"]);
     ann.is_hashed(&server, "report.pdf");
     let shown = server.ask("REQUEST", json!({"fname": "report.pdf"}))["hosts"][0].clone();
@@ -54,7 +54,7 @@ fn what_one_publishes_another_finds_fetches_and_has() {
     let saved = begun["save_path"].as_str().unwrap();
     assert_eq!(saved, place.text("state-bob/repo/report.pdf"));
     assert_eq!(fs::read(saved).unwrap(), content("report.pdf", 3_000_000));
-    // It is a local file, and not published.
+    // It is tracked as a local file, and not published.
     let local = bob.shows("local-files")["files"][0].clone();
     assert_eq!(
         (&local["name"], &local["path"], &local["is_published"]),
@@ -64,7 +64,7 @@ fn what_one_publishes_another_finds_fetches_and_has() {
     assert_eq!(server.hosts_of("report.pdf"), ["ann"]);
     let all = bob.shows("fetches")["fetches"].clone();
     assert_eq!(all.as_object().unwrap().len(), 1);
-    // Published by both, and hidden by one.
+    // Published by both, then unpublished by one.
     bob.does("publish", json!({"fname": "report.pdf"}));
     assert_eq!(server.hosts_of("report.pdf").len(), 2);
     ann.does("unpublish", json!({"fname": "report.pdf"}));
@@ -75,7 +75,7 @@ fn what_one_publishes_another_finds_fetches_and_has() {
 
 #[test]
 fn a_bare_peer_is_served_and_nothing_but_what_is_published() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let path = place.file("a.txt", 1000);
@@ -109,19 +109,19 @@ fn a_bare_peer_is_served_and_nothing_but_what_is_published() {
             assert_eq!(answer, "ERROR notfound\n", "{verb}{name}");
         }
     }
-    // One that changed is not what was published, until it is published again.
+    // A changed file is not served until it is published again.
     fs::write(&path, "other").unwrap();
     assert_eq!(ask_peer(ann.peer(), b"GET a.txt\n"), b"ERROR filenotfound\n");
     ann.does("publish", json!({"fname": "a.txt"}));
     assert_eq!(ask_peer(ann.peer(), b"GET a.txt\n"), b"LENGTH 5\nother");
     fs::remove_file(&path).unwrap();
     assert_eq!(ask_peer(ann.peer(), b"GET a.txt\n"), b"ERROR filenotfound\n");
-    // A link to a secret in its place: the same.
+    // Nor is a link to a secret in its place.
     symlink(place.path("server/jwt.key"), &path).unwrap();
     assert_eq!(ask_peer(ann.peer(), b"GET a.txt\n"), b"ERROR filenotfound\n");
 }
 
-/// The first line of an answer.
+/// The first line of the response.
 fn ask_peer_line(peer: SocketAddr, line: &str) -> String {
     let mut stream = TcpStream::connect(peer).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -133,7 +133,7 @@ fn ask_peer_line(peer: SocketAddr, line: &str) -> String {
 
 #[test]
 fn a_peer_that_knows_only_get_is_fetched_from_and_shown_as_unverified() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -151,7 +151,7 @@ fn a_peer_that_knows_only_get_is_fetched_from_and_shown_as_unverified() {
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
             let answer: &[u8] = if line == "GET song.ogg\n" { b"LENGTH 5\nhello" } else { b"ERROR notfound\n" };
-            // It may have gone.
+            // The client may have closed the connection.
             let _ = stream.write_all(answer);
         }
     });
@@ -163,7 +163,7 @@ fn a_peer_that_knows_only_get_is_fetched_from_and_shown_as_unverified() {
 
 #[test]
 fn nobody_fetches_from_himself_and_what_nobody_has_is_not_found() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     ann.publishes(&server, &place.file("a.txt", 10));
@@ -175,7 +175,7 @@ fn nobody_fetches_from_himself_and_what_nobody_has_is_not_found() {
 
 #[test]
 fn each_rule_of_the_paths_holds() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
@@ -188,7 +188,7 @@ fn each_rule_of_the_paths_holds() {
     symlink(place.path("outside"), place.path("shared/way-out")).unwrap();
     symlink(place.path("shared/good"), place.path("outside/way-in")).unwrap();
     let fifo = CString::new(place.text("shared/fifo")).unwrap();
-    // SAFETY: mkfifo reads the text that it is given, which ends with NUL.
+    // SAFETY: mkfifo only reads the path, which is a NUL-terminated string.
     assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
     let refused = [
         (place.text("outside/secret"), 403),
@@ -221,7 +221,7 @@ fn each_rule_of_the_paths_holds() {
     for (path, name) in [("shared/good", "good"), ("outside/way-in", "way-in"), ("state-ann/repo/of-repo", "of-repo")] {
         let file = ann.does("add-file", json!({ "filepath": place.path(path) }))["file"].clone();
         assert_eq!(file["name"], name);
-        // Where it really lies.
+        // The resolved path.
         assert!(!file["path"].as_str().unwrap().contains("way-in"), "{file}");
     }
 
@@ -254,7 +254,7 @@ fn each_rule_of_the_paths_holds() {
 
 #[test]
 fn only_the_first_account_names_paths_outside_the_repo() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut node = Node::begun(&place, &server, "ann", &[]);
     let ann = node.token.clone();
@@ -272,7 +272,7 @@ fn only_the_first_account_names_paths_outside_the_repo() {
     node.refuses("fetch", json!({"fname": "good", "save_path": place.path("shared/x")}), 403);
     node.does("publish", json!({"fname": "in-repo", "local_path": format!("{repo}/in-repo")}));
     assert_eq!(server.hosts_of("in-repo"), ["zoe"]);
-    // What is one's is not the other's.
+    // Each user has only their own files.
     node.token = ann;
     assert_eq!(node.shows("local-files")["files"], json!([]));
     node.refuses("unpublish", json!({"fname": "in-repo"}), 404);
@@ -283,7 +283,7 @@ fn only_the_first_account_names_paths_outside_the_repo() {
 
 #[test]
 fn tracking_is_idempotent_and_a_name_stands_for_one_path() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let (one, other) = (place.file("one", 10), place.file("other", 11));
@@ -307,14 +307,14 @@ fn tracking_is_idempotent_and_a_name_stands_for_one_path() {
 
 #[test]
 fn duplicates_are_warned_of_and_may_be_refused() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
     let path = place.file("a", 1234);
     ann.publishes(&server, &path);
     let modified = ann.shows("local-files")["files"][0]["modified"].clone();
-    // Bob's node looks at the network afresh.
+    // Bob's node refreshes its view of the network.
     eventually("bob to see it", || (bob.shows("network-files")["total"] == 1).then_some(()));
     let found = bob.does("check-duplicate", json!({"fname": "b", "size": 1234, "modified": modified}));
     assert_eq!((&found["has_exact_duplicate"], &found["has_partial_duplicate"]), (&json!(true), &json!(false)));
@@ -334,10 +334,10 @@ fn duplicates_are_warned_of_and_may_be_refused() {
 
 #[test]
 fn a_fetch_pauses_goes_on_and_is_cancelled() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
-    // A host that answers and then sends nothing more.
+    // A host that begins a response and then sends nothing more.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let registry = TcpStream::connect(server.registry()).unwrap();
@@ -348,7 +348,7 @@ fn a_fetch_pauses_goes_on_and_is_cancelled() {
         let mut open = Vec::new();
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            // It may have gone.
+            // The client may have closed the connection.
             let _ = stream.write_all(b"LENGTH 50000000\nbegin");
             open.push(stream);
         }
@@ -380,12 +380,12 @@ fn a_fetch_pauses_goes_on_and_is_cancelled() {
 
 #[test]
 fn the_peer_port_is_kept_and_one_that_is_taken_is_told() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &["--port-min", "6100", "--port-max", "6900"]);
     let port = ann.peer().port();
     assert!((6100..=6900).contains(&port));
-    // Another one gets another.
+    // Another node gets another port.
     let bob = Node::begun(&place, &server, "bob", &["--port-min", "6100", "--port-max", "6900"]);
     assert_ne!(bob.peer().port(), port);
     let again = ann.kill()();
@@ -403,16 +403,16 @@ fn the_peer_port_is_kept_and_one_that_is_taken_is_told() {
 
 #[test]
 fn a_node_that_ends_takes_its_files_with_it_and_comes_back_with_them() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     ann.publishes(&server, &place.file("a", 10));
     assert_eq!(ann.stop(), 0);
     assert_eq!(server.hosts_of("a"), [""; 0]);
-    // Nobody signs in: the secret that the registry gave has to do.
+    // Without a sign-in: the secret that the registry issued is enough.
     let _ann = Node::start(&place, &server, "ann", &[]);
     eventually("the file to be back", || (server.hosts_of("a") == ["ann"]).then_some(()));
-    // And nobody else has the name meanwhile.
+    // And nobody else can get the name in the meantime.
     let stranger = ask_registry(server.registry(), "REGISTER", json!({"hostname": "ann", "port": 6001}));
     assert_eq!(stranger["status"], "ERROR", "{stranger}");
 }
@@ -423,10 +423,10 @@ fn fetches_that_failed_hold_nothing_and_can_be_taken_up_again() {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     const FILES: usize = 24;
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
-    // A host that sends what it should not, until it is told to do better.
+    // A host that sends wrong content until told otherwise.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let is_good = Arc::new(AtomicBool::new(false));
@@ -441,7 +441,7 @@ fn fetches_that_failed_hold_nothing_and_can_be_taken_up_again() {
             let answer: &[u8] = if says.load(Relaxed) { b"LENGTH 3\nabc" } else { b"LENGTH 7\nabcdefg" };
             let mut stream = stream.unwrap();
             let _ = BufReader::new(&stream).read_line(&mut String::new());
-            // It may have gone.
+            // The client may have closed the connection.
             let _ = stream.write_all(answer);
         }
     });
@@ -459,7 +459,7 @@ fn fetches_that_failed_hold_nothing_and_can_be_taken_up_again() {
         open.map(leads_to).filter(|path| path.extension().is_some_and(|kind| kind == "part")).count()
     };
     eventually("most to be let go of", || (open_parts() < FILES / 2).then_some(()));
-    // The first one is among them: it is put away, or goes on, as any other.
+    // The first one is among them: it can be cancelled or resumed like any other.
     assert_eq!(bob.progress(&begun[0])["status"], "failed");
     assert_eq!(bob.does(&format!("fetches/{}/cancel", begun[0]), json!({}))["progress"]["status"], "cancelled");
     is_good.store(true, Relaxed);
@@ -475,7 +475,7 @@ fn fetches_that_failed_hold_nothing_and_can_be_taken_up_again() {
 
 #[test]
 fn what_is_wrong_with_a_path_is_said_of_its_field() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let good = place.file("good", 10);
@@ -493,12 +493,12 @@ fn what_is_wrong_with_a_path_is_said_of_its_field() {
     ann.does("add-file", json!({ "filepath": good }));
 }
 
-/// Stands before a registry, and refuses in its place what one action asks, so many times.
+/// A proxy in front of a registry that refuses one action this many times.
 fn refusing(registry: SocketAddr, action: &'static str, times: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
     let left = Arc::new(AtomicUsize::new(times));
-    // It ends with the test's process.
+    // It ends with the test process.
     thread::spawn(move || {
         for node in listener.incoming() {
             let (node, left) = (node.unwrap(), Arc::clone(&left));
@@ -526,7 +526,7 @@ fn refusing(registry: SocketAddr, action: &'static str, times: usize) -> SocketA
 
 #[test]
 fn what_the_registry_does_not_hide_is_not_said_to_be_hidden() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let between = refusing(server.registry(), "\"UNPUBLISH\"", 1);
     let ann = Node::begun(&place, &server, "ann", &["--registry-port", &between.port().to_string()]);

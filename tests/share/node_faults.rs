@@ -1,19 +1,19 @@
-//! Pulled cables: peers, nodes and the registry killed at the worst moments. Whatever happens, a fetch ends with
-//! the right content, and what is published is there again without anybody doing anything.
+//! Faults: peers, nodes and the registry are killed at the worst moments. In every case a fetch ends with the right
+//! content, and published files are available again without any action by a user.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::nodes::{Node, Place, Server, Slowed, content};
+use crate::nodes::{Node, Server, SlowedNode, TestDir, content};
 use crate::support::{eventually, scaled};
 
-/// Enough to be caught in the middle.
+/// Large enough to be interrupted in the middle.
 const LARGE: usize = 40 << 20;
 
 struct Transfer {
-    place: Place,
+    place: TestDir,
     server: Server,
     sender: Node,
     receiver: Node,
@@ -22,7 +22,7 @@ struct Transfer {
 
 impl Transfer {
     fn ready() -> Transfer {
-        let place = Place::new();
+        let place = TestDir::new();
         let server = Server::start(&place, &[]);
         let sender = Node::begun(&place, &server, "ann", &[]);
         let receiver = Node::begun(&place, &server, "bob", &[]);
@@ -32,15 +32,15 @@ impl Transfer {
         Transfer { place, server, sender, receiver, target }
     }
 
-    /// Begins, and waits until some of it is here. No more than some comes until what slows it is dropped.
-    fn begin(&self) -> (String, Slowed) {
+    /// Begins a fetch and waits until some of it has arrived. The sender stays slow until the guard is dropped.
+    fn begin(&self) -> (String, SlowedNode) {
         let slowed = self.sender.slowed();
         let id = self.receiver.fetches("large", &self.target);
         self.some(&id);
         (id, slowed)
     }
 
-    /// Waits until there is something, which is not all.
+    /// Waits until some, but not all, has arrived.
     fn some(&self, id: &str) {
         let here = eventually("something to come", || {
             let here = self.receiver.progress(id)["downloaded_size"].as_u64().unwrap();
@@ -85,7 +85,7 @@ fn a_receiver_that_is_killed_goes_on_by_itself_at_its_next_start() {
     let (id, slowed) = transfer.begin();
     for _ in 0..scaled(10) {
         transfer.receiver = transfer.receiver.kill()();
-        // It appears under its name only when whole.
+        // The file appears under its name only when complete.
         if let Ok(found) = fs::metadata(&transfer.target) {
             assert_eq!(found.len(), LARGE as u64);
             break;
@@ -130,7 +130,7 @@ fn a_fetch_does_not_go_on_outside_the_folders_that_are_shared_now() {
     assert!(failed["error"].as_str().unwrap().contains("is outside the folders"), "{failed}");
     node.refuses(&format!("fetches/{id}/resume"), json!({}), 403);
     assert!(!transfer.target.exists());
-    // Where it may be written again, it goes on with what has come.
+    // Once it may be written again, the fetch resumes with what has arrived.
     assert_eq!(node.stop(), 0);
     transfer.receiver = start(None);
     transfer.receiver.does(&format!("fetches/{id}/resume"), json!({}));
@@ -150,7 +150,7 @@ fn a_registry_that_is_killed_while_files_are_fetched_harms_no_fetch() {
 
 #[test]
 fn a_registry_that_lost_everything_is_told_everything_again() {
-    let place = Place::new();
+    let place = TestDir::new();
     let mut server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     for name in ["a", "b", "c"] {
@@ -158,7 +158,7 @@ fn a_registry_that_lost_everything_is_told_everything_again() {
     }
     ann.does("unpublish", json!({"fname": "b"}));
     let restart = server.kill();
-    // While it is away: what needs it says so, the rest works.
+    // While the registry is down, requests that need it say so, and the rest works.
     let reason = ann.refuses("publish", json!({"fname": "b"}), 503);
     assert!(reason.contains("registry"), "{reason}");
     assert_eq!(ann.get("network-files").0, 503);
@@ -170,7 +170,7 @@ fn a_registry_that_lost_everything_is_told_everything_again() {
             _ => {}
         }
     }
-    // It does not begin anew without a word of who runs it.
+    // It does not start with an empty database without the operator's consent.
     let accepted = std::process::Command::new(env!("CARGO_BIN_EXE_p2s2"))
         .args(["admin", "accept-loss", "registry.db", "--data-dir"])
         .arg(place.path("server"))
@@ -184,13 +184,13 @@ fn a_registry_that_lost_everything_is_told_everything_again() {
     });
     assert_eq!(server.hosts_of("b"), [""; 0], "what was not to be published is not");
     eventually("it to be seen", || (ann.shows("status")["client"]["state"] == "active").then_some(()));
-    // With their digests.
+    // Including the digests.
     ann.is_hashed(&server, "a");
 }
 
 #[test]
 fn a_node_that_is_killed_has_all_that_it_answered() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut ann = Node::begun(&place, &server, "ann", &[]);
     for round in 0..scaled(20) {
@@ -211,7 +211,7 @@ fn a_node_that_is_killed_has_all_that_it_answered() {
 
 #[test]
 fn a_receiver_that_is_killed_when_the_file_was_in_its_place_has_fetched_it() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let mut bob = Node::begun(&place, &server, "bob", &[]);
@@ -219,7 +219,7 @@ fn a_receiver_that_is_killed_when_the_file_was_in_its_place_has_fetched_it() {
     let target = place.path("shared/got");
     let id = bob.fetches("small", &target);
     bob.waits_for(&id, "completed");
-    // A small one may come before anybody has seen it come.
+    // A small file may arrive before any progress is seen.
     for status in ["pending", "downloading"] {
         let restart = bob.kill();
         let store = rusqlite::Connection::open(place.path("state-bob/share.db")).unwrap();

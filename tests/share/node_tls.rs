@@ -1,4 +1,4 @@
-//! Nodes and a server with a certificate: all that they say to each other is TLS with that one certificate.
+//! Nodes and a server with a certificate: all their traffic uses TLS with exactly that certificate.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -8,76 +8,76 @@ use std::thread;
 
 use p2s2::identity::{KnownServer, KnownServers};
 use p2s2::model::Clock;
-use p2s2::net::tls::Identity;
+use p2s2::net::tls::TlsIdentity;
 use serde_json::{Value, json};
 
-use crate::nodes::{Node, Place, Server, content, http};
+use crate::nodes::{Node, Server, TestDir, content, http};
 use crate::support::{eventually, program};
 
-/// What a TLS record of a handshake begins with.
+/// The first byte of a TLS handshake record.
 const HANDSHAKE: u8 = 22;
 
-/// Stands before a server and keeps what it is sent, by connection.
-struct Ear {
+/// A proxy in front of a server that records what clients send, by connection.
+struct RecordingProxy {
     at: SocketAddr,
-    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+    received: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
-impl Ear {
-    fn before(target: SocketAddr) -> Ear {
+impl RecordingProxy {
+    fn before(target: SocketAddr) -> RecordingProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
-        let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
-        let keeps = Arc::clone(&heard);
-        // They end with the process of the test.
+        let received: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let recorded = Arc::clone(&received);
+        // They end with the test process.
         thread::spawn(move || {
             for client in listener.incoming() {
                 let (client, server) = (client.unwrap(), TcpStream::connect(target).unwrap());
                 let (mut down_from, mut down_to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
                 let nth = {
-                    let mut heard = keeps.lock().unwrap();
-                    heard.push(Vec::new());
-                    heard.len() - 1
+                    let mut received = recorded.lock().unwrap();
+                    received.push(Vec::new());
+                    received.len() - 1
                 };
-                let keeps = Arc::clone(&keeps);
+                let recorded = Arc::clone(&recorded);
                 thread::spawn(move || {
                     let (mut client, mut server, mut buffer) = (client, server, [0; 4096]);
                     while let Ok(length @ 1..) = client.read(&mut buffer) {
-                        keeps.lock().unwrap()[nth].extend(&buffer[..length]);
+                        recorded.lock().unwrap()[nth].extend(&buffer[..length]);
                         if server.write_all(&buffer[..length]).is_err() {
                             break;
                         }
                     }
-                    // The other side may be gone already.
+                    // The other side may have closed already.
                     let _ = server.shutdown(Shutdown::Write);
                 });
                 thread::spawn(move || {
-                    // Ends when either side does.
+                    // Ends when either side closes.
                     let _ = std::io::copy(&mut down_from, &mut down_to);
                     let _ = down_to.shutdown(Shutdown::Both);
                 });
             }
         });
-        Ear { at, heard }
+        RecordingProxy { at, received }
     }
 
-    /// The first byte of each connection that said something.
+    /// The first byte of each connection on which something was sent.
     fn beginnings(&self) -> Vec<u8> {
-        self.heard.lock().unwrap().iter().filter_map(|heard| heard.first().copied()).collect()
+        self.received.lock().unwrap().iter().filter_map(|received| received.first().copied()).collect()
     }
 }
 
-fn fingerprint(place: &Place) -> String {
+fn fingerprint(place: &TestDir) -> String {
     let pem = place.path("server/identity.pem");
-    Identity::load(&pem, &pem).unwrap().fingerprint().to_owned()
+    TlsIdentity::load(&pem, &pem).unwrap().fingerprint().to_owned()
 }
 
 #[test]
 fn passwords_tokens_and_files_names_travel_under_the_servers_certificate() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &["--tls"]);
     let cert = fingerprint(&place);
-    let (registry, api) = (Ear::before(server.registry()), Ear::before(server.api()));
+    let (registry, api) = (RecordingProxy::before(server.registry()), RecordingProxy::before(server.api()));
     let ports = (registry.at.port(), api.at.port());
     let pinned = ["--server-cert", &cert];
     let mut ann = Node::start_between(&place, ports, "ann", &pinned);
@@ -91,12 +91,12 @@ fn passwords_tokens_and_files_names_travel_under_the_servers_certificate() {
     assert_eq!(bob.waits_for(&id, "completed")["verified"], true);
     assert_eq!(fs::read(&saved).unwrap(), content("plan.txt", 30_000));
 
-    for (ear, at_least) in [(&registry, 2), (&api, 2)] {
-        let beginnings = ear.beginnings();
+    for (proxy, at_least) in [(&registry, 2), (&api, 2)] {
+        let beginnings = proxy.beginnings();
         assert!(beginnings.len() >= at_least, "{beginnings:?}");
         assert!(beginnings.iter().all(|first| *first == HANDSHAKE), "{beginnings:?}");
-        for heard in ear.heard.lock().unwrap().iter() {
-            let text = String::from_utf8_lossy(heard);
+        for received in proxy.received.lock().unwrap().iter() {
+            let text = String::from_utf8_lossy(received);
             for secret in ["correct horse", "plan.txt", "Bearer", ann.token.as_deref().unwrap()] {
                 assert!(!text.contains(secret), "{secret} can be read on the way");
             }
@@ -106,10 +106,10 @@ fn passwords_tokens_and_files_names_travel_under_the_servers_certificate() {
 
 #[test]
 fn another_certificate_than_the_pinned_one_gets_no_password() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &["--tls"]);
     let wrong = "ab".repeat(32);
-    let api = Ear::before(server.api());
+    let api = RecordingProxy::before(server.api());
     let node =
         Node::start_between(&place, (server.registry().port(), api.at.port()), "ann", &["--server-cert", &wrong]);
     let body = json!({"username": "ann", "password": "correct horse"});
@@ -117,14 +117,20 @@ fn another_certificate_than_the_pinned_one_gets_no_password() {
     assert_eq!((status, &answer["success"]), (503, &json!(false)), "{answer}");
     let reason = answer["error"].as_str().unwrap();
     assert!(reason.contains("certificate"), "{reason}");
-    assert!(api.heard.lock().unwrap().iter().all(|heard| !String::from_utf8_lossy(heard).contains("correct horse")));
-    // Nobody was registered: the name is free.
+    assert!(
+        api.received
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|received| !String::from_utf8_lossy(received).contains("correct horse"))
+    );
+    // No account was created: the name is free.
     let right = json!({"username": "ann", "password": "another horse"});
     let (status, answer) = http(server.api(), "POST", "/api/user/register", None, Some(&right));
     assert_eq!(status, 200, "{answer}");
 }
 
-/// A discovery port that nobody has.
+/// An unused discovery port.
 fn free_discovery_port() -> String {
     let socket = UdpSocket::bind("127.255.255.255:0").unwrap();
     socket.local_addr().unwrap().port().to_string()
@@ -132,14 +138,14 @@ fn free_discovery_port() -> String {
 
 #[test]
 fn a_server_that_announces_itself_is_found_with_both_its_ports() {
-    let place = Place::new();
+    let place = TestDir::new();
     let discovery = free_discovery_port();
     let server = Server::start_with(
         &place,
         &["--tls", "--bind", "127.0.0.1", "--discovery-port", &discovery],
         &[("P2S2_SERVER_NO_ANNOUNCE", "no")],
     );
-    // In a pipe only a server that the user has confirmed before is taken.
+    // Without a terminal, only a server that the user has confirmed before is accepted.
     let known = place.path("known/p2s2");
     let mut node = program("share");
     node.args(["--name", "ann", "--server", "auto", "--bind", "127.0.0.1", "--discovery-port", &discovery]);
@@ -155,7 +161,7 @@ fn a_server_that_announces_itself_is_found_with_both_its_ports() {
 
     let (cert_sha256, address) = (Some(fingerprint(&place)), server.registry().to_string());
     let confirmed = KnownServer { cert_sha256, address, serves: Vec::new(), at: Clock::start().now() };
-    KnownServers::in_folder(known).confirm(confirmed).unwrap();
+    KnownServers::in_dir(known).confirm(confirmed).unwrap();
     let ready = place.path("auto.ready");
     let mut running = node.arg("--ready-file").arg(&ready).spawn().unwrap();
     let begun = eventually("the node to be ready", || {

@@ -1,4 +1,4 @@
-//! What tests of nodes share: a server and nodes as processes, and an HTTP client on a bare socket.
+//! Test harness for nodes: a server and nodes as processes, and an HTTP client on a plain socket.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -14,20 +14,20 @@ use serde_json::{Value, json};
 
 use crate::support::{PATIENCE, eventually, program, signal};
 
-/// A folder of its own, with what is shared in `shared` and everything else beside it.
+/// A temporary directory with the shared files in `shared` and everything else beside it.
 #[derive(Clone)]
-pub struct Place {
+pub struct TestDir {
     dir: Arc<tempfile::TempDir>,
 }
 
-impl Place {
-    pub fn new() -> Place {
+impl TestDir {
+    pub fn new() -> TestDir {
         let dir = tempfile::Builder::new().prefix("share").tempdir().unwrap();
         fs::create_dir(dir.path().join("shared")).unwrap();
-        Place { dir: Arc::new(dir) }
+        TestDir { dir: Arc::new(dir) }
     }
 
-    /// The real path, as nodes show it.
+    /// The resolved path, as nodes show it.
     pub fn path(&self, below: &str) -> PathBuf {
         fs::canonicalize(self.dir.path()).unwrap().join(below)
     }
@@ -36,7 +36,7 @@ impl Place {
         self.path(below).to_str().unwrap().to_owned()
     }
 
-    /// A file in `shared`, of so many bytes that are like no other file's.
+    /// Creates a file of this size in `shared`, with content that differs from every other file's.
     pub fn file(&self, name: &str, bytes: usize) -> PathBuf {
         let path = self.path("shared").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -45,7 +45,7 @@ impl Place {
     }
 }
 
-/// Bytes that depend on the name alone.
+/// Content that depends only on the name.
 pub fn content(name: &str, bytes: usize) -> Vec<u8> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(name.as_bytes());
@@ -54,7 +54,7 @@ pub fn content(name: &str, bytes: usize) -> Vec<u8> {
     content
 }
 
-/// A process that writes a ready file. Ended by SIGKILL when dropped.
+/// A process that writes a ready file. Killed when dropped.
 struct Process {
     child: Child,
     ready: Value,
@@ -90,12 +90,12 @@ impl Process {
     }
 
     fn kill(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// SIGTERM; the exit code.
+    /// Sends SIGTERM; returns the exit code.
     fn stop(&mut self) -> i32 {
         signal(self.child.id(), libc::SIGTERM);
         eventually("the process to end", || self.child.try_wait().unwrap()).code().unwrap_or(-1)
@@ -111,25 +111,25 @@ impl Drop for Process {
     }
 }
 
-/// `p2s2 server --services share`.
+/// A `p2s2 server --services share` process.
 pub struct Server {
     process: Process,
-    place: Place,
+    place: TestDir,
     args: Vec<String>,
 }
 
 impl Server {
-    pub fn start(place: &Place, args: &[&str]) -> Server {
+    pub fn start(place: &TestDir, args: &[&str]) -> Server {
         Server::start_with(place, args, &[])
     }
 
-    /// With environment of its own, which a later start has not.
-    pub fn start_with(place: &Place, args: &[&str], env: &[(&str, &str)]) -> Server {
+    /// With extra environment variables, which a later restart does not have.
+    pub fn start_with(place: &TestDir, args: &[&str], env: &[(&str, &str)]) -> Server {
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         Server::start_at(place, args, env, 0, 0)
     }
 
-    fn start_at(place: &Place, args: Vec<String>, env: &[(&str, &str)], registry: u16, api: u16) -> Server {
+    fn start_at(place: &TestDir, args: Vec<String>, env: &[(&str, &str)], registry: u16, api: u16) -> Server {
         let mut command = program("server");
         command
             .envs(env.iter().copied())
@@ -141,7 +141,7 @@ impl Server {
         Server { process: Process::spawn(command, &place.path(""), "server"), place: place.clone(), args }
     }
 
-    /// SIGKILL; what is given starts it again on the same data and ports.
+    /// Kills it; the returned function starts it again on the same data and ports.
     pub fn kill(&mut self) -> impl FnOnce() -> Server + use<> {
         let (registry, api) = (self.registry().port(), self.api().port());
         self.process.kill();
@@ -162,7 +162,7 @@ impl Server {
         ask_registry(self.registry(), action, data)
     }
 
-    /// Who has a file, by hostname.
+    /// Hostnames of the hosts that have a file.
     pub fn hosts_of(&self, file: &str) -> Vec<String> {
         let answer = self.ask("REQUEST", json!({ "fname": file }));
         let hosts = answer["hosts"].as_array().unwrap().iter();
@@ -180,10 +180,10 @@ pub fn ask_registry(registry: SocketAddr, action: &str, data: Value) -> Value {
     serde_json::from_str(&line).unwrap()
 }
 
-/// `p2s2 share`, and who uses it.
+/// A `p2s2 share` process and its user.
 pub struct Node {
     process: Process,
-    place: Place,
+    place: TestDir,
     pub name: String,
     registry: u16,
     server_api: u16,
@@ -192,23 +192,23 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node that nobody has signed in at.
-    pub fn start(place: &Place, server: &Server, name: &str, args: &[&str]) -> Node {
+    /// Starts a node without a signed-in user.
+    pub fn start(place: &TestDir, server: &Server, name: &str, args: &[&str]) -> Node {
         Node::start_between(place, (server.registry().port(), server.api().port()), name, args)
     }
 
-    /// One whose server is at these two ports.
-    pub fn start_between(place: &Place, ports: (u16, u16), name: &str, args: &[&str]) -> Node {
+    /// Starts a node whose server is at these two ports.
+    pub fn start_between(place: &TestDir, ports: (u16, u16), name: &str, args: &[&str]) -> Node {
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         Node::start_at(place, ports, name, args)
     }
 
-    fn start_at(place: &Place, (registry, server_api): (u16, u16), name: &str, args: Vec<String>) -> Node {
+    fn start_at(place: &TestDir, (registry, server_api): (u16, u16), name: &str, args: Vec<String>) -> Node {
         let process = Process::spawn(Node::command(place, registry, server_api, name, &args), &place.path(""), name);
         Node { process, place: place.clone(), name: name.to_owned(), registry, server_api, args, token: None }
     }
 
-    pub fn command(place: &Place, registry: u16, server_api: u16, name: &str, args: &[String]) -> Command {
+    pub fn command(place: &TestDir, registry: u16, server_api: u16, name: &str, args: &[String]) -> Command {
         let mut command = program("share");
         let given = |flag: &str| args.iter().any(|arg| arg == flag);
         command.args(["--name", name, "--server-api-port", &server_api.to_string()]);
@@ -225,14 +225,14 @@ impl Node {
         command
     }
 
-    /// A node with an account and signed in, that takes part.
-    pub fn begun(place: &Place, server: &Server, name: &str, args: &[&str]) -> Node {
+    /// Starts a node, registers its user, and initializes it.
+    pub fn begun(place: &TestDir, server: &Server, name: &str, args: &[&str]) -> Node {
         let mut node = Node::start(place, server, name, args);
         node.register();
         node
     }
 
-    /// An account of the node's name, and init.
+    /// Registers an account of the node's name, and calls init.
     pub fn register(&mut self) {
         let body =
             json!({"username": self.name, "password": "correct horse", "display_name": format!("{} Doe", self.name)});
@@ -243,7 +243,7 @@ impl Node {
         assert_eq!(answer.0, 200, "{answer:?}");
     }
 
-    /// SIGKILL; what is given starts it again on the same data.
+    /// Kills it; the returned function starts it again on the same data.
     pub fn kill(mut self) -> impl FnOnce() -> Node {
         self.process.kill();
         let (place, ports, name) = (self.place.clone(), (self.registry, self.server_api), self.name.clone());
@@ -255,7 +255,7 @@ impl Node {
         }
     }
 
-    /// SIGTERM; the exit code.
+    /// Sends SIGTERM; returns the exit code.
     pub fn stop(mut self) -> i32 {
         self.process.stop()
     }
@@ -264,8 +264,8 @@ impl Node {
         self.process.child.id()
     }
 
-    /// Runs at a fraction of its speed until that is dropped; to be dropped before the node is.
-    pub fn slowed(&self) -> Slowed {
+    /// Slows the process down until the guard is dropped, which must happen before the node is dropped.
+    pub fn slowed(&self) -> SlowedNode {
         let pid = self.process.child.id();
         let is_over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&is_over);
@@ -277,7 +277,7 @@ impl Node {
                 std::thread::sleep(Duration::from_millis(2));
             }
         });
-        Slowed { is_over, thread: Some(thread) }
+        SlowedNode { is_over, thread: Some(thread) }
     }
 
     pub fn api(&self) -> SocketAddr {
@@ -296,7 +296,7 @@ impl Node {
         http(self.api(), "POST", &format!("/api/client/{path}"), self.token.as_deref(), Some(&body))
     }
 
-    /// A POST that must succeed.
+    /// Sends a POST that must succeed.
     #[track_caller]
     pub fn does(&self, path: &str, body: Value) -> Value {
         let (status, answer) = self.post(path, body);
@@ -304,7 +304,7 @@ impl Node {
         answer
     }
 
-    /// A GET that must succeed.
+    /// Sends a GET that must succeed.
     #[track_caller]
     pub fn shows(&self, path: &str) -> Value {
         let (status, answer) = self.get(path);
@@ -312,7 +312,7 @@ impl Node {
         answer
     }
 
-    /// A POST that must be refused with this status; the reason.
+    /// Sends a POST that must be refused with this status; returns the reason.
     #[track_caller]
     pub fn refuses(&self, path: &str, body: Value, status: u16) -> String {
         let (got, answer) = self.post(path, body.clone());
@@ -320,7 +320,7 @@ impl Node {
         answer["error"].as_str().unwrap().to_owned()
     }
 
-    /// Publishes a file of `shared` under its name, and waits until its digests are known to the registry.
+    /// Publishes a file of `shared` under its name, and waits until the registry has its digests.
     pub fn publishes(&self, server: &Server, path: &Path) {
         let name = path.file_name().unwrap().to_str().unwrap();
         self.does("publish", json!({"fname": name, "local_path": path}));
@@ -335,7 +335,7 @@ impl Node {
         });
     }
 
-    /// Begins a fetch to `save_path`; its id.
+    /// Begins a fetch to `save_path`; returns its id.
     #[track_caller]
     pub fn fetches(&self, name: &str, save_path: &Path) -> String {
         let begun = self.does("fetch", json!({"fname": name, "save_path": save_path}));
@@ -361,20 +361,20 @@ impl Node {
     }
 }
 
-/// A node that hardly runs.
-pub struct Slowed {
+/// Guard of a node that is slowed down.
+pub struct SlowedNode {
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Drop for Slowed {
+impl Drop for SlowedNode {
     fn drop(&mut self) {
         self.is_over.store(true, Relaxed);
         self.thread.take().unwrap().join().unwrap();
     }
 }
 
-/// One HTTP request on a connection of its own; status and body.
+/// One HTTP request on a connection of its own; returns status and body.
 pub fn http(at: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> (u16, Value) {
     let mut head = vec![format!("Host: {at}")];
     if let Some(token) = token {
@@ -388,7 +388,7 @@ pub fn http(at: SocketAddr, method: &str, path: &str, token: Option<&str>, body:
     (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}")))
 }
 
-/// The same with these headers and no others; the body as it is.
+/// The same with exactly these headers and this body.
 pub fn raw_http(at: SocketAddr, method: &str, path: &str, headers: &[&str], body: Option<&str>) -> (u16, String) {
     let mut stream = TcpStream::connect(at).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -400,7 +400,7 @@ pub fn raw_http(at: SocketAddr, method: &str, path: &str, headers: &[&str], body
     request.push_str("\r\n");
     request.push_str(body.unwrap_or_default());
     match stream.write_all(request.as_bytes()) {
-        // It may have answered by the head alone.
+        // It may have responded after the head.
         Err(error) if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => panic!("{error}"),
         _ => {}
     }

@@ -1,5 +1,5 @@
-//! What the operator sees of a real server in which everything runs, and what he may do: by a client written from
-//! SPEC.md alone.
+//! The operator's view of a real server with all services, and the operator's actions, by a client that is written
+//! only from `docs/spec`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -29,8 +29,8 @@ const EVERYTHING: &[&str] = &[
     "60s",
 ];
 
-/// A server in which everything runs, and its admin's token.
-struct Market {
+/// A server with all services, and its admin's token.
+struct TestServer {
     server: Server,
     api: SocketAddr,
     ready: Value,
@@ -38,8 +38,8 @@ struct Market {
     _dir: tempfile::TempDir,
 }
 
-impl Market {
-    fn start() -> Market {
+impl TestServer {
+    fn start() -> TestServer {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start_in(dir.path(), EVERYTHING, &[("ADMIN_PASSWORD", "root")]);
         let ready: Value =
@@ -48,7 +48,7 @@ impl Market {
         let (status, answer) = post(api, "/api/admin/login", &json!({"username": "admin", "password": "root"}));
         assert_eq!(status, 200, "{answer}");
         let token = answer["token"].as_str().unwrap().to_owned();
-        Market { server, api, ready, token, _dir: dir }
+        TestServer { server, api, ready, token, _dir: dir }
     }
 
     fn get(&self, path: &str) -> Value {
@@ -57,7 +57,7 @@ impl Market {
         answer
     }
 
-    /// A POST without a body.
+    /// Sends a POST without a body.
     fn act(&self, path: &str) -> (u16, Value) {
         let mut stream = self.request("POST", path);
         let mut head = String::new();
@@ -87,19 +87,19 @@ impl Market {
         answer["token"].as_str().unwrap().to_owned()
     }
 
-    fn line(&self, port: &str) -> Line {
-        Line::over(TcpStream::connect(self.ready[port].as_str().unwrap()).unwrap(), None)
+    fn line(&self, port: &str) -> SettlementConnection {
+        SettlementConnection::over(TcpStream::connect(self.ready[port].as_str().unwrap()).unwrap(), None)
     }
 }
 
-fn ask(line: &mut Line, message: &Value) -> Value {
+fn ask(line: &mut SettlementConnection, message: &Value) -> Value {
     line.write(message);
     line.read().unwrap()
 }
 
 #[test]
 fn deals_money_and_what_happened_are_seen_while_it_happens() {
-    let market = Market::start();
+    let market = TestServer::start();
     assert_eq!(market.get("/api/admin/deals")["total"], 0);
     let mut events = market.request("GET", "/api/admin/events");
     let mut next_event = |wanted: &str| -> Value {
@@ -131,7 +131,7 @@ fn deals_money_and_what_happened_are_seen_while_it_happens() {
     settle(&mut bob, rq, &mut alice, GOOD_CARD);
     eventually("the deal to be over", || (market.get("/api/admin/deals")["total"] == 0).then_some(()));
     eventually("that to be told", || next_event("deals")["row"].is_null().then_some(()));
-    // Two more, newest first, in parts.
+    // Two more, newest first, in pages.
     bob.look_for("desk", 5.0);
     bob.look_for("sofa", 7.0);
     let names = |query: &str| -> Vec<String> {
@@ -152,7 +152,7 @@ fn deals_money_and_what_happened_are_seen_while_it_happens() {
     assert_eq!(kinds, ["search", "search", "purchase"], "{log}");
     assert_eq!(log["log"][2]["peer"], "bob");
     assert!(log["total"].as_u64().unwrap() >= 6, "{log}");
-    // The same that the command line tells.
+    // The command line shows the same.
     let lines = market.server.admin_json(&["log"]);
     assert_eq!(log["total"], lines.len());
     let shown = market.server.admin_json(&["deals"]);
@@ -165,7 +165,7 @@ fn deals_money_and_what_happened_are_seen_while_it_happens() {
 
 #[test]
 fn figures_of_every_room_are_there_within_seconds() {
-    let market = Market::start();
+    let market = TestServer::start();
     let (mut bob, _alice) = (Peer::new(&market.server, "bob"), Peer::new(&market.server, "alice"));
     bob.look_for("desk", 5.0);
     let token = market.register("ann");
@@ -204,7 +204,7 @@ fn figures_of_every_room_are_there_within_seconds() {
     }
     let times: Vec<u64> = metrics["times"].as_array().unwrap().iter().map(|at| at.as_u64().unwrap()).collect();
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
-    // Prometheus has the same.
+    // The Prometheus metrics have the same.
     let (status, text) = get(market.api, "/metrics", None);
     assert_eq!(status, 200);
     for line in
@@ -216,7 +216,7 @@ fn figures_of_every_room_are_there_within_seconds() {
 
 #[test]
 fn who_is_blocked_is_out_everywhere_and_what_is_removed_is_gone() {
-    let market = Market::start();
+    let market = TestServer::start();
     let token = market.register("ann");
     let users = market.get("/api/admin/users?q=AN");
     assert_eq!((&users["total"], &users["users"][0]["blocked"]), (&json!(1), &json!(false)), "{users}");
@@ -232,14 +232,14 @@ fn who_is_blocked_is_out_everywhere_and_what_is_removed_is_gone() {
     assert_eq!(post(market.api, "/api/user/login", &login).0, 200);
     assert_eq!(market.act("/api/admin/users/admin/block").0, 409);
     assert_eq!(market.act("/api/admin/items/3-1/remove").0, 404);
-    // A user is no operator.
+    // A user's token is not enough.
     assert_eq!(get(market.api, "/api/admin/users", Some(&token)).0, 403);
     assert_eq!(get(market.api, "/api/admin/users", None).0, 401);
 }
 
 #[test]
 fn the_registry_is_told_in_parts_and_searched() {
-    let market = Market::start();
+    let market = TestServer::start();
     for name in ["zoe", "yan"] {
         market.register(name);
     }

@@ -1,4 +1,4 @@
-//! Whose content a fetch brings, and what becomes of it when that is no longer there.
+//! Which owner's content a fetch gets, and what happens when that is no longer available.
 
 use std::fs;
 use std::io::Write;
@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::nodes::{Node, Place, Server, content};
+use crate::nodes::{Node, Server, TestDir, content};
 use crate::support::eventually;
 
 #[test]
 fn new_content_of_the_same_size_and_time_is_what_is_fetched() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
-    // One that is read at once, and one that is read later.
+    // One file is hashed at once, the other later.
     for (name, bytes) in [("small.hc", 5_000), ("large.hc", 3_000_000)] {
         let path = place.file(name, bytes);
         ann.publishes(&server, &path);
@@ -38,7 +38,7 @@ fn new_content_of_the_same_size_and_time_is_what_is_fetched() {
 
 #[test]
 fn a_fetch_of_what_is_gone_ends_with_the_reason_and_bars_no_new_one() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
@@ -62,7 +62,7 @@ fn a_fetch_of_what_is_gone_ends_with_the_reason_and_bars_no_new_one() {
     let begun = bob.does("fetch", json!({"fname": "log.bin"}));
     bob.waits_for(begun["fetch_id"].as_str().unwrap(), "completed");
     assert_eq!(fs::read(begun["save_path"].as_str().unwrap()).unwrap(), b"short now");
-    // What failed can be put away, and leaves nothing; that holds over a restart.
+    // A failed fetch can be cancelled and leaves nothing behind, also after a restart.
     bob.does(&format!("fetches/{id}/cancel"), json!({}));
     let repo = place.path("state-bob/repo");
     let left: Vec<_> = fs::read_dir(&repo).unwrap().map(|it| it.unwrap().file_name()).collect();
@@ -71,7 +71,7 @@ fn a_fetch_of_what_is_gone_ends_with_the_reason_and_bars_no_new_one() {
 
 #[test]
 fn where_several_have_different_files_of_a_name_the_owner_is_chosen() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let nodes = ["ann", "bob", "cleo"].map(|name| Node::begun(&place, &server, name, &[]));
     let [ann, bob, cleo] = &nodes;
@@ -98,7 +98,7 @@ fn where_several_have_different_files_of_a_name_the_owner_is_chosen() {
     let reason = cleo.refuses("fetch", json!({"fname": "invoice.txt", "owner_hostname": "dee"}), 404);
     assert!(reason.contains("dee") && reason.contains("invoice.txt"), "{reason}");
     cleo.refuses("fetch", json!({"fname": "invoice.txt", "owner_hostname": "a\nb"}), 400);
-    // Equal content needs no owner.
+    // With equal content no owner needs to be named.
     for node in [ann, bob] {
         let path = place.file(&format!("{}/same.txt", node.name), 0);
         fs::write(&path, "equal").unwrap();
@@ -110,7 +110,7 @@ fn where_several_have_different_files_of_a_name_the_owner_is_chosen() {
 
 #[test]
 fn what_is_alike_is_found_by_the_registry_and_never_all_of_it() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut host = std::net::TcpStream::connect(server.registry()).unwrap();
     let files: serde_json::Map<String, Value> = (0..5_000)
@@ -124,7 +124,7 @@ fn what_is_alike_is_found_by_the_registry_and_never_all_of_it() {
     let found = alike(json!({"fname": "named", "size": 77, "modified": 3500.5}));
     let hosts = found["hosts"].as_array().unwrap();
     assert_eq!(hosts.len(), 100);
-    // The most alike first: size and time, then the name, then the size.
+    // The most similar first: same size and time, then same name, then same size.
     let names: Vec<&str> = hosts.iter().map(|it| it["fname"].as_str().unwrap()).collect();
     assert_eq!(
         names[..6],

@@ -1,5 +1,5 @@
-//! What the node's page asks of it: folders to choose from, files brought in and read, addresses of them, lists, and
-//! what happens on the network as it happens.
+//! The routes that the node's web page uses: folders to choose from, uploads, file contents, links, lists, and live
+//! events.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::nodes::{Node, Place, Server, ask_registry, content, http};
+use crate::nodes::{Node, Server, TestDir, ask_registry, content, http};
 use crate::support::{PATIENCE, eventually};
 
-/// An answer with its head and its bytes.
-struct Answer {
+/// A response with its head and body.
+struct HttpResponse {
     status: u16,
     head: String,
     body: Vec<u8>,
 }
 
-impl Answer {
+impl HttpResponse {
     fn header(&self, name: &str) -> Option<&str> {
         let lines = self.head.lines().filter_map(|line| line.split_once(": "));
         lines.filter(|(of, _)| of.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
@@ -31,8 +31,8 @@ impl Answer {
     }
 }
 
-/// One request, and all that is answered until the connection ends.
-fn ask(api: SocketAddr, method: &str, path: &str, token: Option<&str>, headers: &[&str], body: &[u8]) -> Answer {
+/// One request; returns everything received until the connection ends.
+fn ask(api: SocketAddr, method: &str, path: &str, token: Option<&str>, headers: &[&str], body: &[u8]) -> HttpResponse {
     let mut stream = TcpStream::connect(api).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n");
@@ -44,21 +44,21 @@ fn ask(api: SocketAddr, method: &str, path: &str, token: Option<&str>, headers: 
     }
     headers.iter().for_each(|header| head += &format!("{header}\r\n"));
     stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-    // It may be refused before it has come.
+    // It may be refused before it was sent completely.
     let _ = stream.write_all(body);
     let mut all = Vec::new();
     let _ = stream.read_to_end(&mut all);
     let at = all.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
     let head = String::from_utf8(all[..at].to_vec()).unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Answer { status, head, body: all[at + 4..].to_vec() }
+    HttpResponse { status, head, body: all[at + 4..].to_vec() }
 }
 
-fn get(node: &Node, path: &str, headers: &[&str]) -> Answer {
+fn get(node: &Node, path: &str, headers: &[&str]) -> HttpResponse {
     ask(node.api(), "GET", &format!("/api/client/{path}"), node.token.as_deref(), headers, b"")
 }
 
-fn upload(node: &Node, name: &str, body: &[u8]) -> Answer {
+fn upload(node: &Node, name: &str, body: &[u8]) -> HttpResponse {
     let path = format!("/api/client/upload/{name}");
     ask(node.api(), "POST", &path, node.token.as_deref(), &["Content-Type: application/x-anything"], body)
 }
@@ -80,7 +80,7 @@ fn names(answer: &Value, list: &str, field: &str) -> Vec<String> {
 
 #[test]
 fn what_may_be_chosen_is_shown_and_nothing_else_is_there() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut node = Node::begun(&place, &server, "ann", &[]);
     for file in ["b10", "b9", "sub/deep", ".hidden"] {
@@ -105,7 +105,7 @@ fn what_may_be_chosen_is_shown_and_nothing_else_is_there() {
     assert_eq!((&file["kind"], &file["size"]), (&json!("file"), &json!(10)));
     let page = node.shows(&format!("browse?path={shared}&offset=1&limit=2"));
     assert_eq!((names(&page, "entries", "name"), &page["total"]), (vec!["sub".to_owned(), "b9".to_owned()], &json!(4)));
-    // One answer for all that may not be seen or is not there.
+    // The same response for what may not be seen and for what does not exist.
     let outside = [place.text(""), place.text("outside"), place.text("shared/up"), place.text("shared/none")];
     let others = ["/", "/etc", "/none", "..", "x", "/a%00b", "~"].map(str::to_owned);
     let said: Vec<Value> = outside
@@ -120,7 +120,7 @@ fn what_may_be_chosen_is_shown_and_nothing_else_is_there() {
         .collect();
     assert!(said.iter().all(|one| *one == said[0]), "{said:?}");
     assert_eq!(http(node.api(), "GET", "/api/client/browse", None, None).0, 401);
-    // Whoever comes later sees the repo alone.
+    // A later user sees only the repo.
     "zoe".clone_into(&mut node.name);
     node.register();
     assert_eq!(names(&node.shows("browse"), "entries", "path"), [repo(&node).to_str().unwrap()]);
@@ -132,7 +132,7 @@ fn what_may_be_chosen_is_shown_and_nothing_else_is_there() {
 
 #[test]
 fn a_file_is_brought_in_whole_and_once() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let node = Node::begun(&place, &server, "ann", &[]);
     let repo = repo(&node);
@@ -148,11 +148,11 @@ fn a_file_is_brought_in_whole_and_once() {
     assert!(fs::read(repo.join("my file.bin")).unwrap() == bytes);
     assert_eq!(names(&node.shows("local-files"), "files", "name"), ["my file.bin"]);
     assert_eq!(server.hosts_of("my file.bin"), [""; 0]);
-    // What is there stays.
+    // An existing file is not replaced.
     let again = upload(&node, "my%20file.bin", b"other");
     assert_eq!((again.status, &again.json()["success"]), (409, &json!(false)));
     assert!(fs::read(repo.join("my file.bin")).unwrap() == bytes);
-    // A name that stands for a file elsewhere.
+    // A name that is used for a file elsewhere.
     node.does("add-file", json!({ "filepath": place.file("elsewhere", 5) }));
     assert_eq!(upload(&node, "elsewhere", b"x").status, 409);
     for bad in [".hidden", "..", ".", "a%2Fb", "a%5Cb", "a%00b", "a%0Ab", &"x".repeat(256)] {
@@ -165,7 +165,7 @@ fn a_file_is_brought_in_whole_and_once() {
     assert_eq!(ask(node.api(), "POST", "/api/client/upload/empty", node.token.as_deref(), &[], b"").status, 200);
     assert_eq!(ask(node.api(), "GET", path, node.token.as_deref(), &[], b"").status, 405);
     assert_eq!(names_in(&repo), ["empty", "my file.bin"], "and nothing else");
-    // One that is too large for anything is refused before it comes.
+    // A file that is larger than any may be is refused before it is sent.
     let mut stream = TcpStream::connect(node.api()).unwrap();
     let token = node.token.clone().unwrap();
     let huge = format!(
@@ -182,7 +182,7 @@ fn a_file_is_brought_in_whole_and_once() {
 
 #[test]
 fn a_folder_of_the_node_that_is_gone_is_named_and_not_the_file_that_was_brought() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let node = Node::begun(&place, &server, "ann", &[]);
     let repo = repo(&node);
@@ -203,7 +203,7 @@ fn a_folder_of_the_node_that_is_gone_is_named_and_not_the_file_that_was_brought(
 
 #[test]
 fn of_several_that_bring_one_name_one_wins_and_what_is_cut_off_leaves_nothing() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let node = Node::begun(&place, &server, "ann", &[]);
     let repo = repo(&node);
@@ -236,7 +236,7 @@ fn of_several_that_bring_one_name_one_wins_and_what_is_cut_off_leaves_nothing() 
     eventually("a part to be there", || (parts() == 1).then_some(()));
     stream.shutdown(Shutdown::Both).unwrap();
     eventually("it to go", || (parts() == 0).then_some(()));
-    // Also when the node is killed meanwhile.
+    // Also if the node is killed in the meantime.
     let _stream = begin();
     eventually("a part to be there", || (parts() == 1).then_some(()));
     let node = node.kill()();
@@ -247,7 +247,7 @@ fn of_several_that_bring_one_name_one_wins_and_what_is_cut_off_leaves_nothing() 
 
 #[test]
 fn what_is_in_a_file_is_had_by_its_owner_in_parts_and_by_an_address() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut node = Node::begun(&place, &server, "ann", &[]);
     let bytes = content("film", 300_000);
@@ -289,12 +289,12 @@ fn what_is_in_a_file_is_had_by_its_owner_in_parts_and_by_an_address() {
     assert_eq!((link(&node, "none").0, get(&node, "files/none/content", &[]).status), (404, 404));
     assert_eq!(get(&node, "files/..%2Ffilm.mp4/content", &[]).status, 404);
     assert_eq!(ask(node.api(), "GET", "/api/client/files/film.mp4/content", None, &[], b"").status, 401);
-    // Another user of the node has the repo as well, and none of its files.
+    // Another user of the node also has the repo, but none of the first user's files.
     let anns = node.token.clone();
     "zoe".clone_into(&mut node.name);
     node.register();
     assert_eq!((get(&node, "files/film.mp4/content", &[]).status, link(&node, "film.mp4").0), (404, 404));
-    // A link put in its place leads nowhere, and what is gone is gone.
+    // A link in its place is not followed, and a removed file is gone.
     node.token = anns;
     let path = repo(&node).join("film.mp4");
     fs::remove_file(&path).unwrap();
@@ -305,14 +305,14 @@ fn what_is_in_a_file_is_had_by_its_owner_in_parts_and_by_an_address() {
     assert_eq!(get(&node, "files/film.mp4/content", &[]).status, 404);
     fs::write(&path, &bytes).unwrap();
     assert_eq!(ask(node.api(), "GET", &url, None, &[], b"").status, 200);
-    // It ends with its token.
+    // It expires with its token.
     node.does("logout", json!({}));
     assert_eq!(ask(node.api(), "GET", &url, None, &[], b"").status, 404);
 }
 
 #[test]
 fn lists_are_searched_and_paged_what_is_missing_is_marked_and_what_is_removed_stays() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     for name in ["Report.pdf", "song.ogg", "report 2.txt"] {
@@ -338,7 +338,7 @@ fn lists_are_searched_and_paged_what_is_missing_is_marked_and_what_is_removed_st
     assert_eq!(missing(), 1);
     fs::rename(place.path("shared/other.ogg"), place.path("shared/song.ogg")).unwrap();
     assert_eq!(missing(), 0);
-    // One that is published is hidden first.
+    // A published file is unpublished first.
     assert_eq!(server.hosts_of("song.ogg"), ["ann"]);
     ann.does("remove-file", json!({"fname": "song.ogg"}));
     assert_eq!(server.hosts_of("song.ogg"), [""; 0]);
@@ -346,7 +346,7 @@ fn lists_are_searched_and_paged_what_is_missing_is_marked_and_what_is_removed_st
     assert_eq!(listed("local-files").0, 2);
     ann.refuses("remove-file", json!({"fname": "song.ogg"}), 404);
     ann.refuses("remove-file", json!({}), 400);
-    // And may be added again.
+    // It can be added again.
     ann.does("publish", json!({"fname": "song.ogg", "local_path": place.path("shared/song.ogg")}));
     assert_eq!(server.hosts_of("song.ogg"), ["ann"]);
 }
@@ -359,7 +359,7 @@ fn lists_are_searched_and_paged_what_is_missing_is_marked_and_what_is_removed_st
 fn however_many_ask_for_long_lists_at_once_they_take_little_memory() {
     const FILES: usize = 10_000;
     const ASKING: usize = 48;
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let folder = place.path("shared/many");
     fs::create_dir_all(&folder).unwrap();
@@ -382,13 +382,13 @@ fn however_many_ask_for_long_lists_at_once_they_take_little_memory() {
     });
     let more = most_kib() - before;
     println!("{ASKING} lists of {FILES} entries at once: {more} KiB");
-    // The text of each is some 2 MB.
+    // Each response is about 2 MB.
     assert!(more < 150 << 10, "{more} KiB");
 }
 
 #[test]
 fn what_has_been_missing_for_a_month_is_forgotten() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let mut node = Node::begun(&place, &server, "ann", &[]);
     for name in ["gone", "just-gone", "here"] {
@@ -415,7 +415,7 @@ fn what_has_been_missing_for_a_month_is_forgotten() {
 
 #[test]
 fn an_upload_in_the_place_of_one_that_was_published_is_not_published() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let node = Node::begun(&place, &server, "ann", &[]);
     assert_eq!(upload(&node, "a", b"first").status, 200);
@@ -430,7 +430,7 @@ fn an_upload_in_the_place_of_one_that_was_published_is_not_published() {
 
 #[test]
 fn how_many_have_a_content_is_told() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let bob = Node::begun(&place, &server, "bob", &[]);
@@ -448,7 +448,7 @@ fn how_many_have_a_content_is_told() {
     assert_eq!(copies, ["\"a\" 2", "\"b\" 1", "\"copy\" 2"]);
 }
 
-/// The events of a node, one after the other.
+/// Reads the event stream of a node.
 struct Events(BufReader<TcpStream>);
 
 impl Events {
@@ -470,7 +470,7 @@ impl Events {
         line
     }
 
-    /// The next one of that name that is as is wanted.
+    /// The next event of that name that meets a condition.
     fn next(&mut self, name: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
         let mut last = String::new();
         loop {
@@ -490,12 +490,12 @@ impl Events {
 
 #[test]
 fn what_happens_on_the_network_is_told_within_a_second() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let ann = Node::begun(&place, &server, "ann", &[]);
     let mut bob = Node::begun(&place, &server, "bob", &[]);
     let mut events = Events::of(&bob);
-    // Until it follows, nothing is told that it could have missed.
+    // Before it follows the registry, it sends no events that could be incomplete.
     eventually("bob to follow", || {
         ann.does("publish", json!({"fname": "first", "local_path": place.file("first", 3)}));
         ann.does("unpublish", json!({"fname": "first"}));
@@ -517,7 +517,7 @@ fn what_happens_on_the_network_is_told_within_a_second() {
     within(begun, "unpublished");
     assert_eq!(told["hostname"], "ann");
     assert_eq!(bob.shows("network-files?q=a")["total"], 0);
-    // Hosts that come and go.
+    // Events of hosts that appear and disappear.
     let begun = Instant::now();
     let registry = TcpStream::connect(server.registry()).unwrap();
     let register = json!({"action": "REGISTER", "data": {"hostname": "cy", "port": 6009,
@@ -535,7 +535,7 @@ fn what_happens_on_the_network_is_told_within_a_second() {
     within(begun, "gone");
     assert_eq!(told["online"], false);
     assert_eq!(bob.shows("network-files?q=cys")["total"], 0);
-    // One's own, at once, and fetches.
+    // Events of the node's own files and fetches come at once.
     bob.does("publish", json!({"fname": "b", "local_path": place.file("b", 10)}));
     let own = events.next("files", |data| data["fname"] == "b");
     assert_eq!(
@@ -554,7 +554,7 @@ fn what_happens_on_the_network_is_told_within_a_second() {
 
 #[test]
 fn the_registry_tells_what_has_changed_since_then() {
-    let place = Place::new();
+    let place = TestDir::new();
     let server = Server::start(&place, &[]);
     let changes = |data: Value| ask_registry(server.registry(), "CHANGES", data);
     let begun = changes(json!({}));

@@ -1,4 +1,4 @@
-//! Every action of the registry and what it answers.
+//! Every action of the registry and its responses.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use p2s2::share::wire::Digest;
 use serde_json::{Value, json};
 
-use crate::registry_floor::*;
+use crate::registry_harness::*;
 
 #[test]
 fn a_whole_story_on_one_connection() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let (mut ann, mut bob) = (registry.client(), registry.client());
     let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     assert_eq!(ann.ask("LIST", json!({})), json!({"status": "OK", "total": 0, "registry": {}}));
@@ -68,7 +68,7 @@ fn a_whole_story_on_one_connection() {
     assert_eq!(bob.hosts("a.pdf"), ["bob"]);
     assert!(!bob.is_alive("ann"));
     assert!(bob.refused("DISCOVER", json!({"hostname": "ann"})).starts_with("hostname: "));
-    // Its files were forgotten; its secret gives the name back, from anywhere.
+    // Its files are forgotten; its secret gets the name back from any address.
     let mut back = Client::connect_from("127.0.0.5", registry.addr);
     assert_eq!(back.register("ann", json!({"resume": resume})), resume);
     assert_eq!(ann.expect("DISCOVER", json!({"hostname": "ann"}), "OK")["files"], json!({}));
@@ -76,7 +76,7 @@ fn a_whole_story_on_one_connection() {
 
 #[test]
 fn who_has_not_registered_may_ask_and_nothing_else() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let mut stranger = registry.client();
     for (action, data) in [
         ("PUBLISH", json!({"hostname": "ann", "fname": "a", "size": 1, "modified": 2})),
@@ -98,7 +98,7 @@ fn who_has_not_registered_may_ask_and_nothing_else() {
 
 #[test]
 fn bad_lines_are_refused_and_the_connection_goes_on() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let mut client = registry.client();
     for line in
         ["{", "[]", "5", "x", "{}", "null", "{\"action\":5}", "{\"action\":\"list\"}", "{\"action\":\"LIST\"} x"]
@@ -111,7 +111,7 @@ fn bad_lines_are_refused_and_the_connection_goes_on() {
     use std::io::Write;
     client.stream().write_all(b"\xff\xfe\n\r\n\n").unwrap();
     assert_eq!(client.receive().unwrap(), json!({"status": "ERROR", "reason": "the message is not UTF-8"}));
-    // Answers come in the order of the requests, however those come.
+    // Responses come in the order of the requests, however those are sent.
     client.send("{\"action\":\"LIST\"}\r\n{\"action\":\"PING\",\"data\":{\"hostname\":\"x\"}}\n{\"action\":\"x\"}\n{\"action\":\"LIST\"}");
     let statuses: Vec<Value> = (0..4).map(|_| client.receive().unwrap()["status"].clone()).collect();
     assert_eq!(statuses, ["OK", "DEAD", "ERROR", "OK"]);
@@ -119,20 +119,20 @@ fn bad_lines_are_refused_and_the_connection_goes_on() {
 
 #[test]
 fn too_long_a_line_is_refused_and_closed() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let mut client = registry.client();
     let writer = client.stream().try_clone().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             use std::io::Write;
-            // It may be closed before all is written.
+            // The registry may close it before everything is written.
             let _ = (&writer).write_all(&vec![b' '; (16 << 20) + 3]);
         });
         let answer = client.receive().unwrap();
         assert_eq!(answer["reason"], "the message is longer than 16777216 bytes");
         assert!(client.is_closed_in_the_end());
     });
-    // Up to that it is taken.
+    // Up to the limit it is accepted.
     let mut client = registry.client();
     let spaces = " ".repeat((16 << 20) - 17);
     client.send(&format!("{spaces}{{\"action\":\"LIST\"}}"));
@@ -141,7 +141,7 @@ fn too_long_a_line_is_refused_and_closed() {
 
 #[test]
 fn lists_come_in_pages_by_name() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let hosts: Vec<Client> = (0..30)
         .map(|number| {
             let mut host = registry.client();
@@ -178,7 +178,7 @@ fn lists_come_in_pages_by_name() {
 
 #[test]
 fn register_replaces_the_list_and_resume_keeps_it() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let mut ann = registry.client();
     let files = |ann: &mut Client| -> Vec<String> {
         let answer = ann.expect("DISCOVER", json!({"hostname": "ann"}), "OK");
@@ -188,7 +188,7 @@ fn register_replaces_the_list_and_resume_keeps_it() {
     assert_eq!(files(&mut ann), ["a", "b"]);
     assert_eq!(ann.register("ann", json!({"files_metadata": {"b": file(3, true), "c": file(4, true)}})), secret);
     assert_eq!(files(&mut ann), ["b", "c"]);
-    // Again on the same connection, with the former list; and from another one.
+    // Register again on the same connection with the former list, and from another one.
     assert_eq!(ann.register("ann", json!({"resume": secret})), secret);
     assert_eq!(files(&mut ann), ["b", "c"]);
     let mut again = registry.client();
@@ -204,14 +204,15 @@ fn register_replaces_the_list_and_resume_keeps_it() {
 
 #[test]
 fn a_host_is_there_until_the_timeout_after_it_was_last_heard() {
-    let registry = Registry::start(Wanted { peer_timeout: Duration::from_millis(1500), ..Wanted::default() });
+    let registry =
+        Registry::start(RegistryOptions { peer_timeout: Duration::from_millis(1500), ..RegistryOptions::default() });
     let (mut ann, mut bob, mut looks) = (registry.client(), registry.client(), registry.client());
     ann.register("ann", json!({"files_metadata": {"a": file(1, true)}}));
     bob.register("bob", json!({"files_metadata": {"a": file(1, true)}}));
     drop(bob);
     assert_eq!(looks.hosts("a"), ["ann", "bob"], "also when its connection is closed");
     eventually("the silent one to go", || {
-        // Whatever it asks is a sign of life.
+        // Any request is a sign of life.
         ann.is_alive("ann");
         (looks.listed() == ["ann"]).then_some(())
     });
@@ -221,12 +222,12 @@ fn a_host_is_there_until_the_timeout_after_it_was_last_heard() {
     looks.refused("DISCOVER", json!({"hostname": "bob"}));
     eventually("the other one to go", || looks.listed().is_empty().then_some(()));
     looks.expect("REQUEST", json!({"fname": "a"}), "NOTFOUND");
-    // Its connection is open: as soon as it says something it is there again, with what it had.
+    // Its connection is open: with its next request it is live again, with its files.
     assert!(ann.is_alive("ann"));
     assert_eq!(looks.hosts("a"), ["ann"]);
     registry.server.sweep();
     assert_eq!(looks.listed(), ["ann"]);
-    // Whatever that is.
+    // Whichever request it is.
     eventually("it to go again", || looks.listed().is_empty().then_some(()));
     assert_eq!(ann.hosts("a"), ["ann"]);
     assert_eq!(looks.listed(), ["ann"]);
@@ -236,7 +237,7 @@ fn a_host_is_there_until_the_timeout_after_it_was_last_heard() {
 fn a_restart_keeps_everything() {
     let dir = tempfile::tempdir().unwrap();
     let users = Arc::new(Users::default());
-    let running = Running::on(dir.path(), Arc::clone(&users), Wanted::default());
+    let running = RunningRegistry::on(dir.path(), Arc::clone(&users), RegistryOptions::default());
     let (mut ann, mut bob) = (Client::connect(running.addr), Client::connect(running.addr));
     let secret = ann.register("ann", json!({"display_name": "Ann", "files_metadata": {"a": file(1, true)}}));
     bob.register("bob", json!({}));
@@ -245,7 +246,7 @@ fn a_restart_keeps_everything() {
     bob.expect("UNPUBLISH", json!({"hostname": "bob", "fname": "gone"}), "ACK");
     let before = ann.ask("LIST", json!({}));
     running.stop();
-    let running = Running::on(dir.path(), users, Wanted::default());
+    let running = RunningRegistry::on(dir.path(), users, RegistryOptions::default());
     let mut looks = Client::connect(running.addr);
     let mut after = looks.ask("LIST", json!({}));
     for name in ["ann", "bob"] {
@@ -255,7 +256,7 @@ fn a_restart_keeps_everything() {
     }
     assert_eq!(after, before);
     assert_eq!(looks.hosts("b"), ["bob"]);
-    // Nobody holds the names; who comes back has what it had.
+    // Nobody holds the names; a host that comes back has its files again.
     assert_eq!(looks.register("ann", json!({"resume": secret})), secret);
     assert_eq!(looks.hosts("a"), ["ann"]);
     running.stop();
@@ -263,7 +264,7 @@ fn a_restart_keeps_everything() {
 
 #[test]
 fn what_cannot_be_stored_has_not_happened() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let (mut ann, mut looks) = (registry.client(), registry.client());
     let secret = ann.register("ann", json!({}));
     ann.publish("ann", "a", 1);
@@ -281,7 +282,7 @@ fn what_cannot_be_stored_has_not_happened() {
         assert_eq!(looks.expect("DISCOVER", json!({"hostname": "ann"}), "OK")["files"].as_object().unwrap().len(), 1);
         assert_eq!((looks.hosts("a").len(), looks.hosts("b").len(), looks.hosts("c").len()), (1, 0, 0));
     }
-    // Who was connected still is, and goes on as soon as it can be stored.
+    // Connections stay open, and work again as soon as changes can be stored.
     write("DROP TRIGGER full");
     ann.publish("ann", "b", 1);
     assert_eq!(looks.hosts("b"), ["ann"]);
@@ -291,7 +292,7 @@ fn what_cannot_be_stored_has_not_happened() {
 
 #[test]
 fn the_view_shows_what_clients_see() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let view = registry.server.view();
     let (mut ann, mut bob) = (registry.client(), registry.client());
     let files = json!({"a": file(5, true), "hidden": file(6, false)});

@@ -1,4 +1,4 @@
-//! The registry with very many clients, very long lists, clients that do not read, and clients that fill it up.
+//! The registry under load: very many clients, very long lists, clients that do not read, and clients that fill it up.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use p2s2::share::client::RegistryClient;
-use p2s2::share::wire::{FileName, Files, Register};
+use p2s2::share::wire::{FileMap, FileName, RegisterRequest};
 use serde_json::{Map, Value, json};
 
-use crate::registry_floor::*;
+use crate::registry_harness::*;
 use crate::registry_process::Process;
 
-/// Hosts with files, so many in all, on connections that are closed again.
+/// Registers hosts with this many files in total, on connections that are closed again.
 fn fill(addr: std::net::SocketAddr, files: usize) {
     const EACH: usize = 1000;
     for number in 0..files.div_ceil(EACH) {
@@ -24,11 +24,11 @@ fn fill(addr: std::net::SocketAddr, files: usize) {
 
 #[test]
 fn a_reader_that_stops_holds_nothing() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     fill(registry.addr, scaled(200_000));
     let mut ann = registry.client();
     ann.register("ann", json!({}));
-    // Each asks for more than all buffers take, and reads nothing of it.
+    // Each requests more than all buffers hold, and reads nothing.
     let stopped: Vec<Client> = (0..4)
         .map(|_| {
             let mut client = registry.client();
@@ -38,7 +38,7 @@ fn a_reader_that_stops_holds_nothing() {
         .collect();
     let mut begun = [0; 1];
     stopped.iter().for_each(|client| assert_eq!(client.stream().peek(&mut begun).unwrap(), 1));
-    // Meanwhile all goes on: what reads, what changes, and the changes of many.
+    // Meanwhile reads and changes continue.
     for number in 0..100 {
         assert!(ann.is_alive("host-00000"));
         ann.publish("ann", &format!("f{number}"), 1);
@@ -46,7 +46,7 @@ fn a_reader_that_stops_holds_nothing() {
     assert_eq!(ann.hosts("f99"), ["ann"]);
     let page = ann.expect("LIST", json!({"offset": 1, "limit": 5}), "OK");
     assert_eq!(page["registry"].as_object().unwrap().len(), 5);
-    // Who reads at last gets all of it.
+    // A client that reads in the end gets everything.
     let mut one = stopped.into_iter().next().unwrap();
     let all = one.receive().unwrap();
     assert_eq!(all["registry"]["host-00003"]["files"].as_object().unwrap().len(), 1000);
@@ -54,29 +54,29 @@ fn a_reader_that_stops_holds_nothing() {
 
 #[test]
 fn what_is_received_and_not_handled_is_bounded() {
-    let registry = Registry::start(Wanted { received: 1 << 20, ..Wanted::default() });
+    let registry = Registry::start(RegistryOptions { received: 1 << 20, ..RegistryOptions::default() });
     let mut slow = registry.client();
     slow.stream().write_all(&vec![b' '; 700 << 10]).unwrap();
-    eventually("it to be received", || (registry.budget.taken() >= 600 << 10).then_some(()));
+    eventually("it to be received", || (registry.budget.used_bytes() >= 600 << 10).then_some(()));
     let mut other = registry.client();
     other.stream().write_all(&vec![b' '; 500 << 10]).unwrap();
     let answer = other.receive().unwrap();
     assert_eq!(answer["status"], "ERROR");
     assert!(answer["reason"].as_str().unwrap().starts_with("BUSY: "), "{answer}");
     assert!(other.is_closed_in_the_end());
-    // What is short goes on, and what was begun is taken in the end.
+    // Short requests continue to work, and those that were begun are accepted in the end.
     registry.client().expect("LIST", json!({}), "OK");
     slow.send("{\"action\":\"LIST\"}");
     assert_eq!(slow.receive().unwrap()["status"], "OK");
     slow.send("{\"action\":\"LIST\"}");
     assert_eq!(slow.receive().unwrap()["status"], "OK");
-    // What was refused is forgotten once its connection is gone.
-    eventually("all to be given back", || (registry.budget.taken() == 0).then_some(()));
+    // A refused request leaves nothing behind once its connection is closed.
+    eventually("all to be given back", || (registry.budget.used_bytes() == 0).then_some(()));
 }
 
 #[test]
 fn past_the_bound_of_connections_it_says_busy() {
-    let registry = Registry::start(Wanted { connections: 4, ..Wanted::default() });
+    let registry = Registry::start(RegistryOptions { connections: 4, ..RegistryOptions::default() });
     let host = |number: u32| {
         let mut host = registry.client();
         host.register(&format!("h{number}"), json!({}));
@@ -94,7 +94,7 @@ fn past_the_bound_of_connections_it_says_busy() {
         is_in.then(|| fourth.replace(Some(client))).map(drop)
     });
     held.extend(fourth.into_inner());
-    // Who holds no hostname has given way to who took his place.
+    // Unregistered connections were closed to make room for others.
     assert!(stranger.is_closed_in_the_end());
     assert_eq!(registry.counter("newcomers_closed"), 1);
     let mut fifth = registry.client();
@@ -116,7 +116,7 @@ fn percentile(mut times: Vec<Duration>, of_100: usize) -> Duration {
     times[(times.len() * of_100 / 100).min(times.len() - 1)]
 }
 
-/// PINGs at an even rate over clients; how long each took.
+/// Sends PINGs at an even rate over all clients; returns how long each took.
 fn ping_paced(clients: &mut [(String, Client)], per_s: u32, count: u32) -> Vec<Duration> {
     let threads = 4;
     let begun = Instant::now() + Duration::from_millis(10);
@@ -178,21 +178,21 @@ fn ten_thousand_hosts_at_once() {
     assert_eq!(listed["total"], count, "every one of them is registered");
     assert_eq!(clients[0].1.hosts("f").len(), count);
     let rss_mb = process.rss_mb();
-    // A machine that is busy with something else may spoil one measurement, not three.
+    // Other load on the machine may spoil one measurement, but not three.
     let is_even = (0..3).any(|_| {
         let few = percentile(ping_paced(&mut clients[..count.min(100)], 2000, 4000), 99);
         let many = percentile(ping_paced(&mut clients, 2000, 4000), 99);
         println!("{count} hosts: {rss_mb} MB, PING p99 over 100 connections {few:?}, over all {many:?}");
         many <= few * 5
     });
-    // What is promised is the release build's.
+    // The requirement is for the release build.
     assert!(is_even || cfg!(debug_assertions));
-    // Without optimisation stacks and frames are several times as large.
+    // Without optimization, stack frames are several times as large.
     let allowed_mb = if cfg!(debug_assertions) { 100 + count as u64 * 60 / 1000 } else { 300 };
     assert!(rss_mb < allowed_mb, "{rss_mb} MB");
 }
 
-/// One client reads pages of a long list 50 times a second while others PING: what the slowest hundredth takes.
+/// The 99th percentile of PINGs while one client reads pages of a long list 50 times a second.
 #[test]
 fn a_long_list_that_is_read_does_not_hold_pings_up() {
     let dir = tempfile::tempdir().unwrap();
@@ -219,7 +219,7 @@ fn a_long_list_that_is_read_does_not_hold_pings_up() {
                 std::thread::sleep((begun + Duration::from_millis(20) * n).saturating_duration_since(Instant::now()));
                 reader.send(&json!({"action": "LIST", "data": {"offset": n as usize % hosts, "limit": 1}}).to_string());
                 let mut last = [0];
-                // As it comes, without a look at it: the reader's own work is not what is measured.
+                // Read without parsing, so as not to measure the reader's own work.
                 while last != *b"\n" {
                     let mut part = [0; 65536];
                     let len = reader.stream().read(&mut part).unwrap();
@@ -235,7 +235,7 @@ fn a_long_list_that_is_read_does_not_hold_pings_up() {
     let with = percentile(with, 99);
     let pages = pages.into_inner();
     println!("PING p99 {without:?} alone, {with:?} while {pages} pages of 1000 files were read");
-    // What is promised is the release build's, on a machine of its own; a lock that is held shows here too.
+    // The requirement is for the release build on a dedicated machine; a lock that is held too long shows here too.
     assert!(with <= (without * 5).max(Duration::from_millis(if cfg!(debug_assertions) { 50 } else { 5 })));
 }
 
@@ -261,7 +261,7 @@ fn killed_again_and_again_it_keeps_what_it_has_answered() {
                     })
                 })
                 .collect();
-            // At another moment each time.
+            // At a different moment each time.
             std::thread::sleep(Duration::from_millis(30 + (round as u64 * 37) % 170));
             let killed = process.kill();
             is_over.store(true, Ordering::Relaxed);
@@ -285,7 +285,7 @@ fn killed_again_and_again_it_keeps_what_it_has_answered() {
     }
 }
 
-/// Comes back with its secret and publishes file after file; the secret, if one was answered.
+/// Resumes with its secret and publishes file after file; returns the secret, if one was issued.
 fn publish_until_the_end(
     addr: std::net::SocketAddr,
     worker: usize,
@@ -296,12 +296,12 @@ fn publish_until_the_end(
 ) -> Option<String> {
     let client = RegistryClient::connect(addr, None, PATIENCE).ok()?;
     let hostname = p2s2::model::Name::new(&format!("worker-{worker}")).unwrap();
-    let register = Register {
+    let register = RegisterRequest {
         hostname: hostname.clone(),
         port: 6001,
         ip: None,
         display_name: None,
-        files: secret.is_none().then(Files::new),
+        files: secret.is_none().then(FileMap::new),
         token: None,
         resume: secret.map(p2s2::model::Token::from_text),
     };

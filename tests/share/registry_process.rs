@@ -1,4 +1,5 @@
-//! A registry in a process of its own, to be killed and to be measured: this program again, told so by its environment.
+//! A registry in a process of its own, to be killed or measured: this test program again, selected by an environment
+//! variable.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -6,26 +7,30 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use crate::registry_floor::*;
+use crate::registry_harness::*;
 
 const DIR: &str = "P2S2_TEST_REGISTRY_DIR";
 const READY: &str = "the registry listens on ";
 
-/// Not a test: the other process's work, which ends when it is killed or nobody listens any more.
+/// Not a test: the work of the other process, which ends when it is killed or its output is closed.
 #[test]
 fn serve_when_told_so() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     p2s2::net::limits::raise_open_files().unwrap();
     let users = Arc::new(Users::default());
-    let running = Running::on(Path::new(&dir), users, Wanted { connections: 12_000, ..Wanted::default() });
-    // On a line of its own, whatever the test harness has written before.
+    let running = RunningRegistry::on(
+        Path::new(&dir),
+        users,
+        RegistryOptions { connections: 12_000, ..RegistryOptions::default() },
+    );
+    // On a line of its own, since the test harness may have written something before.
     println!("\n{READY}{}", running.addr);
     let mut line = String::new();
     while std::io::stdin().read_line(&mut line).is_ok_and(|len| len > 0) {}
     running.stop();
 }
 
-/// A registry's process. Ended by SIGKILL when dropped.
+/// A registry process. Killed when dropped.
 pub struct Process {
     child: Child,
     dir: PathBuf,
@@ -46,19 +51,19 @@ impl Process {
         Process { child, dir: dir.to_owned(), addr: addr.expect("the registry's process says where it is") }
     }
 
-    /// SIGKILL; the data dir.
+    /// Kills it; returns the data directory.
     pub fn kill(mut self) -> PathBuf {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         self.dir.clone()
     }
 
-    /// SIGKILL, and the same again on the same data.
+    /// Kills it and starts it again on the same data.
     pub fn kill_and_restart(self) -> Process {
         Process::start(&self.kill())
     }
 
-    /// Memory in MB: resident, of its own.
+    /// Resident private memory in MB.
     pub fn rss_mb(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -68,7 +73,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Has it ended already? Then there is nothing to kill.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

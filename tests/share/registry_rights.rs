@@ -1,22 +1,22 @@
-//! Who may have which hostname, from where, and what nobody may do for another. SPEC.md section 6, "Who may".
+//! Who may claim which hostname from which address, and that no host can act for another. See `docs/spec/share.md`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2s2::net::tls::Identity;
-use p2s2::share::client::{Pin, RegistryClient, RegistryError};
-use p2s2::share::registry::Bounds;
+use p2s2::net::tls::TlsIdentity;
+use p2s2::share::client::{CertificatePin, RegistryClient, RegistryClientError};
+use p2s2::share::registry::RegistryLimits;
 use p2s2::share::server::AuthMode;
-use p2s2::share::wire::{FileEntry, FileName, Register, Seconds};
+use p2s2::share::wire::{FileEntry, FileName, RegisterRequest, Seconds};
 use serde_json::json;
 
-use crate::registry_floor::*;
+use crate::registry_harness::*;
 
 const IN_USE: &str = "hostname in use";
 
 #[test]
 fn a_free_name_is_the_first_ones() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let mut ann = registry.client();
     ann.register("ann", json!({}));
     ann.publish("ann", "a", 1);
@@ -24,11 +24,11 @@ fn a_free_name_is_the_first_ones() {
     assert_eq!(other.refused("REGISTER", registration("ann", json!({}))), IN_USE);
     let wrong = json!({"resume": "0".repeat(32)});
     assert_eq!(other.refused("REGISTER", registration("ann", wrong)), IN_USE, "a secret that is none");
-    // A token of somebody is of no use for a name that is nobody's.
+    // A user's token is of no use for a name that belongs to no account.
     registry.users.add("user", "token");
     assert_eq!(other.refused("REGISTER", registration("ann", json!({"token": "token"}))), IN_USE);
     drop(ann);
-    // Once it is closed: at once for the same address, without what was there.
+    // Once it is closed, the same address can claim it at once, without the former files.
     eventually("the name to be free", || {
         (other.ask("REGISTER", registration("ann", json!({})))["status"] == "OK").then_some(())
     });
@@ -37,7 +37,8 @@ fn a_free_name_is_the_first_ones() {
 
 #[test]
 fn from_another_address_it_is_free_after_the_timeout() {
-    let registry = Registry::start(Wanted { peer_timeout: Duration::from_secs(1), ..Wanted::default() });
+    let registry =
+        Registry::start(RegistryOptions { peer_timeout: Duration::from_secs(1), ..RegistryOptions::default() });
     let mut ann = registry.client();
     ann.register("ann", json!({}));
     ann.publish("ann", "a", 1);
@@ -45,7 +46,7 @@ fn from_another_address_it_is_free_after_the_timeout() {
     assert_eq!(other.refused("REGISTER", registration("ann", json!({}))), IN_USE);
     drop(ann);
     eventually("the connection to be gone", || (registry.server.view().totals().active_clients == 0).then_some(()));
-    // It is there, and its name is not to be had.
+    // It is live, and its name cannot be claimed.
     if other.is_alive("ann") {
         let answer = other.ask("REGISTER", registration("ann", json!({})));
         assert!(answer["reason"] == IN_USE || !other.is_alive("ann") || answer["status"] == "OK");
@@ -60,16 +61,16 @@ fn from_another_address_it_is_free_after_the_timeout() {
 
 #[test]
 fn a_secret_gives_the_name_back_from_anywhere() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let mut ann = registry.client();
     let secret = ann.register("ann", json!({"files_metadata": {"a": file(1, true)}}));
-    // The cable was pulled: the old connection seems open.
+    // After a lost connection: the old one still seems open.
     let mut back = Client::connect_from("127.0.0.3", registry.addr);
     assert_eq!(back.register("ann", json!({"resume": secret})), secret);
     assert!(ann.is_closed_in_the_end());
     assert_eq!(back.hosts("a"), ["ann"]);
     assert_eq!(registry.counter("connections_replaced"), 1);
-    // A wrong one gives nothing, and tells nothing.
+    // A wrong secret has no effect and reveals nothing.
     let mut wrong = Client::connect_from("127.0.0.4", registry.addr);
     let resume = json!({"resume": format!("{}x", &secret[..31])});
     assert_eq!(wrong.refused("REGISTER", registration("ann", resume)), IN_USE);
@@ -77,7 +78,7 @@ fn a_secret_gives_the_name_back_from_anywhere() {
 
 #[test]
 fn a_users_name_is_for_who_has_the_token() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     registry.users.add("ann", "anns");
     registry.users.add("bob", "bobs");
     registry.users.sign_in_from("ann", "127.0.0.1");
@@ -89,7 +90,7 @@ fn a_users_name_is_for_who_has_the_token() {
     let mut first = registry.client();
     let secret = first.register("ann", json!({"token": "anns"}));
     first.publish("ann", "a", 1);
-    // The token replaces whatever connection holds the name; so does the secret, when the token has expired.
+    // The token replaces any connection that holds the name; so does the secret when the token has expired.
     let mut second = registry.client();
     assert_ne!(second.register("ann", json!({"token": "anns"})), secret);
     assert!(first.is_closed_in_the_end());
@@ -105,7 +106,7 @@ fn a_users_name_is_for_who_has_the_token() {
 
 #[test]
 fn by_address_a_user_is_known_where_that_is_wanted() {
-    let registry = Registry::start(Wanted { auth: AuthMode::Address, ..Wanted::default() });
+    let registry = Registry::start(RegistryOptions { auth: AuthMode::Address, ..RegistryOptions::default() });
     registry.users.add("ann", "anns");
     registry.users.sign_in_from("ann", "127.0.0.1");
     let mut elsewhere = Client::connect_from("127.0.0.2", registry.addr);
@@ -124,7 +125,7 @@ fn by_address_a_user_is_known_where_that_is_wanted() {
 
 #[test]
 fn the_address_is_the_connections_own() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     registry.users.add("ann", "anns");
     let mut client = registry.client();
     for ip in ["192.0.2.1", "0.0.0.0", "224.0.0.1", "::", "ff02::1", "255.255.255.255"] {
@@ -144,7 +145,7 @@ fn the_address_is_the_connections_own() {
 
 #[test]
 fn from_loopback_every_address_of_the_host_is_ones_own() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let own = if_addrs::get_if_addrs().unwrap().into_iter().map(|interface| interface.ip());
     for (n, ip) in own.chain(["127.0.0.2".parse().unwrap(), "::1".parse().unwrap()]).enumerate() {
         let hostname = format!("host-{n}");
@@ -153,14 +154,15 @@ fn from_loopback_every_address_of_the_host_is_ones_own() {
         assert_eq!(answer["ip"], json!(ip), "as it is registered");
         assert_eq!(client.ask("DISCOVER", json!({"hostname": hostname}))["addr"], json!([ip, 6001]));
     }
-    // Where none is said, it is the connection's.
+    // By default it is the connection's address.
     let mut client = Client::connect_from("127.0.0.7", registry.addr);
     assert_eq!(client.expect("REGISTER", registration("bob", json!({})), "OK")["ip"], "127.0.0.7");
 }
 
 #[test]
 fn past_the_timeout_a_name_is_free_though_its_connection_is_open() {
-    let registry = Registry::start(Wanted { peer_timeout: Duration::from_secs(1), ..Wanted::default() });
+    let registry =
+        Registry::start(RegistryOptions { peer_timeout: Duration::from_secs(1), ..RegistryOptions::default() });
     let mut silent = registry.client();
     let secret = silent.register("lap", json!({"files_metadata": {"a": file(1, true)}}));
     let mut other = Client::connect_from("127.0.0.2", registry.addr);
@@ -171,7 +173,7 @@ fn past_the_timeout_a_name_is_free_though_its_connection_is_open() {
     });
     other.expect("REQUEST", json!({"fname": "a"}), "NOTFOUND");
     assert!(silent.is_closed_in_the_end(), "its connection is another's word no more");
-    // Another has held it since.
+    // Another host has held it since.
     let mut back = registry.client();
     let answer = back.ask("REGISTER", registration("lap", json!({"resume": secret})));
     assert!(answer["reason"] == IN_USE || answer["resume"] != json!(secret), "{answer}");
@@ -179,19 +181,19 @@ fn past_the_timeout_a_name_is_free_though_its_connection_is_open() {
 
 #[test]
 fn one_source_cannot_fill_the_registry() {
-    let bounds = Bounds { hosts: 4, files: 8, ..Bounds::default() };
-    let registry = Registry::start(Wanted { bounds, ..Wanted::default() });
+    let bounds = RegistryLimits { hosts: 4, files: 8, ..RegistryLimits::default() };
+    let registry = Registry::start(RegistryOptions { bounds, ..RegistryOptions::default() });
     registry.users.add("ann", "anns");
     let mut hosts: Vec<Client> =
         (0..2).map(|n| Client::connect_from(&format!("127.0.0.{}", n + 1), registry.addr)).collect();
     for (n, host) in hosts.iter_mut().enumerate() {
         host.register(&format!("host-{n}"), json!({}));
     }
-    // Loopback has half of what there is, whichever of its addresses.
+    // Loopback may have half of the total, over all its addresses.
     let mut more = Client::connect_from("127.0.0.3", registry.addr);
     let full = more.refused("REGISTER", registration("more", json!({})));
     assert!(full.starts_with("BUSY: loopback has 2 hostnames without an account here"), "{full}");
-    // A user is not counted; neither is what was given back.
+    // Users are not counted, nor are hosts that unregistered.
     let mut ann = registry.client();
     ann.register("ann", json!({"token": "anns", "files_metadata": {"u": file(1, true)}}));
     hosts[1].expect("UNREGISTER", json!({"hostname": "host-1"}), "OK");
@@ -203,7 +205,7 @@ fn one_source_cannot_fill_the_registry() {
     more.expect("UNPUBLISH", json!({"hostname": "more", "fname": "a"}), "ACK");
     hosts[0].expect("PUBLISH", one_more, "ACK");
     assert_eq!(registry.counter("refused_share"), 2);
-    // One that only closed still counts.
+    // A host whose connection only closed still counts.
     drop(more);
     let mut late = registry.client();
     eventually("the connection to be gone", || (registry.server.view().totals().active_clients == 2).then_some(()));
@@ -212,7 +214,7 @@ fn one_source_cannot_fill_the_registry() {
 
 #[test]
 fn nobody_changes_what_is_anothers() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let (mut ann, mut bob) = (registry.client(), registry.client());
     ann.register("ann", json!({}));
     ann.publish("ann", "a", 1);
@@ -231,13 +233,13 @@ fn nobody_changes_what_is_anothers() {
     assert_eq!(registry.client().refused("PUBLISH", publish), "expected REGISTER first");
     assert_eq!(bob.hosts("a"), ["ann"]);
     assert_eq!(bob.hosts("b"), [""; 0]);
-    // Its PING for another is no sign of life of that one, and changes nothing.
+    // PINGing another host is no sign of life of that host, and changes nothing.
     assert!(bob.is_alive("ann"));
 }
 
 #[test]
 fn a_stranger_loses_a_name_that_becomes_a_users() {
-    let registry = Registry::start(Wanted::default());
+    let registry = Registry::start(RegistryOptions::default());
     let mut stranger = registry.client();
     let secret = stranger.register("ann", json!({}));
     stranger.publish("ann", "a", 1);
@@ -261,13 +263,13 @@ fn a_stranger_loses_a_name_that_becomes_a_users() {
 fn an_account_that_was_made_while_the_registry_was_away_counts() {
     let dir = tempfile::tempdir().unwrap();
     let users = Arc::new(Users::default());
-    let running = Running::on(dir.path(), Arc::clone(&users), Wanted::default());
+    let running = RunningRegistry::on(dir.path(), Arc::clone(&users), RegistryOptions::default());
     let mut stranger = Client::connect(running.addr);
     let secret = stranger.register("ann", json!({}));
     stranger.publish("ann", "a", 1);
     running.stop();
     users.add("ann", "anns");
-    let running = Running::on(dir.path(), users, Wanted::default());
+    let running = RunningRegistry::on(dir.path(), users, RegistryOptions::default());
     let mut stranger = Client::connect(running.addr);
     assert_eq!(stranger.hosts("a"), [""; 0]);
     assert!(stranger.refused("REGISTER", registration("ann", json!({"resume": secret}))).starts_with("token: "));
@@ -280,14 +282,14 @@ fn a_hostname_of_an_earlier_version_does_not_come_back_to_a_namesake_of_its_user
     let dir = tempfile::tempdir().unwrap();
     let users = Arc::new(Users::default());
     users.add(apart, "younger's");
-    let running = Running::on(dir.path(), Arc::clone(&users), Wanted::default());
+    let running = RunningRegistry::on(dir.path(), Arc::clone(&users), RegistryOptions::default());
     let mut younger = Client::connect(running.addr);
     let secret = younger.register(apart, json!({"token": "younger's"}));
     younger.publish(apart, "a", 1);
     running.stop();
     users.add(composed, "older's");
     users.add_namesake(apart);
-    let running = Running::on(dir.path(), users, Wanted::default());
+    let running = RunningRegistry::on(dir.path(), users, RegistryOptions::default());
     let mut client = Client::connect(running.addr);
     assert_eq!(client.hosts("a"), [""; 0]);
     for hostname in [composed, apart] {
@@ -302,18 +304,18 @@ fn a_hostname_of_an_earlier_version_does_not_come_back_to_a_namesake_of_its_user
 fn a_secret_that_is_forgotten_stays_it_however_the_hostname_was_spelled() {
     let (composed, apart) = ("Zo\u{eb}", "Zoe\u{308}");
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::on(dir.path(), Arc::default(), Wanted::default());
-    let register = |running: &Running, hostname: &str, more| {
+    let running = RunningRegistry::on(dir.path(), Arc::default(), RegistryOptions::default());
+    let register = |running: &RunningRegistry, hostname: &str, more| {
         let secret = Client::connect(running.addr).register(hostname, more);
         eventually("the connection to be gone", || (running.server.view().totals().active_clients == 0).then_some(()));
         secret
     };
     let secret = register(&running, apart, json!({}));
     assert_eq!(register(&running, composed, json!({"resume": secret})), secret);
-    // Another has it since.
+    // Another host has it since.
     assert_ne!(register(&running, composed, json!({})), secret);
     running.stop();
-    let running = Running::on(dir.path(), Arc::default(), Wanted::default());
+    let running = RunningRegistry::on(dir.path(), Arc::default(), RegistryOptions::default());
     assert_ne!(register(&running, composed, json!({"resume": secret})), secret);
     running.stop();
 }
@@ -321,17 +323,21 @@ fn a_secret_that_is_forgotten_stays_it_however_the_hostname_was_spelled() {
 #[test]
 fn the_first_byte_tells_tls_and_our_client_speaks_both() {
     let dir = tempfile::tempdir().unwrap();
-    let identity = Arc::new(Identity::load_or_create(dir.path()).unwrap());
-    let registry = Registry::start(Wanted { identity: Some(Arc::clone(&identity)), ..Wanted::default() });
+    let identity = Arc::new(TlsIdentity::load_or_create(dir.path()).unwrap());
+    let registry =
+        Registry::start(RegistryOptions { identity: Some(Arc::clone(&identity)), ..RegistryOptions::default() });
     let timeout = Duration::from_secs(20);
-    let pin = Pin::new(identity.fingerprint()).unwrap();
-    let wrong = Pin::new(&"ab".repeat(32)).unwrap();
-    assert!(matches!(RegistryClient::connect(registry.addr, Some(wrong), timeout), Err(RegistryError::Gone(_))));
+    let pin = CertificatePin::new(identity.fingerprint()).unwrap();
+    let wrong = CertificatePin::new(&"ab".repeat(32)).unwrap();
+    assert!(matches!(
+        RegistryClient::connect(registry.addr, Some(wrong), timeout),
+        Err(RegistryClientError::Disconnected(_))
+    ));
     let name = |text| p2s2::model::Name::new(text).unwrap();
     let fname = FileName::new("a.pdf").unwrap();
     for (tls, hostname) in [(Some(pin), "ann"), (None, "bob")] {
         let client = RegistryClient::connect(registry.addr, tls, timeout).unwrap();
-        let register = Register {
+        let register = RegisterRequest {
             hostname: name(hostname),
             port: 6001,
             ip: None,
@@ -364,11 +370,14 @@ fn the_first_byte_tells_tls_and_our_client_speaks_both() {
         client.unpublish(&name(hostname), &fname).unwrap();
         assert!(client.request(&fname).unwrap().is_empty());
         let refused = client.unpublish(&name("cid"), &fname).unwrap_err();
-        assert!(matches!(&refused, RegistryError::Refused(reason) if reason.starts_with("hostname: ")), "{refused}");
-        assert!(!client.is_over(), "a refusal is an answer");
+        assert!(
+            matches!(&refused, RegistryClientError::Refused(reason) if reason.starts_with("hostname: ")),
+            "{refused}"
+        );
+        assert!(!client.is_closed(), "a refusal is an answer");
         client.unregister(&name(hostname)).unwrap();
         client.close();
-        assert!(client.is_over());
-        assert!(matches!(client.ping(&name(hostname), None), Err(RegistryError::Gone(_))));
+        assert!(client.is_closed());
+        assert!(matches!(client.ping(&name(hostname), None), Err(RegistryClientError::Disconnected(_))));
     }
 }

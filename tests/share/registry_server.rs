@@ -1,16 +1,16 @@
-//! The registry of a real `p2s2 server`: its users' names, and what is there after it was killed.
+//! The registry of a real `p2s2 server`: hostnames of users, and its state after a kill.
 
 use serde_json::{Value, json};
 
-use crate::registry_floor::{Client, registration};
-use crate::server_api::{Node, post};
+use crate::registry_harness::{Client, registration};
+use crate::server_api::{ServerProcess, post};
 use crate::support::scaled;
 
-fn registry_of(node: &Node) -> Client {
+fn registry_of(node: &ServerProcess) -> Client {
     Client::connect(node.registry.unwrap())
 }
 
-fn sign_up(node: &Node, username: &str) -> String {
+fn sign_up(node: &ServerProcess, username: &str) -> String {
     let account = json!({"username": username, "password": "a long secret", "display_name": "X"});
     let (status, answer) = post(node.api, "/api/user/register", &account);
     assert_eq!(answer["success"], true, "{status} {answer}");
@@ -20,7 +20,7 @@ fn sign_up(node: &Node, username: &str) -> String {
 #[test]
 fn an_account_takes_its_name_from_a_stranger() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path(), &[], &[]);
+    let node = ServerProcess::start(dir.path(), &[], &[]);
     let mut stranger = registry_of(&node);
     let secret = stranger.register("ann", json!({}));
     stranger.publish("ann", "a", 1);
@@ -46,24 +46,24 @@ fn an_account_takes_its_name_from_a_stranger() {
 #[test]
 fn killed_under_load_it_has_what_it_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
-    let mut node = Node::start(dir.path(), &[], &[]);
+    let mut node = ServerProcess::start(dir.path(), &[], &[]);
     let token = sign_up(&node, "ann");
     let mut acknowledged: Vec<String> = Vec::new();
     let mut files: serde_json::Map<String, Value> = serde_json::Map::new();
     for round in 0..scaled(20) {
         let mut ann = registry_of(&node);
-        // The whole list anew, as a node does that comes back.
+        // The whole list again, as a node sends it when it reconnects.
         ann.register("ann", json!({"token": token, "files_metadata": files}));
         for n in 0..20 {
             let fname = format!("{round}-{n}");
             ann.publish("ann", &fname, 1);
-            files.insert(fname.clone(), crate::registry_floor::file(1, true));
+            files.insert(fname.clone(), crate::registry_harness::file(1, true));
             acknowledged.push(fname);
         }
-        // One more is on its way.
+        // One more is in progress.
         ann.send(r#"{"action":"PUBLISH","data":{"hostname":"ann","fname":"late","size":1,"modified":2}}"#);
         drop(node);
-        node = Node::start(dir.path(), &[], &[]);
+        node = ServerProcess::start(dir.path(), &[], &[]);
         let mut looks = registry_of(&node);
         let shown = looks.expect("DISCOVER", json!({"hostname": "ann"}), "OK");
         let shown = shown["files"].as_object().unwrap();

@@ -1,4 +1,4 @@
-//! The server API of a real `p2s2 server`, asked over bare sockets by a client written from SPEC.md alone.
+//! The server API of a real `p2s2 server`, used over plain sockets by a client that is written only from `docs/spec`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,22 +8,22 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use p2s2::net::conn::Conn;
-use p2s2::net::deadline::ReadBefore;
+use p2s2::net::deadline::DeadlineRead;
 use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// A server with accounts, a registry and HTTP. Ended by SIGKILL when dropped.
-pub struct Node {
+/// A server with accounts, a registry and HTTP. Killed when dropped.
+pub struct ServerProcess {
     child: Child,
     pub api: SocketAddr,
     pub registry: Option<SocketAddr>,
     pub ready: Value,
 }
 
-impl Node {
-    /// On that folder, whatever its earlier life left there.
-    pub fn start(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Node {
+impl ServerProcess {
+    /// Starts on that folder, with whatever an earlier run left there.
+    pub fn start(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> ServerProcess {
         let ready = dir.join("ready.json");
         let _ = fs::remove_file(&ready);
         let mut child = command(dir, args, env).arg("--ready-file").arg(&ready).spawn().unwrap();
@@ -34,7 +34,7 @@ impl Node {
             serde_json::from_str(&fs::read_to_string(&ready).ok()?).ok()
         });
         let addr = |name: &str| ready[name].as_str().map(|addr| addr.parse().unwrap());
-        Node { child, api: addr("server_api").unwrap(), registry: addr("registry"), ready }
+        ServerProcess { child, api: addr("server_api").unwrap(), registry: addr("registry"), ready }
     }
 
     fn stop(mut self) -> i32 {
@@ -43,9 +43,9 @@ impl Node {
     }
 }
 
-impl Drop for Node {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Has it ended already? Then there is nothing to kill.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -78,7 +78,7 @@ fn log_of(dir: &Path) -> String {
     fs::read_to_string(dir.join("log")).unwrap_or_default()
 }
 
-/// Status, head and body.
+/// Status, head and body of a response.
 type Answer = (u16, String, Vec<u8>);
 
 fn ask_raw(addr: SocketAddr, request: &[u8]) -> Answer {
@@ -90,7 +90,7 @@ fn ask_raw(addr: SocketAddr, request: &[u8]) -> Answer {
     parse(&bytes)
 }
 
-/// An answer after which the connection was closed.
+/// Parses a response after which the connection was closed.
 fn parse(bytes: &[u8]) -> Answer {
     let end = bytes.windows(4).position(|end| end == b"\r\n\r\n").expect("a head");
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
@@ -146,11 +146,11 @@ fn admin_token(api: SocketAddr) -> String {
     token_of(post(api, "/api/admin/login", &json!({"username": "admin", "password": "root"})))
 }
 
-/// One line of the registry's.
+/// A host's connection to the registry.
 struct Host(BufReader<TcpStream>);
 
 impl Host {
-    fn connect(node: &Node) -> Host {
+    fn connect(node: &ServerProcess) -> Host {
         let stream = TcpStream::connect(node.registry.unwrap()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Host(BufReader::new(stream))
@@ -168,13 +168,13 @@ impl Host {
 #[test]
 fn accounts_tokens_and_hosts_outlive_a_kill() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path(), &[], &[]);
+    let node = ServerProcess::start(dir.path(), &[], &[]);
     assert_eq!(node.ready.as_object().unwrap().len(), 2, "{}", node.ready);
     assert_eq!(get(node.api, "/api/health", None), (200, json!({"success": true, "status": "healthy"})));
     let body = json!({"username": "ann", "password": "secret", "display_name": "Ann"});
     let token = token_of(post(node.api, "/api/user/register", &body));
     assert_eq!(post(node.api, "/api/user/register", &body).0, 409);
-    // What a form sends that was not filled in is none.
+    // An empty form field counts as absent.
     for (username, display_name) in [("bob", json!("")), ("cid", Value::Null)] {
         let body = json!({"username": username, "password": "secret", "display_name": display_name});
         let (status, answer) = post(node.api, "/api/user/register", &body);
@@ -187,7 +187,7 @@ fn accounts_tokens_and_hosts_outlive_a_kill() {
     let admin = admin_token(node.api);
     drop(node);
 
-    let node = Node::start(dir.path(), &[], &[]);
+    let node = ServerProcess::start(dir.path(), &[], &[]);
     let (status, verified) = ask(node.api, "POST", "/api/user/verify", Some(&token), &Value::Null);
     assert_eq!((status, &verified["user"]["display_name"]), (200, &json!("Ann")));
     assert_eq!(post(node.api, "/api/user/login", &json!({"username": "ann", "password": "secret"})).0, 200);
@@ -195,7 +195,7 @@ fn accounts_tokens_and_hosts_outlive_a_kill() {
     let (status, seen) = get(node.api, "/api/admin/registry", Some(&admin));
     assert_eq!(status, 200);
     assert_eq!(seen["stats"], json!({"total_clients": 1, "active_clients": 0, "total_files": 1}));
-    // The hosts, and then the accounts that have none there.
+    // The hosts, then the accounts without a live host.
     let names: Vec<_> = seen["clients"].as_array().unwrap().iter().map(|client| client["hostname"].clone()).collect();
     assert_eq!(names, ["ann", "bob", "cid"]);
     let bob = &seen["clients"][1];
@@ -210,7 +210,7 @@ fn accounts_tokens_and_hosts_outlive_a_kill() {
     assert_eq!(get(node.api, "/api/admin/discover/ann", Some(&admin)).1["files"]["a.txt"]["size"], 5);
     assert_eq!(get(node.api, "/api/admin/ping/ann", Some(&admin)).1["status"], "ALIVE");
     assert_eq!(get(node.api, "/api/stats", None).1["stats"]["total_size"], 5);
-    // Nobody else gets the name, also now.
+    // Nobody else gets the name now either.
     let stolen = Host::connect(&node).ask("REGISTER", &json!({"hostname": "ann", "port": 6002}));
     assert_eq!(stolen["status"], "ERROR", "{stolen}");
     let log = log_of(dir.path());
@@ -224,7 +224,7 @@ fn the_admin_is_made_up_once_and_told_once() {
     let none = [("ADMIN_PASSWORD", "")];
     let out = || fs::read_to_string(dir.path().join("out")).unwrap();
     let told = |out: &str| out.lines().filter(|line| line.starts_with("admin: ")).count();
-    let node = Node::start(dir.path(), &[], &none);
+    let node = ServerProcess::start(dir.path(), &[], &none);
     let said = eventually("the line ready", || Some(out()).filter(|out| out.ends_with("ready\n")));
     assert_eq!(told(&said), 1, "{said}");
     assert!(said.contains(&format!("registry: tcp {}\n", node.registry.unwrap())), "{said}");
@@ -243,12 +243,12 @@ fn the_admin_is_made_up_once_and_told_once() {
         assert_eq!(users.permissions().mode() & 0o777, 0o600);
     }
     drop(node);
-    let node = Node::start(dir.path(), &[], &none);
+    let node = ServerProcess::start(dir.path(), &[], &none);
     assert_eq!(told(&out()), 1, "only at the first start");
     assert_eq!(post(node.api, "/api/admin/login", &login).0, 200);
     drop(node);
-    // The environment has the last word.
-    let node = Node::start(dir.path(), &[], &[("ADMIN_USERNAME", "boss"), ("ADMIN_PASSWORD", "hunter2")]);
+    // The environment takes precedence.
+    let node = ServerProcess::start(dir.path(), &[], &[("ADMIN_USERNAME", "boss"), ("ADMIN_PASSWORD", "hunter2")]);
     assert_eq!(post(node.api, "/api/admin/login", &login).0, 401);
     assert_eq!(post(node.api, "/api/admin/login", &json!({"username": "boss", "password": "hunter2"})).0, 200);
 }
@@ -257,23 +257,24 @@ fn the_admin_is_made_up_once_and_told_once() {
 fn tokens_end_with_their_life_and_are_good_for_one_secret_alone() {
     let dir = tempfile::tempdir().unwrap();
     let secret = [("JWT_SECRET_KEY", "0123456789abcdef0123456789abcdef")];
-    let node = Node::start(dir.path(), &["--jwt-ttl", "2s"], &secret);
+    let node = ServerProcess::start(dir.path(), &["--jwt-ttl", "2s"], &secret);
     let body = json!({"username": "ann", "password": "p"});
     let token = token_of(post(node.api, "/api/user/register", &body));
-    let verify = |node: &Node, token: &str| ask(node.api, "POST", "/api/user/verify", Some(token), &Value::Null).0;
+    let verify =
+        |node: &ServerProcess, token: &str| ask(node.api, "POST", "/api/user/verify", Some(token), &Value::Null).0;
     assert_eq!(verify(&node, &token), 200);
     eventually("the token to expire", || (verify(&node, &token) == 401).then_some(()));
-    // Refreshing wants a live one.
+    // Refreshing needs a valid token.
     assert_eq!(ask(node.api, "POST", "/api/user/refresh", Some(&token), &Value::Null).0, 401);
     assert!(!dir.path().join("state/jwt.key").exists(), "the secret is kept by who gave it");
     let claims = token.split('.').nth(1).unwrap();
     assert_eq!(verify(&node, &format!("eyJhbGciOiJub25lIn0.{claims}.")), 401, "alg none");
     drop(node);
-    // The variable of the manual stands for the flag.
-    let node = Node::start(dir.path(), &[], &[secret[0], ("SESSION_TIMEOUT", "3600")]);
+    // The documented variable has the effect of the flag.
+    let node = ServerProcess::start(dir.path(), &[], &[secret[0], ("SESSION_TIMEOUT", "3600")]);
     let token = token_of(post(node.api, "/api/user/login", &body));
     drop(node);
-    let node = Node::start(dir.path(), &[], &[("JWT_SECRET_KEY", "another secret of thirty-two bytes")]);
+    let node = ServerProcess::start(dir.path(), &[], &[("JWT_SECRET_KEY", "another secret of thirty-two bytes")]);
     assert_eq!(verify(&node, &token), 401, "a foreign key");
     let admin = admin_token(node.api);
     assert_eq!(verify(&node, &admin), 403);
@@ -288,7 +289,7 @@ fn tokens_end_with_their_life_and_are_good_for_one_secret_alone() {
 fn the_rules_of_both_apis_hold_at_the_servers_port() {
     let dir = tempfile::tempdir().unwrap();
     let args = ["--allow-origin", "https://page.example", "--http-host", "share.example"];
-    let node = Node::start(dir.path(), &args, &[]);
+    let node = ServerProcess::start(dir.path(), &args, &[]);
     let raw = |text: &str| ask_raw(node.api, text.as_bytes());
     let with_host = |host: &str, more: &str| {
         raw(&format!("GET /api/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{more}\r\n"))
@@ -330,9 +331,9 @@ fn the_rules_of_both_apis_hold_at_the_servers_port() {
 #[test]
 fn a_crowd_that_idles_leaves_health_its_answer() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path(), &[], &[]);
+    let node = ServerProcess::start(dir.path(), &[], &[]);
     let idle: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(node.api).unwrap()).collect();
-    // And those that say a byte now and then.
+    // And those that send a byte now and then.
     let slow: Vec<TcpStream> = (0..50)
         .map(|_| {
             let mut stream = TcpStream::connect(node.api).unwrap();
@@ -352,7 +353,7 @@ fn a_crowd_that_idles_leaves_health_its_answer() {
 #[test]
 fn the_http_port_is_there_whatever_services_run() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path(), &["--services", "trade", "--trade-port", "0"], &[]);
+    let node = ServerProcess::start(dir.path(), &["--services", "trade", "--trade-port", "0"], &[]);
     assert!(node.registry.is_none() && node.ready["trade_tcp"].is_string(), "{}", node.ready);
     assert_eq!(get(node.api, "/api/health", None).0, 200);
     assert_eq!(get(node.api, "/api/stats", None).0, 503);
@@ -372,7 +373,7 @@ fn a_port_that_is_taken_is_named_with_its_flag() {
     for (args, env, flag) in [
         (vec!["--api-port", &port], vec![], "--api-port"),
         (vec!["--registry-port", &port], vec![], "--registry-port"),
-        // The manual's names, where ours are not set.
+        // The manual's names apply where ours are not set.
         (vec![], vec![("ADMIN_API_PORT", &*port), ("P2S2_SERVER_API_PORT", "")], "--api-port"),
         (vec![], vec![("SERVER_PORT", &*port), ("P2S2_SERVER_REGISTRY_PORT", "")], "--registry-port"),
     ] {
@@ -394,8 +395,8 @@ fn beyond_loopback_there_is_tls_or_a_word_of_the_operator() {
     assert!(!dir.path().join("state").exists(), "nothing is made before the words are right");
     let status = command(dir.path(), &["--bind", "0.0.0.0", "--api-bind", "127.0.0.1"], &[]).status().unwrap();
     assert_eq!(status.code(), Some(1), "the registry too");
-    // An old habit opens nothing.
-    let node = Node::start(dir.path(), &[], &[("SERVER_HOST", "0.0.0.0"), ("ADMIN_API_HOST", "0.0.0.0")]);
+    // Environment variables of an earlier version do not make it listen on other addresses.
+    let node = ServerProcess::start(dir.path(), &[], &[("SERVER_HOST", "0.0.0.0"), ("ADMIN_API_HOST", "0.0.0.0")]);
     assert!(node.api.ip().is_loopback() && node.registry.unwrap().ip().is_loopback());
     let log = log_of(dir.path());
     for (name, flag) in [("SERVER_HOST", "--bind"), ("ADMIN_API_HOST", "--api-bind")] {
@@ -413,7 +414,7 @@ fn beyond_loopback_there_is_tls_or_a_word_of_the_operator() {
 #[test]
 fn over_tls_the_same_is_there() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path(), &["--tls"], &[]);
+    let node = ServerProcess::start(dir.path(), &["--tls"], &[]);
     let deadline = Instant::now() + PATIENCE;
     let stream = TcpStream::connect(node.api).unwrap();
     let (mut reader, writer) = Conn::tls_client_unpinned(stream, deadline).unwrap().split();
@@ -427,14 +428,14 @@ fn over_tls_the_same_is_there() {
         }
     }
     assert_eq!(parse(&bytes).0, 200);
-    // On this machine plain is good too.
+    // From this machine plaintext is accepted too.
     assert_eq!(get(node.api, "/api/health", None).0, 200);
 }
 
 #[test]
 fn a_backup_holds_accounts_hosts_and_the_secret() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path(), &[], &[]);
+    let node = ServerProcess::start(dir.path(), &[], &[]);
     let token = token_of(post(node.api, "/api/user/register", &json!({"username": "ann", "password": "p"})));
     let archive = dir.path().join("backup.tar");
     let admin = |words: &[&str], state: &Path| {
@@ -449,7 +450,7 @@ fn a_backup_holds_accounts_hosts_and_the_secret() {
     drop(node);
     let other = tempfile::tempdir().unwrap();
     admin(&["restore"], &other.path().join("state"));
-    let node = Node::start(other.path(), &[], &[]);
+    let node = ServerProcess::start(other.path(), &[], &[]);
     assert_eq!(ask(node.api, "POST", "/api/user/verify", Some(&token), &Value::Null).0, 200);
     assert_eq!(post(node.api, "/api/user/login", &json!({"username": "ann", "password": "p"})).0, 200);
     assert_eq!(

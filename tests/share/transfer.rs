@@ -1,4 +1,5 @@
-//! Files from peer to peer over real sockets: between ours, and with peers that are written from SPEC.md alone.
+//! File transfer between peers over real sockets: between this implementation's peers, and with peers written from the
+//! specification (`docs/spec/share.md`) alone.
 
 mod faults;
 mod fetching;

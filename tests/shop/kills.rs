@@ -1,4 +1,4 @@
-//! Every component killed at random moments, while buyers and sellers work through both dialects.
+//! Components are killed at random moments while buyers and sellers make calls in both dialects.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,8 +15,8 @@ use crate::support::{PATIENCE, eventually, program, scaled};
 const BUYERS: usize = 6;
 const SELLERS: usize = 2;
 
-/// Asks until there is a definite answer, with a new connection whenever the old one is gone.
-struct Stubborn<'t> {
+/// A client that retries a call until the response is definite, and reconnects when its connection is lost.
+struct RetryingClient<'t> {
     addr: SocketAddr,
     framing: Framing,
     sid: Option<String>,
@@ -24,36 +24,36 @@ struct Stubborn<'t> {
     retries: &'t AtomicU64,
 }
 
-impl Stubborn<'_> {
-    fn api(&mut self, api: &str, payload: &Value) -> Answer {
+impl RetryingClient<'_> {
+    fn call(&mut self, api: &str, payload: &Value) -> CallResult {
         let mut request = json!({"type": "request", "api": api, "payload": payload});
         request["session_id"] = json!(self.sid);
-        self.until_definite(&request, |answer| match answer["type"].as_str() {
+        self.retry_until_definite(&request, |answer| match answer["type"].as_str() {
             Some("response") => Ok(answer["payload"].clone()),
             _ => Err(answer["error"].clone()),
         })
     }
 
-    fn flat(&mut self, kind: &str, fields: &Value) -> Answer {
-        let message = with(fields.clone(), json!({"type": kind, "sid": self.sid}));
-        self.until_definite(&message, |answer| match answer["status"].as_str() {
+    fn call_dialect2(&mut self, kind: &str, fields: &Value) -> CallResult {
+        let message = merge(fields.clone(), json!({"type": kind, "sid": self.sid}));
+        self.retry_until_definite(&message, |answer| match answer["status"].as_str() {
             Some("OK") => Ok(answer.clone()),
             _ => Err(answer["error"].clone()),
         })
     }
 
-    fn until_definite(&mut self, message: &Value, read: impl Fn(&Value) -> Result<Value, Value>) -> Answer {
-        // What came instead, and how often: for whoever looks for the cause.
+    fn retry_until_definite(&mut self, message: &Value, read: impl Fn(&Value) -> Result<Value, Value>) -> CallResult {
+        // The indefinite results so far with their counts, to help find the cause of a failure.
         let mut instead = Vec::<(String, u32, Instant)>::new();
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let why = match self.once(message).map(|answer| read(&answer)) {
+            let why = match self.try_once(message).map(|answer| read(&answer)) {
                 Some(Ok(answer)) => return Ok(answer),
                 Some(Err(error)) => match error["code"].as_str().unwrap() {
                     "UNAVAILABLE" | "BUSY" => error.to_string(),
                     code => {
                         let message = error["message"].as_str().unwrap().to_owned();
-                        return Err(Refused { code: code.to_owned(), message });
+                        return Err(Refusal { code: code.to_owned(), message });
                     }
                 },
                 None => "no connection, or it was lost".to_owned(),
@@ -68,8 +68,8 @@ impl Stubborn<'_> {
         }
     }
 
-    /// Nothing when the connection was lost.
-    fn once(&mut self, message: &Value) -> Option<Value> {
+    /// `None` if the connection was lost.
+    fn try_once(&mut self, message: &Value) -> Option<Value> {
         if self.client.is_none() {
             self.client = Client::try_connect(self.addr, self.framing);
         }
@@ -82,24 +82,24 @@ impl Stubborn<'_> {
     }
 }
 
-/// What a buyer was told, and may rely on.
+/// The results that a buyer was told.
 #[derive(Default)]
-struct Told {
-    /// By idempotency key.
+struct BuyerResults {
+    /// The completed purchases by idempotency key.
     purchases: HashMap<String, Value>,
     refused: u64,
 }
 
-fn shop_around(
-    mut buyer: Stubborn<'_>,
+fn run_buyer(
+    mut buyer: RetryingClient<'_>,
     nth: usize,
     items: &[String],
     seed: u64,
     is_over: &AtomicBool,
     bought_in_all: &AtomicU64,
-) -> Told {
+) -> BuyerResults {
     let mut rng = Rng::new(seed);
-    let mut told = Told::default();
+    let mut results = BuyerResults::default();
     let flat = nth % 2 == 1;
     for round in 0.. {
         if is_over.load(Ordering::Relaxed) {
@@ -108,16 +108,16 @@ fn shop_around(
         let item = &items[rng.below(items.len() as u64) as usize];
         let quantity = 1 + rng.below(3);
         let put = if flat {
-            buyer.flat("ADD_CART", &json!({"item": item, "qty": quantity}))
+            buyer.call_dialect2("ADD_CART", &json!({"item": item, "qty": quantity}))
         } else {
-            buyer.api("AddItemToCart", &json!({"item_id": item, "quantity": quantity}))
+            buyer.call("AddItemToCart", &json!({"item_id": item, "quantity": quantity}))
         };
         match put {
             Ok(_) => {}
             Err(refused) if refused.code == "OUT_OF_STOCK" => {
-                buyer.api("ClearCart", &json!({})).unwrap();
-                buyer.api("SaveCart", &json!({})).unwrap();
-                told.refused += 1;
+                buyer.call("ClearCart", &json!({})).unwrap();
+                buyer.call("SaveCart", &json!({})).unwrap();
+                results.refused += 1;
                 continue;
             }
             Err(refused) => panic!("{refused:?}"),
@@ -125,26 +125,26 @@ fn shop_around(
         let number = if rng.below(8) == 0 { DECLINED_CARD } else { GOOD_CARD };
         let key = format!("k-{nth}-{round}");
         let call = json!({"card": card(number), "address": "1 Elm Street", "idempotency_key": key});
-        let bought = if flat { buyer.flat("PURCHASE", &call) } else { buyer.api("MakePurchase", &call) };
+        let bought = if flat { buyer.call_dialect2("PURCHASE", &call) } else { buyer.call("MakePurchase", &call) };
         match bought {
             Ok(answer) => {
-                told.purchases.insert(key, answer);
+                results.purchases.insert(key, answer);
                 bought_in_all.fetch_add(1, Ordering::Relaxed);
             }
             Err(refused) => {
                 assert!(matches!(refused.code.as_str(), "PAYMENT_DECLINED" | "OUT_OF_STOCK"), "{refused:?}");
-                told.refused += 1;
-                buyer.api("ClearCart", &json!({})).unwrap();
-                buyer.api("SaveCart", &json!({})).unwrap();
+                results.refused += 1;
+                buyer.call("ClearCart", &json!({})).unwrap();
+                buyer.call("SaveCart", &json!({})).unwrap();
             }
         }
     }
-    told
+    results
 }
 
-struct EndOnDrop<'a>(&'a AtomicBool);
+struct StopOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for EndOnDrop<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -155,26 +155,26 @@ fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
     let kills = scaled(100);
     let seed = std::env::var("P2S2_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
     let mut rng = Rng::new(seed);
-    let mut shop = Shop::four(&["--hold-timeout", "5s"], &[]);
+    let mut shop = Shop::in_four_processes(&["--hold-timeout", "5s"], &[]);
     let (retries, bought_in_all) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut sellers: Vec<Client> =
-        (0..SELLERS).map(|nth| Client::joined(shop.seller, FRAMINGS[nth % 2], &format!("s{nth}"))).collect();
-    // The name tells how many units there were at first.
+        (0..SELLERS).map(|nth| Client::sign_up(shop.seller, FRAMINGS[nth % 2], &format!("s{nth}"))).collect();
+    // The name tells how many units were registered.
     let mut items = Vec::new();
     for seller in &mut sellers {
         for units in [40, 400, 4000] {
-            let item = with(lamp(3.5, units), json!({"item_name": format!("lamp of {units}")}));
-            items.push(seller.api("RegisterItemForSale", item).unwrap()["item_id"].as_str().unwrap().to_owned());
+            let item = merge(lamp(3.5, units), json!({"item_name": format!("lamp of {units}")}));
+            items.push(seller.call("RegisterItemForSale", item).unwrap()["item_id"].as_str().unwrap().to_owned());
         }
     }
     let sids: Vec<Option<String>> =
-        (0..BUYERS).map(|nth| Client::joined(shop.buyer, FRAMINGS[nth % 2], &format!("b{nth}")).sid).collect();
+        (0..BUYERS).map(|nth| Client::sign_up(shop.buyer, FRAMINGS[nth % 2], &format!("b{nth}")).sid).collect();
     let seller_sids: Vec<Option<String>> = sellers.iter().map(|seller| seller.sid.clone()).collect();
     drop(sellers);
 
     let is_over = AtomicBool::new(false);
-    let told: Vec<Told> = std::thread::scope(|scope| {
-        let _end = EndOnDrop(&is_over);
+    let results: Vec<BuyerResults> = std::thread::scope(|scope| {
+        let _end = StopOnDrop(&is_over);
         let (buyer_addr, seller_addr) = (shop.buyer, shop.seller);
         let (retries, bought_in_all, items, is_over) = (&retries, &bought_in_all, &items, &is_over);
         let buyers: Vec<_> = sids
@@ -182,13 +182,18 @@ fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
             .enumerate()
             .map(|(nth, sid)| {
                 let framing = FRAMINGS[nth / 2 % 2];
-                let buyer = Stubborn { addr: buyer_addr, framing, sid: sid.clone(), client: None, retries };
-                scope.spawn(move || shop_around(buyer, nth, items, seed + nth as u64, is_over, bought_in_all))
+                let buyer = RetryingClient { addr: buyer_addr, framing, sid: sid.clone(), client: None, retries };
+                scope.spawn(move || run_buyer(buyer, nth, items, seed + nth as u64, is_over, bought_in_all))
             })
             .collect();
         for (nth, sid) in seller_sids.iter().enumerate() {
-            let mut seller =
-                Stubborn { addr: seller_addr, framing: FRAMINGS[nth % 2], sid: sid.clone(), client: None, retries };
+            let mut seller = RetryingClient {
+                addr: seller_addr,
+                framing: FRAMINGS[nth % 2],
+                sid: sid.clone(),
+                client: None,
+                retries,
+            };
             let own = items[3 * nth].clone();
             scope.spawn(move || {
                 for cents in (100_u64..).map(|n| 100 + n % 900) {
@@ -196,45 +201,45 @@ fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
                         break;
                     }
                     let price = json!({"item_id": own, "price": cents as f64 / 100.0});
-                    seller.api("ChangeItemPrice", &price).unwrap();
+                    seller.call("ChangeItemPrice", &price).unwrap();
                 }
             });
         }
         for nth in 0..kills {
             if nth % 5 == 0 {
-                // A driver's lease lasts for seconds: blow upon blow, nobody would come to buy anything.
+                // A driver's lease lasts for seconds, so with kills in quick succession no purchase would complete.
                 let before = bought_in_all.load(Ordering::Relaxed);
                 eventually("another purchase", || (bought_in_all.load(Ordering::Relaxed) > before).then_some(()));
             }
-            // A random moment, not a condition: that is the point.
+            // Kills at a random moment, on purpose without waiting for a condition.
             std::thread::sleep(Duration::from_millis(20 + rng.below(150)));
             let part = rng.below(4) as usize;
-            shop.parts[part].kill_and_restart();
+            shop.components[part].kill_and_restart();
         }
         is_over.store(true, Ordering::Relaxed);
         buyers.into_iter().map(|buyer| buyer.join().unwrap()).collect()
     });
 
-    let acknowledged: usize = told.iter().map(|told| told.purchases.len()).sum();
-    let refused: u64 = told.iter().map(|told| told.refused).sum();
+    let acknowledged: usize = results.iter().map(|results| results.purchases.len()).sum();
+    let refused: u64 = results.iter().map(|results| results.refused).sum();
     println!(
         "{kills} kills, {acknowledged} purchases, {refused} refused, {} calls again",
         retries.load(Ordering::Relaxed)
     );
     assert!(acknowledged >= kills / 5, "hardly anything was bought: {acknowledged}");
 
-    // What is held for attempts that lost their driver comes back.
+    // Units held for attempts without a driver return to stock.
     let began = Instant::now();
     let (left, sold) = eventually("units sold + units left = units registered", || {
         let (mut left, mut sold, mut registered) = (0, 0, 0);
         for (nth, sid) in seller_sids.iter().enumerate() {
             let mut seller = Client::connect(shop.seller, FRAMINGS[nth % 2]);
             seller.sid = sid.clone();
-            for item in all(&mut seller, "DisplayItemsForSale") {
+            for item in fetch_all(&mut seller, "DisplayItemsForSale") {
                 left += item["quantity"].as_u64().unwrap();
                 registered += item["item_name"].as_str().unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap();
             }
-            sold += all(&mut seller, "GetSellerOrders")
+            sold += fetch_all(&mut seller, "GetSellerOrders")
                 .iter()
                 .map(|order| order["quantity"].as_u64().unwrap())
                 .sum::<u64>();
@@ -246,22 +251,22 @@ fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
 
     let mut charged = HashMap::new();
     let mut purchases = 0;
-    for (nth, (sid, told)) in sids.iter().zip(&told).enumerate() {
+    for (nth, (sid, results)) in sids.iter().zip(&results).enumerate() {
         let mut buyer = Client::connect(shop.buyer, Framing::Lines);
         buyer.sid = sid.clone();
-        assert_eq!(buyer.api("DisplayCart", json!({})).unwrap()["cart"], json!([]), "b{nth}");
+        assert_eq!(buyer.call("DisplayCart", json!({})).unwrap()["cart"], json!([]), "b{nth}");
         let mut totals: HashMap<String, i64> = HashMap::new();
-        for line in all(&mut buyer, "GetBuyerPurchases") {
+        for line in fetch_all(&mut buyer, "GetBuyerPurchases") {
             let cents = (line["price"].as_f64().unwrap() * 100.0).round() as i64 * line["quantity"].as_i64().unwrap();
             *totals.entry(line["purchase_id"].as_str().unwrap().to_owned()).or_default() += cents;
         }
         let mut acknowledged: Vec<&str> =
-            told.purchases.values().map(|answer| answer["purchase_id"].as_str().unwrap()).collect();
+            results.purchases.values().map(|answer| answer["purchase_id"].as_str().unwrap()).collect();
         acknowledged.sort_unstable();
         let count = acknowledged.len();
         acknowledged.dedup();
         assert_eq!(count, acknowledged.len(), "b{nth}: one purchase answered two keys");
-        for answer in told.purchases.values() {
+        for answer in results.purchases.values() {
             let total = (answer["total"].as_f64().unwrap() * 100.0).round() as i64;
             assert_eq!(totals.get(answer["purchase_id"].as_str().unwrap()), Some(&total), "b{nth}: {answer}");
         }
@@ -270,7 +275,7 @@ fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
         charged.insert(format!("card:b{nth}"), -totals.values().sum::<i64>());
     }
 
-    // The books: every buyer was charged what the history says, and all of it sums to zero.
+    // The ledger: every buyer was charged what the history says, and all accounts sum to zero.
     let state = shop.dir.path().join("customer-db");
     let ledger = program("admin").args(["ledger", "--json", "--data-dir"]).arg(&state).output().unwrap();
     assert!(ledger.status.success(), "{}", String::from_utf8_lossy(&ledger.stderr));
@@ -282,19 +287,19 @@ fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
         let balance = line.map_or(0.0, |line| line["balance"].as_f64().unwrap());
         assert_eq!((balance * 100.0).round() as i64, cents, "{account}");
     }
-    // And the bank's: captured once for each purchase, nothing left open.
-    shop.parts.iter_mut().for_each(Component::kill);
+    // The bank: one capture for each purchase, and no open authorisation.
+    shop.components.iter_mut().for_each(Component::kill);
     let charges = BuiltinGateway::open_file(&state.join("shop-bank.db")).unwrap().charges().unwrap();
     let count = |state: ChargeState| charges.iter().filter(|charge| charge.state == state).count();
     assert_eq!(count(ChargeState::Captured), purchases);
     assert_eq!(count(ChargeState::Authorised), 0, "an authorisation is left open");
 }
 
-/// Every page of a list.
-fn all(client: &mut Client, api: &str) -> Vec<Value> {
+/// Reads all pages of a list.
+fn fetch_all(client: &mut Client, api: &str) -> Vec<Value> {
     let mut items = Vec::new();
     loop {
-        let page = client.api(api, json!({"offset": items.len(), "limit": 500})).unwrap();
+        let page = client.call(api, json!({"offset": items.len(), "limit": 500})).unwrap();
         let page = page["items"].as_array().unwrap();
         items.extend(page.iter().cloned());
         if page.len() < 500 {

@@ -1,4 +1,4 @@
-//! The shop as its users see it: processes, clients on bare sockets, nothing but the wire.
+//! End-to-end tests of the shop: its processes, with clients on plain sockets that use the wire format only.
 
 #[path = "../crash/rng.rs"]
 #[allow(dead_code, reason = "each test target uses its part")]

@@ -1,4 +1,4 @@
-//! A shop of our own and clients on bare sockets, written from the wire format alone.
+//! A shop in processes of its own, and a client on a plain socket that is written from the wire format alone.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use crate::support::{PATIENCE, eventually, program};
 pub const GOOD_CARD: &str = "4111111111111111";
 pub const DECLINED_CARD: &str = "4000000000000002";
 
-/// A component, or all of them in one process. Ended by SIGKILL when dropped.
+/// A process with one component or all of them, which is killed when dropped.
 pub struct Component {
     child: Child,
     command: String,
@@ -29,7 +29,7 @@ impl Component {
         Component::start_with(dir, command, args, &[])
     }
 
-    /// The same with more environment.
+    /// The same with further environment variables.
     pub fn start_with(dir: &Path, command: &str, args: &[String], env: &[(&str, &Path)]) -> Component {
         static NTH: AtomicU64 = AtomicU64::new(0);
         let ready_file = dir.join(format!("{command}-{}.json", NTH.fetch_add(1, Ordering::Relaxed)));
@@ -59,7 +59,7 @@ impl Component {
         self.ready[name].as_str().unwrap_or_else(|| panic!("{name} is not in {}", self.ready)).parse().unwrap()
     }
 
-    /// SIGKILL, and the same again on the same ports and data.
+    /// Kills the process and starts it again with the same ports and data.
     pub fn kill_and_restart(&mut self) {
         self.kill();
         let mut args = self.args.clone();
@@ -83,7 +83,7 @@ impl Component {
     }
 
     pub fn kill(&mut self) {
-        // It may have ended before; then there is nothing to end.
+        // It may have ended before.
         let _ = self.child.kill();
         self.child.wait().unwrap();
     }
@@ -97,7 +97,7 @@ impl Drop for Component {
 
 /// A whole shop on free ports.
 pub struct Shop {
-    pub parts: Vec<Component>,
+    pub components: Vec<Component>,
     pub dir: tempfile::TempDir,
     pub seller: SocketAddr,
     pub buyer: SocketAddr,
@@ -105,39 +105,48 @@ pub struct Shop {
     pub customer: SocketAddr,
 }
 
-/// The place of each component in [`Shop::parts`] when they are apart.
+/// The index of each component in [`Shop::components`] when each has a process of its own.
 pub const PRODUCT: usize = 0;
 pub const CUSTOMER: usize = 1;
 pub const SELLER: usize = 2;
 pub const BUYER: usize = 3;
 
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
+fn to_strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
 }
 
 impl Shop {
-    /// All in one process.
-    pub fn one(args: &[&str]) -> Shop {
+    /// Starts all components in one process.
+    pub fn in_one_process(args: &[&str]) -> Shop {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state").display().to_string();
-        let mut all = words(&["--services", "shop", "--data-dir", &state, "--api-port", "0"]);
-        all.extend(words(&["--product-port", "0", "--customer-port", "0", "--seller-port", "0", "--buyer-port", "0"]));
-        all.extend(words(args));
+        let mut all = to_strings(&["--services", "shop", "--data-dir", &state, "--api-port", "0"]);
+        all.extend(to_strings(&[
+            "--product-port",
+            "0",
+            "--customer-port",
+            "0",
+            "--seller-port",
+            "0",
+            "--buyer-port",
+            "0",
+        ]));
+        all.extend(to_strings(args));
         let server = Component::start(dir.path(), "server", &all);
         let [seller, buyer, product, customer] =
             ["seller", "buyer", "product_db", "customer_db"].map(|name| server.addr(name));
-        Shop { parts: vec![server], dir, seller, buyer, product, customer }
+        Shop { components: vec![server], dir, seller, buyer, product, customer }
     }
 
-    /// Four processes; `args` goes to the databases that take each.
-    pub fn four(product_args: &[&str], customer_args: &[&str]) -> Shop {
+    /// Starts each component in a process of its own, with these arguments for the databases.
+    pub fn in_four_processes(product_args: &[&str], customer_args: &[&str]) -> Shop {
         let dir = tempfile::tempdir().unwrap();
         let [product, customer] = ["product-db", "customer-db"].map(|name| dir.path().join(name));
-        Shop::four_on(dir, [&product, &customer], product_args, customer_args)
+        Shop::in_four_processes_on(dir, [&product, &customer], product_args, customer_args)
     }
 
-    /// The same on these data dirs.
-    pub fn four_on(
+    /// The same with these data directories.
+    pub fn in_four_processes_on(
         dir: tempfile::TempDir,
         [product_dir, customer_dir]: [&Path; 2],
         product_args: &[&str],
@@ -146,8 +155,8 @@ impl Shop {
         let key = dir.path().join("cluster.key").display().to_string();
         let database = |command: &str, state: &Path, extra: &[&str]| {
             let state = state.display().to_string();
-            let mut args = words(&["--port", "0", "--data-dir", &state, "--cluster-key", &key]);
-            args.extend(words(extra));
+            let mut args = to_strings(&["--port", "0", "--data-dir", &state, "--cluster-key", &key]);
+            args.extend(to_strings(extra));
             Component::start(dir.path(), command, &args)
         };
         let product_db = database("product-db", product_dir, product_args);
@@ -155,13 +164,14 @@ impl Shop {
         let (product, customer) = (product_db.addr("product_db"), customer_db.addr("customer_db"));
         let frontend = |command: &str| {
             let (product, customer) = (product.to_string(), customer.to_string());
-            let args = words(&["--port", "0", "--product", &product, "--customer", &customer, "--cluster-key", &key]);
+            let args =
+                to_strings(&["--port", "0", "--product", &product, "--customer", &customer, "--cluster-key", &key]);
             Component::start(dir.path(), command, &args)
         };
         let (seller_server, buyer_server) = (frontend("seller-server"), frontend("buyer-server"));
         let (seller, buyer) = (seller_server.addr("seller"), buyer_server.addr("buyer"));
         Shop {
-            parts: vec![product_db, customer_db, seller_server, buyer_server],
+            components: vec![product_db, customer_db, seller_server, buyer_server],
             dir,
             seller,
             buyer,
@@ -171,7 +181,7 @@ impl Shop {
     }
 }
 
-/// How messages are told apart on a connection.
+/// How messages are framed on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     Lines,
@@ -180,21 +190,20 @@ pub enum Framing {
 
 pub const FRAMINGS: [Framing; 2] = [Framing::Lines, Framing::Lengths];
 
-/// A refusal: its code and message.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Refused {
+pub struct Refusal {
     pub code: String,
     pub message: String,
 }
 
-pub type Answer = Result<Value, Refused>;
+pub type CallResult = Result<Value, Refusal>;
 
 /// A client on one connection.
 pub struct Client {
     framing: Framing,
     stream: TcpStream,
     reader: BufReader<TcpStream>,
-    /// The session that calls are made with, if any.
+    /// The session of the calls, if any.
     pub sid: Option<String>,
 }
 
@@ -203,7 +212,7 @@ impl Client {
         Client::try_connect(addr, framing).unwrap_or_else(|| panic!("nobody listens at {addr}"))
     }
 
-    /// Nothing when nobody listens.
+    /// `None` if nobody listens.
     pub fn try_connect(addr: SocketAddr, framing: Framing) -> Option<Client> {
         let stream = TcpStream::connect(addr).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -220,7 +229,7 @@ impl Client {
         self.send_bytes(message.to_string().as_bytes())
     }
 
-    /// A message whatever it is, in the client's framing.
+    /// Sends arbitrary bytes as one message in the client's framing.
     pub fn send_bytes(&mut self, message: &[u8]) -> std::io::Result<()> {
         let bytes = match self.framing {
             Framing::Lines => [message, b"\n"].concat(),
@@ -229,12 +238,12 @@ impl Client {
         self.stream.write_all(&bytes)
     }
 
-    /// The next message; nothing when the other side has closed.
+    /// Reads the next message; `None` if the server has closed the connection.
     pub fn receive(&mut self) -> std::io::Result<Option<Value>> {
         Ok(self.receive_text()?.map(|text| serde_json::from_str(&text).unwrap()))
     }
 
-    /// The same to the letter: a number of JSON may have more digits than a [`Value`] keeps.
+    /// The same as text, because a number may have more digits than a [`Value`] keeps.
     pub fn receive_text(&mut self) -> std::io::Result<Option<String>> {
         let text = match self.framing {
             Framing::Lines => {
@@ -263,8 +272,8 @@ impl Client {
         self.receive().unwrap().unwrap_or_else(|| panic!("closed instead of an answer to {message}"))
     }
 
-    /// Dialect 1. The envelope around the answer is checked.
-    pub fn api(&mut self, api: &str, payload: Value) -> Answer {
+    /// Makes a call in dialect 1 and checks the response's envelope.
+    pub fn call(&mut self, api: &str, payload: Value) -> CallResult {
         let mut request = json!({"type": "request", "api": api, "payload": payload});
         if let Some(sid) = &self.sid {
             request["session_id"] = json!(sid);
@@ -278,8 +287,8 @@ impl Client {
         }
     }
 
-    /// Dialect 2.
-    pub fn flat(&mut self, kind: &str, fields: Value) -> Answer {
+    /// Makes a call in dialect 2.
+    pub fn call_dialect2(&mut self, kind: &str, fields: Value) -> CallResult {
         let Value::Object(mut message) = fields else { panic!("{fields} is no object") };
         message.insert("type".to_owned(), json!(kind));
         if let (Some(sid), false) = (&self.sid, message.contains_key("sid")) {
@@ -293,21 +302,21 @@ impl Client {
         }
     }
 
-    /// A new account (dialect 1), signed in.
-    pub fn joined(addr: SocketAddr, framing: Framing, user: &str) -> Client {
+    /// Creates an account in dialect 1 and logs in.
+    pub fn sign_up(addr: SocketAddr, framing: Framing, user: &str) -> Client {
         let mut client = Client::connect(addr, framing);
-        client.api("CreateAccount", json!({"username": user, "password": "secret"})).unwrap();
+        client.call("CreateAccount", json!({"username": user, "password": "secret"})).unwrap();
         client.log_in(user);
         client
     }
 
     pub fn log_in(&mut self, user: &str) {
         self.sid = None;
-        let answer = self.api("Login", json!({"username": user, "password": "secret"})).unwrap();
+        let answer = self.call("Login", json!({"username": user, "password": "secret"})).unwrap();
         self.sid = Some(answer["session_id"].as_str().unwrap().to_owned());
     }
 
-    /// Whether the other side has closed: it says nothing more.
+    /// Whether the server closes the connection within 20 s.
     pub fn is_closed_soon(&mut self) -> bool {
         self.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut rest = Vec::new();
@@ -318,20 +327,20 @@ impl Client {
     }
 }
 
-fn refused(error: &Value) -> Refused {
+fn refused(error: &Value) -> Refusal {
     let text = |field: &str| error[field].as_str().unwrap_or_else(|| panic!("{field}: no text in {error}")).to_owned();
-    Refused { code: text("code"), message: text("message") }
+    Refusal { code: text("code"), message: text("message") }
 }
 
-/// The code of what must be refused.
-pub fn code(answer: Answer) -> String {
+/// The error code of a call that must be refused.
+pub fn code(answer: CallResult) -> String {
     match answer {
         Ok(answer) => panic!("not refused: {answer}"),
         Err(refused) => refused.code,
     }
 }
 
-/// Fields of an item that a seller lists.
+/// The fields of an item to register.
 pub fn lamp(price: f64, quantity: i64) -> Value {
     json!({
         "item_name": "Brass Lamp", "category": 3, "keywords": ["lamp", "brass"], "condition": "Used",
@@ -343,8 +352,8 @@ pub fn card(number: &str) -> Value {
     json!({"number": number, "exp": "12/79", "name": "B. Buyer"})
 }
 
-/// One object out of two.
-pub fn with(base: Value, more: Value) -> Value {
+/// Merges two JSON objects.
+pub fn merge(base: Value, more: Value) -> Value {
     let (Value::Object(mut base), Value::Object(more)) = (base, more) else { panic!("objects only") };
     base.extend(more.into_iter().collect::<Map<_, _>>());
     Value::Object(base)

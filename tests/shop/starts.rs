@@ -1,4 +1,4 @@
-//! Components on a machine that has nothing yet.
+//! Starting components on a machine without any files yet.
 
 use p2s2::storage::lock::DataDirLock;
 use serde_json::json;
@@ -15,17 +15,21 @@ fn each_component_makes_what_it_needs() {
         ("buyer-server", "buyer"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let ready = dir.path().join("ready.json");
-        // In an empty folder, with nothing said but the port.
-        let mut child =
-            program(command).current_dir(dir.path()).args(["--port", "0", "--ready-file"]).arg(&ready).spawn().unwrap();
-        let told = eventually(&format!("{command} to be ready"), || {
+        let ready_file = dir.path().join("ready.json");
+        // In an empty directory, with no arguments but the port.
+        let mut child = program(command)
+            .current_dir(dir.path())
+            .args(["--port", "0", "--ready-file"])
+            .arg(&ready_file)
+            .spawn()
+            .unwrap();
+        let ready = eventually(&format!("{command} to be ready"), || {
             assert!(child.try_wait().unwrap().is_none(), "{command} has ended");
-            serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&ready).ok()?).ok()
+            serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&ready_file).ok()?).ok()
         });
         crate::support::signal(child.id(), libc::SIGTERM);
         assert!(child.wait().unwrap().success(), "{command}");
-        assert!(told[name].is_string(), "{command}: {told}");
+        assert!(ready[name].is_string(), "{command}: {ready}");
         assert!(dir.path().join("data/state/cluster.key").is_file(), "{command}");
     }
 }
@@ -39,29 +43,29 @@ fn each_component_makes_the_folder_for_its_certificate() {
         ("buyer-server", "buyer"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let ready = dir.path().join("ready.json");
-        let mut child = Ended(
+        let ready_file = dir.path().join("ready.json");
+        let mut child = KillOnDrop(
             program(command)
                 .current_dir(dir.path())
                 .args(["--port", "0", "--tls", "--ready-file"])
-                .arg(&ready)
+                .arg(&ready_file)
                 .spawn()
                 .unwrap(),
         );
-        let told = eventually(&format!("{command} to be ready"), || {
+        let ready = eventually(&format!("{command} to be ready"), || {
             assert!(child.0.try_wait().unwrap().is_none(), "{command} has ended");
-            serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&ready).ok()?).ok()
+            serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&ready_file).ok()?).ok()
         });
-        assert!(told[name].is_string() && dir.path().join("data/state/identity.pem").is_file(), "{command}: {told}");
+        assert!(ready[name].is_string() && dir.path().join("data/state/identity.pem").is_file(), "{command}: {ready}");
     }
 }
 
-/// Ended by SIGKILL when dropped.
-struct Ended(std::process::Child);
+/// Kills the process when dropped.
+struct KillOnDrop(std::process::Child);
 
-impl Drop for Ended {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Has it ended already? Then there is nothing to kill.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -71,7 +75,7 @@ impl Drop for Ended {
 fn nothing_is_written_into_a_data_dir_that_another_process_has() {
     for (command, part) in [("product-db", "product"), ("customer-db", "customer"), ("server", "customer")] {
         let dir = tempfile::tempdir().unwrap();
-        let held = DataDirLock::take_part(dir.path(), part).unwrap();
+        let held = DataDirLock::acquire_component(dir.path(), part).unwrap();
         let refused =
             program(command).args(["--data-dir"]).arg(dir.path()).env("P2S2_SERVER_SERVICES", "shop").output().unwrap();
         let error = String::from_utf8_lossy(&refused.stderr);
@@ -116,7 +120,7 @@ fn a_database_that_does_not_answer_is_named_at_the_start_and_when_it_comes() {
     let _seller = Component::start(dir.path(), "seller-server", &args);
     let log = || std::fs::read_to_string(dir.path().join("seller-server.log")).unwrap();
     for (flag, addr) in at {
-        // Nobody has asked for anything yet.
+        // No request has been made yet.
         eventually(&format!("{flag} to be named"), || {
             let named = format!("{addr} ({flag}) cannot be reached");
             log().lines().any(|line| line.contains("WARN") && line.contains(&named)).then_some(())
@@ -152,40 +156,42 @@ fn every_flag_may_be_an_environment_variable() {
 fn databases_that_run_alone_take_a_backup_up_once_and_give_no_id_twice() {
     let dir = tempfile::tempdir().unwrap();
     let (archive, again) = (dir.path().join("backup.tar"), dir.path().join("again"));
-    let admin = |words: &[&str], state: &std::path::Path| {
-        let output = program("admin").args(words).arg(&archive).arg("--data-dir").arg(state).output().unwrap();
+    let admin = |arguments: &[&str], state: &std::path::Path| {
+        let output = program("admin").args(arguments).arg(&archive).arg("--data-dir").arg(state).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     let sold = |shop: &Shop, name: &str| {
         let mut seller = Client::connect(shop.seller, Framing::Lines);
         let account = json!({"username": name, "password": "secret"});
-        let id = seller.api("CreateAccount", account).unwrap()["seller_id"].as_u64().unwrap();
+        let id = seller.call("CreateAccount", account).unwrap()["seller_id"].as_u64().unwrap();
         seller.log_in(name);
-        let item = seller.api("RegisterItemForSale", lamp(1.0, 1)).unwrap()["item_id"].clone();
+        let item = seller.call("RegisterItemForSale", lamp(1.0, 1)).unwrap()["item_id"].clone();
         (id, item.as_str().unwrap().rsplit('-').next().unwrap().parse::<u64>().unwrap())
     };
     let joined = |shop: &Shop, name: &str| {
         let account = json!({"username": name, "password": "secret"});
-        Client::connect(shop.buyer, Framing::Lines).api("CreateAccount", account).unwrap()["buyer_id"].as_u64().unwrap()
+        Client::connect(shop.buyer, Framing::Lines).call("CreateAccount", account).unwrap()["buyer_id"]
+            .as_u64()
+            .unwrap()
     };
-    let shop = Shop::one(&[]);
+    let shop = Shop::in_one_process(&[]);
     assert_eq!((sold(&shop, "before"), joined(&shop, "before")), ((1, 1), 1));
     admin(&["backup"], &shop.dir.path().join("state"));
     assert_eq!((sold(&shop, "after"), joined(&shop, "after")), ((2, 2), 2));
     drop(shop);
 
     admin(&["restore"], &again);
-    let mut shop = Shop::four_on(dir, [&again, &again], &[], &[]);
+    let mut shop = Shop::in_four_processes_on(dir, [&again, &again], &[], &[]);
     let (seller, item) = sold(&shop, "anew");
     let buyer = joined(&shop, "anew");
     assert!(seller > 2 && item > 2 && buyer > 2, "{seller} {item} {buyer}");
     for part in [PRODUCT, CUSTOMER] {
-        shop.parts[part].kill_and_restart();
+        shop.components[part].kill_and_restart();
     }
     eventually("the shop to be whole again", || {
         let mut client = Client::connect(shop.seller, Framing::Lines);
-        client.api("Login", json!({"username": "before", "password": "secret"})).ok()
+        client.call("Login", json!({"username": "before", "password": "secret"})).ok()
     });
-    // Number after number from here on.
+    // From here on the numbers are consecutive.
     assert_eq!((sold(&shop, "last"), joined(&shop, "last")), ((seller + 1, item + 1), buyer + 1));
 }

@@ -1,10 +1,10 @@
-//! A bank elsewhere: it commits by itself, may be away, and its answers may get lost.
+//! A remote bank: it commits by itself, may be unavailable, and its answers may be lost.
 
 use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// Whether the card is good.
+    /// Asks for an authorisation; the flag tells whether the card is good.
     Authorise(bool),
     Capture,
     Void,
@@ -37,8 +37,8 @@ pub struct Bank {
 }
 
 impl Bank {
-    /// One key serves all three; every call may be repeated. `refuses` is a mood in which a first
-    /// capture is definitely refused.
+    /// One key serves all three calls, and every call may be repeated. With `refuses`, a first capture is definitely
+    /// refused.
     pub fn call(&mut self, key: &str, call: Call, refuses: bool) -> Answer {
         let account = self.accounts.entry(key.to_owned()).or_default();
         match call {

@@ -1,12 +1,13 @@
-//! A disk as the contract assumes it: what was committed stays; of the rest a crash keeps some prefix.
+//! A disk with the guarantees that the journal requires: committed changes stay, and of the others a crash keeps some
+//! prefix.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use p2s2::model::{Millis, Name, Token};
-use p2s2::trade::deal::{Deal, Money, Party, SellerSide, State};
-use p2s2::trade::journal::{Change, FarewellRow, Journal, MoneyRow, PeerRow, Snapshot};
+use p2s2::trade::deal::{Deal, DealState, LedgerOperation, Party, SellerSide};
+use p2s2::trade::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, Journal, LedgerRow, PeerRow};
 
 use crate::Fault;
 use crate::rng::Rng;
@@ -16,44 +17,44 @@ pub struct Disk(Arc<Mutex<Platter>>);
 
 pub struct Platter {
     pub rows: Rows,
-    pending: VecDeque<Vec<Change>>,
+    pending: VecDeque<Vec<ExchangeChange>>,
     appended: u64,
     committed: u64,
     fault: Option<Fault>,
 }
 
-/// What is on disk for good.
+/// What is committed.
 #[derive(Default)]
 pub struct Rows {
     ceiling: u64,
     mid_key: Option<Token>,
     pub peers: BTreeMap<Name, (PeerRow, Millis)>,
-    farewells: BTreeMap<(Name, u64), FarewellRow>,
+    departures: BTreeMap<(Name, u64), DepartureRow>,
     pub deals: BTreeMap<u64, Deal>,
     sides: BTreeMap<(u64, u64), SellerSide>,
-    pub money: Vec<MoneyRow>,
-    /// Every deal that was ever settled, with its ending; deals are forgotten, these are not.
+    pub money: Vec<LedgerRow>,
+    /// Every settled deal and its price. Deals are removed, but these are not.
     pub completed: BTreeMap<u64, (Name, Name, i64)>,
 }
 
 impl Journal for Disk {
-    type Receipt = u64;
+    type Commit = u64;
 
-    fn append(&self, changes: Vec<Change>) -> u64 {
+    fn append(&self, changes: Vec<ExchangeChange>) -> u64 {
         let mut disk = self.lock();
         disk.pending.push_back(changes);
         disk.appended += 1;
         disk.appended
     }
 
-    fn later(a: u64, b: u64) -> u64 {
+    fn latest(a: u64, b: u64) -> u64 {
         a.max(b)
     }
 }
 
 impl Disk {
     pub fn new(seed: u64, fault: Option<Fault>) -> Disk {
-        // Drawn from the seed like everything else, so that a seed plays the same every time.
+        // Drawn from the seed, so that a seed always gives the same run.
         let rows = Rows { mid_key: Some(Token::from_text(seed.to_string())), ..Rows::default() };
         Disk(Arc::new(Mutex::new(Platter { rows, pending: VecDeque::new(), appended: 0, committed: 0, fault })))
     }
@@ -62,8 +63,8 @@ impl Disk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn has_committed(&self, receipt: u64) -> bool {
-        receipt <= self.lock().committed
+    pub fn has_committed(&self, commit: u64) -> bool {
+        commit <= self.lock().committed
     }
 
     pub fn commit(&self) {
@@ -74,14 +75,14 @@ impl Disk {
         disk.committed = disk.appended;
     }
 
-    /// Nothing of the batch reaches the disk.
+    /// The disk refuses the whole batch.
     pub fn fail(&self) {
         let mut disk = self.lock();
         disk.pending.clear();
         disk.committed = disk.appended;
     }
 
-    /// The power is cut: some prefix of what was handed over has made it.
+    /// A power cut: some prefix of the appended changes was written.
     pub fn crash(&self, rng: &mut Rng) {
         let kept = rng.below(self.lock().pending.len() as u64 + 1);
         let mut disk = self.lock();
@@ -94,34 +95,34 @@ impl Disk {
         self.fail();
     }
 
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> ExchangeSnapshot {
         let disk = self.lock();
         let rows = &disk.rows;
         let deals = rows.deals.values().map(|deal| (deal.clone(), rows.sellers(deal.id))).collect();
-        Snapshot {
+        ExchangeSnapshot {
             ceiling: rows.ceiling,
             mid_key: rows.mid_key.clone(),
             peers: rows.peers.values().cloned().collect(),
-            farewells: rows.farewells.values().cloned().collect(),
+            departures: rows.departures.values().cloned().collect(),
             deals,
         }
     }
 
-    /// Where a peer is, as the newest change says, committed or not.
+    /// The address of a peer by the newest change, committed or not.
     pub fn newest_address(&self, name: &Name) -> Option<SocketAddr> {
         let disk = self.lock();
         let mut address = disk.rows.peers.get(name).map(|(row, _)| row.addr);
         for change in disk.pending.iter().flatten() {
             match change {
-                Change::Peer(row) if row.name == *name => address = Some(row.addr),
-                Change::DropPeer(dropped) if dropped == name => address = None,
+                ExchangeChange::Peer(row) if row.name == *name => address = Some(row.addr),
+                ExchangeChange::DropPeer(dropped) if dropped == name => address = None,
                 _ => {}
             }
         }
         address
     }
 
-    /// Who is behind a side, committed or not.
+    /// The name of the peer on a side, committed or not.
     pub fn name_of(&self, deal: u64, party: Party) -> Option<Name> {
         let disk = self.lock();
         disk.rows.whole_deal(deal).map(|deal| deal.name_of(party).clone())
@@ -129,16 +130,16 @@ impl Disk {
 }
 
 impl Platter {
-    fn keep(&mut self, changes: Vec<Change>) {
+    fn keep(&mut self, changes: Vec<ExchangeChange>) {
         for change in changes {
             let lost = match self.fault {
                 Some(Fault::LoseOffers) => {
-                    matches!(&change, Change::Seller { deal, rq, .. } if self.rows.sides.contains_key(&(*deal, *rq)))
+                    matches!(&change, ExchangeChange::Seller { deal, rq, .. } if self.rows.sides.contains_key(&(*deal, *rq)))
                 }
-                Some(Fault::LosePeerRows) => matches!(change, Change::Peer(_)),
-                Some(Fault::LoseCeiling) => matches!(change, Change::Ceiling(_)),
+                Some(Fault::LosePeerRows) => matches!(change, ExchangeChange::Peer(_)),
+                Some(Fault::LoseCeiling) => matches!(change, ExchangeChange::Ceiling(_)),
                 Some(Fault::LoseCaptures) => {
-                    matches!(&change, Change::Money(row) if row.money == Money::Capture)
+                    matches!(&change, ExchangeChange::Ledger(row) if row.operation == LedgerOperation::Capture)
                 }
                 _ => false,
             };
@@ -150,24 +151,24 @@ impl Platter {
 }
 
 impl Rows {
-    fn apply(&mut self, change: Change) {
+    fn apply(&mut self, change: ExchangeChange) {
         match change {
-            Change::Ceiling(number) => self.ceiling = number,
-            Change::MidKey(key) => self.mid_key = Some(key),
-            Change::Peer(row) => {
+            ExchangeChange::Ceiling(number) => self.ceiling = number,
+            ExchangeChange::MidKey(key) => self.mid_key = Some(key),
+            ExchangeChange::Peer(row) => {
                 let heard_at = self.peers.get(&row.name).map_or(row.registered_at, |(_, heard_at)| *heard_at);
                 self.peers.insert(row.name.clone(), (*row, heard_at));
             }
-            Change::Heard { name, at } => {
+            ExchangeChange::PeerSeen { name, at } => {
                 self.peers.entry(name).and_modify(|peer| peer.1 = at);
             }
-            Change::DropPeer(name) => drop(self.peers.remove(&name)),
-            Change::Farewell(row) => drop(self.farewells.insert((row.name.clone(), row.rq), row)),
-            Change::DropFarewell { name, rq } => drop(self.farewells.remove(&(name, rq))),
-            Change::DropFarewells(before) => self.farewells.retain(|_, row| row.at > before),
-            Change::Deal { id, body } => {
+            ExchangeChange::DropPeer(name) => drop(self.peers.remove(&name)),
+            ExchangeChange::Departure(row) => drop(self.departures.insert((row.name.clone(), row.rq), row)),
+            ExchangeChange::DropDeparture { name, rq } => drop(self.departures.remove(&(name, rq))),
+            ExchangeChange::DropDeparturesBefore(before) => self.departures.retain(|_, row| row.at > before),
+            ExchangeChange::Deal { id, body } => {
                 let deal: Deal = serde_json::from_str(&body).expect("the exchange writes rows that it can read");
-                if let State::Completed { seller, price, .. } = deal.state() {
+                if let DealState::Completed { seller, price, .. } = deal.state() {
                     let rq = deal.first_rq + *seller as u64;
                     if let Some(side) = self.sides.get(&(id, rq)) {
                         self.completed.insert(id, (deal.buyer.clone(), side.name.clone(), price.0));
@@ -175,19 +176,19 @@ impl Rows {
                 }
                 self.deals.insert(id, deal);
             }
-            Change::Seller { deal, rq, body } => {
+            ExchangeChange::Seller { deal, rq, body } => {
                 let side = serde_json::from_str(&body).expect("the exchange writes rows that it can read");
                 self.sides.insert((deal, rq), side);
             }
-            Change::DropDeal(id) => {
+            ExchangeChange::DropDeal(id) => {
                 self.deals.remove(&id);
                 let gone: Vec<_> = self.sides.range((id, 0)..=(id, u64::MAX)).map(|(key, _)| *key).collect();
                 for key in gone {
                     self.sides.remove(&key);
                 }
             }
-            Change::Log(_) => {}
-            Change::Money(row) => self.money.push(row),
+            ExchangeChange::Log(_) => {}
+            ExchangeChange::Ledger(row) => self.money.push(row),
         }
     }
 
@@ -199,7 +200,7 @@ impl Rows {
         Some(Deal::from_rows(self.deals.get(&id)?.clone(), self.sellers(id)))
     }
 
-    /// The newest deal that this name knows by this number.
+    /// The newest deal that this peer knows by this number.
     pub fn deal_of(&self, name: &Name, rq: u64) -> Option<u64> {
         let is_side = |id| self.sides.get(&(id, rq)).is_some_and(|side| side.name == *name);
         let mut deals = self.deals.values().rev();

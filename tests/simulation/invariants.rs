@@ -1,32 +1,32 @@
-//! What must hold, whatever is lost, repeated, late, broken or switched off.
+//! The invariants: what must hold whatever is lost, repeated, late, broken or switched off.
 //!
-//! Each rule has a name; the first that is broken ends the run and is reported with it.
+//! Each rule has a name; the first violation ends the run and is reported with it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use p2s2::model::{Cents, Millis, Name, Token};
-use p2s2::trade::deal::{Money, Party, Payment, State};
-use p2s2::trade::exchange::Told;
-use p2s2::trade::wire::{Ask, Code, Phase, Push, Reply, Request};
+use p2s2::trade::deal::{DealState, LedgerOperation, Party, PaymentProgress};
+use p2s2::trade::exchange::NotificationId;
+use p2s2::trade::wire::{DealPhase, ErrorCode, Notification, Request, RequestBody, Response};
 
 use crate::bank::{Account, Bank};
 use crate::disk::{Disk, Rows};
 use crate::peer::{Peer, kind};
 
-/// A rule that does not hold.
+/// A violated rule.
 #[derive(Debug, Clone)]
-pub struct Broken {
+pub struct Violation {
     pub rule: &'static str,
     pub detail: String,
 }
 
-/// An answer that speaks of a deal: what it said must be found again.
+/// A response about a deal, which must remain true.
 #[derive(Debug, Clone)]
 struct Promise {
     name: Name,
     rq: u64,
-    /// None: it was not even there when the answer left.
+    /// `None` if the deal did not exist any more when the response was sent.
     deal: Option<u64>,
     what: Promised,
 }
@@ -38,111 +38,111 @@ enum Promised {
     Purchase,
 }
 
-/// What was seen so far, as far as rules speak of it.
+/// What has been observed, as far as the rules need it.
 #[derive(Default)]
 pub struct Invariants {
-    pub broken: Option<Broken>,
-    /// What was answered: to whom, on which kind and number; its content and the answer.
+    pub broken: Option<Violation>,
+    /// The responses by peer, type and number: the content of the request and the response.
     answers: BTreeMap<(Name, &'static str, u64), (String, String)>,
-    /// What was promised by an answer that left.
+    /// The tokens that responses have promised.
     registered: BTreeMap<Name, String>,
     promises: Vec<Promise>,
-    /// How often a name was given up or began anew: an answer from before promises nothing after.
+    /// How often each name was given up or registered anew; responses from before promise nothing afterwards.
     eras: BTreeMap<Name, u32>,
-    mids: HashMap<u64, (u64, Party, Push)>,
+    mids: HashMap<u64, (u64, Party, Notification)>,
     numbers: HashMap<u64, (u64, Party)>,
-    /// The newest FOUND of each deal that left.
+    /// The newest FOUND of each deal that was sent.
     found: HashMap<u64, (u64, i64)>,
-    hearing: Hearing,
+    addresses: AddressState,
 }
 
-/// Who has shown that it hears, and what went to the others.
+/// Which addresses are validated, and how much was sent to the others.
 #[derive(Default)]
-struct Hearing {
-    came: HashMap<IpAddr, usize>,
-    went: HashMap<IpAddr, usize>,
+struct AddressState {
+    received: HashMap<IpAddr, usize>,
+    sent: HashMap<IpAddr, usize>,
     tokens: HashSet<(SocketAddr, String)>,
     mids: HashSet<(SocketAddr, u64)>,
-    proved: HashSet<SocketAddr>,
+    validated: HashSet<SocketAddr>,
 }
 
 impl Invariants {
     fn hold(&mut self, holds: bool, rule: &'static str, detail: impl FnOnce() -> String) {
         if !holds && self.broken.is_none() {
-            self.broken = Some(Broken { rule, detail: detail() });
+            self.broken = Some(Violation { rule, detail: detail() });
         }
     }
 
-    /// So many bytes came from there.
-    pub fn came(&mut self, from: SocketAddr, bytes: usize) {
-        *self.hearing.came.entry(from.ip()).or_default() += bytes;
+    /// Records bytes received from an address.
+    pub fn bytes_received(&mut self, from: SocketAddr, bytes: usize) {
+        *self.addresses.received.entry(from.ip()).or_default() += bytes;
     }
 
-    /// A token that was told to this very address comes from there.
-    pub fn token_came(&mut self, from: SocketAddr, token: Option<&Token>) {
-        let heard = token.is_some_and(|token| self.hearing.tokens.contains(&(from, token.reveal().to_owned())));
+    /// Records a token from an address; it validates the address that it was sent to.
+    pub fn token_received(&mut self, from: SocketAddr, token: Option<&Token>) {
+        let heard = token.is_some_and(|token| self.addresses.tokens.contains(&(from, token.reveal().to_owned())));
         if heard {
-            self.hearing.proved.insert(from);
+            self.addresses.validated.insert(from);
         }
     }
 
-    /// A push that was sent to this very address is acknowledged from there.
-    pub fn mid_came(&mut self, from: SocketAddr, mid: u64) {
-        if self.hearing.mids.contains(&(from, mid)) {
-            self.hearing.proved.insert(from);
+    /// Records an acknowledgement from an address; it validates the address that the notification was sent to.
+    pub fn mid_received(&mut self, from: SocketAddr, mid: u64) {
+        if self.addresses.mids.contains(&(from, mid)) {
+            self.addresses.validated.insert(from);
         }
     }
 
-    pub fn token_goes(&mut self, to: SocketAddr, token: &Token) {
-        self.hearing.tokens.insert((to, token.reveal().to_owned()));
+    pub fn token_sent(&mut self, to: SocketAddr, token: &Token) {
+        self.addresses.tokens.insert((to, token.reveal().to_owned()));
     }
 
-    pub fn mid_goes(&mut self, to: SocketAddr, push: &Push) {
-        self.hearing.mids.insert((to, numbers_of(push).0));
+    pub fn mid_sent(&mut self, to: SocketAddr, notification: &Notification) {
+        self.addresses.mids.insert((to, numbers_of(notification).0));
     }
 
-    /// To who has not shown that it hears goes at most three times what came from that IP.
-    pub fn goes(&mut self, to: SocketAddr, bytes: usize) {
-        if self.hearing.proved.contains(&to) {
+    /// An address that is not validated gets at most three times what came from its IP.
+    pub fn bytes_sent(&mut self, to: SocketAddr, bytes: usize) {
+        if self.addresses.validated.contains(&to) {
             return;
         }
-        let went = self.hearing.went.entry(to.ip()).or_default();
+        let went = self.addresses.sent.entry(to.ip()).or_default();
         *went += bytes;
-        let (went, came) = (*went, self.hearing.came.get(&to.ip()).copied().unwrap_or_default());
+        let (went, came) = (*went, self.addresses.received.get(&to.ip()).copied().unwrap_or_default());
         self.hold(went <= 3 * came, "three times what came", || format!("{went} bytes to {to}, {came} came"));
     }
 
-    /// Nothing leaves before what it is built on is on disk.
-    pub fn leaves(&mut self, disk: &Disk, receipt: u64, what: &dyn std::fmt::Debug) {
-        self.hold(disk.has_committed(receipt), "stored before sent", || {
-            format!("{what:?} left with receipt {receipt}")
-        });
+    /// Nothing is sent before the changes that it depends on are on disk.
+    pub fn sent_after(&mut self, disk: &Disk, commit: u64, what: &dyn std::fmt::Debug) {
+        self.hold(disk.has_committed(commit), "stored before sent", || format!("{what:?} left with receipt {commit}"));
     }
 
-    /// A push goes to the peer's registered address; its mid and its number mean one thing for ever.
-    pub fn push(&mut self, disk: &Disk, told: Told, push: &Push, to: SocketAddr) {
-        if let Some(name) = disk.name_of(told.deal, told.party) {
+    /// A notification goes to the peer's registered address, and its numbers always mean the same.
+    pub fn push(&mut self, disk: &Disk, id: NotificationId, notification: &Notification, to: SocketAddr) {
+        if let Some(name) = disk.name_of(id.deal, id.party) {
             let home = disk.newest_address(&name);
-            self.hold(home == Some(to), "pushes go home", || format!("{push:?} for {name} at {home:?} went to {to}"));
+            self.hold(home == Some(to), "pushes go home", || {
+                format!("{notification:?} for {name} at {home:?} went to {to}")
+            });
         }
-        if let Push::Found { mid, price, .. } = push {
-            // One whose number was never seen is newer than all before it.
+        if let Notification::Found { mid, price, .. } = notification {
+            // A number that was never seen must be newer than all before.
             if !self.mids.contains_key(mid) {
-                self.found.insert(told.deal, (*mid, price.0));
+                self.found.insert(id.deal, (*mid, price.0));
             }
         }
-        let (mid, rq) = numbers_of(push);
-        let meant = self.mids.entry(mid).or_insert_with(|| (told.deal, told.party, push.clone())).clone();
-        let now = (told.deal, told.party, push.clone());
+        let (mid, rq) = numbers_of(notification);
+        let meant = self.mids.entry(mid).or_insert_with(|| (id.deal, id.party, notification.clone())).clone();
+        let now = (id.deal, id.party, notification.clone());
         self.hold(meant == now, "a mid is used once", || format!("mid {mid} meant {meant:?} and now {now:?}"));
-        if told.party != Party::Buyer {
-            let side = *self.numbers.entry(rq).or_insert((told.deal, told.party));
-            let now = (told.deal, told.party);
+        if id.party != Party::Buyer {
+            let side = *self.numbers.entry(rq).or_insert((id.deal, id.party));
+            let now = (id.deal, id.party);
             self.hold(side == now, "a number is used once", || format!("rq {rq} meant {side:?} and now {now:?}"));
         }
     }
 
-    /// BUY is taken at the price of the newest FOUND, and at no other.
+    /// BUY is accepted only at the price of the newest FOUND.
     pub fn bought(&mut self, deal: u64, price: i64) {
         let found = self.found.get(&deal).copied();
         self.hold(found.is_some_and(|(_, found)| found == price), "buy at the price found", || {
@@ -150,9 +150,9 @@ impl Invariants {
         });
     }
 
-    /// The same request gets the same answer; another under its number is refused.
-    /// `asked_in` is the [`Invariants::era`] in which it was asked.
-    pub fn answer(&mut self, rows: &Rows, request: &Request, asked_in: u32, reply: &Reply) {
+    /// A repeated request gets the same response; another one under the same number is refused. `asked_in` is the
+    /// [`Invariants::era`] of the request.
+    pub fn answer(&mut self, rows: &Rows, request: &Request, asked_in: u32, response: &Response) {
         let name = &request.name;
         if asked_in != self.era(name) {
             return;
@@ -161,29 +161,32 @@ impl Invariants {
             let deal = rows.deal_of(name, request.rq);
             self.promises.push(Promise { name: name.clone(), rq: request.rq, deal, what });
         };
-        match (&request.ask, reply) {
-            (Ask::Register(_), Reply::Registered { token, .. }) => {
+        match (&request.body, response) {
+            (RequestBody::Register(_), Response::Registered { token, .. }) => {
                 let before = self.registered.insert(name.clone(), token.0.reveal().to_owned());
                 self.hold(before.is_none_or(|before| before == token.0.reveal()), "a name has one token", || {
                     format!("{name} has another token now")
                 });
             }
-            (Ask::LookingFor { .. }, Reply::Searching { .. }) => promise(Promised::Search),
-            (Ask::Offer { price, .. }, Reply::Offered { .. }) => promise(Promised::Offer(price.0)),
-            (Ask::Buy { .. }, Reply::Buying { .. }) => promise(Promised::Purchase),
+            (RequestBody::LookingFor { .. }, Response::Searching { .. }) => promise(Promised::Search),
+            (RequestBody::Offer { price, .. }, Response::Offered { .. }) => promise(Promised::Offer(price.0)),
+            (RequestBody::Buy { .. }, Response::Buying { .. }) => promise(Promised::Purchase),
             _ => {}
         }
-        if matches!(request.ask, Ask::Register(_) | Ask::Login(_) | Ask::Status { .. } | Ask::DeRegister) {
+        if matches!(
+            request.body,
+            RequestBody::Register(_) | RequestBody::Login(_) | RequestBody::Status { .. } | RequestBody::DeRegister
+        ) {
             return;
         }
-        let temporary = [Code::Unavailable, Code::Busy, Code::Forbidden, Code::NotRegistered];
-        let refused = match reply {
-            Reply::Error { code, .. } if temporary.contains(code) => return,
-            Reply::Error { .. } => true,
+        let temporary = [ErrorCode::Unavailable, ErrorCode::Busy, ErrorCode::Forbidden, ErrorCode::NotRegistered];
+        let refused = match response {
+            Response::Error { code, .. } if temporary.contains(code) => return,
+            Response::Error { .. } => true,
             _ => false,
         };
-        let key = (name.clone(), kind(&request.ask), request.rq);
-        let (content, given) = (format!("{:?}", request.ask), format!("{reply:?}"));
+        let key = (name.clone(), kind(&request.body), request.rq);
+        let (content, given) = (format!("{:?}", request.body), format!("{response:?}"));
         match self.answers.get(&key).cloned() {
             Some((before, answer)) if before == content => {
                 self.hold(answer == given, "one answer to one request", || {
@@ -198,20 +201,20 @@ impl Invariants {
         }
     }
 
-    /// Which DE-REGISTER or REGISTER of a name was the last.
+    /// How many DE-REGISTERs and REGISTERs of a name have been read.
     pub fn era(&self, name: &Name) -> u32 {
         self.eras.get(name).copied().unwrap_or_default()
     }
 
-    /// A DE-REGISTER has been read: what was promised to that name may end at any moment.
-    pub fn leaving(&mut self, name: &Name) {
-        self.begins_anew(name);
+    /// A DE-REGISTER was read: promises to that name may end at any moment.
+    pub fn departure_requested(&mut self, name: &Name) {
+        self.registered_anew(name);
         self.registered.remove(name);
         self.promises.retain(|promise| promise.name != *name);
     }
 
-    /// Deals that ended a while ago may be forgotten, and what was answered in them.
-    pub fn may_forget(&mut self, rows: &Rows, ended_before: Millis) {
+    /// Deals that ended a while ago may be removed, with their responses.
+    pub fn may_remove(&mut self, rows: &Rows, ended_before: Millis) {
         let kept = |deal: Option<u64>| {
             let deal = deal.and_then(|deal| rows.deals.get(&deal));
             deal.is_some_and(|deal| deal.ended_at().is_none_or(|at| at > ended_before))
@@ -220,13 +223,13 @@ impl Invariants {
         self.promises.retain(|promise| kept(promise.deal));
     }
 
-    /// A REGISTER has been read: numbers of ended deals may mean something else from here on.
-    pub fn begins_anew(&mut self, name: &Name) {
+    /// A REGISTER was read: the numbers of ended deals may get a new meaning.
+    pub fn registered_anew(&mut self, name: &Name) {
         *self.eras.entry(name.clone()).or_default() += 1;
         self.answers.retain(|(whose, ..), _| whose != name);
     }
 
-    /// After a start: everything that was acknowledged is there.
+    /// After a start, everything that was acknowledged is there.
     pub fn loaded(&mut self, rows: &Rows) {
         for (name, token) in self.registered.clone() {
             let kept = rows.peers.get(&name).is_some_and(|(row, _)| row.token.reveal() == token);
@@ -241,10 +244,10 @@ impl Invariants {
                 Promised::Search => ("a search is kept", status.is_some()),
                 Promised::Offer(price) => {
                     let same = status.as_ref().and_then(|status| status.price) == Some(Cents(price));
-                    ("an offer is kept", same || phase.is_some_and(|phase| phase != Phase::Searching))
+                    ("an offer is kept", same || phase.is_some_and(|phase| phase != DealPhase::Searching))
                 }
                 Promised::Purchase => {
-                    let after = [Phase::Settling, Phase::Completed, Phase::Cancelled];
+                    let after = [DealPhase::Settling, DealPhase::Completed, DealPhase::Cancelled];
                     ("a purchase is kept", phase.is_some_and(|phase| after.contains(&phase)))
                 }
             };
@@ -252,21 +255,21 @@ impl Invariants {
         }
     }
 
-    /// The ledger sums to zero, and escrow holds exactly what is authorised and not yet over.
+    /// The ledger balances, and escrow holds exactly what is authorised and not completed.
     pub fn ledger(&mut self, rows: &Rows) {
         let mut accounts: BTreeMap<String, i64> = BTreeMap::new();
         for row in &rows.money {
             let mut book = |account: String, cents: i64| *accounts.entry(account).or_default() += cents;
-            match row.money {
-                Money::Authorise => {
+            match row.operation {
+                LedgerOperation::Authorise => {
                     book(format!("card of {}", row.buyer), -row.price.0);
                     book("escrow".to_owned(), row.price.0);
                 }
-                Money::Void => {
+                LedgerOperation::Void => {
                     book("escrow".to_owned(), -row.price.0);
                     book(format!("card of {}", row.buyer), row.price.0);
                 }
-                Money::Capture => {
+                LedgerOperation::Capture => {
                     book("escrow".to_owned(), -row.price.0);
                     book(format!("payout to {}", row.seller), row.price.0 - row.fee.0);
                     book("fee".to_owned(), row.fee.0);
@@ -276,24 +279,25 @@ impl Invariants {
         let sum: i64 = accounts.values().sum();
         self.hold(sum == 0, "the ledger sums to zero", || format!("{accounts:?}"));
         let held = rows.deals.values().filter_map(|deal| deal.settling());
-        let held: i64 = held.filter(|(.., payment)| *payment > Payment::Asked).map(|(_, price, _)| price.0).sum();
+        let held: i64 =
+            held.filter(|(.., payment)| *payment > PaymentProgress::Asked).map(|(_, price, _)| price.0).sum();
         let escrow = accounts.get("escrow").copied().unwrap_or_default();
         self.hold(escrow == held, "escrow is what is held", || format!("escrow {escrow}, held {held}: {accounts:?}"));
     }
 
-    /// One key is charged once, never after it was let go, and never before SHIPPED is on disk.
+    /// A key is charged once, never after it was voided, and never before SHIPPED is on disk.
     pub fn charged(&mut self, rows: &Rows, deal: u64, before: Account, after: Account) {
         self.hold(after.captured <= 1 && after.authorised <= 1, "charged once", || format!("deal {deal}: {after:?}"));
         self.hold(after.captured == 0 || after.voided == 0, "charged or let go", || format!("deal {deal}: {after:?}"));
         if after.captured > before.captured {
             let payment = rows.deals.get(&deal).and_then(|deal| deal.settling()).map(|(.., payment)| payment);
-            self.hold(payment == Some(Payment::Shipped), "charged after SHIPPED", || {
+            self.hold(payment == Some(PaymentProgress::Shipped), "charged after SHIPPED", || {
                 format!("deal {deal}: {payment:?}")
             });
         }
     }
 
-    /// A seller never holds and sells more than it has.
+    /// A seller never binds and sells more units than it has.
     pub fn stock(&mut self, peer: &Peer, rows: &Rows) {
         let (used, stock) = (peer.used(), peer.stock);
         self.hold(used <= stock, "no unit is sold twice", || format!("{} uses {used} of {stock}", peer.name));
@@ -301,13 +305,13 @@ impl Invariants {
         self.hold(sold <= stock, "no unit is sold twice", || format!("{} sold {sold} of {stock}", peer.name));
     }
 
-    /// A place is taken by those who are being settled, and by nobody else.
+    /// Settlement slots are held exactly by the deals that are being settled.
     pub fn slots(&mut self, rows: &Rows, slots: usize) {
         let settling = rows.deals.values().filter(|deal| deal.settling().is_some()).count();
         self.hold(slots == settling, "slots are those of settlements", || format!("{slots} slots, {settling} settle"));
     }
 
-    /// When all is quiet: every deal has ended, and everyone knows how.
+    /// At the end, every deal has ended and everyone knows how.
     pub fn end(&mut self, rows: &Rows, bank: &Bank, peers: &[Peer]) {
         for deal in rows.deals.values() {
             self.hold(deal.ended_at().is_some(), "every deal ends", || format!("{deal:?}"));
@@ -337,7 +341,7 @@ impl Invariants {
             for prices in [&mut sold, &mut bought, &mut own_sold, &mut own_bought] {
                 prices.sort_unstable();
             }
-            // Who left with a line broken may never have heard.
+            // A peer that departed while a connection was broken may never have learned the result.
             let agree = |own: &[i64], all: &[i64], doubts: usize| {
                 if doubts == 0 { own == all } else { own.len() <= all.len() && all.len() <= own.len() + doubts }
             };
@@ -352,7 +356,7 @@ impl Invariants {
             });
         }
         let cancelled_and_charged = rows.deals.values().find(|deal| {
-            matches!(deal.state(), State::Cancelled { .. })
+            matches!(deal.state(), DealState::Cancelled { .. })
                 && bank.accounts.get(&format!("trade-{}", deal.id)).is_some_and(|account| account.captured > 0)
         });
         self.hold(cancelled_and_charged.is_none(), "charged if and only if completed", || {
@@ -368,15 +372,15 @@ impl Invariants {
     }
 }
 
-pub fn numbers_of(push: &Push) -> (u64, u64) {
-    match push {
-        Push::Search { mid, rq, .. }
-        | Push::Negotiate { mid, rq, .. }
-        | Push::Reserve { mid, rq, .. }
-        | Push::Released { mid, rq, .. }
-        | Push::Found { mid, rq, .. }
-        | Push::NotFound { mid, rq, .. }
-        | Push::NotAvailable { mid, rq, .. }
-        | Push::Cancel { mid, rq, .. } => (*mid, *rq),
+pub fn numbers_of(notification: &Notification) -> (u64, u64) {
+    match notification {
+        Notification::Search { mid, rq, .. }
+        | Notification::Negotiate { mid, rq, .. }
+        | Notification::Reserve { mid, rq, .. }
+        | Notification::Released { mid, rq, .. }
+        | Notification::Found { mid, rq, .. }
+        | Notification::NotFound { mid, rq, .. }
+        | Notification::NotAvailable { mid, rq, .. }
+        | Notification::Cancel { mid, rq, .. } => (*mid, *rq),
     }
 }

@@ -1,8 +1,8 @@
-//! Trade, the shop's purchases and the LAN under every kind of bad luck: peers, components, a network, a
-//! bank and disks that can be switched off at any step, all from one seed. Ten thousand seeds of trade and
-//! shop and a thousand of the LAN with `P2S2_TEST_SCALE=full`, else a tenth.
+//! Trade, the shop's purchases and the LAN under all kinds of failures: peers, components, a network, a bank, and
+//! disks that can be switched off at any step, all driven by one seed. Runs ten thousand seeds of trade and shop and
+//! a thousand of the LAN with `P2S2_TEST_SCALE=full`, else a tenth.
 //!
-//! A run that breaks a rule prints its seed; `SEED=n` plays that one alone, with `TRACE=1` aloud.
+//! A violation prints its seed; `SEED=n` runs that one alone, `TRACE=1` prints its events.
 
 use std::fmt::Debug;
 use std::ops::AddAssign;
@@ -21,10 +21,10 @@ mod server;
 mod shop;
 mod world;
 
-use invariants::Broken;
+use invariants::Violation;
 use world::{Tally, World};
 
-/// A rule broken on purpose, between the cores and the world.
+/// A rule that is broken on purpose, between the state machines and the simulated world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     LoseOffers,
@@ -39,26 +39,26 @@ pub enum Fault {
     SendToTheSilent,
 }
 
-fn run(seed: u64, fault: Option<Fault>, trace: bool) -> Result<Tally, Broken> {
+fn run(seed: u64, fault: Option<Fault>, trace: bool) -> Result<Tally, Violation> {
     without_panic(|| World::new(seed, fault, trace).run())
 }
 
-fn without_panic<T>(run: impl FnOnce() -> Result<T, Broken>) -> Result<T, Broken> {
+fn without_panic<T>(run: impl FnOnce() -> Result<T, Violation>) -> Result<T, Violation> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Err(Broken { rule: "no panic", detail: text.unwrap_or_default() })
+        Err(Violation { rule: "no panic", detail: text.unwrap_or_default() })
     })
 }
 
-/// Plays seeds from 0 on, on every core; returns what was seen and the first seed that broke a rule.
+/// Runs seeds from 0 on, on all cores; returns the statistics and the first seed with a violation.
 fn play<T: Default + Debug + AddAssign + Send>(
     seeds: u64,
-    run: impl Fn(u64) -> Result<T, Broken> + Sync,
-    until: impl Fn(&Broken) -> bool + Sync,
-) -> (T, Option<(u64, Broken)>) {
+    run: impl Fn(u64) -> Result<T, Violation> + Sync,
+    until: impl Fn(&Violation) -> bool + Sync,
+) -> (T, Option<(u64, Violation)>) {
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let sum = Mutex::new((T::default(), None::<(u64, Broken)>));
+    let sum = Mutex::new((T::default(), None::<(u64, Violation)>));
     let began = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, |cores| cores.get()) {
@@ -90,7 +90,7 @@ fn play<T: Default + Debug + AddAssign + Send>(
     sum.into_inner().unwrap()
 }
 
-/// The seed that is to be played alone, if there is one, and whether aloud.
+/// The seed to be run alone, if any, and whether to print its events.
 fn chosen() -> Option<(u64, bool)> {
     let seed = std::env::var("SEED").ok()?.parse().ok()?;
     Some((seed, std::env::var_os("TRACE").is_some()))
@@ -108,7 +108,7 @@ fn every_rule_holds_whatever_happens() {
     }
     let seeds = seeds();
     let (tally, broken) = play(seeds, |seed| run(seed, None, false), |_| true);
-    if let Some((seed, Broken { rule, detail })) = broken {
+    if let Some((seed, Violation { rule, detail })) = broken {
         panic!("SEED={seed}: the rule {rule:?} is broken: {detail}");
     }
     eprintln!("simulation: {seeds} seeds, {tally:?}");

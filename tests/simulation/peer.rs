@@ -1,26 +1,29 @@
-//! A peer: buys and sells, forgets nothing, and is not always nice.
+//! A peer that buys and sells, keeps its state for ever, and does not always follow the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use p2s2::model::{Cents, Name, Token};
-use p2s2::trade::wire::{Ask, Code, DealStatus, Goods, Phase, Push, Reach, Reply, Request, SettlementLine, Side};
+use p2s2::trade::wire::{
+    DealPhase, DealStatus, ErrorCode, Goods, Notification, PeerEndpoint, Request, RequestBody, Response,
+    SettlementMessage, Side,
+};
 
 use crate::rng::Rng;
 
 pub const ITEM: &str = "lamp";
-/// No datagram is under way for longer than this.
+/// The maximum delay of a datagram.
 pub const DELAY_MAX_MS: u64 = 4_000;
 
-/// What a peer does.
+/// A message that a peer sends.
 #[derive(Debug)]
-pub enum Do {
+pub enum PeerAction {
     Ask(Request),
     Ack(u64),
 }
 
-/// What a peer answers on a settlement line.
-pub enum Say {
+/// A peer's reaction to a settlement line.
+pub enum SettlementReaction {
     Line(String),
     Nothing,
     HangUp,
@@ -41,16 +44,16 @@ struct Search {
     touched_ms: u64,
 }
 
-/// Habits, drawn from the seed.
+/// The habits of a peer, drawn from the seed.
 #[derive(Debug, Clone, Copy)]
 pub struct Habits {
     pub silent: bool,
     pub never_acks: bool,
     pub liar: bool,
     pub bad_card: bool,
-    /// Shows its token with every request.
+    /// Sends its token with every request.
     pub shows_token: bool,
-    /// Does not remember what it has promised: must be caught.
+    /// Forgets the units it has promised; this must be detected.
     pub forgets_units: bool,
 }
 
@@ -63,25 +66,25 @@ pub struct Peer {
     pub stock: usize,
     price: i64,
     next_rq: u64,
-    /// Asked and not answered.
+    /// Requests without a response so far.
     pub pending: BTreeMap<u64, Request>,
     seen: BTreeSet<u64>,
-    /// How far each deal was when it was heard of last: what stands before that is old.
+    /// The latest stage of each deal; notifications of earlier stages are outdated.
     newest: BTreeMap<u64, u8>,
-    /// Units held for someone, by the server's number.
+    /// Units bound to deals, by the server's number.
     pub bound: BTreeMap<u64, Unit>,
     searches: BTreeMap<u64, Search>,
     pub sold: Vec<i64>,
     pub bought: Vec<i64>,
     pub sold_in_doubt: usize,
     pub bought_in_doubt: usize,
-    /// The number of the last STATUS, when it was asked, and the deal if it was about one.
+    /// The number of the last STATUS, when it was sent, and the deal if it was about only one.
     asked_status: Option<(u64, u64, Option<u64>)>,
-    /// The last list of deals was cut.
+    /// The last list of deals was incomplete.
     not_all_fitted: bool,
-    /// The server does not know it by this address.
+    /// The server does not know the peer at this address.
     astray: bool,
-    /// What it said earlier, for liars.
+    /// Earlier requests, to be contradicted by liars.
     said: Vec<Request>,
 }
 
@@ -113,7 +116,7 @@ impl Peer {
         }
     }
 
-    /// Units that are sold or may be.
+    /// The number of units that are sold or may be.
     pub fn used(&self) -> usize {
         self.bound.len() + self.sold.len() + self.sold_in_doubt
     }
@@ -133,40 +136,40 @@ impl Peer {
         self.next_rq
     }
 
-    fn ask(&mut self, rq: u64, ask: Ask) -> Do {
-        let token = self.token.clone().filter(|_| self.habits.shows_token || matches!(ask, Ask::Login(_)));
-        let request = Request { rq, name: self.name.clone(), token, ask };
+    fn ask(&mut self, rq: u64, body: RequestBody) -> PeerAction {
+        let token = self.token.clone().filter(|_| self.habits.shows_token || matches!(body, RequestBody::Login(_)));
+        let request = Request { rq, name: self.name.clone(), token, body };
         self.pending.insert(rq, request.clone());
         if self.habits.liar {
             self.said.push(request.clone());
         }
-        Do::Ask(request)
+        PeerAction::Ask(request)
     }
 
-    fn reach(&self) -> Reach {
-        Reach { ip: self.home.ip(), udp_port: self.home.port().into(), tcp_port: self.tcp_port.into() }
+    fn endpoint(&self) -> PeerEndpoint {
+        PeerEndpoint { ip: self.home.ip(), udp_port: self.home.port().into(), tcp_port: self.tcp_port.into() }
     }
 
-    /// It has time: does something, or asks how its deals stand.
-    pub fn wake(&mut self, now: u64, healed: bool, rng: &mut Rng) -> Vec<Do> {
+    /// Acts spontaneously: does something, or asks for the state of its deals.
+    pub fn wake(&mut self, now: u64, healed: bool, rng: &mut Rng) -> Vec<PeerAction> {
         let mut done = Vec::new();
         if self.token.is_none() {
             if self.pending.is_empty() {
                 let rq = self.rq();
-                done.push(self.ask(rq, Ask::Register(self.reach())));
+                done.push(self.ask(rq, RequestBody::Register(self.endpoint())));
             }
             return done;
         }
         if std::mem::take(&mut self.astray) {
             let rq = self.rq();
-            done.push(self.ask(rq, Ask::Login(self.reach())));
+            done.push(self.ask(rq, RequestBody::Login(self.endpoint())));
         }
         if healed || rng.permille(250) {
             let rq = self.rq();
             let open: Vec<u64> = self.bound.keys().chain(self.searches.keys()).copied().collect();
             let about = if std::mem::take(&mut self.not_all_fitted) { rng.pick(&open).copied() } else { None };
             self.asked_status = Some((rq, now, about));
-            done.push(self.ask(rq, Ask::Status { rq_deal: about }));
+            done.push(self.ask(rq, RequestBody::Status { rq_deal: about }));
         }
         if healed {
             return done;
@@ -186,22 +189,22 @@ impl Peer {
             70..74 => {
                 let bound: Vec<u64> = self.bound.keys().copied().collect();
                 if let Some(rq) = rng.pick(&bound).copied().filter(|rq| !self.pending.contains_key(rq)) {
-                    done.push(self.ask(rq, Ask::Cancel { item_name: ITEM.into() }));
+                    done.push(self.ask(rq, RequestBody::Cancel { item_name: ITEM.into() }));
                 }
             }
             74..76 => {
                 let rq = self.rq();
-                done.push(self.ask(rq, Ask::DeRegister));
+                done.push(self.ask(rq, RequestBody::DeRegister));
             }
-            // Who never acknowledges is heard of only where it was told its token.
+            // A peer that never acknowledges is validated only where it was told its token.
             76..79 if !self.habits.never_acks => {
                 self.home.set_port(self.home.port() + 1);
                 let rq = self.rq();
-                done.push(self.ask(rq, Ask::Login(self.reach())));
+                done.push(self.ask(rq, RequestBody::Login(self.endpoint())));
             }
             79..81 => {
                 let rq = self.rq();
-                done.push(self.ask(rq, Ask::Register(self.reach())));
+                done.push(self.ask(rq, RequestBody::Register(self.endpoint())));
             }
             81..86 if self.habits.liar => done.extend(self.lie(rng)),
             _ => {}
@@ -209,11 +212,14 @@ impl Peer {
         done
     }
 
-    fn look_for(&mut self, rq: u64, max: i64, description: &str) -> Do {
-        self.ask(rq, Ask::LookingFor { item_name: ITEM.into(), description: description.into(), max_price: Cents(max) })
+    fn look_for(&mut self, rq: u64, max: i64, description: &str) -> PeerAction {
+        self.ask(
+            rq,
+            RequestBody::LookingFor { item_name: ITEM.into(), description: description.into(), max_price: Cents(max) },
+        )
     }
 
-    fn decide(&mut self, rq: u64, now: u64, rng: &mut Rng) -> Option<Do> {
+    fn decide(&mut self, rq: u64, now: u64, rng: &mut Rng) -> Option<PeerAction> {
         let search = self.searches.get_mut(&rq)?;
         search.touched_ms = now;
         match search.found {
@@ -221,42 +227,42 @@ impl Peer {
                 search.bought = Some(price);
                 let wrong = self.habits.liar && rng.permille(200);
                 let price = Cents(if wrong { 1 } else { price });
-                Some(self.ask(rq, Ask::Buy { item_name: ITEM.into(), price }))
+                Some(self.ask(rq, RequestBody::Buy { item_name: ITEM.into(), price }))
             }
-            _ if rng.permille(200) => Some(self.ask(rq, Ask::Cancel { item_name: ITEM.into() })),
+            _ if rng.permille(200) => Some(self.ask(rq, RequestBody::Cancel { item_name: ITEM.into() })),
             _ => None,
         }
     }
 
-    /// Says something else under a number that is taken. Its own state stays what it was.
-    fn lie(&mut self, rng: &mut Rng) -> Option<Do> {
+    /// Sends a different request under a number in use, without changing its own state.
+    fn lie(&mut self, rng: &mut Rng) -> Option<PeerAction> {
         let mut request = rng.pick(&self.said)?.clone();
-        // After a REGISTER the number of a deal that has ended begins another one, and hides how the first has ended:
-        // who lies so about what he has paid for does not know it any more.
+        // After a REGISTER the number of an ended deal begins another one and hides how the first ended: a peer that
+        // lies about what it has paid for could not find out.
         let has_paid = self.searches.get(&request.rq).is_some_and(|search| search.informed);
-        if has_paid && matches!(request.ask, Ask::LookingFor { .. }) {
+        if has_paid && matches!(request.body, RequestBody::LookingFor { .. }) {
             return None;
         }
-        match &mut request.ask {
-            Ask::Offer { price: amount, .. }
-            | Ask::Buy { price: amount, .. }
-            | Ask::LookingFor { max_price: amount, .. }
-            | Ask::Accept { max_price: amount, .. }
-            | Ask::Refuse { max_price: amount, .. } => amount.0 += 1,
-            Ask::Cancel { item_name } | Ask::NotAvailable { item_name } => *item_name = "lump".into(),
+        match &mut request.body {
+            RequestBody::Offer { price: amount, .. }
+            | RequestBody::Buy { price: amount, .. }
+            | RequestBody::LookingFor { max_price: amount, .. }
+            | RequestBody::Accept { max_price: amount, .. }
+            | RequestBody::Refuse { max_price: amount, .. } => amount.0 += 1,
+            RequestBody::Cancel { item_name } | RequestBody::NotAvailable { item_name } => *item_name = "lump".into(),
             _ => return None,
         }
-        Some(Do::Ask(request))
+        Some(PeerAction::Ask(request))
     }
 
-    /// A push has come; every copy is acknowledged, the newest word counts.
-    pub fn push(&mut self, push: &Push, now: u64, rng: &mut Rng) -> Vec<Do> {
-        let (mid, rq) = crate::invariants::numbers_of(push);
+    /// Handles a notification: acknowledges every copy, and reacts to the newest.
+    pub fn push(&mut self, notification: &Notification, now: u64, rng: &mut Rng) -> Vec<PeerAction> {
+        let (mid, rq) = crate::invariants::numbers_of(notification);
         let mut done = Vec::new();
         if !self.habits.never_acks {
-            done.push(Do::Ack(mid));
+            done.push(PeerAction::Ack(mid));
         }
-        let place = place(push);
+        let place = place(notification);
         if !self.seen.insert(mid) || self.newest.get(&rq).is_some_and(|newest| *newest > place) {
             return done;
         }
@@ -264,43 +270,45 @@ impl Peer {
         if self.token.is_none() {
             return done;
         }
-        match push {
-            Push::Search { .. } if self.habits.silent && rng.permille(800) => {}
-            Push::Search { .. } if self.has_unit() && rng.permille(900) => {
+        match notification {
+            Notification::Search { .. } if self.habits.silent && rng.permille(800) => {}
+            Notification::Search { .. } if self.has_unit() && rng.permille(900) => {
                 self.hold(rq, now);
                 let price = Cents(self.price + rng.below(2_000) as i64);
-                done.push(self.ask(rq, Ask::Offer { item_name: ITEM.into(), price, goods: Goods::default() }));
+                done.push(self.ask(rq, RequestBody::Offer { item_name: ITEM.into(), price, goods: Goods::default() }));
             }
-            Push::Search { .. } => done.push(self.ask(rq, Ask::NotAvailable { item_name: ITEM.into() })),
-            Push::Negotiate { max_price, .. } => {
+            Notification::Search { .. } => {
+                done.push(self.ask(rq, RequestBody::NotAvailable { item_name: ITEM.into() }))
+            }
+            Notification::Negotiate { max_price, .. } => {
                 let wrong = self.habits.liar && rng.permille(300);
                 let max = Cents(max_price.0 + i64::from(wrong));
                 let item_name = ITEM.into();
                 if (self.bound.contains_key(&rq) || self.habits.forgets_units) && max.0 * 10 >= self.price * 8 {
-                    done.push(self.ask(rq, Ask::Accept { item_name, max_price: max }));
+                    done.push(self.ask(rq, RequestBody::Accept { item_name, max_price: max }));
                 } else if rng.permille(800) {
-                    done.push(self.ask(rq, Ask::Refuse { item_name, max_price: max }));
+                    done.push(self.ask(rq, RequestBody::Refuse { item_name, max_price: max }));
                 } else if rng.permille(500) {
-                    done.push(self.ask(rq, Ask::Cancel { item_name }));
+                    done.push(self.ask(rq, RequestBody::Cancel { item_name }));
                 }
             }
-            Push::Reserve { price, .. } => {
+            Notification::Reserve { price, .. } => {
                 if !self.bound.contains_key(&rq) && self.has_unit() {
                     self.hold(rq, now);
                 }
                 match self.bound.get_mut(&rq) {
                     Some(unit) => (unit.reserved, unit.touched_ms) = (Some(price.0), now),
                     None if self.habits.forgets_units => {}
-                    None => done.push(self.ask(rq, Ask::Cancel { item_name: ITEM.into() })),
+                    None => done.push(self.ask(rq, RequestBody::Cancel { item_name: ITEM.into() })),
                 }
             }
-            Push::Released { .. } => drop(self.bound.remove(&rq)),
-            Push::Found { price, .. } => {
+            Notification::Released { .. } => drop(self.bound.remove(&rq)),
+            Notification::Found { price, .. } => {
                 if let Some(search) = self.searches.get_mut(&rq) {
                     (search.found, search.touched_ms) = (Some(price.0), now);
                 }
             }
-            Push::Cancel { .. } | Push::NotFound { .. } | Push::NotAvailable { .. } => {
+            Notification::Cancel { .. } | Notification::NotFound { .. } | Notification::NotAvailable { .. } => {
                 self.bound.remove(&rq);
                 self.searches.remove(&rq);
             }
@@ -308,64 +316,68 @@ impl Peer {
         done
     }
 
-    /// An answer has come, perhaps a late copy of one.
-    pub fn reply(&mut self, reply: &Reply, now: u64) {
-        let rq = match reply {
-            Reply::Registered { rq, .. }
-            | Reply::RegisterDenied { rq, .. }
-            | Reply::LoggedIn { rq, .. }
-            | Reply::LoginDenied { rq, .. }
-            | Reply::DeRegistered { rq }
-            | Reply::Searching { rq, .. }
-            | Reply::Offered { rq }
-            | Reply::Noted { rq }
-            | Reply::Buying { rq }
-            | Reply::Cancelled { rq }
-            | Reply::Deals { rq, .. }
-            | Reply::Error { rq: Some(rq), .. } => *rq,
-            Reply::Error { rq: None, .. } => return,
+    /// Handles a response, which may be a late copy.
+    pub fn response(&mut self, response: &Response, now: u64) {
+        let rq = match response {
+            Response::Registered { rq, .. }
+            | Response::RegisterDenied { rq, .. }
+            | Response::LoggedIn { rq, .. }
+            | Response::LoginDenied { rq, .. }
+            | Response::DeRegistered { rq }
+            | Response::Searching { rq, .. }
+            | Response::Offered { rq }
+            | Response::Noted { rq }
+            | Response::Buying { rq }
+            | Response::Cancelled { rq }
+            | Response::Deals { rq, .. }
+            | Response::Error { rq: Some(rq), .. } => *rq,
+            Response::Error { rq: None, .. } => return,
         };
         let Some(request) = self.pending.get(&rq) else { return };
-        let asked = request.ask.clone();
-        match (&asked, reply) {
-            (Ask::Register(_), Reply::Registered { token, .. }) => self.token = Some(token.0.clone()),
-            (Ask::Register(_), Reply::RegisterDenied { .. }) | (Ask::Login(_), Reply::LoginDenied { .. }) => {}
-            (Ask::Login(_), Reply::LoggedIn { .. })
-            | (Ask::LookingFor { .. }, Reply::Searching { .. })
-            | (Ask::Offer { .. }, Reply::Offered { .. })
-            | (Ask::NotAvailable { .. } | Ask::Accept { .. } | Ask::Refuse { .. }, Reply::Noted { .. })
-            | (Ask::Buy { .. }, Reply::Buying { .. }) => {}
-            (Ask::Cancel { .. }, Reply::Cancelled { .. }) => {
+        let asked = request.body.clone();
+        match (&asked, response) {
+            (RequestBody::Register(_), Response::Registered { token, .. }) => self.token = Some(token.0.clone()),
+            (RequestBody::Register(_), Response::RegisterDenied { .. })
+            | (RequestBody::Login(_), Response::LoginDenied { .. }) => {}
+            (RequestBody::Login(_), Response::LoggedIn { .. })
+            | (RequestBody::LookingFor { .. }, Response::Searching { .. })
+            | (RequestBody::Offer { .. }, Response::Offered { .. })
+            | (
+                RequestBody::NotAvailable { .. } | RequestBody::Accept { .. } | RequestBody::Refuse { .. },
+                Response::Noted { .. },
+            )
+            | (RequestBody::Buy { .. }, Response::Buying { .. }) => {}
+            (RequestBody::Cancel { .. }, Response::Cancelled { .. }) => {
                 self.bound.remove(&rq);
                 self.searches.remove(&rq);
             }
-            (Ask::DeRegister, Reply::DeRegistered { .. }) => self.left(),
-            (Ask::Status { .. }, Reply::Deals { deals, more, .. }) => {
+            (RequestBody::DeRegister, Response::DeRegistered { .. }) => self.left(),
+            (RequestBody::Status { .. }, Response::Deals { deals, more, .. }) => {
                 if let Some((asked, at, about)) = self.asked_status
                     && asked == rq
                 {
-                    // Who may not hear is told little at a time.
+                    // To an address that is not validated, little is sent at a time.
                     self.not_all_fitted = *more || about.is_some();
                     self.learn(deals, *more, about, at, now);
                 }
             }
-            (_, Reply::Error { code: Code::Forbidden, .. }) => {
+            (_, Response::Error { code: ErrorCode::Forbidden, .. }) => {
                 self.astray = true;
                 return;
             }
-            (_, Reply::Error { code: Code::Unavailable | Code::Busy, .. }) => return,
-            (_, Reply::Error { code: Code::NotRegistered, .. }) => return self.left(),
+            (_, Response::Error { code: ErrorCode::Unavailable | ErrorCode::Busy, .. }) => return,
+            (_, Response::Error { code: ErrorCode::NotRegistered, .. }) => return self.left(),
             // A late offer binds nothing.
-            (Ask::Offer { .. }, Reply::Error { .. }) => drop(self.bound.remove(&rq)),
-            (Ask::LookingFor { .. }, Reply::Error { .. }) => drop(self.searches.remove(&rq)),
-            (_, Reply::Error { .. }) => {}
-            // A late copy of the answer to something else.
+            (RequestBody::Offer { .. }, Response::Error { .. }) => drop(self.bound.remove(&rq)),
+            (RequestBody::LookingFor { .. }, Response::Error { .. }) => drop(self.searches.remove(&rq)),
+            (_, Response::Error { .. }) => {}
+            // A late copy of the response to another request.
             _ => return,
         }
         self.pending.remove(&rq);
     }
 
-    /// It is registered no more; what was shipped or paid and not confirmed stays open for ever.
+    /// The registration has ended; what was shipped or paid without confirmation stays open for ever.
     fn left(&mut self) {
         self.sold_in_doubt += self.bound.values().filter(|unit| unit.shipped).count();
         self.bought_in_doubt += self.searches.values().filter(|search| search.informed).count();
@@ -376,7 +388,7 @@ impl Peer {
         self.token = None;
     }
 
-    /// STATUS tells how deals ended whose last word was lost.
+    /// Learns from STATUS how deals ended whose last notification was lost.
     fn learn(&mut self, deals: &[DealStatus], more: bool, about: Option<u64>, asked_at: u64, now: u64) {
         let listed: BTreeMap<(bool, u64), &DealStatus> =
             deals.iter().map(|deal| ((deal.side == Side::Buyer, deal.rq), deal)).collect();
@@ -387,8 +399,10 @@ impl Peer {
                 continue;
             }
             match listed.get(&(false, rq)) {
-                Some(deal) if deal.state == Phase::Completed => self.settled(rq, deal.price.map_or(0, |price| price.0)),
-                Some(deal) if deal.state == Phase::Cancelled => drop(self.bound.remove(&rq)),
+                Some(deal) if deal.state == DealPhase::Completed => {
+                    self.settled(rq, deal.price.map_or(0, |price| price.0))
+                }
+                Some(deal) if deal.state == DealPhase::Cancelled => drop(self.bound.remove(&rq)),
                 None if !more => drop(self.bound.remove(&rq)),
                 _ => {}
             }
@@ -399,11 +413,11 @@ impl Peer {
                 continue;
             }
             match listed.get(&(true, rq)) {
-                Some(deal) if deal.state == Phase::Completed => {
+                Some(deal) if deal.state == DealPhase::Completed => {
                     self.received(rq, deal.price.map_or(0, |price| price.0))
                 }
-                Some(deal) if deal.state == Phase::Cancelled => drop(self.searches.remove(&rq)),
-                Some(deal) if deal.state == Phase::Reserved => {
+                Some(deal) if deal.state == DealPhase::Cancelled => drop(self.searches.remove(&rq)),
+                Some(deal) if deal.state == DealPhase::Reserved => {
                     // FOUND may have been lost for good.
                     if let Some(search) = self.searches.get_mut(&rq) {
                         (search.found, search.touched_ms) = (deal.price.map(|price| price.0), now);
@@ -427,19 +441,19 @@ impl Peer {
         }
     }
 
-    /// A line of a settlement has come.
-    pub fn line(&mut self, line: &SettlementLine, now: u64, rng: &mut Rng) -> Say {
+    /// Handles a settlement line.
+    pub fn line(&mut self, line: &SettlementMessage, now: u64, rng: &mut Rng) -> SettlementReaction {
         let token = self.token.as_ref().map_or("none", |token| token.reveal());
         let card = if self.habits.bad_card { "4000000000000002" } else { "4111111111111111" };
         match line {
-            SettlementLine::InformReq { rq, price, .. } => {
+            SettlementMessage::InformReq { rq, price, .. } => {
                 let seller =
                     self.habits.forgets_units || self.bound.get(rq).is_some_and(|unit| unit.reserved == Some(price.0));
                 let buyer = self.searches.get_mut(rq).filter(|search| search.bought == Some(price.0));
                 if let Some(search) = buyer {
                     (search.informed, search.touched_ms) = (true, now);
                 } else if !seller {
-                    return Say::HangUp;
+                    return SettlementReaction::HangUp;
                 }
                 if let Some(unit) = self.bound.get_mut(rq) {
                     unit.touched_ms = now;
@@ -450,63 +464,63 @@ impl Peer {
                 );
                 misbehave(line, rng)
             }
-            SettlementLine::ShippingInfo { rq, .. } => {
+            SettlementMessage::ShippingInfo { rq, .. } => {
                 if let Some(unit) = self.bound.get_mut(rq) {
                     (unit.shipped, unit.touched_ms) = (true, now);
                 }
                 misbehave(format!(r#"{{"type":"SHIPPED","rq":{rq}}}"#), rng)
             }
-            SettlementLine::Settled { rq, .. } => {
+            SettlementMessage::Settled { rq, .. } => {
                 let price = self.bound.get(rq).and_then(|unit| unit.reserved).unwrap_or_default();
                 self.settled(*rq, price);
-                Say::Nothing
+                SettlementReaction::Nothing
             }
-            SettlementLine::Receipt { rq, price, .. } => {
+            SettlementMessage::Receipt { rq, price, .. } => {
                 self.received(*rq, price.0);
-                Say::Nothing
+                SettlementReaction::Nothing
             }
-            SettlementLine::Cancel { rq, .. } => {
+            SettlementMessage::Cancel { rq, .. } => {
                 self.bound.remove(rq);
                 self.searches.remove(rq);
-                Say::Nothing
+                SettlementReaction::Nothing
             }
         }
     }
 }
 
-/// A seller's side is told things in this order, whatever overtakes what on the way.
-fn place(push: &Push) -> u8 {
-    match push {
-        Push::Search { .. } => 0,
-        Push::Negotiate { .. } => 1,
-        Push::Released { .. } => 2,
-        Push::Reserve { .. } | Push::Found { .. } => 3,
-        Push::NotFound { .. } | Push::NotAvailable { .. } | Push::Cancel { .. } => 4,
+/// The order in which the server sends notifications to a seller, even if they overtake each other.
+fn place(notification: &Notification) -> u8 {
+    match notification {
+        Notification::Search { .. } => 0,
+        Notification::Negotiate { .. } => 1,
+        Notification::Released { .. } => 2,
+        Notification::Reserve { .. } | Notification::Found { .. } => 3,
+        Notification::NotFound { .. } | Notification::NotAvailable { .. } | Notification::Cancel { .. } => 4,
     }
 }
 
-fn misbehave(line: String, rng: &mut Rng) -> Say {
+fn misbehave(line: String, rng: &mut Rng) -> SettlementReaction {
     match rng.below(40) {
-        0 => Say::HangUp,
-        1 => Say::Line("nonsense".to_owned()),
-        2 => Say::Nothing,
-        _ => Say::Line(line),
+        0 => SettlementReaction::HangUp,
+        1 => SettlementReaction::Line("nonsense".to_owned()),
+        2 => SettlementReaction::Nothing,
+        _ => SettlementReaction::Line(line),
     }
 }
 
-/// The type of a request, as on the wire.
-pub fn kind(ask: &Ask) -> &'static str {
-    match ask {
-        Ask::Register(_) => "REGISTER",
-        Ask::Login(_) => "LOGIN",
-        Ask::DeRegister => "DE-REGISTER",
-        Ask::LookingFor { .. } => "LOOKING_FOR",
-        Ask::Offer { .. } => "OFFER",
-        Ask::NotAvailable { .. } => "NOT_AVAILABLE",
-        Ask::Accept { .. } => "ACCEPT",
-        Ask::Refuse { .. } => "REFUSE",
-        Ask::Buy { .. } => "BUY",
-        Ask::Cancel { .. } => "CANCEL",
-        Ask::Status { .. } => "STATUS",
+/// The wire type of a request.
+pub fn kind(body: &RequestBody) -> &'static str {
+    match body {
+        RequestBody::Register(_) => "REGISTER",
+        RequestBody::Login(_) => "LOGIN",
+        RequestBody::DeRegister => "DE-REGISTER",
+        RequestBody::LookingFor { .. } => "LOOKING_FOR",
+        RequestBody::Offer { .. } => "OFFER",
+        RequestBody::NotAvailable { .. } => "NOT_AVAILABLE",
+        RequestBody::Accept { .. } => "ACCEPT",
+        RequestBody::Refuse { .. } => "REFUSE",
+        RequestBody::Buy { .. } => "BUY",
+        RequestBody::Cancel { .. } => "CANCEL",
+        RequestBody::Status { .. } => "STATUS",
     }
 }

@@ -1,4 +1,4 @@
-//! Randomness from a seed: xoshiro256** (Blackman and Vigna), seeded by splitmix64.
+//! Random numbers from a seed: xoshiro256** (Blackman and Vigna), seeded by splitmix64.
 
 pub struct Rng([u64; 4]);
 
@@ -28,7 +28,7 @@ impl Rng {
         result
     }
 
-    /// From 0 to `end` - 1.
+    /// A number from 0 to `end` - 1.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
@@ -37,7 +37,7 @@ impl Rng {
         from + self.below(to - from + 1)
     }
 
-    /// True in so many of 1000 cases.
+    /// True in this many of 1000 cases.
     pub fn permille(&mut self, times: u64) -> bool {
         self.below(1000) < times
     }

@@ -1,4 +1,5 @@
-//! The server: the very cores, and the rule that joins them to the world: store, then send, then arm.
+//! The server: the real state machines, joined to the simulated world by the rule to store, then send, then arm
+//! timers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,57 +7,60 @@ use std::time::Duration;
 
 use p2s2::model::{FeeRate, Millis, Name};
 use p2s2::trade::client::messages::{encode_ack, encode_request};
-use p2s2::trade::deal::{Event as DealEvent, Windows};
-use p2s2::trade::exchange::{Exchange, Origin, Outcome, Outgoing, Resumed, Rules, Told, Via};
-use p2s2::trade::settlement::{Action, Input, Milestone, Settlement};
-use p2s2::trade::wire::{Ask, Code, DATAGRAM_MAX, Reply, Request, Side, encode};
+use p2s2::trade::deal::{DealInput, Windows};
+use p2s2::trade::exchange::{
+    Exchange, ExchangeEffects, ExchangeRules, NotificationId, OutgoingNotification, RequestOrigin, ResumedWork,
+    Transport,
+};
+use p2s2::trade::settlement::{Settlement, SettlementAction, SettlementInput, SettlementMilestone};
+use p2s2::trade::wire::{DATAGRAM_MAX, ErrorCode, Request, RequestBody, Response, Side, encode};
 
 use crate::Fault;
 use crate::bank::{Answer, Call};
 use crate::disk::Disk;
 use crate::world::{Event, World};
 
-/// A push is sent again after these.
+/// The pauses after which a notification is repeated.
 const RESEND_MS: [u64; 4] = [500, 1_000, 2_000, 4_000];
 const SETTLE_TIMEOUT_MS: u64 = 10_000;
 const SWEEP_MS: u64 = 30_000;
 
 pub struct Server {
     pub exchange: Exchange<Disk>,
-    waiting: Vec<Waiting>,
+    waiting: Vec<PendingEffects>,
     commit_is_due: bool,
     settlements: BTreeMap<u64, Running>,
-    leavers: Vec<Leaver>,
-    /// How far its clock is from the true time.
+    departing_peers: Vec<DepartingPeer>,
+    /// The deviation of the server's clock from the true time.
     clock_ms: i64,
 }
 
-/// What becomes of an outcome once it is on disk.
-enum Then {
-    /// To whom, to what, and in which era of that name it was asked.
-    /// And whether that address had proved that it hears.
+/// What happens with effects once they are on disk.
+enum AfterCommit {
+    /// Responds to this address and request. The number is the era of the name when the request was made; the flag
+    /// tells whether the address was validated.
     Answer(SocketAddr, Box<Request>, u32, bool),
     Leave(SocketAddr, Box<Request>, bool),
     Nothing,
     Stored(u64),
 }
 
-struct Waiting(Outcome<u64>, Then);
+struct PendingEffects(ExchangeEffects<u64>, AfterCommit);
 
 struct Running {
     core: Settlement,
-    /// The peer at the other end of each line that is open.
+    /// The peers at the open connections.
     lines: [Option<usize>; 2],
-    /// The step whose time runs.
+    /// The step whose timeout is running.
     step: Option<u8>,
-    storing: Option<Milestone>,
+    storing: Option<SettlementMilestone>,
 }
 
-struct Leaver {
+struct DepartingPeer {
     source: SocketAddr,
     request: Box<Request>,
-    proved: bool,
-    since: u64,
+    is_validated: bool,
+    registration_id: u64,
     until_ms: u64,
 }
 
@@ -70,10 +74,10 @@ impl Server {
     }
 }
 
-fn rules() -> Rules {
+fn rules() -> ExchangeRules {
     let windows =
         Windows { offer: Duration::from_secs(5), negotiate: Duration::from_secs(10), reserve: Duration::from_secs(60) };
-    Rules { windows, fee: FeeRate::default(), cert_sha256: None }
+    ExchangeRules { windows, fee: FeeRate::default(), cert_sha256: None }
 }
 
 fn place(side: Side) -> usize {
@@ -89,7 +93,7 @@ impl World {
         self.clock(self.server.as_ref().map_or(0, |server| server.clock_ms))
     }
 
-    /// Comes up from what is on disk. A clock that was set while it was down is part of life.
+    /// Starts from what is on disk. The clock may have been set meanwhile.
     pub fn start(&mut self) {
         self.starts += 1;
         let skew =
@@ -100,36 +104,36 @@ impl World {
             waiting: Vec::new(),
             commit_is_due: false,
             settlements: BTreeMap::new(),
-            leavers: Vec::new(),
+            departing_peers: Vec::new(),
             clock_ms: skew,
         });
         self.rules.loaded(&self.disk.lock().rows);
         self.resume(resumed);
         let start = self.starts;
         self.at(SWEEP_MS, Event::Sweep { start });
-        self.at(1_000, Event::Leavers { start });
+        self.at(1_000, Event::DepartingPeers { start });
     }
 
-    fn resume(&mut self, resumed: Resumed) {
+    fn resume(&mut self, resumed: ResumedWork) {
         for (at, deal) in resumed.deadlines {
             self.arm(at, deal);
         }
-        for told in resumed.pushes {
-            self.push(told, 0);
+        for id in resumed.notifications {
+            self.send_notification(id, 0);
         }
         for (deal, _) in resumed.settlements {
             let Some(server) = &self.server else { return };
             if server.settlements.contains_key(&deal) {
                 continue;
             }
-            if let Some(order) = server.exchange.settling(deal) {
+            if let Some(order) = server.exchange.settlement_order(deal) {
                 let (core, actions) = Settlement::recover(order);
                 self.run_settlement(deal, Running { core, lines: [None; 2], step: None, storing: None }, actions);
             }
         }
     }
 
-    /// True if the power has just gone.
+    /// Cuts the power at random; true if that happened.
     pub fn may_crash(&mut self) -> bool {
         if self.server.is_none() || !self.rng.permille(self.weather.crash) {
             return false;
@@ -145,7 +149,7 @@ impl World {
         true
     }
 
-    /// The store has refused a whole batch: nothing of it happened, and memory is built anew.
+    /// The store refuses a whole batch: none of it happens, and the exchange is rebuilt.
     fn store_fails(&mut self) {
         self.note(|| "-- the store refuses the batch".to_owned());
         self.tally.store_failures += 1;
@@ -154,19 +158,22 @@ impl World {
         let (exchange, resumed) = Exchange::load(self.disk.clone(), rules(), self.disk.snapshot(), 0, now);
         let Some(server) = &mut self.server else { return };
         server.exchange = exchange;
-        server.leavers.clear();
+        server.departing_peers.clear();
         let start = self.starts;
-        for Waiting(_, then) in std::mem::take(&mut server.waiting) {
+        for PendingEffects(_, then) in std::mem::take(&mut server.waiting) {
             match then {
-                Then::Answer(to, request, _, proved) | Then::Leave(to, request, proved) => {
-                    let reply =
-                        Reply::Error { rq: Some(request.rq), code: Code::Unavailable, reason: "try again".to_owned() };
-                    self.answer(to, reply, proved);
+                AfterCommit::Answer(to, request, _, is_validated) | AfterCommit::Leave(to, request, is_validated) => {
+                    let response = Response::Error {
+                        rq: Some(request.rq),
+                        code: ErrorCode::Unavailable,
+                        reason: "try again".to_owned(),
+                    };
+                    self.respond(to, response, is_validated);
                 }
-                Then::Nothing => {}
-                Then::Stored(deal) if self.rng.permille(500) => self.at(100, Event::StoreAgain { start, deal }),
-                // Its thread gives up; the lines are cut, and it is taken up again by what is on disk.
-                Then::Stored(deal) => {
+                AfterCommit::Nothing => {}
+                AfterCommit::Stored(deal) if self.rng.permille(500) => self.at(100, Event::StoreAgain { start, deal }),
+                // Its thread gives up; the connections are closed, and the settlement is recovered from the disk.
+                AfterCommit::Stored(deal) => {
                     if let Some(server) = &mut self.server {
                         server.settlements.remove(&deal);
                     }
@@ -178,7 +185,7 @@ impl World {
     }
 
     pub fn server_happens(&mut self, event: Event) {
-        // A call that was on its way when the power went still reaches the bank, perhaps late.
+        // A call that was on its way when the power was cut still reaches the bank, perhaps late.
         if let Event::Bank { start, deal, key, call, tries } = event {
             return self.bank_is_asked(start, deal, key, call, tries);
         }
@@ -187,79 +194,81 @@ impl World {
         let Some(server) = &mut self.server else { return };
         match event {
             Event::Request { from, request } => {
-                match request.ask {
-                    Ask::Register(_) => self.rules.begins_anew(&request.name),
-                    Ask::LookingFor { .. } => self.tally.deals += 1,
+                match request.body {
+                    RequestBody::Register(_) => self.rules.registered_anew(&request.name),
+                    RequestBody::LookingFor { .. } => self.tally.deals += 1,
                     _ => {}
                 }
-                let bytes = encode_request(request.rq, &request.name, request.token.as_ref(), &request.ask).len();
-                let proved = server.exchange.came(from, bytes);
-                self.rules.came(from, bytes);
-                self.rules.token_came(from, request.token.as_ref());
-                let origin = Origin { source: from, asked: None, via: Via::Udp };
-                let outcome = server.exchange.request(now, &origin, &request);
-                if let (Ask::DeRegister, None | Some(Reply::DeRegistered { .. })) = (&request.ask, &outcome.answer) {
-                    self.rules.leaving(&request.name);
+                let bytes = encode_request(request.rq, &request.name, request.token.as_ref(), &request.body).len();
+                let is_validated = server.exchange.datagram_received(from, bytes);
+                self.rules.bytes_received(from, bytes);
+                self.rules.token_received(from, request.token.as_ref());
+                let origin = RequestOrigin { source: from, local_ip: None, transport: Transport::Udp };
+                let effects = server.exchange.handle_request(now, &origin, &request);
+                if let (RequestBody::DeRegister, None | Some(Response::DeRegistered { .. })) =
+                    (&request.body, &effects.response)
+                {
+                    self.rules.departure_requested(&request.name);
                 }
-                if let (Ask::Buy { price, .. }, Some(deal)) = (&request.ask, outcome.settle) {
+                if let (RequestBody::Buy { price, .. }, Some(deal)) = (&request.body, effects.settlement) {
                     self.rules.bought(deal, price.0);
                 }
                 let era = self.rules.era(&request.name);
-                let then = match outcome.leaving {
-                    Some(_) => Then::Leave(from, request, proved),
-                    None => Then::Answer(from, request, era, proved),
+                let then = match effects.departing {
+                    Some(_) => AfterCommit::Leave(from, request, is_validated),
+                    None => AfterCommit::Answer(from, request, era, is_validated),
                 };
-                self.outcome(outcome, then);
+                self.apply_when_committed(effects, then);
             }
             Event::Ack { from, mid } => {
                 let (from, ack) = World::ack(from, mid);
                 let bytes = encode_ack(mid, None).len();
-                server.exchange.came(from, bytes);
-                self.rules.came(from, bytes);
-                self.rules.mid_came(from, mid);
-                server.exchange.ack(now, from, &ack);
+                server.exchange.datagram_received(from, bytes);
+                self.rules.bytes_received(from, bytes);
+                self.rules.mid_received(from, mid);
+                server.exchange.acknowledge(now, from, &ack);
                 self.commit_soon();
             }
             Event::Commit { start } if start == current => self.commit(),
             Event::Tick { start, deal } if start == current => {
-                let outcome = server.exchange.tick(now, deal);
-                self.outcome(outcome, Then::Nothing);
+                let effects = server.exchange.tick(now, deal);
+                self.apply_when_committed(effects, AfterCommit::Nothing);
             }
-            Event::Resend { start, told, sent } if start == current => self.push(told, sent),
+            Event::Resend { start, id, sent } if start == current => self.send_notification(id, sent),
             Event::Sweep { start } if start == current => {
-                // Promises end a little before the server may forget them; its clock may be wrong.
+                // Promises end a little before the server may remove them, since its clock may be wrong.
                 let ended_before = Millis(now.0.saturating_sub(400_000));
-                self.rules.may_forget(&self.disk.lock().rows, ended_before);
-                let outcome = server.exchange.sweep(now);
-                self.outcome(outcome, Then::Nothing);
+                self.rules.may_remove(&self.disk.lock().rows, ended_before);
+                let effects = server.exchange.sweep(now);
+                self.apply_when_committed(effects, AfterCommit::Nothing);
                 self.commit_soon();
                 self.at(SWEEP_MS, Event::Sweep { start });
             }
-            Event::Leavers { start } if start == current => {
-                self.leavers();
-                self.at(1_000, Event::Leavers { start });
+            Event::DepartingPeers { start } if start == current => {
+                self.departing_peers();
+                self.at(1_000, Event::DepartingPeers { start });
             }
             Event::LineToServer { start, deal, side, text } if start == current && server.has_line(deal, side) => {
-                self.settlement(deal, Input::Line(side, &text));
+                self.settlement(deal, SettlementInput::Line(side, &text));
             }
             Event::LineBroke { start, deal, side } if start == current => {
                 let line = server.settlements.get_mut(&deal).and_then(|running| running.lines[place(side)].take());
                 if line.is_some() {
-                    self.settlement(deal, Input::Lost(side, "closed"));
+                    self.settlement(deal, SettlementInput::Lost(side, "closed"));
                 }
             }
             Event::StepTimeout { start, deal, step } if start == current && server.is_in_step(deal, step) => {
-                self.settlement(deal, Input::TimedOut);
+                self.settlement(deal, SettlementInput::TimedOut);
             }
             Event::BankSaid { start, deal, answer } if start == current => {
                 let price = server.settlements.get(&deal).map(|running| running.core.order().price).unwrap_or_default();
                 let input = match answer {
-                    Answer::Authorised => Input::Authorised,
-                    Answer::Declined => Input::Declined("the card is not good"),
-                    Answer::Captured => Input::Captured,
-                    Answer::CaptureRefused => Input::CaptureRefused("not this time"),
-                    Answer::Voided => Input::Voided,
-                    Answer::AlreadyCaptured => Input::AlreadyCaptured(price),
+                    Answer::Authorised => SettlementInput::Authorised,
+                    Answer::Declined => SettlementInput::Declined("the card is not good"),
+                    Answer::Captured => SettlementInput::Captured,
+                    Answer::CaptureRefused => SettlementInput::CaptureRefused("not this time"),
+                    Answer::Voided => SettlementInput::Voided,
+                    Answer::AlreadyCaptured => SettlementInput::AlreadyCaptured(price),
                 };
                 self.settlement(deal, input);
             }
@@ -274,13 +283,13 @@ impl World {
         self.at(in_ms, Event::Tick { start, deal });
     }
 
-    fn outcome(&mut self, outcome: Outcome<u64>, then: Then) {
+    fn apply_when_committed(&mut self, effects: ExchangeEffects<u64>, then: AfterCommit) {
         let early = self.fault == Some(Fault::SendBeforeCommit);
-        if early || self.disk.has_committed(outcome.receipt) {
-            return self.release(Waiting(outcome, then));
+        if early || self.disk.has_committed(effects.commit) {
+            return self.release(PendingEffects(effects, then));
         }
         if let Some(server) = &mut self.server {
-            server.waiting.push(Waiting(outcome, then));
+            server.waiting.push(PendingEffects(effects, then));
         }
         self.commit_soon();
     }
@@ -305,7 +314,7 @@ impl World {
             let disk = self.disk.lock();
             self.rules.ledger(&disk.rows);
             if let Some(server) = &self.server {
-                self.rules.slots(&disk.rows, server.exchange.settlements());
+                self.rules.slots(&disk.rows, server.exchange.settlement_count());
             }
         }
         if self.may_crash() {
@@ -320,118 +329,127 @@ impl World {
         }
     }
 
-    /// It is on disk: it may leave.
-    fn release(&mut self, Waiting(outcome, then): Waiting) {
-        let Outcome { receipt, answer, pushes, once, deadlines, settle, leaving, .. } = outcome;
+    /// Sends what is now on disk.
+    fn release(&mut self, PendingEffects(effects, then): PendingEffects) {
+        let ExchangeEffects { commit, response, notifications, notify_once, deadlines, settlement, departing, .. } =
+            effects;
         let start = self.starts;
-        if let (Then::Answer(to, request, era, proved), Some(reply)) = (&then, answer) {
-            self.rules.leaves(&self.disk, receipt, &reply);
-            self.rules.answer(&self.disk.lock().rows, request, *era, &reply);
-            self.answer(*to, reply, *proved);
+        if let (AfterCommit::Answer(to, request, era, is_validated), Some(response)) = (&then, response) {
+            self.rules.sent_after(&self.disk, commit, &response);
+            self.rules.answer(&self.disk.lock().rows, request, *era, &response);
+            self.respond(*to, response, *is_validated);
         }
-        for told in pushes {
+        for id in notifications {
             if self.may_crash() {
                 return;
             }
-            self.rules.leaves(&self.disk, receipt, &told);
-            self.push(told, 0);
+            self.rules.sent_after(&self.disk, commit, &id);
+            self.send_notification(id, 0);
         }
-        for outgoing in once {
-            self.send_push(outgoing);
+        for outgoing in notify_once {
+            self.send_outgoing(outgoing);
         }
         for (at, deal) in deadlines {
             self.arm(at, deal);
         }
-        if let Some(deal) = settle {
+        if let Some(deal) = settlement {
             self.begin_settlement(deal);
         }
         match then {
-            Then::Leave(source, request, proved) => {
+            AfterCommit::Leave(source, request, is_validated) => {
                 let until_ms = self.now + 30_000;
-                if let (Some(server), Some(since)) = (&mut self.server, leaving) {
-                    server.leavers.push(Leaver { source, request, proved, since, until_ms });
+                if let (Some(server), Some(registration_id)) = (&mut self.server, departing) {
+                    server.departing_peers.push(DepartingPeer {
+                        source,
+                        request,
+                        is_validated,
+                        registration_id,
+                        until_ms,
+                    });
                 }
             }
-            Then::Stored(deal) => {
+            AfterCommit::Stored(deal) => {
                 let running = self.server.as_mut().and_then(|server| server.settlements.get_mut(&deal));
                 if let Some(running) = running {
                     running.storing = None;
-                    self.settlement(deal, Input::Stored);
+                    self.settlement(deal, SettlementInput::Stored);
                 } else {
                     self.note(|| format!("settlement {deal} of start {start} is gone"));
                 }
             }
-            Then::Answer(..) | Then::Nothing => {}
+            AfterCommit::Answer(..) | AfterCommit::Nothing => {}
         }
     }
 
-    fn push(&mut self, told: Told, sent: u32) {
+    fn send_notification(&mut self, id: NotificationId, sent: u32) {
         let start = self.starts;
-        let outgoing = self.server.as_ref().and_then(|server| server.exchange.push(told));
+        let outgoing = self.server.as_ref().and_then(|server| server.exchange.outgoing_notification(id));
         let Some(mut outgoing) = outgoing else { return };
         if self.fault == Some(Fault::PushElsewhere) {
             outgoing.to.set_port(outgoing.to.port() + 1);
         }
-        self.rules.push(&self.disk, told, &outgoing.push, outgoing.to);
-        self.send_push(outgoing);
+        self.rules.push(&self.disk, id, &outgoing.notification, outgoing.to);
+        self.send_outgoing(outgoing);
         if let Some(delay) = RESEND_MS.get(sent as usize) {
-            self.at(*delay, Event::Resend { start, told, sent: sent + 1 });
+            self.at(*delay, Event::Resend { start, id, sent: sent + 1 });
         }
     }
 
-    fn send_push(&mut self, outgoing: Outgoing) {
-        let Outgoing { to, proved, push, .. } = outgoing;
-        let bytes = encode(&push).len();
-        let may = |server: &Server| proved || server.exchange.may_send(to, bytes);
+    fn send_outgoing(&mut self, outgoing: OutgoingNotification) {
+        let OutgoingNotification { to, is_validated, notification, .. } = outgoing;
+        let bytes = encode(&notification).len();
+        let may = |server: &Server| is_validated || server.exchange.may_send(to, bytes);
         if self.fault != Some(Fault::SendToTheSilent) && !self.server.as_ref().is_some_and(may) {
             return;
         }
-        self.rules.goes(to, bytes);
-        self.rules.mid_goes(to, &push);
-        self.network(Event::Push { to, push: Box::new(push) });
+        self.rules.bytes_sent(to, bytes);
+        self.rules.mid_sent(to, &notification);
+        self.network(Event::Notification { to, notification: Box::new(notification) });
     }
 
-    /// To who may not hear an answer goes as far as what came from there allows.
-    fn answer(&mut self, to: SocketAddr, mut reply: Reply, proved: bool) {
+    /// Responds within the limits for addresses that are not validated.
+    fn respond(&mut self, to: SocketAddr, mut response: Response, is_validated: bool) {
         let Some(server) = &self.server else { return };
-        let proved = proved || server.exchange.standing(to).is_proved;
-        let Some(bytes) = server.exchange.fit(&mut reply, to, proved, DATAGRAM_MAX) else { return };
-        self.rules.goes(to, bytes.len());
-        if let Reply::Registered { token, .. } = &reply {
-            self.rules.token_goes(to, &token.0);
+        let is_validated = is_validated || server.exchange.address_status(to).is_validated;
+        let Some(bytes) = server.exchange.fit_response(&mut response, to, is_validated, DATAGRAM_MAX) else { return };
+        self.rules.bytes_sent(to, bytes.len());
+        if let Response::Registered { token, .. } = &response {
+            self.rules.token_sent(to, &token.0);
         }
-        self.network(Event::Reply { to, reply: Box::new(reply) });
+        self.network(Event::Response { to, response: Box::new(response) });
     }
 
-    fn leavers(&mut self) {
+    fn departing_peers(&mut self) {
         let now = self.server_now();
         let Some(server) = &mut self.server else { return };
-        let mut outcomes = Vec::new();
-        let leavers = std::mem::take(&mut server.leavers);
-        for leaver in leavers {
-            let Leaver { source, request, proved, since, until_ms } = leaver;
-            let outcome = server.exchange.leave(now, source, request.rq, &request.name, since);
-            if outcome.leaving.is_none() {
+        let mut pending = Vec::new();
+        let departing_peers = std::mem::take(&mut server.departing_peers);
+        for departing in departing_peers {
+            let DepartingPeer { source, request, is_validated, registration_id, until_ms } = departing;
+            let effects = server.exchange.resume_departure(now, source, request.rq, &request.name, registration_id);
+            if effects.departing.is_none() {
                 let era = self.rules.era(&request.name);
-                outcomes.push((outcome, Then::Answer(source, request, era, proved)));
+                pending.push((effects, AfterCommit::Answer(source, request, era, is_validated)));
                 continue;
             }
-            outcomes.push((outcome, Then::Nothing));
+            pending.push((effects, AfterCommit::Nothing));
             if self.now >= until_ms {
-                server.exchange.stay(&request.name, since);
+                server.exchange.cancel_departure(&request.name, registration_id);
             } else {
-                server.leavers.push(Leaver { source, request, proved, since, until_ms });
+                server.departing_peers.push(DepartingPeer { source, request, is_validated, registration_id, until_ms });
             }
         }
-        for (outcome, then) in outcomes {
-            self.outcome(outcome, then);
+        for (effects, then) in pending {
+            self.apply_when_committed(effects, then);
         }
     }
 
     // Settlements.
 
     fn begin_settlement(&mut self, deal: u64) {
-        let Some(order) = self.server.as_ref().and_then(|server| server.exchange.settling(deal)) else { return };
+        let Some(order) = self.server.as_ref().and_then(|server| server.exchange.settlement_order(deal)) else {
+            return;
+        };
         let find = |name: &Name, tcp: Option<SocketAddr>| {
             let at = |peer: &crate::peer::Peer| {
                 peer.name == *name
@@ -445,25 +463,25 @@ impl World {
         self.run_settlement(deal, Running { core, lines, step: None, storing: None }, actions);
         for (side, line) in [Side::Buyer, Side::Seller].into_iter().zip(lines) {
             if line.is_none() {
-                self.settlement(deal, Input::Lost(side, "refused"));
+                self.settlement(deal, SettlementInput::Lost(side, "refused"));
             }
         }
     }
 
-    fn run_settlement(&mut self, deal: u64, running: Running, actions: Vec<Action>) {
+    fn run_settlement(&mut self, deal: u64, running: Running, actions: Vec<SettlementAction>) {
         if let Some(server) = &mut self.server {
             server.settlements.insert(deal, running);
         }
         self.act(deal, actions);
     }
 
-    fn settlement(&mut self, deal: u64, input: Input) {
+    fn settlement(&mut self, deal: u64, input: SettlementInput) {
         let Some(running) = self.server.as_mut().and_then(|server| server.settlements.get_mut(&deal)) else { return };
         let actions = running.core.handle(input);
         self.act(deal, actions);
     }
 
-    fn act(&mut self, deal: u64, actions: Vec<Action>) {
+    fn act(&mut self, deal: u64, actions: Vec<SettlementAction>) {
         let start = self.starts;
         for action in actions {
             if self.may_crash() {
@@ -477,22 +495,22 @@ impl World {
             let key = running.core.order().key.clone();
             let bank = |call| Event::Bank { start, deal, key: key.clone(), call, tries: 0 };
             match action {
-                Action::Write(side, line) => match running.lines[place(side)] {
+                SettlementAction::Write(side, line) => match running.lines[place(side)] {
                     Some(_) if breaks => self.at(3, Event::LineBroke { start, deal, side }),
                     Some(peer) => self.at(5, Event::LineToPeer { deal, side, peer, line: Box::new(line) }),
                     None => {}
                 },
-                Action::Authorise(card) => {
+                SettlementAction::Authorise(card) => {
                     let good = card.number.passes_luhn() && card.number.last4() != "0002";
                     self.at(10, bank(Call::Authorise(good)));
                 }
-                Action::Capture => self.at(10, bank(Call::Capture)),
-                Action::Void => self.at(10, bank(Call::Void)),
-                Action::Store(milestone) => {
+                SettlementAction::Capture => self.at(10, bank(Call::Capture)),
+                SettlementAction::Void => self.at(10, bank(Call::Void)),
+                SettlementAction::Store(milestone) => {
                     running.storing = Some(milestone);
                     self.store(deal);
                 }
-                Action::Close => {
+                SettlementAction::Close => {
                     if let Some(server) = &mut self.server {
                         server.settlements.remove(&deal);
                     }
@@ -500,7 +518,7 @@ impl World {
             }
         }
         let running = self.server.as_mut().and_then(|server| server.settlements.get_mut(&deal));
-        let begins = |running: &Running| running.core.awaits_a_side() && running.step != Some(running.core.step());
+        let begins = |running: &Running| running.core.awaits_peer() && running.step != Some(running.core.step());
         if let Some(running) = running.filter(|running| begins(running)) {
             let step = running.core.step();
             running.step = Some(step);
@@ -513,18 +531,18 @@ impl World {
         let Some(server) = &mut self.server else { return };
         let Some(milestone) = server.settlements.get(&deal).and_then(|running| running.storing.clone()) else { return };
         let event = match &milestone {
-            Milestone::Authorised => DealEvent::Authorised,
-            Milestone::Shipped => DealEvent::Shipped,
-            Milestone::Captured => DealEvent::Captured,
-            Milestone::Failed(reason) => DealEvent::SettlementFailed(reason),
+            SettlementMilestone::Authorised => DealInput::Authorised,
+            SettlementMilestone::Shipped => DealInput::Shipped,
+            SettlementMilestone::Captured => DealInput::Captured,
+            SettlementMilestone::Failed(reason) => DealInput::SettlementFailed(reason),
         };
-        match server.exchange.settlement(now, deal, event) {
-            Ok(outcome) if self.fault == Some(Fault::TrustTheDisk) => {
-                self.outcome(outcome, Then::Nothing);
-                self.settlement(deal, Input::Stored);
+        match server.exchange.advance_settlement(now, deal, event) {
+            Ok(effects) if self.fault == Some(Fault::TrustTheDisk) => {
+                self.apply_when_committed(effects, AfterCommit::Nothing);
+                self.settlement(deal, SettlementInput::Stored);
             }
-            Ok(outcome) => self.outcome(outcome, Then::Stored(deal)),
-            Err(refusal) => panic!("deal {deal} does not take {milestone:?}: {refusal}"),
+            Ok(effects) => self.apply_when_committed(effects, AfterCommit::Stored(deal)),
+            Err(error) => panic!("deal {deal} does not take {milestone:?}: {error}"),
         }
     }
 
@@ -538,7 +556,7 @@ impl World {
                 return;
             }
             if tries >= 6 && matches!(call, Call::Authorise(_)) {
-                return self.settlement(deal, Input::Declined("the bank does not answer"));
+                return self.settlement(deal, SettlementInput::Declined("the bank does not answer"));
             }
             return self.at(700, Event::Bank { start, deal, key, call, tries: tries + 1 });
         }
@@ -556,7 +574,7 @@ impl World {
             return;
         }
         if self.rng.permille(self.weather.bank_away) {
-            // Its answer is lost: the same call again.
+            // The bank's answer is lost: the call is repeated.
             return self.at(700, Event::Bank { start, deal, key, call, tries: tries + 1 });
         }
         self.at(10, Event::BankSaid { start, deal, answer });

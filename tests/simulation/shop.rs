@@ -1,7 +1,7 @@
-//! A purchase across two databases and a bank: several frontends that drive, buyers with two hands each,
-//! and every component switched off at any step.
+//! Simulation of purchases across two databases and a bank, with several frontends as drivers, two clients per buyer,
+//! and every component crashing at any step.
 
-use crate::invariants::Broken;
+use crate::invariants::Violation;
 use crate::{chosen, play, seeds, without_panic};
 
 mod buyers;
@@ -13,7 +13,7 @@ mod world;
 
 use world::{Tally, World};
 
-/// A rule broken on purpose, between the cores and the world.
+/// A fault that the simulation injects on purpose, to test that the invariants detect it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The record of a step never reaches the disk.
@@ -22,33 +22,33 @@ pub enum Fault {
     LosePaid,
     /// What was bought stays in the cart.
     KeepCart,
-    /// The bank is asked before the record is on disk.
+    /// The request to the bank is sent before the record is on disk.
     BankBeforeDisk,
-    /// The answer leaves before the record is on disk.
+    /// The response is sent before the record is on disk.
     AnswerBeforeDisk,
-    /// The bank is believed to have let go without being asked.
+    /// An authorisation is taken for voided without asking the bank.
     SkipVoid,
-    /// A charge that got no answer is not asked for again.
+    /// A capture without a response is not retried.
     CaptureOnce,
-    /// Whoever takes over believes the units sold.
+    /// A driver that takes over assumes that the units are sold.
     BelieveSold,
-    /// Whoever takes over puts the units back before the record is undone.
+    /// A driver that takes over releases the units before the record is undone.
     ReleaseFirst,
-    /// Whoever undoes does not put the units back.
+    /// A driver that undoes a purchase does not release the units.
     SkipRelease,
-    /// The product database keeps no tombstone of what was released.
+    /// The product database keeps no tombstones of released holds.
     ForgetReleased,
     /// A buyer's second purchase does not wait for the first.
     TwoAtOnce,
     /// Idempotency keys are forgotten.
     ForgetKeys,
-    /// Nobody takes over.
+    /// Orphaned purchases are not taken over.
     LeaveOrphans,
-    /// A lease that has passed on still counts.
+    /// A lease that has passed to another driver is still accepted.
     IgnoreLease,
 }
 
-fn run(seed: u64, fault: Option<Fault>, aloud: bool) -> Result<Tally, Broken> {
+fn run(seed: u64, fault: Option<Fault>, aloud: bool) -> Result<Tally, Violation> {
     without_panic(|| World::new(seed, fault, aloud).run())
 }
 
@@ -60,7 +60,7 @@ fn purchases_are_all_or_nothing_whatever_happens() {
     }
     let seeds = seeds();
     let (tally, broken) = play(seeds, |seed| run(seed, None, false), |_| true);
-    if let Some((seed, Broken { rule, detail })) = broken {
+    if let Some((seed, Violation { rule, detail })) = broken {
         panic!("SEED={seed}: the rule {rule:?} is broken: {detail}");
     }
     eprintln!("simulation: {seeds} seeds, {tally:?}");

@@ -1,27 +1,27 @@
-//! Time, the network and everyone in it. Whatever happens next is the next event of one queue.
+//! Time, the network and everyone in it. All events happen in the order of one queue.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 
-use p2s2::trade::exchange::Told;
-use p2s2::trade::wire::{Ack, Push, Reply, Request, SettlementLine, Side};
+use p2s2::trade::exchange::NotificationId;
+use p2s2::trade::wire::{Ack, Notification, Request, Response, SettlementMessage, Side};
 
 use crate::Fault;
 use crate::bank::{Answer, Bank, Call};
 use crate::disk::Disk;
-use crate::invariants::{Broken, Invariants};
-use crate::peer::{DELAY_MAX_MS, Do, Habits, Peer, Say};
+use crate::invariants::{Invariants, Violation};
+use crate::peer::{DELAY_MAX_MS, Habits, Peer, PeerAction, SettlementReaction};
 use crate::rng::Rng;
 use crate::server::Server;
 
-/// The simulated day begins here.
+/// When the simulated time begins.
 const BEGIN_MS: u64 = 1_700_000_000_000;
-/// How long peers are busy and everything may go wrong.
+/// How long peers are active and anything may fail.
 const STORMY_MS: u64 = 180_000;
-/// Then all is well, and every window, settlement and doubt comes to its end.
+/// Then nothing fails any more, and every window, settlement and open question is resolved.
 const CALM_MS: u64 = 420_000;
-/// Then nobody says anything, until all is forgotten.
+/// Then nobody sends anything, until everything has expired.
 const QUIET_MS: u64 = 700_000;
 
 #[derive(Debug, Clone)]
@@ -30,10 +30,10 @@ pub enum Event {
     Retry { peer: usize, rq: u64, tries: u32 },
     Request { from: SocketAddr, request: Box<Request> },
     Ack { from: SocketAddr, mid: u64 },
-    Reply { to: SocketAddr, reply: Box<Reply> },
-    Push { to: SocketAddr, push: Box<Push> },
-    LineToPeer { deal: u64, side: Side, peer: usize, line: Box<SettlementLine> },
-    // Events of the server die with it: they bear the number of its start.
+    Response { to: SocketAddr, response: Box<Response> },
+    Notification { to: SocketAddr, notification: Box<Notification> },
+    LineToPeer { deal: u64, side: Side, peer: usize, line: Box<SettlementMessage> },
+    // Events of the server are dropped when it stops; they carry the number of its start.
     LineToServer { start: u32, deal: u64, side: Side, text: String },
     LineBroke { start: u32, deal: u64, side: Side },
     StepTimeout { start: u32, deal: u64, step: u8 },
@@ -42,8 +42,8 @@ pub enum Event {
     StoreAgain { start: u32, deal: u64 },
     Commit { start: u32 },
     Tick { start: u32, deal: u64 },
-    Resend { start: u32, told: Told, sent: u32 },
-    Leavers { start: u32 },
+    Resend { start: u32, id: NotificationId, sent: u32 },
+    DepartingPeers { start: u32 },
     Sweep { start: u32 },
     Start,
 }
@@ -67,7 +67,7 @@ impl Ord for Entry {
     }
 }
 
-/// How bad the weather is, in thousandths.
+/// The rates of failures, in thousandths.
 #[derive(Debug, Clone, Copy)]
 pub struct Weather {
     pub loss: u64,
@@ -99,7 +99,7 @@ pub struct World {
     pub tally: Tally,
 }
 
-/// What a run has seen, so that a test can tell that it tests something.
+/// What has occurred in a run, so that a test can check that it tests something.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Tally {
     pub events: u64,
@@ -172,8 +172,8 @@ impl World {
         world
     }
 
-    /// Plays it to the end, or to the first broken rule.
-    pub fn run(mut self) -> Result<Tally, Broken> {
+    /// Runs to the end or to the first violation.
+    pub fn run(mut self) -> Result<Tally, Violation> {
         self.play(BEGIN_MS + STORMY_MS)?;
         self.note(|| "-- all is well from here on".to_owned());
         self.weather = CALM;
@@ -196,7 +196,7 @@ impl World {
         Ok(self.tally)
     }
 
-    fn play(&mut self, until: u64) -> Result<(), Broken> {
+    fn play(&mut self, until: u64) -> Result<(), Violation> {
         while let Some(Reverse(Entry(at, ..))) = self.queue.peek()
             && *at <= until
             && let Some(Reverse(Entry(at, _, event))) = self.queue.pop()
@@ -213,7 +213,7 @@ impl World {
         Ok(())
     }
 
-    fn checked(&mut self) -> Result<(), Broken> {
+    fn checked(&mut self) -> Result<(), Violation> {
         self.rules.broken.take().map_or(Ok(()), Err)
     }
 
@@ -246,44 +246,44 @@ impl World {
                     }
                 }
             }
-            Event::Reply { to, reply } => {
+            Event::Response { to, response } => {
                 if let Some(peer) = self.peers.iter_mut().find(|peer| peer.home == to) {
-                    peer.reply(&reply, self.now);
+                    peer.response(&response, self.now);
                 }
             }
-            Event::Push { to, push } => {
+            Event::Notification { to, notification } => {
                 if let Some(peer) = self.peers.iter().position(|peer| peer.home == to) {
-                    let done = self.peers[peer].push(&push, self.now, &mut self.rng);
+                    let done = self.peers[peer].push(&notification, self.now, &mut self.rng);
                     self.peer_does(peer, done);
                 }
             }
             Event::LineToPeer { deal, side, peer, line } => {
                 let start = self.starts;
                 match self.peers[peer].line(&line, self.now, &mut self.rng) {
-                    Say::Line(text) => self.at(5, Event::LineToServer { start, deal, side, text }),
-                    Say::Nothing => {}
-                    Say::HangUp => self.at(5, Event::LineBroke { start, deal, side }),
+                    SettlementReaction::Line(text) => self.at(5, Event::LineToServer { start, deal, side, text }),
+                    SettlementReaction::Nothing => {}
+                    SettlementReaction::HangUp => self.at(5, Event::LineBroke { start, deal, side }),
                 }
             }
             Event::Start => self.start(),
             event => self.server_happens(event),
         }
-        // Whose stock is whose is checked where it may have changed: everywhere.
+        // The stock of every peer is checked, since any may have changed.
         let disk = self.disk.lock();
         for peer in &self.peers {
             self.rules.stock(peer, &disk.rows);
         }
     }
 
-    fn peer_does(&mut self, peer: usize, done: Vec<Do>) {
+    fn peer_does(&mut self, peer: usize, done: Vec<PeerAction>) {
         for one in done {
             match one {
-                Do::Ask(request) => {
+                PeerAction::Ask(request) => {
                     let rq = request.rq;
                     self.send_request(peer, request);
                     self.at(1_000, Event::Retry { peer, rq, tries: 1 });
                 }
-                Do::Ack(mid) => {
+                PeerAction::Ack(mid) => {
                     let from = self.peers[peer].home;
                     self.network(Event::Ack { from, mid });
                 }
@@ -296,7 +296,7 @@ impl World {
         self.network(Event::Request { from, request: Box::new(request) });
     }
 
-    /// A datagram's way: lost, repeated, late, or none of it.
+    /// Delivers a datagram: it may be lost, duplicated or delayed.
     pub fn network(&mut self, event: Event) {
         let copies = 1 + u64::from(self.rng.permille(self.weather.repeat));
         for _ in 0..copies {

@@ -1,4 +1,4 @@
-//! A real browser, spoken to over WebDriver: one request a connection, JSON both ways.
+//! A real browser controlled over WebDriver, with one request per connection and JSON in both directions.
 #![allow(dead_code, reason = "each test target uses its part")]
 
 use std::fmt;
@@ -13,54 +13,54 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-/// The browser starts within this, and does whatever it is told.
+/// Timeout of starting the browser and of every command.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// What a page is to show comes within this.
-const SHOWN_WITHIN: Duration = Duration::from_secs(30);
-/// Browsers that run at once: each keeps a core busy.
-const AT_ONCE: usize = 2;
-/// Under which name WebDriver hands elements over.
+/// Timeout of waiting for something to appear on a page.
+const SHOWN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Browsers that run concurrently: each keeps a core busy.
+const BROWSERS_MAX: usize = 2;
+/// The key under which WebDriver returns elements.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
-/// How pages are searched.
-const FIND: &str = include_str!("find.js");
+/// The script that searches pages.
+const FIND_SCRIPT: &str = include_str!("find.js");
 
-static FREE: Mutex<usize> = Mutex::new(AT_ONCE);
-static FREED: Condvar = Condvar::new();
+static FREE_PERMITS: Mutex<usize> = Mutex::new(BROWSERS_MAX);
+static PERMIT_RELEASED: Condvar = Condvar::new();
 
-/// The right to run so many browsers, given back when it is dropped.
-struct Places(usize);
+/// Permission to run this many browsers, returned when dropped.
+struct BrowserPermits(usize);
 
-impl Places {
-    /// All of them or none, so that two tests that want two each do not wait for each other.
-    fn take(count: usize) -> Places {
-        let mut free = FREED.wait_while(FREE.lock().unwrap(), |free| *free < count).unwrap();
+impl BrowserPermits {
+    /// Acquires all permits at once, so that two tests that need two each cannot deadlock.
+    fn acquire(count: usize) -> BrowserPermits {
+        let mut free = PERMIT_RELEASED.wait_while(FREE_PERMITS.lock().unwrap(), |free| *free < count).unwrap();
         *free -= count;
-        Places(count)
+        BrowserPermits(count)
     }
 
-    fn split(mut self) -> (Places, Places) {
+    fn split(mut self) -> (BrowserPermits, BrowserPermits) {
         self.0 -= 1;
-        (Places(1), self)
+        (BrowserPermits(1), self)
     }
 }
 
-impl Drop for Places {
+impl Drop for BrowserPermits {
     fn drop(&mut self) {
-        *FREE.lock().unwrap() += self.0;
-        FREED.notify_all();
+        *FREE_PERMITS.lock().unwrap() += self.0;
+        PERMIT_RELEASED.notify_all();
     }
 }
 
-/// Why the browser did not do what it was told.
+/// An error reported by WebDriver.
 #[derive(Debug)]
-pub struct Fault {
+pub struct WebDriverError {
     pub error: String,
     pub message: String,
 }
 
-impl Fault {
-    /// Whether it may go better the next time: the page has changed meanwhile, or something stood in front.
-    fn is_passing(&self) -> bool {
+impl WebDriverError {
+    /// Whether a retry may succeed: the page has changed meanwhile, or another element was in front.
+    fn is_transient(&self) -> bool {
         let passing = [
             "stale element reference",
             "element click intercepted",
@@ -69,81 +69,81 @@ impl Fault {
             "invalid element state",
         ];
         passing.contains(&self.error.as_str())
-            // What a page is left in the middle of.
+            // Errors of a page that is being left.
             || self.message.contains("execution context")
             || self.message.contains("Cannot find context")
             || self.message.contains("does not belong to the document")
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for WebDriverError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.error, self.message)
     }
 }
 
-/// What is looked for on a page.
+/// Describes an element to look for.
 #[derive(Debug, Clone)]
-pub struct What(Value);
+pub struct Locator(Value);
 
-/// What a selector says.
-pub fn css(selector: &str) -> What {
-    What(json!({ "css": selector }))
+/// Elements that match a CSS selector.
+pub fn css(selector: &str) -> Locator {
+    Locator(json!({ "css": selector }))
 }
 
-/// What a selector says, whether it is shown or not.
-pub fn hidden(selector: &str) -> What {
-    What(json!({"css": selector, "isHidden": true}))
+/// Elements that match a CSS selector, visible or not.
+pub fn hidden(selector: &str) -> Locator {
+    Locator(json!({"css": selector, "isHidden": true}))
 }
 
-/// By its role and its name, as it is read out; its name may go on after these words.
-pub fn role(role: &str, name: &str) -> What {
-    What(json!({"role": role, "name": name}))
+/// Elements with an accessible role and a name that begins with these words.
+pub fn role(role: &str, name: &str) -> Locator {
+    Locator(json!({"role": role, "name": name}))
 }
 
-pub fn button(name: &str) -> What {
+pub fn button(name: &str) -> Locator {
     role("button", name)
 }
 
-pub fn textbox(name: &str) -> What {
+pub fn textbox(name: &str) -> Locator {
     role("textbox", name)
 }
 
-/// The innermost element that says this.
-pub fn text(text: &str) -> What {
-    What(json!({ "text": text }))
+/// The innermost element with this text.
+pub fn text(text: &str) -> Locator {
+    Locator(json!({ "text": text }))
 }
 
-/// A row of a table or a list that says this.
-pub fn row(text: &str) -> What {
-    What(json!({ "row": text }))
+/// A table row or list item with this text.
+pub fn row(text: &str) -> Locator {
+    Locator(json!({ "row": text }))
 }
 
-impl What {
-    /// Somewhere in that.
-    pub fn within(mut self, outer: What) -> What {
+impl Locator {
+    /// Restricts the search to elements inside `outer`.
+    pub fn within(mut self, outer: Locator) -> Locator {
         self.0["within"] = outer.0;
         self
     }
 }
 
-impl fmt::Display for What {
+impl fmt::Display for Locator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-/// Chromium without a window, without a network, in a folder of its own. Ends when it is dropped.
+/// Headless Chromium without network access, with a temporary profile. It ends when dropped.
 pub struct Browser {
     driver: Child,
     port: u16,
     session: String,
     folder: tempfile::TempDir,
-    _place: Places,
+    _permits: BrowserPermits,
 }
 
-/// The driver, what else it says, and its port; or what it said at its end.
-fn begin_driver() -> Result<(Child, BufReader<ChildStdout>, u16), String> {
+/// Starts the driver. Returns it with its remaining output and its port, or what it printed before it ended.
+fn start_driver() -> Result<(Child, BufReader<ChildStdout>, u16), String> {
     let mut driver = Command::new("chromedriver")
         .arg("--port=0")
         .stdout(Stdio::piped())
@@ -164,24 +164,24 @@ fn begin_driver() -> Result<(Child, BufReader<ChildStdout>, u16), String> {
 
 impl Browser {
     pub fn start() -> Browser {
-        Browser::start_at(Places::take(1))
+        Browser::start_at(BrowserPermits::acquire(1))
     }
 
-    /// Two that know nothing of each other.
+    /// Two independent browsers.
     pub fn two() -> (Browser, Browser) {
-        let (one, other) = Places::take(2).split();
+        let (one, other) = BrowserPermits::acquire(2).split();
         (Browser::start_at(one), Browser::start_at(other))
     }
 
-    fn start_at(place: Places) -> Browser {
+    fn start_at(permits: BrowserPermits) -> Browser {
         let folder = tempfile::tempdir().unwrap();
-        // It takes a port that is free and its twin of the other protocol, which another program may have: then it
-        // ends, and takes another port the next time.
-        let begun = begin_driver().or_else(|_| begin_driver()).or_else(|_| begin_driver());
-        let (driver, mut said, port) = begun.unwrap_or_else(|said| panic!("chromedriver told no port: {said}"));
-        // It must not stand still because nobody reads what else it says.
+        // The driver needs a free port for both IP versions. If another program has one of them, the driver ends and is
+        // started again, on another port.
+        let started = start_driver().or_else(|_| start_driver()).or_else(|_| start_driver());
+        let (driver, mut said, port) = started.unwrap_or_else(|said| panic!("chromedriver told no port: {said}"));
+        // The output is drained so that the driver never blocks.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-        let mut browser = Browser { driver, port, session: String::new(), folder, _place: place };
+        let mut browser = Browser { driver, port, session: String::new(), folder, _permits: permits };
         let data_dir = format!("--user-data-dir={}", browser.folder.path().join("profile").display());
         let arguments = [
             "--headless",
@@ -192,10 +192,10 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
-            // Names mean nothing and no proxy helps: whatever a page would fetch from another machine fails.
+            // Host names do not resolve and no proxy is used, so that requests to other machines fail.
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             "--no-proxy-server",
-            // Tabs that nobody looks at are as quick as the others.
+            // Background tabs must not be throttled.
             "--disable-background-timer-throttling",
             "--disable-renderer-backgrounding",
             "--disable-backgrounding-occluded-windows",
@@ -213,19 +213,19 @@ impl Browser {
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "goog:chromeOptions": options, "goog:loggingPrefs": logged, "timeouts": timeouts,
         }}});
-        let session = browser.tell("POST", "/session", &wanted).unwrap_or_else(|fault| panic!("{fault}"));
+        let session = browser.send("POST", "/session", &wanted).unwrap_or_else(|fault| panic!("{fault}"));
         browser.session = session["sessionId"].as_str().unwrap_or_else(|| panic!("{session}")).to_owned();
         browser
     }
 
-    /// Where it saves a file of that name.
+    /// The path of a file downloaded under this name.
     pub fn saved(&self, name: &str) -> PathBuf {
         self.folder.path().join("saved").join(name)
     }
 
     #[track_caller]
     pub fn open(&self, url: &str) {
-        self.told("/url", &json!({ "url": url }));
+        self.post("/url", &json!({ "url": url }));
     }
 
     #[track_caller]
@@ -235,22 +235,22 @@ impl Browser {
 
     #[track_caller]
     pub fn reload(&self) {
-        self.told("/refresh", &json!({}));
+        self.post("/refresh", &json!({}));
     }
 
-    /// What a script says (it says `return …`).
+    /// The result of a script (which uses `return`).
     #[track_caller]
     pub fn ask(&self, script: &str) -> Value {
         self.ask_with(script, json!([]))
     }
 
-    /// The same with `arguments`.
+    /// The result of a script with `arguments`.
     #[track_caller]
     pub fn ask_with(&self, script: &str, arguments: Value) -> Value {
-        self.told("/execute/sync", &json!({"script": script, "args": arguments}))
+        self.post("/execute/sync", &json!({"script": script, "args": arguments}))
     }
 
-    /// What a promise comes to; its script is the body of an asynchronous function.
+    /// The value of a promise; the script is the body of an async function.
     #[track_caller]
     pub fn ask_later(&self, script: &str, arguments: Value) -> Value {
         let script = format!(
@@ -258,18 +258,18 @@ impl Browser {
              (async function () {{ {script} }})(...given).then(
                  (value) => done({{ value }}), (error) => done({{ error: String(error) }}));"
         );
-        let mut answer = self.told("/execute/async", &json!({"script": script, "args": arguments}));
+        let mut answer = self.post("/execute/async", &json!({"script": script, "args": arguments}));
         assert!(answer["error"].is_null(), "{}", answer["error"]);
         answer["value"].take()
     }
 
-    /// A command of the developer tools.
+    /// Runs a DevTools command.
     #[track_caller]
     pub fn command(&self, name: &str, parameters: Value) -> Value {
-        self.told("/goog/cdp/execute", &json!({"cmd": name, "params": parameters}))
+        self.post("/goog/cdp/execute", &json!({"cmd": name, "params": parameters}))
     }
 
-    /// Waits until a script says something that is true of the page; what it said.
+    /// Waits until a script returns a truthy value, and returns it.
     #[track_caller]
     pub fn until(&self, what: &str, script: &str) -> Value {
         self.until_with(what, script, &json!([]))
@@ -278,16 +278,16 @@ impl Browser {
     #[track_caller]
     pub fn until_with(&self, what: &str, script: &str, arguments: &Value) -> Value {
         self.eventually(what, || {
-            let value = self.try_told("/execute/sync", &json!({"script": script, "args": arguments}))?;
+            let value = self.try_post("/execute/sync", &json!({"script": script, "args": arguments}))?;
             let is_so = !matches!(&value, Value::Null | Value::Bool(false)) && value != 0 && value != "";
             Ok(is_so.then_some(value))
         })
     }
 
-    /// Waits until it is shown.
+    /// Waits until the element is visible.
     #[track_caller]
-    pub fn sees(&self, what: &What) {
-        self.found(what);
+    pub fn sees(&self, what: &Locator) {
+        self.wait_for_element(what);
     }
 
     #[track_caller]
@@ -295,123 +295,123 @@ impl Browser {
         self.sees(&text(said));
     }
 
-    /// Waits until it is shown no more.
+    /// Waits until the element is no longer visible.
     #[track_caller]
-    pub fn sees_no(&self, what: &What) {
+    pub fn sees_no(&self, what: &Locator) {
         self.until_with(
             &format!("{what} to be gone"),
-            &format!("{FIND} return find(arguments[0]).length === 0"),
+            &format!("{FIND_SCRIPT} return find(arguments[0]).length === 0"),
             &json!([what.0]),
         );
     }
 
-    /// How many of it are shown now.
+    /// The number of matching visible elements.
     #[track_caller]
-    pub fn count(&self, what: &What) -> u64 {
-        self.ask_with(&format!("{FIND} return find(arguments[0]).length"), json!([what.0])).as_u64().unwrap()
+    pub fn count(&self, what: &Locator) -> u64 {
+        self.ask_with(&format!("{FIND_SCRIPT} return find(arguments[0]).length"), json!([what.0])).as_u64().unwrap()
     }
 
     #[track_caller]
-    pub fn is_shown(&self, what: &What) -> bool {
+    pub fn is_shown(&self, what: &Locator) -> bool {
         self.count(what) > 0
     }
 
-    /// What it says, once it is shown.
+    /// The element's text, once it is visible.
     #[track_caller]
-    pub fn words_of(&self, what: &What) -> String {
+    pub fn text_of(&self, what: &Locator) -> String {
         self.of(what, "el.innerText.replace(/\\s+/g, ' ').trim()").as_str().unwrap().to_owned()
     }
 
-    /// What an expression says of it (of `el`), once it is shown.
+    /// The value of an expression with the element as `el`, once it is visible.
     #[track_caller]
-    pub fn of(&self, what: &What, expression: &str) -> Value {
-        let script = format!("{FIND} const el = find(arguments[0])[0]; return el ? [{expression}] : null");
+    pub fn of(&self, what: &Locator, expression: &str) -> Value {
+        let script = format!("{FIND_SCRIPT} const el = find(arguments[0])[0]; return el ? [{expression}] : null");
         self.until_with(&what.to_string(), &script, &json!([what.0]))[0].take()
     }
 
-    /// Waits until an expression is true of it (of `el`).
+    /// Waits until an expression with the element as `el` is truthy.
     #[track_caller]
-    pub fn until_of(&self, what: &What, expression: &str) -> Value {
-        let script = format!("{FIND} const el = find(arguments[0])[0]; return el ? {expression} : null");
+    pub fn until_of(&self, what: &Locator, expression: &str) -> Value {
+        let script = format!("{FIND_SCRIPT} const el = find(arguments[0])[0]; return el ? {expression} : null");
         self.until_with(&format!("{what}: {expression}"), &script, &json!([what.0]))
     }
 
     #[track_caller]
-    pub fn click(&self, what: &What) {
-        self.does(what, "click", &json!({}));
+    pub fn click(&self, what: &Locator) {
+        self.perform(what, "click", &json!({}));
     }
 
-    /// Types into a field what is to be in it.
+    /// Replaces a field's contents by typing.
     #[track_caller]
-    pub fn fill(&self, what: &What, text: &str) {
+    pub fn fill(&self, what: &Locator, text: &str) {
         self.eventually(&format!("{what} to be filled"), || {
             let Some(element) = self.try_find(what)? else { return Ok(None) };
-            // What was in it goes as people have it go: all of it is marked, and deleted.
+            // The old contents are selected and deleted as a user would do it.
             let keys = ["\u{E009}a\u{E000}\u{E003}", text].concat();
-            self.try_told(&format!("/element/{element}/value"), &json!({ "text": keys }))?;
+            self.try_post(&format!("/element/{element}/value"), &json!({ "text": keys }))?;
             Ok(Some(()))
         });
     }
 
-    /// Chooses files of the disk in a file input, which may be hidden.
+    /// Selects files for a file input, which may be hidden.
     #[track_caller]
-    pub fn choose(&self, what: &What, files: &[&Path]) {
+    pub fn choose(&self, what: &Locator, files: &[&Path]) {
         let paths: Vec<&str> = files.iter().map(|file| file.to_str().unwrap()).collect();
-        self.does(what, "value", &json!({"text": paths.join("\n")}));
+        self.perform(what, "value", &json!({"text": paths.join("\n")}));
     }
 
-    /// Drops files or folders of the disk onto it.
+    /// Drops files or folders onto the element.
     #[track_caller]
-    pub fn drop_onto(&self, what: &What, paths: &[&Path]) {
+    pub fn drop_onto(&self, what: &Locator, paths: &[&Path]) {
         self.drag(what, paths, &["dragEnter", "dragOver", "drop"]);
     }
 
-    /// Holds files or folders of the disk above it.
+    /// Drags files or folders over the element.
     #[track_caller]
-    pub fn drag_over(&self, what: &What, paths: &[&Path]) {
+    pub fn drag_over(&self, what: &Locator, paths: &[&Path]) {
         self.drag(what, paths, &["dragEnter", "dragOver"]);
     }
 
     #[track_caller]
-    fn drag(&self, what: &What, paths: &[&Path], steps: &[&str]) {
+    fn drag(&self, what: &Locator, paths: &[&Path], steps: &[&str]) {
         let at = self.of(
             what,
             "(el.scrollIntoView({ block: 'center', behavior: 'instant' }), el.getBoundingClientRect().toJSON())",
         );
         let middle = |start: &str, length: &str| at[start].as_f64().unwrap() + at[length].as_f64().unwrap() / 2.0;
         let (x, y) = (middle("x", "width"), middle("y", "height"));
-        // Copying, as an outside program offers it.
+        // A copy operation, as another program would offer it.
         let data = json!({"items": [], "files": paths, "dragOperationsMask": 1});
         for step in steps {
             self.command("Input.dispatchDragEvent", json!({"type": step, "x": x, "y": y, "data": data}));
         }
     }
 
-    /// Presses a key and lets it go: `Tab`, `Enter`, `Shift+Tab`, or a character.
+    /// Presses and releases a key: `Tab`, `Enter`, `Shift+Tab`, or a character.
     #[track_caller]
     pub fn press(&self, keys: &str) {
         let values: Vec<&str> = keys.split('+').map(key).collect();
         let down = values.iter().map(|value| json!({"type": "keyDown", "value": value}));
         let up = values.iter().rev().map(|value| json!({"type": "keyUp", "value": value}));
-        self.acts(down.chain(up).collect());
+        self.perform_keys(down.chain(up).collect());
     }
 
-    /// Types it, wherever the focus is.
+    /// Types into whatever has the focus.
     #[track_caller]
     pub fn types(&self, text: &str) {
         let each = |letter: char| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": letter.to_string()}));
-        self.acts(text.chars().flat_map(each).collect());
+        self.perform_keys(text.chars().flat_map(each).collect());
     }
 
-    fn acts(&self, actions: Vec<Value>) {
+    fn perform_keys(&self, actions: Vec<Value>) {
         let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
-        self.told("/actions", &json!({"actions": [keyboard]}));
+        self.post("/actions", &json!({"actions": [keyboard]}));
     }
 
-    /// Goes on with the Tab key until it has the focus.
+    /// Presses Tab until the element has the focus.
     #[track_caller]
-    pub fn tab_to(&self, what: &What) {
-        let has_focus = format!("{FIND} return find(arguments[0]).includes(document.activeElement)");
+    pub fn tab_to(&self, what: &Locator) {
+        let has_focus = format!("{FIND_SCRIPT} return find(arguments[0]).includes(document.activeElement)");
         let mut passed = Vec::new();
         for _ in 0..150 {
             self.sees(what);
@@ -419,26 +419,26 @@ impl Browser {
                 return;
             }
             self.press("Tab");
-            let name = format!("{FIND} return nameOf(document.activeElement).slice(0, 60)");
+            let name = format!("{FIND_SCRIPT} return nameOf(document.activeElement).slice(0, 60)");
             passed.push(self.ask(&name));
         }
-        self.fails(&format!("the focus never came to {what}, but to {passed:?}"));
+        self.fail_with_page(&format!("the focus never came to {what}, but to {passed:?}"));
     }
 
-    /// The tab that is looked at.
+    /// The handle of the current tab.
     pub fn tab(&self) -> String {
-        self.asked("/window").as_str().unwrap().to_owned()
+        self.get("/window").as_str().unwrap().to_owned()
     }
 
-    /// All tabs.
+    /// The handles of all tabs.
     pub fn tabs(&self) -> Vec<String> {
-        serde_json::from_value(self.asked("/window/handles")).unwrap()
+        serde_json::from_value(self.get("/window/handles")).unwrap()
     }
 
-    /// Opens a page in another tab, and looks at that.
+    /// Opens a page in a new tab and switches to it.
     #[track_caller]
     pub fn open_tab(&self, url: &str) -> String {
-        let tab = self.told("/window/new", &json!({"type": "tab"}))["handle"].as_str().unwrap().to_owned();
+        let tab = self.post("/window/new", &json!({"type": "tab"}))["handle"].as_str().unwrap().to_owned();
         self.to_tab(&tab);
         self.open(url);
         tab
@@ -446,18 +446,18 @@ impl Browser {
 
     #[track_caller]
     pub fn to_tab(&self, tab: &str) {
-        self.told("/window", &json!({ "handle": tab }));
+        self.post("/window", &json!({ "handle": tab }));
     }
 
-    /// As large as that, and light or dark.
+    /// Sets the viewport's size and the colour scheme.
     #[track_caller]
-    pub fn looks(&self, width: u32, height: u32, is_dark: bool) {
+    pub fn set_viewport(&self, width: u32, height: u32, is_dark: bool) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         self.command("Emulation.setDeviceMetricsOverride", size);
         let scheme = if is_dark { "dark" } else { "light" };
         let features = json!([
             {"name": "prefers-color-scheme", "value": scheme},
-            // What moves is looked at where it comes to rest.
+            // Animations are reduced so that screenshots show their final state.
             {"name": "prefers-reduced-motion", "value": "reduce"},
         ]);
         self.command("Emulation.setEmulatedMedia", json!({ "features": features }));
@@ -471,87 +471,87 @@ impl Browser {
         );
     }
 
-    /// What is seen now, as a PNG file.
+    /// Saves a screenshot as PNG.
     #[track_caller]
     pub fn picture(&self, to: &Path) {
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-        let picture = self.asked("/screenshot");
+        let picture = self.get("/screenshot");
         std::fs::write(to, BASE64.decode(picture.as_str().unwrap()).unwrap()).unwrap();
     }
 
-    /// What the browser has written since it was asked last.
+    /// The browser's log since the last call.
     #[track_caller]
     pub fn log(&self) -> Vec<String> {
-        let log = self.told("/se/log", &json!({"type": "browser"}));
+        let log = self.post("/se/log", &json!({"type": "browser"}));
         log.as_array().unwrap().iter().map(|entry| entry["message"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// Looks into a frame of the page, or at the page again.
+    /// Switches to a frame of the page, or back to the page.
     #[track_caller]
     pub fn to_frame(&self, number: Option<u32>) {
-        self.told("/frame", &json!({ "id": number }));
+        self.post("/frame", &json!({ "id": number }));
     }
 
-    /// What the browser itself complained of since it was asked last: faults of scripts, what a policy forbade.
-    /// Answers that are no success are none of it.
+    /// Warnings and errors of the browser itself since the last call, such as script errors and policy violations.
+    /// Responses with an error status are not included.
     #[track_caller]
     pub fn complaints(&self) -> Vec<String> {
-        let log = self.told("/se/log", &json!({"type": "browser"}));
+        let log = self.post("/se/log", &json!({"type": "browser"}));
         let of_pages = log.as_array().unwrap().iter().filter(|entry| entry["source"] != "network");
         let grave = of_pages.filter(|entry| entry["level"] == "SEVERE" || entry["level"] == "WARNING");
         grave.map(|entry| format!("{}: {}", entry["source"], entry["message"])).collect()
     }
 
-    /// Waits until it is there; the element, as WebDriver knows it.
+    /// Waits until the element exists; returns its WebDriver id.
     #[track_caller]
-    fn found(&self, what: &What) -> String {
+    fn wait_for_element(&self, what: &Locator) -> String {
         self.eventually(&what.to_string(), || self.try_find(what))
     }
 
-    fn try_find(&self, what: &What) -> Result<Option<String>, Fault> {
-        let script = format!("{FIND} return find(arguments[0])[0] ?? null");
-        let found = self.try_told("/execute/sync", &json!({"script": script, "args": [what.0]}))?;
+    fn try_find(&self, what: &Locator) -> Result<Option<String>, WebDriverError> {
+        let script = format!("{FIND_SCRIPT} return find(arguments[0])[0] ?? null");
+        let found = self.try_post("/execute/sync", &json!({"script": script, "args": [what.0]}))?;
         Ok(found[ELEMENT].as_str().map(str::to_owned))
     }
 
-    /// Has something done to an element, as often as the page changes in the middle of it.
+    /// Performs an action on an element, retrying if the page changes meanwhile.
     #[track_caller]
-    fn does(&self, what: &What, act: &str, how: &Value) {
+    fn perform(&self, what: &Locator, act: &str, how: &Value) {
         self.eventually(&format!("{what} to take a {act}"), || {
             let Some(element) = self.try_find(what)? else { return Ok(None) };
-            self.try_told(&format!("/element/{element}/{act}"), how).map(Some)
+            self.try_post(&format!("/element/{element}/{act}"), how).map(Some)
         });
     }
 
-    /// Waits until there is something.
+    /// Waits until `check` returns a value.
     #[track_caller]
-    pub fn eventually<T>(&self, what: &str, mut check: impl FnMut() -> Result<Option<T>, Fault>) -> T {
-        let deadline = Instant::now() + SHOWN_WITHIN;
+    pub fn eventually<T>(&self, what: &str, mut check: impl FnMut() -> Result<Option<T>, WebDriverError>) -> T {
+        let deadline = Instant::now() + SHOWN_TIMEOUT;
         let mut last = String::new();
         loop {
             match check() {
                 Ok(Some(value)) => return value,
                 Ok(None) => {}
-                Err(fault) if fault.is_passing() => last = fault.to_string(),
-                Err(fault) => self.fails(&format!("{what}: {fault}")),
+                Err(fault) if fault.is_transient() => last = fault.to_string(),
+                Err(fault) => self.fail_with_page(&format!("{what}: {fault}")),
             }
             if Instant::now() >= deadline {
-                self.fails(&format!("waited in vain for {what}; {last}"));
+                self.fail_with_page(&format!("waited in vain for {what}; {last}"));
             }
-            // Nothing wakes us for what happens in a page.
+            // Changes of a page cannot be waited for, so it is polled.
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Fails the test, and tells what there was to be seen.
+    /// Fails the test with the page's text, the log and a screenshot.
     #[track_caller]
-    fn fails(&self, why: &str) -> ! {
-        let shown = self.try_told(
+    fn fail_with_page(&self, why: &str) -> ! {
+        let shown = self.try_post(
             "/execute/sync",
             &json!({"script": "return `${location.href}, the focus on ${document.activeElement?.outerHTML.slice(0, 200)}\n${document.body?.innerText.slice(0, 2000)}`", "args": []}),
         );
         let shown = shown.map_or_else(|fault| fault.to_string(), |shown| shown.as_str().unwrap_or_default().to_owned());
-        let log = self.try_told("/se/log", &json!({"type": "browser"}));
+        let log = self.try_post("/se/log", &json!({"type": "browser"}));
         let log = log.map_or_else(|fault| fault.to_string(), |log| log.to_string());
         let name = std::thread::current().name().unwrap_or("test").replace("::", "-");
         let picture = screenshots().join(format!("failed-{name}.png"));
@@ -560,21 +560,21 @@ impl Browser {
     }
 
     #[track_caller]
-    fn told(&self, path: &str, what: &Value) -> Value {
-        self.try_told(path, what).unwrap_or_else(|fault| panic!("{path}: {fault}"))
+    fn post(&self, path: &str, what: &Value) -> Value {
+        self.try_post(path, what).unwrap_or_else(|fault| panic!("{path}: {fault}"))
     }
 
-    fn try_told(&self, path: &str, what: &Value) -> Result<Value, Fault> {
-        self.tell("POST", &format!("/session/{}{path}", self.session), what)
+    fn try_post(&self, path: &str, what: &Value) -> Result<Value, WebDriverError> {
+        self.send("POST", &format!("/session/{}{path}", self.session), what)
     }
 
     #[track_caller]
-    fn asked(&self, path: &str) -> Value {
-        let answer = self.tell("GET", &format!("/session/{}{path}", self.session), &Value::Null);
+    fn get(&self, path: &str) -> Value {
+        let answer = self.send("GET", &format!("/session/{}{path}", self.session), &Value::Null);
         answer.unwrap_or_else(|fault| panic!("{path}: {fault}"))
     }
 
-    fn tell(&self, method: &str, path: &str, what: &Value) -> Result<Value, Fault> {
+    fn send(&self, method: &str, path: &str, what: &Value) -> Result<Value, WebDriverError> {
         let body = if method == "GET" { String::new() } else { what.to_string() };
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -604,16 +604,19 @@ impl Browser {
         let Some(error) = value["error"].as_str().filter(|_| value["stacktrace"].is_string()) else {
             return Ok(value);
         };
-        Err(Fault { error: error.to_owned(), message: value["message"].as_str().unwrap_or_default().to_owned() })
+        Err(WebDriverError {
+            error: error.to_owned(),
+            message: value["message"].as_str().unwrap_or_default().to_owned(),
+        })
     }
 }
 
-/// Where pictures of pages go.
+/// The folder of screenshots.
 pub fn screenshots() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/screenshots")
 }
 
-/// A key as WebDriver names it.
+/// WebDriver's code for a key.
 fn key(name: &str) -> &str {
     match name {
         "Tab" => "\u{E004}",
@@ -631,13 +634,13 @@ fn key(name: &str) -> &str {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The browser ends with its session, whatever the test came to.
-        let end = || self.tell("DELETE", &format!("/session/{}", self.session), &json!({}));
+        // The browser ends with its session, whether or not the test has failed.
+        let end = || self.send("DELETE", &format!("/session/{}", self.session), &json!({}));
         if !self.session.is_empty() && !matches!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(end)), Ok(Ok(_)))
         {
             eprintln!("the browser may be left: its driver did not answer");
         }
-        // It may have ended already.
+        // It may have already ended.
         let _ = self.driver.kill();
         let _ = self.driver.wait();
     }

@@ -1,4 +1,4 @@
-// Finds what a person would: what is shown, by its role and its name, by its words, or by the row that it stands in.
+// Finds visible elements as a person would: by role and name, by text, or by the row that contains them.
 const isShown = (el) => el.getClientRects().length > 0 && el.checkVisibility({ visibilityProperty: true });
 
 const ROLES = {
@@ -21,7 +21,7 @@ const ROLES = {
   textbox: "textarea, [role=textbox], [role=searchbox], input:not([type]), "
     + ["text", "password", "search", "email", "url", "number"].map((type) => `input[type=${type}]`).join(", "),
 };
-// What nobody reaches while a dialog is in front of it.
+// Roles that cannot be used while a modal dialog is open.
 const CONTROLS = ["button", "checkbox", "link", "menuitem", "option", "radio", "tab", "textbox"];
 
 const words = (text) => (text ?? "").replace(/\s+/g, " ").trim();
@@ -43,20 +43,20 @@ const inFront = () => [...document.querySelectorAll("dialog")].filter((el) => el
 
 const innermost = (found) => found.filter((el) => !found.some((other) => other !== el && el.contains(other)));
 
-const find = (wanted) => {
+const find = (locator) => {
   let roots = [document];
-  if (wanted.within) roots = find(wanted.within);
-  else if (CONTROLS.includes(wanted.role)) roots = [inFront() ?? document];
+  if (locator.within) roots = find(locator.within);
+  else if (CONTROLS.includes(locator.role)) roots = [inFront() ?? document];
   const all = (css) => [...new Set(roots.flatMap((root) => [...root.querySelectorAll(css)]))];
-  if (wanted.css) return all(wanted.css).filter((el) => wanted.isHidden || isShown(el));
-  if (wanted.role) {
-    const found = all(ROLES[wanted.role] ?? `[role=${wanted.role}]`).filter(isShown).map((el) => [el, nameOf(el)]);
+  if (locator.css) return all(locator.css).filter((el) => locator.isHidden || isShown(el));
+  if (locator.role) {
+    const found = all(ROLES[locator.role] ?? `[role=${locator.role}]`).filter(isShown).map((el) => [el, nameOf(el)]);
     const named = (holds) => found.filter(([, name]) => holds(name)).map(([el]) => el);
-    const exactly = named((name) => !wanted.name || name === wanted.name);
-    // A control of a row may say after its word what it is for.
-    return exactly.length ? exactly : named((name) => name.startsWith(wanted.name) && !/^\p{L}/u.test(name.slice(wanted.name.length)));
+    const exactly = named((name) => !locator.name || name === locator.name);
+    // The name of a control in a row may continue with what the control applies to.
+    return exactly.length ? exactly : named((name) => name.startsWith(locator.name) && !/^\p{L}/u.test(name.slice(locator.name.length)));
   }
   const saying = (css, text) => innermost(all(css).filter((el) => words(el.textContent).includes(words(text)))).filter(isShown);
-  if (wanted.row) return saying("tr, li, [role=row], [role=listitem], article", wanted.row);
-  return saying("body, body *", wanted.text);
+  if (locator.row) return saying("tr, li, [role=row], [role=listitem], article", locator.row);
+  return saying("body, body *", locator.text);
 };

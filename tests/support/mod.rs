@@ -1,6 +1,6 @@
-//! What black-box tests share: a server process, peers on bare sockets, waiting for conditions.
+//! Shared by black-box tests: a server process, peers on bare sockets, waiting for conditions.
 //!
-//! Peers here are written from the wire format alone: JSON in, JSON out.
+//! The peers know only the wire format: JSON in, JSON out.
 #![allow(dead_code, reason = "each test target uses its part")]
 
 use std::collections::{HashSet, VecDeque};
@@ -16,19 +16,19 @@ use p2s2::net::conn::{Conn, ConnReader, ConnWriter};
 use p2s2::net::lines::{LineLimits, LineReader};
 use serde_json::{Value, json};
 
-/// Longer than anything that is not broken takes, also on a slow and shared machine.
+/// Timeout of anything that works, also on a slow and shared machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A card that passes, and one that is declined.
+/// A card that is accepted, and one that is declined.
 pub const GOOD_CARD: &str = "4111111111111111";
 pub const DECLINED_CARD: &str = "4000000000000002";
 
-/// How often the long tests run: in full with `P2S2_TEST_SCALE=full`, else a tenth.
+/// The number of repetitions of long tests: all of them with `P2S2_TEST_SCALE=full`, else a tenth.
 pub fn scaled(full: usize) -> usize {
     if std::env::var("P2S2_TEST_SCALE").is_ok_and(|scale| scale == "full") { full } else { (full / 10).max(1) }
 }
 
-/// Waits until `check` gives something; fails the test when it takes too long.
+/// Polls until `check` returns a value; fails the test after a timeout.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -41,7 +41,7 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A `p2s2 server` process of our own. Ended by SIGKILL when dropped.
+/// A `p2s2 server` process, killed with SIGKILL when dropped.
 pub struct Server {
     child: Child,
     pub dir: PathBuf,
@@ -51,7 +51,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server on a fresh data dir and free ports.
+    /// Starts a server with a new data dir and free ports.
     pub fn start(args: &[&str]) -> Server {
         let temporary = Arc::new(tempfile::tempdir().unwrap());
         let mut server = Server::start_in(temporary.path(), args, &[]);
@@ -59,7 +59,7 @@ impl Server {
         server
     }
 
-    /// Starts a server whose data dir is `dir/state`; with more environment.
+    /// Starts a server with the data dir `dir/state` and additional environment variables.
     pub fn start_in(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Server {
         let ready = dir.join("ready.json");
         match fs::remove_file(&ready) {
@@ -84,7 +84,7 @@ impl Server {
                 panic!("the server ended with {status}: {}", fs::read_to_string(dir.join("log")).unwrap());
             }
             let ready: Value = serde_json::from_str(&fs::read_to_string(&ready).ok()?).unwrap();
-            // A server without trade: where its HTTP is.
+            // Without the trade service, the address of the HTTP port.
             let addr = ready["trade_udp"].as_str().or(ready["server_api"].as_str()).unwrap();
             Some(addr.parse().unwrap())
         });
@@ -92,7 +92,7 @@ impl Server {
         Server { child, dir: dir.to_owned(), addr, args, _temporary: None }
     }
 
-    /// SIGKILL, and the same server again on the same data and the same port.
+    /// Kills the server with SIGKILL and starts it again on the same data and port.
     pub fn kill_and_restart(self) -> Server {
         let (dir, port, temporary) = (self.dir.clone(), self.addr.port().to_string(), self._temporary.clone());
         let mut args = self.args.clone();
@@ -106,13 +106,13 @@ impl Server {
         server
     }
 
-    /// SIGTERM; the exit code, which must be 0 when all is well.
+    /// Stops the server with SIGTERM; returns the exit code, which is 0 if all is well.
     pub fn stop(self) -> i32 {
         signal(self.child.id(), libc::SIGTERM);
         self.wait()
     }
 
-    /// The exit code of a server that was told to end.
+    /// The exit code of a server that was told to stop.
     pub fn wait(mut self) -> i32 {
         let status = eventually("the server to end", || self.child.try_wait().unwrap());
         status.code().unwrap_or(-1)
@@ -126,24 +126,24 @@ impl Server {
         self.dir.join("state")
     }
 
-    /// Everything it wrote so far.
+    /// The server's output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap()
     }
 
-    /// Runs an admin command on its data.
+    /// Runs an admin command on the server's data.
     pub fn admin(&self, args: &[&str]) -> Output {
         program("admin").args(args).arg("--data-dir").arg(self.state_dir()).output().unwrap()
     }
 
-    /// What an admin command prints with `--json`, line by line.
+    /// The JSON lines that an admin command prints with `--json`.
     pub fn admin_json(&self, args: &[&str]) -> Vec<Value> {
         let output = self.admin(&[args, &["--json"]].concat());
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The balance of an account in cents; checks that the ledger sums to zero.
+    /// The balance of an account in cents. Checks that the ledger sums to zero.
     pub fn balance_cents(&self, account: &str) -> i64 {
         let lines = self.admin_json(&["ledger"]);
         assert_eq!(lines.last().unwrap()["sum"], json!(0), "the ledger does not sum to zero");
@@ -161,13 +161,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Has it ended already? Then there is nothing to kill.
+        // It may have already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The program under test, with nothing of this environment's settings.
+/// The program under test, without settings from the environment.
 pub fn program(command: &str) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_p2s2"));
     program.arg(command).stdin(Stdio::null());
@@ -178,10 +178,10 @@ pub fn program(command: &str) -> Command {
             program.env_remove(name);
         }
     }
-    // The others have fixed ports unless told otherwise.
+    // The other services have fixed default ports.
     program.env("P2S2_SERVER_SERVICES", "trade");
     program.env("P2S2_SERVER_API_PORT", "0");
-    // Nobody looks for them, but for those that are told otherwise.
+    // Servers are not announced unless a test needs that.
     for server in ["SERVER", "SELLER_SERVER", "BUYER_SERVER"] {
         program.env(format!("P2S2_{server}_NO_ANNOUNCE"), "yes");
     }
@@ -189,11 +189,11 @@ pub fn program(command: &str) -> Command {
 }
 
 pub fn signal(pid: u32, signal: i32) {
-    // SAFETY: kill(2) takes plain numbers; the pid is that of a child that was not waited for yet.
+    // SAFETY: kill(2) takes plain integers; the child has not been waited for, so the pid is still its own.
     assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
 }
 
-/// A trading peer on bare sockets. It acknowledges pushes unless told otherwise.
+/// A trading peer on bare sockets. By default it acknowledges server notifications ("pushes").
 pub struct Peer {
     pub name: String,
     pub server: SocketAddr,
@@ -202,7 +202,7 @@ pub struct Peer {
     pub token: Option<String>,
     pub cert_sha256: Option<String>,
     pub acknowledges: bool,
-    /// Every datagram, either way, is lost the first time; its repeats arrive.
+    /// Every datagram, in either direction, is dropped the first time; repetitions arrive.
     pub loses_first: bool,
     passed: Mutex<HashSet<Vec<u8>>>,
     next_rq: u64,
@@ -211,7 +211,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Sockets, and no word to the server yet.
+    /// Opens the sockets without contacting the server.
     pub fn unregistered(server: SocketAddr, name: &str) -> Peer {
         Peer {
             name: name.to_owned(),
@@ -238,32 +238,33 @@ impl Peer {
     }
 
     pub fn register(&mut self) -> Value {
-        let fields = self.reach();
+        let fields = self.endpoint();
         let answer = self.ask("REGISTER", fields);
         if answer["type"] == "REGISTERED" {
             self.token = Some(answer["token"].as_str().unwrap().to_owned());
             self.cert_sha256 = answer["cert_sha256"].as_str().map(str::to_owned);
-            self.show_that_it_hears();
+            self.prove_address();
         }
         answer
     }
 
-    /// Sends the token from where it was told: more than three times what came from here may be sent here.
-    pub fn show_that_it_hears(&mut self) {
+    /// Returns the token from the address to which it was sent. Until then the server sends at most three times as much
+    /// as it has received from this address.
+    pub fn prove_address(&mut self) {
         let answer = self.ask_rq("STATUS", 2_000_000_000, json!({"token": self.token}));
         assert_eq!(answer["type"], "DEALS", "{answer}");
     }
 
-    /// The fields in which a peer says where it can be reached.
-    pub fn reach(&self) -> Value {
+    /// The fields of a request that tell the peer's endpoint.
+    pub fn endpoint(&self) -> Value {
         json!({"ip": "127.0.0.1", "udp_port": self.udp_port(), "tcp_port": self.tcp_port()})
     }
 
-    /// The same with the token, as LOGIN wants it.
-    pub fn reach_with_token(&self) -> Value {
-        let mut reach = self.reach();
-        reach["token"] = json!(self.token);
-        reach
+    /// The endpoint and the token, for LOGIN.
+    pub fn endpoint_with_token(&self) -> Value {
+        let mut endpoint = self.endpoint();
+        endpoint["token"] = json!(self.token);
+        endpoint
     }
 
     pub fn udp_port(&self) -> u16 {
@@ -279,13 +280,13 @@ impl Peer {
         self.next_rq - 1
     }
 
-    /// A request with a fresh number; repeated until answered, as UDP wants it.
+    /// Sends a request with a new number, repeated until a response arrives.
     pub fn ask(&mut self, kind: &str, fields: Value) -> Value {
         let rq = self.fresh_rq();
         self.ask_rq(kind, rq, fields)
     }
 
-    /// A request with this number.
+    /// Sends a request with this number.
     pub fn ask_rq(&mut self, kind: &str, rq: u64, fields: Value) -> Value {
         let message = self.message(kind, rq, fields);
         self.ask_raw(&message, rq).unwrap_or_else(|| panic!("{}: no answer to {message}", self.name))
@@ -297,7 +298,7 @@ impl Peer {
         message
     }
 
-    /// Sends until an answer with this number comes; `None` after some ten seconds.
+    /// Sends a message until a response with this number arrives; `None` after about ten seconds.
     pub fn ask_raw(&mut self, message: &Value, rq: u64) -> Option<Value> {
         for _ in 0..20 {
             self.send(message);
@@ -311,7 +312,6 @@ impl Peer {
         None
     }
 
-    /// Sends one datagram.
     pub fn send(&self, message: &Value) {
         self.send_bytes(message.to_string().as_bytes());
     }
@@ -321,14 +321,14 @@ impl Peer {
             return;
         }
         match self.udp.send_to(bytes, self.server) {
-            // A killed server's port answers "refused" to the next call.
+            // After a server was killed, the next call reports its closed port as "connection refused".
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
             result => assert_eq!(result.unwrap(), bytes.len()),
         }
     }
 
-    /// The next datagram before the deadline. Pushes are acknowledged and kept for [`Peer::push`], once
-    /// per mid; they are returned as well.
+    /// The next datagram before the deadline. Pushes are acknowledged, queued once per `mid` for [`Peer::push`], and
+    /// returned too.
     pub fn receive_until(&mut self, deadline: Instant) -> Option<Value> {
         let mut bytes = [0; 65_536];
         loop {
@@ -364,7 +364,7 @@ impl Peer {
         self.loses_first && self.passed.lock().unwrap().insert(datagram.to_owned())
     }
 
-    /// Every datagram that came up to the answer of a request that is asked now, in order; with repeats.
+    /// All datagrams, including repetitions, that arrive before the response to a request sent now.
     pub fn datagrams_until_fence(&mut self) -> Vec<Value> {
         let rq = self.fresh_rq();
         let fence = self.message("STATUS", rq, json!({"token": self.token}));
@@ -382,7 +382,7 @@ impl Peer {
         came
     }
 
-    /// The next push of this type that was not taken yet, in whatever order they came.
+    /// The next queued push of this type, in any order.
     pub fn push(&mut self, kind: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
         self.push_until(kind, deadline)
@@ -398,7 +398,7 @@ impl Peer {
         }
     }
 
-    /// The next push of this type about this item.
+    /// The next queued push of this type for this item.
     pub fn push_of(&mut self, kind: &str, item: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -411,15 +411,15 @@ impl Peer {
         }
     }
 
-    /// What was pushed and not taken yet, once everything sent before now has arrived: a request's
-    /// answer is the fence.
+    /// The queued pushes, once everything that was sent before now has arrived: the response to a request serves as the
+    /// fence.
     pub fn pushed(&mut self) -> Vec<Value> {
         let answer = self.ask("STATUS", json!({}));
         assert!(answer["type"] == "DEALS" || answer["type"] == "ERROR", "{answer}");
         self.pushes.iter().cloned().collect()
     }
 
-    /// LOOKING_FOR, and its number.
+    /// Sends LOOKING_FOR; returns its number.
     pub fn look_for(&mut self, item: &str, max_price: f64) -> u64 {
         let rq = self.fresh_rq();
         let answer =
@@ -428,7 +428,7 @@ impl Peer {
         rq
     }
 
-    /// Waits for a SEARCH and offers; the seller's number of the deal.
+    /// Waits for a SEARCH and offers; returns the seller's number of the deal.
     pub fn offer(&mut self, item: &str, price: f64) -> u64 {
         let rq = self.push("SEARCH")["rq"].as_u64().unwrap();
         let answer = self.ask_rq("OFFER", rq, json!({"item_name": item, "price": price}));
@@ -436,23 +436,23 @@ impl Peer {
         rq
     }
 
-    /// The peer's entry of a deal in STATUS.
+    /// The entry of a deal in the peer's STATUS.
     pub fn deal(&mut self, rq: u64) -> Option<Value> {
         let answer = self.ask("STATUS", json!({"rq_deal": rq}));
         assert_eq!(answer["type"], "DEALS", "{answer}");
         answer["deals"].as_array().unwrap().first().cloned()
     }
 
-    /// The state of a deal once it has ended.
+    /// The STATUS entry of a deal once it has ended.
     pub fn ended(&mut self, rq: u64) -> Value {
         eventually("the deal to end", || {
             self.deal(rq).filter(|deal| deal["state"] == "completed" || deal["state"] == "cancelled")
         })
     }
 
-    /// Accepts the server's settlement connection: TLS with the pinned certificate.
-    pub fn accept_line(&self) -> Line {
-        Line::accept(&self.tcp, self.cert_sha256.as_deref())
+    /// Accepts the server's settlement connection, with TLS and the pinned certificate.
+    pub fn accept_settlement(&self) -> SettlementConnection {
+        SettlementConnection::accept(&self.tcp, self.cert_sha256.as_deref())
     }
 
     pub fn inform_res(&self, rq: u64, card: &str) -> Value {
@@ -461,14 +461,14 @@ impl Peer {
     }
 }
 
-/// One side's settlement connection.
-pub struct Line {
+/// A settlement connection, from one side.
+pub struct SettlementConnection {
     pub reader: LineReader<ConnReader>,
     pub writer: ConnWriter,
 }
 
-impl Line {
-    pub fn accept(listener: &TcpListener, pin: Option<&str>) -> Line {
+impl SettlementConnection {
+    pub fn accept(listener: &TcpListener, pin: Option<&str>) -> SettlementConnection {
         listener.set_nonblocking(true).unwrap();
         let (stream, _) = eventually("the server to connect", || match listener.accept() {
             Ok(accepted) => Some(accepted),
@@ -476,19 +476,19 @@ impl Line {
             Err(error) => panic!("{error}"),
         });
         stream.set_nonblocking(false).unwrap();
-        Line::over(stream, pin)
+        SettlementConnection::over(stream, pin)
     }
 
-    pub fn over(stream: TcpStream, pin: Option<&str>) -> Line {
+    pub fn over(stream: TcpStream, pin: Option<&str>) -> SettlementConnection {
         let conn = match pin {
             Some(pin) => Conn::tls_client(stream, pin, Instant::now() + PATIENCE).unwrap(),
             None => Conn::plain(stream),
         };
         let (reader, writer) = conn.split();
-        Line { reader: LineReader::new(reader, LineLimits::new(1 << 20)), writer }
+        SettlementConnection { reader: LineReader::new(reader, LineLimits::new(1 << 20)), writer }
     }
 
-    /// The next line, or `None` at the end.
+    /// The next message, or `None` at the end.
     pub fn read(&mut self) -> Option<Value> {
         let line = self.reader.read_line_before(Instant::now() + PATIENCE).unwrap()?;
         Some(serde_json::from_str(&line).unwrap())
@@ -499,7 +499,7 @@ impl Line {
     }
 }
 
-/// Takes a deal of these two (and no other peer) to where it is reserved; the buyer's and the seller's
+/// Brings a deal between these two peers (and no others) to the reserved state; returns the buyer's and the seller's
 /// number.
 pub fn reserved(buyer: &mut Peer, seller: &mut Peer, item: &str, price: f64) -> (u64, u64) {
     let rq = buyer.look_for(item, price);
@@ -511,12 +511,12 @@ pub fn reserved(buyer: &mut Peer, seller: &mut Peer, item: &str, price: f64) -> 
     (rq, sold)
 }
 
-/// BUY, and its answer.
+/// Sends BUY; returns the response.
 pub fn buy(buyer: &mut Peer, rq: u64, item: &str, price: f64) -> Value {
     buyer.ask_rq("BUY", rq, json!({"item_name": item, "price": price}))
 }
 
-/// Buys what is reserved and settles on both sides, as two well-behaved peers do.
+/// Buys what is reserved and settles on both sides, as well-behaved peers do.
 pub fn settle(buyer: &mut Peer, buyer_rq: u64, seller: &mut Peer, card: &str) -> (Vec<Value>, Vec<Value>) {
     let found = buyer.push("FOUND");
     assert_eq!(found["rq"], buyer_rq);
@@ -524,14 +524,14 @@ pub fn settle(buyer: &mut Peer, buyer_rq: u64, seller: &mut Peer, card: &str) ->
     assert_eq!(answer["type"], "BUYING", "{answer}");
     std::thread::scope(|scope| {
         let seller = &*seller;
-        let sold = scope.spawn(move || answer_all(seller, seller.accept_line(), GOOD_CARD));
-        let bought = answer_all(buyer, buyer.accept_line(), card);
+        let sold = scope.spawn(move || answer_all(seller, seller.accept_settlement(), GOOD_CARD));
+        let bought = answer_all(buyer, buyer.accept_settlement(), card);
         (bought, sold.join().unwrap())
     })
 }
 
-/// Answers whatever the server asks on a settlement line; every line it wrote.
-pub fn answer_all(peer: &Peer, mut line: Line, card: &str) -> Vec<Value> {
+/// Answers every request on a settlement connection; returns all messages received.
+pub fn answer_all(peer: &Peer, mut line: SettlementConnection, card: &str) -> Vec<Value> {
     let mut lines = Vec::new();
     while let Some(message) = line.read() {
         let rq = message["rq"].as_u64().unwrap();

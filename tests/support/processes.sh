@@ -1,5 +1,5 @@
-# What the shell scripts of tests share: programs in a folder that goes away, and what they say of themselves.
-# The script that sources this has set `dir`, and puts the ids of what it starts into `pids`.
+# Shared by the shell scripts of tests: processes in a temporary folder, and their ready files.
+# The sourcing script sets `dir` and adds the ids of the processes that it starts to `pids`.
 
 pids=()
 end() {
@@ -9,7 +9,7 @@ end() {
 }
 trap end EXIT
 
-# Waits for a ready file, and says what stands under a name in it.
+# Waits for a ready file and prints one of its fields.
 said() {
     for _ in $(seq 300); do
         [ -s "$dir/$1" ] && break

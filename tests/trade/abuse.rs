@@ -1,4 +1,4 @@
-//! Garbage, floods and strangers: the server stays up, small and polite.
+//! Garbage, floods and unregistered senders: the server stays up, small and polite.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// A small generator of numbers (splitmix64): a failing run prints its seed and can be had again.
+/// A small random number generator (splitmix64). A failing run prints its seed, so that it can be repeated.
 struct Dice(u64);
 
 impl Dice {
@@ -37,7 +37,7 @@ impl Dice {
     }
 }
 
-/// Random bytes, or a good message with something wrong in it.
+/// Random bytes, or a valid message with a defect.
 fn garbage(dice: &mut Dice, name: &str) -> Vec<u8> {
     if dice.below(5) == 0 {
         return (0..dice.below(600)).map(|_| dice.next() as u8).collect();
@@ -118,14 +118,14 @@ fn garbage_in_datagrams_harms_nothing() {
         for _ in 0..25 {
             eve.send_bytes(&garbage(&mut dice, "eve"));
         }
-        // Read what comes, so that neither end's buffer is what is tested.
+        // Read what arrives, so that the test does not depend on the buffers of either end.
         eve.datagrams_until_fence();
         if round == rounds / 2 {
             warm = server.rss_kib();
         }
     }
     assert_eq!(alice.ask("STATUS", json!({}))["type"], "DEALS");
-    // What eve's well-formed searches may keep (64 open, 256 ended) is in here.
+    // This includes what eve's valid searches may occupy (64 open, 256 ended).
     assert!(grown_kib(&server, warm) < 24 * 1024, "{} KiB more than {warm}", grown_kib(&server, warm));
     assert!(!server.log().contains("panicked"), "{}", server.log());
     assert_eq!(server.stop(), 0);
@@ -143,16 +143,16 @@ fn garbage_on_connections_harms_nothing() {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         for _ in 0..10 {
             let line = [garbage(&mut dice, "alice"), b"\n".to_vec()].concat();
-            // It may have hung up on us: what is no text closes a connection.
+            // The server may have closed the connection, as it does for input that is not text.
             if stream.write_all(&line).is_err() {
                 break;
             }
         }
         if dice.below(2) == 0 {
-            // Reset or gone already: as good.
+            // A reset connection is as good.
             let _ = stream.shutdown(Shutdown::Write);
             let mut answers = Vec::new();
-            // A reset instead of an end, when it hung up on something unread.
+            // It is a reset if the server closed before reading everything.
             let _ = stream.read_to_end(&mut answers);
             for line in answers.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && line[0] == b'{') {
                 let answer: Value = serde_json::from_slice(line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
@@ -173,7 +173,7 @@ fn threads(server: &Server) -> usize {
     std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().count()
 }
 
-/// Ends the flood also when the test fails.
+/// Ends the flood even if the test fails.
 struct EndOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for EndOnDrop<'_> {
@@ -182,7 +182,7 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-/// A counter that the server logs at its end.
+/// A counter from the log of the server's shutdown.
 fn counter(log: &str, name: &str) -> u64 {
     let line = log.lines().rev().find_map(|line| line.split_once(&format!(" {name} ")));
     line.unwrap_or_else(|| panic!("no {name} in {log}")).1.trim().parse().unwrap()
@@ -196,8 +196,8 @@ fn a_flood_past_the_bound_is_dropped_and_counted() {
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let before = server.rss_kib();
 
-    // While the disk is held, whatever is built on what is not on it yet waits: every thread, then the
-    // queue, and what is past that is dropped.
+    // While the disk is blocked, every request that depends on it waits: first every thread, then the queue; what
+    // exceeds both is dropped.
     let held = rusqlite::Connection::open(server.state_dir().join("trade.db")).unwrap();
     held.execute_batch("BEGIN IMMEDIATE").unwrap();
     let rq = bob.fresh_rq();
@@ -206,7 +206,7 @@ fn a_flood_past_the_bound_is_dropped_and_counted() {
     let status = bob.message("STATUS", 1, json!({"token": bob.token})).to_string();
     let is_over = AtomicBool::new(false);
     let sent = AtomicUsize::new(0);
-    // More than the server can take, and yet the machine's few cores have something left for it.
+    // More than the server can handle, while the few cores of the machine have some time left for it.
     let flood = || {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         while !is_over.load(Ordering::Relaxed) {
@@ -221,7 +221,7 @@ fn a_flood_past_the_bound_is_dropped_and_counted() {
         (0..CLIENTS).for_each(|_| drop(scope.spawn(flood)));
         let _end = EndOnDrop(&is_over);
         eventually("every thread to be in use", || (threads(&server) >= 512).then_some(()));
-        // As many as the queue holds, and twice that for what the kernel may lose.
+        // As many as the queue holds, and twice that for those that the kernel may drop.
         let full_at = sent.load(Ordering::Relaxed);
         eventually("the queue to be full", || {
             (sent.load(Ordering::Relaxed) > full_at + 3 * 16_384 + 2000).then_some(())
@@ -233,7 +233,7 @@ fn a_flood_past_the_bound_is_dropped_and_counted() {
     let sold = alice.offer("lamp", 9.0);
     assert_eq!(alice.push("RESERVE")["rq"], sold);
 
-    // Hammered without end, the server still serves: a whole purchase goes through.
+    // During a continuous flood the server still serves a complete purchase.
     is_over.store(false, Ordering::Relaxed);
     std::thread::scope(|scope| {
         (0..CLIENTS).for_each(|_| drop(scope.spawn(flood)));
@@ -242,7 +242,7 @@ fn a_flood_past_the_bound_is_dropped_and_counted() {
         let ended = bob.ended(rq);
         assert_eq!(ended["state"], "completed");
     });
-    // 512 threads and 16,384 waiting datagrams may have been there at once.
+    // 512 threads and 16,384 waiting datagrams may have existed at once.
     assert!(grown_kib(&server, before) < 64 * 1024, "{} KiB more than {before}", grown_kib(&server, before));
     let code = server.stop();
     let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
@@ -253,7 +253,7 @@ fn a_flood_past_the_bound_is_dropped_and_counted() {
     assert!(!log.contains("panicked"), "{log}");
 }
 
-/// A socket that nobody registered.
+/// A socket that is not registered.
 struct Stranger {
     socket: UdpSocket,
     server: SocketAddr,
@@ -272,8 +272,8 @@ impl Stranger {
         self.sent += bytes.len();
     }
 
-    /// What has come so far from this server. (Another test's may still push to a peer whose port is ours
-    /// by now.)
+    /// What has arrived from this server so far. (The server of another test may still notify a peer that had this
+    /// port before.)
     fn came(&self) -> Vec<Vec<u8>> {
         let mut bytes = [0; 65_536];
         let receive = || self.socket.recv_from(&mut bytes).ok().map(|(length, from)| (bytes[..length].to_vec(), from));
@@ -357,11 +357,11 @@ fn a_stranger_is_told_of_ten_errors_a_second() {
     let now = Instant::now();
     times.extend(stranger.came().iter().map(|_| now));
     assert!(times.len() >= 20, "a new second brings new answers: {}", times.len());
-    // No more than ten in any second, give or take how late they were read.
+    // No more than ten in any second, with a margin for late reads.
     for window in times.windows(11) {
         assert!(window[10] - window[0] > Duration::from_millis(800), "eleven within {:?}", window[10] - window[0]);
     }
-    // Answers that are no errors are not counted so, and neither is a registered address.
+    // Other responses and registered addresses are not limited.
     for n in 0..30 {
         assert_eq!(bob.ask_rq("CANCEL", 5000 + n, json!({"item_name": "x"}))["code"], "UNKNOWN_DEAL");
     }
@@ -372,21 +372,21 @@ fn a_stranger_is_told_of_ten_errors_a_second() {
 #[test]
 fn nothing_goes_to_who_did_not_ask() {
     let server = Server::start(&["--offer-window", "60s"]);
-    // A victim elsewhere, whom strangers and a peer would like the server to talk to.
+    // A victim elsewhere that unregistered senders and a peer try to direct the server at.
     let victim = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 2), 0)).unwrap();
     let port = victim.local_addr().unwrap().port();
     let mut eve = Peer::new(&server, "eve");
     let mut stranger = Peer::unregistered(server.addr, "mallory");
-    let reach = json!({"ip": "127.0.0.2", "udp_port": port, "tcp_port": port, "token": eve.token});
-    assert_eq!(stranger.ask("REGISTER", reach.clone())["type"], "REGISTER-DENIED");
-    assert_eq!(eve.ask("REGISTER", reach.clone())["type"], "REGISTER-DENIED");
-    assert_eq!(eve.ask("LOGIN", reach.clone())["type"], "LOGIN-DENIED");
+    let endpoint = json!({"ip": "127.0.0.2", "udp_port": port, "tcp_port": port, "token": eve.token});
+    assert_eq!(stranger.ask("REGISTER", endpoint.clone())["type"], "REGISTER-DENIED");
+    assert_eq!(eve.ask("REGISTER", endpoint.clone())["type"], "REGISTER-DENIED");
+    assert_eq!(eve.ask("LOGIN", endpoint.clone())["type"], "LOGIN-DENIED");
     for spelled in ["::ffff:127.0.0.2", "0.0.0.0", "255.255.255.255", "224.0.0.1", "::1"] {
-        let mut reach = reach.clone();
-        reach["ip"] = json!(spelled);
-        assert_eq!(eve.ask("LOGIN", reach.clone())["type"], "LOGIN-DENIED", "{spelled}");
+        let mut endpoint = endpoint.clone();
+        endpoint["ip"] = json!(spelled);
+        assert_eq!(eve.ask("LOGIN", endpoint.clone())["type"], "LOGIN-DENIED", "{spelled}");
     }
-    let mut fields = reach;
+    let mut fields = endpoint;
     fields
         .as_object_mut()
         .unwrap()
@@ -439,10 +439,10 @@ fn what_a_server_says_is_never_answered() {
             bob.send(&json!({"type": kind, "rq": 1, "mid": null}));
         }
     }
-    // Handled side by side, but every one of them begun before the last; a little later is surely after.
+    // Requests are handled in parallel, but all were begun before the last one; a little later they are done.
     bob.datagrams_until_fence();
     assert_eq!(bob.datagrams_until_fence(), [] as [Value; 0]);
-    // Without mid, CANCEL and NOT_AVAILABLE are a peer's.
+    // Without `mid`, CANCEL and NOT_AVAILABLE are requests of peers.
     assert_eq!(bob.ask("CANCEL", json!({"item_name": "x"}))["code"], "UNKNOWN_DEAL");
     assert_eq!(bob.ask("NOT_AVAILABLE", json!({"item_name": "x"}))["code"], "UNKNOWN_DEAL");
 }

@@ -1,4 +1,4 @@
-//! The operator's side: admin commands, backup and restore, starting and stopping, settings.
+//! The operator's tools: admin commands, backup and restore, start and stop, configuration.
 
 use std::collections::HashSet;
 use std::fs;
@@ -20,7 +20,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Failed with this code and one clear line that says all of this.
+/// The command failed with this code and one line that contains all of these texts.
 fn failed(output: &Output, code: i32, says: &[&str]) {
     let errors = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{errors}");
@@ -33,7 +33,7 @@ fn failed(output: &Output, code: i32, says: &[&str]) {
     }
 }
 
-/// One purchase, one deal that found nothing and one search that is open.
+/// One purchase, one search without an offer and one open search.
 fn some_trade(server: &Server) -> (Peer, Peer, u64) {
     let (mut alice, mut bob) = (Peer::new(server, "alice"), Peer::new(server, "bob"));
     let rq = bob.look_for("lamp", 10.0);
@@ -88,7 +88,7 @@ fn what_happened_is_shown_beside_a_running_server_and_without() {
         );
         assert_eq!(ledger.last().unwrap(), &json!({"sum": 0}));
 
-        // For people.
+        // The tables for people.
         for (command, words) in [
             ("log", &["purchase", "alice", "lamp", "9.99"][..]),
             ("peers", &["alice", "127.0.0.1", "2 registered"]),
@@ -105,7 +105,7 @@ fn what_happened_is_shown_beside_a_running_server_and_without() {
     check();
     assert_eq!(server.stop(), 0);
     check();
-    // A ledger that does not add up.
+    // A ledger that does not balance.
     let db = rusqlite::Connection::open(state.join("trade.db")).unwrap();
     let tables: Vec<String> = {
         let mut found =
@@ -147,7 +147,7 @@ fn a_backup_of_a_busy_server_holds_every_rule() {
     let archive = outside.path().join("market.tar");
     let archive_arg = archive.to_str().unwrap();
 
-    // Busy: a buyer searches and cancels without end while the backup is made.
+    // A buyer searches and cancels continuously while the backup is made.
     let mut carol = Peer::new(&server, "carol");
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -171,7 +171,7 @@ fn a_backup_of_a_busy_server_holds_every_rule() {
     }
     failed(&server.admin(&["backup", archive_arg]), 1, &["market.tar"]);
 
-    // What is handed out after the backup, the restored server knows nothing of, and yet never repeats.
+    // The restored server knows nothing of the numbers used after the backup, but never repeats them.
     for n in 0..5 {
         let item = format!("after {n}");
         bob.look_for(&item, 1.0);
@@ -180,7 +180,7 @@ fn a_backup_of_a_busy_server_holds_every_rule() {
             assert!(mids.insert(push["mid"].as_u64().unwrap()) && numbers.insert(push["rq"].as_u64().unwrap()));
         }
     }
-    // It lives on where it was; the restored one must be in a folder of its own, and an empty one.
+    // The original continues; the backup must be restored to another, empty directory.
     let port = server.addr.port().to_string();
     failed(&admin(&server.state_dir(), &["restore", archive_arg]), 1, &["empty"]);
     let ledger_before = server.admin_json(&["ledger"]);
@@ -192,7 +192,7 @@ fn a_backup_of_a_busy_server_holds_every_rule() {
     let args = ["--offer-window", "1h", "--reserve-window", "1h", "--trade-port", &port];
     let server = Server::start_in(outside.path(), &args, &[]);
 
-    // Registered as before, with the same certificate; the open search goes on to its receipt.
+    // Registered as before, with the same certificate; the open search proceeds to its receipt.
     let (token, pin) = (alice.token.clone(), alice.cert_sha256.clone());
     alice.register();
     assert_eq!((&alice.token, &alice.cert_sha256), (&token, &pin));
@@ -208,15 +208,15 @@ fn a_backup_of_a_busy_server_holds_every_rule() {
     assert_eq!(buy(&mut bob, open, "sofa", 7.0)["type"], "BUYING");
     std::thread::scope(|scope| {
         let alice = &alice;
-        let sold = scope.spawn(move || answer_all(alice, alice.accept_line(), GOOD_CARD));
-        let bought = answer_all(&bob, bob.accept_line(), GOOD_CARD);
+        let sold = scope.spawn(move || answer_all(alice, alice.accept_settlement(), GOOD_CARD));
+        let bought = answer_all(&bob, bob.accept_settlement(), GOOD_CARD);
         assert_eq!(bought.last().unwrap()["type"], "RECEIPT");
         assert_eq!(sold.join().unwrap().last().unwrap()["type"], "SETTLED");
     });
     assert!(server.admin_json(&["ledger"]).len() > ledger_before.len());
     assert_eq!(server.balance_cents("escrow"), 0);
 
-    // Numbers are never handed out twice, not even those of after the backup.
+    // Numbers are never used twice, not even those from after the backup.
     let server = server.kill_and_restart();
     for n in 0..5 {
         let item = format!("restored {n}");
@@ -232,14 +232,14 @@ fn a_backup_of_a_busy_server_holds_every_rule() {
     assert_eq!(server.stop(), 0);
 }
 
-/// `p2s2 server` as its operator starts it.
+/// The command `p2s2 server` as an operator runs it.
 fn server_command(dir: &Path, args: &[&str]) -> Command {
     let mut command = program("server");
     command.args(args).arg("--data-dir").arg(dir.join("state")).current_dir(dir);
     command
 }
 
-/// A port that is taken for both; and the sockets that take it.
+/// A port that is in use for UDP and TCP, with the sockets that use it.
 fn taken_port() -> (u16, TcpListener, UdpSocket) {
     eventually("a port", || {
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -258,7 +258,7 @@ fn a_port_in_use_is_named_with_its_flag() {
         1,
         &[&word, "--trade-port", "in use"],
     );
-    // Half of it is as bad.
+    // In use for only one of them is as bad.
     drop(tcp);
     failed(
         &server_command(dir.path(), &["--trade-port", &word]).output().unwrap(),
@@ -276,7 +276,7 @@ fn two_servers_cannot_share_a_data_dir() {
     failed(&second, 1, &["state"]);
     assert_eq!(Peer::new(&server, "alice").ask("STATUS", json!({}))["type"], "DEALS", "the first goes on");
     assert_eq!(server.stop(), 0);
-    // Its end frees the folder.
+    // A stopped server releases its directory.
     assert_eq!(Server::start_in(dir.path(), &[], &[]).stop(), 0);
 }
 
@@ -285,7 +285,7 @@ fn settings_come_from_flag_environment_dotenv_in_that_order() {
     let dir = tempfile::tempdir().unwrap();
     let taken = [taken_port(), taken_port(), taken_port()];
     let [flag, environment, dotenv] = taken.each_ref().map(|(port, ..)| port.to_string());
-    // Which one it took shows in what it says of the port being in use.
+    // The error about the port in use shows which value was taken.
     fs::write(dir.path().join(".env"), format!("P2S2_SERVER_TRADE_PORT={dotenv}\n")).unwrap();
     failed(&server_command(dir.path(), &[]).output().unwrap(), 1, &[&dotenv]);
     let mut command = server_command(dir.path(), &[]);
@@ -294,7 +294,7 @@ fn settings_come_from_flag_environment_dotenv_in_that_order() {
     failed(&command.env("P2S2_SERVER_TRADE_PORT", &environment).output().unwrap(), 1, &[&flag]);
     fs::write(dir.path().join(".env"), "P2S2_SERVER_OFFER_WINDOW=soon\n").unwrap();
     failed(&server_command(dir.path(), &["--trade-port", &flag]).output().unwrap(), 2, &["--offer-window", "soon"]);
-    // A line that is none is named by its number alone, and stops nothing.
+    // An invalid line is reported by its number alone and has no other effect.
     let lines = format!("# ours\nthis is no setting: hunter2\nP2S2_SERVER_TRADE_PORT={dotenv}\n");
     fs::write(dir.path().join(".env"), lines).unwrap();
     let output = server_command(dir.path(), &[]).output().unwrap();
@@ -322,7 +322,7 @@ fn a_variable_without_a_value_is_none_and_switches_may_be_numbers() {
     assert!(!plaintext("empty", &empty.map(|name| (name, ""))));
     let mut command = server_command(dir.path(), &[]);
     failed(&command.env("P2S2_SERVER_PLAINTEXT", "perhaps").output().unwrap(), 2, &["--plaintext"]);
-    // Without a value in the environment, `.env` has the word; an empty line there has none.
+    // Without a value in the environment, `.env` applies; an empty line there does not.
     let (port, _tcp, _udp) = taken_port();
     let lines = format!("P2S2_DB=\nP2S2_SERVER_TRADE_PORT={port}\n");
     fs::write(dir.path().join(".env"), lines).unwrap();
@@ -406,7 +406,7 @@ fn wrong_values_end_with_2_and_name_the_flag() {
     }
 }
 
-/// Waits until the process has ended; its code.
+/// Waits until the process has ended; returns its exit code.
 fn ended(child: &mut Child) -> Option<i32> {
     eventually("the server to end", || child.try_wait().unwrap()).code()
 }
@@ -417,12 +417,12 @@ fn a_signal_ends_it_when_what_is_in_hand_is_done() {
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let (rq, sold) = reserved(&mut bob, &mut alice, "lamp", 10.0);
     assert_eq!(buy(&mut bob, rq, "lamp", 10.0)["type"], "BUYING");
-    let (mut seller, mut buyer) = (alice.accept_line(), bob.accept_line());
+    let (mut seller, mut buyer) = (alice.accept_settlement(), bob.accept_settlement());
     assert_eq!(buyer.read().unwrap()["type"], "INFORM_REQ");
     assert_eq!(seller.read().unwrap()["type"], "INFORM_REQ");
     signal(server.pid(), libc::SIGTERM);
     eventually("it to take no more work", || std::net::TcpStream::connect(server.addr).err());
-    // The settlement was begun: it is brought to its end.
+    // The settlement had begun, so it is completed.
     buyer.write(&bob.inform_res(rq, GOOD_CARD));
     seller.write(&alice.inform_res(sold, GOOD_CARD));
     assert_eq!(seller.read().unwrap()["type"], "SHIPPING_INFO");
@@ -442,11 +442,11 @@ fn a_signal_ends_it_within_five_seconds_whoever_is_silent() {
     let (rq, sold) = reserved(&mut bob, &mut alice, "lamp", 10.0);
     assert_eq!(buy(&mut bob, rq, "lamp", 10.0)["type"], "BUYING");
     let port = server.addr.port().to_string();
-    let lines = (alice.accept_line(), bob.accept_line());
+    let lines = (alice.accept_settlement(), bob.accept_settlement());
     let begun = Instant::now();
     assert_eq!(server.stop(), 0);
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-    // What could not be done is taken up by the next: nobody was charged, both are told.
+    // What was unfinished is resumed by the next start: nobody was charged, and both are told.
     let server = Server::start_in(dir.path(), &["--trade-port", &port], &[]);
     for (peer, rq) in [(&mut bob, rq), (&mut alice, sold)] {
         assert_eq!(peer.push("CANCEL")["rq"], rq);
@@ -473,15 +473,15 @@ fn a_second_signal_ends_at_once() {
             ready["trade_udp"].as_str().unwrap().parse().ok()
         });
         fs::remove_file(&ready).unwrap();
-        // A settlement that nobody answers keeps it busy.
+        // A settlement without answers keeps the server busy.
         let mut peers = ["alice", "bob"].map(|name| Peer::unregistered(addr, name));
         peers.iter_mut().for_each(|peer| drop(peer.register()));
         let [mut alice, mut bob] = peers;
         let (rq, _) = reserved(&mut bob, &mut alice, "lamp", 10.0);
         assert_eq!(buy(&mut bob, rq, "lamp", 10.0)["type"], "BUYING");
-        let lines = (alice.accept_line(), bob.accept_line());
+        let lines = (alice.accept_settlement(), bob.accept_settlement());
         signal(child.id(), first);
-        // The first was heard when it takes no more work.
+        // The first signal has taken effect once the server no longer listens.
         eventually("it to stop listening", || std::net::TcpStream::connect(addr).err());
         let begun = Instant::now();
         signal(child.id(), libc::SIGTERM);

@@ -1,4 +1,4 @@
-//! The bounds of messages and connections.
+//! Limits of messages and connections.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -21,16 +21,16 @@ impl Plain {
         Plain { stream, reader }
     }
 
-    /// The next line; nothing at the end.
+    /// The next line, or `None` at the end.
     fn read(&mut self) -> Option<Value> {
         let mut line = String::new();
         self.reader.read_line(&mut line).unwrap();
         (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
     }
 
-    /// Whether the server answers on it.
+    /// Whether the server responds on this connection.
     fn is_served(&mut self) -> bool {
-        // A connection that was turned away may be reset before this is out.
+        // A connection that was refused may be reset before this is sent.
         let asked = self.stream.write_all(b"{\"type\":\"STATUS\",\"rq\":7,\"name\":\"nobody\"}\n");
         let mut line = String::new();
         asked.and_then(|()| self.reader.read_line(&mut line)).is_ok_and(|_| line.contains("\"rq\":7"))
@@ -52,7 +52,7 @@ fn a_datagram_has_at_most_8_kib() {
     let answer = bob.receive_until(Instant::now() + PATIENCE).unwrap();
     assert_eq!((&answer["code"], &answer["rq"]), (&json!("BAD_REQUEST"), &Value::Null), "{answer}");
     assert!(answer["reason"].as_str().unwrap().contains("8192"), "{answer}");
-    // The longest that UDP can carry.
+    // The longest datagram that UDP can carry.
     bob.send_bytes(&vec![b' '; 65_507]);
     assert_eq!(bob.receive_until(Instant::now() + PATIENCE).unwrap()["code"], "BAD_REQUEST");
     bob.send_bytes(b"");
@@ -75,14 +75,14 @@ fn past_the_bound_of_connections_is_busy_and_others_go_on() {
         assert_eq!(refused.read(), None, "closed");
     }
     assert!(open.iter_mut().all(Plain::is_served));
-    // A whole deal is possible meanwhile: settlements are the server's own connections.
+    // A complete deal is still possible, since the server makes the settlement connections.
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let rq = bob.look_for("lamp", 10.0);
     alice.offer("lamp", 9.0);
     alice.push("RESERVE");
     settle(&mut bob, rq, &mut alice, GOOD_CARD);
     assert_eq!(bob.ended(rq)["state"], "completed");
-    // One that goes makes room.
+    // Closing one makes room for another.
     drop(open.pop());
     let mut next = eventually("room for one", || {
         let mut next = Plain::connect(&server);
@@ -103,10 +103,10 @@ fn a_line_has_at_most_1_mib() {
     let mut plain = Plain::connect(&server);
     plain.stream.write_all(&line(1 << 20)).unwrap();
     assert_eq!(plain.read().unwrap()["rq"], 7);
-    // Still open. One byte more is too much.
+    // The connection is still open. One byte more is too much.
     let mut writer = plain.stream.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
-        // The server may hang up before all of it is out.
+        // The server may close the connection before all of it is sent.
         let _ = writer.write_all(&line((1 << 20) + 1));
         let _ = writer.shutdown(Shutdown::Write);
     });
@@ -114,7 +114,7 @@ fn a_line_has_at_most_1_mib() {
     assert_eq!(answer["code"], "BAD_REQUEST", "{answer}");
     assert!(answer["reason"].as_str().unwrap().contains("1048576"), "{answer}");
     let mut rest = Vec::new();
-    // Closed, perhaps with a reset, for what was sent after the limit was not read.
+    // It is closed, perhaps by a reset, since not everything was read.
     let _ = plain.reader.read_to_end(&mut rest);
     assert!(rest.is_empty());
     sender.join().unwrap();
@@ -127,7 +127,7 @@ fn half_a_message_is_closed_after_ten_seconds_and_an_idle_connection_stays() {
     let mut idle = Plain::connect(&server);
     let mut spoken = Plain::connect(&server);
     assert!(spoken.is_served());
-    // Silent after a half, trickling, and in the middle of a TLS handshake.
+    // Silent in the middle of a line, slow, and silent in the middle of a TLS handshake.
     let mut silent = Plain::connect(&server);
     silent.stream.write_all(b"{\"type\":").unwrap();
     let mut handshake = Plain::connect(&server);
@@ -147,7 +147,7 @@ fn half_a_message_is_closed_after_ten_seconds_and_an_idle_connection_stays() {
         assert!(begun.elapsed() > Duration::from_millis(9_500), "{:?}", begun.elapsed());
         assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
         let mut rest = Vec::new();
-        // The trickle may turn the end into a reset.
+        // The slow input may turn the end into a reset.
         let _ = late.reader.read_to_end(&mut rest);
         assert!(rest.is_empty());
     }
@@ -164,7 +164,7 @@ fn a_client_that_never_reads_holds_up_nobody() {
     let mut deaf = TcpStream::connect(server.addr).unwrap();
     deaf.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let line = format!("{{\"type\":\"{}\",\"rq\":1}}\n", "x".repeat(1000));
-    // Until the buffers of both ends are full of answers that nobody takes.
+    // Until the buffers of both ends are full of responses that nobody reads.
     while deaf.write_all(line.as_bytes()).is_ok() {}
     assert!(Plain::connect(&server).is_served());
     assert_eq!(Peer::new(&server, "bob").ask("STATUS", json!({}))["type"], "DEALS");

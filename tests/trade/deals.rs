@@ -1,24 +1,24 @@
-//! Deals, from the search to the reservation: every request with its reply, every push, every refusal.
+//! Deals, from the search to the reservation: all requests, responses, notifications and errors.
 
 use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// An ERROR of this code, whose reason begins so.
+/// Asserts an ERROR with this code, whose reason begins with this text.
 fn refused(answer: &Value, code: &str, reason: &str) {
     assert_eq!((&answer["type"], &answer["code"]), (&json!("ERROR"), &json!(code)), "{answer}");
     assert!(answer["reason"].as_str().unwrap().starts_with(reason), "{answer}");
     assert!(answer["mid"].is_null());
 }
 
-/// A push without its `mid`, which must be there.
+/// A notification without its `mid`, which must be present.
 fn bare(mut push: Value) -> Value {
     assert!(push["mid"].as_u64().is_some(), "{push}");
     push.as_object_mut().unwrap().remove("mid");
     push
 }
 
-/// A deal in STATUS without the time that is left, which must be there if the deal is open.
+/// A deal in STATUS without its remaining time, which must be present if the deal is open.
 fn status(peer: &mut Peer, rq: u64) -> Value {
     let mut deal = peer.deal(rq).unwrap();
     let left = deal.as_object_mut().unwrap().remove("ends_in_ms");
@@ -83,7 +83,7 @@ fn every_reply_and_push_has_exactly_its_fields() {
     assert!(cancel["reason"].as_str().is_some() && cancel.as_object().unwrap().len() == 4, "{cancel}");
     assert_eq!(status(&mut bob, rq)["state"], "cancelled");
 
-    // No offer at all, and offers that are all above.
+    // No offer at all, and only offers above the maximum.
     let rq = bob.look_for("desk", 10.0);
     for peer in [&mut alice, &mut carol] {
         let asked = peer.push_of("SEARCH", "desk")["rq"].as_u64().unwrap();
@@ -124,7 +124,7 @@ fn each_request_twice_gets_the_same_answer_and_other_content_none() {
     let server = Server::start(&["--offer-window", "60s", "--negotiate-window", "60s"]);
     let mut bob = Peer::new(&server, "bob");
     let mut alice = Peer::new(&server, "alice");
-    /// The same again, also with the token, and also as seen after a restart; then with something else.
+    /// The same request again, also with the token, and also as seen after a restart; then with a different field.
     fn twice(peer: &mut Peer, kind: &str, rq: u64, fields: &Value, field: &str, other: Value) {
         let first = peer.ask_rq(kind, rq, fields.clone());
         assert_ne!(first["type"], "ERROR", "{first}");
@@ -145,14 +145,14 @@ fn each_request_twice_gets_the_same_answer_and_other_content_none() {
     let a = alice.push("SEARCH")["rq"].as_u64().unwrap();
     twice(&mut alice, "OFFER", a, &json!({"item_name": "lamp", "price": 20}), "price", json!(19));
     alice.push("NEGOTIATE");
-    // The same amount written differently is the same content.
+    // The same amount in a different notation is the same content.
     let answer = alice.ask_rq("OFFER", a, json!({"item_name": "lamp", "price": "20.00"}));
     assert_eq!(answer["type"], "OFFERED", "{answer}");
     twice(&mut alice, "ACCEPT", a, &json!({"item_name": "lamp", "max_price": 10}), "max_price", json!(9));
     bob.push("FOUND");
     twice(&mut bob, "CANCEL", rq, &json!({"item_name": "lamp"}), "item_name", json!("x"));
     assert_eq!(alice.push("CANCEL")["rq"], a);
-    // A repeat of what was answered before changes nothing now either.
+    // A repeat of an answered request changes nothing.
     assert_eq!(alice.ask_rq("ACCEPT", a, json!({"item_name": "lamp", "max_price": 10}))["type"], "NOTED");
     assert_eq!(bob.deal(rq).unwrap()["state"], "cancelled");
 
@@ -178,7 +178,7 @@ fn each_request_twice_gets_the_same_answer_and_other_content_none() {
     let (rq, a) = reserved(&mut bob, &mut alice, "bed", 10.0);
     twice(&mut alice, "CANCEL", a, &json!({"item_name": "bed"}), "item_name", json!("x"));
     assert_eq!(bob.push("CANCEL")["rq"], rq);
-    // A REGISTER begins anew: numbers of ended deals are free again.
+    // A REGISTER makes the numbers of ended deals available again.
     bob.register();
     let answer = bob.ask_rq("LOOKING_FOR", rq, json!({"item_name": "rug", "description": "", "max_price": 10}));
     assert_eq!(answer["type"], "SEARCHING", "{answer}");
@@ -193,7 +193,7 @@ fn numbers_are_a_peers_own() {
     let rq = bob.look_for("lamp", 10.0);
     let a = alice.push("SEARCH")["rq"].as_u64().unwrap();
     let offer = json!({"item_name": "lamp", "price": 5});
-    // Another's side, a number of nobody, and the wrong kind of number.
+    // The number of another peer's side, an unused number, and a number of the wrong kind.
     refused(&carol.ask_rq("OFFER", a, offer.clone()), "UNKNOWN_DEAL", "rq");
     refused(&alice.ask_rq("OFFER", (1 << 31) + (1 << 30), offer.clone()), "UNKNOWN_DEAL", "rq");
     refused(&alice.ask_rq("OFFER", rq + 1000, offer.clone()), "UNKNOWN_DEAL", "rq");
@@ -201,15 +201,15 @@ fn numbers_are_a_peers_own() {
     refused(&bob.ask_rq("BUY", 999_999, offer.clone()), "UNKNOWN_DEAL", "rq");
     refused(&carol.ask_rq("CANCEL", rq, json!({"item_name": "lamp"})), "UNKNOWN_DEAL", "rq");
     refused(&alice.ask_rq("OFFER", a, json!({"item_name": "Lamp", "price": 5})), "BAD_REQUEST", "item_name");
-    // From 2^31 on the server picks.
+    // Numbers from 2^31 on are assigned by the server.
     for kind in ["LOOKING_FOR", "BUY", "STATUS", "REGISTER", "DE-REGISTER"] {
         let mut fields = json!({"item_name": "lamp", "description": "", "max_price": 1, "price": 1});
-        fields.as_object_mut().unwrap().extend(bob.reach().as_object().unwrap().clone());
+        fields.as_object_mut().unwrap().extend(bob.endpoint().as_object().unwrap().clone());
         refused(&bob.ask_rq(kind, 1 << 31, fields), "BAD_REQUEST", "rq");
     }
     let answer = bob.ask_rq("LOOKING_FOR", (1 << 31) - 1, json!({"item_name": "x", "description": "", "max_price": 1}));
     assert_eq!(answer["type"], "SEARCHING", "{answer}");
-    // What is not for this side.
+    // Requests that this side may not make.
     refused(&bob.ask_rq("OFFER", rq, offer), "WRONG_STATE", "");
     refused(&alice.ask_rq("CANCEL", a, json!({"item_name": "lamp"})), "WRONG_STATE", "");
     refused(&bob.ask_rq("BUY", rq, json!({"item_name": "lamp", "price": 5})), "WRONG_STATE", "");
@@ -250,7 +250,7 @@ fn bad_fields_are_named() {
         let rq = bob.fresh_rq();
         let mut message = bob.message("LOOKING_FOR", rq, good.clone());
         message[field] = value.clone();
-        // A number that cannot be read is not answered by number.
+        // If the number cannot be read, the error has none.
         let answered = if field == "rq" { Value::Null } else { json!(rq) };
         bob.send(&message);
         let answer = eventually("an answer", || {
@@ -262,7 +262,7 @@ fn bad_fields_are_named() {
     for (bytes, reason) in [
         (&b"{"[..], "expected one JSON object"),
         (b"[]", "expected one JSON object"),
-        // What serde would read as an object of the fields in their order.
+        // serde would read this array as an object with its fields in order.
         (br#"["STATUS",1,null,"bob",null,null,null,null,null,null,null,null,null]"#, "expected one JSON object"),
         (br#"{"type":"STATUS","rq":1,"name":"bob","rq":2,"padding":"................"}"#, "rq: expected once"),
         (br#"{"type":"STATUS","rq":1e400,"name":"bob","padding":"................"}"#, "rq: expected a number"),
@@ -274,7 +274,7 @@ fn bad_fields_are_named() {
         assert!(answer["rq"].is_null(), "{answer}");
         refused(&answer, "BAD_REQUEST", reason);
     }
-    // At the limits it is good, and unknown fields do not matter.
+    // Values at their limits are valid, and unknown fields are ignored.
     let edge = json!({"item_name": "ü".repeat(64), "description": "ü".repeat(256), "max_price": "10000000.00", "colour": {"r": 1}});
     assert_eq!(bob.ask("LOOKING_FOR", edge)["type"], "SEARCHING");
     let edge = json!({"item_name": "two\nlines\u{1b}[2J\u{0}", "description": "two\nlines", "max_price": "0.01"});
@@ -310,7 +310,7 @@ fn two_buyers_after_one_item() {
         let rq = peer.push("SEARCH")["rq"].as_u64().unwrap();
         peer.ask_rq("NOT_AVAILABLE", rq, json!({"item_name": "lamp"}));
     }
-    // One lamp: it is offered to the one, and not available to the other.
+    // There is one lamp: it is offered to one buyer and not available to the other.
     let mut asked = [alice.push("SEARCH")["rq"].as_u64().unwrap(), alice.push("SEARCH")["rq"].as_u64().unwrap()];
     asked.sort_unstable();
     assert_eq!(alice.ask_rq("OFFER", asked[0], json!({"item_name": "lamp", "price": 8}))["type"], "OFFERED");
@@ -318,7 +318,7 @@ fn two_buyers_after_one_item() {
     assert_eq!(bob.push("FOUND")["rq"], first);
     assert_eq!(carol.push("NOT_AVAILABLE")["rq"], second);
     alice.push("RESERVE");
-    // The deals do not know each other's numbers.
+    // Neither deal accepts the other's numbers.
     refused(&carol.ask_rq("BUY", second, json!({"item_name": "lamp", "price": 8})), "WRONG_STATE", "");
     let answer = buy(&mut bob, first, "lamp", 8.0);
     assert_eq!(answer["type"], "BUYING", "{answer}");
@@ -362,7 +362,7 @@ fn at_most_five_sellers_are_asked_for_less() {
     let mut bob = Peer::new(&server, "bob");
     let mut sellers: Vec<Peer> = (0..6).map(|n| Peer::new(&server, &format!("seller {n}"))).collect();
     let rq = bob.look_for("lamp", 10.0);
-    // The dearest offers first: price decides the order, not time.
+    // The dearest offers come first: the price decides the order, not the time.
     let mut numbers: Vec<u64> = Vec::new();
     for (place, seller) in sellers.iter_mut().enumerate() {
         numbers.push(seller.offer("lamp", 20.0 - place as f64));
@@ -416,21 +416,21 @@ fn either_side_may_cancel_until_buy() {
         let answer = peer.ask_rq("CANCEL", rq, json!({"item_name": item}));
         assert_eq!(answer, json!({"type": "CANCELLED", "rq": rq}));
     };
-    // The buyer, while offers are awaited: whoever offered is released, the search is over for the others.
+    // The buyer cancels during the search: sellers that offered are released, and the search ends for the others.
     let rq = bob.look_for("a", 10.0);
     let a = alice.offer("a", 9.0);
     let c = asked(&mut carol, "a");
     cancel(&mut bob, rq, "a");
     assert_eq!(alice.push("RELEASED")["rq"], a);
     refused(&carol.ask_rq("OFFER", c, json!({"item_name": "a", "price": 1})), "WRONG_STATE", "");
-    // The buyer, while negotiating: that seller gets CANCEL, the others RELEASED.
+    // The buyer cancels during a negotiation: that seller gets CANCEL, the others RELEASED.
     let rq = bob.look_for("b", 10.0);
     let (a, c) = (alice.offer("b", 11.0), carol.offer("b", 12.0));
     alice.push_of("NEGOTIATE", "b");
     cancel(&mut bob, rq, "b");
     assert_eq!(alice.push_of("CANCEL", "b")["rq"], a);
     assert_eq!(carol.push_of("RELEASED", "b")["rq"], c);
-    // A seller before RESERVE: its offer is withdrawn, and it may not offer again.
+    // A seller cancels before RESERVE: its offer is withdrawn, and it may not offer again.
     let rq = bob.look_for("c", 10.0);
     let (a, c) = (alice.offer("c", 5.0), asked(&mut carol, "c"));
     cancel(&mut alice, a, "c");
@@ -441,7 +441,7 @@ fn either_side_may_cancel_until_buy() {
     cancel(&mut carol, c, "c");
     let told = bob.push_of("CANCEL", "c");
     assert_eq!(told["rq"], rq);
-    // A seller while negotiating: as REFUSE.
+    // A seller cancels during a negotiation: as REFUSE.
     let rq = bob.look_for("d", 10.0);
     let (a, c) = (alice.offer("d", 11.0), carol.offer("d", 12.0));
     alice.push_of("NEGOTIATE", "d");
@@ -450,7 +450,7 @@ fn either_side_may_cancel_until_buy() {
     cancel(&mut carol, c, "d");
     assert_eq!(bob.push_of("NOT_FOUND", "d")["rq"], rq);
     refused(&bob.ask_rq("CANCEL", rq, json!({"item_name": "d"})), "WRONG_STATE", "");
-    // Nobody who never offered can cancel.
+    // A seller that has not offered cannot cancel.
     let rq = bob.look_for("e", 10.0);
     let (a, c) = (asked(&mut alice, "e"), asked(&mut carol, "e"));
     refused(&alice.ask_rq("CANCEL", a, json!({"item_name": "e"})), "WRONG_STATE", "");
@@ -478,10 +478,10 @@ fn a_seller_that_cannot_honour_its_reserve_makes_room_for_the_next() {
     assert_eq!(sellers[1].push("RESERVE")["rq"], numbers[1], "though it was released");
     assert_eq!(status(&mut sellers[1], numbers[1])["state"], "reserved");
     assert_eq!(status(&mut sellers[0], numbers[0])["state"], "cancelled");
-    // Only the newest price buys.
+    // Only the newest price is accepted.
     refused(&buy(&mut bob, rq, "lamp", 7.0), "BAD_REQUEST", "price");
     assert_eq!(bob.deal(rq).unwrap()["state"], "reserved");
-    // The third is above the maximum: there is no next.
+    // The third offer is above the maximum, so there is no next one.
     sellers[1].ask_rq("CANCEL", numbers[1], json!({"item_name": "lamp"}));
     assert_eq!(bob.push("CANCEL")["rq"], rq);
     refused(&buy(&mut bob, rq, "lamp", 8.0), "WRONG_STATE", "");
@@ -519,7 +519,7 @@ fn status_lists_newest_first_and_says_when_there_is_more() {
     assert_eq!((listed.as_slice(), &answer["more"]), (&numbers[..listed.len()], &json!(true)));
     assert!(listed.len() > 40 && answer.to_string().len() <= 8192, "as many as fit: {}", listed.len());
     assert!(answer.to_string().len() + answer["deals"][0].to_string().len() + 2 > 8192, "one more would have fitted");
-    // The oldest is found by its number.
+    // The oldest deal is found by its number.
     let answer = bob.ask("STATUS", json!({"rq_deal": numbers[63]}));
     assert_eq!((answer["deals"].as_array().unwrap().len(), &answer["more"]), (1, &json!(false)));
     assert_eq!(answer["deals"][0]["rq"], numbers[63]);
@@ -527,14 +527,14 @@ fn status_lists_newest_first_and_says_when_there_is_more() {
     refused(&bob.ask("STATUS", json!({"rq_deal": "x"})), "BAD_REQUEST", "rq_deal");
     let left = answer["deals"][0]["ends_in_ms"].as_u64().unwrap();
     assert!((1..=60_000).contains(&left), "{left}");
-    // One that ends makes room for another.
+    // A search that ends makes room for another.
     let oldest = format!("{item}0");
     assert_eq!(bob.ask_rq("CANCEL", numbers[63], json!({"item_name": oldest}))["type"], "CANCELLED");
     bob.look_for("x", 1.0);
     refused(&bob.ask("LOOKING_FOR", json!({"item_name": "y", "description": "", "max_price": 1})), "BUSY", "");
-    // Asked, but never offered: nothing to list.
+    // A peer that was asked but has not offered sees no deals.
     assert_eq!(alice.ask("STATUS", json!({}))["deals"], json!([]));
-    // A token from elsewhere: no more than three times what was asked.
+    // With the token from an unvalidated address, no more than three times the request is sent.
     let mut elsewhere = Peer::unregistered(server.addr, "bob");
     let request = elsewhere.message("STATUS", 5, json!({"token": bob.token}));
     let answer = elsewhere.ask_raw(&request, 5).unwrap();
@@ -545,14 +545,14 @@ fn status_lists_newest_first_and_says_when_there_is_more() {
 fn who_stays_silent_is_asked_but_not_waited_for_until_it_asks() {
     let server = Server::start(&["--offer-window", "2s"]);
     let (mut bob, mut mute) = (Peer::new(&server, "bob"), Peer::new(&server, "mute"));
-    // Three windows end unanswered. (Ended early by their buyer they would not count.)
+    // Three windows close without an answer. (Windows that the buyer ended early would not count.)
     let silences: Vec<u64> = (0..3).map(|n| bob.look_for(&format!("silence {n}"), 10.0)).collect();
     for n in 0..3 {
         mute.push_of("SEARCH", &format!("silence {n}"));
         bob.push_of("NOT_AVAILABLE", &format!("silence {n}"));
     }
     assert_eq!(bob.deal(silences[2]).unwrap()["state"], "cancelled");
-    // Nobody is waited for, but the answer counts one that was asked.
+    // Nobody is waited for, but one peer was asked.
     let rq = bob.fresh_rq();
     let answer = bob.ask_rq("LOOKING_FOR", rq, json!({"item_name": "now", "description": "", "max_price": 1}));
     assert_eq!(answer["peers"], 1);
@@ -564,7 +564,7 @@ fn who_stays_silent_is_asked_but_not_waited_for_until_it_asks() {
     let late = mute.push_of("SEARCH", "quick")["rq"].as_u64().unwrap();
     alice.ask_rq("OFFER", asked, json!({"item_name": "quick", "price": 9}));
     assert_eq!(bob.deal(rq).unwrap()["state"], "reserved", "at once");
-    // Any request makes it count again, also one that is refused.
+    // Any request makes the peer count again, even one that is refused.
     refused(&mute.ask_rq("OFFER", late, json!({"item_name": "quick", "price": 1})), "WRONG_STATE", "");
     let rq = bob.look_for("waited", 10.0);
     let m = mute.push_of("SEARCH", "waited")["rq"].as_u64().unwrap();

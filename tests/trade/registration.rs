@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// Denied with a reason that names the field.
+/// Asserts a denial whose reason names the field.
 fn denied(answer: &Value, kind: &str, field: &str) {
     assert_eq!(answer["type"], kind, "{answer}");
     assert!(answer["reason"].as_str().unwrap().starts_with(field), "{answer}");
@@ -23,16 +23,16 @@ fn registered_has_a_token_and_the_certificates_fingerprint() {
     let pin = alice.cert_sha256.clone().unwrap();
     assert!(pin.len() == 64 && pin.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)), "{pin}");
 
-    // Answered afresh with whatever number, and always with the same token.
+    // Answered for any number, always with the same token.
     for rq in [1, 1, 77] {
-        let again = alice.ask_rq("REGISTER", rq, alice.reach());
+        let again = alice.ask_rq("REGISTER", rq, alice.endpoint());
         assert_eq!((&again["type"], &again["token"]), (&json!("REGISTERED"), &answer["token"]), "{again}");
     }
     let bob = Peer::new(&server, "bob");
     assert_ne!(bob.token, alice.token);
     assert_eq!(bob.cert_sha256, alice.cert_sha256);
 
-    // The certificate is made once.
+    // The certificate is created only once.
     let server = server.kill_and_restart();
     let again = alice.register();
     assert_eq!((&again["token"], &again["cert_sha256"]), (&answer["token"], &answer["cert_sha256"]));
@@ -45,7 +45,7 @@ fn without_tls_there_is_no_fingerprint() {
     let mut alice = Peer::unregistered(server.addr, "alice");
     let answer = alice.register();
     assert!(answer.as_object().unwrap().contains_key("cert_sha256") && answer["cert_sha256"].is_null(), "{answer}");
-    let login = alice.message("LOGIN", 9, alice.reach_with_token());
+    let login = alice.message("LOGIN", 9, alice.endpoint_with_token());
     let answer = alice.ask_raw(&login, 9).unwrap();
     assert_eq!(answer, json!({"type": "LOGGED-IN", "rq": 9, "cert_sha256": null}));
 }
@@ -55,7 +55,7 @@ fn a_peer_is_where_its_datagram_comes_from() {
     let server = Server::start(&[]);
     let mut alice = Peer::unregistered(server.addr, "alice");
     let (udp, tcp) = (alice.udp_port(), alice.tcp_port());
-    for (reach, field) in [
+    for (endpoint, field) in [
         (json!({"ip": "192.0.2.1", "udp_port": udp, "tcp_port": tcp}), "ip"),
         (json!({"ip": "127.0.0.2", "udp_port": udp, "tcp_port": tcp}), "ip"),
         (json!({"ip": "127.0.0.1", "udp_port": 1023, "tcp_port": tcp}), "udp_port"),
@@ -63,7 +63,7 @@ fn a_peer_is_where_its_datagram_comes_from() {
         (json!({"ip": "127.0.0.1", "udp_port": 0, "tcp_port": tcp}), "udp_port"),
         (json!({"ip": "127.0.0.1", "udp_port": 65_536, "tcp_port": tcp}), "udp_port"),
     ] {
-        denied(&alice.ask("REGISTER", reach), "REGISTER-DENIED", field);
+        denied(&alice.ask("REGISTER", endpoint), "REGISTER-DENIED", field);
     }
     let bad = |answer: &Value, field: &str| {
         assert_eq!((&answer["type"], &answer["code"]), (&json!("ERROR"), &json!("BAD_REQUEST")), "{answer}");
@@ -109,22 +109,22 @@ fn a_taken_name_goes_to_its_own_address_or_token_only() {
     let alice = Peer::new(&server, "alice");
     let mut thief = Peer::unregistered(server.addr, "alice");
     denied(&thief.register(), "REGISTER-DENIED", "name");
-    let mut fields = thief.reach();
+    let mut fields = thief.endpoint();
     fields["token"] = json!("0".repeat(32));
     denied(&thief.ask("REGISTER", fields), "REGISTER-DENIED", "name");
-    // Claiming the victim's address does not help: the source counts.
-    denied(&thief.ask("REGISTER", alice.reach()), "REGISTER-DENIED", "name");
+    // Claiming the victim's address does not help: the source address counts.
+    denied(&thief.ask("REGISTER", alice.endpoint()), "REGISTER-DENIED", "name");
 
-    // With the token, from elsewhere: the peer has moved, and pushes follow it.
+    // With the token, from elsewhere: the peer has moved, and its notifications follow.
     let mut moved = Peer::unregistered(server.addr, "alice");
-    let mut fields = moved.reach();
+    let mut fields = moved.endpoint();
     fields["token"] = json!(alice.token);
     let answer = moved.ask("REGISTER", fields);
     assert_eq!((&answer["type"], &answer["token"]), (&json!("REGISTERED"), &json!(alice.token)), "{answer}");
     let mut bob = Peer::new(&server, "bob");
     bob.look_for("lamp", 10.0);
     moved.push("SEARCH");
-    // The old address is a stranger's now.
+    // The old address no longer belongs to the peer.
     let mut old = alice;
     let answer = old.ask("STATUS", json!({}));
     assert_eq!(answer["code"], "FORBIDDEN", "{answer}");
@@ -135,12 +135,12 @@ fn a_first_register_may_come_from_another_port() {
     let server = Server::start(&[]);
     let mut alice = Peer::unregistered(server.addr, "alice");
     let mut other = Peer::unregistered(server.addr, "alice");
-    let first = other.ask("REGISTER", alice.reach());
+    let first = other.ask("REGISTER", alice.endpoint());
     assert_eq!(first["type"], "REGISTERED", "{first}");
-    let again = other.ask("REGISTER", alice.reach());
+    let again = other.ask("REGISTER", alice.endpoint());
     assert_eq!(again["token"], first["token"], "the answer may have been lost: {again}");
-    // That port may repeat what it said, no more.
-    denied(&other.ask("REGISTER", other.reach()), "REGISTER-DENIED", "name");
+    // That port may repeat its first request and nothing else.
+    denied(&other.ask("REGISTER", other.endpoint()), "REGISTER-DENIED", "name");
     assert_eq!(other.ask("STATUS", json!({}))["code"], "FORBIDDEN");
     assert_eq!(alice.ask("STATUS", json!({}))["type"], "DEALS");
     let mut bob = Peer::new(&server, "bob");
@@ -148,13 +148,13 @@ fn a_first_register_may_come_from_another_port() {
     alice.push("SEARCH");
     // Also after a restart.
     let _server = server.kill_and_restart();
-    assert_eq!(other.ask("REGISTER", alice.reach())["token"], first["token"]);
-    // Once the peer lives elsewhere, the repeat says something else than what holds.
+    assert_eq!(other.ask("REGISTER", alice.endpoint())["token"], first["token"]);
+    // Once the peer has moved, the repeat no longer matches its address.
     let mut moved = Peer::unregistered(bob.server, "alice");
     moved.token = first["token"].as_str().map(str::to_owned);
-    let login = moved.message("LOGIN", 1, moved.reach_with_token());
+    let login = moved.message("LOGIN", 1, moved.endpoint_with_token());
     assert_eq!(moved.ask_raw(&login, 1).unwrap()["type"], "LOGGED-IN");
-    denied(&other.ask("REGISTER", alice.reach()), "REGISTER-DENIED", "name");
+    denied(&other.ask("REGISTER", alice.endpoint()), "REGISTER-DENIED", "name");
 }
 
 #[test]
@@ -164,13 +164,13 @@ fn login_moves_a_peer() {
     bob.look_for("lamp", 10.0);
     let mut moved = Peer::unregistered(server.addr, "alice");
     moved.token = alice.token.clone();
-    let login = moved.message("LOGIN", 1, moved.reach_with_token());
+    let login = moved.message("LOGIN", 1, moved.endpoint_with_token());
     let answer = moved.ask_raw(&login, 1).unwrap();
     assert_eq!(answer, json!({"type": "LOGGED-IN", "rq": 1, "cert_sha256": alice.cert_sha256}));
-    // What nobody acknowledged is repeated at the new address.
+    // Outstanding notifications are repeated at the new address.
     moved.push("SEARCH");
     assert_eq!(moved.ask("STATUS", json!({}))["type"], "DEALS");
-    // The same again: the same answer. The same number for another place: refused.
+    // The same request gets the same response; the same number with another address is refused.
     assert_eq!(moved.ask_raw(&login, 1).unwrap()["type"], "LOGGED-IN");
     let mut other = login.clone();
     other["tcp_port"] = json!(4000);
@@ -179,17 +179,17 @@ fn login_moves_a_peer() {
 
     let mut stranger = Peer::unregistered(server.addr, "alice");
     stranger.token = Some("f".repeat(32));
-    denied(&stranger.ask("LOGIN", stranger.reach_with_token()), "LOGIN-DENIED", "token");
-    let answer = stranger.ask("LOGIN", stranger.reach());
+    denied(&stranger.ask("LOGIN", stranger.endpoint_with_token()), "LOGIN-DENIED", "token");
+    let answer = stranger.ask("LOGIN", stranger.endpoint());
     assert_eq!(answer["code"], "BAD_REQUEST", "{answer}");
     assert!(answer["reason"].as_str().unwrap().starts_with("token"), "{answer}");
     stranger.token = alice.token.clone();
-    let mut elsewhere = stranger.reach_with_token();
+    let mut elsewhere = stranger.endpoint_with_token();
     elsewhere["ip"] = json!("192.0.2.7");
     denied(&stranger.ask("LOGIN", elsewhere), "LOGIN-DENIED", "ip");
     let mut nobody = Peer::unregistered(server.addr, "nobody");
     nobody.token = alice.token.clone();
-    let answer = nobody.ask("LOGIN", nobody.reach_with_token());
+    let answer = nobody.ask("LOGIN", nobody.endpoint_with_token());
     assert_eq!(answer["type"], "LOGIN-DENIED", "{answer}");
     assert!(!answer["reason"].as_str().unwrap().is_empty());
 }
@@ -204,16 +204,16 @@ fn requests_are_taken_from_the_own_address_or_with_the_token() {
     let mut with = search.clone();
     with["token"] = json!("wrong");
     assert_eq!(elsewhere.ask("LOOKING_FOR", with.clone())["code"], "FORBIDDEN");
-    // A wrong token is wrong from the right address too.
+    // A wrong token is refused from the right address too.
     assert_eq!(alice.ask("LOOKING_FOR", with.clone())["code"], "FORBIDDEN");
-    // Another's address and token are not one's own.
+    // Another peer's address and token do not authenticate this one.
     with["token"] = json!(carol.token);
     assert_eq!(elsewhere.ask("LOOKING_FOR", with.clone())["code"], "FORBIDDEN");
     with["token"] = json!(alice.token);
     let rq = elsewhere.fresh_rq();
     let answer = elsewhere.ask_rq("LOOKING_FOR", rq, with);
     assert_eq!(answer["type"], "SEARCHING", "{answer}");
-    // It is alice's search: pushes go to alice, and from her address she may cancel it without token.
+    // The search belongs to alice: she gets the notifications, and may cancel it without a token from her address.
     carol.push("SEARCH");
     assert_eq!(alice.ask_rq("CANCEL", rq, json!({"item_name": "lamp"}))["type"], "CANCELLED");
     let mut nobody = Peer::unregistered(server.addr, "nobody");
@@ -229,19 +229,19 @@ fn de_register_frees_the_name_and_ends_the_token() {
     assert_eq!(stranger.ask("DE-REGISTER", json!({}))["code"], "FORBIDDEN");
     let rq = alice.fresh_rq();
     assert_eq!(alice.ask_rq("DE-REGISTER", rq, json!({})), json!({"type": "DE-REGISTERED", "rq": rq}));
-    // Twice, and of a name that nobody holds.
+    // Twice, and for a name that nobody holds.
     assert_eq!(alice.ask_rq("DE-REGISTER", rq, json!({}))["type"], "DE-REGISTERED");
     assert_eq!(alice.ask("DE-REGISTER", json!({}))["type"], "DE-REGISTERED");
     assert_eq!(alice.ask("STATUS", json!({}))["code"], "NOT_REGISTERED");
-    let mut login = alice.reach_with_token();
+    let mut login = alice.endpoint_with_token();
     assert_eq!(alice.ask("LOGIN", login.take())["type"], "LOGIN-DENIED");
     let answer = stranger.register();
     assert_eq!(answer["type"], "REGISTERED", "{answer}");
     assert_ne!(answer["token"], json!(alice.token));
-    // The late repeat of the old holder's goodbye does not touch the new one.
+    // A late repeat of the former holder's DE-REGISTER does not affect the new holder.
     assert_eq!(alice.ask_rq("DE-REGISTER", rq, json!({}))["type"], "DE-REGISTERED");
     assert_eq!(stranger.ask("STATUS", json!({}))["type"], "DEALS");
-    // Also not after a restart.
+    // Not after a restart either.
     let _server = server.kill_and_restart();
     assert_eq!(alice.ask_rq("DE-REGISTER", rq, json!({}))["type"], "DE-REGISTERED");
     assert_eq!(stranger.ask("STATUS", json!({}))["type"], "DEALS");
@@ -255,7 +255,7 @@ fn who_comes_and_goes_with_the_same_numbers_comes_and_goes() {
         eventually("the peers to be so many", || (server.admin_json(&["peers"]).len() == count).then_some(()));
     };
     for round in 0..3 {
-        assert_eq!(alice.ask_rq("REGISTER", 1, alice.reach())["type"], "REGISTERED");
+        assert_eq!(alice.ask_rq("REGISTER", 1, alice.endpoint())["type"], "REGISTERED");
         has(&server, 1);
         assert_eq!(alice.ask_rq("DE-REGISTER", 2, json!({})), json!({"type": "DE-REGISTERED", "rq": 2}));
         assert_eq!(alice.ask_rq("STATUS", 3, json!({}))["code"], "NOT_REGISTERED");
@@ -271,7 +271,7 @@ fn a_buyer_that_leaves_ends_its_deals_at_every_stage() {
     let server = Server::start(&["--offer-window", "60s"]);
     let mut alice = Peer::new(&server, "alice");
     for stage in ["searching", "offered", "negotiating", "reserved"] {
-        // Besides alice, one who never answers keeps the window open where it must be.
+        // Besides alice, a peer that never answers keeps the window open where needed.
         let mut mute = (stage == "searching" || stage == "offered").then(|| Peer::new(&server, "mute"));
         let mut bob = Peer::new(&server, "bob");
         bob.look_for(stage, 10.0);
@@ -323,7 +323,7 @@ fn a_seller_that_leaves_makes_room_for_the_next_offer() {
     assert_eq!(bob.push("CANCEL")["rq"], json!(rq));
     assert_eq!(bob.ended(rq)["state"], "cancelled");
 
-    // One that leaves while asked is not waited for; one that leaves while negotiating has refused.
+    // A recipient that departs is not waited for; a seller that departs during a negotiation has refused.
     let mut alice = Peer::new(&server, "alice");
     let mut dave = Peer::new(&server, "dave");
     let rq = bob.look_for("desk", 10.0);
@@ -341,16 +341,16 @@ fn leaving_waits_for_a_settlement_under_way() {
         let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
         let (rq, sold) = reserved(&mut bob, &mut alice, item, 10.0);
         assert_eq!(buy(&mut bob, rq, item, 10.0)["type"], "BUYING");
-        let (mut seller_line, mut buyer_line) = (alice.accept_line(), bob.accept_line());
+        let (mut seller_line, mut buyer_line) = (alice.accept_settlement(), bob.accept_settlement());
         assert_eq!(seller_line.read().unwrap()["type"], "INFORM_REQ");
         assert_eq!(buyer_line.read().unwrap()["type"], "INFORM_REQ");
         let leaver = if name == "alice" { &alice } else { &bob };
         let goodbye = leaver.message("DE-REGISTER", 500, json!({}));
         leaver.send(&goodbye);
         leaver.send(&goodbye);
-        // Nothing new begins with who is about to leave.
+        // No new deal begins with a peer that is about to leave.
         let other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let mut taken = leaver.message("REGISTER", 1, leaver.reach());
+        let mut taken = leaver.message("REGISTER", 1, leaver.endpoint());
         taken["token"] = json!(leaver.token);
         other.set_read_timeout(Some(PATIENCE)).unwrap();
         let answer = eventually("the name to be about to become free", || {

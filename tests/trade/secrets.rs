@@ -1,13 +1,13 @@
-//! What must never be written down: card numbers (but for four digits), tokens, addresses.
+//! What must never be written to disk or logs: card numbers (except four digits), tokens, addresses.
 
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
 use p2s2::model::{Cents, Name, Token};
-use p2s2::trade::deal::Payment;
-use p2s2::trade::exchange::{Settling, SettlingPeer};
-use p2s2::trade::settlement::{Input, Settlement};
+use p2s2::trade::deal::PaymentProgress;
+use p2s2::trade::exchange::{SettlementOrder, SettlementParty};
+use p2s2::trade::settlement::{Settlement, SettlementInput};
 use p2s2::trade::wire::{self, Goods, Side};
 use serde_json::{Value, json};
 
@@ -17,13 +17,13 @@ const OTHER_CARD: &str = "5555555555554444";
 const BAD_CARD: &str = "6011000990139425";
 const SELLERS_CARD: &str = "378282246310005";
 
-/// Whether the bytes hold the number, digits together or spaced as people write them.
+/// Whether the bytes contain the number, with or without the usual spaces.
 fn shows(bytes: &[u8], card: &str) -> bool {
     let spaced: Vec<String> = [" ", "-"]
         .iter()
         .map(|gap| card.as_bytes().chunks(4).map(|four| String::from_utf8_lossy(four)).collect::<Vec<_>>().join(gap))
         .collect();
-    // Most of the number is as bad as the number.
+    // Most of the number is as sensitive as the number.
     let needles = [&card[..card.len() - 4], &card[4..], &spaced[0], &spaced[1]];
     needles.iter().any(|needle| bytes.windows(needle.len()).any(|window| window == needle.as_bytes()))
 }
@@ -63,7 +63,7 @@ fn purchases_leave_no_secret_in_logs_and_no_card_on_disk() {
         for (n, spoil) in spoil.iter().enumerate() {
             let (rq, sold) = reserved(&mut bob, &mut alice, &format!("item {n}"), 10.0);
             assert_eq!(buy(&mut bob, rq, &format!("item {n}"), 10.0)["type"], "BUYING");
-            let (mut buyer, mut seller) = (bob.accept_line(), alice.accept_line());
+            let (mut buyer, mut seller) = (bob.accept_settlement(), alice.accept_settlement());
             let mut inform = bob.inform_res(rq, GOOD_CARD);
             spoil(&mut inform);
             buyer.read().unwrap();
@@ -80,10 +80,10 @@ fn purchases_leave_no_secret_in_logs_and_no_card_on_disk() {
             }
             bob.ended(rq);
         }
-        // Half a line, and a card in a message that has no business with one.
+        // Half a line, and a card in a message in which it does not belong.
         let (rq, _) = reserved(&mut bob, &mut alice, "half", 10.0);
         assert_eq!(buy(&mut bob, rq, "half", 10.0)["type"], "BUYING");
-        let (buyer, mut seller) = (bob.accept_line(), alice.accept_line());
+        let (buyer, mut seller) = (bob.accept_settlement(), alice.accept_settlement());
         let text = bob.inform_res(rq, GOOD_CARD).to_string();
         buyer.writer.write_all(&text.as_bytes()[..text.len() - 9], Instant::now() + PATIENCE).unwrap();
         buyer.writer.close();
@@ -101,7 +101,7 @@ fn purchases_leave_no_secret_in_logs_and_no_card_on_disk() {
             }
         }
         assert!(server.balance_cents("card:bob") < 0, "some were paid");
-        // Killed, so that the write-ahead log is there to be looked through.
+        // Killed, so that the write-ahead log remains to be searched.
         let state = server.state_dir();
         drop(server);
         let log = fs::read(dir.path().join("log")).unwrap();
@@ -134,21 +134,21 @@ fn purchases_leave_no_secret_in_logs_and_no_card_on_disk() {
 #[test]
 fn what_is_printed_for_debugging_hides_them_too() {
     let token = Token::from_text("5ecre7-t0ken-5ecre7-t0ken");
-    let side = |name: &str, rq| SettlingPeer {
+    let side = |name: &str, rq| SettlementParty {
         from: None,
         name: Name::new(name).unwrap(),
         rq,
         token: Some(token.clone()),
         tcp: Some("127.0.0.1:5000".parse().unwrap()),
     };
-    let order = Settling {
+    let order = SettlementOrder {
         deal: 1,
         key: "trade-1".to_owned(),
         item_name: "lamp".into(),
         goods: Goods::default(),
         price: Cents(1000),
         fee: Cents(100),
-        payment: Payment::Asked,
+        payment: PaymentProgress::Asked,
         buyer: side("bob", 1),
         seller: side("alice", 1 << 31),
     };
@@ -160,14 +160,21 @@ fn what_is_printed_for_debugging_hides_them_too() {
     let (mut core, actions) = Settlement::begin(order);
     let mut shown = format!("{core:?}{actions:?}");
     let (buyer, seller) = (inform("bob", 1), inform("alice", 1 << 31));
-    for input in [Input::Line(Side::Buyer, &buyer), Input::Line(Side::Seller, &seller), Input::Authorised] {
+    for input in [
+        SettlementInput::Line(Side::Buyer, &buyer),
+        SettlementInput::Line(Side::Seller, &seller),
+        SettlementInput::Authorised,
+    ] {
         let actions = core.handle(input);
         shown += &format!("{core:?}{actions:?}");
     }
     let request = json!({"type": "LOGIN", "rq": 1, "name": "bob", "token": token.reveal(), "ip": "127.0.0.1",
         "udp_port": 5000, "tcp_port": 5000});
-    shown += &format!("{:?}", wire::read(request.to_string().as_bytes()));
-    shown += &format!("{:?}", wire::Reply::Registered { rq: 1, token: wire::Secret(token.clone()), cert_sha256: None });
+    shown += &format!("{:?}", wire::parse_message(request.to_string().as_bytes()));
+    shown += &format!(
+        "{:?}",
+        wire::Response::Registered { rq: 1, token: wire::RevealedToken(token.clone()), cert_sha256: None }
+    );
     assert!(shown.contains("lamp") && shown.contains("bob"), "{shown}");
     assert!(!shows(shown.as_bytes(), GOOD_CARD), "{shown}");
     assert!(!shown.contains("5ecre7"), "{shown}");

@@ -1,4 +1,4 @@
-//! Settlement over TCP and TLS: the good end, and every way in which a side can spoil it.
+//! Settlement over TCP and TLS: the successful end, and every way in which a side can spoil it.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -14,7 +14,8 @@ use crate::support::*;
 
 const STEP: Duration = Duration::from_secs(1);
 
-/// A certificate check written from SPEC: SHA-256 of the DER leaf is what the peer was told. Nothing else.
+/// A certificate check as specified: the SHA-256 of the DER leaf equals what the peer was told, and nothing else is
+/// checked.
 #[derive(Debug)]
 struct Pinned(String);
 
@@ -89,7 +90,7 @@ fn accept(peer: &Peer) -> TcpStream {
     stream
 }
 
-/// Two peers of their own names, a deal reserved and bought.
+/// Two peers of their own with a deal that is reserved and bought.
 struct Bought {
     buyer: Peer,
     seller: Peer,
@@ -110,8 +111,8 @@ fn pair(server: &Server, tag: &str) -> (Peer, Peer) {
     (Peer::new(server, &format!("seller {tag}")), Peer::new(server, &format!("buyer {tag}")))
 }
 
-/// Others may be registered too. They are asked and stay silent, so the offer is taken when the (short)
-/// window closes; on a busy machine it may come too late for that, and the buyer searches again.
+/// Other peers may be registered too. They are asked and stay silent, so the offer is chosen when the (short) window
+/// closes; on a busy machine it may come too late for that, and the buyer searches again.
 fn reserved_among_others(buyer: &mut Peer, seller: &mut Peer, tag: &str) -> (u64, u64, String) {
     for round in 0..10 {
         let item = format!("{tag} {round}");
@@ -129,12 +130,13 @@ fn reserved_among_others(buyer: &mut Peer, seller: &mut Peer, tag: &str) -> (u64
 }
 
 impl Bought {
-    /// Both hear of the end, nothing is charged, STATUS says so, and the reason names what went wrong.
+    /// Asserts that both sides are told of the failure, nothing is charged, STATUS agrees, and the reason names the
+    /// cause.
     fn is_cancelled(&mut self, server: &Server, reason: &str) {
         self.is_cancelled_for(server, reason, reason);
     }
 
-    /// The same, where the buyer and the seller read different reasons.
+    /// The same, if buyer and seller are told different reasons.
     fn is_cancelled_for(&mut self, server: &Server, buyer_reads: &str, seller_reads: &str) {
         let sides = [(&mut self.buyer, self.rq, buyer_reads), (&mut self.seller, self.sold, seller_reads)];
         for (peer, rq, reason) in sides {
@@ -143,7 +145,7 @@ impl Bought {
             assert!(push["reason"].as_str().unwrap().contains(reason), "{push}: expected {reason:?}");
             let deal = peer.deal(rq).unwrap();
             assert_eq!(deal["state"], "cancelled", "{deal}");
-            // Where somebody could not be reached is told at once; what is kept is who.
+            // Each side is told at once which address could not be reached; only the role is recorded.
             let is_kept = deal["reason"].as_str().unwrap().contains("could not be reached");
             assert!(deal["reason"] == push["reason"] || is_kept && reason.contains("settlement port"), "{deal}");
         }
@@ -151,8 +153,8 @@ impl Bought {
         assert_eq!(server.balance_cents(&format!("payout:{}", self.seller.name)), 0);
     }
 
-    /// The last line of an open connection: CANCEL, without mid; then the end.
-    fn hears_cancel(&self, line: &mut Line, rq: u64) {
+    /// Expects the last line of an open connection, a CANCEL without `mid`, and then the end.
+    fn hears_cancel(&self, line: &mut SettlementConnection, rq: u64) {
         let cancel = line.read().unwrap_or_else(|| panic!("{}: closed without CANCEL", self.item));
         assert_eq!(
             (&cancel["type"], &cancel["rq"], &cancel["item_name"]),
@@ -162,21 +164,21 @@ impl Bought {
         assert!(line.read().is_none());
     }
 
-    fn asked(&self, line: &mut Line, rq: u64) {
+    fn asked(&self, line: &mut SettlementConnection, rq: u64) {
         let asked = line.read().unwrap();
         assert_eq!(asked, json!({"type": "INFORM_REQ", "rq": rq, "item_name": self.item, "price": 10}));
     }
 
-    /// Both lines, both asked, nothing answered.
-    fn lines(&self) -> (Line, Line) {
-        let (mut buyer, mut seller) = (self.buyer.accept_line(), self.seller.accept_line());
+    /// Both connections, after both INFORM_REQs.
+    fn lines(&self) -> (SettlementConnection, SettlementConnection) {
+        let (mut buyer, mut seller) = (self.buyer.accept_settlement(), self.seller.accept_settlement());
         self.asked(&mut buyer, self.rq);
         self.asked(&mut seller, self.sold);
         (buyer, seller)
     }
 
-    /// Both have informed; the seller has its SHIPPING_INFO.
-    fn shipping(&self) -> (Line, Line) {
+    /// Both connections after both INFORM_RES; the seller has its SHIPPING_INFO.
+    fn shipping(&self) -> (SettlementConnection, SettlementConnection) {
         let (buyer, mut seller) = self.lines();
         buyer.write(&self.buyer.inform_res(self.rq, GOOD_CARD));
         seller.write(&self.seller.inform_res(self.sold, GOOD_CARD));
@@ -184,14 +186,14 @@ impl Bought {
         (buyer, seller)
     }
 
-    /// So that the next search asks nobody but its own seller.
+    /// Departs, so that the next search asks nobody but its own seller.
     fn leave(&mut self) {
         for peer in [&mut self.buyer, &mut self.seller] {
             assert_eq!(peer.ask("DE-REGISTER", json!({}))["type"], "DE-REGISTERED");
         }
     }
 
-    /// Settles as two well-behaved peers do.
+    /// Settles as two correct peers do.
     fn completes(&mut self, server: &Server) {
         let (mut buyer, mut seller) = self.shipping();
         seller.write(&json!({"type": "SHIPPED", "rq": self.sold}));
@@ -214,7 +216,7 @@ fn tls_1_2_and_1_3_with_the_pinned_certificate() {
         let pin = deal.buyer.cert_sha256.clone().unwrap();
         let mut buyer = tls_over(accept(&deal.buyer), &pin, version);
         let mut seller = tls_over(accept(&deal.seller), &pin, version);
-        // Both ends must shake hands before either is asked.
+        // Both handshakes must be complete before either side is asked.
         for tls in [&mut buyer, &mut seller] {
             tls.conn.complete_io(&mut tls.sock).unwrap();
         }
@@ -243,7 +245,7 @@ fn a_peer_that_was_told_another_fingerprint_refuses() {
     let mut buyer = tls_over(accept(&deal.buyer), &"0".repeat(64), &rustls::version::TLS13);
     let seller = std::thread::scope(|scope| {
         let refused = scope.spawn(move || buyer.conn.complete_io(&mut buyer.sock).is_err());
-        let seller = deal.seller.accept_line();
+        let seller = deal.seller.accept_settlement();
         assert!(refused.join().unwrap());
         seller
     });
@@ -315,7 +317,7 @@ fn the_sellers_card_is_not_checked() {
 #[test]
 fn blank_lines_say_nothing_and_give_no_more_time() {
     let server = server();
-    let blank = |line: &Line| line.writer.write_all(b"\n \r\n\t\n", Instant::now() + PATIENCE).unwrap();
+    let blank = |line: &SettlementConnection| line.writer.write_all(b"\n \r\n\t\n", Instant::now() + PATIENCE).unwrap();
     let mut deal = bought(&server, "blank");
     let (mut buyer, mut seller) = deal.lines();
     blank(&seller);
@@ -356,7 +358,7 @@ fn the_fee_is_what_the_seller_was_told_whatever_the_rate_is_after_a_restart() {
     seller.write(&deal.seller.inform_res(deal.sold, GOOD_CARD));
     let info = seller.read().unwrap();
     assert_eq!((&info["fee"], &info["payout"]), (&json!(1), &json!(9)), "{info}");
-    // The bank cannot write, and so does not answer: between SHIPPED and capture there is time.
+    // The bank cannot write and so does not answer, which leaves time between SHIPPED and the capture.
     let bank = rusqlite::Connection::open(server.state_dir().join("bank.db")).unwrap();
     bank.execute_batch("BEGIN IMMEDIATE").unwrap();
     seller.write(&json!({"type": "SHIPPED", "rq": deal.sold}));
@@ -375,7 +377,7 @@ fn the_fee_is_what_the_seller_was_told_whatever_the_rate_is_after_a_restart() {
     assert_eq!(deal.buyer.ended(deal.rq)["price"], 10);
     let paid = ["fee".to_owned(), format!("payout:{}", deal.seller.name), "escrow".to_owned()];
     assert_eq!(paid.map(|account| server.balance_cents(&account)), [100, 900, 0]);
-    // What is bought from now on has the new rate.
+    // What is bought from now on is charged at the new rate.
     deal.leave();
     let deal = bought(&server, "new rate");
     let (buyer, mut seller) = deal.lines();
@@ -384,10 +386,10 @@ fn the_fee_is_what_the_seller_was_told_whatever_the_rate_is_after_a_restart() {
     assert_eq!(seller.read().unwrap()["fee"], json!(2.5));
 }
 
-/// What one side does instead of what it should, once both are asked.
-type Spoil = fn(&Bought, &mut Line, &mut Line);
+/// What one side does wrong once both are asked.
+type Spoil = fn(&Bought, &mut SettlementConnection, &mut SettlementConnection);
 
-/// Every way in which a side can spoil a settlement; each beside a good deal that completes.
+/// Every way in which a side can spoil a settlement, each next to a correct deal that completes.
 #[test]
 fn a_side_that_spoils_it_costs_nobody_anything() {
     fn changed(peer: &Peer, rq: u64, field: &str, value: Value) -> Value {
@@ -436,7 +438,7 @@ fn a_side_that_spoils_it_costs_nobody_anything() {
         }),
         ("a line too long", "longer", |_, buyer, _| {
             let line = vec![b'x'; (1 << 20) + 100];
-            // The server may hang up before all of it is out.
+            // The server may close the connection before all of it is sent.
             let _ = buyer.writer.write_all(&line, Instant::now() + PATIENCE);
         }),
         ("SHIPPED before it was asked", "nonsense", |deal, buyer, seller| {
@@ -467,7 +469,7 @@ fn a_side_that_spoils_it_costs_nobody_anything() {
         }),
     ];
     let server = server();
-    // Every one on a thread of its own, so that the good ones do run beside the bad ones.
+    // Each on a thread of its own, so that the correct deals run at the same time.
     std::thread::scope(|scope| {
         for (tag, reason, spoil) in cases {
             let server = &server;
@@ -477,7 +479,7 @@ fn a_side_that_spoils_it_costs_nobody_anything() {
                 let (mut buyer, mut seller) = deal.lines();
                 spoil(&deal, &mut buyer, &mut seller);
                 good.completes(server);
-                // Whose own line was too long cannot count on reading the end of it.
+                // A side whose own line was too long may not be able to read the end of the connection.
                 if *tag != "a line too long" && *tag != "not UTF-8" {
                     deal.hears_cancel(&mut buyer, deal.rq);
                 }
@@ -493,7 +495,7 @@ fn a_side_that_spoils_it_costs_nobody_anything() {
 
 #[test]
 fn a_side_that_closes_at_any_step_is_noticed_at_once() {
-    // So long a step that only noticing the end can make this quick.
+    // The timeout is so long that only noticing the closed connection makes this quick.
     let server = Server::start(&["--settle-timeout", "60s", "--offer-window", "60s"]);
     for step in ["accepted", "asked", "informed", "shipping"] {
         for who in ["buyer", "seller"] {
@@ -503,7 +505,7 @@ fn a_side_that_closes_at_any_step_is_noticed_at_once() {
                 let (closing, staying) =
                     if buyer_closes { (&deal.buyer, &deal.seller) } else { (&deal.seller, &deal.buyer) };
                 accept(closing).shutdown(Shutdown::Both).unwrap();
-                let mut line = staying.accept_line();
+                let mut line = staying.accept_settlement();
                 let rq = if buyer_closes { deal.sold } else { deal.rq };
                 deal.hears_cancel(&mut line, rq);
                 deal.is_cancelled(&server, who);
@@ -532,7 +534,7 @@ fn a_side_that_does_not_listen_or_speak_tls_is_not_waited_for() {
     std::thread::scope(|scope| {
         for who in ["buyer", "seller"] {
             let server = &server;
-            // Nobody listens: the other side, already connected or just connecting, is told on its line.
+            // Nobody listens: the other side, already connected or just connecting, is told on its connection.
             scope.spawn(move || {
                 let (mut seller, mut buyer) = pair(server, &format!("deaf {who}"));
                 let (rq, sold, item) = reserved_among_others(&mut buyer, &mut seller, who);
@@ -543,14 +545,14 @@ fn a_side_that_does_not_listen_or_speak_tls_is_not_waited_for() {
                 assert_eq!(buy(&mut buyer, rq, &item, 10.0)["type"], "BUYING");
                 let mut deal = Bought { buyer, seller, rq, sold, item };
                 let (staying, own) = if who == "buyer" { (&deal.seller, sold) } else { (&deal.buyer, rq) };
-                let mut line = staying.accept_line();
+                let mut line = staying.accept_settlement();
                 deal.hears_cancel(&mut line, own);
-                // Who could not be reached is told where; the other side reads the role alone.
+                // The side that could not be reached is told its address; the other side is told only the role.
                 let deaf = "your settlement port 127.0.0.1:";
                 let (buyer_reads, seller_reads) = if who == "buyer" { (deaf, who) } else { (who, deaf) };
                 deal.is_cancelled_for(server, buyer_reads, seller_reads);
             });
-            // Accepts and says nothing; or trickles something that is no handshake's end.
+            // Accepts the connection and sends nothing, or slowly sends part of a handshake.
             for trickles in [false, true] {
                 scope.spawn(move || {
                     let mut deal = bought(server, &format!("mute {who} {trickles}"));
@@ -561,9 +563,9 @@ fn a_side_that_does_not_listen_or_speak_tls_is_not_waited_for() {
                     };
                     let begun = Instant::now();
                     let mut stream = accept(mute);
-                    let mut line = staying.accept_line();
+                    let mut line = staying.accept_settlement();
                     if trickles {
-                        // The beginning of a TLS record that announces more than ever comes.
+                        // The beginning of a TLS record that announces more than will ever follow.
                         for byte in [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 1, 2, 3, 4, 5] {
                             if stream.write_all(&[byte]).is_err() {
                                 break;
@@ -614,12 +616,12 @@ fn buy_goes_over_tcp_too_plain_or_tls() {
         let tag = if pin.is_some() { "tls" } else { "plain" };
         let (mut seller, mut buyer) = pair(&server, tag);
         let (rq, sold) = reserved(&mut buyer, &mut seller, tag, 10.0);
-        let mut line = Line::over(TcpStream::connect(server.addr).unwrap(), pin);
+        let mut line = SettlementConnection::over(TcpStream::connect(server.addr).unwrap(), pin);
         let mut ask = |message: &Value| {
             line.write(message);
             line.read().unwrap()
         };
-        // A token is required, from wherever it comes; nothing but BUY is taken.
+        // A token is required from any address, and only BUY is accepted.
         let mut request = buyer.message("BUY", rq, json!({"item_name": tag, "price": 10}));
         assert_eq!(ask(&request)["code"], "FORBIDDEN");
         request["token"] = json!(seller.token);
@@ -637,14 +639,14 @@ fn buy_goes_over_tcp_too_plain_or_tls() {
         wrong["price"] = json!(9.5);
         let answer = ask(&wrong);
         assert!(answer["code"] == "BAD_REQUEST" && answer["reason"].as_str().unwrap().starts_with("price"), "{answer}");
-        // Blank lines say nothing, and neither does what a server says.
+        // Blank lines and message types of servers are ignored.
         line.write(&json!({"type": "ERROR", "rq": 1}));
         line.writer.write_all(b"\r\n\n", Instant::now() + PATIENCE).unwrap();
         line.write(&request);
         assert_eq!(line.read().unwrap(), json!({"type": "BUYING", "rq": rq}));
         line.write(&request);
         assert_eq!(line.read().unwrap(), json!({"type": "BUYING", "rq": rq}), "once is enough, and it is open still");
-        // From BUY on nobody can step back.
+        // From BUY on nobody can cancel.
         assert_eq!(buyer.ask_rq("CANCEL", rq, json!({"item_name": tag}))["code"], "WRONG_STATE");
         assert_eq!(seller.ask_rq("CANCEL", sold, json!({"item_name": tag}))["code"], "WRONG_STATE");
         assert_eq!(buyer.deal(rq).unwrap()["state"], "settling");
@@ -657,7 +659,7 @@ fn buy_goes_over_tcp_too_plain_or_tls() {
         line.write(&other);
         assert_eq!(line.read().unwrap()["reason"], "rq already used");
         assert_eq!(server.balance_cents(&format!("card:{}", deal.buyer.name)), -1000);
-        // Settled once: nobody connects again.
+        // It is settled only once: nobody connects again.
         assert_eq!(deal.buyer.ended(rq)["state"], "completed");
         assert!(deal.buyer.tcp.accept().is_err() && deal.seller.tcp.accept().is_err());
         deal.leave();
@@ -672,8 +674,8 @@ fn when_the_line_breaks_after_shipped_status_tells_the_end() {
     seller.write(&json!({"type": "SHIPPED", "rq": deal.sold}));
     buyer.writer.close();
     seller.writer.close();
-    // A line that broke before SHIPPED was read cancels; one that broke after does not. Both sides hear
-    // the same end, and the ledger agrees.
+    // A connection that broke before SHIPPED was read cancels the deal; one that broke later does not. Both sides
+    // learn the same result, and the ledger agrees.
     let (bought, sold) = (deal.buyer.ended(deal.rq), deal.seller.ended(deal.sold));
     assert_eq!(bought["state"], sold["state"]);
     let charged = if bought["state"] == "completed" { -1000 } else { 0 };
@@ -681,7 +683,7 @@ fn when_the_line_breaks_after_shipped_status_tells_the_end() {
 
     deal.leave();
 
-    // Surely after: the receipt is read, the seller's line is gone unread.
+    // Certainly later: the receipt is read, and the seller's connection is closed with a line unread.
     let mut deal = self::bought(&server, "late");
     let (mut buyer, seller) = deal.shipping();
     seller.write(&json!({"type": "SHIPPED", "rq": deal.sold}));
@@ -702,7 +704,7 @@ fn the_fee_is_rounded_half_up_to_a_cent() {
         let (rq, sold) = reserved(&mut bob, &mut alice, item, price);
         assert_eq!(buy(&mut bob, rq, item, price)["type"], "BUYING");
         let deal = Bought { buyer: bob, seller: alice, rq, sold, item: item.to_owned() };
-        let (mut buyer, mut seller) = (deal.buyer.accept_line(), deal.seller.accept_line());
+        let (mut buyer, mut seller) = (deal.buyer.accept_settlement(), deal.seller.accept_settlement());
         assert_eq!(buyer.read().unwrap()["price"], json!(price));
         buyer.write(&deal.buyer.inform_res(rq, GOOD_CARD));
         seller.read().unwrap();
@@ -726,7 +728,7 @@ fn past_256_settlements_buy_is_busy() {
     let mut alice = Peer::new(&server, "alice");
     let mut others: Vec<Peer> = Vec::new();
     let mut under_way = 0;
-    // A peer has 64 deals open at most: five buyers.
+    // A peer has at most 64 open deals, so there are five buyers.
     for n in 0..5 {
         let mut bob = Peer::new(&server, &format!("bob {n}"));
         for item in 0..52 {

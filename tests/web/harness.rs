@@ -1,13 +1,13 @@
-//! What the other tests rely on: that a browser does what people do, and that faults of a page are found.
+//! Tests of the test harness: the browser driver works, and `check_page` finds faults of a page.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::browser::*;
-use crate::elsewhere::Elsewhere;
-use crate::states::{axe, state};
+use crate::other_site::OtherSite;
+use crate::states::{axe, check_page};
 
-/// A page without fault, on which everything can be done that the tests do.
+/// A page without faults, with every kind of control that the tests use.
 const PAGE: &str = r#"<!doctype html>
 <html lang="en">
 <head>
@@ -46,7 +46,7 @@ addEventListener("drop", (event) => {
 
 #[test]
 fn a_browser_does_what_people_do() {
-    let there = Elsewhere::start(&[("/", "text/html", PAGE)]);
+    let there = OtherSite::start(&[("/", "text/html", PAGE)]);
     let folder = tempfile::tempdir().unwrap();
     let (a, b, sub) = (folder.path().join("a.txt"), folder.path().join("b.txt"), folder.path().join("sub"));
     fs::write(&a, "first").unwrap();
@@ -64,17 +64,17 @@ fn a_browser_does_what_people_do() {
     let fetch = button("Fetch").within(row("two").within(role("table", "Files")));
     assert_eq!(browser.of(&fetch, "el.ariaLabel"), "Fetch two");
     assert_eq!((browser.count(&button("Fetch")), browser.count(&button("Cancel"))), (2, 0));
-    // By keyboard alone.
+    // With the keyboard only.
     browser.reload();
     browser.tab_to(&textbox("User name"));
     browser.types("bob");
     browser.press("Enter");
-    assert_eq!(browser.words_of(&role("status", "")), "Hello, bob");
+    assert_eq!(browser.text_of(&role("status", "")), "Hello, bob");
     let (first, _) = (browser.tab(), browser.open_tab(&there.url("/?another")));
     browser.sees_no(&text("Hello"));
     browser.to_tab(&first);
     browser.sees_text("Hello, bob");
-    state(&browser, "harness");
+    check_page(&browser, "harness");
 }
 
 #[test]
@@ -89,14 +89,14 @@ fn faults_of_a_page_are_found() {
         ("/too-wide", "text/html", &too_wide),
         ("/throws", "text/html", &throws),
     ];
-    let there = Elsewhere::start(&pages);
+    let there = OtherSite::start(&pages);
     let browser = Browser::start();
     let all = [("/no-label", "label ("), ("/too-wide", "sideways"), ("/throws", "on purpose")];
-    // The first is axe-core's to find.
+    // Only axe-core finds the first one.
     for (path, expected) in all.into_iter().skip(usize::from(axe().is_none())) {
         browser.open(&there.url(path));
         browser.sees_text("A page");
-        let fault = catch_unwind(AssertUnwindSafe(|| state(&browser, "harness-fault"))).unwrap_err();
+        let fault = catch_unwind(AssertUnwindSafe(|| check_page(&browser, "harness-fault"))).unwrap_err();
         let said = fault.downcast_ref::<String>().unwrap();
         assert!(said.contains(expected), "{path}: {said}");
     }

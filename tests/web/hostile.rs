@@ -1,17 +1,17 @@
-//! What strangers may write and send: it is shown as it is, and moves nothing.
+//! Hostile input and requests: names are shown as text, and foreign pages can neither read nor change anything.
 
 use std::fs;
 
 use serde_json::{Value, json};
 
 use crate::browser::*;
-use crate::elsewhere::Elsewhere;
-use crate::nodes::{Place, Server, http, raw_http};
-use crate::states::state;
+use crate::nodes::{Server, TestDir, http, raw_http};
+use crate::other_site::OtherSite;
+use crate::states::check_page;
 use crate::support::eventually;
 use crate::world::*;
 
-/// Names that would do something, were they taken for anything but text; none may hold a slash.
+/// Names that would have an effect if they were not treated as text. They must not contain a slash.
 const NAMES: [&str; 7] = [
     "<script>window.harmed=1",
     "<img src=x onerror=\"window.harmed=1\">.png",
@@ -22,13 +22,13 @@ const NAMES: [&str; 7] = [
     "\u{202E}gpj.tset\u{202C} שלום عالم.txt",
 ];
 
-/// As long as a name may be, without a place to break it.
-fn longest() -> String {
+/// A name of maximal length without a place for a line break.
+fn longest_name() -> String {
     format!("{}.bin", "W".repeat(251))
 }
 
 #[track_caller]
-fn is_unharmed(browser: &Browser) {
+fn assert_unharmed(browser: &Browser) {
     let harm = browser.ask(
         "return [window.harmed ?? 0, document.querySelectorAll('main script, main img[src=x], main svg[onload]').length]",
     );
@@ -36,14 +36,14 @@ fn is_unharmed(browser: &Browser) {
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
-/// What would turn a name around is seen as such.
+/// The name with bidirectional control characters replaced, as the page shows it.
 fn as_shown(name: &str) -> String {
     name.replace(['\u{202E}', '\u{202C}'], "\u{FFFD}")
 }
 
-/// Waits until a row has exactly this as its name.
+/// Waits until a row of the table has exactly this name.
 #[track_caller]
-fn is_said(browser: &Browser, table: &str, name: &str) {
+fn wait_for_name(browser: &Browser, table: &str, name: &str) {
     let name = as_shown(name);
     browser.until_with(
         &format!("{name} in {table}"),
@@ -56,11 +56,11 @@ fn is_said(browser: &Browser, table: &str, name: &str) {
 fn hostile_names_are_text_on_the_nodes_page() {
     let world = World::start();
     let ann = world.node("ann");
-    let long = longest();
+    let long = longest_name();
     let names: Vec<&str> = NAMES.iter().copied().chain([long.as_str()]).collect();
     let people = ["<script>window.harmed=1</script>", "\"><img src=x onerror=window.harmed=1>", "ש\u{202E}<b>abc"];
     for (number, person) in people.iter().enumerate() {
-        // Display names keep to a rule of their own: some of these may not be.
+        // The third one may break the rule for display names and be refused.
         let files = json!({"size": 5, "modified": 1, "is_published": true});
         let listed: serde_json::Map<String, Value> =
             names.iter().map(|name| ((*name).to_owned(), files.clone())).collect();
@@ -72,54 +72,54 @@ fn hostile_names_are_text_on_the_nodes_page() {
     let browser = Browser::start();
     sign_up(&browser, &ann);
     for name in &names {
-        is_said(&browser, "#network-files", name);
+        wait_for_name(&browser, "#network-files", name);
     }
-    state(&browser, "hostile-network");
-    is_unharmed(&browser);
-    // Searched for, and not found.
+    check_page(&browser, "hostile-network");
+    assert_unharmed(&browser);
+    // A search without results.
     browser.fill(&textbox("Search"), "<b onclick=window.harmed=1>nothing");
     browser.sees_text("<b onclick=window.harmed=1>nothing");
-    state(&browser, "hostile-search");
+    check_page(&browser, "hostile-search");
     browser.fill(&textbox("Search"), "script");
-    is_said(&browser, "#network-files", NAMES[0]);
-    // Fetched from a host that is not there: an error with its name.
+    wait_for_name(&browser, "#network-files", NAMES[0]);
+    // A fetch from a host that is offline: the error contains its name.
     browser.click(&button("Fetch").within(css("#network-files tr[data-name^='<script>'][data-owner=h0]")));
-    go(&browser, "Transfers");
-    is_said(&browser, "#fetches", NAMES[0]);
-    browser.until_of(&in_transfers(NAMES[0]), "el.querySelector('.wrong')?.innerText");
-    state(&browser, "hostile-transfers");
-    is_unharmed(&browser);
-    browser.click(&button("Cancel").within(in_transfers(NAMES[0])));
-    go(&browser, "People");
-    is_said(&browser, "#peers", people[0]);
-    is_said(&browser, "#peers", people[1]);
-    state(&browser, "hostile-people");
-    is_unharmed(&browser);
+    open_section(&browser, "Transfers");
+    wait_for_name(&browser, "#fetches", NAMES[0]);
+    browser.until_of(&transfers_row(NAMES[0]), "el.querySelector('.wrong')?.innerText");
+    check_page(&browser, "hostile-transfers");
+    assert_unharmed(&browser);
+    browser.click(&button("Cancel").within(transfers_row(NAMES[0])));
+    open_section(&browser, "People");
+    wait_for_name(&browser, "#peers", people[0]);
+    wait_for_name(&browser, "#peers", people[1]);
+    check_page(&browser, "hostile-people");
+    assert_unharmed(&browser);
 
-    // Files of one's own, brought in by the browser: what a disk takes as a name.
-    go(&browser, "My files");
+    // Own files that are uploaded by the browser, with names that a disk accepts.
+    open_section(&browser, "My files");
     for name in &names {
-        let path = world.own_file("hostile", 100).with_file_name(name);
+        let path = world.device_file("hostile", 100).with_file_name(name);
         fs::write(&path, name).unwrap();
         browser.choose(&hidden("input[type=file]:not([capture])"), &[&path]);
-        is_said(&browser, "#local-files", name);
+        wait_for_name(&browser, "#local-files", name);
     }
-    state(&browser, "hostile-files");
-    browser.click(&button("Publish").within(in_my_files(NAMES[1])));
+    check_page(&browser, "hostile-files");
+    browser.click(&button("Publish").within(my_files_row(NAMES[1])));
     browser.sees(&role("dialog", "Others have this already"));
-    state(&browser, "hostile-duplicate");
+    check_page(&browser, "hostile-duplicate");
     browser.click(&button("Publish anyway"));
-    browser.sees(&button("Unpublish").within(in_my_files(NAMES[1])));
-    browser.click(&button("More").within(in_my_files(NAMES[1])));
+    browser.sees(&button("Unpublish").within(my_files_row(NAMES[1])));
+    browser.click(&button("More").within(my_files_row(NAMES[1])));
     browser.sees(&role("dialog", NAMES[1]));
-    state(&browser, "hostile-details");
-    is_unharmed(&browser);
+    check_page(&browser, "hostile-details");
+    assert_unharmed(&browser);
     browser.press("Escape");
 }
 
 #[test]
 fn hostile_names_are_text_on_the_operators_page() {
-    let place = Place::new();
+    let place = TestDir::new();
     let env = [("ADMIN_USERNAME", "root"), ("ADMIN_PASSWORD", "a longer secret")];
     let server = Server::start_with(&place, &[], &env);
     let (script, picture) = ("<script>window.harmed=1</script>", "\"><img src=x onerror=window.harmed=1>");
@@ -134,22 +134,22 @@ fn hostile_names_are_text_on_the_operators_page() {
     browser.fill(&textbox("User name"), "root");
     browser.fill(&textbox("Password"), "a longer secret");
     browser.click(&button("Sign in"));
-    go(&browser, "Hosts");
+    open_section(&browser, "Hosts");
     let host = row(picture).within(role("table", "Hosts"));
     browser.sees(&host);
     browser.sees(&row(script).within(role("table", "Hosts")));
-    state(&browser, "hostile-operator-hosts");
+    check_page(&browser, "hostile-operator-hosts");
     browser.click(&button("").within(host));
     for name in NAMES.map(as_shown) {
         browser.sees(&text(&name).within(role("dialog", "")));
     }
-    state(&browser, "hostile-operator-host");
-    is_unharmed(&browser);
+    check_page(&browser, "hostile-operator-host");
+    assert_unharmed(&browser);
     browser.press("Escape");
-    go(&browser, "Accounts");
+    open_section(&browser, "Accounts");
     browser.sees(&row(script).within(role("table", "Accounts")));
-    state(&browser, "hostile-operator-accounts");
-    is_unharmed(&browser);
+    check_page(&browser, "hostile-operator-accounts");
+    assert_unharmed(&browser);
 }
 
 #[test]
@@ -159,13 +159,13 @@ fn a_page_of_another_origin_gets_and_moves_nothing() {
     ann.register();
     let file = world.place.file("a.txt", 10);
     ann.does("add-file", json!({ "filepath": file }));
-    let (node, token) = (url(&ann), ann.token.clone().unwrap());
+    let (node, token) = (node_url(&ann), ann.token.clone().unwrap());
     let evil = "<!doctype html><title>evil</title><p>evil</p>";
-    let there = Elsewhere::start(&[("/", "text/html", evil)]);
+    let there = OtherSite::start(&[("/", "text/html", evil)]);
     let browser = Browser::start();
     browser.open(&there.url("/"));
     browser.sees_text("evil");
-    // Even with a good token, which it cannot have.
+    // Even with a valid token, which it cannot have.
     let tries = "const [url, token] = arguments;
         const authorized = { Authorization: `Bearer ${token}` };
         const outcome = (path, options) => fetch(url + path, options).then(
@@ -182,12 +182,12 @@ fn a_page_of_another_origin_gets_and_moves_nothing() {
     let outcomes =
         browser.ask_later(&format!("return (function () {{ {tries} }})(...arguments)"), json!([node, token]));
     for outcome in outcomes.as_array().unwrap() {
-        // Nothing that can be read.
+        // No response can be read.
         assert!(outcome == "TypeError" || outcome == &json!(["opaque", 0, 0]), "{outcomes}");
     }
     let files = ann.shows("local-files");
     assert_eq!((&files["total"], &files["files"][0]["name"]), (&json!(1), &json!("a.txt")), "{files}");
-    // Nor does a page in a window that it has opened.
+    // Nor can it read a page in a window that it has opened.
     browser.ask_with("window.other = window.open(arguments[0]); return null", json!([node]));
     let read = browser.ask("try { return other.document.title } catch (error) { return error.name }");
     assert_eq!(read, "SecurityError");
@@ -204,9 +204,9 @@ fn a_form_of_another_page_is_refused() {
              <button>Go</button></form>"
         )
     };
-    let action = format!("{}api/client/register", url(&ann));
+    let action = format!("{}api/client/register", node_url(&ann));
     let (plain, usual) = (form("text/plain", &action), form("application/x-www-form-urlencoded", &action));
-    let there = Elsewhere::start(&[("/plain", "text/html", &plain), ("/usual", "text/html", &usual)]);
+    let there = OtherSite::start(&[("/plain", "text/html", &plain), ("/usual", "text/html", &usual)]);
     let browser = Browser::start();
     for path in ["/plain", "/usual"] {
         browser.open(&there.url(path));
@@ -218,7 +218,7 @@ fn a_form_of_another_page_is_refused() {
     }
     let login = json!({"username": "mallory", "password": "long enough"});
     assert_eq!(http(world.server.api(), "POST", "/api/user/login", None, Some(&login)).0, 401, "no account was made");
-    // The same without a browser, which says whose page it is from: still no JSON.
+    // The same without a browser, and so without an Origin: the body is still not JSON.
     let own = format!("Host: {}", ann.api());
     for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
         let kind = format!("Content-Type: {kind}");
@@ -253,10 +253,10 @@ fn framed_it_stays_empty() {
     let frames = format!(
         "<!doctype html><title>frames</title><p>frames</p><iframe src=\"{}\"></iframe><iframe src=\"{server}\"></iframe>\
          <iframe src=\"{}nothing\"></iframe>",
-        url(&ann),
-        url(&ann)
+        node_url(&ann),
+        node_url(&ann)
     );
-    let there = Elsewhere::start(&[("/", "text/html", &frames)]);
+    let there = OtherSite::start(&[("/", "text/html", &frames)]);
     let browser = Browser::start();
     browser.open(&there.url("/"));
     let mut said = Vec::new();
@@ -278,14 +278,14 @@ fn a_page_that_is_none_leads_on_and_nothing_comes_from_elsewhere() {
     let world = World::start();
     let ann = world.node("ann");
     let browser = Browser::start();
-    for (name, at) in [("node", url(&ann)), ("server", format!("http://{}/", world.server.api()))] {
+    for (name, at) in [("node", node_url(&ann)), ("server", format!("http://{}/", world.server.api()))] {
         browser.open(&format!("{at}no/such/page?x=<script>"));
         browser.sees(&role("heading", "There is no page here"));
-        state(&browser, &format!("{name}-nothing-here"));
+        check_page(&browser, &format!("{name}-nothing-here"));
         browser.click(&role("link", "Go to the start"));
         browser.until("the start", &format!("return location.href === '{at}' && document.readyState === 'complete'"));
         browser.sees(&role("heading", ""));
-        // Everything came from there, and was sent compressed where that helps.
+        // Everything came from the same origin, compressed where that helps.
         let loaded = browser.ask(
             "return performance.getEntriesByType('resource').filter((it) => it.name.includes('/assets/'))
                  .map((it) => [it.name, it.decodedBodySize, it.encodedBodySize])",
@@ -299,11 +299,11 @@ fn a_page_that_is_none_leads_on_and_nothing_comes_from_elsewhere() {
         }
         let sent: u64 = loaded.iter().map(|one| one[2].as_u64().unwrap()).sum();
         assert!(sent <= 60 << 10, "{sent} bytes");
-        let elsewhere = browser.ask(
+        let foreign_origins = browser.ask(
             "return performance.getEntriesByType('resource').map((it) => new URL(it.name).origin)
                  .filter((it) => it !== location.origin && it !== 'null')",
         );
-        assert_eq!(elsewhere, json!([]));
+        assert_eq!(foreign_origins, json!([]));
     }
 }
 
@@ -318,18 +318,18 @@ fn a_file_that_is_a_page_or_a_drawing_is_saved_and_never_run() {
     let browser = Browser::start();
     sign_in(&browser, &ann);
     for (name, said) in [("evil.html", page.as_str()), ("evil.svg", drawing), ("evil.txt.xhtml", &page)] {
-        let path = world.own_file(name, 0);
+        let path = world.device_file(name, 0);
         fs::write(&path, said).unwrap();
-        go(&browser, "My files");
+        open_section(&browser, "My files");
         browser.choose(&hidden("input[type=file]:not([capture])"), &[&path]);
-        browser.sees(&in_my_files(name));
+        browser.sees(&my_files_row(name));
         let link = ann.does(&format!("files/{name}/link"), json!({}))["url"].as_str().unwrap().to_owned();
         assert!(link.contains("ticket="), "{link}");
-        // As who is sent there by somebody else.
+        // As if a foreign page had led the user there.
         let here = browser.ask("return location.href");
         browser.ask_with(
             "location.assign(new URL(arguments[0], arguments[1])); return null",
-            json!([link, url(&ann) + "api/client/"]),
+            json!([link, node_url(&ann) + "api/client/"]),
         );
         let saved = browser.saved(name);
         eventually("the browser to save it", || saved.exists().then_some(()));
@@ -344,9 +344,9 @@ fn every_answer_forbids_what_a_page_does_not_need() {
     let mut ann = world.node("ann");
     ann.register();
     let browser = Browser::start();
-    for at in [url(&ann), format!("http://{}/", world.server.api())] {
+    for at in [node_url(&ann), format!("http://{}/", world.server.api())] {
         browser.open(&at);
-        // Headers as the browser has them, of pages, of what they are made of, of errors.
+        // The headers that the browser sees of pages, assets and errors.
         let found = browser.ask_later(
             "const asset = document.querySelector('script[src]').getAttribute('src');
              const look = async (path, headers) => {

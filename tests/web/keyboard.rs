@@ -1,4 +1,4 @@
-//! A whole journey by keyboard alone.
+//! All main tasks with the keyboard only.
 
 use crate::browser::*;
 use crate::nodes::content;
@@ -13,34 +13,34 @@ fn everything_is_done_by_keyboard_alone() {
     ann.publishes(&world.server, &world.place.file("hers.txt", 1000));
     world.place.file("his/song.mp3", 2000);
     let browser = Browser::start();
-    browser.open(&url(&bob));
+    browser.open(&node_url(&bob));
 
-    // Signs up.
+    // Sign up.
     browser.tab_to(&textbox("User name"));
     browser.types("bob");
     browser.press("Tab");
     browser.types(PASSWORD);
     browser.tab_to(&button("Sign up"));
     browser.press("Enter");
-    is_in(&browser);
+    wait_until_signed_in(&browser);
 
-    // Past what is the same on every page.
+    // Skip the navigation.
     browser.ask("document.activeElement.blur()");
     browser.tab_to(&role("link", "Skip to content"));
     browser.press("Enter");
     assert_eq!(browser.ask("return document.activeElement.tagName"), "MAIN");
 
-    // Finds and fetches.
+    // Search and fetch.
     browser.tab_to(&textbox("Search"));
     browser.types("hers");
-    browser.sees(&on_network("hers.txt"));
-    browser.tab_to(&button("Fetch").within(on_network("hers.txt")));
+    browser.sees(&network_row("hers.txt"));
+    browser.tab_to(&button("Fetch").within(network_row("hers.txt")));
     browser.press("Space");
-    let fetched = world.repo(&bob, "hers.txt");
+    let fetched = world.fetched_path(&bob, "hers.txt");
     eventually("it to be fetched", || fetched.exists().then_some(()));
-    is_fetched(&fetched, &content("hers.txt", 1000));
+    assert_fetched(&fetched, &content("hers.txt", 1000));
 
-    // Adds a file of the computer and publishes it.
+    // Add a file of the computer and publish it.
     browser.press("Shift+Tab");
     browser.tab_to(&role("link", "My files").within(css("nav")));
     browser.press("Enter");
@@ -56,18 +56,18 @@ fn everything_is_done_by_keyboard_alone() {
     browser.press("Space");
     browser.tab_to(&button("Add"));
     browser.press("Enter");
-    browser.sees(&in_my_files("song.mp3"));
+    browser.sees(&my_files_row("song.mp3"));
     browser.until(
         "the focus to be where it was",
         "return !document.querySelector('dialog') && document.activeElement.id === 'add'",
     );
-    browser.tab_to(&button("Publish").within(in_my_files("song.mp3")));
+    browser.tab_to(&button("Publish").within(my_files_row("song.mp3")));
     browser.press("Enter");
-    browser.sees(&button("Unpublish").within(in_my_files("song.mp3")));
+    browser.sees(&button("Unpublish").within(my_files_row("song.mp3")));
     eventually("others to see it", || (world.server.hosts_of("song.mp3") == ["bob"]).then_some(()));
 
-    // Looks at one, and leaves it by Escape.
-    browser.tab_to(&button("More").within(in_my_files("song.mp3")));
+    // Open the details of a file and close them with Escape.
+    browser.tab_to(&button("More").within(my_files_row("song.mp3")));
     browser.press("Enter");
     browser.sees(&role("dialog", "song.mp3"));
     browser.press("Escape");
@@ -75,11 +75,11 @@ fn everything_is_done_by_keyboard_alone() {
         "the focus to be where it was",
         "return !document.querySelector('dialog') && document.activeElement.closest('tr')?.dataset.name === 'song.mp3'",
     );
-    // From row to row by arrows.
+    // Move between rows with the arrow keys.
     browser.press("ArrowUp");
     browser.until("the focus to move", "return document.activeElement.closest('tr')?.dataset.name === 'hers.txt'");
 
-    // And out.
+    // Sign out.
     browser.tab_to(&button("Sign out"));
     browser.press("Enter");
     browser.sees(&textbox("Password"));

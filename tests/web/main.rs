@@ -1,9 +1,8 @@
-//! The pages as people see them: in a real browser, before real servers and nodes.
+//! End-to-end tests of the web pages in a real browser, with real servers and nodes.
 #![cfg(unix)]
 
 #[path = "../support/browser.rs"]
 mod browser;
-mod elsewhere;
 mod files;
 mod harness;
 mod hostile;
@@ -13,6 +12,7 @@ mod many;
 #[allow(dead_code, reason = "each test target uses its part")]
 mod nodes;
 mod operator;
+mod other_site;
 #[path = "../share/transfer/proxy.rs"]
 #[allow(dead_code, reason = "each test target uses its part")]
 mod proxy;

@@ -1,4 +1,4 @@
-//! Very many files, very large ones, and very many who look on.
+//! Scale: very many files, very large files, and many event streams.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 
 use crate::browser::*;
 use crate::nodes::{Node, content};
-use crate::states::state;
+use crate::states::check_page;
 use crate::support::{PATIENCE, scaled};
 use crate::world::*;
 
-/// What a page of many files may take; unoptimised, and on a machine that is shared, some times that.
-fn within(promised: Duration) -> Duration {
+/// The promised time, or four times that in a debug build.
+fn time_limit(promised: Duration) -> Duration {
     if cfg!(debug_assertions) { promised * 4 } else { promised }
 }
 
-/// Rows of files that the document holds.
+/// JavaScript: the number of rows of files in the document.
 const ROWS: &str = "document.querySelectorAll('#network-files tbody tr').length";
 
 #[test]
@@ -36,8 +36,8 @@ fn a_very_long_list_is_there_at_once_found_as_one_types_and_scrolled_without_a_s
     let shown = browser.until("the count", "return document.querySelector('#found').textContent");
     assert!(shown.as_str().unwrap().starts_with(&thousands(count)), "{shown}");
 
-    // From the moment the page is asked for to the first row of files.
-    let first = best_of_three(within(Duration::from_secs(1)), || {
+    // From the request of the page to the first row of files.
+    let first = best_of_three(time_limit(Duration::from_secs(1)), || {
         browser.reload();
         let ms = browser.until(
             "rows",
@@ -49,9 +49,9 @@ fn a_very_long_list_is_there_at_once_found_as_one_types_and_scrolled_without_a_s
         Duration::from_secs_f64(ms.as_f64().unwrap() / 1000.0)
     });
 
-    // From a key to what is found, as the page itself sees it.
+    // From a key press to the search result, measured in the page.
     let mut number = 0;
-    let typed = best_of_three(within(Duration::from_millis(100)), || {
+    let typed = best_of_three(time_limit(Duration::from_millis(100)), || {
         number += 1;
         let sought = format!("00-{number:03}");
         let ms = browser.ask_later(
@@ -70,12 +70,12 @@ fn a_very_long_list_is_there_at_once_found_as_one_types_and_scrolled_without_a_s
         Duration::from_secs_f64(ms.as_f64().unwrap() / 1000.0)
     });
 
-    // Through all of it, as fast as frames come.
+    // Scrolling through the whole list, one step per frame.
     browser.fill(&textbox("Search"), "");
     browser.until("all rows", &format!("return {ROWS} > 10"));
-    state(&browser, "network-many");
+    check_page(&browser, "network-many");
     let mut rows_max = 0;
-    let frame = best_of_three(within(Duration::from_millis(50)), || {
+    let frame = best_of_three(time_limit(Duration::from_millis(50)), || {
         let measured = browser.ask_later(
             "const height = document.scrollingElement.scrollHeight - innerHeight, frames = [];
              let most = 0, before = performance.now();
@@ -98,18 +98,18 @@ fn a_very_long_list_is_there_at_once_found_as_one_types_and_scrolled_without_a_s
         "{count} files: first rows {first:?}, typed {typed:?}, 95 of 100 frames {frame:?}, at most {rows_max} rows"
     );
     assert!(rows_max < 200, "{rows_max} rows at once");
-    // At the end there is the last one.
+    // At the end, the last file is shown.
     let last = format!("file {:02}-999.dat", count.div_ceil(each) - 1);
-    browser.sees(&on_network(&last));
+    browser.sees(&network_row(&last));
     assert!(browser.complaints().is_empty());
 }
 
-/// `50,000`
+/// Formats a number like `50,000`.
 fn thousands(count: usize) -> String {
     if count < 1000 { count.to_string() } else { format!("{},{:03}", count / 1000, count % 1000) }
 }
 
-/// A machine that is busy with something else may spoil one measurement, not three.
+/// The best of up to three measurements: a busy machine may spoil one of them.
 #[track_caller]
 fn best_of_three(at_most: Duration, mut measure: impl FnMut() -> Duration) -> Duration {
     let mut best = measure();
@@ -123,15 +123,15 @@ fn best_of_three(at_most: Duration, mut measure: impl FnMut() -> Duration) -> Du
     best
 }
 
-/// Memory of a process: resident, of its own, in KiB.
+/// Resident memory of a node process, in KiB.
 fn rss_kib(node: &Node) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// An event stream, past what it begins with.
-fn watch(node: &Node) -> TcpStream {
+/// Opens an event stream and reads up to the first comment.
+fn open_event_stream(node: &Node) -> TcpStream {
     let mut stream = TcpStream::connect(node.api()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let token = node.token.as_deref().unwrap();
@@ -148,11 +148,11 @@ fn sixty_four_who_look_on_cost_little() {
     let world = World::start();
     let mut ann = world.node("ann");
     ann.register();
-    // What the first brings about is there for all.
-    let mut all = vec![watch(&ann)];
+    // The first stream starts what all of them share.
+    let mut all = vec![open_event_stream(&ann)];
     let before = rss_kib(&ann);
-    all.extend((1..64).map(|_| watch(&ann)));
-    // Each of them is told of something.
+    all.extend((1..64).map(|_| open_event_stream(&ann)));
+    // All of them get an event.
     let path = world.place.file("a.txt", 10);
     ann.does("add-file", json!({ "filepath": path }));
     for stream in &all {
@@ -164,7 +164,7 @@ fn sixty_four_who_look_on_cost_little() {
     assert!(more < 8 << 10, "{more} KiB");
 }
 
-/// A request with this head; its status, its headers and its body.
+/// Sends a request with this head. Returns status, headers and body of the response.
 fn exchange(node: &Node, head: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
     let mut stream = TcpStream::connect(node.api()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -199,7 +199,7 @@ fn a_large_file_goes_in_and_out_as_it_is_with_constant_memory() {
         exchange(&ann, "POST /api/client/upload/large.bin HTTP/1.1\r\nContent-Type: application/octet-stream", &large);
     let answer: Value = serde_json::from_slice(&answer).unwrap();
     assert_eq!((status, &answer["file"]["size"]), (200, &json!(large.len())), "{answer}");
-    is_fetched(&world.repo(&ann, "large.bin"), &large);
+    assert_fetched(&world.fetched_path(&ann, "large.bin"), &large);
     let path = "/api/client/files/large.bin/content";
     let (status, head, body) = exchange(&ann, &format!("GET {path} HTTP/1.1"), b"");
     assert_eq!(status, 200);
@@ -215,14 +215,14 @@ fn a_large_file_goes_in_and_out_as_it_is_with_constant_memory() {
     let more = rss_kib(&ann).saturating_sub(before);
     println!("a file of {} bytes in and out: {more} KiB", large.len());
     assert!(more < 16 << 10, "{more} KiB");
-    // The same from the page, with how far it is.
-    let own = world.own_file("from the page.bin", scaled(400 << 20));
+    // The same from the page, with a progress bar.
+    let own = world.device_file("from the page.bin", scaled(400 << 20));
     let browser = Browser::start();
     sign_in(&browser, &ann);
-    go(&browser, "My files");
+    open_section(&browser, "My files");
     browser.choose(&hidden("input[type=file]:not([capture])"), &[&own]);
-    browser.sees(&in_my_files("from the page.bin"));
+    browser.sees(&my_files_row("from the page.bin"));
     browser.sees_no(&role("progressbar", "Adding"));
-    is_fetched(&world.repo(&ann, "from the page.bin"), &fs::read(&own).unwrap());
+    assert_fetched(&world.fetched_path(&ann, "from the page.bin"), &fs::read(&own).unwrap());
     assert!(browser.complaints().is_empty());
 }

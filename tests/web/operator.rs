@@ -1,4 +1,4 @@
-//! The operator's page: figures that move, everybody who is there, and nothing for anybody else.
+//! The operator's page: metrics, lists, and access control.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,23 +13,23 @@ use serde_json::{Value, json};
 
 use crate::browser::*;
 use crate::nodes::{http, raw_http};
-use crate::states::state;
+use crate::states::check_page;
 use crate::support::{GOOD_CARD, PATIENCE, Peer, Server, scaled, settle};
-use crate::world::{Host, free_port, is_at_rest, watch_requests};
+use crate::world::{Host, free_port, wait_until_idle, watch_requests};
 
-/// A server with every room, and its operator.
-struct Operated {
+/// A server with all services and an admin account.
+struct OperatedServer {
     server: Server,
     api: SocketAddr,
     registry: SocketAddr,
-    /// Goes last.
+    /// Dropped last.
     _dir: tempfile::TempDir,
 }
 
-impl Operated {
-    fn start() -> Operated {
+impl OperatedServer {
+    fn start() -> OperatedServer {
         let dir = tempfile::tempdir().unwrap();
-        // One that stays when it is started again.
+        // A fixed port, for restarts.
         let port = free_port();
         let args =
             ["--services", "trade,shop,share", "--api-port", &port, "--registry-port", "0", "--product-port", "0"];
@@ -37,14 +37,14 @@ impl Operated {
         let env = [("ADMIN_USERNAME", "root"), ("ADMIN_PASSWORD", "a longer secret")];
         let server = Server::start_in(dir.path(), &args, &env);
         let [api, registry] = addrs(&server);
-        Operated { server, api, registry, _dir: dir }
+        OperatedServer { server, api, registry, _dir: dir }
     }
 
     fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.api)
     }
 
-    /// A new account's token.
+    /// Registers an account and returns its token.
     fn user(&self, name: &str) -> String {
         let body = json!({"username": name, "password": "correct horse", "display_name": format!("{name} Doe")});
         let (status, answer) = http(self.api, "POST", "/api/user/register", None, Some(&body));
@@ -66,8 +66,8 @@ fn addrs(server: &Server) -> [SocketAddr; 2] {
     ["server_api", "registry"].map(|name| ready[name].as_str().unwrap().parse().unwrap())
 }
 
-/// Waits until a figure of the overview is as it should be.
-fn figure(browser: &Browser, label: &str, holds: impl Fn(f64) -> bool) -> f64 {
+/// Waits until a number of the overview satisfies `holds`, and returns it.
+fn wait_for_figure(browser: &Browser, label: &str, holds: impl Fn(f64) -> bool) -> f64 {
     let script =
         "const term = [...document.querySelectorAll('dt')].find((it) => it.textContent.trim() === arguments[0]);
         const number = Number(term?.nextElementSibling.querySelector('b').textContent.replaceAll(',', ''));
@@ -78,16 +78,16 @@ fn figure(browser: &Browser, label: &str, holds: impl Fn(f64) -> bool) -> f64 {
     })
 }
 
-/// Asks the registry again and again until it is dropped.
-struct Load<'a>(&'a AtomicBool);
+/// Stops [`generate_load`] when dropped.
+struct LoadGuard<'a>(&'a AtomicBool);
 
-impl Drop for Load<'_> {
+impl Drop for LoadGuard<'_> {
     fn drop(&mut self) {
         self.0.store(true, Relaxed);
     }
 }
 
-fn ask_until(registry: SocketAddr, is_over: &AtomicBool) {
+fn generate_load(registry: SocketAddr, is_over: &AtomicBool) {
     let mut stream = TcpStream::connect(registry).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut answers = BufReader::new(stream.try_clone().unwrap());
@@ -96,31 +96,31 @@ fn ask_until(registry: SocketAddr, is_over: &AtomicBool) {
         stream.write_all(b"{\"action\":\"REQUEST\",\"data\":{\"fname\":\"a file\"}}\n").unwrap();
         line.clear();
         answers.read_line(&mut line).unwrap();
-        // Some hundred a second are enough to be seen.
+        // A few hundred requests per second suffice.
         thread::sleep(Duration::from_millis(2));
     }
 }
 
 #[test]
 fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
-    let there = Operated::start();
+    let there = OperatedServer::start();
     let browser = Browser::start();
     browser.open(&there.url("/"));
     browser.sees_text("This server is up");
-    state(&browser, "server-home");
+    check_page(&browser, "server-home");
     browser.open(&there.url("/admin"));
     browser.sees(&role("dialog", "Sign in"));
-    state(&browser, "operator-sign-in");
+    check_page(&browser, "operator-sign-in");
     browser.fill(&textbox("User name"), "root");
     browser.fill(&textbox("Password"), "wrong");
     browser.click(&button("Sign in"));
     browser.sees(&css(".wrong"));
-    state(&browser, "operator-sign-in-wrong");
+    check_page(&browser, "operator-sign-in-wrong");
     browser.fill(&textbox("Password"), "a longer secret");
     browser.click(&button("Sign in"));
-    figure(&browser, "Hosts online", |hosts| hosts == 0.0);
+    wait_for_figure(&browser, "Hosts online", |hosts| hosts == 0.0);
     browser.ask("window.isTheSame = true");
-    state(&browser, "operator-empty");
+    check_page(&browser, "operator-empty");
     let section = |name: &str| browser.click(&role("link", name).within(css("nav")));
     watch_requests(&browser);
     for (name, nothing) in [
@@ -132,24 +132,24 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
     ] {
         section(name);
         browser.sees_text(nothing);
-        is_at_rest(&browser);
+        wait_until_idle(&browser);
     }
     section("Overview");
 
-    // Requests, while they come in, and the charts of them.
+    // Request rates and charts under load.
     let is_over = AtomicBool::new(false);
     let _hosts = thread::scope(|scope| {
-        let _load = Load(&is_over);
-        scope.spawn(|| ask_until(there.registry, &is_over));
-        let some = figure(&browser, "Requests", |requests| requests > 20.0);
-        figure(&browser, "Requests", |requests| requests > 20.0 && requests != some);
+        let _load = LoadGuard(&is_over);
+        scope.spawn(|| generate_load(there.registry, &is_over));
+        let some = wait_for_figure(&browser, "Requests", |requests| requests > 20.0);
+        wait_for_figure(&browser, "Requests", |requests| requests > 20.0 && requests != some);
         let harbour =
             Host::register(there.registry, "harbour", "The <i>Harbour</i>", [("a file", 1_000_000), ("b file", 10)]);
-        figure(&browser, "Hosts online", |hosts| hosts == 1.0);
-        figure(&browser, "Files", |files| files == 2.0);
+        wait_for_figure(&browser, "Hosts online", |hosts| hosts == 1.0);
+        wait_for_figure(&browser, "Files", |files| files == 2.0);
         let mole = Host::register(there.registry, "mole", "Mole", [("a file", 1_000_000)]);
-        figure(&browser, "Hosts online", |hosts| hosts == 2.0);
-        // A line is drawn, and told in words too.
+        wait_for_figure(&browser, "Hosts online", |hosts| hosts == 2.0);
+        // The chart has a line, and a text with the same values.
         let drawn = "const [canvas] = el.getElementsByTagName('canvas');
             return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some((it) => it > 0)";
         let chart = css("[aria-label=Share] figure");
@@ -157,7 +157,7 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
         browser.until_of(&chart, "/requests: now [1-9]/.test(el.textContent)");
         [harbour, mole]
     });
-    // A deal under way, and one that was paid.
+    // An open deal and a paid one.
     let (mut alice, mut bob) = (Peer::new(&there.server, "alice"), Peer::new(&there.server, "bob"));
     let rq = bob.look_for("lamp", 90.0);
     alice.offer("lamp", 80.0);
@@ -165,30 +165,30 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
     bob.look_for("a <b>boat</b>", 1000.0);
     alice.offer("a <b>boat</b>", 900.0);
     alice.push("RESERVE");
-    figure(&browser, "Open deals", |deals| deals == 1.0);
+    wait_for_figure(&browser, "Open deals", |deals| deals == 1.0);
     there.user("carol");
-    figure(&browser, "Accounts", |accounts| accounts == 1.0);
-    state(&browser, "operator-overview");
+    wait_for_figure(&browser, "Accounts", |accounts| accounts == 1.0);
+    check_page(&browser, "operator-overview");
 
     section("Hosts");
     browser.sees(&row("Mole").within(role("table", "Hosts")));
-    let said = browser.words_of(&row("harbour").within(role("table", "Hosts")));
+    let said = browser.text_of(&row("harbour").within(role("table", "Hosts")));
     assert!(said.contains("The <i>Harbour</i>") && said.contains("online"), "{said}");
     browser.sees(&row("carol").within(role("table", "Hosts")));
     browser.fill(&textbox("Search hosts"), "harb");
     browser.sees_no(&row("Mole").within(role("table", "Hosts")));
-    state(&browser, "operator-hosts");
+    check_page(&browser, "operator-hosts");
     browser.click(&button("").within(row("harbour").within(role("table", "Hosts"))));
     browser.sees_text("b file");
-    state(&browser, "operator-host");
+    check_page(&browser, "operator-host");
     browser.press("Escape");
 
     section("Accounts");
     browser.sees(&row("carol").within(role("table", "Accounts")));
-    state(&browser, "operator-accounts");
+    check_page(&browser, "operator-accounts");
     browser.click(&button("Block carol"));
     browser.sees(&role("dialog", "Block carol?"));
-    state(&browser, "operator-block");
+    check_page(&browser, "operator-block");
     browser.click(&button("Block"));
     browser.sees(&button("Unblock carol"));
     let body = json!({"username": "carol", "password": "correct horse"});
@@ -199,33 +199,33 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
     assert_eq!(http(there.api, "POST", "/api/user/login", None, Some(&body)).0, 200);
 
     section("Deals");
-    let deal = browser.words_of(&row("a <b>boat</b>").within(role("table", "Deals")));
+    let deal = browser.text_of(&row("a <b>boat</b>").within(role("table", "Deals")));
     assert!(deal.contains("reserved") && deal.contains("bob") && deal.contains("alice"), "{deal}");
-    let left = |browser: &Browser| browser.words_of(&css("td.c-left").within(row("a <b>boat</b>")));
+    let left = |browser: &Browser| browser.text_of(&css("td.c-left").within(row("a <b>boat</b>")));
     let before = left(&browser);
     browser.eventually("its time to run", || Ok((left(&browser) != before).then_some(())));
-    state(&browser, "operator-deals");
+    check_page(&browser, "operator-deals");
 
     section("Ledger");
     browser.sees_text("the books balance");
     browser.sees_text("card:bob");
-    state(&browser, "operator-ledger");
+    check_page(&browser, "operator-ledger");
     section("Log");
     browser.sees(&role("heading", "Log"));
-    state(&browser, "operator-log");
+    check_page(&browser, "operator-log");
     browser.click(&button("Everything"));
     browser.sees(&row("<b>boat</b>").within(role("table", "Log")));
-    state(&browser, "operator-log-everything");
+    check_page(&browser, "operator-log-everything");
     browser.click(&button("").within(row("<b>boat</b>").within(role("table", "Log"))));
     browser.sees(&role("dialog", ""));
-    state(&browser, "operator-log-line");
+    check_page(&browser, "operator-log-line");
     browser.press("Escape");
     assert_eq!(browser.ask("return window.isTheSame"), true, "all of it without loading the page again");
     browser.click(&button("Sign out"));
     browser.sees(&textbox("Password"));
 }
 
-/// `p2s2-perf`, while it runs.
+/// A running `p2s2-perf`.
 struct Perf(Child);
 
 impl Perf {
@@ -238,7 +238,7 @@ impl Perf {
 
 impl Drop for Perf {
     fn drop(&mut self) {
-        // It has ended, unless the test has failed.
+        // Fails if it has ended already.
         let _ = self.0.kill();
         self.0.wait().unwrap();
     }
@@ -246,40 +246,40 @@ impl Drop for Perf {
 
 #[test]
 fn figures_move_under_the_load_that_p2s2_perf_makes() {
-    let there = Operated::start();
+    let there = OperatedServer::start();
     let browser = Browser::start();
     there.sign_in(&browser);
-    figure(&browser, "Hosts online", |hosts| hosts == 0.0);
+    wait_for_figure(&browser, "Hosts online", |hosts| hosts == 0.0);
     browser.ask("window.isTheSame = true");
     let out = tempfile::tempdir().unwrap();
     let target = there.registry.to_string();
     let quick = ["registry", "--quick", "--target", &target];
     let args = if scaled(10) == 10 { quick.to_vec() } else { [&quick[..], &["--only", "PUBLISH"]].concat() };
     let mut perf = Perf::start(&args, out.path());
-    // A thousand hosts come, and each has a file as soon as it publishes one.
-    figure(&browser, "Hosts online", |hosts| hosts >= 1000.0);
-    figure(&browser, "Files", |files| files >= 1000.0);
-    state(&browser, "operator-under-load");
+    // A thousand hosts register and publish a file each.
+    wait_for_figure(&browser, "Hosts online", |hosts| hosts >= 1000.0);
+    wait_for_figure(&browser, "Files", |files| files >= 1000.0);
+    check_page(&browser, "operator-under-load");
     let (mut fewest, mut most, mut points) = (f64::INFINITY, 0.0, 0);
     while perf.0.try_wait().unwrap().is_none() {
-        let now = figure(&browser, "Requests", |_| true);
+        let now = wait_for_figure(&browser, "Requests", |_| true);
         (fewest, most, points) = (fewest.min(now), f64::max(most, now), points + 1);
         thread::sleep(Duration::from_millis(200));
     }
     assert!(perf.0.wait().unwrap().success());
     assert!(points >= 10 && most >= 1000.0 && fewest < most / 2.0, "{points} points, {fewest} to {most} a second");
-    // And go again.
-    figure(&browser, "Hosts online", |hosts| hosts == 0.0);
-    figure(&browser, "Requests", |requests| requests < 10.0);
+    // Then they leave.
+    wait_for_figure(&browser, "Hosts online", |hosts| hosts == 0.0);
+    wait_for_figure(&browser, "Requests", |requests| requests < 10.0);
     assert_eq!(browser.ask("return window.isTheSame"), true, "all of it without loading the page again");
 }
 
 #[test]
 fn a_server_that_is_away_is_told_of_once_and_its_page_goes_on_by_itself() {
-    let there = Operated::start();
+    let there = OperatedServer::start();
     let browser = Browser::start();
     there.sign_in(&browser);
-    figure(&browser, "Hosts online", |hosts| hosts == 0.0);
+    wait_for_figure(&browser, "Hosts online", |hosts| hosts == 0.0);
     browser.ask(
         "window.banners = 0;
          const banner = document.querySelector('.banner');
@@ -290,28 +290,28 @@ fn a_server_that_is_away_is_told_of_once_and_its_page_goes_on_by_itself() {
              was = is;
          }).observe(banner, { attributes: true });",
     );
-    let Operated { server, _dir, .. } = there;
+    let OperatedServer { server, _dir, .. } = there;
     let (dir, since) = (server.dir.clone(), Instant::now());
     let port = addrs(&server)[0].port().to_string();
     drop(server);
     browser.sees_text("P2S2 does not answer");
-    state(&browser, "operator-away");
+    check_page(&browser, "operator-away");
     thread::sleep(Duration::from_secs(scaled(20) as u64).saturating_sub(since.elapsed()));
     let args = ["--services", "share", "--api-port", &port, "--registry-port", "0"];
     let server = Server::start_in(&dir, &args, &[]);
     browser.sees_no(&css(".banner"));
     let _harbour = Host::register(addrs(&server)[1], "harbour", "Harbour", [("a file", 1000)]);
-    figure(&browser, "Hosts online", |hosts| hosts == 1.0);
+    wait_for_figure(&browser, "Hosts online", |hosts| hosts == 1.0);
     assert_eq!(browser.ask("return window.banners"), 1);
-    // What it does not run any more is said to be so.
+    // Services that do not run any more are reported as such.
     browser.click(&role("link", "Deals").within(css("nav")));
     browser.sees_text("not running here");
-    state(&browser, "operator-without-trade");
+    check_page(&browser, "operator-without-trade");
 }
 
 #[test]
 fn nobody_but_the_operator_gets_anything_of_it() {
-    let there = Operated::start();
+    let there = OperatedServer::start();
     let users = there.user("carol");
     let _harbour = Host::register(there.registry, "harbour", "Harbour", [("a file", 1000)]);
     let own = format!("Host: {}", there.api);

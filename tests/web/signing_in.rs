@@ -1,7 +1,7 @@
-//! Who may: wrong passwords, sign-ins that are over, and what was typed meanwhile.
+//! Sign-in: wrong passwords, expired sessions, and keeping what was typed.
 
 use crate::browser::*;
-use crate::states::state;
+use crate::states::check_page;
 use crate::world::*;
 
 #[test]
@@ -10,9 +10,9 @@ fn a_wrong_password_is_said_where_it_was_typed_and_nothing_typed_is_lost() {
     let mut ann = world.node("ann");
     ann.register();
     let browser = Browser::start();
-    browser.open(&url(&ann));
+    browser.open(&node_url(&ann));
     browser.sees(&textbox("User name"));
-    state(&browser, "sign-in");
+    check_page(&browser, "sign-in");
     browser.click(&button("Sign in"));
     browser.sees_text("Type a user name");
     browser.fill(&textbox("User name"), "ann");
@@ -20,25 +20,25 @@ fn a_wrong_password_is_said_where_it_was_typed_and_nothing_typed_is_lost() {
     browser.click(&button("Sign in"));
     browser.until_of(&textbox("Password"), "el.getAttribute('aria-invalid') === 'true'");
     assert_eq!(browser.of(&textbox("User name"), "el.value"), "ann");
-    state(&browser, "sign-in-wrong");
-    // The name is taken.
+    check_page(&browser, "sign-in-wrong");
+    // Signing up with a taken name.
     browser.click(&button("Sign up"));
     browser.until_of(&textbox("User name"), "el.getAttribute('aria-invalid') === 'true'");
-    state(&browser, "sign-up-taken");
+    check_page(&browser, "sign-up-taken");
     browser.fill(&textbox("Password"), PASSWORD);
     browser.click(&button("Sign in"));
-    is_in(&browser);
+    wait_until_signed_in(&browser);
     browser.click(&css("#account"));
     browser.sees(&role("dialog", "ann Doe"));
-    state(&browser, "account");
+    check_page(&browser, "account");
     browser.press("Escape");
     browser.click(&button("Use on another device"));
     browser.sees(&role("dialog", "Use on another device"));
-    state(&browser, "another-device");
+    check_page(&browser, "another-device");
     browser.press("Escape");
-    // Out, and back in after loading anew.
+    // A reload keeps the session; signing out ends it.
     browser.reload();
-    is_in(&browser);
+    wait_until_signed_in(&browser);
     browser.click(&button("Sign out"));
     browser.sees(&textbox("Password"));
     browser.reload();
@@ -56,10 +56,10 @@ fn a_sign_in_that_is_over_is_asked_for_anew_and_what_was_typed_is_still_there() 
     sign_up(&browser, &ann);
     browser.ask("window.isTheSame = true");
     browser.fill(&textbox("Search"), "fou");
-    browser.sees_no(&on_network("other.txt"));
+    browser.sees_no(&network_row("other.txt"));
     let dialog = || role("dialog", "Sign in again");
     browser.sees(&dialog());
-    state(&browser, "sign-in-again");
+    check_page(&browser, "sign-in-again");
     browser.fill(&textbox("Password"), "wrong horse");
     browser.click(&button("Sign in"));
     browser.until_of(&textbox("Password"), "el.getAttribute('aria-invalid') === 'true'");
@@ -67,9 +67,9 @@ fn a_sign_in_that_is_over_is_asked_for_anew_and_what_was_typed_is_still_there() 
     browser.click(&button("Sign in"));
     browser.sees_no(&dialog());
     assert_eq!(browser.of(&textbox("Search"), "el.value"), "fou");
-    browser.sees(&on_network("found.txt"));
+    browser.sees(&network_row("found.txt"));
     // And it goes on: what comes now is told.
     let _yan = world.host("yan", "Yan", [("found too.txt", 10)]);
-    browser.sees(&on_network("found too.txt"));
+    browser.sees(&network_row("found too.txt"));
     assert_eq!(browser.ask("return window.isTheSame"), true);
 }

@@ -1,5 +1,5 @@
-//! What every page must be in every state: free of what axe-core finds, light and dark, wide and narrow; and nothing
-//! scrolls sideways. A picture of each is kept for people to look at.
+//! Checks that every page must pass in every state: axe-core finds nothing, in light and dark, wide and narrow; and
+//! nothing scrolls sideways. Screenshots are kept for review.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use serde_json::json;
 
 use crate::browser::{Browser, screenshots};
 
-/// `make need-axe` brings it, and knows its hash.
+/// Downloaded and verified by `make need-axe`.
 const AXE: &str = "target/axe-core-4.14.1/axe.min.js";
-/// Width and height: a screen, and a telephone.
+/// Width and height of a desktop and a phone.
 const SIZES: [(u32, u32); 2] = [(1280, 900), (390, 844)];
-/// The narrowest that a page must do with.
+/// The smallest supported width in pixels.
 const NARROWEST: u32 = 360;
 
-/// Its source; none where make has said that it cannot be fetched.
+/// The source of axe-core; `None` if make could not download it.
 pub fn axe() -> Option<&'static str> {
     static SOURCE: OnceLock<Option<String>> = OnceLock::new();
     let source = SOURCE.get_or_init(|| {
@@ -31,23 +31,23 @@ pub fn axe() -> Option<&'static str> {
     source.as_deref()
 }
 
-/// Looks at the page as it is now, under that name.
+/// Checks the page in its current state and takes screenshots with that name.
 #[track_caller]
-pub fn state(browser: &Browser, name: &str) {
+pub fn check_page(browser: &Browser, name: &str) {
     let mut found = Vec::new();
     for (width, height) in SIZES {
         for (is_dark, scheme) in [(false, "light"), (true, "dark")] {
-            browser.looks(width, height, is_dark);
+            browser.set_viewport(width, height, is_dark);
             browser.picture(&picture(name, width, scheme));
             for violation in violations(browser) {
                 found.push(format!("{name} at {width}, {scheme}: {violation}"));
             }
         }
     }
-    browser.looks(NARROWEST, 740, false);
+    browser.set_viewport(NARROWEST, 740, false);
     let wider = wider_than_the_page(browser);
-    // As it was.
-    browser.looks(1400, 2000, false);
+    // Back to the default size.
+    browser.set_viewport(1400, 2000, false);
     assert!(found.is_empty(), "{}", found.join("\n"));
     assert!(wider.is_empty(), "{name} scrolls sideways at {NARROWEST} pixels: {wider:?}");
     let complaints = browser.complaints();
@@ -58,7 +58,7 @@ fn picture(name: &str, width: u32, scheme: &str) -> PathBuf {
     screenshots().join(format!("{name}-{width}-{scheme}.png"))
 }
 
-/// What axe-core finds wrong: the rule, and where.
+/// The violations that axe-core finds: rule, help text and element.
 #[track_caller]
 fn violations(browser: &Browser) -> Vec<String> {
     let Some(axe) = axe() else { return Vec::new() };
@@ -74,7 +74,7 @@ fn violations(browser: &Browser) -> Vec<String> {
     found.as_array().unwrap().iter().map(|each| each.as_str().unwrap().to_owned()).collect()
 }
 
-/// What sticks out of the page, if it can be scrolled sideways at all.
+/// The elements that are wider than the page, if it can be scrolled sideways.
 #[track_caller]
 fn wider_than_the_page(browser: &Browser) -> Vec<String> {
     let found = browser.ask(

@@ -1,33 +1,33 @@
-//! What is on its way: how far it is, paused, gone on with, cancelled, and what becomes of it when its sender is gone.
+//! Transfers: progress, pausing, resuming, cancelling, and senders or servers that go away.
 
 use std::time::{Duration, Instant};
 
 use crate::browser::*;
 use crate::nodes::content;
-use crate::states::state;
+use crate::states::check_page;
 use crate::support::scaled;
 use crate::world::*;
 
 const MIB: usize = 1 << 20;
-/// As fast as a slow line: a file lasts long enough to be looked at on its way.
+/// Slow enough that the progress of a transfer can be observed.
 const SLOW_BYTES_PER_S: u64 = 3 << 20;
 
-/// How far a transfer is, of 100; as it is read out.
+/// The progress of a transfer in percent, as screen readers get it.
 fn percent(browser: &Browser, name: &str) -> f64 {
-    let bar = role("progressbar", "").within(in_transfers(name));
+    let bar = role("progressbar", "").within(transfers_row(name));
     browser.of(&bar, "Number(el.ariaValueNow ?? el.value)").as_f64().unwrap()
 }
 
-/// Waits until it has come further than that.
-fn passes(browser: &Browser, name: &str, beyond: f64) -> f64 {
+/// Waits until the progress exceeds `beyond` percent, and returns it.
+fn wait_for_progress(browser: &Browser, name: &str, beyond: f64) -> f64 {
     browser.eventually("it to come further", || {
         let now = percent(browser, name);
         Ok((now > beyond).then_some(now))
     })
 }
 
-fn has_status(browser: &Browser, name: &str, status: &str) {
-    browser.until_of(&in_transfers(name), &format!("el.dataset.status === '{status}'"));
+fn wait_for_status(browser: &Browser, name: &str, status: &str) {
+    browser.until_of(&transfers_row(name), &format!("el.dataset.status === '{status}'"));
 }
 
 #[test]
@@ -41,52 +41,52 @@ fn a_transfer_is_watched_paused_resumed_and_cancelled() {
     proxy.set_bytes_per_s(SLOW_BYTES_PER_S);
     let browser = Browser::start();
     sign_up(&browser, &bob);
-    browser.click(&button("Fetch").within(on_network("large.bin")));
-    browser.sees(&role("progressbar", "").within(on_network("large.bin")));
-    go(&browser, "Transfers");
-    // The bar moves, and words say the same.
-    let first = passes(&browser, "large.bin", 0.0);
-    let second = passes(&browser, "large.bin", first);
+    browser.click(&button("Fetch").within(network_row("large.bin")));
+    browser.sees(&role("progressbar", "").within(network_row("large.bin")));
+    open_section(&browser, "Transfers");
+    // The bar moves, and a text tells the same.
+    let first = wait_for_progress(&browser, "large.bin", 0.0);
+    let second = wait_for_progress(&browser, "large.bin", first);
     let said = browser.until_of(
-        &in_transfers("large.bin"),
+        &transfers_row("large.bin"),
         "/[\\d.]+ MB of 16\\.8 MB · [\\d.]+ [kM]B\\/s · \\d+ s left/.test(el.innerText) && el.innerText",
     );
     assert!(said.as_str().unwrap().contains("ann"), "from whom: {said}");
-    state(&browser, "transfers-downloading");
-    passes(&browser, "large.bin", second);
+    check_page(&browser, "transfers-downloading");
+    wait_for_progress(&browser, "large.bin", second);
 
-    browser.click(&button("Pause").within(in_transfers("large.bin")));
-    has_status(&browser, "large.bin", "paused");
-    browser.sees(&text("Paused").within(in_transfers("large.bin")));
+    browser.click(&button("Pause").within(transfers_row("large.bin")));
+    wait_for_status(&browser, "large.bin", "paused");
+    browser.sees(&text("Paused").within(transfers_row("large.bin")));
     let paused_at = percent(&browser, "large.bin");
     assert!(paused_at < 100.0);
-    state(&browser, "transfers-paused");
-    let progress = bob_progress(&bob, "large.bin");
+    check_page(&browser, "transfers-paused");
+    let progress = fetch_progress(&bob, "large.bin");
     assert_eq!(progress["status"], "paused", "{progress}");
-    // Nothing comes meanwhile; what was begun of a piece may be given up.
+    // The progress does not grow; an incomplete piece may be discarded.
     let stood_at = percent(&browser, "large.bin");
     assert!(stood_at <= paused_at, "{stood_at} after {paused_at}");
 
-    browser.click(&button("Resume").within(in_transfers("large.bin")));
-    passes(&browser, "large.bin", stood_at);
-    // Another one, which is not wanted after all.
-    go(&browser, "Network");
-    browser.click(&button("Fetch").within(on_network("other.bin")));
-    go(&browser, "Transfers");
-    passes(&browser, "other.bin", 0.0);
-    browser.click(&button("Cancel").within(in_transfers("other.bin")));
-    has_status(&browser, "other.bin", "cancelled");
-    assert!(!world.repo(&bob, "other.bin").exists());
+    browser.click(&button("Resume").within(transfers_row("large.bin")));
+    wait_for_progress(&browser, "large.bin", stood_at);
+    // Another transfer, which is cancelled.
+    open_section(&browser, "Network");
+    browser.click(&button("Fetch").within(network_row("other.bin")));
+    open_section(&browser, "Transfers");
+    wait_for_progress(&browser, "other.bin", 0.0);
+    browser.click(&button("Cancel").within(transfers_row("other.bin")));
+    wait_for_status(&browser, "other.bin", "cancelled");
+    assert!(!world.fetched_path(&bob, "other.bin").exists());
     proxy.set_bytes_per_s(0);
-    has_status(&browser, "large.bin", "completed");
-    is_fetched(&world.repo(&bob, "large.bin"), &content("large.bin", 16 * MIB));
+    wait_for_status(&browser, "large.bin", "completed");
+    assert_fetched(&world.fetched_path(&bob, "large.bin"), &content("large.bin", 16 * MIB));
     browser.click(&button("Clear finished"));
     browser.sees_text("No transfers");
     assert!(browser.complaints().is_empty());
 }
 
-/// What the node itself says of a fetch, asked with the page's own token.
-fn bob_progress(node: &crate::nodes::Node, name: &str) -> serde_json::Value {
+/// The progress of a fetch as the node's API reports it.
+fn fetch_progress(node: &crate::nodes::Node, name: &str) -> serde_json::Value {
     let login = node.post("login", serde_json::json!({"username": node.name, "password": PASSWORD})).1;
     let token = login["token"].as_str().unwrap();
     let (_, answer) = crate::nodes::http(node.api(), "GET", "/api/client/fetches", Some(token), None);
@@ -103,25 +103,25 @@ fn when_its_sender_is_gone_the_page_says_so_and_it_goes_on_once_he_is_back() {
     proxy.set_bytes_per_s(SLOW_BYTES_PER_S);
     let browser = Browser::start();
     sign_up(&browser, &bob);
-    browser.click(&button("Fetch").within(on_network("large.bin")));
-    go(&browser, "Transfers");
-    passes(&browser, "large.bin", 20.0);
+    browser.click(&button("Fetch").within(network_row("large.bin")));
+    open_section(&browser, "Transfers");
+    wait_for_progress(&browser, "large.bin", 20.0);
     let restart = ann.kill();
-    let row = in_transfers("large.bin");
+    let row = transfers_row("large.bin");
     let said = browser
         .until_of(&row, "[...el.querySelectorAll('.wrong')].find((it) => !it.hidden && it.innerText)?.innerText");
     assert!(said.as_str().unwrap().contains("ann"), "{said}");
-    // It waits for him, and nobody has paused it.
-    let said = browser.words_of(&row);
+    // It waits for the sender, and is not paused.
+    let said = browser.text_of(&row);
     assert!(said.contains("Waiting") && !said.contains("Paused"), "{said}");
     let stopped_at = percent(&browser, "large.bin");
     assert!((1.0..100.0).contains(&stopped_at), "{stopped_at}");
-    state(&browser, "transfers-sender-gone");
+    check_page(&browser, "transfers-sender-gone");
     proxy.set_bytes_per_s(0);
     let _ann = restart();
-    has_status(&browser, "large.bin", "completed");
-    is_fetched(&world.repo(&bob, "large.bin"), &content("large.bin", 16 * MIB));
-    // What was the matter is not the matter any more.
+    wait_for_status(&browser, "large.bin", "completed");
+    assert_fetched(&world.fetched_path(&bob, "large.bin"), &content("large.bin", 16 * MIB));
+    // The error is no longer shown.
     assert_eq!(browser.count(&css(".wrong").within(row)), 0);
     assert!(browser.complaints().is_empty());
 }
@@ -136,21 +136,21 @@ fn a_second_tab_shows_the_same_and_one_signed_out_is_out_in_both() {
     let browser = Browser::start();
     sign_up(&browser, &bob);
     let first = browser.tab();
-    let second = browser.open_tab(&format!("{}#transfers", url(&bob)));
-    is_in(&browser);
+    let second = browser.open_tab(&format!("{}#transfers", node_url(&bob)));
+    wait_until_signed_in(&browser);
     browser.sees_text("No transfers");
     browser.to_tab(&first);
-    browser.click(&button("Fetch").within(on_network("large.bin")));
+    browser.click(&button("Fetch").within(network_row("large.bin")));
     browser.to_tab(&second);
-    let here = passes(&browser, "large.bin", 0.0);
-    passes(&browser, "large.bin", here);
-    browser.click(&button("Pause").within(in_transfers("large.bin")));
+    let here = wait_for_progress(&browser, "large.bin", 0.0);
+    wait_for_progress(&browser, "large.bin", here);
+    browser.click(&button("Pause").within(transfers_row("large.bin")));
     browser.to_tab(&first);
-    go(&browser, "Transfers");
-    has_status(&browser, "large.bin", "paused");
-    browser.click(&button("Cancel").within(in_transfers("large.bin")));
+    open_section(&browser, "Transfers");
+    wait_for_status(&browser, "large.bin", "paused");
+    browser.click(&button("Cancel").within(transfers_row("large.bin")));
     browser.to_tab(&second);
-    has_status(&browser, "large.bin", "cancelled");
+    wait_for_status(&browser, "large.bin", "cancelled");
     browser.click(&button("Sign out"));
     browser.sees(&textbox("Password"));
     browser.to_tab(&first);
@@ -158,12 +158,12 @@ fn a_second_tab_shows_the_same_and_one_signed_out_is_out_in_both() {
     assert!(browser.complaints().is_empty());
 }
 
-/// How long what is away stays away.
-fn away() -> Duration {
+/// How long a stopped process stays down.
+fn downtime() -> Duration {
     Duration::from_secs(scaled(20) as u64)
 }
 
-/// Counts how often something is said at the top, from now on.
+/// Starts to count how often the banner appears.
 fn count_banners(browser: &Browser) {
     browser.ask(
         "window.banners = 0;
@@ -177,8 +177,8 @@ fn count_banners(browser: &Browser) {
     );
 }
 
-fn stays_away(since: Instant) {
-    std::thread::sleep(away().saturating_sub(since.elapsed()));
+fn wait_out_downtime(since: Instant) {
+    std::thread::sleep(downtime().saturating_sub(since.elapsed()));
 }
 
 #[test]
@@ -195,21 +195,21 @@ fn a_node_that_is_away_is_told_of_once_and_the_page_goes_on_by_itself() {
     let restart = bob.kill();
     browser.sees_text("P2S2 does not answer");
     browser.sees(&button("Node: No answer"));
-    state(&browser, "node-away");
-    // It stays away for as long as that, whatever the page does meanwhile.
-    stays_away(since);
+    check_page(&browser, "node-away");
+    // The page may retry as often as it likes meanwhile.
+    wait_out_downtime(since);
     ann.publishes(&world.server, &world.place.file("report.txt", 1000));
     let bob = restart();
     browser.sees_no(&css(".banner"));
     browser.until_of(&button("Node:"), "!/No answer|Disconnected|Connecting/.test(el.ariaLabel)");
-    // What has come meanwhile is there, and what was typed still is.
-    browser.sees(&on_network("report.txt"));
+    // New files are shown, and the search text is kept.
+    browser.sees(&network_row("report.txt"));
     assert_eq!(browser.of(&textbox("Search"), "el.value"), "repo");
     assert_eq!(browser.ask("return [window.isTheSame, window.banners]"), serde_json::json!([true, 1]));
-    browser.click(&button("Fetch").within(on_network("report.txt")));
-    go(&browser, "Transfers");
-    has_status(&browser, "report.txt", "completed");
-    is_fetched(&world.repo(&bob, "report.txt"), &content("report.txt", 1000));
+    browser.click(&button("Fetch").within(network_row("report.txt")));
+    open_section(&browser, "Transfers");
+    wait_for_status(&browser, "report.txt", "completed");
+    assert_fetched(&world.fetched_path(&bob, "report.txt"), &content("report.txt", 1000));
     assert!(browser.complaints().is_empty());
 }
 
@@ -221,19 +221,19 @@ fn a_server_that_is_away_is_shown_and_what_comes_after_is_seen() {
     ann.publishes(&world.server, &world.place.file("before.txt", 1000));
     let browser = Browser::start();
     sign_up(&browser, &bob);
-    browser.sees(&on_network("before.txt"));
+    browser.sees(&network_row("before.txt"));
     let since = Instant::now();
     let restart = world.server.kill();
     browser.sees(&button("Node: Disconnected"));
-    state(&browser, "server-away");
+    check_page(&browser, "server-away");
     browser.click(&button("Node: Disconnected"));
     browser.sees_text("The server is not there");
     browser.press("Escape");
-    stays_away(since);
+    wait_out_downtime(since);
     world.server = restart();
     browser.until_of(&button("Node:"), "!/Disconnected|Connecting/.test(el.ariaLabel)");
     ann.publishes(&world.server, &world.place.file("after.txt", 1000));
-    browser.sees(&on_network("after.txt"));
-    browser.sees(&on_network("before.txt"));
+    browser.sees(&network_row("after.txt"));
+    browser.sees(&network_row("before.txt"));
     assert!(browser.complaints().is_empty());
 }

@@ -1,4 +1,4 @@
-//! What people meet: a server, nodes, and their pages in browsers; and what they do there by name.
+//! The environment of the tests: a server, nodes and raw hosts; and named steps on the pages.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -8,18 +8,18 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use crate::browser::*;
-use crate::nodes::{Node, Place, Server, content};
+use crate::nodes::{Node, Server, TestDir, content};
 use crate::proxy::Proxy;
 use crate::support::PATIENCE;
 
-/// Where a node's peers are sent, when a proxy stands before it: another address of this host.
-const AWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
-/// The password of everybody here; `Node::register` knows it too.
+/// The address at which a node behind a proxy is advertised: another address of this host.
+const PROXY_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+/// The password of all accounts; `Node::register` uses the same.
 pub const PASSWORD: &str = "correct horse";
 
-/// A server, and where everything lies.
+/// A server and the folder of all files.
 pub struct World {
-    pub place: Place,
+    pub place: TestDir,
     pub server: Server,
 }
 
@@ -29,12 +29,12 @@ impl World {
     }
 
     pub fn start_with(args: &[&str]) -> World {
-        let place = Place::new();
+        let place = TestDir::new();
         let server = Server::start(&place, args);
         World { place, server }
     }
 
-    /// A node at which nobody has signed in; it keeps its API's port when it is started again.
+    /// Starts a node at which nobody has signed in. It keeps its API port over restarts.
     pub fn node(&self, name: &str) -> Node {
         self.node_with(name, &[])
     }
@@ -43,22 +43,22 @@ impl World {
         Node::start(&self.place, &self.server, name, &[&["--api-port", &free_port()], args].concat())
     }
 
-    /// A node whose peers reach it through a proxy, with an account that takes part.
+    /// Starts a node that is registered and that its peers reach through a proxy.
     pub fn node_behind_proxy(&self, name: &str) -> (Node, Proxy) {
-        // A port that is no other node's while this one is away.
-        let mut node = self.node_with(name, &["--advertise-ip", &AWAY.to_string(), "--port", &free_port()]);
-        let proxy = Proxy::at(SocketAddr::new(AWAY, node.peer().port()), node.peer());
+        // A fixed port, so that no other node gets it while this one is down.
+        let mut node = self.node_with(name, &["--advertise-ip", &PROXY_IP.to_string(), "--port", &free_port()]);
+        let proxy = Proxy::at(SocketAddr::new(PROXY_IP, node.peer().port()), node.peer());
         node.register();
         (node, proxy)
     }
 
-    /// Where a node keeps what it fetched.
-    pub fn repo(&self, node: &Node, name: &str) -> PathBuf {
+    /// The path of a file that a node has fetched.
+    pub fn fetched_path(&self, node: &Node, name: &str) -> PathBuf {
         self.place.path(&format!("state-{}/repo/{name}", node.name))
     }
 
-    /// A file of the disk that no node may see: people have it in their browsers.
-    pub fn own_file(&self, name: &str, bytes: usize) -> PathBuf {
+    /// Creates a file outside of the nodes' folders: on the device of the browser.
+    pub fn device_file(&self, name: &str, bytes: usize) -> PathBuf {
         let folder = self.place.path("device");
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(name);
@@ -66,7 +66,7 @@ impl World {
         path
     }
 
-    /// A host on a bare socket, with these published files: their names and sizes.
+    /// Registers a raw-socket host with these published files, given by name and size.
     pub fn host<'a>(
         &self,
         hostname: &str,
@@ -82,8 +82,7 @@ pub fn free_port() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
 }
 
-/// A host of a registry on a bare socket. Once it is dropped it is not connected any more, but counts as there for a
-/// while.
+/// A raw-socket host of a registry. Dropping it disconnects it, but the registry counts it as online for a while.
 #[must_use = "dropped, it is not connected"]
 pub struct Host(TcpStream);
 
@@ -108,51 +107,51 @@ impl Host {
     pub fn ask(&mut self, action: &str, data: &Value) -> Value {
         self.0.write_all(format!("{}\n", json!({"action": action, "data": data})).as_bytes()).unwrap();
         let mut line = String::new();
-        // An answer is a line, and nothing comes that was not asked for: no more than it is read.
+        // A response is one line and nothing is pushed, so the reader buffers nothing beyond it.
         BufReader::new(&self.0).read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap()
     }
 }
 
-/// A node's page.
-pub fn url(node: &Node) -> String {
+/// The URL of a node's page.
+pub fn node_url(node: &Node) -> String {
     format!("http://{}/", node.api())
 }
 
-/// A browser in which somebody has signed up under the node's name.
+/// Signs up with the node's name.
 #[track_caller]
 pub fn sign_up(browser: &Browser, node: &Node) {
-    browser.open(&url(node));
+    browser.open(&node_url(node));
     browser.fill(&textbox("User name"), &node.name);
     browser.fill(&textbox("Password"), PASSWORD);
     browser.click(&button("Sign up"));
-    is_in(browser);
+    wait_until_signed_in(browser);
 }
 
-/// A browser in which somebody has signed in who has an account of the node's name.
+/// Signs in with an existing account of the node's name.
 #[track_caller]
 pub fn sign_in(browser: &Browser, node: &Node) {
-    browser.open(&url(node));
+    browser.open(&node_url(node));
     browser.fill(&textbox("User name"), &node.name);
     browser.fill(&textbox("Password"), PASSWORD);
     browser.click(&button("Sign in"));
-    is_in(browser);
+    wait_until_signed_in(browser);
 }
 
-/// Waits until the page shows what there is, and is told of what comes.
+/// Waits until the page is signed in and gets events.
 #[track_caller]
-pub fn is_in(browser: &Browser) {
+pub fn wait_until_signed_in(browser: &Browser) {
     browser.sees(&role("link", "My files"));
     browser.sees(&button("Node:"));
 }
 
-/// Goes to another part of the page.
+/// Opens a section of the page.
 #[track_caller]
-pub fn go(browser: &Browser, section: &str) {
+pub fn open_section(browser: &Browser, section: &str) {
     browser.click(&role("link", section).within(css("nav")));
 }
 
-/// From now on it is known when the page asked for something last.
+/// Starts to record when the page sent its last request.
 #[track_caller]
 pub fn watch_requests(browser: &Browser) {
     browser.ask(
@@ -161,27 +160,27 @@ pub fn watch_requests(browser: &Browser) {
     );
 }
 
-/// Waits until the page has asked for nothing for a while.
+/// Waits until the page has sent no request for a second.
 #[track_caller]
-pub fn is_at_rest(browser: &Browser) {
+pub fn wait_until_idle(browser: &Browser) {
     browser.until("a second without a request", "return performance.now() - window.askedAt > 1000");
 }
 
-pub fn on_network(name: &str) -> What {
+pub fn network_row(name: &str) -> Locator {
     row(name).within(role("table", "Files on the network"))
 }
 
-pub fn in_my_files(name: &str) -> What {
+pub fn my_files_row(name: &str) -> Locator {
     row(name).within(role("table", "My files"))
 }
 
-pub fn in_transfers(name: &str) -> What {
+pub fn transfers_row(name: &str) -> Locator {
     row(name).within(role("table", "Transfers"))
 }
 
-/// Waits until a file is whole, and compares it with what was published.
+/// Asserts that a file has the expected content.
 #[track_caller]
-pub fn is_fetched(path: &Path, expected: &[u8]) {
+pub fn assert_fetched(path: &Path, expected: &[u8]) {
     let found = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert!(found == expected, "{} is another content", path.display());
 }

@@ -1,4 +1,4 @@
-//! The commands of a LAN peer. Texts are taken as they stand: an apostrophe quotes nothing here.
+//! The commands of a LAN peer. Message texts are taken verbatim: an apostrophe does not start a quote.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,21 +13,21 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::show;
-use crate::cli::repl::{Commands, Flow, Screen, clean};
-use crate::lan::node::{Command, CommandError, Done};
-use crate::lan::peer::{LanError, LanPeer};
+use crate::cli::repl::{Commands, Flow, Screen, sanitize};
+use crate::lan::node::{CommandError, CommandOutcome, NodeCommand};
+use crate::lan::peer::{LanCommandError, LanPeer};
 use crate::lan::wire::{AVATAR_MAX, Avatar};
 
-/// How many messages HISTORY shows when it is not told.
-const SHOWN: usize = 20;
-/// After that long everybody is known who is there, and a little more.
-const KNOWN_WITHIN: Duration = Duration::from_millis(1_200);
-/// What waits for something looks again after this.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// A DM is repeated for 5.5 s at most.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(6);
+/// Messages that HISTORY shows by default.
+const HISTORY_COUNT_DEFAULT: usize = 20;
+/// After this time a new peer knows all others on the network, with some margin.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(1_200);
+/// How often a condition is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Longer than the 5.5 s for which a DM is repeated.
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Name, arguments, what it does.
+/// Name, arguments and description.
 const COMMANDS: [(&str, &str, &str); 12] = [
     ("POST", "TEXT", "say something to everybody"),
     (
@@ -47,9 +47,9 @@ const COMMANDS: [(&str, &str, &str); 12] = [
     ("BYE", "", "the same"),
 ];
 
-/// What the next line answers.
+/// What the next input line is the answer to.
 #[derive(Debug, Clone)]
-enum Asked {
+enum PendingPrompt {
     PostText,
     DmUser,
     DmText { to: String },
@@ -62,13 +62,13 @@ pub(super) struct LanCommands {
     peer: Arc<LanPeer>,
     screen: Screen,
     verbose: Arc<AtomicBool>,
-    asked: Mutex<Option<Asked>>,
-    started: Instant,
+    pending_prompt: Mutex<Option<PendingPrompt>>,
+    started_at: Instant,
 }
 
 impl LanCommands {
     pub(super) fn new(peer: Arc<LanPeer>, screen: Screen, verbose: Arc<AtomicBool>) -> LanCommands {
-        LanCommands { peer, screen, verbose, asked: Mutex::default(), started: Instant::now() }
+        LanCommands { peer, screen, verbose, pending_prompt: Mutex::default(), started_at: Instant::now() }
     }
 }
 
@@ -78,28 +78,28 @@ impl Commands for LanCommands {
     }
 
     fn run_line(&self, line: &str) -> anyhow::Result<Flow> {
-        // On a line of its own: the answer may ask for more, so the lock must be let go of.
-        let asked = self.asked.lock().take();
-        if let Some(asked) = asked {
-            return self.answered(asked, line.trim()).map(|()| Flow::Next);
+        // A statement of its own, so that the lock is released: the answer may set the next prompt.
+        let pending = self.pending_prompt.lock().take();
+        if let Some(pending) = pending {
+            return self.continue_command(pending, line.trim()).map(|()| Flow::Continue);
         }
         let (word, rest) = split_word(line);
         if word.is_empty() {
-            return Ok(Flow::Next);
+            return Ok(Flow::Continue);
         }
         let command = word.to_uppercase();
         let Some((name, usage, _)) = COMMANDS.iter().find(|(name, ..)| *name == command) else {
             bail!("there is no command {word:?}; HELP lists them");
         };
         match (*name, rest) {
-            ("POST", "") => self.ask(Asked::PostText),
+            ("POST", "") => self.prompt_for(PendingPrompt::PostText),
             ("POST", text) => self.post(text)?,
-            ("DM", "") => self.ask(Asked::DmUser),
+            ("DM", "") => self.prompt_for(PendingPrompt::DmUser),
             ("DM", rest) => match split_user(rest)? {
-                (to, "") => self.ask(Asked::DmText { to }),
+                (to, "") => self.prompt_for(PendingPrompt::DmText { to }),
                 (to, text) => self.dm(to, text)?,
             },
-            ("PROFILE", "") => self.ask(Asked::ProfileName),
+            ("PROFILE", "") => self.prompt_for(PendingPrompt::ProfileName),
             ("PROFILE", rest) => {
                 let mut parts = rest.splitn(3, '|').map(str::trim);
                 let mut next = || parts.next().unwrap_or_default();
@@ -107,9 +107,11 @@ impl Commands for LanCommands {
             }
             ("LIST", "") => self.list()?,
             ("PEERS", "") => {
-                let done = self.peer.command(Command::AskPeers)?;
-                if let Done::Asked { peers } = done {
-                    self.say("peers", json!({ "asked": peers }), || format!("{} asked", show::peers(peers)));
+                let done = self.peer.command(NodeCommand::RequestPeerLists)?;
+                if let CommandOutcome::PeerListsRequested { peers } = done {
+                    self.print_result("peers", json!({ "asked": peers }), || {
+                        format!("{} asked", show::peer_count(peers))
+                    });
                 }
             }
             ("HISTORY", count) => self.history(count)?,
@@ -119,34 +121,34 @@ impl Commands for LanCommands {
             ("QUIT" | "EXIT" | "BYE", "") => return Ok(Flow::Quit),
             _ => bail!("usage: {}", format!("{name} {usage}").trim_end()),
         }
-        Ok(Flow::Next)
+        Ok(Flow::Continue)
     }
 
     fn question(&self) -> Option<String> {
-        let question = match self.asked.lock().as_ref()? {
-            Asked::PostText | Asked::DmText { .. } => "Text: ",
-            Asked::DmUser => "User: ",
-            Asked::ProfileName => "Display name: ",
-            Asked::ProfileStatus { .. } => "Status (may be empty): ",
-            Asked::ProfileAvatar { .. } => "Picture file (may be empty): ",
+        let question = match self.pending_prompt.lock().as_ref()? {
+            PendingPrompt::PostText | PendingPrompt::DmText { .. } => "Text: ",
+            PendingPrompt::DmUser => "User: ",
+            PendingPrompt::ProfileName => "Display name: ",
+            PendingPrompt::ProfileStatus { .. } => "Status (may be empty): ",
+            PendingPrompt::ProfileAvatar { .. } => "Picture file (may be empty): ",
         };
         Some(question.to_owned())
     }
 
-    /// What was said in a pipe is not left half done: a DM may have to be repeated yet.
+    /// At the end of a pipe, waits for DMs that may still have to be repeated.
     fn input_ended(&self) {
-        self.finish(CONFIRMED_WITHIN);
+        self.wait_for_confirmations(CONFIRMATION_TIMEOUT);
     }
 
     fn prompt(&self) -> Option<String> {
-        self.peer.look().ok().map(|view| format!("{}> ", clean(view.name.as_str())))
+        self.peer.snapshot().ok().map(|view| format!("{}> ", sanitize(view.name.as_str())))
     }
 
     fn complete(&self, before: &[String]) -> Vec<String> {
         match before {
             [] => COMMANDS.iter().map(|(name, ..)| (*name).to_owned()).collect(),
             [command] if command.eq_ignore_ascii_case("DM") => {
-                let peers = self.peer.look().map(|view| view.peers).unwrap_or_default();
+                let peers = self.peer.snapshot().map(|view| view.peers).unwrap_or_default();
                 let people = peers.iter().filter(|peer| !peer.is_server());
                 people.map(|peer| peer.user_id.name.as_str().to_owned()).collect()
             }
@@ -157,48 +159,62 @@ impl Commands for LanCommands {
 }
 
 impl LanCommands {
-    /// Waits until no DM may be confirmed any more, at most so long.
-    pub(super) fn finish(&self, at_most: Duration) {
+    /// Waits until no DM awaits confirmation, or until the timeout.
+    pub(super) fn wait_for_confirmations(&self, at_most: Duration) {
         let until = Instant::now() + at_most;
-        while Instant::now() < until && self.peer.look().is_ok_and(|view| view.waiting > 0) {
-            thread::sleep(LOOK_AGAIN);
+        while Instant::now() < until && self.peer.snapshot().is_ok_and(|view| view.pending_dms > 0) {
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    fn ask(&self, asked: Asked) {
-        *self.asked.lock() = Some(asked);
+    fn prompt_for(&self, pending: PendingPrompt) {
+        *self.pending_prompt.lock() = Some(pending);
     }
 
-    /// What was missing is there now; an empty line where something has to be ends the command.
-    fn answered(&self, asked: Asked, line: &str) -> anyhow::Result<()> {
-        match (asked, line) {
-            (Asked::PostText | Asked::DmUser | Asked::DmText { .. } | Asked::ProfileName, "") => {
+    /// Continues a command with the answer to a prompt. An empty line cancels the command where a value is required.
+    fn continue_command(&self, pending: PendingPrompt, line: &str) -> anyhow::Result<()> {
+        match (pending, line) {
+            (
+                PendingPrompt::PostText
+                | PendingPrompt::DmUser
+                | PendingPrompt::DmText { .. }
+                | PendingPrompt::ProfileName,
+                "",
+            ) => {
                 bail!("nothing was entered")
             }
-            (Asked::PostText, text) => self.post(text)?,
-            (Asked::DmUser, user) => self.ask(Asked::DmText { to: whole_user(user) }),
-            (Asked::DmText { to }, text) => self.dm(to, text)?,
-            (Asked::ProfileName, name) => self.ask(Asked::ProfileStatus { name: name.to_owned() }),
-            (Asked::ProfileStatus { name }, status) => {
-                self.ask(Asked::ProfileAvatar { name, status: status.to_owned() });
+            (PendingPrompt::PostText, text) => self.post(text)?,
+            (PendingPrompt::DmUser, user) => self.prompt_for(PendingPrompt::DmText { to: parse_user_line(user) }),
+            (PendingPrompt::DmText { to }, text) => self.dm(to, text)?,
+            (PendingPrompt::ProfileName, name) => {
+                self.prompt_for(PendingPrompt::ProfileStatus { name: name.to_owned() })
             }
-            (Asked::ProfileAvatar { name, status }, file) => self.profile(&name, &status, file)?,
+            (PendingPrompt::ProfileStatus { name }, status) => {
+                self.prompt_for(PendingPrompt::ProfileAvatar { name, status: status.to_owned() });
+            }
+            (PendingPrompt::ProfileAvatar { name, status }, file) => self.profile(&name, &status, file)?,
         }
         Ok(())
     }
 
-    /// Whoever has just started may not know yet whom he speaks to: two peers know each other within a second.
-    /// And a pipe may say more at once than others take: it is said as fast as they do.
-    fn once_possible(&self, command: &Command) -> Result<Done, LanError> {
-        let asked_at = Instant::now();
+    /// Repeats a command that cannot succeed yet. A peer that has just started learns of the others within a second,
+    /// and a pipe may produce messages faster than others accept them.
+    fn retry_until_accepted(&self, command: &NodeCommand) -> Result<CommandOutcome, LanCommandError> {
+        let first_try_at = Instant::now();
         loop {
             let pause = match self.peer.command(command.clone()) {
-                Err(LanError::Refused(CommandError::TooFast { again_in_ms })) => Duration::from_millis(again_in_ms),
-                Err(LanError::Refused(CommandError::Busy(_))) if asked_at.elapsed() < CONFIRMED_WITHIN => LOOK_AGAIN,
-                Err(LanError::Refused(CommandError::Alone | CommandError::Nobody(_)))
-                    if self.started.elapsed() < KNOWN_WITHIN =>
+                Err(LanCommandError::Refused(CommandError::RateLimited { retry_after_ms })) => {
+                    Duration::from_millis(retry_after_ms)
+                }
+                Err(LanCommandError::Refused(CommandError::TooManyUnconfirmed(_)))
+                    if first_try_at.elapsed() < CONFIRMATION_TIMEOUT =>
                 {
-                    LOOK_AGAIN
+                    POLL_INTERVAL
+                }
+                Err(LanCommandError::Refused(CommandError::NoPeers | CommandError::UnknownUser(_)))
+                    if self.started_at.elapsed() < DISCOVERY_TIMEOUT =>
+                {
+                    POLL_INTERVAL
                 }
                 done => return done,
             };
@@ -207,20 +223,20 @@ impl LanCommands {
     }
 
     fn post(&self, text: &str) -> anyhow::Result<()> {
-        let done = self.once_possible(&Command::Post { content: text.to_owned() })?;
-        if let Done::Posted { to, message_id } = done {
+        let done = self.retry_until_accepted(&NodeCommand::Post { content: text.to_owned() })?;
+        if let CommandOutcome::Posted { to, message_id } = done {
             let about = json!({ "to": to, "message_id": message_id });
-            self.say("post", about, || format!("sent to {}", show::peers(to)));
+            self.print_result("post", about, || format!("sent to {}", show::peer_count(to)));
         }
         Ok(())
     }
 
     fn dm(&self, to: String, text: &str) -> anyhow::Result<()> {
-        let done = self.once_possible(&Command::Dm { to, content: text.to_owned() })?;
-        if let Done::DmSent { to, addr, message_id, awaits_ack } = done {
+        let done = self.retry_until_accepted(&NodeCommand::Dm { to, content: text.to_owned() })?;
+        if let CommandOutcome::DmSent { to, addr, message_id, awaits_ack } = done {
             let about =
                 json!({ "to": to.to_string(), "addr": addr, "message_id": message_id, "awaits_ack": awaits_ack });
-            self.say("dm", about, || {
+            self.print_result("dm", about, || {
                 let rest = if awaits_ack { "; waiting for it to be confirmed" } else { "; it confirms nothing" };
                 format!("sent to {to}{rest}")
             });
@@ -231,27 +247,27 @@ impl LanCommands {
     fn profile(&self, display_name: &str, status: &str, file: &str) -> anyhow::Result<()> {
         let avatar = if file.is_empty() { None } else { Some(read_avatar(Path::new(file))?) };
         let (display_name, status) = (display_name.to_owned(), status.to_owned());
-        let done = self.once_possible(&Command::Profile { display_name, status, avatar })?;
-        if let Done::ProfileSent { to, message_id } = done {
+        let done = self.retry_until_accepted(&NodeCommand::Profile { display_name, status, avatar })?;
+        if let CommandOutcome::ProfileSent { to, message_id } = done {
             let about = json!({ "to": to, "message_id": message_id });
-            self.say("profile", about, || format!("kept, and sent to {}", show::peers(to)));
+            self.print_result("profile", about, || format!("kept, and sent to {}", show::peer_count(to)));
         }
         Ok(())
     }
 
     fn list(&self) -> anyhow::Result<()> {
-        let view = self.peer.look()?;
+        let view = self.peer.snapshot()?;
         let people: Vec<_> = view.peers.iter().filter(|peer| !peer.is_server()).collect();
-        self.screen_table(
-            json!({ "event": "list", "name": view.name, "peers": show::list_json(&people, view.at) }),
-            || show::list(&people, view.at),
+        self.print_json_or_text(
+            json!({ "event": "list", "name": view.name, "peers": show::peer_list_json(&people, view.at) }),
+            || show::peer_table(&people, view.at),
         );
         Ok(())
     }
 
     fn history(&self, count: &str) -> anyhow::Result<()> {
         let count = match count {
-            "" => SHOWN,
+            "" => HISTORY_COUNT_DEFAULT,
             text => text.parse().ok().filter(|count| *count > 0).context("COUNT: expected a whole number from 1 on")?,
         };
         let history = self.peer.history().context("nothing is kept: there is no data dir")?;
@@ -261,7 +277,7 @@ impl LanCommands {
         } else if entries.is_empty() {
             self.screen.print("no messages yet");
         } else {
-            self.screen.print(&show::history(&entries));
+            self.screen.print(&show::history_text(&entries));
         }
         Ok(())
     }
@@ -274,12 +290,12 @@ impl LanCommands {
             _ => bail!("usage: VERBOSE [ON|OFF]"),
         };
         self.verbose.store(on, Relaxed);
-        self.say("verbose", json!({ "on": on }), || format!("verbose is {}", if on { "on" } else { "off" }));
+        self.print_result("verbose", json!({ "on": on }), || format!("verbose is {}", if on { "on" } else { "off" }));
         Ok(())
     }
 
     fn stats(&self) -> anyhow::Result<()> {
-        let view = self.peer.look()?;
+        let view = self.peer.snapshot()?;
         let node = &view.counters;
         let mut counts: Vec<(String, u64)> = vec![
             ("received".to_owned(), node.received),
@@ -313,21 +329,21 @@ impl LanCommands {
         self.screen.print(&lines.join("\n"));
     }
 
-    fn say(&self, event: &str, mut about: Value, text: impl FnOnce() -> String) {
+    fn print_result(&self, event: &str, mut about: Value, text: impl FnOnce() -> String) {
         if self.screen.is_json() {
             about["event"] = event.into();
             self.screen.print_json(&about);
         } else {
-            self.screen.print(&clean(&text()));
+            self.screen.print(&sanitize(&text()));
         }
     }
 
-    fn screen_table(&self, json: Value, text: impl FnOnce() -> String) {
+    fn print_json_or_text(&self, json: Value, text: impl FnOnce() -> String) {
         if self.screen.is_json() { self.screen.print_json(&json) } else { self.screen.print(&text()) }
     }
 }
 
-/// The picture; a larger one is refused before it is read whole.
+/// Reads a picture. A file that is too large is rejected without being read whole.
 fn read_avatar(path: &Path) -> anyhow::Result<Avatar> {
     let named = || format!("AVATAR-FILE {}", path.display());
     let mut bytes = Vec::new();
@@ -336,21 +352,21 @@ fn read_avatar(path: &Path) -> anyhow::Result<Avatar> {
     if bytes.len() > AVATAR_MAX {
         bail!("{}: it has more than {AVATAR_MAX} bytes, which is the most a picture may have", named());
     }
-    Avatar::of(bytes).map_err(anyhow::Error::msg).with_context(named)
+    Avatar::from_bytes(bytes).map_err(anyhow::Error::msg).with_context(named)
 }
 
-/// The first word of a line, and what follows it as it stands.
+/// The first word of a line, and the rest verbatim.
 fn split_word(line: &str) -> (&str, &str) {
     let line = line.trim();
     line.split_once(char::is_whitespace).map_or((line, ""), |(word, rest)| (word, rest.trim_start()))
 }
 
-/// A user, in quotes if the name holds blanks, and what follows.
+/// A user name (quoted if it contains blanks), and the rest.
 fn split_user(rest: &str) -> anyhow::Result<(String, &str)> {
     match rest.strip_prefix('"') {
         Some(quoted) => {
             let (name, text) = quoted.split_once('"').context("USER: a quote (\") is not closed")?;
-            // Where several are called so: "NAME"@IP.
+            // `"NAME"@IP`, if several users have the same name.
             let (at, text) = if text.starts_with('@') { split_word(text) } else { ("", text.trim_start()) };
             Ok((format!("{name}{at}"), text))
         }
@@ -361,8 +377,8 @@ fn split_user(rest: &str) -> anyhow::Result<(String, &str)> {
     }
 }
 
-/// The user that a line of its own names: all of it is the name, or it stands in quotes as behind DM.
-fn whole_user(line: &str) -> String {
+/// The user named by a whole line: the line itself, or a quoted name as after DM.
+fn parse_user_line(line: &str) -> String {
     match split_user(line) {
         Ok((to, "")) => to,
         _ => line.to_owned(),
@@ -386,12 +402,12 @@ mod tests {
             ("Mary Ann@10.0.0.1", "Mary Ann@10.0.0.1"),
             ("\"Mary Ann\"", "Mary Ann"),
             ("\"Mary Ann\"@10.0.0.1", "Mary Ann@10.0.0.1"),
-            // Names may hold quotes of their own.
+            // Names may contain quotes.
             ("\"Al\" Capone", "\"Al\" Capone"),
             ("\"bob", "\"bob"),
             ("bob", "bob"),
         ] {
-            assert_eq!(whole_user(line), user, "{line}");
+            assert_eq!(parse_user_line(line), user, "{line}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `p2s2 lan discover`: who is there, and whether the network carries what peers need.
+//! `p2s2 lan discover`: lists peers and tests whether the network delivers what peers need.
 
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::repl::{clean, clean_json};
+use crate::cli::repl::{sanitize, sanitize_json};
 use crate::cli::settings;
 use crate::lan::DISCOVERY_PORT;
-use crate::lan::discover::{Answered, Found, Question, ask};
+use crate::lan::discover::{DiscoverConfig, DiscoverReport, DiscoveredPeer, discover};
 use crate::net::interfaces::Interface;
 
 /// List who is on this network, and test it
@@ -39,19 +39,19 @@ pub(super) struct DiscoverArgs {
 }
 
 pub(super) fn run(args: DiscoverArgs) -> anyhow::Result<ExitCode> {
-    let question = Question { bind: args.bind, discovery_port: args.discovery_port, wait: args.wait };
-    let found = ask(&question)?;
-    // Whoever reads may have seen enough before the end, which is no panic.
-    let text = if args.json { as_json(&found) } else { in_prose(&found, &args) };
+    let config = DiscoverConfig { bind: args.bind, discovery_port: args.discovery_port, wait: args.wait };
+    let report = discover(&config)?;
+    // A failed write is an error, not a panic: the reader may have closed the pipe.
+    let text = if args.json { as_json(&report) } else { as_text(&report, &args) };
     writeln!(io::stdout().lock(), "{text}")?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn as_json(found: &Found) -> String {
-    let serves = |peer: &Answered| -> serde_json::Map<String, serde_json::Value> {
+fn as_json(report: &DiscoverReport) -> String {
+    let serves = |peer: &DiscoveredPeer| -> serde_json::Map<String, serde_json::Value> {
         peer.serves.iter().map(|(name, port)| (name.clone(), (*port).into())).collect()
     };
-    let peer = |peer: &&Answered| {
+    let peer = |peer: &&DiscoveredPeer| {
         json!({
             "user_id": peer.user_id.to_string(), "addr": peer.addr, "serves": serves(peer),
             "cert_sha256": peer.cert_sha256,
@@ -59,16 +59,16 @@ fn as_json(found: &Found) -> String {
     };
     let interface = |each: &Interface| json!({ "name": each.name, "ip": each.ip, "netmask": each.netmask, "broadcast": each.broadcast });
     let it = json!({
-        "interfaces": found.interfaces.iter().map(interface).collect::<Vec<_>>(),
-        "broadcast": found.broadcast_works, "loopback": found.loopback_works,
-        "peers": found.each_once().iter().map(peer).collect::<Vec<_>>(),
+        "interfaces": report.interfaces.iter().map(interface).collect::<Vec<_>>(),
+        "broadcast": report.broadcast_works, "loopback": report.loopback_works,
+        "peers": report.unique_peers().iter().map(peer).collect::<Vec<_>>(),
     });
-    clean_json(&it.to_string())
+    sanitize_json(&it.to_string())
 }
 
-fn in_prose(found: &Found, args: &DiscoverArgs) -> String {
+fn as_text(report: &DiscoverReport, args: &DiscoverArgs) -> String {
     let mut lines = Vec::new();
-    for each in &found.interfaces {
+    for each in &report.interfaces {
         let broadcast = each.broadcast.map_or_else(|| "no broadcast".to_owned(), |ip| format!("broadcast {ip}"));
         lines.push(format!("interface {} {} netmask {} {broadcast}", each.name, each.ip, each.netmask));
     }
@@ -78,17 +78,17 @@ fn in_prose(found: &Found, args: &DiscoverArgs) -> String {
         None if args.bind.is_loopback() => format!("not tried: with --bind {} nothing leaves this machine", args.bind),
         None => "not tried: no interface of this machine has it".to_owned(),
     };
-    lines.push(format!("broadcast {}", works(found.broadcast_works)));
-    lines.push(format!("loopback {}", works(found.loopback_works)));
-    for peer in found.each_once() {
+    lines.push(format!("broadcast {}", works(report.broadcast_works)));
+    lines.push(format!("loopback {}", works(report.loopback_works)));
+    for peer in report.unique_peers() {
         lines.push(format!("{} {}", peer.user_id, peer.addr));
         if !peer.serves.is_empty() {
             let serves: Vec<String> = peer.serves.iter().map(|(name, port)| format!("{name}={port}")).collect();
             lines.push(format!("  serves {}", serves.join(",")));
         }
     }
-    if found.peers.is_empty() {
+    if report.peers.is_empty() {
         lines.push(format!("nobody answered within {} ms", args.wait.as_millis()));
     }
-    lines.iter().map(|line| clean(line)).collect::<Vec<_>>().join("\n")
+    lines.iter().map(|line| sanitize(line)).collect::<Vec<_>>().join("\n")
 }

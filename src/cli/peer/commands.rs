@@ -1,4 +1,4 @@
-//! The commands of a peer.
+//! The commands of a trading peer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::show;
-use crate::cli::repl::{Commands, Flow, Screen, clean};
+use crate::cli::repl::{Commands, Flow, Screen, sanitize};
 use crate::cli::table::{Align, table};
 use crate::model::{Cents, duration};
 use crate::trade::peer::node::Node;
-use crate::trade::peer::{ANYTHING, Item, Note, by_number, catalogue};
+use crate::trade::peer::{ANYTHING, Item, PeerEvent, catalogue, index_by_rq};
 
-/// How long `wait` waits when it is not told: a search, five negotiations, a reservation, a settlement.
-const WAIT: Duration = Duration::from_secs(300);
+/// Default timeout of `wait`: long enough for a search, five negotiations, a reservation and a settlement.
+const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 
-/// Name, arguments, what it does.
+/// Name, arguments and description.
 const COMMANDS: [(&str, &str, &str); 17] = [
     ("sell", "NAME PRICE [MIN_PRICE] [QTY] [DESCRIPTION]", "put an item on sale (or change it); one unit, firm price"),
     ("items", "", "what is on sale"),
@@ -50,51 +50,51 @@ impl Commands for PeerCommands {
         let Some((name, usage, _)) = COMMANDS.iter().find(|(name, ..)| *name == command) else {
             bail!("there is no command {:?}; `help` lists them", words[0]);
         };
-        let wrong_words = || anyhow!("usage: {name} {usage}");
+        let usage_error = || anyhow!("usage: {name} {usage}");
         match (*name, arguments) {
             ("sell", [item, price, rest @ ..]) => self.sell(item, price, rest)?,
             ("items", []) => self.items(),
             ("load", [file]) => self.load(file)?,
             ("remove", [item]) => {
                 self.node.remove(item)?;
-                self.say("remove", json!({ "name": item }), || format!("{item} is off sale"));
+                self.print_result("remove", json!({ "name": item }), || format!("{item} is off sale"));
             }
             ("find", [item, max, description @ ..]) => self.find(item, max, &description.join(" "))?,
             ("buy", [rq]) => {
-                let rq = self.rq(rq)?;
+                let rq = self.parse_rq(rq)?;
                 let price = self.node.buy(rq)?;
-                self.say("buy", json!({ "rq": rq, "price": price }), || format!("buying [{rq}] for {price}"));
+                self.print_result("buy", json!({ "rq": rq, "price": price }), || format!("buying [{rq}] for {price}"));
             }
             ("cancel", [rq]) => {
-                let rq = self.rq(rq)?;
+                let rq = self.parse_rq(rq)?;
                 self.node.cancel(rq)?;
-                self.say("cancel", json!({ "rq": rq }), || format!("cancelled [{rq}]"));
+                self.print_result("cancel", json!({ "rq": rq }), || format!("cancelled [{rq}]"));
             }
             ("browse", words) => self.browse(&words.join(" "))?,
             ("orders", []) => self.orders(),
             ("shipped", [rq]) => {
-                let rq = self.rq(rq)?;
+                let rq = self.parse_rq(rq)?;
                 self.node.shipped(rq)?;
-                self.say("shipped", json!({ "rq": rq }), || format!("shipped [{rq}]"));
+                self.print_result("shipped", json!({ "rq": rq }), || format!("shipped [{rq}]"));
             }
             ("deals", []) => self.deals(),
-            ("wait", [rq]) => self.wait(rq, WAIT)?,
-            ("wait", [rq, time]) => self.wait(rq, duration::parse(time).map_err(|wrong| anyhow!("TIME: {wrong}"))?)?,
+            ("wait", [rq]) => self.wait(rq, WAIT_TIMEOUT_DEFAULT)?,
+            ("wait", [rq, time]) => self.wait(rq, duration::parse(time).map_err(|error| anyhow!("TIME: {error}"))?)?,
             ("login", []) => {
-                let came_back = self.node.join()?;
-                self.say("login", json!({ "registered": !came_back }), || {
-                    if came_back { "logged in" } else { "registered" }.to_owned()
+                let was_registered = self.node.join()?;
+                self.print_result("login", json!({ "registered": !was_registered }), || {
+                    if was_registered { "logged in" } else { "registered" }.to_owned()
                 });
             }
             ("leave", []) => {
                 self.node.leave()?;
-                self.say("leave", json!({}), || "the server has let us go; `login` registers anew".to_owned());
+                self.print_result("leave", json!({}), || "the server has let us go; `login` registers anew".to_owned());
             }
             ("help", []) => self.help(),
             ("quit" | "exit", []) => return Ok(Flow::Quit),
-            _ => return Err(wrong_words()),
+            _ => return Err(usage_error()),
         }
-        Ok(Flow::Next)
+        Ok(Flow::Continue)
     }
 
     fn complete(&self, before: &[String]) -> Vec<String> {
@@ -118,19 +118,19 @@ impl Commands for PeerCommands {
 }
 
 impl PeerCommands {
-    /// The answer of a command: its fields with `--json`, else a sentence.
-    fn say(&self, command: &str, mut fields: Value, text: impl FnOnce() -> String) {
+    /// Prints the result of a command: its fields with `--json`, else a sentence.
+    fn print_result(&self, command: &str, mut fields: Value, text: impl FnOnce() -> String) {
         if self.screen.is_json() {
             fields["ok"] = command.into();
             self.screen.print_json(&fields);
         } else {
-            self.screen.print(&clean(&text()));
+            self.screen.print(&sanitize(&text()));
         }
     }
 
     fn sell(&self, name: &str, price: &str, rest: &[String]) -> anyhow::Result<()> {
-        let price = amount("PRICE", price).map_err(in_quotes)?;
-        let min_price = rest.first().map_or(Ok(price), |text| amount("MIN_PRICE", text))?;
+        let price = parse_amount("PRICE", price).map_err(hint_at_quotes)?;
+        let min_price = rest.first().map_or(Ok(price), |text| parse_amount("MIN_PRICE", text))?;
         let quantity = match rest.get(1) {
             Some(text) => text.parse().map_err(|_| anyhow!("QTY: expected a whole number"))?,
             None => 1,
@@ -139,7 +139,7 @@ impl PeerCommands {
         let item = Item::new(name, price, min_price, quantity, &description).map_err(anyhow::Error::msg)?;
         self.node.stock(vec![item])?;
         let fields = json!({ "name": name, "price": price, "min_price": min_price, "quantity": quantity });
-        self.say("sell", fields, || format!("{quantity} of {name} on sale for {price}, at least {min_price}"));
+        self.print_result("sell", fields, || format!("{quantity} of {name} on sale for {price}, at least {min_price}"));
         Ok(())
     }
 
@@ -185,39 +185,39 @@ impl PeerCommands {
         let items = catalogue::read(Path::new(file)).map_err(anyhow::Error::msg)?;
         let count = items.len();
         self.node.stock(items)?;
-        self.say("load", json!({ "items": count }), || format!("{count} items on sale"));
+        self.print_result("load", json!({ "items": count }), || format!("{count} items on sale"));
         Ok(())
     }
 
     fn find(&self, item_name: &str, max: &str, description: &str) -> anyhow::Result<()> {
-        let max = amount("MAX", max).map_err(in_quotes)?;
+        let max = parse_amount("MAX", max).map_err(hint_at_quotes)?;
         let (rq, peers) = self.node.find(item_name, max, description)?;
-        self.say("find", json!({ "rq": rq, "peers": peers }), || {
-            format!("searching [{rq}] {item_name} for at most {max}: {} asked", show::peers(peers))
+        self.print_result("find", json!({ "rq": rq, "peers": peers }), || {
+            format!("searching [{rq}] {item_name} for at most {max}: {} asked", show::peers_are(peers))
         });
         Ok(())
     }
 
     fn browse(&self, word: &str) -> anyhow::Result<()> {
         let word = if word.is_empty() { ANYTHING } else { word };
-        let (peers, found) = self.node.browse(word, WAIT)?;
+        let (peers, found) = self.node.browse(word, WAIT_TIMEOUT_DEFAULT)?;
         let (price, seller) = found.as_ref().map_or((None, None), |it| (it.price, it.seller.clone()));
         let goods = found.map(|it| it.goods).unwrap_or_default();
         let (item, description) = (goods.item.as_deref(), goods.description.as_deref());
         let fields = json!({
             "peers": peers, "price": price, "seller": seller, "offer_item": item, "offer_description": description,
         });
-        self.say("browse", fields, || {
-            let asked = show::peers(peers);
+        self.print_result("browse", fields, || {
+            let asked = show::peers_are(peers);
             let Some(price) = price else { return format!("{asked} asked: nobody offers any") };
-            let what = show::goods(item, description).unwrap_or_else(|| word.to_owned());
+            let what = show::describe_goods(item, description).unwrap_or_else(|| word.to_owned());
             let seller = seller.map(|name| format!(" from {name}")).unwrap_or_default();
             format!("{asked} asked; the cheapest for {price}{seller}: {what}")
         });
         Ok(())
     }
 
-    /// What is to be sent, to whom and where.
+    /// Sold items that are to be shipped, with the buyers' names and addresses.
     fn orders(&self) {
         let orders = self.node.orders();
         if self.screen.is_json() {
@@ -253,38 +253,40 @@ impl PeerCommands {
     }
 
     fn wait(&self, rq: &str, at_most: Duration) -> anyhow::Result<()> {
-        let rq = self.rq(rq)?;
+        let rq = self.parse_rq(rq)?;
         let outcome = self.node.wait(rq, at_most)?;
         if self.screen.is_json() {
             self.screen.print_json(&json!({ "ok": "wait", "rq": rq, "outcome": outcome }));
         } else {
-            // What happened was printed when it did; this is the answer.
+            // The event itself was printed when it happened; this is the command's result.
             let text = match outcome {
-                Note::Found { price, .. } => format!("found [{rq}] for {price}: `buy {rq}` or `cancel {rq}`"),
-                Note::Bought { price, .. } => format!("done [{rq}]: bought for {price}"),
-                Note::Sold { price, .. } => format!("done [{rq}]: sold for {price}"),
-                Note::Cancelled { reason, .. } => format!("done [{rq}]: no sale, {reason}"),
+                PeerEvent::Found { price, .. } => format!("found [{rq}] for {price}: `buy {rq}` or `cancel {rq}`"),
+                PeerEvent::Bought { price, .. } => format!("done [{rq}]: bought for {price}"),
+                PeerEvent::Sold { price, .. } => format!("done [{rq}]: sold for {price}"),
+                PeerEvent::Cancelled { reason, .. } => format!("done [{rq}]: no sale, {reason}"),
                 _ => format!("done [{rq}]"),
             };
-            self.screen.print(&clean(&text));
+            self.screen.print(&sanitize(&text));
         }
         Ok(())
     }
 
-    /// Our own record, each deal with what the server says of it now.
+    /// The peer's own record of every deal, with the state that the server reports for it.
     fn deals(&self) {
         let status = self.node.status();
         if let Err(error) = &status {
             self.screen.error(&format!("our own record alone: {error}"));
         }
         let status = status.unwrap_or_default();
-        let at_server = by_number(&status);
+        let at_server = index_by_rq(&status);
         let (purchases, sales) = self.node.deals();
         let bought = purchases.iter().map(|it| {
             let price = it.price.unwrap_or(it.max_price);
-            (it.rq, "buyer", &it.item_name, word(&it.state), price, it.seller.clone(), &it.reason)
+            (it.rq, "buyer", &it.item_name, serialized_name(&it.state), price, it.seller.clone(), &it.reason)
         });
-        let sold = sales.iter().map(|it| (it.rq, "seller", &it.item_name, word(&it.state), it.price, None, &it.reason));
+        let sold = sales
+            .iter()
+            .map(|it| (it.rq, "seller", &it.item_name, serialized_name(&it.state), it.price, None, &it.reason));
         let rows = bought.chain(sold);
         if self.screen.is_json() {
             let deals: Vec<Value> = rows
@@ -301,7 +303,7 @@ impl PeerCommands {
             .map(|(rq, side, item_name, state, price, seller, reason)| {
                 let server = at_server.get(&rq).map(|deal| {
                     let left = deal.ends_in_ms.map(|ms| format!(", {} s left", ms.div_ceil(1000)));
-                    format!("{}{}", word(&deal.state), left.unwrap_or_default())
+                    format!("{}{}", serialized_name(&deal.state), left.unwrap_or_default())
                 });
                 let remark = seller.map(|name| format!("from {name}")).or(reason.as_ref().map(|it| it.to_string()));
                 let (rq, price) = (rq.to_string(), price.to_string());
@@ -337,7 +339,7 @@ impl PeerCommands {
         self.screen.print("RQ is the number in brackets; `last` is that of your newest search.");
     }
 
-    fn rq(&self, text: &str) -> anyhow::Result<u64> {
+    fn parse_rq(&self, text: &str) -> anyhow::Result<u64> {
         if text == "last" {
             return self.node.newest_search().context("RQ: there was no search yet");
         }
@@ -345,19 +347,19 @@ impl PeerCommands {
     }
 }
 
-/// The likeliest reason why something is no amount.
-fn in_quotes(error: anyhow::Error) -> anyhow::Error {
+/// Adds the most likely cause to an error about an amount.
+fn hint_at_quotes(error: anyhow::Error) -> anyhow::Error {
     anyhow!("{error} (a NAME of several words stands in quotes)")
 }
 
-/// The word that stands for a state on the wire and in the record.
-fn word(state: &impl Serialize) -> String {
+/// The name under which a state is serialized.
+fn serialized_name(state: &impl Serialize) -> String {
     match serde_json::to_value(state) {
         Ok(Value::String(word)) => word,
         _ => String::new(),
     }
 }
 
-fn amount(what: &str, text: &str) -> anyhow::Result<Cents> {
-    Cents::parse_price(text).map_err(|wrong| anyhow!("{what}: {wrong}"))
+fn parse_amount(what: &str, text: &str) -> anyhow::Result<Cents> {
+    Cents::parse_price(text).map_err(|error| anyhow!("{what}: {error}"))
 }

@@ -1,33 +1,33 @@
-//! What trade finds in its data dir, which was looked at before (`cli/stores.rs`).
+//! The trade service's files in the data dir. `cli/stores.rs` has checked them before.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::bank::BuiltinGateway;
 use crate::cli::stores::TRADE_DB;
-use crate::net::tls::{IDENTITY_FILE, Identity};
+use crate::net::tls::{IDENTITY_FILE, TlsIdentity};
 use crate::storage::Store;
-use crate::storage::backup::{self, Part};
+use crate::storage::backup::{self, DataComponent};
 use crate::trade;
 
-/// Everything in a data dir, opened.
-pub(super) struct DataDir {
+/// The opened files of the trade service.
+pub(super) struct TradeDataDir {
     pub(super) store: Arc<Store>,
     pub(super) gateway: Arc<BuiltinGateway>,
-    pub(super) identity: Arc<Identity>,
-    /// The largest number of a deal that the bank knows.
+    pub(super) identity: Arc<TlsIdentity>,
+    /// The highest deal number that the bank has charged.
     pub(super) charged_up_to: Option<u64>,
-    /// Where numbers begin.
-    pub(super) first_stretch: u64,
+    /// The id range from which deal numbers are assigned.
+    pub(super) first_id_range: u64,
 }
 
-impl DataDir {
-    /// Opens the data dir, or makes a new one.
-    pub(super) fn open(dir: &Path) -> anyhow::Result<DataDir> {
+impl TradeDataDir {
+    /// Opens the data dir, creating what is missing.
+    pub(super) fn open(dir: &Path) -> anyhow::Result<TradeDataDir> {
         let store = Arc::new(Store::open(&dir.join(TRADE_DB), trade::store::MIGRATIONS)?);
         let gateway = Arc::new(BuiltinGateway::open(dir)?);
-        let charged_up_to = gateway.highest_number(trade::exchange::CHARGE_KEYS)?;
-        let mut first_stretch = backup::first_stretch(dir, Part::Trade)?;
+        let charged_up_to = gateway.highest_number(trade::exchange::CHARGE_KEY_PREFIX)?;
+        let mut first_id_range = backup::first_id_range(dir, DataComponent::Trade)?;
         if let Some(charged) = charged_up_to
             && charged >= store.read(trade::store::ceiling)?
         {
@@ -36,23 +36,22 @@ impl DataDir {
                  (a copy put back by hand?). Numbers go on past it, but what happened in between is lost here",
                 store.path().display()
             );
-            // A loss that nobody was asked to accept, unless this is its first start after that.
-            if charged >= trade::exchange::first_number(first_stretch) {
-                first_stretch = backup::count_loss(dir, Part::Trade)?;
+            // A loss that no operator has accepted, unless this is the first start after an accepted one.
+            if charged >= trade::exchange::first_id(first_id_range) {
+                first_id_range = backup::start_new_id_range(dir, DataComponent::Trade)?;
             }
         }
         let had_identity = dir.join(IDENTITY_FILE).exists();
-        let identity = Arc::new(Identity::load_or_create(dir)?);
+        let identity = Arc::new(TlsIdentity::load_or_create(dir)?);
         if !had_identity && !store.read(trade::store::peers)?.is_empty() {
             log::warn!(
                 "{IDENTITY_FILE} was missing: there is a new certificate now, and every peer that remembers the former \
                  one will refuse to settle; a backup has the former one"
             );
         }
-        Ok(DataDir { store, gateway, identity, charged_up_to, first_stretch })
+        Ok(TradeDataDir { store, gateway, identity, charged_up_to, first_id_range })
     }
 
-    /// Closes the files in order.
     pub(super) fn close(&self) {
         self.store.close();
         self.gateway.close();

@@ -1,4 +1,4 @@
-//! The commands of `p2s2 share` that talk to a running node, over its client API.
+//! The commands of `p2s2 share` that talk to a running node over its client API.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
@@ -12,28 +12,28 @@ use clap::Subcommand;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::progress::Line;
-use super::{running, show};
-use crate::cli::repl::{Screen, clean};
-use crate::cli::shopper::ask;
-use crate::cli::shopper::keep::Keep;
+use super::progress::FetchProgressLine;
+use super::{running_nodes, show};
+use crate::cli::repl::{Screen, sanitize};
+use crate::cli::shop_client::prompt;
+use crate::cli::shop_client::session_store::SessionStore;
 use crate::model::text::nfc;
 use crate::model::{Name, Token};
-use crate::net::shutdown::Shutdown;
-use crate::share::api_client::{Answer, ApiClient};
+use crate::net::shutdown::ShutdownSignal;
+use crate::share::api_client::{ApiClient, ApiResponse};
 
-/// How long the node may take for an answer; it asks the server in its turn.
-const TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a fetch is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Files that are published or fetched at a time, of many.
-const AT_ONCE: usize = 8;
-/// Files of the network that are looked at at a time.
+/// How long the node may take to respond; it may have to ask the server in turn.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often the progress of a fetch is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Files that are published or fetched concurrently.
+const CONCURRENT_FILES_MAX: usize = 8;
+/// Page size when the files of the network are listed.
 const PAGE: usize = 1000;
-/// The exit code of who waits no more, as shells report a death by SIGINT.
-const INTERRUPTED: u8 = 130;
-/// How the node says that it does not take part yet.
-const NOT_BEGUN: &str = "not begun";
+/// Exit code when the user stops waiting, as shells report a death by SIGINT.
+const INTERRUPTED_EXIT_CODE: u8 = 130;
+/// Beginning of the node's error when the user has not joined the network yet.
+const NOT_STARTED_PREFIX: &str = "not begun";
 
 /// What a running node is told.
 #[derive(Debug, Subcommand)]
@@ -93,7 +93,7 @@ pub enum ShareCommand {
     /// Show what everybody has published
     Network {
         #[command(flatten)]
-        page: PageArgs,
+        page: NodePageArgs,
     },
     /// Show what everybody has published with this in its name
     #[command(after_help = "Example:\n  p2s2 share search report")]
@@ -102,7 +102,7 @@ pub enum ShareCommand {
         #[arg(value_name = "TEXT")]
         text: String,
         #[command(flatten)]
-        page: PageArgs,
+        page: NodePageArgs,
     },
     /// Fetch files from whoever has them, and wait until they are here
     #[command(
@@ -127,7 +127,7 @@ pub enum ShareCommand {
     Fetches {
         /// What one of them is to do
         #[arg(value_name = "pause|resume|cancel", value_parser = ["pause", "resume", "cancel"], requires = "id", hide_possible_values = true)]
-        wish: Option<String>,
+        action: Option<String>,
         /// Which one, as `fetches` shows it
         #[arg(value_name = "ID")]
         id: Option<String>,
@@ -135,7 +135,7 @@ pub enum ShareCommand {
     /// Show who is on the network
     Peers {
         #[command(flatten)]
-        page: PageArgs,
+        page: NodePageArgs,
     },
     /// Show how the node is
     Status,
@@ -143,7 +143,7 @@ pub enum ShareCommand {
 
 /// A part of a long list.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct PageArgs {
+pub struct NodePageArgs {
     /// How many to skip
     #[arg(long, value_name = "N", default_value_t = 0)]
     offset: u64,
@@ -152,81 +152,84 @@ pub struct PageArgs {
     limit: u64,
 }
 
-impl PageArgs {
+impl NodePageArgs {
     fn query(self) -> String {
         format!("offset={}&limit={}", self.offset, self.limit)
     }
 }
 
-/// Which node a command is for.
-pub(super) struct Wanted<'a> {
-    /// Where, if that was said.
-    pub port: Option<SocketAddr>,
-    /// Whose, if that was said.
+/// Selects the node that a command is for.
+pub(super) struct NodeQuery<'a> {
+    /// The address given with `--api-port`.
+    pub addr: Option<SocketAddr>,
+    /// The node's name, if it was given.
     pub name: Option<&'a Name>,
-    /// The certificate that it shows.
+    /// The certificate that the node must show.
     pub cert: Option<&'a str>,
-    /// Where one would be that left no note.
-    pub usual: SocketAddr,
+    /// The default address, for a node that has no record file.
+    pub default_addr: SocketAddr,
 }
 
-/// Who talks to the node.
-struct Desk {
+/// A client of one running node.
+struct NodeClient {
     api: ApiClient,
-    keep: Keep,
+    session_store: SessionStore,
     screen: Screen,
-    /// Whose node it is: no other's token is shown to it.
+    /// The user whose node it is. No other user's token is sent to it.
     user: Name,
-    shutdown: Shutdown,
+    shutdown: ShutdownSignal,
 }
 
-/// How files are fetched.
-struct Fetching<'a> {
+struct FetchOptions<'a> {
     to: Option<&'a str>,
     from: Option<&'a str>,
     background: bool,
 }
 
-/// Does one command.
-pub(super) fn run(command: ShareCommand, wanted: &Wanted<'_>, json: bool) -> ExitCode {
-    let shutdown = Shutdown::default();
+pub(super) fn run(command: ShareCommand, query: &NodeQuery<'_>, json: bool) -> ExitCode {
+    let shutdown = ShutdownSignal::default();
     let screen = Screen::new(json, shutdown.clone());
-    let done = running::find(wanted.port, wanted.name, wanted.cert, wanted.usual).and_then(|node| {
-        let api = ApiClient::new(&node.at.ip().to_string(), node.at.port(), node.cert.as_deref(), TIMEOUT);
-        // A token is of a server and a user, wherever the user's node is just now.
-        let keep = Keep::of("share", &node.server)?;
-        Desk { api, keep, screen: screen.clone(), user: node.name, shutdown }.perform(command)
+    let done = running_nodes::find(query.addr, query.name, query.cert, query.default_addr).and_then(|node| {
+        let api = ApiClient::new(
+            &node.api_addr.ip().to_string(),
+            node.api_addr.port(),
+            node.cert.as_deref(),
+            RESPONSE_TIMEOUT,
+        );
+        // Tokens are stored per server and user, whatever the address of the user's node.
+        let session_store = SessionStore::new("share", &node.server)?;
+        NodeClient { api, session_store, screen: screen.clone(), user: node.name, shutdown }.run_command(command)
     });
     let Err(error) = done else { return ExitCode::SUCCESS };
-    if error.is::<Said>() {
+    if error.is::<AlreadyReported>() {
         return ExitCode::FAILURE;
     }
-    if let Some(LeftAlone(said)) = error.downcast_ref() {
+    if let Some(Interrupted(said)) = error.downcast_ref() {
         for line in said.lines() {
-            eprintln!("{}", clean(line));
+            eprintln!("{}", sanitize(line));
         }
-        return ExitCode::from(INTERRUPTED);
+        return ExitCode::from(INTERRUPTED_EXIT_CODE);
     }
     if json {
-        screen.print_json(&json!({ "error": clean(&format!("{error:#}")) }));
+        screen.print_json(&json!({ "error": sanitize(&format!("{error:#}")) }));
     } else {
-        eprintln!("error: {}", clean(&format!("{error:#}")));
+        eprintln!("error: {}", sanitize(&format!("{error:#}")));
     }
     ExitCode::FAILURE
 }
 
-/// What failed was said already.
+/// A failure that was already reported.
 #[derive(Debug, thiserror::Error)]
 #[error("some of it failed")]
-struct Said;
+struct AlreadyReported;
 
-/// The user waits no more.
+/// The user stopped waiting; the message tells what goes on without him.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct LeftAlone(String);
+struct Interrupted(String);
 
-impl Desk {
-    fn perform(&self, command: ShareCommand) -> anyhow::Result<()> {
+impl NodeClient {
+    fn run_command(&self, command: ShareCommand) -> anyhow::Result<()> {
         match command {
             ShareCommand::Register { username, display_name } => {
                 self.sign_in("register", username, display_name.as_deref())
@@ -235,8 +238,10 @@ impl Desk {
             ShareCommand::Logout => self.log_out(),
             ShareCommand::Add { files } => {
                 for file in files {
-                    let answer = self.post("add-file", &json!({ "filepath": absolute(&file)? }))?;
-                    self.say("add", &answer, |answer| format!("{} is tracked", text(&answer["file"]["name"])));
+                    let response = self.post("add-file", &json!({ "filepath": absolute(&file)? }))?;
+                    self.print_result("add", &response, |response| {
+                        format!("{} is tracked", text(&response["file"]["name"]))
+                    });
                 }
                 Ok(())
             }
@@ -245,39 +250,39 @@ impl Desk {
             }
             ShareCommand::Unpublish { files } => self.unpublish_all(&files),
             ShareCommand::List { published } => {
-                let answer = self.get(if published { "published-files" } else { "local-files" })?;
-                self.say("list", &answer, |answer| show::own_files(&answer["files"]));
+                let response = self.get(if published { "published-files" } else { "local-files" })?;
+                self.print_result("list", &response, |response| show::own_files(&response["files"]));
                 Ok(())
             }
             ShareCommand::Network { page } => {
-                let answer = self.get(&format!("network-files?{}", page.query()))?;
-                self.say("network", &answer, show::network_files);
+                let response = self.get(&format!("network-files?{}", page.query()))?;
+                self.print_result("network", &response, show::network_files);
                 Ok(())
             }
             ShareCommand::Search { text, page } => {
-                let answer = self.get(&format!("network-files?q={}&{}", encoded(&text), page.query()))?;
-                self.say("search", &answer, show::network_files);
+                let response = self.get(&format!("network-files?q={}&{}", percent_encoded(&text), page.query()))?;
+                self.print_result("search", &response, show::network_files);
                 Ok(())
             }
             ShareCommand::Fetch { files, to, from, background } => {
-                self.fetch_all(&files, &Fetching { to: to.as_deref(), from: from.as_deref(), background })
+                self.fetch_all(&files, &FetchOptions { to: to.as_deref(), from: from.as_deref(), background })
             }
-            ShareCommand::Fetches { wish: Some(wish), id: Some(id) } => {
-                let answer = self.post(&format!("fetches/{}/{wish}", encoded(&id)), &json!({}))?;
-                self.say("fetches", &answer, |answer| show::fetch(&answer["progress"]));
+            ShareCommand::Fetches { action: Some(action), id: Some(id) } => {
+                let response = self.post(&format!("fetches/{}/{action}", percent_encoded(&id)), &json!({}))?;
+                self.print_result("fetches", &response, |response| show::fetch(&response["progress"]));
                 Ok(())
             }
             ShareCommand::Fetches { .. } => {
-                self.say("fetches", &self.get("fetches")?, |answer| show::fetches(&answer["fetches"]));
+                self.print_result("fetches", &self.get("fetches")?, |response| show::fetches(&response["fetches"]));
                 Ok(())
             }
             ShareCommand::Peers { page } => {
-                let answer = self.get(&format!("peers?{}", page.query()))?;
-                self.say("peers", &answer, show::peers);
+                let response = self.get(&format!("peers?{}", page.query()))?;
+                self.print_result("peers", &response, show::peers);
                 Ok(())
             }
             ShareCommand::Status => {
-                self.say("status", &self.get("status")?, |answer| show::status(&answer["client"]));
+                self.print_result("status", &self.get("status")?, |response| show::status(&response["client"]));
                 Ok(())
             }
         }
@@ -285,45 +290,47 @@ impl Desk {
 
     fn sign_in(&self, what: &str, username: Option<String>, display_name: Option<&str>) -> anyhow::Result<()> {
         let username = username.unwrap_or_else(|| self.user.to_string());
-        if Name::kept(&username).ok().as_ref() != Some(&self.user) {
+        if Name::from_stored(&username).ok().as_ref() != Some(&self.user) {
             bail!(
                 "the node at {} is {}'s: `p2s2 share --name {username}` runs one for {username}",
-                self.api.at(),
+                self.api.address(),
                 self.user
             );
         }
-        let mut body = json!({"username": username, "password": ask::password(what == "register")?});
+        let mut body = json!({"username": username, "password": prompt::password(what == "register")?});
         if let Some(display_name) = display_name {
             body["display_name"] = display_name.into();
         }
-        let answer = self.api.post(&path(what), None, &body)?;
-        let mut fields = well(answer)?;
+        let response = self.api.post(&api_path(what), None, &body)?;
+        let mut fields = successful_body(response)?;
         let token = fields["token"].as_str().context("the node answered without a token")?.to_owned();
         let user = fields["user"]["username"].as_str().unwrap_or(&username).to_owned();
-        // As it is looked for: under whom the node is named after.
-        self.keep.put_session(self.user.as_str(), &token)?;
-        // The token is in its file, not for every screen.
+        // Stored under the node's name, because that is how it is looked up.
+        self.session_store.save_session(self.user.as_str(), &token)?;
+        // The token is in its file and is not printed.
         fields.as_object_mut().map(|fields| fields.remove("token"));
-        let begun = well(self.begin(&user, &Token::from_text(token))?)
+        let started = successful_body(self.init(&user, &Token::from_text(token))?)
             .with_context(|| format!("{user} is signed in, but the node does not take part"))?;
-        fields["client"] = begun["client"].clone();
-        self.say(what, &fields, |fields| format!("signed in as {user}; peer port {}", text(&fields["client"]["port"])));
+        fields["client"] = started["client"].clone();
+        self.print_result(what, &fields, |fields| {
+            format!("signed in as {user}; peer port {}", text(&fields["client"]["port"]))
+        });
         Ok(())
     }
 
     fn log_out(&self) -> anyhow::Result<()> {
         let (user, token) = self.session()?;
-        let answer = self.api.post(&path("logout"), Some(&token), &json!({}))?;
-        // One that has ended, or was logged out before, is of no use either.
-        if answer.is_ok() || answer.status == 401 {
-            self.keep.drop_session(user.as_str())?;
+        let response = self.api.post(&api_path("logout"), Some(&token), &json!({}))?;
+        // A token that has expired or was logged out before is of no use either.
+        if response.is_ok() || response.status == 401 {
+            self.session_store.remove_session(user.as_str())?;
         }
-        let answer = if answer.status == 401 { json!({}) } else { well(answer)? };
-        self.say("logout", &answer, |_| format!("{user} is signed out"));
+        let response = if response.status == 401 { json!({}) } else { successful_body(response)? };
+        self.print_result("logout", &response, |_| format!("{user} is signed out"));
         Ok(())
     }
 
-    /// All of them, several at a time: the node and the registry write many changes down together.
+    /// Publishes the files concurrently, so that node and registry can group their commits.
     fn publish_all(&self, files: &[String], named: Option<String>, overwrite: bool) -> anyhow::Result<()> {
         let files: Vec<String> = files.iter().flat_map(|file| matching_paths(file)).collect();
         if let [file] = &files[..] {
@@ -335,11 +342,11 @@ impl Desk {
         let files = files.into_iter().filter(|file| {
             let is_folder = Path::new(file).is_dir();
             if is_folder {
-                eprintln!("note: {} is a folder: left out", clean(file));
+                eprintln!("note: {} is a folder: left out", sanitize(file));
             }
             !is_folder
         });
-        self.each(files.collect(), |file| self.publish(file, None, overwrite))
+        self.for_each_concurrently(files.collect(), |file| self.publish(file, None, overwrite))
     }
 
     fn unpublish_all(&self, files: &[String]) -> anyhow::Result<()> {
@@ -351,52 +358,52 @@ impl Desk {
             }
             let published = self.get("published-files")?;
             let all = published["files"].as_array().into_iter().flatten().filter_map(|file| file["name"].as_str());
-            let found: Vec<String> = all.filter(|name| matches(file, name)).map(str::to_owned).collect();
+            let found: Vec<String> = all.filter(|name| glob_matches(file, name)).map(str::to_owned).collect();
             if found.is_empty() {
                 bail!("you publish no file like {file}");
             }
             names.extend(found);
         }
-        let names = each_once(names);
+        let names = dedup_names(names);
         let unpublish = |name: &str| -> anyhow::Result<()> {
-            let answer = self.post("unpublish", &json!({ "fname": name }))?;
-            self.say("unpublish", &answer, |_| format!("{name} is hidden from others"));
+            let response = self.post("unpublish", &json!({ "fname": name }))?;
+            self.print_result("unpublish", &response, |_| format!("{name} is hidden from others"));
             Ok(())
         };
         match &names[..] {
             [name] => unpublish(name),
-            _ => self.each(names, unpublish),
+            _ => self.for_each_concurrently(names, unpublish),
         }
     }
 
-    fn fetch_all(&self, files: &[String], how: &Fetching<'_>) -> anyhow::Result<()> {
+    fn fetch_all(&self, files: &[String], options: &FetchOptions<'_>) -> anyhow::Result<()> {
         let mut named = Vec::new();
         for file in files {
             if is_pattern(file) {
-                named.extend(self.matching_names(file, how.from)?);
+                named.extend(self.matching_names(file, options.from)?);
             } else {
                 named.push(file.clone());
             }
         }
-        let names = each_once(named);
-        let shutdown = Shutdown::install().unwrap_or_else(|error| {
+        let names = dedup_names(named);
+        let shutdown = ShutdownSignal::install().unwrap_or_else(|error| {
             log::debug!("Ctrl-C ends at once: {error}");
             self.shutdown.clone()
         });
         if let [name] = &names[..] {
-            return self.fetch(name, how, &shutdown, true);
+            return self.fetch(name, options, &shutdown, true);
         }
-        if let Some(to) = how.to.filter(|to| !Path::new(to).is_dir()) {
+        if let Some(to) = options.to.filter(|to| !Path::new(to).is_dir()) {
             bail!("--to {to}: {} files want a folder that is there", names.len());
         }
-        self.each(names, |name| self.fetch(name, how, &shutdown, false))
+        self.for_each_concurrently(names, |name| self.fetch(name, options, &shutdown, false))
     }
 
-    /// Names on the network that a pattern means: of files of one owner, or of anybody else's.
+    /// The names on the network that match a pattern: of one owner, or of everybody but this user.
     fn matching_names(&self, pattern: &str, from: Option<&str>) -> anyhow::Result<Vec<String>> {
         let names = match from {
-            Some(from) => self.names_of(from, pattern)?,
-            None => self.others_names(pattern)?,
+            Some(from) => self.names_of_owner(from, pattern)?,
+            None => self.names_of_others(pattern)?,
         };
         if names.is_empty() {
             match from {
@@ -407,22 +414,23 @@ impl Desk {
         Ok(names.into_iter().collect())
     }
 
-    /// Those of one owner, as the registry has them now.
-    fn names_of(&self, owner: &str, pattern: &str) -> anyhow::Result<BTreeSet<String>> {
-        let host = self.get(&format!("discover/{}", encoded(owner)))?;
+    /// The matching names of one owner, as the registry lists them now.
+    fn names_of_owner(&self, owner: &str, pattern: &str) -> anyhow::Result<BTreeSet<String>> {
+        let host = self.get(&format!("discover/{}", percent_encoded(owner)))?;
         let names = host["files"].as_object().into_iter().flat_map(|files| files.keys());
-        Ok(names.filter(|name| matches(pattern, name)).cloned().collect())
+        Ok(names.filter(|name| glob_matches(pattern, name)).cloned().collect())
     }
 
-    fn others_names(&self, pattern: &str) -> anyhow::Result<BTreeSet<String>> {
+    fn names_of_others(&self, pattern: &str) -> anyhow::Result<BTreeSet<String>> {
         let is_meant = |owner: &str| nfc(owner) != self.user.key();
         let longest = pattern.split(['*', '?']).max_by_key(|part| part.len()).unwrap_or_default();
         let (mut names, mut offset) = (BTreeSet::new(), 0);
         loop {
-            let page = self.get(&format!("network-files?q={}&offset={offset}&limit={PAGE}", encoded(longest)))?;
+            let page =
+                self.get(&format!("network-files?q={}&offset={offset}&limit={PAGE}", percent_encoded(longest)))?;
             let files = page["files"].as_array().cloned().unwrap_or_default();
             let found = files.iter().filter(|file| file["owner_hostname"].as_str().is_some_and(is_meant));
-            let found = found.filter_map(|file| file["name"].as_str()).filter(|name| matches(pattern, name));
+            let found = found.filter_map(|file| file["name"].as_str()).filter(|name| glob_matches(pattern, name));
             names.extend(found.map(str::to_owned));
             offset += PAGE;
             if files.len() < PAGE {
@@ -431,24 +439,28 @@ impl Desk {
         }
     }
 
-    /// Does something with each, a few at a time; what fails is said, and the others go on.
-    fn each(&self, all: Vec<String>, work: impl Fn(&str) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
+    /// Runs `work` for each item, a few at a time. Failures are reported, and the remaining items are processed.
+    fn for_each_concurrently(
+        &self,
+        all: Vec<String>,
+        work: impl Fn(&str) -> anyhow::Result<()> + Sync,
+    ) -> anyhow::Result<()> {
         let next = AtomicUsize::new(0);
         let failed = AtomicUsize::new(0);
-        let left_alone = Mutex::new(Vec::new());
+        let interrupted = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
-            for _ in 0..AT_ONCE.min(all.len()) {
+            for _ in 0..CONCURRENT_FILES_MAX.min(all.len()) {
                 scope.spawn(|| {
                     while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
                         match work(one) {
                             Ok(()) => {}
                             Err(error) => {
-                                let error = match error.downcast::<LeftAlone>() {
-                                    Ok(LeftAlone(said)) => return left_alone.lock().push(said),
+                                let error = match error.downcast::<Interrupted>() {
+                                    Ok(Interrupted(said)) => return interrupted.lock().push(said),
                                     Err(error) => error,
                                 };
                                 failed.fetch_add(1, Ordering::Relaxed);
-                                let why = clean(&format!("{one}: {error:#}"));
+                                let why = sanitize(&format!("{one}: {error:#}"));
                                 if self.screen.is_json() {
                                     self.screen.print_json(&json!({"error": why, "file": one}));
                                 } else {
@@ -460,20 +472,20 @@ impl Desk {
                 });
             }
         });
-        let mut left_alone = left_alone.into_inner();
-        if !left_alone.is_empty() {
-            // Each that ended took one; who was interrupted took none after it.
+        let mut interrupted = interrupted.into_inner();
+        if !interrupted.is_empty() {
+            // Each finished item was counted by `next`; an interrupted worker took no further one.
             let not_begun = all.len().saturating_sub(next.into_inner());
             if not_begun > 0 {
-                left_alone.push(format!("{not_begun} of {} files were not begun", all.len()));
+                interrupted.push(format!("{not_begun} of {} files were not begun", all.len()));
             }
-            return Err(LeftAlone(left_alone.join("\n")).into());
+            return Err(Interrupted(interrupted.join("\n")).into());
         }
-        if failed.into_inner() > 0 { Err(Said.into()) } else { Ok(()) }
+        if failed.into_inner() > 0 { Err(AlreadyReported.into()) } else { Ok(()) }
     }
 
     fn publish(&self, file: &str, named: Option<String>, overwrite: bool) -> anyhow::Result<()> {
-        // A path says so by its separators, or by being one.
+        // A file is given by its path if it has a separator or exists.
         let is_path = file.contains(std::path::is_separator) || Path::new(file).exists();
         let mut body = json!({ "overwrite": overwrite });
         let name = if is_path {
@@ -489,41 +501,47 @@ impl Desk {
             file.to_owned()
         };
         body["fname"] = name.clone().into();
-        let answer = self.post("publish", &body)?;
-        self.say("publish", &answer, |answer| show::published(&name, &answer["duplicates"]));
+        let response = self.post("publish", &body)?;
+        self.print_result("publish", &response, |response| show::published(&name, &response["duplicates"]));
         Ok(())
     }
 
-    fn fetch(&self, file: &str, how: &Fetching<'_>, shutdown: &Shutdown, is_alone: bool) -> anyhow::Result<()> {
+    fn fetch(
+        &self,
+        file: &str,
+        options: &FetchOptions<'_>,
+        shutdown: &ShutdownSignal,
+        is_alone: bool,
+    ) -> anyhow::Result<()> {
         let mut body = json!({ "fname": file });
-        if let Some(to) = how.to {
+        if let Some(to) = options.to {
             body["save_path"] = absolute(to)?.into();
         }
-        if let Some(from) = how.from {
+        if let Some(from) = options.from {
             body["owner_hostname"] = from.into();
         }
-        let begun = self.post("fetch", &body)?;
-        let id = begun["fetch_id"].as_str().context("the node answered without a fetch_id")?.to_owned();
-        if how.background {
-            self.say("fetch", &begun, |begun| {
-                format!("{file} is being fetched to {}: fetch {id}", text(&begun["save_path"]))
+        let started = self.post("fetch", &body)?;
+        let id = started["fetch_id"].as_str().context("the node answered without a fetch_id")?.to_owned();
+        if options.background {
+            self.print_result("fetch", &started, |started| {
+                format!("{file} is being fetched to {}: fetch {id}", text(&started["save_path"]))
             });
             return Ok(());
         }
-        let line = Line::new(&clean(file), is_alone && !self.screen.is_json());
+        let line = FetchProgressLine::new(&sanitize(file), is_alone && !self.screen.is_json());
         let mut waits_for = String::new();
         loop {
-            let progress = self.get(&format!("fetch-progress/{}", encoded(&id)))?["progress"].clone();
+            let progress = self.get(&format!("fetch-progress/{}", percent_encoded(&id)))?["progress"].clone();
             line.show(&progress);
             let why = progress["error"].as_str().unwrap_or_default();
             match progress["status"].as_str().unwrap_or_default() {
                 "completed" => {
                     line.clear();
-                    let mut fields = begun;
+                    let mut fields = started;
                     for field in ["downloaded_size", "verified", "status"] {
                         fields[field] = progress[field].clone();
                     }
-                    self.say("fetch", &fields, show::fetched);
+                    self.print_result("fetch", &fields, show::fetched);
                     return Ok(());
                 }
                 "failed" => {
@@ -536,18 +554,18 @@ impl Desk {
                 }
                 _ if why != waits_for => {
                     waits_for = why.to_owned();
-                    // Whole: the line shows as much of it as fits.
+                    // The whole reason: the progress line may have to cut it.
                     if !why.is_empty() {
-                        line.note(&format!("{file}: {why}"));
+                        line.print_note(&format!("{file}: {why}"));
                     }
                 }
                 _ => {}
             }
-            if shutdown.wait_for(LOOK_EVERY) {
+            if shutdown.wait_for(POLL_INTERVAL) {
                 line.clear();
-                return Err(LeftAlone(format!(
+                return Err(Interrupted(format!(
                     "{file}: the fetch goes on in the node; `p2s2 share fetches cancel {id} --name {name}` ends it",
-                    name = shell_word(self.user.as_str())
+                    name = shell_quoted(self.user.as_str())
                 ))
                 .into());
             }
@@ -555,83 +573,84 @@ impl Desk {
     }
 
     fn get(&self, what: &str) -> anyhow::Result<Value> {
-        self.call(|token| Ok(self.api.get(&path(what), Some(token))?))
+        self.call(|token| Ok(self.api.get(&api_path(what), Some(token))?))
     }
 
     fn post(&self, what: &str, body: &Value) -> anyhow::Result<Value> {
-        self.call(|token| Ok(self.api.post(&path(what), Some(token), body)?))
+        self.call(|token| Ok(self.api.post(&api_path(what), Some(token), body)?))
     }
 
-    /// Asks with the kept token. No account is brought to the node by that.
-    fn call(&self, ask: impl Fn(&Token) -> anyhow::Result<Answer>) -> anyhow::Result<Value> {
+    /// Sends a request with the stored token. It never signs an account in at the node.
+    fn call(&self, ask: impl Fn(&Token) -> anyhow::Result<ApiResponse>) -> anyhow::Result<Value> {
         let (user, token) = self.session()?;
-        let answer = ask(&token)?;
-        if answer.status == 409 && answer.error().starts_with(NOT_BEGUN) {
+        let response = ask(&token)?;
+        if response.status == 409 && response.error().starts_with(NOT_STARTED_PREFIX) {
             bail!("{user} does not take part at this node: `p2s2 share login` begins that");
         }
-        well(answer)
+        successful_body(response)
     }
 
-    fn begin(&self, user: &str, token: &Token) -> anyhow::Result<Answer> {
-        Ok(self.api.post(&path("init"), Some(token), &json!({ "username": user }))?)
+    fn init(&self, user: &str, token: &Token) -> anyhow::Result<ApiResponse> {
+        Ok(self.api.post(&api_path("init"), Some(token), &json!({ "username": user }))?)
     }
 
-    /// Who is signed in, by the file.
+    /// The stored session of this node's user.
     fn session(&self) -> anyhow::Result<(Name, Token)> {
         let nobody = || {
             format!(
                 "{} is not signed in at {}: `p2s2 share login --name {}` first",
                 self.user,
-                self.api.at(),
-                shell_word(self.user.as_str())
+                self.api.address(),
+                shell_quoted(self.user.as_str())
             )
         };
-        let token = self.keep.session(self.user.as_str())?.with_context(nobody)?;
+        let token = self.session_store.session(self.user.as_str())?.with_context(nobody)?;
         Ok((self.user.clone(), Token::from_text(token)))
     }
 
-    /// The answer of a command: its fields with `--json`, else a text for people.
-    fn say(&self, command: &str, answer: &Value, text: impl FnOnce(&Value) -> String) {
+    /// Prints the result of a command: its fields with `--json`, else a text for people.
+    fn print_result(&self, command: &str, response: &Value, text: impl FnOnce(&Value) -> String) {
         if self.screen.is_json() {
-            let mut fields = answer.clone();
+            let mut fields = response.clone();
             fields.as_object_mut().map(|fields| fields.remove("success"));
             fields["ok"] = command.into();
             self.screen.print_json(&fields);
         } else {
-            let text = text(answer);
-            self.screen.print(&text.lines().map(clean).collect::<Vec<_>>().join("\n"));
+            let text = text(response);
+            self.screen.print(&text.lines().map(sanitize).collect::<Vec<_>>().join("\n"));
         }
     }
 }
 
-/// The fields of an answer, or why there are none.
-fn well(answer: Answer) -> anyhow::Result<Value> {
-    match answer.status {
-        _ if answer.is_ok() => Ok(answer.body),
-        // Who asks with a name and a password is told what is wrong with them; else it is the token that is kept.
-        401 => bail!("{}; `p2s2 share login` signs you in, `p2s2 share register` makes an account", answer.error()),
-        _ => bail!(answer.error()),
+/// The body of a successful response.
+fn successful_body(response: ApiResponse) -> anyhow::Result<Value> {
+    match response.status {
+        _ if response.is_ok() => Ok(response.body),
+        // After `login` and `register` the message tells what is wrong with name or password; otherwise it is about the
+        // stored token.
+        401 => bail!("{}; `p2s2 share login` signs you in, `p2s2 share register` makes an account", response.error()),
+        _ => bail!(response.error()),
     }
 }
 
-/// In the order in which they were named.
-fn each_once(names: Vec<String>) -> Vec<String> {
+/// Removes duplicates; names stay in the order in which they were given.
+fn dedup_names(names: Vec<String>) -> Vec<String> {
     let mut seen = HashSet::new();
     names.into_iter().filter(|name| seen.insert(nfc(name).into_owned())).collect()
 }
 
-/// As it can be typed at a shell's prompt.
-fn shell_word(text: &str) -> String {
+/// The text, quoted for a shell if necessary.
+fn shell_quoted(text: &str) -> String {
     let is_plain = text.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
     if is_plain { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
-fn path(what: &str) -> String {
+fn api_path(what: &str) -> String {
     format!("/api/client/{what}")
 }
 
-/// A part of a path or query, as URLs have it.
-fn encoded(text: &str) -> String {
+/// The text, percent-encoded for a path segment or a query.
+fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
@@ -643,11 +662,11 @@ fn encoded(text: &str) -> String {
     encoded
 }
 
-/// As the node has to be told: it may have been started from another folder.
+/// The absolute path. The node may run in another working directory.
 fn absolute(path: &str) -> anyhow::Result<String> {
     let absolute = std::path::absolute(path).with_context(|| format!("{path}: expected a path"))?;
     let mut text = absolute.into_os_string().into_string().map_err(|_| anyhow::anyhow!("{path}: expected UTF-8"))?;
-    // `std::path::absolute` keeps it, but for the root's: a folder is meant.
+    // A trailing separator marks a folder; `std::path::absolute` may drop it.
     if path.ends_with(std::path::is_separator) && !text.ends_with(std::path::is_separator) {
         text.push(std::path::MAIN_SEPARATOR);
     }
@@ -662,11 +681,11 @@ fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?'])
 }
 
-/// Whether a name is one that a pattern means: `*` is any text, `?` one character.
-fn matches(pattern: &str, name: &str) -> bool {
+/// Whether a name matches a pattern, in which `*` is any text and `?` any character.
+fn glob_matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut at, mut of) = (0, 0);
-    // Where the last star stands, and how much of the name it takes.
+    // The position of the last star, and how much of the name it has consumed.
     let mut star: Option<(usize, usize)> = None;
     while of < name.len() {
         match (pattern.get(at), &mut star) {
@@ -685,9 +704,9 @@ fn matches(pattern: &str, name: &str) -> bool {
     pattern[at..].iter().all(|it| *it == '*')
 }
 
-/// The files that a path means: those of its folder, where its last part is a pattern and no file of that name is there.
-/// (Most shells do that by themselves, but not for what is quoted.) Hidden ones are meant by a pattern that begins with a
-/// dot alone.
+/// Expands a path whose last component is a pattern to the matching files of its folder, unless a file of that very
+/// name exists. (Shells do that too, but not for quoted arguments.) Hidden files match only patterns that begin with a
+/// dot.
 fn matching_paths(path: &str) -> Vec<String> {
     let there = Path::new(path);
     let pattern = there.file_name().and_then(|name| name.to_str()).filter(|name| is_pattern(name));
@@ -695,12 +714,13 @@ fn matching_paths(path: &str) -> Vec<String> {
     let folder = there.parent().unwrap_or(Path::new(""));
     let listed = std::fs::read_dir(if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
     let names = listed.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let meant = names.filter(|name| matches(pattern, name) && (pattern.starts_with('.') || !name.starts_with('.')));
-    // A bare name would be taken for that of a tracked file.
+    let meant =
+        names.filter(|name| glob_matches(pattern, name) && (pattern.starts_with('.') || !name.starts_with('.')));
+    // A bare name would be taken for the name of a tracked file.
     let mut found: Vec<String> =
         meant.filter_map(|name| Path::new(".").join(folder).join(name).to_str().map(str::to_owned)).collect();
     found.sort();
-    // Nothing fits: what was given is said to be missing.
+    // Nothing matches: the path itself will be reported as missing.
     if found.is_empty() { vec![path.to_owned()] } else { found }
 }
 
@@ -710,8 +730,8 @@ mod tests {
 
     #[test]
     fn what_goes_into_a_url_is_encoded() {
-        assert_eq!(encoded("a b&c/é~"), "a%20b%26c%2F%C3%A9~");
-        assert_eq!(encoded("report-1.pdf"), "report-1.pdf");
+        assert_eq!(percent_encoded("a b&c/é~"), "a%20b%26c%2F%C3%A9~");
+        assert_eq!(percent_encoded("report-1.pdf"), "report-1.pdf");
     }
 
     #[test]
@@ -728,7 +748,7 @@ mod tests {
             ("é?", "éé", true),
             ("", "a", false),
         ] {
-            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+            assert_eq!(glob_matches(pattern, name), fits, "{pattern} {name}");
         }
         let dir = tempfile::tempdir().unwrap();
         for name in ["a.txt", "b.txt", ".c.txt", "d.pdf"] {

@@ -1,9 +1,9 @@
-//! A node's answers as people read them.
+//! Formats a node's responses for people.
 
 use indicatif::HumanBytes;
 use serde_json::Value;
 
-use crate::cli::shopper::show::{counted, plain};
+use crate::cli::shop_client::show::{counted_noun, plain_text};
 use crate::cli::table::{Align, table};
 use crate::model::Millis;
 
@@ -20,12 +20,18 @@ fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
     list.as_array().into_iter().flatten().map(row).collect()
 }
 
-/// Tracked files.
+/// The user's tracked files.
 pub(super) fn own_files(list: &Value) -> String {
     let rows = rows(list, |file| {
         let is_published = file["is_published"] == true;
         let shown = if is_published { "yes" } else { "no" };
-        vec![plain(&file["name"]), size(&file["size"]), shown.to_owned(), time(&file["modified"]), plain(&file["path"])]
+        vec![
+            plain_text(&file["name"]),
+            size(&file["size"]),
+            shown.to_owned(),
+            time(&file["modified"]),
+            plain_text(&file["path"]),
+        ]
     });
     if rows.is_empty() {
         return "no files yet: `p2s2 share add FILE`, or `publish FILE`".to_owned();
@@ -40,27 +46,27 @@ pub(super) fn own_files(list: &Value) -> String {
     table(&columns, &rows)
 }
 
-/// Files of everybody, and how many there are.
-pub(super) fn network_files(answer: &Value) -> String {
-    let rows = rows(&answer["files"], |file| {
-        let owner = match (plain(&file["owner_name"]), plain(&file["owner_hostname"])) {
+/// Everybody's published files, and their total number.
+pub(super) fn network_files(response: &Value) -> String {
+    let rows = rows(&response["files"], |file| {
+        let owner = match (plain_text(&file["owner_name"]), plain_text(&file["owner_hostname"])) {
             (name, hostname) if name == hostname || name.is_empty() => hostname,
             (name, hostname) => format!("{name} ({hostname})"),
         };
-        vec![plain(&file["name"]), size(&file["size"]), time(&file["modified"]), owner]
+        vec![plain_text(&file["name"]), size(&file["size"]), time(&file["modified"]), owner]
     });
     let columns = [("name", Align::Left), ("size", Align::Right), ("modified", Align::Left), ("owner", Align::Left)];
-    part_of(&table(&columns, &rows), rows.len(), &answer["total"], "file")
+    part_of(&table(&columns, &rows), rows.len(), &response["total"], "file")
 }
 
-/// Hosts, and how many there are.
-pub(super) fn peers(answer: &Value) -> String {
-    let rows = rows(&answer["peers"], |host| {
+/// The hosts of the network, and their total number.
+pub(super) fn peers(response: &Value) -> String {
+    let rows = rows(&response["peers"], |host| {
         vec![
-            plain(&host["hostname"]),
-            plain(&host["display_name"]),
-            format!("{}:{}", plain(&host["ip"]), plain(&host["port"])),
-            plain(&host["file_count"]),
+            plain_text(&host["hostname"]),
+            plain_text(&host["display_name"]),
+            format!("{}:{}", plain_text(&host["ip"]), plain_text(&host["port"])),
+            plain_text(&host["file_count"]),
             time(&host["last_seen"]),
         ]
     });
@@ -71,50 +77,53 @@ pub(super) fn peers(answer: &Value) -> String {
         ("files", Align::Right),
         ("last seen", Align::Left),
     ];
-    part_of(&table(&columns, &rows), rows.len(), &answer["total"], "peer")
+    part_of(&table(&columns, &rows), rows.len(), &response["total"], "peer")
 }
 
 fn part_of(table: &str, shown: usize, total: &Value, what: &str) -> String {
     let total = total.as_u64().unwrap_or_default();
-    let all = counted(total, what);
+    let all = counted_noun(total, what);
     if shown == 0 {
         return all;
     }
     if shown as u64 == total { format!("{table}\n{all}") } else { format!("{table}\n{shown} of {all}") }
 }
 
-/// What was published, and what looks like it.
+/// A published file, and the files of others that look like duplicates of it.
 pub(super) fn published(name: &str, duplicates: &Value) -> String {
     let mut said = format!("{name} is published");
     for (field, how) in [("exact_matches", "has the same size and time"), ("partial_matches", "has the same size")] {
         for other in duplicates[field].as_array().into_iter().flatten() {
-            said.push_str(&format!("\nnote: {} of {} {how}", plain(&other["name"]), plain(&other["owner_hostname"])));
+            said.push_str(&format!(
+                "\nnote: {} of {} {how}",
+                plain_text(&other["name"]),
+                plain_text(&other["owner_hostname"])
+            ));
         }
     }
     said
 }
 
-/// A fetch that has come to its end.
-pub(super) fn fetched(answer: &Value) -> String {
-    let checked = if answer["verified"] == true { "verified" } else { "not verified: nobody published its digest" };
+pub(super) fn fetched(response: &Value) -> String {
+    let checked = if response["verified"] == true { "verified" } else { "not verified: nobody published its digest" };
     format!(
         "{} is here: {} ({}, {checked})",
-        plain(&answer["file_name"]),
-        plain(&answer["save_path"]),
-        size(&answer["downloaded_size"])
+        plain_text(&response["file_name"]),
+        plain_text(&response["save_path"]),
+        size(&response["downloaded_size"])
     )
 }
 
-/// How far a fetch is.
+/// The state of one fetch.
 pub(super) fn fetch(progress: &Value) -> String {
-    let mut said = format!("{}: {}", plain(&progress["file_name"]), plain(&progress["status"]));
+    let mut said = format!("{}: {}", plain_text(&progress["file_name"]), plain_text(&progress["status"]));
     if let Some(error) = progress["error"].as_str() {
         said.push_str(&format!(" ({error})"));
     }
     said
 }
 
-/// All of them.
+/// A table of all fetches.
 pub(super) fn fetches(all: &Value) -> String {
     let rows: Vec<Vec<String>> = all
         .as_object()
@@ -124,11 +133,11 @@ pub(super) fn fetches(all: &Value) -> String {
             let percent = it["progress_percent"].as_f64().unwrap_or_default();
             vec![
                 id.clone(),
-                plain(&it["file_name"]),
+                plain_text(&it["file_name"]),
                 format!("{percent:.0} %"),
-                plain(&it["status"]),
-                plain(&it["save_path"]),
-                plain(&it["error"]),
+                plain_text(&it["status"]),
+                plain_text(&it["save_path"]),
+                plain_text(&it["error"]),
             ]
         })
         .collect();
@@ -146,16 +155,16 @@ pub(super) fn fetches(all: &Value) -> String {
     table(&columns, &rows)
 }
 
-/// The node.
+/// The state of the node.
 pub(super) fn status(client: &Value) -> String {
     let mut said = format!(
         "{} ({}) is {}\npeer port {}\nfetched files go to {}\na heartbeat every {} s",
-        plain(&client["hostname"]),
-        plain(&client["display_name"]),
-        plain(&client["state"]),
-        plain(&client["port"]),
-        plain(&client["repo"]),
-        plain(&client["heartbeat_interval"]),
+        plain_text(&client["hostname"]),
+        plain_text(&client["display_name"]),
+        plain_text(&client["state"]),
+        plain_text(&client["port"]),
+        plain_text(&client["repo"]),
+        plain_text(&client["heartbeat_interval"]),
     );
     if let Some(error) = client["error"].as_str() {
         said.push_str(&format!("\n{error}"));

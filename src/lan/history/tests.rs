@@ -1,4 +1,4 @@
-//! What is kept is there after a restart; what is too old goes, a little at a time.
+//! Messages, profile and port survive a restart; old messages are evicted in small steps.
 
 use super::*;
 
@@ -10,12 +10,12 @@ fn open(dir: &Path) -> History {
     History::open(dir, &name()).unwrap()
 }
 
-fn heard(number: u64) -> Entry {
-    Entry {
+fn heard(number: u64) -> HistoryEntry {
+    HistoryEntry {
         at: Millis(number),
         direction: Direction::Received,
-        kind: Kind::Post,
-        who: UserId::parse("b@b@10.0.0.2").unwrap(),
+        kind: MessageKind::Post,
+        user_id: UserId::parse("b@b@10.0.0.2").unwrap(),
         text: format!("message {number}"),
         confirmation: Confirmation::NotAsked,
         message_id: None,
@@ -23,10 +23,10 @@ fn heard(number: u64) -> Entry {
     }
 }
 
-fn said(message_id: &str) -> Entry {
-    Entry {
+fn said(message_id: &str) -> HistoryEntry {
+    HistoryEntry {
         direction: Direction::Sent,
-        kind: Kind::Dm,
+        kind: MessageKind::Dm,
         confirmation: Confirmation::Waiting,
         message_id: Some(message_id.to_owned()),
         ..heard(1)
@@ -41,18 +41,18 @@ fn confirmations(history: &History) -> Vec<Confirmation> {
 fn messages_are_there_after_a_restart() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("lan-al");
-    let profile = Entry {
-        kind: Kind::Profile,
+    let profile = HistoryEntry {
+        kind: MessageKind::Profile,
         text: "line\nline \0 \u{2028}".to_owned(),
         message_id: Some("ü".repeat(64)),
         ..heard(0)
     };
-    // The order is that of their coming, whatever the clock said.
+    // Messages keep the order of insertion, whatever their times.
     let entries = [heard(9), said("x"), profile, heard(2)];
     let history = open(&dir);
     assert_eq!(history.newest(10).unwrap(), []);
     for entry in &entries {
-        history.keep(entry.clone()).wait().unwrap();
+        history.append(entry.clone()).wait().unwrap();
     }
     assert_eq!(history.newest(10).unwrap(), entries);
     drop(history);
@@ -62,7 +62,7 @@ fn messages_are_there_after_a_restart() {
     assert_eq!(history.newest(10).unwrap(), expected);
     assert_eq!(history.newest(2).unwrap(), expected[2..]);
     assert_eq!(history.newest(0).unwrap(), []);
-    history.keep(heard(10)).wait().unwrap();
+    history.append(heard(10)).wait().unwrap();
     assert_eq!(history.newest(1).unwrap(), [heard(10)]);
 }
 
@@ -71,25 +71,24 @@ fn only_what_is_waited_for_is_confirmed() {
     use Confirmation::{Confirmed, NotAsked, Unconfirmed, Waiting};
     let home = tempfile::tempdir().unwrap();
     let history = open(home.path());
-    let received = Entry { message_id: Some("one".to_owned()), ..heard(1) };
+    let received = HistoryEntry { message_id: Some("one".to_owned()), ..heard(1) };
     for entry in [received, said("one"), said("two"), said("three")] {
-        history.keep(entry).wait().unwrap();
+        history.append(entry).wait().unwrap();
     }
     assert_eq!(confirmations(&history), [NotAsked, Waiting, Waiting, Waiting]);
-    // Of another name, or with a number that is not known: nothing happens.
-    history.confirm("four", true).wait().unwrap();
+    // An unknown MESSAGE_ID has no effect.
+    history.set_confirmation("four", true).wait().unwrap();
     assert_eq!(confirmations(&history), [NotAsked, Waiting, Waiting, Waiting]);
-    // He may have moved meanwhile.
-    history.confirm("one", true).wait().unwrap();
-    history.confirm("two", false).wait().unwrap();
+    history.set_confirmation("one", true).wait().unwrap();
+    history.set_confirmation("two", false).wait().unwrap();
     assert_eq!(confirmations(&history), [NotAsked, Confirmed, Unconfirmed, Waiting]);
-    // What was decided stays.
-    history.confirm("one", false).wait().unwrap();
-    history.confirm("two", true).wait().unwrap();
+    // A decided confirmation does not change.
+    history.set_confirmation("one", false).wait().unwrap();
+    history.set_confirmation("two", true).wait().unwrap();
     assert_eq!(confirmations(&history), [NotAsked, Confirmed, Unconfirmed, Waiting]);
-    // Nobody need wait for the disk between the two.
-    drop(history.keep(said("five")));
-    history.confirm("five", true).wait().unwrap();
+    // The two writes need not be waited for in between.
+    drop(history.append(said("five")));
+    history.set_confirmation("five", true).wait().unwrap();
     drop(history);
     assert_eq!(confirmations(&open(home.path())), [NotAsked, Confirmed, Unconfirmed, Unconfirmed, Confirmed]);
 }
@@ -100,13 +99,13 @@ fn the_oldest_are_forgotten_in_small_steps() {
     let history = open(home.path());
     let count = |history: &History| history.newest(usize::MAX).unwrap().len() as u64;
     for number in 1..=MESSAGES_MAX + 25 {
-        drop(history.keep(heard(number)));
+        drop(history.append(heard(number)));
     }
     history.sync_all();
     let kept = history.newest(usize::MAX).unwrap();
     assert_eq!((kept.len() as u64, kept[0].at), (MESSAGES_MAX, Millis(26)));
     drop(history);
-    // More than there may be, as of a program with another bound: each new one takes some with it.
+    // With more messages than the limit, as an older program may leave, each insertion evicts several.
     let store = Store::open(&home.path().join(FILE), MIGRATIONS).unwrap();
     store
         .write::<_, StoreError>(|tx| {
@@ -121,7 +120,7 @@ fn the_oldest_are_forgotten_in_small_steps() {
     let history = open(home.path());
     let mut counts = vec![count(&history)];
     for number in 0..5 {
-        history.keep(heard(MESSAGES_MAX + 26 + number)).wait().unwrap();
+        history.append(heard(MESSAGES_MAX + 26 + number)).wait().unwrap();
         counts.push(count(&history));
     }
     assert_eq!(counts.iter().map(|count| count - MESSAGES_MAX).collect::<Vec<_>>(), [9, 6, 3, 0, 0, 0]);
@@ -136,7 +135,7 @@ fn many_threads_keep_at_once() {
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let history = &history;
-            scope.spawn(move || (0..50).for_each(|n| history.keep(heard(thread * 100 + n)).wait().unwrap()));
+            scope.spawn(move || (0..50).for_each(|n| history.append(heard(thread * 100 + n)).wait().unwrap()));
         }
     });
     let kept = history.newest(usize::MAX).unwrap();
@@ -151,20 +150,20 @@ fn many_threads_keep_at_once() {
 fn profile_and_port_are_there_after_a_restart() {
     let home = tempfile::tempdir().unwrap();
     let history = open(home.path());
-    assert_eq!((history.profile().unwrap(), history.port().unwrap()), (None, None));
-    let avatar = Some(Avatar::of(&b"GIF89a\0\xff"[..]).unwrap());
+    assert_eq!((history.profile().unwrap(), history.last_port().unwrap()), (None, None));
+    let avatar = Some(Avatar::from_bytes(&b"GIF89a\0\xff"[..]).unwrap());
     let first = OwnProfile { display_name: "Al".to_owned(), status: "here\nnow".to_owned(), avatar };
-    history.keep_profile(heard(1), first.clone()).wait().unwrap();
-    history.set_port(65_535).unwrap();
+    history.append_profile(heard(1), first.clone()).wait().unwrap();
+    history.set_last_port(65_535).unwrap();
     drop(history);
     let history = open(home.path());
-    assert_eq!((history.profile().unwrap(), history.port().unwrap()), (Some(first), Some(65_535)));
+    assert_eq!((history.profile().unwrap(), history.last_port().unwrap()), (Some(first), Some(65_535)));
     let second = OwnProfile { display_name: "Bo".to_owned(), status: String::new(), avatar: None };
-    history.keep_profile(heard(2), second.clone()).wait().unwrap();
-    history.set_port(8000).unwrap();
+    history.append_profile(heard(2), second.clone()).wait().unwrap();
+    history.set_last_port(8000).unwrap();
     drop(history);
     let history = open(home.path());
-    assert_eq!((history.profile().unwrap(), history.port().unwrap()), (Some(second), Some(8000)));
+    assert_eq!((history.profile().unwrap(), history.last_port().unwrap()), (Some(second), Some(8000)));
     assert_eq!(history.newest(10).unwrap(), [heard(1), heard(2)]);
 }
 
@@ -173,15 +172,15 @@ fn what_was_received_of_late_and_may_come_again() {
     let home = tempfile::tempdir().unwrap();
     let history = open(home.path());
     let source = Some(Ipv4Addr::LOCALHOST);
-    let known = |at: u64| Entry { message_id: Some(format!("m{at}")), source, ..heard(at) };
+    let known = |at: u64| HistoryEntry { message_id: Some(format!("m{at}")), source, ..heard(at) };
     for entry in [known(9), said("x"), known(10), heard(11), said("y"), known(12)] {
-        history.keep(entry).wait().unwrap();
+        history.append(entry).wait().unwrap();
     }
     drop(history);
     assert_eq!(open(home.path()).received_since(Millis(10)).unwrap(), [known(10), known(12)]);
 }
 
-/// As the first version has it.
+/// A file with the schema of the first version.
 #[test]
 fn an_older_file_is_brought_up_to_date() {
     let home = tempfile::tempdir().unwrap();
@@ -190,8 +189,8 @@ fn an_older_file_is_brought_up_to_date() {
     store.write::<_, StoreError>(|tx| tx.execute(sql, &[])).unwrap();
     drop(store);
     let history = open(home.path());
-    assert_eq!(history.newest(10).unwrap(), [Entry { message_id: Some("m5".to_owned()), ..heard(5) }]);
-    history.keep(heard(6)).wait().unwrap();
+    assert_eq!(history.newest(10).unwrap(), [HistoryEntry { message_id: Some("m5".to_owned()), ..heard(5) }]);
+    history.append(heard(6)).wait().unwrap();
 }
 
 #[test]

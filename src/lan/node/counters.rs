@@ -1,151 +1,149 @@
-//! What was dropped, and why; what was sent.
+//! Counters of datagrams, the causes of drops, and the sizes of tables.
 
 use std::fmt;
 
 /// Why a datagram was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Cause {
-    /// It is no message.
+pub enum DropCause {
+    /// It cannot be decoded.
     Malformed,
-    /// Its TYPE is not known.
     UnknownType,
-    /// Its source sends too many.
+    /// Its source exceeds the rate limit.
     TooMany,
-    /// Its source is not the address that it names.
+    /// It names a sender address that is not its source.
     WrongSource,
-    /// Not from an IPv4 address.
+    /// Its source is not an IPv4 address.
     NotIpv4,
-    /// Shown already.
+    /// The message was received before.
     Repeated,
-    /// A DM for somebody else.
+    /// A DM to somebody else.
     NotForUs,
-    /// There are as many peers as are remembered.
+    /// The peer table is full.
     Full,
-    /// An ACK of nothing that waits for one from there.
+    /// An ACK for which no DM to that address waits.
     StrayAck,
-    /// The INSTANCE, or the address, of another peer.
+    /// It claims the INSTANCE or the address of another peer.
     Taken,
-    /// A USER_ID at a new PORT while the old one still answers.
+    /// It claims a USER_ID with a new PORT while the peer still answers at the old one.
     PortRefused,
-    /// More changes of PORT at once than are looked into.
+    /// There are too many port checks under way.
     TooManyChecks,
-    /// A question for peers too many, or one that was broadcast.
+    /// A peer list request beyond the rate limit, or one that was broadcast.
     TooManyLists,
-    /// A list of peers that was not asked for.
+    /// A peer list that was not requested.
     Unasked,
-    /// A message to a server or a probe.
+    /// A message or request to a server or a probe, which takes none.
     NotAPerson,
-    /// It asks for answers that cannot be given: more than are queued, or to a port where none may go.
+    /// It would need an answer that cannot be sent: the queue is full, or nothing may be sent to that address.
     Unanswerable,
 }
 
-impl Cause {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Cause; 16] = [
-        Cause::Malformed,
-        Cause::UnknownType,
-        Cause::TooMany,
-        Cause::WrongSource,
-        Cause::NotIpv4,
-        Cause::Repeated,
-        Cause::NotForUs,
-        Cause::Full,
-        Cause::StrayAck,
-        Cause::Taken,
-        Cause::PortRefused,
-        Cause::TooManyChecks,
-        Cause::TooManyLists,
-        Cause::Unasked,
-        Cause::NotAPerson,
-        Cause::Unanswerable,
+impl DropCause {
+    /// All causes, in the order of their discriminants.
+    pub const ALL: [DropCause; 16] = [
+        DropCause::Malformed,
+        DropCause::UnknownType,
+        DropCause::TooMany,
+        DropCause::WrongSource,
+        DropCause::NotIpv4,
+        DropCause::Repeated,
+        DropCause::NotForUs,
+        DropCause::Full,
+        DropCause::StrayAck,
+        DropCause::Taken,
+        DropCause::PortRefused,
+        DropCause::TooManyChecks,
+        DropCause::TooManyLists,
+        DropCause::Unasked,
+        DropCause::NotAPerson,
+        DropCause::Unanswerable,
     ];
 
-    /// One word for tables and logs.
+    /// The name in tables, logs and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
-            Cause::Malformed => "malformed",
-            Cause::UnknownType => "unknown-type",
-            Cause::TooMany => "too-many",
-            Cause::WrongSource => "wrong-source",
-            Cause::NotIpv4 => "not-ipv4",
-            Cause::Repeated => "repeated",
-            Cause::NotForUs => "not-for-us",
-            Cause::Full => "full",
-            Cause::StrayAck => "stray-ack",
-            Cause::Taken => "taken",
-            Cause::PortRefused => "port-refused",
-            Cause::TooManyChecks => "too-many-checks",
-            Cause::TooManyLists => "too-many-lists",
-            Cause::Unasked => "unasked",
-            Cause::NotAPerson => "not-a-person",
-            Cause::Unanswerable => "unanswerable",
+            DropCause::Malformed => "malformed",
+            DropCause::UnknownType => "unknown-type",
+            DropCause::TooMany => "too-many",
+            DropCause::WrongSource => "wrong-source",
+            DropCause::NotIpv4 => "not-ipv4",
+            DropCause::Repeated => "repeated",
+            DropCause::NotForUs => "not-for-us",
+            DropCause::Full => "full",
+            DropCause::StrayAck => "stray-ack",
+            DropCause::Taken => "taken",
+            DropCause::PortRefused => "port-refused",
+            DropCause::TooManyChecks => "too-many-checks",
+            DropCause::TooManyLists => "too-many-lists",
+            DropCause::Unasked => "unasked",
+            DropCause::NotAPerson => "not-a-person",
+            DropCause::Unanswerable => "unanswerable",
         }
     }
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for DropCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
 }
 
-/// What a node has counted since it started.
+/// What a node has counted since its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Datagrams that came, own broadcasts that came back among them.
+pub struct NodeCounters {
+    /// Received datagrams, including our own broadcasts.
     pub received: u64,
-    /// Their bytes.
+    /// Bytes of the received datagrams.
     pub received_bytes: u64,
-    /// Own broadcasts that came back.
+    /// Received broadcasts that were our own.
     pub own: u64,
     /// Datagrams sent to one address.
     pub sent: u64,
-    /// Broadcasts, one for each interface.
+    /// Broadcasts sent, counted per interface.
     pub broadcasts: u64,
-    dropped: [u64; Cause::ALL.len()],
+    dropped: [u64; DropCause::ALL.len()],
 }
 
-impl Counters {
-    /// How many were dropped for this cause.
-    pub fn dropped(&self, cause: Cause) -> u64 {
+impl NodeCounters {
+    pub fn dropped(&self, cause: DropCause) -> u64 {
         self.dropped[cause as usize]
     }
 
-    /// Every cause that occurred, and how often.
-    pub fn drops(&self) -> impl Iterator<Item = (Cause, u64)> + '_ {
-        Cause::ALL.into_iter().map(|cause| (cause, self.dropped(cause))).filter(|(_, count)| *count > 0)
+    /// Every cause that has occurred, with its count.
+    pub fn drops(&self) -> impl Iterator<Item = (DropCause, u64)> + '_ {
+        DropCause::ALL.into_iter().map(|cause| (cause, self.dropped(cause))).filter(|(_, count)| *count > 0)
     }
 
-    pub(super) fn drop(&mut self, cause: Cause) {
+    pub(super) fn count_drop(&mut self, cause: DropCause) {
         self.dropped[cause as usize] += 1;
     }
 }
 
-/// How many entries the tables of a node have. Each has a bound, whatever is sent.
+/// The number of entries of each of a node's tables. All are bounded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sizes {
-    /// Known peers, at most 10,000.
+pub struct TableSizes {
+    /// Known peers: at most 10,000.
     pub peers: usize,
-    /// Their addresses, at most 8 each.
+    /// Addresses of known peers: at most 8 each.
     pub addresses: usize,
-    /// Messages that are not shown again, at most 200,000.
+    /// Messages whose repeats are dropped: at most 200,000.
     pub seen: usize,
-    /// Their senders, at most 10,000.
+    /// Senders of those messages: at most 10,000.
     pub senders: usize,
-    /// DMs that wait to be acknowledged, at most 1,000.
-    pub waiting: usize,
-    /// Answers that are about to go, at most 10,000.
-    pub answers: usize,
-    /// Changes of PORT that are looked into, at most 100.
-    pub checks: usize,
-    /// Others that bear our name, at most 16.
-    pub rivals: usize,
-    /// Addresses that broadcast cannot reach, at most 64.
-    pub invited: usize,
-    /// Sources whose datagrams are counted, at most 10,000.
+    /// DMs that wait for an ACK: at most 1,000.
+    pub pending_dms: usize,
+    /// Unicast announcements that wait to be sent: at most 10,000.
+    pub queued_announcements: usize,
+    /// Changes of PORT that are being checked: at most 100.
+    pub port_checks: usize,
+    /// Other peers of this host that have our name: at most 16.
+    pub name_conflicts: usize,
+    /// Addresses added by the user (`--peer`): at most 64.
+    pub static_peers: usize,
+    /// Sources in the largest of the rate limiters: at most 10,000.
     pub sources: usize,
-    /// Strangers that sent an ACK, at most 1,000.
-    pub acked: usize,
-    /// Peers whose list was asked for, at most 32.
-    pub asked: usize,
+    /// Unknown addresses that have sent an ACK: at most 1,000.
+    pub acknowledging_strangers: usize,
+    /// Peers whose list was requested: at most 32.
+    pub peer_list_requests: usize,
 }

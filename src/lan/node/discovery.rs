@@ -1,372 +1,408 @@
-//! Announcements: one's own, those of others, and who is believed to be whom.
+//! Announcements: sending our own, handling those of others, and deciding which claims of identity to accept.
 
 use std::net::SocketAddrV4;
 
-use super::peers::{PEERS_MAX, PeerId};
-use super::{Cause, Door, Effect, Kind, Left, Node, Shown, Step};
+use super::peer_table::{PEERS_MAX, PeerId};
+use super::{CallContext, DropCause, Node, NodeEffect, NodeKind, Notification, PeerLeftReason, SocketRole};
 use crate::lan::wire::{Discovery, UserId};
 use crate::model::{Millis, Name};
 
-/// An answer to a broadcast waits at least so long …
-const ANSWER_AFTER_MS: u64 = 20;
-/// … and up to so much longer, so that not all answer at the same time.
+/// The least delay of an answer to a broadcast.
+const ANSWER_DELAY_MS: u64 = 20;
+/// A random further delay up to this value, so that not all peers answer at the same time.
 const ANSWER_SPREAD_MS: u64 = 230;
-/// So long after we announced ourselves a direct announcement answers that.
-const ANSWERED_WITHIN_MS: u64 = 2_000;
-/// How long an old PORT has to answer before a new one is believed.
-const CHECK_MS: u64 = 1_000;
-/// Changes of PORT that are looked into at once.
-pub(super) const CHECKS_MAX: usize = 100;
-/// Who bears his name for less than this is the newer of two.
-const YOUNG_MS: u64 = 2_000;
-/// How long a young one that need not yield waits for the other to do so, in case that one is old.
+/// A unicast announcement within this time after our own is taken for an answer to it.
+const ANSWER_WINDOW_MS: u64 = 2_000;
+/// How long the old PORT has to answer before a new one is accepted.
+const PORT_CHECK_MS: u64 = 1_000;
+/// Changes of PORT that are checked at once.
+pub(super) const PORT_CHECKS_MAX: usize = 100;
+/// A peer that has had its name for less than this counts as the newer of two.
+const NEW_NAME_MS: u64 = 2_000;
+/// How long a newer peer with the larger INSTANCE waits for the other one to yield before it yields itself.
 const YIELD_AFTER_MS: u64 = 500;
-/// Two that both think that they are the elder have known each other for this many announcements.
+/// After this many announcement intervals, two peers that both count as the older are in a stalemate.
 const STALEMATE_ANNOUNCES: u32 = 2;
-/// Others of our name that are remembered.
-pub(super) const RIVALS_MAX: usize = 16;
+pub(super) const NAME_CONFLICTS_MAX: usize = 16;
 
-/// A USER_ID was heard with another PORT.
-pub(super) struct Check {
+/// A USER_ID was announced with another PORT; the peer at the old one is asked whether it is still there.
+pub(super) struct PortCheck {
     old: SocketAddrV4,
-    new: Heard,
+    new: Announcement,
     pub until: Millis,
 }
 
-/// Another on this host that bears our name.
-pub(super) struct Rival {
+/// Another peer on this host that has our name.
+pub(super) struct NameConflict {
     instance: Option<String>,
-    /// Where it is spoken to.
+    /// Where it receives unicasts.
     addr: SocketAddrV4,
     met_at: Millis,
 }
 
-/// An announcement, and how it came.
-struct Heard {
+/// A received announcement.
+struct Announcement {
     source: SocketAddrV4,
-    /// Where its sender is spoken to.
+    /// The source address with the announced PORT.
     addr: SocketAddrV4,
-    door: Door,
-    said: Discovery,
+    socket: SocketRole,
+    discovery: Discovery,
 }
 
 impl Node {
-    /// Tells everybody that we are here.
-    pub(super) fn announce(&mut self, step: &mut Step) {
-        self.announced_at = Some(step.now);
-        for (by, ip) in self.addresses.announced_by() {
-            let message = self.announcement(step, UserId { name: self.name.clone(), ip }, false);
+    /// Broadcasts our announcement on every interface, and sends it to static peers that are not known yet.
+    pub(super) fn announce(&mut self, ctx: &mut CallContext) {
+        self.last_announced_at = Some(ctx.now);
+        for (interface_ip, ip) in self.addresses.announcement_routes() {
+            let message = self.build_announcement(ctx, UserId { name: self.name.clone(), ip }, false);
             self.counters.broadcasts += 1;
-            step.effects.push(Effect::Broadcast { by, message });
+            ctx.effects.push(NodeEffect::Broadcast { interface_ip, message });
         }
-        let invited: Vec<_> = self.invited.iter().copied().filter(|addr| !self.knows_somebody_at(*addr)).collect();
-        for addr in invited {
-            self.announce_to(step, addr, false);
+        let static_peers: Vec<_> =
+            self.static_peers.iter().copied().filter(|addr| !self.knows_peer_at(*addr)).collect();
+        for addr in static_peers {
+            self.announce_to(ctx, addr, false);
         }
-        self.next_announce = None;
-        if self.settings.kind != Kind::Probe {
-            let every_ms = u64::try_from(self.settings.announce_every.as_millis()).unwrap_or(u64::MAX);
-            let jitter_ms = step.below(every_ms / 5 + 1);
-            self.next_announce = Some(step.now.plus_ms((every_ms - every_ms / 10).saturating_add(jitter_ms).max(1)));
-        }
-    }
-
-    /// Of an address with a discovery port one never hears: whoever is behind it speaks from its own.
-    fn knows_somebody_at(&self, addr: SocketAddrV4) -> bool {
-        let shared = addr.port() == self.settings.discovery_port;
-        let there = |at: SocketAddrV4| if shared { at.ip() == addr.ip() } else { at == addr };
-        self.peers.iter().any(|peer| peer.addresses().iter().any(|address| there(address.addr)))
-    }
-
-    /// Tells one that we are here.
-    pub(super) fn announce_to(&mut self, step: &mut Step, to: SocketAddrV4, probe: bool) {
-        let message = self.announcement(step, self.user_id_towards(*to.ip()), probe);
-        self.peers.told(to, step.now);
-        self.send(step, to, message);
-    }
-
-    /// The answers whose time has come.
-    pub(super) fn give_answers(&mut self, step: &mut Step) {
-        while let Some(to) = self.answers.next_due(step.now) {
-            self.announce_to(step, to, false);
+        self.next_announce_at = None;
+        if self.config.kind != NodeKind::Probe {
+            let every_ms = u64::try_from(self.config.announce_every.as_millis()).unwrap_or(u64::MAX);
+            let jitter_ms = ctx.random_below(every_ms / 5 + 1);
+            self.next_announce_at = Some(ctx.now.plus_ms((every_ms - every_ms / 10).saturating_add(jitter_ms).max(1)));
         }
     }
 
-    /// Somebody announced himself.
-    pub(super) fn discovered(&mut self, step: &mut Step, source: SocketAddrV4, door: Door, said: Discovery) {
-        let mut said = said;
-        let mut addr = SocketAddrV4::new(*source.ip(), said.port);
+    /// Whether a peer is known at an address. With a discovery port, any peer of that host counts: peers send from
+    /// their own ports.
+    fn knows_peer_at(&self, addr: SocketAddrV4) -> bool {
+        let shared = addr.port() == self.config.discovery_port;
+        let is_match = |at: SocketAddrV4| if shared { at.ip() == addr.ip() } else { at == addr };
+        self.peers.iter().any(|peer| peer.addresses().iter().any(|address| is_match(address.addr)))
+    }
+
+    /// Sends our announcement to one address.
+    pub(super) fn announce_to(&mut self, ctx: &mut CallContext, to: SocketAddrV4, probe: bool) {
+        let message = self.build_announcement(ctx, self.own_user_id_for(*to.ip()), probe);
+        self.peers.mark_announced_to(to, ctx.now);
+        self.send(ctx, to, message);
+    }
+
+    pub(super) fn send_due_announcements(&mut self, ctx: &mut CallContext) {
+        while let Some(to) = self.announcement_queue.pop_due(ctx.now) {
+            self.announce_to(ctx, to, false);
+        }
+    }
+
+    pub(super) fn handle_discovery(
+        &mut self,
+        ctx: &mut CallContext,
+        source: SocketAddrV4,
+        socket: SocketRole,
+        discovery: Discovery,
+    ) {
+        let mut discovery = discovery;
+        let mut addr = SocketAddrV4::new(*source.ip(), discovery.port);
         if self.is_self(addr) {
-            return self.drop(step, source, Cause::Taken, || format!("PORT: {addr} is this node itself"));
+            return self.drop_datagram(ctx, source, DropCause::Taken, || format!("PORT: {addr} is this node itself"));
         }
-        if !self.may_send(addr) {
-            return self.drop(step, source, Cause::Unanswerable, || format!("PORT: nothing may be sent to {addr}"));
+        if !self.may_send_to(addr) {
+            return self.drop_datagram(ctx, source, DropCause::Unanswerable, || {
+                format!("PORT: nothing may be sent to {addr}")
+            });
         }
-        if said.instance.is_none() {
-            (said.user_id, addr) = self.as_known_here(said.user_id, addr);
+        if discovery.instance.is_none() {
+            (discovery.user_id, addr) = self.resolve_local_alias(discovery.user_id, addr);
         }
-        let answered = door == Door::Own && self.answers_us(step.now, addr) && self.answers.not_needed(addr);
-        let heard = Heard { source, addr, door, said };
-        if heard.said.features.probe {
-            if let Some(id) = self.peers.with_addr(addr) {
-                self.peers.heard(id, addr, step.now);
+        let is_answer =
+            socket == SocketRole::Own && self.is_answer_to_us(ctx.now, addr) && self.announcement_queue.cancel(addr);
+        let announcement = Announcement { source, addr, socket, discovery };
+        if announcement.discovery.features.probe {
+            if let Some(id) = self.peers.find_by_addr(addr) {
+                self.peers.mark_heard(id, addr, ctx.now);
             }
-            return self.answer(step, &heard);
+            return self.enqueue_answer(ctx, &announcement);
         }
-        if heard.said.user_id.name == self.name && self.addresses.is_own(heard.said.user_id.ip) {
-            return self.met_rival(step, heard);
+        if announcement.discovery.user_id.name == self.name && self.addresses.is_own(announcement.discovery.user_id.ip)
+        {
+            return self.handle_name_conflict(ctx, announcement);
         }
-        self.not_called_so_any_more(&heard.said);
-        match self.peers.addr_of(&heard.said.user_id) {
-            Some(old) if old.port() != addr.port() => self.check_port(step, old, heard),
-            _ => self.admit(step, &heard, answered),
+        self.clear_former_claims(&announcement.discovery);
+        match self.peers.addr_of(&announcement.discovery.user_id) {
+            Some(old) if old.port() != addr.port() => self.start_port_check(ctx, old, announcement),
+            _ => self.admit(ctx, &announcement, is_answer),
         }
     }
 
-    /// One of another make on this host speaks by several of its addresses, and perhaps under as many USER_IDs,
-    /// without saying that it is one: the addresses of this host are one for where a peer is. (Who says it, by an
-    /// INSTANCE, is one by that, wherever he is.)
-    fn as_known_here(&self, user_id: UserId, addr: SocketAddrV4) -> (UserId, SocketAddrV4) {
+    /// Maps a peer of this host that has no INSTANCE to the USER_ID and address by which it is known already. Such a
+    /// peer may send from several of the host's addresses, with as many USER_IDs, and nothing but the host tells that
+    /// it is one peer. (Peers with an INSTANCE are recognized by that, wherever they are.)
+    fn resolve_local_alias(&self, user_id: UserId, addr: SocketAddrV4) -> (UserId, SocketAddrV4) {
         let without_instance = |user_id: &UserId| {
-            let peer = self.peers.with_user(user_id).and_then(|id| self.peers.get(id));
+            let peer = self.peers.find_by_user_id(user_id).and_then(|id| self.peers.get(id));
             peer.is_some_and(|peer| peer.instance().is_none())
         };
-        let mut ids = self.addresses.equal_to(user_id.ip).map(|ip| UserId { name: user_id.name.clone(), ip });
+        let mut ids = self.addresses.equivalents(user_id.ip).map(|ip| UserId { name: user_id.name.clone(), ip });
         if let Some(known) = ids.find(without_instance)
             && let Some(at) = self.peers.addr_of(&known)
         {
-            // Where nobody answers any more it may have left for the address that it is heard from now.
-            let is_there = self.is_same_place(at, addr) && !self.peers.is_refusing(at);
+            // If the known address refuses sends, the peer may have moved to the address it is heard from now.
+            let is_there = self.is_same_endpoint(at, addr) && !self.peers.is_refusing(at);
             return (known, if is_there { at } else { addr });
         }
-        // It may go by another name now.
-        let place = self.place_of(addr);
-        let there = self.peers.with_addr(place).and_then(|id| self.peers.get(id));
-        (user_id, if there.is_some_and(|peer| peer.instance().is_none()) { place } else { addr })
+        // It may have another name now.
+        let known_addr = self.known_addr_of(addr);
+        let known_peer = self.peers.find_by_addr(known_addr).and_then(|id| self.peers.get(id));
+        (user_id, if known_peer.is_some_and(|peer| peer.instance().is_none()) { known_addr } else { addr })
     }
 
-    /// Whether who announces himself directly while our answer waits has heard our own announcement: n that
-    /// start at once need not all answer each other twice. He does not do so at the same moment as he
-    /// announces himself to everybody; who does has a reason of his own (`--peer`), and may not know us.
-    fn answers_us(&self, now: Millis, addr: SocketAddrV4) -> bool {
-        let said = |at: Option<Millis>| at.is_some_and(|at| now < at.plus_ms(ANSWERED_WITHIN_MS));
-        let told_at = self.peers.with_addr(addr).and_then(|id| self.peers.get(id)?.told_at());
-        let broadcast_at = self.answers.broadcast_at(addr);
-        broadcast_at.is_some_and(|at| now >= at.plus_ms(ANSWER_AFTER_MS)) && (said(self.announced_at) || said(told_at))
+    /// Whether a unicast announcement, received while our own answer to that peer is queued, answers our announcement:
+    /// then ours is not needed. This halves the answers among peers that start at the same time. A unicast at the same
+    /// moment as the peer's broadcast is no answer: the peer has another reason (`--peer`) and may not know us.
+    fn is_answer_to_us(&self, now: Millis, addr: SocketAddrV4) -> bool {
+        let is_recent = |at: Option<Millis>| at.is_some_and(|at| now < at.plus_ms(ANSWER_WINDOW_MS));
+        let announced_to_at = self.peers.find_by_addr(addr).and_then(|id| self.peers.get(id)?.announced_to_at());
+        let broadcast_at = self.announcement_queue.broadcast_at(addr);
+        broadcast_at.is_some_and(|at| now >= at.plus_ms(ANSWER_DELAY_MS))
+            && (is_recent(self.last_announced_at) || is_recent(announced_to_at))
     }
 
-    /// Who announces himself is listed, or found in the list, and answered if he does not know us.
-    fn admit(&mut self, step: &mut Step, heard: &Heard, answered: bool) {
-        let Heard { source, addr, door, said } = heard;
-        let user = self.peers.with_user(&said.user_id);
-        let old_addr = self.peers.addr_of(&said.user_id);
-        let of_instance = said.instance.as_deref().and_then(|instance| self.peers.with_instance(instance));
-        let at_addr = self.peers.with_addr(*addr);
-        let is_there = |id: PeerId| at_addr == Some(id);
-        let id = match (of_instance, user) {
+    /// Adds or updates the announced peer, and answers it if it may not know us. `is_answer` says that it does.
+    fn admit(&mut self, ctx: &mut CallContext, announcement: &Announcement, is_answer: bool) {
+        let Announcement { source, addr, socket, discovery } = announcement;
+        let by_user_id = self.peers.find_by_user_id(&discovery.user_id);
+        let old_addr = self.peers.addr_of(&discovery.user_id);
+        let by_instance = discovery.instance.as_deref().and_then(|instance| self.peers.find_by_instance(instance));
+        let by_addr = self.peers.find_by_addr(*addr);
+        let is_there = |id: PeerId| by_addr == Some(id);
+        let id = match (by_instance, by_user_id) {
             (Some(id), _) => {
-                // One run has one name. A new one is believed only from where it had the old one.
-                let same_name = self.peers.get(id).is_some_and(|peer| *peer.name() == said.user_id.name);
-                if !same_name && !is_there(id) {
-                    return self.drop(step, *source, Cause::Taken, || "INSTANCE: another peer's".to_owned());
+                // A run may change its name only from the address at which it is known.
+                let is_same_name = self.peers.get(id).is_some_and(|peer| *peer.name() == discovery.user_id.name);
+                if !is_same_name && !is_there(id) {
+                    return self
+                        .drop_datagram(ctx, *source, DropCause::Taken, || "INSTANCE: another peer's".to_owned());
                 }
                 Some(id)
             }
             (None, Some(id)) => Some(id),
-            // One without an INSTANCE that goes by another name now.
-            (None, None) => at_addr.filter(|id| {
-                said.instance.is_none() && self.peers.get(*id).is_some_and(|peer| peer.instance().is_none())
+            // A peer without INSTANCE that has another name now.
+            (None, None) => by_addr.filter(|id| {
+                discovery.instance.is_none() && self.peers.get(*id).is_some_and(|peer| peer.instance().is_none())
             }),
         };
-        let known_so = id.is_some() && user == id && old_addr == Some(*addr);
-        let same_run =
-            id.and_then(|id| self.peers.get(id)).is_some_and(|peer| peer.instance() == said.instance.as_deref());
-        if known_so && same_run {
+        let is_unchanged = id.is_some() && by_user_id == id && old_addr == Some(*addr);
+        let is_same_run =
+            id.and_then(|id| self.peers.get(id)).is_some_and(|peer| peer.instance() == discovery.instance.as_deref());
+        if is_unchanged && is_same_run {
             if let Some(id) = id {
-                self.peers.heard(id, *addr, step.now);
-                self.peers.describe(id, said);
-                let is_quiet = said.instance.is_none();
-                let again = self.peers.get_mut(id).is_some_and(|peer| match door {
-                    _ if answered => false,
-                    _ if is_quiet => peer.may_answer_quiet(step.now),
-                    Door::Own => peer.may_tell_again(step.now),
-                    Door::Discovery => false,
+                self.peers.mark_heard(id, *addr, ctx.now);
+                self.peers.update_description(id, discovery);
+                let has_no_instance = discovery.instance.is_none();
+                let again = self.peers.get_mut(id).is_some_and(|peer| match socket {
+                    _ if is_answer => false,
+                    _ if has_no_instance => peer.may_answer_without_instance(ctx.now),
+                    SocketRole::Own => peer.try_answer_again(ctx.now),
+                    SocketRole::Discovery => false,
                 });
                 if again {
-                    self.answer(step, heard);
+                    self.enqueue_answer(ctx, announcement);
                 }
             }
             return;
         }
-        // Only who speaks from an address takes it from whoever had it.
-        if at_addr.is_some() && source.port() != addr.port() {
-            return self.drop(step, *source, Cause::Taken, || format!("PORT: another peer is at {addr}"));
+        // An address that another peer has can be taken over only by sending from it.
+        if by_addr.is_some() && source.port() != addr.port() {
+            return self.drop_datagram(ctx, *source, DropCause::Taken, || format!("PORT: another peer is at {addr}"));
         }
         if id.is_none() && self.peers.len() >= PEERS_MAX {
-            if !std::mem::replace(&mut self.full_shown, true) {
-                step.show(Shown::Full { peers: PEERS_MAX });
+            if !std::mem::replace(&mut self.has_notified_full, true) {
+                ctx.notify(Notification::PeerTableFull { peers: PEERS_MAX });
             }
-            return self.drop(step, *source, Cause::Full, || format!("{PEERS_MAX} peers are known already"));
+            return self
+                .drop_datagram(ctx, *source, DropCause::Full, || format!("{PEERS_MAX} peers are known already"));
         }
-        // Without an INSTANCE another PORT is all that tells of another run.
-        let moved = old_addr.is_some_and(|old| old != *addr);
-        let started_again = id.is_some() && of_instance.is_none() && (!same_run || moved);
-        let newcomer = id.is_none();
-        let id = id.unwrap_or_else(|| self.peers.add(step.now));
+        // Without INSTANCE, only another PORT reveals another run.
+        let has_moved = old_addr.is_some_and(|old| old != *addr);
+        let has_restarted = id.is_some() && by_instance.is_none() && (!is_same_run || has_moved);
+        let is_new = id.is_none();
+        let id = id.unwrap_or_else(|| self.peers.add(ctx.now));
         let old_user = self.peers.get(id).and_then(|peer| peer.addresses().first()).map(|at| at.user_id.clone());
-        for peer in self.peers.settle(id, &said.user_id, *addr, step.now) {
-            if peer.user_id.name != said.user_id.name {
-                step.show(Shown::Left { peer, why: Left::Replaced });
+        for peer in self.peers.assign_address(id, &discovery.user_id, *addr, ctx.now) {
+            if peer.user_id.name != discovery.user_id.name {
+                ctx.notify(Notification::PeerLeft { peer, why: PeerLeftReason::Replaced });
             }
         }
-        self.peers.describe(id, said);
-        let renamed = old_user.filter(|old| old.name != said.user_id.name);
-        if started_again || renamed.is_some() {
-            self.peers.only_at(id, *addr);
+        self.peers.update_description(id, discovery);
+        let renamed = old_user.filter(|old| old.name != discovery.user_id.name);
+        if has_restarted || renamed.is_some() {
+            self.peers.retain_only(id, *addr);
         }
         if let Some(old) = renamed {
-            step.show(Shown::PeerRenamed { old, new: said.user_id.clone() });
+            ctx.notify(Notification::PeerRenamed { old, new: discovery.user_id.clone() });
         }
         if let Some(old) = old_addr.filter(|old| old != addr) {
-            step.show(Shown::Moved { user_id: said.user_id.clone(), old: old.into(), new: (*addr).into() });
+            ctx.notify(Notification::PeerMoved {
+                user_id: discovery.user_id.clone(),
+                old: old.into(),
+                new: (*addr).into(),
+            });
         }
-        if newcomer {
-            self.full_shown = false;
-            step.effects.extend(self.peers.known(id).map(|known| Effect::Show(Shown::Came(known))));
+        if is_new {
+            self.has_notified_full = false;
+            ctx.effects.extend(self.peers.info(id).map(|known| NodeEffect::Notify(Notification::PeerJoined(known))));
         }
-        if newcomer || started_again || *door == Door::Own && !answered {
-            self.answer(step, heard);
+        if is_new || has_restarted || *socket == SocketRole::Own && !is_answer {
+            self.enqueue_answer(ctx, announcement);
         }
     }
 
-    /// To whoever came directly at once; to a broadcast a little later: the other may hear of us before.
-    fn answer(&mut self, step: &mut Step, heard: &Heard) {
-        if self.settings.kind == Kind::Probe {
+    /// Queues an answer: to a unicast at once, to a broadcast after a delay, as the peer may hear of us before.
+    fn enqueue_answer(&mut self, ctx: &mut CallContext, announcement: &Announcement) {
+        if self.config.kind == NodeKind::Probe {
             return;
         }
-        let broadcast = heard.door == Door::Discovery;
-        let wait_ms = if broadcast { ANSWER_AFTER_MS + step.below(ANSWER_SPREAD_MS + 1) } else { 0 };
-        let broadcast_at = (broadcast && !heard.said.features.probe).then_some(step.now);
-        let has_share = self.answered_to.take(step.now, self.addresses.share_of(heard.source));
-        if !has_share || !self.answers.add(step.now.plus_ms(wait_ms), heard.addr, broadcast_at) {
-            self.drop(step, heard.source, Cause::Unanswerable, || "too many answers wait already".to_owned());
+        let broadcast = announcement.socket == SocketRole::Discovery;
+        let wait_ms = if broadcast { ANSWER_DELAY_MS + ctx.random_below(ANSWER_SPREAD_MS + 1) } else { 0 };
+        let broadcast_at = (broadcast && !announcement.discovery.features.probe).then_some(ctx.now);
+        let is_allowed = self.answer_limiter.take(ctx.now, self.addresses.rate_limit_key(announcement.source));
+        if !is_allowed || !self.announcement_queue.enqueue(ctx.now.plus_ms(wait_ms), announcement.addr, broadcast_at) {
+            self.drop_datagram(ctx, announcement.source, DropCause::Unanswerable, || {
+                "too many answers wait already".to_owned()
+            });
         }
     }
 
-    /// A USER_ID with another PORT: if the old one still answers, the new one is not believed.
-    fn check_port(&mut self, step: &mut Step, old: SocketAddrV4, heard: Heard) {
-        if let Some(check) = self.checks.get_mut(&heard.said.user_id) {
-            if check.new.addr == heard.addr {
-                check.new = heard;
+    /// Starts to check a USER_ID with another PORT: if the peer still answers at the old one, the claim is refused.
+    fn start_port_check(&mut self, ctx: &mut CallContext, old: SocketAddrV4, announcement: Announcement) {
+        if let Some(check) = self.port_checks.get_mut(&announcement.discovery.user_id) {
+            if check.new.addr == announcement.addr {
+                check.new = announcement;
                 return;
             }
-            return self.drop(step, heard.source, Cause::TooManyChecks, || {
-                format!("USER_ID: {} is looked into already", heard.said.user_id)
+            return self.drop_datagram(ctx, announcement.source, DropCause::TooManyChecks, || {
+                format!("USER_ID: {} is looked into already", announcement.discovery.user_id)
             });
         }
-        if self.checks.len() >= CHECKS_MAX {
-            return self.drop(step, heard.source, Cause::TooManyChecks, || {
-                format!("{CHECKS_MAX} changes of PORT are looked into already")
+        if self.port_checks.len() >= PORT_CHECKS_MAX {
+            return self.drop_datagram(ctx, announcement.source, DropCause::TooManyChecks, || {
+                format!("{PORT_CHECKS_MAX} changes of PORT are looked into already")
             });
         }
-        self.announce_to(step, old, true);
-        let until = step.now.plus_ms(CHECK_MS);
-        self.checks.insert(heard.said.user_id.clone(), Check { old, new: heard, until });
+        self.announce_to(ctx, old, true);
+        let until = ctx.now.plus_ms(PORT_CHECK_MS);
+        self.port_checks.insert(announcement.discovery.user_id.clone(), PortCheck { old, new: announcement, until });
     }
 
-    /// Whoever speaks is there: if somebody else claimed to be him, he is refused. But if the old PORT goes
-    /// by another name now, the claim is right (else two that exchanged their names would be asked for ever).
-    pub(super) fn answered(&mut self, step: &mut Step, source: SocketAddrV4, speaks: Option<&UserId>, announces: bool) {
-        let asked = self.checks.iter().filter(|(_, check)| check.old == source);
+    /// Resolves port checks by a datagram from the checked old address: the peer is still there, so the claim is
+    /// refused. But if the announcement from there has another name, the claim is accepted (otherwise two peers that
+    /// have exchanged their names would be checked for ever).
+    pub(super) fn resolve_port_checks(
+        &mut self,
+        ctx: &mut CallContext,
+        source: SocketAddrV4,
+        sender: Option<&UserId>,
+        is_announcement: bool,
+    ) {
+        let asked = self.port_checks.iter().filter(|(_, check)| check.old == source);
         for user_id in asked.map(|(user_id, _)| user_id.clone()).collect::<Vec<_>>() {
-            let still_so = speaks.is_none_or(|speaks| speaks.name == user_id.name);
-            if !still_so && !announces {
+            let has_same_name = sender.is_none_or(|sender| sender.name == user_id.name);
+            if !has_same_name && !is_announcement {
                 continue;
             }
-            let Some(check) = self.checks.remove(&user_id) else { continue };
-            if !still_so {
-                self.admit(step, &check.new, false);
+            let Some(check) = self.port_checks.remove(&user_id) else { continue };
+            if !has_same_name {
+                self.admit(ctx, &check.new, false);
                 continue;
             }
             let (old, new) = (check.old, check.new.addr);
-            // What it says answers us: it need not be answered.
-            self.peers.told(old, step.now);
-            self.drop(step, check.new.source, Cause::PortRefused, || format!("USER_ID: {user_id} is at {old}"));
-            step.show(Shown::MoveRefused { user_id, old: old.into(), new: new.into() });
+            // The datagram answers our question, so it needs no answer.
+            self.peers.mark_announced_to(old, ctx.now);
+            self.drop_datagram(ctx, check.new.source, DropCause::PortRefused, || {
+                format!("USER_ID: {user_id} is at {old}")
+            });
+            ctx.notify(Notification::PeerMoveRefused { user_id, old: old.into(), new: new.into() });
         }
     }
 
-    pub(super) fn conclude_checks(&mut self, step: &mut Step) {
-        let now = step.now;
-        while let Some(user_id) = self.checks.iter().find(|(_, check)| check.until <= now).map(|(id, _)| id.clone()) {
-            let Some(check) = self.checks.remove(&user_id) else { return };
-            self.admit(step, &check.new, false);
+    pub(super) fn accept_expired_port_checks(&mut self, ctx: &mut CallContext) {
+        let now = ctx.now;
+        while let Some(user_id) =
+            self.port_checks.iter().find(|(_, check)| check.until <= now).map(|(id, _)| id.clone())
+        {
+            let Some(check) = self.port_checks.remove(&user_id) else { return };
+            self.admit(ctx, &check.new, false);
         }
     }
 
-    /// Who goes by another name claims the former no more, be it ours or another's.
-    fn not_called_so_any_more(&mut self, said: &Discovery) {
-        let Some(instance) = said.instance.as_deref() else { return };
-        if !self.checks.is_empty() {
-            self.checks.retain(|user_id, check| {
-                check.new.said.instance.as_deref() != Some(instance) || user_id.name == said.user_id.name
+    /// A run that announces another name gives up its claims to the former one: pending port checks and name conflicts.
+    fn clear_former_claims(&mut self, discovery: &Discovery) {
+        let Some(instance) = discovery.instance.as_deref() else { return };
+        if !self.port_checks.is_empty() {
+            self.port_checks.retain(|user_id, check| {
+                check.new.discovery.instance.as_deref() != Some(instance) || user_id.name == discovery.user_id.name
             });
         }
-        if !self.rivals.is_empty() {
-            self.rivals.retain(|rival| rival.instance.as_deref() != Some(instance));
-            if self.rivals.is_empty() {
+        if !self.name_conflicts.is_empty() {
+            self.name_conflicts.retain(|conflict| conflict.instance.as_deref() != Some(instance));
+            if self.name_conflicts.is_empty() {
                 self.rename_at = None;
             }
         }
     }
 
-    /// Another on this host bears our name. The newer of the two takes another; who is the newer each
-    /// can only tell of himself, so that of two young ones the smaller INSTANCE decides, as it does when
-    /// both think for long that they are the elder.
-    fn met_rival(&mut self, step: &mut Step, heard: Heard) {
-        let known = self.rivals.iter().find(|rival| rival.instance == heard.said.instance).map(|rival| rival.met_at);
-        if known.is_none() {
-            if self.rivals.len() >= RIVALS_MAX {
-                self.rivals.remove(0);
+    /// Another peer on this host has our name. The newer of the two must take another one. Each knows only its own age,
+    /// so the smaller INSTANCE yields if both are new, and after a stalemate in which both count as the older.
+    fn handle_name_conflict(&mut self, ctx: &mut CallContext, announcement: Announcement) {
+        let met_at = self
+            .name_conflicts
+            .iter()
+            .find(|conflict| conflict.instance == announcement.discovery.instance)
+            .map(|conflict| conflict.met_at);
+        if met_at.is_none() {
+            if self.name_conflicts.len() >= NAME_CONFLICTS_MAX {
+                self.name_conflicts.remove(0);
             }
-            self.rivals.push(Rival { instance: heard.said.instance.clone(), addr: heard.addr, met_at: step.now });
+            self.name_conflicts.push(NameConflict {
+                instance: announcement.discovery.instance.clone(),
+                addr: announcement.addr,
+                met_at: ctx.now,
+            });
         }
-        // It must know of us, whoever of us is to yield. To its answer none follows.
-        if known.is_none() || heard.door == Door::Discovery {
-            self.answers.add(step.now, heard.addr, None);
+        // The other one must know of us, whoever has to yield. Its answer is not answered again.
+        if met_at.is_none() || announcement.socket == SocketRole::Discovery {
+            self.announcement_queue.enqueue(ctx.now, announcement.addr, None);
         }
-        let yields = heard.said.instance.as_deref().is_none_or(|theirs| *self.settings.instance < *theirs);
-        let stalemate = self.settings.announce_every * STALEMATE_ANNOUNCES;
-        if self.named_at.plus_ms(YOUNG_MS) > step.now {
-            if yields {
-                self.rename(step);
+        let must_yield =
+            announcement.discovery.instance.as_deref().is_none_or(|theirs| *self.config.instance < *theirs);
+        let stalemate = self.config.announce_every * STALEMATE_ANNOUNCES;
+        if self.named_at.plus_ms(NEW_NAME_MS) > ctx.now {
+            if must_yield {
+                self.take_next_name(ctx);
             } else {
-                self.rename_at.get_or_insert(step.now.plus_ms(YIELD_AFTER_MS));
+                self.rename_at.get_or_insert(ctx.now.plus_ms(YIELD_AFTER_MS));
             }
-        } else if yields && known.is_some_and(|met_at| met_at.plus(stalemate) <= step.now) {
-            self.rename(step);
+        } else if must_yield && met_at.is_some_and(|met_at| met_at.plus(stalemate) <= ctx.now) {
+            self.take_next_name(ctx);
         }
     }
 
-    /// Takes the next free name.
-    pub(super) fn rename(&mut self, step: &mut Step) {
-        (self.rename_at, self.named_at) = (None, step.now);
-        let rivals = std::mem::take(&mut self.rivals);
+    /// Takes the next free name: the configured one with the smallest free number, from 2 on.
+    pub(super) fn take_next_name(&mut self, ctx: &mut CallContext) {
+        (self.rename_at, self.named_at) = (None, ctx.now);
+        let conflicts = std::mem::take(&mut self.name_conflicts);
         let on_this_host = |name: &Name| {
             let mut addresses = self.peers.iter().flat_map(|peer| peer.addresses());
             addresses.any(|at| at.user_id.name == *name && self.addresses.is_own(at.user_id.ip))
         };
-        // There are at most so many others: one of these is free.
+        // There cannot be more other names than these numbers, so one is free.
         let numbers = 2..=PEERS_MAX * 8 + 3;
-        let mut names = numbers.map(|number| self.settings.name.numbered(number));
+        let mut names = numbers.map(|number| self.config.name.numbered(number));
         let Some(free) = names.find(|name| *name != self.name && !on_this_host(name)) else { return };
         let old = std::mem::replace(&mut self.name, free.clone());
-        step.show(Shown::Renamed { old, new: free });
-        self.announce(step);
-        // Whoever bears the name can be known from now on, but was not listed before: asked, he answers,
-        // whatever he has heard of us already.
-        for rival in rivals {
-            self.announce_to(step, rival.addr, true);
+        ctx.notify(Notification::SelfRenamed { old, new: free });
+        self.announce(ctx);
+        // The peers with the old name can be listed from now on. A probe makes them answer, whatever they know of us.
+        for conflict in conflicts {
+            self.announce_to(ctx, conflict.addr, true);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A node on a bench: 10.0.0.1 and loopback, port 8001, with time that a test moves.
+//! Tests of the node "alice" with the addresses 10.0.0.1 and loopback, port 8001, and a simulated clock.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -15,9 +15,9 @@ mod ports;
 mod talk;
 
 const DISCOVERY_PORT: u16 = 50_999;
-const BEGAN: Millis = Millis(1_700_000_000_000);
+const START: Millis = Millis(1_700_000_000_000);
 
-struct Bench {
+struct TestNode {
     node: Node,
     now: Millis,
     random: u64,
@@ -44,12 +44,12 @@ fn user(text: &str) -> UserId {
     UserId { name: name(who), ip: ip(at) }
 }
 
-fn stamp(message_id: &str) -> Stamp {
-    Stamp { timestamp: Some(1), message_id: (!message_id.is_empty()).then(|| message_id.to_owned()) }
+fn stamp(message_id: &str) -> MessageStamp {
+    MessageStamp { timestamp: Some(1), message_id: (!message_id.is_empty()).then(|| message_id.to_owned()) }
 }
 
-/// What a peer of this program announces.
-fn announced(who: &str, port: u16, instance: &str) -> Discovery {
+/// The announcement of a peer; without INSTANCE and features if `instance` is empty.
+fn discovery_of(who: &str, port: u16, instance: &str) -> Discovery {
     Discovery {
         user_id: user(who),
         port,
@@ -69,8 +69,8 @@ fn post(from: &str, id: &str) -> Message {
     Message::Post(Post { user_id: user(from), content: "hello".into(), stamp: stamp(id) })
 }
 
-fn settings(kind: Kind) -> Settings {
-    Settings {
+fn config_of(kind: NodeKind) -> NodeConfig {
+    NodeConfig {
         name: name("alice"),
         instance: "5000000000000000".into(),
         kind,
@@ -81,33 +81,33 @@ fn settings(kind: Kind) -> Settings {
     }
 }
 
-fn interface(own: &str, netmask: &str) -> Interface {
-    Interface { ip: ip(own), netmask: ip(netmask), from: Some(ip(own)) }
+fn interface(own: &str, netmask: &str) -> InterfaceAddress {
+    InterfaceAddress { ip: ip(own), netmask: ip(netmask), source_ip: Some(ip(own)) }
 }
 
-impl Bench {
-    /// Not started.
-    fn asleep(settings: Settings) -> Bench {
-        let mut bench = Bench { node: Node::new(settings), now: BEGAN, random: 7 };
+impl TestNode {
+    /// A node that has its interfaces but is not started.
+    fn not_started(config: NodeConfig) -> TestNode {
+        let mut alice = TestNode { node: Node::new(config), now: START, random: 7 };
         let interfaces = vec![interface("127.0.0.1", "255.0.0.0"), interface("10.0.0.1", "255.255.255.0")];
-        assert!(bench.event(Event::Interfaces(interfaces)).is_empty());
-        bench
+        assert!(alice.event(NodeEvent::InterfacesChanged(interfaces)).is_empty());
+        alice
     }
 
-    fn of(kind: Kind) -> Bench {
-        let mut bench = Bench::asleep(settings(kind));
-        bench.event(Event::Started);
-        bench
+    fn started(kind: NodeKind) -> TestNode {
+        let mut alice = TestNode::not_started(config_of(kind));
+        alice.event(NodeEvent::Started);
+        alice
     }
 
-    /// Started long ago, so that nobody takes it for young.
-    fn new() -> Bench {
-        let mut bench = Bench::of(Kind::Person);
-        bench.wait(3_000);
-        bench
+    /// Started long enough ago to count as old in a name conflict.
+    fn new() -> TestNode {
+        let mut alice = TestNode::started(NodeKind::Person);
+        alice.wait(3_000);
+        alice
     }
 
-    fn event(&mut self, event: Event) -> Vec<Effect> {
+    fn event(&mut self, event: NodeEvent) -> Vec<NodeEffect> {
         let random = &mut self.random;
         self.node.handle(self.now, event, &mut || {
             *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -115,7 +115,7 @@ impl Bench {
         })
     }
 
-    fn command(&mut self, command: Command) -> Result<(Done, Vec<Effect>), CommandError> {
+    fn command(&mut self, command: NodeCommand) -> Result<(CommandOutcome, Vec<NodeEffect>), CommandError> {
         let random = &mut self.random;
         self.node.command(self.now, command, &mut || {
             *random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -123,45 +123,45 @@ impl Bench {
         })
     }
 
-    fn hear(&mut self, from: &str, door: Door, message: Message) -> Vec<Effect> {
-        self.event(Event::Datagram { from: addr(from), door, message: Ok(message), bytes: 100 })
+    fn receive(&mut self, from: &str, socket: SocketRole, message: Message) -> Vec<NodeEffect> {
+        self.event(NodeEvent::Datagram { from: addr(from), socket, message: Ok(message), bytes: 100 })
     }
 
-    fn broadcast(&mut self, from: &str, said: Discovery) -> Vec<Effect> {
-        self.hear(from, Door::Discovery, Message::Discovery(said))
+    fn broadcast(&mut self, from: &str, discovery: Discovery) -> Vec<NodeEffect> {
+        self.receive(from, SocketRole::Discovery, Message::Discovery(discovery))
     }
 
-    fn direct(&mut self, from: &str, said: Discovery) -> Vec<Effect> {
-        self.hear(from, Door::Own, Message::Discovery(said))
+    fn direct(&mut self, from: &str, discovery: Discovery) -> Vec<NodeEffect> {
+        self.receive(from, SocketRole::Own, Message::Discovery(discovery))
     }
 
-    /// A peer that is known, and was answered long ago.
-    fn known(&mut self, who: &str, port: u16, instance: &str) {
+    /// Makes a peer known, and waits until its answer and the pause after that are over.
+    fn add_known_peer(&mut self, who: &str, port: u16, instance: &str) {
         let from = format!("{}:{port}", user(who).ip);
-        let effects = self.broadcast(&from, announced(who, port, instance));
-        assert!(matches!(&came(&effects)[..], [known] if *known == who), "{effects:?}");
+        let effects = self.broadcast(&from, discovery_of(who, port, instance));
+        assert!(matches!(&joined_peers(&effects)[..], [known] if *known == who), "{effects:?}");
         self.wait(11_000);
     }
 
-    /// What happens by itself in this time, with when.
-    fn events(&mut self, ms: u64) -> Vec<(u64, Effect)> {
+    /// Runs the clock for some time. Returns the effects of ticks with their times.
+    fn events(&mut self, ms: u64) -> Vec<(u64, NodeEffect)> {
         let (began, end) = (self.now, self.now.plus_ms(ms));
         let mut effects = Vec::new();
         while let Some(at) = self.node.next_deadline().filter(|at| *at <= end) {
             assert!(at >= self.now || effects.len() < 100_000, "time stands still");
             self.now = self.now.max(at);
             let at_ms = began.until(self.now).as_millis() as u64;
-            effects.extend(self.event(Event::Tick).into_iter().map(|effect| (at_ms, effect)));
+            effects.extend(self.event(NodeEvent::Tick).into_iter().map(|effect| (at_ms, effect)));
         }
         self.now = end;
         effects
     }
 
-    fn wait(&mut self, ms: u64) -> Vec<Effect> {
+    fn wait(&mut self, ms: u64) -> Vec<NodeEffect> {
         self.events(ms).into_iter().map(|(_, effect)| effect).collect()
     }
 
-    fn dropped(&self, cause: Cause) -> u64 {
+    fn dropped(&self, cause: DropCause) -> u64 {
         self.node.counters().dropped(cause)
     }
 
@@ -171,43 +171,45 @@ impl Bench {
     }
 }
 
-fn came(effects: &[Effect]) -> Vec<String> {
+fn joined_peers(effects: &[NodeEffect]) -> Vec<String> {
     let came = effects.iter().filter_map(|effect| match effect {
-        Effect::Show(Shown::Came(known)) => Some(known.user_id.to_string()),
+        NodeEffect::Notify(Notification::PeerJoined(known)) => Some(known.user_id.to_string()),
         _ => None,
     });
     came.collect()
 }
 
-/// Announcements to one address.
-fn told(effects: &[Effect]) -> Vec<SocketAddr> {
-    let told = effects.iter().filter_map(|effect| match effect {
-        Effect::Send { to, message: Message::Discovery(_) } => Some(*to),
+/// Targets of unicast announcements.
+fn unicast_announcements(effects: &[NodeEffect]) -> Vec<SocketAddr> {
+    let targets = effects.iter().filter_map(|effect| match effect {
+        NodeEffect::Send { to, message: Message::Discovery(_) } => Some(*to),
         _ => None,
     });
-    told.collect()
+    targets.collect()
 }
 
-fn sends(effects: &[Effect]) -> Vec<(SocketAddr, &Message)> {
+fn sends(effects: &[NodeEffect]) -> Vec<(SocketAddr, &Message)> {
     let sends = effects.iter().filter_map(|effect| match effect {
-        Effect::Send { to, message } => Some((*to, message)),
+        NodeEffect::Send { to, message } => Some((*to, message)),
         _ => None,
     });
     sends.collect()
 }
 
-fn broadcasts(effects: &[Effect]) -> Vec<(Ipv4Addr, &Discovery)> {
+fn broadcasts(effects: &[NodeEffect]) -> Vec<(Ipv4Addr, &Discovery)> {
     let broadcasts = effects.iter().filter_map(|effect| match effect {
-        Effect::Broadcast { by, message: Message::Discovery(said) } => Some((*by, said)),
+        NodeEffect::Broadcast { interface_ip, message: Message::Discovery(discovery) } => {
+            Some((*interface_ip, discovery))
+        }
         _ => None,
     });
     broadcasts.collect()
 }
 
-fn shown(effects: &[Effect]) -> Vec<&Shown> {
-    let shown = effects.iter().filter_map(|effect| match effect {
-        Effect::Show(shown) => Some(shown),
+fn notifications(effects: &[NodeEffect]) -> Vec<&Notification> {
+    let notifications = effects.iter().filter_map(|effect| match effect {
+        NodeEffect::Notify(notification) => Some(notification),
         _ => None,
     });
-    shown.collect()
+    notifications.collect()
 }

@@ -1,4 +1,4 @@
-//! What is read, what is refused and in which words; and that what is written is read as the same.
+//! Decoding, error texts, and round trips.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,21 +15,21 @@ fn id(text: &str) -> UserId {
     UserId::parse(text).unwrap()
 }
 
-fn stamp(timestamp: u64, message_id: &str) -> Stamp {
-    Stamp { timestamp: Some(timestamp), message_id: Some(message_id.to_owned()) }
+fn stamp(timestamp: u64, message_id: &str) -> MessageStamp {
+    MessageStamp { timestamp: Some(timestamp), message_id: Some(message_id.to_owned()) }
 }
 
 fn refused(datagram: &[u8]) -> String {
-    match read(datagram) {
-        Err(Refused::Malformed(cause)) => cause,
+    match decode(datagram) {
+        Err(WireError::Malformed(cause)) => cause,
         other => panic!("{} was read as {other:?}", String::from_utf8_lossy(datagram)),
     }
 }
 
-/// The datagram that this message is, both ways.
+/// Asserts that a message and a datagram encode and decode to each other.
 fn stands_for(message: &Message, datagram: &str) {
-    assert_eq!(read(datagram.as_bytes()).as_ref(), Ok(message), "{datagram}");
-    assert_eq!(String::from_utf8(write(message).unwrap()).unwrap(), datagram);
+    assert_eq!(decode(datagram.as_bytes()).as_ref(), Ok(message), "{datagram}");
+    assert_eq!(String::from_utf8(encode(message).unwrap()).unwrap(), datagram);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn each_type_has_its_keys() {
             from: id("al@10.0.0.1"),
             to: id("b@b@10.0.0.2"),
             content: "a: b\nc".to_owned(),
-            stamp: Stamp::default(),
+            stamp: MessageStamp::default(),
         }),
         "TYPE:DM\nFROM:al@10.0.0.1\nTO:b@b@10.0.0.2\nCONTENT:a: b\u{2028}c\n\n",
     );
@@ -73,7 +73,7 @@ fn each_type_has_its_keys() {
             user_id: id("al@10.0.0.1"),
             display_name: "Al Übel".to_owned(),
             status: String::new(),
-            avatar: Some(Avatar::of(PNG).unwrap()),
+            avatar: Some(Avatar::from_bytes(PNG).unwrap()),
             stamp: stamp(0, "x"),
         }),
         "TYPE:PROFILE\nUSER_ID:al@10.0.0.1\nDISPLAY_NAME:Al Übel\nSTATUS:\nAVATAR_TYPE:image/png\n\
@@ -87,7 +87,7 @@ fn each_type_has_its_keys() {
         &Message::PeerListResponse(PeerList {
             from: id("al@10.0.0.1"),
             peers: vec![(id("b\"c@10.0.0.2"), Some("10.0.0.2:8001".parse().unwrap())), (id("d@10.0.0.3"), None)],
-            stamp: Stamp::default(),
+            stamp: MessageStamp::default(),
         }),
         "TYPE:PEER_LIST_RESPONSE\nFROM:al@10.0.0.1\nPEERS:[\"b\\\"c@10.0.0.2\",\"d@10.0.0.3\"]\nCOUNT:2\n\
          ADDRS:[\"10.0.0.2:8001\",null]\n\n",
@@ -96,7 +96,7 @@ fn each_type_has_its_keys() {
         &Message::PeerListResponse(PeerList {
             from: id("al@10.0.0.1"),
             peers: vec![(id("d@10.0.0.3"), None)],
-            stamp: Stamp::default(),
+            stamp: MessageStamp::default(),
         }),
         "TYPE:PEER_LIST_RESPONSE\nFROM:al@10.0.0.1\nPEERS:[\"d@10.0.0.3\"]\nCOUNT:1\n\n",
     );
@@ -106,45 +106,45 @@ fn each_type_has_its_keys() {
 #[test]
 fn older_and_other_programs_are_read() {
     let hello = |content: &str, timestamp| {
-        let stamp = Stamp { timestamp, message_id: None };
+        let stamp = MessageStamp { timestamp, message_id: None };
         Message::Post(Post { user_id: id("al@10.0.0.1"), content: content.to_owned(), stamp })
     };
     for (datagram, message) in [
-        // Ended by an empty line, by the datagram's end, or by the last line's.
+        // The end may be an empty line, the end of the datagram, or that of the last line.
         ("TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:hi\n\n", hello("hi", None)),
         ("TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:hi\n", hello("hi", None)),
         ("TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:hi", hello("hi", None)),
         ("TYPE:POST\r\nUSER_ID:al@10.0.0.1\r\nCONTENT:hi\r\n\r\n", hello("hi", None)),
         ("TYPE:POST\r\nUSER_ID:al@10.0.0.1\nCONTENT:hi\r\n\n", hello("hi", None)),
-        // White space behind it is nothing.
+        // White space after the empty line is ignored.
         ("TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:hi\n\n \r\n\t\n\n", hello("hi", None)),
-        // One space after the colon, and only one.
+        // One space after the colon is dropped, and only one.
         ("TYPE: POST\nUSER_ID: al@10.0.0.1\nCONTENT: hi\n\n", hello("hi", None)),
         ("TYPE: POST\nUSER_ID: al@10.0.0.1\nCONTENT:  hi \n\n", hello(" hi ", None)),
-        // Any order; a colon in the value; keys that are not known, also in lower case.
+        // Keys in any order; a colon in a value; unknown keys, also in lower case.
         ("CONTENT:a:b::\nUSER_ID:al@10.0.0.1\nX:1\ntype:DM\nTYPE:POST\n\n", hello("a:b::", None)),
         ("TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:a\u{2028}b\u{2028}\n\n", hello("a\nb\n", None)),
         ("TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:a\rb\n\n", hello("a\rb", None)),
         ("TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:hi\nTIMESTAMP:1728938500\n\n", hello("hi", Some(1_728_938_500))),
         ("TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:hi\nTIMESTAMP:1728938500.75\n\n", hello("hi", Some(1_728_938_500))),
     ] {
-        assert_eq!(read(datagram.as_bytes()), Ok(message), "{datagram:?}");
+        assert_eq!(decode(datagram.as_bytes()), Ok(message), "{datagram:?}");
     }
-    // As the first program of this kind announced itself.
+    // The announcement of the oldest known implementation.
     let Ok(Message::Discovery(found)) =
-        read(b"TYPE: PEER_DISCOVERY\nUSER_ID: al@10.0.0.1\nPORT: 8500\nTIMESTAMP: 1728938500\n\n")
+        decode(b"TYPE: PEER_DISCOVERY\nUSER_ID: al@10.0.0.1\nPORT: 8500\nTIMESTAMP: 1728938500\n\n")
     else {
         panic!()
     };
     assert_eq!((found.port, found.instance, found.features, found.serves.len()), (8500, None, Features::default(), 0));
-    let Ok(Message::Discovery(found)) = read(
+    let Ok(Message::Discovery(found)) = decode(
         b"TYPE:PEER_DISCOVERY\nUSER_ID:s@10.0.0.1\nPORT:1\nFEATURES: zip, probe ,Ack,\nSERVES: trade=7001 , shop.b=2\n\n",
     ) else {
         panic!()
     };
     assert_eq!(found.features, Features { ack: false, probe: true });
     assert_eq!(found.serves, [("trade".to_owned(), 7001), ("shop.b".to_owned(), 2)]);
-    let Ok(Message::Profile(found)) = read(
+    let Ok(Message::Profile(found)) = decode(
         b"TYPE:PROFILE\nUSER_ID:s@10.0.0.1\nDISPLAY_NAME:S\nSTATUS:\nAVATAR_TYPE:image/gif\nAVATAR_DATA:R0lGODlh\n\n",
     ) else {
         panic!()
@@ -154,7 +154,7 @@ fn older_and_other_programs_are_read() {
 
 #[test]
 fn a_byte_order_mark_is_skipped() {
-    let read_post = |text: &str| match read(text.as_bytes()) {
+    let read_post = |text: &str| match decode(text.as_bytes()) {
         Ok(Message::Post(post)) => post.content,
         other => panic!("{other:?}"),
     };
@@ -165,7 +165,7 @@ fn a_byte_order_mark_is_skipped() {
 fn a_profile_is_worth_showing_without_its_picture() {
     let avatar = |lines: &str| {
         let datagram = format!("TYPE:PROFILE\nUSER_ID:s@10.0.0.1\nDISPLAY_NAME:S\nSTATUS:here\n{lines}\n\n");
-        let Ok(Message::Profile(found)) = read(datagram.as_bytes()) else { panic!("{lines}") };
+        let Ok(Message::Profile(found)) = decode(datagram.as_bytes()) else { panic!("{lines}") };
         assert_eq!((&*found.display_name, &*found.status), ("S", "here"));
         found.avatar
     };
@@ -177,7 +177,7 @@ fn a_profile_is_worth_showing_without_its_picture() {
     ] {
         assert_eq!(avatar(none), None, "{none}");
     }
-    // One that is too large costs the picture alone, with its padding or without.
+    // An avatar that is too large is ignored, with padding or without.
     for (size, is_shown) in [(AVATAR_MAX, true), (AVATAR_MAX + 1, false), (AVATAR_MAX + 2, false), (45_000, false)] {
         let data = STANDARD.encode(vec![7; size]);
         for data in [&*data, data.trim_end_matches('=')] {
@@ -185,7 +185,7 @@ fn a_profile_is_worth_showing_without_its_picture() {
             assert_eq!(found.map(|avatar| avatar.bytes.len()), is_shown.then_some(size), "{size}");
         }
     }
-    // Some leave out the padding.
+    // Padding is optional.
     for (data, bytes) in
         [("R0lGODlhAA==", &b"GIF89a\0"[..]), ("R0lGODlhAA", b"GIF89a\0"), ("R0lGODlhAAA", b"GIF89a\0\0")]
     {
@@ -196,12 +196,14 @@ fn a_profile_is_worth_showing_without_its_picture() {
 
 #[test]
 fn a_type_that_is_not_known_is_a_cause_of_its_own() {
-    assert_eq!(read(b"TYPE:FILE\nX:1\n\n"), Err(Refused::UnknownType("FILE".to_owned())));
-    assert_eq!(read(b"TYPE:\n\n"), Err(Refused::UnknownType(String::new())));
-    assert_eq!(read(b"TYPE:post\n\n").unwrap_err().to_string(), "TYPE: \"post\" is not known");
-    // Not all of it is kept, and what is wrong with the datagram comes first.
-    let Err(Refused::UnknownType(kept)) = read(format!("TYPE:{}", "ü".repeat(30_000)).as_bytes()) else { panic!() };
-    assert_eq!(kept.chars().count(), rules::QUOTED_MAX);
+    assert_eq!(decode(b"TYPE:FILE\nX:1\n\n"), Err(WireError::UnknownType("FILE".to_owned())));
+    assert_eq!(decode(b"TYPE:\n\n"), Err(WireError::UnknownType(String::new())));
+    assert_eq!(decode(b"TYPE:post\n\n").unwrap_err().to_string(), "TYPE: \"post\" is not known");
+    // A long TYPE is truncated, and malformed lines take precedence.
+    let Err(WireError::UnknownType(kept)) = decode(format!("TYPE:{}", "ü".repeat(30_000)).as_bytes()) else {
+        panic!()
+    };
+    assert_eq!(kept.chars().count(), validation::QUOTED_MAX);
     assert_eq!(refused(b"TYPE:FILE\nX:1\nX:2\n\n"), "X: expected once, found again in line 3");
 }
 
@@ -370,20 +372,20 @@ fn a_datagram_may_be_full_and_no_more() {
     let frame = "TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:\n\n".len();
     let post = |length| {
         let content = "x".repeat(length);
-        Message::Post(Post { user_id: id("al@10.0.0.1"), content, stamp: Stamp::default() })
+        Message::Post(Post { user_id: id("al@10.0.0.1"), content, stamp: MessageStamp::default() })
     };
     let full = post(DATAGRAM_MAX - frame);
-    let datagram = write(&full).unwrap();
+    let datagram = encode(&full).unwrap();
     assert_eq!(datagram.len(), DATAGRAM_MAX);
-    assert_eq!(read(&datagram).unwrap(), full);
+    assert_eq!(decode(&datagram).unwrap(), full);
     assert_eq!(
-        write(&post(DATAGRAM_MAX - frame + 1)).unwrap_err().to_string(),
+        encode(&post(DATAGRAM_MAX - frame + 1)).unwrap_err().to_string(),
         "CONTENT: too long: the message has 65508 bytes, expected at most 65507"
     );
     assert_eq!(refused(&[datagram, vec![b'\n']].concat()), "datagram: expected at most 65507 bytes, not 65508");
 }
 
-/// None of it is looked at for longer than a datagram is worth.
+/// Hostile datagrams are refused in bounded time.
 #[test]
 fn floods_are_refused_quickly() {
     let million = (0..1_000_000).map(|n| format!("K{n}:\n")).collect::<String>();
@@ -407,7 +409,7 @@ fn floods_are_refused_quickly() {
             [&b"TYPE:PEER_DISCOVERY\nUSER_ID:a@1.1.1.1\nPORT:1\nSERVES:"[..], &[b','; 60_000]].concat(),
             "SERVES: expected at most 32 services, not 60001",
         ),
-        // 64 long keys that differ at their ends.
+        // 64 long keys that differ only at their ends.
         (
             (0..70).map(|n| format!("{}{n}:\n", "K".repeat(900))).collect::<String>().into_bytes(),
             "line 65: expected at most 64 lines",
@@ -420,7 +422,7 @@ fn floods_are_refused_quickly() {
             assert!(refused.starts_with(cause), "{cause}: {refused}");
             assert!(refused.len() < 200, "{refused}");
         }
-        // About a hundred times what it takes.
+        // About a hundred times the usual duration.
         assert!(started.elapsed() < Duration::from_secs(2), "{cause}: {:?}", started.elapsed());
     }
 }
@@ -429,7 +431,7 @@ fn floods_are_refused_quickly() {
 fn what_breaks_a_rule_is_not_written() {
     let user_id = id("al@10.0.0.1");
     let post = |content: &str, message_id: &str| {
-        let stamp = Stamp { timestamp: None, message_id: Some(message_id.to_owned()) };
+        let stamp = MessageStamp { timestamp: None, message_id: Some(message_id.to_owned()) };
         Message::Post(Post { user_id: user_id.clone(), content: content.to_owned(), stamp })
     };
     let discovery = || Discovery {
@@ -439,24 +441,33 @@ fn what_breaks_a_rule_is_not_written() {
         features: Features::default(),
         serves: Vec::new(),
         cert_sha256: None,
-        stamp: Stamp::default(),
+        stamp: MessageStamp::default(),
     };
     let profile = |display_name: &str, avatar| {
         let (display_name, status) = (display_name.to_owned(), String::new());
-        Message::Profile(Profile { user_id: user_id.clone(), display_name, status, avatar, stamp: Stamp::default() })
+        Message::Profile(Profile {
+            user_id: user_id.clone(),
+            display_name,
+            status,
+            avatar,
+            stamp: MessageStamp::default(),
+        })
     };
     let serves = |list: &[(&str, u16)]| list.iter().map(|(name, port)| ((*name).to_owned(), *port)).collect();
     let list = |address: SocketAddr| {
         let peers = vec![(user_id.clone(), Some(address))];
-        Message::PeerListResponse(PeerList { from: user_id.clone(), peers, stamp: Stamp::default() })
+        Message::PeerListResponse(PeerList { from: user_id.clone(), peers, stamp: MessageStamp::default() })
     };
-    let broken = UserId { name: Name::kept("a\u{2028}b").unwrap(), ip: Ipv4Addr::LOCALHOST };
+    let broken = UserId { name: Name::from_stored("a\u{2028}b").unwrap(), ip: Ipv4Addr::LOCALHOST };
     let avatar = |size| Some(Avatar { kind: AvatarKind::Png, bytes: vec![0; size] });
     for (message, cause) in [
         (post("", "x"), "CONTENT: expected 1 to 65507 characters, not 0"),
         (post("x", ""), "MESSAGE_ID: expected 1 to 64 characters, not 0"),
         (post("x", "a\nb"), "MESSAGE_ID: expected no control characters"),
-        (Message::PeerListRequest { from: broken, stamp: Stamp::default() }, "FROM: name: expected no line breaks"),
+        (
+            Message::PeerListRequest { from: broken, stamp: MessageStamp::default() },
+            "FROM: name: expected no line breaks",
+        ),
         (Message::Ack { message_id: "\u{2028}".to_owned() }, "MESSAGE_ID: expected no line breaks"),
         (Message::Discovery(Discovery { port: 0, ..discovery() }), "PORT: expected a port from 1 to 65535"),
         (
@@ -480,26 +491,26 @@ fn what_breaks_a_rule_is_not_written() {
             "ADDRS: entry 1: expected an IPv4 address and a port from 1 to 65535, not [::1]:5",
         ),
     ] {
-        assert_eq!(write(&message).unwrap_err().to_string(), cause);
+        assert_eq!(encode(&message).unwrap_err().to_string(), cause);
     }
-    // The largest picture goes into a datagram, whatever is said beside it.
+    // The largest avatar fits into a datagram with the longest other values.
     let (display_name, status) = ("ü".repeat(DISPLAY_NAME_MAX), "ü".repeat(STATUS_MAX));
     let message = Profile { user_id, display_name, status, avatar: avatar(AVATAR_MAX), stamp: stamp(u64::MAX, "x") };
     let message = Message::Profile(message);
-    assert_eq!(read(&write(&message).unwrap()), Ok(message));
+    assert_eq!(decode(&encode(&message).unwrap()), Ok(message));
 }
 
 #[test]
 fn line_breaks_of_every_kind_travel_as_one() {
     let post = |content: &str| {
-        Message::Post(Post { user_id: id("al@10.0.0.1"), content: content.to_owned(), stamp: Stamp::default() })
+        Message::Post(Post { user_id: id("al@10.0.0.1"), content: content.to_owned(), stamp: MessageStamp::default() })
     };
     for (written, seen) in
         [("a\r\nb", "a\nb"), ("a\rb", "a\nb"), ("\n\r\n\r\r\n", "\n\n\n\n"), ("a\u{2028}b", "a\nb"), ("a\n", "a\n")]
     {
-        let datagram = write(&post(written)).unwrap();
+        let datagram = encode(&post(written)).unwrap();
         assert_eq!(datagram.iter().filter(|byte| **byte == b'\n').count(), 4, "{written:?}");
-        assert_eq!(read(&datagram), Ok(post(seen)), "{written:?}");
+        assert_eq!(decode(&datagram), Ok(post(seen)), "{written:?}");
     }
 }
 
@@ -513,12 +524,12 @@ fn a_list_of_peers_is_cut_to_what_fits() {
     for most in [0, 10, 10_000] {
         let whole = PeerList { from: id("al@10.0.0.1"), peers: (0..most).map(peer).collect(), stamp: stamp(1, "x") };
         let mut list = whole.clone();
-        let dropped = list.fit();
+        let dropped = list.truncate_to_fit();
         assert_eq!(list.peers.len() + dropped, whole.peers.len());
-        let datagram = write(&Message::PeerListResponse(list.clone())).unwrap();
+        let datagram = encode(&Message::PeerListResponse(list.clone())).unwrap();
         assert_eq!(dropped > 0, most == 10_000);
         assert!(dropped == 0 || datagram.len() > DATAGRAM_MAX - 100, "{}", datagram.len());
-        assert_eq!(read(&datagram), Ok(Message::PeerListResponse(list)));
+        assert_eq!(decode(&datagram), Ok(Message::PeerListResponse(list)));
     }
 }
 
@@ -527,10 +538,10 @@ fn user_ids_are_split_at_the_last_at() {
     let parsed = UserId::parse("a@b@127.0.0.1").unwrap();
     assert_eq!((parsed.name.as_str(), parsed.ip), ("a@b", Ipv4Addr::LOCALHOST));
     assert_eq!(parsed.to_string(), "a@b@127.0.0.1");
-    for wrong in
+    for text in
         ["", "al", "@127.0.0.1", "al@", "al@127.0.0.1.1", "al@127.1", "al@[::1]", "al@256.0.0.1", "a\nb@1.1.1.1"]
     {
-        assert!(UserId::parse(wrong).is_err(), "{wrong:?}");
+        assert!(UserId::parse(text).is_err(), "{text:?}");
     }
 }
 
@@ -543,20 +554,20 @@ fn pictures_are_told_by_how_they_begin() {
         (b"GIF89a...", AvatarKind::Gif),
         (b"RIFF\x01\x02\x03\x04WEBPVP8 ", AvatarKind::Webp),
     ] {
-        let avatar = Avatar::of(bytes).unwrap();
+        let avatar = Avatar::from_bytes(bytes).unwrap();
         assert_eq!((avatar.kind, avatar.bytes.as_slice()), (kind, bytes));
         assert_eq!(AvatarKind::from_mime(kind.mime()), Some(kind));
     }
     for bytes in [&b""[..], b"<svg>", b"GIF88a", b"RIFF\x01\x02\x03\x04WAVE", b"\x89PNG\n", b"RIFF"] {
-        let refused = Avatar::of(bytes).unwrap_err();
+        let refused = Avatar::from_bytes(bytes).unwrap_err();
         assert_eq!(refused, "the picture's kind is not known: expected PNG, JPEG, GIF or WebP");
     }
     assert_eq!(AvatarKind::from_mime("image/jpg"), None);
     let mut large = PNG.to_vec();
     large.resize(AVATAR_MAX, 0);
-    assert!(Avatar::of(large.clone()).is_ok());
+    assert!(Avatar::from_bytes(large.clone()).is_ok());
     large.push(0);
-    assert_eq!(Avatar::of(large).unwrap_err(), "the picture has 20481 bytes: expected at most 20480");
+    assert_eq!(Avatar::from_bytes(large).unwrap_err(), "the picture has 20481 bytes: expected at most 20480");
 }
 
 fn ids() -> impl Strategy<Value = UserId> {
@@ -565,12 +576,12 @@ fn ids() -> impl Strategy<Value = UserId> {
     })
 }
 
-fn stamps() -> impl Strategy<Value = Stamp> {
+fn stamps() -> impl Strategy<Value = MessageStamp> {
     let message_id = prop::option::of("[^\\p{Cc}\u{2028}]{1,64}");
-    (any::<Option<u64>>(), message_id).prop_map(|(timestamp, message_id)| Stamp { timestamp, message_id })
+    (any::<Option<u64>>(), message_id).prop_map(|(timestamp, message_id)| MessageStamp { timestamp, message_id })
 }
 
-/// Any text, but for the line breaks that travel as another.
+/// Any text without the line breaks that are normalized.
 fn texts(most: usize) -> impl Strategy<Value = String> {
     prop_oneof![
         "[^\r\u{2028}]{1,40}",
@@ -628,7 +639,7 @@ fn messages() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// Nearly a datagram: known keys with whatever values.
+/// Almost valid datagrams: known keys with arbitrary values.
 fn near_misses() -> impl Strategy<Value = Vec<u8>> {
     const KEYS: [&str; 21] = [
         "USER_ID",
@@ -683,10 +694,10 @@ fn near_misses() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #[test]
     fn no_bytes_panic(datagram in prop_oneof![prop::collection::vec(any::<u8>(), 0..2000), near_misses()]) {
-        match read(&datagram) {
-            // What was read can be written, and is what it was: but for a lone CR, which travels as a line break.
+        match decode(&datagram) {
+            // A decoded message survives a round trip, except that a lone CR becomes a line break.
             Ok(message) => {
-                let again = read(&write(&message).unwrap()).unwrap();
+                let again = decode(&encode(&message).unwrap()).unwrap();
                 if !datagram.contains(&b'\r') {
                     prop_assert_eq!(again, message);
                 }
@@ -697,6 +708,6 @@ proptest! {
 
     #[test]
     fn what_is_written_is_read_as_the_same(message in messages()) {
-        prop_assert_eq!(read(&write(&message).unwrap()).unwrap(), message);
+        prop_assert_eq!(decode(&encode(&message).unwrap()).unwrap(), message);
     }
 }

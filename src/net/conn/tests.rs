@@ -1,7 +1,7 @@
 use super::*;
 use crate::net::deadline::tests::pair;
 use crate::net::lines::{LineError, LineLimits, LineReader};
-use crate::net::tls::{pin_verifier, provider};
+use crate::net::tls::{crypto_provider, pin_verifier};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion, version};
 use std::thread;
 
@@ -9,9 +9,9 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
-fn identity() -> Identity {
+fn identity() -> TlsIdentity {
     let dir = tempfile::tempdir().unwrap();
-    Identity::load_or_create(dir.path()).unwrap()
+    TlsIdentity::load_or_create(dir.path()).unwrap()
 }
 
 /// A server and a client that trusts it.
@@ -50,7 +50,7 @@ fn lines_go_both_ways_and_end_cleanly() {
             });
         }
         server_writer.write_line("last", soon()).unwrap();
-        server_writer.finish();
+        server_writer.shut_down_write();
         assert_eq!(client_lines.read_line().unwrap().unwrap(), "last");
         assert!(client_lines.read_line().unwrap().is_none());
         client_writer.write_line("heard", soon()).unwrap();
@@ -68,7 +68,7 @@ fn reading_and_writing_go_on_at_the_same_time() {
         thread::scope(|scope| {
             for conn in [a, b] {
                 let (reader, writer) = conn.split();
-                // Two that write and one that reads, on either side; nobody reads before it may.
+                // Two writing threads and one reading thread on either side; no thread reads before it may.
                 for who in ["p", "q"] {
                     let writer = writer.clone();
                     scope.spawn(move || {
@@ -89,7 +89,7 @@ fn reading_and_writing_go_on_at_the_same_time() {
                         assert_eq!(tail.len(), *next);
                         *next += 1;
                     }
-                    // Until here, so that the connection is whole while the other side still reads.
+                    // Kept open until here, so that the connection exists while the other side still reads.
                     drop(writer);
                 });
             }
@@ -101,38 +101,38 @@ fn reading_and_writing_go_on_at_the_same_time() {
 fn both_versions_work_in_both_roles() {
     fn shake(versions: &[&'static SupportedProtocolVersion]) {
         let identity = identity();
-        // A peer of another make: it speaks only that version.
+        // A foreign TLS client that supports only that version.
         let (a, b) = pair();
         thread::scope(|scope| {
-            let server = scope.spawn(|| Conn::accept_any(a, &identity, soon(), Duration::from_secs(10)).unwrap());
-            let mut config = ClientConfig::builder_with_provider(provider())
+            let server = scope.spawn(|| Conn::accept(a, &identity, soon(), Duration::from_secs(10)).unwrap());
+            let mut config = ClientConfig::builder_with_provider(crypto_provider())
                 .with_protocol_versions(versions)
                 .unwrap()
                 .with_root_certificates(rustls::RootCertStore::empty())
                 .with_no_client_auth();
             config.dangerous().set_certificate_verifier(pin_verifier(identity.fingerprint()));
             let tls = ClientConnection::new(Arc::new(config), server_name()).unwrap();
-            let client = Conn::shake_hands(TimedStream::new(b), tls.into(), soon()).unwrap();
+            let client = Conn::handshake(DeadlineStream::new(b), tls.into(), soon()).unwrap();
             exchange(server.join().unwrap(), client, versions[0]);
         });
         let dir = tempfile::tempdir().unwrap();
-        Identity::load_or_create(dir.path()).unwrap();
+        TlsIdentity::load_or_create(dir.path()).unwrap();
         let pem = std::fs::read(dir.path().join("identity.pem")).unwrap();
         use rustls::pki_types::pem::PemObject;
         let cert = rustls::pki_types::CertificateDer::from_pem_slice(&pem).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(&pem).unwrap();
-        let config = ServerConfig::builder_with_provider(provider())
+        let config = ServerConfig::builder_with_provider(crypto_provider())
             .with_protocol_versions(versions)
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![cert], key)
             .unwrap();
-        let fingerprint = Identity::load_or_create(dir.path()).unwrap().fingerprint().to_owned();
+        let fingerprint = TlsIdentity::load_or_create(dir.path()).unwrap().fingerprint().to_owned();
         let (a, b) = pair();
         thread::scope(|scope| {
             let server = scope.spawn(|| {
                 let tls = ServerConnection::new(Arc::new(config)).unwrap();
-                Conn::shake_hands(TimedStream::new(a), tls.into(), soon()).unwrap()
+                Conn::handshake(DeadlineStream::new(a), tls.into(), soon()).unwrap()
             });
             let client = Conn::tls_client(b, &fingerprint, soon()).unwrap();
             exchange(server.join().unwrap(), client, versions[0]);
@@ -140,7 +140,7 @@ fn both_versions_work_in_both_roles() {
     }
     fn exchange(server: Conn, client: Conn, version: &SupportedProtocolVersion) {
         assert!(server.is_tls() && client.is_tls());
-        assert_eq!(client.shared.tls.as_ref().unwrap().lock().protocol_version(), Some(version.version));
+        assert_eq!(client.inner.tls.as_ref().unwrap().lock().protocol_version(), Some(version.version));
         let (_, writer) = server.split();
         let (reader, _writer) = client.split();
         writer.write_line("hello", soon()).unwrap();
@@ -163,11 +163,11 @@ fn a_wrong_pin_is_refused_and_told() {
             other.fingerprint()
         );
         assert_eq!(error.to_string(), expected);
-        // The server hears of it by an alert.
+        // The server gets an alert.
         assert!(matches!(server.join().unwrap(), Err(ConnError::Tls(rustls::Error::AlertReceived(_)))));
     });
     let (a, _b) = pair();
-    assert!(matches!(Conn::tls_client(a, "abc", soon()), Err(ConnError::BadPin(IdentityError::BadPin))));
+    assert!(matches!(Conn::tls_client(a, "abc", soon()), Err(ConnError::InvalidPin(TlsIdentityError::InvalidPin))));
 }
 
 #[test]
@@ -175,18 +175,18 @@ fn plain_and_tls_are_told_by_the_first_byte() {
     let identity = identity();
     let (mut a, b) = pair();
     a.write_all(b"{}\n").unwrap();
-    let conn = Conn::accept_any(b, &identity, soon(), Duration::from_secs(10)).unwrap();
+    let conn = Conn::accept(b, &identity, soon(), Duration::from_secs(10)).unwrap();
     assert!(!conn.is_tls());
     assert_eq!(lines(conn.split().0).read_line().unwrap().unwrap(), "{}");
 
     let (a, b) = pair();
     drop(a);
-    let conn = Conn::accept_any(b, &identity, soon(), Duration::from_secs(10)).unwrap();
+    let conn = Conn::accept(b, &identity, soon(), Duration::from_secs(10)).unwrap();
     assert!(lines(conn.split().0).read_line().unwrap().is_none());
 
     let (_a, b) = pair();
     let by = Instant::now() + Duration::from_millis(30);
-    assert!(matches!(Conn::accept_any(b, &identity, by, Duration::from_secs(10)), Err(ConnError::Silent)));
+    assert!(matches!(Conn::accept(b, &identity, by, Duration::from_secs(10)), Err(ConnError::FirstByteTimeout)));
 }
 
 #[test]
@@ -195,14 +195,14 @@ fn a_trickled_handshake_ends_at_its_deadline() {
     let (mut a, b) = pair();
     thread::scope(|scope| {
         scope.spawn(move || {
-            // A record that says it is long, then byte by byte.
+            // A record with a large length, then its content byte by byte.
             a.write_all(&[0x16, 3, 1, 0x20, 0]).unwrap();
             while a.write_all(&[1]).is_ok() {
                 thread::sleep(Duration::from_millis(20));
             }
         });
         let begun = Instant::now();
-        let error = Conn::accept_any(b, &identity, soon(), Duration::from_millis(200)).unwrap_err();
+        let error = Conn::accept(b, &identity, soon(), Duration::from_millis(200)).unwrap_err();
         assert!(matches!(error, ConnError::HandshakeTimeout | ConnError::Tls(_)), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(5));
     });
@@ -213,7 +213,7 @@ fn garbage_instead_of_tls_is_an_error() {
     let identity = identity();
     let (mut a, b) = pair();
     a.write_all(&[0x16; 500]).unwrap();
-    assert!(matches!(Conn::accept_any(b, &identity, soon(), Duration::from_secs(10)), Err(ConnError::Tls(_))));
+    assert!(matches!(Conn::accept(b, &identity, soon(), Duration::from_secs(10)), Err(ConnError::Tls(_))));
 }
 
 #[test]
@@ -227,13 +227,13 @@ fn a_peer_that_stops_reading_holds_nobody_past_the_deadline() {
             let first = scope.spawn(move || writer.write_all(&vec![7; 64 << 20], deadline).unwrap_err().kind());
             let second = scope.spawn(move || {
                 loop {
-                    // Whoever comes first: this one waits for its turn, or finds it over.
+                    // This thread waits for the other one, or finds the connection broken.
                     if let Err(error) = waiting.write_line("x", deadline) {
                         return error.kind();
                     }
                 }
             });
-            // Whoever was writing at the deadline ran into it, and the other too or just after.
+            // The thread that was writing at the deadline got TimedOut, and the other one then or just after.
             let ends = [first.join().unwrap(), second.join().unwrap()];
             assert!(ends.contains(&ErrorKind::TimedOut), "{ends:?}");
             assert!(ends.iter().all(|end| matches!(end, ErrorKind::TimedOut | ErrorKind::BrokenPipe)), "{ends:?}");
@@ -250,11 +250,11 @@ fn closing_wakes_the_reader_even_while_a_writer_is_held_up() {
         let held_up = writer.clone();
         thread::scope(|scope| {
             let reading = scope.spawn(move || lines(reader).read_line());
-            let writing = scope.spawn(move || held_up.write_all(&vec![7; 64 << 20], soon()));
+            let write_state = scope.spawn(move || held_up.write_all(&vec![7; 64 << 20], soon()));
             let begun = Instant::now();
             writer.close();
             assert!(matches!(reading.join().unwrap(), Ok(None) | Err(LineError::Io(_))));
-            assert!(writing.join().unwrap().is_err());
+            assert!(write_state.join().unwrap().is_err());
             assert!(begun.elapsed() < Duration::from_secs(5));
         });
         drop(client);
@@ -268,10 +268,10 @@ fn key_updates_are_answered_while_reading() {
     let (client_reader, client_writer) = client.split();
     let (mut server_lines, mut client_lines) = (lines(server_reader), lines(client_reader));
     for n in 0..20 {
-        client_writer.shared.tls.as_ref().unwrap().lock().refresh_traffic_keys().unwrap();
+        client_writer.inner.tls.as_ref().unwrap().lock().refresh_traffic_keys().unwrap();
         client_writer.write_line(format!("{n}"), soon()).unwrap();
         assert_eq!(server_lines.read_line().unwrap().unwrap(), n.to_string());
-        assert!(!server_writer.shared.tls.as_ref().unwrap().lock().wants_write());
+        assert!(!server_writer.inner.tls.as_ref().unwrap().lock().wants_write());
         server_writer.write_line("so", soon()).unwrap();
         assert_eq!(client_lines.read_line().unwrap().unwrap(), "so");
     }

@@ -1,4 +1,4 @@
-//! What goes out: bytes, chunks, a part of a file, or events as they happen.
+//! Response bodies: bytes, chunks, a range of a file, or events as they happen.
 
 use std::fmt;
 use std::fs::File;
@@ -14,31 +14,30 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, TryRecvError, select};
 use hyper::body::{Frame, SizeHint};
 
-/// How often an event stream that waits looks whether its client is still there.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// What of a file is read at a time: so much that the system calls cost nothing beside the copying.
-const FILE_PIECE_BYTES: usize = 256 * 1024;
+/// How often a waiting event stream checks whether its client has disconnected.
+const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How much of a file is read at a time: enough that the system calls cost little compared with the copying.
+const FILE_CHUNK_BYTES: usize = 256 * 1024;
 
-/// An event, as `text/event-stream` has them.
+/// An event of a `text/event-stream`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// What a client says to go on from there, one line.
+pub struct ServerSentEvent {
+    /// The id by which a client can resume after this event, one line.
     pub id: Option<String>,
-    /// Its name, one line.
+    /// The event's name, one line.
     pub name: String,
-    /// What it says.
     pub data: String,
 }
 
-impl Event {
-    /// Of a value as JSON, which is one line.
-    pub fn json(name: &str, data: &serde_json::Value) -> Event {
-        Event { id: None, name: name.to_owned(), data: data.to_string() }
+impl ServerSentEvent {
+    /// An event with a JSON value as its data, which is one line.
+    pub fn json(name: &str, data: &serde_json::Value) -> ServerSentEvent {
+        ServerSentEvent { id: None, name: name.to_owned(), data: data.to_string() }
     }
 
-    /// What it takes of memory, about.
+    /// Its approximate memory use, bytes.
     pub(super) fn len(&self) -> usize {
-        size_of::<Event>() + self.id.as_ref().map_or(0, String::len) + self.name.len() + self.data.len()
+        size_of::<ServerSentEvent>() + self.id.as_ref().map_or(0, String::len) + self.name.len() + self.data.len()
     }
 
     fn write(&self) -> String {
@@ -58,54 +57,52 @@ impl Event {
     }
 }
 
-/// Events on their way to one client. All who are told of one share it.
+/// Events for one client. All recipients of an event share it.
 #[derive(Debug)]
-pub struct Events {
-    queue: Receiver<Arc<Event>>,
-    /// Lets go of it at the end, which whoever tells can see.
+pub struct EventStream {
+    queue: Receiver<Arc<ServerSentEvent>>,
+    /// Dropped with the stream, which the sender can observe through a `Weak`.
     _is_read: Option<Arc<()>>,
 }
 
-impl Events {
-    /// The same, and what is gone once nobody reads them any more.
-    pub(super) fn watched(queue: Receiver<Arc<Event>>) -> (Events, Weak<()>) {
+impl EventStream {
+    /// A stream, and a `Weak` that is dead once the stream is dropped.
+    pub(super) fn with_liveness(queue: Receiver<Arc<ServerSentEvent>>) -> (EventStream, Weak<()>) {
         let is_read = Arc::new(());
         let watch = Arc::downgrade(&is_read);
-        (Events { queue, _is_read: Some(is_read) }, watch)
+        (EventStream { queue, _is_read: Some(is_read) }, watch)
     }
 
-    /// Where they come from.
-    pub fn queue(&self) -> &Receiver<Arc<Event>> {
+    /// The channel that the events come from.
+    pub fn queue(&self) -> &Receiver<Arc<ServerSentEvent>> {
         &self.queue
     }
 }
 
-impl From<Receiver<Arc<Event>>> for Events {
-    fn from(queue: Receiver<Arc<Event>>) -> Events {
-        Events { queue, _is_read: None }
+impl From<Receiver<Arc<ServerSentEvent>>> for EventStream {
+    fn from(queue: Receiver<Arc<ServerSentEvent>>) -> EventStream {
+        EventStream { queue, _is_read: None }
     }
 }
 
-/// The body of an answer.
+/// The body of a response.
 pub enum Body {
-    /// Known as a whole.
+    /// A body that is in memory as a whole.
     Bytes(Vec<u8>),
-    /// Made piece by piece while it is sent; the next one only when there is room for it. Making one is
-    /// memory work.
+    /// Produced piece by piece while it is sent; the next piece only when there is room for it. Producing one must
+    /// not block.
     Chunks(Box<dyn Iterator<Item = Vec<u8>> + Send>),
-    /// So many bytes of a file, from there on, read while they are sent. One that turns out to be shorter cuts the
-    /// connection: nothing else can tell the client that what it has is not the file.
+    /// `length` bytes of a file from `offset` on, read while they are sent. If the file turns out to be shorter the
+    /// connection is closed: nothing else can tell the client that what it received is incomplete.
     File {
-        /// The file. Nobody's place in it is moved.
+        /// The file. Its position is not changed.
         file: File,
-        /// Where the part begins.
         offset: u64,
-        /// How long it is.
         length: u64,
     },
-    /// Server-sent events as they come, until no sender is left or the client has gone; then they are dropped. (The
-    /// type of the content is set by the server.)
-    Events(Events),
+    /// Server-sent events as they happen, until no sender is left or the client has disconnected; then the stream is
+    /// dropped. (The server sets the content type.)
+    Events(EventStream),
 }
 
 impl fmt::Debug for Body {
@@ -119,82 +116,82 @@ impl fmt::Debug for Body {
     }
 }
 
-/// A place among the event streams, given back when dropped.
-pub(super) struct Place(Arc<AtomicUsize>);
+/// The right to one open event stream, returned when dropped.
+pub(super) struct StreamPermit(Arc<AtomicUsize>);
 
-impl Place {
-    /// None if all are taken.
-    pub(super) fn take(streams: &Arc<AtomicUsize>, most: usize) -> Option<Place> {
+impl StreamPermit {
+    /// `None` if the bound is reached.
+    pub(super) fn try_acquire(streams: &Arc<AtomicUsize>, most: usize) -> Option<StreamPermit> {
         // Relaxed: the number guards no other memory.
         streams.fetch_update(Relaxed, Relaxed, |open| (open < most).then_some(open + 1)).ok()?;
-        Some(Place(Arc::clone(streams)))
+        Some(StreamPermit(Arc::clone(streams)))
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
 }
 
-/// A body as hyper asks for it.
-pub(super) enum Outgoing {
+/// A body in the form that hyper polls.
+pub(super) enum ResponseBody {
     Bytes(Option<Bytes>),
     Chunks(Box<dyn Iterator<Item = Vec<u8>> + Send>),
-    File(FilePart),
-    Events(Box<Stream>),
+    File(FileRange),
+    Events(Box<EventStreamBody>),
 }
 
-/// What of a file is still to be sent.
-pub(super) struct FilePart {
+/// The part of a file that is still to be sent.
+pub(super) struct FileRange {
     file: File,
     offset: u64,
-    left: u64,
-    /// What was read last: lent to hyper until it is written, then read into again.
+    remaining: u64,
+    /// The last chunk: lent to hyper until it is written, then reused.
     buffer: Arc<Vec<u8>>,
 }
 
-/// A buffer as [`Bytes`] has it.
-struct Lent(Arc<Vec<u8>>);
+/// A buffer as the owner of [`Bytes`].
+struct LentBuffer(Arc<Vec<u8>>);
 
-impl AsRef<[u8]> for Lent {
+impl AsRef<[u8]> for LentBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl FilePart {
-    pub(super) fn new(file: File, offset: u64, length: u64) -> FilePart {
-        FilePart { file, offset, left: length, buffer: Arc::default() }
+impl FileRange {
+    pub(super) fn new(file: File, offset: u64, length: u64) -> FileRange {
+        FileRange { file, offset, remaining: length, buffer: Arc::default() }
     }
 
-    /// The next piece; none at the end.
+    /// The next chunk; `None` at the end.
     fn read(&mut self) -> io::Result<Option<Bytes>> {
-        if self.left == 0 {
+        if self.remaining == 0 {
             return Ok(None);
         }
-        // Where hyper still holds the one before, another one is made.
+        // If hyper still holds the last chunk, a new buffer is allocated.
         let mut buffer = Arc::try_unwrap(std::mem::take(&mut self.buffer)).unwrap_or_default();
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(FILE_PIECE_BYTES);
+        let most = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(FILE_CHUNK_BYTES);
         buffer.resize(most, 0);
-        let came = loop {
+        let read = loop {
             match read_at(&self.file, &mut buffer, self.offset) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                came => break came?,
+                read => break read?,
             }
         };
-        if came == 0 {
-            let reason = format!("the file is shorter than it was: {} bytes of it are missing", self.left);
+        if read == 0 {
+            let reason = format!("the file is shorter than it was: {} bytes of it are missing", self.remaining);
             return Err(io::Error::new(ErrorKind::UnexpectedEof, reason));
         }
-        self.offset += came as u64;
-        self.left -= came as u64;
+        self.offset += read as u64;
+        self.remaining -= read as u64;
         self.buffer = Arc::new(buffer);
-        Ok(Some(Bytes::from_owner(Lent(Arc::clone(&self.buffer))).slice(..came)))
+        Ok(Some(Bytes::from_owner(LentBuffer(Arc::clone(&self.buffer))).slice(..read)))
     }
 }
 
-/// Reads at a place, whoever else reads the same file.
+/// Reads at an offset, independently of other readers of the same file.
 fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::read_at(file, buffer, offset);
@@ -202,35 +199,34 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     return std::os::windows::fs::FileExt::seek_read(file, buffer, offset);
 }
 
-/// Events on their way to one client.
-pub(super) struct Stream {
-    /// A comment goes first, so that whoever waits for the stream knows at once that it is there.
-    pub(super) greets: bool,
-    pub(super) events: Events,
-    /// Closed when the server stops.
+/// The event stream of one client.
+pub(super) struct EventStreamBody {
+    /// The first thing sent is a comment, so that the client knows at once that the stream is open.
+    pub(super) opens_with_comment: bool,
+    pub(super) events: EventStream,
+    /// Disconnected when the server stops.
     pub(super) stopped: Receiver<()>,
-    pub(super) comment_every: Duration,
-    /// When something was written last.
-    pub(super) spoke_at: Instant,
+    pub(super) comment_interval: Duration,
+    pub(super) last_write_at: Instant,
     /// Whether hyper had the chance to flush since the last piece.
     pub(super) is_flushed: bool,
     pub(super) client: Arc<TcpStream>,
-    pub(super) _place: Place,
+    pub(super) _permit: StreamPermit,
 }
 
-impl hyper::body::Body for Outgoing {
+impl hyper::body::Body for ResponseBody {
     type Data = Bytes;
     type Error = io::Error;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let next = match self.get_mut() {
-            Outgoing::Bytes(bytes) => bytes.take(),
-            Outgoing::Chunks(chunks) => chunks.find(|chunk| !chunk.is_empty()).map(Bytes::from),
-            Outgoing::File(part) => match part.read() {
+            ResponseBody::Bytes(bytes) => bytes.take(),
+            ResponseBody::Chunks(chunks) => chunks.find(|chunk| !chunk.is_empty()).map(Bytes::from),
+            ResponseBody::File(part) => match part.read() {
                 Ok(piece) => piece,
                 Err(error) => return Poll::Ready(Some(Err(error))),
             },
-            Outgoing::Events(stream) => match stream.poll(context) {
+            ResponseBody::Events(stream) => match stream.poll_event(context) {
                 Poll::Ready(text) => text.map(Bytes::from),
                 Poll::Pending => return Poll::Pending,
             },
@@ -240,34 +236,34 @@ impl hyper::body::Body for Outgoing {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Outgoing::Bytes(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Outgoing::File(part) => part.left == 0,
-            Outgoing::Chunks(_) | Outgoing::Events(_) => false,
+            ResponseBody::Bytes(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            ResponseBody::File(part) => part.remaining == 0,
+            ResponseBody::Chunks(_) | ResponseBody::Events(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Outgoing::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Outgoing::File(part) => SizeHint::with_exact(part.left),
-            Outgoing::Chunks(_) | Outgoing::Events(_) => SizeHint::default(),
+            ResponseBody::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            ResponseBody::File(part) => SizeHint::with_exact(part.remaining),
+            ResponseBody::Chunks(_) | ResponseBody::Events(_) => SizeHint::default(),
         }
     }
 }
 
-impl Stream {
-    /// The next piece; none at the end. Blocks, but only once everything before is on its way.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
-        if std::mem::take(&mut self.greets) {
-            self.spoke_at = Instant::now();
+impl EventStreamBody {
+    /// The next piece of the stream; `None` at its end. Blocks, but only once everything before it was flushed.
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
+        if std::mem::take(&mut self.opens_with_comment) {
+            self.last_write_at = Instant::now();
             return Poll::Ready(Some(":\n\n".to_owned()));
         }
         if !self.is_flushed {
             match self.events.queue.try_recv() {
-                Ok(event) => return Poll::Ready(Some(self.say(&event))),
+                Ok(event) => return Poll::Ready(Some(self.write_event(&event))),
                 Err(TryRecvError::Disconnected) => return Poll::Ready(None),
                 Err(TryRecvError::Empty) => {
-                    // What was given out is flushed when we are pending: so once, then we wait.
+                    // Hyper flushes what it got when this returns Pending: so that is done once before waiting.
                     self.is_flushed = true;
                     context.waker().wake_by_ref();
                     return Poll::Pending;
@@ -275,31 +271,31 @@ impl Stream {
             }
         }
         loop {
-            let comment_in = (self.spoke_at + self.comment_every).saturating_duration_since(Instant::now());
+            let comment_in = (self.last_write_at + self.comment_interval).saturating_duration_since(Instant::now());
             if comment_in.is_zero() {
-                (self.spoke_at, self.is_flushed) = (Instant::now(), false);
+                (self.last_write_at, self.is_flushed) = (Instant::now(), false);
                 return Poll::Ready(Some(":\n\n".to_owned()));
             }
             select! {
                 recv(self.events.queue) -> event => match event {
-                    Ok(event) => return Poll::Ready(Some(self.say(&event))),
+                    Ok(event) => return Poll::Ready(Some(self.write_event(&event))),
                     Err(_no_sender_left) => return Poll::Ready(None),
                 },
                 recv(self.stopped) -> _ => return Poll::Ready(None),
-                default(comment_in.min(LOOK_EVERY)) => if has_gone(&self.client) { return Poll::Ready(None) },
+                default(comment_in.min(DISCONNECT_CHECK_INTERVAL)) => if is_disconnected(&self.client) { return Poll::Ready(None) },
             }
         }
     }
 
-    fn say(&mut self, event: &Event) -> String {
-        (self.spoke_at, self.is_flushed) = (Instant::now(), false);
+    fn write_event(&mut self, event: &ServerSentEvent) -> String {
+        (self.last_write_at, self.is_flushed) = (Instant::now(), false);
         event.write()
     }
 }
 
-/// Whether the client has ended the connection, as far as that can be seen without reading from it (over TLS
-/// its goodbye stands before that: the next comment finds out).
-fn has_gone(client: &TcpStream) -> bool {
+/// Whether the client has closed the connection, as far as that can be seen without reading (with TLS its
+/// `close_notify` hides it: then the next comment fails).
+fn is_disconnected(client: &TcpStream) -> bool {
     #[cfg(unix)]
     {
         let mut byte = [std::mem::MaybeUninit::<u8>::uninit()];
@@ -322,13 +318,13 @@ mod tests {
 
     #[test]
     fn events_are_written_line_by_line() {
-        let event = |name: &str, data: &str| Event { id: None, name: name.to_owned(), data: data.to_owned() };
+        let event = |name: &str, data: &str| ServerSentEvent { id: None, name: name.to_owned(), data: data.to_owned() };
         assert_eq!(event("files", "{\"a\":1}").write(), "event: files\ndata: {\"a\":1}\n\n");
         assert_eq!(
             event("x", "one\r\ntwo\rthree\n").write(),
             "event: x\ndata: one\ndata: two\ndata: three\ndata: \n\n"
         );
-        let numbered = Event { id: Some("b-7".to_owned()), ..event("files", "1") };
+        let numbered = ServerSentEvent { id: Some("b-7".to_owned()), ..event("files", "1") };
         assert_eq!(numbered.write(), "id: b-7\nevent: files\ndata: 1\n\n");
         // No name smuggles in another field.
         assert_eq!(event("a\ndata: b", "").write(), "event: a data: b\ndata: \n\n");

@@ -1,267 +1,253 @@
-//! One table an API: which routes there are, who may ask, what they take, and every answer that they give.
+//! One route table per API: which routes there are, who may use them, their parameters and bodies, and every response
+//! that they give.
 //!
-//! The table is what requests are matched by, what 404 and 405 are told from, and what the API's description (OpenAPI)
-//! is made of; so none of them can say something else than the others. What a route answers is described by [`Shape`]s.
-//! A program that was built for tests holds each answer against its description ([`Route::hold`]).
+//! Requests are matched by this table, 404 and 405 follow from it, and the API's description (OpenAPI) is generated
+//! from it; so none of them can contradict the others. Responses are described by [`Schema`]s. In debug builds each
+//! response is checked against its description ([`Route::assert_conforms`]).
 
 use serde_json::Value;
 
-use super::{Body, Method, Refusal, Request, Response, StatusCode, header, method_not_allowed, not_found, segments};
+use super::{
+    Body, HttpError, Method, Request, Response, StatusCode, header, method_not_allowed, not_found, path_segments,
+};
 
-/// What a handler says.
-pub type Answered = Result<Response, Refusal>;
+/// The result of a route's handler.
+pub type HandlerResult = Result<Response, HttpError>;
 
-/// A request that a route was found for.
+/// A request with its route's path parameters.
 #[derive(Debug)]
-pub struct Call<'a> {
-    /// The request.
+pub struct RouteCall<'a> {
     pub request: &'a Request,
-    /// What stands for the `{…}` of the route's path, in order, decoded.
+    /// The values of the `{…}` of the route's path, in order, decoded.
     pub params: Vec<String>,
 }
 
-impl Call<'_> {
-    /// What stands for the route's `{…}` at that place; empty where the route has none.
+impl RouteCall<'_> {
+    /// The value of the `{…}` at that position; empty if the route has none.
     pub fn param(&self, place: usize) -> &str {
         self.params.get(place).map_or("", String::as_str)
     }
 }
 
-/// What a value is, as JSON has it.
+/// The schema of a JSON value.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Shape {
-    /// A text.
+pub enum Schema {
     Text,
-    /// One of these texts.
+    /// One of these strings.
     OneOf(&'static [&'static str]),
     /// A whole number, 0 or more.
-    Whole,
-    /// Any number.
+    Integer,
     Number,
-    /// True or false.
-    Flag,
-    /// Always this.
-    Always(bool),
+    Boolean,
+    /// Always this boolean.
+    Constant(bool),
     /// That, or null.
-    Nullable(&'static Shape),
-    /// A list of those.
-    List(&'static Shape),
-    /// So many of different kinds, one after the other.
-    Row(&'static [Shape]),
-    /// An object with names of any kind, whose values are those.
-    Map(&'static Shape),
-    /// An object with these fields.
-    Object(&'static [Field]),
-    /// The same under a name of its own in the description.
-    Named(&'static str, &'static [Field]),
-    /// Anything.
+    Nullable(&'static Schema),
+    /// An array of any length.
+    List(&'static Schema),
+    /// An array with one item of each of these schemas, in this order.
+    Tuple(&'static [Schema]),
+    /// An object with any field names, whose values have this schema.
+    Map(&'static Schema),
+    Object(&'static [FieldSchema]),
+    /// An object with a name of its own in the description.
+    Named(&'static str, &'static [FieldSchema]),
     Any,
 }
 
-/// A field of an object, of a query or of a request.
+/// A field of an object, or a query parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Field {
-    /// Its name.
+pub struct FieldSchema {
     pub name: &'static str,
-    /// What it is.
-    pub shape: Shape,
-    /// It may be left out.
+    pub schema: Schema,
     pub is_optional: bool,
-    /// What it says, where the name does not.
-    pub about: &'static str,
+    /// Its meaning, where the name does not tell it.
+    pub description: &'static str,
 }
 
-/// A field that is always there.
-pub const fn field(name: &'static str, shape: Shape) -> Field {
-    Field { name, shape, is_optional: false, about: "" }
+/// A required field.
+pub const fn field(name: &'static str, schema: Schema) -> FieldSchema {
+    FieldSchema { name, schema, is_optional: false, description: "" }
 }
 
-/// One that may be left out.
-pub const fn optional(name: &'static str, shape: Shape) -> Field {
-    Field { name, shape, is_optional: true, about: "" }
+/// An optional field.
+pub const fn optional(name: &'static str, schema: Schema) -> FieldSchema {
+    FieldSchema { name, schema, is_optional: true, description: "" }
 }
 
-impl Field {
-    /// The same with a word about it.
+impl FieldSchema {
+    /// Adds a description.
     #[must_use]
-    pub const fn about(self, about: &'static str) -> Field {
-        Field { about, ..self }
+    pub const fn described_as(self, description: &'static str) -> FieldSchema {
+        FieldSchema { description, ..self }
     }
 }
 
-/// Who may ask.
+/// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
-    /// Whoever reaches the port.
+pub enum RouteAccess {
+    /// Every client that can connect.
     Anybody,
-    /// Whoever bears the token of a user.
+    /// A client with a user's token.
     User,
-    /// Whoever bears the admin's token.
+    /// A client with the admin's token.
     Admin,
 }
 
 /// The methods that routes have. (HEAD is GET without a body.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verb {
-    /// GET and HEAD.
+pub enum RouteMethod {
     Get,
-    /// POST.
     Post,
 }
 
-impl Verb {
-    /// As HTTP has it.
+impl RouteMethod {
+    /// The corresponding HTTP method.
     pub fn method(self) -> Method {
         match self {
-            Verb::Get => Method::GET,
-            Verb::Post => Method::POST,
+            RouteMethod::Get => Method::GET,
+            RouteMethod::Post => Method::POST,
         }
     }
 }
 
-/// What a request's body is.
+/// The kind of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Takes {
-    /// There is none, or nobody looks at it.
-    Nothing,
+pub enum BodyKind {
+    /// There is none, or it is ignored.
+    None,
     /// A JSON object with these fields.
-    Json(&'static [Field]),
-    /// The same, which may be left out.
-    MaybeJson(&'static [Field]),
+    Json(&'static [FieldSchema]),
+    /// Like `Json`, but the body may be missing.
+    OptionalJson(&'static [FieldSchema]),
     /// A file's content, of any type and length.
     Content,
 }
 
-/// What the answer is when all went well.
+/// The kind of a successful response.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Gives {
-    /// A JSON object with these fields beside `success`.
-    Json(&'static [Field]),
-    /// Server-sent events, each of which has a name and a JSON object.
-    Events(&'static [(&'static str, Shape)]),
-    /// A file, or the part of it that was asked for.
+pub enum ResponseKind {
+    /// A JSON object with these fields and `success`.
+    Json(&'static [FieldSchema]),
+    /// Server-sent events, each with a name and a JSON object.
+    Events(&'static [(&'static str, Schema)]),
+    /// A file or a range of it.
     Content,
-    /// A text of that type.
+    /// A text of this content type.
     Text(&'static str),
 }
 
-/// A status other than 200, why it is given, and what it says beside `success` and `error`.
+/// An error that a route responds with.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Refused {
-    /// The status.
+pub struct ErrorCase {
     pub status: u16,
-    /// When it is given.
+    /// When it is sent.
     pub why: &'static str,
-    /// Which fields it has beside the error.
-    pub fields: &'static [Field],
+    /// Its fields in addition to `success` and `error`.
+    pub fields: &'static [FieldSchema],
 }
 
-/// What a route is, whoever handles it.
+/// The description of a route, independent of its handler.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Outline {
-    /// Its method.
-    pub verb: Verb,
-    /// Its path, with `{name}` for a part that may be anything.
+pub struct RouteSpec {
+    pub method: RouteMethod,
+    /// The path, with `{name}` for a parameter.
     pub path: &'static str,
-    /// What it is for, one line.
-    pub about: &'static str,
-    /// Who may ask.
-    pub who: Who,
-    /// What its query may have.
-    pub query: &'static [Field],
-    /// What its body is.
-    pub takes: Takes,
-    /// What it answers.
-    pub gives: Gives,
-    /// What it refuses, beside what every route does.
-    pub refuses: &'static [Refused],
+    /// What the route is for, one line.
+    pub summary: &'static str,
+    pub access: RouteAccess,
+    /// Its query parameters.
+    pub query: &'static [FieldSchema],
+    pub request_body: BodyKind,
+    /// The response on success.
+    pub response: ResponseKind,
+    /// Its errors, in addition to those that every route has.
+    pub error_cases: &'static [ErrorCase],
 }
 
-/// A route, and what handles it.
+/// A route and its handler.
 #[derive(Debug, Clone, Copy)]
 pub struct Route<H: Copy + 'static> {
-    /// What it is.
-    pub outline: Outline,
-    /// What handles it.
+    pub spec: RouteSpec,
     pub handler: H,
 }
 
 impl<H: Copy> Route<H> {
-    const fn new(verb: Verb, path: &'static str, about: &'static str, handler: H) -> Route<H> {
-        let outline = Outline {
-            verb,
+    const fn new(verb: RouteMethod, path: &'static str, summary: &'static str, handler: H) -> Route<H> {
+        let spec = RouteSpec {
+            method: verb,
             path,
-            about,
-            who: Who::User,
+            summary,
+            access: RouteAccess::User,
             query: &[],
-            takes: Takes::Nothing,
-            gives: Gives::Json(&[]),
-            refuses: &[],
+            request_body: BodyKind::None,
+            response: ResponseKind::Json(&[]),
+            error_cases: &[],
         };
-        Route { outline, handler }
+        Route { spec, handler }
     }
 
-    /// One that is read, with a user's token.
-    pub const fn get(path: &'static str, about: &'static str, handler: H) -> Route<H> {
-        Route::new(Verb::Get, path, about, handler)
+    /// A GET route for users.
+    pub const fn get(path: &'static str, summary: &'static str, handler: H) -> Route<H> {
+        Route::new(RouteMethod::Get, path, summary, handler)
     }
 
-    /// One that changes something, with a user's token.
-    pub const fn post(path: &'static str, about: &'static str, handler: H) -> Route<H> {
-        Route::new(Verb::Post, path, about, handler)
+    /// A POST route for users.
+    pub const fn post(path: &'static str, summary: &'static str, handler: H) -> Route<H> {
+        Route::new(RouteMethod::Post, path, summary, handler)
     }
 
-    /// The same for others.
+    /// Sets who may use it.
     #[must_use]
-    pub const fn by(self, who: Who) -> Route<H> {
-        Route { outline: Outline { who, ..self.outline }, ..self }
+    pub const fn access(self, who: RouteAccess) -> Route<H> {
+        Route { spec: RouteSpec { access: who, ..self.spec }, ..self }
     }
 
-    /// The same with a query.
+    /// Sets its query parameters.
     #[must_use]
-    pub const fn query(self, query: &'static [Field]) -> Route<H> {
-        Route { outline: Outline { query, ..self.outline }, ..self }
+    pub const fn query(self, query: &'static [FieldSchema]) -> Route<H> {
+        Route { spec: RouteSpec { query, ..self.spec }, ..self }
     }
 
-    /// The same with a body.
+    /// Sets the kind of its request body.
     #[must_use]
-    pub const fn takes(self, takes: Takes) -> Route<H> {
-        Route { outline: Outline { takes, ..self.outline }, ..self }
+    pub const fn request_body(self, takes: BodyKind) -> Route<H> {
+        Route { spec: RouteSpec { request_body: takes, ..self.spec }, ..self }
     }
 
-    /// The same with an answer.
+    /// Sets its successful response.
     #[must_use]
-    pub const fn gives(self, gives: Gives) -> Route<H> {
-        Route { outline: Outline { gives, ..self.outline }, ..self }
+    pub const fn responds_with(self, gives: ResponseKind) -> Route<H> {
+        Route { spec: RouteSpec { response: gives, ..self.spec }, ..self }
     }
 
-    /// The same with an answer of these fields.
+    /// Sets its successful response to a JSON object with these fields.
     #[must_use]
-    pub const fn answers(self, fields: &'static [Field]) -> Route<H> {
-        self.gives(Gives::Json(fields))
+    pub const fn responds_with_json(self, fields: &'static [FieldSchema]) -> Route<H> {
+        self.responds_with(ResponseKind::Json(fields))
     }
 
-    /// The same with what it refuses.
+    /// Sets its errors.
     #[must_use]
-    pub const fn refuses(self, refuses: &'static [Refused]) -> Route<H> {
-        Route { outline: Outline { refuses, ..self.outline }, ..self }
+    pub const fn error_cases(self, error_cases: &'static [ErrorCase]) -> Route<H> {
+        Route { spec: RouteSpec { error_cases, ..self.spec }, ..self }
     }
 }
 
-/// A status that a route refuses by.
-pub const fn refused(status: u16, why: &'static str) -> Refused {
-    Refused { status, why, fields: &[] }
+/// An error without further fields.
+pub const fn error_case(status: u16, why: &'static str) -> ErrorCase {
+    ErrorCase { status, why, fields: &[] }
 }
 
-impl Outline {
-    /// Its name for those who count requests: the path without `/api/` and what varies.
+impl RouteSpec {
+    /// The route's name in the metrics: the path without `/api/` and parameters.
     pub fn name(&self) -> &'static str {
         let path = self.path.trim_start_matches('/');
         let path = path.strip_prefix("api/").unwrap_or(path);
         path.split_once("/{").map_or(path, |(before, _)| before)
     }
 
-    /// What stands for each `{…}` if the path is this route's.
+    /// The path parameters, if the path is this route's.
     fn matches(&self, path: &[String]) -> Option<Vec<String>> {
         let mut params = Vec::new();
         let mut parts = self.path.trim_start_matches('/').split('/');
@@ -276,20 +262,20 @@ impl Outline {
         parts.next().is_none().then_some(params)
     }
 
-    /// Holds an answer of this route against its description.
+    /// Checks a response of this route against the description.
     ///
     /// # Errors
-    /// What of it is not as described.
-    pub fn check(&self, status: StatusCode, content_type: &str, body: &[u8]) -> Result<(), String> {
+    /// What does not conform.
+    pub fn check_response(&self, status: StatusCode, content_type: &str, body: &[u8]) -> Result<(), String> {
         let is_json = content_type == "application/json";
         let fields = if status.is_success() {
-            match (self.gives, is_json) {
-                (Gives::Json(fields), true) => fields,
-                (Gives::Json(_), false) => return Err(format!("{content_type} instead of JSON")),
-                (Gives::Events(_) | Gives::Content | Gives::Text(_), _) => return Ok(()),
+            match (self.response, is_json) {
+                (ResponseKind::Json(fields), true) => fields,
+                (ResponseKind::Json(_), false) => return Err(format!("{content_type} instead of JSON")),
+                (ResponseKind::Events(_) | ResponseKind::Content | ResponseKind::Text(_), _) => return Ok(()),
             }
         } else {
-            let known = self.refuses.iter().find(|refused| refused.status == status.as_u16());
+            let known = self.error_cases.iter().find(|refused| refused.status == status.as_u16());
             match known {
                 Some(refused) => refused.fields,
                 None if self.statuses().contains(&status.as_u16()) => &[],
@@ -297,33 +283,33 @@ impl Outline {
             }
         };
         if !is_json {
-            // 304 of a file has no body.
+            // A 304 for a file has no body.
             return if body.is_empty() { Ok(()) } else { Err(format!("{content_type} instead of JSON")) };
         }
-        let value = parsed(body)?;
-        let said = if status.is_success() {
-            &[field("success", Shape::Always(true))][..]
+        let value = parse_json(body)?;
+        let common_fields = if status.is_success() {
+            &[field("success", Schema::Constant(true))][..]
         } else {
-            &[field("success", Shape::Always(false)), field("error", Shape::Text)][..]
+            &[field("success", Schema::Constant(false)), field("error", Schema::Text)][..]
         };
-        check_fields(fields, said, &value, "the answer")
+        check_fields(fields, common_fields, &value, "the answer")
     }
 
-    /// Every status that it gives but the good one, the common ones of its kind among them.
+    /// Every error status that it can respond with, including those common to all routes of its kind.
     pub fn statuses(&self) -> Vec<u16> {
-        let mut all: Vec<u16> = self.refuses.iter().map(|refused| refused.status).collect();
-        // Host, Origin and what is no HTTP: see `rules.rs` and `service.rs`.
+        let mut all: Vec<u16> = self.error_cases.iter().map(|refused| refused.status).collect();
+        // Host, Origin and malformed requests: see `policy.rs` and `service.rs`.
         all.extend([400, 403, 408, 421, 431, 501, 503]);
-        match self.who {
-            Who::Anybody => {}
-            Who::User | Who::Admin => all.push(401),
+        match self.access {
+            RouteAccess::Anybody => {}
+            RouteAccess::User | RouteAccess::Admin => all.push(401),
         }
-        match self.takes {
-            // A body that nobody asked for is refused like any other.
-            Takes::Nothing | Takes::Json(_) | Takes::MaybeJson(_) => all.extend([413, 415]),
-            Takes::Content => {}
+        match self.request_body {
+            // An unexpected body is refused like any other.
+            BodyKind::None | BodyKind::Json(_) | BodyKind::OptionalJson(_) => all.extend([413, 415]),
+            BodyKind::Content => {}
         }
-        if self.gives == Gives::Content {
+        if self.response == ResponseKind::Content {
             all.extend([304, 412, 416]);
         }
         all.sort_unstable();
@@ -332,112 +318,111 @@ impl Outline {
     }
 }
 
-fn parsed(body: &[u8]) -> Result<Value, String> {
+fn parse_json(body: &[u8]) -> Result<Value, String> {
     serde_json::from_slice(body).map_err(|wrong| format!("no JSON: {wrong}"))
 }
 
 impl<H: Copy> Route<H> {
-    /// Holds an answer against the route's description, where the program was built for tests: what does not fit is
-    /// a mistake in this program, and stops the request.
+    /// Checks a response against the route's description in debug builds: a deviation is a bug in this program, and
+    /// ends the request.
     ///
     /// # Panics
-    /// When it does not fit.
-    pub fn hold(&self, response: &Response) {
+    /// When the response does not conform.
+    pub fn assert_conforms(&self, response: &Response) {
         if !cfg!(debug_assertions) {
             return;
         }
         let Body::Bytes(body) = &response.body else { return };
         let content_type = response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        if let Err(wrong) = self.outline.check(response.status, content_type.unwrap_or_default(), body) {
-            let outline = &self.outline;
+        if let Err(wrong) = self.spec.check_response(response.status, content_type.unwrap_or_default(), body) {
+            let spec = &self.spec;
             let body = String::from_utf8_lossy(body);
-            panic!("{:?} {} answered what its description does not have: {wrong}: {body}", outline.verb, outline.path);
+            panic!("{:?} {} answered what its description does not have: {wrong}: {body}", spec.method, spec.path);
         }
     }
 }
 
-/// What the table says of a request.
-pub enum Found<'a, H: Copy + 'static> {
-    /// This route, with what stands for its `{…}`.
-    Route(&'static Route<H>, Call<'a>),
-    /// The path is known, and takes these methods.
-    OtherMethods(Vec<Method>),
-    /// There is no such path.
-    Nothing,
-    /// The path is none.
-    NoPath,
+/// The result of matching a request against a route table.
+pub enum RouteMatch<'a, H: Copy + 'static> {
+    /// The route, with the request's path parameters.
+    Route(&'static Route<H>, RouteCall<'a>),
+    /// The path is known and has these methods.
+    MethodNotAllowed(Vec<Method>),
+    NotFound,
+    /// The path is not valid UTF-8.
+    MalformedPath,
 }
 
-impl<H: Copy> Found<'_, H> {
-    /// The answer where there is no route.
-    pub fn refusal(&self) -> Option<Response> {
+impl<H: Copy> RouteMatch<'_, H> {
+    /// The response if there is no route.
+    pub fn error_response(&self) -> Option<Response> {
         match self {
-            Found::Route(..) => None,
-            Found::OtherMethods(methods) => Some(method_not_allowed(methods)),
-            Found::Nothing => Some(not_found()),
-            Found::NoPath => Some(Refusal::bad("the path: expected UTF-8 behind %XX").into()),
+            RouteMatch::Route(..) => None,
+            RouteMatch::MethodNotAllowed(methods) => Some(method_not_allowed(methods)),
+            RouteMatch::NotFound => Some(not_found()),
+            RouteMatch::MalformedPath => Some(HttpError::bad_request("the path: expected UTF-8 behind %XX").into()),
         }
     }
 }
 
-/// Looks a request up.
-pub fn find<'a, H: Copy>(table: &'static [Route<H>], request: &'a Request) -> Found<'a, H> {
-    let Some(path) = segments(&request.path) else { return Found::NoPath };
+/// Finds the route of a request.
+pub fn match_route<'a, H: Copy>(table: &'static [Route<H>], request: &'a Request) -> RouteMatch<'a, H> {
+    let Some(path) = path_segments(&request.path) else { return RouteMatch::MalformedPath };
     let mut methods = Vec::new();
     for route in table {
-        if let Some(params) = route.outline.matches(&path) {
-            if route.outline.verb.method() == request.method {
-                return Found::Route(route, Call { request, params });
+        if let Some(params) = route.spec.matches(&path) {
+            if route.spec.method.method() == request.method {
+                return RouteMatch::Route(route, RouteCall { request, params });
             }
-            methods.push(route.outline.verb.method());
+            methods.push(route.spec.method.method());
         }
     }
-    if methods.is_empty() { Found::Nothing } else { Found::OtherMethods(methods) }
+    if methods.is_empty() { RouteMatch::NotFound } else { RouteMatch::MethodNotAllowed(methods) }
 }
 
-impl Shape {
-    /// Whether a value is of that shape.
+impl Schema {
+    /// Checks that a value conforms to the schema; `at` names its position in the error.
     ///
     /// # Errors
-    /// What is not, and where.
+    /// What does not conform, and where.
     pub fn check(&self, value: &Value, at: &str) -> Result<(), String> {
         let expected = |what: &str| Err(format!("{at}: expected {what}, not {value}"));
         match self {
-            Shape::Text if !value.is_string() => expected("a text"),
-            Shape::OneOf(texts) if !value.as_str().is_some_and(|text| texts.contains(&text)) => {
+            Schema::Text if !value.is_string() => expected("a text"),
+            Schema::OneOf(texts) if !value.as_str().is_some_and(|text| texts.contains(&text)) => {
                 expected(&texts.join(" or "))
             }
-            Shape::Whole if !value.is_u64() => expected("a whole number"),
-            Shape::Number if !value.is_number() => expected("a number"),
-            Shape::Flag if !value.is_boolean() => expected("true or false"),
-            Shape::Always(always) if *value != Value::Bool(*always) => expected(&always.to_string()),
-            Shape::Nullable(shape) if !value.is_null() => shape.check(value, at),
-            Shape::List(shape) => match value {
-                Value::Array(items) => items.iter().try_for_each(|item| shape.check(item, &format!("{at}[]"))),
+            Schema::Integer if !value.is_u64() => expected("a whole number"),
+            Schema::Number if !value.is_number() => expected("a number"),
+            Schema::Boolean if !value.is_boolean() => expected("true or false"),
+            Schema::Constant(always) if *value != Value::Bool(*always) => expected(&always.to_string()),
+            Schema::Nullable(schema) if !value.is_null() => schema.check(value, at),
+            Schema::List(schema) => match value {
+                Value::Array(items) => items.iter().try_for_each(|item| schema.check(item, &format!("{at}[]"))),
                 _ => expected("a list"),
             },
-            Shape::Row(shapes) => match value {
-                Value::Array(items) if items.len() == shapes.len() => {
-                    items.iter().zip(*shapes).try_for_each(|(item, shape)| shape.check(item, &format!("{at}[]")))
+            Schema::Tuple(schemas) => match value {
+                Value::Array(items) if items.len() == schemas.len() => {
+                    items.iter().zip(*schemas).try_for_each(|(item, schema)| schema.check(item, &format!("{at}[]")))
                 }
                 _ => expected("a list of that length"),
             },
-            Shape::Map(shape) => match value {
-                Value::Object(fields) => fields.values().try_for_each(|item| shape.check(item, &format!("{at}{{}}"))),
+            Schema::Map(schema) => match value {
+                Value::Object(fields) => fields.values().try_for_each(|item| schema.check(item, &format!("{at}{{}}"))),
                 _ => expected("an object"),
             },
-            Shape::Object(fields) | Shape::Named(_, fields) => check_fields(fields, &[], value, at),
+            Schema::Object(fields) | Schema::Named(_, fields) => check_fields(fields, &[], value, at),
             _ => Ok(()),
         }
     }
 }
 
-fn check_fields(fields: &[Field], more: &[Field], value: &Value, at: &str) -> Result<(), String> {
+fn check_fields(fields: &[FieldSchema], more: &[FieldSchema], value: &Value, at: &str) -> Result<(), String> {
     let Value::Object(object) = value else { return Err(format!("{at}: expected an object, not {value}")) };
     let known = || fields.iter().chain(more);
     for field in known() {
         match object.get(field.name) {
-            Some(value) => field.shape.check(value, &format!("{at}.{}", field.name))?,
+            Some(value) => field.schema.check(value, &format!("{at}.{}", field.name))?,
             None if field.is_optional => {}
             None => return Err(format!("{at}.{}: missing", field.name)),
         }
@@ -456,16 +441,16 @@ mod tests {
 
     type Name = &'static str;
     const TABLE: &[Route<Name>] = &[
-        Route::get("/api/things", "All things", "list").answers(&[
-            field("things", Shape::List(&Shape::Named("Thing", &[field("name", Shape::Text)]))),
-            optional("next", Shape::Whole),
+        Route::get("/api/things", "All things", "list").responds_with_json(&[
+            field("things", Schema::List(&Schema::Named("Thing", &[field("name", Schema::Text)]))),
+            optional("next", Schema::Integer),
         ]),
-        Route::post("/api/things", "A new thing", "make").takes(Takes::Json(&[field("name", Shape::Text)])),
-        Route::get("/api/things/{name}/parts/{part}", "A part", "part").refuses(&[
-            refused(404, "no such thing"),
-            Refused { status: 409, why: "several", fields: &[field("owners", Shape::List(&Shape::Text))] },
+        Route::post("/api/things", "A new thing", "make").request_body(BodyKind::Json(&[field("name", Schema::Text)])),
+        Route::get("/api/things/{name}/parts/{part}", "A part", "part").error_cases(&[
+            error_case(404, "no such thing"),
+            ErrorCase { status: 409, why: "several", fields: &[field("owners", Schema::List(&Schema::Text))] },
         ]),
-        Route::get("/api/about", "About it", "about").by(Who::Anybody),
+        Route::get("/api/about", "About it", "about").access(RouteAccess::Anybody),
     ];
 
     fn request(method: Method, path: &str) -> Request {
@@ -483,9 +468,9 @@ mod tests {
     fn a_request_finds_its_route_by_method_and_path() {
         let found = |method: Method, path: &str| {
             let request = request(method, path);
-            match find(TABLE, &request) {
-                Found::Route(route, call) => format!("{} {}", route.handler, call.params.join(" ")),
-                other => other.refusal().unwrap().status.as_u16().to_string(),
+            match match_route(TABLE, &request) {
+                RouteMatch::Route(route, call) => format!("{} {}", route.handler, call.params.join(" ")),
+                other => other.error_response().unwrap().status.as_u16().to_string(),
             }
         };
         assert_eq!(found(Method::GET, "/api/things"), "list ");
@@ -499,13 +484,13 @@ mod tests {
         }
         assert_eq!(found(Method::GET, "/api/%ff"), "400");
         let request = request(Method::DELETE, "/api/things");
-        let refusal = find(TABLE, &request).refusal().unwrap();
+        let refusal = match_route(TABLE, &request).error_response().unwrap();
         assert_eq!(refusal.headers[header::ALLOW], "GET, POST, HEAD");
     }
 
     #[test]
     fn names_for_who_counts_have_nothing_of_the_client() {
-        let names: Vec<_> = TABLE.iter().map(|route| route.outline.name()).collect();
+        let names: Vec<_> = TABLE.iter().map(|route| route.spec.name()).collect();
         assert_eq!(names, ["things", "things", "things", "about"]);
     }
 
@@ -513,7 +498,7 @@ mod tests {
     fn answers_are_held_against_their_description() {
         let check = |place: usize, status: u16, body: Value| {
             let status = StatusCode::from_u16(status).unwrap();
-            TABLE[place].outline.check(status, "application/json", body.to_string().as_bytes())
+            TABLE[place].spec.check_response(status, "application/json", body.to_string().as_bytes())
         };
         assert_eq!(check(0, 200, json!({"success": true, "things": [{"name": "a"}]})), Ok(()));
         assert_eq!(check(0, 200, json!({"success": true, "things": [], "next": 5})), Ok(()));
@@ -535,31 +520,31 @@ mod tests {
             (3, 401, json!({"success": false, "error": "no"}), "status 401 Unauthorized is not described"),
             (2, 404, json!([]), "the answer: expected an object"),
         ] {
-            let said = check(place, status, body).unwrap_err();
-            assert!(said.starts_with(wrong), "{said} instead of {wrong}");
+            let message = check(place, status, body).unwrap_err();
+            assert!(message.starts_with(wrong), "{message} instead of {wrong}");
         }
     }
 
     #[test]
     fn shapes_are_told_apart() {
-        const THING: &[Field] = &[field("a", Shape::Nullable(&Shape::Whole)), optional("b", Shape::Any)];
-        let thing = Shape::Object(THING);
-        for (shape, value, is_so) in [
-            (Shape::OneOf(&["x", "y"]), json!("y"), true),
-            (Shape::OneOf(&["x", "y"]), json!("z"), false),
-            (Shape::Whole, json!(-5), false),
-            (Shape::Whole, json!(0.5), false),
-            (Shape::Number, json!(0.5), true),
-            (Shape::Flag, json!(0), false),
-            (Shape::Row(&[Shape::Text, Shape::Whole]), json!(["a", 1]), true),
-            (Shape::Row(&[Shape::Text, Shape::Whole]), json!(["a"]), false),
-            (Shape::Map(&Shape::Whole), json!({"a": 1, "b": 2}), true),
-            (Shape::Map(&Shape::Whole), json!({"a": "x"}), false),
+        const THING: &[FieldSchema] = &[field("a", Schema::Nullable(&Schema::Integer)), optional("b", Schema::Any)];
+        let thing = Schema::Object(THING);
+        for (schema, value, is_so) in [
+            (Schema::OneOf(&["x", "y"]), json!("y"), true),
+            (Schema::OneOf(&["x", "y"]), json!("z"), false),
+            (Schema::Integer, json!(-5), false),
+            (Schema::Integer, json!(0.5), false),
+            (Schema::Number, json!(0.5), true),
+            (Schema::Boolean, json!(0), false),
+            (Schema::Tuple(&[Schema::Text, Schema::Integer]), json!(["a", 1]), true),
+            (Schema::Tuple(&[Schema::Text, Schema::Integer]), json!(["a"]), false),
+            (Schema::Map(&Schema::Integer), json!({"a": 1, "b": 2}), true),
+            (Schema::Map(&Schema::Integer), json!({"a": "x"}), false),
             (thing, json!({"a": null}), true),
             (thing, json!({"a": 1, "b": [1]}), true),
             (thing, json!({"b": 1}), false),
         ] {
-            assert_eq!(shape.check(&value, "it").is_ok(), is_so, "{shape:?} {value}");
+            assert_eq!(schema.check(&value, "it").is_ok(), is_so, "{schema:?} {value}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A request on its way: the rules, then its body, then the handler, then its answer.
+//! The way of a request: the policy, then its body, then the handler, then its response.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -20,48 +20,49 @@ use hyper::header::{
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 
-use super::answer::{self, Refusal};
-use super::body::{FilePart, Outgoing, Place, Stream};
-use super::connection::{UPLOAD_READ_BYTES, Wire};
-use super::rules::Passed;
-use super::{BODY_MAX, Body, Request, Response, Shared, Sink, coding};
+use super::body::{EventStreamBody, FileRange, ResponseBody, StreamPermit};
+use super::connection::{UPLOAD_READ_BYTES, WireState};
+use super::policy::PolicyOutcome;
+use super::response::{self, HttpError};
+use super::{BODY_MAX_BYTES, Body, BodySink, HttpServerInner, Request, Response, compression};
 use crate::net::threads::panic_text;
 
-/// What a connection has its requests answered by.
-pub(super) struct Service {
-    server: Arc<Shared>,
-    wire: Rc<RefCell<Wire>>,
+/// Responds to the requests of one connection.
+pub(super) struct RequestService {
+    server: Arc<HttpServerInner>,
+    wire: Rc<RefCell<WireState>>,
     stream: Arc<TcpStream>,
     source: SocketAddr,
     is_tls: bool,
-    may_speak: bool,
+    is_transport_allowed: bool,
 }
 
-impl Service {
+impl RequestService {
     pub(super) fn new(
-        server: Arc<Shared>,
-        wire: Rc<RefCell<Wire>>,
+        server: Arc<HttpServerInner>,
+        wire: Rc<RefCell<WireState>>,
         stream: Arc<TcpStream>,
         source: SocketAddr,
-        (is_tls, may_speak): (bool, bool),
-    ) -> Service {
-        Service { server, wire, stream, source, is_tls, may_speak }
+        (is_tls, is_transport_allowed): (bool, bool),
+    ) -> RequestService {
+        RequestService { server, wire, stream, source, is_tls, is_transport_allowed }
     }
 
-    /// What becomes of a request by its head alone.
-    fn look(&self, parts: Parts, body: &Incoming) -> Looked {
-        let refused = |refusal: Refusal| Looked { headers: HeaderMap::new(), then: Then::Answer(refusal.into()) };
-        if !self.may_speak {
-            return refused(Refusal::new(StatusCode::FORBIDDEN, "from another host this port wants TLS"));
+    /// Decides by the head of a request what to do with it.
+    fn examine_head(&self, parts: Parts, body: &Incoming) -> HeadOutcome {
+        let respond_with =
+            |error: HttpError| HeadOutcome { headers: HeaderMap::new(), next_step: NextStep::Respond(error.into()) };
+        if !self.is_transport_allowed {
+            return respond_with(HttpError::new(StatusCode::FORBIDDEN, "from another host this port wants TLS"));
         }
-        let headers = match self.server.rules.check(&parts, self.is_tls) {
-            Ok(Passed::On(headers)) => headers,
-            Ok(Passed::Preflight(response)) => {
-                return Looked { headers: HeaderMap::new(), then: Then::Answer(response) };
+        let headers = match self.server.policy.check(&parts, self.is_tls) {
+            Ok(PolicyOutcome::Proceed(headers)) => headers,
+            Ok(PolicyOutcome::Preflight(response)) => {
+                return HeadOutcome { headers: HeaderMap::new(), next_step: NextStep::Respond(response) };
             }
-            Err(refusal) => return refused(refusal),
+            Err(error) => return respond_with(error),
         };
-        // Where a method gets and changes nothing there is nothing to be sent along either, unless somebody does.
+        // A method that changes nothing has no body, unless the client sends one.
         let is_read = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let may_upload = !is_read || !body.is_end_stream();
         let mut request = Request {
@@ -73,201 +74,201 @@ impl Service {
             source: self.source,
         };
         if parts.method == Method::HEAD {
-            // Parts are of what GET sends alone (RFC 9110, 14.2).
+            // Ranges apply to GET alone (RFC 9110, 14.2).
             request.headers.remove(RANGE);
         }
-        let taken = may_upload.then(|| self.server.contain(|| self.server.handler.upload(&request))).transpose();
-        let then = match taken.map(Option::flatten) {
-            Err(panicked) => Then::Answer(panicked.into()),
-            Ok(Some(Err(response))) => Then::Answer(response),
+        let taken = may_upload.then(|| self.server.catch_panic(|| self.server.handler.upload(&request))).transpose();
+        let next_step = match taken.map(Option::flatten) {
+            Err(panicked) => NextStep::Respond(panicked.into()),
+            Ok(Some(Err(response))) => NextStep::Respond(response),
             Ok(Some(Ok(sink))) => match check_upload(&request.headers) {
-                Ok(()) => Then::Take(sink),
-                Err(refusal) => Then::Answer(refusal.into()),
+                Ok(()) => NextStep::Upload(sink),
+                Err(error) => NextStep::Respond(error.into()),
             },
             Ok(None) => match check_body(&request.headers, body) {
-                Ok(()) => Then::Handle(request),
-                Err(refusal) => Then::Answer(refusal.into()),
+                Ok(()) => NextStep::Handle(request),
+                Err(error) => NextStep::Respond(error.into()),
             },
         };
-        Looked { headers, then }
+        HeadOutcome { headers, next_step }
     }
 }
 
-/// What a request's head says.
-struct Looked {
-    /// For the answer, whatever it is.
+/// The result of examining a request's head.
+struct HeadOutcome {
+    /// Headers that the response gets, whatever it is.
     headers: HeaderMap,
-    then: Then,
+    next_step: NextStep,
 }
 
-/// What is to be done with a request.
-enum Then {
-    /// The answer is known.
-    Answer(Response),
-    /// Its body goes there, piece by piece.
-    Take(Box<dyn Sink>),
-    /// It is handled once its body is there.
+/// What to do with a request.
+enum NextStep {
+    /// The response is known already.
+    Respond(Response),
+    /// Its body goes to the sink, piece by piece.
+    Upload(Box<dyn BodySink>),
+    /// The handler is called once its body is complete.
     Handle(Request),
-    /// Nothing: it was answered.
+    /// The response was made.
     Done,
 }
 
-/// Whether an upload's body is what is to be kept.
-fn check_upload(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Checks that an upload's body is the whole file, unencoded.
+fn check_upload(headers: &HeaderMap) -> Result<(), HttpError> {
     if headers.contains_key(CONTENT_RANGE) {
-        // RFC 9110, 14.5: taken for the whole, a part would replace it.
-        return Err(Refusal::bad("Content-Range: a file is taken as a whole, not in parts"));
+        // RFC 9110, 14.5: taken for the whole file, a part would replace it.
+        return Err(HttpError::bad_request("Content-Range: a file is taken as a whole, not in parts"));
     }
     let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
     if !headers.get_all(CONTENT_ENCODING).iter().all(is_plain) {
         let reason = "Content-Encoding: what is sent is kept as it comes, so send it without";
-        return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
+        return Err(HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
     }
     Ok(())
 }
 
-/// Whether the body of a request that is none is one that is read.
-fn check_body(headers: &HeaderMap, body: &Incoming) -> Result<(), Refusal> {
+/// Checks that the body of a request that is not an upload can be read.
+fn check_body(headers: &HeaderMap, body: &Incoming) -> Result<(), HttpError> {
     if body.is_end_stream() {
         Ok(())
-    } else if body.size_hint().lower() > BODY_MAX as u64 {
-        Err(too_long())
+    } else if body.size_hint().lower() > BODY_MAX_BYTES as u64 {
+        Err(body_too_long())
     } else if !is_json(headers) {
-        Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body: expected content-type application/json"))
+        Err(HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body: expected content-type application/json"))
     } else {
         Ok(())
     }
 }
 
-impl Shared {
-    /// What comes of it, also when it panics: that ends no other request.
+impl HttpServerInner {
+    /// Runs `work`; a panic becomes an error and ends no other request.
     ///
-    /// Unwind safe as the jobs of an executor are: see `Executor::contain`.
-    fn contain<T>(&self, work: impl FnOnce() -> T) -> Result<T, Refusal> {
+    /// Unwind safe for the same reason as jobs of an executor: see `Executor::catch_panic`.
+    fn catch_panic<T>(&self, work: impl FnOnce() -> T) -> Result<T, HttpError> {
         catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
             self.counters.panics.add(1);
             log::error!("an HTTP request panicked: {}", panic_text(&*panic));
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this request failed; others are not affected")
+            HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "this request failed; others are not affected")
         })
     }
 }
 
-impl hyper::service::Service<hyper::Request<Incoming>> for Service {
-    type Response = hyper::Response<Outgoing>;
+impl hyper::service::Service<hyper::Request<Incoming>> for RequestService {
+    type Response = hyper::Response<ResponseBody>;
     type Error = Infallible;
-    type Future = Answering;
+    type Future = ResponseFuture;
 
-    fn call(&self, request: hyper::Request<Incoming>) -> Answering {
+    fn call(&self, request: hyper::Request<Incoming>) -> ResponseFuture {
         let server = Arc::clone(&self.server);
         server.counters.requests.add(1);
         let (parts, body) = request.into_parts();
         let method = parts.method.clone();
-        let accepts_gzip = coding::accepts_gzip(&parts.headers);
+        let accepts_gzip = compression::accepts_gzip(&parts.headers);
         let has_body = !body.is_end_stream();
         if has_body {
-            self.wire.borrow_mut().body_follows(body.size_hint().exact());
+            self.wire.borrow_mut().begin_body(body.size_hint().exact());
         } else {
-            self.wire.borrow_mut().request_is_whole();
+            self.wire.borrow_mut().end_request();
         }
-        let Looked { headers, mut then } = self.look(parts, &body);
-        if let Then::Take(_) = then
+        let HeadOutcome { headers, mut next_step } = self.examine_head(parts, &body);
+        if let NextStep::Upload(_) = next_step
             && has_body
         {
             server.counters.uploads.add(1);
             let mut wire = self.wire.borrow_mut();
-            if wire.may_hold(UPLOAD_READ_BYTES) {
-                wire.upload_follows();
+            if wire.try_reserve(UPLOAD_READ_BYTES) {
+                wire.begin_upload();
             } else {
-                then = Then::Answer(too_much().into());
+                next_step = NextStep::Respond(busy_error().into());
             }
         }
-        let is_answered = match &then {
-            Then::Answer(answer) => {
-                if !answer.status.is_success() {
+        let is_decided = match &next_step {
+            NextStep::Respond(response) => {
+                if !response.status.is_success() {
                     server.counters.refused.add(1);
                 }
                 true
             }
             _ => false,
         };
-        Answering {
+        ResponseFuture {
             wire: Rc::clone(&self.wire),
             stream: Arc::clone(&self.stream),
             method,
             accepts_gzip,
             body,
-            came: Vec::new(),
+            body_bytes: Vec::new(),
             headers,
-            // Its body is not looked at any more: where the next request begins is not to be found out.
-            is_last: is_answered && has_body,
-            then,
+            // Its body is not read, so the start of the next request cannot be found.
+            closes_connection: is_decided && has_body,
+            next_step,
             server,
         }
     }
 }
 
-/// A request's answer, once its body is there.
-pub(super) struct Answering {
-    server: Arc<Shared>,
-    wire: Rc<RefCell<Wire>>,
+/// Reads a request's body and makes its response.
+pub(super) struct ResponseFuture {
+    server: Arc<HttpServerInner>,
+    wire: Rc<RefCell<WireState>>,
     stream: Arc<TcpStream>,
     method: Method,
     accepts_gzip: bool,
     body: Incoming,
-    came: Vec<u8>,
-    /// For the answer, whatever it is.
+    body_bytes: Vec<u8>,
+    /// Headers that the response gets, whatever it is.
     headers: HeaderMap,
-    /// Nothing more is read after it.
-    is_last: bool,
-    then: Then,
+    /// Nothing more is read after this request.
+    closes_connection: bool,
+    next_step: NextStep,
 }
 
-impl Future for Answering {
-    type Output = Result<hyper::Response<Outgoing>, Infallible>;
+impl Future for ResponseFuture {
+    type Output = Result<hyper::Response<ResponseBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if !matches!(this.then, Then::Answer(_))
-            && let Err(refusal) = std::task::ready!(this.collect(context))
+        if !matches!(this.next_step, NextStep::Respond(_))
+            && let Err(error) = std::task::ready!(this.poll_body(context))
         {
             this.server.counters.refused.add(1);
-            this.is_last = true;
-            // What was begun is undone before that is told.
-            this.then = Then::Answer(refusal.into());
+            this.closes_connection = true;
+            // This drops the sink, which undoes what was begun before the response is sent.
+            this.next_step = NextStep::Respond(error.into());
         }
-        let was_refused = matches!(this.then, Then::Answer(_));
-        let response = match std::mem::replace(&mut this.then, Then::Done) {
-            Then::Answer(response) => response,
-            Then::Take(sink) => this.server.contain(|| sink.finish()).unwrap_or_else(Response::from),
-            Then::Handle(request) => this.handle(request),
-            // An answer is made once.
-            Then::Done => answer::not_found(),
+        let was_refused = matches!(this.next_step, NextStep::Respond(_));
+        let response = match std::mem::replace(&mut this.next_step, NextStep::Done) {
+            NextStep::Respond(response) => response,
+            NextStep::Upload(sink) => this.server.catch_panic(|| sink.finish()).unwrap_or_else(Response::from),
+            NextStep::Handle(request) => this.handle(request),
+            // Not reached: a response is made once.
+            NextStep::Done => response::not_found(),
         };
-        let answer = this.finish(response);
-        // Each is counted once.
-        if !was_refused && (answer.status().is_client_error() || answer.status().is_server_error()) {
+        let response = this.to_hyper_response(response);
+        // Each request is counted once.
+        if !was_refused && (response.status().is_client_error() || response.status().is_server_error()) {
             this.server.counters.failed.add(1);
         }
-        Poll::Ready(Ok(answer))
+        Poll::Ready(Ok(response))
     }
 }
 
-impl Answering {
-    fn collect(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
+impl ResponseFuture {
+    fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Result<(), HttpError>> {
         loop {
             let frame = match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 None => {
-                    self.wire.borrow_mut().body_is_whole();
+                    self.wire.borrow_mut().end_body();
                     return Poll::Ready(Ok(()));
                 }
                 Some(Ok(frame)) => frame,
-                Some(Err(error)) => return Poll::Ready(Err(Refusal::bad(format!("the body: {error}")))),
+                Some(Err(error)) => return Poll::Ready(Err(HttpError::bad_request(format!("the body: {error}")))),
             };
-            // Trailers mean nothing here.
+            // Trailers are ignored.
             let Ok(data) = frame.into_data() else { continue };
-            let taken = match &mut self.then {
-                Then::Take(sink) => self.server.contain(|| sink.write(&data)).flatten(),
-                _ => self.hold(&data),
+            let taken = match &mut self.next_step {
+                NextStep::Upload(sink) => self.server.catch_panic(|| sink.write(&data)).flatten(),
+                _ => self.append_to_body(&data),
             };
             if taken.is_err() {
                 return Poll::Ready(taken);
@@ -275,101 +276,101 @@ impl Answering {
         }
     }
 
-    /// Keeps what came of a body until all of it is there.
-    fn hold(&mut self, data: &[u8]) -> Result<(), Refusal> {
-        let length = self.came.len() + data.len();
-        if length > BODY_MAX {
-            return Err(too_long());
+    /// Keeps a piece of a body until all of it is there.
+    fn append_to_body(&mut self, data: &[u8]) -> Result<(), HttpError> {
+        let length = self.body_bytes.len() + data.len();
+        if length > BODY_MAX_BYTES {
+            return Err(body_too_long());
         }
-        if !self.wire.borrow_mut().may_hold(length) {
-            return Err(too_much());
+        if !self.wire.borrow_mut().try_reserve(length) {
+            return Err(busy_error());
         }
-        self.came.extend_from_slice(data);
+        self.body_bytes.extend_from_slice(data);
         Ok(())
     }
 
     fn handle(&mut self, mut request: Request) -> Response {
-        request.body = std::mem::take(&mut self.came);
-        let handled = self.server.contain(|| self.server.handler.handle(request));
-        self.wire.borrow_mut().was_handled();
+        request.body = std::mem::take(&mut self.body_bytes);
+        let handled = self.server.catch_panic(|| self.server.handler.handle(request));
+        self.wire.borrow_mut().release_reservation();
         handled.unwrap_or_else(Response::from)
     }
 
-    fn finish(&mut self, response: Response) -> hyper::Response<Outgoing> {
-        // Also when it never came to the handler.
-        self.wire.borrow_mut().was_handled();
-        self.wire.borrow_mut().answer_follows();
+    fn to_hyper_response(&mut self, response: Response) -> hyper::Response<ResponseBody> {
+        // Also when the handler was not called.
+        self.wire.borrow_mut().release_reservation();
+        self.wire.borrow_mut().expect_response();
         let Response { status, mut headers, body } = response;
         let (status, body) = match body {
             Body::Bytes(bytes) => {
-                let bytes = coding::encode(self.accepts_gzip, &mut headers, bytes);
-                (status, Outgoing::Bytes(Some(Bytes::from(bytes))))
+                let bytes = compression::compress(self.accepts_gzip, &mut headers, bytes);
+                (status, ResponseBody::Bytes(Some(Bytes::from(bytes))))
             }
-            Body::Chunks(chunks) => (status, Outgoing::Chunks(chunks)),
+            Body::Chunks(chunks) => (status, ResponseBody::Chunks(chunks)),
             Body::File { file, offset, length } => {
-                // Told also where the head alone is asked for, and where nothing follows.
+                // Also for HEAD, and for an empty range.
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-                (status, Outgoing::File(FilePart::new(file, offset, length)))
+                (status, ResponseBody::File(FileRange::new(file, offset, length)))
             }
-            Body::Events(events) => match Place::take(&self.server.streams, self.server.streams_max) {
-                Some(place) if self.method != Method::HEAD => {
+            Body::Events(events) => match StreamPermit::try_acquire(&self.server.streams, self.server.streams_max) {
+                Some(permit) if self.method != Method::HEAD => {
                     self.server.counters.event_streams.add(1);
                     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-                    // A proxy that gathers an answer before it hands it on would keep all of it.
+                    // A proxy that buffers a response before it forwards it would hold back all events.
                     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-                    let stream = Stream {
-                        greets: true,
+                    let stream = EventStreamBody {
+                        opens_with_comment: true,
                         events,
                         stopped: self.server.stopped.clone(),
-                        comment_every: self.server.limits.comment_every,
-                        spoke_at: Instant::now(),
+                        comment_interval: self.server.limits.comment_interval,
+                        last_write_at: Instant::now(),
                         is_flushed: false,
                         client: Arc::clone(&self.stream),
-                        _place: place,
+                        _permit: permit,
                     };
-                    (status, Outgoing::Events(Box::new(stream)))
+                    (status, ResponseBody::Events(Box::new(stream)))
                 }
                 Some(_) => {
                     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-                    (status, Outgoing::Bytes(None))
+                    (status, ResponseBody::Bytes(None))
                 }
                 None => {
                     let most = self.server.streams_max;
-                    let refused = answer::error(
+                    let refused = response::error(
                         StatusCode::SERVICE_UNAVAILABLE,
                         &format!("{most} event streams are open already; try again"),
                     );
                     headers = refused.headers;
-                    (refused.status, Outgoing::Bytes(refused.body.as_bytes().map(Bytes::copy_from_slice)))
+                    (refused.status, ResponseBody::Bytes(refused.body.as_bytes().map(Bytes::copy_from_slice)))
                 }
             },
         };
-        // Handlers say only what is special.
+        // Handlers set only what differs from these defaults.
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         headers.entry(X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
         for (name, value) in &self.headers {
             if name == VARY {
-                coding::vary(&mut headers, value);
+                compression::add_vary(&mut headers, value);
             } else {
                 headers.insert(name, value.clone());
             }
         }
-        if self.is_last {
+        if self.closes_connection {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let mut answer = hyper::Response::new(body);
-        (*answer.status_mut(), *answer.headers_mut()) = (status, headers);
-        answer
+        let mut response = hyper::Response::new(body);
+        (*response.status_mut(), *response.headers_mut()) = (status, headers);
+        response
     }
 }
 
-fn too_much() -> Refusal {
+fn busy_error() -> HttpError {
     let reason = "too much is being received at the moment; try again";
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    HttpError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
 }
 
-fn too_long() -> Refusal {
-    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {BODY_MAX} bytes"))
+fn body_too_long() -> HttpError {
+    HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {BODY_MAX_BYTES} bytes"))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

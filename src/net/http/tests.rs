@@ -1,6 +1,6 @@
 use super::*;
 use crate::net::conn::{Conn, ConnReader, ConnWriter};
-use crate::net::deadline::ReadBefore;
+use crate::net::deadline::DeadlineRead;
 use crate::net::listener;
 use crate::net::testing::eventually;
 use crossbeam_channel::unbounded;
@@ -11,30 +11,30 @@ use std::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn quick() -> Limits {
-    Limits {
+fn quick() -> HttpLimits {
+    HttpLimits {
         message_timeout: Duration::from_millis(300),
         idle_timeout: Duration::from_millis(500),
         upload_idle_timeout: Duration::from_millis(400),
-        ..Limits::default()
+        ..HttpLimits::default()
     }
 }
 
-fn floor(limits: Limits) -> Floor {
-    Floor {
+fn context(limits: HttpLimits) -> HttpContext {
+    HttpContext {
         executor: Executor::new("test", 1000),
         limiter: ConnectionLimiter::new(1000),
-        budget: Budget::new(64 << 20),
+        budget: ReceiveBudget::new(64 << 20),
         identity: None,
-        plain_from_afar: false,
-        rules: Rules { http_hosts: Vec::new(), allow_origins: vec!["https://page.example".to_owned()] },
+        allows_remote_plaintext: false,
+        policy: RequestPolicy { http_hosts: Vec::new(), allow_origins: vec!["https://page.example".to_owned()] },
         limits,
     }
 }
 
-fn start(floor: Floor, handler: impl Handler) -> HttpServer {
+fn start(context: HttpContext, handler: impl HttpHandler) -> HttpServer {
     let listener = listener::listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    HttpServer::start(listener, floor, Arc::new(handler)).unwrap()
+    HttpServer::start(listener, context, Arc::new(handler)).unwrap()
 }
 
 /// Says what it was asked.
@@ -147,7 +147,7 @@ impl Client {
 
 #[test]
 fn a_connection_is_kept_for_the_next_request() {
-    let server = start(floor(Limits::default()), echo);
+    let server = start(context(HttpLimits::default()), echo);
     let mut client = Client::new(&server);
     for n in 0..3 {
         let answer = client.get(&format!("/a%20b?n={n}"));
@@ -167,13 +167,13 @@ fn a_connection_is_kept_for_the_next_request() {
     let mut old = Client::new(&server);
     assert_eq!(old.ask("GET / HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").status, 200);
     old.assert_ended();
-    eventually(|| server.listener.open() == 0);
+    eventually(|| server.listener.open_connections() == 0);
     assert_eq!(server.counters.requests.get(), 6);
 }
 
 #[test]
 fn requests_sent_one_behind_the_other_are_answered_in_order() {
-    let server = start(floor(Limits::default()), echo);
+    let server = start(context(HttpLimits::default()), echo);
     let mut client = Client::new(&server);
     let mut all = String::new();
     for n in 0..40 {
@@ -184,14 +184,14 @@ fn requests_sent_one_behind_the_other_are_answered_in_order() {
             "POST /p{n} HTTP/1.1\r\nHost: [::1]:80\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         );
     }
-    // A leading blank line is no request.
+    // A leading blank line is ignored.
     client.send("\r\n".to_owned() + &all);
     for n in 0..40 {
         assert_eq!(client.answer().unwrap().json()["path"], format!("/{n}"));
         let answer = client.answer().unwrap().json();
         assert_eq!((&answer["path"], &answer["body"]), (&json!(format!("/p{n}")), &json!(format!("{{\"n\":{n}}}"))));
     }
-    // Byte by byte.
+    // The request is sent byte by byte.
     for byte in "GET /last HTTP/1.1\r\nHost: localhost\r\n\r\n".bytes() {
         client.send([byte]);
     }
@@ -200,7 +200,7 @@ fn requests_sent_one_behind_the_other_are_answered_in_order() {
 
 #[test]
 fn a_body_may_come_in_chunks_and_after_a_word_of_ours() {
-    let server = start(floor(Limits::default()), echo);
+    let server = start(context(HttpLimits::default()), echo);
     let mut client = Client::new(&server);
     let head =
         "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -216,7 +216,7 @@ fn a_body_may_come_in_chunks_and_after_a_word_of_ours() {
     assert_eq!(client.head().unwrap().0, 100);
     client.send("{}");
     assert_eq!(client.answer().unwrap().json()["body"], "{}");
-    // Broken chunks: told, and the end.
+    // Malformed chunks: an error, then the connection ends.
     let answer = client.ask(head.to_owned() + "zz\r\n");
     assert_eq!(answer.status, 400);
     client.assert_ended();
@@ -224,21 +224,22 @@ fn a_body_may_come_in_chunks_and_after_a_word_of_ours() {
 
 #[test]
 fn the_largest_body_is_taken_and_a_longer_one_told_so() {
-    let server = start(floor(Limits::default()), |request: Request| success(json!({"length": request.body.len()})));
+    let server =
+        start(context(HttpLimits::default()), |request: Request| success(json!({"length": request.body.len()})));
     let json = "Content-Type: application/json\r\n";
     let mut client = Client::new(&server);
-    assert_eq!(client.post(json, &"x".repeat(BODY_MAX)).json()["length"], BODY_MAX);
-    // By its declared length: before it is sent at all.
+    assert_eq!(client.post(json, &"x".repeat(BODY_MAX_BYTES)).json()["length"], BODY_MAX_BYTES);
+    // Refused by its declared length, before it is sent at all.
     let mut client = Client::new(&server);
     client.send(format!(
         "POST / HTTP/1.1\r\nHost: localhost\r\n{json}Content-Length: {}\r\n\r\n{}",
-        BODY_MAX + 1,
+        BODY_MAX_BYTES + 1,
         "x".repeat(1000)
     ));
     let answer = client.answer().unwrap();
     assert_eq!((answer.status, answer.header("connection")), (413, Some("close")));
     assert!(answer.json()["error"].as_str().unwrap().contains("1048576"));
-    // In chunks: once it is too long.
+    // Sent in chunks, it is refused once it is too long.
     let mut client = Client::new(&server);
     client.send(format!("POST / HTTP/1.1\r\nHost: localhost\r\n{json}Transfer-Encoding: chunked\r\n\r\n"));
     let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
@@ -250,7 +251,7 @@ fn the_largest_body_is_taken_and_a_longer_one_told_so() {
 
 #[test]
 fn a_body_that_is_not_json_is_not_taken() {
-    let server = start(floor(Limits::default()), echo);
+    let server = start(context(HttpLimits::default()), echo);
     for headers in [
         "",
         "Content-Type: text/plain\r\n",
@@ -269,7 +270,7 @@ fn a_body_that_is_not_json_is_not_taken() {
 
 #[test]
 fn strange_hosts_and_origins_do_not_reach_the_handler() {
-    let server = start(floor(Limits::default()), echo);
+    let server = start(context(HttpLimits::default()), echo);
     let mut client = Client::new(&server);
     let mut ask = |headers: &str| client.ask(format!("GET / HTTP/1.1\r\n{headers}\r\n"));
     assert_eq!(ask("Host: evil.example\r\n").status, 421);
@@ -287,14 +288,14 @@ fn strange_hosts_and_origins_do_not_reach_the_handler() {
     let answer = client.ask(preflight("https://page.example"));
     assert_eq!((answer.status, answer.body.len()), (204, 0));
     assert_eq!(client.ask(preflight("https://evil.example")).status, 403);
-    // A form of another page, which needs no preflight.
+    // A form on a page of another origin, which needs no preflight.
     let answer = client.post("Origin: http://evil.example\r\nContent-Type: text/plain\r\n", "{}");
     assert_eq!((answer.status, answer.header("connection")), (403, Some("close")));
 }
 
 #[test]
 fn a_head_alone_is_asked_for_like_the_whole() {
-    let server = start(floor(Limits::default()), echo);
+    let server = start(context(HttpLimits::default()), echo);
     let mut client = Client::new(&server);
     client.send("HEAD /h HTTP/1.1\r\nHost: localhost\r\n\r\nGET /g HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let (status, headers) = client.head().unwrap();
@@ -304,11 +305,11 @@ fn a_head_alone_is_asked_for_like_the_whole() {
 
 #[test]
 fn what_is_no_http_or_too_much_is_told_and_ended() {
-    let server = start(floor(Limits::default()), echo);
+    let server = start(context(HttpLimits::default()), echo);
     for (sent, status) in [
         ("nonsense\r\n\r\n".to_owned(), 400),
         ("\u{16}\u{3}\u{1}\r\n\r\n".to_owned(), 400),
-        (format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX)), 431),
+        (format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX_BYTES)), 431),
         (format!("GET / HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "a: b\r\n".repeat(200)), 431),
         ("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}".to_owned(), 400),
     ] {
@@ -321,7 +322,7 @@ fn what_is_no_http_or_too_much_is_told_and_ended() {
 
 #[test]
 fn a_request_that_trickles_is_ended_and_told_why() {
-    let server = start(floor(quick()), echo);
+    let server = start(context(quick()), echo);
     for begun in [
         "GET / HTTP/1.1\r\nX: ",
         "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
@@ -342,27 +343,27 @@ fn a_request_that_trickles_is_ended_and_told_why() {
         assert!(started.elapsed() >= Duration::from_millis(300));
         assert_eq!(answer.status, 408, "{begun}");
         assert_eq!(answer.json()["error"], "the request was not complete 0.3 s after its first byte");
-        // It trickles on, which may reset the connection.
+        // The client keeps sending, which may reset the connection.
         let mut byte = [0];
         assert!(matches!(client.reader.read(&mut byte), Ok(0) | Err(_)));
         drop(client);
         trickling.join().unwrap();
     }
-    // The rest of a request that came with another one before it.
+    // The rest of a request whose beginning arrived together with the one before it.
     let mut client = Client::new(&server);
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HT");
     assert_eq!((client.answer().unwrap().status, client.answer().unwrap().status), (200, 408));
-    // And of one behind a body.
+    // The same after a request with a body.
     let mut client = Client::new(&server);
     let head = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n";
     client.send(head.to_owned() + "{}GET / HT");
     assert_eq!((client.answer().unwrap().status, client.answer().unwrap().status), (200, 408));
-    assert_eq!(server.counters.late.get(), 4);
+    assert_eq!(server.counters.timed_out.get(), 4);
 }
 
 #[test]
 fn an_idle_connection_is_closed_without_a_word() {
-    let server = start(floor(quick()), echo);
+    let server = start(context(quick()), echo);
     let mut silent = Client::new(&server);
     let mut client = Client::new(&server);
     assert_eq!(client.get("/").status, 200);
@@ -370,12 +371,12 @@ fn an_idle_connection_is_closed_without_a_word() {
     client.assert_ended();
     assert!(answered.elapsed() >= Duration::from_millis(450));
     silent.assert_ended();
-    assert_eq!(server.counters.late.get(), 0);
+    assert_eq!(server.counters.timed_out.get(), 0);
 }
 
 #[test]
 fn a_panic_is_an_answer_and_no_more() {
-    let server = start(floor(Limits::default()), echo);
+    let server = start(context(HttpLimits::default()), echo);
     let mut client = Client::new(&server);
     let answer = client.get("/panic");
     assert_eq!((answer.status, answer.json()["success"].clone()), (500, json!(false)));
@@ -388,7 +389,7 @@ fn a_panic_is_an_answer_and_no_more() {
 fn a_long_answer_is_made_while_it_is_sent() {
     let made = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&made);
-    let server = start(floor(Limits::default()), move |_: Request| {
+    let server = start(context(HttpLimits::default()), move |_: Request| {
         let count = Arc::clone(&count);
         let chunks = (0..1000).map(move |n| {
             count.store(n, Relaxed);
@@ -411,9 +412,9 @@ fn a_long_answer_is_made_while_it_is_sent() {
 }
 
 /// Streams the events of one receiver a request, taken from a queue.
-fn streaming(limits: Limits) -> (HttpServer, Sender<Receiver<Arc<Event>>>) {
-    let (hand_over, handed) = unbounded::<Receiver<Arc<Event>>>();
-    let server = start(floor(limits), move |request: Request| {
+fn streaming(limits: HttpLimits) -> (HttpServer, Sender<Receiver<Arc<ServerSentEvent>>>) {
+    let (hand_over, handed) = unbounded::<Receiver<Arc<ServerSentEvent>>>();
+    let server = start(context(limits), move |request: Request| {
         if request.path == "/api/health" {
             return success(json!({"status": "healthy"}));
         }
@@ -426,13 +427,13 @@ fn streaming(limits: Limits) -> (HttpServer, Sender<Receiver<Arc<Event>>>) {
     (server, hand_over)
 }
 
-fn event(n: usize) -> Arc<Event> {
-    Arc::new(Event::json("files", &json!({"n": n})))
+fn event(n: usize) -> Arc<ServerSentEvent> {
+    Arc::new(ServerSentEvent::json("files", &json!({"n": n})))
 }
 
 #[test]
 fn events_arrive_as_they_happen_and_the_connection_goes_on_after_them() {
-    let (server, hand_over) = streaming(Limits::default());
+    let (server, hand_over) = streaming(HttpLimits::default());
     let mut client = Client::new(&server);
     let (tell, told) = unbounded();
     hand_over.send(told).unwrap();
@@ -441,7 +442,7 @@ fn events_arrive_as_they_happen_and_the_connection_goes_on_after_them() {
     let (status, headers) = client.head().unwrap();
     assert_eq!(status, 200);
     assert!(headers.contains(&("content-type".to_owned(), "text/event-stream".to_owned())), "{headers:?}");
-    // At once, so that whatever stands between passes the head on.
+    // It is sent at once, so that proxies forward the head.
     assert_eq!(client.chunk().unwrap(), b":\n\n");
     for n in 0..5 {
         tell.send(event(n)).unwrap();
@@ -457,7 +458,7 @@ fn events_arrive_as_they_happen_and_the_connection_goes_on_after_them() {
 
 #[test]
 fn a_quiet_stream_says_that_it_lives() {
-    let limits = Limits { comment_every: Duration::from_millis(50), ..Limits::default() };
+    let limits = HttpLimits { comment_interval: Duration::from_millis(50), ..HttpLimits::default() };
     let (server, hand_over) = streaming(limits);
     let mut client = Client::new(&server);
     let (_tell, told) = unbounded();
@@ -471,7 +472,7 @@ fn a_quiet_stream_says_that_it_lives() {
 
 #[test]
 fn a_client_that_leaves_is_noticed() {
-    let (server, hand_over) = streaming(Limits::default());
+    let (server, hand_over) = streaming(HttpLimits::default());
     let mut client = Client::new(&server);
     let (tell, told) = unbounded();
     hand_over.send(told).unwrap();
@@ -480,19 +481,19 @@ fn a_client_that_leaves_is_noticed() {
     drop(client);
     eventually(|| server.event_streams() == 0);
     assert!(tell.send(event(0)).is_err(), "nobody listens any more");
-    eventually(|| server.listener.open() == 0);
+    eventually(|| server.listener.open_connections() == 0);
 }
 
 #[test]
 fn one_that_reads_nothing_is_given_up() {
-    let limits = Limits { write_timeout: Duration::from_millis(100), ..Limits::default() };
+    let limits = HttpLimits { write_timeout: Duration::from_millis(100), ..HttpLimits::default() };
     let (server, hand_over) = streaming(limits);
     let mut client = Client::new(&server);
     let (tell, told) = crossbeam_channel::bounded(1);
     hand_over.send(told).unwrap();
     client.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
     client.head().unwrap();
-    let long = Arc::new(Event { id: None, name: "x".to_owned(), data: "x".repeat(100_000) });
+    let long = Arc::new(ServerSentEvent { id: None, name: "x".to_owned(), data: "x".repeat(100_000) });
     let give_up_at = Instant::now() + PATIENCE;
     // Until the receiver is dropped.
     while tell.send_timeout(long.clone(), PATIENCE).is_ok() {
@@ -504,8 +505,8 @@ fn one_that_reads_nothing_is_given_up() {
 #[test]
 fn idle_connections_and_event_streams_leave_room_for_others() {
     const STREAMS_MAX: usize = 64;
-    let (server, hand_over) = streaming(Limits { event_streams: Some(STREAMS_MAX), ..Limits::default() });
-    assert_eq!(start(floor(Limits::default()), echo).event_streams_max(), 250, "a quarter of the connections");
+    let (server, hand_over) = streaming(HttpLimits { event_streams: Some(STREAMS_MAX), ..HttpLimits::default() });
+    assert_eq!(start(context(HttpLimits::default()), echo).event_streams_max(), 250, "a quarter of the connections");
     let idle: Vec<Client> = (0..200).map(|_| Client::new(&server)).collect();
     let mut tells = Vec::new();
     let mut streams = Vec::new();
@@ -532,16 +533,16 @@ fn idle_connections_and_event_streams_leave_room_for_others() {
     eventually(|| server.event_streams() == 0);
     drop(idle);
     drop(client);
-    eventually(|| server.listener.open() == 0);
+    eventually(|| server.listener.open_connections() == 0);
 }
 
 #[test]
 fn stopping_ends_streams_and_idle_connections_and_finishes_what_is_in_hand() {
     let (begun, has_begun) = unbounded();
-    let server = start(floor(Limits::default()), move |request: Request| {
+    let server = start(context(HttpLimits::default()), move |request: Request| {
         if request.path == "/events" {
             let (tell, told) = unbounded();
-            // Never dropped: it is the server that ends it.
+            // Never dropped: the server must end the stream.
             std::mem::forget(tell);
             return Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(told.into()) };
         }
@@ -571,8 +572,8 @@ fn past_the_bound_of_connections_it_is_busy() {
         headers: HeaderMap::new(),
         body: Body::Events(told.clone().into()),
     };
-    let server = start(Floor { limiter: ConnectionLimiter::new(1), ..floor(Limits::default()) }, handler);
-    // One that is being answered gives way to nobody.
+    let server = start(HttpContext { limiter: ConnectionLimiter::new(1), ..context(HttpLimits::default()) }, handler);
+    // A connection whose request is being handled is not evicted.
     let mut first = Client::new(&server);
     first.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     first.head().unwrap();
@@ -591,9 +592,9 @@ fn over_tls(server: &HttpServer, pin: &str) -> (ConnReader, ConnWriter) {
 #[test]
 fn tls_is_told_by_its_first_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let identity = Arc::new(Identity::load_or_create(dir.path()).unwrap());
+    let identity = Arc::new(TlsIdentity::load_or_create(dir.path()).unwrap());
     let pin = identity.fingerprint().to_owned();
-    let server = start(Floor { identity: Some(identity), ..floor(Limits::default()) }, echo);
+    let server = start(HttpContext { identity: Some(identity), ..context(HttpLimits::default()) }, echo);
     assert_eq!(Client::new(&server).get("/plain").json()["path"], "/plain");
     let (mut reader, writer) = over_tls(&server, &pin);
     let deadline = Instant::now() + PATIENCE;
@@ -610,7 +611,7 @@ fn tls_is_told_by_its_first_byte() {
 #[test]
 fn connections_without_a_request_leave_room_for_those_with_one() {
     let handler = |request: Request| success(json!({ "path": request.path }));
-    let server = start(Floor { limiter: ConnectionLimiter::new(8), ..floor(Limits::default()) }, handler);
+    let server = start(HttpContext { limiter: ConnectionLimiter::new(8), ..context(HttpLimits::default()) }, handler);
     let mut held = Vec::new();
     for begun in [
         "",
@@ -623,7 +624,7 @@ fn connections_without_a_request_leave_room_for_those_with_one() {
             let _ = client.reader.get_mut().write_all(begun.as_bytes());
             held.push(client);
         }
-        // One that is closed takes a moment to be gone.
+        // A closed connection takes a moment to be released.
         eventually(|| {
             let mut client = Client::new(&server);
             let sent = client.reader.get_mut().write_all(b"GET /x HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n");
@@ -636,19 +637,19 @@ fn connections_without_a_request_leave_room_for_those_with_one() {
 
 #[test]
 fn from_other_hosts_requests_want_tls_unless_it_was_allowed_otherwise() {
-    for (source, plain_from_afar, status) in
+    for (source, allows_remote_plaintext, status) in
         [("127.0.0.1:1", false, 200), ("[::1]:1", false, 200), ("192.0.2.1:1", false, 403), ("192.0.2.1:1", true, 200)]
     {
         let asked = Arc::new(AtomicUsize::new(0));
         let its_asked = Arc::clone(&asked);
         let (_running, stopped) = bounded(0);
-        let shared = Shared {
+        let shared = HttpServerInner {
             handler: Arc::new(move |_: Request| {
                 its_asked.fetch_add(1, Relaxed);
                 success(json!({}))
             }),
-            rules: Rules::default(),
-            limits: Limits::default(),
+            policy: RequestPolicy::default(),
+            limits: HttpLimits::default(),
             counters: Arc::default(),
             streams: Arc::default(),
             streams_max: 1,
@@ -656,25 +657,29 @@ fn from_other_hosts_requests_want_tls_unless_it_was_allowed_otherwise() {
         };
         let (here, mut there) = crate::net::deadline::tests::pair();
         there.write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").unwrap();
-        Port(Arc::new(shared)).serve(Accepted::as_if_from(here, source.parse().unwrap(), plain_from_afar));
+        HttpConnectionHandler(Arc::new(shared)).serve(AcceptedConnection::with_source(
+            here,
+            source.parse().unwrap(),
+            allows_remote_plaintext,
+        ));
         let mut answer = String::new();
         there.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{source} {plain_from_afar}: {answer}");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{source} {allows_remote_plaintext}: {answer}");
         assert_eq!(asked.load(Relaxed), usize::from(status == 200));
     }
 }
 
 #[test]
 fn what_is_no_request_is_refused_in_json() {
-    let server = start(floor(Limits::default()), echo);
+    let server = start(context(HttpLimits::default()), echo);
     for (sent, status) in [
         ("GET / HTTP/1.1\r\nHost localhost\r\n\r\n", 400),
         ("\u{1}\u{2}\r\n\r\n", 400),
         ("GET / HTTP/7.5\r\n\r\n", 400),
-        (&format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX)), 431),
+        (&format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX_BYTES)), 431),
     ] {
         let mut client = Client::new(&server);
-        // The first is good: what follows it is refused all the same.
+        // The first value is valid, but a second one is refused all the same.
         assert_eq!(client.get("/first").status, 200);
         client.send(sent);
         let answer = client.answer().unwrap();
@@ -687,7 +692,7 @@ fn what_is_no_request_is_refused_in_json() {
 
 #[test]
 fn a_body_that_is_coded_otherwise_and_two_who_ask_at_once_are_refused() {
-    let (server, ended) = uploads(floor(Limits::default()));
+    let (server, ended) = uploads(context(HttpLimits::default()));
     for coding in ["gzip, chunked", "Chunked, chunked", "identity, chunked"] {
         let mut client = Client::new(&server);
         let answer = client.ask(upload(&format!("Transfer-Encoding: {coding}\r\n")) + "3\r\nabc\r\n0\r\n\r\n");
@@ -705,12 +710,12 @@ fn a_body_that_is_coded_otherwise_and_two_who_ask_at_once_are_refused() {
 
 #[test]
 fn past_the_budget_a_body_is_busy_and_so_is_a_long_head() {
-    let budget = Budget::new(30_000);
-    let server = start(Floor { budget: Arc::clone(&budget), ..floor(Limits::default()) }, echo);
+    let budget = ReceiveBudget::new(30_000);
+    let server = start(HttpContext { budget: Arc::clone(&budget), ..context(HttpLimits::default()) }, echo);
     let head = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let mut holder = Client::new(&server);
     holder.send(format!("{head}content-length: 28000\r\n\r\n{}", "x".repeat(27_000)));
-    eventually(|| budget.taken() == 27_000);
+    eventually(|| budget.used_bytes() == 27_000);
     let mut body = Client::new(&server);
     body.send(format!("{head}content-length: 5000\r\n\r\n{}", "x".repeat(5_000)));
     let mut long_head = Client::new(&server);
@@ -722,7 +727,7 @@ fn past_the_budget_a_body_is_busy_and_so_is_a_long_head() {
     }
     assert_eq!(Client::new(&server).get("/short").status, 200, "what is short goes on");
     drop(holder);
-    eventually(|| budget.taken() == 0);
+    eventually(|| budget.used_bytes() == 0);
 }
 
 /// Takes uploads at `/up/…`, and says what became of each.
@@ -742,12 +747,12 @@ struct Kept {
     ended: Option<Sender<Ended>>,
 }
 
-impl Handler for Uploads {
+impl HttpHandler for Uploads {
     fn handle(&self, request: Request) -> Response {
         echo(request)
     }
 
-    fn upload(&self, head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
+    fn upload(&self, head: &Request) -> Option<Result<Box<dyn BodySink>, Response>> {
         assert!(head.body.is_empty() && head.method != Method::GET);
         let most = match head.path.strip_prefix("/up/")? {
             "taken" => return Some(Err(error(StatusCode::CONFLICT, "taken"))),
@@ -759,11 +764,11 @@ impl Handler for Uploads {
     }
 }
 
-impl Sink for Kept {
-    fn write(&mut self, piece: &[u8]) -> Result<(), Refusal> {
+impl BodySink for Kept {
+    fn write(&mut self, piece: &[u8]) -> Result<(), HttpError> {
         assert!(!piece.is_empty() && piece.len() <= 128 * 1024, "{}", piece.len());
         if self.bytes.len() + piece.len() > self.most {
-            return Err(Refusal::new(StatusCode::INSUFFICIENT_STORAGE, "the disk is full"));
+            return Err(HttpError::new(StatusCode::INSUFFICIENT_STORAGE, "the disk is full"));
         }
         self.bytes.extend_from_slice(piece);
         Ok(())
@@ -785,9 +790,9 @@ impl Drop for Kept {
     }
 }
 
-fn uploads(floor: Floor) -> (HttpServer, Receiver<Ended>) {
+fn uploads(context: HttpContext) -> (HttpServer, Receiver<Ended>) {
     let (ended, all) = unbounded();
-    (start(floor, Uploads { ended }), all)
+    (start(context, Uploads { ended }), all)
 }
 
 fn upload(headers: &str) -> String {
@@ -796,9 +801,9 @@ fn upload(headers: &str) -> String {
 
 #[test]
 fn an_upload_of_any_type_and_length_goes_on_piece_by_piece() {
-    let (server, ended) = uploads(floor(Limits::default()));
+    let (server, ended) = uploads(context(HttpLimits::default()));
     let mut client = Client::new(&server);
-    // With a length, more than any other body may have.
+    // With a length above the limit of other bodies.
     let content: Vec<u8> = (0..5_000_000_u32).map(|n| (n % 251) as u8).collect();
     client.send(upload(&format!("Content-Type: video/mp4\r\nContent-Length: {}\r\n", content.len())));
     client.send(&content);
@@ -814,7 +819,7 @@ fn an_upload_of_any_type_and_length_goes_on_piece_by_piece() {
     client.send("0\r\nX-Sum: 1\r\n\r\n");
     assert_eq!(client.answer().unwrap().json()["length"], content.len());
     assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(content));
-    // Nothing at all is an empty file, however that is said.
+    // An empty body is an empty file, in whichever form it is sent.
     for headers in ["Content-Length: 0\r\n", "", "Transfer-Encoding: chunked\r\n"] {
         client.send(upload(headers));
         if headers.contains("chunked") {
@@ -823,13 +828,13 @@ fn an_upload_of_any_type_and_length_goes_on_piece_by_piece() {
         assert_eq!(client.answer().unwrap().json()["length"], 0, "{headers}");
         assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(Vec::new()));
     }
-    // Whoever asks first is told to go on.
+    // A client that sends Expect gets 100 Continue.
     client.send(upload("Content-Length: 3\r\nExpect: 100-continue\r\n"));
     assert_eq!(client.head().unwrap().0, 100);
     client.send("abc");
     assert_eq!(client.answer().unwrap().status, 200);
     assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(b"abc".to_vec()));
-    // What is no upload is as ever, on the same connection.
+    // Requests that are not uploads work as usual on the same connection.
     assert_eq!(client.post("Content-Type: application/json\r\n", "{}").json()["body"], "{}");
     assert_eq!(client.get("/up/x").status, 200);
     assert_eq!(client.post("Content-Type: text/plain\r\n", "{}").status, 415);
@@ -838,7 +843,7 @@ fn an_upload_of_any_type_and_length_goes_on_piece_by_piece() {
 
 #[test]
 fn requests_sent_behind_an_upload_are_answered_in_order() {
-    let (server, ended) = uploads(floor(Limits::default()));
+    let (server, ended) = uploads(context(HttpLimits::default()));
     let mut client = Client::new(&server);
     let post = "POST /p HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
     let get = "GET /g HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -869,11 +874,11 @@ fn requests_sent_behind_an_upload_are_answered_in_order() {
 
 #[test]
 fn an_upload_may_take_longer_than_a_message_but_not_be_silent() {
-    let (server, ended) = uploads(floor(quick()));
+    let (server, ended) = uploads(context(quick()));
     let mut client = Client::new(&server);
     client.send(upload("Content-Length: 9\r\n"));
     let begun = Instant::now();
-    // Each piece within the time that nothing may come, together longer than any message may take.
+    // Each piece arrives within the stall timeout; together they take longer than any other message may.
     for _ in 0..9 {
         std::thread::sleep(Duration::from_millis(100));
         client.send("x");
@@ -890,7 +895,7 @@ fn an_upload_may_take_longer_than_a_message_but_not_be_silent() {
         assert!(matches!(ended.recv_timeout(PATIENCE).unwrap(), Ended::CutOff(_)));
         silent.assert_ended();
     }
-    // What follows it has its own time again.
+    // The request after it has its own timeout.
     let mut client = Client::new(&server);
     client.send(upload("Content-Length: 2\r\n") + "abGET / HT");
     assert_eq!((client.answer().unwrap().status, client.answer().unwrap().status), (200, 408));
@@ -898,8 +903,8 @@ fn an_upload_may_take_longer_than_a_message_but_not_be_silent() {
 
 #[test]
 fn an_upload_that_is_refused_or_cut_off_leaves_nothing() {
-    let (server, ended) = uploads(floor(Limits::default()));
-    // By its head alone; also when the client waits to be told.
+    let (server, ended) = uploads(context(HttpLimits::default()));
+    // Refused by its head alone, also when the client waits for 100 Continue.
     for (path, headers, status) in [
         ("taken", "Content-Length: 1000000\r\n", 409),
         ("taken", "Content-Length: 9\r\nExpect: 100-continue\r\n", 409),
@@ -920,7 +925,7 @@ fn an_upload_that_is_refused_or_cut_off_leaves_nothing() {
     assert_eq!(client.get("/").status, 200);
     // Content-Range and Content-Encoding were found once there was a sink.
     assert!((0..2).all(|_| ended.recv_timeout(PATIENCE) == Ok(Ended::CutOff(0))));
-    // By its sink, in the middle: at once, whatever is still to come.
+    // Refused by its sink in the middle: at once, whatever is still to come.
     let mut client = Client::new(&server);
     client.send("POST /up/small HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n");
     client.send("x".repeat(200_000));
@@ -928,7 +933,7 @@ fn an_upload_that_is_refused_or_cut_off_leaves_nothing() {
     assert_eq!((answer.status, answer.header("connection")), (507, Some("close")));
     assert_eq!(answer.json()["error"], "the disk is full");
     assert!(matches!(ended.recv_timeout(PATIENCE).unwrap(), Ended::CutOff(length) if length <= 100_000));
-    // By the client: half-closed, gone, or broken.
+    // Ended by the client: half-closed, closed, or malformed.
     let mut client = Client::new(&server);
     client.send(upload("Content-Length: 9\r\n") + "abc");
     client.reader.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
@@ -947,14 +952,17 @@ fn an_upload_that_is_refused_or_cut_off_leaves_nothing() {
 
 #[test]
 fn an_upload_gives_way_to_nobody_and_is_counted_in_the_budget() {
-    let budget = Budget::new(10 << 20);
+    let budget = ReceiveBudget::new(10 << 20);
     let limiter = ConnectionLimiter::new(8);
-    let (server, ended) =
-        uploads(Floor { limiter: Arc::clone(&limiter), budget: Arc::clone(&budget), ..floor(Limits::default()) });
+    let (server, ended) = uploads(HttpContext {
+        limiter: Arc::clone(&limiter),
+        budget: Arc::clone(&budget),
+        ..context(HttpLimits::default())
+    });
     let mut client = Client::new(&server);
     client.send(upload("Content-Length: 6\r\n") + "abc");
-    eventually(|| budget.taken() > 0);
-    // Newcomers one after the other, more than there is room for.
+    eventually(|| budget.used_bytes() > 0);
+    // New connections one after the other, more than there is room for.
     for _ in 0..20 {
         let mut newcomer = Client::new(&server);
         // It may have been closed already.
@@ -964,9 +972,10 @@ fn an_upload_gives_way_to_nobody_and_is_counted_in_the_budget() {
     client.send("def");
     assert_eq!(client.answer().unwrap().json()["length"], 6);
     assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(b"abcdef".to_vec()));
-    eventually(|| budget.taken() == 0);
+    eventually(|| budget.used_bytes() == 0);
     drop(crowd);
-    let (server, _ended) = uploads(Floor { budget: Budget::new(60_000), ..floor(Limits::default()) });
+    let (server, _ended) =
+        uploads(HttpContext { budget: ReceiveBudget::new(60_000), ..context(HttpLimits::default()) });
     let mut client = Client::new(&server);
     client.send(upload("Content-Length: 6\r\n"));
     assert_eq!(client.answer().unwrap().status, 503);
@@ -981,12 +990,12 @@ fn file_of(length: usize) -> (std::fs::File, Vec<u8>) {
 }
 
 /// Serves one file, of which the facts say that it is so long.
-fn serving(content: std::fs::File, length: u64) -> impl Handler {
+fn serving(content: std::fs::File, length: u64) -> impl HttpHandler {
     move |request: Request| {
-        let facts = FileFacts {
+        let facts = FileMetadata {
             length,
             etag: Some("v1".to_owned()),
-            modified: None,
+            modified_at: None,
             content_type: HeaderValue::from_static("text/plain"),
             disposition: None,
         };
@@ -997,7 +1006,7 @@ fn serving(content: std::fs::File, length: u64) -> impl Handler {
 #[test]
 fn a_file_or_a_part_of_it_is_sent_with_its_length() {
     let (file, content) = file_of(3_000_001);
-    let server = start(floor(Limits::default()), serving(file, 3_000_001));
+    let server = start(context(HttpLimits::default()), serving(file, 3_000_001));
     let mut client = Client::new(&server);
     let mut ask = |method: &str, headers: &str| {
         client.send(format!("{method} / HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
@@ -1029,12 +1038,12 @@ fn a_file_or_a_part_of_it_is_sent_with_its_length() {
     assert_eq!(none.json()["success"], false);
     assert_eq!(ask("GET", "If-Match: \"v2\"\r\n").status, 412);
     // The connection went on through all of that.
-    assert_eq!(server.listener.open(), 1);
+    assert_eq!(server.listener.open_connections(), 1);
 }
 
 #[test]
 fn an_empty_file_is_a_file() {
-    let server = start(floor(Limits::default()), serving(file_of(0).0, 0));
+    let server = start(context(HttpLimits::default()), serving(file_of(0).0, 0));
     let mut client = Client::new(&server);
     assert_eq!((client.get("/").status, client.get("/").body.len()), (200, 0));
     client.send("HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -1045,24 +1054,25 @@ fn an_empty_file_is_a_file() {
 #[test]
 fn a_file_that_is_shorter_than_promised_cuts_the_connection() {
     let (file, content) = file_of(700_000);
-    let server = start(floor(Limits::default()), serving(file, 700_001));
+    let server = start(context(HttpLimits::default()), serving(file, 700_001));
     let mut client = Client::new(&server);
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let (status, headers) = client.head().unwrap();
     assert!(status == 200 && headers.contains(&("content-length".to_owned(), "700001".to_owned())));
     let mut came = Vec::new();
     client.reader.read_to_end(&mut came).unwrap();
-    // All that there is, and no byte more: nothing is filled up, and no other answer follows.
+    // All that there is, and not a byte more: it is not padded, and no other response follows.
     assert!(came == content, "{}", came.len());
 }
 
 #[test]
 fn long_answers_over_tls_are_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let identity = Arc::new(Identity::load_or_create(dir.path()).unwrap());
+    let identity = Arc::new(TlsIdentity::load_or_create(dir.path()).unwrap());
     let pin = identity.fingerprint().to_owned();
     let (file, content) = file_of(1_000_000);
-    let server = start(Floor { identity: Some(identity), ..floor(Limits::default()) }, serving(file, 1_000_000));
+    let server =
+        start(HttpContext { identity: Some(identity), ..context(HttpLimits::default()) }, serving(file, 1_000_000));
     let (mut reader, writer) = over_tls(&server, &pin);
     let deadline = Instant::now() + PATIENCE;
     writer.write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", deadline).unwrap();
@@ -1081,7 +1091,7 @@ fn long_chunks_and_long_bodies_are_as_they_were_made() {
     let (chunks, whole) =
         (vec![vec![b'a'; 3], vec![b'b'; 200_000], vec![b'c'; 20_000], vec![b'd'; 1]], file_of(900_000).1);
     let expected = (chunks.concat(), whole.clone());
-    let server = start(floor(Limits::default()), move |request: Request| {
+    let server = start(context(HttpLimits::default()), move |request: Request| {
         let body = match request.path.as_str() {
             "/chunks" => Body::Chunks(Box::new(chunks.clone().into_iter())),
             _ => Body::Bytes(whole.clone()),
@@ -1105,7 +1115,7 @@ fn long_chunks_and_long_bodies_are_as_they_were_made() {
 
 #[test]
 fn long_text_travels_compressed_to_who_asks_for_it() {
-    let server = start(floor(Limits::default()), |request: Request| {
+    let server = start(context(HttpLimits::default()), |request: Request| {
         let length = if request.path == "/short" { 100 } else { 10_000 };
         let answer = success(json!({"text": "x".repeat(length)}));
         match request.path.as_str() {
@@ -1136,7 +1146,7 @@ fn long_text_travels_compressed_to_who_asks_for_it() {
     }
     let made = ask("/made", gzip);
     assert_eq!((made.header("content-encoding"), &made.body), (Some("gzip"), &plain.body), "it is left alone");
-    // Of the head alone the same is said.
+    // A HEAD request gets the same headers.
     let length = answer.header("content-length").unwrap().to_owned();
     client.send(format!("HEAD / HTTP/1.1\r\nHost: localhost\r\n{gzip}\r\n"));
     let (_, headers) = client.head().unwrap();

@@ -1,14 +1,14 @@
-//! How many connections may be open: in all, at each listener, and from one source.
+//! Limits on open connections: in all, per listener and per source.
 //!
-//! One limiter counts the connections of all listeners of a process. Its rules (SPEC.md section 2):
+//! One limiter counts the connections of all listeners of a process. Its rules (`docs/spec/general.md`):
 //!
-//! - At most half of the bound goes to one source other than loopback, so that no single stranger locks out all
-//!   others.
-//! - Each listener is sure of a sixteenth of the bound: what the others have open never reaches into that. So
-//!   neither silence nor work at one port shuts another, and the links that come in at a database's port find room
-//!   however many clients there are elsewhere.
-//! - A connection that has not completed a request yet is pending. When room is short the oldest pending ones give
-//!   way: for a source whose half is full its own, else those of listeners that have more than they are sure of.
+//! - A source other than loopback has at most half of the bound, so that no single client locks out all others.
+//! - Each listener is guaranteed a sixteenth of the bound, which the connections of other listeners never use up. So
+//!   neither idle nor busy connections at one port block another, and the links that come in at a database's port find
+//!   room however many clients are connected elsewhere.
+//! - A connection that has not completed a request yet is pending. When room is short, the oldest pending connections
+//!   are evicted: for a source that has reached its limit its own, otherwise those of listeners that exceed their
+//!   guarantee.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Shutdown, TcpStream};
@@ -17,90 +17,80 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::pending::{Pending, PendingConnections, Place};
+use super::pending::{PendingConnection, PendingConnections, PendingId};
 use crate::net::counters::Counter;
-use crate::net::source::{self, Source};
+use crate::net::source::{self, SourceKey};
 
-/// Which part of the bound a listener is sure of.
-const SURE_SHARE: usize = 16;
+/// A listener is guaranteed this fraction (1/16) of the bound.
+const GUARANTEE_DIVISOR: usize = 16;
 
-/// Of the bound, listeners together are sure of that much at most, in quarters: the rest is for whoever comes.
-const SURE_QUARTERS_MAX: usize = 3;
+/// All guarantees together are at most this many quarters of the bound; the rest is shared by all listeners.
+const GUARANTEED_QUARTERS_MAX: usize = 3;
 
-/// Which part of the bound is kept free for those who come next, where that is one connection at least: those that are
-/// closed take a moment to be gone.
-const SPARE_SHARE: usize = 16;
+/// This fraction (1/16) of the bound is kept free for newcomers where it is at least one connection, because an
+/// evicted connection takes a moment to end.
+const SPARE_DIVISOR: usize = 16;
 
-/// How long a newcomer waits for the place of one that is being closed for it.
-const WAIT_FOR_PLACE: Duration = Duration::from_secs(1);
+/// How long a new connection waits for one that is being evicted to end.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Counts the connections of all listeners that share it.
 #[derive(Debug)]
 pub struct ConnectionLimiter {
     max_connections: usize,
-    open: Mutex<Open>,
-    /// Told when a connection has ended.
-    freed: Condvar,
+    state: Mutex<LimiterState>,
+    /// Notified when a connection has ended.
+    connection_ended: Condvar,
     counters: LimiterCounters,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct LimiterState {
     total: usize,
-    /// Of these, the pending ones that were told to go.
-    closing: usize,
-    by_source: HashMap<Source, OfSource>,
-    by_listener: BTreeMap<ListenerId, OfListener>,
+    /// Pending connections that were shut down and have not ended yet; part of `total`.
+    evicting: usize,
+    by_source: HashMap<SourceKey, SourceUsage>,
+    by_listener: BTreeMap<ListenerId, ListenerUsage>,
     next_listener: u64,
     pending: PendingConnections<Weak<TcpStream>>,
 }
 
-/// A listener among those of a limiter.
+/// Identifies a listener within its limiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct ListenerId(pub(super) u64);
 
 #[derive(Debug, Default)]
-struct OfSource {
+struct SourceUsage {
     open: usize,
-    closing: usize,
+    evicting: usize,
 }
 
 #[derive(Debug)]
-struct OfListener {
+struct ListenerUsage {
     open: usize,
-    /// What it asked to be sure of at least.
-    at_least: usize,
-    /// What it is sure of.
-    sure: usize,
-    closed: Arc<Counter>,
+    /// The minimum guarantee that the listener asked for.
+    min_guaranteed: usize,
+    /// The guarantee that it has.
+    guaranteed: usize,
+    evicted: Arc<Counter>,
 }
 
-/// Why a connection was not let in.
+/// Why a connection was not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The bound in all, less what other listeners are sure of.
+pub enum AdmissionError {
+    /// The bound in all was reached, less what is guaranteed to other listeners.
     #[error("{open} of {max_connections} connections are open already")]
-    Full {
-        /// How many are open.
-        open: usize,
-        /// The bound.
-        max_connections: usize,
-    },
-    /// The bound for one source.
+    Full { open: usize, max_connections: usize },
+    /// The bound for one source was reached.
     #[error("{whose} has {max} connections open already")]
-    SourceFull {
-        /// Whose connections they are.
-        whose: Source,
-        /// The bound for one source.
-        max: usize,
-    },
+    SourceFull { whose: SourceKey, max: usize },
 }
 
-/// What a limiter did so far.
+/// Counters of one limiter.
 #[derive(Debug, Default)]
 pub struct LimiterCounters {
-    /// Connections let in.
-    pub let_in: Counter,
+    /// Connections that were admitted.
+    pub admitted: Counter,
     /// Connections refused because of the bound in all.
     pub refused_full: Counter,
     /// Connections refused because of the bound for one source.
@@ -108,10 +98,10 @@ pub struct LimiterCounters {
 }
 
 impl LimiterCounters {
-    /// Every counter with its name.
+    /// Every counter with its metric name.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
-            ("let_in", self.let_in.get()),
+            ("let_in", self.admitted.get()),
             ("refused_full", self.refused_full.get()),
             ("refused_address", self.refused_source.get()),
         ]
@@ -119,273 +109,278 @@ impl LimiterCounters {
 }
 
 impl ConnectionLimiter {
-    /// Lets in that many at a time.
+    /// A limiter for at most `max_connections` connections at a time.
     pub fn new(max_connections: usize) -> Arc<ConnectionLimiter> {
         Arc::new(ConnectionLimiter {
             max_connections,
-            open: Mutex::default(),
-            freed: Condvar::new(),
+            state: Mutex::default(),
+            connection_ended: Condvar::new(),
             counters: LimiterCounters::default(),
         })
     }
 
-    /// One more listener, with its share of the bound: a sixteenth, or so many connections if that is more and the
-    /// bound is not too small for it.
-    pub(super) fn listener(self: &Arc<Self>, at_least: usize) -> Arc<ListenerShare> {
-        let mut open = self.open.lock();
-        let id = ListenerId(open.next_listener);
-        open.next_listener += 1;
-        let closed = Arc::new(Counter::default());
-        open.by_listener.insert(id, OfListener { open: 0, at_least, sure: 0, closed: Arc::clone(&closed) });
-        open.share_out(self.max_connections);
-        drop(open);
-        Arc::new(ListenerShare { limiter: Arc::clone(self), id, closed })
+    /// Registers a listener. It is guaranteed a sixteenth of the bound, or `min_guaranteed` connections if that is
+    /// more and the bound is large enough.
+    pub(super) fn add_listener(self: &Arc<Self>, min_guaranteed: usize) -> Arc<ListenerQuota> {
+        let mut state = self.state.lock();
+        let id = ListenerId(state.next_listener);
+        state.next_listener += 1;
+        let evicted = Arc::new(Counter::default());
+        state
+            .by_listener
+            .insert(id, ListenerUsage { open: 0, min_guaranteed, guaranteed: 0, evicted: Arc::clone(&evicted) });
+        state.distribute_guarantees(self.max_connections);
+        drop(state);
+        Arc::new(ListenerQuota { limiter: Arc::clone(self), id, evicted })
     }
 
-    fn max_of(&self, source: Source) -> usize {
+    fn max_for_source(&self, source: SourceKey) -> usize {
         if source.is_loopback() { self.max_connections } else { (self.max_connections / 2).max(1) }
     }
 
-    /// How many it lets in.
+    /// The bound on open connections.
     pub fn max_connections(&self) -> usize {
         self.max_connections
     }
 
-    /// How many are open.
-    pub fn open(&self) -> usize {
-        self.open.lock().total
+    /// The number of open connections.
+    pub fn open_connections(&self) -> usize {
+        self.state.lock().total
     }
 
-    /// How many of those have not completed a request.
-    pub fn pending(&self) -> usize {
-        self.open.lock().pending.len()
+    /// The number of open connections that have not completed a request.
+    pub fn pending_connections(&self) -> usize {
+        self.state.lock().pending.len()
     }
 
-    /// What was counted so far.
     pub fn counters(&self) -> &LimiterCounters {
         &self.counters
     }
 }
 
-impl Open {
-    /// What each listener is sure of, now that there are so many.
-    fn share_out(&mut self, max_connections: usize) {
-        let most = max_connections * SURE_QUARTERS_MAX / 4;
+impl LimiterState {
+    /// Recomputes each listener's guarantee for the present number of listeners.
+    fn distribute_guarantees(&mut self, max_connections: usize) {
+        let most = max_connections * GUARANTEED_QUARTERS_MAX / 4;
         let listeners = self.by_listener.len();
-        let wanted = |listener: &OfListener| (max_connections / SURE_SHARE).max(listener.at_least);
+        let wanted = |listener: &ListenerUsage| (max_connections / GUARANTEE_DIVISOR).max(listener.min_guaranteed);
         let fits = self.by_listener.values().map(wanted).sum::<usize>() <= most;
         for listener in self.by_listener.values_mut() {
-            listener.sure = if fits { wanted(listener) } else { most / listeners };
+            listener.guaranteed = if fits { wanted(listener) } else { most / listeners };
         }
     }
 
-    /// How many more this listener may have without reaching into what others are sure of.
-    fn room(&self, listener: ListenerId, max_connections: usize) -> usize {
+    /// How many more connections this listener may have without using up what is guaranteed to others.
+    fn room_for(&self, listener: ListenerId, max_connections: usize) -> usize {
         let others = self.by_listener.iter().filter(|(id, _)| **id != listener);
-        let kept_for_others: usize = others.map(|(_, other)| other.sure.saturating_sub(other.open)).sum();
-        max_connections.saturating_sub(self.total + kept_for_others)
+        let reserved_for_others: usize = others.map(|(_, other)| other.guaranteed.saturating_sub(other.open)).sum();
+        max_connections.saturating_sub(self.total + reserved_for_others)
     }
 
-    /// Of the pending ones, who goes next for a connection to this listener: the oldest at those that have more
-    /// than they are sure of. None of them pending: of this listener's own, if it must be.
-    fn oldest_for(&self, listener: ListenerId, or_own: bool) -> Option<Place> {
-        let over = self.by_listener.iter().filter(|(_, of)| of.open > of.sure).map(|(id, _)| *id);
+    /// The pending connection to evict for a new one at `listener`: the oldest at listeners that exceed their
+    /// guarantee. If there is none and `or_own` is set, the oldest of this listener.
+    fn eviction_candidate(&self, listener: ListenerId, or_own: bool) -> Option<PendingId> {
+        let over = self.by_listener.iter().filter(|(_, of)| of.open > of.guaranteed).map(|(id, _)| *id);
         let oldest = self.pending.oldest_at(over);
         if or_own { oldest.or_else(|| self.pending.oldest_at([listener].into_iter())) } else { oldest }
     }
 
-    /// Takes it out of the pending ones, to be closed without the lock.
-    fn begin_closing(&mut self, place: Place) -> Option<Arc<TcpStream>> {
-        let Pending { listener, source, closer } = self.pending.take(place)?;
-        self.closing += 1;
-        self.by_source.entry(source).or_default().closing += 1;
+    /// Removes a connection from the pending ones. The caller shuts the returned stream down after releasing the
+    /// lock.
+    fn begin_eviction(&mut self, pending_id: PendingId) -> Option<Arc<TcpStream>> {
+        let PendingConnection { listener, source, handle } = self.pending.remove(pending_id)?;
+        self.evicting += 1;
+        self.by_source.entry(source).or_default().evicting += 1;
         if let Some(listener) = self.by_listener.get(&listener) {
-            listener.closed.add(1);
+            listener.evicted.add(1);
         }
-        closer.upgrade()
+        handle.upgrade()
     }
 }
 
-fn close(stream: Option<Arc<TcpStream>>) {
+fn shut_down(stream: Option<Arc<TcpStream>>) {
     if let Some(stream) = stream
         && let Err(error) = stream.shutdown(Shutdown::Both)
     {
-        // It has ended by itself meanwhile.
+        // The connection has ended by itself meanwhile.
         log::debug!("closing a pending connection: {error}");
     }
 }
 
-/// A listener's share of the limiter's connections.
+/// A listener's handle to its limiter.
 #[derive(Debug)]
-pub(super) struct ListenerShare {
+pub(super) struct ListenerQuota {
     limiter: Arc<ConnectionLimiter>,
     id: ListenerId,
-    closed: Arc<Counter>,
+    evicted: Arc<Counter>,
 }
 
-impl ListenerShare {
-    /// Counts a connection in, as a pending one. Where room is short, another pending one gives way; where there is
-    /// none, the newcomer waits a moment for it to be gone.
+impl ListenerQuota {
+    /// Admits a connection, as a pending one. Where room is short, an older pending connection is evicted; where
+    /// there is none, the caller waits up to a second for the evicted one to end.
     ///
     /// # Errors
-    /// [`Refusal`] past either bound, when nobody gives way.
-    pub(super) fn enter(self: &Arc<Self>, address: IpAddr, stream: &Arc<TcpStream>) -> Result<Permit, Refusal> {
-        self.enter_closing(address, stream, &close)
+    /// [`AdmissionError`] past either bound, when no connection can be evicted.
+    pub(super) fn admit(self: &Arc<Self>, address: IpAddr, stream: &Arc<TcpStream>) -> Result<Permit, AdmissionError> {
+        self.admit_with(address, stream, &shut_down)
     }
 
-    /// The same, with how a pending one is told to go.
-    fn enter_closing(
+    /// Like `admit`, with the function that shuts an evicted stream down, so that tests can observe it.
+    fn admit_with(
         self: &Arc<Self>,
         address: IpAddr,
         stream: &Arc<TcpStream>,
-        close: &dyn Fn(Option<Arc<TcpStream>>),
-    ) -> Result<Permit, Refusal> {
-        let (limiter, source) = (&*self.limiter, source::of(address));
-        let (max_connections, max_of_source) = (limiter.max_connections, limiter.max_of(source));
+        evict: &dyn Fn(Option<Arc<TcpStream>>),
+    ) -> Result<Permit, AdmissionError> {
+        let (limiter, source) = (&*self.limiter, source::key_of(address));
+        let (max_connections, max_of_source) = (limiter.max_connections, limiter.max_for_source(source));
         let mut give_up_at = None;
-        let mut open = limiter.open.lock();
+        let mut state = limiter.state.lock();
         loop {
-            let of_source = open.by_source.get(&source).map_or(0, |of| of.open);
-            let is_source_full = of_source >= max_of_source;
-            if !is_source_full && open.room(self.id, max_connections) > 0 {
+            let open_from_source = state.by_source.get(&source).map_or(0, |of| of.open);
+            let is_source_full = open_from_source >= max_of_source;
+            if !is_source_full && state.room_for(self.id, max_connections) > 0 {
                 break;
             }
-            let (refusal, is_one_closing, oldest) = if is_source_full {
-                let is_one_closing = open.by_source.get(&source).is_some_and(|of| of.closing > 0);
-                let refusal = Refusal::SourceFull { whose: source, max: max_of_source };
-                (refusal, is_one_closing, open.pending.oldest_of(source))
+            let (refusal, is_eviction_pending, oldest) = if is_source_full {
+                let is_eviction_pending = state.by_source.get(&source).is_some_and(|of| of.evicting > 0);
+                let refusal = AdmissionError::SourceFull { whose: source, max: max_of_source };
+                (refusal, is_eviction_pending, state.pending.oldest_from(source))
             } else {
-                let refusal = Refusal::Full { open: open.total, max_connections };
-                (refusal, open.closing > 0, open.oldest_for(self.id, true))
+                let refusal = AdmissionError::Full { open: state.total, max_connections };
+                (refusal, state.evicting > 0, state.eviction_candidate(self.id, true))
             };
-            let give_up_at = *give_up_at.get_or_insert_with(|| Instant::now() + WAIT_FOR_PLACE);
-            if !is_one_closing && oldest.is_none() || Instant::now() >= give_up_at {
-                drop(open);
+            let give_up_at = *give_up_at.get_or_insert_with(|| Instant::now() + EVICTION_TIMEOUT);
+            if !is_eviction_pending && oldest.is_none() || Instant::now() >= give_up_at {
+                drop(state);
                 let counters = &limiter.counters;
                 if is_source_full { &counters.refused_source } else { &counters.refused_full }.add(1);
                 return Err(refusal);
             }
-            if !is_one_closing && let Some(oldest) = oldest {
-                let stream = open.begin_closing(oldest);
-                MutexGuard::unlocked(&mut open, || close(stream));
-                // It may be gone by now, and nobody tells of that again: first it is looked whether there is room.
+            if !is_eviction_pending && let Some(oldest) = oldest {
+                let stream = state.begin_eviction(oldest);
+                MutexGuard::unlocked(&mut state, || evict(stream));
+                // It may have ended already, which is not notified again: so room is checked first.
                 continue;
             }
-            limiter.freed.wait_until(&mut open, give_up_at);
+            limiter.connection_ended.wait_until(&mut state, give_up_at);
         }
-        open.total += 1;
-        let of_source = {
-            let of_source = open.by_source.entry(source).or_default();
-            of_source.open += 1;
-            of_source.open
+        state.total += 1;
+        let open_from_source = {
+            let usage = state.by_source.entry(source).or_default();
+            usage.open += 1;
+            usage.open
         };
-        let is_within_share = open.by_listener.get_mut(&self.id).is_none_or(|own| {
+        let is_within_guarantee = state.by_listener.get_mut(&self.id).is_none_or(|own| {
             own.open += 1;
-            own.open <= own.sure
+            own.open <= own.guaranteed
         });
-        // For the next one, so that it need not wait.
-        let spare = max_connections / SPARE_SHARE;
-        let room = open.room(self.id, max_connections);
-        let oldest = if max_of_source - of_source < spare && !source.is_loopback() {
-            open.pending.oldest_of(source)
+        // Evict ahead of time, so that the next connection need not wait.
+        let spare = max_connections / SPARE_DIVISOR;
+        let room = state.room_for(self.id, max_connections);
+        let oldest = if max_of_source - open_from_source < spare && !source.is_loopback() {
+            state.pending.oldest_from(source)
         } else if room < spare {
-            open.oldest_for(self.id, !is_within_share || room == 0)
+            state.eviction_candidate(self.id, !is_within_guarantee || room == 0)
         } else {
             None
         };
-        let gives_way = oldest.and_then(|oldest| open.begin_closing(oldest));
-        let place = open.pending.add(Pending { listener: self.id, source, closer: Arc::downgrade(stream) });
-        drop(open);
-        close(gives_way);
-        limiter.counters.let_in.add(1);
-        Ok(Permit { share: Arc::clone(self), source, place: Some(place), is_closing: false })
+        let evicted = oldest.and_then(|oldest| state.begin_eviction(oldest));
+        let pending_id =
+            state.pending.add(PendingConnection { listener: self.id, source, handle: Arc::downgrade(stream) });
+        drop(state);
+        evict(evicted);
+        limiter.counters.admitted.add(1);
+        Ok(Permit { quota: Arc::clone(self), source, pending_id: Some(pending_id), is_evicted: false })
     }
 
-    /// How many connections this listener is sure of: all, while there is no other.
-    pub(super) fn sure(&self) -> usize {
-        let open = self.limiter.open.lock();
-        match open.by_listener.get(&self.id) {
-            Some(own) if open.by_listener.len() > 1 => own.sure,
+    /// How many connections this listener is guaranteed: all, while it is the only one.
+    pub(super) fn guaranteed(&self) -> usize {
+        let state = self.limiter.state.lock();
+        match state.by_listener.get(&self.id) {
+            Some(own) if state.by_listener.len() > 1 => own.guaranteed,
             _ => self.limiter.max_connections,
         }
     }
 
-    /// How many of its pending connections were closed to make room.
-    pub(super) fn closed(&self) -> u64 {
-        self.closed.get()
+    /// How many pending connections of this listener were evicted.
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted.get()
     }
 }
 
-impl Drop for ListenerShare {
+impl Drop for ListenerQuota {
     fn drop(&mut self) {
-        let mut open = self.limiter.open.lock();
-        open.by_listener.remove(&self.id);
-        open.share_out(self.limiter.max_connections);
+        let mut state = self.limiter.state.lock();
+        state.by_listener.remove(&self.id);
+        state.distribute_guarantees(self.limiter.max_connections);
     }
 }
 
-/// The right to one open connection, given back when dropped.
+/// The right to one open connection, returned when dropped.
 #[derive(Debug)]
 pub struct Permit {
-    share: Arc<ListenerShare>,
-    source: Source,
-    /// Among the pending ones.
-    place: Option<Place>,
-    /// It was told to go.
-    is_closing: bool,
+    quota: Arc<ListenerQuota>,
+    source: SourceKey,
+    /// Set while the connection is among the pending ones.
+    pending_id: Option<PendingId>,
+    is_evicted: bool,
 }
 
 impl Permit {
-    /// A request is complete: the connection gives way to no other any more. False if it had to do so already: it is
-    /// being closed, and what it asked for is not to be begun.
+    /// Records that a request is complete: the connection is not evicted any more. Returns false if it was evicted
+    /// already; the request must then not be begun.
     #[must_use]
-    pub fn request_completed(&mut self) -> bool {
-        if let Some(place) = self.place.take() {
-            self.is_closing = self.share.limiter.open.lock().pending.take(place).is_none();
+    pub fn mark_request_completed(&mut self) -> bool {
+        if let Some(pending_id) = self.pending_id.take() {
+            self.is_evicted = self.quota.limiter.state.lock().pending.remove(pending_id).is_none();
         }
-        !self.is_closing
+        !self.is_evicted
     }
 
-    /// How many connections its listener is sure of: all, while it is the only one.
-    pub fn sure(&self) -> usize {
-        self.share.sure()
+    /// How many connections the listener is guaranteed: all, while it is the only one.
+    pub fn guaranteed(&self) -> usize {
+        self.quota.guaranteed()
     }
 
-    /// Whose connection it counts as: what comes from this machine is loopback's, whatever its address.
-    pub fn source(&self) -> Source {
+    /// The source that the connection is counted for. Connections from this host count as loopback, whatever their
+    /// address.
+    pub fn source(&self) -> SourceKey {
         self.source
     }
 
-    /// It gives way again, as the youngest: between requests, where nothing is lost by that.
-    pub fn await_request(&mut self, stream: &Arc<TcpStream>) {
-        if self.place.is_none() && !self.is_closing {
-            let pending = Pending { listener: self.share.id, source: self.source, closer: Arc::downgrade(stream) };
-            self.place = Some(self.share.limiter.open.lock().pending.add(pending));
+    /// Makes the connection pending again, as the youngest: for the time between requests, when eviction loses
+    /// nothing.
+    pub fn mark_pending(&mut self, stream: &Arc<TcpStream>) {
+        if self.pending_id.is_none() && !self.is_evicted {
+            let pending =
+                PendingConnection { listener: self.quota.id, source: self.source, handle: Arc::downgrade(stream) };
+            self.pending_id = Some(self.quota.limiter.state.lock().pending.add(pending));
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let limiter = &self.share.limiter;
-        let mut open = limiter.open.lock();
-        if let Some(place) = self.place.take() {
-            self.is_closing = open.pending.take(place).is_none();
+        let limiter = &self.quota.limiter;
+        let mut state = limiter.state.lock();
+        if let Some(pending_id) = self.pending_id.take() {
+            self.is_evicted = state.pending.remove(pending_id).is_none();
         }
-        open.total -= 1;
-        open.closing -= usize::from(self.is_closing);
-        if let Some(of_source) = open.by_source.get_mut(&self.source) {
-            of_source.open -= 1;
-            of_source.closing -= usize::from(self.is_closing);
-            if of_source.open == 0 {
-                open.by_source.remove(&self.source);
+        state.total -= 1;
+        state.evicting -= usize::from(self.is_evicted);
+        if let Some(usage) = state.by_source.get_mut(&self.source) {
+            usage.open -= 1;
+            usage.evicting -= usize::from(self.is_evicted);
+            if usage.open == 0 {
+                state.by_source.remove(&self.source);
             }
         }
-        if let Some(of_listener) = open.by_listener.get_mut(&self.share.id) {
-            of_listener.open -= 1;
+        if let Some(listener_usage) = state.by_listener.get_mut(&self.quota.id) {
+            listener_usage.open -= 1;
         }
-        drop(open);
-        limiter.freed.notify_all();
+        drop(state);
+        limiter.connection_ended.notify_all();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Ports that speak in messages: one after the other, each answered before the next is read.
+//! Ports that exchange messages: requests are read one after the other, each handled before the next is read.
 
 use std::fmt;
 use std::io;
@@ -6,157 +6,151 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Accepted, Busy, Connection, Permit, Protocol};
+use super::{AcceptedConnection, BusyResponse, ConnectionHandler, NegotiatedConnection, Permit};
 use crate::model::text;
-use crate::net::budget::{Budget, Share};
+use crate::net::budget::{ReceiveBudget, Reservation};
 use crate::net::conn::{ConnReader, ConnWriter};
+use crate::net::connection_end::ConnectionEnd;
 use crate::net::counters::Counter;
-use crate::net::ended::Ended;
 use crate::net::frames::MessageReader;
 use crate::net::lines::{LineError, LineLimits};
-use crate::net::source::Source;
+use crate::net::source::SourceKey;
 
-/// How long a TLS handshake may take.
+/// How long the TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How a port tells messages from each other.
+/// How messages are delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageFraming {
-    /// A JSON object a line, or one behind its length, as the first byte tells.
+    /// One JSON object per line or per length-prefixed frame, whichever the client's first byte shows.
     JsonLinesOrFrames,
-    /// A JSON object a line. Empty lines are none, and a byte order mark before it is skipped.
+    /// One JSON object per line. Empty lines are skipped, and so is a byte order mark.
     JsonLines,
-    /// Lines as they are.
+    /// Lines of any content.
     Lines,
 }
 
-/// Why something is refused before the room has seen it.
+/// Why a connection or message is rejected before the service sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// Too many connections are open.
     #[error("too many connections; try again")]
-    Connections,
+    TooManyConnections,
     /// All connections of the process together have received as much as they may.
     #[error("too much is being received at the moment; try again")]
-    Bytes,
-    /// The message is longer than allowed.
+    BudgetExhausted,
     #[error("the message is longer than {max_bytes} bytes")]
-    TooLong {
-        /// The limit.
-        max_bytes: usize,
-    },
+    TooLong { max_bytes: usize },
     /// The message was not complete in time.
     #[error("the message was not complete {} s after its first byte", timeout.as_secs_f64())]
-    Late {
-        /// The limit.
-        timeout: Duration,
-    },
-    /// The client is on another host and speaks without TLS.
+    Timeout { timeout: Duration },
+    /// The client is on another host and does not use TLS.
     #[error("from another host this port wants TLS")]
-    WantsTls,
+    TlsRequired,
 }
 
 impl Rejection {
-    /// Whether the same may be taken a moment later.
+    /// Whether the client may succeed by trying again a moment later.
     pub fn is_busy(self) -> bool {
-        matches!(self, Rejection::Connections | Rejection::Bytes)
+        matches!(self, Rejection::TooManyConnections | Rejection::BudgetExhausted)
     }
 
     fn of(error: &LineError) -> Option<Rejection> {
         match error {
-            LineError::Busy => Some(Rejection::Bytes),
+            LineError::Busy => Some(Rejection::BudgetExhausted),
             LineError::TooLong { max_bytes } => Some(Rejection::TooLong { max_bytes: *max_bytes }),
-            LineError::MessageTimeout { timeout } => Some(Rejection::Late { timeout: *timeout }),
+            LineError::MessageTimeout { timeout } => Some(Rejection::Timeout { timeout: *timeout }),
             LineError::Idle { .. } | LineError::Truncated | LineError::NotUtf8 | LineError::Io(_) => None,
         }
     }
 }
 
-/// What becomes of a connection after a message.
+/// What happens to a connection after a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum After {
-    /// The next message.
+pub enum AfterMessage {
+    /// Read the next message.
     Continue,
-    /// We say nothing more; the client may still read what was said.
+    /// Close it: nothing more is written, but the client can still read what was.
     Close,
-    /// Both ends are done.
-    Over,
+    /// It is closed already.
+    Closed,
 }
 
-/// What a room brings to a port of messages.
+/// The service behind a port that exchanges messages.
 pub trait MessageService: Send + Sync + 'static {
-    /// What it remembers of a connection.
-    type Client;
+    /// The state of one connection.
+    type Session;
 
-    /// Its name, for the log.
+    /// The service's name in the log.
     const NAME: &'static str;
-    /// How messages are told from each other.
     const FRAMING: MessageFraming;
 
-    /// How long a message may be, and how long it may take.
+    /// How long a message may be and how long it may take.
     fn limits(&self) -> LineLimits;
 
-    /// What a client is told whose message, or who himself, is refused here: one message, in the room's own words.
-    /// None: it is closed without a word.
-    fn rejection(&self, why: Rejection) -> Option<Vec<u8>>;
+    /// The message sent to a client that is rejected, in the service's own format. `None`: the connection is closed
+    /// silently.
+    fn rejection_message(&self, why: Rejection) -> Option<Vec<u8>>;
 
-    /// Counts what was refused here.
+    /// Counts a rejection that was sent.
     fn count_rejected(&self) {}
 
-    /// Counts connections that failed, or were closed for what came.
+    /// The counter of connections that failed or were closed for an error.
     fn connections_failed(&self) -> &Counter;
 
-    /// A connection has begun.
-    fn connected(&self, connection: &MessageConnection) -> Self::Client;
+    /// Called when a connection has begun.
+    fn on_connect(&self, connection: &MessageConnection) -> Self::Session;
 
-    /// Whether a message is a request, so that who sent it gives way to no other any more.
+    /// Whether a message is a request. After its first request a connection is not evicted any more.
     fn is_request(&self, _message: &[u8]) -> bool {
         true
     }
 
-    /// Does what a message asks for, and answers.
+    /// Handles a message and writes the response.
     ///
     /// # Errors
-    /// [`Ended`]: the connection is of no use any more.
-    fn message(
+    /// [`ConnectionEnd`] when the connection cannot be used any more.
+    fn handle(
         &self,
-        client: &mut Self::Client,
+        client: &mut Self::Session,
         message: Vec<u8>,
         connection: &mut MessageConnection,
-    ) -> Result<After, Ended>;
+    ) -> Result<AfterMessage, ConnectionEnd>;
 
-    /// Whether the connection gives way again until its next message, because nothing is lost by that.
-    fn gives_way(&self, _client: &Self::Client) -> bool {
+    /// Whether the connection may be evicted until its next message, because nothing is lost by that.
+    fn is_evictable(&self, _client: &Self::Session) -> bool {
         false
     }
 
-    /// After so long without a message [`paused`](MessageService::paused) is called, once.
-    fn pause(&self, _client: &Self::Client) -> Option<Duration> {
+    /// After this long without a message, [`on_idle`](MessageService::on_idle) is called once.
+    fn idle_notice_after(&self, _client: &Self::Session) -> Option<Duration> {
         None
     }
 
-    /// Nothing came for the time of [`pause`](MessageService::pause), which is asked for anew.
-    fn paused(&self, _client: &mut Self::Client) {}
+    /// Called when no message has come for the time of [`idle_notice_after`](MessageService::idle_notice_after),
+    /// which is then asked for anew.
+    fn on_idle(&self, _client: &mut Self::Session) {}
 }
 
-/// A room's port of messages, as the listener serves it.
-pub struct Messages<S>(pub S);
+/// Serves a [`MessageService`] as a [`ConnectionHandler`].
+pub struct MessageHandler<S>(pub S);
 
-impl<S: MessageService> Protocol for Messages<S> {
-    fn busy(&self) -> Busy {
-        match self.0.rejection(Rejection::Connections) {
-            Some(message) if S::FRAMING == MessageFraming::JsonLinesOrFrames => Busy::in_either_framing(&message),
-            Some(message) => Busy::from([&message[..], b"\n"].concat()),
-            None => Busy::from(Vec::new()),
+impl<S: MessageService> ConnectionHandler for MessageHandler<S> {
+    fn busy_response(&self) -> BusyResponse {
+        match self.0.rejection_message(Rejection::TooManyConnections) {
+            Some(message) if S::FRAMING == MessageFraming::JsonLinesOrFrames => {
+                BusyResponse::in_client_framing(&message)
+            }
+            Some(message) => BusyResponse::from([&message[..], b"\n"].concat()),
+            None => BusyResponse::from(Vec::new()),
         }
     }
 
-    fn serve(&self, accepted: Accepted) {
+    fn serve(&self, accepted: AcceptedConnection) {
         let source = accepted.source();
         match serve(&self.0, accepted) {
-            // Who says nothing more is no failure.
-            Ok(()) | Err(Ended::Silent) => {}
-            Err(Ended::Failed(why)) => {
+            // An idle client is not a failure.
+            Ok(()) | Err(ConnectionEnd::Idle) => {}
+            Err(ConnectionEnd::Failed(why)) => {
                 self.0.connections_failed().add(1);
                 log::debug!("{}: connection from {source}: {why}", S::NAME);
             }
@@ -164,48 +158,44 @@ impl<S: MessageService> Protocol for Messages<S> {
     }
 }
 
-/// A connection in the middle of its messages.
+/// A connection of a [`MessageService`].
 pub struct MessageConnection {
     reader: MessageReader<ConnReader>,
     writer: ConnWriter,
     source: SocketAddr,
     is_tls: bool,
-    /// The last to be dropped: the descriptor is free by then.
+    /// Declared last, so that the descriptor is closed before the permit is returned.
     permit: Permit,
 }
 
 impl MessageConnection {
-    /// Who it is that speaks.
     pub fn source(&self) -> SocketAddr {
         self.source
     }
 
-    /// Whether nobody between the two can listen: it is TLS, or does not leave this host.
+    /// Whether no third party can read along: the connection uses TLS or does not leave this host.
     pub fn is_private(&self) -> bool {
-        self.is_tls || super::is_from_here(self.stream(), self.source.ip())
+        self.is_tls || super::is_local_client(self.stream(), self.source.ip())
     }
 
-    /// Whether it is TLS.
     pub fn is_tls(&self) -> bool {
         self.is_tls
     }
 
-    /// The stream beneath.
     pub fn stream(&self) -> &Arc<TcpStream> {
         self.writer.stream()
     }
 
-    /// What is written goes there.
     pub fn writer(&self) -> &ConnWriter {
         &self.writer
     }
 
-    /// Both halves, for who reads on by himself.
+    /// Both halves, for a service that reads further messages itself.
     pub fn halves(&mut self) -> (&mut MessageReader<ConnReader>, &ConnWriter) {
         (&mut self.reader, &self.writer)
     }
 
-    /// Writes one message, framed as the client does it; a long one has the more time.
+    /// Writes one message in the client's framing. A long message has more time.
     ///
     /// # Errors
     /// As [`ConnWriter::write_all`].
@@ -213,35 +203,35 @@ impl MessageConnection {
         self.reader.framing().write(&self.writer, message)
     }
 
-    /// It gives way to no other any more. False if it had to already.
+    /// The connection is not evicted any more. False if it was evicted already.
     #[must_use]
-    pub fn settle(&mut self) -> bool {
-        self.permit.request_completed()
+    pub fn mark_request_completed(&mut self) -> bool {
+        self.permit.mark_request_completed()
     }
 
-    /// How many connections this port is sure of.
-    pub fn sure(&self) -> usize {
-        self.permit.sure()
+    /// How many connections this port is guaranteed.
+    pub fn guaranteed_connections(&self) -> usize {
+        self.permit.guaranteed()
     }
 
-    /// Whose it is where connections are counted: see [`Permit::source`].
-    pub fn counts_for(&self) -> Source {
+    /// The source that the connection is counted for: see [`Permit::source`].
+    pub fn source_key(&self) -> SourceKey {
         self.permit.source()
     }
 
-    /// What is received from now on counts for a component, not for a client.
-    pub fn becomes_link(&mut self, budget: &Arc<Budget>) {
-        self.reader.set_share(Share::of_link(Arc::clone(budget)));
+    /// What is received from now on counts as a link's, not as a client's, in the receive budget.
+    pub fn count_as_link(&mut self, budget: &Arc<ReceiveBudget>) {
+        self.reader.set_reservation(Reservation::for_link(Arc::clone(budget)));
     }
 
-    fn give_way(&mut self) {
+    fn mark_pending(&mut self) {
         let stream = Arc::clone(self.writer.stream());
-        self.permit.await_request(&stream);
+        self.permit.mark_pending(&stream);
     }
 
-    /// Refuses in the room's words, and lets the client read that.
+    /// Sends the service's rejection message and lets the client read it.
     fn reject<S: MessageService>(mut self, service: &S, why: Rejection) -> io::Result<()> {
-        if let Some(message) = service.rejection(why) {
+        if let Some(message) = service.rejection_message(why) {
             service.count_rejected();
             self.write(&message)?;
             self.linger();
@@ -249,10 +239,10 @@ impl MessageConnection {
         Ok(())
     }
 
-    /// Closing at once would reset the connection if more has come, and the other end might never read our last
-    /// word. Meanwhile it gives way.
+    /// Closing at once would reset the connection if more has been received, and the client might never read our last
+    /// message. Meanwhile the connection may be evicted.
     fn linger(&mut self) {
-        self.give_way();
+        self.mark_pending();
         self.reader.linger(&self.writer);
     }
 }
@@ -266,33 +256,33 @@ impl fmt::Debug for MessageConnection {
     }
 }
 
-fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended> {
+fn serve<S: MessageService>(service: &S, accepted: AcceptedConnection) -> Result<(), ConnectionEnd> {
     let limits = service.limits();
-    let Connection { conn, source, may_speak, share, is_stopping, permit } =
-        accepted.begin(limits.idle_timeout, HANDSHAKE_TIMEOUT)?;
+    let NegotiatedConnection { conn, source, is_transport_allowed: may_speak, reservation, is_stopping, permit } =
+        accepted.negotiate(limits.idle_timeout, HANDSHAKE_TIMEOUT)?;
     let is_tls = conn.is_tls();
     let (incoming, writer) = conn.split();
     let reader = match S::FRAMING {
         MessageFraming::JsonLinesOrFrames => {
-            let Some(reader) = MessageReader::begin(incoming, limits, share)? else { return Ok(()) };
+            let Some(reader) = MessageReader::detect_framing(incoming, limits, reservation)? else { return Ok(()) };
             reader
         }
-        MessageFraming::JsonLines | MessageFraming::Lines => MessageReader::lines(incoming, limits, share),
+        MessageFraming::JsonLines | MessageFraming::Lines => MessageReader::lines(incoming, limits, reservation),
     };
-    let reader = reader.taking_last_line(is_stopping);
+    let reader = reader.accepting_unterminated_line(is_stopping);
     let mut connection = MessageConnection { reader, writer, source, is_tls, permit };
-    let mut client = service.connected(&connection);
+    let mut client = service.on_connect(&connection);
     loop {
-        let pause = service.pause(&client);
+        let pause = service.idle_notice_after(&client);
         let idle = pause.map_or(limits.idle_timeout, |pause| pause.min(limits.idle_timeout));
         let mut message = match connection.reader.read_before(Instant::now() + idle) {
             Ok(Some(message)) => message,
             Ok(None) => {
-                connection.writer.finish();
+                connection.writer.shut_down_write();
                 return Ok(());
             }
             Err(LineError::Idle { .. }) if pause.is_some() => {
-                service.paused(&mut client);
+                service.on_idle(&mut client);
                 continue;
             }
             Err(error) => {
@@ -307,27 +297,27 @@ fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended
             if mark > 0 {
                 message.drain(..mark);
             }
-            if connection.reader.is_of_lines() && message.trim_ascii().is_empty() {
+            if connection.reader.is_line_based() && message.trim_ascii().is_empty() {
                 continue;
             }
         }
         if !may_speak {
-            connection.reject(service, Rejection::WantsTls)?;
+            connection.reject(service, Rejection::TlsRequired)?;
             return Ok(());
         }
-        if service.is_request(&message) && !connection.settle() {
+        if service.is_request(&message) && !connection.mark_request_completed() {
             return Ok(());
         }
-        match service.message(&mut client, message, &mut connection)? {
-            After::Continue => {}
-            After::Close => {
+        match service.handle(&mut client, message, &mut connection)? {
+            AfterMessage::Continue => {}
+            AfterMessage::Close => {
                 connection.linger();
                 return Ok(());
             }
-            After::Over => return Ok(()),
+            AfterMessage::Closed => return Ok(()),
         }
-        if service.gives_way(&client) {
-            connection.give_way();
+        if service.is_evictable(&client) {
+            connection.mark_pending();
         }
     }
 }

@@ -1,80 +1,79 @@
-//! Connections that have not completed a request yet, by the time at which they came.
+//! Connections that have not completed a request yet, in the order in which they came.
 //!
-//! Nobody is turned away for being silent as long as there is room. When it gets short, who has waited longest
-//! goes first: so whoever says at once what he wants always gets in. Which of them may go for whom is the
-//! limiter's to say ([`super::limiter`]).
+//! No client is refused for being idle as long as there is room. When room gets short, the connection that has waited
+//! longest is evicted first, so a client that sends its request at once always gets in. Which of them may be evicted
+//! for whom is decided by the limiter ([`super::limiter`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::limiter::ListenerId;
-use crate::net::source::Source;
+use crate::net::source::SourceKey;
 
-/// A place among the pending ones. A larger one came later.
-pub(super) type Place = u64;
+/// Identifies a pending connection. A larger number came later.
+pub(super) type PendingId = u64;
 
-/// One of them; `C` closes it.
+/// One pending connection; `handle` is what the limiter needs to close it.
 #[derive(Debug)]
-pub(super) struct Pending<C> {
+pub(super) struct PendingConnection<C> {
     pub(super) listener: ListenerId,
-    pub(super) source: Source,
-    pub(super) closer: C,
+    pub(super) source: SourceKey,
+    pub(super) handle: C,
 }
 
-/// All of them, of all listeners.
+/// The pending connections of all listeners, indexed by listener and by source.
 #[derive(Debug)]
 pub(super) struct PendingConnections<C> {
-    next: Place,
-    all: BTreeMap<Place, Pending<C>>,
-    of_listener: HashMap<ListenerId, BTreeSet<Place>>,
-    of_source: HashMap<Source, BTreeSet<Place>>,
+    next_id: PendingId,
+    all: BTreeMap<PendingId, PendingConnection<C>>,
+    by_listener: HashMap<ListenerId, BTreeSet<PendingId>>,
+    by_source: HashMap<SourceKey, BTreeSet<PendingId>>,
 }
 
 impl<C> Default for PendingConnections<C> {
     fn default() -> Self {
-        PendingConnections { next: 0, all: BTreeMap::new(), of_listener: HashMap::new(), of_source: HashMap::new() }
+        PendingConnections { next_id: 0, all: BTreeMap::new(), by_listener: HashMap::new(), by_source: HashMap::new() }
     }
 }
 
 impl<C> PendingConnections<C> {
-    /// One more, the youngest.
-    pub(super) fn add(&mut self, pending: Pending<C>) -> Place {
-        let place = self.next;
-        self.next += 1;
-        self.of_listener.entry(pending.listener).or_default().insert(place);
-        self.of_source.entry(pending.source).or_default().insert(place);
-        self.all.insert(place, pending);
-        place
+    /// Adds a connection as the youngest.
+    pub(super) fn add(&mut self, pending: PendingConnection<C>) -> PendingId {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.by_listener.entry(pending.listener).or_default().insert(id);
+        self.by_source.entry(pending.source).or_default().insert(id);
+        self.all.insert(id, pending);
+        id
     }
 
-    /// One less; none if it has been taken already.
-    pub(super) fn take(&mut self, place: Place) -> Option<Pending<C>> {
-        let pending = self.all.remove(&place)?;
-        forget(&mut self.of_listener, &pending.listener, place);
-        forget(&mut self.of_source, &pending.source, place);
+    /// Removes a connection; `None` if it was removed already.
+    pub(super) fn remove(&mut self, id: PendingId) -> Option<PendingConnection<C>> {
+        let pending = self.all.remove(&id)?;
+        remove_id(&mut self.by_listener, &pending.listener, id);
+        remove_id(&mut self.by_source, &pending.source, id);
         Some(pending)
     }
 
-    /// Who has waited longest of one source.
-    pub(super) fn oldest_of(&self, source: Source) -> Option<Place> {
-        self.of_source.get(&source)?.first().copied()
+    /// The connection of this source that has waited longest.
+    pub(super) fn oldest_from(&self, source: SourceKey) -> Option<PendingId> {
+        self.by_source.get(&source)?.first().copied()
     }
 
-    /// Who has waited longest at these listeners.
-    pub(super) fn oldest_at(&self, listeners: impl Iterator<Item = ListenerId>) -> Option<Place> {
-        listeners.filter_map(|listener| self.of_listener.get(&listener)?.first().copied()).min()
+    /// The connection at any of these listeners that has waited longest.
+    pub(super) fn oldest_at(&self, listeners: impl Iterator<Item = ListenerId>) -> Option<PendingId> {
+        listeners.filter_map(|listener| self.by_listener.get(&listener)?.first().copied()).min()
     }
 
-    /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
 }
 
-fn forget<K: std::hash::Hash + Eq>(places: &mut HashMap<K, BTreeSet<Place>>, key: &K, place: Place) {
-    if let Some(of_key) = places.get_mut(key) {
-        of_key.remove(&place);
+fn remove_id<K: std::hash::Hash + Eq>(ids: &mut HashMap<K, BTreeSet<PendingId>>, key: &K, id: PendingId) {
+    if let Some(of_key) = ids.get_mut(key) {
+        of_key.remove(&id);
         if of_key.is_empty() {
-            places.remove(key);
+            ids.remove(key);
         }
     }
 }
@@ -87,9 +86,9 @@ mod tests {
     #[test]
     fn the_oldest_is_found_by_listener_and_by_source_and_nothing_is_left_behind() {
         let mut pending = PendingConnections::default();
-        let from = |text: &str| source::of(text.parse().unwrap());
+        let from = |text: &str| source::key_of(text.parse().unwrap());
         let mut add = |listener, text: &str| {
-            let at = Pending { listener: ListenerId(listener), source: from(text), closer: () };
+            let at = PendingConnection { listener: ListenerId(listener), source: from(text), handle: () };
             pending.add(at)
         };
         let (first, second, third) = (add(1, "192.0.2.1"), add(2, "192.0.2.2"), add(1, "192.0.2.2"));
@@ -97,12 +96,12 @@ mod tests {
         assert_eq!(pending.oldest_at(at(&[2, 1])), Some(first));
         assert_eq!(pending.oldest_at(at(&[2])), Some(second));
         assert_eq!(pending.oldest_at(at(&[3])), None);
-        assert_eq!(pending.oldest_of(from("192.0.2.2")), Some(second));
-        assert_eq!(pending.take(second).unwrap().listener, ListenerId(2));
-        assert!(pending.take(second).is_none());
-        assert_eq!(pending.oldest_of(from("192.0.2.2")), Some(third));
+        assert_eq!(pending.oldest_from(from("192.0.2.2")), Some(second));
+        assert_eq!(pending.remove(second).unwrap().listener, ListenerId(2));
+        assert!(pending.remove(second).is_none());
+        assert_eq!(pending.oldest_from(from("192.0.2.2")), Some(third));
         assert_eq!(pending.oldest_at(at(&[2])), None);
-        assert!(pending.take(first).is_some() && pending.take(third).is_some());
-        assert_eq!((pending.len(), pending.of_listener.len(), pending.of_source.len()), (0, 0, 0));
+        assert!(pending.remove(first).is_some() && pending.remove(third).is_some());
+        assert_eq!((pending.len(), pending.by_listener.len(), pending.by_source.len()), (0, 0, 0));
     }
 }

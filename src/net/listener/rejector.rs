@@ -1,9 +1,8 @@
-//! Turning connections away so that they hear why.
+//! Rejecting connections so that the client can read the reason.
 //!
-//! Closing a socket that has unread bytes, or that gets some later, resets the connection, and a
-//! reset may make the client's system throw away the answer before the client has read it. So the
-//! answer is followed by our FIN, and the socket is kept a moment, reading and forgetting, until the
-//! client has closed too.
+//! Closing a socket that has unread bytes, or that receives some later, resets the connection, and a reset may make
+//! the client's system discard the response before the client has read it. So the response is followed by our FIN,
+//! and the socket is kept for a moment, discarding what it receives, until the client has closed too.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,40 +13,39 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 
 use super::ListenerCounters;
-use crate::net::frames::frame;
+use crate::net::frames::encode_frame;
 use crate::net::threads;
 
-/// Refused connections kept at a time, each a descriptor.
-const MAX_KEPT: usize = 64;
+/// Rejected connections kept open at a time; each occupies a descriptor.
+const MAX_DRAINING: usize = 64;
 
-/// How long one is kept when its client does not close.
-const KEPT_FOR: Duration = Duration::from_secs(1);
+/// How long a rejected connection is kept when its client does not close it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the one on the reserve descriptor is kept: nobody else is accepted meanwhile.
-const KEPT_ON_RESERVE: Duration = Duration::from_millis(100);
+/// How long the connection on the reserve descriptor is kept: no other is accepted meanwhile.
+const RESERVE_DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long a refused client may take to show by its first byte how it frames its messages; after that
-/// it is told in a line.
-const SHOWS_FRAMING_WITHIN: Duration = Duration::from_millis(200);
+/// How long a rejected client may take to show its framing by its first byte. After that it is answered with a line.
+const FRAMING_DETECTION_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How often those kept are looked at.
-const ROUND: Duration = Duration::from_millis(5);
+/// How often the kept connections are polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What refused clients are told.
+/// The response to rejected clients.
 #[derive(Debug, Clone)]
-pub struct Busy {
+pub struct BusyResponse {
     line: Arc<[u8]>,
-    /// For those who send frames, where that is possible.
+    /// The response for clients that send frames, if it can be framed.
     frame: Option<Arc<[u8]>>,
 }
 
-impl Busy {
-    /// One message, told in the framing that the client begins with ([`crate::net::frames`]), or in a line.
-    pub fn in_either_framing(message: &[u8]) -> Busy {
-        Busy { line: [message, b"\n"].concat().into(), frame: frame(message).map(Arc::from) }
+impl BusyResponse {
+    /// One message, sent in the framing that the client begins with ([`crate::net::frames`]), otherwise as a line.
+    pub fn in_client_framing(message: &[u8]) -> BusyResponse {
+        BusyResponse { line: [message, b"\n"].concat().into(), frame: encode_frame(message).map(Arc::from) }
     }
 
-    /// What to tell this client; none if it may still show what it speaks.
+    /// The bytes to send to this client; `None` if it may still show its framing.
     fn for_client(&self, stream: &TcpStream, may_wait: bool) -> Option<&[u8]> {
         let Some(frame) = &self.frame else { return Some(&self.line) };
         let mut first = [0];
@@ -59,119 +57,121 @@ impl Busy {
     }
 }
 
-impl From<Vec<u8>> for Busy {
+impl From<Vec<u8>> for BusyResponse {
     /// The same bytes for every client.
-    fn from(bytes: Vec<u8>) -> Busy {
-        Busy { line: bytes.into(), frame: None }
+    fn from(bytes: Vec<u8>) -> BusyResponse {
+        BusyResponse { line: bytes.into(), frame: None }
     }
 }
 
-/// Refuses, on a thread of its own, so that accepting goes on meanwhile.
+/// Rejects connections on a thread of its own, so that accepting goes on meanwhile.
 pub(super) struct Rejector {
-    busy: Busy,
-    hand_over: Sender<Refused>,
+    busy: BusyResponse,
+    drain_sender: Sender<RejectedConnection>,
     counters: Arc<ListenerCounters>,
 }
 
-/// A client that is being refused.
-struct Refused {
+/// A connection that is being rejected.
+struct RejectedConnection {
     stream: Arc<TcpStream>,
     since: Instant,
-    is_told: bool,
+    is_answered: bool,
 }
 
-impl Refused {
-    /// Writes the answer and our end, unless the client may still show what it speaks. Never blocks: a fresh
-    /// connection's buffer holds the answer.
-    fn tell(&mut self, busy: &Busy, may_wait: bool) -> io::Result<()> {
+impl RejectedConnection {
+    /// Writes the response and our FIN, unless the client may still show its framing. Never blocks: the empty send
+    /// buffer of a new connection holds the response.
+    fn try_answer(&mut self, busy: &BusyResponse, may_wait: bool) -> io::Result<()> {
         let mut stream = &*self.stream;
         stream.set_nonblocking(true)?;
-        if !self.is_told
-            && let Some(busy) = busy.for_client(stream, may_wait && self.since.elapsed() < SHOWS_FRAMING_WITHIN)
+        if !self.is_answered
+            && let Some(busy) = busy.for_client(stream, may_wait && self.since.elapsed() < FRAMING_DETECTION_TIMEOUT)
         {
-            self.is_told = true;
+            self.is_answered = true;
             stream.write_all(busy)?;
             stream.shutdown(Shutdown::Write)?;
         }
         Ok(())
     }
 
-    /// Whether there is no more to be done for it.
-    fn is_over(&mut self, busy: &Busy) -> bool {
-        let failed = self.tell(busy, true).is_err();
-        failed || self.is_told && (has_closed(&self.stream) || self.since.elapsed() >= KEPT_FOR)
+    /// Whether nothing more needs to be done for this connection.
+    fn is_over(&mut self, busy: &BusyResponse) -> bool {
+        let failed = self.try_answer(busy, true).is_err();
+        failed || self.is_answered && (discard_input(&self.stream) || self.since.elapsed() >= DRAIN_TIMEOUT)
     }
 }
 
 impl Rejector {
-    /// Starts the thread; it ends when the rejector is dropped.
-    pub(super) fn start(busy: Busy, counters: Arc<ListenerCounters>) -> io::Result<Rejector> {
-        let (hand_over, handed) = bounded(MAX_KEPT);
+    /// Starts the thread, which ends when the rejector is dropped.
+    pub(super) fn start(busy: BusyResponse, counters: Arc<ListenerCounters>) -> io::Result<Rejector> {
+        let (drain_sender, drain_receiver) = bounded(MAX_DRAINING);
         let its_busy = busy.clone();
-        threads::spawn("rejector", move || keep(&handed, &its_busy))?;
-        Ok(Rejector { busy, hand_over, counters })
+        threads::spawn("rejector", move || drain_rejected(&drain_receiver, &its_busy))?;
+        Ok(Rejector { busy, drain_sender, counters })
     }
 
-    /// Tells the client that we are busy, and has the connection closed.
-    pub(super) fn turn_away(&self, stream: Arc<TcpStream>) {
+    /// Sends the busy response and has the connection closed.
+    pub(super) fn reject(&self, stream: Arc<TcpStream>) {
         self.counters.refused.add(1);
-        let mut refused = Refused { stream, since: Instant::now(), is_told: false };
-        if refused.tell(&self.busy, true).is_err() {
+        let mut rejected = RejectedConnection { stream, since: Instant::now(), is_answered: false };
+        if rejected.try_answer(&self.busy, true).is_err() {
             return;
         }
-        if let Err(TrySendError::Full(mut refused) | TrySendError::Disconnected(mut refused)) =
-            self.hand_over.try_send(refused)
+        if let Err(TrySendError::Full(mut rejected) | TrySendError::Disconnected(mut rejected)) =
+            self.drain_sender.try_send(rejected)
         {
-            self.counters.refused_in_a_hurry.add(1);
-            // If it is gone already, so be it.
-            let _ = refused.tell(&self.busy, false);
+            self.counters.closed_early.add(1);
+            // An error means that the client has disconnected already.
+            let _ = rejected.try_answer(&self.busy, false);
         }
     }
 
-    /// The same within the call, because the connection's descriptor is needed back.
-    pub(super) fn turn_away_here(&self, stream: Arc<TcpStream>) {
+    /// Like `reject`, but finished when it returns, because the connection's descriptor is needed again.
+    pub(super) fn reject_blocking(&self, stream: Arc<TcpStream>) {
         self.counters.refused.add(1);
-        let mut refused = Refused { stream, since: Instant::now(), is_told: false };
-        let until = refused.since + KEPT_ON_RESERVE;
+        let mut rejected = RejectedConnection { stream, since: Instant::now(), is_answered: false };
+        let until = rejected.since + RESERVE_DRAIN_TIMEOUT;
         loop {
             let may_wait = Instant::now() < until;
-            if refused.tell(&self.busy, may_wait).is_err() || refused.is_told && has_closed(&refused.stream) {
+            if rejected.try_answer(&self.busy, may_wait).is_err()
+                || rejected.is_answered && discard_input(&rejected.stream)
+            {
                 return;
             }
             if !may_wait {
-                return self.counters.refused_in_a_hurry.add(1);
+                return self.counters.closed_early.add(1);
             }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-/// Keeps refused connections until their clients have closed, or long enough.
-fn keep(handed: &Receiver<Refused>, busy: &Busy) {
-    let mut kept: Vec<Refused> = Vec::new();
+/// Keeps rejected connections until their clients have closed them or the timeout has passed.
+fn drain_rejected(drain_receiver: &Receiver<RejectedConnection>, busy: &BusyResponse) {
+    let mut draining: Vec<RejectedConnection> = Vec::new();
     loop {
-        let wait = if kept.is_empty() { Duration::from_secs(3600) } else { ROUND };
-        match handed.recv_timeout(wait) {
-            Ok(refused) => {
-                if kept.len() >= MAX_KEPT {
-                    // The oldest had the most time to read, or to show what it speaks.
-                    let _ = kept.remove(0).tell(busy, false);
+        let wait = if draining.is_empty() { Duration::from_secs(3600) } else { POLL_INTERVAL };
+        match drain_receiver.recv_timeout(wait) {
+            Ok(rejected) => {
+                if draining.len() >= MAX_DRAINING {
+                    // The oldest had the most time to read, or to show its framing.
+                    let _ = draining.remove(0).try_answer(busy, false);
                 }
-                kept.push(refused);
+                draining.push(rejected);
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) if kept.is_empty() => return,
-            // `recv_timeout` does not wait any more.
-            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(ROUND),
+            Err(RecvTimeoutError::Disconnected) if draining.is_empty() => return,
+            // `recv_timeout` returns at once when the channel is disconnected.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL_INTERVAL),
         }
-        kept.retain_mut(|refused| !refused.is_over(busy));
+        draining.retain_mut(|rejected| !rejected.is_over(busy));
     }
 }
 
-/// Reads what is there and forgets it; whether the client has closed.
-fn has_closed(mut stream: &TcpStream) -> bool {
+/// Discards what was received. Returns whether the client has closed the connection.
+fn discard_input(mut stream: &TcpStream) -> bool {
     let mut bytes = [0; 4096];
-    // A bound, so that one that sends and sends does not keep the thread from the others.
+    // Bounded, so that a client that keeps sending does not occupy the thread.
     for _ in 0..16 {
         match stream.read(&mut bytes) {
             Ok(0) => return true,
@@ -182,29 +182,27 @@ fn has_closed(mut stream: &TcpStream) -> bool {
     false
 }
 
-/// One descriptor kept back, for telling a client that no other is left.
+/// One spare file descriptor, for rejecting a client when no other is left.
 ///
-/// `accept` wants a descriptor before it waits. When it gets none, the reserve is let go, so that it
-/// can wait for the next client with that one; and if the reserve is not to be had again then, that
-/// client is refused.
-pub(super) struct Reserve(Option<File>);
+/// `accept` needs a descriptor before it waits. When it gets none, the reserve is released, so that `accept` can wait
+/// for the next client with that one; if the reserve cannot be reacquired afterwards, that client is rejected.
+pub(super) struct ReserveDescriptor(Option<File>);
 
-impl Reserve {
-    /// Takes the descriptor.
-    pub(super) fn take() -> io::Result<Reserve> {
-        // Windows has no such bound on sockets, and no such file.
-        if cfg!(unix) { Ok(Reserve(Some(File::open("/dev/null")?))) } else { Ok(Reserve(None)) }
+impl ReserveDescriptor {
+    pub(super) fn open() -> io::Result<ReserveDescriptor> {
+        // Windows has no such limit on sockets, and no such file.
+        if cfg!(unix) { Ok(ReserveDescriptor(Some(File::open("/dev/null")?))) } else { Ok(ReserveDescriptor(None)) }
     }
 
-    /// Lets the descriptor go. False if it was gone already.
+    /// Closes the descriptor. False if it was closed already.
     pub(super) fn release(&mut self) -> bool {
         self.0.take().is_some()
     }
 
-    /// Has the descriptor again, if there is one. False if not.
-    pub(super) fn regain(&mut self) -> bool {
+    /// Opens the descriptor again. False if there is none.
+    pub(super) fn reacquire(&mut self) -> bool {
         if self.0.is_none() {
-            match Reserve::take() {
+            match ReserveDescriptor::open() {
                 Ok(taken) => *self = taken,
                 Err(_none_left) => return false,
             }

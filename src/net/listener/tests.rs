@@ -1,5 +1,5 @@
 use super::*;
-use crate::net::ended::Ended;
+use crate::net::connection_end::ConnectionEnd;
 use crate::net::lines::LineLimits;
 use crate::net::testing::{eventually, in_own_process};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,12 +10,12 @@ const SOON: Duration = Duration::from_secs(10);
 /// A port of which each connection is a call of this.
 struct Port<F>(F);
 
-impl<F: Fn(&TcpStream, &mut Permit) + Send + Sync + 'static> Protocol for Port<F> {
-    fn busy(&self) -> Busy {
+impl<F: Fn(&TcpStream, &mut Permit) + Send + Sync + 'static> ConnectionHandler for Port<F> {
+    fn busy_response(&self) -> BusyResponse {
         BUSY.to_vec().into()
     }
 
-    fn serve(&self, accepted: Accepted) {
+    fn serve(&self, accepted: AcceptedConnection) {
         let (stream, _, mut permit) = accepted.into_parts();
         (self.0)(&stream, &mut permit);
     }
@@ -25,9 +25,9 @@ fn context(max_connections: usize, max_threads: usize) -> ListenerContext {
     ListenerContext {
         executor: Executor::new("test-listener", max_threads),
         limiter: ConnectionLimiter::new(max_connections),
-        budget: Budget::new(1 << 20),
+        budget: ReceiveBudget::new(1 << 20),
         identity: None,
-        plain_from_afar: false,
+        allows_remote_plaintext: false,
     }
 }
 
@@ -40,7 +40,7 @@ fn echo(max_connections: usize, max_threads: usize) -> (Listener, Arc<Executor>,
         let mut line = String::new();
         while reader.read_line(&mut line).is_ok_and(|len| len > 0) {
             assert_ne!(line, "panic\n", "on purpose");
-            if !permit.request_completed() || stream.write_all(line.as_bytes()).is_err() {
+            if !permit.mark_request_completed() || stream.write_all(line.as_bytes()).is_err() {
                 return;
             }
             line.clear();
@@ -81,9 +81,9 @@ fn serves_connections_side_by_side() {
         let line = format!("hello {n}\n");
         assert_eq!(ask(client, &line), line);
     }
-    assert_eq!((server.open(), limiter.open(), executor.in_hand()), (20, 20, 20));
+    assert_eq!((server.open_connections(), limiter.open_connections(), executor.running_jobs()), (20, 20, 20));
     drop(clients);
-    eventually(|| (server.open(), limiter.open(), executor.in_hand()) == (0, 0, 0));
+    eventually(|| (server.open_connections(), limiter.open_connections(), executor.running_jobs()) == (0, 0, 0));
 }
 
 #[test]
@@ -93,13 +93,13 @@ fn past_the_bound_busy_is_heard_and_it_recovers() {
     clients.iter().for_each(|client| assert_eq!(ask(client, "x\n"), "x\n"));
     for _ in 0..200 {
         let refused = connect(&server);
-        // What the client says first, as clients do, must not cost it the answer.
+        // What the client sends first must not cost it the response.
         let _ = (&refused).write_all(&[b'x'; 3000]); // may fail: it has been refused
         assert_eq!(read_all(&refused), BUSY);
     }
     assert_eq!(count(&server, "refused"), 200);
     clients.pop();
-    eventually(|| limiter.open() == 2);
+    eventually(|| limiter.open_connections() == 2);
     assert_eq!(ask(&connect(&server), "again\n"), "again\n");
 }
 
@@ -109,13 +109,13 @@ fn silent_connections_give_way_to_one_that_speaks() {
     let silent: Vec<_> = (0..12).map(|_| connect(&server)).collect();
     for _ in 0..8 {
         assert_eq!(ask(&connect(&server), "x\n"), "x\n");
-        // One that was served gives way to nobody: it has to be gone before there is room again.
-        eventually(|| limiter.open() < 4);
+        // A served connection is not evicted: it must end before there is room again.
+        eventually(|| limiter.open_connections() < 4);
     }
     assert!(count(&server, "newcomers_closed") > 8);
     assert_eq!(count(&server, "refused"), 0);
     drop(silent);
-    eventually(|| (limiter.open(), limiter.pending()) == (0, 0));
+    eventually(|| (limiter.open_connections(), limiter.pending_connections()) == (0, 0));
 }
 
 #[test]
@@ -124,9 +124,9 @@ fn without_a_thread_busy_is_heard() {
     let client = connect(&server);
     assert_eq!(ask(&client, "x\n"), "x\n");
     assert_eq!(read_all(&connect(&server)), BUSY);
-    assert_eq!((server.open(), limiter.open()), (1, 1));
+    assert_eq!((server.open_connections(), limiter.open_connections()), (1, 1));
     drop(client);
-    eventually(|| executor.in_hand() == 0);
+    eventually(|| executor.running_jobs() == 0);
     assert_eq!(ask(&connect(&server), "x\n"), "x\n");
 }
 
@@ -139,7 +139,9 @@ fn a_panic_ends_one_connection_only() {
     (&client).write_all(b"panic\n").unwrap();
     assert_eq!(read_all(&client), b"");
     assert_eq!(ask(&other, "x\n"), "x\n");
-    eventually(|| (executor.counters().panics.get(), limiter.open(), server.open()) == (1, 1, 1));
+    eventually(|| {
+        (executor.counters().panics.get(), limiter.open_connections(), server.open_connections()) == (1, 1, 1)
+    });
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn stopping_ends_idle_connections_at_once() {
     assert_eq!(server.stop(Duration::from_secs(30)), 0);
     assert!(begun.elapsed() < SOON);
     assert_eq!(read_all(&client), b"");
-    assert_eq!(executor.finish(SOON), 0);
+    assert_eq!(executor.shut_down(SOON), 0);
     assert!(TcpStream::connect(server.local_addr()).is_err());
 }
 
@@ -160,7 +162,7 @@ fn stopping_ends_idle_connections_at_once() {
 struct Kept(Arc<Mutex<Vec<String>>>, Counter);
 
 impl MessageService for Kept {
-    type Client = ();
+    type Session = ();
     const NAME: &'static str = "test";
     const FRAMING: MessageFraming = MessageFraming::Lines;
 
@@ -168,7 +170,7 @@ impl MessageService for Kept {
         LineLimits::new(1000)
     }
 
-    fn rejection(&self, _why: Rejection) -> Option<Vec<u8>> {
+    fn rejection_message(&self, _why: Rejection) -> Option<Vec<u8>> {
         None
     }
 
@@ -176,12 +178,17 @@ impl MessageService for Kept {
         &self.1
     }
 
-    fn connected(&self, _connection: &MessageConnection) {}
+    fn on_connect(&self, _connection: &MessageConnection) {}
 
-    fn message(&self, (): &mut (), message: Vec<u8>, connection: &mut MessageConnection) -> Result<After, Ended> {
+    fn handle(
+        &self,
+        (): &mut (),
+        message: Vec<u8>,
+        connection: &mut MessageConnection,
+    ) -> Result<AfterMessage, ConnectionEnd> {
         self.0.lock().push(String::from_utf8_lossy(&message).into_owned());
         connection.write(&message)?;
-        Ok(After::Continue)
+        Ok(AfterMessage::Continue)
     }
 }
 
@@ -190,7 +197,7 @@ fn half_a_line_is_one_at_the_clients_end_and_none_at_our_own() {
     let service = Kept::default();
     let kept = Arc::clone(&service.0);
     let socket = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    let server = Listener::start(socket, context(10, 10), Arc::new(Messages(service))).unwrap();
+    let server = Listener::start(socket, context(10, 10), Arc::new(MessageHandler(service))).unwrap();
     let begin = |whole: &str, half: &str| {
         let mut client = connect(&server);
         client.write_all(format!("{whole}\n{half}").as_bytes()).unwrap();
@@ -214,9 +221,9 @@ fn stopping_cuts_off_those_who_write_on() {
     let executor = Arc::clone(&context.executor);
     let server = Listener::start(socket, context, Arc::new(Port(endless))).unwrap();
     let _client = connect(&server);
-    eventually(|| server.open() == 1);
+    eventually(|| server.open_connections() == 1);
     assert_eq!(server.stop(Duration::from_millis(50)), 0);
-    assert_eq!(executor.finish(SOON), 0);
+    assert_eq!(executor.shut_down(SOON), 0);
 }
 
 #[test]
@@ -226,7 +233,7 @@ fn without_descriptors_busy_is_heard_and_it_recovers() {
     }
     let (server, _executor, _limiter) = echo(100, 100);
     assert_eq!(ask(&connect(&server), "x\n"), "x\n");
-    eventually(|| server.open() == 0);
+    eventually(|| server.open_connections() == 0);
     let unconnected: Vec<_> =
         (0..6).map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()).collect();
     let (mut all_others, mut clients) = (Vec::new(), Vec::new());
@@ -238,12 +245,12 @@ fn without_descriptors_busy_is_heard_and_it_recovers() {
         let client = TcpStream::from(socket);
         client.set_read_timeout(Some(SOON)).unwrap();
         if n == 0 {
-            // The accept that was waiting already had its descriptor.
+            // The `accept` that was waiting already had its descriptor.
             assert_eq!(ask(&client, "x\n"), "x\n");
         } else {
             assert_eq!(read_all(&client), BUSY);
         }
-        // The clients keep theirs, so that none becomes free.
+        // The clients keep their descriptors, so that none becomes free.
         clients.push(client);
     }
     assert_eq!(count(&server, "refused"), 5);

@@ -1,5 +1,5 @@
-//! What Linux does beyond std: datagrams that are told their interface, and the queue of errors that
-//! came back for datagrams sent before (ip(7): IP_PKTINFO, IP_RECVERR).
+//! What Linux offers beyond std: choosing the interface of a datagram, and the queue of errors that were returned for
+//! datagrams sent before (ip(7): IP_PKTINFO, IP_RECVERR).
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -11,24 +11,24 @@ use log::debug;
 use socket2::{MaybeUninitSlice, MsgHdrMut, SockAddr, SockRef};
 
 use super::ERROR_PAUSE;
-use crate::net::control::{self, number};
+use crate::net::ancillary::{self, read_int};
 
 /// Errors taken from the queue before the next datagram is read.
 const ERRORS_AT_A_TIME: usize = 256;
 
-/// More than the control messages of one error take: the error with the address of who reported it,
-/// and whatever else the socket may have been asked to tell.
+/// More than the control messages of one error need: the error with the address of the reporting host, and whatever
+/// else was enabled on the socket.
 const CONTROL_BYTES: usize = 512;
 
-/// Asks for the errors that come back for datagrams sent.
-pub(super) fn watch_refusals(socket: &UdpSocket) -> io::Result<()> {
-    control::turn_on(socket, libc::IPPROTO_IP, libc::IP_RECVERR)
+/// Enables the queue of errors that are returned for datagrams sent.
+pub(super) fn enable_error_queue(socket: &UdpSocket) -> io::Result<()> {
+    ancillary::enable_option(socket, libc::IPPROTO_IP, libc::IP_RECVERR)
 }
 
-/// Waits for a datagram or an error, whichever is first; the addresses that refused something.
+/// Waits for a datagram or an error, whichever is first, and collects the destinations that refused a datagram.
 ///
-/// A plain read would wait on: the socket's pending error may have been told to a sender already, and
-/// only poll looks at the queue.
+/// A plain read would keep waiting: the socket's pending error may have been returned to a sender already, and only
+/// poll checks the queue.
 pub(super) fn wait(socket: &UdpSocket, timeout: Duration, refused: &mut Vec<SocketAddr>) {
     let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let millis = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
@@ -58,13 +58,13 @@ pub(super) fn wait(socket: &UdpSocket, timeout: Duration, refused: &mut Vec<Sock
 
 /// Ends every wait, now and from now on.
 pub(super) fn wake(socket: &UdpSocket) {
-    // The answer is an error, "not connected", as of every socket without connection; but it wakes.
+    // The call fails with "not connected", as for every unconnected socket; but it wakes the reader.
     if let Err(error) = SockRef::from(socket).shutdown(Shutdown::Read) {
         debug!("ending the waits for datagrams: {error}");
     }
 }
 
-/// A datagram that is there; never waits (one that the kernel finds damaged had ended the wait as well).
+/// A datagram that has arrived. Never waits (a datagram that the kernel finds damaged ends `wait` as well).
 pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
     // SAFETY: u8 and MaybeUninit<u8> have the same layout, and recvfrom writes nothing but bytes that
     // came, so the buffer stays initialised.
@@ -74,11 +74,11 @@ pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usiz
     Ok((len, source))
 }
 
-/// The first error of the queue: the address it is about, if that refused the datagram.
+/// The first error of the queue: the destination it is about, if that refused the datagram.
 fn next_error(socket: &UdpSocket) -> io::Result<Option<SocketAddr>> {
     let mut to = SockAddr::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
     let mut control = [MaybeUninit::new(0_u8); CONTROL_BYTES];
-    // Of the datagram itself, which comes back too, nothing is needed.
+    // The datagram itself, which is returned too, is not needed.
     let mut start = [MaybeUninit::new(0_u8); 1];
     let control_len = {
         let mut buffers = [MaybeUninitSlice::new(&mut start)];
@@ -92,16 +92,16 @@ fn next_error(socket: &UdpSocket) -> io::Result<Option<SocketAddr>> {
     Ok(to.as_socket().filter(|_| is_refusal))
 }
 
-/// Whether the control messages of an error tell of a port where nobody listens. That a host or a
-/// network cannot be reached is another matter: it may come back.
+/// Whether the control messages of an error report a port where nothing listens. An unreachable host or network is
+/// different: it may come back.
 fn is_refusal(control: &[u8]) -> bool {
     let is_error = |(level, kind, data): &(libc::c_int, libc::c_int, &[u8])| {
-        // sock_extended_err begins with the error's number (4 bytes) and who it comes from (1).
+        // sock_extended_err begins with the error number (4 bytes) and its origin (1 byte).
         (*level, *kind) == (libc::IPPROTO_IP, libc::IP_RECVERR) && data.len() >= 5
     };
-    control::messages(control)
+    ancillary::messages(control)
         .find(is_error)
-        .is_some_and(|(_, _, data)| number(data, 0) == libc::ECONNREFUSED && data[4] == libc::SO_EE_ORIGIN_ICMP)
+        .is_some_and(|(_, _, data)| read_int(data, 0) == libc::ECONNREFUSED && data[4] == libc::SO_EE_ORIGIN_ICMP)
 }
 
 /// Sends a datagram by an interface, with a source address.
@@ -112,16 +112,16 @@ pub(super) fn send_by(
     from: Ipv4Addr,
     interface: Option<u32>,
 ) -> io::Result<usize> {
-    control::send(socket, bytes, to.into(), from.into(), interface)
+    ancillary::send(socket, bytes, to.into(), from.into(), interface)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::control::tests::message;
+    use crate::net::ancillary::tests::message;
 
-    fn error(number: libc::c_int, origin: u8) -> Vec<u8> {
-        let data = [&number.to_ne_bytes()[..], &[origin], &[0; 27]].concat();
+    fn error(read_int: libc::c_int, origin: u8) -> Vec<u8> {
+        let data = [&read_int.to_ne_bytes()[..], &[origin], &[0; 27]].concat();
         message(libc::IPPROTO_IP, libc::IP_RECVERR, &data)
     }
 

@@ -1,26 +1,26 @@
-//! Where there is nothing but what std offers: no refusals, and the system chooses the interface.
+//! Systems with nothing beyond std: refusals are not reported, and the system chooses the interface.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 #[allow(clippy::unnecessary_wraps, reason = "the other system's may fail")]
-pub(super) fn watch_refusals(_socket: &UdpSocket) -> io::Result<()> {
+pub(super) fn enable_error_queue(_socket: &UdpSocket) -> io::Result<()> {
     Ok(())
 }
 
-/// The reading itself waits, for the socket's timeout.
+/// Reading itself waits, for the socket's timeout.
 pub(super) fn wait(_socket: &UdpSocket, _timeout: Duration, _refused: &mut Vec<SocketAddr>) {}
 
 pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
     socket.recv_from(buffer)
 }
 
-/// Nothing does it that harms nobody: std panics when it reads a socket that was shut down, and a datagram
-/// to a shared port may reach another program. The reading looks up after its timeout.
+/// There is no safe way: std panics when it reads a socket that was shut down, and a datagram to a shared port may
+/// reach another program. The reader checks after its timeout.
 pub(super) fn wake(_socket: &UdpSocket) {}
 
-/// The broadcast address alone leads it to the interface.
+/// The broadcast address alone selects the interface.
 pub(super) fn send_by(
     socket: &UdpSocket,
     bytes: &[u8],

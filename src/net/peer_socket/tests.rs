@@ -26,13 +26,13 @@ impl Read {
         let socket = Arc::new(socket);
         let (tell, told) = unbounded();
         let reader = Arc::clone(&socket);
-        let hear = move |heard: Heard<'_>| {
-            assert!(!matches!(heard, Heard::Datagram { bytes: b"panic", .. }), "on purpose");
+        let hear = move |heard: PeerSocketEvent<'_>| {
+            assert!(!matches!(heard, PeerSocketEvent::Datagram { bytes: b"panic", .. }), "on purpose");
             let told = match heard {
-                Heard::Datagram { source, bytes } => Told::Datagram(source, bytes.to_vec()),
-                Heard::Refused { to } => Told::Refused(to),
+                PeerSocketEvent::Datagram { source, bytes } => Told::Datagram(source, bytes.to_vec()),
+                PeerSocketEvent::Refused { to } => Told::Refused(to),
             };
-            // Once the test is over, nobody is to be told.
+            // After the end of the test the receiver is gone.
             let _ = tell.send(told);
         };
         let reader = thread::spawn(move || reader.read(hear));
@@ -77,7 +77,7 @@ fn sends_and_hears() {
     let (one, other) = (Read::own(), Read::own());
     one.socket.send(other.socket.local_addr(), b"hello").unwrap();
     assert_eq!(other.next(), Told::Datagram(one.addr(), b"hello".to_vec()));
-    // The largest there is, and the smallest.
+    // The largest possible datagram, and the smallest.
     let largest = vec![7; 65_507];
     one.socket.send(other.socket.local_addr(), &largest).unwrap();
     assert_eq!(other.next(), Told::Datagram(one.addr(), largest));
@@ -115,7 +115,7 @@ fn everybody_who_shares_a_port_gets_each_broadcast() {
             assert_eq!(listener.next(), Told::Datagram(sender.addr(), vec![nth]));
         }
     }
-    // Who does not share it cannot have it.
+    // A socket that does not share the port cannot bind it.
     let error = PeerSocket::bind(shared).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     let alone = PeerSocket::bind(SocketAddrV4::new(everybody, 0)).unwrap().local_addr();

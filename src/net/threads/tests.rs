@@ -7,12 +7,12 @@ fn a_panic_harms_no_other_and_its_thread_works_on() {
     let executor = Executor::new("test", 1);
     for round in 1..=3 {
         executor.execute(|| panic!("on purpose")).unwrap();
-        eventually(|| executor.in_hand() == 0);
+        eventually(|| executor.running_jobs() == 0);
         assert_eq!(executor.counters().panics.get(), round);
         let (tell, told) = bounded(1);
         executor.execute(move || tell.send(7).unwrap()).unwrap();
         assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(7));
-        eventually(|| executor.in_hand() == 0);
+        eventually(|| executor.running_jobs() == 0);
     }
     assert_eq!(executor.threads(), 1);
     assert_eq!(executor.counters().threads_started.get(), 1);
@@ -25,7 +25,7 @@ fn ten_thousand_jobs_use_few_threads_again() {
     for n in 0..10_000_u32 {
         let tell = tell.clone();
         let mut job: Job = Box::new(move || tell.send(n).unwrap());
-        while let Err(refused) = executor.offer(job) {
+        while let Err(refused) = executor.try_execute(job) {
             job = refused;
             thread::yield_now();
         }
@@ -46,12 +46,12 @@ fn full_at_the_bound_and_free_again() {
         let wait = wait.clone();
         executor.execute(move || wait.recv().unwrap()).unwrap();
     }
-    assert_eq!(executor.execute(|| {}), Err(Full));
+    assert_eq!(executor.execute(|| {}), Err(ExecutorFull));
     assert_eq!(executor.counters().full.get(), 1);
     release.send(()).unwrap();
     eventually(|| executor.execute(|| {}).is_ok());
     release.send(()).unwrap();
-    assert_eq!(executor.finish(Duration::from_secs(5)), 0);
+    assert_eq!(executor.shut_down(Duration::from_secs(5)), 0);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn idle_threads_retire() {
     (0..4).for_each(|_| release.send(()).unwrap());
     eventually(|| executor.threads() == 0);
     executor.execute(|| {}).unwrap();
-    eventually(|| executor.in_hand() == 0);
+    eventually(|| executor.running_jobs() == 0);
 }
 
 #[test]
@@ -75,13 +75,13 @@ fn jobs_arriving_while_threads_retire_are_all_done() {
     let (tell, told) = unbounded();
     for n in 0..3000_u32 {
         let tell = tell.clone();
-        // Lets threads come just to the point of leaving.
+        // Lets threads come close to their retirement.
         let until = Instant::now() + Duration::from_micros(u64::from(n % 100));
         while Instant::now() < until {
             thread::yield_now();
         }
         let mut job: Job = Box::new(move || tell.send(n).unwrap());
-        while let Err(refused) = executor.offer(job) {
+        while let Err(refused) = executor.try_execute(job) {
             job = refused;
         }
     }
@@ -96,11 +96,11 @@ fn finishing_waits_refuses_and_says_what_is_left() {
     let (release, wait) = bounded::<()>(0);
     executor.execute(|| {}).unwrap();
     executor.execute(move || wait.recv().unwrap()).unwrap();
-    assert_eq!(executor.finish(Duration::from_millis(20)), 1);
-    assert_eq!(executor.execute(|| {}), Err(Full));
+    assert_eq!(executor.shut_down(Duration::from_millis(20)), 1);
+    assert_eq!(executor.execute(|| {}), Err(ExecutorFull));
     assert!(executor.is_closed());
     release.send(()).unwrap();
-    assert_eq!(executor.finish(Duration::from_secs(5)), 0);
+    assert_eq!(executor.shut_down(Duration::from_secs(5)), 0);
     eventually(|| executor.threads() == 0);
 }
 
@@ -122,7 +122,7 @@ fn the_job_last_done_gives_its_thread_to_the_next() {
     for left in (0..3).rev() {
         release.send(()).unwrap();
         last = told.recv().ok();
-        eventually(|| executor.in_hand() == left);
+        eventually(|| executor.running_jobs() == left);
     }
     executor.execute(move || tell.send(thread::current().id()).unwrap()).unwrap();
     assert_eq!(told.recv().ok(), last);

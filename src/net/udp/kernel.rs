@@ -1,17 +1,16 @@
-//! What the kernel does with datagrams before we see them: how many it keeps for us, and how many it
-//! dropped because it could keep no more.
+//! Datagrams in the kernel: the size of the receive buffer, and how many were dropped because it was full.
 
 use std::net::UdpSocket;
 
 use log::debug;
 use socket2::SockRef;
 
-/// What the kernel may keep for us while every thread is busy, bytes. It may give less.
+/// The requested receive buffer, for when every thread is busy, bytes. The system may give less.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// Less than this is worth a word: a burst of a few hundred datagrams fills it.
+/// A receive buffer below this size is logged: a burst of a few hundred datagrams fills it.
 const SOCKET_BUFFER_SMALL_BYTES: usize = 1024 * 1024;
 
-/// Lets the kernel keep as much as it may.
+/// Makes the receive buffer as large as the system allows.
 pub(in crate::net) fn grow_receive_buffer(socket: &UdpSocket) {
     let socket = SockRef::from(socket);
     if !force_receive_buffer(&socket)
@@ -30,7 +29,7 @@ pub(in crate::net) fn grow_receive_buffer(socket: &UdpSocket) {
     }
 }
 
-/// Goes past the system's bound, which only a privileged process may.
+/// Exceeds the system's limit, which only a privileged process may.
 #[cfg(target_os = "linux")]
 fn force_receive_buffer(socket: &SockRef<'_>) -> bool {
     use std::os::fd::AsRawFd;
@@ -54,14 +53,15 @@ fn force_receive_buffer(_socket: &SockRef<'_>) -> bool {
     false
 }
 
-/// Datagrams that came for this socket and were dropped because its buffer was full; nothing where the
-/// system does not tell.
-pub(super) fn dropped(socket: &UdpSocket) -> Option<u64> {
+/// Datagrams for this socket that were dropped because its buffer was full; `None` if the system does not report it.
+pub(super) fn dropped_datagrams(socket: &UdpSocket) -> Option<u64> {
     if !cfg!(target_os = "linux") {
         return None;
     }
     let inode = inode(socket)?;
-    ["/proc/net/udp", "/proc/net/udp6"].iter().find_map(|table| drops_of(&std::fs::read_to_string(table).ok()?, inode))
+    ["/proc/net/udp", "/proc/net/udp6"]
+        .iter()
+        .find_map(|table| parse_drops(&std::fs::read_to_string(table).ok()?, inode))
 }
 
 #[cfg(unix)]
@@ -76,8 +76,8 @@ fn inode(_socket: &UdpSocket) -> Option<u64> {
     None
 }
 
-/// The tenth column is the socket's inode, the last one its drops (proc_net_udp(5) has them so).
-fn drops_of(table: &str, inode: u64) -> Option<u64> {
+/// The tenth column is the socket's inode, the last one its drops (proc_net_udp(5)).
+fn parse_drops(table: &str, inode: u64) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let mut columns = line.split_ascii_whitespace();
         let is_ours = columns.nth(9)?.parse::<u64>().ok()? == inode;
@@ -93,7 +93,7 @@ mod tests {
     fn what_the_kernel_drops_is_known() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = socket.local_addr().unwrap();
-        assert_eq!(dropped(&socket), Some(0));
+        assert_eq!(dropped_datagrams(&socket), Some(0));
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         SockRef::from(&socket).set_recv_buffer_size(4096).unwrap();
         let sent = 200;
@@ -103,7 +103,7 @@ mod tests {
         socket.set_nonblocking(true).unwrap();
         let kept = std::iter::from_fn(|| socket.recv(&mut [0; 1000]).ok()).count() as u64;
         assert!(kept < sent, "the buffer held all of it");
-        assert_eq!(dropped(&socket), Some(sent - kept));
+        assert_eq!(dropped_datagrams(&socket), Some(sent - kept));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Datagrams that leave together: one system call for many, and nobody who gets one takes the sender's core before
-//! the others are on their way.
+//! Datagrams that are sent together: one system call for many, and no recipient's thread takes the sender's core
+//! before the others are sent.
 //!
-//! A thread gathers what it sends while it does something; nothing else has to know.
+//! A thread collects what it sends while it does some work; nothing else has to know about it.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
@@ -9,46 +9,47 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::ServerSocket;
-use crate::net::control::{self, Outgoing};
+use super::UdpServerSocket;
+use crate::net::ancillary::{self, OutgoingDatagram};
 
-/// How many are sent in one call; what comes beyond is sent in the next.
-const AT_ONCE: usize = 64;
+/// The most datagrams of one call; further ones are sent in the next.
+const BATCH_MAX: usize = 64;
 
 thread_local! {
-    /// What this thread gathers; none while it sends at once.
+    /// What this thread has collected; `None` while it sends at once.
     static OUTBOX: RefCell<Option<Outbox>> = const { RefCell::new(None) };
 }
 
-/// What is to be sent by one socket.
+/// Datagrams to be sent by one socket.
 #[derive(Default)]
 struct Outbox {
-    socket: Option<Arc<ServerSocket>>,
-    /// Of all of them, one behind the other.
+    socket: Option<Arc<UdpServerSocket>>,
+    /// The content of all datagrams, one after the other.
     bytes: Vec<u8>,
     datagrams: Vec<(Range<usize>, SocketAddr, Option<IpAddr>)>,
     /// How many could not be sent.
     failed: u64,
 }
 
-/// Does something; what this thread sends by a [`ServerSocket`] meanwhile leaves together, at the end at the latest
-/// and in its order. How many of these datagrams could not be sent. (To whoever sent them they had left.)
-pub fn gather(work: impl FnOnce()) -> u64 {
+/// Runs `work`. What this thread sends by a [`UdpServerSocket`] meanwhile is sent together, in order and at the end
+/// at the latest. Returns how many of these datagrams could not be sent. (Their senders were told that they had been
+/// sent.)
+pub fn batch_sends(work: impl FnOnce()) -> u64 {
     if OUTBOX.with_borrow(Option::is_some) {
-        // Whoever began it sends.
+        // The outer call sends.
         work();
         return 0;
     }
     OUTBOX.set(Some(Outbox::default()));
-    // Also where the work panics: from then on this thread sends at once again.
-    let gathering = Gathering;
+    // Also if the work panics: from then on this thread sends at once again.
+    let gathering = BatchGuard;
     work();
     gathering.end()
 }
 
-struct Gathering;
+struct BatchGuard;
 
-impl Gathering {
+impl BatchGuard {
     fn end(self) -> u64 {
         let failed = send_all();
         std::mem::forget(self);
@@ -56,7 +57,7 @@ impl Gathering {
     }
 }
 
-impl Drop for Gathering {
+impl Drop for BatchGuard {
     fn drop(&mut self) {
         send_all();
     }
@@ -69,11 +70,11 @@ fn send_all() -> u64 {
 }
 
 /// Whether it is kept, to be sent with others.
-pub(super) fn put(socket: &Arc<ServerSocket>, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> bool {
+pub(super) fn enqueue(socket: &Arc<UdpServerSocket>, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> bool {
     OUTBOX.with_borrow_mut(|outbox| {
         let Some(outbox) = outbox else { return false };
         let is_anothers = outbox.socket.as_ref().is_some_and(|other| !Arc::ptr_eq(other, socket));
-        if is_anothers || outbox.datagrams.len() >= AT_ONCE {
+        if is_anothers || outbox.datagrams.len() >= BATCH_MAX {
             outbox.flush();
         }
         outbox.socket.get_or_insert_with(|| Arc::clone(socket));
@@ -87,17 +88,17 @@ pub(super) fn put(socket: &Arc<ServerSocket>, bytes: &[u8], to: SocketAddr, from
 impl Outbox {
     fn flush(&mut self) {
         let Some(socket) = self.socket.take() else { return };
-        let all: Vec<Outgoing<'_>> = self
+        let all: Vec<OutgoingDatagram<'_>> = self
             .datagrams
             .iter()
             .map(|(range, to, from)| {
-                let (to, from) = socket.as_it_speaks(*to, *from);
-                Outgoing { bytes: &self.bytes[range.clone()], to, from }
+                let (to, from) = socket.in_socket_family(*to, *from);
+                OutgoingDatagram { bytes: &self.bytes[range.clone()], to, from }
             })
             .collect();
         let mut rest = &all[..];
         while let [first, others @ ..] = rest {
-            match control::send_many(socket.get(), rest) {
+            match ancillary::send_many(socket.get(), rest) {
                 Ok(sent) => rest = &rest[sent.min(rest.len())..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // It is about the first. By itself it may leave from another address, as ever.
@@ -121,8 +122,8 @@ mod tests {
     use std::net::UdpSocket;
     use std::time::Duration;
 
-    fn server(at: &str) -> Arc<ServerSocket> {
-        Arc::new(ServerSocket::over(UdpSocket::bind(at).unwrap()).unwrap())
+    fn server(at: &str) -> Arc<UdpServerSocket> {
+        Arc::new(UdpServerSocket::from_socket(UdpSocket::bind(at).unwrap()).unwrap())
     }
 
     fn client() -> UdpSocket {
@@ -146,23 +147,23 @@ mod tests {
         let (near, far) = (client(), client());
         let [to_near, to_far] = [&near, &far].map(|client| client.local_addr().unwrap());
         let asked: IpAddr = [127, 0, 0, 9].into();
-        let failed = gather(|| {
-            for n in 0..AT_ONCE {
+        let failed = batch_sends(|| {
+            for n in 0..BATCH_MAX {
                 let (to, from) = if n % 2 == 0 { (to_near, Some(asked)) } else { (to_far, None) };
                 assert_eq!(one.send_to(format!("{n}").as_bytes(), to, from).unwrap(), n.to_string().len());
             }
             assert!(read(&near).is_empty(), "nothing has left");
             // More than leave at once, and by another socket: those before leave first.
             one.send_to(b"next", to_near, Some(asked)).unwrap();
-            assert_eq!(read(&near).len(), AT_ONCE / 2);
-            assert_eq!(gather(|| assert!(other.send_to(b"last", to_near, None).is_ok())), 0);
+            assert_eq!(read(&near).len(), BATCH_MAX / 2);
+            assert_eq!(batch_sends(|| assert!(other.send_to(b"last", to_near, None).is_ok())), 0);
             let (next, by) = read(&near).pop().unwrap();
             assert_eq!((&*next, by.ip()), ("next", asked));
         });
         assert_eq!(failed, 0);
         assert_eq!(read(&near), [("last".to_owned(), other.get().local_addr().unwrap())]);
         let far: Vec<_> = read(&far).into_iter().map(|(said, _)| said).collect();
-        assert_eq!(far, (1..AT_ONCE).step_by(2).map(|n| n.to_string()).collect::<Vec<_>>());
+        assert_eq!(far, (1..BATCH_MAX).step_by(2).map(|n| n.to_string()).collect::<Vec<_>>());
         // From then on at once again.
         one.send_to(b"now", to_near, None).unwrap();
         assert_eq!(read(&near)[0].0, "now");
@@ -172,7 +173,7 @@ mod tests {
     fn one_that_cannot_be_sent_costs_the_others_nothing() {
         let (server, client) = (server("127.0.0.1:0"), client());
         let to = client.local_addr().unwrap();
-        let failed = gather(|| {
+        let failed = batch_sends(|| {
             for n in 0..5 {
                 // None goes to port 0.
                 let to = if n % 2 == 0 { to } else { SocketAddr::new(to.ip(), 0) };
@@ -189,7 +190,7 @@ mod tests {
         let (server, client) = (server("127.0.0.1:0"), client());
         let to = client.local_addr().unwrap();
         let panics = std::panic::catch_unwind(|| {
-            gather(|| {
+            batch_sends(|| {
                 server.send_to(b"before", to, None).unwrap();
                 panic!("asked for");
             })

@@ -4,7 +4,7 @@ use super::*;
 use crate::net::testing::eventually;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-const LIMITS: UdpLimits = UdpLimits { max_in_hand: 64, queue_len: 16, queue_bytes: 1600, max_datagram: 100 };
+const LIMITS: UdpLimits = UdpLimits { max_handlers: 64, queue_len: 16, queue_bytes: 1600, max_datagram_bytes: 100 };
 
 fn loopback() -> Arc<UdpSocket> {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -12,8 +12,8 @@ fn loopback() -> Arc<UdpSocket> {
     Arc::new(socket)
 }
 
-fn server_socket() -> Arc<ServerSocket> {
-    Arc::new(ServerSocket::over(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap())
+fn server_socket() -> Arc<UdpServerSocket> {
+    Arc::new(UdpServerSocket::from_socket(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap())
 }
 
 /// Answers every datagram with itself; "wait" first waits for the gate; "panic" panics.
@@ -28,7 +28,7 @@ fn echo(limits: UdpLimits, max_threads: usize) -> (UdpServer, Sender<()>, Arc<Ex
             b"wait" => gate.recv().unwrap(),
             _ => {}
         }
-        let answer: &[u8] = if datagram.truncated { b"too long" } else { datagram.bytes };
+        let answer: &[u8] = if datagram.is_truncated { b"too long" } else { datagram.bytes };
         answers.send_to(answer, datagram.source, datagram.to).unwrap();
     };
     let server = UdpServer::start(socket, Arc::clone(&executor), limits, Arc::new(handler)).unwrap();
@@ -69,7 +69,7 @@ fn answers_many_clients_each_its_own() {
     assert_eq!(server.counters().received.get(), 2400);
     assert_eq!(server.counters().dropped.get(), 0);
     server.stop();
-    assert_eq!(executor.finish(Duration::from_secs(5)), 0);
+    assert_eq!(executor.shut_down(Duration::from_secs(5)), 0);
 }
 
 #[test]
@@ -78,20 +78,20 @@ fn requests_that_wait_stop_nobody_and_surplus_threads_leave() {
     let slow: Vec<_> = (0..20).map(|_| client(&server)).collect();
     slow.iter().for_each(|client| assert_eq!(client.send(b"wait").unwrap(), 4));
     assert_eq!(ask(&client(&server), b"quick"), b"quick");
-    eventually(|| server.in_hand() == 20);
+    eventually(|| server.running_handlers() == 20);
     assert_eq!(ask(&client(&server), b"quick"), b"quick");
     (0..20).for_each(|_| open.send(()).unwrap());
     slow.iter().for_each(|client| assert_eq!(answer(client), b"wait"));
-    eventually(|| executor.in_hand() == receivers_at_rest());
+    eventually(|| executor.running_jobs() == receivers_at_rest());
 }
 
 #[test]
 fn an_overload_is_queued_then_dropped_then_over() {
-    let limits = UdpLimits { max_in_hand: 3, queue_len: 5, ..LIMITS };
+    let limits = UdpLimits { max_handlers: 3, queue_len: 5, ..LIMITS };
     let (server, open, _executor) = echo(limits, 100);
     let client = client(&server);
     (0..3).for_each(|_| assert_eq!(client.send(b"wait").unwrap(), 4));
-    eventually(|| server.in_hand() == 3);
+    eventually(|| server.running_handlers() == 3);
     for n in 0..20_u8 {
         client.send(&[n]).unwrap();
     }
@@ -113,11 +113,11 @@ fn an_overload_is_queued_then_dropped_then_over() {
 fn without_a_further_thread_one_goes_on_reading() {
     let (server, open, executor) = echo(LIMITS, receivers_at_rest());
     let client = client(&server);
-    // All but the last receiver are held up; the last one queues, because nobody could follow it.
+    // All receivers but the last are blocked; the last one queues, because no thread could replace it.
     for _ in 1..receivers_at_rest() {
         client.send(b"wait").unwrap();
     }
-    eventually(|| server.in_hand() == receivers_at_rest() - 1);
+    eventually(|| server.running_handlers() == receivers_at_rest() - 1);
     for n in 0..3_u8 {
         client.send(&[n]).unwrap();
     }
@@ -151,7 +151,7 @@ fn a_panic_harms_no_other() {
         eventually(|| executor.counters().panics.get() == n);
     }
     assert_eq!(ask(&client, b"still there"), b"still there");
-    eventually(|| server.in_hand() == 0);
+    eventually(|| server.running_handlers() == 0);
     assert!(executor.threads() <= receivers_at_rest() + 1);
 }
 
@@ -172,10 +172,10 @@ fn answers_to_nobody_do_not_stop_it() {
     for _ in 0..10 {
         let gone = client(&server);
         gone.send(b"wait").unwrap();
-        eventually(|| server.in_hand() == 1);
+        eventually(|| server.running_handlers() == 1);
         drop(gone);
         open.send(()).unwrap();
-        eventually(|| server.in_hand() == 0);
+        eventually(|| server.running_handlers() == 0);
     }
     assert_eq!(ask(&client(&server), b"still there"), b"still there");
 }
@@ -185,14 +185,14 @@ fn stopping_is_prompt_and_lets_what_is_in_hand_end() {
     let (server, open, executor) = echo(LIMITS, 100);
     let client = client(&server);
     client.send(b"wait").unwrap();
-    eventually(|| server.in_hand() == 1);
+    eventually(|| server.running_handlers() == 1);
     let begun = Instant::now();
     server.stop();
     assert!(begun.elapsed() < RECEIVE_TIMEOUT, "the wake-up datagrams must have worked");
-    assert_eq!(executor.finish(Duration::from_millis(10)), 1);
+    assert_eq!(executor.shut_down(Duration::from_millis(10)), 1);
     open.send(()).unwrap();
     assert_eq!(answer(&client), b"wait");
-    assert_eq!(executor.finish(Duration::from_secs(5)), 0);
+    assert_eq!(executor.shut_down(Duration::from_secs(5)), 0);
     server.stop();
 }
 
@@ -205,7 +205,7 @@ fn stops_under_load() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while is_stopped.is_empty() {
-                    // The socket may be gone by then: that is what is being tried.
+                    // The socket may be closed by then: that is what is being tested.
                     let _ = client.send(b"x");
                 }
             });
@@ -213,6 +213,6 @@ fn stops_under_load() {
             server.stop();
             stopped.send(()).unwrap();
         });
-        assert_eq!(executor.finish(Duration::from_secs(5)), 0);
+        assert_eq!(executor.shut_down(Duration::from_secs(5)), 0);
     }
 }

@@ -1,9 +1,9 @@
-//! `relay`: what it costs to cross processes, without work.
+//! `relay`: the cost of crossing processes without doing any work.
 //!
-//! A front takes messages in either framing, asks backs over connections that it keeps, and answers; a
-//! back answers. Each message tells in its first bytes what is to be sent on and back, so that sizes and
-//! hops are those of the call that is compared. The standard library only, one thread a connection, no
-//! deadlines: a frontend cannot do better than this.
+//! A frontend receives messages in either framing, queries backends over persistent connections, and responds; a
+//! backend responds. Each message states in its first bytes what is to be sent on and back, so that sizes and hops are
+//! those of the call that it is compared with. It uses only the standard library, one thread per connection and no
+//! timeouts: a real frontend cannot be faster.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,47 +16,47 @@ use parking_lot::Mutex;
 use crate::net::frames::Framing;
 use crate::net::threads;
 
-/// Bytes of a buffer to begin with; the length that stands before a frame.
+/// Initial size of a buffer, and length of the prefix of a frame, in bytes.
 const BUFFER_BYTES: usize = 16 * 1024;
 const LENGTH_BYTES: usize = 4;
-/// What messages are filled up with.
+/// The byte with which messages are padded.
 const FILLER: u8 = b'x';
-/// How an answer of an echo begins.
-pub const ANSWER_HEAD: &[u8] = b"xx";
+/// How a response of the echo begins.
+pub const RESPONSE_PREFIX: &[u8] = b"xx";
 
-/// One question of a front to a back.
+/// One request of a frontend to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
-    /// Which back.
+    /// Index of the backend.
     pub back: usize,
-    /// Bytes of the question, without framing.
+    /// Length of the request in bytes, without framing.
     pub request_bytes: usize,
-    /// Bytes of the answer, likewise.
+    /// Length of the response in bytes, without framing.
     pub answer_bytes: usize,
 }
 
-/// A message to the front, and all that follows from it.
+/// A message to the frontend, and everything that it causes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trip {
-    /// Bytes of the message.
+pub struct RelayRequest {
+    /// Length of the message in bytes.
     pub request_bytes: usize,
-    /// Bytes of its answer.
+    /// Length of its response in bytes.
     pub answer_bytes: usize,
-    /// One after the other; those of one step at the same time.
+    /// Steps are executed in order; the hops of one step concurrently.
     pub steps: Vec<Vec<Hop>>,
 }
 
-impl Trip {
-    /// The message that makes a front do this.
+impl RelayRequest {
+    /// The message that makes a frontend do this.
     ///
     /// # Errors
-    /// It is too short to tell it.
+    /// `request_bytes` is too small for the description.
     pub fn message(&self) -> anyhow::Result<Vec<u8>> {
         let mut text = self.answer_bytes.to_string();
         for step in &self.steps {
             for (nth, hop) in step.iter().enumerate() {
                 let sign = if nth == 0 { ' ' } else { '+' };
-                // Writing to a text cannot fail.
+                // Writing to a `String` cannot fail.
                 let _ = write!(text, "{sign}{}:{}:{}", hop.back, hop.request_bytes, hop.answer_bytes);
             }
         }
@@ -68,7 +68,7 @@ impl Trip {
     }
 }
 
-/// The same with what tells it from the next message.
+/// The message with its framing.
 pub fn framed(framing: Framing, message: &[u8]) -> Vec<u8> {
     match framing {
         Framing::Frames => [&(message.len() as u32).to_be_bytes(), message].concat(),
@@ -76,47 +76,46 @@ pub fn framed(framing: Framing, message: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A connection on which one message is under way at a time.
+/// A connection with at most one message in progress.
 #[derive(Debug)]
-pub struct Wire {
+pub struct FramedConnection {
     stream: TcpStream,
-    /// Told by the first byte that comes, unless it is known.
+    /// Detected from the first byte received, unless it is known.
     framing: Option<Framing>,
     buffer: Vec<u8>,
 }
 
-impl Wire {
-    /// A connection of ours.
+impl FramedConnection {
+    /// Opens a connection.
     ///
     /// # Errors
-    /// The system's.
-    pub fn connect(addr: SocketAddr, framing: Framing) -> io::Result<Wire> {
-        let wire = Wire::accepted(TcpStream::connect(addr)?)?;
-        Ok(Wire { framing: Some(framing), ..wire })
+    /// The connection fails.
+    pub fn connect(addr: SocketAddr, framing: Framing) -> io::Result<FramedConnection> {
+        let connection = FramedConnection::accepted(TcpStream::connect(addr)?)?;
+        Ok(FramedConnection { framing: Some(framing), ..connection })
     }
 
-    fn accepted(stream: TcpStream) -> io::Result<Wire> {
+    fn accepted(stream: TcpStream) -> io::Result<FramedConnection> {
         stream.set_nodelay(true)?;
-        Ok(Wire { stream, framing: None, buffer: vec![0; BUFFER_BYTES] })
+        Ok(FramedConnection { stream, framing: None, buffer: vec![0; BUFFER_BYTES] })
     }
 
-    /// The connection.
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
 
-    /// Sends what is [framed] already.
+    /// Sends a message that is already [framed].
     ///
     /// # Errors
-    /// The system's.
+    /// The connection fails.
     pub fn send(&self, framed: &[u8]) -> io::Result<()> {
         (&self.stream).write_all(framed)
     }
 
-    /// The next message; none at a clean end.
+    /// Receives the next message; `None` at a clean end.
     ///
     /// # Errors
-    /// The system's; an end or a message where none may be.
+    /// The connection fails, ends within a message, or carries more than one message.
     pub fn receive(&mut self) -> io::Result<Option<&[u8]>> {
         let mut filled = 0;
         loop {
@@ -127,14 +126,14 @@ impl Wire {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
-            let told = if self.buffer[0] == 0 { Framing::Frames } else { Framing::Lines };
-            let ends_at = match *self.framing.get_or_insert(told) {
+            let detected = if self.buffer[0] == 0 { Framing::Frames } else { Framing::Lines };
+            let ends_at = match *self.framing.get_or_insert(detected) {
                 Framing::Lines => (self.buffer[filled - 1] == b'\n').then_some((0, filled - 1)),
                 Framing::Frames => match self.buffer[..filled].split_first_chunk::<LENGTH_BYTES>() {
-                    Some((length, come)) if u32::from_be_bytes(*length) as usize == come.len() => {
+                    Some((length, body)) if u32::from_be_bytes(*length) as usize == body.len() => {
                         Some((LENGTH_BYTES, filled))
                     }
-                    Some((length, come)) if (u32::from_be_bytes(*length) as usize) < come.len() => {
+                    Some((length, body)) if (u32::from_be_bytes(*length) as usize) < body.len() => {
                         return Err(ErrorKind::InvalidData.into());
                     }
                     _ => None,
@@ -150,61 +149,61 @@ impl Wire {
     }
 }
 
-/// Answers clients, each on a thread, until the process ends.
+/// Serves clients, each on a thread, until the process ends.
 ///
 /// # Errors
-/// The system gives no more threads.
-pub fn front(listener: &TcpListener, backs: &[SocketAddr]) -> anyhow::Result<()> {
-    let backs: Arc<[Back]> = backs.iter().map(|addr| Back { addr: *addr, idle: Mutex::default() }).collect();
-    accept(listener, move |wire| relay(wire, &backs))
+/// No more threads can be started.
+pub fn serve_frontend(listener: &TcpListener, backs: &[SocketAddr]) -> anyhow::Result<()> {
+    let backs: Arc<[Backend]> = backs.iter().map(|addr| Backend { addr: *addr, idle: Mutex::default() }).collect();
+    accept_connections(listener, move |connection| relay(connection, &backs))
 }
 
-/// Answers fronts, each connection on a thread, until the process ends.
+/// Serves frontends, each connection on a thread, until the process ends.
 ///
 /// # Errors
-/// The system gives no more threads.
-pub fn back(listener: &TcpListener) -> anyhow::Result<()> {
-    accept(listener, |wire| {
-        let mut answer = Vec::new();
-        while let Some(message) = wire.receive()? {
-            let (answer_bytes, _) = head(message)?;
-            fill(&mut answer, Framing::Frames, "", number(answer_bytes)?);
-            wire.send(&answer)?;
+/// No more threads can be started.
+pub fn serve_backend(listener: &TcpListener) -> anyhow::Result<()> {
+    accept_connections(listener, |connection| {
+        let mut response = Vec::new();
+        while let Some(message) = connection.receive()? {
+            let (answer_bytes, _) = parse_request(message)?;
+            write_message(&mut response, Framing::Frames, "", number(answer_bytes)?);
+            connection.send(&response)?;
         }
         Ok(())
     })
 }
 
-/// A free port, as the other limits have one.
+/// Listens on a free port, as the other limits do.
 ///
 /// # Errors
-/// The system's.
+/// The listener cannot be opened.
 pub fn listen() -> io::Result<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
 }
 
-fn accept(
+fn accept_connections(
     listener: &TcpListener,
-    serve: impl Fn(&mut Wire) -> io::Result<()> + Clone + Send + 'static,
+    serve: impl Fn(&mut FramedConnection) -> io::Result<()> + Clone + Send + 'static,
 ) -> anyhow::Result<()> {
     loop {
-        let mut wire = Wire::accepted(listener.accept()?.0)?;
+        let mut connection = FramedConnection::accepted(listener.accept()?.0)?;
         let serve = serve.clone();
-        threads::spawn("relay", move || serve(&mut wire))?;
+        threads::spawn("relay", move || serve(&mut connection))?;
     }
 }
 
-/// Connections to one back that nobody uses at the moment.
-struct Back {
+/// A backend, with the open connections that are idle.
+struct Backend {
     addr: SocketAddr,
-    idle: Mutex<Vec<Wire>>,
+    idle: Mutex<Vec<FramedConnection>>,
 }
 
-fn relay(client: &mut Wire, backs: &[Back]) -> io::Result<()> {
-    let (mut bytes, mut asked) = (Vec::new(), Vec::new());
+fn relay(client: &mut FramedConnection, backs: &[Backend]) -> io::Result<()> {
+    let (mut bytes, mut pending) = (Vec::new(), Vec::new());
     let mut text = String::new();
     while let Some(message) = client.receive()? {
-        let (answer_bytes, steps) = head(message)?;
+        let (answer_bytes, steps) = parse_request(message)?;
         for step in steps {
             for hop in step.split('+') {
                 let mut numbers = hop.split(':').map(number);
@@ -212,39 +211,39 @@ fn relay(client: &mut Wire, backs: &[Back]) -> io::Result<()> {
                 let (back, request_bytes, answer_bytes) = (next()?, next()?, next()?);
                 let back = backs.get(back).ok_or(ErrorKind::InvalidData)?;
                 let idle = back.idle.lock().pop();
-                let wire = idle.map_or_else(|| Wire::connect(back.addr, Framing::Frames), Ok)?;
+                let connection = idle.map_or_else(|| FramedConnection::connect(back.addr, Framing::Frames), Ok)?;
                 text.clear();
-                // Writing to a text cannot fail.
+                // Writing to a `String` cannot fail.
                 let _ = write!(text, "{answer_bytes};");
-                fill(&mut bytes, Framing::Frames, &text, request_bytes);
-                wire.send(&bytes)?;
-                asked.push((back, wire));
+                write_message(&mut bytes, Framing::Frames, &text, request_bytes);
+                connection.send(&bytes)?;
+                pending.push((back, connection));
             }
-            for (back, mut wire) in asked.drain(..) {
-                wire.receive()?.ok_or(ErrorKind::UnexpectedEof)?;
-                back.idle.lock().push(wire);
+            for (back, mut connection) in pending.drain(..) {
+                connection.receive()?.ok_or(ErrorKind::UnexpectedEof)?;
+                back.idle.lock().push(connection);
             }
         }
         let answer_bytes = number(answer_bytes)?;
-        fill(&mut bytes, client.framing.unwrap_or(Framing::Frames), "", answer_bytes);
+        write_message(&mut bytes, client.framing.unwrap_or(Framing::Frames), "", answer_bytes);
         client.send(&bytes)?;
     }
     Ok(())
 }
 
-/// What stands before the semicolon: the answer's length, and the steps.
-fn head(message: &[u8]) -> io::Result<(&str, impl Iterator<Item = &str>)> {
+/// The part before the semicolon: the response's length, and the steps.
+fn parse_request(message: &[u8]) -> io::Result<(&str, impl Iterator<Item = &str>)> {
     let end = message.iter().position(|byte| *byte == b';').ok_or(ErrorKind::InvalidData)?;
-    let mut words = str::from_utf8(&message[..end]).map_err(|_| ErrorKind::InvalidData)?.split(' ');
-    Ok((words.next().unwrap_or_default(), words))
+    let mut steps = str::from_utf8(&message[..end]).map_err(|_| ErrorKind::InvalidData)?.split(' ');
+    Ok((steps.next().unwrap_or_default(), steps))
 }
 
 fn number(text: &str) -> io::Result<usize> {
     text.parse().map_err(|_| ErrorKind::InvalidData.into())
 }
 
-/// A message of so many bytes that begins with this text, framed.
-fn fill(bytes: &mut Vec<u8>, framing: Framing, text: &str, length: usize) {
+/// Builds a framed message of the given length that begins with this text.
+fn write_message(bytes: &mut Vec<u8>, framing: Framing, text: &str, length: usize) {
     bytes.clear();
     if framing == Framing::Frames {
         bytes.extend_from_slice(&(length as u32).to_be_bytes());
@@ -266,25 +265,25 @@ mod tests {
         let (front_at, one, other) = (listen().unwrap(), listen().unwrap(), listen().unwrap());
         let addr = front_at.local_addr().unwrap();
         let backs = [one.local_addr().unwrap(), other.local_addr().unwrap()];
-        // They end with the process of the test.
+        // The threads end with the test process.
         for listener in [one, other] {
-            threads::spawn("back", move || back(&listener)).unwrap();
+            threads::spawn("back", move || serve_backend(&listener)).unwrap();
         }
-        threads::spawn("front", move || front(&front_at, &backs)).unwrap();
+        threads::spawn("front", move || serve_frontend(&front_at, &backs)).unwrap();
         let hop = |back, answer_bytes| Hop { back, request_bytes: 60, answer_bytes };
         let both = vec![hop(0, 120), hop(1, 40_000)];
         for framing in [Framing::Frames, Framing::Lines] {
-            let mut wire = Wire::connect(addr, framing).unwrap();
+            let mut connection = FramedConnection::connect(addr, framing).unwrap();
             for steps in [vec![both.clone()], vec![vec![hop(1, 5)], both.clone()], vec![]] {
-                let trip = Trip { request_bytes: 150, answer_bytes: 40_100, steps };
-                let message = trip.message().unwrap();
+                let request = RelayRequest { request_bytes: 150, answer_bytes: 40_100, steps };
+                let message = request.message().unwrap();
                 assert_eq!(message.len(), 150);
-                wire.send(&framed(framing, &message)).unwrap();
-                let answer = wire.receive().unwrap().unwrap();
-                assert_eq!((answer.len(), &answer[..2]), (40_100, ANSWER_HEAD));
+                connection.send(&framed(framing, &message)).unwrap();
+                let response = connection.receive().unwrap().unwrap();
+                assert_eq!((response.len(), &response[..2]), (40_100, RESPONSE_PREFIX));
             }
         }
-        let short = Trip { request_bytes: 10, answer_bytes: 1000, steps: vec![both] };
+        let short = RelayRequest { request_bytes: 10, answer_bytes: 1000, steps: vec![both] };
         assert!(short.message().unwrap_err().to_string().contains("a message of 10 bytes"));
     }
 
@@ -292,9 +291,9 @@ mod tests {
     fn a_back_that_is_asked_for_and_is_not_there_ends_the_connection() {
         let front_at = listen().unwrap();
         let addr = front_at.local_addr().unwrap();
-        threads::spawn("front", move || front(&front_at, &[])).unwrap();
-        let mut wire = Wire::connect(addr, Framing::Frames).unwrap();
-        wire.send(&framed(Framing::Frames, b"10 0:20:20;")).unwrap();
-        assert!(matches!(wire.receive(), Ok(None) | Err(_)));
+        threads::spawn("front", move || serve_frontend(&front_at, &[])).unwrap();
+        let mut connection = FramedConnection::connect(addr, Framing::Frames).unwrap();
+        connection.send(&framed(Framing::Frames, b"10 0:20:20;")).unwrap();
+        assert!(matches!(connection.receive(), Ok(None) | Err(_)));
     }
 }

@@ -1,4 +1,4 @@
-//! One plot as SVG: curves over clients, or over the share of calls.
+//! Draws one plot as SVG: curves over the number of clients or over the share of calls.
 
 use std::ops::Range;
 
@@ -9,9 +9,9 @@ use plotters::prelude::{Circle, Color, IntoDrawingArea, IntoLogRange, LineSeries
 
 use crate::perf::report::number;
 
-/// Pixels; the page may scale it.
+/// In pixels; the page may scale it.
 const SIZE: (u32, u32) = (520, 300);
-/// Told apart also by those who see no difference between red and green, and on white.
+/// Distinguishable on white, also with red-green colour blindness.
 const COLOURS: [(u8, u8, u8); 14] = [
     (0, 114, 178),
     (213, 94, 0),
@@ -31,47 +31,46 @@ const COLOURS: [(u8, u8, u8); 14] = [
 const AXIS: RGBColor = RGBColor(70, 70, 70);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 
-/// What lies along the bottom.
+/// The quantity of the horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Across {
-    /// How many clients at once.
+pub enum XAxis {
+    /// Number of concurrent clients.
     Clients,
-    /// `1 / (1 - share)` of the calls: 10 is the slowest tenth's beginning, 100 that of the slowest hundredth.
+    /// `1 / (1 - quantile)`: 10 is the 90th percentile, 100 the 99th.
     Slowest,
 }
 
-/// What goes up, and how.
+/// The scale of the vertical axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Up {
-    /// Each step is ten times the one before.
+pub enum YScale {
     Logarithmic,
-    /// From zero.
+    /// Linear from zero.
     FromZero,
 }
 
-/// A line of a plot.
+/// One curve of a plot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
-    /// What the legend calls it.
+    /// The name in the legend.
     pub name: String,
-    /// Which colour: the same number is the same one in every plot.
+    /// Index of the colour; the same in every plot.
     pub colour: usize,
-    /// From left to right; what is not above zero has no place on a logarithmic axis and is left out.
+    /// From left to right. Values that are not above zero are left out on a logarithmic axis.
     pub points: Vec<(f64, f64)>,
 }
 
-/// The colour of that number, as CSS has it.
+/// The colour of this index in CSS.
 pub fn css_colour(colour: usize) -> String {
     let (red, green, blue) = COLOURS[colour % COLOURS.len()];
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-/// Draws them; nothing if there is not one point.
+/// Draws the curves; `None` if they have no points.
 ///
 /// # Errors
-/// The drawing library's.
-pub fn draw(across: Across, up: Up, unit: &str, curves: &[Curve]) -> anyhow::Result<Option<String>> {
-    let is_drawn = |(x, y): &(f64, f64)| *x > 0.0 && y.is_finite() && (*y > 0.0 || up == Up::FromZero);
+/// Those of the drawing library.
+pub fn draw(x_axis: XAxis, y_scale: YScale, unit: &str, curves: &[Curve]) -> anyhow::Result<Option<String>> {
+    let is_drawn = |(x, y): &(f64, f64)| *x > 0.0 && y.is_finite() && (*y > 0.0 || y_scale == YScale::FromZero);
     let curves: Vec<Curve> = curves
         .iter()
         .map(|curve| Curve { points: curve.points.iter().copied().filter(is_drawn).collect(), ..curve.clone() })
@@ -80,20 +79,20 @@ pub fn draw(across: Across, up: Up, unit: &str, curves: &[Curve]) -> anyhow::Res
     let all = || curves.iter().flat_map(|curve| &curve.points);
     let Some(y) = bounds(all().map(|point| point.1)) else { return Ok(None) };
     let Some(x) = bounds(all().map(|point| point.0)) else { return Ok(None) };
-    // Room beside the outermost points, also where there is but one.
+    // A margin around the outermost points, also if there is only one.
     let x = x.start / 1.15..x.end * 1.15;
     let mut svg = String::new();
-    let drawn = match up {
-        Up::Logarithmic => over(&mut svg, across, unit, x, (y.start / 1.4..y.end * 1.4).log_scale(), &curves),
-        Up::FromZero => over(&mut svg, across, unit, x, 0.0..(y.end * 1.1).max(1e-9), &curves),
+    let drawn = match y_scale {
+        YScale::Logarithmic => over(&mut svg, x_axis, unit, x, (y.start / 1.4..y.end * 1.4).log_scale(), &curves),
+        YScale::FromZero => over(&mut svg, x_axis, unit, x, 0.0..(y.end * 1.1).max(1e-9), &curves),
     };
     drawn.map_err(|error| anyhow!("cannot draw a plot: {error}"))?;
     Ok(Some(svg))
 }
 
-type Failed = Box<dyn std::error::Error>;
+type DrawError = Box<dyn std::error::Error>;
 
-fn over<Y>(svg: &mut String, across: Across, unit: &str, x: Range<f64>, y: Y, curves: &[Curve]) -> Result<(), Failed>
+fn over<Y>(svg: &mut String, x_axis: XAxis, unit: &str, x: Range<f64>, y: Y, curves: &[Curve]) -> Result<(), DrawError>
 where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -110,14 +109,14 @@ where
         .bold_line_style(GRID)
         .light_line_style(GRID.mix(0.4))
         .label_style(("sans-serif", 14, &AXIS))
-        .x_desc(match across {
-            Across::Clients => "clients at once",
-            Across::Slowest => "share of calls that were no slower",
+        .x_desc(match x_axis {
+            XAxis::Clients => "clients at once",
+            XAxis::Slowest => "share of calls that were no slower",
         })
         .y_desc(unit)
-        .x_label_formatter(&|x| match across {
-            Across::Clients => number(Some(x.round()), 0),
-            Across::Slowest => share_text(*x),
+        .x_label_formatter(&|x| match x_axis {
+            XAxis::Clients => number(Some(x.round()), 0),
+            XAxis::Slowest => share_text(*x),
         })
         .y_label_formatter(&|y| value_text(*y))
         .draw()?;
@@ -125,8 +124,8 @@ where
         let (red, green, blue) = COLOURS[curve.colour % COLOURS.len()];
         let colour = RGBColor(red, green, blue);
         chart.draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))?;
-        // A line of one point is none; and where it was measured should be seen.
-        if across == Across::Clients {
+        // A line of one point is invisible, and the measured points should be seen.
+        if x_axis == XAxis::Clients {
             chart.draw_series(curve.points.iter().map(|point| Circle::new(*point, 4, colour.filled())))?;
         }
     }
@@ -168,9 +167,9 @@ mod tests {
 
     #[test]
     fn each_point_is_drawn() {
-        for up in [Up::Logarithmic, Up::FromZero] {
+        for y_scale in [YScale::Logarithmic, YScale::FromZero] {
             let three = curve(&[(1.0, 100.0), (10.0, 400.0), (100.0, 350.0)]);
-            let svg = draw(Across::Clients, up, "calls", &[three]).unwrap().unwrap();
+            let svg = draw(XAxis::Clients, y_scale, "calls", &[three]).unwrap().unwrap();
             assert!(svg.starts_with("<svg") && svg.contains("clients at once"), "{svg}");
             assert_eq!(
                 (svg.matches("<circle").count(), svg.contains(&css_colour(0).to_uppercase())),
@@ -183,13 +182,13 @@ mod tests {
 
     #[test]
     fn one_point_has_room_and_nothing_is_nothing() {
-        let svg = draw(Across::Clients, Up::Logarithmic, "µs", &[curve(&[(1.0, 7.0)])]).unwrap().unwrap();
+        let svg = draw(XAxis::Clients, YScale::Logarithmic, "µs", &[curve(&[(1.0, 7.0)])]).unwrap().unwrap();
         assert_eq!(svg.matches("<circle").count(), 1);
-        assert_eq!(draw(Across::Clients, Up::Logarithmic, "µs", &[]).unwrap(), None);
+        assert_eq!(draw(XAxis::Clients, YScale::Logarithmic, "µs", &[]).unwrap(), None);
         let nowhere = [(1.0, 0.0), (0.0, 3.0), (1.0, f64::NAN)];
-        assert_eq!(draw(Across::Clients, Up::Logarithmic, "µs", &[curve(&nowhere)]).unwrap(), None);
-        // Zero has a place where an axis begins with it.
-        let svg = draw(Across::Clients, Up::FromZero, "share", &[curve(&nowhere)]).unwrap().unwrap();
+        assert_eq!(draw(XAxis::Clients, YScale::Logarithmic, "µs", &[curve(&nowhere)]).unwrap(), None);
+        // Zero can be drawn on an axis that starts there.
+        let svg = draw(XAxis::Clients, YScale::FromZero, "share", &[curve(&nowhere)]).unwrap().unwrap();
         assert_eq!(svg.matches("<circle").count(), 1);
     }
 

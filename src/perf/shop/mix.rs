@@ -1,54 +1,53 @@
-//! Mixes: sellers and buyers at once, each with a fixed sequence of calls, again and again.
+//! Mixes: sellers and buyers concurrently, each repeating a fixed sequence of calls.
 //!
 //! | mix | sellers | buyers |
 //! |---|---|---|
 //! | `MIX` | add items and change prices | search and show the cart |
-//! | `ALL` | everything a seller can do | everything a buyer can do, purchases with it |
+//! | `ALL` | all calls of a seller | all calls of a buyer, including purchases |
 //!
-//! "N clients" are N sellers and N buyers, and all 2 N call. Sellers add items in every run, so later ones meet a
-//! larger catalogue.
+//! "N clients" are N sellers and N buyers, all of which call. Sellers add items in every run, so the catalogue grows
+//! from run to run.
 //!
-//! The `relay` beside a mix makes the same sequence of calls, each with its own hops and sizes, learned from the
-//! first seller and the first buyer before the measurement. Pages of what was bought or is for sale grow until
-//! they are full, and then the relay's answers are smaller than the measured ones: a share is rather too low
-//! than too high. The operations of a mix have no limit of their own: in a closed loop how often each is called
-//! follows from the sequence, so its share is the whole's.
+//! The `relay` of a mix makes the same sequence of calls, with hops and sizes learned from the first seller and the first
+//! buyer before the measurement. Pages of purchases and items grow until they are full, so the relay's responses become
+//! smaller than the measured ones, and a share is too low rather than too high. The operations of a mix have no limits
+//! of their own: in a closed loop their frequencies follow from the sequence, so each has the share of the whole.
 
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use super::people::{CARD, Town, User};
-use super::{Caller, Processes, RELAY, Relay, learn, run_all};
+use super::users::{CARD, ShopPopulation, User};
+use super::{ClosedLoopClient, RELAY, RelayProcesses, ShopProcesses, learn_relay_requests, run_all};
 use crate::net::frames::Framing;
-use crate::perf::limits::relay::{Trip, framed};
-use crate::perf::load::Length;
-use crate::perf::plan::{Bench, Effort, Group, Pair};
-use crate::perf::run::Run;
+use crate::perf::limits::relay::{RelayRequest, framed};
+use crate::perf::load::MeasurementLength;
+use crate::perf::plan::{Benchmark, BenchmarkGroup, Comparison, SamplingPlan};
+use crate::perf::run::ScenarioRun;
 use crate::shop::ops::Role;
 
-/// The documents measured ten runs of a thousand calls of each client.
+/// The original measurements were ten runs of a thousand calls of each client.
 const RUNS: usize = 10;
 const CALLS: u64 = 1000;
-/// Of everything, purchases with it, which cost ten commits each: fewer, unless there is time.
+/// The full mix includes purchases, which cost ten commits each, so it has fewer calls and runs by default.
 const CALLS_OF_ALL: u64 = 100;
 const RUNS_OF_ALL: usize = 5;
-/// A quick run has time for hardly more than a look.
+/// A quick run has little time.
 const QUICK_RUNS: usize = 5;
 const QUICK_CALLS: u64 = 12;
-/// Lists are asked for in pages of so many: sellers have more from run to run.
+/// Page size of lists: sellers have more items from run to run.
 const PAGE: u32 = 25;
 
-/// A mix.
+/// A mix of operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mix {
-    /// What the documents measured.
+    /// The mix of the original measurements.
     Documents,
-    /// Everything.
+    /// All operations.
     Everything,
 }
 
 impl Mix {
-    /// As `--only` names it.
+    /// The name for `--only`.
     pub fn name(self) -> &'static str {
         match self {
             Mix::Documents => "MIX",
@@ -56,7 +55,7 @@ impl Mix {
         }
     }
 
-    /// As reports call it.
+    /// The name in reports.
     pub fn title(self, framing: Framing) -> &'static str {
         match (self, framing) {
             (Mix::Documents, Framing::Frames) => "MIX",
@@ -66,7 +65,7 @@ impl Mix {
         }
     }
 
-    fn effort(self, run: &Run<'_>) -> Effort {
+    fn sampling(self, run: &ScenarioRun<'_>) -> SamplingPlan {
         let args = run.args;
         let (runs, calls) = match (args.quick, args.full, self) {
             (true, ..) => (QUICK_RUNS, QUICK_CALLS),
@@ -74,15 +73,15 @@ impl Mix {
             _ => (RUNS, CALLS),
         };
         let runs = args.runs.map_or(runs, usize::from);
-        Effort { runs, length: Length::Calls(args.calls.unwrap_or(calls)), ..run.effort }
+        SamplingPlan { runs, length: MeasurementLength::Calls(args.calls.unwrap_or(calls)), ..run.sampling }
     }
 
     fn calls(self, user: &User, nth: usize, items: &[String]) -> Vec<(&'static str, Value)> {
         match (self, user.role) {
-            (Mix::Documents, Role::Seller) => documents_seller(user),
-            (Mix::Documents, Role::Buyer) => documents_buyer(user, nth),
-            (Mix::Everything, Role::Seller) => whole_seller(user),
-            (Mix::Everything, Role::Buyer) => whole_buyer(user, nth, &items[nth % items.len()]),
+            (Mix::Documents, Role::Seller) => documents_seller_calls(user),
+            (Mix::Documents, Role::Buyer) => documents_buyer_calls(user, nth),
+            (Mix::Everything, Role::Seller) => all_seller_calls(user),
+            (Mix::Everything, Role::Buyer) => all_buyer_calls(user, nth, &items[nth % items.len()]),
         }
     }
 }
@@ -98,18 +97,18 @@ fn price_of(item: &str, price: f64) -> (&'static str, Value) {
     ("ChangeItemPrice", json!({"item_id": item, "price": price}))
 }
 
-fn documents_seller(user: &User) -> Vec<(&'static str, Value)> {
-    // Another price each time: the same one would be no change.
+fn documents_seller_calls(user: &User) -> Vec<(&'static str, Value)> {
+    // Prices alternate, because the same price again would be no change.
     let prices = [12.75, 12.25].into_iter().flat_map(|price| user.items.iter().map(move |item| price_of(item, price)));
     prices.flat_map(|change| [("RegisterItemForSale", new_item(user)), change]).collect()
 }
 
-fn documents_buyer(user: &User, nth: usize) -> Vec<(&'static str, Value)> {
+fn documents_buyer_calls(user: &User, nth: usize) -> Vec<(&'static str, Value)> {
     let search = |at| ("SearchItemsForSale", json!({"keywords": [user.group(nth + at)]}));
     (0..20).flat_map(|at| [search(at), ("DisplayCart", json!({}))]).collect()
 }
 
-fn whole_seller(user: &User) -> Vec<(&'static str, Value)> {
+fn all_seller_calls(user: &User) -> Vec<(&'static str, Value)> {
     let (item, page) = (&user.items[0], json!({"limit": PAGE}));
     let mut calls = vec![("RegisterItemForSale", new_item(user))];
     for price in [12.75, 12.25] {
@@ -125,7 +124,7 @@ fn whole_seller(user: &User) -> Vec<(&'static str, Value)> {
     calls
 }
 
-fn whole_buyer(user: &User, nth: usize, item: &str) -> Vec<(&'static str, Value)> {
+fn all_buyer_calls(user: &User, nth: usize, item: &str) -> Vec<(&'static str, Value)> {
     let (one, page) = (json!({"item_id": item, "quantity": 1}), json!({"limit": PAGE}));
     let of_item = json!({"item_id": item});
     let card = json!({"card": {"number": CARD, "exp": "12/79", "name": user.name}, "address": "1 Elm Street"});
@@ -146,30 +145,30 @@ fn whole_buyer(user: &User, nth: usize, item: &str) -> Vec<(&'static str, Value)
     ]
 }
 
-/// Measures a mix with so many sellers and as many buyers.
+/// Measures a mix with this many sellers and as many buyers.
 ///
 /// # Errors
-/// A server that refuses or does not answer; the system's.
+/// A server that refuses or does not respond, or an I/O error.
 pub fn measure(
-    run: &mut Run<'_>,
-    processes: &Processes,
-    relay: &mut Relay,
-    town: &mut Town,
+    run: &mut ScenarioRun<'_>,
+    processes: &ShopProcesses,
+    relay: &mut RelayProcesses,
+    population: &mut ShopPopulation,
     (mix, framing): (Mix, Framing),
     clients: usize,
 ) -> anyhow::Result<()> {
     let title = mix.title(framing);
-    run.say(&format!("preparing {title}"));
-    processes.prepare(town)?;
+    run.set_status(&format!("preparing {title}"));
+    processes.prepare(population)?;
     let nth_framing = usize::from(framing == Framing::Lines);
-    let items = town.items().to_vec();
+    let items = population.items().to_vec();
     let mut rounds = Vec::with_capacity(2 * clients);
-    let mut trips: Vec<Vec<Vec<Trip>>> = Vec::new();
+    let mut relay_requests: Vec<Vec<Vec<RelayRequest>>> = Vec::new();
     for role in [Role::Seller, Role::Buyer] {
-        let users = &mut town.users(role)[..clients];
+        let users = &mut population.users(role)[..clients];
         for user in users.iter_mut() {
             user.reconnect()?;
-            // Whatever another operation has left in the cart.
+            // Another operation may have left items in the cart.
             if role == Role::Buyer {
                 user.ask("ClearCart", &json!({}))?;
             }
@@ -181,34 +180,35 @@ pub fn measure(
             let called = calls.iter().map(|(api, payload)| (*api, super::call(api, Some(&user.sid), payload)));
             of_role.push(called.collect::<Vec<(&'static str, Vec<u8>)>>());
         }
-        let learned = of_role[0].iter().map(|(api, call)| learn(&mut users[0], api, std::slice::from_ref(call)));
-        trips.push(learned.collect::<anyhow::Result<_>>()?);
+        let learned =
+            of_role[0].iter().map(|(api, call)| learn_relay_requests(&mut users[0], api, std::slice::from_ref(call)));
+        relay_requests.push(learned.collect::<anyhow::Result<_>>()?);
         rounds.extend(of_role);
     }
-    let (relay_servers, mut echoing) = relay.clients_of(framing, clients, &trips)?;
-    let (sellers, buyers) = town.both();
+    let (relay_servers, mut relay_clients) = relay.clients_of_kinds(framing, clients, &relay_requests)?;
+    let (sellers, buyers) = population.sellers_and_buyers();
     let users = sellers[..clients].iter_mut().chain(&mut buyers[..clients]);
-    let mut calling: Vec<Caller<'_>> = users
+    let mut shop_clients: Vec<ClosedLoopClient<'_>> = users
         .zip(rounds)
         .map(|(user, calls)| {
             let (names, rounds) = calls.into_iter().map(|(api, call)| (api, vec![framed(framing, &call)])).unzip();
-            Caller { names, ..Caller::of_user(user, nth_framing, rounds) }
+            ClosedLoopClient { names, ..ClosedLoopClient::for_user(user, nth_framing, rounds) }
         })
         .collect();
-    let benches = vec![
-        Bench::limit(RELAY, |length, stop| run_all(&mut echoing, length, stop)).on(relay_servers),
-        Bench::new(title, |length, stop| run_all(&mut calling, length, stop)).on(&processes.servers),
+    let benchmarks = vec![
+        Benchmark::limit(RELAY, |length, stop| run_all(&mut relay_clients, length, stop)).on(relay_servers),
+        Benchmark::new(title, |length, stop| run_all(&mut shop_clients, length, stop)).on(&processes.servers),
     ];
-    let pairs = vec![Pair { result: title, limits: &[RELAY], required: None }];
-    let effort = mix.effort(run);
-    let usual = std::mem::replace(&mut run.effort, effort);
-    let result = run.measure(Group { clients, benches, pairs });
-    run.effort = usual;
+    let comparisons = vec![Comparison { result: title, limits: &[RELAY], required: None }];
+    let sampling = mix.sampling(run);
+    let previous_sampling = std::mem::replace(&mut run.sampling, sampling);
+    let result = run.measure(BenchmarkGroup { clients, benchmarks, comparisons });
+    run.sampling = previous_sampling;
     result
 }
 
-/// How many measurements it announces.
-pub fn measurements(run: &Run<'_>, mix: Mix) -> usize {
-    // The relay as well.
-    2 * mix.effort(run).runs
+/// The number of measurements of a mix.
+pub fn measurements(run: &ScenarioRun<'_>, mix: Mix) -> usize {
+    // The relay is measured as often.
+    2 * mix.sampling(run).runs
 }

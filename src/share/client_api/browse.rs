@@ -1,93 +1,93 @@
-//! What a user may choose from the node's own folders, and what is tracked of it.
+//! Lists of the files that the node tracks, and of what the user can choose from the node's folders.
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{file_name, refusal};
-use crate::net::http::{self, Answered, Call, Fields, Refusal, StatusCode, query_pairs, success};
-use crate::share::files::{FILES_MAX, Tracked, seconds};
-use crate::share::folders::Entry;
+use super::{file_name, to_http_error};
+use crate::net::http::{self, HandlerResult, HttpError, JsonFields, RouteCall, StatusCode, query_pairs, success};
+use crate::share::files::{FILES_MAX, TrackedFile, unix_seconds};
+use crate::share::folders::FolderEntry;
 use crate::share::node::Node;
-use crate::share::page::{Each, Page};
+use crate::share::page::{LazyJsonList, PageRequest};
 
-/// Entries of a folder that are shown at a time.
-const ENTRIES_MAX: usize = 10_000;
+/// Maximum number of folder entries per page.
+const ENTRIES_PER_PAGE_MAX: usize = 10_000;
 
-/// The answer of `browse`.
+/// The response of `browse`.
 #[derive(Serialize)]
-struct Browsed<'a> {
+struct BrowseResponse<'a> {
     success: bool,
     path: &'a str,
-    entries: Each<'a, Entry>,
+    entries: LazyJsonList<'a, FolderEntry>,
     total: usize,
     truncated: bool,
 }
 
-/// The answer of `local-files` and `published-files`.
+/// The response of `local-files` and `published-files`.
 #[derive(Serialize)]
-struct Files<'a> {
+struct FilesResponse<'a> {
     success: bool,
-    files: Each<'a, Tracked>,
+    files: LazyJsonList<'a, TrackedFile>,
     total: usize,
 }
 
-/// GET `browse`: what lies in a folder, or which folders there are.
+/// GET `browse`: the content of a folder, or the list of shared folders.
 ///
 /// # Errors
-/// 404, the same for all that may not be seen or is not there.
-pub(super) fn browse(node: &Node, call: &Call<'_>) -> Answered {
-    let page = Page::up_to(call.request, ENTRIES_MAX)?;
+/// 404 both for what does not exist and for what may not be seen.
+pub(super) fn browse(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
+    let page = PageRequest::from_request_up_to(call.request, ENTRIES_PER_PAGE_MAX)?;
     let pairs = query_pairs(&call.request.query).unwrap_or_default();
     let path = pairs.iter().find(|(name, path)| name == "path" && !path.is_empty()).map(|(_, path)| path.as_str());
-    let _one = node.one_list_at_a_time();
+    let _one = node.lock_listing();
     let shown = node.browse(path);
     let shown =
-        shown.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "path: there is no such folder to choose from"))?;
-    let entries = Each(page.part(&shown.entries), entry_json);
-    let (path, total, truncated) = (&shown.path, shown.entries.len(), shown.is_cut);
-    Ok(http::json(StatusCode::OK, &Browsed { success: true, path, entries, total, truncated }))
+        shown.ok_or_else(|| HttpError::new(StatusCode::NOT_FOUND, "path: there is no such folder to choose from"))?;
+    let entries = LazyJsonList(page.slice(&shown.entries), entry_json);
+    let (path, total, truncated) = (&shown.path, shown.entries.len(), shown.is_truncated);
+    Ok(http::json(StatusCode::OK, &BrowseResponse { success: true, path, entries, total, truncated }))
 }
 
-fn entry_json(entry: &Entry) -> Value {
+fn entry_json(entry: &FolderEntry) -> Value {
     json!({
         "name": entry.name,
         "path": entry.path,
         "kind": if entry.is_folder { "folder" } else { "file" },
         "size": entry.size,
-        "modified": seconds(entry.modified_ns),
+        "modified": unix_seconds(entry.modified_ns),
     })
 }
 
-/// GET `local-files`: what is tracked.
+/// GET `local-files`: the tracked files.
 ///
 /// # Errors
-/// 400, or the store's.
-pub(super) fn local_files(node: &Node, call: &Call<'_>) -> Answered {
+/// 400, or those of the store.
+pub(super) fn local_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     files(node, call, false)
 }
 
-/// GET `published-files`: what others are shown of it.
+/// GET `published-files`: the published files.
 ///
 /// # Errors
-/// 400, or the store's.
-pub(super) fn published_files(node: &Node, call: &Call<'_>) -> Answered {
+/// 400, or those of the store.
+pub(super) fn published_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     files(node, call, true)
 }
 
-fn files(node: &Node, call: &Call<'_>, published_alone: bool) -> Answered {
-    let page = Page::up_to(call.request, usize::try_from(FILES_MAX).unwrap_or(usize::MAX))?;
-    let _one = node.one_list_at_a_time();
-    let found = node.files_page(published_alone, &page).map_err(|error| refusal(&error))?;
-    let files = Each(&found.files, Tracked::json);
-    Ok(http::json(StatusCode::OK, &Files { success: true, files, total: found.total }))
+fn files(node: &Node, call: &RouteCall<'_>, published_only: bool) -> HandlerResult {
+    let page = PageRequest::from_request_up_to(call.request, usize::try_from(FILES_MAX).unwrap_or(usize::MAX))?;
+    let _one = node.lock_listing();
+    let found = node.files_page(published_only, &page).map_err(|error| to_http_error(&error))?;
+    let files = LazyJsonList(&found.files, TrackedFile::to_json);
+    Ok(http::json(StatusCode::OK, &FilesResponse { success: true, files, total: found.total }))
 }
 
-/// POST `remove-file`: tracks a file no more.
+/// POST `remove-file`: stops tracking a file.
 ///
 /// # Errors
-/// 400, 404, or what kept it from being hidden.
-pub(super) fn remove_file(node: &Node, call: &Call<'_>) -> Answered {
-    let name = file_name(&Fields::of(call.request)?, "fname")?;
-    node.remove(&name).map_err(|error| refusal(&error))?;
+/// 400, 404, or why the file could not be unpublished.
+pub(super) fn remove_file(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
+    let name = file_name(&JsonFields::from_body(call.request)?, "fname")?;
+    node.remove(&name).map_err(|error| to_http_error(&error))?;
     Ok(success(json!({})))
 }

@@ -1,18 +1,18 @@
-//! What is in a user's own files, for a browser: as something to be saved, but for what a browser shows without
-//! running anything of it.
+//! The content of a user's own files for a browser: as an attachment, except for types that a browser displays without
+//! executing anything.
 
-use super::refusal;
+use super::to_http_error;
 use crate::net::http::{
-    self, Answered, Call, FileFacts, HeaderValue, Refusal, Request, StatusCode, content_disposition,
+    self, FileMetadata, HandlerResult, HeaderValue, HttpError, Request, RouteCall, StatusCode, content_disposition,
 };
-use crate::share::files::{Facts, Tracked};
-use crate::share::folders::Opened;
+use crate::share::files::{FileStat, TrackedFile};
+use crate::share::folders::OpenedFile;
 use crate::share::node::Node;
 use crate::share::wire::FileName;
 
-/// What endings stand for, and whether a browser shows it in a page: raster pictures, sound, film, PDF and plain text.
-/// Whatever may hold a script (HTML, SVG, XML) is not among those.
-const KINDS: &[(&[&str], &str, bool)] = &[
+/// Content types by file extension, and whether a browser may display them inline: raster images, audio, video, PDF
+/// and plain text. Types that can contain scripts (HTML, SVG, XML) are not included.
+const CONTENT_TYPES: &[(&[&str], &str, bool)] = &[
     (&["png", "apng"], "image/png", true),
     (&["jpg", "jpeg", "jpe", "jfif"], "image/jpeg", true),
     (&["gif"], "image/gif", true),
@@ -40,52 +40,52 @@ const KINDS: &[(&[&str], &str, bool)] = &[
     (&["json"], "application/json", false),
     (&["csv"], "text/csv; charset=utf-8", false),
 ];
-/// Of everything else.
-const UNKNOWN: &str = "application/octet-stream";
+/// The type of all other files.
+const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
-/// GET `files/{name}/content`.
+/// GET `files/{name}/content`: the content of a tracked file.
 ///
 /// # Errors
-/// 404 for what is not one's own, unknown, or gone.
-pub(super) fn content(node: &Node, call: &Call<'_>) -> Answered {
-    serve(node, call.request, &name_of(call)?)
+/// 404 if the file is unknown, gone, or not the user's own.
+pub(super) fn content(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
+    serve(node, call.request, &file_name_of(call)?)
 }
 
-/// The file that a route names; what can be no name stands for no file.
-pub(super) fn name_of(call: &Call<'_>) -> Result<FileName, Refusal> {
-    FileName::new(call.param(0)).map_err(|_| no_such_file())
+/// The file name in a route; an invalid name gives 404.
+pub(super) fn file_name_of(call: &RouteCall<'_>) -> Result<FileName, HttpError> {
+    FileName::new(call.param(0)).map_err(|_| file_not_found())
 }
 
-pub(super) fn no_such_file() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "there is no such file here")
+pub(super) fn file_not_found() -> HttpError {
+    HttpError::new(StatusCode::NOT_FOUND, "there is no such file here")
 }
 
-/// A file's content, or the part of it that was asked for.
-pub(super) fn serve(node: &Node, request: &Request, name: &FileName) -> Answered {
-    let (file, opened) = node.open(name).map_err(|error| refusal(&error))?;
-    let (kind, is_shown) = kind_of(file.name.as_str());
-    let facts = FileFacts {
+/// A file's content, or the requested range of it.
+pub(super) fn serve(node: &Node, request: &Request, name: &FileName) -> HandlerResult {
+    let (file, opened) = node.open(name).map_err(|error| to_http_error(&error))?;
+    let (content_type, is_inline) = content_type_of(file.name.as_str());
+    let facts = FileMetadata {
         length: opened.metadata.len(),
         etag: Some(etag(&file, &opened)),
-        modified: opened.metadata.modified().ok(),
-        content_type: HeaderValue::from_static(kind),
-        disposition: Some(content_disposition(!is_shown, file.name.as_str())),
+        modified_at: opened.metadata.modified().ok(),
+        content_type: HeaderValue::from_static(content_type),
+        disposition: Some(content_disposition(!is_inline, file.name.as_str())),
     };
     Ok(http::serve_file(request, opened.file, &facts))
 }
 
-/// The type that a name's ending stands for, and whether a browser shows it.
-fn kind_of(name: &str) -> (&'static str, bool) {
+/// The content type for a file name, and whether it may be displayed inline.
+fn content_type_of(name: &str) -> (&'static str, bool) {
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending).to_ascii_lowercase();
-    let known = KINDS.iter().find(|(endings, ..)| endings.contains(&&*ending));
-    known.map_or((UNKNOWN, false), |(_, kind, is_shown)| (kind, *is_shown))
+    let known = CONTENT_TYPES.iter().find(|(endings, ..)| endings.contains(&&*ending));
+    known.map_or((DEFAULT_CONTENT_TYPE, false), |(_, content_type, is_inline)| (content_type, *is_inline))
 }
 
-/// By the content's digest where that is known, and the file looks as it did when it was read; else by what the file
-/// looks like. Any change of it gives another.
-fn etag(file: &Tracked, opened: &Opened) -> String {
-    let now = Facts::of(&opened.path, &opened.metadata);
-    let is_as_read = (now.size, now.modified_ns) == (file.facts.size, file.facts.modified_ns);
+/// The content's digest if it is known and the file is unchanged since it was hashed; otherwise a tag made from the
+/// file's metadata. Any change of the file changes the tag.
+fn etag(file: &TrackedFile, opened: &OpenedFile) -> String {
+    let now = FileStat::of(&opened.path, &opened.metadata);
+    let is_as_read = (now.size, now.modified_ns) == (file.stat.size, file.stat.modified_ns);
     if let Some(blake3) = file.blake3.filter(|_| is_as_read) {
         return blake3.to_string();
     }
@@ -106,25 +106,26 @@ mod tests {
 
     #[test]
     fn what_a_browser_would_run_is_saved_and_what_it_shows_is_shown() {
-        for (name, kind, is_shown) in [
+        for (name, content_type, is_inline) in [
             ("a.png", "image/png", true),
             ("A.JPEG", "image/jpeg", true),
             ("film.tar.mp4", "video/mp4", true),
             ("a.txt", "text/plain; charset=utf-8", true),
             ("a.pdf", "application/pdf", true),
-            ("a.svg", UNKNOWN, false),
-            ("a.html", UNKNOWN, false),
-            ("a.htm", UNKNOWN, false),
-            ("a.xhtml", UNKNOWN, false),
-            ("a.xml", UNKNOWN, false),
-            ("a.js", UNKNOWN, false),
+            ("a.svg", DEFAULT_CONTENT_TYPE, false),
+            ("a.html", DEFAULT_CONTENT_TYPE, false),
+            ("a.htm", DEFAULT_CONTENT_TYPE, false),
+            ("a.xhtml", DEFAULT_CONTENT_TYPE, false),
+            ("a.xml", DEFAULT_CONTENT_TYPE, false),
+            ("a.js", DEFAULT_CONTENT_TYPE, false),
             ("a.zip", "application/zip", false),
-            ("png", UNKNOWN, false),
-            ("a.", UNKNOWN, false),
-            ("a.png.exe", UNKNOWN, false),
+            ("png", DEFAULT_CONTENT_TYPE, false),
+            ("a.", DEFAULT_CONTENT_TYPE, false),
+            ("a.png.exe", DEFAULT_CONTENT_TYPE, false),
         ] {
-            assert_eq!(kind_of(name), (kind, is_shown), "{name}");
+            assert_eq!(content_type_of(name), (content_type, is_inline), "{name}");
         }
-        assert!(KINDS.iter().all(|(_, kind, is_shown)| !is_shown || !kind.contains("svg") && !kind.contains("html")));
+        assert!(CONTENT_TYPES.iter().all(|(_, content_type, is_inline)| !is_inline
+            || !content_type.contains("svg") && !content_type.contains("html")));
     }
 }

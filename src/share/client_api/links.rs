@@ -1,89 +1,89 @@
-//! Addresses of files for what cannot send a header: a player, or a browser that saves. Each stands for one file of one
-//! user, for an hour, and for no longer than the token with which it was made is good.
+//! Links to files for clients that cannot send a header: a media player, or a browser download. Each is for one file of
+//! one user, and valid for an hour, but no longer than the token that created it.
 
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::content::{name_of, no_such_file, serve};
-use super::{ClientApi, User, refusal};
+use super::content::{file_name_of, file_not_found, serve};
+use super::{AuthenticatedUser, ClientApi, to_http_error};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Millis, Name, Token};
-use crate::net::http::{Answered, Call, query_pairs, success};
+use crate::net::http::{HandlerResult, RouteCall, query_pairs, success};
 use crate::share::wire::FileName;
 
-/// How long one is good.
-const GOOD_FOR_MS: u64 = 3_600_000;
-/// Most of one user; the oldest go.
-const OF_ONE_MAX: usize = 256;
-/// Most of all users; the oldest go.
-const IN_ALL_MAX: usize = 64 * OF_ONE_MAX;
+/// How long a link is valid.
+const LINK_LIFETIME_MS: u64 = 3_600_000;
+/// Maximum number of links per user; the oldest are dropped.
+const LINKS_PER_USER_MAX: usize = 256;
+/// Maximum number of links in total; the oldest are dropped.
+const LINKS_MAX: usize = 64 * LINKS_PER_USER_MAX;
 
-/// What a ticket stands for. Not the ticket but its digest is kept: nobody finds one by how long looking takes.
+/// What a ticket gives access to. Links are found by the ticket's digest, so that the time of a lookup reveals nothing
+/// about valid tickets.
 #[derive(Debug, Clone)]
-struct Link {
+struct DownloadLink {
     user: Name,
     name: FileName,
-    /// With which it was made: shown to whoever checks tokens each time it is used.
+    /// The token that created it; verified again each time the link is used.
     token: Token,
-    until: Millis,
-    /// Of two that were made in one millisecond the later one is the newer.
-    number: u64,
+    expires_at: Millis,
+    /// Orders links that were created in the same millisecond.
+    sequence: u64,
 }
 
-/// The addresses that are good.
+/// The valid links.
 #[derive(Debug)]
-pub struct Links {
+pub struct DownloadLinks {
     clock: Clock,
-    list: Mutex<List>,
+    table: Mutex<LinkTable>,
 }
 
 #[derive(Debug, Default)]
-struct List {
-    by_digest: HashMap<[u8; 32], Link>,
-    made: u64,
+struct LinkTable {
+    by_digest: HashMap<[u8; 32], DownloadLink>,
+    created_count: u64,
 }
 
-impl Links {
-    /// None yet.
-    pub fn new(clock: Clock) -> Links {
-        Links { clock, list: Mutex::default() }
+impl DownloadLinks {
+    pub fn new(clock: Clock) -> DownloadLinks {
+        DownloadLinks { clock, table: Mutex::default() }
     }
 
-    /// A ticket for a file of a user, who has shown this token.
-    fn make(&self, user: &Name, token: &Token, name: &FileName) -> String {
+    /// Creates a ticket for a user's file.
+    fn create(&self, user: &Name, token: &Token, name: &FileName) -> String {
         let (now, ticket) = (self.clock.now(), random_hex::<32>());
-        let mut list = self.list.lock();
-        list.by_digest.retain(|_, link| now < link.until);
-        for (most, of_whom) in [(OF_ONE_MAX, Some(user)), (IN_ALL_MAX, None)] {
-            let of_them = |link: &&Link| of_whom.is_none_or(|user| link.user == *user);
-            if list.by_digest.values().filter(of_them).count() >= most {
+        let mut table = self.table.lock();
+        table.by_digest.retain(|_, link| now < link.expires_at);
+        for (limit, owner) in [(LINKS_PER_USER_MAX, Some(user)), (LINKS_MAX, None)] {
+            let in_scope = |link: &&DownloadLink| owner.is_none_or(|user| link.user == *user);
+            if table.by_digest.values().filter(in_scope).count() >= limit {
                 let oldest =
-                    list.by_digest.iter().filter(|(_, link)| of_them(link)).min_by_key(|(_, link)| link.number);
+                    table.by_digest.iter().filter(|(_, link)| in_scope(link)).min_by_key(|(_, link)| link.sequence);
                 let oldest = oldest.map(|(digest, _)| *digest);
-                oldest.map(|oldest| list.by_digest.remove(&oldest));
+                oldest.map(|oldest| table.by_digest.remove(&oldest));
             }
         }
-        list.made += 1;
-        let number = list.made;
-        let until = now.plus_ms(GOOD_FOR_MS);
-        list.by_digest.insert(
+        table.created_count += 1;
+        let sequence = table.created_count;
+        let expires_at = now.plus_ms(LINK_LIFETIME_MS);
+        table.by_digest.insert(
             digest(&ticket),
-            Link { user: user.clone(), name: name.clone(), token: token.clone(), until, number },
+            DownloadLink { user: user.clone(), name: name.clone(), token: token.clone(), expires_at, sequence },
         );
         ticket
     }
 
-    /// What a ticket stands for, if it is good still.
-    fn find(&self, ticket: &str) -> Option<Link> {
+    /// What a ticket gives access to, if it is valid.
+    fn resolve(&self, ticket: &str) -> Option<DownloadLink> {
         let now = self.clock.now();
-        self.list.lock().by_digest.get(&digest(ticket)).filter(|link| now < link.until).cloned()
+        self.table.lock().by_digest.get(&digest(ticket)).filter(|link| now < link.expires_at).cloned()
     }
 
-    /// Those that were made with a token are good no more.
-    pub(super) fn end_of(&self, token: &Token) {
-        self.list.lock().by_digest.retain(|_, link| !link.token.matches(token));
+    /// Revokes all links that were created with a token.
+    pub(super) fn revoke(&self, token: &Token) {
+        self.table.lock().by_digest.retain(|_, link| !link.token.matches(token));
     }
 }
 
@@ -91,35 +91,35 @@ fn digest(ticket: &str) -> [u8; 32] {
     *blake3::hash(ticket.as_bytes()).as_bytes()
 }
 
-/// POST `files/{name}/link`: an address of that file.
+/// POST `files/{name}/link`: creates a link to that file.
 ///
 /// # Errors
 /// 404 as for its content, 409 before init.
-pub(super) fn link(api: &ClientApi, user: &User, call: &Call<'_>) -> Answered {
+pub(super) fn link(api: &ClientApi, user: &AuthenticatedUser, call: &RouteCall<'_>) -> HandlerResult {
     let node = api.node_of(user)?;
-    let name = name_of(call)?;
-    node.open(&name).map_err(|error| refusal(&error))?;
-    let ticket = api.links.make(&user.name, &user.token, &name);
+    let name = file_name_of(call)?;
+    node.open(&name).map_err(|error| to_http_error(&error))?;
+    let ticket = api.links.create(&user.name, &user.token, &name);
     Ok(success(json!({ "url": format!("content?ticket={ticket}") })))
 }
 
-/// GET `content`: the file that a ticket stands for.
+/// GET `content`: the file of a ticket.
 ///
 /// # Errors
-/// 404 where it is good no more, or the file is gone; 503 where nobody can tell whether the token is good.
-pub(super) fn linked(api: &ClientApi, call: &Call<'_>) -> Answered {
+/// 404 if the link is no longer valid or the file is gone; 503 if the token cannot be verified now.
+pub(super) fn linked_content(api: &ClientApi, call: &RouteCall<'_>) -> HandlerResult {
     let pairs = query_pairs(&call.request.query).unwrap_or_default();
     let ticket = pairs.iter().find(|(name, _)| name == "ticket").map(|(_, ticket)| ticket.as_str());
-    let link = ticket.and_then(|ticket| api.links.find(ticket)).ok_or_else(no_such_file)?;
-    match api.sign_in.user_of(&link.token) {
+    let link = ticket.and_then(|ticket| api.links.resolve(ticket)).ok_or_else(file_not_found)?;
+    match api.authenticator.authenticate(&link.token) {
         Ok((user, _)) if user == link.user => {}
         Err(unknown) if unknown.status.is_server_error() => return Err(unknown),
         _ => {
-            api.links.end_of(&link.token);
-            return Err(no_such_file());
+            api.links.revoke(&link.token);
+            return Err(file_not_found());
         }
     }
-    let node = api.nodes.get(&link.user).ok_or_else(no_such_file)?;
+    let node = api.nodes.get(&link.user).ok_or_else(file_not_found)?;
     serve(&node, call.request, &link.name)
 }
 
@@ -133,33 +133,35 @@ mod tests {
 
     #[test]
     fn a_ticket_stands_for_one_file_as_long_as_its_token() {
-        let links = Links::new(Clock::start());
+        let links = DownloadLinks::new(Clock::start());
         let (ann, file) = (name("ann"), FileName::new("a").unwrap());
         let (first, second) = (Token::from_text("first"), Token::from_text("second"));
-        let [one, other] = [&first, &second].map(|token| links.make(&ann, token, &file));
+        let [one, other] = [&first, &second].map(|token| links.create(&ann, token, &file));
         assert!(one.len() == 64 && one != other);
-        let found = links.find(&one).unwrap();
+        let found = links.resolve(&one).unwrap();
         assert_eq!((&found.user, &found.name), (&ann, &file));
         assert!(found.token.matches(&first));
         for wrong in ["", "x", &one[1..], &one.to_uppercase()] {
-            assert!(wrong == one || links.find(wrong).is_none(), "{wrong}");
+            assert!(wrong == one || links.resolve(wrong).is_none(), "{wrong}");
         }
-        links.end_of(&first);
-        assert!(links.find(&one).is_none() && links.find(&other).is_some());
+        links.revoke(&first);
+        assert!(links.resolve(&one).is_none() && links.resolve(&other).is_some());
         let now = links.clock.now();
-        links.list.lock().by_digest.values_mut().for_each(|link| link.until = now);
-        assert!(links.find(&other).is_none(), "an hour is over");
-        links.make(&ann, &first, &file);
-        assert_eq!(links.list.lock().by_digest.len(), 1, "what is over is forgotten");
+        links.table.lock().by_digest.values_mut().for_each(|link| link.expires_at = now);
+        assert!(links.resolve(&other).is_none(), "an hour is over");
+        links.create(&ann, &first, &file);
+        assert_eq!(links.table.lock().by_digest.len(), 1, "what is over is forgotten");
     }
 
     #[test]
     fn the_oldest_of_a_user_goes_and_no_others() {
-        let links = Links::new(Clock::start());
+        let links = DownloadLinks::new(Clock::start());
         let (token, file) = (Token::from_text("t"), FileName::new("a").unwrap());
-        let bobs = links.make(&name("bob"), &token, &file);
-        let anns: Vec<String> = (0..=OF_ONE_MAX).map(|_| links.make(&name("ann"), &token, &file)).collect();
-        assert!(links.find(&anns[0]).is_none() && links.find(&anns[1]).is_some() && links.find(&bobs).is_some());
-        assert_eq!(links.list.lock().by_digest.len(), OF_ONE_MAX + 1);
+        let bobs = links.create(&name("bob"), &token, &file);
+        let anns: Vec<String> = (0..=LINKS_PER_USER_MAX).map(|_| links.create(&name("ann"), &token, &file)).collect();
+        assert!(
+            links.resolve(&anns[0]).is_none() && links.resolve(&anns[1]).is_some() && links.resolve(&bobs).is_some()
+        );
+        assert_eq!(links.table.lock().by_digest.len(), LINKS_PER_USER_MAX + 1);
     }
 }

@@ -1,76 +1,78 @@
-//! Every route of the client API: what it takes, and all that it answers.
+//! Every route of the client API with its parameters and responses.
 
-use super::{ClientApi, User, browse, content, links, local, remote, uploads};
-use crate::net::http::Refusal;
-use crate::net::http::routes::Shape::{Any, Flag, List, Map, Named, Nullable, Number, OneOf, Text, Whole};
-use crate::net::http::routes::{Field, Gives, Refused, Route, Takes, Who, field, optional, refused};
-use crate::net::http::{Answered, Call};
+use super::{AuthenticatedUser, ClientApi, browse, content, links, local, remote, uploads};
+use crate::net::http::HttpError;
+use crate::net::http::routes::Schema::{Any, Boolean, Integer, List, Map, Named, Nullable, Number, OneOf, Text};
+use crate::net::http::routes::{
+    BodyKind, ErrorCase, FieldSchema, ResponseKind, Route, RouteAccess, error_case, field, optional,
+};
+use crate::net::http::{HandlerResult, RouteCall};
 use crate::share::node::Node;
 use crate::share::node::uploads::Upload;
-use crate::share::shapes::{DISCOVERED, ENTRY, SIGNED_IN};
+use crate::share::response_fields::{DISCOVER_RESPONSE, FILE_ENTRY_FIELDS, SIGN_IN_RESPONSE};
 
-/// What handles a route.
+/// The handler of a route.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Act {
-    /// For anybody.
-    Open(fn(&ClientApi, &Call<'_>) -> Answered),
-    /// For a user, whether or not the user's node takes part yet.
-    User(fn(&ClientApi, &User, &Call<'_>) -> Answered),
-    /// By the user's node, which is only looked at.
-    Look(fn(&Node, &Call<'_>) -> Answered),
-    /// By the user's node, which has something to do.
-    Work(fn(&Node, &Call<'_>) -> Answered),
-    /// The same, with a body that is handed on as it comes.
-    Upload(fn(&Node, &Call<'_>) -> Result<Upload, Refusal>),
+pub(super) enum ClientHandler {
+    /// Needs no token.
+    Public(fn(&ClientApi, &RouteCall<'_>) -> HandlerResult),
+    /// Needs a token, but not that the user's node has been initialized.
+    User(fn(&ClientApi, &AuthenticatedUser, &RouteCall<'_>) -> HandlerResult),
+    /// Reads from the user's node without counting as activity.
+    NodeQuery(fn(&Node, &RouteCall<'_>) -> HandlerResult),
+    /// Uses the user's node, which counts as activity for the heartbeat.
+    NodeAction(fn(&Node, &RouteCall<'_>) -> HandlerResult),
+    /// The same with a streamed request body.
+    Upload(fn(&Node, &RouteCall<'_>) -> Result<Upload, HttpError>),
 }
 
-const STATE: &[&str] = &["disconnected", "connecting", "idle", "active", "busy"];
-const NODE: &[Field] = &[
+const NODE_STATES: &[&str] = &["disconnected", "connecting", "idle", "active", "busy"];
+const NODE_FIELDS: &[FieldSchema] = &[
     field("hostname", Text),
     field("display_name", Text),
-    field("port", Whole).about("where peers reach it"),
-    field("repo", Text).about("the folder for what is fetched and brought in"),
-    field("state", OneOf(STATE)),
-    field("heartbeat_interval", Number).about("seconds"),
-    field("error", Nullable(&Text)).about("why there is no connection to the registry"),
+    field("port", Integer).described_as("where peers reach it"),
+    field("repo", Text).described_as("the folder for what is fetched and brought in"),
+    field("state", OneOf(NODE_STATES)),
+    field("heartbeat_interval", Number).described_as("seconds"),
+    field("error", Nullable(&Text)).described_as("why there is no connection to the registry"),
 ];
-const CLIENT: &[Field] = &[
-    NODE[0],
-    NODE[1],
-    NODE[2],
-    NODE[3],
-    NODE[4],
-    NODE[5],
-    NODE[6],
+const CLIENT_FIELDS: &[FieldSchema] = &[
+    NODE_FIELDS[0],
+    NODE_FIELDS[1],
+    NODE_FIELDS[2],
+    NODE_FIELDS[3],
+    NODE_FIELDS[4],
+    NODE_FIELDS[5],
+    NODE_FIELDS[6],
     field("username", Text),
     field("server_host", Text),
-    field("server_port", Whole),
+    field("server_port", Integer),
     field("advertise_ip", Nullable(&Text)),
 ];
-const LOCAL_FILE: &[Field] = &[
+const LOCAL_FILE_FIELDS: &[FieldSchema] = &[
     field("name", Text),
-    field("size", Whole),
+    field("size", Integer),
     field("modified", Number),
     field("created", Nullable(&Number)),
     field("path", Text),
-    field("is_published", Flag),
+    field("is_published", Boolean),
     field("added_at", Number),
     field("published_at", Nullable(&Number)),
     field("blake3", Nullable(&Text)),
     field("pieces_root", Nullable(&Text)),
-    field("missing", Flag).about("there is no file at its path any more; it is forgotten after 30 days"),
+    field("missing", Boolean).described_as("there is no file at its path any more; it is forgotten after 30 days"),
 ];
-/// What may be chosen from the node's folders.
-const CHOICE: &[Field] = &[
+/// An entry of the node's folders.
+const FOLDER_ENTRY_FIELDS: &[FieldSchema] = &[
     field("name", Text),
-    field("path", Text).about("where it really lies"),
+    field("path", Text).described_as("where it really lies"),
     field("kind", OneOf(&["folder", "file"])),
-    field("size", Whole),
+    field("size", Integer),
     field("modified", Number),
 ];
-const MATCH: &[Field] = &[
+const MATCH_FIELDS: &[FieldSchema] = &[
     field("name", Text),
-    field("size", Whole),
+    field("size", Integer),
     field("modified", Number),
     field("created", Nullable(&Number)),
     field("published_at", Nullable(&Number)),
@@ -79,293 +81,336 @@ const MATCH: &[Field] = &[
     field("owner_hostname", Text),
     field("owner_name", Text),
     field("owner_ip", Text),
-    field("owner_port", Whole),
+    field("owner_port", Integer),
 ];
-const NETWORK_FILE: &[Field] = &[
-    MATCH[0],
-    MATCH[1],
-    MATCH[2],
-    MATCH[3],
-    MATCH[4],
-    MATCH[5],
-    MATCH[6],
-    MATCH[7],
-    MATCH[8],
-    MATCH[9],
-    MATCH[10],
-    field("copies", Whole).about("how many hosts have this content, this one among them"),
+const NETWORK_FILE_FIELDS: &[FieldSchema] = &[
+    MATCH_FIELDS[0],
+    MATCH_FIELDS[1],
+    MATCH_FIELDS[2],
+    MATCH_FIELDS[3],
+    MATCH_FIELDS[4],
+    MATCH_FIELDS[5],
+    MATCH_FIELDS[6],
+    MATCH_FIELDS[7],
+    MATCH_FIELDS[8],
+    MATCH_FIELDS[9],
+    MATCH_FIELDS[10],
+    field("copies", Integer).described_as("how many hosts have this content, this one among them"),
 ];
-const PEER: &[Field] = &[
+const PEER_FIELDS: &[FieldSchema] = &[
     field("hostname", Text),
     field("display_name", Text),
     field("ip", Text),
-    field("port", Whole),
-    field("file_count", Whole),
+    field("port", Integer),
+    field("file_count", Integer),
     field("last_seen", Nullable(&Number)),
 ];
-const FILE_CHANGE: &[Field] = &[
+const FILE_EVENT_FIELDS: &[FieldSchema] = &[
     field("fname", Text),
     field("hostname", Text),
-    field("entry", Nullable(&Named("Entry", ENTRY))).about("what others see of it; null: nothing any more"),
+    field("entry", Nullable(&Named("Entry", FILE_ENTRY_FIELDS)))
+        .described_as("what others see of it; null: nothing any more"),
     optional("owner_name", Text),
     optional("owner_ip", Text),
-    optional("owner_port", Whole),
+    optional("owner_port", Integer),
     optional("change", Text)
-        .about("of one's own: added, published, unpublished, read, fetched, missing, found, removed"),
-    optional("name", Text).about("the same as `fname`"),
+        .described_as("of one's own: added, published, unpublished, read, fetched, missing, found, removed"),
+    optional("name", Text).described_as("the same as `fname`"),
 ];
-const PEER_CHANGE: &[Field] = &[
+const PEER_EVENT_FIELDS: &[FieldSchema] = &[
     field("hostname", Text),
-    field("online", Flag),
+    field("online", Boolean),
     field("display_name", Text),
     field("ip", Text),
-    field("port", Whole),
+    field("port", Integer),
 ];
-const DUPLICATES: &[Field] = &[
-    field("has_exact_duplicate", Flag),
-    field("has_partial_duplicate", Flag),
-    field("exact_matches", List(&Named("Match", MATCH))),
-    field("partial_matches", List(&Named("Match", MATCH))),
+const DUPLICATES_FIELDS: &[FieldSchema] = &[
+    field("has_exact_duplicate", Boolean),
+    field("has_partial_duplicate", Boolean),
+    field("exact_matches", List(&Named("Match", MATCH_FIELDS))),
+    field("partial_matches", List(&Named("Match", MATCH_FIELDS))),
 ];
-const PROGRESS: &[Field] = &[
+const PROGRESS_FIELDS: &[FieldSchema] = &[
     field("fetch_id", Text),
     field("file_name", Text),
     field("save_path", Text),
-    field("downloaded_size", Whole),
-    field("total_size", Whole),
+    field("downloaded_size", Integer),
+    field("total_size", Integer),
     field("progress_percent", Number),
     field("speed_bps", Number),
-    field("eta_seconds", Nullable(&Whole)),
+    field("eta_seconds", Nullable(&Integer)),
     field("status", OneOf(&["pending", "downloading", "paused", "completed", "failed", "cancelled"])),
-    field("verified", Flag).about("whether the content was checked by a digest that the registry knew"),
+    field("verified", Boolean).described_as("whether the content was checked by a digest that the registry knew"),
     field("sources", List(&Text)),
     field("peer_hostname", Nullable(&Text)),
     field("error", Nullable(&Text)),
-    field("error_message", Nullable(&Text)).about("the same as `error`"),
+    field("error_message", Nullable(&Text)).described_as("the same as `error`"),
 ];
-const OWNER: &[Field] = &[field("owner_hostname", Text), field("size", Whole), field("modified", Number)];
+const OWNER_FIELDS: &[FieldSchema] =
+    &[field("owner_hostname", Text), field("size", Integer), field("modified", Number)];
 
-const LISTED: &[Field] = &[
-    optional("q", Text).about("what the name has in it, in any case"),
-    optional("offset", Whole),
-    optional("limit", Whole).about("at most 1000"),
+const LIST_QUERY: &[FieldSchema] = &[
+    optional("q", Text).described_as("what the name has in it, in any case"),
+    optional("offset", Integer),
+    optional("limit", Integer).described_as("at most 1000"),
 ];
-const PAGED: &[Field] = &[LISTED[1], LISTED[2]];
-const BROWSED: &[Field] = &[
-    optional("path", Text).about("a folder; without it, the folders that there are"),
-    LISTED[1],
-    optional("limit", Whole).about("at most 10000"),
+const PAGE_QUERY: &[FieldSchema] = &[LIST_QUERY[1], LIST_QUERY[2]];
+const BROWSE_QUERY: &[FieldSchema] = &[
+    optional("path", Text).described_as("a folder; without it, the folders that there are"),
+    LIST_QUERY[1],
+    optional("limit", Integer).described_as("at most 10000"),
 ];
-const ALL_LISTED: &[Field] = &[LISTED[0], LISTED[1], optional("limit", Whole).about("without it, all")];
+const FULL_LIST_QUERY: &[FieldSchema] =
+    &[LIST_QUERY[0], LIST_QUERY[1], optional("limit", Integer).described_as("without it, all")];
 
-const CREDENTIALS: Takes = Takes::Json(&[field("username", Text), field("password", Text)]);
-const FNAME: Takes = Takes::Json(&[field("fname", Text)]);
-const PROGRESS_ANSWER: &[Field] = &[field("progress", Named("Progress", PROGRESS))];
-const FETCH_CHANGE: &[Field] = &[field("id", Text), PROGRESS_ANSWER[0]];
-const FILE_ANSWER: &[Field] = &[field("file", Named("LocalFile", LOCAL_FILE))];
+const CREDENTIALS_BODY: BodyKind = BodyKind::Json(&[field("username", Text), field("password", Text)]);
+const FILE_NAME_BODY: BodyKind = BodyKind::Json(&[field("fname", Text)]);
+const PROGRESS_RESPONSE: &[FieldSchema] = &[field("progress", Named("Progress", PROGRESS_FIELDS))];
+const FETCH_EVENT_FIELDS: &[FieldSchema] = &[field("id", Text), PROGRESS_RESPONSE[0]];
+const FILE_RESPONSE: &[FieldSchema] = &[field("file", Named("LocalFile", LOCAL_FILE_FIELDS))];
 
-const NOT_BEGUN: Refused = refused(409, "before init");
-const OTHER_ACCOUNT: &str = "another account of that name, spelt otherwise, uses this node";
-const AWAY: &[Refused] = &[NOT_BEGUN];
-const UNKNOWN_FETCH: &[Refused] = &[refused(404, "there is no such fetch"), refused(409, "it is over, or before init")];
-const NO_SUCH_FILE: Refused = refused(404, "there is no such file");
-const NO_ROOM: Refused = refused(507, "there is no room");
-/// What a path can be refused by.
-const OF_A_PATH: &[Refused] =
-    &[NO_SUCH_FILE, refused(409, "the name stands for another file, or before init"), NO_ROOM];
+const NOT_INITIALIZED: ErrorCase = error_case(409, "before init");
+const ACCOUNT_CONFLICT: &str = "another account of that name, spelt otherwise, uses this node";
+const NODE_REFUSALS: &[ErrorCase] = &[NOT_INITIALIZED];
+const FETCH_REFUSALS: &[ErrorCase] =
+    &[error_case(404, "there is no such fetch"), error_case(409, "it is over, or before init")];
+const FILE_NOT_FOUND: ErrorCase = error_case(404, "there is no such file");
+const NO_SPACE: ErrorCase = error_case(507, "there is no room");
+/// Refusals of routes that take a path.
+const PATH_REFUSALS: &[ErrorCase] =
+    &[FILE_NOT_FOUND, error_case(409, "the name stands for another file, or before init"), NO_SPACE];
 
-/// The table.
-pub(super) const ROUTES: &[Route<Act>] = &[
-    Route::get("/api/client/node", "Which node this is, and of which server", Act::Open(ClientApi::about))
-        .by(Who::Anybody)
-        .answers(&[field("name", Text), field("version", Text), field("server", Text)]),
-    Route::post("/api/client/register", "Makes an account at the server, and signs in", Act::Open(ClientApi::register))
-        .by(Who::Anybody)
-        .takes(Takes::Json(&[field("username", Text), field("password", Text), optional("display_name", Text)]))
-        .answers(SIGNED_IN)
-        .refuses(&[
-            refused(409, "the name is taken"),
-            refused(429, "too many have asked"),
-            refused(502, "the server answers what it should not"),
+/// All routes.
+pub(super) const ROUTES: &[Route<ClientHandler>] = &[
+    Route::get(
+        "/api/client/node",
+        "Which node this is, and of which server",
+        ClientHandler::Public(ClientApi::node_info),
+    )
+    .access(RouteAccess::Anybody)
+    .responds_with_json(&[field("name", Text), field("version", Text), field("server", Text)]),
+    Route::post(
+        "/api/client/register",
+        "Makes an account at the server, and signs in",
+        ClientHandler::Public(ClientApi::register),
+    )
+    .access(RouteAccess::Anybody)
+    .request_body(BodyKind::Json(&[field("username", Text), field("password", Text), optional("display_name", Text)]))
+    .responds_with_json(SIGN_IN_RESPONSE)
+    .error_cases(&[
+        error_case(409, "the name is taken"),
+        error_case(429, "too many have asked"),
+        error_case(502, "the server answers what it should not"),
+    ]),
+    Route::post("/api/client/login", "Signs in", ClientHandler::Public(ClientApi::login))
+        .access(RouteAccess::Anybody)
+        .request_body(CREDENTIALS_BODY)
+        .responds_with_json(SIGN_IN_RESPONSE)
+        .error_cases(&[
+            error_case(401, "name or password is wrong"),
+            error_case(404, "there is no such account"),
+            error_case(409, ACCOUNT_CONFLICT),
+            error_case(429, "too many wrong passwords"),
+            error_case(502, "the server answers what it should not"),
         ]),
-    Route::post("/api/client/login", "Signs in", Act::Open(ClientApi::login))
-        .by(Who::Anybody)
-        .takes(CREDENTIALS)
-        .answers(SIGNED_IN)
-        .refuses(&[
-            refused(401, "name or password is wrong"),
-            refused(404, "there is no such account"),
-            refused(409, OTHER_ACCOUNT),
-            refused(429, "too many wrong passwords"),
-            refused(502, "the server answers what it should not"),
-        ]),
-    Route::post("/api/client/init", "Takes part in the network", Act::User(ClientApi::init))
-        .takes(Takes::Json(&[
+    Route::post("/api/client/init", "Takes part in the network", ClientHandler::User(ClientApi::init))
+        .request_body(BodyKind::Json(&[
             field("username", Text),
-            optional("server_ip", Text).about("only the server that the node was started with"),
-            optional("server_port", Whole),
-            optional("advertise_ip", Text).about("the address that peers are told"),
+            optional("server_ip", Text).described_as("only the server that the node was started with"),
+            optional("server_port", Integer),
+            optional("advertise_ip", Text).described_as("the address that peers are told"),
         ]))
-        .answers(&[field("client", Named("Client", CLIENT))])
-        .refuses(&[refused(409, "the registry refuses, or another account uses this node")]),
-    Route::post("/api/client/logout", "Refuses the token from now on", Act::User(ClientApi::log_out))
-        .refuses(&[refused(409, OTHER_ACCOUNT)]),
-    Route::get("/api/client/status", "How the node is", Act::Look(local::status))
-        .answers(&[field("client", Named("Node", NODE))])
-        .refuses(AWAY),
-    Route::get("/api/client/local-files", "The user's files", Act::Look(browse::local_files))
-        .query(ALL_LISTED)
-        .answers(&[field("total", Whole), field("files", List(&Named("LocalFile", LOCAL_FILE)))])
-        .refuses(AWAY),
-    Route::get("/api/client/published-files", "Those that are published", Act::Look(browse::published_files))
-        .query(ALL_LISTED)
-        .answers(&[field("total", Whole), field("files", List(&Named("LocalFile", LOCAL_FILE)))])
-        .refuses(AWAY),
-    Route::get("/api/client/browse", "What may be chosen from the node's folders", Act::Look(browse::browse))
-        .query(BROWSED)
-        .answers(&[
-            field("path", Text),
-            field("entries", List(&Named("Choice", CHOICE))).about("folders first, then by name"),
-            field("total", Whole),
-            field("truncated", Flag).about("the folder has even more, which are not looked at"),
-        ])
-        .refuses(&[refused(404, "there is no such folder, or it may not be seen"), NOT_BEGUN]),
-    Route::post("/api/client/upload/{name}", "Brings a file into the repo", Act::Upload(uploads::begin))
-        .takes(Takes::Content)
-        .answers(FILE_ANSWER)
-        .refuses(&[
-            refused(409, "there is a file of that name, or before init"),
-            refused(413, "it is larger than any file may be"),
-            refused(415, "it comes encoded (Content-Encoding)"),
-            NO_ROOM,
+        .responds_with_json(&[field("client", Named("Client", CLIENT_FIELDS))])
+        .error_cases(&[error_case(409, "the registry refuses, or another account uses this node")]),
+    Route::post("/api/client/logout", "Refuses the token from now on", ClientHandler::User(ClientApi::log_out))
+        .error_cases(&[error_case(409, ACCOUNT_CONFLICT)]),
+    Route::get("/api/client/status", "How the node is", ClientHandler::NodeQuery(local::status))
+        .responds_with_json(&[field("client", Named("Node", NODE_FIELDS))])
+        .error_cases(NODE_REFUSALS),
+    Route::get("/api/client/local-files", "The user's files", ClientHandler::NodeQuery(browse::local_files))
+        .query(FULL_LIST_QUERY)
+        .responds_with_json(&[field("total", Integer), field("files", List(&Named("LocalFile", LOCAL_FILE_FIELDS)))])
+        .error_cases(NODE_REFUSALS),
+    Route::get(
+        "/api/client/published-files",
+        "Those that are published",
+        ClientHandler::NodeQuery(browse::published_files),
+    )
+    .query(FULL_LIST_QUERY)
+    .responds_with_json(&[field("total", Integer), field("files", List(&Named("LocalFile", LOCAL_FILE_FIELDS)))])
+    .error_cases(NODE_REFUSALS),
+    Route::get(
+        "/api/client/browse",
+        "What may be chosen from the node's folders",
+        ClientHandler::NodeQuery(browse::browse),
+    )
+    .query(BROWSE_QUERY)
+    .responds_with_json(&[
+        field("path", Text),
+        field("entries", List(&Named("Choice", FOLDER_ENTRY_FIELDS))).described_as("folders first, then by name"),
+        field("total", Integer),
+        field("truncated", Boolean).described_as("the folder has even more, which are not looked at"),
+    ])
+    .error_cases(&[error_case(404, "there is no such folder, or it may not be seen"), NOT_INITIALIZED]),
+    Route::post("/api/client/upload/{name}", "Brings a file into the repo", ClientHandler::Upload(uploads::begin))
+        .request_body(BodyKind::Content)
+        .responds_with_json(FILE_RESPONSE)
+        .error_cases(&[
+            error_case(409, "there is a file of that name, or before init"),
+            error_case(413, "it is larger than any file may be"),
+            error_case(415, "it comes encoded (Content-Encoding)"),
+            NO_SPACE,
         ]),
     Route::post(
         "/api/client/remove-file",
         "Tracks a file no more; it stays where it lies",
-        Act::Work(browse::remove_file),
+        ClientHandler::NodeAction(browse::remove_file),
     )
-    .takes(FNAME)
-    .refuses(&[NO_SUCH_FILE, NOT_BEGUN]),
-    Route::get("/api/client/files/{name}/content", "What is in a file", Act::Look(content::content))
-        .gives(Gives::Content)
-        .refuses(&[refused(404, "there is no such file, or it is gone"), NOT_BEGUN]),
+    .request_body(FILE_NAME_BODY)
+    .error_cases(&[FILE_NOT_FOUND, NOT_INITIALIZED]),
+    Route::get("/api/client/files/{name}/content", "What is in a file", ClientHandler::NodeQuery(content::content))
+        .responds_with(ResponseKind::Content)
+        .error_cases(&[error_case(404, "there is no such file, or it is gone"), NOT_INITIALIZED]),
     Route::post(
         "/api/client/files/{name}/link",
         "An address of its content for what cannot send a header, for an hour",
-        Act::User(links::link),
+        ClientHandler::User(links::link),
     )
-    .answers(&[field("url", Text).about("behind `/api/client/`")])
-    .refuses(&[refused(404, "there is no such file, or it is gone"), NOT_BEGUN]),
-    Route::get("/api/client/content", "What is in the file that a link stands for", Act::Open(links::linked))
-        .by(Who::Anybody)
-        .query(&[field("ticket", Text)])
-        .gives(Gives::Content)
-        .refuses(&[refused(404, "the link is good no more, or the file is gone")]),
-    Route::get("/api/client/network-files", "What the network has", Act::Work(remote::network_files))
-        .query(LISTED)
-        .answers(&[field("total", Whole), field("files", List(&Named("NetworkFile", NETWORK_FILE)))])
-        .refuses(AWAY),
-    Route::get("/api/client/peers", "Who is in the network", Act::Work(remote::peers))
-        .query(PAGED)
-        .answers(&[field("total", Whole), field("peers", List(&Named("Peer", PEER)))])
-        .refuses(AWAY),
-    Route::post("/api/client/add-file", "Tracks a file where it lies", Act::Work(local::add_file))
-        .takes(Takes::Json(&[field("filepath", Text)]))
-        .answers(FILE_ANSWER)
-        .refuses(OF_A_PATH),
-    Route::post("/api/client/check-duplicate", "What of the network looks the same", Act::Work(local::check_duplicate))
-        .takes(Takes::Json(&[field("fname", Text), field("size", Whole), optional("modified", Number)]))
-        .answers(DUPLICATES)
-        .refuses(AWAY),
+    .responds_with_json(&[field("url", Text).described_as("behind `/api/client/`")])
+    .error_cases(&[error_case(404, "there is no such file, or it is gone"), NOT_INITIALIZED]),
+    Route::get(
+        "/api/client/content",
+        "What is in the file that a link stands for",
+        ClientHandler::Public(links::linked_content),
+    )
+    .access(RouteAccess::Anybody)
+    .query(&[field("ticket", Text)])
+    .responds_with(ResponseKind::Content)
+    .error_cases(&[error_case(404, "the link is good no more, or the file is gone")]),
+    Route::get("/api/client/network-files", "What the network has", ClientHandler::NodeAction(remote::network_files))
+        .query(LIST_QUERY)
+        .responds_with_json(&[
+            field("total", Integer),
+            field("files", List(&Named("NetworkFile", NETWORK_FILE_FIELDS))),
+        ])
+        .error_cases(NODE_REFUSALS),
+    Route::get("/api/client/peers", "Who is in the network", ClientHandler::NodeAction(remote::peers))
+        .query(PAGE_QUERY)
+        .responds_with_json(&[field("total", Integer), field("peers", List(&Named("Peer", PEER_FIELDS)))])
+        .error_cases(NODE_REFUSALS),
+    Route::post("/api/client/add-file", "Tracks a file where it lies", ClientHandler::NodeAction(local::add_file))
+        .request_body(BodyKind::Json(&[field("filepath", Text)]))
+        .responds_with_json(FILE_RESPONSE)
+        .error_cases(PATH_REFUSALS),
+    Route::post(
+        "/api/client/check-duplicate",
+        "What of the network looks the same",
+        ClientHandler::NodeAction(local::check_duplicate),
+    )
+    .request_body(BodyKind::Json(&[field("fname", Text), field("size", Integer), optional("modified", Number)]))
+    .responds_with_json(DUPLICATES_FIELDS)
+    .error_cases(NODE_REFUSALS),
     Route::post(
         "/api/client/check-local-duplicate",
         "Whether a name is tracked",
-        Act::Work(local::check_local_duplicate),
+        ClientHandler::NodeAction(local::check_local_duplicate),
     )
-    .takes(FNAME)
-    .answers(&[field("exists", Flag), optional("local_file", Named("LocalFile", LOCAL_FILE))])
-    .refuses(AWAY),
-    Route::post("/api/client/publish", "Shows a file to the network", Act::Work(local::publish))
-        .takes(Takes::Json(&[
+    .request_body(FILE_NAME_BODY)
+    .responds_with_json(&[field("exists", Boolean), optional("local_file", Named("LocalFile", LOCAL_FILE_FIELDS))])
+    .error_cases(NODE_REFUSALS),
+    Route::post("/api/client/publish", "Shows a file to the network", ClientHandler::NodeAction(local::publish))
+        .request_body(BodyKind::Json(&[
             field("fname", Text),
-            optional("local_path", Text).about("for a file that is not tracked yet"),
-            optional("path", Text).about("the same as `local_path`"),
-            optional("overwrite", Flag).about("false: a file that looks the same is a reason not to"),
+            optional("local_path", Text).described_as("for a file that is not tracked yet"),
+            optional("path", Text).described_as("the same as `local_path`"),
+            optional("overwrite", Boolean).described_as("false: a file that looks the same is a reason not to"),
         ]))
-        .answers(&[
+        .responds_with_json(&[
             field("path", Text),
-            field("file", Named("LocalFile", LOCAL_FILE)),
-            field("duplicates", Named("Duplicates", DUPLICATES)),
+            field("file", Named("LocalFile", LOCAL_FILE_FIELDS)),
+            field("duplicates", Named("Duplicates", DUPLICATES_FIELDS)),
         ])
-        .refuses(&[
-            NO_SUCH_FILE,
-            Refused {
+        .error_cases(&[
+            FILE_NOT_FOUND,
+            ErrorCase {
                 status: 409,
                 why: "the name stands for another file, or the network has one that looks the same",
                 fields: &[
-                    optional("has_exact_duplicate", Flag),
-                    optional("has_partial_duplicate", Flag),
-                    optional("exact_matches", List(&Named("Match", MATCH))),
-                    optional("partial_matches", List(&Named("Match", MATCH))),
+                    optional("has_exact_duplicate", Boolean),
+                    optional("has_partial_duplicate", Boolean),
+                    optional("exact_matches", List(&Named("Match", MATCH_FIELDS))),
+                    optional("partial_matches", List(&Named("Match", MATCH_FIELDS))),
                 ],
             },
-            NO_ROOM,
+            NO_SPACE,
         ]),
-    Route::post("/api/client/unpublish", "Shows it no more", Act::Work(local::unpublish))
-        .takes(FNAME)
-        .answers(FILE_ANSWER)
-        .refuses(&[NO_SUCH_FILE, NOT_BEGUN]),
-    Route::post("/api/client/fetch", "Fetches a file from whoever has it", Act::Work(remote::fetch))
-        .takes(Takes::Json(&[
+    Route::post("/api/client/unpublish", "Shows it no more", ClientHandler::NodeAction(local::unpublish))
+        .request_body(FILE_NAME_BODY)
+        .responds_with_json(FILE_RESPONSE)
+        .error_cases(&[FILE_NOT_FOUND, NOT_INITIALIZED]),
+    Route::post("/api/client/fetch", "Fetches a file from whoever has it", ClientHandler::NodeAction(remote::fetch))
+        .request_body(BodyKind::Json(&[
             field("fname", Text),
-            optional("owner_hostname", Text).about("whose file, where several have different ones of that name"),
-            optional("save_path", Text).about("a folder, or a file that is not there yet"),
+            optional("owner_hostname", Text).described_as("whose file, where several have different ones of that name"),
+            optional("save_path", Text).described_as("a folder, or a file that is not there yet"),
         ]))
-        .answers(&[
+        .responds_with_json(&[
             field("fetch_id", Text),
             field("file_name", Text),
-            field("total_size", Whole),
+            field("total_size", Integer),
             field("save_path", Text),
             field("peer_hostname", Text),
             field("peer_ip", Text),
         ])
-        .refuses(&[
-            refused(404, "nobody has it"),
-            Refused {
+        .error_cases(&[
+            error_case(404, "nobody has it"),
+            ErrorCase {
                 status: 409,
                 why: "several have different files of that name, or there is one here already",
-                fields: &[optional("owners", List(&Named("Owner", OWNER)))],
+                fields: &[optional("owners", List(&Named("Owner", OWNER_FIELDS)))],
             },
-            NO_ROOM,
+            NO_SPACE,
         ]),
-    Route::get("/api/client/fetches", "All fetches", Act::Look(remote::fetches))
-        .answers(&[field("fetches", Map(&Named("Progress", PROGRESS)))])
-        .refuses(AWAY),
-    Route::get("/api/client/fetch-progress/{id}", "How far a fetch is", Act::Look(remote::fetch_progress))
-        .answers(PROGRESS_ANSWER)
-        .refuses(UNKNOWN_FETCH),
-    Route::post("/api/client/fetches/{id}/pause", "Pauses a fetch", Act::Work(remote::pause))
-        .answers(PROGRESS_ANSWER)
-        .refuses(UNKNOWN_FETCH),
-    Route::post("/api/client/fetches/{id}/resume", "Goes on with it", Act::Work(remote::resume))
-        .answers(PROGRESS_ANSWER)
-        .refuses(UNKNOWN_FETCH),
-    Route::post("/api/client/fetches/{id}/cancel", "Gives it up; nothing of it stays", Act::Work(remote::cancel))
-        .answers(PROGRESS_ANSWER)
-        .refuses(UNKNOWN_FETCH),
-    Route::get("/api/client/discover/{hostname}", "What one host has, and where it is", Act::Work(remote::discover))
-        .answers(DISCOVERED)
-        .refuses(&[refused(404, "there is no such host"), NOT_BEGUN]),
-    Route::get("/api/client/ping/{hostname}", "Whether a host is there", Act::Work(remote::ping))
-        .answers(&[field("hostname", Text), field("status", OneOf(&["ALIVE", "DEAD"]))])
-        .refuses(AWAY),
-    Route::get("/api/client/events", "What happens, as it happens", Act::User(ClientApi::events))
-        .gives(Gives::Events(&[
-            ("files", Named("FileChange", FILE_CHANGE)),
-            ("fetches", Named("FetchChange", FETCH_CHANGE)),
-            ("peers", Named("PeerChange", PEER_CHANGE)),
-            ("node", Named("Node", NODE)),
+    Route::get("/api/client/fetches", "All fetches", ClientHandler::NodeQuery(remote::fetches))
+        .responds_with_json(&[field("fetches", Map(&Named("Progress", PROGRESS_FIELDS)))])
+        .error_cases(NODE_REFUSALS),
+    Route::get(
+        "/api/client/fetch-progress/{id}",
+        "How far a fetch is",
+        ClientHandler::NodeQuery(remote::fetch_progress),
+    )
+    .responds_with_json(PROGRESS_RESPONSE)
+    .error_cases(FETCH_REFUSALS),
+    Route::post("/api/client/fetches/{id}/pause", "Pauses a fetch", ClientHandler::NodeAction(remote::pause))
+        .responds_with_json(PROGRESS_RESPONSE)
+        .error_cases(FETCH_REFUSALS),
+    Route::post("/api/client/fetches/{id}/resume", "Goes on with it", ClientHandler::NodeAction(remote::resume))
+        .responds_with_json(PROGRESS_RESPONSE)
+        .error_cases(FETCH_REFUSALS),
+    Route::post(
+        "/api/client/fetches/{id}/cancel",
+        "Gives it up; nothing of it stays",
+        ClientHandler::NodeAction(remote::cancel),
+    )
+    .responds_with_json(PROGRESS_RESPONSE)
+    .error_cases(FETCH_REFUSALS),
+    Route::get(
+        "/api/client/discover/{hostname}",
+        "What one host has, and where it is",
+        ClientHandler::NodeAction(remote::discover),
+    )
+    .responds_with_json(DISCOVER_RESPONSE)
+    .error_cases(&[error_case(404, "there is no such host"), NOT_INITIALIZED]),
+    Route::get("/api/client/ping/{hostname}", "Whether a host is there", ClientHandler::NodeAction(remote::ping))
+        .responds_with_json(&[field("hostname", Text), field("status", OneOf(&["ALIVE", "DEAD"]))])
+        .error_cases(NODE_REFUSALS),
+    Route::get("/api/client/events", "What happens, as it happens", ClientHandler::User(ClientApi::events))
+        .responds_with(ResponseKind::Events(&[
+            ("files", Named("FileChange", FILE_EVENT_FIELDS)),
+            ("fetches", Named("FetchChange", FETCH_EVENT_FIELDS)),
+            ("peers", Named("PeerChange", PEER_EVENT_FIELDS)),
+            ("node", Named("Node", NODE_FIELDS)),
             ("reset", Any),
         ]))
-        .refuses(AWAY),
+        .error_cases(NODE_REFUSALS),
 ];

@@ -1,47 +1,47 @@
-//! Files that a browser brings: `upload/{name}`, whose body is the file, of any type and length.
+//! Uploads from a browser: `upload/{name}`, whose body is the file, of any type and length.
 
 use serde_json::json;
 
-use super::refusal;
-use super::table::Act;
+use super::table::ClientHandler;
+use super::to_http_error;
 use crate::net::http::routes::Route;
-use crate::net::http::{Call, Refusal, Response, Sink, header, success};
+use crate::net::http::{BodySink, HttpError, Response, RouteCall, header, success};
 use crate::share::node::Node;
 use crate::share::node::uploads::Upload;
 
-/// Begins one, before the first byte of the body is read.
+/// Begins an upload before the body is read.
 ///
 /// # Errors
-/// What is to be answered instead: the name is none or taken, or there is no room.
-pub(super) fn begin(node: &Node, call: &Call<'_>) -> Result<Upload, Refusal> {
+/// The refusal to send: the name is invalid or taken, or there is no room.
+pub(super) fn begin(node: &Node, call: &RouteCall<'_>) -> Result<Upload, HttpError> {
     let length = call.request.headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.trim().parse().ok());
-    node.upload(call.param(0), length).map_err(|error| refusal(&error))
+    node.upload(call.param(0), length).map_err(|error| to_http_error(&error))
 }
 
-/// The body on its way into the file.
-pub(super) struct Coming {
+/// Writes the request body to the file.
+pub(super) struct UploadSink {
     upload: Upload,
-    route: &'static Route<Act>,
+    route: &'static Route<ClientHandler>,
 }
 
-impl Coming {
-    pub(super) fn new(upload: Upload, route: &'static Route<Act>) -> Coming {
-        Coming { upload, route }
+impl UploadSink {
+    pub(super) fn new(upload: Upload, route: &'static Route<ClientHandler>) -> UploadSink {
+        UploadSink { upload, route }
     }
 }
 
-impl Sink for Coming {
-    fn write(&mut self, piece: &[u8]) -> Result<(), Refusal> {
-        self.upload.write(piece).map_err(|error| refusal(&error))
+impl BodySink for UploadSink {
+    fn write(&mut self, piece: &[u8]) -> Result<(), HttpError> {
+        self.upload.write(piece).map_err(|error| to_http_error(&error))
     }
 
     fn finish(self: Box<Self>) -> Response {
         let response = match self.upload.finish() {
-            Ok(file) => success(json!({ "file": file.json() })),
-            Err(error) => refusal(&error).into(),
+            Ok(file) => success(json!({ "file": file.to_json() })),
+            Err(error) => to_http_error(&error).into(),
         };
-        self.route.hold(&response);
+        self.route.assert_conforms(&response);
         response
     }
 }

@@ -1,58 +1,57 @@
-//! What lies in the folders that may be shared, for somebody who chooses a file.
+//! The content of the shared folders, for a user who chooses a file.
 //!
-//! Shown is what could be opened, and nothing else: what is hidden, of the node's own data, or leads out of the folders
-//! is left out, and a folder that may not be looked at is answered as one that is not there.
+//! Only what could be opened is listed: hidden entries, the node's own data, and links that lead out of the folders are
+//! left out, and a folder that may not be listed looks like one that does not exist.
 
 use std::cmp::Ordering;
 use std::fs;
 use std::path::Path;
 
-use super::{Folders, well_formed};
+use super::{SharedFolders, parse_path};
 use crate::model::text::folded;
-use crate::share::beneath::{Found, HeldDir};
+use crate::share::dir_handle::{DirHandle, EntryInfo};
 
-/// Most names of a folder that are looked at: one that has more is shown in part.
+/// Maximum number of names that are read from a folder; larger ones are listed in part.
 const NAMES_MAX: usize = 100_000;
 
-/// Something that may be chosen, or looked into.
+/// A file that can be chosen, or a folder that can be listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Its name in the folder; of a folder that is shared as such, the last part of its path.
+pub struct FolderEntry {
+    /// Its name in the folder; for a shared folder itself, the last component of its path.
     pub name: String,
-    /// Where it really lies.
+    /// Its resolved path.
     pub path: String,
-    /// It is a folder, not a file.
+    /// Whether it is a folder.
     pub is_folder: bool,
-    /// Bytes.
+    /// Size in bytes; 0 for folders.
     pub size: u64,
-    /// When its content last changed, nanoseconds since 1970.
+    /// Modification time, nanoseconds since 1970.
     pub modified_ns: i64,
 }
 
-/// What lies in a folder: folders first, then by name.
+/// The content of a folder: folders first, then by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shelves {
-    /// The folder; empty for the list of those that are shared.
+pub struct FolderListing {
+    /// The folder; empty for the list of shared folders.
     pub path: String,
-    /// What is in it.
-    pub entries: Vec<Entry>,
-    /// There is more, which is not shown.
-    pub is_cut: bool,
+    /// Its entries.
+    pub entries: Vec<FolderEntry>,
+    /// Whether entries are missing because there are too many.
+    pub is_truncated: bool,
 }
 
-impl Folders {
-    /// What lies in a folder; without one, the folders that are shared themselves. None where there is nothing that may
-    /// be seen.
-    pub fn browse(&self, named: Option<&str>) -> Option<Shelves> {
-        let Some(named) = named else { return Some(self.all()) };
-        let folder = fs::canonicalize(well_formed(named).ok()?).ok()?;
-        if !self.may_see(&folder) {
+impl SharedFolders {
+    /// Lists a folder or, without one, the shared folders themselves. `None` if it does not exist or may not be seen.
+    pub fn browse(&self, named: Option<&str>) -> Option<FolderListing> {
+        let Some(named) = named else { return Some(self.list_roots()) };
+        let folder = fs::canonicalize(parse_path(named).ok()?).ok()?;
+        if !self.is_visible(&folder) {
             return None;
         }
-        // From here on by what was opened: whatever is exchanged meanwhile, it is this folder that is shown.
-        let held = HeldDir::open(&folder).ok()?;
+        // From here on use the opened folder, so that exchanging its path in the meantime has no effect.
+        let held = DirHandle::open(&folder).ok()?;
         let (mut names, mut is_cut) = (Vec::new(), false);
-        let looked = held.each(|name| {
+        let looked = held.for_each_name(|name| {
             is_cut = names.len() >= NAMES_MAX;
             if !is_cut {
                 names.push(name.to_owned());
@@ -60,84 +59,84 @@ impl Folders {
             !is_cut
         });
         looked.ok()?;
-        let entries = names.into_iter().filter_map(|name| self.entry(&held, name)).collect();
-        Some(Shelves { path: folder.to_str()?.to_owned(), entries: sorted(entries), is_cut })
+        let entries = names.into_iter().filter_map(|name| self.visible_entry(&held, name)).collect();
+        Some(FolderListing { path: folder.to_str()?.to_owned(), entries: sort_entries(entries), is_truncated: is_cut })
     }
 
-    fn all(&self) -> Shelves {
-        let mut entries: Vec<Entry> = Vec::new();
-        for folder in self.shared().filter(|folder| self.may_see(folder)) {
+    fn list_roots(&self) -> FolderListing {
+        let mut entries: Vec<FolderEntry> = Vec::new();
+        for folder in self.roots().filter(|folder| self.is_visible(folder)) {
             let Some(path) = folder.to_str() else { continue };
             if entries.iter().any(|entry| entry.path == path) {
                 continue;
             }
             let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or(path).to_owned();
-            // One that was taken away meanwhile is not there to be chosen.
-            let Some(found) = look_at(folder).filter(|found| found.is_folder) else { continue };
-            entries.push(entry_of(name, path.to_owned(), &found));
+            // Leave out a folder that has been removed in the meantime.
+            let Some(info) = info_without_links(folder).filter(|info| info.is_folder) else { continue };
+            entries.push(folder_entry(name, path.to_owned(), &info));
         }
-        Shelves { path: String::new(), entries, is_cut: false }
+        FolderListing { path: String::new(), entries, is_truncated: false }
     }
 
-    /// One of the folders that are shared, or what lies below one and may be named.
-    fn may_see(&self, resolved: &Path) -> bool {
-        let is_shared = self.shared().any(|folder| folder == resolved)
+    /// Whether a resolved path is one of the shared folders, or below one and allowed.
+    fn is_visible(&self, resolved: &Path) -> bool {
+        let is_shared = self.roots().any(|folder| folder == resolved)
             && (resolved == self.repo || !resolved.starts_with(&self.data_dir));
-        is_shared || self.check(resolved, resolved).is_ok()
+        is_shared || self.check_allowed(resolved, resolved).is_ok()
     }
 
-    fn entry(&self, folder: &HeldDir, name: String) -> Option<Entry> {
+    fn visible_entry(&self, folder: &DirHandle, name: String) -> Option<FolderEntry> {
         if name.starts_with('.') {
             return None;
         }
         let path = folder.path().join(&name);
-        let found = folder.find(&name).ok()??;
-        let (path, found) = if found.is_link {
+        let info = folder.entry_info(&name).ok()??;
+        let (path, info) = if info.is_link {
             let resolved = fs::canonicalize(&path).ok()?;
-            // Not even looked at where it may not be seen.
-            if !self.may_see(&resolved) {
+            // Check before reading any metadata.
+            if !self.is_visible(&resolved) {
                 return None;
             }
-            let found = look_at(&resolved)?;
-            (resolved, found)
+            let info = info_without_links(&resolved)?;
+            (resolved, info)
         } else {
-            (path, found)
+            (path, info)
         };
-        if !(found.is_file || found.is_folder) || !self.may_see(&path) {
+        if !(info.is_file || info.is_folder) || !self.is_visible(&path) {
             return None;
         }
-        Some(entry_of(name, path.to_str()?.to_owned(), &found))
+        Some(folder_entry(name, path.to_str()?.to_owned(), &info))
     }
 }
 
-fn entry_of(name: String, path: String, found: &Found) -> Entry {
-    let size = if found.is_file { found.len } else { 0 };
-    Entry { name, path, is_folder: found.is_folder, size, modified_ns: found.modified_ns }
+fn folder_entry(name: String, path: String, info: &EntryInfo) -> FolderEntry {
+    let size = if info.is_file { info.len } else { 0 };
+    FolderEntry { name, path, is_folder: info.is_folder, size, modified_ns: info.modified_ns }
 }
 
-/// What lies at a path without links.
-fn look_at(path: &Path) -> Option<Found> {
+/// Metadata of what is at a path that contains no links.
+fn info_without_links(path: &Path) -> Option<EntryInfo> {
     match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => HeldDir::open(parent).ok()?.find(name.to_str()?).ok()?,
-        // The root of everything, which nobody exchanges for something else.
-        _ => Some(Found::of(&fs::symlink_metadata(path).ok()?)),
+        (Some(parent), Some(name)) => DirHandle::open(parent).ok()?.entry_info(name.to_str()?).ok()?,
+        // The file system's root, which cannot be exchanged.
+        _ => Some(EntryInfo::of(&fs::symlink_metadata(path).ok()?)),
     }
 }
 
-/// Folders first, and by name as people sort: in any case, numbers by what they count.
-fn sorted(entries: Vec<Entry>) -> Vec<Entry> {
-    let mut keyed: Vec<(String, Entry)> = entries.into_iter().map(|entry| (folded(&entry.name), entry)).collect();
+/// Sorts folders first, then by name in natural order, ignoring case.
+fn sort_entries(entries: Vec<FolderEntry>) -> Vec<FolderEntry> {
+    let mut keyed: Vec<(String, FolderEntry)> = entries.into_iter().map(|entry| (folded(&entry.name), entry)).collect();
     keyed.sort_by(|(a_key, a), (b_key, b)| {
-        b.is_folder.cmp(&a.is_folder).then_with(|| natural(a_key, b_key)).then_with(|| a.name.cmp(&b.name))
+        b.is_folder.cmp(&a.is_folder).then_with(|| natural_order(a_key, b_key)).then_with(|| a.name.cmp(&b.name))
     });
     keyed.into_iter().map(|(_, entry)| entry).collect()
 }
 
-/// Compares texts where digits that stand together are one number.
-fn natural(a: &str, b: &str) -> Ordering {
+/// Natural order: compares runs of digits as numbers.
+fn natural_order(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a, b);
     loop {
-        let ((a_number, a_rest), (b_number, b_rest)) = (number(a), number(b));
+        let ((a_number, a_rest), (b_number, b_rest)) = (leading_number(a), leading_number(b));
         if let (Some(left), Some(right)) = (a_number, b_number) {
             let order = left.len().cmp(&right.len()).then_with(|| left.cmp(right));
             if order.is_ne() {
@@ -154,8 +153,8 @@ fn natural(a: &str, b: &str) -> Ordering {
     }
 }
 
-/// The digits that a text begins with, without zeros before them, and what follows.
-fn number(text: &str) -> (Option<&str>, &str) {
+/// Splits off the leading digits, without leading zeros.
+fn leading_number(text: &str) -> (Option<&str>, &str) {
     let end = text.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
     if end == 0 {
         return (None, text);
@@ -174,10 +173,10 @@ mod tests {
     struct Place {
         _dir: tempfile::TempDir,
         root: PathBuf,
-        folders: Folders,
+        folders: SharedFolders,
     }
 
-    /// `shared/` is shared, `outside/` not; `shared/state` is the data dir with the repo in it.
+    /// `roots/` is shared, `outside/` not; `roots/state` is the data dir with the repo in it.
     fn place() -> Place {
         let dir = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(dir.path()).unwrap();
@@ -189,7 +188,7 @@ mod tests {
         }
         fs::write(root.join("shared/state/repo/in-repo"), "x").unwrap();
         let state = root.join("shared/state");
-        let folders = Folders::new(&[root.join("shared")], &state.join("repo"), &state).unwrap();
+        let folders = SharedFolders::new(&[root.join("shared")], &state.join("repo"), &state).unwrap();
         Place { _dir: dir, root, folders }
     }
 
@@ -212,7 +211,7 @@ mod tests {
         let shown = place.folders.browse(Some(&place.at("shared"))).unwrap();
         let names: Vec<&str> = shown.entries.iter().map(|entry| &*entry.name).collect();
         assert_eq!(names, ["sub", "to-repo", "a-link", "B9", "b10"]);
-        assert_eq!((shown.path, shown.is_cut), (place.at("shared"), false));
+        assert_eq!((shown.path, shown.is_truncated), (place.at("shared"), false));
         let link = &shown.entries[2];
         assert_eq!((&link.path, link.is_folder, link.size), (&place.at("shared/b10"), false, 10), "what it leads to");
         assert_eq!(shown.entries[1].path, place.at("shared/state/repo"));
@@ -252,11 +251,11 @@ mod tests {
     #[test]
     fn without_a_path_those_that_are_shared_are_shown() {
         let place = place();
-        let paths = |folders: &Folders| -> Vec<String> {
+        let paths = |folders: &SharedFolders| -> Vec<String> {
             folders.browse(None).unwrap().entries.into_iter().map(|entry| entry.path).collect()
         };
         assert_eq!(paths(&place.folders), [place.at("shared"), place.at("shared/state/repo")]);
-        let guest = place.folders.repo_alone();
+        let guest = place.folders.repo_only();
         assert_eq!(paths(&guest), [place.at("shared/state/repo")]);
         assert_eq!(guest.browse(Some(&place.at("shared"))), None);
         assert!(guest.browse(Some(&place.at("shared/state/repo"))).is_some());
@@ -265,7 +264,7 @@ mod tests {
     #[test]
     fn names_are_sorted_as_people_count() {
         let mut names = ["a10", "a2", "a", "a02b", "b", "a1", "é", "2", "10"];
-        names.sort_by(|a, b| natural(a, b));
+        names.sort_by(|a, b| natural_order(a, b));
         assert_eq!(names, ["2", "10", "a", "a1", "a2", "a02b", "a10", "b", "é"]);
     }
 }

@@ -1,80 +1,79 @@
-//! What whoever watches a node is told.
+//! The event streams of a node.
 
 use serde_json::Value;
 
 use crate::model::{Clock, Millis};
-use crate::net::http::Events;
-use crate::net::http::watchers::{self, Watcher, WatchersBounds};
+use crate::net::http::EventStream;
+use crate::net::http::event_hub::{self, EventHubLimits, Subscriber};
 
-/// Most watchers of one node, which is one user's.
-const WATCHERS_MAX: usize = 64;
+/// Most event streams of one node.
+const SUBSCRIBERS_MAX: usize = 64;
 
-/// A token that is good: what was opened with it ends with it.
+/// The session that an event stream was opened with, and with which it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Session {
+pub struct WatchSession {
     /// The token's SHA-256.
     pub token: [u8; 32],
-    /// From when on it is good no more, by the process's clock.
-    pub ends_at: Millis,
+    /// When the token expires, by the process's clock.
+    pub expires_at: Millis,
 }
 
-impl Watcher for Session {
-    /// Whoever watches a node is its user, and is told everything.
+impl Subscriber for WatchSession {
+    /// There are no topics: every subscriber of a node is its user and receives all events.
     type Topic = ();
 
-    fn is_concerned(&self, (): &()) -> bool {
+    fn wants(&self, (): &()) -> bool {
         true
     }
 
-    fn ends_at(&self) -> Millis {
-        self.ends_at
+    fn expires_at(&self) -> Millis {
+        self.expires_at
     }
 
-    fn is_same_account(&self, _: &Session) -> bool {
+    fn is_same_account(&self, _: &WatchSession) -> bool {
         true
     }
 }
 
-/// Those who watch one node.
+/// The event streams of one node.
 #[derive(Debug)]
-pub struct Watchers(watchers::Watchers<Session>);
+pub struct NodeEventHub(event_hub::EventHub<WatchSession>);
 
-impl Watchers {
-    /// Nobody yet.
-    pub fn new(clock: Clock) -> Watchers {
-        Watchers(watchers::Watchers::new(clock, WatchersBounds::of(WATCHERS_MAX, WATCHERS_MAX)))
+impl NodeEventHub {
+    /// Starts without any stream.
+    pub fn new(clock: Clock) -> NodeEventHub {
+        NodeEventHub(event_hub::EventHub::new(clock, EventHubLimits::for_subscribers(SUBSCRIBERS_MAX, SUBSCRIBERS_MAX)))
     }
 
-    /// One more, that goes on from that event if it is named; none when there are too many. Dropping what is given
-    /// ends it, and so does the end of the session.
-    pub fn add(&self, session: Session, last_event_id: Option<&str>) -> Option<Events> {
-        self.0.add(session, last_event_id)
+    /// Opens a stream, which continues after `last_event_id` if that is given; none if there are too many. It ends when
+    /// it is dropped or the session ends.
+    pub fn add(&self, session: WatchSession, last_event_id: Option<&str>) -> Option<EventStream> {
+        self.0.subscribe(session, last_event_id)
     }
 
-    /// Whether somebody is there.
-    pub fn any(&self) -> bool {
-        self.0.any()
+    /// Whether there is any stream.
+    pub fn has_subscribers(&self) -> bool {
+        self.0.has_subscribers()
     }
 
-    /// Tells all of them of `files`, `fetches`, `peers` or the `node` itself. Memory work only: nobody is waited
-    /// for.
-    pub fn tell(&self, name: &str, data: &Value) {
-        self.0.tell((), name, data);
+    /// Sends an event to all streams; its name is `files`, `fetches`, `peers`, `node` or `reset`. Never blocks.
+    pub fn notify(&self, name: &str, data: &Value) {
+        self.0.publish((), name, data);
     }
 
-    /// Ends those that were opened with a token, and no others.
-    pub fn end_of(&self, token: &[u8; 32]) {
-        self.0.end_where(|session| session.token == *token);
+    /// Ends the streams that were opened with a token.
+    pub fn end_session(&self, token: &[u8; 32]) {
+        self.0.close_where(|session| session.token == *token);
     }
 
-    /// Ends those whose token is good no more.
+    /// Ends the streams whose token has expired.
     pub fn end_expired(&self) {
-        self.0.end_expired();
+        self.0.close_expired();
     }
 
-    /// Ends all of them.
+    /// Ends all streams.
     pub fn end(&self) {
-        self.0.end();
+        self.0.close_all();
     }
 }
 
@@ -88,14 +87,14 @@ mod tests {
     #[test]
     fn a_token_ends_its_own_streams_and_no_others() {
         let clock = Clock::start();
-        let watchers = Watchers::new(clock);
+        let hub = NodeEventHub::new(clock);
         let add = |number: u8, lasts: Duration| {
-            watchers.add(Session { token: [number; 32], ends_at: clock.now().plus(lasts) }, None).unwrap()
+            hub.add(WatchSession { token: [number; 32], expires_at: clock.now().plus(lasts) }, None).unwrap()
         };
         let [a, also_a, b] = [1, 1, 2].map(|number| add(number, Duration::from_secs(60)));
         let over = add(3, Duration::ZERO);
-        watchers.end_of(&[1; 32]);
-        watchers.tell("files", &json!(1));
+        hub.end_session(&[1; 32]);
+        hub.notify("files", &json!(1));
         for ended in [&a, &also_a, &over] {
             assert_eq!(ended.queue().try_recv(), Err(TryRecvError::Disconnected), "and nothing came before the end");
         }
@@ -103,22 +102,23 @@ mod tests {
         assert_eq!((&*event.name, &*event.data), ("files", "1"));
         let over = add(4, Duration::ZERO);
         assert_eq!(over.queue().try_recv(), Err(TryRecvError::Empty));
-        watchers.end_expired();
+        hub.end_expired();
         assert_eq!(over.queue().try_recv(), Err(TryRecvError::Disconnected), "whether anything happens or not");
         assert_eq!(b.queue().try_recv(), Err(TryRecvError::Empty));
-        assert!(watchers.any());
+        assert!(hub.has_subscribers());
         drop(b);
-        assert!(!watchers.any());
+        assert!(!hub.has_subscribers());
     }
 
     #[test]
     fn a_user_has_so_many_streams_and_no_more() {
         let clock = Clock::start();
-        let watchers = Watchers::new(clock);
-        let session = |number| Session { token: [number; 32], ends_at: clock.now().plus(Duration::from_secs(60)) };
-        let all: Vec<Events> = (0..64).map(|number| watchers.add(session(number), None).unwrap()).collect();
-        assert!(watchers.add(session(64), None).is_none());
-        watchers.end();
+        let hub = NodeEventHub::new(clock);
+        let session =
+            |number| WatchSession { token: [number; 32], expires_at: clock.now().plus(Duration::from_secs(60)) };
+        let all: Vec<EventStream> = (0..64).map(|number| hub.add(session(number), None).unwrap()).collect();
+        assert!(hub.add(session(64), None).is_none());
+        hub.end();
         assert!(all.iter().all(|events| events.queue().recv().is_err()));
     }
 }

@@ -1,5 +1,5 @@
-//! The thread that reads published files once, for their digests: only with them can others fetch from several
-//! sources and go on where they were interrupted. Beside that it looks whether files are still there.
+//! The thread that hashes published files. Only with digests can others fetch from several sources and resume after an
+//! interruption. When idle, it checks whether files still exist.
 
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -7,41 +7,41 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::{Inner, looking};
-use crate::share::files::Facts;
-use crate::share::folders::Opened;
-use crate::share::pieces::Pieces;
+use super::{NodeInner, presence_scan};
+use crate::share::files::FileStat;
+use crate::share::folders::OpenedFile;
+use crate::share::pieces::FileDigests;
 
-/// What the thread is told.
-pub(super) enum Order {
-    /// There may be a file that was not read.
-    Look,
-    /// The process ends.
+/// Commands for the thread.
+pub(super) enum HashCommand {
+    /// There may be files that have not been hashed.
+    HashPending,
+    /// End the thread.
     Stop,
 }
 
-/// Runs until it is told to stop. What was not read then is found again at the next start.
-pub(super) fn run(inner: &Inner, orders: &Receiver<Order>) {
-    let mut round = looking::Round::default();
-    let mut looks_at = Instant::now() + looking::FIRST_IN;
+/// Runs until it is told to stop. Files not hashed by then are found again at the next start.
+pub(super) fn run(inner: &NodeInner, commands: &Receiver<HashCommand>) {
+    let mut scan = presence_scan::PresenceScan::default();
+    let mut next_scan_at = Instant::now() + presence_scan::FIRST_SCAN_DELAY;
     loop {
-        match orders.recv_deadline(looks_at) {
-            Ok(Order::Look) => read_until_done(inner),
-            Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-            // Nobody wants anything: whether what was published is still there.
+        match commands.recv_deadline(next_scan_at) {
+            Ok(HashCommand::HashPending) => hash_until_done(inner),
+            Ok(HashCommand::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            // Idle: check whether files still exist.
             Err(RecvTimeoutError::Timeout) => {
-                if let Err(error) = round.go_on(inner) {
+                if let Err(error) = scan.scan_next_batch(inner) {
                     log::warn!("{}: looking whether files are still there: {error}", inner.user);
                 }
-                looks_at = Instant::now() + looking::EVERY;
+                next_scan_at = Instant::now() + presence_scan::SCAN_INTERVAL;
             }
         }
     }
 }
 
-fn read_until_done(inner: &Inner) {
+fn hash_until_done(inner: &NodeInner) {
     loop {
-        match read_all(inner) {
+        match hash_pending(inner) {
             Ok(0) => return,
             Ok(_) => {}
             Err(error) => {
@@ -52,23 +52,23 @@ fn read_until_done(inner: &Inner) {
     }
 }
 
-/// Reads what was not read yet; how many files were.
-fn read_all(inner: &Inner) -> Result<usize, super::NodeError> {
+/// Hashes the files that have no digests; returns how many.
+fn hash_pending(inner: &NodeInner) -> Result<usize, super::NodeError> {
     let mut read = 0;
-    for name in inner.files.not_hashed()? {
+    for name in inner.files.unhashed()? {
         if inner.is_stopping.load(Relaxed) {
             return Ok(0);
         }
         let Some(tracked) = inner.files.get(&name)?.filter(|tracked| tracked.is_published) else { continue };
-        if !inner.files.begin_reading(&name, &tracked.facts) {
+        if !inner.files.begin_hashing(&name, &tracked.stat) {
             continue;
         }
-        match read_one(inner, &tracked.facts) {
+        match hash_file(inner, &tracked.stat) {
             Ok(Some(pieces)) => {
-                if inner.files.hashed(&name, &tracked.facts, &pieces)? {
+                if inner.files.finish_hashing(&name, &tracked.stat, &pieces)? {
                     inner.sync_later(&name);
                     if let Some(read) = inner.files.get(&name)? {
-                        inner.files_changed("read", &read);
+                        inner.notify_file_changed("read", &read);
                     }
                 }
                 read += 1;
@@ -76,29 +76,36 @@ fn read_all(inner: &Inner) -> Result<usize, super::NodeError> {
             Ok(None) => return Ok(0),
             Err(error) => {
                 log::info!("{}: {name} has no digests: {error}", inner.user);
-                inner.files.give_up_reading(&name, &tracked.facts);
+                inner.files.abandon_hashing(&name, &tracked.stat);
             }
         }
     }
     Ok(read)
 }
 
-/// The digests of a file that is still the one that was published; none when the process ends.
-fn read_one(inner: &Inner, facts: &Facts) -> io::Result<Option<Pieces>> {
+/// Hashes a file if it is still as published; none when the process ends.
+fn hash_file(inner: &NodeInner, stat: &FileStat) -> io::Result<Option<FileDigests>> {
     let mut opened =
-        inner.shelf.folders().open_resolved(&facts.path).map_err(|error| io::Error::other(error.to_string()))?;
-    read_opened(&mut opened, facts, &|| !inner.is_stopping.load(Relaxed))
+        inner.published_files.folders().reopen(&stat.path).map_err(|error| io::Error::other(error.to_string()))?;
+    hash_opened(&mut opened, stat, &|| !inner.is_stopping.load(Relaxed))
 }
 
-/// The digests of an opened file that is as `facts` say, before it is read and after; none when `go_on` says so.
-pub(super) fn read_opened(opened: &mut Opened, facts: &Facts, go_on: &dyn Fn() -> bool) -> io::Result<Option<Pieces>> {
-    let is_same = |now: &Facts| (now.size, now.modified_ns) == (facts.size, facts.modified_ns);
-    if !is_same(&Facts::of(&opened.path, &opened.metadata)) {
+/// Hashes an opened file; none if `should_continue` ends it.
+///
+/// # Errors
+/// The file cannot be read, or differs from `stat` before or after it was read.
+pub(super) fn hash_opened(
+    opened: &mut OpenedFile,
+    stat: &FileStat,
+    should_continue: &dyn Fn() -> bool,
+) -> io::Result<Option<FileDigests>> {
+    let is_same = |now: &FileStat| (now.size, now.modified_ns) == (stat.size, stat.modified_ns);
+    if !is_same(&FileStat::of(&opened.path, &opened.metadata)) {
         return Err(io::Error::other("it is another file than was published"));
     }
     let file = &mut opened.file;
-    let pieces = Pieces::of(file, facts.size, go_on)?;
-    if !is_same(&Facts::of(&opened.path, &file.metadata()?)) {
+    let pieces = FileDigests::hash(file, stat.size, should_continue)?;
+    if !is_same(&FileStat::of(&opened.path, &file.metadata()?)) {
         return Err(io::Error::other("it changed while it was read"));
     }
     Ok(pieces)

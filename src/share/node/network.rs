@@ -1,4 +1,4 @@
-//! What the network has: the registry's list, read in pages and kept for a moment.
+//! Snapshots of all files and hosts on the network: the registry's list, read in pages and cached briefly.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -9,53 +9,54 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::model::Name;
-use crate::model::text::{Sought, folded};
-use crate::share::client::{RegistryClient, RegistryError};
-use crate::share::files::{Likeness, likeness};
-use crate::share::wire::{Changed, Digest, FileEntry, FileName, HostEntry, Listing, Seconds};
+use crate::model::text::{TextFilter, folded};
+use crate::share::client::{RegistryClient, RegistryClientError};
+use crate::share::files::{Similarity, similarity};
+use crate::share::wire::{ChangeEntry, Digest, FileEntry, FileName, HostEntry, ListResponse, Seconds};
 
-/// Hosts that are asked for at a time: as many as the registry looks at in one go.
-const PAGE: u64 = 256;
-/// And at first: nobody knows yet how many files they have, and an answer has a bound.
-const PAGE_FIRST: u64 = 2;
-/// After a page with more files than this the next is smaller.
-const PAGE_FILES: usize = 20_000;
-/// Most files that are held; a network with more is not shown as a list.
+/// Most hosts per page: as many as the registry handles at once.
+const PAGE_HOSTS_MAX: u64 = 256;
+/// Hosts in the first page: the response has a size limit, and it is unknown how many files the hosts have.
+const FIRST_PAGE_HOSTS: u64 = 2;
+/// After a page with more files than this, the next one is smaller.
+const PAGE_FILES_MAX: usize = 20_000;
+/// Most files in a snapshot; a larger network cannot be listed.
 const FILES_MAX: usize = 1_000_000;
-/// Most hosts that are held: as many as a registry takes on.
+/// Most hosts in a snapshot: as many as a registry admits.
 const HOSTS_MAX: u64 = 500_000;
-/// How long reading all of it may take.
-const READ_WITHIN: Duration = Duration::from_secs(30);
-/// While each change is heard of: when hosts were heard last is not told.
-const FRESH_IF_FOLLOWED: Duration = Duration::from_secs(30);
-/// Most changes that are kept while a list is read.
-const HEARD_MAX: usize = 20_000;
-/// Of more files, the list is read again when one changes.
-const APPLIED_AT: usize = 200_000;
-/// How many times as long as reading took what was read is good for whoever finds nothing in it.
-const READ_RARELY: u32 = 4;
-/// For whoever looks at a list.
-pub(super) const FRESH: Duration = Duration::from_secs(1);
+/// Bound for reading the whole list.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum age of a snapshot while changes are followed. Not unlimited, because changes do not include when hosts were
+/// last seen.
+const MAX_AGE_WHILE_FOLLOWED: Duration = Duration::from_secs(30);
+/// Most changes that are buffered while the list is read.
+const BUFFERED_CHANGES_MAX: usize = 20_000;
+/// A snapshot with more files is dropped on a change instead of being updated.
+const APPLY_FILES_MAX: usize = 200_000;
+/// A snapshot in which nothing was found is reused for this many times as long as reading it took.
+const REREAD_FACTOR: u32 = 4;
+/// Maximum age of a snapshot otherwise.
+pub(super) const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// A host as the registry lists it.
+/// A host on the network.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Host {
-    /// Its name, which is nobody else's.
+pub struct NetworkHost {
+    /// Its unique name.
     pub hostname: Name,
-    /// The name for people.
+    /// Its user's display name.
     pub display_name: Name,
-    /// Where its peer port is.
+    /// Its address.
     pub ip: IpAddr,
     /// Its peer port.
     pub port: u16,
-    /// How many files it shows.
+    /// Number of its published files.
     pub file_count: usize,
-    /// When it was heard last.
+    /// When the registry last heard from it.
     pub last_seen: Option<Seconds>,
 }
 
-impl Host {
-    /// As the client API shows it.
+impl NetworkHost {
+    /// The client API's JSON form.
     pub fn json(&self) -> Value {
         json!({
             "hostname": self.hostname, "display_name": self.display_name, "ip": self.ip, "port": self.port,
@@ -64,28 +65,28 @@ impl Host {
     }
 }
 
-/// A file that some host has published.
+/// A published file on the network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetworkFile {
     /// Its name.
     pub name: FileName,
-    /// What is known of it.
+    /// Its properties, as published.
     pub entry: FileEntry,
-    /// Who has it.
-    pub owner: Arc<Host>,
-    /// How many hosts have a file of this content, this one among them. Of one that is not known: this one alone.
+    /// The host that publishes it.
+    pub owner: Arc<NetworkHost>,
+    /// Number of hosts with the same content, this one included; 1 if the content has no digest.
     pub copies: u32,
-    /// Its name as it is searched.
+    /// Its name, folded for searching.
     folded: Box<str>,
 }
 
 impl NetworkFile {
-    fn new(name: FileName, entry: FileEntry, owner: &Arc<Host>) -> NetworkFile {
+    fn new(name: FileName, entry: FileEntry, owner: &Arc<NetworkHost>) -> NetworkFile {
         let folded = folded(name.key()).into_boxed_str();
         NetworkFile { name, entry, owner: Arc::clone(owner), copies: 1, folded }
     }
 
-    /// As the client API shows it.
+    /// The client API's JSON form.
     pub fn json(&self) -> Value {
         json!({
             "name": self.name,
@@ -104,29 +105,29 @@ impl NetworkFile {
     }
 }
 
-/// The network at one time. Files by name and owner, hosts by name.
+/// The files and hosts of the network at one time.
 #[derive(Debug, Clone)]
-pub struct Snapshot {
+pub struct NetworkSnapshot {
     taken_at: Instant,
-    /// How long reading it took.
-    read_in: Duration,
-    /// All files.
+    /// How long it took to read.
+    read_duration: Duration,
+    /// All files, ordered by name and owner.
     pub files: Vec<NetworkFile>,
-    /// All hosts.
-    pub hosts: Vec<Arc<Host>>,
+    /// All hosts, ordered by name.
+    pub hosts: Vec<Arc<NetworkHost>>,
 }
 
-/// A file of somebody else that looks like one of ours.
+/// A file of another host that is similar to one of ours.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Match {
-    /// Its name there.
+pub struct DuplicateMatch {
+    /// Its name at that host.
     pub name: FileName,
-    /// Who has it, and what is known of it.
+    /// The host, and the file's properties.
     pub host: HostEntry,
 }
 
-impl Match {
-    /// As the client API shows it.
+impl DuplicateMatch {
+    /// The client API's JSON form.
     fn json(&self) -> Value {
         let (host, file) = (&self.host, &self.host.file);
         json!({
@@ -145,39 +146,39 @@ impl Match {
     }
 }
 
-/// Files that look like one that is about to be published.
+/// Files of other hosts that are similar to one that is about to be published.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Duplicates {
     /// Same size, and modified within two seconds.
-    pub exact: Vec<Match>,
+    pub exact: Vec<DuplicateMatch>,
     /// Same size, or same name.
-    pub partial: Vec<Match>,
+    pub partial: Vec<DuplicateMatch>,
 }
 
 impl Duplicates {
-    /// Of what the registry has found for a file of that size and time: our own is none.
+    /// Classifies what the registry found for a file of that size and modification time, leaving out our own files.
     pub fn of(own: &Name, size: u64, modified: Option<f64>, found: Vec<(FileName, HostEntry)>) -> Duplicates {
         let mut duplicates = Duplicates::default();
         for (name, host) in found.into_iter().filter(|(_, host)| host.hostname != *own) {
-            let list = match likeness(size, modified, host.file.size, host.file.modified.get()) {
-                Some(Likeness::Exact) => &mut duplicates.exact,
-                Some(Likeness::Likely) | None => &mut duplicates.partial,
+            let list = match similarity(size, modified, host.file.size, host.file.modified.get()) {
+                Some(Similarity::Exact) => &mut duplicates.exact,
+                Some(Similarity::SameSize) | None => &mut duplicates.partial,
             };
             if list.len() < DUPLICATES_MAX {
-                list.push(Match { name, host });
+                list.push(DuplicateMatch { name, host });
             }
         }
         duplicates
     }
 
-    /// Whether there are none.
+    /// Whether no similar file was found.
     pub fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.partial.is_empty()
     }
 
-    /// As the client API shows them.
+    /// The client API's JSON form.
     pub fn json(&self) -> Value {
-        let list = |files: &[Match]| files.iter().map(Match::json).collect::<Vec<_>>();
+        let list = |files: &[DuplicateMatch]| files.iter().map(DuplicateMatch::json).collect::<Vec<_>>();
         json!({
             "has_exact_duplicate": !self.exact.is_empty(),
             "has_partial_duplicate": !self.partial.is_empty(),
@@ -187,14 +188,18 @@ impl Duplicates {
     }
 }
 
-/// Most of either kind that are told: an older registry gives all that have the name.
+/// Most similar files of either kind that are reported: older registries return all files of the name.
 const DUPLICATES_MAX: usize = 100;
 
-impl Snapshot {
-    /// A snapshot of what was listed.
-    pub fn new(pages: impl IntoIterator<Item = Listing>) -> Snapshot {
-        let mut snapshot =
-            Snapshot { taken_at: Instant::now(), read_in: Duration::ZERO, files: Vec::new(), hosts: Vec::new() };
+impl NetworkSnapshot {
+    /// A snapshot made of the registry's pages.
+    pub fn new(pages: impl IntoIterator<Item = ListResponse>) -> NetworkSnapshot {
+        let mut snapshot = NetworkSnapshot {
+            taken_at: Instant::now(),
+            read_duration: Duration::ZERO,
+            files: Vec::new(),
+            hosts: Vec::new(),
+        };
         let mut seen = BTreeSet::new();
         for page in pages {
             snapshot.add(page, &mut seen);
@@ -203,8 +208,8 @@ impl Snapshot {
         snapshot
     }
 
-    /// A host that moved to another page meanwhile counts once.
-    fn add(&mut self, page: Listing, seen: &mut BTreeSet<Name>) {
+    /// Adds a page, skipping hosts already seen: between two pages a host may have moved to the later one.
+    fn add(&mut self, page: ListResponse, seen: &mut BTreeSet<Name>) {
         for (hostname, listed) in page.registry {
             if !seen.insert(hostname.clone()) {
                 continue;
@@ -212,20 +217,20 @@ impl Snapshot {
             let (ip, port) = listed.addr;
             let display_name = listed.display_name.unwrap_or_else(|| hostname.clone());
             let (file_count, last_seen) = (listed.files.len(), listed.last_seen);
-            let owner = Arc::new(Host { hostname, display_name, ip, port, file_count, last_seen });
+            let owner = Arc::new(NetworkHost { hostname, display_name, ip, port, file_count, last_seen });
             self.hosts.push(Arc::clone(&owner));
             let files = listed.files.into_iter();
             self.files.extend(files.map(|(name, entry)| NetworkFile::new(name, entry, &owner)));
         }
     }
 
-    /// What has changed of it, in order. What is there already, or gone already, stays so.
-    fn apply(&mut self, changes: &[Changed]) {
+    /// Applies changes in their order. Applying a change again has no effect.
+    fn apply(&mut self, changes: &[ChangeEntry]) {
         if changes.is_empty() {
             return;
         }
-        // The last word on each: one host may change much.
-        let mut hosts: HashMap<&Name, Option<Arc<Host>>> = HashMap::new();
+        // Only the last state of each host and file matters.
+        let mut hosts: HashMap<&Name, Option<Arc<NetworkHost>>> = HashMap::new();
         let mut files: HashMap<(&Name, &FileName), Option<&FileEntry>> = HashMap::new();
         for changed in changes {
             match (&changed.fname, &changed.entry) {
@@ -241,57 +246,58 @@ impl Snapshot {
             if !changed.is_host_gone() {
                 let (ip, port) = changed.addr;
                 let (hostname, display_name) = (changed.hostname.clone(), changed.display_name.clone());
-                let host = Host { hostname, display_name, ip, port, file_count: 0, last_seen: None };
+                let host = NetworkHost { hostname, display_name, ip, port, file_count: 0, last_seen: None };
                 hosts.insert(&changed.hostname, Some(Arc::new(host)));
             }
         }
-        let gone: HashSet<&Name> = changes.iter().filter(|it| it.is_host_gone()).map(|it| &it.hostname).collect();
+        let removed: HashSet<&Name> = changes.iter().filter(|it| it.is_host_gone()).map(|it| &it.hostname).collect();
         self.files.retain(|file| {
             let owner = &file.owner.hostname;
-            !gone.contains(owner) && !files.contains_key(&(owner, &file.name))
+            !removed.contains(owner) && !files.contains_key(&(owner, &file.name))
         });
         for ((hostname, fname), entry) in files {
             let (Some(entry), Some(Some(owner))) = (entry, hosts.get(hostname)) else { continue };
             self.files.push(NetworkFile::new(fname.clone(), entry.clone(), owner));
         }
-        // Each host anew, as it is now and with as many files as it has.
-        let mut known: BTreeMap<Name, Host> =
-            self.hosts.drain(..).map(|host| (host.hostname.clone(), Host::clone(&host))).collect();
+        // Rebuild all hosts with their current state and number of files.
+        let mut current: BTreeMap<Name, NetworkHost> =
+            self.hosts.drain(..).map(|host| (host.hostname.clone(), NetworkHost::clone(&host))).collect();
         for (hostname, host) in hosts {
             match host {
-                None => drop(known.remove(hostname)),
+                None => drop(current.remove(hostname)),
                 Some(host) => {
-                    let last_seen = known.get(hostname).and_then(|known| known.last_seen);
-                    known.insert(hostname.clone(), Host { last_seen, ..Host::clone(&host) });
+                    let last_seen = current.get(hostname).and_then(|current| current.last_seen);
+                    current.insert(hostname.clone(), NetworkHost { last_seen, ..NetworkHost::clone(&host) });
                 }
             }
         }
-        known.values_mut().for_each(|host| host.file_count = 0);
+        current.values_mut().for_each(|host| host.file_count = 0);
         for file in &self.files {
-            if let Some(host) = known.get_mut(&file.owner.hostname) {
+            if let Some(host) = current.get_mut(&file.owner.hostname) {
                 host.file_count += 1;
             }
         }
-        let known: BTreeMap<Name, Arc<Host>> = known.into_iter().map(|(name, host)| (name, Arc::new(host))).collect();
+        let current: BTreeMap<Name, Arc<NetworkHost>> =
+            current.into_iter().map(|(name, host)| (name, Arc::new(host))).collect();
         for file in &mut self.files {
-            if let Some(host) = known.get(&file.owner.hostname) {
+            if let Some(host) = current.get(&file.owner.hostname) {
                 file.owner = Arc::clone(host);
             }
             file.copies = 1;
         }
-        self.hosts = known.into_values().collect();
+        self.hosts = current.into_values().collect();
         self.finish();
     }
 
-    /// Tells each file how many hosts have its content. What one host has under several names it has once.
+    /// Sets each file's number of copies. A host that has the content under several names counts once.
     fn count_copies(&mut self) {
         let content = |file: &NetworkFile| file.entry.blake3.map(|blake3| (blake3, file.entry.size));
-        let held = |file: &NetworkFile| content(file).map(|content| (content, Arc::as_ptr(&file.owner)));
-        let mut held: Vec<((Digest, u64), *const Host)> = self.files.iter().filter_map(held).collect();
-        held.sort_unstable();
-        held.dedup();
+        let holder = |file: &NetworkFile| content(file).map(|content| (content, Arc::as_ptr(&file.owner)));
+        let mut holders: Vec<((Digest, u64), *const NetworkHost)> = self.files.iter().filter_map(holder).collect();
+        holders.sort_unstable();
+        holders.dedup();
         let mut counts: HashMap<(Digest, u64), u32> = HashMap::new();
-        for same in held.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1) {
+        for same in holders.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1) {
             counts.insert(same[0].0, u32::try_from(same.len()).unwrap_or(u32::MAX));
         }
         for file in &mut self.files {
@@ -306,16 +312,16 @@ impl Snapshot {
         self.files.sort_by(|a, b| (&a.name, &a.owner.hostname).cmp(&(&b.name, &b.owner.hostname)));
     }
 
-    /// Whether there is such a file.
-    pub fn finds(&self, sought: &Sought) -> bool {
-        self.files.iter().any(|file| sought.is_in_folded(&file.folded))
+    /// Whether any file matches the query.
+    pub fn has_match(&self, query: &TextFilter) -> bool {
+        self.files.iter().any(|file| query.matches_folded(&file.folded))
     }
 
-    /// The files whose name has this in it, in any case: how many, and those from `offset` on.
-    pub fn search(&self, sought: &Sought, offset: usize, limit: usize) -> (usize, Vec<&NetworkFile>) {
-        let is_wanted = |file: &&NetworkFile| sought.is_in_folded(&file.folded);
+    /// The number of files whose name contains the query, ignoring case, and at most `limit` of them from `offset` on.
+    pub fn search(&self, query: &TextFilter, offset: usize, limit: usize) -> (usize, Vec<&NetworkFile>) {
+        let is_match = |file: &&NetworkFile| query.matches_folded(&file.folded);
         let (mut total, mut found) = (0, Vec::new());
-        for file in self.files.iter().filter(is_wanted) {
+        for file in self.files.iter().filter(is_match) {
             if total >= offset && found.len() < limit {
                 found.push(file);
             }
@@ -325,16 +331,16 @@ impl Snapshot {
     }
 }
 
-/// All files of a page.
-pub(super) fn files_of(page: &Listing) -> usize {
+/// Number of files in a page.
+pub(super) fn file_count_of(page: &ListResponse) -> usize {
     page.registry.values().map(|listed| listed.files.len()).sum()
 }
 
-/// How many hosts to ask for, after so many had so many files.
-pub(super) fn next_page(hosts: u64, files: usize) -> u64 {
+/// Number of hosts for the next page, after one of `hosts` hosts with `files` files.
+pub(super) fn next_page_hosts(hosts: u64, files: usize) -> u64 {
     match files {
-        0..5_000 => (hosts * 2).min(PAGE),
-        5_000..=PAGE_FILES => hosts,
+        0..5_000 => (hosts * 2).min(PAGE_HOSTS_MAX),
+        5_000..=PAGE_FILES_MAX => hosts,
         _ => (hosts / 2).max(1),
     }
 }
@@ -342,91 +348,95 @@ pub(super) fn next_page(hosts: u64, files: usize) -> u64 {
 /// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The registry.
+    /// The registry failed or refused.
     #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// There is too much of it.
+    Registry(#[from] RegistryClientError),
+    /// The network has more files or hosts than a snapshot can have.
     #[error("the network has more than {FILES_MAX} files or {HOSTS_MAX} hosts: ask for one by its name")]
     TooLarge,
-    /// It takes too long.
-    #[error("the registry has not told in {} s what the network has: ask for one file by its name", READ_WITHIN.as_secs())]
+    /// Reading the list took too long.
+    #[error("the registry has not told in {} s what the network has: ask for one file by its name", READ_TIMEOUT.as_secs())]
     TooSlow,
 }
 
-/// What is known of the network.
+/// The cached snapshot, and what is needed to keep it up to date.
 #[derive(Debug, Default)]
-struct Known {
-    newest: Option<Arc<Snapshot>>,
+struct NetworkCacheState {
+    latest: Option<Arc<NetworkSnapshot>>,
     is_followed: bool,
-    /// What was heard while a snapshot is being read: it may have been read before that.
-    heard: Option<Vec<Changed>>,
-    /// How often everything was forgotten.
-    forgotten: u64,
+    /// While a snapshot is being read: the changes since, which it may not contain. None also after too many changes.
+    buffered_changes: Option<Vec<ChangeEntry>>,
+    /// How often the cache was invalidated; tells whether that happened while a snapshot was being read.
+    invalidations: u64,
 }
 
-/// The newest snapshot, while it is fresh. While the registry tells of each change, it stays so for longer.
+/// Caches the latest snapshot of the network. While changes are followed, it is kept up to date and for longer.
 #[derive(Debug, Default)]
-pub(super) struct Network {
-    state: Mutex<Known>,
-    /// Held while it is read: whoever wants it at the same time waits, and gets the same.
-    reading: Mutex<()>,
+pub(super) struct NetworkCache {
+    state: Mutex<NetworkCacheState>,
+    /// Held while the list is read: simultaneous callers wait, and share the result.
+    read_lock: Mutex<()>,
 }
 
-impl Network {
-    /// A snapshot that is no older than that, or one that is read now.
-    pub(super) fn snapshot(&self, fresh: Duration, registry: &RegistryClient) -> Result<Arc<Snapshot>, NetworkError> {
-        let asked_at = Instant::now();
-        let known = || {
+impl NetworkCache {
+    /// Returns a snapshot that is at most `max_age` old, reading the list if necessary.
+    pub(super) fn snapshot(
+        &self,
+        max_age: Duration,
+        registry: &RegistryClient,
+    ) -> Result<Arc<NetworkSnapshot>, NetworkError> {
+        let called_at = Instant::now();
+        let cached = || {
             let state = self.state.lock();
-            let fresh = if state.is_followed { fresh.max(FRESH_IF_FOLLOWED) } else { fresh };
-            let is_fresh = |it: &Arc<Snapshot>| it.taken_at >= asked_at || it.taken_at.elapsed() <= fresh;
-            state.newest.clone().filter(is_fresh)
+            let max_age = if state.is_followed { max_age.max(MAX_AGE_WHILE_FOLLOWED) } else { max_age };
+            let is_fresh = |it: &Arc<NetworkSnapshot>| it.taken_at >= called_at || it.taken_at.elapsed() <= max_age;
+            state.latest.clone().filter(is_fresh)
         };
-        if let Some(known) = known() {
-            return Ok(known);
+        if let Some(snapshot) = cached() {
+            return Ok(snapshot);
         }
-        let _nobody_else = self.reading.lock();
-        if let Some(known) = known() {
-            return Ok(known);
+        let _read_guard = self.read_lock.lock();
+        if let Some(snapshot) = cached() {
+            return Ok(snapshot);
         }
-        let forgotten = {
+        let invalidations = {
             let mut state = self.state.lock();
-            state.heard = Some(Vec::new());
-            state.forgotten
+            state.buffered_changes = Some(Vec::new());
+            state.invalidations
         };
-        let read = Network::read(registry);
+        let read = NetworkCache::read(registry);
         let mut state = self.state.lock();
-        let heard = state.heard.take();
+        let buffered_changes = state.buffered_changes.take();
         let mut snapshot = read?;
-        // More may have been heard than was kept.
-        let is_whole = heard.map(|heard| snapshot.apply(&heard)).is_some();
+        // If there were too many changes to buffer, the snapshot is not up to date.
+        let is_up_to_date = buffered_changes.map(|changes| snapshot.apply(&changes)).is_some();
         let snapshot = Arc::new(snapshot);
-        // It may have been read before what made others forget: then it is good for who asked before that.
-        if is_whole && state.forgotten == forgotten {
-            state.newest = Some(Arc::clone(&snapshot));
+        // If the cache was invalidated meanwhile, the snapshot is good enough only for this caller.
+        if is_up_to_date && state.invalidations == invalidations {
+            state.latest = Some(Arc::clone(&snapshot));
         }
         Ok(snapshot)
     }
 
-    /// Reads all of it.
-    fn read(registry: &RegistryClient) -> Result<Snapshot, NetworkError> {
-        let mut snapshot = Snapshot::new([]);
+    /// Reads the whole list, page by page.
+    fn read(registry: &RegistryClient) -> Result<NetworkSnapshot, NetworkError> {
+        let mut snapshot = NetworkSnapshot::new([]);
         let mut seen = BTreeSet::new();
-        let (mut offset, mut limit) = (0, PAGE_FIRST);
-        let deadline = Instant::now() + READ_WITHIN;
+        let (mut offset, mut limit) = (0, FIRST_PAGE_HOSTS);
+        let deadline = Instant::now() + READ_TIMEOUT;
         loop {
             let page = registry.list(Some(offset), Some(limit))?;
-            let (total, listed, files) = (page.total, page.registry.len() as u64, files_of(&page));
+            let (total, listed, files) = (page.total, page.registry.len() as u64, file_count_of(&page));
             snapshot.add(page, &mut seen);
             if snapshot.files.len() > FILES_MAX {
                 return Err(NetworkError::TooLarge);
             }
             offset += limit;
-            limit = next_page(limit, files);
+            limit = next_page_hosts(limit, files);
             if listed == 0 || offset >= total {
                 break;
             }
-            // How many there are is the registry's word: it does not bound how long we read.
+            // The total is the registry's claim: it must not make us read without end.
             if offset >= HOSTS_MAX {
                 return Err(NetworkError::TooLarge);
             }
@@ -435,59 +445,61 @@ impl Network {
             }
         }
         snapshot.finish();
-        snapshot.read_in = snapshot.taken_at.elapsed();
+        snapshot.read_duration = snapshot.taken_at.elapsed();
         Ok(snapshot)
     }
 
-    /// A snapshot that is newer than the one in which something was sought in vain; but no more than a part of the time
-    /// is spent on reading, however often that is asked for.
-    pub(super) fn newer(&self, registry: &RegistryClient) -> Result<Arc<Snapshot>, NetworkError> {
-        let read_in = self.state.lock().newest.as_ref().map_or(Duration::ZERO, |newest| newest.read_in);
-        self.snapshot((read_in * READ_RARELY).min(FRESH), registry)
+    /// Returns a newer snapshot after a search without results. However often it is called, only a fraction of the time
+    /// is spent on reading the list.
+    pub(super) fn refreshed(&self, registry: &RegistryClient) -> Result<Arc<NetworkSnapshot>, NetworkError> {
+        let read_duration = self.state.lock().latest.as_ref().map_or(Duration::ZERO, |latest| latest.read_duration);
+        self.snapshot((read_duration * REREAD_FACTOR).min(MAX_AGE), registry)
     }
 
-    /// From now on each change is heard of; what was read before is of before.
-    pub(super) fn follow(&self) {
+    /// From now on all changes are passed to [`NetworkCache::apply`]; drops the snapshot, which may lack earlier ones.
+    pub(super) fn begin_following(&self) {
         let mut state = self.state.lock();
-        (state.newest, state.is_followed) = (None, true);
-        state.forgotten += 1;
+        (state.latest, state.is_followed) = (None, true);
+        state.invalidations += 1;
     }
 
-    /// Whether each change is heard of.
+    /// Whether changes are being followed.
     pub(super) fn is_followed(&self) -> bool {
         self.state.lock().is_followed
     }
 
-    /// Changes are not heard of any more.
-    pub(super) fn follow_no_more(&self) {
+    /// Changes are no longer passed to [`NetworkCache::apply`].
+    pub(super) fn stop_following(&self) {
         self.state.lock().is_followed = false;
     }
 
-    /// The network is otherwise than it was.
-    pub(super) fn apply(&self, changes: &[Changed]) {
-        let (newest, forgotten) = {
+    /// Applies changes to the cached snapshot.
+    pub(super) fn apply(&self, changes: &[ChangeEntry]) {
+        let (latest, invalidations) = {
             let mut state = self.state.lock();
-            match &mut state.heard {
-                Some(heard) if heard.len() + changes.len() <= HEARD_MAX => heard.extend_from_slice(changes),
-                _ => state.heard = None,
+            match &mut state.buffered_changes {
+                Some(buffered_changes) if buffered_changes.len() + changes.len() <= BUFFERED_CHANGES_MAX => {
+                    buffered_changes.extend_from_slice(changes)
+                }
+                _ => state.buffered_changes = None,
             }
-            (state.newest.take(), state.forgotten)
+            (state.latest.take(), state.invalidations)
         };
-        // Not under the lock: it may take a while. Whoever asks meanwhile reads.
-        let Some(newest) = newest.filter(|newest| newest.files.len() <= APPLIED_AT) else { return };
-        let mut snapshot = Arc::unwrap_or_clone(newest);
+        // Not under the lock, as it may take a while; a caller in the meantime reads the list.
+        let Some(latest) = latest.filter(|latest| latest.files.len() <= APPLY_FILES_MAX) else { return };
+        let mut snapshot = Arc::unwrap_or_clone(latest);
         snapshot.apply(changes);
         let mut state = self.state.lock();
-        if state.newest.is_none() && state.forgotten == forgotten {
-            state.newest = Some(Arc::new(snapshot));
+        if state.latest.is_none() && state.invalidations == invalidations {
+            state.latest = Some(Arc::new(snapshot));
         }
     }
 
-    /// What was read is not what is there any more.
-    pub(super) fn forget(&self) {
+    /// Drops the cached snapshot, because it is outdated.
+    pub(super) fn invalidate(&self) {
         let mut state = self.state.lock();
-        state.newest = None;
-        state.forgotten += 1;
+        state.latest = None;
+        state.invalidations += 1;
     }
 }
 
@@ -496,11 +508,11 @@ mod tests {
     use super::*;
     use serde_json::from_value;
 
-    /// Name, size, modified.
-    type Shown<'a> = (&'a str, u64, f64);
+    /// Name, size and modification time of a file.
+    type ListedFile<'a> = (&'a str, u64, f64);
 
-    /// Each host with its files.
-    fn listing(hosts: &[(&str, &[Shown<'_>])]) -> Listing {
+    /// A page with these hosts and their files.
+    fn listing(hosts: &[(&str, &[ListedFile<'_>])]) -> ListResponse {
         let registry = hosts
             .iter()
             .map(|(host, files)| {
@@ -514,7 +526,7 @@ mod tests {
                 (Name::new(host).unwrap(), from_value(listed).unwrap())
             })
             .collect();
-        Listing { total: hosts.len() as u64, registry }
+        ListResponse { total: hosts.len() as u64, registry }
     }
 
     fn names(files: &[&NetworkFile]) -> Vec<String> {
@@ -523,24 +535,24 @@ mod tests {
 
     #[test]
     fn files_are_found_by_a_part_of_their_name_and_paged() {
-        let snapshot = Snapshot::new([
+        let snapshot = NetworkSnapshot::new([
             listing(&[("bob", &[("Report.pdf", 5, 1.0), ("song.ogg", 6, 1.0)])]),
             listing(&[("ann", &[("report.txt", 5, 1.0)]), ("bob", &[("Report.pdf", 5, 1.0)])]),
         ]);
         assert_eq!(snapshot.hosts.len(), 2);
-        let (total, found) = snapshot.search(&Sought::new(""), 0, 10);
+        let (total, found) = snapshot.search(&TextFilter::new(""), 0, 10);
         assert_eq!(
             (total, names(&found)),
             (3, vec!["Report.pdf@bob".into(), "report.txt@ann".into(), "song.ogg@bob".into()])
         );
-        let (total, found) = snapshot.search(&Sought::new("REPORT"), 1, 1);
+        let (total, found) = snapshot.search(&TextFilter::new("REPORT"), 1, 1);
         assert_eq!((total, names(&found)), (2, vec!["report.txt@ann".to_owned()]));
-        assert_eq!(snapshot.search(&Sought::new("nothing"), 0, 10), (0, vec![]));
-        assert_eq!(snapshot.search(&Sought::new(""), 9, 10), (3, vec![]));
+        assert_eq!(snapshot.search(&TextFilter::new("nothing"), 0, 10), (0, vec![]));
+        assert_eq!(snapshot.search(&TextFilter::new(""), 9, 10), (3, vec![]));
     }
 
-    /// A change: of a file with its size, of a file or host that is gone (none), or of a host that is there.
-    fn changed(host: &str, fname: Option<&str>, size: Option<u64>, is_there: bool) -> Changed {
+    /// A change of a file, with its size if it exists, or of a host.
+    fn changed(host: &str, fname: Option<&str>, size: Option<u64>, is_there: bool) -> ChangeEntry {
         let mut line = json!({"hostname": host, "display_name": host.to_uppercase(), "addr": ["192.0.2.9", 6009]});
         if let Some(fname) = fname {
             line["fname"] = json!(fname);
@@ -555,7 +567,7 @@ mod tests {
 
     #[test]
     fn what_has_changed_is_taken_in_in_order_and_twice_is_once() {
-        let mut snapshot = Snapshot::new([listing(&[
+        let mut snapshot = NetworkSnapshot::new([listing(&[
             ("ann", &[("a", 1, 1.0), ("b", 2, 1.0)]),
             ("bob", &[("c", 3, 1.0)]),
             ("cy", &[("d", 4, 1.0)]),
@@ -574,9 +586,9 @@ mod tests {
             changed("cy", Some("f"), Some(6), true),
             changed("nobody", Some("gone"), None, false),
         ];
-        let shown = |snapshot: &Snapshot| -> (Vec<String>, Vec<String>) {
+        let shown = |snapshot: &NetworkSnapshot| -> (Vec<String>, Vec<String>) {
             let file = |it: &NetworkFile| format!("{}@{} {} {}", it.name, it.owner.hostname, it.entry.size, it.copies);
-            let host = |it: &Arc<Host>| format!("{} {} {}", it.display_name, it.port, it.file_count);
+            let host = |it: &Arc<NetworkHost>| format!("{} {} {}", it.display_name, it.port, it.file_count);
             (snapshot.files.iter().map(file).collect(), snapshot.hosts.iter().map(host).collect())
         };
         for _ in 0..2 {
@@ -588,26 +600,26 @@ mod tests {
         snapshot.apply(&[changed("ann", None, None, false), changed("dee", Some("z"), Some(8), true)]);
         let (files, hosts) = shown(&snapshot);
         assert_eq!((files, hosts.len()), (vec!["f@cy 6 1".to_owned(), "z@dee 8 1".to_owned()], 3));
-        assert_eq!(snapshot.search(&Sought::new("Z"), 0, 9).0, 1, "what came is found");
+        assert_eq!(snapshot.search(&TextFilter::new("Z"), 0, 9).0, 1, "what came is found");
     }
 
     #[test]
     fn what_is_followed_is_read_once_and_what_is_heard_meanwhile_is_in_it() {
         let (client, answered) = registry(1, 3);
-        let network = Network::default();
-        network.follow();
-        let read = |network: &Network| network.snapshot(Duration::ZERO, &client).unwrap().files.len();
+        let network = NetworkCache::default();
+        network.begin_following();
+        let read = |network: &NetworkCache| network.snapshot(Duration::ZERO, &client).unwrap().files.len();
         assert_eq!((read(&network), read(&network), answered.lock().len()), (3, 3, 1), "as long as nothing changes");
         network.apply(&[changed("dee", Some("z"), Some(9), true)]);
         assert_eq!((read(&network), answered.lock().len()), (4, 1));
-        // It is heard of again while everything is read anew.
-        network.state.lock().heard = Some(Vec::new());
+        // Changes are buffered while the list is being read.
+        network.state.lock().buffered_changes = Some(Vec::new());
         network.apply(&[changed("dee", Some("y"), Some(9), true)]);
-        assert_eq!(network.state.lock().heard.as_ref().map(Vec::len), Some(1));
-        network.state.lock().heard = None;
-        network.forget();
+        assert_eq!(network.state.lock().buffered_changes.as_ref().map(Vec::len), Some(1));
+        network.state.lock().buffered_changes = None;
+        network.invalidate();
         assert_eq!((read(&network), answered.lock().len()), (3, 2));
-        network.follow_no_more();
+        network.stop_following();
         assert_eq!((read(&network), answered.lock().len()), (3, 3), "nobody tells what changes");
     }
 
@@ -629,7 +641,7 @@ mod tests {
             ("cy", files(&[("a", 5, Some(2)), ("z", 5, Some(1))])),
         ];
         let registry = registry.into_iter().map(|(host, listed)| (Name::new(host).unwrap(), listed)).collect();
-        let snapshot = Snapshot::new([Listing { total: 3, registry }]);
+        let snapshot = NetworkSnapshot::new([ListResponse { total: 3, registry }]);
         let counted: Vec<String> = snapshot
             .files
             .iter()
@@ -641,7 +653,7 @@ mod tests {
         );
     }
 
-    /// A registry with so many hosts of so many files; how many files each answer had.
+    /// A registry with this many hosts of this many files each; records the number of files in each response.
     fn registry(hosts: u64, files: usize) -> (RegistryClient, Arc<Mutex<Vec<usize>>>) {
         use std::io::{BufRead, BufReader, Write};
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -670,10 +682,10 @@ mod tests {
     #[test]
     fn pages_are_of_as_many_hosts_as_do_not_have_too_many_files() {
         for (hosts, files, most_in_an_answer, most_answers) in
-            [(12, 6_000, 2 * PAGE_FILES, 12), (3, 21_000, 42_000, 2), (600, 3, 1_000, 10), (0, 0, 0, 1)]
+            [(12, 6_000, 2 * PAGE_FILES_MAX, 12), (3, 21_000, 42_000, 2), (600, 3, 1_000, 10), (0, 0, 0, 1)]
         {
             let (client, answered) = registry(hosts, files);
-            let snapshot = Network::default().snapshot(FRESH, &client).unwrap();
+            let snapshot = NetworkCache::default().snapshot(MAX_AGE, &client).unwrap();
             assert_eq!((snapshot.hosts.len(), snapshot.files.len()), (hosts as usize, hosts as usize * files));
             let answered = answered.lock();
             assert!(answered.iter().all(|count| *count <= most_in_an_answer), "{answered:?}");
@@ -699,7 +711,7 @@ mod tests {
             }
         });
         let client = RegistryClient::connect(at, None, Duration::from_secs(20)).unwrap();
-        let read = Network::default().snapshot(FRESH, &client);
+        let read = NetworkCache::default().snapshot(MAX_AGE, &client);
         assert!(matches!(read, Err(NetworkError::TooLarge | NetworkError::TooSlow)), "{read:?}");
         drop(client);
         served.join().unwrap();
@@ -716,21 +728,21 @@ mod tests {
             lines
                 .take_while(Result::is_ok)
                 .inspect(|_| {
-                    // As long as it takes with very many files.
+                    // As long as reading takes with very many files.
                     std::thread::sleep(Duration::from_millis(300));
                     (&stream).write_all(b"{\"status\":\"OK\",\"total\":0,\"registry\":{}}\n").unwrap();
                 })
                 .count()
         });
         let client = RegistryClient::connect(at, None, Duration::from_secs(20)).unwrap();
-        let network = Network::default();
+        let network = NetworkCache::default();
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| network.snapshot(Duration::ZERO, &client).unwrap());
             }
         });
         drop(client);
-        // The first one's, and one that began after all had asked.
+        // The first caller's read, and one that started after all had called.
         let asked = served.join().unwrap();
         assert!(asked <= 3, "{asked}");
     }
@@ -748,8 +760,9 @@ mod tests {
             found("a", "cy", 6, 100.0),
         ];
         let ann = Name::new("ann").unwrap();
-        let names =
-            |list: &[Match]| list.iter().map(|it| format!("{}@{}", it.name, it.host.hostname)).collect::<Vec<_>>();
+        let names = |list: &[DuplicateMatch]| {
+            list.iter().map(|it| format!("{}@{}", it.name, it.host.hostname)).collect::<Vec<_>>()
+        };
         let duplicates = Duplicates::of(&ann, 5, Some(100.0), all.clone());
         assert_eq!(
             (names(&duplicates.exact), names(&duplicates.partial)),

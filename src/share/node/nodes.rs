@@ -1,4 +1,4 @@
-//! The nodes of a process: one a user, each with a registry connection and a peer port of its own.
+//! The nodes of a process: one per user, each with its own registry connection and peer port.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,115 +9,116 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::keep::User;
-use super::{Beginning, Floor, Node, NodeError, Settings, uploads};
+use super::store::NodeUser;
+use super::{JoinOptions, Node, NodeContext, NodeError, NodeSettings, uploads};
 use crate::model::{Name, Token};
 use crate::net::{listener, threads};
-use crate::share::folders::Folders;
+use crate::share::folders::SharedFolders;
 
-/// Most users of one process: each has threads and a port.
+/// Most users of one process; each has its own threads and port.
 pub const USERS_MAX: usize = 64;
 
 /// Why the nodes cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The port that was asked for.
+pub enum StartNodesError {
+    /// The requested peer port is in use.
     #[error("{addr} is in use")]
     PortInUse {
-        /// Where.
+        /// The address.
         addr: SocketAddr,
     },
-    /// None of the range is free.
+    /// No port of the range is free.
     #[error("no port of {min} to {max} is free: choose others with --port-min and --port-max")]
     NoPortFree {
-        /// The lowest.
+        /// First port of the range.
         min: u16,
-        /// The highest.
+        /// Last port of the range.
         max: u16,
     },
-    /// Another reason not to listen.
+    /// Listening failed for another reason.
     #[error("cannot listen at {addr}: {error}")]
     Listen {
-        /// Where.
+        /// The address.
         addr: SocketAddr,
-        /// The system's.
+        /// The system's error.
         error: io::Error,
     },
-    /// A folder.
+    /// A shared folder or the repo cannot be used.
     #[error("--folder or --repo: {0}")]
     Folder(io::Error),
-    /// The node itself.
+    /// A node could not start.
     #[error(transparent)]
     Node(#[from] NodeError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] crate::storage::StoreError),
 }
 
-/// What a process's nodes share, and which of them there are.
+/// The nodes of a process, and what they share.
 pub struct Nodes {
-    settings: Arc<Settings>,
-    /// Whom the process is named after.
-    named: Name,
-    floor: Floor,
-    /// Of the first account; others have the repo alone.
-    folders: Folders,
-    places: Arc<Mutex<Places>>,
+    settings: Arc<NodeSettings>,
+    /// The user that the process was started for.
+    primary_user: Name,
+    context: NodeContext,
+    /// The folders of the first user; other users have the repo alone.
+    folders: SharedFolders,
+    slots: Arc<Mutex<NodeSlots>>,
 }
 
-/// Who has one of the [`USERS_MAX`] places.
+/// The nodes that occupy one of the [`USERS_MAX`] slots.
 #[derive(Default)]
-struct Places {
-    /// Those who take part, and whom the process is named after.
+struct NodeSlots {
+    /// Nodes that have joined, and the primary user's node.
     running: BTreeMap<Name, Arc<Node>>,
-    /// Those who take part no more, and send something to its end.
+    /// Nodes that have left, and complete their transfers to peers.
     leaving: Vec<Arc<Node>>,
 }
 
-impl Places {
-    fn are_taken(&self) -> bool {
+impl NodeSlots {
+    fn is_full(&self) -> bool {
         self.running.len() + self.leaving.len() >= USERS_MAX
     }
 
-    fn has(&self, node: &Arc<Node>) -> bool {
+    fn is_running(&self, node: &Arc<Node>) -> bool {
         self.running.get(node.user()).is_some_and(|running| Arc::ptr_eq(running, node))
     }
 }
 
 impl Nodes {
-    /// Binds the peer port of the user whom the process is named after, and goes on with whoever took part when
-    /// it last ended.
+    /// Starts the primary user's node, and the nodes of all users that were joined when the process last ended.
     ///
     /// # Errors
-    /// [`StartError`].
+    /// [`StartNodesError`].
     pub fn start(
-        settings: Settings,
-        floor: Floor,
+        settings: NodeSettings,
+        context: NodeContext,
         folders: &[PathBuf],
         repo: &std::path::Path,
-        named: &Name,
+        primary_user: &Name,
         port: Option<u16>,
-    ) -> Result<Nodes, StartError> {
-        let folders = Folders::new(folders, repo, &settings.data_dir).map_err(StartError::Folder)?;
-        // What is left takes room, and nothing else: a repo that cannot be read now is told of when it is used.
-        if let Err(error) = uploads::remove_left(folders.repo()) {
+    ) -> Result<Nodes, StartNodesError> {
+        let folders = SharedFolders::new(folders, repo, &settings.data_dir).map_err(StartNodesError::Folder)?;
+        // Leftovers only waste space. A repo that cannot be read is reported when it is used.
+        if let Err(error) = uploads::remove_leftovers(folders.repo()) {
             log::warn!("{}: what unfinished uploads have left: {error}", folders.repo().display());
         }
         let settings = Arc::new(settings);
-        let nodes = Nodes { settings, named: named.clone(), floor, folders, places: Arc::default() };
-        let users = nodes.floor.keep.users()?;
-        let kept = users.iter().find(|user| user.name == *named).and_then(|user| user.port);
+        let nodes = Nodes { settings, primary_user: primary_user.clone(), context, folders, slots: Arc::default() };
+        let users = nodes.context.store.users()?;
+        let last_port = users.iter().find(|user| user.name == *primary_user).and_then(|user| user.port);
         let listener = match port {
             Some(port) => nodes.listen(port).map_err(|error| match error.kind() {
-                io::ErrorKind::AddrInUse => StartError::PortInUse { addr: SocketAddr::new(nodes.settings.bind, port) },
-                _ => StartError::Listen { addr: SocketAddr::new(nodes.settings.bind, port), error },
+                io::ErrorKind::AddrInUse => {
+                    StartNodesError::PortInUse { addr: SocketAddr::new(nodes.settings.bind, port) }
+                }
+                _ => StartNodesError::Listen { addr: SocketAddr::new(nodes.settings.bind, port), error },
             })?,
-            None => nodes.free_port(kept)?,
+            None => nodes.bind_free_port(last_port)?,
         };
-        nodes.add(named, listener)?;
-        for user in users.iter().filter(|user| user.is_on) {
-            let node = nodes.of(user)?;
-            node.begin(nodes.beginning(
+        nodes.add(primary_user, listener)?;
+        for user in users.iter().filter(|user| user.is_joined) {
+            let node = nodes.get_or_start(user)?;
+            node.join(nodes.join_options(
                 user,
                 None,
                 user.advertise_ip.as_deref().and_then(|ip| ip.parse().ok()),
@@ -127,46 +128,46 @@ impl Nodes {
         Ok(nodes)
     }
 
-    /// How they are run.
-    pub fn settings(&self) -> &Settings {
+    /// The configuration of the nodes.
+    pub fn settings(&self) -> &NodeSettings {
         &self.settings
     }
 
-    /// Whom the process is named after.
-    pub fn named(&self) -> &Name {
-        &self.named
+    /// The user that the process was started for.
+    pub fn primary_user(&self) -> &Name {
+        &self.primary_user
     }
 
-    /// What outlives the process.
-    pub fn keep(&self) -> &super::keep::Keep {
-        &self.floor.keep
+    /// The store on disk.
+    pub fn store(&self) -> &super::store::NodeStore {
+        &self.context.store
     }
 
     /// The process's clock.
     pub fn clock(&self) -> crate::model::Clock {
-        self.floor.clock
+        self.context.clock
     }
 
-    /// Where the process's own user is reached by peers.
-    pub fn peer_addr(&self, named: &Name) -> Option<SocketAddr> {
-        self.places.lock().running.get(named).map(|node| node.peer_addr())
+    /// Address of a user's peer port.
+    pub fn peer_addr(&self, user: &Name) -> Option<SocketAddr> {
+        self.slots.lock().running.get(user).map(|node| node.peer_addr())
     }
 
-    /// The node of a user who takes part.
+    /// The node of a user, if it has joined.
     pub fn get(&self, user: &Name) -> Option<Arc<Node>> {
-        self.places.lock().running.get(user).filter(|node| node.is_on()).cloned()
+        self.slots.lock().running.get(user).filter(|node| node.is_joined()).cloned()
     }
 
-    /// Checks that what is kept here under a user's name is that account's. An earlier version of the server made two
-    /// accounts of two spellings of one name: here the first that came is the one.
+    /// Checks that the data stored here under a user's name belongs to that account. An earlier version of the server
+    /// could have two accounts with different spellings of one name; the first to sign in here owns the data.
     ///
     /// # Errors
-    /// [`NodeError::Conflict`], or the store's.
+    /// [`NodeError::Conflict`], or the store fails.
     pub fn check_account(&self, user: &Name) -> Result<(), NodeError> {
         if user.as_str().is_ascii() {
             return Ok(());
         }
-        match self.floor.keep.first_of(user)? {
+        match self.context.store.first_spelling_of(user)? {
             Some(first) if first.as_str() != user.as_str() => Err(NodeError::Conflict(
                 "username: another account uses this node, whose name is the same but for its spelling: use another node"
                     .to_owned(),
@@ -175,46 +176,46 @@ impl Nodes {
         }
     }
 
-    /// Somebody has signed in: the first one ever is the one who may name any path that is shared.
+    /// Records that a user has signed in. The first one ever may use all shared folders.
     ///
     /// # Errors
-    /// As of [`Nodes::check_account`].
+    /// As [`Nodes::check_account`].
     pub fn signed_in(&self, user: &Name, display_name: &str, token: &Token) -> Result<(), NodeError> {
         self.check_account(user)?;
-        self.floor.keep.signed_in(user, display_name)?;
+        self.context.store.signed_in(user, display_name)?;
         if let Some(node) = self.get(user) {
             node.set_token(token);
         }
         Ok(())
     }
 
-    /// Takes part for a user from now on; again, with another token or address.
+    /// Joins the network for a user, or joins again with another token or address.
     ///
     /// # Errors
-    /// [`NodeError`], as of [`Node::begin`].
-    pub fn begin(&self, user: &Name, token: &Token, advertise_ip: Option<IpAddr>) -> Result<Arc<Node>, NodeError> {
-        let known = self.floor.keep.users()?.into_iter().find(|known| known.name == *user);
-        let Some(user) = known else {
-            // A token of the server that was got elsewhere.
-            self.floor.keep.signed_in(user, user.as_str())?;
-            return self.begin(user, token, advertise_ip);
+    /// As [`Node::join`], or all slots are taken.
+    pub fn join(&self, user: &Name, token: &Token, advertise_ip: Option<IpAddr>) -> Result<Arc<Node>, NodeError> {
+        let stored = self.context.store.users()?.into_iter().find(|stored| stored.name == *user);
+        let Some(user) = stored else {
+            // The token was obtained elsewhere, not by signing in at this node.
+            self.context.store.signed_in(user, user.as_str())?;
+            return self.join(user, token, advertise_ip);
         };
-        let node = self.of(&user)?;
-        // One after the other with whoever logs out: what is kept is what was done last.
-        let turn = node.turn();
-        if !self.places.lock().has(&node) {
-            // It was retired meanwhile: there will be another.
-            drop(turn);
-            return self.begin(&user.name, token, advertise_ip);
+        let node = self.get_or_start(&user)?;
+        // Excludes a simultaneous logout, so that the store ends up with what was done last.
+        let membership = node.lock_membership();
+        if !self.slots.lock().is_running(&node) {
+            // The node was retired meanwhile: start another one.
+            drop(membership);
+            return self.join(&user.name, token, advertise_ip);
         }
-        let advertised = advertise_ip.map(|ip| ip.to_string());
-        self.floor.keep.set_on(&user.name, true, advertised.as_deref())?;
-        self.floor.keep.set_port(&user.name, node.peer_addr().port())?;
-        match node.begin(self.beginning(&user, Some(token.clone()), advertise_ip, true)) {
+        let advertise_ip_text = advertise_ip.map(|ip| ip.to_string());
+        self.context.store.set_joined(&user.name, true, advertise_ip_text.as_deref())?;
+        self.context.store.set_port(&user.name, node.peer_addr().port())?;
+        match node.join(self.join_options(&user, Some(token.clone()), advertise_ip, true)) {
             Ok(()) => Ok(Arc::clone(&node)),
             Err(error) => {
-                if !node.is_on() {
-                    self.floor.keep.set_on(&user.name, false, advertised.as_deref())?;
+                if !node.is_joined() {
+                    self.context.store.set_joined(&user.name, false, advertise_ip_text.as_deref())?;
                     self.retire(&node);
                 }
                 Err(error)
@@ -222,57 +223,57 @@ impl Nodes {
         }
     }
 
-    /// Takes part for a user no more. The place is free once what is being sent is over.
+    /// Leaves the network for a user. The slot becomes free once transfers to peers are complete.
     ///
     /// # Errors
-    /// The store's.
-    pub fn end(&self, user: &Name) -> Result<(), NodeError> {
-        let node = self.places.lock().running.get(user).cloned();
-        let _turn = node.as_ref().map(|node| node.turn());
-        self.floor.keep.set_on(user, false, None)?;
+    /// The store fails.
+    pub fn leave(&self, user: &Name) -> Result<(), NodeError> {
+        let node = self.slots.lock().running.get(user).cloned();
+        let _membership = node.as_ref().map(|node| node.lock_membership());
+        self.context.store.set_joined(user, false, None)?;
         if let Some(node) = &node {
-            if node.is_on() {
-                node.end();
+            if node.is_joined() {
+                node.leave();
             }
             self.retire(node);
         }
         Ok(())
     }
 
-    /// Gives back the place of a node that has ended, whose turn the caller has. That of whom the process is named after
-    /// stays: its peer port is in the ready file.
+    /// Frees the slot of a node that has left; the caller holds its membership lock. The primary user's node stays,
+    /// because its peer port is in the ready file.
     fn retire(&self, node: &Arc<Node>) {
-        if *node.user() == self.named {
+        if *node.user() == self.primary_user {
             return;
         }
         {
-            let mut places = self.places.lock();
-            if !places.has(node) {
+            let mut slots = self.slots.lock();
+            if !slots.is_running(node) {
                 return;
             }
-            places.running.remove(node.user());
-            places.leaving.push(Arc::clone(node));
+            slots.running.remove(node.user());
+            slots.leaving.push(Arc::clone(node));
         }
-        let (places, left) = (Arc::clone(&self.places), Arc::clone(node));
-        let free_place = move |how: fn(&Node)| {
-            how(&left);
-            places.lock().leaving.retain(|leaving| !Arc::ptr_eq(leaving, &left));
+        let (slots, retired) = (Arc::clone(&self.slots), Arc::clone(node));
+        let free_slot = move |stop: fn(&Node)| {
+            stop(&retired);
+            slots.lock().leaving.retain(|leaving| !Arc::ptr_eq(leaving, &retired));
         };
-        // Nothing new is sent: what is over stays over.
+        // No new transfer can start any more.
         if !node.is_sending() {
-            return free_place(Node::retire);
+            return free_slot(Node::retire);
         }
-        let waits = free_place.clone();
-        if let Err(error) = threads::spawn("share-leave", move || waits(Node::retire)) {
+        let free_slot_later = free_slot.clone();
+        if let Err(error) = threads::spawn("share-leave", move || free_slot_later(Node::retire)) {
             log::warn!("{}: what is being sent is cut off: {error}", node.user());
-            free_place(|node| node.stop(Duration::ZERO));
+            free_slot(|node| node.stop(Duration::ZERO));
         }
     }
 
-    /// Ends all of them with the process.
+    /// Stops all nodes when the process ends, within `grace`.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        let Places { running, leaving } = std::mem::take(&mut *self.places.lock());
+        let NodeSlots { running, leaving } = std::mem::take(&mut *self.slots.lock());
         std::thread::scope(|scope| {
             for node in running.values().chain(&leaving) {
                 scope.spawn(move || node.stop(deadline.saturating_duration_since(Instant::now())));
@@ -280,24 +281,30 @@ impl Nodes {
         });
     }
 
-    fn beginning(&self, user: &User, token: Option<Token>, advertise_ip: Option<IpAddr>, waits: bool) -> Beginning {
-        let folders = if user.number == 1 { self.folders.clone() } else { self.folders.repo_alone() };
-        Beginning {
+    fn join_options(
+        &self,
+        user: &NodeUser,
+        token: Option<Token>,
+        advertise_ip: Option<IpAddr>,
+        waits_for_registry: bool,
+    ) -> JoinOptions {
+        let folders = if user.number == 1 { self.folders.clone() } else { self.folders.repo_only() };
+        JoinOptions {
             display_name: user.display_name.clone(),
             token,
             advertise_ip: advertise_ip.or(self.settings.advertise_ip),
             folders,
-            waits,
+            waits_for_registry,
         }
     }
 
-    /// The user's node, which is made if there is none.
-    fn of(&self, user: &User) -> Result<Arc<Node>, NodeError> {
-        if let Some(node) = self.places.lock().running.get(&user.name) {
+    /// Returns the user's node, starting it if there is none.
+    fn get_or_start(&self, user: &NodeUser) -> Result<Arc<Node>, NodeError> {
+        if let Some(node) = self.slots.lock().running.get(&user.name) {
             return Ok(Arc::clone(node));
         }
-        let listener = self.free_port(user.port).map_err(|error| match error {
-            StartError::Node(error) => error,
+        let listener = self.bind_free_port(user.port).map_err(|error| match error {
+            StartNodesError::Node(error) => error,
             other => NodeError::Busy(other.to_string()),
         })?;
         self.add(&user.name, listener)
@@ -305,47 +312,47 @@ impl Nodes {
 
     fn add(&self, user: &Name, listener: TcpListener) -> Result<Arc<Node>, NodeError> {
         let port = listener.local_addr()?.port();
-        let full = || NodeError::Busy(format!("{USERS_MAX} users have a node here already"));
-        if self.places.lock().are_taken() {
-            return Err(full());
+        let full_error = || NodeError::Busy(format!("{USERS_MAX} users have a node here already"));
+        if self.slots.lock().is_full() {
+            return Err(full_error());
         }
-        let folders = self.folders.repo_alone();
-        let node = Node::start(user.clone(), listener, folders, Arc::clone(&self.settings), self.floor.clone())?;
-        self.floor.keep.set_port(user, port)?;
+        let folders = self.folders.repo_only();
+        let node = Node::start(user.clone(), listener, folders, Arc::clone(&self.settings), self.context.clone())?;
+        self.context.store.set_port(user, port)?;
         let node = Arc::new(node);
-        let former = {
-            let mut places = self.places.lock();
-            match places.running.get(user) {
-                // Another request was faster.
-                Some(former) => Some(Arc::clone(former)),
-                None if places.are_taken() => None,
+        let existing = {
+            let mut slots = self.slots.lock();
+            match slots.running.get(user) {
+                // Another request started it first.
+                Some(existing) => Some(Arc::clone(existing)),
+                None if slots.is_full() => None,
                 None => {
-                    places.running.insert(user.clone(), Arc::clone(&node));
+                    slots.running.insert(user.clone(), Arc::clone(&node));
                     return Ok(node);
                 }
             }
         };
         node.stop(Duration::ZERO);
-        former.ok_or_else(full)
+        existing.ok_or_else(full_error)
     }
 
     fn listen(&self, port: u16) -> io::Result<TcpListener> {
         listener::listen(SocketAddr::new(self.settings.bind, port))
     }
 
-    /// The port of last time if it is free, else the first that is.
-    fn free_port(&self, kept: Option<u16>) -> Result<TcpListener, StartError> {
+    /// Binds the port of last time if it is free, else the first free one of the range.
+    fn bind_free_port(&self, last_port: Option<u16>) -> Result<TcpListener, StartNodesError> {
         let range = self.settings.ports.clone();
         let (min, max) = (*range.start(), *range.end());
-        for port in kept.filter(|kept| range.contains(kept)).into_iter().chain(range) {
+        for port in last_port.filter(|last_port| range.contains(last_port)).into_iter().chain(range) {
             match self.listen(port) {
                 Ok(listener) => return Ok(listener),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 Err(error) => {
-                    return Err(StartError::Listen { addr: SocketAddr::new(self.settings.bind, port), error });
+                    return Err(StartNodesError::Listen { addr: SocketAddr::new(self.settings.bind, port), error });
                 }
             }
         }
-        Err(StartError::NoPortFree { min, max })
+        Err(StartNodesError::NoPortFree { min, max })
     }
 }

@@ -1,175 +1,185 @@
-//! REGISTER: who may have a hostname, and what stays of who had it. SPEC.md section 6, "Who may".
+//! REGISTER: who may have a hostname, and what is kept of its former holder. See `docs/spec/share.md`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::room::Holding;
-use super::secrets::Secret;
-use super::{Change, ConnId, Host, Refusal, Registry, SecretKey};
+use super::quotas::HostUsage;
+use super::secrets::ResumeSecret;
+use super::{ConnId, HostRecord, Registry, RegistryChange, RegistryError, SecretHash};
 use crate::model::{Millis, Name};
 use crate::net::source;
-use crate::share::wire::Files;
+use crate::share::wire::FileMap;
 
-/// Who wants to be a host.
+/// A request to register under a hostname.
 #[derive(Debug, Clone)]
-pub struct Claim {
-    /// Under which name.
+pub struct HostnameClaim {
     pub hostname: Name,
-    /// For people.
+    /// Name shown to people.
     pub display_name: Arc<str>,
-    /// Where the files can be had.
+    /// Port of the host's peer server.
     pub port: u16,
-    /// At which address, if not the source.
+    /// Address of the peer server, if it is not the source address.
     pub ip: Option<IpAddr>,
-    /// Where the connection comes from.
+    /// Address that the connection comes from.
     pub source: IpAddr,
-    /// Whether the name is a user's, and how the claim shows to be of that one.
-    pub standing: Standing,
-    /// What was answered before.
-    pub resume: Option<SecretKey>,
-    /// What will be answered if `resume` is of no use.
-    pub fresh: SecretKey,
-    /// No list was given: with a `resume` that is good the former one stays.
+    /// Whether the hostname belongs to an account, and how the claim proves to come from its user.
+    pub status: HostnameStatus,
+    /// The secret of an earlier registration.
+    pub resume_secret: Option<SecretHash>,
+    /// The secret to issue unless `resume_secret` is valid.
+    pub new_secret: SecretHash,
+    /// No file list was given: with a valid `resume_secret` the former one stays.
     pub keeps_files: bool,
-    /// How many published files the list has that was given.
+    /// Number of published files in the given list.
     pub file_count: usize,
-    /// The registry is on the host of that address: one from loopback may say it.
-    pub ip_is_here: bool,
+    /// `ip` is an address of the registry's own machine, which a client on loopback may use.
+    pub is_local_ip: bool,
 }
 
-/// What a hostname is.
+/// Whether a hostname belongs to a user account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// Nobody's.
+pub enum HostnameStatus {
+    /// It belongs to no account.
     Free,
-    /// A user account's.
-    Account(Proof),
+    /// It is the name of a user account.
+    Account(AccountProof),
 }
 
-/// How a claim shows to be the user's.
+/// How a claim proves to come from the account's user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proof {
-    /// Not at all.
+pub enum AccountProof {
+    /// It does not.
     None,
-    /// By a valid token.
+    /// It has a valid token of that user.
     Token,
-    /// The user signed in from there, and that is enough here.
+    /// The user has signed in from the same address, and the server accepts that.
     Address,
 }
 
-/// A claim that is granted.
+/// The outcome of a granted claim.
 #[derive(Debug, PartialEq)]
-pub struct Granted {
-    /// The connection gets the secret that it showed, not the fresh one.
-    pub resumed: bool,
-    /// The former list stays; else [`Registry::replace_files`] is to be called with the new one until it is done.
-    pub files_stay: bool,
-    /// The address under which it is shown.
+pub struct HostnameGrant {
+    /// The presented secret was valid and stays in use; the new one is not issued.
+    pub is_resumed: bool,
+    /// The former file list stays; otherwise [`Registry::replace_files`] is to be called with the new one until done.
+    pub keeps_files: bool,
+    /// The address under which the host is listed.
     pub ip: IpAddr,
     /// The connection that held the hostname until now.
-    pub replaced: Option<ConnId>,
-    /// What is to be kept.
-    pub changes: Vec<Change>,
+    pub replaced_conn: Option<ConnId>,
+    /// Changes to store.
+    pub changes: Vec<RegistryChange>,
 }
 
-/// A claim that would be granted if there is room.
-pub(super) struct Plan {
-    /// What it showed, if that is good.
-    secret: Option<Secret>,
-    stays: Stays,
+/// A claim that passes all rules; only the quotas remain to be checked.
+pub(super) struct ClaimPlan {
+    /// The presented secret, if it is valid.
+    secret: Option<ResumeSecret>,
+    retained: Retained,
     ip: IpAddr,
-    files_stay: bool,
-    /// What is counted for whoever has the name now.
-    pub(super) before: Option<Holding>,
-    /// What would be counted then.
-    pub(super) after: Holding,
+    keeps_files: bool,
+    /// What the quotas count for the current holder of the name.
+    pub(super) before: Option<HostUsage>,
+    /// What they would count afterwards.
+    pub(super) after: HostUsage,
 }
 
-/// What stays of who had the name.
-enum Stays {
-    /// Nothing: there was none, or somebody else.
+/// What is kept of the hostname's current holder.
+enum Retained {
+    /// Nothing: there is none, or it is a different host.
     Nothing,
-    /// The row: somebody at the same address comes first.
-    Place,
-    /// Everything: it is the same one.
-    All,
+    /// The record but not its secrets: another client at the same address may take over a closed host.
+    Record,
+    /// Everything: it is the same host.
+    Everything,
 }
 
 impl Registry {
-    /// Whether a claim would be granted if there is room, and what it would come to.
-    pub(super) fn plan(&self, now: Millis, conn: ConnId, claim: &Claim) -> Result<Plan, Refusal> {
-        if let Some(held) = self.held_by(conn)
+    /// Checks all rules but the quotas.
+    pub(super) fn plan_claim(
+        &self,
+        now: Millis,
+        conn: ConnId,
+        claim: &HostnameClaim,
+    ) -> Result<ClaimPlan, RegistryError> {
+        if let Some(held) = self.hostname_of(conn)
             && *held != claim.hostname
         {
-            return Err(Refusal::OneHostname(held.clone()));
+            return Err(RegistryError::OneHostname(held.clone()));
         }
-        let known = self.host_named(claim.hostname.as_str()).map(|(_, host)| host);
-        let is_account = matches!(claim.standing, Standing::Account(_));
-        let heard = known.map(|host| (host.tenure, host.heard_at));
-        let secret = claim.resume.and_then(|key| self.secrets.find(now, &claim.hostname, &key, heard).copied());
-        // Of a user's hostname, what a stranger was given before it was the user's is worth nothing.
-        let secret = secret.filter(|secret| secret.by_account || !is_account);
-        let stays = self.may_have(now, conn, claim, known, secret.as_ref())?;
-        let stays_all = matches!(stays, Stays::All);
-        let former_ip = known.filter(|host| stays_all && host.by_account).map(|host| host.ip);
+        let known = self.host_by_name(claim.hostname.as_str()).map(|(_, host)| host);
+        let is_account = matches!(claim.status, HostnameStatus::Account(_));
+        let last_seen = known.map(|host| (host.lease_id, host.last_seen_at));
+        let secret =
+            claim.resume_secret.and_then(|key| self.secrets.find(now, &claim.hostname, &key, last_seen).copied());
+        // A secret issued to an anonymous host is void once the hostname belongs to a user.
+        let secret = secret.filter(|secret| secret.is_user || !is_account);
+        let retained = self.check_claim(now, conn, claim, known, secret.as_ref())?;
+        let retains_everything = matches!(retained, Retained::Everything);
+        let former_ip = known.filter(|host| retains_everything && host.is_user).map(|host| host.ip);
         let ip = allowed_ip(claim, claim.source.to_canonical(), former_ip)?;
-        let files_stay = claim.keeps_files && secret.is_some() && stays_all;
-        let before = known.and_then(|host| host.held);
+        let keeps_files = claim.keeps_files && secret.is_some() && retains_everything;
+        let before = known.and_then(|host| host.usage);
         let files = match before {
-            Some(held) if files_stay => held.files,
-            _ if files_stay => 0,
+            Some(held) if keeps_files => held.files,
+            _ if keeps_files => 0,
             _ => claim.file_count,
         };
-        let source = source::of(claim.source);
-        let after = Holding { by_account: is_account, source, hosts: 1, files, hidden: 0 };
-        Ok(Plan { secret, stays, ip, files_stay, before, after })
+        let source = source::key_of(claim.source);
+        let after = HostUsage { is_user: is_account, source, hosts: 1, files, unpublished_files: 0 };
+        Ok(ClaimPlan { secret, retained, ip, keeps_files, before, after })
     }
 
-    /// REGISTER.
+    /// REGISTER: grants the hostname if all rules and quotas allow it.
     ///
     /// # Errors
-    /// Why not. Nothing has changed then.
-    pub fn register(&mut self, now: Millis, conn: ConnId, claim: &Claim) -> Result<Granted, Refusal> {
-        let now = self.at(now);
+    /// The rule or quota that is violated; nothing has changed then.
+    pub fn register(
+        &mut self,
+        now: Millis,
+        conn: ConnId,
+        claim: &HostnameClaim,
+    ) -> Result<HostnameGrant, RegistryError> {
+        let now = self.advance_clock(now);
         let source = claim.source.to_canonical();
-        let Plan { secret, stays, ip, files_stay, before, after } = self.plan(now, conn, claim)?;
-        if let Some(lack) = self.room.lack(before.as_ref(), &after) {
-            return Err(lack.into());
+        let ClaimPlan { secret, retained, ip, keeps_files, before, after } = self.plan_claim(now, conn, claim)?;
+        if let Some(exceeded) = self.quotas.exceeded_by(before.as_ref(), &after) {
+            return Err(exceeded.into());
         }
 
-        let is_account = after.by_account;
-        let known = self.host_named(claim.hostname.as_str());
-        let heard = known.map(|(_, host)| (host.tenure, host.heard_at));
+        let is_account = after.is_user;
+        let known = self.host_by_name(claim.hostname.as_str());
+        let last_seen = known.map(|(_, host)| (host.lease_id, host.last_seen_at));
         let known = known.map(|(slot, _)| slot);
         let mut changes = Vec::new();
-        self.secrets.end(now, &claim.hostname, heard, &mut changes);
+        self.secrets.drop_expired(now, &claim.hostname, last_seen, &mut changes);
         let mut replaced = None;
         let is_holder = self.by_conn.contains_key(&conn);
-        let slot = match (known, &stays) {
-            (Some(slot), Stays::Place | Stays::All) => slot,
+        let slot = match (known, &retained) {
+            (Some(slot), Retained::Record | Retained::Everything) => slot,
             (known, _) => {
                 if let Some(slot) = known {
                     replaced = self.slots[slot as usize].as_ref().and_then(|host| host.conn);
-                    self.drop_host(slot, &mut changes);
+                    self.remove_host(slot, &mut changes);
                 }
-                let id = self.number();
-                self.put(new_host(id, claim, ip))
+                let id = self.allocate_id();
+                self.insert_host(new_host(id, claim, ip))
             }
         };
-        let tenure = match (&stays, &secret, &self.slots[slot as usize]) {
-            (Stays::All, _, Some(host)) => host.tenure,
-            // Who comes back with a secret after its host went goes on where it was.
-            (_, Some(secret), _) => secret.tenure,
+        let lease_id = match (&retained, &secret, &self.slots[slot as usize]) {
+            (Retained::Everything, _, Some(host)) => host.lease_id,
+            // Coming back with a secret after the host was removed continues the former lease.
+            (_, Some(secret), _) => secret.lease_id,
             _ => {
-                // Another holds the name from now on: what was answered to whoever had it before gives nothing back.
-                self.secrets.forget_all(claim.hostname.as_str(), &mut changes);
-                self.number()
+                // A new holder: secrets of the former one must not give the name back.
+                self.secrets.drop_all(claim.hostname.as_str(), &mut changes);
+                self.allocate_id()
             }
         };
         let was_shown = self.slots[slot as usize].as_ref().is_some_and(|host| host.is_live);
-        // Taken out and put back, so that every count follows.
-        self.hide(slot);
-        let Some(host) = self.slots[slot as usize].as_mut() else { return Err(Refusal::UnknownHost) };
+        // Detach and attach again, so that every index and total follows the new values.
+        self.detach(slot);
+        let Some(host) = self.slots[slot as usize].as_mut() else { return Err(RegistryError::UnknownHost) };
         if let Some(other) = host.conn.replace(conn).filter(|other| *other != conn) {
             self.by_conn.remove(&other);
             replaced = Some(other);
@@ -179,100 +189,101 @@ impl Registry {
         }
         (host.ip, host.port, host.source) = (ip, claim.port, source);
         host.display_name = Arc::clone(&claim.display_name);
-        (host.by_account, host.tenure, host.heard_at) = (is_account, tenure, now);
-        host.promised = if files_stay { 0 } else { after.files };
-        changes.push(Change::Host(Box::new(host.row())));
-        self.recount(slot);
+        (host.is_user, host.lease_id, host.last_seen_at) = (is_account, lease_id, now);
+        host.reserved_files = if keeps_files { 0 } else { after.files };
+        changes.push(RegistryChange::Host(Box::new(host.row())));
+        self.update_usage(slot);
         self.by_conn.insert(conn, slot);
-        self.rise(slot);
-        self.tell_came(slot, was_shown);
+        self.make_live(slot);
+        self.log_host_listed(slot, was_shown);
 
-        let resumed = secret.is_some();
-        let key = match (&claim.resume, resumed) {
+        let is_resumed = secret.is_some();
+        let key = match (&claim.resume_secret, is_resumed) {
             (Some(key), true) => *key,
-            _ => claim.fresh,
+            _ => claim.new_secret,
         };
-        let secret = Secret { key, tenure, by_account: is_account, made_at: now, source };
-        self.secrets.put(&claim.hostname, secret, &mut changes);
-        Ok(Granted { resumed, files_stay, ip, replaced, changes })
+        let secret = ResumeSecret { hash: key, lease_id, is_user: is_account, issued_at: now, source };
+        self.secrets.insert(&claim.hostname, secret, &mut changes);
+        Ok(HostnameGrant { is_resumed, keeps_files, ip, replaced_conn: replaced, changes })
     }
 
-    /// Whether a claim may have its hostname, and what stays then.
-    fn may_have(
+    /// Checks whether the claim may have its hostname, and returns what is kept of the current holder.
+    fn check_claim(
         &self,
         now: Millis,
         conn: ConnId,
-        claim: &Claim,
-        known: Option<&Host>,
-        secret: Option<&Secret>,
-    ) -> Result<Stays, Refusal> {
-        let is_account = matches!(claim.standing, Standing::Account(_));
-        let is_proved = matches!(claim.standing, Standing::Account(Proof::Token | Proof::Address));
-        let is_holder = known.is_some_and(|host| host.conn == Some(conn) && (host.by_account || !is_account));
+        claim: &HostnameClaim,
+        known: Option<&HostRecord>,
+        secret: Option<&ResumeSecret>,
+    ) -> Result<Retained, RegistryError> {
+        let is_account = matches!(claim.status, HostnameStatus::Account(_));
+        let is_proved = matches!(claim.status, HostnameStatus::Account(AccountProof::Token | AccountProof::Address));
+        let is_holder = known.is_some_and(|host| host.conn == Some(conn) && (host.is_user || !is_account));
         if is_account && !is_proved && secret.is_none() && !is_holder {
-            return Err(Refusal::NeedsToken);
+            return Err(RegistryError::NeedsToken);
         }
-        let Some(host) = known else { return Ok(Stays::Nothing) };
-        let is_same_user = is_account && host.by_account;
-        let is_same_tenure = secret.is_some_and(|secret| secret.tenure == host.tenure);
-        if is_holder || is_same_user || is_same_tenure && host.by_account == is_account {
-            return Ok(Stays::All);
+        let Some(host) = known else { return Ok(Retained::Nothing) };
+        let is_same_user = is_account && host.is_user;
+        let is_same_lease = secret.is_some_and(|secret| secret.lease_id == host.lease_id);
+        if is_holder || is_same_user || is_same_lease && host.is_user == is_account {
+            return Ok(Retained::Everything);
         }
         if is_proved || secret.is_some() {
-            return Ok(Stays::Nothing);
+            return Ok(Retained::Nothing);
         }
-        // One that was not heard for so long holds no name, whatever becomes of its connection.
-        if now >= host.heard_at.plus(self.timeout) {
-            return Ok(Stays::Nothing);
+        // A timed-out host does not hold its name, even if its connection is still open.
+        if now >= host.last_seen_at.plus(self.peer_timeout) {
+            return Ok(Retained::Nothing);
         }
         if host.conn.is_none() && host.source == claim.source.to_canonical() {
-            return Ok(Stays::Place);
+            return Ok(Retained::Record);
         }
-        Err(Refusal::InUse)
+        Err(RegistryError::InUse)
     }
 }
 
-fn new_host(id: u64, claim: &Claim, ip: IpAddr) -> Host {
-    Host {
+fn new_host(id: u64, claim: &HostnameClaim, ip: IpAddr) -> HostRecord {
+    HostRecord {
         id,
         name: claim.hostname.clone(),
         display_name: Arc::clone(&claim.display_name),
         ip,
         port: claim.port,
         source: claim.source,
-        by_account: false,
-        tenure: 0,
+        is_user: false,
+        lease_id: 0,
         connected_at: Millis::default(),
-        heard_at: Millis::default(),
-        is_unsaved: false,
+        last_seen_at: Millis::default(),
+        is_last_seen_unsaved: false,
         conn: None,
         is_live: false,
-        files: Files::new(),
-        published: 0,
-        published_size: 0,
-        held: None,
-        promised: 0,
-        mark: 0,
+        files: FileMap::new(),
+        published_count: 0,
+        published_bytes: 0,
+        usage: None,
+        reserved_files: 0,
+        change_seq: 0,
     }
 }
 
-/// The address that is shown: the source (from loopback any of this host), or what a user with a valid token says. One
-/// that such a user gave before stays good for who resumes, so that a token that has expired meanwhile locks nobody out.
-fn allowed_ip(claim: &Claim, source: IpAddr, former: Option<IpAddr>) -> Result<IpAddr, Refusal> {
+/// The address under which the host is listed: its source address (from loopback any address of this machine), or the
+/// one given by a user with a valid token. An address that such a user gave before stays valid when resuming, so that
+/// an expired token locks nobody out.
+fn allowed_ip(claim: &HostnameClaim, source: IpAddr, former: Option<IpAddr>) -> Result<IpAddr, RegistryError> {
     let ip = claim.ip.map_or(source, |ip| ip.to_canonical());
     if ip.is_unspecified() {
-        return Err(Refusal::Ip("expected an address of this host, not the unspecified one"));
+        return Err(RegistryError::Ip("expected an address of this host, not the unspecified one"));
     }
     let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
     if ip.is_multicast() || is_broadcast {
-        return Err(Refusal::Ip("expected an address of this host, not one of many"));
+        return Err(RegistryError::Ip("expected an address of this host, not one of many"));
     }
     if ip.is_loopback() && !source.is_loopback() {
-        return Err(Refusal::Ip("expected no loopback address from another host"));
+        return Err(RegistryError::Ip("expected no loopback address from another host"));
     }
-    let is_own = ip == source || source.is_loopback() && (ip.is_loopback() || claim.ip_is_here);
-    if !is_own && claim.standing != Standing::Account(Proof::Token) && former != Some(ip) {
-        return Err(Refusal::Ip("expected the address that this connection comes from (or a user's token)"));
+    let is_own = ip == source || source.is_loopback() && (ip.is_loopback() || claim.is_local_ip);
+    if !is_own && claim.status != HostnameStatus::Account(AccountProof::Token) && former != Some(ip) {
+        return Err(RegistryError::Ip("expected the address that this connection comes from (or a user's token)"));
     }
     Ok(ip)
 }

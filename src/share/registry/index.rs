@@ -1,44 +1,43 @@
-//! Who holds what: from a key (a file's name, a content) to its holders.
+//! An index from a key (a file name, a content digest) to its holders.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::ops::Bound;
 
-/// Nearly everything has one holder: then it costs no tree.
+/// Nearly every key has one holder, which needs no tree.
 #[derive(Debug)]
 enum Holders<H> {
-    One(H),
+    Single(H),
     Many(BTreeSet<H>),
 }
 
-/// An index whose keys have at least one holder each.
+/// An index in which every key has at least one holder.
 #[derive(Debug)]
-pub(super) struct Index<K, H> {
+pub(super) struct HolderIndex<K, H> {
     by_key: HashMap<K, Holders<H>>,
 }
 
-impl<K, H> Default for Index<K, H> {
-    fn default() -> Index<K, H> {
-        Index { by_key: HashMap::new() }
+impl<K, H> Default for HolderIndex<K, H> {
+    fn default() -> HolderIndex<K, H> {
+        HolderIndex { by_key: HashMap::new() }
     }
 }
 
-impl<K: Hash + Eq, H: Ord + Clone> Index<K, H> {
-    /// How many keys there are.
+impl<K: Hash + Eq, H: Ord + Clone> HolderIndex<K, H> {
+    /// Number of keys.
     pub(super) fn len(&self) -> usize {
         self.by_key.len()
     }
 
-    /// Puts a holder in.
     pub(super) fn insert(&mut self, key: K, holder: H) {
         use std::collections::hash_map::Entry;
         match self.by_key.entry(key) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Holders::One(holder));
+                vacant.insert(Holders::Single(holder));
             }
             Entry::Occupied(mut occupied) => match occupied.get_mut() {
-                Holders::One(only) if *only == holder => {}
-                Holders::One(only) => {
+                Holders::Single(only) if *only == holder => {}
+                Holders::Single(only) => {
                     let both = BTreeSet::from([only.clone(), holder]);
                     occupied.insert(Holders::Many(both));
                 }
@@ -49,14 +48,13 @@ impl<K: Hash + Eq, H: Ord + Clone> Index<K, H> {
         }
     }
 
-    /// Takes a holder out.
     pub(super) fn remove<Q: Hash + Eq + ?Sized>(&mut self, key: &Q, holder: &H)
     where
         K: std::borrow::Borrow<Q>,
     {
         let is_empty = match self.by_key.get_mut(key) {
             None => false,
-            Some(Holders::One(only)) => only == holder,
+            Some(Holders::Single(only)) => only == holder,
             Some(Holders::Many(many)) => {
                 many.remove(holder);
                 many.is_empty()
@@ -67,14 +65,14 @@ impl<K: Hash + Eq, H: Ord + Clone> Index<K, H> {
         }
     }
 
-    /// The next holders of a key in their order, `at_most` so many.
+    /// Up to `at_most` holders of a key after `after`, in order.
     pub(super) fn page<Q: Hash + Eq + ?Sized>(&self, key: &Q, after: Option<&H>, at_most: usize) -> Vec<H>
     where
         K: std::borrow::Borrow<Q>,
     {
         match self.by_key.get(key) {
             None => Vec::new(),
-            Some(Holders::One(only)) => {
+            Some(Holders::Single(only)) => {
                 let is_next = after.is_none_or(|after| only > after);
                 if is_next { vec![only.clone()] } else { Vec::new() }
             }
@@ -98,7 +96,7 @@ mod tests {
             after in prop::option::of(0..6_u8),
             at_most in 1..4_usize,
         ) {
-            let (mut index, mut model) = (Index::default(), BTreeSet::new());
+            let (mut index, mut model) = (HolderIndex::default(), BTreeSet::new());
             for (insert, key, holder) in steps {
                 if insert {
                     index.insert(key, holder);

@@ -1,32 +1,31 @@
-//! Names in order, of which the n-th is found without a walk: pages of a long list begin anywhere at once.
+//! An ordered list of names in which the n-th is found quickly, so that a page can begin anywhere in a long list.
 
 use std::fmt;
 
 use crate::model::Name;
 use crate::model::text::nfc;
 
-/// Most names of a chunk. Insertion moves half of one at most; finding the n-th name adds up the chunks.
+/// Maximum number of names in a chunk. Insertion moves at most half of one; finding the n-th name adds up chunk sizes.
 const CHUNK_MAX: usize = 512;
 
-/// A sorted list in chunks. Every chunk has something in it.
-pub(super) struct Names<V> {
+/// A sorted list in chunks, none of which is empty.
+pub(super) struct OrderedNames<V> {
     chunks: Vec<Vec<(Name, V)>>,
     len: usize,
 }
 
-impl<V> Default for Names<V> {
-    fn default() -> Names<V> {
-        Names { chunks: Vec::new(), len: 0 }
+impl<V> Default for OrderedNames<V> {
+    fn default() -> OrderedNames<V> {
+        OrderedNames { chunks: Vec::new(), len: 0 }
     }
 }
 
-impl<V: Copy> Names<V> {
-    /// How many there are.
+impl<V: Copy> OrderedNames<V> {
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Puts one in. One that is there keeps its place and gets the value.
+    /// Inserts a name, or replaces the value of one that exists.
     pub(super) fn insert(&mut self, name: Name, value: V) {
         let at = self.chunk_of(name.key());
         let Some(chunk) = self.chunks.get_mut(at) else {
@@ -47,7 +46,7 @@ impl<V: Copy> Names<V> {
         }
     }
 
-    /// Takes one out; whether it was there.
+    /// Removes a name. Returns whether it existed.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let name = &*nfc(name);
         let at = self.chunk_of(name);
@@ -59,7 +58,7 @@ impl<V: Copy> Names<V> {
         if left == 0 {
             self.chunks.remove(at);
         } else if left < CHUNK_MAX / 4 {
-            // Else there could be as many chunks as names.
+            // Merge small chunks; otherwise there could be as many chunks as names.
             let fits = |at: usize| self.chunks.get(at).is_some_and(|other| left + other.len() <= CHUNK_MAX / 2);
             let lower = if fits(at + 1) { Some(at) } else { at.checked_sub(1).filter(|before| fits(*before)) };
             if let Some(lower) = lower {
@@ -70,8 +69,8 @@ impl<V: Copy> Names<V> {
         true
     }
 
-    /// Those from the n-th on, counting from 0.
-    pub(super) fn from(&self, mut offset: usize) -> impl Iterator<Item = &(Name, V)> {
+    /// The names from the n-th on, counting from 0.
+    pub(super) fn from_offset(&self, mut offset: usize) -> impl Iterator<Item = &(Name, V)> {
         let mut at = 0;
         while let Some(chunk) = self.chunks.get(at)
             && chunk.len() <= offset
@@ -82,7 +81,7 @@ impl<V: Copy> Names<V> {
         self.chunks[at..].iter().flatten().skip(offset)
     }
 
-    /// Those behind a name, whether that is there or not.
+    /// The names after this one, which need not exist.
     pub(super) fn after(&self, name: &str) -> impl Iterator<Item = &(Name, V)> {
         let name = &*nfc(name);
         let at = self.chunk_of(name);
@@ -90,13 +89,13 @@ impl<V: Copy> Names<V> {
         self.chunks[at.min(self.chunks.len())..].iter().flatten().skip(passed)
     }
 
-    /// The chunk in which a name is (as it is compared), or where it would have to go.
+    /// Index of the chunk that holds the name (in the form used for comparison), or into which it would be inserted.
     fn chunk_of(&self, name: &str) -> usize {
         self.chunks.partition_point(|chunk| chunk[0].0.key() <= name).saturating_sub(1)
     }
 }
 
-impl<V> fmt::Debug for Names<V> {
+impl<V> fmt::Debug for OrderedNames<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Names").field("len", &self.len).field("chunks", &self.chunks.len()).finish()
     }
@@ -112,19 +111,19 @@ mod tests {
         Name::new(&format!("host-{number}")).unwrap()
     }
 
-    fn compare(names: &Names<u32>, model: &BTreeMap<Name, u32>, offset: usize, after: &Name) {
+    fn compare(names: &OrderedNames<u32>, model: &BTreeMap<Name, u32>, offset: usize, after: &Name) {
         assert_eq!(names.len(), model.len());
         assert!(names.chunks.iter().all(|chunk| (1..=CHUNK_MAX).contains(&chunk.len())));
         let all: Vec<_> = model.iter().map(|(name, value)| (name.clone(), *value)).collect();
-        assert_eq!(names.from(0).cloned().collect::<Vec<_>>(), all);
-        assert_eq!(names.from(offset).cloned().collect::<Vec<_>>(), all[offset.min(all.len())..]);
+        assert_eq!(names.from_offset(0).cloned().collect::<Vec<_>>(), all);
+        assert_eq!(names.from_offset(offset).cloned().collect::<Vec<_>>(), all[offset.min(all.len())..]);
         let behind: Vec<_> = all.iter().filter(|(name, _)| name > after).cloned().collect();
         assert_eq!(names.after(after.as_str()).cloned().collect::<Vec<_>>(), behind);
     }
 
     #[test]
     fn many_names_stay_in_order_while_they_come_and_go() {
-        let (mut names, mut model) = (Names::default(), BTreeMap::new());
+        let (mut names, mut model) = (OrderedNames::default(), BTreeMap::new());
         compare(&names, &model, 3, &name(1));
         for number in (0..5000).map(|number| number * 7919 % 5000) {
             names.insert(name(number), number);
@@ -147,7 +146,7 @@ mod tests {
             offset in 0..50_usize,
             after in 0..45_u32,
         ) {
-            let (mut names, mut model) = (Names::default(), BTreeMap::new());
+            let (mut names, mut model) = (OrderedNames::default(), BTreeMap::new());
             for (insert, number, value) in steps {
                 if insert {
                     names.insert(name(number), value);

@@ -1,4 +1,4 @@
-//! What REGISTER answers, and what gives the hostname back: of the secrets only their SHA-256 is kept.
+//! The secrets that REGISTER issues and that get a hostname back. Only their SHA-256 is kept.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,29 +8,29 @@ use std::ops::Bound;
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
 
-use super::farewells::Farewells;
-use super::{Bounds, Change, RESUME_FOR};
+use super::departed::DepartedHostnames;
+use super::{RESUME_FOR, RegistryChange, RegistryLimits};
 use crate::model::{Millis, Name, Token};
 use crate::net::source;
 
-/// Most secrets of a hostname; of more, the newest.
+/// Maximum number of secrets per hostname; the newest are kept.
 const SECRETS_MAX: usize = 4;
 
-/// What stands for a secret: its SHA-256.
+/// The SHA-256 of a secret.
 #[derive(Clone, Copy)]
-pub struct SecretKey([u8; 32]);
+pub struct SecretHash([u8; 32]);
 
-impl SecretKey {
-    /// Of a secret as a client says it.
-    pub fn of(secret: &Token) -> SecretKey {
+impl SecretHash {
+    /// Hashes a secret as a client presents it.
+    pub fn of(secret: &Token) -> SecretHash {
         let mut key = [0; 32];
         key.copy_from_slice(digest(&SHA256, secret.reveal().as_bytes()).as_ref());
-        SecretKey(key)
+        SecretHash(key)
     }
 
-    /// As it was stored.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Option<SecretKey> {
-        bytes.try_into().ok().map(SecretKey)
+    /// From its stored form.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<SecretHash> {
+        bytes.try_into().ok().map(SecretHash)
     }
 
     pub(super) fn bytes(&self) -> &[u8; 32] {
@@ -38,180 +38,191 @@ impl SecretKey {
     }
 }
 
-/// In constant time.
-impl PartialEq for SecretKey {
-    fn eq(&self, other: &SecretKey) -> bool {
+/// Compares in constant time.
+impl PartialEq for SecretHash {
+    fn eq(&self, other: &SecretHash) -> bool {
         self.0.ct_eq(&other.0).into()
     }
 }
 
-impl Eq for SecretKey {}
+impl Eq for SecretHash {}
 
-impl fmt::Debug for SecretKey {
+impl fmt::Debug for SecretHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SecretKey(…)")
     }
 }
 
-/// A secret that was answered.
+/// A secret that was issued.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Secret {
-    pub(super) key: SecretKey,
-    /// Of which tenure of the hostname.
-    pub(super) tenure: u64,
-    /// It was answered to the user whose account bears the hostname.
-    pub(super) by_account: bool,
-    /// When it was answered last, or its host was last heard before it went.
-    pub(super) made_at: Millis,
-    /// Where it was answered to.
+pub(super) struct ResumeSecret {
+    pub(super) hash: SecretHash,
+    /// The lease of the hostname that it belongs to.
+    pub(super) lease_id: u64,
+    /// It was issued to the user whose account has the hostname.
+    pub(super) is_user: bool,
+    /// When it was last issued, or when its host was last seen before it was removed.
+    pub(super) issued_at: Millis,
+    /// The address that it was issued to.
     pub(super) source: IpAddr,
 }
 
-impl Secret {
-    /// Until when it is good: 30 days from when it was answered, and from when its host was last heard.
-    fn ends_at(&self, heard: Option<Millis>) -> Millis {
-        self.made_at.max(heard.unwrap_or_default()).plus(RESUME_FOR)
+impl ResumeSecret {
+    /// It is valid for 30 days after it was issued or its host was last seen, whichever is later.
+    fn expires_at(&self, last_seen: Option<Millis>) -> Millis {
+        self.issued_at.max(last_seen.unwrap_or_default()).plus(RESUME_FOR)
     }
 }
 
-/// The secrets of every hostname that has some.
+/// The secrets of all hostnames.
 #[derive(Debug)]
-pub(super) struct Secrets {
-    by_name: BTreeMap<Name, Vec<Secret>>,
-    /// Up to where they were looked through.
-    looked_at: Option<Name>,
-    /// Whose host is gone. (Not users': of those there are no more than accounts.)
-    farewells: Farewells,
+pub(super) struct ResumeSecrets {
+    by_name: BTreeMap<Name, Vec<ResumeSecret>>,
+    /// Where [`prune`](ResumeSecrets::prune) continues.
+    pruned_up_to: Option<Name>,
+    /// Hostnames without a host. Those of users are not included: there are no more of them than accounts.
+    departed: DepartedHostnames,
 }
 
-impl Secrets {
-    pub(super) fn new(bounds: &Bounds) -> Secrets {
-        let farewells = Farewells::new(bounds.hosts, bounds.hosts_of_one);
-        Secrets { by_name: BTreeMap::new(), looked_at: None, farewells }
+impl ResumeSecrets {
+    pub(super) fn new(limits: &RegistryLimits) -> ResumeSecrets {
+        let departed = DepartedHostnames::new(limits.hosts, limits.hosts_per_source);
+        ResumeSecrets { by_name: BTreeMap::new(), pruned_up_to: None, departed }
     }
 
-    /// One that is still good. `heard`: the tenure of the host that has the name, and when it was last heard.
+    /// Finds a valid secret. `last_seen`: lease of the hostname's current host, and when that was last seen.
     pub(super) fn find(
         &self,
         now: Millis,
         hostname: &Name,
-        key: &SecretKey,
-        heard: Option<(u64, Millis)>,
-    ) -> Option<&Secret> {
-        let secret = self.by_name.get(hostname)?.iter().find(|secret| secret.key == *key)?;
-        let heard = heard.filter(|(tenure, _)| *tenure == secret.tenure).map(|(_, at)| at);
-        (now < secret.ends_at(heard)).then_some(secret)
+        key: &SecretHash,
+        last_seen: Option<(u64, Millis)>,
+    ) -> Option<&ResumeSecret> {
+        let secret = self.by_name.get(hostname)?.iter().find(|secret| secret.hash == *key)?;
+        let last_seen = last_seen.filter(|(lease_id, _)| *lease_id == secret.lease_id).map(|(_, at)| at);
+        (now < secret.expires_at(last_seen)).then_some(secret)
     }
 
-    /// Keeps a secret; the oldest goes where there are too many.
-    pub(super) fn put(&mut self, hostname: &Name, secret: Secret, changes: &mut Vec<Change>) {
+    /// Adds a secret, dropping the oldest if there are too many.
+    pub(super) fn insert(&mut self, hostname: &Name, secret: ResumeSecret, changes: &mut Vec<RegistryChange>) {
         let entry = self.by_name.entry(hostname.clone());
-        // All of a hostname are kept under one spelling.
-        changes.push(change(entry.key(), &secret));
+        // All secrets of a hostname are stored under one spelling.
+        changes.push(put_change(entry.key(), &secret));
         let secrets = entry.or_default();
-        secrets.retain(|known| known.key != secret.key);
+        secrets.retain(|known| known.hash != secret.hash);
         secrets.push(secret);
-        self.farewells.remove(hostname.as_str());
+        self.departed.remove(hostname.as_str());
         if secrets.len() > SECRETS_MAX {
-            // In the order in which they were answered.
+            // They are in the order in which they were issued.
             let oldest = secrets.remove(0);
-            changes.push(Change::DropSecret { hostname: hostname.clone(), key: oldest.key });
+            changes.push(RegistryChange::DropSecret { hostname: hostname.clone(), key: oldest.hash });
         }
     }
 
-    /// Those of a hostname whose time is up are worth nothing any more, whoever has it from now on. `heard`: as in
-    /// [`find`](Secrets::find).
-    pub(super) fn end(
+    /// Drops the expired secrets of a hostname. `last_seen`: as in [`find`](ResumeSecrets::find).
+    pub(super) fn drop_expired(
         &mut self,
         now: Millis,
         hostname: &Name,
-        heard: Option<(u64, Millis)>,
-        changes: &mut Vec<Change>,
+        last_seen: Option<(u64, Millis)>,
+        changes: &mut Vec<RegistryChange>,
     ) {
-        let heard = |tenure: u64| heard.filter(|(of, _)| *of == tenure).map(|(_, at)| at);
-        self.drop_where(hostname.as_str(), |secret| secret.ends_at(heard(secret.tenure)) <= now, changes);
+        let last_seen = |lease_id: u64| last_seen.filter(|(of, _)| *of == lease_id).map(|(_, at)| at);
+        self.drop_where(hostname.as_str(), |secret| secret.expires_at(last_seen(secret.lease_id)) <= now, changes);
     }
 
-    /// As it was stored; in the order of `made_at`.
-    pub(super) fn restore(&mut self, hostname: Name, secret: Secret) {
+    /// Adds a secret from the store; to be called in the order of `issued_at`.
+    pub(super) fn restore(&mut self, hostname: Name, secret: ResumeSecret) {
         self.by_name.entry(hostname).or_default().push(secret);
     }
 
-    /// The host has gone that was last heard then. What it was answered gives the name back for 30 days from that;
-    /// at the bound those of whoever went first end.
-    pub(super) fn left(&mut self, hostname: &Name, source: IpAddr, heard_at: Millis, changes: &mut Vec<Change>) {
+    /// The host has been removed. Its secrets can get the name back for 30 days after it was last seen; beyond the
+    /// limit, the secrets of hosts that were removed first are dropped.
+    pub(super) fn host_departed(
+        &mut self,
+        hostname: &Name,
+        source: IpAddr,
+        last_seen_at: Millis,
+        changes: &mut Vec<RegistryChange>,
+    ) {
         let Some(secrets) = self.by_name.get_mut(hostname) else { return };
-        for secret in secrets.iter_mut().filter(|secret| secret.made_at < heard_at) {
-            secret.made_at = heard_at;
-            changes.push(change(hostname, secret));
+        for secret in secrets.iter_mut().filter(|secret| secret.issued_at < last_seen_at) {
+            secret.issued_at = last_seen_at;
+            changes.push(put_change(hostname, secret));
         }
-        if secrets.iter().all(|secret| secret.by_account) {
+        if secrets.iter().all(|secret| secret.is_user) {
             return;
         }
-        for gone in self.farewells.add(hostname.clone(), source::of(source)) {
-            self.forget_all(gone.as_str(), changes);
+        for gone in self.departed.add(hostname.clone(), source::key_of(source)) {
+            self.drop_all(gone.as_str(), changes);
         }
     }
 
-    /// Those that were not answered to the user are worth nothing any more.
-    pub(super) fn forget_strangers(&mut self, hostname: &str, changes: &mut Vec<Change>) {
-        self.drop_where(hostname, |secret| !secret.by_account, changes);
+    /// Drops the secrets that were issued to anonymous hosts.
+    pub(super) fn drop_anonymous(&mut self, hostname: &str, changes: &mut Vec<RegistryChange>) {
+        self.drop_where(hostname, |secret| !secret.is_user, changes);
     }
 
-    /// All of a hostname are worth nothing any more.
-    pub(super) fn forget_all(&mut self, hostname: &str, changes: &mut Vec<Change>) {
+    /// Drops all secrets of a hostname.
+    pub(super) fn drop_all(&mut self, hostname: &str, changes: &mut Vec<RegistryChange>) {
         self.drop_where(hostname, |_| true, changes);
     }
 
-    /// After all were restored: whose host is not there has gone, in the order in which they were last heard.
-    pub(super) fn restore_farewells(&mut self, has_host: impl Fn(&Name) -> bool) {
+    /// To be called after all secrets were restored: collects the hostnames without a host, by when they were last
+    /// seen.
+    pub(super) fn restore_departed(&mut self, has_host: impl Fn(&Name) -> bool) {
         let mut gone: Vec<(Millis, &Name, IpAddr)> = Vec::new();
         for (name, secrets) in self.by_name.iter().filter(|(name, _)| !has_host(name)) {
-            let newest = secrets.iter().filter(|secret| !secret.by_account).max_by_key(|secret| secret.made_at);
-            gone.extend(newest.map(|secret| (secret.made_at, name, secret.source)));
+            let newest = secrets.iter().filter(|secret| !secret.is_user).max_by_key(|secret| secret.issued_at);
+            gone.extend(newest.map(|secret| (secret.issued_at, name, secret.source)));
         }
         gone.sort();
         for (_, name, source) in gone {
-            self.farewells.restore(name.clone(), source::of(source));
+            self.departed.restore(name.clone(), source::key_of(source));
         }
     }
 
-    /// How many hostnames are left without a host.
-    pub(super) fn farewells(&self) -> usize {
-        self.farewells.len()
+    /// Number of hostnames without a host.
+    pub(super) fn departed_count(&self) -> usize {
+        self.departed.len()
     }
 
-    fn drop_where(&mut self, hostname: &str, is_over: impl Fn(&Secret) -> bool, changes: &mut Vec<Change>) {
-        let Ok(hostname) = Name::kept(hostname) else { return };
+    fn drop_where(
+        &mut self,
+        hostname: &str,
+        should_drop: impl Fn(&ResumeSecret) -> bool,
+        changes: &mut Vec<RegistryChange>,
+    ) {
+        let Ok(hostname) = Name::from_stored(hostname) else { return };
         let Some((name, _)) = self.by_name.get_key_value(&hostname) else { return };
         let name = name.clone();
         let Some(secrets) = self.by_name.get_mut(&name) else { return };
         secrets.retain(|secret| {
-            let goes = is_over(secret);
-            if goes {
-                changes.push(Change::DropSecret { hostname: name.clone(), key: secret.key });
+            let is_dropped = should_drop(secret);
+            if is_dropped {
+                changes.push(RegistryChange::DropSecret { hostname: name.clone(), key: secret.hash });
             }
-            !goes
+            !is_dropped
         });
         if secrets.is_empty() {
             self.by_name.remove(&name);
-            self.farewells.remove(name.as_str());
+            self.departed.remove(name.as_str());
         }
     }
 
-    /// Looks through the next so many hostnames, and begins anew at the end. `heard`: when the host of that name
-    /// and tenure was last heard, if there is one.
+    /// Drops expired secrets of the next `at_most` hostnames, starting over at the end. `last_seen`: when the host with
+    /// that name and lease was last seen, if there is one.
     pub(super) fn prune(
         &mut self,
         now: Millis,
         at_most: usize,
-        heard: impl Fn(&Name, u64) -> Option<Millis>,
-        changes: &mut Vec<Change>,
+        last_seen: impl Fn(&Name, u64) -> Option<Millis>,
+        changes: &mut Vec<RegistryChange>,
     ) {
         if at_most == 0 {
             return;
         }
-        let from = self.looked_at.take();
+        let from = self.pruned_up_to.take();
         let from = from.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let names: Vec<Name> = self
             .by_name
@@ -220,36 +231,39 @@ impl Secrets {
             .map(|(name, _)| name.clone())
             .collect();
         for name in &names {
-            self.drop_where(name.as_str(), |secret| secret.ends_at(heard(name, secret.tenure)) <= now, changes);
+            self.drop_where(
+                name.as_str(),
+                |secret| secret.expires_at(last_seen(name, secret.lease_id)) <= now,
+                changes,
+            );
         }
-        self.looked_at = if names.len() < at_most { None } else { names.last().cloned() };
+        self.pruned_up_to = if names.len() < at_most { None } else { names.last().cloned() };
     }
 
-    /// The largest tenure, for numbers that must be new.
-    pub(super) fn last_tenure(&self) -> u64 {
-        self.by_name.values().flatten().map(|secret| secret.tenure).max().unwrap_or_default()
+    /// The largest lease id, so that new ids do not repeat it.
+    pub(super) fn last_lease_id(&self) -> u64 {
+        self.by_name.values().flatten().map(|secret| secret.lease_id).max().unwrap_or_default()
     }
 
-    /// The hostnames without a host, in the order in which those went.
+    /// The hostnames without a host, in the order in which their hosts were removed.
     #[cfg(test)]
-    pub(super) fn without_host(&self) -> Vec<Name> {
-        self.farewells.names()
+    pub(super) fn departed_names(&self) -> Vec<Name> {
+        self.departed.names()
     }
 
-    /// How many there are of a hostname.
     #[cfg(test)]
     pub(super) fn count(&self, hostname: &str) -> usize {
         self.by_name.get(&Name::new(hostname).unwrap()).map_or(0, Vec::len)
     }
 }
 
-fn change(hostname: &Name, secret: &Secret) -> Change {
-    Change::Secret {
+fn put_change(hostname: &Name, secret: &ResumeSecret) -> RegistryChange {
+    RegistryChange::Secret {
         hostname: hostname.clone(),
-        key: secret.key,
-        tenure: secret.tenure,
-        by_account: secret.by_account,
-        made_at: secret.made_at,
+        key: secret.hash,
+        lease_id: secret.lease_id,
+        is_user: secret.is_user,
+        issued_at: secret.issued_at,
         source: secret.source,
     }
 }

@@ -1,21 +1,21 @@
-//! What the registry keeps: the rows, how they change, and how a memory is built from them.
+//! The registry's database: its rows, how they change, and how a registry is loaded from them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::secrets::Secret;
-use super::{Host, Registry, SecretKey};
+use super::secrets::ResumeSecret;
+use super::{HostRecord, Registry, SecretHash};
 use crate::model::text::spellings;
 use crate::model::{Millis, Name};
-use crate::share::wire::{FileEntry, FileName, Files};
-use crate::storage::{Query, Reader, Row, StoreError, Tx};
+use crate::share::wire::{FileEntry, FileMap, FileName};
+use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
-/// The registry's file in the data dir.
+/// Name of the database file in the data directory.
 pub const FILE: &str = "registry.db";
 
-/// What makes an empty file the registry's, one step a schema version.
+/// Schema migrations, one per schema version.
 ///
-/// `entry` is a [`FileEntry`] as JSON; `secret` the SHA-256 of one.
+/// `entry` is a [`FileEntry`] as JSON; `secret` is the SHA-256 of a secret.
 pub const MIGRATIONS: &[&str] = &[
     "CREATE TABLE registry_host (id BIGINT PRIMARY KEY, hostname TEXT NOT NULL UNIQUE, display_name TEXT NOT NULL,
         ip TEXT NOT NULL, port BIGINT NOT NULL, source TEXT NOT NULL, by_account BIGINT NOT NULL,
@@ -24,7 +24,7 @@ pub const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (host, fname));
     CREATE TABLE registry_secret (hostname TEXT NOT NULL, secret BLOB NOT NULL, tenure BIGINT NOT NULL,
         by_account BIGINT NOT NULL, made_at BIGINT NOT NULL, PRIMARY KEY (hostname, secret))",
-    // Where it was answered to; of older ones nobody knows.
+    // The address that the secret was issued to; unknown for older ones.
     "ALTER TABLE registry_secret ADD COLUMN source TEXT",
 ];
 
@@ -37,10 +37,10 @@ pub struct HostRow {
     ip: IpAddr,
     port: u16,
     source: IpAddr,
-    by_account: bool,
-    tenure: u64,
+    is_user: bool,
+    lease_id: u64,
     connected_at: Millis,
-    heard_at: Millis,
+    last_seen_at: Millis,
 }
 
 #[cfg(test)]
@@ -54,107 +54,110 @@ impl HostRow {
     }
 }
 
-/// One row's change.
+/// A change of one row.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Change {
-    /// A host has come, or something of it has changed.
+pub enum RegistryChange {
+    /// A host was added or changed.
     Host(Box<HostRow>),
-    /// A host is gone, with its files.
+    /// A host was removed with its files.
     DropHost(u64),
-    /// A host has this file.
+    /// A file was added or changed.
     File {
-        /// Which host.
+        /// Row id of the host.
         host: u64,
         /// The file's name.
         fname: FileName,
         /// The file.
         entry: Arc<FileEntry>,
     },
-    /// A host does not have this file any more.
+    /// A file was removed.
     DropFile {
-        /// Which host.
+        /// Row id of the host.
         host: u64,
         /// The file's name.
         fname: FileName,
     },
-    /// A secret was answered.
+    /// A secret was issued.
     Secret {
-        /// It gives this hostname back.
+        /// The hostname that it gets back.
         hostname: Name,
-        /// What stands for it.
-        key: SecretKey,
-        /// Of which tenure of the name.
-        tenure: u64,
-        /// It was answered to the user.
-        by_account: bool,
-        /// When, or when its host was last heard before it went.
-        made_at: Millis,
-        /// Where to.
+        /// Its SHA-256.
+        key: SecretHash,
+        /// The lease of the hostname that it belongs to.
+        lease_id: u64,
+        /// It was issued to the account's user.
+        is_user: bool,
+        /// When it was issued, or when its host was last seen before it was removed.
+        issued_at: Millis,
+        /// The address that it was issued to.
         source: IpAddr,
     },
-    /// A secret is worth nothing any more.
+    /// A secret was dropped.
     DropSecret {
-        /// Whose.
+        /// The hostname that it belonged to.
         hostname: Name,
-        /// Which.
-        key: SecretKey,
+        /// Its SHA-256.
+        key: SecretHash,
     },
 }
 
-impl Change {
-    /// Puts another instant for each that is kept.
-    pub fn shift(&mut self, other: &dyn Fn(Millis) -> Millis) {
+impl RegistryChange {
+    /// Maps every stored time.
+    pub fn map_times(&mut self, other: &dyn Fn(Millis) -> Millis) {
         match self {
-            Change::Host(row) => {
-                (row.connected_at, row.heard_at) = (other(row.connected_at), other(row.heard_at));
+            RegistryChange::Host(row) => {
+                (row.connected_at, row.last_seen_at) = (other(row.connected_at), other(row.last_seen_at));
             }
-            Change::Secret { made_at, .. } => *made_at = other(*made_at),
-            Change::DropHost(_) | Change::File { .. } | Change::DropFile { .. } | Change::DropSecret { .. } => {}
+            RegistryChange::Secret { issued_at, .. } => *issued_at = other(*issued_at),
+            RegistryChange::DropHost(_)
+            | RegistryChange::File { .. }
+            | RegistryChange::DropFile { .. }
+            | RegistryChange::DropSecret { .. } => {}
         }
     }
 
-    /// Makes the change.
+    /// Writes the change.
     ///
     /// # Errors
-    /// The store's.
+    /// Those of the store.
     pub fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
         match self {
-            Change::Host(row) => tx.execute(
+            RegistryChange::Host(row) => tx.execute(
                 "INSERT INTO registry_host (id, hostname, display_name, ip, port, source, by_account, tenure,
                      connected_at, heard_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
                  ON CONFLICT (id) DO UPDATE SET display_name = excluded.display_name, ip = excluded.ip,
                      port = excluded.port, source = excluded.source, by_account = excluded.by_account,
                      tenure = excluded.tenure, connected_at = excluded.connected_at, heard_at = excluded.heard_at",
                 &[
-                    number(row.id)?.into(),
+                    to_sql_integer(row.id)?.into(),
                     (&row.hostname).into(),
                     (&*row.display_name).into(),
                     (&row.ip.to_string()).into(),
                     row.port.into(),
                     (&row.source.to_string()).into(),
-                    row.by_account.into(),
-                    number(row.tenure)?.into(),
+                    row.is_user.into(),
+                    to_sql_integer(row.lease_id)?.into(),
                     row.connected_at.into(),
-                    row.heard_at.into(),
+                    row.last_seen_at.into(),
                 ],
             ),
-            Change::DropHost(id) => {
-                tx.execute("DELETE FROM registry_file WHERE host = $1", &[number(*id)?.into()])?;
-                tx.execute("DELETE FROM registry_host WHERE id = $1", &[number(*id)?.into()])
+            RegistryChange::DropHost(id) => {
+                tx.execute("DELETE FROM registry_file WHERE host = $1", &[to_sql_integer(*id)?.into()])?;
+                tx.execute("DELETE FROM registry_host WHERE id = $1", &[to_sql_integer(*id)?.into()])
             }
-            Change::File { host, fname, entry } => {
+            RegistryChange::File { host, fname, entry } => {
                 let entry = serde_json::to_string(entry).map_err(|error| StoreError::Invalid(error.to_string()))?;
                 tx.execute(
                     "INSERT INTO registry_file (host, fname, entry) VALUES ($1, $2, $3)
                      ON CONFLICT (host, fname) DO UPDATE SET entry = excluded.entry",
-                    &[number(*host)?.into(), fname.as_str().into(), (&entry).into()],
+                    &[to_sql_integer(*host)?.into(), fname.as_str().into(), (&entry).into()],
                 )
             }
-            Change::DropFile { host, fname } => tx.execute(
+            RegistryChange::DropFile { host, fname } => tx.execute(
                 "DELETE FROM registry_file WHERE host = $1 AND fname = $2",
-                &[number(*host)?.into(), fname.as_str().into()],
+                &[to_sql_integer(*host)?.into(), fname.as_str().into()],
             ),
-            Change::Secret { hostname, key, tenure, by_account, made_at, source } => tx.execute(
+            RegistryChange::Secret { hostname, key, lease_id, is_user, issued_at, source } => tx.execute(
                 "INSERT INTO registry_secret (hostname, secret, tenure, by_account, made_at, source)
                      VALUES ($1, $2, $3, $4, $5, $6)
                  ON CONFLICT (hostname, secret) DO UPDATE SET tenure = excluded.tenure,
@@ -162,14 +165,14 @@ impl Change {
                 &[
                     hostname.into(),
                     key.bytes().into(),
-                    number(*tenure)?.into(),
-                    (*by_account).into(),
-                    (*made_at).into(),
+                    to_sql_integer(*lease_id)?.into(),
+                    (*is_user).into(),
+                    (*issued_at).into(),
                     (&source.to_string()).into(),
                 ],
             ),
-            Change::DropSecret { hostname, key } => {
-                // However it was spelled when it was answered.
+            RegistryChange::DropSecret { hostname, key } => {
+                // In whichever spelling it was stored.
                 let [given, composed, apart] = spellings(hostname.as_str());
                 tx.execute(
                     "DELETE FROM registry_secret WHERE hostname IN ($1, $2, $3) AND secret = $4",
@@ -181,11 +184,12 @@ impl Change {
     }
 }
 
-/// Forgets what an earlier version kept of hosts whose names are now another account's: of just these spellings.
+/// Deletes what an earlier version stored for hosts whose names, in exactly this spelling, now belong to another
+/// account.
 ///
 /// # Errors
-/// The store's.
-pub fn forget_namesakes(tx: &mut dyn Tx, hostnames: &[String]) -> Result<(), StoreError> {
+/// Those of the store.
+pub fn delete_namesakes(tx: &mut dyn Tx, hostnames: &[String]) -> Result<(), StoreError> {
     for hostname in hostnames {
         tx.execute(
             "DELETE FROM registry_file WHERE host IN (SELECT id FROM registry_host WHERE hostname = $1)",
@@ -197,18 +201,21 @@ pub fn forget_namesakes(tx: &mut dyn Tx, hostnames: &[String]) -> Result<(), Sto
     Ok(())
 }
 
-/// Writes down when hosts were last heard. Those that are gone stay gone.
+/// Stores when hosts were last seen. Removed hosts stay removed.
 ///
 /// # Errors
-/// The store's.
-pub fn write_heard(tx: &mut dyn Tx, heard: &[(u64, Millis)]) -> Result<(), StoreError> {
-    for (id, at) in heard {
-        tx.execute("UPDATE registry_host SET heard_at = $1 WHERE id = $2", &[(*at).into(), number(*id)?.into()])?;
+/// Those of the store.
+pub fn write_last_seen(tx: &mut dyn Tx, last_seen: &[(u64, Millis)]) -> Result<(), StoreError> {
+    for (id, at) in last_seen {
+        tx.execute(
+            "UPDATE registry_host SET heard_at = $1 WHERE id = $2",
+            &[(*at).into(), to_sql_integer(*id)?.into()],
+        )?;
     }
     Ok(())
 }
 
-impl Host {
+impl HostRecord {
     pub(super) fn row(&self) -> HostRow {
         HostRow {
             id: self.id,
@@ -217,56 +224,56 @@ impl Host {
             ip: self.ip,
             port: self.port,
             source: self.source,
-            by_account: self.by_account,
-            tenure: self.tenure,
+            is_user: self.is_user,
+            lease_id: self.lease_id,
             connected_at: self.connected_at,
-            heard_at: self.heard_at,
+            last_seen_at: self.last_seen_at,
         }
     }
 }
 
 impl Registry {
-    /// Fills an empty registry with what the store holds. Hosts count until their timeout is over. `instant` gives what
-    /// `now` is measured by for a date.
+    /// Fills an empty registry from the store. Hosts stay live until their timeout is over. `instant` converts a stored
+    /// date to the clock that `now` is measured by.
     ///
     /// # Errors
-    /// The store's; or rows that this program did not write.
+    /// Those of the store, or rows that this program did not write.
     pub fn load(
         &mut self,
         now: Millis,
         instant: &dyn Fn(Millis) -> Millis,
         reader: &dyn Reader,
     ) -> Result<(), StoreError> {
-        let now = self.at(now);
+        let now = self.advance_clock(now);
         let sql = "SELECT id, hostname, display_name, ip, port, source, by_account, tenure, connected_at, heard_at
              FROM registry_host ORDER BY id";
         let mut slots = std::collections::HashMap::new();
         for row in reader.all(sql, &[], read_host)? {
-            self.next_number = self.next_number.max(row.id + 1).max(row.tenure + 1);
+            self.next_id = self.next_id.max(row.id + 1).max(row.lease_id + 1);
             // The machine's clock may have been set back.
-            let (id, heard_at) = (row.id, instant(row.heard_at).min(now));
-            let slot = self.put(Host {
+            let (id, last_seen_at) = (row.id, instant(row.last_seen_at).min(now));
+            let slot = self.insert_host(HostRecord {
                 id,
                 name: row.hostname,
                 display_name: row.display_name,
                 ip: row.ip,
                 port: row.port,
                 source: row.source,
-                by_account: row.by_account,
-                tenure: row.tenure,
+                is_user: row.is_user,
+                lease_id: row.lease_id,
                 connected_at: instant(row.connected_at),
-                heard_at,
-                is_unsaved: false,
+                last_seen_at,
+                is_last_seen_unsaved: false,
                 conn: None,
                 is_live: false,
-                files: Files::new(),
-                published: 0,
-                published_size: 0,
-                held: None,
-                promised: 0,
-                mark: 0,
+                files: FileMap::new(),
+                published_count: 0,
+                published_bytes: 0,
+                usage: None,
+                reserved_files: 0,
+                change_seq: 0,
             });
-            self.silence(slot);
+            self.insert_silent(slot);
             slots.insert(id, slot);
         }
         reader.query("SELECT host, fname, entry FROM registry_file ORDER BY host, fname", &[], &mut |row| {
@@ -279,20 +286,20 @@ impl Registry {
             Ok(())
         })?;
         for slot in slots.into_values() {
-            let heard_at = self.slots[slot as usize].as_ref().map_or(now, |host| host.heard_at);
-            if now < heard_at.plus(self.timeout) {
-                self.unsilence(slot, heard_at);
-                self.rise(slot);
+            let last_seen_at = self.slots[slot as usize].as_ref().map_or(now, |host| host.last_seen_at);
+            if now < last_seen_at.plus(self.peer_timeout) {
+                self.remove_silent(slot, last_seen_at);
+                self.make_live(slot);
             }
         }
         let sql = "SELECT hostname, secret, tenure, by_account, made_at, source FROM registry_secret ORDER BY made_at";
         for (hostname, secret) in reader.all(sql, &[], read_secret)? {
-            let made_at = instant(secret.made_at).min(now);
-            self.secrets.restore(hostname, Secret { made_at, ..secret });
+            let issued_at = instant(secret.issued_at).min(now);
+            self.secrets.restore(hostname, ResumeSecret { issued_at, ..secret });
         }
-        self.next_number = self.next_number.max(self.secrets.last_tenure() + 1);
+        self.next_id = self.next_id.max(self.secrets.last_lease_id() + 1);
         let by_name = &self.by_name;
-        self.secrets.restore_farewells(|name| by_name.contains_key(name));
+        self.secrets.restore_departed(|name| by_name.contains_key(name));
         Ok(())
     }
 }
@@ -306,32 +313,32 @@ fn read_host(row: &Row<'_>) -> Result<HostRow, StoreError> {
         ip: ip(3)?,
         port: u16::try_from(row.int(4)?).map_err(|_| invalid("port", "expected a port"))?,
         source: ip(5)?,
-        by_account: row.bool(6)?,
-        tenure: row.uint(7)?,
+        is_user: row.bool(6)?,
+        lease_id: row.uint(7)?,
         connected_at: row.millis(8)?,
-        heard_at: row.millis(9)?,
+        last_seen_at: row.millis(9)?,
     })
 }
 
-fn read_secret(row: &Row<'_>) -> Result<(Name, Secret), StoreError> {
-    let key = SecretKey::from_bytes(row.blob(1)?).ok_or_else(|| invalid("secret", "expected 32 bytes"))?;
-    let (tenure, by_account, made_at) = (row.uint(2)?, row.bool(3)?, row.millis(4)?);
+fn read_secret(row: &Row<'_>) -> Result<(Name, ResumeSecret), StoreError> {
+    let key = SecretHash::from_bytes(row.blob(1)?).ok_or_else(|| invalid("secret", "expected 32 bytes"))?;
+    let (lease_id, is_user, issued_at) = (row.uint(2)?, row.bool(3)?, row.millis(4)?);
     let source = match row.opt_text(5)? {
         Some(ip) => ip.parse().map_err(|_| invalid("source", "expected an IP address"))?,
         None => IpAddr::from([0, 0, 0, 0]),
     };
-    Ok((name(row.text(0)?)?, Secret { key, tenure, by_account, made_at, source }))
+    Ok((name(row.text(0)?)?, ResumeSecret { hash: key, lease_id, is_user, issued_at, source }))
 }
 
 fn name(text: &str) -> Result<Name, StoreError> {
-    Name::kept(text).map_err(|error| invalid("hostname", &error))
+    Name::from_stored(text).map_err(|error| invalid("hostname", &error))
 }
 
 fn invalid(column: &str, what: &str) -> StoreError {
     StoreError::Invalid(format!("{column} of a row of the registry: {what}"))
 }
 
-/// Numbers count from 1 and never come near the end.
-fn number(number: u64) -> Result<i64, StoreError> {
-    i64::try_from(number).map_err(|_| StoreError::Invalid("a number of the registry is too large".to_owned()))
+/// Ids count from 1 and never come near the maximum.
+fn to_sql_integer(value: u64) -> Result<i64, StoreError> {
+    i64::try_from(value).map_err(|_| StoreError::Invalid("a number of the registry is too large".to_owned()))
 }

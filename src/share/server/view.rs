@@ -1,102 +1,101 @@
-//! What the registry knows, for the server API: memory work, in pages.
+//! Read access to the registry for the server API, in pages.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{STEP, Shared};
-use crate::model::text::Sought;
+use super::{RegistryServerInner, STEP_SIZE};
+use crate::model::text::TextFilter;
 use crate::model::{Millis, Name};
-use crate::share::registry::{Cursor, Piece, Shown, Totals};
-use crate::share::wire::{Digest, FileEntry, FileName, Files, HostEntry};
+use crate::share::registry::{HostSummary, ListingCursor, ListingPart, RegistryTotals};
+use crate::share::wire::{Digest, FileEntry, FileMap, FileName, HostEntry};
 use crate::storage::StoreError;
 
-/// A page of hosts with so many files ends with the host that is at its turn: strangers say how many there are.
-const FILES_A_PAGE: usize = 10_000;
-/// Hosts that a search looks at in one go: their names alone.
-const LOOKED_AT: usize = 4_096;
+/// A page ends with the host that reaches this number of files, since clients decide how many files hosts have.
+const FILES_PER_PAGE: usize = 10_000;
+/// Number of hosts that a search examines in one step.
+const SEARCH_BATCH: usize = 4_096;
 
-/// A host that is there.
+/// A live host with its files.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Client {
-    /// Its name.
+pub struct HostView {
+    /// Hostname.
     pub hostname: Name,
-    /// The name for people.
+    /// Name shown to people.
     pub display_name: Arc<str>,
-    /// Where its peer port is.
+    /// Address of its peer server.
     pub ip: IpAddr,
-    /// Its peer port.
+    /// Port of its peer server.
     pub port: u16,
     /// Its published files, by name.
     pub files: Vec<(FileName, Arc<FileEntry>)>,
-    /// How many those are.
+    /// Number of published files.
     pub file_count: u64,
-    /// When it was last heard.
+    /// When its last request came.
     pub last_seen: Millis,
-    /// Since when its connection, or the last one, was registered.
+    /// When its current or last connection registered.
     pub connected_at: Millis,
-    /// Its connection is open.
+    /// Whether its connection is open.
     pub online: bool,
 }
 
-/// A host of which something has changed, and, if it is there, whether its connection is open, and how many files it
-/// has.
-pub type Changed = (Name, Option<(bool, u64)>);
+/// A host that has changed: its name and, if it is live, whether its connection is open and its number of files.
+pub type ChangedHost = (Name, Option<(bool, u64)>);
 
-/// Looks at a registry that runs. Clones look at the same.
+/// Read access to a running registry. Clones access the same one.
 #[derive(Clone)]
-pub struct View {
-    shared: Arc<Shared>,
+pub struct RegistryView {
+    inner: Arc<RegistryServerInner>,
 }
 
-impl View {
-    pub(super) fn of(shared: Arc<Shared>) -> View {
-        View { shared }
+impl RegistryView {
+    pub(super) fn of(inner: Arc<RegistryServerInner>) -> RegistryView {
+        RegistryView { inner }
     }
 
-    /// What is there, counted.
-    pub fn totals(&self) -> Totals {
-        self.or_nothing(self.shared.keeper.look(|core, _now| core.totals()))
+    /// Totals of the live hosts.
+    pub fn totals(&self) -> RegistryTotals {
+        self.or_default(self.inner.registry.read(|core, _now| core.totals()))
     }
 
-    /// The next hosts by name, with all their files; fewer than `at_most` where those are very many.
-    pub fn page(&self, after: Option<&str>, at_most: usize) -> Vec<Client> {
-        let after = after.and_then(|after| Name::kept(after).ok());
-        let cursor = after.map_or(Cursor::Offset(0), Cursor::After);
-        let mut clients: Vec<Client> = Vec::new();
+    /// The next hosts by name with all their files; fewer than `at_most` if they have very many files.
+    pub fn page(&self, after: Option<&str>, at_most: usize) -> Vec<HostView> {
+        let after = after.and_then(|after| Name::from_stored(after).ok());
+        let cursor = after.map_or(ListingCursor::Offset(0), ListingCursor::After);
+        let mut hosts: Vec<HostView> = Vec::new();
         let mut file_count = 0;
-        self.walk(cursor, at_most, |piece| {
-            match piece {
-                Piece::Host(host) => clients.push(self.client_of(host)),
-                Piece::Files(files) => {
+        self.walk(cursor, at_most, |part| {
+            match part {
+                ListingPart::Host(host) => hosts.push(self.host_view(host)),
+                ListingPart::Files(files) => {
                     file_count += files.len();
-                    if let Some(client) = clients.last_mut() {
+                    if let Some(client) = hosts.last_mut() {
                         client.files.extend(files);
                     }
                 }
             }
-            file_count < FILES_A_PAGE
+            file_count < FILES_PER_PAGE
         });
-        clients
+        hosts
     }
 
-    /// How many hosts are there, and how many of them are users'.
-    pub fn sizes(&self) -> (usize, usize) {
-        self.or_nothing(self.shared.keeper.look(|core, _now| (core.listed(), core.listed_users())))
+    /// Number of live hosts, and how many of them belong to users.
+    pub fn host_counts(&self) -> (usize, usize) {
+        self.or_default(self.inner.registry.read(|core, _now| (core.live_host_count(), core.live_user_count())))
     }
 
-    /// The names of hosts from the n-th on, by name.
-    pub fn names_from(&self, offset: usize, at_most: usize) -> Vec<Name> {
-        self.or_nothing(self.shared.keeper.look(|core, _now| core.names_from(offset, at_most)))
+    /// The names of live hosts from the n-th on.
+    pub fn host_names_from(&self, offset: usize, at_most: usize) -> Vec<Name> {
+        self.or_default(self.inner.registry.read(|core, _now| core.names_from(offset, at_most)))
     }
 
-    /// The same of those whose name, or name for people, has that in it; and how many those are.
-    pub fn search(&self, sought: &Sought, offset: usize, at_most: usize) -> (Vec<Name>, usize) {
+    /// The same for hosts whose hostname or display name matches, and how many match in total.
+    pub fn search(&self, query: &TextFilter, offset: usize, at_most: usize) -> (Vec<Name>, usize) {
         let (mut found, mut total, mut after) = (Vec::new(), 0_usize, None);
         loop {
-            let look = self.shared.keeper.look(|core, _now| core.named_like(sought, after.as_ref(), LOOKED_AT));
-            let (more, next) = self.or_nothing(look);
+            let result = self.inner.registry.read(|core, _now| core.search_names(query, after.as_ref(), SEARCH_BATCH));
+            let (more, next) = self.or_default(result);
             let passed = offset.saturating_sub(total).min(more.len());
             total += more.len();
             let left = at_most - found.len();
@@ -108,14 +107,14 @@ impl View {
         }
     }
 
-    /// Which of these hosts are there.
-    pub fn are_there(&self, hostnames: &[&str]) -> Vec<bool> {
+    /// For each of these hosts, whether it is live.
+    pub fn are_live(&self, hostnames: &[&str]) -> Vec<bool> {
         let mut all = Vec::with_capacity(hostnames.len());
-        for some in hostnames.chunks(STEP) {
-            let look = self.shared.keeper.look(|core, now| {
+        for some in hostnames.chunks(STEP_SIZE) {
+            let result = self.inner.registry.read(|core, now| {
                 some.iter().map(|hostname| core.presence(now, hostname).is_some()).collect::<Vec<_>>()
             });
-            all.extend(look.unwrap_or_else(|error| {
+            all.extend(result.unwrap_or_else(|error| {
                 log::error!("registry: {error}");
                 vec![false; some.len()]
             }));
@@ -123,12 +122,12 @@ impl View {
         all
     }
 
-    /// A host with all its files; none if it is not there.
-    pub fn client(&self, hostname: &str) -> Option<Client> {
-        let host = self.or_nothing(self.shared.keeper.look(|core, now| core.discover(now, hostname)))?;
-        let mut client = self.client_of(host.clone());
-        self.walk(Cursor::files_of(&host), 0, |piece| {
-            if let Piece::Files(more) = piece {
+    /// A live host with all its files.
+    pub fn host(&self, hostname: &str) -> Option<HostView> {
+        let host = self.or_default(self.inner.registry.read(|core, now| core.discover(now, hostname)))?;
+        let mut client = self.host_view(host.clone());
+        self.walk(ListingCursor::files_of(&host), 0, |part| {
+            if let ListingPart::Files(more) = part {
                 client.files.extend(more);
             }
             true
@@ -136,29 +135,30 @@ impl View {
         Some(client)
     }
 
-    /// Of which hosts something has changed since this was asked last, as each is now: its name, and, if it is
-    /// there, whether its connection is open, and how many files it has. None: there were too many, or nobody had
-    /// asked before. They are remembered until it `is_wanted` no more; while it is not, that costs nothing.
-    pub fn changed(&self, is_wanted: bool) -> Option<Vec<Changed>> {
-        let names = self.or_nothing(self.shared.keeper.look(|core, _now| core.take_touched(is_wanted)))?;
+    /// The current state of hosts that have changed since the last call. `None` if they are not known: there were too
+    /// many, or they were not being collected. Changes are collected while `is_wanted`; otherwise this costs nothing.
+    pub fn changed_hosts(&self, is_wanted: bool) -> Option<Vec<ChangedHost>> {
+        let names = self.or_default(self.inner.registry.read(|core, _now| core.take_changed_hosts(is_wanted)))?;
         let names: Vec<Name> = names.into_iter().collect();
         let mut all = Vec::with_capacity(names.len());
-        for some in names.chunks(STEP) {
-            let look = self.shared.keeper.look(|core, now| {
+        for some in names.chunks(STEP_SIZE) {
+            let result = self.inner.registry.read(|core, now| {
                 let shown = some.iter().map(|name| (name.clone(), core.discover(now, name.as_str())));
-                shown.map(|(name, host)| (name, host.map(|host| (host.is_open, host.file_count)))).collect::<Vec<_>>()
+                shown
+                    .map(|(name, host)| (name, host.map(|host| (host.is_connected, host.file_count))))
+                    .collect::<Vec<_>>()
             });
-            all.extend(self.or_nothing(look));
+            all.extend(self.or_default(result));
         }
         Some(all)
     }
 
-    /// A host's published files, and where it is; none if it is not there.
-    pub fn discover(&self, hostname: &str) -> Option<(Files, (IpAddr, u16))> {
-        let host = self.or_nothing(self.shared.keeper.look(|core, now| core.discover(now, hostname)))?;
+    /// A live host's published files and address.
+    pub fn discover(&self, hostname: &str) -> Option<(FileMap, (IpAddr, u16))> {
+        let host = self.or_default(self.inner.registry.read(|core, now| core.discover(now, hostname)))?;
         let mut files = BTreeMap::new();
-        self.walk(Cursor::files_of(&host), 0, |piece| {
-            if let Piece::Files(more) = piece {
+        self.walk(ListingCursor::files_of(&host), 0, |part| {
+            if let ListingPart::Files(more) = part {
                 files.extend(more);
             }
             true
@@ -166,17 +166,17 @@ impl View {
         Some((files, (host.ip, host.port)))
     }
 
-    /// Whether a host is there.
-    pub fn ping(&self, hostname: &str) -> bool {
-        self.or_nothing(self.shared.keeper.look(|core, now| core.presence(now, hostname).is_some()))
+    /// Whether a host is live.
+    pub fn is_live(&self, hostname: &str) -> bool {
+        self.or_default(self.inner.registry.read(|core, now| core.presence(now, hostname).is_some()))
     }
 
-    /// Who has published this content, whatever its name there; `at_most` so many.
+    /// Up to `at_most` published files with this content, under any name.
     pub fn copies(&self, content: &Digest, at_most: usize) -> Vec<(FileName, HostEntry)> {
         let (mut copies, mut after) = (Vec::new(), None);
         loop {
-            let look = self.shared.keeper.look(|core, now| core.copies(now, content, after.as_ref(), STEP));
-            let (more, next) = self.or_nothing(look);
+            let result = self.inner.registry.read(|core, now| core.copies(now, content, after.as_ref(), STEP_SIZE));
+            let (more, next) = self.or_default(result);
             copies.extend(more);
             if next.is_none() || copies.len() >= at_most {
                 copies.truncate(at_most);
@@ -186,13 +186,13 @@ impl View {
         }
     }
 
-    /// `each` says whether another host may follow.
-    fn walk(&self, mut cursor: Cursor, mut hosts: usize, mut each: impl FnMut(Piece) -> bool) {
-        while cursor != Cursor::End {
-            match self.shared.keeper.look(|core, _now| core.list(cursor, &mut hosts, STEP)) {
-                Ok((pieces, next)) => {
-                    for piece in pieces {
-                        if !each(piece) {
+    /// Passes the parts of a listing to `each`, which returns whether another host may follow.
+    fn walk(&self, mut cursor: ListingCursor, mut hosts: usize, mut each: impl FnMut(ListingPart) -> bool) {
+        while cursor != ListingCursor::End {
+            match self.inner.registry.read(|core, _now| core.list(cursor, &mut hosts, STEP_SIZE)) {
+                Ok((parts, next)) => {
+                    for part in parts {
+                        if !each(part) {
                             hosts = 0;
                         }
                     }
@@ -206,9 +206,9 @@ impl View {
         }
     }
 
-    fn client_of(&self, host: Shown) -> Client {
-        let dated = |at| self.shared.keeper.dated(at);
-        Client {
+    fn host_view(&self, host: HostSummary) -> HostView {
+        let dated = |at| self.inner.registry.wall_time(at);
+        HostView {
             hostname: host.hostname,
             display_name: host.display_name,
             ip: host.ip,
@@ -217,12 +217,12 @@ impl View {
             file_count: host.file_count,
             last_seen: dated(host.last_seen),
             connected_at: dated(host.connected_at),
-            online: host.is_open,
+            online: host.is_connected,
         }
     }
 
-    /// Memory is built anew when this fails: whoever asks again gets it.
-    fn or_nothing<T: Default>(&self, looked: Result<T, StoreError>) -> T {
+    /// A failure is logged; the registry has been reloaded then, and a later call succeeds.
+    fn or_default<T: Default>(&self, looked: Result<T, StoreError>) -> T {
         looked.unwrap_or_else(|error| {
             log::error!("registry: {error}");
             T::default()
@@ -230,7 +230,7 @@ impl View {
     }
 }
 
-impl fmt::Debug for View {
+impl fmt::Debug for RegistryView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("View").finish_non_exhaustive()
     }

@@ -1,4 +1,4 @@
-//! `/metrics`: everything that the server counts, as Prometheus reads it.
+//! `/metrics`: all counters, sizes and latencies of the server in the Prometheus text format.
 
 use std::fmt;
 use std::fmt::Write;
@@ -7,135 +7,136 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder};
 
-use crate::net::counters::{Latencies, LatencyCounts};
+use crate::net::counters::{LatencyHistogram, LatencySnapshot};
 use crate::net::http::{Response, StatusCode, error};
 
-/// Where the latencies of one part come from.
-type LatencySource = Box<dyn Fn() -> LatencyCounts + Send + Sync>;
+/// Reads the latencies of one part of the server.
+type LatencySource = Box<dyn Fn() -> LatencySnapshot + Send + Sync>;
 
-/// The part whose latencies are counted here, for [`Metrics::read`].
-const HTTP: &str = "http";
+/// The part whose latencies are counted here, for [`Metrics::snapshot`].
+const HTTP_PART: &str = "http";
 
-/// Where the numbers of one part of the server come from.
-type Source = Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync>;
+/// Reads the values of one part of the server.
+type ValueSource = Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync>;
 
-/// What a part's numbers are.
+/// The kind of a part's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// How often something happened since the start.
+pub enum MetricKind {
+    /// How often something has happened since the start.
     Counters,
     /// How much there is now.
     Sizes,
 }
 
-/// What is counted here, and where the rest is counted.
+/// HTTP metrics, and the sources of all others.
 pub struct Metrics {
     registry: Registry,
-    seconds: HistogramVec,
-    sources: Mutex<Vec<(&'static str, Kind, Source)>>,
+    request_seconds: HistogramVec,
+    sources: Mutex<Vec<(&'static str, MetricKind, ValueSource)>>,
     latencies: Mutex<Vec<(&'static str, LatencySource)>>,
-    /// Of all routes together.
-    http: Latencies,
+    /// All routes together.
+    http_latencies: LatencyHistogram,
 }
 
-/// What all sources say at one time.
+/// The values of all sources at one time.
 #[derive(Debug, Default)]
-pub struct Reading {
-    /// Part, kind, name, and how much.
-    numbers: Vec<(&'static str, Kind, String, u64)>,
-    latencies: Vec<(&'static str, LatencyCounts)>,
+pub struct MetricsSnapshot {
+    /// Part, kind, name and value.
+    values: Vec<(&'static str, MetricKind, String, u64)>,
+    latencies: Vec<(&'static str, LatencySnapshot)>,
 }
 
-impl Reading {
-    /// A number of a part.
-    pub fn number(&self, part: &str, kind: Kind, name: &str) -> Option<u64> {
-        let is_it = |(its_part, its_kind, its_name, _): &&(&str, Kind, String, u64)| {
+impl MetricsSnapshot {
+    /// A part's value of this name.
+    pub fn value(&self, part: &str, kind: MetricKind, name: &str) -> Option<u64> {
+        let is_it = |(its_part, its_kind, its_name, _): &&(&str, MetricKind, String, u64)| {
             *its_part == part && *its_kind == kind && its_name == name
         };
-        self.numbers.iter().find(is_it).map(|(.., number)| *number)
+        self.values.iter().find(is_it).map(|(.., number)| *number)
     }
 
-    /// How long what a part does took.
-    pub fn latencies(&self, part: &str) -> Option<&LatencyCounts> {
+    /// A part's latencies.
+    pub fn latencies(&self, part: &str) -> Option<&LatencySnapshot> {
         self.latencies.iter().find(|(its_part, _)| *its_part == part).map(|(_, counts)| counts)
     }
 }
 
 impl Metrics {
-    /// Nothing counted yet.
+    /// Metrics without any source.
     ///
     /// # Errors
-    /// A name that Prometheus does not allow: a mistake in this program.
+    /// A metric name is invalid, which would be a bug in this program.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let what = "How long requests at the HTTP port took to be answered, seconds";
-        let seconds = HistogramVec::new(HistogramOpts::new("p2s2_http_request_seconds", what), &["route", "status"])?;
+        let request_seconds =
+            HistogramVec::new(HistogramOpts::new("p2s2_http_request_seconds", what), &["route", "status"])?;
         let registry = Registry::new();
-        registry.register(Box::new(seconds.clone()))?;
+        registry.register(Box::new(request_seconds.clone()))?;
         Ok(Metrics {
             registry,
-            seconds,
+            request_seconds,
             sources: Mutex::default(),
             latencies: Mutex::default(),
-            http: Latencies::default(),
+            http_latencies: LatencyHistogram::default(),
         })
     }
 
-    /// What a part of the server has counted, asked for whenever it is to be shown: each becomes the counter
+    /// Adds a source of counters, which is read whenever the metrics are: each becomes the counter
     /// `p2s2_PART_NAME_total`.
     pub fn add_counters<N: Into<String>>(
         &self,
         part: &'static str,
         source: impl Fn() -> Vec<(N, u64)> + Send + Sync + 'static,
     ) {
-        self.add(part, Kind::Counters, source);
+        self.add(part, MetricKind::Counters, source);
     }
 
-    /// How much a part of the server has now: each becomes the gauge `p2s2_PART_NAME`.
+    /// Adds a source of current sizes: each becomes the gauge `p2s2_PART_NAME`.
     pub fn add_sizes<N: Into<String>>(
         &self,
         part: &'static str,
         source: impl Fn() -> Vec<(N, u64)> + Send + Sync + 'static,
     ) {
-        self.add(part, Kind::Sizes, source);
+        self.add(part, MetricKind::Sizes, source);
     }
 
-    /// How long what a part of the server does took: the histogram `p2s2_PART_seconds`.
-    pub fn add_latencies(&self, part: &'static str, source: impl Fn() -> LatencyCounts + Send + Sync + 'static) {
+    /// Adds a source of latencies: they become the histogram `p2s2_PART_seconds`.
+    pub fn add_latencies(&self, part: &'static str, source: impl Fn() -> LatencySnapshot + Send + Sync + 'static) {
         self.latencies.lock().push((part, Box::new(source)));
     }
 
-    /// Asks all sources.
-    pub fn read(&self) -> Reading {
+    /// Reads all sources.
+    pub fn snapshot(&self) -> MetricsSnapshot {
         let sources = self.sources.lock();
         let all = sources.iter().flat_map(|(part, kind, source)| {
             source().into_iter().map(move |(name, number)| (*part, *kind, name, number))
         });
-        let numbers = all.collect();
+        let values = all.collect();
         drop(sources);
         let mut latencies: Vec<_> = self.latencies.lock().iter().map(|(part, source)| (*part, source())).collect();
-        latencies.push((HTTP, self.http.counts()));
-        Reading { numbers, latencies }
+        latencies.push((HTTP_PART, self.http_latencies.snapshot()));
+        MetricsSnapshot { values, latencies }
     }
 
     fn add<N: Into<String>>(
         &self,
         part: &'static str,
-        kind: Kind,
+        kind: MetricKind,
         source: impl Fn() -> Vec<(N, u64)> + Send + Sync + 'static,
     ) {
         let named = move || source().into_iter().map(|(name, count)| (name.into(), count)).collect();
         self.sources.lock().push((part, kind, Box::new(named)));
     }
 
-    /// A request was answered.
-    pub fn count(&self, route: &str, status: StatusCode, took: Duration) {
-        self.seconds.with_label_values(&[route, status.as_str()]).observe(took.as_secs_f64());
-        self.http.took(took);
+    /// Counts a request and its latency.
+    pub fn record_request(&self, route: &str, status: StatusCode, took: Duration) {
+        self.request_seconds.with_label_values(&[route, status.as_str()]).observe(took.as_secs_f64());
+        self.http_latencies.record(took);
     }
 
-    /// All of it as text.
-    pub(super) fn show(&self) -> Response {
-        match self.text() {
+    /// The metrics as an HTTP response.
+    pub(super) fn render_response(&self) -> Response {
+        match self.render() {
             Ok(text) => Response::new(StatusCode::OK, "text/plain; version=0.0.4", text),
             Err(failed) => {
                 log::error!("metrics: {failed}");
@@ -144,18 +145,18 @@ impl Metrics {
         }
     }
 
-    fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
+    fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let now = Registry::new();
         for (part, kind, source) in &*self.sources.lock() {
             for (name, count) in source() {
                 let what = format!("{part}: {}", name.replace('_', " "));
                 match kind {
-                    Kind::Counters => {
+                    MetricKind::Counters => {
                         let counter = IntCounter::new(format!("p2s2_{part}_{name}_total"), what)?;
                         counter.inc_by(count);
                         now.register(Box::new(counter))?;
                     }
-                    Kind::Sizes => {
+                    MetricKind::Sizes => {
                         let gauge = IntGauge::new(format!("p2s2_{part}_{name}"), what)?;
                         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
                         now.register(Box::new(gauge))?;
@@ -173,16 +174,16 @@ impl Metrics {
     }
 }
 
-/// The shortest and the longest time that have a line of their own, nanoseconds: a microsecond, a minute.
-const SHOWN_NS: std::ops::RangeInclusive<u128> = 1 << 10..=1 << 36;
+/// Histogram buckets outside this range are not shown, nanoseconds: about a microsecond to about a minute.
+const BUCKET_RANGE_NS: std::ops::RangeInclusive<u128> = 1 << 10..=1 << 36;
 
-/// Latencies as Prometheus reads them. (Its crate has no histogram that somebody else has counted.)
-fn histogram(part: &str, counts: &LatencyCounts) -> String {
+/// Latencies in the Prometheus text format. (The prometheus crate cannot show a histogram counted elsewhere.)
+fn histogram(part: &str, counts: &LatencySnapshot) -> String {
     let (name, count, sum) = (format!("p2s2_{part}_seconds"), counts.count(), counts.sum().as_secs_f64());
     let mut text = format!("# HELP {name} {part}: seconds\n# TYPE {name} histogram\n");
-    let shown = counts.up_to().filter(|(up_to, _)| SHOWN_NS.contains(&up_to.as_nanos()));
+    let shown = counts.cumulative_buckets().filter(|(up_to, _)| BUCKET_RANGE_NS.contains(&up_to.as_nanos()));
     for (up_to, below) in shown {
-        // Writing to a text cannot fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{name}_bucket{{le=\"{}\"}} {below}", up_to.as_secs_f64());
     }
     let _ = writeln!(text, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {sum}\n{name}_count {count}");
@@ -204,12 +205,12 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.add_counters("registry", || vec![("requests", 7), ("pings", 3)]);
         metrics.add_sizes("registry", || vec![("hosts", 2)]);
-        metrics.count("health", StatusCode::OK, Duration::from_millis(2));
-        let latencies = Latencies::default();
-        latencies.took(Duration::from_millis(3));
-        let counts = latencies.counts();
+        metrics.record_request("health", StatusCode::OK, Duration::from_millis(2));
+        let latencies = LatencyHistogram::default();
+        latencies.record(Duration::from_millis(3));
+        let counts = latencies.snapshot();
         metrics.add_latencies("trade_requests", move || counts);
-        let text = String::from_utf8(metrics.text().unwrap()).unwrap();
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         for line in [
             "# TYPE p2s2_registry_requests_total counter",
             "p2s2_registry_requests_total 7",
@@ -227,15 +228,15 @@ mod tests {
         ] {
             assert!(text.lines().any(|said| said == line), "{line}: {text}");
         }
-        assert_eq!(text, String::from_utf8(metrics.text().unwrap()).unwrap(), "shown as often as it is asked for");
-        let reading = metrics.read();
-        assert_eq!(reading.number("registry", Kind::Counters, "requests"), Some(7));
-        assert_eq!(reading.number("registry", Kind::Sizes, "hosts"), Some(2));
-        assert_eq!(reading.number("registry", Kind::Sizes, "requests"), None);
-        assert_eq!(reading.latencies("trade_requests").map(LatencyCounts::count), Some(1));
-        assert_eq!(reading.latencies("http").map(LatencyCounts::count), Some(1));
-        // The same name twice would be no metrics: said, and nothing ends.
+        assert_eq!(text, String::from_utf8(metrics.render().unwrap()).unwrap(), "shown as often as it is asked for");
+        let reading = metrics.snapshot();
+        assert_eq!(reading.value("registry", MetricKind::Counters, "requests"), Some(7));
+        assert_eq!(reading.value("registry", MetricKind::Sizes, "hosts"), Some(2));
+        assert_eq!(reading.value("registry", MetricKind::Sizes, "requests"), None);
+        assert_eq!(reading.latencies("trade_requests").map(LatencySnapshot::count), Some(1));
+        assert_eq!(reading.latencies("http").map(LatencySnapshot::count), Some(1));
+        // A duplicate name gives an error response but no panic.
         metrics.add_counters("registry", || vec![("requests", 1)]);
-        assert_eq!(metrics.show().status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(metrics.render_response().status, StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

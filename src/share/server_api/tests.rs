@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use super::*;
 use crate::identity::jwt::Jwt;
-use crate::identity::users::AdminSettings;
-use crate::identity::{Cost, Passwords, Role};
+use crate::identity::users::AdminCredentials;
+use crate::identity::{HashCost, PasswordHasher, Role};
 use crate::model::Name;
-use crate::net::budget::Budget;
+use crate::net::budget::ReceiveBudget;
 use crate::net::http::{Body, HeaderMap, Method, header};
 use crate::net::listener::ConnectionLimiter;
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
-use crate::share::server::{AuthMode, Config, Floor};
+use crate::share::server::{AuthMode, RegistryServerConfig, RegistryServerContext};
 use crate::storage::{Store, StoreError};
 
 const HERE: &str = "127.0.0.1:40000";
@@ -27,10 +27,10 @@ struct World {
 }
 
 fn users(dir: &Path, clock: Clock) -> Arc<Users> {
-    let passwords = Passwords::new(Cost { memory_kib: 8, passes: 1 }, 2).unwrap();
+    let passwords = PasswordHasher::with_own_threads(HashCost { memory_kib: 8, passes: 1 }, 2).unwrap();
     let users = Users::open(dir, clock, passwords, Jwt::with_secret(SECRET, Duration::from_secs(3600))).unwrap();
-    let admin = AdminSettings { username: None, password: Some("root".to_owned()) };
-    users.settle_admin(admin, |_| Ok::<_, UserError>(())).unwrap();
+    let admin = AdminCredentials { username: None, password: Some("root".to_owned()) };
+    users.ensure_admin(admin, |_| Ok::<_, UserError>(())).unwrap();
     Arc::new(users)
 }
 
@@ -42,18 +42,18 @@ fn world_in(dir: tempfile::TempDir, with_registry: bool) -> World {
     let clock = Clock::start();
     let users = users(dir.path(), clock);
     let registry = with_registry.then(|| {
-        let floor = Floor {
+        let floor = RegistryServerContext {
             executor: Executor::new("test", 100),
             limiter: ConnectionLimiter::new(100),
-            budget: Budget::new(1 << 20),
+            budget: ReceiveBudget::new(1 << 20),
             identity: None,
-            plain_from_afar: false,
+            allows_remote_plaintext: false,
             clock,
             store: Arc::new(Store::open(&dir.path().join("registry.db"), MIGRATIONS).unwrap()),
             accounts: Arc::clone(&users) as _,
         };
         let addr = "127.0.0.1:0".parse().unwrap();
-        let config = Config { addr, peer_timeout: Duration::from_secs(60), auth: AuthMode::Strict };
+        let config = RegistryServerConfig { addr, peer_timeout: Duration::from_secs(60), auth: AuthMode::Strict };
         Arc::new(RegistryServer::start(config, floor).unwrap())
     });
     let metrics = Arc::new(Metrics::new().unwrap());
@@ -108,7 +108,7 @@ impl World {
     }
 }
 
-/// A host of the registry, on a bare socket.
+/// A host of the registry, using a plain socket.
 struct Host(BufReader<TcpStream>);
 
 impl Host {
@@ -196,7 +196,7 @@ fn wrong_fields_wrong_passwords_and_wrong_tokens_have_their_statuses() {
     ] {
         assert_eq!(world.post(path, body.clone()).0, 401, "{path} {body}");
     }
-    // The two reasons for which a login fails are told the same way.
+    // The response does not reveal which of the two reasons made a login fail.
     let wrong = world.post("/api/user/login", json!({"username": "ann", "password": "wrong"}));
     assert_eq!(wrong, world.post("/api/user/login", json!({"username": "bob", "password": "wrong"})));
     assert_eq!(world.get("/api/nothing", None).0, 404);
@@ -228,7 +228,7 @@ fn expired_forged_and_foreign_tokens_are_good_for_nothing() {
     let long_ago = Millis(now.0 - 3_600_001);
     let expired = |role| Jwt::with_secret(SECRET, an_hour).issue(long_ago, "ann", role).0.reveal().to_owned();
     let foreign = |role| Jwt::with_secret(b"another", an_hour).issue(now, "ann", role).0.reveal().to_owned();
-    // {"alg":"none"} before the claims of a good one.
+    // {"alg":"none"} with the claims of a valid token.
     let claims = user.split('.').nth(1).unwrap();
     let none = format!("eyJhbGciOiJub25lIn0.{claims}.");
     let cut = &user[..user.len() - 1];
@@ -264,7 +264,7 @@ fn only_an_admin_sees_the_registry() {
     assert_eq!(verify(&user).0, 403);
     assert_eq!(verify(&admin), (200, json!({"success": true, "username": "admin"})));
     assert_eq!(world.ask(Method::POST, "/api/user/verify", Some(&admin), Value::Null).0, 403);
-    // A token in the address is none.
+    // A token in the URL is not accepted.
     assert_eq!(world.get(&format!("/api/admin/registry?token={admin}"), None).0, 404);
 }
 
@@ -316,7 +316,7 @@ fn the_admin_sees_hosts_with_their_files_and_accounts() {
 fn a_registry_of_several_pages_is_told_whole_and_in_order() {
     let world = world(true);
     let admin = world.admin_token();
-    // One connection after the other: each leaves its host behind.
+    // One connection after another; each host stays listed after its connection has closed.
     for n in 0..600 {
         Host::register(&world, &format!("host{n:04}"), None, &json!({"f": file(1, true)})).unwrap();
     }
@@ -364,13 +364,13 @@ fn metrics_are_told_on_this_machine_alone() {
 
 #[test]
 fn the_registry_asks_about_accounts_by_the_same_tokens() {
-    use crate::share::server::Accounts;
+    use crate::share::server::AccountDirectory;
     let world = world(false);
     let token = world.user_token("ann");
-    let accounts: &dyn Accounts = &*world.users;
+    let accounts: &dyn AccountDirectory = &*world.users;
     assert!(accounts.is_account("ann") && !accounts.is_account("bob"));
     assert_eq!(accounts.owner_of(&token).as_deref(), Some("ann"));
-    let (ghost, _) = world.users.issue(&Name::new("ghost").unwrap(), Role::User);
+    let (ghost, _) = world.users.issue_token(&Name::new("ghost").unwrap(), Role::User);
     assert_eq!(accounts.owner_of(ghost.reveal()), None);
     let (here, there): (IpAddr, IpAddr) = ("127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
     assert!(accounts.signed_in_from("ann", here) && !accounts.signed_in_from("ann", there));

@@ -1,12 +1,12 @@
-//! One fetch: a thread that owns the plan and makes its steps real, and the threads that work for it.
+//! One fetch: a thread that owns the plan and applies its effects, and the threads that work for it.
 //!
 //! ```text
-//!  lane (a connection each) ──► checker (hashing) ──┐ pieces
-//!        │ writes to the part file                  ▼
-//!        └───────────── reports ──────────►  the fetch's thread  ──► keeper (sync, journal)
+//!  source connection (one per host) ──► verifier (hashing) ──┐ verdicts
+//!        │ writes to the part file                           ▼
+//!        └───────────────── events ───────────────►  the fetch's thread  ──► saver (sync, journal)
 //! ```
 //!
-//! Nothing is locked while anybody waits: all that comes back comes through one queue.
+//! No lock is held while anybody waits: all results come back through one event queue.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,316 +20,327 @@ use log::{info, warn};
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
-use super::keeper::{self, Kept, Task};
-use super::lane::{Lane, Line, Order, Report};
-use super::part::{self, Begun, FetchSpec, Part, StartError};
-use super::plan::{Fault, HOSTS_MAX, HostId, Plan, Step, Way};
-use super::speed::{Speed, eta_s};
-use super::{Content, Sources};
+use super::part_file::{self, FetchSpec, PartFile, PreparedFetch, StartFetchError};
+use super::plan::{FetchEffect, FetchPlan, HOSTS_MAX, HostId, SourceFault, TransferMode};
+use super::saver::{self, SaveCommand, SaveEvent};
+use super::source_connection::{SourceCommand, SourceConnection, SourceEvent, SourceHandle};
+use super::speed::{SpeedMeter, eta_s};
+use super::{ContentIdentity, SourceFinder};
 use crate::model::text::nfc;
-use crate::net::threads::{Executor, Full};
-use crate::share::pieces::{Layout, Pieces};
+use crate::net::threads::{Executor, ExecutorFull};
+use crate::share::pieces::{FileDigests, PieceLayout};
 use crate::share::wire::HostEntry;
 use crate::storage::files::parent_of;
 
-/// Reports that wait for the fetch's thread; who has more waits.
-const WAITING_MAX: usize = 1024;
-/// A file without pieces is synced each time that so much has come.
-const FLUSH_EVERY: u64 = 64 << 20;
-/// How long a user waits for his wish to be heard.
-const DONE_WITHIN: Duration = Duration::from_secs(1);
-/// Errors of hosts that are told at a time.
-const TOLD_HOSTS: usize = 5;
+/// Capacity of the fetch's event queue; senders block when it is full.
+const EVENTS_MAX: usize = 1024;
+/// A file without a piece list is synced each time that this much has arrived.
+const FLUSH_BYTES: u64 = 64 << 20;
+/// How long a caller waits for its command to be handled.
+const COMMAND_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Most hosts that are named in one error text.
+const NAMED_HOSTS_MAX: usize = 5;
 
-/// How patient a fetch is.
+/// Timeouts and intervals of a fetch.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// With a host that does not take the connection.
-    pub connect: Duration,
-    /// With one that sends nothing.
-    pub stall: Duration,
-    /// Until a line is complete: an answer, a list of pieces.
-    pub line: Duration,
-    /// How often what changes by itself is looked at.
-    pub tick: Duration,
-    /// How often progress is told while bytes come.
-    pub tell: Duration,
-    /// The first pause before the registry is asked again while no host is left; it doubles each time.
-    pub ask_again: Duration,
-    /// The longest, and how often it is asked while all goes well.
-    pub ask_again_max: Duration,
+pub struct FetchTiming {
+    /// Bound for establishing a connection.
+    pub connect_timeout: Duration,
+    /// How long a host may send nothing while data is expected.
+    pub stall_timeout: Duration,
+    /// Bound for a complete response line; the list of pieces is one, too.
+    pub line_timeout: Duration,
+    /// How often the fetch acts without any event.
+    pub tick_interval: Duration,
+    /// How often progress is reported while data arrives.
+    pub progress_interval: Duration,
+    /// First delay before hosts are looked up again while none is usable; it doubles each time.
+    pub lookup_retry_min: Duration,
+    /// Upper bound of that delay, and the interval of look-ups while data arrives.
+    pub lookup_interval_max: Duration,
 }
 
-impl Default for Pace {
-    fn default() -> Pace {
-        Pace {
-            connect: Duration::from_secs(5),
-            stall: Duration::from_secs(10),
-            line: Duration::from_secs(30),
-            tick: Duration::from_millis(100),
-            tell: Duration::from_millis(200),
-            ask_again: Duration::from_secs(1),
-            // A fetch whose content is gone is to know within 5 s.
-            ask_again_max: Duration::from_secs(4),
+impl Default for FetchTiming {
+    fn default() -> FetchTiming {
+        FetchTiming {
+            connect_timeout: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(10),
+            line_timeout: Duration::from_secs(30),
+            tick_interval: Duration::from_millis(100),
+            progress_interval: Duration::from_millis(200),
+            lookup_retry_min: Duration::from_secs(1),
+            // A fetch whose content is gone must find out within 5 s.
+            lookup_interval_max: Duration::from_secs(4),
         }
     }
 }
 
-/// What a fetch stands on.
+/// What a fetch is built from.
 #[derive(Debug, Clone)]
-pub struct Floor {
-    /// Gives it its threads: one for itself, one that syncs, two for each of up to four hosts.
+pub struct FetchContext {
+    /// Provides its threads: one for itself, one that syncs, two for each of up to four hosts.
     pub executor: Arc<Executor>,
-    /// Its patience.
-    pub pace: Pace,
+    /// Timeouts and intervals.
+    pub timing: FetchTiming,
 }
 
-/// Where a fetch stands. SPEC.md section 6, fetch-progress.
+/// Status of a fetch, as its progress reports it; see `docs/spec/share.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Nobody sends yet.
+pub enum TransferStatus {
+    /// No host sends yet.
     Pending,
-    /// It comes.
+    /// Data arrives.
     Downloading,
-    /// It waits: for its user, or, with an error that says so, for a host that is offline.
+    /// It waits for its user or, if there is an error text, for a host to come back.
     Paused,
-    /// The file is in its place.
+    /// The file is complete and in its final place.
     Completed,
-    /// It does not go on by itself; the error says why. It may be resumed.
+    /// It does not continue by itself, for the reason given as its error. It can be resumed.
     Failed,
-    /// Nothing is left of it.
+    /// It was cancelled and its files were removed.
     Cancelled,
 }
 
-impl Status {
-    /// Whether there is nothing more to come.
+impl TransferStatus {
+    /// Whether the status is final: a failed fetch can still be resumed.
     pub fn is_over(self) -> bool {
-        matches!(self, Status::Completed | Status::Cancelled)
+        matches!(self, TransferStatus::Completed | TransferStatus::Cancelled)
     }
 }
 
-/// How far a fetch is.
+/// Progress of a fetch, in the JSON form of the client API.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Progress {
-    /// Bytes here.
+pub struct FetchProgress {
+    /// Bytes received, those of incomplete pieces included.
     pub downloaded_size: u64,
-    /// Bytes in all.
+    /// Size of the file, bytes.
     pub total_size: u64,
-    /// Of a hundred.
+    /// 0 to 100.
     pub progress_percent: f64,
-    /// Bytes a second, over the last three seconds.
+    /// Bytes per second, over the last three seconds.
     pub speed_bps: f64,
-    /// Seconds to go, where that is known.
+    /// Estimated seconds until completion, if known.
     pub eta_seconds: Option<u64>,
-    /// Where it stands.
-    pub status: Status,
-    /// Once completed: whether the content was checked by a digest that the registry knew.
+    /// Current status.
+    pub status: TransferStatus,
+    /// Once completed: whether the content was verified against a digest that the registry knew.
     pub verified: bool,
     /// Why it is paused or failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Who is asked at present.
+    /// Names of the hosts with a connection.
     pub sources: Vec<String>,
-    /// Bytes that came over the wire, also those that were for nothing.
+    /// Bytes received over the network, wasted ones included.
     #[serde(skip)]
-    pub received: u64,
+    pub received_bytes: u64,
 }
 
-/// A fetch that runs. Dropping it ends its threads soon; what is there stays, and the fetch can be started again.
+/// Handle of a running fetch. Dropping it ends its threads soon; received data stays, and the fetch can be started
+/// again.
 pub struct Fetch {
-    inbox: Sender<Input>,
-    shared: Arc<Shared>,
+    inbox: Sender<FetchEvent>,
+    shared: Arc<FetchShared>,
 }
 
-struct Shared {
-    state: Mutex<State>,
+/// State that the handle shares with the fetch's thread.
+struct FetchShared {
+    state: Mutex<FetchState>,
     changed: Condvar,
-    /// Nobody wants it any more.
+    /// The handle was dropped: the thread is to stop.
     must_stop: AtomicBool,
 }
 
-struct State {
-    progress: Progress,
+struct FetchState {
+    progress: FetchProgress,
     /// The thread has ended.
     is_over: bool,
 }
 
-/// What the fetch's thread is told.
-enum Input {
-    /// And who waits until it is done.
-    Do(Do, Sender<()>),
+/// Input of the fetch's thread.
+enum FetchEvent {
+    /// The sender is dropped once progress shows the command's effect.
+    Command(FetchCommand, Sender<()>),
     Stop,
-    Found(Result<Vec<HostEntry>, String>),
-    Lane(HostId, Report),
-    Kept(Kept),
+    SourcesFound(Result<Vec<HostEntry>, String>),
+    Source(HostId, SourceEvent),
+    Saver(SaveEvent),
 }
 
-/// What a user may want.
+/// A command of the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Do {
+enum FetchCommand {
     Pause,
     Resume,
     Cancel,
 }
 
-/// Is told of progress: when something happened, and several times a second while bytes come. On the fetch's
-/// thread: what takes long holds it up.
-pub type Told = Arc<dyn Fn(&Progress) + Send + Sync>;
+/// Called with the progress on every change of status and several times a second while data arrives. It runs on the
+/// fetch's thread and must not block.
+pub type ProgressCallback = Arc<dyn Fn(&FetchProgress) + Send + Sync>;
 
 impl Fetch {
-    /// Begins, or goes on where an earlier run of the same id ended, however it ended.
+    /// Starts a fetch, or resumes it where an earlier run with the same id ended, however it ended.
     ///
     /// # Errors
-    /// Why it cannot: there is a file in the place already, for one.
-    pub fn start(spec: FetchSpec, sources: Arc<dyn Sources>, told: Told, floor: Floor) -> Result<Fetch, StartError> {
-        let Begun { journal, is_new, part, list, good } = part::begin(&spec)?;
-        let (id, at) = (spec.id.clone(), spec.save_path.clone());
-        let no_thread = |full: Full| {
-            // A fetch that did not begin leaves nothing; what an earlier run has left stays.
-            if let Some(folder) = parent_of(&at).filter(|_| is_new)
-                && let Err(error) = part::discard_left(folder, &id)
+    /// [`StartFetchError`], for example if a file exists at the destination.
+    pub fn start(
+        spec: FetchSpec,
+        finder: Arc<dyn SourceFinder>,
+        on_progress: ProgressCallback,
+        context: FetchContext,
+    ) -> Result<Fetch, StartFetchError> {
+        let PreparedFetch { journal, is_new, part, piece_list, synced_pieces: verified_pieces } =
+            part_file::prepare(&spec)?;
+        let (id, path) = (spec.id.clone(), spec.save_path.clone());
+        let thread_error = |full: ExecutorFull| {
+            // A new fetch that could not start leaves no files; those of an earlier run stay.
+            if let Some(folder) = parent_of(&path).filter(|_| is_new)
+                && let Err(error) = part_file::discard_leftovers(folder, &id)
             {
-                warn!("{}: what could not be begun stays: {error}", at.display());
+                warn!("{}: what could not be begun stays: {error}", path.display());
             }
-            StartError::Full(full)
+            StartFetchError::Full(full)
         };
-        let (inbox, inputs) = bounded(WAITING_MAX);
-        let (tasks, its_tasks) = unbounded();
+        let (inbox, events) = bounded(EVENTS_MAX);
+        let (save_commands, its_save_commands) = unbounded();
         {
             let (inbox, part) = (inbox.clone(), part.clone());
-            let keep = move || {
-                keeper::keep(journal, part, &its_tasks, &|kept| {
-                    // Who no longer listens has ended.
-                    let _ = inbox.send(Input::Kept(kept));
+            let run_saver = move || {
+                saver::run_saver(journal, part, &its_save_commands, &|event| {
+                    // Fails only after the fetch's thread has ended.
+                    let _ = inbox.send(FetchEvent::Saver(event));
                 });
             };
-            floor.executor.execute(keep).map_err(&no_thread)?;
+            context.executor.execute(run_saver).map_err(&thread_error)?;
         }
-        let way = if spec.content.pieces_root.is_some() { Way::Pieces } else { Way::Whole };
-        let layout = Layout::of(spec.content.size);
-        let mut plan = Plan::new(layout, way, list.is_some(), |piece| good[piece]);
-        // What was whole and in its place already needs nothing but to be put away.
+        let mode = if spec.content.pieces_root.is_some() { TransferMode::Pieces } else { TransferMode::Whole };
+        let layout = PieceLayout::of(spec.content.size);
+        let mut plan = FetchPlan::new(layout, mode, piece_list.is_some(), |piece| verified_pieces[piece]);
+        // The file is in its final place already; only the journal is left to remove.
         if part.is_none() {
-            plan.in_place();
+            plan.already_in_place();
         }
-        plan.hold(spec.is_paused);
-        let progress = Progress {
-            downloaded_size: plan.downloaded(),
+        plan.set_paused(spec.is_paused);
+        let progress = FetchProgress {
+            downloaded_size: plan.downloaded_bytes(),
             total_size: layout.size(),
             progress_percent: 0.0,
             speed_bps: 0.0,
             eta_seconds: None,
-            status: if spec.is_paused { Status::Paused } else { Status::Pending },
+            status: if spec.is_paused { TransferStatus::Paused } else { TransferStatus::Pending },
             verified: false,
             error: None,
             sources: Vec::new(),
-            received: 0,
+            received_bytes: 0,
         };
-        let state = Mutex::new(State { progress: progress.clone(), is_over: false });
-        let shared = Arc::new(Shared { state, changed: Condvar::new(), must_stop: AtomicBool::new(false) });
-        // The digests came out of a journal that begins with their root.
-        let list = list.and_then(|list| {
+        let state = Mutex::new(FetchState { progress: progress.clone(), is_over: false });
+        let shared = Arc::new(FetchShared { state, changed: Condvar::new(), must_stop: AtomicBool::new(false) });
+        // The journal verified these digests against the root in its header.
+        let piece_list = piece_list.and_then(|piece_list| {
             let blake3 = spec.content.blake3.unwrap_or(super::Digest([0; 32]));
-            Pieces::new(layout, blake3, list).ok().map(Arc::new)
+            FileDigests::new(layout, blake3, piece_list).ok().map(Arc::new)
         });
-        let run = Run {
+        let worker = FetchWorker {
             layout,
             part,
-            list,
+            piece_list,
             plan,
-            sources,
-            told,
-            pace: floor.pace,
-            executor: Arc::clone(&floor.executor),
-            begun: Instant::now(),
+            finder,
+            on_progress,
+            timing: context.timing,
+            executor: Arc::clone(&context.executor),
+            started_at: Instant::now(),
             inbox: inbox.clone(),
-            inputs,
-            tasks,
+            events,
+            save_commands,
             hosts: Vec::new(),
-            lanes: HashMap::new(),
-            good,
+            connections: HashMap::new(),
+            verified_pieces,
             status: progress.status,
             error: None,
             registry_error: None,
-            others: Vec::new(),
-            asking: Asking::Due(Duration::ZERO),
-            ask_pause: floor.pace.ask_again,
+            hosts_with_other_content: Vec::new(),
+            lookup: LookupState::Due(Duration::ZERO),
+            lookup_delay: context.timing.lookup_retry_min,
             is_finishing: false,
-            is_rested: false,
+            is_saver_stopped: false,
             ending: None,
-            received: 0,
-            flushed: 0,
-            speed: Speed::default(),
-            last_told: Duration::ZERO,
-            heard: Vec::new(),
+            received_bytes: 0,
+            flushed_bytes: 0,
+            speed: SpeedMeter::default(),
+            last_reported_at: Duration::ZERO,
+            waiting_callers: Vec::new(),
             shared: Arc::clone(&shared),
             spec,
         };
-        floor.executor.execute(move || run.run()).map_err(no_thread)?;
+        context.executor.execute(move || worker.run()).map_err(thread_error)?;
         Ok(Fetch { inbox, shared })
     }
 
-    /// How far it is.
-    pub fn progress(&self) -> Progress {
+    /// The progress reported last.
+    pub fn progress(&self) -> FetchProgress {
         self.shared.state.lock().progress.clone()
     }
 
-    /// Lets go of all hosts; what is there stays.
+    /// Disconnects from all hosts; received data stays.
     pub fn pause(&self) {
-        self.want(Do::Pause);
+        self.request(FetchCommand::Pause);
     }
 
-    /// Goes on, also after a failure.
+    /// Continues after a pause or a failure.
     pub fn resume(&self) {
-        self.want(Do::Resume);
+        self.request(FetchCommand::Resume);
     }
 
-    /// Ends it and removes what is there.
+    /// Ends the fetch and removes its files.
     pub fn cancel(&self) {
-        self.want(Do::Cancel);
+        self.request(FetchCommand::Cancel);
     }
 
-    /// Waits until it is completed, failed or cancelled.
-    pub fn wait(&self) -> Progress {
+    /// Blocks until the fetch is completed, failed or cancelled.
+    pub fn wait(&self) -> FetchProgress {
         let mut state = self.shared.state.lock();
-        while !(state.is_over || matches!(state.progress.status, Status::Failed) || state.progress.status.is_over()) {
+        while !(state.is_over
+            || matches!(state.progress.status, TransferStatus::Failed)
+            || state.progress.status.is_over())
+        {
             self.shared.changed.wait(&mut state);
         }
         state.progress.clone()
     }
 
-    /// Ends its threads and waits for that, but no longer than `grace`; what is there is on disk then, and the
-    /// fetch can be started again. Whether they have ended.
+    /// Ends the fetch's threads and waits for that, at most `grace`. Returns whether they have ended; if so, all
+    /// received data is on disk, and the fetch can be started again.
     pub fn stop(&self, grace: Duration) -> bool {
-        self.tell(Input::Stop);
-        let give_up_at = Instant::now() + grace;
+        self.send(FetchEvent::Stop);
+        let deadline = Instant::now() + grace;
         let mut state = self.shared.state.lock();
-        while !state.is_over && Instant::now() < give_up_at {
-            self.shared.changed.wait_until(&mut state, give_up_at);
+        while !state.is_over && Instant::now() < deadline {
+            self.shared.changed.wait_until(&mut state, deadline);
         }
         state.is_over
     }
 
-    /// Progress shows it when this returns, but for a thread that is held up for long.
-    fn want(&self, what: Do) {
+    /// Returns once progress shows the command's effect, or after [`COMMAND_WAIT_MAX`] if the thread is held up.
+    fn request(&self, command: FetchCommand) {
         let (until_done, done) = bounded(0);
-        self.tell(Input::Do(what, until_done));
-        // Nothing is sent: it ends.
-        let _ = done.recv_timeout(DONE_WITHIN);
+        self.send(FetchEvent::Command(command, until_done));
+        // Nothing is ever sent: the channel closes.
+        let _ = done.recv_timeout(COMMAND_WAIT_MAX);
     }
 
-    fn tell(&self, input: Input) {
-        // One that has ended has nothing left to do.
-        let _ = self.inbox.send(input);
+    fn send(&self, event: FetchEvent) {
+        // Fails only after the thread has ended: then there is nothing left to do.
+        let _ = self.inbox.send(event);
     }
 }
 
 impl Drop for Fetch {
     fn drop(&mut self) {
-        // Perhaps on the fetch's own thread, by whoever is told of progress: so nothing may wait here.
+        // The progress callback may drop the handle on the fetch's own thread: so nothing may block here.
         self.shared.must_stop.store(true, SeqCst);
-        let _ = self.inbox.try_send(Input::Stop);
+        let _ = self.inbox.try_send(FetchEvent::Stop);
     }
 }
 
@@ -339,436 +350,452 @@ impl fmt::Debug for Fetch {
     }
 }
 
-/// A host that was shown once.
-struct Known {
+/// A host that the registry has listed at some time.
+struct SourceHost {
     name: String,
-    at: SocketAddr,
+    addr: SocketAddr,
     is_listed: bool,
     last_error: Option<String>,
 }
 
-/// A connection that is being made, is there, or ends.
-struct Running {
-    line: Arc<Line>,
-    /// None: it was told to end.
-    orders: Option<Sender<Order>>,
-    wanted: u64,
-    received: u64,
+/// A connection that is being established, is open, or is closing.
+struct ActiveSource {
+    handle: Arc<SourceHandle>,
+    /// None once the connection is to close.
+    commands: Option<Sender<SourceCommand>>,
+    /// The handle's counts when they were last taken over.
+    useful_bytes: u64,
+    received_bytes: u64,
 }
 
-/// Whether the registry is being asked.
+/// State of looking up hosts: running, or due at a time since the start of the fetch.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Asking {
-    Now,
+enum LookupState {
+    Running,
     Due(Duration),
 }
 
-/// Why the thread is to end.
+/// Why the thread is ending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
+enum FetchEnding {
     Stop,
     Cancel,
 }
 
-/// The fetch's thread.
-struct Run {
+/// State of the fetch's thread.
+struct FetchWorker {
     spec: FetchSpec,
-    layout: Layout,
-    part: Option<Arc<Part>>,
-    list: Option<Arc<Pieces>>,
-    plan: Plan,
-    sources: Arc<dyn Sources>,
-    told: Told,
-    pace: Pace,
+    layout: PieceLayout,
+    part: Option<Arc<PartFile>>,
+    piece_list: Option<Arc<FileDigests>>,
+    plan: FetchPlan,
+    finder: Arc<dyn SourceFinder>,
+    on_progress: ProgressCallback,
+    timing: FetchTiming,
     executor: Arc<Executor>,
-    begun: Instant,
-    inbox: Sender<Input>,
-    inputs: Receiver<Input>,
-    tasks: Sender<Task>,
-    hosts: Vec<Known>,
-    lanes: HashMap<HostId, Running>,
-    /// Pieces that are right, for whoever sends all of them.
-    good: Vec<bool>,
-    status: Status,
+    started_at: Instant,
+    inbox: Sender<FetchEvent>,
+    events: Receiver<FetchEvent>,
+    save_commands: Sender<SaveCommand>,
+    hosts: Vec<SourceHost>,
+    connections: HashMap<HostId, ActiveSource>,
+    /// Pieces that a host which sends the whole file need not deliver.
+    verified_pieces: Vec<bool>,
+    status: TransferStatus,
     error: Option<String>,
     registry_error: Option<String>,
-    /// Those who have another content under the name.
-    others: Vec<String>,
-    asking: Asking,
-    ask_pause: Duration,
+    /// Names of hosts that have different content under this file name.
+    hosts_with_other_content: Vec<String>,
+    lookup: LookupState,
+    lookup_delay: Duration,
+    /// The saver's last command has been sent.
     is_finishing: bool,
-    is_rested: bool,
-    ending: Option<Ending>,
-    received: u64,
-    flushed: u64,
-    speed: Speed,
-    last_told: Duration,
-    /// Those whose wishes were heard since the last time that progress was told.
-    heard: Vec<Sender<()>>,
-    shared: Arc<Shared>,
+    is_saver_stopped: bool,
+    ending: Option<FetchEnding>,
+    received_bytes: u64,
+    flushed_bytes: u64,
+    speed: SpeedMeter,
+    last_reported_at: Duration,
+    /// Callers whose commands were handled since progress was last reported.
+    waiting_callers: Vec<Sender<()>>,
+    shared: Arc<FetchShared>,
 }
 
-/// Brings what the registry said, also that there was a panic instead.
-struct Answer {
-    inbox: Sender<Input>,
+/// Sends the result of a look-up when dropped, so that one arrives even if the look-up panics.
+struct LookupResponse {
+    inbox: Sender<FetchEvent>,
     found: Result<Vec<HostEntry>, String>,
 }
 
-impl Drop for Answer {
+impl Drop for LookupResponse {
     fn drop(&mut self) {
-        // Who no longer listens has ended.
-        let _ = self.inbox.send(Input::Found(std::mem::replace(&mut self.found, Ok(Vec::new()))));
+        // Fails only after the fetch's thread has ended.
+        let _ = self.inbox.send(FetchEvent::SourcesFound(std::mem::replace(&mut self.found, Ok(Vec::new()))));
     }
 }
 
-/// Says that the thread has ended, also when it panics.
-struct LastWord(Arc<Shared>);
+/// Marks the fetch as ended when dropped, also if its thread panics.
+struct FetchEndGuard(Arc<FetchShared>);
 
-impl Drop for LastWord {
+impl Drop for FetchEndGuard {
     fn drop(&mut self) {
         self.0.state.lock().is_over = true;
         self.0.changed.notify_all();
     }
 }
 
-impl Run {
+impl FetchWorker {
     fn run(mut self) {
-        let _last_word = LastWord(Arc::clone(&self.shared));
+        let _end_guard = FetchEndGuard(Arc::clone(&self.shared));
         loop {
-            self.look();
-            for step in self.plan.steps(self.now()) {
-                self.take(step);
+            self.update_status();
+            for effect in self.plan.next_effects(self.now()) {
+                self.apply_effect(effect);
             }
-            self.tell();
-            // Whoever told us something may now see what came of it.
-            self.heard.clear();
+            self.report_progress();
+            // Progress now shows the effect of their commands: let the callers go on.
+            self.waiting_callers.clear();
             if self.has_ended() {
                 return;
             }
-            let is_still = !self.plan.is_at_work() && matches!(self.status, Status::Failed | Status::Paused);
-            let input = match self.inputs.recv_timeout(if is_still { self.pace.ask_again } else { self.pace.tick }) {
-                Ok(input) => Some(input),
+            let is_idle =
+                !self.plan.has_connections() && matches!(self.status, TransferStatus::Failed | TransferStatus::Paused);
+            let event = match self.events.recv_timeout(if is_idle {
+                self.timing.lookup_retry_min
+            } else {
+                self.timing.tick_interval
+            }) {
+                Ok(event) => Some(event),
                 Err(RecvTimeoutError::Timeout) => None,
-                // We hold a sender ourselves.
+                // Cannot happen: `self.inbox` is a sender.
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            self.measure();
+            self.measure_speed();
             if self.shared.must_stop.load(SeqCst) {
-                self.handle(Input::Stop);
+                self.handle(FetchEvent::Stop);
             }
-            if let Some(input) = input {
-                self.handle(input);
+            if let Some(event) = event {
+                self.handle(event);
             }
-            for _ in 0..WAITING_MAX {
-                let Ok(input) = self.inputs.try_recv() else { break };
-                self.handle(input);
+            for _ in 0..EVENTS_MAX {
+                let Ok(event) = self.events.try_recv() else { break };
+                self.handle(event);
             }
         }
     }
 
     fn now(&self) -> Duration {
-        self.begun.elapsed()
+        self.started_at.elapsed()
     }
 
     fn has_ended(&self) -> bool {
         match self.ending {
             None => self.status.is_over(),
             Some(_) if self.status.is_over() => true,
-            Some(Ending::Stop) => self.is_rested,
-            Some(Ending::Cancel) => false,
+            Some(FetchEnding::Stop) => self.is_saver_stopped,
+            Some(FetchEnding::Cancel) => false,
         }
     }
 
-    fn handle(&mut self, input: Input) {
-        match input {
-            Input::Do(what, until_done) => {
-                self.heard.push(until_done);
-                self.do_now(what);
+    fn handle(&mut self, event: FetchEvent) {
+        match event {
+            FetchEvent::Command(command, until_done) => {
+                self.waiting_callers.push(until_done);
+                self.handle_command(command);
             }
-            Input::Stop => {
-                self.plan.hold(true);
-                self.ending = self.ending.or(Some(Ending::Stop));
+            FetchEvent::Stop => {
+                self.plan.set_paused(true);
+                self.ending = self.ending.or(Some(FetchEnding::Stop));
             }
-            Input::Found(found) => self.found(found),
-            Input::Lane(host, report) => self.reported(host, report),
-            Input::Kept(kept) => self.kept(kept),
+            FetchEvent::SourcesFound(found) => self.handle_sources_found(found),
+            FetchEvent::Source(host, event) => self.handle_source_event(host, event),
+            FetchEvent::Saver(event) => self.handle_save_event(event),
         }
     }
 
-    fn do_now(&mut self, what: Do) {
-        let is_at_its_end = self.ending.is_some() || self.status.is_over() || self.is_finishing;
-        match what {
-            _ if is_at_its_end => {}
-            Do::Pause => {
-                self.plan.hold(true);
-                self.set_status(Status::Paused, None);
+    fn handle_command(&mut self, command: FetchCommand) {
+        let is_ending = self.ending.is_some() || self.status.is_over() || self.is_finishing;
+        match command {
+            _ if is_ending => {}
+            FetchCommand::Pause => {
+                self.plan.set_paused(true);
+                self.set_status(TransferStatus::Paused, None);
             }
-            Do::Resume => self.resume(),
-            Do::Cancel => {
-                self.plan.hold(true);
-                self.ending = Some(Ending::Cancel);
+            FetchCommand::Resume => self.resume(),
+            FetchCommand::Cancel => {
+                self.plan.set_paused(true);
+                self.ending = Some(FetchEnding::Cancel);
             }
         }
     }
 
     fn resume(&mut self) {
-        if matches!(self.status, Status::Paused | Status::Failed) {
-            self.plan.hold(false);
-            self.asking = Asking::Due(self.now());
-            self.ask_pause = self.pace.ask_again;
-            self.set_status(Status::Pending, None);
+        if matches!(self.status, TransferStatus::Paused | TransferStatus::Failed) {
+            self.plan.set_paused(false);
+            self.lookup = LookupState::Due(self.now());
+            self.lookup_delay = self.timing.lookup_retry_min;
+            self.set_status(TransferStatus::Pending, None);
         }
     }
 
     fn fail(&mut self, why: String) {
-        self.plan.hold(true);
-        self.set_status(Status::Failed, Some(why));
+        self.plan.set_paused(true);
+        self.set_status(TransferStatus::Failed, Some(why));
     }
 
-    fn set_status(&mut self, status: Status, error: Option<String>) {
-        if status != Status::Downloading {
-            self.speed.clear();
+    fn set_status(&mut self, status: TransferStatus, error: Option<String>) {
+        if status != TransferStatus::Downloading {
+            self.speed.reset();
         }
         (self.status, self.error) = (status, error);
     }
 
-    /// What is to be done beside the plan's steps.
-    fn look(&mut self) {
+    /// Updates the status, and starts what is not decided by the plan: finishing, failing, looking up hosts.
+    fn update_status(&mut self) {
         let now = self.now();
         if let Some(ending) = self.ending {
-            if !self.plan.is_at_work() && !self.is_finishing {
+            if !self.plan.has_connections() && !self.is_finishing {
                 self.is_finishing = true;
-                self.keep(if ending == Ending::Cancel { Task::Discard } else { Task::Rest });
+                self.save(if ending == FetchEnding::Cancel { SaveCommand::Discard } else { SaveCommand::Stop });
             }
             return;
         }
-        if matches!(self.status, Status::Failed | Status::Completed) {
+        if matches!(self.status, TransferStatus::Failed | TransferStatus::Completed) {
             return;
         }
-        if self.plan.is_here() {
-            let is_safe = self.plan.is_good() || !matches!(self.plan.way(), Way::Pieces) || self.plan.is_whole();
-            if is_safe && !self.plan.is_at_work() && !self.is_finishing {
+        if self.plan.is_received() {
+            let is_complete = self.plan.is_synced()
+                || !matches!(self.plan.mode(), TransferMode::Pieces)
+                || self.plan.is_whole_received();
+            if is_complete && !self.plan.has_connections() && !self.is_finishing {
                 self.is_finishing = true;
-                self.keep(Task::Finish);
+                self.save(SaveCommand::Finish);
             }
             return;
         }
-        if self.plan.is_held() {
+        if self.plan.is_paused() {
             return;
         }
-        if self.plan.is_hopeless() && !self.plan.is_at_work() {
-            let why = self.what_hosts_say();
+        if self.plan.is_every_host_banned() && !self.plan.has_connections() {
+            let why = self.host_errors();
             self.fail(format!("no host sends what it should: {why}"));
             return;
         }
-        let is_first = matches!(self.asking, Asking::Due(at) if at == Duration::ZERO);
-        if self.plan.is_stuck() && !is_first && !(self.hosts.is_empty() && self.asking == Asking::Now) {
-            let why = self.why_nobody_sends();
-            self.set_status(Status::Paused, Some(why));
-        } else if self.plan.is_open() {
-            self.set_status(Status::Downloading, None);
-            self.ask_pause = self.pace.ask_again;
-        } else if self.status == Status::Paused {
-            self.set_status(Status::Pending, None);
+        let is_first_lookup = matches!(self.lookup, LookupState::Due(at) if at == Duration::ZERO);
+        if self.plan.has_no_usable_host()
+            && !is_first_lookup
+            && !(self.hosts.is_empty() && self.lookup == LookupState::Running)
+        {
+            let why = self.waiting_reason();
+            self.set_status(TransferStatus::Paused, Some(why));
+        } else if self.plan.has_open_connection() {
+            self.set_status(TransferStatus::Downloading, None);
+            self.lookup_delay = self.timing.lookup_retry_min;
+        } else if self.status == TransferStatus::Paused {
+            self.set_status(TransferStatus::Pending, None);
         }
-        if matches!(self.asking, Asking::Due(at) if at <= now) {
-            self.ask_sources();
+        if matches!(self.lookup, LookupState::Due(at) if at <= now) {
+            self.look_up_sources();
         }
     }
 
-    /// Asks who has the file, on another thread: the answer may take its time.
-    fn ask_sources(&mut self) {
-        let (sources, inbox, fname) = (Arc::clone(&self.sources), self.inbox.clone(), self.spec.fname.clone());
-        let asked = self.executor.execute(move || {
-            let mut answer = Answer { inbox, found: Err("asking it failed".to_owned()) };
-            answer.found = sources.find(&fname);
+    /// Looks up who has the file, on another thread because that may take long.
+    fn look_up_sources(&mut self) {
+        let (finder, inbox, fname) = (Arc::clone(&self.finder), self.inbox.clone(), self.spec.fname.clone());
+        let started = self.executor.execute(move || {
+            let mut response = LookupResponse { inbox, found: Err("asking it failed".to_owned()) };
+            response.found = finder.find_hosts(&fname);
         });
-        self.asking = Asking::Now;
-        if asked.is_err() {
-            self.found(Err("no thread is left to ask it".to_owned()));
+        self.lookup = LookupState::Running;
+        if started.is_err() {
+            self.handle_sources_found(Err("no thread is left to ask it".to_owned()));
         }
     }
 
-    fn found(&mut self, found: Result<Vec<HostEntry>, String>) {
-        let pause = if self.plan.is_stuck() { self.ask_pause } else { self.pace.ask_again_max };
+    fn handle_sources_found(&mut self, found: Result<Vec<HostEntry>, String>) {
+        let pause = if self.plan.has_no_usable_host() { self.lookup_delay } else { self.timing.lookup_interval_max };
         let entries = match found {
             Ok(entries) => entries,
             Err(why) => {
                 self.registry_error = Some(why);
-                self.asking = Asking::Due(self.now() + self.ask_pause);
-                self.ask_pause = (self.ask_pause * 2).min(self.pace.ask_again_max);
+                self.lookup = LookupState::Due(self.now() + self.lookup_delay);
+                self.lookup_delay = (self.lookup_delay * 2).min(self.timing.lookup_interval_max);
                 return;
             }
         };
         self.registry_error = None;
         let content = self.spec.content;
-        let is_told_apart = content.blake3.is_some() || content.pieces_root.is_some();
-        let is_wanted = |entry: &HostEntry| {
+        let has_digest = content.blake3.is_some() || content.pieces_root.is_some();
+        let is_usable = |entry: &HostEntry| {
             let is_owner = entry.hostname.key() == nfc(&self.spec.hostname);
-            content.is_at(&entry.file) && (is_told_apart || is_owner || !self.spec.is_owner_named)
+            content.matches(&entry.file) && (has_digest || is_owner || !self.spec.is_owner_named)
         };
-        let (same, others): (Vec<&HostEntry>, Vec<&HostEntry>) = entries.iter().partition(|entry| is_wanted(entry));
-        self.others = others.iter().take(TOLD_HOSTS).map(|entry| entry.hostname.to_string()).collect();
-        let is_gone = same.is_empty() && !others.is_empty() && !others.iter().any(|it| content.may_be_at(&it.file));
-        if is_gone && self.ending.is_none() && !self.plan.is_held() && !self.plan.is_here() {
-            let (host, others) = (&self.spec.hostname, self.others.join(", "));
+        let (same, others): (Vec<&HostEntry>, Vec<&HostEntry>) = entries.iter().partition(|entry| is_usable(entry));
+        self.hosts_with_other_content =
+            others.iter().take(NAMED_HOSTS_MAX).map(|entry| entry.hostname.to_string()).collect();
+        let is_gone = same.is_empty() && !others.is_empty() && !others.iter().any(|it| content.may_match(&it.file));
+        if is_gone && self.ending.is_none() && !self.plan.is_paused() && !self.plan.is_received() {
+            let (host, names) = (&self.spec.hostname, self.hosts_with_other_content.join(", "));
             self.fail(format!(
-                "{host} no longer offers this content, and under this name {others} now another: fetch it anew for that one"
+                "{host} no longer offers this content, and under this name {names} now another: fetch it anew for that one"
             ));
             return;
         }
         self.hosts.iter_mut().for_each(|host| host.is_listed = false);
-        let (mut shown, mut strangers) = (Vec::new(), Vec::new());
+        let (mut listed, mut new_entries) = (Vec::new(), Vec::new());
         for entry in same {
             match self.hosts.iter().position(|known| known.name == entry.hostname.as_str()) {
                 Some(id) => {
-                    let (known, at) = (&mut self.hosts[id], SocketAddr::new(entry.ip, entry.port));
+                    let (known, addr) = (&mut self.hosts[id], SocketAddr::new(entry.ip, entry.port));
                     known.is_listed = true;
-                    if known.at != at {
-                        known.at = at;
-                        self.plan.moved(id);
+                    if known.addr != addr {
+                        known.addr = addr;
+                        self.plan.host_moved(id);
                     }
-                    shown.push((id, content.is_in_pieces_at(&entry.file)));
+                    listed.push((id, content.offers_pieces(&entry.file)));
                 }
-                None => strangers.push(entry),
+                None => new_entries.push(entry),
             }
         }
-        for entry in strangers {
-            let (name, at) = (entry.hostname.to_string(), SocketAddr::new(entry.ip, entry.port));
-            let known = Known { name, at, is_listed: true, last_error: None };
+        for entry in new_entries {
+            let (name, addr) = (entry.hostname.to_string(), SocketAddr::new(entry.ip, entry.port));
+            let known = SourceHost { name, addr, is_listed: true, last_error: None };
             let id = if self.hosts.len() < HOSTS_MAX {
                 self.hosts.push(known);
                 self.hosts.len() - 1
             } else {
-                // Of more than can be known those that are gone give way, then those that do not answer.
-                let may_go = |id: &HostId| !self.lanes.contains_key(id) && self.plan.may_be_forgotten(*id);
-                let gone = (0..HOSTS_MAX).find(|id| !self.hosts[*id].is_listed && may_go(id));
-                let silent = || shown.iter().map(|(id, _)| *id).find(|id| may_go(id) && self.plan.is_offline(*id));
+                // With too many hosts, replace one that is no longer listed, else one that does not answer.
+                let can_replace = |id: &HostId| !self.connections.contains_key(id) && self.plan.can_forget_host(*id);
+                let gone = (0..HOSTS_MAX).find(|id| !self.hosts[*id].is_listed && can_replace(id));
+                let silent =
+                    || listed.iter().map(|(id, _)| *id).find(|id| can_replace(id) && self.plan.is_offline(*id));
                 let Some(id) = gone.or_else(silent) else { break };
-                shown.retain(|(known, _)| *known != id);
+                listed.retain(|(known, _)| *known != id);
                 self.hosts[id] = known;
-                self.plan.forget(id);
+                self.plan.forget_host(id);
                 id
             };
-            shown.push((id, content.is_in_pieces_at(&entry.file)));
+            listed.push((id, content.offers_pieces(&entry.file)));
         }
-        self.plan.offer(&shown);
-        // Still nobody: less often each time.
-        self.asking = Asking::Due(self.now() + if self.plan.is_stuck() { self.ask_pause } else { pause });
-        if self.plan.is_stuck() {
-            self.ask_pause = (self.ask_pause * 2).min(self.pace.ask_again_max);
-        }
-    }
-
-    fn take(&mut self, step: Step) {
-        match step {
-            Step::Open(host) => self.open(host),
-            Step::Close(host) => {
-                if let Some(lane) = self.lanes.get_mut(&host) {
-                    lane.orders = None;
-                    lane.line.cut();
-                }
-            }
-            Step::AskList(host) => {
-                if let Content { size, pieces_root: Some(root), .. } = self.spec.content {
-                    self.order(host, Order::List { size, root });
-                }
-            }
-            Step::Ask { host, pieces, turn } => {
-                if let Some(list) = self.list.clone() {
-                    self.order(host, Order::Pieces { pieces, turn, list });
-                }
-            }
-            Step::AskWhole { host, turn } => {
-                let (list, good) = (self.list.clone(), self.good.clone());
-                self.order(host, Order::Whole { turn, list, good });
-            }
+        self.plan.set_listed_hosts(&listed);
+        // Still no usable host: look up less often each time.
+        self.lookup =
+            LookupState::Due(self.now() + if self.plan.has_no_usable_host() { self.lookup_delay } else { pause });
+        if self.plan.has_no_usable_host() {
+            self.lookup_delay = (self.lookup_delay * 2).min(self.timing.lookup_interval_max);
         }
     }
 
-    fn order(&self, host: HostId, order: Order) {
-        let orders = self.lanes.get(&host).and_then(|lane| lane.orders.as_ref());
-        // One that has just ended says so itself.
-        let _ = orders.map(|orders| orders.send(order));
+    fn apply_effect(&mut self, effect: FetchEffect) {
+        match effect {
+            FetchEffect::Connect(host) => self.connect(host),
+            FetchEffect::Disconnect(host) => {
+                if let Some(source) = self.connections.get_mut(&host) {
+                    source.commands = None;
+                    source.handle.cut();
+                }
+            }
+            FetchEffect::RequestList(host) => {
+                if let ContentIdentity { size, pieces_root: Some(root), .. } = self.spec.content {
+                    self.send_command(host, SourceCommand::List { size, root });
+                }
+            }
+            FetchEffect::RequestPieces { host, pieces, token } => {
+                if let Some(piece_list) = self.piece_list.clone() {
+                    self.send_command(host, SourceCommand::Pieces { pieces, token, piece_list });
+                }
+            }
+            FetchEffect::RequestWhole { host, token } => {
+                let (piece_list, verified_pieces) = (self.piece_list.clone(), self.verified_pieces.clone());
+                self.send_command(host, SourceCommand::Whole { token, piece_list, verified_pieces });
+            }
+        }
     }
 
-    fn open(&mut self, host: HostId) {
+    fn send_command(&self, host: HostId, command: SourceCommand) {
+        let commands = self.connections.get(&host).and_then(|source| source.commands.as_ref());
+        // If the connection has just ended, its event is on the way.
+        let _ = commands.map(|commands| commands.send(command));
+    }
+
+    fn connect(&mut self, host: HostId) {
         let Some(part) = self.part.clone() else { return };
-        let (orders, its_orders) = unbounded();
-        let line = Arc::new(Line::default());
+        let (commands, its_commands) = unbounded();
+        let handle = Arc::new(SourceHandle::default());
         let inbox = self.inbox.clone();
-        let lane = Lane {
-            at: self.hosts[host].at,
+        let source = SourceConnection {
+            addr: self.hosts[host].addr,
             fname: self.spec.fname.clone(),
             layout: self.layout,
             blake3: self.spec.content.blake3,
             part,
-            pace: self.pace,
-            line: Arc::clone(&line),
+            timing: self.timing,
+            handle: Arc::clone(&handle),
             executor: Arc::clone(&self.executor),
-            orders: its_orders,
-            report: Arc::new(move |report| {
-                // Who no longer listens has ended.
-                let _ = inbox.send(Input::Lane(host, report));
+            commands: its_commands,
+            on_event: Arc::new(move |event| {
+                // Fails only after the fetch's thread has ended.
+                let _ = inbox.send(FetchEvent::Source(host, event));
             }),
         };
-        self.lanes.insert(host, Running { line, orders: Some(orders), wanted: 0, received: 0 });
-        if self.executor.execute(move || lane.run()).is_err() {
+        self.connections
+            .insert(host, ActiveSource { handle, commands: Some(commands), useful_bytes: 0, received_bytes: 0 });
+        if self.executor.execute(move || source.run()).is_err() {
             let why = "could not be asked: no thread is left".to_owned();
-            self.reported(host, Report::Over { fault: Fault::Lost, why });
+            self.handle_source_event(host, SourceEvent::Disconnected { fault: SourceFault::Lost, why });
         }
     }
 
-    /// Tells the plan what has come since the last time.
-    fn measure(&mut self) {
+    /// Passes the bytes received since the last call on to the plan and the speed meter.
+    fn measure_speed(&mut self) {
         let now = self.now();
-        for (host, lane) in &mut self.lanes {
-            measure(&mut self.plan, *host, lane, &mut self.received, now);
+        for (host, source) in &mut self.connections {
+            record_received(&mut self.plan, *host, source, &mut self.received_bytes, now);
         }
-        if self.plan.is_held() || !self.plan.is_open() {
+        if self.plan.is_paused() || !self.plan.has_open_connection() {
             return;
         }
-        self.speed.note(now, self.received);
-        if self.list.is_none() && self.received - self.flushed >= FLUSH_EVERY {
-            self.flushed = self.received;
-            self.keep(Task::Flush);
+        self.speed.record(now, self.received_bytes);
+        if self.piece_list.is_none() && self.received_bytes - self.flushed_bytes >= FLUSH_BYTES {
+            self.flushed_bytes = self.received_bytes;
+            self.save(SaveCommand::Flush);
         }
     }
 
-    fn reported(&mut self, host: HostId, report: Report) {
+    fn handle_source_event(&mut self, host: HostId, event: SourceEvent) {
         let now = self.now();
-        if let Some(lane) = self.lanes.get_mut(&host) {
-            // Before the piece that it belongs to.
-            measure(&mut self.plan, host, lane, &mut self.received, now);
+        if let Some(source) = self.connections.get_mut(&host) {
+            // The plan must count the bytes before the piece that they belong to.
+            record_received(&mut self.plan, host, source, &mut self.received_bytes, now);
         }
-        match report {
-            Report::Opened => self.plan.opened(host, now),
-            Report::List(list) => {
-                if self.list.is_none() {
-                    self.list = Some(Arc::clone(&list));
-                    self.keep(Task::List(list));
+        match event {
+            SourceEvent::Connected => self.plan.connected(host, now),
+            SourceEvent::List(piece_list) => {
+                if self.piece_list.is_none() {
+                    self.piece_list = Some(Arc::clone(&piece_list));
+                    self.save(SaveCommand::List(piece_list));
                 }
-                self.plan.listed();
+                self.plan.list_received();
             }
-            Report::Piece { piece, is_right } => {
-                self.plan.piece(host, piece, is_right);
-                if is_right {
-                    self.good[piece] = true;
+            SourceEvent::Piece { piece, is_valid } => {
+                self.plan.piece_received(host, piece, is_valid);
+                if is_valid {
+                    self.verified_pieces[piece] = true;
                     self.hosts[host].last_error = None;
-                    self.keep(Task::Pieces(vec![piece]));
+                    self.save(SaveCommand::Pieces(vec![piece]));
                 } else {
                     self.hosts[host].last_error = Some(format!("sent a piece ({piece}) that is not what it should be"));
                     info!("{}: {} sent piece {piece} wrong", self.spec.fname, self.hosts[host].name);
                 }
             }
-            Report::Whole => self.plan.whole(host),
-            Report::Disk(error) => self.fail(format!("{}: {error}", self.spec.save_path.display())),
-            Report::Over { fault, why } => {
-                self.lanes.remove(&host);
-                if self.plan.over(host, fault, now) {
-                    // It may offer something else by now.
-                    if let Asking::Due(at) = self.asking {
-                        self.asking = Asking::Due(at.min(now + self.pace.ask_again));
+            SourceEvent::Whole => self.plan.whole_received(host),
+            SourceEvent::DiskFailed(error) => self.fail(format!("{}: {error}", self.spec.save_path.display())),
+            SourceEvent::Disconnected { fault, why } => {
+                self.connections.remove(&host);
+                if self.plan.disconnected(host, fault, now) {
+                    // The host may offer other content by now: look it up soon.
+                    if let LookupState::Due(at) = self.lookup {
+                        self.lookup = LookupState::Due(at.min(now + self.timing.lookup_retry_min));
                     }
                     info!("{}: {} {why}", self.spec.fname, self.hosts[host].name);
                     self.hosts[host].last_error = Some(why);
@@ -777,33 +804,33 @@ impl Run {
         }
     }
 
-    fn kept(&mut self, kept: Kept) {
-        match kept {
-            Kept::Synced(pieces) => self.plan.synced(&pieces),
-            Kept::Finished => self.set_status(Status::Completed, None),
-            Kept::NotFinished(error) => {
+    fn handle_save_event(&mut self, event: SaveEvent) {
+        match event {
+            SaveEvent::Synced(pieces) => self.plan.pieces_synced(&pieces),
+            SaveEvent::Finished => self.set_status(TransferStatus::Completed, None),
+            SaveEvent::FinishFailed(error) => {
                 self.is_finishing = false;
-                let at = self.spec.save_path.display();
+                let path = self.spec.save_path.display();
                 self.fail(match error.kind() {
                     std::io::ErrorKind::AlreadyExists => {
-                        format!("{at} exists already: move it away and resume, the content is here")
+                        format!("{path} exists already: move it away and resume, the content is here")
                     }
-                    _ => format!("{at}: {error}"),
+                    _ => format!("{path}: {error}"),
                 });
             }
-            Kept::Discarded(result) => {
+            SaveEvent::Discarded(result) => {
                 if let Err(error) = result {
                     warn!("{}: what was fetched stays: {error}", self.spec.save_path.display());
                 }
-                self.set_status(Status::Cancelled, None);
+                self.set_status(TransferStatus::Cancelled, None);
             }
-            Kept::Rested => self.is_rested = true,
-            Kept::Failed(pieces, error) => {
-                self.plan.unkept(&pieces);
+            SaveEvent::Stopped => self.is_saver_stopped = true,
+            SaveEvent::SyncFailed(pieces, error) => {
+                self.plan.sync_failed(&pieces);
                 for piece in pieces {
-                    self.good[piece] = false;
+                    self.verified_pieces[piece] = false;
                     if let Some(part) = &self.part {
-                        part.undo(piece);
+                        part.reopen_piece(piece);
                     }
                 }
                 self.fail(format!("{}: {error}", self.spec.save_path.display()));
@@ -811,43 +838,43 @@ impl Run {
         }
     }
 
-    fn keep(&self, task: Task) {
-        // It ends only after its last word.
-        let _ = self.tasks.send(task);
+    fn save(&self, command: SaveCommand) {
+        // Fails only after the saver has sent its last event.
+        let _ = self.save_commands.send(command);
     }
 
-    /// Names those who are offline.
-    fn why_nobody_sends(&self) -> String {
+    /// Explains why no host sends, naming the hosts.
+    fn waiting_reason(&self) -> String {
         if let Some(error) = &self.registry_error {
             return format!("the registry cannot be asked who has the file: {error}; the fetch goes on when it can");
         }
-        if self.hosts.is_empty() && !self.others.is_empty() {
-            let others = self.others.join(", ");
-            return format!("{others} may have this content and reads it anew; the fetch goes on when that is known");
+        if self.hosts.is_empty() && !self.hosts_with_other_content.is_empty() {
+            let names = self.hosts_with_other_content.join(", ");
+            return format!("{names} may have this content and reads it anew; the fetch goes on when that is known");
         }
         if self.hosts.is_empty() {
             let host = &self.spec.hostname;
             return format!("{host} is offline; the fetch goes on when it is back");
         }
         let them = if self.hosts.len() == 1 { "it is" } else { "one of them is" };
-        format!("{}; the fetch goes on when {them} back", self.what_hosts_say())
+        format!("{}; the fetch goes on when {them} back", self.host_errors())
     }
 
-    fn what_hosts_say(&self) -> String {
-        let say = |host: &Known| match &host.last_error {
+    fn host_errors(&self) -> String {
+        let say = |host: &SourceHost| match &host.last_error {
             Some(error) => format!("{} {error}", host.name),
-            None if host.is_listed => format!("{} does not answer at {}", host.name, host.at),
+            None if host.is_listed => format!("{} does not answer at {}", host.name, host.addr),
             None => format!("{} is offline", host.name),
         };
-        self.hosts.iter().take(TOLD_HOSTS).map(say).collect::<Vec<_>>().join("; ")
+        self.hosts.iter().take(NAMED_HOSTS_MAX).map(say).collect::<Vec<_>>().join("; ")
     }
 
-    fn tell(&mut self) {
+    fn report_progress(&mut self) {
         let now = self.now();
-        let is_due = now.saturating_sub(self.last_told) >= self.pace.tell;
+        let is_due = now.saturating_sub(self.last_reported_at) >= self.timing.progress_interval;
         let has_happened = {
-            let told = &self.shared.state.lock().progress;
-            told.status != self.status || told.error != self.error
+            let last = &self.shared.state.lock().progress;
+            last.status != self.status || last.error != self.error
         };
         if !has_happened && !is_due {
             return;
@@ -861,17 +888,20 @@ impl Run {
             state.progress = progress.clone();
         }
         self.shared.changed.notify_all();
-        self.last_told = now;
-        (self.told)(&progress);
+        self.last_reported_at = now;
+        (self.on_progress)(&progress);
     }
 
-    fn progress(&self, now: Duration) -> Progress {
-        let (downloaded, total) = (self.plan.downloaded(), self.layout.size());
-        let speed_bps =
-            if self.status == Status::Downloading { self.speed.bytes_per_s(now, self.received) } else { 0.0 };
-        let is_completed = self.status == Status::Completed;
+    fn progress(&self, now: Duration) -> FetchProgress {
+        let (downloaded, total) = (self.plan.downloaded_bytes(), self.layout.size());
+        let speed_bps = if self.status == TransferStatus::Downloading {
+            self.speed.bytes_per_s(now, self.received_bytes)
+        } else {
+            0.0
+        };
+        let is_completed = self.status == TransferStatus::Completed;
         let eta_seconds = eta_s(total - downloaded, speed_bps);
-        Progress {
+        FetchProgress {
             downloaded_size: downloaded,
             total_size: total,
             progress_percent: if total == 0 { 100.0 } else { downloaded as f64 / total as f64 * 100.0 },
@@ -879,22 +909,29 @@ impl Run {
             eta_seconds: if is_completed {
                 Some(0)
             } else {
-                eta_seconds.filter(|_| self.status == Status::Downloading)
+                eta_seconds.filter(|_| self.status == TransferStatus::Downloading)
             },
             status: self.status,
             verified: is_completed && (self.spec.content.blake3.is_some() || self.spec.content.pieces_root.is_some()),
             error: self.error.clone(),
-            sources: self.lanes.keys().map(|host| self.hosts[*host].name.clone()).collect(),
-            received: self.received,
+            sources: self.connections.keys().map(|host| self.hosts[*host].name.clone()).collect(),
+            received_bytes: self.received_bytes,
         }
     }
 }
 
-fn measure(plan: &mut Plan, host: HostId, lane: &mut Running, received: &mut u64, now: Duration) {
-    let (wanted, in_all) = (lane.line.wanted.load(SeqCst), lane.line.received.load(SeqCst));
-    plan.heard(host, wanted - lane.wanted, now);
-    *received += in_all - lane.received;
-    (lane.wanted, lane.received) = (wanted, in_all);
+fn record_received(
+    plan: &mut FetchPlan,
+    host: HostId,
+    source: &mut ActiveSource,
+    total_bytes: &mut u64,
+    now: Duration,
+) {
+    let (useful_bytes, received_bytes) =
+        (source.handle.useful_bytes.load(SeqCst), source.handle.received_bytes.load(SeqCst));
+    plan.bytes_received(host, useful_bytes - source.useful_bytes, now);
+    *total_bytes += received_bytes - source.received_bytes;
+    (source.useful_bytes, source.received_bytes) = (useful_bytes, received_bytes);
 }
 
 #[cfg(test)]
@@ -904,8 +941,8 @@ mod tests {
 
     struct Nobody;
 
-    impl Sources for Nobody {
-        fn find(&self, _fname: &FileName) -> Result<Vec<HostEntry>, String> {
+    impl SourceFinder for Nobody {
+        fn find_hosts(&self, _fname: &FileName) -> Result<Vec<HostEntry>, String> {
             Ok(Vec::new())
         }
     }
@@ -914,7 +951,8 @@ mod tests {
     fn a_fetch_without_threads_is_refused_as_such_and_leaves_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
         let names = || std::fs::read_dir(dir.path()).unwrap().count();
-        let content = Content { size: 5, modified: Seconds::new(7.0).unwrap(), blake3: None, pieces_root: None };
+        let content =
+            ContentIdentity { size: 5, modified: Seconds::new(7.0).unwrap(), blake3: None, pieces_root: None };
         let spec = FetchSpec {
             id: "f-1".to_owned(),
             fname: FileName::new("a").unwrap(),
@@ -925,15 +963,15 @@ mod tests {
             is_paused: true,
         };
         let start = |threads: usize| {
-            let floor = Floor { executor: Executor::new("few", threads), pace: Pace::default() };
-            Fetch::start(spec.clone(), Arc::new(Nobody), Arc::new(|_: &Progress| {}), floor)
+            let context = FetchContext { executor: Executor::new("few", threads), timing: FetchTiming::default() };
+            Fetch::start(spec.clone(), Arc::new(Nobody), Arc::new(|_: &FetchProgress| {}), context)
         };
         for threads in [0, 1] {
             let refused = start(threads).err().unwrap();
-            assert!(matches!(refused, StartError::Full(_)), "{refused}");
+            assert!(matches!(refused, StartFetchError::Full(_)), "{refused}");
             assert_eq!(names(), 0, "{threads}");
         }
-        // What has come in an earlier run is not lost by it.
+        // Data of an earlier run is not lost by it.
         assert!(start(2).unwrap().stop(Duration::from_secs(10)));
         assert_eq!(names(), 2);
         for threads in [0, 1] {

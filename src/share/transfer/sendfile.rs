@@ -1,37 +1,37 @@
-//! From a file to a socket without passing through this process, where the system can do that.
+//! Sends file contents to a socket with `sendfile` where the system has it, without copying through this process.
 //!
-//! (`std::io::copy` no longer does, from files to sockets: what changes in the file while it waits in the socket
-//! is sent changed. Here the file is looked at before, during and after, and the other end checks what it gets.)
+//! (`std::io::copy` no longer uses it from files to sockets, because changes to the file reach data that still waits in
+//! the socket. Here the file is checked for changes before, during and after, and the receiver verifies what it gets.)
 
 use std::fs::File;
 use std::io;
 use std::net::TcpStream;
 
-/// How much passes through memory at a time where it has to.
-const BUFFER: usize = 64 * 1024;
+/// Buffer size of the fallback.
+const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Sends some of the next `most` bytes of the file; how many. 0: there are no more.
+/// Sends at max `max` bytes of the file from `offset` on, and returns how many were sent; 0 at the end of the file.
 ///
 /// # Errors
-/// The file's or the socket's; the socket's timeout counts for each time that nothing moves.
-pub(super) fn send_some(file: &File, offset: u64, most: u64, stream: &TcpStream) -> io::Result<u64> {
+/// Reading or writing fails; also if nothing could be written within the socket's write timeout.
+pub(super) fn send_some(file: &File, offset: u64, max: u64, stream: &TcpStream) -> io::Result<u64> {
     #[cfg(target_os = "linux")]
-    match by_kernel(file, offset, most, stream) {
-        // A file system, or a kernel, that does not know how.
+    match send_by_kernel(file, offset, max, stream) {
+        // The file system or the kernel does not support it.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {}
         result => return result,
     }
-    by_hand(file, offset, most, stream)
+    send_by_copy(file, offset, max, stream)
 }
 
 #[cfg(target_os = "linux")]
-fn by_kernel(file: &File, offset: u64, most: u64, stream: &TcpStream) -> io::Result<u64> {
+fn send_by_kernel(file: &File, offset: u64, max: u64, stream: &TcpStream) -> io::Result<u64> {
     use std::os::fd::AsRawFd;
     let mut at = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
-    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
     loop {
         // SAFETY: both descriptors are open as long as they are borrowed, and `at` outlives the call.
-        let sent = unsafe { libc::sendfile64(stream.as_raw_fd(), file.as_raw_fd(), &raw mut at, most) };
+        let sent = unsafe { libc::sendfile64(stream.as_raw_fd(), file.as_raw_fd(), &raw mut at, max) };
         match u64::try_from(sent) {
             Ok(sent) => return Ok(sent),
             Err(_negative) => {
@@ -44,10 +44,10 @@ fn by_kernel(file: &File, offset: u64, most: u64, stream: &TcpStream) -> io::Res
     }
 }
 
-fn by_hand(mut file: &File, offset: u64, most: u64, mut stream: &TcpStream) -> io::Result<u64> {
+fn send_by_copy(mut file: &File, offset: u64, max: u64, mut stream: &TcpStream) -> io::Result<u64> {
     use std::io::{Read, Seek, SeekFrom, Write};
     file.seek(SeekFrom::Start(offset))?;
-    let mut buffer = vec![0; usize::try_from(most).unwrap_or(BUFFER).min(BUFFER)];
+    let mut buffer = vec![0; usize::try_from(max).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES)];
     let len = loop {
         match file.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -69,7 +69,7 @@ mod tests {
         let content: Vec<u8> = (0..200_000_u32).map(|i| (i % 251) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&content).unwrap();
-        for send in [send_some, by_hand] {
+        for send in [send_some, send_by_copy] {
             let (here, mut there) = pair();
             let received = std::thread::spawn(move || {
                 let mut received = Vec::new();

@@ -1,6 +1,6 @@
-//! Serves published files: a thread per connection, straight from the page cache, with constant memory.
+//! Serves published files: one thread per connection, straight from the page cache, with constant memory.
 //!
-//! Nothing is locked while something is sent, and nothing is read but through [`Published`].
+//! No lock is held while data is sent, and only files that [`FileProvider`] opens are read.
 
 use std::fmt;
 use std::fs::File;
@@ -13,65 +13,70 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use log::{debug, warn};
 
 use super::sendfile::send_some;
-use super::wire::{self, Failure, REQUEST_MAX, Request};
-use super::{NotServed, Offer, Published};
-use crate::net::counters::{Counter, Seldom};
-use crate::net::ended::Ended;
+use super::wire::{self, PeerError, PeerRequest, REQUEST_MAX};
+use super::{FileProvider, FileUnavailable, ServedFile};
+use crate::net::connection_end::ConnectionEnd;
+use crate::net::counters::{Counter, LogThrottle};
 use crate::net::lines::LineLimits;
 use crate::net::listener::{
-    After, Listener, ListenerContext, MessageConnection, MessageFraming, MessageService, Messages, Rejection,
+    AfterMessage, Listener, ListenerContext, MessageConnection, MessageFraming, MessageHandler, MessageService,
+    Rejection,
 };
 use crate::share::wire::Seconds;
 
-/// Files up to this size are read first and sent in one go with their length.
-const SMALL: u64 = 16 * 1024;
-/// How much is sent between two looks at the file: little to a slow reader, so that he is noticed.
+/// Up to this size, the response line and the data are sent in one write.
+const SMALL_FILE_MAX: u64 = 16 * 1024;
+/// How much is sent between two checks of the file; small for slow readers, so that their slowness is noticed.
 const CHUNK_MIN: u64 = 16 * 1024;
 const CHUNK_FIRST: u64 = 1 << 20;
 const CHUNK_MAX: u64 = 4 << 20;
-/// A chunk that goes faster is followed by a larger one; one that takes longer, by a smaller one.
-const CHUNK_FAST: Duration = Duration::from_millis(50);
-const CHUNK_SLOW: Duration = Duration::from_secs(1);
-/// A reader slower than this, beside one pause of [`Limits::stall`] a chunk, is cut off.
+/// A chunk sent faster than this is followed by a larger one; one that takes longer than the second, by a smaller one.
+const FAST_CHUNK_TIME: Duration = Duration::from_millis(50);
+const SLOW_CHUNK_TIME: Duration = Duration::from_secs(1);
+/// A reader slower than this, apart from one pause of [`PeerServerLimits::stall_timeout`] per chunk, is cut off.
 const SLOWEST_BYTES_PER_S: u64 = 1024;
-/// Between two ranges a connection counts as busy for so long.
-const BETWEEN_RANGES: Duration = Duration::from_secs(3);
+/// After a range has been sent, a connection still counts as an active transfer for this long.
+const RANGE_LINGER: Duration = Duration::from_secs(3);
 
-/// How patient a server is.
+/// Timeouts of a peer server.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// From a request's first byte to its end.
-    pub request: Duration,
+pub struct PeerServerLimits {
+    /// From the first byte of a request to its end.
+    pub request_timeout: Duration,
     /// From one request to the next.
-    pub idle: Duration,
-    /// A reader who takes nothing for so long is cut off.
-    pub stall: Duration,
+    pub idle_timeout: Duration,
+    /// A reader that accepts no data for this long is cut off.
+    pub stall_timeout: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
+impl Default for PeerServerLimits {
+    fn default() -> PeerServerLimits {
         let lines = LineLimits::new(REQUEST_MAX);
-        Limits { request: lines.message_timeout, idle: lines.idle_timeout, stall: Duration::from_secs(30) }
+        PeerServerLimits {
+            request_timeout: lines.message_timeout,
+            idle_timeout: lines.idle_timeout,
+            stall_timeout: Duration::from_secs(30),
+        }
     }
 }
 
-/// Serves the files of one node.
+/// Serves the published files of one node to its peers.
 pub struct PeerServer {
-    shared: Arc<Shared>,
+    inner: Arc<PeerServerInner>,
     listener: Listener,
 }
 
-struct Shared {
-    published: Arc<dyn Published>,
-    limits: Limits,
-    counters: Counters,
-    running: Arc<AtomicUsize>,
-    complaints: Seldom,
+struct PeerServerInner {
+    provider: Arc<dyn FileProvider>,
+    limits: PeerServerLimits,
+    counters: PeerServerCounters,
+    active_transfers: Arc<AtomicUsize>,
+    read_error_throttle: LogThrottle,
 }
 
-/// What a server did so far.
+/// Counters since the start of the server.
 #[derive(Debug, Default)]
-struct Counters {
+struct PeerServerCounters {
     gets: Counter,
     metas: Counter,
     ranges: Counter,
@@ -85,56 +90,57 @@ struct Counters {
 }
 
 impl PeerServer {
-    /// Begins to serve.
+    /// Starts serving, with default timeouts.
     ///
     /// # Errors
-    /// The system's, when it gives no thread.
+    /// The system provides no thread.
     pub fn start(
         socket: TcpListener,
         context: ListenerContext,
-        published: Arc<dyn Published>,
+        provider: Arc<dyn FileProvider>,
     ) -> io::Result<PeerServer> {
-        PeerServer::start_within(socket, context, published, Limits::default())
+        PeerServer::start_with_limits(socket, context, provider, PeerServerLimits::default())
     }
 
-    /// The same with other limits.
+    /// Starts serving with the given timeouts.
     ///
     /// # Errors
     /// As [`PeerServer::start`].
-    pub fn start_within(
+    pub fn start_with_limits(
         socket: TcpListener,
         context: ListenerContext,
-        published: Arc<dyn Published>,
-        limits: Limits,
+        provider: Arc<dyn FileProvider>,
+        limits: PeerServerLimits,
     ) -> io::Result<PeerServer> {
-        let (counters, running, complaints) = (Counters::default(), Arc::default(), Seldom::minutely());
-        let shared = Arc::new(Shared { published, limits, counters, running, complaints });
-        let service = PeerService(Arc::clone(&shared));
-        // Peers speak without TLS: what is sent is checked by its digests.
-        let context = ListenerContext { identity: None, plain_from_afar: true, ..context };
-        let listener = Listener::start(socket, context, Arc::new(Messages(service)))?;
-        Ok(PeerServer { shared, listener })
+        let (counters, active_transfers, read_error_throttle) =
+            (PeerServerCounters::default(), Arc::default(), LogThrottle::every_minute());
+        let inner = Arc::new(PeerServerInner { provider, limits, counters, active_transfers, read_error_throttle });
+        let service = PeerService(Arc::clone(&inner));
+        // Peers do not use TLS: the receiver verifies content by its digests.
+        let context = ListenerContext { identity: None, allows_remote_plaintext: true, ..context };
+        let listener = Listener::start(socket, context, Arc::new(MessageHandler(service)))?;
+        Ok(PeerServer { inner, listener })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// How many transfers run now. A connection that was sent a part counts a moment longer: it most often
-    /// asks for the next.
-    pub fn busy(&self) -> usize {
-        self.shared.running.load(Relaxed)
+    /// Number of transfers in progress. A connection still counts for 3 s after a range was sent, because it usually
+    /// requests the next one.
+    pub fn active_transfers(&self) -> usize {
+        self.inner.active_transfers.load(Relaxed)
     }
 
-    /// Connections that are open.
-    pub fn open(&self) -> usize {
-        self.listener.open()
+    /// Number of open connections.
+    pub fn open_connections(&self) -> usize {
+        self.listener.open_connections()
     }
 
-    /// What was counted so far.
+    /// Names and values of the server's and its listener's counters.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let counters = &self.shared.counters;
+        let counters = &self.inner.counters;
         let mut list = vec![
             ("gets", counters.gets.get()),
             ("metas", counters.metas.get()),
@@ -151,8 +157,8 @@ impl PeerServer {
         list
     }
 
-    /// Ends: no new connections at once, what is being sent may end within `grace`. How many connections did
-    /// not end even then.
+    /// Stops: accepts no new connections, and gives transfers `grace` to complete. Returns how many connections were
+    /// still open after that.
     pub fn stop(&self, grace: Duration) -> usize {
         self.listener.stop(grace)
     }
@@ -160,29 +166,32 @@ impl PeerServer {
 
 impl fmt::Debug for PeerServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerServer").field("at", &self.local_addr()).field("busy", &self.busy()).finish_non_exhaustive()
+        f.debug_struct("PeerServer")
+            .field("at", &self.local_addr())
+            .field("busy", &self.active_transfers())
+            .finish_non_exhaustive()
     }
 }
 
-/// Counts as a running transfer until dropped.
-struct Running(Arc<AtomicUsize>);
+/// Counts as a transfer in progress until dropped.
+struct ActiveTransfer(Arc<AtomicUsize>);
 
-impl Running {
-    fn begin(shared: &Shared) -> Running {
-        shared.running.fetch_add(1, Relaxed);
-        Running(Arc::clone(&shared.running))
+impl ActiveTransfer {
+    fn begin(inner: &PeerServerInner) -> ActiveTransfer {
+        inner.active_transfers.fetch_add(1, Relaxed);
+        ActiveTransfer(Arc::clone(&inner.active_transfers))
     }
 }
 
-impl Drop for Running {
+impl Drop for ActiveTransfer {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
 }
 
-/// Why a connection ends before what was promised was sent.
+/// Why a response was cut off before all promised bytes were sent.
 #[derive(Debug, thiserror::Error)]
-enum Cut {
+enum SendError {
     #[error("the file changed while it was sent")]
     Changed,
     #[error("the reader is too slow")]
@@ -191,34 +200,34 @@ enum Cut {
     Io(#[from] io::Error),
 }
 
-/// The files as the port sees them.
-struct PeerService(Arc<Shared>);
+/// The peer protocol as a service of the listener.
+struct PeerService(Arc<PeerServerInner>);
 
-/// What is remembered of a connection.
+/// State of one connection.
 #[derive(Default)]
-struct Asker {
-    /// It was sent something, a moment ago at most.
-    running: Option<Running>,
+struct PeerConnectionState {
+    /// Set while data is being sent, and until [`RANGE_LINGER`] after.
+    transfer: Option<ActiveTransfer>,
 }
 
 impl MessageService for PeerService {
-    type Client = Asker;
+    type Session = PeerConnectionState;
     const NAME: &'static str = "peer port";
     const FRAMING: MessageFraming = MessageFraming::Lines;
 
     fn limits(&self) -> LineLimits {
-        let Limits { request, idle, .. } = self.0.limits;
-        LineLimits { max_bytes: REQUEST_MAX, message_timeout: request, idle_timeout: idle }
+        let PeerServerLimits { request_timeout, idle_timeout, .. } = self.0.limits;
+        LineLimits { max_bytes: REQUEST_MAX, message_timeout: request_timeout, idle_timeout }
     }
 
-    fn rejection(&self, why: Rejection) -> Option<Vec<u8>> {
+    fn rejection_message(&self, why: Rejection) -> Option<Vec<u8>> {
         let failure = match why {
-            why if why.is_busy() => Failure::Busy,
-            // A published name is shorter.
-            Rejection::TooLong { .. } => Failure::NotFound,
+            why if why.is_busy() => PeerError::Busy,
+            // No published name is that long.
+            Rejection::TooLong { .. } => PeerError::NotFound,
             _ => return None,
         };
-        Some(failure.line().trim_ascii_end().as_bytes().to_vec())
+        Some(failure.as_line().trim_ascii_end().as_bytes().to_vec())
     }
 
     fn count_rejected(&self) {
@@ -229,198 +238,215 @@ impl MessageService for PeerService {
         &self.0.counters.connections_failed
     }
 
-    fn connected(&self, connection: &MessageConnection) -> Asker {
-        // Each write waits that long at most; whoever takes a little each time is noticed by his speed.
-        if let Err(error) = connection.stream().set_write_timeout(Some(self.0.limits.stall)) {
-            // Refused for a connection that is gone already.
+    fn on_connect(&self, connection: &MessageConnection) -> PeerConnectionState {
+        // Bounds each write; a reader that accepts a little each time is cut off for its speed.
+        if let Err(error) = connection.stream().set_write_timeout(Some(self.0.limits.stall_timeout)) {
+            // Fails if the connection is closed already.
             debug!("{}: {error}", connection.source());
         }
-        Asker::default()
+        PeerConnectionState::default()
     }
 
-    fn message(&self, asker: &mut Asker, line: Vec<u8>, connection: &mut MessageConnection) -> Result<After, Ended> {
+    fn handle(
+        &self,
+        state: &mut PeerConnectionState,
+        line: Vec<u8>,
+        connection: &mut MessageConnection,
+    ) -> Result<AfterMessage, ConnectionEnd> {
         let stream = connection.stream();
-        match self.0.serve(asker, &line, stream) {
+        match self.0.serve(state, &line, stream) {
             Ok(after) => {
-                if after == After::Close {
-                    // It is done, however long the other end takes to close.
-                    asker.running = None;
+                if after == AfterMessage::Close {
+                    // The transfer is done, however long the peer takes to close the connection.
+                    state.transfer = None;
                 }
                 Ok(after)
             }
-            Err(cut) => {
-                let counter = match cut {
-                    Cut::Changed => &self.0.counters.changed_while_sent,
-                    Cut::TooSlow | Cut::Io(_) => &self.0.counters.cut_off,
+            Err(error) => {
+                let counter = match error {
+                    SendError::Changed => &self.0.counters.changed_while_sent,
+                    SendError::TooSlow | SendError::Io(_) => &self.0.counters.cut_off,
                 };
                 counter.add(1);
-                debug!("{}: cut off: {cut}", connection.source());
+                debug!("{}: cut off: {error}", connection.source());
                 reset_on_close(stream);
-                Ok(After::Over)
+                Ok(AfterMessage::Closed)
             }
         }
     }
 
-    /// Who asks for nothing loses nothing but the connection.
-    fn gives_way(&self, _asker: &Asker) -> bool {
+    /// An idle connection may always be closed: its peer only has to connect again.
+    fn is_evictable(&self, _state: &PeerConnectionState) -> bool {
         true
     }
 
-    fn pause(&self, asker: &Asker) -> Option<Duration> {
-        asker.running.as_ref().map(|_| BETWEEN_RANGES)
+    fn idle_notice_after(&self, state: &PeerConnectionState) -> Option<Duration> {
+        state.transfer.as_ref().map(|_| RANGE_LINGER)
     }
 
-    fn paused(&self, asker: &mut Asker) {
-        asker.running = None;
+    fn on_idle(&self, state: &mut PeerConnectionState) {
+        state.transfer = None;
     }
 }
 
-impl Shared {
-    fn serve(self: &Arc<Self>, asker: &mut Asker, line: &[u8], stream: &TcpStream) -> Result<After, Cut> {
-        // A published name is text.
-        let Some(request) = Request::parse(line).filter(|_| std::str::from_utf8(line).is_ok()) else {
-            self.refuse(stream, Failure::NotFound)?;
-            return Ok(After::Close);
+impl PeerServerInner {
+    fn serve(
+        self: &Arc<Self>,
+        state: &mut PeerConnectionState,
+        line: &[u8],
+        stream: &TcpStream,
+    ) -> Result<AfterMessage, SendError> {
+        // Published names are UTF-8.
+        let Some(request) = PeerRequest::parse(line).filter(|_| std::str::from_utf8(line).is_ok()) else {
+            self.send_error(stream, PeerError::NotFound)?;
+            return Ok(AfterMessage::Close);
         };
-        if !matches!(request, Request::Meta { .. }) && asker.running.is_none() {
-            asker.running = Some(Running::begin(self));
+        if !matches!(request, PeerRequest::Meta { .. }) && state.transfer.is_none() {
+            state.transfer = Some(ActiveTransfer::begin(self));
         }
-        self.answer(stream, request)
+        self.respond(stream, request)
     }
 
-    fn answer(&self, stream: &TcpStream, request: Request<'_>) -> Result<After, Cut> {
-        let after = if matches!(request, Request::Get { .. }) { After::Close } else { After::Continue };
-        let offer = self.published.open(request.name()).map_err(|not_served| match not_served {
-            NotServed::NotFound => Failure::NotFound,
-            NotServed::Moved => Failure::FileNotFound,
-            NotServed::Unreadable => Failure::ReadError,
+    fn respond(&self, stream: &TcpStream, request: PeerRequest<'_>) -> Result<AfterMessage, SendError> {
+        let after =
+            if matches!(request, PeerRequest::Get { .. }) { AfterMessage::Close } else { AfterMessage::Continue };
+        let served = self.provider.open(request.name()).map_err(|unavailable| match unavailable {
+            FileUnavailable::NotFound => PeerError::NotFound,
+            FileUnavailable::Moved => PeerError::FileNotFound,
+            FileUnavailable::Unreadable => PeerError::ReadError,
         });
-        let result = match offer {
-            Ok(offer) if !is_as_published(&offer) => Err(Failure::FileNotFound),
-            Ok(offer) => self.answer_with(stream, request, &offer)?,
+        let result = match served {
+            Ok(served) if !is_unchanged(&served) => Err(PeerError::FileNotFound),
+            Ok(served) => self.respond_with_file(stream, request, &served)?,
             Err(failure) => Err(failure),
         };
         if let Err(failure) = result {
-            self.refuse(stream, failure)?;
+            self.send_error(stream, failure)?;
         }
         Ok(after)
     }
 
-    fn refuse(&self, mut stream: &TcpStream, failure: Failure) -> Result<(), Cut> {
+    fn send_error(&self, mut stream: &TcpStream, failure: PeerError) -> Result<(), SendError> {
         let counter = match failure {
-            Failure::NotFound => &self.counters.not_found,
-            Failure::FileNotFound => &self.counters.file_not_found,
-            Failure::ReadError | Failure::Busy => &self.counters.read_errors,
+            PeerError::NotFound => &self.counters.not_found,
+            PeerError::FileNotFound => &self.counters.file_not_found,
+            PeerError::ReadError | PeerError::Busy => &self.counters.read_errors,
         };
         counter.add(1);
-        Ok(stream.write_all(failure.line().as_bytes())?)
+        Ok(stream.write_all(failure.as_line().as_bytes())?)
     }
 
-    /// What the outer error cuts off has been answered in part; the inner one has not.
-    fn answer_with(
+    /// The outer error means that the response was cut off; the inner one, that none has been sent yet.
+    fn respond_with_file(
         &self,
         mut stream: &TcpStream,
-        request: Request<'_>,
-        offer: &Offer,
-    ) -> Result<Result<(), Failure>, Cut> {
+        request: PeerRequest<'_>,
+        served: &ServedFile,
+    ) -> Result<Result<(), PeerError>, SendError> {
         let (offset, length) = match request {
-            Request::Meta { .. } => {
-                // Not hashed yet.
-                let Some(pieces) = &offer.pieces else { return Ok(Err(Failure::ReadError)) };
+            PeerRequest::Meta { .. } => {
+                // The file has not been hashed yet.
+                let Some(pieces) = &served.pieces else { return Ok(Err(PeerError::ReadError)) };
                 self.counters.metas.add(1);
-                wire::write_meta(pieces, seconds(offer.modified), |bytes| stream.write_all(bytes))?;
+                wire::write_meta(pieces, seconds(served.modified), |bytes| stream.write_all(bytes))?;
                 return Ok(Ok(()));
             }
-            Request::Get { .. } => {
+            PeerRequest::Get { .. } => {
                 self.counters.gets.add(1);
-                (0, offer.size)
+                (0, served.size)
             }
-            Request::Range { offset, length, .. } => {
+            PeerRequest::Range { offset, length, .. } => {
                 self.counters.ranges.add(1);
-                if offset.checked_add(length).is_none_or(|end| end > offer.size) {
-                    return Ok(Err(Failure::ReadError));
+                if offset.checked_add(length).is_none_or(|end| end > served.size) {
+                    return Ok(Err(PeerError::ReadError));
                 }
                 (offset, length)
             }
         };
-        if let Err(error) = (&offer.file).seek(SeekFrom::Start(offset)) {
-            return Ok(Err(self.cannot_read(&error)));
+        if let Err(error) = (&served.file).seek(SeekFrom::Start(offset)) {
+            return Ok(Err(self.read_error(&error)));
         }
-        let head = format!("LENGTH {length}\n");
-        if length > SMALL {
-            stream.write_all(head.as_bytes())?;
-            self.send(stream, offer, offset, length)?;
+        let line = format!("LENGTH {length}\n");
+        if length > SMALL_FILE_MAX {
+            stream.write_all(line.as_bytes())?;
+            self.send(stream, served, offset, length)?;
             return Ok(Ok(()));
         }
-        let mut message = head.into_bytes();
-        let head_bytes = message.len();
-        let read = (&offer.file).take(length).read_to_end(&mut message);
+        let mut message = line.into_bytes();
+        let line_bytes = message.len();
+        let read = (&served.file).take(length).read_to_end(&mut message);
         if let Err(error) = read {
-            return Ok(Err(self.cannot_read(&error)));
+            return Ok(Err(self.read_error(&error)));
         }
-        if (message.len() - head_bytes) as u64 != length || !is_as_published(offer) {
-            return Ok(Err(Failure::FileNotFound));
+        if (message.len() - line_bytes) as u64 != length || !is_unchanged(served) {
+            return Ok(Err(PeerError::FileNotFound));
         }
         stream.write_all(&message)?;
         self.counters.bytes_sent.add(length);
         Ok(Ok(()))
     }
 
-    fn cannot_read(&self, error: &io::Error) -> Failure {
-        if self.complaints.now() {
+    fn read_error(&self, error: &io::Error) -> PeerError {
+        if self.read_error_throttle.should_log() {
             warn!("a published file cannot be read: {error}");
         }
-        Failure::ReadError
+        PeerError::ReadError
     }
 
-    /// Sends so many bytes of the file. The last one goes only after a last look at the file, so that whoever has
-    /// all of them has those of one file.
-    fn send(&self, stream: &TcpStream, offer: &Offer, offset: u64, length: u64) -> Result<(), Cut> {
+    /// Sends a range of the file. The last byte is sent only after a final check of the file, so that a peer which has
+    /// received all of them has unchanged content.
+    fn send(&self, stream: &TcpStream, served: &ServedFile, offset: u64, length: u64) -> Result<(), SendError> {
         let mut sent = 0;
         let mut chunk = CHUNK_FIRST;
         while sent < length {
             let wanted = chunk.min(length - sent - 1).max(1);
-            let took = self.send_chunk(stream, offer, offset + sent, wanted)?;
+            let took = self.send_chunk(stream, served, offset + sent, wanted)?;
             sent += wanted;
-            if !is_as_published(offer) {
-                return Err(Cut::Changed);
+            if !is_unchanged(served) {
+                return Err(SendError::Changed);
             }
-            if took < CHUNK_FAST {
+            if took < FAST_CHUNK_TIME {
                 chunk = (chunk * 2).min(CHUNK_MAX);
-            } else if took > CHUNK_SLOW {
+            } else if took > SLOW_CHUNK_TIME {
                 chunk = (chunk / 2).max(CHUNK_MIN);
             }
         }
         Ok(())
     }
 
-    /// How long it took.
-    fn send_chunk(&self, stream: &TcpStream, offer: &Offer, offset: u64, length: u64) -> Result<Duration, Cut> {
-        let begun = Instant::now();
-        let allowed = self.limits.stall + Duration::from_secs(length / SLOWEST_BYTES_PER_S);
+    /// Sends one chunk and returns how long that took.
+    fn send_chunk(
+        &self,
+        stream: &TcpStream,
+        served: &ServedFile,
+        offset: u64,
+        length: u64,
+    ) -> Result<Duration, SendError> {
+        let started = Instant::now();
+        let allowed = self.limits.stall_timeout + Duration::from_secs(length / SLOWEST_BYTES_PER_S);
         let mut sent = 0;
         while sent < length {
-            let some = send_some(&offer.file, offset + sent, length - sent, stream)?;
+            let some = send_some(&served.file, offset + sent, length - sent, stream)?;
             if some == 0 {
-                return Err(Cut::Changed);
+                return Err(SendError::Changed);
             }
             self.counters.bytes_sent.add(some);
             sent += some;
-            if begun.elapsed() > allowed {
-                return Err(Cut::TooSlow);
+            if started.elapsed() > allowed {
+                return Err(SendError::TooSlow);
             }
         }
-        Ok(begun.elapsed())
+        Ok(started.elapsed())
     }
 }
 
-/// Whether the open file has still the size and the time of change that it had when it was published.
-fn is_as_published(offer: &Offer) -> bool {
+/// Whether the open file still has the size and the modification time that it was published with.
+fn is_unchanged(served: &ServedFile) -> bool {
     let unchanged = |file: &File| -> io::Result<bool> {
         let now = file.metadata()?;
-        Ok(now.is_file() && now.len() == offer.size && now.modified()? == offer.modified)
+        Ok(now.is_file() && now.len() == served.size && now.modified()? == served.modified)
     };
-    unchanged(&offer.file).unwrap_or(false)
+    unchanged(&served.file).unwrap_or(false)
 }
 
 fn seconds(time: SystemTime) -> Seconds {
@@ -428,11 +454,12 @@ fn seconds(time: SystemTime) -> Seconds {
         Ok(since) => since.as_secs_f64(),
         Err(before) => -before.duration().as_secs_f64(),
     };
-    // Files of other geological ages have no time that others could read.
+    // Times too far away to be represented are given as zero.
     Seconds::new(seconds).unwrap_or(Seconds::new(0.0).expect("zero is a time"))
 }
 
-/// What was sent and not yet taken goes nowhere, and the other end learns that something went wrong.
+/// Makes closing the connection reset it: data in flight is discarded, and the peer learns that the response is
+/// incomplete.
 fn reset_on_close(stream: &TcpStream) {
     if let Err(error) = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
         debug!("cutting a connection: {error}");

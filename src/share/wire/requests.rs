@@ -1,8 +1,8 @@
-//! What clients ask the registry: one JSON object a line, read into a [`Request`] or refused with a reason
-//! that names the field.
+//! Requests to the registry: one JSON object per line, parsed into a [`RegistryRequest`] or refused with a reason that
+//! names the field.
 //!
-//! Fields are taken apart as raw JSON first and read one by one, so that each error can say which one it
-//! was; what is not known is skipped and costs nothing.
+//! Fields are first split into raw JSON and then parsed one by one, so that each error can name its field. Unknown
+//! fields are skipped at no cost.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,197 +14,198 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::{Digest, FEATURE_LENGTH_MAX, FEATURES_MAX, FILE_SIZE_MAX, FileEntry, FileName, PORT_MIN, Seconds};
-use crate::model::number::Whole;
+use crate::model::number::IntegerValue;
 use crate::model::{Name, Token, text};
 
-/// Most bytes of a request.
+/// Maximum size of a request, bytes.
 pub const REQUEST_MAX: usize = 16 << 20;
-/// Most files of one host.
+/// Maximum number of files per host.
 pub const FILES_MAX: usize = 100_000;
-/// Most characters of a state that PING tells.
+/// Maximum number of characters of PING's state.
 const STATE_MAX: usize = 32;
-/// Most bytes of a token or secret; what is longer is none of ours.
+/// Maximum length of a token or secret, bytes; ours are shorter.
 pub(in crate::share) const SECRET_MAX: usize = 8 * 1024;
-/// Most characters of a reason that quotes the sender, and of a file's name in it: there is room for what was expected.
-const SAID_SHOWN: usize = 200;
-const NAME_SHOWN: usize = 80;
+/// Maximum number of characters of a reason that quotes the sender, and of a file name in it, so that there is room
+/// for what was expected.
+const REASON_CHARS_MAX: usize = 200;
+const NAME_CHARS_MAX: usize = 80;
 
-/// A host's files.
-pub type Files = BTreeMap<FileName, Arc<FileEntry>>;
+/// A host's files by name.
+pub type FileMap = BTreeMap<FileName, Arc<FileEntry>>;
 
-/// What is asked of the registry.
+/// A request to the registry.
 #[derive(Debug)]
-pub enum Request {
-    /// A host is there.
-    Register(Box<Register>),
-    /// A host has a file.
-    Publish(Box<Publish>),
-    /// A file is not to be shown any more.
-    Unpublish(Unpublish),
-    /// Who has a file of that name?
-    Request(Wanted),
-    /// Which files has that host, and where is it?
-    Discover(Hostname),
-    /// Who is there, with what?
-    List(List),
-    /// What has changed since?
-    Changes(Changes),
-    /// Is that host there?
-    Ping(Ping),
-    /// A host leaves.
-    Unregister(Hostname),
+pub enum RegistryRequest {
+    /// Registers a host.
+    Register(Box<RegisterRequest>),
+    /// Adds or changes a file of a host.
+    Publish(Box<PublishRequest>),
+    /// Stops listing a file.
+    Unpublish(UnpublishRequest),
+    /// Finds hosts that have a file.
+    Request(FileRequest),
+    /// Gets a host's files and address.
+    Discover(HostRequest),
+    /// Lists the hosts with their files.
+    List(ListRequest),
+    /// Gets the changes after a known point.
+    Changes(ChangesRequest),
+    /// Asks whether a host is live.
+    Ping(PingRequest),
+    /// Removes a host.
+    Unregister(HostRequest),
 }
 
 /// The data of REGISTER.
 #[derive(Debug, Clone, Serialize)]
-pub struct Register {
-    /// Whose files they are. Whether it can be seen is for whoever knows the accounts to check: one of an earlier
-    /// version may bear any name.
+pub struct RegisterRequest {
+    /// The hostname. Whether it contains only visible characters is checked by the caller, who knows the accounts: an
+    /// account of an earlier version may have any name.
     pub hostname: Name,
-    /// Where the files can be had.
+    /// Port of the host's peer server.
     pub port: u16,
-    /// At which address, if not the connection's own.
+    /// Address of the peer server, if it is not the connection's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip: Option<IpAddr>,
-    /// The name for people; without it the hostname.
+    /// Name shown to people; defaults to the hostname.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub display_name: Option<Name>,
-    /// All files; without it none, or with a valid `resume` those of before.
+    /// All files. Without it there are none, or with a valid `resume` the former ones.
     #[serde(rename = "files_metadata", skip_serializing_if = "Option::is_none")]
-    pub files: Option<Files>,
-    /// That of the user account whose name the hostname is.
+    pub files: Option<FileMap>,
+    /// Token of the user whose account has the hostname.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,
-    /// What the last REGISTER answered.
+    /// The secret from the last REGISTER.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume: Option<Token>,
 }
 
 /// The data of PUBLISH.
 #[derive(Debug, Clone)]
-pub struct Publish {
-    /// Who has it.
+pub struct PublishRequest {
+    /// The host.
     pub hostname: Name,
-    /// Its name.
+    /// The file's name.
     pub fname: FileName,
-    /// What it is; always published.
+    /// The file; always published.
     pub entry: Arc<FileEntry>,
 }
 
 /// The data of UNPUBLISH.
 #[derive(Debug, Clone, Serialize)]
-pub struct Unpublish {
-    /// Who has it.
+pub struct UnpublishRequest {
+    /// The host.
     pub hostname: Name,
-    /// Its name.
+    /// The file's name.
     pub fname: FileName,
 }
 
 /// The data of REQUEST.
 #[derive(Debug, Clone, Serialize)]
-pub struct Wanted {
+pub struct FileRequest {
     /// The file's name.
     pub fname: FileName,
-    /// Who looks for duplicates of a file of that size, bytes, as well; the answer has the most alike then, each with
-    /// its name, and not all.
+    /// Size in bytes, when looking for duplicates: the response then has only the most similar files, each with its
+    /// name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// And of that time of change.
+    /// Modification time, when looking for duplicates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modified: Option<Seconds>,
 }
 
 /// The data of DISCOVER and UNREGISTER.
 #[derive(Debug, Clone, Serialize)]
-pub struct Hostname {
-    /// Which host.
+pub struct HostRequest {
+    /// The host.
     pub hostname: Name,
 }
 
-/// The data of LIST; both count hostnames, in the order of the names.
+/// The data of LIST; both fields count hosts in the order of their names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct List {
-    /// How many are passed over.
+pub struct ListRequest {
+    /// Number of hosts to skip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// How many are shown at most.
+    /// Maximum number of hosts to return.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
 
-/// Longest that CHANGES may wait, seconds.
+/// Longest wait of CHANGES, seconds.
 pub const WAIT_MAX_S: f64 = 25.0;
 
 /// The data of CHANGES.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Changes {
-    /// What came behind this number, of an earlier answer; without it, how to begin.
+pub struct ChangesRequest {
+    /// Returns the changes after this number of an earlier response; without it, only the number to start from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<u64>,
-    /// How long the first change is waited for, seconds, at most [`WAIT_MAX_S`].
+    /// How long to wait for the first change, seconds, at most [`WAIT_MAX_S`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait: Option<Seconds>,
 }
 
 /// The data of PING.
 #[derive(Debug, Clone, Serialize)]
-pub struct Ping {
-    /// Whose presence is asked for.
+pub struct PingRequest {
+    /// The host whose presence is asked for.
     pub hostname: Name,
-    /// How busy the sender is; for people who look at the wire.
+    /// How busy the sender is; only for people who inspect the traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
 
-/// Reads one line.
+/// Parses one line.
 ///
 /// # Errors
-/// The reason: which field is missing or wrong, and what was expected.
-pub fn parse(line: &[u8]) -> Result<Request, String> {
+/// Which field is missing or invalid, and what was expected.
+pub fn parse(line: &[u8]) -> Result<RegistryRequest, String> {
     let line = std::str::from_utf8(text::without_bom(line)).map_err(|_| "the message is not UTF-8".to_owned())?;
-    // A list would do for serde.
+    // Serde would also accept an array.
     if !line.trim_start().starts_with('{') {
         return Err("expected an object {\"action\":…,\"data\":{…}}".to_owned());
     }
-    let Envelope { action, data } = serde_json::from_str(line)
-        .map_err(|error| format!("expected {{\"action\":…,\"data\":{{…}}}}: {}", plain(&error)))?;
+    let RequestEnvelope { action, data } = serde_json::from_str(line)
+        .map_err(|error| format!("expected {{\"action\":…,\"data\":{{…}}}}: {}", describe_error(&error)))?;
     let action: String = required("action", action)?;
     match action.as_str() {
-        "REGISTER" => register(&fields(data)?).map(|register| Request::Register(Box::new(register))),
-        "PUBLISH" => publish(data).map(|publish| Request::Publish(Box::new(publish))),
+        "REGISTER" => register(&fields(data)?).map(|register| RegistryRequest::Register(Box::new(register))),
+        "PUBLISH" => publish(data).map(|publish| RegistryRequest::Publish(Box::new(publish))),
         "UNPUBLISH" => {
-            let data: Data<'_> = fields(data)?;
+            let data: RawRequestData<'_> = fields(data)?;
             let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
-            Ok(Request::Unpublish(Unpublish { hostname, fname }))
+            Ok(RegistryRequest::Unpublish(UnpublishRequest { hostname, fname }))
         }
         "REQUEST" => {
-            let data: Data<'_> = fields(data)?;
-            let (fname, size) = (required("fname", data.fname)?, whole("size", data.size)?);
-            Ok(Request::Request(Wanted { fname, size, modified: optional("modified", data.modified)? }))
+            let data: RawRequestData<'_> = fields(data)?;
+            let (fname, size) = (required("fname", data.fname)?, optional_integer("size", data.size)?);
+            Ok(RegistryRequest::Request(FileRequest { fname, size, modified: optional("modified", data.modified)? }))
         }
-        "DISCOVER" => Ok(Request::Discover(hostname(data)?)),
+        "DISCOVER" => Ok(RegistryRequest::Discover(hostname(data)?)),
         "LIST" => {
-            let data: Data<'_> = fields(data)?;
-            let (offset, limit) = (whole("offset", data.offset)?, whole("limit", data.limit)?);
-            Ok(Request::List(List { offset, limit }))
+            let data: RawRequestData<'_> = fields(data)?;
+            let (offset, limit) = (optional_integer("offset", data.offset)?, optional_integer("limit", data.limit)?);
+            Ok(RegistryRequest::List(ListRequest { offset, limit }))
         }
         "CHANGES" => {
-            let data: Data<'_> = fields(data)?;
+            let data: RawRequestData<'_> = fields(data)?;
             let wait: Option<Seconds> = optional("wait", data.wait)?;
             if wait.is_some_and(|wait| !(0.0..=WAIT_MAX_S).contains(&wait.get())) {
                 return Err(format!("wait: expected 0 to {WAIT_MAX_S} seconds"));
             }
-            Ok(Request::Changes(Changes { since: whole("since", data.since)?, wait }))
+            Ok(RegistryRequest::Changes(ChangesRequest { since: optional_integer("since", data.since)?, wait }))
         }
         "PING" => {
-            let data: Data<'_> = fields(data)?;
+            let data: RawRequestData<'_> = fields(data)?;
             let state: Option<String> = optional("state", data.state)?;
             if let Some(state) = &state {
                 text::check(state, 0, STATE_MAX).map_err(|error| format!("state: {error}"))?;
             }
-            Ok(Request::Ping(Ping { hostname: required("hostname", data.hostname)?, state }))
+            Ok(RegistryRequest::Ping(PingRequest { hostname: required("hostname", data.hostname)?, state }))
         }
-        "UNREGISTER" => Ok(Request::Unregister(hostname(data)?)),
+        "UNREGISTER" => Ok(RegistryRequest::Unregister(hostname(data)?)),
         _ => {
             let known = "REGISTER, PUBLISH, UNPUBLISH, REQUEST, DISCOVER, LIST, CHANGES, PING or UNREGISTER";
             Err(format!("action: expected {known}"))
@@ -212,129 +213,129 @@ pub fn parse(line: &[u8]) -> Result<Request, String> {
     }
 }
 
-/// Writes one line, without its end.
-pub fn write(request: &Request) -> Vec<u8> {
+/// Serializes a request as one line, without the line end.
+pub fn write(request: &RegistryRequest) -> Vec<u8> {
     fn line(action: &str, data: &impl Serialize) -> Vec<u8> {
         #[derive(Serialize)]
-        struct Line<'a, D> {
+        struct RequestLine<'a, D> {
             action: &'a str,
             data: &'a D,
         }
-        // Texts and numbers alone: writing them to memory cannot fail.
-        serde_json::to_vec(&Line { action, data }).unwrap_or_default()
+        // Only strings and numbers: serializing them to memory cannot fail.
+        serde_json::to_vec(&RequestLine { action, data }).unwrap_or_default()
     }
     match request {
-        Request::Register(data) => line("REGISTER", data),
-        Request::Publish(data) => line("PUBLISH", data),
-        Request::Unpublish(data) => line("UNPUBLISH", data),
-        Request::Request(data) => line("REQUEST", data),
-        Request::Discover(data) => line("DISCOVER", data),
-        Request::List(data) => line("LIST", data),
-        Request::Changes(data) => line("CHANGES", data),
-        Request::Ping(data) => line("PING", data),
-        Request::Unregister(data) => line("UNREGISTER", data),
+        RegistryRequest::Register(data) => line("REGISTER", data),
+        RegistryRequest::Publish(data) => line("PUBLISH", data),
+        RegistryRequest::Unpublish(data) => line("UNPUBLISH", data),
+        RegistryRequest::Request(data) => line("REQUEST", data),
+        RegistryRequest::Discover(data) => line("DISCOVER", data),
+        RegistryRequest::List(data) => line("LIST", data),
+        RegistryRequest::Changes(data) => line("CHANGES", data),
+        RegistryRequest::Ping(data) => line("PING", data),
+        RegistryRequest::Unregister(data) => line("UNREGISTER", data),
     }
 }
 
-impl Serialize for Publish {
+impl Serialize for PublishRequest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Flat<'a> {
+        struct FlatPublish<'a> {
             hostname: &'a Name,
             fname: &'a FileName,
             #[serde(flatten)]
             entry: &'a FileEntry,
         }
-        Flat { hostname: &self.hostname, fname: &self.fname, entry: &self.entry }.serialize(serializer)
+        FlatPublish { hostname: &self.hostname, fname: &self.fname, entry: &self.entry }.serialize(serializer)
     }
 }
 
-type Raw<'a> = Option<&'a RawValue>;
+type RawField<'a> = Option<&'a RawValue>;
 
 #[derive(Deserialize)]
-struct Envelope<'a> {
+struct RequestEnvelope<'a> {
     #[serde(borrow)]
-    action: Raw<'a>,
+    action: RawField<'a>,
     #[serde(borrow)]
-    data: Raw<'a>,
+    data: RawField<'a>,
 }
 
-/// Every field that some action knows.
+/// The fields of all actions.
 #[derive(Default, Deserialize)]
-struct Data<'a> {
+struct RawRequestData<'a> {
     #[serde(borrow)]
-    hostname: Raw<'a>,
+    hostname: RawField<'a>,
     #[serde(borrow)]
-    fname: Raw<'a>,
+    fname: RawField<'a>,
     #[serde(borrow)]
-    port: Raw<'a>,
+    port: RawField<'a>,
     #[serde(borrow)]
-    ip: Raw<'a>,
+    ip: RawField<'a>,
     #[serde(borrow)]
-    display_name: Raw<'a>,
+    display_name: RawField<'a>,
     #[serde(borrow)]
-    files_metadata: Raw<'a>,
+    files_metadata: RawField<'a>,
     #[serde(borrow)]
-    token: Raw<'a>,
+    token: RawField<'a>,
     #[serde(borrow)]
-    resume: Raw<'a>,
+    resume: RawField<'a>,
     #[serde(borrow)]
-    offset: Raw<'a>,
+    offset: RawField<'a>,
     #[serde(borrow)]
-    limit: Raw<'a>,
+    limit: RawField<'a>,
     #[serde(borrow)]
-    state: Raw<'a>,
+    state: RawField<'a>,
     #[serde(borrow)]
-    size: Raw<'a>,
+    size: RawField<'a>,
     #[serde(borrow)]
-    modified: Raw<'a>,
+    modified: RawField<'a>,
     #[serde(borrow)]
-    since: Raw<'a>,
+    since: RawField<'a>,
     #[serde(borrow)]
-    wait: Raw<'a>,
+    wait: RawField<'a>,
 }
 
-/// Every field of a file.
+/// The fields of a file.
 #[derive(Default, Deserialize)]
-struct Entry<'a> {
+struct RawFileEntry<'a> {
     #[serde(borrow)]
-    size: Raw<'a>,
+    size: RawField<'a>,
     #[serde(borrow)]
-    modified: Raw<'a>,
+    modified: RawField<'a>,
     #[serde(borrow)]
-    created: Raw<'a>,
+    created: RawField<'a>,
     #[serde(borrow)]
-    published_at: Raw<'a>,
+    published_at: RawField<'a>,
     #[serde(borrow)]
-    is_published: Raw<'a>,
+    is_published: RawField<'a>,
     #[serde(borrow)]
-    blake3: Raw<'a>,
+    blake3: RawField<'a>,
     #[serde(borrow)]
-    pieces_root: Raw<'a>,
+    pieces_root: RawField<'a>,
     #[serde(borrow)]
-    features: Raw<'a>,
+    features: RawField<'a>,
 }
 
-/// The data of an action; without it, no field.
-fn fields<'a, T: Default + Deserialize<'a>>(data: Raw<'a>) -> Result<T, String> {
+/// Splits the data of an action into its fields; absent data has none.
+fn fields<'a, T: Default + Deserialize<'a>>(data: RawField<'a>) -> Result<T, String> {
     let Some(data) = data else { return Ok(T::default()) };
     if !data.get().starts_with('{') {
         return Err("data: expected an object".to_owned());
     }
-    serde_json::from_str(data.get()).map_err(|error| format!("data: {}", plain(&error)))
+    serde_json::from_str(data.get()).map_err(|error| format!("data: {}", describe_error(&error)))
 }
 
-fn hostname(data: Raw<'_>) -> Result<Hostname, String> {
-    Ok(Hostname { hostname: required("hostname", fields::<Data<'_>>(data)?.hostname)? })
+fn hostname(data: RawField<'_>) -> Result<HostRequest, String> {
+    Ok(HostRequest { hostname: required("hostname", fields::<RawRequestData<'_>>(data)?.hostname)? })
 }
 
-fn register(data: &Data<'_>) -> Result<Register, String> {
-    let port = match whole("port", data.port)?.map(u16::try_from) {
+fn register(data: &RawRequestData<'_>) -> Result<RegisterRequest, String> {
+    let port = match optional_integer("port", data.port)?.map(u16::try_from) {
         Some(Ok(port)) if port >= PORT_MIN => port,
         Some(_) => return Err(format!("port: expected a whole number from {PORT_MIN} to 65535")),
         None => return Err(missing("port")),
     };
-    Ok(Register {
+    Ok(RegisterRequest {
         hostname: required("hostname", data.hostname)?,
         port,
         ip: optional::<String>("ip", data.ip)?
@@ -348,48 +349,48 @@ fn register(data: &Data<'_>) -> Result<Register, String> {
     })
 }
 
-/// An empty one counts as none.
-fn display_name(raw: Raw<'_>) -> Result<Option<Name>, String> {
-    let given = optional::<String>("display_name", raw)?.filter(|name| !name.is_empty());
+/// An empty display name counts as absent.
+fn display_name(value: RawField<'_>) -> Result<Option<Name>, String> {
+    let given = optional::<String>("display_name", value)?.filter(|name| !name.is_empty());
     given.map(|name| Name::new(&name).map_err(|wrong| format!("display_name: {wrong}"))).transpose()
 }
 
-/// The file's fields stand beside the others.
-fn publish(raw: Raw<'_>) -> Result<Publish, String> {
-    let data: Data<'_> = fields(raw)?;
+/// The file's fields are on the same level as the others.
+fn publish(value: RawField<'_>) -> Result<PublishRequest, String> {
+    let data: RawRequestData<'_> = fields(value)?;
     let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
-    let entry = entry(&fields(raw)?, true)?;
-    Ok(Publish { hostname, fname, entry: Arc::new(entry) })
+    let entry = entry(&fields(value)?, true)?;
+    Ok(PublishRequest { hostname, fname, entry: Arc::new(entry) })
 }
 
-fn secret(field: &str, raw: Raw<'_>) -> Result<Option<Token>, String> {
-    let Some(secret) = optional::<String>(field, raw)? else { return Ok(None) };
+fn secret(field: &str, value: RawField<'_>) -> Result<Option<Token>, String> {
+    let Some(secret) = optional::<String>(field, value)? else { return Ok(None) };
     if secret.len() > SECRET_MAX {
         return Err(format!("{field}: expected at most {SECRET_MAX} bytes"));
     }
     Ok(Some(Token::from_text(secret)))
 }
 
-/// One file's fields. PUBLISH says by itself that the file is published.
-fn entry(raw: &Entry<'_>, is_published: bool) -> Result<FileEntry, String> {
-    let size = whole("size", raw.size)?.ok_or_else(|| missing("size"))?;
+/// Parses one file. With PUBLISH, `is_published` is implied.
+fn entry(value: &RawFileEntry<'_>, is_published: bool) -> Result<FileEntry, String> {
+    let size = optional_integer("size", value.size)?.ok_or_else(|| missing("size"))?;
     if size > FILE_SIZE_MAX {
         return Err(format!("size: expected at most {FILE_SIZE_MAX} bytes"));
     }
     Ok(FileEntry {
         size,
-        modified: required("modified", raw.modified)?,
-        created: optional("created", raw.created)?,
-        published_at: optional::<Seconds>("published_at", raw.published_at)?,
-        is_published: is_published || required("is_published", raw.is_published)?,
-        blake3: optional::<Digest>("blake3", raw.blake3)?,
-        pieces_root: optional::<Digest>("pieces_root", raw.pieces_root)?,
-        features: features(optional::<Vec<String>>("features", raw.features)?.unwrap_or_default())
+        modified: required("modified", value.modified)?,
+        created: optional("created", value.created)?,
+        published_at: optional::<Seconds>("published_at", value.published_at)?,
+        is_published: is_published || required("is_published", value.is_published)?,
+        blake3: optional::<Digest>("blake3", value.blake3)?,
+        pieces_root: optional::<Digest>("pieces_root", value.pieces_root)?,
+        features: features(optional::<Vec<String>>("features", value.features)?.unwrap_or_default())
             .map_err(|error| format!("features: {error}"))?,
     })
 }
 
-/// Checks what a file lists. The lists that nearly all files have are shared.
+/// Checks a file's feature list. The lists that nearly all files have are shared.
 pub(super) fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
     static NONE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
     static RANGE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
@@ -408,30 +409,32 @@ pub(super) fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
     Ok(listed.into_iter().map(Arc::from).collect())
 }
 
-/// The whole list of REGISTER. Reading ends at the first file that is wrong, and at the bound.
-fn files(raw: &RawValue) -> Result<Files, String> {
-    struct All;
+/// Parses the file list of REGISTER. Parsing stops at the first invalid file and at the limit.
+fn files(value: &RawValue) -> Result<FileMap, String> {
+    struct FilesVisitor;
 
-    impl<'de> Visitor<'de> for All {
-        type Value = Files;
+    impl<'de> Visitor<'de> for FilesVisitor {
+        type Value = FileMap;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("an object of files")
         }
 
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Files, A::Error> {
-            let mut files = Files::new();
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FileMap, A::Error> {
+            let mut files = FileMap::new();
             while let Some(name) = map.next_key::<String>()? {
-                let said = |error: String| A::Error::custom(format!("{}: {error}", short(&name, NAME_SHOWN)));
-                let fname = FileName::new(&name).map_err(said)?;
-                let raw: &RawValue = map.next_value()?;
-                if !raw.get().starts_with('{') {
-                    return Err(said("expected an object".to_owned()));
+                let message =
+                    |error: String| A::Error::custom(format!("{}: {error}", truncated(&name, NAME_CHARS_MAX)));
+                let fname = FileName::new(&name).map_err(message)?;
+                let value: &RawValue = map.next_value()?;
+                if !value.get().starts_with('{') {
+                    return Err(message("expected an object".to_owned()));
                 }
-                let fields: Entry<'_> = serde_json::from_str(raw.get()).map_err(|error| said(plain(&error)))?;
-                let entry = entry(&fields, false).map_err(said)?;
+                let fields: RawFileEntry<'_> =
+                    serde_json::from_str(value.get()).map_err(|error| message(describe_error(&error)))?;
+                let entry = entry(&fields, false).map_err(message)?;
                 if files.insert(fname, Arc::new(entry)).is_some() {
-                    return Err(said("expected once".to_owned()));
+                    return Err(message("expected once".to_owned()));
                 }
                 if files.len() > FILES_MAX {
                     return Err(A::Error::custom(format!("expected at most {FILES_MAX} files")));
@@ -441,42 +444,46 @@ fn files(raw: &RawValue) -> Result<Files, String> {
         }
     }
 
-    let mut source = serde_json::Deserializer::from_str(raw.get());
-    source.deserialize_map(All).map_err(|error| format!("files_metadata: {}", plain(&error)))
+    let mut source = serde_json::Deserializer::from_str(value.get());
+    source.deserialize_map(FilesVisitor).map_err(|error| format!("files_metadata: {}", describe_error(&error)))
 }
 
-fn required<T: DeserializeOwned>(field: &str, raw: Raw<'_>) -> Result<T, String> {
-    optional(field, raw)?.ok_or_else(|| missing(field))
+fn required<T: DeserializeOwned>(field: &str, value: RawField<'_>) -> Result<T, String> {
+    optional(field, value)?.ok_or_else(|| missing(field))
 }
 
-fn optional<T: DeserializeOwned>(field: &str, raw: Raw<'_>) -> Result<Option<T>, String> {
-    let read = |raw: &RawValue| serde_json::from_str(raw.get()).map_err(|error| format!("{field}: {}", plain(&error)));
-    raw.map(read).transpose()
+fn optional<T: DeserializeOwned>(field: &str, value: RawField<'_>) -> Result<Option<T>, String> {
+    let read = |value: &RawValue| {
+        serde_json::from_str(value.get()).map_err(|error| format!("{field}: {}", describe_error(&error)))
+    };
+    value.map(read).transpose()
 }
 
-/// A number that counts something.
-fn whole(field: &str, raw: Raw<'_>) -> Result<Option<u64>, String> {
-    let read = |raw: &RawValue| {
-        let number = serde_json::from_str(raw.get()).ok().and_then(|Whole(number)| u64::try_from(number).ok());
+/// Parses a non-negative integer.
+fn optional_integer(field: &str, value: RawField<'_>) -> Result<Option<u64>, String> {
+    let read = |value: &RawValue| {
+        let number = serde_json::from_str(value.get()).ok().and_then(|IntegerValue(number)| u64::try_from(number).ok());
         number.ok_or_else(|| format!("{field}: expected a whole number"))
     };
-    raw.map(read).transpose()
+    value.map(read).transpose()
 }
 
 fn missing(field: &str) -> String {
     format!("{field}: expected, but missing")
 }
 
-/// What serde says, without its place: that counts from where the field begins. Types by their names in JSON.
-fn plain(error: &serde_json::Error) -> String {
-    let said = error.to_string();
-    let said = short(said.rsplit_once(" at line ").map_or(&*said, |(what, _place)| what), SAID_SHOWN);
-    said.replace("expected f64", "expected a number").replace("expected a sequence", "expected a list")
+/// Serde's message without the position, which would count from the start of the field, and with types named as in
+/// JSON.
+fn describe_error(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let message =
+        truncated(message.rsplit_once(" at line ").map_or(&*message, |(what, _place)| what), REASON_CHARS_MAX);
+    message.replace("expected f64", "expected a number").replace("expected a sequence", "expected a list")
 }
 
-/// Its beginning, where it may be as long as a message.
-fn short(said: &str, chars: usize) -> &str {
-    said.char_indices().nth(chars).map_or(said, |(end, _)| &said[..end])
+/// The beginning of a text that may be as long as a message.
+fn truncated(message: &str, chars: usize) -> &str {
+    message.char_indices().nth(chars).map_or(message, |(end, _)| &message[..end])
 }
 
 #[cfg(test)]
@@ -526,13 +533,15 @@ mod tests {
             let line = json!({"action": action, "data": data});
             let read = parse(line.to_string().as_bytes()).unwrap();
             assert_eq!(serde_json::from_slice::<Value>(&write(&read)).unwrap(), line);
-            // What is not known is skipped, and null is as good as nothing.
+            // Unknown fields are skipped, and null counts as absent.
             let more =
                 with(with(line, "x", json!([1])), "data", with(with(data, "y", json!({})), "state", json!(null)));
             parse(more.to_string().as_bytes()).unwrap();
         }
         for line in [r#"{"action":"LIST"}"#, r#" {"action":"LIST","data":null} "#, r#"{"data":{},"action":"LIST"}"#] {
-            assert!(matches!(parse(line.as_bytes()), Ok(Request::List(list)) if list == List::default()));
+            assert!(
+                matches!(parse(line.as_bytes()), Ok(RegistryRequest::List(list)) if list == ListRequest::default())
+            );
         }
     }
 
@@ -664,7 +673,7 @@ mod tests {
             )
         };
         assert!(
-            matches!(files(FILES_MAX), Ok(Request::Register(register)) if register.files.as_ref().unwrap().len() == FILES_MAX)
+            matches!(files(FILES_MAX), Ok(RegistryRequest::Register(register)) if register.files.as_ref().unwrap().len() == FILES_MAX)
         );
         assert_eq!(files(FILES_MAX + 1).unwrap_err(), "files_metadata: expected at most 100000 files");
     }

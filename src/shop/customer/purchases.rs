@@ -1,9 +1,9 @@
-//! Purchases: their records in memory and on disk, the ledger with them, and the bank beside them.
+//! Executes open purchases: applies the transitions of [`purchase`] to the store, the ledger, the carts and the bank.
 //!
-//! The rules are those of [`purchase`]; here they meet the store, the carts and the bank. A step changes
-//! the record under its lock and hands its rows over there; the bank is asked outside of all locks and
-//! transactions, once those rows are on disk, and its answer is the next step. What the bank has not
-//! answered (a charge above all) is asked again by a thread, until it does; also after a start.
+//! A transition changes the record and appends its writes under the lock of the open purchases. The bank is asked
+//! without locks and outside of transactions, once those writes are on disk, and its response is the next event. A
+//! request that the bank has not answered, above all a capture, is retried by a thread until it does, also after a
+//! restart.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,97 +13,100 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
-use super::carts::Buyer;
-use super::people::People;
-use super::sales::{self, Rows, Shipping};
+use super::active_sessions::ActiveSessions;
+use super::carts::BuyerCarts;
+use super::sales::{self, PurchaseWrites, ShipResult};
 use super::store::Journal;
-use super::{Done, Memory, Shared, json, unavailable};
-use crate::bank::{Authorisation, Capture, GatewayError, Void};
-use crate::model::{Card, CardNumber, Clock, Expiry, FeeRate, Millis, Name, Token};
-use crate::shop::ops::{Answer, Begun, Code, CustomerOp, LinkCard, Orphan, Purchased, Refusal, Role};
-use crate::shop::purchase::{self, Attempt, BankCall, Begin, Cart, Event, LEASE_MS, Purchase, Stage, Step, Then};
-use crate::storage::{Reader, StoreError, Ticket, TicketState};
+use super::{CustomerDbInner, CustomerMemory, PendingResult, to_json, unavailable};
+use crate::bank::{AuthorisationOutcome, CaptureOutcome, GatewayError, VoidOutcome};
+use crate::model::{CardNumber, Clock, Expiry, FeeRate, Millis, Name, PaymentCard, Token};
+use crate::shop::ops::{
+    BeginResponse, CardDetails, CompletedPurchase, CustomerOp, ErrorCode, OrphanedPurchase, Refusal, Role, ShopResult,
+};
+use crate::shop::purchase::{
+    self, BankRequest, BeginDecision, CartSnapshot, LEASE_MS, NextAction, Purchase, PurchaseAttempt, PurchaseEvent,
+    PurchaseStage, Transition,
+};
+use crate::storage::{CommitHandle, CommitState, Reader, StoreError};
 
 #[cfg(test)]
 mod tests;
 
-/// How long a Begin waits for its buyer's purchase before: longer than a driver that died holds it up.
-pub const BEGIN_WAIT: Duration = Duration::from_secs(8);
-/// How long whoever asked waits for the bank.
-pub const BANK_WAIT: Duration = Duration::from_secs(3);
-/// How long the bank is left alone after it gave no answer; doubled each time.
-const BANK_PAUSE: Duration = Duration::from_millis(20);
-/// Begins that may wait: of one buyer, and in all.
-const WAITING_OF_BUYER_MAX: usize = 16;
-const WAITING_MAX: usize = 256;
-/// Purchases under way at once.
-const UNDER_WAY_MAX: usize = 10_000;
-/// Most rows of a page.
+/// How long a Begin waits for its buyer's open purchase: longer than it takes to replace a driver that has died.
+pub const BEGIN_WAIT_MAX: Duration = Duration::from_secs(8);
+/// How long a driver's operation waits for the bank.
+pub const BANK_WAIT_MAX: Duration = Duration::from_secs(3);
+/// The pause before a request to the bank is retried, doubled with each retry.
+const BANK_RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// The maximum number of Begins that wait, of one buyer and in all.
+const WAITING_BEGINS_PER_BUYER_MAX: usize = 16;
+const WAITING_BEGINS_MAX: usize = 256;
+/// The maximum number of open purchases.
+const OPEN_PURCHASES_MAX: usize = 10_000;
+/// The maximum number of rows of a page.
 const PAGE_MAX: u64 = 500;
 
-/// Every purchase under way.
-pub struct Purchases {
+/// All open purchases.
+pub struct PurchaseManager {
     fee: FeeRate,
-    /// For dates.
+    /// Converts the process's time to dates.
     clock: Clock,
-    open: Mutex<Open>,
+    open: Mutex<OpenPurchases>,
 }
 
 #[derive(Default)]
-struct Open {
-    by_id: HashMap<String, Cell>,
-    by_buyer: HashMap<u64, Place>,
+struct OpenPurchases {
+    by_id: HashMap<String, OpenPurchase>,
+    by_buyer: HashMap<u64, BuyerSlot>,
 }
 
-struct Cell {
+struct OpenPurchase {
     purchase: Purchase,
-    /// Holds on to the carts, also when the buyer's last session has ended.
-    buyer: Arc<Buyer>,
+    /// Keeps the carts in memory even when the buyer's last session has ended.
+    buyer: Arc<BuyerCarts>,
     /// The newest change of it.
-    last: Ticket,
-    /// Questions to the bank that are not answered.
-    at_bank: u32,
-    /// The bank has charged what it was told to let go of: a person has to look, asking again is no use.
+    last_commit: CommitHandle,
+    /// The number of requests that the bank is working on.
+    bank_requests: u32,
+    /// The bank has charged what it was asked to void. Retrying is useless, so the operator has to intervene.
     is_in_dispute: bool,
 }
 
-/// A buyer makes one purchase at a time.
-enum Place {
-    /// It is looked up whether there may be one.
-    Beginning,
+/// A buyer's slot for an open purchase: a buyer makes one purchase at a time.
+enum BuyerSlot {
+    /// An attempt is being decided.
+    Reserved,
     Open(String),
 }
 
-/// Begins that are being looked at, and the news that those wait for which meet another purchase of their
-/// buyer. It outlives memory that is built anew.
+/// The Begins in progress, some of which wait for changes of their buyer's open purchase. It outlives a rebuilt memory.
 #[derive(Default)]
-pub struct Waiting {
-    state: Mutex<WaitingState>,
-    news: Condvar,
+pub struct BeginWaiters {
+    state: Mutex<BeginWaitersState>,
+    changed: Condvar,
 }
 
 #[derive(Default)]
-struct WaitingState {
-    of: HashMap<u64, Begins>,
-    all: usize,
+struct BeginWaitersState {
+    by_buyer: HashMap<u64, BeginsOfBuyer>,
+    total: usize,
 }
 
-/// The begins of one buyer.
+/// The Begins of one buyer.
 #[derive(Default)]
-struct Begins {
+struct BeginsOfBuyer {
     count: usize,
-    /// How often something has become of the purchase that they meet.
-    news: u64,
+    /// How often the buyer's slot or open purchase has changed.
+    changes: u64,
 }
 
-/// One begin that is being looked at: it misses no news from here on.
-struct Beginning<'a> {
-    waiting: &'a Waiting,
+/// A Begin in progress, which misses no changes as long as this exists.
+struct BeginWaiter<'a> {
+    begin_waiters: &'a BeginWaiters,
     buyer_id: u64,
 }
 
-/// What the bank said.
-enum Said {
+enum BankResponse {
     Authorised,
     Declined(String),
     Captured,
@@ -111,216 +114,229 @@ enum Said {
     Voided,
 }
 
-/// What came of a step, and when that is on disk.
-struct Taken {
-    step: Step,
-    stage: Stage,
-    /// For whoever asked to complete.
-    purchased: Answer<Purchased>,
-    ticket: Ticket,
+/// The result of an event, and the commit of its writes.
+struct StepResult {
+    transition: Transition,
+    stage: PurchaseStage,
+    /// The result for the caller of Complete.
+    purchased: ShopResult<CompletedPurchase>,
+    commit: CommitHandle,
 }
 
-impl Purchases {
-    /// Takes up what was under way; the journal was begun before it was read.
+impl PurchaseManager {
+    /// Resumes open purchases that were read after `journal` was begun.
     ///
     /// # Errors
-    /// The store's, when a buyer's cart could not be read.
+    /// A buyer's saved cart cannot be read.
     pub fn load(
         journal: &Journal,
-        people: &People,
+        active_sessions: &ActiveSessions,
         under_way: Vec<Purchase>,
         fee: FeeRate,
         clock: Clock,
-    ) -> Result<Purchases, StoreError> {
+    ) -> Result<PurchaseManager, StoreError> {
         let now = clock.now();
-        let mut open = Open::default();
+        let mut open = OpenPurchases::default();
         for mut purchase in under_way {
             purchase.resume(now);
-            let buyer = people.buyer(journal, purchase.buyer.user_id)?;
-            open.put(purchase, buyer, Ticket::committed());
+            let buyer = active_sessions.load_buyer(journal, purchase.buyer.user_id)?;
+            open.insert(purchase, buyer, CommitHandle::committed());
         }
-        Ok(Purchases { fee, clock, open: Mutex::new(open) })
+        Ok(PurchaseManager { fee, clock, open: Mutex::new(open) })
     }
 
-    /// How many are under way.
+    /// The number of open purchases.
     pub fn under_way(&self) -> usize {
         self.open.lock().by_id.len()
     }
 
-    /// Takes a step; nothing if there is no such purchase under way.
-    fn step(&self, journal: &Journal, now: Millis, id: &str, event: Event<'_>) -> Option<Taken> {
+    /// Handles an event of an open purchase; `None` if there is no such purchase.
+    fn handle_event(&self, journal: &Journal, now: Millis, id: &str, event: PurchaseEvent<'_>) -> Option<StepResult> {
         let mut open = self.open.lock();
-        let cell = open.by_id.get_mut(id)?;
-        let mut step = cell.purchase.handle(now, event);
-        let rows = std::mem::take(&mut step.rows);
-        if !rows.is_empty() {
-            cell.last = self.write(journal, cell, rows, now);
+        let entry = open.by_id.get_mut(id)?;
+        let mut transition = entry.purchase.handle(now, event);
+        let writes = std::mem::take(&mut transition.writes);
+        if !writes.is_empty() {
+            entry.last_commit = self.write(journal, entry, writes, now);
         }
-        let Cell { purchase, last, .. } = cell;
-        Some(Taken { step, stage: purchase.stage(), purchased: purchase.outcome(), ticket: last.clone() })
+        let OpenPurchase { purchase, last_commit, .. } = entry;
+        Some(StepResult {
+            transition,
+            stage: purchase.stage(),
+            purchased: purchase.outcome(),
+            commit: last_commit.clone(),
+        })
     }
 
-    fn write(&self, journal: &Journal, cell: &Cell, rows: Vec<purchase::Row>, now: Millis) -> Ticket {
-        let is_paid = rows.contains(&purchase::Row::Paid);
-        let rows = Rows::new(&cell.purchase, rows, self.fee, self.clock.dated(now));
+    fn write(
+        &self,
+        journal: &Journal,
+        entry: &OpenPurchase,
+        writes: Vec<purchase::PurchaseWrite>,
+        now: Millis,
+    ) -> CommitHandle {
+        let is_paid = writes.contains(&purchase::PurchaseWrite::PostSale);
+        let writes = PurchaseWrites::new(&entry.purchase, writes, self.fee, self.clock.date_of(now));
         if !is_paid {
-            return journal.append_with(Vec::new(), move |tx| rows.write(tx));
+            return journal.append_with(Vec::new(), move |tx| writes.write(tx));
         }
-        let Cart { session, lines, .. } = &cell.purchase.cart;
-        cell.buyer.bought(session, lines, |changes| journal.append_with(changes, move |tx| rows.write(tx)))
+        let CartSnapshot { session, lines, .. } = &entry.purchase.cart;
+        entry.buyer.remove_purchased(session, lines, |changes| journal.append_with(changes, move |tx| writes.write(tx)))
     }
 
     fn renew(&self, now: Millis, leases: &[(String, u64)]) {
         let mut open = self.open.lock();
         for (id, lease) in leases {
-            if let Some(cell) = open.by_id.get_mut(id) {
-                cell.purchase.renew(now, *lease);
+            if let Some(entry) = open.by_id.get_mut(id) {
+                entry.purchase.renew(now, *lease);
             }
         }
     }
 
-    /// Gives the purchase that has waited longest for its driver to another.
-    fn take_over(&self, journal: &Journal, now: Millis) -> Done<Option<Orphan>> {
+    /// Gives the purchase whose lease expired first to another driver.
+    fn take_over(&self, journal: &Journal, now: Millis) -> PendingResult<Option<OrphanedPurchase>> {
         let mut open = self.open.lock();
-        let idle = open.by_id.values_mut().filter(|cell| cell.is_idle());
-        let Some(cell) =
-            idle.filter(|cell| cell.purchase.is_orphan(now)).min_by_key(|cell| cell.purchase.leased_until())
+        let idle = open.by_id.values_mut().filter(|entry| entry.is_idle());
+        let Some(entry) =
+            idle.filter(|entry| entry.purchase.is_orphan(now)).min_by_key(|entry| entry.purchase.leased_until())
         else {
-            return (Ok(None), Ticket::committed());
+            return (Ok(None), CommitHandle::committed());
         };
-        let orphan = cell.purchase.take_over(now);
-        cell.last = self.write(journal, cell, vec![purchase::Row::Keep], now);
-        (Ok(orphan), cell.last.clone())
+        let orphan = entry.purchase.take_over(now);
+        entry.last_commit = self.write(journal, entry, vec![purchase::PurchaseWrite::SaveRecord], now);
+        (Ok(orphan), entry.last_commit.clone())
     }
 
-    /// Forgets those that are over and on disk, and that whoever took the last step has not forgotten.
-    fn sweep(&self, waiting: &Waiting) {
-        let over: Vec<String> = {
+    /// Evicts finished purchases that are on disk, if the thread that finished them has not done so.
+    fn evict_finished(&self, begin_waiters: &BeginWaiters) {
+        let finished: Vec<String> = {
             let open = self.open.lock();
-            let over = open
-                .by_id
-                .iter()
-                .filter(|(_, cell)| cell.purchase.is_over() && cell.last.state() == TicketState::Committed);
-            over.map(|(id, _)| id.clone()).collect()
+            let finished = open.by_id.iter().filter(|(_, entry)| {
+                entry.purchase.is_terminal() && entry.last_commit.state() == CommitState::Committed
+            });
+            finished.map(|(id, _)| id.clone()).collect()
         };
-        over.iter().for_each(|id| self.forget(id, waiting));
+        finished.iter().for_each(|id| self.evict(id, begin_waiters));
     }
 
-    /// One that is over, and is so on disk, makes room for its buyer's next.
-    fn forget(&self, id: &str, waiting: &Waiting) {
-        let forgotten = self.open.lock().take(id);
-        if let Some(buyer_id) = forgotten {
-            waiting.tell(buyer_id);
+    /// Evicts a purchase that is finished on disk, so that its buyer's next one can begin.
+    fn evict(&self, id: &str, begin_waiters: &BeginWaiters) {
+        let evicted = self.open.lock().remove(id);
+        if let Some(buyer_id) = evicted {
+            begin_waiters.notify(buyer_id);
         }
     }
 
-    /// What the bank has to be asked again, and is not being asked.
-    fn unanswered(&self) -> Vec<(String, BankCall)> {
+    /// The requests to the bank that are to be retried and are not in progress.
+    fn pending_bank_requests(&self) -> Vec<(String, BankRequest)> {
         let open = self.open.lock();
-        let idle = open.by_id.values().filter(|cell| cell.is_idle());
-        idle.filter_map(|cell| Some((cell.purchase.id.clone(), cell.purchase.unanswered()?))).collect()
+        let idle = open.by_id.values().filter(|entry| entry.is_idle());
+        idle.filter_map(|entry| Some((entry.purchase.id.clone(), entry.purchase.pending_bank_request()?))).collect()
     }
 
-    fn dispute(&self, id: &str) {
-        if let Some(cell) = self.open.lock().by_id.get_mut(id) {
-            cell.is_in_dispute = true;
+    fn mark_disputed(&self, id: &str) {
+        if let Some(entry) = self.open.lock().by_id.get_mut(id) {
+            entry.is_in_dispute = true;
         }
     }
 
-    fn is_at_bank(&self, id: &str, change: i32) {
-        if let Some(cell) = self.open.lock().by_id.get_mut(id) {
-            cell.at_bank = cell.at_bank.saturating_add_signed(change);
+    fn adjust_bank_requests(&self, id: &str, change: i32) {
+        if let Some(entry) = self.open.lock().by_id.get_mut(id) {
+            entry.bank_requests = entry.bank_requests.saturating_add_signed(change);
         }
     }
 }
 
-impl Cell {
-    /// Whether someone may see to it of his own accord.
+impl OpenPurchase {
+    /// Whether the purchase may be taken over or its request to the bank retried.
     fn is_idle(&self) -> bool {
-        self.at_bank == 0 && !self.is_in_dispute
+        self.bank_requests == 0 && !self.is_in_dispute
     }
 }
 
-impl Open {
-    fn put(&mut self, purchase: Purchase, buyer: Arc<Buyer>, last: Ticket) {
-        self.by_buyer.insert(purchase.buyer.user_id, Place::Open(purchase.id.clone()));
-        self.by_id.insert(purchase.id.clone(), Cell { purchase, buyer, last, at_bank: 0, is_in_dispute: false });
+impl OpenPurchases {
+    fn insert(&mut self, purchase: Purchase, buyer: Arc<BuyerCarts>, last_commit: CommitHandle) {
+        self.by_buyer.insert(purchase.buyer.user_id, BuyerSlot::Open(purchase.id.clone()));
+        self.by_id.insert(
+            purchase.id.clone(),
+            OpenPurchase { purchase, buyer, last_commit, bank_requests: 0, is_in_dispute: false },
+        );
     }
 
-    fn take(&mut self, id: &str) -> Option<u64> {
+    fn remove(&mut self, id: &str) -> Option<u64> {
         let buyer_id = self.by_id.remove(id)?.purchase.buyer.user_id;
         self.by_buyer.remove(&buyer_id);
         Some(buyer_id)
     }
 }
 
-/// A buyer's place while it is looked up what becomes of an attempt.
-struct Reserved<'a> {
-    purchases: &'a Purchases,
-    waiting: &'a Waiting,
+/// Reserves a buyer's slot while an attempt is being decided; frees it when dropped unless it was filled.
+struct BuyerReservation<'a> {
+    purchases: &'a PurchaseManager,
+    begin_waiters: &'a BeginWaiters,
     buyer_id: u64,
-    is_taken: bool,
+    is_filled: bool,
 }
 
-impl Drop for Reserved<'_> {
+impl Drop for BuyerReservation<'_> {
     fn drop(&mut self) {
-        if !self.is_taken {
+        if !self.is_filled {
             self.purchases.open.lock().by_buyer.remove(&self.buyer_id);
-            self.waiting.tell(self.buyer_id);
+            self.begin_waiters.notify(self.buyer_id);
         }
     }
 }
 
-impl Waiting {
-    /// Lets a begin in, if there are not too many.
-    fn enter(&self, buyer_id: u64) -> Answer<Beginning<'_>> {
+impl BeginWaiters {
+    /// Registers a Begin, unless there are too many.
+    fn enter(&self, buyer_id: u64) -> ShopResult<BeginWaiter<'_>> {
         let mut state = self.state.lock();
-        let of_buyer = state.of.get(&buyer_id).map_or(0, |begins| begins.count);
-        if state.all >= WAITING_MAX || of_buyer >= WAITING_OF_BUYER_MAX {
-            return Err(Refusal::new(Code::Busy, "too many purchases wait for others: try again later"));
+        let of_buyer = state.by_buyer.get(&buyer_id).map_or(0, |begins| begins.count);
+        if state.total >= WAITING_BEGINS_MAX || of_buyer >= WAITING_BEGINS_PER_BUYER_MAX {
+            return Err(Refusal::new(ErrorCode::Busy, "too many purchases wait for others: try again later"));
         }
-        state.all += 1;
-        state.of.entry(buyer_id).or_default().count += 1;
-        Ok(Beginning { waiting: self, buyer_id })
+        state.total += 1;
+        state.by_buyer.entry(buyer_id).or_default().count += 1;
+        Ok(BeginWaiter { begin_waiters: self, buyer_id })
     }
 
-    /// Something has become of a buyer's purchase.
-    fn tell(&self, buyer_id: u64) {
-        if let Some(begins) = self.state.lock().of.get_mut(&buyer_id) {
-            begins.news += 1;
-            self.news.notify_all();
+    /// Wakes the Begins of a buyer because the buyer's slot or open purchase has changed.
+    fn notify(&self, buyer_id: u64) {
+        if let Some(begins) = self.state.lock().by_buyer.get_mut(&buyer_id) {
+            begins.changes += 1;
+            self.changed.notify_all();
         }
     }
 
-    /// Everything may be otherwise.
-    pub(super) fn tell_all(&self) {
-        self.state.lock().of.values_mut().for_each(|begins| begins.news += 1);
-        self.news.notify_all();
+    /// Wakes all Begins, because memory was rebuilt.
+    pub(super) fn notify_all(&self) {
+        self.state.lock().by_buyer.values_mut().for_each(|begins| begins.changes += 1);
+        self.changed.notify_all();
     }
 }
 
-impl Beginning<'_> {
-    fn news(&self) -> u64 {
-        self.waiting.state.lock().of.get(&self.buyer_id).map_or(0, |begins| begins.news)
+impl BeginWaiter<'_> {
+    fn changes(&self) -> u64 {
+        self.begin_waiters.state.lock().by_buyer.get(&self.buyer_id).map_or(0, |begins| begins.changes)
     }
 
-    /// Waits for other news than those; BUSY when there are none before the deadline.
-    fn wait(&self, seen: u64, deadline: Instant) -> Answer<()> {
-        let mut state = self.waiting.state.lock();
-        while state.of.get(&self.buyer_id).is_some_and(|begins| begins.news == seen) {
-            if self.waiting.news.wait_until(&mut state, deadline).timed_out() {
-                return Err(Refusal::new(Code::Busy, "another purchase of this buyer is under way: try again"));
+    /// Waits for a change after the `seen_changes` ones; BUSY if there is none before the deadline.
+    fn wait(&self, seen_changes: u64, deadline: Instant) -> ShopResult<()> {
+        let mut state = self.begin_waiters.state.lock();
+        while state.by_buyer.get(&self.buyer_id).is_some_and(|begins| begins.changes == seen_changes) {
+            if self.begin_waiters.changed.wait_until(&mut state, deadline).timed_out() {
+                return Err(Refusal::new(ErrorCode::Busy, "another purchase of this buyer is under way: try again"));
             }
         }
         Ok(())
     }
 }
 
-impl Drop for Beginning<'_> {
+impl Drop for BeginWaiter<'_> {
     fn drop(&mut self) {
-        let mut state = self.waiting.state.lock();
-        state.all -= 1;
-        if let Entry::Occupied(mut entry) = state.of.entry(self.buyer_id) {
+        let mut state = self.begin_waiters.state.lock();
+        state.total -= 1;
+        if let Entry::Occupied(mut entry) = state.by_buyer.entry(self.buyer_id) {
             entry.get_mut().count -= 1;
             if entry.get().count == 0 {
                 entry.remove();
@@ -329,204 +345,225 @@ impl Drop for Beginning<'_> {
     }
 }
 
-impl Shared {
-    /// What belongs to a purchase.
-    pub(super) fn purchase(&self, op: CustomerOp) -> Answer<String> {
+impl CustomerDbInner {
+    /// Executes an operation that concerns purchases.
+    pub(super) fn handle_purchase_op(&self, op: CustomerOp) -> ShopResult<String> {
         match op {
-            CustomerOp::Begin { request, sid, users, idempotency_key, address } => {
-                json(&self.begin(request, &sid, users, idempotency_key, address)?)
+            CustomerOp::Begin { request, sid, uses_saved_cart, idempotency_key, address } => {
+                to_json(&self.begin(request, &sid, uses_saved_cart, idempotency_key, address)?)
             }
             CustomerOp::Authorise { purchase_id, lease, lines, card } => {
-                let card = read_card(&card)?;
-                json(&self.drive(&purchase_id, Event::Authorise { lease, lines }, Some(&card))?.step_answer()?)
+                let card = parse_card(&card)?;
+                to_json(
+                    &self
+                        .drive(&purchase_id, PurchaseEvent::Authorise { lease, lines }, Some(&card))?
+                        .into_response()?,
+                )
             }
             CustomerOp::Complete { purchase_id, lease } => self.complete(&purchase_id, lease),
             CustomerOp::Undo { purchase_id, lease, why } => {
-                json(&self.drive(&purchase_id, Event::Undo { lease, why }, None)?.step_answer()?)
+                to_json(&self.drive(&purchase_id, PurchaseEvent::Undo { lease, why }, None)?.into_response()?)
             }
             CustomerOp::Closed { purchase_id, lease } => {
-                json(&self.drive(&purchase_id, Event::Closed { lease }, None)?.step_answer()?)
+                to_json(&self.drive(&purchase_id, PurchaseEvent::Closed { lease }, None)?.into_response()?)
             }
             CustomerOp::Renew { leases } => {
                 self.memory().purchases.renew(self.config.clock.now(), &leases);
-                json(&())
+                to_json(&())
             }
             CustomerOp::TakeOver => {
                 let memory = self.memory();
-                self.answer(&memory, memory.purchases.take_over(&memory.journal, self.config.clock.now()))
+                self.respond(&memory, memory.purchases.take_over(&memory.journal, self.config.clock.now()))
             }
             CustomerOp::Purchases { sid, offset, limit } => {
-                let buyer_id = self.whose(Role::Buyer, &sid)?;
-                self.page(|reader| sales::bought(reader, buyer_id, offset, limit.min(PAGE_MAX) as u32))
+                let buyer_id = self.session_user_id(Role::Buyer, &sid)?;
+                self.page(|reader| sales::purchase_history(reader, buyer_id, offset, limit.min(PAGE_MAX) as u32))
             }
             CustomerOp::Orders { sid, offset, limit } => {
-                let seller_id = self.whose(Role::Seller, &sid)?;
-                self.page(|reader| sales::orders(reader, seller_id, offset, limit.min(PAGE_MAX) as u32))
+                let seller_id = self.session_user_id(Role::Seller, &sid)?;
+                self.page(|reader| sales::seller_orders(reader, seller_id, offset, limit.min(PAGE_MAX) as u32))
             }
             CustomerOp::MarkShipped { sid, purchase_id, item_id } => {
-                let seller_id = self.whose(Role::Seller, &sid)?;
-                json(&self.ship(seller_id, purchase_id, item_id)?)
+                let seller_id = self.session_user_id(Role::Seller, &sid)?;
+                to_json(&self.mark_shipped(seller_id, purchase_id, item_id)?)
             }
-            other => Err(Refusal::new(Code::UnknownApi, format!("{other:?}: this is no matter of a purchase"))),
+            other => Err(Refusal::new(ErrorCode::UnknownApi, format!("{other:?}: this is no matter of a purchase"))),
         }
     }
 
-    /// Begins an attempt, after the buyer's purchase before is over.
+    /// Begins a purchase, after the buyer's open one is finished.
     fn begin(
         &self,
         request: String,
         sid: &str,
-        users: bool,
+        uses_saved_cart: bool,
         key: Option<String>,
         address: Option<String>,
-    ) -> Answer<Begun> {
-        let deadline = Instant::now() + BEGIN_WAIT;
-        let mut beginning = None;
+    ) -> ShopResult<BeginResponse> {
+        let deadline = Instant::now() + BEGIN_WAIT_MAX;
+        let mut waiter = None;
         loop {
             let (memory, now) = (self.memory(), self.config.clock.now());
-            let (session, buyer) = match memory.people.buyers_session(now, sid) {
+            let (session, buyer) = match memory.active_sessions.use_buyer_session(now, sid) {
                 Ok(found) => found,
-                Err((refusal, ticket)) => {
-                    return self.wait(&memory, &ticket).map_err(|error| unavailable(&error)).and(Err(refusal));
+                Err((refusal, commit)) => {
+                    return self
+                        .wait_committed(&memory, &commit)
+                        .map_err(|error| unavailable(&error))
+                        .and(Err(refusal));
                 }
             };
-            let account = &session.who.account;
-            let beginning = match &beginning {
-                Some(beginning) => beginning,
-                None => beginning.insert(self.waiting.enter(account.user_id)?),
+            let account = &session.owner.account;
+            let waiter = match &waiter {
+                Some(waiter) => waiter,
+                None => waiter.insert(self.begin_waiters.enter(account.user_id)?),
             };
-            let seen = beginning.news();
-            let username = Name::kept(&account.username).map_err(|rule| {
-                Refusal::new(Code::BadRequest, format!("username: {rule}, so nobody can be charged"))
+            let seen_changes = waiter.changes();
+            let username = Name::from_stored(&account.username).map_err(|rule| {
+                Refusal::new(ErrorCode::BadRequest, format!("username: {rule}, so nobody can be charged"))
             })?;
-            let attempt = |lines| Attempt {
-                buyer: purchase::Buyer {
+            let attempt = |lines| PurchaseAttempt {
+                buyer: purchase::BuyerIdentity {
                     user_id: account.user_id,
                     username: username.clone(),
                     name: account.name.clone(),
                 },
                 request: request.clone(),
-                cart: Cart { session: session.key, users, lines },
+                cart: CartSnapshot { session: session.key, uses_saved_cart, lines },
                 key: key.clone(),
                 address: address.clone(),
             };
-            let show = || buyer.show(&memory.journal, (&session.key, users));
-            // A begin that waits looks again; one that may go on holds the buyer's place until it knows.
-            let place = match memory.purchases.place(account.user_id, &self.waiting) {
+            let show = || buyer.show(&memory.journal, (&session.key, uses_saved_cart));
+            // Either reserves the buyer's slot until the attempt is decided, or waits for a change and tries again.
+            let reservation = match memory.purchases.reserve_buyer(account.user_id, &self.begin_waiters) {
                 Err(full) => return Err(full),
-                Ok(Ok(place)) => place,
+                Ok(Ok(reservation)) => reservation,
                 Ok(Err(None)) => {
-                    beginning.wait(seen, deadline)?;
+                    waiter.wait(seen_changes, deadline)?;
                     continue;
                 }
                 Ok(Err(Some(id))) => {
-                    let (lines, ticket) = show();
+                    let (lines, commit) = show();
                     let lines = match lines {
                         Ok(lines) => lines,
-                        Err(refusal) => return self.settle(&memory, Err(refusal), &ticket),
+                        Err(refusal) => return self.after_commit(&memory, Err(refusal), &commit),
                     };
-                    match memory.purchases.meets(now, &id, attempt(lines)) {
-                        Some((Begin::Again, begun, last)) => {
-                            return self.settle(&memory, Ok(begun), &Ticket::later(ticket, last));
+                    match memory.purchases.decide_against_open(now, &id, attempt(lines)) {
+                        Some((BeginDecision::Repeat, response, last_commit)) => {
+                            return self.after_commit(&memory, Ok(response), &CommitHandle::later(commit, last_commit));
                         }
-                        Some((Begin::Refuse(refusal), _, last)) => {
-                            return self.settle(&memory, Err(refusal), &Ticket::later(ticket, last));
+                        Some((BeginDecision::Refuse(refusal), _, last_commit)) => {
+                            return self.after_commit(&memory, Err(refusal), &CommitHandle::later(commit, last_commit));
                         }
-                        Some(_) => beginning.wait(seen, deadline)?,
+                        Some(_) => waiter.wait(seen_changes, deadline)?,
                         None => {}
                     }
                     continue;
                 }
             };
-            // All that this buyer has purchased before is on disk: it made room only then.
-            let known = match &key {
+            // All earlier purchases of this buyer are on disk, because a slot becomes free only then.
+            let completed = match &key {
                 Some(key) => self
                     .store
-                    .read(|reader| sales::made_under(reader, account.user_id, key))
+                    .read(|reader| sales::completed_purchase_by_key(reader, account.user_id, key))
                     .map_err(|error: StoreError| unavailable(&error))?,
                 None => None,
             };
-            let (lines, ticket) = show();
+            let (lines, commit) = show();
             let lines = match lines {
                 Ok(lines) => lines,
-                Err(refusal) => return self.settle(&memory, Err(refusal), &ticket),
+                Err(refusal) => return self.after_commit(&memory, Err(refusal), &commit),
             };
             let id = Token::random().reveal().to_owned();
-            return match purchase::begin(now, id, attempt(lines), None, known.as_ref()) {
-                Begin::Drive(purchase) => {
-                    let (begun, ticket) = place.take(&memory.journal, *purchase, Arc::clone(&buyer), now);
-                    self.settle(&memory, Ok(begun), &ticket)
+            return match purchase::begin(now, id, attempt(lines), None, completed.as_ref()) {
+                BeginDecision::Drive(purchase) => {
+                    let (response, commit) = reservation.fill(&memory.journal, *purchase, Arc::clone(&buyer), now);
+                    self.after_commit(&memory, Ok(response), &commit)
                 }
-                Begin::Done => {
-                    let done = known.as_ref().map(Purchase::outcome).unwrap_or_else(|| Err(not_known()));
-                    self.settle(&memory, done.map(|purchased| Begun::Done { purchased }), &ticket)
+                BeginDecision::Done => {
+                    let done = completed.as_ref().map(Purchase::outcome).unwrap_or_else(|| Err(no_such_purchase()));
+                    self.after_commit(&memory, done.map(|purchased| BeginResponse::Done { purchased }), &commit)
                 }
-                Begin::Refuse(refusal) => self.settle(&memory, Err(refusal), &ticket),
-                // Only an open purchase is waited for, and there is none.
-                Begin::Again | Begin::Wait => continue,
+                BeginDecision::Refuse(refusal) => self.after_commit(&memory, Err(refusal), &commit),
+                // Impossible, because there is no open purchase.
+                BeginDecision::Repeat | BeginDecision::Wait => continue,
             };
         }
     }
 
-    /// Gives an answer once what it is built on is on disk.
-    fn settle<T>(&self, memory: &Arc<Memory>, answer: Answer<T>, ticket: &Ticket) -> Answer<T> {
-        self.wait(memory, ticket).map_err(|error| unavailable(&error))?;
-        answer
+    /// Returns a result once the commit that it depends on is on disk.
+    fn after_commit<T>(
+        &self,
+        memory: &Arc<CustomerMemory>,
+        result: ShopResult<T>,
+        commit: &CommitHandle,
+    ) -> ShopResult<T> {
+        self.wait_committed(memory, commit).map_err(|error| unavailable(&error))?;
+        result
     }
 
-    /// Takes a step of a driver, and those that follow by the bank's word.
-    fn drive(&self, id: &str, event: Event<'_>, card: Option<&Card>) -> Answer<Taken> {
-        let deadline = Instant::now() + BANK_WAIT;
-        let mut taken = self.step(id, event)?;
+    /// Handles an event from a driver, and then the bank's responses to the requests that follow from it.
+    fn drive(&self, id: &str, event: PurchaseEvent<'_>, card: Option<&PaymentCard>) -> ShopResult<StepResult> {
+        let deadline = Instant::now() + BANK_WAIT_MAX;
+        let mut result = self.handle_event(id, event)?;
         loop {
-            let Then::Ask(call) = taken.step.then else { return Ok(taken) };
-            let Some(said) = self.ask_bank(id, call, card, Some(deadline)) else {
-                return Err(Refusal::new(Code::Unavailable, "the bank does not answer: try again"));
+            let NextAction::AskBank(call) = result.transition.next else { return Ok(result) };
+            let Some(response) = self.request_bank(id, call, card, Some(deadline)) else {
+                return Err(Refusal::new(ErrorCode::Unavailable, "the bank does not answer: try again"));
             };
-            taken = self.step(id, said.event())?;
+            result = self.handle_event(id, response.event())?;
         }
     }
 
-    fn complete(&self, id: &str, lease: u64) -> Answer<String> {
-        match self.drive(id, Event::Complete { lease }, None) {
-            Ok(taken) => {
-                let purchased = taken.purchased.clone();
-                taken.step_answer()?;
-                json(&purchased?)
+    fn complete(&self, id: &str, lease: u64) -> ShopResult<String> {
+        match self.drive(id, PurchaseEvent::Complete { lease }, None) {
+            Ok(result) => {
+                let purchased = result.purchased.clone();
+                result.into_response()?;
+                to_json(&purchased?)
             }
-            // It may be over since long, and its driver never heard of it.
-            Err(refusal) if refusal.code == Code::NotFound => {
-                let made = self.store.read(|reader| sales::made(reader, id));
-                let made = made.map_err(|error: StoreError| unavailable(&error))?;
-                json(&made.ok_or(refusal)?.outcome()?)
+            // It may have been completed long ago, if its driver did not get the response.
+            Err(refusal) if refusal.code == ErrorCode::NotFound => {
+                let completed = self.store.read(|reader| sales::completed_purchase(reader, id));
+                let completed = completed.map_err(|error: StoreError| unavailable(&error))?;
+                to_json(&completed.ok_or(refusal)?.outcome()?)
             }
             Err(refusal) => Err(refusal),
         }
     }
 
-    /// Takes one step and waits until it is on disk.
-    fn step(&self, id: &str, event: Event<'_>) -> Answer<Taken> {
+    /// Handles one event and waits until its writes are on disk.
+    fn handle_event(&self, id: &str, event: PurchaseEvent<'_>) -> ShopResult<StepResult> {
         let memory = self.memory();
-        let taken = memory.purchases.step(&memory.journal, self.config.clock.now(), id, event).ok_or_else(not_known)?;
-        self.wait(&memory, &taken.ticket).map_err(|error| unavailable(&error))?;
-        if matches!(taken.stage, Stage::Captured | Stage::Closed) {
-            memory.purchases.forget(id, &self.waiting);
+        let result = memory
+            .purchases
+            .handle_event(&memory.journal, self.config.clock.now(), id, event)
+            .ok_or_else(no_such_purchase)?;
+        self.wait_committed(&memory, &result.commit).map_err(|error| unavailable(&error))?;
+        if matches!(result.stage, PurchaseStage::Captured | PurchaseStage::Closed) {
+            memory.purchases.evict(id, &self.begin_waiters);
         }
-        Ok(taken)
+        Ok(result)
     }
 
-    /// Asks the bank, until it answers or the deadline has passed; without a deadline, once.
-    fn ask_bank(&self, id: &str, call: BankCall, card: Option<&Card>, deadline: Option<Instant>) -> Option<Said> {
-        let _asking = AtBank::new(self, id);
-        let mut pause = BANK_PAUSE;
+    /// Sends a request to the bank and retries it until the deadline; without a deadline, sends it once.
+    fn request_bank(
+        &self,
+        id: &str,
+        call: BankRequest,
+        card: Option<&PaymentCard>,
+        deadline: Option<Instant>,
+    ) -> Option<BankResponse> {
+        let _asking = BankRequestGuard::new(self, id);
+        let mut pause = BANK_RETRY_PAUSE;
         loop {
-            let error = match self.ask_bank_once(id, call, card) {
-                Ok(said) => return said,
+            let error = match self.request_bank_once(id, call, card) {
+                Ok(response) => return response,
                 Err(error) => error,
             };
             log::warn!("purchase {id}: {error}");
             let deadline = deadline.filter(|deadline| Instant::now() + pause < *deadline)?;
-            // Nothing but time makes a bank answer; unless the database closes, it is waited for.
+            // Waits for the pause, unless the database closes.
             let mut is_closed = self.is_closed.lock();
             if *is_closed {
                 return None;
@@ -536,38 +573,46 @@ impl Shared {
         }
     }
 
-    /// `None` for a word of the bank that contradicts what it said before: a person has to look.
-    fn ask_bank_once(&self, id: &str, call: BankCall, card: Option<&Card>) -> Result<Option<Said>, GatewayError> {
-        // The bank judges cards by the date.
+    /// Sends a request to the bank once. `None` if the response contradicts an earlier one, so that the operator has to
+    /// intervene.
+    fn request_bank_once(
+        &self,
+        id: &str,
+        call: BankRequest,
+        card: Option<&PaymentCard>,
+    ) -> Result<Option<BankResponse>, GatewayError> {
+        // The bank checks a card's expiry by the date.
         let now = Clock::wall();
         Ok(match (call, card) {
-            (BankCall::Authorise(total), Some(card)) => Some(match self.gateway.authorise(id, total, card, now)? {
-                Authorisation::Authorised => Said::Authorised,
-                Authorisation::Declined { reason } => Said::Declined(reason),
+            (BankRequest::Authorise(total), Some(card)) => {
+                Some(match self.gateway.authorise(id, total, card, now)? {
+                    AuthorisationOutcome::Authorised => BankResponse::Authorised,
+                    AuthorisationOutcome::Declined { reason } => BankResponse::Declined(reason),
+                })
+            }
+            // Only a driver with card details causes this request.
+            (BankRequest::Authorise(_), None) => None,
+            (BankRequest::Capture, _) => Some(match self.gateway.capture(id, now)? {
+                CaptureOutcome::Captured => BankResponse::Captured,
+                CaptureOutcome::Refused { reason } => BankResponse::CaptureRefused(reason),
             }),
-            // Only who brings a card asks for that.
-            (BankCall::Authorise(_), None) => None,
-            (BankCall::Capture, _) => Some(match self.gateway.capture(id, now)? {
-                Capture::Captured => Said::Captured,
-                Capture::Refused { reason } => Said::CaptureRefused(reason),
-            }),
-            (BankCall::Void, _) => match self.gateway.void(id, now)? {
-                Void::Voided => Some(Said::Voided),
-                Void::Captured { amount } => {
+            (BankRequest::Void, _) => match self.gateway.void(id, now)? {
+                VoidOutcome::Voided => Some(BankResponse::Voided),
+                VoidOutcome::Captured { amount } => {
                     log::error!("purchase {id} is undone, but the bank has captured {amount} for it");
-                    self.memory().purchases.dispute(id);
+                    self.memory().purchases.mark_disputed(id);
                     None
                 }
             },
         })
     }
 
-    /// Asks again for whatever the bank has not answered, once each; forgets what is over.
-    pub(super) fn tend_purchases(&self) {
+    /// Retries each unanswered request to the bank once, and evicts finished purchases.
+    pub(super) fn retry_bank_requests(&self) {
         let memory = self.memory();
-        for (id, call) in memory.purchases.unanswered() {
-            if let Some(said) = self.ask_bank(&id, call, None, None)
-                && let Err(refusal) = self.drive(&id, said.event(), None)
+        for (id, call) in memory.purchases.pending_bank_requests() {
+            if let Some(response) = self.request_bank(&id, call, None, None)
+                && let Err(refusal) = self.drive(&id, response.event(), None)
             {
                 log::warn!("purchase {id}: {}", refusal.message);
             }
@@ -575,86 +620,106 @@ impl Shared {
                 return;
             }
         }
-        memory.purchases.sweep(&self.waiting);
+        memory.purchases.evict_finished(&self.begin_waiters);
     }
 
-    /// The user behind a session.
-    fn whose(&self, role: Role, sid: &str) -> Answer<u64> {
+    /// The user id of a session's owner; counts as a use of the session.
+    fn session_user_id(&self, role: Role, sid: &str) -> ShopResult<u64> {
         let memory = self.memory();
-        match memory.people.session(self.config.clock.now(), role, sid) {
-            Ok(session) => Ok(session.who.account.user_id),
-            Err((refusal, ticket)) => self.settle(&memory, Err(refusal), &ticket),
+        match memory.active_sessions.use_session(self.config.clock.now(), role, sid) {
+            Ok(session) => Ok(session.owner.account.user_id),
+            Err((refusal, commit)) => self.after_commit(&memory, Err(refusal), &commit),
         }
     }
 
-    fn page<T: Serialize>(&self, read: impl FnOnce(&dyn Reader) -> Result<Vec<T>, StoreError>) -> Answer<String> {
-        json(&self.store.read(read).map_err(|error| unavailable(&error))?)
+    fn page<T: Serialize>(&self, read: impl FnOnce(&dyn Reader) -> Result<Vec<T>, StoreError>) -> ShopResult<String> {
+        to_json(&self.store.read(read).map_err(|error| unavailable(&error))?)
     }
 
-    fn ship(&self, seller_id: u64, purchase_id: String, item_id: String) -> Answer<()> {
+    fn mark_shipped(&self, seller_id: u64, purchase_id: String, item_id: String) -> ShopResult<()> {
         let now = Clock::wall();
         let text = format!("purchase_id: there is no item {item_id} in purchase {purchase_id}");
-        let shipped = self.store.write(move |tx| sales::ship(tx, seller_id, &purchase_id, &item_id, now));
+        let shipped = self.store.write(move |tx| sales::mark_shipped(tx, seller_id, &purchase_id, &item_id, now));
         match shipped.map_err(|error: StoreError| unavailable(&error))? {
-            Shipping::Shipped => Ok(()),
-            Shipping::Foreign => Err(Refusal::new(Code::Forbidden, "item_id: it is another seller's")),
-            Shipping::Unknown => Err(Refusal::new(Code::NotFound, text)),
+            ShipResult::Shipped => Ok(()),
+            ShipResult::Foreign => Err(Refusal::new(ErrorCode::Forbidden, "item_id: it is another seller's")),
+            ShipResult::Unknown => Err(Refusal::new(ErrorCode::NotFound, text)),
         }
     }
 }
 
-impl Purchases {
-    /// A buyer's place for an attempt; or the purchase that is in it, `None` while that is being decided.
-    fn place<'a>(&'a self, buyer_id: u64, waiting: &'a Waiting) -> Answer<Result<Reserved<'a>, Option<String>>> {
+impl PurchaseManager {
+    /// Reserves a buyer's slot. If it is taken, the inner error is the id of the open purchase, or `None` while another
+    /// attempt is being decided.
+    fn reserve_buyer<'a>(
+        &'a self,
+        buyer_id: u64,
+        begin_waiters: &'a BeginWaiters,
+    ) -> ShopResult<Result<BuyerReservation<'a>, Option<String>>> {
         let mut open = self.open.lock();
-        if open.by_buyer.len() >= UNDER_WAY_MAX {
-            return Err(Refusal::new(Code::Busy, "too many purchases are under way: try again later"));
+        if open.by_buyer.len() >= OPEN_PURCHASES_MAX {
+            return Err(Refusal::new(ErrorCode::Busy, "too many purchases are under way: try again later"));
         }
         Ok(match open.by_buyer.entry(buyer_id) {
             Entry::Occupied(entry) => match entry.get() {
-                Place::Beginning => Err(None),
-                Place::Open(id) => Err(Some(id.clone())),
+                BuyerSlot::Reserved => Err(None),
+                BuyerSlot::Open(id) => Err(Some(id.clone())),
             },
             Entry::Vacant(entry) => {
-                entry.insert(Place::Beginning);
-                Ok(Reserved { purchases: self, waiting, buyer_id, is_taken: false })
+                entry.insert(BuyerSlot::Reserved);
+                Ok(BuyerReservation { purchases: self, begin_waiters, buyer_id, is_filled: false })
             }
         })
     }
 
-    /// What an attempt comes to that meets this open purchase, and how that is driven.
-    fn meets(&self, now: Millis, id: &str, attempt: Attempt) -> Option<(Begin, Begun, Ticket)> {
+    /// Decides on an attempt of a buyer who has this open purchase.
+    fn decide_against_open(
+        &self,
+        now: Millis,
+        id: &str,
+        attempt: PurchaseAttempt,
+    ) -> Option<(BeginDecision, BeginResponse, CommitHandle)> {
         let open = self.open.lock();
-        // One that is over makes room as soon as that is on disk.
-        let cell = open.by_id.get(id).filter(|cell| !cell.purchase.is_over());
-        let Some(Cell { purchase, last, .. }) = cell else {
-            return open.by_id.get(id).map(|cell| (Begin::Wait, drive(&cell.purchase), cell.last.clone()));
+        // A finished one frees the slot as soon as that is on disk.
+        let entry = open.by_id.get(id).filter(|entry| !entry.purchase.is_terminal());
+        let Some(OpenPurchase { purchase, last_commit, .. }) = entry else {
+            return open
+                .by_id
+                .get(id)
+                .map(|entry| (BeginDecision::Wait, drive(&entry.purchase), entry.last_commit.clone()));
         };
         let begin = purchase::begin(now, String::new(), attempt, Some(purchase), None);
-        Some((begin, drive(purchase), last.clone()))
+        Some((begin, drive(purchase), last_commit.clone()))
     }
 }
 
-impl Reserved<'_> {
-    /// The attempt is a purchase from now on.
-    fn take(mut self, journal: &Journal, purchase: Purchase, buyer: Arc<Buyer>, now: Millis) -> (Begun, Ticket) {
-        let begun = drive(&purchase);
-        let Purchases { fee, clock, .. } = self.purchases;
-        let rows = Rows::new(&purchase, vec![purchase::Row::Keep], *fee, clock.dated(now));
+impl BuyerReservation<'_> {
+    /// Turns the attempt into an open purchase.
+    fn fill(
+        mut self,
+        journal: &Journal,
+        purchase: Purchase,
+        buyer: Arc<BuyerCarts>,
+        now: Millis,
+    ) -> (BeginResponse, CommitHandle) {
+        let response = drive(&purchase);
+        let PurchaseManager { fee, clock, .. } = self.purchases;
+        let writes =
+            PurchaseWrites::new(&purchase, vec![purchase::PurchaseWrite::SaveRecord], *fee, clock.date_of(now));
         let mut open = self.purchases.open.lock();
-        let last = journal.append_with(Vec::new(), move |tx| rows.write(tx));
-        open.put(purchase, buyer, last.clone());
-        self.is_taken = true;
+        let last_commit = journal.append_with(Vec::new(), move |tx| writes.write(tx));
+        open.insert(purchase, buyer, last_commit.clone());
+        self.is_filled = true;
         drop(open);
-        // A repeat of the same message has waited only for this.
-        self.waiting.tell(self.buyer_id);
-        (begun, last)
+        // A retry of the same message may have waited for this.
+        self.begin_waiters.notify(self.buyer_id);
+        (response, last_commit)
     }
 }
 
-/// How a purchase is to be driven by the one who began it.
-fn drive(purchase: &Purchase) -> Begun {
-    Begun::Drive {
+/// The response that makes the caller of Begin the driver.
+fn drive(purchase: &Purchase) -> BeginResponse {
+    BeginResponse::Drive {
         purchase_id: purchase.id.clone(),
         lease: purchase.lease(),
         lease_ms: LEASE_MS,
@@ -662,58 +727,59 @@ fn drive(purchase: &Purchase) -> Begun {
     }
 }
 
-impl Taken {
-    fn step_answer(self) -> Answer<()> {
-        match self.step.then {
-            Then::Answer(answer) => answer,
-            Then::Ask(call) => {
+impl StepResult {
+    fn into_response(self) -> ShopResult<()> {
+        match self.transition.next {
+            NextAction::Respond(result) => result,
+            NextAction::AskBank(call) => {
                 debug_assert!(false, "{call:?} was not asked");
-                Err(Refusal::new(Code::Unavailable, "the bank was not asked: try again"))
+                Err(Refusal::new(ErrorCode::Unavailable, "the bank was not asked: try again"))
             }
         }
     }
 }
 
-impl Said {
-    fn event(&self) -> Event<'_> {
+impl BankResponse {
+    fn event(&self) -> PurchaseEvent<'_> {
         match self {
-            Said::Authorised => Event::Authorised,
-            Said::Declined(reason) => Event::Declined(reason),
-            Said::Captured => Event::Captured,
-            Said::CaptureRefused(reason) => Event::CaptureRefused(reason),
-            Said::Voided => Event::Voided,
+            BankResponse::Authorised => PurchaseEvent::Authorised,
+            BankResponse::Declined(reason) => PurchaseEvent::Declined(reason),
+            BankResponse::Captured => PurchaseEvent::Captured,
+            BankResponse::CaptureRefused(reason) => PurchaseEvent::CaptureRefused(reason),
+            BankResponse::Voided => PurchaseEvent::Voided,
         }
     }
 }
 
-/// While the bank is asked about a purchase, nobody takes it over and nobody else asks of his own accord.
-struct AtBank {
-    memory: Arc<Memory>,
+/// Marks a purchase as having a request at the bank: it is not taken over, and the request not retried by the thread,
+/// until this is dropped.
+struct BankRequestGuard {
+    memory: Arc<CustomerMemory>,
     id: String,
 }
 
-impl AtBank {
-    fn new(shared: &Shared, id: &str) -> AtBank {
-        let memory = shared.memory();
-        memory.purchases.is_at_bank(id, 1);
-        AtBank { memory, id: id.to_owned() }
+impl BankRequestGuard {
+    fn new(inner: &CustomerDbInner, id: &str) -> BankRequestGuard {
+        let memory = inner.memory();
+        memory.purchases.adjust_bank_requests(id, 1);
+        BankRequestGuard { memory, id: id.to_owned() }
     }
 }
 
-impl Drop for AtBank {
+impl Drop for BankRequestGuard {
     fn drop(&mut self) {
-        self.memory.purchases.is_at_bank(&self.id, -1);
+        self.memory.purchases.adjust_bank_requests(&self.id, -1);
     }
 }
 
-fn not_known() -> Refusal {
-    Refusal::new(Code::NotFound, "purchase_id: no such purchase is under way")
+fn no_such_purchase() -> Refusal {
+    Refusal::new(ErrorCode::NotFound, "purchase_id: no such purchase is under way")
 }
 
-/// Whether a card is good is the bank's to say; a frontend has checked its form.
-fn read_card(card: &LinkCard) -> Answer<Card> {
-    let wrong = |field: &str, rule: String| Refusal::new(Code::BadRequest, format!("{field}: {rule}"));
-    Ok(Card {
+/// Parses the card details, whose form a frontend has checked; the bank decides whether the card is valid.
+fn parse_card(card: &CardDetails) -> ShopResult<PaymentCard> {
+    let wrong = |field: &str, rule: String| Refusal::new(ErrorCode::BadRequest, format!("{field}: {rule}"));
+    Ok(PaymentCard {
         number: CardNumber::new(&card.number).map_err(|rule| wrong("number", rule))?,
         expiry: Expiry::parse(&card.exp).map_err(|rule| wrong("exp", rule))?,
     })

@@ -1,16 +1,16 @@
-//! The rows of purchases: those under way, those that were made, and what is owed for them.
+//! The tables of purchases: open ones, completed ones, and their postings in the ledger.
 //!
-//! A purchase under way is one row of JSON, read whole at start. One that was made is a row for its key and
-//! one for each line, and stays.
+//! An open purchase is one row of JSON, and all are loaded at the start. A completed one is a row with its idempotency
+//! key and a row for each line, which stay.
 
-use super::store::{number, quantity};
+use super::store::{to_bigint, to_quantity};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, FeeRate, Millis, Name};
-use crate::shop::ops::{Bought, Order};
-use crate::shop::purchase::{Purchase, Row};
-use crate::storage::{Query, Reader, StoreError, Tx};
+use crate::shop::ops::{PurchaseHistoryEntry, SellerOrder};
+use crate::shop::purchase::{Purchase, PurchaseWrite};
+use crate::storage::{Reader, ReaderExt, StoreError, Tx};
 
-/// Purchases, for the migrations of the customer database.
+/// The migration that creates the tables of purchases.
 pub const MIGRATION: &str = "
     CREATE TABLE shop_purchase (purchase_id TEXT PRIMARY KEY, body TEXT NOT NULL);
     CREATE TABLE shop_sale (purchase_id TEXT PRIMARY KEY, buyer_id BIGINT NOT NULL, idempotency_key TEXT,
@@ -22,35 +22,35 @@ pub const MIGRATION: &str = "
     CREATE INDEX shop_sold_by_buyer ON shop_sold (buyer_id, at DESC, purchase_id DESC, line);
     CREATE INDEX shop_sold_by_seller ON shop_sold (seller_id, at DESC, purchase_id DESC, line)";
 
-/// What one step of a purchase writes, ready for the writer: JSON and sums are made by whoever asks.
-pub struct Rows {
+/// The writes of a purchase's transition. The JSON is serialised here, on the caller's thread, not on the writer's.
+pub struct PurchaseWrites {
     purchase: Purchase,
     body: Result<String, StoreError>,
-    rows: Vec<Row>,
+    writes: Vec<PurchaseWrite>,
     fee: FeeRate,
     at: Millis,
 }
 
-impl Rows {
-    /// The rows of a step that was just taken.
-    pub fn new(purchase: &Purchase, rows: Vec<Row>, fee: FeeRate, at: Millis) -> Rows {
+impl PurchaseWrites {
+    /// The writes of a transition that the purchase has just made.
+    pub fn new(purchase: &Purchase, writes: Vec<PurchaseWrite>, fee: FeeRate, at: Millis) -> PurchaseWrites {
         let body = serde_json::to_string(purchase).map_err(|error| StoreError::Invalid(error.to_string()));
-        Rows { purchase: purchase.clone(), body, rows, fee, at }
+        PurchaseWrites { purchase: purchase.clone(), body, writes, fee, at }
     }
 
-    /// Writes them, in a transaction with whatever belongs to them.
+    /// Executes the writes in a transaction.
     ///
     /// # Errors
-    /// The store's, or the ledger's, for money that makes no sense.
+    /// The store cannot be written, or the ledger rejects a posting.
     pub fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
-        self.rows.iter().try_for_each(|row| self.write_one(tx, *row))
+        self.writes.iter().try_for_each(|row| self.write_one(tx, *row))
     }
 
-    fn write_one(&self, tx: &mut dyn Tx, row: Row) -> Result<(), StoreError> {
+    fn write_one(&self, tx: &mut dyn Tx, row: PurchaseWrite) -> Result<(), StoreError> {
         let (purchase, at) = (&self.purchase, self.at);
         let (id, buyer) = (purchase.id.as_str(), &purchase.buyer.username);
         match row {
-            Row::Keep => {
+            PurchaseWrite::SaveRecord => {
                 let body = self.body.as_ref().map_err(Clone::clone)?;
                 tx.execute(
                     "INSERT INTO shop_purchase (purchase_id, body) VALUES ($1, $2)
@@ -58,19 +58,21 @@ impl Rows {
                     &[id.into(), body.into()],
                 )?;
             }
-            Row::Drop => {
+            PurchaseWrite::DeleteRecord => {
                 tx.execute("DELETE FROM shop_purchase WHERE purchase_id = $1", &[id.into()])?;
             }
-            Row::Authorised => ledger::post(tx, &Posting::authorise(id, at, buyer, purchase.total())?)?,
-            Row::Voided => ledger::post(tx, &Posting::void(id, at, buyer, purchase.total())?)?,
-            Row::Paid => self.paid(tx)?,
+            PurchaseWrite::PostAuthorisation => {
+                ledger::post(tx, &Posting::authorise(id, at, buyer, purchase.total())?)?
+            }
+            PurchaseWrite::PostVoid => ledger::post(tx, &Posting::void(id, at, buyer, purchase.total())?)?,
+            PurchaseWrite::PostSale => self.write_sale(tx)?,
         }
         Ok(())
     }
 
-    fn paid(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
-        let Rows { purchase, at, .. } = self;
-        let (id, buyer_id) = (purchase.id.as_str(), number(purchase.buyer.user_id)?);
+    fn write_sale(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
+        let PurchaseWrites { purchase, at, .. } = self;
+        let (id, buyer_id) = (purchase.id.as_str(), to_bigint(purchase.buyer.user_id)?);
         let body = self.body.as_ref().map_err(Clone::clone)?;
         tx.execute(
             "INSERT INTO shop_sale (purchase_id, buyer_id, idempotency_key, at, buyer_name, address, body)
@@ -86,21 +88,21 @@ impl Rows {
             ],
         )?;
         let (mut shares, mut fees) = (Vec::new(), 0);
-        for (place, line) in (0i64..).zip(&purchase.priced) {
-            // The total was counted before the card was charged with it: no line exceeds that.
+        for (line_number, line) in (0i64..).zip(&purchase.priced) {
+            // Cannot overflow, because the total was checked before the card was charged.
             let amount = Cents(line.price.0 * i64::from(line.quantity));
-            let fee = self.fee.of(amount);
+            let fee = self.fee.fee_on(amount);
             let payout = Cents(amount.0 - fee.0);
             fees += fee.0;
-            shares.push((Name::kept(&line.seller).map_err(StoreError::Invalid)?, payout));
+            shares.push((Name::from_stored(&line.seller).map_err(StoreError::Invalid)?, payout));
             tx.execute(
                 "INSERT INTO shop_sold (purchase_id, line, buyer_id, seller_id, item_id, quantity, price, payout, at)
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                 &[
                     id.into(),
-                    place.into(),
+                    line_number.into(),
                     buyer_id.into(),
-                    number(line.seller_id)?.into(),
+                    to_bigint(line.seller_id)?.into(),
                     (&line.item_id).into(),
                     line.quantity.into(),
                     line.price.into(),
@@ -114,37 +116,46 @@ impl Rows {
     }
 }
 
-/// Every purchase under way.
+/// Reads all open purchases.
 ///
 /// # Errors
-/// The store's; `Invalid` for a row that this program did not write.
-pub fn under_way(reader: &dyn Reader) -> Result<Vec<Purchase>, StoreError> {
-    reader.all("SELECT body FROM shop_purchase ORDER BY purchase_id", &[], |row| parse(row.text(0)?))
+/// The store cannot be read, or holds a row that this program did not write.
+pub fn open_purchases(reader: &dyn Reader) -> Result<Vec<Purchase>, StoreError> {
+    reader.all("SELECT body FROM shop_purchase ORDER BY purchase_id", &[], |row| parse_purchase(row.text(0)?))
 }
 
-/// A purchase that was made, by its id.
-pub fn made(reader: &dyn Reader, purchase_id: &str) -> Result<Option<Purchase>, StoreError> {
+/// Reads a completed purchase.
+pub fn completed_purchase(reader: &dyn Reader, purchase_id: &str) -> Result<Option<Purchase>, StoreError> {
     let sql = "SELECT body FROM shop_sale WHERE purchase_id = $1";
-    reader.first(sql, &[purchase_id.into()], |row| parse(row.text(0)?))
+    reader.first(sql, &[purchase_id.into()], |row| parse_purchase(row.text(0)?))
 }
 
-/// The newest purchase that a buyer has made under a key.
-pub fn made_under(reader: &dyn Reader, buyer_id: u64, key: &str) -> Result<Option<Purchase>, StoreError> {
+/// Reads the newest purchase that a buyer has completed under an idempotency key.
+pub fn completed_purchase_by_key(
+    reader: &dyn Reader,
+    buyer_id: u64,
+    key: &str,
+) -> Result<Option<Purchase>, StoreError> {
     let sql = "SELECT body FROM shop_sale WHERE buyer_id = $1 AND idempotency_key = $2 ORDER BY at DESC LIMIT 1";
-    reader.first(sql, &[number(buyer_id)?.into(), key.into()], |row| parse(row.text(0)?))
+    reader.first(sql, &[to_bigint(buyer_id)?.into(), key.into()], |row| parse_purchase(row.text(0)?))
 }
 
-/// A page of what a buyer has bought, newest first.
-pub fn bought(reader: &dyn Reader, buyer_id: u64, offset: u64, limit: u32) -> Result<Vec<Bought>, StoreError> {
+/// Reads a page of a buyer's purchase history, newest first.
+pub fn purchase_history(
+    reader: &dyn Reader,
+    buyer_id: u64,
+    offset: u64,
+    limit: u32,
+) -> Result<Vec<PurchaseHistoryEntry>, StoreError> {
     reader.all(
         "SELECT purchase_id, item_id, quantity, price, at, shipped_at FROM shop_sold WHERE buyer_id = $1
          ORDER BY at DESC, purchase_id DESC, line LIMIT $2 OFFSET $3",
-        &[number(buyer_id)?.into(), limit.into(), page(offset).into()],
+        &[to_bigint(buyer_id)?.into(), limit.into(), offset_column(offset).into()],
         |row| {
-            Ok(Bought {
+            Ok(PurchaseHistoryEntry {
                 purchase_id: row.text(0)?.to_owned(),
                 item_id: row.text(1)?.to_owned(),
-                quantity: quantity(row.uint(2)?)?,
+                quantity: to_quantity(row.uint(2)?)?,
                 price: row.cents(3)?,
                 purchased_at: row.millis(4)?,
                 shipped_at: row.opt_int(5)?.map(|_| row.millis(5)).transpose()?,
@@ -153,18 +164,23 @@ pub fn bought(reader: &dyn Reader, buyer_id: u64, offset: u64, limit: u32) -> Re
     )
 }
 
-/// A page of what a seller has sold, newest first.
-pub fn orders(reader: &dyn Reader, seller_id: u64, offset: u64, limit: u32) -> Result<Vec<Order>, StoreError> {
+/// Reads a page of a seller's orders, newest first.
+pub fn seller_orders(
+    reader: &dyn Reader,
+    seller_id: u64,
+    offset: u64,
+    limit: u32,
+) -> Result<Vec<SellerOrder>, StoreError> {
     reader.all(
         "SELECT l.purchase_id, l.item_id, l.quantity, l.price, l.payout, s.buyer_name, s.address, l.at, l.shipped_at
          FROM shop_sold l JOIN shop_sale s ON s.purchase_id = l.purchase_id WHERE l.seller_id = $1
          ORDER BY l.at DESC, l.purchase_id DESC, l.line LIMIT $2 OFFSET $3",
-        &[number(seller_id)?.into(), limit.into(), page(offset).into()],
+        &[to_bigint(seller_id)?.into(), limit.into(), offset_column(offset).into()],
         |row| {
-            Ok(Order {
+            Ok(SellerOrder {
                 purchase_id: row.text(0)?.to_owned(),
                 item_id: row.text(1)?.to_owned(),
-                quantity: quantity(row.uint(2)?)?,
+                quantity: to_quantity(row.uint(2)?)?,
                 price: row.cents(3)?,
                 payout: row.cents(4)?,
                 buyer_name: row.text(5)?.to_owned(),
@@ -176,43 +192,43 @@ pub fn orders(reader: &dyn Reader, seller_id: u64, offset: u64, limit: u32) -> R
     )
 }
 
-/// Whose a line is, as far as a seller may know.
+/// The result of marking a line of a purchase as shipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shipping {
-    /// It is on its way, now or since before.
+pub enum ShipResult {
+    /// The line is marked as shipped, now or since before.
     Shipped,
-    /// Another seller's.
+    /// The line is another seller's.
     Foreign,
     /// There is no such line.
     Unknown,
 }
 
-/// One line of a seller's is on its way; the first time counts.
-pub fn ship(
+/// Marks a seller's line as shipped; the time of the first call is kept.
+pub fn mark_shipped(
     tx: &mut dyn Tx,
     seller_id: u64,
     purchase_id: &str,
     item_id: &str,
     at: Millis,
-) -> Result<Shipping, StoreError> {
+) -> Result<ShipResult, StoreError> {
     let sql = "SELECT seller_id FROM shop_sold WHERE purchase_id = $1 AND item_id = $2";
     let Some(whose) = tx.first(sql, &[purchase_id.into(), item_id.into()], |row| row.uint(0))? else {
-        return Ok(Shipping::Unknown);
+        return Ok(ShipResult::Unknown);
     };
     if whose != seller_id {
-        return Ok(Shipping::Foreign);
+        return Ok(ShipResult::Foreign);
     }
     tx.execute(
         "UPDATE shop_sold SET shipped_at = $1 WHERE purchase_id = $2 AND item_id = $3 AND shipped_at IS NULL",
         &[at.into(), purchase_id.into(), item_id.into()],
     )?;
-    Ok(Shipping::Shipped)
+    Ok(ShipResult::Shipped)
 }
 
-fn parse(body: &str) -> Result<Purchase, StoreError> {
+fn parse_purchase(body: &str) -> Result<Purchase, StoreError> {
     serde_json::from_str(body).map_err(|error| StoreError::Invalid(format!("shop_purchase or shop_sale: {error}")))
 }
 
-fn page(offset: u64) -> i64 {
+fn offset_column(offset: u64) -> i64 {
     i64::try_from(offset).unwrap_or(i64::MAX)
 }

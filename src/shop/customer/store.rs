@@ -1,7 +1,7 @@
-//! The customer database's tables but for those of purchases: every statement that touches them.
+//! The customer database's tables except those of purchases, with all their statements.
 //!
-//! Accounts are read from disk when they are asked for; sessions that are alive are held in memory, with
-//! their carts and their buyers' saved ones, and built from here at start.
+//! Accounts are read from disk when needed. Open sessions, their carts and their buyers' saved carts are held in memory
+//! and loaded from here at the start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use crate::identity::SessionKey;
 use crate::model::Millis;
 use crate::model::text::nfc;
 use crate::shop::ops::{Account, Role};
-use crate::storage::{Chain, Query, Reader, Row, Store, StoreError, Ticket, Tx};
+use crate::storage::{CommitHandle, Epoch, Reader, ReaderExt, Row, Store, StoreError, Tx};
 
-/// Accounts, sessions and carts, for the migrations of the customer database.
+/// The migration that creates the tables of accounts, sessions and carts.
 ///
-/// `shop_session.session` is [`SessionKey::to_text`]: the id that a client shows is not in the file.
+/// `shop_session.session` is [`SessionKey::to_text`]; the session id that clients know is not in the file.
 pub const MIGRATION: &str = "
     CREATE TABLE shop_user (role TEXT NOT NULL, user_id BIGINT NOT NULL, username TEXT NOT NULL, name TEXT,
         password TEXT NOT NULL, request TEXT NOT NULL, created_at BIGINT NOT NULL,
@@ -29,62 +29,63 @@ pub const MIGRATION: &str = "
     CREATE TABLE shop_request (session TEXT NOT NULL, slot BIGINT NOT NULL, number BIGINT NOT NULL,
         request TEXT NOT NULL, at BIGINT NOT NULL, quantity BIGINT, PRIMARY KEY (session, slot))";
 
-/// Up to which number ids are not given out, by role: see [`skip_user_ids`].
+/// The migration that creates the table of user ids to skip, by role: see [`skip_user_ids`].
 pub const MIGRATION_SKIPPED: &str = "CREATE TABLE shop_user_skipped (role TEXT PRIMARY KEY, up_to BIGINT NOT NULL)";
 
-/// User names as they are compared: in form C. Those that may not be in it yet have none until
-/// [`fill_in_keys`]; what is of ASCII alone is, and is told by its length.
+/// The migration that adds a key to each user name: the name in Unicode's form C, by which names are compared. An ASCII
+/// name, recognised by its length in bytes, is its own key; [`backfill_username_keys`] adds the others.
 pub const MIGRATION_KEYS: &str = "
     ALTER TABLE shop_user ADD COLUMN username_key TEXT;
     UPDATE shop_user SET username_key = username WHERE length(CAST(username AS BLOB)) = length(username);
     CREATE INDEX shop_user_key ON shop_user (role, username_key);
     CREATE INDEX shop_user_without_key ON shop_user (role, user_id) WHERE username_key IS NULL";
 
-/// Gives each user name of before [`MIGRATION_KEYS`] its key.
+/// Adds the keys of user names that [`MIGRATION_KEYS`] has left out.
 ///
 /// # Errors
-/// The store's.
-pub fn fill_in_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
+/// The store cannot be read or written.
+pub fn backfill_username_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
     let sql = "SELECT role, user_id, username FROM shop_user WHERE username_key IS NULL";
-    let missing = tx.all(sql, &[], |row| Ok((role(row, 0)?, row.uint(1)?, row.text(2)?.to_owned())))?;
+    let missing = tx.all(sql, &[], |row| Ok((role_from_row(row, 0)?, row.uint(1)?, row.text(2)?.to_owned())))?;
     for (role, user_id, username) in missing {
         tx.execute(
             "UPDATE shop_user SET username_key = $1 WHERE role = $2 AND user_id = $3",
-            &[nfc(&username).as_ref().into(), role.as_text().into(), number(user_id)?.into()],
+            &[nfc(&username).as_ref().into(), role.as_str().into(), to_bigint(user_id)?.into()],
         )?;
     }
     Ok(())
 }
 
-/// Changes of memory on their way to the store's writer, in their order.
+/// Passes the changes of memory to the store's writer, in order.
 pub struct Journal {
     store: Arc<Store>,
-    chain: Chain,
+    chain: Epoch,
 }
 
 impl Journal {
-    /// Begins a chain: what is read from the store afterwards is what this journal goes on from.
+    /// Starts an epoch. The state that is read from the store afterwards is the one that this journal's changes build
+    /// on.
     pub fn begin(store: Arc<Store>) -> Journal {
-        let chain = store.chain();
+        let chain = store.current_epoch();
         Journal { store, chain }
     }
 
-    /// The file that it goes to.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// Hands over changes that belong together, under the lock of what was changed in memory. Memory work.
-    pub fn append(&self, changes: Vec<Change>) -> Ticket {
+    /// Appends changes as one transaction, without blocking on disk. To be called under the lock of what was changed in
+    /// memory, so that the order is the same.
+    pub fn append(&self, changes: Vec<SessionChange>) -> CommitHandle {
         self.append_with(changes, |_tx| Ok(()))
     }
 
-    /// The same, with other rows that belong to it: written in the same transaction, all or none.
+    /// The same, with further writes in the same transaction.
     pub fn append_with(
         &self,
-        changes: Vec<Change>,
+        changes: Vec<SessionChange>,
         others: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static,
-    ) -> Ticket {
+    ) -> CommitHandle {
         self.store.append(self.chain, move |tx| {
             changes.iter().try_for_each(|change| change.write(tx))?;
             others(tx)
@@ -92,60 +93,60 @@ impl Journal {
     }
 }
 
-/// One row's change.
+/// A change of a session, a cart, or a remembered response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// Someone has signed in.
-    Open { session: SessionKey, role: Role, user_id: u64, at: Millis },
-    /// A session is over: it goes with its cart and its answers.
-    Close(SessionKey),
-    /// So many of an item are in a session's cart; none: the line goes.
-    Line { session: SessionKey, item_id: Arc<str>, quantity: u32 },
-    /// The same in a buyer's saved cart.
-    Saved { user_id: u64, item_id: Arc<str>, quantity: u32 },
-    /// A request was answered, with the quantity that was left if it asked for one.
-    Answered { session: SessionKey, slot: u32, number: u64, request: String, at: Millis, quantity: Option<u32> },
+pub enum SessionChange {
+    /// A user has signed in.
+    OpenSession { session: SessionKey, role: Role, user_id: u64, at: Millis },
+    /// A session has ended: deletes it with its cart and its remembered responses.
+    CloseSession(SessionKey),
+    /// Sets the units of an item in a session's cart; 0 deletes the line.
+    CartLine { session: SessionKey, item_id: Arc<str>, quantity: u32 },
+    /// Sets the units of an item in a buyer's saved cart; 0 deletes the line.
+    SavedCartLine { user_id: u64, item_id: Arc<str>, quantity: u32 },
+    /// Remembers the response to a request: the remaining quantity, if it returns one.
+    AnsweredRequest { session: SessionKey, slot: u32, number: u64, request: String, at: Millis, quantity: Option<u32> },
 }
 
-impl Change {
+impl SessionChange {
     fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
         match self {
-            Change::Open { session, role, user_id, at } => tx.execute(
+            SessionChange::OpenSession { session, role, user_id, at } => tx.execute(
                 "INSERT INTO shop_session (session, role, user_id, used_at) VALUES ($1, $2, $3, $4)",
-                &[(&session.to_text()).into(), role.as_text().into(), number(*user_id)?.into(), (*at).into()],
+                &[(&session.to_text()).into(), role.as_str().into(), to_bigint(*user_id)?.into(), (*at).into()],
             ),
-            Change::Close(session) => {
+            SessionChange::CloseSession(session) => {
                 let session = session.to_text();
                 tx.execute("DELETE FROM shop_cart WHERE session = $1", &[(&session).into()])?;
                 tx.execute("DELETE FROM shop_request WHERE session = $1", &[(&session).into()])?;
                 tx.execute("DELETE FROM shop_session WHERE session = $1", &[(&session).into()])
             }
-            Change::Line { session, item_id, quantity: 0 } => tx.execute(
+            SessionChange::CartLine { session, item_id, quantity: 0 } => tx.execute(
                 "DELETE FROM shop_cart WHERE session = $1 AND item_id = $2",
                 &[(&session.to_text()).into(), (&**item_id).into()],
             ),
-            Change::Line { session, item_id, quantity } => tx.execute(
+            SessionChange::CartLine { session, item_id, quantity } => tx.execute(
                 "INSERT INTO shop_cart (session, item_id, quantity) VALUES ($1, $2, $3)
                  ON CONFLICT (session, item_id) DO UPDATE SET quantity = excluded.quantity",
                 &[(&session.to_text()).into(), (&**item_id).into(), (*quantity).into()],
             ),
-            Change::Saved { user_id, item_id, quantity: 0 } => tx.execute(
+            SessionChange::SavedCartLine { user_id, item_id, quantity: 0 } => tx.execute(
                 "DELETE FROM shop_saved WHERE user_id = $1 AND item_id = $2",
-                &[number(*user_id)?.into(), (&**item_id).into()],
+                &[to_bigint(*user_id)?.into(), (&**item_id).into()],
             ),
-            Change::Saved { user_id, item_id, quantity } => tx.execute(
+            SessionChange::SavedCartLine { user_id, item_id, quantity } => tx.execute(
                 "INSERT INTO shop_saved (user_id, item_id, quantity) VALUES ($1, $2, $3)
                  ON CONFLICT (user_id, item_id) DO UPDATE SET quantity = excluded.quantity",
-                &[number(*user_id)?.into(), (&**item_id).into(), (*quantity).into()],
+                &[to_bigint(*user_id)?.into(), (&**item_id).into(), (*quantity).into()],
             ),
-            Change::Answered { session, slot, number: n, request, at, quantity } => tx.execute(
+            SessionChange::AnsweredRequest { session, slot, number: n, request, at, quantity } => tx.execute(
                 "INSERT INTO shop_request (session, slot, number, request, at, quantity) VALUES ($1, $2, $3, $4, $5, $6)
                  ON CONFLICT (session, slot) DO UPDATE SET number = excluded.number, request = excluded.request,
                      at = excluded.at, quantity = excluded.quantity",
                 &[
                     (&session.to_text()).into(),
                     (*slot).into(),
-                    number(*n)?.into(),
+                    to_bigint(*n)?.into(),
                     request.into(),
                     (*at).into(),
                     (*quantity).into(),
@@ -156,35 +157,32 @@ impl Change {
     }
 }
 
-/// A session as it is read at start.
+/// A session as it is loaded at the start.
 #[derive(Debug)]
 pub struct SessionRow {
-    /// Which one.
     pub session: SessionKey,
-    /// For whom it is good.
     pub role: Role,
-    /// Whose it is.
     pub account: Account,
-    /// When it was used last, as far as that was written.
+    /// The last use, as far as it was written.
     pub used_at: Millis,
-    /// Whether its time was up when that was written.
+    /// Whether it had expired when last uses were written.
     pub was_over: bool,
 }
 
-/// What memory is built from, all of one instant.
+/// A consistent snapshot of the state that is held in memory.
 #[derive(Debug, Default)]
-pub struct Snapshot {
-    /// Every session, also those whose end was not written.
+pub struct SessionSnapshot {
+    /// All sessions, including those whose end was not written.
     pub sessions: Vec<SessionRow>,
-    /// Lines of sessions' carts.
+    /// The lines of the sessions' carts.
     pub lines: Vec<(SessionKey, Arc<str>, u32)>,
-    /// Lines of the saved carts of buyers who have a session.
+    /// The lines of the saved carts of buyers who have a session.
     pub saved: Vec<(u64, Arc<str>, u32)>,
-    /// What was answered lately, in its order.
+    /// The remembered responses, by session in the order of their requests.
     pub answered: Vec<AnsweredRow>,
 }
 
-/// A request that was answered.
+/// The remembered response to a request.
 #[derive(Debug)]
 pub struct AnsweredRow {
     pub session: SessionKey,
@@ -194,11 +192,11 @@ pub struct AnsweredRow {
     pub quantity: Option<u32>,
 }
 
-/// Reads everything that memory is built from.
+/// Reads the state that is held in memory.
 ///
 /// # Errors
-/// The store's; `Invalid` for a row that this program did not write.
-pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<Snapshot, StoreError> {
+/// The store cannot be read, or holds a row that this program did not write.
+pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<SessionSnapshot, StoreError> {
     let flushed_at = reader.first("SELECT at FROM shop_flush WHERE id = 1", &[], |row| row.millis(0))?;
     let flushed_at = flushed_at.unwrap_or_default();
     let sessions = reader.all(
@@ -208,44 +206,50 @@ pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<Snapshot, StoreErr
         |row| {
             let used_at = row.millis(5)?;
             let was_over = used_at.plus(timeout) <= flushed_at;
-            Ok(SessionRow { session: key(row, 3)?, role: role(row, 4)?, account: account(row)?, used_at, was_over })
+            Ok(SessionRow {
+                session: session_key(row, 3)?,
+                role: role_from_row(row, 4)?,
+                account: account_from_row(row)?,
+                used_at,
+                was_over,
+            })
         },
     )?;
     let lines = reader.all("SELECT session, item_id, quantity FROM shop_cart", &[], |row| {
-        Ok((key(row, 0)?, Arc::from(row.text(1)?), quantity(row.uint(2)?)?))
+        Ok((session_key(row, 0)?, Arc::from(row.text(1)?), to_quantity(row.uint(2)?)?))
     })?;
     let saved = reader.all(
         "SELECT user_id, item_id, quantity FROM shop_saved
          WHERE user_id IN (SELECT user_id FROM shop_session WHERE role = 'buyer')",
         &[],
-        |row| Ok((row.uint(0)?, Arc::from(row.text(1)?), quantity(row.uint(2)?)?)),
+        |row| Ok((row.uint(0)?, Arc::from(row.text(1)?), to_quantity(row.uint(2)?)?)),
     )?;
     let answered = reader.all(
         "SELECT session, number, request, at, quantity FROM shop_request ORDER BY session, number",
         &[],
         |row| {
-            let quantity = row.opt_int(4)?.map(|_| quantity(row.uint(4)?)).transpose()?;
+            let quantity = row.opt_int(4)?.map(|_| to_quantity(row.uint(4)?)).transpose()?;
             let (number, request, at) = (row.uint(1)?, row.text(2)?.to_owned(), row.millis(3)?);
-            Ok(AnsweredRow { session: key(row, 0)?, number, request, at, quantity })
+            Ok(AnsweredRow { session: session_key(row, 0)?, number, request, at, quantity })
         },
     )?;
-    Ok(Snapshot { sessions, lines, saved, answered })
+    Ok(SessionSnapshot { sessions, lines, saved, answered })
 }
 
-/// The saved cart of one buyer.
+/// Reads the saved cart of a buyer.
 ///
 /// # Errors
-/// The store's.
-pub fn saved_of(reader: &dyn Reader, user_id: u64) -> Result<Vec<(Arc<str>, u32)>, StoreError> {
+/// The store cannot be read.
+pub fn saved_cart(reader: &dyn Reader, user_id: u64) -> Result<Vec<(Arc<str>, u32)>, StoreError> {
     let sql = "SELECT item_id, quantity FROM shop_saved WHERE user_id = $1";
-    reader.all(sql, &[number(user_id)?.into()], |row| Ok((Arc::from(row.text(0)?), quantity(row.uint(1)?)?)))
+    reader.all(sql, &[to_bigint(user_id)?.into()], |row| Ok((Arc::from(row.text(0)?), to_quantity(row.uint(1)?)?)))
 }
 
-/// Writes when sessions were last used, to rows that still exist.
+/// Writes when sessions were last used; sessions that have ended stay deleted.
 ///
 /// # Errors
-/// The store's.
-pub fn write_uses(tx: &mut dyn Tx, uses: &[(SessionKey, Millis)]) -> Result<(), StoreError> {
+/// The store cannot be written.
+pub fn write_last_uses(tx: &mut dyn Tx, uses: &[(SessionKey, Millis)]) -> Result<(), StoreError> {
     for (session, at) in uses {
         let session = session.to_text();
         tx.execute("UPDATE shop_session SET used_at = $1 WHERE session = $2", &[(*at).into(), (&session).into()])?;
@@ -253,96 +257,94 @@ pub fn write_uses(tx: &mut dyn Tx, uses: &[(SessionKey, Millis)]) -> Result<(), 
     Ok(())
 }
 
-/// Every last use up to this time is written.
+/// Records that all last uses up to this time are written.
 ///
 /// # Errors
-/// The store's.
-pub fn write_flushed(tx: &mut dyn Tx, at: Millis) -> Result<(), StoreError> {
+/// The store cannot be written.
+pub fn write_flush_time(tx: &mut dyn Tx, at: Millis) -> Result<(), StoreError> {
     let sql = "INSERT INTO shop_flush (id, at) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET at = excluded.at";
     tx.execute(sql, &[at.into()]).map(|_rows| ())
 }
 
-/// An account with what proves it.
+/// An account with its password hash.
 #[derive(Clone)]
 pub struct UserRow {
-    /// The account.
     pub account: Account,
-    /// The password's hash.
+    /// The password hash.
     pub password: String,
-    /// The request that created it.
+    /// The id of the request that created the account.
     pub request: String,
-    /// When that was.
     pub created_at: Millis,
 }
 
-/// A user by name, however it is spelled. Earlier versions made two of two spellings: then it is the one that
-/// has this, else the older.
+/// Finds a user by name, in any Unicode spelling. Earlier versions could create two users with different spellings of a
+/// name; then this is the one with exactly this spelling, or else the older.
 ///
 /// # Errors
-/// The store's.
-pub fn user_named(reader: &dyn Reader, role: Role, username: &str) -> Result<Option<UserRow>, StoreError> {
+/// The store cannot be read.
+pub fn user_by_name(reader: &dyn Reader, role: Role, username: &str) -> Result<Option<UserRow>, StoreError> {
     let sql = "SELECT user_id, username, name, password, request, created_at FROM shop_user
                WHERE role = $1 AND username_key = $2 ORDER BY username <> $3, user_id LIMIT 1";
-    reader.first(sql, &[role.as_text().into(), nfc(username).as_ref().into(), username.into()], |row| {
+    reader.first(sql, &[role.as_str().into(), nfc(username).as_ref().into(), username.into()], |row| {
         let (password, request) = (row.text(3)?.to_owned(), row.text(4)?.to_owned());
-        Ok(UserRow { account: account(row)?, password, request, created_at: row.millis(5)? })
+        Ok(UserRow { account: account_from_row(row)?, password, request, created_at: row.millis(5)? })
     })
 }
 
-/// An account by its id.
+/// Finds an account by id.
 ///
 /// # Errors
-/// The store's.
-pub fn account_of(reader: &dyn Reader, role: Role, user_id: u64) -> Result<Option<Account>, StoreError> {
-    // No id is that large: there is nobody.
+/// The store cannot be read.
+pub fn account_by_id(reader: &dyn Reader, role: Role, user_id: u64) -> Result<Option<Account>, StoreError> {
+    // No id is that large.
     let Ok(user_id) = i64::try_from(user_id) else { return Ok(None) };
     let sql = "SELECT user_id, username, name FROM shop_user WHERE role = $1 AND user_id = $2";
-    reader.first(sql, &[role.as_text().into(), user_id.into()], account)
+    reader.first(sql, &[role.as_str().into(), user_id.into()], account_from_row)
 }
 
-/// Calls `each` with every account and when it was created: for an operator.
+/// Calls `each` with every account and its time of creation, for the operator.
 ///
 /// # Errors
-/// The store's.
-pub fn users(reader: &dyn Reader, each: &mut dyn FnMut(Role, Account, Millis)) -> Result<(), StoreError> {
+/// The store cannot be read.
+pub fn for_each_user(reader: &dyn Reader, each: &mut dyn FnMut(Role, Account, Millis)) -> Result<(), StoreError> {
     let sql = "SELECT user_id, username, name, role, created_at FROM shop_user ORDER BY role, user_id";
     reader.query(sql, &[], &mut |row| {
-        each(role(row, 3)?, account(row)?, row.millis(4)?);
+        each(role_from_row(row, 3)?, account_from_row(row)?, row.millis(4)?);
         Ok(())
     })
 }
 
-/// The last id of a role that was given out, or may have been.
-fn last_id(tx: &mut dyn Tx, role: Role) -> Result<u64, StoreError> {
+/// The last id of a role that was assigned or is to be skipped.
+fn last_user_id(tx: &mut dyn Tx, role: Role) -> Result<u64, StoreError> {
     let sql = "SELECT COALESCE(MAX(id), 0) FROM (SELECT MAX(user_id) AS id FROM shop_user WHERE role = $1
                UNION ALL SELECT up_to FROM shop_user_skipped WHERE role = $1) AS ids";
-    Ok(tx.first(sql, &[role.as_text().into()], |row| row.uint(0))?.unwrap_or(0))
+    Ok(tx.first(sql, &[role.as_str().into()], |row| row.uint(0))?.unwrap_or(0))
 }
 
-/// Leaves the ids of each role out up to this one: they may have been given out by a file that is lost, or since the
-/// backup that this one is from.
+/// Skips the ids of each role up to this one, which may have been assigned by a lost file or after the backup that this
+/// file is from.
 ///
 /// # Errors
-/// The store's.
+/// The store cannot be read or written.
 pub fn skip_user_ids(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
     for role in [Role::Buyer, Role::Seller] {
-        if last_id(tx, role)? >= up_to {
+        if last_user_id(tx, role)? >= up_to {
             continue;
         }
-        let up_to = number(up_to)?;
+        let up_to = to_bigint(up_to)?;
         tx.execute(
             "INSERT INTO shop_user_skipped (role, up_to) VALUES ($1, $2)
              ON CONFLICT (role) DO UPDATE SET up_to = excluded.up_to",
-            &[role.as_text().into(), up_to.into()],
+            &[role.as_str().into(), up_to.into()],
         )?;
     }
     Ok(())
 }
 
-/// A new user, with the next id of the role.
+/// Adds a user with the next id of the role.
 ///
 /// # Errors
-/// The store's.
+/// The store cannot be read or written.
 pub fn add_user(
     tx: &mut dyn Tx,
     role: Role,
@@ -351,13 +353,13 @@ pub fn add_user(
     (password, request): (&str, &str),
     at: Millis,
 ) -> Result<Account, StoreError> {
-    let user_id = last_id(tx, role)? + 1;
+    let user_id = last_user_id(tx, role)? + 1;
     tx.execute(
         "INSERT INTO shop_user (role, user_id, username, name, password, request, created_at, username_key)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[
-            role.as_text().into(),
-            number(user_id)?.into(),
+            role.as_str().into(),
+            to_bigint(user_id)?.into(),
             username.into(),
             name.into(),
             password.into(),
@@ -370,8 +372,8 @@ pub fn add_user(
 }
 
 impl Role {
-    /// As it is stored and shown.
-    pub fn as_text(self) -> &'static str {
+    /// The name by which a role is stored and shown.
+    pub fn as_str(self) -> &'static str {
         match self {
             Role::Buyer => "buyer",
             Role::Seller => "seller",
@@ -379,28 +381,28 @@ impl Role {
     }
 }
 
-/// `user_id`, `username`, `name` of a row's first three columns.
-fn account(row: &Row<'_>) -> Result<Account, StoreError> {
+/// Reads an account from the first three columns: `user_id`, `username`, `name`.
+fn account_from_row(row: &Row<'_>) -> Result<Account, StoreError> {
     let username = row.text(1)?.to_owned();
     let name = row.opt_text(2)?.map_or_else(|| username.clone(), str::to_owned);
     Ok(Account { user_id: row.uint(0)?, username, name })
 }
 
-fn role(row: &Row<'_>, column: usize) -> Result<Role, StoreError> {
+fn role_from_row(row: &Row<'_>, column: usize) -> Result<Role, StoreError> {
     let text = row.text(column)?;
-    let found = [Role::Buyer, Role::Seller].into_iter().find(|role| role.as_text() == text);
+    let found = [Role::Buyer, Role::Seller].into_iter().find(|role| role.as_str() == text);
     found.ok_or_else(|| StoreError::Invalid(format!("the store names the unknown role {text:?}")))
 }
 
-fn key(row: &Row<'_>, column: usize) -> Result<SessionKey, StoreError> {
+fn session_key(row: &Row<'_>, column: usize) -> Result<SessionKey, StoreError> {
     let key = SessionKey::from_text(row.text(column)?);
     key.ok_or_else(|| StoreError::Invalid("the store holds a session without a key".to_owned()))
 }
 
-pub(super) fn quantity(number: u64) -> Result<u32, StoreError> {
+pub(super) fn to_quantity(number: u64) -> Result<u32, StoreError> {
     u32::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no quantity of this program")))
 }
 
-pub(super) fn number(number: u64) -> Result<i64, StoreError> {
+pub(super) fn to_bigint(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
 }

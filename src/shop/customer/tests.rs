@@ -6,37 +6,37 @@ use std::time::Instant;
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
 
-use super::carts::{ANSWERS_KEPT, ANSWERS_MAX, Buyer, LINES_MAX};
+use super::carts::{ANSWER_RETENTION, ANSWERS_MAX, BuyerCarts, LINES_MAX};
 use super::*;
 use crate::bank::BuiltinGateway;
-use crate::shop::ops::{Account, Quantity, Role};
-use crate::storage::{Query, TicketState};
+use crate::shop::ops::{Account, RemainingQuantity, Role};
+use crate::storage::{CommitState, ReaderExt};
 
-const CHEAP: Cost = Cost { memory_kib: 8, passes: 1 };
+const CHEAP_HASH: HashCost = HashCost { memory_kib: 8, passes: 1 };
 const TIMEOUT: Duration = Duration::from_secs(300);
 const NOW: Millis = Millis(1_795_253_400_000);
 
-/// A customer database in a folder that goes away, which may be closed and opened again.
-struct Db {
+/// A customer database in a temporary directory, which can be restarted.
+struct TestDb {
     dir: tempfile::TempDir,
     running: Option<(CustomerDb, Arc<Store>)>,
-    config: Config,
+    config: CustomerDbConfig,
     requests: u64,
 }
 
 fn open_store(dir: &Path) -> Arc<Store> {
-    Arc::new(Store::open(&dir.join(FILE), MIGRATIONS).unwrap())
+    Arc::new(Store::open(&dir.join(FILE_NAME), MIGRATIONS).unwrap())
 }
 
-impl Db {
-    fn new() -> Db {
-        Db::with_timeout(TIMEOUT)
+impl TestDb {
+    fn new() -> TestDb {
+        TestDb::with_timeout(TIMEOUT)
     }
 
-    fn with_timeout(session_timeout: Duration) -> Db {
+    fn with_timeout(session_timeout: Duration) -> TestDb {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { session_timeout, password_cost: CHEAP, ..Config::default() };
-        let mut db = Db { dir, running: None, config, requests: 0 };
+        let config = CustomerDbConfig { session_timeout, password_cost: CHEAP_HASH, ..CustomerDbConfig::default() };
+        let mut db = TestDb { dir, running: None, config, requests: 0 };
         db.open();
         db
     }
@@ -60,7 +60,7 @@ impl Db {
         &self.running.as_ref().unwrap().1
     }
 
-    fn ask<T: DeserializeOwned>(&self, op: CustomerOp) -> Result<T, Code> {
+    fn ask<T: DeserializeOwned>(&self, op: CustomerOp) -> Result<T, ErrorCode> {
         let answer = self.customers().handle(op).map_err(|refusal| refusal.code)?;
         Ok(serde_json::from_str(&answer).unwrap())
     }
@@ -70,51 +70,57 @@ impl Db {
         format!("request {}", self.requests)
     }
 
-    fn create(&mut self, role: Role, username: &str) -> Result<Account, Code> {
+    fn create(&mut self, role: Role, username: &str) -> Result<Account, ErrorCode> {
         let request = self.request();
         self.ask(create(&request, role, username))
     }
 
     fn login(&self, role: Role, username: &str) -> String {
-        self.ask::<LoggedIn>(login(role, username, "secret", "127.0.0.1")).unwrap().sid
+        self.ask::<NewSession>(login(role, username, "secret", "127.0.0.1")).unwrap().sid
     }
 
-    /// A new buyer, signed in.
+    /// Creates a buyer and logs in.
     fn buyer(&mut self, username: &str) -> String {
         self.create(Role::Buyer, username).unwrap();
         self.login(Role::Buyer, username)
     }
 
-    fn touch(&self, role: Role, sid: &str) -> Result<String, Code> {
+    fn touch(&self, role: Role, sid: &str) -> Result<String, ErrorCode> {
         self.ask::<Account>(CustomerOp::Touch { role, sid: sid.to_owned() }).map(|account| account.username)
     }
 
-    fn logout(&self, sid: &str) -> Result<(), Code> {
+    fn logout(&self, sid: &str) -> Result<(), ErrorCode> {
         self.ask(CustomerOp::Logout { role: Role::Buyer, sid: sid.to_owned() })
     }
 
-    fn add(&mut self, sid: &str, users: bool, item_id: &str, quantity: u32) -> Result<(), Code> {
+    fn add(&mut self, sid: &str, uses_saved_cart: bool, item_id: &str, quantity: u32) -> Result<(), ErrorCode> {
         let request = self.request();
-        self.ask(add(&request, sid, users, item_id, quantity))
+        self.ask(add(&request, sid, uses_saved_cart, item_id, quantity))
     }
 
-    fn remove(&mut self, sid: &str, users: bool, item_id: &str, quantity: Option<u32>) -> Result<u32, Code> {
+    fn remove(
+        &mut self,
+        sid: &str,
+        uses_saved_cart: bool,
+        item_id: &str,
+        quantity: Option<u32>,
+    ) -> Result<u32, ErrorCode> {
         let (request, sid, item_id) = (self.request(), sid.to_owned(), item_id.to_owned());
-        let op = CustomerOp::RemoveFromCart { request, sid, users, item_id, quantity };
-        self.ask::<Quantity>(op).map(|left| left.quantity)
+        let op = CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity };
+        self.ask::<RemainingQuantity>(op).map(|left| left.quantity)
     }
 
-    fn save(&self, sid: &str, users: bool) -> Result<(), Code> {
-        self.ask(CustomerOp::SaveCart { sid: sid.to_owned(), users })
+    fn save(&self, sid: &str, uses_saved_cart: bool) -> Result<(), ErrorCode> {
+        self.ask(CustomerOp::SaveCart { sid: sid.to_owned(), uses_saved_cart })
     }
 
-    fn clear(&self, sid: &str, users: bool) -> Result<(), Code> {
-        self.ask(CustomerOp::ClearCart { sid: sid.to_owned(), users })
+    fn clear(&self, sid: &str, uses_saved_cart: bool) -> Result<(), ErrorCode> {
+        self.ask(CustomerOp::ClearCart { sid: sid.to_owned(), uses_saved_cart })
     }
 
-    /// As `1-1 x 2, 1-2 x 5`.
-    fn cart(&self, sid: &str, users: bool) -> Result<String, Code> {
-        let lines: Vec<Line> = self.ask(CustomerOp::ShowCart { sid: sid.to_owned(), users })?;
+    /// The cart as text, such as `1-1 x 2, 1-2 x 5`.
+    fn cart(&self, sid: &str, uses_saved_cart: bool) -> Result<String, ErrorCode> {
+        let lines: Vec<LineItem> = self.ask(CustomerOp::ShowCart { sid: sid.to_owned(), uses_saved_cart })?;
         Ok(lines.iter().map(|line| format!("{} x {}", line.item_id, line.quantity)).collect::<Vec<_>>().join(", "))
     }
 
@@ -123,10 +129,10 @@ impl Db {
         self.store().read(|reader| reader.first(&sql, &[], |row| row.int(0))).unwrap().unwrap()
     }
 
-    /// Makes every chained change from here on fail, until memory is built anew.
+    /// Makes all changes of the present epoch fail from here on, until memory is rebuilt.
     fn break_chain(&self) {
-        let memory = self.customers().shared.memory();
-        let broken = memory.journal.append_with(Vec::new(), |_tx| Err(StoreError::Refused("on purpose".to_owned())));
+        let memory = self.customers().inner.memory();
+        let broken = memory.journal.append_with(Vec::new(), |_tx| Err(StoreError::Rejected("on purpose".to_owned())));
         assert!(broken.wait().is_err());
     }
 }
@@ -141,22 +147,22 @@ fn login(role: Role, username: &str, password: &str, source: &str) -> CustomerOp
     CustomerOp::Login { role, username, password, source }
 }
 
-fn add(request: &str, sid: &str, users: bool, item_id: &str, quantity: u32) -> CustomerOp {
+fn add(request: &str, sid: &str, uses_saved_cart: bool, item_id: &str, quantity: u32) -> CustomerOp {
     let (request, sid, item_id) = (request.to_owned(), sid.to_owned(), item_id.to_owned());
-    CustomerOp::AddToCart { request, sid, users, item_id, quantity, at_most: 10 }
+    CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most: 10 }
 }
 
 // Accounts.
 
 #[test]
 fn a_user_name_is_unique_within_its_role_and_a_repeated_request_gets_the_same_account() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let first: Account = db.ask(create("r1", Role::Buyer, "ann")).unwrap();
     assert_eq!((first.user_id, first.name.as_str()), (1, "ann"));
     assert_eq!(db.ask(create("r1", Role::Buyer, "ann")), Ok(first.clone()));
     db.restart();
     assert_eq!(db.ask(create("r1", Role::Buyer, "ann")), Ok(first.clone()));
-    assert_eq!(db.create(Role::Buyer, "ann"), Err(Code::UsernameTaken));
+    assert_eq!(db.create(Role::Buyer, "ann"), Err(ErrorCode::UsernameTaken));
     assert_eq!(db.create(Role::Seller, "ann").map(|account| account.user_id), Ok(1));
     assert_eq!(db.create(Role::Buyer, "bob").map(|account| account.user_id), Ok(2));
     assert_eq!(db.count("shop_user"), 3);
@@ -168,31 +174,31 @@ fn a_user_name_is_unique_within_its_role_and_a_repeated_request_gets_the_same_ac
     assert_eq!(find(Some("ann"), None), Ok(first.clone()));
     assert_eq!(find(None, Some(1)), Ok(first));
     for (username, user_id) in [(Some("Ann"), None), (None, Some(3)), (None, Some(u64::MAX)), (None, None)] {
-        assert_eq!(find(username, user_id), Err(Code::NotFound));
+        assert_eq!(find(username, user_id), Err(ErrorCode::NotFound));
     }
 }
 
 #[test]
 fn ids_are_never_given_twice_not_even_after_a_backup() {
-    let mut db = Db::new();
-    let id = |db: &mut Db, role, name: &str| db.create(role, name).unwrap().user_id;
+    let mut db = TestDb::new();
+    let id = |db: &mut TestDb, role, name: &str| db.create(role, name).unwrap().user_id;
     assert_eq!((id(&mut db, Role::Buyer, "a"), id(&mut db, Role::Buyer, "b")), (1, 2));
-    db.config.first_stretch = 1;
+    db.config.first_id_range = 1;
     db.restart();
-    // Of each role, also of one that nobody had.
-    assert_eq!(id(&mut db, Role::Buyer, "c"), 1 + STRETCH);
-    assert_eq!(id(&mut db, Role::Seller, "c"), 1 + STRETCH);
-    // The same stretch again is not begun anew.
+    // Ids are skipped for each role, even one without users.
+    assert_eq!(id(&mut db, Role::Buyer, "c"), 1 + ID_RANGE_SIZE);
+    assert_eq!(id(&mut db, Role::Seller, "c"), 1 + ID_RANGE_SIZE);
+    // Starting with the same range again skips nothing more.
     db.restart();
-    assert_eq!(id(&mut db, Role::Buyer, "d"), 2 + STRETCH);
-    db.config.first_stretch = 0;
+    assert_eq!(id(&mut db, Role::Buyer, "d"), 2 + ID_RANGE_SIZE);
+    db.config.first_id_range = 0;
     db.restart();
-    assert_eq!(id(&mut db, Role::Buyer, "e"), 3 + STRETCH);
+    assert_eq!(id(&mut db, Role::Buyer, "e"), 3 + ID_RANGE_SIZE);
 }
 
 #[test]
 fn many_at_once_create_one_account_a_name() {
-    let db = Db::new();
+    let db = TestDb::new();
     let created: usize = thread::scope(|scope| {
         let db = &db;
         let threads: Vec<_> = (0..8)
@@ -205,7 +211,7 @@ fn many_at_once_create_one_account_a_name() {
 
 #[test]
 fn a_user_is_one_however_name_and_password_are_spelled() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let (composed, apart) = ("zoë", "zoe\u{308}");
     let mut op = create("r", Role::Buyer, apart);
     if let CustomerOp::Create { password, .. } = &mut op {
@@ -213,9 +219,9 @@ fn a_user_is_one_however_name_and_password_are_spelled() {
     }
     let made: Account = db.ask(op).unwrap();
     assert_eq!(made.username, apart, "as it was given");
-    assert_eq!(db.create(Role::Buyer, composed), Err(Code::UsernameTaken));
+    assert_eq!(db.create(Role::Buyer, composed), Err(ErrorCode::UsernameTaken));
     for spelled in [composed, apart] {
-        let logged_in: LoggedIn = db.ask(login(Role::Buyer, spelled, "Größe", "::1")).unwrap();
+        let logged_in: NewSession = db.ask(login(Role::Buyer, spelled, "Größe", "::1")).unwrap();
         assert_eq!(logged_in.user_id, made.user_id);
     }
     let hidden = db.customers().handle(create("s", Role::Buyer, "zo\u{200b}e")).unwrap_err();
@@ -226,9 +232,12 @@ fn a_user_is_one_however_name_and_password_are_spelled() {
 fn users_of_before_keys_are_found_by_both_spellings() {
     let dir = tempfile::tempdir().unwrap();
     let (composed, apart) = ("zoë", "zoe\u{308}");
-    let kept = Passwords::new(CHEAP, 1).unwrap().hash("secret", crate::net::source::of([127, 0, 0, 1].into())).unwrap();
-    // As the version before wrote them: also two of two spellings.
-    let before = Store::open(&dir.path().join(FILE), &MIGRATIONS[..MIGRATIONS.len() - 1]).unwrap();
+    let kept = PasswordHasher::with_own_threads(CHEAP_HASH, 1)
+        .unwrap()
+        .hash("secret", crate::net::source::key_of([127, 0, 0, 1].into()))
+        .unwrap();
+    // Rows as the previous version wrote them, including two users with spellings of the same name.
+    let before = Store::open(&dir.path().join(FILE_NAME), &MIGRATIONS[..MIGRATIONS.len() - 1]).unwrap();
     before
         .write(move |tx| -> Result<(), StoreError> {
             for (id, role, name) in
@@ -244,9 +253,14 @@ fn users_of_before_keys_are_found_by_both_spellings() {
         })
         .unwrap();
     drop(before);
-    let mut db = Db { dir, running: None, config: Config { password_cost: CHEAP, ..Config::default() }, requests: 0 };
+    let mut db = TestDb {
+        dir,
+        running: None,
+        config: CustomerDbConfig { password_cost: CHEAP_HASH, ..CustomerDbConfig::default() },
+        requests: 0,
+    };
     db.open();
-    let id = |role, name: &str| db.ask::<LoggedIn>(login(role, name, "secret", "::1")).map(|user| user.user_id);
+    let id = |role, name: &str| db.ask::<NewSession>(login(role, name, "secret", "::1")).map(|user| user.user_id);
     assert_eq!(id(Role::Buyer, "ann"), Ok(1));
     assert_eq!((id(Role::Buyer, composed), id(Role::Buyer, apart)), (Ok(2), Ok(2)));
     assert_eq!((id(Role::Seller, composed), id(Role::Seller, apart)), (Ok(2), Ok(1)), "each is found as it is written");
@@ -254,15 +268,15 @@ fn users_of_before_keys_are_found_by_both_spellings() {
 
 #[test]
 fn two_hundred_who_come_at_once_as_in_the_documents_all_get_in() {
-    let db = Db::new();
-    // Each signs in, makes the account when that is refused, and signs in again; all of a role share a name.
-    let refused: Vec<Code> = thread::scope(|scope| {
+    let db = TestDb::new();
+    // Each logs in, creates the account when that is refused, and logs in again; all of a role share a name.
+    let refused: Vec<ErrorCode> = thread::scope(|scope| {
         let db = &db;
         let threads: Vec<_> = (0..200)
             .map(|n: usize| {
                 scope.spawn(move || {
                     let role = [Role::Buyer, Role::Seller][n % 2];
-                    let enter = || db.ask::<LoggedIn>(login(role, "one", "secret", "127.0.0.1"));
+                    let enter = || db.ask::<NewSession>(login(role, "one", "secret", "127.0.0.1"));
                     if enter().is_ok() {
                         return None;
                     }
@@ -279,11 +293,11 @@ fn two_hundred_who_come_at_once_as_in_the_documents_all_get_in() {
 
 #[test]
 fn a_wrong_password_and_an_unknown_user_get_the_same_answer() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     db.create(Role::Buyer, "ann").unwrap();
     let refused = |op| db.customers().handle(op).unwrap_err();
     let wrong = refused(login(Role::Buyer, "ann", "secres", "::1"));
-    assert_eq!(wrong.code, Code::BadCredentials);
+    assert_eq!(wrong.code, ErrorCode::BadCredentials);
     assert_eq!(refused(login(Role::Buyer, "nobody", "secret", "::1")), wrong);
     assert_eq!(refused(login(Role::Seller, "ann", "secret", "::1")), wrong, "a buyer is no seller");
     assert!(refused(login(Role::Buyer, "", "secret", "::1")).message.starts_with("username: "));
@@ -301,31 +315,31 @@ fn a_wrong_password_and_an_unknown_user_get_the_same_answer() {
 
 #[test]
 fn who_fails_ten_times_waits_but_only_that_user_from_there() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     db.create(Role::Buyer, "ann").unwrap();
     db.create(Role::Buyer, "bob").unwrap();
     for _ in 0..10 {
-        let guess = db.ask::<LoggedIn>(login(Role::Buyer, "ann", "guess", "10.0.0.1"));
-        assert_eq!(guess.map(|_| ()), Err(Code::BadCredentials));
+        let guess = db.ask::<NewSession>(login(Role::Buyer, "ann", "guess", "10.0.0.1"));
+        assert_eq!(guess.map(|_| ()), Err(ErrorCode::BadCredentials));
     }
-    let try_it = |username, source| db.ask::<LoggedIn>(login(Role::Buyer, username, "secret", source)).map(|_| ());
-    assert_eq!(try_it("ann", "10.0.0.1"), Err(Code::Busy), "also with the right password");
+    let try_it = |username, source| db.ask::<NewSession>(login(Role::Buyer, username, "secret", source)).map(|_| ());
+    assert_eq!(try_it("ann", "10.0.0.1"), Err(ErrorCode::Busy), "also with the right password");
     assert_eq!(try_it("ann", "10.0.0.2"), Ok(()));
     assert_eq!(try_it("bob", "10.0.0.1"), Ok(()));
 }
 
 #[test]
 fn guesses_at_once_are_not_more_than_ten_that_are_answered() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     db.create(Role::Buyer, "ann").unwrap();
     let told = thread::scope(|scope| {
         let db = &db;
-        let guess = || db.ask::<LoggedIn>(login(Role::Buyer, "ann", "guess", "10.0.0.1")).map(|_| ());
+        let guess = || db.ask::<NewSession>(login(Role::Buyer, "ann", "guess", "10.0.0.1")).map(|_| ());
         let threads: Vec<_> = (0..40).map(|_| scope.spawn(guess)).collect();
         threads
             .into_iter()
             .map(|thread| thread.join().unwrap())
-            .filter(|told| *told == Err(Code::BadCredentials))
+            .filter(|told| *told == Err(ErrorCode::BadCredentials))
             .count()
     });
     assert_eq!(told, 10);
@@ -333,7 +347,7 @@ fn guesses_at_once_are_not_more_than_ten_that_are_answered() {
 
 #[test]
 fn neither_passwords_nor_session_ids_are_in_the_file() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let sid = db.buyer("ann");
     db.add(&sid, false, "1-1", 1).unwrap();
     let kept = db
@@ -342,7 +356,7 @@ fn neither_passwords_nor_session_ids_are_in_the_file() {
     assert!(kept.unwrap().unwrap().starts_with("$argon2id$"));
     let dir = db.dir.path().to_owned();
     db.running = None;
-    let file = std::fs::read(dir.join(FILE)).unwrap();
+    let file = std::fs::read(dir.join(FILE_NAME)).unwrap();
     let holds = |text: &str| file.windows(text.len()).any(|bytes| bytes == text.as_bytes());
     assert!(holds("ann") && holds(&SessionKey::of(&sid).to_text()));
     assert!(!holds("secret") && !holds(&sid));
@@ -350,16 +364,16 @@ fn neither_passwords_nor_session_ids_are_in_the_file() {
 
 #[test]
 fn an_operator_sees_who_has_an_account() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     for (role, username) in [(Role::Seller, "sue"), (Role::Buyer, "bob"), (Role::Buyer, "ann")] {
         db.create(role, username).unwrap();
     }
     let mut shown = Vec::new();
     let mut show = |role: Role, account: Account, created_at: Millis| {
         assert!(created_at.until(db.config.clock.now()) < Duration::from_secs(600));
-        shown.push(format!("{} {} {}", role.as_text(), account.user_id, account.username));
+        shown.push(format!("{} {} {}", role.as_str(), account.user_id, account.username));
     };
-    db.store().read(|reader| store::users(reader, &mut show)).unwrap();
+    db.store().read(|reader| store::for_each_user(reader, &mut show)).unwrap();
     assert_eq!(shown, ["buyer 1 bob", "buyer 2 ann", "seller 1 sue"]);
 }
 
@@ -367,78 +381,78 @@ fn an_operator_sees_who_has_an_account() {
 
 #[test]
 fn sessions_are_many_belong_to_one_role_and_end_one_by_one() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let one = db.buyer("ann");
     let two = db.login(Role::Buyer, "ann");
     assert_eq!(db.touch(Role::Buyer, &one).as_deref(), Ok("ann"));
-    assert_eq!(db.touch(Role::Seller, &one), Err(Code::Forbidden));
-    assert_eq!(db.touch(Role::Buyer, "no such id"), Err(Code::SessionExpired));
-    let shown: ops::Session = db.ask(CustomerOp::Validate { sid: one.clone() }).unwrap();
-    assert_eq!(shown, ops::Session { user: "ann".to_owned(), role: Role::Buyer });
+    assert_eq!(db.touch(Role::Seller, &one), Err(ErrorCode::Forbidden));
+    assert_eq!(db.touch(Role::Buyer, "no such id"), Err(ErrorCode::SessionExpired));
+    let shown: ops::SessionInfo = db.ask(CustomerOp::Validate { sid: one.clone() }).unwrap();
+    assert_eq!(shown, ops::SessionInfo { user: "ann".to_owned(), role: Role::Buyer });
 
-    let as_seller: Result<(), Code> = db.ask(CustomerOp::Logout { role: Role::Seller, sid: one.clone() });
-    assert_eq!(as_seller, Err(Code::Forbidden));
+    let as_seller: Result<(), ErrorCode> = db.ask(CustomerOp::Logout { role: Role::Seller, sid: one.clone() });
+    assert_eq!(as_seller, Err(ErrorCode::Forbidden));
     assert_eq!(db.logout(&one), Ok(()));
-    assert_eq!(db.logout(&one), Err(Code::SessionExpired));
-    assert_eq!(db.touch(Role::Buyer, &one), Err(Code::SessionExpired));
-    assert_eq!(db.ask::<ops::Session>(CustomerOp::Validate { sid: one.clone() }), Err(Code::SessionExpired));
+    assert_eq!(db.logout(&one), Err(ErrorCode::SessionExpired));
+    assert_eq!(db.touch(Role::Buyer, &one), Err(ErrorCode::SessionExpired));
+    assert_eq!(db.ask::<ops::SessionInfo>(CustomerOp::Validate { sid: one.clone() }), Err(ErrorCode::SessionExpired));
     assert_eq!(db.touch(Role::Buyer, &two).as_deref(), Ok("ann"));
     db.restart();
-    assert_eq!(db.touch(Role::Buyer, &one), Err(Code::SessionExpired), "a logout outlives a restart");
+    assert_eq!(db.touch(Role::Buyer, &one), Err(ErrorCode::SessionExpired), "a logout outlives a restart");
     assert_eq!(db.touch(Role::Buyer, &two).as_deref(), Ok("ann"), "so does a session");
 }
 
 #[test]
 fn a_sellers_session_has_no_cart() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     db.create(Role::Seller, "sue").unwrap();
     let sid = db.login(Role::Seller, "sue");
     assert_eq!(db.touch(Role::Seller, &sid).as_deref(), Ok("sue"));
-    assert_eq!(db.cart(&sid, false), Err(Code::Forbidden));
-    assert_eq!(db.add(&sid, true, "1-1", 1), Err(Code::Forbidden));
+    assert_eq!(db.cart(&sid, false), Err(ErrorCode::Forbidden));
+    assert_eq!(db.add(&sid, true, "1-1", 1), Err(ErrorCode::Forbidden));
     db.restart();
     assert_eq!(db.touch(Role::Seller, &sid).as_deref(), Ok("sue"));
     assert_eq!(db.ask(CustomerOp::Logout { role: Role::Seller, sid: sid.clone() }), Ok(()));
-    assert_eq!((db.touch(Role::Seller, &sid), db.count("shop_session")), (Err(Code::SessionExpired), 0));
+    assert_eq!((db.touch(Role::Seller, &sid), db.count("shop_session")), (Err(ErrorCode::SessionExpired), 0));
 }
 
 #[test]
 fn the_background_thread_ends_sessions_that_nobody_uses() {
     let timeout = Duration::from_millis(1500);
-    let mut db = Db::with_timeout(timeout);
+    let mut db = TestDb::with_timeout(timeout);
     let (used, unused) = (db.buyer("ann"), db.buyer("bob"));
     db.add(&unused, false, "1-1", 1).unwrap();
     let begun = Instant::now();
     let mut used_at = begun;
-    while db.customers().sizes().0 == 2 {
+    while db.customers().session_and_buyer_counts().0 == 2 {
         let alive = db.touch(Role::Buyer, &used);
-        // (Unless this machine was away for so long.)
+        // (Unless this machine was suspended for so long.)
         assert!(alive.as_deref() == Ok("ann") || used_at.elapsed() >= timeout, "it is used all the time");
         used_at = Instant::now();
         assert!(begun.elapsed() < timeout * 20, "the other one does not end");
         thread::sleep(Duration::from_millis(20));
     }
     assert!(begun.elapsed() >= timeout, "after {:?}", begun.elapsed());
-    assert_eq!(db.touch(Role::Buyer, &unused), Err(Code::SessionExpired));
+    assert_eq!(db.touch(Role::Buyer, &unused), Err(ErrorCode::SessionExpired));
     assert_eq!((db.count("shop_session"), db.count("shop_cart")), (1, 0));
-    // Whether it is alive may be asked without keeping it so.
-    while db.customers().sizes() != (0, 0) {
-        let _ = db.ask::<ops::Session>(CustomerOp::Validate { sid: used.clone() });
+    // VALIDATE does not extend the session.
+    while db.customers().session_and_buyer_counts() != (0, 0) {
+        let _ = db.ask::<ops::SessionInfo>(CustomerOp::Validate { sid: used.clone() });
         assert!(begun.elapsed() < timeout * 40, "looking at it keeps it alive");
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// The parts below the database, with a time that the test sets.
-struct Parts {
+/// The in-memory parts of the database, with a time that the test sets.
+struct MemoryParts {
     _dir: tempfile::TempDir,
     store: Arc<Store>,
     journal: Journal,
-    people: People,
+    active_sessions: ActiveSessions,
 }
 
-impl Parts {
-    fn new() -> Parts {
+impl MemoryParts {
+    fn new() -> MemoryParts {
         let dir = tempfile::tempdir().unwrap();
         let store = open_store(dir.path());
         let add = |name: &'static str| {
@@ -446,89 +460,91 @@ impl Parts {
         };
         assert_eq!((add("ann").user_id, add("bob").user_id), (1, 2));
         let journal = Journal::begin(Arc::clone(&store));
-        let people = People::load(&journal, TIMEOUT, store::Snapshot::default(), NOW);
-        Parts { _dir: dir, store, journal, people }
+        let active_sessions = ActiveSessions::load(&journal, TIMEOUT, store::SessionSnapshot::default(), NOW);
+        MemoryParts { _dir: dir, store, journal, active_sessions }
     }
 
-    fn open(&self, sid: &str, user_id: u64, now: Millis) -> Answer<()> {
-        let account = self.store.read(|reader| store::account_of(reader, Role::Buyer, user_id)).unwrap().unwrap();
+    fn open(&self, sid: &str, user_id: u64, now: Millis) -> ShopResult<()> {
+        let account = self.store.read(|reader| store::account_by_id(reader, Role::Buyer, user_id)).unwrap().unwrap();
         let key = SessionKey::of(sid);
-        let (answer, ticket) = self.people.open(&self.journal, now, Role::Buyer, account, key).unwrap();
-        ticket.wait().unwrap();
+        let (answer, commit) =
+            self.active_sessions.open_session(&self.journal, now, Role::Buyer, account, key).unwrap();
+        commit.wait().unwrap();
         answer
     }
 
-    fn buyer(&self, sid: &str, now: Millis) -> (SessionKey, Arc<Buyer>) {
-        let (session, buyer) = self.people.buyers_session(now, sid).map_err(|(refusal, _)| refusal).unwrap();
+    fn buyer(&self, sid: &str, now: Millis) -> (SessionKey, Arc<BuyerCarts>) {
+        let (session, buyer) =
+            self.active_sessions.use_buyer_session(now, sid).map_err(|(refusal, _)| refusal).unwrap();
         (session.key, buyer)
     }
 
     fn is_alive(&self, sid: &str, now: Millis) -> bool {
-        self.people.look(now, sid).is_ok()
+        self.active_sessions.peek_session(now, sid).is_ok()
     }
 
-    fn put(&self, sid: &str, users: bool, item_id: &str, quantity: u32) {
+    fn put(&self, sid: &str, uses_saved_cart: bool, item_id: &str, quantity: u32) {
         let (key, buyer) = self.buyer(sid, NOW);
-        let line = Line { item_id: item_id.to_owned(), quantity };
+        let line = LineItem { item_id: item_id.to_owned(), quantity };
         let request = Token::random();
-        let once = Once { request: request.reveal(), now: NOW };
-        let (answer, ticket) = buyer.add(&self.journal, (&key, users), &once, &line, u32::MAX);
+        let once = IdempotentRequest { id: request.reveal(), now: NOW };
+        let (answer, commit) = buyer.add(&self.journal, (&key, uses_saved_cart), &once, &line, u32::MAX);
         answer.unwrap();
-        ticket.wait().unwrap();
+        commit.wait().unwrap();
     }
 
-    fn cart(&self, sid: &str, users: bool) -> String {
+    fn cart(&self, sid: &str, uses_saved_cart: bool) -> String {
         let (key, buyer) = self.buyer(sid, NOW);
-        let lines = buyer.show(&self.journal, (&key, users)).0.unwrap();
+        let lines = buyer.show(&self.journal, (&key, uses_saved_cart)).0.unwrap();
         lines.iter().map(|line| format!("{} x {}", line.item_id, line.quantity)).collect::<Vec<_>>().join(", ")
     }
 
-    /// As after a crash.
+    /// Reloads the state from disk, as after a crash.
     fn crash(&mut self, now: Millis) {
         self.store.sync_all();
         self.journal = Journal::begin(Arc::clone(&self.store));
         let snapshot = self.store.read(|reader| store::load(reader, TIMEOUT)).unwrap();
-        self.people = People::load(&self.journal, TIMEOUT, snapshot, now);
+        self.active_sessions = ActiveSessions::load(&self.journal, TIMEOUT, snapshot, now);
     }
 }
 
 #[test]
 fn after_a_crash_every_session_that_was_alive_at_the_last_flush_has_its_full_time() {
-    let mut parts = Parts::new();
+    let mut parts = MemoryParts::new();
     parts.open("used", 1, NOW).unwrap();
     parts.open("unused", 2, NOW).unwrap();
     let flushed = NOW.plus_ms(299_000);
     parts.buyer("used", flushed);
-    parts.people.flush(&parts.journal, flushed).unwrap();
-    // Hours later.
+    parts.active_sessions.flush_last_uses(&parts.journal, flushed).unwrap();
+    // The restart is hours later.
     let later = NOW.plus_ms(10_000_000);
     parts.crash(later);
     for sid in ["used", "unused"] {
         assert!(parts.is_alive(sid, later.plus_ms(299_999)) && !parts.is_alive(sid, later.plus(TIMEOUT)), "{sid}");
     }
-    // One that was over when the others were written down stays over, though its end was not written.
+    // A session that had expired when last uses were written stays expired, although its end was not written.
     parts.buyer("used", later.plus_ms(200_000));
     let flushed = later.plus_ms(300_000);
-    parts.people.flush(&parts.journal, flushed).unwrap();
+    parts.active_sessions.flush_last_uses(&parts.journal, flushed).unwrap();
     parts.crash(flushed);
     assert!(parts.is_alive("used", flushed) && !parts.is_alive("unused", flushed));
     parts.crash(flushed);
-    assert_eq!(parts.people.sizes().0, 1);
+    assert_eq!(parts.active_sessions.sizes().0, 1);
 }
 
 #[test]
 fn last_uses_are_written_to_rows_that_still_exist() {
-    let parts = Parts::new();
+    let parts = MemoryParts::new();
     parts.open("stays", 1, NOW).unwrap();
     parts.open("goes", 1, NOW).unwrap();
     let later = NOW.plus_ms(5000);
     parts.buyer("stays", later);
     parts.buyer("goes", later);
-    // Ended on disk while its last use was on its way.
+    // The session has ended on disk before its last use is written.
     let uses = [(SessionKey::of("stays"), later), (SessionKey::of("goes"), later)];
-    assert_eq!(parts.people.end(&parts.journal, later, Role::Buyer, "goes").0, Ok(()));
-    parts.store.write(move |tx| store::write_uses(tx, &uses)).unwrap();
-    parts.people.flush(&parts.journal, later).unwrap();
+    assert_eq!(parts.active_sessions.end_session(&parts.journal, later, Role::Buyer, "goes").0, Ok(()));
+    parts.store.write(move |tx| store::write_last_uses(tx, &uses)).unwrap();
+    parts.active_sessions.flush_last_uses(&parts.journal, later).unwrap();
     let rows = parts.store.read(|reader| {
         reader
             .all("SELECT session, used_at FROM shop_session", &[], |row| Ok((row.text(0)?.to_owned(), row.millis(1)?)))
@@ -538,15 +554,15 @@ fn last_uses_are_written_to_rows_that_still_exist() {
 
 #[test]
 fn an_expired_session_goes_with_its_cart_and_a_buyer_with_the_last_session() {
-    let parts = Parts::new();
+    let parts = MemoryParts::new();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", false, "1-1", 2);
-    assert_eq!(parts.people.sizes(), (1, 1));
-    assert_eq!(parts.people.expire(&parts.journal, NOW.plus_ms(299_999)).0, 0);
-    let (over, ticket) = parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
-    ticket.wait().unwrap();
-    parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
-    assert_eq!((over, parts.people.sizes()), (1, (0, 0)));
+    assert_eq!(parts.active_sessions.sizes(), (1, 1));
+    assert_eq!(parts.active_sessions.expire_sessions(&parts.journal, NOW.plus_ms(299_999)).0, 0);
+    let (over, commit) = parts.active_sessions.expire_sessions(&parts.journal, NOW.plus(TIMEOUT));
+    commit.wait().unwrap();
+    parts.active_sessions.expire_sessions(&parts.journal, NOW.plus(TIMEOUT));
+    assert_eq!((over, parts.active_sessions.sizes()), (1, (0, 0)));
     for table in ["shop_session", "shop_cart", "shop_request"] {
         let sql = format!("SELECT COUNT(*) FROM {table}");
         let left = parts.store.read(|reader| reader.first(&sql, &[], |row| row.int(0)));
@@ -558,17 +574,17 @@ fn an_expired_session_goes_with_its_cart_and_a_buyer_with_the_last_session() {
 
 #[test]
 fn a_buyer_who_is_held_stays_the_same_one() {
-    let parts = Parts::new();
+    let parts = MemoryParts::new();
     parts.open("a", 1, NOW).unwrap();
     let (_, held) = parts.buyer("a", NOW);
-    parts.people.expire(&parts.journal, NOW.plus(TIMEOUT)).1.wait().unwrap();
-    parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
-    assert!(Arc::ptr_eq(&held, &parts.people.buyer(&parts.journal, 1).unwrap()));
+    parts.active_sessions.expire_sessions(&parts.journal, NOW.plus(TIMEOUT)).1.wait().unwrap();
+    parts.active_sessions.expire_sessions(&parts.journal, NOW.plus(TIMEOUT));
+    assert!(Arc::ptr_eq(&held, &parts.active_sessions.load_buyer(&parts.journal, 1).unwrap()));
 }
 
 #[test]
 fn a_buyer_stays_until_the_last_change_is_on_disk() {
-    let parts = Parts::new();
+    let parts = MemoryParts::new();
     parts.open("a", 1, NOW).unwrap();
     let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
     parts.store.submit(move |_tx| {
@@ -576,29 +592,29 @@ fn a_buyer_stays_until_the_last_change_is_on_disk() {
         Ok(())
     });
     let (key, buyer) = parts.buyer("a", NOW);
-    let line = Line { item_id: "1-1".to_owned(), quantity: 3 };
-    buyer.add(&parts.journal, (&key, true), &Once { request: "r", now: NOW }, &line, 3).0.unwrap();
+    let line = LineItem { item_id: "1-1".to_owned(), quantity: 3 };
+    buyer.add(&parts.journal, (&key, true), &IdempotentRequest { id: "r", now: NOW }, &line, 3).0.unwrap();
     drop(buyer);
-    assert_eq!(parts.people.end(&parts.journal, NOW, Role::Buyer, "a").0, Ok(()));
-    parts.people.expire(&parts.journal, NOW);
-    assert_eq!(parts.people.sizes(), (0, 1));
+    assert_eq!(parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, "a").0, Ok(()));
+    parts.active_sessions.expire_sessions(&parts.journal, NOW);
+    assert_eq!(parts.active_sessions.sizes(), (0, 1));
     drop(let_go);
-    // Whoever comes now must not see the saved cart of before.
+    // A buyer who is loaded now must not get the old saved cart.
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 3");
 }
 
 #[test]
 fn a_saved_cart_that_was_read_before_the_buyer_came_and_went_is_not_taken() {
-    let parts = Parts::new();
-    let gone = parts.people.here(1).unwrap_err();
-    let saved = parts.store.read(|reader| store::saved_of(reader, 1)).unwrap();
+    let parts = MemoryParts::new();
+    let gone = parts.active_sessions.loaded_buyer(1).unwrap_err();
+    let saved = parts.store.read(|reader| store::saved_cart(reader, 1)).unwrap();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 3);
-    let (_, ticket) = parts.people.end(&parts.journal, NOW, Role::Buyer, "a");
-    ticket.wait().unwrap();
-    parts.people.expire(&parts.journal, NOW);
-    assert!(parts.people.come(1, saved.into_iter().collect(), gone).is_none());
+    let (_, commit) = parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, "a");
+    commit.wait().unwrap();
+    parts.active_sessions.expire_sessions(&parts.journal, NOW);
+    assert!(parts.active_sessions.insert_buyer(1, saved.into_iter().collect(), gone).is_none());
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 3");
 }
@@ -607,7 +623,7 @@ fn a_saved_cart_that_was_read_before_the_buyer_came_and_went_is_not_taken() {
 fn buyers_who_come_and_go_lose_nothing() {
     const THREADS: u32 = 3;
     const ROUNDS: u32 = 60;
-    let parts = Parts::new();
+    let parts = MemoryParts::new();
     thread::scope(|scope| {
         let parts = &parts;
         let visits: Vec<_> = (0..THREADS)
@@ -617,20 +633,21 @@ fn buyers_who_come_and_go_lose_nothing() {
                         let sid = format!("{n} {m}");
                         parts.open(&sid, 1, NOW).unwrap();
                         parts.put(&sid, true, "1-1", 1);
-                        let (answer, ticket) = parts.people.end(&parts.journal, NOW, Role::Buyer, &sid);
+                        let (answer, commit) =
+                            parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, &sid);
                         answer.unwrap();
-                        ticket.wait().unwrap();
+                        commit.wait().unwrap();
                     }
                 })
             })
             .collect();
         while !visits.iter().all(thread::ScopedJoinHandle::is_finished) {
-            parts.people.expire(&parts.journal, NOW);
+            parts.active_sessions.expire_sessions(&parts.journal, NOW);
             thread::yield_now();
         }
     });
-    parts.people.expire(&parts.journal, NOW);
-    assert_eq!(parts.people.sizes(), (0, 0));
+    parts.active_sessions.expire_sessions(&parts.journal, NOW);
+    assert_eq!(parts.active_sessions.sizes(), (0, 0));
     parts.open("last", 1, NOW).unwrap();
     assert_eq!(parts.cart("last", false), format!("1-1 x {}", THREADS * ROUNDS));
 }
@@ -639,7 +656,7 @@ fn buyers_who_come_and_go_lose_nothing() {
 
 #[test]
 fn a_cart_belongs_to_its_session_unless_it_is_saved() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let one = db.buyer("ann");
     let two = db.login(Role::Buyer, "ann");
     db.add(&one, false, "1-2", 2).unwrap();
@@ -675,30 +692,30 @@ fn a_cart_belongs_to_its_session_unless_it_is_saved() {
 
 #[test]
 fn a_saved_cart_waits_for_the_next_login_when_nobody_is_here() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let sid = db.buyer("ann");
     db.add(&sid, false, "1-1", 4).unwrap();
     db.save(&sid, false).unwrap();
     db.logout(&sid).unwrap();
-    db.customers().tick(false);
-    assert_eq!(db.customers().sizes(), (0, 0));
+    db.customers().expire_sessions(false);
+    assert_eq!(db.customers().session_and_buyer_counts(), (0, 0));
     let sid = db.login(Role::Buyer, "ann");
     assert_eq!(db.cart(&sid, false).as_deref(), Ok("1-1 x 4"));
 }
 
 #[test]
 fn carts_have_their_limits() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let sid = db.buyer("ann");
-    assert_eq!(db.add(&sid, false, "1-1", 11), Err(Code::OutOfStock), "there are ten");
+    assert_eq!(db.add(&sid, false, "1-1", 11), Err(ErrorCode::OutOfStock), "there are ten");
     db.add(&sid, false, "1-1", 6).unwrap();
-    assert_eq!(db.add(&sid, false, "1-1", 5), Err(Code::OutOfStock), "it would hold eleven");
-    assert_eq!(db.add(&sid, false, "1-1", u32::MAX), Err(Code::OutOfStock));
+    assert_eq!(db.add(&sid, false, "1-1", 5), Err(ErrorCode::OutOfStock), "it would hold eleven");
+    assert_eq!(db.add(&sid, false, "1-1", u32::MAX), Err(ErrorCode::OutOfStock));
     db.add(&sid, false, "1-1", 4).unwrap();
-    assert_eq!(db.remove(&sid, false, "1-2", None), Err(Code::NotFound));
+    assert_eq!(db.remove(&sid, false, "1-2", None), Err(ErrorCode::NotFound));
     assert_eq!(db.remove(&sid, false, "1-1", Some(3)), Ok(7));
     assert_eq!(db.remove(&sid, false, "1-1", Some(8)), Ok(0), "more than there is: all of it");
-    assert_eq!(db.remove(&sid, false, "1-1", Some(1)), Err(Code::NotFound));
+    assert_eq!(db.remove(&sid, false, "1-1", Some(1)), Err(ErrorCode::NotFound));
     db.add(&sid, false, "1-1", 2).unwrap();
     assert_eq!(db.remove(&sid, false, "1-1", None), Ok(0));
     assert_eq!(db.cart(&sid, false).as_deref(), Ok(""));
@@ -707,24 +724,24 @@ fn carts_have_their_limits() {
 
 #[test]
 fn a_cart_holds_a_bounded_number_of_items() {
-    let parts = Parts::new();
+    let parts = MemoryParts::new();
     parts.open("a", 1, NOW).unwrap();
     let (key, buyer) = parts.buyer("a", NOW);
     let put = |n: usize| {
-        let line = Line { item_id: format!("1-{n}"), quantity: 1 };
+        let line = LineItem { item_id: format!("1-{n}"), quantity: 1 };
         let request = n.to_string();
-        buyer.add(&parts.journal, (&key, false), &Once { request: &request, now: NOW }, &line, 10).0
+        buyer.add(&parts.journal, (&key, false), &IdempotentRequest { id: &request, now: NOW }, &line, 10).0
     };
     for n in 0..LINES_MAX {
         put(n).unwrap();
     }
-    assert_eq!(put(LINES_MAX).map_err(|refusal| refusal.code), Err(Code::Busy));
+    assert_eq!(put(LINES_MAX).map_err(|refusal| refusal.code), Err(ErrorCode::Busy));
     assert_eq!(put(0), Ok(()), "one that is there already");
 }
 
 #[test]
 fn in_dialect_2_the_cart_is_the_users() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let one = db.buyer("ann");
     let two = db.login(Role::Buyer, "ann");
     db.add(&one, true, "1-1", 1).unwrap();
@@ -738,9 +755,9 @@ fn in_dialect_2_the_cart_is_the_users() {
     db.logout(&two).unwrap();
     let one = db.login(Role::Buyer, "ann");
     assert_eq!(db.cart(&one, true).as_deref(), Ok("1-1 x 1, 1-2 x 1"), "it needs no SAVE_CART");
-    // Mixed with dialect 1: what is only the session's is not the user's.
+    // Mixed with dialect 1: what is only in the session's cart is not in the saved one.
     db.add(&one, false, "1-3", 3).unwrap();
-    assert_eq!(db.add(&one, true, "1-9", 11), Err(Code::OutOfStock));
+    assert_eq!(db.add(&one, true, "1-9", 11), Err(ErrorCode::OutOfStock));
     assert_eq!(db.cart(&one, false).as_deref(), Ok("1-1 x 1, 1-2 x 1, 1-3 x 3"), "a refusal changes nothing");
     assert_eq!(db.save(&one, true), Ok(()));
     assert_eq!(db.cart(&one, false).as_deref(), Ok("1-1 x 1, 1-2 x 1"));
@@ -752,7 +769,7 @@ fn in_dialect_2_the_cart_is_the_users() {
 
 #[test]
 fn a_repeated_request_does_its_work_once() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let sid = db.buyer("ann");
     for _ in 0..3 {
         assert_eq!(db.ask(add("same", &sid, false, "1-1", 2)), Ok(()));
@@ -760,33 +777,34 @@ fn a_repeated_request_does_its_work_once() {
     assert_eq!(db.cart(&sid, false).as_deref(), Ok("1-1 x 2"));
     let take = || {
         let (request, sid, item_id) = ("take".to_owned(), sid.clone(), "1-1".to_owned());
-        CustomerOp::RemoveFromCart { request, sid, users: false, item_id, quantity: Some(2) }
+        CustomerOp::RemoveFromCart { request, sid, uses_saved_cart: false, item_id, quantity: Some(2) }
     };
-    assert_eq!(db.ask(take()), Ok(Quantity { quantity: 0 }));
+    assert_eq!(db.ask(take()), Ok(RemainingQuantity { quantity: 0 }));
     db.restart();
-    assert_eq!(db.ask(take()), Ok(Quantity { quantity: 0 }), "also after a restart");
+    assert_eq!(db.ask(take()), Ok(RemainingQuantity { quantity: 0 }), "also after a restart");
     assert_eq!(db.ask(add("same", &sid, false, "1-1", 2)), Ok(()));
     assert_eq!(db.cart(&sid, false).as_deref(), Ok(""));
-    // One that was refused has changed nothing, and may do better later.
-    assert_eq!(db.ask::<()>(add("full", &sid, false, "1-1", 11)), Err(Code::OutOfStock));
+    // A refused request has changed nothing, and a retry may succeed later.
+    assert_eq!(db.ask::<()>(add("full", &sid, false, "1-1", 11)), Err(ErrorCode::OutOfStock));
     assert_eq!(db.ask(add("full", &sid, false, "1-1", 1)), Ok(()));
 }
 
 #[test]
 fn answers_are_kept_for_ten_minutes_and_in_a_bounded_number() {
-    let mut parts = Parts::new();
+    let mut parts = MemoryParts::new();
     parts.open("a", 1, NOW).unwrap();
-    let add = |parts: &Parts, request: &str, now| {
+    let add = |parts: &MemoryParts, request: &str, now| {
         let (key, buyer) = parts.buyer("a", NOW);
-        let line = Line { item_id: "1-1".to_owned(), quantity: 1 };
-        let (answer, ticket) = buyer.add(&parts.journal, (&key, false), &Once { request, now }, &line, u32::MAX);
+        let line = LineItem { item_id: "1-1".to_owned(), quantity: 1 };
+        let (answer, commit) =
+            buyer.add(&parts.journal, (&key, false), &IdempotentRequest { id: request, now }, &line, u32::MAX);
         answer.unwrap();
-        ticket.wait().unwrap();
+        commit.wait().unwrap();
     };
     add(&parts, "r", NOW);
     add(&parts, "r", NOW.plus_ms(599_999));
     assert_eq!(parts.cart("a", false), "1-1 x 1");
-    add(&parts, "r", NOW.plus(ANSWERS_KEPT));
+    add(&parts, "r", NOW.plus(ANSWER_RETENTION));
     assert_eq!(parts.cart("a", false), "1-1 x 2");
     for n in 0..3 * ANSWERS_MAX {
         add(&parts, &n.to_string(), NOW);
@@ -805,7 +823,7 @@ fn answers_are_kept_for_ten_minutes_and_in_a_bounded_number() {
 
 #[test]
 fn what_many_put_into_one_cart_at_once_is_all_in_it() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let sid = db.buyer("ann");
     thread::scope(|scope| {
         let (db, sid) = (&db, &sid);
@@ -817,7 +835,7 @@ fn what_many_put_into_one_cart_at_once_is_all_in_it() {
             });
         }
     });
-    // The saved one has what went through it; the session's has what came since it was last loaded.
+    // The saved cart has what was changed through it; the session's also has what was added since it was last loaded.
     let saved = db.cart(&sid, true).unwrap();
     for n in [0, 2, 4, 6] {
         assert!(saved.contains(&format!("1-{n} x 10")), "{saved}");
@@ -826,17 +844,25 @@ fn what_many_put_into_one_cart_at_once_is_all_in_it() {
     assert_eq!(db.cart(&sid, true), Ok(saved));
 }
 
-// Purchases' side of it.
+// Removing what was purchased.
 
-fn bought(parts: &Parts, buyer: &Buyer, sid: &str, lines: &[(&str, u32)], also: Result<(), StoreError>) -> Ticket {
-    let lines: Vec<Line> =
-        lines.iter().map(|(item_id, quantity)| Line { item_id: (*item_id).to_owned(), quantity: *quantity }).collect();
-    buyer.bought(&SessionKey::of(sid), &lines, |changes| parts.journal.append_with(changes, move |_tx| also))
+fn bought(
+    parts: &MemoryParts,
+    buyer: &BuyerCarts,
+    sid: &str,
+    lines: &[(&str, u32)],
+    also: Result<(), StoreError>,
+) -> CommitHandle {
+    let lines: Vec<LineItem> = lines
+        .iter()
+        .map(|(item_id, quantity)| LineItem { item_id: (*item_id).to_owned(), quantity: *quantity })
+        .collect();
+    buyer.remove_purchased(&SessionKey::of(sid), &lines, |changes| parts.journal.append_with(changes, move |_tx| also))
 }
 
 #[test]
 fn a_purchase_empties_the_sessions_cart_and_takes_from_the_saved_one() {
-    let mut parts = Parts::new();
+    let mut parts = MemoryParts::new();
     parts.open("a", 1, NOW).unwrap();
     for (item_id, quantity) in [("1-1", 2), ("1-2", 5), ("1-3", 1)] {
         parts.put("a", true, item_id, quantity);
@@ -854,12 +880,12 @@ fn a_purchase_empties_the_sessions_cart_and_takes_from_the_saved_one() {
 
 #[test]
 fn a_purchase_that_is_not_stored_leaves_the_carts_as_they_were() {
-    let mut parts = Parts::new();
+    let mut parts = MemoryParts::new();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 2);
     let (_, buyer) = parts.buyer("a", NOW);
-    let ticket = bought(&parts, &buyer, "a", &[("1-1", 2)], Err(StoreError::Refused("no".to_owned())));
-    assert!(ticket.wait().is_err());
+    let commit = bought(&parts, &buyer, "a", &[("1-1", 2)], Err(StoreError::Rejected("no".to_owned())));
+    assert!(commit.wait().is_err());
     parts.crash(NOW);
     assert_eq!(parts.cart("a", false), "1-1 x 2");
     assert_eq!(parts.cart("a", true), "1-1 x 2");
@@ -867,44 +893,44 @@ fn a_purchase_that_is_not_stored_leaves_the_carts_as_they_were() {
 
 #[test]
 fn a_purchase_whose_buyer_has_left_takes_from_the_saved_cart_and_revives_no_session() {
-    let mut parts = Parts::new();
+    let mut parts = MemoryParts::new();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 2);
-    assert_eq!(parts.people.end(&parts.journal, NOW, Role::Buyer, "a").0, Ok(()));
+    assert_eq!(parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, "a").0, Ok(()));
     parts.crash(NOW);
-    assert_eq!(parts.people.sizes(), (0, 0));
-    let buyer = parts.people.buyer(&parts.journal, 1).unwrap();
+    assert_eq!(parts.active_sessions.sizes(), (0, 0));
+    let buyer = parts.active_sessions.load_buyer(&parts.journal, 1).unwrap();
     bought(&parts, &buyer, "a", &[("1-1", 1)], Ok(())).wait().unwrap();
     drop(buyer);
-    parts.people.expire(&parts.journal, NOW);
-    assert_eq!(parts.people.sizes(), (0, 0), "nobody holds the buyer any more");
+    parts.active_sessions.expire_sessions(&parts.journal, NOW);
+    assert_eq!(parts.active_sessions.sizes(), (0, 0), "nobody holds the buyer any more");
     assert!(!parts.is_alive("a", NOW));
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 1");
 }
 
-// When the disk fails.
+// Failures of the disk.
 
 #[test]
 fn what_could_not_be_stored_has_not_happened_and_the_next_operation_works() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let (ann, bob) = (db.buyer("ann"), db.buyer("bob"));
     db.add(&ann, true, "1-1", 1).unwrap();
     db.break_chain();
-    assert_eq!(db.ask::<()>(add("again", &ann, true, "1-1", 1)), Err(Code::Unavailable));
+    assert_eq!(db.ask::<()>(add("again", &ann, true, "1-1", 1)), Err(ErrorCode::Unavailable));
     assert_eq!(db.cart(&ann, true).as_deref(), Ok("1-1 x 1"));
     assert_eq!(db.ask::<()>(add("again", &ann, true, "1-1", 1)), Ok(()));
     assert_eq!(db.cart(&ann, true).as_deref(), Ok("1-1 x 2"));
 
     db.break_chain();
-    assert_eq!(db.logout(&bob), Err(Code::Unavailable));
+    assert_eq!(db.logout(&bob), Err(ErrorCode::Unavailable));
     assert_eq!(db.touch(Role::Buyer, &bob).as_deref(), Ok("bob"), "that logout was not");
     assert_eq!(db.logout(&bob), Ok(()));
 
     db.break_chain();
-    let refused = db.ask::<LoggedIn>(login(Role::Buyer, "bob", "secret", "::1"));
-    assert_eq!(refused.map(|_| ()), Err(Code::Unavailable));
-    assert_eq!(db.customers().sizes().0, 1);
+    let refused = db.ask::<NewSession>(login(Role::Buyer, "bob", "secret", "::1"));
+    assert_eq!(refused.map(|_| ()), Err(ErrorCode::Unavailable));
+    assert_eq!(db.customers().session_and_buyer_counts().0, 1);
     db.login(Role::Buyer, "bob");
     db.restart();
     assert_eq!(db.cart(&ann, false).as_deref(), Ok("1-1 x 2"));
@@ -912,27 +938,27 @@ fn what_could_not_be_stored_has_not_happened_and_the_next_operation_works() {
 
 #[test]
 fn who_is_told_that_a_session_has_ended_is_told_when_that_is_on_disk() {
-    let parts = Parts::new();
+    let parts = MemoryParts::new();
     parts.open("a", 1, NOW).unwrap();
-    // The writer is kept busy, so that what comes after it waits.
+    // The writer is kept busy, so that later changes wait.
     let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
     let busy = parts.store.submit(move |_tx| {
         let _ = wait.recv();
         Ok(())
     });
-    let (answer, ended) = parts.people.end(&parts.journal, NOW, Role::Buyer, "a");
-    assert_eq!((answer, ended.state()), (Ok(()), TicketState::Pending));
-    let (refusal, ticket) = parts.people.session(NOW, Role::Buyer, "a").unwrap_err();
-    assert_eq!((refusal.code, ticket.state()), (Code::SessionExpired, TicketState::Pending));
+    let (answer, ended) = parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, "a");
+    assert_eq!((answer, ended.state()), (Ok(()), CommitState::Pending));
+    let (refusal, commit) = parts.active_sessions.use_session(NOW, Role::Buyer, "a").unwrap_err();
+    assert_eq!((refusal.code, commit.state()), (ErrorCode::SessionExpired, CommitState::Pending));
     drop(let_go);
-    ticket.wait().unwrap();
+    commit.wait().unwrap();
     busy.wait().unwrap();
-    assert_eq!(ended.state(), TicketState::Committed);
+    assert_eq!(ended.state(), CommitState::Committed);
 }
 
 #[test]
 fn no_answer_leaves_before_what_it_is_built_on_is_on_disk() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let (ann, bob) = (db.buyer("ann"), db.buyer("bob"));
     db.add(&ann, false, "1-1", 5).unwrap();
     let sid = || ann.clone();
@@ -940,22 +966,22 @@ fn no_answer_leaves_before_what_it_is_built_on_is_on_disk() {
         create("c", Role::Seller, "sue"),
         login(Role::Buyer, "bob", "secret", "::1"),
         add("a", &ann, false, "1-1", 1),
-        CustomerOp::SaveCart { sid: sid(), users: false },
+        CustomerOp::SaveCart { sid: sid(), uses_saved_cart: false },
         add("b", &ann, true, "1-2", 1),
         CustomerOp::RemoveFromCart {
             request: "r".to_owned(),
             sid: sid(),
-            users: false,
+            uses_saved_cart: false,
             item_id: "1-2".to_owned(),
             quantity: None,
         },
-        CustomerOp::ShowCart { sid: sid(), users: true },
-        CustomerOp::ClearCart { sid: sid(), users: true },
+        CustomerOp::ShowCart { sid: sid(), uses_saved_cart: true },
+        CustomerOp::ClearCart { sid: sid(), uses_saved_cart: true },
         CustomerOp::Logout { role: Role::Buyer, sid: bob },
     ];
     for op in ops {
         let kind = format!("{op:?}");
-        // The writer is kept busy, so that what is handed over now waits.
+        // The writer is kept busy, so that the changes appended now wait.
         let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
         db.store().submit(move |_tx| {
             let _ = wait.recv();
@@ -975,7 +1001,7 @@ fn no_answer_leaves_before_what_it_is_built_on_is_on_disk() {
 
 #[test]
 fn what_is_only_looked_at_waits_for_no_one_elses_change() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let (ann, bob) = (db.buyer("ann"), db.buyer("bob"));
     let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
     db.store().submit(move |_tx| {
@@ -988,13 +1014,13 @@ fn what_is_only_looked_at_waits_for_no_one_elses_change() {
             let ann = ann.clone();
             move || db.ask::<()>(add("a", &ann, false, "1-1", 1))
         });
-        while db.store().waiting() == 0 {
+        while db.store().queued_changes() == 0 {
             thread::yield_now();
         }
-        // All of these would wait for ever if they waited for that.
+        // All of these would block for ever if they waited for the writer.
         assert_eq!(db.touch(Role::Buyer, &ann).as_deref(), Ok("ann"));
         assert_eq!(db.cart(&bob, false).as_deref(), Ok(""));
-        assert!(db.ask::<ops::Session>(CustomerOp::Validate { sid: ann }).is_ok());
+        assert!(db.ask::<ops::SessionInfo>(CustomerOp::Validate { sid: ann }).is_ok());
         drop(let_go);
         assert_eq!(adding.join().unwrap(), Ok(()));
     });
@@ -1002,19 +1028,19 @@ fn what_is_only_looked_at_waits_for_no_one_elses_change() {
 
 #[test]
 fn a_database_that_is_closed_answers_unavailable() {
-    let mut db = Db::new();
+    let mut db = TestDb::new();
     let sid = db.buyer("ann");
     db.customers().close();
     db.customers().close();
     db.store().close();
-    assert_eq!(db.add(&sid, false, "1-1", 1), Err(Code::Unavailable));
-    assert_eq!(db.create(Role::Buyer, "bob"), Err(Code::Unavailable));
+    assert_eq!(db.add(&sid, false, "1-1", 1), Err(ErrorCode::Unavailable));
+    assert_eq!(db.create(Role::Buyer, "bob"), Err(ErrorCode::Unavailable));
 }
 
-// Any order of them.
+// Random sequences of operations.
 
 #[derive(Debug, Clone)]
-enum Act {
+enum CartAction {
     Login,
     Logout(usize),
     Add(usize, bool, u8, u32),
@@ -1022,26 +1048,26 @@ enum Act {
     Save(usize, bool),
     Clear(usize, bool),
     Show(usize, bool),
-    Bought(usize),
+    PurchaseHistoryEntry(usize),
     Crash,
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn cart_action() -> impl Strategy<Value = CartAction> {
     let session = 0..3usize;
     prop_oneof![
-        1 => Just(Act::Login),
-        1 => session.clone().prop_map(Act::Logout),
-        6 => (session.clone(), any::<bool>(), 0..3u8, 1..5u32).prop_map(|(s, u, i, q)| Act::Add(s, u, i, q)),
-        3 => (session.clone(), any::<bool>(), 0..3u8, prop::option::of(1..5u32)).prop_map(|(s, u, i, q)| Act::Remove(s, u, i, q)),
-        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| Act::Save(s, u)),
-        1 => (session.clone(), any::<bool>()).prop_map(|(s, u)| Act::Clear(s, u)),
-        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| Act::Show(s, u)),
-        1 => session.prop_map(Act::Bought),
-        1 => Just(Act::Crash),
+        1 => Just(CartAction::Login),
+        1 => session.clone().prop_map(CartAction::Logout),
+        6 => (session.clone(), any::<bool>(), 0..3u8, 1..5u32).prop_map(|(s, u, i, q)| CartAction::Add(s, u, i, q)),
+        3 => (session.clone(), any::<bool>(), 0..3u8, prop::option::of(1..5u32)).prop_map(|(s, u, i, q)| CartAction::Remove(s, u, i, q)),
+        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| CartAction::Save(s, u)),
+        1 => (session.clone(), any::<bool>()).prop_map(|(s, u)| CartAction::Clear(s, u)),
+        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| CartAction::Show(s, u)),
+        1 => session.prop_map(CartAction::PurchaseHistoryEntry),
+        1 => Just(CartAction::Crash),
     ]
 }
 
-/// The rules of SPEC.md section 4 in the fewest words: carts by session, and the saved one.
+/// A model of the rules in `docs/spec/shop.md`, "Cart": the carts by session, and the saved cart.
 #[derive(Default)]
 struct Model {
     saved: BTreeMap<String, u32>,
@@ -1051,83 +1077,83 @@ struct Model {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn carts_are_what_the_rules_say_whatever_happens_and_whenever_it_crashes(acts in prop::collection::vec(act(), 1..60)) {
-        let mut parts = Parts::new();
+    fn carts_are_what_the_rules_say_whatever_happens_and_whenever_it_crashes(acts in prop::collection::vec(cart_action(), 1..60)) {
+        let mut parts = MemoryParts::new();
         let mut model = Model::default();
         let mut logins = 0;
         for act in acts {
-            // The newest sessions are the ones that are spoken of.
+            // The actions use the newest sessions.
             let session = |n: usize| model.of.keys().rev().nth(n).copied();
             match act {
-                Act::Login => {
+                CartAction::Login => {
                     logins += 1;
                     parts.open(&logins.to_string(), 1, NOW).unwrap();
                     model.of.insert(logins, model.saved.clone());
                 }
-                Act::Crash => parts.crash(NOW),
-                Act::Logout(n) => {
+                CartAction::Crash => parts.crash(NOW),
+                CartAction::Logout(n) => {
                     let Some(s) = session(n) else { continue };
-                    prop_assert_eq!(parts.people.end(&parts.journal, NOW, Role::Buyer, &s.to_string()).0, Ok(()));
+                    prop_assert_eq!(parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, &s.to_string()).0, Ok(()));
                     model.of.remove(&s);
                 }
-                Act::Add(n, users, item, quantity) => {
+                CartAction::Add(n, uses_saved_cart, item, quantity) => {
                     let Some(s) = session(n) else { continue };
                     let item_id = format!("1-{item}");
                     let (key, buyer) = parts.buyer(&s.to_string(), NOW);
-                    let line = Line { item_id: item_id.clone(), quantity };
+                    let line = LineItem { item_id: item_id.clone(), quantity };
                     let request = Token::random();
-                    let once = Once { request: request.reveal(), now: NOW };
-                    let (answer, _) = buyer.add(&parts.journal, (&key, users), &once, &line, 8);
-                    let mut cart = if users { model.saved.clone() } else { model.of[&s].clone() };
+                    let once = IdempotentRequest { id: request.reveal(), now: NOW };
+                    let (answer, _) = buyer.add(&parts.journal, (&key, uses_saved_cart), &once, &line, 8);
+                    let mut cart = if uses_saved_cart { model.saved.clone() } else { model.of[&s].clone() };
                     let wanted = cart.get(&item_id).copied().unwrap_or(0) + quantity;
                     prop_assert_eq!(answer.is_ok(), wanted <= 8);
                     if wanted <= 8 {
                         cart.insert(item_id, wanted);
-                        if users {
+                        if uses_saved_cart {
                             model.saved = cart.clone();
                         }
                         model.of.insert(s, cart);
                     }
                 }
-                Act::Remove(n, users, item, quantity) => {
+                CartAction::Remove(n, uses_saved_cart, item, quantity) => {
                     let Some(s) = session(n) else { continue };
                     let item_id = format!("1-{item}");
                     let (key, buyer) = parts.buyer(&s.to_string(), NOW);
                     let request = Token::random();
-                    let once = Once { request: request.reveal(), now: NOW };
-                    let (answer, _) = buyer.remove(&parts.journal, (&key, users), &once, &item_id, quantity);
-                    let mut cart = if users { model.saved.clone() } else { model.of[&s].clone() };
+                    let once = IdempotentRequest { id: request.reveal(), now: NOW };
+                    let (answer, _) = buyer.remove(&parts.journal, (&key, uses_saved_cart), &once, &item_id, quantity);
+                    let mut cart = if uses_saved_cart { model.saved.clone() } else { model.of[&s].clone() };
                     let left = cart.get(&item_id).map(|there| there - quantity.unwrap_or(*there).min(*there));
                     prop_assert_eq!(answer.ok().map(|left| left.quantity), left);
                     if let Some(left) = left {
                         cart.insert(item_id, left);
                         cart.retain(|_, quantity| *quantity > 0);
-                        if users {
+                        if uses_saved_cart {
                             model.saved = cart.clone();
                         }
                         model.of.insert(s, cart);
                     }
                 }
-                Act::Save(n, users) => {
+                CartAction::Save(n, uses_saved_cart) => {
                     let Some(s) = session(n) else { continue };
                     let (key, buyer) = parts.buyer(&s.to_string(), NOW);
-                    buyer.save(&parts.journal, (&key, users)).0.unwrap();
-                    if users { model.of.insert(s, model.saved.clone()); } else { model.saved = model.of[&s].clone(); }
+                    buyer.save(&parts.journal, (&key, uses_saved_cart)).0.unwrap();
+                    if uses_saved_cart { model.of.insert(s, model.saved.clone()); } else { model.saved = model.of[&s].clone(); }
                 }
-                Act::Clear(n, users) => {
+                CartAction::Clear(n, uses_saved_cart) => {
                     let Some(s) = session(n) else { continue };
                     let (key, buyer) = parts.buyer(&s.to_string(), NOW);
-                    buyer.clear(&parts.journal, (&key, users)).0.unwrap();
+                    buyer.clear(&parts.journal, (&key, uses_saved_cart)).0.unwrap();
                     model.of.insert(s, BTreeMap::new());
-                    if users { model.saved.clear(); }
+                    if uses_saved_cart { model.saved.clear(); }
                 }
-                Act::Show(n, users) => {
+                CartAction::Show(n, uses_saved_cart) => {
                     let Some(s) = session(n) else { continue };
-                    if users { model.of.insert(s, model.saved.clone()); }
+                    if uses_saved_cart { model.of.insert(s, model.saved.clone()); }
                     let wanted = model.of[&s].iter().map(|(item_id, n)| format!("{item_id} x {n}")).collect::<Vec<_>>();
-                    prop_assert_eq!(parts.cart(&s.to_string(), users), wanted.join(", "));
+                    prop_assert_eq!(parts.cart(&s.to_string(), uses_saved_cart), wanted.join(", "));
                 }
-                Act::Bought(n) => {
+                CartAction::PurchaseHistoryEntry(n) => {
                     let Some(s) = session(n) else { continue };
                     let (_, buyer) = parts.buyer(&s.to_string(), NOW);
                     let lines = model.of.insert(s, BTreeMap::new()).unwrap_or_default();

@@ -1,24 +1,24 @@
-//! What the sellers' frontend does.
+//! The calls of the sellers' frontend.
 
 use serde::Deserialize;
 
-use super::{Frontend, parse};
-use crate::shop::door::request_id;
-use crate::shop::ops::{Account, Answer, Code, CustomerOp, ProductOp, Quantity, Refusal};
-use crate::shop::wire::{Act, NewItem, Outcome};
+use super::{Frontend, parse_response};
+use crate::shop::listener::request_id;
+use crate::shop::ops::{Account, CustomerOp, ErrorCode, ProductOp, Refusal, RemainingQuantity, ShopResult};
+use crate::shop::wire::{ItemRegistration, ResponsePayload, SessionCall};
 
-/// All that is looked at of an item that passes through.
+/// The only field that is parsed of an item whose JSON is passed on.
 #[derive(Deserialize)]
-struct Whose {
+struct ItemOwner {
     seller_id: u64,
 }
 
 impl Frontend {
-    pub(super) fn seller_act(&self, sid: String, act: Act) -> Answer<Outcome> {
-        match act {
-            Act::Register(item) => {
-                let Account { user_id: seller_id, username: seller, .. } = self.touch(sid)?;
-                let NewItem { item_name, category, keywords, condition_is_new, price, quantity } = *item;
+    pub(super) fn handle_seller_call(&self, sid: String, call: SessionCall) -> ShopResult<ResponsePayload> {
+        match call {
+            SessionCall::Register(item) => {
+                let Account { user_id: seller_id, username: seller, .. } = self.touch_session(sid)?;
+                let ItemRegistration { item_name, category, keywords, condition_is_new, price, quantity } = *item;
                 let op = ProductOp::Register {
                     request: request_id(),
                     seller_id,
@@ -30,44 +30,45 @@ impl Frontend {
                     price,
                     quantity,
                 };
-                self.ask_product(&op).map(Outcome::Registered)
+                self.call_product_raw(&op).map(ResponsePayload::Registered)
             }
-            Act::ChangePrice { item_id, price } => {
-                let seller_id = self.touch(sid)?.user_id;
-                self.ask_product(&ProductOp::ChangePrice { seller_id, item_id, price }).map(|_| Outcome::Done)
+            SessionCall::ChangePrice { item_id, price } => {
+                let seller_id = self.touch_session(sid)?.user_id;
+                self.call_product_raw(&ProductOp::ChangePrice { seller_id, item_id, price })
+                    .map(|_| ResponsePayload::Done)
             }
-            Act::UpdateUnits { item_id, delta } => {
-                let seller_id = self.touch(sid)?.user_id;
+            SessionCall::UpdateUnits { item_id, delta } => {
+                let seller_id = self.touch_session(sid)?.user_id;
                 let op = ProductOp::UpdateUnits { request: request_id(), seller_id, item_id, delta };
-                let left: Quantity = self.product(&op)?;
-                Ok(Outcome::Quantity(left.quantity))
+                let left: RemainingQuantity = self.call_product(&op)?;
+                Ok(ResponsePayload::Quantity(left.quantity))
             }
-            Act::OwnItems(page) => {
-                let seller_id = self.touch(sid)?.user_id;
+            SessionCall::OwnItems(page) => {
+                let seller_id = self.touch_session(sid)?.user_id;
                 let op = ProductOp::ItemsOf { seller_id, offset: page.offset, limit: page.limit };
-                self.ask_product(&op).map(Outcome::Items)
+                self.call_product_raw(&op).map(ResponsePayload::Items)
             }
-            Act::GetOwnItem { item_id } => {
-                let (account, item) = self.ask_in_session(sid, &ProductOp::GetItem { item_id })?;
-                let account: Account = parse(&account)?;
-                let whose: Whose = parse(&item)?;
-                if whose.seller_id != account.user_id {
-                    return Err(Refusal::new(Code::Forbidden, "item_id: that is another seller's item"));
+            SessionCall::GetOwnItem { item_id } => {
+                let (account, item) = self.call_product_in_session(sid, &ProductOp::GetItem { item_id })?;
+                let account: Account = parse_response(&account)?;
+                let owner: ItemOwner = parse_response(&item)?;
+                if owner.seller_id != account.user_id {
+                    return Err(Refusal::new(ErrorCode::Forbidden, "item_id: that is another seller's item"));
                 }
-                Ok(Outcome::Item(item))
+                Ok(ResponsePayload::Item(item))
             }
-            Act::OwnRating => {
-                let seller_id = self.touch(sid)?.user_id;
-                Ok(Outcome::Rating(self.product(&ProductOp::RatingOf { seller_id })?))
+            SessionCall::OwnRating => {
+                let seller_id = self.touch_session(sid)?.user_id;
+                Ok(ResponsePayload::Rating(self.call_product(&ProductOp::RatingOf { seller_id })?))
             }
-            Act::Orders(page) => {
+            SessionCall::Orders(page) => {
                 let op = CustomerOp::Orders { sid, offset: page.offset, limit: page.limit };
-                Ok(Outcome::Orders(self.customer(&op)?))
+                Ok(ResponsePayload::Orders(self.call_customer(&op)?))
             }
-            Act::MarkShipped { purchase_id, item_id } => {
-                self.ask_customer(&CustomerOp::MarkShipped { sid, purchase_id, item_id }).map(|_| Outcome::Done)
-            }
-            _ => Err(Refusal::new(Code::UnknownApi, "that is for buyers")),
+            SessionCall::MarkShipped { purchase_id, item_id } => self
+                .call_customer_raw(&CustomerOp::MarkShipped { sid, purchase_id, item_id })
+                .map(|_| ResponsePayload::Done),
+            _ => Err(Refusal::new(ErrorCode::UnknownApi, "that is for buyers")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The frontends over real sockets, before small databases in memory.
+//! The frontends over real sockets, with fake databases in memory.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,44 +7,44 @@ use std::sync::Barrier;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::net::budget::{Budget, RECEIVED_MAX};
+use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
 use crate::net::cluster::ClusterKey;
-use crate::net::frames::{Framing, frame};
+use crate::net::frames::{Framing, encode_frame};
 use crate::net::listener::ConnectionLimiter;
 use crate::net::testing::eventually;
 use crate::net::threads::Executor;
-use crate::net::tls::Identity;
-use crate::shop::client::{self, Client, ClientError, Trust};
+use crate::net::tls::TlsIdentity;
+use crate::shop::client::{self, CertificateTrust, Client, ClientError};
 use crate::shop::wire::MESSAGE_MAX;
 
-mod doubles;
+mod fakes;
 mod limits;
 mod stories;
 mod whole;
 
-use doubles::{Goods, People};
+use fakes::{FakeCustomerDb, FakeProductDb};
 
-const SOON: Duration = Duration::from_secs(20);
-const ANY: &str = "127.0.0.1:0";
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+const ANY_PORT: &str = "127.0.0.1:0";
 
-fn floor(key: &ClusterKey) -> Floor {
-    Floor {
+fn context(key: &ClusterKey) -> ShopContext {
+    ShopContext {
         executor: Executor::new("test-shop", 500),
         limiter: ConnectionLimiter::new(500),
-        budget: Budget::new(RECEIVED_MAX),
+        budget: ReceiveBudget::new(RECEIVE_BUDGET_BYTES),
         identity: None,
-        plain_from_afar: false,
+        allows_remote_plaintext: false,
         key: key.clone(),
     }
 }
 
-/// All four servers.
+/// All four servers, with fake databases.
 struct Shop {
     key: ClusterKey,
-    people: Arc<People>,
-    goods: Arc<Goods>,
-    customer: Option<Door>,
-    product: Option<Door>,
+    customer_db: Arc<FakeCustomerDb>,
+    product_db: Arc<FakeProductDb>,
+    customer: Option<ShopListener>,
+    product: Option<ShopListener>,
     buyers: FrontendServer,
     sellers: FrontendServer,
 }
@@ -54,17 +54,17 @@ impl Shop {
         Shop::open_with(|_| {})
     }
 
-    fn open_with(change: impl FnOnce(&mut Floor)) -> Shop {
+    fn open_with(change: impl FnOnce(&mut ShopContext)) -> Shop {
         let key = ClusterKey::random();
-        let (people, goods) = (Arc::new(People::default()), Arc::new(Goods::default()));
-        let any = ANY.parse().unwrap();
-        let customer = Door::open_customer(any, floor(&key), Arc::clone(&people) as _).unwrap();
-        let product = Door::open_product(any, floor(&key), Arc::clone(&goods) as _).unwrap();
-        let mut floor = floor(&key);
-        change(&mut floor);
-        let start = |role| FrontendServer::start(config(role, &customer, &product), &floor).unwrap();
+        let (customer_db, product_db) = (Arc::new(FakeCustomerDb::default()), Arc::new(FakeProductDb::default()));
+        let any = ANY_PORT.parse().unwrap();
+        let customer = ShopListener::open_customer(any, context(&key), Arc::clone(&customer_db) as _).unwrap();
+        let product = ShopListener::open_product(any, context(&key), Arc::clone(&product_db) as _).unwrap();
+        let mut context = context(&key);
+        change(&mut context);
+        let start = |role| FrontendServer::start(config(role, &customer, &product), &context).unwrap();
         let (buyers, sellers) = (start(Role::Buyer), start(Role::Seller));
-        Shop { key, people, goods, customer: Some(customer), product: Some(product), buyers, sellers }
+        Shop { key, customer_db, product_db, customer: Some(customer), product: Some(product), buyers, sellers }
     }
 
     fn port(&self, role: Role) -> SocketAddr {
@@ -74,15 +74,15 @@ impl Shop {
         }
     }
 
-    fn raw(&self, role: Role, framing: Framing) -> Raw {
-        Raw::connect(self.port(role), framing)
+    fn raw(&self, role: Role, framing: Framing) -> RawClient {
+        RawClient::connect(self.port(role), framing)
     }
 
     fn client(&self, role: Role) -> Client {
-        Client::new(client::Config::plain(self.port(role).to_string()))
+        Client::new(client::ClientConfig::plain(self.port(role).to_string()))
     }
 
-    /// A buyer or seller who is logged in.
+    /// Creates a buyer or seller and logs in.
     fn user(&self, role: Role, name: &str) -> Client {
         let mut client = self.client(role);
         client.call("CreateAccount", json!({"username": name, "password": "secret"})).unwrap();
@@ -90,8 +90,8 @@ impl Shop {
         client
     }
 
-    /// A seller with so many lamps; their item id.
-    fn lamps(&self, quantity: u32) -> String {
+    /// Registers an item with this stock for a new seller and returns its id.
+    fn list_lamps(&self, quantity: u32) -> String {
         let mut seller = self.user(Role::Seller, "sam");
         let lamp = json!({
             "item_name": "Lamp", "category": 3, "keywords": ["light"], "condition": "New", "price": 12.5,
@@ -102,32 +102,32 @@ impl Shop {
     }
 }
 
-fn config(role: Role, customer: &Door, product: &Door) -> Config {
-    Config {
+fn config(role: Role, customer: &ShopListener, product: &ShopListener) -> FrontendConfig {
+    FrontendConfig {
         role,
-        addrs: vec![ANY.parse().unwrap()],
+        addrs: vec![ANY_PORT.parse().unwrap()],
         product: product.local_addr().to_string(),
         customer: customer.local_addr().to_string(),
-        databases: Databases::Elsewhere,
+        databases: DatabaseLocation::Remote,
     }
 }
 
-/// A client written from the contract alone.
-struct Raw {
+/// A client that is written from the wire format alone.
+struct RawClient {
     stream: BufReader<TcpStream>,
     framing: Framing,
 }
 
-impl Raw {
-    fn connect(address: SocketAddr, framing: Framing) -> Raw {
+impl RawClient {
+    fn connect(address: SocketAddr, framing: Framing) -> RawClient {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        Raw { stream: BufReader::new(stream), framing }
+        stream.set_read_timeout(Some(READ_TIMEOUT)).unwrap();
+        RawClient { stream: BufReader::new(stream), framing }
     }
 
     fn send(&mut self, message: &[u8]) {
         let bytes = match self.framing {
-            Framing::Frames => frame(message).unwrap(),
+            Framing::Frames => encode_frame(message).unwrap(),
             Framing::Lines => [message, b"\n"].concat(),
         };
         self.stream.get_mut().write_all(&bytes).unwrap();
@@ -154,16 +154,16 @@ impl Raw {
         self.read()
     }
 
-    /// Whatever comes until the other end closes.
+    /// Reads everything until the server closes the connection.
     fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
-        // A reset is an end, too.
+        // A reset also ends the connection.
         let _ = self.stream.read_to_end(&mut rest);
         rest
     }
 }
 
-fn code(result: Result<Value, ClientError>) -> Code {
+fn code(result: Result<Value, ClientError>) -> ErrorCode {
     match result {
         Err(ClientError::Refused(refusal)) => refusal.code,
         other => panic!("not refused: {other:?}"),

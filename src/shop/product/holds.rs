@@ -1,32 +1,31 @@
-//! Holds on the disk: the core of `hold.rs` over the tables, within one transaction each.
+//! Stored holds: applies the state machine of `shop/hold.rs` to the tables, in one transaction per step.
 
-use super::store::{self, Counts};
+use super::store::{self, SellerCountDeltas};
 use crate::model::Millis;
-use crate::shop::hold::{Record, Shelf, Shelved};
-use crate::shop::ops::{Answer, Hold, Line, PricedLine};
-use crate::storage::{Query, Reader, Row, StoreError, Tx};
+use crate::shop::hold::{HoldRecord, Inventory, InventoryItem};
+use crate::shop::ops::{HoldState, LineItem, PricedLine, ShopResult};
+use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
-/// Holds as the tables have them.
-const STATES: [Hold; 4] = [Hold::Unknown, Hold::Held, Hold::Sold, Hold::Released];
+const HOLD_STATES: [HoldState; 4] = [HoldState::Unknown, HoldState::Held, HoldState::Sold, HoldState::Released];
 
-fn state_of(hold: Hold) -> i64 {
+fn state_code(hold: HoldState) -> i64 {
     match hold {
-        Hold::Unknown => 0,
-        Hold::Held => 1,
-        Hold::Sold => 2,
-        Hold::Released => 3,
+        HoldState::Unknown => 0,
+        HoldState::Held => 1,
+        HoldState::Sold => 2,
+        HoldState::Released => 3,
     }
 }
 
-/// The items' table as a shelf.
-struct Items<'t>(&'t mut dyn Tx);
+/// The item table as an [`Inventory`].
+struct ItemTable<'t>(&'t mut dyn Tx);
 
-impl Shelf for Items<'_> {
+impl Inventory for ItemTable<'_> {
     type Error = StoreError;
 
-    fn look(&mut self, item_id: &str) -> Result<Option<Shelved>, StoreError> {
-        let item = store::find(self.0, item_id)?;
-        Ok(item.map(|item| Shelved {
+    fn get(&mut self, item_id: &str) -> Result<Option<InventoryItem>, StoreError> {
+        let item = store::find_item(self.0, item_id)?;
+        Ok(item.map(|item| InventoryItem {
             quantity: item.quantity.unsigned_abs(), // the table allows none below zero
             price: item.price,
             seller_id: item.facts.seller_id,
@@ -43,27 +42,31 @@ impl Shelf for Items<'_> {
     }
 
     fn count_sold(&mut self, seller_id: u64, units: i64) -> Result<(), StoreError> {
-        store::count_for_seller(self.0, store::id(seller_id), Counts { sold: units, ..Counts::default() })
+        store::add_to_seller_counts(
+            self.0,
+            store::id_column(seller_id),
+            SellerCountDeltas { sold: units, ..SellerCountDeltas::default() },
+        )
     }
 }
 
-impl Items<'_> {
+impl ItemTable<'_> {
     fn add(&mut self, line: &PricedLine, units: i64) -> Result<(), StoreError> {
         let wrong = || StoreError::Invalid(format!("a hold of {:?}, which is no item", line.item_id));
-        let (_category, number) = store::split_id(&line.item_id).ok_or_else(wrong)?;
+        let (_category, number) = store::parse_item_id(&line.item_id).ok_or_else(wrong)?;
         store::add_units(self.0, number, units)
     }
 }
 
-/// Runs a step of the core on a purchase's record, and stores what became of it.
-fn step<T>(
+/// Applies a step to a purchase's record and stores the record if it has changed.
+fn update_record<T>(
     tx: &mut dyn Tx,
     purchase_id: &str,
-    run: impl FnOnce(&mut Record, &mut Items<'_>) -> Result<T, StoreError>,
+    run: impl FnOnce(&mut HoldRecord, &mut ItemTable<'_>) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    let before = read(tx, purchase_id)?;
+    let before = read_record(tx, purchase_id)?;
     let mut record = before.clone();
-    let answer = run(&mut record, &mut Items(tx))?;
+    let answer = run(&mut record, &mut ItemTable(tx))?;
     if record != before {
         tx.execute(
             "INSERT INTO product_hold (purchase_id, hold, at, lines) VALUES ($1, $2, $3, $4)
@@ -71,7 +74,7 @@ fn step<T>(
                  SET hold = excluded.hold, at = excluded.at, lines = excluded.lines",
             &[
                 purchase_id.into(),
-                state_of(record.hold).into(),
+                state_code(record.state).into(),
                 record.at.into(),
                 (&store::json(&record.lines)?).into(),
             ],
@@ -80,21 +83,21 @@ fn step<T>(
     Ok(answer)
 }
 
-fn read(reader: &(impl Reader + ?Sized), purchase_id: &str) -> Result<Record, StoreError> {
+fn read_record(reader: &(impl Reader + ?Sized), purchase_id: &str) -> Result<HoldRecord, StoreError> {
     let record = reader.first(
         "SELECT hold, at, lines FROM product_hold WHERE purchase_id = $1",
         &[purchase_id.into()],
-        read_record,
+        record_from_row,
     )?;
     Ok(record.unwrap_or_default())
 }
 
-fn read_record(row: &Row<'_>) -> Result<Record, StoreError> {
+fn record_from_row(row: &Row<'_>) -> Result<HoldRecord, StoreError> {
     let wrong = |what: String| StoreError::Invalid(format!("a hold: {what}"));
     let state = row.int(0)?;
-    let hold = STATES.into_iter().find(|hold| state_of(*hold) == state);
-    Ok(Record {
-        hold: hold.ok_or_else(|| wrong(format!("the unknown state {state}")))?,
+    let hold = HOLD_STATES.into_iter().find(|hold| state_code(*hold) == state);
+    Ok(HoldRecord {
+        state: hold.ok_or_else(|| wrong(format!("the unknown state {state}")))?,
         at: row.millis(1)?,
         lines: serde_json::from_str(row.text(2)?).map_err(|error| wrong(error.to_string()))?,
     })
@@ -104,60 +107,60 @@ pub(super) fn hold(
     tx: &mut dyn Tx,
     now: Millis,
     purchase_id: &str,
-    lines: &[Line],
+    lines: &[LineItem],
     expires_in_ms: u64,
-) -> Result<Answer<Vec<PricedLine>>, StoreError> {
-    step(tx, purchase_id, |record, items| record.hold(items, now, lines, expires_in_ms))
+) -> Result<ShopResult<Vec<PricedLine>>, StoreError> {
+    update_record(tx, purchase_id, |record, items| record.hold(items, now, lines, expires_in_ms))
 }
 
-pub(super) fn sell(tx: &mut dyn Tx, now: Millis, purchase_id: &str) -> Result<Hold, StoreError> {
-    step(tx, purchase_id, |record, items| record.sell(items, now))
+pub(super) fn sell(tx: &mut dyn Tx, now: Millis, purchase_id: &str) -> Result<HoldState, StoreError> {
+    update_record(tx, purchase_id, |record, items| record.sell(items, now))
 }
 
-pub(super) fn release(tx: &mut dyn Tx, now: Millis, purchase_id: &str) -> Result<Hold, StoreError> {
-    step(tx, purchase_id, |record, items| record.release(items, now))
+pub(super) fn release(tx: &mut dyn Tx, now: Millis, purchase_id: &str) -> Result<HoldState, StoreError> {
+    update_record(tx, purchase_id, |record, items| record.release(items, now))
 }
 
-pub(super) fn state(reader: &dyn Reader, now: Millis, purchase_id: &str) -> Result<Hold, StoreError> {
-    Ok(read(reader, purchase_id)?.state(now))
+pub(super) fn state(reader: &dyn Reader, now: Millis, purchase_id: &str) -> Result<HoldState, StoreError> {
+    Ok(read_record(reader, purchase_id)?.state_at(now))
 }
 
-/// When the next hold expires.
+/// The time at which the next hold expires.
 pub(super) fn next_expiry(reader: &dyn Reader) -> Result<Option<Millis>, StoreError> {
     reader.first(
         "SELECT at FROM product_hold WHERE hold = $1 ORDER BY at LIMIT 1",
-        &[state_of(Hold::Held).into()],
+        &[state_code(HoldState::Held).into()],
         |row| row.millis(0),
     )
 }
 
-/// Releases what was held for too long, so many purchases at most; tells how many there were.
-pub(super) fn expire(tx: &mut dyn Tx, now: Millis, most: u32) -> Result<usize, StoreError> {
+/// Releases at most `limit` expired holds and returns how many it released.
+pub(super) fn expire(tx: &mut dyn Tx, now: Millis, limit: u32) -> Result<usize, StoreError> {
     let due = tx.all(
         "SELECT purchase_id FROM product_hold WHERE hold = $1 AND at <= $2 ORDER BY at LIMIT $3",
-        &[state_of(Hold::Held).into(), now.into(), most.into()],
+        &[state_code(HoldState::Held).into(), now.into(), limit.into()],
         |row| row.text(0).map(str::to_owned),
     )?;
     for purchase_id in &due {
-        step(tx, purchase_id, |record, items| record.expire(items, now))?;
+        update_record(tx, purchase_id, |record, items| record.expire(items, now))?;
     }
     Ok(due.len())
 }
 
-/// When the oldest tombstone was set.
+/// The time of the oldest tombstone.
 pub(super) fn oldest_tombstone(reader: &dyn Reader) -> Result<Option<Millis>, StoreError> {
     reader.first(
         "SELECT at FROM product_hold WHERE hold = $1 ORDER BY at LIMIT 1",
-        &[state_of(Hold::Released).into()],
+        &[state_code(HoldState::Released).into()],
         |row| row.millis(0),
     )
 }
 
-/// Removes tombstones set up to that instant, so many at most; tells how many it removed.
-pub(super) fn forget_released(tx: &mut dyn Tx, until: Millis, most: u32) -> Result<u64, StoreError> {
+/// Purges at most `limit` tombstones of up to this time and returns how many it purged.
+pub(super) fn purge_tombstones(tx: &mut dyn Tx, until: Millis, limit: u32) -> Result<u64, StoreError> {
     tx.execute(
         "DELETE FROM product_hold WHERE purchase_id IN
              (SELECT purchase_id FROM product_hold WHERE hold = $1 AND at <= $2 ORDER BY at LIMIT $3)",
-        &[state_of(Hold::Released).into(), until.into(), most.into()],
+        &[state_code(HoldState::Released).into(), until.into(), limit.into()],
     )
 }

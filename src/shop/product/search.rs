@@ -1,51 +1,51 @@
-//! Search: ranked by keywords, from lists that are kept in the order of price.
+//! Search: an inverted index of keywords whose posting lists are sorted by price, and the ranking of items.
 //!
-//! Why tables of keywords and not a full-text index: SPEC.md ranks by exact keyword, prefix and word of the
-//! name, not by how rare a word is; a key that ends in the price gives the cheapest first without sorting;
-//! and the same statements run on PostgreSQL.
+//! Why tables of keywords and not a full-text index: `docs/spec/shop.md` ranks by exact keyword, prefix and word of
+//! the name, not by how rare a word is; a key that ends in the price yields the cheapest first without sorting; and
+//! the same statements run on PostgreSQL.
 //!
-//! A **posting** says that an item has a term: `(kind, term, price, number)`, where kind is 0 for one of its
-//! keywords, 1 for a word of its name, 2 (with the empty term) for an item at all, and 3 to 5 for the first 2, 4
-//! and 6 letters of a keyword. The same postings stand a second time under their category. Only items with
-//! stock have any.
+//! A **posting** `(kind, term, price, number)` says that an item has a term. The kind is 0 for a keyword, 1 for a word
+//! of the name, 2 (with the empty term) for any item, and 3 to 5 for the first 2, 4 and 6 letters of a keyword. A
+//! second table holds the same postings by category. Only items with stock have postings.
 //!
-//! A keyword of a search is the exact list of kind 0 (2 points), what begins with it (1 point), and the exact
-//! list of kind 1 (1 point more). What begins with 2, 4 or 6 letters is one list; with 1, 3 or 5, the lists of
-//! one letter more, of which there are as many as the alphabet has; without those kinds it would be a list for
-//! each of perhaps a hundred thousand keywords. (All lengths would make the index larger by half again.)
+//! For a search keyword, an item in the exact list of kind 0 scores 2 points, one with a keyword that begins with it 1
+//! point, and one in the exact list of kind 1 another point. A prefix of 2, 4 or 6 letters is one list; a prefix of 1,
+//! 3 or 5 letters is the union of the lists with one letter more, as many as the alphabet has letters. Without kinds 3
+//! to 5 it would be a list for each of perhaps a hundred thousand keywords. (All lengths would make the index larger
+//! by half again.)
 //!
-//! Ranking looks at the 10,000 cheapest items that have any point, so no list is read further than its first
-//! 10,001: whoever is among the cheapest of all is among the cheapest of every list that he is in.
+//! Only the 10,000 cheapest items with any points are ranked, so no list is read beyond its first 10,001 entries: an
+//! item that is among the cheapest of all is among the cheapest of every list that contains it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use super::store::{self, Facts};
+use super::store::{self, ItemFacts};
 use crate::model::Cents;
 use crate::model::text::nfc;
-use crate::storage::{Query, Reader, Row, StoreError, Tx, Value};
+use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx, Value};
 
-/// Items that ranking looks at, and the most that are counted.
+/// The maximum number of items that are ranked, and that are counted exactly.
 pub(super) const RANKED_MAX: usize = 10_000;
 
-/// The item has it among its keywords.
+/// The kind of a keyword's postings.
 const KEYWORD: i64 = 0;
-/// It is a word of the item's name.
+/// The kind of the postings of a word of the name.
 const NAME_WORD: i64 = 1;
-/// It is for sale: the list of all, for searches without keywords.
+/// The kind of the postings that list all items, for searches without keywords.
 const FOR_SALE: i64 = 2;
-/// One of its keywords begins with these: so many letters, and the kind.
-const BEGINNINGS: [(usize, i64); 3] = [(2, 3), (4, 4), (6, 5)];
+/// The kinds of the postings of keyword prefixes: the number of letters and the kind.
+const PREFIX_KINDS: [(usize, i64); 3] = [(2, 3), (4, 4), (6, 5)];
 
-/// What a search found: the numbers of one page of items.
+/// The item numbers of one page of a search.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Hits {
+pub(super) struct SearchHits {
     pub numbers: Vec<i64>,
     pub total: u64,
     pub total_is_at_least: bool,
 }
 
-/// A line of the index. In the order of the table.
+/// A row of the index. `Ord` is the order of the table's key.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Posting {
     kind: i64,
@@ -55,26 +55,32 @@ pub(super) struct Posting {
     category: u32,
 }
 
-/// A text as it is compared: without case, in form C. (A sigma at a word's end is a sigma.)
+/// Folds a text for comparison: to lowercase and Unicode's form C, with a final sigma folded to a plain one.
 pub(super) fn fold(text: &str) -> String {
-    // Lowercase of what is in form C need not be in it (İ).
-    nfc(&fold_as_spelled(&nfc(text))).into_owned()
+    // The lowercase of a text in form C need not be in form C (İ).
+    nfc(&fold_without_normalization(&nfc(text))).into_owned()
 }
 
-/// As versions before [`store::fold_anew`] kept it: two spellings were two words.
-fn fold_as_spelled(text: &str) -> String {
+/// Folds a text as versions before [`store::normalize_index`] did, without normalization to form C.
+fn fold_without_normalization(text: &str) -> String {
     let lower = text.to_lowercase();
     if lower.contains('ς') { lower.replace('ς', "σ") } else { lower }
 }
 
-/// The postings that an item has while it has stock.
-pub(super) fn postings(facts: &Facts, price: Cents, number: i64) -> Vec<Posting> {
-    postings_by(fold, facts, price, number)
+/// The postings of an item.
+pub(super) fn postings(facts: &ItemFacts, price: Cents, number: i64) -> Vec<Posting> {
+    postings_folded_by(fold, facts, price, number)
 }
 
-/// Puts the postings of an item in place of those of before [`store::fold_anew`].
-pub(super) fn post_anew(tx: &mut dyn Tx, facts: &Facts, price: Cents, number: i64) -> Result<(), StoreError> {
-    let (was, is) = (postings_by(fold_as_spelled, facts, price, number), postings(facts, price, number));
+/// Replaces the postings that versions before [`store::normalize_index`] wrote for an item.
+pub(super) fn reindex_normalized(
+    tx: &mut dyn Tx,
+    facts: &ItemFacts,
+    price: Cents,
+    number: i64,
+) -> Result<(), StoreError> {
+    let (was, is) =
+        (postings_folded_by(fold_without_normalization, facts, price, number), postings(facts, price, number));
     if was != is {
         remove(tx, was)?;
         add(tx, is)?;
@@ -82,28 +88,28 @@ pub(super) fn post_anew(tx: &mut dyn Tx, facts: &Facts, price: Cents, number: i6
     Ok(())
 }
 
-fn postings_by(fold: fn(&str) -> String, facts: &Facts, price: Cents, number: i64) -> Vec<Posting> {
+fn postings_folded_by(fold: fn(&str) -> String, facts: &ItemFacts, price: Cents, number: i64) -> Vec<Posting> {
     let keywords: Vec<String> = facts.keywords.iter().map(|keyword| fold(keyword)).collect();
-    let beginnings = keywords.iter().flat_map(|keyword| {
-        BEGINNINGS.iter().filter_map(|(letters, kind)| Some((*kind, beginning(keyword, *letters)?.to_owned())))
+    let prefixes = keywords.iter().flat_map(|keyword| {
+        PREFIX_KINDS.iter().filter_map(|(letters, kind)| Some((*kind, prefix_of(keyword, *letters)?.to_owned())))
     });
     let name = fold(&facts.item_name);
     let words = name.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty());
     let words = words.map(|word| (NAME_WORD, word.to_owned()));
-    let all = beginnings.chain(words).chain([(FOR_SALE, String::new())]);
+    let all = prefixes.chain(words).chain([(FOR_SALE, String::new())]);
     let mut terms: BTreeSet<(i64, String)> = all.collect();
     terms.extend(keywords.into_iter().map(|keyword| (KEYWORD, keyword)));
     let posting = |(kind, term)| Posting { kind, term, price: price.0, number, category: facts.category };
     terms.into_iter().map(posting).collect()
 }
 
-/// The first letters of a text; nothing if it has not as many.
-fn beginning(text: &str, letters: usize) -> Option<&str> {
+/// The first letters of a text; `None` if it has fewer.
+fn prefix_of(text: &str, letters: usize) -> Option<&str> {
     let last = letters.checked_sub(1)?;
     text.char_indices().nth(last).map(|(start, letter)| &text[..start + letter.len_utf8()])
 }
 
-/// Puts postings into the index, each table's in its order.
+/// Inserts postings, in the order of each table's key.
 pub(super) fn add(tx: &mut dyn Tx, mut postings: Vec<Posting>) -> Result<(), StoreError> {
     postings.sort_unstable();
     for posting in &postings {
@@ -120,7 +126,7 @@ pub(super) fn add(tx: &mut dyn Tx, mut postings: Vec<Posting>) -> Result<(), Sto
     Ok(())
 }
 
-/// Takes postings out of the index.
+/// Deletes postings.
 pub(super) fn remove(tx: &mut dyn Tx, postings: Vec<Posting>) -> Result<(), StoreError> {
     for posting in &postings {
         let [kind, term, price, number] = posting.key();
@@ -143,50 +149,50 @@ impl Posting {
     }
 }
 
-/// What is looked for.
-pub(super) struct Wanted {
+/// The parameters of a search.
+pub(super) struct SearchQuery {
     pub category: Option<u32>,
-    /// Folded, distinct.
+    /// Folded by [`fold`].
     pub keywords: BTreeSet<String>,
     pub offset: u64,
     pub limit: u64,
-    /// How many items ranking looks at: [`RANKED_MAX`], less in tests.
+    /// The maximum number of items that are ranked: [`RANKED_MAX`], less in tests.
     pub ranked_max: usize,
 }
 
-/// Finds a page: best first, then cheapest, then oldest.
-pub(super) fn search(reader: &dyn Reader, wanted: &Wanted) -> Result<Hits, StoreError> {
-    if wanted.keywords.is_empty() {
-        return cheapest(reader, wanted);
+/// Finds one page of items: by score, then the cheapest, then the oldest first.
+pub(super) fn search(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchHits, StoreError> {
+    if query.keywords.is_empty() {
+        return cheapest(reader, query);
     }
-    let mut lists = Lists {
+    let mut merger = PostingMerger {
         reader,
-        category: wanted.category,
-        ranked_max: wanted.ranked_max,
-        found: Vec::new(),
-        trim_at: wanted.ranked_max + 1,
-        cutoff: i64::MAX,
+        category: query.category,
+        ranked_max: query.ranked_max,
+        matches: Vec::new(),
+        trim_at: query.ranked_max + 1,
+        price_cutoff: i64::MAX,
     };
-    // The exact lists first: they may tell how cheap an item of the many others has to be.
-    for (place, keyword) in (0..).zip(&wanted.keywords) {
-        lists.read_exact(KEYWORD, keyword, EXACT << (place * TAGS))?;
-        lists.read_exact(NAME_WORD, keyword, NAMED << (place * TAGS))?;
+    // The exact lists first: they may lower the price cutoff for the many lists of prefixes.
+    for (position, keyword) in (0..).zip(&query.keywords) {
+        merger.read_exact(KEYWORD, keyword, EXACT << (position * TAG_BITS))?;
+        merger.read_exact(NAME_WORD, keyword, NAMED << (position * TAG_BITS))?;
     }
-    for (place, keyword) in (0..).zip(&wanted.keywords) {
-        lists.read_longer(keyword, PREFIX << (place * TAGS))?;
+    for (position, keyword) in (0..).zip(&query.keywords) {
+        merger.read_prefix(keyword, PREFIX << (position * TAG_BITS))?;
     }
-    Ok(lists.rank(wanted))
+    Ok(merger.rank(query))
 }
 
-/// Without keywords there is nothing to rank by but the price.
-fn cheapest(reader: &dyn Reader, wanted: &Wanted) -> Result<Hits, StoreError> {
-    let in_stock = store::in_stock(reader, wanted.category)?;
-    let total = in_stock.min(wanted.ranked_max as u64);
-    let offset = wanted.offset.min(total);
-    let limit = wanted.limit.min(total - offset);
+/// A search without keywords, which is ordered by price only.
+fn cheapest(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchHits, StoreError> {
+    let in_stock = store::stock_count(reader, query.category)?;
+    let total = in_stock.min(query.ranked_max as u64);
+    let offset = query.offset.min(total);
+    let limit = query.limit.min(total - offset);
     let list: [Value<'_>; 2] = [FOR_SALE.into(), "".into()];
-    let page: [Value<'_>; 2] = [store::id(limit).into(), store::id(offset).into()];
-    let numbers = match wanted.category {
+    let page: [Value<'_>; 2] = [store::id_column(limit).into(), store::id_column(offset).into()];
+    let numbers = match query.category {
         None => reader.all(
             "SELECT number FROM product_word WHERE kind = $1 AND term = $2
              ORDER BY price, number LIMIT $3 OFFSET $4",
@@ -200,15 +206,15 @@ fn cheapest(reader: &dyn Reader, wanted: &Wanted) -> Result<Hits, StoreError> {
             |row| row.int(0),
         ),
     }?;
-    Ok(Hits { numbers, total, total_is_at_least: in_stock > total })
+    Ok(SearchHits { numbers, total, total_is_at_least: in_stock > total })
 }
 
-// What a posting says about an item, one bit each, three a keyword of the search.
+// The tags of an item: three bits for each keyword of the search.
 const EXACT: u32 = 1;
 const PREFIX: u32 = 2;
 const NAMED: u32 = 4;
-const TAGS: u32 = 3;
-/// Keywords of one search. (Ten would have room for their bits.)
+const TAG_BITS: u32 = 3;
+/// The maximum number of keywords of one search. (The tags would have room for ten.)
 pub(super) const KEYWORDS_MAX: usize = 5;
 
 fn score(mut tags: u32) -> u32 {
@@ -220,46 +226,46 @@ fn score(mut tags: u32) -> u32 {
             _ => 2,
         };
         score += u32::from(tags & NAMED != 0);
-        tags >>= TAGS;
+        tags >>= TAG_BITS;
     }
     score
 }
 
-/// An item that a list named, and what for. Sorts by price, then age.
-type Named = (i64, i64, u32);
+/// Price, number and tags of an item in a posting list. Sorts by price, then age.
+type TaggedItem = (i64, i64, u32);
 
-/// The lists that a search reads, merged.
-struct Lists<'r> {
+/// Merges the posting lists that a search reads.
+struct PostingMerger<'r> {
     reader: &'r dyn Reader,
     category: Option<u32>,
     ranked_max: usize,
-    found: Vec<Named>,
-    /// How many there may be before what cannot be ranked is left out.
+    matches: Vec<TaggedItem>,
+    /// The number of matches at which those that cannot be ranked are dropped.
     trim_at: usize,
-    /// An item above this price cannot be ranked: enough cheaper ones were found.
-    cutoff: i64,
+    /// Items above this price cannot be ranked, because enough cheaper ones were found.
+    price_cutoff: i64,
 }
 
-impl Lists<'_> {
-    /// One term's list.
+impl PostingMerger<'_> {
+    /// Reads the list of one term.
     fn read_exact(&mut self, kind: i64, term: &str, tag: u32) -> Result<(), StoreError> {
-        let (found, most) = (&mut self.found, self.ranked_max as i64 + 1);
+        let (matches, rows_max) = (&mut self.matches, self.ranked_max as i64 + 1);
         let mut each = |row: &Row<'_>| {
-            found.push((row.int(0)?, row.int(1)?, tag));
+            matches.push((row.int(0)?, row.int(1)?, tag));
             Ok(())
         };
         match self.category {
             None => self.reader.query(
                 "SELECT price, number FROM product_word WHERE kind = $1 AND term = $2 AND price <= $3
                  ORDER BY price, number LIMIT $4",
-                &[kind.into(), term.into(), self.cutoff.into(), most.into()],
+                &[kind.into(), term.into(), self.price_cutoff.into(), rows_max.into()],
                 &mut each,
             ),
             Some(category) => self.reader.query(
                 "SELECT price, number FROM product_category_word
                  WHERE category = $1 AND kind = $2 AND term = $3 AND price <= $4
                  ORDER BY price, number LIMIT $5",
-                &[category.into(), kind.into(), term.into(), self.cutoff.into(), most.into()],
+                &[category.into(), kind.into(), term.into(), self.price_cutoff.into(), rows_max.into()],
                 &mut each,
             ),
         }?;
@@ -267,53 +273,54 @@ impl Lists<'_> {
         Ok(())
     }
 
-    /// What all keywords that begin with this one name. (Itself may be among them: it was read before.)
-    fn read_longer(&mut self, prefix: &str, tag: u32) -> Result<(), StoreError> {
+    /// Reads the lists of all keywords that begin with this one, which may include the keyword itself.
+    fn read_prefix(&mut self, prefix: &str, tag: u32) -> Result<(), StoreError> {
         let letters = prefix.chars().count();
-        match BEGINNINGS.iter().find(|(least, _kind)| *least >= letters) {
+        match PREFIX_KINDS.iter().find(|(least, _kind)| *least >= letters) {
             Some((least, kind)) if *least == letters => self.read_exact(*kind, prefix, tag),
             Some((_least, kind)) => self.read_range(*kind, prefix, tag),
             None => self.read_range(KEYWORD, prefix, tag),
         }
     }
 
-    /// The lists of all longer terms that begin with this one.
+    /// Reads the lists of all longer terms that begin with this one.
     fn read_range(&mut self, kind: i64, prefix: &str, tag: u32) -> Result<(), StoreError> {
-        // Nothing that begins with it sorts behind this: no item's keyword has as many more letters.
+        // No term with this prefix sorts behind this text, because no keyword has 32 letters more.
         let last = format!("{prefix}{}", "\u{10FFFF}".repeat(32));
-        let (mut rows, most) = (0, self.ranked_max + 1);
-        let (found, cutoff) = (&mut self.found, self.cutoff);
+        let (mut rows, rows_max) = (0, self.ranked_max + 1);
+        let (matches, price_cutoff) = (&mut self.matches, self.price_cutoff);
         let mut each = |row: &Row<'_>| {
             rows += 1;
             let price = row.int(0)?;
-            if price <= cutoff {
-                found.push((price, row.int(1)?, tag));
+            if price <= price_cutoff {
+                matches.push((price, row.int(1)?, tag));
             }
             Ok(())
         };
-        // Mostly there are few of them: all at once, in whatever order.
+        // Usually there are few rows, so they are read at once and unsorted.
         match self.category {
             None => self.reader.query(
                 "SELECT price, number FROM product_word WHERE kind = $1 AND term > $2 AND term <= $3 LIMIT $4",
-                &[kind.into(), prefix.into(), (&last).into(), (most as i64).into()],
+                &[kind.into(), prefix.into(), (&last).into(), (rows_max as i64).into()],
                 &mut each,
             ),
             Some(category) => self.reader.query(
                 "SELECT price, number FROM product_category_word
                  WHERE category = $1 AND kind = $2 AND term > $3 AND term <= $4 LIMIT $5",
-                &[category.into(), kind.into(), prefix.into(), (&last).into(), (most as i64).into()],
+                &[category.into(), kind.into(), prefix.into(), (&last).into(), (rows_max as i64).into()],
                 &mut each,
             ),
         }?;
         self.trim();
-        if rows == most {
-            self.read_each(kind, prefix, &last, tag)?;
+        if rows == rows_max {
+            self.read_each_term(kind, prefix, &last, tag)?;
         }
         Ok(())
     }
 
-    /// Many: of each term the cheapest alone. From one term to the next it is one step in the index.
-    fn read_each(&mut self, kind: i64, prefix: &str, last: &str, tag: u32) -> Result<(), StoreError> {
+    /// Reads the cheapest items of each term, for the case that there are many. Finding the next term is one step in
+    /// the index.
+    fn read_each_term(&mut self, kind: i64, prefix: &str, last: &str, tag: u32) -> Result<(), StoreError> {
         let mut term = prefix.to_owned();
         loop {
             let first = |row: &Row<'_>| Ok((row.text(0)?.to_owned(), row.int(1)?));
@@ -334,49 +341,49 @@ impl Lists<'_> {
             }?;
             let Some((next, cheapest)) = next else { return Ok(()) };
             term = next;
-            if cheapest <= self.cutoff {
+            if cheapest <= self.price_cutoff {
                 self.read_exact(kind, &term, tag)?;
             }
         }
     }
 
-    /// Leaves out what cannot be ranked any more, once there is much of it.
+    /// Drops matches that can no longer be ranked, once there are many.
     fn trim(&mut self) {
-        if self.found.len() < self.trim_at {
+        if self.matches.len() < self.trim_at {
             return;
         }
-        let items = self.sort();
+        let items = self.sort_and_merge();
         if items > self.ranked_max {
-            // One more than is ranked stays: it tells that there are more.
-            self.found.truncate(self.ranked_max + 1);
-            self.cutoff = self.found.last().map_or(i64::MAX, |last| last.0);
+            // Keeps one more than is ranked, which shows that there are more.
+            self.matches.truncate(self.ranked_max + 1);
+            self.price_cutoff = self.matches.last().map_or(i64::MAX, |last| last.0);
         }
-        self.trim_at = 2 * self.found.len().max(self.ranked_max);
+        self.trim_at = 2 * self.matches.len().max(self.ranked_max);
     }
 
-    /// Sorts what was found and makes one entry of each item; how many there are.
-    fn sort(&mut self) -> usize {
-        // Each list came sorted: this merges them.
-        self.found.sort();
-        self.found.dedup_by(|next, kept| {
+    /// Sorts the matches and merges those of the same item. Returns how many are left.
+    fn sort_and_merge(&mut self) -> usize {
+        // Each list is sorted already, so the sort merges runs.
+        self.matches.sort();
+        self.matches.dedup_by(|next, kept| {
             let is_same = (next.0, next.1) == (kept.0, kept.1);
             if is_same {
                 kept.2 |= next.2;
             }
             is_same
         });
-        self.found.len()
+        self.matches.len()
     }
 
-    fn rank(mut self, wanted: &Wanted) -> Hits {
-        let items = self.sort();
+    fn rank(mut self, query: &SearchQuery) -> SearchHits {
+        let items = self.sort_and_merge();
         let total = items.min(self.ranked_max);
-        self.found.truncate(total);
-        // They stand by price and age, which a stable sort keeps.
-        self.found.sort_by_key(|(_price, _number, tags)| Reverse(score(*tags)));
-        let skipped = usize::try_from(wanted.offset).unwrap_or(usize::MAX);
-        let limit = usize::try_from(wanted.limit).unwrap_or(usize::MAX);
-        let numbers = self.found.iter().skip(skipped).take(limit).map(|(_price, number, _tags)| *number).collect();
-        Hits { numbers, total: total as u64, total_is_at_least: items > total }
+        self.matches.truncate(total);
+        // The sort is stable, so that items of the same score stay in the order of price and age.
+        self.matches.sort_by_key(|(_price, _number, tags)| Reverse(score(*tags)));
+        let skipped = usize::try_from(query.offset).unwrap_or(usize::MAX);
+        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
+        let numbers = self.matches.iter().skip(skipped).take(limit).map(|(_price, number, _tags)| *number).collect();
+        SearchHits { numbers, total: total as u64, total_is_at_least: items > total }
     }
 }

@@ -1,7 +1,7 @@
-//! The product database's tables: every statement that touches items, sellers and votes stands here.
+//! The product database's tables, with all statements on items, sellers and votes.
 //!
-//! What an item is and stays is one JSON text, which is shown as it is; what changes is a column. Nothing
-//! is ever deleted from the items: purchases and orders name them.
+//! The immutable fields of an item are one JSON text, which is copied into responses; the mutable ones are columns.
+//! Items are never deleted, because purchases and orders refer to them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 use super::search;
 use crate::model::{Cents, Millis};
 use crate::shop::hold::UNITS_MAX;
-use crate::shop::ops::{Answer, Code, Feedback, Found, Quantity, Rating, Refusal, Registered};
-use crate::storage::{Query, Reader, Row, StoreError, Tx};
+use crate::shop::ops::{
+    ErrorCode, Feedback, ItemPage, Refusal, RegisteredItem, RemainingQuantity, SellerRating, ShopResult,
+};
+use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
-/// What makes an empty file the product database's, one step a schema version. (`WITHOUT ROWID` is
-/// SQLite's way to keep a row where its key is.)
+/// The migrations of the product database, one per schema version. (`WITHOUT ROWID` makes SQLite store a row with its
+/// key.)
 pub const MIGRATIONS: &[&str] = &[
     "CREATE TABLE product_number (id INTEGER PRIMARY KEY, next BIGINT NOT NULL);
      INSERT INTO product_number (id, next) VALUES (1, 1);
@@ -40,30 +42,30 @@ pub const MIGRATIONS: &[&str] = &[
      CREATE TABLE product_hold (purchase_id TEXT PRIMARY KEY, hold BIGINT NOT NULL, at BIGINT NOT NULL,
          lines TEXT NOT NULL) WITHOUT ROWID;
      CREATE INDEX product_hold_at ON product_hold (hold, at);",
-    // Whether the index holds words in Unicode's form C: see `fold_anew`.
+    // Whether the index holds words in Unicode's form C: see `normalize_index`.
     "CREATE TABLE product_folded (form TEXT PRIMARY KEY) WITHOUT ROWID;",
-    // Why an item is not shown (0: it is), and whose items are not, or are to be again: see `hide` and `hide_seller`.
+    // The reasons for which an item is hidden (0 for a visible one), and the sellers whose items are to be hidden or
+    // shown: see `set_hidden` and `hide_seller`.
     "ALTER TABLE product_item ADD COLUMN hidden BIGINT NOT NULL DEFAULT 0;
      CREATE TABLE product_hidden_seller (seller_id BIGINT PRIMARY KEY, hides BIGINT NOT NULL) WITHOUT ROWID;",
 ];
 
-/// Why an item is not shown: the operator has removed it.
+/// A bit of the column `hidden`: the operator has removed the item.
 const REMOVED: i64 = 1;
-/// The same: the operator has blocked its seller.
-const OF_BLOCKED: i64 = 2;
+/// A bit of the column `hidden`: the operator has blocked the seller.
+const SELLER_BLOCKED: i64 = 2;
 
-/// Items that [`fold_anew`] reads at a time.
-const FOLDED_AT_A_TIME: i64 = 1_000;
+/// The number of items that [`normalize_index`] reads at a time.
+const NORMALIZE_BATCH: i64 = 1_000;
 
-/// The row of [`count_in_stock`] that counts all categories.
+/// The category of the row of `product_count` that counts all categories.
 const ALL_CATEGORIES: i64 = -1;
-/// What an item's line in a list takes, about: so that a page is rarely moved while it grows.
-const SHOWN_BYTES: usize = 320;
+/// The approximate length of an item's JSON, by which a page's buffer is allocated.
+const ITEM_JSON_BYTES: usize = 320;
 
-/// An item to be sold, whose form was checked.
+/// An item to be registered, which the caller has validated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NewItem {
-    /// Whose it is.
     pub seller_id: u64,
     /// The seller's user name.
     pub seller: String,
@@ -71,19 +73,17 @@ pub struct NewItem {
     pub item_name: String,
     /// 0 to 2147483647.
     pub category: u32,
-    /// At most five of at most eight characters.
+    /// At most five, of at most eight characters each.
     pub keywords: Vec<String>,
-    /// New rather than used.
     pub condition_is_new: bool,
-    /// Of one unit.
+    /// The price of one unit.
     pub price: Cents,
-    /// Units.
     pub quantity: u32,
 }
 
-/// What an item is and stays, under the names that clients see.
+/// The immutable fields of an item, under the names that clients see.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Facts {
+pub(super) struct ItemFacts {
     pub item_id: String,
     pub item_name: String,
     pub category: u32,
@@ -93,133 +93,136 @@ pub(super) struct Facts {
     pub seller: String,
 }
 
-impl Facts {
-    pub(super) fn read(json: &str) -> Result<Facts, StoreError> {
+impl ItemFacts {
+    pub(super) fn read(json: &str) -> Result<ItemFacts, StoreError> {
         serde_json::from_str(json).map_err(|error| StoreError::Invalid(format!("an item's facts: {error}")))
     }
 }
 
-/// What is needed of an item to change it.
-pub(super) struct Kept {
+/// The columns of an item that changes of it need.
+pub(super) struct ItemRow {
     pub number: i64,
     pub price: Cents,
     pub quantity: i64,
     pub seller_id: i64,
-    pub facts: Facts,
+    pub facts: ItemFacts,
 }
 
-/// An answer's JSON.
 pub(super) fn json<T: Serialize>(answer: &T) -> Result<String, StoreError> {
     serde_json::to_string(answer).map_err(|error| StoreError::Invalid(format!("an answer: {error}")))
 }
 
-/// An id as the tables have it. They count from 1, so that one past the tables' numbers is nobody's.
-pub(super) fn id(id: u64) -> i64 {
+/// An id or offset as a column's type. A value beyond that type's maximum becomes the maximum, which is no id in use.
+pub(super) fn id_column(id: u64) -> i64 {
     i64::try_from(id).unwrap_or(i64::MAX)
 }
 
-/// `<category>-<number>`, exactly as it was given out.
-pub(super) fn split_id(item_id: &str) -> Option<(i64, i64)> {
+/// Parses `<category>-<number>`; `None` unless it is spelled exactly as it was assigned.
+pub(super) fn parse_item_id(item_id: &str) -> Option<(i64, i64)> {
     let (category, number) = item_id.split_once('-')?;
     let (category, number): (u32, i64) = (category.parse().ok()?, number.parse().ok()?);
     (format!("{category}-{number}") == item_id).then_some((i64::from(category), number))
 }
 
 pub(super) fn unknown_item(item_id: &str) -> Refusal {
-    Refusal::new(Code::NotFound, format!("item_id: there is no item {item_id:?}"))
+    Refusal::new(ErrorCode::NotFound, format!("item_id: there is no item {item_id:?}"))
 }
 
-/// An item, or nothing if there is none with this id.
-pub(super) fn find(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<Option<Kept>, StoreError> {
-    let Some((category, number)) = split_id(item_id) else { return Ok(None) };
+/// The visible item with this id.
+pub(super) fn find_item(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<Option<ItemRow>, StoreError> {
+    let Some((category, number)) = parse_item_id(item_id) else { return Ok(None) };
     reader.first(
         "SELECT price, quantity, seller_id, facts FROM product_item
          WHERE number = $1 AND category = $2 AND hidden = 0",
         &[number.into(), category.into()],
         |row| {
-            Ok(Kept {
+            Ok(ItemRow {
                 number,
                 price: row.cents(0)?,
                 quantity: row.int(1)?,
                 seller_id: row.int(2)?,
-                facts: Facts::read(row.text(3)?)?,
+                facts: ItemFacts::read(row.text(3)?)?,
             })
         },
     )
 }
 
-/// An item of this very seller.
-fn find_own(reader: &(impl Reader + ?Sized), seller_id: u64, item_id: &str) -> Result<Answer<Kept>, StoreError> {
-    Ok(match find(reader, item_id)? {
+/// The item with this id, which must be the seller's.
+fn find_own_item(
+    reader: &(impl Reader + ?Sized),
+    seller_id: u64,
+    item_id: &str,
+) -> Result<ShopResult<ItemRow>, StoreError> {
+    Ok(match find_item(reader, item_id)? {
         None => Err(unknown_item(item_id)),
-        Some(item) if item.seller_id != id(seller_id) => {
-            Err(Refusal::new(Code::Forbidden, format!("item_id: {item_id} is another seller's item")))
+        Some(item) if item.seller_id != id_column(seller_id) => {
+            Err(Refusal::new(ErrorCode::Forbidden, format!("item_id: {item_id} is another seller's item")))
         }
         Some(item) => Ok(item),
     })
 }
 
-/// An item as it is shown.
-pub(super) fn show(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<Answer<String>, StoreError> {
-    let Some((category, number)) = split_id(item_id) else { return Ok(Err(unknown_item(item_id))) };
-    let mut shown = String::with_capacity(SHOWN_BYTES);
+/// The JSON of an item.
+pub(super) fn item_json(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<ShopResult<String>, StoreError> {
+    let Some((category, number)) = parse_item_id(item_id) else { return Ok(Err(unknown_item(item_id))) };
+    let mut json_text = String::with_capacity(ITEM_JSON_BYTES);
     reader.query(
         "SELECT facts, price, quantity, thumbs_up, thumbs_down FROM product_item
          WHERE number = $1 AND category = $2 AND hidden = 0",
         &[number.into(), category.into()],
-        &mut |row| show_row(row, &mut shown),
+        &mut |row| append_item_json(row, &mut json_text),
     )?;
-    Ok(if shown.is_empty() { Err(unknown_item(item_id)) } else { Ok(shown) })
+    Ok(if json_text.is_empty() { Err(unknown_item(item_id)) } else { Ok(json_text) })
 }
 
-/// A page of items, in this order, as [`Found`].
-pub(super) fn show_all(reader: &(impl Reader + ?Sized), hits: &search::Hits) -> Result<String, StoreError> {
-    let mut shown = String::with_capacity(64 + hits.numbers.len() * SHOWN_BYTES);
-    shown.push_str("{\"items\":[");
+/// The JSON of an [`ItemPage`] with the items of `hits` in their order.
+pub(super) fn page_json(reader: &(impl Reader + ?Sized), hits: &search::SearchHits) -> Result<String, StoreError> {
+    let mut json_text = String::with_capacity(64 + hits.numbers.len() * ITEM_JSON_BYTES);
+    json_text.push_str("{\"items\":[");
     let mut is_first = true;
-    // One statement for the whole page: beginning one costs as much as a row. (`CROSS JOIN` keeps the order:
-    // SQLite never exchanges its sides.)
+    // One statement for the whole page, because starting a statement costs as much as reading a row. (`CROSS JOIN`
+    // keeps the order: SQLite never swaps its sides.)
     reader.query(
         "SELECT facts, price, quantity, thumbs_up, thumbs_down
          FROM json_each($1) AS wanted CROSS JOIN product_item WHERE product_item.number = wanted.value",
         &[(&json(&hits.numbers)?).into()],
         &mut |row| {
             if !std::mem::take(&mut is_first) {
-                shown.push(',');
+                json_text.push(',');
             }
-            show_row(row, &mut shown)
+            append_item_json(row, &mut json_text)
         },
     )?;
-    // The rest of it, as the type writes it.
-    let empty = json(&Found { items: Vec::new(), total: hits.total, total_is_at_least: hits.total_is_at_least })?;
-    shown.push_str(empty.strip_prefix("{\"items\":[").unwrap_or_default());
-    Ok(shown)
+    // The rest of the object is that of an empty page.
+    let empty = json(&ItemPage { items: Vec::new(), total: hits.total, total_is_at_least: hits.total_is_at_least })?;
+    json_text.push_str(empty.strip_prefix("{\"items\":[").unwrap_or_default());
+    Ok(json_text)
 }
 
-/// Facts, price, quantity and votes as the JSON of an [`Item`](crate::shop::ops::Item). A search shows many, so
-/// that nothing is parsed or taken apart for it: the facts are an object already, which goes on.
-fn show_row(row: &Row<'_>, shown: &mut String) -> Result<(), StoreError> {
+/// Appends facts, price, quantity and votes as the JSON of an [`Item`](crate::shop::ops::Item). Because a search
+/// returns many items, the facts are not parsed: their JSON object is continued with the other fields.
+fn append_item_json(row: &Row<'_>, json_text: &mut String) -> Result<(), StoreError> {
     let facts = row.text(0)?;
     let price = row.cents(1)?.shortest();
-    // More may have come back than could be put up for sale at once.
+    // Released holds may bring the stock above the maximum that may be offered.
     let quantity = row.uint(2)?.min(UNITS_MAX.into());
     let (up, down) = (row.uint(3)?, row.uint(4)?);
-    shown.push_str(facts.strip_suffix('}').unwrap_or(facts));
+    json_text.push_str(facts.strip_suffix('}').unwrap_or(facts));
     write!(
-        shown,
+        json_text,
         ",\"price\":{price},\"quantity\":{quantity},\"feedback\":{{\"thumbs_up\":{up},\"thumbs_down\":{down}}}}}"
     )
     .map_err(|_| StoreError::Invalid("an item cannot be shown".to_owned()))
 }
 
-/// The answer that this request has had.
-fn answered(tx: &dyn Tx, request: &str) -> Result<Option<String>, StoreError> {
+/// The response to an earlier request with this id.
+fn remembered_response(tx: &dyn Tx, request: &str) -> Result<Option<String>, StoreError> {
     tx.first("SELECT answer FROM product_request WHERE request = $1", &[request.into()], |row| {
         row.text(0).map(str::to_owned)
     })
 }
 
-fn remember(tx: &mut dyn Tx, now: Millis, request: &str, answer: &str) -> Result<(), StoreError> {
+fn remember_response(tx: &mut dyn Tx, now: Millis, request: &str, answer: &str) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO product_request (request, at, answer) VALUES ($1, $2, $3)",
         &[request.into(), now.into(), answer.into()],
@@ -227,22 +230,22 @@ fn remember(tx: &mut dyn Tx, now: Millis, request: &str, answer: &str) -> Result
     Ok(())
 }
 
-/// Forgets answers given up to that instant, so many at most; tells how many it forgot.
-pub(super) fn forget_requests(tx: &mut dyn Tx, until: Millis, most: u32) -> Result<u64, StoreError> {
+/// Purges at most `limit` remembered responses of up to this time and returns how many it purged.
+pub(super) fn purge_requests(tx: &mut dyn Tx, until: Millis, limit: u32) -> Result<u64, StoreError> {
     tx.execute(
         "DELETE FROM product_request WHERE request IN
              (SELECT request FROM product_request WHERE at <= $1 ORDER BY at LIMIT $2)",
-        &[until.into(), most.into()],
+        &[until.into(), limit.into()],
     )
 }
 
-/// When the oldest answer that is remembered was given.
+/// The time of the oldest remembered response.
 pub(super) fn oldest_request(reader: &dyn Reader) -> Result<Option<Millis>, StoreError> {
     reader.first("SELECT at FROM product_request ORDER BY at LIMIT 1", &[], |row| row.millis(0))
 }
 
-/// The first of `count` numbers that no item has had.
-fn take_numbers(tx: &mut dyn Tx, count: i64) -> Result<i64, StoreError> {
+/// Allocates `count` item numbers that were never used and returns the first.
+fn allocate_numbers(tx: &mut dyn Tx, count: i64) -> Result<i64, StoreError> {
     let next =
         tx.first("UPDATE product_number SET next = next + $1 WHERE id = 1 RETURNING next", &[count.into()], |row| {
             row.int(0)
@@ -250,9 +253,9 @@ fn take_numbers(tx: &mut dyn Tx, count: i64) -> Result<i64, StoreError> {
     next.map(|next| next - count).ok_or_else(|| StoreError::Invalid("the sequence of items is missing".to_owned()))
 }
 
-/// Once in a file's life: the words of items of before are put into the index in the form in which they are
-/// looked for. What is of ASCII alone (which its length tells) is in it.
-pub(super) fn fold_anew(tx: &mut dyn Tx) -> Result<(), StoreError> {
+/// Rewrites the index entries of earlier versions to Unicode's form C, once in a file's life. Items whose facts are all
+/// ASCII, which their length in bytes tells, need no change.
+pub(super) fn normalize_index(tx: &mut dyn Tx) -> Result<(), StoreError> {
     if tx.first("SELECT form FROM product_folded WHERE form = 'nfc'", &[], |_| Ok(()))?.is_some() {
         return Ok(());
     }
@@ -262,22 +265,22 @@ pub(super) fn fold_anew(tx: &mut dyn Tx) -> Result<(), StoreError> {
             "SELECT number, price, facts FROM product_item
              WHERE number > $1 AND quantity > 0 AND hidden = 0 AND length(CAST(facts AS BLOB)) <> length(facts)
              ORDER BY number LIMIT $2",
-            &[last.into(), FOLDED_AT_A_TIME.into()],
-            |row| Ok((row.int(0)?, row.cents(1)?, Facts::read(row.text(2)?)?)),
+            &[last.into(), NORMALIZE_BATCH.into()],
+            |row| Ok((row.int(0)?, row.cents(1)?, ItemFacts::read(row.text(2)?)?)),
         )?;
         let Some((number, ..)) = items.last() else { break };
         last = *number;
         for (number, price, facts) in &items {
-            search::post_anew(tx, facts, *price, *number)?;
+            search::reindex_normalized(tx, facts, *price, *number)?;
         }
     }
     tx.execute("INSERT INTO product_folded (form) VALUES ('nfc')", &[]).map(drop)
 }
 
-/// Leaves the numbers out up to this one: they may have been given out by a file that is lost, or since the backup
-/// that this one is from.
+/// Skips the item numbers up to this one, which may have been assigned by a lost file or after the backup that this
+/// file is from.
 pub(super) fn skip_numbers(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
-    let next = id(up_to).saturating_add(1);
+    let next = id_column(up_to).saturating_add(1);
     tx.execute("UPDATE product_number SET next = $1 WHERE id = 1 AND next < $1", &[next.into()]).map(drop)
 }
 
@@ -286,26 +289,26 @@ pub(super) fn register(
     now: Millis,
     request: &str,
     item: NewItem,
-) -> Result<Answer<String>, StoreError> {
-    if let Some(answer) = answered(tx, request)? {
+) -> Result<ShopResult<String>, StoreError> {
+    if let Some(answer) = remembered_response(tx, request)? {
         return Ok(Ok(answer));
     }
-    let number = insert(tx, std::slice::from_ref(&item))?;
-    let answer = json(&Registered { item_id: format!("{}-{number}", item.category) })?;
-    remember(tx, now, request, &answer)?;
+    let number = insert_items(tx, std::slice::from_ref(&item))?;
+    let answer = json(&RegisteredItem { item_id: format!("{}-{number}", item.category) })?;
+    remember_response(tx, now, request, &answer)?;
     Ok(Ok(answer))
 }
 
-/// Puts items up for sale; the first one's number, from which the others' count on.
+/// Inserts items and returns the first one's number; the others have the following numbers.
 ///
-/// Each table and index gets its rows in its own order, so that a large catalogue touches each page once.
-pub(super) fn insert(tx: &mut dyn Tx, items: &[NewItem]) -> Result<i64, StoreError> {
-    let first = take_numbers(tx, items.len() as i64)?;
+/// Each table and index gets its rows in the order of its key, so that a large catalogue touches each page once.
+pub(super) fn insert_items(tx: &mut dyn Tx, items: &[NewItem]) -> Result<i64, StoreError> {
+    let first = allocate_numbers(tx, items.len() as i64)?;
     let mut postings = Vec::new();
     let mut in_stock: BTreeMap<u32, i64> = BTreeMap::new();
     let mut by_seller: BTreeMap<u64, i64> = BTreeMap::new();
     for (number, item) in (first..).zip(items) {
-        let facts = Facts {
+        let facts = ItemFacts {
             item_id: format!("{}-{number}", item.category),
             item_name: item.item_name.clone(),
             category: item.category,
@@ -322,7 +325,7 @@ pub(super) fn insert(tx: &mut dyn Tx, items: &[NewItem]) -> Result<i64, StoreErr
                 item.category.into(),
                 item.price.into(),
                 item.quantity.into(),
-                id(item.seller_id).into(),
+                id_column(item.seller_id).into(),
                 (&json(&facts)?).into(),
             ],
         )?;
@@ -334,20 +337,24 @@ pub(super) fn insert(tx: &mut dyn Tx, items: &[NewItem]) -> Result<i64, StoreErr
     }
     search::add(tx, postings)?;
     for (category, items) in in_stock {
-        count_in_stock(tx, category, items)?;
+        add_to_stock_count(tx, category, items)?;
     }
     for (seller_id, count) in by_seller {
-        count_for_seller(tx, id(seller_id), Counts { items: count, ..Counts::default() })?;
-        if hides(tx, id(seller_id))? == Some(true) {
+        add_to_seller_counts(
+            tx,
+            id_column(seller_id),
+            SellerCountDeltas { items: count, ..SellerCountDeltas::default() },
+        )?;
+        if is_seller_hidden(tx, id_column(seller_id))? == Some(true) {
             for (number, _) in (first..).zip(items).filter(|(_, item)| item.seller_id == seller_id) {
-                hide(tx, number, OF_BLOCKED, true)?;
+                set_hidden(tx, number, SELLER_BLOCKED, true)?;
             }
         }
     }
     Ok(first)
 }
 
-fn count_in_stock(tx: &mut dyn Tx, category: u32, items: i64) -> Result<(), StoreError> {
+fn add_to_stock_count(tx: &mut dyn Tx, category: u32, items: i64) -> Result<(), StoreError> {
     for category in [i64::from(category), ALL_CATEGORIES] {
         tx.execute(
             "INSERT INTO product_count (category, in_stock) VALUES ($1, $2)
@@ -358,24 +365,24 @@ fn count_in_stock(tx: &mut dyn Tx, category: u32, items: i64) -> Result<(), Stor
     Ok(())
 }
 
-/// How many items have stock.
-pub(super) fn in_stock(reader: &(impl Reader + ?Sized), category: Option<u32>) -> Result<u64, StoreError> {
+/// The number of visible items with stock.
+pub(super) fn stock_count(reader: &(impl Reader + ?Sized), category: Option<u32>) -> Result<u64, StoreError> {
     let category = category.map_or(ALL_CATEGORIES, i64::from);
     let count = reader
         .first("SELECT in_stock FROM product_count WHERE category = $1", &[category.into()], |row| row.uint(0))?;
     Ok(count.unwrap_or(0))
 }
 
-/// What is added to a seller's numbers.
+/// Amounts to add to a seller's counts.
 #[derive(Default)]
-pub(super) struct Counts {
+pub(super) struct SellerCountDeltas {
     pub items: i64,
     pub sold: i64,
     pub thumbs_up: i64,
     pub thumbs_down: i64,
 }
 
-pub(super) fn count_for_seller(tx: &mut dyn Tx, seller_id: i64, add: Counts) -> Result<(), StoreError> {
+pub(super) fn add_to_seller_counts(tx: &mut dyn Tx, seller_id: i64, add: SellerCountDeltas) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO product_seller (seller_id, items, sold, thumbs_up, thumbs_down) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (seller_id) DO UPDATE SET items = product_seller.items + excluded.items,
@@ -387,34 +394,34 @@ pub(super) fn count_for_seller(tx: &mut dyn Tx, seller_id: i64, add: Counts) -> 
     Ok(())
 }
 
-pub(super) fn rating(reader: &dyn Reader, seller_id: u64) -> Result<Rating, StoreError> {
+pub(super) fn seller_rating(reader: &dyn Reader, seller_id: u64) -> Result<SellerRating, StoreError> {
     let rating = reader.first(
         "SELECT thumbs_up, thumbs_down, sold FROM product_seller WHERE seller_id = $1",
-        &[id(seller_id).into()],
+        &[id_column(seller_id).into()],
         |row| {
             let feedback = Feedback { thumbs_up: row.uint(0)?, thumbs_down: row.uint(1)? };
-            Ok(Rating { feedback, items_sold: row.uint(2)? })
+            Ok(SellerRating { feedback, items_sold: row.uint(2)? })
         },
     )?;
     Ok(rating.unwrap_or_default())
 }
 
-/// A seller's own items, oldest first.
-pub(super) fn items_of(
+/// A page of a seller's own items, oldest first.
+pub(super) fn seller_items(
     reader: &dyn Reader,
     seller_id: u64,
     offset: u64,
     limit: u64,
-) -> Result<search::Hits, StoreError> {
-    let seller_id = id(seller_id);
+) -> Result<search::SearchHits, StoreError> {
+    let seller_id = id_column(seller_id);
     let numbers = reader.all(
         "SELECT number FROM product_item WHERE seller_id = $1 AND hidden = 0 ORDER BY number LIMIT $2 OFFSET $3",
-        &[seller_id.into(), id(limit).into(), id(offset).into()],
+        &[seller_id.into(), id_column(limit).into(), id_column(offset).into()],
         |row| row.int(0),
     )?;
     let total = reader
         .first("SELECT items FROM product_seller WHERE seller_id = $1", &[seller_id.into()], |row| row.uint(0))?;
-    Ok(search::Hits { numbers, total: total.unwrap_or(0), total_is_at_least: false })
+    Ok(search::SearchHits { numbers, total: total.unwrap_or(0), total_is_at_least: false })
 }
 
 pub(super) fn change_price(
@@ -422,8 +429,8 @@ pub(super) fn change_price(
     seller_id: u64,
     item_id: &str,
     price: Cents,
-) -> Result<Answer<()>, StoreError> {
-    let item = match find_own(tx, seller_id, item_id)? {
+) -> Result<ShopResult<()>, StoreError> {
+    let item = match find_own_item(tx, seller_id, item_id)? {
         Ok(item) => item,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -442,11 +449,11 @@ pub(super) fn update_units(
     seller_id: u64,
     item_id: &str,
     delta: i64,
-) -> Result<Answer<String>, StoreError> {
-    if let Some(answer) = answered(tx, request)? {
+) -> Result<ShopResult<String>, StoreError> {
+    if let Some(answer) = remembered_response(tx, request)? {
         return Ok(Ok(answer));
     }
-    let item = match find_own(tx, seller_id, item_id)? {
+    let item = match find_own_item(tx, seller_id, item_id)? {
         Ok(item) => item,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -454,29 +461,29 @@ pub(super) fn update_units(
     if left < 0 {
         let (there, taken) = (item.quantity, delta.unsigned_abs());
         let message = format!("quantity: there are {there} units of item {item_id}, {taken} cannot be taken away");
-        return Ok(Err(Refusal::new(Code::OutOfStock, message)));
+        return Ok(Err(Refusal::new(ErrorCode::OutOfStock, message)));
     }
     if delta > 0 && left > i64::from(UNITS_MAX) {
         let message = format!("quantity: expected at most {UNITS_MAX} units of item {item_id}, not {left}");
-        return Ok(Err(Refusal::new(Code::BadRequest, message)));
+        return Ok(Err(Refusal::new(ErrorCode::BadRequest, message)));
     }
     add_units(tx, item.number, delta)?;
-    let answer = json(&Quantity { quantity: left.min(UNITS_MAX.into()) as u32 })?;
-    remember(tx, now, request, &answer)?;
+    let answer = json(&RemainingQuantity { quantity: left.min(UNITS_MAX.into()) as u32 })?;
+    remember_response(tx, now, request, &answer)?;
     Ok(Ok(answer))
 }
 
-/// Adds units to an item, or takes them away: there must be as many. It is found by searches exactly while
-/// it has some and is not hidden.
+/// Adds units to an item, or removes them if `delta` is negative; there must be enough. Updates the index, which lists
+/// an item while it has stock and is not hidden.
 pub(super) fn add_units(tx: &mut dyn Tx, number: i64, delta: i64) -> Result<(), StoreError> {
     let after = tx.first(
         "UPDATE product_item SET quantity = quantity + $1 WHERE number = $2 RETURNING quantity, price, facts, hidden",
         &[delta.into(), number.into()],
         |row| {
             let after = row.int(0)?;
-            // One that is hidden stays hidden.
+            // A hidden item is not in the index in any case.
             let changes_side = (after > 0) != (after - delta > 0) && row.int(3)? == 0;
-            let facts = if changes_side { Some(Facts::read(row.text(2)?)?) } else { None };
+            let facts = if changes_side { Some(ItemFacts::read(row.text(2)?)?) } else { None };
             Ok((after, row.cents(1)?, facts))
         },
     )?;
@@ -487,20 +494,20 @@ pub(super) fn add_units(tx: &mut dyn Tx, number: i64, delta: i64) -> Result<(), 
     let postings = search::postings(&facts, price, number);
     if after > 0 {
         search::add(tx, postings)?;
-        count_in_stock(tx, facts.category, 1)
+        add_to_stock_count(tx, facts.category, 1)
     } else {
         search::remove(tx, postings)?;
-        count_in_stock(tx, facts.category, -1)
+        add_to_stock_count(tx, facts.category, -1)
     }
 }
 
-/// Hides an item for a reason, or shows it again unless there is another one. It keeps its units and votes, and what
-/// holds it goes on; but nobody finds it, sees it, or begins to buy it.
-fn hide(tx: &mut dyn Tx, number: i64, reason: i64, hides: bool) -> Result<(), StoreError> {
+/// Sets or clears a reason to hide an item. A hidden item keeps its units, votes and holds, but nobody can find it, see
+/// it, or begin to buy it.
+fn set_hidden(tx: &mut dyn Tx, number: i64, reason: i64, hides: bool) -> Result<(), StoreError> {
     let item = tx.first(
         "SELECT hidden, quantity, price, facts, seller_id FROM product_item WHERE number = $1",
         &[number.into()],
-        |row| Ok((row.int(0)?, row.int(1)?, row.cents(2)?, Facts::read(row.text(3)?)?, row.int(4)?)),
+        |row| Ok((row.int(0)?, row.int(1)?, row.cents(2)?, ItemFacts::read(row.text(3)?)?, row.int(4)?)),
     )?;
     let Some((before, quantity, price, facts, seller_id)) = item else { return Ok(()) };
     let after = if hides { before | reason } else { before & !reason };
@@ -509,73 +516,74 @@ fn hide(tx: &mut dyn Tx, number: i64, reason: i64, hides: bool) -> Result<(), St
         return Ok(());
     }
     let more = if after == 0 { 1 } else { -1 };
-    count_for_seller(tx, seller_id, Counts { items: more, ..Counts::default() })?;
+    add_to_seller_counts(tx, seller_id, SellerCountDeltas { items: more, ..SellerCountDeltas::default() })?;
     if quantity == 0 {
         return Ok(());
     }
     let postings = search::postings(&facts, price, number);
     if after == 0 { search::add(tx, postings) } else { search::remove(tx, postings) }?;
-    count_in_stock(tx, facts.category, more)
+    add_to_stock_count(tx, facts.category, more)
 }
 
-/// The operator removes an item from the shop; whether there is such an item. (What was sold of it stays sold.)
+/// Hides an item because the operator removes it. Returns whether there is such an item. What was sold of it stays
+/// sold.
 pub(super) fn remove_item(tx: &mut dyn Tx, item_id: &str) -> Result<bool, StoreError> {
-    let Some((category, number)) = split_id(item_id) else { return Ok(false) };
+    let Some((category, number)) = parse_item_id(item_id) else { return Ok(false) };
     let sql = "SELECT 1 FROM product_item WHERE number = $1 AND category = $2";
     if tx.first(sql, &[number.into(), category.into()], |_| Ok(()))?.is_none() {
         return Ok(false);
     }
-    hide(tx, number, REMOVED, true)?;
+    set_hidden(tx, number, REMOVED, true)?;
     Ok(true)
 }
 
-/// From now on no item of this seller is shown, a new one neither; or they are again. Done by
-/// [`hide_some_items`], which is to be called until it has nothing more to do.
+/// Stores whether a seller's items, including future ones, are to be hidden. The caller then calls
+/// [`hide_items_batch`] until it has nothing more to do.
 pub(super) fn hide_seller(tx: &mut dyn Tx, seller_id: u64, hides: bool) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO product_hidden_seller (seller_id, hides) VALUES ($1, $2)
          ON CONFLICT (seller_id) DO UPDATE SET hides = excluded.hides",
-        &[id(seller_id).into(), hides.into()],
+        &[id_column(seller_id).into(), hides.into()],
     )
     .map(drop)
 }
 
-/// The sellers whose items are hidden, or are to be shown again.
+/// The sellers whose items are hidden or are being shown again.
 pub(super) fn hidden_sellers(reader: &dyn Reader) -> Result<Vec<u64>, StoreError> {
     reader.all("SELECT seller_id FROM product_hidden_seller", &[], |row| row.uint(0))
 }
 
-/// Does with so many of a seller's items what [`hide_seller`] said; whether there may be more to do.
-pub(super) fn hide_some_items(tx: &mut dyn Tx, seller_id: u64, most: u32) -> Result<bool, StoreError> {
-    let seller = id(seller_id);
-    let Some(hides) = hides(tx, seller)? else { return Ok(false) };
+/// Applies the setting of [`hide_seller`] to at most `limit` items. Returns whether there may be more.
+pub(super) fn hide_items_batch(tx: &mut dyn Tx, seller_id: u64, limit: u32) -> Result<bool, StoreError> {
+    let seller = id_column(seller_id);
+    let Some(hides) = is_seller_hidden(tx, seller)? else { return Ok(false) };
     let wrong = tx.all(
         "SELECT number FROM product_item WHERE seller_id = $1 AND ((hidden & $2) = 0) = $3 ORDER BY number LIMIT $4",
-        &[seller.into(), OF_BLOCKED.into(), hides.into(), most.into()],
+        &[seller.into(), SELLER_BLOCKED.into(), hides.into(), limit.into()],
         |row| row.int(0),
     )?;
     for number in &wrong {
-        hide(tx, *number, OF_BLOCKED, hides)?;
+        set_hidden(tx, *number, SELLER_BLOCKED, hides)?;
     }
-    let more = wrong.len() as u64 == u64::from(most);
+    let more = wrong.len() as u64 == u64::from(limit);
     if !more && !hides {
         tx.execute("DELETE FROM product_hidden_seller WHERE seller_id = $1", &[seller.into()])?;
     }
     Ok(more)
 }
 
-/// What [`hide_seller`] said of a seller last.
-fn hides(reader: &(impl Reader + ?Sized), seller_id: i64) -> Result<Option<bool>, StoreError> {
+/// The seller's setting of [`hide_seller`], if there is one.
+fn is_seller_hidden(reader: &(impl Reader + ?Sized), seller_id: i64) -> Result<Option<bool>, StoreError> {
     let sql = "SELECT hides FROM product_hidden_seller WHERE seller_id = $1";
     reader.first(sql, &[seller_id.into()], |row| row.bool(0))
 }
 
-pub(super) fn vote_item(tx: &mut dyn Tx, buyer_id: u64, item_id: &str, up: bool) -> Result<Answer<()>, StoreError> {
-    let Some(item) = find(tx, item_id)? else { return Ok(Err(unknown_item(item_id))) };
-    let key = [id(buyer_id).into(), item.number.into()];
+pub(super) fn vote_item(tx: &mut dyn Tx, buyer_id: u64, item_id: &str, up: bool) -> Result<ShopResult<()>, StoreError> {
+    let Some(item) = find_item(tx, item_id)? else { return Ok(Err(unknown_item(item_id))) };
+    let key = [id_column(buyer_id).into(), item.number.into()];
     let before =
         tx.first("SELECT up FROM product_item_vote WHERE buyer_id = $1 AND number = $2", &key, |row| row.bool(0))?;
-    let Some(add) = change_of_vote(before, up) else { return Ok(Ok(())) };
+    let Some(add) = vote_delta(before, up) else { return Ok(Ok(())) };
     tx.execute(
         "INSERT INTO product_item_vote (buyer_id, number, up) VALUES ($1, $2, $3)
          ON CONFLICT (buyer_id, number) DO UPDATE SET up = excluded.up",
@@ -585,30 +593,35 @@ pub(super) fn vote_item(tx: &mut dyn Tx, buyer_id: u64, item_id: &str, up: bool)
         "UPDATE product_item SET thumbs_up = thumbs_up + $1, thumbs_down = thumbs_down + $2 WHERE number = $3",
         &[add.thumbs_up.into(), add.thumbs_down.into(), item.number.into()],
     )?;
-    count_for_seller(tx, item.seller_id, add)?;
+    add_to_seller_counts(tx, item.seller_id, add)?;
     Ok(Ok(()))
 }
 
-pub(super) fn vote_seller(tx: &mut dyn Tx, buyer_id: u64, seller_id: u64, up: bool) -> Result<Answer<()>, StoreError> {
-    let key = [id(buyer_id).into(), id(seller_id).into()];
+pub(super) fn vote_seller(
+    tx: &mut dyn Tx,
+    buyer_id: u64,
+    seller_id: u64,
+    up: bool,
+) -> Result<ShopResult<()>, StoreError> {
+    let key = [id_column(buyer_id).into(), id_column(seller_id).into()];
     let before =
         tx.first("SELECT up FROM product_seller_vote WHERE buyer_id = $1 AND seller_id = $2", &key, |row| row.bool(0))?;
-    let Some(add) = change_of_vote(before, up) else { return Ok(Ok(())) };
+    let Some(add) = vote_delta(before, up) else { return Ok(Ok(())) };
     tx.execute(
         "INSERT INTO product_seller_vote (buyer_id, seller_id, up) VALUES ($1, $2, $3)
          ON CONFLICT (buyer_id, seller_id) DO UPDATE SET up = excluded.up",
         &[key[0], key[1], up.into()],
     )?;
-    count_for_seller(tx, id(seller_id), add)?;
+    add_to_seller_counts(tx, id_column(seller_id), add)?;
     Ok(Ok(()))
 }
 
-/// What a vote adds to the counts; nothing if it is the one that was there.
-fn change_of_vote(before: Option<bool>, up: bool) -> Option<Counts> {
+/// What a vote adds to the counts; `None` if the buyer has voted the same before.
+fn vote_delta(before: Option<bool>, up: bool) -> Option<SellerCountDeltas> {
     let taken_back = |vote: bool| i64::from(before == Some(vote));
-    (before != Some(up)).then(|| Counts {
+    (before != Some(up)).then(|| SellerCountDeltas {
         thumbs_up: i64::from(up) - taken_back(true),
         thumbs_down: i64::from(!up) - taken_back(false),
-        ..Counts::default()
+        ..SellerCountDeltas::default()
     })
 }

@@ -1,19 +1,19 @@
-//! The product database over real files.
+//! The product database on real files.
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::model::Cents;
-use crate::shop::ops::{Feedback, Hold, Item, Line, PricedLine, Rating};
+use crate::shop::ops::{Feedback, HoldState, Item, LineItem, PricedLine, SellerRating};
 
 mod holding;
 #[cfg(unix)]
 mod measured;
 mod searching;
 
-/// The tests' own time: no thread with the wall's clock has a hand in it (`without_sweeper`).
+/// The simulated time of the tests, which run without the sweeper's thread (`without_sweeper`).
 const NOW: Millis = Millis(1_795_253_400_000);
-const SETTINGS: Settings = Settings { hold_timeout: Duration::from_secs(60), first_stretch: 0 };
+const SETTINGS: ProductDbSettings = ProductDbSettings { hold_timeout: Duration::from_secs(60), first_id_range: 0 };
 
 fn open() -> (TempDir, ProductDb) {
     let dir = tempfile::tempdir().unwrap();
@@ -21,12 +21,12 @@ fn open() -> (TempDir, ProductDb) {
     (dir, db)
 }
 
-/// An answer as its type.
+/// Executes an operation and parses its result.
 fn ask<T: serde::de::DeserializeOwned>(db: &ProductDb, op: ProductOp) -> T {
     serde_json::from_str(&db.handle_at(NOW, op).unwrap()).unwrap()
 }
 
-fn refused(db: &ProductDb, op: ProductOp) -> Code {
+fn refused(db: &ProductDb, op: ProductOp) -> ErrorCode {
     db.handle_at(NOW, op).unwrap_err().code
 }
 
@@ -49,7 +49,7 @@ fn register(request: &str, item: NewItem) -> ProductOp {
     ProductOp::Register { request, seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity }
 }
 
-/// One item of `quantity` units at 2.50.
+/// Registers an item with `quantity` units at 2.50.
 fn shelve(db: &ProductDb, quantity: u32) -> String {
     db.load(vec![new_item(3, "A lamp", &["lamp"], 250, quantity)]).unwrap().remove(0)
 }
@@ -63,7 +63,7 @@ fn units(request: &str, seller_id: u64, item_id: &str, delta: i64) -> ProductOp 
 }
 
 fn hold(purchase: &str, item_id: &str, quantity: u32) -> ProductOp {
-    let lines = vec![Line { item_id: item_id.to_owned(), quantity }];
+    let lines = vec![LineItem { item_id: item_id.to_owned(), quantity }];
     ProductOp::Hold { purchase_id: purchase.to_owned(), lines, expires_in_ms: 1_000 }
 }
 
@@ -85,7 +85,7 @@ fn search(category: Option<u32>, keywords: &[&str]) -> ProductOp {
 }
 
 fn sold(db: &ProductDb) -> u64 {
-    ask::<Rating>(db, ProductOp::RatingOf { seller_id: 7 }).items_sold
+    ask::<SellerRating>(db, ProductOp::RatingOf { seller_id: 7 }).items_sold
 }
 
 #[test]
@@ -102,7 +102,11 @@ fn an_item_is_shown_as_it_was_registered() {
     assert_eq!(shown.feedback, Feedback::default());
     for unknown in ["3-2", "4-1", "3-01", "03-1", "3-+1", "3--1", "3-", "-1", "1", "", "3-1 ", "3-99999999999999999999"]
     {
-        assert_eq!(refused(&db, ProductOp::GetItem { item_id: unknown.to_owned() }), Code::NotFound, "{unknown:?}");
+        assert_eq!(
+            refused(&db, ProductOp::GetItem { item_id: unknown.to_owned() }),
+            ErrorCode::NotFound,
+            "{unknown:?}"
+        );
     }
 }
 
@@ -117,10 +121,10 @@ fn a_repeated_request_is_done_once_for_ten_minutes() {
     for _repeat in 0..2 {
         assert_eq!(db.handle_at(NOW, units("u1", 7, "3-1", -2)).unwrap(), r#"{"quantity":3}"#);
     }
-    // Until ten minutes are over, and not a moment longer.
-    db.room.sweep(NOW.plus_ms(599_999)).unwrap();
+    // The response is remembered for exactly ten minutes.
+    db.inner.sweep(NOW.plus_ms(599_999)).unwrap();
     assert_eq!(db.handle_at(NOW, units("u1", 7, "3-1", -2)).unwrap(), r#"{"quantity":3}"#);
-    db.room.sweep(NOW.plus_ms(600_000)).unwrap();
+    db.inner.sweep(NOW.plus_ms(600_000)).unwrap();
     assert_eq!(db.handle_at(NOW, units("u1", 7, "3-1", -2)).unwrap(), r#"{"quantity":1}"#);
 }
 
@@ -130,14 +134,14 @@ fn only_the_seller_changes_an_item_and_only_within_its_stock() {
     let id = shelve(&db, 5);
     let price =
         |seller_id, item_id: &str| ProductOp::ChangePrice { seller_id, item_id: item_id.to_owned(), price: Cents(199) };
-    assert_eq!(refused(&db, price(8, &id)), Code::Forbidden);
-    assert_eq!(refused(&db, units("a", 8, &id, 1)), Code::Forbidden);
-    assert_eq!(refused(&db, price(7, "3-99")), Code::NotFound);
-    assert_eq!(refused(&db, units("b", 7, "3-99", 1)), Code::NotFound);
-    assert_eq!(refused(&db, units("c", 7, &id, -6)), Code::OutOfStock);
-    assert_eq!(refused(&db, units("d", 7, &id, i64::MIN)), Code::OutOfStock);
-    assert_eq!(refused(&db, units("e", 7, &id, i64::MAX)), Code::BadRequest);
-    assert_eq!(refused(&db, units("f", 7, &id, 2_147_483_643)), Code::BadRequest);
+    assert_eq!(refused(&db, price(8, &id)), ErrorCode::Forbidden);
+    assert_eq!(refused(&db, units("a", 8, &id, 1)), ErrorCode::Forbidden);
+    assert_eq!(refused(&db, price(7, "3-99")), ErrorCode::NotFound);
+    assert_eq!(refused(&db, units("b", 7, "3-99", 1)), ErrorCode::NotFound);
+    assert_eq!(refused(&db, units("c", 7, &id, -6)), ErrorCode::OutOfStock);
+    assert_eq!(refused(&db, units("d", 7, &id, i64::MIN)), ErrorCode::OutOfStock);
+    assert_eq!(refused(&db, units("e", 7, &id, i64::MAX)), ErrorCode::BadRequest);
+    assert_eq!(refused(&db, units("f", 7, &id, 2_147_483_643)), ErrorCode::BadRequest);
     assert_eq!((item(&db, &id).price, item(&db, &id).quantity), (Cents(250), 5));
     assert_eq!(db.handle_at(NOW, price(7, &id)).unwrap(), "null");
     assert_eq!(db.handle_at(NOW, units("g", 7, &id, 2_147_483_642)).unwrap(), r#"{"quantity":2147483647}"#);
@@ -152,7 +156,7 @@ fn a_seller_sees_all_own_items_oldest_first() {
     let stock = [9, 0, 4].map(|quantity| new_item(1, "Mine", &[], 100, quantity));
     db.load([vec![other], stock.into()].concat()).unwrap();
     let page = |seller_id, offset, limit| {
-        let found: crate::shop::ops::Found = ask(&db, ProductOp::ItemsOf { seller_id, offset, limit });
+        let found: crate::shop::ops::ItemPage = ask(&db, ProductOp::ItemsOf { seller_id, offset, limit });
         let ids: Vec<String> = found.items.into_iter().map(|item| item.item_id).collect();
         (ids.join(" "), found.total)
     };
@@ -173,7 +177,7 @@ fn a_vote_counts_once_and_may_be_changed() {
     };
     let vote_seller = |buyer_id, up| ask::<()>(&db, ProductOp::VoteSeller { buyer_id, seller_id: 7, up });
     let counted = |item_id: &str| {
-        let seller = ask::<Rating>(&db, ProductOp::RatingOf { seller_id: 7 }).feedback;
+        let seller = ask::<SellerRating>(&db, ProductOp::RatingOf { seller_id: 7 }).feedback;
         let shown = item(&db, item_id).feedback;
         ((shown.thumbs_up, shown.thumbs_down), (seller.thumbs_up, seller.thumbs_down))
     };
@@ -191,8 +195,8 @@ fn a_vote_counts_once_and_may_be_changed() {
     vote_seller(1, false);
     assert_eq!(counted(&lamp), ((0, 2), (0, 4)));
     let unknown = ProductOp::VoteItem { buyer_id: 1, item_id: "3-99".to_owned(), up: true };
-    assert_eq!(refused(&db, unknown), Code::NotFound);
-    assert_eq!(ask::<Rating>(&db, ProductOp::RatingOf { seller_id: 99 }), Rating::default());
+    assert_eq!(refused(&db, unknown), ErrorCode::NotFound);
+    assert_eq!(ask::<SellerRating>(&db, ProductOp::RatingOf { seller_id: 99 }), SellerRating::default());
 }
 
 #[test]
@@ -202,21 +206,21 @@ fn units_that_are_held_cannot_be_bought_and_come_back() {
     let priced: Vec<PricedLine> = ask(&db, hold("p1", &id, 2));
     assert_eq!((priced[0].price, priced[0].seller_id, priced[0].seller.as_str()), (Cents(250), 7, "sam"));
     assert_eq!(item(&db, &id).quantity, 1);
-    assert_eq!(refused(&db, hold("p2", &id, 2)), Code::OutOfStock);
-    assert_eq!(refused(&db, hold("p2", "3-99", 1)), Code::NotFound);
-    assert_eq!(ask::<Hold>(&db, state("p2")), Hold::Unknown);
-    assert_eq!((ask::<Hold>(&db, state("p1")), sold(&db)), (Hold::Held, 0));
+    assert_eq!(refused(&db, hold("p2", &id, 2)), ErrorCode::OutOfStock);
+    assert_eq!(refused(&db, hold("p2", "3-99", 1)), ErrorCode::NotFound);
+    assert_eq!(ask::<HoldState>(&db, state("p2")), HoldState::Unknown);
+    assert_eq!((ask::<HoldState>(&db, state("p1")), sold(&db)), (HoldState::Held, 0));
     for _repeat in 0..2 {
-        assert_eq!((ask::<Hold>(&db, sell("p1")), sold(&db)), (Hold::Sold, 2));
+        assert_eq!((ask::<HoldState>(&db, sell("p1")), sold(&db)), (HoldState::Sold, 2));
     }
     assert_eq!(ask::<Vec<PricedLine>>(&db, hold("p1", &id, 2)), priced);
-    assert_eq!((ask::<Hold>(&db, release("p1")), sold(&db)), (Hold::Released, 0));
+    assert_eq!((ask::<HoldState>(&db, release("p1")), sold(&db)), (HoldState::Released, 0));
     assert_eq!(item(&db, &id).quantity, 3);
-    // Comes too late, and is told so.
-    assert_eq!(refused(&db, hold("p1", &id, 2)), Code::Forbidden);
-    assert_eq!(ask::<Hold>(&db, release("p3")), Hold::Released);
-    assert_eq!(refused(&db, hold("p3", &id, 1)), Code::Forbidden);
-    assert_eq!(ask::<Hold>(&db, sell("p4")), Hold::Unknown);
+    // The hold arrives too late and is refused.
+    assert_eq!(refused(&db, hold("p1", &id, 2)), ErrorCode::Forbidden);
+    assert_eq!(ask::<HoldState>(&db, release("p3")), HoldState::Released);
+    assert_eq!(refused(&db, hold("p3", &id, 1)), ErrorCode::Forbidden);
+    assert_eq!(ask::<HoldState>(&db, sell("p4")), HoldState::Unknown);
     assert_eq!(item(&db, &id).quantity, 3);
 }
 
@@ -224,11 +228,11 @@ fn units_that_are_held_cannot_be_bought_and_come_back() {
 fn all_lines_are_held_or_none() {
     let (_dir, db) = open();
     let (many, few) = (shelve(&db, 9), shelve(&db, 1));
-    let line = |item_id: &str, quantity| Line { item_id: item_id.to_owned(), quantity };
+    let line = |item_id: &str, quantity| LineItem { item_id: item_id.to_owned(), quantity };
     let lines = vec![line(&many, 2), line(&few, 2)];
     let both = ProductOp::Hold { purchase_id: "p1".to_owned(), lines, expires_in_ms: 1_000 };
     let refusal = db.handle_at(NOW, both).unwrap_err();
-    assert_eq!(refusal.code, Code::OutOfStock);
+    assert_eq!(refusal.code, ErrorCode::OutOfStock);
     assert!(refusal.message.contains(&few), "{}", refusal.message);
     assert_eq!((item(&db, &many).quantity, item(&db, &few).quantity), (9, 1));
 }
@@ -237,16 +241,16 @@ fn all_lines_are_held_or_none() {
 fn holds_are_kept_over_a_restart() {
     let (dir, db) = open();
     let id = shelve(&db, 9);
-    // The thread goes by the wall's time.
+    // The sweeper's thread uses real time.
     for (purchase, quantity) in [("held", 1), ("sold", 2), ("released", 3)] {
-        let lines = vec![Line { item_id: id.clone(), quantity }];
+        let lines = vec![LineItem { item_id: id.clone(), quantity }];
         db.handle(ProductOp::Hold { purchase_id: purchase.to_owned(), lines, expires_in_ms: 60_000 }).unwrap();
     }
     db.handle(sell("sold")).unwrap();
     db.handle(release("released")).unwrap();
     db.close();
-    assert_eq!(db.handle(state("held")).unwrap_err().code, Code::Unavailable);
-    assert_eq!(db.handle(sell("held")).unwrap_err().code, Code::Unavailable);
+    assert_eq!(db.handle(state("held")).unwrap_err().code, ErrorCode::Unavailable);
+    assert_eq!(db.handle(sell("held")).unwrap_err().code, ErrorCode::Unavailable);
     drop(db);
     let db = ProductDb::open(dir.path(), SETTINGS).unwrap();
     let state_of = |purchase| db.handle(state(purchase)).unwrap();
@@ -257,11 +261,11 @@ fn holds_are_kept_over_a_restart() {
 #[test]
 fn what_is_held_too_long_comes_back_by_itself() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = Settings { hold_timeout: Duration::from_millis(50), ..SETTINGS };
+    let settings = ProductDbSettings { hold_timeout: Duration::from_millis(50), ..SETTINGS };
     let db = ProductDb::open(dir.path(), settings).unwrap();
     let id = shelve(&db, 2);
-    // More is asked for than the operator allows.
-    let lines = vec![Line { item_id: id.clone(), quantity: 2 }];
+    // A longer hold is requested than the operator allows.
+    let lines = vec![LineItem { item_id: id.clone(), quantity: 2 }];
     db.handle(ProductOp::Hold { purchase_id: "p1".to_owned(), lines, expires_in_ms: u64::MAX }).unwrap();
     let until = std::time::Instant::now() + Duration::from_secs(30);
     while item(&db, &id).quantity < 2 {
@@ -270,8 +274,8 @@ fn what_is_held_too_long_comes_back_by_itself() {
     }
     assert_eq!(db.handle(sell("p1")).unwrap(), r#""released""#);
     assert_eq!(sold(&db), 0);
-    // Found again, too.
-    let found: crate::shop::ops::Found = ask(&db, search(None, &["lamp"]));
+    // It is found by searches again.
+    let found: crate::shop::ops::ItemPage = ask(&db, search(None, &["lamp"]));
     assert_eq!(found.items.len(), 1);
 }
 
@@ -286,19 +290,19 @@ fn an_expired_hold_is_never_sold_whoever_looks_first() {
     assert_eq!(db.handle_at(late, state("p1")).unwrap(), r#""released""#);
     assert_eq!(db.handle_at(late, sell("p1")).unwrap(), r#""released""#);
     assert_eq!(item(&db, &id).quantity, 1);
-    while db.room.sweep(late).unwrap().is_zero() {}
+    while db.inner.sweep(late).unwrap().is_zero() {}
     assert_eq!(item(&db, &id).quantity, 2);
-    assert_eq!(db.handle_at(late, hold("p2", &id, 1)).unwrap_err().code, Code::Forbidden);
-    // The tombstones go when nothing can come that late any more.
+    assert_eq!(db.handle_at(late, hold("p2", &id, 1)).unwrap_err().code, ErrorCode::Forbidden);
+    // Tombstones are purged when no message can arrive that late.
     let days = |days: u64| late.plus(Duration::from_secs(days * 86_400));
-    while db.room.sweep(Millis(days(30).0 - 1)).unwrap().is_zero() {}
+    while db.inner.sweep(Millis(days(30).0 - 1)).unwrap().is_zero() {}
     assert_eq!(db.handle_at(late, state("p2")).unwrap(), r#""released""#);
-    while db.room.sweep(days(30)).unwrap().is_zero() {}
+    while db.inner.sweep(days(30)).unwrap().is_zero() {}
     assert_eq!(db.handle_at(late, state("p2")).unwrap(), r#""unknown""#);
-    // A sale is remembered for good.
+    // A sale is never purged.
     db.handle_at(NOW, hold("p3", &id, 1)).unwrap();
     db.handle_at(NOW, sell("p3")).unwrap();
-    while db.room.sweep(days(4_000)).unwrap().is_zero() {}
+    while db.inner.sweep(days(4_000)).unwrap().is_zero() {}
     assert_eq!(db.handle_at(days(4_000), state("p3")).unwrap(), r#""sold""#);
 }
 
@@ -306,7 +310,7 @@ fn an_expired_hold_is_never_sold_whoever_looks_first() {
 fn a_hundred_buyers_after_the_last_ten_units() {
     let (_dir, db) = open();
     let id = shelve(&db, 10);
-    let outcomes: Vec<Answer<String>> = std::thread::scope(|scope| {
+    let outcomes: Vec<ShopResult<String>> = std::thread::scope(|scope| {
         let buy = |buyer: usize| {
             let (db, id) = (&db, &id);
             move || {
@@ -319,7 +323,7 @@ fn a_hundred_buyers_after_the_last_ten_units() {
     });
     let bought = outcomes.iter().filter(|outcome| outcome.as_deref() == Ok(r#""sold""#)).count();
     let refused =
-        outcomes.iter().filter(|outcome| outcome.as_ref().is_err_and(|refusal| refusal.code == Code::OutOfStock));
+        outcomes.iter().filter(|outcome| outcome.as_ref().is_err_and(|refusal| refusal.code == ErrorCode::OutOfStock));
     assert_eq!((bought, refused.count()), (10, 90));
     assert_eq!((item(&db, &id).quantity, sold(&db)), (0, 10));
 }
@@ -332,14 +336,14 @@ fn item_ids_are_never_given_twice_not_even_after_a_backup() {
     let db = ProductDb::open(dir.path(), SETTINGS).unwrap();
     assert_eq!(shelve(&db, 1), "3-3");
     drop(db);
-    let db = ProductDb::open(dir.path(), Settings { first_stretch: 1, ..SETTINGS }).unwrap();
+    let db = ProductDb::open(dir.path(), ProductDbSettings { first_id_range: 1, ..SETTINGS }).unwrap();
     let id = shelve(&db, 1);
-    assert_eq!(id, format!("3-{}", 1 + STRETCH));
+    assert_eq!(id, format!("3-{}", 1 + ID_RANGE_SIZE));
     assert_eq!(item(&db, &id).quantity, 1);
     drop(db);
-    // The same stretch again is not begun anew.
-    let db = ProductDb::open(dir.path(), Settings { first_stretch: 1, ..SETTINGS }).unwrap();
-    assert_eq!(shelve(&db, 1), format!("3-{}", 2 + STRETCH));
+    // Starting with the same range again skips nothing more.
+    let db = ProductDb::open(dir.path(), ProductDbSettings { first_id_range: 1, ..SETTINGS }).unwrap();
+    assert_eq!(shelve(&db, 1), format!("3-{}", 2 + ID_RANGE_SIZE));
 }
 
 #[test]
@@ -349,11 +353,11 @@ fn a_catalogue_is_loaded_as_a_whole() {
         (0..300).map(|number| new_item(number % 7, "Lamp", &["lamp"], 100, number % 2)).collect();
     let ids = db.load(catalogue.clone()).unwrap();
     assert_eq!((ids.len(), ids[0].as_str(), ids[299].as_str()), (300, "0-1", "5-300"));
-    let found: crate::shop::ops::Found = ask(&db, search(None, &["lamp"]));
+    let found: crate::shop::ops::ItemPage = ask(&db, search(None, &["lamp"]));
     assert_eq!(found.total, 150);
     assert_eq!(db.load(Vec::new()).unwrap(), Vec::<String>::new());
     catalogue.resize(LOAD_MAX + 1, catalogue[0].clone());
-    assert_eq!(db.load(catalogue).unwrap_err().code, Code::BadRequest);
+    assert_eq!(db.load(catalogue).unwrap_err().code, ErrorCode::BadRequest);
 }
 
 #[test]

@@ -1,260 +1,273 @@
-//! Who drives a purchase: which operation comes next, and what on each answer or on none. No I/O.
+//! The driver of a purchase: a state machine that decides which operation to send next, on each response or timeout. It
+//! does no I/O.
 //!
 //! ```text
 //! Hold ─► Authorise ─► Sell ─► Complete ─► purchased
 //!   └─────────┴─────────┴── wrong ──► Undo ─► Release ─► Closed ─► refused
 //! ```
 //!
-//! A frontend runs one for each purchase of its buyers, and one for each that it takes over; the latter
-//! begins by looking whether the units are sold. It keeps nothing: whatever it has not brought to an end
-//! when it gives up or dies, another takes over when its lease has run out (a frontend renews the leases of
-//! what it drives, for as long as it lives). Every operation may be asked
-//! twice, so one without an answer is asked again for a while.
+//! A frontend runs a driver for each purchase of its buyers, and for each orphaned one that it takes over; the latter
+//! begins by checking whether the units are sold. The driver stores nothing. If it gives up or dies before the end,
+//! another driver takes over when its lease has expired; a frontend renews the leases of what it drives. Every
+//! operation is idempotent, so one without a response is retried for a while.
 
 use std::time::Duration;
 
 use crate::model::Millis;
 use crate::shop::ops::{
-    Answer, Code, CustomerOp, Hold, Line, LinkCard, Orphan, PricedLine, ProductOp, Purchased, Refusal,
+    CardDetails, CompletedPurchase, CustomerOp, ErrorCode, HoldState, LineItem, OrphanedPurchase, PricedLine,
+    ProductOp, Refusal, ShopResult,
 };
 
-/// How long it tries to go forward before it undoes.
-pub const FORWARD: Duration = Duration::from_secs(2);
-/// How long it tries in all, to undo or to hear what it may not undo, before it leaves it to others.
-pub const PATIENCE: Duration = Duration::from_secs(4);
-/// How long a component that gave no answer is left alone; doubled each time.
-const PAUSE: Duration = Duration::from_millis(20);
-/// The longest pause.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// How long the driver retries to go forward before it undoes the purchase.
+pub const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the driver retries in all, to undo the purchase or to learn the outcome of one that cannot be undone,
+/// before it leaves the purchase to another driver.
+pub const TOTAL_TIMEOUT: Duration = Duration::from_secs(4);
+/// The pause before the first retry, doubled with each.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// One operation, and whom to ask.
+/// An operation and the database that it goes to.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Op {
-    /// The customer database.
+pub enum DatabaseOp {
     Customer(CustomerOp),
-    /// The product database.
     Product(ProductOp),
 }
 
-/// What is to be done.
+/// What the driver's frontend has to do next.
 #[derive(Debug)]
-pub enum Step {
-    /// Ask this, after a pause; the answer is the next thing to be heard.
-    Ask {
-        /// First wait so long.
+pub enum DriverStep {
+    /// Send an operation and pass its response to [`Driver::handle_response`].
+    Send {
+        /// The pause before it is sent.
         after: Duration,
-        /// Then ask.
-        op: Op,
+        op: DatabaseOp,
     },
-    /// It is over, or left to others; this is what the buyer is told.
-    Over(Answer<Purchased>),
+    /// The driver is done, or leaves the purchase to another driver; this is the result for the buyer.
+    Finished(ShopResult<CompletedPurchase>),
 }
 
-/// An answer, or that there is none.
+/// The response to an operation, or that there was none.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Heard {
-    /// To [`ProductOp::Hold`].
+pub enum OpResponse {
+    /// The result of [`ProductOp::Hold`].
     Priced(Vec<PricedLine>),
-    /// To [`ProductOp::Sell`], [`ProductOp::Release`], [`ProductOp::HoldState`].
-    Hold(Hold),
-    /// To [`CustomerOp::Complete`].
-    Purchased(Purchased),
-    /// To the others.
+    /// The result of [`ProductOp::Sell`], [`ProductOp::Release`] and [`ProductOp::HoldState`].
+    Hold(HoldState),
+    /// The result of [`CustomerOp::Complete`].
+    Purchased(CompletedPurchase),
+    /// The success of any other operation.
     Done,
-    /// To any of them; UNAVAILABLE stands for no answer, too.
+    /// The refusal of any operation. UNAVAILABLE also stands for no response.
     Refused(Refusal),
 }
 
-impl Op {
-    /// Reads what a database has answered to this: the JSON of its answer, or its refusal.
-    pub fn read(&self, answer: Answer<&str>) -> Heard {
-        let json = match answer {
+impl DatabaseOp {
+    /// Parses the response to this operation: the JSON of its result, or the refusal.
+    pub fn parse_response(&self, response: ShopResult<&str>) -> OpResponse {
+        let json = match response {
             Ok(json) => json,
-            Err(refusal) => return Heard::Refused(refusal),
+            Err(refusal) => return OpResponse::Refused(refusal),
         };
-        let heard = match self {
-            Op::Product(ProductOp::Hold { .. }) => serde_json::from_str(json).map(Heard::Priced),
-            Op::Product(_) => serde_json::from_str(json).map(Heard::Hold),
-            Op::Customer(CustomerOp::Complete { .. }) => serde_json::from_str(json).map(Heard::Purchased),
-            Op::Customer(_) => Ok(Heard::Done),
+        let parsed = match self {
+            DatabaseOp::Product(ProductOp::Hold { .. }) => serde_json::from_str(json).map(OpResponse::Priced),
+            DatabaseOp::Product(_) => serde_json::from_str(json).map(OpResponse::Hold),
+            DatabaseOp::Customer(CustomerOp::Complete { .. }) => serde_json::from_str(json).map(OpResponse::Purchased),
+            DatabaseOp::Customer(_) => Ok(OpResponse::Done),
         };
-        // The text of the error may quote what was answered.
-        heard.unwrap_or_else(|_| Heard::Refused(Refusal::new(Code::Unavailable, "a database gave no proper answer")))
+        // Without the error's text, which may quote the response.
+        parsed.unwrap_or_else(|_| {
+            OpResponse::Refused(Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer"))
+        })
     }
 }
 
 #[derive(Debug)]
-enum Stage {
+enum DriverStage {
     Holding {
-        lines: Vec<Line>,
-        card: LinkCard,
+        lines: Vec<LineItem>,
+        card: CardDetails,
     },
     Authorising {
         lines: Vec<PricedLine>,
-        card: LinkCard,
+        card: CardDetails,
     },
     Selling,
     Completing,
-    /// It took over: are the units sold?
-    Looking,
+    /// Checks, after taking over, whether the units are sold.
+    CheckingSale,
     Undoing(Refusal),
     Releasing(Refusal),
     Closing(Refusal),
-    Over,
+    Finished,
 }
 
-/// One purchase under way.
+/// The driver of one purchase.
 #[derive(Debug)]
 pub struct Driver {
     purchase_id: String,
     lease: u64,
     hold_ms: u64,
-    stage: Stage,
+    stage: DriverStage,
     began_at: Millis,
     pause: Duration,
 }
 
 impl Driver {
-    /// Begins to drive a purchase that the customer database has begun
-    /// ([`Begun::Drive`](crate::shop::ops::Begun::Drive)): its lines are held for `hold_ms`.
+    /// Creates the driver of a purchase that the customer database has begun
+    /// ([`BeginResponse::Drive`](crate::shop::ops::BeginResponse::Drive)). Its lines are to be held for `hold_ms`.
     pub fn begin(
         now: Millis,
         purchase_id: String,
         lease: u64,
-        lines: Vec<Line>,
+        lines: Vec<LineItem>,
         hold_ms: u64,
-        card: LinkCard,
-    ) -> (Driver, Step) {
-        Driver::start(now, purchase_id, lease, hold_ms, Stage::Holding { lines, card })
+        card: CardDetails,
+    ) -> (Driver, DriverStep) {
+        Driver::start(now, purchase_id, lease, hold_ms, DriverStage::Holding { lines, card })
     }
 
-    /// Takes over a purchase whose driver is gone. Nobody waits for its answer.
-    pub fn take_over(now: Millis, orphan: Orphan) -> (Driver, Step) {
-        let Orphan { purchase_id, lease, is_undone, is_authorised, .. } = orphan;
+    /// Creates the driver of an orphaned purchase. No client waits for its result.
+    pub fn take_over(now: Millis, orphan: OrphanedPurchase) -> (Driver, DriverStep) {
+        let OrphanedPurchase { purchase_id, lease, is_undone, is_authorised, .. } = orphan;
         let stage = match (is_undone, is_authorised) {
-            (true, _) => Stage::Releasing(interrupted()),
-            (false, true) => Stage::Looking,
-            // The card is not here, and nobody keeps one: without it there is no way forward.
-            (false, false) => Stage::Undoing(interrupted()),
+            (true, _) => DriverStage::Releasing(interrupted()),
+            (false, true) => DriverStage::CheckingSale,
+            // The card details were never stored, so it can only be undone.
+            (false, false) => DriverStage::Undoing(interrupted()),
         };
         Driver::start(now, purchase_id, lease, 0, stage)
     }
 
-    fn start(now: Millis, purchase_id: String, lease: u64, hold_ms: u64, stage: Stage) -> (Driver, Step) {
+    fn start(now: Millis, purchase_id: String, lease: u64, hold_ms: u64, stage: DriverStage) -> (Driver, DriverStep) {
         let mut driver =
-            Driver { purchase_id, lease, hold_ms, stage: Stage::Over, began_at: now, pause: Duration::ZERO };
-        let step = driver.go(stage);
+            Driver { purchase_id, lease, hold_ms, stage: DriverStage::Finished, began_at: now, pause: Duration::ZERO };
+        let step = driver.enter_stage(stage);
         (driver, step)
     }
 
-    /// The purchase.
     pub fn purchase_id(&self) -> &str {
         &self.purchase_id
     }
 
-    /// Under which it drives.
     pub fn lease(&self) -> u64 {
         self.lease
     }
 
-    /// Takes the answer to what was asked last; says what is next.
-    pub fn heard(&mut self, now: Millis, heard: Heard) -> Step {
-        if let Heard::Refused(refusal) = &heard
-            && is_away(refusal)
+    /// Handles the response to the last operation and returns the next step.
+    pub fn handle_response(&mut self, now: Millis, response: OpResponse) -> DriverStep {
+        if let OpResponse::Refused(refusal) = &response
+            && is_transient(refusal)
         {
-            return self.no_answer(now, refusal.clone());
+            return self.handle_no_response(now, refusal.clone());
         }
         self.pause = Duration::ZERO;
-        match (std::mem::replace(&mut self.stage, Stage::Over), heard) {
-            (Stage::Holding { card, .. }, Heard::Priced(lines)) => self.go(Stage::Authorising { lines, card }),
-            (Stage::Holding { .. }, Heard::Refused(why)) => match why.code {
-                Code::OutOfStock | Code::NotFound | Code::BadRequest => self.go(Stage::Undoing(why)),
-                // Released already: it was taken over, or took too long.
-                _ => self.go(Stage::Undoing(interrupted())),
+        match (std::mem::replace(&mut self.stage, DriverStage::Finished), response) {
+            (DriverStage::Holding { card, .. }, OpResponse::Priced(lines)) => {
+                self.enter_stage(DriverStage::Authorising { lines, card })
+            }
+            (DriverStage::Holding { .. }, OpResponse::Refused(why)) => match why.code {
+                ErrorCode::OutOfStock | ErrorCode::NotFound | ErrorCode::BadRequest => {
+                    self.enter_stage(DriverStage::Undoing(why))
+                }
+                // Its hold was released before, because another driver took over or the hold expired.
+                _ => self.enter_stage(DriverStage::Undoing(interrupted())),
             },
 
-            (Stage::Authorising { .. }, Heard::Done) => self.go(Stage::Selling),
-            (Stage::Authorising { .. }, Heard::Refused(why)) if why.code == Code::BadRequest => {
-                self.go(Stage::Undoing(why))
+            (DriverStage::Authorising { .. }, OpResponse::Done) => self.enter_stage(DriverStage::Selling),
+            (DriverStage::Authorising { .. }, OpResponse::Refused(why)) if why.code == ErrorCode::BadRequest => {
+                self.enter_stage(DriverStage::Undoing(why))
             }
-            // The record says so itself: the attempt is undone, and nothing is held on the card.
-            (Stage::Authorising { .. } | Stage::Completing, Heard::Refused(why))
-                if why.code == Code::PaymentDeclined =>
+            // The record is undone already, and nothing is held on the card.
+            (DriverStage::Authorising { .. } | DriverStage::Completing, OpResponse::Refused(why))
+                if why.code == ErrorCode::PaymentDeclined =>
             {
-                self.go(Stage::Releasing(why))
+                self.enter_stage(DriverStage::Releasing(why))
             }
 
-            (Stage::Selling | Stage::Looking, Heard::Hold(Hold::Sold)) => self.go(Stage::Completing),
-            // It took too long: what was held has expired.
-            (Stage::Selling | Stage::Looking, Heard::Hold(_)) => self.go(Stage::Undoing(interrupted())),
+            (DriverStage::Selling | DriverStage::CheckingSale, OpResponse::Hold(HoldState::Sold)) => {
+                self.enter_stage(DriverStage::Completing)
+            }
+            // The hold has expired.
+            (DriverStage::Selling | DriverStage::CheckingSale, OpResponse::Hold(_)) => {
+                self.enter_stage(DriverStage::Undoing(interrupted()))
+            }
 
-            (Stage::Completing, Heard::Purchased(purchased)) => Step::Over(Ok(purchased)),
-            // Another has the lease, and the units are sold: it will be a purchase, unless the bank refuses.
-            (Stage::Completing, _) => Step::Over(Err(not_known())),
+            (DriverStage::Completing, OpResponse::Purchased(purchased)) => DriverStep::Finished(Ok(purchased)),
+            // Another driver has the lease and the units are sold, so it becomes a purchase unless the bank refuses.
+            (DriverStage::Completing, _) => DriverStep::Finished(Err(outcome_unknown())),
 
-            (Stage::Undoing(why), Heard::Done) => self.go(Stage::Releasing(why)),
-            (Stage::Releasing(why), Heard::Hold(Hold::Released)) => self.go(Stage::Closing(why)),
-            // Whoever has the lease now sees to the rest; and what fails here for good fails for all.
-            (Stage::Undoing(why) | Stage::Releasing(why) | Stage::Closing(why), _) => Step::Over(Err(why)),
-            // Another has the lease, or the record is over: not ours to drive any more.
-            _ => Step::Over(Err(interrupted())),
+            (DriverStage::Undoing(why), OpResponse::Done) => self.enter_stage(DriverStage::Releasing(why)),
+            (DriverStage::Releasing(why), OpResponse::Hold(HoldState::Released)) => {
+                self.enter_stage(DriverStage::Closing(why))
+            }
+            // The present holder of the lease does the rest; a definite failure here would be one for every driver.
+            (DriverStage::Undoing(why) | DriverStage::Releasing(why) | DriverStage::Closing(why), _) => {
+                DriverStep::Finished(Err(why))
+            }
+            // Another driver has the lease, or the record is finished.
+            _ => DriverStep::Finished(Err(interrupted())),
         }
     }
 
-    /// The other end is away, or what it said was lost.
-    fn no_answer(&mut self, now: Millis, refusal: Refusal) -> Step {
-        let tried = self.began_at.until(now);
-        let may_turn_back = matches!(self.stage, Stage::Holding { .. } | Stage::Authorising { .. } | Stage::Selling);
-        if may_turn_back && tried >= FORWARD {
+    /// Handles a database that is unavailable, or whose response was lost.
+    fn handle_no_response(&mut self, now: Millis, refusal: Refusal) -> DriverStep {
+        let elapsed = self.began_at.until(now);
+        let can_still_undo =
+            matches!(self.stage, DriverStage::Holding { .. } | DriverStage::Authorising { .. } | DriverStage::Selling);
+        if can_still_undo && elapsed >= FORWARD_TIMEOUT {
             self.pause = Duration::ZERO;
-            return self.go(Stage::Undoing(refusal));
+            return self.enter_stage(DriverStage::Undoing(refusal));
         }
-        if tried < PATIENCE {
-            self.pause = (2 * self.pause).clamp(PAUSE, PAUSE_MAX);
-            return self.ask();
+        if elapsed < TOTAL_TIMEOUT {
+            self.pause = (2 * self.pause).clamp(RETRY_PAUSE, RETRY_PAUSE_MAX);
+            return self.next_request();
         }
-        Step::Over(Err(match &self.stage {
-            Stage::Undoing(why) | Stage::Releasing(why) | Stage::Closing(why) => why.clone(),
-            // It is asked for until the record says how it ended; the buyer does not wait that long.
-            _ => not_known(),
+        DriverStep::Finished(Err(match &self.stage {
+            DriverStage::Undoing(why) | DriverStage::Releasing(why) | DriverStage::Closing(why) => why.clone(),
+            // The customer database retries until the outcome is certain, but the buyer does not wait that long.
+            _ => outcome_unknown(),
         }))
     }
 
-    fn go(&mut self, stage: Stage) -> Step {
+    fn enter_stage(&mut self, stage: DriverStage) -> DriverStep {
         self.stage = stage;
-        self.ask()
+        self.next_request()
     }
 
-    fn ask(&self) -> Step {
+    fn next_request(&self) -> DriverStep {
         let (purchase_id, lease) = (self.purchase_id.clone(), self.lease);
         let op = match &self.stage {
-            Stage::Holding { lines, .. } => {
-                Op::Product(ProductOp::Hold { purchase_id, lines: lines.clone(), expires_in_ms: self.hold_ms })
+            DriverStage::Holding { lines, .. } => {
+                DatabaseOp::Product(ProductOp::Hold { purchase_id, lines: lines.clone(), expires_in_ms: self.hold_ms })
             }
-            Stage::Authorising { lines, card } => {
+            DriverStage::Authorising { lines, card } => {
                 let (lines, card) = (lines.clone(), card.clone());
-                Op::Customer(CustomerOp::Authorise { purchase_id, lease, lines, card })
+                DatabaseOp::Customer(CustomerOp::Authorise { purchase_id, lease, lines, card })
             }
-            Stage::Selling => Op::Product(ProductOp::Sell { purchase_id }),
-            Stage::Looking => Op::Product(ProductOp::HoldState { purchase_id }),
-            Stage::Completing => Op::Customer(CustomerOp::Complete { purchase_id, lease }),
-            Stage::Undoing(why) => Op::Customer(CustomerOp::Undo { purchase_id, lease, why: why.clone() }),
-            Stage::Releasing(_) => Op::Product(ProductOp::Release { purchase_id }),
-            Stage::Closing(_) => Op::Customer(CustomerOp::Closed { purchase_id, lease }),
-            Stage::Over => return Step::Over(Err(interrupted())),
+            DriverStage::Selling => DatabaseOp::Product(ProductOp::Sell { purchase_id }),
+            DriverStage::CheckingSale => DatabaseOp::Product(ProductOp::HoldState { purchase_id }),
+            DriverStage::Completing => DatabaseOp::Customer(CustomerOp::Complete { purchase_id, lease }),
+            DriverStage::Undoing(why) => {
+                DatabaseOp::Customer(CustomerOp::Undo { purchase_id, lease, why: why.clone() })
+            }
+            DriverStage::Releasing(_) => DatabaseOp::Product(ProductOp::Release { purchase_id }),
+            DriverStage::Closing(_) => DatabaseOp::Customer(CustomerOp::Closed { purchase_id, lease }),
+            DriverStage::Finished => return DriverStep::Finished(Err(interrupted())),
         };
-        Step::Ask { after: self.pause, op }
+        DriverStep::Send { after: self.pause, op }
     }
 }
 
-fn is_away(refusal: &Refusal) -> bool {
-    matches!(refusal.code, Code::Unavailable | Code::Busy)
+fn is_transient(refusal: &Refusal) -> bool {
+    matches!(refusal.code, ErrorCode::Unavailable | ErrorCode::Busy)
 }
 
-fn not_known() -> Refusal {
-    Refusal::new(Code::Unavailable, "it is not known yet whether it was purchased: look at the purchases")
+fn outcome_unknown() -> Refusal {
+    Refusal::new(ErrorCode::Unavailable, "it is not known yet whether it was purchased: look at the purchases")
 }
 
 fn interrupted() -> Refusal {
-    Refusal::new(Code::Unavailable, "the purchase was interrupted: try again")
+    Refusal::new(ErrorCode::Unavailable, "the purchase was interrupted: try again")
 }

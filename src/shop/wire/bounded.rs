@@ -1,7 +1,7 @@
-//! Reading JSON into no more memory than a message of ours can need.
+//! Parses JSON into no more memory than a request can need.
 //!
-//! A mebibyte of `[0,0,0,…` would become half a million values of many bytes each. So only fields that some
-//! call knows are kept, and no more values than any call has; the rest is looked at for its syntax alone.
+//! A mebibyte of `[0,0,0,…` would become half a million values of many bytes each. So only fields that some call knows
+//! are kept, and at most [`VALUES_MAX`] values; the syntax of the rest is checked only.
 
 use std::cell::Cell;
 use std::fmt;
@@ -12,11 +12,11 @@ use serde_json::{Map, Value};
 
 use crate::model::money;
 
-/// Most values that are kept of one message. The longest call has some thirty.
+/// The maximum number of values that are kept of one message. The longest call has some thirty.
 const VALUES_MAX: u32 = 256;
 
-/// Every field that a call may have, of either dialect.
-const KNOWN: [&str; 35] = [
+/// The fields of all calls in both dialects.
+const KNOWN_FIELDS: [&str; 35] = [
     "address",
     "api",
     "card",
@@ -54,23 +54,23 @@ const KNOWN: [&str; 35] = [
     "vote",
 ];
 
-/// Reads one message.
+/// Parses one message.
 ///
 /// # Errors
-/// It is no JSON.
-pub(super) fn read(message: &str) -> serde_json::Result<Value> {
+/// The message is not JSON.
+pub(super) fn parse(message: &str) -> serde_json::Result<Value> {
     let left = Cell::new(VALUES_MAX);
     let mut source = serde_json::Deserializer::from_str(message);
-    let value = Kept(&left).deserialize(&mut source)?;
+    let value = BoundedValue(&left).deserialize(&mut source)?;
     source.end()?;
     Ok(value)
 }
 
-/// A value that is kept, as long as there is room.
+/// Deserialises a value that is kept, unless the number of values left is zero.
 #[derive(Clone, Copy)]
-struct Kept<'a>(&'a Cell<u32>);
+struct BoundedValue<'a>(&'a Cell<u32>);
 
-impl<'de> DeserializeSeed<'de> for Kept<'_> {
+impl<'de> DeserializeSeed<'de> for BoundedValue<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, source: D) -> Result<Value, D::Error> {
@@ -84,7 +84,7 @@ impl<'de> DeserializeSeed<'de> for Kept<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Kept<'_> {
+impl<'de> Visitor<'de> for BoundedValue<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -132,16 +132,16 @@ impl<'de> Visitor<'de> for Kept<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
-        while let Some(known) = map.next_key_seed(Known)? {
+        while let Some(known) = map.next_key_seed(KnownField)? {
             match known {
-                // Read as it was written: see `money::value_of`. It is one value.
+                // A price is parsed from its text, so that it is exact: see `money::value_of`. It counts as one value.
                 Some("price") if self.0.get() > 0 => {
                     self.0.set(self.0.get() - 1);
                     let written: &RawValue = map.next_value()?;
                     let value = if written.get().starts_with(['[', '{']) {
                         Value::Bool(false)
                     } else {
-                        money::value_of(written.get()).map_err(A::Error::custom)?
+                        money::parse_verbatim(written.get()).map_err(A::Error::custom)?
                     };
                     fields.insert("price".to_owned(), value);
                 }
@@ -153,10 +153,10 @@ impl<'de> Visitor<'de> for Kept<'_> {
     }
 }
 
-/// The name of a field, if some call knows it.
-struct Known;
+/// Deserialises a field's name, if some call knows it.
+struct KnownField;
 
-impl<'de> DeserializeSeed<'de> for Known {
+impl<'de> DeserializeSeed<'de> for KnownField {
     type Value = Option<&'static str>;
 
     fn deserialize<D: Deserializer<'de>>(self, source: D) -> Result<Self::Value, D::Error> {
@@ -164,7 +164,7 @@ impl<'de> DeserializeSeed<'de> for Known {
     }
 }
 
-impl Visitor<'_> for Known {
+impl Visitor<'_> for KnownField {
     type Value = Option<&'static str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,7 +172,7 @@ impl Visitor<'_> for Known {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(KNOWN.iter().find(|known| **known == name).copied())
+        Ok(KNOWN_FIELDS.iter().find(|known| **known == name).copied())
     }
 }
 
@@ -197,9 +197,9 @@ mod tests {
             "type": "request", "payload": {"card": card, "keywords": ["a", "b"], "price": 1.5, "x": [1]}, "y": {"type": 1}
         });
         let kept = json!({"type": "request", "payload": {"card": card, "keywords": ["a", "b"], "price": 1.5}});
-        assert_eq!(read(&message.to_string()).unwrap(), kept);
+        assert_eq!(parse(&message.to_string()).unwrap(), kept);
         for wrong in ["", "{", "{\"a\":[}", "{} x", "[1,]", "{\"type\":1,}", "nul", "\"\\u12\""] {
-            assert!(read(wrong).is_err(), "{wrong}");
+            assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
 
@@ -209,20 +209,20 @@ mod tests {
         let nested = format!("{}{}", "[".repeat(100), "]".repeat(100));
         for list in [&zeros, &format!("[{}[]]", format!("{nested},").repeat(1000))] {
             let message = format!("{{\"x\":{list},\"keywords\":{list},\"type\":\"SEARCH\",\"card\":{list}}}");
-            let value = read(&message).unwrap();
+            let value = parse(&message).unwrap();
             assert!(count(&value) <= VALUES_MAX as usize + 4, "{}", count(&value));
             assert!(value["keywords"].is_array());
         }
-        // Deeper than any call, and than the stack of a thread is to bear.
-        assert!(read(&format!("{{\"keywords\":{}", "[".repeat(500_000))).is_err());
-        assert!(read(&format!("{{\"x\":{}", "[".repeat(500_000))).is_err());
+        // Nested deeper than any call, and than a thread's stack could bear.
+        assert!(parse(&format!("{{\"keywords\":{}", "[".repeat(500_000))).is_err());
+        assert!(parse(&format!("{{\"x\":{}", "[".repeat(500_000))).is_err());
     }
 
     proptest! {
         #[test]
         fn it_takes_what_is_json_and_nothing_else(text in "[\\[\\]{}:,\"0-9a-c\\\\ .eE+-]{0,40}") {
-            // Of what is not kept, numbers may be too large, and escapes mean nothing.
-            let is_taken = read(&text).is_ok();
+            // In what is not kept, numbers may be out of range and escapes are not decoded.
+            let is_taken = parse(&text).is_ok();
             prop_assert!(is_taken || serde_json::from_str::<Value>(&text).is_err(), "{}", text);
             prop_assert!(!is_taken || serde_json::from_str::<IgnoredAny>(&text).is_ok(), "{}", text);
         }

@@ -1,42 +1,49 @@
-//! Dialect 1: `{"type":"request","api":NAME,"session_id":…,"payload":{…}}`, answered by a `response` or an
-//! `error` with the same `api`.
+//! Dialect 1: `{"type":"request","api":NAME,"session_id":…,"payload":{…}}`. The response is a message of type
+//! `response` or `error` with the same `api`.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Act, Call, Envelope, Fields, KEYWORD_MAX, NUMBER_MAX, NewItem, Outcome, PAGE_MAX, Port, Rejected, Request,
-    SEARCH_PAGE, SellerRef, WHOLE_MAX, Wrong, bad, in_session, not_here,
+    ApiCall, INT32_MAX, InvalidRequest, ItemRegistration, KEYWORD_MAX, MessageFields, PAGE_MAX, ParsedRequest,
+    RequestError, ResponseEnvelope, ResponsePayload, SAFE_INTEGER_MAX, SEARCH_LIMIT_DEFAULT, SellerRef, ServerKind,
+    SessionCall, bad_request, parse_in_session, unknown_api,
 };
 use crate::model::Cents;
-use crate::shop::ops::{Answer, Bought, Code, Feedback, Order, PricedLine, Purchased, Rating, Refusal, Role};
+use crate::shop::ops::{
+    CompletedPurchase, ErrorCode, Feedback, PricedLine, PurchaseHistoryEntry, Refusal, Role, SellerOrder, SellerRating,
+    ShopResult,
+};
 
-pub(super) fn read(port: Port, message: &Map<String, Value>) -> Result<Request, Rejected> {
+pub(super) fn parse_request(
+    server_kind: ServerKind,
+    message: &Map<String, Value>,
+) -> Result<ParsedRequest, InvalidRequest> {
     let text = |field| message.get(field).and_then(Value::as_str).map(str::to_owned);
-    let envelope = Envelope::One { api: text("api"), session_id: text("session_id") };
-    match call(port, Fields(message)) {
-        Ok(call) => Ok(Request { envelope, call }),
-        Err(wrong) => Err(wrong.answered_in(envelope)),
+    let envelope = ResponseEnvelope::Dialect1 { api: text("api"), session_id: text("session_id") };
+    match parse_call(server_kind, MessageFields(message)) {
+        Ok(call) => Ok(ParsedRequest { envelope, call }),
+        Err(error) => Err(error.with_envelope(envelope)),
     }
 }
 
-fn call(port: Port, message: Fields<'_>) -> Result<Call, Wrong> {
-    let Some(role) = port.role() else {
-        return Err(Refusal::new(Code::Forbidden, "only the frontends may ask this database").into());
+fn parse_call(server_kind: ServerKind, message: MessageFields<'_>) -> Result<ApiCall, RequestError> {
+    let Some(role) = server_kind.role() else {
+        return Err(Refusal::new(ErrorCode::Forbidden, "only the frontends may ask this database").into());
     };
-    let Value::String(api) = message.need("api")? else {
-        return Err(bad("api: expected a text").into());
+    let Value::String(api) = message.require("api")? else {
+        return Err(bad_request("api: expected a text").into());
     };
     let nothing = Map::new();
     let payload = match message.get("payload") {
-        None => Ok(Fields(&nothing)),
-        Some(Value::Object(payload)) => Ok(Fields(payload)),
-        Some(_) => Err(bad("payload: expected an object")),
+        None => Ok(MessageFields(&nothing)),
+        Some(Value::Object(payload)) => Ok(MessageFields(payload)),
+        Some(_) => Err(bad_request("payload: expected an object")),
     };
     match api.as_str() {
         "CreateAccount" => {
             let payload = payload?;
-            return Ok(Call::Create {
+            return Ok(ApiCall::Create {
                 role,
                 username: payload.username("username")?,
                 password: payload.password("password")?,
@@ -46,66 +53,80 @@ fn call(port: Port, message: Fields<'_>) -> Result<Call, Wrong> {
         "Login" => {
             let payload = payload?;
             let (username, password) = (payload.username("username")?, payload.password("password")?);
-            return Ok(Call::Login { role, username, password });
+            return Ok(ApiCall::Login { role, username, password });
         }
-        _ if !is_known(role, api) => return Err(not_here(api, port, is_known(role.other(), api)).into()),
+        _ if !is_session_api(role, api) => {
+            return Err(unknown_api(api, server_kind, is_session_api(role.opposite(), api)).into());
+        }
         _ => {}
     }
-    // Who is not logged in hears that first, whatever else is wrong.
-    let sid = message.session("session_id")?;
+    // A missing session takes precedence over all other errors.
+    let sid = message.session_id("session_id")?;
     match payload {
-        Ok(_) if api == "Logout" => Ok(Call::Logout { sid }),
-        payload => in_session(sid, || act((port, role), api, payload?)),
+        Ok(_) if api == "Logout" => Ok(ApiCall::Logout { sid }),
+        payload => parse_in_session(sid, || parse_session_call((server_kind, role), api, payload?)),
     }
 }
 
-fn act((port, role): (Port, Role), api: &str, p: Fields<'_>) -> Result<Act, Refusal> {
+fn parse_session_call(
+    (server_kind, role): (ServerKind, Role),
+    api: &str,
+    payload: MessageFields<'_>,
+) -> Result<SessionCall, Refusal> {
     Ok(match (role, api) {
-        (Role::Buyer, "SearchItemsForSale") => Act::Search {
-            category: p.optional_u32("category", 0)?,
-            keywords: p.search_keywords("keywords")?,
-            page: p.page(SEARCH_PAGE)?,
+        (Role::Buyer, "SearchItemsForSale") => SessionCall::Search {
+            category: payload.optional_u32("category", 0)?,
+            keywords: payload.search_keywords("keywords")?,
+            page: payload.page(SEARCH_LIMIT_DEFAULT)?,
         },
-        (Role::Buyer, "GetItem") => Act::GetItem { item_id: p.id("item_id")? },
-        (Role::Buyer, "AddItemToCart") => Act::AddToCart { item_id: p.id("item_id")?, quantity: p.u32("quantity", 1)? },
-        (Role::Buyer, "RemoveItemFromCart") => {
-            Act::RemoveFromCart { item_id: p.id("item_id")?, quantity: p.optional_u32("quantity", 1)? }
+        (Role::Buyer, "GetItem") => SessionCall::GetItem { item_id: payload.id("item_id")? },
+        (Role::Buyer, "AddItemToCart") => {
+            SessionCall::AddToCart { item_id: payload.id("item_id")?, quantity: payload.u32("quantity", 1)? }
         }
-        (Role::Buyer, "SaveCart") => Act::SaveCart,
-        (Role::Buyer, "ClearCart") => Act::ClearCart,
-        (Role::Buyer, "DisplayCart") => Act::ShowCart,
-        (Role::Buyer, "MakePurchase") => Act::Purchase(Box::new(p.payment()?)),
-        (Role::Buyer, "ProvideFeedback") => Act::VoteItem { item_id: p.id("item_id")?, up: p.flag("thumbs_up")? },
+        (Role::Buyer, "RemoveItemFromCart") => SessionCall::RemoveFromCart {
+            item_id: payload.id("item_id")?,
+            quantity: payload.optional_u32("quantity", 1)?,
+        },
+        (Role::Buyer, "SaveCart") => SessionCall::SaveCart,
+        (Role::Buyer, "ClearCart") => SessionCall::ClearCart,
+        (Role::Buyer, "DisplayCart") => SessionCall::ShowCart,
+        (Role::Buyer, "MakePurchase") => SessionCall::Purchase(Box::new(payload.payment()?)),
+        (Role::Buyer, "ProvideFeedback") => {
+            SessionCall::VoteItem { item_id: payload.id("item_id")?, up: payload.boolean("thumbs_up")? }
+        }
         (Role::Buyer, "GetSellerRating") => {
-            // Not negative, as just checked.
-            Act::RatingOf(SellerRef::Id(p.whole("seller_id", 0, NUMBER_MAX)? as u64))
+            // `integer` has checked that it is not negative.
+            SessionCall::RatingOf(SellerRef::Id(payload.integer("seller_id", 0, SAFE_INTEGER_MAX)? as u64))
         }
-        (Role::Buyer, "GetBuyerPurchases") => Act::Purchases(p.page(PAGE_MAX)?),
-        (Role::Seller, "GetSellerRating") => Act::OwnRating,
-        (Role::Seller, "RegisterItemForSale") => Act::Register(Box::new(NewItem {
-            item_name: p.text("item_name", 1, super::ITEM_NAME_MAX)?,
-            category: p.u32("category", 0)?,
-            keywords: p.keywords("keywords", KEYWORD_MAX)?,
-            condition_is_new: p.condition("condition")?,
-            price: p.price("price")?,
-            quantity: p.u32("quantity", 0)?,
+        (Role::Buyer, "GetBuyerPurchases") => SessionCall::Purchases(payload.page(PAGE_MAX)?),
+        (Role::Seller, "GetSellerRating") => SessionCall::OwnRating,
+        (Role::Seller, "RegisterItemForSale") => SessionCall::Register(Box::new(ItemRegistration {
+            item_name: payload.text("item_name", 1, super::ITEM_NAME_MAX)?,
+            category: payload.u32("category", 0)?,
+            keywords: payload.keywords("keywords", KEYWORD_MAX)?,
+            condition_is_new: payload.condition("condition")?,
+            price: payload.price("price")?,
+            quantity: payload.u32("quantity", 0)?,
         })),
-        (Role::Seller, "ChangeItemPrice") => Act::ChangePrice { item_id: p.id("item_id")?, price: p.price("price")? },
-        (Role::Seller, "UpdateUnitsForSale") => {
-            Act::UpdateUnits { item_id: p.id("item_id")?, delta: p.whole("quantity", -WHOLE_MAX, WHOLE_MAX)? }
+        (Role::Seller, "ChangeItemPrice") => {
+            SessionCall::ChangePrice { item_id: payload.id("item_id")?, price: payload.price("price")? }
         }
-        (Role::Seller, "DisplayItemsForSale") => Act::OwnItems(p.page(PAGE_MAX)?),
-        (Role::Seller, "GetItem") => Act::GetOwnItem { item_id: p.id("item_id")? },
-        (Role::Seller, "GetSellerOrders") => Act::Orders(p.page(PAGE_MAX)?),
+        (Role::Seller, "UpdateUnitsForSale") => SessionCall::UpdateUnits {
+            item_id: payload.id("item_id")?,
+            delta: payload.integer("quantity", -INT32_MAX, INT32_MAX)?,
+        },
+        (Role::Seller, "DisplayItemsForSale") => SessionCall::OwnItems(payload.page(PAGE_MAX)?),
+        (Role::Seller, "GetItem") => SessionCall::GetOwnItem { item_id: payload.id("item_id")? },
+        (Role::Seller, "GetSellerOrders") => SessionCall::Orders(payload.page(PAGE_MAX)?),
         (Role::Seller, "MarkShipped") => {
-            Act::MarkShipped { purchase_id: p.id("purchase_id")?, item_id: p.id("item_id")? }
+            SessionCall::MarkShipped { purchase_id: payload.id("purchase_id")?, item_id: payload.id("item_id")? }
         }
-        _ => return Err(not_here(api, port, false)),
+        _ => return Err(unknown_api(api, server_kind, false)),
     })
 }
 
-/// The apis that need a session.
-fn is_known(role: Role, api: &str) -> bool {
+/// Whether this is an api of the role that needs a session.
+fn is_session_api(role: Role, api: &str) -> bool {
     const BUYER: [&str; 12] = [
         "Logout",
         "SearchItemsForSale",
@@ -138,56 +159,58 @@ fn is_known(role: Role, api: &str) -> bool {
 }
 
 #[derive(Serialize)]
-struct ErrorAnswer<'a> {
+struct ErrorResponse<'a> {
     r#type: &'a str,
     api: Option<&'a str>,
     session_id: Option<&'a str>,
     error: &'a Refusal,
 }
 
-/// A line of a purchase, as the buyer sees it.
+/// A line of a purchase in the response to its buyer.
 #[derive(Serialize)]
-pub(super) struct LineOut<'a> {
+pub(super) struct PurchasedItemView<'a> {
     item_id: &'a str,
     quantity: u32,
     price: Cents,
 }
 
-/// A completed purchase. A type of its own, as a [`Value`] would round the total.
+/// A completed purchase in a response. It is not built as a [`Value`], which would round the total.
 #[derive(Serialize)]
-pub(super) struct PurchasedOut<'a> {
+pub(super) struct PurchaseView<'a> {
     purchase_id: &'a str,
     total: Cents,
-    items: Vec<LineOut<'a>>,
+    items: Vec<PurchasedItemView<'a>>,
 }
 
-impl<'a> From<&'a Purchased> for PurchasedOut<'a> {
-    fn from(purchased: &'a Purchased) -> PurchasedOut<'a> {
-        let line =
-            |line: &'a PricedLine| LineOut { item_id: &line.item_id, quantity: line.quantity, price: line.price };
+impl<'a> From<&'a CompletedPurchase> for PurchaseView<'a> {
+    fn from(purchased: &'a CompletedPurchase) -> PurchaseView<'a> {
+        let line = |line: &'a PricedLine| PurchasedItemView {
+            item_id: &line.item_id,
+            quantity: line.quantity,
+            price: line.price,
+        };
         let items = purchased.items.iter().map(line).collect();
-        PurchasedOut { purchase_id: &purchased.purchase_id, total: purchased.total, items }
+        PurchaseView { purchase_id: &purchased.purchase_id, total: purchased.total, items }
     }
 }
 
-/// A list; a type of its own for the same reason.
+/// A list in a response, not built as a [`Value`] for the same reason.
 #[derive(Serialize)]
-pub(super) struct ItemsOut<T> {
+pub(super) struct ItemsView<T> {
     items: Vec<T>,
 }
 
-impl<T> ItemsOut<T> {
-    /// Each of them as it is written.
-    pub(super) fn of<'a, F>(all: &'a [F]) -> ItemsOut<T>
+impl<T> ItemsView<T> {
+    pub(super) fn of<'a, F>(all: &'a [F]) -> ItemsView<T>
     where
         T: From<&'a F>,
     {
-        ItemsOut { items: all.iter().map(T::from).collect() }
+        ItemsView { items: all.iter().map(T::from).collect() }
     }
 }
 
 #[derive(Serialize)]
-pub(super) struct BoughtOut<'a> {
+pub(super) struct HistoryEntryView<'a> {
     purchase_id: &'a str,
     item_id: &'a str,
     quantity: u32,
@@ -196,9 +219,9 @@ pub(super) struct BoughtOut<'a> {
     shipped_at: Option<u64>,
 }
 
-impl<'a> From<&'a Bought> for BoughtOut<'a> {
-    fn from(line: &'a Bought) -> BoughtOut<'a> {
-        BoughtOut {
+impl<'a> From<&'a PurchaseHistoryEntry> for HistoryEntryView<'a> {
+    fn from(line: &'a PurchaseHistoryEntry) -> HistoryEntryView<'a> {
+        HistoryEntryView {
             purchase_id: &line.purchase_id,
             item_id: &line.item_id,
             quantity: line.quantity,
@@ -210,7 +233,7 @@ impl<'a> From<&'a Bought> for BoughtOut<'a> {
 }
 
 #[derive(Serialize)]
-pub(super) struct OrderOut<'a> {
+pub(super) struct OrderView<'a> {
     purchase_id: &'a str,
     item_id: &'a str,
     quantity: u32,
@@ -222,9 +245,9 @@ pub(super) struct OrderOut<'a> {
     shipped_at: Option<u64>,
 }
 
-impl<'a> From<&'a Order> for OrderOut<'a> {
-    fn from(line: &'a Order) -> OrderOut<'a> {
-        OrderOut {
+impl<'a> From<&'a SellerOrder> for OrderView<'a> {
+    fn from(line: &'a SellerOrder) -> OrderView<'a> {
+        OrderView {
             purchase_id: &line.purchase_id,
             item_id: &line.item_id,
             quantity: line.quantity,
@@ -239,34 +262,34 @@ impl<'a> From<&'a Order> for OrderOut<'a> {
 }
 
 #[derive(Serialize)]
-struct RatingOut {
+struct RatingView {
     feedback: Feedback,
-    /// The share of thumbs up.
+    /// The fraction of votes that are thumbs up.
     rating: Option<f64>,
     items_sold: u64,
 }
 
-impl From<&Rating> for RatingOut {
-    fn from(rating: &Rating) -> RatingOut {
+impl From<&SellerRating> for RatingView {
+    fn from(rating: &SellerRating) -> RatingView {
         let Feedback { thumbs_up, thumbs_down } = rating.feedback;
         let votes = thumbs_up + thumbs_down;
         let share = (votes > 0).then(|| thumbs_up as f64 / votes as f64);
-        RatingOut { feedback: rating.feedback, rating: share, items_sold: rating.items_sold }
+        RatingView { feedback: rating.feedback, rating: share, items_sold: rating.items_sold }
     }
 }
 
-/// Writes the answer; what a database said passes through as it is.
-pub(super) fn write(
+/// Writes the response. The JSON of a database's result is copied as it is.
+pub(super) fn write_response(
     api: Option<&str>,
     session_id: Option<&str>,
-    answer: &Answer<Outcome>,
+    answer: &ShopResult<ResponsePayload>,
 ) -> serde_json::Result<Vec<u8>> {
-    let outcome = match answer {
-        Ok(outcome) => outcome,
-        Err(error) => return serde_json::to_vec(&ErrorAnswer { r#type: "error", api, session_id, error }),
+    let payload = match answer {
+        Ok(payload) => payload,
+        Err(error) => return serde_json::to_vec(&ErrorResponse { r#type: "error", api, session_id, error }),
     };
-    let session_id = match outcome {
-        Outcome::LoggedIn(_, session) => Some(session.sid.as_str()),
+    let session_id = match payload {
+        ResponsePayload::LoggedIn(_, session) => Some(session.sid.as_str()),
         _ => session_id,
     };
     let mut out = Vec::with_capacity(256);
@@ -279,33 +302,38 @@ pub(super) fn write(
         Role::Buyer => "buyer_id",
         Role::Seller => "seller_id",
     };
-    match outcome {
-        Outcome::Done => out.extend_from_slice(b"{\"status\":\"OK\"}"),
-        Outcome::Created(role, account) => {
+    match payload {
+        ResponsePayload::Done => out.extend_from_slice(b"{\"status\":\"OK\"}"),
+        ResponsePayload::Created(role, account) => {
             serde_json::to_writer(&mut out, &serde_json::json!({id(role): account.user_id}))?;
         }
-        Outcome::LoggedIn(role, session) => {
+        ResponsePayload::LoggedIn(role, session) => {
             let payload = serde_json::json!({"session_id": session.sid, id(role): session.user_id});
             serde_json::to_writer(&mut out, &payload)?;
         }
-        Outcome::Session(session) => serde_json::to_writer(&mut out, session)?,
-        Outcome::Search(json) | Outcome::Items(json) | Outcome::Item(json) | Outcome::Registered(json) => {
-            // A page is long: it is to be moved once, not again for the brace behind it.
+        ResponsePayload::Session(session) => serde_json::to_writer(&mut out, session)?,
+        ResponsePayload::Search(json)
+        | ResponsePayload::Items(json)
+        | ResponsePayload::Item(json)
+        | ResponsePayload::Registered(json) => {
+            // Reserves space for the closing brace as well, so that a long page is not moved once more for it.
             out.reserve(json.len() + 1);
             out.extend_from_slice(json.as_bytes());
         }
-        Outcome::Cart(json) => {
+        ResponsePayload::Cart(json) => {
             out.extend_from_slice(b"{\"cart\":");
             out.extend_from_slice(json.as_bytes());
             out.push(b'}');
         }
-        Outcome::Quantity(quantity) => {
+        ResponsePayload::Quantity(quantity) => {
             serde_json::to_writer(&mut out, &serde_json::json!({"status": "OK", "quantity": quantity}))?;
         }
-        Outcome::Rating(rating) => serde_json::to_writer(&mut out, &RatingOut::from(rating))?,
-        Outcome::Purchased(purchased) => serde_json::to_writer(&mut out, &PurchasedOut::from(purchased))?,
-        Outcome::Purchases(lines) => serde_json::to_writer(&mut out, &ItemsOut::<BoughtOut<'_>>::of(lines))?,
-        Outcome::Orders(lines) => serde_json::to_writer(&mut out, &ItemsOut::<OrderOut<'_>>::of(lines))?,
+        ResponsePayload::Rating(rating) => serde_json::to_writer(&mut out, &RatingView::from(rating))?,
+        ResponsePayload::Purchased(purchased) => serde_json::to_writer(&mut out, &PurchaseView::from(purchased))?,
+        ResponsePayload::Purchases(lines) => {
+            serde_json::to_writer(&mut out, &ItemsView::<HistoryEntryView<'_>>::of(lines))?
+        }
+        ResponsePayload::Orders(lines) => serde_json::to_writer(&mut out, &ItemsView::<OrderView<'_>>::of(lines))?,
     }
     out.push(b'}');
     Ok(out)

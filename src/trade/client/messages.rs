@@ -1,4 +1,4 @@
-//! The server's words as a peer reads them, and a peer's requests as it writes them.
+//! Parsing of the server's messages and encoding of a peer's.
 
 use std::sync::Arc;
 
@@ -6,43 +6,47 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::{Name, Token};
-use crate::trade::wire::{Ask, Code, DATAGRAM_MAX, DealStatus, Goods, Inform, Purse, Push, Reach, encode, read_object};
+use crate::trade::wire::{
+    DATAGRAM_MAX, DealStatus, ErrorCode, Goods, InformResponse, Notification, PaymentDetails, PeerEndpoint,
+    RequestBody, encode, parse_object,
+};
 
-/// An answer to a request. What [`Reply`](crate::trade::wire::Reply) is to the server, this is to a peer.
+/// A response to a request, as a client parses it: the counterpart of the server's
+/// [`Response`](crate::trade::wire::Response).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "type")]
-pub enum Answer {
-    /// The name is ours; the token proves it from now on.
+pub enum ServerResponse {
+    /// The peer is registered; the token proves its identity from now on.
     #[serde(rename = "REGISTERED")]
     Registered { rq: u64, token: Token, cert_sha256: Option<Arc<str>> },
-    /// The name is not given.
+    /// The registration is denied.
     #[serde(rename = "REGISTER-DENIED")]
     RegisterDenied { rq: u64, reason: String },
-    /// We are back.
+    /// The peer is logged in again.
     #[serde(rename = "LOGGED-IN")]
     LoggedIn { rq: u64, cert_sha256: Option<Arc<str>> },
-    /// We are not taken back.
+    /// The login is denied.
     #[serde(rename = "LOGIN-DENIED")]
     LoginDenied { rq: u64, reason: String },
-    /// We have left.
+    /// The peer is no longer registered.
     #[serde(rename = "DE-REGISTERED")]
     DeRegistered { rq: u64 },
-    /// The search is on; so many peers were asked.
+    /// The search has begun; `peers` is the number of peers that were asked.
     #[serde(rename = "SEARCHING")]
     Searching { rq: u64, peers: u64 },
-    /// The offer stands.
+    /// The offer is accepted for consideration.
     #[serde(rename = "OFFERED")]
     Offered { rq: u64 },
-    /// Noted.
+    /// NOT_AVAILABLE, ACCEPT or REFUSE has been recorded.
     #[serde(rename = "NOTED")]
     Noted { rq: u64 },
-    /// The settlement begins.
+    /// The BUY is accepted and settlement begins.
     #[serde(rename = "BUYING")]
     Buying { rq: u64 },
-    /// The deal (or the offer) is off.
+    /// The deal, or the seller's offer, is cancelled.
     #[serde(rename = "CANCELLED")]
     Cancelled { rq: u64 },
-    /// Our deals, newest first; `more` when not all fitted.
+    /// The deals of this peer, newest first; `more` if not all of them fit.
     #[serde(rename = "DEALS")]
     Deals {
         rq: u64,
@@ -50,122 +54,133 @@ pub enum Answer {
         #[serde(default)]
         more: bool,
     },
-    /// Refused. Without `rq` the server could not even read which request it was.
+    /// The request is refused. `rq` is missing if the server could not read it.
     #[serde(rename = "ERROR")]
     Error {
         #[serde(default)]
         rq: Option<u64>,
-        code: Code,
+        code: ErrorCode,
         reason: String,
     },
 }
 
-impl Answer {
-    /// The request that it answers.
+impl ServerResponse {
+    /// The number of the request that this responds to.
     pub fn rq(&self) -> Option<u64> {
         match self {
-            Answer::Registered { rq, .. }
-            | Answer::RegisterDenied { rq, .. }
-            | Answer::LoggedIn { rq, .. }
-            | Answer::LoginDenied { rq, .. }
-            | Answer::DeRegistered { rq }
-            | Answer::Searching { rq, .. }
-            | Answer::Offered { rq }
-            | Answer::Noted { rq }
-            | Answer::Buying { rq }
-            | Answer::Cancelled { rq }
-            | Answer::Deals { rq, .. } => Some(*rq),
-            Answer::Error { rq, .. } => *rq,
+            ServerResponse::Registered { rq, .. }
+            | ServerResponse::RegisterDenied { rq, .. }
+            | ServerResponse::LoggedIn { rq, .. }
+            | ServerResponse::LoginDenied { rq, .. }
+            | ServerResponse::DeRegistered { rq }
+            | ServerResponse::Searching { rq, .. }
+            | ServerResponse::Offered { rq }
+            | ServerResponse::Noted { rq }
+            | ServerResponse::Buying { rq }
+            | ServerResponse::Cancelled { rq }
+            | ServerResponse::Deals { rq, .. } => Some(*rq),
+            ServerResponse::Error { rq, .. } => *rq,
         }
     }
 
-    /// Whether it can be the answer to this: one number serves several requests of a deal, and the
-    /// answer to an earlier one may come late.
-    pub fn fits(&self, ask: &Ask) -> bool {
+    /// Whether this can be the response to a request of this kind. Several requests of a deal share a number, and the
+    /// response to an earlier one may arrive late.
+    pub fn fits(&self, body: &RequestBody) -> bool {
         match self {
-            Answer::Registered { .. } | Answer::RegisterDenied { .. } => matches!(ask, Ask::Register(_)),
-            Answer::LoggedIn { .. } | Answer::LoginDenied { .. } => matches!(ask, Ask::Login(_)),
-            Answer::DeRegistered { .. } => matches!(ask, Ask::DeRegister),
-            Answer::Searching { .. } => matches!(ask, Ask::LookingFor { .. }),
-            Answer::Offered { .. } => matches!(ask, Ask::Offer { .. }),
-            Answer::Noted { .. } => matches!(ask, Ask::NotAvailable { .. } | Ask::Accept { .. } | Ask::Refuse { .. }),
-            Answer::Buying { .. } => matches!(ask, Ask::Buy { .. }),
-            Answer::Cancelled { .. } => matches!(ask, Ask::Cancel { .. }),
-            Answer::Deals { .. } => matches!(ask, Ask::Status { .. }),
-            Answer::Error { .. } => true,
+            ServerResponse::Registered { .. } | ServerResponse::RegisterDenied { .. } => {
+                matches!(body, RequestBody::Register(_))
+            }
+            ServerResponse::LoggedIn { .. } | ServerResponse::LoginDenied { .. } => {
+                matches!(body, RequestBody::Login(_))
+            }
+            ServerResponse::DeRegistered { .. } => matches!(body, RequestBody::DeRegister),
+            ServerResponse::Searching { .. } => matches!(body, RequestBody::LookingFor { .. }),
+            ServerResponse::Offered { .. } => matches!(body, RequestBody::Offer { .. }),
+            ServerResponse::Noted { .. } => matches!(
+                body,
+                RequestBody::NotAvailable { .. } | RequestBody::Accept { .. } | RequestBody::Refuse { .. }
+            ),
+            ServerResponse::Buying { .. } => matches!(body, RequestBody::Buy { .. }),
+            ServerResponse::Cancelled { .. } => matches!(body, RequestBody::Cancel { .. }),
+            ServerResponse::Deals { .. } => matches!(body, RequestBody::Status { .. }),
+            ServerResponse::Error { .. } => true,
         }
     }
 }
 
 /// A datagram of the server.
 #[derive(Debug)]
-pub enum FromServer {
-    /// Answers a request.
-    Answer(Answer),
-    /// Said of its own accord; wants an ACK.
-    Push(Push),
+pub enum ServerMessage {
+    /// The response to a request.
+    Response(ServerResponse),
+    /// A notification, which must be acknowledged.
+    Notification(Notification),
 }
 
-/// Reads a datagram of the server; the error says what is wrong, without quoting it.
-pub fn read(bytes: &[u8]) -> Result<FromServer, String> {
+/// Parses a datagram of the server.
+///
+/// # Errors
+/// What is wrong, without quoting the datagram.
+pub fn parse_message(bytes: &[u8]) -> Result<ServerMessage, String> {
     #[derive(Deserialize)]
-    struct Head {
+    struct MessageHead {
         mid: Option<Value>,
     }
     if bytes.len() > DATAGRAM_MAX {
         return Err(format!("expected at most {DATAGRAM_MAX} bytes"));
     }
     let wrong = |wrong: String| format!("not a server's message: {wrong}");
-    let head: Head = read_object(bytes).map_err(wrong)?;
-    // A mid makes a push of it: CANCEL and NOT_AVAILABLE are also what peers say.
+    let head: MessageHead = parse_object(bytes).map_err(wrong)?;
+    // The presence of `mid` marks a notification: CANCEL and NOT_AVAILABLE are also types of requests.
     if head.mid.is_some() {
-        read_object(bytes).map(FromServer::Push).map_err(wrong)
+        parse_object(bytes).map(ServerMessage::Notification).map_err(wrong)
     } else {
-        read_object(bytes).map(FromServer::Answer).map_err(wrong)
+        parse_object(bytes).map(ServerMessage::Response).map_err(wrong)
     }
 }
 
-/// The word that stands for a request on the wire.
-pub fn type_of(ask: &Ask) -> &'static str {
-    match ask {
-        Ask::Register(_) => "REGISTER",
-        Ask::Login(_) => "LOGIN",
-        Ask::DeRegister => "DE-REGISTER",
-        Ask::LookingFor { .. } => "LOOKING_FOR",
-        Ask::Offer { .. } => "OFFER",
-        Ask::NotAvailable { .. } => "NOT_AVAILABLE",
-        Ask::Accept { .. } => "ACCEPT",
-        Ask::Refuse { .. } => "REFUSE",
-        Ask::Buy { .. } => "BUY",
-        Ask::Cancel { .. } => "CANCEL",
-        Ask::Status { .. } => "STATUS",
+/// The wire type of a request.
+pub fn type_of(body: &RequestBody) -> &'static str {
+    match body {
+        RequestBody::Register(_) => "REGISTER",
+        RequestBody::Login(_) => "LOGIN",
+        RequestBody::DeRegister => "DE-REGISTER",
+        RequestBody::LookingFor { .. } => "LOOKING_FOR",
+        RequestBody::Offer { .. } => "OFFER",
+        RequestBody::NotAvailable { .. } => "NOT_AVAILABLE",
+        RequestBody::Accept { .. } => "ACCEPT",
+        RequestBody::Refuse { .. } => "REFUSE",
+        RequestBody::Buy { .. } => "BUY",
+        RequestBody::Cancel { .. } => "CANCEL",
+        RequestBody::Status { .. } => "STATUS",
     }
 }
 
-/// A request as its datagram. The same input gives the same bytes, so that repeats are repeats.
-pub fn encode_request(rq: u64, name: &Name, token: Option<&Token>, ask: &Ask) -> Vec<u8> {
+/// Encodes a request. The same input gives the same bytes, as repeats require.
+pub fn encode_request(rq: u64, name: &Name, token: Option<&Token>, body: &RequestBody) -> Vec<u8> {
     let mut fields = Map::new();
     let mut put = |field: &str, value: Value| {
         fields.insert(field.to_owned(), value);
     };
-    put("type", json!(type_of(ask)));
+    put("type", json!(type_of(body)));
     put("rq", json!(rq));
     put("name", json!(name));
     if let Some(token) = token {
         put("token", json!(token.reveal()));
     }
-    match ask {
-        Ask::Register(Reach { ip, udp_port, tcp_port }) | Ask::Login(Reach { ip, udp_port, tcp_port }) => {
+    match body {
+        RequestBody::Register(PeerEndpoint { ip, udp_port, tcp_port })
+        | RequestBody::Login(PeerEndpoint { ip, udp_port, tcp_port }) => {
             put("ip", json!(ip));
             put("udp_port", json!(udp_port));
             put("tcp_port", json!(tcp_port));
         }
-        Ask::LookingFor { item_name, description, max_price } => {
+        RequestBody::LookingFor { item_name, description, max_price } => {
             put("item_name", json!(item_name));
             put("description", json!(description));
             put("max_price", json!(max_price));
         }
-        Ask::Offer { item_name, price, goods: Goods { item, description } } => {
+        RequestBody::Offer { item_name, price, goods: Goods { item, description } } => {
             put("item_name", json!(item_name));
             put("price", json!(price));
             for (field, text) in [("offer_item", item), ("offer_description", description)] {
@@ -174,22 +189,24 @@ pub fn encode_request(rq: u64, name: &Name, token: Option<&Token>, ask: &Ask) ->
                 }
             }
         }
-        Ask::Buy { item_name, price } => {
+        RequestBody::Buy { item_name, price } => {
             put("item_name", json!(item_name));
             put("price", json!(price));
         }
-        Ask::Accept { item_name, max_price } | Ask::Refuse { item_name, max_price } => {
+        RequestBody::Accept { item_name, max_price } | RequestBody::Refuse { item_name, max_price } => {
             put("item_name", json!(item_name));
             put("max_price", json!(max_price));
         }
-        Ask::NotAvailable { item_name } | Ask::Cancel { item_name } => put("item_name", json!(item_name)),
-        Ask::Status { rq_deal: Some(rq_deal) } => put("rq_deal", json!(rq_deal)),
-        Ask::Status { rq_deal: None } | Ask::DeRegister => {}
+        RequestBody::NotAvailable { item_name } | RequestBody::Cancel { item_name } => {
+            put("item_name", json!(item_name))
+        }
+        RequestBody::Status { rq_deal: Some(rq_deal) } => put("rq_deal", json!(rq_deal)),
+        RequestBody::Status { rq_deal: None } | RequestBody::DeRegister => {}
     }
     encode(&fields)
 }
 
-/// `{"type":"ACK","mid":n,"token":…}`: the token makes it count from any address.
+/// Encodes `{"type":"ACK","mid":n,"token":…}`. With the token it is valid from any address.
 pub fn encode_ack(mid: u64, token: Option<&Token>) -> Vec<u8> {
     match token {
         Some(token) => encode(&json!({"type": "ACK", "mid": mid, "token": token.reveal()})),
@@ -197,8 +214,8 @@ pub fn encode_ack(mid: u64, token: Option<&Token>) -> Vec<u8> {
     }
 }
 
-/// The answer to INFORM_REQ. May hold a card number: never log it.
-pub fn encode_inform(rq: u64, inform: &Inform) -> Vec<u8> {
+/// Encodes the response to INFORM_REQ. It may contain a card number: never log it.
+pub fn encode_inform(rq: u64, inform: &InformResponse) -> Vec<u8> {
     let mut message = json!({
         "type": "INFORM_RES",
         "rq": rq,
@@ -208,7 +225,7 @@ pub fn encode_inform(rq: u64, inform: &Inform) -> Vec<u8> {
         "cc_exp": "",
         "address": "",
     });
-    if let Some(Purse { card, address }) = &inform.purse {
+    if let Some(PaymentDetails { card, address }) = &inform.payment_details {
         message["cc_number"] = json!(card.number.reveal());
         message["cc_exp"] = json!(card.expiry);
         message["address"] = json!(address);
@@ -216,7 +233,7 @@ pub fn encode_inform(rq: u64, inform: &Inform) -> Vec<u8> {
     encode(&message)
 }
 
-/// The goods are on their way.
+/// Encodes the message that the goods are shipped.
 pub fn encode_shipped(rq: u64) -> Vec<u8> {
     encode(&json!({"type": "SHIPPED", "rq": rq}))
 }
@@ -224,8 +241,8 @@ pub fn encode_shipped(rq: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Card, CardNumber, Cents, Expiry};
-    use crate::trade::wire::{self, Inbound, Phase, Reply, Secret, SettlementAnswer, Side};
+    use crate::model::{CardNumber, Cents, Expiry, PaymentCard};
+    use crate::trade::wire::{self, DealPhase, PeerMessage, Response, RevealedToken, SettlementResponse, Side};
 
     fn name() -> Name {
         Name::new("alice").unwrap()
@@ -233,49 +250,54 @@ mod tests {
 
     #[test]
     fn the_server_reads_what_a_peer_writes() {
-        let reach = Reach { ip: "127.0.0.1".parse().unwrap(), udp_port: 5000, tcp_port: 5001 };
+        let endpoint = PeerEndpoint { ip: "127.0.0.1".parse().unwrap(), udp_port: 5000, tcp_port: 5001 };
         let item: Arc<str> = "reading \"lamp\"".into();
         let price = Cents(1250);
         let goods = Goods { item: Some("Reading lamp Ö".into()), description: Some("".into()) };
         let asks = [
-            Ask::Register(reach),
-            Ask::Login(reach),
-            Ask::DeRegister,
-            Ask::LookingFor { item_name: item.clone(), description: "".into(), max_price: price },
-            Ask::Offer { item_name: item.clone(), price, goods: Goods::default() },
-            Ask::Offer { item_name: item.clone(), price, goods: goods.clone() },
-            Ask::NotAvailable { item_name: item.clone() },
-            Ask::Accept { item_name: item.clone(), max_price: price },
-            Ask::Refuse { item_name: item.clone(), max_price: price },
-            Ask::Buy { item_name: item.clone(), price },
-            Ask::Cancel { item_name: item },
-            Ask::Status { rq_deal: None },
-            Ask::Status { rq_deal: Some(3) },
+            RequestBody::Register(endpoint),
+            RequestBody::Login(endpoint),
+            RequestBody::DeRegister,
+            RequestBody::LookingFor { item_name: item.clone(), description: "".into(), max_price: price },
+            RequestBody::Offer { item_name: item.clone(), price, goods: Goods::default() },
+            RequestBody::Offer { item_name: item.clone(), price, goods: goods.clone() },
+            RequestBody::NotAvailable { item_name: item.clone() },
+            RequestBody::Accept { item_name: item.clone(), max_price: price },
+            RequestBody::Refuse { item_name: item.clone(), max_price: price },
+            RequestBody::Buy { item_name: item.clone(), price },
+            RequestBody::Cancel { item_name: item },
+            RequestBody::Status { rq_deal: None },
+            RequestBody::Status { rq_deal: Some(3) },
         ];
-        for ask in asks {
+        for body in asks {
             let token = Token::random();
-            let bytes = encode_request(7, &name(), Some(&token), &ask);
-            let Inbound::Request(request) = wire::read(&bytes) else {
+            let bytes = encode_request(7, &name(), Some(&token), &body);
+            let PeerMessage::Request(request) = wire::parse_message(&bytes) else {
                 panic!("{}", String::from_utf8_lossy(&bytes));
             };
-            assert_eq!(format!("{:?}", request.ask), format!("{ask:?}"));
+            assert_eq!(format!("{:?}", request.body), format!("{body:?}"));
             assert!(request.rq == 7 && request.name == name() && request.token.unwrap().matches(&token));
         }
-        assert!(matches!(wire::read(&encode_ack(9, None)), Inbound::Ack(ack) if ack.mid == 9));
-        let card =
-            Card { number: CardNumber::new("4111111111111111").unwrap(), expiry: Expiry::parse("12/39").unwrap() };
-        let purse = Some(Purse { card, address: "1 Elm St".to_owned() });
-        let inform = Inform { name: name(), token: Token::random(), purse };
+        assert!(matches!(wire::parse_message(&encode_ack(9, None)), PeerMessage::Ack(ack) if ack.mid == 9));
+        let card = PaymentCard {
+            number: CardNumber::new("4111111111111111").unwrap(),
+            expiry: Expiry::parse("12/39").unwrap(),
+        };
+        let payment_details = Some(PaymentDetails { card, address: "1 Elm St".to_owned() });
+        let inform = InformResponse { name: name(), token: Token::random(), payment_details };
         let line = String::from_utf8(encode_inform(5, &inform)).unwrap();
-        let Ok(SettlementAnswer::InformRes(5, read)) = wire::read_settlement(&line, Side::Buyer) else {
+        let Ok(SettlementResponse::InformRes(5, read)) = wire::parse_settlement_response(&line, Side::Buyer) else {
             panic!("{line}")
         };
-        let purse = read.purse.unwrap();
-        assert_eq!((purse.card.number.last4(), &*purse.address), ("1111", "1 Elm St"));
-        let line = String::from_utf8(encode_inform(5, &Inform { purse: None, ..inform })).unwrap();
-        assert!(matches!(wire::read_settlement(&line, Side::Seller), Ok(SettlementAnswer::InformRes(5, _))));
+        let payment_details = read.payment_details.unwrap();
+        assert_eq!((payment_details.card.number.last4(), &*payment_details.address), ("1111", "1 Elm St"));
+        let line = String::from_utf8(encode_inform(5, &InformResponse { payment_details: None, ..inform })).unwrap();
+        assert!(matches!(
+            wire::parse_settlement_response(&line, Side::Seller),
+            Ok(SettlementResponse::InformRes(5, _))
+        ));
         let line = String::from_utf8(encode_shipped(5)).unwrap();
-        assert!(matches!(wire::read_settlement(&line, Side::Seller), Ok(SettlementAnswer::Shipped(5))));
+        assert!(matches!(wire::parse_settlement_response(&line, Side::Seller), Ok(SettlementResponse::Shipped(5))));
     }
 
     #[test]
@@ -284,7 +306,7 @@ mod tests {
             rq: 3,
             side: Side::Seller,
             item_name: "lamp".into(),
-            state: Phase::Reserved,
+            state: DealPhase::Reserved,
             price: Some(Cents(905)),
             reason: None,
             offer_item: Some("brass lamp".into()),
@@ -292,31 +314,31 @@ mod tests {
             ends_in_ms: Some(5),
         };
         let replies = [
-            Reply::Registered { rq: 1, token: Secret(Token::random()), cert_sha256: Some("ab".into()) },
-            Reply::RegisterDenied { rq: 1, reason: "taken".into() },
-            Reply::LoggedIn { rq: 1, cert_sha256: None },
-            Reply::LoginDenied { rq: 1, reason: "no".into() },
-            Reply::DeRegistered { rq: 1 },
-            Reply::Searching { rq: 1, peers: 3 },
-            Reply::Offered { rq: 1 },
-            Reply::Noted { rq: 1 },
-            Reply::Buying { rq: 1 },
-            Reply::Cancelled { rq: 1 },
-            Reply::Deals { rq: 1, deals: vec![deal.clone()], more: true },
-            Reply::Error { rq: Some(1), code: Code::WrongState, reason: "no".into() },
+            Response::Registered { rq: 1, token: RevealedToken(Token::random()), cert_sha256: Some("ab".into()) },
+            Response::RegisterDenied { rq: 1, reason: "taken".into() },
+            Response::LoggedIn { rq: 1, cert_sha256: None },
+            Response::LoginDenied { rq: 1, reason: "no".into() },
+            Response::DeRegistered { rq: 1 },
+            Response::Searching { rq: 1, peers: 3 },
+            Response::Offered { rq: 1 },
+            Response::Noted { rq: 1 },
+            Response::Buying { rq: 1 },
+            Response::Cancelled { rq: 1 },
+            Response::Deals { rq: 1, deals: vec![deal.clone()], more: true },
+            Response::Error { rq: Some(1), code: ErrorCode::WrongState, reason: "no".into() },
         ];
         for reply in replies {
-            match read(&encode(&reply)) {
-                Ok(FromServer::Answer(answer)) => {
-                    assert_eq!(answer.rq(), Some(1), "{reply:?}");
-                    if let Answer::Deals { deals, more, .. } = answer {
+            match parse_message(&encode(&reply)) {
+                Ok(ServerMessage::Response(response)) => {
+                    assert_eq!(response.rq(), Some(1), "{reply:?}");
+                    if let ServerResponse::Deals { deals, more, .. } = response {
                         assert_eq!((deals, more), (vec![deal.clone()], true));
                     }
                 }
                 other => panic!("{reply:?} was read as {other:?}"),
             }
         }
-        let push = Push::Found {
+        let notification = Notification::Found {
             rq: 1,
             mid: 2,
             item_name: "x".into(),
@@ -325,16 +347,18 @@ mod tests {
             offer_item: None,
             offer_description: Some("of brass".into()),
         };
-        assert!(matches!(read(&encode(&push)), Ok(FromServer::Push(read)) if read == push));
+        assert!(
+            matches!(parse_message(&encode(&notification)), Ok(ServerMessage::Notification(read)) if read == notification)
+        );
         assert!(matches!(
-            read(br#"{"type":"CANCEL","rq":1,"mid":4,"item_name":"x","reason":"r","new":[]}"#),
-            Ok(FromServer::Push(Push::Cancel { mid: 4, .. }))
+            parse_message(br#"{"type":"CANCEL","rq":1,"mid":4,"item_name":"x","reason":"r","new":[]}"#),
+            Ok(ServerMessage::Notification(Notification::Cancel { mid: 4, .. }))
         ));
         for bad in ["", "[]", "{}", r#"{"type":"FOUND","rq":1}"#, r#"{"type":"FOUND","mid":1}"#, "\u{0}"] {
-            assert!(read(bad.as_bytes()).is_err(), "{bad}");
+            assert!(parse_message(bad.as_bytes()).is_err(), "{bad}");
         }
         for array in [r#"["OFFERED",1]"#, r#"["RELEASED",1,2,"x"]"#, r#"[2]"#] {
-            assert!(read(array.as_bytes()).unwrap_err().contains("expected one JSON object"), "{array}");
+            assert!(parse_message(array.as_bytes()).unwrap_err().contains("expected one JSON object"), "{array}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A client against a server that says what the test wants.
+//! A client against a server controlled by the test.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,15 +7,15 @@ use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{Card, CardNumber, Expiry};
+use crate::model::{CardNumber, Expiry, PaymentCard};
 use crate::net::conn::Conn;
 use crate::net::lines::{LineLimits, LineReader};
-use crate::net::tls::Identity;
-use crate::trade::wire::{Purse, encode};
+use crate::net::tls::TlsIdentity;
+use crate::trade::wire::{PaymentDetails, encode};
 
 const WAIT: Duration = Duration::from_secs(10);
 
-/// A server in the test's hands.
+/// A server controlled by the test.
 pub(crate) struct FakeServer {
     pub(crate) udp: UdpSocket,
 }
@@ -31,14 +31,14 @@ impl FakeServer {
         self.udp.local_addr().unwrap()
     }
 
-    /// The next datagram, and where it came from.
+    /// The next datagram and its source.
     pub(crate) fn receive(&self) -> (Value, SocketAddr) {
         let mut buffer = [0; DATAGRAM_MAX];
         let (len, source) = self.udp.recv_from(&mut buffer).expect("a datagram within ten seconds");
         (serde_json::from_slice(&buffer[..len]).unwrap(), source)
     }
 
-    /// The next datagram of that type; others are skipped.
+    /// The next datagram of this type; others are skipped.
     pub(crate) fn expect(&self, kind: &str) -> (Value, SocketAddr) {
         loop {
             let (message, source) = self.receive();
@@ -54,8 +54,8 @@ impl FakeServer {
 }
 
 #[derive(Debug)]
-enum Heard {
-    Push(Push),
+enum HandlerCall {
+    Notification(Notification),
     Inform(u64),
     Ship(String),
     Settled(u64, Amount),
@@ -65,64 +65,66 @@ enum Heard {
     Refused(String),
 }
 
-struct Ear(Sender<Heard>);
+struct RecordingHandler(Sender<HandlerCall>);
 
-impl Handler for Ear {
-    fn push(&self, push: Push) {
-        self.0.send(Heard::Push(push)).unwrap();
+impl ClientHandler for RecordingHandler {
+    fn notification(&self, notification: Notification) {
+        self.0.send(HandlerCall::Notification(notification)).unwrap();
     }
 
-    fn inform(&self, rq: u64, _: &str, price: Cents, _: Instant) -> Result<Inform, String> {
-        self.0.send(Heard::Inform(rq)).unwrap();
+    fn inform(&self, rq: u64, _: &str, price: Cents, _: Instant) -> Result<InformResponse, String> {
+        self.0.send(HandlerCall::Inform(rq)).unwrap();
         if price != Cents(2_000) {
             return Err("another price".to_owned());
         }
-        let card =
-            Card { number: CardNumber::new("4111111111111111").unwrap(), expiry: Expiry::parse("12/39").unwrap() };
-        let purse = Some(Purse { card, address: "1 Elm St".to_owned() });
-        Ok(Inform { name: Name::new("alice").unwrap(), token: Token::from_text("t0ken"), purse })
+        let card = PaymentCard {
+            number: CardNumber::new("4111111111111111").unwrap(),
+            expiry: Expiry::parse("12/39").unwrap(),
+        };
+        let payment_details = Some(PaymentDetails { card, address: "1 Elm St".to_owned() });
+        Ok(InformResponse { name: Name::new("alice").unwrap(), token: Token::from_text("t0ken"), payment_details })
     }
 
-    fn ship(&self, shipping: &Shipping) -> Result<(), String> {
-        self.0.send(Heard::Ship(shipping.address.clone())).unwrap();
+    fn ship(&self, shipping: &ShippingOrder) -> Result<(), String> {
+        self.0.send(HandlerCall::Ship(shipping.address.clone())).unwrap();
         Ok(())
     }
 
     fn settled(&self, rq: u64, payout: Amount) {
-        self.0.send(Heard::Settled(rq, payout)).unwrap();
+        self.0.send(HandlerCall::Settled(rq, payout)).unwrap();
     }
 
     fn receipt(&self, rq: u64, _: Arc<str>, _: Cents, _: Name) {
-        self.0.send(Heard::Receipt(rq)).unwrap();
+        self.0.send(HandlerCall::Receipt(rq)).unwrap();
     }
 
     fn cancelled(&self, rq: u64, reason: Arc<str>) {
-        self.0.send(Heard::Cancelled(rq, reason.to_string())).unwrap();
+        self.0.send(HandlerCall::Cancelled(rq, reason.to_string())).unwrap();
     }
 
-    fn broke(&self, rq: u64, why: &str) {
-        self.0.send(Heard::Broke(rq, why.to_owned())).unwrap();
+    fn interrupted(&self, rq: u64, why: &str) {
+        self.0.send(HandlerCall::Broke(rq, why.to_owned())).unwrap();
     }
 
-    fn refused(&self, why: &str) {
-        self.0.send(Heard::Refused(why.to_owned())).unwrap();
+    fn rejected(&self, why: &str) {
+        self.0.send(HandlerCall::Refused(why.to_owned())).unwrap();
     }
 }
 
-fn client(server: &FakeServer) -> (Client, Receiver<Heard>) {
-    let mut config = Config::new(Name::new("alice").unwrap(), server.address());
+fn client(server: &FakeServer) -> (Client, Receiver<HandlerCall>) {
+    let mut config = ClientConfig::new(Name::new("alice").unwrap(), server.address());
     config.pauses = [30, 60, 120].map(Duration::from_millis).to_vec();
     config.settle_timeout = Duration::from_secs(5);
     let (tell, heard) = crossbeam_channel::unbounded();
-    (Client::open(config, Arc::new(Ear(tell))).unwrap(), heard)
+    (Client::open(config, Arc::new(RecordingHandler(tell))).unwrap(), heard)
 }
 
-fn hear(heard: &Receiver<Heard>) -> Heard {
+fn hear(heard: &Receiver<HandlerCall>) -> HandlerCall {
     heard.recv_timeout(WAIT).expect("something within ten seconds")
 }
 
-fn status() -> Ask {
-    Ask::Status { rq_deal: None }
+fn status() -> RequestBody {
+    RequestBody::Status { rq_deal: None }
 }
 
 #[test]
@@ -136,7 +138,7 @@ fn a_request_is_repeated_with_the_same_content_until_it_is_answered() {
             let (second, _) = server.receive();
             assert_eq!(first, second);
             assert_eq!((&first["token"], &first["rq"]), (&json!("t0ken"), &json!(7)));
-            // Not it: nonsense, another number, another kind.
+            // Not the response: malformed, another number, another type.
             server.udp.send_to(b"\xff{", source).unwrap();
             server.send(source, &json!({"type":"DEALS","rq":8,"deals":[],"more":false}));
             server.send(source, &json!({"type":"OFFERED","rq":7}));
@@ -145,7 +147,7 @@ fn a_request_is_repeated_with_the_same_content_until_it_is_answered() {
             assert_eq!(first, third, "UNAVAILABLE is tried again");
             server.send(source, &json!({"type":"DEALS","rq":7,"deals":[],"more":true}));
         });
-        assert!(matches!(client.call(7, status()), Ok(Answer::Deals { more: true, .. })));
+        assert!(matches!(client.call(7, status()), Ok(ServerResponse::Deals { more: true, .. })));
     });
     assert_eq!(client.counters().repeated.get(), 2);
 }
@@ -157,7 +159,7 @@ fn silence_ends_in_an_error_that_names_the_server() {
     let error = client.call(1, status()).unwrap_err();
     assert!(matches!(error, ClientError::Unanswered { sent: 3, .. }), "{error:?}");
     assert!(error.to_string().contains(&server.address().to_string()) && error.to_string().contains("STATUS"));
-    // Nobody there at all: the system says so, and that is no other error.
+    // Nobody listens at the port: the system reports that, and it is no other error.
     drop(server);
     assert!(matches!(client.call(2, status()), Err(ClientError::Unanswered { .. })));
 }
@@ -173,8 +175,8 @@ fn an_error_is_an_answer_and_a_later_request_takes_the_place_of_an_earlier_one()
             let (_, source) = server.expect("CANCEL");
             server.send(source, &json!({"type":"ERROR","rq":5,"code":"WRONG_STATE","reason":"it is over"}));
         });
-        let answer = client.call(5, Ask::Cancel { item_name: "lamp".into() }).unwrap();
-        assert!(matches!(answer, Answer::Error { code: Code::WrongState, .. }));
+        let response = client.call(5, RequestBody::Cancel { item_name: "lamp".into() }).unwrap();
+        assert!(matches!(response, ServerResponse::Error { code: ErrorCode::WrongState, .. }));
     });
     assert!(matches!(told.recv_timeout(WAIT).unwrap(), Err(ClientError::Superseded)));
     client.post(6, status(), |_| {});
@@ -189,13 +191,13 @@ fn an_error_is_an_answer_and_a_later_request_takes_the_place_of_an_earlier_one()
 fn pushes_are_handed_on_and_a_strangers_are_not() {
     let server = FakeServer::new();
     let (client, heard) = client(&server);
-    let reach = client.reach();
-    let here = SocketAddr::new(reach.ip, reach.udp_port as u16);
-    let push = |mid| Push::Released { rq: 1, mid, item_name: "lamp".into() };
+    let endpoint = client.endpoint();
+    let here = SocketAddr::new(endpoint.ip, endpoint.udp_port as u16);
+    let notification = |mid| Notification::Released { rq: 1, mid, item_name: "lamp".into() };
     let stranger = FakeServer::new();
-    stranger.udp.send_to(&encode(&push(1)), here).unwrap();
-    server.udp.send_to(&encode(&push(2)), here).unwrap();
-    assert!(matches!(hear(&heard), Heard::Push(got) if got == push(2)));
+    stranger.udp.send_to(&encode(&notification(1)), here).unwrap();
+    server.udp.send_to(&encode(&notification(2)), here).unwrap();
+    assert!(matches!(hear(&heard), HandlerCall::Notification(got) if got == notification(2)));
     client.ack(2);
     let (ack, source) = server.expect("ACK");
     assert_eq!((&ack["mid"], source), (&json!(2), here), "from the peer's own socket");
@@ -206,35 +208,35 @@ fn pushes_are_handed_on_and_a_strangers_are_not() {
 fn ports_in_use_are_named() {
     let server = FakeServer::new();
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut config = Config::new(Name::new("alice").unwrap(), server.address());
+    let mut config = ClientConfig::new(Name::new("alice").unwrap(), server.address());
     config.udp_port = taken.local_addr().unwrap().port();
     let (tell, _heard) = crossbeam_channel::unbounded();
-    let error = Client::open(config.clone(), Arc::new(Ear(tell.clone()))).err().unwrap();
-    assert!(matches!(error, OpenError::InUse { what: "UDP", port } if port == config.udp_port), "{error}");
+    let error = Client::open(config.clone(), Arc::new(RecordingHandler(tell.clone()))).err().unwrap();
+    assert!(matches!(error, ClientOpenError::InUse { what: "UDP", port } if port == config.udp_port), "{error}");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     (config.udp_port, config.tcp_port) = (0, taken.local_addr().unwrap().port());
-    let error = Client::open(config.clone(), Arc::new(Ear(tell.clone()))).err().unwrap();
-    assert!(matches!(error, OpenError::InUse { what: "TCP", .. }), "{error}");
+    let error = Client::open(config.clone(), Arc::new(RecordingHandler(tell.clone()))).err().unwrap();
+    assert!(matches!(error, ClientOpenError::InUse { what: "TCP", .. }), "{error}");
     config.server = "192.0.2.1:7001".parse().unwrap();
-    let error = Client::open(config, Arc::new(Ear(tell))).err().unwrap();
+    let error = Client::open(config, Arc::new(RecordingHandler(tell))).err().unwrap();
     assert!(error.to_string().contains("--bind"), "{error}");
 }
 
 fn connect(client: &Client) -> TcpStream {
-    let reach = client.reach();
-    let stream = TcpStream::connect(SocketAddr::new(reach.ip, reach.tcp_port as u16)).unwrap();
+    let endpoint = client.endpoint();
+    let stream = TcpStream::connect(SocketAddr::new(endpoint.ip, endpoint.tcp_port as u16)).unwrap();
     stream.set_read_timeout(Some(WAIT)).unwrap();
     stream
 }
 
 fn write(stream: &mut TcpStream, line: &Value) {
-    // Who refuses us may have closed already; what is read then says so.
+    // A client that refuses the connection may have closed it already; the read then shows it.
     let _ = writeln!(stream, "{line}");
 }
 
 fn read(reader: &mut BufReader<TcpStream>) -> Option<Value> {
     let mut line = String::new();
-    // A connection that is cut off may say so as an error.
+    // A closed connection may show as an error.
     match reader.read_line(&mut line) {
         Ok(0) | Err(_) => None,
         Ok(_) => Some(serde_json::from_str(&line).unwrap()),
@@ -249,23 +251,26 @@ fn inform_req() -> Value {
 fn both_sides_of_a_settlement_without_tls() {
     let server = FakeServer::new();
     let (client, heard) = client(&server);
-    client.set_security(Security::Plaintext);
+    client.set_security(SettlementSecurity::Plaintext);
 
     let mut seller = connect(&client);
     let mut lines = BufReader::new(seller.try_clone().unwrap());
     seller.write_all(b"\n \r\n").unwrap(); // says nothing
     write(&mut seller, &inform_req());
-    let answer = read(&mut lines).unwrap();
-    assert_eq!((&answer["type"], &answer["rq"], &answer["cc_exp"]), (&json!("INFORM_RES"), &json!(9), &json!("12/39")));
+    let response = read(&mut lines).unwrap();
+    assert_eq!(
+        (&response["type"], &response["rq"], &response["cc_exp"]),
+        (&json!("INFORM_RES"), &json!(9), &json!("12/39"))
+    );
     let shipping =
         json!({"type":"SHIPPING_INFO","rq":9,"name":"bob","address":"Mill Lane","price":20,"fee":2,"payout":18});
     seller.write_all(b"\n").unwrap();
     write(&mut seller, &shipping);
     assert_eq!(read(&mut lines).unwrap(), json!({"type":"SHIPPED","rq":9}));
     write(&mut seller, &json!({"type":"SETTLED","rq":9,"payout":18}));
-    assert!(matches!(hear(&heard), Heard::Inform(9)));
-    assert!(matches!(hear(&heard), Heard::Ship(address) if address == "Mill Lane"), "before SHIPPED is said");
-    assert!(matches!(hear(&heard), Heard::Settled(9, Amount(Cents(1_800)))));
+    assert!(matches!(hear(&heard), HandlerCall::Inform(9)));
+    assert!(matches!(hear(&heard), HandlerCall::Ship(address) if address == "Mill Lane"), "before SHIPPED is said");
+    assert!(matches!(hear(&heard), HandlerCall::Settled(9, Amount(Cents(1_800)))));
     assert!(read(&mut lines).is_none());
 
     let mut buyer = connect(&client);
@@ -273,8 +278,8 @@ fn both_sides_of_a_settlement_without_tls() {
     write(&mut buyer, &inform_req());
     read(&mut lines).unwrap();
     write(&mut buyer, &json!({"type":"RECEIPT","rq":9,"item_name":"lamp","price":20,"seller":"bob"}));
-    assert!(matches!(hear(&heard), Heard::Inform(9)));
-    assert!(matches!(hear(&heard), Heard::Receipt(9)));
+    assert!(matches!(hear(&heard), HandlerCall::Inform(9)));
+    assert!(matches!(hear(&heard), HandlerCall::Receipt(9)));
 
     for (line, said) in [
         (json!({"type":"CANCEL","rq":9,"item_name":"lamp","reason":"declined"}), None),
@@ -287,10 +292,10 @@ fn both_sides_of_a_settlement_without_tls() {
         write(&mut stream, &inform_req());
         read(&mut lines).unwrap();
         write(&mut stream, &line);
-        assert!(matches!(hear(&heard), Heard::Inform(9)));
+        assert!(matches!(hear(&heard), HandlerCall::Inform(9)));
         match (hear(&heard), said) {
-            (Heard::Cancelled(9, reason), None) => assert_eq!(reason, "declined"),
-            (Heard::Broke(9, why), Some(said)) => assert!(why.contains(said), "{why}"),
+            (HandlerCall::Cancelled(9, reason), None) => assert_eq!(reason, "declined"),
+            (HandlerCall::Broke(9, why), Some(said)) => assert!(why.contains(said), "{why}"),
             (heard, _) => panic!("{line}: {heard:?}"),
         }
         assert!(read(&mut lines).is_none(), "closed");
@@ -301,12 +306,12 @@ fn both_sides_of_a_settlement_without_tls() {
 fn nothing_is_told_to_whom_it_does_not_belong() {
     let server = FakeServer::new();
     let (client, heard) = client(&server);
-    // Nothing agreed yet.
+    // No security has been agreed yet.
     let mut stream = connect(&client);
     write(&mut stream, &inform_req());
     assert!(read(&mut BufReader::new(stream)).is_none());
-    assert!(matches!(hear(&heard), Heard::Refused(_)));
-    client.set_security(Security::Plaintext);
+    assert!(matches!(hear(&heard), HandlerCall::Refused(_)));
+    client.set_security(SettlementSecurity::Plaintext);
     for (line, inform) in [
         (json!({"type":"SHIPPING_INFO","rq":9,"name":"b","address":"a","price":20,"fee":2,"payout":18}), false),
         (json!({"type":"INFORM_REQ","rq":9,"item_name":"lamp","price":21}), true),
@@ -315,22 +320,22 @@ fn nothing_is_told_to_whom_it_does_not_belong() {
         let mut stream = connect(&client);
         write(&mut stream, &line);
         assert!(read(&mut BufReader::new(stream)).is_none());
-        assert!(!inform || matches!(hear(&heard), Heard::Inform(9)));
-        assert!(matches!(hear(&heard), Heard::Refused(_)), "{line}");
+        assert!(!inform || matches!(hear(&heard), HandlerCall::Inform(9)));
+        assert!(matches!(hear(&heard), HandlerCall::Refused(_)), "{line}");
     }
-    // Another host (here: another address of loopback) is not the server.
+    // Another host (here: another loopback address) is not the server.
     #[cfg(target_os = "linux")]
     {
         use socket2::{Domain, Socket, Type};
-        let reach = client.reach();
+        let endpoint = client.endpoint();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&"127.0.0.2:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-        socket.connect(&SocketAddr::new(reach.ip, reach.tcp_port as u16).into()).unwrap();
+        socket.connect(&SocketAddr::new(endpoint.ip, endpoint.tcp_port as u16).into()).unwrap();
         let mut stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(WAIT)).unwrap();
         write(&mut stream, &inform_req());
         assert!(read(&mut BufReader::new(stream)).is_none());
-        assert_eq!(client.counters().strangers.get(), 1);
+        assert_eq!(client.counters().foreign_connections.get(), 1);
         assert!(heard.is_empty());
     }
 }
@@ -339,28 +344,28 @@ fn nothing_is_told_to_whom_it_does_not_belong() {
 fn strangers_at_the_servers_address_do_not_keep_the_server_out() {
     let server = FakeServer::new();
     let (client, heard) = client(&server);
-    client.set_security(Security::Plaintext);
-    // A settlement under way, which none of what follows may touch.
+    client.set_security(SettlementSecurity::Plaintext);
+    // A settlement in progress, which must not be affected by what follows.
     let mut first = connect(&client);
     let mut first_lines = BufReader::new(first.try_clone().unwrap());
     write(&mut first, &inform_req());
     read(&mut first_lines).unwrap();
-    assert!(matches!(hear(&heard), Heard::Inform(9)));
-    // Silent ones, more than there are places in all; each is open when the next one comes.
+    assert!(matches!(hear(&heard), HandlerCall::Inform(9)));
+    // More silent connections than there are slots; each is still open when the next one is made.
     let idle: Vec<TcpStream> = (0..SETTLEMENTS_MAX + 100).map(|_| connect(&client)).collect();
     let begun = Instant::now();
     let mut second = connect(&client);
     let mut lines = BufReader::new(second.try_clone().unwrap());
     write(&mut second, &inform_req());
     assert_eq!(read(&mut lines).expect("an answer")["type"], "INFORM_RES");
-    assert!(begun.elapsed() < client.shared.config.settle_timeout, "before the silent ones' time was up");
-    assert!(matches!(hear(&heard), Heard::Inform(9)), "nobody is told of the silent ones");
+    assert!(begun.elapsed() < client.inner.config.settle_timeout, "before the silent ones' time was up");
+    assert!(matches!(hear(&heard), HandlerCall::Inform(9)), "nobody is told of the silent ones");
     for (stream, lines) in [(&mut first, &mut first_lines), (&mut second, &mut lines)] {
         write(stream, &json!({"type":"RECEIPT","rq":9,"item_name":"lamp","price":20,"seller":"bob"}));
-        assert!(matches!(hear(&heard), Heard::Receipt(9)));
+        assert!(matches!(hear(&heard), HandlerCall::Receipt(9)));
         assert!(read(lines).is_none());
     }
-    assert!(client.counters().pushed_out.get() > 0);
+    assert!(client.counters().evicted_connections.get() > 0);
     drop(idle);
 }
 
@@ -369,24 +374,24 @@ fn tls_is_spoken_with_the_pinned_certificate_alone() {
     let server = FakeServer::new();
     let (client, heard) = client(&server);
     let dir = tempfile::tempdir().unwrap();
-    let identity = Identity::load_or_create(dir.path()).unwrap();
+    let identity = TlsIdentity::load_or_create(dir.path()).unwrap();
     let deadline = || Instant::now() + WAIT;
 
-    client.set_security(Security::Pinned(identity.fingerprint().into()));
+    client.set_security(SettlementSecurity::Pinned(identity.fingerprint().into()));
     let conn = Conn::tls_server(connect(&client), &identity, deadline()).unwrap();
     let (reader, writer) = conn.split();
     let mut lines = LineReader::new(reader, LineLimits::new(DATAGRAM_MAX));
     writer.write_line(inform_req().to_string(), deadline()).unwrap();
     assert!(lines.read_line().unwrap().unwrap().contains("INFORM_RES"));
-    assert!(matches!(hear(&heard), Heard::Inform(9)));
+    assert!(matches!(hear(&heard), HandlerCall::Inform(9)));
     writer.close();
-    assert!(matches!(hear(&heard), Heard::Broke(9, _)));
+    assert!(matches!(hear(&heard), HandlerCall::Broke(9, _)));
 
-    client.set_security(Security::Pinned("00".repeat(32).into()));
-    // The handshake may seem complete on this side before the other one has seen the certificate.
+    client.set_security(SettlementSecurity::Pinned("00".repeat(32).into()));
+    // The handshake may seem complete on this side before the client has seen the certificate.
     if let Ok(conn) = Conn::tls_server(connect(&client), &identity, deadline()) {
         let (reader, _writer) = conn.split();
         assert!(!matches!(LineReader::new(reader, LineLimits::new(DATAGRAM_MAX)).read_line(), Ok(Some(_))));
     }
-    assert!(matches!(hear(&heard), Heard::Refused(why) if why.contains("refused")));
+    assert!(matches!(hear(&heard), HandlerCall::Refused(why) if why.contains("refused")));
 }

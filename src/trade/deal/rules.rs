@@ -1,35 +1,37 @@
-//! What each event does to a deal: what sides ask for, what time and departures do.
+//! The transitions of a deal: requests of its sides, expired deadlines and departures.
 
 use super::{
-    Booking, Deal, Effects, Kind, Money, NEGOTIATIONS_MAX, Note, Offer, Outstanding, Party, Payment, Standing, State,
-    Step,
+    Deal, DealContext, DealEffects, DealPosting, DealState, LedgerOperation, NEGOTIATIONS_MAX, NotificationBody, Offer,
+    OfferStatus, OutstandingNotification, Party, PaymentProgress, RequestKind,
 };
 use crate::model::Cents;
-use crate::trade::wire::{Amount, Code, Goods, Refusal};
+use crate::trade::wire::{Amount, ErrorCode, Goods, RequestError};
 
 impl Deal {
-    // What sides ask for.
+    // Requests of the sides.
 
-    pub(super) fn ask(
+    pub(super) fn apply_request(
         &mut self,
         party: Party,
-        kind: Kind,
+        kind: RequestKind,
         amount: Option<Cents>,
         goods: Option<&Goods>,
-        step: &mut Step,
-        effects: &mut Effects,
-    ) -> Result<(), Refusal> {
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
         match (party, kind) {
-            (Party::Seller(seller), Kind::Offer) => {
+            (Party::Seller(seller), RequestKind::Offer) => {
                 let goods = goods.cloned().unwrap_or_default();
-                self.offer(seller, amount.unwrap_or_default(), goods, step, effects)
+                self.offer(seller, amount.unwrap_or_default(), goods, context, effects)
             }
-            (Party::Seller(seller), Kind::NotAvailable) => self.not_available(seller, step, effects),
-            (Party::Seller(seller), Kind::Accept | Kind::Refuse) => self.haggle(seller, kind, amount, step, effects),
-            (Party::Seller(seller), Kind::Cancel) => self.seller_cancels(seller, step, effects),
-            (Party::Buyer, Kind::Buy) => self.buy(amount.unwrap_or_default(), step, effects),
-            (Party::Buyer, Kind::Cancel) => self.buyer_cancels(step, effects),
-            _ => Err(Refusal::new(Code::WrongState, "this is not for this side of the deal")),
+            (Party::Seller(seller), RequestKind::NotAvailable) => self.not_available(seller, context, effects),
+            (Party::Seller(seller), RequestKind::Accept | RequestKind::Refuse) => {
+                self.answer_negotiation(seller, kind, amount, context, effects)
+            }
+            (Party::Seller(seller), RequestKind::Cancel) => self.seller_cancels(seller, context, effects),
+            (Party::Buyer, RequestKind::Buy) => self.buy(amount.unwrap_or_default(), context, effects),
+            (Party::Buyer, RequestKind::Cancel) => self.buyer_cancels(context, effects),
+            _ => Err(RequestError::new(ErrorCode::WrongState, "this is not for this side of the deal")),
         }
     }
 
@@ -38,165 +40,183 @@ impl Deal {
         seller: usize,
         price: Cents,
         goods: Goods,
-        step: &mut Step,
-        effects: &mut Effects,
-    ) -> Result<(), Refusal> {
-        if !matches!(self.state, State::Searching { .. }) {
-            return Err(Refusal::new(Code::WrongState, "the window for offers is closed"));
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
+        if !matches!(self.state, DealState::Searching { .. }) {
+            return Err(RequestError::new(ErrorCode::WrongState, "the window for offers is closed"));
         }
         if self.sellers[seller].replied {
-            return Err(Refusal::new(Code::WrongState, "this search is answered already"));
+            return Err(RequestError::new(ErrorCode::WrongState, "this search is answered already"));
         }
         self.offers_made += 1;
         let place = self.offers_made;
         let side = &mut self.sellers[seller];
         side.replied = true;
-        side.offer = Some(Offer { price, place, standing: Standing::Bound, negotiated: false, goods });
+        side.offer = Some(Offer { price, place, status: OfferStatus::Bound, negotiated: false, goods });
         effects.deal_changed = true;
         self.log(effects, "offer", Party::Seller(seller), Some(price), "");
-        self.close_window_if_answered(step, effects);
+        self.close_window_if_answered(context, effects);
         Ok(())
     }
 
-    fn not_available(&mut self, seller: usize, step: &mut Step, effects: &mut Effects) -> Result<(), Refusal> {
-        if !matches!(self.state, State::Searching { .. }) {
-            return Err(Refusal::new(Code::WrongState, "the window for offers is closed"));
+    fn not_available(
+        &mut self,
+        seller: usize,
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
+        if !matches!(self.state, DealState::Searching { .. }) {
+            return Err(RequestError::new(ErrorCode::WrongState, "the window for offers is closed"));
         }
         if self.sellers[seller].replied {
-            return Err(Refusal::new(Code::WrongState, "this search is answered already"));
+            return Err(RequestError::new(ErrorCode::WrongState, "this search is answered already"));
         }
         self.sellers[seller].replied = true;
         self.log(effects, "not_available", Party::Seller(seller), None, "");
-        self.close_window_if_answered(step, effects);
+        self.close_window_if_answered(context, effects);
         Ok(())
     }
 
-    fn haggle(
+    fn answer_negotiation(
         &mut self,
         seller: usize,
-        kind: Kind,
+        kind: RequestKind,
         amount: Option<Cents>,
-        step: &mut Step,
-        effects: &mut Effects,
-    ) -> Result<(), Refusal> {
-        if !matches!(self.state, State::Negotiating { seller: asked, .. } if asked == seller) {
-            return Err(Refusal::new(Code::WrongState, "no negotiation is open with this seller"));
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
+        if !matches!(self.state, DealState::Negotiating { seller: asked, .. } if asked == seller) {
+            return Err(RequestError::new(ErrorCode::WrongState, "no negotiation is open with this seller"));
         }
         if amount != Some(self.max_price) {
-            return Err(Refusal::new(
-                Code::BadRequest,
+            return Err(RequestError::new(
+                ErrorCode::BadRequest,
                 format!("max_price: expected {}, as in NEGOTIATE", self.max_price),
             ));
         }
-        if kind == Kind::Accept {
+        if kind == RequestKind::Accept {
             if let Some(offer) = &mut self.sellers[seller].offer {
                 offer.price = self.max_price;
             }
             self.log(effects, "accept", Party::Seller(seller), amount, "");
-            self.reserve(seller, self.max_price, step, effects);
+            self.reserve(seller, self.max_price, context, effects);
         } else {
             self.log(effects, "refuse", Party::Seller(seller), amount, "");
-            self.negotiate_next(step, effects);
+            self.negotiate_next(context, effects);
         }
         Ok(())
     }
 
-    fn seller_cancels(&mut self, seller: usize, step: &mut Step, effects: &mut Effects) -> Result<(), Refusal> {
-        let bound = self.sellers[seller].offer.as_ref().is_some_and(|offer| offer.standing != Standing::Withdrawn);
-        if !bound || !self.open_for_cancel() {
+    fn seller_cancels(
+        &mut self,
+        seller: usize,
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
+        let bound = self.sellers[seller].offer.as_ref().is_some_and(|offer| offer.status != OfferStatus::Withdrawn);
+        if !bound || !self.is_cancellable() {
             return Err(self.wrong_state());
         }
         self.log(effects, "cancel", Party::Seller(seller), None, "");
-        self.withdraw(seller, step, effects);
+        self.withdraw(seller, context, effects);
         Ok(())
     }
 
-    fn buy(&mut self, price: Cents, step: &Step, effects: &mut Effects) -> Result<(), Refusal> {
-        let State::Reserved { seller, price: reserved, .. } = self.state else {
+    fn buy(&mut self, price: Cents, context: &DealContext, effects: &mut DealEffects) -> Result<(), RequestError> {
+        let DealState::Reserved { seller, price: reserved, .. } = self.state else {
             return Err(self.wrong_state());
         };
         if price != reserved {
-            return Err(Refusal::new(Code::BadRequest, format!("price: expected {reserved}, as in the newest FOUND")));
+            return Err(RequestError::new(
+                ErrorCode::BadRequest,
+                format!("price: expected {reserved}, as in the newest FOUND"),
+            ));
         }
-        self.state = State::Settling { seller, price, fee: Some(Amount(step.fee.of(price))), payment: Payment::Asked };
+        self.state = DealState::Settling {
+            seller,
+            price,
+            fee: Some(Amount(context.fee.fee_on(price))),
+            payment: PaymentProgress::Asked,
+        };
         effects.deal_changed = true;
         self.log(effects, "buy", Party::Buyer, Some(price), &format!("from {}", self.sellers[seller].name));
         Ok(())
     }
 
-    fn buyer_cancels(&mut self, step: &mut Step, effects: &mut Effects) -> Result<(), Refusal> {
-        if !self.open_for_cancel() {
+    fn buyer_cancels(&mut self, context: &mut DealContext, effects: &mut DealEffects) -> Result<(), RequestError> {
+        if !self.is_cancellable() {
             return Err(self.wrong_state());
         }
         self.log(effects, "cancel", Party::Buyer, None, "");
-        self.call_off("cancelled by the buyer", step, effects);
+        self.end_for_buyer("cancelled by the buyer", context, effects);
         Ok(())
     }
 
-    fn open_for_cancel(&self) -> bool {
-        matches!(self.state, State::Searching { .. } | State::Negotiating { .. } | State::Reserved { .. })
+    fn is_cancellable(&self) -> bool {
+        matches!(self.state, DealState::Searching { .. } | DealState::Negotiating { .. } | DealState::Reserved { .. })
     }
 
-    // What time and departures do.
+    // Time and departures.
 
-    pub(super) fn tick(&mut self, step: &mut Step, effects: &mut Effects) {
+    pub(super) fn tick(&mut self, context: &mut DealContext, effects: &mut DealEffects) {
         match self.state {
-            State::Searching { until } if until <= step.now => self.close_window(step, effects),
-            State::Searching { .. } if self.acks_due.is_some_and(|due| due <= step.now) => {
-                self.wait_for_the_silent_no_more(step, effects);
+            DealState::Searching { until } if until <= context.now => self.close_window(context, effects),
+            DealState::Searching { .. } if self.acks_due.is_some_and(|due| due <= context.now) => {
+                self.stop_awaiting_unacknowledged(context, effects);
             }
-            State::Negotiating { seller, until, .. } if until <= step.now => {
+            DealState::Negotiating { seller, until, .. } if until <= context.now => {
                 self.log(effects, "refuse", Party::Seller(seller), Some(self.max_price), "no answer in time");
-                self.negotiate_next(step, effects);
+                self.negotiate_next(context, effects);
             }
-            State::Reserved { seller, until, .. } if until <= step.now => {
+            DealState::Reserved { seller, until, .. } if until <= context.now => {
                 let reason = "the reservation ran out";
                 self.log(effects, "cancel", Party::Buyer, None, reason);
-                self.cancel(reason, step, effects);
-                self.tell(Party::Buyer, Note::Cancel(reason.into()), step, effects);
-                self.tell(Party::Seller(seller), Note::Cancel(reason.into()), step, effects);
+                self.cancel(reason, context, effects);
+                self.notify(Party::Buyer, NotificationBody::Cancel(reason.into()), context, effects);
+                self.notify(Party::Seller(seller), NotificationBody::Cancel(reason.into()), context, effects);
             }
             _ => {}
         }
     }
 
-    pub(super) fn gone(&mut self, party: Party, step: &mut Step, effects: &mut Effects) {
-        self.drop_outstanding(party);
-        self.changed(party, effects);
+    pub(super) fn depart(&mut self, party: Party, context: &mut DealContext, effects: &mut DealEffects) {
+        self.clear_outstanding(party);
+        self.mark_changed(party, effects);
         match party {
             Party::Buyer => {
                 self.buyer_gone = true;
-                if self.open_for_cancel() {
-                    self.call_off("the buyer has left", step, effects);
+                if self.is_cancellable() {
+                    self.end_for_buyer("the buyer has left", context, effects);
                 }
             }
             Party::Seller(seller) => {
                 self.sellers[seller].gone = true;
                 self.sellers[seller].replied = true;
-                self.withdraw(seller, step, effects);
+                self.withdraw(seller, context, effects);
             }
         }
     }
 
-    // The rules that several events share.
+    // Transitions shared by several inputs.
 
-    /// The seller's offer is off: a search no longer waits for it, a negotiation goes to the next, a
+    /// Withdraws the seller's offer: a search no longer waits for it, a negotiation moves on to the next seller, a
     /// reservation to the next offer at or below the maximum.
-    fn withdraw(&mut self, seller: usize, step: &mut Step, effects: &mut Effects) {
+    fn withdraw(&mut self, seller: usize, context: &mut DealContext, effects: &mut DealEffects) {
         if let Some(offer) = &mut self.sellers[seller].offer {
-            offer.standing = Standing::Withdrawn;
+            offer.status = OfferStatus::Withdrawn;
             effects.sellers_changed.push(seller);
         }
         match self.state {
-            State::Searching { .. } => self.close_window_if_answered(step, effects),
-            State::Negotiating { seller: asked, .. } if asked == seller => self.negotiate_next(step, effects),
-            State::Reserved { seller: taken, .. } if taken == seller => {
+            DealState::Searching { .. } => self.close_window_if_answered(context, effects),
+            DealState::Negotiating { seller: asked, .. } if asked == seller => self.negotiate_next(context, effects),
+            DealState::Reserved { seller: taken, .. } if taken == seller => {
                 match self.cheapest(|offer, max| offer.price <= max) {
-                    Some((next, price)) => self.reserve(next, price, step, effects),
+                    Some((next, price)) => self.reserve(next, price, context, effects),
                     None => {
                         let reason = "the seller has cancelled";
-                        self.cancel(reason, step, effects);
-                        self.tell(Party::Buyer, Note::Cancel(reason.into()), step, effects);
+                        self.cancel(reason, context, effects);
+                        self.notify(Party::Buyer, NotificationBody::Cancel(reason.into()), context, effects);
                     }
                 }
             }
@@ -204,134 +224,146 @@ impl Deal {
         }
     }
 
-    pub(super) fn close_window_if_answered(&mut self, step: &mut Step, effects: &mut Effects) {
-        let searching = matches!(self.state, State::Searching { .. });
+    pub(super) fn close_window_if_answered(&mut self, context: &mut DealContext, effects: &mut DealEffects) {
+        let searching = matches!(self.state, DealState::Searching { .. });
         if searching && self.sellers.iter().all(|side| side.replied || !side.waited_for) {
-            self.close_window(step, effects);
+            self.close_window(context, effects);
         }
     }
 
-    /// Who acknowledges what it gets, and has not acknowledged the search by now, is not there: the window
-    /// does not wait for it.
-    fn wait_for_the_silent_no_more(&mut self, step: &mut Step, effects: &mut Effects) {
+    /// A recipient that usually acknowledges notifications but has not acknowledged this search by now is absent: the
+    /// window no longer waits for it.
+    fn stop_awaiting_unacknowledged(&mut self, context: &mut DealContext, effects: &mut DealEffects) {
         self.acks_due = None;
         for (seller, side) in self.sellers.iter_mut().enumerate() {
-            let unheard = matches!(side.outstanding, Some(Outstanding { note: Note::Search, .. }));
+            let unheard =
+                matches!(side.outstanding, Some(OutstandingNotification { body: NotificationBody::Search, .. }));
             if side.waited_for && side.acknowledges && !side.replied && unheard {
                 side.waited_for = false;
                 effects.sellers_changed.push(seller);
             }
         }
-        self.close_window_if_answered(step, effects);
+        self.close_window_if_answered(context, effects);
     }
 
-    fn close_window(&mut self, step: &mut Step, effects: &mut Effects) {
-        effects.silent.extend((0..self.sellers.len()).filter(|&seller| !self.sellers[seller].replied));
-        self.drop_searches(effects);
+    fn close_window(&mut self, context: &mut DealContext, effects: &mut DealEffects) {
+        effects.unresponsive.extend((0..self.sellers.len()).filter(|&seller| !self.sellers[seller].replied));
+        self.clear_searches(effects);
         match self.cheapest(|_, _| true) {
             None => {
-                self.cancel("NOT_AVAILABLE", step, effects);
+                self.cancel("NOT_AVAILABLE", context, effects);
                 self.log(effects, "not_available", Party::Buyer, None, "no offer");
-                self.tell(Party::Buyer, Note::NotAvailable, step, effects);
+                self.notify(Party::Buyer, NotificationBody::NotAvailable, context, effects);
             }
-            Some((seller, price)) if price <= self.max_price => self.reserve(seller, price, step, effects),
-            Some(_) => self.negotiate_next(step, effects),
+            Some((seller, price)) if price <= self.max_price => self.reserve(seller, price, context, effects),
+            Some(_) => self.negotiate_next(context, effects),
         }
     }
 
-    /// Asks the cheapest seller that was not asked yet; when there is none (or five have refused), the
-    /// buyer is told NOT_FOUND.
-    fn negotiate_next(&mut self, step: &mut Step, effects: &mut Effects) {
-        let round = if let State::Negotiating { round, .. } = self.state { round } else { 0 };
+    /// Asks the cheapest seller that has not been asked yet. If none is left, or [`NEGOTIATIONS_MAX`] have refused,
+    /// the buyer is told NOT_FOUND.
+    fn negotiate_next(&mut self, context: &mut DealContext, effects: &mut DealEffects) {
+        let round = if let DealState::Negotiating { round, .. } = self.state { round } else { 0 };
         let next = self.cheapest(|offer, _| !offer.negotiated).filter(|_| round < NEGOTIATIONS_MAX);
         effects.deal_changed = true;
         let Some((seller, _)) = next else {
-            self.cancel("NOT_FOUND", step, effects);
+            self.cancel("NOT_FOUND", context, effects);
             self.log(effects, "not_found", Party::Buyer, Some(self.max_price), "every offer is above the maximum");
-            self.release_offers(None, step, effects);
-            self.tell(Party::Buyer, Note::NotFound, step, effects);
+            self.release_offers(None, context, effects);
+            self.notify(Party::Buyer, NotificationBody::NotFound, context, effects);
             return;
         };
         if let Some(offer) = &mut self.sellers[seller].offer {
             offer.negotiated = true;
         }
-        self.state = State::Negotiating { seller, until: step.now.plus(step.windows.negotiate), round: round + 1 };
+        self.state =
+            DealState::Negotiating { seller, until: context.now.plus(context.windows.negotiate), round: round + 1 };
         self.log(effects, "negotiate", Party::Seller(seller), Some(self.max_price), "");
-        self.tell(Party::Seller(seller), Note::Negotiate, step, effects);
+        self.notify(Party::Seller(seller), NotificationBody::Negotiate, context, effects);
     }
 
-    fn reserve(&mut self, seller: usize, price: Cents, step: &mut Step, effects: &mut Effects) {
-        self.state = State::Reserved { seller, price, until: step.now.plus(step.windows.reserve) };
+    fn reserve(&mut self, seller: usize, price: Cents, context: &mut DealContext, effects: &mut DealEffects) {
+        self.state = DealState::Reserved { seller, price, until: context.now.plus(context.windows.reserve) };
         if let Some(offer) = &mut self.sellers[seller].offer {
-            offer.standing = Standing::Bound;
+            offer.status = OfferStatus::Bound;
         }
         effects.deal_changed = true;
         self.log(effects, "reserve", Party::Seller(seller), Some(price), "");
-        self.tell(Party::Seller(seller), Note::Reserve(price), step, effects);
-        self.tell(Party::Buyer, Note::Found(price, seller), step, effects);
-        self.release_offers(Some(seller), step, effects);
+        self.notify(Party::Seller(seller), NotificationBody::Reserve(price), context, effects);
+        self.notify(Party::Buyer, NotificationBody::Found(price, seller), context, effects);
+        self.release_offers(Some(seller), context, effects);
     }
 
-    /// The cheapest offer that still counts, earlier ones first; `fits` sees the offer and the maximum.
+    /// The cheapest valid offer that `fits`, given the offer and the buyer's maximum; earlier offers win ties.
     fn cheapest(&self, fits: impl Fn(&Offer, Cents) -> bool) -> Option<(usize, Cents)> {
         let offers = self.sellers.iter().enumerate().filter_map(|(seller, side)| Some((seller, side.offer.as_ref()?)));
         offers
-            .filter(|(_, offer)| offer.standing != Standing::Withdrawn && fits(offer, self.max_price))
+            .filter(|(_, offer)| offer.status != OfferStatus::Withdrawn && fits(offer, self.max_price))
             .min_by_key(|(_, offer)| (offer.price, offer.place))
             .map(|(seller, offer)| (seller, offer.price))
     }
 
-    /// Tells everyone whose offer still binds, but for the one that was taken.
-    fn release_offers(&mut self, taken: Option<usize>, step: &mut Step, effects: &mut Effects) {
+    /// Notifies all sellers whose offers still bind a unit, except the one that was `taken`.
+    fn release_offers(&mut self, taken: Option<usize>, context: &mut DealContext, effects: &mut DealEffects) {
         for seller in (0..self.sellers.len()).filter(|&seller| Some(seller) != taken) {
-            if let Some(offer) = self.sellers[seller].offer.as_mut().filter(|offer| offer.standing == Standing::Bound) {
-                offer.standing = Standing::Released;
-                self.tell(Party::Seller(seller), Note::Released, step, effects);
+            if let Some(offer) = self.sellers[seller].offer.as_mut().filter(|offer| offer.status == OfferStatus::Bound)
+            {
+                offer.status = OfferStatus::Released;
+                self.notify(Party::Seller(seller), NotificationBody::Released, context, effects);
             }
         }
     }
 
-    /// The buyer's side is off: the seller it stood with gets CANCEL, the others RELEASED.
-    fn call_off(&mut self, reason: &str, step: &mut Step, effects: &mut Effects) {
+    /// Ends the deal from the buyer's side: the current seller is told CANCEL, the others RELEASED.
+    fn end_for_buyer(&mut self, reason: &str, context: &mut DealContext, effects: &mut DealEffects) {
         let with = match self.state {
-            State::Negotiating { seller, .. } | State::Reserved { seller, .. } => Some(seller),
+            DealState::Negotiating { seller, .. } | DealState::Reserved { seller, .. } => Some(seller),
             _ => None,
         };
-        self.cancel(reason, step, effects);
+        self.cancel(reason, context, effects);
         if let Some(seller) = with {
-            self.tell(Party::Seller(seller), Note::Cancel(reason.into()), step, effects);
+            self.notify(Party::Seller(seller), NotificationBody::Cancel(reason.into()), context, effects);
         }
-        self.release_offers(with, step, effects);
-        self.drop_searches(effects);
+        self.release_offers(with, context, effects);
+        self.clear_searches(effects);
     }
 
-    /// A search is not repeated after its window.
-    fn drop_searches(&mut self, effects: &mut Effects) {
+    /// Stops repeating the search: that ends with its window.
+    fn clear_searches(&mut self, effects: &mut DealEffects) {
         for seller in 0..self.sellers.len() {
-            if matches!(self.sellers[seller].outstanding, Some(Outstanding { note: Note::Search, .. })) {
-                self.drop_outstanding(Party::Seller(seller));
+            if matches!(
+                self.sellers[seller].outstanding,
+                Some(OutstandingNotification { body: NotificationBody::Search, .. })
+            ) {
+                self.clear_outstanding(Party::Seller(seller));
                 effects.sellers_changed.push(seller);
             }
         }
     }
 
-    pub(super) fn cancel(&mut self, reason: &str, step: &Step, effects: &mut Effects) {
-        self.end(State::Cancelled { reason: reason.into(), at: step.now }, effects);
+    pub(super) fn cancel(&mut self, reason: &str, context: &DealContext, effects: &mut DealEffects) {
+        self.end(DealState::Cancelled { reason: reason.into(), at: context.now }, effects);
     }
 
-    pub(super) fn end(&mut self, state: State, effects: &mut Effects) {
+    pub(super) fn end(&mut self, state: DealState, effects: &mut DealEffects) {
         debug_assert!(self.ended_at().is_none(), "a deal ends once");
         self.state = state;
         effects.deal_changed = true;
         effects.ended = true;
     }
 
-    pub(super) fn pay(&mut self, from: Payment, to: Payment, effects: &mut Effects) -> Result<(), Refusal> {
+    pub(super) fn advance_payment(
+        &mut self,
+        from: PaymentProgress,
+        to: PaymentProgress,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
         match &mut self.state {
-            State::Settling { seller, price, fee, payment } if *payment == from => {
+            DealState::Settling { seller, price, fee, payment } if *payment == from => {
                 *payment = to;
-                let authorise = Booking { money: Money::Authorise, seller: *seller, price: *price, fee: *fee };
-                effects.money = (to == Payment::Authorised).then_some(authorise);
+                let authorise =
+                    DealPosting { operation: LedgerOperation::Authorise, seller: *seller, price: *price, fee: *fee };
+                effects.posting = (to == PaymentProgress::Authorised).then_some(authorise);
             }
             _ => return Err(self.wrong_state()),
         }
@@ -339,15 +371,15 @@ impl Deal {
         Ok(())
     }
 
-    pub(super) fn wrong_state(&self) -> Refusal {
+    pub(super) fn wrong_state(&self) -> RequestError {
         let state = match &self.state {
-            State::Searching { .. } => "offers are still awaited".to_owned(),
-            State::Negotiating { .. } => "a price is being negotiated".to_owned(),
-            State::Reserved { .. } => "it is reserved".to_owned(),
-            State::Settling { .. } => "it is being settled".to_owned(),
-            State::Completed { .. } => "it is completed".to_owned(),
-            State::Cancelled { reason, .. } => format!("it is cancelled: {reason}"),
+            DealState::Searching { .. } => "offers are still awaited".to_owned(),
+            DealState::Negotiating { .. } => "a price is being negotiated".to_owned(),
+            DealState::Reserved { .. } => "it is reserved".to_owned(),
+            DealState::Settling { .. } => "it is being settled".to_owned(),
+            DealState::Completed { .. } => "it is completed".to_owned(),
+            DealState::Cancelled { reason, .. } => format!("it is cancelled: {reason}"),
         };
-        Refusal::new(Code::WrongState, state)
+        RequestError::new(ErrorCode::WrongState, state)
     }
 }

@@ -1,54 +1,54 @@
-//! What a deal tells of itself to those who ask.
+//! Read access to a deal.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Deal, Party, Payment, SellerSide, Standing, State};
+use super::{Deal, DealState, OfferStatus, Party, PaymentProgress, SellerSide};
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::{Amount, DealStatus, Goods, Phase, Side};
+use crate::trade::wire::{Amount, DealPhase, DealStatus, Goods, Side};
 
-/// A deal as the operator sees it, who sees both sides.
+/// A deal as shown to the operator, who sees both sides.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DealLine {
-    /// Its number.
+pub struct DealSummary {
+    /// The deal's number.
     pub deal: u64,
-    /// When it began, Unix seconds.
+    /// When the deal was opened, in Unix seconds.
     pub opened_at: u64,
-    /// Who searches.
+    /// The searching peer.
     pub buyer: Name,
-    /// The number by which the buyer knows it.
+    /// The number by which the buyer knows the deal.
     pub rq: u64,
-    /// As the buyer wrote it.
+    /// The item as the buyer named it.
     pub item_name: Arc<str>,
-    /// The most the buyer pays.
+    /// The maximum price that the buyer pays.
     pub max_price: Cents,
-    /// Where it stands.
-    pub state: Phase,
-    /// Who sells, or is asked for a better price.
+    /// How far the deal has progressed.
+    pub state: DealPhase,
+    /// The seller that was chosen, or is being asked for a better price.
     pub seller: Option<Name>,
-    /// What that one gets.
+    /// The agreed price.
     pub price: Option<Cents>,
-    /// Why it was cancelled.
+    /// Why the deal was cancelled.
     pub reason: Option<Arc<str>>,
-    /// How many were asked.
+    /// How many sellers were asked.
     pub asked: usize,
-    /// How long its present window lasts, where it has one, as DEALS has it.
+    /// The time until the current window closes, if one is open; as in DEALS.
     pub ends_in_ms: Option<u64>,
 }
 
 impl Deal {
-    /// All of it on one line.
-    pub fn line(&self, now: Millis) -> DealLine {
+    /// The operator's view of the deal.
+    pub fn summary(&self, now: Millis) -> DealSummary {
         let (state, seller, price, reason) = match &self.state {
-            State::Searching { .. } => (Phase::Searching, None, None, None),
-            State::Negotiating { seller, .. } => (Phase::Negotiating, Some(*seller), None, None),
-            State::Reserved { seller, price, .. } => (Phase::Reserved, Some(*seller), Some(*price), None),
-            State::Settling { seller, price, .. } => (Phase::Settling, Some(*seller), Some(*price), None),
-            State::Completed { seller, price, .. } => (Phase::Completed, Some(*seller), Some(*price), None),
-            State::Cancelled { reason, .. } => (Phase::Cancelled, None, None, Some(Arc::clone(reason))),
+            DealState::Searching { .. } => (DealPhase::Searching, None, None, None),
+            DealState::Negotiating { seller, .. } => (DealPhase::Negotiating, Some(*seller), None, None),
+            DealState::Reserved { seller, price, .. } => (DealPhase::Reserved, Some(*seller), Some(*price), None),
+            DealState::Settling { seller, price, .. } => (DealPhase::Settling, Some(*seller), Some(*price), None),
+            DealState::Completed { seller, price, .. } => (DealPhase::Completed, Some(*seller), Some(*price), None),
+            DealState::Cancelled { reason, .. } => (DealPhase::Cancelled, None, None, Some(Arc::clone(reason))),
         };
-        DealLine {
+        DealSummary {
             deal: self.id,
             opened_at: self.opened_at.0 / 1000,
             buyer: self.buyer.clone(),
@@ -64,90 +64,88 @@ impl Deal {
         }
     }
 
-    /// Where it stands.
-    pub fn state(&self) -> &State {
+    pub fn state(&self) -> &DealState {
         &self.state
     }
 
-    /// When time will change something by itself.
+    /// When the next tick is due.
     pub fn deadline(&self) -> Option<Millis> {
         match self.state {
-            State::Searching { until } => Some(self.acks_due.map_or(until, |due| due.min(until))),
-            State::Negotiating { until, .. } | State::Reserved { until, .. } => Some(until),
+            DealState::Searching { until } => Some(self.acks_due.map_or(until, |due| due.min(until))),
+            DealState::Negotiating { until, .. } | DealState::Reserved { until, .. } => Some(until),
             _ => None,
         }
     }
 
-    /// When its present window ends.
+    /// When the current window closes. Unlike [`Deal::deadline`] it ignores the acknowledgement deadline.
     fn window_ends(&self) -> Option<Millis> {
         match self.state {
-            State::Searching { until } => Some(until),
+            DealState::Searching { until } => Some(until),
             _ => self.deadline(),
         }
     }
 
-    /// When it ended.
     pub fn ended_at(&self) -> Option<Millis> {
         match self.state {
-            State::Completed { at, .. } | State::Cancelled { at, .. } => Some(at),
+            DealState::Completed { at, .. } | DealState::Cancelled { at, .. } => Some(at),
             _ => None,
         }
     }
 
-    /// Who was asked.
+    /// The sellers that were asked.
     pub fn sellers(&self) -> &[SellerSide] {
         &self.sellers
     }
 
-    /// What is being settled: the seller, the price, and how far the payment is.
-    pub fn settling(&self) -> Option<(Party, Cents, Payment)> {
+    /// If the deal is being settled: the seller, the price and the progress of the payment.
+    pub fn settling(&self) -> Option<(Party, Cents, PaymentProgress)> {
         match self.state {
-            State::Settling { seller, price, payment, .. } => Some((Party::Seller(seller), price, payment)),
+            DealState::Settling { seller, price, payment, .. } => Some((Party::Seller(seller), price, payment)),
             _ => None,
         }
     }
 
-    /// The fee of what is being settled, where it is kept: see [`State::Settling`].
+    /// The recorded fee of a deal that is being settled: see [`DealState::Settling`].
     pub fn fee(&self) -> Option<Amount> {
         match self.state {
-            State::Settling { fee, .. } => fee,
+            DealState::Settling { fee, .. } => fee,
             _ => None,
         }
     }
 
-    /// What a seller really offers, in its own words.
+    /// What the seller actually offers, in its own words.
     pub fn goods_of(&self, seller: usize) -> Goods {
         let offer = self.sellers.get(seller).and_then(|side| side.offer.as_ref());
         offer.map(|offer| offer.goods.clone()).unwrap_or_default()
     }
 
-    /// Whether this side takes part in a settlement that is under way.
+    /// Whether this side is part of a settlement in progress.
     pub fn is_settling_with(&self, party: Party) -> bool {
         self.settling().is_some_and(|(seller, ..)| party == Party::Buyer || party == seller)
     }
 
-    /// Who would be paid, if the buyer bought now.
+    /// The seller that would be paid if the buyer bought now.
     pub fn reserved_seller(&self) -> Option<Party> {
         match self.state {
-            State::Reserved { seller, .. } => Some(Party::Seller(seller)),
+            DealState::Reserved { seller, .. } => Some(Party::Seller(seller)),
             _ => None,
         }
     }
 
-    /// Everyone in it.
+    /// All sides, the buyer first.
     pub fn parties(&self) -> impl Iterator<Item = Party> + use<> {
         std::iter::once(Party::Buyer).chain((0..self.sellers.len()).map(Party::Seller))
     }
 
-    /// Whether a side has a part in it: buys, or has offered. Others were only asked.
-    pub fn concerns(&self, party: Party) -> bool {
+    /// Whether this side is the buyer or has made an offer. Other sides were merely asked.
+    pub fn takes_part(&self, party: Party) -> bool {
         match party {
             Party::Buyer => true,
             Party::Seller(seller) => self.sellers[seller].offer.is_some(),
         }
     }
 
-    /// The name behind a side.
+    /// The name of the peer on this side.
     pub fn name_of(&self, party: Party) -> &Name {
         match party {
             Party::Buyer => &self.buyer,
@@ -155,7 +153,7 @@ impl Deal {
         }
     }
 
-    /// The number that a side knows the deal by.
+    /// The number by which this side knows the deal.
     pub fn rq_of(&self, party: Party) -> u64 {
         match party {
             Party::Buyer => self.rq,
@@ -163,7 +161,7 @@ impl Deal {
         }
     }
 
-    /// The side that a number stands for.
+    /// The side that knows the deal by this number.
     pub fn party_of(&self, rq: u64) -> Option<Party> {
         if rq == self.rq {
             return Some(Party::Buyer);
@@ -172,7 +170,7 @@ impl Deal {
         (seller < self.sellers.len()).then_some(Party::Seller(seller))
     }
 
-    /// The deal as one side sees it; nothing for a seller that never offered.
+    /// The deal as this side sees it; `None` for a seller that never made an offer.
     pub fn status(&self, party: Party, now: Millis) -> Option<DealStatus> {
         let entry = |state, price, reason| DealStatus {
             rq: self.rq_of(party),
@@ -185,7 +183,7 @@ impl Deal {
             offer_description: None,
             ends_in_ms: self
                 .window_ends()
-                .filter(|_| state != Phase::Cancelled)
+                .filter(|_| state != DealPhase::Cancelled)
                 .map(|until| until.0.saturating_sub(now.0)),
         };
         let own_offer = match party {
@@ -193,9 +191,9 @@ impl Deal {
             Party::Seller(seller) => Some((seller, self.sellers[seller].offer.as_ref()?)),
         };
         let taken = match self.state {
-            State::Reserved { seller, price, .. }
-            | State::Settling { seller, price, .. }
-            | State::Completed { seller, price, .. } => Some((seller, price)),
+            DealState::Reserved { seller, price, .. }
+            | DealState::Settling { seller, price, .. }
+            | DealState::Completed { seller, price, .. } => Some((seller, price)),
             _ => None,
         };
         let with_goods = |entry: DealStatus| {
@@ -204,23 +202,23 @@ impl Deal {
             DealStatus { offer_item: goods.item, offer_description: goods.description, ..entry }
         };
         if let Some((seller, offer)) = own_offer {
-            let off = match offer.standing {
-                Standing::Withdrawn => Some("cancelled by the seller"),
-                Standing::Released => Some("released"),
-                Standing::Bound => None,
+            let off = match offer.status {
+                OfferStatus::Withdrawn => Some("cancelled by the seller"),
+                OfferStatus::Released => Some("released"),
+                OfferStatus::Bound => None,
             };
             if let Some(reason) = off.filter(|_| taken.is_none_or(|(taken, _)| taken != seller)) {
-                return Some(with_goods(entry(Phase::Cancelled, Some(offer.price), Some(reason.into()))));
+                return Some(with_goods(entry(DealPhase::Cancelled, Some(offer.price), Some(reason.into()))));
             }
         }
         let price = taken.map(|(_, price)| price).or(own_offer.map(|(_, offer)| offer.price));
         Some(with_goods(match &self.state {
-            State::Searching { .. } => entry(Phase::Searching, price, None),
-            State::Negotiating { .. } => entry(Phase::Negotiating, price, None),
-            State::Reserved { .. } => entry(Phase::Reserved, price, None),
-            State::Settling { .. } => entry(Phase::Settling, price, None),
-            State::Completed { .. } => entry(Phase::Completed, price, None),
-            State::Cancelled { reason, .. } => entry(Phase::Cancelled, price, Some(reason.clone())),
+            DealState::Searching { .. } => entry(DealPhase::Searching, price, None),
+            DealState::Negotiating { .. } => entry(DealPhase::Negotiating, price, None),
+            DealState::Reserved { .. } => entry(DealPhase::Reserved, price, None),
+            DealState::Settling { .. } => entry(DealPhase::Settling, price, None),
+            DealState::Completed { .. } => entry(DealPhase::Completed, price, None),
+            DealState::Cancelled { reason, .. } => entry(DealPhase::Cancelled, price, Some(reason.clone())),
         }))
     }
 }

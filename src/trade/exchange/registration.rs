@@ -1,376 +1,422 @@
-//! Who is who: REGISTER, LOGIN, DE-REGISTER.
+//! REGISTER, LOGIN and DE-REGISTER.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::hearing::Held;
-use super::{ANSWERS_KEPT, Exchange, Origin, Outcome, PEERS_MAX, PeerCell, Refused};
+use super::addresses::AddressInUse;
+use super::{ANSWER_RETENTION, Exchange, ExchangeEffects, FailedRequest, PEERS_MAX, RegisteredPeer, RequestOrigin};
 use crate::model::{Millis, Name, Token, text};
 use crate::net::source;
-use crate::trade::deal::{Event, State};
-use crate::trade::journal::{Change, FarewellRow, Hearing, Journal, LoginRow, PeerRow};
-use crate::trade::wire::{Code, Reach, Refusal, Reply, Request, Secret};
+use crate::trade::deal::{DealInput, DealState};
+use crate::trade::journal::{AddressValidation, DepartureRow, ExchangeChange, Journal, LoginRow, PeerRow};
+use crate::trade::wire::{ErrorCode, PeerEndpoint, Request, RequestError, Response, RevealedToken};
 use std::sync::atomic::Ordering;
 
-/// LOGINs remembered of one peer.
+/// The maximum number of LOGINs remembered of one peer.
 const LOGINS_MAX: usize = 16;
-/// The ports that a peer may name: no service of a machine listens below.
+/// The ports that a peer may name; lower ones belong to system services.
 const PORTS: std::ops::RangeInclusive<u32> = 1024..=65535;
 
-type Done<J> = Result<Outcome<<J as Journal>::Receipt>, Refused<J>>;
+type RequestResult<J> = Result<ExchangeEffects<<J as Journal>::Commit>, FailedRequest<J>>;
 
-/// What became of a registration: done, or its address is held by another name.
-type Registered<J> = Result<Outcome<<J as Journal>::Receipt>, Held>;
+/// The effects of a registration, unless its address is held by another peer.
+type RegistrationResult<J> = Result<ExchangeEffects<<J as Journal>::Commit>, AddressInUse>;
 
 impl<J: Journal> Exchange<J> {
-    pub(super) fn register(&self, now: Millis, origin: &Origin, request: &Request, reach: &Reach) -> Done<J> {
+    pub(super) fn register(
+        &self,
+        now: Millis,
+        origin: &RequestOrigin,
+        request: &Request,
+        endpoint: &PeerEndpoint,
+    ) -> RequestResult<J> {
         let source = origin.source;
-        let denied = |reason: String, receipt| {
-            let answer = Some(Reply::RegisterDenied { rq: request.rq, reason });
-            Ok(Outcome { receipt, answer, ..Outcome::default() })
+        let denied = |reason: String, commit| {
+            let response = Some(Response::RegisterDenied { rq: request.rq, reason });
+            Ok(ExchangeEffects { commit, response, ..ExchangeEffects::default() })
         };
-        if let Err(reason) = reach.check(source) {
-            return denied(reason, J::Receipt::default());
+        if let Err(reason) = endpoint.check(source) {
+            return denied(reason, J::Commit::default());
         }
         loop {
             let Some(peer) = self.peer(&request.name) else {
-                // Who has a name from before this was asked keeps it; from here on nobody gets one.
+                // Names with invisible characters from before this check remain valid, but no new ones are
+                // registered.
                 text::check_visible(request.name.as_str()).map_err(|wrong| {
-                    let refusal = Refusal::new(Code::BadRequest, format!("name: {wrong}"));
-                    (refusal, self.directory_changed.lock().clone())
+                    let error = RequestError::new(ErrorCode::BadRequest, format!("name: {wrong}"));
+                    (error, self.directory_commit.lock().clone())
                 })?;
-                match self.register_new(now, origin, request, reach)? {
-                    Some(Ok(outcome)) => return Ok(outcome),
-                    Some(Err(Held)) => return denied(held(reach), self.directory_changed.lock().clone()),
-                    // Someone else was quicker: look at who.
+                match self.register_new(now, origin, request, endpoint)? {
+                    Some(Ok(effects)) => return Ok(effects),
+                    Some(Err(AddressInUse)) => {
+                        return denied(address_in_use(endpoint), self.directory_commit.lock().clone());
+                    }
+                    // Another request registered the name first.
                     None => continue,
                 }
             };
             let mut state = peer.state.lock();
-            if state.leaving {
-                return denied("that name is about to become free; try again".to_owned(), state.last.clone());
+            if state.is_leaving {
+                return denied("that name is about to become free; try again".to_owned(), state.last_commit.clone());
             }
-            let own = state.row.proves(request.token.as_ref(), origin).is_ok();
-            let repeat = request.token.is_none()
+            let is_own = state.row.proves(request.token.as_ref(), origin).is_ok();
+            let is_repeat = request.token.is_none()
                 && source == state.row.first_source
-                && reach.is_of(&state.row)
-                && state.row.registered_at.until(now) < ANSWERS_KEPT;
-            if !own && !repeat {
-                let last = state.last.clone();
-                let unused = state.open_searches == 0 && state.open_sides == 0;
-                if unused && peer.has_lapsed(now, &state) {
-                    // Nobody has heard of the holder for so long: the name is free again.
-                    state.leaving = true;
+                && endpoint.matches_row(&state.row)
+                && state.row.registered_at.until(now) < ANSWER_RETENTION;
+            if !is_own && !is_repeat {
+                let last = state.last_commit.clone();
+                let is_unused = state.open_searches == 0 && state.open_received == 0;
+                if is_unused && peer.has_lapsed(now, &state) {
+                    // The holder has been silent for too long: its name lapses.
+                    state.is_leaving = true;
                     drop(state);
-                    self.remove(now, &peer, None);
+                    self.remove_peer(now, &peer, None);
                     continue;
                 }
                 return denied("name: taken by another peer".to_owned(), last);
             }
-            let reached = |row: &PeerRow| (row.addr, row.tcp_port, row.asked, row.displaced);
-            let before = reached(&state.row);
-            let Ok(displaced) = self.move_to(now, &peer, &mut state.row, origin, reach) else {
-                return denied(held(reach), state.last.clone());
+            let reachable_at = |row: &PeerRow| (row.addr, row.tcp_port, row.local_ip, row.displaced);
+            let before = reachable_at(&state.row);
+            let Ok(displaced) = self.set_endpoint(now, &peer, &mut state.row, origin, endpoint) else {
+                return denied(address_in_use(endpoint), state.last_commit.clone());
             };
-            // A REGISTER begins anew: numbers of deals that have ended may be used again.
+            // A REGISTER makes the numbers of ended deals available again.
             let mut changes = Vec::new();
-            let ended: Vec<u64> = state.ended.iter().chain(&state.ended_aside).copied().collect();
-            let forgets = ended.iter().any(|deal| state.knows_number(*deal));
-            if forgets {
+            let ended: Vec<u64> = state.ended.iter().chain(&state.ended_as_recipient).copied().collect();
+            let frees_numbers = ended.iter().any(|deal| state.owns_rq(*deal));
+            if frees_numbers {
                 for deal in &ended {
-                    state.forget_number(*deal);
+                    state.free_rq(*deal);
                 }
                 state.row.forgotten = ended;
             }
             if (state.row.addr, state.row.tcp_port) != (before.0, before.1) {
                 changes.push(state.row.log("register", now, format!("now at {}", state.row.addr)));
             }
-            if forgets || reached(&state.row) != before {
-                changes.push(Change::Peer(Box::new(state.row.clone())));
+            if frees_numbers || reachable_at(&state.row) != before {
+                changes.push(ExchangeChange::Peer(Box::new(state.row.clone())));
             }
             if !changes.is_empty() {
-                state.last = self.journal.append(changes);
+                state.last_commit = self.journal.append(changes);
             }
             if request.token.is_some() {
-                self.token_came(&peer, &mut state, source);
+                self.token_presented(&peer, &mut state, source);
             }
-            let (receipt, token) = (state.last.clone(), state.row.token.clone());
+            let (commit, token) = (state.last_commit.clone(), state.row.token.clone());
             drop(state);
-            self.displace(now, displaced, address(reach));
-            peer.heard(now);
-            peer.unanswered.store(0, Ordering::Relaxed);
-            return Ok(Outcome { receipt, answer: Some(self.registered(request.rq, token)), ..Outcome::default() });
+            self.displace(now, displaced, udp_address(endpoint));
+            peer.mark_seen(now);
+            peer.unanswered_searches.store(0, Ordering::Relaxed);
+            return Ok(ExchangeEffects {
+                commit,
+                response: Some(self.registered_response(request.rq, token)),
+                ..ExchangeEffects::default()
+            });
         }
     }
 
-    /// `None` when the name was taken in the meantime.
+    /// `None` if the name was taken in the meantime.
     fn register_new(
         &self,
         now: Millis,
-        origin: &Origin,
+        origin: &RequestOrigin,
         request: &Request,
-        reach: &Reach,
-    ) -> Result<Option<Registered<J>>, Refused<J>> {
+        endpoint: &PeerEndpoint,
+    ) -> Result<Option<RegistrationResult<J>>, FailedRequest<J>> {
         let source = origin.source;
-        let since = self.number(1);
+        let registration_id = self.allocate_ids(1);
         let row = PeerRow {
             name: request.name.clone(),
-            addr: address(reach),
-            tcp_port: reach.tcp_port as u16,
+            addr: udp_address(endpoint),
+            tcp_port: endpoint.tcp_port as u16,
             token: Token::random(),
-            since,
+            registration_id,
             registered_at: now,
             first_source: source,
             forgotten: Vec::new(),
             logins: Vec::new(),
-            addr_since: since,
+            addr_sequence: registration_id,
             displaced: false,
-            hearing: Hearing::UNPROVED,
-            asked: origin.asked,
+            validation: AddressValidation::UNVALIDATED,
+            local_ip: origin.local_ip,
         };
         let token = row.token.clone();
         let mut peers = self.peers.write();
         if peers.contains_key(&row.name) {
             return Ok(None);
         }
-        // Those who left lately count as well: what is kept of them is bounded like the rest.
-        if peers.len() + self.farewells.lock().len() >= 2 * PEERS_MAX || peers.len() >= PEERS_MAX {
+        // Recent departures count as well, which bounds them like everything else.
+        if peers.len() + self.departures.lock().len() >= 2 * PEERS_MAX || peers.len() >= PEERS_MAX {
             let reason = "there are too many registrations; try again later";
-            return Err((Refusal::new(Code::Busy, reason), self.directory_changed.lock().clone()));
+            return Err((RequestError::new(ErrorCode::Busy, reason), self.directory_commit.lock().clone()));
         }
-        let from = source::of(source.ip());
-        let mut names = self.names.lock();
-        if let Err(full) = names.has_room(from, 1) {
-            // Those that fill it may not be on disk yet: their answers leave first.
+        let from = source::key_of(source.ip());
+        let mut names = self.names_by_source.lock();
+        if let Err(full) = names.check_room(from, 1) {
+            // The registrations that fill the quota may not be on disk yet; the refusal must not be sent before them.
             let reason = format!("{full}: DE-REGISTER some of the names");
-            return Err((Refusal::new(Code::Busy, reason), self.directory_changed.lock().clone()));
+            return Err((RequestError::new(ErrorCode::Busy, reason), self.directory_commit.lock().clone()));
         }
-        let peer = Arc::new(PeerCell::new(row.clone(), now));
-        let displaced = match self.claim(now, row.addr, &peer) {
+        let peer = Arc::new(RegisteredPeer::new(row.clone(), now));
+        let displaced = match self.claim_address(now, row.addr, &peer) {
             Ok(displaced) => displaced,
-            Err(held) => return Ok(Some(Err(held))),
+            Err(other) => return Ok(Some(Err(other))),
         };
-        names.take(from, 1);
+        names.acquire(from, 1);
         drop(names);
         let log = row.log("register", now, format!("at {}", row.addr));
-        let mut changes = vec![Change::Peer(Box::new(row.clone())), log];
-        // The one who left is back, and its numbers begin anew: a DE-REGISTER of theirs is no repeat.
-        let mut farewells = self.farewells.lock();
-        let later = (row.name.clone(), request.rq)..=(row.name.clone(), u64::MAX);
-        let same = |farewell: &&FarewellRow| [source, row.addr].contains(&farewell.source);
-        let undone: Vec<u64> =
-            farewells.range(later).map(|(_, farewell)| farewell).filter(same).map(|it| it.rq).collect();
-        for rq in undone {
-            farewells.remove(&(row.name.clone(), rq));
-            changes.push(Change::DropFarewell { name: row.name.clone(), rq });
+        let mut changes = vec![ExchangeChange::Peer(Box::new(row.clone())), log];
+        // The same peer is back and its numbers begin anew, so a DE-REGISTER with an old number is not a repeat.
+        let mut departures = self.departures.lock();
+        let later_requests = (row.name.clone(), request.rq)..=(row.name.clone(), u64::MAX);
+        let is_same_source = |departure: &&DepartureRow| [source, row.addr].contains(&departure.source);
+        let superseded: Vec<u64> = departures
+            .range(later_requests)
+            .map(|(_, departure)| departure)
+            .filter(is_same_source)
+            .map(|it| it.rq)
+            .collect();
+        for rq in superseded {
+            departures.remove(&(row.name.clone(), rq));
+            changes.push(ExchangeChange::DropDeparture { name: row.name.clone(), rq });
         }
-        drop(farewells);
-        let receipt = self.journal.append(changes);
-        peer.state.lock().last = receipt.clone();
+        drop(departures);
+        let commit = self.journal.append(changes);
+        peer.state.lock().last_commit = commit.clone();
         peers.insert(request.name.clone(), peer);
-        *self.directory_changed.lock() = receipt.clone();
+        *self.directory_commit.lock() = commit.clone();
         drop(peers);
         self.displace(now, displaced, row.addr);
-        Ok(Some(Ok(Outcome { receipt, answer: Some(self.registered(request.rq, token)), ..Outcome::default() })))
+        Ok(Some(Ok(ExchangeEffects {
+            commit,
+            response: Some(self.registered_response(request.rq, token)),
+            ..ExchangeEffects::default()
+        })))
     }
 
-    fn registered(&self, rq: u64, token: Token) -> Reply {
-        Reply::Registered { rq, token: Secret(token), cert_sha256: self.rules.cert_sha256.clone() }
+    fn registered_response(&self, rq: u64, token: Token) -> Response {
+        Response::Registered { rq, token: RevealedToken(token), cert_sha256: self.rules.cert_sha256.clone() }
     }
 
-    pub(super) fn login(&self, now: Millis, origin: &Origin, request: &Request, reach: &Reach) -> Done<J> {
+    pub(super) fn login(
+        &self,
+        now: Millis,
+        origin: &RequestOrigin,
+        request: &Request,
+        endpoint: &PeerEndpoint,
+    ) -> RequestResult<J> {
         let source = origin.source;
-        let denied = |reason: String, receipt| {
-            let answer = Some(Reply::LoginDenied { rq: request.rq, reason });
-            Ok(Outcome { receipt, answer, ..Outcome::default() })
+        let denied = |reason: String, commit| {
+            let response = Some(Response::LoginDenied { rq: request.rq, reason });
+            Ok(ExchangeEffects { commit, response, ..ExchangeEffects::default() })
         };
-        if let Err(reason) = reach.check(source) {
-            return denied(reason, J::Receipt::default());
+        if let Err(reason) = endpoint.check(source) {
+            return denied(reason, J::Commit::default());
         }
         let Some(peer) = self.peer(&request.name) else {
-            return denied("name: not registered".to_owned(), self.directory_changed.lock().clone());
+            return denied("name: not registered".to_owned(), self.directory_commit.lock().clone());
         };
         let mut state = peer.state.lock();
         if !request.token.as_ref().is_some_and(|token| state.row.token.matches(token)) {
-            return denied("token: this is not the token of that name".to_owned(), state.last.clone());
+            return denied("token: this is not the token of that name".to_owned(), state.last_commit.clone());
         }
-        // Its row may be gone from the disk already, and must not come back.
-        if state.leaving {
-            return denied("that name is about to become free; try again".to_owned(), state.last.clone());
+        // Its row may already be removed from the disk and must not be written again.
+        if state.is_leaving {
+            return denied("that name is about to become free; try again".to_owned(), state.last_commit.clone());
         }
-        state.row.logins.retain(|login| login.at.until(now) < ANSWERS_KEPT);
+        state.row.logins.retain(|login| login.at.until(now) < ANSWER_RETENTION);
         let answered = state.row.logins.iter().find(|login| login.rq == request.rq);
-        let repeat = match answered {
-            Some(login) if login.reach == *reach => true,
-            Some(_) => return Err((Refusal::new(Code::BadRequest, "rq already used"), state.last.clone())),
+        let is_repeat = match answered {
+            Some(login) if login.endpoint == *endpoint => true,
+            Some(_) => {
+                return Err((RequestError::new(ErrorCode::BadRequest, "rq already used"), state.last_commit.clone()));
+            }
             None => false,
         };
         let mut displaced = None;
-        if !repeat {
-            displaced = match self.move_to(now, &peer, &mut state.row, origin, reach) {
+        if !is_repeat {
+            displaced = match self.set_endpoint(now, &peer, &mut state.row, origin, endpoint) {
                 Ok(displaced) => displaced,
-                Err(Held) => return denied(held(reach), state.last.clone()),
+                Err(AddressInUse) => return denied(address_in_use(endpoint), state.last_commit.clone()),
             };
             if state.row.logins.len() == LOGINS_MAX {
                 state.row.logins.remove(0);
             }
-            state.row.logins.push(LoginRow { rq: request.rq, reach: *reach, at: now });
+            state.row.logins.push(LoginRow { rq: request.rq, endpoint: *endpoint, at: now });
             let log = state.row.log("login", now, format!("at {}", state.row.addr));
-            state.last = self.journal.append(vec![Change::Peer(Box::new(state.row.clone())), log]);
+            state.last_commit = self.journal.append(vec![ExchangeChange::Peer(Box::new(state.row.clone())), log]);
         }
-        self.token_came(&peer, &mut state, source);
-        let receipt = state.last.clone();
+        self.token_presented(&peer, &mut state, source);
+        let commit = state.last_commit.clone();
         drop(state);
-        self.displace(now, displaced, address(reach));
-        peer.heard(now);
-        peer.unanswered.store(0, Ordering::Relaxed);
-        let answer = Reply::LoggedIn { rq: request.rq, cert_sha256: self.rules.cert_sha256.clone() };
-        Ok(Outcome { receipt, answer: Some(answer), ..Outcome::default() })
+        self.displace(now, displaced, udp_address(endpoint));
+        peer.mark_seen(now);
+        peer.unanswered_searches.store(0, Ordering::Relaxed);
+        let response = Response::LoggedIn { rq: request.rq, cert_sha256: self.rules.cert_sha256.clone() };
+        Ok(ExchangeEffects { commit, response: Some(response), ..ExchangeEffects::default() })
     }
 
-    /// A peer that has shown who it is names its address. The peer that had it before, if there is one, is
-    /// to be [displaced](Exchange::displace).
-    fn move_to(
+    /// Sets the address that an authenticated peer names. Returns the peer that held it before, which must be
+    /// [displaced](Exchange::displace).
+    fn set_endpoint(
         &self,
         now: Millis,
-        peer: &Arc<PeerCell<J>>,
+        peer: &Arc<RegisteredPeer<J>>,
         row: &mut PeerRow,
-        origin: &Origin,
-        reach: &Reach,
-    ) -> Result<Option<Arc<PeerCell<J>>>, Held> {
-        let addr = address(reach);
+        origin: &RequestOrigin,
+        endpoint: &PeerEndpoint,
+    ) -> Result<Option<Arc<RegisteredPeer<J>>>, AddressInUse> {
+        let addr = udp_address(endpoint);
         let mut displaced = None;
         if addr != row.addr || row.displaced {
-            displaced = self.claim(now, addr, peer)?;
+            displaced = self.claim_address(now, addr, peer)?;
             if addr != row.addr {
-                self.leave_address(row.addr, peer);
+                self.release_address(row.addr, peer);
             }
-            (row.addr, row.addr_since, row.displaced) = (addr, self.number(1), false);
-            (row.hearing.here, row.hearing.moved) = (false, true);
-            peer.proved.store(false, Ordering::Relaxed);
+            (row.addr, row.addr_sequence, row.displaced) = (addr, self.allocate_ids(1), false);
+            (row.validation.is_validated, row.validation.has_moved) = (false, true);
+            peer.is_validated.store(false, Ordering::Relaxed);
         }
-        row.tcp_port = reach.tcp_port as u16;
-        row.asked = origin.asked;
+        row.tcp_port = endpoint.tcp_port as u16;
+        row.local_ip = origin.local_ip;
         Ok(displaced)
     }
 
-    pub(super) fn deregister(&self, now: Millis, origin: &Origin, request: &Request) -> Done<J> {
+    pub(super) fn deregister(&self, now: Millis, origin: &RequestOrigin, request: &Request) -> RequestResult<J> {
         let source = origin.source;
-        let farewell = self.farewells.lock().get(&(request.name.clone(), request.rq)).cloned();
-        let repeat =
-            farewell.is_some_and(|farewell| farewell.source == source && farewell.at.until(now) < ANSWERS_KEPT);
-        // A repeat of what a former holder asked cannot bear the token that came after it.
-        let newer = |state: &PeerRow| request.token.as_ref().is_some_and(|token| state.token.matches(token));
+        let departure = self.departures.lock().get(&(request.name.clone(), request.rq)).cloned();
+        let is_repeat =
+            departure.is_some_and(|departure| departure.source == source && departure.at.until(now) < ANSWER_RETENTION);
+        // A repeat of a former holder's request cannot carry the token that was issued later.
+        let has_newer_token = |state: &PeerRow| request.token.as_ref().is_some_and(|token| state.token.matches(token));
         let peer = self.peer(&request.name);
-        let Some(peer) = peer.filter(|peer| !repeat || newer(&peer.state.lock().row)) else {
-            let receipt = self.directory_changed.lock().clone();
-            let answer = Some(Reply::DeRegistered { rq: request.rq });
-            return Ok(Outcome { receipt, answer, ..Outcome::default() });
+        let Some(peer) = peer.filter(|peer| !is_repeat || has_newer_token(&peer.state.lock().row)) else {
+            let commit = self.directory_commit.lock().clone();
+            let response = Some(Response::DeRegistered { rq: request.rq });
+            return Ok(ExchangeEffects { commit, response, ..ExchangeEffects::default() });
         };
         let state = peer.state.lock();
-        state.row.proves(request.token.as_ref(), origin).map_err(|refusal| (refusal, state.last.clone()))?;
+        state.row.proves(request.token.as_ref(), origin).map_err(|error| (error, state.last_commit.clone()))?;
         drop(state);
-        let outcome = self.depart(now, &peer);
-        if outcome.leaving.is_some() {
-            return Ok(outcome);
+        let effects = self.begin_departure(now, &peer);
+        if effects.departing.is_some() {
+            return Ok(effects);
         }
-        let mut outcome = Outcome { answer: Some(Reply::DeRegistered { rq: request.rq }), ..outcome };
-        outcome.receipt = J::later(outcome.receipt, self.remove(now, &peer, Some((request.rq, source))));
-        Ok(outcome)
+        let mut effects = ExchangeEffects { response: Some(Response::DeRegistered { rq: request.rq }), ..effects };
+        effects.commit = J::latest(effects.commit, self.remove_peer(now, &peer, Some((request.rq, source))));
+        Ok(effects)
     }
 
-    /// Ends every deal of a peer that can be ended, and lets it begin no other. `leaving` is set when a
-    /// settlement is under way: [`Exchange::leave`] goes on when that is over.
-    pub(super) fn depart(&self, now: Millis, peer: &PeerCell<J>) -> Outcome<J::Receipt> {
+    /// Ends all deals of a peer that can be ended, and lets it begin no other. Sets `departing` if a settlement is in
+    /// progress: [`Exchange::resume_departure`] continues when it is over.
+    pub(super) fn begin_departure(&self, now: Millis, peer: &RegisteredPeer<J>) -> ExchangeEffects<J::Commit> {
         let deals: Vec<u64> = {
             let mut state = peer.state.lock();
-            state.leaving = true;
-            state.links.keys().copied().collect()
+            state.is_leaving = true;
+            state.rq_by_deal.keys().copied().collect()
         };
-        let mut outcome = Outcome { receipt: peer.state.lock().last.clone(), ..Outcome::default() };
+        let mut effects =
+            ExchangeEffects { commit: peer.state.lock().last_commit.clone(), ..ExchangeEffects::default() };
         for id in deals {
-            let Some(cell) = self.deal(id) else { continue };
-            let mut state = cell.state.lock();
+            let Some(tracked) = self.deal(id) else { continue };
+            let mut state = tracked.state.lock();
             let party = state.deal.parties().find(|party| *state.deal.name_of(*party) == peer.name);
-            let Some(party) = party.filter(|_| !state.forgotten) else { continue };
-            if matches!(state.deal.state(), State::Settling { .. }) && state.deal.is_settling_with(party) {
-                outcome.leaving = Some(peer.since);
+            let Some(party) = party.filter(|_| !state.is_removed) else { continue };
+            if matches!(state.deal.state(), DealState::Settling { .. }) && state.deal.is_settling_with(party) {
+                effects.departing = Some(peer.registration_id);
                 continue;
             }
-            // Gone is never refused.
-            if let Ok(step) = self.step(now, &mut state, Event::Gone(party)) {
-                outcome.absorb::<J>(step);
+            // A departure is never refused.
+            if let Ok(more) = self.step_deal(now, &mut state, DealInput::Departed(party)) {
+                effects.absorb::<J>(more);
             }
         }
-        self.let_go(&mut outcome);
-        outcome
+        self.release_deals(&mut effects);
+        effects
     }
 
-    /// Goes on with a DE-REGISTER that waited for settlements: answers, or says that some still run.
-    /// `since` is what [`Outcome::leaving`] said: whoever has the name by now may be someone else.
-    pub fn leave(&self, now: Millis, source: SocketAddr, rq: u64, name: &Name, since: u64) -> Outcome<J::Receipt> {
-        let Some(peer) = self.peer(name).filter(|peer| peer.since == since) else {
-            let receipt = self.directory_changed.lock().clone();
-            return Outcome { receipt, answer: Some(Reply::DeRegistered { rq }), ..Outcome::default() };
+    /// Continues a DE-REGISTER that waited for settlements: responds to it, or tells that some are still in progress.
+    /// `registration_id` comes from [`ExchangeEffects::departing`], since the name may have a new holder by now.
+    pub fn resume_departure(
+        &self,
+        now: Millis,
+        source: SocketAddr,
+        rq: u64,
+        name: &Name,
+        registration_id: u64,
+    ) -> ExchangeEffects<J::Commit> {
+        let Some(peer) = self.peer(name).filter(|peer| peer.registration_id == registration_id) else {
+            let commit = self.directory_commit.lock().clone();
+            return ExchangeEffects {
+                commit,
+                response: Some(Response::DeRegistered { rq }),
+                ..ExchangeEffects::default()
+            };
         };
-        let outcome = self.depart(now, &peer);
-        if outcome.leaving.is_some() {
-            return outcome;
+        let effects = self.begin_departure(now, &peer);
+        if effects.departing.is_some() {
+            return effects;
         }
-        let receipt = J::later(outcome.receipt.clone(), self.remove(now, &peer, Some((rq, source))));
-        Outcome { answer: Some(Reply::DeRegistered { rq }), receipt, ..outcome }
+        let commit = J::latest(effects.commit.clone(), self.remove_peer(now, &peer, Some((rq, source))));
+        ExchangeEffects { response: Some(Response::DeRegistered { rq }), commit, ..effects }
     }
 
-    /// A DE-REGISTER that could not wait any longer: the peer stays.
-    pub fn stay(&self, name: &Name, since: u64) {
-        // Held meanwhile: who is being removed at this moment must not be thought to stay.
+    /// Gives up a DE-REGISTER that has waited too long: the peer stays registered.
+    pub fn cancel_departure(&self, name: &Name, registration_id: u64) {
+        // Held so that a peer that is being removed at this moment is not restored.
         let peers = self.peers.read();
-        if let Some(peer) = peers.get(name).filter(|peer| peer.since == since) {
-            peer.state.lock().leaving = false;
+        if let Some(peer) = peers.get(name).filter(|peer| peer.registration_id == registration_id) {
+            peer.state.lock().is_leaving = false;
         }
     }
 
-    pub(super) fn remove(&self, now: Millis, peer: &PeerCell<J>, asked: Option<(u64, SocketAddr)>) -> J::Receipt {
+    pub(super) fn remove_peer(
+        &self,
+        now: Millis,
+        peer: &RegisteredPeer<J>,
+        request: Option<(u64, SocketAddr)>,
+    ) -> J::Commit {
         let mut peers = self.peers.write();
-        // Another thread may have removed it, and someone else may have the name by now.
-        if peers.get(&peer.name).is_none_or(|held| held.since != peer.since) {
-            return self.directory_changed.lock().clone();
+        // Another thread may have removed it, and the name may have a new holder.
+        if peers.get(&peer.name).is_none_or(|other| other.registration_id != peer.registration_id) {
+            return self.directory_commit.lock().clone();
         }
         peers.remove(&peer.name);
-        self.names.lock().give_back(peer.registered_from(), 1);
+        self.names_by_source.lock().release(peer.registration_source(), 1);
         let row = {
             let mut state = peer.state.lock();
-            // From here on no row of it can follow the one that drops it.
-            state.leaving = true;
+            // From here on, no row of this peer can follow the change that removes it.
+            state.is_leaving = true;
             state.row.clone()
         };
-        self.leave_address(row.addr, peer);
-        let mut changes = vec![Change::DropPeer(peer.name.clone()), row.log("de-register", now, String::new())];
-        if let Some((rq, source)) = asked {
-            let farewell = FarewellRow { name: peer.name.clone(), rq, source, at: now };
-            self.farewells.lock().insert((peer.name.clone(), rq), farewell.clone());
-            changes.push(Change::Farewell(farewell));
+        self.release_address(row.addr, peer);
+        let mut changes = vec![ExchangeChange::DropPeer(peer.name.clone()), row.log("de-register", now, String::new())];
+        if let Some((rq, source)) = request {
+            let departure = DepartureRow { name: peer.name.clone(), rq, source, at: now };
+            self.departures.lock().insert((peer.name.clone(), rq), departure.clone());
+            changes.push(ExchangeChange::Departure(departure));
         }
-        let receipt = self.journal.append(changes);
-        *self.directory_changed.lock() = receipt.clone();
+        let commit = self.journal.append(changes);
+        *self.directory_commit.lock() = commit.clone();
         drop(peers);
-        let links: Vec<u64> = peer.state.lock().links.keys().copied().collect();
-        self.release_holders(links);
-        receipt
+        let deals: Vec<u64> = peer.state.lock().rq_by_deal.keys().copied().collect();
+        self.release_holders(deals);
+        commit
     }
 }
 
-fn address(reach: &Reach) -> SocketAddr {
-    SocketAddr::new(reach.ip, reach.udp_port as u16)
+fn udp_address(endpoint: &PeerEndpoint) -> SocketAddr {
+    SocketAddr::new(endpoint.ip, endpoint.udp_port as u16)
 }
 
-/// Why an address is not given; whose it is does not concern who asks.
-fn held(reach: &Reach) -> String {
-    format!("udp_port: {} is another peer's; choose another port", address(reach))
+/// Why an address is denied. It does not tell whose address it is.
+fn address_in_use(endpoint: &PeerEndpoint) -> String {
+    format!("udp_port: {} is another peer's; choose another port", udp_address(endpoint))
 }
 
-impl Reach {
-    /// The server must not be made to talk to a stranger, or to a service.
+impl PeerEndpoint {
+    /// Ensures that the server does not send to a third party or to a system service.
     fn check(&self, source: SocketAddr) -> Result<(), String> {
         if self.ip != source.ip().to_canonical() {
             return Err(format!("ip: expected {}, where this comes from", source.ip().to_canonical()));
@@ -383,8 +429,8 @@ impl Reach {
         Ok(())
     }
 
-    fn is_of(&self, row: &PeerRow) -> bool {
-        let Reach { ip, udp_port, tcp_port } = *self;
+    fn matches_row(&self, row: &PeerRow) -> bool {
+        let PeerEndpoint { ip, udp_port, tcp_port } = *self;
         ip == row.addr.ip() && udp_port == u32::from(row.addr.port()) && tcp_port == u32::from(row.tcp_port)
     }
 }

@@ -8,45 +8,52 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::{
-    ANSWERS_KEPT, ASKED_MAX, DealCell, DealState, Exchange, Outcome, PeerCell, Refused, SEARCHES_MAX, SIDES_MAX,
-    UNANSWERED_MAX,
+    ANSWER_RETENTION, Exchange, ExchangeEffects, FailedRequest, RECEIVED_SEARCHES_MAX, RECIPIENTS_MAX, RegisteredPeer,
+    SEARCHES_MAX, TrackedDeal, TrackedDealState, UNANSWERED_MAX,
 };
 use crate::model::{Cents, Millis, Name};
-use crate::trade::deal::{Asked, Deal, Party, Step};
+use crate::trade::deal::{Deal, DealContext, Party, SearchRecipient};
 use crate::trade::journal::Journal;
-use crate::trade::wire::{Code, DATAGRAM_MAX, Refusal, Reply};
+use crate::trade::wire::{DATAGRAM_MAX, ErrorCode, RequestError, Response};
 
-/// Who was not heard for this long is not asked.
-const ASKED_WITHIN: std::time::Duration = std::time::Duration::from_secs(86_400);
+/// A peer that was silent for longer than this is not asked.
+const RECIPIENT_SEEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(86_400);
 
-/// No entry of DEALS is shorter than this many bytes: more than fit need not be looked at.
+/// No entry of DEALS is shorter than this many bytes, which bounds how many can fit.
 const DEAL_STATUS_MIN: usize = 60;
 
 impl<J: Journal> Exchange<J> {
-    pub(super) fn look_for(
+    pub(super) fn begin_search(
         &self,
         now: Millis,
-        buyer: &PeerCell<J>,
+        buyer: &RegisteredPeer<J>,
         rq: u64,
         item_name: &Arc<str>,
         description: &Arc<str>,
         max_price: Cents,
-    ) -> Result<Outcome<J::Receipt>, Refused<J>> {
-        // The deal is locked from before anyone can find it until its rows are handed over.
-        let id = self.number(1);
+    ) -> Result<ExchangeEffects<J::Commit>, FailedRequest<J>> {
+        // The deal is locked from before it can be found until its rows have been appended.
+        let id = self.allocate_ids(1);
         let placeholder = Deal::placeholder(id, buyer.name.clone(), rq);
-        let state = DealState { deal: placeholder, mids: Vec::new(), forgotten: false, last: J::Receipt::default() };
-        let cell = Arc::new(DealCell { holders: AtomicUsize::new(1), state: Mutex::new(state) });
-        let mut state = cell.state.lock();
-        self.deals.write().insert(id, cell.clone());
+        let state = TrackedDealState {
+            deal: placeholder,
+            mids: Vec::new(),
+            is_removed: false,
+            last_commit: J::Commit::default(),
+        };
+        let tracked = Arc::new(TrackedDeal { holder_count: AtomicUsize::new(1), state: Mutex::new(state) });
+        let mut state = tracked.state.lock();
+        self.deals.write().insert(id, tracked.clone());
         let begun = {
             let mut peer = buyer.state.lock();
-            let last = peer.last.clone();
-            match peer.rqs.get(&rq) {
+            let last = peer.last_commit.clone();
+            match peer.deal_by_rq.get(&rq) {
                 Some(before) => Ok(Some(*before)),
-                None if peer.leaving => Err((Refusal::new(Code::WrongState, "this peer is about to leave"), last)),
+                None if peer.is_leaving => {
+                    Err((RequestError::new(ErrorCode::WrongState, "this peer is about to leave"), last))
+                }
                 None if peer.open_searches >= SEARCHES_MAX => {
-                    Err((Refusal::new(Code::Busy, format!("{SEARCHES_MAX} searches are open already")), last))
+                    Err((RequestError::new(ErrorCode::Busy, format!("{SEARCHES_MAX} searches are open already")), last))
                 }
                 None => {
                     peer.link(id, rq, Party::Buyer);
@@ -56,44 +63,45 @@ impl<J: Journal> Exchange<J> {
             }
         };
         if !matches!(begun, Ok(None)) {
-            state.forgotten = true;
+            state.is_removed = true;
             drop(state);
             self.deals.write().remove(&id);
             return match begun? {
-                Some(before) => self.look_for_again(before, rq, item_name, description, max_price),
+                Some(before) => self.repeat_search(before, rq, item_name, description, max_price),
                 None => unreachable!("a search that began goes on"),
             };
         }
-        let mut asked = Vec::new();
-        for seller in self.most_recently_heard(now, &buyer.name, id) {
-            let waited_for = seller.unanswered.load(Ordering::Relaxed) < UNANSWERED_MAX;
+        let mut recipients = Vec::new();
+        for seller in self.select_recipients(now, &buyer.name, id) {
+            let waited_for = seller.unanswered_searches.load(Ordering::Relaxed) < UNANSWERED_MAX;
             let mut peer = seller.state.lock();
-            if peer.leaving || peer.row.displaced || peer.open_sides >= SIDES_MAX {
+            if peer.is_leaving || peer.row.displaced || peer.open_received >= RECEIVED_SEARCHES_MAX {
                 continue;
             }
-            // The number is known once it is known how many are asked; the link waits for it.
+            // The recipient's number depends on how many are asked, so it is linked below.
             *peer.open_count(Party::Seller(0)) += 1;
             drop(peer);
-            asked.push((seller, waited_for));
+            recipients.push((seller, waited_for));
         }
-        let first_rq = self.number(asked.len() as u64);
-        // Before any of them can leave and let go of it.
-        cell.holders.store(1 + asked.len(), Ordering::Relaxed);
-        for (place, (seller, _)) in asked.iter().enumerate() {
+        let first_rq = self.allocate_ids(recipients.len() as u64);
+        // Set before any of the recipients can leave and release the deal.
+        tracked.holder_count.store(1 + recipients.len(), Ordering::Relaxed);
+        for (index, (seller, _)) in recipients.iter().enumerate() {
             let mut peer = seller.state.lock();
-            peer.open_sides -= 1;
-            peer.link(id, first_rq + place as u64, Party::Seller(place));
+            peer.open_received -= 1;
+            peer.link(id, first_rq + index as u64, Party::Seller(index));
         }
-        let peers = asked.len();
-        let sellers = asked.iter().map(|(seller, waited_for)| Asked {
+        let peers = recipients.len();
+        let sellers = recipients.iter().map(|(seller, waited_for)| SearchRecipient {
             name: seller.name.clone(),
             waited_for: *waited_for,
             acknowledges: seller.acknowledges.load(Ordering::Relaxed),
         });
         let sellers = sellers.collect();
         let mut next_mid = || self.next_mid();
-        let mut step = Step { now, windows: &self.rules.windows, fee: self.rules.fee, next_mid: &mut next_mid };
-        let (deal, effects) = Deal::open(
+        let mut context =
+            DealContext { now, windows: &self.rules.windows, fee: self.rules.fee, next_mid: &mut next_mid };
+        let (deal, deal_effects) = Deal::open(
             id,
             buyer.name.clone(),
             rq,
@@ -102,74 +110,86 @@ impl<J: Journal> Exchange<J> {
             description.clone(),
             max_price,
             sellers,
-            &mut step,
+            &mut context,
         );
         state.deal = deal;
-        // It may end with its first step.
-        self.open.lock().insert(id);
-        let mut outcome = self.commit(now, &mut state, effects, None);
-        // A seller that left between being chosen and being linked has not seen this deal among its own.
-        for (place, (seller, _)) in asked.iter().enumerate() {
-            if seller.state.lock().leaving
-                && let Ok(step) = self.step(now, &mut state, crate::trade::deal::Event::Gone(Party::Seller(place)))
+        // The deal may end with its first step.
+        self.open_deals.lock().insert(id);
+        let mut effects = self.record_effects(now, &mut state, deal_effects, None);
+        // A seller that left between being chosen and being linked did not find this deal among its own.
+        for (index, (seller, _)) in recipients.iter().enumerate() {
+            if seller.state.lock().is_leaving
+                && let Ok(more) =
+                    self.step_deal(now, &mut state, crate::trade::deal::DealInput::Departed(Party::Seller(index)))
             {
-                outcome.absorb::<J>(step);
+                effects.absorb::<J>(more);
             }
         }
         drop(state);
-        self.let_go(&mut outcome);
-        outcome.answer = Some(Reply::Searching { rq, peers });
-        Ok(outcome)
+        self.release_deals(&mut effects);
+        effects.response = Some(Response::Searching { rq, peers });
+        Ok(effects)
     }
 
-    fn look_for_again(
+    fn repeat_search(
         &self,
         before: u64,
         rq: u64,
         item_name: &str,
         description: &str,
         max_price: Cents,
-    ) -> Result<Outcome<J::Receipt>, Refused<J>> {
-        let unknown = || (Refusal::new(Code::UnknownDeal, "this search is over and forgotten"), J::Receipt::default());
-        let cell = self.deal(before).ok_or_else(unknown)?;
-        let state = cell.state.lock();
+    ) -> Result<ExchangeEffects<J::Commit>, FailedRequest<J>> {
+        let unknown =
+            || (RequestError::new(ErrorCode::UnknownDeal, "this search is over and forgotten"), J::Commit::default());
+        let tracked = self.deal(before).ok_or_else(unknown)?;
+        let state = tracked.state.lock();
         let Deal { item_name: item, description: text, max_price: max, .. } = &state.deal;
         if (&**item, &**text, *max) != (item_name, description, max_price) {
-            return Err((Refusal::new(Code::BadRequest, "rq already used"), state.last.clone()));
+            return Err((RequestError::new(ErrorCode::BadRequest, "rq already used"), state.last_commit.clone()));
         }
-        let answer = Some(Reply::Searching { rq, peers: state.deal.sellers().len() });
-        Ok(Outcome { receipt: state.last.clone(), answer, ..Outcome::default() })
+        let response = Some(Response::Searching { rq, peers: state.deal.sellers().len() });
+        Ok(ExchangeEffects { commit: state.last_commit.clone(), response, ..ExchangeEffects::default() })
     }
 
-    /// Whom a search asks: everyone but the buyer, and of very many those heard last; by age of their
-    /// registration. Who registered after the deal got its number is not in it: see `peer_in`.
-    /// Who was not heard for a day is asked no more until it is.
-    fn most_recently_heard(&self, now: Millis, buyer: &Name, deal: u64) -> Vec<Arc<PeerCell<J>>> {
+    /// The peers that a search is sent to, in the order of their registration: all but the buyer, and if there are
+    /// too many, those active most recently. Peers that registered after the deal got its number are excluded, as
+    /// `party_peer` requires, and so are those silent for a day.
+    fn select_recipients(&self, now: Millis, buyer: &Name, deal: u64) -> Vec<Arc<RegisteredPeer<J>>> {
         let peers = self.peers.read();
-        let is_asked =
-            |peer: &PeerCell<J>| peer.name != *buyer && peer.since < deal && peer.heard_at().until(now) < ASKED_WITHIN;
-        let others = peers.values().filter(|peer| is_asked(peer));
-        // The times are read once: they move while others sort by them.
-        let mut heard: Vec<_> =
-            others.map(|peer| (Reverse(peer.heard_at.load(Ordering::Relaxed)), peer.since, peer.clone())).collect();
+        let is_recipient = |peer: &RegisteredPeer<J>| {
+            peer.name != *buyer && peer.registration_id < deal && peer.last_seen_at().until(now) < RECIPIENT_SEEN_WITHIN
+        };
+        let others = peers.values().filter(|peer| is_recipient(peer));
+        // The times are read once, since they change while others are compared.
+        let mut heard: Vec<_> = others
+            .map(|peer| (Reverse(peer.last_seen_at.load(Ordering::Relaxed)), peer.registration_id, peer.clone()))
+            .collect();
         drop(peers);
-        if heard.len() > ASKED_MAX {
-            heard.select_nth_unstable_by_key(ASKED_MAX, |(heard_at, since, _)| (*heard_at, *since));
-            heard.truncate(ASKED_MAX);
+        if heard.len() > RECIPIENTS_MAX {
+            heard.select_nth_unstable_by_key(RECIPIENTS_MAX, |(last_seen_at, registration_id, _)| {
+                (*last_seen_at, *registration_id)
+            });
+            heard.truncate(RECIPIENTS_MAX);
         }
-        heard.sort_unstable_by_key(|(_, since, _)| *since);
+        heard.sort_unstable_by_key(|(_, registration_id, _)| *registration_id);
         heard.into_iter().map(|(.., peer)| peer).collect()
     }
 
-    pub(super) fn status(&self, now: Millis, peer: &PeerCell<J>, rq: u64, rq_deal: Option<u64>) -> Outcome<J::Receipt> {
-        let (links, mut receipt) = {
+    pub(super) fn status(
+        &self,
+        now: Millis,
+        peer: &RegisteredPeer<J>,
+        rq: u64,
+        rq_deal: Option<u64>,
+    ) -> ExchangeEffects<J::Commit> {
+        let (rq_by_deal, mut commit) = {
             let state = peer.state.lock();
-            let links: Vec<(u64, u64)> = state.links.iter().rev().map(|(deal, rq)| (*deal, *rq)).collect();
-            (links, state.last.clone())
+            let rq_by_deal: Vec<(u64, u64)> = state.rq_by_deal.iter().rev().map(|(deal, rq)| (*deal, *rq)).collect();
+            (rq_by_deal, state.last_commit.clone())
         };
         let mut deals = Vec::new();
         let mut more = false;
-        for (id, own_rq) in links {
+        for (id, own_rq) in rq_by_deal {
             if rq_deal.is_some_and(|wanted| wanted != own_rq) {
                 continue;
             }
@@ -177,19 +197,19 @@ impl<J: Journal> Exchange<J> {
                 more = true;
                 break;
             }
-            let Some(cell) = self.deal(id) else { continue };
-            let state = cell.state.lock();
-            let recent = state.deal.ended_at().is_none_or(|at| at.until(now) < ANSWERS_KEPT);
-            let party = state.deal.party_of(own_rq).filter(|_| recent && !state.forgotten);
-            receipt = J::later(receipt, state.last.clone());
+            let Some(tracked) = self.deal(id) else { continue };
+            let state = tracked.state.lock();
+            let recent = state.deal.ended_at().is_none_or(|at| at.until(now) < ANSWER_RETENTION);
+            let party = state.deal.party_of(own_rq).filter(|_| recent && !state.is_removed);
+            commit = J::latest(commit, state.last_commit.clone());
             deals.extend(party.and_then(|party| state.deal.status(party, now)));
         }
-        Outcome { receipt, answer: Some(Reply::Deals { rq, deals, more }), ..Outcome::default() }
+        ExchangeEffects { commit, response: Some(Response::Deals { rq, deals, more }), ..ExchangeEffects::default() }
     }
 
-    /// Where the two who settle a deal are.
+    /// The IP addresses of both sides of a settlement.
     pub(super) fn addresses_of(&self, deal: &Deal, seller: Party) -> Option<[IpAddr; 2]> {
-        let ip = |party| Some(self.peer_in(deal, party)?.state.lock().row.addr.ip());
+        let ip = |party| Some(self.party_peer(deal, party)?.state.lock().row.addr.ip());
         Some([ip(Party::Buyer)?, ip(seller)?])
     }
 }

@@ -1,4 +1,4 @@
-//! A catalogue: a JSON file of items, loaded all or not at all.
+//! Catalogue files: JSON lists of items, loaded completely or not at all.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,17 +6,17 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::stall::{ITEMS_MAX, Item, fold};
+use super::inventory::{ITEMS_MAX, Item, fold};
 use crate::model::{Cents, number, text};
 
-/// Most bytes of a catalogue file: room for as many items as a stall has.
+/// The maximum length of a catalogue file in bytes: enough for [`ITEMS_MAX`] items.
 const FILE_MAX: u64 = 16 << 20;
 
-/// Reads the file: an array of {name, price, min_price?, quantity?, description?}. Without `min_price`
-/// the price is firm; without `quantity` there is one unit.
+/// Reads a catalogue: an array of {name, price, min_price?, quantity?, description?}. Without `min_price` the price
+/// is firm; without `quantity` there is one unit.
 ///
 /// # Errors
-/// The first entry that is wrong, by its place and name, and the field.
+/// The first invalid entry, by its position and name, and the invalid field.
 pub fn read(path: &Path) -> Result<Vec<Item>, String> {
     let shown = path.display();
     let size = std::fs::metadata(path).map_err(|error| format!("{shown}: {error}"))?.len();
@@ -67,7 +67,7 @@ fn item(entry: &Value) -> Result<Item, String> {
     let price = amount("price")?.ok_or("price: missing")?;
     let min_price = amount("min_price")?.unwrap_or(price);
     let quantity = match field("quantity") {
-        Some(value) => number::fitting(value).ok_or("quantity: expected a whole number")?,
+        Some(value) => number::integer_as(value).ok_or("quantity: expected a whole number")?,
         None => 1,
     };
     Item::new(name, price, min_price, quantity, text("description")?.unwrap_or_default())

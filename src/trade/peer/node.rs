@@ -1,5 +1,5 @@
-//! A running peer: the core, the client and the store, joined in one fixed order: store, then
-//! acknowledge, then send, then tell the person.
+//! A running peer: joins the core, the client and the store. Effects are applied in a fixed order: store changes,
+//! acknowledge, send requests, then report events.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -10,270 +10,272 @@ use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
 use super::store::{PeerStore, PeerStoreError};
-use super::{Core, Event, Item, Note, Purchase, PurchaseState, Refused, Sale};
+use super::{CommandError, Item, PeerCore, PeerEvent, PeerInput, Purchase, PurchaseState, Sale};
 use crate::model::{Cents, Clock, Name};
 use crate::net::threads;
-use crate::storage::{Chain, StoreError, Ticket};
-use crate::trade::client::messages::Answer;
-use crate::trade::client::{self, Client, ClientError, OpenError};
-use crate::trade::wire::{Ask, Code, DealStatus, Goods, Side};
+use crate::storage::{CommitHandle, Epoch, StoreError};
+use crate::trade::client::messages::ServerResponse;
+use crate::trade::client::{self, Client, ClientError, ClientOpenError};
+use crate::trade::wire::{DealStatus, ErrorCode, Goods, RequestBody, Side};
 
-mod ear;
+mod handler;
 #[cfg(test)]
 mod tests;
 mod trust;
-mod work;
+mod worker;
 
-use self::ear::Ear;
+use self::handler::NodeHandler;
 
-/// Pushes that wait for their turn; one past that is not acknowledged, and so comes again.
-const PUSHES_MAX: usize = 1_024;
-/// Events that share one transaction at most.
+/// The maximum number of notifications in the queue. Further ones are not acknowledged, so the server repeats them.
+const QUEUED_NOTIFICATIONS_MAX: usize = 1_024;
+/// The maximum number of inputs in one transaction.
 const BATCH_MAX: usize = 64;
-/// How often quiet deals are looked for.
-const TICK_EVERY: Duration = Duration::from_secs(5);
+/// How often quiet deals are checked.
+const TICK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What a peer is started with.
+/// The configuration of a peer.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// Where it is and where the server is.
-    pub client: client::Config,
-    /// The server as the person wrote it: its token and fingerprint are kept under this name.
+pub struct NodeConfig {
+    /// The addresses and timeouts of the client.
+    pub client: client::ClientConfig,
+    /// The server as the user named it; its token and fingerprint are stored under this name.
     pub server: String,
-    /// Where it keeps things.
+    /// The data directory.
     pub data_dir: PathBuf,
-    /// What it pays with.
+    /// The file with the payment details.
     pub wallet: Option<PathBuf>,
-    /// Whatever is FOUND is bought.
+    /// Whether to buy whatever is FOUND.
     pub auto_buy: bool,
-    /// Settle without TLS, if the server says so too.
+    /// Whether to settle without TLS if the server does so too.
     pub plaintext: bool,
-    /// The server's fingerprint, known beforehand.
+    /// The server's fingerprint, if known in advance.
     pub server_cert: Option<String>,
-    /// The server is known beforehand as one without a certificate: one that shows any is another.
+    /// Whether the server is known to have no certificate; one that presents any is then a different server.
     pub no_server_cert: bool,
 }
 
-/// Why something is not done.
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The command makes no sense as things stand.
+    /// The command is not possible in the current state.
     #[error(transparent)]
-    Refused(#[from] Refused),
-    /// The server does not answer.
+    Refused(#[from] CommandError),
+    /// The server could not be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The server says no.
+    /// The server refused the request.
     #[error("{reason}")]
     Server {
-        /// For programs.
-        code: Code,
-        /// For people.
+        /// The machine-readable code.
+        code: ErrorCode,
+        /// The human-readable explanation.
         reason: String,
     },
-    /// The server does not take us.
+    /// The server refused the registration or login.
     #[error("the server at {server} does not take {name:?}: {reason}")]
     Denied {
-        /// The server.
+        /// The server as the user named it.
         server: String,
-        /// Our name.
+        /// The name of this peer.
         name: Name,
-        /// Why.
+        /// The server's explanation.
         reason: String,
     },
-    /// The server is not who it was, or does not settle as we want.
+    /// The server's identity or settlement security is not as expected.
     #[error("{0}")]
     Security(String),
-    /// The wallet is missing or wrong.
+    /// The wallet is missing or invalid.
     #[error("{0}")]
     Wallet(String),
-    /// It could not be stored, and so it was not done.
+    /// The change could not be stored and was not made.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The data dir cannot be used.
+    /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] PeerStoreError),
-    /// The sockets cannot be had.
+    /// The sockets could not be opened.
     #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The system gives no thread.
+    Open(#[from] ClientOpenError),
+    /// The system refused a thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    /// It did not come about in time.
+    /// The deadline has passed.
     #[error("{0}")]
     TimedOut(String),
 }
 
-/// A running peer. Closed when dropped.
+/// A running peer. It closes when dropped.
 pub struct Node {
-    inner: Arc<Inner>,
+    inner: Arc<NodeInner>,
     worker: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
 }
 
-struct Inner {
-    settings: Settings,
+struct NodeInner {
+    config: NodeConfig,
     store: PeerStore,
     clock: Clock,
-    state: Mutex<State>,
-    /// Told whenever the state has changed.
+    state: Mutex<NodeState>,
+    /// Notified whenever the state has changed.
     changed: Condvar,
-    /// Not bounded by itself: pushes are (see `push`), and answers by the client's bound on requests.
-    events: Sender<Event>,
+    /// Unbounded itself; notifications are limited by [`QUEUED_NOTIFICATIONS_MAX`], responses by the client's limit on requests.
+    inputs: Sender<PeerInput>,
     client: OnceLock<Client>,
-    observer: Box<dyn Fn(&Note) + Send + Sync>,
+    observer: Box<dyn Fn(&PeerEvent) + Send + Sync>,
 }
 
-struct State {
-    core: Core,
-    chain: Chain,
-    /// The newest change: nothing built on it goes out before it is on disk.
-    last: Ticket,
+struct NodeState {
+    core: PeerCore,
+    epoch: Epoch,
+    /// The newest change; nothing that depends on it is sent before it is on disk.
+    last_commit: CommitHandle,
 }
 
 impl Node {
-    /// Opens the data dir and the sockets. [`Node::join`] then makes it part of the trade. `observer`
-    /// hears what happens, on the peer's threads.
+    /// Opens the data directory and the sockets; [`Node::join`] then logs in. `observer` receives events, on threads
+    /// of the peer.
     ///
     /// # Errors
-    /// Which part cannot be had, and what to do.
-    pub fn open(settings: Settings, observer: impl Fn(&Note) + Send + Sync + 'static) -> Result<Node, NodeError> {
-        let store = PeerStore::open(&settings.data_dir, &settings.client.name)?;
-        let state = State {
-            chain: store.chain(),
-            core: Core::new(store.load()?, settings.auto_buy),
-            last: Ticket::committed(),
+    /// What could not be opened, and what to do.
+    pub fn open(config: NodeConfig, observer: impl Fn(&PeerEvent) + Send + Sync + 'static) -> Result<Node, NodeError> {
+        let store = PeerStore::open(&config.data_dir, &config.client.name)?;
+        let state = NodeState {
+            epoch: store.epoch(),
+            core: PeerCore::new(store.load()?, config.auto_buy),
+            last_commit: CommitHandle::committed(),
         };
-        let (events, incoming) = crossbeam_channel::unbounded();
-        let inner = Arc::new(Inner {
+        let (inputs, incoming) = crossbeam_channel::unbounded();
+        let inner = Arc::new(NodeInner {
             store,
             clock: Clock::start(),
             state: Mutex::new(state),
             changed: Condvar::new(),
-            events,
+            inputs,
             client: OnceLock::new(),
             observer: Box::new(observer),
-            settings,
+            config,
         });
-        let client = Client::open(inner.settings.client.clone(), Arc::new(Ear(Arc::downgrade(&inner))))?;
+        let client = Client::open(inner.config.client.clone(), Arc::new(NodeHandler(Arc::downgrade(&inner))))?;
         inner.client.get_or_init(|| client);
         let (stop, stopped) = crossbeam_channel::bounded(0);
         let worker = {
             let inner = Arc::clone(&inner);
-            threads::spawn("peer", move || inner.work(&incoming, &stopped)).map_err(NodeError::Thread)?
+            threads::spawn("peer", move || inner.run_worker(&incoming, &stopped)).map_err(NodeError::Thread)?
         };
         Ok(Node { inner, worker: Mutex::new(Some((stop, worker))) })
     }
 
-    /// The sockets' side.
+    /// The client that talks to the server.
     pub fn client(&self) -> &Client {
         self.inner.client()
     }
 
-    /// LOGIN with the token that is kept, else (or if the server does not know it any more) REGISTER;
-    /// then asks what was missed. True if it was a LOGIN.
+    /// Sends LOGIN with the stored token; without one, or if the server no longer knows it, REGISTER. Then asks for
+    /// what was missed. True if it was a LOGIN.
     ///
     /// # Errors
-    /// Why the server does not take us, or why we do not take the server.
+    /// The server refused, or is not trusted.
     pub fn join(&self) -> Result<bool, NodeError> {
         let inner = &*self.inner;
-        let server = &inner.settings.server;
+        let server = &inner.config.server;
         let client = inner.client();
         let token = inner.store.token(server)?;
         client.set_token(token.clone());
         if token.is_some() {
-            match client.call(inner.number()?, Ask::Login(client.reach()))? {
-                Answer::LoggedIn { cert_sha256, .. } => {
+            match client.call(inner.next_rq()?, RequestBody::Login(client.endpoint()))? {
+                ServerResponse::LoggedIn { cert_sha256, .. } => {
                     inner.trust(cert_sha256.as_deref())?;
-                    inner.step(vec![Event::AskStatus])?;
+                    inner.step(vec![PeerInput::AskStatus])?;
                     return Ok(true);
                 }
-                Answer::LoginDenied { reason, .. } => log::info!("LOGIN was denied ({reason}): registering anew"),
-                Answer::Error { code: Code::NotRegistered, .. } => {}
-                answer => return Err(inner.unexpected(answer)),
+                ServerResponse::LoginDenied { reason, .. } => {
+                    log::info!("LOGIN was denied ({reason}): registering anew")
+                }
+                ServerResponse::Error { code: ErrorCode::NotRegistered, .. } => {}
+                response => return Err(inner.response_error(response)),
             }
         }
-        match client.call(inner.number()?, Ask::Register(client.reach()))? {
-            Answer::Registered { token: given, cert_sha256, .. } => {
+        match client.call(inner.next_rq()?, RequestBody::Register(client.endpoint()))? {
+            ServerResponse::Registered { token: given, cert_sha256, .. } => {
                 if let Err(error) = inner.trust(cert_sha256.as_deref()) {
-                    // The token of the server that we know stays; the name is not left to this one. Whether
-                    // it hears of that is its own affair.
-                    let rq = inner.number()?;
+                    // The token of the known server is kept, and the registration at this one is ended, whether or
+                    // not it responds.
+                    let rq = inner.next_rq()?;
                     client.set_token(Some(given));
-                    client.post(rq, Ask::DeRegister, |_| {});
+                    client.post(rq, RequestBody::DeRegister, |_| {});
                     client.set_token(token);
                     return Err(error);
                 }
                 inner.store.set_token(server, Some(&given))?;
                 client.set_token(Some(given));
-                inner.step(vec![Event::AskStatus])?;
+                inner.step(vec![PeerInput::AskStatus])?;
                 Ok(false)
             }
-            answer => Err(inner.unexpected(answer)),
+            response => Err(inner.response_error(response)),
         }
     }
 
-    /// DE-REGISTER: the server ends our open deals; the token is forgotten.
+    /// Sends DE-REGISTER: the server ends our open deals, and the token is deleted.
     ///
     /// # Errors
-    /// Why the server does not let us go.
+    /// The server refused.
     pub fn leave(&self) -> Result<(), NodeError> {
         let inner = &*self.inner;
         inner.client().check_trust()?;
-        match inner.client().call(inner.number()?, Ask::DeRegister)? {
-            Answer::DeRegistered { .. } => {
-                inner.store.set_token(&inner.settings.server, None)?;
+        match inner.client().call(inner.next_rq()?, RequestBody::DeRegister)? {
+            ServerResponse::DeRegistered { .. } => {
+                inner.store.set_token(&inner.config.server, None)?;
                 inner.client().set_token(None);
-                inner.step(vec![Event::Left])?;
+                inner.step(vec![PeerInput::Departed])?;
                 Ok(())
             }
-            answer => Err(inner.unexpected(answer)),
+            response => Err(inner.response_error(response)),
         }
     }
 
-    /// Puts items on sale: all or none.
+    /// Puts items on sale, all of them or none.
     ///
     /// # Errors
-    /// Why not.
+    /// An item is invalid, or the change could not be stored.
     pub fn stock(&self, items: Vec<Item>) -> Result<(), NodeError> {
-        self.inner.step(vec![Event::Stock(items)])
+        self.inner.step(vec![PeerInput::Stock(items)])
     }
 
     /// Takes an item off sale.
     ///
     /// # Errors
-    /// Why not.
+    /// There is no such item, or units of it are bound to open deals.
     pub fn remove(&self, name: &str) -> Result<(), NodeError> {
-        self.inner.step(vec![Event::Remove { name: name.to_owned() }])
+        self.inner.step(vec![PeerInput::Remove { name: name.to_owned() }])
     }
 
-    /// LOOKING_FOR; answers our number for it and how many peers were asked.
+    /// Searches for an item; returns the number of the search and how many peers were asked.
     ///
     /// # Errors
-    /// Why not.
+    /// The search is invalid, or the server refused it.
     pub fn find(&self, item_name: &str, max_price: Cents, description: &str) -> Result<(u64, u64), NodeError> {
-        let event = Event::Find { item_name: item_name.into(), description: description.into(), max_price };
-        match self.inner.command(event)? {
-            Some(Answer::Searching { rq, peers }) => Ok((rq, peers)),
-            answer => Err(self.inner.unexpected_or_none(answer)),
+        let input = PeerInput::Find { item_name: item_name.into(), description: description.into(), max_price };
+        match self.inner.command(input)? {
+            Some(ServerResponse::Searching { rq, peers }) => Ok((rq, peers)),
+            response => Err(self.inner.response_error_or_none(response)),
         }
     }
 
-    /// Who sells what: the cheapest offer of all that a word finds, or nothing where nobody has any. Nothing
-    /// is bought. Also answers how many peers were asked.
+    /// Looks for the cheapest offer for a word without buying it; `None` if there is none. Also returns how many
+    /// peers were asked.
     ///
     /// # Errors
-    /// Why not.
+    /// The server refused the search, or there was no result within `at_most`.
     pub fn browse(&self, word: &str, at_most: Duration) -> Result<(u64, Option<Purchase>), NodeError> {
-        let peers = match self.inner.command(Event::Browse { word: word.into() })? {
-            Some(Answer::Searching { rq, peers }) => (rq, peers),
-            answer => return Err(self.inner.unexpected_or_none(answer)),
+        let peers = match self.inner.command(PeerInput::Browse { word: word.into() })? {
+            Some(ServerResponse::Searching { rq, peers }) => (rq, peers),
+            response => return Err(self.inner.response_error_or_none(response)),
         };
         let (rq, peers) = peers;
         let give_up_at = Instant::now() + at_most;
         let mut state = self.inner.state.lock();
         loop {
             match state.core.purchase(rq) {
-                None => return Err(Refused(format!("there is no search {rq}")).into()),
+                None => return Err(CommandError(format!("there is no search {rq}")).into()),
                 Some(found) if found.price.is_some() => return Ok((peers, Some(found.clone()))),
                 Some(over) if over.is_over() => return Ok((peers, None)),
                 Some(_) => {}
@@ -284,65 +286,65 @@ impl Node {
         }
     }
 
-    /// What was sold and is still to be sent, with where to.
+    /// Sales whose goods are still to be sent, with their recipients.
     pub fn orders(&self) -> Vec<Sale> {
         let state = self.inner.state.lock();
         state.core.sales().filter(|sale| sale.ship_to.is_some() && sale.is_over()).cloned().collect()
     }
 
-    /// What was sold has been sent: where to is forgotten.
+    /// Marks the goods of a sale as sent and deletes the recipient's address.
     ///
     /// # Errors
-    /// Why there is nothing to be sent.
+    /// There is nothing to be sent.
     pub fn shipped(&self, rq: u64) -> Result<(), NodeError> {
-        self.inner.step(vec![Event::Sent { rq }])
+        self.inner.step(vec![PeerInput::Sent { rq }])
     }
 
-    /// BUY what was found; answers the price.
+    /// Buys what was found; returns the price.
     ///
     /// # Errors
-    /// Why not.
+    /// There is no wallet or nothing to buy, or the server refused.
     pub fn buy(&self, rq: u64) -> Result<Cents, NodeError> {
-        // Better now than in the settlement, when a seller waits.
+        // Better checked now than in the settlement, while a seller waits.
         self.inner.wallet().map_err(NodeError::Wallet)?;
-        match self.inner.command(Event::Buy { rq })? {
-            Some(Answer::Buying { .. }) => {
+        match self.inner.command(PeerInput::Buy { rq })? {
+            Some(ServerResponse::Buying { .. }) => {
                 let state = self.inner.state.lock();
                 Ok(state.core.purchase(rq).and_then(|purchase| purchase.price).unwrap_or_default())
             }
-            answer => Err(self.inner.unexpected_or_none(answer)),
+            response => Err(self.inner.response_error_or_none(response)),
         }
     }
 
-    /// CANCEL, on either side.
+    /// Cancels a deal, on either side.
     ///
     /// # Errors
-    /// Why not.
+    /// The deal cannot be cancelled any more.
     pub fn cancel(&self, rq: u64) -> Result<(), NodeError> {
-        match self.inner.command(Event::Cancel { rq })? {
-            Some(Answer::Cancelled { .. }) | None => Ok(()),
-            Some(answer) => Err(self.inner.unexpected(answer)),
+        match self.inner.command(PeerInput::Cancel { rq })? {
+            Some(ServerResponse::Cancelled { .. }) | None => Ok(()),
+            Some(response) => Err(self.inner.response_error(response)),
         }
     }
 
-    /// How the server sees our deals; ours are squared with it.
+    /// Our deals as the server sees them; our own records are reconciled with them.
     ///
     /// # Errors
-    /// Why it is not known.
+    /// The server could not be asked.
     pub fn status(&self) -> Result<Vec<DealStatus>, NodeError> {
-        match self.inner.command(Event::AskStatus)? {
-            Some(Answer::Deals { deals, .. }) => Ok(deals),
-            answer => Err(self.inner.unexpected_or_none(answer)),
+        match self.inner.command(PeerInput::AskStatus)? {
+            Some(ServerResponse::Deals { deals, .. }) => Ok(deals),
+            response => Err(self.inner.response_error_or_none(response)),
         }
     }
 
-    /// Items, each with the number of units that are bound.
+    /// All items, each with its number of bound units.
     pub fn items(&self) -> Vec<(Item, u64)> {
         let state = self.inner.state.lock();
-        state.core.items().map(|item| (item.clone(), state.core.bound(&item.name))).collect()
+        state.core.items().map(|item| (item.clone(), state.core.bound_units(&item.name))).collect()
     }
 
-    /// Our record of all deals.
+    /// Our records of all deals.
     pub fn deals(&self) -> (Vec<Purchase>, Vec<Sale>) {
         let state = self.inner.state.lock();
         (state.core.purchases().cloned().collect(), state.core.sales().cloned().collect())
@@ -353,19 +355,18 @@ impl Node {
         self.inner.state.lock().core.purchases().next_back().map(|purchase| purchase.rq)
     }
 
-    /// Waits until nothing more happens to a deal without us: it has ended, or it is found and ours to
-    /// buy. Answers what it came to.
+    /// Waits until a deal has ended, or is found and waits for our BUY; returns the corresponding event.
     ///
     /// # Errors
-    /// If that takes longer, or there is no such deal.
-    pub fn wait(&self, rq: u64, at_most: Duration) -> Result<Note, NodeError> {
+    /// The deal did not get there within `at_most`, or does not exist.
+    pub fn wait(&self, rq: u64, at_most: Duration) -> Result<PeerEvent, NodeError> {
         let inner = &*self.inner;
         let give_up_at = Instant::now() + at_most;
         let mut state = inner.state.lock();
         loop {
-            match outcome(&state.core, rq, inner.settings.auto_buy) {
-                None => return Err(Refused(format!("there is no deal {rq}; `deals` lists yours")).into()),
-                Some(Some(note)) => return Ok(note),
+            match final_event(&state.core, rq, inner.config.auto_buy) {
+                None => return Err(CommandError(format!("there is no deal {rq}; `deals` lists yours")).into()),
+                Some(Some(event)) => return Ok(event),
                 Some(None) => {}
             }
             if inner.changed.wait_until(&mut state, give_up_at).timed_out() {
@@ -374,12 +375,12 @@ impl Node {
         }
     }
 
-    /// Ends everything: the sockets, then what was under way, then the store.
+    /// Closes the sockets, finishes the inputs in the queue, then closes the store.
     pub fn close(&self) {
         let Some((stop, worker)) = self.worker.lock().take() else { return };
         self.inner.client().close();
         drop(stop);
-        // An Err would be a panic, which `threads::spawn` has caught and logged.
+        // An `Err` would be a panic, which `threads::spawn` has caught and logged.
         let _ = worker.join();
         self.inner.store.close();
     }
@@ -391,20 +392,21 @@ impl Drop for Node {
     }
 }
 
-/// Nothing: no such deal. Nothing within: it goes on.
-fn outcome(core: &Core, rq: u64, auto_buy: bool) -> Option<Option<Note>> {
+/// The event with which a deal ended. The outer `None` means that there is no such deal, the inner one that it goes
+/// on.
+fn final_event(core: &PeerCore, rq: u64, auto_buy: bool) -> Option<Option<PeerEvent>> {
     let reason = |reason: &Option<Arc<str>>| reason.clone().unwrap_or_else(|| "over".into());
     if let Some(it) = core.purchase(rq) {
         let (item_name, price, seller) = (it.item_name.clone(), it.price.unwrap_or_default(), it.seller.clone());
         return Some(match it.state {
             PurchaseState::Found if !auto_buy => {
                 let Goods { item: offer_item, description: offer_description } = it.goods.clone();
-                Some(Note::Found { rq, item_name, price, seller, offer_item, offer_description })
+                Some(PeerEvent::Found { rq, item_name, price, seller, offer_item, offer_description })
             }
-            PurchaseState::Bought => Some(Note::Bought { rq, item_name, price, seller }),
+            PurchaseState::Bought => Some(PeerEvent::Bought { rq, item_name, price, seller }),
             PurchaseState::Over => {
                 let side = Side::Buyer;
-                Some(Note::Cancelled { rq, side, item_name, reason: reason(&it.reason) })
+                Some(PeerEvent::Cancelled { rq, side, item_name, reason: reason(&it.reason) })
             }
             _ => None,
         });
@@ -412,10 +414,10 @@ fn outcome(core: &Core, rq: u64, auto_buy: bool) -> Option<Option<Note>> {
     let sale = core.sale(rq)?;
     let item_name = sale.item_name.clone();
     Some(match sale.state {
-        super::SaleState::Sold => Some(Note::Sold { rq, item_name, price: sale.price, payout: None }),
+        super::SaleState::Sold => Some(PeerEvent::Sold { rq, item_name, price: sale.price, payout: None }),
         super::SaleState::Over => {
             let side = Side::Seller;
-            Some(Note::Cancelled { rq, side, item_name, reason: reason(&sale.reason) })
+            Some(PeerEvent::Cancelled { rq, side, item_name, reason: reason(&sale.reason) })
         }
         _ => None,
     })

@@ -1,20 +1,20 @@
-//! What a peer keeps in its data dir: items, deals, pushes it has seen, its token, and the fingerprint
-//! of each server it trades with. The wallet is never among it.
+//! A peer's data directory: its items, deals, seen notifications and token, and the fingerprint of each server that
+//! it trades with. The wallet is never stored there.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Change, Item, Purchase, Sale, Snapshot, first_number, stall};
+use super::{Item, PeerChange, PeerSnapshot, Purchase, Sale, first_id, inventory};
 use crate::model::text::nfc;
 use crate::model::{Millis, Name, Token};
-use crate::storage::backup::{self, Part};
+use crate::storage::backup::{self, DataComponent};
 use crate::storage::lock::{DataDirLock, LockError};
-use crate::storage::{Chain, OpenError, Query, Store, StoreError, Ticket, Tx};
+use crate::storage::{CommitHandle, Epoch, OpenError, ReaderExt, Store, StoreError, Tx};
 
-/// The file in the data dir.
+/// The database file in the data directory.
 pub const FILE: &str = "peer.db";
 
-/// How its tables came to be.
+/// The schema, one entry for each version.
 pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE items (name TEXT PRIMARY KEY, body TEXT NOT NULL);
@@ -23,46 +23,45 @@ pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE pins (server TEXT PRIMARY KEY, cert_sha256 TEXT NOT NULL);
 "];
 
-/// Why a data dir cannot be used.
+/// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerStoreError {
-    /// Another process has it.
+    /// Another process uses it.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// Its file cannot be opened.
+    /// The database cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Its file cannot be read or written.
+    /// The database cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is another peer's.
+    /// It belongs to another peer.
     #[error("{} is the data dir of peer {owner:?}: choose another --data-dir or --name", dir.display())]
     NotOurs {
-        /// The data dir.
         dir: PathBuf,
-        /// Whose it is.
+        /// The name of the peer that it belongs to.
         owner: String,
     },
 }
 
-/// A peer's data dir, held by this process.
+/// A peer's data directory, locked by this process.
 #[derive(Debug)]
 pub struct PeerStore {
     store: Store,
-    /// The stretch at which numbers begin: not 0 where the file may not know all that were used.
-    first_stretch: u64,
+    /// The first id range: not 0 if the database may not know all numbers that were used.
+    first_id_range: u64,
     _lock: DataDirLock,
 }
 
 impl PeerStore {
-    /// Opens the data dir of the peer of that name; makes it if there is none.
+    /// Opens the data directory of a peer, or creates it.
     ///
     /// # Errors
-    /// One line that says what to do.
+    /// Why it cannot be used; one line that says what to do.
     pub fn open(dir: &Path, name: &Name) -> Result<PeerStore, PeerStoreError> {
-        let lock = DataDirLock::take(dir)?;
-        let first_stretch = backup::first_stretch(dir, Part::Peer)?;
-        let store = PeerStore { store: Store::open(&dir.join(FILE), MIGRATIONS)?, first_stretch, _lock: lock };
+        let lock = DataDirLock::acquire(dir)?;
+        let first_id_range = backup::first_id_range(dir, DataComponent::Peer)?;
+        let store = PeerStore { store: Store::open(&dir.join(FILE), MIGRATIONS)?, first_id_range, _lock: lock };
         match store.meta("name")? {
             Some(owner) if nfc(&owner) != name.key() => {
                 return Err(PeerStoreError::NotOurs { dir: dir.to_owned(), owner });
@@ -73,14 +72,14 @@ impl PeerStore {
         Ok(store)
     }
 
-    /// Everything that a core is made of.
+    /// Reads the state of a core.
     ///
     /// # Errors
-    /// Why it cannot be read.
-    pub fn load(&self) -> Result<Snapshot, StoreError> {
+    /// The database cannot be read, or holds an invalid row.
+    pub fn load(&self) -> Result<PeerSnapshot, StoreError> {
         self.store.read(|reader| {
             let items = reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
-            let mut snapshot = Snapshot { items, ..Snapshot::default() };
+            let mut snapshot = PeerSnapshot { items, ..PeerSnapshot::default() };
             reader.query("SELECT side, body FROM deals ORDER BY rq", &[], &mut |row| {
                 match row.text(0)? {
                     "seller" => snapshot.sales.push(json::<Sale>(row.text(1)?)?),
@@ -93,41 +92,41 @@ impl PeerStore {
             let ceiling = reader.first("SELECT value FROM meta WHERE key = 'ceiling'", &[], |row| {
                 row.text(0)?.parse().map_err(|_| StoreError::Invalid("ceiling: expected a number".to_owned()))
             })?;
-            snapshot.ceiling = ceiling.unwrap_or(0).max(first_number(self.first_stretch));
+            snapshot.ceiling = ceiling.unwrap_or(0).max(first_id(self.first_id_range));
             Ok(snapshot)
         })
     }
 
-    /// Where a core that was just loaded goes on writing.
-    pub fn chain(&self) -> Chain {
-        self.store.chain()
+    /// The current epoch, in which a core that was just loaded continues to write.
+    pub fn epoch(&self) -> Epoch {
+        self.store.current_epoch()
     }
 
-    /// Hands over what a step changed; on disk once the ticket says so.
-    pub fn append(&self, chain: Chain, changes: Vec<Change>) -> Ticket {
-        self.store.append(chain, move |tx| changes.iter().try_for_each(|change| apply(tx, change)))
+    /// Appends the changes of a step; the commit handle tells when they are on disk.
+    pub fn append(&self, epoch: Epoch, changes: Vec<PeerChange>) -> CommitHandle {
+        self.store.append(epoch, move |tx| changes.iter().try_for_each(|change| apply(tx, change)))
     }
 
     /// The token of our registration with a server.
     ///
     /// # Errors
-    /// Why it cannot be read.
+    /// The database cannot be read.
     pub fn token(&self, server: &str) -> Result<Option<Token>, StoreError> {
         Ok(self.meta(&format!("token {server}"))?.map(Token::from_text))
     }
 
-    /// Keeps the token, or forgets it.
+    /// Stores the token, or deletes it.
     ///
     /// # Errors
-    /// Why it cannot be stored.
+    /// The change cannot be stored.
     pub fn set_token(&self, server: &str, token: Option<&Token>) -> Result<(), StoreError> {
         self.set_meta(&format!("token {server}"), token.map(|token| token.reveal().to_owned()))
     }
 
-    /// The fingerprint that a server showed first.
+    /// The pinned fingerprint of a server.
     ///
     /// # Errors
-    /// Why it cannot be read.
+    /// The database cannot be read.
     pub fn pin(&self, server: &str) -> Result<Option<Arc<str>>, StoreError> {
         self.store.read(|reader| {
             reader.first("SELECT cert_sha256 FROM pins WHERE server = $1", &[server.into()], |row| {
@@ -136,10 +135,10 @@ impl PeerStore {
         })
     }
 
-    /// Keeps a server's fingerprint.
+    /// Pins a server's fingerprint.
     ///
     /// # Errors
-    /// Why it cannot be stored.
+    /// The change cannot be stored.
     pub fn set_pin(&self, server: &str, pin: &str) -> Result<(), StoreError> {
         let (server, pin) = (server.to_owned(), pin.to_owned());
         self.store.write(move |tx| {
@@ -149,7 +148,7 @@ impl PeerStore {
         })
     }
 
-    /// Stores what was handed over and closes the file.
+    /// Writes pending changes and closes the database.
     pub fn close(&self) {
         self.store.close();
     }
@@ -174,23 +173,25 @@ fn set_meta(tx: &mut dyn Tx, key: &str, value: &str) -> Result<(), StoreError> {
     tx.execute(sql, &[key.into(), value.into()]).map(drop)
 }
 
-fn apply(tx: &mut dyn Tx, change: &Change) -> Result<(), StoreError> {
+fn apply(tx: &mut dyn Tx, change: &PeerChange) -> Result<(), StoreError> {
     match change {
-        Change::Item(item) => {
+        PeerChange::Item(item) => {
             let sql = "INSERT INTO items (name, body) VALUES ($1, $2) \
                        ON CONFLICT (name) DO UPDATE SET body = excluded.body";
-            tx.execute(sql, &[(&stall::fold(&item.name)).into(), (&text(item)?).into()])
+            tx.execute(sql, &[(&inventory::fold(&item.name)).into(), (&text(item)?).into()])
         }
-        Change::DropItem(name) => tx.execute("DELETE FROM items WHERE name = $1", &[(&stall::fold(name)).into()]),
-        Change::Sale(sale) => set_deal(tx, sale.rq, "seller", &text(sale)?),
-        Change::Purchase(purchase) => set_deal(tx, purchase.rq, "buyer", &text(purchase)?),
-        Change::DropDeal(rq) => tx.execute("DELETE FROM deals WHERE rq = $1", &[int(*rq)?.into()]),
-        Change::Seen { mid, at } => {
+        PeerChange::DropItem(name) => {
+            tx.execute("DELETE FROM items WHERE name = $1", &[(&inventory::fold(name)).into()])
+        }
+        PeerChange::Sale(sale) => set_deal(tx, sale.rq, "seller", &text(sale)?),
+        PeerChange::Purchase(purchase) => set_deal(tx, purchase.rq, "buyer", &text(purchase)?),
+        PeerChange::DropDeal(rq) => tx.execute("DELETE FROM deals WHERE rq = $1", &[int(*rq)?.into()]),
+        PeerChange::Seen { mid, at } => {
             let sql = "INSERT INTO seen (mid, at) VALUES ($1, $2) ON CONFLICT (mid) DO UPDATE SET at = excluded.at";
             tx.execute(sql, &[int(*mid)?.into(), Millis(at.0).into()])
         }
-        Change::DropSeen(mid) => tx.execute("DELETE FROM seen WHERE mid = $1", &[int(*mid)?.into()]),
-        Change::Ceiling(ceiling) => return set_meta(tx, "ceiling", &ceiling.to_string()),
+        PeerChange::DropSeen(mid) => tx.execute("DELETE FROM seen WHERE mid = $1", &[int(*mid)?.into()]),
+        PeerChange::Ceiling(ceiling) => return set_meta(tx, "ceiling", &ceiling.to_string()),
     }
     .map(drop)
 }
@@ -217,9 +218,9 @@ fn json<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, StoreError> {
 mod tests {
     use super::*;
     use crate::storage::backup::accept_loss;
-    use crate::storage::{Expected, check_may_be_absent};
-    use crate::trade::peer::{Core, Effects};
-    use crate::trade::wire::SERVER_NUMBERS;
+    use crate::storage::{ExpectedStore, check_may_be_absent};
+    use crate::trade::peer::{PeerCore, PeerEffects};
+    use crate::trade::wire::FIRST_SERVER_NUMBER;
 
     #[test]
     fn a_data_dir_is_its_peers_however_the_name_is_spelled() {
@@ -237,10 +238,10 @@ mod tests {
         let name = Name::new("ann").unwrap();
         let used = |count: usize| {
             let store = PeerStore::open(dir.path(), &name).unwrap();
-            let mut core = Core::new(store.load().unwrap(), false);
-            let mut fx = Effects::default();
-            let used: Vec<u64> = (0..count).map(|_| core.number(&mut fx).unwrap()).collect();
-            store.append(store.chain(), fx.changes).wait().unwrap();
+            let mut core = PeerCore::new(store.load().unwrap(), false);
+            let mut effects = PeerEffects::default();
+            let used: Vec<u64> = (0..count).map(|_| core.next_rq(&mut effects).unwrap()).collect();
+            store.append(store.epoch(), effects.changes).wait().unwrap();
             store.close();
             used
         };
@@ -250,12 +251,17 @@ mod tests {
         for _ in 0..3 {
             std::fs::remove_file(dir.path().join(FILE)).unwrap();
             check_may_be_absent(&dir.path().join(FILE)).unwrap_err();
-            accept_loss(dir.path(), FILE, &[Expected { file: FILE, migrations: MIGRATIONS, companions: &[] }], &[])
-                .unwrap();
+            accept_loss(
+                dir.path(),
+                FILE,
+                &[ExpectedStore { file: FILE, migrations: MIGRATIONS, companions: &[] }],
+                &[],
+            )
+            .unwrap();
             let more = [used(10), used(10)].concat();
             assert!(more[0] > highest && more.is_sorted_by(|a, b| a < b), "{more:?} after {highest}");
             highest = *more.last().unwrap();
         }
-        assert!(highest < SERVER_NUMBERS);
+        assert!(highest < FIRST_SERVER_NUMBER);
     }
 }

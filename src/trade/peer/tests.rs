@@ -1,51 +1,51 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::trade::wire::{DealStatus, Phase};
+use crate::trade::wire::{DealPhase, DealStatus};
 
 const NOW: Millis = Millis(1_000_000);
-const SIDE: u64 = SERVER_NUMBERS + 7;
+const SIDE: u64 = FIRST_SERVER_NUMBER + 7;
 
 fn lamp(quantity: u64) -> Item {
     Item::new("Desk lamp", Cents(2_000), Cents(1_500), quantity, "brass, green glass shade").unwrap()
 }
 
-fn stall(quantity: u64) -> Core {
-    let mut core = Core::new(Snapshot::default(), false);
-    core.handle(NOW, Event::Stock(vec![lamp(quantity)])).unwrap();
+fn core_with_lamps(quantity: u64) -> PeerCore {
+    let mut core = PeerCore::new(PeerSnapshot::default(), false);
+    core.handle(NOW, PeerInput::Stock(vec![lamp(quantity)])).unwrap();
     core
 }
 
-fn step(core: &mut Core, event: Event) -> Effects {
-    core.handle(NOW, event).unwrap()
+fn step(core: &mut PeerCore, input: PeerInput) -> PeerEffects {
+    core.handle(NOW, input).unwrap()
 }
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn search(mid: u64, rq: u64, item_name: &str) -> Event {
-    Event::Push(Push::Search { rq, mid, item_name: item_name.into(), description: "".into() })
+fn search(mid: u64, rq: u64, item_name: &str) -> PeerInput {
+    PeerInput::Notification(Notification::Search { rq, mid, item_name: item_name.into(), description: "".into() })
 }
 
-fn reserve(mid: u64, rq: u64, price: i64) -> Event {
-    Event::Push(Push::Reserve { rq, mid, item_name: "lamp".into(), price: Cents(price) })
+fn reserve(mid: u64, rq: u64, price: i64) -> PeerInput {
+    PeerInput::Notification(Notification::Reserve { rq, mid, item_name: "lamp".into(), price: Cents(price) })
 }
 
-fn released(mid: u64, rq: u64) -> Event {
-    Event::Push(Push::Released { rq, mid, item_name: "lamp".into() })
+fn released(mid: u64, rq: u64) -> PeerInput {
+    PeerInput::Notification(Notification::Released { rq, mid, item_name: "lamp".into() })
 }
 
-fn negotiate(mid: u64, rq: u64, max_price: i64) -> Event {
-    Event::Push(Push::Negotiate { rq, mid, item_name: "lamp".into(), max_price: Cents(max_price) })
+fn negotiate(mid: u64, rq: u64, max_price: i64) -> PeerInput {
+    PeerInput::Notification(Notification::Negotiate { rq, mid, item_name: "lamp".into(), max_price: Cents(max_price) })
 }
 
-fn cancel(mid: u64, rq: u64) -> Event {
-    Event::Push(Push::Cancel { rq, mid, item_name: "lamp".into(), reason: "why not".into() })
+fn cancel(mid: u64, rq: u64) -> PeerInput {
+    PeerInput::Notification(Notification::Cancel { rq, mid, item_name: "lamp".into(), reason: "why not".into() })
 }
 
-fn found(mid: u64, rq: u64, price: i64) -> Event {
-    Event::Push(Push::Found {
+fn found(mid: u64, rq: u64, price: i64) -> PeerInput {
+    PeerInput::Notification(Notification::Found {
         rq,
         mid,
         item_name: "lamp".into(),
@@ -56,26 +56,31 @@ fn found(mid: u64, rq: u64, price: i64) -> Event {
     })
 }
 
-fn error(rq: u64, ask: Ask, code: Code) -> Event {
-    Event::Answered { rq, ask, answer: Ok(Answer::Error { rq: Some(rq), code, reason: "no".to_owned() }) }
+fn error(rq: u64, body: RequestBody, code: ErrorCode) -> PeerInput {
+    PeerInput::ResponseReceived {
+        rq,
+        body,
+        response: Ok(ServerResponse::Error { rq: Some(rq), code, reason: "no".to_owned() }),
+    }
 }
 
-fn asks(effects: &Effects) -> Vec<String> {
-    effects.requests.iter().map(|(_, ask)| crate::trade::client::messages::type_of(ask).to_owned()).collect()
+fn asks(effects: &PeerEffects) -> Vec<String> {
+    effects.requests.iter().map(|(_, body)| crate::trade::client::messages::type_of(body).to_owned()).collect()
 }
 
-/// What STATUS would say, for the STATUS that these effects ask.
-fn deals(effects: &Effects, deals: Vec<DealStatus>, more: bool) -> Event {
-    let (rq, ask) = effects.requests.iter().find(|(_, ask)| matches!(ask, Ask::Status { .. })).unwrap().clone();
-    Event::Answered { rq, ask, answer: Ok(Answer::Deals { rq, deals, more }) }
+/// A STATUS response to the STATUS request among these effects.
+fn deals(effects: &PeerEffects, deals: Vec<DealStatus>, more: bool) -> PeerInput {
+    let (rq, body) =
+        effects.requests.iter().find(|(_, body)| matches!(body, RequestBody::Status { .. })).unwrap().clone();
+    PeerInput::ResponseReceived { rq, body, response: Ok(ServerResponse::Deals { rq, deals, more }) }
 }
 
 fn to() -> ShipTo {
     ShipTo { name: name("bert"), address: "Buyer Lane 7".to_owned() }
 }
 
-fn status(rq: u64, state: Phase, price: i64, reason: Option<&str>) -> DealStatus {
-    let side = if rq >= SERVER_NUMBERS { Side::Seller } else { Side::Buyer };
+fn status(rq: u64, state: DealPhase, price: i64, reason: Option<&str>) -> DealStatus {
+    let side = if rq >= FIRST_SERVER_NUMBER { Side::Seller } else { Side::Buyer };
     let (price, reason) = (Some(Cents(price)), reason.map(Into::into));
     DealStatus {
         rq,
@@ -90,31 +95,32 @@ fn status(rq: u64, state: Phase, price: i64, reason: Option<&str>) -> DealStatus
     }
 }
 
-fn find(core: &mut Core) -> u64 {
-    let effects = step(core, Event::Find { item_name: "lamp".into(), description: "".into(), max_price: Cents(2_500) });
-    let (rq, ask) = effects.requests[0].clone();
-    step(core, Event::Answered { rq, ask, answer: Ok(Answer::Searching { rq, peers: 1 }) });
+fn find(core: &mut PeerCore) -> u64 {
+    let effects =
+        step(core, PeerInput::Find { item_name: "lamp".into(), description: "".into(), max_price: Cents(2_500) });
+    let (rq, body) = effects.requests[0].clone();
+    step(core, PeerInput::ResponseReceived { rq, body, response: Ok(ServerResponse::Searching { rq, peers: 1 }) });
     rq
 }
 
 #[test]
 fn a_search_is_answered_with_the_price_while_a_unit_is_free() {
-    let mut core = stall(1);
+    let mut core = core_with_lamps(1);
     let effects = step(&mut core, search(1, SIDE, "lamp"));
-    assert!(matches!(effects.requests[..], [(SIDE, Ask::Offer { price: Cents(2_000), .. })]));
-    assert_eq!((effects.acks.as_slice(), core.bound("desk LAMP")), (&[1][..], 1));
-    assert!(effects.changes.iter().any(|change| matches!(change, Change::Sale(_))), "stored before it is sent");
+    assert!(matches!(effects.requests[..], [(SIDE, RequestBody::Offer { price: Cents(2_000), .. })]));
+    assert_eq!((effects.acks.as_slice(), core.bound_units("desk LAMP")), (&[1][..], 1));
+    assert!(effects.changes.iter().any(|change| matches!(change, PeerChange::Sale(_))), "stored before it is sent");
     assert_eq!(asks(&step(&mut core, search(2, SIDE + 1, "lamp"))), ["NOT_AVAILABLE"]);
-    assert_eq!(asks(&step(&mut stall(1), search(1, SIDE, "chair"))), ["NOT_AVAILABLE"]);
-    assert_eq!(asks(&step(&mut stall(0), search(1, SIDE, "lamp"))), ["NOT_AVAILABLE"]);
+    assert_eq!(asks(&step(&mut core_with_lamps(1), search(1, SIDE, "chair"))), ["NOT_AVAILABLE"]);
+    assert_eq!(asks(&step(&mut core_with_lamps(0), search(1, SIDE, "lamp"))), ["NOT_AVAILABLE"]);
 }
 
 #[test]
 fn names_match_by_whole_words_whatever_their_case() {
-    let mut core = stall(5);
+    let mut core = core_with_lamps(5);
     let dear = Item::new("Lamp", Cents(9_000), Cents(9_000), 1, "").unwrap();
     let cheap = Item::new("Table lamp", Cents(1_900), Cents(1_900), 1, "white").unwrap();
-    step(&mut core, Event::Stock(vec![dear, cheap]));
+    step(&mut core, PeerInput::Stock(vec![dear, cheap]));
     for (nth, (wanted, description, item)) in [
         ("lamp", "", Some("Lamp")),
         ("LAMP desk", "", Some("Desk lamp")),
@@ -123,216 +129,216 @@ fn names_match_by_whole_words_whatever_their_case() {
         ("lam", "", None),
         ("lamp post", "green glass", None),
         ("?!", "", None),
-        // "Lamp" is sold out by the first: now the cheaper one, unless the description says which.
+        // The item named "Lamp" is sold out: now the cheaper one matches, unless the description tells which.
         ("lamp", "", Some("Table lamp")),
         ("lamp", "green, please", Some("Desk lamp")),
     ]
     .into_iter()
     .enumerate()
     {
-        let push = Push::Search {
+        let push = Notification::Search {
             rq: SIDE + nth as u64,
             mid: nth as u64,
             item_name: wanted.into(),
             description: description.into(),
         };
-        step(&mut core, Event::Push(push));
+        step(&mut core, PeerInput::Notification(push));
         assert_eq!(core.sale(SIDE + nth as u64).map(|sale| sale.item.as_str()), item, "{wanted} {description}");
     }
 }
 
 #[test]
 fn a_push_is_acted_on_once_and_every_copy_acknowledged() {
-    let mut core = stall(3);
+    let mut core = core_with_lamps(3);
     step(&mut core, search(1, SIDE, "lamp"));
     let again = step(&mut core, search(1, SIDE, "lamp"));
     assert!(again.requests.is_empty() && again.changes.is_empty() && again.acks == [1]);
-    // Even if the mid were forgotten, the deal is known.
+    // Even if the number of the notification were forgotten, the deal is known.
     assert!(step(&mut core, search(9, SIDE, "lamp")).requests.is_empty());
-    assert_eq!(core.bound("desk lamp"), 1);
+    assert_eq!(core.bound_units("desk lamp"), 1);
 }
 
 #[test]
 fn a_maximum_at_or_above_the_minimum_price_is_accepted() {
-    for (max_price, answer, state) in [
+    for (max_price, response, state) in [
         (1_500, "ACCEPT", SaleState::Accepted),
         (1_800, "ACCEPT", SaleState::Accepted),
         (1_499, "REFUSE", SaleState::Offered),
     ] {
-        let mut core = stall(1);
+        let mut core = core_with_lamps(1);
         step(&mut core, search(1, SIDE, "lamp"));
-        assert_eq!(asks(&step(&mut core, negotiate(2, SIDE, max_price))), [answer]);
+        assert_eq!(asks(&step(&mut core, negotiate(2, SIDE, max_price))), [response]);
         assert_eq!(core.sale(SIDE).unwrap().state, state);
-        assert_eq!(core.bound("desk lamp"), 1);
+        assert_eq!(core.bound_units("desk lamp"), 1);
     }
-    assert_eq!(asks(&step(&mut stall(1), negotiate(2, SIDE, 9_999))), ["REFUSE"], "no such offer");
+    assert_eq!(asks(&step(&mut core_with_lamps(1), negotiate(2, SIDE, 9_999))), ["REFUSE"], "no such offer");
 }
 
 #[test]
 fn released_frees_the_unit_and_reserve_binds_it_again_if_there_is_one() {
-    let mut core = stall(1);
+    let mut core = core_with_lamps(1);
     step(&mut core, search(1, SIDE, "lamp"));
     step(&mut core, released(2, SIDE));
-    assert_eq!(core.bound("desk lamp"), 0);
+    assert_eq!(core.bound_units("desk lamp"), 0);
     assert!(step(&mut core, reserve(3, SIDE, 2_000)).requests.is_empty());
-    assert_eq!((core.bound("desk lamp"), core.sale(SIDE).unwrap().state), (1, SaleState::Reserved));
-    // A RELEASED that was overtaken by the RESERVE is old.
+    assert_eq!((core.bound_units("desk lamp"), core.sale(SIDE).unwrap().state), (1, SaleState::Reserved));
+    // A RELEASED that was overtaken by the RESERVE is outdated.
     step(&mut core, released(4, SIDE));
-    assert_eq!(core.bound("desk lamp"), 1);
+    assert_eq!(core.bound_units("desk lamp"), 1);
 
-    let mut core = stall(1);
+    let mut core = core_with_lamps(1);
     step(&mut core, search(1, SIDE, "lamp"));
     step(&mut core, released(2, SIDE));
     step(&mut core, search(3, SIDE + 1, "lamp"));
     assert_eq!(asks(&step(&mut core, reserve(4, SIDE, 2_000))), ["CANCEL"], "bound elsewhere");
-    assert_eq!((core.bound("desk lamp"), core.sale(SIDE).unwrap().state), (1, SaleState::Over));
+    assert_eq!((core.bound_units("desk lamp"), core.sale(SIDE).unwrap().state), (1, SaleState::Over));
 }
 
 #[test]
 fn nothing_is_sold_below_what_was_agreed() {
-    let mut core = stall(1);
+    let mut core = core_with_lamps(1);
     step(&mut core, search(1, SIDE, "lamp"));
     assert_eq!(asks(&step(&mut core, reserve(2, SIDE, 1_999))), ["CANCEL"]);
-    let mut core = stall(1);
+    let mut core = core_with_lamps(1);
     step(&mut core, search(1, SIDE, "lamp"));
     step(&mut core, negotiate(2, SIDE, 1_600));
     assert!(asks(&step(&mut core, reserve(3, SIDE, 1_600))).is_empty());
-    assert_eq!(asks(&step(&mut stall(1), reserve(2, SIDE, 9_000))), ["CANCEL"], "a deal that is not ours");
+    assert_eq!(asks(&step(&mut core_with_lamps(1), reserve(2, SIDE, 9_000))), ["CANCEL"], "a deal that is not ours");
 }
 
 #[test]
 fn a_cancel_unbinds_and_what_it_overtook_is_old() {
-    let mut core = stall(1);
+    let mut core = core_with_lamps(1);
     step(&mut core, search(1, SIDE, "lamp"));
     step(&mut core, cancel(5, SIDE));
-    assert_eq!(core.bound("desk lamp"), 0);
+    assert_eq!(core.bound_units("desk lamp"), 0);
     let late = step(&mut core, reserve(4, SIDE, 2_000));
     assert!(late.requests.is_empty() && late.acks == [4]);
-    assert_eq!((core.bound("desk lamp"), core.sale(SIDE).unwrap().state), (0, SaleState::Over));
+    assert_eq!((core.bound_units("desk lamp"), core.sale(SIDE).unwrap().state), (0, SaleState::Over));
 }
 
 #[test]
 fn an_offer_that_the_server_refuses_binds_nothing_but_one_it_could_not_store_does() {
     for (code, bound) in [
-        (Code::WrongState, 0),
-        (Code::UnknownDeal, 0),
-        (Code::NotRegistered, 0),
-        (Code::Unavailable, 1),
-        (Code::Busy, 1),
+        (ErrorCode::WrongState, 0),
+        (ErrorCode::UnknownDeal, 0),
+        (ErrorCode::NotRegistered, 0),
+        (ErrorCode::Unavailable, 1),
+        (ErrorCode::Busy, 1),
     ] {
-        let mut core = stall(1);
-        let (rq, ask) = step(&mut core, search(1, SIDE, "lamp")).requests[0].clone();
-        step(&mut core, error(rq, ask, code));
-        assert_eq!(core.bound("desk lamp"), bound, "{code:?}");
+        let mut core = core_with_lamps(1);
+        let (rq, body) = step(&mut core, search(1, SIDE, "lamp")).requests[0].clone();
+        step(&mut core, error(rq, body, code));
+        assert_eq!(core.bound_units("desk lamp"), bound, "{code:?}");
     }
 }
 
 #[test]
 fn a_sale_goes_by_the_book() {
-    let mut core = stall(2);
+    let mut core = core_with_lamps(2);
     step(&mut core, search(1, SIDE, "lamp"));
-    let early = core.may_inform(SIDE, "lamp", Cents(2_000)).unwrap_err();
-    assert!(early.may_come);
-    assert!(core.handle(NOW, Event::Ship { rq: SIDE, price: Cents(2_000), to: to() }).is_err(), "not reserved");
+    let early = core.check_inform(SIDE, "lamp", Cents(2_000)).unwrap_err();
+    assert!(early.is_retryable);
+    assert!(core.handle(NOW, PeerInput::Ship { rq: SIDE, price: Cents(2_000), to: to() }).is_err(), "not reserved");
     step(&mut core, reserve(2, SIDE, 2_000));
-    assert_eq!(core.may_inform(SIDE, "lamp", Cents(2_000)), Ok(Side::Seller));
-    assert!(!core.may_inform(SIDE, "lamp", Cents(1_999)).unwrap_err().may_come);
-    assert!(!core.may_inform(SIDE, "Lamp", Cents(2_000)).unwrap_err().may_come);
-    assert!(!core.may_inform(SIDE + 1, "lamp", Cents(2_000)).unwrap_err().may_come);
-    assert!(core.handle(NOW, Event::Ship { rq: SIDE, price: Cents(1), to: to() }).is_err(), "another price");
-    let shipped = step(&mut core, Event::Ship { rq: SIDE, price: Cents(2_000), to: to() });
-    assert!(matches!(&shipped.changes[..], [Change::Sale(sale)] if sale.state == SaleState::Shipped));
-    assert!(core.handle(NOW, Event::Cancel { rq: SIDE }).is_err(), "no way back for us");
-    let settled = step(&mut core, Event::Settled { rq: SIDE, payout: Amount(Cents(1_800)) });
-    assert!(matches!(settled.notes[..], [Note::Sold { payout: Some(Amount(Cents(1_800))), .. }]));
+    assert_eq!(core.check_inform(SIDE, "lamp", Cents(2_000)), Ok(Side::Seller));
+    assert!(!core.check_inform(SIDE, "lamp", Cents(1_999)).unwrap_err().is_retryable);
+    assert!(!core.check_inform(SIDE, "Lamp", Cents(2_000)).unwrap_err().is_retryable);
+    assert!(!core.check_inform(SIDE + 1, "lamp", Cents(2_000)).unwrap_err().is_retryable);
+    assert!(core.handle(NOW, PeerInput::Ship { rq: SIDE, price: Cents(1), to: to() }).is_err(), "another price");
+    let shipped = step(&mut core, PeerInput::Ship { rq: SIDE, price: Cents(2_000), to: to() });
+    assert!(matches!(&shipped.changes[..], [PeerChange::Sale(sale)] if sale.state == SaleState::Shipped));
+    assert!(core.handle(NOW, PeerInput::Cancel { rq: SIDE }).is_err(), "no way back for us");
+    let settled = step(&mut core, PeerInput::Settled { rq: SIDE, payout: Amount(Cents(1_800)) });
+    assert!(matches!(settled.events[..], [PeerEvent::Sold { payout: Some(Amount(Cents(1_800))), .. }]));
     let item = core.items().next().unwrap();
-    assert_eq!((item.quantity, item.sold, core.bound("desk lamp")), (1, 1, 0));
-    // Where it goes is kept until it is sent.
+    assert_eq!((item.quantity, item.sold, core.bound_units("desk lamp")), (1, 1, 0));
+    // The recipient is kept until the goods are marked as sent.
     assert_eq!(core.sale(SIDE).unwrap().ship_to, Some(to()));
     assert!(!format!("{:?}", core.sale(SIDE)).contains("Lane"), "an address is in no log");
-    step(&mut core, Event::Sent { rq: SIDE });
+    step(&mut core, PeerInput::Sent { rq: SIDE });
     assert_eq!(core.sale(SIDE).unwrap().ship_to, None);
-    assert!(core.handle(NOW, Event::Sent { rq: SIDE }).is_err(), "once");
-    // A SETTLED that comes twice sells once; a late CANCEL changes nothing.
-    step(&mut core, Event::Settled { rq: SIDE, payout: Amount(Cents(1_800)) });
+    assert!(core.handle(NOW, PeerInput::Sent { rq: SIDE }).is_err(), "once");
+    // A repeated SETTLED sells one unit only; a late CANCEL changes nothing.
+    step(&mut core, PeerInput::Settled { rq: SIDE, payout: Amount(Cents(1_800)) });
     step(&mut core, cancel(9, SIDE));
     assert_eq!((core.items().next().unwrap().quantity, core.sale(SIDE).unwrap().state), (1, SaleState::Sold));
 }
 
 #[test]
 fn a_settlement_that_fails_after_shipped_frees_the_unit() {
-    let mut core = stall(1);
-    for event in
-        [search(1, SIDE, "lamp"), reserve(2, SIDE, 2_000), Event::Ship { rq: SIDE, price: Cents(2_000), to: to() }]
+    let mut core = core_with_lamps(1);
+    for input in
+        [search(1, SIDE, "lamp"), reserve(2, SIDE, 2_000), PeerInput::Ship { rq: SIDE, price: Cents(2_000), to: to() }]
     {
-        step(&mut core, event);
+        step(&mut core, input);
     }
-    assert_eq!(core.bound("desk lamp"), 1);
-    step(&mut core, Event::SettlementCancelled { rq: SIDE, reason: "the bank refused".into() });
-    assert_eq!((core.bound("desk lamp"), core.items().next().unwrap().quantity), (0, 1));
+    assert_eq!(core.bound_units("desk lamp"), 1);
+    step(&mut core, PeerInput::SettlementCancelled { rq: SIDE, reason: "the bank refused".into() });
+    assert_eq!((core.bound_units("desk lamp"), core.items().next().unwrap().quantity), (0, 1));
 }
 
 #[test]
 fn a_purchase_goes_by_the_book() {
-    let mut core = stall(0);
+    let mut core = core_with_lamps(0);
     let rq = find(&mut core);
-    assert!(core.handle(NOW, Event::Buy { rq }).unwrap_err().0.contains("nothing is found"));
+    assert!(core.handle(NOW, PeerInput::Buy { rq }).unwrap_err().0.contains("nothing is found"));
     step(&mut core, found(5, rq, 2_000));
-    // The seller cancelled: the next offer.
+    // The seller cancelled, so the next offer is chosen.
     step(&mut core, found(6, rq, 2_400));
-    // An older word that was overtaken: which of them holds is asked.
+    // Which of two different FOUNDs is valid is asked of the server.
     let effects = step(&mut core, found(4, rq, 1_000));
     assert_eq!(asks(&effects), ["STATUS"]);
-    step(&mut core, deals(&effects, vec![status(rq, Phase::Reserved, 2_400, None)], false));
-    assert!(core.may_inform(rq, "lamp", Cents(2_400)).is_err(), "not bought yet");
-    let buy = step(&mut core, Event::Buy { rq });
-    assert!(matches!(buy.requests[..], [(_, Ask::Buy { price: Cents(2_400), .. })]));
-    assert_eq!(core.may_inform(rq, "lamp", Cents(2_400)), Ok(Side::Buyer));
-    assert!(core.may_inform(rq, "lamp", Cents(2_000)).is_err());
-    assert!(core.handle(NOW, Event::Buy { rq }).is_err(), "once");
-    let receipt = Event::Receipt { rq, item_name: "lamp".into(), price: Cents(2_400), seller: name("bob") };
-    assert!(matches!(step(&mut core, receipt).notes[..], [Note::Bought { price: Cents(2_400), .. }]));
+    step(&mut core, deals(&effects, vec![status(rq, DealPhase::Reserved, 2_400, None)], false));
+    assert!(core.check_inform(rq, "lamp", Cents(2_400)).is_err(), "not bought yet");
+    let buy = step(&mut core, PeerInput::Buy { rq });
+    assert!(matches!(buy.requests[..], [(_, RequestBody::Buy { price: Cents(2_400), .. })]));
+    assert_eq!(core.check_inform(rq, "lamp", Cents(2_400)), Ok(Side::Buyer));
+    assert!(core.check_inform(rq, "lamp", Cents(2_000)).is_err());
+    assert!(core.handle(NOW, PeerInput::Buy { rq }).is_err(), "once");
+    let receipt = PeerInput::Receipt { rq, item_name: "lamp".into(), price: Cents(2_400), seller: name("bob") };
+    assert!(matches!(step(&mut core, receipt).events[..], [PeerEvent::Bought { price: Cents(2_400), .. }]));
     step(&mut core, cancel(7, rq));
     assert_eq!(core.purchase(rq).unwrap().state, PurchaseState::Bought);
 }
 
 #[test]
 fn a_refused_buy_may_be_tried_again_and_the_price_is_asked_for() {
-    let mut core = stall(0);
+    let mut core = core_with_lamps(0);
     let rq = find(&mut core);
     step(&mut core, found(5, rq, 2_000));
-    let buy = step(&mut core, Event::Buy { rq }).requests[0].clone();
-    let effects = step(&mut core, error(rq, buy.1, Code::BadRequest));
+    let buy = step(&mut core, PeerInput::Buy { rq }).requests[0].clone();
+    let effects = step(&mut core, error(rq, buy.1, ErrorCode::BadRequest));
     assert_eq!((asks(&effects), core.purchase(rq).unwrap().state), (vec!["STATUS".to_owned()], PurchaseState::Found));
-    step(&mut core, deals(&effects, vec![status(rq, Phase::Reserved, 2_300, None)], false));
-    let buy = step(&mut core, Event::Buy { rq });
-    assert!(matches!(buy.requests[..], [(_, Ask::Buy { price: Cents(2_300), .. })]));
+    step(&mut core, deals(&effects, vec![status(rq, DealPhase::Reserved, 2_300, None)], false));
+    let buy = step(&mut core, PeerInput::Buy { rq });
+    assert!(matches!(buy.requests[..], [(_, RequestBody::Buy { price: Cents(2_300), .. })]));
 }
 
 #[test]
 fn auto_buy_buys_what_is_found_but_never_above_the_maximum() {
-    let mut core = Core::new(Snapshot::default(), true);
+    let mut core = PeerCore::new(PeerSnapshot::default(), true);
     let rq = find(&mut core);
     assert_eq!(asks(&step(&mut core, found(5, rq, 2_500))), ["BUY"]);
     let rq = find(&mut core);
     assert_eq!(asks(&step(&mut core, found(6, rq, 2_501))), ["CANCEL"]);
     let rq = find(&mut core);
-    step(&mut core, Event::Cancel { rq });
+    step(&mut core, PeerInput::Cancel { rq });
     assert_eq!(asks(&step(&mut core, found(7, rq, 2_000))), ["CANCEL"], "not wanted any more");
 }
 
 #[test]
 fn a_search_that_fails_is_over() {
     for (push, reason) in [
-        (Push::NotFound { rq: 1, mid: 3, item_name: "lamp".into(), max_price: Cents(2_500) }, "NOT_FOUND"),
-        (Push::NotAvailable { rq: 1, mid: 3, item_name: "lamp".into() }, "NOT_AVAILABLE"),
+        (Notification::NotFound { rq: 1, mid: 3, item_name: "lamp".into(), max_price: Cents(2_500) }, "NOT_FOUND"),
+        (Notification::NotAvailable { rq: 1, mid: 3, item_name: "lamp".into() }, "NOT_AVAILABLE"),
     ] {
-        let mut core = stall(0);
+        let mut core = core_with_lamps(0);
         assert_eq!(find(&mut core), 1);
-        step(&mut core, Event::Push(push));
+        step(&mut core, PeerInput::Notification(push));
         let purchase = core.purchase(1).unwrap();
         assert_eq!((purchase.state, purchase.reason.as_deref()), (PurchaseState::Over, Some(reason)));
-        assert!(core.handle(NOW, Event::Cancel { rq: 1 }).is_err());
+        assert!(core.handle(NOW, PeerInput::Cancel { rq: 1 }).is_err());
         step(&mut core, found(4, 1, 1));
         assert_eq!(core.purchase(1).unwrap().state, PurchaseState::Over);
     }
@@ -340,68 +346,68 @@ fn a_search_that_fails_is_over() {
 
 #[test]
 fn numbers_are_never_used_twice_also_after_a_crash() {
-    let mut core = Core::new(Snapshot::default(), false);
+    let mut core = PeerCore::new(PeerSnapshot::default(), false);
     let mut ceiling = 0;
     let mut used = Vec::new();
     for _ in 0..3 {
-        for _ in 0..NUMBERS_STEP + 10 {
-            let mut fx = Effects::default();
-            used.push(core.number(&mut fx).unwrap());
-            for change in fx.changes {
-                if let Change::Ceiling(stored) = change {
+        for _ in 0..RQ_RESERVATION + 10 {
+            let mut effects = PeerEffects::default();
+            used.push(core.next_rq(&mut effects).unwrap());
+            for change in effects.changes {
+                if let PeerChange::Ceiling(stored) = change {
                     ceiling = stored;
                 }
             }
             assert!(*used.last().unwrap() < ceiling);
         }
-        core = Core::new(Snapshot { ceiling, ..Snapshot::default() }, false);
+        core = PeerCore::new(PeerSnapshot { ceiling, ..PeerSnapshot::default() }, false);
     }
     assert!(used.is_sorted_by(|a, b| a < b));
-    core = Core::new(Snapshot { ceiling: SERVER_NUMBERS, ..Snapshot::default() }, false);
-    assert!(core.number(&mut Effects::default()).is_err());
+    core = PeerCore::new(PeerSnapshot { ceiling: FIRST_SERVER_NUMBER, ..PeerSnapshot::default() }, false);
+    assert!(core.next_rq(&mut PeerEffects::default()).is_err());
 }
 
-/// The core after a crash: what its effects stored is all that is left.
+/// A core after a crash has only what its effects have stored.
 #[derive(Default)]
-struct Disk(Snapshot);
+struct Disk(PeerSnapshot);
 
 impl Disk {
-    fn store(&mut self, effects: &Effects) {
+    fn store(&mut self, effects: &PeerEffects) {
         for change in &effects.changes {
             match change.clone() {
-                Change::Item(item) => {
+                PeerChange::Item(item) => {
                     self.0.items.retain(|it| it.name != item.name);
                     self.0.items.push(item);
                 }
-                Change::DropItem(name) => self.0.items.retain(|it| it.name != name),
-                Change::Sale(sale) => {
+                PeerChange::DropItem(name) => self.0.items.retain(|it| it.name != name),
+                PeerChange::Sale(sale) => {
                     self.0.sales.retain(|it| it.rq != sale.rq);
                     self.0.sales.push(serde_json::from_str(&serde_json::to_string(&sale).unwrap()).unwrap());
                 }
-                Change::Purchase(it) => {
+                PeerChange::Purchase(it) => {
                     self.0.purchases.retain(|old| old.rq != it.rq);
                     self.0.purchases.push(serde_json::from_str(&serde_json::to_string(&it).unwrap()).unwrap());
                 }
-                Change::DropDeal(rq) => {
+                PeerChange::DropDeal(rq) => {
                     self.0.sales.retain(|it| it.rq != rq);
                     self.0.purchases.retain(|it| it.rq != rq);
                 }
-                Change::Seen { mid, at } => self.0.seen.push((mid, at)),
-                Change::DropSeen(mid) => self.0.seen.retain(|(seen, _)| *seen != mid),
-                Change::Ceiling(ceiling) => self.0.ceiling = ceiling,
+                PeerChange::Seen { mid, at } => self.0.seen.push((mid, at)),
+                PeerChange::DropSeen(mid) => self.0.seen.retain(|(seen, _)| *seen != mid),
+                PeerChange::Ceiling(ceiling) => self.0.ceiling = ceiling,
             }
         }
     }
 
-    fn restart(&self, auto_buy: bool) -> Core {
-        let Snapshot { items, sales, purchases, seen, ceiling } = &self.0;
+    fn restart(&self, auto_buy: bool) -> PeerCore {
+        let PeerSnapshot { items, sales, purchases, seen, ceiling } = &self.0;
         let (items, sales, purchases) = (items.clone(), sales.clone(), purchases.clone());
-        Core::new(Snapshot { items, sales, purchases, seen: seen.clone(), ceiling: *ceiling }, auto_buy)
+        PeerCore::new(PeerSnapshot { items, sales, purchases, seen: seen.clone(), ceiling: *ceiling }, auto_buy)
     }
 }
 
-fn run(disk: &mut Disk, core: &mut Core, event: Event) -> Effects {
-    let effects = core.handle(NOW, event).unwrap();
+fn run(disk: &mut Disk, core: &mut PeerCore, input: PeerInput) -> PeerEffects {
+    let effects = core.handle(NOW, input).unwrap();
     disk.store(&effects);
     effects
 }
@@ -409,38 +415,38 @@ fn run(disk: &mut Disk, core: &mut Core, event: Event) -> Effects {
 #[test]
 fn a_restarted_peer_squares_its_deals_with_the_server() {
     let mut disk = Disk::default();
-    let mut core = Core::new(Snapshot::default(), false);
-    run(&mut disk, &mut core, Event::Stock(vec![lamp(9)]));
+    let mut core = PeerCore::new(PeerSnapshot::default(), false);
+    run(&mut disk, &mut core, PeerInput::Stock(vec![lamp(9)]));
     for nth in 0..7 {
         run(&mut disk, &mut core, search(nth, SIDE + nth, "lamp"));
     }
     for nth in [3, 4] {
         run(&mut disk, &mut core, reserve(20 + nth, SIDE + nth, 2_000));
-        run(&mut disk, &mut core, Event::Ship { rq: SIDE + nth, price: Cents(2_000), to: to() });
+        run(&mut disk, &mut core, PeerInput::Ship { rq: SIDE + nth, price: Cents(2_000), to: to() });
     }
     run(&mut disk, &mut core, negotiate(30, SIDE + 6, 1_600));
-    let find = Event::Find { item_name: "lamp".into(), description: "".into(), max_price: Cents(2_500) };
+    let find = PeerInput::Find { item_name: "lamp".into(), description: "".into(), max_price: Cents(2_500) };
     let bought = run(&mut disk, &mut core, find.clone()).requests[0].0;
     let found_one = run(&mut disk, &mut core, find.clone()).requests[0].0;
     let forgotten = run(&mut disk, &mut core, find).requests[0].0;
 
     let mut core = disk.restart(false);
-    assert_eq!(core.bound("desk lamp"), 7);
+    assert_eq!(core.bound_units("desk lamp"), 7);
     let again = run(&mut disk, &mut core, search(2, SIDE + 2, "lamp"));
     assert!(again.requests.is_empty() && again.acks == [2], "the mid outlived the restart");
-    let asked = run(&mut disk, &mut core, Event::AskStatus);
-    assert_eq!(asks(&asked), ["STATUS"]);
-    let answer = vec![
-        status(SIDE, Phase::Searching, 2_000, None),
-        status(SIDE + 1, Phase::Reserved, 2_000, None),
-        status(SIDE + 2, Phase::Cancelled, 2_000, Some("released")),
-        status(SIDE + 3, Phase::Completed, 2_000, None),
-        status(SIDE + 4, Phase::Settling, 2_000, None),
-        status(SIDE + 6, Phase::Negotiating, 2_000, None),
-        status(bought, Phase::Completed, 2_000, None),
-        status(found_one, Phase::Reserved, 2_200, None),
+    let status_requests = run(&mut disk, &mut core, PeerInput::AskStatus);
+    assert_eq!(asks(&status_requests), ["STATUS"]);
+    let response = vec![
+        status(SIDE, DealPhase::Searching, 2_000, None),
+        status(SIDE + 1, DealPhase::Reserved, 2_000, None),
+        status(SIDE + 2, DealPhase::Cancelled, 2_000, Some("released")),
+        status(SIDE + 3, DealPhase::Completed, 2_000, None),
+        status(SIDE + 4, DealPhase::Settling, 2_000, None),
+        status(SIDE + 6, DealPhase::Negotiating, 2_000, None),
+        status(bought, DealPhase::Completed, 2_000, None),
+        status(found_one, DealPhase::Reserved, 2_200, None),
     ];
-    let effects = run(&mut disk, &mut core, deals(&asked, answer, false));
+    let effects = run(&mut disk, &mut core, deals(&status_requests, response, false));
     assert_eq!(asks(&effects), ["ACCEPT"], "the one that may not have arrived");
     let state = |nth| core.sale(SIDE + nth).unwrap().state;
     assert_eq!(
@@ -455,7 +461,7 @@ fn a_restarted_peer_squares_its_deals_with_the_server() {
             SaleState::Accepted
         ]
     );
-    assert_eq!((core.bound("desk lamp"), core.items().next().unwrap().quantity), (4, 8));
+    assert_eq!((core.bound_units("desk lamp"), core.items().next().unwrap().quantity), (4, 8));
     assert_eq!(core.purchase(bought).unwrap().state, PurchaseState::Bought);
     assert_eq!(core.purchase(found_one).unwrap().price, Some(Cents(2_200)));
     assert_eq!(core.purchase(forgotten).unwrap().state, PurchaseState::Over);
@@ -463,113 +469,114 @@ fn a_restarted_peer_squares_its_deals_with_the_server() {
 
 #[test]
 fn what_did_not_fit_into_the_answer_is_asked_for_and_a_shipped_unit_is_never_guessed_free() {
-    let mut core = stall(1);
-    for event in
-        [search(1, SIDE, "lamp"), reserve(2, SIDE, 2_000), Event::Ship { rq: SIDE, price: Cents(2_000), to: to() }]
+    let mut core = core_with_lamps(1);
+    for input in
+        [search(1, SIDE, "lamp"), reserve(2, SIDE, 2_000), PeerInput::Ship { rq: SIDE, price: Cents(2_000), to: to() }]
     {
-        step(&mut core, event);
+        step(&mut core, input);
     }
-    let asked = step(&mut core, Event::SettlementBroke { rq: SIDE });
-    assert!(matches!(asked.requests[..], [(_, Ask::Status { rq_deal: Some(SIDE) })]));
+    let status_requests = step(&mut core, PeerInput::SettlementInterrupted { rq: SIDE });
+    assert!(matches!(status_requests.requests[..], [(_, RequestBody::Status { rq_deal: Some(SIDE) })]));
     let mut core_with_more = core;
-    let all = step(&mut core_with_more, Event::AskStatus);
+    let all = step(&mut core_with_more, PeerInput::AskStatus);
     let one = step(&mut core_with_more, deals(&all, vec![], true));
-    assert!(matches!(one.requests[..], [(_, Ask::Status { rq_deal: Some(SIDE) })]));
+    assert!(matches!(one.requests[..], [(_, RequestBody::Status { rq_deal: Some(SIDE) })]));
     step(&mut core_with_more, deals(&one, vec![], false));
     assert_eq!(core_with_more.sale(SIDE).unwrap().state, SaleState::Unknown);
-    assert_eq!(core_with_more.bound("desk lamp"), 1, "it may have been paid");
-    step(&mut core_with_more, Event::Cancel { rq: SIDE });
-    assert_eq!(core_with_more.bound("desk lamp"), 0, "a person has found out");
+    assert_eq!(core_with_more.bound_units("desk lamp"), 1, "it may have been paid");
+    step(&mut core_with_more, PeerInput::Cancel { rq: SIDE });
+    assert_eq!(core_with_more.bound_units("desk lamp"), 0, "a person has found out");
 }
 
 #[test]
 fn of_two_deals_under_one_number_the_newest_counts() {
-    let mut core = Core::new(Snapshot::default(), false);
+    let mut core = PeerCore::new(PeerSnapshot::default(), false);
     let rq = find(&mut core);
-    let asked = step(&mut core, Event::AskStatus);
-    let listed = vec![status(rq, Phase::Reserved, 2_300, None), status(rq, Phase::Cancelled, 2_000, Some("NOT_FOUND"))];
-    step(&mut core, deals(&asked, listed, false));
+    let status_requests = step(&mut core, PeerInput::AskStatus);
+    let listed =
+        vec![status(rq, DealPhase::Reserved, 2_300, None), status(rq, DealPhase::Cancelled, 2_000, Some("NOT_FOUND"))];
+    step(&mut core, deals(&status_requests, listed, false));
     let purchase = core.purchase(rq).unwrap();
     assert_eq!((purchase.state, purchase.price), (PurchaseState::Found, Some(Cents(2_300))));
 }
 
 #[test]
 fn an_answer_to_status_is_not_held_against_what_came_later() {
-    let mut core = stall(2);
-    let asked = step(&mut core, Event::AskStatus);
+    let mut core = core_with_lamps(2);
+    let status_requests = step(&mut core, PeerInput::AskStatus);
     step(&mut core, search(1, SIDE, "lamp"));
-    step(&mut core, deals(&asked, vec![], false));
-    assert_eq!(core.bound("desk lamp"), 1);
+    step(&mut core, deals(&status_requests, vec![], false));
+    assert_eq!(core.bound_units("desk lamp"), 1);
 }
 
 #[test]
 fn quiet_deals_are_asked_about() {
-    let mut core = stall(1);
-    let (rq, ask) = step(&mut core, search(1, SIDE, "lamp")).requests[0].clone();
-    step(&mut core, Event::Answered { rq, ask, answer: Ok(Answer::Offered { rq }) });
-    assert!(step(&mut core, Event::Tick).requests.is_empty());
+    let mut core = core_with_lamps(1);
+    let (rq, body) = step(&mut core, search(1, SIDE, "lamp")).requests[0].clone();
+    step(&mut core, PeerInput::ResponseReceived { rq, body, response: Ok(ServerResponse::Offered { rq }) });
+    assert!(step(&mut core, PeerInput::Tick).requests.is_empty());
     let later = NOW.plus(Duration::from_secs(60));
-    assert_eq!(asks(&core.handle(later, Event::Tick).unwrap()), ["STATUS"]);
-    assert!(core.handle(later, Event::Tick).unwrap().requests.is_empty(), "one at a time");
+    assert_eq!(asks(&core.handle(later, PeerInput::Tick).unwrap()), ["STATUS"]);
+    assert!(core.handle(later, PeerInput::Tick).unwrap().requests.is_empty(), "one at a time");
 }
 
 #[test]
 fn stock_is_never_less_than_what_is_bound() {
-    let mut core = stall(2);
+    let mut core = core_with_lamps(2);
     step(&mut core, search(1, SIDE, "lamp"));
     step(&mut core, search(2, SIDE + 1, "lamp"));
-    assert!(core.handle(NOW, Event::Stock(vec![lamp(1)])).unwrap_err().0.contains("2 of"));
-    assert!(core.handle(NOW, Event::Remove { name: "desk lamp".to_owned() }).is_err());
+    assert!(core.handle(NOW, PeerInput::Stock(vec![lamp(1)])).unwrap_err().0.contains("2 of"));
+    assert!(core.handle(NOW, PeerInput::Remove { name: "desk lamp".to_owned() }).is_err());
     step(&mut core, cancel(3, SIDE));
     step(&mut core, cancel(4, SIDE + 1));
-    step(&mut core, Event::Remove { name: "desk lamp".to_owned() });
-    assert!(core.handle(NOW, Event::Remove { name: "desk lamp".to_owned() }).is_err());
+    step(&mut core, PeerInput::Remove { name: "desk lamp".to_owned() });
+    assert!(core.handle(NOW, PeerInput::Remove { name: "desk lamp".to_owned() }).is_err());
 }
 
 #[test]
 fn who_leaves_has_no_open_deals() {
-    let mut core = stall(1);
+    let mut core = core_with_lamps(1);
     step(&mut core, search(1, SIDE, "lamp"));
     let rq = find(&mut core);
-    step(&mut core, Event::Left);
-    assert!(core.bound("desk lamp") == 0 && core.purchase(rq).unwrap().is_over());
+    step(&mut core, PeerInput::Departed);
+    assert!(core.bound_units("desk lamp") == 0 && core.purchase(rq).unwrap().is_over());
 }
 
 proptest! {
-    /// Whatever the server (or the network) says, in whatever order, with crashes in between.
+    /// Holds for whatever the server or the network sends, in any order, with crashes in between.
     #[test]
     fn never_more_is_promised_than_there_is(
         stock in 0u64..4,
         script in prop::collection::vec((0u8..10, 0u64..6, 0u64..24, 1_400i64..2_100), 1..80),
     ) {
         let mut disk = Disk::default();
-        let mut core = Core::new(Snapshot::default(), true);
-        run(&mut disk, &mut core, Event::Stock(vec![lamp(stock)]));
+        let mut core = PeerCore::new(PeerSnapshot::default(), true);
+        run(&mut disk, &mut core, PeerInput::Stock(vec![lamp(stock)]));
         for (kind, nth, mid, price) in script {
             let rq = SIDE + nth;
-            let event = match kind {
+            let input = match kind {
                 0 | 1 => search(mid, rq, "lamp"),
                 2 => negotiate(mid, rq, price),
                 3 => reserve(mid, rq, price.max(1_500)),
                 4 => reserve(mid, rq, 2_000),
                 5 => released(mid, rq),
                 6 => cancel(mid, rq),
-                7 => Event::Settled { rq, payout: Amount(Cents(price)) },
-                8 => Event::Ship { rq, price: Cents(2_000), to: to() },
+                7 => PeerInput::Settled { rq, payout: Amount(Cents(price)) },
+                8 => PeerInput::Ship { rq, price: Cents(2_000), to: to() },
                 _ => {
                     core = disk.restart(true);
-                    let asked = run(&mut disk, &mut core, Event::AskStatus);
-                    let phase = [Phase::Completed, Phase::Reserved, Phase::Cancelled][nth as usize % 3];
-                    deals(&asked, vec![status(rq, phase, 2_000, Some("released"))], mid % 2 == 0)
+                    let status_requests = run(&mut disk, &mut core, PeerInput::AskStatus);
+                    let phase = [DealPhase::Completed, DealPhase::Reserved, DealPhase::Cancelled][nth as usize % 3];
+                    deals(&status_requests, vec![status(rq, phase, 2_000, Some("released"))], mid % 2 == 0)
                 }
             };
-            if let Ok(effects) = core.handle(NOW, event) {
+            if let Ok(effects) = core.handle(NOW, input) {
                 disk.store(&effects);
             }
             let sold: u64 = core.items().map(|item| item.sold).sum();
             let left: u64 = core.items().map(|item| item.quantity).sum();
             prop_assert_eq!(left + sold, stock);
-            prop_assert!(core.bound("desk lamp") <= left);
+            prop_assert!(core.bound_units("desk lamp") <= left);
             let states = core.sales().filter(|sale| sale.state == SaleState::Sold).count() as u64;
             prop_assert!(states >= sold);
         }
@@ -578,32 +585,36 @@ proptest! {
 
 #[test]
 fn a_peer_offers_under_its_items_own_words_and_a_buyer_is_shown_them() {
-    let mut core = stall(1);
+    let mut core = core_with_lamps(1);
     let effects = step(&mut core, search(1, SIDE, "lamp"));
-    let [(SIDE, Ask::Offer { goods, .. })] = &effects.requests[..] else { panic!("{:?}", effects.requests) };
+    let [(SIDE, RequestBody::Offer { goods, .. })] = &effects.requests[..] else { panic!("{:?}", effects.requests) };
     assert_eq!(goods.item.as_deref(), Some("Desk lamp"));
     assert_eq!(goods.description.as_deref(), Some("brass, green glass shade"));
     let rq = find(&mut core);
-    let Event::Push(Push::Found { mid, item_name, price, seller, .. }) = found(5, rq, 2_000) else { panic!() };
+    let PeerInput::Notification(Notification::Found { mid, item_name, price, seller, .. }) = found(5, rq, 2_000) else {
+        panic!()
+    };
     let (offer_item, offer_description) = (Some("Brass lamp".into()), Some("green shade".into()));
-    let push = Push::Found { rq, mid, item_name, price, seller, offer_item, offer_description };
-    let effects = step(&mut core, Event::Push(push));
-    let [Note::Found { offer_item, offer_description, .. }] = &effects.notes[..] else { panic!("{:?}", effects.notes) };
+    let push = Notification::Found { rq, mid, item_name, price, seller, offer_item, offer_description };
+    let effects = step(&mut core, PeerInput::Notification(push));
+    let [PeerEvent::Found { offer_item, offer_description, .. }] = &effects.events[..] else {
+        panic!("{:?}", effects.events)
+    };
     assert_eq!((offer_item.as_deref(), offer_description.as_deref()), (Some("Brass lamp"), Some("green shade")));
     assert_eq!(core.purchase(rq).unwrap().goods.item.as_deref(), Some("Brass lamp"));
 }
 
 #[test]
 fn who_browses_is_shown_an_offer_and_buys_nothing() {
-    let mut core = Core::new(Snapshot::default(), true);
-    let effects = step(&mut core, Event::Browse { word: ANYTHING.into() });
-    let [(rq, Ask::LookingFor { .. })] = effects.requests[..] else { panic!("{:?}", effects.requests) };
+    let mut core = PeerCore::new(PeerSnapshot::default(), true);
+    let effects = step(&mut core, PeerInput::Browse { word: ANYTHING.into() });
+    let [(rq, RequestBody::LookingFor { .. })] = effects.requests[..] else { panic!("{:?}", effects.requests) };
     let effects = step(&mut core, found(5, rq, 2_000));
-    assert_eq!((asks(&effects), effects.notes.len()), (vec!["CANCEL".to_owned()], 0), "also with --auto-buy");
+    assert_eq!((asks(&effects), effects.events.len()), (vec!["CANCEL".to_owned()], 0), "also with --auto-buy");
     let seen = core.purchase(rq).unwrap();
     assert_eq!((seen.price, seen.seller.clone()), (Some(Cents(2_000)), Some(name("bob"))));
-    // Of all that a stall has it is the cheapest.
-    let mut core = stall(1);
+    // It is the cheapest of all items.
+    let mut core = core_with_lamps(1);
     let effects = step(&mut core, search(1, SIDE, ANYTHING));
     assert_eq!(asks(&effects), ["OFFER"]);
 }

@@ -1,4 +1,4 @@
-//! The wallet: what a person pays with and where goods go. Read when it is needed, never kept.
+//! The wallet file: payment details and postal address. It is read when needed and never stored.
 
 use std::fmt;
 use std::path::Path;
@@ -8,14 +8,13 @@ use serde_json::Value;
 use crate::model::{CardNumber, Expiry, text};
 use crate::trade::wire::ADDRESS_MAX;
 
-/// What the wallet file holds. Its `Debug` output shows neither card nor address.
+/// The content of the wallet file. Its `Debug` output shows neither card nor address.
 #[derive(Clone)]
 pub struct Wallet {
-    /// The card.
     pub cc_number: CardNumber,
-    /// The card's last month.
+    /// The month in which the card expires.
     pub cc_exp: Expiry,
-    /// Where goods go to, or come from.
+    /// Where goods are shipped to, or from.
     pub address: String,
 }
 
@@ -29,7 +28,7 @@ impl Wallet {
     /// Reads the file: a JSON object with `cc_number`, `cc_exp` ("MM/YY") and `address`.
     ///
     /// # Errors
-    /// One line that names the file and the field, and quotes neither.
+    /// One line that names the file and the field, without quoting a value.
     pub fn read(path: &Path) -> Result<Wallet, String> {
         let shown = path.display();
         let bytes = std::fs::read(path).map_err(|error| format!("wallet {shown}: {error}"))?;
@@ -60,7 +59,7 @@ impl Wallet {
     }
 }
 
-/// What a person should know about the file's permissions, if others may read it.
+/// A warning for the user if the file can be read by others.
 pub fn warning(path: &Path) -> Option<String> {
     #[cfg(unix)]
     {

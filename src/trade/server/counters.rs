@@ -1,17 +1,17 @@
-//! What the trade server did so far.
+//! The counters of the trade server.
 
 use crate::net::counters::Counter;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What the trade server did so far.
+        /// The counters of the trade server.
         #[derive(Debug, Default)]
         pub struct TradeCounters {
             $($(#[$doc])* pub $name: Counter,)*
         }
 
         impl TradeCounters {
-            /// Every counter with its name.
+            /// All counters with their names.
             pub fn list(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.get()),)*]
             }
@@ -20,39 +20,38 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Requests that were understood.
+    /// Requests that could be parsed.
     requests,
-    /// Refusals, sent or withheld.
+    /// ERROR responses, sent or withheld.
     errors,
-    /// Refusals that were not sent: ten a second went to that address already.
+    /// ERROR responses that were not sent because of the limit of ten a second for each address.
     errors_withheld,
-    /// Answers that were not sent: three times what came from that address is not enough.
+    /// Responses that were not sent because of the amplification limit.
     answers_too_long,
-    /// Server's types and errors, which are never answered.
+    /// Ignored messages: server types and errors, which are never answered.
     ignored,
-    /// Pushes sent, repeats included.
+    /// Notifications sent, including repeats.
     pushes,
-    /// Pushes sent again.
+    /// Repeated notifications.
     pushes_repeated,
-    /// Pushes that were not sent, being more than three times what came from an address that has not proved
-    /// that it hears.
+    /// Notifications that were not sent because of the amplification limit for addresses that are not validated.
     pushes_withheld,
-    /// Pushes acknowledged.
+    /// Acknowledged notifications.
     acks,
-    /// Acknowledgements of what is not outstanding, or from someone else.
+    /// Acknowledgements of notifications that are not outstanding, or by others than their recipients.
     acks_unknown,
-    /// Datagrams that the system did not take.
+    /// Datagrams that the system refused to send.
     sends_failed,
-    /// Connections that failed: handshake, reading or writing.
+    /// Connections that failed during the handshake, reading or writing.
     connections_failed,
-    /// Requests that could not be stored.
+    /// Requests whose changes could not be stored.
     unavailable,
-    /// Settlements begun.
+    /// Settlements that have begun.
     settlements,
     /// Settlements that ended with a charge.
     settlements_paid,
-    /// Settlements that ended without one.
+    /// Settlements that ended without a charge.
     settlements_failed,
-    /// Calls to the bank that got no answer.
+    /// Calls to the bank that were not answered.
     bank_unreachable,
 }

@@ -1,4 +1,4 @@
-//! What comes in: datagrams, lines on connections, and the requests that both hold.
+//! Incoming datagrams and lines on connections, and the requests in them.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
@@ -6,54 +6,57 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::{DATAGRAMS_IN_HAND_MAX, Ex, LEAVING_MAX, LINE_MAX, MESSAGE_TIMEOUT, Shared};
+use super::{
+    DATAGRAMS_IN_PROGRESS_MAX, LINE_MAX, MESSAGE_TIMEOUT, ServerInner, StoredExchange, WAITING_DEPARTURES_MAX,
+};
 use crate::model::Name;
+use crate::net::connection_end::ConnectionEnd;
 use crate::net::counters::Counter;
-use crate::net::ended::Ended;
 use crate::net::lines::LineLimits;
-use crate::net::listener::{After, MessageConnection, MessageFraming, MessageService, Rejection};
+use crate::net::listener::{AfterMessage, MessageConnection, MessageFraming, MessageService, Rejection};
 use crate::net::udp::Datagram;
 use crate::storage::StoreError;
-use crate::trade::exchange::{Origin, Outcome, Via};
-use crate::trade::store::Receipt;
-use crate::trade::wire::{self, Ask, Code, DATAGRAM_MAX, Inbound, Refusal, Reply, Request, encode};
+use crate::trade::exchange::{ExchangeEffects, RequestOrigin, Transport};
+use crate::trade::store::JournalCommit;
+use crate::trade::wire::{
+    self, DATAGRAM_MAX, ErrorCode, PeerMessage, Request, RequestBody, RequestError, Response, encode,
+};
 
-/// Who sent a datagram, and what may be answered to it.
+/// What is needed to respond to a datagram.
 #[derive(Clone, Copy)]
-pub(super) struct Caller {
-    pub(super) origin: Origin,
-    /// Of the datagram, bytes.
+pub(super) struct ResponseContext {
+    pub(super) origin: RequestOrigin,
+    /// The length of the datagram in bytes.
     pub(super) length: usize,
-    /// It came from an address that had proved that it hears: its own answer goes there, also where the
-    /// request gave up the address.
-    pub(super) proved: bool,
-    /// When it came.
-    pub(super) came_at: Instant,
+    /// Whether the source address was validated when the datagram arrived. The response is sent there even if the
+    /// request gives up that address.
+    pub(super) is_validated: bool,
+    pub(super) received_at: Instant,
 }
 
-/// A request that is left with the store, as long as it is: they have a bound, as threads have.
-struct Place(Arc<Shared>);
+/// Permits a request to wait for its commit without a thread. The number of permits is limited like that of threads.
+struct PendingCommitPermit(Arc<ServerInner>);
 
-impl Place {
-    /// Nothing when all are taken; then the request waits on its thread.
-    fn take(shared: &Arc<Shared>) -> Option<Place> {
-        let one_more = |taken| (taken < DATAGRAMS_IN_HAND_MAX).then_some(taken + 1);
-        shared.left_with_store.fetch_update(Relaxed, Relaxed, one_more).ok()?;
-        Some(Place(Arc::clone(shared)))
+impl PendingCommitPermit {
+    /// `None` if all permits are taken; then the request waits on its thread.
+    fn try_acquire(inner: &Arc<ServerInner>) -> Option<PendingCommitPermit> {
+        let one_more = |taken| (taken < DATAGRAMS_IN_PROGRESS_MAX).then_some(taken + 1);
+        inner.pending_commits.fetch_update(Relaxed, Relaxed, one_more).ok()?;
+        Some(PendingCommitPermit(Arc::clone(inner)))
     }
 }
 
-impl Drop for Place {
+impl Drop for PendingCommitPermit {
     fn drop(&mut self) {
-        self.0.left_with_store.fetch_sub(1, Relaxed);
+        self.0.pending_commits.fetch_sub(1, Relaxed);
     }
 }
 
-/// The trade port's connections: BUY, a line each.
-pub(super) struct TradeService(pub(super) Arc<Shared>);
+/// Serves connections to the trade port, which carry BUY requests, one a line.
+pub(super) struct TradeService(pub(super) Arc<ServerInner>);
 
 impl MessageService for TradeService {
-    type Client = ();
+    type Session = ();
     const NAME: &'static str = "trade";
     const FRAMING: MessageFraming = MessageFraming::JsonLines;
 
@@ -61,9 +64,9 @@ impl MessageService for TradeService {
         LineLimits::new(LINE_MAX)
     }
 
-    fn rejection(&self, why: Rejection) -> Option<Vec<u8>> {
-        let code = if why.is_busy() { Code::Busy } else { Code::BadRequest };
-        Some(encode(&Reply::Error { rq: None, code, reason: why.to_string() }))
+    fn rejection_message(&self, why: Rejection) -> Option<Vec<u8>> {
+        let code = if why.is_busy() { ErrorCode::Busy } else { ErrorCode::BadRequest };
+        Some(encode(&Response::Error { rq: None, code, reason: why.to_string() }))
     }
 
     fn count_rejected(&self) {
@@ -74,195 +77,232 @@ impl MessageService for TradeService {
         &self.0.counters.connections_failed
     }
 
-    fn connected(&self, _connection: &MessageConnection) {}
+    fn on_connect(&self, _connection: &MessageConnection) {}
 
-    fn message(&self, (): &mut (), message: Vec<u8>, connection: &mut MessageConnection) -> Result<After, Ended> {
-        let shared = &self.0;
+    fn handle(
+        &self,
+        (): &mut (),
+        message: Vec<u8>,
+        connection: &mut MessageConnection,
+    ) -> Result<AfterMessage, ConnectionEnd> {
+        let inner = &self.0;
         let failed = RefCell::new(None);
-        let write = |reply: Reply| {
-            if let Err(error) = connection.writer().write_line(encode(&reply), Instant::now() + MESSAGE_TIMEOUT) {
+        let write = |response: Response| {
+            if let Err(error) = connection.writer().write_line(encode(&response), Instant::now() + MESSAGE_TIMEOUT) {
                 *failed.borrow_mut() = Some(error);
             }
         };
-        let refuse = |rq, refusal: Refusal| {
-            shared.counters.errors.add(1);
-            write(Reply::Error { rq, code: refusal.code, reason: refusal.reason });
+        let respond_error = |rq, error: RequestError| {
+            inner.counters.errors.add(1);
+            write(Response::Error { rq, code: error.code, reason: error.reason });
         };
-        match wire::read(&message) {
-            Inbound::Request(request) if matches!(request.ask, Ask::Buy { .. }) => {
+        match wire::parse_message(&message) {
+            PeerMessage::Request(request) if matches!(request.body, RequestBody::Buy { .. }) => {
                 drop(message);
-                shared.counters.requests.add(1);
-                let origin = Origin { source: connection.source(), asked: None, via: Via::Tcp };
-                shared.run(&origin, &request, &write);
+                inner.counters.requests.add(1);
+                let origin = RequestOrigin { source: connection.source(), local_ip: None, transport: Transport::Tcp };
+                inner.serve_request(&origin, &request, &write);
             }
-            Inbound::Request(request) => {
-                let refusal = Refusal::new(Code::BadRequest, "type: only BUY is taken on a connection");
-                refuse(Some(request.rq), refusal);
+            PeerMessage::Request(request) => {
+                let error = RequestError::new(ErrorCode::BadRequest, "type: only BUY is taken on a connection");
+                respond_error(Some(request.rq), error);
             }
-            Inbound::Refused(rq, refusal) => refuse(rq, refusal),
-            Inbound::Ack(_) | Inbound::Ignored => shared.counters.ignored.add(1),
+            PeerMessage::Invalid(rq, error) => respond_error(rq, error),
+            PeerMessage::Ack(_) | PeerMessage::Ignored => inner.counters.ignored.add(1),
         }
         match failed.into_inner() {
             Some(error) => Err(error.into()),
-            None => Ok(After::Continue),
+            None => Ok(AfterMessage::Continue),
         }
     }
 }
 
-impl Shared {
-    pub(super) fn datagram(self: &Arc<Self>, datagram: Datagram<'_>) {
-        let came_at = Instant::now();
+impl ServerInner {
+    pub(super) fn handle_datagram(self: &Arc<Self>, datagram: Datagram<'_>) {
+        let received_at = Instant::now();
         let source = SocketAddr::new(datagram.source.ip().to_canonical(), datagram.source.port());
         let length = datagram.bytes.len();
         let exchange = self.exchange();
-        let caller = Caller {
-            origin: Origin { source, asked: self.asked(datagram.to), via: Via::Udp },
+        let response_context = ResponseContext {
+            origin: RequestOrigin { source, local_ip: self.local_ip(datagram.to), transport: Transport::Udp },
             length,
-            proved: exchange.came(source, length),
-            came_at,
+            is_validated: exchange.datagram_received(source, length),
+            received_at,
         };
-        if datagram.truncated {
+        if datagram.is_truncated {
             let reason = format!("the datagram is longer than {DATAGRAM_MAX} bytes");
-            return self.refuse(&exchange, &caller, None, Refusal::new(Code::BadRequest, reason));
+            return self.respond_error(
+                &exchange,
+                &response_context,
+                None,
+                RequestError::new(ErrorCode::BadRequest, reason),
+            );
         }
-        match wire::read(datagram.bytes) {
-            Inbound::Request(request) => {
+        match wire::parse_message(datagram.bytes) {
+            PeerMessage::Request(request) => {
                 self.counters.requests.add(1);
-                self.request(&exchange, caller, request);
+                self.handle_request(&exchange, response_context, request);
             }
-            Inbound::Ack(ack) => {
-                let known = exchange.ack(self.now(), source, &ack);
+            PeerMessage::Ack(ack) => {
+                let known = exchange.acknowledge(self.now(), source, &ack);
                 if known { &self.counters.acks } else { &self.counters.acks_unknown }.add(1);
             }
-            Inbound::Ignored => self.counters.ignored.add(1),
-            Inbound::Refused(rq, refusal) => self.refuse(&exchange, &caller, rq, refusal),
+            PeerMessage::Ignored => self.counters.ignored.add(1),
+            PeerMessage::Invalid(rq, error) => self.respond_error(&exchange, &response_context, rq, error),
         }
     }
 
-    /// Which of this host's addresses a peer speaks to: what the system says, else the one that is bound.
-    fn asked(&self, to: Option<IpAddr>) -> Option<IpAddr> {
+    /// The address of this host that a datagram was sent to: as the system tells it, else the one that is bound.
+    fn local_ip(&self, to: Option<IpAddr>) -> Option<IpAddr> {
         let bound = self.config.addr.ip().to_canonical();
         to.map(|to| to.to_canonical()).or((!bound.is_unspecified()).then_some(bound))
     }
 
-    /// A request in a datagram. Once nothing is left of it but to wait for the disk and then to send a few
-    /// datagrams, that is left with the store, and the thread is free for the next: it would sleep twice,
-    /// for the commit and for the next datagram, which is more work than all the rest.
-    fn request(self: &Arc<Self>, exchange: &Arc<Ex>, caller: Caller, request: Request) {
-        let outcome = exchange.request(self.now(), &caller.origin, &request);
-        let place = (outcome.is_brief() && !outcome.receipt.is_settled()).then(|| Place::take(self)).flatten();
-        let Some(place) = place else {
-            let answer = |reply| self.answer(exchange, &caller, reply);
-            if let Err(error) = self.carry_out(exchange, outcome, caller.origin.source, &request, &answer) {
-                self.once_more(error, &caller.origin, &request, &answer);
+    /// Handles a request in a datagram. If all that remains is to wait for the commit and to send a few datagrams,
+    /// that is left to a callback of the store and the thread is free. Otherwise it would sleep twice, for the commit
+    /// and for the next datagram, which costs more than all the rest.
+    fn handle_request(
+        self: &Arc<Self>,
+        exchange: &Arc<StoredExchange>,
+        response_context: ResponseContext,
+        request: Request,
+    ) {
+        let effects = exchange.handle_request(self.now(), &response_context.origin, &request);
+        let permit = (effects.is_brief() && !effects.commit.has_run_callbacks())
+            .then(|| PendingCommitPermit::try_acquire(self))
+            .flatten();
+        let Some(permit) = permit else {
+            let respond = |response| self.respond(exchange, &response_context, response);
+            if let Err(error) =
+                self.apply_request_effects(exchange, effects, response_context.origin.source, &request, &respond)
+            {
+                self.retry(error, &response_context.origin, &request, &respond);
             }
             return;
         };
-        let (receipt, exchange) = (outcome.receipt.clone(), Arc::clone(exchange));
-        receipt.then(move |stored| match stored {
-            Ok(()) => place.0.send_all(&exchange, outcome, &|reply| place.0.answer(&exchange, &caller, reply)),
-            // Rebuilding and asking again take a while: that needs a thread of its own again.
+        let (commit, exchange) = (effects.commit.clone(), Arc::clone(exchange));
+        commit.on_commit(move |stored| match stored {
+            Ok(()) => permit
+                .0
+                .send_effects(&exchange, effects, &|response| permit.0.respond(&exchange, &response_context, response)),
+            // Rebuilding and retrying take a while, so they need a thread of their own.
             Err(error) => {
-                let (shared, failed, rq, cause) =
-                    (Arc::clone(&place.0), Arc::clone(&exchange), request.rq, error.clone());
+                let (inner, failed, rq, cause) =
+                    (Arc::clone(&permit.0), Arc::clone(&exchange), request.rq, error.clone());
                 let retry = move || {
-                    place.0.not_stored(&exchange, &cause);
-                    let answer = |reply| place.0.answer(&place.0.exchange(), &caller, reply);
-                    place.0.once_more(cause, &caller.origin, &request, &answer);
+                    permit.0.handle_store_failure(&exchange, &cause);
+                    let respond = |response| permit.0.respond(&permit.0.exchange(), &response_context, response);
+                    permit.0.retry(cause, &response_context.origin, &request, &respond);
                 };
-                if shared.floor.executor.execute(retry).is_err() {
-                    shared.answer(&failed, &caller, unavailable(rq, &error));
+                if inner.context.executor.execute(retry).is_err() {
+                    inner.respond(&failed, &response_context, unavailable(rq, &error));
                 }
             }
         });
     }
 
-    fn run(self: &Arc<Self>, origin: &Origin, request: &Request, answer: &dyn Fn(Reply)) {
+    fn serve_request(self: &Arc<Self>, origin: &RequestOrigin, request: &Request, respond: &dyn Fn(Response)) {
         let exchange = self.exchange();
-        let outcome = exchange.request(self.now(), origin, request);
-        if let Err(error) = self.carry_out(&exchange, outcome, origin.source, request, answer) {
-            self.once_more(error, origin, request, answer);
+        let effects = exchange.handle_request(self.now(), origin, request);
+        if let Err(error) = self.apply_request_effects(&exchange, effects, origin.source, request, respond) {
+            self.retry(error, origin, request, respond);
         }
     }
 
-    /// A request whose change was not stored. It may have failed for something earlier that nobody waits
-    /// for (an ACK), on a disk that works by now. Memory has been built anew: nothing of this request is
-    /// left in it.
-    fn once_more(self: &Arc<Self>, error: StoreError, origin: &Origin, request: &Request, answer: &dyn Fn(Reply)) {
-        let outcome = |exchange: &Ex| exchange.request(self.now(), origin, request);
+    /// Handles a request again whose changes were not stored. The cause may be an earlier change that nobody waited
+    /// for (an ACK), and the disk may work again. The exchange has been rebuilt and holds nothing of this request.
+    fn retry(
+        self: &Arc<Self>,
+        error: StoreError,
+        origin: &RequestOrigin,
+        request: &Request,
+        respond: &dyn Fn(Response),
+    ) {
+        let effects = |exchange: &StoredExchange| exchange.handle_request(self.now(), origin, request);
         let result = match error {
             StoreError::Unavailable(_) => {
                 let exchange = self.exchange();
-                self.carry_out(&exchange, outcome(&exchange), origin.source, request, answer)
+                self.apply_request_effects(&exchange, effects(&exchange), origin.source, request, respond)
             }
             error => Err(error),
         };
         if let Err(error) = result {
-            answer(unavailable(request.rq, &error));
+            respond(unavailable(request.rq, &error));
         }
     }
 
-    /// Makes a request's outcome real, and waits for what a DE-REGISTER has to wait for.
-    fn carry_out(
+    /// Applies the effects of a request; a DE-REGISTER then waits for the peer's settlements.
+    fn apply_request_effects(
         self: &Arc<Self>,
-        exchange: &Arc<Ex>,
-        outcome: Outcome<Receipt>,
+        exchange: &Arc<StoredExchange>,
+        effects: ExchangeEffects<JournalCommit>,
         source: SocketAddr,
         request: &Request,
-        answer: &dyn Fn(Reply),
+        respond: &dyn Fn(Response),
     ) -> Result<(), StoreError> {
-        let leaving = outcome.leaving;
-        self.make_real(exchange, outcome, answer)?;
-        if let Some(since) = leaving {
-            self.leave(source, request.rq, &request.name, since, answer);
+        let departing = effects.departing;
+        self.apply_effects(exchange, effects, respond)?;
+        if let Some(registration_id) = departing {
+            self.await_departure(source, request.rq, &request.name, registration_id, respond);
         }
         Ok(())
     }
 
-    /// A DE-REGISTER waits here until the peer's settlements are over.
-    fn leave(self: &Arc<Self>, source: SocketAddr, rq: u64, name: &Name, since: u64, answer: &dyn Fn(Reply)) {
-        // Connecting, TLS, two answers and two visits to the bank: no settlement takes longer unless the
-        // bank is away.
+    /// Waits until the peer's settlements are over, then completes its DE-REGISTER.
+    fn await_departure(
+        self: &Arc<Self>,
+        source: SocketAddr,
+        rq: u64,
+        name: &Name,
+        registration_id: u64,
+        respond: &dyn Fn(Response),
+    ) {
+        // Enough for connecting, TLS, two answers and two calls to the bank: a settlement takes longer only if the
+        // bank does not answer.
         let deadline = Instant::now() + 6 * self.config.settle_timeout + MESSAGE_TIMEOUT;
-        let busy = || Reply::Error {
+        let busy = || Response::Error {
             rq: Some(rq),
-            code: Code::Busy,
+            code: ErrorCode::Busy,
             reason: "a settlement is under way; try again".to_owned(),
         };
         {
-            let mut waiting = self.settled.0.lock();
-            if *waiting >= LEAVING_MAX {
+            let mut waiting = self.settlement_ended.0.lock();
+            if *waiting >= WAITING_DEPARTURES_MAX {
                 drop(waiting);
-                return answer(busy());
+                return respond(busy());
             }
             *waiting += 1;
         }
         loop {
             let exchange = self.exchange();
-            let outcome = exchange.leave(self.now(), source, rq, name, since);
-            let leaving = outcome.leaving.is_some();
-            if let Err(error) = self.make_real(&exchange, outcome, answer) {
-                answer(unavailable(rq, &error));
+            let effects = exchange.resume_departure(self.now(), source, rq, name, registration_id);
+            let departing = effects.departing.is_some();
+            if let Err(error) = self.apply_effects(&exchange, effects, respond) {
+                respond(unavailable(rq, &error));
                 break;
             }
-            if !leaving {
+            if !departing {
                 break;
             }
-            let mut waiting = self.settled.0.lock();
-            // A settlement may have ended between the look and the lock.
-            let look_again_at = deadline.min(Instant::now() + Duration::from_secs(1));
-            let _ = self.settled.1.wait_until(&mut waiting, look_again_at);
+            let mut waiting = self.settlement_ended.0.lock();
+            // Wakes up once a second, since a settlement may have ended between the check and the lock.
+            let recheck_at = deadline.min(Instant::now() + Duration::from_secs(1));
+            let _ = self.settlement_ended.1.wait_until(&mut waiting, recheck_at);
             drop(waiting);
-            if Instant::now() >= deadline || self.is_over() {
-                exchange.stay(name, since);
-                answer(busy());
+            if Instant::now() >= deadline || self.is_past_stop() {
+                exchange.cancel_departure(name, registration_id);
+                respond(busy());
                 break;
             }
         }
-        *self.settled.0.lock() -= 1;
+        *self.settlement_ended.0.lock() -= 1;
     }
 }
 
-fn unavailable(rq: u64, error: &StoreError) -> Reply {
-    Reply::Error { rq: Some(rq), code: Code::Unavailable, reason: format!("nothing changed, try again: {error}") }
+fn unavailable(rq: u64, error: &StoreError) -> Response {
+    Response::Error {
+        rq: Some(rq),
+        code: ErrorCode::Unavailable,
+        reason: format!("nothing changed, try again: {error}"),
+    }
 }

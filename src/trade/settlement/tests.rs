@@ -6,15 +6,15 @@ use crate::model::{Name, Token};
 const BUYER_RQ: u64 = 7;
 const SELLER_RQ: u64 = 1 << 31;
 
-fn order(payment: Payment) -> Settling {
-    let peer = |name: &str, rq| SettlingPeer {
+fn order(payment: PaymentProgress) -> SettlementOrder {
+    let peer = |name: &str, rq| SettlementParty {
         from: None,
         name: Name::new(name).unwrap(),
         rq,
         token: Some(Token::from_text(format!("token of {name}"))),
         tcp: None,
     };
-    Settling {
+    SettlementOrder {
         deal: 1,
         key: "trade-1".to_owned(),
         item_name: "lamp".into(),
@@ -37,21 +37,23 @@ fn shipped(rq: u64) -> String {
     serde_json::json!({"type": "SHIPPED", "rq": rq}).to_string()
 }
 
-/// The actions as a person reads them.
-fn shown(actions: &[Action]) -> Vec<String> {
-    let line = |line: &SettlementLine| serde_json::to_value(line).unwrap();
-    let show = |action: &Action| match action {
-        Action::Write(side, written) => format!("{} to the {}", line(written)["type"].as_str().unwrap(), name(*side)),
-        Action::Authorise(_) => "authorise".to_owned(),
-        Action::Capture => "capture".to_owned(),
-        Action::Void => "void".to_owned(),
-        Action::Store(milestone) => format!("store {milestone:?}"),
-        Action::Close => "close".to_owned(),
+/// The actions as readable texts.
+fn shown(actions: &[SettlementAction]) -> Vec<String> {
+    let line = |line: &SettlementMessage| serde_json::to_value(line).unwrap();
+    let show = |action: &SettlementAction| match action {
+        SettlementAction::Write(side, written) => {
+            format!("{} to the {}", line(written)["type"].as_str().unwrap(), side_name(*side))
+        }
+        SettlementAction::Authorise(_) => "authorise".to_owned(),
+        SettlementAction::Capture => "capture".to_owned(),
+        SettlementAction::Void => "void".to_owned(),
+        SettlementAction::Store(milestone) => format!("store {milestone:?}"),
+        SettlementAction::Close => "close".to_owned(),
     };
     actions.iter().map(show).collect()
 }
 
-/// A settlement that has come so far; each name is that of the last thing done.
+/// The points that a settlement can be brought to, each named after the last thing done.
 const REACHED: [&str; 9] = [
     "begun",
     "buyer informed",
@@ -65,45 +67,47 @@ const REACHED: [&str; 9] = [
 ];
 
 fn at(reached: &str) -> Settlement {
-    let (mut it, _) = Settlement::begin(order(Payment::Asked));
+    let (mut it, _) = Settlement::begin(order(PaymentProgress::Asked));
     if reached == "buyer informed" {
-        it.handle(Input::Line(Side::Buyer, &inform("bo", BUYER_RQ)));
+        it.handle(SettlementInput::Line(Side::Buyer, &inform("bo", BUYER_RQ)));
         return it;
     }
     let place = REACHED.iter().position(|name| *name == reached).unwrap();
     if place >= 2 {
-        assert!(it.handle(Input::Line(Side::Seller, &inform("al", SELLER_RQ))).is_empty());
+        assert!(it.handle(SettlementInput::Line(Side::Seller, &inform("al", SELLER_RQ))).is_empty());
     }
     if place >= 3 {
-        assert_eq!(shown(&it.handle(Input::Line(Side::Buyer, &inform("bo", BUYER_RQ)))), ["authorise"]);
+        assert_eq!(shown(&it.handle(SettlementInput::Line(Side::Buyer, &inform("bo", BUYER_RQ)))), ["authorise"]);
     }
     if place >= 4 {
-        assert_eq!(shown(&it.handle(Input::Authorised)), ["store Authorised"]);
+        assert_eq!(shown(&it.handle(SettlementInput::Authorised)), ["store Authorised"]);
     }
     if place >= 5 {
-        assert_eq!(shown(&it.handle(Input::Stored)), ["SHIPPING_INFO to the seller"]);
+        assert_eq!(shown(&it.handle(SettlementInput::Stored)), ["SHIPPING_INFO to the seller"]);
     }
     if place >= 6 {
-        assert_eq!(shown(&it.handle(Input::Line(Side::Seller, &shipped(SELLER_RQ)))), ["store Shipped"]);
+        assert_eq!(shown(&it.handle(SettlementInput::Line(Side::Seller, &shipped(SELLER_RQ)))), ["store Shipped"]);
     }
     if place >= 7 {
-        assert_eq!(shown(&it.handle(Input::Stored)), ["capture"]);
+        assert_eq!(shown(&it.handle(SettlementInput::Stored)), ["capture"]);
     }
     if place >= 8 {
-        assert_eq!(shown(&it.handle(Input::Captured)), ["store Captured"]);
+        assert_eq!(shown(&it.handle(SettlementInput::Captured)), ["store Captured"]);
     }
     it
 }
 
-/// From a void on: everyone is told, and it is over.
+/// Completes a failure from the void on: both sides are told, and the settlement is over.
 fn fails_with(it: &mut Settlement, reason: &str) {
-    let stored = it.handle(Input::Voided);
-    let [Action::Store(Milestone::Failed(why))] = &stored[..] else { panic!("{:?}", shown(&stored)) };
+    let stored = it.handle(SettlementInput::Voided);
+    let [SettlementAction::Store(SettlementMilestone::Failed(why))] = &stored[..] else {
+        panic!("{:?}", shown(&stored))
+    };
     assert!(why.contains(reason), "{why:?} is not {reason:?}");
-    let told = it.handle(Input::Stored);
+    let told = it.handle(SettlementInput::Stored);
     assert_eq!(shown(&told), ["CANCEL to the buyer", "CANCEL to the seller", "close"]);
     for (action, rq) in told.iter().zip([BUYER_RQ, SELLER_RQ]) {
-        let Action::Write(_, line) = action else { panic!() };
+        let SettlementAction::Write(_, line) = action else { panic!() };
         let line = serde_json::to_value(line).unwrap();
         assert_eq!((&line["rq"], &line["item_name"]), (&rq.into(), &"lamp".into()));
         assert_eq!(line["reason"].as_str().unwrap(), why);
@@ -112,10 +116,10 @@ fn fails_with(it: &mut Settlement, reason: &str) {
 
 #[test]
 fn a_payment_that_goes_well_says_what_the_contract_says() {
-    let (_, begun) = Settlement::begin(order(Payment::Asked));
-    let lines = |actions: &[Action]| -> Vec<serde_json::Value> {
+    let (_, begun) = Settlement::begin(order(PaymentProgress::Asked));
+    let lines = |actions: &[SettlementAction]| -> Vec<serde_json::Value> {
         let lines = actions.iter().filter_map(|action| match action {
-            Action::Write(_, line) => Some(serde_json::to_value(line).unwrap()),
+            SettlementAction::Write(_, line) => Some(serde_json::to_value(line).unwrap()),
             _ => None,
         });
         lines.collect()
@@ -123,7 +127,7 @@ fn a_payment_that_goes_well_says_what_the_contract_says() {
     let ask = |rq: u64| serde_json::json!({"type": "INFORM_REQ", "rq": rq, "item_name": "lamp", "price": 95});
     assert_eq!(lines(&begun), [ask(BUYER_RQ), ask(SELLER_RQ)]);
     let mut it = at("storing authorised");
-    let info = lines(&it.handle(Input::Stored));
+    let info = lines(&it.handle(SettlementInput::Stored));
     assert_eq!(
         info,
         [
@@ -132,7 +136,7 @@ fn a_payment_that_goes_well_says_what_the_contract_says() {
         ]
     );
     let mut it = at("closing");
-    let end = it.handle(Input::Stored);
+    let end = it.handle(SettlementInput::Stored);
     assert_eq!(shown(&end), ["SETTLED to the seller", "RECEIPT to the buyer", "close"]);
     assert_eq!(
         lines(&end),
@@ -147,7 +151,7 @@ fn a_payment_that_goes_well_says_what_the_contract_says() {
 fn a_sellers_card_is_not_looked_at() {
     let mut it = at("buyer informed");
     let none = inform("al", SELLER_RQ).replace("4111111111111111", "1234").replace("12/99", "").replace("Elm St 1", "");
-    assert_eq!(shown(&it.handle(Input::Line(Side::Seller, &none))), ["authorise"]);
+    assert_eq!(shown(&it.handle(SettlementInput::Line(Side::Seller, &none))), ["authorise"]);
 }
 
 #[test]
@@ -166,24 +170,24 @@ fn nonsense_in_any_step_before_shipped_voids_and_tells_both() {
     ];
     for (side, line, reason) in wrong {
         let mut it = at("begun");
-        assert_eq!(shown(&it.handle(Input::Line(side, &line))), ["void"], "{line}");
+        assert_eq!(shown(&it.handle(SettlementInput::Line(side, &line))), ["void"], "{line}");
         fails_with(&mut it, reason);
     }
     let mut it = at("buyer informed");
-    assert_eq!(shown(&it.handle(Input::Line(Side::Buyer, &inform("bo", BUYER_RQ)))), ["void"]);
+    assert_eq!(shown(&it.handle(SettlementInput::Line(Side::Buyer, &inform("bo", BUYER_RQ)))), ["void"]);
     fails_with(&mut it, "twice");
     for (side, line) in
         [(Side::Seller, shipped(BUYER_RQ)), (Side::Seller, "x".to_owned()), (Side::Buyer, shipped(SELLER_RQ))]
     {
         let mut it = at("shipping");
-        assert_eq!(shown(&it.handle(Input::Line(side, &line))), ["void"]);
+        assert_eq!(shown(&it.handle(SettlementInput::Line(side, &line))), ["void"]);
         fails_with(&mut it, "nonsense");
     }
-    // A peer that is not registered any more has no token that could be right.
-    let mut gone = order(Payment::Asked);
+    // A peer that is no longer registered has no valid token.
+    let mut gone = order(PaymentProgress::Asked);
     gone.buyer.token = None;
     let (mut it, _) = Settlement::begin(gone);
-    assert_eq!(shown(&it.handle(Input::Line(Side::Buyer, &inform("bo", BUYER_RQ)))), ["void"]);
+    assert_eq!(shown(&it.handle(SettlementInput::Line(Side::Buyer, &inform("bo", BUYER_RQ)))), ["void"]);
 }
 
 #[test]
@@ -192,16 +196,16 @@ fn silence_and_broken_lines_before_shipped_void_and_tell_both() {
         [("begun", "buyer"), ("buyer informed", "seller"), ("seller informed", "buyer"), ("shipping", "seller")]
     {
         let mut it = at(reached);
-        assert!(it.awaits_a_side());
-        assert_eq!(shown(&it.handle(Input::TimedOut)), ["void"]);
+        assert!(it.awaits_peer());
+        assert_eq!(shown(&it.handle(SettlementInput::TimedOut)), ["void"]);
         fails_with(&mut it, &format!("the {silent} did not answer in time"));
         for (side, who) in [(Side::Buyer, "buyer"), (Side::Seller, "seller")] {
             let mut it = at(reached);
-            assert_eq!(shown(&it.handle(Input::Lost(side, "closed"))), ["void"]);
-            // What the broken line says later is not counted again.
-            assert!(it.handle(Input::Lost(side, "again")).is_empty());
-            assert!(it.handle(Input::TimedOut).is_empty());
-            assert!(it.handle(Input::Line(side, "x")).is_empty());
+            assert_eq!(shown(&it.handle(SettlementInput::Lost(side, "closed"))), ["void"]);
+            // What a lost connection reports later does not count again.
+            assert!(it.handle(SettlementInput::Lost(side, "again")).is_empty());
+            assert!(it.handle(SettlementInput::TimedOut).is_empty());
+            assert!(it.handle(SettlementInput::Line(side, "x")).is_empty());
             fails_with(&mut it, &format!("lost the {who}: closed"));
         }
     }
@@ -209,23 +213,29 @@ fn silence_and_broken_lines_before_shipped_void_and_tell_both() {
 
 #[test]
 fn what_a_side_does_while_the_bank_or_the_disk_is_at_work_counts_afterwards() {
-    for (reached, answer) in [("authorising", Input::Authorised), ("storing authorised", Input::Stored)] {
+    for (reached, answer) in
+        [("authorising", SettlementInput::Authorised), ("storing authorised", SettlementInput::Stored)]
+    {
         for (input, reason) in [
-            (Input::Lost(Side::Seller, "closed"), "lost the seller: closed"),
-            (Input::Line(Side::Buyer, "{}"), "the buyer sent nonsense"),
+            (SettlementInput::Lost(Side::Seller, "closed"), "lost the seller: closed"),
+            (SettlementInput::Line(Side::Buyer, "{}"), "the buyer sent nonsense"),
         ] {
             let mut it = at(reached);
-            assert!(!it.awaits_a_side());
+            assert!(!it.awaits_peer());
             assert!(it.handle(input).is_empty(), "the answer is waited for");
-            assert!(it.handle(Input::Lost(Side::Buyer, "too")).is_empty());
-            let answer = if matches!(answer, Input::Stored) { Input::Stored } else { Input::Authorised };
+            assert!(it.handle(SettlementInput::Lost(Side::Buyer, "too")).is_empty());
+            let answer = if matches!(answer, SettlementInput::Stored) {
+                SettlementInput::Stored
+            } else {
+                SettlementInput::Authorised
+            };
             assert_eq!(shown(&it.handle(answer)), ["void"]);
             fails_with(&mut it, reason);
         }
     }
     let mut it = at("authorising");
-    it.handle(Input::Lost(Side::Seller, "closed"));
-    assert_eq!(shown(&it.handle(Input::Declined("no money"))), ["void"]);
+    it.handle(SettlementInput::Lost(Side::Seller, "closed"));
+    assert_eq!(shown(&it.handle(SettlementInput::Declined("no money"))), ["void"]);
     fails_with(&mut it, "payment declined: no money");
 }
 
@@ -233,22 +243,22 @@ fn what_a_side_does_while_the_bank_or_the_disk_is_at_work_counts_afterwards() {
 fn after_shipped_there_is_no_way_back_but_the_banks() {
     for reached in ["storing shipped", "capturing", "closing"] {
         let mut it = at(reached);
-        assert!(!it.awaits_a_side());
+        assert!(!it.awaits_peer());
         for side in [Side::Buyer, Side::Seller] {
-            assert!(it.handle(Input::Lost(side, "closed")).is_empty());
-            assert!(it.handle(Input::Line(side, "nonsense")).is_empty());
+            assert!(it.handle(SettlementInput::Lost(side, "closed")).is_empty());
+            assert!(it.handle(SettlementInput::Line(side, "nonsense")).is_empty());
         }
-        assert!(it.handle(Input::TimedOut).is_empty());
+        assert!(it.handle(SettlementInput::TimedOut).is_empty());
     }
     let mut it = at("capturing");
-    assert_eq!(shown(&it.handle(Input::CaptureRefused("card blocked"))), ["void"]);
+    assert_eq!(shown(&it.handle(SettlementInput::CaptureRefused("card blocked"))), ["void"]);
     fails_with(&mut it, "the bank refused the charge: card blocked");
-    assert_eq!(shown(&at("authorising").handle(Input::Declined("no"))), ["void"]);
+    assert_eq!(shown(&at("authorising").handle(SettlementInput::Declined("no"))), ["void"]);
 }
 
 #[test]
 fn nothing_is_charged_before_shipped_is_stored() {
-    // Whatever happens in whatever order, a capture is asked for only right after SHIPPED was stored.
+    // Whatever happens in whatever order, a capture is requested only right after SHIPPED was stored.
     let texts = [inform("bo", BUYER_RQ), inform("al", SELLER_RQ), shipped(SELLER_RQ)];
     for reached in REACHED {
         if reached == "storing shipped" {
@@ -257,21 +267,21 @@ fn nothing_is_charged_before_shipped_is_stored() {
         for text in &texts {
             for side in [Side::Buyer, Side::Seller] {
                 let mut it = at(reached);
-                let shown = shown(&it.handle(Input::Line(side, text)));
+                let shown = shown(&it.handle(SettlementInput::Line(side, text)));
                 assert!(!shown.contains(&"capture".to_owned()), "{reached}: {shown:?}");
             }
         }
     }
-    assert_eq!(shown(&at("storing shipped").handle(Input::Stored)), ["capture"]);
+    assert_eq!(shown(&at("storing shipped").handle(SettlementInput::Stored)), ["capture"]);
 }
 
 #[test]
 fn an_interrupted_settlement_is_completed_or_undone_by_what_is_on_disk() {
-    let (mut it, begun) = Settlement::recover(order(Payment::Shipped));
+    let (mut it, begun) = Settlement::recover(order(PaymentProgress::Shipped));
     assert_eq!(shown(&begun), ["capture"]);
-    assert_eq!(shown(&it.handle(Input::Captured)), ["store Captured"]);
-    assert!(!it.awaits_a_side());
-    for payment in [Payment::Asked, Payment::Authorised] {
+    assert_eq!(shown(&it.handle(SettlementInput::Captured)), ["store Captured"]);
+    assert!(!it.awaits_peer());
+    for payment in [PaymentProgress::Asked, PaymentProgress::Authorised] {
         let (mut it, begun) = Settlement::recover(order(payment));
         assert_eq!(shown(&begun), ["void"]);
         fails_with(&mut it, "interrupted");
@@ -281,51 +291,60 @@ fn an_interrupted_settlement_is_completed_or_undone_by_what_is_on_disk() {
 #[test]
 fn where_the_bank_has_charged_already_the_record_catches_up() {
     for (payment, steps) in [
-        (Payment::Asked, vec!["store Authorised", "store Shipped", "capture"]),
-        (Payment::Authorised, vec!["store Shipped", "capture"]),
+        (PaymentProgress::Asked, vec!["store Authorised", "store Shipped", "capture"]),
+        (PaymentProgress::Authorised, vec!["store Shipped", "capture"]),
     ] {
         let (mut it, _) = Settlement::recover(order(payment));
-        let mut done = it.handle(Input::AlreadyCaptured(Cents(9_500)));
+        let mut done = it.handle(SettlementInput::AlreadyCaptured(Cents(9_500)));
         for step in steps {
             assert_eq!(shown(&done), [step]);
-            done = if step == "capture" { it.handle(Input::Captured) } else { it.handle(Input::Stored) };
+            done = if step == "capture" {
+                it.handle(SettlementInput::Captured)
+            } else {
+                it.handle(SettlementInput::Stored)
+            };
         }
         assert_eq!(shown(&done), ["store Captured"]);
     }
     let mut it = at("capturing");
-    it.handle(Input::CaptureRefused("?"));
-    assert_eq!(shown(&it.handle(Input::AlreadyCaptured(Cents(9_500)))), ["capture"]);
+    it.handle(SettlementInput::CaptureRefused("?"));
+    assert_eq!(shown(&it.handle(SettlementInput::AlreadyCaptured(Cents(9_500)))), ["capture"]);
 }
 
 #[test]
 fn what_was_charged_for_something_else_completes_no_deal() {
-    /// No word of a receipt, on whatever way.
+    /// Asserts that the settlement ends without a receipt.
     fn is_cancelled(mut it: Settlement, captured: Cents, reason: &str) {
-        let stored = it.handle(Input::AlreadyCaptured(captured));
-        let [Action::Store(Milestone::Failed(why))] = &stored[..] else { panic!("{:?}", shown(&stored)) };
+        let stored = it.handle(SettlementInput::AlreadyCaptured(captured));
+        let [SettlementAction::Store(SettlementMilestone::Failed(why))] = &stored[..] else {
+            panic!("{:?}", shown(&stored))
+        };
         assert!(why.contains(reason), "{why:?} is not {reason:?}");
-        assert_eq!(shown(&it.handle(Input::Stored)), ["CANCEL to the buyer", "CANCEL to the seller", "close"]);
+        assert_eq!(
+            shown(&it.handle(SettlementInput::Stored)),
+            ["CANCEL to the buyer", "CANCEL to the seller", "close"]
+        );
     }
-    // The price, and what it is not.
+    // The deal's price and another amount.
     for captured in [Cents(9_500), Cents(4_000)] {
-        // Declined just now, because the bank knows the key from another purchase.
+        // Just declined, because the bank knows the key from another purchase.
         let mut it = at("authorising");
         let reason = "the key was used for another amount";
-        assert_eq!(shown(&it.handle(Input::Declined(reason))), ["void"]);
+        assert_eq!(shown(&it.handle(SettlementInput::Declined(reason))), ["void"]);
         is_cancelled(it, captured, reason);
-        // And wherever else this life has not asked for a capture.
+        // At every other point at which this run of the server has not requested a capture.
         for reached in ["begun", "buyer informed", "seller informed", "shipping"] {
             let mut it = at(reached);
-            it.handle(Input::TimedOut);
+            it.handle(SettlementInput::TimedOut);
             is_cancelled(it, captured, "did not answer in time");
         }
     }
-    // An earlier life may have captured, but not another amount.
-    for payment in [Payment::Asked, Payment::Authorised] {
+    // An earlier run of the server may have captured the price, but no other amount.
+    for payment in [PaymentProgress::Asked, PaymentProgress::Authorised] {
         let (it, _) = Settlement::recover(order(payment));
         is_cancelled(it, Cents(9_499), "interrupted");
     }
     let mut it = at("capturing");
-    it.handle(Input::CaptureRefused("card blocked"));
+    it.handle(SettlementInput::CaptureRefused("card blocked"));
     is_cancelled(it, Cents(9_501), "card blocked");
 }

@@ -1,4 +1,4 @@
-//! Fields of JSON, read so that what is wrong with one names it.
+//! Reading of JSON fields with errors that name the field.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::NUMBER_MAX;
 use crate::model::{Cents, number, text};
 
-/// The names of all fields that may be in a message of a peer.
+/// All field names of peers' messages, for error texts.
 pub(super) const FIELDS: [&str; 18] = [
     "type",
     "rq",
@@ -28,32 +28,37 @@ pub(super) const FIELDS: [&str; 18] = [
     "address",
 ];
 
-pub(super) fn present<'a>(value: &'a Option<Value>, field: &str) -> Result<&'a Value, String> {
+pub(super) fn required<'a>(value: &'a Option<Value>, field: &str) -> Result<&'a Value, String> {
     value.as_ref().filter(|value| !value.is_null()).ok_or_else(|| format!("{field}: missing"))
 }
 
-pub(super) fn string<'a>(value: &'a Option<Value>, field: &str, min: usize, max: usize) -> Result<&'a str, String> {
-    let Value::String(text) = present(value, field)? else {
+pub(super) fn required_string<'a>(
+    value: &'a Option<Value>,
+    field: &str,
+    min: usize,
+    max: usize,
+) -> Result<&'a str, String> {
+    let Value::String(text) = required(value, field)? else {
         return Err(format!("{field}: expected a text"));
     };
     text::check_length(text, min, max).map_err(|wrong| format!("{field}: {wrong}"))?;
     Ok(text)
 }
 
-pub(super) fn price(value: &Option<Value>, field: &str) -> Result<Cents, String> {
-    Cents::deserialize(present(value, field)?).map_err(|wrong| format!("{field}: {wrong}"))
+pub(super) fn required_price(value: &Option<Value>, field: &str) -> Result<Cents, String> {
+    Cents::deserialize(required(value, field)?).map_err(|wrong| format!("{field}: {wrong}"))
 }
 
-/// A whole number from 0 to 2^53 − 1, however it is written.
+/// A whole number from 0 to 2^53 − 1 in any JSON notation (`1`, `1.0`, `1e0`).
 pub(super) fn whole_number(value: &Value) -> Option<u64> {
-    number::fitting(value).filter(|number| *number <= NUMBER_MAX)
+    number::integer_as(value).filter(|number| *number <= NUMBER_MAX)
 }
 
-/// Reads one JSON object. To serde an array of the same values would be as good; here it is not.
+/// Parses one JSON object. An array is rejected, although serde would accept one of the same values.
 ///
 /// # Errors
-/// What is wrong with it, without quoting it.
-pub fn read_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, String> {
+/// What is wrong, without quoting the input.
+pub fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, String> {
     let json = text::without_bom(json);
     match json.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
         Some(b'{') => serde_json::from_slice(json).map_err(|error| json_error(&error, json)),
@@ -62,22 +67,22 @@ pub fn read_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, String> 
     }
 }
 
-/// What serde says of JSON that cannot be read, without the input that it may quote; with the field's name
-/// where that is one that we know.
+/// Describes a JSON error without the input that serde's message may quote. Names the field if it is one of
+/// [`FIELDS`].
 pub(super) fn json_error(error: &serde_json::Error, json: &[u8]) -> String {
-    let said = error.to_string();
+    let message = error.to_string();
     let what = match error.classify() {
         serde_json::error::Category::Data => {
-            let repeated = said.strip_prefix("duplicate field `").and_then(|rest| rest.split_once('`'));
+            let repeated = message.strip_prefix("duplicate field `").and_then(|rest| rest.split_once('`'));
             if let Some((field, _)) = repeated {
-                // The name of one of our own fields: of others nothing is noted that could be repeated.
+                // serde reports duplicates of known fields only, so this name is never taken from the input.
                 return format!("{field}: expected once");
             }
             format!("found something else at column {}", error.column())
         }
         serde_json::error::Category::Eof => "it ends too early".to_owned(),
         _ => {
-            let field = said.starts_with("number out of range").then(|| field_before(error, json)).flatten();
+            let field = message.starts_with("number out of range").then(|| field_before(error, json)).flatten();
             if let Some(field) = field {
                 return format!("{field}: expected a number that is not out of range");
             }
@@ -87,7 +92,7 @@ pub(super) fn json_error(error: &serde_json::Error, json: &[u8]) -> String {
     format!("expected one JSON object: {what}")
 }
 
-/// The field whose value an error is about.
+/// The field whose value the error is about.
 pub(super) fn field_before(error: &serde_json::Error, json: &[u8]) -> Option<&'static str> {
     let line = json.split(|byte| *byte == b'\n').nth(error.line().checked_sub(1)?)?;
     let before = &line[..error.column().min(line.len())];

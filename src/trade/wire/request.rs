@@ -1,4 +1,4 @@
-//! What a peer asks for, and how a datagram is read.
+//! Requests of peers, and the parsing of their messages.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,87 +6,88 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::field::{present, price, read_object, string, whole_number};
-use super::{Code, Goods, Refusal, SERVER_NUMBERS};
+use super::field::{parse_object, required, required_price, required_string, whole_number};
+use super::{ErrorCode, FIRST_SERVER_NUMBER, Goods, RequestError};
 use crate::model::text::{DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Name, Token, money, text};
 
-/// What came in a datagram.
+/// A parsed message of a peer.
 #[derive(Debug)]
-pub enum Inbound {
-    /// A peer asks for something.
+pub enum PeerMessage {
     Request(Request),
-    /// A peer has got a push.
+    /// The acknowledgement of a notification.
     Ack(Ack),
-    /// A server's type, or an `ERROR`: never answered, so that two servers cannot talk for ever.
+    /// A message type that only servers send, or an unreadable ACK. It is never answered, so that two servers cannot
+    /// keep each other busy for ever.
     Ignored,
-    /// It cannot be understood; `rq` is there if that much could be read.
-    Refused(Option<u64>, Refusal),
+    /// A malformed message, with its `rq` if that could be read.
+    Invalid(Option<u64>, RequestError),
 }
 
-/// `{"type":"ACK","mid":n}`
+/// The message `{"type":"ACK","mid":n}`.
 #[derive(Debug)]
 pub struct Ack {
-    /// The push that arrived.
+    /// The number of the acknowledged notification.
     pub mid: u64,
-    /// Needed when it comes from another address than the push went to.
+    /// Required if the ACK comes from another address than the notification was sent to.
     pub token: Option<Token>,
 }
 
-/// A peer's request.
+/// A request of a peer.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The number that the answer bears.
+    /// The number that the response will carry.
     pub rq: u64,
-    /// Who asks, by its own word. Whether all of it can be seen is asked where a name is new: who has one keeps it.
+    /// The name that the sender claims. Invisible characters are rejected only when a new name is registered, so that
+    /// existing names keep working.
     pub name: Name,
-    /// What proves it, unless the source address does.
+    /// Proves the sender's identity; may be absent if the source address does.
     pub token: Option<Token>,
-    /// What is asked.
-    pub ask: Ask,
+    /// The kind of request and its parameters.
+    pub body: RequestBody,
 }
 
-/// Where a peer says that it can be reached.
+/// The address at which a peer says it can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reach {
-    /// Must be the source of the datagram that says so.
+pub struct PeerEndpoint {
+    /// Must equal the source address of the datagram that names it.
     pub ip: IpAddr,
-    /// For datagrams. Wider than a port, so that 70000 gets a clear answer.
+    /// The port for datagrams. Wider than `u16`, so that 70000 gets a clear error.
     pub udp_port: u32,
-    /// For settlement.
+    /// The port for settlement connections.
     pub tcp_port: u32,
 }
 
-/// The kinds of request and what they carry.
+/// The kinds of request with their parameters.
 #[derive(Debug, Clone)]
-pub enum Ask {
-    /// Take part under a name.
-    Register(Reach),
-    /// Come back, perhaps from another address.
-    Login(Reach),
-    /// Leave.
+pub enum RequestBody {
+    /// Register under a name.
+    Register(PeerEndpoint),
+    /// Log in again, possibly from another address.
+    Login(PeerEndpoint),
+    /// End the registration.
     DeRegister,
-    /// Search, as a buyer.
+    /// Search for an item as a buyer.
     LookingFor { item_name: Arc<str>, description: Arc<str>, max_price: Cents },
-    /// Have it, for this price.
+    /// Offer an item for this price.
     Offer { item_name: Arc<str>, price: Cents, goods: Goods },
-    /// Do not have it.
+    /// Decline a search: the item is not available.
     NotAvailable { item_name: Arc<str> },
-    /// Agree to sell for NEGOTIATE's maximum.
+    /// Agree to sell for the maximum price named in NEGOTIATE.
     Accept { item_name: Arc<str>, max_price: Cents },
-    /// Do not agree.
+    /// Decline to sell for that price.
     Refuse { item_name: Arc<str>, max_price: Cents },
-    /// Buy what was found.
+    /// Buy the item that was found.
     Buy { item_name: Arc<str>, price: Cents },
-    /// Step back, on either side.
+    /// Withdraw from a deal, on either side.
     Cancel { item_name: Arc<str> },
-    /// How do my deals stand?
+    /// Ask for the state of one deal or of all.
     Status { rq_deal: Option<u64> },
 }
 
-/// Every field that a datagram of a peer may have. Unknown ones are skipped.
+/// Every field that a peer's message may have. Unknown fields are skipped.
 #[derive(Deserialize)]
-struct Fields {
+struct RawMessage {
     r#type: Option<Value>,
     rq: Option<Value>,
     mid: Option<Value>,
@@ -97,26 +98,26 @@ struct Fields {
     tcp_port: Option<Value>,
     item_name: Option<Value>,
     description: Option<Value>,
-    #[serde(default, deserialize_with = "money::as_written")]
+    #[serde(default, deserialize_with = "money::deserialize_verbatim")]
     price: Option<Value>,
-    #[serde(default, deserialize_with = "money::as_written")]
+    #[serde(default, deserialize_with = "money::deserialize_verbatim")]
     max_price: Option<Value>,
     offer_item: Option<Value>,
     offer_description: Option<Value>,
     rq_deal: Option<Value>,
 }
 
-fn optional(value: &Option<Value>, field: &str, min: usize, max: usize) -> Result<Option<Arc<str>>, String> {
+fn optional_string(value: &Option<Value>, field: &str, min: usize, max: usize) -> Result<Option<Arc<str>>, String> {
     match value {
         None | Some(Value::Null) => Ok(None),
-        value => string(value, field, min, max).map(|text| Some(Arc::from(text))),
+        value => required_string(value, field, min, max).map(|text| Some(Arc::from(text))),
     }
 }
 
-const REQUESTS: &str =
+const EXPECTED_TYPES: &str =
     "REGISTER, LOGIN, DE-REGISTER, LOOKING_FOR, OFFER, NOT_AVAILABLE, ACCEPT, REFUSE, BUY, CANCEL or STATUS";
 
-/// Types that only a server sends.
+/// Message types that only a server sends.
 const SERVER_TYPES: [&str; 22] = [
     "REGISTERED",
     "REGISTER-DENIED",
@@ -142,15 +143,15 @@ const SERVER_TYPES: [&str; 22] = [
     "RECEIPT",
 ];
 
-/// Reads a datagram, or the one line that asks for a BUY over TCP.
-pub fn read(bytes: &[u8]) -> Inbound {
-    let refuse = |rq, reason: String| Inbound::Refused(rq, Refusal::new(Code::BadRequest, reason));
+/// Parses a datagram, or a line on a connection.
+pub fn parse_message(bytes: &[u8]) -> PeerMessage {
+    let refuse = |rq, reason: String| PeerMessage::Invalid(rq, RequestError::new(ErrorCode::BadRequest, reason));
     let bytes = text::without_bom(bytes);
-    // Also where no field of ours is: what is skipped would not be looked at.
+    // Checked for the whole message: serde would not look at the bytes of skipped fields.
     if std::str::from_utf8(bytes).is_err() {
         return refuse(None, "expected UTF-8".to_owned());
     }
-    let fields: Fields = match read_object(bytes) {
+    let fields: RawMessage = match parse_object(bytes) {
         Ok(fields) => fields,
         Err(wrong) => return refuse(None, wrong),
     };
@@ -161,67 +162,73 @@ pub fn read(bytes: &[u8]) -> Inbound {
         None => return refuse(rq, "type: missing".to_owned()),
     };
     if kind == "ACK" {
-        // Never answered with an error: an ACK that cannot be read acknowledges nothing.
+        // An unreadable ACK is never answered with an error; it acknowledges nothing.
         return match (fields.mid.as_ref().and_then(whole_number), fields.token()) {
-            (Some(mid), Ok(token)) => Inbound::Ack(Ack { mid, token }),
-            _ => Inbound::Ignored,
+            (Some(mid), Ok(token)) => PeerMessage::Ack(Ack { mid, token }),
+            _ => PeerMessage::Ignored,
         };
     }
     let pushed = fields.mid.is_some() && matches!(kind, "NOT_AVAILABLE" | "CANCEL");
     if pushed || SERVER_TYPES.contains(&kind) {
-        return Inbound::Ignored;
+        return PeerMessage::Ignored;
     }
     match fields.request(kind) {
-        Ok(request) => Inbound::Request(request),
+        Ok(request) => PeerMessage::Request(request),
         Err(reason) => refuse(rq, reason),
     }
 }
 
-impl Fields {
+impl RawMessage {
     fn request(&self, kind: &str) -> Result<Request, String> {
         let needs_deal_of_seller = matches!(kind, "OFFER" | "NOT_AVAILABLE" | "ACCEPT" | "REFUSE" | "CANCEL");
-        let ask = match kind {
-            "REGISTER" => Ask::Register(self.reach()?),
+        let body = match kind {
+            "REGISTER" => RequestBody::Register(self.endpoint()?),
             "LOGIN" => {
-                present(&self.token, "token")?;
-                Ask::Login(self.reach()?)
+                required(&self.token, "token")?;
+                RequestBody::Login(self.endpoint()?)
             }
-            "DE-REGISTER" => Ask::DeRegister,
-            "LOOKING_FOR" => Ask::LookingFor {
+            "DE-REGISTER" => RequestBody::DeRegister,
+            "LOOKING_FOR" => RequestBody::LookingFor {
                 item_name: self.item_name()?,
-                description: string(&self.description, "description", 0, DESCRIPTION_MAX)?.into(),
-                max_price: price(&self.max_price, "max_price")?,
+                description: required_string(&self.description, "description", 0, DESCRIPTION_MAX)?.into(),
+                max_price: required_price(&self.max_price, "max_price")?,
             },
-            "OFFER" => Ask::Offer {
+            "OFFER" => RequestBody::Offer {
                 item_name: self.item_name()?,
-                price: price(&self.price, "price")?,
+                price: required_price(&self.price, "price")?,
                 goods: Goods {
-                    item: optional(&self.offer_item, "offer_item", 1, ITEM_NAME_MAX)?,
-                    description: optional(&self.offer_description, "offer_description", 0, DESCRIPTION_MAX)?,
+                    item: optional_string(&self.offer_item, "offer_item", 1, ITEM_NAME_MAX)?,
+                    description: optional_string(&self.offer_description, "offer_description", 0, DESCRIPTION_MAX)?,
                 },
             },
-            "NOT_AVAILABLE" => Ask::NotAvailable { item_name: self.item_name()? },
-            "ACCEPT" => Ask::Accept { item_name: self.item_name()?, max_price: price(&self.max_price, "max_price")? },
-            "REFUSE" => Ask::Refuse { item_name: self.item_name()?, max_price: price(&self.max_price, "max_price")? },
-            "BUY" => Ask::Buy { item_name: self.item_name()?, price: price(&self.price, "price")? },
-            "CANCEL" => Ask::Cancel { item_name: self.item_name()? },
-            "STATUS" => Ask::Status {
+            "NOT_AVAILABLE" => RequestBody::NotAvailable { item_name: self.item_name()? },
+            "ACCEPT" => RequestBody::Accept {
+                item_name: self.item_name()?,
+                max_price: required_price(&self.max_price, "max_price")?,
+            },
+            "REFUSE" => RequestBody::Refuse {
+                item_name: self.item_name()?,
+                max_price: required_price(&self.max_price, "max_price")?,
+            },
+            "BUY" => RequestBody::Buy { item_name: self.item_name()?, price: required_price(&self.price, "price")? },
+            "CANCEL" => RequestBody::Cancel { item_name: self.item_name()? },
+            "STATUS" => RequestBody::Status {
                 rq_deal: self.rq_deal.as_ref().filter(|value| !value.is_null()).map_or(Ok(None), |value| {
                     whole_number(value).map(Some).ok_or("rq_deal: expected a whole number from 0 to 2^53 - 1")
                 })?,
             },
-            _ => return Err(format!("type: expected {REQUESTS}")),
+            _ => return Err(format!("type: expected {EXPECTED_TYPES}")),
         };
-        let rq = present(&self.rq, "rq")?;
+        let rq = required(&self.rq, "rq")?;
         let rq = whole_number(rq).ok_or("rq: expected a whole number")?;
-        if rq >= SERVER_NUMBERS && !needs_deal_of_seller {
+        if rq >= FIRST_SERVER_NUMBER && !needs_deal_of_seller {
             return Err("rq: expected a number below 2147483648; from there on the server picks".to_owned());
         }
-        let name = match present(&self.name, "name")? {
-            Value::String(name) => Name::kept(name).map_err(|wrong| format!("name: {wrong}"))?,
+        let name = match required(&self.name, "name")? {
+            Value::String(name) => Name::from_stored(name).map_err(|wrong| format!("name: {wrong}"))?,
             _ => return Err("name: expected a text".to_owned()),
         };
-        Ok(Request { rq, name, token: self.token()?, ask })
+        Ok(Request { rq, name, token: self.token()?, body })
     }
 
     fn token(&self) -> Result<Option<Token>, String> {
@@ -232,16 +239,16 @@ impl Fields {
         }
     }
 
-    fn reach(&self) -> Result<Reach, String> {
-        let ip = match present(&self.ip, "ip")? {
+    fn endpoint(&self) -> Result<PeerEndpoint, String> {
+        let ip = match required(&self.ip, "ip")? {
             Value::String(ip) => ip.parse::<IpAddr>().ok(),
             _ => None,
         };
         let port = |value: &Option<Value>, field| {
-            let port = whole_number(present(value, field)?).and_then(|port| u32::try_from(port).ok());
+            let port = whole_number(required(value, field)?).and_then(|port| u32::try_from(port).ok());
             port.ok_or_else(|| format!("{field}: expected a port from 1024 to 65535"))
         };
-        Ok(Reach {
+        Ok(PeerEndpoint {
             ip: ip.ok_or("ip: expected an IP address as text")?.to_canonical(),
             udp_port: port(&self.udp_port, "udp_port")?,
             tcp_port: port(&self.tcp_port, "tcp_port")?,
@@ -249,6 +256,6 @@ impl Fields {
     }
 
     fn item_name(&self) -> Result<Arc<str>, String> {
-        string(&self.item_name, "item_name", 1, ITEM_NAME_MAX).map(Arc::from)
+        required_string(&self.item_name, "item_name", 1, ITEM_NAME_MAX).map(Arc::from)
     }
 }

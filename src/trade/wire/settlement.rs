@@ -1,4 +1,4 @@
-//! The lines of a settlement, either way.
+//! The lines on a settlement connection, in both directions.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,22 +6,22 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::field::{present, read_object, string, whole_number};
+use super::field::{parse_object, required, required_string, whole_number};
 use super::{ADDRESS_MAX, Side};
 use crate::model::text;
-use crate::model::{Card, CardNumber, Cents, Expiry, Name, Token};
+use crate::model::{CardNumber, Cents, Expiry, Name, PaymentCard, Token};
 
-/// A line that the server writes in a settlement.
+/// A line that the server writes on a settlement connection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum SettlementLine {
-    /// Who are you, and (buyer) what do you pay with?
+pub enum SettlementMessage {
+    /// Asks for the peer's identity and, from the buyer, for its payment details.
     InformReq { rq: u64, item_name: Arc<str>, price: Cents },
-    /// Ship it there; you will get so much.
+    /// Tells the seller where to ship, and the amount that it will be paid.
     ShippingInfo { rq: u64, name: Name, address: String, price: Cents, fee: Amount, payout: Amount },
-    /// You are paid.
+    /// Tells the seller that it is paid.
     Settled { rq: u64, payout: Amount },
-    /// You have paid.
+    /// Tells the buyer that it has paid.
     Receipt {
         rq: u64,
         item_name: Arc<str>,
@@ -32,11 +32,11 @@ pub enum SettlementLine {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         offer_description: Option<Arc<str>>,
     },
-    /// Nothing is charged.
+    /// The settlement failed; nothing is charged.
     Cancel { rq: u64, item_name: Arc<str>, reason: Arc<str> },
 }
 
-/// An amount that, unlike a price, may be zero: a fee of nothing, a payout of nothing.
+/// An amount that may be zero, unlike a price: a fee or a payout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Amount(pub Cents);
 
@@ -56,45 +56,48 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-/// What a peer answers to INFORM_REQ.
+/// A peer's response to INFORM_REQ.
 #[derive(Debug, Clone)]
-pub struct Inform {
-    /// Must be the peer's.
+pub struct InformResponse {
+    /// The peer's name.
     pub name: Name,
-    /// Must be the peer's.
+    /// The token of the peer's registration.
     pub token: Token,
-    /// What the buyer pays with. A seller's is not looked at, so it may have none.
-    pub purse: Option<Purse>,
+    /// How the buyer pays. A seller's details are ignored and may be absent.
+    pub payment_details: Option<PaymentDetails>,
 }
 
-/// A card, and where goods go to (or come from). Its `Debug` output shows neither card nor address.
+/// A card and a postal address. Its `Debug` output shows neither.
 #[derive(Clone)]
-pub struct Purse {
-    /// What is charged.
-    pub card: Card,
-    /// A postal address.
+pub struct PaymentDetails {
+    /// The card to be charged.
+    pub card: PaymentCard,
+    /// Where the goods are shipped to, or from.
     pub address: String,
 }
 
-impl fmt::Debug for Purse {
+impl fmt::Debug for PaymentDetails {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Purse").field("card", &self.card.number).finish_non_exhaustive()
+        f.debug_struct("PaymentDetails").field("card", &self.card.number).finish_non_exhaustive()
     }
 }
 
-/// A line that a peer writes in a settlement.
+/// A line that a peer writes on a settlement connection.
 #[derive(Debug, Clone)]
-pub enum SettlementAnswer {
-    /// Answer to INFORM_REQ.
-    InformRes(u64, Box<Inform>),
-    /// The seller has sent the goods on their way.
+pub enum SettlementResponse {
+    /// The response to INFORM_REQ.
+    InformRes(u64, Box<InformResponse>),
+    /// The seller has shipped the goods.
     Shipped(u64),
 }
 
-/// Reads a settlement line of that side; the error says what is wrong with it, without quoting it.
-pub fn read_settlement(line: &str, side: Side) -> Result<SettlementAnswer, String> {
+/// Parses a settlement line of the given side.
+///
+/// # Errors
+/// What is wrong, without quoting the line.
+pub fn parse_settlement_response(line: &str, side: Side) -> Result<SettlementResponse, String> {
     #[derive(Deserialize)]
-    struct Line {
+    struct RawLine {
         r#type: Option<Value>,
         rq: Option<Value>,
         name: Option<Value>,
@@ -103,26 +106,26 @@ pub fn read_settlement(line: &str, side: Side) -> Result<SettlementAnswer, Strin
         cc_exp: Option<Value>,
         address: Option<Value>,
     }
-    let line: Line = read_object(line.as_bytes())?;
-    let rq = whole_number(present(&line.rq, "rq")?).ok_or("rq: expected a whole number")?;
-    match present(&line.r#type, "type")?.as_str() {
-        Some("SHIPPED") => Ok(SettlementAnswer::Shipped(rq)),
+    let line: RawLine = parse_object(line.as_bytes())?;
+    let rq = whole_number(required(&line.rq, "rq")?).ok_or("rq: expected a whole number")?;
+    match required(&line.r#type, "type")?.as_str() {
+        Some("SHIPPED") => Ok(SettlementResponse::Shipped(rq)),
         Some("INFORM_RES") => {
-            let text = |value, field, max| string(value, field, 1, max);
+            let text = |value, field, max| required_string(value, field, 1, max);
             let named = |field: &'static str| move |wrong| format!("{field}: {wrong}");
-            let name = Name::kept(text(&line.name, "name", text::NAME_MAX)?).map_err(named("name"))?;
+            let name = Name::from_stored(text(&line.name, "name", text::NAME_MAX)?).map_err(named("name"))?;
             let token = Token::from_text(text(&line.token, "token", 256)?);
-            let purse = match side {
+            let payment_details = match side {
                 Side::Seller => None,
-                Side::Buyer => Some(Purse {
-                    card: Card {
+                Side::Buyer => Some(PaymentDetails {
+                    card: PaymentCard {
                         number: CardNumber::new(text(&line.cc_number, "cc_number", 64)?).map_err(named("cc_number"))?,
                         expiry: Expiry::parse(text(&line.cc_exp, "cc_exp", 16)?).map_err(named("cc_exp"))?,
                     },
                     address: text(&line.address, "address", ADDRESS_MAX)?.to_owned(),
                 }),
             };
-            Ok(SettlementAnswer::InformRes(rq, Box::new(Inform { name, token, purse })))
+            Ok(SettlementResponse::InformRes(rq, Box::new(InformResponse { name, token, payment_details })))
         }
         _ => Err("type: expected INFORM_RES or SHIPPED".to_owned()),
     }

@@ -1,5 +1,5 @@
-//! What happens, as it happens: hosts that come and go, deals that move, warnings. While nobody watches, nothing is
-//! remembered for it.
+//! The operator's event stream: hosts that come and go, deals that change, warnings. While nobody watches, changes are
+//! not recorded.
 
 use std::io;
 use std::sync::Arc;
@@ -8,144 +8,147 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::log::Line;
+use super::log::LogEntry;
 use super::warnings::Warnings;
-use super::{Operator, Sight};
+use super::{OperatorApi, OperatorContext};
 use crate::model::{Clock, Millis, Name};
-use crate::net::http::watchers::{RESET, Watcher, Watchers, WatchersBounds, last_event_id};
-use crate::net::http::{Answered, Body, Call, HeaderMap, Refusal, Response, StatusCode};
-use crate::net::periodic::Periodic;
+use crate::net::http::event_hub::{EventHub, EventHubLimits, RESET_EVENT, Subscriber, last_event_id};
+use crate::net::http::{Body, HandlerResult, HeaderMap, HttpError, Response, RouteCall, StatusCode};
+use crate::net::periodic::PeriodicTask;
 use crate::share::server::RegistryServer;
-use crate::share::server_api::{not_so, token_of};
-use crate::trade::deal::DealLine;
+use crate::share::server_api::{request_token, to_http_error};
+use crate::trade::deal::DealSummary;
 use crate::trade::server::TradeServer;
 
-/// Between two looks at what has happened.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is told of one by one at a time. Where there is more, whoever watches reads everything anew: that is quicker,
-/// and more does not fit into what waits for a slow one.
-const TOLD_AT_ONCE: usize = 100;
+/// With more changes than this since the last poll, watchers get one `reset` event and read everything anew: that is
+/// quicker, and more events would overflow the queue of a slow watcher.
+const EVENTS_PER_POLL_MAX: usize = 100;
 
-/// Streams at once: all are one account's.
+/// Concurrent event streams. All belong to the one admin account.
 const STREAMS_MAX: usize = 8;
 
-/// An admin who watches.
-struct Session {
+/// An event stream of the admin.
+struct AdminWatcher {
     admin: Name,
-    /// With the token.
-    ends_at: Millis,
+    /// When the token expires.
+    expires_at: Millis,
 }
 
-impl Watcher for Session {
-    /// Who may watch at all is told everything.
+impl Subscriber for AdminWatcher {
+    /// There is one topic: every watcher gets every event.
     type Topic = ();
 
-    fn is_concerned(&self, (): &()) -> bool {
+    fn wants(&self, (): &()) -> bool {
         true
     }
 
-    fn ends_at(&self) -> Millis {
-        self.ends_at
+    fn expires_at(&self) -> Millis {
+        self.expires_at
     }
 
-    fn is_same_account(&self, other: &Session) -> bool {
+    fn is_same_account(&self, other: &AdminWatcher) -> bool {
         self.admin == other.admin
     }
 }
 
-/// What happens, and who watches.
-pub(super) struct News {
-    watchers: Arc<Watchers<Session>>,
-    pub(super) looking: Arc<Mutex<Looking>>,
-    _periodic: Periodic,
+/// The watchers, and the timer that polls for changes.
+pub(super) struct EventFeed {
+    watchers: Arc<EventHub<AdminWatcher>>,
+    pub(super) poller: Arc<Mutex<ChangePoller>>,
+    _poll_timer: PeriodicTask,
 }
 
-/// Where it is looked for.
-pub(super) struct Looking {
-    watchers: Arc<Watchers<Session>>,
+/// Looks for changes in the services and sends them to the watchers.
+pub(super) struct ChangePoller {
+    watchers: Arc<EventHub<AdminWatcher>>,
     trade: Option<Arc<TradeServer>>,
     registry: Option<Arc<RegistryServer>>,
     warnings: &'static Warnings,
-    /// Somebody watched when it was looked last.
-    was_watched: bool,
-    /// How many warnings there were then.
-    warned: u64,
+    /// Whether there was a watcher at the last poll.
+    had_watchers: bool,
+    /// The number of warnings at the last poll.
+    seen_warnings: u64,
 }
 
-impl Looking {
-    /// Tells all who watch what has happened since the last look; from then on what happens is remembered, while
-    /// anybody watches or `is_wanted` says that somebody is about to.
-    fn look(&mut self, is_wanted: bool) {
-        self.watchers.end_expired();
-        let is_watched = is_wanted || self.watchers.any();
-        if !is_watched && !self.was_watched {
+impl ChangePoller {
+    /// Sends all watchers the changes since the last poll. The services record changes from now on if there is a
+    /// watcher or `is_watcher_joining` says that one is about to be added.
+    fn poll(&mut self, is_watcher_joining: bool) {
+        self.watchers.close_expired();
+        let has_watchers = is_watcher_joining || self.watchers.has_subscribers();
+        if !has_watchers && !self.had_watchers {
             return;
         }
-        // Each is asked, so that each remembers from now on.
-        let hosts = self.registry.as_ref().map_or(Some(Vec::new()), |registry| registry.view().changed(is_watched));
-        let deals = self.trade.as_ref().map_or(Some(Vec::new()), |trade| trade.changed_deals(is_watched));
-        let warned = self.warnings.count();
-        if self.was_watched {
-            let warnings = self.warnings.behind(self.warned);
+        // Both are called in any case, so that both start or stop recording.
+        let hosts =
+            self.registry.as_ref().map_or(Some(Vec::new()), |registry| registry.view().changed_hosts(has_watchers));
+        let deals = self.trade.as_ref().map_or(Some(Vec::new()), |trade| trade.changed_deals(has_watchers));
+        let seen_warnings = self.warnings.count();
+        if self.had_watchers {
+            let warnings = self.warnings.since(self.seen_warnings);
             match (hosts, deals) {
-                (Some(hosts), Some(deals)) if hosts.len() + deals.len() + warnings.len() <= TOLD_AT_ONCE => {
-                    hosts.into_iter().for_each(|(hostname, host)| self.tell_of_host(&hostname, host));
-                    deals.into_iter().for_each(|(deal, line)| self.tell_of_deal(deal, line));
-                    warnings.into_iter().for_each(|it| self.watchers.tell((), "warnings", &json!(Line::from(it))));
+                (Some(hosts), Some(deals)) if hosts.len() + deals.len() + warnings.len() <= EVENTS_PER_POLL_MAX => {
+                    hosts.into_iter().for_each(|(hostname, host)| self.send_host(&hostname, host));
+                    deals.into_iter().for_each(|(deal, line)| self.send_deal(deal, line));
+                    warnings
+                        .into_iter()
+                        .for_each(|it| self.watchers.publish((), "warnings", &json!(LogEntry::from(it))));
                 }
-                _ => self.watchers.tell((), RESET, &json!({})),
+                _ => self.watchers.publish((), RESET_EVENT, &json!({})),
             }
         } else {
-            // Who was away meanwhile cannot go on from where it was: nothing was remembered.
-            self.watchers.tell((), RESET, &json!({}));
+            // A client that reconnects cannot resume: changes were not recorded meanwhile.
+            self.watchers.publish((), RESET_EVENT, &json!({}));
         }
-        (self.warned, self.was_watched) = (warned, is_watched);
+        (self.seen_warnings, self.had_watchers) = (seen_warnings, has_watchers);
     }
 
-    fn tell_of_host(&self, hostname: &Name, host: Option<(bool, u64)>) {
+    fn send_host(&self, hostname: &Name, host: Option<(bool, u64)>) {
         let (online, file_count) = host.unwrap_or_default();
         let data = json!({"hostname": hostname, "online": online, "file_count": file_count});
-        self.watchers.tell((), "hosts", &data);
+        self.watchers.publish((), "hosts", &data);
     }
 
-    fn tell_of_deal(&self, deal: u64, line: Option<DealLine>) {
-        // Its amounts are prices: a value holds them as they are.
+    fn send_deal(&self, deal: u64, line: Option<DealSummary>) {
+        // The amounts are prices, which a JSON value represents exactly.
         let row = line.map_or(Value::Null, |line| json!(line));
-        self.watchers.tell((), "deals", &json!({"deal": deal, "row": row}));
+        self.watchers.publish((), "deals", &json!({"deal": deal, "row": row}));
     }
 }
 
-impl News {
-    pub(super) fn start(sight: &Sight) -> io::Result<News> {
-        let bounds = WatchersBounds::of(STREAMS_MAX, STREAMS_MAX);
-        let watchers = Arc::new(Watchers::new(sight.clock, bounds));
-        let looking = Arc::new(Mutex::new(Looking {
+impl EventFeed {
+    pub(super) fn start(context: &OperatorContext) -> io::Result<EventFeed> {
+        let bounds = EventHubLimits::for_subscribers(STREAMS_MAX, STREAMS_MAX);
+        let watchers = Arc::new(EventHub::new(context.clock, bounds));
+        let poller = Arc::new(Mutex::new(ChangePoller {
             watchers: Arc::clone(&watchers),
-            trade: sight.trade.clone(),
-            registry: sight.registry.clone(),
-            warnings: sight.warnings,
-            was_watched: false,
-            warned: 0,
+            trade: context.trade.clone(),
+            registry: context.registry.clone(),
+            warnings: context.warnings,
+            had_watchers: false,
+            seen_warnings: 0,
         }));
-        let look = Arc::clone(&looking);
-        let periodic = Periodic::start("operators-news", LOOK_EVERY, move || look.lock().look(false))?;
-        Ok(News { watchers, looking, _periodic: periodic })
+        let poll = Arc::clone(&poller);
+        let periodic = PeriodicTask::start("operators-news", POLL_INTERVAL, move || poll.lock().poll(false))?;
+        Ok(EventFeed { watchers, poller, _poll_timer: periodic })
     }
 }
 
-pub(super) fn events(operator: &Operator, call: &Call<'_>) -> Answered {
-    let token = token_of(call.request, false)?;
-    let (admin, claims) = operator.sight.users.admin_with(token.reveal()).map_err(not_so)?;
+pub(super) fn events(operator: &OperatorApi, call: &RouteCall<'_>) -> HandlerResult {
+    let token = request_token(call.request, false)?;
+    let (admin, claims) =
+        operator.context.users.authenticate_admin_with_claims(token.reveal()).map_err(to_http_error)?;
     let left = Clock::wall().until(Millis::from_unix_s(claims.exp));
-    let session = Session { admin, ends_at: operator.sight.clock.now().plus(left) };
-    // Before anything is read by whoever watches from now on: nothing is missed in between.
-    let mut looking = operator.news.looking.lock();
-    looking.look(true);
-    let Some(events) = operator.news.watchers.add(session, last_event_id(&call.request.headers)) else {
+    let watcher = AdminWatcher { admin, expires_at: operator.context.clock.now().plus(left) };
+    // Polled before the new watcher reads any list, so that no change falls between.
+    let mut poller = operator.event_feed.poller.lock();
+    poller.poll(true);
+    let Some(events) = operator.event_feed.watchers.subscribe(watcher, last_event_id(&call.request.headers)) else {
         let reason = "too many event streams are open already: close one, and try again";
-        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason));
+        return Err(HttpError::new(StatusCode::SERVICE_UNAVAILABLE, reason));
     };
-    drop(looking);
+    drop(poller);
     Ok(Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(events) })
 }

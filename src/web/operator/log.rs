@@ -1,86 +1,86 @@
-//! Trade's log and the process's own warnings, as one list, newest first.
+//! Trade's log and the process's own warnings, merged into one list, newest first.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::warnings::Warning;
-use super::{Operator, USUAL, unavailable};
+use super::{DEFAULT_PAGE_LIMIT, OperatorApi, storage_unavailable};
 use crate::model::{Millis, Name};
-use crate::net::http::{Answered, Call, Refusal, StatusCode, json, query_pairs};
-use crate::share::page::Page;
-use crate::share::server_api::seconds;
+use crate::net::http::{HandlerResult, HttpError, RouteCall, StatusCode, json, query_pairs};
+use crate::share::page::PageRequest;
+use crate::share::server_api::unix_seconds_json;
 use crate::trade::journal::LogRow;
 use crate::trade::store;
 
-/// What happened.
+/// An entry of the merged log.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Line {
+pub(super) struct LogEntry {
     at: Value,
     kind: String,
     peer: Option<Name>,
     text: String,
 }
 
-impl From<LogRow> for Line {
-    fn from(row: LogRow) -> Line {
+impl From<LogRow> for LogEntry {
+    fn from(row: LogRow) -> LogEntry {
         let LogRow { at, kind, peer, deal, item_name, price, detail, .. } = row;
         let price = price.map(|price| format!("for {price}"));
         let deal = deal.map(|deal| format!("(deal {deal})"));
         let detail = Some(detail).filter(|detail| !detail.is_empty());
         let parts = [item_name, price, detail, deal];
         let text = parts.into_iter().flatten().collect::<Vec<_>>().join(" ");
-        Line { at: seconds(at), kind, peer: Some(peer), text }
+        LogEntry { at: unix_seconds_json(at), kind, peer: Some(peer), text }
     }
 }
 
-impl From<Warning> for Line {
-    fn from(warning: Warning) -> Line {
+impl From<Warning> for LogEntry {
+    fn from(warning: Warning) -> LogEntry {
         let kind = if warning.is_error { "error" } else { "warning" };
-        Line { at: seconds(warning.at), kind: kind.to_owned(), peer: None, text: warning.text }
+        LogEntry { at: unix_seconds_json(warning.at), kind: kind.to_owned(), peer: None, text: warning.text }
     }
 }
 
 #[derive(Serialize)]
-struct Log {
+struct LogResponse {
     success: bool,
-    log: Vec<Line>,
+    log: Vec<LogEntry>,
     total: u64,
 }
 
-pub(super) fn log(operator: &Operator, call: &Call<'_>) -> Answered {
-    let page = Page::of(call.request, USUAL)?;
+pub(super) fn log(operator: &OperatorApi, call: &RouteCall<'_>) -> HandlerResult {
+    let page = PageRequest::from_request(call.request, DEFAULT_PAGE_LIMIT)?;
     let pairs = query_pairs(&call.request.query).unwrap_or_default();
     let of = pairs.iter().find(|(name, _)| name == "of").map(|(_, value)| value.as_str());
     let (with_trade, with_warnings) = match of {
         None => (true, true),
         Some("trade") => (true, false),
         Some("warnings") => (false, true),
-        Some(_) => return Err(Refusal::bad("of: expected trade or warnings")),
+        Some(_) => return Err(HttpError::bad_request("of: expected trade or warnings")),
     };
-    let warnings = if with_warnings { operator.sight.warnings.newest() } else { Vec::new() };
+    let warnings = if with_warnings { operator.context.warnings.newest() } else { Vec::new() };
     let from = page.offset.saturating_sub(warnings.len());
     let at_most = page.limit + warnings.len();
-    let (rows, lines) = match operator.sight.trade.as_ref().filter(|_| with_trade) {
+    let (rows, log_rows) = match operator.context.trade.as_ref().filter(|_| with_trade) {
         Some(trade) => trade
             .store()
             .read(|reader| store::newest_log(reader, from as u64, at_most as u64))
-            .map_err(|error| unavailable(&error))?,
+            .map_err(|error| storage_unavailable(&error))?,
         None => (Vec::new(), 0),
     };
-    let total = lines + warnings.len() as u64;
+    let total = log_rows + warnings.len() as u64;
     let log = merge(rows, warnings, |row| row.at, |warning| warning.at);
     let log = log.skip(page.offset - from).take(page.limit).collect();
-    Ok(json(StatusCode::OK, &Log { success: true, log, total }))
+    Ok(json(StatusCode::OK, &LogResponse { success: true, log, total }))
 }
 
-/// Two lists, newest first, as one. Where the first lacks its head, as many as the second has, whatever is behind
-/// that many more stands at its place all the same: nothing that is missing comes later.
-fn merge<A: Into<Line>, B: Into<Line>>(
+/// Merges two lists that are sorted newest first. The first one may lack up to `b.len()` of its newest entries: from
+/// position `b.len()` on, the result is the same as for the complete list.
+fn merge<A: Into<LogEntry>, B: Into<LogEntry>>(
     a: Vec<A>,
     b: Vec<B>,
     at_of_a: impl Fn(&A) -> Millis,
     at_of_b: impl Fn(&B) -> Millis,
-) -> impl Iterator<Item = Line> {
+) -> impl Iterator<Item = LogEntry> {
     let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());
     std::iter::from_fn(move || match (a.peek(), b.peek()) {
         (Some(first), Some(second)) if at_of_a(first) < at_of_b(second) => b.next().map(Into::into),
@@ -113,14 +113,14 @@ mod tests {
 
     #[test]
     fn a_line_says_in_one_text_what_happened() {
-        let line = Line::from(row(1_500));
+        let entry = LogEntry::from(row(1_500));
         assert_eq!(
-            (line.at, line.kind.as_str(), line.text.as_str()),
+            (entry.at, entry.kind.as_str(), entry.text.as_str()),
             (1.5.into(), "search", "tea for 12.50 green (deal 7)")
         );
-        let bare = Line::from(LogRow { deal: None, item_name: None, price: None, ..row(0) });
+        let bare = LogEntry::from(LogRow { deal: None, item_name: None, price: None, ..row(0) });
         assert_eq!(bare.text, "green");
-        let error = Line::from(warning(2_000));
+        let error = LogEntry::from(warning(2_000));
         assert_eq!(
             (error.at, error.kind.as_str(), error.peer, error.text.as_str()),
             (2.into(), "error", None, "w2000")

@@ -1,19 +1,20 @@
-//! What the operator sees of a server, and what he may do to it: users, deals, ledgers, the log, figures over time,
-//! and what happens as it happens. SPEC.md section 6, "Server API, for the operator".
+//! The operator's API of a server: users, open deals, ledgers, the log, metrics over time, and a stream of events.
+//! See `docs/spec/share.md`, "Server API, for the operator".
 //!
 //! | file | holds |
 //! |---|---|
-//! | `table.rs` | every route: what it takes and all that it answers |
-//! | `figures.rs` | the figures of the last quarter of an hour |
-//! | `books.rs` | the ledgers of all rooms as one |
-//! | `people.rs` | users, and who may not sign in |
-//! | `log.rs` | trade's log, and the process's own warnings |
-//! | `goods.rs` | what is taken out of the shop |
-//! | `events.rs` | what happens, as it happens |
-//! | `warnings.rs` | the newest lines that the process has warned by |
+//! | `route_table.rs` | every route with its parameters and responses |
+//! | `metrics.rs` | metrics of the last 15 minutes, as time series |
+//! | `ledgers.rs` | the ledgers of all rooms, merged into one list |
+//! | `users.rs` | lists users; blocks and unblocks them |
+//! | `deals.rs` | lists trade's open deals |
+//! | `log.rs` | trade's log and the process's own warnings, merged into one list |
+//! | `items.rs` | removes items from the shop |
+//! | `events.rs` | the event stream: changes of hosts and deals, and warnings |
+//! | `warnings.rs` | a logger that also keeps the newest warnings and errors in memory |
 //!
-//! A process may run any of the services: what asks for one that does not run here is told so (503), and lists of
-//! several rooms have what is here. Everything is read a page at a time, beside those who write.
+//! A process may run any subset of the services. A request that needs a service which does not run here gets status
+//! 503; lists that cover several rooms hold those that run here. Reads are paged and do not block writers.
 
 use std::fmt;
 use std::io;
@@ -24,147 +25,150 @@ use parking_lot::Mutex;
 
 use crate::identity::Users;
 use crate::model::Clock;
-use crate::net::http::routes::{self, Found, Outline};
-use crate::net::http::{Handler, Refusal, Request, Response, StatusCode, not_found};
+use crate::net::http::routes::{self, RouteMatch, RouteSpec};
+use crate::net::http::{HttpError, HttpHandler, Request, Response, StatusCode, not_found};
 use crate::share::server::RegistryServer;
-use crate::share::server_api::{Metrics, ServerApi, only_admin};
+use crate::share::server_api::{Metrics, ServerApi, require_admin};
 use crate::shop::customer::CustomerDb;
 use crate::shop::product::ProductDb;
 use crate::storage::StoreError;
 use crate::trade::server::TradeServer;
 
-mod books;
 mod deals;
 mod events;
-mod figures;
-mod goods;
+mod items;
+mod ledgers;
 mod log;
-mod people;
-mod table;
+mod metrics;
+mod route_table;
 #[cfg(test)]
 mod tests;
+mod users;
 pub mod warnings;
 
-use books::Books;
-use events::News;
-use figures::Figures;
-use table::ROUTES;
+use events::EventFeed;
+use ledgers::LedgerCache;
+use metrics::MetricsRecorder;
+use route_table::ROUTES;
 use warnings::Warnings;
 
-/// Entries of a page where the request does not say how many.
-const USUAL: usize = 100;
+/// Entries of a page when the request has no `limit`.
+const DEFAULT_PAGE_LIMIT: usize = 100;
 
 /// The shop's databases.
 #[derive(Debug, Clone)]
 pub struct ShopDatabases {
-    /// The items.
     pub products: Arc<ProductDb>,
-    /// The accounts, and the money.
+    /// Accounts, carts, purchases and the ledger.
     pub customers: Arc<CustomerDb>,
 }
 
-/// What a server's process has, as far as its operator may look.
-pub struct Sight {
-    /// The accounts.
+/// The parts of a server process that the operator's API reads and changes.
+pub struct OperatorContext {
+    /// The accounts of the server API.
     pub users: Arc<Users>,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// What was warned of lately.
+    /// The newest warnings of the process.
     pub warnings: &'static Warnings,
-    /// Trade, where it runs here.
+    /// `None` if the service does not run in this process.
     pub trade: Option<Arc<TradeServer>>,
-    /// The shop, likewise.
+    /// `None` if the service does not run in this process.
     pub shop: Option<ShopDatabases>,
-    /// The registry, likewise.
+    /// `None` if the service does not run in this process.
     pub registry: Option<Arc<RegistryServer>>,
-    /// The process's clock.
     pub clock: Clock,
 }
 
-/// What answers the operator.
-pub struct Operator {
-    sight: Sight,
-    books: Books,
-    figures: Figures,
-    news: News,
-    /// Whoever blocks somebody, or does so no more, one at a time.
-    blocking: Mutex<()>,
+/// Answers the requests below `/api/admin/` that are made for the operator.
+pub struct OperatorApi {
+    context: OperatorContext,
+    ledger_cache: LedgerCache,
+    metrics_recorder: MetricsRecorder,
+    event_feed: EventFeed,
+    /// Serializes blocking and unblocking of users.
+    blocking_lock: Mutex<()>,
 }
 
-impl Operator {
-    /// Begins to take figures.
+impl OperatorApi {
+    /// Starts to record metrics and to watch for changes.
     ///
     /// # Errors
     /// The system's, when it gives no thread.
-    pub fn start(sight: Sight) -> io::Result<Operator> {
-        let figures = Figures::start(Arc::clone(&sight.metrics))?;
-        let news = News::start(&sight)?;
-        Ok(Operator { sight, books: Books::default(), figures, news, blocking: Mutex::default() })
+    pub fn start(context: OperatorContext) -> io::Result<OperatorApi> {
+        let metrics_recorder = MetricsRecorder::start(Arc::clone(&context.metrics))?;
+        let event_feed = EventFeed::start(&context)?;
+        Ok(OperatorApi {
+            context,
+            ledger_cache: LedgerCache::default(),
+            metrics_recorder,
+            event_feed,
+            blocking_lock: Mutex::default(),
+        })
     }
 
-    /// Every route, for who describes the API.
-    pub fn outlines() -> impl Iterator<Item = &'static Outline> {
-        ROUTES.iter().map(|route| &route.outline)
+    /// Every route, for the API's description.
+    pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
+        ROUTES.iter().map(|route| &route.spec)
     }
 
-    /// The answer to a request for one of these routes; none for any other.
+    /// The response to a request for one of these routes; `None` for any other path.
     pub fn answer(&self, request: &Request) -> Option<Response> {
         let began_at = Instant::now();
-        let found = routes::find(ROUTES, request);
-        let Found::Route(route, call) = &found else {
-            return matches!(found, Found::OtherMethods(_)).then(|| found.refusal().unwrap_or_else(not_found));
+        let found = routes::match_route(ROUTES, request);
+        let RouteMatch::Route(route, call) = &found else {
+            return matches!(found, RouteMatch::MethodNotAllowed(_))
+                .then(|| found.error_response().unwrap_or_else(not_found));
         };
-        // The token is looked at before anything else.
-        let admin = only_admin(&self.sight.users, request);
+        // The token is checked before anything else of the request.
+        let admin = require_admin(&self.context.users, request);
         let answer = admin.and_then(|_| (route.handler)(self, call)).unwrap_or_else(Response::from);
-        route.hold(&answer);
-        self.sight.metrics.count(route.outline.name(), answer.status, began_at.elapsed());
+        route.assert_conforms(&answer);
+        self.context.metrics.record_request(route.spec.name(), answer.status, began_at.elapsed());
         Some(answer)
     }
 
-    fn trade(&self) -> Result<&Arc<TradeServer>, Refusal> {
-        self.sight.trade.as_ref().ok_or_else(|| absent("there is no trade here: the service trade does not run"))
+    fn trade(&self) -> Result<&Arc<TradeServer>, HttpError> {
+        self.context.trade.as_ref().ok_or_else(|| not_running("there is no trade here: the service trade does not run"))
     }
 
-    fn shop(&self) -> Result<&ShopDatabases, Refusal> {
-        self.sight.shop.as_ref().ok_or_else(|| absent("there is no shop here: the service shop does not run"))
+    fn shop(&self) -> Result<&ShopDatabases, HttpError> {
+        self.context.shop.as_ref().ok_or_else(|| not_running("there is no shop here: the service shop does not run"))
     }
 }
 
-/// What answers at a server's port: the operator's routes, and all others.
+/// The API of a server's HTTP port: the operator's routes, and those of the server API.
 #[derive(Debug)]
-pub struct ServerSide {
-    /// All others.
+pub struct ServerHandler {
+    /// Gets every request that is not for the operator.
     pub api: ServerApi,
-    /// The operator's.
-    pub operator: Operator,
+    pub operator: OperatorApi,
 }
 
-impl ServerSide {
-    /// Every route, for who describes the API.
-    pub fn outlines() -> impl Iterator<Item = &'static Outline> {
-        ServerApi::outlines().chain(Operator::outlines())
+impl ServerHandler {
+    /// Every route, for the API's description.
+    pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
+        ServerApi::route_specs().chain(OperatorApi::route_specs())
     }
 }
 
-impl Handler for ServerSide {
+impl HttpHandler for ServerHandler {
     fn handle(&self, request: Request) -> Response {
         self.operator.answer(&request).unwrap_or_else(|| self.api.handle(request))
     }
 }
 
-impl fmt::Debug for Operator {
+impl fmt::Debug for OperatorApi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operator").field("users", &self.sight.users).finish_non_exhaustive()
+        f.debug_struct("Operator").field("users", &self.context.users).finish_non_exhaustive()
     }
 }
 
-fn absent(reason: &str) -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+fn not_running(reason: &str) -> HttpError {
+    HttpError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
 }
 
-/// What cannot be read or stored at the moment.
-fn unavailable(error: &StoreError) -> Refusal {
+/// Logs a storage error; the response is status 503.
+fn storage_unavailable(error: &StoreError) -> HttpError {
     ::log::error!("the operator's view: {error}");
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "it could not be read or stored at the moment: try again")
+    HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "it could not be read or stored at the moment: try again")
 }

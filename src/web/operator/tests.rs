@@ -8,15 +8,15 @@ use super::*;
 use crate::bank::BuiltinGateway;
 use crate::bank::ledger::{Posting, post};
 use crate::identity::jwt::Jwt;
-use crate::identity::users::AdminSettings;
-use crate::identity::{Cost, Passwords, Role, UserError};
+use crate::identity::users::AdminCredentials;
+use crate::identity::{HashCost, PasswordHasher, Role, UserError};
 use crate::model::{Cents, Millis, Name};
-use crate::net::budget::Budget;
+use crate::net::budget::ReceiveBudget;
 use crate::net::http::{Body, HeaderMap, Method, header};
 use crate::net::listener::ConnectionLimiter;
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
-use crate::share::server::{AuthMode, Config, Floor};
+use crate::share::server::{AuthMode, RegistryServerConfig, RegistryServerContext};
 use crate::shop::ops::{CustomerOp, ProductOp};
 use crate::shop::{customer, product};
 use crate::storage::Store;
@@ -24,9 +24,9 @@ use crate::web::operator::warnings::Warning;
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-/// A server's process without trade, whose warnings are its own.
+/// A server process without trade, with a warning buffer of its own.
 struct World {
-    operator: Operator,
+    operator: OperatorApi,
     users: Arc<Users>,
     warnings: &'static Warnings,
     registry: Option<Arc<RegistryServer>>,
@@ -34,10 +34,10 @@ struct World {
 }
 
 fn users(dir: &std::path::Path, clock: Clock) -> Arc<Users> {
-    let passwords = Passwords::new(Cost { memory_kib: 8, passes: 1 }, 2).unwrap();
+    let passwords = PasswordHasher::with_own_threads(HashCost { memory_kib: 8, passes: 1 }, 2).unwrap();
     let users = Users::open(dir, clock, passwords, Jwt::with_secret(SECRET, Duration::from_secs(3600))).unwrap();
-    let admin = AdminSettings { username: None, password: Some("root".to_owned()) };
-    users.settle_admin(admin, |_| Ok::<_, UserError>(())).unwrap();
+    let admin = AdminCredentials { username: None, password: Some("root".to_owned()) };
+    users.ensure_admin(admin, |_| Ok::<_, UserError>(())).unwrap();
     Arc::new(users)
 }
 
@@ -49,32 +49,33 @@ fn world_in(dir: tempfile::TempDir, with_shop: bool, with_registry: bool) -> Wor
     let clock = Clock::start();
     let users = users(dir.path(), clock);
     let shop = with_shop.then(|| {
-        let settings = product::Settings { hold_timeout: Duration::from_secs(60), first_stretch: 0 };
-        let store = Arc::new(Store::open(&dir.path().join(customer::FILE), customer::MIGRATIONS).unwrap());
+        let settings = product::ProductDbSettings { hold_timeout: Duration::from_secs(60), first_id_range: 0 };
+        let store = Arc::new(Store::open(&dir.path().join(customer::FILE_NAME), customer::MIGRATIONS).unwrap());
         let bank = Arc::new(BuiltinGateway::open_file(&dir.path().join("bank.db")).unwrap());
-        let config = customer::Config { password_cost: Cost { memory_kib: 8, passes: 1 }, ..Default::default() };
+        let config =
+            customer::CustomerDbConfig { password_cost: HashCost { memory_kib: 8, passes: 1 }, ..Default::default() };
         ShopDatabases {
             products: Arc::new(ProductDb::open(dir.path(), settings).unwrap()),
             customers: Arc::new(CustomerDb::open(store, bank, config).unwrap()),
         }
     });
     let registry = with_registry.then(|| {
-        let floor = Floor {
+        let floor = RegistryServerContext {
             executor: Executor::new("test", 300),
             limiter: ConnectionLimiter::new(300),
-            budget: Budget::new(1 << 20),
+            budget: ReceiveBudget::new(1 << 20),
             identity: None,
-            plain_from_afar: false,
+            allows_remote_plaintext: false,
             clock,
             store: Arc::new(Store::open(&dir.path().join("registry.db"), MIGRATIONS).unwrap()),
             accounts: Arc::clone(&users) as _,
         };
         let addr = "127.0.0.1:0".parse().unwrap();
-        let config = Config { addr, peer_timeout: Duration::from_secs(60), auth: AuthMode::Strict };
+        let config = RegistryServerConfig { addr, peer_timeout: Duration::from_secs(60), auth: AuthMode::Strict };
         Arc::new(RegistryServer::start(config, floor).unwrap())
     });
     let warnings: &'static Warnings = Box::leak(Box::default());
-    let sight = Sight {
+    let context = OperatorContext {
         users: Arc::clone(&users),
         metrics: Arc::new(Metrics::new().unwrap()),
         warnings,
@@ -83,7 +84,7 @@ fn world_in(dir: tempfile::TempDir, with_shop: bool, with_registry: bool) -> Wor
         registry: registry.clone(),
         clock,
     };
-    World { operator: Operator::start(sight).unwrap(), users, warnings, registry, dir }
+    World { operator: OperatorApi::start(context).unwrap(), users, warnings, registry, dir }
 }
 
 impl World {
@@ -97,7 +98,7 @@ impl World {
         self.operator.answer(&Request { method, path, query, headers, body: Vec::new(), source })
     }
 
-    /// As the admin.
+    /// Sends a request with a token of the admin.
     fn ask(&self, method: Method, path: &str) -> (u16, Value) {
         let answer = self.answer(method, path, Some(&self.admin())).unwrap();
         let value: Value = serde_json::from_slice(answer.body.as_bytes().unwrap()).unwrap();
@@ -116,16 +117,16 @@ impl World {
     }
 
     fn admin(&self) -> String {
-        self.users.issue(&Name::new("admin").unwrap(), Role::Admin).0.reveal().to_owned()
+        self.users.issue_token(&Name::new("admin").unwrap(), Role::Admin).0.reveal().to_owned()
     }
 
     fn user(&self, name: &str, display_name: &str) -> String {
         let user = self.users.register(name, "p", Some(display_name), "127.0.0.1".parse().unwrap()).unwrap();
-        self.users.issue(&user.username, Role::User).0.reveal().to_owned()
+        self.users.issue_token(&user.username, Role::User).0.reveal().to_owned()
     }
 
     fn shop(&self) -> &ShopDatabases {
-        self.operator.sight.shop.as_ref().unwrap()
+        self.operator.context.shop.as_ref().unwrap()
     }
 
     fn seller(&self, name: &str) -> u64 {
@@ -171,7 +172,7 @@ impl World {
     }
 }
 
-/// A host of the registry, on a bare socket.
+/// A raw-socket host of the registry.
 struct Host(BufReader<TcpStream>);
 
 impl Host {
@@ -193,8 +194,8 @@ fn only_the_admin_is_answered_and_other_paths_are_others() {
     let world = world(false, false);
     let user = world.user("ann", "Ann");
     for route in ROUTES {
-        let path = route.outline.path.replace("{name}", "ann").replace("{id}", "3-1");
-        let method = route.outline.verb.method();
+        let path = route.spec.path.replace("{name}", "ann").replace("{id}", "3-1");
+        let method = route.spec.method.method();
         let status = |token: Option<&str>| world.answer(method.clone(), &path, token).unwrap().status.as_u16();
         assert_eq!([status(None), status(Some("x")), status(Some(&user))], [401, 401, 403], "{path}");
         assert_eq!(world.answer(Method::PUT, &path, None).unwrap().status, 405, "{path}");
@@ -280,13 +281,13 @@ fn a_blocked_user_signs_in_no_more_and_sells_nothing_until_unblocked() {
         );
         assert_eq!(login(&world, "ann"), Err(UserError::Blocked));
         assert_eq!(world.users.login("ann", "wrong", source), Err(UserError::WrongCredentials), "only to who knows it");
-        assert_eq!(world.users.user_of(&token), Err(UserError::Token(crate::identity::BadToken::Blocked)));
-        assert_eq!(world.users.owner_of(&token), None, "the registry takes it no more");
+        assert_eq!(world.users.authenticate_user(&token), Err(UserError::Token(crate::identity::TokenError::Blocked)));
+        assert_eq!(world.users.hostname_of_token(&token), None, "the registry takes it no more");
         assert_eq!(login(&world, "bob"), Ok(()));
         assert_eq!(world.found(), [his.as_str()]);
         world.users.close();
         let World { operator, dir, .. } = world;
-        let shop = operator.sight.shop.clone().unwrap();
+        let shop = operator.context.shop.clone().unwrap();
         shop.products.close();
         shop.customers.close();
         shop.customers.store().close();
@@ -294,7 +295,7 @@ fn a_blocked_user_signs_in_no_more_and_sells_nothing_until_unblocked() {
         // It outlives a restart.
         world = world_in(dir, true, false);
     }
-    // What she puts up for sale meanwhile is not shown either, and comes with the rest.
+    // Items that are put up for sale meanwhile are hidden as well, and shown with the others later.
     let later = world.item(ann, "ann", "lid");
     assert_eq!(world.found(), [his.as_str()]);
     let get = |world: &World, item_id: &str| {
@@ -307,7 +308,7 @@ fn a_blocked_user_signs_in_no_more_and_sells_nothing_until_unblocked() {
         assert_eq!(world.found(), [hers.as_str(), his.as_str(), later.as_str()]);
     }
     assert_eq!(login(&world, "ann"), Ok(()));
-    assert!(world.users.user_of(&token).is_ok(), "a token of before that has not expired is one again");
+    assert!(world.users.authenticate_user(&token).is_ok(), "a token of before that has not expired is one again");
     assert_eq!(world.post("/api/admin/users/nobody/block").0, 404);
     assert_eq!(world.post("/api/admin/users/nobody/unblock").0, 404);
     assert_eq!(world.post("/api/admin/users/admin/block").0, 409);
@@ -331,7 +332,7 @@ fn an_item_that_was_removed_is_gone_for_everybody_and_its_units_stay_counted() {
     assert_eq!((&own["total"], own["items"].as_array().unwrap().len()), (&json!(1), 1));
     let price = ProductOp::ChangePrice { seller_id: seller, item_id: pot.clone(), price: Cents(1) };
     assert!(ask(price).is_err());
-    // A seller who is blocked and unblocked does not get it back.
+    // Blocking and unblocking the seller does not restore it.
     world.shop().products.hide_seller(seller, true).unwrap();
     assert!(world.found().is_empty());
     world.shop().products.hide_seller(seller, false).unwrap();
@@ -383,7 +384,7 @@ fn warnings_are_in_the_log() {
     let world = world(false, false);
     for nth in 0..3 {
         let at = Millis(1_795_253_400_000 + nth * 500);
-        world.warnings.keep(Warning { at, is_error: nth == 2, text: format!("w{nth}") });
+        world.warnings.push(Warning { at, is_error: nth == 2, text: format!("w{nth}") });
     }
     let log = world.get("/api/admin/log");
     assert_eq!((of(&log["log"], "text"), &log["total"]), (vec!["w2", "w1", "w0"], &json!(3)));
@@ -408,14 +409,14 @@ fn what_happens_is_told_to_who_watches() {
     let file = json!({"hostname": "pc", "fname": "a.txt", "size": 5, "modified": 1});
     assert_eq!(host.ask("PUBLISH", &file)["status"], "ACK");
     assert_eq!(next(), ("hosts".to_owned(), json!({"hostname": "pc", "online": true, "file_count": 1})));
-    world.warnings.keep(Warning { at: Millis(5_000), is_error: false, text: "w".to_owned() });
+    world.warnings.push(Warning { at: Millis(5_000), is_error: false, text: "w".to_owned() });
     assert_eq!(next(), ("warnings".to_owned(), json!({"at": 5, "kind": "warning", "peer": null, "text": "w"})));
     assert_eq!(host.ask("UNREGISTER", &json!({"hostname": "pc"}))["status"], "OK");
     assert_eq!(next(), ("hosts".to_owned(), json!({"hostname": "pc", "online": false, "file_count": 0})));
-    // More at once than is told of one by one: whoever watches is to read anew.
-    let looking = world.operator.news.looking.lock();
+    // With too many changes at once, watchers are told to read everything anew.
+    let poller = world.operator.event_feed.poller.lock();
     let _hosts: Vec<Host> = (0..101).map(|nth| world.host(&format!("h{nth}"), None)).collect();
-    drop(looking);
+    drop(poller);
     assert_eq!(next(), ("reset".to_owned(), json!({})));
     drop(host);
 }
@@ -429,7 +430,7 @@ fn who_waits_for_a_change_is_not_taken_for_a_slow_answer() {
     for _ in 0..3 {
         assert_eq!(host.ask("CHANGES", &json!({"since": version, "wait": 0.05}))["changes"], json!([]));
     }
-    // The one before the last is counted by now: the first and perhaps this one.
+    // The last but one is counted by now: the first and perhaps this one.
     assert_eq!(host.ask("LIST", &json!({}))["status"], "OK");
     assert!(registry.latencies().count() <= 2, "{:?}", registry.latencies());
 }
@@ -440,12 +441,12 @@ fn what_is_blocked_in_part_is_seen_as_not_blocked() {
     world.user("ann", "Ann");
     let ann = world.seller("ann");
     let pot = world.item(ann, "ann", "pot");
-    // The accounts take nothing any more, as on a full disk.
+    // Writes to the account database fail, as on a full disk.
     world.users.close();
     assert_eq!(world.post("/api/admin/users/ann/block").0, 503);
     assert!(world.found().is_empty(), "the shop has done its part");
     let World { operator, dir, .. } = world;
-    let shop = operator.sight.shop.clone().unwrap();
+    let shop = operator.context.shop.clone().unwrap();
     shop.products.close();
     shop.customers.close();
     shop.customers.store().close();

@@ -1,43 +1,43 @@
-//! The newest lines that the process has warned by, for its operator: whatever logs, they are kept here too.
+//! A logger that also keeps the newest warnings and errors of the process in memory, for the operator's API.
 //!
-//! Lines of a log hold no secrets, and neither do these: they are the same.
+//! Log lines hold no secrets, so these do not either.
 
 use std::collections::VecDeque;
 
 use log::{Level, LevelFilter, Log, Metadata, Record, SetLoggerError};
 use parking_lot::Mutex;
 
-use crate::model::text::safe;
+use crate::model::text::escape_unsafe;
 use crate::model::{Clock, Millis};
 
-/// How many are kept.
-pub const KEPT: usize = 1_000;
-/// Most bytes of one of them.
-const TEXT_MAX: usize = 2_000;
+/// How many warnings are kept.
+pub const WARNINGS_MAX: usize = 1_000;
+/// Longer texts are truncated.
+const TEXT_MAX_BYTES: usize = 2_000;
 
-/// Those of this process.
+/// The warnings of this process.
 pub static WARNINGS: Warnings = Warnings::new();
 
-/// A line.
+/// A logged warning or error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// When.
+    /// When it was logged, by the wall clock.
     pub at: Millis,
-    /// An error, and no warning.
+    /// Whether it was logged as an error.
     pub is_error: bool,
-    /// What it says. (A line may quote what others said: nothing of it drives a terminal.)
+    /// The message, without control characters: it may quote what others have sent.
     pub text: String,
 }
 
-/// The newest lines.
+/// A ring buffer of the newest warnings.
 #[derive(Debug)]
-pub struct Warnings(Mutex<Lines>);
+pub struct Warnings(Mutex<WarningBuffer>);
 
 #[derive(Debug)]
-struct Lines {
+struct WarningBuffer {
     newest: VecDeque<Warning>,
-    /// How many there were before the oldest of them.
-    gone: u64,
+    /// How many older ones have been evicted.
+    evicted: u64,
 }
 
 impl Default for Warnings {
@@ -47,19 +47,19 @@ impl Default for Warnings {
 }
 
 impl Warnings {
-    /// None yet.
+    /// An empty buffer.
     pub const fn new() -> Warnings {
-        Warnings(Mutex::new(Lines { newest: VecDeque::new(), gone: 0 }))
+        Warnings(Mutex::new(WarningBuffer { newest: VecDeque::new(), evicted: 0 }))
     }
 
-    /// One more.
-    pub fn keep(&self, warning: Warning) {
-        let mut lines = self.0.lock();
-        if lines.newest.len() == KEPT {
-            lines.newest.pop_front();
-            lines.gone += 1;
+    /// Adds a warning; the oldest is evicted if the buffer is full.
+    pub fn push(&self, warning: Warning) {
+        let mut buffer = self.0.lock();
+        if buffer.newest.len() == WARNINGS_MAX {
+            buffer.newest.pop_front();
+            buffer.evicted += 1;
         }
-        lines.newest.push_back(warning);
+        buffer.newest.push_back(warning);
     }
 
     /// All that are kept, newest first.
@@ -67,42 +67,42 @@ impl Warnings {
         self.0.lock().newest.iter().rev().cloned().collect()
     }
 
-    /// How many there were in all.
+    /// How many have ever been added.
     pub fn count(&self) -> u64 {
-        let lines = self.0.lock();
-        lines.gone + lines.newest.len() as u64
+        let buffer = self.0.lock();
+        buffer.evicted + buffer.newest.len() as u64
     }
 
-    /// Those behind the first so many, as far as they are kept, oldest first.
-    pub fn behind(&self, count: u64) -> Vec<Warning> {
-        let lines = self.0.lock();
-        let passed = usize::try_from(count.saturating_sub(lines.gone)).unwrap_or(usize::MAX);
-        lines.newest.iter().skip(passed).cloned().collect()
+    /// Those that were added after the first `count`, as far as they are still kept, oldest first.
+    pub fn since(&self, count: u64) -> Vec<Warning> {
+        let buffer = self.0.lock();
+        let skipped = usize::try_from(count.saturating_sub(buffer.evicted)).unwrap_or(usize::MAX);
+        buffer.newest.iter().skip(skipped).cloned().collect()
     }
 }
 
-/// A logger, whose warnings and errors are kept as well: those too that it does not write.
-struct Keeping<L> {
+/// Wraps a logger and records all warnings and errors, also those that the logger does not write.
+struct RecordingLogger<L> {
     logger: L,
     warnings: &'static Warnings,
 }
 
-impl<L: Log> Log for Keeping<L> {
+impl<L: Log> Log for RecordingLogger<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= Level::Warn || self.logger.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
         if record.level() <= Level::Warn {
-            let mut text = safe(&record.args().to_string()).into_owned();
-            if text.len() > TEXT_MAX {
-                text.truncate(text.floor_char_boundary(TEXT_MAX));
+            let mut text = escape_unsafe(&record.args().to_string()).into_owned();
+            if text.len() > TEXT_MAX_BYTES {
+                text.truncate(text.floor_char_boundary(TEXT_MAX_BYTES));
                 text.push('…');
             }
             let is_error = record.level() == Level::Error;
-            self.warnings.keep(Warning { at: Clock::wall(), is_error, text });
+            self.warnings.push(Warning { at: Clock::wall(), is_error, text });
         }
-        // It looks by itself at what it is to write.
+        // The logger applies its own filter.
         self.logger.log(record);
     }
 
@@ -111,12 +111,13 @@ impl<L: Log> Log for Keeping<L> {
     }
 }
 
-/// Has the process log by this logger, which writes nothing beyond that filter, and keeps its warnings.
+/// Installs `logger` for the process, wrapped so that its warnings are recorded in [`WARNINGS`]. `filter` is the most
+/// verbose level that the logger writes.
 ///
 /// # Errors
-/// It has a logger.
-pub fn log_by(logger: impl Log + 'static, filter: LevelFilter) -> Result<(), SetLoggerError> {
-    log::set_boxed_logger(Box::new(Keeping { logger, warnings: &WARNINGS }))?;
+/// The process has a logger already.
+pub fn install_logger(logger: impl Log + 'static, filter: LevelFilter) -> Result<(), SetLoggerError> {
+    log::set_boxed_logger(Box::new(RecordingLogger { logger, warnings: &WARNINGS }))?;
     log::set_max_level(filter.max(LevelFilter::Warn));
     Ok(())
 }
@@ -136,15 +137,18 @@ mod tests {
     #[test]
     fn the_newest_are_kept() {
         let warnings = Warnings::new();
-        for nth in 0..KEPT + 5 {
-            warnings.keep(warning(&nth.to_string()));
+        for nth in 0..WARNINGS_MAX + 5 {
+            warnings.push(warning(&nth.to_string()));
         }
         let newest = warnings.newest();
-        assert_eq!((newest.len(), newest[0].text.as_str(), newest[KEPT - 1].text.as_str()), (KEPT, "1004", "5"));
+        assert_eq!(
+            (newest.len(), newest[0].text.as_str(), newest[WARNINGS_MAX - 1].text.as_str()),
+            (WARNINGS_MAX, "1004", "5")
+        );
         assert_eq!(warnings.count(), 1005);
-        assert_eq!(texts(&warnings.behind(1003)), ["1003", "1004"]);
-        assert!(warnings.behind(1005).is_empty() && warnings.behind(9999).is_empty());
-        assert_eq!(warnings.behind(2).len(), KEPT, "what is gone is gone");
+        assert_eq!(texts(&warnings.since(1003)), ["1003", "1004"]);
+        assert!(warnings.since(1005).is_empty() && warnings.since(9999).is_empty());
+        assert_eq!(warnings.since(2).len(), WARNINGS_MAX, "what is gone is gone");
     }
 
     #[test]
@@ -158,7 +162,7 @@ mod tests {
             fn flush(&self) {}
         }
         static KEPT_HERE: Warnings = Warnings::new();
-        let logger = Keeping { logger: Mute, warnings: &KEPT_HERE };
+        let logger = RecordingLogger { logger: Mute, warnings: &KEPT_HERE };
         for (level, text) in [(Level::Info, "no"), (Level::Warn, "a\x1b[2J"), (Level::Error, "b"), (Level::Debug, "no")]
         {
             logger.log(&Record::builder().level(level).args(format_args!("{text}")).build());
@@ -167,7 +171,7 @@ mod tests {
         let kept = KEPT_HERE.newest();
         assert_eq!(texts(&kept[1..]), ["b", "a\u{fffd}[2J"]);
         assert!(kept[1].is_error && !kept[2].is_error);
-        assert_eq!(kept[0].text, format!("{}…", "ü".repeat(TEXT_MAX / 2)));
+        assert_eq!(kept[0].text, format!("{}…", "ü".repeat(TEXT_MAX_BYTES / 2)));
         assert!(logger.enabled(&Metadata::builder().level(Level::Warn).build()));
         assert!(!logger.enabled(&Metadata::builder().level(Level::Info).build()));
     }

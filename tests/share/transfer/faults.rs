@@ -1,5 +1,5 @@
-//! Interruptions at random points: the sender killed, the receiver killed, the connection cut, a byte changed on
-//! the way. Sender and receiver are processes of their own, ended by SIGKILL.
+//! Interruptions at random points: sender killed, receiver killed, connection cut, a byte changed in transit. Sender
+//! and receiver are processes of their own, ended by SIGKILL.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -8,10 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2s2::share::transfer::{Fetch, Status, interrupted};
+use p2s2::share::transfer::{Fetch, TransferStatus, list_interrupted};
 
 use super::proxy::Proxy;
-use super::world::{Host, MIB, NAME, Registry, entry, fetch, floor, pieces_of, spec, write_large};
+use super::world::{MIB, NAME, PeerHost, Registry, context, entry, fetch, pieces_of, spec, write_large};
 use crate::rng::{Rng, Seed};
 use crate::support::{eventually, scaled};
 
@@ -20,11 +20,11 @@ const SOURCE: &str = "P2S2_TEST_TRANSFER_SOURCE";
 const AT: &str = "P2S2_TEST_TRANSFER_AT";
 const TO: &str = "P2S2_TEST_TRANSFER_TO";
 
-/// This same program as another process, with a role to play; killed when dropped.
-pub struct Actor(Child);
+/// This test program as another process with a role; killed when dropped.
+pub struct ChildProcess(Child);
 
-impl Actor {
-    pub fn start(role: &str, source: &Path, at: &str, to: &Path) -> Actor {
+impl ChildProcess {
+    pub fn start(role: &str, source: &Path, at: &str, to: &Path) -> ChildProcess {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["transfer::faults::in_a_role", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
@@ -35,14 +35,14 @@ impl Actor {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        Actor(child)
+        ChildProcess(child)
     }
 
-    /// A sender, and where it listens.
-    pub fn sender(source: &Path, dir: &Path) -> (Actor, SocketAddr) {
+    /// Starts a sender; returns its address, too.
+    pub fn sender(source: &Path, dir: &Path) -> (ChildProcess, SocketAddr) {
         let ready = dir.join("ready");
         let _ = fs::remove_file(&ready);
-        let actor = Actor::start("sender", source, "", &ready);
+        let actor = ChildProcess::start("sender", source, "", &ready);
         let at = eventually("the sender to be ready", || fs::read_to_string(&ready).ok()?.parse().ok());
         (actor, at)
     }
@@ -51,7 +51,7 @@ impl Actor {
         self.0.id()
     }
 
-    /// Whether it has ended, and then it must have ended well.
+    /// Whether it has ended; asserts that it succeeded then.
     pub fn has_ended(&mut self) -> bool {
         let ended = self.0.try_wait().unwrap();
         assert!(ended.is_none_or(|status| status.success()), "{ended:?}");
@@ -59,9 +59,9 @@ impl Actor {
     }
 }
 
-impl Drop for Actor {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
-        // Has it ended already? Then there is nothing to kill.
+        // Fails if it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -75,8 +75,8 @@ fn in_a_role() {
     let at = std::env::var(AT).unwrap();
     match std::env::var(ROLE).unwrap().as_str() {
         "sender" => {
-            let host = Host::start();
-            host.shelf.publish(NAME, &source, true);
+            let host = PeerHost::start();
+            host.files.publish(NAME, &source, true);
             let unfinished = to.with_extension("new");
             fs::write(&unfinished, host.addr().to_string()).unwrap();
             fs::rename(unfinished, to).unwrap();
@@ -85,19 +85,19 @@ fn in_a_role() {
             }
         }
         "receiver" => {
-            // What it knows of the file comes from the registry, not from the file.
+            // The source file is only used for the registry's entry.
             let dir = to.parent().unwrap();
             let shown = entry("ann", at.parse().unwrap(), &source, Some(&pieces_of(&source)));
             let registry = Registry::of(&[&shown]);
-            let left = interrupted(dir).unwrap();
+            let left = list_interrupted(dir).unwrap();
             assert!(left.len() <= 1);
             let fetch = match left.into_iter().next() {
-                Some(spec) => Fetch::start(spec, registry, Arc::new(|_| {}), floor()).unwrap(),
+                Some(spec) => Fetch::start(spec, registry, Arc::new(|_| {}), context()).unwrap(),
                 None if to.exists() => return,
                 None => fetch(&to, &shown, &registry),
             };
             let progress = fetch.wait();
-            assert_eq!((progress.status, progress.verified), (Status::Completed, true), "{progress:?}");
+            assert_eq!((progress.status, progress.verified), (TransferStatus::Completed, true), "{progress:?}");
             assert!(fetch.stop(Duration::from_secs(10)));
         }
         role => panic!("{role}"),
@@ -106,7 +106,7 @@ fn in_a_role() {
 
 #[test]
 fn interruptions_at_random_points_cost_little_and_spoil_nothing() {
-    // What an interruption costs does not grow with the file, so the file grows with their number.
+    // The cost of an interruption does not depend on the file's size, so the size grows with their number.
     let a_fetch = scaled(20).min(5);
     let size = 64 * MIB * a_fetch as u64;
     let seed = Seed::of_this_run();
@@ -119,11 +119,11 @@ fn interruptions_at_random_points_cost_little_and_spoil_nothing() {
     for _ in 0..scaled(50).div_ceil(a_fetch) {
         let dir = tempfile::tempdir_in(dir.path()).unwrap();
         let to = dir.path().join("here");
-        let (mut sender, at) = Actor::sender(&source, dir.path());
+        let (mut sender, at) = ChildProcess::sender(&source, dir.path());
         let proxy = Proxy::before(at);
         proxy.set_bytes_per_s(100 * MIB);
         let proxy_at = proxy.addr().to_string();
-        let mut receiver = Actor::start("receiver", &source, &proxy_at, &to);
+        let mut receiver = ChildProcess::start("receiver", &source, &proxy_at, &to);
         let mut points: Vec<u64> = (0..a_fetch).map(|_| rng.below(size / 10 * 9)).collect();
         points.sort_unstable();
         let mut what = Vec::new();
@@ -142,14 +142,14 @@ fn interruptions_at_random_points_cost_little_and_spoil_nothing() {
                     what.push("sender killed");
                     proxy.set_target(None);
                     drop(sender);
-                    let (again, at) = Actor::sender(&source, dir.path());
+                    let (again, at) = ChildProcess::sender(&source, dir.path());
                     sender = again;
                     proxy.set_target(Some(at));
                 }
                 1 => {
                     what.push("receiver killed");
                     drop(receiver);
-                    receiver = Actor::start("receiver", &source, &proxy_at, &to);
+                    receiver = ChildProcess::start("receiver", &source, &proxy_at, &to);
                 }
                 2 => {
                     what.push("cut");
@@ -163,7 +163,7 @@ fn interruptions_at_random_points_cost_little_and_spoil_nothing() {
         }
         eventually("the fetch to end", || receiver.has_ended().then_some(()));
         assert_eq!(pieces_of(&to).blake3(), content, "{what:?}");
-        assert!(interrupted(dir.path()).unwrap().is_empty());
+        assert!(list_interrupted(dir.path()).unwrap().is_empty());
         let extra = proxy.passed() as f64 / size as f64;
         eprintln!("{extra:.3} of the size after {what:?}");
         passed += proxy.passed();
@@ -178,23 +178,23 @@ fn what_was_good_before_a_kill_is_not_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     write_large(&source, 24 * MIB);
-    let (host, mut shown) = Host::with_file("ann", &source);
+    let (host, mut shown) = PeerHost::with_file("ann", &source);
     let proxy = Proxy::before(host.addr());
     proxy.set_bytes_per_s(20 * MIB);
     shown.port = proxy.addr().port();
     let to = dir.path().join("here");
-    let receiver = Actor::start("receiver", &source, &proxy.addr().to_string(), &to);
+    let receiver = ChildProcess::start("receiver", &source, &proxy.addr().to_string(), &to);
     eventually("half of it", || (proxy.passed() > 12 * MIB).then_some(()));
     drop(receiver);
     let before = proxy.passed();
-    // Whatever lies in the pieces that are known to be good is not even looked at.
+    // Synced pieces are not read again.
     let registry = Registry::of(&[&shown]);
-    let [left] = &interrupted(dir.path()).unwrap()[..] else { panic!("one fetch was interrupted") };
+    let [left] = &list_interrupted(dir.path()).unwrap()[..] else { panic!("one fetch was interrupted") };
     assert_eq!(*left, spec("f1", &to, &shown));
-    let fetch = Fetch::start(left.clone(), registry, Arc::new(|_| {}), floor()).unwrap();
+    let fetch = Fetch::start(left.clone(), registry, Arc::new(|_| {}), context()).unwrap();
     let had = fetch.progress().downloaded_size;
     assert!(had >= 8 * MIB, "{had} of {before} were good");
     let progress = super::world::completed(&fetch);
-    assert!(progress.received <= 24 * MIB - had + MIB / 2, "{progress:?}, {had} before");
+    assert!(progress.received_bytes <= 24 * MIB - had + MIB / 2, "{progress:?}, {had} before");
     assert_eq!(pieces_of(&to), pieces_of(&source));
 }

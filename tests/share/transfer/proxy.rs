@@ -1,4 +1,4 @@
-//! Stands before a host and spoils what it sends: cut, slowed down, a byte changed; and counts it.
+//! A proxy in front of a host that can cut, slow down or corrupt what the host sends, and counts it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -8,13 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 #[derive(Default)]
-struct Knobs {
+struct ProxySettings {
     target: Mutex<Option<SocketAddr>>,
-    /// 0: as fast as it goes.
+    /// Rate limit; 0: none.
     bytes_per_s: AtomicU64,
-    /// One of the next bytes of a file is changed.
+    /// Whether to change one of the next bytes.
     must_flip: AtomicBool,
-    /// Bytes that the host sent and that were passed on.
+    /// Bytes from the host that were passed on.
     passed: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
     is_over: AtomicBool,
@@ -22,7 +22,7 @@ struct Knobs {
 
 pub struct Proxy {
     at: SocketAddr,
-    knobs: Arc<Knobs>,
+    settings: Arc<ProxySettings>,
 }
 
 impl Proxy {
@@ -30,57 +30,57 @@ impl Proxy {
         Proxy::at("127.0.0.1:0".parse().unwrap(), target)
     }
 
-    /// One that listens there.
+    /// Starts a proxy that listens at a given address.
     pub fn at(at: SocketAddr, target: SocketAddr) -> Proxy {
         let listener = TcpListener::bind(at).unwrap();
         let at = listener.local_addr().unwrap();
-        let knobs = Arc::new(Knobs { target: Mutex::new(Some(target)), ..Knobs::default() });
-        let its_knobs = Arc::clone(&knobs);
+        let settings = Arc::new(ProxySettings { target: Mutex::new(Some(target)), ..ProxySettings::default() });
+        let shared_settings = Arc::clone(&settings);
         thread::spawn(move || {
             for client in listener.incoming() {
                 let Ok(client) = client else { return };
-                if its_knobs.is_over.load(SeqCst) {
+                if shared_settings.is_over.load(SeqCst) {
                     return;
                 }
-                let Some(target) = *its_knobs.target.lock().unwrap() else { continue };
-                // A host that is away: so is the proxy.
+                let Some(target) = *shared_settings.target.lock().unwrap() else { continue };
+                // If the host is away, the proxy closes the connection.
                 let Ok(server) = TcpStream::connect(target) else { continue };
                 let clones = [client.try_clone().unwrap(), server.try_clone().unwrap()];
-                its_knobs.open.lock().unwrap().extend(clones);
+                shared_settings.open.lock().unwrap().extend(clones);
                 let (up_from, up_to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
                 thread::spawn(move || pass_up(&up_from, &up_to));
-                let knobs = Arc::clone(&its_knobs);
-                thread::spawn(move || pass_down(&server, &client, &knobs));
+                let settings = Arc::clone(&shared_settings);
+                thread::spawn(move || pass_down(&server, &client, &settings));
             }
         });
-        Proxy { at, knobs }
+        Proxy { at, settings }
     }
 
     pub fn addr(&self) -> SocketAddr {
         self.at
     }
 
-    /// None: nobody is there.
+    /// None: connections are closed at once.
     pub fn set_target(&self, target: Option<SocketAddr>) {
-        *self.knobs.target.lock().unwrap() = target;
+        *self.settings.target.lock().unwrap() = target;
     }
 
     pub fn set_bytes_per_s(&self, bytes_per_s: u64) {
-        self.knobs.bytes_per_s.store(bytes_per_s, SeqCst);
+        self.settings.bytes_per_s.store(bytes_per_s, SeqCst);
     }
 
     pub fn passed(&self) -> u64 {
-        self.knobs.passed.load(SeqCst)
+        self.settings.passed.load(SeqCst)
     }
 
     pub fn flip_a_byte(&self) {
-        self.knobs.must_flip.store(true, SeqCst);
+        self.settings.must_flip.store(true, SeqCst);
     }
 
-    /// Cuts every connection, as if the cable had been pulled and the systems had noticed.
+    /// Closes every connection.
     pub fn cut(&self) {
-        for stream in self.knobs.open.lock().unwrap().drain(..) {
-            // It may have ended by itself.
+        for stream in self.settings.open.lock().unwrap().drain(..) {
+            // It may have closed by itself.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -88,9 +88,9 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.knobs.is_over.store(true, SeqCst);
+        self.settings.is_over.store(true, SeqCst);
         self.cut();
-        // Accept is to see that it is over.
+        // Wake up the accepting thread, so that it ends.
         let _ = TcpStream::connect(self.at);
     }
 }
@@ -105,13 +105,13 @@ fn pass_up(mut from: &TcpStream, mut to: &TcpStream) {
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// One that is slowed down takes little at a time, so that few bytes are under way.
-fn pass_down(mut from: &TcpStream, mut to: &TcpStream, knobs: &Knobs) {
+/// With a rate limit it reads little at a time, so that few bytes are in flight.
+fn pass_down(mut from: &TcpStream, mut to: &TcpStream, settings: &ProxySettings) {
     let mut buffer = vec![0; 64 * 1024];
     let mut begun = Instant::now();
     let mut since = 0;
     loop {
-        let bytes_per_s = knobs.bytes_per_s.load(SeqCst);
+        let bytes_per_s = settings.bytes_per_s.load(SeqCst);
         let most =
             if bytes_per_s == 0 { buffer.len() } else { buffer.len().min((bytes_per_s / 200).max(512) as usize) };
         let len = match from.read(&mut buffer[..most]) {
@@ -120,14 +120,14 @@ fn pass_down(mut from: &TcpStream, mut to: &TcpStream, knobs: &Knobs) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => break,
         };
-        // Long enough to lie within a file's bytes.
-        if len > 256 && knobs.must_flip.swap(false, SeqCst) {
+        // Long enough that the byte is part of a file's data.
+        if len > 256 && settings.must_flip.swap(false, SeqCst) {
             buffer[len / 2] ^= 0x10;
         }
         if to.write_all(&buffer[..len]).is_err() {
             break;
         }
-        knobs.passed.fetch_add(len as u64, SeqCst);
+        settings.passed.fetch_add(len as u64, SeqCst);
         since += len as u64;
         if bytes_per_s > 0 {
             let due = begun + Duration::from_secs_f64(since as f64 / bytes_per_s as f64);
@@ -135,7 +135,7 @@ fn pass_down(mut from: &TcpStream, mut to: &TcpStream, knobs: &Knobs) {
             if due > now {
                 thread::sleep(due - now);
             } else if now - due > Duration::from_millis(50) {
-                // It does not catch up on what it once missed.
+                // Do not catch up after a delay.
                 (begun, since) = (now, 0);
             }
         }

@@ -1,22 +1,22 @@
-//! The serving side, seen by peers on bare sockets.
+//! The peer server, tested with bare sockets.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use p2s2::share::pieces::digest;
-use p2s2::share::transfer::Limits;
+use p2s2::share::pieces::blake3_digest;
+use p2s2::share::transfer::PeerServerLimits;
 use serde_json::Value;
 
-use super::world::{Host, MIB, NAME, ask, bytes, write_large};
+use super::world::{MIB, NAME, PeerHost, ask, bytes, write_large};
 use crate::support::{PATIENCE, eventually};
 
-fn host_with(content: &[u8]) -> (Host, tempfile::TempDir) {
+fn host_with(content: &[u8]) -> (PeerHost, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("on disk");
     fs::write(&path, content).unwrap();
-    (Host::with_file("ann", &path).0, dir)
+    (PeerHost::with_file("ann", &path).0, dir)
 }
 
 #[test]
@@ -28,10 +28,10 @@ fn get_sends_the_file_and_closes() {
         let head = format!("LENGTH {size}\n");
         assert_eq!(&answer[..head.len()], head.as_bytes());
         assert!(answer[head.len()..] == content, "{size}");
-        // As telnet sends it, too.
+        // Also with a line end as telnet sends it.
         assert_eq!(ask(host.addr(), format!("GET {NAME}\r\n").as_bytes()).len(), answer.len());
         assert_eq!(host.counter("bytes_sent"), 2 * size);
-        eventually("no transfer to run", || (host.server.busy() == 0).then_some(()));
+        eventually("no transfer to run", || (host.server.active_transfers() == 0).then_some(()));
     }
 }
 
@@ -48,8 +48,8 @@ fn meta_and_range_on_a_connection_that_stays_open() {
     reader.read_line(&mut line).unwrap();
     let meta: Value = serde_json::from_str(&line).unwrap();
     assert_eq!((meta["size"].as_u64(), meta["piece_size"].as_u64()), (Some(content.len() as u64), Some(MIB)));
-    assert_eq!(meta["blake3"], digest(&content).to_string());
-    let expected: Vec<String> = content.chunks(MIB as usize).map(|piece| digest(piece).to_string()).collect();
+    assert_eq!(meta["blake3"], blake3_digest(&content).to_string());
+    let expected: Vec<String> = content.chunks(MIB as usize).map(|piece| blake3_digest(piece).to_string()).collect();
     assert_eq!(meta["pieces"], serde_json::json!(expected));
     assert!(meta["modified"].as_f64().unwrap() > 1.6e9);
 
@@ -63,7 +63,7 @@ fn meta_and_range_on_a_connection_that_stays_open() {
         reader.read_exact(&mut got).unwrap();
         assert!(got == content[offset as usize..(offset + length) as usize], "{offset} {length}");
     }
-    // Several at once, errors among them: answered in their order, and the connection stays.
+    // Pipelined requests with errors among them are answered in order, and the connection stays open.
     let far = "99999999999999999999999";
     let requests = format!(
         "RANGE {size} 1 {NAME}\nRANGE 0 {} {NAME}\nRANGE {far} 1 {NAME}\nRANGE 1 {far} {NAME}\nMETA none\n\
@@ -79,7 +79,7 @@ fn meta_and_range_on_a_connection_that_stays_open() {
     line.clear();
     reader.read_line(&mut line).unwrap();
     assert_eq!(line, "LENGTH 3\n");
-    // GET is the last thing on a connection.
+    // The server closes the connection after GET.
     stream.write_all(format!("GET {NAME}\nGET {NAME}\n").as_bytes()).unwrap();
     let mut rest = Vec::new();
     reader.read_to_end(&mut rest).unwrap();
@@ -118,13 +118,13 @@ fn nothing_but_what_is_published_can_be_asked_for() {
     ] {
         assert_eq!(String::from_utf8(ask(host.addr(), &request)).unwrap(), "ERROR notfound\n", "{request:?}");
     }
-    // Without any end; whether he reads the answer is his affair.
+    // A line without any end; the response need not be read.
     let mut stream = TcpStream::connect(host.addr()).unwrap();
     let _ = stream.write_all(far_longer.as_bytes());
     drop(stream);
     assert_eq!(ask(host.addr(), format!("GET {NAME}\n").as_bytes()), b"LENGTH 9\npublished");
-    // And no longer when it is no longer published.
-    host.shelf.unpublish(NAME);
+    // Nor can a file be requested after it was unpublished.
+    host.files.unpublish(NAME);
     assert_eq!(ask(host.addr(), format!("GET {NAME}\n").as_bytes()), b"ERROR notfound\n");
 }
 
@@ -139,7 +139,7 @@ fn a_file_that_is_not_what_was_published_is_not_sent() {
     assert_eq!(get(), not_found, "another size");
     fs::write(&path, &content).unwrap();
     assert_eq!(get(), not_found, "another time");
-    host.shelf.publish(NAME, &path, true);
+    host.files.publish(NAME, &path, true);
     assert_eq!(get().len(), content.len() + "LENGTH 100000\n".len());
     fs::rename(&path, dir.path().join("elsewhere")).unwrap();
     assert_eq!(get(), not_found, "moved");
@@ -152,15 +152,15 @@ fn a_file_that_changes_while_it_is_sent_cuts_the_connection() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("on disk");
     write_large(&path, SIZE);
-    let host = Host::start();
-    host.shelf.publish(NAME, &path, true);
+    let host = PeerHost::start();
+    host.files.publish(NAME, &path, true);
     let mut stream = TcpStream::connect(host.addr()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(format!("GET {NAME}\n").as_bytes()).unwrap();
     let mut buffer = vec![0; 1 << 16];
     stream.read_exact(&mut buffer[..1000]).unwrap();
-    // Buffers on the way are full by then, and most of the file has not been sent.
-    eventually("a transfer to run", || (host.server.busy() == 1).then_some(()));
+    // All socket buffers are full by then, and most of the file has not been sent.
+    eventually("a transfer to run", || (host.server.active_transfers() == 1).then_some(()));
     fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(b"another beginning").unwrap();
     let mut came = 1000;
     let ended = loop {
@@ -180,9 +180,13 @@ fn readers_that_stop_are_cut_off_and_hold_nobody_up() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("on disk");
     write_large(&path, 60 * MIB);
-    let limits = Limits { stall: Duration::from_millis(500), idle: Duration::from_millis(500), ..Limits::default() };
-    let host = Host::start_at("127.0.0.1:0".parse().unwrap(), limits, 20);
-    host.shelf.publish(NAME, &path, true);
+    let limits = PeerServerLimits {
+        stall_timeout: Duration::from_millis(500),
+        idle_timeout: Duration::from_millis(500),
+        ..PeerServerLimits::default()
+    };
+    let host = PeerHost::start_at("127.0.0.1:0".parse().unwrap(), limits, 20);
+    host.files.publish(NAME, &path, true);
     let stopped: Vec<TcpStream> = (0..10)
         .map(|_| {
             let mut stream = TcpStream::connect(host.addr()).unwrap();
@@ -190,13 +194,15 @@ fn readers_that_stop_are_cut_off_and_hold_nobody_up() {
             stream
         })
         .collect();
-    eventually("all to be sent to", || (host.server.busy() == 10).then_some(()));
-    // Meanwhile others get theirs, and files are published and taken back.
-    host.shelf.publish("small", &dir.path().join("on disk"), false);
+    eventually("all to be sent to", || (host.server.active_transfers() == 10).then_some(()));
+    // Meanwhile other requests are served, and files can be published.
+    host.files.publish("small", &dir.path().join("on disk"), false);
     let answer = ask(host.addr(), b"META none\n");
     assert_eq!(answer, b"ERROR notfound\n", "and the idle connection ends by itself");
-    eventually("them to be cut off", || (host.counter("cut_off") == 10 && host.server.open() == 0).then_some(()));
-    assert_eq!((host.server.busy(), host.limiter.open()), (0, 0));
+    eventually("them to be cut off", || {
+        (host.counter("cut_off") == 10 && host.server.open_connections() == 0).then_some(())
+    });
+    assert_eq!((host.server.active_transfers(), host.limiter.open_connections()), (0, 0));
     drop(stopped);
 }
 
@@ -205,9 +211,9 @@ fn connections_are_bounded_and_a_half_request_ends() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("on disk");
     write_large(&path, 64 * MIB);
-    let limits = Limits { request: Duration::from_millis(200), ..Limits::default() };
-    let host = Host::start_at("127.0.0.1:0".parse().unwrap(), limits, 2);
-    host.shelf.publish(NAME, &path, false);
+    let limits = PeerServerLimits { request_timeout: Duration::from_millis(200), ..PeerServerLimits::default() };
+    let host = PeerHost::start_at("127.0.0.1:0".parse().unwrap(), limits, 2);
+    host.files.publish(NAME, &path, false);
     let mut half = TcpStream::connect(host.addr()).unwrap();
     half.write_all(b"GET ").unwrap();
     let mut rest = Vec::new();
@@ -215,19 +221,19 @@ fn connections_are_bounded_and_a_half_request_ends() {
     half.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty());
     drop(half);
-    eventually("it to be gone", || (host.server.open() == 0).then_some(()));
-    // Who is sent something stays.
+    eventually("it to be gone", || (host.server.open_connections() == 0).then_some(()));
+    // Connections with a transfer in progress stay.
     let mut sent_to = Vec::new();
     for count in 1..=2 {
         let mut stream = TcpStream::connect(host.addr()).unwrap();
         stream.write_all(format!("GET {NAME}\n").as_bytes()).unwrap();
-        eventually("it to be sent to", || (host.server.busy() == count).then_some(()));
+        eventually("it to be sent to", || (host.server.active_transfers() == count).then_some(()));
         sent_to.push(stream);
     }
     assert_eq!(ask(host.addr(), b""), b"BUSY\n");
-    assert_eq!(host.server.open(), 2);
+    assert_eq!(host.server.open_connections(), 2);
     drop(sent_to);
-    eventually("room again", || (host.server.open() < 2).then_some(()));
+    eventually("room again", || (host.server.open_connections() < 2).then_some(()));
 }
 
 #[test]
@@ -235,23 +241,24 @@ fn connections_that_ask_for_nothing_leave_room_for_those_that_do() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("on disk");
     fs::write(&path, b"content").unwrap();
-    let host = Host::start_at("127.0.0.1:0".parse().unwrap(), Limits::default(), 8);
-    host.shelf.publish(NAME, &path, true);
+    let host = PeerHost::start_at("127.0.0.1:0".parse().unwrap(), PeerServerLimits::default(), 8);
+    host.files.publish(NAME, &path, true);
     let mut held = Vec::new();
     for said in ["", "GET ", "META no such file\n"] {
         for _ in 0..20 {
             let mut stream = TcpStream::connect(host.addr()).unwrap();
-            // It may have been closed already.
+            // The connection may have been closed already.
             let _ = stream.write_all(said.as_bytes());
             held.push(stream);
         }
-        // One that is closed takes a moment to be gone.
+        // A closed connection takes a moment to free its slot.
         eventually("the file", || {
             let mut stream = TcpStream::connect(host.addr()).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut answer = String::new();
-            let asked = stream.write_all(format!("GET {NAME}\n").as_bytes());
-            (asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer == "LENGTH 7\ncontent").then_some(())
+            let requests = stream.write_all(format!("GET {NAME}\n").as_bytes());
+            (requests.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer == "LENGTH 7\ncontent")
+                .then_some(())
         });
     }
     assert!(host.counter("newcomers_closed") > 0);

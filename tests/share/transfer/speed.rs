@@ -1,5 +1,5 @@
-//! How fast it goes, and how little memory it takes: measured with `--ignored`, in a release build, on a machine
-//! that has nothing else to do. (`p2s2-perf transfer` measures the same for users.)
+//! Speed and memory of transfers: measured with `--ignored`, in a release build, on an otherwise idle machine.
+//! (`p2s2-perf transfer` measures the same for users.)
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -8,19 +8,19 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
-use super::faults::Actor;
-use super::world::{Host, MIB, Registry, completed, fetch, pieces_of, write_large};
+use super::faults::ChildProcess;
+use super::world::{MIB, PeerHost, Registry, completed, fetch, pieces_of, write_large};
 use crate::support::eventually;
 
 const SIZE: u64 = 1 << 30;
 const ROUNDS: usize = 5;
 
-/// Memory to socket to file, ending with fdatasync: MB a second.
+/// Speed from memory to socket to file, ending with fdatasync: MB/s.
 fn bare(to: &Path) -> f64 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
     let content = super::world::bytes(MIB, 1);
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let sender = thread::spawn(move || {
         let mut stream = listener.accept().unwrap().0;
         for _ in 0..SIZE / MIB {
@@ -38,17 +38,17 @@ fn bare(to: &Path) -> f64 {
         file.write_all(&buffer[..len]).unwrap();
     }
     file.sync_data().unwrap();
-    let took = begun.elapsed();
+    let took = started_at.elapsed();
     sender.join().unwrap();
     fs::remove_file(to).unwrap();
     SIZE as f64 / 1e6 / took.as_secs_f64()
 }
 
-/// So many fetch the same at once: MB a second of all together.
+/// Total speed of simultaneous fetches of the same file: MB/s.
 fn fetched(dir: &Path, at_once: usize) -> f64 {
     let source = dir.join("source");
-    let (host, shown) = Host::with_file("ann", &source);
-    let begun = Instant::now();
+    let (host, shown) = PeerHost::with_file("ann", &source);
+    let started_at = Instant::now();
     let fetches: Vec<_> = (0..at_once)
         .map(|i| {
             let to = dir.join(format!("to {i}"));
@@ -57,7 +57,7 @@ fn fetched(dir: &Path, at_once: usize) -> f64 {
         })
         .collect();
     fetches.iter().for_each(|fetch| drop(completed(fetch)));
-    let took = begun.elapsed();
+    let took = started_at.elapsed();
     drop((fetches, host));
     for i in 0..at_once {
         fs::remove_dir_all(dir.join(format!("to {i}"))).unwrap();
@@ -105,16 +105,16 @@ fn sender_and_receiver_need_little_memory() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     write_large(&source, size);
-    let (mut sender, at) = Actor::sender(&source, dir.path());
+    let (mut sender, at) = ChildProcess::sender(&source, dir.path());
     let idle_kib = status_kib(sender.pid(), "VmRSS");
-    // A process that does nothing but fetch: what a small file takes is what it has anyway.
+    // The base line is a process that fetches a small file.
     let small = dir.path().join("small");
     write_large(&small, 1000);
     let peak_of = |at: &str, source: &Path, name: &str| {
-        let mut receiver = Actor::start("receiver", source, at, &dir.path().join(name));
+        let mut receiver = ChildProcess::start("receiver", source, at, &dir.path().join(name));
         let mut peak = 0;
         eventually("the fetch to end", || {
-            // Once it has ended nothing can be read any more.
+            // Its status cannot be read once it has ended.
             let status = fs::read_to_string(format!("/proc/{}/status", receiver.pid())).unwrap_or_default();
             let line = status.lines().find(|line| line.starts_with("VmHWM"));
             let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
@@ -127,7 +127,7 @@ fn sender_and_receiver_need_little_memory() {
     assert_eq!(pieces_of(&dir.path().join("here")).blake3(), pieces_of(&source).blake3());
     let sender_kib = status_kib(sender.pid(), "VmHWM");
     assert!(!sender.has_ended());
-    let (other, at) = Actor::sender(&small, dir.path());
+    let (other, at) = ChildProcess::sender(&small, dir.path());
     let receiver_idle_kib = peak_of(&at.to_string(), &small, "here too");
     drop(other);
     eprintln!("sender {idle_kib} KiB idle, {sender_kib} at most; receiver {receiver_idle_kib} and {receiver_kib}");

@@ -1,4 +1,4 @@
-//! What these tests share: files, hosts that offer them, somebody who knows who has what, and fetches.
+//! Fixtures of these tests: files, hosts that publish them, a registry, and fetches.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -9,19 +9,20 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use p2s2::model::Name;
-use p2s2::net::budget::{Budget, RECEIVED_MAX};
+use p2s2::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
 use p2s2::net::listener::{ConnectionLimiter, ListenerContext, listen};
 use p2s2::net::threads::Executor;
-use p2s2::share::pieces::Pieces;
+use p2s2::share::pieces::FileDigests;
 use p2s2::share::transfer::{
-    Content, Fetch, FetchSpec, Floor, Limits, NotServed, Offer, Pace, PeerServer, Progress, Published, Sources, Status,
+    ContentIdentity, Fetch, FetchContext, FetchProgress, FetchSpec, FetchTiming, FileProvider, FileUnavailable,
+    PeerServer, PeerServerLimits, ServedFile, SourceFinder, TransferStatus,
 };
 use p2s2::share::wire::{FileEntry, FileName, HostEntry, Seconds};
 
 pub const MIB: u64 = 1 << 20;
 pub const NAME: &str = "a file.bin";
 
-/// Bytes without any pattern, the same for the same seed.
+/// Pseudo-random bytes, the same for the same seed.
 pub fn bytes(size: u64, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let mut bytes = Vec::with_capacity(size as usize + 8);
@@ -36,8 +37,7 @@ pub fn bytes(size: u64, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writes a file of which no two pieces are the same, and which takes next to no room: each MiB begins with a
-/// block of its own, and the rest are holes.
+/// Writes a sparse file whose pieces all differ: each MiB begins with a block of its own, and the rest is holes.
 pub fn write_large(path: &Path, size: u64) {
     let mut file = File::create(path).unwrap();
     for at in (0..size).step_by(MIB as usize) {
@@ -47,30 +47,30 @@ pub fn write_large(path: &Path, size: u64) {
     file.set_len(size).unwrap();
 }
 
-pub fn pieces_of(path: &Path) -> Pieces {
+pub fn pieces_of(path: &Path) -> FileDigests {
     let mut file = File::open(path).unwrap();
     let size = file.metadata().unwrap().len();
-    Pieces::of(&mut file, size, &|| true).unwrap().unwrap()
+    FileDigests::hash(&mut file, size, &|| true).unwrap().unwrap()
 }
 
-/// What one host publishes.
+/// The files that one host publishes.
 #[derive(Default)]
-pub struct Shelf(Mutex<HashMap<Vec<u8>, Published1>>);
+pub struct PublishedTestFiles(Mutex<HashMap<Vec<u8>, PublishedTestFile>>);
 
 #[derive(Clone)]
-struct Published1 {
+struct PublishedTestFile {
     path: PathBuf,
     size: u64,
     modified: SystemTime,
-    pieces: Option<Arc<Pieces>>,
+    pieces: Option<Arc<FileDigests>>,
 }
 
-impl Shelf {
-    pub fn publish(&self, name: &str, path: &Path, has_pieces: bool) -> Option<Arc<Pieces>> {
+impl PublishedTestFiles {
+    pub fn publish(&self, name: &str, path: &Path, has_pieces: bool) -> Option<Arc<FileDigests>> {
         let found = fs::metadata(path).unwrap();
         let pieces = has_pieces.then(|| Arc::new(pieces_of(path)));
         let (size, modified) = (found.len(), found.modified().unwrap());
-        let published = Published1 { path: path.to_owned(), size, modified, pieces: pieces.clone() };
+        let published = PublishedTestFile { path: path.to_owned(), size, modified, pieces: pieces.clone() };
         self.0.lock().unwrap().insert(name.as_bytes().to_vec(), published);
         pieces
     }
@@ -80,40 +80,40 @@ impl Shelf {
     }
 }
 
-impl Published for Shelf {
-    fn open(&self, name: &[u8]) -> Result<Offer, NotServed> {
-        let published = self.0.lock().unwrap().get(name).cloned().ok_or(NotServed::NotFound)?;
-        let file = File::open(&published.path).map_err(|_| NotServed::Moved)?;
-        Ok(Offer { file, size: published.size, modified: published.modified, pieces: published.pieces })
+impl FileProvider for PublishedTestFiles {
+    fn open(&self, name: &[u8]) -> Result<ServedFile, FileUnavailable> {
+        let published = self.0.lock().unwrap().get(name).cloned().ok_or(FileUnavailable::NotFound)?;
+        let file = File::open(&published.path).map_err(|_| FileUnavailable::Moved)?;
+        Ok(ServedFile { file, size: published.size, modified: published.modified, pieces: published.pieces })
     }
 }
 
 /// A host with its peer server.
-pub struct Host {
-    pub shelf: Arc<Shelf>,
+pub struct PeerHost {
+    pub files: Arc<PublishedTestFiles>,
     pub server: PeerServer,
     pub limiter: Arc<ConnectionLimiter>,
 }
 
-impl Host {
-    pub fn start() -> Host {
-        Host::start_at("127.0.0.1:0".parse().unwrap(), Limits::default(), 100)
+impl PeerHost {
+    pub fn start() -> PeerHost {
+        PeerHost::start_at("127.0.0.1:0".parse().unwrap(), PeerServerLimits::default(), 100)
     }
 
-    pub fn start_at(at: SocketAddr, limits: Limits, max_connections: usize) -> Host {
+    pub fn start_at(at: SocketAddr, limits: PeerServerLimits, max_connections: usize) -> PeerHost {
         let limiter = ConnectionLimiter::new(max_connections);
         let context = ListenerContext {
             executor: Executor::new("host", 200),
             limiter: Arc::clone(&limiter),
-            budget: Budget::new(RECEIVED_MAX),
+            budget: ReceiveBudget::new(RECEIVE_BUDGET_BYTES),
             identity: None,
-            plain_from_afar: true,
+            allows_remote_plaintext: true,
         };
-        let shelf = Arc::new(Shelf::default());
-        let published: Arc<dyn Published> = Arc::clone(&shelf) as _;
+        let files = Arc::new(PublishedTestFiles::default());
+        let provider: Arc<dyn FileProvider> = Arc::clone(&files) as _;
         let listener = listen(at).unwrap();
-        let server = PeerServer::start_within(listener, context, published, limits).unwrap();
-        Host { shelf, server, limiter }
+        let server = PeerServer::start_with_limits(listener, context, provider, limits).unwrap();
+        PeerHost { files, server, limiter }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -124,17 +124,17 @@ impl Host {
         self.server.counters().iter().find(|(counter, _)| *counter == name).unwrap().1
     }
 
-    /// A host that offers a file, and what the registry shows of it.
-    pub fn with_file(name: &str, path: &Path) -> (Host, HostEntry) {
-        let host = Host::start();
-        let pieces = host.shelf.publish(NAME, path, true);
+    /// A host that publishes a file, and the registry's entry of it.
+    pub fn with_file(name: &str, path: &Path) -> (PeerHost, HostEntry) {
+        let host = PeerHost::start();
+        let pieces = host.files.publish(NAME, path, true);
         let entry = entry(name, host.addr(), path, pieces.as_deref());
         (host, entry)
     }
 }
 
-/// What the registry shows of a host that has the file of that path; without pieces: one who knows only GET.
-pub fn entry(name: &str, at: SocketAddr, path: &Path, pieces: Option<&Pieces>) -> HostEntry {
+/// The registry's entry of a host that has the file of that path; without pieces, of one that only supports GET.
+pub fn entry(name: &str, at: SocketAddr, path: &Path, pieces: Option<&FileDigests>) -> HostEntry {
     let found = fs::metadata(path).unwrap();
     let modified = found.modified().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let file = FileEntry {
@@ -143,8 +143,8 @@ pub fn entry(name: &str, at: SocketAddr, path: &Path, pieces: Option<&Pieces>) -
         created: None,
         published_at: None,
         is_published: true,
-        blake3: pieces.map(Pieces::blake3),
-        pieces_root: pieces.map(Pieces::root),
+        blake3: pieces.map(FileDigests::blake3),
+        pieces_root: pieces.map(FileDigests::root),
         features: if pieces.is_some() { Arc::new(["range".into()]) } else { Arc::new([]) },
     };
     HostEntry {
@@ -156,7 +156,7 @@ pub fn entry(name: &str, at: SocketAddr, path: &Path, pieces: Option<&Pieces>) -
     }
 }
 
-/// The same host as one who knows only GET; the registry may have its digest all the same.
+/// The same host as one that only supports GET; the registry may know the digest all the same.
 pub fn get_only(entry: &HostEntry, is_digest_known: bool) -> HostEntry {
     let mut file = (*entry.file).clone();
     file.features = Arc::new([]);
@@ -167,7 +167,7 @@ pub fn get_only(entry: &HostEntry, is_digest_known: bool) -> HostEntry {
     HostEntry { file: Arc::new(file), ..entry.clone() }
 }
 
-/// Who has the file, as a test says.
+/// A registry whose answer the test sets.
 pub struct Registry(pub Mutex<Result<Vec<HostEntry>, String>>);
 
 impl Registry {
@@ -180,27 +180,27 @@ impl Registry {
     }
 }
 
-impl Sources for Registry {
-    fn find(&self, _fname: &FileName) -> Result<Vec<HostEntry>, String> {
+impl SourceFinder for Registry {
+    fn find_hosts(&self, _fname: &FileName) -> Result<Vec<HostEntry>, String> {
         self.0.lock().unwrap().clone()
     }
 }
 
-/// Less patient than users are.
-pub fn pace() -> Pace {
-    Pace {
-        stall: Duration::from_secs(2),
-        line: Duration::from_secs(2),
-        tick: Duration::from_millis(20),
-        tell: Duration::from_millis(20),
-        ask_again: Duration::from_millis(50),
-        ask_again_max: Duration::from_millis(200),
-        ..Pace::default()
+/// Shorter timeouts and intervals than in use.
+pub fn short_timing() -> FetchTiming {
+    FetchTiming {
+        stall_timeout: Duration::from_secs(2),
+        line_timeout: Duration::from_secs(2),
+        tick_interval: Duration::from_millis(20),
+        progress_interval: Duration::from_millis(20),
+        lookup_retry_min: Duration::from_millis(50),
+        lookup_interval_max: Duration::from_millis(200),
+        ..FetchTiming::default()
     }
 }
 
-pub fn floor() -> Floor {
-    Floor { executor: Executor::new("fetch", 100), pace: pace() }
+pub fn context() -> FetchContext {
+    FetchContext { executor: Executor::new("fetch", 100), timing: short_timing() }
 }
 
 pub fn spec(id: &str, save_path: &Path, chosen: &HostEntry) -> FetchSpec {
@@ -209,44 +209,44 @@ pub fn spec(id: &str, save_path: &Path, chosen: &HostEntry) -> FetchSpec {
         fname: FileName::new(NAME).unwrap(),
         hostname: chosen.hostname.to_string(),
         save_path: save_path.to_owned(),
-        content: Content::of(&chosen.file),
+        content: ContentIdentity::of(&chosen.file),
         is_owner_named: false,
         is_paused: false,
     }
 }
 
-/// Begins a fetch of what `chosen` has.
+/// Starts a fetch of the content that `chosen` has.
 pub fn fetch(save_path: &Path, chosen: &HostEntry, registry: &Arc<Registry>) -> Fetch {
-    let sources: Arc<dyn Sources> = Arc::clone(registry) as _;
-    Fetch::start(spec("f1", save_path, chosen), sources, Arc::new(|_| {}), floor()).unwrap()
+    let sources: Arc<dyn SourceFinder> = Arc::clone(registry) as _;
+    Fetch::start(spec("f1", save_path, chosen), sources, Arc::new(|_| {}), context()).unwrap()
 }
 
-/// Waits until the progress is as it should be.
+/// Waits until the progress satisfies a condition.
 #[track_caller]
-pub fn until(fetch: &Fetch, what: &str, holds: impl Fn(&Progress) -> bool) -> Progress {
-    let give_up_at = Instant::now() + crate::support::PATIENCE;
+pub fn wait_until(fetch: &Fetch, what: &str, holds: impl Fn(&FetchProgress) -> bool) -> FetchProgress {
+    let deadline = Instant::now() + crate::support::PATIENCE;
     loop {
         let progress = fetch.progress();
         if holds(&progress) {
             return progress;
         }
-        assert!(Instant::now() < give_up_at, "waited in vain for {what}: {progress:?}");
+        assert!(Instant::now() < deadline, "waited in vain for {what}: {progress:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Waits for its end, which must be a good one.
+/// Waits until the fetch is completed.
 #[track_caller]
-pub fn completed(fetch: &Fetch) -> Progress {
-    until(fetch, "the end", |progress| progress.status.is_over() || progress.status == Status::Failed);
+pub fn completed(fetch: &Fetch) -> FetchProgress {
+    wait_until(fetch, "the end", |progress| progress.status.is_over() || progress.status == TransferStatus::Failed);
     let progress = fetch.progress();
-    assert_eq!(progress.status, Status::Completed, "{progress:?}");
+    assert_eq!(progress.status, TransferStatus::Completed, "{progress:?}");
     assert_eq!((progress.downloaded_size, progress.progress_percent), (progress.total_size, 100.0));
     assert_eq!((progress.eta_seconds, &progress.error), (Some(0), &None));
     progress
 }
 
-/// What lies in a folder.
+/// Names of the files in a folder.
 pub fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -254,7 +254,7 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Says something to a peer and reads to the end.
+/// Sends a request to a peer and reads until it closes the connection.
 pub fn ask(at: SocketAddr, request: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(at).unwrap();
     stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();

@@ -1,69 +1,73 @@
-//! Peers of another make among ours: as document 003 has them, without INSTANCE. Each hears us from several
-//! addresses of its host, keeps one entry for each, answers each of our announcements, and says everything to each entry.
+//! Simulation of our peers among those of another implementation, which have no INSTANCE. Such a peer hears us from
+//! several addresses of its host, keeps one entry for each, answers each of our announcements, and sends every message
+//! to each entry.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use p2s2::lan::node::{Command, Done, Door, Effect, Event, Interface, Kind, Node, Settings, Shown};
-use p2s2::lan::wire::{Discovery, Features, Message, Post, Stamp, UserId};
+use p2s2::lan::SocketRole;
+use p2s2::lan::node::{
+    CommandOutcome, InterfaceAddress, Node, NodeCommand, NodeConfig, NodeEffect, NodeEvent, NodeKind, Notification,
+};
+use p2s2::lan::wire::{Discovery, Features, Message, MessageStamp, Post, UserId};
 use p2s2::model::{Millis, Name};
 
-use super::world::{ANNOUNCE_MS, CALM, DISCOVERY_PORT, FORGET_MS, ROUND_MS, STORM, Weather};
+use super::world::{ANNOUNCE_MS, DISCOVERY_PORT, FORGET_MS, NetworkConditions, RELIABLE, ROUND_MS, UNRELIABLE};
 use crate::rng::Rng;
 
 const BEGIN_MS: u64 = 1_700_000_000_000;
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-/// One program: on which computer, at which port.
+/// A peer of either implementation.
 struct Program {
     computer: usize,
     port: u16,
-    what: What,
+    implementation: Implementation,
 }
 
-enum What {
+enum Implementation {
     Ours(Box<Node>),
-    Other(Other),
+    Foreign(ForeignPeer),
 }
 
-/// A peer of another make.
-struct Other {
+/// A peer of the other implementation.
+struct ForeignPeer {
     name: String,
-    /// Its USER_ID names the address that it speaks from, else always that of its network.
+    /// Whether its USER_ID names the address that it sends from, else always that of its network interface.
     names_source: bool,
-    /// Whom it knows, and where.
+    /// Known peers by USER_ID.
     known: BTreeMap<String, SocketAddrV4>,
-    got: Vec<String>,
+    received: Vec<String>,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Next {
+enum NetworkEvent {
     Announce(usize),
     Tick(usize),
-    /// The datagram of this number.
+    /// The datagram with this key in `in_flight` arrives.
     Arrives(u64),
 }
 
 struct Datagram {
     to: usize,
     from: SocketAddrV4,
-    door: Door,
+    socket: SocketRole,
     message: Message,
 }
 
 struct Network {
     rng: Rng,
     now: u64,
-    weather: Weather,
+    conditions: NetworkConditions,
     programs: Vec<Program>,
-    queue: BinaryHeap<Reverse<(u64, u64, Next)>>,
-    under_way: HashMap<u64, Datagram>,
-    entered: u64,
-    /// Datagrams to one address.
+    queue: BinaryHeap<Reverse<(u64, u64, NetworkEvent)>>,
+    in_flight: HashMap<u64, Datagram>,
+    scheduled: u64,
+    /// How many unicasts were sent.
     unicasts: u64,
-    /// How often each of ours showed each message.
+    /// How often each of our peers showed each message.
     shown: HashMap<(usize, String), u32>,
 }
 
@@ -76,11 +80,11 @@ impl Network {
         let mut network = Network {
             rng: Rng::new(seed),
             now: BEGIN_MS,
-            weather: STORM,
+            conditions: UNRELIABLE,
             programs: Vec::new(),
             queue: BinaryHeap::new(),
-            under_way: HashMap::new(),
-            entered: 0,
+            in_flight: HashMap::new(),
+            scheduled: 0,
             unicasts: 0,
             shown: HashMap::new(),
         };
@@ -88,116 +92,120 @@ impl Network {
             for n in 0..2 {
                 let names_source = network.rng.permille(500);
                 let (name, known) = (format!("other{n}"), BTreeMap::new());
-                let what = What::Other(Other { name, names_source, known, got: Vec::new() });
-                network.programs.push(Program { computer, port: 9_000 + n, what });
-                let settings = Settings {
+                let implementation =
+                    Implementation::Foreign(ForeignPeer { name, names_source, known, received: Vec::new() });
+                network.programs.push(Program { computer, port: 9_000 + n, implementation });
+                let settings = NodeConfig {
                     name: Name::new(&format!("ours{n}")).unwrap(),
                     instance: format!("{computer:08x}{n:08x}"),
-                    kind: Kind::Person,
+                    kind: NodeKind::Person,
                     port: 8_000 + n,
                     discovery_port: DISCOVERY_PORT,
                     announce_every: Duration::from_millis(ANNOUNCE_MS),
                     forget_after: Duration::from_millis(FORGET_MS),
                 };
-                let what = What::Ours(Box::new(Node::new(settings)));
-                network.programs.push(Program { computer, port: 8_000 + n, what });
+                let implementation = Implementation::Ours(Box::new(Node::new(settings)));
+                network.programs.push(Program { computer, port: 8_000 + n, implementation });
             }
         }
         for program in 0..network.programs.len() {
             let at = network.now + network.rng.below(2_000);
-            match network.programs[program].what {
-                What::Other(_) => network.enter(at, Next::Announce(program)),
-                What::Ours(_) => {
+            match network.programs[program].implementation {
+                Implementation::Foreign(_) => network.schedule(at, NetworkEvent::Announce(program)),
+                Implementation::Ours(_) => {
                     let own = ip_of(network.programs[program].computer);
-                    let interface =
-                        |ip, netmask: [u8; 4]| Interface { ip, netmask: Ipv4Addr::from(netmask), from: Some(ip) };
+                    let interface = |ip, netmask: [u8; 4]| InterfaceAddress {
+                        ip,
+                        netmask: Ipv4Addr::from(netmask),
+                        source_ip: Some(ip),
+                    };
                     let both = vec![interface(LOOPBACK, [255, 0, 0, 0]), interface(own, [255, 255, 255, 0])];
-                    network.tell(program, Event::Interfaces(both));
-                    network.tell(program, Event::Started);
+                    network.handle_event(program, NodeEvent::InterfacesChanged(both));
+                    network.handle_event(program, NodeEvent::Started);
                 }
             }
         }
         network
     }
 
-    fn enter(&mut self, at: u64, next: Next) {
-        self.entered += 1;
-        self.queue.push(Reverse((at, self.entered, next)));
+    fn schedule(&mut self, at: u64, event: NetworkEvent) {
+        self.scheduled += 1;
+        self.queue.push(Reverse((at, self.scheduled, event)));
     }
 
     fn run(&mut self, ms: u64) {
         let end = self.now + ms;
         while self.queue.peek().is_some_and(|Reverse((at, ..))| *at <= end) {
-            let Some(Reverse((at, _, next))) = self.queue.pop() else { break };
+            let Some(Reverse((at, _, event))) = self.queue.pop() else { break };
             self.now = at;
-            match next {
-                Next::Announce(other) => {
-                    self.other_says_to_all(other);
-                    self.enter(at + ANNOUNCE_MS, Next::Announce(other));
+            match event {
+                NetworkEvent::Announce(other) => {
+                    self.other_broadcasts(other);
+                    self.schedule(at + ANNOUNCE_MS, NetworkEvent::Announce(other));
                 }
-                Next::Tick(ours) => self.tell(ours, Event::Tick),
-                Next::Arrives(number) => {
-                    let Some(datagram) = self.under_way.remove(&number) else { continue };
-                    self.arrives(datagram);
+                NetworkEvent::Tick(ours) => self.handle_event(ours, NodeEvent::Tick),
+                NetworkEvent::Arrives(number) => {
+                    let Some(datagram) = self.in_flight.remove(&number) else { continue };
+                    self.deliver(datagram);
                 }
             }
         }
         self.now = end;
     }
 
-    fn arrives(&mut self, Datagram { to, from, door, message }: Datagram) {
-        let What::Other(other) = &mut self.programs[to].what else {
+    fn deliver(&mut self, Datagram { to, from, socket, message }: Datagram) {
+        let Implementation::Foreign(other) = &mut self.programs[to].implementation else {
             let message = Ok(message);
-            return self.tell(to, Event::Datagram { from: from.into(), door, message, bytes: 100 });
+            return self.handle_event(to, NodeEvent::Datagram { from: from.into(), socket, message, bytes: 100 });
         };
         match message {
             Message::Discovery(said) => {
                 let at = SocketAddrV4::new(*from.ip(), said.port);
                 other.known.insert(said.user_id.to_string(), at);
-                // What they say among themselves is theirs: two of them would answer each other for ever.
+                // They do not answer each other: two of them would do so for ever.
                 if said.instance.is_some() {
                     self.other_announces(to, at);
                 }
             }
-            Message::Post(post) => other.got.push(post.content),
+            Message::Post(post) => other.received.push(post.content),
             _ => {}
         }
     }
 
-    fn tell(&mut self, ours: usize, event: Event) {
+    fn handle_event(&mut self, ours: usize, event: NodeEvent) {
         let rng = &mut self.rng;
-        let What::Ours(node) = &mut self.programs[ours].what else { return };
+        let Implementation::Ours(node) = &mut self.programs[ours].implementation else { return };
         let effects = node.handle(Millis(self.now), event, &mut || rng.below(u64::MAX));
-        self.make_real(ours, effects);
+        self.apply_effects(ours, effects);
     }
 
     fn post(&mut self, ours: usize, content: &str) -> usize {
         let rng = &mut self.rng;
-        let What::Ours(node) = &mut self.programs[ours].what else { return 0 };
-        let command = Command::Post { content: content.to_owned() };
+        let Implementation::Ours(node) = &mut self.programs[ours].implementation else { return 0 };
+        let command = NodeCommand::Post { content: content.to_owned() };
         let (done, effects) = node.command(Millis(self.now), command, &mut || rng.below(u64::MAX)).unwrap();
-        self.make_real(ours, effects);
-        if let Done::Posted { to, .. } = done { to } else { 0 }
+        self.apply_effects(ours, effects);
+        if let CommandOutcome::Posted { to, .. } = done { to } else { 0 }
     }
 
-    fn make_real(&mut self, ours: usize, effects: Vec<Effect>) {
+    fn apply_effects(&mut self, ours: usize, effects: Vec<NodeEffect>) {
         for effect in effects {
             match effect {
-                Effect::Send { to: SocketAddr::V4(to), message } => self.send(ours, to, message),
-                Effect::Broadcast { by, message } => self.broadcast(ours, by, &message),
-                Effect::Show(Shown::Post { post, .. }) => {
+                NodeEffect::Send { to: SocketAddr::V4(to), message } => self.send(ours, to, message),
+                NodeEffect::Broadcast { interface_ip, message } => self.broadcast(ours, interface_ip, &message),
+                NodeEffect::Notify(Notification::Post { post, .. }) => {
                     *self.shown.entry((ours, post.content)).or_default() += 1;
                 }
                 _ => {}
             }
         }
-        let What::Ours(node) = &self.programs[ours].what else { return };
+        let Implementation::Ours(node) = &self.programs[ours].implementation else { return };
         if let Some(at) = node.next_deadline() {
-            self.enter(at.0.max(self.now), Next::Tick(ours));
+            self.schedule(at.0.max(self.now), NetworkEvent::Tick(ours));
         }
     }
 
-    /// The address that a program speaks from to another: on its own computer that which it speaks to.
+    /// The source address of a program towards a target: loopback for targets on loopback.
     fn source(&self, program: usize, to: Ipv4Addr) -> SocketAddrV4 {
         let Program { computer, port, .. } = self.programs[program];
         SocketAddrV4::new(if to.is_loopback() { LOOPBACK } else { ip_of(computer) }, port)
@@ -212,41 +220,43 @@ impl Network {
             here && other.port == to.port()
         };
         let Some(target) = self.programs.iter().position(is_there) else { return };
-        self.carry(target, self.source(program, *to.ip()), Door::Own, message);
+        self.transmit(target, self.source(program, *to.ip()), SocketRole::Own, message);
     }
 
-    fn broadcast(&mut self, program: usize, by: Ipv4Addr, message: &Message) {
-        let (computer, from) = (self.programs[program].computer, self.source(program, by));
+    fn broadcast(&mut self, program: usize, interface_ip: Ipv4Addr, message: &Message) {
+        let (computer, from) = (self.programs[program].computer, self.source(program, interface_ip));
         for target in 0..self.programs.len() {
-            if !by.is_loopback() || self.programs[target].computer == computer {
-                self.carry(target, from, Door::Discovery, message.clone());
+            if !interface_ip.is_loopback() || self.programs[target].computer == computer {
+                self.transmit(target, from, SocketRole::Discovery, message.clone());
             }
         }
     }
 
-    fn carry(&mut self, to: usize, from: SocketAddrV4, door: Door, message: Message) {
-        if self.rng.permille(self.weather.loss) {
+    fn transmit(&mut self, to: usize, from: SocketAddrV4, socket: SocketRole, message: Message) {
+        if self.rng.permille(self.conditions.loss) {
             return;
         }
-        let copies = 1 + u64::from(self.rng.permille(self.weather.repeat));
+        let copies = 1 + u64::from(self.rng.permille(self.conditions.repeat));
         for _ in 0..copies {
-            let at = self.now + self.rng.range(1, self.weather.delay_max_ms);
-            self.enter(at, Next::Arrives(self.entered + 1));
-            self.under_way.insert(self.entered, Datagram { to, from, door, message: message.clone() });
+            let at = self.now + self.rng.range(1, self.conditions.delay_max_ms);
+            self.schedule(at, NetworkEvent::Arrives(self.scheduled + 1));
+            self.in_flight.insert(self.scheduled, Datagram { to, from, socket, message: message.clone() });
         }
     }
 
-    // What others do.
+    // The behaviour of the other implementation.
 
     fn user_id(&self, other: usize, from: Ipv4Addr) -> UserId {
-        let Program { computer, what: What::Other(it), .. } = &self.programs[other] else { panic!("{other} is ours") };
+        let Program { computer, implementation: Implementation::Foreign(it), .. } = &self.programs[other] else {
+            panic!("{other} is ours")
+        };
         let ip = if it.names_source { from } else { ip_of(*computer) };
         UserId { name: Name::new(&it.name).unwrap(), ip }
     }
 
-    fn stamp(&mut self) -> Stamp {
+    fn stamp(&mut self) -> MessageStamp {
         let message_id = Some(format!("{:x}", self.rng.below(u64::MAX)));
-        Stamp { timestamp: Some(self.now / 1000), message_id }
+        MessageStamp { timestamp: Some(self.now / 1000), message_id }
     }
 
     fn discovery(&mut self, other: usize, from: Ipv4Addr) -> Message {
@@ -267,16 +277,16 @@ impl Network {
         self.send(other, to, message);
     }
 
-    fn other_says_to_all(&mut self, other: usize) {
-        for by in [LOOPBACK, ip_of(self.programs[other].computer)] {
-            let message = self.discovery(other, by);
-            self.broadcast(other, by, &message);
+    fn other_broadcasts(&mut self, other: usize) {
+        for interface_ip in [LOOPBACK, ip_of(self.programs[other].computer)] {
+            let message = self.discovery(other, interface_ip);
+            self.broadcast(other, interface_ip, &message);
         }
     }
 
-    /// The same message to each entry.
+    /// Sends the same message to each entry.
     fn other_posts(&mut self, other: usize, content: &str) {
-        let What::Other(it) = &self.programs[other].what else { return };
+        let Implementation::Foreign(it) = &self.programs[other].implementation else { return };
         let to: Vec<SocketAddrV4> = it.known.values().copied().collect();
         let stamp = self.stamp();
         for to in to {
@@ -287,7 +297,7 @@ impl Network {
     }
 
     fn peers(&self, ours: usize) -> Vec<(UserId, SocketAddr)> {
-        let What::Ours(node) = &self.programs[ours].what else { return Vec::new() };
+        let Implementation::Ours(node) = &self.programs[ours].implementation else { return Vec::new() };
         node.peers().into_iter().map(|known| (known.user_id, known.addr)).collect()
     }
 }
@@ -298,13 +308,13 @@ fn peers_of_another_make_are_one_each_and_make_no_storm() {
     for seed in 0..(super::seeds() / 10).max(3) {
         let mut network = Network::new(seed, COMPUTERS);
         network.run(4 * ROUND_MS);
-        network.weather = CALM;
-        // What was lost, doubled and late is over, and everybody has announced himself once more.
+        network.conditions = RELIABLE;
+        // After losses, duplicates and delays have ended and all peers have announced themselves again.
         network.run(3 * ROUND_MS);
 
         let all = network.programs.len();
         let (ours, others): (Vec<usize>, Vec<usize>) =
-            (0..all).partition(|program| matches!(network.programs[*program].what, What::Ours(_)));
+            (0..all).partition(|program| matches!(network.programs[*program].implementation, Implementation::Ours(_)));
         for peer in &ours {
             let known = network.peers(*peer);
             assert_eq!(known.len(), all - 1, "seed {seed}: {peer} knows {known:?}");
@@ -314,9 +324,11 @@ fn peers_of_another_make_are_one_each_and_make_no_storm() {
             assert_eq!(network.post(*peer, &content), all - 1);
             network.run(1_000);
             for program in (0..all).filter(|program| program != peer) {
-                let times = match &network.programs[program].what {
-                    What::Other(it) => it.got.iter().filter(|got| **got == content).count() as u32,
-                    What::Ours(_) => network.shown.get(&(program, content.clone())).copied().unwrap_or(0),
+                let times = match &network.programs[program].implementation {
+                    Implementation::Foreign(it) => {
+                        it.received.iter().filter(|received| **received == content).count() as u32
+                    }
+                    Implementation::Ours(_) => network.shown.get(&(program, content.clone())).copied().unwrap_or(0),
                 };
                 assert_eq!(times, 1, "seed {seed}: {content} at {program}");
             }
@@ -331,8 +343,8 @@ fn peers_of_another_make_are_one_each_and_make_no_storm() {
             }
         }
 
-        // Ten minutes in which nothing happens. Each of the others answers what ours broadcast, twice a minute by at
-        // most two ways; ours answer each of them twice a minute, which it answers too.
+        // Ten idle minutes. Each of the others answers our broadcasts, twice a minute by at most two addresses; ours
+        // answer each of them twice a minute, and it answers that as well.
         let before = network.unicasts;
         network.run(600_000);
         let minute = (network.unicasts - before) / 10;

@@ -1,4 +1,4 @@
-//! The network and the peers' computers: time, loss, delay, partitions, and what is kept on disks.
+//! The simulated network and computers: time, loss, delay, partitions and disks.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -6,36 +6,39 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
+use p2s2::lan::SocketRole;
 use p2s2::lan::node::{
-    Command, CommandError, Done, Door, Effect, Entry, Event, Interface, Kind, Node, Settings, Shown,
+    CommandError, CommandOutcome, InterfaceAddress, MessageRecord, Node, NodeCommand, NodeConfig, NodeEffect,
+    NodeEvent, NodeKind, Notification,
 };
 use p2s2::lan::wire::Message;
 use p2s2::model::{Millis, Name};
 
 use super::{Fault, Tally};
-use crate::invariants::Broken;
+use crate::invariants::Violation;
 use crate::rng::Rng;
 
 const BEGIN_MS: u64 = 1_700_000_000_000;
 pub const DISCOVERY_PORT: u16 = 50_999;
 pub const ANNOUNCE_MS: u64 = 30_000;
-/// An announcement is at most a tenth late.
+/// The longest interval between announcements: a tenth above the configured one.
 pub const ROUND_MS: u64 = ANNOUNCE_MS + ANNOUNCE_MS / 10;
 pub const FORGET_MS: u64 = 300_000;
 
-/// How bad the network is, in thousandths; how long a datagram is under way at most.
+/// Probabilities of faults in thousandths, and the longest delay of a datagram.
 #[derive(Debug, Clone, Copy)]
-pub struct Weather {
+pub struct NetworkConditions {
     pub loss: u64,
     pub repeat: u64,
-    pub keep_fails: u64,
+    pub store_fails: u64,
     pub delay_max_ms: u64,
 }
 
-pub const STORM: Weather = Weather { loss: 300, repeat: 100, keep_fails: 20, delay_max_ms: 400 };
-pub const CALM: Weather = Weather { loss: 0, repeat: 0, keep_fails: 0, delay_max_ms: 20 };
+pub const UNRELIABLE: NetworkConditions =
+    NetworkConditions { loss: 300, repeat: 100, store_fails: 20, delay_max_ms: 400 };
+pub const RELIABLE: NetworkConditions = NetworkConditions { loss: 0, repeat: 0, store_fails: 0, delay_max_ms: 20 };
 
-enum Next {
+enum NetworkEvent {
     Tick { peer: usize, run: u32 },
     Arrives { to: Target, from: SocketAddrV4, message: Arc<Message> },
     Refused { peer: usize, run: u32, to: SocketAddrV4 },
@@ -48,37 +51,37 @@ enum Target {
     Addr(SocketAddrV4),
 }
 
-struct Entered(u64, u64, Next);
+struct QueuedEvent(u64, u64, NetworkEvent);
 
-impl PartialEq for Entered {
-    fn eq(&self, other: &Entered) -> bool {
+impl PartialEq for QueuedEvent {
+    fn eq(&self, other: &QueuedEvent) -> bool {
         (self.0, self.1) == (other.0, other.1)
     }
 }
-impl Eq for Entered {}
-impl PartialOrd for Entered {
-    fn partial_cmp(&self, other: &Entered) -> Option<std::cmp::Ordering> {
+impl Eq for QueuedEvent {}
+impl PartialOrd for QueuedEvent {
+    fn partial_cmp(&self, other: &QueuedEvent) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
-impl Ord for Entered {
-    fn cmp(&self, other: &Entered) -> std::cmp::Ordering {
+impl Ord for QueuedEvent {
+    fn cmp(&self, other: &QueuedEvent) -> std::cmp::Ordering {
         (self.0, self.1).cmp(&(other.0, other.1))
     }
 }
 
-/// Somebody's computer.
+/// The simulated computer of one peer.
 pub struct Host {
     pub ip: Ipv4Addr,
     pub port: u16,
     pub name: Name,
     pub node: Option<Node>,
     pub run: u32,
-    /// Which side of a partition.
+    /// The side of a partition; only hosts of the same side reach each other.
     pub side: u8,
-    armed: Option<u64>,
-    /// What incoming messages were kept, oldest first.
-    disk: Vec<Entry>,
+    tick_at: Option<u64>,
+    /// The stored incoming messages, oldest first.
+    disk: Vec<MessageRecord>,
 }
 
 impl Host {
@@ -87,44 +90,43 @@ impl Host {
     }
 }
 
-/// A DM that somebody sent.
+/// A DM that was sent and awaits an ACK.
 #[derive(Debug, Clone, Copy)]
-pub struct Sent {
+pub struct SentDm {
     pub by: usize,
     pub run: u32,
     pub to: SocketAddrV4,
-    /// Told as confirmed or unconfirmed.
-    pub told: Option<bool>,
+    /// Whether it was notified as confirmed or as unconfirmed.
+    pub confirmed_as: Option<bool>,
 }
 
 pub struct World {
     pub rng: Rng,
     pub now: u64,
-    queue: BinaryHeap<Reverse<Entered>>,
-    entered: u64,
-    pub weather: Weather,
+    queue: BinaryHeap<Reverse<QueuedEvent>>,
+    scheduled: u64,
+    pub conditions: NetworkConditions,
     pub hosts: Vec<Host>,
     at: HashMap<SocketAddrV4, usize>,
     pub fault: Option<Fault>,
     trace: bool,
     pub tally: Tally,
-    /// DMs that are to be acknowledged, by MESSAGE_ID.
-    pub sent: HashMap<String, Sent>,
-    /// How often each host showed each message.
+    /// DMs that await an ACK, by MESSAGE_ID.
+    pub sent: HashMap<String, SentDm>,
     pub shown: HashMap<(usize, String), u32>,
-    /// Who has ever met whom, if that is to be known.
+    /// Which peer has ever known which address, if that is recorded.
     pub met: Option<HashSet<(usize, SocketAddr)>>,
-    broken: Option<Broken>,
+    broken: Option<Violation>,
 }
 
 impl World {
-    pub fn new(seed: u64, fault: Option<Fault>, trace: bool, weather: Weather) -> World {
+    pub fn new(seed: u64, fault: Option<Fault>, trace: bool, conditions: NetworkConditions) -> World {
         World {
             rng: Rng::new(seed),
             now: BEGIN_MS,
             queue: BinaryHeap::new(),
-            entered: 0,
-            weather,
+            scheduled: 0,
+            conditions,
             hosts: Vec::new(),
             at: HashMap::new(),
             fault,
@@ -139,17 +141,17 @@ impl World {
 
     pub fn add(&mut self, name: &str, ip: Ipv4Addr) -> usize {
         let name = Name::new(name).unwrap();
-        self.hosts.push(Host { ip, port: 0, name, node: None, run: 0, side: 0, armed: None, disk: Vec::new() });
+        self.hosts.push(Host { ip, port: 0, name, node: None, run: 0, side: 0, tick_at: None, disk: Vec::new() });
         self.hosts.len() - 1
     }
 
-    /// Starts a peer, at its last port or another one.
+    /// Starts a peer, at its last port or at another one.
     pub fn start(&mut self, peer: usize, same_port: bool) {
         self.bind(peer, same_port);
         self.begin(peer);
     }
 
-    /// Its sockets are bound: it hears others.
+    /// Binds the sockets of a peer: from now on it receives datagrams.
     pub fn bind(&mut self, peer: usize, same_port: bool) {
         let host = &mut self.hosts[peer];
         host.run += 1;
@@ -164,28 +166,29 @@ impl World {
         let instance = if one_for_all { 0 } else { self.rng.below(u64::MAX) };
         let often = self.fault == Some(Fault::AnnounceTooOften);
         let never = self.fault == Some(Fault::NeverForget);
-        let node = Node::new(Settings {
+        let node = Node::new(NodeConfig {
             name: host.name.clone(),
             instance: format!("{instance:016x}"),
-            kind: Kind::Person,
+            kind: NodeKind::Person,
             port: host.port,
             discovery_port: DISCOVERY_PORT,
             announce_every: Duration::from_millis(if often { ANNOUNCE_MS / 2 } else { ANNOUNCE_MS }),
             forget_after: Duration::from_millis(if never { 1 << 40 } else { FORGET_MS }),
         });
-        let interface = Interface { ip: host.ip, netmask: Ipv4Addr::new(255, 0, 0, 0), from: Some(host.ip) };
-        (host.node, host.armed) = (Some(node), None);
+        let interface =
+            InterfaceAddress { ip: host.ip, netmask: Ipv4Addr::new(255, 0, 0, 0), source_ip: Some(host.ip) };
+        (host.node, host.tick_at) = (Some(node), None);
         self.trace(|| format!("{peer} starts"));
-        self.tell(peer, Event::Interfaces(vec![interface]));
+        self.handle_event(peer, NodeEvent::InterfacesChanged(vec![interface]));
         let host = &mut self.hosts[peer];
         if let Some(node) = &mut host.node {
-            host.disk.iter().for_each(|entry| node.remember(entry));
+            host.disk.iter().for_each(|entry| node.remember_received(entry));
         }
         self.tally.starts += 1;
     }
 
     pub fn begin(&mut self, peer: usize) {
-        self.tell(peer, Event::Started);
+        self.handle_event(peer, NodeEvent::Started);
     }
 
     pub fn stop(&mut self, peer: usize) {
@@ -204,34 +207,34 @@ impl World {
     }
 
     pub fn break_rule(&mut self, rule: &'static str, detail: String) {
-        self.broken.get_or_insert(Broken { rule, detail });
+        self.broken.get_or_insert(Violation { rule, detail });
     }
 
-    fn enter(&mut self, at: u64, next: Next) {
-        self.entered += 1;
-        self.queue.push(Reverse(Entered(at, self.entered, next)));
+    fn schedule(&mut self, at: u64, event: NetworkEvent) {
+        self.scheduled += 1;
+        self.queue.push(Reverse(QueuedEvent(at, self.scheduled, event)));
     }
 
-    /// Lets time pass.
-    pub fn run(&mut self, ms: u64) -> Result<(), Broken> {
+    /// Runs the simulation for some time.
+    pub fn run(&mut self, ms: u64) -> Result<(), Violation> {
         let end = self.now + ms;
         while self.queue.peek().is_some_and(|Reverse(first)| first.0 <= end) {
-            let Some(Reverse(Entered(at, _, next))) = self.queue.pop() else { break };
+            let Some(Reverse(QueuedEvent(at, _, event))) = self.queue.pop() else { break };
             self.now = at;
             self.tally.events += 1;
-            match next {
-                Next::Tick { peer, run } => {
+            match event {
+                NetworkEvent::Tick { peer, run } => {
                     let host = &mut self.hosts[peer];
-                    if host.run == run && host.armed == Some(at) {
-                        host.armed = None;
-                        self.tell(peer, Event::Tick);
+                    if host.run == run && host.tick_at == Some(at) {
+                        host.tick_at = None;
+                        self.handle_event(peer, NodeEvent::Tick);
                     }
                 }
-                Next::Arrives { to, from, message } => self.arrives(to, from, &message),
-                Next::Refused { peer, run, to } if self.hosts[peer].run == run => {
-                    self.tell(peer, Event::SendRefused { to: to.into() });
+                NetworkEvent::Arrives { to, from, message } => self.deliver(to, from, &message),
+                NetworkEvent::Refused { peer, run, to } if self.hosts[peer].run == run => {
+                    self.handle_event(peer, NodeEvent::SendRefused { to: to.into() });
                 }
-                Next::Refused { .. } => {}
+                NetworkEvent::Refused { .. } => {}
             }
             if let Some(broken) = self.broken.take() {
                 return Err(broken);
@@ -241,82 +244,82 @@ impl World {
         Ok(())
     }
 
-    fn arrives(&mut self, to: Target, from: SocketAddrV4, message: &Arc<Message>) {
-        let (peer, door) = match to {
-            Target::Shared(peer, run) if self.hosts[peer].run == run => (Some(peer), Door::Discovery),
+    fn deliver(&mut self, to: Target, from: SocketAddrV4, message: &Arc<Message>) {
+        let (peer, socket) = match to {
+            Target::Shared(peer, run) if self.hosts[peer].run == run => (Some(peer), SocketRole::Discovery),
             Target::Shared(..) => return,
-            Target::Addr(addr) => (self.at.get(&addr).copied(), Door::Own),
+            Target::Addr(addr) => (self.at.get(&addr).copied(), SocketRole::Own),
         };
         let alive = |peer: &usize| self.hosts[*peer].node.is_some();
         let Some(peer) = peer.filter(alive) else {
-            // Its computer says that nobody is there.
+            // The computer reports that the port is closed.
             if let Some(sender) = self.at.get(&from).copied()
                 && let Target::Addr(to) = to
-                && !self.rng.permille(self.weather.loss)
+                && !self.rng.permille(self.conditions.loss)
             {
                 let at = self.now + self.rng.range(1, 5);
-                self.enter(at, Next::Refused { peer: sender, run: self.hosts[sender].run, to });
+                self.schedule(at, NetworkEvent::Refused { peer: sender, run: self.hosts[sender].run, to });
             }
             return;
         };
         let message = Ok(Message::clone(message));
-        self.tell(peer, Event::Datagram { from: from.into(), door, message, bytes: 0 });
+        self.handle_event(peer, NodeEvent::Datagram { from: from.into(), socket, message, bytes: 0 });
     }
 
-    pub fn tell(&mut self, peer: usize, event: Event) {
+    pub fn handle_event(&mut self, peer: usize, event: NodeEvent) {
         let now = Millis(self.now);
         let Some(node) = self.hosts[peer].node.as_mut() else { return };
         let rng = &mut self.rng;
         let effects = node.handle(now, event, &mut || rng.below(u64::MAX));
-        self.make_real(peer, effects);
+        self.apply_effects(peer, effects);
     }
 
-    pub fn command(&mut self, peer: usize, command: Command) -> Result<Done, CommandError> {
+    pub fn command(&mut self, peer: usize, command: NodeCommand) -> Result<CommandOutcome, CommandError> {
         let now = Millis(self.now);
-        let Some(node) = self.hosts[peer].node.as_mut() else { return Err(CommandError::Alone) };
+        let Some(node) = self.hosts[peer].node.as_mut() else { return Err(CommandError::NoPeers) };
         let rng = &mut self.rng;
         let (done, effects) = node.command(now, command, &mut || rng.below(u64::MAX))?;
-        if let Done::DmSent { addr: SocketAddr::V4(to), message_id, awaits_ack: true, .. } = &done {
-            let sent = Sent { by: peer, run: self.hosts[peer].run, to: *to, told: None };
+        if let CommandOutcome::DmSent { addr: SocketAddr::V4(to), message_id, awaits_ack: true, .. } = &done {
+            let sent = SentDm { by: peer, run: self.hosts[peer].run, to: *to, confirmed_as: None };
             self.sent.insert(message_id.clone(), sent);
             self.tally.dms += 1;
         }
-        self.make_real(peer, effects);
+        self.apply_effects(peer, effects);
         Ok(done)
     }
 
-    fn make_real(&mut self, peer: usize, effects: Vec<Effect>) {
-        let mut kept = None;
+    fn apply_effects(&mut self, peer: usize, effects: Vec<NodeEffect>) {
+        let mut stored = None;
         for effect in effects {
             match effect {
-                Effect::Keep(entry) if self.rng.permille(self.weather.keep_fails) => {
+                NodeEffect::Store(entry) if self.rng.permille(self.conditions.store_fails) => {
                     self.tally.not_kept += 1;
-                    if let (false, Message::Dm(dm)) = (entry.incoming, &entry.message) {
+                    if let (false, Message::Dm(dm)) = (entry.is_incoming, &entry.message) {
                         self.sent.remove(dm.stamp.message_id.as_deref().unwrap_or_default());
                     }
-                    return self.tell(peer, Event::NotKept(entry));
+                    return self.handle_event(peer, NodeEvent::StoreFailed(entry));
                 }
-                Effect::Keep(entry) if entry.incoming => {
-                    self.hosts[peer].disk.push(Entry::clone(&entry));
-                    kept = Some(entry);
+                NodeEffect::Store(entry) if entry.is_incoming => {
+                    self.hosts[peer].disk.push(MessageRecord::clone(&entry));
+                    stored = Some(entry);
                 }
-                Effect::Keep(_) | Effect::KeepFate { .. } => {}
-                Effect::Send { to, message } => self.send(peer, to, message),
-                Effect::Broadcast { message, .. } => self.broadcast(peer, message),
-                Effect::Show(shown) => self.show(peer, shown),
+                NodeEffect::Store(_) | NodeEffect::StoreConfirmation { .. } => {}
+                NodeEffect::Send { to, message } => self.send(peer, to, message),
+                NodeEffect::Broadcast { message, .. } => self.broadcast(peer, message),
+                NodeEffect::Notify(notification) => self.handle_notification(peer, notification),
             }
         }
         if self.fault == Some(Fault::ForgetSeen)
-            && let Some(entry) = kept
+            && let Some(entry) = stored
         {
             self.hosts[peer].disk.pop();
-            self.tell(peer, Event::NotKept(entry));
+            self.handle_event(peer, NodeEvent::StoreFailed(entry));
         }
         let Some(deadline) = self.hosts[peer].node.as_ref().and_then(Node::next_deadline) else { return };
         let at = deadline.0.max(self.now);
-        if self.hosts[peer].armed.is_none_or(|armed| at < armed) {
-            self.hosts[peer].armed = Some(at);
-            self.enter(at, Next::Tick { peer, run: self.hosts[peer].run });
+        if self.hosts[peer].tick_at.is_none_or(|tick_at| at < tick_at) {
+            self.hosts[peer].tick_at = Some(at);
+            self.schedule(at, NetworkEvent::Tick { peer, run: self.hosts[peer].run });
         }
     }
 
@@ -326,7 +329,7 @@ impl World {
         let (from, side) = (self.hosts[peer].addr(), self.hosts[peer].side);
         for to in 0..self.hosts.len() {
             if self.hosts[to].node.is_some() && self.hosts[to].side == side {
-                self.post(from, Target::Shared(to, self.hosts[to].run), &message);
+                self.transmit(from, Target::Shared(to, self.hosts[to].run), &message);
             }
         }
     }
@@ -347,45 +350,46 @@ impl World {
         if lost || self.at.get(&to).is_some_and(other_side) {
             return;
         }
-        // Says that a DM arrived which may be lost.
+        // Acknowledges a DM that may be lost.
         if self.fault == Some(Fault::ForgeAcks)
             && let Message::Dm(dm) = &message
         {
             let message_id = dm.stamp.message_id.clone().unwrap_or_default();
-            self.post(to, Target::Addr(from), &Arc::new(Message::Ack { message_id }));
+            self.transmit(to, Target::Addr(from), &Arc::new(Message::Ack { message_id }));
         }
         self.trace(|| format!("{peer} to {to}: {message:?}"));
-        self.post(from, Target::Addr(to), &Arc::new(message));
+        self.transmit(from, Target::Addr(to), &Arc::new(message));
     }
 
-    /// The network: loses, repeats, delays and thereby reorders.
-    pub fn post_raw(&mut self, from: SocketAddrV4, message: Message) {
+    /// Broadcasts a message from any address.
+    pub fn broadcast_from(&mut self, from: SocketAddrV4, message: Message) {
         let message = Arc::new(message);
         for to in 0..self.hosts.len() {
-            self.post(from, Target::Shared(to, self.hosts[to].run), &message);
+            self.transmit(from, Target::Shared(to, self.hosts[to].run), &message);
         }
     }
 
-    fn post(&mut self, from: SocketAddrV4, to: Target, message: &Arc<Message>) {
-        let copies = 1 + u64::from(self.rng.permille(self.weather.repeat));
+    /// Transmits a datagram with random loss, duplication and delay, which also reorders.
+    fn transmit(&mut self, from: SocketAddrV4, to: Target, message: &Arc<Message>) {
+        let copies = 1 + u64::from(self.rng.permille(self.conditions.repeat));
         for _ in 0..copies {
-            if !self.rng.permille(self.weather.loss) {
-                let at = self.now + self.rng.range(1, self.weather.delay_max_ms);
-                self.enter(at, Next::Arrives { to, from, message: message.clone() });
+            if !self.rng.permille(self.conditions.loss) {
+                let at = self.now + self.rng.range(1, self.conditions.delay_max_ms);
+                self.schedule(at, NetworkEvent::Arrives { to, from, message: message.clone() });
             }
         }
     }
 
-    fn show(&mut self, peer: usize, shown: Shown) {
-        self.trace(|| format!("{peer} shows {shown:?}"));
-        match shown {
-            Shown::Post { post, .. } => self.message_shown(peer, post.stamp.message_id, None),
-            Shown::Dm { message_id, .. } => {
+    fn handle_notification(&mut self, peer: usize, notification: Notification) {
+        self.trace(|| format!("{peer} shows {notification:?}"));
+        match notification {
+            Notification::Post { post, .. } => self.message_shown(peer, post.stamp.message_id, None),
+            Notification::Dm { message_id, .. } => {
                 let to = message_id.as_ref().and_then(|id| self.sent.get(id)).map(|sent| sent.to);
                 self.message_shown(peer, message_id, to);
             }
-            Shown::DmConfirmed { message_id, .. } => {
-                self.told(peer, &message_id, true);
+            Notification::DmConfirmed { message_id, .. } => {
+                self.record_confirmation(peer, &message_id, true);
                 let shown_by = |host: &usize| self.shown.get(&(*host, message_id.clone())).copied().unwrap_or(0);
                 let count: u32 = (0..self.hosts.len()).map(|host| shown_by(&host)).sum();
                 if count != 1 {
@@ -393,17 +397,17 @@ impl World {
                 }
                 self.tally.confirmed += 1;
             }
-            Shown::DmUnconfirmed { .. } if self.fault == Some(Fault::HideUnconfirmed) => {}
-            Shown::DmUnconfirmed { message_id, .. } => {
-                self.told(peer, &message_id, false);
+            Notification::DmUnconfirmed { .. } if self.fault == Some(Fault::HideUnconfirmed) => {}
+            Notification::DmUnconfirmed { message_id, .. } => {
+                self.record_confirmation(peer, &message_id, false);
                 self.tally.unconfirmed += 1;
             }
-            Shown::Came(known) => {
+            Notification::PeerJoined(known) => {
                 self.met.as_mut().map(|met| met.insert((peer, known.addr)));
             }
-            Shown::Renamed { .. } => self.tally.renamed += 1,
-            Shown::Moved { .. } => self.tally.moved += 1,
-            Shown::MoveRefused { .. } => self.tally.moves_refused += 1,
+            Notification::SelfRenamed { .. } => self.tally.renamed += 1,
+            Notification::PeerMoved { .. } => self.tally.moved += 1,
+            Notification::PeerMoveRefused { .. } => self.tally.moves_refused += 1,
             _ => {}
         }
     }
@@ -421,10 +425,10 @@ impl World {
         self.tally.shown += 1;
     }
 
-    fn told(&mut self, peer: usize, message_id: &str, confirmed: bool) {
-        let told = self.sent.get_mut(message_id).map(|sent| sent.told.replace(confirmed));
-        if told != Some(None) {
-            self.break_rule("a DM is told of once", format!("{peer}: {message_id} {confirmed} after {told:?}"));
+    fn record_confirmation(&mut self, peer: usize, message_id: &str, confirmed: bool) {
+        let confirmed_as = self.sent.get_mut(message_id).map(|sent| sent.confirmed_as.replace(confirmed));
+        if confirmed_as != Some(None) {
+            self.break_rule("a DM is told of once", format!("{peer}: {message_id} {confirmed} after {confirmed_as:?}"));
         }
     }
 }

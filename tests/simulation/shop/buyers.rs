@@ -1,55 +1,55 @@
-//! Buyers. Each has one session and two hands, which share its cart and know nothing of each other.
+//! The simulated buyers. Each has two independent clients, which share one session and its cart.
 
 use std::collections::BTreeMap;
 
-use p2s2::shop::ops::{Answer, Code, Purchased};
+use p2s2::shop::ops::{CompletedPurchase, ErrorCode, ShopResult};
 
 use super::world::{Event, World};
 use crate::rng::Rng;
 
-/// How long a client waits for its answer.
+/// How long a client waits for a response.
 const PATIENCE_MS: u64 = 25_000;
 
-/// What a MakePurchase says.
+/// The content of a MakePurchase.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct PurchaseIntent {
     pub buyer: u64,
     pub serial: u64,
-    /// The frontend's number of the message.
+    /// The request id.
     pub request: String,
     pub key: Option<String>,
     pub address: Option<String>,
     pub card: &'static str,
 }
 
-pub struct Hand {
+pub struct BuyerClient {
     pub buyer: u64,
     bad_card: bool,
     serial: u64,
-    /// What was asked and not answered.
-    pub waiting: Option<Wish>,
-    /// What was answered without saying how it ended, under a key: to be asked again.
-    pub in_doubt: Option<Wish>,
-    /// What was answered under each key.
+    /// The call without a response so far.
+    pub waiting: Option<PurchaseIntent>,
+    /// A call with an idempotency key whose response left the outcome open, to be retried.
+    pub unresolved: Option<PurchaseIntent>,
+    /// The purchase id that each idempotency key returned.
     pub answers: BTreeMap<String, String>,
 }
 
-impl Hand {
-    pub fn new(buyer: u64, rng: &mut Rng) -> Hand {
+impl BuyerClient {
+    pub fn new(buyer: u64, rng: &mut Rng) -> BuyerClient {
         let bad_card = rng.permille(150);
-        Hand { buyer, bad_card, serial: 0, waiting: None, in_doubt: None, answers: BTreeMap::new() }
+        BuyerClient { buyer, bad_card, serial: 0, waiting: None, unresolved: None, answers: BTreeMap::new() }
     }
 }
 
 impl World {
-    pub fn wake(&mut self, hand: usize) {
+    pub fn wake(&mut self, client: usize) {
         let pause = self.rng.range(100, 5_000);
-        self.at(pause, Event::Wake(hand));
-        if self.hands[hand].waiting.is_some() {
+        self.schedule(pause, Event::Wake(client));
+        if self.clients[client].waiting.is_some() {
             return;
         }
-        let buyer = self.hands[hand].buyer;
-        let again = self.hands[hand].in_doubt.take();
+        let buyer = self.clients[client].buyer;
+        let again = self.clients[client].unresolved.take();
         if !self.healed && self.rng.permille(600) {
             let items: Vec<String> = self.product.shop.items.keys().cloned().collect();
             let item = self.rng.pick(&items).cloned().unwrap_or_default();
@@ -61,46 +61,46 @@ impl World {
         {
             item.price.0 = self.rng.range(1, 900) as i64;
         }
-        let state = &mut self.hands[hand];
+        let state = &mut self.clients[client];
         state.serial += 1;
         let serial = state.serial;
-        let request = format!("{hand}-{serial}");
-        let wish = match again {
-            Some(again) => Wish { serial, request, ..again },
+        let request = format!("{client}-{serial}");
+        let intent = match again {
+            Some(again) => PurchaseIntent { serial, request, ..again },
             None if self.healed => return,
             None => {
-                // Now and then both hands take the same key.
+                // Sometimes both clients use the same key.
                 let key = self.rng.permille(500).then(|| format!("key {}", self.rng.below(1 + serial)));
                 let address = self.rng.permille(300).then(|| "1 Main Street".to_owned());
-                let card = if self.hands[hand].bad_card { "4000000000000002" } else { "4111111111111111" };
-                Wish { buyer, serial, request, key, address, card }
+                let card = if self.clients[client].bad_card { "4000000000000002" } else { "4111111111111111" };
+                PurchaseIntent { buyer, serial, request, key, address, card }
             }
         };
-        let state = &mut self.hands[hand];
-        state.waiting = Some(wish.clone());
+        let state = &mut self.clients[client];
+        state.waiting = Some(intent.clone());
         let frontend = self.rng.below(self.frontends.len() as u64) as usize;
-        self.at(PATIENCE_MS, Event::GiveUp { hand, serial });
-        self.network(Event::MakePurchase { frontend, hand, wish });
+        self.schedule(PATIENCE_MS, Event::GiveUp { client, serial });
+        self.network(Event::MakePurchase { frontend, client, intent });
     }
 
-    pub fn answered(&mut self, hand: usize, serial: u64, answer: Answer<Purchased>) {
-        let state = &mut self.hands[hand];
-        if state.waiting.as_ref().is_none_or(|wish| wish.serial != serial) {
+    pub fn answered(&mut self, client: usize, serial: u64, answer: ShopResult<CompletedPurchase>) {
+        let state = &mut self.clients[client];
+        if state.waiting.as_ref().is_none_or(|intent| intent.serial != serial) {
             return;
         }
-        let Some(wish) = state.waiting.take() else { return };
+        let Some(intent) = state.waiting.take() else { return };
         match answer {
             Ok(purchased) => {
                 self.tally.answered += 1;
-                if let Some(key) = &wish.key {
+                if let Some(key) = &intent.key {
                     let id = purchased.purchase_id.clone();
                     let before = state.answers.entry(key.clone()).or_insert_with(|| id.clone()).clone();
-                    self.rules.same_key(wish.buyer, key, &before, &id);
+                    self.rules.check_key(intent.buyer, key, &before, &id);
                 }
-                self.rules.promised(wish.buyer, purchased);
+                self.rules.record_promise(intent.buyer, purchased);
             }
-            Err(refusal) if matches!(refusal.code, Code::Unavailable | Code::Busy) => {
-                state.in_doubt = wish.key.is_some().then_some(wish);
+            Err(refusal) if matches!(refusal.code, ErrorCode::Unavailable | ErrorCode::Busy) => {
+                state.unresolved = intent.key.is_some().then_some(intent);
             }
             Err(_) => {}
         }

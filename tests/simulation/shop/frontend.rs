@@ -1,28 +1,30 @@
-//! The frontends: a thread for each purchase and each look for orphans. They keep nothing.
+//! The simulated frontends, which are stateless and run a thread for each purchase and each look for orphans.
 
 use std::time::Duration;
 
-use p2s2::shop::ops::{Answer, Begun, Code, Hold, LinkCard, ProductOp, Purchased, Refusal};
+use p2s2::shop::ops::{
+    BeginResponse, CardDetails, CompletedPurchase, ErrorCode, HoldState, ProductOp, Refusal, ShopResult,
+};
 use p2s2::shop::purchase::RENEW_MS;
-use p2s2::shop::purchase::driver::{Driver, Heard, Op, Step};
+use p2s2::shop::purchase::driver::{DatabaseOp, Driver, DriverStep, OpResponse};
 
 use super::Fault;
-use super::buyers::Wish;
-use super::world::{Ask, Event, Said, Weather, World};
+use super::buyers::PurchaseIntent;
+use super::world::{DatabaseRequest, DatabaseResponse, Event, Weather, World};
 
-/// How long an answer is waited for; Begin may have to wait for the buyer's purchase before.
+/// How long a frontend waits for a response; a Begin may have to wait for the buyer's open purchase.
 const ANSWER_MS: u64 = 700;
 const BEGIN_ANSWER_MS: u64 = 10_000;
 
-pub struct Thread {
+pub struct FrontendThread {
     pub frontend: usize,
     seq: u32,
-    work: Work,
+    work: ThreadWork,
 }
 
-enum Work {
-    Beginning { hand: usize, wish: Wish },
-    Driving { for_hand: Option<(usize, u64)>, driver: Box<Driver>, asked: Op },
+enum ThreadWork {
+    Beginning { client: usize, intent: PurchaseIntent },
+    Driving { for_client: Option<(usize, u64)>, driver: Box<Driver>, last_op: DatabaseOp },
     TakingOver,
 }
 
@@ -31,8 +33,8 @@ impl World {
         self.frontends[frontend].is_up = true;
         self.frontends[frontend].starts += 1;
         let start = self.frontends[frontend].starts;
-        self.at(37 * frontend as u64, Event::LookForOrphans { frontend, start });
-        self.at(RENEW_MS, Event::RenewLeases { frontend, start });
+        self.schedule(37 * frontend as u64, Event::LookForOrphans { frontend, start });
+        self.schedule(RENEW_MS, Event::RenewLeases { frontend, start });
     }
 
     pub fn frontend_crashes(&mut self, frontend: usize, down: u64) {
@@ -40,24 +42,24 @@ impl World {
             self.note(|| format!("-- frontend {frontend} dies"));
             self.tally.frontend_crashes += 1;
             self.threads.retain(|_, thread| thread.frontend != frontend);
-            self.at(down, Event::StartFrontend(frontend));
+            self.schedule(down, Event::StartFrontend(frontend));
         }
     }
 
-    pub fn purchase_is_wanted(&mut self, frontend: usize, hand: usize, wish: Wish) {
+    pub fn begin_purchase(&mut self, frontend: usize, client: usize, intent: PurchaseIntent) {
         if self.frontends[frontend].is_up {
-            let thread = self.thread(frontend, Work::Beginning { hand, wish: wish.clone() });
-            self.ask(thread, Duration::ZERO, Ask::Begin(wish));
+            let thread = self.thread(frontend, ThreadWork::Beginning { client, intent: intent.clone() });
+            self.schedule_request(thread, Duration::ZERO, DatabaseRequest::Begin(intent));
         }
     }
 
     pub fn look_for_orphans(&mut self, frontend: usize, start: u32) {
         if self.frontends[frontend].is_up && self.frontends[frontend].starts == start {
             if self.fault != Some(Fault::LeaveOrphans) {
-                let thread = self.thread(frontend, Work::TakingOver);
-                self.ask(thread, Duration::ZERO, Ask::TakeOver);
+                let thread = self.thread(frontend, ThreadWork::TakingOver);
+                self.schedule_request(thread, Duration::ZERO, DatabaseRequest::TakeOver);
             }
-            self.at(500, Event::LookForOrphans { frontend, start });
+            self.schedule(500, Event::LookForOrphans { frontend, start });
         }
     }
 
@@ -66,81 +68,89 @@ impl World {
             let own = self.threads.values().filter(|thread| thread.frontend == frontend);
             let leases: Vec<(String, u64)> = own
                 .filter_map(|thread| match &thread.work {
-                    Work::Driving { driver, .. } => Some((driver.purchase_id().to_owned(), driver.lease())),
-                    Work::Beginning { .. } | Work::TakingOver => None,
+                    ThreadWork::Driving { driver, .. } => Some((driver.purchase_id().to_owned(), driver.lease())),
+                    ThreadWork::Beginning { .. } | ThreadWork::TakingOver => None,
                 })
                 .collect();
             if !leases.is_empty() {
-                // Nobody waits for the answer.
-                self.network(Event::Asked { thread: 0, seq: 0, ask: Box::new(Ask::Renew(leases)) });
+                // The response is ignored.
+                self.network(Event::RequestArrives {
+                    thread: 0,
+                    seq: 0,
+                    request: Box::new(DatabaseRequest::Renew(leases)),
+                });
             }
-            self.at(RENEW_MS, Event::RenewLeases { frontend, start });
+            self.schedule(RENEW_MS, Event::RenewLeases { frontend, start });
         }
     }
 
-    fn thread(&mut self, frontend: usize, work: Work) -> u64 {
+    fn thread(&mut self, frontend: usize, work: ThreadWork) -> u64 {
         self.threads_begun += 1;
-        self.threads.insert(self.threads_begun, Thread { frontend, seq: 0, work });
+        self.threads.insert(self.threads_begun, FrontendThread { frontend, seq: 0, work });
         self.threads_begun
     }
 
-    fn ask(&mut self, thread: u64, after: Duration, ask: Ask) {
+    fn schedule_request(&mut self, thread: u64, after: Duration, request: DatabaseRequest) {
         let Some(state) = self.threads.get_mut(&thread) else { return };
         state.seq += 1;
         let seq = state.seq;
-        self.at(after.as_millis() as u64, Event::AskNow { thread, seq, ask: Box::new(ask) });
+        self.schedule(after.as_millis() as u64, Event::SendRequest { thread, seq, request: Box::new(request) });
     }
 
-    pub fn ask_now(&mut self, thread: u64, seq: u32, ask: Ask) {
+    pub fn send_request(&mut self, thread: u64, seq: u32, request: DatabaseRequest) {
         if self.threads.contains_key(&thread) {
-            let releases = matches!(ask, Ask::Op(Op::Product(ProductOp::Release { .. })));
+            let releases = matches!(request, DatabaseRequest::Op(DatabaseOp::Product(ProductOp::Release { .. })));
             if releases && self.fault == Some(Fault::SkipRelease) {
-                return self.say(thread, seq, Said::Heard(Heard::Hold(Hold::Released)));
+                return self.respond(thread, seq, DatabaseResponse::OpResponse(OpResponse::Hold(HoldState::Released)));
             }
-            let patience = if matches!(ask, Ask::Begin(_)) { BEGIN_ANSWER_MS } else { ANSWER_MS };
-            self.at(patience, Event::NoAnswer { thread, seq });
-            self.network(Event::Asked { thread, seq, ask: Box::new(ask) });
+            let patience = if matches!(request, DatabaseRequest::Begin(_)) { BEGIN_ANSWER_MS } else { ANSWER_MS };
+            self.schedule(patience, Event::NoAnswer { thread, seq });
+            self.network(Event::RequestArrives { thread, seq, request: Box::new(request) });
         }
     }
 
     pub fn no_answer(&mut self, thread: u64, seq: u32) {
         let Some(state) = self.threads.get(&thread).filter(|state| state.seq == seq) else { return };
-        let away = Refusal::new(Code::Unavailable, "no answer came");
-        let said = match &state.work {
-            Work::Beginning { .. } => Said::Begun(Err(away)),
-            Work::TakingOver => Said::Orphan(Err(away)),
-            Work::Driving { .. } => Said::Heard(Heard::Refused(away)),
+        let away = Refusal::new(ErrorCode::Unavailable, "no answer came");
+        let response = match &state.work {
+            ThreadWork::Beginning { .. } => DatabaseResponse::Begun(Err(away)),
+            ThreadWork::TakingOver => DatabaseResponse::OrphanedPurchase(Err(away)),
+            ThreadWork::Driving { .. } => DatabaseResponse::OpResponse(OpResponse::Refused(away)),
         };
-        self.said(thread, seq, said);
+        self.handle_response(thread, seq, response);
     }
 
-    pub fn said(&mut self, thread: u64, seq: u32, said: Said) {
+    pub fn handle_response(&mut self, thread: u64, seq: u32, response: DatabaseResponse) {
         let now = self.time();
         if let Some(frontend) = self.threads.get(&thread).map(|state| state.frontend)
             && self.rng.permille(self.weather.crash)
         {
-            // It dies between an answer and what it would have asked next.
+            // The frontend crashes between a response and its next request.
             let down = self.rng.range(10, 6_000);
             self.frontend_crashes(frontend, down);
         }
         let Some(state) = self.threads.get_mut(&thread).filter(|state| state.seq == seq) else { return };
-        match (&mut state.work, said) {
-            (Work::Beginning { hand, wish }, Said::Begun(Ok(Begun::Drive { purchase_id, lease, lines, .. }))) => {
-                let card = LinkCard { number: wish.card.to_owned(), exp: "12/79".to_owned(), name: "b".to_owned() };
-                let for_hand = Some((*hand, wish.serial));
+        match (&mut state.work, response) {
+            (
+                ThreadWork::Beginning { client, intent },
+                DatabaseResponse::Begun(Ok(BeginResponse::Drive { purchase_id, lease, lines, .. })),
+            ) => {
+                let card =
+                    CardDetails { number: intent.card.to_owned(), exp: "12/79".to_owned(), name: "b".to_owned() };
+                let for_client = Some((*client, intent.serial));
                 let (driver, step) = Driver::begin(now, purchase_id, lease, lines, self.hold_ms, card);
-                self.drive(thread, for_hand, driver, step);
+                self.drive(thread, for_client, driver, step);
             }
-            (Work::Beginning { hand, wish }, Said::Begun(begun)) => {
-                let (hand, serial) = (*hand, wish.serial);
+            (ThreadWork::Beginning { client, intent }, DatabaseResponse::Begun(begun)) => {
+                let (client, serial) = (*client, intent.serial);
                 let answer = begun.map(|begun| match begun {
-                    Begun::Done { purchased } => purchased,
-                    Begun::Drive { .. } => unreachable!("above"),
+                    BeginResponse::Done { purchased } => purchased,
+                    BeginResponse::Drive { .. } => unreachable!("above"),
                 });
                 self.threads.remove(&thread);
-                self.answer(hand, serial, answer);
+                self.answer(client, serial, answer);
             }
-            (Work::TakingOver, Said::Orphan(Ok(Some(mut orphan)))) => {
+            (ThreadWork::TakingOver, DatabaseResponse::OrphanedPurchase(Ok(Some(mut orphan)))) => {
                 self.tally.takeovers += 1;
                 if self.fault == Some(Fault::ReleaseFirst) {
                     orphan.is_undone = true;
@@ -148,69 +158,77 @@ impl World {
                 let (driver, step) = Driver::take_over(now, orphan);
                 self.drive(thread, None, driver, step);
             }
-            (Work::TakingOver, _) => drop(self.threads.remove(&thread)),
-            (Work::Driving { driver, asked, for_hand }, Said::Heard(mut heard)) => {
-                let looks = matches!(asked, Op::Product(ProductOp::HoldState { .. }));
+            (ThreadWork::TakingOver, _) => drop(self.threads.remove(&thread)),
+            (ThreadWork::Driving { driver, last_op, for_client }, DatabaseResponse::OpResponse(mut response)) => {
+                let looks = matches!(last_op, DatabaseOp::Product(ProductOp::HoldState { .. }));
                 if looks && self.fault == Some(Fault::BelieveSold) {
-                    heard = Heard::Hold(Hold::Sold);
+                    response = OpResponse::Hold(HoldState::Sold);
                 }
-                if matches!(heard, Heard::Purchased(_)) && for_hand.is_none() {
+                if matches!(response, OpResponse::Purchased(_)) && for_client.is_none() {
                     self.tally.completed_by_others += 1;
                 }
-                let step = driver.heard(now, heard);
-                self.go_on(thread, step);
+                let step = driver.handle_response(now, response);
+                self.take_step(thread, step);
             }
-            (_, said) => panic!("{said:?} answers nothing that was asked"),
+            (_, response) => panic!("{response:?} answers nothing that was asked"),
         }
     }
 
-    fn drive(&mut self, thread: u64, for_hand: Option<(usize, u64)>, driver: Driver, step: Step) {
-        let asked = match &step {
-            Step::Ask { op, .. } => op.clone(),
-            Step::Over(_) => panic!("a driver begins with a question"),
+    fn drive(&mut self, thread: u64, for_client: Option<(usize, u64)>, driver: Driver, step: DriverStep) {
+        let last_op = match &step {
+            DriverStep::Send { op, .. } => op.clone(),
+            DriverStep::Finished(_) => panic!("a driver begins with a question"),
         };
         if let Some(state) = self.threads.get_mut(&thread) {
-            state.work = Work::Driving { for_hand, driver: Box::new(driver), asked };
+            state.work = ThreadWork::Driving { for_client, driver: Box::new(driver), last_op };
         }
-        self.go_on(thread, step);
+        self.take_step(thread, step);
     }
 
-    fn go_on(&mut self, thread: u64, step: Step) {
+    fn take_step(&mut self, thread: u64, step: DriverStep) {
         match step {
-            Step::Ask { after, op } => {
-                if let Some(Thread { work: Work::Driving { asked, .. }, .. }) = self.threads.get_mut(&thread) {
-                    *asked = op.clone();
+            DriverStep::Send { after, op } => {
+                if let Some(FrontendThread { work: ThreadWork::Driving { last_op, .. }, .. }) =
+                    self.threads.get_mut(&thread)
+                {
+                    *last_op = op.clone();
                 }
-                self.ask(thread, after, Ask::Op(op));
+                self.schedule_request(thread, after, DatabaseRequest::Op(op));
             }
-            Step::Over(answer) => {
-                let Some(Thread { work: Work::Driving { for_hand, driver, .. }, .. }) = self.threads.remove(&thread)
+            DriverStep::Finished(answer) => {
+                let Some(FrontendThread { work: ThreadWork::Driving { for_client, driver, .. }, .. }) =
+                    self.threads.remove(&thread)
                 else {
                     return;
                 };
                 let id = driver.purchase_id();
                 match &answer {
                     Ok(purchased) => {
-                        let is_sold = self.product.holds.get(id).is_some_and(|record| record.hold == Hold::Sold);
-                        self.rules.purchased(&self.customer.disk.rows, &self.bank, is_sold, purchased);
+                        let is_sold = self.product.holds.get(id).is_some_and(|record| record.state == HoldState::Sold);
+                        self.rules.check_purchased(&self.customer.disk.rows, &self.bank, is_sold, purchased);
                     }
-                    Err(refusal) if refusal.code != Code::Unavailable => {
-                        self.tally.declined += u64::from(refusal.code == Code::PaymentDeclined);
-                        let hold = self.product.holds.get(id).map(|record| record.hold);
-                        // Where a component does not answer, the buyer does not wait for it for ever.
+                    Err(refusal) if refusal.code != ErrorCode::Unavailable => {
+                        self.tally.declined += u64::from(refusal.code == ErrorCode::PaymentDeclined);
+                        let hold = self.product.holds.get(id).map(|record| record.state);
+                        // With faults, a driver may give up before the units are released.
                         let all_answer = !self.healed && self.weather == Weather::default();
-                        self.rules.refused(&self.bank, id, refusal, !all_answer || hold == Some(Hold::Released));
+                        self.rules.check_refused(
+                            &self.bank,
+                            id,
+                            refusal,
+                            !all_answer || hold == Some(HoldState::Released),
+                        );
                     }
                     Err(_) => {}
                 }
-                if let Some((hand, serial)) = for_hand {
-                    self.answer(hand, serial, answer);
+                if let Some((client, serial)) = for_client {
+                    self.answer(client, serial, answer);
                 }
             }
         }
     }
 
-    fn answer(&mut self, hand: usize, serial: u64, answer: Answer<Purchased>) {
-        self.network(Event::Answered { hand, serial, answer });
+    fn answer(&mut self, client: usize, serial: u64, answer: ShopResult<CompletedPurchase>) {
+        self.network(Event::Answered { client, serial, answer });
     }
 }

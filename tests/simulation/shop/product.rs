@@ -1,31 +1,31 @@
-//! The product database: each operation is one transaction, on disk before it is answered.
+//! The simulated product database: each operation is one transaction, on disk before the response.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use p2s2::model::{Cents, Millis};
-use p2s2::shop::hold::{Record, Shelf, Shelved};
-use p2s2::shop::ops::{Hold, PricedLine, ProductOp};
-use p2s2::shop::purchase::driver::Heard;
+use p2s2::shop::hold::{HoldRecord, Inventory, InventoryItem};
+use p2s2::shop::ops::{HoldState, PricedLine, ProductOp};
+use p2s2::shop::purchase::driver::OpResponse;
 
-/// Items on a shelf.
+/// The inventory: items by id, and the number of units with which each was registered.
 #[derive(Default)]
-pub struct Shop {
-    pub items: BTreeMap<String, Shelved>,
+pub struct ShopInventory {
+    pub items: BTreeMap<String, InventoryItem>,
     pub registered: BTreeMap<String, u64>,
 }
 
 #[derive(Default)]
-pub struct Product {
-    pub shop: Shop,
-    pub holds: BTreeMap<String, Record>,
-    pub forgets_released: bool,
+pub struct ProductDb {
+    pub shop: ShopInventory,
+    pub holds: BTreeMap<String, HoldRecord>,
+    pub drops_tombstones: bool,
 }
 
-impl Shelf for Shop {
+impl Inventory for ShopInventory {
     type Error = Infallible;
 
-    fn look(&mut self, item_id: &str) -> Result<Option<Shelved>, Infallible> {
+    fn get(&mut self, item_id: &str) -> Result<Option<InventoryItem>, Infallible> {
         Ok(self.items.get(item_id).cloned())
     }
 
@@ -44,14 +44,14 @@ impl Shelf for Shop {
     }
 }
 
-impl Product {
+impl ProductDb {
     pub fn list(&mut self, item_id: &str, quantity: u64, price: i64) {
-        let shelved = Shelved { quantity, price: Cents(price), seller_id: 1, seller: "sam".to_owned() };
+        let shelved = InventoryItem { quantity, price: Cents(price), seller_id: 1, seller: "sam".to_owned() };
         self.shop.items.insert(item_id.to_owned(), shelved);
         self.shop.registered.insert(item_id.to_owned(), quantity);
     }
 
-    pub fn handle(&mut self, now: Millis, op: &ProductOp) -> Heard {
+    pub fn handle(&mut self, now: Millis, op: &ProductOp) -> OpResponse {
         let of = |id: &String| (id.clone(), self.holds.get(id).cloned().unwrap_or_default());
         let (id, mut record) = match op {
             ProductOp::Hold { purchase_id, .. }
@@ -61,31 +61,31 @@ impl Product {
             other => panic!("no driver asks {other:?}"),
         };
         let shop = &mut self.shop;
-        let heard = match op {
+        let op_response = match op {
             ProductOp::Hold { lines, expires_in_ms, .. } => {
                 let Ok(answer) = record.hold(shop, now, lines, *expires_in_ms);
-                answer.map_or_else(Heard::Refused, Heard::Priced)
+                answer.map_or_else(OpResponse::Refused, OpResponse::Priced)
             }
             ProductOp::Sell { .. } => {
                 let Ok(hold) = record.sell(shop, now);
-                Heard::Hold(hold)
+                OpResponse::Hold(hold)
             }
             ProductOp::Release { .. } => {
                 let Ok(hold) = record.release(shop, now);
-                Heard::Hold(hold)
+                OpResponse::Hold(hold)
             }
-            _ => Heard::Hold(record.state(now)),
+            _ => OpResponse::Hold(record.state_at(now)),
         };
         self.put(id, record);
-        heard
+        op_response
     }
 
-    /// What was held for too long goes back.
+    /// Releases expired holds.
     pub fn sweep(&mut self, now: Millis) {
         let due: Vec<String> = self
             .holds
             .iter()
-            .filter(|(_, record)| record.state(now) != record.hold)
+            .filter(|(_, record)| record.state_at(now) != record.state)
             .map(|(id, _)| id.clone())
             .collect();
         for id in due {
@@ -95,8 +95,8 @@ impl Product {
         }
     }
 
-    fn put(&mut self, id: String, record: Record) {
-        if self.forgets_released && record.hold == Hold::Released {
+    fn put(&mut self, id: String, record: HoldRecord) {
+        if self.drops_tombstones && record.state == HoldState::Released {
             self.holds.remove(&id);
         } else {
             self.holds.insert(id, record);

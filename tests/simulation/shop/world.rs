@@ -1,45 +1,45 @@
-//! Time, the network and everyone in it. Whatever happens next is the next event of one queue.
+//! The simulated world: time, the network and all components, driven by one queue of events.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use p2s2::model::Millis;
-use p2s2::shop::ops::{Answer, Begun, Code, Orphan, Purchased, Refusal};
-use p2s2::shop::purchase::BankCall;
-use p2s2::shop::purchase::driver::{Heard, Op};
+use p2s2::shop::ops::{BeginResponse, CompletedPurchase, ErrorCode, OrphanedPurchase, Refusal, ShopResult};
+use p2s2::shop::purchase::BankRequest;
+use p2s2::shop::purchase::driver::{DatabaseOp, OpResponse};
 
 use super::Fault;
-use super::buyers::{Hand, Wish};
-use super::customer::{Asker, Customer};
-use super::frontend::Thread;
+use super::buyers::{BuyerClient, PurchaseIntent};
+use super::customer::{Caller, CustomerDb};
+use super::frontend::FrontendThread;
 use super::invariants::Invariants;
-use super::product::Product;
+use super::product::ProductDb;
 use crate::bank::{Answer as BankAnswer, Bank};
-use crate::invariants::Broken;
+use crate::invariants::Violation;
 use crate::rng::Rng;
 
-/// The simulated day begins here.
+/// The simulated time at the start.
 const BEGIN_MS: u64 = 1_700_000_000_000;
-/// How long buyers are busy and everything may go wrong.
+/// How long buyers are active and faults occur.
 const STORMY_MS: u64 = 60_000;
-/// Then all is well, and every attempt comes to its end.
+/// How long the simulation then runs without faults, so that every attempt ends.
 const CALM_MS: u64 = 150_000;
 
-/// What a frontend asks a database.
+/// A request of a frontend to a database.
 #[derive(Debug, Clone)]
-pub enum Ask {
-    Begin(Wish),
+pub enum DatabaseRequest {
+    Begin(PurchaseIntent),
     TakeOver,
     Renew(Vec<(String, u64)>),
-    Op(Op),
+    Op(DatabaseOp),
 }
 
-/// What it is answered.
+/// The response to a [`DatabaseRequest`].
 #[derive(Debug, Clone)]
-pub enum Said {
-    Begun(Answer<Begun>),
-    Orphan(Answer<Option<Orphan>>),
-    Heard(Heard),
+pub enum DatabaseResponse {
+    Begun(ShopResult<BeginResponse>),
+    OrphanedPurchase(ShopResult<Option<OrphanedPurchase>>),
+    OpResponse(OpResponse),
 }
 
 #[derive(Debug, Clone)]
@@ -47,28 +47,28 @@ pub enum Event {
     Wake(usize),
     MakePurchase {
         frontend: usize,
-        hand: usize,
-        wish: Wish,
+        client: usize,
+        intent: PurchaseIntent,
     },
     Answered {
-        hand: usize,
+        client: usize,
         serial: u64,
-        answer: Answer<Purchased>,
+        answer: ShopResult<CompletedPurchase>,
     },
     GiveUp {
-        hand: usize,
+        client: usize,
         serial: u64,
     },
-    // Events of a frontend's thread end with it: its number is used once.
-    AskNow {
+    // Events of a frontend's thread are dropped when it has ended: thread numbers are not reused.
+    SendRequest {
         thread: u64,
         seq: u32,
-        ask: Box<Ask>,
+        request: Box<DatabaseRequest>,
     },
-    Said {
+    Response {
         thread: u64,
         seq: u32,
-        said: Box<Said>,
+        response: Box<DatabaseResponse>,
     },
     NoAnswer {
         thread: u64,
@@ -82,28 +82,28 @@ pub enum Event {
         frontend: usize,
         start: u32,
     },
-    /// Arrives at a database.
-    Asked {
+    /// A request arrives at a database.
+    RequestArrives {
         thread: u64,
         seq: u32,
-        ask: Box<Ask>,
+        request: Box<DatabaseRequest>,
     },
-    // Events of the customer database die with it: they bear the number of its start.
+    // Events of the customer database are dropped when it has crashed: `start` is the number of its start.
     Commit {
         start: u32,
     },
     Bank {
         start: u32,
         id: String,
-        call: BankCall,
-        asker: Option<Asker>,
+        call: BankRequest,
+        caller: Option<Caller>,
         tries: u32,
     },
-    BankSaid {
+    BankResponse {
         start: u32,
         id: String,
         answer: BankAnswer,
-        asker: Option<Asker>,
+        caller: Option<Caller>,
     },
     Tend {
         start: u32,
@@ -114,26 +114,26 @@ pub enum Event {
     StartProduct,
 }
 
-struct Entry(u64, u64, Event);
+struct ScheduledEvent(u64, u64, Event);
 
-impl PartialEq for Entry {
-    fn eq(&self, other: &Entry) -> bool {
+impl PartialEq for ScheduledEvent {
+    fn eq(&self, other: &ScheduledEvent) -> bool {
         (self.0, self.1) == (other.0, other.1)
     }
 }
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
+impl Eq for ScheduledEvent {}
+impl PartialOrd for ScheduledEvent {
+    fn partial_cmp(&self, other: &ScheduledEvent) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
-impl Ord for Entry {
-    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
+impl Ord for ScheduledEvent {
+    fn cmp(&self, other: &ScheduledEvent) -> std::cmp::Ordering {
         (self.0, self.1).cmp(&(other.0, other.1))
     }
 }
 
-/// How bad the weather is, in thousandths.
+/// The probability of each fault, in thousandths.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Weather {
     pub loss: u64,
@@ -145,7 +145,6 @@ pub struct Weather {
     pub bank_refuses: u64,
 }
 
-/// A frontend: up or down.
 #[derive(Default)]
 pub struct Frontend {
     pub is_up: bool,
@@ -155,16 +154,16 @@ pub struct Frontend {
 pub struct World {
     pub rng: Rng,
     pub now: u64,
-    queue: BinaryHeap<Reverse<Entry>>,
+    queue: BinaryHeap<Reverse<ScheduledEvent>>,
     scheduled: u64,
     pub weather: Weather,
     pub healed: bool,
-    pub hands: Vec<Hand>,
+    pub clients: Vec<BuyerClient>,
     pub frontends: Vec<Frontend>,
-    pub threads: BTreeMap<u64, Thread>,
+    pub threads: BTreeMap<u64, FrontendThread>,
     pub threads_begun: u64,
-    pub customer: Customer,
-    pub product: Product,
+    pub customer: CustomerDb,
+    pub product: ProductDb,
     pub product_is_up: bool,
     pub bank: Bank,
     pub hold_ms: u64,
@@ -174,7 +173,7 @@ pub struct World {
     pub tally: Tally,
 }
 
-/// What a run has seen, so that a test can tell that it tests something.
+/// Counts of what a run has seen, which show that the test tests something.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Tally {
     pub events: u64,
@@ -186,7 +185,7 @@ pub struct Tally {
     pub undone: u64,
     pub declined: u64,
     pub takeovers: u64,
-    /// Purchases that another driver completed than the one that began them.
+    /// Purchases that were completed by another driver than the one that began them.
     pub completed_by_others: u64,
     pub answered: u64,
 }
@@ -222,8 +221,8 @@ impl World {
             bank_refuses: upto(60),
         };
         let buyers = rng.range(1, 4);
-        let hands: Vec<Hand> = (0..2 * buyers).map(|hand| Hand::new(hand / 2, &mut rng)).collect();
-        let mut product = Product { forgets_released: fault == Some(Fault::ForgetReleased), ..Product::default() };
+        let clients: Vec<BuyerClient> = (0..2 * buyers).map(|client| BuyerClient::new(client / 2, &mut rng)).collect();
+        let mut product = ProductDb { drops_tombstones: fault == Some(Fault::ForgetReleased), ..ProductDb::default() };
         for item in 1..=rng.range(1, 4) {
             product.list(&format!("1-{item}"), rng.range(1, 150), rng.range(1, 900) as i64);
         }
@@ -236,11 +235,11 @@ impl World {
             scheduled: 0,
             weather,
             healed: false,
-            hands,
+            clients,
             frontends,
             threads: BTreeMap::new(),
             threads_begun: 0,
-            customer: Customer::new(fault),
+            customer: CustomerDb::new(fault),
             product,
             product_is_up: true,
             bank: Bank::default(),
@@ -251,48 +250,48 @@ impl World {
             tally: Tally::default(),
         };
         world.note(|| format!("{weather:?}"));
-        world.happen(Event::StartCustomer);
+        world.handle_event(Event::StartCustomer);
         for frontend in 0..world.frontends.len() {
-            world.happen(Event::StartFrontend(frontend));
+            world.handle_event(Event::StartFrontend(frontend));
         }
-        world.at(1_000, Event::Sweep);
-        for hand in 0..world.hands.len() {
-            world.at(10 + hand as u64, Event::Wake(hand));
+        world.schedule(1_000, Event::Sweep);
+        for client in 0..world.clients.len() {
+            world.schedule(10 + client as u64, Event::Wake(client));
         }
         world
     }
 
-    /// Plays it to the end, or to the first broken rule.
-    pub fn run(mut self) -> Result<Tally, Broken> {
+    /// Runs the simulation to the end, or to the first broken rule.
+    pub fn run(mut self) -> Result<Tally, Violation> {
         self.play(BEGIN_MS + STORMY_MS)?;
         self.note(|| "-- all is well from here on".to_owned());
         self.weather = Weather::default();
         self.healed = true;
         self.play(BEGIN_MS + STORMY_MS + CALM_MS)?;
         let rows = &self.customer.disk.rows;
-        self.rules.end(rows, &self.bank, &self.product, &self.hands);
+        self.rules.check_at_end(rows, &self.bank, &self.product, &self.clients);
         self.tally.purchases = rows.history.len() as u64;
         self.checked()?;
         Ok(self.tally)
     }
 
-    fn play(&mut self, until: u64) -> Result<(), Broken> {
-        while let Some(Reverse(Entry(at, ..))) = self.queue.peek()
+    fn play(&mut self, until: u64) -> Result<(), Violation> {
+        while let Some(Reverse(ScheduledEvent(at, ..))) = self.queue.peek()
             && *at <= until
-            && let Some(Reverse(Entry(at, _, event))) = self.queue.pop()
+            && let Some(Reverse(ScheduledEvent(at, _, event))) = self.queue.pop()
         {
             self.now = at;
             self.tally.events += 1;
             self.note(|| format!("{event:?}"));
             self.may_crash();
-            self.happen(event);
-            self.rules.always(&self.customer, &self.product);
+            self.handle_event(event);
+            self.rules.check_after_event(&self.customer, &self.product);
             self.checked()?;
         }
         Ok(())
     }
 
-    fn checked(&mut self) -> Result<(), Broken> {
+    fn checked(&mut self) -> Result<(), Violation> {
         self.rules.broken.take().map_or(Ok(()), Err)
     }
 
@@ -302,16 +301,16 @@ impl World {
         }
     }
 
-    pub fn at(&mut self, in_ms: u64, event: Event) {
+    pub fn schedule(&mut self, in_ms: u64, event: Event) {
         self.scheduled += 1;
-        self.queue.push(Reverse(Entry(self.now + in_ms, self.scheduled, event)));
+        self.queue.push(Reverse(ScheduledEvent(self.now + in_ms, self.scheduled, event)));
     }
 
     pub fn time(&self) -> Millis {
         Millis(self.now)
     }
 
-    /// The power of one component is cut, before or between whatever it does.
+    /// Crashes a random component with the probability of crashes.
     pub fn may_crash(&mut self) {
         if !self.rng.permille(self.weather.crash) {
             return;
@@ -329,52 +328,52 @@ impl World {
             self.note(|| "-- the product database dies".to_owned());
             self.product_is_up = false;
             self.tally.product_crashes += 1;
-            self.at(down, Event::StartProduct);
+            self.schedule(down, Event::StartProduct);
         }
     }
 
-    fn happen(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         match event {
-            Event::Wake(hand) => self.wake(hand),
-            Event::Answered { hand, serial, answer } => self.answered(hand, serial, answer),
-            Event::GiveUp { hand, serial } => {
-                let unknown = Refusal::new(Code::Unavailable, "no answer came");
-                self.answered(hand, serial, Err(unknown));
+            Event::Wake(client) => self.wake(client),
+            Event::Answered { client, serial, answer } => self.answered(client, serial, answer),
+            Event::GiveUp { client, serial } => {
+                let unknown = Refusal::new(ErrorCode::Unavailable, "no answer came");
+                self.answered(client, serial, Err(unknown));
             }
-            Event::MakePurchase { frontend, hand, wish } => self.purchase_is_wanted(frontend, hand, wish),
-            Event::AskNow { thread, seq, ask } => self.ask_now(thread, seq, *ask),
-            Event::Said { thread, seq, said } => self.said(thread, seq, *said),
+            Event::MakePurchase { frontend, client, intent } => self.begin_purchase(frontend, client, intent),
+            Event::SendRequest { thread, seq, request } => self.send_request(thread, seq, *request),
+            Event::Response { thread, seq, response } => self.handle_response(thread, seq, *response),
             Event::NoAnswer { thread, seq } => self.no_answer(thread, seq),
             Event::LookForOrphans { frontend, start } => self.look_for_orphans(frontend, start),
             Event::RenewLeases { frontend, start } => self.renew_leases(frontend, start),
-            Event::Asked { thread, seq, ask } => match *ask {
-                Ask::Op(Op::Product(op)) => {
+            Event::RequestArrives { thread, seq, request } => match *request {
+                DatabaseRequest::Op(DatabaseOp::Product(op)) => {
                     if !self.product_is_up {
-                        return self.is_down(thread, seq, &Ask::Op(Op::Product(op)));
+                        return self.respond_unavailable(thread, seq, &DatabaseRequest::Op(DatabaseOp::Product(op)));
                     }
-                    let heard = self.product.handle(self.time(), &op);
-                    // It is done and on disk; whether its answer comes to anyone is another matter.
+                    let op_response = self.product.handle(self.time(), &op);
+                    // The operation is on disk; its response may still be lost by a crash.
                     if self.rng.permille(2 * self.weather.crash) {
                         let down = self.rng.range(10, 6_000);
                         return self.product_crashes(down);
                     }
-                    self.say(thread, seq, Said::Heard(heard));
+                    self.respond(thread, seq, DatabaseResponse::OpResponse(op_response));
                 }
-                ask => self.customer_is_asked(thread, seq, ask),
+                request => self.handle_customer_request(thread, seq, request),
             },
             Event::Sweep => {
                 if self.product_is_up {
                     self.product.sweep(self.time());
                 }
-                self.at(1_000, Event::Sweep);
+                self.schedule(1_000, Event::Sweep);
             }
             Event::StartFrontend(frontend) => self.start_frontend(frontend),
             Event::StartProduct => self.product_is_up = true,
-            event => self.customer_happens(event),
+            event => self.handle_customer_event(event),
         }
     }
 
-    /// The way from one component to another and back: lost, repeated, late, or none of it.
+    /// Sends a message over the network, which may lose, repeat or delay it.
     pub fn network(&mut self, event: Event) {
         let copies = 1 + u64::from(self.rng.permille(self.weather.repeat));
         for _ in 0..copies {
@@ -383,25 +382,25 @@ impl World {
             }
             let late = self.rng.permille(self.weather.late);
             let delay = if late { self.rng.range(100, 25_000) } else { self.rng.range(1, 10) };
-            self.at(delay, event.clone());
+            self.schedule(delay, event.clone());
         }
     }
 
-    pub fn say(&mut self, thread: u64, seq: u32, said: Said) {
-        self.network(Event::Said { thread, seq, said: Box::new(said) });
+    pub fn respond(&mut self, thread: u64, seq: u32, response: DatabaseResponse) {
+        self.network(Event::Response { thread, seq, response: Box::new(response) });
     }
 
-    /// Nobody is at home: mostly that is known at once.
-    pub fn is_down(&mut self, thread: u64, seq: u32, ask: &Ask) {
+    /// The database is down, which the caller usually notices at once.
+    pub fn respond_unavailable(&mut self, thread: u64, seq: u32, request: &DatabaseRequest) {
         if self.rng.permille(700) {
-            let away = Refusal::new(Code::Unavailable, "it is down");
-            let said = match ask {
-                Ask::Begin(_) => Said::Begun(Err(away)),
-                Ask::TakeOver => Said::Orphan(Err(away)),
-                Ask::Renew(_) => return,
-                Ask::Op(_) => Said::Heard(Heard::Refused(away)),
+            let away = Refusal::new(ErrorCode::Unavailable, "it is down");
+            let response = match request {
+                DatabaseRequest::Begin(_) => DatabaseResponse::Begun(Err(away)),
+                DatabaseRequest::TakeOver => DatabaseResponse::OrphanedPurchase(Err(away)),
+                DatabaseRequest::Renew(_) => return,
+                DatabaseRequest::Op(_) => DatabaseResponse::OpResponse(OpResponse::Refused(away)),
             };
-            self.say(thread, seq, said);
+            self.respond(thread, seq, response);
         }
     }
 }

@@ -1,26 +1,32 @@
-//! The core against a model that does everything the plain way: lists, and the rules as SPEC.md says them.
+//! The core compared with a simple model that uses plain lists and the rules of `docs/spec/share.md`.
 
 use super::*;
 
-/// A month, in minutes.
+/// The validity of a secret, minutes.
 const MONTH: u64 = 30 * 24 * 60;
-/// What is met in a few steps.
-const BOUNDS: Bounds =
-    Bounds { hosts: 100, files: 100, hosts_of_one: 2, files_of_one: 3, hidden: 100, hidden_of_one: 100 };
+/// Small enough to be reached in a few steps.
+const BOUNDS: RegistryLimits = RegistryLimits {
+    hosts: 100,
+    files: 100,
+    hosts_per_source: 2,
+    files_per_source: 3,
+    unpublished_files: 100,
+    unpublished_files_per_source: 100,
+};
 
 const NAMES: [&str; 3] = ["ann", "bob", "cid"];
 const FILES: [&str; 3] = ["a", "b", "c"];
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Minutes go by.
+    /// Lets this many minutes pass.
     Wait(u64),
     Register {
         conn: u64,
         host: usize,
         source: u8,
-        proof: Proof,
-        /// The secret answered so many answers ago.
+        proof: AccountProof,
+        /// Presents the secret that was issued this many registrations ago.
         resume: Option<usize>,
         files: Option<Vec<(usize, u64, bool)>>,
     },
@@ -35,7 +41,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let (conn, host, file) = (1..4_u64, 0..NAMES.len(), 0..FILES.len());
-    let proof = prop_oneof![Just(Proof::None), Just(Proof::Token), Just(Proof::Address)];
+    let proof = prop_oneof![Just(AccountProof::None), Just(AccountProof::Token), Just(AccountProof::Address)];
     let files = prop::option::of(prop::collection::vec((file.clone(), 1..5_u64, any::<bool>()), 0..4));
     let resume = prop::option::of(0..4_usize);
     prop::collection::vec(
@@ -61,8 +67,8 @@ struct Known {
     conn: Option<u64>,
     source: u8,
     is_users: bool,
-    tenure: u64,
-    heard_at: u64,
+    lease_id: u64,
+    last_seen_at: u64,
     files: BTreeMap<String, (u64, bool)>,
 }
 
@@ -70,32 +76,32 @@ struct Known {
 struct Answered {
     host: usize,
     secret: String,
-    tenure: u64,
+    lease_id: u64,
     to_user: bool,
     at: u64,
 }
 
 #[derive(Default)]
 struct Model {
-    /// Milliseconds; no two steps at the same time.
+    /// Milliseconds; no two steps have the same time.
     now: u64,
     hosts: BTreeMap<usize, Known>,
-    /// In the order in which they were answered.
+    /// In the order in which they were issued.
     secrets: Vec<Answered>,
     users: BTreeSet<usize>,
-    tenures: u64,
+    lease_count: u64,
 }
 
 fn published(files: &BTreeMap<String, (u64, bool)>) -> usize {
     files.values().filter(|(_, is_published)| *is_published).count()
 }
 
-/// A REGISTER.
+/// The parameters of a REGISTER.
 struct Said<'a> {
     conn: u64,
     host: usize,
     source: u8,
-    proof: Proof,
+    proof: AccountProof,
     resume: Option<&'a str>,
     files: Option<BTreeMap<String, (u64, bool)>>,
     fresh: &'a str,
@@ -114,7 +120,7 @@ impl Model {
     }
 
     fn is_there(&self, host: usize) -> bool {
-        self.hosts.get(&host).is_some_and(|host| self.now < host.heard_at + 20 * MINUTE)
+        self.hosts.get(&host).is_some_and(|host| self.now < host.last_seen_at + 20 * MINUTE)
     }
 
     fn secret(&self, host: usize, secret: &str) -> Option<Answered> {
@@ -123,18 +129,18 @@ impl Model {
     }
 
     fn is_good(&self, secret: &Answered) -> bool {
-        let heard = self.hosts.get(&secret.host).filter(|host| host.tenure == secret.tenure);
-        self.now < secret.at.max(heard.map_or(0, |host| host.heard_at)) + MONTH * MINUTE
+        let last_seen = self.hosts.get(&secret.host).filter(|host| host.lease_id == secret.lease_id);
+        self.now < secret.at.max(last_seen.map_or(0, |host| host.last_seen_at)) + MONTH * MINUTE
     }
 
-    /// Hosts without an account from there, and their published files, but for one host's.
+    /// Number of anonymous hosts of a source, and of their published files, except for one host.
     fn held(&self, source: u8, but_for: usize) -> (usize, usize) {
         let others = self.hosts.iter().filter(|(host, known)| **host != but_for && !known.is_users);
         let of_source: Vec<&Known> = others.map(|(_, known)| known).filter(|known| known.source == source).collect();
         (of_source.len(), of_source.iter().map(|known| published(&known.files)).sum())
     }
 
-    /// Whether a host may hold so many published files; the silent ones of the same source give way.
+    /// Whether a host may have this many published files; silent hosts of the same source are evicted for it.
     fn has_room(&mut self, host: usize, source: u8, is_users: bool, files: usize) -> bool {
         if is_users {
             return true;
@@ -143,32 +149,32 @@ impl Model {
         let own = own.map(|known| published(&known.files));
         loop {
             let (hosts, others) = self.held(source, host);
-            // What takes no more is no matter of room.
-            let is_host_fine = own.is_some() || hosts < BOUNDS.hosts_of_one;
-            let is_list_fine = files <= own.unwrap_or(0) || others + files <= BOUNDS.files_of_one;
+            // Using no more than before always fits.
+            let is_host_fine = own.is_some() || hosts < BOUNDS.hosts_per_source;
+            let is_list_fine = files <= own.unwrap_or(0) || others + files <= BOUNDS.files_per_source;
             if is_host_fine && is_list_fine {
                 return true;
             }
             let silent = self.hosts.iter().filter(|(other, known)| {
                 **other != host && known.source == source && !known.is_users && !self.is_there(**other)
             });
-            let Some(oldest) = silent.min_by_key(|(_, known)| known.heard_at).map(|(other, _)| *other) else {
+            let Some(oldest) = silent.min_by_key(|(_, known)| known.last_seen_at).map(|(other, _)| *other) else {
                 return false;
             };
             let gone = self.hosts.remove(&oldest).unwrap();
             let its = self.secrets.iter_mut().filter(|secret| secret.host == oldest);
-            its.for_each(|secret| secret.at = secret.at.max(gone.heard_at));
+            its.for_each(|secret| secret.at = secret.at.max(gone.last_seen_at));
         }
     }
 
-    /// None if it is refused; else whether the list stays, and whether the secret does.
+    /// `None` if it is refused; otherwise whether the file list stays, and whether the secret does.
     fn register(&mut self, said: &Said<'_>) -> Option<(bool, bool)> {
         let Said { conn, host, source, proof, resume, .. } = *said;
         if self.holder(conn).is_some_and(|held| held != host) {
             return None;
         }
         let is_user = self.users.contains(&host);
-        let shows_user = is_user && proof != Proof::None;
+        let shows_user = is_user && proof != AccountProof::None;
         let secret = resume.and_then(|resume| self.secret(host, resume));
         let known = self.hosts.get(&host).cloned();
         let is_own = known.as_ref().is_some_and(|known| known.conn == Some(conn) && known.is_users == is_user);
@@ -176,8 +182,8 @@ impl Model {
             return None;
         }
         let is_same = known.as_ref().is_some_and(|known| {
-            let same_tenure = secret.as_ref().is_some_and(|secret| secret.tenure == known.tenure);
-            is_own || is_user && known.is_users || same_tenure && known.is_users == is_user
+            let is_same_lease = secret.as_ref().is_some_and(|secret| secret.lease_id == known.lease_id);
+            is_own || is_user && known.is_users || is_same_lease && known.is_users == is_user
         });
         if let Some(known) = &known
             && !is_same
@@ -197,22 +203,23 @@ impl Model {
         if !self.has_room(host, source, is_user, published(&list)) {
             return None;
         }
-        // Another holds it from now on.
+        // A new holder from now on.
         let is_new = !is_same && secret.is_none();
         let old = std::mem::take(&mut self.secrets);
         self.secrets =
             old.iter().filter(|known| known.host != host || self.is_good(known) && !is_new).cloned().collect();
-        self.tenures += 1;
-        let tenure = match (&known, &secret) {
-            (Some(known), _) if is_same => known.tenure,
-            (_, Some(secret)) => secret.tenure,
-            _ => self.tenures,
+        self.lease_count += 1;
+        let lease_id = match (&known, &secret) {
+            (Some(known), _) if is_same => known.lease_id,
+            (_, Some(secret)) => secret.lease_id,
+            _ => self.lease_count,
         };
         let is_users = is_user;
-        self.hosts.insert(host, Known { conn: Some(conn), source, is_users, tenure, heard_at: self.now, files: list });
+        self.hosts
+            .insert(host, Known { conn: Some(conn), source, is_users, lease_id, last_seen_at: self.now, files: list });
         let answered = secret.as_ref().map_or(said.fresh.to_owned(), |secret| secret.secret.clone());
         self.secrets.retain(|known| known.host != host || known.secret != answered);
-        self.secrets.push(Answered { host, secret: answered, tenure, to_user: is_user, at: self.now });
+        self.secrets.push(Answered { host, secret: answered, lease_id, to_user: is_user, at: self.now });
         if self.secrets.iter().filter(|known| known.host == host).count() > 4 {
             let oldest = self.secrets.iter().position(|known| known.host == host).unwrap();
             self.secrets.remove(oldest);
@@ -221,7 +228,7 @@ impl Model {
     }
 }
 
-/// What is on disk, as the changes say.
+/// The content of the database according to the changes.
 #[derive(Default, Debug)]
 struct Disk {
     hosts: BTreeMap<u64, HostRow>,
@@ -230,18 +237,18 @@ struct Disk {
 }
 
 impl Disk {
-    fn apply(&mut self, changes: Vec<Change>) {
+    fn apply(&mut self, changes: Vec<RegistryChange>) {
         for change in changes {
             match change {
-                Change::Host(row) => drop(self.hosts.insert(row.id(), *row)),
-                Change::DropHost(id) => {
+                RegistryChange::Host(row) => drop(self.hosts.insert(row.id(), *row)),
+                RegistryChange::DropHost(id) => {
                     self.hosts.remove(&id);
                     self.files.retain(|(host, _), _| *host != id);
                 }
-                Change::File { host, fname, entry } => drop(self.files.insert((host, fname), entry)),
-                Change::DropFile { host, fname } => drop(self.files.remove(&(host, fname))),
-                Change::Secret { hostname, key, .. } => drop(self.secrets.insert((hostname, *key.bytes()))),
-                Change::DropSecret { hostname, key } => {
+                RegistryChange::File { host, fname, entry } => drop(self.files.insert((host, fname), entry)),
+                RegistryChange::DropFile { host, fname } => drop(self.files.remove(&(host, fname))),
+                RegistryChange::Secret { hostname, key, .. } => drop(self.secrets.insert((hostname, *key.bytes()))),
+                RegistryChange::DropSecret { hostname, key } => {
                     assert!(self.secrets.remove(&(hostname, *key.bytes())), "it was there");
                 }
             }
@@ -259,15 +266,15 @@ fn compare(core: &mut Registry, model: &Model, disk: &Disk) {
         let files = model.hosts[&host].files.iter().filter(|(_, (_, is_published))| *is_published);
         files.map(|(fname, (size, _))| (super::fname(fname), *size)).collect()
     };
-    // Whole and page by page.
+    // List everything at once and page by page.
     for items in [1, 2, 1000] {
-        let (mut hosts, mut cursor) = (Vec::new(), Cursor::Offset(0));
-        while cursor != Cursor::End {
-            let (pieces, next) = core.list(cursor, &mut usize::MAX.clone(), items);
-            for piece in pieces {
-                match piece {
-                    Piece::Host(host) => hosts.push((host.hostname.as_str().to_owned(), BTreeMap::new())),
-                    Piece::Files(files) => {
+        let (mut hosts, mut cursor) = (Vec::new(), ListingCursor::Offset(0));
+        while cursor != ListingCursor::End {
+            let (parts, next) = core.list(cursor, &mut usize::MAX.clone(), items);
+            for part in parts {
+                match part {
+                    ListingPart::Host(host) => hosts.push((host.hostname.as_str().to_owned(), BTreeMap::new())),
+                    ListingPart::Files(files) => {
                         let list = &mut hosts.last_mut().unwrap().1;
                         list.extend(files.into_iter().map(|(fname, entry)| (fname, entry.size)));
                     }
@@ -279,27 +286,31 @@ fn compare(core: &mut Registry, model: &Model, disk: &Disk) {
         assert_eq!(hosts, expected);
     }
     for offset in 0..3 {
-        let (pieces, _) = core.list(Cursor::Offset(offset), &mut 1, 1000);
-        let first = pieces
+        let (parts, _) = core.list(ListingCursor::Offset(offset), &mut 1, 1000);
+        let first = parts
             .first()
-            .map(|piece| matches!(piece, Piece::Host(host) if host.hostname.as_str() == NAMES[there[offset]]));
+            .map(|part| matches!(part, ListingPart::Host(host) if host.hostname.as_str() == NAMES[there[offset]]));
         assert_eq!(first, there.get(offset).map(|_| true));
     }
-    assert_eq!(core.listed(), there.len());
+    assert_eq!(core.live_host_count(), there.len());
     let (mut files, mut size) = (0, 0);
     for host in &there {
         files += published(*host).len() as u64;
         size += published(*host).values().sum::<u64>();
     }
     let active = there.iter().filter(|host| model.hosts[host].conn.is_some()).count() as u64;
-    let totals =
-        Totals { total_clients: there.len() as u64, active_clients: active, total_files: files, total_size: size };
+    let totals = RegistryTotals {
+        total_clients: there.len() as u64,
+        active_clients: active,
+        total_files: files,
+        total_size: size,
+    };
     assert_eq!(core.totals(), totals);
-    let is_live_users = |host: &&Host| host.is_live && host.by_account;
-    assert_eq!(core.listed_users(), core.slots.iter().flatten().filter(is_live_users).count());
+    let is_live_users = |host: &&HostRecord| host.is_live && host.is_user;
+    assert_eq!(core.live_user_count(), core.slots.iter().flatten().filter(is_live_users).count());
     let names: Vec<Name> = there.iter().map(|host| name(NAMES[*host])).collect();
     assert_eq!(core.names_from(0, 99), names);
-    let (found, more) = core.named_like(&Sought::default(), None, 99);
+    let (found, more) = core.search_names(&TextFilter::default(), None, 99);
     assert_eq!((found, more), (names, None));
     for (host, name) in NAMES.iter().enumerate() {
         assert_eq!(core.presence(now, name).is_some(), model.is_there(host));
@@ -331,12 +342,12 @@ fn compare(core: &mut Registry, model: &Model, disk: &Disk) {
         assert_eq!(copies, expected.count());
     }
     for conn in 1..4 {
-        assert_eq!(core.held_by(conn).map(Name::as_str), model.holder(conn).map(|host| NAMES[host]));
+        assert_eq!(core.hostname_of(conn).map(Name::as_str), model.holder(conn).map(|host| NAMES[host]));
     }
-    // What is on disk is what is known. (What nothing brings back goes later.)
+    // The database matches the model, except that expired hosts are removed later.
     for (host, known) in &model.hosts {
         let Some(row) = disk.hosts.values().find(|row| row.hostname().as_str() == NAMES[*host]) else {
-            assert!(known.heard_at + MONTH * MINUTE <= model.now);
+            assert!(known.last_seen_at + MONTH * MINUTE <= model.now);
             continue;
         };
         let kept: BTreeMap<String, (u64, bool)> = disk
@@ -366,11 +377,11 @@ fn run(steps: Vec<Step>) {
             Step::Wait(minutes) => {
                 model.now += minutes * MINUTE;
                 let now = model.now;
-                // Nobody can have them back, whenever they are let go.
-                model.hosts.retain(|_, host| now < host.heard_at + MONTH * MINUTE);
+                // Expired in the model, whenever the registry removes them.
+                model.hosts.retain(|_, host| now < host.last_seen_at + MONTH * MINUTE);
                 let mut changes = Vec::new();
                 while core.expire(Millis(now), 3) {}
-                while core.tidy(Millis(now), 3, &mut changes) {}
+                while core.purge_expired(Millis(now), 3, &mut changes) {}
                 disk.apply(changes);
             }
             Step::Register { conn, host, source, proof, resume, files } => {
@@ -380,33 +391,33 @@ fn run(steps: Vec<Step>) {
                 let list = files.map(|files| -> BTreeMap<String, (u64, bool)> {
                     files.into_iter().map(|(file, size, is)| (FILES[file].to_owned(), (size, is))).collect()
                 });
-                let new: Option<Files> = list
+                let new: Option<FileMap> = list
                     .as_ref()
                     .map(|list| list.iter().map(|(file, (size, is))| (fname(file), entry(*size, *is))).collect());
-                let claim = Claim {
+                let claim = HostnameClaim {
                     source: ip(&format!("192.0.2.{source}")),
-                    standing: if is_user { Standing::Account(proof) } else { Standing::Free },
-                    resume: resume.as_deref().map(key),
-                    fresh: key(&format!("{fresh}")),
+                    status: if is_user { HostnameStatus::Account(proof) } else { HostnameStatus::Free },
+                    resume_secret: resume.as_deref().map(key),
+                    new_secret: key(&format!("{fresh}")),
                     keeps_files: list.is_none() && resume.is_some(),
                     file_count: list.as_ref().map_or(0, published),
                     ..claim(NAMES[host])
                 };
                 let mut room = Vec::new();
-                assert!(!core.make_room(now, conn, &claim, 100, &mut room));
+                assert!(!core.evict_for_claim(now, conn, &claim, 100, &mut room));
                 disk.apply(room);
                 let granted = core.register(now, conn, &claim);
                 let (resumes, fresh) = (resume.as_deref(), &format!("{fresh}"));
                 let said = Said { conn, host, source, proof, resume: resumes, files: list, fresh };
                 let expected = model.register(&said);
-                let outcome = granted.as_ref().ok().map(|granted| (granted.files_stay, granted.resumed));
+                let outcome = granted.as_ref().ok().map(|granted| (granted.keeps_files, granted.is_resumed));
                 assert_eq!(outcome, expected, "{granted:?}");
                 if let Ok(granted) = granted {
-                    answered.push(if granted.resumed { resume.unwrap() } else { fresh.clone() });
+                    answered.push(if granted.is_resumed { resume.unwrap() } else { fresh.clone() });
                     disk.apply(granted.changes);
                     let (mut after, mut changes) = (None, Vec::new());
                     let new = new.unwrap_or_default();
-                    let mut is_done = granted.files_stay;
+                    let mut is_done = granted.keeps_files;
                     while !is_done {
                         after = core.replace_files(conn, &new, after.as_ref(), 2, &mut changes).unwrap();
                         is_done = after.is_none();
@@ -416,13 +427,13 @@ fn run(steps: Vec<Step>) {
             }
             Step::Publish(conn, host, file, size) => {
                 let mut room = Vec::new();
-                core.make_room_to_publish(now, conn, &name(NAMES[host]), &fname(FILES[file]), 100, &mut room);
+                core.evict_for_publish(now, conn, &name(NAMES[host]), &fname(FILES[file]), 100, &mut room);
                 disk.apply(room);
                 let done = core.publish(now, conn, &name(NAMES[host]), &fname(FILES[file]), entry(size, true));
                 let minute = model.now;
                 let wanted = model.own(conn, host).map(|own| {
-                    // Also when it is refused.
-                    own.heard_at = minute;
+                    // A sign of life even if it is refused.
+                    own.last_seen_at = minute;
                     let is_shown = own.files.get(FILES[file]).is_some_and(|(_, is_published)| *is_published);
                     (own.source, own.is_users, published(&own.files) + usize::from(!is_shown))
                 });
@@ -432,7 +443,7 @@ fn run(steps: Vec<Step>) {
                 let own = model.own(conn, host).filter(|_| fits);
                 if let Some(own) = own {
                     own.files.insert(FILES[file].to_owned(), (size, true));
-                    own.heard_at = minute;
+                    own.last_seen_at = minute;
                 }
                 disk.apply(done.unwrap_or_default());
             }
@@ -442,7 +453,7 @@ fn run(steps: Vec<Step>) {
                 let own = model.own(conn, host);
                 assert_eq!(done.is_ok(), own.as_ref().is_some_and(|own| own.files.contains_key(FILES[file])));
                 if let Some(own) = own {
-                    own.heard_at = minute;
+                    own.last_seen_at = minute;
                     if let Some((_, is_published)) = own.files.get_mut(FILES[file]) {
                         *is_published = false;
                     }
@@ -455,21 +466,21 @@ fn run(steps: Vec<Step>) {
                 if let Ok(changes) = done {
                     disk.apply(changes);
                     model.hosts.remove(&host);
-                    // From then on 30 days.
+                    // The 30 days start now.
                     let minute = model.now;
                     model.secrets.iter_mut().filter(|known| known.host == host).for_each(|known| known.at = minute);
                 }
             }
             Step::Ping(conn, host) => {
-                core.hear(now, conn);
+                core.record_activity(now, conn);
                 let minute = model.now;
                 if let Some(held) = model.holder(conn) {
-                    model.hosts.get_mut(&held).unwrap().heard_at = minute;
+                    model.hosts.get_mut(&held).unwrap().last_seen_at = minute;
                 }
                 assert_eq!(core.presence(now, NAMES[host]).is_some(), model.is_there(host));
             }
             Step::Close(conn) => {
-                core.closed(conn);
+                core.connection_closed(conn);
                 if let Some(held) = model.holder(conn) {
                     model.hosts.get_mut(&held).unwrap().conn = None;
                 }
@@ -484,7 +495,7 @@ fn run(steps: Vec<Step>) {
             }
             Step::Tidy(at_most) => {
                 let mut changes = Vec::new();
-                core.tidy(now, at_most, &mut changes);
+                core.purge_expired(now, at_most, &mut changes);
                 disk.apply(changes);
             }
         }

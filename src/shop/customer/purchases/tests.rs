@@ -7,13 +7,15 @@ use serde::de::DeserializeOwned;
 
 use super::*;
 use crate::bank::{BuiltinGateway, ChargeState, Gateway, ledger};
-use crate::identity::Cost;
+use crate::identity::HashCost;
 use crate::model::Cents;
-use crate::shop::customer::{Config, CustomerDb, FILE, MIGRATIONS};
-use crate::shop::ops::{Account, Bought, Line, LoggedIn, Order, PricedLine, Purchased};
+use crate::shop::customer::{CustomerDb, CustomerDbConfig, FILE_NAME, MIGRATIONS};
+use crate::shop::ops::{
+    Account, CompletedPurchase, LineItem, NewSession, PricedLine, PurchaseHistoryEntry, SellerOrder,
+};
 use crate::storage::Store;
 
-/// A bank that may be away, lose its answers, or change its mind.
+/// A bank that can be unavailable, lose its responses, or contradict itself.
 struct Bank {
     inner: BuiltinGateway,
     is_away: AtomicBool,
@@ -31,27 +33,33 @@ impl Bank {
 }
 
 impl Gateway for Bank {
-    fn authorise(&self, key: &str, amount: Cents, card: &Card, now: Millis) -> Result<Authorisation, GatewayError> {
+    fn authorise(
+        &self,
+        key: &str,
+        amount: Cents,
+        card: &PaymentCard,
+        now: Millis,
+    ) -> Result<AuthorisationOutcome, GatewayError> {
         self.reach()?;
         self.inner.authorise(key, amount, card, now)
     }
 
-    fn capture(&self, key: &str, now: Millis) -> Result<Capture, GatewayError> {
+    fn capture(&self, key: &str, now: Millis) -> Result<CaptureOutcome, GatewayError> {
         self.captures.fetch_add(1, Ordering::Relaxed);
         self.reach()?;
         if self.refuses_capture.load(Ordering::Relaxed) {
-            return Ok(Capture::Refused { reason: "it was too long ago".to_owned() });
+            return Ok(CaptureOutcome::Refused { reason: "it was too long ago".to_owned() });
         }
         self.inner.capture(key, now)
     }
 
-    fn void(&self, key: &str, now: Millis) -> Result<Void, GatewayError> {
+    fn void(&self, key: &str, now: Millis) -> Result<VoidOutcome, GatewayError> {
         self.reach()?;
         self.inner.void(key, now)
     }
 }
 
-/// A customer database with a buyer and two sellers who are signed in.
+/// A customer database with sessions of a buyer and two sellers.
 struct Shop {
     dir: tempfile::TempDir,
     running: Option<(CustomerDb, Arc<Store>)>,
@@ -90,19 +98,19 @@ impl Shop {
     }
 
     fn open(&mut self) {
-        let store = Arc::new(Store::open(&self.dir.path().join(FILE), MIGRATIONS).unwrap());
-        let password_cost = Cost { memory_kib: 8, passes: 1 };
-        let config = Config { password_cost, clock: self.clock, ..Config::default() };
+        let store = Arc::new(Store::open(&self.dir.path().join(FILE_NAME), MIGRATIONS).unwrap());
+        let password_cost = HashCost { memory_kib: 8, passes: 1 };
+        let config = CustomerDbConfig { password_cost, clock: self.clock, ..CustomerDbConfig::default() };
         let db = CustomerDb::open(Arc::clone(&store), Arc::clone(&self.bank) as Arc<dyn Gateway>, config).unwrap();
         self.running = Some((db, store));
     }
 
-    /// Closes it, lets the time of all leases pass, and opens it again.
+    /// Restarts the database after all leases have expired.
     fn restart_much_later(&mut self) {
         self.running = None;
         self.open();
-        let memory = self.db().shared.memory();
-        memory.purchases.open.lock().by_id.values_mut().for_each(|cell| cell.purchase.let_lease_run_out());
+        let memory = self.db().inner.memory();
+        memory.purchases.open.lock().by_id.values_mut().for_each(|cell| cell.purchase.expire_lease());
     }
 
     fn db(&self) -> &CustomerDb {
@@ -113,7 +121,7 @@ impl Shop {
         &self.running.as_ref().unwrap().1
     }
 
-    fn ask<T: DeserializeOwned>(&self, op: CustomerOp) -> Answer<T> {
+    fn ask<T: DeserializeOwned>(&self, op: CustomerOp) -> ShopResult<T> {
         self.db().handle(op).map(|json| serde_json::from_str(&json).unwrap())
     }
 
@@ -128,61 +136,61 @@ impl Shop {
             role,
             username: username.clone(),
             password: password.clone(),
-            name: Some(format!("{username} the {}", role.as_text())),
+            name: Some(format!("{username} the {}", role.as_str())),
             source: "127.0.0.1".to_owned(),
         };
         self.ask::<Account>(create).unwrap();
-        self.ask::<LoggedIn>(CustomerOp::Login { role, username, password, source: "127.0.0.1".to_owned() })
+        self.ask::<NewSession>(CustomerOp::Login { role, username, password, source: "127.0.0.1".to_owned() })
             .unwrap()
             .sid
     }
 
     fn put(&self, item_id: &str, quantity: u32) {
         let (request, sid, item_id) = (self.request(), self.buyer.clone(), item_id.to_owned());
-        let op = CustomerOp::AddToCart { request, sid, users: false, item_id, quantity, at_most: 1_000 };
+        let op = CustomerOp::AddToCart { request, sid, uses_saved_cart: false, item_id, quantity, at_most: 1_000 };
         self.ask::<()>(op).unwrap();
     }
 
-    fn cart(&self) -> Vec<Line> {
-        self.ask(CustomerOp::ShowCart { sid: self.buyer.clone(), users: false }).unwrap()
+    fn cart(&self) -> Vec<LineItem> {
+        self.ask(CustomerOp::ShowCart { sid: self.buyer.clone(), uses_saved_cart: false }).unwrap()
     }
 
     fn begin_op(&self, key: Option<&str>, address: &str) -> CustomerOp {
         CustomerOp::Begin {
             request: self.request(),
             sid: self.buyer.clone(),
-            users: false,
+            uses_saved_cart: false,
             idempotency_key: key.map(str::to_owned),
             address: Some(address.to_owned()),
         }
     }
 
-    fn begin(&self, key: Option<&str>) -> (String, u64, Vec<Line>) {
+    fn begin(&self, key: Option<&str>) -> (String, u64, Vec<LineItem>) {
         match self.ask(self.begin_op(key, "1 Main Street")).unwrap() {
-            Begun::Drive { purchase_id, lease, lines, .. } => (purchase_id, lease, lines),
+            BeginResponse::Drive { purchase_id, lease, lines, .. } => (purchase_id, lease, lines),
             done => panic!("{done:?}"),
         }
     }
 
-    fn authorise(&self, id: &str, lease: u64, number: &str) -> Answer<()> {
+    fn authorise(&self, id: &str, lease: u64, number: &str) -> ShopResult<()> {
         self.authorise_until(id, lease, number, "12/79")
     }
 
-    fn authorise_until(&self, id: &str, lease: u64, number: &str, exp: &str) -> Answer<()> {
-        let card = LinkCard { number: number.to_owned(), exp: exp.to_owned(), name: "Bea".to_owned() };
+    fn authorise_until(&self, id: &str, lease: u64, number: &str, exp: &str) -> ShopResult<()> {
+        let card = CardDetails { number: number.to_owned(), exp: exp.to_owned(), name: "Bea".to_owned() };
         self.ask(CustomerOp::Authorise { purchase_id: id.to_owned(), lease, lines: priced(), card })
     }
 
-    fn complete(&self, id: &str, lease: u64) -> Answer<Purchased> {
+    fn complete(&self, id: &str, lease: u64) -> ShopResult<CompletedPurchase> {
         self.ask(CustomerOp::Complete { purchase_id: id.to_owned(), lease })
     }
 
-    fn undo(&self, id: &str, lease: u64) -> Answer<()> {
-        let why = Refusal::new(Code::OutOfStock, "there are not as many");
+    fn undo(&self, id: &str, lease: u64) -> ShopResult<()> {
+        let why = Refusal::new(ErrorCode::OutOfStock, "there are not as many");
         self.ask(CustomerOp::Undo { purchase_id: id.to_owned(), lease, why })
     }
 
-    fn closed(&self, id: &str, lease: u64) -> Answer<()> {
+    fn closed(&self, id: &str, lease: u64) -> ShopResult<()> {
         self.ask(CustomerOp::Closed { purchase_id: id.to_owned(), lease })
     }
 
@@ -191,7 +199,7 @@ impl Shop {
         self.put("1-2", 1);
     }
 
-    fn purchase(&self, key: Option<&str>) -> Purchased {
+    fn purchase(&self, key: Option<&str>) -> CompletedPurchase {
         self.fill();
         let (id, lease, lines) = self.begin(key);
         assert_eq!(lines, [line("1-1", 2), line("1-2", 1)]);
@@ -210,17 +218,17 @@ impl Shop {
         self.bank.inner.charges().unwrap().iter().map(|charge| charge.state).collect()
     }
 
-    fn purchases(&self) -> Vec<Bought> {
+    fn purchases(&self) -> Vec<PurchaseHistoryEntry> {
         self.ask(CustomerOp::Purchases { sid: self.buyer.clone(), offset: 0, limit: 500 }).unwrap()
     }
 
-    fn orders(&self, sid: &str, offset: u64, limit: u64) -> Vec<Order> {
+    fn orders(&self, sid: &str, offset: u64, limit: u64) -> Vec<SellerOrder> {
         self.ask(CustomerOp::Orders { sid: sid.to_owned(), offset, limit }).unwrap()
     }
 }
 
-fn line(item_id: &str, quantity: u32) -> Line {
-    Line { item_id: item_id.to_owned(), quantity }
+fn line(item_id: &str, quantity: u32) -> LineItem {
+    LineItem { item_id: item_id.to_owned(), quantity }
 }
 
 fn priced() -> Vec<PricedLine> {
@@ -231,7 +239,7 @@ fn priced() -> Vec<PricedLine> {
     vec![line("1-1", 2, 205, 1, "sam"), line("1-2", 1, 100, 2, "sue")]
 }
 
-fn code<T: std::fmt::Debug>(answer: Answer<T>) -> Code {
+fn code<T: std::fmt::Debug>(answer: ShopResult<T>) -> ErrorCode {
     answer.unwrap_err().code
 }
 
@@ -239,16 +247,16 @@ fn code<T: std::fmt::Debug>(answer: Answer<T>) -> Code {
 fn a_purchase_empties_the_cart_and_pays_everyone() {
     let shop = Shop::new();
     shop.put("1-1", 3);
-    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), users: false }).unwrap();
-    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), users: false }).unwrap();
+    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
+    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
     let purchased = shop.purchase(None);
     assert_eq!((purchased.total, &purchased.items), (Cents(510), &priced()));
     assert_eq!(shop.cart(), []);
     // 4.10 less 0.41, and 1.00 less 0.10.
     assert_eq!(shop.balances(), ["card:bea -5.10", "fee 0.51", "payout:sam 3.69", "payout:sue 0.90"]);
     assert_eq!(shop.charges(), [ChargeState::Captured]);
-    assert_eq!(shop.db().purchases_under_way(), 0);
-    // Its driver did not hear that: the same answer, whatever lease it has.
+    assert_eq!(shop.db().open_purchase_count(), 0);
+    // Its driver did not get the response: a retry gets the same one, with any lease.
     assert_eq!(shop.complete(&purchased.purchase_id, 9), Ok(purchased.clone()));
     assert_eq!(shop.bank.captures.load(Ordering::Relaxed), 1);
     let bought = shop.purchases();
@@ -257,29 +265,30 @@ fn a_purchase_empties_the_cart_and_pays_everyone() {
     let orders = shop.orders(&shop.seller, 0, 10);
     assert_eq!((orders.len(), orders[0].payout, orders[0].buyer_name.as_str()), (1, Cents(369), "bea the buyer"));
     assert_eq!(orders[0].address.as_deref(), Some("1 Main Street"));
-    // What was bought is taken out of the saved cart, too.
-    let again = shop.ask::<LoggedIn>(CustomerOp::Login {
+    // What was bought is removed from the saved cart, too.
+    let again = shop.ask::<NewSession>(CustomerOp::Login {
         role: Role::Buyer,
         username: "bea".to_owned(),
         password: "secret".to_owned(),
         source: "127.0.0.1".to_owned(),
     });
-    let saved: Vec<Line> = shop.ask(CustomerOp::ShowCart { sid: again.unwrap().sid, users: false }).unwrap();
+    let saved: Vec<LineItem> =
+        shop.ask(CustomerOp::ShowCart { sid: again.unwrap().sid, uses_saved_cart: false }).unwrap();
     assert_eq!(saved, [line("1-1", 1)]);
 }
 
 #[test]
 fn an_empty_cart_a_stranger_and_a_seller_begin_nothing() {
     let shop = Shop::new();
-    assert_eq!(code(shop.ask::<Begun>(shop.begin_op(None, "x"))), Code::EmptyCart);
+    assert_eq!(code(shop.ask::<BeginResponse>(shop.begin_op(None, "x"))), ErrorCode::EmptyCart);
     let begin = |sid: &str| {
         let (request, sid) = (shop.request(), sid.to_owned());
-        let op = CustomerOp::Begin { request, sid, users: false, idempotency_key: None, address: None };
-        code(shop.ask::<Begun>(op))
+        let op = CustomerOp::Begin { request, sid, uses_saved_cart: false, idempotency_key: None, address: None };
+        code(shop.ask::<BeginResponse>(op))
     };
-    assert_eq!(begin("nobody"), Code::SessionExpired);
-    assert_eq!(begin(&shop.seller), Code::Forbidden);
-    // And none of them is in the way of the next.
+    assert_eq!(begin("nobody"), ErrorCode::SessionExpired);
+    assert_eq!(begin(&shop.seller), ErrorCode::Forbidden);
+    // None of them blocks the next one.
     shop.purchase(None);
 }
 
@@ -288,11 +297,11 @@ fn a_declined_card_leaves_everything_as_it_was() {
     let shop = Shop::new();
     shop.fill();
     let (id, lease, _) = shop.begin(Some("k"));
-    assert_eq!(code(shop.authorise(&id, lease, DECLINED)), Code::PaymentDeclined);
-    assert_eq!(code(shop.authorise(&id, lease, GOOD)), Code::PaymentDeclined);
-    assert_eq!(code(shop.complete(&id, lease)), Code::PaymentDeclined);
+    assert_eq!(code(shop.authorise(&id, lease, DECLINED)), ErrorCode::PaymentDeclined);
+    assert_eq!(code(shop.authorise(&id, lease, GOOD)), ErrorCode::PaymentDeclined);
+    assert_eq!(code(shop.complete(&id, lease)), ErrorCode::PaymentDeclined);
     assert_eq!(shop.closed(&id, lease), Ok(()));
-    assert_eq!(code(shop.closed(&id, lease)), Code::NotFound);
+    assert_eq!(code(shop.closed(&id, lease)), ErrorCode::NotFound);
     assert_eq!((shop.balances(), shop.purchases()), (vec![], vec![]));
     assert_eq!(shop.cart(), [line("1-1", 2), line("1-2", 1)]);
     // The key is free again.
@@ -314,7 +323,7 @@ fn what_is_undone_is_let_go_of() {
         assert_eq!((shop.balances(), shop.charges()), (vec![], vec![ChargeState::Voided]));
     }
     assert_eq!(shop.closed(&id, lease), Ok(()));
-    assert_eq!(shop.db().purchases_under_way(), 0);
+    assert_eq!(shop.db().open_purchase_count(), 0);
 }
 
 #[test]
@@ -324,7 +333,7 @@ fn a_charge_that_the_bank_refuses_is_undone() {
     shop.fill();
     let (id, lease, _) = shop.begin(None);
     shop.authorise(&id, lease, GOOD).unwrap();
-    assert_eq!(code(shop.complete(&id, lease)), Code::PaymentDeclined);
+    assert_eq!(code(shop.complete(&id, lease)), ErrorCode::PaymentDeclined);
     assert_eq!((shop.balances(), shop.charges()), (vec![], vec![ChargeState::Voided]));
     assert_eq!((shop.purchases(), shop.cart().len()), (vec![], 2));
     assert_eq!(shop.closed(&id, lease), Ok(()));
@@ -334,16 +343,16 @@ fn a_charge_that_the_bank_refuses_is_undone() {
 fn a_key_is_answered_once_and_for_all() {
     let mut shop = Shop::new();
     let purchased = shop.purchase(Some("k"));
-    let done = |shop: &Shop, address: &str| match shop.ask::<Begun>(shop.begin_op(Some("k"), address)) {
-        Ok(Begun::Done { purchased }) => Ok(purchased),
+    let done = |shop: &Shop, address: &str| match shop.ask::<BeginResponse>(shop.begin_op(Some("k"), address)) {
+        Ok(BeginResponse::Done { purchased }) => Ok(purchased),
         Ok(other) => panic!("{other:?}"),
         Err(refusal) => Err(refusal.code),
     };
     assert_eq!(done(&shop, "1 Main Street"), Ok(purchased.clone()));
-    assert_eq!(done(&shop, "2 Main Street"), Err(Code::BadRequest));
+    assert_eq!(done(&shop, "2 Main Street"), Err(ErrorCode::BadRequest));
     shop.put("1-9", 1);
-    assert_eq!(done(&shop, "1 Main Street"), Err(Code::BadRequest));
-    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), users: false }).unwrap();
+    assert_eq!(done(&shop, "1 Main Street"), Err(ErrorCode::BadRequest));
+    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
     shop.fill();
     shop.running = None;
     shop.open();
@@ -357,18 +366,18 @@ fn a_second_purchase_waits_for_the_first_and_finds_the_cart_empty() {
     shop.fill();
     let (id, lease, _) = shop.begin(None);
     thread::scope(|scope| {
-        let second = scope.spawn(|| shop.ask::<Begun>(shop.begin_op(None, "1 Main Street")));
-        // Nothing shows that it waits but that it is counted.
-        while shop.db().shared.waiting.state.lock().all == 0 {
+        let second = scope.spawn(|| shop.ask::<BeginResponse>(shop.begin_op(None, "1 Main Street")));
+        // The count is the only sign that it waits.
+        while shop.db().inner.begin_waiters.state.lock().total == 0 {
             thread::yield_now();
         }
         shop.authorise(&id, lease, GOOD).unwrap();
         assert!(!second.is_finished());
         shop.complete(&id, lease).unwrap();
-        assert_eq!(code(second.join().unwrap()), Code::EmptyCart);
+        assert_eq!(code(second.join().unwrap()), ErrorCode::EmptyCart);
     });
-    let waiting = shop.db().shared.waiting.state.lock();
-    assert_eq!((waiting.all, waiting.of.len()), (0, 0));
+    let waiting = shop.db().inner.begin_waiters.state.lock();
+    assert_eq!((waiting.total, waiting.by_buyer.len()), (0, 0));
     drop(waiting);
     assert_eq!(shop.charges(), [ChargeState::Captured]);
 }
@@ -379,21 +388,21 @@ fn only_so_many_wait() {
     shop.fill();
     let (id, lease, _) = shop.begin(None);
     thread::scope(|scope| {
-        let ask = || shop.ask::<Begun>(shop.begin_op(None, "1 Main Street"));
-        let waiting: Vec<_> = (0..WAITING_OF_BUYER_MAX).map(|_| scope.spawn(ask)).collect();
-        while shop.db().shared.waiting.state.lock().all < WAITING_OF_BUYER_MAX {
+        let ask = || shop.ask::<BeginResponse>(shop.begin_op(None, "1 Main Street"));
+        let waiting: Vec<_> = (0..WAITING_BEGINS_PER_BUYER_MAX).map(|_| scope.spawn(ask)).collect();
+        while shop.db().inner.begin_waiters.state.lock().total < WAITING_BEGINS_PER_BUYER_MAX {
             thread::yield_now();
         }
-        assert_eq!(code(ask()), Code::Busy);
-        // Another buyer is not kept waiting by that.
+        assert_eq!(code(ask()), ErrorCode::Busy);
+        // Another buyer does not have to wait.
         let sid = shop.sign_up(Role::Buyer, "bob");
         let request = shop.request();
-        let op = CustomerOp::Begin { request, sid, users: false, idempotency_key: None, address: None };
-        assert_eq!(code(shop.ask::<Begun>(op)), Code::EmptyCart);
+        let op = CustomerOp::Begin { request, sid, uses_saved_cart: false, idempotency_key: None, address: None };
+        assert_eq!(code(shop.ask::<BeginResponse>(op)), ErrorCode::EmptyCart);
         shop.authorise(&id, lease, GOOD).unwrap();
         shop.complete(&id, lease).unwrap();
         for second in waiting {
-            assert_eq!(code(second.join().unwrap()), Code::EmptyCart);
+            assert_eq!(code(second.join().unwrap()), ErrorCode::EmptyCart);
         }
     });
 }
@@ -403,9 +412,9 @@ fn the_message_that_began_it_may_come_again() {
     let shop = Shop::new();
     shop.fill();
     let op = shop.begin_op(None, "1 Main Street");
-    let first: Begun = shop.ask(op.clone()).unwrap();
-    assert_eq!(shop.ask::<Begun>(op), Ok(first));
-    assert_eq!(shop.db().purchases_under_way(), 1);
+    let first: BeginResponse = shop.ask(op.clone()).unwrap();
+    assert_eq!(shop.ask::<BeginResponse>(op), Ok(first));
+    assert_eq!(shop.db().open_purchase_count(), 1);
 }
 
 #[test]
@@ -413,23 +422,23 @@ fn a_driver_that_is_gone_is_replaced() {
     let mut shop = Shop::new();
     shop.fill();
     let (id, lease, _) = shop.begin(None);
-    assert_eq!(shop.ask::<Option<Orphan>>(CustomerOp::TakeOver), Ok(None));
+    assert_eq!(shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver), Ok(None));
     for is_authorised in [false, true] {
         if is_authorised {
             shop.authorise(&id, lease + 1, GOOD).unwrap();
         }
         shop.restart_much_later();
-        let orphan: Orphan = shop.ask::<Option<Orphan>>(CustomerOp::TakeOver).unwrap().unwrap();
+        let orphan: OrphanedPurchase = shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver).unwrap().unwrap();
         assert_eq!((&orphan.purchase_id, orphan.is_authorised, orphan.is_undone), (&id, is_authorised, false));
-        assert_eq!(shop.ask::<Option<Orphan>>(CustomerOp::TakeOver), Ok(None));
-        // The one before has no say any more.
-        assert_eq!(code(shop.authorise(&id, orphan.lease - 1, GOOD)), Code::Forbidden);
-        assert_eq!(code(shop.undo(&id, orphan.lease - 1)), Code::Forbidden);
+        assert_eq!(shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver), Ok(None));
+        // The previous driver can change nothing any more.
+        assert_eq!(code(shop.authorise(&id, orphan.lease - 1, GOOD)), ErrorCode::Forbidden);
+        assert_eq!(code(shop.undo(&id, orphan.lease - 1)), ErrorCode::Forbidden);
     }
     let lease = lease + 2;
     shop.undo(&id, lease).unwrap();
     shop.restart_much_later();
-    let orphan: Orphan = shop.ask::<Option<Orphan>>(CustomerOp::TakeOver).unwrap().unwrap();
+    let orphan: OrphanedPurchase = shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver).unwrap().unwrap();
     assert!(orphan.is_undone);
     shop.closed(&id, orphan.lease).unwrap();
     assert_ne!(shop.begin(None).0, id);
@@ -440,7 +449,7 @@ fn a_driver_that_says_that_it_is_at_work_is_not_replaced() {
     let shop = Shop::new();
     shop.fill();
     let (id, lease, _) = shop.begin(None);
-    let leased_until = || shop.db().shared.memory().purchases.open.lock().by_id[&id].purchase.leased_until();
+    let leased_until = || shop.db().inner.memory().purchases.open.lock().by_id[&id].purchase.leased_until();
     let before = leased_until();
     let deadline = Instant::now() + Duration::from_secs(20);
     while leased_until() == before {
@@ -458,15 +467,15 @@ fn a_bank_that_is_away_is_asked_until_it_answers() {
     let (id, lease, _) = shop.begin(None);
     shop.authorise(&id, lease, GOOD).unwrap();
     shop.bank.is_away.store(true, Ordering::Relaxed);
-    assert_eq!(code(shop.complete(&id, lease)), Code::Unavailable);
-    // Nothing to take over, nothing to undo: it is decided.
-    assert_eq!(code(shop.undo(&id, lease)), Code::Forbidden);
+    assert_eq!(code(shop.complete(&id, lease)), ErrorCode::Unavailable);
+    // It can neither be taken over nor undone any more.
+    assert_eq!(code(shop.undo(&id, lease)), ErrorCode::Forbidden);
     shop.restart_much_later();
-    assert_eq!(shop.ask::<Option<Orphan>>(CustomerOp::TakeOver), Ok(None));
+    assert_eq!(shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver), Ok(None));
     assert_eq!((shop.purchases(), shop.cart().len()), (vec![], 2));
     shop.bank.is_away.store(false, Ordering::Relaxed);
-    // With nobody asking for it.
-    while shop.db().purchases_under_way() > 0 {
+    // The database does it without a request.
+    while shop.db().open_purchase_count() > 0 {
         thread::sleep(Duration::from_millis(5));
     }
     assert_eq!((shop.purchases().len(), shop.cart()), (2, vec![]));
@@ -481,39 +490,39 @@ fn a_charge_that_was_interrupted_is_done_when_it_opens() {
     let (id, lease, _) = shop.begin(None);
     shop.authorise(&id, lease, GOOD).unwrap();
     shop.running = None;
-    // The power went between the record and the bank's answer.
-    let store = Store::open(&shop.dir.path().join(FILE), MIGRATIONS).unwrap();
+    // A crash between the record and the bank's response.
+    let store = Store::open(&shop.dir.path().join(FILE_NAME), MIGRATIONS).unwrap();
     store
         .write(|tx| {
-            let mut purchase = sales::under_way(tx)?.pop().unwrap();
-            let step = purchase.handle(Millis(0), Event::Complete { lease: 1 });
-            Rows::new(&purchase, step.rows, FeeRate::default(), Millis(0)).write(tx)
+            let mut purchase = sales::open_purchases(tx)?.pop().unwrap();
+            let step = purchase.handle(Millis(0), PurchaseEvent::Complete { lease: 1 });
+            PurchaseWrites::new(&purchase, step.writes, FeeRate::default(), Millis(0)).write(tx)
         })
         .unwrap();
     drop(store);
     shop.bank.inner.capture(&id, Millis(0)).unwrap();
     shop.open();
-    assert_eq!((shop.db().purchases_under_way(), shop.purchases().len(), shop.cart()), (0, 2, vec![]));
+    assert_eq!((shop.db().open_purchase_count(), shop.purchases().len(), shop.cart()), (0, 2, vec![]));
     assert_eq!(shop.balances().len(), 4);
 }
 
 #[test]
 fn the_users_cart_is_loaded_and_both_are_emptied() {
     let shop = Shop::new();
-    let users = |request: String, sid: &str| {
+    let begin_saved_cart = |request: String, sid: &str| {
         let (sid, idempotency_key, address) = (sid.to_owned(), None, None);
-        CustomerOp::Begin { request, sid, users: true, idempotency_key, address }
+        CustomerOp::Begin { request, sid, uses_saved_cart: true, idempotency_key, address }
     };
     shop.fill();
-    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), users: false }).unwrap();
-    // What is in the session's cart alone is not the user's.
+    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
+    // What is only in the session's cart is not in the saved one.
     shop.put("1-9", 7);
-    let begun = shop.ask(users(shop.request(), &shop.buyer)).unwrap();
-    let Begun::Drive { purchase_id: id, lease, lines, .. } = begun else { panic!("{begun:?}") };
+    let begun = shop.ask(begin_saved_cart(shop.request(), &shop.buyer)).unwrap();
+    let BeginResponse::Drive { purchase_id: id, lease, lines, .. } = begun else { panic!("{begun:?}") };
     assert_eq!(lines, [line("1-1", 2), line("1-2", 1)]);
     shop.authorise(&id, lease, GOOD).unwrap();
     shop.complete(&id, lease).unwrap();
-    assert_eq!(code(shop.ask::<Begun>(users(shop.request(), &shop.buyer))), Code::EmptyCart);
+    assert_eq!(code(shop.ask::<BeginResponse>(begin_saved_cart(shop.request(), &shop.buyer))), ErrorCode::EmptyCart);
 }
 
 #[test]
@@ -522,16 +531,16 @@ fn a_transaction_that_failed_is_as_if_it_had_not_been() {
     shop.fill();
     let (id, lease, _) = shop.begin(None);
     let break_it = || {
-        let failing = |_tx: &mut dyn crate::storage::Tx| Err(StoreError::Refused("on purpose".to_owned()));
-        let ticket = shop.db().shared.memory().journal.append_with(Vec::new(), failing);
-        assert!(ticket.wait().is_err());
+        let failing = |_tx: &mut dyn crate::storage::Tx| Err(StoreError::Rejected("on purpose".to_owned()));
+        let commit = shop.db().inner.memory().journal.append_with(Vec::new(), failing);
+        assert!(commit.wait().is_err());
     };
     break_it();
-    assert_eq!(code(shop.authorise(&id, lease, GOOD)), Code::Unavailable);
+    assert_eq!(code(shop.authorise(&id, lease, GOOD)), ErrorCode::Unavailable);
     assert_eq!(shop.charges(), [], "the bank was asked before the record was on disk");
     shop.authorise(&id, lease, GOOD).unwrap();
     break_it();
-    assert_eq!(code(shop.complete(&id, lease)), Code::Unavailable);
+    assert_eq!(code(shop.complete(&id, lease)), ErrorCode::Unavailable);
     assert_eq!((shop.charges(), shop.cart().len()), (vec![ChargeState::Authorised], 2));
     shop.complete(&id, lease).unwrap();
     assert_eq!((shop.charges(), shop.cart().len()), (vec![ChargeState::Captured], 0));
@@ -544,7 +553,7 @@ fn a_store_that_fails_changes_nothing() {
     let (id, lease, _) = shop.begin(None);
     let before = shop.balances();
     shop.store().close();
-    assert_eq!(code(shop.authorise(&id, lease, GOOD)), Code::Unavailable);
+    assert_eq!(code(shop.authorise(&id, lease, GOOD)), ErrorCode::Unavailable);
     assert_eq!(shop.charges(), [], "the bank was asked before the record was on disk");
     assert!(before.is_empty());
 }
@@ -557,10 +566,10 @@ fn goods_are_shipped_by_their_seller_once() {
         let (sid, purchase_id, item_id) = (sid.to_owned(), id.to_owned(), item_id.to_owned());
         shop.ask::<()>(CustomerOp::MarkShipped { sid, purchase_id, item_id }).map_err(|refusal| refusal.code)
     };
-    assert_eq!(ship(&shop.other_seller, &id, "1-1"), Err(Code::Forbidden));
-    assert_eq!(ship(&shop.buyer, &id, "1-1"), Err(Code::Forbidden));
-    assert_eq!(ship(&shop.seller, &id, "1-9"), Err(Code::NotFound));
-    assert_eq!(ship(&shop.seller, "p", "1-1"), Err(Code::NotFound));
+    assert_eq!(ship(&shop.other_seller, &id, "1-1"), Err(ErrorCode::Forbidden));
+    assert_eq!(ship(&shop.buyer, &id, "1-1"), Err(ErrorCode::Forbidden));
+    assert_eq!(ship(&shop.seller, &id, "1-9"), Err(ErrorCode::NotFound));
+    assert_eq!(ship(&shop.seller, "p", "1-1"), Err(ErrorCode::NotFound));
     assert!(shop.purchases().iter().all(|bought| bought.shipped_at.is_none()));
     assert_eq!(ship(&shop.seller, &id, "1-1"), Ok(()));
     let shipped_at = shop.orders(&shop.seller, 0, 1)[0].shipped_at;
@@ -589,9 +598,9 @@ fn a_clock_that_started_ten_years_behind_and_was_set_right_dates_nothing_wrong()
     let shop = Shop::going_by(Clock::behind(Duration::from_secs(10 * 365 * 24 * 3600)));
     shop.fill();
     let (id, lease, _) = shop.begin(None);
-    // A card that ended five years ago was good when that clock stood still.
+    // A card that expired five years ago was valid at the time at which that clock stopped.
     let ended = format!("01/{:02}", (Clock::wall().to_utc().year() - 5) % 100);
-    assert_eq!(code(shop.authorise_until(&id, lease, GOOD, &ended)), Code::PaymentDeclined);
+    assert_eq!(code(shop.authorise_until(&id, lease, GOOD, &ended)), ErrorCode::PaymentDeclined);
     assert_eq!(shop.closed(&id, lease), Ok(()));
     let (id, lease, _) = shop.begin(None);
     shop.authorise(&id, lease, GOOD).unwrap();
@@ -611,9 +620,9 @@ fn a_card_of_no_form_names_its_field() {
     shop.fill();
     let (id, lease, _) = shop.begin(None);
     for (number, exp, field) in [("4111", "12/79", "number"), (GOOD, "13/79", "exp")] {
-        let card = LinkCard { number: number.to_owned(), exp: exp.to_owned(), name: "Bea".to_owned() };
+        let card = CardDetails { number: number.to_owned(), exp: exp.to_owned(), name: "Bea".to_owned() };
         let op = CustomerOp::Authorise { purchase_id: id.clone(), lease, lines: priced(), card };
         let refusal = shop.ask::<()>(op).unwrap_err();
-        assert!(refusal.code == Code::BadRequest && refusal.message.starts_with(field), "{refusal:?}");
+        assert!(refusal.code == ErrorCode::BadRequest && refusal.message.starts_with(field), "{refusal:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! What is too long, too much, or nothing at all.
+//! Messages that are too long, too many connections, and silent ones.
 
 use super::*;
 use proptest::prelude::*;
@@ -33,11 +33,11 @@ fn a_message_past_the_limit_is_told_so_and_closed() {
 #[test]
 fn a_length_of_4_gib_costs_nothing() {
     let shop = Shop::open();
-    // As a first message it is no framing at all.
+    // As the first message it matches no framing.
     let mut raw = shop.raw(Role::Buyer, Framing::Frames);
     raw.stream.get_mut().write_all(b"\xff\xff\xff\xff{}").unwrap();
     assert_eq!(raw.rest(), b"");
-    // Later it is a message that is too long.
+    // Later it counts as a message that is too long.
     let mut raw = shop.raw(Role::Buyer, Framing::Frames);
     assert_eq!(raw.ask(json!({"type": "GET_CART"}))["status"], "ERR");
     raw.stream.get_mut().write_all(b"\xff\xff\xff\xff").unwrap();
@@ -69,19 +69,19 @@ fn nonsense_is_told_so_and_the_connection_goes_on() {
 
 #[test]
 fn too_much_at_once_is_busy() {
-    let budget = Budget::new(600_000);
-    let shop = Shop::open_with(|floor| floor.budget = Arc::clone(&budget));
+    let budget = ReceiveBudget::new(600_000);
+    let shop = Shop::open_with(|context| context.budget = Arc::clone(&budget));
     let mut first = shop.raw(Role::Buyer, Framing::Frames);
-    // It never comes to its end, so what came of it counts.
+    // The message never ends, so its bytes count against the budget.
     first.stream.get_mut().write_all(&1_000_000_u32.to_be_bytes()).unwrap();
     first.stream.get_mut().write_all(&[b' '; 300_000]).unwrap();
-    // Else the others might come first, and this one be told that it is busy.
-    eventually(|| budget.taken() > 500_000);
+    // Otherwise the others might be first and this one be rejected as busy.
+    eventually(|| budget.used_bytes() > 500_000);
     let mut long = json!({"type": "GET_CART", "x": "x".repeat(500_000)}).to_string().into_bytes();
     long.push(b'\n');
     eventually(|| {
         let mut second = shop.raw(Role::Buyer, Framing::Lines);
-        // May be told before all is written.
+        // The response may come before everything is written.
         let _ = second.stream.get_mut().write_all(&long);
         second.read()["error"]["code"] == "BUSY"
     });
@@ -96,15 +96,16 @@ fn too_much_at_once_is_busy() {
 
 #[test]
 fn past_the_bound_of_connections_it_is_busy() {
-    let shop = Shop::open_with(|floor| floor.limiter = ConnectionLimiter::new(1));
+    let shop = Shop::open_with(|context| context.limiter = ConnectionLimiter::new(1));
     let mut one = shop.raw(Role::Buyer, Framing::Lines);
     assert_eq!(one.ask(json!({"type": "GET_CART"}))["status"], "ERR");
     for framing in [Framing::Lines, Framing::Frames] {
         assert_eq!(shop.raw(Role::Buyer, framing).ask(json!({"type": "GET_CART"}))["error"]["code"], "BUSY");
-        let config = client::Config { framing, ..client::Config::plain(shop.port(Role::Buyer).to_string()) };
-        assert_eq!(code(Client::new(config).call("Login", json!({"username": "u", "password": "p"}))), Code::Busy);
+        let config =
+            client::ClientConfig { framing, ..client::ClientConfig::plain(shop.port(Role::Buyer).to_string()) };
+        assert_eq!(code(Client::new(config).call("Login", json!({"username": "u", "password": "p"}))), ErrorCode::Busy);
     }
-    // One that says nothing is told, too.
+    // A silent connection gets the response, too.
     let mut silent = shop.raw(Role::Buyer, Framing::Lines);
     assert_eq!(silent.read()["error"]["code"], "BUSY");
     assert_eq!(silent.rest(), b"");
@@ -115,44 +116,44 @@ fn strangers_at_a_database_never_keep_a_link_out() {
     let shop = Shop::open();
     let customer = shop.customer.as_ref().unwrap();
     let count = |name: &str| customer.counters().iter().find(|(counted, _)| *counted == name).unwrap().1;
-    // Strangers who speak: half of 500, then they are told that it is busy.
-    let mut strangers: Vec<Raw> = Vec::new();
+    // Unauthenticated clients that send requests: half of 500 are accepted, further ones get BUSY.
+    let mut unauthenticated: Vec<RawClient> = Vec::new();
     let ask = json!({"type": "VALIDATE", "sid": "none"});
     for _ in 0..250 {
-        let mut raw = Raw::connect(customer.local_addr(), Framing::Lines);
+        let mut raw = RawClient::connect(customer.local_addr(), Framing::Lines);
         assert_eq!(raw.ask(ask.clone())["error"]["code"], "SESSION_EXPIRED");
-        strangers.push(raw);
+        unauthenticated.push(raw);
     }
     for framing in [Framing::Lines, Framing::Frames] {
-        let mut raw = Raw::connect(customer.local_addr(), framing);
+        let mut raw = RawClient::connect(customer.local_addr(), framing);
         assert_eq!(raw.ask(ask.clone())["error"]["code"], "BUSY");
     }
     assert_eq!(count("strangers_refused"), 2);
-    // And more than there is room for who say nothing, or begin a link and never prove the key.
+    // And more silent ones than the limit, or ones that begin a link and never prove the key.
     let hello = json!({"type": "LINK", "from": "buyer-server", "to": "customer-db", "nonce": "0".repeat(64)});
     let mut silent = Vec::new();
     for nth in 0..600 {
-        let mut raw = Raw::connect(customer.local_addr(), Framing::Frames);
+        let mut raw = RawClient::connect(customer.local_addr(), Framing::Frames);
         if nth % 3 == 0 {
             // It may have been closed by now.
-            let _ = raw.stream.get_mut().write_all(&frame(hello.to_string().as_bytes()).unwrap());
+            let _ = raw.stream.get_mut().write_all(&encode_frame(hello.to_string().as_bytes()).unwrap());
         }
         silent.push(raw);
     }
     eventually(|| count("newcomers_closed") > 0);
-    // A frontend that comes now gets its links, as many as it asks for at once.
+    // A frontend that starts now gets its links, as many as it needs at once.
     let late = config(Role::Buyer, customer, shop.product.as_ref().unwrap());
-    let late = FrontendServer::start(late, &floor(&shop.key)).unwrap();
+    let late = FrontendServer::start(late, &context(&shop.key)).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..20 {
             scope.spawn(|| {
-                let mut raw = Raw::connect(late.local_addrs()[0], Framing::Lines);
+                let mut raw = RawClient::connect(late.local_addrs()[0], Framing::Lines);
                 assert_eq!(raw.ask(json!({"type": "GET_CART", "sid": "none"}))["error"]["code"], "SESSION_EXPIRED");
             });
         }
     });
-    // Who was let in is not closed for others.
-    assert_eq!(strangers[0].ask(ask)["error"]["code"], "SESSION_EXPIRED");
+    // A client that was accepted is not closed in favour of others.
+    assert_eq!(unauthenticated[0].ask(ask)["error"]["code"], "SESSION_EXPIRED");
 }
 
 proptest! {
@@ -166,19 +167,19 @@ proptest! {
     ) {
         static SHOP: std::sync::LazyLock<Shop> = std::sync::LazyLock::new(Shop::open);
         let shop = &*SHOP;
-        let doors = [
+        let listeners = [
             shop.port(Role::Buyer),
             shop.port(Role::Seller),
             shop.customer.as_ref().unwrap().local_addr(),
             shop.product.as_ref().unwrap().local_addr(),
         ];
-        for door in doors {
-            let mut raw = Raw::connect(door, Framing::Frames);
+        for listener in listeners {
+            let mut raw = RawClient::connect(listener, Framing::Frames);
             let bytes = match framed {
-                true => garbage.iter().flat_map(|message| frame(message).unwrap()).collect(),
+                true => garbage.iter().flat_map(|message| encode_frame(message).unwrap()).collect(),
                 false => [&[first], &garbage.concat()[..]].concat(),
             };
-            // May be closed before all is written.
+            // The connection may be closed before everything is written.
             let _ = raw.stream.get_mut().write_all(&bytes);
             let _ = raw.stream.get_mut().shutdown(Shutdown::Write);
             raw.rest();

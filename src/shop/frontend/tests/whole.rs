@@ -1,4 +1,4 @@
-//! The frontends before the databases themselves, with files and a bank.
+//! The frontends with the real databases on files, and a bank.
 
 use std::path::Path;
 
@@ -6,63 +6,66 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::bank::BuiltinGateway;
-use crate::identity::Cost;
+use crate::identity::HashCost;
 use crate::shop::customer::{self, CustomerDb};
-use crate::shop::product::{ProductDb, Settings};
+use crate::shop::product::{ProductDb, ProductDbSettings};
 use crate::storage::Store;
 
-struct Whole {
+struct WholeShop {
     dir: TempDir,
     key: ClusterKey,
-    customer: Option<(Door, Arc<CustomerDb>)>,
-    product: Option<(Door, Arc<ProductDb>)>,
+    customer: Option<(ShopListener, Arc<CustomerDb>)>,
+    product: Option<(ShopListener, Arc<ProductDb>)>,
     buyers: FrontendServer,
     sellers: FrontendServer,
 }
 
-fn open_customer(dir: &Path, at: SocketAddr, key: &ClusterKey) -> (Door, Arc<CustomerDb>) {
-    let store = Arc::new(Store::open(&dir.join(customer::FILE), customer::MIGRATIONS).unwrap());
+fn open_customer(dir: &Path, at: SocketAddr, key: &ClusterKey) -> (ShopListener, Arc<CustomerDb>) {
+    let store = Arc::new(Store::open(&dir.join(customer::FILE_NAME), customer::MIGRATIONS).unwrap());
     let gateway = Arc::new(BuiltinGateway::open(dir).unwrap());
-    let config = customer::Config { password_cost: Cost { memory_kib: 8, passes: 1 }, ..customer::Config::default() };
+    let config = customer::CustomerDbConfig {
+        password_cost: HashCost { memory_kib: 8, passes: 1 },
+        ..customer::CustomerDbConfig::default()
+    };
     let db = Arc::new(CustomerDb::open(store, gateway, config).unwrap());
-    (Door::open_customer(at, floor(key), Arc::clone(&db) as _).unwrap(), db)
+    (ShopListener::open_customer(at, context(key), Arc::clone(&db) as _).unwrap(), db)
 }
 
-fn open_product(dir: &Path, at: SocketAddr, key: &ClusterKey) -> (Door, Arc<ProductDb>) {
-    let settings = Settings { hold_timeout: Duration::from_secs(60), first_stretch: 0 };
+fn open_product(dir: &Path, at: SocketAddr, key: &ClusterKey) -> (ShopListener, Arc<ProductDb>) {
+    let settings = ProductDbSettings { hold_timeout: Duration::from_secs(60), first_id_range: 0 };
     let db = Arc::new(ProductDb::open(dir, settings).unwrap());
-    (Door::open_product(at, floor(key), Arc::clone(&db) as _).unwrap(), db)
+    (ShopListener::open_product(at, context(key), Arc::clone(&db) as _).unwrap(), db)
 }
 
-impl Whole {
-    fn open() -> Whole {
+impl WholeShop {
+    fn open() -> WholeShop {
         let (dir, key) = (tempfile::tempdir().unwrap(), ClusterKey::random());
-        let any = ANY.parse().unwrap();
+        let any = ANY_PORT.parse().unwrap();
         let customer = open_customer(dir.path(), any, &key);
         let product = open_product(dir.path(), any, &key);
-        let start = |role| FrontendServer::start(config(role, &customer.0, &product.0), &floor(&key)).unwrap();
+        let start = |role| FrontendServer::start(config(role, &customer.0, &product.0), &context(&key)).unwrap();
         let (buyers, sellers) = (start(Role::Buyer), start(Role::Seller));
-        Whole { dir, key, customer: Some(customer), product: Some(product), buyers, sellers }
+        WholeShop { dir, key, customer: Some(customer), product: Some(product), buyers, sellers }
     }
 
     fn user(&self, role: Role, name: &str) -> Client {
         let server = if role == Role::Buyer { &self.buyers } else { &self.sellers };
-        let mut client = Client::new(client::Config::plain(server.local_addrs()[0].to_string()));
+        let mut client = Client::new(client::ClientConfig::plain(server.local_addrs()[0].to_string()));
         client.call("CreateAccount", json!({"username": name, "password": "secret"})).unwrap();
         client.login(name, "secret").unwrap();
         client
     }
 
     fn restart(&mut self) {
-        let (door, db) = self.customer.take().unwrap();
-        let at = door.local_addr();
-        door.stop(Duration::from_secs(5));
-        drop((door, db));
+        let (listener, db) = self.customer.take().unwrap();
+        let at = listener.local_addr();
+        listener.stop(Duration::from_secs(5));
+        drop((listener, db));
         self.customer = Some(open_customer(self.dir.path(), at, &self.key));
-        let (door, db) = self.product.take().unwrap();
-        let at = door.local_addr();
-        door.stop(Duration::from_secs(5));
-        drop((door, db));
+        let (listener, db) = self.product.take().unwrap();
+        let at = listener.local_addr();
+        listener.stop(Duration::from_secs(5));
+        drop((listener, db));
         self.product = Some(open_product(self.dir.path(), at, &self.key));
     }
 }
@@ -77,7 +80,7 @@ fn register(seller: &mut Client, quantity: u32) -> String {
 
 #[test]
 fn a_purchase_from_listing_to_shipping_over_restarts() {
-    let mut shop = Whole::open();
+    let mut shop = WholeShop::open();
     let (mut seller, mut buyer) = (shop.user(Role::Seller, "sam"), shop.user(Role::Buyer, "bob"));
     let item = register(&mut seller, 5);
     let found = buyer.call("SearchItemsForSale", json!({"category": 3, "keywords": ["Des", "lamp"]})).unwrap();
@@ -88,19 +91,19 @@ fn a_purchase_from_listing_to_shipping_over_restarts() {
     );
     buyer.call("AddItemToCart", json!({"item_id": item, "quantity": 3})).unwrap();
     buyer.call("SaveCart", json!({})).unwrap();
-    assert_eq!(code(buyer.call("AddItemToCart", json!({"item_id": item, "quantity": 3}))), Code::OutOfStock);
+    assert_eq!(code(buyer.call("AddItemToCart", json!({"item_id": item, "quantity": 3}))), ErrorCode::OutOfStock);
     shop.restart();
     let cart = json!({"cart": [{"item_id": item, "quantity": 3}]});
     assert_eq!(buyer.call("DisplayCart", json!({})).unwrap(), cart, "with the same session");
     let declined = json!({"card": {"number": "4000000000000002", "exp": "12/79", "name": "B"}});
-    assert_eq!(code(buyer.call("MakePurchase", declined)), Code::PaymentDeclined);
+    assert_eq!(code(buyer.call("MakePurchase", declined)), ErrorCode::PaymentDeclined);
     assert_eq!(buyer.call("GetItem", json!({"item_id": item})).unwrap()["quantity"], 5);
     let payment = json!({"card": card(), "address": "Elm St", "idempotency_key": "k"});
     let purchased = buyer.call("MakePurchase", payment.clone()).unwrap();
     assert_eq!((&purchased["total"], &purchased["items"][0]["price"]), (&json!(37.65), &json!(12.55)));
     shop.restart();
     assert_eq!(buyer.call("MakePurchase", payment).unwrap(), purchased, "the same key, the same answer");
-    assert_eq!(code(buyer.call("MakePurchase", json!({"card": card()}))), Code::EmptyCart);
+    assert_eq!(code(buyer.call("MakePurchase", json!({"card": card()}))), ErrorCode::EmptyCart);
     assert_eq!(buyer.call("GetItem", json!({"item_id": item})).unwrap()["quantity"], 2);
     let order = seller.call("GetSellerOrders", json!({})).unwrap()["items"][0].clone();
     assert_eq!(
@@ -118,14 +121,14 @@ fn a_purchase_from_listing_to_shipping_over_restarts() {
 
 #[test]
 fn a_hundred_buyers_after_the_last_ten_units() {
-    let shop = Whole::open();
+    let shop = WholeShop::open();
     let item = register(&mut shop.user(Role::Seller, "sam"), 10);
     let mut buyers: Vec<Client> = (0..100).map(|n| shop.user(Role::Buyer, &format!("buyer {n}"))).collect();
     for buyer in &mut buyers {
         buyer.call("AddItemToCart", json!({"item_id": item, "quantity": 1})).unwrap();
     }
     let start = Barrier::new(buyers.len());
-    let outcomes: Vec<Option<Code>> = std::thread::scope(|scope| {
+    let outcomes: Vec<Option<ErrorCode>> = std::thread::scope(|scope| {
         let buy = |mut buyer: Client| {
             start.wait();
             buyer.call("MakePurchase", json!({"card": card()})).map_or_else(|error| error.code(), |_| None)
@@ -133,6 +136,6 @@ fn a_hundred_buyers_after_the_last_ten_units() {
         let buying: Vec<_> = buyers.drain(..).map(|buyer| scope.spawn(move || buy(buyer))).collect();
         buying.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    let count = |outcome: Option<Code>| outcomes.iter().filter(|got| **got == outcome).count();
-    assert_eq!((count(None), count(Some(Code::OutOfStock))), (10, 90), "{outcomes:?}");
+    let count = |outcome: Option<ErrorCode>| outcomes.iter().filter(|got| **got == outcome).count();
+    assert_eq!((count(None), count(Some(ErrorCode::OutOfStock))), (10, 90), "{outcomes:?}");
 }

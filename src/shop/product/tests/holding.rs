@@ -1,12 +1,12 @@
-//! Purchases and sellers over the same few items, in any order: on the disk, too, units are neither made nor
-//! lost, and a search finds exactly what has some.
+//! Random operations of purchases and sellers on a few items: on disk, no units are created or lost, and a search finds
+//! exactly the items with stock.
 
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::shop::ops::Found;
+use crate::shop::ops::ItemPage;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -37,13 +37,13 @@ proptest! {
         let (_dir, db) = open();
         let items = [shelve(&db, 5), shelve(&db, 2)];
         let (mut now, mut registered) = (NOW, [5i64, 2]);
-        // What each purchase took when it was held.
+        // The lines that each purchase held.
         let mut taken: BTreeMap<u8, [i64; 2]> = BTreeMap::new();
         for (round, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Hold(purchase, units) => {
                     let lines = items.iter().zip(units).filter(|(_item, units)| *units > 0);
-                    let lines = lines.map(|(item, quantity)| Line { item_id: item.clone(), quantity }).collect();
+                    let lines = lines.map(|(item, quantity)| LineItem { item_id: item.clone(), quantity }).collect();
                     let op = ProductOp::Hold { purchase_id: purchase.to_string(), lines, expires_in_ms: 1_000 };
                     if db.handle_at(now, op).is_ok() {
                         taken.insert(purchase, units.map(i64::from));
@@ -60,9 +60,9 @@ proptest! {
                     }
                 }
                 Step::Wait(ms) => now = now.plus_ms(ms),
-                Step::Sweep => while db.room.sweep(now).unwrap().is_zero() {},
+                Step::Sweep => while db.inner.sweep(now).unwrap().is_zero() {},
             }
-            // What is due may not be back yet: as it is on the disk.
+            // Expired holds may not be released on disk yet, so the stored state counts.
             let at = |purchase: &u8| db.handle_at(Millis(0), state(&purchase.to_string())).unwrap();
             let sum = |hold: &str, place: usize| -> i64 {
                 taken.iter().filter(|(purchase, _)| at(purchase) == hold).map(|(_, units)| units[place]).sum()
@@ -76,7 +76,7 @@ proptest! {
             }
             prop_assert_eq!(sold(&db) as i64, sum(r#""sold""#, 0) + sum(r#""sold""#, 1));
             for keywords in [&["lamp"][..], &[]] {
-                let found: Found = ask(&db, search(Some(3), keywords));
+                let found: ItemPage = ask(&db, search(Some(3), keywords));
                 prop_assert_eq!((found.total, found.items.len() as u64), (for_sale, for_sale));
                 prop_assert!(found.items.iter().all(|item| item.quantity > 0));
             }
@@ -89,7 +89,7 @@ fn what_is_hidden_is_found_by_nobody_while_what_holds_it_goes_on() {
     let (_dir, db) = open();
     let items: [String; 3] = std::array::from_fn(|_| shelve(&db, 2));
     let found = |keywords: &[&str]| -> Vec<String> {
-        let found: Found = ask(&db, search(Some(3), keywords));
+        let found: ItemPage = ask(&db, search(Some(3), keywords));
         assert_eq!(found.total, found.items.len() as u64);
         found.items.into_iter().map(|item| item.item_id).collect()
     };
@@ -103,16 +103,16 @@ fn what_is_hidden_is_found_by_nobody_while_what_holds_it_goes_on() {
     for purchase in ["p1", "p2"] {
         db.handle_at(NOW, release(purchase)).unwrap();
     }
-    // Its units are back, but it is not.
+    // Its units are back in stock, but the removed item is not found.
     for keywords in [&["lamp"][..], &[]] {
         assert_eq!(found(keywords), [items[2].as_str()]);
     }
-    assert_eq!(refused(&db, hold("p3", &items[1], 1)), Code::NotFound);
-    assert_eq!(refused(&db, units("u", 7, &items[1], 1)), Code::NotFound);
+    assert_eq!(refused(&db, hold("p3", &items[1], 1)), ErrorCode::NotFound);
+    assert_eq!(refused(&db, units("u", 7, &items[1], 1)), ErrorCode::NotFound);
     assert_eq!(sold(&db), 2, "what was sold stays sold");
     db.hide_seller(7, true).unwrap();
     assert!(found(&["lamp"]).is_empty() && found(&[]).is_empty());
-    let new: crate::shop::ops::Registered = ask(&db, register("r", new_item(3, "A lamp", &["lamp"], 100, 1)));
+    let new: crate::shop::ops::RegisteredItem = ask(&db, register("r", new_item(3, "A lamp", &["lamp"], 100, 1)));
     assert!(found(&[]).is_empty(), "a new one neither");
     db.hide_seller(7, false).unwrap();
     assert_eq!(found(&["lamp"]), [new.item_id.as_str(), items[2].as_str()]);

@@ -1,4 +1,4 @@
-//! How long searches take. Run with `cargo test --release --lib shop::product -- --ignored --nocapture`.
+//! Measures searches. Run with `cargo test --release --lib shop::product -- --ignored --nocapture`.
 
 use std::time::Instant;
 
@@ -6,12 +6,12 @@ use hdrhistogram::Histogram;
 
 use super::*;
 
-/// Searches of each class.
+/// The number of searches of each class.
 const SEARCHES: u32 = 2_000;
-/// What is loaded at once.
+/// The number of items that are loaded at once.
 const PART: u32 = 50_000;
 
-/// A number that looks random, always the same for the same place.
+/// A pseudo-random number that depends only on the position.
 fn mixed(place: u32, salt: u64) -> u64 {
     let mut x = u64::from(place) ^ (salt << 32);
     for _round in 0..2 {
@@ -44,21 +44,21 @@ fn catalogue(items: u32) -> (TempDir, ProductDb) {
         db.load(part).unwrap();
         slowest = slowest.max(began.elapsed());
     }
-    let bytes = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
+    let bytes = std::fs::metadata(dir.path().join(FILE_NAME)).unwrap().len();
     println!("{items} items: loaded in {:.1?}, slowest part {slowest:.1?}, {} MB", started.elapsed(), bytes >> 20);
     (dir, db)
 }
 
-/// What this thread has worked: on a machine that others use too, the time that a search costs.
+/// The CPU time of this thread, which on a shared machine tells what a search costs.
 fn worked() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: it is given a valid place for its answer.
+    // SAFETY: the pointer refers to a valid value to write the result to.
     let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(failed, 0);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// One class of searches, by the place of the search.
+/// A class of searches, which makes a query for the position of the search.
 type Class<'c> = (&'c str, Box<dyn Fn(u32) -> ProductOp>);
 
 fn classes(items: u32) -> Vec<Class<'static>> {

@@ -1,4 +1,4 @@
-//! Search against the words of SPEC.md section 4.
+//! Search, compared with the rules of `docs/spec/shop.md`.
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -6,12 +6,12 @@ use std::cmp::Reverse;
 use proptest::prelude::*;
 
 use super::*;
-use crate::shop::ops::Found;
-use crate::shop::product::search::{Hits, Wanted};
-use crate::storage::{Query, Row, Value};
+use crate::shop::ops::ItemPage;
+use crate::shop::product::search::{SearchHits, SearchQuery};
+use crate::storage::{ReaderExt, Row, Value};
 
 fn names(db: &ProductDb, category: Option<u32>, keywords: &[&str]) -> String {
-    let found: Found = ask(db, search(category, keywords));
+    let found: ItemPage = ask(db, search(category, keywords));
     let names: Vec<String> = found.items.into_iter().map(|item| item.item_name).collect();
     names.join(" ")
 }
@@ -33,13 +33,13 @@ fn best_first_then_cheapest_then_oldest() {
     assert_eq!(names(&db, None, &["Phone"]), "Phone.1 exact exact-dear exact-dear2 prefix a-phone");
     assert_eq!(names(&db, Some(2), &["phone"]), "exact-dear2");
     assert_eq!(names(&db, Some(3), &["phone"]), "");
-    // The whole keyword is asked for: it is not cut into words.
+    // A search keyword is matched as a whole, not split into words.
     assert_eq!(names(&db, None, &["a-phone"]), "");
     assert_eq!(names(&db, None, &["pho"]), "prefix exact exact-dear exact-dear2 Phone.1");
-    // Points of all keywords; the same one twice is one.
+    // The points of all keywords add up; a repeated keyword counts once.
     assert_eq!(names(&db, Some(1), &["other", "phones", "a"]), "none prefix exact a-phone");
     assert_eq!(names(&db, Some(1), &["x", "X", "phone"]), "a-phone Phone.1 exact exact-dear prefix");
-    // Without keywords: all that have stock, by price.
+    // Without keywords: all items with stock, by price.
     assert_eq!(names(&db, Some(1), &[]), "none prefix a-phone exact exact-dear Phone.1");
     assert_eq!(names(&db, None, &[]), "none prefix a-phone exact exact-dear exact-dear2 Phone.1");
 }
@@ -51,11 +51,11 @@ fn items_of_before_spelling_was_ignored_are_found_and_changed() {
     {
         let db = ProductDb::without_sweeper(dir.path(), SETTINGS).unwrap();
         db.load(vec![new_item(1, name, &["café"], 2, 1), new_item(1, "plain", &["x"], 2, 1)]).unwrap();
-        // The index as it was.
-        db.room
+        // The index as the previous version wrote it.
+        db.inner
             .store
             .write(|tx| -> Result<(), StoreError> {
-                // An accent by itself is no letter: it parted the word.
+                // A combining accent is not a letter, so it used to split the word.
                 for (table, category) in [("product_word", ""), ("product_category_word", "category, ")] {
                     let me = format!(
                         "INSERT INTO {table} ({category}kind, term, price, number)
@@ -72,12 +72,12 @@ fn items_of_before_spelling_was_ignored_are_found_and_changed() {
     let db = ProductDb::without_sweeper(dir.path(), SETTINGS).unwrap();
     assert_eq!((names(&db, None, &["crème"]).as_str(), names(&db, None, &["café"]).as_str()), (name, name));
     assert_eq!(names(&db, None, &["x"]), "plain");
-    // What is not for sale any more is in no list: nothing of the old spelling is left.
+    // Without stock an item is in no list, so no entry of the old spelling may be left.
     let take = ProductOp::UpdateUnits { request: "r".to_owned(), seller_id: 7, item_id: "1-1".to_owned(), delta: -1 };
     db.handle_at(NOW, take).unwrap();
     let left = |table: &str| {
         let sql = format!("SELECT COUNT(*) FROM {table} WHERE number = 1");
-        db.room.store.read(|reader| reader.first(&sql, &[], |row| row.int(0))).unwrap().unwrap()
+        db.inner.store.read(|reader| reader.first(&sql, &[], |row| row.int(0))).unwrap().unwrap()
     };
     assert_eq!((left("product_word"), left("product_category_word")), (0, 0));
 }
@@ -89,12 +89,12 @@ fn case_is_ignored_in_every_script() {
     for keyword in ["οδος", "ΟΔΟΣ", "οδοσ", "ΟΔ", "übung", "ÜB", "straße"] {
         assert_eq!(names(&db, None, &[keyword]), "ΟΔΟΣ Straße", "{keyword}");
     }
-    // Nor does the spelling count.
+    // The Unicode spelling does not matter either.
     db.load(vec![new_item(1, "Cre\u{300}me bru\u{302}le\u{301}e", &["cafe\u{301}"], 2, 1)]).unwrap();
     for keyword in ["crème", "cre\u{300}me", "BRÛLÉE", "café", "CAFE\u{301}"] {
         assert_eq!(names(&db, None, &[keyword]), "Cre\u{300}me bru\u{302}le\u{301}e", "{keyword}");
     }
-    // Nothing sorts behind this letter.
+    // No character sorts behind this one.
     db.load(vec![new_item(1, "last", &["z\u{10FFFF}\u{10FFFF}"], 1, 1)]).unwrap();
     assert_eq!(names(&db, None, &["z"]), "last");
     assert_eq!(names(&db, None, &["z\u{10FFFF}"]), "last");
@@ -109,7 +109,7 @@ fn an_item_is_found_as_it_is_now() {
     assert_eq!((names(&db, None, &["lamp"]), names(&db, None, &[])), ("a b".into(), "a b".into()));
     db.handle_at(NOW, hold("p1", &ids[0], 1)).unwrap();
     assert_eq!((names(&db, None, &["lamp"]), names(&db, Some(1), &[])), ("b".into(), "b".into()));
-    // Also while nobody finds it, and it comes back at its new price.
+    // The price may also change without stock, and the item returns with the new price.
     ask::<()>(&db, ProductOp::ChangePrice { seller_id: 7, item_id: ids[0].clone(), price: Cents(400) });
     db.handle_at(NOW, release("p1")).unwrap();
     assert_eq!((names(&db, Some(1), &["lamp"]), names(&db, None, &[])), ("b a".into(), "b a".into()));
@@ -124,7 +124,7 @@ fn pages_follow_each_other_and_more_than_can_be_ranked_is_said_so() {
     let (_dir, db) = open();
     let lamp = |number: i64| new_item((number % 2) as u32, "lamp", &["lamp", "lamps"], 100 + number % 700, 1);
     db.load((0..10_000).map(lamp).collect()).unwrap();
-    let page = |category, keywords: &[&str], offset, limit| -> Found {
+    let page = |category, keywords: &[&str], offset, limit| -> ItemPage {
         let keywords = keywords.iter().map(|keyword| (*keyword).to_owned()).collect();
         ask(&db, ProductOp::Search { category, keywords, offset, limit })
     };
@@ -139,7 +139,7 @@ fn pages_follow_each_other_and_more_than_can_be_ranked_is_said_so() {
         assert_eq!(page(Some(1), keywords, 0, u64::MAX).items.len(), 500);
         assert_eq!(page(Some(1), keywords, 0, 1).total, 5_000);
     }
-    // One more, dearer than all, with most points: not among those that are looked at.
+    // One more item, the most expensive with the highest score, is not among those that are ranked.
     db.load(vec![new_item(0, "lamp la best", &["lamp", "la"], 900, 1)]).unwrap();
     for keywords in [&["lamp"][..], &["la"], &[], &["lamp", "best"]] {
         let found = page(None, keywords, 0, 1);
@@ -149,10 +149,10 @@ fn pages_follow_each_other_and_more_than_can_be_ranked_is_said_so() {
     }
     assert_eq!(page(Some(0), &["la"], 0, 1).items[0].item_name, "lamp la best");
     let six = ["a", "b", "c", "d", "e", "f"];
-    assert_eq!(refused(&db, search(None, &six)), Code::BadRequest);
+    assert_eq!(refused(&db, search(None, &six)), ErrorCode::BadRequest);
 }
 
-/// Asks for each query's plan before it is run.
+/// A reader that checks the plan of each query before running it.
 struct Explaining<'r> {
     reader: &'r dyn Reader,
     plans: RefCell<Vec<String>>,
@@ -180,15 +180,15 @@ fn an_index_answers_and_nothing_is_sorted_on_the_disk() {
     for category in [None, Some(1)] {
         for keywords in [&["lamp", "lam", "la", "lampsha"][..], &[]] {
             let wanted = wanted(category, keywords, 0, 50, 5);
-            let plans = db.room.store.read(|reader| -> Result<_, StoreError> {
+            let plans = db.inner.store.read(|reader| -> Result<_, StoreError> {
                 let explaining = Explaining { reader, plans: RefCell::default() };
-                store::show_all(&explaining, &search::search(&explaining, &wanted)?)?;
+                store::page_json(&explaining, &search::search(&explaining, &wanted)?)?;
                 Ok(explaining.plans.into_inner())
             });
             let plans = plans.unwrap();
             assert!(!plans.is_empty());
             for plan in &plans {
-                // The page's own list of numbers is gone through, and nothing else.
+                // Only the page's own list of numbers may be scanned.
                 assert!(plan.starts_with("SEARCH ") || plan.starts_with("SCAN wanted "), "{plans:#?}");
             }
         }
@@ -200,20 +200,20 @@ fn a_page_is_shown_in_the_order_of_its_numbers() {
     let (_dir, db) = open();
     db.load((0..30).map(|_| new_item(3, "lamp", &[], 100, 1)).collect()).unwrap();
     let numbers = vec![30, 2, 17, 1, 16, 29, 2];
-    let hits = Hits { numbers: numbers.clone(), total: 7, total_is_at_least: false };
-    let shown = db.room.store.read(|reader| store::show_all(reader, &hits)).unwrap();
-    let found: Found = serde_json::from_str(&shown).unwrap();
+    let hits = SearchHits { numbers: numbers.clone(), total: 7, total_is_at_least: false };
+    let shown = db.inner.store.read(|reader| store::page_json(reader, &hits)).unwrap();
+    let found: ItemPage = serde_json::from_str(&shown).unwrap();
     let ids: Vec<String> = numbers.iter().map(|number| format!("3-{number}")).collect();
     assert_eq!(found.items.iter().map(|item| item.item_id.as_str()).collect::<Vec<_>>(), ids);
 }
 
-fn wanted(category: Option<u32>, keywords: &[&str], offset: u64, limit: u64, ranked_max: usize) -> Wanted {
+fn wanted(category: Option<u32>, keywords: &[&str], offset: u64, limit: u64, ranked_max: usize) -> SearchQuery {
     let keywords = keywords.iter().map(|keyword| search::fold(keyword)).collect();
-    Wanted { category, keywords, offset, limit, ranked_max }
+    SearchQuery { category, keywords, offset, limit, ranked_max }
 }
 
-/// SPEC.md section 4, word by word, over all items.
-fn naive(items: &[NewItem], wanted: &Wanted) -> Hits {
+/// The ranking of `docs/spec/shop.md`, applied literally to all items.
+fn naive(items: &[NewItem], wanted: &SearchQuery) -> SearchHits {
     let points = |item: &NewItem| -> u32 {
         let lower: Vec<String> = item.keywords.iter().map(|keyword| keyword.to_lowercase()).collect();
         let name = item.item_name.to_lowercase();
@@ -239,12 +239,12 @@ fn naive(items: &[NewItem], wanted: &Wanted) -> Hits {
     found.sort_by_key(|(points, price, number)| (Reverse(*points), *price, *number));
     let total = found.len() as u64;
     let page = found.into_iter().skip(wanted.offset as usize).take(wanted.limit as usize);
-    Hits { numbers: page.map(|(_points, _price, number)| number).collect(), total, total_is_at_least }
+    SearchHits { numbers: page.map(|(_points, _price, number)| number).collect(), total, total_is_at_least }
 }
 
-/// Few letters, so that much of it meets.
+/// Keywords of few letters, so that many match.
 fn word() -> impl Strategy<Value = String> {
-    // Up to eight letters: beginnings of every length are asked for.
+    // Up to eight letters, so that prefixes of every length are searched.
     "[abA]{1,4}|[ab]{3,8}|b{4,8}"
 }
 
@@ -257,7 +257,7 @@ fn any_item() -> impl Strategy<Value = NewItem> {
     })
 }
 
-/// What happens to an item: a new price, units more or less.
+/// A change of an item: a new price, or more or fewer units.
 fn any_change() -> impl Strategy<Value = (prop::sample::Index, i64, i64)> {
     (any::<prop::sample::Index>(), 0..6i64, -2..3i64)
 }
@@ -266,7 +266,7 @@ type Search = (Option<u32>, Vec<String>, u64, u64, usize);
 
 fn any_search() -> impl Strategy<Value = Search> {
     let keywords = prop::collection::vec(word(), 0..=5);
-    // Seldom as many as are ranked, often more.
+    // Often more items than are ranked.
     (prop::option::of(0..3u32), keywords, 0..12u64, 0..20u64, prop_oneof![1..8usize, 20..60usize])
 }
 
@@ -297,13 +297,13 @@ proptest! {
                 prop_assert_eq!(changed.unwrap(), format!("{{\"quantity\":{quantity}}}"));
                 item.quantity = quantity;
             } else {
-                prop_assert_eq!(changed.unwrap_err().code, Code::OutOfStock);
+                prop_assert_eq!(changed.unwrap_err().code, ErrorCode::OutOfStock);
             }
         }
         for (category, keywords, offset, limit, ranked_max) in searches {
             let keywords: Vec<&str> = keywords.iter().map(String::as_str).collect();
             let wanted = wanted(category, &keywords, offset, limit, ranked_max);
-            let found = db.room.store.read(|reader| search::search(reader, &wanted)).unwrap();
+            let found = db.inner.store.read(|reader| search::search(reader, &wanted)).unwrap();
             prop_assert_eq!(found, naive(&items, &wanted), "{:?} {:?} {}", category, keywords, ranked_max);
         }
     }

@@ -1,4 +1,4 @@
-//! What is bounded, and by how much.
+//! The limits of the exchange.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn sixty_four_searches_and_no_more() {
 #[test]
 fn who_is_in_four_thousand_deals_is_not_asked() {
     let mut world = World::with(&["al", "bo", "cy"]);
-    world.exchange.named("al").unwrap().state.lock().open_sides = SIDES_MAX - 1;
+    world.exchange.peer_named("al").unwrap().state.lock().open_received = RECEIVED_SEARCHES_MAX - 1;
     assert_eq!(world.search("bo", 1)["peers"], 2);
     assert_eq!(world.search("bo", 2)["peers"], 1);
     world.act("bo", "CANCEL", 1, None);
@@ -34,13 +34,13 @@ fn of_more_than_a_thousand_those_heard_last_are_asked() {
         world.join(&format!("s{peer}"), &format!("127.0.0.1:{}", 6_000 + peer));
     }
     world.pass(1);
-    // All but the first five and the last five speak again.
+    // All but the first five and the last five are active again.
     for peer in 5..1_005 {
         world.deals(&format!("s{peer}"));
     }
-    assert_eq!(world.search("bo", 1)["peers"], ASKED_MAX);
+    assert_eq!(world.search("bo", 1)["peers"], RECIPIENTS_MAX);
     for peer in 0..1_010 {
-        let asked = world.exchange.named(&format!("s{peer}")).unwrap().state.lock().open_sides;
+        let asked = world.exchange.peer_named(&format!("s{peer}")).unwrap().state.lock().open_received;
         assert_eq!(asked, usize::from((5..1_005).contains(&peer)), "s{peer}");
     }
 }
@@ -62,10 +62,10 @@ fn who_is_silent_three_times_is_asked_but_not_waited_for() {
     assert_eq!(world.search("bo", 4)["peers"], 2);
     let mid = world.newest("al")["mid"].as_u64().unwrap();
     let ack = Ack { mid, token: None };
-    assert!(world.exchange.ack(world.now, world.homes["al"], &ack), "it is asked");
+    assert!(world.exchange.acknowledge(world.now, world.homes["al"], &ack), "it is asked");
     answers(&mut world, "cy");
     assert_eq!(world.deals("bo")[0]["state"], "cancelled", "but not waited for: an ACK is no request");
-    // It says something: the next search waits.
+    // It sends a request, so the next search waits for it.
     world.deals("al");
     world.search("bo", 5);
     answers(&mut world, "cy");
@@ -83,14 +83,16 @@ fn who_is_asked_alone_and_not_waited_for_still_hears_of_it_once() {
     assert_eq!(world.search("bo", 4)["peers"], 1);
     assert_eq!(world.deals("bo")[0]["reason"], "NOT_AVAILABLE");
     world.search("bo", 5);
-    let once = std::mem::take(&mut world.last.once);
-    let [Outgoing { to, push: Push::Search { rq, .. }, .. }] = &once[..] else { panic!("{once:?}") };
+    let once = std::mem::take(&mut world.last.notify_once);
+    let [OutgoingNotification { to, notification: Notification::Search { rq, .. }, .. }] = &once[..] else {
+        panic!("{once:?}")
+    };
     assert_eq!(*to, world.homes["al"]);
-    // Its late offer comes to nothing, but from now on it is waited for.
+    // Its late offer is refused, but from now on it is waited for.
     assert_eq!(code(&world.act("al", "OFFER", *rq, Some(1))), "WRONG_STATE");
     world.search("bo", 6);
     assert_eq!(world.deals("bo")[0]["state"], "searching");
-    assert!(world.last.once.is_empty());
+    assert!(world.last.notify_once.is_empty());
 }
 
 #[test]
@@ -127,7 +129,7 @@ fn other_peoples_searches_push_out_nobodys_own_deals() {
         assert_eq!(world.deals("cy").len(), 1);
         world.reload();
     }
-    // One that was asked and comes too late is told so.
+    // A late answer to a search is refused.
     world.search("bo", 999);
     let number = world.newest("cy")["rq"].as_u64().unwrap();
     world.act("bo", "CANCEL", 999, None);
@@ -148,20 +150,20 @@ fn settlements_are_bounded_in_all_and_per_address() {
     world.act("al", "OFFER", number, Some(80));
     assert_eq!(code(&world.act("bo", "BUY", 100, Some(80))), "BUSY");
     assert_eq!(world.deals("bo")[0]["state"], "reserved", "and it may be tried again");
-    world.settle(deals[0], &[Event::SettlementFailed("x")]);
+    world.settle(deals[0], &[DealInput::SettlementFailed("x")]);
     assert_eq!(world.act("bo", "BUY", 100, Some(80))["type"], "BUYING");
-    // The loopback seller was in all of them; another buyer on loopback is not held up by that.
+    // The loopback seller takes part in all of them; that does not block another buyer on loopback.
     world.join("cy", "127.0.0.1:5002");
     let busy = world.bought("cy", "al", 1);
     world.reload();
-    assert_eq!(world.exchange.settlements(), 9, "they go on after a restart");
+    assert_eq!(world.exchange.settlement_count(), 9, "they go on after a restart");
     for deal in deals.into_iter().skip(1).chain([busy, world.deal_of("bo", 100)]) {
-        world.settle(deal, &[Event::SettlementFailed("x")]);
+        world.settle(deal, &[DealInput::SettlementFailed("x")]);
     }
-    assert_eq!(world.exchange.settlements(), 0);
-    assert!(world.exchange.settling.lock().by_address.is_empty());
+    assert_eq!(world.exchange.settlement_count(), 0);
+    assert!(world.exchange.settlement_slots.lock().by_address.is_empty());
     for deal in 0..SETTLEMENTS_MAX as u64 {
-        world.exchange.settling.lock().take(deal, vec!["127.0.0.1".parse().unwrap(); 2]);
+        world.exchange.settlement_slots.lock().acquire(deal, vec!["127.0.0.1".parse().unwrap(); 2]);
     }
     world.search("cy", 200);
     let number = world.newest("al")["rq"].as_u64().unwrap();
@@ -183,15 +185,15 @@ fn two_sides_at_one_address_are_one_settlement_there() {
 
 #[test]
 fn a_slot_is_free_again_however_a_settlement_ends() {
-    let paid: &[Event] = &[Event::Authorised, Event::Shipped, Event::Captured];
-    let failed = Event::SettlementFailed("x");
-    let (asked, held) = ([failed.clone()], [Event::Authorised, failed.clone()]);
-    let shipped = [Event::Authorised, Event::Shipped, failed];
+    let paid: &[DealInput] = &[DealInput::Authorised, DealInput::Shipped, DealInput::Captured];
+    let failed = DealInput::SettlementFailed("x");
+    let (asked, held) = ([failed.clone()], [DealInput::Authorised, failed.clone()]);
+    let shipped = [DealInput::Authorised, DealInput::Shipped, failed];
     for (events, money) in [
-        (paid, vec![Money::Authorise, Money::Capture]),
+        (paid, vec![LedgerOperation::Authorise, LedgerOperation::Capture]),
         (&asked, vec![]),
-        (&held, vec![Money::Authorise, Money::Void]),
-        (&shipped, vec![Money::Authorise, Money::Void]),
+        (&held, vec![LedgerOperation::Authorise, LedgerOperation::Void]),
+        (&shipped, vec![LedgerOperation::Authorise, LedgerOperation::Void]),
     ] {
         for reloaded in [false, true] {
             let mut world = World::with(&["al", "bo"]);
@@ -200,12 +202,12 @@ fn a_slot_is_free_again_however_a_settlement_ends() {
                 if reloaded {
                     assert_eq!(world.reload().settlements.len(), 1);
                 }
-                assert_eq!(world.exchange.settlements(), 1, "before step {place}");
+                assert_eq!(world.exchange.settlement_count(), 1, "before step {place}");
                 world.settle(deal, std::slice::from_ref(event));
-                // A late repeat of BUY changes nothing about it.
+                // A late repeat of BUY changes nothing.
                 assert_eq!(world.act("bo", "BUY", 1, Some(80))["type"], "BUYING");
             }
-            assert_eq!(world.exchange.settlements(), 0);
+            assert_eq!(world.exchange.settlement_count(), 0);
             assert_eq!(world.exchange.journal().money(), money);
             world.pass(600_000);
             world.exchange.sweep(world.now);

@@ -1,29 +1,29 @@
-//! Who may take part, come back and leave.
+//! Registration, login and departure.
 
 use super::*;
 
 #[test]
 fn an_address_must_be_the_datagrams_own_and_no_services() {
     let mut world = World::new();
-    let answer = world.from("127.0.0.1:5000", register("al", "127.0.0.2", 5000));
-    assert_eq!(answer["type"], "REGISTER-DENIED");
-    assert!(answer["reason"].as_str().unwrap().starts_with("ip: expected 127.0.0.1"), "{answer}");
+    let response = world.from("127.0.0.1:5000", register("al", "127.0.0.2", 5000));
+    assert_eq!(response["type"], "REGISTER-DENIED");
+    assert!(response["reason"].as_str().unwrap().starts_with("ip: expected 127.0.0.1"), "{response}");
     for (udp, tcp, field) in
         [(1023, 9000, "udp_port: "), (5000, 80, "tcp_port: "), (70_000, 9000, "udp_port: "), (5000, 0, "tcp_port: ")]
     {
         let mut message = register("al", "127.0.0.1", 5000);
         message["udp_port"] = udp.into();
         message["tcp_port"] = tcp.into();
-        let answer = world.from("127.0.0.1:5000", message);
-        assert_eq!(answer["type"], "REGISTER-DENIED");
-        assert!(answer["reason"].as_str().unwrap().starts_with(field), "{answer}");
+        let response = world.from("127.0.0.1:5000", message);
+        assert_eq!(response["type"], "REGISTER-DENIED");
+        assert!(response["reason"].as_str().unwrap().starts_with(field), "{response}");
     }
     assert_eq!(world.exchange.sizes().0, 0);
     for port in [1024, 65535] {
-        let answer = world.from("127.0.0.1:5000", register(&format!("p{port}"), "127.0.0.1", port));
-        assert_eq!(answer["type"], "REGISTERED");
-        assert_eq!(answer["cert_sha256"], "ab");
-        assert_eq!(answer["token"].as_str().unwrap().len(), 32);
+        let response = world.from("127.0.0.1:5000", register(&format!("p{port}"), "127.0.0.1", port));
+        assert_eq!(response["type"], "REGISTERED");
+        assert_eq!(response["cert_sha256"], "ab");
+        assert_eq!(response["token"].as_str().unwrap().len(), 32);
     }
 }
 
@@ -41,8 +41,8 @@ fn a_taken_name_is_given_to_its_own_address_or_token_alone() {
     let mut elsewhere = register("al", "127.0.0.1", 6001);
     elsewhere["token"] = token.as_str().into();
     assert_eq!(world.from("127.0.0.1:6000", elsewhere)["token"], token.as_str());
-    assert!(world.exchange.standing("127.0.0.1:6001".parse().unwrap()).is_registered);
-    assert!(!world.exchange.standing("127.0.0.1:5000".parse().unwrap()).is_registered);
+    assert!(world.exchange.address_status("127.0.0.1:6001".parse().unwrap()).is_registered);
+    assert!(!world.exchange.address_status("127.0.0.1:5000".parse().unwrap()).is_registered);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn the_repeat_of_a_first_register_moves_nobody_back() {
     let token = world.from("127.0.0.1:7777", message.clone())["token"].as_str().unwrap().to_owned();
     world.from("127.0.0.1:7777", login("al", 2, &token, 5005));
     assert_eq!(world.from("127.0.0.1:7777", message)["type"], "REGISTER-DENIED");
-    assert!(world.exchange.standing("127.0.0.1:5005".parse().unwrap()).is_registered);
+    assert!(world.exchange.address_status("127.0.0.1:5005".parse().unwrap()).is_registered);
 }
 
 #[test]
@@ -77,19 +77,19 @@ fn a_login_moves_once() {
     assert_eq!(world.from("127.0.0.1:1", login("nobody", 1, &token, 5001))["type"], "LOGIN-DENIED");
     assert_eq!(world.from("127.0.0.1:1", login("al", 1, "x", 5001))["type"], "LOGIN-DENIED");
     let first = login("al", 7, &token, 5001);
-    let answer = world.from("127.0.0.1:1", first.clone());
+    let response = world.from("127.0.0.1:1", first.clone());
     assert_eq!(
-        (&answer["type"], &answer["rq"], &answer["cert_sha256"]),
+        (&response["type"], &response["rq"], &response["cert_sha256"]),
         (&json!("LOGGED-IN"), &json!(7), &json!("ab"))
     );
     world.from("127.0.0.1:1", login("al", 8, &token, 5002));
-    let at = |world: &World| world.exchange.named("al").unwrap().state.lock().row.addr.port();
+    let at = |world: &World| world.exchange.peer_named("al").unwrap().state.lock().row.addr.port();
     assert_eq!(at(&world), 5002);
     assert_eq!(world.from("127.0.0.1:1", first.clone())["type"], "LOGGED-IN", "the same answer");
     assert_eq!(at(&world), 5002, "and nothing changes");
     let other = world.from("127.0.0.1:1", login("al", 7, &token, 5003));
     assert_eq!((code(&other), &other["reason"]), ("BAD_REQUEST", &json!("rq already used")));
-    // Neither a restart nor a REGISTER makes a late repeat move the peer back.
+    // Neither a restart nor a REGISTER lets a late repeat move the peer back.
     world.reload();
     let mut again = register("al", "127.0.0.1", 5004);
     again["token"] = token.as_str().into();
@@ -114,8 +114,8 @@ fn who_asks_must_show_who_it_is() {
     assert_eq!(code(&world.from("127.0.0.2:5000", status.clone())), "FORBIDDEN");
     assert_eq!(code(&world.from("127.0.0.1:5000", with("x"))), "FORBIDDEN", "a wrong token, whatever the address");
     assert_eq!(world.from("10.0.0.9:5001", with(&token))["type"], "DEALS");
-    assert_eq!(code(&world.via("127.0.0.1:5000", Via::Tcp, status)), "FORBIDDEN", "TCP proves nothing");
-    assert_eq!(world.via("127.0.0.1:9", Via::Tcp, with(&token))["type"], "DEALS");
+    assert_eq!(code(&world.transport("127.0.0.1:5000", Transport::Tcp, status)), "FORBIDDEN", "TCP proves nothing");
+    assert_eq!(world.transport("127.0.0.1:9", Transport::Tcp, with(&token))["type"], "DEALS");
     assert_eq!(code(&world.from("127.0.0.1:5000", json!({"type":"STATUS","rq":1,"name":"b"}))), "NOT_REGISTERED");
 }
 
@@ -127,18 +127,17 @@ fn leaving_twice_is_leaving_once() {
     assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 5}));
     assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 5}));
     assert_eq!(world.from("127.0.0.1:5009", leave.clone())["type"], "DE-REGISTERED", "of a name nobody holds");
-    // The name has a holder again, at the very same address, and its numbers go on: the late repeat does
-    // not remove it.
+    // The name has a holder again at the same address, with later numbers: the late repeat does not remove it.
     world.join_with("al", "127.0.0.1:5000", 6);
     assert_eq!(world.from("127.0.0.1:5000", leave.clone())["type"], "DE-REGISTERED");
     world.reload();
     assert_eq!(world.from("127.0.0.1:5000", leave.clone())["type"], "DE-REGISTERED");
-    assert!(world.exchange.named("al").is_some());
-    // The new holder's own, with its own token, is no repeat.
+    assert!(world.exchange.peer_named("al").is_some());
+    // The new holder's own DE-REGISTER, with its own token, is not a repeat.
     let mut own = leave.clone();
     own["token"] = world.tokens["al"].as_str().into();
     assert_eq!(world.from("127.0.0.1:5000", own)["type"], "DE-REGISTERED");
-    assert!(world.exchange.named("al").is_none());
+    assert!(world.exchange.peer_named("al").is_none());
     world.pass(600_000);
     world.exchange.sweep(world.now);
     world.assert_no_trace();
@@ -155,13 +154,13 @@ fn who_comes_and_goes_with_the_same_numbers_comes_and_goes() {
         }
         for _ in 0..2 {
             assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 2}));
-            assert!(world.exchange.named("al").is_none());
+            assert!(world.exchange.peer_named("al").is_none());
         }
     }
-    // A stranger who takes the name is not removed by a late repeat.
+    // A new holder at another address is not removed by a late repeat.
     world.join("al", "127.0.0.1:5001");
     assert_eq!(world.from("127.0.0.1:5000", leave)["type"], "DE-REGISTERED");
-    assert!(world.exchange.named("al").is_some());
+    assert!(world.exchange.peer_named("al").is_some());
 }
 
 #[test]
@@ -211,23 +210,26 @@ fn a_departure_waits_for_a_settlement_under_way_and_for_nothing_else() {
     world.act("al", "OFFER", number, Some(70));
     let home = world.homes["al"];
     assert!(world.say("al", json!({"type": "DE-REGISTER", "rq": 5})).is_null(), "no answer yet");
-    let since = world.last.leaving.unwrap();
+    let registration_id = world.last.departing.unwrap();
     assert_eq!(code(&world.search("al", 9)), "WRONG_STATE", "it begins nothing new");
     let name = Name::new("al").unwrap();
-    assert_eq!(world.exchange.leave(world.now, home, 5, &name, since).leaving, Some(since));
+    assert_eq!(
+        world.exchange.resume_departure(world.now, home, 5, &name, registration_id).departing,
+        Some(registration_id)
+    );
     assert!(world.say("al", json!({"type": "DE-REGISTER", "rq": 5})).is_null(), "a repeat waits as well");
     let token = world.tokens["al"].clone();
     assert_eq!(world.from("127.0.0.1:1", login("al", 6, &token, 5001))["type"], "LOGIN-DENIED");
-    world.settle(deal, &[Event::Authorised, Event::Shipped, Event::Captured]);
-    let left = world.exchange.leave(world.now, home, 5, &name, since);
-    assert!(matches!(left.answer, Some(Reply::DeRegistered { rq: 5 })));
+    world.settle(deal, &[DealInput::Authorised, DealInput::Shipped, DealInput::Captured]);
+    let left = world.exchange.resume_departure(world.now, home, 5, &name, registration_id);
+    assert!(matches!(left.response, Some(Response::DeRegistered { rq: 5 })));
     assert_eq!(world.deals("bo")[0]["state"], "completed");
-    // The second waiter finds someone else under that name, and leaves it alone.
+    // The second waiting request finds a new holder of the name and leaves it alone.
     world.join("al", "127.0.0.1:6000");
-    let late = world.exchange.leave(world.now, home, 6, &name, since);
-    assert!(matches!(late.answer, Some(Reply::DeRegistered { rq: 6 })));
-    world.exchange.stay(&name, since);
-    assert!(world.exchange.named("al").is_some());
+    let late = world.exchange.resume_departure(world.now, home, 6, &name, registration_id);
+    assert!(matches!(late.response, Some(Response::DeRegistered { rq: 6 })));
+    world.exchange.cancel_departure(&name, registration_id);
+    assert!(world.exchange.peer_named("al").is_some());
 }
 
 #[test]
@@ -235,20 +237,20 @@ fn a_departure_that_cannot_wait_leaves_the_peer_as_it_was() {
     let mut world = World::with(&["al", "bo"]);
     world.bought("bo", "al", 1);
     world.say("bo", json!({"type": "DE-REGISTER", "rq": 5}));
-    world.exchange.stay(&Name::new("bo").unwrap(), world.last.leaving.unwrap());
+    world.exchange.cancel_departure(&Name::new("bo").unwrap(), world.last.departing.unwrap());
     assert_eq!(world.search("bo", 2)["type"], "SEARCHING");
 }
 
 #[test]
 fn leaving_ends_every_deal_in_every_state_and_tells_the_others() {
-    // The state, what the other side is told when the buyer leaves, and when the seller does.
+    // The state, what the other side is told when the buyer departs, and when the seller does.
     for (state, by_buyer, by_seller) in [
         ("searching", "RELEASED", "NOT_AVAILABLE"),
         ("negotiating", "CANCEL", "NOT_FOUND"),
         ("reserved", "CANCEL", "CANCEL"),
     ] {
         for (leaver, other, told) in [("bo", "al", by_buyer), ("al", "bo", by_seller)] {
-            // The third keeps a search open; where it is over, it has left before.
+            // The third seller keeps a search open; where the search is over, it has departed before.
             let mut world = World::with(&["al", "bo", "cy"]);
             world.search("bo", 1);
             let number = world.newest("al")["rq"].as_u64().unwrap();
@@ -276,8 +278,8 @@ fn those_who_left_are_bounded_too() {
     let mut world = World::with(&["al"]);
     for rq in 0..2 * PEERS_MAX as u64 {
         let name = Name::new("ghost").unwrap();
-        let row = FarewellRow { name: name.clone(), rq, source: world.homes["al"], at: world.now };
-        world.exchange.farewells.lock().insert((name, rq), row);
+        let row = DepartureRow { name: name.clone(), rq, source: world.homes["al"], at: world.now };
+        world.exchange.departures.lock().insert((name, rq), row);
     }
     assert_eq!(code(&world.from("127.0.0.1:6000", register("bo", "127.0.0.1", 6000))), "BUSY");
     world.pass(600_000);
@@ -289,9 +291,9 @@ fn those_who_left_are_bounded_too() {
 fn who_has_a_name_that_cannot_be_seen_keeps_it_and_nobody_gets_one_anew() {
     const HIDDEN: &str = "al\u{200b}";
     let mut world = World::with(&["al", "bo"]);
-    // As a version left it that did not look at what can be seen.
+    // As an earlier version left it, which did not check for invisible characters.
     let mut snapshot = world.exchange.journal().snapshot();
-    snapshot.peers[0].0.name = Name::kept(HIDDEN).unwrap();
+    snapshot.peers[0].0.name = Name::from_stored(HIDDEN).unwrap();
     (world.exchange, _) = Exchange::load(Memory::default(), rules(), snapshot, 0, world.now);
     let (home, token) = (world.homes["al"], world.tokens["al"].clone());
     world.homes.insert(HIDDEN.to_owned(), home);

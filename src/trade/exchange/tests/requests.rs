@@ -1,4 +1,4 @@
-//! Requests, their answers and their repeats.
+//! Requests, responses and repeats.
 
 use super::*;
 
@@ -11,9 +11,9 @@ fn every_kind_of_request_is_answered_the_same_and_done_once() {
         assert_eq!(first["type"], expected, "{first}");
         let written = journal.0.lock().len();
         assert_eq!(world.say(name, message.clone()), first, "another answer to the same {message}");
-        assert!(world.last.pushes.is_empty() && world.last.settle.is_none());
+        assert!(world.last.notifications.is_empty() && world.last.settlement.is_none());
         assert_eq!(journal.0.lock().len(), written, "the repeat of {message} wrote something");
-        // With another price or item: refused, and nothing changes.
+        // With another price or item it is refused, and nothing changes.
         let mut other = message.clone();
         other["item_name"] = "lump".into();
         assert_eq!(world.say(name, other)["reason"], "rq already used");
@@ -21,8 +21,8 @@ fn every_kind_of_request_is_answered_the_same_and_done_once() {
             if message.get(amount).is_some() {
                 let mut other = message.clone();
                 other[amount] = 1.into();
-                let answer = world.say(name, other);
-                assert_eq!((code(&answer), &answer["reason"]), ("BAD_REQUEST", &json!("rq already used")));
+                let response = world.say(name, other);
+                assert_eq!((code(&response), &response["reason"]), ("BAD_REQUEST", &json!("rq already used")));
             }
         }
         assert_eq!(journal.0.lock().len(), written, "a refusal wrote something");
@@ -51,10 +51,10 @@ fn every_kind_of_request_is_answered_the_same_and_done_once() {
 
     again(&mut world, "bo", search(3), "SEARCHING");
     again(&mut world, "bo", side("CANCEL", &json!(3)), "CANCELLED");
-    // All of it holds across a restart.
+    // All of it holds after a restart.
     world.reload();
     assert_eq!(world.say("bo", priced("BUY", &json!(1), 80))["type"], "BUYING");
-    assert!(world.last.settle.is_none());
+    assert!(world.last.settlement.is_none());
     assert_eq!(world.say("cy", haggled("ACCEPT", &cy))["type"], "NOTED");
     assert_eq!(world.say("bo", search(3)), json!({"type": "SEARCHING", "rq": 3, "peers": 2}));
     let mut other = search(3);
@@ -70,9 +70,9 @@ fn an_error_is_not_remembered() {
     let number = world.newest("al")["rq"].as_u64().unwrap();
     world.act("al", "OFFER", number, Some(80));
     assert_eq!(code(&world.act("bo", "BUY", 1, Some(81))), "BAD_REQUEST");
-    assert_eq!(world.exchange.settlements(), 0, "a refused BUY holds no slot");
+    assert_eq!(world.exchange.settlement_count(), 0, "a refused BUY holds no slot");
     assert_eq!(world.act("bo", "BUY", 1, Some(80))["type"], "BUYING");
-    assert_eq!(world.exchange.settlements(), 1);
+    assert_eq!(world.exchange.settlement_count(), 1);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_deal_is_known_to_its_own_sides_alone() {
     let mut world = World::with(&["al", "bo", "cy"]);
     world.search("bo", 1);
     let number = world.newest("al")["rq"].as_u64().unwrap();
-    assert!(number >= SERVER_NUMBERS);
+    assert!(number >= FIRST_SERVER_NUMBER);
     for (name, rq) in [("cy", number), ("bo", number), ("al", 1), ("bo", 2)] {
         assert_eq!(code(&world.act(name, "CANCEL", rq, None)), "UNKNOWN_DEAL");
     }
@@ -94,7 +94,7 @@ fn a_register_forgets_the_answers_of_ended_deals_alone() {
     world.search("bo", 2);
     assert_eq!(world.from("127.0.0.1:5001", register("bo", "127.0.0.1", 5001))["type"], "REGISTERED");
     assert_eq!(world.deals("bo").len(), 2, "STATUS still tells of both");
-    // The open one ends afterwards: its answers are kept, also across a restart.
+    // The open deal ends afterwards; its responses are kept, also across a restart.
     world.act("bo", "CANCEL", 2, None);
     for _ in 0..2 {
         assert_eq!(code(&world.act("bo", "CANCEL", 1, None)), "UNKNOWN_DEAL");
@@ -103,16 +103,16 @@ fn a_register_forgets_the_answers_of_ended_deals_alone() {
         world.reload();
         assert_eq!(world.view(), before);
     }
-    // A second REGISTER forgets that one too.
+    // A second REGISTER makes that number available as well.
     world.from("127.0.0.1:5001", register("bo", "127.0.0.1", 5001));
     assert_eq!(code(&world.act("bo", "CANCEL", 2, None)), "UNKNOWN_DEAL");
-    // The number means the new deal from now on.
+    // The number refers to the new deal from now on.
     assert_eq!(world.search("bo", 1)["type"], "SEARCHING");
     let before = world.view();
     world.reload();
     assert_eq!(world.view(), before);
     assert_eq!(world.act("bo", "CANCEL", 1, None)["type"], "CANCELLED");
-    let seller = world.told("al").pop().map(|push| push["type"].clone());
+    let seller = world.told("al").pop().map(|notification| notification["type"].clone());
     assert_eq!(seller, None, "a search that is off is not asked further");
 }
 
@@ -158,7 +158,7 @@ fn an_ack_counts_from_the_peers_address_or_with_its_token() {
     world.search("bo", 1);
     let ack = |world: &World, source: &str, mid, token: Option<&str>| {
         let ack = Ack { mid, token: token.map(Token::from_text) };
-        world.exchange.ack(world.now, source.parse().unwrap(), &ack)
+        world.exchange.acknowledge(world.now, source.parse().unwrap(), &ack)
     };
     let mid = world.newest("al")["mid"].as_u64().unwrap();
     let token = world.tokens["al"].clone();
@@ -182,12 +182,12 @@ fn an_ack_counts_from_the_peers_address_or_with_its_token() {
 fn pushes_go_where_the_peer_is_now() {
     let mut world = World::with(&["al", "bo"]);
     world.search("bo", 1);
-    let told = world.last.pushes[0];
-    assert_eq!(world.exchange.push(told).unwrap().to, world.homes["al"]);
+    let told = world.last.notifications[0];
+    assert_eq!(world.exchange.outgoing_notification(told).unwrap().to, world.homes["al"]);
     let token = world.tokens["al"].clone();
     world.from("127.0.0.1:1", login("al", 1, &token, 5999));
-    assert_eq!(world.exchange.push(told).unwrap().to, "127.0.0.1:5999".parse().unwrap());
+    assert_eq!(world.exchange.outgoing_notification(told).unwrap().to, "127.0.0.1:5999".parse().unwrap());
     world.pass(5_000);
     world.tick_all();
-    assert!(world.exchange.push(told).is_none(), "a SEARCH is not repeated after its window");
+    assert!(world.exchange.outgoing_notification(told).is_none(), "a SEARCH is not repeated after its window");
 }

@@ -1,4 +1,4 @@
-//! A whole peer against a server that says what the test wants.
+//! A complete peer against a server controlled by the test.
 
 use serde_json::{Value, json};
 
@@ -11,13 +11,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
 const WAIT: Duration = Duration::from_secs(10);
-const SIDE: u64 = crate::trade::wire::SERVER_NUMBERS + 3;
+const SIDE: u64 = crate::trade::wire::FIRST_SERVER_NUMBER + 3;
 const CERT: &str = "abababababababababababababababababababababababababababababababab";
 
-fn settings(server: &FakeServer, dir: &Path) -> Settings {
-    let mut client = client::Config::new(Name::new("alice").unwrap(), server.address());
+fn config(server: &FakeServer, dir: &Path) -> NodeConfig {
+    let mut client = client::ClientConfig::new(Name::new("alice").unwrap(), server.address());
     client.pauses = vec![Duration::from_millis(50); 100];
-    Settings {
+    NodeConfig {
         client,
         server: server.address().to_string(),
         data_dir: dir.to_owned(),
@@ -29,17 +29,17 @@ fn settings(server: &FakeServer, dir: &Path) -> Settings {
     }
 }
 
-/// Joins while the server answers as told; STATUS gets these deals.
-fn join(server: &FakeServer, settings: Settings, kind: &str, answer: Value, deals: Value) -> Result<Node, NodeError> {
+/// Joins while the server responds as given; STATUS gets these deals.
+fn join(server: &FakeServer, config: NodeConfig, kind: &str, response: Value, deals: Value) -> Result<Node, NodeError> {
     std::thread::scope(|scope| {
         let answering = scope.spawn(|| {
             let (request, source) = server.expect(kind);
-            let mut answer = answer;
-            answer["rq"] = request["rq"].clone();
-            server.send(source, &answer);
+            let mut response = response;
+            response["rq"] = request["rq"].clone();
+            server.send(source, &response);
             request
         });
-        let node = Node::open(settings, |_| {})?;
+        let node = Node::open(config, |_| {})?;
         let joined = node.join();
         answering.join().unwrap();
         joined?;
@@ -54,8 +54,8 @@ fn registered() -> Value {
 }
 
 fn here(node: &Node) -> SocketAddr {
-    let reach = node.client().reach();
-    SocketAddr::new(reach.ip, reach.udp_port as u16)
+    let endpoint = node.client().endpoint();
+    SocketAddr::new(endpoint.ip, endpoint.udp_port as u16)
 }
 
 fn eventually(mut holds: impl FnMut() -> bool) {
@@ -69,7 +69,7 @@ fn eventually(mut holds: impl FnMut() -> bool) {
 #[test]
 fn items_deals_and_pushes_outlive_a_restart() {
     let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
-    let node = join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    let node = join(&server, config(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
     node.stock(vec![Item::new("lamp", Cents(2_000), Cents(1_500), 2, "").unwrap()]).unwrap();
     let search = json!({"type":"SEARCH","rq":SIDE,"mid":5,"item_name":"lamp","description":""});
     server.send(here(&node), &search);
@@ -82,10 +82,10 @@ fn items_deals_and_pushes_outlive_a_restart() {
     assert_eq!(server.expect("ACK").0["mid"], 5, "every copy");
     drop(node);
 
-    // Back with LOGIN and the token; the server says that the offer was taken meanwhile.
+    // It logs in with its token, and the server reports that the offer was chosen meanwhile.
     let deals = json!([{"rq":SIDE,"side":"seller","item_name":"lamp","state":"reserved","price":20}]);
     let logged_in = json!({"type":"LOGGED-IN","cert_sha256":CERT});
-    let node = join(&server, settings(&server, dir.path()), "LOGIN", logged_in, deals).unwrap();
+    let node = join(&server, config(&server, dir.path()), "LOGIN", logged_in, deals).unwrap();
     let reserved = || matches!(&node.deals().1[..], [sale] if sale.state == SaleState::Reserved);
     eventually(reserved);
     assert!(matches!(&node.items()[..], [(item, 1)] if item.quantity == 2));
@@ -101,24 +101,24 @@ fn items_deals_and_pushes_outlive_a_restart() {
         }
     }
     assert_eq!(node.items()[0].1, 0);
-    assert!(matches!(node.wait(SIDE, WAIT).unwrap(), Note::Cancelled { side: Side::Seller, .. }));
+    assert!(matches!(node.wait(SIDE, WAIT).unwrap(), PeerEvent::Cancelled { side: Side::Seller, .. }));
 }
 
 #[test]
 fn the_first_fingerprint_is_kept_and_another_refused_until_a_person_says_so() {
     let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
-    join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    join(&server, config(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
     let other = "cd".repeat(32);
     let another = json!({"type":"LOGGED-IN","cert_sha256":other});
     let error =
-        join(&server, settings(&server, dir.path()), "LOGIN", another.clone(), json!([])).err().unwrap().to_string();
+        join(&server, config(&server, dir.path()), "LOGIN", another.clone(), json!([])).err().unwrap().to_string();
     assert!(error.contains(CERT) && error.contains(&format!("--server-cert {other}")), "{error}");
     let plain = json!({"type":"LOGGED-IN","cert_sha256":null});
-    let error = join(&server, settings(&server, dir.path()), "LOGIN", plain, json!([])).err().unwrap().to_string();
+    let error = join(&server, config(&server, dir.path()), "LOGIN", plain, json!([])).err().unwrap().to_string();
     assert!(error.contains("--plaintext"), "{error}");
-    let told = |cert: &str| Settings { server_cert: Some(cert.to_owned()), ..settings(&server, dir.path()) };
+    let told = |cert: &str| NodeConfig { server_cert: Some(cert.to_owned()), ..config(&server, dir.path()) };
     join(&server, told(&other), "LOGIN", another.clone(), json!([])).unwrap();
-    join(&server, settings(&server, dir.path()), "LOGIN", another.clone(), json!([])).unwrap();
+    join(&server, config(&server, dir.path()), "LOGIN", another.clone(), json!([])).unwrap();
     let error = join(&server, told(CERT), "LOGIN", another, json!([])).err().unwrap().to_string();
     assert!(error.contains(&format!("{CERT} is expected (by --server-cert")), "{error}");
 }
@@ -126,7 +126,7 @@ fn the_first_fingerprint_is_kept_and_another_refused_until_a_person_says_so() {
 #[test]
 fn a_server_that_was_confirmed_as_one_without_a_certificate_has_none() {
     let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
-    let without = || Settings { no_server_cert: true, plaintext: true, ..settings(&server, dir.path()) };
+    let without = || NodeConfig { no_server_cert: true, plaintext: true, ..config(&server, dir.path()) };
     let error = join(&server, without(), "REGISTER", registered(), json!([])).err().unwrap().to_string();
     assert!(error.contains(CERT) && error.contains("confirmed as one that has none"), "{error}");
     let plain = json!({"type":"REGISTERED","token":"t0ken","cert_sha256":null});
@@ -136,7 +136,7 @@ fn a_server_that_was_confirmed_as_one_without_a_certificate_has_none() {
 #[test]
 fn a_token_that_the_server_forgot_leads_to_register() {
     let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
-    join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    join(&server, config(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (login, source) = server.expect("LOGIN");
@@ -147,7 +147,7 @@ fn a_token_that_the_server_forgot_leads_to_register() {
             let reason = "name: taken by another peer";
             server.send(source, &json!({"type":"REGISTER-DENIED","rq":register["rq"],"reason":reason}));
         });
-        let node = Node::open(settings(&server, dir.path()), |_| {}).unwrap();
+        let node = Node::open(config(&server, dir.path()), |_| {}).unwrap();
         let error = node.join().unwrap_err().to_string();
         assert!(error.contains("taken by another") && error.contains("alice"), "{error}");
     });
@@ -156,7 +156,7 @@ fn a_token_that_the_server_forgot_leads_to_register() {
 #[test]
 fn commands_wait_for_their_answers_and_say_why_not() {
     let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
-    let node = join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    let node = join(&server, config(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (search, source) = server.expect("LOOKING_FOR");
@@ -169,7 +169,7 @@ fn commands_wait_for_their_answers_and_say_why_not() {
         });
         let (rq, peers) = node.find("lamp", Cents(1_250), "any").unwrap();
         assert_eq!(peers, 4);
-        assert!(matches!(node.wait(rq, WAIT).unwrap(), Note::Found { price: Cents(1_200), .. }));
+        assert!(matches!(node.wait(rq, WAIT).unwrap(), PeerEvent::Found { price: Cents(1_200), .. }));
         assert!(node.buy(rq).unwrap_err().to_string().contains("--wallet"));
         assert_eq!(node.cancel(rq).unwrap_err().to_string(), "too late");
         assert!(node.buy(rq + 1).is_err() && node.wait(99, WAIT).is_err());
@@ -179,10 +179,10 @@ fn commands_wait_for_their_answers_and_say_why_not() {
 #[test]
 fn one_process_a_data_dir_and_one_name() {
     let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
-    let node = Node::open(settings(&server, dir.path()), |_| {}).unwrap();
-    assert!(Node::open(settings(&server, dir.path()), |_| {}).err().unwrap().to_string().contains("in use"));
+    let node = Node::open(config(&server, dir.path()), |_| {}).unwrap();
+    assert!(Node::open(config(&server, dir.path()), |_| {}).err().unwrap().to_string().contains("in use"));
     drop(node);
-    let mut other = settings(&server, dir.path());
+    let mut other = config(&server, dir.path());
     other.client.name = Name::new("bob").unwrap();
     assert!(Node::open(other, |_| {}).err().unwrap().to_string().contains("alice"));
 }
@@ -190,38 +190,38 @@ fn one_process_a_data_dir_and_one_name() {
 #[test]
 fn what_is_sold_is_settled_without_a_wallet() {
     let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
-    let settings = Settings { plaintext: true, ..settings(&server, dir.path()) };
+    let config = NodeConfig { plaintext: true, ..config(&server, dir.path()) };
     let registered = json!({"type":"REGISTERED","token":"t0ken","cert_sha256":null});
-    let node = join(&server, settings, "REGISTER", registered, json!([])).unwrap();
+    let node = join(&server, config, "REGISTER", registered, json!([])).unwrap();
     node.stock(vec![Item::new("lamp", Cents(2_000), Cents(1_500), 1, "").unwrap()]).unwrap();
     server.send(here(&node), &json!({"type":"SEARCH","rq":SIDE,"mid":5,"item_name":"lamp","description":""}));
     let (_, source) = server.expect("OFFER");
     server.send(source, &json!({"type":"OFFERED","rq":SIDE}));
     server.send(source, &json!({"type":"RESERVE","rq":SIDE,"mid":6,"item_name":"lamp","price":20}));
-    let mut stream = TcpStream::connect((here(&node).ip(), node.client().reach().tcp_port as u16)).unwrap();
+    let mut stream = TcpStream::connect((here(&node).ip(), node.client().endpoint().tcp_port as u16)).unwrap();
     stream.set_read_timeout(Some(WAIT)).unwrap();
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    let mut answer = |line: Value| -> Value {
+    let mut response = |line: Value| -> Value {
         writeln!(stream, "{line}").unwrap();
         serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()
     };
-    let inform = answer(json!({"type":"INFORM_REQ","rq":SIDE,"item_name":"lamp","price":20}));
+    let inform = response(json!({"type":"INFORM_REQ","rq":SIDE,"item_name":"lamp","price":20}));
     assert_eq!(
         inform,
         json!({"type":"INFORM_RES","rq":SIDE,"name":"alice","token":"t0ken","cc_number":"","cc_exp":"","address":""})
     );
-    let shipped = answer(
+    let shipped = response(
         json!({"type":"SHIPPING_INFO","rq":SIDE,"name":"bob","address":"1 Elm St","price":20,"fee":2,"payout":18}),
     );
     assert_eq!(shipped, json!({"type":"SHIPPED","rq":SIDE}));
     writeln!(stream, "{}", json!({"type":"SETTLED","rq":SIDE,"payout":18})).unwrap();
-    assert!(matches!(node.wait(SIDE, WAIT).unwrap(), Note::Sold { price: Cents(2_000), .. }));
+    assert!(matches!(node.wait(SIDE, WAIT).unwrap(), PeerEvent::Sold { price: Cents(2_000), .. }));
 }
 
 #[test]
 fn a_server_that_is_refused_is_not_served_until_the_right_one_is_back() {
     let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
-    let node = join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    let node = join(&server, config(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
     node.stock(vec![Item::new("lamp", Cents(2_000), Cents(1_500), 2, "").unwrap()]).unwrap();
     let other = "cd".repeat(32);
     std::thread::scope(|scope| {
@@ -246,7 +246,7 @@ fn a_server_that_is_refused_is_not_served_until_the_right_one_is_back() {
     let search = |mid| json!({"type":"SEARCH","rq":SIDE,"mid":mid,"item_name":"lamp","description":""});
     server.send(here(&node), &search(5));
 
-    // The right one is back, and knows us by the token that it gave.
+    // The right server is back and knows the peer by its token.
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for kind in ["LOGIN", "STATUS"] {

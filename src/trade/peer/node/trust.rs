@@ -1,32 +1,32 @@
-//! Whether a server is who it was, and settles as we want.
+//! Whether a server is the one that it was, and settles as configured.
 
-use super::{Inner, NodeError, Settings};
-use crate::trade::client::Security;
+use super::{NodeConfig, NodeError, NodeInner};
+use crate::trade::client::SettlementSecurity;
 
-impl Inner {
-    /// Judges the fingerprint that the server told (SPEC section 3: the first one is kept). A server that is
-    /// not trusted is not heard until it, or the right one, tells the right fingerprint.
-    pub(super) fn trust(&self, told: Option<&str>) -> Result<(), NodeError> {
-        let Settings { server, plaintext, server_cert, no_server_cert, data_dir, .. } = &self.settings;
-        let kept = self.store.pin(server)?;
-        let judged = match told {
-            // Kept at first sight it would be taken for one that a person has confirmed.
-            Some(told) if *no_server_cert => Err(format!(
-                "the server at {server} shows the certificate {told}, but was confirmed as one that has none: this \
+impl NodeInner {
+    /// Judges the fingerprint that the server presents; the first one is pinned (`docs/spec/trade.md`). An untrusted
+    /// server is ignored until it, or the right one, presents the right fingerprint.
+    pub(super) fn trust(&self, presented: Option<&str>) -> Result<(), NodeError> {
+        let NodeConfig { server, plaintext, server_cert, no_server_cert, data_dir, .. } = &self.config;
+        let pinned = self.store.pin(server)?;
+        let judged = match presented {
+            // Pinned now, it would pass for one that a person has confirmed.
+            Some(presented) if *no_server_cert => Err(format!(
+                "the server at {server} shows the certificate {presented}, but was confirmed as one that has none: this \
                  may be another server that pretends to be it; start with --server {server}, and --server-cert HEX \
                  as its operator tells it"
             )),
-            told => judge(server, told, *plaintext, server_cert.as_deref(), kept.as_deref(), data_dir),
+            presented => judge(server, presented, *plaintext, server_cert.as_deref(), pinned.as_deref(), data_dir),
         };
         let security = match judged {
             Ok(security) => security,
             Err(why) => {
-                self.client().set_security(Security::Refused(why.as_str().into()));
+                self.client().set_security(SettlementSecurity::Untrusted(why.as_str().into()));
                 return Err(NodeError::Security(why));
             }
         };
-        if let Security::Pinned(pin) = &security
-            && kept.as_deref() != Some(&**pin)
+        if let SettlementSecurity::Pinned(pin) = &security
+            && pinned.as_deref() != Some(&**pin)
         {
             self.store.set_pin(server, pin)?;
         }
@@ -35,23 +35,23 @@ impl Inner {
     }
 }
 
-/// Where a fingerprint that is known beforehand comes from.
+/// Where a fingerprint that is known in advance comes from; part of error texts.
 const EXPECTED: &str = "by --server-cert, or confirmed with --server auto";
 
 fn judge(
     server: &str,
-    told: Option<&str>,
+    presented: Option<&str>,
     plaintext: bool,
-    given: Option<&str>,
-    kept: Option<&str>,
+    expected: Option<&str>,
+    pinned: Option<&str>,
     data_dir: &std::path::Path,
-) -> Result<Security, String> {
-    let Some(told) = told else {
-        if let Some(given) = given {
-            return Err(format!("the server at {server} settles without TLS, but {given} is expected ({EXPECTED})"));
+) -> Result<SettlementSecurity, String> {
+    let Some(presented) = presented else {
+        if let Some(expected) = expected {
+            return Err(format!("the server at {server} settles without TLS, but {expected} is expected ({EXPECTED})"));
         }
         return if plaintext {
-            Ok(Security::Plaintext)
+            Ok(SettlementSecurity::Plaintext)
         } else {
             Err(format!(
                 "the server at {server} settles without TLS, so that anyone on the way could read card numbers: \
@@ -59,22 +59,22 @@ fn judge(
             ))
         };
     };
-    let is_pin = told.len() == 64 && told.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let is_pin = presented.len() == 64 && presented.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     if !is_pin {
         return Err(format!("the server at {server} told no fingerprint: expected 64 hex digits"));
     }
-    let told_is = |other: &str| other.eq_ignore_ascii_case(told);
-    match (given, kept) {
-        (Some(given), _) if !told_is(given) => Err(format!(
-            "the server at {server} shows the certificate {told}, but {given} is expected ({EXPECTED}): \
+    let matches = |other: &str| other.eq_ignore_ascii_case(presented);
+    match (expected, pinned) {
+        (Some(expected), _) if !matches(expected) => Err(format!(
+            "the server at {server} shows the certificate {presented}, but {expected} is expected ({EXPECTED}): \
              this may be another server that pretends to be it"
         )),
-        (None, Some(kept)) if !told_is(kept) => Err(format!(
-            "the server at {server} shows the certificate {told}, but it was {kept} when we first met: this may be \
+        (None, Some(pinned)) if !matches(pinned) => Err(format!(
+            "the server at {server} shows the certificate {presented}, but it was {pinned} when we first met: this may be \
              another server that pretends to be it. If its operator confirms the new one, start once with \
-             --server-cert {told} (kept in {})",
+             --server-cert {presented} (kept in {})",
             data_dir.display()
         )),
-        _ => Ok(Security::Pinned(told.into())),
+        _ => Ok(SettlementSecurity::Pinned(presented.into())),
     }
 }

@@ -1,5 +1,5 @@
-//! Purchases over both databases' files and a bank: many drivers at once, some of which die at any step,
-//! databases that are closed under them, and a bank that is away now and then.
+//! Purchases with both databases on files and a bank: many concurrent drivers, some of which die at any step, databases
+//! that restart meanwhile, and a bank that is unavailable at times.
 
 use std::collections::BTreeMap;
 
@@ -8,21 +8,21 @@ use parking_lot::RwLock;
 use super::*;
 use crate::model::Clock;
 use crate::model::Total;
-use crate::shop::ops::{Found, Hold, ProductOp, Registered};
-use crate::shop::product::{ProductDb, Settings};
-use crate::shop::purchase::driver::{Driver, Op, Step as Next};
+use crate::shop::ops::{HoldState, ItemPage, ProductOp, RegisteredItem};
+use crate::shop::product::{ProductDb, ProductDbSettings};
+use crate::shop::purchase::driver::{DatabaseOp, Driver, DriverStep as Next};
 
 const BUYERS: usize = 12;
 
-/// Both databases. Whoever closes them waits until nobody is inside: what dies are the drivers.
-struct Whole {
+/// Both databases. A restart waits until no operation is in progress, so only drivers die.
+struct WholeShop {
     shop: RwLock<Option<(Shop, ProductDb)>>,
     clock: Clock,
     buyers: Vec<String>,
 }
 
 fn open_product(shop: &Shop) -> ProductDb {
-    let settings = Settings { hold_timeout: Duration::from_secs(60), first_stretch: 0 };
+    let settings = ProductDbSettings { hold_timeout: Duration::from_secs(60), first_id_range: 0 };
     ProductDb::open(shop.dir.path(), settings).unwrap()
 }
 
@@ -31,8 +31,8 @@ fn random(below: u64) -> u64 {
     u64::from_str_radix(&token.reveal()[..15], 16).unwrap() % below
 }
 
-impl Whole {
-    fn open(items: &[u32]) -> (Whole, Vec<String>) {
+impl WholeShop {
+    fn open(items: &[u32]) -> (WholeShop, Vec<String>) {
         let shop = Shop::new();
         let product = open_product(&shop);
         let ids = items.iter().enumerate().map(|(place, quantity)| {
@@ -47,55 +47,69 @@ impl Whole {
                 price: Cents(101 + place as i64),
                 quantity: *quantity,
             };
-            serde_json::from_str::<Registered>(&product.handle(op).unwrap()).unwrap().item_id
+            serde_json::from_str::<RegisteredItem>(&product.handle(op).unwrap()).unwrap().item_id
         });
         let ids = ids.collect();
         let buyers = (0..BUYERS).map(|n| shop.sign_up(Role::Buyer, &format!("buyer {n}"))).collect();
-        (Whole { shop: RwLock::new(Some((shop, product))), clock: Clock::start(), buyers }, ids)
+        (WholeShop { shop: RwLock::new(Some((shop, product))), clock: Clock::start(), buyers }, ids)
     }
 
-    fn customer(&self, op: CustomerOp) -> Answer<String> {
+    fn customer(&self, op: CustomerOp) -> ShopResult<String> {
         self.shop.read().as_ref().unwrap().0.db().handle(op)
     }
 
-    fn ask(&self, op: Op) -> Answer<String> {
+    fn ask(&self, op: DatabaseOp) -> ShopResult<String> {
         match op {
-            Op::Customer(op) => self.customer(op),
-            Op::Product(op) => self.shop.read().as_ref().unwrap().1.handle(op),
+            DatabaseOp::Customer(op) => self.customer(op),
+            DatabaseOp::Product(op) => self.shop.read().as_ref().unwrap().1.handle(op),
         }
     }
 
     fn put(&self, sid: &str, item_id: &str, quantity: u32) {
         let request = Token::random().reveal().to_owned();
         let (sid, item_id) = (sid.to_owned(), item_id.to_owned());
-        let op = CustomerOp::AddToCart { request, sid, users: false, item_id, quantity, at_most: 1_000 };
+        let op = CustomerOp::AddToCart { request, sid, uses_saved_cart: false, item_id, quantity, at_most: 1_000 };
         self.customer(op).unwrap();
     }
 
-    /// One MakePurchase as a frontend does it; `None` when its driver died on the way, which it does once
-    /// in so many steps.
-    fn purchase(&self, sid: &str, key: Option<String>, dies_once_in: Option<u64>) -> Option<Answer<Purchased>> {
+    /// Makes one purchase as a frontend does; `None` if its driver died, which it does once in `dies_once_in` steps.
+    fn purchase(
+        &self,
+        sid: &str,
+        key: Option<String>,
+        dies_once_in: Option<u64>,
+    ) -> Option<ShopResult<CompletedPurchase>> {
         let request = Token::random().reveal().to_owned();
-        let op = CustomerOp::Begin { request, sid: sid.to_owned(), users: false, idempotency_key: key, address: None };
+        let op = CustomerOp::Begin {
+            request,
+            sid: sid.to_owned(),
+            uses_saved_cart: false,
+            idempotency_key: key,
+            address: None,
+        };
         let begun = match self.customer(op) {
             Ok(json) => serde_json::from_str(&json).unwrap(),
             Err(refusal) => return Some(Err(refusal)),
         };
         match begun {
-            Begun::Done { purchased } => Some(Ok(purchased)),
-            Begun::Drive { purchase_id, lease, lines, .. } => {
-                let card = LinkCard { number: GOOD.to_owned(), exp: "12/79".to_owned(), name: "b".to_owned() };
+            BeginResponse::Done { purchased } => Some(Ok(purchased)),
+            BeginResponse::Drive { purchase_id, lease, lines, .. } => {
+                let card = CardDetails { number: GOOD.to_owned(), exp: "12/79".to_owned(), name: "b".to_owned() };
                 let driver = Driver::begin(self.clock.now(), purchase_id, lease, lines, 60_000, card);
                 self.drive(driver, dies_once_in)
             }
         }
     }
 
-    fn drive(&self, (mut driver, mut step): (Driver, Next), dies_once_in: Option<u64>) -> Option<Answer<Purchased>> {
+    fn drive(
+        &self,
+        (mut driver, mut step): (Driver, Next),
+        dies_once_in: Option<u64>,
+    ) -> Option<ShopResult<CompletedPurchase>> {
         loop {
             match step {
-                Next::Over(answer) => return Some(answer),
-                Next::Ask { op, .. } => {
+                Next::Finished(answer) => return Some(answer),
+                Next::Send { op, .. } => {
                     if dies_once_in.is_some_and(|steps| random(steps) == 0) {
                         return None;
                     }
@@ -103,13 +117,14 @@ impl Whole {
                     if dies_once_in.is_some_and(|steps| random(steps) == 0) {
                         return None;
                     }
-                    step = driver.heard(self.clock.now(), op.read(answer.as_deref().map_err(Clone::clone)));
+                    step = driver
+                        .handle_response(self.clock.now(), op.parse_response(answer.as_deref().map_err(Clone::clone)));
                 }
             }
         }
     }
 
-    /// Closes and opens both databases, long enough apart that every lease has run out.
+    /// Restarts both databases after every lease has expired.
     fn restart(&self) {
         let mut whole = self.shop.write();
         let (mut shop, product) = whole.take().unwrap();
@@ -123,16 +138,16 @@ impl Whole {
     fn take_over(&self) {
         loop {
             let json = self.customer(CustomerOp::TakeOver).unwrap();
-            let Some(orphan) = serde_json::from_str::<Option<Orphan>>(&json).unwrap() else { return };
+            let Some(orphan) = serde_json::from_str::<Option<OrphanedPurchase>>(&json).unwrap() else { return };
             self.drive(Driver::take_over(self.clock.now(), orphan), None);
         }
     }
 
-    /// Everything agrees: stock, history, bank and ledger. Gives how many purchases there are.
+    /// Checks that stock, history, bank and ledger agree, and returns the number of purchases.
     fn agrees(&self, items: &[String], registered: &[u32]) -> usize {
         let whole = self.shop.read();
         let (shop, product) = whole.as_ref().unwrap();
-        assert_eq!(shop.db().purchases_under_way(), 0);
+        assert_eq!(shop.db().open_purchase_count(), 0);
         let orders = shop.orders(&shop.seller, 0, 500);
         assert!(orders.len() < 500, "one page shows them all");
         let mut sold: BTreeMap<&str, u32> = BTreeMap::new();
@@ -142,7 +157,7 @@ impl Whole {
             *by_purchase.entry(&order.purchase_id).or_default() += order.price.0 * i64::from(order.quantity);
         }
         let json = product.handle(ProductOp::ItemsOf { seller_id: 1, offset: 0, limit: 500 }).unwrap();
-        let found: Found = serde_json::from_str(&json).unwrap();
+        let found: ItemPage = serde_json::from_str(&json).unwrap();
         for (item_id, registered) in items.iter().zip(registered) {
             let left = found.items.iter().find(|item| item.item_id == *item_id).unwrap().quantity;
             let sold = sold.get(item_id.as_str()).copied().unwrap_or(0);
@@ -150,15 +165,15 @@ impl Whole {
         }
         for charge in shop.bank.inner.charges().unwrap() {
             let hold = ProductOp::HoldState { purchase_id: charge.key.clone() };
-            let hold: Hold = serde_json::from_str(&product.handle(hold).unwrap()).unwrap();
+            let hold: HoldState = serde_json::from_str(&product.handle(hold).unwrap()).unwrap();
             match by_purchase.get(charge.key.as_str()) {
                 Some(cents) => {
                     assert_eq!(
                         (charge.state, charge.amount, hold),
-                        (ChargeState::Captured, Some(Cents(*cents)), Hold::Sold)
+                        (ChargeState::Captured, Some(Cents(*cents)), HoldState::Sold)
                     );
                 }
-                None => assert_eq!((charge.state, hold), (ChargeState::Voided, Hold::Released), "{}", charge.key),
+                None => assert_eq!((charge.state, hold), (ChargeState::Voided, HoldState::Released), "{}", charge.key),
             }
         }
         let balances: BTreeMap<String, Total> = shop
@@ -179,8 +194,8 @@ impl Whole {
 
 #[test]
 fn the_last_units_go_to_as_many_buyers() {
-    let (whole, items) = Whole::open(&[5]);
-    let outcomes: Vec<Answer<Purchased>> = thread::scope(|scope| {
+    let (whole, items) = WholeShop::open(&[5]);
+    let outcomes: Vec<ShopResult<CompletedPurchase>> = thread::scope(|scope| {
         let buyers = whole.buyers.iter().map(|sid| {
             let (whole, item) = (&whole, &items[0]);
             scope.spawn(move || {
@@ -191,9 +206,9 @@ fn the_last_units_go_to_as_many_buyers() {
         buyers.collect::<Vec<_>>().into_iter().map(|buyer| buyer.join().unwrap()).collect()
     });
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 5);
-    let refused: Vec<Code> =
+    let refused: Vec<ErrorCode> =
         outcomes.into_iter().filter_map(|outcome| outcome.err().map(|refusal| refusal.code)).collect();
-    assert_eq!(refused, vec![Code::OutOfStock; BUYERS - 5]);
+    assert_eq!(refused, vec![ErrorCode::OutOfStock; BUYERS - 5]);
     assert_eq!(whole.agrees(&items, &[5]), 5);
 }
 
@@ -202,10 +217,10 @@ fn stock_charges_and_history_agree_whoever_dies() {
     const ROUNDS: usize = 4;
     const TRIES: usize = 4;
     let registered = [40, 25, 60];
-    let (whole, items) = Whole::open(&registered);
+    let (whole, items) = WholeShop::open(&registered);
     let (mut died, mut promised) = (0, Vec::new());
     for round in 0..ROUNDS {
-        let seen: Vec<(usize, Vec<Purchased>)> = thread::scope(|scope| {
+        let seen: Vec<(usize, Vec<CompletedPurchase>)> = thread::scope(|scope| {
             let buyers = whole.buyers.iter().enumerate().map(|(n, sid)| {
                 let (whole, items) = (&whole, &items);
                 scope.spawn(move || {
@@ -216,7 +231,7 @@ fn stock_charges_and_history_agree_whoever_dies() {
                         match whole.purchase(sid, key, Some(25)) {
                             Some(Ok(purchased)) => promised.push(purchased),
                             Some(Err(_)) => {}
-                            // Its place is held until the lease runs out: the next round.
+                            // The buyer's slot is taken until the lease expires: try again in the next round.
                             None => {
                                 died += 1;
                                 break;
@@ -227,7 +242,7 @@ fn stock_charges_and_history_agree_whoever_dies() {
                 })
             });
             let buyers: Vec<_> = buyers.collect();
-            // Now and then the bank is not there, and the databases are closed under the drivers.
+            // At times the bank is unavailable, and the databases restart while drivers run.
             let shop = whole.shop.read();
             let bank = Arc::clone(&shop.as_ref().unwrap().0.bank);
             drop(shop);
@@ -246,7 +261,7 @@ fn stock_charges_and_history_agree_whoever_dies() {
         assert!(made >= promised.len());
         for purchased in &promised {
             let complete = CustomerOp::Complete { purchase_id: purchased.purchase_id.clone(), lease: 0 };
-            let kept: Purchased = serde_json::from_str(&whole.customer(complete).unwrap()).unwrap();
+            let kept: CompletedPurchase = serde_json::from_str(&whole.customer(complete).unwrap()).unwrap();
             assert_eq!(kept, *purchased);
         }
     }

@@ -1,0 +1,603 @@
+//! The common part of `p2s2 buyer` and `p2s2 seller`: server, session, interactive loop and one-shot commands. The
+//! roles' own commands are in `buyer.rs` and `seller.rs`.
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::marker::PhantomData;
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::builder::StyledStr;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use self::session_store::SessionStore;
+use super::repl::{self, Commands, Flow, Screen, sanitize};
+use super::table::{Align, table};
+use super::{server_discovery, settings};
+use crate::lan::DISCOVERY_PORT;
+use crate::model::Name;
+use crate::net::conn::ConnError;
+use crate::net::shutdown::ShutdownSignal;
+use crate::shop::client::{CertificateTrust, Client, ClientConfig, ClientError};
+use crate::shop::ops::ErrorCode;
+
+pub(super) mod prompt;
+pub(super) mod session_store;
+pub(super) mod show;
+
+/// Maximum number of item ids kept for completion.
+const SEEN_ITEMS_MAX: usize = 1_000;
+
+/// The flags of both clients; their variables are named by each.
+#[derive(Debug, Clone, Args)]
+pub struct ShopClientArgs {
+    /// The server; HOST PORT as two words will do as well
+    #[arg(long, value_name = "HOST:PORT", global = true)]
+    server: Option<String>,
+    /// Who you are; the password is asked for, or read from P2S2_PASSWORD
+    #[arg(long, value_name = "NAME", value_parser = Name::new, global = true)]
+    user: Option<Name>,
+    /// Speak TLS; the server's certificate is kept at the first contact and must stay the same
+    #[arg(long, global = true, value_parser = settings::parse_switch())]
+    tls: bool,
+    /// Speak TLS with the server that has this certificate (SHA-256, 64 hex digits); with --server auto it
+    /// counts as confirmed
+    #[arg(long, value_name = "HEX", global = true, value_parser = settings::parse_fingerprint)]
+    server_cert: Option<String>,
+    /// Where servers hear who looks for them, with --server auto
+    #[arg(long, value_name = "PORT", global = true, allow_negative_numbers = true, default_value_t = DISCOVERY_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    discovery_port: u16,
+    /// Address to look from, with --server auto: 0.0.0.0 for every network; with 127.0.0.1 nothing leaves this
+    /// machine
+    #[arg(long, value_name = "IP", global = true, default_value_t = Ipv4Addr::UNSPECIFIED)]
+    bind: Ipv4Addr,
+    /// Print one JSON object a line
+    #[arg(long, global = true, value_parser = settings::parse_switch())]
+    json: bool,
+}
+
+/// The commands of one role.
+pub(super) trait RoleCommands: Subcommand + Send + Sync + 'static {
+    /// `buyer` or `seller`.
+    const ROLE: &'static str;
+    /// The default server address.
+    const SERVER: &'static str;
+
+    /// The command, if it is one that both roles have.
+    fn account(&self) -> Option<&AccountCommand>;
+
+    /// Runs a command of the role itself.
+    fn run(self, session: &ShopSession) -> anyhow::Result<()>;
+}
+
+/// What needs no session.
+#[derive(Debug, Subcommand)]
+pub enum AccountCommand {
+    /// Open an account; the password is asked for
+    #[command(after_help = "Example:\n  create-account bob --name \"Bob Okafor\"")]
+    CreateAccount {
+        /// Unique among buyers, or among sellers
+        username: String,
+        /// What others are to call you
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Open a session; the password is asked for
+    #[command(after_help = "Example:\n  login bob")]
+    Login {
+        /// Without it: --user
+        username: Option<String>,
+    },
+    /// End the session; a cart that was not saved goes with it
+    Logout,
+}
+
+/// A part of a long list.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ShopPageArgs {
+    /// How many to skip
+    #[arg(long, value_name = "N")]
+    offset: Option<u64>,
+    /// How many to show at most, up to 500
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+}
+
+impl ShopPageArgs {
+    /// Adds the given values to a request's payload.
+    pub(super) fn add_to(self, payload: &mut Value) {
+        for (field, number) in [("offset", self.offset), ("limit", self.limit)] {
+            if let Some(number) = number {
+                payload[field] = number.into();
+            }
+        }
+    }
+}
+
+/// A client's connection to the shop, its user and its output.
+pub(super) struct ShopSession {
+    role: &'static str,
+    pub(super) screen: Screen,
+    client: Mutex<Client>,
+    user: Mutex<Option<String>>,
+    /// Stores the session between one-shot commands; `None` in the interactive loop.
+    session_store: Option<SessionStore>,
+    /// Item ids from earlier responses, for completion.
+    seen_item_ids: Mutex<Vec<String>>,
+    /// The server, if `--server auto` chose it.
+    discovered_server: Option<server_discovery::ChosenServer>,
+}
+
+impl ShopSession {
+    /// Whether payments may go through this server.
+    ///
+    /// # Errors
+    /// See [`server_discovery::ChosenServer::check_payment`].
+    pub(super) fn check_payment(&self) -> anyhow::Result<()> {
+        self.discovered_server.as_ref().map_or(Ok(()), |chosen| chosen.check_payment(""))
+    }
+
+    /// Calls an API and returns the payload of the response. An expired session is forgotten.
+    pub(super) fn call(&self, api: &str, payload: Value) -> anyhow::Result<Value> {
+        let mut client = self.client.lock();
+        let response = client.call(api, payload);
+        if let Err(error) = &response
+            && error.code() == Some(ErrorCode::SessionExpired)
+        {
+            client.set_session_id(None);
+            self.forget_session()?;
+        }
+        let response = response?;
+        self.remember_item_ids(&response);
+        Ok(response)
+    }
+
+    /// The user's name, if known.
+    pub(super) fn user(&self) -> Option<String> {
+        self.user.lock().clone()
+    }
+
+    /// Prints the result of a command: its fields with `--json`, else a text for people.
+    pub(super) fn print_result(&self, command: &str, mut fields: Value, text: impl FnOnce(&Value) -> String) {
+        if self.screen.is_json() {
+            fields["ok"] = command.into();
+            self.screen.print_json(&fields);
+        } else {
+            let text = text(&fields);
+            self.screen.print(&text.lines().map(sanitize).collect::<Vec<_>>().join("\n"));
+        }
+    }
+
+    fn create_account(&self, username: &str, name: Option<&str>) -> anyhow::Result<()> {
+        let mut payload = json!({"username": username, "password": prompt::password(true)?});
+        if let Some(name) = name {
+            payload["name"] = name.into();
+        }
+        let response = self.call("CreateAccount", payload)?;
+        self.print_result("create-account", response, |_| {
+            format!("{username} has an account; {} opens a session", self.login_command(username))
+        });
+        Ok(())
+    }
+
+    fn login(&self, username: Option<&str>) -> anyhow::Result<()> {
+        let username = match (username.map(str::to_owned).or(self.user()), prompt::is_interactive()) {
+            (Some(username), _) => username,
+            (None, true) => prompt::line("User name: ")?,
+            (None, false) => bail!("a user name is missing: login USERNAME (or --user NAME)"),
+        };
+        let password = prompt::password(false)?;
+        let mut client = self.client.lock();
+        let id = client.login(&username, &password)?;
+        *self.user.lock() = Some(username.clone());
+        if let (Some(session_store), Some(session_id)) = (&self.session_store, client.session_id()) {
+            session_store.save_session(&username, session_id)?;
+        }
+        let fields = json!({"username": username, format!("{}_id", self.role): id});
+        self.print_result("login", fields, |_| format!("logged in as {username} ({} {id})", self.role));
+        Ok(())
+    }
+
+    fn logout(&self) -> anyhow::Result<()> {
+        let done = self.client.lock().logout();
+        // If the connection was lost, the session may still exist and can be ended later.
+        if matches!(done, Ok(()) | Err(ClientError::Refused(_))) {
+            self.forget_session()?;
+        }
+        done?;
+        self.print_result("logout", json!({}), |_| "logged out".to_owned());
+        Ok(())
+    }
+
+    /// Removes the stored session.
+    fn forget_session(&self) -> anyhow::Result<()> {
+        match (&self.session_store, self.user()) {
+            (Some(session_store), Some(user)) => session_store.remove_session(&user),
+            _ => Ok(()),
+        }
+    }
+
+    fn remember_item_ids(&self, response: &Value) {
+        let lists = ["items", "cart"].into_iter().filter_map(|field| response[field].as_array()).flatten();
+        let mut seen_item_ids = self.seen_item_ids.lock();
+        for id in lists.chain([response]).filter_map(|item| item["item_id"].as_str()) {
+            if seen_item_ids.len() < SEEN_ITEMS_MAX && !seen_item_ids.iter().any(|known| known == id) {
+                seen_item_ids.push(id.to_owned());
+            }
+        }
+    }
+
+    /// The command that opens a session, as it must be entered here.
+    pub(super) fn login_command(&self, username: &str) -> String {
+        if self.session_store.is_some() {
+            format!("`p2s2 {} login {username}`", self.role)
+        } else {
+            format!("`login {username}`")
+        }
+    }
+
+    /// The error with advice, and its code. Session ids are never mentioned to the user.
+    fn explain(&self, error: &anyhow::Error) -> (String, Option<ErrorCode>) {
+        let code = error.downcast_ref::<ClientError>().and_then(ClientError::code);
+        let user = self.user().unwrap_or_else(|| "NAME".to_owned());
+        let text = match code {
+            Some(ErrorCode::SessionExpired) => {
+                format!("the session has ended; {} opens another", self.login_command(&user))
+            }
+            Some(ErrorCode::NotLoggedIn) => {
+                format!("nobody is logged in here; {} opens a session", self.login_command(&user))
+            }
+            _ => match error.downcast_ref::<ClientError>() {
+                Some(ClientError::Unreachable { error: ConnError::Io(_), .. }) => format!(
+                    "{error:#}; is a shop running there? `p2s2 server` starts one, --server HOST:PORT names another"
+                ),
+                Some(ClientError::ForeignResponse { .. }) => {
+                    format!("{error:#}: is that a shop of p2s2's? --server HOST:PORT names another")
+                }
+                _ => format!("{error:#}"),
+            },
+        };
+        (text, code)
+    }
+
+    fn json_error(&self, text: &str, code: Option<ErrorCode>) {
+        self.screen.print_json(&json!({"error": sanitize(text), "code": code}));
+    }
+}
+
+fn run_command<C: RoleCommands>(session: &ShopSession, command: C) -> anyhow::Result<()> {
+    match command.account() {
+        Some(AccountCommand::CreateAccount { username, name }) => session.create_account(username, name.as_deref()),
+        Some(AccountCommand::Login { username }) => session.login(username.as_deref()),
+        Some(AccountCommand::Logout) => session.logout(),
+        None => command.run(session),
+    }
+}
+
+/// Runs a client: the given command, or the commands of the input.
+///
+/// # Errors
+/// The client could not start.
+pub(super) fn run<C: RoleCommands>(common: ShopClientArgs, command: Option<C>) -> anyhow::Result<ExitCode> {
+    settings::init_log("error");
+    let mut discovered_server = None;
+    let config = match common.server.as_deref() {
+        Some(server_discovery::AUTO) => {
+            let (config, chosen) = discover_server::<C>(&common)?;
+            discovered_server = Some(chosen);
+            config
+        }
+        named => {
+            let server = match full_address(named.unwrap_or(C::SERVER), C::SERVER) {
+                Ok(server) => server,
+                Err(error) => {
+                    eprintln!("error: --server {}", sanitize(&error));
+                    return Ok(ExitCode::from(2));
+                }
+            };
+            let mut config = ClientConfig::plain(&server);
+            config.tls = match &common.server_cert {
+                Some(pin) => Some(CertificateTrust::Pinned(pin.clone())),
+                None if common.tls => {
+                    Some(CertificateTrust::Pinned(trust_on_first_use(&config, &SessionStore::new(C::ROLE, &server)?)?))
+                }
+                None => None,
+            };
+            config
+        }
+    };
+    let server = config.server.clone();
+    let is_one_shot = command.is_some();
+    let shutdown = if is_one_shot {
+        ShutdownSignal::default()
+    } else {
+        ShutdownSignal::install().context("cannot listen to signals")?
+    };
+    let session = ShopSession {
+        role: C::ROLE,
+        screen: Screen::new(common.json, shutdown.clone()),
+        client: Mutex::new(Client::new(config)),
+        user: Mutex::new(common.user.as_ref().map(|user| user.as_str().to_owned())),
+        session_store: if is_one_shot { Some(SessionStore::new(C::ROLE, &server)?) } else { None },
+        seen_item_ids: Mutex::default(),
+        discovered_server,
+    };
+    match command {
+        Some(command) => Ok(run_single_command(&session, command)),
+        None => interactive::<C>(session, &server, &shutdown),
+    }
+}
+
+/// Runs a one-shot command with the stored session.
+fn run_single_command<C: RoleCommands>(session: &ShopSession, command: C) -> ExitCode {
+    let done = resume_session(session, command.account()).and_then(|()| run_command(session, command));
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    let (text, code) = session.explain(&error);
+    if session.screen.is_json() {
+        session.json_error(&text, code);
+    } else {
+        eprintln!("error: {}", sanitize(&text));
+    }
+    ExitCode::FAILURE
+}
+
+/// Resumes the stored session of the given user, or of the user of the last login. A given user without a session is
+/// logged in.
+fn resume_session(session: &ShopSession, account: Option<&AccountCommand>) -> anyhow::Result<()> {
+    let Some(session_store) = &session.session_store else { return Ok(()) };
+    if matches!(account, Some(AccountCommand::CreateAccount { .. } | AccountCommand::Login { .. })) {
+        return Ok(());
+    }
+    let named = session.user();
+    let Some(user) = named.clone().map_or_else(|| session_store.last_user(), |user| Ok(Some(user)))? else {
+        return Ok(());
+    };
+    match session_store.session(&user)? {
+        Some(session_id) => session.client.lock().set_session_id(Some(session_id)),
+        None if named.is_some() && account.is_none() => {
+            let (client, password) = (&mut *session.client.lock(), prompt::password(false)?);
+            client.login(&user, &password)?;
+            session_store.save_session(&user, client.session_id().unwrap_or_default())?;
+        }
+        None => {}
+    }
+    *session.user.lock() = Some(user);
+    Ok(())
+}
+
+/// Runs commands from the input until it ends.
+fn interactive<C: RoleCommands>(
+    session: ShopSession,
+    server: &str,
+    shutdown: &ShutdownSignal,
+) -> anyhow::Result<ExitCode> {
+    let mut user = session.user();
+    let (role, screen) = (C::ROLE, session.screen.clone());
+    if screen.is_json() {
+        screen.print_json(&json!({"event": "begun", "role": role, "server": server}));
+    } else {
+        screen.print(&sanitize(&format!("a {role} at {server}; `help` lists the commands")));
+    }
+    if user.is_some()
+        && let Err(error) = session.login(None)
+    {
+        report_error(&session, &error);
+        // Nobody is logged in, so the prompt shows the role.
+        user = None;
+    }
+    let history = if io::stdin().is_terminal() {
+        Some(SessionStore::new(role, server)?.folder()?.join(format!("{role}-history")))
+    } else {
+        None
+    };
+    let prompt = format!("{}> ", user.as_deref().map_or(role.to_owned(), sanitize));
+    let commands = Arc::new(InteractiveCommands::<C> { session, commands: PhantomData });
+    repl::run(&prompt, history, &screen, shutdown, commands).context("cannot read commands")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report_error(session: &ShopSession, error: &anyhow::Error) {
+    let (text, code) = session.explain(error);
+    if session.screen.is_json() {
+        session.json_error(&text, code);
+    } else {
+        session.screen.error(&text);
+    }
+}
+
+/// A line of input, read as the command line is.
+#[derive(Parser)]
+#[command(multicall = true, disable_help_subcommand = true, max_term_width = 100)]
+struct InputLine<C: Subcommand> {
+    #[command(subcommand)]
+    command: C,
+}
+
+struct InteractiveCommands<C> {
+    session: ShopSession,
+    commands: PhantomData<C>,
+}
+
+impl<C: RoleCommands> Commands for InteractiveCommands<C> {
+    fn run(&self, words: &[String]) -> anyhow::Result<Flow> {
+        let mut words = words.to_vec();
+        words[0] = words[0].to_lowercase();
+        match words[0].as_str() {
+            "quit" | "exit" => return Ok(Flow::Quit),
+            "help" if words.len() == 1 => {
+                self.help();
+                return Ok(Flow::Continue);
+            }
+            // `help search` is `search --help`.
+            "help" => words = vec![words[1].to_lowercase(), "--help".to_owned()],
+            _ => {}
+        }
+        if InputLine::<C>::command().find_subcommand(&words[0]).is_none() {
+            bail!("there is no command {:?}; `help` lists them", words[0]);
+        }
+        match InputLine::<C>::try_parse_from(&words) {
+            Ok(line) => {
+                if let Err(error) = run_command(&self.session, line.command) {
+                    report_error(&self.session, &error);
+                }
+            }
+            Err(asked) if !asked.use_stderr() => self.print_help(&asked.render()),
+            Err(error) => bail!(usage_error_line(&error.render())),
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn complete(&self, before: &[String]) -> Vec<String> {
+        let commands = InputLine::<C>::command();
+        let Some(name) = before.first() else {
+            let names = commands.get_subcommands().map(|command| command.get_name().to_owned());
+            return names.chain(["help", "quit", "exit"].map(str::to_owned)).collect();
+        };
+        if name == "help" {
+            return commands.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        }
+        let Some(command) = commands.find_subcommand(name.to_lowercase()) else { return Vec::new() };
+        let flags = command.get_opts().filter_map(clap::Arg::get_long).map(|long| format!("--{long}"));
+        let takes_item = command.get_positionals().any(|arg| arg.get_id() == "item");
+        let items = if takes_item { self.session.seen_item_ids.lock().clone() } else { Vec::new() };
+        items.into_iter().chain(flags).collect()
+    }
+}
+
+impl<C: RoleCommands> InteractiveCommands<C> {
+    fn help(&self) {
+        let mut commands = InputLine::<C>::command();
+        let rows = commands.get_subcommands_mut().map(|command| {
+            let usage = command.render_usage().to_string();
+            let usage = usage.trim_start_matches("Usage:").trim().to_owned();
+            [usage, command.get_about().map(StyledStr::to_string).unwrap_or_default()]
+        });
+        let own = [["help [COMMAND]", "this list, or one command with its options"], ["quit", "stop (exit does, too)"]];
+        let rows: Vec<[String; 2]> = rows.chain(own.map(|row| row.map(str::to_owned))).collect();
+        if self.session.screen.is_json() {
+            let rows: Vec<Value> = rows.iter().map(|[usage, does]| json!({"usage": usage, "does": does})).collect();
+            return self.session.screen.print_json(&json!({"ok": "help", "commands": rows}));
+        }
+        let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
+        self.session.screen.print(&table(&[("command", Align::Left), ("", Align::Left)], &rows));
+    }
+
+    fn print_help(&self, help: &StyledStr) {
+        let text = help.to_string();
+        self.session.print_result("help", json!({ "help": text }), |_| text.trim_end().to_owned());
+    }
+}
+
+/// clap's usage error on one line, without the hints that apply to a shell only.
+fn usage_error_line(error: &StyledStr) -> String {
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("For more"));
+    lines.collect::<Vec<_>>().join(" ").trim_start_matches("error: ").replace(" Usage: ", "; usage: ")
+}
+
+/// `HOST:PORT`; a missing port is taken from the default.
+fn full_address(server: &str, default: &str) -> Result<String, String> {
+    let port = default.rsplit(':').next().unwrap_or_default();
+    let is_port = |text: &str| text.parse::<u16>().is_ok_and(|port| port > 0);
+    if let Ok(ip) = server.parse::<std::net::Ipv6Addr>() {
+        return Ok(format!("[{ip}]:{port}"));
+    }
+    match server.rsplit_once(':') {
+        None if !server.is_empty() => Ok(format!("{server}:{port}")),
+        Some((host, port)) if !host.is_empty() && is_port(port) && (!host.contains(':') || host.starts_with('[')) => {
+            Ok(server.to_owned())
+        }
+        _ => Err(format!("{server}: expected HOST:PORT")),
+    }
+}
+
+/// The server chosen by `--server auto`: with TLS and its confirmed certificate, or without TLS if it has none.
+fn discover_server<C: RoleCommands>(
+    common: &ShopClientArgs,
+) -> anyhow::Result<(ClientConfig, server_discovery::ChosenServer)> {
+    let chosen = server_discovery::find(&server_discovery::ServerQuery {
+        service: C::ROLE,
+        bind: common.bind,
+        discovery_port: common.discovery_port,
+        server_cert: common.server_cert.as_deref(),
+    })?;
+    if common.tls && chosen.cert_sha256.is_none() {
+        bail!("the server at {} has no certificate: leave --tls out, or choose another server", chosen.addr);
+    }
+    let tls = chosen.cert_sha256.clone().map(CertificateTrust::Pinned);
+    Ok((ClientConfig { tls, ..ClientConfig::plain(chosen.addr.to_string()) }, chosen))
+}
+
+/// The fingerprint seen at the first contact with the server; if this is the first contact, it is stored now.
+fn trust_on_first_use(config: &ClientConfig, session_store: &SessionStore) -> anyhow::Result<String> {
+    if let Some(known) = session_store.certificate()? {
+        return Ok(known);
+    }
+    let mut client = Client::new(ClientConfig { tls: Some(CertificateTrust::Any), ..config.clone() });
+    client.connect()?;
+    let fingerprint = client.fingerprint().context("the server has shown no certificate")?;
+    eprintln!("note: the first contact with {}: its certificate {fingerprint} is kept", sanitize(&config.server));
+    session_store.save_certificate(fingerprint)?;
+    Ok(fingerprint.to_owned())
+}
+
+/// Rewrites `HOST PORT` after `buyer` or `seller` to `--server HOST:PORT`.
+pub(super) fn with_server_flag(mut words: Vec<OsString>, is_command: impl Fn(&str, &str) -> bool) -> Vec<OsString> {
+    const TAKE_VALUES: [&str; 6] = ["--server", "--user", "--server-cert", "--discovery-port", "--bind", "--wallet"];
+    let text = |at: usize| words.get(at).and_then(|word| word.to_str());
+    let Some(role @ ("buyer" | "seller")) = text(1) else { return words };
+    let mut at = 2;
+    while let Some(flag) = text(at).filter(|word| word.starts_with('-')) {
+        at += if TAKE_VALUES.contains(&flag) { 2 } else { 1 };
+    }
+    if let (Some(host), Some(port)) = (text(at), text(at + 1))
+        && port.parse::<u16>().is_ok()
+        && !is_command(role, host)
+    {
+        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+        let server = format!("{host}:{port}");
+        words.splice(at..at + 2, ["--server".into(), server.into()]);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_named_with_and_without_port() {
+        for (server, full) in [
+            ("shop.example.org", "shop.example.org:8002"),
+            ("127.0.0.1:9", "127.0.0.1:9"),
+            ("::1", "[::1]:8002"),
+            ("[::1]:7", "[::1]:7"),
+        ] {
+            assert_eq!(full_address(server, "127.0.0.1:8002").unwrap(), full);
+        }
+        for server in ["", ":80", "host:", "host:0", "host:x", "a:b:1"] {
+            assert!(full_address(server, "127.0.0.1:8002").is_err(), "{server}");
+        }
+    }
+
+    #[test]
+    fn host_and_port_may_be_two_words() {
+        let is_command = |_: &str, word: &str| word == "search";
+        for (given, read) in [
+            ("p2s2 buyer localhost 8002", "p2s2 buyer --server localhost:8002"),
+            ("p2s2 seller --json --user sam ::1 8 items", "p2s2 seller --json --user sam --server [::1]:8 items"),
+            ("p2s2 buyer search 5", "p2s2 buyer search 5"),
+            ("p2s2 buyer localhost", "p2s2 buyer localhost"),
+            ("p2s2 peer localhost 80", "p2s2 peer localhost 80"),
+            ("p2s2", "p2s2"),
+        ] {
+            let words = given.split(' ').map(OsString::from).collect();
+            let read: Vec<OsString> = read.split(' ').map(OsString::from).collect();
+            assert_eq!(with_server_flag(words, is_command), read);
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The inputs and outputs of a node: configuration, events, commands, effects and notifications.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::DropCause;
+use crate::lan::SocketRole;
+use crate::lan::wire::{Avatar, Features, Message, Post, Profile, UserId, WireError};
+use crate::model::{Millis, Name};
+
+/// How a node is set up. What changes while it runs comes as a [`NodeEvent`].
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The preferred name. A number is appended if another peer of this host has it.
+    pub name: Name,
+    /// Random, 16 hexadecimal digits, one per run.
+    pub instance: String,
+    pub kind: NodeKind,
+    /// The port of its own socket, from which everything is sent.
+    pub port: u16,
+    /// The port on which all peers receive announcements.
+    pub discovery_port: u16,
+    /// The interval between announcements, give or take a tenth.
+    pub announce_every: Duration,
+    /// After how long a silent peer is forgotten.
+    pub forget_after: Duration,
+}
+
+/// The role of a node on the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeKind {
+    /// Sends and receives messages.
+    Person,
+    /// Announces services, and takes no messages.
+    Server {
+        /// Names and ports of its services.
+        serves: Vec<(String, u16)>,
+        /// SHA-256 of its certificate, in lower-case hex.
+        cert_sha256: Option<String>,
+    },
+    /// Asks once who is there. It is not listed by others and answers nobody.
+    Probe,
+}
+
+/// An address of this host and the network behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    pub ip: Ipv4Addr,
+    pub netmask: Ipv4Addr,
+    /// The source address of datagrams that leave by this interface: its own address, unless the socket is bound to
+    /// another one. `None` if nothing is sent by this interface.
+    pub source_ip: Option<Ipv4Addr>,
+}
+
+/// An event that the driver reports to a node.
+#[derive(Debug, Clone)]
+pub enum NodeEvent {
+    /// The sockets are bound. [`NodeEvent::InterfacesChanged`] must come before.
+    Started,
+    /// All addresses of this host, at the start and whenever they change; including loopback and those that the node
+    /// does not send from. The first that is not loopback is used in USER_ID where no interface is nearer.
+    InterfacesChanged(Vec<InterfaceAddress>),
+    /// A datagram was received.
+    Datagram {
+        from: SocketAddr,
+        socket: SocketRole,
+        /// The decoded message, or why it is invalid.
+        message: Result<Message, WireError>,
+        /// The length of the datagram.
+        bytes: usize,
+    },
+    /// The network reports that nobody listens at an address we sent to (ICMP port unreachable).
+    SendRefused { to: SocketAddr },
+    /// A [`NodeEffect::Store`] failed, and the effects after it were not applied: the message counts as not seen, so
+    /// that its next copy is accepted.
+    StoreFailed(Box<MessageRecord>),
+    /// [`Node::next_deadline`](super::Node::next_deadline) has come. Extra ticks are harmless.
+    Tick,
+}
+
+/// A command of the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeCommand {
+    /// Sends a message to every known peer.
+    Post { content: String },
+    /// Sends a message to one peer: `name`, or `name@ip` where several have the name.
+    Dm { to: String, content: String },
+    /// Sends the user's profile to every known peer.
+    Profile { display_name: String, status: String, avatar: Option<Avatar> },
+    /// Asks some of the known peers for their peer lists.
+    RequestPeerLists,
+    /// Adds an address that broadcast does not reach (`--peer`): it is announced to at once, and with each broadcast
+    /// until a peer is known there.
+    AddPeer(SocketAddr),
+}
+
+/// The result of a command. Whether a DM arrived is notified later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandOutcome {
+    /// The message is sent to `to` peers, servers not counted.
+    Posted { to: usize, message_id: String },
+    /// The DM is sent to this peer. With `awaits_ack`, [`Notification::DmConfirmed`] or
+    /// [`Notification::DmUnconfirmed`] follows within 5.5 s; else nothing more is known of it.
+    DmSent { to: UserId, addr: SocketAddr, message_id: String, awaits_ack: bool },
+    /// The profile is sent to `to` peers, servers not counted.
+    ProfileSent { to: usize, message_id: String },
+    /// `peers` peers were asked for their lists.
+    PeerListsRequested { peers: usize },
+    /// The address is now announced to.
+    PeerAdded { addr: SocketAddr },
+}
+
+/// Why a command is refused. It has had no effect.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    #[error("USER: nobody here is called {0:?}; LIST shows who is here")]
+    UnknownUser(String),
+    /// Several peers have that name.
+    #[error("USER: {} are called {name:?}; say which: {}", candidates.len(), join_user_ids(candidates))]
+    AmbiguousUser {
+        name: String,
+        /// The peers that have the name.
+        candidates: Vec<UserId>,
+    },
+    /// Servers take no messages.
+    #[error("USER: {0} is a server, which takes no messages")]
+    IsServer(UserId),
+    /// Too many DMs wait for an ACK; with the limit.
+    #[error("busy: {0} messages wait to be acknowledged; try again in a few seconds")]
+    TooManyUnconfirmed(usize),
+    /// More messages at once than other peers accept from one source.
+    #[error("too many messages at once, of which others would drop some: try again in {retry_after_ms} ms")]
+    RateLimited { retry_after_ms: u64 },
+    /// The text names the invalid argument and says what was expected.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// No peer is known yet.
+    #[error("nobody is known yet; --peer HOST:PORT reaches one whom announcements do not")]
+    NoPeers,
+}
+
+fn join_user_ids(candidates: &[UserId]) -> String {
+    candidates.iter().map(UserId::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// An effect that the driver must apply. The order of a list of effects must be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeEffect {
+    /// Store a message. It must be on disk before the next effect is applied and before the next event is handled. On
+    /// failure, the remaining effects are dropped and the node gets [`NodeEvent::StoreFailed`].
+    Store(Box<MessageRecord>),
+    /// Update the confirmation of a stored DM that we sent.
+    StoreConfirmation { message_id: String, confirmed: bool },
+    /// Send a message to one address, from the own socket.
+    Send {
+        /// Never a discovery port of this host.
+        to: SocketAddr,
+        message: Message,
+    },
+    /// Send a message from the own socket to the discovery port, at an interface's broadcast address (of 127.0.0.1:
+    /// 127.255.255.255).
+    Broadcast {
+        /// The own address of the interface to send by.
+        interface_ip: Ipv4Addr,
+        /// Its USER_ID holds the address that the broadcast comes from.
+        message: Message,
+    },
+    /// Notify the user; some only in verbose mode, see [`Notification::is_shown_when_terse`].
+    Notify(Notification),
+}
+
+/// A message as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageRecord {
+    /// When it was received or sent, by the wall clock.
+    pub at: Millis,
+    /// Whether it was received, not sent.
+    pub is_incoming: bool,
+    /// Its source or destination; `None` for a message that we sent to all.
+    pub addr: Option<SocketAddr>,
+    /// A POST, a DM or a PROFILE.
+    pub message: Message,
+}
+
+/// Something that the user may want to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notification {
+    /// A POST was received.
+    Post {
+        from: SocketAddr,
+        post: Post,
+    },
+    /// A DM was received.
+    Dm {
+        from: SocketAddr,
+        sender: UserId,
+        content: String,
+        message_id: Option<String>,
+        timestamp: Option<u64>,
+    },
+    /// A PROFILE was received.
+    Profile {
+        from: SocketAddr,
+        profile: Profile,
+    },
+    /// A peer has become known.
+    PeerJoined(PeerInfo),
+    /// A peer has been forgotten.
+    PeerLeft {
+        peer: PeerInfo,
+        why: PeerLeftReason,
+    },
+    /// A peer has another name now (there was another of its name on its host).
+    PeerRenamed {
+        old: UserId,
+        new: UserId,
+    },
+    /// A peer has another port now, after a restart.
+    PeerMoved {
+        user_id: UserId,
+        old: SocketAddr,
+        new: SocketAddr,
+    },
+    /// Somebody claims to be a peer that still answers at its old port.
+    PeerMoveRefused {
+        user_id: UserId,
+        old: SocketAddr,
+        new: SocketAddr,
+    },
+    /// The node has changed its own name, as another peer of this host has it.
+    SelfRenamed {
+        old: Name,
+        new: Name,
+    },
+    /// The receiver has acknowledged a DM that we sent.
+    DmConfirmed {
+        to: UserId,
+        message_id: String,
+    },
+    /// A DM that we sent was repeated without an ACK. It may have arrived all the same.
+    DmUnconfirmed {
+        to: UserId,
+        message_id: String,
+    },
+    /// The peer table is full and a new peer is not listed. Notified once until a peer is added again.
+    PeerTableFull {
+        peers: usize,
+    },
+    DatagramDropped {
+        from: SocketAddr,
+        cause: DropCause,
+        detail: String,
+    },
+    /// The number of drops within a second that were not notified one by one, by cause.
+    DropSummary {
+        counts: Vec<(DropCause, u64)>,
+    },
+    /// A received message could not be stored: it counts as not received.
+    MessageNotStored {
+        from: SocketAddr,
+        sender: UserId,
+        kind: &'static str,
+        message_id: Option<String>,
+        reason: String,
+    },
+}
+
+impl Notification {
+    /// Whether it is shown in terse mode too: names, texts and what a user must know. The others are for verbose mode.
+    pub fn is_shown_when_terse(&self) -> bool {
+        !matches!(
+            self,
+            Notification::DatagramDropped { .. } | Notification::DropSummary { .. } | Notification::PeerMoved { .. }
+        )
+    }
+}
+
+/// Why a peer was forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerLeftReason {
+    /// It was silent for [`NodeConfig::forget_after`].
+    TimedOut,
+    /// Its host refused three sends in a row.
+    Refused,
+    /// Another peer has its address now.
+    Replaced,
+}
+
+/// What is known of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// The USER_ID that was heard last.
+    pub user_id: UserId,
+    /// The address that is used to reach it.
+    pub addr: SocketAddr,
+    /// All its USER_IDs and addresses, the last heard first: one for each interface that it is heard through.
+    pub addresses: Vec<(UserId, SocketAddr)>,
+    /// The INSTANCE of its run, if it announced one.
+    pub instance: Option<String>,
+    pub features: Features,
+    /// Names and ports of a server's services; empty for other peers.
+    pub serves: Vec<(String, u16)>,
+    /// SHA-256 of a server's certificate, in lower-case hex.
+    pub cert_sha256: Option<String>,
+    /// When it became known.
+    pub known_since: Millis,
+    pub heard_at: Millis,
+}
+
+impl PeerInfo {
+    /// Servers are not listed among the users.
+    pub fn is_server(&self) -> bool {
+        !self.serves.is_empty()
+    }
+}

@@ -1,0 +1,218 @@
+//! The registry's responses: one JSON object per line. The server writes long ones in parts; this file has those parts,
+//! the short responses, and the types that a client reads.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, FILE_SIZE_MAX, FileEntry, FileName, HostEntry, Seconds, requests};
+use crate::model::{Name, Token};
+
+/// The request was carried out.
+pub const OK: &[u8] = b"{\"status\":\"OK\"}";
+/// The published or unpublished file was accepted.
+pub const ACK: &[u8] = b"{\"status\":\"ACK\"}";
+/// The host is live.
+pub const ALIVE: &[u8] = b"{\"status\":\"ALIVE\"}";
+/// The host is not live.
+pub const DEAD: &[u8] = b"{\"status\":\"DEAD\"}";
+/// No host has such a file.
+pub const NOT_FOUND: &[u8] = b"{\"status\":\"NOTFOUND\",\"hosts\":[]}";
+
+/// The response to a refused request.
+pub fn error_response(reason: &str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct ErrorResponse<'a> {
+        status: &'a str,
+        reason: &'a str,
+    }
+    to_json(&ErrorResponse { status: "ERROR", reason })
+}
+
+/// The response to REGISTER: the secret, and the address under which the host is listed.
+pub fn register_response(resume: &Token, ip: IpAddr) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct RegisterResponse<'a> {
+        status: &'a str,
+        resume: &'a Token,
+        ip: IpAddr,
+    }
+    to_json(&RegisterResponse { status: "OK", resume, ip })
+}
+
+/// Serializes a value of only strings and numbers, which cannot fail.
+pub(in crate::share) fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// Any response as a client reads it; which fields are present depends on the request.
+#[derive(Debug, Deserialize)]
+pub(in crate::share) struct RegistryResponse {
+    pub(in crate::share) status: String,
+    pub(in crate::share) reason: Option<String>,
+    pub(in crate::share) resume: Option<Token>,
+    pub(in crate::share) hosts: Option<Vec<FileHolder>>,
+    pub(in crate::share) files: Option<BTreeMap<FileName, FileEntry>>,
+    pub(in crate::share) addr: Option<(IpAddr, u16)>,
+    pub(in crate::share) total: Option<u64>,
+    pub(in crate::share) registry: Option<BTreeMap<Name, ListedHost>>,
+    pub(in crate::share) version: Option<u64>,
+    pub(in crate::share) changes: Option<Vec<ChangeEntry>>,
+    #[serde(default)]
+    pub(in crate::share) reset: bool,
+}
+
+/// A change in the response to CHANGES: of a host, or of one of its files.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct ChangeEntry {
+    /// The host.
+    pub hostname: Name,
+    /// Name shown to people.
+    pub display_name: Name,
+    /// Address of its peer server.
+    pub addr: (IpAddr, u16),
+    /// The changed file; absent if the host itself has changed.
+    pub fname: Option<FileName>,
+    /// The file's current entry, or `Some(None)` for what is no longer listed. Absent for a host that is listed.
+    #[serde(default, deserialize_with = "present")]
+    pub entry: Option<Option<FileEntry>>,
+}
+
+impl ChangeEntry {
+    /// Whether the host itself is no longer listed.
+    pub fn is_host_gone(&self) -> bool {
+        self.fname.is_none() && self.entry == Some(None)
+    }
+}
+
+/// Deserializes a field that is present, even if it is null.
+fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// The response to CHANGES.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChangesResponse {
+    /// Number of the last change included.
+    pub version: u64,
+    /// The changes; `None` if the whole list must be read instead.
+    pub changes: Option<Vec<ChangeEntry>>,
+}
+
+/// A host in the response to LIST.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct ListedHost {
+    /// Address of its peer server.
+    pub addr: (IpAddr, u16),
+    /// Name shown to people; an older registry sends none.
+    pub display_name: Option<Name>,
+    /// Its published files.
+    pub files: BTreeMap<FileName, FileEntry>,
+    /// When its last request came.
+    pub last_seen: Option<Seconds>,
+    /// When its connection registered.
+    pub connected_at: Option<Seconds>,
+}
+
+/// The response to LIST.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListResponse {
+    /// Total number of hosts.
+    pub total: u64,
+    /// The requested hosts.
+    pub registry: BTreeMap<Name, ListedHost>,
+}
+
+#[derive(Deserialize)]
+struct EntryFields {
+    size: u64,
+    modified: Seconds,
+    created: Option<Seconds>,
+    published_at: Option<Seconds>,
+    /// Absent in responses, which contain only published files.
+    #[serde(default = "default_true")]
+    is_published: bool,
+    blake3: Option<Digest>,
+    pieces_root: Option<Digest>,
+    #[serde(default)]
+    features: Vec<String>,
+}
+
+fn default_true() -> bool {
+    true
+}
+
+impl TryFrom<EntryFields> for FileEntry {
+    type Error = String;
+
+    fn try_from(fields: EntryFields) -> Result<FileEntry, String> {
+        if fields.size > FILE_SIZE_MAX {
+            return Err(format!("size: expected at most {FILE_SIZE_MAX} bytes"));
+        }
+        Ok(FileEntry {
+            size: fields.size,
+            modified: fields.modified,
+            created: fields.created,
+            published_at: fields.published_at,
+            is_published: fields.is_published,
+            blake3: fields.blake3,
+            pieces_root: fields.pieces_root,
+            features: requests::features(fields.features).map_err(|error| format!("features: {error}"))?,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for FileEntry {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<FileEntry, D::Error> {
+        FileEntry::try_from(EntryFields::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for HostEntry {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<HostEntry, D::Error> {
+        FileHolder::deserialize(deserializer).map(|holder| holder.host)
+    }
+}
+
+/// A host that has a file, and the file's name if it was not the one requested.
+#[derive(Debug)]
+pub(in crate::share) struct FileHolder {
+    pub(in crate::share) fname: Option<FileName>,
+    pub(in crate::share) host: HostEntry,
+}
+
+/// A file that is similar to the requested one, as the registry sends it.
+#[derive(Debug, Serialize)]
+pub(in crate::share) struct SimilarFile<'a> {
+    pub(in crate::share) fname: &'a FileName,
+    #[serde(flatten)]
+    pub(in crate::share) host: &'a HostEntry,
+}
+
+impl<'de> Deserialize<'de> for FileHolder {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<FileHolder, D::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            fname: Option<FileName>,
+            hostname: Name,
+            display_name: Option<String>,
+            ip: IpAddr,
+            port: u16,
+            #[serde(flatten)]
+            file: EntryFields,
+        }
+        let fields = Fields::deserialize(deserializer)?;
+        let file = FileEntry::try_from(fields.file).map_err(serde::de::Error::custom)?;
+        let display_name = fields.display_name.unwrap_or_else(|| fields.hostname.as_str().to_owned());
+        let host = HostEntry {
+            hostname: fields.hostname,
+            display_name: display_name.into(),
+            ip: fields.ip,
+            port: fields.port,
+            file: Arc::new(file),
+        };
+        Ok(FileHolder { fname: fields.fname, host })
+    }
+}

@@ -1,0 +1,613 @@
+//! The listeners of the four shop servers, which accept connections of clients and of other components.
+//!
+//! A [`ClientHandler`] answers clients. The listener of a database also has a [`Database`], which executes the
+//! operations of components that have proved to know the cluster key; any other client there is called
+//! *unauthenticated*.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+
+use super::customer::CustomerDb;
+use super::ops::{CustomerOp, ErrorCode, ProductOp, Refusal, Role, SessionInfo, ShopResult};
+use super::product::ProductDb;
+use super::wire::{self, ApiCall, InvalidRequest, MESSAGE_MAX, ResponseEnvelope, ResponsePayload, ServerKind};
+use crate::model::Token;
+use crate::net::budget::ReceiveBudget;
+use crate::net::cluster::ClusterKey;
+use crate::net::connection_end::ConnectionEnd;
+use crate::net::counters::{Counter, LatencyHistogram, LatencySnapshot};
+use crate::net::lines::LineLimits;
+use crate::net::link;
+use crate::net::listener::{
+    self, AfterMessage, ConnectionLimiter, Listener, ListenerContext, MessageConnection, MessageFraming,
+    MessageHandler, MessageService, Rejection,
+};
+use crate::net::source::SourceKey;
+use crate::net::threads::Executor;
+use crate::net::tls::TlsIdentity;
+
+/// The name by which links know the customer database.
+pub const CUSTOMER_DB: &str = "customer-db";
+/// The name by which links know the product database.
+pub const PRODUCT_DB: &str = "product-db";
+
+/// What the shop servers of a process share. Clones share it, too.
+#[derive(Clone)]
+pub struct ShopContext {
+    /// The threads that serve connections.
+    pub executor: Arc<Executor>,
+    /// Limits the connections of all listeners of the process. A database's listener has a guaranteed share of them, of
+    /// which unauthenticated clients get a part only, so that no number of clients can keep the frontends' links out.
+    pub limiter: Arc<ConnectionLimiter>,
+    /// Limits the bytes that were received and not yet handled, on all listeners of the process.
+    pub budget: Arc<ReceiveBudget>,
+    /// For connections that begin with TLS; without it they are closed.
+    pub identity: Option<Arc<TlsIdentity>>,
+    /// Whether clients on other hosts may connect without TLS.
+    pub allows_remote_plaintext: bool,
+    /// The secret by which components authenticate each other.
+    pub key: ClusterKey,
+}
+
+/// Why a shop server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ShopStartError {
+    /// The port is in use, or not permitted.
+    #[error("cannot bind {addr}")]
+    Bind { addr: SocketAddr, source: io::Error },
+    /// A thread could not be started.
+    #[error("cannot start")]
+    System(#[from] io::Error),
+}
+
+/// Handles the calls of clients.
+pub trait ClientHandler: Send + Sync + 'static {
+    /// The server for which it handles calls, which determines the apis that clients may call.
+    fn server_kind(&self) -> ServerKind;
+    /// Executes a call. In dialect 2 the cart is the buyer's saved one rather than the session's.
+    fn call(&self, source: IpAddr, is_dialect2: bool, call: ApiCall) -> ShopResult<ResponsePayload>;
+    /// Checks the session of a call whose fields are invalid. This counts as a use of the session, and its errors take
+    /// precedence over those of the fields.
+    fn check_session(&self, sid: String) -> ShopResult<()>;
+}
+
+/// Executes the operations that arrive over links.
+pub trait Database<Op>: Send + Sync + 'static {
+    /// Executes an operation on the calling thread and returns the JSON of its result.
+    fn handle(&self, op: Op) -> ShopResult<String>;
+}
+
+impl Database<CustomerOp> for CustomerDb {
+    fn handle(&self, op: CustomerOp) -> ShopResult<String> {
+        CustomerDb::handle(self, op)
+    }
+}
+
+impl Database<ProductOp> for ProductDb {
+    fn handle(&self, op: ProductOp) -> ShopResult<String> {
+        ProductDb::handle(self, op)
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct ShopListenerCounters {
+    pub requests: Counter,
+    pub refused: Counter,
+    pub links: Counter,
+    /// Links that did not prove to know the cluster key.
+    pub links_refused: Counter,
+    /// Operations that arrived over links.
+    pub operations: Counter,
+    /// Connections that failed, or were closed for what they sent.
+    pub connections_failed: Counter,
+    /// Unauthenticated clients of a database that were rejected because there were too many.
+    pub unauthenticated_refused: Counter,
+    /// From the end of a client's message until the response is written.
+    latencies: LatencyHistogram,
+}
+
+impl ShopListenerCounters {
+    /// The counters with their metric names.
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("requests", self.requests.get()),
+            ("requests_refused", self.refused.get()),
+            ("links", self.links.get()),
+            ("links_refused", self.links_refused.get()),
+            ("operations", self.operations.get()),
+            ("connections_failed", self.connections_failed.get()),
+            ("strangers_refused", self.unauthenticated_refused.get()),
+        ]
+    }
+}
+
+/// A running listener of a shop server.
+pub struct ShopListener {
+    listener: Listener,
+    counters: Arc<ShopListenerCounters>,
+}
+
+type OperationFn = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
+
+/// What the listener of a database needs in order to serve links.
+struct DatabaseLinks {
+    /// The name of the database component.
+    name: &'static str,
+    execute_operation: OperationFn,
+    unauthenticated_limiter: Arc<UnauthenticatedLimiter>,
+}
+
+/// Limits the unauthenticated clients that have sent a request to a database: their number by source.
+#[derive(Default)]
+struct UnauthenticatedLimiter(Mutex<HashMap<SourceKey, usize>>);
+
+/// Unauthenticated clients get one in this many of the connections that are guaranteed to a database's listener; the
+/// rest is for links. With the default limit this suffices for the hundred buyers and hundred sellers at once of
+/// document 001.
+const UNAUTHENTICATED_SHARE: usize = 2;
+/// The connections guaranteed to a database's listener however low the limit is: for links of both frontends and an
+/// unauthenticated client.
+const DATABASE_CONNECTIONS_MIN: usize = 8;
+
+struct ShopMessageService {
+    context: ShopContext,
+    handler: Arc<dyn ClientHandler>,
+    links: Option<DatabaseLinks>,
+    counters: Arc<ShopListenerCounters>,
+}
+
+#[derive(Default)]
+struct ClientConnectionState {
+    /// Held from the first request of an unauthenticated client of a database.
+    permit: Option<UnauthenticatedPermit>,
+}
+
+/// Returned to its limiter when dropped.
+struct UnauthenticatedPermit {
+    limiter: Arc<UnauthenticatedLimiter>,
+    source: SourceKey,
+}
+
+impl UnauthenticatedLimiter {
+    /// Acquires a permit at a listener with this many guaranteed connections. A source other than loopback gets at most
+    /// half of the permits, so that it cannot exclude others.
+    fn acquire(self: &Arc<Self>, source: SourceKey, guaranteed_connections: usize) -> Option<UnauthenticatedPermit> {
+        let limit = (guaranteed_connections / UNAUTHENTICATED_SHARE).max(1);
+        let limit_per_source = if source.is_loopback() { limit } else { (limit / 2).max(1) };
+        let mut permits = self.0.lock();
+        let of_source = permits.get(&source).copied().unwrap_or_default();
+        // The map has at most as many entries as there are permits, so summing it up is cheap.
+        if of_source >= limit_per_source || permits.values().sum::<usize>() >= limit {
+            return None;
+        }
+        permits.insert(source, of_source + 1);
+        Some(UnauthenticatedPermit { limiter: Arc::clone(self), source })
+    }
+}
+
+impl Drop for UnauthenticatedPermit {
+    fn drop(&mut self) {
+        let mut permits = self.limiter.0.lock();
+        if let Some(of_source) = permits.get_mut(&self.source) {
+            *of_source -= 1;
+            if *of_source == 0 {
+                permits.remove(&self.source);
+            }
+        }
+    }
+}
+
+impl ShopListener {
+    /// Starts the listener of a frontend, which serves clients only.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or a thread cannot be started.
+    pub fn open(
+        addr: SocketAddr,
+        context: ShopContext,
+        handler: Arc<dyn ClientHandler>,
+    ) -> Result<ShopListener, ShopStartError> {
+        ShopListener::start(addr, context, handler, None)
+    }
+
+    /// Starts the listener of the customer database, which serves links and, for unauthenticated clients, CREATE,
+    /// LOGIN, LOGOUT and VALIDATE.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or a thread cannot be started.
+    pub fn open_customer(
+        addr: SocketAddr,
+        context: ShopContext,
+        database: Arc<dyn Database<CustomerOp>>,
+    ) -> Result<ShopListener, ShopStartError> {
+        let handler = Arc::new(CustomerDbClientHandler(Arc::clone(&database)));
+        let execute_operation = Arc::new(move |request: &[u8]| execute_operation(&*database, request));
+        ShopListener::start(addr, context, handler, Some((CUSTOMER_DB, execute_operation)))
+    }
+
+    /// Starts the listener of the product database, which serves links only.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or a thread cannot be started.
+    pub fn open_product(
+        addr: SocketAddr,
+        context: ShopContext,
+        database: Arc<dyn Database<ProductOp>>,
+    ) -> Result<ShopListener, ShopStartError> {
+        let execute_operation = Arc::new(move |request: &[u8]| execute_operation(&*database, request));
+        ShopListener::start(addr, context, Arc::new(ProductDbClientHandler), Some((PRODUCT_DB, execute_operation)))
+    }
+
+    fn start(
+        addr: SocketAddr,
+        context: ShopContext,
+        handler: Arc<dyn ClientHandler>,
+        links: Option<(&'static str, OperationFn)>,
+    ) -> Result<ShopListener, ShopStartError> {
+        let socket = listener::listen(addr).map_err(|source| ShopStartError::Bind { addr, source })?;
+        let counters = Arc::new(ShopListenerCounters::default());
+        let listener_context = ListenerContext {
+            executor: Arc::clone(&context.executor),
+            limiter: Arc::clone(&context.limiter),
+            budget: Arc::clone(&context.budget),
+            identity: context.identity.clone(),
+            allows_remote_plaintext: context.allows_remote_plaintext,
+        };
+        let guaranteed_min = if links.is_some() { DATABASE_CONNECTIONS_MIN } else { 0 };
+        let links = links.map(|(name, execute_operation)| DatabaseLinks {
+            name,
+            execute_operation,
+            unauthenticated_limiter: Arc::default(),
+        });
+        let service = ShopMessageService { context, handler, links, counters: Arc::clone(&counters) };
+        let listener = Listener::start_with_guarantee(
+            socket,
+            listener_context,
+            guaranteed_min,
+            Arc::new(MessageHandler(service)),
+        )?;
+        Ok(ShopListener { listener, counters })
+    }
+
+    /// The bound address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// All counters of this listener and of the [`Listener`] beneath it, with their metric names.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        [self.counters.list(), self.listener.counters()].concat()
+    }
+
+    /// The response times of clients' messages.
+    pub fn latencies(&self) -> LatencySnapshot {
+        self.counters.latencies.snapshot()
+    }
+
+    /// Accepts no more requests; those in progress may finish within `grace`.
+    pub fn stop(&self, grace: Duration) {
+        let left = self.listener.stop(grace);
+        if left > 0 {
+            log::warn!("{left} requests were not finished");
+        }
+    }
+}
+
+impl fmt::Debug for ShopListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShopListener").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+impl MessageService for ShopMessageService {
+    type Session = ClientConnectionState;
+    const NAME: &'static str = "shop";
+    const FRAMING: MessageFraming = MessageFraming::JsonLinesOrFrames;
+
+    fn limits(&self) -> LineLimits {
+        LineLimits::new(MESSAGE_MAX)
+    }
+
+    fn rejection_message(&self, why: Rejection) -> Option<Vec<u8>> {
+        let code = match why {
+            why if why.is_busy() => ErrorCode::Busy,
+            Rejection::TlsRequired => ErrorCode::Forbidden,
+            _ => ErrorCode::BadRequest,
+        };
+        Some(wire::write_response(&ResponseEnvelope::UNPARSED, &Err(Refusal::new(code, why.to_string()))))
+    }
+
+    fn count_rejected(&self) {
+        self.counters.refused.add(1);
+    }
+
+    fn connections_failed(&self) -> &Counter {
+        &self.counters.connections_failed
+    }
+
+    fn on_connect(&self, _connection: &MessageConnection) -> ClientConnectionState {
+        ClientConnectionState::default()
+    }
+
+    /// A link's hello does not count as a request: its sender has yet to authenticate.
+    fn is_request(&self, message: &[u8]) -> bool {
+        self.links.is_none() || !link::is_hello(message)
+    }
+
+    fn handle(
+        &self,
+        state: &mut ClientConnectionState,
+        message: Vec<u8>,
+        connection: &mut MessageConnection,
+    ) -> Result<AfterMessage, ConnectionEnd> {
+        if let Some(links) = &self.links
+            && state.permit.is_none()
+        {
+            if link::is_hello(&message) {
+                link::enable_keepalive(connection.stream());
+                return self.link(&message, connection, links);
+            }
+            state.permit =
+                links.unauthenticated_limiter.acquire(connection.source_key(), connection.guaranteed_connections());
+            if state.permit.is_none() {
+                self.counters.unauthenticated_refused.add(1);
+                let busy = Refusal::new(ErrorCode::Busy, Rejection::TooManyConnections.to_string());
+                return self.reject(connection, busy);
+            }
+        }
+        let began_at = Instant::now();
+        let response = self.respond(connection.source().ip(), &message);
+        // Frees the memory before the write, which may block.
+        drop(message);
+        connection.write(&response)?;
+        self.counters.latencies.record(began_at.elapsed());
+        Ok(AfterMessage::Continue)
+    }
+}
+
+impl ShopMessageService {
+    fn respond(&self, source: IpAddr, message: &[u8]) -> Vec<u8> {
+        self.counters.requests.add(1);
+        let (envelope, result) = match wire::parse_request(self.handler.server_kind(), message) {
+            Ok(request) => {
+                let result = self.handler.call(source, request.envelope.is_dialect2(), request.call);
+                (request.envelope, result)
+            }
+            Err(InvalidRequest { envelope, refusal, sid }) => {
+                // Only here, because a valid call checks its session anyway.
+                let session = sid.map_or(Ok(()), |sid| self.handler.check_session(sid));
+                (envelope, Err(session.err().unwrap_or(refusal)))
+            }
+        };
+        if result.is_err() {
+            self.counters.refused.add(1);
+        }
+        wire::write_response(&envelope, &result)
+    }
+
+    fn reject(&self, connection: &MessageConnection, refusal: Refusal) -> Result<AfterMessage, ConnectionEnd> {
+        self.counters.refused.add(1);
+        connection.write(&wire::write_response(&ResponseEnvelope::UNPARSED, &Err(refusal)))?;
+        Ok(AfterMessage::Close)
+    }
+
+    fn link(
+        &self,
+        hello: &[u8],
+        connection: &mut MessageConnection,
+        links: &DatabaseLinks,
+    ) -> Result<AfterMessage, ConnectionEnd> {
+        let (name, execute_operation) = (links.name, &links.execute_operation);
+        let own = self.context.identity.as_ref().filter(|_| connection.is_tls());
+        let fingerprint = own.map_or("", |identity| identity.fingerprint());
+        // Links from other hosts must be encrypted, even where clients may connect without TLS.
+        let is_private = connection.is_private();
+        let (reader, writer) = connection.halves();
+        if !is_private || !link::accept_handshake(hello, reader, writer, (name, &self.context.key, fingerprint))? {
+            self.counters.links_refused.add(1);
+            let refusal =
+                Refusal::new(ErrorCode::Forbidden, format!("this is the {name}, for those with its cluster key"));
+            return self.reject(connection, refusal);
+        }
+        if !connection.mark_request_completed() {
+            return Ok(AfterMessage::Closed);
+        }
+        self.counters.links.add(1);
+        connection.count_as_link(&self.context.budget);
+        let (reader, writer) = connection.halves();
+        link::serve_requests(reader, writer, |request| {
+            self.counters.operations.add(1);
+            execute_operation(request)
+        })?;
+        Ok(AfterMessage::Closed)
+    }
+}
+
+// The content of a link's frames: a request is an operation, a response `{"ok":…}` or
+// `{"error":{"code":…,"message":…}}`.
+
+const OK_PREFIX: &[u8] = b"{\"ok\":";
+
+fn execute_operation<Op: DeserializeOwned>(database: &(impl Database<Op> + ?Sized), request: &[u8]) -> Vec<u8> {
+    let result = match serde_json::from_slice(request) {
+        Ok(op) => database.handle(op),
+        // Without the error's text, which may quote the request.
+        Err(_) => Err(Refusal::new(ErrorCode::BadRequest, "the components are of different versions")),
+    };
+    encode_response(&result)
+}
+
+fn encode_response(result: &ShopResult<String>) -> Vec<u8> {
+    match result {
+        Ok(json) => [OK_PREFIX, json.as_bytes(), b"}"].concat(),
+        // Serialising strings to memory cannot fail.
+        Err(refusal) => serde_json::to_vec(&serde_json::json!({ "error": refusal })).unwrap_or_default(),
+    }
+}
+
+/// Decodes a database's response to an operation. The JSON of the result is not parsed, because most of it is passed
+/// on to a client as it is.
+pub(super) fn decode_response(mut response: Vec<u8>) -> ShopResult<String> {
+    #[derive(serde::Deserialize)]
+    struct LinkErrorResponse {
+        error: Refusal,
+    }
+    let invalid = || Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer");
+    if response.starts_with(OK_PREFIX) && response.last() == Some(&b'}') {
+        response.pop();
+        response.drain(..OK_PREFIX.len());
+        return String::from_utf8(response).map_err(|_| invalid());
+    }
+    Err(serde_json::from_slice::<LinkErrorResponse>(&response).map_or_else(|_| invalid(), |refused| refused.error))
+}
+
+// The calls that unauthenticated clients may make to the databases.
+
+struct CustomerDbClientHandler(Arc<dyn Database<CustomerOp>>);
+
+impl ClientHandler for CustomerDbClientHandler {
+    fn server_kind(&self) -> ServerKind {
+        ServerKind::Customer
+    }
+
+    fn call(&self, source: IpAddr, _is_dialect2: bool, call: ApiCall) -> ShopResult<ResponsePayload> {
+        match call {
+            ApiCall::Validate { sid } => Ok(ResponsePayload::Session(self.validate_session(sid)?)),
+            ApiCall::Logout { sid } => {
+                let role = self.validate_session(sid.clone())?.role;
+                handle_account_call(source, role, ApiCall::Logout { sid }, |op| self.0.handle(op))
+            }
+            ApiCall::Create { role, .. } | ApiCall::Login { role, .. } => {
+                handle_account_call(source, role, call, |op| self.0.handle(op))
+            }
+            ApiCall::InSession { .. } => Err(frontends_only()),
+        }
+    }
+
+    /// No call with a session and fields is open to unauthenticated clients.
+    fn check_session(&self, _sid: String) -> ShopResult<()> {
+        Err(frontends_only())
+    }
+}
+
+impl CustomerDbClientHandler {
+    fn validate_session(&self, sid: String) -> ShopResult<SessionInfo> {
+        parse_response(&self.0.handle(CustomerOp::Validate { sid })?)
+    }
+}
+
+struct ProductDbClientHandler;
+
+impl ClientHandler for ProductDbClientHandler {
+    fn server_kind(&self) -> ServerKind {
+        ServerKind::Product
+    }
+
+    fn call(&self, _source: IpAddr, _is_dialect2: bool, _call: ApiCall) -> ShopResult<ResponsePayload> {
+        Err(frontends_only())
+    }
+
+    fn check_session(&self, _sid: String) -> ShopResult<()> {
+        Err(frontends_only())
+    }
+}
+
+fn frontends_only() -> Refusal {
+    Refusal::new(ErrorCode::Forbidden, "only the frontends may ask this database")
+}
+
+/// Handles CREATE, LOGIN and LOGOUT, which frontends and the customer database have in common.
+pub(super) fn handle_account_call(
+    source: IpAddr,
+    role: Role,
+    call: ApiCall,
+    execute: impl FnOnce(CustomerOp) -> ShopResult<String>,
+) -> ShopResult<ResponsePayload> {
+    match call {
+        ApiCall::Create { username, password, name, .. } => {
+            let request = request_id();
+            let answer =
+                execute(CustomerOp::Create { request, role, username, password, name, source: source.to_string() })?;
+            Ok(ResponsePayload::Created(role, parse_response(&answer)?))
+        }
+        ApiCall::Login { username, password, .. } => {
+            let answer = execute(CustomerOp::Login { role, username, password, source: source.to_string() })?;
+            Ok(ResponsePayload::LoggedIn(role, parse_response(&answer)?))
+        }
+        ApiCall::Logout { sid } => execute(CustomerOp::Logout { role, sid }).map(|_| ResponsePayload::Done),
+        ApiCall::Validate { .. } | ApiCall::InSession { .. } => Err(frontends_only()),
+    }
+}
+
+/// A new request id for an operation that is not idempotent.
+pub(super) fn request_id() -> String {
+    Token::random().reveal().to_owned()
+}
+
+/// Parses the JSON result of a database's operation.
+pub(super) fn parse_response<T: DeserializeOwned>(json: &str) -> ShopResult<T> {
+    serde_json::from_str(json).map_err(|_| Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::source;
+    use proptest::prelude::*;
+
+    #[test]
+    fn answers_pass_through_as_they_are() {
+        for json in ["null", "{\"items\":[],\"total\":0}", "\"ü\"", ""] {
+            assert_eq!(decode_response(encode_response(&Ok(json.to_owned()))), Ok(json.to_owned()));
+        }
+        let refusal = Refusal::new(ErrorCode::OutOfStock, "there are \"two\" left");
+        assert_eq!(decode_response(encode_response(&Err(refusal.clone()))), Err(refusal));
+        for nonsense in [&b""[..], b"{\"ok\":", b"{\"ok\":\xff}", b"[]", b"{\"error\":{\"code\":\"X\"}}"] {
+            assert_eq!(decode_response(nonsense.to_vec()).unwrap_err().code, ErrorCode::Unavailable);
+        }
+    }
+
+    #[test]
+    fn a_source_has_half_of_the_strangers_places_and_loopback_all() {
+        let limiter = Arc::<UnauthenticatedLimiter>::default();
+        let take = |address: &str, guaranteed, times: usize| -> Vec<UnauthenticatedPermit> {
+            let source = source::key_of(address.parse().unwrap());
+            (0..times).map_while(|_| limiter.acquire(source, guaranteed)).collect()
+        };
+        let one = take("192.0.2.1", 40, 100);
+        assert_eq!(one.len(), 10, "of twenty");
+        let others = (take("2001:db8::1", 40, 4), take("2001:db8::2", 40, 100));
+        assert_eq!((others.0.len(), others.1.len()), (4, 6), "a network is one source");
+        assert!(take("192.0.2.3", 40, 1).is_empty() && take("127.0.0.1", 40, 1).is_empty(), "all together have twenty");
+        drop(one);
+        assert_eq!(take("192.0.2.3", 40, 100).len(), 10, "what is given back is free at once");
+        drop(others);
+        let here = (take("127.0.0.1", 40, 15), take("::1", 40, 100));
+        assert_eq!((here.0.len(), here.1.len()), (15, 5), "this machine may have them all");
+        drop(here);
+        assert!(limiter.0.lock().is_empty(), "who holds nothing is not remembered");
+        assert_eq!(take("192.0.2.1", 8, 9).len(), 2);
+        assert_eq!(take("192.0.2.1", 1, 9).len(), 1, "one at least");
+    }
+
+    proptest! {
+        #[test]
+        fn nonsense_on_a_link_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            struct EchoDatabase;
+            impl Database<CustomerOp> for EchoDatabase {
+                fn handle(&self, op: CustomerOp) -> ShopResult<String> {
+                    Ok(format!("{op:?}"))
+                }
+            }
+            let _ = decode_response(bytes.clone());
+            let _ = decode_response(execute_operation(&EchoDatabase, &bytes));
+        }
+    }
+}

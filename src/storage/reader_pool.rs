@@ -1,0 +1,113 @@
+//! A small pool of read connections beside the writer.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rusqlite::Connection;
+
+use super::{Reader, StoreError, sqlite};
+
+/// Reading is CPU work on cached pages: a few connections keep a machine busy.
+const CONNECTIONS_MAX: usize = 8;
+/// How long a query waits for a connection before it fails with [`StoreError::Busy`].
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) struct ReaderPool {
+    path: PathBuf,
+    state: Mutex<PoolState>,
+    released: Condvar,
+}
+
+struct PoolState {
+    idle: Vec<Connection>,
+    /// Idle connections and those in use.
+    open_count: usize,
+    is_closed: bool,
+}
+
+impl ReaderPool {
+    pub(super) fn new(path: PathBuf) -> ReaderPool {
+        ReaderPool {
+            path,
+            state: Mutex::new(PoolState { idle: Vec::new(), open_count: 0, is_closed: false }),
+            released: Condvar::new(),
+        }
+    }
+
+    /// Runs `f` in a read transaction: all its queries see one snapshot, which contains every change committed before
+    /// the call.
+    pub(super) fn read<T, E: From<StoreError>>(&self, f: impl FnOnce(&dyn Reader) -> Result<T, E>) -> Result<T, E> {
+        let pooled = PooledConnection { pool: self, connection: Some(self.acquire()?) };
+        let Some(connection) = &pooled.connection else { return Err(StoreError::closed().into()) };
+        sqlite::read_transaction(connection, f)
+    }
+
+    fn acquire(&self) -> Result<Connection, StoreError> {
+        let deadline = Instant::now() + ACQUIRE_TIMEOUT;
+        let mut state = self.state.lock();
+        loop {
+            if state.is_closed {
+                return Err(StoreError::closed());
+            }
+            if let Some(connection) = state.idle.pop() {
+                return Ok(connection);
+            }
+            if state.open_count < CONNECTIONS_MAX {
+                break;
+            }
+            if self.released.wait_until(&mut state, deadline).timed_out() {
+                return Err(StoreError::Busy);
+            }
+        }
+        state.open_count += 1;
+        drop(state);
+        sqlite::open_reader(&self.path).inspect_err(|_| self.release(None))
+    }
+
+    fn release(&self, connection: Option<Connection>) {
+        let mut state = self.state.lock();
+        match connection {
+            Some(connection) if !state.is_closed => state.idle.push(connection),
+            _ => state.open_count -= 1,
+        }
+        let is_closed = state.is_closed;
+        drop(state);
+        // A released connection serves one waiter; closing the pool has to wait for all of them.
+        if is_closed {
+            self.released.notify_all();
+        } else {
+            self.released.notify_one();
+        }
+    }
+
+    /// Admits no new query, waits for those in progress and closes all connections.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        state.open_count -= state.idle.len();
+        let idle = std::mem::take(&mut state.idle);
+        self.released.notify_all();
+        while state.open_count > 0 {
+            self.released.wait(&mut state);
+        }
+        drop(state);
+        drop(idle);
+    }
+}
+
+/// A connection that returns to the pool on drop, also when the query panics.
+struct PooledConnection<'r> {
+    pool: &'r ReaderPool,
+    connection: Option<Connection>,
+}
+
+impl Drop for PooledConnection<'_> {
+    fn drop(&mut self) {
+        let connection = self.connection.take().filter(|connection| {
+            // An old snapshot must not stay open; a connection that cannot end its transaction is closed instead.
+            connection.is_autocommit() || sqlite::execute_cached(connection, "ROLLBACK").is_ok()
+        });
+        self.pool.release(connection);
+    }
+}

@@ -1,0 +1,146 @@
+//! Deduplication of a deal's requests, and its outstanding notifications.
+
+use super::{
+    AnsweredRequest, Deal, DealContext, DealEffects, DealLogEntry, NotificationBody, OutstandingNotification, Party,
+    RequestKind,
+};
+use crate::model::Cents;
+use crate::trade::wire::{ErrorCode, Goods, Notification, RequestError};
+
+impl Deal {
+    /// Whether the same request was answered before.
+    ///
+    /// # Errors
+    /// A request with the same number but other content is refused: a number stands for one request.
+    pub(super) fn is_repeat(
+        &self,
+        party: Party,
+        asked: AnsweredRequest,
+        item_name: &str,
+        goods: Option<&Goods>,
+    ) -> Result<bool, RequestError> {
+        let answered = match party {
+            Party::Buyer => &self.answered,
+            Party::Seller(seller) => &self.sellers[seller].answered,
+        };
+        let before = answered.iter().find(|before| before.kind == asked.kind);
+        let same_item = item_name == &*self.item_name;
+        let offered = match party {
+            Party::Seller(seller) => self.sellers[seller].offer.as_ref().map(|offer| &offer.goods),
+            Party::Buyer => None,
+        };
+        let same_goods = asked.kind != RequestKind::Offer
+            || offered.cloned().unwrap_or_default() == goods.cloned().unwrap_or_default();
+        match before {
+            Some(before) if same_item && same_goods && before.amount == asked.amount => Ok(true),
+            Some(_) => Err(RequestError::new(ErrorCode::BadRequest, "rq already used")),
+            None if same_item => Ok(false),
+            None => Err(RequestError::new(
+                ErrorCode::BadRequest,
+                format!("item_name: expected {:?}, as in the search", self.item_name),
+            )),
+        }
+    }
+
+    pub(super) fn answered_requests_mut(&mut self, party: Party) -> &mut Vec<AnsweredRequest> {
+        match party {
+            Party::Buyer => &mut self.answered,
+            Party::Seller(seller) => &mut self.sellers[seller].answered,
+        }
+    }
+
+    pub(super) fn mark_changed(&self, party: Party, effects: &mut DealEffects) {
+        match party {
+            Party::Buyer => effects.deal_changed = true,
+            Party::Seller(seller) => effects.sellers_changed.push(seller),
+        }
+    }
+
+    fn outstanding(&self, party: Party) -> Option<&OutstandingNotification> {
+        match party {
+            Party::Buyer => self.outstanding.as_ref(),
+            Party::Seller(seller) => self.sellers[seller].outstanding.as_ref(),
+        }
+    }
+
+    fn outstanding_mut(&mut self, party: Party) -> &mut Option<OutstandingNotification> {
+        match party {
+            Party::Buyer => &mut self.outstanding,
+            Party::Seller(seller) => &mut self.sellers[seller].outstanding,
+        }
+    }
+
+    /// Stops repeating the last notification to this side.
+    pub(super) fn clear_outstanding(&mut self, party: Party) {
+        *self.outstanding_mut(party) = None;
+    }
+
+    pub(super) fn notify(
+        &mut self,
+        party: Party,
+        body: NotificationBody,
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) {
+        let gone = match party {
+            Party::Buyer => self.buyer_gone,
+            Party::Seller(seller) => self.sellers[seller].gone,
+        };
+        if gone {
+            return;
+        }
+        *self.outstanding_mut(party) = Some(OutstandingNotification { mid: (context.next_mid)(), body });
+        self.mark_changed(party, effects);
+        // If a step notifies a side more than once, only the newest notification is sent.
+        if !effects.notified.contains(&party) {
+            effects.notified.push(party);
+        }
+    }
+
+    /// The notification that is repeated to this side until it is acknowledged.
+    pub fn outstanding_notification(&self, party: Party) -> Option<Notification> {
+        let OutstandingNotification { mid, body } = self.outstanding(party)?;
+        let (mid, rq, item_name) = (*mid, self.rq_of(party), self.item_name.clone());
+        Some(match body {
+            NotificationBody::Search => {
+                Notification::Search { rq, mid, item_name, description: self.description.clone() }
+            }
+            NotificationBody::Negotiate => Notification::Negotiate { rq, mid, item_name, max_price: self.max_price },
+            NotificationBody::Reserve(price) => Notification::Reserve { rq, mid, item_name, price: *price },
+            NotificationBody::Released => Notification::Released { rq, mid, item_name },
+            NotificationBody::Found(price, seller) => {
+                let Goods { item: offer_item, description: offer_description } = self.goods_of(*seller);
+                let seller = self.sellers[*seller].name.clone();
+                Notification::Found { rq, mid, item_name, price: *price, seller, offer_item, offer_description }
+            }
+            NotificationBody::NotFound => Notification::NotFound { rq, mid, item_name, max_price: self.max_price },
+            NotificationBody::NotAvailable => Notification::NotAvailable { rq, mid, item_name },
+            NotificationBody::Cancel(reason) => Notification::Cancel { rq, mid, item_name, reason: reason.clone() },
+        })
+    }
+
+    /// The number of this side's outstanding notification.
+    pub fn outstanding_mid(&self, party: Party) -> Option<u64> {
+        self.outstanding(party).map(|outstanding| outstanding.mid)
+    }
+
+    /// Records that the side has received a notification. False if no notification with this number is outstanding.
+    pub fn acknowledge(&mut self, party: Party, mid: u64) -> bool {
+        let known = self.outstanding_mid(party) == Some(mid);
+        if known {
+            *self.outstanding_mut(party) = None;
+        }
+        known
+    }
+
+    pub(super) fn log(
+        &self,
+        effects: &mut DealEffects,
+        kind: &'static str,
+        party: Party,
+        price: Option<Cents>,
+        detail: &str,
+    ) {
+        effects.log.push(DealLogEntry { kind, peer: self.name_of(party).clone(), price, detail: detail.to_owned() });
+    }
+}

@@ -1,0 +1,446 @@
+//! Inputs to deals: requests of their sides, ticks and settlements; and the removal of old deals.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
+
+use super::{
+    ENDED_MAX, Exchange, ExchangeEffects, FailedRequest, NotificationId, OutgoingNotification, RegisteredPeer,
+    RegisteredPeerState, SETTLEMENTS_MAX, SETTLEMENTS_PER_ADDRESS_MAX, TrackedDealState,
+};
+use crate::model::{Cents, Millis, Name, Token};
+use crate::trade::deal::{Deal, DealContext, DealEffects, DealInput, DealPosting, Party, PaymentProgress, RequestKind};
+use crate::trade::journal::{ExchangeChange, Journal, LedgerRow, LogRow};
+use crate::trade::wire::{Ack, ErrorCode, Goods, Notification, Request, RequestBody, RequestError, Response, encode};
+
+/// The data of a settlement. Its `Debug` output hides the tokens.
+#[derive(Debug, Clone)]
+pub struct SettlementOrder {
+    /// The number of the deal.
+    pub deal: u64,
+    /// The idempotency key of the charge.
+    pub key: String,
+    /// The item as the buyer named it.
+    pub item_name: std::sync::Arc<str>,
+    /// What the seller actually offers.
+    pub goods: Goods,
+    /// The price that the buyer pays.
+    pub price: Cents,
+    /// The operator's share of the price.
+    pub fee: Cents,
+    /// How far the payment had progressed when the order was made.
+    pub payment: PaymentProgress,
+    /// The side that pays.
+    pub buyer: SettlementParty,
+    /// The side that is paid.
+    pub seller: SettlementParty,
+}
+
+/// One side of a settlement.
+#[derive(Debug, Clone)]
+pub struct SettlementParty {
+    /// The peer's name.
+    pub name: Name,
+    /// The number by which the peer knows the deal.
+    pub rq: u64,
+    /// The token that its INFORM_RES must contain; none if the peer is no longer registered.
+    pub token: Option<Token>,
+    /// The address of its settlement port.
+    pub tcp: Option<SocketAddr>,
+    /// The address of this host that the peer expects the connection from.
+    pub from: Option<IpAddr>,
+}
+
+impl<J: Journal> RegisteredPeer<J> {
+    /// Addresses a notification to this peer; `None` if the peer has no address.
+    fn outgoing(&self, notification: Notification) -> Option<OutgoingNotification> {
+        let RegisteredPeerState { row, .. } = &*self.state.lock();
+        let is_validated = row.validation.is_validated;
+        (!row.displaced).then_some(OutgoingNotification {
+            to: row.addr,
+            from: row.local_ip,
+            is_validated,
+            notification,
+        })
+    }
+}
+
+impl<J: Journal> Exchange<J> {
+    pub(super) fn handle_deal_request(
+        &self,
+        now: Millis,
+        peer: &RegisteredPeer<J>,
+        request: &Request,
+    ) -> Result<ExchangeEffects<J::Commit>, FailedRequest<J>> {
+        let (kind, item_name, amount) = match &request.body {
+            RequestBody::Offer { item_name, price, .. } => (RequestKind::Offer, item_name, Some(*price)),
+            RequestBody::NotAvailable { item_name } => (RequestKind::NotAvailable, item_name, None),
+            RequestBody::Accept { item_name, max_price } => (RequestKind::Accept, item_name, Some(*max_price)),
+            RequestBody::Refuse { item_name, max_price } => (RequestKind::Refuse, item_name, Some(*max_price)),
+            RequestBody::Buy { item_name, price } => (RequestKind::Buy, item_name, Some(*price)),
+            RequestBody::Cancel { item_name } => (RequestKind::Cancel, item_name, None),
+            RequestBody::Register(_)
+            | RequestBody::Login(_)
+            | RequestBody::DeRegister
+            | RequestBody::LookingFor { .. }
+            | RequestBody::Status { .. } => {
+                unreachable!("these are not asked of a deal")
+            }
+        };
+        let (id, last) = {
+            let state = peer.state.lock();
+            (state.deal_by_rq.get(&request.rq).copied(), state.last_commit.clone())
+        };
+        let unknown =
+            || (RequestError::new(ErrorCode::UnknownDeal, "rq: no deal of this peer has this number"), last.clone());
+        let id = id.ok_or_else(unknown)?;
+        let tracked = self.deal(id).ok_or_else(unknown)?;
+        let mut state = tracked.state.lock();
+        let party = state.deal.party_of(request.rq).filter(|_| !state.is_removed).ok_or_else(unknown)?;
+        let begins_settlement =
+            kind == RequestKind::Buy && party == Party::Buyer && state.deal.reserved_seller().is_some();
+        if begins_settlement {
+            self.acquire_slot(&state.deal).map_err(|error| (error, state.last_commit.clone()))?;
+        }
+        let took_part = state.deal.takes_part(party);
+        let goods = if let RequestBody::Offer { goods, .. } = &request.body { Some(goods) } else { None };
+        let input = DealInput::Request { party, kind, item_name, amount, goods };
+        let is_first_offer = kind == RequestKind::Offer && !took_part;
+        // Counted before the step, which may end the deal and decrement the count.
+        peer.own_deals.fetch_add(usize::from(is_first_offer), Ordering::Relaxed);
+        let result = self.step_deal(now, &mut state, input);
+        if is_first_offer && !state.deal.takes_part(party) {
+            peer.own_deals.fetch_sub(1, Ordering::Relaxed);
+        }
+        let begins_settlement = begins_settlement && state.deal.settling().is_some();
+        if !begins_settlement && kind == RequestKind::Buy && state.deal.settling().is_none() {
+            self.release_slot(id);
+        }
+        let mut effects = result.map_err(|error| (error, state.last_commit.clone()))?;
+        drop(state);
+        self.release_deals(&mut effects);
+        let rq = request.rq;
+        effects.settlement = begins_settlement.then_some(id);
+        effects.response = Some(match kind {
+            RequestKind::Offer => Response::Offered { rq },
+            RequestKind::NotAvailable | RequestKind::Accept | RequestKind::Refuse => Response::Noted { rq },
+            RequestKind::Buy => Response::Buying { rq },
+            RequestKind::Cancel => Response::Cancelled { rq },
+        });
+        Ok(effects)
+    }
+
+    /// Lets time pass for a deal. Does nothing if nothing is due; returns the next deadline in any case.
+    pub fn tick(&self, now: Millis, deal: u64) -> ExchangeEffects<J::Commit> {
+        let Ok(mut effects) = self.handle_deal_input(now, deal, DealInput::Tick) else {
+            return ExchangeEffects::default();
+        };
+        if effects.deadlines.is_empty() {
+            let deadline = self.deal(deal).and_then(|tracked| tracked.state.lock().deal.deadline());
+            effects.deadlines.extend(deadline.map(|at| (at, deal)));
+        }
+        effects
+    }
+
+    /// Moves a settlement one step on.
+    ///
+    /// # Errors
+    /// The deal is not at that step.
+    pub fn advance_settlement(
+        &self,
+        now: Millis,
+        deal: u64,
+        input: DealInput,
+    ) -> Result<ExchangeEffects<J::Commit>, RequestError> {
+        let effects = self.handle_deal_input(now, deal, input)?;
+        let is_over = self.deal(deal).is_none_or(|tracked| tracked.state.lock().deal.settling().is_none());
+        if is_over {
+            self.release_slot(deal);
+        }
+        Ok(effects)
+    }
+
+    fn handle_deal_input(
+        &self,
+        now: Millis,
+        deal: u64,
+        input: DealInput,
+    ) -> Result<ExchangeEffects<J::Commit>, RequestError> {
+        let unknown = || RequestError::new(ErrorCode::UnknownDeal, "no such deal");
+        let tracked = self.deal(deal).ok_or_else(unknown)?;
+        let mut state = tracked.state.lock();
+        if state.is_removed {
+            return Err(unknown());
+        }
+        let mut effects = self.step_deal(now, &mut state, input)?;
+        drop(state);
+        self.release_deals(&mut effects);
+        Ok(effects)
+    }
+
+    /// Handles one input of a locked deal and appends its changes to the journal.
+    pub(super) fn step_deal(
+        &self,
+        now: Millis,
+        state: &mut TrackedDealState<J>,
+        input: DealInput,
+    ) -> Result<ExchangeEffects<J::Commit>, RequestError> {
+        let mut next_mid = || self.next_mid();
+        let mut context =
+            DealContext { now, windows: &self.rules.windows, fee: self.rules.fee, next_mid: &mut next_mid };
+        let deadline = state.deal.deadline();
+        let deal_effects = state.deal.handle(input, &mut context)?;
+        Ok(self.record_effects(now, state, deal_effects, deadline))
+    }
+
+    /// Appends the effects of a step to the journal and updates the state in memory. `armed` is the deadline for
+    /// which a timer is already armed.
+    pub(super) fn record_effects(
+        &self,
+        now: Millis,
+        state: &mut TrackedDealState<J>,
+        deal_effects: DealEffects,
+        armed: Option<Millis>,
+    ) -> ExchangeEffects<J::Commit> {
+        let deal = &state.deal;
+        let mut changes = Vec::with_capacity(deal_effects.sellers_changed.len() + deal_effects.log.len() + 2);
+        if deal_effects.deal_changed {
+            changes.push(deal_change(deal));
+        }
+        let mut seen = HashSet::with_capacity(deal_effects.sellers_changed.len());
+        changes.extend(
+            deal_effects
+                .sellers_changed
+                .iter()
+                .filter(|seller| seen.insert(**seller))
+                .map(|seller| seller_change(deal, *seller)),
+        );
+        changes.extend(deal_effects.posting.map(|DealPosting { operation, seller, price, fee }| {
+            ExchangeChange::Ledger(LedgerRow {
+                key: charge_key(deal.id),
+                operation,
+                buyer: deal.buyer.clone(),
+                seller: deal.name_of(Party::Seller(seller)).clone(),
+                price,
+                fee: self.rules.fee_of(price, fee),
+                at: now,
+            })
+        }));
+        changes.extend(deal_effects.log.into_iter().map(|line| {
+            ExchangeChange::Log(LogRow {
+                at: now,
+                kind: line.kind.to_owned(),
+                rq: deal.parties().find(|party| *deal.name_of(*party) == line.peer).map(|party| deal.rq_of(party)),
+                peer: line.peer,
+                deal: Some(deal.id),
+                item_name: Some(deal.item_name.to_string()),
+                price: line.price,
+                detail: line.detail,
+            })
+        }));
+        let mut effects = ExchangeEffects::default();
+        let mut sent = Vec::new();
+        for (party, notification) in deal_effects.notify_once {
+            sent.push((notification.mid(), party));
+            effects.notify_once.extend(self.party_peer(deal, party).and_then(|peer| peer.outgoing(notification)));
+        }
+        for party in deal_effects.notified {
+            if let Some(mid) = deal.outstanding_mid(party) {
+                sent.push((mid, party));
+                effects.notifications.push(NotificationId { deal: deal.id, party, mid });
+            }
+        }
+        state.mids.extend(sent.iter().map(|(mid, _)| *mid));
+        self.parties_by_mid.lock().extend(sent.into_iter().map(|(mid, party)| (mid, (deal.id, party))));
+        for seller in deal_effects.unresponsive {
+            if let Some(peer) = self.party_peer(deal, Party::Seller(seller)) {
+                // It stops counting far above the limit that matters.
+                let _ =
+                    peer.unanswered_searches.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));
+            }
+        }
+        self.changed_deals.record(deal.id);
+        if deal_effects.ended {
+            self.open_deals.lock().remove(&deal.id);
+            self.ended_deals.lock().push_back((now, deal.id));
+            for party in deal.parties() {
+                if let Some(peer) = self.party_peer(deal, party) {
+                    effects.released_deals.extend(peer.end(&mut peer.state.lock(), deal, party, ENDED_MAX));
+                }
+            }
+        } else {
+            effects.deadlines.extend(deal.deadline().filter(|at| armed != Some(*at)).map(|at| (at, deal.id)));
+        }
+        if !changes.is_empty() {
+            state.last_commit = self.journal.append(changes);
+        }
+        effects.commit = state.last_commit.clone();
+        effects
+    }
+
+    /// Handles the acknowledgement of a notification. True if it ends the notification's repetition.
+    pub fn acknowledge(&self, now: Millis, source: SocketAddr, ack: &Ack) -> bool {
+        let Some((deal, party)) = self.parties_by_mid.lock().get(&ack.mid).copied() else { return false };
+        let Some(tracked) = self.deal(deal) else { return false };
+        let mut state = tracked.state.lock();
+        let Some(peer) = self.party_peer(&state.deal, party) else { return false };
+        {
+            let mut peer_state = peer.state.lock();
+            let has_token = ack.token.as_ref().is_some_and(|token| peer_state.row.token.matches(token));
+            if (source != peer_state.row.addr || peer_state.row.displaced) && !has_token {
+                return false;
+            }
+            if has_token {
+                self.token_presented(&peer, &mut peer_state, source);
+            }
+            self.acknowledgement_received(&peer, &mut peer_state, source, ack.mid);
+        }
+        peer.mark_seen(now);
+        if state.is_removed || !state.deal.acknowledge(party, ack.mid) {
+            return false;
+        }
+        let change = match party {
+            Party::Buyer => deal_change(&state.deal),
+            Party::Seller(seller) => seller_change(&state.deal, seller),
+        };
+        state.last_commit = self.journal.append(vec![change]);
+        true
+    }
+
+    /// A notification with its addresses, or `None` if it is acknowledged or superseded.
+    pub fn outgoing_notification(&self, id: NotificationId) -> Option<OutgoingNotification> {
+        let tracked = self.deal(id.deal)?;
+        let state = tracked.state.lock();
+        if state.deal.outstanding_mid(id.party) != Some(id.mid) {
+            return None;
+        }
+        let peer = self.party_peer(&state.deal, id.party)?;
+        let notification = state.deal.outstanding_notification(id.party)?;
+        drop(state);
+        peer.outgoing(notification)
+    }
+
+    pub(super) fn next_mid(&self) -> u64 {
+        self.mid_cipher.encrypt(self.allocate_ids(1))
+    }
+
+    // Settlements.
+
+    /// The data for the settlement of a deal; `None` if the deal is not being settled.
+    pub fn settlement_order(&self, id: u64) -> Option<SettlementOrder> {
+        let tracked = self.deal(id)?;
+        let state = tracked.state.lock();
+        let deal = &state.deal;
+        let (seller, price, payment) = deal.settling()?;
+        let side = |party| {
+            let row = self.party_peer(deal, party).map(|peer| peer.state.lock().row.clone());
+            SettlementParty {
+                name: deal.name_of(party).clone(),
+                rq: deal.rq_of(party),
+                tcp: row.as_ref().map(|row| SocketAddr::new(row.addr.ip(), row.tcp_port)),
+                from: row.as_ref().and_then(|row| row.local_ip),
+                token: row.map(|row| row.token),
+            }
+        };
+        Some(SettlementOrder {
+            deal: id,
+            key: charge_key(id),
+            item_name: deal.item_name.clone(),
+            goods: if let Party::Seller(seller) = seller { deal.goods_of(seller) } else { Goods::default() },
+            price,
+            fee: self.rules.fee_of(price, deal.fee()),
+            payment,
+            buyer: side(Party::Buyer),
+            seller: side(seller),
+        })
+    }
+
+    /// The number of settlements in progress.
+    pub fn settlement_count(&self) -> usize {
+        self.settlement_slots.lock().by_deal.len()
+    }
+
+    fn acquire_slot(&self, deal: &Deal) -> Result<(), RequestError> {
+        let addresses = deal.reserved_seller().and_then(|seller| self.addresses_of(deal, seller));
+        let addresses = addresses.ok_or_else(|| RequestError::new(ErrorCode::WrongState, "the other side has left"))?;
+        let mut slots = self.settlement_slots.lock();
+        let is_full = |ip| {
+            !std::net::IpAddr::is_loopback(ip)
+                && slots.by_address.get(ip).is_some_and(|n| *n >= SETTLEMENTS_PER_ADDRESS_MAX)
+        };
+        if slots.by_deal.len() >= SETTLEMENTS_MAX || addresses.iter().any(is_full) {
+            return Err(RequestError::new(ErrorCode::Busy, "too many settlements are under way; try again"));
+        }
+        slots.acquire(deal.id, addresses.to_vec());
+        Ok(())
+    }
+
+    fn release_slot(&self, deal: u64) {
+        let mut slots = self.settlement_slots.lock();
+        for ip in slots.by_deal.remove(&deal).into_iter().flatten() {
+            if let Some(count) = slots.by_address.get_mut(&ip) {
+                *count -= 1;
+                if *count == 0 {
+                    slots.by_address.remove(&ip);
+                }
+            }
+        }
+    }
+
+    // Removal of old deals.
+
+    /// Removes the deals that no peer refers to any more.
+    pub(super) fn release_deals(&self, effects: &mut ExchangeEffects<J::Commit>) {
+        self.release_holders(std::mem::take(&mut effects.released_deals));
+    }
+
+    pub(super) fn release_holders(&self, deals: Vec<u64>) {
+        for id in deals {
+            if self.deal(id).is_some_and(|tracked| tracked.holder_count.fetch_sub(1, Ordering::AcqRel) == 1) {
+                self.remove_deal(id);
+            }
+        }
+    }
+
+    pub(super) fn remove_deal(&self, id: u64) {
+        let Some(tracked) = self.deal(id) else { return };
+        let mut state = tracked.state.lock();
+        if state.is_removed {
+            return;
+        }
+        state.is_removed = true;
+        self.open_deals.lock().remove(&id);
+        self.journal.append(vec![ExchangeChange::DropDeal(id)]);
+        {
+            let mut mids = self.parties_by_mid.lock();
+            for mid in std::mem::take(&mut state.mids) {
+                mids.remove(&mid);
+            }
+        }
+        for party in state.deal.parties() {
+            if let Some(peer) = self.party_peer(&state.deal, party) {
+                peer.state.lock().unlink(id);
+            }
+        }
+        drop(state);
+        self.deals.write().remove(&id);
+    }
+}
+
+/// The idempotency key of a deal's charge, so that a deal is charged once.
+fn charge_key(deal: u64) -> String {
+    format!("{}{deal}", super::CHARGE_KEY_PREFIX)
+}
+
+fn deal_change(deal: &Deal) -> ExchangeChange {
+    ExchangeChange::Deal { id: deal.id, body: json(deal) }
+}
+
+fn seller_change(deal: &Deal, seller: usize) -> ExchangeChange {
+    let rq = deal.rq_of(Party::Seller(seller));
+    ExchangeChange::Seller { deal: deal.id, rq, body: json(&deal.sellers()[seller]) }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    String::from_utf8(encode(value)).expect("JSON is UTF-8")
+}

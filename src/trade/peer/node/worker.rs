@@ -1,0 +1,173 @@
+//! The worker: handles inputs one after the other and applies their effects.
+
+use crossbeam_channel::Receiver;
+
+use super::{BATCH_MAX, NodeError, NodeInner, NodeState, TICK_INTERVAL};
+use crate::storage::CommitHandle;
+use crate::trade::client::Client;
+use crate::trade::client::messages::ServerResponse;
+use crate::trade::peer::{CommandError, PeerCore, PeerEffects, PeerEvent, PeerInput};
+
+impl NodeInner {
+    pub(super) fn client(&self) -> &Client {
+        match self.client.get() {
+            Some(client) => client,
+            // `Node::open` sets it before anyone else has the `NodeInner` except the client's own threads. They use
+            // it only through inputs, which the worker handles once it is started, later.
+            None => unreachable!("the client is there before the worker is"),
+        }
+    }
+
+    /// Handles inputs and ticks until the peer is closed.
+    pub(super) fn run_worker(&self, incoming: &Receiver<PeerInput>, stopped: &Receiver<()>) {
+        let ticks = crossbeam_channel::tick(TICK_INTERVAL);
+        loop {
+            let mut inputs = Vec::new();
+            let ends = crossbeam_channel::select! {
+                recv(incoming) -> input => { inputs.extend(input); false }
+                recv(ticks) -> _ => { inputs.push(PeerInput::Tick); false }
+                recv(stopped) -> _ => true,
+            };
+            inputs.extend(incoming.try_iter().take(BATCH_MAX - 1));
+            if let Err(error) = self.step(inputs) {
+                self.emit(&PeerEvent::Trouble { rq: None, reason: error.to_string() });
+            }
+            if ends && incoming.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Handles inputs and applies their effects.
+    pub(super) fn step(&self, inputs: Vec<PeerInput>) -> Result<(), NodeError> {
+        let effects = self.handle_inputs(inputs)?;
+        self.apply_effects(effects);
+        Ok(())
+    }
+
+    /// Handles a command and waits for the response to its request; `None` if it needed no request.
+    pub(super) fn command(&self, input: PeerInput) -> Result<Option<ServerResponse>, NodeError> {
+        // Checked before anything is recorded for a request that would never be sent.
+        self.client().check_trust()?;
+        let mut effects = self.handle_inputs(vec![input])?;
+        let request = if effects.requests.is_empty() { None } else { Some(effects.requests.remove(0)) };
+        self.apply_effects(effects);
+        let Some((rq, body)) = request else { return Ok(None) };
+        let response = self.client().call(rq, body.clone());
+        let mut effects =
+            self.handle_inputs(vec![PeerInput::ResponseReceived { rq, body, response: response.clone() }])?;
+        // These are reported as the result of the command instead.
+        effects.events.retain(|event| event.rq() != Some(rq) && !matches!(event, PeerEvent::Trouble { .. }));
+        self.apply_effects(effects);
+        Ok(Some(response?))
+    }
+
+    /// Handles inputs; their changes are on disk when this returns.
+    fn handle_inputs(&self, inputs: Vec<PeerInput>) -> Result<PeerEffects, NodeError> {
+        let mut effects = PeerEffects::default();
+        let mut refused = None;
+        let commit = {
+            let mut state = self.state.lock();
+            for input in inputs {
+                match state.core.handle(self.clock.now(), input) {
+                    Ok(more) => effects.absorb(more),
+                    Err(error) => refused = Some(error),
+                }
+            }
+            if !effects.changes.is_empty() {
+                let changes = std::mem::take(&mut effects.changes);
+                let commit = self.store.append(state.epoch, changes);
+                state.last_commit = CommitHandle::later(state.last_commit.clone(), commit);
+            }
+            state.last_commit.clone()
+        };
+        if let Err(error) = commit.wait() {
+            self.rebuild();
+            return Err(error.into());
+        }
+        match refused {
+            Some(refused) if effects.is_empty() => Err(refused.into()),
+            _ => Ok(effects),
+        }
+    }
+
+    /// Rebuilds the core from the disk after a change could not be stored.
+    fn rebuild(&self) {
+        let mut state = self.state.lock();
+        let epoch = self.store.epoch();
+        if epoch == state.epoch {
+            return; // another thread has done it
+        }
+        match self.store.load() {
+            Ok(snapshot) => {
+                let core = PeerCore::new(snapshot, self.config.auto_buy);
+                *state = NodeState { core, epoch, last_commit: CommitHandle::committed() };
+            }
+            // The old epoch stays, so that every further change fails and this is tried again.
+            Err(error) => log::error!("the peer's store cannot be read: {error}"),
+        }
+    }
+
+    fn apply_effects(&self, effects: PeerEffects) {
+        let client = self.client();
+        for mid in effects.acks {
+            client.ack(mid);
+        }
+        for (rq, body) in effects.requests {
+            let inputs = self.inputs.clone();
+            client.post(rq, body.clone(), move |response| {
+                // Fails only if the peer has closed.
+                let _ = inputs.send(PeerInput::ResponseReceived { rq, body, response });
+            });
+        }
+        for event in &effects.events {
+            self.emit(event);
+        }
+        // Last, so that events are reported before waiting threads wake up.
+        self.changed.notify_all();
+    }
+
+    pub(super) fn emit(&self, event: &PeerEvent) {
+        (self.observer)(event);
+    }
+
+    pub(super) fn emit_trouble(&self, rq: Option<u64>, reason: impl Into<String>) {
+        self.emit(&PeerEvent::Trouble { rq, reason: reason.into() });
+    }
+
+    /// Allocates a number for a request that does not concern a deal.
+    pub(super) fn next_rq(&self) -> Result<u64, NodeError> {
+        let (rq, commit) = {
+            let mut state = self.state.lock();
+            let mut effects = PeerEffects::default();
+            let rq = state.core.next_rq(&mut effects)?;
+            let commit = self.store.append(state.epoch, effects.changes);
+            state.last_commit = CommitHandle::later(state.last_commit.clone(), commit.clone());
+            (rq, commit)
+        };
+        if let Err(error) = commit.wait() {
+            self.rebuild();
+            return Err(error.into());
+        }
+        Ok(rq)
+    }
+
+    pub(super) fn response_error(&self, response: ServerResponse) -> NodeError {
+        let (server, name) = (self.config.server.clone(), self.config.client.name.clone());
+        match response {
+            ServerResponse::Error { code, reason, .. } => NodeError::Server { code, reason },
+            ServerResponse::RegisterDenied { reason, .. } | ServerResponse::LoginDenied { reason, .. } => {
+                NodeError::Denied { server, name, reason }
+            }
+            // The client returns only responses that match the request.
+            _ => NodeError::Denied { server, name, reason: "its answer makes no sense".to_owned() },
+        }
+    }
+
+    pub(super) fn response_error_or_none(&self, response: Option<ServerResponse>) -> NodeError {
+        response.map_or_else(
+            || CommandError("nothing was to be asked".to_owned()).into(),
+            |response| self.response_error(response),
+        )
+    }
+}
