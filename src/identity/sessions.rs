@@ -5,11 +5,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -74,33 +71,33 @@ impl fmt::Debug for SessionKey {
 /// Someone's session.
 #[derive(Debug)]
 pub struct Session<W> {
-    /// Which one.
+    /// Stands for the session's id.
     pub key: SessionKey,
-    /// Whose, and what goes with it.
+    /// Whose it is, and what goes with it.
     pub who: W,
-    used_at: AtomicU64,
-    /// What of `used_at` was written.
-    saved_at: AtomicU64,
+    used_at: Millis,
+    /// The last use as it is on disk.
+    saved_at: Millis,
 }
 
 impl<W> Session<W> {
-    /// A session that was last used at that time, and is written down as last used at that other time.
+    /// A session that was last used at `used_at`; on disk stands `saved_at`.
     pub fn new(key: SessionKey, who: W, used_at: Millis, saved_at: Millis) -> Session<W> {
-        Session { key, who, used_at: AtomicU64::new(used_at.0), saved_at: AtomicU64::new(saved_at.0) }
+        Session { key, who, used_at, saved_at }
     }
 
     /// When it was last used.
     pub fn used_at(&self) -> Millis {
-        Millis(self.used_at.load(Ordering::Relaxed))
+        self.used_at
     }
 }
 
 /// What becomes of a request that names a session.
 #[derive(Debug)]
-pub enum Use<W> {
+pub enum Use<S> {
     /// It is alive.
-    Alive(Arc<Session<W>>),
-    /// It is alive, but not for this.
+    Alive(S),
+    /// It is alive, but may not be used for this.
     NotForThis,
     /// It is not known, or has ended.
     Ended,
@@ -110,22 +107,22 @@ pub enum Use<W> {
 pub struct Sessions<W> {
     timeout: Duration,
     most: usize,
-    alive: RwLock<HashMap<SessionKey, Arc<Session<W>>>>,
+    alive: HashMap<SessionKey, Session<W>>,
 }
 
-/// There are as many as there may be.
+/// There are as many sessions as there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
 impl<W> Sessions<W> {
-    /// None yet; each will end that long after its last use.
+    /// No session yet; each will end that long after its last use.
     pub fn new(timeout: Duration) -> Sessions<W> {
         Sessions::with_bound(timeout, SESSIONS_MAX)
     }
 
     /// The same with another bound than [`SESSIONS_MAX`].
     pub fn with_bound(timeout: Duration, most: usize) -> Sessions<W> {
-        Sessions { timeout, most, alive: RwLock::default() }
+        Sessions { timeout, most, alive: HashMap::new() }
     }
 
     /// Whether a session that was last used then has ended by now.
@@ -133,79 +130,73 @@ impl<W> Sessions<W> {
         used_at.plus(timeout) <= now
     }
 
-    /// Opens one. The key must be that of a new, random id.
+    /// Opens a session. Its key must be that of a new, random id.
     ///
     /// # Errors
     /// [`Full`] when there are too many; nothing was opened.
-    pub fn open(&self, session: Arc<Session<W>>) -> Result<(), Full> {
-        let mut alive = self.alive.write();
-        if alive.len() >= self.most {
+    pub fn open(&mut self, session: Session<W>) -> Result<(), Full> {
+        if self.alive.len() >= self.most {
             return Err(Full);
         }
-        alive.insert(session.key, session);
+        self.alive.insert(session.key, session);
         Ok(())
     }
 
     /// Uses a session, if it may be used for this: its time begins anew.
-    pub fn use_it(&self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> Use<W> {
-        // Within the lock, so that none is used that `expire` has just taken out.
-        let alive = self.alive.read();
-        let Some(session) = alive.get(key).filter(|session| !self.is_dead(session, now)) else { return Use::Ended };
+    pub fn use_it(&mut self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> Use<&Session<W>> {
+        let timeout = self.timeout;
+        let Some(session) = self.alive.get_mut(key) else { return Use::Ended };
+        if Sessions::<W>::is_over(timeout, session.used_at, now) {
+            return Use::Ended;
+        }
         if !may(&session.who) {
             return Use::NotForThis;
         }
-        session.used_at.fetch_max(now.0, Ordering::Relaxed);
-        Use::Alive(Arc::clone(session))
+        // The time of a request that was on its way for longer does not turn it back.
+        session.used_at = session.used_at.max(now);
+        Use::Alive(session)
     }
 
     /// Looks at a session without using it.
-    pub fn find(&self, now: Millis, key: &SessionKey) -> Option<Arc<Session<W>>> {
-        let alive = self.alive.read();
-        alive.get(key).filter(|session| !self.is_dead(session, now)).cloned()
+    pub fn find(&self, now: Millis, key: &SessionKey) -> Option<&Session<W>> {
+        self.alive.get(key).filter(|session| !self.is_dead(session, now))
     }
 
     /// Ends a session, if it may be ended by this. Only one of several callers gets it as alive.
-    pub fn end(&self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> Use<W> {
-        let mut alive = self.alive.write();
-        match alive.get(key) {
+    pub fn end(&mut self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> Use<Session<W>> {
+        match self.alive.get(key) {
             Some(session) if self.is_dead(session, now) => Use::Ended,
             Some(session) if !may(&session.who) => Use::NotForThis,
-            Some(_) => alive.remove(key).map_or(Use::Ended, Use::Alive),
+            Some(_) => self.alive.remove(key).map_or(Use::Ended, Use::Alive),
             None => Use::Ended,
         }
     }
 
     /// Takes out some of those whose time is up.
-    pub fn expire(&self, now: Millis, at_most: usize) -> Vec<Arc<Session<W>>> {
-        // Most of the time there is none: that needs no writing lock.
-        if !self.alive.read().values().any(|session| self.is_dead(session, now)) {
-            return Vec::new();
-        }
-        let mut alive = self.alive.write();
-        alive.extract_if(|_, session| self.is_dead(session, now)).take(at_most).map(|(_, session)| session).collect()
+    pub fn expire(&mut self, now: Millis, at_most: usize) -> Vec<Session<W>> {
+        let timeout = self.timeout;
+        let over = self.alive.extract_if(|_, session| Sessions::<W>::is_over(timeout, session.used_at, now));
+        over.take(at_most).map(|(_, session)| session).collect()
     }
 
-    /// The last uses that are not written yet.
+    /// The last uses that are not on disk yet.
     pub fn unsaved(&self) -> Vec<(SessionKey, Millis)> {
-        let alive = self.alive.read();
-        let unsaved = alive.values().filter_map(|session| {
-            let used_at = session.used_at();
-            (session.saved_at.load(Ordering::Relaxed) != used_at.0).then_some((session.key, used_at))
-        });
-        unsaved.collect()
+        let unsaved = self.alive.values().filter(|session| session.saved_at != session.used_at);
+        unsaved.map(|session| (session.key, session.used_at)).collect()
     }
 
     /// These last uses are on disk.
-    pub fn saved(&self, uses: &[(SessionKey, Millis)]) {
-        let alive = self.alive.read();
-        for (session, at) in uses.iter().filter_map(|(key, at)| Some((alive.get(key)?, at))) {
-            session.saved_at.store(at.0, Ordering::Relaxed);
+    pub fn saved(&mut self, uses: &[(SessionKey, Millis)]) {
+        for (key, at) in uses {
+            if let Some(session) = self.alive.get_mut(key) {
+                session.saved_at = *at;
+            }
         }
     }
 
     /// How many are alive, or dead and not yet taken out.
     pub fn len(&self) -> usize {
-        self.alive.read().len()
+        self.alive.len()
     }
 
     /// Whether there is none.
@@ -214,7 +205,7 @@ impl<W> Sessions<W> {
     }
 
     fn is_dead(&self, session: &Session<W>, now: Millis) -> bool {
-        Sessions::<W>::is_over(self.timeout, session.used_at(), now)
+        Sessions::<W>::is_over(self.timeout, session.used_at, now)
     }
 }
 
@@ -229,9 +220,9 @@ mod tests {
         Sessions::new(TIMEOUT)
     }
 
-    fn open(sessions: &Sessions<&'static str>, sid: &str, who: &'static str, at: Millis) -> SessionKey {
+    fn open(sessions: &mut Sessions<&'static str>, sid: &str, who: &'static str, at: Millis) -> SessionKey {
         let key = SessionKey::of(sid);
-        sessions.open(Arc::new(Session::new(key, who, at, at))).unwrap();
+        sessions.open(Session::new(key, who, at, at)).unwrap();
         key
     }
 
@@ -241,8 +232,8 @@ mod tests {
 
     #[test]
     fn a_session_ends_after_the_timeout_and_not_before() {
-        let sessions = sessions();
-        let key = open(&sessions, "a", "ann", NOW);
+        let mut sessions = sessions();
+        let key = open(&mut sessions, "a", "ann", NOW);
         let last = NOW.plus_ms(299_999);
         assert!(is_alive(&sessions.use_it(last, &key, |_| true)));
         let later = last.plus_ms(299_999);
@@ -258,8 +249,8 @@ mod tests {
 
     #[test]
     fn a_session_that_is_not_for_this_is_neither_used_nor_ended() {
-        let sessions = sessions();
-        let key = open(&sessions, "a", "ann", NOW);
+        let mut sessions = sessions();
+        let key = open(&mut sessions, "a", "ann", NOW);
         assert!(matches!(sessions.use_it(NOW.plus_ms(5), &key, |who| *who == "bob"), Use::NotForThis));
         assert!(matches!(sessions.end(NOW.plus_ms(5), &key, |who| *who == "bob"), Use::NotForThis));
         assert_eq!(sessions.find(NOW, &key).map(|session| session.used_at()), Some(NOW));
@@ -267,8 +258,8 @@ mod tests {
 
     #[test]
     fn ending_one_leaves_the_others_and_happens_once() {
-        let sessions = sessions();
-        let (one, two) = (open(&sessions, "a", "ann", NOW), open(&sessions, "b", "ann", NOW));
+        let mut sessions = sessions();
+        let (one, two) = (open(&mut sessions, "a", "ann", NOW), open(&mut sessions, "b", "ann", NOW));
         assert!(is_alive(&sessions.end(NOW, &one, |_| true)));
         assert!(!is_alive(&sessions.end(NOW, &one, |_| true)));
         assert!(!is_alive(&sessions.use_it(NOW, &one, |_| true)));
@@ -277,8 +268,8 @@ mod tests {
 
     #[test]
     fn only_news_is_written() {
-        let sessions = sessions();
-        let (used, _unused) = (open(&sessions, "a", "ann", NOW), open(&sessions, "b", "bob", NOW));
+        let mut sessions = sessions();
+        let (used, _unused) = (open(&mut sessions, "a", "ann", NOW), open(&mut sessions, "b", "bob", NOW));
         assert!(sessions.unsaved().is_empty());
         sessions.use_it(NOW.plus_ms(7), &used, |_| true);
         // A clock that another thread has read earlier does not turn it back.
@@ -292,11 +283,11 @@ mod tests {
 
     #[test]
     fn those_whose_time_is_up_go_some_at_a_time_and_the_others_stay() {
-        let sessions = sessions();
+        let mut sessions = sessions();
         for n in 0..5 {
-            open(&sessions, &n.to_string(), "ann", NOW);
+            open(&mut sessions, &n.to_string(), "ann", NOW);
         }
-        let alive = open(&sessions, "alive", "ann", NOW.plus_ms(1));
+        let alive = open(&mut sessions, "alive", "ann", NOW.plus_ms(1));
         let over = NOW.plus(TIMEOUT);
         assert_eq!([(); 4].map(|()| sessions.expire(over, 2).len()), [2, 2, 1, 0]);
         assert!(sessions.len() == 1 && sessions.find(over, &alive).is_some());
@@ -304,13 +295,13 @@ mod tests {
 
     #[test]
     fn there_is_a_bound() {
-        let sessions = Sessions::with_bound(TIMEOUT, 1);
-        open(&sessions, "a", "ann", NOW);
-        let second = Arc::new(Session::new(SessionKey::of("b"), "bob", NOW, NOW));
-        assert_eq!(sessions.open(Arc::clone(&second)), Err(Full));
+        let mut sessions = Sessions::with_bound(TIMEOUT, 1);
+        open(&mut sessions, "a", "ann", NOW);
+        let second = || Session::new(SessionKey::of("b"), "bob", NOW, NOW);
+        assert_eq!(sessions.open(second()), Err(Full));
         assert_eq!(sessions.len(), 1);
         sessions.expire(NOW.plus(TIMEOUT), 9);
-        assert_eq!(sessions.open(second), Ok(()));
+        assert_eq!(sessions.open(second()), Ok(()));
     }
 
     #[test]

@@ -1,21 +1,17 @@
-//! The customer database: accounts, sessions, carts, purchases (SPEC.md section 4).
+//! The customer database: accounts, sessions, carts, purchases (docs/spec/shop.md).
 //!
 //! | file | holds |
 //! |---|---|
+//! | `core.rs` | everything that is held in memory, as a value: sessions, carts, purchases under way |
+//! | `signed_in.rs`, `carts.rs`, `purchases.rs` | the parts of the core |
 //! | `accounts.rs` | who may sign in: on disk, asked for when needed |
-//! | `people.rs` | who is signed in: in memory, built from disk at start |
-//! | `carts.rs` | what they have in their carts |
-//! | `purchases.rs` | what they are purchasing, and the bank |
+//! | `purchasing.rs` | the driver of purchases: begins that wait, and the bank |
 //! | `store.rs`, `sales.rs` | the rows of all of it; of purchases |
 //!
-//! An operation works on memory and hands its changes to the store's writer under the lock of what it
-//! changed; the answer leaves once the newest change that it is built on is on disk. So a Touch or a
-//! ShowCart is a look into memory. When a transaction fails, memory is built anew from disk before the
-//! next operation, and those that waited for it get UNAVAILABLE: nothing of theirs has happened.
-//!
-//! A purchase is of the same kind, but for the bank that it asks in between: its rows and the changes of
-//! carts are one transaction ([`store::Journal::append_with`], [`carts::Buyer::bought`]). A journal and a
-//! buyer go together: both are of one memory, and what was built anew has others.
+//! An operation works on the core under its lock, which hands its changes to the store's writer; the answer leaves once
+//! the newest change that it is built on is on disk. So a Touch or a ShowCart is a look into memory. When a transaction
+//! fails, memory is loaded anew before the next operation, and those that waited for it get UNAVAILABLE: nothing of
+//! theirs has happened ([`Durable`]).
 
 use std::fmt;
 use std::io;
@@ -23,32 +19,34 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
-use super::ops::{self, Answer, Code, CustomerOp, Line, LoggedIn, Refusal};
+use super::ops::{self, Account, Answer, Code, CustomerOp, Line, LoggedIn, Refusal, Role};
 use crate::bank::{Gateway, ledger};
 use crate::identity::{Cost, PasswordError, Passwords, SessionKey};
 use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, FeeRate, Millis, Token};
 use crate::net::threads;
 use crate::storage::backup::STRETCHES;
-use crate::storage::{Store, StoreError, Ticket};
+use crate::storage::{CommitHandle, Durable, Store, StoreError};
 
 mod accounts;
 pub mod carts;
-pub mod people;
+pub mod core;
 pub mod purchases;
-mod sales;
+mod purchasing;
+pub mod sales;
+pub mod signed_in;
 pub mod store;
 #[cfg(test)]
 mod tests;
 
 use accounts::Accounts;
-use carts::Once;
-use people::People;
-use purchases::{Purchases, Waiting};
-use store::Journal;
+use core::{Answered, CartRequest, CustomerCore, Opening};
+use purchasing::BeginQueue;
+use signed_in::{Refused, SavedCart};
+use store::StoreJournal;
 
 /// The customer database's file in the data dir.
 pub const FILE: &str = "customer.db";
@@ -64,9 +62,6 @@ const _: () = assert!(STRETCH * (STRETCHES + 1) <= EXACT_MAX);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Between two times that last uses are written down.
 const FLUSH_EVERY: Duration = Duration::from_secs(3);
-
-/// What an operation comes to, and the newest change that this is built on.
-pub type Done<T> = (Answer<T>, Ticket);
 
 /// What the operator chose.
 #[derive(Debug, Clone)]
@@ -118,23 +113,18 @@ pub struct CustomerDb {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// The core behind its lock. Looking at it and changing it is memory work.
+type Memory = Mutex<CustomerCore<StoreJournal>>;
+
 struct Shared {
     config: Config,
     store: Arc<Store>,
     gateway: Arc<dyn Gateway>,
     accounts: Accounts,
-    waiting: Waiting,
-    /// Replaced as a whole when the disk holds less than it.
-    memory: RwLock<Arc<Memory>>,
+    begins: BeginQueue,
+    memory: Durable<Memory>,
     is_closed: Mutex<bool>,
     closing: Condvar,
-}
-
-/// Everything that is held in memory, and the chain of its changes.
-struct Memory {
-    journal: Journal,
-    people: People,
-    purchases: Purchases,
 }
 
 impl CustomerDb {
@@ -149,9 +139,9 @@ impl CustomerDb {
         store.write(store::fill_in_keys)?;
         let passwords = Passwords::sharing(config.password_cost)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);
-        let memory = RwLock::new(Arc::new(Memory::load(&store, &config)?));
-        let (is_closed, closing, waiting) = (Mutex::new(false), Condvar::new(), Waiting::default());
-        let shared = Arc::new(Shared { config, store, gateway, accounts, waiting, memory, is_closed, closing });
+        let memory = load_memory(Arc::clone(&store), &config)?;
+        let (is_closed, closing, begins) = (Mutex::new(false), Condvar::new(), BeginQueue::default());
+        let shared = Arc::new(Shared { config, store, gateway, accounts, begins, memory, is_closed, closing });
         // A charge that was interrupted is done before anybody can ask for it.
         shared.tend_purchases();
         let db = CustomerDb { shared: Arc::clone(&shared), threads: Mutex::default() };
@@ -187,12 +177,12 @@ impl CustomerDb {
 
     /// How many sessions are open, and how many buyers are held in memory.
     pub fn sizes(&self) -> (usize, usize) {
-        self.shared.memory().people.sizes()
+        self.shared.memory.current().lock().sizes()
     }
 
     /// How many purchases are under way.
     pub fn purchases_under_way(&self) -> usize {
-        self.shared.memory().purchases.under_way()
+        self.shared.memory.current().lock().purchases().count()
     }
 
     /// Ends the thread, writes down last uses and waits until everything is on disk. Repeating it does
@@ -219,90 +209,50 @@ impl Drop for CustomerDb {
     }
 }
 
-impl Memory {
-    fn load(store: &Arc<Store>, config: &Config) -> Result<Memory, StoreError> {
-        let journal = Journal::begin(Arc::clone(store));
-        let (snapshot, under_way) = store.read(|reader| {
-            Ok::<_, StoreError>((store::load(reader, config.session_timeout)?, sales::under_way(reader)?))
-        })?;
-        let now = config.clock.now();
-        let people = People::load(&journal, config.session_timeout, snapshot, now);
-        let purchases = Purchases::load(&journal, &people, under_way, config.fee, config.clock)?;
-        Ok(Memory { journal, people, purchases })
-    }
-
-    /// An operation on a cart: whose session, and which cart.
-    fn cart<T>(
-        &self,
-        now: Millis,
-        sid: &str,
-        work: impl FnOnce(&carts::Buyer, &Journal, &SessionKey) -> Done<T>,
-    ) -> Done<T> {
-        match self.people.buyers_session(now, sid) {
-            Ok((session, buyer)) => work(&buyer, &self.journal, &session.key),
-            Err((refusal, ticket)) => (Err(refusal), ticket),
-        }
-    }
+fn load_memory(store: Arc<Store>, config: &Config) -> Result<Durable<Memory>, StoreError> {
+    let Config { session_timeout, fee, clock, .. } = *config;
+    Durable::open("customer database", store, move |appender, _before| {
+        let snapshot = appender.store().read(|reader| store::load(reader, session_timeout))?;
+        let journal = StoreJournal::new(appender, clock);
+        Ok(Mutex::new(CustomerCore::load(journal, session_timeout, fee, snapshot, clock.now())))
+    })
 }
 
 impl Shared {
     fn handle(&self, op: CustomerOp) -> Answer<String> {
-        let (memory, now) = (self.memory(), self.config.clock.now());
-        let (people, journal) = (&memory.people, &memory.journal);
         match op {
             CustomerOp::Create { request, role, username, password, name, source } => {
                 json(&self.accounts.create(request, role, username, (&password, &source), name)?)
             }
             CustomerOp::Login { role, username, password, source } => {
                 let account = self.accounts.prove(role, &username, (&password, &source))?;
-                let logged_in = LoggedIn { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
-                // The password took its time.
-                let (memory, now) = (self.memory(), self.config.clock.now());
-                let key = SessionKey::of(&logged_in.sid);
-                let opened = memory.people.open(&memory.journal, now, role, account, key);
-                let (answer, ticket) = opened.map_err(|error| unavailable(&error))?;
-                self.answer(&memory, (answer.map(|()| logged_in), ticket))
+                json(&self.open_session(role, account)?)
             }
-            CustomerOp::Logout { role, sid } => self.answer(&memory, people.end(journal, now, role, &sid)),
-            CustomerOp::Validate { sid } => {
-                let shown = people.look(now, &sid).map(|session| {
-                    let (user, role) = (session.who.account.username.clone(), session.who.role());
-                    ops::Session { user, role }
-                });
-                self.answer(&memory, settled(shown))
-            }
-            CustomerOp::Touch { role, sid } => {
-                let account = people.session(now, role, &sid).map(|session| Arc::clone(&session.who.account));
-                match account {
-                    Ok(account) => json(&*account),
-                    Err(refused) => self.answer::<()>(&memory, settled(Err(refused))),
-                }
-            }
+            CustomerOp::Logout { role, sid } => self.answer(|core, now| core.end_session(now, role, &sid)),
+            CustomerOp::Validate { sid } => self.look(|core, now| {
+                let owner = core.look(now, &sid)?;
+                Ok(ops::Session { user: owner.account.username.clone(), role: owner.role })
+            }),
+            CustomerOp::Touch { role, sid } => self.look(|core, now| core.use_session(now, role, &sid)),
             CustomerOp::FindUser { role, username, user_id } => {
                 json(&self.accounts.find(role, username.as_deref(), user_id)?)
             }
             CustomerOp::AddToCart { request, sid, users, item_id, quantity, at_most } => {
-                let (once, line) = (Once { request: &request, now }, Line { item_id, quantity });
-                let add = |buyer: &carts::Buyer, journal: &Journal, key: &SessionKey| {
-                    buyer.add(journal, (key, users), &once, &line, at_most)
-                };
-                self.answer(&memory, memory.cart(now, &sid, add))
+                let (cart, line) = (CartRequest { sid: &sid, users }, Line { item_id, quantity });
+                self.answer(|core, now| core.add_to_cart(now, cart, &request, &line, at_most))
             }
             CustomerOp::RemoveFromCart { request, sid, users, item_id, quantity } => {
-                let once = Once { request: &request, now };
-                let remove = |buyer: &carts::Buyer, journal: &Journal, key: &SessionKey| {
-                    buyer.remove(journal, (key, users), &once, &item_id, quantity)
-                };
-                self.answer(&memory, memory.cart(now, &sid, remove))
+                let cart = CartRequest { sid: &sid, users };
+                self.answer(|core, now| core.remove_from_cart(now, cart, &request, &item_id, quantity))
             }
             CustomerOp::SaveCart { sid, users } => {
-                self.answer(&memory, memory.cart(now, &sid, |buyer, journal, key| buyer.save(journal, (key, users))))
+                self.answer(|core, now| core.save_cart(now, CartRequest { sid: &sid, users }))
             }
             CustomerOp::ClearCart { sid, users } => {
-                self.answer(&memory, memory.cart(now, &sid, |buyer, journal, key| buyer.clear(journal, (key, users))))
+                self.answer(|core, now| core.clear_cart(now, CartRequest { sid: &sid, users }))
             }
             CustomerOp::ShowCart { sid, users } => {
-                self.answer(&memory, memory.cart(now, &sid, |buyer, journal, key| buyer.show(journal, (key, users))))
+                self.answer(|core, now| core.show_cart(now, CartRequest { sid: &sid, users }))
             }
             CustomerOp::Begin { .. }
             | CustomerOp::Authorise { .. }
@@ -317,38 +267,59 @@ impl Shared {
         }
     }
 
-    fn memory(&self) -> Arc<Memory> {
-        Arc::clone(&self.memory.read())
+    /// Opens a session of a user whose password was right.
+    fn open_session(&self, role: Role, account: Account) -> Answer<LoggedIn> {
+        let logged_in = LoggedIn { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
+        let (key, user_id) = (SessionKey::of(&logged_in.sid), account.user_id);
+        let mut saved = None;
+        loop {
+            let memory = self.memory.current();
+            let now = self.config.clock.now();
+            let opening = memory.lock().open_session(now, role, account.clone(), key, saved.take());
+            match opening {
+                Opening::Decided((answer, newest)) => {
+                    self.wait_committed(&memory, &newest)?;
+                    return answer.map(|()| logged_in);
+                }
+                Opening::ReadSavedCart { evictions } => {
+                    let lines = self.store.read(|reader| store::saved_of(reader, user_id));
+                    let lines = lines.map_err(|error: StoreError| unavailable(&error))?.into_iter().collect();
+                    saved = Some(SavedCart { lines, evictions });
+                }
+            }
+        }
     }
 
-    /// Answers once what the answer is built on is on disk.
-    fn answer<T: Serialize>(&self, memory: &Arc<Memory>, (answer, ticket): Done<T>) -> Answer<String> {
-        self.wait(memory, &ticket).map_err(|error| unavailable(&error))?;
+    /// Does something to the core, and answers once what the answer is built on is on disk.
+    fn answer<T: Serialize>(
+        &self,
+        work: impl FnOnce(&mut CustomerCore<StoreJournal>, Millis) -> Answered<T, CommitHandle>,
+    ) -> Answer<String> {
+        let (memory, now) = (self.memory.current(), self.config.clock.now());
+        let (answer, newest) = work(&mut memory.lock(), now);
+        self.wait_committed(&memory, &newest)?;
         json(&answer?)
     }
 
-    /// Waits for a change. When it could not be stored, memory is built anew before this returns.
-    fn wait(&self, memory: &Arc<Memory>, ticket: &Ticket) -> Result<(), StoreError> {
-        ticket.wait().inspect_err(|_error| self.rebuild(memory))
+    /// Looks something up in the core. What is found depends on nothing that is not on disk; a refusal may.
+    fn look<T: Serialize>(
+        &self,
+        work: impl FnOnce(&mut CustomerCore<StoreJournal>, Millis) -> Result<T, Refused<CommitHandle>>,
+    ) -> Answer<String> {
+        self.answer(|core, now| match work(core, now) {
+            Ok(found) => (Ok(found), CommitHandle::committed()),
+            Err((refusal, newest)) => (Err(refusal), newest),
+        })
     }
 
-    /// The disk holds less than memory: memory is built anew from it, before the next operation.
-    fn rebuild(&self, failed: &Arc<Memory>) {
-        // Held while the store is read, on purpose: nobody may look at the memory that is wrong.
-        let mut memory = self.memory.write();
-        if !Arc::ptr_eq(&memory, failed) {
-            return;
-        }
-        match Memory::load(&self.store, &self.config) {
-            Ok(rebuilt) => {
-                *memory = Arc::new(rebuilt);
-                self.waiting.tell_all();
-                log::warn!("customer database: memory was built anew from the disk");
+    /// Waits for a change of this memory. When it could not be stored, memory has been loaded anew when this returns.
+    fn wait_committed(&self, memory: &Arc<Memory>, newest: &CommitHandle) -> Answer<()> {
+        newest.wait().map_err(|error| {
+            if self.memory.reload(memory).is_some() {
+                self.begins.notify_all();
             }
-            // The old one stays: its changes are refused, so every operation that makes one is answered
-            // UNAVAILABLE and tries this again.
-            Err(error) => log::error!("customer database: the store cannot be read: {error}"),
-        }
+            unavailable(&error)
+        })
     }
 
     /// The thread that ends sessions.
@@ -382,11 +353,11 @@ impl Shared {
     }
 
     fn tick(&self, flush: bool) {
-        let (memory, now) = (self.memory(), self.config.clock.now());
+        let (memory, now) = (self.memory.current(), self.config.clock.now());
         loop {
-            let (over, ticket) = memory.people.expire(&memory.journal, now);
-            if let Err(error) = self.wait(&memory, &ticket) {
-                log::error!("customer database: ends of sessions could not be stored: {error}");
+            let (over, newest) = memory.lock().expire(now);
+            if self.wait_committed(&memory, &newest).is_err() {
+                log::error!("customer database: ends of sessions could not be stored");
                 return;
             }
             if over == 0 {
@@ -394,17 +365,30 @@ impl Shared {
             }
             log::debug!("customer database: the time of {over} sessions was up");
         }
-        if flush && let Err(error) = memory.people.flush(&memory.journal, now) {
+        if flush && let Err(error) = self.flush(&memory, now) {
             log::warn!("customer database: last uses of sessions could not be stored: {error}");
         }
     }
-}
 
-/// What was found or refused, where finding depends on nothing that is not on disk.
-fn settled<T>(found: Result<T, (Refusal, Ticket)>) -> Done<T> {
-    match found {
-        Ok(found) => (Ok(found), Ticket::committed()),
-        Err((refusal, ticket)) => (Err(refusal), ticket),
+    /// Writes down which sessions were used since the last time. Those that ended meanwhile have no row any more, and
+    /// get none.
+    ///
+    /// # Errors
+    /// The store's; then they are written the next time.
+    fn flush(&self, memory: &Arc<Memory>, now: Millis) -> Result<(), StoreError> {
+        const AT_ONCE: usize = 1_000;
+        let uses = memory.lock().unsaved_uses();
+        let chunks = uses.chunks(AT_ONCE).count();
+        for (n, uses) in uses.chunks(AT_ONCE).enumerate() {
+            let rows = uses.to_vec();
+            self.store.write(move |tx| {
+                store::write_uses(tx, &rows)?;
+                // Of all or of none: who was not used since may be over by then.
+                if n + 1 == chunks { store::write_flushed(tx, now) } else { Ok(()) }
+            })?;
+            memory.lock().saved_uses(uses);
+        }
+        Ok(())
     }
 }
 
@@ -413,11 +397,6 @@ fn json<T: Serialize>(answer: &T) -> Answer<String> {
         log::error!("customer database: an answer could not be written: {error}");
         Refusal::new(Code::Unavailable, "the answer could not be written")
     })
-}
-
-/// There is no such session (any more).
-fn session_expired() -> Refusal {
-    Refusal::new(Code::SessionExpired, "session_id: this session is unknown or has ended; log in again")
 }
 
 /// Nothing has changed: a person may try again.

@@ -25,6 +25,7 @@
 
 mod accept;
 pub mod backup;
+mod durable;
 mod error;
 pub(crate) mod files;
 mod jumps;
@@ -58,3 +59,7 @@ pub use value::{Query, Reader, Row, Tx, Value};
 pub use view::View;
 pub use whole::{Expected, check_may_be_absent, examine};
 pub use writer::Chain;
+
+pub use durable::{Appender, CoreState, Durable, Journal, Pending, SharedCore};
+pub use ticket::{Ticket as CommitHandle, TicketState as CommitState};
+pub use writer::Chain as Epoch;

@@ -64,6 +64,8 @@ impl Store {
         self.shared.chain()
     }
 
+    pub fn current_epoch(&self) -> Chain { self.chain() }
+
     /// Hands over a change that builds on all changes appended before it in this epoch: memory work,
     /// to be done under the lock of what was changed in memory, so that disk order is memory order.
     ///

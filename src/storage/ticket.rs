@@ -293,6 +293,12 @@ impl Ticket {
     }
 }
 
+impl Default for Ticket {
+    fn default() -> Ticket {
+        Ticket::committed()
+    }
+}
+
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Ticket({} {:?})", self.seq, self.state())

@@ -23,7 +23,8 @@ pub const MIGRATION: &str = "
     CREATE INDEX shop_sold_by_seller ON shop_sold (seller_id, at DESC, purchase_id DESC, line)";
 
 /// What one step of a purchase writes, ready for the writer: JSON and sums are made by whoever asks.
-pub struct Rows {
+#[derive(Debug, Clone)]
+pub struct PurchaseRows {
     purchase: Purchase,
     body: Result<String, StoreError>,
     rows: Vec<Row>,
@@ -31,11 +32,26 @@ pub struct Rows {
     at: Millis,
 }
 
-impl Rows {
+impl PurchaseRows {
     /// The rows of a step that was just taken.
-    pub fn new(purchase: &Purchase, rows: Vec<Row>, fee: FeeRate, at: Millis) -> Rows {
+    pub fn new(purchase: &Purchase, rows: Vec<Row>, fee: FeeRate, at: Millis) -> PurchaseRows {
         let body = serde_json::to_string(purchase).map_err(|error| StoreError::Invalid(error.to_string()));
-        Rows { purchase: purchase.clone(), body, rows, fee, at }
+        PurchaseRows { purchase: purchase.clone(), body, rows, fee, at }
+    }
+
+    /// The purchase as it was after the step.
+    pub fn purchase(&self) -> &Purchase {
+        &self.purchase
+    }
+
+    /// What is written of it.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// The same, at another time: an instant of the process's clock becomes a date.
+    pub fn shift(&mut self, date: impl FnOnce(Millis) -> Millis) {
+        self.at = date(self.at);
     }
 
     /// Writes them, in a transaction with whatever belongs to them.
@@ -69,7 +85,7 @@ impl Rows {
     }
 
     fn paid(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
-        let Rows { purchase, at, .. } = self;
+        let PurchaseRows { purchase, at, .. } = self;
         let (id, buyer_id) = (purchase.id.as_str(), number(purchase.buyer.user_id)?);
         let body = self.body.as_ref().map_err(Clone::clone)?;
         tx.execute(

@@ -6,11 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::sales::{self, PurchaseRows};
 use crate::identity::SessionKey;
-use crate::model::Millis;
 use crate::model::text::nfc;
+use crate::model::{Clock, Millis};
 use crate::shop::ops::{Account, Role};
-use crate::storage::{Chain, Query, Reader, Row, Store, StoreError, Ticket, Tx};
+use crate::shop::purchase::Purchase;
+use crate::storage::{Appender, CommitHandle, CommitState, Journal, Query, Reader, Row, StoreError, Tx};
 
 /// Accounts, sessions and carts, for the migrations of the customer database.
 ///
@@ -56,44 +58,51 @@ pub fn fill_in_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Changes of memory on their way to the store's writer, in their order.
-pub struct Journal {
-    store: Arc<Store>,
-    chain: Chain,
+/// The way of the core's changes to the store's writer.
+#[derive(Debug, Clone)]
+pub struct StoreJournal {
+    appender: Appender,
+    clock: Clock,
 }
 
-impl Journal {
-    /// Begins a chain: what is read from the store afterwards is what this journal goes on from.
-    pub fn begin(store: Arc<Store>) -> Journal {
-        let chain = store.chain();
-        Journal { store, chain }
+impl StoreJournal {
+    /// A journal in the appender's epoch, for a core that goes by this clock.
+    pub fn new(appender: Appender, clock: Clock) -> StoreJournal {
+        StoreJournal { appender, clock }
     }
 
-    /// The file that it goes to.
-    pub fn store(&self) -> &Arc<Store> {
-        &self.store
-    }
-
-    /// Hands over changes that belong together, under the lock of what was changed in memory. Memory work.
-    pub fn append(&self, changes: Vec<Change>) -> Ticket {
-        self.append_with(changes, |_tx| Ok(()))
-    }
-
-    /// The same, with other rows that belong to it: written in the same transaction, all or none.
-    pub fn append_with(
-        &self,
-        changes: Vec<Change>,
-        others: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static,
-    ) -> Ticket {
-        self.store.append(self.chain, move |tx| {
-            changes.iter().try_for_each(|change| change.write(tx))?;
-            others(tx)
-        })
+    /// The way to the writer itself.
+    #[cfg(test)]
+    pub fn appender(&self) -> &Appender {
+        &self.appender
     }
 }
 
-/// One row's change.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl Journal for StoreJournal {
+    type Change = Change;
+    type Receipt = CommitHandle;
+
+    fn append(&self, mut changes: Vec<Change>) -> CommitHandle {
+        for change in &mut changes {
+            // What was purchased bears a date, not the time that leases are measured by.
+            if let Change::Purchase(rows) = change {
+                rows.shift(|instant| self.clock.dated(instant));
+            }
+        }
+        self.appender.append(move |tx| changes.iter().try_for_each(|change| change.write(tx)))
+    }
+
+    fn later(a: CommitHandle, b: CommitHandle) -> CommitHandle {
+        CommitHandle::later(a, b)
+    }
+
+    fn is_committed(&self, receipt: &CommitHandle) -> bool {
+        receipt.state() == CommitState::Committed
+    }
+}
+
+/// What is stored of a change of the core.
+#[derive(Debug, Clone)]
 pub enum Change {
     /// Someone has signed in.
     Open { session: SessionKey, role: Role, user_id: u64, at: Millis },
@@ -105,11 +114,14 @@ pub enum Change {
     Saved { user_id: u64, item_id: Arc<str>, quantity: u32 },
     /// A request was answered, with the quantity that was left if it asked for one.
     Answered { session: SessionKey, slot: u32, number: u64, request: String, at: Millis, quantity: Option<u32> },
+    /// What a step of a purchase writes.
+    Purchase(Box<PurchaseRows>),
 }
 
 impl Change {
     fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
         match self {
+            Change::Purchase(rows) => return rows.write(tx),
             Change::Open { session, role, user_id, at } => tx.execute(
                 "INSERT INTO shop_session (session, role, user_id, used_at) VALUES ($1, $2, $3, $4)",
                 &[(&session.to_text()).into(), role.as_text().into(), number(*user_id)?.into(), (*at).into()],
@@ -178,10 +190,12 @@ pub struct Snapshot {
     pub sessions: Vec<SessionRow>,
     /// Lines of sessions' carts.
     pub lines: Vec<(SessionKey, Arc<str>, u32)>,
-    /// Lines of the saved carts of buyers who have a session.
+    /// Lines of the saved carts of buyers who have a session or a purchase under way.
     pub saved: Vec<(u64, Arc<str>, u32)>,
     /// What was answered lately, in its order.
     pub answered: Vec<AnsweredRow>,
+    /// Every purchase under way.
+    pub under_way: Vec<Purchase>,
 }
 
 /// A request that was answered.
@@ -214,12 +228,21 @@ pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<Snapshot, StoreErr
     let lines = reader.all("SELECT session, item_id, quantity FROM shop_cart", &[], |row| {
         Ok((key(row, 0)?, Arc::from(row.text(1)?), quantity(row.uint(2)?)?))
     })?;
-    let saved = reader.all(
+    let under_way = sales::under_way(reader)?;
+    let mut saved = reader.all(
         "SELECT user_id, item_id, quantity FROM shop_saved
          WHERE user_id IN (SELECT user_id FROM shop_session WHERE role = 'buyer')",
         &[],
         |row| Ok((row.uint(0)?, Arc::from(row.text(1)?), quantity(row.uint(2)?)?)),
     )?;
+    let has_session = |user_id| {
+        let buyers = sessions.iter().filter(|row| row.role == Role::Buyer);
+        buyers.map(|row| row.account.user_id).any(|other| other == user_id)
+    };
+    for buyer_id in under_way.iter().map(|purchase| purchase.buyer.user_id).filter(|id| !has_session(*id)) {
+        let lines = saved_of(reader, buyer_id)?.into_iter();
+        saved.extend(lines.map(|(item_id, quantity)| (buyer_id, item_id, quantity)));
+    }
     let answered = reader.all(
         "SELECT session, number, request, at, quantity FROM shop_request ORDER BY session, number",
         &[],
@@ -229,7 +252,7 @@ pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<Snapshot, StoreErr
             Ok(AnsweredRow { session: key(row, 0)?, number, request, at, quantity })
         },
     )?;
-    Ok(Snapshot { sessions, lines, saved, answered })
+    Ok(Snapshot { sessions, lines, saved, answered, under_way })
 }
 
 /// The saved cart of one buyer.

@@ -6,11 +6,17 @@ use std::time::Instant;
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
 
-use super::carts::{ANSWERS_KEPT, ANSWERS_MAX, Buyer, LINES_MAX};
+use super::carts::{ANSWERS_KEPT, ANSWERS_MAX, CartOf, LINES_MAX, Once};
+use super::core::BeginRequest;
+use super::purchases::Beginning;
+use super::sales::PurchaseRows;
+use super::signed_in::SignedIn;
+use super::store::Change;
 use super::*;
 use crate::bank::BuiltinGateway;
 use crate::shop::ops::{Account, Quantity, Role};
-use crate::storage::{Query, TicketState};
+use crate::shop::purchase::{Event, Purchase, Row};
+use crate::storage::{Appender, CommitState, Query};
 
 const CHEAP: Cost = Cost { memory_kib: 8, passes: 1 };
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -125,8 +131,11 @@ impl Db {
 
     /// Makes every chained change from here on fail, until memory is built anew.
     fn break_chain(&self) {
-        let memory = self.customers().shared.memory();
-        let broken = memory.journal.append_with(Vec::new(), |_tx| Err(StoreError::Refused("on purpose".to_owned())));
+        let memory = self.customers().shared.memory.current();
+        let broken = {
+            let mut core = memory.lock();
+            core.users().1.appender().append(|_tx| Err(StoreError::Refused("on purpose".to_owned())))
+        };
         assert!(broken.wait().is_err());
     }
 }
@@ -429,12 +438,22 @@ fn the_background_thread_ends_sessions_that_nobody_uses() {
     }
 }
 
-/// The parts below the database, with a time that the test sets.
+/// The core over a store, with a time that the test sets.
 struct Parts {
     _dir: tempfile::TempDir,
     store: Arc<Store>,
-    journal: Journal,
-    people: People,
+    core: Mutex<CustomerCore<StoreJournal>>,
+}
+
+fn load_core(store: &Arc<Store>, now: Millis) -> CustomerCore<StoreJournal> {
+    let journal = StoreJournal::new(Appender::begin(Arc::clone(store)), Clock::start());
+    let snapshot = store.read(|reader| store::load(reader, TIMEOUT)).unwrap();
+    CustomerCore::load(journal, TIMEOUT, FeeRate::default(), snapshot, now)
+}
+
+/// A session's own cart, or the user's.
+fn cart_of(sid: &str, users: bool) -> CartRequest<'_> {
+    CartRequest { sid, users }
 }
 
 impl Parts {
@@ -445,50 +464,86 @@ impl Parts {
             store.write(move |tx| store::add_user(tx, Role::Buyer, name, None, ("", ""), NOW)).unwrap()
         };
         assert_eq!((add("ann").user_id, add("bob").user_id), (1, 2));
-        let journal = Journal::begin(Arc::clone(&store));
-        let people = People::load(&journal, TIMEOUT, store::Snapshot::default(), NOW);
-        Parts { _dir: dir, store, journal, people }
+        let core = Mutex::new(load_core(&store, NOW));
+        Parts { _dir: dir, store, core }
     }
 
     fn open(&self, sid: &str, user_id: u64, now: Millis) -> Answer<()> {
         let account = self.store.read(|reader| store::account_of(reader, Role::Buyer, user_id)).unwrap().unwrap();
-        let key = SessionKey::of(sid);
-        let (answer, ticket) = self.people.open(&self.journal, now, Role::Buyer, account, key).unwrap();
-        ticket.wait().unwrap();
-        answer
+        let mut saved = None;
+        loop {
+            let key = SessionKey::of(sid);
+            let opening = self.core.lock().open_session(now, Role::Buyer, account.clone(), key, saved.take());
+            match opening {
+                Opening::Decided((answer, newest)) => {
+                    newest.wait().unwrap();
+                    return answer;
+                }
+                Opening::ReadSavedCart { evictions } => saved = Some(self.saved_cart(user_id, evictions)),
+            }
+        }
     }
 
-    fn buyer(&self, sid: &str, now: Millis) -> (SessionKey, Arc<Buyer>) {
-        let (session, buyer) = self.people.buyers_session(now, sid).map_err(|(refusal, _)| refusal).unwrap();
-        (session.key, buyer)
+    fn saved_cart(&self, user_id: u64, evictions: u64) -> SavedCart {
+        let lines = self.store.read(|reader| store::saved_of(reader, user_id)).unwrap();
+        SavedCart { lines: lines.into_iter().collect(), evictions }
+    }
+
+    fn end(&self, sid: &str, now: Millis) -> Answered<(), CommitHandle> {
+        self.core.lock().end_session(now, Role::Buyer, sid)
+    }
+
+    fn expire(&self, now: Millis) -> (usize, CommitHandle) {
+        self.core.lock().expire(now)
+    }
+
+    fn sizes(&self) -> (usize, usize) {
+        self.core.lock().sizes()
+    }
+
+    fn touch(&self, sid: &str, now: Millis) {
+        self.core.lock().use_session(now, Role::Buyer, sid).map_err(|(refusal, _)| refusal).unwrap();
+    }
+
+    /// Writes down last uses.
+    fn flush(&self, now: Millis) {
+        let uses = self.core.lock().unsaved_uses();
+        self.store
+            .write({
+                let uses = uses.clone();
+                move |tx| {
+                    store::write_uses(tx, &uses)?;
+                    store::write_flushed(tx, now)
+                }
+            })
+            .unwrap();
+        self.core.lock().saved_uses(&uses);
     }
 
     fn is_alive(&self, sid: &str, now: Millis) -> bool {
-        self.people.look(now, sid).is_ok()
+        self.core.lock().look(now, sid).is_ok()
+    }
+
+    fn add(&self, sid: &str, users: bool, request: &str, now: Millis, at_most: u32, line: &Line) -> Answer<()> {
+        let (answer, newest) = self.core.lock().add_to_cart(now, cart_of(sid, users), request, line, at_most);
+        newest.wait().unwrap();
+        answer
     }
 
     fn put(&self, sid: &str, users: bool, item_id: &str, quantity: u32) {
-        let (key, buyer) = self.buyer(sid, NOW);
         let line = Line { item_id: item_id.to_owned(), quantity };
-        let request = Token::random();
-        let once = Once { request: request.reveal(), now: NOW };
-        let (answer, ticket) = buyer.add(&self.journal, (&key, users), &once, &line, u32::MAX);
-        answer.unwrap();
-        ticket.wait().unwrap();
+        self.add(sid, users, Token::random().reveal(), NOW, u32::MAX, &line).unwrap();
     }
 
     fn cart(&self, sid: &str, users: bool) -> String {
-        let (key, buyer) = self.buyer(sid, NOW);
-        let lines = buyer.show(&self.journal, (&key, users)).0.unwrap();
+        let lines = self.core.lock().show_cart(NOW, cart_of(sid, users)).0.unwrap();
         lines.iter().map(|line| format!("{} x {}", line.item_id, line.quantity)).collect::<Vec<_>>().join(", ")
     }
 
     /// As after a crash.
     fn crash(&mut self, now: Millis) {
         self.store.sync_all();
-        self.journal = Journal::begin(Arc::clone(&self.store));
-        let snapshot = self.store.read(|reader| store::load(reader, TIMEOUT)).unwrap();
-        self.people = People::load(&self.journal, TIMEOUT, snapshot, now);
+        self.core = Mutex::new(load_core(&self.store, now));
     }
 }
 
@@ -498,8 +553,8 @@ fn after_a_crash_every_session_that_was_alive_at_the_last_flush_has_its_full_tim
     parts.open("used", 1, NOW).unwrap();
     parts.open("unused", 2, NOW).unwrap();
     let flushed = NOW.plus_ms(299_000);
-    parts.buyer("used", flushed);
-    parts.people.flush(&parts.journal, flushed).unwrap();
+    parts.touch("used", flushed);
+    parts.flush(flushed);
     // Hours later.
     let later = NOW.plus_ms(10_000_000);
     parts.crash(later);
@@ -507,13 +562,13 @@ fn after_a_crash_every_session_that_was_alive_at_the_last_flush_has_its_full_tim
         assert!(parts.is_alive(sid, later.plus_ms(299_999)) && !parts.is_alive(sid, later.plus(TIMEOUT)), "{sid}");
     }
     // One that was over when the others were written down stays over, though its end was not written.
-    parts.buyer("used", later.plus_ms(200_000));
+    parts.touch("used", later.plus_ms(200_000));
     let flushed = later.plus_ms(300_000);
-    parts.people.flush(&parts.journal, flushed).unwrap();
+    parts.flush(flushed);
     parts.crash(flushed);
     assert!(parts.is_alive("used", flushed) && !parts.is_alive("unused", flushed));
     parts.crash(flushed);
-    assert_eq!(parts.people.sizes().0, 1);
+    assert_eq!(parts.sizes().0, 1);
 }
 
 #[test]
@@ -522,13 +577,13 @@ fn last_uses_are_written_to_rows_that_still_exist() {
     parts.open("stays", 1, NOW).unwrap();
     parts.open("goes", 1, NOW).unwrap();
     let later = NOW.plus_ms(5000);
-    parts.buyer("stays", later);
-    parts.buyer("goes", later);
+    parts.touch("stays", later);
+    parts.touch("goes", later);
     // Ended on disk while its last use was on its way.
     let uses = [(SessionKey::of("stays"), later), (SessionKey::of("goes"), later)];
-    assert_eq!(parts.people.end(&parts.journal, later, Role::Buyer, "goes").0, Ok(()));
+    assert_eq!(parts.end("goes", later).0, Ok(()));
     parts.store.write(move |tx| store::write_uses(tx, &uses)).unwrap();
-    parts.people.flush(&parts.journal, later).unwrap();
+    parts.flush(later);
     let rows = parts.store.read(|reader| {
         reader
             .all("SELECT session, used_at FROM shop_session", &[], |row| Ok((row.text(0)?.to_owned(), row.millis(1)?)))
@@ -541,12 +596,12 @@ fn an_expired_session_goes_with_its_cart_and_a_buyer_with_the_last_session() {
     let parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", false, "1-1", 2);
-    assert_eq!(parts.people.sizes(), (1, 1));
-    assert_eq!(parts.people.expire(&parts.journal, NOW.plus_ms(299_999)).0, 0);
-    let (over, ticket) = parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
-    ticket.wait().unwrap();
-    parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
-    assert_eq!((over, parts.people.sizes()), (1, (0, 0)));
+    assert_eq!(parts.sizes(), (1, 1));
+    assert_eq!(parts.expire(NOW.plus_ms(299_999)).0, 0);
+    let (over, newest) = parts.expire(NOW.plus(TIMEOUT));
+    newest.wait().unwrap();
+    parts.expire(NOW.plus(TIMEOUT));
+    assert_eq!((over, parts.sizes()), (1, (0, 0)));
     for table in ["shop_session", "shop_cart", "shop_request"] {
         let sql = format!("SELECT COUNT(*) FROM {table}");
         let left = parts.store.read(|reader| reader.first(&sql, &[], |row| row.int(0)));
@@ -557,13 +612,28 @@ fn an_expired_session_goes_with_its_cart_and_a_buyer_with_the_last_session() {
 }
 
 #[test]
-fn a_buyer_who_is_held_stays_the_same_one() {
+fn a_buyer_for_whom_a_purchase_is_under_way_stays_until_it_is_over() {
     let parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
-    let (_, held) = parts.buyer("a", NOW);
-    parts.people.expire(&parts.journal, NOW.plus(TIMEOUT)).1.wait().unwrap();
-    parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
-    assert!(Arc::ptr_eq(&held, &parts.people.buyer(&parts.journal, 1).unwrap()));
+    parts.put("a", false, "1-1", 2);
+    let begin = BeginRequest { cart: cart_of("a", false), request: "r", key: None, address: None };
+    let Beginning::Decided((begun, newest)) = parts.core.lock().begin_purchase(NOW, "p".to_owned(), begin, None) else {
+        panic!("nothing is to be read or waited for")
+    };
+    newest.wait().unwrap();
+    let Ok(ops::Begun::Drive { lease, .. }) = begun else { panic!("{begun:?}") };
+    for _ in 0..2 {
+        parts.expire(NOW.plus(TIMEOUT)).1.wait().unwrap();
+        assert_eq!(parts.sizes(), (0, 1), "the purchase needs the carts");
+    }
+    let why = Refusal::new(Code::OutOfStock, "there are not as many");
+    for event in [Event::Undo { lease, why }, Event::Closed { lease }] {
+        let stepped = parts.core.lock().step(NOW, "p", event).unwrap();
+        stepped.newest.wait().unwrap();
+    }
+    assert_eq!(parts.core.lock().forget("p"), Some(1));
+    parts.expire(NOW.plus(TIMEOUT)).1.wait().unwrap();
+    assert_eq!(parts.sizes(), (0, 0));
 }
 
 #[test]
@@ -575,13 +645,11 @@ fn a_buyer_stays_until_the_last_change_is_on_disk() {
         let _ = wait.recv();
         Ok(())
     });
-    let (key, buyer) = parts.buyer("a", NOW);
     let line = Line { item_id: "1-1".to_owned(), quantity: 3 };
-    buyer.add(&parts.journal, (&key, true), &Once { request: "r", now: NOW }, &line, 3).0.unwrap();
-    drop(buyer);
-    assert_eq!(parts.people.end(&parts.journal, NOW, Role::Buyer, "a").0, Ok(()));
-    parts.people.expire(&parts.journal, NOW);
-    assert_eq!(parts.people.sizes(), (0, 1));
+    parts.core.lock().add_to_cart(NOW, cart_of("a", true), "r", &line, 3).0.unwrap();
+    assert_eq!(parts.end("a", NOW).0, Ok(()));
+    parts.expire(NOW);
+    assert_eq!(parts.sizes(), (0, 1));
     drop(let_go);
     // Whoever comes now must not see the saved cart of before.
     parts.open("b", 1, NOW).unwrap();
@@ -591,14 +659,13 @@ fn a_buyer_stays_until_the_last_change_is_on_disk() {
 #[test]
 fn a_saved_cart_that_was_read_before_the_buyer_came_and_went_is_not_taken() {
     let parts = Parts::new();
-    let gone = parts.people.here(1).unwrap_err();
-    let saved = parts.store.read(|reader| store::saved_of(reader, 1)).unwrap();
+    let evictions = parts.core.lock().users().0.evictions();
+    let saved = parts.saved_cart(1, evictions);
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 3);
-    let (_, ticket) = parts.people.end(&parts.journal, NOW, Role::Buyer, "a");
-    ticket.wait().unwrap();
-    parts.people.expire(&parts.journal, NOW);
-    assert!(parts.people.come(1, saved.into_iter().collect(), gone).is_none());
+    parts.end("a", NOW).1.wait().unwrap();
+    parts.expire(NOW);
+    assert!(!parts.core.lock().users().0.put_buyer(1, saved));
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 3");
 }
@@ -617,20 +684,20 @@ fn buyers_who_come_and_go_lose_nothing() {
                         let sid = format!("{n} {m}");
                         parts.open(&sid, 1, NOW).unwrap();
                         parts.put(&sid, true, "1-1", 1);
-                        let (answer, ticket) = parts.people.end(&parts.journal, NOW, Role::Buyer, &sid);
+                        let (answer, newest) = parts.end(&sid, NOW);
                         answer.unwrap();
-                        ticket.wait().unwrap();
+                        newest.wait().unwrap();
                     }
                 })
             })
             .collect();
         while !visits.iter().all(thread::ScopedJoinHandle::is_finished) {
-            parts.people.expire(&parts.journal, NOW);
+            parts.expire(NOW);
             thread::yield_now();
         }
     });
-    parts.people.expire(&parts.journal, NOW);
-    assert_eq!(parts.people.sizes(), (0, 0));
+    parts.expire(NOW);
+    assert_eq!(parts.sizes(), (0, 0));
     parts.open("last", 1, NOW).unwrap();
     assert_eq!(parts.cart("last", false), format!("1-1 x {}", THREADS * ROUNDS));
 }
@@ -709,11 +776,9 @@ fn carts_have_their_limits() {
 fn a_cart_holds_a_bounded_number_of_items() {
     let parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
-    let (key, buyer) = parts.buyer("a", NOW);
     let put = |n: usize| {
         let line = Line { item_id: format!("1-{n}"), quantity: 1 };
-        let request = n.to_string();
-        buyer.add(&parts.journal, (&key, false), &Once { request: &request, now: NOW }, &line, 10).0
+        parts.core.lock().add_to_cart(NOW, cart_of("a", false), &n.to_string(), &line, 10).0
     };
     for n in 0..LINES_MAX {
         put(n).unwrap();
@@ -777,11 +842,16 @@ fn answers_are_kept_for_ten_minutes_and_in_a_bounded_number() {
     let mut parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
     let add = |parts: &Parts, request: &str, now| {
-        let (key, buyer) = parts.buyer("a", NOW);
         let line = Line { item_id: "1-1".to_owned(), quantity: 1 };
-        let (answer, ticket) = buyer.add(&parts.journal, (&key, false), &Once { request, now }, &line, u32::MAX);
+        // (Of a session that is used all the time.)
+        let key = SessionKey::of("a");
+        let mut core = parts.core.lock();
+        let (signed_in, journal) = core.users();
+        let (_, buyer) = signed_in.use_buyers_session(NOW, &key).map_err(|(refusal, _)| refusal).unwrap();
+        let cart = CartOf { session: key, users: false };
+        let (answer, newest) = buyer.add(journal, cart, Once { request, now }, &line, u32::MAX);
         answer.unwrap();
-        ticket.wait().unwrap();
+        newest.wait().unwrap();
     };
     add(&parts, "r", NOW);
     add(&parts, "r", NOW.plus_ms(599_999));
@@ -828,10 +898,28 @@ fn what_many_put_into_one_cart_at_once_is_all_in_it() {
 
 // Purchases' side of it.
 
-fn bought(parts: &Parts, buyer: &Buyer, sid: &str, lines: &[(&str, u32)], also: Result<(), StoreError>) -> Ticket {
+/// These lines were bought by the first user; `also` is stored with that.
+fn bought(parts: &Parts, sid: &str, lines: &[(&str, u32)], also: Vec<Change>) -> CommitHandle {
     let lines: Vec<Line> =
         lines.iter().map(|(item_id, quantity)| Line { item_id: (*item_id).to_owned(), quantity: *quantity }).collect();
-    buyer.bought(&SessionKey::of(sid), &lines, |changes| parts.journal.append_with(changes, move |_tx| also))
+    let mut core = parts.core.lock();
+    let (signed_in, journal) = core.users();
+    let signed_in: &mut SignedIn<CommitHandle> = signed_in;
+    signed_in.buyer_mut(1).unwrap().bought(journal, &SessionKey::of(sid), &lines, also)
+}
+
+/// Rows of a purchase that cannot be stored: its line's seller has no name.
+fn rows_that_fail() -> Change {
+    let purchase = serde_json::json!({
+        "id": "p", "buyer": {"user_id": 1, "username": "ann", "name": "Ann"}, "request": "r",
+        "cart": {"session": SessionKey::of("a"), "users": false, "lines": [{"item_id": "1-1", "quantity": 2}]},
+        "key": null, "address": null,
+        "priced": [{"item_id": "1-1", "quantity": 2, "price": 1, "seller_id": 1, "seller": ""}],
+        "begun_at": NOW, "captured_at": NOW, "stage": "captured", "lease": 1, "leased_until": NOW, "is_booked": true,
+        "why": null,
+    });
+    let purchase: Purchase = serde_json::from_value(purchase).unwrap();
+    Change::Purchase(Box::new(PurchaseRows::new(&purchase, vec![Row::Paid], FeeRate::default(), NOW)))
 }
 
 #[test]
@@ -842,8 +930,7 @@ fn a_purchase_empties_the_sessions_cart_and_takes_from_the_saved_one() {
         parts.put("a", true, item_id, quantity);
     }
     parts.open("b", 1, NOW).unwrap();
-    let (_, buyer) = parts.buyer("a", NOW);
-    bought(&parts, &buyer, "a", &[("1-1", 2), ("1-2", 3), ("9-9", 1)], Ok(())).wait().unwrap();
+    bought(&parts, "a", &[("1-1", 2), ("1-2", 3), ("9-9", 1)], Vec::new()).wait().unwrap();
     for _ in 0..2 {
         assert_eq!(parts.cart("a", false), "");
         assert_eq!(parts.cart("b", false), "1-1 x 2, 1-2 x 5, 1-3 x 1", "another session's is its own");
@@ -857,9 +944,8 @@ fn a_purchase_that_is_not_stored_leaves_the_carts_as_they_were() {
     let mut parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 2);
-    let (_, buyer) = parts.buyer("a", NOW);
-    let ticket = bought(&parts, &buyer, "a", &[("1-1", 2)], Err(StoreError::Refused("no".to_owned())));
-    assert!(ticket.wait().is_err());
+    let newest = bought(&parts, "a", &[("1-1", 2)], vec![rows_that_fail()]);
+    assert!(newest.wait().is_err());
     parts.crash(NOW);
     assert_eq!(parts.cart("a", false), "1-1 x 2");
     assert_eq!(parts.cart("a", true), "1-1 x 2");
@@ -870,14 +956,15 @@ fn a_purchase_whose_buyer_has_left_takes_from_the_saved_cart_and_revives_no_sess
     let mut parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 2);
-    assert_eq!(parts.people.end(&parts.journal, NOW, Role::Buyer, "a").0, Ok(()));
+    assert_eq!(parts.end("a", NOW).0, Ok(()));
     parts.crash(NOW);
-    assert_eq!(parts.people.sizes(), (0, 0));
-    let buyer = parts.people.buyer(&parts.journal, 1).unwrap();
-    bought(&parts, &buyer, "a", &[("1-1", 1)], Ok(())).wait().unwrap();
-    drop(buyer);
-    parts.people.expire(&parts.journal, NOW);
-    assert_eq!(parts.people.sizes(), (0, 0), "nobody holds the buyer any more");
+    assert_eq!(parts.sizes(), (0, 0));
+    let evictions = parts.core.lock().users().0.evictions();
+    let saved = parts.saved_cart(1, evictions);
+    assert!(parts.core.lock().users().0.put_buyer(1, saved));
+    bought(&parts, "a", &[("1-1", 1)], Vec::new()).wait().unwrap();
+    parts.expire(NOW);
+    assert_eq!(parts.sizes(), (0, 0), "nobody holds the buyer any more");
     assert!(!parts.is_alive("a", NOW));
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 1");
@@ -920,14 +1007,14 @@ fn who_is_told_that_a_session_has_ended_is_told_when_that_is_on_disk() {
         let _ = wait.recv();
         Ok(())
     });
-    let (answer, ended) = parts.people.end(&parts.journal, NOW, Role::Buyer, "a");
-    assert_eq!((answer, ended.state()), (Ok(()), TicketState::Pending));
-    let (refusal, ticket) = parts.people.session(NOW, Role::Buyer, "a").unwrap_err();
-    assert_eq!((refusal.code, ticket.state()), (Code::SessionExpired, TicketState::Pending));
+    let (answer, ended) = parts.end("a", NOW);
+    assert_eq!((answer, ended.state()), (Ok(()), CommitState::Pending));
+    let (refusal, newest) = parts.core.lock().use_session(NOW, Role::Buyer, "a").unwrap_err();
+    assert_eq!((refusal.code, newest.state()), (Code::SessionExpired, CommitState::Pending));
     drop(let_go);
-    ticket.wait().unwrap();
+    newest.wait().unwrap();
     busy.wait().unwrap();
-    assert_eq!(ended.state(), TicketState::Committed);
+    assert_eq!(ended.state(), CommitState::Committed);
 }
 
 #[test]
@@ -1041,7 +1128,7 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The rules of SPEC.md section 4 in the fewest words: carts by session, and the saved one.
+/// The rules of docs/spec/shop.md in the fewest words: carts by session, and the saved one.
 #[derive(Default)]
 struct Model {
     saved: BTreeMap<String, u32>,
@@ -1067,17 +1154,16 @@ proptest! {
                 Act::Crash => parts.crash(NOW),
                 Act::Logout(n) => {
                     let Some(s) = session(n) else { continue };
-                    prop_assert_eq!(parts.people.end(&parts.journal, NOW, Role::Buyer, &s.to_string()).0, Ok(()));
+                    prop_assert_eq!(parts.end(&s.to_string(), NOW).0, Ok(()));
                     model.of.remove(&s);
                 }
                 Act::Add(n, users, item, quantity) => {
                     let Some(s) = session(n) else { continue };
                     let item_id = format!("1-{item}");
-                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
                     let line = Line { item_id: item_id.clone(), quantity };
-                    let request = Token::random();
-                    let once = Once { request: request.reveal(), now: NOW };
-                    let (answer, _) = buyer.add(&parts.journal, (&key, users), &once, &line, 8);
+                    let (sid, request) = (s.to_string(), Token::random());
+                    let cart = cart_of(&sid, users);
+                    let (answer, _) = parts.core.lock().add_to_cart(NOW, cart, request.reveal(), &line, 8);
                     let mut cart = if users { model.saved.clone() } else { model.of[&s].clone() };
                     let wanted = cart.get(&item_id).copied().unwrap_or(0) + quantity;
                     prop_assert_eq!(answer.is_ok(), wanted <= 8);
@@ -1092,10 +1178,10 @@ proptest! {
                 Act::Remove(n, users, item, quantity) => {
                     let Some(s) = session(n) else { continue };
                     let item_id = format!("1-{item}");
-                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
-                    let request = Token::random();
-                    let once = Once { request: request.reveal(), now: NOW };
-                    let (answer, _) = buyer.remove(&parts.journal, (&key, users), &once, &item_id, quantity);
+                    let (sid, request) = (s.to_string(), Token::random());
+                    let cart = cart_of(&sid, users);
+                    let (answer, _) =
+                        parts.core.lock().remove_from_cart(NOW, cart, request.reveal(), &item_id, quantity);
                     let mut cart = if users { model.saved.clone() } else { model.of[&s].clone() };
                     let left = cart.get(&item_id).map(|there| there - quantity.unwrap_or(*there).min(*there));
                     prop_assert_eq!(answer.ok().map(|left| left.quantity), left);
@@ -1110,14 +1196,12 @@ proptest! {
                 }
                 Act::Save(n, users) => {
                     let Some(s) = session(n) else { continue };
-                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
-                    buyer.save(&parts.journal, (&key, users)).0.unwrap();
+                    parts.core.lock().save_cart(NOW, cart_of(&s.to_string(), users)).0.unwrap();
                     if users { model.of.insert(s, model.saved.clone()); } else { model.saved = model.of[&s].clone(); }
                 }
                 Act::Clear(n, users) => {
                     let Some(s) = session(n) else { continue };
-                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
-                    buyer.clear(&parts.journal, (&key, users)).0.unwrap();
+                    parts.core.lock().clear_cart(NOW, cart_of(&s.to_string(), users)).0.unwrap();
                     model.of.insert(s, BTreeMap::new());
                     if users { model.saved.clear(); }
                 }
@@ -1129,10 +1213,9 @@ proptest! {
                 }
                 Act::Bought(n) => {
                     let Some(s) = session(n) else { continue };
-                    let (_, buyer) = parts.buyer(&s.to_string(), NOW);
                     let lines = model.of.insert(s, BTreeMap::new()).unwrap_or_default();
                     let lines: Vec<(&str, u32)> = lines.iter().map(|(item_id, n)| (item_id.as_str(), *n)).collect();
-                    bought(&parts, &buyer, &s.to_string(), &lines, Ok(()));
+                    bought(&parts, &s.to_string(), &lines, Vec::new());
                     for (item_id, n) in lines {
                         if let Some(there) = model.saved.get_mut(item_id) { *there -= n.min(*there); }
                     }

@@ -1,12 +1,20 @@
-//! The customer database: purchases and carts in memory, changes to disk in their order, the bank beside it.
+//! The customer database: the very core, and the rule that joins it to the world: what it has changed is on disk, then
+//! the answer leaves and the bank is asked.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use p2s2::identity::SessionKey;
-use p2s2::model::{Cents, FeeRate, Name};
-use p2s2::shop::ops::{Answer, Begun, Code, CustomerOp, Line, Refusal};
+use p2s2::model::{Cents, FeeRate, Millis};
+use p2s2::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, Opening};
+use p2s2::shop::customer::purchases::{Beginning, MadeUnderKey};
+use p2s2::shop::customer::signed_in::SavedCart;
+use p2s2::shop::customer::store::{AnsweredRow, Change, SessionRow, Snapshot};
+use p2s2::shop::ops::{Account, Answer, Code, CustomerOp, Line, Refusal, Role};
 use p2s2::shop::purchase::driver::{Heard, Op};
-use p2s2::shop::purchase::{self, Attempt, BankCall, Begin, Buyer, Cart, LEASE_MS, Purchase, Row, Stage, Then};
+use p2s2::shop::purchase::{self, BankCall, Purchase, Row, Stage, Then};
+use p2s2::storage::Journal;
 
 use super::Fault;
 use super::buyers::Wish;
@@ -15,19 +23,19 @@ use crate::bank::{Answer as BankAnswer, Call};
 
 /// How long a Begin waits for the buyer's purchase before.
 const WAIT_MS: u64 = 8_000;
+/// Longer than any simulation: buyers stay signed in.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(1_000_000);
 
-pub type Items = BTreeMap<String, u32>;
+/// A disk as the contract assumes it: what was committed stays; of the rest a crash keeps some prefix.
+#[derive(Clone)]
+pub struct Disk(Arc<Mutex<Platter>>);
 
-/// One row's change.
-#[derive(Debug, Clone)]
-pub enum Change {
-    Keep(Box<Purchase>),
-    Drop(String),
-    Money(Vec<(String, i64)>),
-    Paid(Box<Purchase>),
-    Cart(u64, Items),
-    /// For the rules: what a buyer ever put into the cart.
-    Put(u64, String, u32),
+pub struct Platter {
+    pub rows: Rows,
+    pending: VecDeque<Vec<Change>>,
+    appended: u64,
+    committed: u64,
+    fault: Option<Fault>,
 }
 
 /// What is on disk for good.
@@ -36,16 +44,185 @@ pub struct Rows {
     pub open: BTreeMap<String, Purchase>,
     pub history: BTreeMap<String, Purchase>,
     pub accounts: BTreeMap<String, i64>,
-    pub carts: BTreeMap<u64, Items>,
-    pub put: BTreeMap<(u64, String), u32>,
+    sessions: BTreeMap<SessionKey, u64>,
+    carts: BTreeMap<SessionKey, BTreeMap<Arc<str>, u32>>,
+    saved: BTreeMap<(u64, Arc<str>), u32>,
+    answered: BTreeMap<(SessionKey, u32), (u64, String, Millis, Option<u32>)>,
+    /// For the rules: what a buyer ever put into the cart.
+    pub put: BTreeMap<(u64, Arc<str>), u32>,
 }
 
-pub struct Disk {
-    pub rows: Rows,
-    pending: VecDeque<Vec<Change>>,
-    appended: u64,
-    committed: u64,
-    fault: Option<Fault>,
+impl Journal for Disk {
+    type Change = Change;
+    type Receipt = u64;
+
+    fn append(&self, changes: Vec<Change>) -> u64 {
+        let mut disk = self.lock();
+        disk.pending.push_back(changes);
+        disk.appended += 1;
+        disk.appended
+    }
+
+    fn later(a: u64, b: u64) -> u64 {
+        a.max(b)
+    }
+
+    fn is_committed(&self, receipt: &u64) -> bool {
+        *receipt <= self.lock().committed
+    }
+}
+
+impl Disk {
+    fn new(fault: Option<Fault>) -> Disk {
+        let rows = Rows::default();
+        Disk(Arc::new(Mutex::new(Platter { rows, pending: VecDeque::new(), appended: 0, committed: 0, fault })))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Platter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.lock().pending.is_empty()
+    }
+
+    fn commit(&self, most: usize) {
+        let mut disk = self.lock();
+        for _ in 0..most {
+            let Some(changes) = disk.pending.pop_front() else { break };
+            disk.keep(changes);
+        }
+    }
+
+    /// All of what was handed over has made it.
+    fn commit_all(&self) {
+        self.commit(usize::MAX);
+        let mut disk = self.lock();
+        disk.committed = disk.appended;
+    }
+
+    /// Nothing more of what was handed over reaches the disk.
+    fn forget(&self) {
+        let mut disk = self.lock();
+        disk.pending.clear();
+        disk.committed = disk.appended;
+    }
+}
+
+impl Platter {
+    fn keep(&mut self, changes: Vec<Change>) {
+        let is_paid = |change: &Change| matches!(change, Change::Purchase(rows) if rows.rows().contains(&Row::Paid));
+        let is_payment = changes.iter().any(is_paid);
+        for change in changes {
+            let is_of_cart = matches!(change, Change::Line { .. } | Change::Saved { .. });
+            match (change, self.fault) {
+                (_, Some(Fault::LosePaid | Fault::KeepCart)) if is_of_cart && is_payment => {}
+                (Change::Purchase(rows), fault) => {
+                    for row in rows.rows() {
+                        let lost = match fault {
+                            Some(Fault::LoseRecords) => *row == Row::Keep && rows.purchase().stage() > Stage::Begun,
+                            _ => false,
+                        };
+                        if !lost {
+                            self.rows.purchase(rows.purchase(), *row, fault == Some(Fault::LosePaid));
+                        }
+                    }
+                }
+                (change, _) => self.rows.apply(change),
+            }
+        }
+    }
+}
+
+impl Rows {
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Open { session, user_id, .. } => drop(self.sessions.insert(session, user_id)),
+            Change::Close(session) => {
+                self.sessions.remove(&session);
+                self.carts.remove(&session);
+                self.answered.retain(|(of, _), _| *of != session);
+            }
+            Change::Line { session, item_id, quantity } => {
+                let cart = self.carts.entry(session).or_default();
+                let before = cart.insert(Arc::clone(&item_id), quantity).unwrap_or(0);
+                if let Some(buyer) = self.sessions.get(&session) {
+                    *self.put.entry((*buyer, item_id)).or_default() += quantity.saturating_sub(before);
+                }
+                cart.retain(|_, quantity| *quantity > 0);
+            }
+            Change::Saved { user_id, item_id, quantity } => {
+                self.saved.insert((user_id, item_id), quantity);
+                self.saved.retain(|_, quantity| *quantity > 0);
+            }
+            Change::Answered { session, slot, number, request, at, quantity } => {
+                self.answered.insert((session, slot), (number, request, at, quantity));
+            }
+            Change::Purchase(_) => unreachable!("its rows are applied one by one"),
+        }
+    }
+
+    fn purchase(&mut self, purchase: &Purchase, row: Row, loses_history: bool) {
+        for (account, cents) in money(row, purchase) {
+            *self.accounts.entry(account).or_default() += cents;
+        }
+        match row {
+            Row::Keep => drop(self.open.insert(purchase.id.clone(), purchase.clone())),
+            Row::Drop => drop(self.open.remove(&purchase.id)),
+            Row::Paid if !loses_history => drop(self.history.insert(purchase.id.clone(), purchase.clone())),
+            Row::Authorised | Row::Voided | Row::Paid => {}
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let sessions = self.sessions.iter().map(|(session, user_id)| SessionRow {
+            session: *session,
+            role: Role::Buyer,
+            account: account(*user_id),
+            used_at: Millis::default(),
+            was_over: false,
+        });
+        let carts = self.carts.iter();
+        let lines = carts.flat_map(|(session, cart)| cart.iter().map(|(item, n)| (*session, Arc::clone(item), *n)));
+        let saved = self.saved.iter().map(|((user_id, item), n)| (*user_id, Arc::clone(item), *n));
+        let mut answered: Vec<AnsweredRow> = self
+            .answered
+            .iter()
+            .map(|((session, _), (number, request, at, quantity))| AnsweredRow {
+                session: *session,
+                number: *number,
+                request: request.clone(),
+                at: *at,
+                quantity: *quantity,
+            })
+            .collect();
+        answered.sort_by_key(|row| (row.session, row.number));
+        Snapshot {
+            sessions: sessions.collect(),
+            lines: lines.collect(),
+            saved: saved.collect(),
+            answered,
+            under_way: self.open.values().cloned().collect(),
+        }
+    }
+
+    /// How many units of an item are in a buyer's cart.
+    pub fn in_cart(&self, buyer: u64, item: &str) -> u32 {
+        self.carts.get(&session_of(buyer)).and_then(|cart| cart.get(item)).copied().unwrap_or(0)
+    }
+}
+
+fn account(user_id: u64) -> Account {
+    let username = format!("buyer {user_id}");
+    Account { user_id, name: username.clone(), username }
+}
+
+fn sid_of(buyer: u64) -> String {
+    format!("session of {buyer}")
+}
+
+fn session_of(buyer: u64) -> SessionKey {
+    SessionKey::of(&sid_of(buyer))
 }
 
 /// Who waits for what comes of an event.
@@ -68,7 +245,8 @@ enum What {
     Ask(String, BankCall, Option<Asker>),
 }
 
-struct Waiting {
+/// A Begin that waits for its buyer's purchase before.
+struct WaitingBegin {
     thread: u64,
     seq: u32,
     wish: Wish,
@@ -76,12 +254,9 @@ struct Waiting {
 }
 
 pub struct Memory {
-    pub open: BTreeMap<String, Purchase>,
-    carts: BTreeMap<u64, Items>,
+    pub core: CustomerCore<Disk>,
     later: VecDeque<Later>,
-    /// Begins that wait for their buyer's purchase to be over.
-    waiting: Vec<Waiting>,
-    at_bank: BTreeMap<String, u32>,
+    waiting: Vec<WaitingBegin>,
 }
 
 pub struct Customer {
@@ -89,59 +264,12 @@ pub struct Customer {
     ids: u64,
     pub memory: Option<Memory>,
     pub disk: Disk,
+    is_commit_due: bool,
 }
 
 impl Customer {
     pub fn new(fault: Option<Fault>) -> Customer {
-        let disk = Disk { rows: Rows::default(), pending: VecDeque::new(), appended: 0, committed: 0, fault };
-        Customer { start: 0, ids: 0, memory: None, disk }
-    }
-}
-
-impl Disk {
-    fn append(&mut self, changes: Vec<Change>) {
-        self.pending.push_back(changes);
-        self.appended += 1;
-    }
-
-    fn commit(&mut self, most: usize) {
-        for _ in 0..most {
-            let Some(changes) = self.pending.pop_front() else { break };
-            let is_paid = changes.iter().any(|change| matches!(change, Change::Paid(_)));
-            for change in changes {
-                let lost = match (&change, self.fault) {
-                    (Change::Keep(record), Some(Fault::LoseRecords)) => record.stage() > Stage::Begun,
-                    (Change::Paid(_) | Change::Cart(..), Some(Fault::LosePaid)) => is_paid,
-                    _ => false,
-                };
-                if !lost {
-                    self.rows.apply(change);
-                }
-            }
-        }
-    }
-
-    /// Nothing more of what was handed over reaches the disk.
-    fn forget(&mut self) {
-        self.pending.clear();
-        self.committed = self.appended;
-    }
-}
-
-impl Rows {
-    fn apply(&mut self, change: Change) {
-        match change {
-            Change::Keep(purchase) => drop(self.open.insert(purchase.id.clone(), *purchase)),
-            Change::Drop(id) => drop(self.open.remove(&id)),
-            Change::Money(entries) => {
-                for (account, cents) in entries {
-                    *self.accounts.entry(account).or_default() += cents;
-                }
-            }
-            Change::Paid(purchase) => drop(self.history.insert(purchase.id.clone(), *purchase)),
-            Change::Cart(buyer, items) => drop(self.carts.insert(buyer, items)),
-            Change::Put(buyer, item, quantity) => *self.put.entry((buyer, item)).or_default() += quantity,
-        }
+        Customer { start: 0, ids: 0, memory: None, disk: Disk::new(fault), is_commit_due: false }
     }
 }
 
@@ -193,14 +321,20 @@ impl World {
         self.customer.memory.as_mut().expect("only asked while it is up")
     }
 
+    fn core(&mut self) -> &mut CustomerCore<Disk> {
+        &mut self.memory().core
+    }
+
     pub fn customer_crashes(&mut self, down: u64) {
         if self.customer.memory.take().is_some() {
             self.note(|| "-- the customer database dies".to_owned());
             self.tally.customer_crashes += 1;
             // Of what was handed over and not answered, any prefix may have made it.
-            let kept = self.rng.below(self.customer.disk.pending.len() as u64 + 1) as usize;
+            let pending = self.customer.disk.lock().pending.len() as u64;
+            let kept = self.rng.below(pending + 1) as usize;
             self.customer.disk.commit(kept);
             self.customer.disk.forget();
+            self.customer.is_commit_due = false;
             self.at(down, Event::StartCustomer);
         }
     }
@@ -215,44 +349,64 @@ impl World {
 
     fn load(&mut self) {
         let now = self.time();
-        let rows = &self.customer.disk.rows;
-        let mut open = rows.open.clone();
-        open.values_mut().for_each(|purchase| purchase.resume(now));
-        let carts = rows.carts.clone();
-        let (later, waiting, at_bank) = (VecDeque::new(), Vec::new(), BTreeMap::new());
-        self.customer.memory = Some(Memory { open, carts, later, waiting, at_bank });
+        let disk = self.customer.disk.clone();
+        let snapshot = disk.lock().rows.snapshot();
+        let core = CustomerCore::load(disk, SESSION_TIMEOUT, FeeRate::default(), snapshot, now);
+        let (later, waiting) = (VecDeque::new(), Vec::new());
+        self.customer.memory = Some(Memory { core, later, waiting });
+        let mut buyers: Vec<u64> = self.hands.iter().map(|hand| hand.buyer).collect();
+        buyers.dedup();
+        for buyer in buyers {
+            if self.core().look(now, &sid_of(buyer)).is_err() {
+                self.sign_in(now, buyer);
+            }
+        }
+        self.commit_later();
+    }
+
+    fn sign_in(&mut self, now: Millis, buyer: u64) {
+        let mut saved = None;
+        loop {
+            let (account, key) = (account(buyer), session_of(buyer));
+            match self.core().open_session(now, Role::Buyer, account, key, saved.take()) {
+                Opening::Decided((answer, _)) => return answer.expect("there is room for every buyer"),
+                // Nothing is ever saved but what is bought.
+                Opening::ReadSavedCart { evictions } => saved = Some(SavedCart { lines: BTreeMap::new(), evictions }),
+            }
+        }
     }
 
     pub fn put_into_cart(&mut self, buyer: u64, item: &str, quantity: u32) {
-        if let Some(memory) = &mut self.customer.memory {
-            let cart = memory.carts.entry(buyer).or_default();
-            *cart.entry(item.to_owned()).or_default() += quantity;
-            let cart = cart.clone();
-            self.append(vec![Change::Put(buyer, item.to_owned(), quantity), Change::Cart(buyer, cart)]);
+        if self.customer.memory.is_some() {
+            self.customer.ids += 1;
+            let (now, request) = (self.time(), format!("put {}", self.customer.ids));
+            let line = Line { item_id: item.to_owned(), quantity };
+            let cart = CartRequest { sid: &sid_of(buyer), users: false };
+            let (answer, _) = self.core().add_to_cart(now, cart, &request, &line, u32::MAX);
+            answer.expect("a cart has room for a few items");
+            self.commit_later();
         }
     }
 
-    fn append(&mut self, changes: Vec<Change>) {
-        if changes.is_empty() {
-            return;
-        }
-        self.customer.disk.append(changes);
-        if self.customer.disk.pending.len() == 1 {
+    /// What was handed over is committed in a while.
+    fn commit_later(&mut self) {
+        if !self.customer.disk.is_idle() && !self.customer.is_commit_due {
+            self.customer.is_commit_due = true;
             let (delay, start) = (self.rng.range(1, 8), self.customer.start);
             self.at(delay, Event::Commit { start });
         }
     }
 
     /// Nothing leaves before everything that it is built on is on disk.
-    fn later(&mut self, what: What) {
+    fn later(&mut self, receipt: u64, what: What) {
+        self.commit_later();
         let early = match &what {
             What::Say(..) => self.fault == Some(Fault::AnswerBeforeDisk),
             What::Ask(..) => self.fault == Some(Fault::BankBeforeDisk),
         };
-        if early || self.customer.disk.pending.is_empty() {
+        if early || self.customer.disk.is_committed(&receipt) {
             return self.now_do(what);
         }
-        let receipt = self.customer.disk.appended;
         self.memory().later.push_back(Later { receipt, what });
     }
 
@@ -260,7 +414,7 @@ impl World {
         match what {
             What::Say(thread, seq, said) => self.say(thread, seq, said),
             What::Ask(id, call, asker) => {
-                *self.memory().at_bank.entry(id.clone()).or_default() += 1;
+                self.core().bank_is_asked(&id);
                 let start = self.customer.start;
                 let delay = self.rng.range(1, 30);
                 self.at(delay, Event::Bank { start, id, call, asker, tries: 0 });
@@ -269,8 +423,9 @@ impl World {
     }
 
     fn commit(&mut self) {
+        self.customer.is_commit_due = false;
         if self.rng.permille(self.weather.store_fails) {
-            // Nothing of the batch is there, and memory is built anew.
+            // Nothing of the batch is there, and memory is loaded anew.
             self.note(|| "-- the store refuses the batch".to_owned());
             self.tally.store_failures += 1;
             self.customer.disk.forget();
@@ -289,11 +444,10 @@ impl World {
             }
             return;
         }
-        self.customer.disk.commit(usize::MAX);
-        self.customer.disk.committed = self.customer.disk.appended;
-        let committed = self.customer.disk.committed;
+        self.customer.disk.commit_all();
+        let committed = self.customer.disk.lock().committed;
         // What is over makes room for the buyer's next.
-        self.memory().open.retain(|_, purchase| !purchase.is_over());
+        self.core().forget_over();
         while self.customer.memory.as_ref().is_some_and(|memory| !memory.later.is_empty()) {
             if self.rng.permille(self.weather.crash) {
                 let down = self.rng.range(10, 6_000);
@@ -313,90 +467,53 @@ impl World {
             return self.is_down(thread, seq, &ask);
         }
         match ask {
-            Ask::Begin(wish) => self.begin(Waiting { thread, seq, wish, until: self.now + WAIT_MS }),
-            Ask::TakeOver => self.take_over(thread, seq),
+            Ask::Begin(wish) => self.begin(WaitingBegin { thread, seq, wish, until: self.now + WAIT_MS }),
+            Ask::TakeOver => {
+                let now = self.time();
+                let (orphan, receipt) = self.core().take_over(now);
+                self.later(receipt, What::Say(thread, seq, Said::Orphan(orphan)));
+            }
             Ask::Renew(leases) => {
                 let now = self.time();
-                for (id, lease) in leases {
-                    if let Some(purchase) = self.memory().open.get_mut(&id) {
-                        purchase.renew(now, lease);
-                    }
-                }
+                self.core().renew(now, &leases);
             }
             Ask::Op(Op::Customer(op)) => self.op(thread, seq, op),
             Ask::Op(Op::Product(_)) => panic!("the customer database holds no stock"),
         }
     }
 
-    fn begin(&mut self, asking: Waiting) {
+    fn begin(&mut self, asking: WaitingBegin) {
         let (now, fault) = (self.time(), self.fault);
         let wish = &asking.wish;
-        self.customer.ids += 1;
-        let id = format!("p{}", self.customer.ids);
-        let Customer { memory: Some(memory), disk, .. } = &mut self.customer else { return };
-        let open = memory.open.values().find(|open| open.buyer.user_id == wish.buyer && !open.is_over());
-        let is_going = memory.open.values().any(|open| open.buyer.user_id == wish.buyer);
-        let known = wish.key.as_ref().and_then(|key| {
-            let mut history = disk.rows.history.values();
-            history.find(|known| known.buyer.user_id == wish.buyer && known.key.as_ref() == Some(key))
-        });
-        if is_going && open.is_none() {
-            // It is over, but that is not on disk yet.
-            return memory.waiting.push(asking);
+        let sid = sid_of(wish.buyer);
+        let request = BeginRequest {
+            cart: CartRequest { sid: &sid, users: false },
+            request: &wish.request,
+            key: wish.key.as_deref(),
+            address: wish.address.as_deref(),
+        };
+        if fault == Some(Fault::TwoAtOnce) {
+            let open = self.core().purchases().find(|open| open.buyer.user_id == wish.buyer).map(|open| open.id.clone());
+            open.and_then(|id| self.core().forget(&id));
         }
-        let (open, known) = match fault {
-            Some(Fault::TwoAtOnce) => (None, known),
-            Some(Fault::ForgetKeys) => (open, None),
-            _ => (open, known),
-        };
-        let lines = memory.carts.get(&wish.buyer).into_iter().flatten();
-        let lines = lines.map(|(item_id, quantity)| Line { item_id: item_id.clone(), quantity: *quantity }).collect();
-        let buyer = Buyer {
-            user_id: wish.buyer,
-            username: Name::new(&format!("buyer {}", wish.buyer)).expect("it is a name"),
-            name: String::new(),
-        };
-        let attempt = Attempt {
-            buyer,
-            request: wish.request.clone(),
-            cart: Cart { session: SessionKey::of("sid"), users: false, lines },
-            key: wish.key.clone(),
-            address: wish.address.clone(),
-        };
-        let drive = |purchase: &Purchase| Begun::Drive {
-            purchase_id: purchase.id.clone(),
-            lease: purchase.lease(),
-            lease_ms: LEASE_MS,
-            lines: purchase.cart.lines.clone(),
-        };
-        let begun = match purchase::begin(now, id, attempt, open, known) {
-            Begin::Drive(purchase) => {
-                let begun = drive(&purchase);
-                memory.open.insert(purchase.id.clone(), (*purchase).clone());
-                self.append(vec![Change::Keep(purchase)]);
-                Ok(begun)
+        let mut made = None;
+        loop {
+            self.customer.ids += 1;
+            let id = format!("p{}", self.customer.ids);
+            match self.core().begin_purchase(now, id, request, made.take().as_ref()) {
+                Beginning::Decided((begun, receipt)) => {
+                    return self.later(receipt, What::Say(asking.thread, asking.seq, Said::Begun(begun)));
+                }
+                Beginning::Wait { .. } => return self.memory().waiting.push(asking),
+                Beginning::ReadKey { buyer_id, key, forgotten } => {
+                    let disk = self.customer.disk.lock();
+                    let of_key = |made: &&Purchase| made.buyer.user_id == buyer_id && made.key.as_ref() == Some(&key);
+                    let purchase = disk.rows.history.values().filter(of_key).max_by_key(|made| made.captured_at).cloned();
+                    let purchase = purchase.filter(|_| fault != Some(Fault::ForgetKeys));
+                    made = Some(MadeUnderKey { purchase, forgotten });
+                }
             }
-            Begin::Again => Ok(drive(open.expect("it is that of this request"))),
-            Begin::Wait => return memory.waiting.push(asking),
-            Begin::Done => {
-                let known = known.expect("it was done under this key");
-                known.outcome().map(|purchased| Begun::Done { purchased })
-            }
-            Begin::Refuse(refusal) => Err(refusal),
-        };
-        self.later(What::Say(asking.thread, asking.seq, Said::Begun(begun)));
-    }
-
-    fn take_over(&mut self, thread: u64, seq: u32) {
-        let now = self.time();
-        let memory = self.memory();
-        let idle = memory.open.values_mut().filter(|purchase| !memory.at_bank.contains_key(&purchase.id));
-        let taken = idle.filter_map(|purchase| Some((purchase.take_over(now)?, purchase.clone()))).next();
-        let orphan = taken.map(|(orphan, purchase)| {
-            self.append(vec![Change::Keep(Box::new(purchase))]);
-            orphan
-        });
-        self.later(What::Say(thread, seq, Said::Orphan(Ok(orphan))));
+        }
     }
 
     fn op(&mut self, thread: u64, seq: u32, op: CustomerOp) {
@@ -408,7 +525,7 @@ impl World {
             | CustomerOp::Closed { purchase_id, lease } => (purchase_id.clone(), *lease),
             other => panic!("no driver asks {other:?}"),
         };
-        let newest = self.memory().open.get(&id).map(Purchase::lease);
+        let newest = self.core().purchase(&id).map(Purchase::lease);
         let lease = if self.fault == Some(Fault::IgnoreLease) { newest.unwrap_or_default() } else { asked_lease };
         let event = match op {
             CustomerOp::Authorise { lines, card, .. } => {
@@ -423,62 +540,45 @@ impl World {
             _ => purchase::Event::Closed { lease },
         };
         if newest.is_some() {
-            let before = self.memory().open.get(&id).map(Purchase::stage);
+            let before = self.core().purchase(&id).map(Purchase::stage);
             self.step(&id, event, Some(asker));
-            let after = self.customer.memory.as_ref().and_then(|memory| memory.open.get(&id)).map(Purchase::stage);
+            let after =
+                self.customer.memory.as_ref().and_then(|memory| memory.core.purchase(&id)).map(Purchase::stage);
             self.rules.driven(&id, before != after, asked_lease, newest);
             return;
         }
-        let heard = match self.customer.disk.rows.history.get(&id) {
+        let known = self.customer.disk.lock().rows.history.get(&id).cloned();
+        let heard = match known {
             Some(known) if asker.completes => known.outcome().map_or_else(Heard::Refused, Heard::Purchased),
             _ => Heard::Refused(Refusal::new(Code::NotFound, "there is no such purchase under way")),
         };
-        self.later(What::Say(thread, seq, Said::Heard(heard)));
+        self.later(0, What::Say(thread, seq, Said::Heard(heard)));
     }
 
-    /// Something happens to a purchase: the rows of it, then what is done when they are on disk.
+    /// Something happens to a purchase; what is done then waits until its rows are on disk.
     fn step(&mut self, id: &str, event: purchase::Event<'_>, asker: Option<Asker>) {
         let (now, fault) = (self.time(), self.fault);
-        let memory = self.memory();
-        let Some(purchase) = memory.open.get_mut(id) else { return };
-        let step = purchase.handle(now, event);
-        let purchase = purchase.clone();
-        let mut changes = Vec::new();
-        for row in step.rows {
-            match row {
-                Row::Keep => changes.push(Change::Keep(Box::new(purchase.clone()))),
-                Row::Drop => changes.push(Change::Drop(id.to_owned())),
-                Row::Authorised | Row::Voided => changes.push(Change::Money(money(row, &purchase))),
-                Row::Paid => {
-                    let cart = memory.carts.entry(purchase.buyer.user_id).or_default();
-                    if fault != Some(Fault::KeepCart) {
-                        cart.clear();
-                    }
-                    changes.push(Change::Money(money(row, &purchase)));
-                    changes.push(Change::Cart(purchase.buyer.user_id, cart.clone()));
-                    changes.push(Change::Paid(Box::new(purchase.clone())));
-                }
-            }
-        }
-        if purchase.stage() == Stage::Closed && !changes.is_empty() {
+        let before = self.core().purchase(id).map(Purchase::stage);
+        let Some(stepped) = self.core().step(now, id, event) else { return };
+        if stepped.stage == Stage::Closed && before != Some(Stage::Closed) {
             self.tally.undone += 1;
         }
-        self.append(changes);
-        let what = match (step.then, asker) {
+        let what = match (stepped.step.then, asker) {
             (Then::Ask(BankCall::Void), asker) if fault == Some(Fault::SkipVoid) => {
+                self.commit_later();
                 return self.step(id, purchase::Event::Voided, asker);
             }
             (Then::Ask(call), asker) => What::Ask(id.to_owned(), call, asker),
             (Then::Answer(answer), Some(Asker { thread, seq, completes, .. })) => {
                 let heard: Answer<Heard> = match (answer, completes) {
-                    (Ok(()), true) => purchase.outcome().map(Heard::Purchased),
+                    (Ok(()), true) => stepped.purchased.map(Heard::Purchased),
                     (answer, _) => answer.map(|()| Heard::Done),
                 };
                 What::Say(thread, seq, Said::Heard(heard.unwrap_or_else(Heard::Refused)))
             }
-            (Then::Answer(_), None) => return,
+            (Then::Answer(_), None) => return self.commit_later(),
         };
-        self.later(what);
+        self.later(stepped.newest, what);
     }
 
     /// What the bank has not answered is asked again; who has waited for too long is told so.
@@ -492,12 +592,11 @@ impl World {
                 self.say(waiting.thread, waiting.seq, Said::Begun(Err(busy)));
             }
         }
-        let memory = self.memory();
-        let idle = memory.open.values().filter(|purchase| !memory.at_bank.contains_key(&purchase.id));
-        let unanswered = idle.filter_map(|purchase| Some((purchase.id.clone(), purchase.unanswered()?)));
-        let unanswered = unanswered.filter(|(_, call)| fault != Some(Fault::CaptureOnce) || *call != BankCall::Capture);
-        for (id, call) in unanswered.collect::<Vec<_>>() {
-            self.later(What::Ask(id, call, None));
+        for (id, call) in self.core().unanswered() {
+            if fault != Some(Fault::CaptureOnce) || call != BankCall::Capture {
+                let newest = self.customer.disk.lock().appended;
+                self.later(newest, What::Ask(id, call, None));
+            }
         }
     }
 
@@ -519,7 +618,7 @@ impl World {
             BankCall::Void => Call::Void,
         };
         if !stale {
-            self.rules.bank_is_asked(&self.customer.disk.rows, &id, call);
+            self.rules.bank_is_asked(&self.customer.disk.lock().rows, &id, call);
         }
         let refuses = self.rng.permille(self.weather.bank_refuses);
         let answer = self.bank.call(&id, asked, refuses);
@@ -542,18 +641,12 @@ impl World {
         self.leaves_bank(&id);
         if let Some(Asker { thread, seq, .. }) = asker {
             let away = unavailable("the bank does not answer");
-            self.later(What::Say(thread, seq, Said::Heard(Heard::Refused(away))));
+            self.later(0, What::Say(thread, seq, Said::Heard(Heard::Refused(away))));
         }
     }
 
     fn leaves_bank(&mut self, id: &str) {
-        let at_bank = &mut self.memory().at_bank;
-        if let Some(count) = at_bank.get_mut(id) {
-            *count -= 1;
-            if *count == 0 {
-                at_bank.remove(id);
-            }
-        }
+        self.core().bank_has_answered(id);
     }
 
     fn bank_said(&mut self, id: String, answer: BankAnswer, asker: Option<Asker>) {

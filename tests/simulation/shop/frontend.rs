@@ -192,7 +192,7 @@ impl World {
                 match &answer {
                     Ok(purchased) => {
                         let is_sold = self.product.holds.get(id).is_some_and(|record| record.hold == Hold::Sold);
-                        self.rules.purchased(&self.customer.disk.rows, &self.bank, is_sold, purchased);
+                        self.rules.purchased(&self.customer.disk.lock().rows, &self.bank, is_sold, purchased);
                     }
                     Err(refusal) if refusal.code != Code::Unavailable => {
                         self.tally.declined += u64::from(refusal.code == Code::PaymentDeclined);

@@ -8,9 +8,10 @@ use serde::de::DeserializeOwned;
 use super::*;
 use crate::bank::{BuiltinGateway, ChargeState, Gateway, ledger};
 use crate::identity::Cost;
-use crate::model::Cents;
+use crate::model::{Cents, FeeRate, Millis};
 use crate::shop::customer::{Config, CustomerDb, FILE, MIGRATIONS};
-use crate::shop::ops::{Account, Bought, Line, LoggedIn, Order, PricedLine, Purchased};
+use crate::shop::customer::sales::PurchaseRows;
+use crate::shop::ops::{Account, Bought, Line, LoggedIn, Order, Orphan, PricedLine, Purchased};
 use crate::storage::Store;
 
 /// A bank that may be away, lose its answers, or change its mind.
@@ -101,8 +102,7 @@ impl Shop {
     fn restart_much_later(&mut self) {
         self.running = None;
         self.open();
-        let memory = self.db().shared.memory();
-        memory.purchases.open.lock().by_id.values_mut().for_each(|cell| cell.purchase.let_lease_run_out());
+        self.db().shared.memory.current().lock().let_leases_run_out();
     }
 
     fn db(&self) -> &CustomerDb {
@@ -359,7 +359,7 @@ fn a_second_purchase_waits_for_the_first_and_finds_the_cart_empty() {
     thread::scope(|scope| {
         let second = scope.spawn(|| shop.ask::<Begun>(shop.begin_op(None, "1 Main Street")));
         // Nothing shows that it waits but that it is counted.
-        while shop.db().shared.waiting.state.lock().all == 0 {
+        while shop.db().shared.begins.state.lock().all == 0 {
             thread::yield_now();
         }
         shop.authorise(&id, lease, GOOD).unwrap();
@@ -367,7 +367,7 @@ fn a_second_purchase_waits_for_the_first_and_finds_the_cart_empty() {
         shop.complete(&id, lease).unwrap();
         assert_eq!(code(second.join().unwrap()), Code::EmptyCart);
     });
-    let waiting = shop.db().shared.waiting.state.lock();
+    let waiting = shop.db().shared.begins.state.lock();
     assert_eq!((waiting.all, waiting.of.len()), (0, 0));
     drop(waiting);
     assert_eq!(shop.charges(), [ChargeState::Captured]);
@@ -381,7 +381,7 @@ fn only_so_many_wait() {
     thread::scope(|scope| {
         let ask = || shop.ask::<Begun>(shop.begin_op(None, "1 Main Street"));
         let waiting: Vec<_> = (0..WAITING_OF_BUYER_MAX).map(|_| scope.spawn(ask)).collect();
-        while shop.db().shared.waiting.state.lock().all < WAITING_OF_BUYER_MAX {
+        while shop.db().shared.begins.state.lock().all < WAITING_OF_BUYER_MAX {
             thread::yield_now();
         }
         assert_eq!(code(ask()), Code::Busy);
@@ -440,7 +440,7 @@ fn a_driver_that_says_that_it_is_at_work_is_not_replaced() {
     let shop = Shop::new();
     shop.fill();
     let (id, lease, _) = shop.begin(None);
-    let leased_until = || shop.db().shared.memory().purchases.open.lock().by_id[&id].purchase.leased_until();
+    let leased_until = || shop.db().shared.memory.current().lock().purchase(&id).unwrap().leased_until();
     let before = leased_until();
     let deadline = Instant::now() + Duration::from_secs(20);
     while leased_until() == before {
@@ -487,7 +487,7 @@ fn a_charge_that_was_interrupted_is_done_when_it_opens() {
         .write(|tx| {
             let mut purchase = sales::under_way(tx)?.pop().unwrap();
             let step = purchase.handle(Millis(0), Event::Complete { lease: 1 });
-            Rows::new(&purchase, step.rows, FeeRate::default(), Millis(0)).write(tx)
+            PurchaseRows::new(&purchase, step.rows, FeeRate::default(), Millis(0)).write(tx)
         })
         .unwrap();
     drop(store);
@@ -523,7 +523,7 @@ fn a_transaction_that_failed_is_as_if_it_had_not_been() {
     let (id, lease, _) = shop.begin(None);
     let break_it = || {
         let failing = |_tx: &mut dyn crate::storage::Tx| Err(StoreError::Refused("on purpose".to_owned()));
-        let ticket = shop.db().shared.memory().journal.append_with(Vec::new(), failing);
+        let ticket = shop.db().shared.memory.current().lock().users().1.appender().append(failing);
         assert!(ticket.wait().is_err());
     };
     break_it();
