@@ -16,7 +16,7 @@ use std::ops::{ControlFlow, Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{CommitHandle, Epoch, Store, StoreError, Tx};
 
@@ -152,7 +152,7 @@ pub struct CoreState<C> {
     core: C,
     appender: Appender,
     newest: CommitHandle,
-    /// Another memory has taken its place: whoever waits for something looks there.
+    /// Another memory has taken its place: whatever is to be done is done there.
     is_replaced: bool,
 }
 
@@ -190,37 +190,45 @@ impl<C> CoreState<C> {
     }
 }
 
-impl<C> SharedCore<C> {
-    /// A core that was loaded from what the appender goes on from.
-    pub fn new(core: C, appender: Appender) -> SharedCore<C> {
-        let newest = CommitHandle::committed();
-        let state = CoreState { core, appender, newest, is_replaced: false };
-        SharedCore { state: Mutex::new(state), changed: Condvar::new() }
+impl<C: Send + 'static> Durable<SharedCore<C>> {
+    /// Loads a core from the store. `load` is given the core that it replaces, if there was any, which nobody changes
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// What `load` says.
+    pub fn open_shared(
+        room: &'static str,
+        store: Arc<Store>,
+        load: impl Fn(&Store, Option<&C>) -> Result<C, StoreError> + Send + Sync + 'static,
+    ) -> Result<Durable<SharedCore<C>>, StoreError> {
+        Durable::open(room, store, move |appender, before: Option<&SharedCore<C>>| {
+            let mut replaced = before.map(|before| before.state.lock());
+            let core = load(&appender.store, replaced.as_deref().map(|state| &state.core))?;
+            if let Some(state) = &mut replaced {
+                state.is_replaced = true;
+            }
+            if let Some(before) = before {
+                before.changed.notify_all();
+            }
+            let newest = CommitHandle::committed();
+            let state = CoreState { core, appender, newest, is_replaced: false };
+            Ok(SharedCore { state: Mutex::new(state), changed: Condvar::new() })
+        })
     }
 
-    /// The core, for a look that is not answered to anybody (a counter), or by a loader that replaces it.
-    pub fn lock(&self) -> MutexGuard<'_, CoreState<C>> {
-        self.state.lock()
-    }
-
-    /// Has everybody who waits in [`Durable::wait_for`] look again.
-    pub fn notify(&self) {
-        // Under the lock, so that nobody is between a look and the beginning of a wait.
-        drop(self.state.lock());
-        self.changed.notify_all();
-    }
-}
-
-impl<C> Durable<SharedCore<C>> {
     /// Works on the core, under its lock: memory work alone.
     pub fn with<T>(&self, work: impl FnOnce(&mut CoreState<C>) -> T) -> Pending<C, T> {
-        let memory = self.current();
-        let (value, newest) = {
+        loop {
+            let memory = self.current();
             let mut state = memory.state.lock();
+            if state.is_replaced {
+                continue;
+            }
             let value = work(&mut state);
-            (value, state.newest.clone())
-        };
-        Pending { value, newest, memory }
+            let newest = state.newest.clone();
+            drop(state);
+            return Pending { value, newest, memory };
+        }
     }
 
     /// What was learnt, once it may be told: the newest change that it is built on is on disk.
@@ -228,7 +236,7 @@ impl<C> Durable<SharedCore<C>> {
     /// # Errors
     /// That change could not be stored. Memory has been loaded anew by then, if the disk can be read.
     pub fn wait<T>(&self, pending: Pending<C, T>) -> Result<T, StoreError> {
-        self.settle(&pending.memory, &pending.newest)?;
+        self.wait_committed(&pending.memory, &pending.newest)?;
         Ok(pending.value)
     }
 
@@ -240,8 +248,8 @@ impl<C> Durable<SharedCore<C>> {
         self.wait(self.with(work))
     }
 
-    /// Looks at the core, again after each [`SharedCore::notify`] and at the instant that `look` names, until `look`
-    /// breaks with something or the deadline has passed. What was found rests on memory alone.
+    /// Looks at the core, again after each [`Durable::notify`] and at the instant that `look` names, until `look`
+    /// breaks with something or the deadline has passed (then `None`). What was found rests on memory alone.
     pub fn wait_for<T>(
         &self,
         deadline: Instant,
@@ -251,16 +259,13 @@ impl<C> Durable<SharedCore<C>> {
             let memory = self.current();
             let mut state = memory.state.lock();
             while !state.is_replaced {
-                let look_at = match look(&mut state) {
+                match look(&mut state) {
                     ControlFlow::Break(found) => return Some(found),
-                    ControlFlow::Continue(look_at) => look_at.map_or(deadline, |at| at.min(deadline)),
-                };
-                let is_late = memory.changed.wait_until(&mut state, look_at).timed_out();
-                if is_late && Instant::now() >= deadline {
-                    return match look(&mut state) {
-                        ControlFlow::Break(found) => Some(found),
-                        ControlFlow::Continue(_) => None,
-                    };
+                    ControlFlow::Continue(_) if Instant::now() >= deadline => return None,
+                    ControlFlow::Continue(look_at) => {
+                        let until = look_at.map_or(deadline, |at| at.min(deadline));
+                        memory.changed.wait_until(&mut state, until);
+                    }
                 }
             }
         }
@@ -268,23 +273,165 @@ impl<C> Durable<SharedCore<C>> {
 
     /// Has everybody who waits in [`Durable::wait_for`] look again.
     pub fn notify(&self) {
-        self.current().notify();
-    }
-
-    fn settle(&self, memory: &Arc<SharedCore<C>>, newest: &CommitHandle) -> Result<(), StoreError> {
-        newest.wait().inspect_err(|_error| {
-            if self.reload(memory).is_some() {
-                memory.state.lock().is_replaced = true;
-                memory.changed.notify_all();
-            }
-        })
+        let memory = self.current();
+        // Under the lock, so that nobody is between a look and the beginning of a wait.
+        let _state = memory.state.lock();
+        memory.changed.notify_all();
     }
 }
 
 impl<C, T> Pending<C, T> {
-    /// Whether both were learnt from the same memory: what was learnt from one that was replaced since does not
-    /// go together with it.
+    /// Whether both were learnt from the same memory. What was learnt from one that has been replaced since does not
+    /// go together with what is learnt now.
     pub fn is_of_same_memory<U>(&self, other: &Pending<C, U>) -> bool {
         Arc::ptr_eq(&self.memory, &other.memory)
+    }
+
+    /// The place of the newest change in the order of all changes of the store.
+    pub fn seq(&self) -> u64 {
+        self.newest.seq()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::storage::Query;
+
+    const MIGRATION: &str = "CREATE TABLE entry (id INTEGER PRIMARY KEY, value BIGINT NOT NULL)";
+
+    /// Numbers as they are on disk; how often memory was loaded before.
+    #[derive(Debug, PartialEq)]
+    struct Numbers {
+        all: Vec<i64>,
+        loads: u32,
+    }
+
+    fn add(state: &mut CoreState<Numbers>, number: i64, result: Result<(), StoreError>) {
+        state.all.push(number);
+        state.append(move |tx| {
+            tx.execute("INSERT INTO entry (value) VALUES ($1)", &[number.into()])?;
+            result
+        });
+    }
+
+    fn refused() -> Result<(), StoreError> {
+        Err(StoreError::Refused("on purpose".to_owned()))
+    }
+
+    fn open(dir: &tempfile::TempDir) -> Durable<SharedCore<Numbers>> {
+        let store = Arc::new(Store::open(&dir.path().join("numbers.db"), &[MIGRATION]).unwrap());
+        Durable::open_shared("numbers", store, |store, before: Option<&Numbers>| {
+            let sql = "SELECT value FROM entry ORDER BY id";
+            let all = store.read(|reader| reader.all(sql, &[], |row| row.int(0)))?;
+            Ok(Numbers { all, loads: before.map_or(0, |before| before.loads + 1) })
+        })
+        .unwrap()
+    }
+
+    /// Keeps the writer busy until what is returned is dropped.
+    fn hold_writer(store: &Store) -> crossbeam_channel::Sender<()> {
+        let (release, held) = crossbeam_channel::bounded::<()>(0);
+        store.submit(move |_tx| {
+            // It ends when the other end is dropped.
+            let _ = held.recv();
+            Ok(())
+        });
+        release
+    }
+
+    #[test]
+    fn memory_that_could_not_be_stored_is_replaced_by_what_is_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = open(&dir);
+        numbers.update(|state| add(state, 1, Ok(()))).unwrap();
+        let (before, failing, after) = (
+            numbers.with(|state| add(state, 2, refused())),
+            numbers.with(|state| add(state, 3, Ok(()))),
+            numbers.with(|state| state.all.clone()),
+        );
+        assert_eq!(after.value, [1, 2, 3]);
+        for result in [numbers.wait(before), numbers.wait(failing), numbers.wait(after).map(drop)] {
+            assert!(result.is_err(), "nothing that was built on it is told");
+        }
+        let now = numbers.update(|state| (state.all.clone(), state.loads)).unwrap();
+        assert_eq!(now, (vec![1], 1), "loaded anew once, whoever noticed");
+        numbers.update(|state| add(state, 4, Ok(()))).unwrap();
+        numbers.store().close();
+        assert_eq!(open(&dir).update(|state| state.all.clone()).unwrap(), [1, 4]);
+    }
+
+    #[test]
+    fn what_is_learnt_waits_for_the_change_that_it_is_built_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = open(&dir);
+        let release = hold_writer(numbers.store());
+        let adding = numbers.with(|state| add(state, 1, Ok(())));
+        std::thread::scope(|scope| {
+            let (told, learnt) = crossbeam_channel::bounded(1);
+            let numbers = &numbers;
+            scope.spawn(move || told.send(numbers.update(|state| state.all.clone())));
+            assert!(learnt.recv_timeout(Duration::from_millis(100)).is_err(), "told before it was on disk");
+            drop(release);
+            assert_eq!(learnt.recv().unwrap(), Ok(vec![1]));
+        });
+        assert!(numbers.wait(adding).is_ok());
+    }
+
+    #[test]
+    fn who_waits_for_something_looks_again_where_memory_was_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = open(&dir);
+        let far = Instant::now() + Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            let (looks, looked) = crossbeam_channel::unbounded();
+            let waiting = scope.spawn({
+                let numbers = &numbers;
+                move || {
+                    numbers.wait_for(far, |state| {
+                        looks.send(state.loads).unwrap();
+                        match state.all.contains(&5) {
+                            true => ControlFlow::Break(state.loads),
+                            false => ControlFlow::Continue(None),
+                        }
+                    })
+                }
+            });
+            assert_eq!(looked.recv().unwrap(), 0);
+            assert!(numbers.update(|state| add(state, 2, refused())).is_err());
+            assert_eq!(looked.recv().unwrap(), 1, "the new memory is looked at without a word");
+            numbers.update(|state| add(state, 5, Ok(()))).unwrap();
+            numbers.notify();
+            assert_eq!(waiting.join().unwrap(), Some(1));
+        });
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert_eq!(numbers.wait_for::<()>(soon, |_state| ControlFlow::Continue(None)), None);
+    }
+
+    #[test]
+    fn while_the_disk_cannot_be_read_nothing_is_told_and_each_request_tries_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("numbers.db"), &[MIGRATION]).unwrap());
+        let is_away = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let away = Arc::clone(&is_away);
+        let numbers = Durable::open_shared("numbers", store, move |store, before: Option<&Numbers>| {
+            if away.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(StoreError::Unavailable("away".to_owned()));
+            }
+            let all = store.read(|reader| reader.all("SELECT value FROM entry", &[], |row| row.int(0)))?;
+            Ok(Numbers { all, loads: before.map_or(0, |before| before.loads + 1) })
+        })
+        .unwrap();
+        is_away.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(numbers.update(|state| add(state, 1, refused())).is_err());
+        for _ in 0..2 {
+            assert!(numbers.update(|state| add(state, 2, Ok(()))).is_err());
+            assert!(numbers.update(|state| state.all.clone()).is_err());
+        }
+        is_away.store(false, std::sync::atomic::Ordering::Relaxed);
+        assert!(numbers.update(|state| state.all.clone()).is_err(), "this one has noticed, and memory is loaded");
+        assert_eq!(numbers.update(|state| (state.all.clone(), state.loads)).unwrap(), (vec![], 1));
     }
 }
