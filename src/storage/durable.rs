@@ -249,18 +249,23 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
     }
 
     /// Looks at the core, again after each [`Durable::notify`] and at the instant that `look` names, until `look`
-    /// breaks with something or the deadline has passed (then `None`). What was found rests on memory alone.
+    /// breaks with something or the deadline has passed (then `None`). What was found may be told after
+    /// [`Durable::wait`].
     pub fn wait_for<T>(
         &self,
         deadline: Instant,
         mut look: impl FnMut(&mut CoreState<C>) -> ControlFlow<T, Option<Instant>>,
-    ) -> Option<T> {
+    ) -> Option<Pending<C, T>> {
         loop {
             let memory = self.current();
             let mut state = memory.state.lock();
             while !state.is_replaced {
                 match look(&mut state) {
-                    ControlFlow::Break(found) => return Some(found),
+                    ControlFlow::Break(value) => {
+                        let newest = state.newest.clone();
+                        drop(state);
+                        return Some(Pending { value, newest, memory });
+                    }
                     ControlFlow::Continue(_) if Instant::now() >= deadline => return None,
                     ControlFlow::Continue(look_at) => {
                         let until = look_at.map_or(deadline, |at| at.min(deadline));
@@ -404,10 +409,10 @@ mod tests {
             assert_eq!(looked.recv().unwrap(), 1, "the new memory is looked at without a word");
             numbers.update(|state| add(state, 5, Ok(()))).unwrap();
             numbers.notify();
-            assert_eq!(waiting.join().unwrap(), Some(1));
+            assert_eq!(waiting.join().unwrap().map(|found| found.value), Some(1));
         });
         let soon = Instant::now() + Duration::from_millis(20);
-        assert_eq!(numbers.wait_for::<()>(soon, |_state| ControlFlow::Continue(None)), None);
+        assert!(numbers.wait_for::<()>(soon, |_state| ControlFlow::Continue(None)).is_none());
     }
 
     #[test]

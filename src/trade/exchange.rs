@@ -471,7 +471,7 @@ impl<J: Journal> Exchange<J> {
 }
 
 /// A refusal, and what it is built on.
-type Refused<J> = (Refusal, <J as Journal>::Receipt);
+type Refused<J> = (Refusal, <J as crate::storage::Journal>::Receipt);
 
 impl PeerRow {
     /// Whether a request is this peer's: by its token, or by its very address.

@@ -8,21 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::deal::{Deal, Money, SellerSide};
 use super::wire::Reach;
 use crate::model::{Cents, Millis, Name, Token};
+use crate::storage;
 
-/// Takes changes in the order in which they are made.
-///
-/// What is on disk is always a prefix of what was appended: if a change cannot be stored, none after it
-/// is, and whoever holds state in memory builds it anew from disk.
-pub trait Journal: Send + Sync + 'static {
-    /// Stands for "this and everything before it is on disk", once it is. The default depends on nothing.
-    type Receipt: Clone + Default + Send + 'static;
+/// Takes trade's changes, in the order in which they are made. Exchange and settlements are shared by threads, so a
+/// journal is as well.
+pub trait Journal: storage::Journal<Change = Change, Receipt: Send + 'static> + Send + Sync + 'static {}
 
-    /// Hands over changes that belong together. Memory work: called under locks, never waits for a disk.
-    fn append(&self, changes: Vec<Change>) -> Self::Receipt;
-
-    /// The one of the two that comes later.
-    fn later(a: Self::Receipt, b: Self::Receipt) -> Self::Receipt;
-}
+impl<J: storage::Journal<Change = Change, Receipt: Send + 'static> + Send + Sync + 'static> Journal for J {}
 
 /// One row's change.
 #[derive(Debug, Clone)]

@@ -10,12 +10,11 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex};
 
 use super::deal::{DealLine, Windows};
 use super::exchange::{Exchange, Resumed, Rules, Told, first_number};
-use super::journal::Journal;
-use super::store::{self, Receipt, StoreJournal};
+use super::store::{self, StoreJournal};
 use super::wire::DATAGRAM_MAX;
 use crate::bank::Gateway;
 use crate::model::{Clock, FeeRate, Millis};
@@ -26,7 +25,7 @@ use crate::net::threads::Executor;
 use crate::net::timer::Timers;
 use crate::net::tls::Identity;
 use crate::net::udp::{self, Datagram, ServerSocket, UdpLimits, UdpServer};
-use crate::storage::{Store, StoreError};
+use crate::storage::{CommitHandle, Durable, Store, StoreError};
 
 mod counters;
 mod outcome;
@@ -137,9 +136,11 @@ enum Due {
 
 struct Shared {
     config: Config,
-    floor: Floor,
+    floor: Arc<Floor>,
     socket: Arc<ServerSocket>,
-    exchange: RwLock<Arc<Ex>>,
+    exchange: Durable<Ex>,
+    /// What is to be resumed of the exchange that was loaded last.
+    resumed: Arc<Mutex<Option<Resumed>>>,
     timers: OnceLock<Timers<Due>>,
     strangers: Strangers,
     counters: TradeCounters,
@@ -164,12 +165,15 @@ impl TradeServer {
         let (socket, listener) =
             bind_both(config.addr).map_err(|source| StartError::Bind { addr: config.addr, source })?;
         let socket = Arc::new(ServerSocket::over(socket)?);
-        let (exchange, resumed) = build(&config, &floor)?;
+        let floor = Arc::new(floor);
+        let resumed = Arc::new(Mutex::new(None));
+        let exchange = load_exchange(config.clone(), Arc::clone(&floor), Arc::clone(&resumed))?;
         // Numbers that have jumped are on disk before one of them is used.
         floor.store.sync_all();
         let shared = Arc::new(Shared {
             socket: Arc::clone(&socket),
-            exchange: RwLock::new(Arc::new(exchange)),
+            exchange,
+            resumed,
             timers: OnceLock::new(),
             strangers: Strangers::default(),
             counters: TradeCounters::default(),
@@ -198,7 +202,7 @@ impl TradeServer {
         })?;
         // Just made: nobody else can have set it.
         assert!(shared.timers.set(timers).is_ok(), "timers are started once");
-        shared.take_up(resumed, Some(Instant::now() + RECOVERY_WAIT));
+        shared.take_up(Some(Instant::now() + RECOVERY_WAIT));
         shared.arm(Instant::now() + SWEEP_EVERY, Due::Sweep);
 
         let limits = UdpLimits {
@@ -279,10 +283,10 @@ impl TradeServer {
     pub fn changed_deals(&self, is_wanted: bool) -> Option<Vec<(u64, Option<DealLine>)>> {
         let exchange = self.shared.exchange();
         let ids = exchange.take_touched(is_wanted)?;
-        let (mut all, mut newest) = (Vec::with_capacity(ids.len()), Receipt::default());
+        let (mut all, mut newest) = (Vec::with_capacity(ids.len()), CommitHandle::default());
         for id in ids {
             let (line, receipt) = exchange.open_deal(self.shared.now(), id);
-            newest = StoreJournal::later(newest, receipt);
+            newest = CommitHandle::later(newest, receipt);
             all.push((id, line));
         }
         match newest.wait() {
@@ -313,17 +317,30 @@ impl TradeServer {
     }
 }
 
-fn build(config: &Config, floor: &Floor) -> Result<(Ex, Resumed), StoreError> {
-    let rules = Rules {
-        windows: config.windows.clone(),
-        fee: config.fee,
-        cert_sha256: (!config.plaintext).then(|| floor.identity.fingerprint().into()),
-    };
-    let journal = StoreJournal::begin(Arc::clone(&floor.store), floor.clock);
-    let snapshot = floor.store.read(store::load)?;
-    let uncharged = floor.charged_up_to.map_or(0, |charged| charged.saturating_add(1));
-    let first = first_number(floor.first_stretch).max(uncharged);
-    Ok(Exchange::load(journal, rules, snapshot, first, floor.clock.now()))
+/// The exchange, which is loaded anew whenever the disk holds less than it; what is then to be resumed is left in
+/// `resumed`.
+fn load_exchange(
+    config: Config,
+    floor: Arc<Floor>,
+    resumed: Arc<Mutex<Option<Resumed>>>,
+) -> Result<Durable<Ex>, StoreError> {
+    Durable::open("trade", Arc::clone(&floor.store), move |appender, before: Option<&Ex>| {
+        let rules = Rules {
+            windows: config.windows.clone(),
+            fee: config.fee,
+            cert_sha256: (!config.plaintext).then(|| floor.identity.fingerprint().into()),
+        };
+        let snapshot = appender.store().read(store::load)?;
+        let uncharged = floor.charged_up_to.map_or(0, |charged| charged.saturating_add(1));
+        let first = first_number(floor.first_stretch).max(uncharged);
+        let journal = StoreJournal::new(appender, floor.clock);
+        let (mut exchange, to_resume) = Exchange::load(journal, rules, snapshot, first, floor.clock.now());
+        if let Some(before) = before {
+            exchange.stands_in_for(before);
+        }
+        *resumed.lock() = Some(to_resume);
+        Ok(exchange)
+    })
 }
 
 /// The same port for both; with port 0, one that both can have.
@@ -342,7 +359,7 @@ fn bind_both(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
 
 impl Shared {
     pub(super) fn exchange(&self) -> Arc<Ex> {
-        Arc::clone(&self.exchange.read())
+        self.exchange.current()
     }
 
     /// Whether the time to finish what is in hand is up.

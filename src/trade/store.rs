@@ -3,13 +3,12 @@
 //! Rows are written as the exchange hands them over, and read back whole at start. Bodies are JSON, so
 //! that a field more or less is no migration; what is searched for is a column.
 
-use std::sync::Arc;
 
 use super::deal::{Deal, Money, SellerSide};
-use super::journal::{Change, FarewellRow, Journal, LogRow, MoneyRow, PeerRow, Snapshot};
+use super::journal::{Change, FarewellRow, LogRow, MoneyRow, PeerRow, Snapshot};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Clock, Millis, Token};
-use crate::storage::{Chain, Query, Reader, Row, Store, StoreError, Ticket, Tx};
+use crate::storage::{Appender, CommitHandle, CommitState, Journal, Query, Reader, Row, StoreError, Tx};
 
 /// What makes an empty file trade's, one step a schema version.
 pub const MIGRATIONS: &[&str] = &[
@@ -31,17 +30,14 @@ const MID_KEY: &str = "mid_key";
 /// The journal of a running server: changes go to the store's writer in their order.
 #[derive(Clone)]
 pub struct StoreJournal {
-    store: Arc<Store>,
-    chain: Chain,
+    appender: Appender,
     clock: Clock,
 }
 
 impl StoreJournal {
-    /// Begins a chain: what is read from the store afterwards is what this journal goes on from. The exchange goes
-    /// by this clock.
-    pub fn begin(store: Arc<Store>, clock: Clock) -> StoreJournal {
-        let chain = store.chain();
-        StoreJournal { store, chain, clock }
+    /// A journal in the appender's epoch, for an exchange that goes by this clock.
+    pub fn new(appender: Appender, clock: Clock) -> StoreJournal {
+        StoreJournal { appender, clock }
     }
 
     /// What happened bears the date, not the time that windows are measured by.
@@ -56,50 +52,24 @@ impl StoreJournal {
     }
 }
 
-/// A ticket of the store; the default depends on nothing.
-#[derive(Clone, Default)]
-pub struct Receipt(Option<Ticket>);
-
-impl Receipt {
-    /// Waits until everything up to here is on disk.
-    ///
-    /// # Errors
-    /// It could not be stored; then nothing after it is either.
-    pub fn wait(&self) -> Result<(), StoreError> {
-        self.0.as_ref().map_or(Ok(()), Ticket::wait)
-    }
-
-    /// Whether what is told now is told after all that others were to be told once it is on disk.
-    pub fn is_settled(&self) -> bool {
-        self.0.as_ref().is_none_or(Ticket::is_settled)
-    }
-
-    /// Has this done, briefly, as soon as it is known whether everything up to here is on disk.
-    pub fn then(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
-        match self.0 {
-            Some(ticket) => ticket.then(work),
-            None => work(Ok(())),
-        }
-    }
-}
-
 impl Journal for StoreJournal {
-    type Receipt = Receipt;
+    type Change = Change;
+    type Receipt = CommitHandle;
 
-    fn append(&self, changes: Vec<Change>) -> Receipt {
+    fn append(&self, changes: Vec<Change>) -> CommitHandle {
         // The writer is one thread for everybody: what a request's own thread can do is done here.
         let with_body = |change| (body(&change), change);
         let dated = changes.into_iter().map(|change| self.dated(change));
         let changes: Vec<(Body, Change)> = dated.map(with_body).collect();
-        let write_all = move |tx: &mut dyn Tx| changes.iter().try_for_each(|(body, change)| write(tx, change, body));
-        Receipt(Some(self.store.append(self.chain, write_all)))
+        self.appender.append(move |tx| changes.iter().try_for_each(|(body, change)| write(tx, change, body)))
     }
 
-    fn later(a: Receipt, b: Receipt) -> Receipt {
-        match (a.0, b.0) {
-            (Some(a), Some(b)) => Receipt(Some(Ticket::later(a, b))),
-            (a, b) => Receipt(a.or(b)),
-        }
+    fn later(a: CommitHandle, b: CommitHandle) -> CommitHandle {
+        CommitHandle::later(a, b)
+    }
+
+    fn is_committed(&self, receipt: &CommitHandle) -> bool {
+        receipt.state() == CommitState::Committed
     }
 }
 
@@ -306,7 +276,10 @@ fn parse<T: serde::de::DeserializeOwned>(table: &str, body: &str) -> Result<T, S
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::storage::Store;
     use crate::model::Name;
     use std::time::Duration;
 
@@ -315,7 +288,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(&dir.path().join("trade.db"), MIGRATIONS).unwrap());
         let clock = Clock::behind(Duration::from_secs(10 * 365 * 24 * 3600));
-        let journal = StoreJournal::begin(Arc::clone(&store), clock);
+        let journal = StoreJournal::new(Appender::begin(Arc::clone(&store)), clock);
         let row = LogRow {
             at: clock.now(),
             kind: "search".to_owned(),

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use p2s2::model::{Millis, Name, Token};
 use p2s2::trade::deal::{Deal, Money, Party, SellerSide, State};
-use p2s2::trade::journal::{Change, FarewellRow, Journal, MoneyRow, PeerRow, Snapshot};
+use p2s2::storage::Journal;
+use p2s2::trade::journal::{Change, FarewellRow, MoneyRow, PeerRow, Snapshot};
 
 use crate::Fault;
 use crate::rng::Rng;
@@ -37,6 +38,7 @@ pub struct Rows {
 }
 
 impl Journal for Disk {
+    type Change = Change;
     type Receipt = u64;
 
     fn append(&self, changes: Vec<Change>) -> u64 {
@@ -49,6 +51,10 @@ impl Journal for Disk {
     fn later(a: u64, b: u64) -> u64 {
         a.max(b)
     }
+
+    fn is_committed(&self, receipt: &u64) -> bool {
+        *receipt <= self.lock().committed
+    }
 }
 
 impl Disk {
@@ -60,10 +66,6 @@ impl Disk {
 
     pub fn lock(&self) -> MutexGuard<'_, Platter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn has_committed(&self, receipt: u64) -> bool {
-        receipt <= self.lock().committed
     }
 
     pub fn commit(&self) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use p2s2::model::{Cents, Millis, Name, Token};
+use p2s2::storage::Journal;
 use p2s2::trade::deal::{Money, Party, Payment, State};
 use p2s2::trade::exchange::Told;
 use p2s2::trade::wire::{Ask, Code, Phase, Push, Reply, Request};
@@ -114,7 +115,7 @@ impl Invariants {
 
     /// Nothing leaves before what it is built on is on disk.
     pub fn leaves(&mut self, disk: &Disk, receipt: u64, what: &dyn std::fmt::Debug) {
-        self.hold(disk.has_committed(receipt), "stored before sent", || {
+        self.hold(disk.is_committed(&receipt), "stored before sent", || {
             format!("{what:?} left with receipt {receipt}")
         });
     }

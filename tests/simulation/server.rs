@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use p2s2::model::{FeeRate, Millis, Name};
+use p2s2::storage::Journal;
 use p2s2::trade::client::messages::{encode_ack, encode_request};
 use p2s2::trade::deal::{Event as DealEvent, Windows};
 use p2s2::trade::exchange::{Exchange, Origin, Outcome, Outgoing, Resumed, Rules, Told, Via};
@@ -276,7 +277,7 @@ impl World {
 
     fn outcome(&mut self, outcome: Outcome<u64>, then: Then) {
         let early = self.fault == Some(Fault::SendBeforeCommit);
-        if early || self.disk.has_committed(outcome.receipt) {
+        if early || self.disk.is_committed(&outcome.receipt) {
             return self.release(Waiting(outcome, then));
         }
         if let Some(server) = &mut self.server {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::hearing::Held;
 use super::{ANSWERS_KEPT, Exchange, Origin, Outcome, PEERS_MAX, PeerCell, Refused};
 use crate::model::{Millis, Name, Token, text};
+use crate::storage;
 use crate::net::source;
 use crate::trade::deal::{Event, State};
 use crate::trade::journal::{Change, FarewellRow, Hearing, Journal, LoginRow, PeerRow};
@@ -17,10 +18,10 @@ const LOGINS_MAX: usize = 16;
 /// The ports that a peer may name: no service of a machine listens below.
 const PORTS: std::ops::RangeInclusive<u32> = 1024..=65535;
 
-type Done<J> = Result<Outcome<<J as Journal>::Receipt>, Refused<J>>;
+type Done<J> = Result<Outcome<<J as storage::Journal>::Receipt>, Refused<J>>;
 
 /// What became of a registration: done, or its address is held by another name.
-type Registered<J> = Result<Outcome<<J as Journal>::Receipt>, Held>;
+type Registered<J> = Result<Outcome<<J as storage::Journal>::Receipt>, Held>;
 
 impl<J: Journal> Exchange<J> {
     pub(super) fn register(&self, now: Millis, origin: &Origin, request: &Request, reach: &Reach) -> Done<J> {

@@ -22,7 +22,8 @@ mod requests;
 #[derive(Clone, Default)]
 struct Memory(Arc<Mutex<Vec<Change>>>, Arc<Mutex<BTreeMap<u64, Weak<PeerCell<Memory>>>>>);
 
-impl Journal for Memory {
+impl crate::storage::Journal for Memory {
+    type Change = Change;
     type Receipt = usize;
 
     fn append(&self, changes: Vec<Change>) -> usize {
@@ -34,6 +35,10 @@ impl Journal for Memory {
 
     fn later(a: usize, b: usize) -> usize {
         a.max(b)
+    }
+
+    fn is_committed(&self, _receipt: &usize) -> bool {
+        true
     }
 }
 

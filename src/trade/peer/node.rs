@@ -1,19 +1,20 @@
 //! A running peer: the core, the client and the store, joined in one fixed order: store, then
 //! acknowledge, then send, then tell the person.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use super::store::{PeerStore, PeerStoreError};
+use super::store::{self, PeerStore, PeerStoreError};
 use super::{Core, Event, Item, Note, Purchase, PurchaseState, Refused, Sale};
 use crate::model::{Cents, Clock, Name};
 use crate::net::threads;
-use crate::storage::{Chain, StoreError, Ticket};
+use crate::storage::{Durable, SharedCore, StoreError};
 use crate::trade::client::messages::Answer;
 use crate::trade::client::{self, Client, ClientError, OpenError};
 use crate::trade::wire::{Ask, Code, DealStatus, Goods, Side};
@@ -114,20 +115,11 @@ struct Inner {
     settings: Settings,
     store: PeerStore,
     clock: Clock,
-    state: Mutex<State>,
-    /// Told whenever the state has changed.
-    changed: Condvar,
+    core: Durable<SharedCore<Core>>,
     /// Not bounded by itself: pushes are (see `push`), and answers by the client's bound on requests.
     events: Sender<Event>,
     client: OnceLock<Client>,
     observer: Box<dyn Fn(&Note) + Send + Sync>,
-}
-
-struct State {
-    core: Core,
-    chain: Chain,
-    /// The newest change: nothing built on it goes out before it is on disk.
-    last: Ticket,
 }
 
 impl Node {
@@ -138,17 +130,15 @@ impl Node {
     /// Which part cannot be had, and what to do.
     pub fn open(settings: Settings, observer: impl Fn(&Note) + Send + Sync + 'static) -> Result<Node, NodeError> {
         let store = PeerStore::open(&settings.data_dir, &settings.client.name)?;
-        let state = State {
-            chain: store.chain(),
-            core: Core::new(store.load()?, settings.auto_buy),
-            last: Ticket::committed(),
-        };
+        let (first_number, auto_buy) = (store.first_number(), settings.auto_buy);
+        let core = Durable::open_shared("peer", Arc::clone(store.store()), move |store, _before| {
+            Ok(Core::new(store::load(store, first_number)?, auto_buy))
+        })?;
         let (events, incoming) = crossbeam_channel::unbounded();
         let inner = Arc::new(Inner {
             store,
             clock: Clock::start(),
-            state: Mutex::new(state),
-            changed: Condvar::new(),
+            core,
             events,
             client: OnceLock::new(),
             observer: Box::new(observer),
@@ -270,24 +260,22 @@ impl Node {
         };
         let (rq, peers) = peers;
         let give_up_at = Instant::now() + at_most;
-        let mut state = self.inner.state.lock();
-        loop {
-            match state.core.purchase(rq) {
-                None => return Err(Refused(format!("there is no search {rq}")).into()),
-                Some(found) if found.price.is_some() => return Ok((peers, Some(found.clone()))),
-                Some(over) if over.is_over() => return Ok((peers, None)),
-                Some(_) => {}
-            }
-            if self.inner.changed.wait_until(&mut state, give_up_at).timed_out() {
-                return Err(NodeError::TimedOut(format!("no answer after {} s", at_most.as_secs_f64())));
-            }
+        let found = self.inner.core.wait_for(give_up_at, |core| match core.purchase(rq) {
+            None => ControlFlow::Break(Err(Refused(format!("there is no search {rq}")))),
+            Some(found) if found.price.is_some() => ControlFlow::Break(Ok(Some(found.clone()))),
+            Some(over) if over.is_over() => ControlFlow::Break(Ok(None)),
+            Some(_) => ControlFlow::Continue(None),
+        });
+        match found {
+            Some(found) => Ok((peers, found.value?)),
+            None => Err(NodeError::TimedOut(format!("no answer after {} s", at_most.as_secs_f64()))),
         }
     }
 
     /// What was sold and is still to be sent, with where to.
     pub fn orders(&self) -> Vec<Sale> {
-        let state = self.inner.state.lock();
-        state.core.sales().filter(|sale| sale.ship_to.is_some() && sale.is_over()).cloned().collect()
+        let is_to_be_sent = |sale: &&Sale| sale.ship_to.is_some() && sale.is_over();
+        self.inner.core.with(|core| core.sales().filter(is_to_be_sent).cloned().collect()).value
     }
 
     /// What was sold has been sent: where to is forgotten.
@@ -307,8 +295,8 @@ impl Node {
         self.inner.wallet().map_err(NodeError::Wallet)?;
         match self.inner.command(Event::Buy { rq })? {
             Some(Answer::Buying { .. }) => {
-                let state = self.inner.state.lock();
-                Ok(state.core.purchase(rq).and_then(|purchase| purchase.price).unwrap_or_default())
+                let price = self.inner.core.with(|core| core.purchase(rq).and_then(|purchase| purchase.price));
+                Ok(price.value.unwrap_or_default())
             }
             answer => Err(self.inner.unexpected_or_none(answer)),
         }
@@ -338,19 +326,17 @@ impl Node {
 
     /// Items, each with the number of units that are bound.
     pub fn items(&self) -> Vec<(Item, u64)> {
-        let state = self.inner.state.lock();
-        state.core.items().map(|item| (item.clone(), state.core.bound(&item.name))).collect()
+        self.inner.core.with(|core| core.items().map(|item| (item.clone(), core.bound(&item.name))).collect()).value
     }
 
     /// Our record of all deals.
     pub fn deals(&self) -> (Vec<Purchase>, Vec<Sale>) {
-        let state = self.inner.state.lock();
-        (state.core.purchases().cloned().collect(), state.core.sales().cloned().collect())
+        self.inner.core.with(|core| (core.purchases().cloned().collect(), core.sales().cloned().collect())).value
     }
 
     /// The number of our newest search.
     pub fn newest_search(&self) -> Option<u64> {
-        self.inner.state.lock().core.purchases().next_back().map(|purchase| purchase.rq)
+        self.inner.core.with(|core| core.purchases().next_back().map(|purchase| purchase.rq)).value
     }
 
     /// Waits until nothing more happens to a deal without us: it has ended, or it is found and ours to
@@ -361,15 +347,15 @@ impl Node {
     pub fn wait(&self, rq: u64, at_most: Duration) -> Result<Note, NodeError> {
         let inner = &*self.inner;
         let give_up_at = Instant::now() + at_most;
-        let mut state = inner.state.lock();
-        loop {
-            match outcome(&state.core, rq, inner.settings.auto_buy) {
-                None => return Err(Refused(format!("there is no deal {rq}; `deals` lists yours")).into()),
-                Some(Some(note)) => return Ok(note),
-                Some(None) => {}
-            }
-            if inner.changed.wait_until(&mut state, give_up_at).timed_out() {
-                return Err(NodeError::TimedOut(format!("deal {rq} has not ended after {} s", at_most.as_secs_f64())));
+        let ended = inner.core.wait_for(give_up_at, |core| match outcome(core, rq, inner.settings.auto_buy) {
+            None => ControlFlow::Break(Err(Refused(format!("there is no deal {rq}; `deals` lists yours")))),
+            Some(Some(note)) => ControlFlow::Break(Ok(note)),
+            Some(None) => ControlFlow::Continue(None),
+        });
+        match ended {
+            Some(ended) => Ok(ended.value?),
+            None => {
+                Err(NodeError::TimedOut(format!("deal {rq} has not ended after {} s", at_most.as_secs_f64())))
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::model::text::nfc;
 use crate::model::{Millis, Name, Token};
 use crate::storage::backup::{self, Part};
 use crate::storage::lock::{DataDirLock, LockError};
-use crate::storage::{Chain, OpenError, Query, Store, StoreError, Ticket, Tx};
+use crate::storage::{OpenError, Query, Store, StoreError, Tx};
 
 /// The file in the data dir.
 pub const FILE: &str = "peer.db";
@@ -48,7 +48,7 @@ pub enum PeerStoreError {
 /// A peer's data dir, held by this process.
 #[derive(Debug)]
 pub struct PeerStore {
-    store: Store,
+    store: Arc<Store>,
     /// The stretch at which numbers begin: not 0 where the file may not know all that were used.
     first_stretch: u64,
     _lock: DataDirLock,
@@ -62,7 +62,7 @@ impl PeerStore {
     pub fn open(dir: &Path, name: &Name) -> Result<PeerStore, PeerStoreError> {
         let lock = DataDirLock::take(dir)?;
         let first_stretch = backup::first_stretch(dir, Part::Peer)?;
-        let store = PeerStore { store: Store::open(&dir.join(FILE), MIGRATIONS)?, first_stretch, _lock: lock };
+        let store = PeerStore { store: Arc::new(Store::open(&dir.join(FILE), MIGRATIONS)?), first_stretch, _lock: lock };
         match store.meta("name")? {
             Some(owner) if nfc(&owner) != name.key() => {
                 return Err(PeerStoreError::NotOurs { dir: dir.to_owned(), owner });
@@ -73,39 +73,14 @@ impl PeerStore {
         Ok(store)
     }
 
-    /// Everything that a core is made of.
-    ///
-    /// # Errors
-    /// Why it cannot be read.
-    pub fn load(&self) -> Result<Snapshot, StoreError> {
-        self.store.read(|reader| {
-            let items = reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
-            let mut snapshot = Snapshot { items, ..Snapshot::default() };
-            reader.query("SELECT side, body FROM deals ORDER BY rq", &[], &mut |row| {
-                match row.text(0)? {
-                    "seller" => snapshot.sales.push(json::<Sale>(row.text(1)?)?),
-                    _ => snapshot.purchases.push(json::<Purchase>(row.text(1)?)?),
-                }
-                Ok(())
-            })?;
-            snapshot.seen = reader
-                .all("SELECT mid, at FROM seen ORDER BY at, mid", &[], |row| Ok((row.uint(0)?, row.millis(1)?)))?;
-            let ceiling = reader.first("SELECT value FROM meta WHERE key = 'ceiling'", &[], |row| {
-                row.text(0)?.parse().map_err(|_| StoreError::Invalid("ceiling: expected a number".to_owned()))
-            })?;
-            snapshot.ceiling = ceiling.unwrap_or(0).max(first_number(self.first_stretch));
-            Ok(snapshot)
-        })
+    /// What a core is loaded from, by whoever gets it.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
-    /// Where a core that was just loaded goes on writing.
-    pub fn chain(&self) -> Chain {
-        self.store.chain()
-    }
-
-    /// Hands over what a step changed; on disk once the ticket says so.
-    pub fn append(&self, chain: Chain, changes: Vec<Change>) -> Ticket {
-        self.store.append(chain, move |tx| changes.iter().try_for_each(|change| apply(tx, change)))
+    /// Where numbers begin: past all that were ever used, if the file may not know them.
+    pub fn first_number(&self) -> u64 {
+        first_number(self.first_stretch)
     }
 
     /// The token of our registration with a server.
@@ -167,6 +142,39 @@ impl PeerStore {
             None => tx.execute("DELETE FROM meta WHERE key = $1", &[(&key).into()]).map(drop),
         })
     }
+}
+
+/// Everything that a core is made of; its numbers begin at `first_number` at least.
+///
+/// # Errors
+/// It cannot be read.
+pub fn load(store: &Store, first_number: u64) -> Result<Snapshot, StoreError> {
+    store.read(|reader| {
+        let items = reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
+        let mut snapshot = Snapshot { items, ..Snapshot::default() };
+        reader.query("SELECT side, body FROM deals ORDER BY rq", &[], &mut |row| {
+            match row.text(0)? {
+                "seller" => snapshot.sales.push(json::<Sale>(row.text(1)?)?),
+                _ => snapshot.purchases.push(json::<Purchase>(row.text(1)?)?),
+            }
+            Ok(())
+        })?;
+        snapshot.seen = reader
+            .all("SELECT mid, at FROM seen ORDER BY at, mid", &[], |row| Ok((row.uint(0)?, row.millis(1)?)))?;
+        let ceiling = reader.first("SELECT value FROM meta WHERE key = 'ceiling'", &[], |row| {
+            row.text(0)?.parse().map_err(|_| StoreError::Invalid("ceiling: expected a number".to_owned()))
+        })?;
+        snapshot.ceiling = ceiling.unwrap_or(0).max(first_number);
+        Ok(snapshot)
+    })
+}
+
+/// Writes what a step changed.
+///
+/// # Errors
+/// The store's.
+pub fn write(tx: &mut dyn Tx, changes: &[Change]) -> Result<(), StoreError> {
+    changes.iter().try_for_each(|change| apply(tx, change))
 }
 
 fn set_meta(tx: &mut dyn Tx, key: &str, value: &str) -> Result<(), StoreError> {
@@ -237,10 +245,10 @@ mod tests {
         let name = Name::new("ann").unwrap();
         let used = |count: usize| {
             let store = PeerStore::open(dir.path(), &name).unwrap();
-            let mut core = Core::new(store.load().unwrap(), false);
+            let mut core = Core::new(load(store.store(), store.first_number()).unwrap(), false);
             let mut fx = Effects::default();
             let used: Vec<u64> = (0..count).map(|_| core.number(&mut fx).unwrap()).collect();
-            store.append(store.chain(), fx.changes).wait().unwrap();
+            store.store().write(move |tx| write(tx, &fx.changes)).unwrap();
             store.close();
             used
         };

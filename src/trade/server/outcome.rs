@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::requests::Caller;
-use super::{Due, Ex, PUSH_AGAIN, Shared, build};
+use super::{Due, Ex, PUSH_AGAIN, Shared};
 use crate::model::Millis;
 use crate::net::udp;
-use crate::storage::StoreError;
-use crate::trade::exchange::{Origin, Outcome, Outgoing, Resumed, Told};
-use crate::trade::store::Receipt;
+use crate::storage::{CommitHandle, StoreError};
+use crate::trade::exchange::{Origin, Outcome, Outgoing, Told};
 use crate::trade::wire::{DATAGRAM_MAX, Refusal, Reply, encode};
 
 impl Shared {
@@ -19,7 +18,7 @@ impl Shared {
     pub(super) fn make_real(
         self: &Arc<Self>,
         exchange: &Arc<Ex>,
-        outcome: Outcome<Receipt>,
+        outcome: Outcome<CommitHandle>,
         answer: &dyn Fn(Reply),
     ) -> Result<(), StoreError> {
         if let Err(error) = outcome.receipt.wait() {
@@ -37,7 +36,7 @@ impl Shared {
     }
 
     /// What is built on is on disk: sends, then arms timers.
-    pub(super) fn send_all(self: &Arc<Self>, exchange: &Arc<Ex>, outcome: Outcome<Receipt>, answer: &dyn Fn(Reply)) {
+    pub(super) fn send_all(self: &Arc<Self>, exchange: &Arc<Ex>, outcome: Outcome<CommitHandle>, answer: &dyn Fn(Reply)) {
         if let Some(reply) = outcome.answer {
             answer(reply);
         }
@@ -63,29 +62,18 @@ impl Shared {
         }
     }
 
-    /// The disk holds less than memory: memory is built anew from it, before the next request.
+    /// The disk holds less than memory: memory is loaded anew from it, before the next request. While the disk cannot be
+    /// read the old one stays: its changes are refused, so every request is answered UNAVAILABLE and tries this again.
     pub(super) fn rebuild(self: &Arc<Self>, failed: &Arc<Ex>) {
-        // Held while the store is read, on purpose: no request may look at the memory that is wrong.
-        let mut exchange = self.exchange.write();
-        if !Arc::ptr_eq(&exchange, failed) {
-            return;
-        }
-        match build(&self.config, &self.floor) {
-            Ok((mut rebuilt, resumed)) => {
-                rebuilt.stands_in_for(failed);
-                *exchange = Arc::new(rebuilt);
-                drop(exchange);
-                log::warn!("trade: memory was built anew from the disk");
-                self.take_up(resumed, None);
-            }
-            // The old one stays: its changes are refused, so every request is answered UNAVAILABLE and
-            // tries this again.
-            Err(error) => log::error!("trade: the store cannot be read: {error}"),
+        if self.exchange.reload(failed).is_some() {
+            self.take_up(None);
         }
     }
 
-    /// Goes on with what was under way; waits for settlements until `wait_until` at most.
-    pub(super) fn take_up(self: &Arc<Self>, resumed: Resumed, wait_until: Option<Instant>) {
+    /// Goes on with what was under way in the exchange that was loaded last; waits for settlements until `wait_until`
+    /// at most.
+    pub(super) fn take_up(self: &Arc<Self>, wait_until: Option<Instant>) {
+        let Some(resumed) = self.resumed.lock().take() else { return };
         let exchange = self.exchange();
         for told in resumed.pushes {
             self.push(&exchange, told, 0);

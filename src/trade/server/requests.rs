@@ -13,9 +13,8 @@ use crate::net::ended::Ended;
 use crate::net::lines::LineLimits;
 use crate::net::listener::{After, MessageConnection, MessageFraming, MessageService, Rejection};
 use crate::net::udp::Datagram;
-use crate::storage::StoreError;
+use crate::storage::{CommitHandle, StoreError};
 use crate::trade::exchange::{Origin, Outcome, Via};
-use crate::trade::store::Receipt;
 use crate::trade::wire::{self, Ask, Code, DATAGRAM_MAX, Inbound, Refusal, Reply, Request, encode};
 
 /// Who sent a datagram, and what may be answered to it.
@@ -206,7 +205,7 @@ impl Shared {
     fn carry_out(
         self: &Arc<Self>,
         exchange: &Arc<Ex>,
-        outcome: Outcome<Receipt>,
+        outcome: Outcome<CommitHandle>,
         source: SocketAddr,
         request: &Request,
         answer: &dyn Fn(Reply),

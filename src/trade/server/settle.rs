@@ -17,9 +17,9 @@ use crate::bank::{Authorisation, Capture, GatewayError, Void};
 use crate::model::Clock;
 use crate::net::conn::{Conn, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
+use crate::storage::Journal as _;
 use crate::trade::deal::Event;
 use crate::trade::exchange::{Settling, SettlingPeer};
-use crate::trade::journal::Journal;
 use crate::trade::settlement::{Action, Input, Milestone, Settlement};
 use crate::trade::wire::{Side, encode};
 

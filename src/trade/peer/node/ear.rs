@@ -1,5 +1,6 @@
 //! What the client's threads bring: pushes, and the lines of settlements.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -79,21 +80,17 @@ impl Ear {
 
 impl Inner {
     fn inform(&self, rq: u64, item_name: &str, price: Cents, deadline: Instant) -> Result<Inform, String> {
-        let (side, last) = {
-            let mut state = self.state.lock();
-            loop {
-                match state.core.may_inform(rq, item_name, price) {
-                    Ok(side) => break (side, state.last.clone()),
-                    Err(not_held) if !not_held.may_come => return Err(not_held.why),
-                    Err(not_held) => {
-                        if self.changed.wait_until(&mut state, deadline).timed_out() {
-                            return Err(not_held.why);
-                        }
-                    }
-                }
+        let mut why = String::new();
+        let found = self.core.wait_for(deadline, |core| match core.may_inform(rq, item_name, price) {
+            Ok(side) => ControlFlow::Break(Ok(side)),
+            Err(not_held) if !not_held.may_come => ControlFlow::Break(Err(not_held.why)),
+            Err(not_held) => {
+                why = not_held.why;
+                ControlFlow::Continue(None)
             }
-        };
-        last.wait().map_err(|error| error.to_string())?;
+        });
+        let Some(found) = found else { return Err(why) };
+        let side = self.core.wait(found).map_err(|error| error.to_string())??;
         let purse = match side {
             Side::Buyer => Some(self.wallet()?),
             // Nobody looks at a seller's: no sale is to fail for it.

@@ -2,11 +2,11 @@
 
 use crossbeam_channel::Receiver;
 
-use super::{BATCH_MAX, Inner, NodeError, State, TICK_EVERY};
-use crate::storage::Ticket;
+use super::{BATCH_MAX, Inner, NodeError, TICK_EVERY};
+use crate::storage::CoreState;
 use crate::trade::client::Client;
 use crate::trade::client::messages::Answer;
-use crate::trade::peer::{Core, Effects, Event, Note, Refused};
+use crate::trade::peer::{Core, Effects, Event, Note, Refused, store};
 
 impl Inner {
     pub(super) fn client(&self) -> &Client {
@@ -63,47 +63,22 @@ impl Inner {
 
     /// Handles events; what they change is on disk when this returns.
     fn stored(&self, events: Vec<Event>) -> Result<Effects, NodeError> {
-        let mut effects = Effects::default();
-        let mut refused = None;
-        let ticket = {
-            let mut state = self.state.lock();
+        let now = self.clock.now();
+        let (effects, refused) = self.core.update(|core| {
+            let mut effects = Effects::default();
+            let mut refused = None;
             for event in events {
-                match state.core.handle(self.clock.now(), event) {
+                match core.handle(now, event) {
                     Ok(more) => effects.absorb(more),
                     Err(error) => refused = Some(error),
                 }
             }
-            if !effects.changes.is_empty() {
-                let changes = std::mem::take(&mut effects.changes);
-                let ticket = self.store.append(state.chain, changes);
-                state.last = Ticket::later(state.last.clone(), ticket);
-            }
-            state.last.clone()
-        };
-        if let Err(error) = ticket.wait() {
-            self.rebuild();
-            return Err(error.into());
-        }
+            hand_over(core, &mut effects);
+            (effects, refused)
+        })?;
         match refused {
             Some(refused) if effects.is_empty() => Err(refused.into()),
             _ => Ok(effects),
-        }
-    }
-
-    /// A change was not stored: what is in memory is not true. The disk is.
-    fn rebuild(&self) {
-        let mut state = self.state.lock();
-        let chain = self.store.chain();
-        if chain == state.chain {
-            return; // another thread has done it
-        }
-        match self.store.load() {
-            Ok(snapshot) => {
-                let core = Core::new(snapshot, self.settings.auto_buy);
-                *state = State { core, chain, last: Ticket::committed() };
-            }
-            // The old chain stays, so that every further change fails and this is tried again.
-            Err(error) => log::error!("the peer's store cannot be read: {error}"),
         }
     }
 
@@ -123,7 +98,7 @@ impl Inner {
             self.tell(note);
         }
         // Last, so that who waits for an end hears of it first.
-        self.changed.notify_all();
+        self.core.notify();
     }
 
     pub(super) fn tell(&self, note: &Note) {
@@ -136,19 +111,13 @@ impl Inner {
 
     /// A number for a request that is not a deal's.
     pub(super) fn number(&self) -> Result<u64, NodeError> {
-        let (rq, ticket) = {
-            let mut state = self.state.lock();
+        let number = self.core.update(|core| {
             let mut effects = Effects::default();
-            let rq = state.core.number(&mut effects)?;
-            let ticket = self.store.append(state.chain, effects.changes);
-            state.last = Ticket::later(state.last.clone(), ticket.clone());
-            (rq, ticket)
-        };
-        if let Err(error) = ticket.wait() {
-            self.rebuild();
-            return Err(error.into());
-        }
-        Ok(rq)
+            let rq = core.number(&mut effects);
+            hand_over(core, &mut effects);
+            rq
+        })?;
+        Ok(number?)
     }
 
     pub(super) fn unexpected(&self, answer: Answer) -> NodeError {
@@ -165,5 +134,12 @@ impl Inner {
 
     pub(super) fn unexpected_or_none(&self, answer: Option<Answer>) -> NodeError {
         answer.map_or_else(|| Refused("nothing was to be asked".to_owned()).into(), |answer| self.unexpected(answer))
+    }
+}
+
+fn hand_over(core: &mut CoreState<Core>, effects: &mut Effects) {
+    let changes = std::mem::take(&mut effects.changes);
+    if !changes.is_empty() {
+        core.append(move |tx| store::write(tx, &changes));
     }
 }
