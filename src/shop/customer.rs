@@ -43,7 +43,8 @@ pub mod store;
 mod tests;
 
 use accounts::Accounts;
-use core::{Answered, CartRequest, CustomerCore, Opening};
+use carts::Answered;
+use core::{CartRequest, CustomerCore, Opening};
 use purchasing::BeginQueue;
 use signed_in::{Refused, SavedCart};
 use store::StoreJournal;

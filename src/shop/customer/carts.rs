@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::{Answered, session_expired};
 use super::store::{AnsweredRow, Change};
 use crate::identity::SessionKey;
 use crate::model::Millis;
@@ -21,6 +20,9 @@ pub const LINES_MAX: usize = 1_000;
 pub const ANSWERS_KEPT: Duration = Duration::from_secs(600);
 /// Answered requests remembered of one session: a repeat follows its first within seconds.
 pub const ANSWERS_MAX: usize = 32;
+
+/// An answer, and the receipt of the newest change that it is built on.
+pub type Answered<T, R> = (Answer<T>, R);
 
 /// How many of which item.
 pub type Cart = BTreeMap<Arc<str>, u32>;
@@ -278,6 +280,11 @@ impl<R: Clone + Default> Buyer<R> {
         }
         self.newest.clone()
     }
+}
+
+/// There is no such session (any more).
+pub fn session_expired() -> Refusal {
+    Refusal::new(Code::SessionExpired, "session_id: this session is unknown or has ended; log in again")
 }
 
 /// Calls `each` with every line that is to be written so that `before` becomes `after`; 0: it goes.

@@ -8,18 +8,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::carts::{CartOf, Once};
+use super::carts::{self, Answered, CartOf, Once};
 use super::purchases::{Beginning, MadeUnderKey, Purchases, Stepped};
 use super::signed_in::{Owner, Refused, SavedCart, SignedIn};
 use super::store::{Change, Snapshot};
 use crate::identity::SessionKey;
 use crate::model::{FeeRate, Millis, Name};
-use crate::shop::ops::{Account, Answer, Code, Line, Orphan, Quantity, Refusal, Role};
+use crate::shop::ops::{Account, Code, Line, Orphan, Quantity, Refusal, Role};
 use crate::shop::purchase::{Attempt, BankCall, Buyer, Cart, Event, Purchase};
 use crate::storage::Journal;
-
-/// An answer, and the receipt of the newest change that it is built on.
-pub type Answered<T, R> = (Answer<T>, R);
 
 /// What is held in memory of the customer database.
 pub struct CustomerCore<J: Journal> {
@@ -285,7 +282,7 @@ impl<J: Journal<Change = Change>> CustomerCore<J> {
         &mut self,
         now: Millis,
         cart: CartRequest<'_>,
-        work: impl FnOnce(&mut super::carts::Buyer<J::Receipt>, &J, CartOf) -> Answered<T, J::Receipt>,
+        work: impl FnOnce(&mut carts::Buyer<J::Receipt>, &J, CartOf) -> Answered<T, J::Receipt>,
     ) -> Answered<T, J::Receipt> {
         let session = SessionKey::of(cart.sid);
         match self.signed_in.use_buyers_session(now, &session) {
@@ -293,9 +290,4 @@ impl<J: Journal<Change = Change>> CustomerCore<J> {
             Err((refusal, newest)) => (Err(refusal), newest),
         }
     }
-}
-
-/// There is no such session (any more).
-pub fn session_expired() -> Refusal {
-    Refusal::new(Code::SessionExpired, "session_id: this session is unknown or has ended; log in again")
 }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use super::core::Answered;
+use super::carts::Answered;
 use super::sales::PurchaseRows;
 use super::signed_in::SignedIn;
 use super::store::Change;

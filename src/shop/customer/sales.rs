@@ -3,7 +3,6 @@
 //! A purchase under way is one row of JSON, read whole at start. One that was made is a row for its key and
 //! one for each line, and stays.
 
-use super::store::{number, quantity};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, FeeRate, Millis, Name};
 use crate::shop::ops::{Bought, Order};
@@ -231,4 +230,14 @@ fn parse(body: &str) -> Result<Purchase, StoreError> {
 
 fn page(offset: u64) -> i64 {
     i64::try_from(offset).unwrap_or(i64::MAX)
+}
+
+/// A quantity as it is read.
+pub(super) fn quantity(number: u64) -> Result<u32, StoreError> {
+    u32::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no quantity of this program")))
+}
+
+/// A number as it is stored.
+pub(super) fn number(number: u64) -> Result<i64, StoreError> {
+    i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
 }

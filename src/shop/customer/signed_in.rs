@@ -5,8 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::carts::{Buyer, Cart};
-use super::core::{Answered, session_expired};
+use super::carts::{Answered, Buyer, Cart, session_expired};
 use super::store::{AnsweredRow, Change, Snapshot};
 use crate::identity::SessionKey;
 use crate::identity::sessions::{Session, Sessions, Use};

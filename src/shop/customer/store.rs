@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::sales::{self, PurchaseRows};
+use super::sales::{self, PurchaseRows, number, quantity};
 use crate::identity::SessionKey;
 use crate::model::text::nfc;
 use crate::model::{Clock, Millis};
@@ -418,12 +418,4 @@ fn role(row: &Row<'_>, column: usize) -> Result<Role, StoreError> {
 fn key(row: &Row<'_>, column: usize) -> Result<SessionKey, StoreError> {
     let key = SessionKey::from_text(row.text(column)?);
     key.ok_or_else(|| StoreError::Invalid("the store holds a session without a key".to_owned()))
-}
-
-pub(super) fn quantity(number: u64) -> Result<u32, StoreError> {
-    u32::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no quantity of this program")))
-}
-
-pub(super) fn number(number: u64) -> Result<i64, StoreError> {
-    i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
 }
