@@ -5,11 +5,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -71,144 +68,135 @@ impl fmt::Debug for SessionKey {
     }
 }
 
-/// A session and its owner.
+/// Someone's session.
 #[derive(Debug)]
 pub struct Session<W> {
+    /// Stands for the session's id.
     pub key: SessionKey,
-    /// The user, and what the room stores with it.
+    /// Whose it is, and what goes with it.
     pub owner: W,
-    used_at: AtomicU64,
-    /// The value of `used_at` that was last written to disk.
-    saved_at: AtomicU64,
+    used_at: Millis,
+    /// The last use as it is on disk.
+    saved_at: Millis,
 }
 
 impl<W> Session<W> {
-    /// A session with its last use, and the last use that was written to disk.
-    pub fn new(key: SessionKey, who: W, used_at: Millis, saved_at: Millis) -> Session<W> {
-        Session { key, owner: who, used_at: AtomicU64::new(used_at.0), saved_at: AtomicU64::new(saved_at.0) }
+    /// A session that was last used at `used_at`; on disk stands `saved_at`.
+    pub fn new(key: SessionKey, owner: W, used_at: Millis, saved_at: Millis) -> Session<W> {
+        Session { key, owner, used_at, saved_at }
     }
 
+    /// When it was last used.
     pub fn used_at(&self) -> Millis {
-        Millis(self.used_at.load(Ordering::Relaxed))
+        self.used_at
     }
 }
 
-/// The result of looking a session up for a request.
+/// What becomes of a request that names a session.
 #[derive(Debug)]
-pub enum SessionUse<W> {
-    Active(Arc<Session<W>>),
-    /// It is active, but not allowed for this request.
+pub enum SessionUse<S> {
+    /// It is alive.
+    Active(S),
+    /// It is alive, but may not be used for this.
     Forbidden,
     /// It is not known, or has ended.
     Ended,
 }
 
-/// The active sessions of a room, by the hash of their ids.
+/// Every session that is alive.
 pub struct Sessions<W> {
     timeout: Duration,
     capacity: usize,
-    by_key: RwLock<HashMap<SessionKey, Arc<Session<W>>>>,
+    by_key: HashMap<SessionKey, Session<W>>,
 }
 
-/// The limit of concurrent sessions is reached.
+/// There are as many sessions as there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimitReached;
 
 impl<W> Sessions<W> {
-    /// No sessions yet; each will end `timeout` after its last use.
+    /// No session yet; each will end that long after its last use.
     pub fn new(timeout: Duration) -> Sessions<W> {
         Sessions::with_capacity(timeout, SESSIONS_MAX)
     }
 
-    /// The same with another limit than [`SESSIONS_MAX`].
-    pub fn with_capacity(timeout: Duration, most: usize) -> Sessions<W> {
-        Sessions { timeout, capacity: most, by_key: RwLock::default() }
+    /// The same with another bound than [`SESSIONS_MAX`].
+    pub fn with_capacity(timeout: Duration, capacity: usize) -> Sessions<W> {
+        Sessions { timeout, capacity, by_key: HashMap::new() }
     }
 
-    /// Whether a session that was last used at `used_at` has ended by now.
+    /// Whether a session that was last used then has ended by now.
     pub fn is_expired(timeout: Duration, used_at: Millis, now: Millis) -> bool {
         used_at.plus(timeout) <= now
     }
 
-    /// Adds a session. Its key must be that of a new, random id.
+    /// Opens a session. Its key must be that of a new, random id.
     ///
     /// # Errors
-    /// [`SessionLimitReached`]; nothing was added.
-    pub fn open(&self, session: Arc<Session<W>>) -> Result<(), SessionLimitReached> {
-        let mut alive = self.by_key.write();
-        if alive.len() >= self.capacity {
+    /// [`SessionLimitReached`] when there are too many; nothing was opened.
+    pub fn open(&mut self, session: Session<W>) -> Result<(), SessionLimitReached> {
+        if self.by_key.len() >= self.capacity {
             return Err(SessionLimitReached);
         }
-        alive.insert(session.key, session);
+        self.by_key.insert(session.key, session);
         Ok(())
     }
 
-    /// Uses a session, if `may` allows it: its timeout starts again.
-    pub fn touch(&self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<W> {
-        // Under the lock, so that a session is not used that `remove_expired` has just taken out.
-        let alive = self.by_key.read();
-        let Some(session) = alive.get(key).filter(|session| !self.has_expired(session, now)) else {
+    /// Uses a session, if it may be used for this: its time begins anew.
+    pub fn touch(&mut self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<&Session<W>> {
+        let timeout = self.timeout;
+        let Some(session) = self.by_key.get_mut(key) else { return SessionUse::Ended };
+        if Sessions::<W>::is_expired(timeout, session.used_at, now) {
             return SessionUse::Ended;
-        };
+        }
         if !may(&session.owner) {
             return SessionUse::Forbidden;
         }
-        session.used_at.fetch_max(now.0, Ordering::Relaxed);
-        SessionUse::Active(Arc::clone(session))
+        // The time of a request that was on its way for longer does not turn it back.
+        session.used_at = session.used_at.max(now);
+        SessionUse::Active(session)
     }
 
-    /// Looks a session up without using it.
-    pub fn find(&self, now: Millis, key: &SessionKey) -> Option<Arc<Session<W>>> {
-        let alive = self.by_key.read();
-        alive.get(key).filter(|session| !self.has_expired(session, now)).cloned()
+    /// Looks at a session without using it.
+    pub fn find(&self, now: Millis, key: &SessionKey) -> Option<&Session<W>> {
+        self.by_key.get(key).filter(|session| !self.has_expired(session, now))
     }
 
-    /// Ends a session, if `may` allows it. Only one of several concurrent callers gets it as active.
-    pub fn end(&self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<W> {
-        let mut alive = self.by_key.write();
-        match alive.get(key) {
+    /// Ends a session, if it may be ended by this. Only one of several callers gets it as alive.
+    pub fn end(&mut self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<Session<W>> {
+        match self.by_key.get(key) {
             Some(session) if self.has_expired(session, now) => SessionUse::Ended,
             Some(session) if !may(&session.owner) => SessionUse::Forbidden,
-            Some(_) => alive.remove(key).map_or(SessionUse::Ended, SessionUse::Active),
+            Some(_) => self.by_key.remove(key).map_or(SessionUse::Ended, SessionUse::Active),
             None => SessionUse::Ended,
         }
     }
 
-    /// Removes up to `at_most` expired sessions and returns them.
-    pub fn remove_expired(&self, now: Millis, at_most: usize) -> Vec<Arc<Session<W>>> {
-        // Usually there is none: that needs no write lock.
-        if !self.by_key.read().values().any(|session| self.has_expired(session, now)) {
-            return Vec::new();
-        }
-        let mut alive = self.by_key.write();
-        alive
-            .extract_if(|_, session| self.has_expired(session, now))
-            .take(at_most)
-            .map(|(_, session)| session)
-            .collect()
+    /// Takes out some of those whose time is up.
+    pub fn remove_expired(&mut self, now: Millis, at_most: usize) -> Vec<Session<W>> {
+        let timeout = self.timeout;
+        let over = self.by_key.extract_if(|_, session| Sessions::<W>::is_expired(timeout, session.used_at, now));
+        over.take(at_most).map(|(_, session)| session).collect()
     }
 
-    /// The last uses that are not written to disk yet.
+    /// The last uses that are not on disk yet.
     pub fn unsaved(&self) -> Vec<(SessionKey, Millis)> {
-        let alive = self.by_key.read();
-        let unsaved = alive.values().filter_map(|session| {
-            let used_at = session.used_at();
-            (session.saved_at.load(Ordering::Relaxed) != used_at.0).then_some((session.key, used_at))
-        });
-        unsaved.collect()
+        let unsaved = self.by_key.values().filter(|session| session.saved_at != session.used_at);
+        unsaved.map(|session| (session.key, session.used_at)).collect()
     }
 
-    /// Records that these last uses are on disk.
-    pub fn mark_saved(&self, uses: &[(SessionKey, Millis)]) {
-        let alive = self.by_key.read();
-        for (session, at) in uses.iter().filter_map(|(key, at)| Some((alive.get(key)?, at))) {
-            session.saved_at.store(at.0, Ordering::Relaxed);
+    /// These last uses are on disk.
+    pub fn mark_saved(&mut self, uses: &[(SessionKey, Millis)]) {
+        for (key, at) in uses {
+            if let Some(session) = self.by_key.get_mut(key) {
+                session.saved_at = *at;
+            }
         }
     }
 
-    /// The number of sessions, including expired ones that were not yet removed.
+    /// How many are alive, or dead and not yet taken out.
     pub fn len(&self) -> usize {
-        self.by_key.read().len()
+        self.by_key.len()
     }
 
     /// Whether there is none.
@@ -217,7 +205,7 @@ impl<W> Sessions<W> {
     }
 
     fn has_expired(&self, session: &Session<W>, now: Millis) -> bool {
-        Sessions::<W>::is_expired(self.timeout, session.used_at(), now)
+        Sessions::<W>::is_expired(self.timeout, session.used_at, now)
     }
 }
 
@@ -232,9 +220,9 @@ mod tests {
         Sessions::new(TIMEOUT)
     }
 
-    fn open(sessions: &Sessions<&'static str>, sid: &str, who: &'static str, at: Millis) -> SessionKey {
+    fn open(sessions: &mut Sessions<&'static str>, sid: &str, owner: &'static str, at: Millis) -> SessionKey {
         let key = SessionKey::of(sid);
-        sessions.open(Arc::new(Session::new(key, who, at, at))).unwrap();
+        sessions.open(Session::new(key, owner, at, at)).unwrap();
         key
     }
 
@@ -244,8 +232,8 @@ mod tests {
 
     #[test]
     fn a_session_ends_after_the_timeout_and_not_before() {
-        let sessions = sessions();
-        let key = open(&sessions, "a", "ann", NOW);
+        let mut sessions = sessions();
+        let key = open(&mut sessions, "a", "ann", NOW);
         let last = NOW.plus_ms(299_999);
         assert!(is_alive(&sessions.touch(last, &key, |_| true)));
         let later = last.plus_ms(299_999);
@@ -261,17 +249,17 @@ mod tests {
 
     #[test]
     fn a_session_that_is_not_for_this_is_neither_used_nor_ended() {
-        let sessions = sessions();
-        let key = open(&sessions, "a", "ann", NOW);
-        assert!(matches!(sessions.touch(NOW.plus_ms(5), &key, |who| *who == "bob"), SessionUse::Forbidden));
-        assert!(matches!(sessions.end(NOW.plus_ms(5), &key, |who| *who == "bob"), SessionUse::Forbidden));
+        let mut sessions = sessions();
+        let key = open(&mut sessions, "a", "ann", NOW);
+        assert!(matches!(sessions.touch(NOW.plus_ms(5), &key, |owner| *owner == "bob"), SessionUse::Forbidden));
+        assert!(matches!(sessions.end(NOW.plus_ms(5), &key, |owner| *owner == "bob"), SessionUse::Forbidden));
         assert_eq!(sessions.find(NOW, &key).map(|session| session.used_at()), Some(NOW));
     }
 
     #[test]
     fn ending_one_leaves_the_others_and_happens_once() {
-        let sessions = sessions();
-        let (one, two) = (open(&sessions, "a", "ann", NOW), open(&sessions, "b", "ann", NOW));
+        let mut sessions = sessions();
+        let (one, two) = (open(&mut sessions, "a", "ann", NOW), open(&mut sessions, "b", "ann", NOW));
         assert!(is_alive(&sessions.end(NOW, &one, |_| true)));
         assert!(!is_alive(&sessions.end(NOW, &one, |_| true)));
         assert!(!is_alive(&sessions.touch(NOW, &one, |_| true)));
@@ -280,11 +268,11 @@ mod tests {
 
     #[test]
     fn only_news_is_written() {
-        let sessions = sessions();
-        let (used, _unused) = (open(&sessions, "a", "ann", NOW), open(&sessions, "b", "bob", NOW));
+        let mut sessions = sessions();
+        let (used, _unused) = (open(&mut sessions, "a", "ann", NOW), open(&mut sessions, "b", "bob", NOW));
         assert!(sessions.unsaved().is_empty());
         sessions.touch(NOW.plus_ms(7), &used, |_| true);
-        // An earlier time from another thread does not turn the last use back.
+        // A clock that another thread has read earlier does not turn it back.
         sessions.touch(NOW.plus_ms(3), &used, |_| true);
         let uses = sessions.unsaved();
         assert_eq!(uses, [(used, NOW.plus_ms(7))]);
@@ -295,11 +283,11 @@ mod tests {
 
     #[test]
     fn those_whose_time_is_up_go_some_at_a_time_and_the_others_stay() {
-        let sessions = sessions();
+        let mut sessions = sessions();
         for n in 0..5 {
-            open(&sessions, &n.to_string(), "ann", NOW);
+            open(&mut sessions, &n.to_string(), "ann", NOW);
         }
-        let alive = open(&sessions, "alive", "ann", NOW.plus_ms(1));
+        let alive = open(&mut sessions, "alive", "ann", NOW.plus_ms(1));
         let over = NOW.plus(TIMEOUT);
         assert_eq!([(); 4].map(|()| sessions.remove_expired(over, 2).len()), [2, 2, 1, 0]);
         assert!(sessions.len() == 1 && sessions.find(over, &alive).is_some());
@@ -307,13 +295,13 @@ mod tests {
 
     #[test]
     fn there_is_a_bound() {
-        let sessions = Sessions::with_capacity(TIMEOUT, 1);
-        open(&sessions, "a", "ann", NOW);
-        let second = Arc::new(Session::new(SessionKey::of("b"), "bob", NOW, NOW));
-        assert_eq!(sessions.open(Arc::clone(&second)), Err(SessionLimitReached));
+        let mut sessions = Sessions::with_capacity(TIMEOUT, 1);
+        open(&mut sessions, "a", "ann", NOW);
+        let second = || Session::new(SessionKey::of("b"), "bob", NOW, NOW);
+        assert_eq!(sessions.open(second()), Err(SessionLimitReached));
         assert_eq!(sessions.len(), 1);
         sessions.remove_expired(NOW.plus(TIMEOUT), 9);
-        assert_eq!(sessions.open(second), Ok(()));
+        assert_eq!(sessions.open(second()), Ok(()));
     }
 
     #[test]

@@ -2,20 +2,16 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `core.rs` | all that is held in memory, as a value: sessions, carts, open purchases |
+//! | `active_sessions.rs`, `carts.rs`, `purchases.rs` | the parts of the core |
 //! | `accounts.rs` | accounts and passwords: read from disk when needed |
-//! | `active_sessions.rs` | sessions and signed-in buyers: in memory, loaded from disk at the start |
-//! | `carts.rs` | the carts of a buyer |
-//! | `purchases.rs` | open purchases, and the requests to the bank |
+//! | `purchasing.rs` | the driver of purchases: requests that wait for their turn, and the requests to the bank |
 //! | `store.rs`, `sales.rs` | the tables; those of purchases |
 //!
-//! An operation changes memory and passes its writes to the store's writer thread under the lock of what it changed.
-//! Its response leaves once the newest change that it depends on is on disk, so that a Touch or a ShowCart only reads
-//! memory. When a transaction fails, memory is rebuilt from disk before the next operation, and the operations that
-//! waited for it get UNAVAILABLE: none of their changes has happened.
-//!
-//! A purchase works in the same way, but asks the bank in between. Its rows and its changes of carts are one
-//! transaction ([`store::Journal::append_with`], [`carts::BuyerCarts::remove_purchased`]). A journal and a buyer's
-//! carts belong to the same memory; a rebuilt memory has new ones.
+//! An operation works on the core under its lock, and the core passes its changes to the store's writer. The response
+//! leaves once the newest change that it depends on is on disk, so that a Touch or a ShowCart only reads memory. When a
+//! transaction fails, memory is loaded anew before the next operation, and the operations that waited for it get
+//! UNAVAILABLE: none of their changes has happened ([`Durable`]).
 
 use std::fmt;
 use std::io;
@@ -23,32 +19,35 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
-use super::ops::{self, CustomerOp, ErrorCode, LineItem, NewSession, Refusal, ShopResult};
+use super::ops::{self, Account, CustomerOp, ErrorCode, LineItem, NewSession, Refusal, Role, ShopResult};
 use crate::bank::{Gateway, ledger};
 use crate::identity::{HashCost, PasswordError, PasswordHasher, SessionKey};
 use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, FeeRate, Millis, Token};
 use crate::net::threads;
 use crate::storage::backup::ID_RANGE_MAX;
-use crate::storage::{CommitHandle, Store, StoreError};
+use crate::storage::{CommitHandle, Durable, Store, StoreError};
 
 mod accounts;
 pub mod active_sessions;
 pub mod carts;
+pub mod core;
 pub mod purchases;
-mod sales;
+mod purchasing;
+pub mod sales;
 pub mod store;
 #[cfg(test)]
 mod tests;
 
 use accounts::Accounts;
-use active_sessions::ActiveSessions;
-use carts::IdempotentRequest;
-use purchases::{BeginWaiters, PurchaseManager};
-use store::Journal;
+use active_sessions::{Refused, SavedCart};
+use carts::PendingResult;
+use core::{CartRequest, CustomerCore, Opening};
+use purchasing::BeginWaiters;
+use store::StoreJournal;
 
 /// The name of the customer database's file in the data directory.
 pub const FILE_NAME: &str = "customer.db";
@@ -64,9 +63,6 @@ const _: () = assert!(ID_RANGE_SIZE * (ID_RANGE_MAX + 1) <= EXACT_MAX);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the times of the sessions' last uses are written.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(3);
-
-/// An operation's result, and the newest change that it depends on: the result may be told once that is on disk.
-pub type PendingResult<T> = (ShopResult<T>, CommitHandle);
 
 /// The configuration of the customer database.
 #[derive(Debug, Clone)]
@@ -117,23 +113,18 @@ pub struct CustomerDb {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// The core behind its lock. Working on it is memory work.
+type CustomerMemory = Mutex<CustomerCore<StoreJournal>>;
+
 struct CustomerDbInner {
     config: CustomerDbConfig,
     store: Arc<Store>,
     gateway: Arc<dyn Gateway>,
     accounts: Accounts,
     begin_waiters: BeginWaiters,
-    /// Replaced as a whole when a transaction has failed.
-    memory: RwLock<Arc<CustomerMemory>>,
+    memory: Durable<CustomerMemory>,
     is_closed: Mutex<bool>,
     closing: Condvar,
-}
-
-/// All state in memory, and the journal of its changes.
-struct CustomerMemory {
-    journal: Journal,
-    active_sessions: ActiveSessions,
-    purchases: PurchaseManager,
 }
 
 impl CustomerDb {
@@ -152,7 +143,7 @@ impl CustomerDb {
         store.write(store::backfill_username_keys)?;
         let passwords = PasswordHasher::with_shared_threads(config.password_cost)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);
-        let memory = RwLock::new(Arc::new(CustomerMemory::load(&store, &config)?));
+        let memory = load_memory(Arc::clone(&store), &config)?;
         let (is_closed, closing, begin_waiters) = (Mutex::new(false), Condvar::new(), BeginWaiters::default());
         let inner =
             Arc::new(CustomerDbInner { config, store, gateway, accounts, begin_waiters, memory, is_closed, closing });
@@ -189,12 +180,12 @@ impl CustomerDb {
 
     /// The number of open sessions, and of buyers in memory.
     pub fn session_and_buyer_counts(&self) -> (usize, usize) {
-        self.inner.memory().active_sessions.sizes()
+        self.inner.memory.current().lock().sizes()
     }
 
     /// The number of open purchases.
     pub fn open_purchase_count(&self) -> usize {
-        self.inner.memory().purchases.under_way()
+        self.inner.memory.current().lock().purchases().count()
     }
 
     /// Stops the background threads, writes the times of last uses and waits until everything is on disk. Idempotent.
@@ -220,97 +211,51 @@ impl Drop for CustomerDb {
     }
 }
 
-impl CustomerMemory {
-    fn load(store: &Arc<Store>, config: &CustomerDbConfig) -> Result<CustomerMemory, StoreError> {
-        let journal = Journal::begin(Arc::clone(store));
-        let (snapshot, under_way) = store.read(|reader| {
-            Ok::<_, StoreError>((store::load(reader, config.session_timeout)?, sales::open_purchases(reader)?))
-        })?;
-        let now = config.clock.now();
-        let active_sessions = ActiveSessions::load(&journal, config.session_timeout, snapshot, now);
-        let purchases = PurchaseManager::load(&journal, &active_sessions, under_way, config.fee, config.clock)?;
-        Ok(CustomerMemory { journal, active_sessions, purchases })
-    }
-
-    /// Runs an operation on the cart of a buyer's session.
-    fn with_cart<T>(
-        &self,
-        now: Millis,
-        sid: &str,
-        work: impl FnOnce(&carts::BuyerCarts, &Journal, &SessionKey) -> PendingResult<T>,
-    ) -> PendingResult<T> {
-        match self.active_sessions.use_buyer_session(now, sid) {
-            Ok((session, buyer)) => work(&buyer, &self.journal, &session.key),
-            Err((refusal, commit)) => (Err(refusal), commit),
-        }
-    }
+fn load_memory(store: Arc<Store>, config: &CustomerDbConfig) -> Result<Durable<CustomerMemory>, StoreError> {
+    let CustomerDbConfig { session_timeout, fee, clock, .. } = *config;
+    Durable::open("customer database", store, move |appender, _before| {
+        let snapshot = appender.store().read(|reader| store::load(reader, session_timeout))?;
+        let journal = StoreJournal::new(appender, clock);
+        Ok(Mutex::new(CustomerCore::load(journal, session_timeout, fee, snapshot, clock.now())))
+    })
 }
 
 impl CustomerDbInner {
     fn handle(&self, op: CustomerOp) -> ShopResult<String> {
-        let (memory, now) = (self.memory(), self.config.clock.now());
-        let (active_sessions, journal) = (&memory.active_sessions, &memory.journal);
         match op {
             CustomerOp::Create { request, role, username, password, name, source } => {
                 to_json(&self.accounts.create(request, role, username, (&password, &source), name)?)
             }
             CustomerOp::Login { role, username, password, source } => {
                 let account = self.accounts.authenticate(role, &username, (&password, &source))?;
-                let logged_in = NewSession { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
-                // Checking the password takes long: memory may have been replaced meanwhile.
-                let (memory, now) = (self.memory(), self.config.clock.now());
-                let key = SessionKey::of(&logged_in.sid);
-                let opened = memory.active_sessions.open_session(&memory.journal, now, role, account, key);
-                let (result, commit) = opened.map_err(|error| unavailable(&error))?;
-                self.respond(&memory, (result.map(|()| logged_in), commit))
+                to_json(&self.open_session(role, account)?)
             }
-            CustomerOp::Logout { role, sid } => {
-                self.respond(&memory, active_sessions.end_session(journal, now, role, &sid))
-            }
-            CustomerOp::Validate { sid } => {
-                let session_info = active_sessions.peek_session(now, &sid).map(|session| {
-                    let (user, role) = (session.owner.account.username.clone(), session.owner.role());
-                    ops::SessionInfo { user, role }
-                });
-                self.respond(&memory, lookup_result(session_info))
-            }
-            CustomerOp::Touch { role, sid } => {
-                let account =
-                    active_sessions.use_session(now, role, &sid).map(|session| Arc::clone(&session.owner.account));
-                match account {
-                    Ok(account) => to_json(&*account),
-                    Err(refusal) => self.respond::<()>(&memory, lookup_result(Err(refusal))),
-                }
-            }
+            CustomerOp::Logout { role, sid } => self.answer(|core, now| core.end_session(now, role, &sid)),
+            CustomerOp::Validate { sid } => self.look(|core, now| {
+                let owner = core.look(now, &sid)?;
+                Ok(ops::SessionInfo { user: owner.account.username.clone(), role: owner.role })
+            }),
+            CustomerOp::Touch { role, sid } => self.look(|core, now| core.use_session(now, role, &sid)),
             CustomerOp::FindUser { role, username, user_id } => {
                 to_json(&self.accounts.find(role, username.as_deref(), user_id)?)
             }
             CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most } => {
-                let (once, line) = (IdempotentRequest { id: &request, now }, LineItem { item_id, quantity });
-                let add = |buyer: &carts::BuyerCarts, journal: &Journal, key: &SessionKey| {
-                    buyer.add(journal, (key, uses_saved_cart), &once, &line, at_most)
-                };
-                self.respond(&memory, memory.with_cart(now, &sid, add))
+                let (cart, line) = (CartRequest { sid: &sid, uses_saved_cart }, LineItem { item_id, quantity });
+                self.answer(|core, now| core.add_to_cart(now, cart, &request, &line, at_most))
             }
             CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity } => {
-                let once = IdempotentRequest { id: &request, now };
-                let remove = |buyer: &carts::BuyerCarts, journal: &Journal, key: &SessionKey| {
-                    buyer.remove(journal, (key, uses_saved_cart), &once, &item_id, quantity)
-                };
-                self.respond(&memory, memory.with_cart(now, &sid, remove))
+                let cart = CartRequest { sid: &sid, uses_saved_cart };
+                self.answer(|core, now| core.remove_from_cart(now, cart, &request, &item_id, quantity))
             }
-            CustomerOp::SaveCart { sid, uses_saved_cart } => self.respond(
-                &memory,
-                memory.with_cart(now, &sid, |buyer, journal, key| buyer.save(journal, (key, uses_saved_cart))),
-            ),
-            CustomerOp::ClearCart { sid, uses_saved_cart } => self.respond(
-                &memory,
-                memory.with_cart(now, &sid, |buyer, journal, key| buyer.clear(journal, (key, uses_saved_cart))),
-            ),
-            CustomerOp::ShowCart { sid, uses_saved_cart } => self.respond(
-                &memory,
-                memory.with_cart(now, &sid, |buyer, journal, key| buyer.show(journal, (key, uses_saved_cart))),
-            ),
+            CustomerOp::SaveCart { sid, uses_saved_cart } => {
+                self.answer(|core, now| core.save_cart(now, CartRequest { sid: &sid, uses_saved_cart }))
+            }
+            CustomerOp::ClearCart { sid, uses_saved_cart } => {
+                self.answer(|core, now| core.clear_cart(now, CartRequest { sid: &sid, uses_saved_cart }))
+            }
+            CustomerOp::ShowCart { sid, uses_saved_cart } => {
+                self.answer(|core, now| core.show_cart(now, CartRequest { sid: &sid, uses_saved_cart }))
+            }
             CustomerOp::Begin { .. }
             | CustomerOp::Authorise { .. }
             | CustomerOp::Complete { .. }
@@ -324,51 +269,68 @@ impl CustomerDbInner {
         }
     }
 
-    fn memory(&self) -> Arc<CustomerMemory> {
-        Arc::clone(&self.memory.read())
-    }
-
-    /// Returns the JSON of a result once what it depends on is on disk.
-    fn respond<T: Serialize>(
-        &self,
-        memory: &Arc<CustomerMemory>,
-        (result, commit): PendingResult<T>,
-    ) -> ShopResult<String> {
-        self.wait_committed(memory, &commit).map_err(|error| unavailable(&error))?;
-        to_json(&result?)
-    }
-
-    /// Waits until a change is on disk. If it could not be stored, memory is rebuilt before this returns.
-    fn wait_committed(&self, memory: &Arc<CustomerMemory>, commit: &CommitHandle) -> Result<(), StoreError> {
-        commit.wait().inspect_err(|_error| self.rebuild(memory))
-    }
-
-    /// Rebuilds memory from disk, because a change of the `failed` memory could not be stored.
-    fn rebuild(&self, failed: &Arc<CustomerMemory>) {
-        // Locked while the store is read, because no operation may read the invalid memory.
-        let mut memory = self.memory.write();
-        if !Arc::ptr_eq(&memory, failed) {
-            return;
-        }
-        match CustomerMemory::load(&self.store, &self.config) {
-            Ok(rebuilt) => {
-                *memory = Arc::new(rebuilt);
-                self.begin_waiters.notify_all();
-                log::warn!("customer database: memory was built anew from the disk");
+    /// Opens a session of a user whose password was right.
+    fn open_session(&self, role: Role, account: Account) -> ShopResult<NewSession> {
+        let logged_in = NewSession { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
+        let (key, user_id) = (SessionKey::of(&logged_in.sid), account.user_id);
+        let mut saved = None;
+        loop {
+            let memory = self.memory.current();
+            let now = self.config.clock.now();
+            let opening = memory.lock().open_session(now, role, account.clone(), key, saved.take());
+            match opening {
+                Opening::Decided((answer, newest)) => {
+                    self.wait_committed(&memory, &newest)?;
+                    return answer.map(|()| logged_in);
+                }
+                Opening::ReadSavedCart { evictions } => {
+                    let lines = self.store.read(|reader| store::saved_cart(reader, user_id));
+                    let lines = lines.map_err(|error: StoreError| unavailable(&error))?.into_iter().collect();
+                    saved = Some(SavedCart { lines, evictions });
+                }
             }
-            // The old memory stays. The store refuses its changes, so every operation that makes one gets UNAVAILABLE
-            // and tries to rebuild again.
-            Err(error) => log::error!("customer database: the store cannot be read: {error}"),
         }
     }
 
-    /// Runs the thread that ends expired sessions.
+    /// Does something to the core, and answers once what the answer is built on is on disk.
+    fn answer<T: Serialize>(
+        &self,
+        work: impl FnOnce(&mut CustomerCore<StoreJournal>, Millis) -> PendingResult<T, CommitHandle>,
+    ) -> ShopResult<String> {
+        let (memory, now) = (self.memory.current(), self.config.clock.now());
+        let (answer, newest) = work(&mut memory.lock(), now);
+        self.wait_committed(&memory, &newest)?;
+        to_json(&answer?)
+    }
+
+    /// Looks something up in the core. What is found depends on nothing that is not on disk; a refusal may.
+    fn look<T: Serialize>(
+        &self,
+        work: impl FnOnce(&mut CustomerCore<StoreJournal>, Millis) -> Result<T, Refused<CommitHandle>>,
+    ) -> ShopResult<String> {
+        self.answer(|core, now| match work(core, now) {
+            Ok(found) => (Ok(found), CommitHandle::committed()),
+            Err((refusal, newest)) => (Err(refusal), newest),
+        })
+    }
+
+    /// Waits for a change of this memory. When it could not be stored, memory has been loaded anew when this returns.
+    fn wait_committed(&self, memory: &Arc<CustomerMemory>, newest: &CommitHandle) -> ShopResult<()> {
+        newest.wait().map_err(|error| {
+            if self.memory.reload(memory).is_some() {
+                self.begin_waiters.notify_all();
+            }
+            unavailable(&error)
+        })
+    }
+
+    /// The thread that ends sessions.
     fn run_session_expiry(&self) {
-        let check_interval = CHECK_INTERVAL.min(self.config.session_timeout / 4).max(Duration::from_millis(10));
+        let look_every = CHECK_INTERVAL.min(self.config.session_timeout / 4).max(Duration::from_millis(10));
         let mut flushed_at = self.config.clock.now();
         let mut is_closed = self.is_closed.lock();
         while !*is_closed {
-            if !self.closing.wait_for(&mut is_closed, check_interval).timed_out() {
+            if !self.closing.wait_for(&mut is_closed, look_every).timed_out() {
                 continue;
             }
             parking_lot::MutexGuard::unlocked(&mut is_closed, || {
@@ -382,7 +344,7 @@ impl CustomerDbInner {
         }
     }
 
-    /// Runs the thread that retries requests to the bank.
+    /// The thread that asks the bank again.
     fn run_bank_retries(&self) {
         let mut is_closed = self.is_closed.lock();
         while !*is_closed {
@@ -393,44 +355,53 @@ impl CustomerDbInner {
     }
 
     fn tick(&self, flush: bool) {
-        let (memory, now) = (self.memory(), self.config.clock.now());
+        let (memory, now) = (self.memory.current(), self.config.clock.now());
         loop {
-            let (expired_count, commit) = memory.active_sessions.expire_sessions(&memory.journal, now);
-            if let Err(error) = self.wait_committed(&memory, &commit) {
-                log::error!("customer database: ends of sessions could not be stored: {error}");
+            let (over, newest) = memory.lock().expire(now);
+            if self.wait_committed(&memory, &newest).is_err() {
+                log::error!("customer database: ends of sessions could not be stored");
                 return;
             }
-            if expired_count == 0 {
+            if over == 0 {
                 break;
             }
-            log::debug!("customer database: the time of {expired_count} sessions was up");
+            log::debug!("customer database: the time of {over} sessions was up");
         }
-        if flush && let Err(error) = memory.active_sessions.flush_last_uses(&memory.journal, now) {
+        if flush && let Err(error) = self.flush(&memory, now) {
             log::warn!("customer database: last uses of sessions could not be stored: {error}");
         }
     }
-}
 
-/// The result of a lookup whose success depends on nothing that is not on disk.
-fn lookup_result<T>(found: Result<T, (Refusal, CommitHandle)>) -> PendingResult<T> {
-    match found {
-        Ok(found) => (Ok(found), CommitHandle::committed()),
-        Err((refusal, commit)) => (Err(refusal), commit),
+    /// Writes down which sessions were used since the last time. Those that ended meanwhile have no row any more, and
+    /// get none.
+    ///
+    /// # Errors
+    /// The store's; then they are written the next time.
+    fn flush(&self, memory: &Arc<CustomerMemory>, now: Millis) -> Result<(), StoreError> {
+        const AT_ONCE: usize = 1_000;
+        let uses = memory.lock().unsaved_uses();
+        let chunks = uses.chunks(AT_ONCE).count();
+        for (n, uses) in uses.chunks(AT_ONCE).enumerate() {
+            let rows = uses.to_vec();
+            self.store.write(move |tx| {
+                store::write_last_uses(tx, &rows)?;
+                // Of all or of none: who was not used since may be over by then.
+                if n + 1 == chunks { store::write_flush_time(tx, now) } else { Ok(()) }
+            })?;
+            memory.lock().saved_uses(uses);
+        }
+        Ok(())
     }
 }
 
-fn to_json<T: Serialize>(result: &T) -> ShopResult<String> {
-    serde_json::to_string(result).map_err(|error| {
+fn to_json<T: Serialize>(answer: &T) -> ShopResult<String> {
+    serde_json::to_string(answer).map_err(|error| {
         log::error!("customer database: an answer could not be written: {error}");
         Refusal::new(ErrorCode::Unavailable, "the answer could not be written")
     })
 }
 
-fn session_expired() -> Refusal {
-    Refusal::new(ErrorCode::SessionExpired, "session_id: this session is unknown or has ended; log in again")
-}
-
-/// The refusal for a failure of the store, whose details go to the log. Nothing has changed.
+/// Nothing has changed: a person may try again.
 fn unavailable(error: &StoreError) -> Refusal {
     log::error!("customer database: {error}");
     Refusal::new(ErrorCode::Unavailable, "the customer database could not store or read it: try again")

@@ -225,7 +225,7 @@ impl CommitHandle {
     ///
     /// Of two chained changes of one epoch, the later one is on disk only if the earlier one is. Independent changes
     /// tell nothing about each other: wait for both.
-    pub fn later(a: CommitHandle, b: CommitHandle) -> CommitHandle {
+    pub fn latest(a: CommitHandle, b: CommitHandle) -> CommitHandle {
         if b.sequence_number > a.sequence_number { b } else { a }
     }
 
@@ -291,6 +291,12 @@ impl CommitHandle {
                 batch.known_outcome_of(*index)
             }
         }
+    }
+}
+
+impl Default for CommitHandle {
+    fn default() -> CommitHandle {
+        CommitHandle::committed()
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `read_only.rs` | [`ReadOnlyStore`]: reads a file without changing it |
 //! | `value.rs` | [`Value`], [`Row`], [`Tx`], [`Reader`]: the rooms' interface to a database |
 //! | `sqlite.rs` | opening, checking and migrating SQLite files |
+//! | `durable.rs` | [`Durable`]: memory that the disk vouches for, and how it is loaded anew |
 //! | `error.rs` | [`StoreError`], [`OpenError`] |
 //! | `manifest.rs` | which stores a data dir has |
 //! | `watermark.rs` | beside each store: the generation that is known to be on disk |
@@ -26,6 +27,7 @@
 mod accept_loss;
 pub mod backup;
 mod commit_handle;
+mod durable;
 mod error;
 pub(crate) mod files;
 mod id_ranges;
@@ -50,6 +52,7 @@ mod watermark;
 mod writer;
 
 pub use commit_handle::{CommitHandle, CommitState};
+pub use durable::{Appender, CoreState, Durable, Journal, Pending, SharedCore};
 pub use error::{OpenError, StoreError};
 pub use files::create_private_dir;
 pub use files::is_missing_or_empty;
@@ -57,4 +60,4 @@ pub use integrity::{ExpectedStore, check_may_be_absent, check_stores};
 pub use read_only::ReadOnlyStore;
 pub use store::Store;
 pub use value::{Reader, ReaderExt, Row, Tx, Value};
-pub use writer::Epoch;
+use writer::Epoch;

@@ -426,8 +426,8 @@ fn tickets_have_an_order() {
     let a = store.submit(|tx| put(tx, 1));
     let b = store.submit(|tx| put(tx, 2));
     assert!(a.sequence_number() < b.sequence_number());
-    assert_eq!(CommitHandle::later(b.clone(), a.clone()).sequence_number(), b.sequence_number());
-    assert_eq!(CommitHandle::later(CommitHandle::committed(), a.clone()).sequence_number(), a.sequence_number());
+    assert_eq!(CommitHandle::latest(b.clone(), a.clone()).sequence_number(), b.sequence_number());
+    assert_eq!(CommitHandle::latest(CommitHandle::committed(), a.clone()).sequence_number(), a.sequence_number());
     assert_eq!((CommitHandle::committed().wait(), CommitHandle::committed().state()), (Ok(()), CommitState::Committed));
     store.sync_all();
     assert_eq!((a.state(), b.state()), (CommitState::Committed, CommitState::Committed));

@@ -485,7 +485,7 @@ impl<J: Journal> Exchange<J> {
 }
 
 /// An error and the commit that it depends on.
-type FailedRequest<J> = (RequestError, <J as Journal>::Commit);
+type FailedRequest<J> = (RequestError, <J as crate::storage::Journal>::Commit);
 
 impl PeerRow {
     /// Checks that a request comes from this peer: by its token, or by its source address.

@@ -8,22 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::deal::{Deal, LedgerOperation, SellerSide};
 use super::wire::PeerEndpoint;
 use crate::model::{Cents, Millis, Name, Token};
+use crate::storage;
 
-/// Accepts changes in the order in which they are made.
-///
-/// The disk always holds a prefix of what was appended. If a change cannot be stored, no later one is, and the state
-/// in memory must be rebuilt from the disk.
-pub trait Journal: Send + Sync + 'static {
-    /// Represents this change and all earlier ones; tells when they are on disk. The default value depends on
-    /// nothing.
-    type Commit: Clone + Default + Send + 'static;
+/// Accepts the changes of trade, in the order in which they are made. The exchange is shared by threads, and so is its
+/// journal.
+pub trait Journal: storage::Journal<Change = ExchangeChange, Commit: Send + 'static> + Send + Sync + 'static {}
 
-    /// Appends changes that must be stored together. It is called under locks and never waits for the disk.
-    fn append(&self, changes: Vec<ExchangeChange>) -> Self::Commit;
-
-    /// The later of two commits.
-    fn latest(a: Self::Commit, b: Self::Commit) -> Self::Commit;
-}
+impl<J: storage::Journal<Change = ExchangeChange, Commit: Send + 'static> + Send + Sync + 'static> Journal for J {}
 
 /// A change to one row.
 #[derive(Debug, Clone)]

@@ -10,12 +10,11 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex};
 
 use super::deal::{DealSummary, Windows};
 use super::exchange::{Exchange, ExchangeRules, NotificationId, ResumedWork, first_id};
-use super::journal::Journal;
-use super::store::{self, JournalCommit, StoreJournal};
+use super::store::{self, StoreJournal};
 use super::wire::DATAGRAM_MAX;
 use crate::bank::Gateway;
 use crate::model::{Clock, FeeRate, Millis};
@@ -26,7 +25,7 @@ use crate::net::threads::Executor;
 use crate::net::timer::Timers;
 use crate::net::tls::TlsIdentity;
 use crate::net::udp::{self, Datagram, UdpLimits, UdpServer, UdpServerSocket};
-use crate::storage::{Store, StoreError};
+use crate::storage::{CommitHandle, Durable, Store, StoreError};
 
 mod counters;
 mod effects;
@@ -136,9 +135,11 @@ enum TimerEvent {
 
 struct ServerInner {
     config: TradeServerConfig,
-    context: TradeServerContext,
+    context: Arc<TradeServerContext>,
     socket: Arc<UdpServerSocket>,
-    exchange: RwLock<Arc<StoredExchange>>,
+    exchange: Durable<StoredExchange>,
+    /// What is to be resumed of the exchange that was loaded last.
+    resumed_work: Arc<Mutex<Option<ResumedWork>>>,
     timers: OnceLock<Timers<TimerEvent>>,
     error_limiter: ErrorRateLimiter,
     counters: TradeCounters,
@@ -163,12 +164,15 @@ impl TradeServer {
         let (socket, listener) =
             bind_both(config.addr).map_err(|source| TradeStartError::Bind { addr: config.addr, source })?;
         let socket = Arc::new(UdpServerSocket::from_socket(socket)?);
-        let (exchange, resumed) = load_exchange(&config, &context)?;
+        let context = Arc::new(context);
+        let resumed_work = Arc::new(Mutex::new(None));
+        let exchange = load_exchange(config.clone(), Arc::clone(&context), Arc::clone(&resumed_work))?;
         // A jump in the id sequence must be on disk before one of the new ids is used.
         context.store.sync_all();
         let inner = Arc::new(ServerInner {
             socket: Arc::clone(&socket),
-            exchange: RwLock::new(Arc::new(exchange)),
+            exchange,
+            resumed_work,
             timers: OnceLock::new(),
             error_limiter: ErrorRateLimiter::default(),
             counters: TradeCounters::default(),
@@ -196,7 +200,7 @@ impl TradeServer {
             }
         })?;
         assert!(inner.timers.set(timers).is_ok(), "timers are started once");
-        inner.resume(resumed, Some(Instant::now() + RECOVERY_WAIT));
+        inner.resume(Some(Instant::now() + RECOVERY_WAIT));
         inner.arm(Instant::now() + SWEEP_INTERVAL, TimerEvent::Sweep);
 
         let limits = UdpLimits {
@@ -277,10 +281,10 @@ impl TradeServer {
     pub fn changed_deals(&self, keep_tracking: bool) -> Option<Vec<(u64, Option<DealSummary>)>> {
         let exchange = self.inner.exchange();
         let ids = exchange.take_changed_deals(keep_tracking)?;
-        let (mut all, mut newest) = (Vec::with_capacity(ids.len()), JournalCommit::default());
+        let (mut all, mut newest) = (Vec::with_capacity(ids.len()), CommitHandle::default());
         for id in ids {
             let (line, commit) = exchange.open_deal(self.inner.now(), id);
-            newest = StoreJournal::latest(newest, commit);
+            newest = CommitHandle::latest(newest, commit);
             all.push((id, line));
         }
         match newest.wait() {
@@ -311,20 +315,30 @@ impl TradeServer {
     }
 }
 
+/// Loads the exchange, and loads it anew whenever the disk holds less than it; what is then to be resumed is left in
+/// `resumed_work`.
 fn load_exchange(
-    config: &TradeServerConfig,
-    context: &TradeServerContext,
-) -> Result<(StoredExchange, ResumedWork), StoreError> {
-    let rules = ExchangeRules {
-        windows: config.windows.clone(),
-        fee: config.fee,
-        cert_sha256: (!config.plaintext).then(|| context.identity.fingerprint().into()),
-    };
-    let journal = StoreJournal::begin(Arc::clone(&context.store), context.clock);
-    let snapshot = context.store.read(store::load)?;
-    let uncharged = context.charged_up_to.map_or(0, |charged| charged.saturating_add(1));
-    let first = first_id(context.first_id_range).max(uncharged);
-    Ok(Exchange::load(journal, rules, snapshot, first, context.clock.now()))
+    config: TradeServerConfig,
+    context: Arc<TradeServerContext>,
+    resumed_work: Arc<Mutex<Option<ResumedWork>>>,
+) -> Result<Durable<StoredExchange>, StoreError> {
+    Durable::open("trade", Arc::clone(&context.store), move |appender, before: Option<&StoredExchange>| {
+        let rules = ExchangeRules {
+            windows: config.windows.clone(),
+            fee: config.fee,
+            cert_sha256: (!config.plaintext).then(|| context.identity.fingerprint().into()),
+        };
+        let snapshot = appender.store().read(store::load)?;
+        let uncharged = context.charged_up_to.map_or(0, |charged| charged.saturating_add(1));
+        let first = first_id(context.first_id_range).max(uncharged);
+        let journal = StoreJournal::new(appender, context.clock);
+        let (mut exchange, resumed) = Exchange::load(journal, rules, snapshot, first, context.clock.now());
+        if let Some(before) = before {
+            exchange.inherit_limits(before);
+        }
+        *resumed_work.lock() = Some(resumed);
+        Ok(exchange)
+    })
 }
 
 /// Binds the same port for UDP and TCP; with port 0, one that is free for both.
@@ -343,7 +357,7 @@ fn bind_both(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
 
 impl ServerInner {
     pub(super) fn exchange(&self) -> Arc<StoredExchange> {
-        Arc::clone(&self.exchange.read())
+        self.exchange.current()
     }
 
     /// Whether the time to finish work after a stop is up.

@@ -3,13 +3,11 @@
 //! Rows are written as the exchange hands them over, and all are read at the start. Most bodies are JSON, so that
 //! adding or removing a field needs no migration; values that are searched for have columns.
 
-use std::sync::Arc;
-
 use super::deal::{Deal, LedgerOperation, SellerSide};
-use super::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, Journal, LedgerRow, LogRow, PeerRow};
+use super::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, LedgerRow, LogRow, PeerRow};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Clock, Millis, Token};
-use crate::storage::{CommitHandle, Epoch, Reader, ReaderExt, Row, Store, StoreError, Tx};
+use crate::storage::{Appender, CommitHandle, CommitState, Journal, Reader, ReaderExt, Row, StoreError, Tx};
 
 /// The schema, one entry for each version.
 pub const MIGRATIONS: &[&str] = &[
@@ -31,17 +29,14 @@ const MID_KEY: &str = "mid_key";
 /// The journal of a running server: appends changes to the store in order.
 #[derive(Clone)]
 pub struct StoreJournal {
-    store: Arc<Store>,
-    epoch: Epoch,
+    appender: Appender,
     clock: Clock,
 }
 
 impl StoreJournal {
-    /// Begins a new epoch: what is read from the store afterwards is what this journal builds on. `clock` is the
-    /// clock of the exchange.
-    pub fn begin(store: Arc<Store>, clock: Clock) -> StoreJournal {
-        let epoch = store.current_epoch();
-        StoreJournal { store, epoch, clock }
+    /// A journal in the appender's epoch. `clock` is the clock of the exchange.
+    pub fn new(appender: Appender, clock: Clock) -> StoreJournal {
+        StoreJournal { appender, clock }
     }
 
     /// Replaces the exchange's time by the calendar date in records of what happened.
@@ -58,50 +53,24 @@ impl StoreJournal {
     }
 }
 
-/// A commit handle of the store; the default depends on nothing.
-#[derive(Clone, Default)]
-pub struct JournalCommit(Option<CommitHandle>);
-
-impl JournalCommit {
-    /// Waits until this change and all earlier ones are on disk.
-    ///
-    /// # Errors
-    /// The changes could not be stored; no later ones will be either.
-    pub fn wait(&self) -> Result<(), StoreError> {
-        self.0.as_ref().map_or(Ok(()), CommitHandle::wait)
-    }
-
-    /// Whether a callback registered now would run after all those registered earlier.
-    pub fn has_run_callbacks(&self) -> bool {
-        self.0.as_ref().is_none_or(CommitHandle::has_run_callbacks)
-    }
-
-    /// Calls `work` once it is known whether this change and all earlier ones are on disk. It must be brief.
-    pub fn on_commit(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
-        match self.0 {
-            Some(handle) => handle.on_commit(work),
-            None => work(Ok(())),
-        }
-    }
-}
-
 impl Journal for StoreJournal {
-    type Commit = JournalCommit;
+    type Change = ExchangeChange;
+    type Commit = CommitHandle;
 
-    fn append(&self, changes: Vec<ExchangeChange>) -> JournalCommit {
+    fn append(&self, changes: Vec<ExchangeChange>) -> CommitHandle {
         // The store has a single writer thread, so serialisation is done here, on the thread of the request.
         let with_body = |change| (body(&change), change);
         let dated = changes.into_iter().map(|change| self.dated(change));
         let changes: Vec<(SerializedBody, ExchangeChange)> = dated.map(with_body).collect();
-        let write_all = move |tx: &mut dyn Tx| changes.iter().try_for_each(|(body, change)| write(tx, change, body));
-        JournalCommit(Some(self.store.append(self.epoch, write_all)))
+        self.appender.append(move |tx| changes.iter().try_for_each(|(body, change)| write(tx, change, body)))
     }
 
-    fn latest(a: JournalCommit, b: JournalCommit) -> JournalCommit {
-        match (a.0, b.0) {
-            (Some(a), Some(b)) => JournalCommit(Some(CommitHandle::later(a, b))),
-            (a, b) => JournalCommit(a.or(b)),
-        }
+    fn latest(a: CommitHandle, b: CommitHandle) -> CommitHandle {
+        CommitHandle::latest(a, b)
+    }
+
+    fn is_committed(&self, commit: &CommitHandle) -> bool {
+        commit.state() == CommitState::Committed
     }
 }
 
@@ -310,8 +279,11 @@ fn parse<T: serde::de::DeserializeOwned>(table: &str, body: &str) -> Result<T, S
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::model::Name;
+    use crate::storage::Store;
     use std::time::Duration;
 
     #[test]
@@ -319,7 +291,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(&dir.path().join("trade.db"), MIGRATIONS).unwrap());
         let clock = Clock::behind(Duration::from_secs(10 * 365 * 24 * 3600));
-        let journal = StoreJournal::begin(Arc::clone(&store), clock);
+        let journal = StoreJournal::new(Appender::begin(Arc::clone(&store)), clock);
         let row = LogRow {
             at: clock.now(),
             kind: "search".to_owned(),

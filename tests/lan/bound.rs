@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::netns::Lan;
-use crate::peers::{Peer, RawPeer, TestEnv, datagram, in_pipe, broadcast_listener};
+use crate::peers::{Peer, RawPeer, TestEnv, broadcast_listener, datagram, in_pipe};
 
 /// With one broadcast only, peers must know each other by the first one.
 const ONCE: [&str; 2] = ["--announce-every", "1h"];

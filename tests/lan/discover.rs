@@ -8,7 +8,7 @@ use p2s2::model::Name;
 use serde_json::{Value, json};
 
 use crate::netns::Lan;
-use crate::peers::{Peer, RawPeer, TestEnv, in_pipe, broadcast_listener};
+use crate::peers::{Peer, RawPeer, TestEnv, broadcast_listener, in_pipe};
 use crate::support::program;
 
 fn discover(env: &TestEnv, args: &[&str]) -> Command {

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use p2s2::model::{Millis, Name, Token};
+use p2s2::storage::Journal;
 use p2s2::trade::deal::{Deal, DealState, LedgerOperation, Party, SellerSide};
-use p2s2::trade::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, Journal, LedgerRow, PeerRow};
+use p2s2::trade::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, LedgerRow, PeerRow};
 
 use crate::Fault;
 use crate::rng::Rng;
@@ -38,6 +39,7 @@ pub struct Rows {
 }
 
 impl Journal for Disk {
+    type Change = ExchangeChange;
     type Commit = u64;
 
     fn append(&self, changes: Vec<ExchangeChange>) -> u64 {
@@ -50,6 +52,10 @@ impl Journal for Disk {
     fn latest(a: u64, b: u64) -> u64 {
         a.max(b)
     }
+
+    fn is_committed(&self, commit: &u64) -> bool {
+        *commit <= self.lock().committed
+    }
 }
 
 impl Disk {
@@ -61,10 +67,6 @@ impl Disk {
 
     pub fn lock(&self) -> MutexGuard<'_, Platter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn has_committed(&self, commit: u64) -> bool {
-        commit <= self.lock().committed
     }
 
     pub fn commit(&self) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use p2s2::model::{Cents, Millis, Name, Token};
+use p2s2::storage::Journal;
 use p2s2::trade::deal::{DealState, LedgerOperation, Party, PaymentProgress};
 use p2s2::trade::exchange::NotificationId;
 use p2s2::trade::wire::{DealPhase, ErrorCode, Notification, Request, RequestBody, Response};
@@ -114,7 +115,7 @@ impl Invariants {
 
     /// Nothing is sent before the changes that it depends on are on disk.
     pub fn sent_after(&mut self, disk: &Disk, commit: u64, what: &dyn std::fmt::Debug) {
-        self.hold(disk.has_committed(commit), "stored before sent", || format!("{what:?} left with receipt {commit}"));
+        self.hold(disk.is_committed(&commit), "stored before sent", || format!("{what:?} left with receipt {commit}"));
     }
 
     /// A notification goes to the peer's registered address, and its numbers always mean the same.

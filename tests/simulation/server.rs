@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use p2s2::model::{FeeRate, Millis, Name};
+use p2s2::storage::Journal;
 use p2s2::trade::client::messages::{encode_ack, encode_request};
 use p2s2::trade::deal::{DealInput, Windows};
 use p2s2::trade::exchange::{
@@ -285,7 +286,7 @@ impl World {
 
     fn apply_when_committed(&mut self, effects: ExchangeEffects<u64>, then: AfterCommit) {
         let early = self.fault == Some(Fault::SendBeforeCommit);
-        if early || self.disk.has_committed(effects.commit) {
+        if early || self.disk.is_committed(&effects.commit) {
             return self.release(PendingEffects(effects, then));
         }
         if let Some(server) = &mut self.server {

@@ -1,14 +1,9 @@
-//! The registry's core behind its lock, and its persistence.
-//!
-//! Changes are applied in memory and appended to the store's queue under one lock, so that both have the same order. If
-//! a change cannot be stored, the registry is reloaded from the store before any other request is answered.
+//! The registry's core behind its lock, and its persistence ([`Durable`]).
 
-use std::ops::{Deref, DerefMut};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{RequestError, STEP_SIZE};
 use crate::model::{Clock, Millis, Name};
@@ -16,159 +11,108 @@ use crate::share::registry::{
     ConnId, HostnameClaim, HostnameGrant, Registry, RegistryChange, RegistryError, RegistryLimits, store,
 };
 use crate::share::wire::FileMap;
-use crate::storage::{CommitHandle, Epoch, Store, StoreError, Tx};
+use crate::storage::{CoreState, Durable, Pending, SharedCore, Store, StoreError, Tx};
 
-/// How many last-seen times are written in one transaction.
+/// How many hosts' last signs of life are written in one transaction.
 const LAST_SEEN_BATCH: usize = 4096;
 
 pub(super) struct PersistentRegistry {
-    store: Arc<Store>,
+    memory: Durable<SharedCore<Registry>>,
     clock: Clock,
-    peer_timeout: Duration,
-    limits: RegistryLimits,
-    state: Mutex<RegistryState>,
-    /// Sequence number up to which every change is on disk.
+    /// Every change up to this one is on disk.
     committed: AtomicU64,
-    /// Signalled when the listing has changed, and when waiting is to end.
-    changed: Condvar,
+    /// Nobody is to wait for changes any more.
     is_stopping: AtomicBool,
 }
 
-/// Holds the lock; when dropped, wakes those who wait for a change if there was one.
-struct RegistryGuard<'a> {
-    state: MutexGuard<'a, RegistryState>,
-    changed: &'a Condvar,
-    version: u64,
-}
-
-impl Deref for RegistryGuard<'_> {
-    type Target = RegistryState;
-
-    fn deref(&self) -> &RegistryState {
-        &self.state
-    }
-}
-
-impl DerefMut for RegistryGuard<'_> {
-    fn deref_mut(&mut self) -> &mut RegistryState {
-        &mut self.state
-    }
-}
-
-impl Drop for RegistryGuard<'_> {
-    fn drop(&mut self) {
-        if self.state.core.version() != self.version {
-            self.changed.notify_all();
-        }
-    }
-}
-
-struct RegistryState {
-    core: Registry,
-    /// All changes since the registry was loaded belong to one epoch.
-    epoch: Epoch,
-    /// The latest change.
-    last_commit: CommitHandle,
-}
-
-/// The latest appended change, and the epoch that it belongs to.
-struct PendingCommit {
-    commit: CommitHandle,
-    epoch: Epoch,
-}
-
-impl RegistryState {
-    fn pending_commit(&self) -> PendingCommit {
-        PendingCommit { commit: self.last_commit.clone(), epoch: self.epoch }
-    }
-}
+type State = CoreState<Registry>;
 
 impl PersistentRegistry {
-    /// Loads the registry from the store.
+    /// Reads what the store holds.
     pub(super) fn open(
         store: Arc<Store>,
         clock: Clock,
         peer_timeout: Duration,
         limits: RegistryLimits,
     ) -> Result<PersistentRegistry, StoreError> {
-        let epoch = store.current_epoch();
-        let core = load(&store, &clock, peer_timeout, limits, 0)?;
-        let state = Mutex::new(RegistryState { core, epoch, last_commit: CommitHandle::committed() });
-        let (committed, is_stopping) = (AtomicU64::new(0), AtomicBool::new(false));
-        Ok(PersistentRegistry {
-            store,
-            clock,
-            peer_timeout,
-            limits,
-            state,
-            committed,
-            changed: Condvar::new(),
-            is_stopping,
-        })
+        let memory = Durable::open_shared("registry", store, move |store, before: Option<&Registry>| {
+            // What was told of changes was of memory that was wrong: everybody reads anew.
+            let at_least = before.map_or(0, |before| before.version() + 1);
+            let mut core = load(store, &clock, peer_timeout, limits, at_least)?;
+            before.into_iter().for_each(|before| core.adopt_runtime_state(before));
+            Ok(core)
+        })?;
+        Ok(PersistentRegistry { memory, clock, committed: AtomicU64::new(0), is_stopping: AtomicBool::new(false) })
     }
 
-    fn lock(&self) -> RegistryGuard<'_> {
-        let state = self.state.lock();
-        let version = state.core.version();
-        RegistryGuard { state, changed: &self.changed, version }
-    }
-
-    /// Waits until the listing has changed since `version`, or until a deadline. It also returns when the next host
-    /// times out, since nothing else signals that. Returns false when waiting is to end.
-    pub(super) fn wait_for_change(&self, version: u64, deadline: Instant) -> bool {
-        let mut state = self.state.lock();
-        while !self.is_stopping.load(Ordering::Relaxed) && state.core.version() == version {
-            let expiry = state.core.next_expiry().map(|at| Instant::now() + self.clock.now().until(at));
-            let wakes_at = expiry.map_or(deadline, |expiry| expiry.min(deadline));
-            if self.changed.wait_until(&mut state, wakes_at).timed_out() {
-                break;
-            }
+    /// Works on the core; who waits for a change is notified of one.
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> Pending<Registry, T> {
+        let mut has_changed = false;
+        let pending = self.memory.with(|state| {
+            let version = state.version();
+            let value = work(state);
+            has_changed = state.version() != version;
+            value
+        });
+        if has_changed {
+            self.memory.notify();
         }
+        pending
+    }
+
+    /// Waits until what is shown is not what it was at that number any more, at most until then. Hosts fall silent
+    /// without anybody doing anything: it ends with the next one, too. False where nobody is to wait any more.
+    pub(super) fn wait_for_change(&self, version: u64, until: Instant) -> bool {
+        let mut silence: Option<Instant> = None;
+        self.memory.wait_for(until, |state| {
+            let is_silent = silence.is_some_and(|at| Instant::now() >= at);
+            if self.is_stopping.load(Ordering::Relaxed) || state.version() != version || is_silent {
+                return ControlFlow::Break(());
+            }
+            silence = state.next_expiry().map(|at| Instant::now() + self.clock.now().until(at));
+            ControlFlow::Continue(silence)
+        });
         !self.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// Ends all waiting for changes.
+    /// Nobody waits any more.
     pub(super) fn stop_waiting(&self) {
-        let _state = self.state.lock();
         self.is_stopping.store(true, Ordering::Relaxed);
-        self.changed.notify_all();
+        self.memory.notify();
     }
 
-    fn append(&self, state: &mut RegistryState, mut changes: Vec<RegistryChange>) {
+    fn append(&self, state: &mut State, mut changes: Vec<RegistryChange>) {
         if changes.is_empty() {
             return;
         }
-        // Stored as dates: after a restart the clock starts from the wall clock of that moment.
+        // As dates: after the next start the clock goes by the wall as it is then.
         changes.iter_mut().for_each(|change| change.map_times(&|instant| self.clock.date_of(instant)));
-        let write = move |tx: &mut dyn Tx| changes.iter().try_for_each(|change| change.write(tx));
-        state.last_commit = self.store.append(state.epoch, write);
+        state.append(move |tx: &mut dyn Tx| changes.iter().try_for_each(|change| change.write(tx)));
     }
 
-    /// Applies one change of the connection's host; returns once it is on disk.
+    /// One change of the host that a connection holds; returns once it is on disk.
     pub(super) fn update(
         &self,
         conn: ConnId,
         work: impl FnOnce(&mut Registry, Millis, &mut Vec<RegistryChange>) -> Result<(), RegistryError>,
     ) -> Result<(), RequestError> {
         let now = self.clock.now();
-        let (refused, pending) = {
-            let mut state = self.lock();
+        let pending = self.with(|state| {
             let mut changes = Vec::new();
-            let refused = work(&mut state.core, now, &mut changes).err();
-            // Also if the request is refused: other hosts may have been evicted for it.
-            self.append(&mut state, changes);
+            let refused = work(state, now, &mut changes).err();
+            // Also of what is refused: others may have given way in vain.
+            self.append(state, changes);
             if refused.is_none() {
-                let mark = state.last_commit.sequence_number();
-                state.core.set_change_seq(conn, mark);
+                let mark = state.newest().sequence_number();
+                state.set_change_seq(conn, mark);
             }
-            (refused, state.pending_commit())
-        };
-        // A refusal, too, is based on earlier changes.
-        self.wait_committed(&pending)?;
-        refused.map_or(Ok(()), |refusal| Err(refusal.into()))
+            refused
+        });
+        // A refusal, too, rests on what was there.
+        self.wait(pending)?.map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
-    /// REGISTER with its file list, in steps that release the lock in between.
+    /// REGISTER, with the list that it brings: in steps, each of which lets others in between.
     pub(super) fn register(
         &self,
         conn: ConnId,
@@ -176,182 +120,154 @@ impl PersistentRegistry {
         files: &FileMap,
     ) -> Result<HostnameGrant, RequestError> {
         let now = self.clock.now();
-        let mut may_free_more = true;
-        while may_free_more {
-            let mut state = self.lock();
-            let mut changes = Vec::new();
-            may_free_more = state.core.evict_for_claim(now, conn, claim, STEP_SIZE, &mut changes);
-            self.append(&mut state, changes);
-        }
-        let (result, first) = {
-            let mut state = self.lock();
-            let result = state.core.register(now, conn, claim).map(|mut granted| {
-                self.append(&mut state, std::mem::take(&mut granted.changes));
-                let mark = state.last_commit.sequence_number();
-                state.core.set_change_seq(conn, mark);
-                granted
+        let mut room = true;
+        while room {
+            let pending = self.with(|state| {
+                let mut changes = Vec::new();
+                let room = state.evict_for_claim(now, conn, claim, STEP_SIZE, &mut changes);
+                self.append(state, changes);
+                room
             });
-            (result, state.pending_commit())
-        };
-        let mut pending = first;
+            room = pending.value;
+        }
+        let registered = self.with(|state| {
+            let mut granted = state.register(now, conn, claim)?;
+            self.append(state, std::mem::take(&mut granted.changes));
+            let mark = state.newest().sequence_number();
+            state.set_change_seq(conn, mark);
+            Ok::<_, RegistryError>(granted)
+        });
         let mut after = None;
-        let mut is_done = result.as_ref().map_or(true, |granted| granted.keeps_files);
+        let mut is_done = registered.value.as_ref().map_or(true, |granted| granted.keeps_files);
+        let mut last = None;
         while !is_done {
-            let mut state = self.lock();
-            if state.epoch != pending.epoch {
-                drop(state);
+            let step = self.with(|state| {
+                let mut changes = Vec::new();
+                let next = state.replace_files(conn, files, after.as_ref(), STEP_SIZE, &mut changes);
+                self.append(state, changes);
+                let mark = state.newest().sequence_number();
+                state.set_change_seq(conn, mark);
+                next
+            });
+            if !step.is_of_same_memory(&registered) {
                 let superseded =
-                    StoreError::Unavailable("memory was built anew in the middle of a REGISTER".to_owned());
+                    StoreError::Unavailable("memory was loaded anew in the middle of a REGISTER".to_owned());
                 return Err(superseded.into());
             }
-            let mut changes = Vec::new();
-            let next = state.core.replace_files(conn, files, after.as_ref(), STEP_SIZE, &mut changes);
-            self.append(&mut state, changes);
-            let mark = state.last_commit.sequence_number();
-            state.core.set_change_seq(conn, mark);
-            pending = state.pending_commit();
-            drop(state);
-            match next? {
-                Some(last) => after = Some(last),
-                None => is_done = true,
-            }
+            after = step.value.clone()?;
+            is_done = after.is_none();
+            last = Some(step);
         }
-        // All changes are of one epoch: the last is on disk only if the others are.
-        self.wait_committed(&pending)?;
-        Ok(result?)
+        // All of them are of one epoch: the last is on disk only if the others are.
+        if let Some(last) = last {
+            self.wait(last)??;
+        }
+        Ok(self.wait(registered)??)
     }
 
-    /// Whether a host is live. Also counts as a sign of life of the connection's own host.
+    /// Whether a host is there. Also a sign of life of whoever holds a hostname at that connection.
     pub(super) fn ping(&self, conn: ConnId, hostname: &str) -> Result<bool, StoreError> {
         let now = self.clock.now();
-        let (is_live, pending) = {
-            let mut state = self.lock();
-            state.core.record_activity(now, conn);
-            let presence = state.core.presence(now, hostname);
-            // Nearly always the host's latest change was on disk long ago.
-            if presence.is_some_and(|mark| mark <= self.committed.load(Ordering::Acquire)) {
-                return Ok(true);
-            }
-            (presence.is_some(), state.pending_commit())
-        };
-        self.wait_committed(&pending)?;
-        Ok(is_live)
+        let pending = self.with(|state| {
+            state.record_activity(now, conn);
+            state.presence(now, hostname)
+        });
+        // Nearly always what made the host what it is was on disk long ago.
+        if pending.value.is_some_and(|mark| mark <= self.committed.load(Ordering::Acquire)) {
+            return Ok(true);
+        }
+        Ok(self.wait(pending)?.is_some())
     }
 
-    /// Counts a request as a sign of life of the connection's host.
+    /// Something came over a connection.
     pub(super) fn record_activity(&self, conn: ConnId) {
         let now = self.clock.now();
-        self.lock().core.record_activity(now, conn);
+        self.with(|state| state.record_activity(now, conn));
     }
 
+    /// A connection is closed.
     pub(super) fn connection_closed(&self, conn: ConnId) {
-        self.lock().core.connection_closed(conn);
+        self.with(|state| state.connection_closed(conn));
     }
 
-    /// Runs one bounded read after making all timed-out hosts silent, and returns once everything that it saw is on
-    /// disk.
+    /// Looks at one step's worth of what is there, with all that is due expired, and answers once what was seen
+    /// is on disk.
     pub(super) fn read<T>(&self, work: impl FnOnce(&mut Registry, Millis) -> T) -> Result<T, StoreError> {
         let now = self.clock.now();
+        let mut work = Some(work);
         loop {
-            let mut state = self.lock();
-            if state.core.expire(now, STEP_SIZE) {
-                continue;
+            let pending = self.with(|state| {
+                // All that is due is expired first, in steps.
+                let is_due = state.expire(now, STEP_SIZE);
+                work.take_if(|_| !is_due).map(|work| work(state, now))
+            });
+            if pending.value.is_some()
+                && let Some(seen) = self.wait(pending)?
+            {
+                return Ok(seen);
             }
-            let seen = work(&mut state.core, now);
-            let pending = state.pending_commit();
-            drop(state);
-            self.wait_committed(&pending)?;
-            return Ok(seen);
         }
     }
 
-    /// Hostnames of hosts without an account.
+    /// The hosts that have not shown to be users.
     pub(super) fn anonymous_hostnames(&self) -> Vec<Name> {
-        self.lock().core.anonymous_hostnames()
+        self.with(|state| state.anonymous_hostnames()).value
     }
 
-    /// A hostname belongs to a user account from now on.
+    /// A hostname is a user's from now on.
     pub(super) fn account_created(&self, hostname: &str) -> Result<(), StoreError> {
-        let pending = {
-            let mut state = self.lock();
-            let changes = state.core.account_created(hostname);
-            self.append(&mut state, changes);
-            state.pending_commit()
-        };
-        self.wait_committed(&pending)
+        self.wait(self.with(|state| {
+            let changes = state.account_created(hostname);
+            self.append(state, changes);
+        }))
     }
 
-    /// Makes timed-out hosts silent, removes what has expired, and stores when hosts were last seen.
+    /// Drops who was not heard for long, tidies up, and writes down when the others were last heard.
     pub(super) fn sweep(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
-        while self.lock().core.expire(now, STEP_SIZE) {}
+        while self.with(|state| state.expire(now, STEP_SIZE)).value {}
         let mut more = true;
         while more {
-            let pending = {
-                let mut state = self.lock();
+            // Waited for, so that the writer's queue is not filled by it alone.
+            more = self.wait(self.with(|state| {
                 let mut changes = Vec::new();
-                more = state.core.purge_expired(now, STEP_SIZE, &mut changes);
-                self.append(&mut state, changes);
-                state.pending_commit()
-            };
-            // Wait each time, so that this alone does not fill the writer's queue.
-            self.wait_committed(&pending)?;
+                let more = state.purge_expired(now, STEP_SIZE, &mut changes);
+                self.append(state, changes);
+                more
+            }))?;
         }
         loop {
-            let heard = self.lock().core.take_unsaved_last_seen(LAST_SEEN_BATCH);
+            let heard = self.with(|state| state.take_unsaved_last_seen(LAST_SEEN_BATCH)).value;
             if heard.is_empty() {
                 return Ok(());
             }
             let heard: Vec<_> = heard.into_iter().map(|(id, at)| (id, self.clock.date_of(at))).collect();
-            // Independent of the epoch: if it fails, those hosts only time out earlier after a restart.
-            self.store.submit(move |tx| store::write_last_seen(tx, &heard)).wait()?;
+            // For itself: if it fails, nothing is lost but some time of those hosts after a restart.
+            self.memory.store().submit(move |tx| store::write_last_seen(tx, &heard)).wait()?;
         }
     }
 
-    /// Converts the core's time to a date.
+    /// The date of an instant that the core goes by.
     pub(super) fn wall_time(&self, instant: Millis) -> Millis {
         self.clock.date_of(instant)
     }
 
-    /// Current sizes for the metrics.
+    /// Sizes for the counters: those of memory, and what is shown of it.
     pub(super) fn sizes(&self) -> Vec<(&'static str, u64)> {
-        let state = self.lock();
-        let shown = state.core.totals();
-        let live = [("hosts_live", shown.total_clients), ("files_live", shown.total_files)];
-        state.core.sizes().into_iter().chain(live).collect()
+        let pending = self.with(|state| {
+            let shown = state.totals();
+            let live = [("hosts_live", shown.total_clients), ("files_live", shown.total_files)];
+            state.sizes().into_iter().chain(live).collect()
+        });
+        pending.value
     }
 
-    /// Waits until a change is on disk. If it could not be stored, reloads the registry before returning the error.
-    fn wait_committed(&self, pending: &PendingCommit) -> Result<(), StoreError> {
-        match pending.commit.wait() {
-            Ok(()) => {
-                self.committed.fetch_max(pending.commit.sequence_number(), Ordering::AcqRel);
-                Ok(())
-            }
-            Err(error) => {
-                self.rebuild(pending.epoch);
-                Err(error)
-            }
-        }
-    }
-
-    fn rebuild(&self, failed: Epoch) {
-        // The lock is held while the store is read on purpose: nobody may see the invalid state.
-        let mut state = self.lock();
-        if state.epoch != failed {
-            return;
-        }
-        let epoch = self.store.current_epoch();
-        // Followers were told changes of the invalid state: they must read the whole list.
-        match load(&self.store, &self.clock, self.peer_timeout, self.limits, state.core.version() + 1) {
-            Ok(mut core) => {
-                core.adopt_runtime_state(&state.core);
-                *state = RegistryState { core, epoch, last_commit: CommitHandle::committed() };
-                log::warn!("registry: memory was built anew from the disk");
-            }
-            // The old state stays, with a failed latest change: every request fails and tries this again.
-            Err(error) => log::error!("registry: the store cannot be read: {error}"),
-        }
+    /// What was learnt, once it may be told.
+    fn wait<T>(&self, pending: Pending<Registry, T>) -> Result<T, StoreError> {
+        let seq = pending.sequence_number();
+        let value = self.memory.wait(pending)?;
+        self.committed.fetch_max(seq, Ordering::AcqRel);
+        Ok(value)
     }
 }
 
@@ -409,17 +325,16 @@ mod tests {
         let registry = begin(Clock::behind(YEAR));
         registry.register(1, &claim(), &FileMap::new()).unwrap();
         // A reloaded registry uses the same clock.
-        let epoch = registry.state.lock().epoch;
-        registry.rebuild(epoch);
+        assert!(registry.memory.reload(&registry.memory.current()).is_some());
         let again = registry.register(2, &elsewhere, &FileMap::new()).unwrap();
         assert!(again.is_resumed && again.replaced_conn == Some(1), "{again:?}");
         let seen = registry.read(|core, now| core.discover(now, "ann")).unwrap().unwrap();
         assert!(registry.wall_time(seen.connected_at).until(Clock::wall()) < Duration::from_secs(60));
-        registry.store.close();
+        registry.memory.store().close();
         drop(registry);
         let registry = begin(Clock::start());
         assert!(registry.ping(9, "ann").unwrap(), "it was heard just now");
         assert!(registry.register(3, &elsewhere, &FileMap::new()).unwrap().is_resumed);
-        registry.store.close();
+        registry.memory.store().close();
     }
 }

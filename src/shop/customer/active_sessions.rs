@@ -1,68 +1,60 @@
-//! Open sessions and the buyers' carts, which the customer database holds in memory.
-//!
-//! Lock order: that of the open purchases, `last_session_end`, that of the sessions or of the buyers, that of one
-//! buyer's carts. Changes are passed to the journal under the lock of what was changed. No response leaves before the
-//! commit that it depends on is on disk.
+//! Who is signed in: sessions, and the carts of the buyers among them. A part of the customer database's core: plain
+//! values, whose changes go to the journal that is handed in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use super::carts::{BuyerCarts, CartLines};
-use super::store::{self, AnsweredRow, Journal, SessionChange, SessionSnapshot};
-use super::{PendingResult, session_expired};
-use crate::identity::sessions::{self, SessionUse};
-use crate::identity::{SessionKey, Sessions};
+use super::carts::{BuyerCarts, CartLines, PendingResult, session_expired};
+use super::store::{AnsweredRow, CustomerChange, CustomerSnapshot};
+use crate::identity::SessionKey;
+use crate::identity::sessions::{Session, SessionUse, Sessions};
 use crate::model::Millis;
 use crate::shop::ops::{Account, ErrorCode, Refusal, Role};
-use crate::storage::{CommitHandle, StoreError};
+use crate::storage::Journal;
 
-/// The maximum number of sessions that expire at once: far fewer changes than the store's queue holds.
+/// Sessions ended at once by time: far fewer changes than the store takes on.
 pub const EXPIRE_BATCH: usize = 1_000;
 
-/// An open session with its owner.
-pub type ActiveSession = sessions::Session<SessionOwner>;
-
-/// The owner of a session.
-#[derive(Debug)]
+/// Whose a session is.
+#[derive(Debug, Clone)]
 pub struct SessionOwner {
+    /// What the session is good for.
+    pub role: Role,
+    /// The account.
     pub account: Arc<Account>,
-    /// The carts; `None` for a seller.
-    pub buyer: Option<Arc<BuyerCarts>>,
 }
 
-impl SessionOwner {
-    /// The role in which the session was opened.
-    pub fn role(&self) -> Role {
-        if self.buyer.is_some() { Role::Buyer } else { Role::Seller }
-    }
+/// A saved cart as it was read from disk, for a buyer who is not in memory.
+#[derive(Debug)]
+pub struct SavedCart {
+    /// What is in it.
+    pub lines: CartLines,
+    /// [`ActiveSessions::evictions`] as it was before it was read.
+    pub evictions: u64,
 }
 
-/// All open sessions, and the carts of their buyers.
-pub struct ActiveSessions {
+/// A refusal, and the commit of the newest change that it is built on.
+pub type Refused<C> = (Refusal, C);
+
+/// Everyone who is signed in. `C` is the journal's commit.
+pub struct ActiveSessions<C> {
     sessions: Sessions<SessionOwner>,
-    buyers: Mutex<LoadedBuyers>,
-    /// The commit of the newest end of a session, on which the response "there is no such session" depends.
-    last_session_end: Mutex<CommitHandle>,
-}
-
-#[derive(Default)]
-struct LoadedBuyers {
-    by_id: HashMap<u64, Arc<BuyerCarts>>,
-    /// How often buyers were evicted. A saved cart that was read from disk before an eviction may be outdated.
+    buyers: HashMap<u64, BuyerCarts<C>>,
+    /// Buyers who may have left: looked at when sessions are expired.
+    leaving: HashSet<u64>,
+    /// How many buyers have been evicted: a saved cart that was read from disk before may be old by now.
     evictions: u64,
+    /// The newest end of a session: what "there is no such session" is built on.
+    ended: C,
 }
 
-impl ActiveSessions {
-    /// Loads the state from a snapshot. Every session that was open then gets its full time again.
-    pub fn load(journal: &Journal, timeout: Duration, snapshot: SessionSnapshot, now: Millis) -> ActiveSessions {
-        let active_sessions = ActiveSessions {
-            sessions: Sessions::new(timeout),
-            buyers: Mutex::default(),
-            last_session_end: Mutex::new(CommitHandle::committed()),
-        };
+impl<C: Clone + Default> ActiveSessions<C> {
+    /// Builds memory from what is on disk. Every session that was alive then has its full time.
+    pub fn load<J>(journal: &J, timeout: Duration, snapshot: CustomerSnapshot, now: Millis) -> ActiveSessions<C>
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
         let mut carts: HashMap<SessionKey, CartLines> = HashMap::new();
         for (session, item_id, quantity) in snapshot.lines {
             carts.entry(session).or_default().insert(item_id, quantity);
@@ -75,217 +67,214 @@ impl ActiveSessions {
         for row in snapshot.answered {
             answered.entry(row.session).or_default().push(row);
         }
-        let mut expired = Vec::new();
+        let mut active_sessions = ActiveSessions {
+            sessions: Sessions::new(timeout),
+            buyers: HashMap::new(),
+            leaving: HashSet::new(),
+            evictions: 0,
+            ended: C::default(),
+        };
+        let mut over = Vec::new();
         for row in snapshot.sessions {
             let key = row.session;
-            if row.was_over {
-                expired.push(SessionChange::CloseSession(key));
+            let owner = SessionOwner { role: row.role, account: Arc::new(row.account) };
+            let user_id = owner.account.user_id;
+            let session = Session::new(key, owner, now, row.used_at);
+            if row.was_over || active_sessions.sessions.open(session).is_err() {
+                over.push(CustomerChange::CloseSession(key));
                 continue;
             }
-            let buyer = (row.role == Role::Buyer).then(|| {
-                let user_id = row.account.user_id;
-                let mut buyers = active_sessions.buyers.lock();
-                let new = || Arc::new(BuyerCarts::new(user_id, saved.remove(&user_id).unwrap_or_default()));
-                let buyer = Arc::clone(buyers.by_id.entry(user_id).or_insert_with(new));
-                buyer.resume_session(
-                    key,
-                    carts.remove(&key).unwrap_or_default(),
-                    answered.remove(&key).unwrap_or_default(),
-                );
-                buyer
-            });
-            let who = SessionOwner { account: Arc::new(row.account), buyer };
-            if active_sessions.sessions.open(Arc::new(ActiveSession::new(key, who, now, row.used_at))).is_err() {
-                expired.push(SessionChange::CloseSession(key));
+            if row.role == Role::Buyer {
+                let new = || BuyerCarts::new(user_id, saved.remove(&user_id).unwrap_or_default());
+                let buyer = active_sessions.buyers.entry(user_id).or_insert_with(new);
+                let (lines, answered) = (carts.remove(&key), answered.remove(&key));
+                buyer.resume_session(key, lines.unwrap_or_default(), answered.unwrap_or_default());
             }
         }
-        if !expired.is_empty() {
-            *active_sessions.last_session_end.lock() = journal.append(expired);
+        // Those for whom a purchase is under way need a cart that it can be taken from.
+        for purchase in &snapshot.open_purchases {
+            let user_id = purchase.buyer.user_id;
+            let new = || BuyerCarts::new(user_id, saved.remove(&user_id).unwrap_or_default());
+            active_sessions.buyers.entry(user_id).or_insert_with(new);
+            active_sessions.leaving.insert(user_id);
+        }
+        if !over.is_empty() {
+            active_sessions.ended = journal.append(over);
         }
         active_sessions
     }
 
-    /// Opens a session for a user whose password was right. The key must be that of a new, random session id. The
-    /// result is BUSY if there are too many sessions.
-    ///
-    /// # Errors
-    /// The buyer's saved cart cannot be read.
-    pub fn open_session(
-        &self,
-        journal: &Journal,
+    /// Whether a buyer's carts are in memory. Else they have to be read before the buyer can sign in.
+    pub fn has_buyer(&self, user_id: u64) -> bool {
+        self.buyers.contains_key(&user_id)
+    }
+
+    /// How many buyers have been evicted so far.
+    pub fn evictions(&self) -> u64 {
+        self.evictions
+    }
+
+    /// A buyer comes, with a saved cart. Refused (`false`) if a buyer was evicted since that was read: perhaps this
+    /// one, who had come and changed it.
+    pub fn put_buyer(&mut self, user_id: u64, saved: SavedCart) -> bool {
+        if saved.evictions != self.evictions {
+            return false;
+        }
+        self.buyers.entry(user_id).or_insert_with(|| BuyerCarts::new(user_id, saved.lines));
+        // Should the session not come about.
+        self.leaving.insert(user_id);
+        true
+    }
+
+    /// Opens a session of a user whose password was right; a buyer's carts must be in memory. The key must be that of
+    /// a new, random id. BUSY when there are too many.
+    pub fn open_session<J>(
+        &mut self,
+        journal: &J,
         now: Millis,
         role: Role,
         account: Account,
         key: SessionKey,
-    ) -> Result<PendingResult<()>, StoreError> {
+    ) -> PendingResult<(), C>
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
         let user_id = account.user_id;
-        let (buyer, commit) = match role {
-            Role::Buyer => {
-                let buyer = self.load_buyer(journal, user_id)?;
-                let commit = buyer.open_session(journal, key, now);
-                (Some(buyer), commit)
-            }
-            Role::Seller => {
-                (None, journal.append(vec![SessionChange::OpenSession { session: key, role, user_id, at: now }]))
-            }
-        };
-        let session = Arc::new(ActiveSession::new(key, SessionOwner { account: Arc::new(account), buyer }, now, now));
-        if self.sessions.open(Arc::clone(&session)).is_err() {
+        let owner = SessionOwner { role, account: Arc::new(account) };
+        if self.sessions.open(Session::new(key, owner, now, now)).is_err() {
             let refusal = Refusal::new(ErrorCode::Busy, "there are too many sessions: try again later");
-            return Ok((Err(refusal), self.close_session(journal, &session)));
+            return (Err(refusal), C::default());
         }
-        Ok((Ok(()), commit))
+        let newest = match role {
+            Role::Buyer => {
+                let buyer = self.buyers.entry(user_id).or_insert_with(|| BuyerCarts::new(user_id, CartLines::new()));
+                buyer.open_session(journal, key, now)
+            }
+            Role::Seller => journal.append(vec![CustomerChange::OpenSession { session: key, role, user_id, at: now }]),
+        };
+        (Ok(()), newest)
     }
 
-    /// Finds a session of this role and counts this as a use of it.
+    /// The owner of a request's session, which is used from now on, if it is of this role.
     ///
     /// # Errors
-    /// SESSION_EXPIRED or FORBIDDEN, with the commit that this depends on.
-    pub fn use_session(
-        &self,
-        now: Millis,
-        role: Role,
-        sid: &str,
-    ) -> Result<Arc<ActiveSession>, (Refusal, CommitHandle)> {
-        match self.sessions.touch(now, &SessionKey::of(sid), |who| who.role() == role) {
-            SessionUse::Active(session) => Ok(session),
-            other => Err(self.refusal_for(&other, role)),
+    /// SESSION_EXPIRED or FORBIDDEN.
+    pub fn use_session(&mut self, now: Millis, role: Role, key: &SessionKey) -> Result<&SessionOwner, Refused<C>> {
+        match self.sessions.touch(now, key, |owner| owner.role == role) {
+            SessionUse::Active(session) => Ok(&session.owner),
+            SessionUse::Forbidden => Err((not_of_role(role), C::default())),
+            SessionUse::Ended => Err((session_expired(), self.ended.clone())),
         }
     }
 
-    /// Finds a buyer's session with the buyer's carts and counts this as a use of it.
+    /// The buyer of a request's session, which is used from now on.
     ///
     /// # Errors
-    /// SESSION_EXPIRED or FORBIDDEN, with the commit that this depends on.
-    pub fn use_buyer_session(
-        &self,
+    /// SESSION_EXPIRED or FORBIDDEN.
+    pub fn use_buyers_session(
+        &mut self,
         now: Millis,
-        sid: &str,
-    ) -> Result<(Arc<ActiveSession>, Arc<BuyerCarts>), (Refusal, CommitHandle)> {
-        let session = self.use_session(now, Role::Buyer, sid)?;
-        let buyer = session.owner.buyer.clone().ok_or_else(|| self.refusal_for(&SessionUse::Forbidden, Role::Buyer))?;
-        Ok((session, buyer))
+        key: &SessionKey,
+    ) -> Result<(Arc<Account>, &mut BuyerCarts<C>), Refused<C>> {
+        let account = Arc::clone(&self.use_session(now, Role::Buyer, key)?.account);
+        let ended = &self.ended;
+        let buyer = self.buyers.get_mut(&account.user_id).ok_or_else(|| (session_expired(), ended.clone()))?;
+        Ok((account, buyer))
     }
 
-    /// Finds a session without counting this as a use.
+    /// The owner of a session, which is not used by this.
     ///
     /// # Errors
-    /// SESSION_EXPIRED, with the commit that this depends on.
-    pub fn peek_session(&self, now: Millis, sid: &str) -> Result<Arc<ActiveSession>, (Refusal, CommitHandle)> {
-        let found = self.sessions.find(now, &SessionKey::of(sid));
-        found.ok_or_else(|| (session_expired(), self.last_session_end.lock().clone()))
+    /// SESSION_EXPIRED.
+    pub fn look(&self, now: Millis, key: &SessionKey) -> Result<&SessionOwner, Refused<C>> {
+        let session = self.sessions.find(now, key);
+        session.map(|session| &session.owner).ok_or_else(|| (session_expired(), self.ended.clone()))
     }
 
-    pub fn end_session(&self, journal: &Journal, now: Millis, role: Role, sid: &str) -> PendingResult<()> {
-        // Locked until the end is in the journal, so that anyone who misses the session meanwhile waits for its commit.
-        let mut last_session_end = self.last_session_end.lock();
-        match self.sessions.end(now, &SessionKey::of(sid), |who| who.role() == role) {
+    /// Ends a session, if it is of this role.
+    pub fn end_session<J>(&mut self, journal: &J, now: Millis, role: Role, key: &SessionKey) -> PendingResult<(), C>
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        match self.sessions.end(now, key, |owner| owner.role == role) {
             SessionUse::Active(session) => {
-                *last_session_end = self.close_session(journal, &session);
-                (Ok(()), last_session_end.clone())
+                self.ended = self.close(journal, &session);
+                (Ok(()), self.ended.clone())
             }
-            other => {
-                drop(last_session_end);
-                let (refusal, commit) = self.refusal_for(&other, role);
-                (Err(refusal), commit)
+            SessionUse::Forbidden => (Err(not_of_role(role)), C::default()),
+            SessionUse::Ended => (Err(session_expired()), self.ended.clone()),
+        }
+    }
+
+    /// Ends sessions whose time is up, [`EXPIRE_BATCH`] at most (those that are left are over all the same), and
+    /// evicts buyers who have left; `is_needed` tells for whom a purchase is under way. AnsweredRequests how many sessions
+    /// were ended.
+    pub fn expire<J>(&mut self, journal: &J, now: Millis, is_needed: impl Fn(u64) -> bool) -> (usize, C)
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        let over = self.sessions.remove_expired(now, EXPIRE_BATCH);
+        for session in &over {
+            self.ended = self.close(journal, session);
+        }
+        let before = self.buyers.len();
+        let ActiveSessions { leaving, buyers, .. } = self;
+        leaving.retain(|user_id| {
+            let Some(buyer) = buyers.get(user_id) else { return false };
+            if buyer.has_session() {
+                return false;
             }
-        }
-    }
-
-    /// Ends at most [`EXPIRE_BATCH`] expired sessions and evicts buyers who have none. Returns the number of sessions
-    /// and their commit. (Expired sessions that are left cannot be used any more.)
-    pub fn expire_sessions(&self, journal: &Journal, now: Millis) -> (usize, CommitHandle) {
-        let mut last_session_end = self.last_session_end.lock();
-        let expired = self.sessions.remove_expired(now, EXPIRE_BATCH);
-        for session in &expired {
-            *last_session_end = self.close_session(journal, session);
-        }
-        let done = (expired.len(), last_session_end.clone());
-        drop(last_session_end);
-        drop(expired);
-        let mut buyers = self.buyers.lock();
-        let before = buyers.by_id.len();
-        // A buyer without other references can only get one under this lock.
-        buyers.by_id.retain(|_, buyer| Arc::strong_count(buyer) > 1 || !buyer.is_committed());
-        buyers.evictions += u64::from(buyers.by_id.len() < before);
-        done
-    }
-
-    /// Writes the last uses of sessions that were used since the previous call. Sessions that have ended meanwhile stay
-    /// deleted.
-    ///
-    /// # Errors
-    /// The store cannot be written; the last uses are then written the next time.
-    pub fn flush_last_uses(&self, journal: &Journal, now: Millis) -> Result<(), StoreError> {
-        const FLUSH_BATCH: usize = 1_000;
-        let uses = self.sessions.unsaved();
-        let chunks = uses.chunks(FLUSH_BATCH).count();
-        for (n, uses) in uses.chunks(FLUSH_BATCH).enumerate() {
-            let rows = uses.to_vec();
-            journal.store().write(move |tx| {
-                store::write_last_uses(tx, &rows)?;
-                // Only with the last chunk: by this time, sessions whose use is not written are taken for expired.
-                if n + 1 == chunks { store::write_flush_time(tx, now) } else { Ok(()) }
-            })?;
-            self.sessions.mark_saved(uses);
-        }
-        Ok(())
-    }
-
-    /// Returns a buyer from memory, or loads one, for instance for a purchase whose buyer has logged out. A buyer stays
-    /// in memory as long as there are references.
-    ///
-    /// # Errors
-    /// The saved cart cannot be read.
-    pub fn load_buyer(&self, journal: &Journal, user_id: u64) -> Result<Arc<BuyerCarts>, StoreError> {
-        loop {
-            let evictions = match self.loaded_buyer(user_id) {
-                Ok(buyer) => return Ok(buyer),
-                Err(evictions) => evictions,
-            };
-            let saved = journal.store().read(|reader| store::saved_cart(reader, user_id))?;
-            if let Some(buyer) = self.insert_buyer(user_id, saved.into_iter().collect(), evictions) {
-                return Ok(buyer);
+            // As long as a change of the carts is on its way, the disk does not hold what the next session needs.
+            if is_needed(*user_id) || !journal.is_committed(buyer.newest()) {
+                return true;
             }
-        }
+            buyers.remove(user_id);
+            false
+        });
+        self.evictions += u64::from(self.buyers.len() < before);
+        (over.len(), self.ended.clone())
     }
 
-    /// Returns a buyer who is in memory; otherwise the number of evictions so far, for
-    /// [`ActiveSessions::insert_buyer`].
-    pub(super) fn loaded_buyer(&self, user_id: u64) -> Result<Arc<BuyerCarts>, u64> {
-        let buyers = self.buyers.lock();
-        buyers.by_id.get(&user_id).cloned().ok_or(buyers.evictions)
+    /// A buyer's carts, for a purchase that has come to its end.
+    pub fn buyer_mut(&mut self, user_id: u64) -> Option<&mut BuyerCarts<C>> {
+        self.buyers.get_mut(&user_id)
     }
 
-    /// Inserts a buyer with the saved cart that was read after `evictions` was. `None` if a buyer was evicted
-    /// meanwhile: it may have been this one, with a changed cart.
-    pub(super) fn insert_buyer(&self, user_id: u64, saved: CartLines, evictions: u64) -> Option<Arc<BuyerCarts>> {
-        let mut buyers = self.buyers.lock();
-        if buyers.evictions != evictions {
-            return None;
-        }
-        Some(Arc::clone(buyers.by_id.entry(user_id).or_insert_with(|| Arc::new(BuyerCarts::new(user_id, saved)))))
+    /// The purchase that a buyer was needed for is over.
+    pub fn buyer_may_leave(&mut self, user_id: u64) {
+        self.leaving.insert(user_id);
     }
 
-    /// The number of sessions and of buyers in memory.
+    /// Which sessions were used since that was last written.
+    pub fn unsaved_uses(&self) -> Vec<(SessionKey, Millis)> {
+        self.sessions.unsaved()
+    }
+
+    /// These last uses are on disk.
+    pub fn saved_uses(&mut self, uses: &[(SessionKey, Millis)]) {
+        self.sessions.mark_saved(uses);
+    }
+
+    /// How many sessions and buyers are in memory.
     pub fn sizes(&self) -> (usize, usize) {
-        (self.sessions.len(), self.buyers.lock().by_id.len())
+        (self.sessions.len(), self.buyers.len())
     }
 
-    fn close_session(&self, journal: &Journal, session: &ActiveSession) -> CommitHandle {
-        match &session.owner.buyer {
-            Some(buyer) => buyer.close_session(journal, &session.key),
-            None => journal.append(vec![SessionChange::CloseSession(session.key)]),
-        }
-    }
-
-    fn refusal_for(&self, why: &SessionUse<SessionOwner>, role: Role) -> (Refusal, CommitHandle) {
-        match why {
-            SessionUse::Forbidden => {
-                let text = format!("session_id: this session is not a {}'s", role.as_str());
-                (Refusal::new(ErrorCode::Forbidden, text), CommitHandle::committed())
+    fn close<J>(&mut self, journal: &J, session: &Session<SessionOwner>) -> C
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        let user_id = session.owner.account.user_id;
+        match self.buyers.get_mut(&user_id).filter(|_| session.owner.role == Role::Buyer) {
+            Some(buyer) => {
+                self.leaving.insert(user_id);
+                buyer.close_session(journal, &session.key)
             }
-            SessionUse::Ended | SessionUse::Active(_) => (session_expired(), self.last_session_end.lock().clone()),
+            None => journal.append(vec![CustomerChange::CloseSession(session.key)]),
         }
     }
+}
+
+fn not_of_role(role: Role) -> Refusal {
+    Refusal::new(ErrorCode::Forbidden, format!("session_id: this session is not a {}'s", role.as_str()))
 }

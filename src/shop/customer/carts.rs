@@ -1,45 +1,40 @@
-//! Carts: one for each session, and the buyer's saved one (`docs/spec/shop.md`, "Cart"). Changes are passed to the
-//! journal under the lock of the carts that were changed; there is no other I/O.
+//! Carts: a session's own, and the one that a buyer has saved (docs/spec/shop.md, "Carts"). They are a part of the
+//! customer database's core: plain values, whose changes go to the journal that is handed in.
 //!
-//! All carts of one buyer share a lock, because they change together: dialect 2 works on the saved cart through the
-//! session's, and a purchase empties one and removes units from the other.
+//! All carts of a buyer change together: dialect 2 works on the saved one through the session's, and a purchase
+//! empties one and takes from the other.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use super::store::{AnsweredRow, Journal, SessionChange};
-use super::{PendingResult, session_expired};
+use super::store::{AnsweredRow, CustomerChange};
 use crate::identity::SessionKey;
 use crate::model::Millis;
 use crate::shop::ops::{ErrorCode, LineItem, Refusal, RemainingQuantity, Role, ShopResult};
-use crate::storage::{CommitHandle, CommitState};
+use crate::storage::Journal;
 
-/// The maximum number of different items in a cart.
+/// Most different items in a cart.
 pub const LINES_MAX: usize = 1_000;
-/// How long the response to a request is remembered.
+/// How long an answered request is remembered.
 pub const ANSWER_RETENTION: Duration = Duration::from_secs(600);
-/// The number of responses that are remembered per session. It can be small, because a retry follows within seconds.
+/// PendingResult requests remembered of one session: a repeat follows its first within seconds.
 pub const ANSWERS_MAX: usize = 32;
 
-/// The units of each item.
+/// An answer, and the commit of the newest change that it is built on.
+pub type PendingResult<T, C> = (ShopResult<T>, C);
+
+/// How many of which item.
 pub type CartLines = BTreeMap<Arc<str>, u32>;
 
-/// The carts of a buyer who has a session or an open purchase.
+/// The carts of a buyer who has a session, or for whom a purchase is under way. `C` is the journal's commit.
 #[derive(Debug)]
-pub struct BuyerCarts {
-    pub user_id: u64,
-    carts: Mutex<BuyerCartsState>,
-}
-
-#[derive(Debug)]
-struct BuyerCartsState {
+pub struct BuyerCarts<C> {
+    user_id: u64,
     saved: CartLines,
-    by_session: HashMap<SessionKey, SessionCart>,
-    /// The commit of the newest change of any of the carts.
-    last_commit: CommitHandle,
+    of: HashMap<SessionKey, SessionCart>,
+    /// The newest change of any of them.
+    newest: C,
 }
 
 #[derive(Debug, Default)]
@@ -48,248 +43,271 @@ struct SessionCart {
     answers: AnsweredRequests,
 }
 
-/// A request that changes a cart once, however often it is retried.
+/// Which cart of a session a request is about.
+#[derive(Debug, Clone, Copy)]
+pub struct CartOf {
+    /// The session.
+    pub session: SessionKey,
+    /// The buyer's saved cart, which is loaded into the session's (dialect 2).
+    pub uses_saved_cart: bool,
+}
+
+/// A request that does its work once, however often it comes.
+#[derive(Debug, Clone, Copy)]
 pub struct IdempotentRequest<'r> {
+    /// The number of the request: what tells it from all others of its session.
     pub id: &'r str,
-    /// The present time, which decides how long its response is remembered.
+    /// What time it is.
     pub now: Millis,
 }
 
-impl BuyerCarts {
-    /// Creates a buyer with a saved cart and no session.
-    pub fn new(user_id: u64, saved: CartLines) -> BuyerCarts {
-        let carts = BuyerCartsState { saved, by_session: HashMap::new(), last_commit: CommitHandle::committed() };
-        BuyerCarts { user_id, carts: Mutex::new(carts) }
+impl<C: Clone + Default> BuyerCarts<C> {
+    /// A buyer with a saved cart, and no session yet.
+    pub fn new(user_id: u64, saved: CartLines) -> BuyerCarts<C> {
+        BuyerCarts { user_id, saved, of: HashMap::new(), newest: C::default() }
     }
 
-    /// Restores a session of before the start, with its cart and its remembered responses, oldest first.
-    pub(super) fn resume_session(&self, session: SessionKey, lines: CartLines, answered: Vec<AnsweredRow>) {
+    /// Whether a session of the buyer is open.
+    pub fn has_session(&self) -> bool {
+        !self.of.is_empty()
+    }
+
+    /// The newest change of any of the carts.
+    pub fn newest(&self) -> &C {
+        &self.newest
+    }
+
+    /// A session of before the start, with what was in its cart and what it was answered, oldest first.
+    pub fn resume_session(&mut self, session: SessionKey, lines: CartLines, answered: Vec<AnsweredRow>) {
         let mut answers = AnsweredRequests::default();
         for row in answered {
             answers.next = row.number + 1;
-            answers.rows.push_back(row);
+            answers.kept.push_back(row);
         }
-        self.carts.lock().by_session.insert(session, SessionCart { lines, answers });
+        self.of.insert(session, SessionCart { lines, answers });
     }
 
-    /// Opens a session, whose cart begins as a copy of the saved one.
-    pub(super) fn open_session(&self, journal: &Journal, session: SessionKey, now: Millis) -> CommitHandle {
-        let mut carts = self.carts.lock();
-        let lines = carts.saved.clone();
+    /// Opens a session, with the saved cart as its own.
+    pub fn open_session<J>(&mut self, journal: &J, session: SessionKey, now: Millis) -> C
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        let lines = self.saved.clone();
         let mut changes =
-            vec![SessionChange::OpenSession { session, role: Role::Buyer, user_id: self.user_id, at: now }];
-        changes.extend(lines.iter().map(|(item_id, quantity)| SessionChange::CartLine {
+            vec![CustomerChange::OpenSession { session, role: Role::Buyer, user_id: self.user_id, at: now }];
+        changes.extend(lines.iter().map(|(item_id, quantity)| CustomerChange::CartLine {
             session,
             item_id: Arc::clone(item_id),
             quantity: *quantity,
         }));
-        carts.by_session.insert(session, SessionCart { lines, answers: AnsweredRequests::default() });
-        carts.last_commit = journal.append(changes);
-        carts.last_commit.clone()
+        self.of.insert(session, SessionCart { lines, answers: AnsweredRequests::default() });
+        self.append(journal, changes)
     }
 
-    /// Ends a session and discards its cart.
-    pub(super) fn close_session(&self, journal: &Journal, session: &SessionKey) -> CommitHandle {
-        let mut carts = self.carts.lock();
-        carts.by_session.remove(session);
-        carts.last_commit = journal.append(vec![SessionChange::CloseSession(*session)]);
-        carts.last_commit.clone()
+    /// Closes a session: what was in its cart and not saved goes.
+    pub fn close_session<J>(&mut self, journal: &J, session: &SessionKey) -> C
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        self.of.remove(session);
+        self.append(journal, vec![CustomerChange::CloseSession(*session)])
     }
 
-    /// Adds units to a cart, unless it would then hold more than `at_most` of the item.
-    pub(super) fn add(
-        &self,
-        journal: &Journal,
-        (session, uses_saved_cart): (&SessionKey, bool),
-        request: &IdempotentRequest<'_>,
+    /// Puts units into a cart, if it then holds at most `at_most` of them.
+    pub fn add<J>(
+        &mut self,
+        journal: &J,
+        cart: CartOf,
+        once: IdempotentRequest<'_>,
         line: &LineItem,
         at_most: u32,
-    ) -> PendingResult<()> {
-        let (result, commit) = self.update_cart(journal, (session, uses_saved_cart), Some(request), |cart| {
-            let current = cart.get(line.item_id.as_str()).copied();
-            let new_quantity =
-                current.unwrap_or(0).checked_add(line.quantity).filter(|new_quantity| *new_quantity <= at_most);
-            let Some(new_quantity) = new_quantity else {
+    ) -> PendingResult<(), C>
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        let (answer, newest) = self.change(journal, cart, Some(once), |cart| {
+            let there = cart.get(line.item_id.as_str()).copied();
+            let wanted = there.unwrap_or(0).checked_add(line.quantity).filter(|wanted| *wanted <= at_most);
+            let Some(wanted) = wanted else {
                 let text =
                     format!("item_id: of {} there are {at_most}, not as many as the cart would hold", line.item_id);
                 return Err(Refusal::new(ErrorCode::OutOfStock, text));
             };
-            if current.is_none() && cart.len() >= LINES_MAX {
+            if there.is_none() && cart.len() >= LINES_MAX {
                 return Err(Refusal::new(ErrorCode::Busy, format!("a cart holds at most {LINES_MAX} different items")));
             }
-            if new_quantity > 0 {
-                cart.insert(Arc::from(line.item_id.as_str()), new_quantity);
+            if wanted > 0 {
+                cart.insert(Arc::from(line.item_id.as_str()), wanted);
             }
             Ok(None)
         });
-        (result.map(|_| ()), commit)
+        (answer.map(|_| ()), newest)
     }
 
-    /// Removes units from a cart: all of them if `quantity` is `None` or more than there are. Returns how many are
-    /// left.
-    pub(super) fn remove(
-        &self,
-        journal: &Journal,
-        (session, uses_saved_cart): (&SessionKey, bool),
-        request: &IdempotentRequest<'_>,
+    /// Takes units out of a cart, all of them if no number or a larger one is named; answers what is left.
+    pub fn remove<J>(
+        &mut self,
+        journal: &J,
+        cart: CartOf,
+        once: IdempotentRequest<'_>,
         item_id: &str,
         quantity: Option<u32>,
-    ) -> PendingResult<RemainingQuantity> {
-        let (result, commit) = self.update_cart(journal, (session, uses_saved_cart), Some(request), |cart| {
-            let Some(current) = cart.get_mut(item_id) else {
+    ) -> PendingResult<RemainingQuantity, C>
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        let (answer, newest) = self.change(journal, cart, Some(once), |cart| {
+            let Some(there) = cart.get_mut(item_id) else {
                 return Err(Refusal::new(ErrorCode::NotFound, format!("item_id: {item_id} is not in the cart")));
             };
-            *current = quantity.map_or(0, |quantity| current.saturating_sub(quantity));
-            let left = *current;
+            *there = quantity.map_or(0, |quantity| there.saturating_sub(quantity));
+            let left = *there;
             if left == 0 {
                 cart.remove(item_id);
             }
             Ok(Some(left))
         });
-        (result.map(|left| RemainingQuantity { quantity: left.unwrap_or(0) }), commit)
+        (answer.map(|left| RemainingQuantity { quantity: left.unwrap_or(0) }), newest)
     }
 
-    pub(super) fn clear(
-        &self,
-        journal: &Journal,
-        (session, uses_saved_cart): (&SessionKey, bool),
-    ) -> PendingResult<()> {
-        let (result, commit) = self.update_cart(journal, (session, uses_saved_cart), None, |cart| {
+    /// Empties a cart.
+    pub fn clear<J>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C>
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        let (answer, newest) = self.change(journal, cart, None, |cart| {
             cart.clear();
             Ok(None)
         });
-        (result.map(|_| ()), commit)
+        (answer.map(|_| ()), newest)
     }
 
-    /// Saves a session's cart. If the session uses the saved cart, this loads that cart into the session's instead.
-    pub(super) fn save(&self, journal: &Journal, (session, uses_saved_cart): (&SessionKey, bool)) -> PendingResult<()> {
-        if uses_saved_cart {
-            let (result, commit) = self.show(journal, (session, uses_saved_cart));
-            return (result.map(|_| ()), commit);
+    /// Saves a session's cart for the buyer. In dialect 2 it is the saved one already: it is loaded.
+    pub fn save<J>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C>
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        if cart.uses_saved_cart {
+            let (answer, newest) = self.show(journal, cart);
+            return (answer.map(|_| ()), newest);
         }
-        let mut carts = self.carts.lock();
-        let Some(lines) = carts.by_session.get(session).map(|cart| cart.lines.clone()) else {
-            return (Err(session_expired()), carts.last_commit.clone());
+        let Some(lines) = self.of.get(&cart.session).map(|cart| cart.lines.clone()) else {
+            return (Err(session_expired()), self.newest.clone());
         };
         let mut changes = Vec::new();
-        diff(&carts.saved, &lines, |item_id, quantity| {
-            changes.push(SessionChange::SavedCartLine { user_id: self.user_id, item_id, quantity });
+        diff(&self.saved, &lines, |item_id, quantity| {
+            changes.push(CustomerChange::SavedCartLine { user_id: self.user_id, item_id, quantity });
         });
-        carts.saved = lines;
-        carts.write(journal, changes);
-        (Ok(()), carts.last_commit.clone())
+        self.saved = lines;
+        (Ok(()), self.append(journal, changes))
     }
 
-    /// The lines of a cart, ordered by item id. If the session uses the saved cart, that is loaded into the session's
-    /// first.
-    pub fn show(
-        &self,
-        journal: &Journal,
-        (session, uses_saved_cart): (&SessionKey, bool),
-    ) -> PendingResult<Vec<LineItem>> {
-        if uses_saved_cart {
-            let loaded = self.update_cart(journal, (session, uses_saved_cart), None, |_cart| Ok(None));
-            if let (Err(refusal), commit) = loaded {
-                return (Err(refusal), commit);
-            }
+    /// What is in a cart, by item id; what is to be bought. In dialect 2 the saved cart becomes the session's.
+    pub fn show<J>(&mut self, journal: &J, cart: CartOf) -> PendingResult<Vec<LineItem>, C>
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        if cart.uses_saved_cart
+            && let (Err(refusal), newest) = self.change(journal, cart, None, |_cart| Ok(None))
+        {
+            return (Err(refusal), newest);
         }
-        let carts = self.carts.lock();
-        let lines = carts.by_session.get(session).ok_or_else(session_expired).map(|cart| {
-            cart.lines
-                .iter()
-                .map(|(item_id, quantity)| LineItem { item_id: item_id.to_string(), quantity: *quantity })
-                .collect()
+        let lines = self.of.get(&cart.session).ok_or_else(session_expired).map(|cart| {
+            let lines = cart.lines.iter();
+            lines.map(|(item_id, quantity)| LineItem { item_id: item_id.to_string(), quantity: *quantity }).collect()
         });
-        (lines, carts.last_commit.clone())
+        (lines, self.newest.clone())
     }
 
-    /// Removes what was bought: empties the cart of the session, if it is still open, and removes the lines' units from
-    /// the saved cart. `append` writes the changes together with those of the purchase ([`Journal::append_with`]). It
-    /// runs under the lock of the carts, so it must not take a lock under which methods of this type are called.
-    pub fn remove_purchased(
-        &self,
+    /// These lines were bought: empties the cart of the session, if it is still open, and takes them out of the
+    /// saved one. `changes` are the purchase's own rows, which are stored together with those of the carts.
+    pub fn remove_purchased<J>(
+        &mut self,
+        journal: &J,
         session: &SessionKey,
         lines: &[LineItem],
-        append: impl FnOnce(Vec<SessionChange>) -> CommitHandle,
-    ) -> CommitHandle {
-        let mut carts = self.carts.lock();
-        let mut changes = Vec::new();
-        if let Some(cart) = carts.by_session.get_mut(session) {
+        mut changes: Vec<CustomerChange>,
+    ) -> C
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        if let Some(cart) = self.of.get_mut(session) {
             let emptied = std::mem::take(&mut cart.lines);
-            changes.extend(emptied.into_keys().map(|item_id| SessionChange::CartLine {
+            changes.extend(emptied.into_keys().map(|item_id| CustomerChange::CartLine {
                 session: *session,
                 item_id,
                 quantity: 0,
             }));
         }
         for line in lines {
-            let Some(current) = carts.saved.get_mut(line.item_id.as_str()) else { continue };
-            *current = current.saturating_sub(line.quantity);
-            let quantity = *current;
+            let Some(there) = self.saved.get_mut(line.item_id.as_str()) else { continue };
+            *there = there.saturating_sub(line.quantity);
+            let quantity = *there;
             if quantity == 0 {
-                carts.saved.remove(line.item_id.as_str());
+                self.saved.remove(line.item_id.as_str());
             }
             let item_id = Arc::from(line.item_id.as_str());
-            changes.push(SessionChange::SavedCartLine { user_id: self.user_id, item_id, quantity });
+            changes.push(CustomerChange::SavedCartLine { user_id: self.user_id, item_id, quantity });
         }
-        carts.last_commit = append(changes);
-        carts.last_commit.clone()
+        self.append(journal, changes)
     }
 
-    /// Whether all changes are on disk or have failed, so that the carts can be evicted and loaded again.
-    pub(super) fn is_committed(&self) -> bool {
-        self.carts.lock().last_commit.state() != CommitState::Pending
-    }
-
-    /// Applies `work` to a session's cart or, with `uses_saved_cart`, to the saved cart, which then replaces the
-    /// session's. A refusal changes nothing. The quantity that `work` returns is the response that is remembered for
-    /// `request`.
-    fn update_cart(
-        &self,
-        journal: &Journal,
-        (session, uses_saved_cart): (&SessionKey, bool),
-        request: Option<&IdempotentRequest<'_>>,
+    /// Works on a session's cart, or, where it is the user's, on the saved one and so on both. A refusal
+    /// changes nothing. Work that is to be done once gives the quantity that is its answer.
+    fn change<J>(
+        &mut self,
+        journal: &J,
+        cart_of: CartOf,
+        once: Option<IdempotentRequest<'_>>,
         work: impl FnOnce(&mut CartLines) -> ShopResult<Option<u32>>,
-    ) -> PendingResult<Option<u32>> {
-        let mut carts = self.carts.lock();
-        let BuyerCartsState { saved, by_session, last_commit } = &mut *carts;
-        let Some(cart) = by_session.get_mut(session) else { return (Err(session_expired()), last_commit.clone()) };
-        if let Some(remembered) = request.and_then(|request| cart.answers.find(request)) {
-            return (Ok(remembered), last_commit.clone());
+    ) -> PendingResult<Option<u32>, C>
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
+        let CartOf { session, uses_saved_cart } = cart_of;
+        let Some(cart) = self.of.get_mut(&session) else { return (Err(session_expired()), self.newest.clone()) };
+        if let Some(known) = once.and_then(|once| cart.answers.find(once)) {
+            return (Ok(known), self.newest.clone());
         }
-        let mut lines = if uses_saved_cart { saved.clone() } else { cart.lines.clone() };
-        let result = match work(&mut lines) {
-            Ok(result) => result,
-            Err(refusal) => return (Err(refusal), last_commit.clone()),
+        let mut lines = if uses_saved_cart { self.saved.clone() } else { cart.lines.clone() };
+        let answer = match work(&mut lines) {
+            Ok(answer) => answer,
+            Err(refusal) => return (Err(refusal), self.newest.clone()),
         };
         let mut changes = Vec::new();
         diff(&cart.lines, &lines, |item_id, quantity| {
-            changes.push(SessionChange::CartLine { session: *session, item_id, quantity });
+            changes.push(CustomerChange::CartLine { session, item_id, quantity })
         });
         if uses_saved_cart {
-            diff(saved, &lines, |item_id, quantity| {
-                changes.push(SessionChange::SavedCartLine { user_id: self.user_id, item_id, quantity });
+            diff(&self.saved, &lines, |item_id, quantity| {
+                changes.push(CustomerChange::SavedCartLine { user_id: self.user_id, item_id, quantity });
             });
-            saved.clone_from(&lines);
+            self.saved.clone_from(&lines);
         }
         cart.lines = lines;
-        if let Some(request) = request {
-            changes.push(cart.answers.remember(*session, request, result));
+        if let Some(once) = once {
+            changes.push(cart.answers.keep(session, once, answer));
         }
-        carts.write(journal, changes);
-        (Ok(result), carts.last_commit.clone())
+        (Ok(answer), self.append(journal, changes))
     }
-}
 
-impl BuyerCartsState {
-    fn write(&mut self, journal: &Journal, changes: Vec<SessionChange>) {
+    fn append<J>(&mut self, journal: &J, changes: Vec<CustomerChange>) -> C
+    where
+        J: Journal<Change = CustomerChange, Commit = C>,
+    {
         if !changes.is_empty() {
-            self.last_commit = journal.append(changes);
+            self.newest = journal.append(changes);
         }
+        self.newest.clone()
     }
 }
 
-/// Calls `each` with every line that differs, and its quantity in `after`; 0 if it is missing there.
+/// There is no such session (any more).
+pub fn session_expired() -> Refusal {
+    Refusal::new(ErrorCode::SessionExpired, "session_id: this session is unknown or has ended; log in again")
+}
+
+/// Calls `each` with every line that is to be written so that `before` becomes `after`; 0: it goes.
 fn diff(before: &CartLines, after: &CartLines, mut each: impl FnMut(Arc<str>, u32)) {
     for (item_id, quantity) in after {
         if before.get(item_id) != Some(quantity) {
@@ -301,34 +319,29 @@ fn diff(before: &CartLines, after: &CartLines, mut each: impl FnMut(Arc<str>, u3
     }
 }
 
-/// The remembered responses of a session, oldest first.
+/// The last requests of a session that were answered, oldest first.
 #[derive(Debug, Default)]
 struct AnsweredRequests {
     next: u64,
-    rows: VecDeque<AnsweredRow>,
+    kept: VecDeque<AnsweredRow>,
 }
 
 impl AnsweredRequests {
-    fn find(&self, request: &IdempotentRequest<'_>) -> Option<Option<u32>> {
-        let remembered = self.rows.iter().rev().find(|row| row.request == request.id);
-        remembered.filter(|row| row.at.until(request.now) < ANSWER_RETENTION).map(|row| row.quantity)
+    fn find(&self, once: IdempotentRequest<'_>) -> Option<Option<u32>> {
+        let known = self.kept.iter().rev().find(|row| row.request == once.id);
+        known.filter(|row| row.at.until(once.now) < ANSWER_RETENTION).map(|row| row.quantity)
     }
 
-    fn remember(
-        &mut self,
-        session: SessionKey,
-        request: &IdempotentRequest<'_>,
-        quantity: Option<u32>,
-    ) -> SessionChange {
-        while self.rows.len() >= ANSWERS_MAX
-            || self.rows.front().is_some_and(|row| row.at.until(request.now) >= ANSWER_RETENTION)
+    fn keep(&mut self, session: SessionKey, once: IdempotentRequest<'_>, quantity: Option<u32>) -> CustomerChange {
+        while self.kept.len() >= ANSWERS_MAX
+            || self.kept.front().is_some_and(|row| row.at.until(once.now) >= ANSWER_RETENTION)
         {
-            self.rows.pop_front();
+            self.kept.pop_front();
         }
-        let (number, request, at) = (self.next, request.id.to_owned(), request.now);
+        let (number, request, at) = (self.next, once.id.to_owned(), once.now);
         self.next += 1;
-        self.rows.push_back(AnsweredRow { session, number, request: request.clone(), at, quantity });
+        self.kept.push_back(AnsweredRow { session, number, request: request.clone(), at, quantity });
         let slot = (number % ANSWERS_MAX as u64) as u32; // below ANSWERS_MAX
-        SessionChange::AnsweredRequest { session, slot, number, request, at, quantity }
+        CustomerChange::AnsweredRequest { session, slot, number, request, at, quantity }
     }
 }

@@ -3,7 +3,6 @@
 //! An open purchase is one row of JSON, and all are loaded at the start. A completed one is a row with its idempotency
 //! key and a row for each line, which stay.
 
-use super::store::{to_bigint, to_quantity};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, FeeRate, Millis, Name};
 use crate::shop::ops::{PurchaseHistoryEntry, SellerOrder};
@@ -23,6 +22,7 @@ pub const MIGRATION: &str = "
     CREATE INDEX shop_sold_by_seller ON shop_sold (seller_id, at DESC, purchase_id DESC, line)";
 
 /// The writes of a purchase's transition. The JSON is serialised here, on the caller's thread, not on the writer's.
+#[derive(Debug, Clone)]
 pub struct PurchaseWrites {
     purchase: Purchase,
     body: Result<String, StoreError>,
@@ -36,6 +36,21 @@ impl PurchaseWrites {
     pub fn new(purchase: &Purchase, writes: Vec<PurchaseWrite>, fee: FeeRate, at: Millis) -> PurchaseWrites {
         let body = serde_json::to_string(purchase).map_err(|error| StoreError::Invalid(error.to_string()));
         PurchaseWrites { purchase: purchase.clone(), body, writes, fee, at }
+    }
+
+    /// The purchase as it is after the transition.
+    pub fn purchase(&self) -> &Purchase {
+        &self.purchase
+    }
+
+    /// The kinds of writes.
+    pub fn kinds(&self) -> &[PurchaseWrite] {
+        &self.writes
+    }
+
+    /// Converts the time of the writes: the core's instant becomes a date.
+    pub fn convert_time(&mut self, to_date: impl FnOnce(Millis) -> Millis) {
+        self.at = to_date(self.at);
     }
 
     /// Executes the writes in a transaction.
@@ -231,4 +246,12 @@ fn parse_purchase(body: &str) -> Result<Purchase, StoreError> {
 
 fn offset_column(offset: u64) -> i64 {
     i64::try_from(offset).unwrap_or(i64::MAX)
+}
+
+pub(super) fn to_quantity(number: u64) -> Result<u32, StoreError> {
+    u32::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no quantity of this program")))
+}
+
+pub(super) fn to_bigint(number: u64) -> Result<i64, StoreError> {
+    i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
 }

@@ -3,14 +3,17 @@
 //! Accounts are read from disk when needed. Open sessions, their carts and their buyers' saved carts are held in memory
 //! and loaded from here at the start.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::sales::{self, PurchaseWrites, to_bigint, to_quantity};
 use crate::identity::SessionKey;
-use crate::model::Millis;
 use crate::model::text::nfc;
+use crate::model::{Clock, Millis};
 use crate::shop::ops::{Account, Role};
-use crate::storage::{CommitHandle, Epoch, Reader, ReaderExt, Row, Store, StoreError, Tx};
+use crate::shop::purchase::Purchase;
+use crate::storage::{Appender, CommitHandle, CommitState, Journal, Reader, ReaderExt, Row, StoreError, Tx};
 
 /// The migration that creates the tables of accounts, sessions and carts.
 ///
@@ -56,46 +59,51 @@ pub fn backfill_username_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Passes the changes of memory to the store's writer, in order.
-pub struct Journal {
-    store: Arc<Store>,
-    chain: Epoch,
+/// Passes the core's changes to the store's writer, in order.
+#[derive(Debug, Clone)]
+pub struct StoreJournal {
+    appender: Appender,
+    clock: Clock,
 }
 
-impl Journal {
-    /// Starts an epoch. The state that is read from the store afterwards is the one that this journal's changes build
-    /// on.
-    pub fn begin(store: Arc<Store>) -> Journal {
-        let chain = store.current_epoch();
-        Journal { store, chain }
+impl StoreJournal {
+    /// A journal in the appender's epoch, for a core that goes by this clock.
+    pub fn new(appender: Appender, clock: Clock) -> StoreJournal {
+        StoreJournal { appender, clock }
     }
 
-    pub fn store(&self) -> &Arc<Store> {
-        &self.store
-    }
-
-    /// Appends changes as one transaction, without blocking on disk. To be called under the lock of what was changed in
-    /// memory, so that the order is the same.
-    pub fn append(&self, changes: Vec<SessionChange>) -> CommitHandle {
-        self.append_with(changes, |_tx| Ok(()))
-    }
-
-    /// The same, with further writes in the same transaction.
-    pub fn append_with(
-        &self,
-        changes: Vec<SessionChange>,
-        others: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static,
-    ) -> CommitHandle {
-        self.store.append(self.chain, move |tx| {
-            changes.iter().try_for_each(|change| change.write(tx))?;
-            others(tx)
-        })
+    #[cfg(test)]
+    pub fn appender(&self) -> &Appender {
+        &self.appender
     }
 }
 
-/// A change of a session, a cart, or a remembered response.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SessionChange {
+impl Journal for StoreJournal {
+    type Change = CustomerChange;
+    type Commit = CommitHandle;
+
+    fn append(&self, mut changes: Vec<CustomerChange>) -> CommitHandle {
+        for change in &mut changes {
+            // A purchase bears a date, not the instant by which its lease is measured.
+            if let CustomerChange::Purchase(writes) = change {
+                writes.convert_time(|instant| self.clock.date_of(instant));
+            }
+        }
+        self.appender.append(move |tx| changes.iter().try_for_each(|change| change.write(tx)))
+    }
+
+    fn latest(a: CommitHandle, b: CommitHandle) -> CommitHandle {
+        CommitHandle::latest(a, b)
+    }
+
+    fn is_committed(&self, commit: &CommitHandle) -> bool {
+        commit.state() == CommitState::Committed
+    }
+}
+
+/// A change of a session, a cart, a remembered response or a purchase.
+#[derive(Debug, Clone)]
+pub enum CustomerChange {
     /// A user has signed in.
     OpenSession { session: SessionKey, role: Role, user_id: u64, at: Millis },
     /// A session has ended: deletes it with its cart and its remembered responses.
@@ -106,40 +114,43 @@ pub enum SessionChange {
     SavedCartLine { user_id: u64, item_id: Arc<str>, quantity: u32 },
     /// Remembers the response to a request: the remaining quantity, if it returns one.
     AnsweredRequest { session: SessionKey, slot: u32, number: u64, request: String, at: Millis, quantity: Option<u32> },
+    /// What a transition of a purchase writes.
+    Purchase(Box<PurchaseWrites>),
 }
 
-impl SessionChange {
+impl CustomerChange {
     fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
         match self {
-            SessionChange::OpenSession { session, role, user_id, at } => tx.execute(
+            CustomerChange::Purchase(writes) => return writes.write(tx),
+            CustomerChange::OpenSession { session, role, user_id, at } => tx.execute(
                 "INSERT INTO shop_session (session, role, user_id, used_at) VALUES ($1, $2, $3, $4)",
                 &[(&session.to_text()).into(), role.as_str().into(), to_bigint(*user_id)?.into(), (*at).into()],
             ),
-            SessionChange::CloseSession(session) => {
+            CustomerChange::CloseSession(session) => {
                 let session = session.to_text();
                 tx.execute("DELETE FROM shop_cart WHERE session = $1", &[(&session).into()])?;
                 tx.execute("DELETE FROM shop_request WHERE session = $1", &[(&session).into()])?;
                 tx.execute("DELETE FROM shop_session WHERE session = $1", &[(&session).into()])
             }
-            SessionChange::CartLine { session, item_id, quantity: 0 } => tx.execute(
+            CustomerChange::CartLine { session, item_id, quantity: 0 } => tx.execute(
                 "DELETE FROM shop_cart WHERE session = $1 AND item_id = $2",
                 &[(&session.to_text()).into(), (&**item_id).into()],
             ),
-            SessionChange::CartLine { session, item_id, quantity } => tx.execute(
+            CustomerChange::CartLine { session, item_id, quantity } => tx.execute(
                 "INSERT INTO shop_cart (session, item_id, quantity) VALUES ($1, $2, $3)
                  ON CONFLICT (session, item_id) DO UPDATE SET quantity = excluded.quantity",
                 &[(&session.to_text()).into(), (&**item_id).into(), (*quantity).into()],
             ),
-            SessionChange::SavedCartLine { user_id, item_id, quantity: 0 } => tx.execute(
+            CustomerChange::SavedCartLine { user_id, item_id, quantity: 0 } => tx.execute(
                 "DELETE FROM shop_saved WHERE user_id = $1 AND item_id = $2",
                 &[to_bigint(*user_id)?.into(), (&**item_id).into()],
             ),
-            SessionChange::SavedCartLine { user_id, item_id, quantity } => tx.execute(
+            CustomerChange::SavedCartLine { user_id, item_id, quantity } => tx.execute(
                 "INSERT INTO shop_saved (user_id, item_id, quantity) VALUES ($1, $2, $3)
                  ON CONFLICT (user_id, item_id) DO UPDATE SET quantity = excluded.quantity",
                 &[to_bigint(*user_id)?.into(), (&**item_id).into(), (*quantity).into()],
             ),
-            SessionChange::AnsweredRequest { session, slot, number: n, request, at, quantity } => tx.execute(
+            CustomerChange::AnsweredRequest { session, slot, number: n, request, at, quantity } => tx.execute(
                 "INSERT INTO shop_request (session, slot, number, request, at, quantity) VALUES ($1, $2, $3, $4, $5, $6)
                  ON CONFLICT (session, slot) DO UPDATE SET number = excluded.number, request = excluded.request,
                      at = excluded.at, quantity = excluded.quantity",
@@ -171,15 +182,17 @@ pub struct SessionRow {
 
 /// A consistent snapshot of the state that is held in memory.
 #[derive(Debug, Default)]
-pub struct SessionSnapshot {
+pub struct CustomerSnapshot {
     /// All sessions, including those whose end was not written.
     pub sessions: Vec<SessionRow>,
     /// The lines of the sessions' carts.
     pub lines: Vec<(SessionKey, Arc<str>, u32)>,
-    /// The lines of the saved carts of buyers who have a session.
+    /// The lines of the saved carts of buyers who have a session or an open purchase.
     pub saved: Vec<(u64, Arc<str>, u32)>,
     /// The remembered responses, by session in the order of their requests.
     pub answered: Vec<AnsweredRow>,
+    /// All open purchases.
+    pub open_purchases: Vec<Purchase>,
 }
 
 /// The remembered response to a request.
@@ -196,7 +209,7 @@ pub struct AnsweredRow {
 ///
 /// # Errors
 /// The store cannot be read, or holds a row that this program did not write.
-pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<SessionSnapshot, StoreError> {
+pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<CustomerSnapshot, StoreError> {
     let flushed_at = reader.first("SELECT at FROM shop_flush WHERE id = 1", &[], |row| row.millis(0))?;
     let flushed_at = flushed_at.unwrap_or_default();
     let sessions = reader.all(
@@ -218,12 +231,21 @@ pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<SessionSnapshot, S
     let lines = reader.all("SELECT session, item_id, quantity FROM shop_cart", &[], |row| {
         Ok((session_key(row, 0)?, Arc::from(row.text(1)?), to_quantity(row.uint(2)?)?))
     })?;
-    let saved = reader.all(
+    let open_purchases = sales::open_purchases(reader)?;
+    let mut saved = reader.all(
         "SELECT user_id, item_id, quantity FROM shop_saved
          WHERE user_id IN (SELECT user_id FROM shop_session WHERE role = 'buyer')",
         &[],
         |row| Ok((row.uint(0)?, Arc::from(row.text(1)?), to_quantity(row.uint(2)?)?)),
     )?;
+    let mut loaded: HashSet<u64> =
+        sessions.iter().filter(|row: &&SessionRow| row.role == Role::Buyer).map(|row| row.account.user_id).collect();
+    for buyer_id in open_purchases.iter().map(|purchase| purchase.buyer.user_id) {
+        if loaded.insert(buyer_id) {
+            let lines = saved_cart(reader, buyer_id)?.into_iter();
+            saved.extend(lines.map(|(item_id, quantity)| (buyer_id, item_id, quantity)));
+        }
+    }
     let answered = reader.all(
         "SELECT session, number, request, at, quantity FROM shop_request ORDER BY session, number",
         &[],
@@ -233,7 +255,7 @@ pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<SessionSnapshot, S
             Ok(AnsweredRow { session: session_key(row, 0)?, number, request, at, quantity })
         },
     )?;
-    Ok(SessionSnapshot { sessions, lines, saved, answered })
+    Ok(CustomerSnapshot { sessions, lines, saved, answered, open_purchases })
 }
 
 /// Reads the saved cart of a buyer.
@@ -397,12 +419,4 @@ fn role_from_row(row: &Row<'_>, column: usize) -> Result<Role, StoreError> {
 fn session_key(row: &Row<'_>, column: usize) -> Result<SessionKey, StoreError> {
     let key = SessionKey::from_text(row.text(column)?);
     key.ok_or_else(|| StoreError::Invalid("the store holds a session without a key".to_owned()))
-}
-
-pub(super) fn to_quantity(number: u64) -> Result<u32, StoreError> {
-    u32::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no quantity of this program")))
-}
-
-pub(super) fn to_bigint(number: u64) -> Result<i64, StoreError> {
-    i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
 }

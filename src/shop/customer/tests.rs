@@ -6,18 +6,24 @@ use std::time::Instant;
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
 
-use super::carts::{ANSWER_RETENTION, ANSWERS_MAX, BuyerCarts, LINES_MAX};
+use super::active_sessions::ActiveSessions;
+use super::carts::{ANSWER_RETENTION, ANSWERS_MAX, CartOf, IdempotentRequest, LINES_MAX};
+use super::core::BeginRequest;
+use super::purchases::Beginning;
+use super::sales::PurchaseWrites;
+use super::store::CustomerChange;
 use super::*;
 use crate::bank::BuiltinGateway;
 use crate::shop::ops::{Account, RemainingQuantity, Role};
-use crate::storage::{CommitState, ReaderExt};
+use crate::shop::purchase::{Purchase, PurchaseEvent, PurchaseWrite};
+use crate::storage::{Appender, CommitState, ReaderExt};
 
-const CHEAP_HASH: HashCost = HashCost { memory_kib: 8, passes: 1 };
+const CHEAP: HashCost = HashCost { memory_kib: 8, passes: 1 };
 const TIMEOUT: Duration = Duration::from_secs(300);
 const NOW: Millis = Millis(1_795_253_400_000);
 
-/// A customer database in a temporary directory, which can be restarted.
-struct TestDb {
+/// A customer database in a folder that goes away, which may be closed and opened again.
+struct Db {
     dir: tempfile::TempDir,
     running: Option<(CustomerDb, Arc<Store>)>,
     config: CustomerDbConfig,
@@ -28,15 +34,15 @@ fn open_store(dir: &Path) -> Arc<Store> {
     Arc::new(Store::open(&dir.join(FILE_NAME), MIGRATIONS).unwrap())
 }
 
-impl TestDb {
-    fn new() -> TestDb {
-        TestDb::with_timeout(TIMEOUT)
+impl Db {
+    fn new() -> Db {
+        Db::with_timeout(TIMEOUT)
     }
 
-    fn with_timeout(session_timeout: Duration) -> TestDb {
+    fn with_timeout(session_timeout: Duration) -> Db {
         let dir = tempfile::tempdir().unwrap();
-        let config = CustomerDbConfig { session_timeout, password_cost: CHEAP_HASH, ..CustomerDbConfig::default() };
-        let mut db = TestDb { dir, running: None, config, requests: 0 };
+        let config = CustomerDbConfig { session_timeout, password_cost: CHEAP, ..CustomerDbConfig::default() };
+        let mut db = Db { dir, running: None, config, requests: 0 };
         db.open();
         db
     }
@@ -79,7 +85,7 @@ impl TestDb {
         self.ask::<NewSession>(login(role, username, "secret", "127.0.0.1")).unwrap().sid
     }
 
-    /// Creates a buyer and logs in.
+    /// A new buyer, signed in.
     fn buyer(&mut self, username: &str) -> String {
         self.create(Role::Buyer, username).unwrap();
         self.login(Role::Buyer, username)
@@ -118,7 +124,7 @@ impl TestDb {
         self.ask(CustomerOp::ClearCart { sid: sid.to_owned(), uses_saved_cart })
     }
 
-    /// The cart as text, such as `1-1 x 2, 1-2 x 5`.
+    /// As `1-1 x 2, 1-2 x 5`.
     fn cart(&self, sid: &str, uses_saved_cart: bool) -> Result<String, ErrorCode> {
         let lines: Vec<LineItem> = self.ask(CustomerOp::ShowCart { sid: sid.to_owned(), uses_saved_cart })?;
         Ok(lines.iter().map(|line| format!("{} x {}", line.item_id, line.quantity)).collect::<Vec<_>>().join(", "))
@@ -129,10 +135,13 @@ impl TestDb {
         self.store().read(|reader| reader.first(&sql, &[], |row| row.int(0))).unwrap().unwrap()
     }
 
-    /// Makes all changes of the present epoch fail from here on, until memory is rebuilt.
+    /// Makes every chained change from here on fail, until memory is built anew.
     fn break_chain(&self) {
-        let memory = self.customers().inner.memory();
-        let broken = memory.journal.append_with(Vec::new(), |_tx| Err(StoreError::Rejected("on purpose".to_owned())));
+        let memory = self.customers().inner.memory.current();
+        let broken = {
+            let mut core = memory.lock();
+            core.parts().1.appender().append(|_tx| Err(StoreError::Rejected("on purpose".to_owned())))
+        };
         assert!(broken.wait().is_err());
     }
 }
@@ -156,7 +165,7 @@ fn add(request: &str, sid: &str, uses_saved_cart: bool, item_id: &str, quantity:
 
 #[test]
 fn a_user_name_is_unique_within_its_role_and_a_repeated_request_gets_the_same_account() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let first: Account = db.ask(create("r1", Role::Buyer, "ann")).unwrap();
     assert_eq!((first.user_id, first.name.as_str()), (1, "ann"));
     assert_eq!(db.ask(create("r1", Role::Buyer, "ann")), Ok(first.clone()));
@@ -180,15 +189,15 @@ fn a_user_name_is_unique_within_its_role_and_a_repeated_request_gets_the_same_ac
 
 #[test]
 fn ids_are_never_given_twice_not_even_after_a_backup() {
-    let mut db = TestDb::new();
-    let id = |db: &mut TestDb, role, name: &str| db.create(role, name).unwrap().user_id;
+    let mut db = Db::new();
+    let id = |db: &mut Db, role, name: &str| db.create(role, name).unwrap().user_id;
     assert_eq!((id(&mut db, Role::Buyer, "a"), id(&mut db, Role::Buyer, "b")), (1, 2));
     db.config.first_id_range = 1;
     db.restart();
-    // Ids are skipped for each role, even one without users.
+    // Of each role, also of one that nobody had.
     assert_eq!(id(&mut db, Role::Buyer, "c"), 1 + ID_RANGE_SIZE);
     assert_eq!(id(&mut db, Role::Seller, "c"), 1 + ID_RANGE_SIZE);
-    // Starting with the same range again skips nothing more.
+    // The same stretch again is not begun anew.
     db.restart();
     assert_eq!(id(&mut db, Role::Buyer, "d"), 2 + ID_RANGE_SIZE);
     db.config.first_id_range = 0;
@@ -198,7 +207,7 @@ fn ids_are_never_given_twice_not_even_after_a_backup() {
 
 #[test]
 fn many_at_once_create_one_account_a_name() {
-    let db = TestDb::new();
+    let db = Db::new();
     let created: usize = thread::scope(|scope| {
         let db = &db;
         let threads: Vec<_> = (0..8)
@@ -211,7 +220,7 @@ fn many_at_once_create_one_account_a_name() {
 
 #[test]
 fn a_user_is_one_however_name_and_password_are_spelled() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let (composed, apart) = ("zoë", "zoe\u{308}");
     let mut op = create("r", Role::Buyer, apart);
     if let CustomerOp::Create { password, .. } = &mut op {
@@ -232,11 +241,11 @@ fn a_user_is_one_however_name_and_password_are_spelled() {
 fn users_of_before_keys_are_found_by_both_spellings() {
     let dir = tempfile::tempdir().unwrap();
     let (composed, apart) = ("zoë", "zoe\u{308}");
-    let kept = PasswordHasher::with_own_threads(CHEAP_HASH, 1)
+    let kept = PasswordHasher::with_own_threads(CHEAP, 1)
         .unwrap()
         .hash("secret", crate::net::source::key_of([127, 0, 0, 1].into()))
         .unwrap();
-    // Rows as the previous version wrote them, including two users with spellings of the same name.
+    // As the version before wrote them: also two of two spellings.
     let before = Store::open(&dir.path().join(FILE_NAME), &MIGRATIONS[..MIGRATIONS.len() - 1]).unwrap();
     before
         .write(move |tx| -> Result<(), StoreError> {
@@ -253,10 +262,10 @@ fn users_of_before_keys_are_found_by_both_spellings() {
         })
         .unwrap();
     drop(before);
-    let mut db = TestDb {
+    let mut db = Db {
         dir,
         running: None,
-        config: CustomerDbConfig { password_cost: CHEAP_HASH, ..CustomerDbConfig::default() },
+        config: CustomerDbConfig { password_cost: CHEAP, ..CustomerDbConfig::default() },
         requests: 0,
     };
     db.open();
@@ -268,8 +277,8 @@ fn users_of_before_keys_are_found_by_both_spellings() {
 
 #[test]
 fn two_hundred_who_come_at_once_as_in_the_documents_all_get_in() {
-    let db = TestDb::new();
-    // Each logs in, creates the account when that is refused, and logs in again; all of a role share a name.
+    let db = Db::new();
+    // Each signs in, makes the account when that is refused, and signs in again; all of a role share a name.
     let refused: Vec<ErrorCode> = thread::scope(|scope| {
         let db = &db;
         let threads: Vec<_> = (0..200)
@@ -293,7 +302,7 @@ fn two_hundred_who_come_at_once_as_in_the_documents_all_get_in() {
 
 #[test]
 fn a_wrong_password_and_an_unknown_user_get_the_same_answer() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     db.create(Role::Buyer, "ann").unwrap();
     let refused = |op| db.customers().handle(op).unwrap_err();
     let wrong = refused(login(Role::Buyer, "ann", "secres", "::1"));
@@ -315,7 +324,7 @@ fn a_wrong_password_and_an_unknown_user_get_the_same_answer() {
 
 #[test]
 fn who_fails_ten_times_waits_but_only_that_user_from_there() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     db.create(Role::Buyer, "ann").unwrap();
     db.create(Role::Buyer, "bob").unwrap();
     for _ in 0..10 {
@@ -330,7 +339,7 @@ fn who_fails_ten_times_waits_but_only_that_user_from_there() {
 
 #[test]
 fn guesses_at_once_are_not_more_than_ten_that_are_answered() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     db.create(Role::Buyer, "ann").unwrap();
     let told = thread::scope(|scope| {
         let db = &db;
@@ -347,7 +356,7 @@ fn guesses_at_once_are_not_more_than_ten_that_are_answered() {
 
 #[test]
 fn neither_passwords_nor_session_ids_are_in_the_file() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let sid = db.buyer("ann");
     db.add(&sid, false, "1-1", 1).unwrap();
     let kept = db
@@ -364,7 +373,7 @@ fn neither_passwords_nor_session_ids_are_in_the_file() {
 
 #[test]
 fn an_operator_sees_who_has_an_account() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     for (role, username) in [(Role::Seller, "sue"), (Role::Buyer, "bob"), (Role::Buyer, "ann")] {
         db.create(role, username).unwrap();
     }
@@ -381,7 +390,7 @@ fn an_operator_sees_who_has_an_account() {
 
 #[test]
 fn sessions_are_many_belong_to_one_role_and_end_one_by_one() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let one = db.buyer("ann");
     let two = db.login(Role::Buyer, "ann");
     assert_eq!(db.touch(Role::Buyer, &one).as_deref(), Ok("ann"));
@@ -404,7 +413,7 @@ fn sessions_are_many_belong_to_one_role_and_end_one_by_one() {
 
 #[test]
 fn a_sellers_session_has_no_cart() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     db.create(Role::Seller, "sue").unwrap();
     let sid = db.login(Role::Seller, "sue");
     assert_eq!(db.touch(Role::Seller, &sid).as_deref(), Ok("sue"));
@@ -419,14 +428,14 @@ fn a_sellers_session_has_no_cart() {
 #[test]
 fn the_background_thread_ends_sessions_that_nobody_uses() {
     let timeout = Duration::from_millis(1500);
-    let mut db = TestDb::with_timeout(timeout);
+    let mut db = Db::with_timeout(timeout);
     let (used, unused) = (db.buyer("ann"), db.buyer("bob"));
     db.add(&unused, false, "1-1", 1).unwrap();
     let begun = Instant::now();
     let mut used_at = begun;
     while db.customers().session_and_buyer_counts().0 == 2 {
         let alive = db.touch(Role::Buyer, &used);
-        // (Unless this machine was suspended for so long.)
+        // (Unless this machine was away for so long.)
         assert!(alive.as_deref() == Ok("ann") || used_at.elapsed() >= timeout, "it is used all the time");
         used_at = Instant::now();
         assert!(begun.elapsed() < timeout * 20, "the other one does not end");
@@ -435,7 +444,7 @@ fn the_background_thread_ends_sessions_that_nobody_uses() {
     assert!(begun.elapsed() >= timeout, "after {:?}", begun.elapsed());
     assert_eq!(db.touch(Role::Buyer, &unused), Err(ErrorCode::SessionExpired));
     assert_eq!((db.count("shop_session"), db.count("shop_cart")), (1, 0));
-    // VALIDATE does not extend the session.
+    // Whether it is alive may be asked without keeping it so.
     while db.customers().session_and_buyer_counts() != (0, 0) {
         let _ = db.ask::<ops::SessionInfo>(CustomerOp::Validate { sid: used.clone() });
         assert!(begun.elapsed() < timeout * 40, "looking at it keeps it alive");
@@ -443,108 +452,160 @@ fn the_background_thread_ends_sessions_that_nobody_uses() {
     }
 }
 
-/// The in-memory parts of the database, with a time that the test sets.
-struct MemoryParts {
+/// The core over a store, with a time that the test sets.
+struct Parts {
     _dir: tempfile::TempDir,
     store: Arc<Store>,
-    journal: Journal,
-    active_sessions: ActiveSessions,
+    core: Mutex<CustomerCore<StoreJournal>>,
 }
 
-impl MemoryParts {
-    fn new() -> MemoryParts {
+fn load_core(store: &Arc<Store>, now: Millis) -> CustomerCore<StoreJournal> {
+    let journal = StoreJournal::new(Appender::begin(Arc::clone(store)), Clock::start());
+    let snapshot = store.read(|reader| store::load(reader, TIMEOUT)).unwrap();
+    CustomerCore::load(journal, TIMEOUT, FeeRate::default(), snapshot, now)
+}
+
+/// A session's own cart, or the user's.
+fn cart_of(sid: &str, uses_saved_cart: bool) -> CartRequest<'_> {
+    CartRequest { sid, uses_saved_cart }
+}
+
+impl Parts {
+    fn new() -> Parts {
         let dir = tempfile::tempdir().unwrap();
         let store = open_store(dir.path());
         let add = |name: &'static str| {
             store.write(move |tx| store::add_user(tx, Role::Buyer, name, None, ("", ""), NOW)).unwrap()
         };
         assert_eq!((add("ann").user_id, add("bob").user_id), (1, 2));
-        let journal = Journal::begin(Arc::clone(&store));
-        let active_sessions = ActiveSessions::load(&journal, TIMEOUT, store::SessionSnapshot::default(), NOW);
-        MemoryParts { _dir: dir, store, journal, active_sessions }
+        let core = Mutex::new(load_core(&store, NOW));
+        Parts { _dir: dir, store, core }
     }
 
     fn open(&self, sid: &str, user_id: u64, now: Millis) -> ShopResult<()> {
         let account = self.store.read(|reader| store::account_by_id(reader, Role::Buyer, user_id)).unwrap().unwrap();
-        let key = SessionKey::of(sid);
-        let (answer, commit) =
-            self.active_sessions.open_session(&self.journal, now, Role::Buyer, account, key).unwrap();
-        commit.wait().unwrap();
-        answer
+        let mut saved = None;
+        loop {
+            let key = SessionKey::of(sid);
+            let opening = self.core.lock().open_session(now, Role::Buyer, account.clone(), key, saved.take());
+            match opening {
+                Opening::Decided((answer, newest)) => {
+                    newest.wait().unwrap();
+                    return answer;
+                }
+                Opening::ReadSavedCart { evictions } => saved = Some(self.saved_cart(user_id, evictions)),
+            }
+        }
     }
 
-    fn buyer(&self, sid: &str, now: Millis) -> (SessionKey, Arc<BuyerCarts>) {
-        let (session, buyer) =
-            self.active_sessions.use_buyer_session(now, sid).map_err(|(refusal, _)| refusal).unwrap();
-        (session.key, buyer)
+    fn saved_cart(&self, user_id: u64, evictions: u64) -> SavedCart {
+        let lines = self.store.read(|reader| store::saved_cart(reader, user_id)).unwrap();
+        SavedCart { lines: lines.into_iter().collect(), evictions }
+    }
+
+    fn end(&self, sid: &str, now: Millis) -> PendingResult<(), CommitHandle> {
+        self.core.lock().end_session(now, Role::Buyer, sid)
+    }
+
+    fn expire(&self, now: Millis) -> (usize, CommitHandle) {
+        self.core.lock().expire(now)
+    }
+
+    fn sizes(&self) -> (usize, usize) {
+        self.core.lock().sizes()
+    }
+
+    fn touch(&self, sid: &str, now: Millis) {
+        self.core.lock().use_session(now, Role::Buyer, sid).map_err(|(refusal, _)| refusal).unwrap();
+    }
+
+    /// Writes down last uses.
+    fn flush(&self, now: Millis) {
+        let uses = self.core.lock().unsaved_uses();
+        self.store
+            .write({
+                let uses = uses.clone();
+                move |tx| {
+                    store::write_last_uses(tx, &uses)?;
+                    store::write_flush_time(tx, now)
+                }
+            })
+            .unwrap();
+        self.core.lock().saved_uses(&uses);
     }
 
     fn is_alive(&self, sid: &str, now: Millis) -> bool {
-        self.active_sessions.peek_session(now, sid).is_ok()
+        self.core.lock().look(now, sid).is_ok()
+    }
+
+    fn add(
+        &self,
+        sid: &str,
+        uses_saved_cart: bool,
+        request: &str,
+        now: Millis,
+        at_most: u32,
+        line: &LineItem,
+    ) -> ShopResult<()> {
+        let (answer, newest) = self.core.lock().add_to_cart(now, cart_of(sid, uses_saved_cart), request, line, at_most);
+        newest.wait().unwrap();
+        answer
     }
 
     fn put(&self, sid: &str, uses_saved_cart: bool, item_id: &str, quantity: u32) {
-        let (key, buyer) = self.buyer(sid, NOW);
         let line = LineItem { item_id: item_id.to_owned(), quantity };
-        let request = Token::random();
-        let once = IdempotentRequest { id: request.reveal(), now: NOW };
-        let (answer, commit) = buyer.add(&self.journal, (&key, uses_saved_cart), &once, &line, u32::MAX);
-        answer.unwrap();
-        commit.wait().unwrap();
+        self.add(sid, uses_saved_cart, Token::random().reveal(), NOW, u32::MAX, &line).unwrap();
     }
 
     fn cart(&self, sid: &str, uses_saved_cart: bool) -> String {
-        let (key, buyer) = self.buyer(sid, NOW);
-        let lines = buyer.show(&self.journal, (&key, uses_saved_cart)).0.unwrap();
+        let lines = self.core.lock().show_cart(NOW, cart_of(sid, uses_saved_cart)).0.unwrap();
         lines.iter().map(|line| format!("{} x {}", line.item_id, line.quantity)).collect::<Vec<_>>().join(", ")
     }
 
-    /// Reloads the state from disk, as after a crash.
+    /// As after a crash.
     fn crash(&mut self, now: Millis) {
         self.store.sync_all();
-        self.journal = Journal::begin(Arc::clone(&self.store));
-        let snapshot = self.store.read(|reader| store::load(reader, TIMEOUT)).unwrap();
-        self.active_sessions = ActiveSessions::load(&self.journal, TIMEOUT, snapshot, now);
+        self.core = Mutex::new(load_core(&self.store, now));
     }
 }
 
 #[test]
 fn after_a_crash_every_session_that_was_alive_at_the_last_flush_has_its_full_time() {
-    let mut parts = MemoryParts::new();
+    let mut parts = Parts::new();
     parts.open("used", 1, NOW).unwrap();
     parts.open("unused", 2, NOW).unwrap();
     let flushed = NOW.plus_ms(299_000);
-    parts.buyer("used", flushed);
-    parts.active_sessions.flush_last_uses(&parts.journal, flushed).unwrap();
-    // The restart is hours later.
+    parts.touch("used", flushed);
+    parts.flush(flushed);
+    // Hours later.
     let later = NOW.plus_ms(10_000_000);
     parts.crash(later);
     for sid in ["used", "unused"] {
         assert!(parts.is_alive(sid, later.plus_ms(299_999)) && !parts.is_alive(sid, later.plus(TIMEOUT)), "{sid}");
     }
-    // A session that had expired when last uses were written stays expired, although its end was not written.
-    parts.buyer("used", later.plus_ms(200_000));
+    // One that was over when the others were written down stays over, though its end was not written.
+    parts.touch("used", later.plus_ms(200_000));
     let flushed = later.plus_ms(300_000);
-    parts.active_sessions.flush_last_uses(&parts.journal, flushed).unwrap();
+    parts.flush(flushed);
     parts.crash(flushed);
     assert!(parts.is_alive("used", flushed) && !parts.is_alive("unused", flushed));
     parts.crash(flushed);
-    assert_eq!(parts.active_sessions.sizes().0, 1);
+    assert_eq!(parts.sizes().0, 1);
 }
 
 #[test]
 fn last_uses_are_written_to_rows_that_still_exist() {
-    let parts = MemoryParts::new();
+    let parts = Parts::new();
     parts.open("stays", 1, NOW).unwrap();
     parts.open("goes", 1, NOW).unwrap();
     let later = NOW.plus_ms(5000);
-    parts.buyer("stays", later);
-    parts.buyer("goes", later);
-    // The session has ended on disk before its last use is written.
+    parts.touch("stays", later);
+    parts.touch("goes", later);
+    // Ended on disk while its last use was on its way.
     let uses = [(SessionKey::of("stays"), later), (SessionKey::of("goes"), later)];
-    assert_eq!(parts.active_sessions.end_session(&parts.journal, later, Role::Buyer, "goes").0, Ok(()));
+    assert_eq!(parts.end("goes", later).0, Ok(()));
     parts.store.write(move |tx| store::write_last_uses(tx, &uses)).unwrap();
-    parts.active_sessions.flush_last_uses(&parts.journal, later).unwrap();
+    parts.flush(later);
     let rows = parts.store.read(|reader| {
         reader
             .all("SELECT session, used_at FROM shop_session", &[], |row| Ok((row.text(0)?.to_owned(), row.millis(1)?)))
@@ -554,15 +615,15 @@ fn last_uses_are_written_to_rows_that_still_exist() {
 
 #[test]
 fn an_expired_session_goes_with_its_cart_and_a_buyer_with_the_last_session() {
-    let parts = MemoryParts::new();
+    let parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", false, "1-1", 2);
-    assert_eq!(parts.active_sessions.sizes(), (1, 1));
-    assert_eq!(parts.active_sessions.expire_sessions(&parts.journal, NOW.plus_ms(299_999)).0, 0);
-    let (over, commit) = parts.active_sessions.expire_sessions(&parts.journal, NOW.plus(TIMEOUT));
-    commit.wait().unwrap();
-    parts.active_sessions.expire_sessions(&parts.journal, NOW.plus(TIMEOUT));
-    assert_eq!((over, parts.active_sessions.sizes()), (1, (0, 0)));
+    assert_eq!(parts.sizes(), (1, 1));
+    assert_eq!(parts.expire(NOW.plus_ms(299_999)).0, 0);
+    let (over, newest) = parts.expire(NOW.plus(TIMEOUT));
+    newest.wait().unwrap();
+    parts.expire(NOW.plus(TIMEOUT));
+    assert_eq!((over, parts.sizes()), (1, (0, 0)));
     for table in ["shop_session", "shop_cart", "shop_request"] {
         let sql = format!("SELECT COUNT(*) FROM {table}");
         let left = parts.store.read(|reader| reader.first(&sql, &[], |row| row.int(0)));
@@ -573,48 +634,60 @@ fn an_expired_session_goes_with_its_cart_and_a_buyer_with_the_last_session() {
 }
 
 #[test]
-fn a_buyer_who_is_held_stays_the_same_one() {
-    let parts = MemoryParts::new();
+fn a_buyer_for_whom_a_purchase_is_under_way_stays_until_it_is_over() {
+    let parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
-    let (_, held) = parts.buyer("a", NOW);
-    parts.active_sessions.expire_sessions(&parts.journal, NOW.plus(TIMEOUT)).1.wait().unwrap();
-    parts.active_sessions.expire_sessions(&parts.journal, NOW.plus(TIMEOUT));
-    assert!(Arc::ptr_eq(&held, &parts.active_sessions.load_buyer(&parts.journal, 1).unwrap()));
+    parts.put("a", false, "1-1", 2);
+    let begin = BeginRequest { cart: cart_of("a", false), request: "r", key: None, address: None };
+    let Beginning::Decided((begun, newest)) = parts.core.lock().begin_purchase(NOW, "p".to_owned(), begin, None) else {
+        panic!("nothing is to be read or waited for")
+    };
+    newest.wait().unwrap();
+    let Ok(ops::BeginResponse::Drive { lease, .. }) = begun else { panic!("{begun:?}") };
+    for _ in 0..2 {
+        parts.expire(NOW.plus(TIMEOUT)).1.wait().unwrap();
+        assert_eq!(parts.sizes(), (0, 1), "the purchase needs the carts");
+    }
+    let why = Refusal::new(ErrorCode::OutOfStock, "there are not as many");
+    for event in [PurchaseEvent::Undo { lease, why }, PurchaseEvent::Closed { lease }] {
+        let stepped = parts.core.lock().step(NOW, "p", event).unwrap();
+        stepped.newest.wait().unwrap();
+    }
+    assert_eq!(parts.core.lock().forget("p"), Some(1));
+    parts.expire(NOW.plus(TIMEOUT)).1.wait().unwrap();
+    assert_eq!(parts.sizes(), (0, 0));
 }
 
 #[test]
 fn a_buyer_stays_until_the_last_change_is_on_disk() {
-    let parts = MemoryParts::new();
+    let parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
     let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
     parts.store.submit(move |_tx| {
         let _ = wait.recv();
         Ok(())
     });
-    let (key, buyer) = parts.buyer("a", NOW);
     let line = LineItem { item_id: "1-1".to_owned(), quantity: 3 };
-    buyer.add(&parts.journal, (&key, true), &IdempotentRequest { id: "r", now: NOW }, &line, 3).0.unwrap();
-    drop(buyer);
-    assert_eq!(parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, "a").0, Ok(()));
-    parts.active_sessions.expire_sessions(&parts.journal, NOW);
-    assert_eq!(parts.active_sessions.sizes(), (0, 1));
+    parts.core.lock().add_to_cart(NOW, cart_of("a", true), "r", &line, 3).0.unwrap();
+    assert_eq!(parts.end("a", NOW).0, Ok(()));
+    parts.expire(NOW);
+    assert_eq!(parts.sizes(), (0, 1));
     drop(let_go);
-    // A buyer who is loaded now must not get the old saved cart.
+    // Whoever comes now must not see the saved cart of before.
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 3");
 }
 
 #[test]
 fn a_saved_cart_that_was_read_before_the_buyer_came_and_went_is_not_taken() {
-    let parts = MemoryParts::new();
-    let gone = parts.active_sessions.loaded_buyer(1).unwrap_err();
-    let saved = parts.store.read(|reader| store::saved_cart(reader, 1)).unwrap();
+    let parts = Parts::new();
+    let evictions = parts.core.lock().parts().0.evictions();
+    let saved = parts.saved_cart(1, evictions);
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 3);
-    let (_, commit) = parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, "a");
-    commit.wait().unwrap();
-    parts.active_sessions.expire_sessions(&parts.journal, NOW);
-    assert!(parts.active_sessions.insert_buyer(1, saved.into_iter().collect(), gone).is_none());
+    parts.end("a", NOW).1.wait().unwrap();
+    parts.expire(NOW);
+    assert!(!parts.core.lock().parts().0.put_buyer(1, saved));
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 3");
 }
@@ -623,7 +696,7 @@ fn a_saved_cart_that_was_read_before_the_buyer_came_and_went_is_not_taken() {
 fn buyers_who_come_and_go_lose_nothing() {
     const THREADS: u32 = 3;
     const ROUNDS: u32 = 60;
-    let parts = MemoryParts::new();
+    let parts = Parts::new();
     thread::scope(|scope| {
         let parts = &parts;
         let visits: Vec<_> = (0..THREADS)
@@ -633,21 +706,20 @@ fn buyers_who_come_and_go_lose_nothing() {
                         let sid = format!("{n} {m}");
                         parts.open(&sid, 1, NOW).unwrap();
                         parts.put(&sid, true, "1-1", 1);
-                        let (answer, commit) =
-                            parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, &sid);
+                        let (answer, newest) = parts.end(&sid, NOW);
                         answer.unwrap();
-                        commit.wait().unwrap();
+                        newest.wait().unwrap();
                     }
                 })
             })
             .collect();
         while !visits.iter().all(thread::ScopedJoinHandle::is_finished) {
-            parts.active_sessions.expire_sessions(&parts.journal, NOW);
+            parts.expire(NOW);
             thread::yield_now();
         }
     });
-    parts.active_sessions.expire_sessions(&parts.journal, NOW);
-    assert_eq!(parts.active_sessions.sizes(), (0, 0));
+    parts.expire(NOW);
+    assert_eq!(parts.sizes(), (0, 0));
     parts.open("last", 1, NOW).unwrap();
     assert_eq!(parts.cart("last", false), format!("1-1 x {}", THREADS * ROUNDS));
 }
@@ -656,7 +728,7 @@ fn buyers_who_come_and_go_lose_nothing() {
 
 #[test]
 fn a_cart_belongs_to_its_session_unless_it_is_saved() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let one = db.buyer("ann");
     let two = db.login(Role::Buyer, "ann");
     db.add(&one, false, "1-2", 2).unwrap();
@@ -692,7 +764,7 @@ fn a_cart_belongs_to_its_session_unless_it_is_saved() {
 
 #[test]
 fn a_saved_cart_waits_for_the_next_login_when_nobody_is_here() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let sid = db.buyer("ann");
     db.add(&sid, false, "1-1", 4).unwrap();
     db.save(&sid, false).unwrap();
@@ -705,7 +777,7 @@ fn a_saved_cart_waits_for_the_next_login_when_nobody_is_here() {
 
 #[test]
 fn carts_have_their_limits() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let sid = db.buyer("ann");
     assert_eq!(db.add(&sid, false, "1-1", 11), Err(ErrorCode::OutOfStock), "there are ten");
     db.add(&sid, false, "1-1", 6).unwrap();
@@ -724,13 +796,11 @@ fn carts_have_their_limits() {
 
 #[test]
 fn a_cart_holds_a_bounded_number_of_items() {
-    let parts = MemoryParts::new();
+    let parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
-    let (key, buyer) = parts.buyer("a", NOW);
     let put = |n: usize| {
         let line = LineItem { item_id: format!("1-{n}"), quantity: 1 };
-        let request = n.to_string();
-        buyer.add(&parts.journal, (&key, false), &IdempotentRequest { id: &request, now: NOW }, &line, 10).0
+        parts.core.lock().add_to_cart(NOW, cart_of("a", false), &n.to_string(), &line, 10).0
     };
     for n in 0..LINES_MAX {
         put(n).unwrap();
@@ -741,7 +811,7 @@ fn a_cart_holds_a_bounded_number_of_items() {
 
 #[test]
 fn in_dialect_2_the_cart_is_the_users() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let one = db.buyer("ann");
     let two = db.login(Role::Buyer, "ann");
     db.add(&one, true, "1-1", 1).unwrap();
@@ -755,7 +825,7 @@ fn in_dialect_2_the_cart_is_the_users() {
     db.logout(&two).unwrap();
     let one = db.login(Role::Buyer, "ann");
     assert_eq!(db.cart(&one, true).as_deref(), Ok("1-1 x 1, 1-2 x 1"), "it needs no SAVE_CART");
-    // Mixed with dialect 1: what is only in the session's cart is not in the saved one.
+    // Mixed with dialect 1: what is only the session's is not the user's.
     db.add(&one, false, "1-3", 3).unwrap();
     assert_eq!(db.add(&one, true, "1-9", 11), Err(ErrorCode::OutOfStock));
     assert_eq!(db.cart(&one, false).as_deref(), Ok("1-1 x 1, 1-2 x 1, 1-3 x 3"), "a refusal changes nothing");
@@ -769,7 +839,7 @@ fn in_dialect_2_the_cart_is_the_users() {
 
 #[test]
 fn a_repeated_request_does_its_work_once() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let sid = db.buyer("ann");
     for _ in 0..3 {
         assert_eq!(db.ask(add("same", &sid, false, "1-1", 2)), Ok(()));
@@ -784,22 +854,26 @@ fn a_repeated_request_does_its_work_once() {
     assert_eq!(db.ask(take()), Ok(RemainingQuantity { quantity: 0 }), "also after a restart");
     assert_eq!(db.ask(add("same", &sid, false, "1-1", 2)), Ok(()));
     assert_eq!(db.cart(&sid, false).as_deref(), Ok(""));
-    // A refused request has changed nothing, and a retry may succeed later.
+    // One that was refused has changed nothing, and may do better later.
     assert_eq!(db.ask::<()>(add("full", &sid, false, "1-1", 11)), Err(ErrorCode::OutOfStock));
     assert_eq!(db.ask(add("full", &sid, false, "1-1", 1)), Ok(()));
 }
 
 #[test]
 fn answers_are_kept_for_ten_minutes_and_in_a_bounded_number() {
-    let mut parts = MemoryParts::new();
+    let mut parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
-    let add = |parts: &MemoryParts, request: &str, now| {
-        let (key, buyer) = parts.buyer("a", NOW);
+    let add = |parts: &Parts, request: &str, now| {
         let line = LineItem { item_id: "1-1".to_owned(), quantity: 1 };
-        let (answer, commit) =
-            buyer.add(&parts.journal, (&key, false), &IdempotentRequest { id: request, now }, &line, u32::MAX);
+        // (Of a session that is used all the time.)
+        let key = SessionKey::of("a");
+        let mut core = parts.core.lock();
+        let (active_sessions, journal) = core.parts();
+        let (_, buyer) = active_sessions.use_buyers_session(NOW, &key).map_err(|(refusal, _)| refusal).unwrap();
+        let cart = CartOf { session: key, uses_saved_cart: false };
+        let (answer, newest) = buyer.add(journal, cart, IdempotentRequest { id: request, now }, &line, u32::MAX);
         answer.unwrap();
-        commit.wait().unwrap();
+        newest.wait().unwrap();
     };
     add(&parts, "r", NOW);
     add(&parts, "r", NOW.plus_ms(599_999));
@@ -823,7 +897,7 @@ fn answers_are_kept_for_ten_minutes_and_in_a_bounded_number() {
 
 #[test]
 fn what_many_put_into_one_cart_at_once_is_all_in_it() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let sid = db.buyer("ann");
     thread::scope(|scope| {
         let (db, sid) = (&db, &sid);
@@ -835,7 +909,7 @@ fn what_many_put_into_one_cart_at_once_is_all_in_it() {
             });
         }
     });
-    // The saved cart has what was changed through it; the session's also has what was added since it was last loaded.
+    // The saved one has what went through it; the session's has what came since it was last loaded.
     let saved = db.cart(&sid, true).unwrap();
     for n in [0, 2, 4, 6] {
         assert!(saved.contains(&format!("1-{n} x 10")), "{saved}");
@@ -844,32 +918,48 @@ fn what_many_put_into_one_cart_at_once_is_all_in_it() {
     assert_eq!(db.cart(&sid, true), Ok(saved));
 }
 
-// Removing what was purchased.
+// Purchases' side of it.
 
-fn bought(
-    parts: &MemoryParts,
-    buyer: &BuyerCarts,
-    sid: &str,
-    lines: &[(&str, u32)],
-    also: Result<(), StoreError>,
-) -> CommitHandle {
+/// These lines were bought by the first user; `also` is stored with that.
+fn bought(parts: &Parts, sid: &str, lines: &[(&str, u32)], also: Vec<CustomerChange>) -> CommitHandle {
     let lines: Vec<LineItem> = lines
         .iter()
         .map(|(item_id, quantity)| LineItem { item_id: (*item_id).to_owned(), quantity: *quantity })
         .collect();
-    buyer.remove_purchased(&SessionKey::of(sid), &lines, |changes| parts.journal.append_with(changes, move |_tx| also))
+    let mut core = parts.core.lock();
+    let (active_sessions, journal) = core.parts();
+    let active_sessions: &mut ActiveSessions<CommitHandle> = active_sessions;
+    active_sessions.buyer_mut(1).unwrap().remove_purchased(journal, &SessionKey::of(sid), &lines, also)
+}
+
+/// Rows of a purchase that cannot be stored: its line's seller has no name.
+fn rows_that_fail() -> CustomerChange {
+    let purchase = serde_json::json!({
+        "id": "p", "buyer": {"user_id": 1, "username": "ann", "name": "Ann"}, "request": "r",
+        "cart": {"session": SessionKey::of("a"), "users": false, "lines": [{"item_id": "1-1", "quantity": 2}]},
+        "key": null, "address": null,
+        "priced": [{"item_id": "1-1", "quantity": 2, "price": 1, "seller_id": 1, "seller": ""}],
+        "begun_at": NOW, "captured_at": NOW, "stage": "captured", "lease": 1, "leased_until": NOW, "is_booked": true,
+        "why": null,
+    });
+    let purchase: Purchase = serde_json::from_value(purchase).unwrap();
+    CustomerChange::Purchase(Box::new(PurchaseWrites::new(
+        &purchase,
+        vec![PurchaseWrite::PostSale],
+        FeeRate::default(),
+        NOW,
+    )))
 }
 
 #[test]
 fn a_purchase_empties_the_sessions_cart_and_takes_from_the_saved_one() {
-    let mut parts = MemoryParts::new();
+    let mut parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
     for (item_id, quantity) in [("1-1", 2), ("1-2", 5), ("1-3", 1)] {
         parts.put("a", true, item_id, quantity);
     }
     parts.open("b", 1, NOW).unwrap();
-    let (_, buyer) = parts.buyer("a", NOW);
-    bought(&parts, &buyer, "a", &[("1-1", 2), ("1-2", 3), ("9-9", 1)], Ok(())).wait().unwrap();
+    bought(&parts, "a", &[("1-1", 2), ("1-2", 3), ("9-9", 1)], Vec::new()).wait().unwrap();
     for _ in 0..2 {
         assert_eq!(parts.cart("a", false), "");
         assert_eq!(parts.cart("b", false), "1-1 x 2, 1-2 x 5, 1-3 x 1", "another session's is its own");
@@ -880,12 +970,11 @@ fn a_purchase_empties_the_sessions_cart_and_takes_from_the_saved_one() {
 
 #[test]
 fn a_purchase_that_is_not_stored_leaves_the_carts_as_they_were() {
-    let mut parts = MemoryParts::new();
+    let mut parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 2);
-    let (_, buyer) = parts.buyer("a", NOW);
-    let commit = bought(&parts, &buyer, "a", &[("1-1", 2)], Err(StoreError::Rejected("no".to_owned())));
-    assert!(commit.wait().is_err());
+    let newest = bought(&parts, "a", &[("1-1", 2)], vec![rows_that_fail()]);
+    assert!(newest.wait().is_err());
     parts.crash(NOW);
     assert_eq!(parts.cart("a", false), "1-1 x 2");
     assert_eq!(parts.cart("a", true), "1-1 x 2");
@@ -893,27 +982,28 @@ fn a_purchase_that_is_not_stored_leaves_the_carts_as_they_were() {
 
 #[test]
 fn a_purchase_whose_buyer_has_left_takes_from_the_saved_cart_and_revives_no_session() {
-    let mut parts = MemoryParts::new();
+    let mut parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 2);
-    assert_eq!(parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, "a").0, Ok(()));
+    assert_eq!(parts.end("a", NOW).0, Ok(()));
     parts.crash(NOW);
-    assert_eq!(parts.active_sessions.sizes(), (0, 0));
-    let buyer = parts.active_sessions.load_buyer(&parts.journal, 1).unwrap();
-    bought(&parts, &buyer, "a", &[("1-1", 1)], Ok(())).wait().unwrap();
-    drop(buyer);
-    parts.active_sessions.expire_sessions(&parts.journal, NOW);
-    assert_eq!(parts.active_sessions.sizes(), (0, 0), "nobody holds the buyer any more");
+    assert_eq!(parts.sizes(), (0, 0));
+    let evictions = parts.core.lock().parts().0.evictions();
+    let saved = parts.saved_cart(1, evictions);
+    assert!(parts.core.lock().parts().0.put_buyer(1, saved));
+    bought(&parts, "a", &[("1-1", 1)], Vec::new()).wait().unwrap();
+    parts.expire(NOW);
+    assert_eq!(parts.sizes(), (0, 0), "nobody holds the buyer any more");
     assert!(!parts.is_alive("a", NOW));
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 1");
 }
 
-// Failures of the disk.
+// When the disk fails.
 
 #[test]
 fn what_could_not_be_stored_has_not_happened_and_the_next_operation_works() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let (ann, bob) = (db.buyer("ann"), db.buyer("bob"));
     db.add(&ann, true, "1-1", 1).unwrap();
     db.break_chain();
@@ -938,27 +1028,27 @@ fn what_could_not_be_stored_has_not_happened_and_the_next_operation_works() {
 
 #[test]
 fn who_is_told_that_a_session_has_ended_is_told_when_that_is_on_disk() {
-    let parts = MemoryParts::new();
+    let parts = Parts::new();
     parts.open("a", 1, NOW).unwrap();
-    // The writer is kept busy, so that later changes wait.
+    // The writer is kept busy, so that what comes after it waits.
     let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
     let busy = parts.store.submit(move |_tx| {
         let _ = wait.recv();
         Ok(())
     });
-    let (answer, ended) = parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, "a");
+    let (answer, ended) = parts.end("a", NOW);
     assert_eq!((answer, ended.state()), (Ok(()), CommitState::Pending));
-    let (refusal, commit) = parts.active_sessions.use_session(NOW, Role::Buyer, "a").unwrap_err();
-    assert_eq!((refusal.code, commit.state()), (ErrorCode::SessionExpired, CommitState::Pending));
+    let (refusal, newest) = parts.core.lock().use_session(NOW, Role::Buyer, "a").unwrap_err();
+    assert_eq!((refusal.code, newest.state()), (ErrorCode::SessionExpired, CommitState::Pending));
     drop(let_go);
-    commit.wait().unwrap();
+    newest.wait().unwrap();
     busy.wait().unwrap();
     assert_eq!(ended.state(), CommitState::Committed);
 }
 
 #[test]
 fn no_answer_leaves_before_what_it_is_built_on_is_on_disk() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let (ann, bob) = (db.buyer("ann"), db.buyer("bob"));
     db.add(&ann, false, "1-1", 5).unwrap();
     let sid = || ann.clone();
@@ -981,7 +1071,7 @@ fn no_answer_leaves_before_what_it_is_built_on_is_on_disk() {
     ];
     for op in ops {
         let kind = format!("{op:?}");
-        // The writer is kept busy, so that the changes appended now wait.
+        // The writer is kept busy, so that what is handed over now waits.
         let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
         db.store().submit(move |_tx| {
             let _ = wait.recv();
@@ -1001,7 +1091,7 @@ fn no_answer_leaves_before_what_it_is_built_on_is_on_disk() {
 
 #[test]
 fn what_is_only_looked_at_waits_for_no_one_elses_change() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let (ann, bob) = (db.buyer("ann"), db.buyer("bob"));
     let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
     db.store().submit(move |_tx| {
@@ -1017,7 +1107,7 @@ fn what_is_only_looked_at_waits_for_no_one_elses_change() {
         while db.store().queued_changes() == 0 {
             thread::yield_now();
         }
-        // All of these would block for ever if they waited for the writer.
+        // All of these would wait for ever if they waited for that.
         assert_eq!(db.touch(Role::Buyer, &ann).as_deref(), Ok("ann"));
         assert_eq!(db.cart(&bob, false).as_deref(), Ok(""));
         assert!(db.ask::<ops::SessionInfo>(CustomerOp::Validate { sid: ann }).is_ok());
@@ -1028,7 +1118,7 @@ fn what_is_only_looked_at_waits_for_no_one_elses_change() {
 
 #[test]
 fn a_database_that_is_closed_answers_unavailable() {
-    let mut db = TestDb::new();
+    let mut db = Db::new();
     let sid = db.buyer("ann");
     db.customers().close();
     db.customers().close();
@@ -1037,10 +1127,10 @@ fn a_database_that_is_closed_answers_unavailable() {
     assert_eq!(db.create(Role::Buyer, "bob"), Err(ErrorCode::Unavailable));
 }
 
-// Random sequences of operations.
+// Any order of them.
 
 #[derive(Debug, Clone)]
-enum CartAction {
+enum Act {
     Login,
     Logout(usize),
     Add(usize, bool, u8, u32),
@@ -1052,22 +1142,22 @@ enum CartAction {
     Crash,
 }
 
-fn cart_action() -> impl Strategy<Value = CartAction> {
+fn act() -> impl Strategy<Value = Act> {
     let session = 0..3usize;
     prop_oneof![
-        1 => Just(CartAction::Login),
-        1 => session.clone().prop_map(CartAction::Logout),
-        6 => (session.clone(), any::<bool>(), 0..3u8, 1..5u32).prop_map(|(s, u, i, q)| CartAction::Add(s, u, i, q)),
-        3 => (session.clone(), any::<bool>(), 0..3u8, prop::option::of(1..5u32)).prop_map(|(s, u, i, q)| CartAction::Remove(s, u, i, q)),
-        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| CartAction::Save(s, u)),
-        1 => (session.clone(), any::<bool>()).prop_map(|(s, u)| CartAction::Clear(s, u)),
-        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| CartAction::Show(s, u)),
-        1 => session.prop_map(CartAction::PurchaseHistoryEntry),
-        1 => Just(CartAction::Crash),
+        1 => Just(Act::Login),
+        1 => session.clone().prop_map(Act::Logout),
+        6 => (session.clone(), any::<bool>(), 0..3u8, 1..5u32).prop_map(|(s, u, i, q)| Act::Add(s, u, i, q)),
+        3 => (session.clone(), any::<bool>(), 0..3u8, prop::option::of(1..5u32)).prop_map(|(s, u, i, q)| Act::Remove(s, u, i, q)),
+        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| Act::Save(s, u)),
+        1 => (session.clone(), any::<bool>()).prop_map(|(s, u)| Act::Clear(s, u)),
+        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| Act::Show(s, u)),
+        1 => session.prop_map(Act::PurchaseHistoryEntry),
+        1 => Just(Act::Crash),
     ]
 }
 
-/// A model of the rules in `docs/spec/shop.md`, "Cart": the carts by session, and the saved cart.
+/// The rules of docs/spec/shop.md in the fewest words: carts by session, and the saved one.
 #[derive(Default)]
 struct Model {
     saved: BTreeMap<String, u32>,
@@ -1077,33 +1167,32 @@ struct Model {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn carts_are_what_the_rules_say_whatever_happens_and_whenever_it_crashes(acts in prop::collection::vec(cart_action(), 1..60)) {
-        let mut parts = MemoryParts::new();
+    fn carts_are_what_the_rules_say_whatever_happens_and_whenever_it_crashes(acts in prop::collection::vec(act(), 1..60)) {
+        let mut parts = Parts::new();
         let mut model = Model::default();
         let mut logins = 0;
         for act in acts {
-            // The actions use the newest sessions.
+            // The newest sessions are the ones that are spoken of.
             let session = |n: usize| model.of.keys().rev().nth(n).copied();
             match act {
-                CartAction::Login => {
+                Act::Login => {
                     logins += 1;
                     parts.open(&logins.to_string(), 1, NOW).unwrap();
                     model.of.insert(logins, model.saved.clone());
                 }
-                CartAction::Crash => parts.crash(NOW),
-                CartAction::Logout(n) => {
+                Act::Crash => parts.crash(NOW),
+                Act::Logout(n) => {
                     let Some(s) = session(n) else { continue };
-                    prop_assert_eq!(parts.active_sessions.end_session(&parts.journal, NOW, Role::Buyer, &s.to_string()).0, Ok(()));
+                    prop_assert_eq!(parts.end(&s.to_string(), NOW).0, Ok(()));
                     model.of.remove(&s);
                 }
-                CartAction::Add(n, uses_saved_cart, item, quantity) => {
+                Act::Add(n, uses_saved_cart, item, quantity) => {
                     let Some(s) = session(n) else { continue };
                     let item_id = format!("1-{item}");
-                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
                     let line = LineItem { item_id: item_id.clone(), quantity };
-                    let request = Token::random();
-                    let once = IdempotentRequest { id: request.reveal(), now: NOW };
-                    let (answer, _) = buyer.add(&parts.journal, (&key, uses_saved_cart), &once, &line, 8);
+                    let (sid, request) = (s.to_string(), Token::random());
+                    let cart = cart_of(&sid, uses_saved_cart);
+                    let (answer, _) = parts.core.lock().add_to_cart(NOW, cart, request.reveal(), &line, 8);
                     let mut cart = if uses_saved_cart { model.saved.clone() } else { model.of[&s].clone() };
                     let wanted = cart.get(&item_id).copied().unwrap_or(0) + quantity;
                     prop_assert_eq!(answer.is_ok(), wanted <= 8);
@@ -1115,13 +1204,13 @@ proptest! {
                         model.of.insert(s, cart);
                     }
                 }
-                CartAction::Remove(n, uses_saved_cart, item, quantity) => {
+                Act::Remove(n, uses_saved_cart, item, quantity) => {
                     let Some(s) = session(n) else { continue };
                     let item_id = format!("1-{item}");
-                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
-                    let request = Token::random();
-                    let once = IdempotentRequest { id: request.reveal(), now: NOW };
-                    let (answer, _) = buyer.remove(&parts.journal, (&key, uses_saved_cart), &once, &item_id, quantity);
+                    let (sid, request) = (s.to_string(), Token::random());
+                    let cart = cart_of(&sid, uses_saved_cart);
+                    let (answer, _) =
+                        parts.core.lock().remove_from_cart(NOW, cart, request.reveal(), &item_id, quantity);
                     let mut cart = if uses_saved_cart { model.saved.clone() } else { model.of[&s].clone() };
                     let left = cart.get(&item_id).map(|there| there - quantity.unwrap_or(*there).min(*there));
                     prop_assert_eq!(answer.ok().map(|left| left.quantity), left);
@@ -1134,31 +1223,28 @@ proptest! {
                         model.of.insert(s, cart);
                     }
                 }
-                CartAction::Save(n, uses_saved_cart) => {
+                Act::Save(n, uses_saved_cart) => {
                     let Some(s) = session(n) else { continue };
-                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
-                    buyer.save(&parts.journal, (&key, uses_saved_cart)).0.unwrap();
+                    parts.core.lock().save_cart(NOW, cart_of(&s.to_string(), uses_saved_cart)).0.unwrap();
                     if uses_saved_cart { model.of.insert(s, model.saved.clone()); } else { model.saved = model.of[&s].clone(); }
                 }
-                CartAction::Clear(n, uses_saved_cart) => {
+                Act::Clear(n, uses_saved_cart) => {
                     let Some(s) = session(n) else { continue };
-                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
-                    buyer.clear(&parts.journal, (&key, uses_saved_cart)).0.unwrap();
+                    parts.core.lock().clear_cart(NOW, cart_of(&s.to_string(), uses_saved_cart)).0.unwrap();
                     model.of.insert(s, BTreeMap::new());
                     if uses_saved_cart { model.saved.clear(); }
                 }
-                CartAction::Show(n, uses_saved_cart) => {
+                Act::Show(n, uses_saved_cart) => {
                     let Some(s) = session(n) else { continue };
                     if uses_saved_cart { model.of.insert(s, model.saved.clone()); }
                     let wanted = model.of[&s].iter().map(|(item_id, n)| format!("{item_id} x {n}")).collect::<Vec<_>>();
                     prop_assert_eq!(parts.cart(&s.to_string(), uses_saved_cart), wanted.join(", "));
                 }
-                CartAction::PurchaseHistoryEntry(n) => {
+                Act::PurchaseHistoryEntry(n) => {
                     let Some(s) = session(n) else { continue };
-                    let (_, buyer) = parts.buyer(&s.to_string(), NOW);
                     let lines = model.of.insert(s, BTreeMap::new()).unwrap_or_default();
                     let lines: Vec<(&str, u32)> = lines.iter().map(|(item_id, n)| (item_id.as_str(), *n)).collect();
-                    bought(&parts, &buyer, &s.to_string(), &lines, Ok(()));
+                    bought(&parts, &s.to_string(), &lines, Vec::new());
                     for (item_id, n) in lines {
                         if let Some(there) = model.saved.get_mut(item_id) { *there -= n.min(*there); }
                     }

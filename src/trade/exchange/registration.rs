@@ -17,10 +17,10 @@ const LOGINS_MAX: usize = 16;
 /// The ports that a peer may name; lower ones belong to system services.
 const PORTS: std::ops::RangeInclusive<u32> = 1024..=65535;
 
-type RequestResult<J> = Result<ExchangeEffects<<J as Journal>::Commit>, FailedRequest<J>>;
+type RequestResult<J> = Result<ExchangeEffects<<J as crate::storage::Journal>::Commit>, FailedRequest<J>>;
 
 /// The effects of a registration, unless its address is held by another peer.
-type RegistrationResult<J> = Result<ExchangeEffects<<J as Journal>::Commit>, AddressInUse>;
+type RegistrationResult<J> = Result<ExchangeEffects<<J as crate::storage::Journal>::Commit>, AddressInUse>;
 
 impl<J: Journal> Exchange<J> {
     pub(super) fn register(

@@ -1,19 +1,20 @@
 //! A running peer: joins the core, the client and the store. Effects are applied in a fixed order: store changes,
 //! acknowledge, send requests, then report events.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use super::store::{PeerStore, PeerStoreError};
+use super::store::{self, PeerStore, PeerStoreError};
 use super::{CommandError, Item, PeerCore, PeerEvent, PeerInput, Purchase, PurchaseState, Sale};
 use crate::model::{Cents, Clock, Name};
 use crate::net::threads;
-use crate::storage::{CommitHandle, Epoch, StoreError};
+use crate::storage::{CoreState, Durable, SharedCore, StoreError};
 use crate::trade::client::messages::ServerResponse;
 use crate::trade::client::{self, Client, ClientError, ClientOpenError};
 use crate::trade::wire::{DealStatus, ErrorCode, Goods, RequestBody, Side};
@@ -114,20 +115,11 @@ struct NodeInner {
     config: NodeConfig,
     store: PeerStore,
     clock: Clock,
-    state: Mutex<NodeState>,
-    /// Notified whenever the state has changed.
-    changed: Condvar,
+    core: Durable<SharedCore<PeerCore>>,
     /// Unbounded itself; notifications are limited by [`QUEUED_NOTIFICATIONS_MAX`], responses by the client's limit on requests.
     inputs: Sender<PeerInput>,
     client: OnceLock<Client>,
     observer: Box<dyn Fn(&PeerEvent) + Send + Sync>,
-}
-
-struct NodeState {
-    core: PeerCore,
-    epoch: Epoch,
-    /// The newest change; nothing that depends on it is sent before it is on disk.
-    last_commit: CommitHandle,
 }
 
 impl Node {
@@ -138,17 +130,15 @@ impl Node {
     /// What could not be opened, and what to do.
     pub fn open(config: NodeConfig, observer: impl Fn(&PeerEvent) + Send + Sync + 'static) -> Result<Node, NodeError> {
         let store = PeerStore::open(&config.data_dir, &config.client.name)?;
-        let state = NodeState {
-            epoch: store.epoch(),
-            core: PeerCore::new(store.load()?, config.auto_buy),
-            last_commit: CommitHandle::committed(),
-        };
+        let (first_id, auto_buy) = (store.first_id(), config.auto_buy);
+        let core = Durable::open_shared("peer", Arc::clone(store.database()), move |store, _before| {
+            Ok(PeerCore::new(store::load(store, first_id)?, auto_buy))
+        })?;
         let (inputs, incoming) = crossbeam_channel::unbounded();
         let inner = Arc::new(NodeInner {
             store,
             clock: Clock::start(),
-            state: Mutex::new(state),
-            changed: Condvar::new(),
+            core,
             inputs,
             client: OnceLock::new(),
             observer: Box::new(observer),
@@ -272,24 +262,24 @@ impl Node {
         };
         let (rq, peers) = peers;
         let give_up_at = Instant::now() + at_most;
-        let mut state = self.inner.state.lock();
-        loop {
-            match state.core.purchase(rq) {
-                None => return Err(CommandError(format!("there is no search {rq}")).into()),
-                Some(found) if found.price.is_some() => return Ok((peers, Some(found.clone()))),
-                Some(over) if over.is_over() => return Ok((peers, None)),
-                Some(_) => {}
-            }
-            if self.inner.changed.wait_until(&mut state, give_up_at).timed_out() {
-                return Err(NodeError::TimedOut(format!("no answer after {} s", at_most.as_secs_f64())));
-            }
+        let found = self.inner.core.wait_for(give_up_at, |core| match core.purchase(rq) {
+            None => ControlFlow::Break(Err(CommandError(format!("there is no search {rq}")))),
+            Some(found) if found.price.is_some() => ControlFlow::Break(Ok(Some(found.clone()))),
+            Some(over) if over.is_over() => ControlFlow::Break(Ok(None)),
+            Some(_) => ControlFlow::Continue(None),
+        });
+        match found {
+            Some(found) => Ok((peers, found.value?)),
+            None => Err(NodeError::TimedOut(format!("no answer after {} s", at_most.as_secs_f64()))),
         }
     }
 
     /// Sales whose goods are still to be sent, with their recipients.
     pub fn orders(&self) -> Vec<Sale> {
-        let state = self.inner.state.lock();
-        state.core.sales().filter(|sale| sale.ship_to.is_some() && sale.is_over()).cloned().collect()
+        self.inner
+            .core
+            .with(|core| core.sales().filter(|sale| sale.ship_to.is_some() && sale.is_over()).cloned().collect())
+            .value
     }
 
     /// Marks the goods of a sale as sent and deletes the recipient's address.
@@ -309,8 +299,8 @@ impl Node {
         self.inner.wallet().map_err(NodeError::Wallet)?;
         match self.inner.command(PeerInput::Buy { rq })? {
             Some(ServerResponse::Buying { .. }) => {
-                let state = self.inner.state.lock();
-                Ok(state.core.purchase(rq).and_then(|purchase| purchase.price).unwrap_or_default())
+                let price = self.inner.core.with(|core| core.purchase(rq).and_then(|purchase| purchase.price));
+                Ok(price.value.unwrap_or_default())
             }
             response => Err(self.inner.response_error_or_none(response)),
         }
@@ -340,19 +330,20 @@ impl Node {
 
     /// All items, each with its number of bound units.
     pub fn items(&self) -> Vec<(Item, u64)> {
-        let state = self.inner.state.lock();
-        state.core.items().map(|item| (item.clone(), state.core.bound_units(&item.name))).collect()
+        let items = |core: &mut CoreState<PeerCore>| {
+            core.items().map(|item| (item.clone(), core.bound_units(&item.name))).collect()
+        };
+        self.inner.core.with(items).value
     }
 
     /// Our records of all deals.
     pub fn deals(&self) -> (Vec<Purchase>, Vec<Sale>) {
-        let state = self.inner.state.lock();
-        (state.core.purchases().cloned().collect(), state.core.sales().cloned().collect())
+        self.inner.core.with(|core| (core.purchases().cloned().collect(), core.sales().cloned().collect())).value
     }
 
     /// The number of our newest search.
     pub fn newest_search(&self) -> Option<u64> {
-        self.inner.state.lock().core.purchases().next_back().map(|purchase| purchase.rq)
+        self.inner.core.with(|core| core.purchases().next_back().map(|purchase| purchase.rq)).value
     }
 
     /// Waits until a deal has ended, or is found and waits for our BUY; returns the corresponding event.
@@ -362,16 +353,14 @@ impl Node {
     pub fn wait(&self, rq: u64, at_most: Duration) -> Result<PeerEvent, NodeError> {
         let inner = &*self.inner;
         let give_up_at = Instant::now() + at_most;
-        let mut state = inner.state.lock();
-        loop {
-            match final_event(&state.core, rq, inner.config.auto_buy) {
-                None => return Err(CommandError(format!("there is no deal {rq}; `deals` lists yours")).into()),
-                Some(Some(event)) => return Ok(event),
-                Some(None) => {}
-            }
-            if inner.changed.wait_until(&mut state, give_up_at).timed_out() {
-                return Err(NodeError::TimedOut(format!("deal {rq} has not ended after {} s", at_most.as_secs_f64())));
-            }
+        let ended = inner.core.wait_for(give_up_at, |core| match final_event(core, rq, inner.config.auto_buy) {
+            None => ControlFlow::Break(Err(CommandError(format!("there is no deal {rq}; `deals` lists yours")))),
+            Some(Some(event)) => ControlFlow::Break(Ok(event)),
+            Some(None) => ControlFlow::Continue(None),
+        });
+        match ended {
+            Some(ended) => Ok(ended.value?),
+            None => Err(NodeError::TimedOut(format!("deal {rq} has not ended after {} s", at_most.as_secs_f64()))),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::model::text::nfc;
 use crate::model::{Millis, Name, Token};
 use crate::storage::backup::{self, DataComponent};
 use crate::storage::lock::{DataDirLock, LockError};
-use crate::storage::{CommitHandle, Epoch, OpenError, ReaderExt, Store, StoreError, Tx};
+use crate::storage::{OpenError, ReaderExt, Store, StoreError, Tx};
 
 /// The database file in the data directory.
 pub const FILE: &str = "peer.db";
@@ -47,7 +47,7 @@ pub enum PeerStoreError {
 /// A peer's data directory, locked by this process.
 #[derive(Debug)]
 pub struct PeerStore {
-    store: Store,
+    store: Arc<Store>,
     /// The first id range: not 0 if the database may not know all numbers that were used.
     first_id_range: u64,
     _lock: DataDirLock,
@@ -61,7 +61,8 @@ impl PeerStore {
     pub fn open(dir: &Path, name: &Name) -> Result<PeerStore, PeerStoreError> {
         let lock = DataDirLock::acquire(dir)?;
         let first_id_range = backup::first_id_range(dir, DataComponent::Peer)?;
-        let store = PeerStore { store: Store::open(&dir.join(FILE), MIGRATIONS)?, first_id_range, _lock: lock };
+        let store =
+            PeerStore { store: Arc::new(Store::open(&dir.join(FILE), MIGRATIONS)?), first_id_range, _lock: lock };
         match store.meta("name")? {
             Some(owner) if nfc(&owner) != name.key() => {
                 return Err(PeerStoreError::NotOurs { dir: dir.to_owned(), owner });
@@ -72,39 +73,14 @@ impl PeerStore {
         Ok(store)
     }
 
-    /// Reads the state of a core.
-    ///
-    /// # Errors
-    /// The database cannot be read, or holds an invalid row.
-    pub fn load(&self) -> Result<PeerSnapshot, StoreError> {
-        self.store.read(|reader| {
-            let items = reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
-            let mut snapshot = PeerSnapshot { items, ..PeerSnapshot::default() };
-            reader.query("SELECT side, body FROM deals ORDER BY rq", &[], &mut |row| {
-                match row.text(0)? {
-                    "seller" => snapshot.sales.push(json::<Sale>(row.text(1)?)?),
-                    _ => snapshot.purchases.push(json::<Purchase>(row.text(1)?)?),
-                }
-                Ok(())
-            })?;
-            snapshot.seen = reader
-                .all("SELECT mid, at FROM seen ORDER BY at, mid", &[], |row| Ok((row.uint(0)?, row.millis(1)?)))?;
-            let ceiling = reader.first("SELECT value FROM meta WHERE key = 'ceiling'", &[], |row| {
-                row.text(0)?.parse().map_err(|_| StoreError::Invalid("ceiling: expected a number".to_owned()))
-            })?;
-            snapshot.ceiling = ceiling.unwrap_or(0).max(first_id(self.first_id_range));
-            Ok(snapshot)
-        })
+    /// The database, which a core is loaded from.
+    pub fn database(&self) -> &Arc<Store> {
+        &self.store
     }
 
-    /// The current epoch, in which a core that was just loaded continues to write.
-    pub fn epoch(&self) -> Epoch {
-        self.store.current_epoch()
-    }
-
-    /// Appends the changes of a step; the commit handle tells when they are on disk.
-    pub fn append(&self, epoch: Epoch, changes: Vec<PeerChange>) -> CommitHandle {
-        self.store.append(epoch, move |tx| changes.iter().try_for_each(|change| apply(tx, change)))
+    /// Where numbers begin at least: beyond all that were used, if the database may not know them.
+    pub fn first_id(&self) -> u64 {
+        first_id(self.first_id_range)
     }
 
     /// The token of our registration with a server.
@@ -166,6 +142,39 @@ impl PeerStore {
             None => tx.execute("DELETE FROM meta WHERE key = $1", &[(&key).into()]).map(drop),
         })
     }
+}
+
+/// Reads the state of a core; its numbers begin at `first_id` at least.
+///
+/// # Errors
+/// The database cannot be read, or holds an invalid row.
+pub fn load(store: &Store, first_id: u64) -> Result<PeerSnapshot, StoreError> {
+    store.read(|reader| {
+        let items = reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
+        let mut snapshot = PeerSnapshot { items, ..PeerSnapshot::default() };
+        reader.query("SELECT side, body FROM deals ORDER BY rq", &[], &mut |row| {
+            match row.text(0)? {
+                "seller" => snapshot.sales.push(json::<Sale>(row.text(1)?)?),
+                _ => snapshot.purchases.push(json::<Purchase>(row.text(1)?)?),
+            }
+            Ok(())
+        })?;
+        snapshot.seen =
+            reader.all("SELECT mid, at FROM seen ORDER BY at, mid", &[], |row| Ok((row.uint(0)?, row.millis(1)?)))?;
+        let ceiling = reader.first("SELECT value FROM meta WHERE key = 'ceiling'", &[], |row| {
+            row.text(0)?.parse().map_err(|_| StoreError::Invalid("ceiling: expected a number".to_owned()))
+        })?;
+        snapshot.ceiling = ceiling.unwrap_or(0).max(first_id);
+        Ok(snapshot)
+    })
+}
+
+/// Writes the changes of a step.
+///
+/// # Errors
+/// The database cannot be written.
+pub fn write(tx: &mut dyn Tx, changes: &[PeerChange]) -> Result<(), StoreError> {
+    changes.iter().try_for_each(|change| apply(tx, change))
 }
 
 fn set_meta(tx: &mut dyn Tx, key: &str, value: &str) -> Result<(), StoreError> {
@@ -238,10 +247,10 @@ mod tests {
         let name = Name::new("ann").unwrap();
         let used = |count: usize| {
             let store = PeerStore::open(dir.path(), &name).unwrap();
-            let mut core = PeerCore::new(store.load().unwrap(), false);
+            let mut core = PeerCore::new(load(store.database(), store.first_id()).unwrap(), false);
             let mut effects = PeerEffects::default();
             let used: Vec<u64> = (0..count).map(|_| core.next_rq(&mut effects).unwrap()).collect();
-            store.append(store.epoch(), effects.changes).wait().unwrap();
+            store.database().write(move |tx| write(tx, &effects.changes)).unwrap();
             store.close();
             used
         };

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::requests::ResponseContext;
-use super::{RESEND_PAUSES, ServerInner, StoredExchange, TimerEvent, load_exchange};
+use super::{RESEND_PAUSES, ServerInner, StoredExchange, TimerEvent};
 use crate::model::Millis;
 use crate::net::udp;
-use crate::storage::StoreError;
-use crate::trade::exchange::{ExchangeEffects, NotificationId, OutgoingNotification, RequestOrigin, ResumedWork};
-use crate::trade::store::JournalCommit;
+use crate::storage::{CommitHandle, StoreError};
+use crate::trade::exchange::{ExchangeEffects, NotificationId, OutgoingNotification, RequestOrigin};
 use crate::trade::wire::{DATAGRAM_MAX, RequestError, Response, encode};
 
 impl ServerInner {
@@ -22,7 +21,7 @@ impl ServerInner {
     pub(super) fn apply_effects(
         self: &Arc<Self>,
         exchange: &Arc<StoredExchange>,
-        effects: ExchangeEffects<JournalCommit>,
+        effects: ExchangeEffects<CommitHandle>,
         respond: &dyn Fn(Response),
     ) -> Result<(), StoreError> {
         if let Err(error) = effects.commit.wait() {
@@ -43,7 +42,7 @@ impl ServerInner {
     pub(super) fn send_effects(
         self: &Arc<Self>,
         exchange: &Arc<StoredExchange>,
-        effects: ExchangeEffects<JournalCommit>,
+        effects: ExchangeEffects<CommitHandle>,
         respond: &dyn Fn(Response),
     ) {
         if let Some(response) = effects.response {
@@ -71,29 +70,19 @@ impl ServerInner {
         }
     }
 
-    /// Rebuilds the exchange from the disk, before the next request, after its changes could not be stored.
+    /// Loads the exchange anew from the disk, before the next request, after its changes could not be stored. While the
+    /// disk cannot be read the old exchange stays: its changes are refused, so every request is answered UNAVAILABLE
+    /// and tries this again.
     pub(super) fn rebuild(self: &Arc<Self>, failed: &Arc<StoredExchange>) {
-        // Deliberately held while the store is read: no request may see the outdated exchange.
-        let mut exchange = self.exchange.write();
-        if !Arc::ptr_eq(&exchange, failed) {
-            return;
-        }
-        match load_exchange(&self.config, &self.context) {
-            Ok((mut rebuilt, resumed)) => {
-                rebuilt.inherit_limits(failed);
-                *exchange = Arc::new(rebuilt);
-                drop(exchange);
-                log::warn!("trade: memory was built anew from the disk");
-                self.resume(resumed, None);
-            }
-            // The old exchange stays. Its changes are refused, so every request is answered UNAVAILABLE and tries to
-            // rebuild it again.
-            Err(error) => log::error!("trade: the store cannot be read: {error}"),
+        if self.exchange.reload(failed).is_some() {
+            self.resume(None);
         }
     }
 
-    /// Resumes interrupted work; waits for interrupted settlements until `wait_until`.
-    pub(super) fn resume(self: &Arc<Self>, resumed: ResumedWork, wait_until: Option<Instant>) {
+    /// Resumes the interrupted work of the exchange that was loaded last; waits for interrupted settlements until
+    /// `wait_until`.
+    pub(super) fn resume(self: &Arc<Self>, wait_until: Option<Instant>) {
+        let Some(resumed) = self.resumed_work.lock().take() else { return };
         let exchange = self.exchange();
         for id in resumed.notifications {
             self.send_notification(&exchange, id, 0);

@@ -15,9 +15,8 @@ use crate::net::counters::Counter;
 use crate::net::lines::LineLimits;
 use crate::net::listener::{AfterMessage, MessageConnection, MessageFraming, MessageService, Rejection};
 use crate::net::udp::Datagram;
-use crate::storage::StoreError;
+use crate::storage::{CommitHandle, StoreError};
 use crate::trade::exchange::{ExchangeEffects, RequestOrigin, Transport};
-use crate::trade::store::JournalCommit;
 use crate::trade::wire::{
     self, DATAGRAM_MAX, ErrorCode, PeerMessage, Request, RequestBody, RequestError, Response, encode,
 };
@@ -235,7 +234,7 @@ impl ServerInner {
     fn apply_request_effects(
         self: &Arc<Self>,
         exchange: &Arc<StoredExchange>,
-        effects: ExchangeEffects<JournalCommit>,
+        effects: ExchangeEffects<CommitHandle>,
         source: SocketAddr,
         request: &Request,
         respond: &dyn Fn(Response),

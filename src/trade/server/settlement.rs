@@ -17,9 +17,9 @@ use crate::bank::{AuthorisationOutcome, CaptureOutcome, GatewayError, VoidOutcom
 use crate::model::Clock;
 use crate::net::conn::{Conn, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
+use crate::storage::Journal as _;
 use crate::trade::deal::DealInput;
 use crate::trade::exchange::{SettlementOrder, SettlementParty};
-use crate::trade::journal::Journal;
 use crate::trade::settlement::{Settlement, SettlementAction, SettlementInput, SettlementMilestone};
 use crate::trade::wire::{Side, encode};
 

@@ -1,57 +1,235 @@
-//! The simulated customer database: purchases and carts in memory, ordered writes to disk, and requests to the bank.
+//! The customer database: the very core, and the rule that joins it to the world: what it has changed is on disk, then
+//! the answer leaves and the bank is asked.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use p2s2::identity::SessionKey;
-use p2s2::model::{Cents, FeeRate, Name};
-use p2s2::shop::ops::{BeginResponse, CustomerOp, ErrorCode, LineItem, Refusal, ShopResult};
+use p2s2::model::{Cents, FeeRate, Millis};
+use p2s2::shop::customer::active_sessions::SavedCart;
+use p2s2::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, Opening};
+use p2s2::shop::customer::purchases::{Beginning, MadeUnderKey};
+use p2s2::shop::customer::store::{AnsweredRow, CustomerChange, CustomerSnapshot, SessionRow};
+use p2s2::shop::ops::{Account, CustomerOp, ErrorCode, LineItem, Refusal, Role, ShopResult};
 use p2s2::shop::purchase::driver::{DatabaseOp, OpResponse};
-use p2s2::shop::purchase::{
-    self, BankRequest, BeginDecision, BuyerIdentity, CartSnapshot, LEASE_MS, NextAction, Purchase, PurchaseAttempt,
-    PurchaseStage, PurchaseWrite,
-};
+use p2s2::shop::purchase::{self, BankRequest, NextAction, Purchase, PurchaseStage, PurchaseWrite};
+use p2s2::storage::Journal;
 
 use super::Fault;
 use super::buyers::PurchaseIntent;
 use super::world::{DatabaseRequest, DatabaseResponse, Event, World};
 use crate::bank::{Answer as BankAnswer, Call};
 
-/// How long a Begin waits for the buyer's open purchase.
+/// How long a Begin waits for the buyer's purchase before.
 const WAIT_MS: u64 = 8_000;
+/// Longer than any simulation: buyers stay signed in.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(1_000_000);
 
-pub type Items = BTreeMap<String, u32>;
+/// A disk as the contract assumes it: what was committed stays; of the rest a crash keeps some prefix.
+#[derive(Clone)]
+pub struct Disk(Arc<Mutex<Platter>>);
 
-/// A change of the stored state.
-#[derive(Debug, Clone)]
-pub enum StoredChange {
-    Keep(Box<Purchase>),
-    Drop(String),
-    Money(Vec<(String, i64)>),
-    Paid(Box<Purchase>),
-    Cart(u64, Items),
-    /// Counts the units that a buyer has ever put into the cart, for the invariants.
-    Put(u64, String, u32),
-}
-
-/// The committed state.
-#[derive(Default)]
-pub struct StoredState {
-    pub open: BTreeMap<String, Purchase>,
-    pub history: BTreeMap<String, Purchase>,
-    pub accounts: BTreeMap<String, i64>,
-    pub carts: BTreeMap<u64, Items>,
-    pub put: BTreeMap<(u64, String), u32>,
-}
-
-pub struct Disk {
+pub struct Platter {
     pub rows: StoredState,
-    pending: VecDeque<Vec<StoredChange>>,
+    pending: VecDeque<Vec<CustomerChange>>,
     appended: u64,
     committed: u64,
     fault: Option<Fault>,
 }
 
-/// The thread that waits for the result of an event.
+/// Effect is on disk for good.
+#[derive(Default)]
+pub struct StoredState {
+    pub open: BTreeMap<String, Purchase>,
+    pub history: BTreeMap<String, Purchase>,
+    pub accounts: BTreeMap<String, i64>,
+    sessions: BTreeMap<SessionKey, u64>,
+    carts: BTreeMap<SessionKey, BTreeMap<Arc<str>, u32>>,
+    saved: BTreeMap<(u64, Arc<str>), u32>,
+    answered: BTreeMap<(SessionKey, u32), (u64, String, Millis, Option<u32>)>,
+    /// For the rules: what a buyer ever put into the cart.
+    pub put: BTreeMap<(u64, Arc<str>), u32>,
+}
+
+impl Journal for Disk {
+    type Change = CustomerChange;
+    type Commit = u64;
+
+    fn append(&self, changes: Vec<CustomerChange>) -> u64 {
+        let mut disk = self.lock();
+        disk.pending.push_back(changes);
+        disk.appended += 1;
+        disk.appended
+    }
+
+    fn latest(a: u64, b: u64) -> u64 {
+        a.max(b)
+    }
+
+    fn is_committed(&self, commit: &u64) -> bool {
+        *commit <= self.lock().committed
+    }
+}
+
+impl Disk {
+    fn new(fault: Option<Fault>) -> Disk {
+        let rows = StoredState::default();
+        Disk(Arc::new(Mutex::new(Platter { rows, pending: VecDeque::new(), appended: 0, committed: 0, fault })))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Platter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.lock().pending.is_empty()
+    }
+
+    fn commit(&self, most: usize) {
+        let mut disk = self.lock();
+        for _ in 0..most {
+            let Some(changes) = disk.pending.pop_front() else { break };
+            disk.keep(changes);
+        }
+    }
+
+    /// All of what was handed over has made it.
+    fn commit_all(&self) {
+        self.commit(usize::MAX);
+        let mut disk = self.lock();
+        disk.committed = disk.appended;
+    }
+
+    /// Nothing more of what was handed over reaches the disk.
+    fn forget(&self) {
+        let mut disk = self.lock();
+        disk.pending.clear();
+        disk.committed = disk.appended;
+    }
+}
+
+impl Platter {
+    fn keep(&mut self, changes: Vec<CustomerChange>) {
+        let is_paid = |change: &CustomerChange| matches!(change, CustomerChange::Purchase(rows) if rows.kinds().contains(&PurchaseWrite::PostSale));
+        let is_payment = changes.iter().any(is_paid);
+        for change in changes {
+            let is_of_cart = matches!(change, CustomerChange::CartLine { .. } | CustomerChange::SavedCartLine { .. });
+            match (change, self.fault) {
+                (_, Some(Fault::LosePaid | Fault::KeepCart)) if is_of_cart && is_payment => {}
+                (CustomerChange::Purchase(rows), fault) => {
+                    for row in rows.kinds() {
+                        let lost = match fault {
+                            Some(Fault::LoseRecords) => {
+                                *row == PurchaseWrite::SaveRecord && rows.purchase().stage() > PurchaseStage::Begun
+                            }
+                            _ => false,
+                        };
+                        if !lost {
+                            self.rows.purchase(rows.purchase(), *row, fault == Some(Fault::LosePaid));
+                        }
+                    }
+                }
+                (change, _) => self.rows.apply(change),
+            }
+        }
+    }
+}
+
+impl StoredState {
+    fn apply(&mut self, change: CustomerChange) {
+        match change {
+            CustomerChange::OpenSession { session, user_id, .. } => drop(self.sessions.insert(session, user_id)),
+            CustomerChange::CloseSession(session) => {
+                self.sessions.remove(&session);
+                self.carts.remove(&session);
+                self.answered.retain(|(of, _), _| *of != session);
+            }
+            CustomerChange::CartLine { session, item_id, quantity } => {
+                let cart = self.carts.entry(session).or_default();
+                let before = cart.insert(Arc::clone(&item_id), quantity).unwrap_or(0);
+                if let Some(buyer) = self.sessions.get(&session) {
+                    *self.put.entry((*buyer, item_id)).or_default() += quantity.saturating_sub(before);
+                }
+                cart.retain(|_, quantity| *quantity > 0);
+            }
+            CustomerChange::SavedCartLine { user_id, item_id, quantity } => {
+                self.saved.insert((user_id, item_id), quantity);
+                self.saved.retain(|_, quantity| *quantity > 0);
+            }
+            CustomerChange::AnsweredRequest { session, slot, number, request, at, quantity } => {
+                self.answered.insert((session, slot), (number, request, at, quantity));
+            }
+            CustomerChange::Purchase(_) => unreachable!("its rows are applied one by one"),
+        }
+    }
+
+    fn purchase(&mut self, purchase: &Purchase, row: PurchaseWrite, loses_history: bool) {
+        for (account, cents) in money(row, purchase) {
+            *self.accounts.entry(account).or_default() += cents;
+        }
+        match row {
+            PurchaseWrite::SaveRecord => drop(self.open.insert(purchase.id.clone(), purchase.clone())),
+            PurchaseWrite::DeleteRecord => drop(self.open.remove(&purchase.id)),
+            PurchaseWrite::PostSale if !loses_history => {
+                drop(self.history.insert(purchase.id.clone(), purchase.clone()))
+            }
+            PurchaseWrite::PostAuthorisation | PurchaseWrite::PostVoid | PurchaseWrite::PostSale => {}
+        }
+    }
+
+    fn snapshot(&self) -> CustomerSnapshot {
+        let sessions = self.sessions.iter().map(|(session, user_id)| SessionRow {
+            session: *session,
+            role: Role::Buyer,
+            account: account(*user_id),
+            used_at: Millis::default(),
+            was_over: false,
+        });
+        let carts = self.carts.iter();
+        let lines = carts.flat_map(|(session, cart)| cart.iter().map(|(item, n)| (*session, Arc::clone(item), *n)));
+        let saved = self.saved.iter().map(|((user_id, item), n)| (*user_id, Arc::clone(item), *n));
+        let mut answered: Vec<AnsweredRow> = self
+            .answered
+            .iter()
+            .map(|((session, _), (number, request, at, quantity))| AnsweredRow {
+                session: *session,
+                number: *number,
+                request: request.clone(),
+                at: *at,
+                quantity: *quantity,
+            })
+            .collect();
+        answered.sort_by_key(|row| (row.session, row.number));
+        CustomerSnapshot {
+            sessions: sessions.collect(),
+            lines: lines.collect(),
+            saved: saved.collect(),
+            answered,
+            open_purchases: self.open.values().cloned().collect(),
+        }
+    }
+
+    /// How many units of an item are in a buyer's cart.
+    pub fn in_cart(&self, buyer: u64, item: &str) -> u32 {
+        self.carts.get(&session_of(buyer)).and_then(|cart| cart.get(item)).copied().unwrap_or(0)
+    }
+}
+
+fn account(user_id: u64) -> Account {
+    let username = format!("buyer {user_id}");
+    Account { user_id, name: username.clone(), username }
+}
+
+fn sid_of(buyer: u64) -> String {
+    format!("session of {buyer}")
+}
+
+fn session_of(buyer: u64) -> SessionKey {
+    SessionKey::of(&sid_of(buyer))
+}
+
+/// Who waits for what comes of an event.
 #[derive(Debug, Clone)]
 pub struct Caller {
     thread: u64,
@@ -60,17 +238,18 @@ pub struct Caller {
     completes: bool,
 }
 
-/// An effect that is applied once everything up to `receipt` is on disk.
+/// Effect is done once everything up to the commit is on disk.
 struct PendingEffect {
-    receipt: u64,
+    commit: u64,
     effect: Effect,
 }
 
 enum Effect {
     Respond(u64, u32, DatabaseResponse),
-    AskBank(String, BankRequest, Option<Caller>),
+    DatabaseRequest(String, BankRequest, Option<Caller>),
 }
 
+/// A Begin that waits for its buyer's purchase before.
 struct WaitingBegin {
     thread: u64,
     seq: u32,
@@ -79,12 +258,9 @@ struct WaitingBegin {
 }
 
 pub struct Memory {
-    pub open: BTreeMap<String, Purchase>,
-    carts: BTreeMap<u64, Items>,
+    pub core: CustomerCore<Disk>,
     later: VecDeque<PendingEffect>,
-    /// The Begins that wait for their buyer's open purchase.
     waiting: Vec<WaitingBegin>,
-    at_bank: BTreeMap<String, u32>,
 }
 
 pub struct CustomerDb {
@@ -92,59 +268,12 @@ pub struct CustomerDb {
     ids: u64,
     pub memory: Option<Memory>,
     pub disk: Disk,
+    is_commit_due: bool,
 }
 
 impl CustomerDb {
     pub fn new(fault: Option<Fault>) -> CustomerDb {
-        let disk = Disk { rows: StoredState::default(), pending: VecDeque::new(), appended: 0, committed: 0, fault };
-        CustomerDb { start: 0, ids: 0, memory: None, disk }
-    }
-}
-
-impl Disk {
-    fn append(&mut self, changes: Vec<StoredChange>) {
-        self.pending.push_back(changes);
-        self.appended += 1;
-    }
-
-    fn commit(&mut self, most: usize) {
-        for _ in 0..most {
-            let Some(changes) = self.pending.pop_front() else { break };
-            let is_paid = changes.iter().any(|change| matches!(change, StoredChange::Paid(_)));
-            for change in changes {
-                let lost = match (&change, self.fault) {
-                    (StoredChange::Keep(record), Some(Fault::LoseRecords)) => record.stage() > PurchaseStage::Begun,
-                    (StoredChange::Paid(_) | StoredChange::Cart(..), Some(Fault::LosePaid)) => is_paid,
-                    _ => false,
-                };
-                if !lost {
-                    self.rows.apply(change);
-                }
-            }
-        }
-    }
-
-    /// Discards all pending changes.
-    fn forget(&mut self) {
-        self.pending.clear();
-        self.committed = self.appended;
-    }
-}
-
-impl StoredState {
-    fn apply(&mut self, change: StoredChange) {
-        match change {
-            StoredChange::Keep(purchase) => drop(self.open.insert(purchase.id.clone(), *purchase)),
-            StoredChange::Drop(id) => drop(self.open.remove(&id)),
-            StoredChange::Money(entries) => {
-                for (account, cents) in entries {
-                    *self.accounts.entry(account).or_default() += cents;
-                }
-            }
-            StoredChange::Paid(purchase) => drop(self.history.insert(purchase.id.clone(), *purchase)),
-            StoredChange::Cart(buyer, items) => drop(self.carts.insert(buyer, items)),
-            StoredChange::Put(buyer, item, quantity) => *self.put.entry((buyer, item)).or_default() += quantity,
-        }
+        CustomerDb { start: 0, ids: 0, memory: None, disk: Disk::new(fault), is_commit_due: false }
     }
 }
 
@@ -185,7 +314,7 @@ impl World {
                 self.retry_and_expire();
                 self.schedule(1_000, Event::Tend { start });
             }
-            // An event of an earlier start.
+            // Of a database that is no more.
             _ => {}
         }
     }
@@ -198,14 +327,20 @@ impl World {
         self.customer.memory.as_mut().expect("only asked while it is up")
     }
 
+    fn core(&mut self) -> &mut CustomerCore<Disk> {
+        &mut self.memory().core
+    }
+
     pub fn customer_crashes(&mut self, down: u64) {
         if self.customer.memory.take().is_some() {
             self.note(|| "-- the customer database dies".to_owned());
             self.tally.customer_crashes += 1;
-            // Any prefix of the pending changes may have reached the disk.
-            let kept = self.rng.below(self.customer.disk.pending.len() as u64 + 1) as usize;
+            // Of what was handed over and not answered, any prefix may have made it.
+            let pending = self.customer.disk.lock().pending.len() as u64;
+            let kept = self.rng.below(pending + 1) as usize;
             self.customer.disk.commit(kept);
             self.customer.disk.forget();
+            self.customer.is_commit_due = false;
             self.schedule(down, Event::StartCustomer);
         }
     }
@@ -220,52 +355,72 @@ impl World {
 
     fn load(&mut self) {
         let now = self.time();
-        let rows = &self.customer.disk.rows;
-        let mut open = rows.open.clone();
-        open.values_mut().for_each(|purchase| purchase.resume(now));
-        let carts = rows.carts.clone();
-        let (later, waiting, at_bank) = (VecDeque::new(), Vec::new(), BTreeMap::new());
-        self.customer.memory = Some(Memory { open, carts, later, waiting, at_bank });
+        let disk = self.customer.disk.clone();
+        let snapshot = disk.lock().rows.snapshot();
+        let core = CustomerCore::load(disk, SESSION_TIMEOUT, FeeRate::default(), snapshot, now);
+        let (later, waiting) = (VecDeque::new(), Vec::new());
+        self.customer.memory = Some(Memory { core, later, waiting });
+        let mut buyers: Vec<u64> = self.clients.iter().map(|client| client.buyer).collect();
+        buyers.dedup();
+        for buyer in buyers {
+            if self.core().look(now, &sid_of(buyer)).is_err() {
+                self.sign_in(now, buyer);
+            }
+        }
+        self.commit_later();
+    }
+
+    fn sign_in(&mut self, now: Millis, buyer: u64) {
+        let mut saved = None;
+        loop {
+            let (account, key) = (account(buyer), session_of(buyer));
+            match self.core().open_session(now, Role::Buyer, account, key, saved.take()) {
+                Opening::Decided((answer, _)) => return answer.expect("there is room for every buyer"),
+                // Nothing is ever saved but what is bought.
+                Opening::ReadSavedCart { evictions } => saved = Some(SavedCart { lines: BTreeMap::new(), evictions }),
+            }
+        }
     }
 
     pub fn put_into_cart(&mut self, buyer: u64, item: &str, quantity: u32) {
-        if let Some(memory) = &mut self.customer.memory {
-            let cart = memory.carts.entry(buyer).or_default();
-            *cart.entry(item.to_owned()).or_default() += quantity;
-            let cart = cart.clone();
-            self.append(vec![StoredChange::Put(buyer, item.to_owned(), quantity), StoredChange::Cart(buyer, cart)]);
+        if self.customer.memory.is_some() {
+            self.customer.ids += 1;
+            let (now, request) = (self.time(), format!("put {}", self.customer.ids));
+            let line = LineItem { item_id: item.to_owned(), quantity };
+            let cart = CartRequest { sid: &sid_of(buyer), uses_saved_cart: false };
+            let (answer, _) = self.core().add_to_cart(now, cart, &request, &line, u32::MAX);
+            answer.expect("a cart has room for a few items");
+            self.commit_later();
         }
     }
 
-    fn append(&mut self, changes: Vec<StoredChange>) {
-        if changes.is_empty() {
-            return;
-        }
-        self.customer.disk.append(changes);
-        if self.customer.disk.pending.len() == 1 {
+    /// Effect was handed over is committed in a while.
+    fn commit_later(&mut self) {
+        if !self.customer.disk.is_idle() && !self.customer.is_commit_due {
+            self.customer.is_commit_due = true;
             let (delay, start) = (self.rng.range(1, 8), self.customer.start);
             self.schedule(delay, Event::Commit { start });
         }
     }
 
-    /// Applies an effect once all pending changes are on disk.
-    fn after_commit(&mut self, effect: Effect) {
+    /// Nothing leaves before everything that it is built on is on disk.
+    fn after_commit(&mut self, commit: u64, effect: Effect) {
+        self.commit_later();
         let early = match &effect {
             Effect::Respond(..) => self.fault == Some(Fault::AnswerBeforeDisk),
-            Effect::AskBank(..) => self.fault == Some(Fault::BankBeforeDisk),
+            Effect::DatabaseRequest(..) => self.fault == Some(Fault::BankBeforeDisk),
         };
-        if early || self.customer.disk.pending.is_empty() {
+        if early || self.customer.disk.is_committed(&commit) {
             return self.apply_effect(effect);
         }
-        let receipt = self.customer.disk.appended;
-        self.memory().later.push_back(PendingEffect { receipt, effect });
+        self.memory().later.push_back(PendingEffect { commit, effect: effect });
     }
 
     fn apply_effect(&mut self, effect: Effect) {
         match effect {
-            Effect::Respond(thread, seq, response) => self.respond(thread, seq, response),
-            Effect::AskBank(id, call, caller) => {
-                *self.memory().at_bank.entry(id.clone()).or_default() += 1;
+            Effect::Respond(thread, seq, said) => self.respond(thread, seq, said),
+            Effect::DatabaseRequest(id, call, caller) => {
+                self.core().bank_is_asked(&id);
                 let start = self.customer.start;
                 let delay = self.rng.range(1, 30);
                 self.schedule(delay, Event::Bank { start, id, call, caller, tries: 0 });
@@ -274,42 +429,42 @@ impl World {
     }
 
     fn commit(&mut self) {
+        self.customer.is_commit_due = false;
         if self.rng.permille(self.weather.store_fails) {
-            // Nothing of the batch is stored, and memory is rebuilt.
+            // Nothing of the batch is there, and memory is loaded anew.
             self.note(|| "-- the store refuses the batch".to_owned());
             self.tally.store_failures += 1;
             self.customer.disk.forget();
             let Some(was) = self.customer.memory.take() else { return };
             self.load();
             let waited = was.waiting.into_iter().map(|waiting| (waiting.thread, waiting.seq, true));
-            let response = was.later.into_iter().filter_map(|later| match later.effect {
+            let said = was.later.into_iter().filter_map(|later| match later.effect {
                 Effect::Respond(thread, seq, DatabaseResponse::OpResponse(_)) => Some((thread, seq, false)),
-                Effect::AskBank(_, _, caller) => caller.map(|caller| (caller.thread, caller.seq, false)),
+                Effect::DatabaseRequest(_, _, caller) => caller.map(|caller| (caller.thread, caller.seq, false)),
                 Effect::Respond(..) => None,
             });
-            for (thread, seq, begins) in waited.chain(response) {
+            for (thread, seq, begins) in waited.chain(said) {
                 let away = unavailable("the store refuses");
-                let response = if begins {
+                let said = if begins {
                     DatabaseResponse::Begun(Err(away))
                 } else {
                     DatabaseResponse::OpResponse(OpResponse::Refused(away))
                 };
-                self.respond(thread, seq, response);
+                self.respond(thread, seq, said);
             }
             return;
         }
-        self.customer.disk.commit(usize::MAX);
-        self.customer.disk.committed = self.customer.disk.appended;
-        let committed = self.customer.disk.committed;
-        // Finished purchases make room for the buyer's next one.
-        self.memory().open.retain(|_, purchase| !purchase.is_terminal());
+        self.customer.disk.commit_all();
+        let committed = self.customer.disk.lock().committed;
+        // Effect is over makes room for the buyer's next.
+        self.core().forget_over();
         while self.customer.memory.as_ref().is_some_and(|memory| !memory.later.is_empty()) {
             if self.rng.permille(self.weather.crash) {
                 let down = self.rng.range(10, 6_000);
                 return self.customer_crashes(down);
             }
             let Some(later) = self.memory().later.pop_front() else { break };
-            assert!(later.receipt <= committed, "all of a batch is committed at once");
+            assert!(later.commit <= committed, "all of a batch is committed at once");
             self.apply_effect(later.effect);
         }
         for waiting in std::mem::take(&mut self.memory().waiting) {
@@ -317,101 +472,68 @@ impl World {
         }
     }
 
-    pub fn handle_customer_request(&mut self, thread: u64, seq: u32, request: DatabaseRequest) {
+    pub fn handle_customer_request(&mut self, thread: u64, seq: u32, ask: DatabaseRequest) {
         if self.customer.memory.is_none() {
-            return self.respond_unavailable(thread, seq, &request);
+            return self.respond_unavailable(thread, seq, &ask);
         }
-        match request {
+        match ask {
             DatabaseRequest::Begin(intent) => {
                 self.begin(WaitingBegin { thread, seq, intent, until: self.now + WAIT_MS })
             }
-            DatabaseRequest::TakeOver => self.take_over(thread, seq),
+            DatabaseRequest::TakeOver => {
+                let now = self.time();
+                let (orphan, commit) = self.core().take_over(now);
+                self.after_commit(commit, Effect::Respond(thread, seq, DatabaseResponse::OrphanedPurchase(orphan)));
+            }
             DatabaseRequest::Renew(leases) => {
                 let now = self.time();
-                for (id, lease) in leases {
-                    if let Some(purchase) = self.memory().open.get_mut(&id) {
-                        purchase.renew(now, lease);
-                    }
-                }
+                self.core().renew(now, &leases);
             }
-            DatabaseRequest::Op(DatabaseOp::Customer(op)) => self.handle_op(thread, seq, op),
+            DatabaseRequest::Op(DatabaseOp::Customer(op)) => self.op(thread, seq, op),
             DatabaseRequest::Op(DatabaseOp::Product(_)) => panic!("the customer database holds no stock"),
         }
     }
 
-    fn begin(&mut self, begin: WaitingBegin) {
+    fn begin(&mut self, asking: WaitingBegin) {
         let (now, fault) = (self.time(), self.fault);
-        let intent = &begin.intent;
-        self.customer.ids += 1;
-        let id = format!("p{}", self.customer.ids);
-        let CustomerDb { memory: Some(memory), disk, .. } = &mut self.customer else { return };
-        let open = memory.open.values().find(|open| open.buyer.user_id == intent.buyer && !open.is_terminal());
-        let is_going = memory.open.values().any(|open| open.buyer.user_id == intent.buyer);
-        let known = intent.key.as_ref().and_then(|key| {
-            let mut history = disk.rows.history.values();
-            history.find(|known| known.buyer.user_id == intent.buyer && known.key.as_ref() == Some(key))
-        });
-        if is_going && open.is_none() {
-            // The open purchase is finished, but that is not on disk yet.
-            return memory.waiting.push(begin);
+        let intent = &asking.intent;
+        let sid = sid_of(intent.buyer);
+        let request = BeginRequest {
+            cart: CartRequest { sid: &sid, uses_saved_cart: false },
+            request: &intent.request,
+            key: intent.key.as_deref(),
+            address: intent.address.as_deref(),
+        };
+        if fault == Some(Fault::TwoAtOnce) {
+            let open =
+                self.core().purchases().find(|open| open.buyer.user_id == intent.buyer).map(|open| open.id.clone());
+            open.and_then(|id| self.core().forget(&id));
         }
-        let (open, known) = match fault {
-            Some(Fault::TwoAtOnce) => (None, known),
-            Some(Fault::ForgetKeys) => (open, None),
-            _ => (open, known),
-        };
-        let lines = memory.carts.get(&intent.buyer).into_iter().flatten();
-        let lines =
-            lines.map(|(item_id, quantity)| LineItem { item_id: item_id.clone(), quantity: *quantity }).collect();
-        let buyer = BuyerIdentity {
-            user_id: intent.buyer,
-            username: Name::new(&format!("buyer {}", intent.buyer)).expect("it is a name"),
-            name: String::new(),
-        };
-        let attempt = PurchaseAttempt {
-            buyer,
-            request: intent.request.clone(),
-            cart: CartSnapshot { session: SessionKey::of("sid"), uses_saved_cart: false, lines },
-            key: intent.key.clone(),
-            address: intent.address.clone(),
-        };
-        let drive = |purchase: &Purchase| BeginResponse::Drive {
-            purchase_id: purchase.id.clone(),
-            lease: purchase.lease(),
-            lease_ms: LEASE_MS,
-            lines: purchase.cart.lines.clone(),
-        };
-        let begun = match purchase::begin(now, id, attempt, open, known) {
-            BeginDecision::Drive(purchase) => {
-                let begun = drive(&purchase);
-                memory.open.insert(purchase.id.clone(), (*purchase).clone());
-                self.append(vec![StoredChange::Keep(purchase)]);
-                Ok(begun)
+        let mut made = None;
+        loop {
+            self.customer.ids += 1;
+            let id = format!("p{}", self.customer.ids);
+            match self.core().begin_purchase(now, id, request, made.take().as_ref()) {
+                Beginning::Decided((begun, commit)) => {
+                    return self.after_commit(
+                        commit,
+                        Effect::Respond(asking.thread, asking.seq, DatabaseResponse::Begun(begun)),
+                    );
+                }
+                Beginning::Wait { .. } => return self.memory().waiting.push(asking),
+                Beginning::ReadKey { buyer_id, key, forgotten } => {
+                    let disk = self.customer.disk.lock();
+                    let of_key = |made: &&Purchase| made.buyer.user_id == buyer_id && made.key.as_ref() == Some(&key);
+                    let purchase =
+                        disk.rows.history.values().filter(of_key).max_by_key(|made| made.captured_at).cloned();
+                    let purchase = purchase.filter(|_| fault != Some(Fault::ForgetKeys));
+                    made = Some(MadeUnderKey { purchase, forgotten });
+                }
             }
-            BeginDecision::Repeat => Ok(drive(open.expect("it is that of this request"))),
-            BeginDecision::Wait => return memory.waiting.push(begin),
-            BeginDecision::Done => {
-                let known = known.expect("it was done under this key");
-                known.outcome().map(|purchased| BeginResponse::Done { purchased })
-            }
-            BeginDecision::Refuse(refusal) => Err(refusal),
-        };
-        self.after_commit(Effect::Respond(begin.thread, begin.seq, DatabaseResponse::Begun(begun)));
+        }
     }
 
-    fn take_over(&mut self, thread: u64, seq: u32) {
-        let now = self.time();
-        let memory = self.memory();
-        let idle = memory.open.values_mut().filter(|purchase| !memory.at_bank.contains_key(&purchase.id));
-        let taken = idle.filter_map(|purchase| Some((purchase.take_over(now)?, purchase.clone()))).next();
-        let orphan = taken.map(|(orphan, purchase)| {
-            self.append(vec![StoredChange::Keep(Box::new(purchase))]);
-            orphan
-        });
-        self.after_commit(Effect::Respond(thread, seq, DatabaseResponse::OrphanedPurchase(Ok(orphan))));
-    }
-
-    fn handle_op(&mut self, thread: u64, seq: u32, op: CustomerOp) {
+    fn op(&mut self, thread: u64, seq: u32, op: CustomerOp) {
         let mut caller = Caller { thread, seq, card: String::new(), completes: false };
         let (id, asked_lease) = match &op {
             CustomerOp::Authorise { purchase_id, lease, .. }
@@ -420,7 +542,7 @@ impl World {
             | CustomerOp::Closed { purchase_id, lease } => (purchase_id.clone(), *lease),
             other => panic!("no driver asks {other:?}"),
         };
-        let newest = self.memory().open.get(&id).map(Purchase::lease);
+        let newest = self.core().purchase(&id).map(Purchase::lease);
         let lease = if self.fault == Some(Fault::IgnoreLease) { newest.unwrap_or_default() } else { asked_lease };
         let event = match op {
             CustomerOp::Authorise { lines, card, .. } => {
@@ -435,71 +557,47 @@ impl World {
             _ => purchase::PurchaseEvent::Closed { lease },
         };
         if newest.is_some() {
-            let before = self.memory().open.get(&id).map(Purchase::stage);
-            self.handle_purchase_event(&id, event, Some(caller));
-            let after = self.customer.memory.as_ref().and_then(|memory| memory.open.get(&id)).map(Purchase::stage);
+            let before = self.core().purchase(&id).map(Purchase::stage);
+            self.step(&id, event, Some(caller));
+            let after = self.customer.memory.as_ref().and_then(|memory| memory.core.purchase(&id)).map(Purchase::stage);
             self.rules.check_driver_step(&id, before != after, asked_lease, newest);
             return;
         }
-        let op_response = match self.customer.disk.rows.history.get(&id) {
+        let known = self.customer.disk.lock().rows.history.get(&id).cloned();
+        let heard = match known {
             Some(known) if caller.completes => known.outcome().map_or_else(OpResponse::Refused, OpResponse::Purchased),
             _ => OpResponse::Refused(Refusal::new(ErrorCode::NotFound, "there is no such purchase under way")),
         };
-        self.after_commit(Effect::Respond(thread, seq, DatabaseResponse::OpResponse(op_response)));
+        self.after_commit(0, Effect::Respond(thread, seq, DatabaseResponse::OpResponse(heard)));
     }
 
-    /// Handles an event of a purchase: appends its writes and schedules the action that follows them.
-    fn handle_purchase_event(&mut self, id: &str, event: purchase::PurchaseEvent<'_>, caller: Option<Caller>) {
+    /// Something happens to a purchase; what is done then waits until its rows are on disk.
+    fn step(&mut self, id: &str, event: purchase::PurchaseEvent<'_>, caller: Option<Caller>) {
         let (now, fault) = (self.time(), self.fault);
-        let memory = self.memory();
-        let Some(purchase) = memory.open.get_mut(id) else { return };
-        let transition = purchase.handle(now, event);
-        let purchase = purchase.clone();
-        let mut changes = Vec::new();
-        for row in transition.writes {
-            match row {
-                PurchaseWrite::SaveRecord => changes.push(StoredChange::Keep(Box::new(purchase.clone()))),
-                PurchaseWrite::DeleteRecord => changes.push(StoredChange::Drop(id.to_owned())),
-                PurchaseWrite::PostAuthorisation | PurchaseWrite::PostVoid => {
-                    changes.push(StoredChange::Money(money(row, &purchase)))
-                }
-                PurchaseWrite::PostSale => {
-                    let cart = memory.carts.entry(purchase.buyer.user_id).or_default();
-                    if fault != Some(Fault::KeepCart) {
-                        cart.clear();
-                    }
-                    changes.push(StoredChange::Money(money(row, &purchase)));
-                    changes.push(StoredChange::Cart(purchase.buyer.user_id, cart.clone()));
-                    changes.push(StoredChange::Paid(Box::new(purchase.clone())));
-                }
-            }
-        }
-        if purchase.stage() == PurchaseStage::Closed && !changes.is_empty() {
+        let before = self.core().purchase(id).map(Purchase::stage);
+        let Some(stepped) = self.core().step(now, id, event) else { return };
+        if stepped.stage == PurchaseStage::Closed && before != Some(PurchaseStage::Closed) {
             self.tally.undone += 1;
         }
-        self.append(changes);
-        let effect = match (transition.next, caller) {
+        let what = match (stepped.transition.next, caller) {
             (NextAction::AskBank(BankRequest::Void), caller) if fault == Some(Fault::SkipVoid) => {
-                return self.handle_purchase_event(id, purchase::PurchaseEvent::Voided, caller);
+                self.commit_later();
+                return self.step(id, purchase::PurchaseEvent::Voided, caller);
             }
-            (NextAction::AskBank(call), caller) => Effect::AskBank(id.to_owned(), call, caller),
+            (NextAction::AskBank(call), caller) => Effect::DatabaseRequest(id.to_owned(), call, caller),
             (NextAction::Respond(answer), Some(Caller { thread, seq, completes, .. })) => {
-                let op_response: ShopResult<OpResponse> = match (answer, completes) {
-                    (Ok(()), true) => purchase.outcome().map(OpResponse::Purchased),
+                let heard: ShopResult<OpResponse> = match (answer, completes) {
+                    (Ok(()), true) => stepped.purchased.map(OpResponse::Purchased),
                     (answer, _) => answer.map(|()| OpResponse::Done),
                 };
-                Effect::Respond(
-                    thread,
-                    seq,
-                    DatabaseResponse::OpResponse(op_response.unwrap_or_else(OpResponse::Refused)),
-                )
+                Effect::Respond(thread, seq, DatabaseResponse::OpResponse(heard.unwrap_or_else(OpResponse::Refused)))
             }
-            (NextAction::Respond(_), None) => return,
+            (NextAction::Respond(_), None) => return self.commit_later(),
         };
-        self.after_commit(effect);
+        self.after_commit(stepped.newest, what);
     }
 
-    /// Retries unanswered requests to the bank, and refuses Begins that have waited too long.
+    /// Effect the bank has not answered is asked again; who has waited for too long is told so.
     fn retry_and_expire(&mut self) {
         let (fault, now) = (self.fault, self.now);
         for waiting in std::mem::take(&mut self.memory().waiting) {
@@ -510,13 +608,11 @@ impl World {
                 self.respond(waiting.thread, waiting.seq, DatabaseResponse::Begun(Err(busy)));
             }
         }
-        let memory = self.memory();
-        let idle = memory.open.values().filter(|purchase| !memory.at_bank.contains_key(&purchase.id));
-        let unanswered = idle.filter_map(|purchase| Some((purchase.id.clone(), purchase.pending_bank_request()?)));
-        let unanswered =
-            unanswered.filter(|(_, call)| fault != Some(Fault::CaptureOnce) || *call != BankRequest::Capture);
-        for (id, call) in unanswered.collect::<Vec<_>>() {
-            self.after_commit(Effect::AskBank(id, call, None));
+        for (id, call) in self.core().unanswered() {
+            if fault != Some(Fault::CaptureOnce) || call != BankRequest::Capture {
+                let newest = self.customer.disk.lock().appended;
+                self.after_commit(newest, Effect::DatabaseRequest(id, call, None));
+            }
         }
     }
 
@@ -532,28 +628,28 @@ impl World {
             return;
         }
         let good = caller.as_ref().is_some_and(|caller| !caller.card.ends_with("0002"));
-        let bank_call = match call {
+        let asked = match call {
             BankRequest::Authorise(_) => Call::Authorise(good),
             BankRequest::Capture => Call::Capture,
             BankRequest::Void => Call::Void,
         };
         if !stale {
-            self.rules.check_bank_request(&self.customer.disk.rows, &id, call);
+            self.rules.check_bank_request(&self.customer.disk.lock().rows, &id, call);
         }
         let refuses = self.rng.permille(self.weather.bank_refuses);
-        let answer = self.bank.call(&id, bank_call, refuses);
+        let answer = self.bank.call(&id, asked, refuses);
         self.note(|| format!("the bank: {call:?} of {id} is {answer:?}"));
         if stale {
             return;
         }
         if self.rng.permille(self.weather.bank_away) {
-            // The bank's response is lost.
+            // Its answer is lost.
             return self.handle_bank_failure(start, id, call, caller, tries);
         }
         self.schedule(5, Event::BankResponse { start, id, answer, caller });
     }
 
-    /// The bank did not respond: retries the request a few times, then refuses it.
+    /// No answer: asked again for a while; then nobody waits for it any more.
     fn handle_bank_failure(&mut self, start: u32, id: String, call: BankRequest, caller: Option<Caller>, tries: u32) {
         if tries < 5 {
             return self.schedule(300, Event::Bank { start, id, call, caller, tries: tries + 1 });
@@ -561,18 +657,12 @@ impl World {
         self.end_bank_request(&id);
         if let Some(Caller { thread, seq, .. }) = caller {
             let away = unavailable("the bank does not answer");
-            self.after_commit(Effect::Respond(thread, seq, DatabaseResponse::OpResponse(OpResponse::Refused(away))));
+            self.after_commit(0, Effect::Respond(thread, seq, DatabaseResponse::OpResponse(OpResponse::Refused(away))));
         }
     }
 
     fn end_bank_request(&mut self, id: &str) {
-        let at_bank = &mut self.memory().at_bank;
-        if let Some(count) = at_bank.get_mut(id) {
-            *count -= 1;
-            if *count == 0 {
-                at_bank.remove(id);
-            }
-        }
+        self.core().bank_has_answered(id);
     }
 
     fn handle_bank_response(&mut self, id: String, answer: BankAnswer, caller: Option<Caller>) {
@@ -585,6 +675,6 @@ impl World {
             BankAnswer::Voided => purchase::PurchaseEvent::Voided,
             BankAnswer::AlreadyCaptured => panic!("{id} was charged, though it is undone"),
         };
-        self.handle_purchase_event(&id, event, caller);
+        self.step(&id, event, caller);
     }
 }

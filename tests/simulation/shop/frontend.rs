@@ -205,7 +205,7 @@ impl World {
                 match &answer {
                     Ok(purchased) => {
                         let is_sold = self.product.holds.get(id).is_some_and(|record| record.state == HoldState::Sold);
-                        self.rules.check_purchased(&self.customer.disk.rows, &self.bank, is_sold, purchased);
+                        self.rules.check_purchased(&self.customer.disk.lock().rows, &self.bank, is_sold, purchased);
                     }
                     Err(refusal) if refusal.code != ErrorCode::Unavailable => {
                         self.tally.declined += u64::from(refusal.code == ErrorCode::PaymentDeclined);

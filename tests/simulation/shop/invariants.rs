@@ -30,7 +30,8 @@ impl Invariants {
 
     /// Checks the invariants of the whole state after an event.
     pub fn check_after_event(&mut self, customer: &CustomerDb, product: &ProductDb) {
-        let rows = &customer.disk.rows;
+        let disk = customer.disk.lock();
+        let rows = &disk.rows;
         for (item, registered) in &product.shop.registered {
             let left = product.shop.items[item].quantity;
             let lines = product.holds.values().flat_map(|record| &record.lines);
@@ -48,21 +49,23 @@ impl Invariants {
         let held: i64 = rows.open.values().map(|purchase| purchase.in_escrow().0).sum();
         let escrow = rows.accounts.get("escrow").copied().unwrap_or_default();
         self.require(escrow == held, "escrow is what is held", || format!("{escrow} in escrow, {held} held"));
-        let open = rows.open.values().chain(customer.memory.iter().flat_map(|memory| memory.open.values()));
+        let open = rows.open.values().chain(customer.memory.iter().flat_map(|memory| memory.core.purchases()));
         let mut ids: BTreeMap<u64, &str> = BTreeMap::new();
         for purchase in open.filter(|purchase| !purchase.is_terminal()) {
             let one = *ids.entry(purchase.buyer.user_id).or_insert(&purchase.id);
             let in_memory = customer.memory.as_ref().is_none_or(|memory| {
-                [one, &purchase.id].iter().all(|id| memory.open.get(*id).is_some_and(|purchase| !purchase.is_terminal()))
+                [one, &purchase.id]
+                    .iter()
+                    .all(|id| memory.core.purchase(id).is_some_and(|purchase| !purchase.is_terminal()))
             });
             self.require(one == purchase.id || !in_memory, "one purchase of a buyer at a time", || {
                 format!("buyer {}: {one} and {}", purchase.buyer.user_id, purchase.id)
             });
         }
         for ((buyer, item), put) in &rows.put {
-            let left = rows.carts.get(buyer).and_then(|cart| cart.get(item)).copied().unwrap_or_default();
+            let left = rows.in_cart(*buyer, item);
             let history = rows.history.values().filter(|purchase| purchase.buyer.user_id == *buyer);
-            let lines = history.flat_map(|purchase| &purchase.priced).filter(|line| line.item_id == *item);
+            let lines = history.flat_map(|purchase| &purchase.priced).filter(|line| line.item_id == **item);
             let bought: u32 = lines.map(|line| line.quantity).sum();
             self.require(left + bought <= *put, "one state of a cart is charged once", || {
                 format!("buyer {buyer} put {put} of {item} into the cart, bought {bought}, {left} are in it")

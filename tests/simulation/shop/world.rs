@@ -268,7 +268,8 @@ impl World {
         self.weather = Weather::default();
         self.healed = true;
         self.play(BEGIN_MS + STORMY_MS + CALM_MS)?;
-        let rows = &self.customer.disk.rows;
+        let disk = self.customer.disk.clone();
+        let rows = &disk.lock().rows;
         self.rules.check_at_end(rows, &self.bank, &self.product, &self.clients);
         self.tally.purchases = rows.history.len() as u64;
         self.checked()?;

@@ -1,5 +1,6 @@
 //! Handles notifications and settlements on the client's threads.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -79,21 +80,17 @@ impl NodeHandler {
 
 impl NodeInner {
     fn inform(&self, rq: u64, item_name: &str, price: Cents, deadline: Instant) -> Result<InformResponse, String> {
-        let (side, last) = {
-            let mut state = self.state.lock();
-            loop {
-                match state.core.check_inform(rq, item_name, price) {
-                    Ok(side) => break (side, state.last_commit.clone()),
-                    Err(error) if !error.is_retryable => return Err(error.reason),
-                    Err(error) => {
-                        if self.changed.wait_until(&mut state, deadline).timed_out() {
-                            return Err(error.reason);
-                        }
-                    }
-                }
+        let mut reason = String::new();
+        let found = self.core.wait_for(deadline, |core| match core.check_inform(rq, item_name, price) {
+            Ok(side) => ControlFlow::Break(Ok(side)),
+            Err(error) if !error.is_retryable => ControlFlow::Break(Err(error.reason)),
+            Err(error) => {
+                reason = error.reason;
+                ControlFlow::Continue(None)
             }
-        };
-        last.wait().map_err(|error| error.to_string())?;
+        });
+        let Some(found) = found else { return Err(reason) };
+        let side = self.core.wait(found).map_err(|error| error.to_string())??;
         let payment_details = match side {
             Side::Buyer => Some(self.wallet()?),
             // A seller's payment details are ignored, so no sale fails for lack of them.

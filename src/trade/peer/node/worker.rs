@@ -2,11 +2,11 @@
 
 use crossbeam_channel::Receiver;
 
-use super::{BATCH_MAX, NodeError, NodeInner, NodeState, TICK_INTERVAL};
-use crate::storage::CommitHandle;
+use super::{BATCH_MAX, NodeError, NodeInner, TICK_INTERVAL};
+use crate::storage::CoreState;
 use crate::trade::client::Client;
 use crate::trade::client::messages::ServerResponse;
-use crate::trade::peer::{CommandError, PeerCore, PeerEffects, PeerEvent, PeerInput};
+use crate::trade::peer::{CommandError, PeerCore, PeerEffects, PeerEvent, PeerInput, store};
 
 impl NodeInner {
     pub(super) fn client(&self) -> &Client {
@@ -64,47 +64,22 @@ impl NodeInner {
 
     /// Handles inputs; their changes are on disk when this returns.
     fn handle_inputs(&self, inputs: Vec<PeerInput>) -> Result<PeerEffects, NodeError> {
-        let mut effects = PeerEffects::default();
-        let mut refused = None;
-        let commit = {
-            let mut state = self.state.lock();
+        let now = self.clock.now();
+        let (effects, refused) = self.core.update(|core| {
+            let mut effects = PeerEffects::default();
+            let mut refused = None;
             for input in inputs {
-                match state.core.handle(self.clock.now(), input) {
+                match core.handle(now, input) {
                     Ok(more) => effects.absorb(more),
                     Err(error) => refused = Some(error),
                 }
             }
-            if !effects.changes.is_empty() {
-                let changes = std::mem::take(&mut effects.changes);
-                let commit = self.store.append(state.epoch, changes);
-                state.last_commit = CommitHandle::later(state.last_commit.clone(), commit);
-            }
-            state.last_commit.clone()
-        };
-        if let Err(error) = commit.wait() {
-            self.rebuild();
-            return Err(error.into());
-        }
+            append_changes(core, &mut effects);
+            (effects, refused)
+        })?;
         match refused {
             Some(refused) if effects.is_empty() => Err(refused.into()),
             _ => Ok(effects),
-        }
-    }
-
-    /// Rebuilds the core from the disk after a change could not be stored.
-    fn rebuild(&self) {
-        let mut state = self.state.lock();
-        let epoch = self.store.epoch();
-        if epoch == state.epoch {
-            return; // another thread has done it
-        }
-        match self.store.load() {
-            Ok(snapshot) => {
-                let core = PeerCore::new(snapshot, self.config.auto_buy);
-                *state = NodeState { core, epoch, last_commit: CommitHandle::committed() };
-            }
-            // The old epoch stays, so that every further change fails and this is tried again.
-            Err(error) => log::error!("the peer's store cannot be read: {error}"),
         }
     }
 
@@ -124,7 +99,7 @@ impl NodeInner {
             self.emit(event);
         }
         // Last, so that events are reported before waiting threads wake up.
-        self.changed.notify_all();
+        self.core.notify();
     }
 
     pub(super) fn emit(&self, event: &PeerEvent) {
@@ -137,19 +112,13 @@ impl NodeInner {
 
     /// Allocates a number for a request that does not concern a deal.
     pub(super) fn next_rq(&self) -> Result<u64, NodeError> {
-        let (rq, commit) = {
-            let mut state = self.state.lock();
+        let rq = self.core.update(|core| {
             let mut effects = PeerEffects::default();
-            let rq = state.core.next_rq(&mut effects)?;
-            let commit = self.store.append(state.epoch, effects.changes);
-            state.last_commit = CommitHandle::later(state.last_commit.clone(), commit.clone());
-            (rq, commit)
-        };
-        if let Err(error) = commit.wait() {
-            self.rebuild();
-            return Err(error.into());
-        }
-        Ok(rq)
+            let rq = core.next_rq(&mut effects);
+            append_changes(core, &mut effects);
+            rq
+        })?;
+        Ok(rq?)
     }
 
     pub(super) fn response_error(&self, response: ServerResponse) -> NodeError {
@@ -169,5 +138,12 @@ impl NodeInner {
             || CommandError("nothing was to be asked".to_owned()).into(),
             |response| self.response_error(response),
         )
+    }
+}
+
+fn append_changes(core: &mut CoreState<PeerCore>, effects: &mut PeerEffects) {
+    let changes = std::mem::take(&mut effects.changes);
+    if !changes.is_empty() {
+        core.append(move |tx| store::write(tx, &changes));
     }
 }

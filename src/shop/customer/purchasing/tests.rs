@@ -8,14 +8,15 @@ use serde::de::DeserializeOwned;
 use super::*;
 use crate::bank::{BuiltinGateway, ChargeState, Gateway, ledger};
 use crate::identity::HashCost;
-use crate::model::Cents;
+use crate::model::{Cents, FeeRate, Millis};
+use crate::shop::customer::sales::PurchaseWrites;
 use crate::shop::customer::{CustomerDb, CustomerDbConfig, FILE_NAME, MIGRATIONS};
 use crate::shop::ops::{
-    Account, CompletedPurchase, LineItem, NewSession, PricedLine, PurchaseHistoryEntry, SellerOrder,
+    Account, CompletedPurchase, LineItem, NewSession, OrphanedPurchase, PricedLine, PurchaseHistoryEntry, SellerOrder,
 };
 use crate::storage::Store;
 
-/// A bank that can be unavailable, lose its responses, or contradict itself.
+/// A bank that may be away, lose its answers, or change its mind.
 struct Bank {
     inner: BuiltinGateway,
     is_away: AtomicBool,
@@ -59,7 +60,7 @@ impl Gateway for Bank {
     }
 }
 
-/// A customer database with sessions of a buyer and two sellers.
+/// A customer database with a buyer and two sellers who are signed in.
 struct Shop {
     dir: tempfile::TempDir,
     running: Option<(CustomerDb, Arc<Store>)>,
@@ -105,12 +106,11 @@ impl Shop {
         self.running = Some((db, store));
     }
 
-    /// Restarts the database after all leases have expired.
+    /// Closes it, lets the time of all leases pass, and opens it again.
     fn restart_much_later(&mut self) {
         self.running = None;
         self.open();
-        let memory = self.db().inner.memory();
-        memory.purchases.open.lock().by_id.values_mut().for_each(|cell| cell.purchase.expire_lease());
+        self.db().inner.memory.current().lock().expire_leases();
     }
 
     fn db(&self) -> &CustomerDb {
@@ -256,7 +256,7 @@ fn a_purchase_empties_the_cart_and_pays_everyone() {
     assert_eq!(shop.balances(), ["card:bea -5.10", "fee 0.51", "payout:sam 3.69", "payout:sue 0.90"]);
     assert_eq!(shop.charges(), [ChargeState::Captured]);
     assert_eq!(shop.db().open_purchase_count(), 0);
-    // Its driver did not get the response: a retry gets the same one, with any lease.
+    // Its driver did not hear that: the same answer, whatever lease it has.
     assert_eq!(shop.complete(&purchased.purchase_id, 9), Ok(purchased.clone()));
     assert_eq!(shop.bank.captures.load(Ordering::Relaxed), 1);
     let bought = shop.purchases();
@@ -265,7 +265,7 @@ fn a_purchase_empties_the_cart_and_pays_everyone() {
     let orders = shop.orders(&shop.seller, 0, 10);
     assert_eq!((orders.len(), orders[0].payout, orders[0].buyer_name.as_str()), (1, Cents(369), "bea the buyer"));
     assert_eq!(orders[0].address.as_deref(), Some("1 Main Street"));
-    // What was bought is removed from the saved cart, too.
+    // What was bought is taken out of the saved cart, too.
     let again = shop.ask::<NewSession>(CustomerOp::Login {
         role: Role::Buyer,
         username: "bea".to_owned(),
@@ -288,7 +288,7 @@ fn an_empty_cart_a_stranger_and_a_seller_begin_nothing() {
     };
     assert_eq!(begin("nobody"), ErrorCode::SessionExpired);
     assert_eq!(begin(&shop.seller), ErrorCode::Forbidden);
-    // None of them blocks the next one.
+    // And none of them is in the way of the next.
     shop.purchase(None);
 }
 
@@ -367,8 +367,8 @@ fn a_second_purchase_waits_for_the_first_and_finds_the_cart_empty() {
     let (id, lease, _) = shop.begin(None);
     thread::scope(|scope| {
         let second = scope.spawn(|| shop.ask::<BeginResponse>(shop.begin_op(None, "1 Main Street")));
-        // The count is the only sign that it waits.
-        while shop.db().inner.begin_waiters.state.lock().total == 0 {
+        // Nothing shows that it waits but that it is counted.
+        while shop.db().inner.begin_waiters.state.lock().all == 0 {
             thread::yield_now();
         }
         shop.authorise(&id, lease, GOOD).unwrap();
@@ -377,7 +377,7 @@ fn a_second_purchase_waits_for_the_first_and_finds_the_cart_empty() {
         assert_eq!(code(second.join().unwrap()), ErrorCode::EmptyCart);
     });
     let waiting = shop.db().inner.begin_waiters.state.lock();
-    assert_eq!((waiting.total, waiting.by_buyer.len()), (0, 0));
+    assert_eq!((waiting.all, waiting.of.len()), (0, 0));
     drop(waiting);
     assert_eq!(shop.charges(), [ChargeState::Captured]);
 }
@@ -390,11 +390,11 @@ fn only_so_many_wait() {
     thread::scope(|scope| {
         let ask = || shop.ask::<BeginResponse>(shop.begin_op(None, "1 Main Street"));
         let waiting: Vec<_> = (0..WAITING_BEGINS_PER_BUYER_MAX).map(|_| scope.spawn(ask)).collect();
-        while shop.db().inner.begin_waiters.state.lock().total < WAITING_BEGINS_PER_BUYER_MAX {
+        while shop.db().inner.begin_waiters.state.lock().all < WAITING_BEGINS_PER_BUYER_MAX {
             thread::yield_now();
         }
         assert_eq!(code(ask()), ErrorCode::Busy);
-        // Another buyer does not have to wait.
+        // Another buyer is not kept waiting by that.
         let sid = shop.sign_up(Role::Buyer, "bob");
         let request = shop.request();
         let op = CustomerOp::Begin { request, sid, uses_saved_cart: false, idempotency_key: None, address: None };
@@ -431,7 +431,7 @@ fn a_driver_that_is_gone_is_replaced() {
         let orphan: OrphanedPurchase = shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver).unwrap().unwrap();
         assert_eq!((&orphan.purchase_id, orphan.is_authorised, orphan.is_undone), (&id, is_authorised, false));
         assert_eq!(shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver), Ok(None));
-        // The previous driver can change nothing any more.
+        // The one before has no say any more.
         assert_eq!(code(shop.authorise(&id, orphan.lease - 1, GOOD)), ErrorCode::Forbidden);
         assert_eq!(code(shop.undo(&id, orphan.lease - 1)), ErrorCode::Forbidden);
     }
@@ -449,7 +449,7 @@ fn a_driver_that_says_that_it_is_at_work_is_not_replaced() {
     let shop = Shop::new();
     shop.fill();
     let (id, lease, _) = shop.begin(None);
-    let leased_until = || shop.db().inner.memory().purchases.open.lock().by_id[&id].purchase.leased_until();
+    let leased_until = || shop.db().inner.memory.current().lock().purchase(&id).unwrap().leased_until();
     let before = leased_until();
     let deadline = Instant::now() + Duration::from_secs(20);
     while leased_until() == before {
@@ -468,13 +468,13 @@ fn a_bank_that_is_away_is_asked_until_it_answers() {
     shop.authorise(&id, lease, GOOD).unwrap();
     shop.bank.is_away.store(true, Ordering::Relaxed);
     assert_eq!(code(shop.complete(&id, lease)), ErrorCode::Unavailable);
-    // It can neither be taken over nor undone any more.
+    // Nothing to take over, nothing to undo: it is decided.
     assert_eq!(code(shop.undo(&id, lease)), ErrorCode::Forbidden);
     shop.restart_much_later();
     assert_eq!(shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver), Ok(None));
     assert_eq!((shop.purchases(), shop.cart().len()), (vec![], 2));
     shop.bank.is_away.store(false, Ordering::Relaxed);
-    // The database does it without a request.
+    // With nobody asking for it.
     while shop.db().open_purchase_count() > 0 {
         thread::sleep(Duration::from_millis(5));
     }
@@ -490,7 +490,7 @@ fn a_charge_that_was_interrupted_is_done_when_it_opens() {
     let (id, lease, _) = shop.begin(None);
     shop.authorise(&id, lease, GOOD).unwrap();
     shop.running = None;
-    // A crash between the record and the bank's response.
+    // The power went between the record and the bank's answer.
     let store = Store::open(&shop.dir.path().join(FILE_NAME), MIGRATIONS).unwrap();
     store
         .write(|tx| {
@@ -509,20 +509,20 @@ fn a_charge_that_was_interrupted_is_done_when_it_opens() {
 #[test]
 fn the_users_cart_is_loaded_and_both_are_emptied() {
     let shop = Shop::new();
-    let begin_saved_cart = |request: String, sid: &str| {
+    let uses_saved_cart = |request: String, sid: &str| {
         let (sid, idempotency_key, address) = (sid.to_owned(), None, None);
         CustomerOp::Begin { request, sid, uses_saved_cart: true, idempotency_key, address }
     };
     shop.fill();
     shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
-    // What is only in the session's cart is not in the saved one.
+    // What is in the session's cart alone is not the user's.
     shop.put("1-9", 7);
-    let begun = shop.ask(begin_saved_cart(shop.request(), &shop.buyer)).unwrap();
+    let begun = shop.ask(uses_saved_cart(shop.request(), &shop.buyer)).unwrap();
     let BeginResponse::Drive { purchase_id: id, lease, lines, .. } = begun else { panic!("{begun:?}") };
     assert_eq!(lines, [line("1-1", 2), line("1-2", 1)]);
     shop.authorise(&id, lease, GOOD).unwrap();
     shop.complete(&id, lease).unwrap();
-    assert_eq!(code(shop.ask::<BeginResponse>(begin_saved_cart(shop.request(), &shop.buyer))), ErrorCode::EmptyCart);
+    assert_eq!(code(shop.ask::<BeginResponse>(uses_saved_cart(shop.request(), &shop.buyer))), ErrorCode::EmptyCart);
 }
 
 #[test]
@@ -532,8 +532,8 @@ fn a_transaction_that_failed_is_as_if_it_had_not_been() {
     let (id, lease, _) = shop.begin(None);
     let break_it = || {
         let failing = |_tx: &mut dyn crate::storage::Tx| Err(StoreError::Rejected("on purpose".to_owned()));
-        let commit = shop.db().inner.memory().journal.append_with(Vec::new(), failing);
-        assert!(commit.wait().is_err());
+        let ticket = shop.db().inner.memory.current().lock().parts().1.appender().append(failing);
+        assert!(ticket.wait().is_err());
     };
     break_it();
     assert_eq!(code(shop.authorise(&id, lease, GOOD)), ErrorCode::Unavailable);
@@ -598,7 +598,7 @@ fn a_clock_that_started_ten_years_behind_and_was_set_right_dates_nothing_wrong()
     let shop = Shop::going_by(Clock::behind(Duration::from_secs(10 * 365 * 24 * 3600)));
     shop.fill();
     let (id, lease, _) = shop.begin(None);
-    // A card that expired five years ago was valid at the time at which that clock stopped.
+    // A card that ended five years ago was good when that clock stood still.
     let ended = format!("01/{:02}", (Clock::wall().to_utc().year() - 5) % 100);
     assert_eq!(code(shop.authorise_until(&id, lease, GOOD, &ended)), ErrorCode::PaymentDeclined);
     assert_eq!(shop.closed(&id, lease), Ok(()));

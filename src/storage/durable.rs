@@ -1,0 +1,439 @@
+//! Memory that the disk vouches for: the one way in which a room keeps its state in memory and yet loses nothing
+//! that it has answered.
+//!
+//! A room works on memory and hands each change to the store's writer under the lock of what it changed, so that the
+//! order on disk is the order of memory. An answer leaves once the newest change that it is built on is on disk. When
+//! a change cannot be stored, memory holds more than the disk does: it is loaded anew before the next request, those
+//! who waited are told that nothing has happened, and whatever they had seen of the old memory is never answered.
+//!
+//! [`Durable`] holds the memory of the present epoch and replaces it. [`Appender`] is the way to the writer within an
+//! epoch; it is the owner's proof that it still owns what it changes: once the epoch is over, every change is refused.
+//! (An epoch ends with a failed transaction. Where several processes share a database, it is the lease's number, and
+//! ends as well when another process takes the lease over.) [`SharedCore`] is the memory of a room whose core stands
+//! behind one lock.
+
+use std::ops::{ControlFlow, Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::{CommitHandle, Epoch, Store, StoreError, Tx};
+
+/// Hands changes to the writer, in their order, for as long as its epoch lasts.
+#[derive(Debug, Clone)]
+pub struct Appender {
+    store: Arc<Store>,
+    epoch: Epoch,
+}
+
+impl Appender {
+    /// Begins to append in the store's present epoch. What is read from the store afterwards is what the changes go
+    /// on from. Waits while an epoch that has failed is being ended.
+    pub fn begin(store: Arc<Store>) -> Appender {
+        let epoch = store.current_epoch();
+        Appender { store, epoch }
+    }
+
+    /// Hands over a change that builds on all those before it. This is memory work, to be done under the lock of
+    /// what was changed. If the change fails, so does every later one of the epoch.
+    pub fn append(&self, change: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static) -> CommitHandle {
+        self.store.append(self.epoch, change)
+    }
+
+    /// The store that the changes go to.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+}
+
+/// Takes a core's changes in the order in which they are made, so that a core needs to know of no store.
+///
+/// What is on disk is always a prefix of what was appended: if a change cannot be stored, none after it is, and the
+/// memory that made it is loaded anew.
+pub trait Journal {
+    /// One row's change.
+    type Change;
+    /// Stands for "this and everything before it is on disk". The default depends on nothing.
+    type Commit: Clone + Default;
+
+    /// Hands over changes that belong together: all of them are stored, or none. Memory work.
+    fn append(&self, changes: Vec<Self::Change>) -> Self::Commit;
+
+    /// The one of the two that was appended later.
+    fn latest(a: Self::Commit, b: Self::Commit) -> Self::Commit;
+
+    /// Whether everything up to this commit is on disk by now.
+    fn is_committed(&self, commit: &Self::Commit) -> bool;
+}
+
+/// Loads memory from the disk. The second argument is the memory that it replaces, if there was any: for what is
+/// not on disk and goes on all the same, such as counters and open connections.
+type Load<M> = Box<dyn Fn(Appender, Option<&M>) -> Result<M, StoreError> + Send + Sync>;
+
+/// The memory of a room, and how it is loaded anew once the disk holds less than it.
+pub struct Durable<M> {
+    /// The room, for the log.
+    room: &'static str,
+    store: Arc<Store>,
+    load: Load<M>,
+    current: RwLock<Arc<M>>,
+}
+
+impl<M> Durable<M> {
+    /// Loads the memory from the store. `room` names it in the log.
+    ///
+    /// # Errors
+    /// What `load` says.
+    pub fn open(
+        room: &'static str,
+        store: Arc<Store>,
+        load: impl Fn(Appender, Option<&M>) -> Result<M, StoreError> + Send + Sync + 'static,
+    ) -> Result<Durable<M>, StoreError> {
+        let memory = load(Appender::begin(Arc::clone(&store)), None)?;
+        Ok(Durable { room, store, load: Box::new(load), current: RwLock::new(Arc::new(memory)) })
+    }
+
+    /// The memory as of now. A request works on one and the same from its beginning to its end.
+    pub fn current(&self) -> Arc<M> {
+        Arc::clone(&self.current.read())
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Waits until a change of this memory, and all before it, is on disk.
+    ///
+    /// # Errors
+    /// It could not be stored. Memory has been loaded anew by then, unless the disk cannot be read either.
+    pub fn wait_committed(&self, memory: &Arc<M>, newest: &CommitHandle) -> Result<(), StoreError> {
+        newest.wait().inspect_err(|_error| drop(self.reload(memory)))
+    }
+
+    /// Replaces memory of which a change could not be stored. Answers the new one if this call has loaded it, for
+    /// what is to be resumed; `None` if somebody else has, or if the disk cannot be read: then the old memory stays,
+    /// whose changes are all refused, and the next request tries again.
+    ///
+    /// Never to be called on the writer's own thread, for it may have to wait for the writer.
+    pub fn reload(&self, failed: &Arc<M>) -> Option<Arc<M>> {
+        // Held while the store is read, on purpose: no request may begin on memory that is wrong.
+        let mut current = self.current.write();
+        if !Arc::ptr_eq(&current, failed) {
+            return None;
+        }
+        match (self.load)(Appender::begin(Arc::clone(&self.store)), Some(failed)) {
+            Ok(memory) => {
+                *current = Arc::new(memory);
+                log::warn!("{}: memory was loaded anew from the disk", self.room);
+                Some(Arc::clone(&current))
+            }
+            Err(error) => {
+                log::error!("{}: the store cannot be read: {error}", self.room);
+                None
+            }
+        }
+    }
+}
+
+/// A core behind one lock, with the newest change that it has handed over.
+pub struct SharedCore<C> {
+    state: Mutex<CoreState<C>>,
+    /// Notified when the core may look different to those who wait for something, or is replaced.
+    changed: Condvar,
+}
+
+/// The core while its lock is held.
+pub struct CoreState<C> {
+    core: C,
+    appender: Appender,
+    newest: CommitHandle,
+    /// Another memory has taken its place: whatever is to be done is done there.
+    is_replaced: bool,
+}
+
+/// What was learnt under the lock, with the change that it is built on.
+pub struct Pending<C, T> {
+    /// What was learnt. It may be told once [`Durable::wait`] has returned.
+    pub value: T,
+    newest: CommitHandle,
+    memory: Arc<SharedCore<C>>,
+}
+
+impl<C> Deref for CoreState<C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        &self.core
+    }
+}
+
+impl<C> DerefMut for CoreState<C> {
+    fn deref_mut(&mut self) -> &mut C {
+        &mut self.core
+    }
+}
+
+impl<C> CoreState<C> {
+    /// Hands a change of the core to the writer.
+    pub fn append(&mut self, change: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static) {
+        self.newest = self.appender.append(change);
+    }
+
+    /// The newest change that was handed over: what is learnt now is built on it.
+    pub fn newest(&self) -> &CommitHandle {
+        &self.newest
+    }
+}
+
+impl<C: Send + 'static> Durable<SharedCore<C>> {
+    /// Loads a core from the store. `load` is given the core that it replaces, if there was any, which nobody changes
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// What `load` says.
+    pub fn open_shared(
+        room: &'static str,
+        store: Arc<Store>,
+        load: impl Fn(&Store, Option<&C>) -> Result<C, StoreError> + Send + Sync + 'static,
+    ) -> Result<Durable<SharedCore<C>>, StoreError> {
+        Durable::open(room, store, move |appender, before: Option<&SharedCore<C>>| {
+            let mut replaced = before.map(|before| before.state.lock());
+            let core = load(&appender.store, replaced.as_deref().map(|state| &state.core))?;
+            if let Some(state) = &mut replaced {
+                state.is_replaced = true;
+            }
+            if let Some(before) = before {
+                before.changed.notify_all();
+            }
+            let newest = CommitHandle::committed();
+            let state = CoreState { core, appender, newest, is_replaced: false };
+            Ok(SharedCore { state: Mutex::new(state), changed: Condvar::new() })
+        })
+    }
+
+    /// Works on the core, under its lock: memory work alone.
+    pub fn with<T>(&self, work: impl FnOnce(&mut CoreState<C>) -> T) -> Pending<C, T> {
+        loop {
+            let memory = self.current();
+            let mut state = memory.state.lock();
+            if state.is_replaced {
+                continue;
+            }
+            let value = work(&mut state);
+            let newest = state.newest.clone();
+            drop(state);
+            return Pending { value, newest, memory };
+        }
+    }
+
+    /// What was learnt, once it may be told: the newest change that it is built on is on disk.
+    ///
+    /// # Errors
+    /// That change could not be stored. Memory has been loaded anew by then, if the disk can be read.
+    pub fn wait<T>(&self, pending: Pending<C, T>) -> Result<T, StoreError> {
+        self.wait_committed(&pending.memory, &pending.newest)?;
+        Ok(pending.value)
+    }
+
+    /// Works on the core and waits until what that is built on is on disk.
+    ///
+    /// # Errors
+    /// Those of [`Durable::wait`].
+    pub fn update<T>(&self, work: impl FnOnce(&mut CoreState<C>) -> T) -> Result<T, StoreError> {
+        self.wait(self.with(work))
+    }
+
+    /// Looks at the core, again after each [`Durable::notify`] and at the instant that `look` names, until `look`
+    /// breaks with something or the deadline has passed (then `None`). What was found may be told after
+    /// [`Durable::wait`].
+    pub fn wait_for<T>(
+        &self,
+        deadline: Instant,
+        mut look: impl FnMut(&mut CoreState<C>) -> ControlFlow<T, Option<Instant>>,
+    ) -> Option<Pending<C, T>> {
+        loop {
+            let memory = self.current();
+            let mut state = memory.state.lock();
+            while !state.is_replaced {
+                match look(&mut state) {
+                    ControlFlow::Break(value) => {
+                        let newest = state.newest.clone();
+                        drop(state);
+                        return Some(Pending { value, newest, memory });
+                    }
+                    ControlFlow::Continue(_) if Instant::now() >= deadline => return None,
+                    ControlFlow::Continue(look_at) => {
+                        let until = look_at.map_or(deadline, |at| at.min(deadline));
+                        memory.changed.wait_until(&mut state, until);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has everybody who waits in [`Durable::wait_for`] look again.
+    pub fn notify(&self) {
+        let memory = self.current();
+        // Under the lock, so that nobody is between a look and the beginning of a wait.
+        let _state = memory.state.lock();
+        memory.changed.notify_all();
+    }
+}
+
+impl<C, T> Pending<C, T> {
+    /// Whether both were learnt from the same memory. What was learnt from one that has been replaced since does not
+    /// go together with what is learnt now.
+    pub fn is_of_same_memory<U>(&self, other: &Pending<C, U>) -> bool {
+        Arc::ptr_eq(&self.memory, &other.memory)
+    }
+
+    /// The place of the newest change in the order of all changes of the store.
+    pub fn sequence_number(&self) -> u64 {
+        self.newest.sequence_number()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::storage::ReaderExt;
+
+    const MIGRATION: &str = "CREATE TABLE entry (id INTEGER PRIMARY KEY, value BIGINT NOT NULL)";
+
+    /// Numbers as they are on disk; how often memory was loaded before.
+    #[derive(Debug, PartialEq)]
+    struct Numbers {
+        all: Vec<i64>,
+        loads: u32,
+    }
+
+    fn add(state: &mut CoreState<Numbers>, number: i64, result: Result<(), StoreError>) {
+        state.all.push(number);
+        state.append(move |tx| {
+            tx.execute("INSERT INTO entry (value) VALUES ($1)", &[number.into()])?;
+            result
+        });
+    }
+
+    fn refused() -> Result<(), StoreError> {
+        Err(StoreError::Rejected("on purpose".to_owned()))
+    }
+
+    fn open(dir: &tempfile::TempDir) -> Durable<SharedCore<Numbers>> {
+        let store = Arc::new(Store::open(&dir.path().join("numbers.db"), &[MIGRATION]).unwrap());
+        Durable::open_shared("numbers", store, |store, before: Option<&Numbers>| {
+            let sql = "SELECT value FROM entry ORDER BY id";
+            let all = store.read(|reader| reader.all(sql, &[], |row| row.int(0)))?;
+            Ok(Numbers { all, loads: before.map_or(0, |before| before.loads + 1) })
+        })
+        .unwrap()
+    }
+
+    /// Keeps the writer busy until what is returned is dropped.
+    fn hold_writer(store: &Store) -> crossbeam_channel::Sender<()> {
+        let (release, held) = crossbeam_channel::bounded::<()>(0);
+        store.submit(move |_tx| {
+            // It ends when the other end is dropped.
+            let _ = held.recv();
+            Ok(())
+        });
+        release
+    }
+
+    #[test]
+    fn memory_that_could_not_be_stored_is_replaced_by_what_is_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = open(&dir);
+        numbers.update(|state| add(state, 1, Ok(()))).unwrap();
+        let (before, failing, after) = (
+            numbers.with(|state| add(state, 2, refused())),
+            numbers.with(|state| add(state, 3, Ok(()))),
+            numbers.with(|state| state.all.clone()),
+        );
+        assert_eq!(after.value, [1, 2, 3]);
+        for result in [numbers.wait(before), numbers.wait(failing), numbers.wait(after).map(drop)] {
+            assert!(result.is_err(), "nothing that was built on it is told");
+        }
+        let now = numbers.update(|state| (state.all.clone(), state.loads)).unwrap();
+        assert_eq!(now, (vec![1], 1), "loaded anew once, whoever noticed");
+        numbers.update(|state| add(state, 4, Ok(()))).unwrap();
+        numbers.store().close();
+        assert_eq!(open(&dir).update(|state| state.all.clone()).unwrap(), [1, 4]);
+    }
+
+    #[test]
+    fn what_is_learnt_waits_for_the_change_that_it_is_built_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = open(&dir);
+        let release = hold_writer(numbers.store());
+        let adding = numbers.with(|state| add(state, 1, Ok(())));
+        std::thread::scope(|scope| {
+            let (told, learnt) = crossbeam_channel::bounded(1);
+            let numbers = &numbers;
+            scope.spawn(move || told.send(numbers.update(|state| state.all.clone())));
+            assert!(learnt.recv_timeout(Duration::from_millis(100)).is_err(), "told before it was on disk");
+            drop(release);
+            assert_eq!(learnt.recv().unwrap(), Ok(vec![1]));
+        });
+        assert!(numbers.wait(adding).is_ok());
+    }
+
+    #[test]
+    fn who_waits_for_something_looks_again_where_memory_was_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = open(&dir);
+        let far = Instant::now() + Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            let (looks, looked) = crossbeam_channel::unbounded();
+            let waiting = scope.spawn({
+                let numbers = &numbers;
+                move || {
+                    numbers.wait_for(far, |state| {
+                        looks.send(state.loads).unwrap();
+                        match state.all.contains(&5) {
+                            true => ControlFlow::Break(state.loads),
+                            false => ControlFlow::Continue(None),
+                        }
+                    })
+                }
+            });
+            assert_eq!(looked.recv().unwrap(), 0);
+            assert!(numbers.update(|state| add(state, 2, refused())).is_err());
+            assert_eq!(looked.recv().unwrap(), 1, "the new memory is looked at without a word");
+            numbers.update(|state| add(state, 5, Ok(()))).unwrap();
+            numbers.notify();
+            assert_eq!(waiting.join().unwrap().map(|found| found.value), Some(1));
+        });
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert!(numbers.wait_for::<()>(soon, |_state| ControlFlow::Continue(None)).is_none());
+    }
+
+    #[test]
+    fn while_the_disk_cannot_be_read_nothing_is_told_and_each_request_tries_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("numbers.db"), &[MIGRATION]).unwrap());
+        let is_away = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let away = Arc::clone(&is_away);
+        let numbers = Durable::open_shared("numbers", store, move |store, before: Option<&Numbers>| {
+            if away.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(StoreError::Unavailable("away".to_owned()));
+            }
+            let all = store.read(|reader| reader.all("SELECT value FROM entry", &[], |row| row.int(0)))?;
+            Ok(Numbers { all, loads: before.map_or(0, |before| before.loads + 1) })
+        })
+        .unwrap();
+        is_away.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(numbers.update(|state| add(state, 1, refused())).is_err());
+        for _ in 0..2 {
+            assert!(numbers.update(|state| add(state, 2, Ok(()))).is_err());
+            assert!(numbers.update(|state| state.all.clone()).is_err());
+        }
+        is_away.store(false, std::sync::atomic::Ordering::Relaxed);
+        assert!(numbers.update(|state| state.all.clone()).is_err(), "this one has noticed, and memory is loaded");
+        assert_eq!(numbers.update(|state| (state.all.clone(), state.loads)).unwrap(), (vec![], 1));
+    }
+}
