@@ -314,7 +314,7 @@ fn the_view_shows_what_clients_see() {
     let (files, addr) = view.discover("bob").unwrap();
     assert_eq!((files.len(), addr), (1, ("127.0.0.1".parse().unwrap(), 6001)));
     assert!(view.discover("nobody").is_none());
-    assert!(view.ping("ann") && !view.ping("nobody"));
+    assert!(view.is_live("ann") && !view.is_live("nobody"));
     // The same content under two names.
     let content = Digest([0xab; 32]);
     for fname in ["x", "y"] {
