@@ -507,7 +507,7 @@ mod tests {
             ("shared/../new.txt", false),
         ] {
             let refused = place.folders.save_target(Some(&place.at(named)), &name).unwrap_err();
-            let expected = if is_there { "Exists" } else { "Forbidden" };
+            let expected = if is_there { "AlreadyExists" } else { "Forbidden" };
             assert!(format!("{refused:?}").starts_with(expected), "{named}: {refused:?}");
         }
         for named in ["a.txt", "", "/x\0"] {

@@ -19,9 +19,9 @@
 //! Earlier versions added ranges to a store's own count instead, at each loss one more than before: what that may have
 //! amounted to is computed, and where it is not known [`RANGE_OF_UNKNOWN_PAST`] is assumed.
 //!
-//! A backup does not know what happened to the data after it. A restore continues at the next multiple of
-//! [`RANGES_PER_RESTORE`] past [`RANGE_OF_UNKNOWN_PAST`], so that it is beyond everything handed out meanwhile,
-//! accepted losses included, even that of the manifest. Two restores of one backup are two separate lives of the data,
+//! A backup does not know what happened to the data after it. A restore continues at a multiple of
+//! [`RANGES_PER_RESTORE`] past [`RANGE_OF_UNKNOWN_PAST`], at least that many ranges beyond the backup's last one, so
+//! that it is beyond everything handed out meanwhile, accepted losses included, even that of the manifest. Two restores of one backup are two separate lives of the data,
 //! which start at the same number; so are the data to which an earlier version's backup was restored, and another
 //! backup made of that before it was ever started.
 
@@ -145,7 +145,9 @@ pub(super) fn id_range_after_restore(dir: &Path, archived: Option<&Manifest>) ->
     // The manifest may also have been lost after the backup; numbers then continued past the assumed range.
     let last_range =
         archived.map_or(RANGE_OF_UNKNOWN_PAST, |manifest| manifest.last_id_range.max(RANGE_OF_UNKNOWN_PAST));
-    next_id_range(dir, last_range / RANGES_PER_RESTORE * RANGES_PER_RESTORE + RANGES_PER_RESTORE - 1)
+    // The next multiple may be one range away: it has to be one that the losses in between do not reach.
+    let beyond = last_range + RANGES_PER_RESTORE;
+    next_id_range(dir, beyond.next_multiple_of(RANGES_PER_RESTORE) - 1)
 }
 
 /// The last range of a data dir whose manifest is lost.
@@ -383,6 +385,22 @@ mod tests {
 
     fn show(error: StoreError) -> String {
         error.to_string()
+    }
+
+    #[test]
+    fn losses_after_a_backup_do_not_reach_where_its_restore_continues() {
+        use Step::{Backup, Give, Lose, LoseWithManifest, Restore};
+        let mut life = Life::of_earlier(28, Some(7));
+        for step in [Lose(1), Give(1), Backup, LoseWithManifest(0), Lose(1), Give(0), Restore, Give(0), Give(1)] {
+            life.take(step);
+        }
+        // As many losses as a restore leaves room for.
+        let mut life = Life::new();
+        [Give(0), Give(1), Backup, Restore, Give(0), Give(1), Backup].into_iter().for_each(|step| life.take(step));
+        for _ in 1..RANGES_PER_RESTORE {
+            [Lose(0), Give(0)].into_iter().for_each(|step| life.take(step));
+        }
+        [Restore, Give(0), Give(1)].into_iter().for_each(|step| life.take(step));
     }
 
     #[test]
