@@ -521,14 +521,14 @@ impl TrackedFiles {
                     return Err(TrackedFilesError::NameTaken { name, path });
                 }
                 (Some(known), Some(stat)) if size_and_mtime(&known.stat) != size_and_mtime(&stat) => {
-                    TrackedFile { stat: stat, blake3: None, pieces_root: None, missing_since: None, ..known }
+                    TrackedFile { stat, blake3: None, pieces_root: None, missing_since: None, ..known }
                 }
                 // The caller has just found it.
                 (Some(known), Some(_)) => TrackedFile { missing_since: None, ..known },
                 (Some(known), None) => known,
                 (None, Some(stat)) => TrackedFile {
                     name,
-                    stat: stat,
+                    stat,
                     added_at: now,
                     is_published: false,
                     published_at: None,

@@ -244,7 +244,7 @@ impl Future for ResponseFuture {
             // Not reached: a response is made once.
             NextStep::Done => response::not_found(),
         };
-        let response = this.to_hyper_response(response);
+        let response = this.hyper_response(response);
         // Each request is counted once.
         if !was_refused && (response.status().is_client_error() || response.status().is_server_error()) {
             this.server.counters.failed.add(1);
@@ -296,7 +296,7 @@ impl ResponseFuture {
         handled.unwrap_or_else(Response::from)
     }
 
-    fn to_hyper_response(&mut self, response: Response) -> hyper::Response<ResponseBody> {
+    fn hyper_response(&mut self, response: Response) -> hyper::Response<ResponseBody> {
         // Also when the handler was not called.
         self.wire.borrow_mut().release_reservation();
         self.wire.borrow_mut().expect_response();

@@ -140,7 +140,7 @@ impl Authenticator {
         };
         let left_ms = response.body["expires_in"].as_f64().map(|seconds| (seconds * 1000.0).max(0.0) as u64);
         let expires_at = self.cache_verification(token, &user, left_ms)?;
-        Ok((user, WatchSession { token: digest, expires_at: expires_at }))
+        Ok((user, WatchSession { token: digest, expires_at }))
     }
 
     /// Whether the user has another valid token of those presented here, including before the last restart.

@@ -90,7 +90,7 @@ impl Registry {
                 return (parts, at);
             }
             let next = match &at {
-                ListingCursor::Offset(offset) => self.live_names.from_offset(*offset).next(),
+                ListingCursor::Offset(offset) => self.live_names.starting_at(*offset).next(),
                 ListingCursor::After(name) => self.live_names.after(name.as_str()).next(),
                 ListingCursor::Within(..) | ListingCursor::End => None,
             };
@@ -118,7 +118,7 @@ impl Registry {
 
     /// The names of live hosts from the n-th on, counting from 0. Call [`Registry::expire`] first.
     pub fn names_from(&self, offset: usize, at_most: usize) -> Vec<Name> {
-        self.live_names.from_offset(offset).take(at_most).map(|(name, _)| name.clone()).collect()
+        self.live_names.starting_at(offset).take(at_most).map(|(name, _)| name.clone()).collect()
     }
 
     /// Examines `at_most` live hosts after a name. Returns those whose hostname or display name matches, and where to

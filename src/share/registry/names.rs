@@ -70,7 +70,7 @@ impl<V: Copy> OrderedNames<V> {
     }
 
     /// The names from the n-th on, counting from 0.
-    pub(super) fn from_offset(&self, mut offset: usize) -> impl Iterator<Item = &(Name, V)> {
+    pub(super) fn starting_at(&self, mut offset: usize) -> impl Iterator<Item = &(Name, V)> {
         let mut at = 0;
         while let Some(chunk) = self.chunks.get(at)
             && chunk.len() <= offset
@@ -115,8 +115,8 @@ mod tests {
         assert_eq!(names.len(), model.len());
         assert!(names.chunks.iter().all(|chunk| (1..=CHUNK_MAX).contains(&chunk.len())));
         let all: Vec<_> = model.iter().map(|(name, value)| (name.clone(), *value)).collect();
-        assert_eq!(names.from_offset(0).cloned().collect::<Vec<_>>(), all);
-        assert_eq!(names.from_offset(offset).cloned().collect::<Vec<_>>(), all[offset.min(all.len())..]);
+        assert_eq!(names.starting_at(0).cloned().collect::<Vec<_>>(), all);
+        assert_eq!(names.starting_at(offset).cloned().collect::<Vec<_>>(), all[offset.min(all.len())..]);
         let behind: Vec<_> = all.iter().filter(|(name, _)| name > after).cloned().collect();
         assert_eq!(names.after(after.as_str()).cloned().collect::<Vec<_>>(), behind);
     }

@@ -47,7 +47,7 @@ pub struct StoredState {
     sessions: BTreeMap<SessionKey, u64>,
     carts: BTreeMap<SessionKey, BTreeMap<Arc<str>, u32>>,
     saved: BTreeMap<(u64, Arc<str>), u32>,
-    answered: BTreeMap<(SessionKey, u32), (u64, String, Millis, Option<u32>)>,
+    answered: BTreeMap<(SessionKey, u32), Remembered>,
     /// For the rules: what a buyer ever put into the cart.
     pub put: BTreeMap<(u64, Arc<str>), u32>,
 }
@@ -413,7 +413,7 @@ impl World {
         if early || self.customer.disk.is_committed(&commit) {
             return self.apply_effect(effect);
         }
-        self.memory().later.push_back(PendingEffect { commit, effect: effect });
+        self.memory().later.push_back(PendingEffect { commit, effect });
     }
 
     fn apply_effect(&mut self, effect: Effect) {
