@@ -69,7 +69,7 @@ pub struct UdpLimits {
 /// A received datagram.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
-    /// Its content, truncated to [`UdpLimits::max_datagram`] bytes.
+    /// Its content, truncated to [`UdpLimits::max_datagram_bytes`] bytes.
     pub bytes: &'a [u8],
     pub source: SocketAddr,
     /// The local address that it was sent to, if the socket is bound to all addresses and the system reports it.

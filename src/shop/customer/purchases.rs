@@ -44,7 +44,7 @@ struct OpenPurchase<C> {
 pub struct MadeUnderKey {
     /// The purchase that was made under it, if any.
     pub purchase: Option<Purchase>,
-    /// [`OpenPurchases::forgotten`] as it was before that was read.
+    /// The number of forgotten purchases as it was before that was read.
     pub forgotten: u64,
 }
 

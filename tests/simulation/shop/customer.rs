@@ -38,6 +38,9 @@ pub struct Platter {
     fault: Option<Fault>,
 }
 
+/// The remembered response to a request: its number, the request, when it was answered, and with which quantity.
+type Remembered = (u64, String, Millis, Option<u32>);
+
 /// Effect is on disk for good.
 #[derive(Default)]
 pub struct StoredState {
