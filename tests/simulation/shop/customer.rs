@@ -41,7 +41,7 @@ pub struct Platter {
 /// The remembered response to a request: its number, the request, when it was answered, and with which quantity.
 type Remembered = (u64, String, Millis, Option<u32>);
 
-/// Effect is on disk for good.
+/// What is on disk for good.
 #[derive(Default)]
 pub struct StoredState {
     pub open: BTreeMap<String, Purchase>,
@@ -241,7 +241,7 @@ pub struct Caller {
     completes: bool,
 }
 
-/// Effect is done once everything up to the commit is on disk.
+/// What is done once everything up to the commit is on disk.
 struct PendingEffect {
     commit: u64,
     effect: Effect,
@@ -397,7 +397,7 @@ impl World {
         }
     }
 
-    /// Effect was handed over is committed in a while.
+    /// What was handed over is committed in a while.
     fn commit_later(&mut self) {
         if !self.customer.disk.is_idle() && !self.customer.is_commit_due {
             self.customer.is_commit_due = true;
@@ -600,7 +600,7 @@ impl World {
         self.after_commit(stepped.newest, what);
     }
 
-    /// Effect the bank has not answered is asked again; who has waited for too long is told so.
+    /// What the bank has not answered is asked again; who has waited for too long is told so.
     fn retry_and_expire(&mut self) {
         let (fault, now) = (self.fault, self.now);
         for waiting in std::mem::take(&mut self.memory().waiting) {
