@@ -12,6 +12,7 @@ pub mod announce;
 pub mod auto;
 pub mod buyer;
 mod dotenv;
+mod generate;
 pub mod lan;
 mod line_editor;
 pub mod name;
@@ -73,6 +74,8 @@ enum Command {
     Share(Box<share::ShareArgs>),
     Admin(admin::AdminArgs),
     Story(story::StoryArgs),
+    Completions(generate::CompletionsArgs),
+    Man(generate::ManArgs),
 }
 
 /// Gives every flag of every command that has no variable of its own the one that its name makes:
@@ -123,6 +126,8 @@ pub fn main() -> ExitCode {
         Command::Share(args) => share::run(*args),
         Command::Admin(args) => admin::run(args),
         Command::Story(args) => story::run(args),
+        Command::Completions(args) => generate::completions(&args, with_environment(Cli::command())),
+        Command::Man(args) => generate::man(&args, with_environment(Cli::command())),
     };
     match (result, output::failure()) {
         (Ok(_), Some(why)) => fail(&anyhow::anyhow!("the output could not be written: {why}")),
