@@ -2,19 +2,32 @@
 
 CARGO ?= cargo
 RELEASE = target/release
+PREFIX ?= /usr/local
+DIST = target/dist
 # What finds faults of pages for people who hear or touch them: one file, of an archive that is known by its hash.
 AXE = axe-core-4.14.1
 AXE_SHA256 = e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
 AXE_FILE = target/$(AXE)/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-clients perf test test-full fuzz-http lint clean need-tools need-browser need-axe need-ip
+.PHONY: help build install run-server run-clients perf test test-full fuzz-http lint clean need-tools need-browser need-axe need-ip
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: need-tools ## build the programs (release)
 	$(CARGO) build --release --locked
+
+install: need-tools ## build small programs and install them, their manual and completions (PREFIX=/usr/local, DESTDIR)
+	$(CARGO) build --profile dist --locked
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/share/man/man1" \
+	    "$(DESTDIR)$(PREFIX)/share/bash-completion/completions" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions" \
+	    "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d"
+	install -m 755 $(DIST)/p2s2 $(DIST)/p2s2-perf "$(DESTDIR)$(PREFIX)/bin"
+	$(DIST)/p2s2 man "$(DESTDIR)$(PREFIX)/share/man/man1"
+	$(DIST)/p2s2 completions bash > "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/p2s2"
+	$(DIST)/p2s2 completions zsh > "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_p2s2"
+	$(DIST)/p2s2 completions fish > "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/p2s2.fish"
 
 run-server: build ## run the server; everything it keeps is in data/state
 	$(RELEASE)/p2s2 server

@@ -11,6 +11,7 @@ pub mod admin;
 pub mod announce;
 pub mod buyer;
 mod dotenv;
+mod generate;
 pub mod lan;
 mod line_editor;
 pub mod name_prompt;
@@ -73,6 +74,8 @@ enum Command {
     Share(Box<share::ShareArgs>),
     Admin(admin::AdminArgs),
     Story(story::StoryArgs),
+    Completions(generate::CompletionsArgs),
+    Man(generate::ManArgs),
 }
 
 /// Gives every flag without an environment variable of its own a default one: `P2S2_`, the command, and the flag.
@@ -122,6 +125,8 @@ pub fn main() -> ExitCode {
         Command::Share(args) => share::run(*args),
         Command::Admin(args) => admin::run(args),
         Command::Story(args) => story::run(args),
+        Command::Completions(args) => generate::completions(&args, with_environment(Cli::command())),
+        Command::Man(args) => generate::man(&args, with_environment(Cli::command())),
     };
     match (result, output::first_failure()) {
         (Ok(_), Some(why)) => report_error(&anyhow::anyhow!("the output could not be written: {why}")),

@@ -41,6 +41,30 @@ fn every_command_has_help_with_an_example() {
 }
 
 #[test]
+fn completions_and_manual_pages_know_every_command() {
+    for (shell, known) in [("bash", "p2s2__subcmd__server"), ("zsh", "#compdef p2s2"), ("fish", "complete -c p2s2")] {
+        let (code, script, _) = run(program("completions").arg(shell));
+        assert!(code == 0 && script.contains(known) && script.contains("offer-window"), "{shell}");
+    }
+    let (code, _, error) = run(program("completions").arg("cmd.exe"));
+    assert!(code == 2 && error.contains("bash") && error.contains("fish"), "{error}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man/man1");
+    let (code, _, error) = run(program("man").arg(&pages));
+    assert_eq!(code, 0, "{error}");
+    let server = fs::read_to_string(pages.join("p2s2-server.1")).unwrap();
+    assert!(server.contains("offer") && server.contains("P2S2_SERVER_TRADE_PORT"), "{server}");
+    for page in ["p2s2.1", "p2s2-share-fetch.1", "p2s2-admin-restore.1"] {
+        assert!(pages.join(page).exists(), "{page}");
+    }
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let (code, _, error) = run(program("man").arg(&file));
+    assert!(code == 1 && error.lines().count() == 1 && error.contains("file"), "{error}");
+}
+
+#[test]
 fn wrong_values_are_named_with_their_flag() {
     for (flag, value) in [
         ("--offer-window", "soon"),
