@@ -125,8 +125,8 @@ pub fn main() -> ExitCode {
         Command::Share(args) => share::run(*args),
         Command::Admin(args) => admin::run(args),
         Command::Story(args) => story::run(args),
-        Command::Completions(args) => generate::completions(&args, with_environment(Cli::command())),
-        Command::Man(args) => generate::man(&args, with_environment(Cli::command())),
+        Command::Completions(args) => generate::completions(&args, with_environment_variables(Cli::command())),
+        Command::Man(args) => generate::man(&args, with_environment_variables(Cli::command())),
     };
     match (result, output::first_failure()) {
         (Ok(_), Some(why)) => report_error(&anyhow::anyhow!("the output could not be written: {why}")),

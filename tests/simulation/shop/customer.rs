@@ -459,7 +459,7 @@ impl World {
         }
         self.customer.disk.commit_all();
         let committed = self.customer.disk.lock().committed;
-        // Effect is over makes room for the buyer's next.
+        // What is over makes room for the buyer's next.
         self.core().forget_over();
         while self.customer.memory.as_ref().is_some_and(|memory| !memory.later.is_empty()) {
             if self.rng.permille(self.weather.crash) {
