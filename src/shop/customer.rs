@@ -45,7 +45,7 @@ mod tests;
 use accounts::Accounts;
 use active_sessions::{Refused, SavedCart};
 use carts::PendingResult;
-use core::{CartRequest, CustomerCore, Opening};
+use core::{CartRequest, CustomerCore, OpenSessionResult};
 use purchasing::BeginWaiters;
 use store::StoreJournal;
 
@@ -279,11 +279,11 @@ impl CustomerDbInner {
             let now = self.config.clock.now();
             let opening = memory.lock().open_session(now, role, account.clone(), key, saved.take());
             match opening {
-                Opening::Decided((answer, newest)) => {
+                OpenSessionResult::Decided((answer, newest)) => {
                     self.wait_committed(&memory, &newest)?;
                     return answer.map(|()| logged_in);
                 }
-                Opening::ReadSavedCart { evictions } => {
+                OpenSessionResult::ReadSavedCart { evictions } => {
                     let lines = self.store.read(|reader| store::saved_cart(reader, user_id));
                     let lines = lines.map_err(|error: StoreError| unavailable(&error))?.into_iter().collect();
                     saved = Some(SavedCart { lines, evictions });

@@ -1,16 +1,15 @@
-//! Memory that the disk vouches for: the one way in which a room keeps its state in memory and yet loses nothing
-//! that it has answered.
+//! State in memory that is backed by the disk: the one way in which a room keeps its state in memory without losing
+//! anything that it has acknowledged.
 //!
-//! A room works on memory and hands each change to the store's writer under the lock of what it changed, so that the
-//! order on disk is the order of memory. An answer leaves once the newest change that it is built on is on disk. When
-//! a change cannot be stored, memory holds more than the disk does: it is loaded anew before the next request, those
-//! who waited are told that nothing has happened, and whatever they had seen of the old memory is never answered.
+//! A room changes its state in memory and appends each change to the store's queue under the lock of what it changed,
+//! so that both have the same order. A response leaves once the newest change that it depends on is on disk. When a
+//! change cannot be stored, memory is ahead of the disk: it is loaded anew before the next request, the requests that
+//! waited are told that nothing has happened, and nothing that they saw of the old memory is ever acknowledged.
 //!
-//! [`Durable`] holds the memory of the present epoch and replaces it. [`Appender`] is the way to the writer within an
-//! epoch; it is the owner's proof that it still owns what it changes: once the epoch is over, every change is refused.
-//! (An epoch ends with a failed transaction. Where several processes share a database, it is the lease's number, and
-//! ends as well when another process takes the lease over.) [`SharedCore`] is the memory of a room whose core stands
-//! behind one lock.
+//! [`Durable`] holds the memory of the current epoch and replaces it. An [`Appender`] appends changes within one epoch.
+//! It proves that its owner still owns the state: once the epoch has ended, every change is refused. An epoch ends when
+//! a transaction fails. (For several processes on one database it stands for the owner's lease, and also ends when
+//! another process takes over.) [`SharedCore`] is the memory of a room whose core is guarded by a single lock.
 
 use std::ops::{ControlFlow, Deref, DerefMut};
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{CommitHandle, Epoch, Store, StoreError, Tx};
 
-/// Hands changes to the writer, in their order, for as long as its epoch lasts.
+/// Appends changes to the store's queue, in order, as long as its epoch lasts.
 #[derive(Debug, Clone)]
 pub struct Appender {
     store: Arc<Store>,
@@ -28,52 +27,51 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Begins to append in the store's present epoch. What is read from the store afterwards is what the changes go
-    /// on from. Waits while an epoch that has failed is being ended.
+    /// An appender in the store's current epoch. Its changes build on what is read from the store afterwards. Waits
+    /// while a failed epoch is being ended.
     pub fn begin(store: Arc<Store>) -> Appender {
         let epoch = store.current_epoch();
         Appender { store, epoch }
     }
 
-    /// Hands over a change that builds on all those before it. This is memory work, to be done under the lock of
-    /// what was changed. If the change fails, so does every later one of the epoch.
+    /// Appends a change that builds on all earlier ones, without blocking on disk. To be called under the lock of what
+    /// was changed in memory. If the change fails, so does every later one of the epoch.
     pub fn append(&self, change: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static) -> CommitHandle {
         self.store.append(self.epoch, change)
     }
 
-    /// The store that the changes go to.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 }
 
-/// Takes a core's changes in the order in which they are made, so that a core needs to know of no store.
+/// Accepts the changes of a core in the order in which they are made, so that the core depends on no store.
 ///
-/// What is on disk is always a prefix of what was appended: if a change cannot be stored, none after it is, and the
-/// memory that made it is loaded anew.
+/// The disk always holds a prefix of what was appended. If a change cannot be stored, no later one is, and the core must
+/// be loaded anew.
 pub trait Journal {
-    /// One row's change.
+    /// A change of what is stored.
     type Change;
-    /// Stands for "this and everything before it is on disk". The default depends on nothing.
+    /// Represents this change and all earlier ones; tells when they are on disk. The default depends on nothing.
     type Commit: Clone + Default;
 
-    /// Hands over changes that belong together: all of them are stored, or none. Memory work.
+    /// Appends changes that are stored together or not at all. It never waits for the disk.
     fn append(&self, changes: Vec<Self::Change>) -> Self::Commit;
 
-    /// The one of the two that was appended later.
+    /// The later of two commits.
     fn latest(a: Self::Commit, b: Self::Commit) -> Self::Commit;
 
-    /// Whether everything up to this commit is on disk by now.
+    /// Whether this change and all earlier ones are on disk.
     fn is_committed(&self, commit: &Self::Commit) -> bool;
 }
 
-/// Loads memory from the disk. The second argument is the memory that it replaces, if there was any: for what is
-/// not on disk and goes on all the same, such as counters and open connections.
+/// Loads memory from the disk. The second argument is the memory that it replaces, if any, for state that is not on disk
+/// and continues, such as open connections.
 type Load<M> = Box<dyn Fn(Appender, Option<&M>) -> Result<M, StoreError> + Send + Sync>;
 
-/// The memory of a room, and how it is loaded anew once the disk holds less than it.
+/// The memory of a room, and how to load it anew after a change could not be stored.
 pub struct Durable<M> {
-    /// The room, for the log.
+    /// The name of the room in the log.
     room: &'static str,
     store: Arc<Store>,
     load: Load<M>,
@@ -81,10 +79,10 @@ pub struct Durable<M> {
 }
 
 impl<M> Durable<M> {
-    /// Loads the memory from the store. `room` names it in the log.
+    /// Loads the memory from the store. `room` is its name in the log.
     ///
     /// # Errors
-    /// What `load` says.
+    /// The error of `load`.
     pub fn open(
         room: &'static str,
         store: Arc<Store>,
@@ -94,12 +92,11 @@ impl<M> Durable<M> {
         Ok(Durable { room, store, load: Box::new(load), current: RwLock::new(Arc::new(memory)) })
     }
 
-    /// The memory as of now. A request works on one and the same from its beginning to its end.
+    /// The current memory. A request keeps using the same memory until it ends.
     pub fn current(&self) -> Arc<M> {
         Arc::clone(&self.current.read())
     }
 
-    /// The store behind it.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
@@ -107,18 +104,18 @@ impl<M> Durable<M> {
     /// Waits until a change of this memory, and all before it, is on disk.
     ///
     /// # Errors
-    /// It could not be stored. Memory has been loaded anew by then, unless the disk cannot be read either.
+    /// The change could not be stored. Memory has been loaded anew, unless the disk cannot be read either.
     pub fn wait_committed(&self, memory: &Arc<M>, newest: &CommitHandle) -> Result<(), StoreError> {
         newest.wait().inspect_err(|_error| drop(self.reload(memory)))
     }
 
-    /// Replaces memory of which a change could not be stored. Answers the new one if this call has loaded it, for
-    /// what is to be resumed; `None` if somebody else has, or if the disk cannot be read: then the old memory stays,
-    /// whose changes are all refused, and the next request tries again.
+    /// Replaces memory of which a change could not be stored. Returns the new memory if this call has loaded it, so that
+    /// the caller can resume its work; `None` if another call has, or if the disk cannot be read. In that case the old
+    /// memory stays: all its changes are refused, and the next request tries again.
     ///
-    /// Never to be called on the writer's own thread, for it may have to wait for the writer.
+    /// Must not be called on the writer's thread, because it may wait for the writer.
     pub fn reload(&self, failed: &Arc<M>) -> Option<Arc<M>> {
-        // Held while the store is read, on purpose: no request may begin on memory that is wrong.
+        // Deliberately held while the store is read: no request may start on outdated memory.
         let mut current = self.current.write();
         if !Arc::ptr_eq(&current, failed) {
             return None;
@@ -137,25 +134,25 @@ impl<M> Durable<M> {
     }
 }
 
-/// A core behind one lock, with the newest change that it has handed over.
+/// A core behind a single lock, with the commit of its newest change.
 pub struct SharedCore<C> {
     state: Mutex<CoreState<C>>,
-    /// Notified when the core may look different to those who wait for something, or is replaced.
+    /// Notified when those who wait for something in the core should look again.
     changed: Condvar,
 }
 
-/// The core while its lock is held.
+/// The core, while its lock is held.
 pub struct CoreState<C> {
     core: C,
     appender: Appender,
     newest: CommitHandle,
-    /// Another memory has taken its place: whatever is to be done is done there.
+    /// Another memory has taken its place, where all further work is done.
     is_replaced: bool,
 }
 
-/// What was learnt under the lock, with the change that it is built on.
+/// A value that was computed under the lock, with the commit that it depends on.
 pub struct Pending<C, T> {
-    /// What was learnt. It may be told once [`Durable::wait`] has returned.
+    /// The value. It may be acknowledged once [`Durable::wait`] has returned it.
     pub value: T,
     newest: CommitHandle,
     memory: Arc<SharedCore<C>>,
@@ -176,23 +173,22 @@ impl<C> DerefMut for CoreState<C> {
 }
 
 impl<C> CoreState<C> {
-    /// Hands a change of the core to the writer.
+    /// Appends a change of the core to the store's queue.
     pub fn append(&mut self, change: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static) {
         self.newest = self.appender.append(change);
     }
 
-    /// The newest change that was handed over: what is learnt now is built on it.
+    /// The commit of the newest change, on which everything that is read now depends.
     pub fn newest(&self) -> &CommitHandle {
         &self.newest
     }
 }
 
 impl<C: Send + 'static> Durable<SharedCore<C>> {
-    /// Loads a core from the store. `load` is given the core that it replaces, if there was any, which nobody changes
-    /// meanwhile.
+    /// Loads a core from the store. `load` gets the core that it replaces, if any, which stays locked meanwhile.
     ///
     /// # Errors
-    /// What `load` says.
+    /// The error of `load`.
     pub fn open_shared(
         room: &'static str,
         store: Arc<Store>,
@@ -213,7 +209,7 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         })
     }
 
-    /// Works on the core, under its lock: memory work alone.
+    /// Runs `work` on the core, under its lock. It must not block.
     pub fn with<T>(&self, work: impl FnOnce(&mut CoreState<C>) -> T) -> Pending<C, T> {
         loop {
             let memory = self.current();
@@ -228,16 +224,16 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         }
     }
 
-    /// What was learnt, once it may be told: the newest change that it is built on is on disk.
+    /// Returns a value once the commit that it depends on is on disk.
     ///
     /// # Errors
-    /// That change could not be stored. Memory has been loaded anew by then, if the disk can be read.
+    /// The change could not be stored. Memory has been loaded anew, if the disk can be read.
     pub fn wait<T>(&self, pending: Pending<C, T>) -> Result<T, StoreError> {
         self.wait_committed(&pending.memory, &pending.newest)?;
         Ok(pending.value)
     }
 
-    /// Works on the core and waits until what that is built on is on disk.
+    /// Runs `work` on the core, and returns its result once the commit that it depends on is on disk.
     ///
     /// # Errors
     /// Those of [`Durable::wait`].
@@ -245,9 +241,8 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         self.wait(self.with(work))
     }
 
-    /// Looks at the core, again after each [`Durable::notify`] and at the instant that `look` names, until `look`
-    /// breaks with something or the deadline has passed (then `None`). What was found may be told after
-    /// [`Durable::wait`].
+    /// Calls `look` on the core, again after each [`Durable::notify`] and at the instant that it returned, until it
+    /// breaks with a value. Returns `None` after the deadline. The value may be acknowledged after [`Durable::wait`].
     pub fn wait_for<T>(
         &self,
         deadline: Instant,
@@ -273,23 +268,22 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         }
     }
 
-    /// Has everybody who waits in [`Durable::wait_for`] look again.
+    /// Wakes all callers of [`Durable::wait_for`].
     pub fn notify(&self) {
         let memory = self.current();
-        // Under the lock, so that nobody is between a look and the beginning of a wait.
+        // Under the lock, so that no caller is between its look and the beginning of its wait.
         let _state = memory.state.lock();
         memory.changed.notify_all();
     }
 }
 
 impl<C, T> Pending<C, T> {
-    /// Whether both were learnt from the same memory. What was learnt from one that has been replaced since does not
-    /// go together with what is learnt now.
+    /// Whether both values are of the same memory. Values of memory that was replaced in between do not fit together.
     pub fn is_of_same_memory<U>(&self, other: &Pending<C, U>) -> bool {
         Arc::ptr_eq(&self.memory, &other.memory)
     }
 
-    /// The place of the newest change in the order of all changes of the store.
+    /// The place of the commit in the order of all changes of the store.
     pub fn sequence_number(&self) -> u64 {
         self.newest.sequence_number()
     }

@@ -54,7 +54,7 @@ fn completions_and_manual_pages_know_every_command() {
     let (code, _, error) = run(program("man").arg(&pages));
     assert_eq!(code, 0, "{error}");
     let server = fs::read_to_string(pages.join("p2s2-server.1")).unwrap();
-    assert!(server.contains("offer") && server.contains("P2S2_SERVER_TRADE_PORT"), "{server}");
+    assert!(server.contains(r"\-\-offer\-window") && server.contains("2min"), "{server}");
     for page in ["p2s2.1", "p2s2-share-fetch.1", "p2s2-admin-restore.1"] {
         assert!(pages.join(page).exists(), "{page}");
     }

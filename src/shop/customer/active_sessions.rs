@@ -1,5 +1,5 @@
-//! Who is signed in: sessions, and the carts of the buyers among them. A part of the customer database's core: plain
-//! values, whose changes go to the journal that is handed in.
+//! The open sessions, and the carts of their buyers. This is a part of the customer database's core: plain values, whose
+//! changes go to the journal that is passed in.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,44 +13,42 @@ use crate::model::Millis;
 use crate::shop::ops::{Account, ErrorCode, Refusal, Role};
 use crate::storage::Journal;
 
-/// Sessions ended at once by time: far fewer changes than the store takes on.
+/// The maximum number of sessions that expire at once: far fewer changes than the store's queue holds.
 pub const EXPIRE_BATCH: usize = 1_000;
 
-/// Whose a session is.
+/// The owner of a session.
 #[derive(Debug, Clone)]
 pub struct SessionOwner {
-    /// What the session is good for.
+    /// The role in which the session was opened.
     pub role: Role,
-    /// The account.
     pub account: Arc<Account>,
 }
 
-/// A saved cart as it was read from disk, for a buyer who is not in memory.
+/// A saved cart that was read from disk, for a buyer who is not in memory.
 #[derive(Debug)]
 pub struct SavedCart {
-    /// What is in it.
     pub lines: CartLines,
-    /// [`ActiveSessions::evictions`] as it was before it was read.
+    /// The value of [`ActiveSessions::evictions`] before the cart was read.
     pub evictions: u64,
 }
 
-/// A refusal, and the commit of the newest change that it is built on.
+/// A refusal, and the commit that it depends on.
 pub type Refused<C> = (Refusal, C);
 
-/// Everyone who is signed in. `C` is the journal's commit.
+/// All open sessions, and the carts of their buyers. `C` is the journal's type of commits.
 pub struct ActiveSessions<C> {
     sessions: Sessions<SessionOwner>,
     buyers: HashMap<u64, BuyerCarts<C>>,
-    /// Buyers who may have left: looked at when sessions are expired.
+    /// Buyers whose last session may have ended. They are checked when sessions are expired.
     leaving: HashSet<u64>,
-    /// How many buyers have been evicted: a saved cart that was read from disk before may be old by now.
+    /// How often buyers were evicted. A saved cart that was read from disk before an eviction may be outdated.
     evictions: u64,
-    /// The newest end of a session: what "there is no such session" is built on.
+    /// The commit of the newest end of a session, on which the response "there is no such session" depends.
     ended: C,
 }
 
 impl<C: Clone + Default> ActiveSessions<C> {
-    /// Builds memory from what is on disk. Every session that was alive then has its full time.
+    /// Loads the state from a snapshot. Every session that was open then gets its full time again.
     pub fn load<J>(journal: &J, timeout: Duration, snapshot: CustomerSnapshot, now: Millis) -> ActiveSessions<C>
     where
         J: Journal<Change = CustomerChange, Commit = C>,
@@ -91,7 +89,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
                 buyer.resume_session(key, lines.unwrap_or_default(), answered.unwrap_or_default());
             }
         }
-        // Those for whom a purchase is under way need a cart that it can be taken from.
+        // A purchase that completes is removed from its buyer's carts, so they are loaded for open purchases too.
         for purchase in &snapshot.open_purchases {
             let user_id = purchase.buyer.user_id;
             let new = || BuyerCarts::new(user_id, saved.remove(&user_id).unwrap_or_default());
@@ -104,30 +102,30 @@ impl<C: Clone + Default> ActiveSessions<C> {
         active_sessions
     }
 
-    /// Whether a buyer's carts are in memory. Else they have to be read before the buyer can sign in.
+    /// Whether a buyer's carts are in memory. Otherwise the saved one must be read before the buyer can sign in.
     pub fn has_buyer(&self, user_id: u64) -> bool {
         self.buyers.contains_key(&user_id)
     }
 
-    /// How many buyers have been evicted so far.
+    /// How often buyers have been evicted so far.
     pub fn evictions(&self) -> u64 {
         self.evictions
     }
 
-    /// A buyer comes, with a saved cart. Refused (`false`) if a buyer was evicted since that was read: perhaps this
-    /// one, who had come and changed it.
+    /// Adds a buyer with a saved cart. Returns false if a buyer was evicted since the cart was read: it may have been
+    /// this one, who had signed in and changed it.
     pub fn put_buyer(&mut self, user_id: u64, saved: SavedCart) -> bool {
         if saved.evictions != self.evictions {
             return false;
         }
         self.buyers.entry(user_id).or_insert_with(|| BuyerCarts::new(user_id, saved.lines));
-        // Should the session not come about.
+        // In case the session cannot be opened.
         self.leaving.insert(user_id);
         true
     }
 
-    /// Opens a session of a user whose password was right; a buyer's carts must be in memory. The key must be that of
-    /// a new, random id. BUSY when there are too many.
+    /// Opens a session for a user whose password was verified; a buyer's carts must be in memory. The key must be that
+    /// of a new, random id. The result is BUSY when there are too many sessions.
     pub fn open_session<J>(
         &mut self,
         journal: &J,
@@ -155,7 +153,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         (Ok(()), newest)
     }
 
-    /// The owner of a request's session, which is used from now on, if it is of this role.
+    /// Uses the session of a request, if it was opened in this role; returns its owner.
     ///
     /// # Errors
     /// SESSION_EXPIRED or FORBIDDEN.
@@ -167,7 +165,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         }
     }
 
-    /// The buyer of a request's session, which is used from now on.
+    /// Uses the session of a buyer's request; returns the buyer's account and carts.
     ///
     /// # Errors
     /// SESSION_EXPIRED or FORBIDDEN.
@@ -182,7 +180,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         Ok((account, buyer))
     }
 
-    /// The owner of a session, which is not used by this.
+    /// Looks up the owner of a session without using the session.
     ///
     /// # Errors
     /// SESSION_EXPIRED.
@@ -191,7 +189,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         session.map(|session| &session.owner).ok_or_else(|| (session_expired(), self.ended.clone()))
     }
 
-    /// Ends a session, if it is of this role.
+    /// Ends a session, if it was opened in this role.
     pub fn end_session<J>(&mut self, journal: &J, now: Millis, role: Role, key: &SessionKey) -> PendingResult<(), C>
     where
         J: Journal<Change = CustomerChange, Commit = C>,
@@ -206,9 +204,8 @@ impl<C: Clone + Default> ActiveSessions<C> {
         }
     }
 
-    /// Ends sessions whose time is up, [`EXPIRE_BATCH`] at most (those that are left are over all the same), and
-    /// evicts buyers who have left; `is_needed` tells for whom a purchase is under way. AnsweredRequests how many sessions
-    /// were ended.
+    /// Ends expired sessions, at most [`EXPIRE_BATCH`] at a time (the rest count as expired all the same), and evicts
+    /// buyers without a session; `is_needed` tells for whom a purchase is open. Returns how many sessions were ended.
     pub fn expire<J>(&mut self, journal: &J, now: Millis, is_needed: impl Fn(u64) -> bool) -> (usize, C)
     where
         J: Journal<Change = CustomerChange, Commit = C>,
@@ -224,7 +221,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
             if buyer.has_session() {
                 return false;
             }
-            // As long as a change of the carts is on its way, the disk does not hold what the next session needs.
+            // Until the newest change is on disk, a later session would read an outdated saved cart.
             if is_needed(*user_id) || !journal.is_committed(buyer.newest()) {
                 return true;
             }
@@ -235,27 +232,27 @@ impl<C: Clone + Default> ActiveSessions<C> {
         (over.len(), self.ended.clone())
     }
 
-    /// A buyer's carts, for a purchase that has come to its end.
+    /// The carts of a buyer in memory.
     pub fn buyer_mut(&mut self, user_id: u64) -> Option<&mut BuyerCarts<C>> {
         self.buyers.get_mut(&user_id)
     }
 
-    /// The purchase that a buyer was needed for is over.
+    /// Has a buyer checked for eviction, because the purchase that needed the carts has ended.
     pub fn buyer_may_leave(&mut self, user_id: u64) {
         self.leaving.insert(user_id);
     }
 
-    /// Which sessions were used since that was last written.
+    /// The last uses of sessions that are not on disk yet.
     pub fn unsaved_uses(&self) -> Vec<(SessionKey, Millis)> {
         self.sessions.unsaved()
     }
 
-    /// These last uses are on disk.
+    /// Records that these last uses are on disk.
     pub fn saved_uses(&mut self, uses: &[(SessionKey, Millis)]) {
         self.sessions.mark_saved(uses);
     }
 
-    /// How many sessions and buyers are in memory.
+    /// The numbers of sessions and of buyers in memory.
     pub fn sizes(&self) -> (usize, usize) {
         (self.sessions.len(), self.buyers.len())
     }

@@ -14,17 +14,17 @@ use crate::model::Millis;
 use crate::shop::ops::{ErrorCode, LineItem, Refusal, RemainingQuantity, Role, ShopResult};
 use crate::storage::Journal;
 
-/// Most different items in a cart.
+/// The maximum number of different items in a cart.
 pub const LINES_MAX: usize = 1_000;
-/// How long an answered request is remembered.
+/// How long the response to a request is remembered.
 pub const ANSWER_RETENTION: Duration = Duration::from_secs(600);
-/// PendingResult requests remembered of one session: a repeat follows its first within seconds.
+/// The number of responses that are remembered per session. It can be small, because a retry follows within seconds.
 pub const ANSWERS_MAX: usize = 32;
 
-/// An answer, and the commit of the newest change that it is built on.
+/// A result, and the commit that it depends on: it may be told once that is on disk.
 pub type PendingResult<T, C> = (ShopResult<T>, C);
 
-/// How many of which item.
+/// The units of each item.
 pub type CartLines = BTreeMap<Arc<str>, u32>;
 
 /// The carts of a buyer who has a session, or for whom a purchase is under way. `C` is the journal's commit.
@@ -33,7 +33,7 @@ pub struct BuyerCarts<C> {
     user_id: u64,
     saved: CartLines,
     of: HashMap<SessionKey, SessionCart>,
-    /// The newest change of any of them.
+    /// The commit of the newest change of any of the carts.
     newest: C,
 }
 
@@ -43,26 +43,25 @@ struct SessionCart {
     answers: AnsweredRequests,
 }
 
-/// Which cart of a session a request is about.
+/// The cart that a request is about.
 #[derive(Debug, Clone, Copy)]
 pub struct CartOf {
-    /// The session.
     pub session: SessionKey,
-    /// The buyer's saved cart, which is loaded into the session's (dialect 2).
+    /// Whether it is the buyer's saved cart, which is loaded into the session's (dialect 2).
     pub uses_saved_cart: bool,
 }
 
-/// A request that does its work once, however often it comes.
+/// A request that changes a cart once, however often it is repeated.
 #[derive(Debug, Clone, Copy)]
 pub struct IdempotentRequest<'r> {
-    /// The number of the request: what tells it from all others of its session.
+    /// Distinguishes the request from all others of its session.
     pub id: &'r str,
-    /// What time it is.
+    /// The present time, which decides how long the response is remembered.
     pub now: Millis,
 }
 
 impl<C: Clone + Default> BuyerCarts<C> {
-    /// A buyer with a saved cart, and no session yet.
+    /// A buyer with a saved cart and no session.
     pub fn new(user_id: u64, saved: CartLines) -> BuyerCarts<C> {
         BuyerCarts { user_id, saved, of: HashMap::new(), newest: C::default() }
     }
@@ -72,12 +71,12 @@ impl<C: Clone + Default> BuyerCarts<C> {
         !self.of.is_empty()
     }
 
-    /// The newest change of any of the carts.
+    /// The commit of the newest change of any of the carts.
     pub fn newest(&self) -> &C {
         &self.newest
     }
 
-    /// A session of before the start, with what was in its cart and what it was answered, oldest first.
+    /// Adds a session that was open before the start, with its cart and its remembered responses, oldest first.
     pub fn resume_session(&mut self, session: SessionKey, lines: CartLines, answered: Vec<AnsweredRow>) {
         let mut answers = AnsweredRequests::default();
         for row in answered {
@@ -87,7 +86,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         self.of.insert(session, SessionCart { lines, answers });
     }
 
-    /// Opens a session, with the saved cart as its own.
+    /// Opens a session, whose cart is a copy of the saved one.
     pub fn open_session<J>(&mut self, journal: &J, session: SessionKey, now: Millis) -> C
     where
         J: Journal<Change = CustomerChange, Commit = C>,
@@ -104,7 +103,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         self.append(journal, changes)
     }
 
-    /// Closes a session: what was in its cart and not saved goes.
+    /// Closes a session and drops its cart.
     pub fn close_session<J>(&mut self, journal: &J, session: &SessionKey) -> C
     where
         J: Journal<Change = CustomerChange, Commit = C>,
@@ -113,7 +112,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         self.append(journal, vec![CustomerChange::CloseSession(*session)])
     }
 
-    /// Puts units into a cart, if it then holds at most `at_most` of them.
+    /// Adds units to a cart, if it then holds at most `at_most` of them.
     pub fn add<J>(
         &mut self,
         journal: &J,
@@ -144,7 +143,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (answer.map(|_| ()), newest)
     }
 
-    /// Takes units out of a cart, all of them if no number or a larger one is named; answers what is left.
+    /// Removes units from a cart, all of them if no quantity or a larger one is given; returns the remaining quantity.
     pub fn remove<J>(
         &mut self,
         journal: &J,
@@ -182,7 +181,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (answer.map(|_| ()), newest)
     }
 
-    /// Saves a session's cart for the buyer. In dialect 2 it is the saved one already: it is loaded.
+    /// Saves a session's cart for the buyer. In dialect 2 it is the saved one already, and is loaded.
     pub fn save<J>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C>
     where
         J: Journal<Change = CustomerChange, Commit = C>,
@@ -202,7 +201,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (Ok(()), self.append(journal, changes))
     }
 
-    /// What is in a cart, by item id; what is to be bought. In dialect 2 the saved cart becomes the session's.
+    /// The lines of a cart, ordered by item id. In dialect 2 the saved cart is loaded into the session's first.
     pub fn show<J>(&mut self, journal: &J, cart: CartOf) -> PendingResult<Vec<LineItem>, C>
     where
         J: Journal<Change = CustomerChange, Commit = C>,
@@ -219,8 +218,8 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (lines, self.newest.clone())
     }
 
-    /// These lines were bought: empties the cart of the session, if it is still open, and takes them out of the
-    /// saved one. `changes` are the purchase's own rows, which are stored together with those of the carts.
+    /// Removes what was purchased: empties the cart of the session, if it is still open, and removes the lines from the
+    /// saved cart. `changes` are those of the purchase itself, which are stored in the same transaction.
     pub fn remove_purchased<J>(
         &mut self,
         journal: &J,
@@ -302,7 +301,6 @@ impl<C: Clone + Default> BuyerCarts<C> {
     }
 }
 
-/// There is no such session (any more).
 pub fn session_expired() -> Refusal {
     Refusal::new(ErrorCode::SessionExpired, "session_id: this session is unknown or has ended; log in again")
 }

@@ -1,16 +1,16 @@
-//! The core of the customer database: sessions, carts and purchases as a value. It has no lock, thread, clock, bank or
-//! store: the time comes in as an argument, changes go to the journal that it was given, and each answer bears the
-//! commit of the newest change that it is built on. Whoever drives it sends no answer before that commit is on disk.
+//! The core of the customer database: sessions, carts and open purchases as a value. It has no lock, thread, clock, bank
+//! or store. The time is an argument, changes go to the core's journal, and each result comes with the commit that it
+//! depends on; whoever drives the core sends no response before that commit is on disk.
 //!
-//! What is on disk alone (accounts, saved carts of those who are not here, purchases that were made) is read by the
-//! driver and handed in.
+//! Accounts, the saved carts of buyers without a session, and completed purchases are on disk only: the driver reads
+//! them and passes them in.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::active_sessions::{ActiveSessions, Refused, SavedCart, SessionOwner};
 use super::carts::{self, CartOf, IdempotentRequest, PendingResult};
-use super::purchases::{Beginning, MadeUnderKey, OpenPurchases, Stepped};
+use super::purchases::{BeginResult, CompletedByKey, OpenPurchases, StepResult};
 use super::store::{CustomerChange, CustomerSnapshot};
 use crate::identity::SessionKey;
 use crate::model::{FeeRate, Millis, Name};
@@ -18,57 +18,53 @@ use crate::shop::ops::{Account, ErrorCode, LineItem, OrphanedPurchase, Refusal, 
 use crate::shop::purchase::{BankRequest, BuyerIdentity, CartSnapshot, Purchase, PurchaseAttempt, PurchaseEvent};
 use crate::storage::Journal;
 
-/// What is held in memory of the customer database.
+/// The state of the customer database that is held in memory.
 pub struct CustomerCore<J: Journal> {
     journal: J,
     active_sessions: ActiveSessions<J::Commit>,
     purchases: OpenPurchases<J::Commit>,
 }
 
-/// Whose session a request names, and whether it is about the user's cart (dialect 2) or the session's.
+/// The cart that a request is about.
 #[derive(Debug, Clone, Copy)]
 pub struct CartRequest<'r> {
-    /// The session's id.
     pub sid: &'r str,
-    /// The user's saved cart, which is loaded into the session's.
+    /// Whether it is the buyer's saved cart, which is loaded into the session's (dialect 2).
     pub uses_saved_cart: bool,
 }
 
-/// A request to begin a purchase of what is in a cart.
+/// A request to purchase what is in a cart.
 #[derive(Debug, Clone, Copy)]
 pub struct BeginRequest<'r> {
-    /// Which cart.
     pub cart: CartRequest<'r>,
-    /// The number of the message: a repeat gets the same answer.
+    /// The id of the message: a repetition gets the same response.
     pub request: &'r str,
     /// The buyer's idempotency key.
     pub key: Option<&'r str>,
-    /// Where to.
     pub address: Option<&'r str>,
 }
 
-/// What becomes of a request to open a session.
+/// The result of a request to open a session.
 #[derive(Debug)]
-pub enum Opening<C> {
-    /// It is decided.
+pub enum OpenSessionResult<C> {
     Decided(PendingResult<(), C>),
-    /// To be tried again with the saved cart, which is read after this.
+    /// Try again with the buyer's saved cart, read after this.
     ReadSavedCart {
-        /// For [`SavedCart::evictions`].
+        /// The value for [`SavedCart::evictions`].
         evictions: u64,
     },
 }
 
 impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
-    /// Memory as the disk has it. The journal was begun before that was read.
+    /// Loads the core from a snapshot, which was read after the journal's epoch had begun.
     pub fn load(journal: J, session_timeout: Duration, fee: FeeRate, snapshot: CustomerSnapshot, now: Millis) -> Self {
         let under_way = snapshot.open_purchases.clone();
         let active_sessions = ActiveSessions::load(&journal, session_timeout, snapshot, now);
         CustomerCore { journal, active_sessions, purchases: OpenPurchases::load(fee, under_way, now) }
     }
 
-    /// Opens a session of a user whose password was right. The key must be that of a new, random id. BUSY when there
-    /// are too many.
+    /// Opens a session for a user whose password was verified. The key must be that of a new, random id. The result is
+    /// BUSY when there are too many sessions.
     pub fn open_session(
         &mut self,
         now: Millis,
@@ -76,23 +72,23 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         account: Account,
         key: SessionKey,
         saved: Option<SavedCart>,
-    ) -> Opening<J::Commit> {
+    ) -> OpenSessionResult<J::Commit> {
         let user_id = account.user_id;
         if role == Role::Buyer
             && !self.active_sessions.has_buyer(user_id)
             && !saved.is_some_and(|saved| self.active_sessions.put_buyer(user_id, saved))
         {
-            return Opening::ReadSavedCart { evictions: self.active_sessions.evictions() };
+            return OpenSessionResult::ReadSavedCart { evictions: self.active_sessions.evictions() };
         }
-        Opening::Decided(self.active_sessions.open_session(&self.journal, now, role, account, key))
+        OpenSessionResult::Decided(self.active_sessions.open_session(&self.journal, now, role, account, key))
     }
 
-    /// Ends a session, if it is of this role.
+    /// Ends a session, if it was opened in this role.
     pub fn end_session(&mut self, now: Millis, role: Role, sid: &str) -> PendingResult<(), J::Commit> {
         self.active_sessions.end_session(&self.journal, now, role, &SessionKey::of(sid))
     }
 
-    /// The account of a request's session, which is used from now on, if it is of this role.
+    /// Uses the session of a request, if it was opened in this role; returns the account.
     ///
     /// # Errors
     /// SESSION_EXPIRED or FORBIDDEN.
@@ -100,7 +96,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         self.active_sessions.use_session(now, role, &SessionKey::of(sid)).map(|owner| Arc::clone(&owner.account))
     }
 
-    /// The owner of a session, which is not used by this.
+    /// Looks up the owner of a session without using the session.
     ///
     /// # Errors
     /// SESSION_EXPIRED.
@@ -108,24 +104,24 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         self.active_sessions.look(now, &SessionKey::of(sid)).cloned()
     }
 
-    /// Ends sessions whose time is up, some at a time, and evicts buyers who have left. AnsweredRequests how many sessions were
+    /// Ends expired sessions, a batch at a time, and evicts buyers without a session. Returns how many sessions were
     /// ended.
     pub fn expire(&mut self, now: Millis) -> (usize, J::Commit) {
         let CustomerCore { journal, active_sessions, purchases } = self;
         active_sessions.expire(journal, now, |user_id| purchases.has_buyer(user_id))
     }
 
-    /// Which sessions were used since that was last written.
+    /// The last uses of sessions that are not on disk yet.
     pub fn unsaved_uses(&self) -> Vec<(SessionKey, Millis)> {
         self.active_sessions.unsaved_uses()
     }
 
-    /// These last uses are on disk.
+    /// Records that these last uses are on disk.
     pub fn saved_uses(&mut self, uses: &[(SessionKey, Millis)]) {
         self.active_sessions.saved_uses(uses);
     }
 
-    /// Puts units into a cart, if it then holds at most `at_most` of them. The request does its work once.
+    /// Adds units to a cart, if it then holds at most `at_most` of them. A repeated request changes nothing.
     pub fn add_to_cart(
         &mut self,
         now: Millis,
@@ -139,8 +135,8 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         })
     }
 
-    /// Takes units out of a cart, all of them if no number or a larger one is named; answers what is left. The request
-    /// does its work once.
+    /// Removes units from a cart, all of them if no quantity or a larger one is given; returns the remaining quantity. A
+    /// repeated request changes nothing.
     pub fn remove_from_cart(
         &mut self,
         now: Millis,
@@ -154,7 +150,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         })
     }
 
-    /// Saves a session's cart for its buyer.
+    /// Saves a session's cart for the buyer.
     pub fn save_cart(&mut self, now: Millis, cart: CartRequest<'_>) -> PendingResult<(), J::Commit> {
         self.with_cart(now, cart, |buyer, journal, cart| buyer.save(journal, cart))
     }
@@ -164,36 +160,36 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         self.with_cart(now, cart, |buyer, journal, cart| buyer.clear(journal, cart))
     }
 
-    /// What is in a cart, by item id.
+    /// The lines of a cart, ordered by item id.
     pub fn show_cart(&mut self, now: Millis, cart: CartRequest<'_>) -> PendingResult<Vec<LineItem>, J::Commit> {
         self.with_cart(now, cart, |buyer, journal, cart| buyer.show(journal, cart))
     }
 
-    /// Begins to purchase what is in a cart. `id` is new and random: the purchase's, if it becomes one. `made` is what
-    /// stands on disk under the request's key, if that has been asked for.
+    /// Begins to purchase what is in a cart. `id` must be new and random; it becomes the purchase's. `made` is the result
+    /// of looking for the request's key on disk, if that has been done.
     pub fn begin_purchase(
         &mut self,
         now: Millis,
         id: String,
         begin: BeginRequest<'_>,
-        made: Option<&MadeUnderKey>,
-    ) -> Beginning<J::Commit> {
+        made: Option<&CompletedByKey>,
+    ) -> BeginResult<J::Commit> {
         let CartRequest { sid, uses_saved_cart } = begin.cart;
         let session = SessionKey::of(sid);
         let (account, buyer) = match self.active_sessions.use_buyers_session(now, &session) {
             Ok(found) => found,
-            Err((refusal, newest)) => return Beginning::Decided((Err(refusal), newest)),
+            Err((refusal, newest)) => return BeginResult::Decided((Err(refusal), newest)),
         };
         let username = match Name::from_stored(&account.username) {
             Ok(username) => username,
             Err(rule) => {
                 let text = format!("username: {rule}, so nobody can be charged");
-                return Beginning::Decided((Err(Refusal::new(ErrorCode::BadRequest, text)), J::Commit::default()));
+                return BeginResult::Decided((Err(Refusal::new(ErrorCode::BadRequest, text)), J::Commit::default()));
             }
         };
         let (lines, cart_read) = match buyer.show(&self.journal, CartOf { session, uses_saved_cart }) {
             (Ok(lines), cart_read) => (lines, cart_read),
-            (Err(refusal), newest) => return Beginning::Decided((Err(refusal), newest)),
+            (Err(refusal), newest) => return BeginResult::Decided((Err(refusal), newest)),
         };
         let attempt = PurchaseAttempt {
             buyer: BuyerIdentity { user_id: account.user_id, username, name: account.name.clone() },
@@ -205,76 +201,77 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         self.purchases.begin(&self.journal, now, id, attempt, made, cart_read)
     }
 
-    /// Takes a step of a purchase; `None` if there is no such purchase under way.
-    pub fn step(&mut self, now: Millis, id: &str, event: PurchaseEvent<'_>) -> Option<Stepped<J::Commit>> {
+    /// Handles an event of a purchase; `None` if the purchase is not open.
+    pub fn step(&mut self, now: Millis, id: &str, event: PurchaseEvent<'_>) -> Option<StepResult<J::Commit>> {
         self.purchases.step(&self.journal, &mut self.active_sessions, now, id, event)
     }
 
-    /// The drivers of these are at work: their leases are renewed.
+    /// Renews the leases of purchases whose drivers are at work.
     pub fn renew(&mut self, now: Millis, leases: &[(String, u64)]) {
         self.purchases.renew(now, leases);
     }
 
-    /// Gives the purchase that has waited longest for its driver to another.
+    /// Gives the purchase whose lease expired first to another driver.
     pub fn take_over(&mut self, now: Millis) -> PendingResult<Option<OrphanedPurchase>, J::Commit> {
         self.purchases.take_over(&self.journal, now)
     }
 
-    /// Forgets a purchase that is over, and is so on disk: its buyer may begin the next one. AnsweredRequests whose it was.
-    pub fn forget(&mut self, id: &str) -> Option<u64> {
-        let buyer_id = self.purchases.forget(id)?;
+    /// Evicts a purchase whose end is on disk, so that its buyer may begin the next one. Returns the buyer's id.
+    pub fn evict(&mut self, id: &str) -> Option<u64> {
+        let buyer_id = self.purchases.evict(id)?;
         self.active_sessions.buyer_may_leave(buyer_id);
         Some(buyer_id)
     }
 
-    /// Forgets all purchases that are over, and are so on disk. AnsweredRequests whose they were.
-    pub fn forget_over(&mut self) -> Vec<u64> {
+    /// Evicts all purchases whose end is on disk. Returns their buyers.
+    pub fn evict_finished(&mut self) -> Vec<u64> {
         let over = self.purchases.over(&self.journal);
-        over.iter().filter_map(|id| self.forget(id)).collect()
+        over.iter().filter_map(|id| self.evict(id)).collect()
     }
 
-    /// What the bank has to be asked again, and is not being asked; by id.
-    pub fn unanswered(&self) -> Vec<(String, BankRequest)> {
-        self.purchases.unanswered()
+    /// The requests that the bank must be asked again, ordered by purchase.
+    pub fn pending_bank_requests(&self) -> Vec<(String, BankRequest)> {
+        self.purchases.pending_bank_requests()
     }
 
-    /// The bank has charged what it was told to void: nobody asks again.
-    pub fn dispute(&mut self, id: &str) {
-        self.purchases.dispute(id);
+    /// Records that the bank has captured what it was asked to void: the request is not repeated.
+    pub fn mark_disputed(&mut self, id: &str) {
+        self.purchases.mark_disputed(id);
     }
 
-    /// The bank is being asked about a purchase: until it has answered, nobody takes it over or asks of his own accord.
-    pub fn bank_is_asked(&mut self, id: &str) {
-        self.purchases.bank_is_asked(id);
+    /// Records that a request to the bank is in progress: until it ends, the purchase is not taken over, and no request
+    /// is repeated.
+    pub fn begin_bank_request(&mut self, id: &str) {
+        self.purchases.begin_bank_request(id);
     }
 
-    /// A question to the bank is answered, or given up.
-    pub fn bank_has_answered(&mut self, id: &str) {
-        self.purchases.bank_has_answered(id);
+    /// Records that a request to the bank was answered or given up.
+    pub fn end_bank_request(&mut self, id: &str) {
+        self.purchases.end_bank_request(id);
     }
 
-    /// A purchase under way.
+    /// An open purchase.
     pub fn purchase(&self, id: &str) -> Option<&Purchase> {
         self.purchases.get(id)
     }
 
-    /// Every purchase under way.
+    /// All open purchases, in no particular order.
     pub fn purchases(&self) -> impl Iterator<Item = &Purchase> {
         self.purchases.iter()
     }
 
-    /// How many sessions and buyers are in memory.
+    /// The numbers of sessions and of buyers in memory.
     pub fn sizes(&self) -> (usize, usize) {
         self.active_sessions.sizes()
     }
 
-    /// As if the drivers of all purchases had been silent for ages.
+    /// Lets the leases of all purchases expire.
     #[cfg(test)]
     pub fn expire_leases(&mut self) {
         self.purchases.expire_leases();
     }
 
-    /// The uses_saved_cart, and where their changes go.
+    /// The sessions, and the journal of their changes.
     #[cfg(test)]
     pub fn parts(&mut self) -> (&mut ActiveSessions<J::Commit>, &J) {
         (&mut self.active_sessions, &self.journal)

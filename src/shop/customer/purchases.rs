@@ -1,6 +1,6 @@
-//! OpenPurchases under way: their records, and which of a buyer's attempts may go on. A part of the customer database's
-//! core: plain values, whose changes go to the journal that is handed in. The rules of one record are those of
-//! [`purchase`].
+//! The open purchases: their records, and which of a buyer's attempts may proceed. This is a part of the customer
+//! database's core: plain values, whose changes go to the journal that is passed in. The rules of a single record are
+//! in [`purchase`].
 
 use std::collections::HashMap;
 
@@ -16,76 +16,71 @@ use crate::shop::purchase::{
 };
 use crate::storage::Journal;
 
-/// OpenPurchases under way at once.
+/// The maximum number of open purchases.
 const OPEN_PURCHASES_MAX: usize = 10_000;
 
-/// Every purchase under way. `C` is the journal's commit.
+/// All open purchases. `C` is the journal's type of commits.
 pub struct OpenPurchases<C> {
     fee: FeeRate,
     by_id: HashMap<String, OpenPurchase<C>>,
-    /// A buyer makes one purchase at a time: its id.
+    /// The id of each buyer's open purchase: a buyer makes one purchase at a time.
     by_buyer: HashMap<u64, String>,
-    /// How many were forgotten because they are over: what was read from disk before may be old by now.
-    forgotten: u64,
+    /// How many finished purchases were evicted. What was read from disk before an eviction may be outdated.
+    evictions: u64,
 }
 
 struct OpenPurchase<C> {
     purchase: Purchase,
-    /// The newest change of it.
+    /// The commit of the newest change of the record.
     newest: C,
-    /// Questions to the bank that are not answered.
-    at_bank: u32,
-    /// The bank has charged what it was told to void: a person has to look, and asking again is no use.
-    is_in_dispute: bool,
+    /// The number of requests to the bank that are in progress.
+    bank_requests: u32,
+    /// The bank has captured what it was asked to void. A person must look at it; asking again is useless.
+    is_disputed: bool,
 }
 
-/// What stands on disk under an idempotency key of a buyer.
+/// The result of looking for a completed purchase with a buyer's idempotency key.
 #[derive(Debug)]
-pub struct MadeUnderKey {
-    /// The purchase that was made under it, if any.
+pub struct CompletedByKey {
+    /// The purchase that was made with the key, if any.
     pub purchase: Option<Purchase>,
-    /// The number of forgotten purchases as it was before that was read.
-    pub forgotten: u64,
+    /// The number of evictions before the disk was read.
+    pub evictions: u64,
 }
 
-/// What becomes of a buyer's attempt.
+/// The result of an attempt to begin a purchase.
 #[derive(Debug)]
-pub enum Beginning<C> {
-    /// It is decided; the answer may leave once its commit is on disk.
+pub enum BeginResult<C> {
+    /// The attempt is decided; the response may leave once its commit is on disk.
     Decided(PendingResult<BeginResponse, C>),
-    /// The buyer's purchase before is under way: to be tried again when something has become of it.
-    Wait {
-        /// Whose it is.
+    /// Another purchase of the buyer is open: try again when it has changed.
+    Wait { buyer_id: u64 },
+    /// Try again with the purchase that was completed with this key, if there is one.
+    ReadCompletedByKey {
         buyer_id: u64,
-    },
-    /// To be tried again with what stands on disk under this key.
-    ReadKey {
-        /// Whose it is.
-        buyer_id: u64,
-        /// The key.
         key: String,
-        /// For [`MadeUnderKey::forgotten`].
-        forgotten: u64,
+        /// The value for [`CompletedByKey::evictions`].
+        evictions: u64,
     },
 }
 
-/// What came of a step.
+/// The result of a step of a purchase.
 #[derive(Debug)]
-pub struct Stepped<C> {
-    /// What is to be done once the commit is on disk. Its rows are on their way.
+pub struct StepResult<C> {
+    /// What is to be done next, once the commit is on disk. Its writes have been appended.
     pub transition: Transition,
-    /// How far the purchase is now.
+    /// The stage after the step.
     pub stage: PurchaseStage,
-    /// What whoever asked to complete is answered.
+    /// The response to a request to complete the purchase.
     pub purchased: ShopResult<CompletedPurchase>,
-    /// The newest change of the purchase.
+    /// The commit of the newest change of the purchase.
     pub newest: C,
 }
 
 impl<C: Clone + Default> OpenPurchases<C> {
-    /// Resumes what was under way.
+    /// Resumes the purchases that were open.
     pub fn load(fee: FeeRate, under_way: Vec<Purchase>, now: Millis) -> OpenPurchases<C> {
-        let mut purchases = OpenPurchases { fee, by_id: HashMap::new(), by_buyer: HashMap::new(), forgotten: 0 };
+        let mut purchases = OpenPurchases { fee, by_id: HashMap::new(), by_buyer: HashMap::new(), evictions: 0 };
         for mut purchase in under_way {
             purchase.resume(now);
             purchases.put(purchase, C::default());
@@ -93,66 +88,66 @@ impl<C: Clone + Default> OpenPurchases<C> {
         purchases
     }
 
-    /// How many are under way.
+    /// The number of open purchases.
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Whether none is under way.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
 
-    /// A purchase under way.
+    /// An open purchase.
     pub fn get(&self, id: &str) -> Option<&Purchase> {
         self.by_id.get(id).map(|open| &open.purchase)
     }
 
-    /// All of them.
+    /// All open purchases, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &Purchase> {
         self.by_id.values().map(|open| &open.purchase)
     }
 
-    /// Whether a buyer has one under way.
+    /// Whether a buyer has an open purchase.
     pub fn has_buyer(&self, buyer_id: u64) -> bool {
         self.by_buyer.contains_key(&buyer_id)
     }
 
-    /// Decides on an attempt, whose cart was read at the commit `cart_read`. `id` names it if it becomes a purchase.
-    /// `made` is what stands on disk under its key, if that has been asked for.
+    /// Decides on an attempt; the contents of its cart depend on the commit `cart_read`. `id` is the id of the purchase,
+    /// if it becomes one. `made` is the result of looking for its key on disk, if that has been done.
     pub fn begin<J>(
         &mut self,
         journal: &J,
         now: Millis,
         id: String,
         attempt: PurchaseAttempt,
-        made: Option<&MadeUnderKey>,
+        made: Option<&CompletedByKey>,
         cart_read: C,
-    ) -> Beginning<C>
+    ) -> BeginResult<C>
     where
         J: Journal<Change = CustomerChange, Commit = C>,
     {
         let buyer_id = attempt.buyer.user_id;
         if let Some(open) = self.by_buyer.get(&buyer_id).and_then(|id| self.by_id.get(id)) {
-            // One that is over makes room as soon as that is on disk.
+            // A finished purchase is evicted once its end is on disk.
             if open.purchase.is_terminal() {
-                return Beginning::Wait { buyer_id };
+                return BeginResult::Wait { buyer_id };
             }
             let newest = J::latest(cart_read, open.newest.clone());
             return match purchase::begin(now, id, attempt, Some(&open.purchase), None) {
-                BeginDecision::Repeat => Beginning::Decided((Ok(drive(&open.purchase)), newest)),
-                BeginDecision::Refuse(refusal) => Beginning::Decided((Err(refusal), newest)),
-                BeginDecision::Wait | BeginDecision::Drive(_) | BeginDecision::Done => Beginning::Wait { buyer_id },
+                BeginDecision::Repeat => BeginResult::Decided((Ok(drive(&open.purchase)), newest)),
+                BeginDecision::Refuse(refusal) => BeginResult::Decided((Err(refusal), newest)),
+                BeginDecision::Wait | BeginDecision::Drive(_) | BeginDecision::Done => BeginResult::Wait { buyer_id },
             };
         }
         if self.by_id.len() >= OPEN_PURCHASES_MAX {
             let refusal = Refusal::new(ErrorCode::Busy, "too many purchases are under way: try again later");
-            return Beginning::Decided((Err(refusal), C::default()));
+            return BeginResult::Decided((Err(refusal), C::default()));
         }
-        // What this buyer has purchased before is on disk: it made room only then.
-        let made = made.filter(|made| made.forgotten == self.forgotten);
+        // All earlier purchases of this buyer are on disk: they were evicted only then.
+        let made = made.filter(|made| made.evictions == self.evictions);
         if let (Some(key), None) = (&attempt.key, made) {
-            return Beginning::ReadKey { buyer_id, key: key.clone(), forgotten: self.forgotten };
+            return BeginResult::ReadCompletedByKey { buyer_id, key: key.clone(), evictions: self.evictions };
         }
         let made = made.and_then(|made| made.purchase.as_ref());
         let (answer, newest) = match purchase::begin(now, id, attempt, None, made) {
@@ -163,18 +158,18 @@ impl<C: Clone + Default> OpenPurchases<C> {
                 (Ok(begun), newest)
             }
             BeginDecision::Done => {
-                let done = made.map_or_else(|| Err(not_under_way()), Purchase::outcome);
+                let done = made.map_or_else(|| Err(no_such_purchase()), Purchase::outcome);
                 (done.map(|purchased| BeginResponse::Done { purchased }), cart_read)
             }
             BeginDecision::Refuse(refusal) => (Err(refusal), cart_read),
             // Only an open purchase is waited for, and there is none.
-            BeginDecision::Repeat | BeginDecision::Wait => return Beginning::Wait { buyer_id },
+            BeginDecision::Repeat | BeginDecision::Wait => return BeginResult::Wait { buyer_id },
         };
-        Beginning::Decided((answer, newest))
+        BeginResult::Decided((answer, newest))
     }
 
-    /// Takes a step of a purchase; `None` if there is no such purchase under way. What was paid for leaves its buyer's
-    /// carts with it.
+    /// Handles an event of a purchase; `None` if the purchase is not open. A payment also removes the items from the
+    /// buyer's carts, in the same transaction.
     pub fn step<J>(
         &mut self,
         journal: &J,
@@ -182,7 +177,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
         now: Millis,
         id: &str,
         event: PurchaseEvent<'_>,
-    ) -> Option<Stepped<C>>
+    ) -> Option<StepResult<C>>
     where
         J: Journal<Change = CustomerChange, Commit = C>,
     {
@@ -201,10 +196,10 @@ impl<C: Clone + Default> OpenPurchases<C> {
             };
         }
         let OpenPurchase { purchase, newest, .. } = open;
-        Some(Stepped { transition, stage: purchase.stage(), purchased: purchase.outcome(), newest: newest.clone() })
+        Some(StepResult { transition, stage: purchase.stage(), purchased: purchase.outcome(), newest: newest.clone() })
     }
 
-    /// The drivers of these are at work: their leases are renewed.
+    /// Renews the leases of purchases whose drivers are at work.
     pub fn renew(&mut self, now: Millis, leases: &[(String, u64)]) {
         for (id, lease) in leases {
             if let Some(open) = self.by_id.get_mut(id) {
@@ -213,7 +208,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
         }
     }
 
-    /// Gives the purchase that has waited longest for its driver to another.
+    /// Gives the purchase whose lease expired first to another driver.
     pub fn take_over<J>(&mut self, journal: &J, now: Millis) -> PendingResult<Option<OrphanedPurchase>, C>
     where
         J: Journal<Change = CustomerChange, Commit = C>,
@@ -229,15 +224,15 @@ impl<C: Clone + Default> OpenPurchases<C> {
         (Ok(orphan), open.newest.clone())
     }
 
-    /// Forgets a purchase that is over, and is so on disk: its buyer may begin the next one. AnsweredRequests whose it was.
-    pub fn forget(&mut self, id: &str) -> Option<u64> {
+    /// Evicts a purchase whose end is on disk, so that its buyer may begin the next one. Returns the buyer's id.
+    pub fn evict(&mut self, id: &str) -> Option<u64> {
         let buyer_id = self.by_id.remove(id)?.purchase.buyer.user_id;
         self.by_buyer.remove(&buyer_id);
-        self.forgotten += 1;
+        self.evictions += 1;
         Some(buyer_id)
     }
 
-    /// Those that are over, and are so on disk, and that whoever took the last step has not forgotten.
+    /// The finished purchases whose end is on disk and that were not evicted by whoever took the last step.
     pub fn over<J>(&self, journal: &J) -> Vec<String>
     where
         J: Journal<Change = CustomerChange, Commit = C>,
@@ -247,8 +242,8 @@ impl<C: Clone + Default> OpenPurchases<C> {
         over.map(|(id, _)| id.clone()).collect()
     }
 
-    /// What the bank has to be asked again, and is not being asked; by id.
-    pub fn unanswered(&self) -> Vec<(String, BankRequest)> {
+    /// The requests that the bank must be asked again because nobody is asking them, ordered by purchase.
+    pub fn pending_bank_requests(&self) -> Vec<(String, BankRequest)> {
         let idle = self.by_id.values().filter(|open| open.is_idle());
         let calls = idle.filter_map(|open| Some((open.purchase.id.clone(), open.purchase.pending_bank_request()?)));
         let mut calls: Vec<_> = calls.collect();
@@ -256,28 +251,29 @@ impl<C: Clone + Default> OpenPurchases<C> {
         calls
     }
 
-    /// The bank has charged what it was told to void.
-    pub fn dispute(&mut self, id: &str) {
+    /// Records that the bank has captured what it was asked to void: the request is not repeated.
+    pub fn mark_disputed(&mut self, id: &str) {
         if let Some(open) = self.by_id.get_mut(id) {
-            open.is_in_dispute = true;
+            open.is_disputed = true;
         }
     }
 
-    /// The bank is being asked about a purchase: until it has answered, nobody takes it over or asks of his own accord.
-    pub fn bank_is_asked(&mut self, id: &str) {
+    /// Records that a request to the bank is in progress: until it ends, the purchase is not taken over, and no request
+    /// is repeated.
+    pub fn begin_bank_request(&mut self, id: &str) {
         if let Some(open) = self.by_id.get_mut(id) {
-            open.at_bank += 1;
+            open.bank_requests += 1;
         }
     }
 
-    /// A question to the bank is answered, or given up.
-    pub fn bank_has_answered(&mut self, id: &str) {
+    /// Records that a request to the bank was answered or given up.
+    pub fn end_bank_request(&mut self, id: &str) {
         if let Some(open) = self.by_id.get_mut(id) {
-            open.at_bank = open.at_bank.saturating_sub(1);
+            open.bank_requests = open.bank_requests.saturating_sub(1);
         }
     }
 
-    /// As if the drivers of all of them had been silent for ages.
+    /// Lets the leases of all purchases expire.
     #[cfg(test)]
     pub fn expire_leases(&mut self) {
         self.by_id.values_mut().for_each(|open| open.purchase.expire_lease());
@@ -290,18 +286,18 @@ impl<C: Clone + Default> OpenPurchases<C> {
     fn put(&mut self, purchase: Purchase, newest: C) {
         self.by_buyer.insert(purchase.buyer.user_id, purchase.id.clone());
         let id = purchase.id.clone();
-        self.by_id.insert(id, OpenPurchase { purchase, newest, at_bank: 0, is_in_dispute: false });
+        self.by_id.insert(id, OpenPurchase { purchase, newest, bank_requests: 0, is_disputed: false });
     }
 }
 
 impl<C> OpenPurchase<C> {
-    /// Whether someone may see to it of his own accord.
+    /// Whether no request to the bank is in progress and none is useless.
     fn is_idle(&self) -> bool {
-        self.at_bank == 0 && !self.is_in_dispute
+        self.bank_requests == 0 && !self.is_disputed
     }
 }
 
-/// How a purchase is to be driven by whoever began it.
+/// The response that makes the caller the purchase's driver.
 fn drive(purchase: &Purchase) -> BeginResponse {
     BeginResponse::Drive {
         purchase_id: purchase.id.clone(),
@@ -311,7 +307,6 @@ fn drive(purchase: &Purchase) -> BeginResponse {
     }
 }
 
-/// There is no such purchase (any more).
-pub fn not_under_way() -> Refusal {
+pub fn no_such_purchase() -> Refusal {
     Refusal::new(ErrorCode::NotFound, "purchase_id: no such purchase is under way")
 }

@@ -1,8 +1,8 @@
-//! The driver of purchases: begins that wait for their turn, and the bank.
+//! The driver of purchases: the requests to begin one that wait for their turn, and the requests to the bank.
 //!
-//! A step changes the record in the core and hands its rows over there; the bank is asked outside of all locks and
-//! transactions, once those rows are on disk, and its answer is the next step. What the bank has not answered (a charge
-//! above all) is asked again by a thread, until it does; also after a start.
+//! A step changes the record in the core, which appends the writes. The bank is asked outside of all locks and
+//! transactions, once the writes are on disk, and its response is the event of the next step. A thread repeats requests
+//! that the bank has not answered (captures above all) until it does, also after a restart.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
 use super::core::{BeginRequest, CartRequest};
-use super::purchases::{Beginning, MadeUnderKey, Stepped, not_under_way};
+use super::purchases::{BeginResult, CompletedByKey, StepResult, no_such_purchase};
 use super::sales::{self, ShipResult};
 use super::{CustomerDbInner, CustomerMemory, to_json, unavailable};
 use crate::bank::{AuthorisationOutcome, CaptureOutcome, GatewayError, VoidOutcome};
@@ -25,20 +25,20 @@ use crate::storage::{CommitHandle, Reader, StoreError};
 #[cfg(test)]
 mod tests;
 
-/// How long a Begin waits for its buyer's purchase before: longer than a driver that died holds it up.
+/// How long a Begin waits for the buyer's open purchase: longer than a driver that died delays it.
 pub const BEGIN_WAIT_MAX: Duration = Duration::from_secs(8);
-/// How long whoever asked waits for the bank.
+/// How long a request waits for the bank.
 pub const BANK_WAIT_MAX: Duration = Duration::from_secs(3);
-/// How long the bank is left alone after it gave no answer; doubled each time.
+/// The pause before the bank is asked again after it gave no response; doubled each time.
 const BANK_RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// BeginsOfBuyer that may wait: of one buyer, and in all.
+/// The maximum number of waiting Begins, per buyer and in total.
 const WAITING_BEGINS_PER_BUYER_MAX: usize = 16;
 const WAITING_BEGINS_MAX: usize = 256;
-/// Most rows of a page.
+/// The maximum number of rows in a page.
 const PAGE_MAX: u64 = 500;
 
-/// BeginsOfBuyer that wait for their buyer's purchase before, and the news that they wait for. It outlives memory that is
-/// loaded anew.
+/// The Begins that wait for their buyer's open purchase, and the changes that they wait for. It outlives the memory that
+/// is loaded anew.
 #[derive(Default)]
 pub struct BeginWaiters {
     state: Mutex<BeginWaitersState>,
@@ -51,25 +51,25 @@ struct BeginWaitersState {
     all: usize,
 }
 
-/// The begins of one buyer.
+/// The waiting Begins of one buyer.
 #[derive(Default)]
 struct BeginsOfBuyer {
     count: usize,
-    /// How often something has become of the purchase that they meet.
+    /// How often the purchase that they wait for has changed.
     news: u64,
 }
 
-/// A begin in the queue, which it leaves by drop.
+/// A waiting Begin; it stops waiting when dropped.
 struct BeginWaiter<'a> {
     queue: &'a BeginWaiters,
     buyer_id: u64,
 }
 
 impl BeginWaiters {
-    /// Takes a begin in, if there are not too many: it misses no news from here on.
+    /// Adds a Begin, which misses no change from now on.
     ///
     /// # Errors
-    /// BUSY.
+    /// BUSY when too many wait.
     fn enter(&self, buyer_id: u64) -> ShopResult<BeginWaiter<'_>> {
         let mut state = self.state.lock();
         let of_buyer = state.of.get(&buyer_id).map_or(0, |begins| begins.count);
@@ -81,7 +81,7 @@ impl BeginWaiters {
         Ok(BeginWaiter { queue: self, buyer_id })
     }
 
-    /// Something has become of a buyer's purchase: its begins look again.
+    /// Records that a buyer's purchase has changed, and wakes the Begins that wait for it.
     pub(super) fn notify(&self, buyer_id: u64) {
         if let Some(begins) = self.state.lock().of.get_mut(&buyer_id) {
             begins.news += 1;
@@ -89,7 +89,7 @@ impl BeginWaiters {
         }
     }
 
-    /// CustomerMemory was loaded anew: all begins look again.
+    /// Wakes all Begins, because memory was loaded anew.
     pub(super) fn notify_all(&self) {
         self.state.lock().of.values_mut().for_each(|begins| begins.news += 1);
         self.news.notify_all();
@@ -101,7 +101,10 @@ impl BeginWaiter<'_> {
         self.queue.state.lock().of.get(&self.buyer_id).map_or(0, |begins| begins.news)
     }
 
-    /// Waits for other news than those; BUSY when there are none before the deadline.
+    /// Waits for a change after `seen`.
+    ///
+    /// # Errors
+    /// BUSY when there is none before the deadline.
     fn wait(&self, seen: u64, deadline: Instant) -> ShopResult<()> {
         let mut state = self.queue.state.lock();
         while state.of.get(&self.buyer_id).is_some_and(|begins| begins.news == seen) {
@@ -126,8 +129,8 @@ impl Drop for BeginWaiter<'_> {
     }
 }
 
-/// What the bank said.
-enum BankWord {
+/// A response of the bank.
+enum BankResponse {
     Authorised,
     Declined(String),
     Captured,
@@ -136,7 +139,7 @@ enum BankWord {
 }
 
 impl CustomerDbInner {
-    /// Does what an operation on purchases asks.
+    /// Executes an operation on purchases.
     pub(super) fn handle_purchase_op(&self, op: CustomerOp) -> ShopResult<String> {
         match op {
             CustomerOp::Begin { request, sid, uses_saved_cart, idempotency_key, address } => {
@@ -184,54 +187,54 @@ impl CustomerDbInner {
         }
     }
 
-    /// BeginsOfBuyer a purchase, once the buyer's purchase before is over.
+    /// Begins a purchase, once the buyer's open one has ended.
     fn begin(&self, request: BeginRequest<'_>) -> ShopResult<BeginResponse> {
         let deadline = Instant::now() + BEGIN_WAIT_MAX;
         let mut queued: Option<(u64, BeginWaiter<'_>)> = None;
-        let mut made: Option<MadeUnderKey> = None;
+        let mut made: Option<CompletedByKey> = None;
         loop {
-            // Before the core is looked at, so that what happens in between is seen.
+            // Read before the core is asked, so that a change in between is noticed.
             let seen = queued.as_ref().map(|(_, begin)| begin.news());
             let (memory, now) = (self.memory.current(), self.config.clock.now());
             let id = Token::random().reveal().to_owned();
             let beginning = memory.lock().begin_purchase(now, id, request, made.take().as_ref());
             match beginning {
-                Beginning::Decided((answer, newest)) => return self.settle(&memory, answer, &newest),
-                Beginning::ReadKey { buyer_id, key, forgotten } => {
+                BeginResult::Decided((answer, newest)) => return self.settle(&memory, answer, &newest),
+                BeginResult::ReadCompletedByKey { buyer_id, key, evictions } => {
                     let purchase = self.store.read(|reader| sales::completed_purchase_by_key(reader, buyer_id, &key));
                     let purchase = purchase.map_err(|error: StoreError| unavailable(&error))?;
-                    made = Some(MadeUnderKey { purchase, forgotten });
+                    made = Some(CompletedByKey { purchase, evictions });
                 }
-                Beginning::Wait { buyer_id } => match (&queued, seen) {
+                BeginResult::Wait { buyer_id } => match (&queued, seen) {
                     (Some((of, begin)), Some(seen)) if *of == buyer_id => begin.wait(seen, deadline)?,
-                    // From now on it misses no news; something may have happened just before, so it looks once more.
+                    // It misses no change from now on; one may have happened just before, so the core is asked again.
                     _ => queued = Some((buyer_id, self.begin_waiters.enter(buyer_id)?)),
                 },
             }
         }
     }
 
-    /// Gives an answer once what it is built on is on disk.
+    /// Returns a result once the commit that it depends on is on disk.
     fn settle<T>(&self, memory: &Arc<CustomerMemory>, answer: ShopResult<T>, newest: &CommitHandle) -> ShopResult<T> {
         self.wait_committed(memory, newest)?;
         answer
     }
 
-    /// Takes a step of a driver, and those that follow by the bank's word.
+    /// Handles a driver's event, and then the bank's responses as further events.
     fn drive(
         &self,
         id: &str,
         event: PurchaseEvent<'_>,
         card: Option<&PaymentCard>,
-    ) -> ShopResult<Stepped<CommitHandle>> {
+    ) -> ShopResult<StepResult<CommitHandle>> {
         let deadline = Instant::now() + BANK_WAIT_MAX;
         let mut stepped = self.step(id, event)?;
         loop {
             let NextAction::AskBank(call) = stepped.transition.next else { return Ok(stepped) };
-            let Some(word) = self.ask_bank(id, call, card, Some(deadline)) else {
+            let Some(response) = self.ask_bank(id, call, card, Some(deadline)) else {
                 return Err(Refusal::new(ErrorCode::Unavailable, "the bank does not answer: try again"));
             };
-            stepped = self.step(id, word.event())?;
+            stepped = self.step(id, response.event())?;
         }
     }
 
@@ -242,7 +245,7 @@ impl CustomerDbInner {
                 answer_of(stepped)?;
                 to_json(&purchased?)
             }
-            // It may be over since long, and its driver never heard of it.
+            // It may have completed long ago, without its driver having received the response.
             Err(refusal) if refusal.code == ErrorCode::NotFound => {
                 let made = self.store.read(|reader| sales::completed_purchase(reader, id));
                 let made = made.map_err(|error: StoreError| unavailable(&error))?;
@@ -252,27 +255,27 @@ impl CustomerDbInner {
         }
     }
 
-    /// Takes one step and waits until it is on disk.
-    fn step(&self, id: &str, event: PurchaseEvent<'_>) -> ShopResult<Stepped<CommitHandle>> {
+    /// Handles one event, and waits until its writes are on disk.
+    fn step(&self, id: &str, event: PurchaseEvent<'_>) -> ShopResult<StepResult<CommitHandle>> {
         let memory = self.memory.current();
-        let stepped = memory.lock().step(self.config.clock.now(), id, event).ok_or_else(not_under_way)?;
+        let stepped = memory.lock().step(self.config.clock.now(), id, event).ok_or_else(no_such_purchase)?;
         self.wait_committed(&memory, &stepped.newest)?;
         if matches!(stepped.stage, PurchaseStage::Captured | PurchaseStage::Closed) {
-            let forgotten = memory.lock().forget(id);
-            forgotten.into_iter().for_each(|buyer_id| self.begin_waiters.notify(buyer_id));
+            let evictions = memory.lock().evict(id);
+            evictions.into_iter().for_each(|buyer_id| self.begin_waiters.notify(buyer_id));
         }
         Ok(stepped)
     }
 
-    /// Asks the bank, until it answers or the deadline has passed; without a deadline, once.
+    /// Asks the bank until it responds or the deadline has passed; without a deadline, once.
     fn ask_bank(
         &self,
         id: &str,
         call: BankRequest,
         card: Option<&PaymentCard>,
         deadline: Option<Instant>,
-    ) -> Option<BankWord> {
-        let _asking = AtBank::new(self, id);
+    ) -> Option<BankResponse> {
+        let _asking = BankRequestGuard::new(self, id);
         let mut pause = BANK_RETRY_PAUSE;
         loop {
             let error = match self.ask_bank_once(id, call, card) {
@@ -291,46 +294,46 @@ impl CustomerDbInner {
         }
     }
 
-    /// `None` for a word of the bank that contradicts what it said before: a person has to look.
+    /// Asks the bank once. `None` stands for a response that contradicts an earlier one: a person must look at it.
     fn ask_bank_once(
         &self,
         id: &str,
         call: BankRequest,
         card: Option<&PaymentCard>,
-    ) -> Result<Option<BankWord>, GatewayError> {
+    ) -> Result<Option<BankResponse>, GatewayError> {
         // The bank judges cards by the date.
         let now = Clock::wall();
         Ok(match (call, card) {
             (BankRequest::Authorise(total), Some(card)) => {
                 Some(match self.gateway.authorise(id, total, card, now)? {
-                    AuthorisationOutcome::Authorised => BankWord::Authorised,
-                    AuthorisationOutcome::Declined { reason } => BankWord::Declined(reason),
+                    AuthorisationOutcome::Authorised => BankResponse::Authorised,
+                    AuthorisationOutcome::Declined { reason } => BankResponse::Declined(reason),
                 })
             }
             // Only who brings a card asks for that.
             (BankRequest::Authorise(_), None) => None,
             (BankRequest::Capture, _) => Some(match self.gateway.capture(id, now)? {
-                CaptureOutcome::Captured => BankWord::Captured,
-                CaptureOutcome::Refused { reason } => BankWord::CaptureRefused(reason),
+                CaptureOutcome::Captured => BankResponse::Captured,
+                CaptureOutcome::Refused { reason } => BankResponse::CaptureRefused(reason),
             }),
             (BankRequest::Void, _) => match self.gateway.void(id, now)? {
-                VoidOutcome::Voided => Some(BankWord::Voided),
+                VoidOutcome::Voided => Some(BankResponse::Voided),
                 VoidOutcome::Captured { amount } => {
                     log::error!("purchase {id} is undone, but the bank has captured {amount} for it");
-                    self.memory.current().lock().dispute(id);
+                    self.memory.current().lock().mark_disputed(id);
                     None
                 }
             },
         })
     }
 
-    /// Asks again for whatever the bank has not answered, once each; forgets what is over.
+    /// Repeats each request that the bank has not answered once; evicts finished purchases.
     pub(super) fn retry_bank_requests(&self) {
         let memory = self.memory.current();
-        let unanswered = memory.lock().unanswered();
+        let unanswered = memory.lock().pending_bank_requests();
         for (id, call) in unanswered {
-            if let Some(word) = self.ask_bank(&id, call, None, None)
-                && let Err(refusal) = self.drive(&id, word.event(), None)
+            if let Some(response) = self.ask_bank(&id, call, None, None)
+                && let Err(refusal) = self.drive(&id, response.event(), None)
             {
                 log::warn!("purchase {id}: {}", refusal.message);
             }
@@ -338,11 +341,11 @@ impl CustomerDbInner {
                 return;
             }
         }
-        let buyers = memory.lock().forget_over();
+        let buyers = memory.lock().evict_finished();
         buyers.into_iter().for_each(|buyer_id| self.begin_waiters.notify(buyer_id));
     }
 
-    /// The user behind a session.
+    /// The user id of a session, which is used by this.
     fn user_of(&self, role: Role, sid: &str) -> ShopResult<u64> {
         let memory = self.memory.current();
         let used = memory.lock().use_session(self.config.clock.now(), role, sid);
@@ -368,8 +371,8 @@ impl CustomerDbInner {
     }
 }
 
-/// What the last step of a driver answers.
-fn answer_of(stepped: Stepped<CommitHandle>) -> ShopResult<()> {
+/// The response to a driver, after the last step.
+fn answer_of(stepped: StepResult<CommitHandle>) -> ShopResult<()> {
     match stepped.transition.next {
         NextAction::Respond(answer) => answer,
         NextAction::AskBank(call) => {
@@ -379,39 +382,39 @@ fn answer_of(stepped: Stepped<CommitHandle>) -> ShopResult<()> {
     }
 }
 
-impl BankWord {
+impl BankResponse {
     fn event(&self) -> PurchaseEvent<'_> {
         match self {
-            BankWord::Authorised => PurchaseEvent::Authorised,
-            BankWord::Declined(reason) => PurchaseEvent::Declined(reason),
-            BankWord::Captured => PurchaseEvent::Captured,
-            BankWord::CaptureRefused(reason) => PurchaseEvent::CaptureRefused(reason),
-            BankWord::Voided => PurchaseEvent::Voided,
+            BankResponse::Authorised => PurchaseEvent::Authorised,
+            BankResponse::Declined(reason) => PurchaseEvent::Declined(reason),
+            BankResponse::Captured => PurchaseEvent::Captured,
+            BankResponse::CaptureRefused(reason) => PurchaseEvent::CaptureRefused(reason),
+            BankResponse::Voided => PurchaseEvent::Voided,
         }
     }
 }
 
-/// While it lives, the bank is being asked about a purchase.
-struct AtBank {
+/// A request to the bank that is in progress, until this is dropped.
+struct BankRequestGuard {
     memory: Arc<CustomerMemory>,
     id: String,
 }
 
-impl AtBank {
-    fn new(shared: &CustomerDbInner, id: &str) -> AtBank {
+impl BankRequestGuard {
+    fn new(shared: &CustomerDbInner, id: &str) -> BankRequestGuard {
         let memory = shared.memory.current();
-        memory.lock().bank_is_asked(id);
-        AtBank { memory, id: id.to_owned() }
+        memory.lock().begin_bank_request(id);
+        BankRequestGuard { memory, id: id.to_owned() }
     }
 }
 
-impl Drop for AtBank {
+impl Drop for BankRequestGuard {
     fn drop(&mut self) {
-        self.memory.lock().bank_has_answered(&self.id);
+        self.memory.lock().end_bank_request(&self.id);
     }
 }
 
-/// Whether a card is good is the bank's to say; a frontend has checked its form.
+/// Parses card details, whose form a frontend has checked; the bank decides whether the card is valid.
 fn read_card(card: &CardDetails) -> ShopResult<PaymentCard> {
     let wrong = |field: &str, rule: String| Refusal::new(ErrorCode::BadRequest, format!("{field}: {rule}"));
     Ok(PaymentCard {

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::active_sessions::ActiveSessions;
 use super::carts::{ANSWER_RETENTION, ANSWERS_MAX, CartOf, IdempotentRequest, LINES_MAX};
 use super::core::BeginRequest;
-use super::purchases::Beginning;
+use super::purchases::BeginResult;
 use super::sales::PurchaseWrites;
 use super::store::CustomerChange;
 use super::*;
@@ -489,11 +489,11 @@ impl Parts {
             let key = SessionKey::of(sid);
             let opening = self.core.lock().open_session(now, Role::Buyer, account.clone(), key, saved.take());
             match opening {
-                Opening::Decided((answer, newest)) => {
+                OpenSessionResult::Decided((answer, newest)) => {
                     newest.wait().unwrap();
                     return answer;
                 }
-                Opening::ReadSavedCart { evictions } => saved = Some(self.saved_cart(user_id, evictions)),
+                OpenSessionResult::ReadSavedCart { evictions } => saved = Some(self.saved_cart(user_id, evictions)),
             }
         }
     }
@@ -639,7 +639,8 @@ fn a_buyer_for_whom_a_purchase_is_under_way_stays_until_it_is_over() {
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", false, "1-1", 2);
     let begin = BeginRequest { cart: cart_of("a", false), request: "r", key: None, address: None };
-    let Beginning::Decided((begun, newest)) = parts.core.lock().begin_purchase(NOW, "p".to_owned(), begin, None) else {
+    let BeginResult::Decided((begun, newest)) = parts.core.lock().begin_purchase(NOW, "p".to_owned(), begin, None)
+    else {
         panic!("nothing is to be read or waited for")
     };
     newest.wait().unwrap();
@@ -653,7 +654,7 @@ fn a_buyer_for_whom_a_purchase_is_under_way_stays_until_it_is_over() {
         let stepped = parts.core.lock().step(NOW, "p", event).unwrap();
         stepped.newest.wait().unwrap();
     }
-    assert_eq!(parts.core.lock().forget("p"), Some(1));
+    assert_eq!(parts.core.lock().evict("p"), Some(1));
     parts.expire(NOW.plus(TIMEOUT)).1.wait().unwrap();
     assert_eq!(parts.sizes(), (0, 0));
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use p2s2::identity::SessionKey;
 use p2s2::model::{Cents, FeeRate, Millis};
 use p2s2::shop::customer::active_sessions::SavedCart;
-use p2s2::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, Opening};
-use p2s2::shop::customer::purchases::{Beginning, MadeUnderKey};
+use p2s2::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, OpenSessionResult};
+use p2s2::shop::customer::purchases::{BeginResult, CompletedByKey};
 use p2s2::shop::customer::store::{AnsweredRow, CustomerChange, CustomerSnapshot, SessionRow};
 use p2s2::shop::ops::{Account, CustomerOp, ErrorCode, LineItem, Refusal, Role, ShopResult};
 use p2s2::shop::purchase::driver::{DatabaseOp, OpResponse};
@@ -378,9 +378,11 @@ impl World {
         loop {
             let (account, key) = (account(buyer), session_of(buyer));
             match self.core().open_session(now, Role::Buyer, account, key, saved.take()) {
-                Opening::Decided((answer, _)) => return answer.expect("there is room for every buyer"),
+                OpenSessionResult::Decided((answer, _)) => return answer.expect("there is room for every buyer"),
                 // Nothing is ever saved but what is bought.
-                Opening::ReadSavedCart { evictions } => saved = Some(SavedCart { lines: BTreeMap::new(), evictions }),
+                OpenSessionResult::ReadSavedCart { evictions } => {
+                    saved = Some(SavedCart { lines: BTreeMap::new(), evictions })
+                }
             }
         }
     }
@@ -423,7 +425,7 @@ impl World {
         match effect {
             Effect::Respond(thread, seq, said) => self.respond(thread, seq, said),
             Effect::DatabaseRequest(id, call, caller) => {
-                self.core().bank_is_asked(&id);
+                self.core().begin_bank_request(&id);
                 let start = self.customer.start;
                 let delay = self.rng.range(1, 30);
                 self.schedule(delay, Event::Bank { start, id, call, caller, tries: 0 });
@@ -460,7 +462,7 @@ impl World {
         self.customer.disk.commit_all();
         let committed = self.customer.disk.lock().committed;
         // What is over makes room for the buyer's next.
-        self.core().forget_over();
+        self.core().evict_finished();
         while self.customer.memory.as_ref().is_some_and(|memory| !memory.later.is_empty()) {
             if self.rng.permille(self.weather.crash) {
                 let down = self.rng.range(10, 6_000);
@@ -510,27 +512,27 @@ impl World {
         if fault == Some(Fault::TwoAtOnce) {
             let open =
                 self.core().purchases().find(|open| open.buyer.user_id == intent.buyer).map(|open| open.id.clone());
-            open.and_then(|id| self.core().forget(&id));
+            open.and_then(|id| self.core().evict(&id));
         }
         let mut made = None;
         loop {
             self.customer.ids += 1;
             let id = format!("p{}", self.customer.ids);
             match self.core().begin_purchase(now, id, request, made.take().as_ref()) {
-                Beginning::Decided((begun, commit)) => {
+                BeginResult::Decided((begun, commit)) => {
                     return self.after_commit(
                         commit,
                         Effect::Respond(asking.thread, asking.seq, DatabaseResponse::Begun(begun)),
                     );
                 }
-                Beginning::Wait { .. } => return self.memory().waiting.push(asking),
-                Beginning::ReadKey { buyer_id, key, forgotten } => {
+                BeginResult::Wait { .. } => return self.memory().waiting.push(asking),
+                BeginResult::ReadCompletedByKey { buyer_id, key, evictions } => {
                     let disk = self.customer.disk.lock();
                     let of_key = |made: &&Purchase| made.buyer.user_id == buyer_id && made.key.as_ref() == Some(&key);
                     let purchase =
                         disk.rows.history.values().filter(of_key).max_by_key(|made| made.captured_at).cloned();
                     let purchase = purchase.filter(|_| fault != Some(Fault::ForgetKeys));
-                    made = Some(MadeUnderKey { purchase, forgotten });
+                    made = Some(CompletedByKey { purchase, evictions });
                 }
             }
         }
@@ -611,7 +613,7 @@ impl World {
                 self.respond(waiting.thread, waiting.seq, DatabaseResponse::Begun(Err(busy)));
             }
         }
-        for (id, call) in self.core().unanswered() {
+        for (id, call) in self.core().pending_bank_requests() {
             if fault != Some(Fault::CaptureOnce) || call != BankRequest::Capture {
                 let newest = self.customer.disk.lock().appended;
                 self.after_commit(newest, Effect::DatabaseRequest(id, call, None));
@@ -665,7 +667,7 @@ impl World {
     }
 
     fn end_bank_request(&mut self, id: &str) {
-        self.core().bank_has_answered(id);
+        self.core().end_bank_request(id);
     }
 
     fn handle_bank_response(&mut self, id: String, answer: BankAnswer, caller: Option<Caller>) {
