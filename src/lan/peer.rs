@@ -26,8 +26,9 @@ use super::wire::{self, Message, Profile, WireError};
 use super::{SocketRole, message_text, node};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Millis, Name};
-use crate::net::counters::{Counter, LogThrottle};
+use crate::net::counters::counters;
 use crate::net::interfaces::Interface;
+use crate::net::log_throttle::LogThrottle;
 use crate::net::threads;
 use crate::storage::StoreError;
 
@@ -117,28 +118,17 @@ struct LanPeerInner {
     counters: LanPeerCounters,
 }
 
-/// Counters besides those of the node.
-#[derive(Debug, Default)]
-pub struct LanPeerCounters {
-    /// Datagrams that were dropped because the input queue was full.
-    pub overrun: Counter,
-    /// Notifications that were dropped because their queue was full.
-    pub unseen: Counter,
-    /// Datagrams that could not be sent.
-    pub not_sent: Counter,
-    /// Messages that could not be stored.
-    pub not_kept: Counter,
-}
-
-impl LanPeerCounters {
-    /// Every counter with its name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("overrun", self.overrun.get()),
-            ("unseen", self.unseen.get()),
-            ("not_sent", self.not_sent.get()),
-            ("not_kept", self.not_kept.get()),
-        ]
+counters! {
+    /// Counters besides those of the node.
+    pub struct LanPeerCounters {
+        /// Datagrams that were dropped because the input queue was full.
+        overrun,
+        /// Notifications that were dropped because their queue was full.
+        unseen,
+        /// Datagrams that could not be sent.
+        not_sent,
+        /// Messages that could not be stored.
+        not_kept,
     }
 }
 

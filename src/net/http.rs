@@ -48,7 +48,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use super::budget::ReceiveBudget;
-use super::counters::Counter;
+use super::counters::counters;
 use super::listener::{
     AcceptedConnection, BusyResponse, ConnectionHandler, ConnectionLimiter, Listener, ListenerContext,
 };
@@ -199,40 +199,25 @@ pub struct HttpContext {
     pub limits: HttpLimits,
 }
 
-/// Counters of one server.
-#[derive(Debug, Default)]
-pub struct HttpCounters {
-    /// Requests whose head was received.
-    pub requests: Counter,
-    /// Requests that never reached the handler.
-    pub refused: Counter,
-    /// Requests that the handler answered with an error.
-    pub failed: Counter,
-    /// Requests that were not complete in time.
-    pub timed_out: Counter,
-    /// Uploads that were begun.
-    pub uploads: Counter,
-    /// Handlers that panicked.
-    pub panics: Counter,
-    /// Event streams that were opened.
-    pub event_streams: Counter,
-    /// Connections that failed.
-    pub connections_failed: Counter,
-}
-
-impl HttpCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("requests", self.requests.get()),
-            ("requests_refused", self.refused.get()),
-            ("requests_failed", self.failed.get()),
-            ("requests_late", self.timed_out.get()),
-            ("uploads", self.uploads.get()),
-            ("panics", self.panics.get()),
-            ("event_streams", self.event_streams.get()),
-            ("connections_failed", self.connections_failed.get()),
-        ]
+counters! {
+    /// Counters of one server.
+    pub struct HttpCounters {
+        /// Requests whose head was received.
+        requests,
+        /// Requests that never reached the handler.
+        refused = "requests_refused",
+        /// Requests that the handler answered with an error.
+        failed = "requests_failed",
+        /// Requests that were not complete in time.
+        timed_out = "requests_late",
+        /// Uploads that were begun.
+        uploads,
+        /// Handlers that panicked.
+        panics,
+        /// Event streams that were opened.
+        event_streams,
+        /// Connections that failed.
+        connections_failed,
     }
 }
 

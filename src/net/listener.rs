@@ -27,7 +27,8 @@ use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
 
 use super::budget::ReceiveBudget;
-use super::counters::{Counter, LogThrottle};
+use super::counters::counters;
+use super::log_throttle::LogThrottle;
 use super::threads::{self, Executor};
 use super::tls::TlsIdentity;
 
@@ -109,31 +110,19 @@ struct OpenConnections {
     next_id: u64,
 }
 
-/// Counters of one listener.
-#[derive(Debug, Default)]
-pub struct ListenerCounters {
-    /// Connections that were given a thread.
-    pub accepted: Counter,
-    /// Connections refused because a limit was reached or no thread or descriptor was left.
-    pub refused: Counter,
-    /// Refused connections closed so early that the client may not have read the reason.
-    pub closed_early: Counter,
-    /// How often `accept` failed because no file descriptor was left.
-    pub out_of_descriptors: Counter,
-    /// All other errors of `accept`.
-    pub accept_errors: Counter,
-}
-
-impl ListenerCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("accepted", self.accepted.get()),
-            ("refused", self.refused.get()),
-            ("refused_in_a_hurry", self.closed_early.get()),
-            ("out_of_descriptors", self.out_of_descriptors.get()),
-            ("accept_errors", self.accept_errors.get()),
-        ]
+counters! {
+    /// Counters of one listener.
+    pub struct ListenerCounters {
+        /// Connections that were given a thread.
+        accepted,
+        /// Connections refused because a limit was reached or no thread or descriptor was left.
+        refused,
+        /// Refused connections closed so early that the client may not have read the reason.
+        closed_early = "refused_in_a_hurry",
+        /// How often `accept` failed because no file descriptor was left.
+        out_of_descriptors,
+        /// All other errors of `accept`.
+        accept_errors,
     }
 }
 

@@ -18,6 +18,7 @@ pub mod limits;
 pub mod lines;
 pub mod link;
 pub mod listener;
+pub(crate) mod log_throttle;
 pub mod peer_socket;
 pub mod periodic;
 pub mod pool;

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::counters::{Counter, LogThrottle};
+use super::counters::counters;
 use super::link::{Link, LinkError, LinkTarget};
+use super::log_throttle::LogThrottle;
 
 /// How long a request waits for a link when all are in use.
 const WAIT_FOR_LINK: Duration = Duration::from_secs(5);
@@ -63,30 +64,18 @@ struct LinkPoolState {
     waiting: usize,
 }
 
-/// Counters of one pool.
-#[derive(Debug, Default)]
-pub struct LinkPoolCounters {
-    pub requests: Counter,
-    /// Attempts to connect.
-    pub connects: Counter,
-    /// Requests repeated because their link was dead.
-    pub retries: Counter,
-    /// Requests without a response.
-    pub unavailable: Counter,
-    /// Requests refused because all links were in use.
-    pub busy: Counter,
-}
-
-impl LinkPoolCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("requests", self.requests.get()),
-            ("connects", self.connects.get()),
-            ("repeats", self.retries.get()),
-            ("away", self.unavailable.get()),
-            ("busy", self.busy.get()),
-        ]
+counters! {
+    /// Counters of one pool.
+    pub struct LinkPoolCounters {
+        requests,
+        /// Attempts to connect.
+        connects,
+        /// Requests repeated because their link was dead.
+        retries = "repeats",
+        /// Requests without a response.
+        unavailable = "away",
+        /// Requests refused because all links were in use.
+        busy,
     }
 }
 

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
 
-use super::counters::{Counter, LogThrottle};
+use super::counters::counters;
+use super::log_throttle::LogThrottle;
 use super::threads::Executor;
 
 mod kernel;
@@ -119,30 +120,18 @@ struct QueuedDatagram {
     truncated: bool,
 }
 
-/// Counters of one server.
-#[derive(Debug, Default)]
-pub struct UdpCounters {
-    pub received: Counter,
-    /// Datagrams that had to wait for a thread.
-    pub queued: Counter,
-    /// Datagrams dropped because the queue was full, or at the end.
-    pub dropped: Counter,
-    /// Datagrams longer than allowed.
-    pub oversized: Counter,
-    /// Errors of `recv_from`.
-    pub receive_errors: Counter,
-}
-
-impl UdpCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("received", self.received.get()),
-            ("queued", self.queued.get()),
-            ("dropped", self.dropped.get()),
-            ("oversized", self.oversized.get()),
-            ("receive_errors", self.receive_errors.get()),
-        ]
+counters! {
+    /// Counters of one server.
+    pub struct UdpCounters {
+        received,
+        /// Datagrams that had to wait for a thread.
+        queued,
+        /// Datagrams dropped because the queue was full, or at the end.
+        dropped,
+        /// Datagrams longer than allowed.
+        oversized,
+        /// Errors of `recv_from`.
+        receive_errors,
     }
 }
 

@@ -29,7 +29,7 @@ use super::wire::{FileMap, PublishRequest, RegisterRequest, RegistryRequest, res
 use crate::model::{Clock, Name, Token, text};
 use crate::net::budget::ReceiveBudget;
 use crate::net::connection_end::ConnectionEnd;
-use crate::net::counters::{Counter, LatencyHistogram, LatencySnapshot};
+use crate::net::counters::{Counter, LatencyHistogram, LatencySnapshot, counters};
 use crate::net::interfaces;
 use crate::net::lines::LineLimits;
 use crate::net::listener::{
@@ -132,31 +132,17 @@ pub enum RegistryStartError {
     Store(#[from] StoreError),
 }
 
-/// Events since the start.
-#[derive(Debug, Default)]
-struct RegistryCounters {
-    requests: Counter,
-    refused: Counter,
-    pings: Counter,
-    registered: Counter,
-    replaced: Counter,
-    refused_full: Counter,
-    refused_share: Counter,
-    connections_failed: Counter,
-}
-
-impl RegistryCounters {
-    fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("requests", self.requests.get()),
-            ("requests_refused", self.refused.get()),
-            ("pings", self.pings.get()),
-            ("registered", self.registered.get()),
-            ("connections_replaced", self.replaced.get()),
-            ("refused_full", self.refused_full.get()),
-            ("refused_share", self.refused_share.get()),
-            ("connections_failed", self.connections_failed.get()),
-        ]
+counters! {
+    /// Events since the start.
+    struct RegistryCounters {
+        requests,
+        refused = "requests_refused",
+        pings,
+        registered,
+        replaced = "connections_replaced",
+        refused_full,
+        refused_share,
+        connections_failed,
     }
 }
 
