@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
 
+use super::backoff::Backoff;
 use super::budget::ReceiveBudget;
 use super::counters::counters;
 use super::log_throttle::LogThrottle;
@@ -235,7 +236,7 @@ impl Drop for Listener {
 
 impl ListenerInner {
     fn accept_all(self: Arc<Self>, mut reserve: ReserveDescriptor) {
-        let mut pause = ACCEPT_PAUSE_MIN;
+        let mut backoff = Backoff::new(ACCEPT_PAUSE_MIN, ACCEPT_PAUSE_MAX);
         loop {
             let accepted = self.socket.accept();
             if self.is_stopping.load(SeqCst) {
@@ -243,7 +244,7 @@ impl ListenerInner {
             }
             match accepted {
                 Ok((stream, source)) => {
-                    pause = ACCEPT_PAUSE_MIN;
+                    backoff.reset();
                     if reserve.reacquire() {
                         self.dispatch(stream, source);
                     } else {
@@ -257,13 +258,13 @@ impl ListenerInner {
                     self.log_throttled("no descriptor is left for a connection", &error);
                     if !reserve.release() {
                         // Another thread of this process took the freed descriptor first.
-                        self.pause(&mut pause);
+                        self.pause(backoff.next_pause());
                     }
                 }
                 Err(error) => {
                     self.counters.accept_errors.add(1);
                     self.log_throttled("accepting a connection", &error);
-                    self.pause(&mut pause);
+                    self.pause(backoff.next_pause());
                 }
             }
         }
@@ -325,9 +326,8 @@ impl ListenerInner {
         }
     }
 
-    fn pause(&self, pause: &mut Duration) {
-        let until = Instant::now() + *pause;
-        *pause = (*pause * 2).min(ACCEPT_PAUSE_MAX);
+    fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause;
         let mut open = self.open.lock();
         while !self.is_stopping.load(SeqCst) && Instant::now() < until {
             self.changed.wait_until(&mut open, until);

@@ -5,6 +5,7 @@
 
 #[cfg(target_os = "linux")]
 mod ancillary;
+pub mod backoff;
 pub mod budget;
 pub mod cluster;
 pub mod conn;

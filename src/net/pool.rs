@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::backoff::Backoff;
 use super::counters::counters;
 use super::link::{Link, LinkError, LinkTarget};
 use super::log_throttle::LogThrottle;
@@ -169,13 +170,12 @@ impl LinkPool {
     /// about to be evicted, it retries for a moment.
     fn connect(&self) -> Result<Link, LinkPoolError> {
         let give_up_at = Instant::now() + CONNECT_RETRY_FOR;
-        let mut pause = CONNECT_RETRY_PAUSE;
+        let mut backoff = Backoff::new(CONNECT_RETRY_PAUSE, CONNECT_RETRY_PAUSE_MAX);
         loop {
             self.counters.connects.add(1);
             match Link::connect(&self.target) {
                 Err(error) if error.is_busy() && Instant::now() < give_up_at => {
-                    std::thread::sleep(pause);
-                    pause = (2 * pause).min(CONNECT_RETRY_PAUSE_MAX);
+                    std::thread::sleep(backoff.next_pause());
                 }
                 Ok(link) => {
                     if self.is_unavailable.swap(false, Relaxed) {
