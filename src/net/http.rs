@@ -41,7 +41,6 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -52,6 +51,7 @@ use super::counters::counters;
 use super::listener::{
     AcceptedConnection, BusyResponse, ConnectionHandler, ConnectionLimiter, Listener, ListenerContext,
 };
+use super::permits::Permits;
 use super::threads::Executor;
 use super::tls::TlsIdentity;
 
@@ -227,8 +227,7 @@ struct HttpServerInner {
     policy: RequestPolicy,
     limits: HttpLimits,
     counters: Arc<HttpCounters>,
-    streams: Arc<AtomicUsize>,
-    streams_max: usize,
+    stream_permits: Permits,
     /// Disconnected when the server stops, so that event streams end.
     stopped: Receiver<()>,
 }
@@ -237,8 +236,7 @@ struct HttpServerInner {
 pub struct HttpServer {
     listener: Listener,
     counters: Arc<HttpCounters>,
-    streams: Arc<AtomicUsize>,
-    streams_max: usize,
+    stream_permits: Permits,
     /// Dropped when the server stops, which disconnects `stopped`.
     running: Mutex<Option<Sender<()>>>,
 }
@@ -250,21 +248,21 @@ impl HttpServer {
     /// The system's error when it gives no thread.
     pub fn start(socket: TcpListener, context: HttpContext, handler: Arc<dyn HttpHandler>) -> io::Result<HttpServer> {
         let HttpContext { executor, limiter, budget, identity, allows_remote_plaintext, policy, limits } = context;
-        let (counters, streams) = (Arc::new(HttpCounters::default()), Arc::new(AtomicUsize::new(0)));
+        let counters = Arc::new(HttpCounters::default());
         let (running, stopped) = bounded(0);
         let streams_max = limits.event_streams.unwrap_or(limiter.max_connections() / EVENT_STREAMS_DIVISOR).max(1);
+        let stream_permits = Permits::new(streams_max);
         let inner = HttpServerInner {
             handler,
             policy,
             limits,
             counters: Arc::clone(&counters),
-            streams: Arc::clone(&streams),
-            streams_max,
+            stream_permits: stream_permits.clone(),
             stopped,
         };
         let context = ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext };
         let listener = Listener::start(socket, context, Arc::new(HttpConnectionHandler(Arc::new(inner))))?;
-        Ok(HttpServer { listener, counters, streams, streams_max, running: Mutex::new(Some(running)) })
+        Ok(HttpServer { listener, counters, stream_permits, running: Mutex::new(Some(running)) })
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -273,12 +271,12 @@ impl HttpServer {
 
     /// The number of open event streams.
     pub fn event_streams(&self) -> usize {
-        self.streams.load(Relaxed)
+        self.stream_permits.in_use()
     }
 
     /// The bound on open event streams.
     pub fn event_streams_max(&self) -> usize {
-        self.streams_max
+        self.stream_permits.max()
     }
 
     /// Every counter of the server and of its listener, with its metric name.

@@ -22,6 +22,7 @@ pub mod listener;
 pub(crate) mod log_throttle;
 pub mod peer_socket;
 pub mod periodic;
+pub mod permits;
 pub mod pool;
 pub mod quotas;
 pub mod shutdown;
