@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::budget::Reservation;
 use super::conn::ConnWriter;
-use super::deadline::DeadlineRead;
+use super::deadline::{DeadlineRead, linger};
 use super::lines::{FIRST_READ_BYTES, LineError, LineLimits, LineReader, NEXT_READ_BYTES, reserved_read_size};
 
 /// Size of the length prefix, bytes.
@@ -20,9 +20,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A message has one more second for each this many bytes, for very slow connections.
 const SLOW_LINE_BYTES_PER_S: usize = 64 * 1024;
-
-/// How long a connection that we close is read on, so that the other end can read our last message.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// Reads frames from a source with deadlines.
 ///
@@ -369,14 +366,10 @@ impl<R: DeadlineRead> MessageReader<R> {
     /// the other end might never read our last message.
     pub fn linger(&mut self, writer: &ConnWriter) {
         writer.shut_down_write();
-        let source = match self {
-            MessageReader::Frames(frames) => &mut frames.source,
-            MessageReader::Lines(lines) => lines.source_mut(),
-        };
-        let deadline = Instant::now() + LINGER;
-        let mut ignored = [0; FIRST_READ_BYTES];
-        // Any end of the loop, an error too, is what is wanted.
-        while source.read_before(&mut ignored, deadline).is_ok_and(|len| len > 0) {}
+        match self {
+            MessageReader::Frames(frames) => linger(&mut frames.source),
+            MessageReader::Lines(lines) => linger(lines.source_mut()),
+        }
     }
 }
 

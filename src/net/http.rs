@@ -4,6 +4,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `connection.rs` | a connection's thread: hyper's futures driven over a blocking stream |
+//! | `wire_state.rs` | its state between hyper and the socket, and the stream as hyper sees it |
 //! | `service.rs` | the way of a request: policy, body, handler, response |
 //! | `policy.rs` | which requests are accepted: Host, Origin, and CORS preflights |
 //! | `body.rs` | response bodies: bytes, chunks, a range of a file, server-sent events |
@@ -36,6 +37,7 @@ pub mod routes;
 mod service;
 #[cfg(test)]
 mod tests;
+mod wire_state;
 
 use std::fmt;
 use std::io;

@@ -21,9 +21,9 @@ use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 
 use super::body::{EventStreamBody, FileRange, ResponseBody};
-use super::connection::{UPLOAD_READ_BYTES, WireState};
 use super::policy::PolicyOutcome;
 use super::response::{self, HttpError};
+use super::wire_state::{UPLOAD_READ_BYTES, WireState};
 use super::{BODY_MAX_BYTES, Body, BodySink, HttpServerInner, Request, Response, compression};
 use crate::net::threads::panic_text;
 

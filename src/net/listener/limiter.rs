@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::pending::{PendingConnection, PendingConnections, PendingId};
+use super::pending::{ListenerId, PendingConnection, PendingConnections, PendingId};
 use crate::net::counters::{Counter, counters};
 use crate::net::source::{self, SourceKey};
 
@@ -54,10 +54,6 @@ struct LimiterState {
     next_listener: u64,
     pending: PendingConnections<Weak<TcpStream>>,
 }
-
-/// Identifies a listener within its limiter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct ListenerId(pub(super) u64);
 
 #[derive(Debug, Default)]
 struct SourceUsage {
