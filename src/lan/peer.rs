@@ -403,7 +403,8 @@ impl NodeDriver {
             self.inner.counters.not_kept.add(1);
             self.warn("a message was not kept, and counts as not seen", &failed.error);
             if let (Some(from), Some(sender)) = (failed.entry.addr, failed.entry.message.sender()) {
-                let (sender, message_id) = (sender.clone(), message_id(&failed.entry.message).map(str::to_owned));
+                let message_id = failed.entry.message.stamp().and_then(|stamp| stamp.message_id.clone());
+                let sender = sender.clone();
                 let (kind, reason) = (failed.entry.message.type_name(), failed.error.to_string());
                 self.notify(Notification::MessageNotStored { from, sender, kind, message_id, reason });
             }
@@ -537,15 +538,6 @@ fn random_u64(random: &SystemRandom) -> u64 {
     let mut bytes = [0; 8];
     random.fill(&mut bytes).expect("the operating system gives random bytes");
     u64::from_ne_bytes(bytes)
-}
-
-fn message_id(message: &Message) -> Option<&str> {
-    match message {
-        Message::Post(post) => post.stamp.message_id.as_deref(),
-        Message::Dm(dm) => dm.stamp.message_id.as_deref(),
-        Message::Profile(profile) => profile.stamp.message_id.as_deref(),
-        _ => None,
-    }
 }
 
 /// The database entry of a message; `None` for types that are not stored.
