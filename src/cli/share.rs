@@ -29,7 +29,7 @@ use crate::share::client_api::authenticator::Authenticator;
 use crate::share::heartbeat::ACTIVE_INTERVAL;
 use crate::share::node::nodes::{Nodes, StartNodesError};
 use crate::share::node::store::NodeStore;
-use crate::share::node::{NodeContext, NodeSettings};
+use crate::share::node::{NodeContext, NodeSettings, process_upload_permits};
 use crate::storage::create_private_dir;
 use crate::storage::lock::DataDirLock;
 use crate::web::Site;
@@ -266,7 +266,7 @@ fn run_node(args: ShareArgs) -> anyhow::Result<ExitCode> {
         listener_context: listener_context.clone(),
         clock,
         store: store.clone(),
-        upload_limiter: Default::default(),
+        upload_permits: process_upload_permits(),
     };
     let nodes = Nodes::start(settings, context, &folders, &repo, &name, node.port).map_err(|error| match error {
         StartNodesError::PortInUse { addr } => port_in_use(addr, "--port"),

@@ -328,19 +328,13 @@ impl Node {
                 return self.drop_datagram(ctx, from, DropCause::Malformed, || refused.to_string());
             }
         };
-        let sender = match &message {
-            Message::Discovery(discovery) if discovery.instance.as_deref() == Some(&*self.config.instance) => {
-                self.counters.own += 1;
-                return;
-            }
-            Message::Discovery(Discovery { user_id, .. }) => Some(user_id),
-            Message::Post(post) => Some(&post.user_id),
-            Message::Dm(dm) => Some(&dm.from),
-            Message::Profile(profile) => Some(&profile.user_id),
-            Message::PeerListRequest { from, .. } => Some(from),
-            Message::PeerListResponse(list) => Some(&list.from),
-            Message::Ack { .. } => None,
-        };
+        if let Message::Discovery(discovery) = &message
+            && discovery.instance.as_deref() == Some(&*self.config.instance)
+        {
+            self.counters.own += 1;
+            return;
+        }
+        let sender = message.sender();
         let claimed = sender.map_or(*source.ip(), |sender| sender.ip);
         if !self.addresses.may_claim(*source.ip(), claimed) || !self.addresses.is_unicast(*source.ip()) {
             return self

@@ -26,8 +26,9 @@ use super::wire::{self, Message, Profile, WireError};
 use super::{SocketRole, message_text, node};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Millis, Name};
-use crate::net::counters::{Counter, LogThrottle};
+use crate::net::counters::counters;
 use crate::net::interfaces::Interface;
+use crate::net::log_throttle::LogThrottle;
 use crate::net::threads;
 use crate::storage::StoreError;
 
@@ -117,28 +118,17 @@ struct LanPeerInner {
     counters: LanPeerCounters,
 }
 
-/// Counters besides those of the node.
-#[derive(Debug, Default)]
-pub struct LanPeerCounters {
-    /// Datagrams that were dropped because the input queue was full.
-    pub overrun: Counter,
-    /// Notifications that were dropped because their queue was full.
-    pub unseen: Counter,
-    /// Datagrams that could not be sent.
-    pub not_sent: Counter,
-    /// Messages that could not be stored.
-    pub not_kept: Counter,
-}
-
-impl LanPeerCounters {
-    /// Every counter with its name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("overrun", self.overrun.get()),
-            ("unseen", self.unseen.get()),
-            ("not_sent", self.not_sent.get()),
-            ("not_kept", self.not_kept.get()),
-        ]
+counters! {
+    /// Counters besides those of the node.
+    pub struct LanPeerCounters {
+        /// Datagrams that were dropped because the input queue was full.
+        overrun,
+        /// Notifications that were dropped because their queue was full.
+        unseen,
+        /// Datagrams that could not be sent.
+        not_sent,
+        /// Messages that could not be stored.
+        not_kept,
     }
 }
 
@@ -413,7 +403,8 @@ impl NodeDriver {
             self.inner.counters.not_kept.add(1);
             self.warn("a message was not kept, and counts as not seen", &failed.error);
             if let (Some(from), Some(sender)) = (failed.entry.addr, failed.entry.message.sender()) {
-                let (sender, message_id) = (sender.clone(), message_id(&failed.entry.message).map(str::to_owned));
+                let message_id = failed.entry.message.stamp().and_then(|stamp| stamp.message_id.clone());
+                let sender = sender.clone();
                 let (kind, reason) = (failed.entry.message.type_name(), failed.error.to_string());
                 self.notify(Notification::MessageNotStored { from, sender, kind, message_id, reason });
             }
@@ -547,15 +538,6 @@ fn random_u64(random: &SystemRandom) -> u64 {
     let mut bytes = [0; 8];
     random.fill(&mut bytes).expect("the operating system gives random bytes");
     u64::from_ne_bytes(bytes)
-}
-
-fn message_id(message: &Message) -> Option<&str> {
-    match message {
-        Message::Post(post) => post.stamp.message_id.as_deref(),
-        Message::Dm(dm) => dm.stamp.message_id.as_deref(),
-        Message::Profile(profile) => profile.stamp.message_id.as_deref(),
-        _ => None,
-    }
 }
 
 /// The database entry of a message; `None` for types that are not stored.

@@ -1,9 +1,7 @@
 //! Counters of what a module handled, dropped, refused or failed at, for logs and the metrics page.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 /// A number that only grows, counted by many threads.
 ///
@@ -20,6 +18,44 @@ impl Counter {
         self.0.load(Relaxed)
     }
 }
+
+/// Declares a struct of [`Counter`]s and its `list` for the metrics page: every counter with its metric name, in the
+/// order of the declaration. The metric name is the field's unless another is given.
+///
+/// ```ignore
+/// counters! {
+///     /// Counters of one pool.
+///     pub struct PoolCounters {
+///         requests,
+///         /// Requests repeated because their link was dead.
+///         retries = "repeats",
+///     }
+/// }
+/// ```
+macro_rules! counters {
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis struct $name:ident {
+            $($(#[$field_attribute:meta])* $field:ident $(= $metric:literal)?,)*
+        }
+    ) => {
+        $(#[$attribute])*
+        #[derive(Debug, Default)]
+        $visibility struct $name {
+            $($(#[$field_attribute])* pub $field: $crate::net::counters::Counter,)*
+        }
+
+        impl $name {
+            /// Every counter with its metric name.
+            $visibility fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$(($crate::net::counters::counters!(@name $field $($metric)?), self.$field.get()),)*]
+            }
+        }
+    };
+    (@name $field:ident) => { stringify!($field) };
+    (@name $field:ident $metric:literal) => { $metric };
+}
+pub(crate) use counters;
 
 /// The number of buckets of a [`LatencyHistogram`]: the last begins at nine minutes.
 pub const LATENCY_BUCKETS: usize = 40;
@@ -122,34 +158,6 @@ impl LatencySnapshot {
     }
 }
 
-/// Limits a log message to once per period: an error that repeats a thousand times a second must not fill the log
-/// (each one is counted all the same).
-#[derive(Debug)]
-pub(crate) struct LogThrottle {
-    period: Duration,
-    last: Mutex<Option<Instant>>,
-}
-
-impl LogThrottle {
-    pub(crate) fn every_minute() -> LogThrottle {
-        LogThrottle::with_period(Duration::from_secs(60))
-    }
-
-    fn with_period(period: Duration) -> LogThrottle {
-        LogThrottle { period, last: Mutex::new(None) }
-    }
-
-    /// Whether the message is to be logged now; if so, the next one is after the period.
-    pub(crate) fn should_log(&self) -> bool {
-        let mut last = self.last.lock();
-        let is_due = last.is_none_or(|at| at.elapsed() >= self.period);
-        if is_due {
-            *last = Some(Instant::now());
-        }
-        is_due
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +171,22 @@ mod tests {
             }
         });
         assert_eq!(counter.get(), 8000);
+    }
+
+    counters! {
+        struct ExampleCounters {
+            asked,
+            /// Not the name that the metrics page shows.
+            retries = "repeats",
+        }
+    }
+
+    #[test]
+    fn a_list_has_the_metric_names_in_the_order_of_the_declaration() {
+        let counters = ExampleCounters::default();
+        counters.asked.add(3);
+        counters.retries.add(1);
+        assert_eq!(counters.list(), [("asked", 3), ("repeats", 1)]);
     }
 
     #[test]
@@ -189,14 +213,5 @@ mod tests {
         let (longest, all) = counts.cumulative_buckets().last().unwrap();
         assert!(longest > Duration::from_secs(1000) && all == 100);
         assert_eq!(counts.cumulative_buckets().find(|(below, _)| *below > Duration::from_millis(1)).unwrap().1, 1);
-    }
-
-    #[test]
-    fn seldom_speaks_once_a_period() {
-        let hourly = LogThrottle::with_period(Duration::from_secs(3600));
-        assert!(hourly.should_log());
-        assert!(!hourly.should_log());
-        let always = LogThrottle::with_period(Duration::ZERO);
-        assert!(always.should_log() && always.should_log());
     }
 }

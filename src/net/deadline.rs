@@ -18,6 +18,18 @@ pub trait DeadlineRead {
     fn read_before(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize>;
 }
 
+/// How long a connection that we close is read on, so that the other end can read our last message.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Discards what is received for a moment, once writing is shut down: closing a connection with unread input resets
+/// it, and the other end might never read our last message.
+pub(super) fn linger(source: &mut impl DeadlineRead) {
+    let deadline = Instant::now() + LINGER;
+    let mut ignored = [0; 2048];
+    // Any end of the loop, an error too, is what is wanted.
+    while source.read_before(&mut ignored, deadline).is_ok_and(|len| len > 0) {}
+}
+
 /// A TCP stream that remembers which timeouts are set on it.
 #[derive(Debug)]
 pub struct DeadlineStream {

@@ -4,6 +4,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `connection.rs` | a connection's thread: hyper's futures driven over a blocking stream |
+//! | `wire_state.rs` | its state between hyper and the socket, and the stream as hyper sees it |
 //! | `service.rs` | the way of a request: policy, body, handler, response |
 //! | `policy.rs` | which requests are accepted: Host, Origin, and CORS preflights |
 //! | `body.rs` | response bodies: bytes, chunks, a range of a file, server-sent events |
@@ -36,22 +37,23 @@ pub mod routes;
 mod service;
 #[cfg(test)]
 mod tests;
+mod wire_state;
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use super::budget::ReceiveBudget;
-use super::counters::Counter;
+use super::counters::counters;
 use super::listener::{
     AcceptedConnection, BusyResponse, ConnectionHandler, ConnectionLimiter, Listener, ListenerContext,
 };
+use super::permits::Permits;
 use super::threads::Executor;
 use super::tls::TlsIdentity;
 
@@ -199,40 +201,25 @@ pub struct HttpContext {
     pub limits: HttpLimits,
 }
 
-/// Counters of one server.
-#[derive(Debug, Default)]
-pub struct HttpCounters {
-    /// Requests whose head was received.
-    pub requests: Counter,
-    /// Requests that never reached the handler.
-    pub refused: Counter,
-    /// Requests that the handler answered with an error.
-    pub failed: Counter,
-    /// Requests that were not complete in time.
-    pub timed_out: Counter,
-    /// Uploads that were begun.
-    pub uploads: Counter,
-    /// Handlers that panicked.
-    pub panics: Counter,
-    /// Event streams that were opened.
-    pub event_streams: Counter,
-    /// Connections that failed.
-    pub connections_failed: Counter,
-}
-
-impl HttpCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("requests", self.requests.get()),
-            ("requests_refused", self.refused.get()),
-            ("requests_failed", self.failed.get()),
-            ("requests_late", self.timed_out.get()),
-            ("uploads", self.uploads.get()),
-            ("panics", self.panics.get()),
-            ("event_streams", self.event_streams.get()),
-            ("connections_failed", self.connections_failed.get()),
-        ]
+counters! {
+    /// Counters of one server.
+    pub struct HttpCounters {
+        /// Requests whose head was received.
+        requests,
+        /// Requests that never reached the handler.
+        refused = "requests_refused",
+        /// Requests that the handler answered with an error.
+        failed = "requests_failed",
+        /// Requests that were not complete in time.
+        timed_out = "requests_late",
+        /// Uploads that were begun.
+        uploads,
+        /// Handlers that panicked.
+        panics,
+        /// Event streams that were opened.
+        event_streams,
+        /// Connections that failed.
+        connections_failed,
     }
 }
 
@@ -242,8 +229,7 @@ struct HttpServerInner {
     policy: RequestPolicy,
     limits: HttpLimits,
     counters: Arc<HttpCounters>,
-    streams: Arc<AtomicUsize>,
-    streams_max: usize,
+    stream_permits: Permits,
     /// Disconnected when the server stops, so that event streams end.
     stopped: Receiver<()>,
 }
@@ -252,8 +238,7 @@ struct HttpServerInner {
 pub struct HttpServer {
     listener: Listener,
     counters: Arc<HttpCounters>,
-    streams: Arc<AtomicUsize>,
-    streams_max: usize,
+    stream_permits: Permits,
     /// Dropped when the server stops, which disconnects `stopped`.
     running: Mutex<Option<Sender<()>>>,
 }
@@ -265,21 +250,21 @@ impl HttpServer {
     /// The system's error when it gives no thread.
     pub fn start(socket: TcpListener, context: HttpContext, handler: Arc<dyn HttpHandler>) -> io::Result<HttpServer> {
         let HttpContext { executor, limiter, budget, identity, allows_remote_plaintext, policy, limits } = context;
-        let (counters, streams) = (Arc::new(HttpCounters::default()), Arc::new(AtomicUsize::new(0)));
+        let counters = Arc::new(HttpCounters::default());
         let (running, stopped) = bounded(0);
         let streams_max = limits.event_streams.unwrap_or(limiter.max_connections() / EVENT_STREAMS_DIVISOR).max(1);
+        let stream_permits = Permits::new(streams_max);
         let inner = HttpServerInner {
             handler,
             policy,
             limits,
             counters: Arc::clone(&counters),
-            streams: Arc::clone(&streams),
-            streams_max,
+            stream_permits: stream_permits.clone(),
             stopped,
         };
         let context = ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext };
         let listener = Listener::start(socket, context, Arc::new(HttpConnectionHandler(Arc::new(inner))))?;
-        Ok(HttpServer { listener, counters, streams, streams_max, running: Mutex::new(Some(running)) })
+        Ok(HttpServer { listener, counters, stream_permits, running: Mutex::new(Some(running)) })
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -288,12 +273,12 @@ impl HttpServer {
 
     /// The number of open event streams.
     pub fn event_streams(&self) -> usize {
-        self.streams.load(Relaxed)
+        self.stream_permits.in_use()
     }
 
     /// The bound on open event streams.
     pub fn event_streams_max(&self) -> usize {
-        self.streams_max
+        self.stream_permits.max()
     }
 
     /// Every counter of the server and of its listener, with its metric name.

@@ -26,8 +26,10 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
 
+use super::backoff::Backoff;
 use super::budget::ReceiveBudget;
-use super::counters::{Counter, LogThrottle};
+use super::counters::counters;
+use super::log_throttle::LogThrottle;
 use super::threads::{self, Executor};
 use super::tls::TlsIdentity;
 
@@ -109,31 +111,19 @@ struct OpenConnections {
     next_id: u64,
 }
 
-/// Counters of one listener.
-#[derive(Debug, Default)]
-pub struct ListenerCounters {
-    /// Connections that were given a thread.
-    pub accepted: Counter,
-    /// Connections refused because a limit was reached or no thread or descriptor was left.
-    pub refused: Counter,
-    /// Refused connections closed so early that the client may not have read the reason.
-    pub closed_early: Counter,
-    /// How often `accept` failed because no file descriptor was left.
-    pub out_of_descriptors: Counter,
-    /// All other errors of `accept`.
-    pub accept_errors: Counter,
-}
-
-impl ListenerCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("accepted", self.accepted.get()),
-            ("refused", self.refused.get()),
-            ("refused_in_a_hurry", self.closed_early.get()),
-            ("out_of_descriptors", self.out_of_descriptors.get()),
-            ("accept_errors", self.accept_errors.get()),
-        ]
+counters! {
+    /// Counters of one listener.
+    pub struct ListenerCounters {
+        /// Connections that were given a thread.
+        accepted,
+        /// Connections refused because a limit was reached or no thread or descriptor was left.
+        refused,
+        /// Refused connections closed so early that the client may not have read the reason.
+        closed_early = "refused_in_a_hurry",
+        /// How often `accept` failed because no file descriptor was left.
+        out_of_descriptors,
+        /// All other errors of `accept`.
+        accept_errors,
     }
 }
 
@@ -246,7 +236,7 @@ impl Drop for Listener {
 
 impl ListenerInner {
     fn accept_all(self: Arc<Self>, mut reserve: ReserveDescriptor) {
-        let mut pause = ACCEPT_PAUSE_MIN;
+        let mut backoff = Backoff::new(ACCEPT_PAUSE_MIN, ACCEPT_PAUSE_MAX);
         loop {
             let accepted = self.socket.accept();
             if self.is_stopping.load(SeqCst) {
@@ -254,7 +244,7 @@ impl ListenerInner {
             }
             match accepted {
                 Ok((stream, source)) => {
-                    pause = ACCEPT_PAUSE_MIN;
+                    backoff.reset();
                     if reserve.reacquire() {
                         self.dispatch(stream, source);
                     } else {
@@ -268,13 +258,13 @@ impl ListenerInner {
                     self.log_throttled("no descriptor is left for a connection", &error);
                     if !reserve.release() {
                         // Another thread of this process took the freed descriptor first.
-                        self.pause(&mut pause);
+                        self.pause(backoff.next_pause());
                     }
                 }
                 Err(error) => {
                     self.counters.accept_errors.add(1);
                     self.log_throttled("accepting a connection", &error);
-                    self.pause(&mut pause);
+                    self.pause(backoff.next_pause());
                 }
             }
         }
@@ -336,9 +326,8 @@ impl ListenerInner {
         }
     }
 
-    fn pause(&self, pause: &mut Duration) {
-        let until = Instant::now() + *pause;
-        *pause = (*pause * 2).min(ACCEPT_PAUSE_MAX);
+    fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause;
         let mut open = self.open.lock();
         while !self.is_stopping.load(SeqCst) && Instant::now() < until {
             self.changed.wait_until(&mut open, until);

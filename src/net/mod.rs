@@ -5,6 +5,7 @@
 
 #[cfg(target_os = "linux")]
 mod ancillary;
+pub mod backoff;
 pub mod budget;
 pub mod cluster;
 pub mod conn;
@@ -18,8 +19,10 @@ pub mod limits;
 pub mod lines;
 pub mod link;
 pub mod listener;
+pub(crate) mod log_throttle;
 pub mod peer_socket;
 pub mod periodic;
+pub mod permits;
 pub mod pool;
 pub mod quotas;
 pub mod shutdown;

@@ -14,8 +14,9 @@ use std::time::Duration;
 use log::{debug, error, warn};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::counters::{Counter, LogThrottle};
+use super::counters::counters;
 use super::interfaces::Interface;
+use super::log_throttle::LogThrottle;
 use super::threads::panic_text;
 use super::udp;
 
@@ -52,32 +53,19 @@ pub enum PeerSocketEvent<'a> {
     Refused { to: SocketAddr },
 }
 
-/// Counters of one socket.
-#[derive(Debug, Default)]
-pub struct PeerSocketCounters {
-    pub received: Counter,
-    /// Datagrams sent; a broadcast counts once.
-    pub sent: Counter,
-    /// Datagrams that the system did not accept.
-    pub send_errors: Counter,
-    /// Datagrams that were refused at their destination.
-    pub refused: Counter,
-    pub read_errors: Counter,
-    /// Panics of the handler.
-    pub panics: Counter,
-}
-
-impl PeerSocketCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("received", self.received.get()),
-            ("sent", self.sent.get()),
-            ("send_errors", self.send_errors.get()),
-            ("refused", self.refused.get()),
-            ("read_errors", self.read_errors.get()),
-            ("panics", self.panics.get()),
-        ]
+counters! {
+    /// Counters of one socket.
+    pub struct PeerSocketCounters {
+        received,
+        /// Datagrams sent; a broadcast counts once.
+        sent,
+        /// Datagrams that the system did not accept.
+        send_errors,
+        /// Datagrams that were refused at their destination.
+        refused,
+        read_errors,
+        /// Panics of the handler.
+        panics,
     }
 }
 

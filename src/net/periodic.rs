@@ -23,12 +23,29 @@ impl PeriodicTask {
     /// # Errors
     /// The system's error when it gives no thread.
     pub fn start(name: &str, every: Duration, mut work: impl FnMut() + Send + 'static) -> io::Result<PeriodicTask> {
+        PeriodicTask::start_paced(name, every, move || {
+            let begun_at = Instant::now();
+            work();
+            // Missed runs are not made up for.
+            every.saturating_sub(begun_at.elapsed())
+        })
+    }
+
+    /// Runs `work` for the first time after `first`, then each time after the pause that the run before has returned.
+    ///
+    /// # Errors
+    /// The system's error when it gives no thread.
+    pub fn start_paced(
+        name: &str,
+        first: Duration,
+        mut work: impl FnMut() -> Duration + Send + 'static,
+    ) -> io::Result<PeriodicTask> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let thread = threads::spawn(name, {
             let stop = Arc::clone(&stop);
             move || {
                 let (is_stopped, changed) = &*stop;
-                let mut due_at = Instant::now() + every;
+                let mut due_at = Instant::now() + first;
                 loop {
                     let mut is_stopped = is_stopped.lock();
                     while !*is_stopped && Instant::now() < due_at {
@@ -38,9 +55,7 @@ impl PeriodicTask {
                         return;
                     }
                     drop(is_stopped);
-                    // Missed runs are not made up for.
-                    due_at = Instant::now() + every;
-                    work();
+                    due_at = Instant::now() + work();
                 }
             }
         })?;
@@ -68,7 +83,7 @@ impl Drop for PeriodicTask {
 
 impl fmt::Debug for PeriodicTask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Periodic").finish_non_exhaustive()
+        f.debug_struct("PeriodicTask").finish_non_exhaustive()
     }
 }
 
@@ -95,6 +110,18 @@ mod tests {
         let before = Arc::strong_count(&done);
         assert_eq!(before, 1, "the work itself is gone");
         periodic.stop();
+    }
+
+    #[test]
+    fn each_run_tells_when_the_next_one_is_due() {
+        let done = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&done);
+        // Three runs at once, then none for an hour.
+        let work = move || if count.fetch_add(1, Relaxed) < 2 { Duration::ZERO } else { Duration::from_secs(3600) };
+        let periodic = PeriodicTask::start_paced("test", Duration::ZERO, work).unwrap();
+        eventually(|| done.load(Relaxed) == 3);
+        periodic.stop();
+        assert_eq!(done.load(Relaxed), 3);
     }
 
     #[test]

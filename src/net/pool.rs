@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::counters::{Counter, LogThrottle};
+use super::backoff::Backoff;
+use super::counters::counters;
 use super::link::{Link, LinkError, LinkTarget};
+use super::log_throttle::LogThrottle;
 
 /// How long a request waits for a link when all are in use.
 const WAIT_FOR_LINK: Duration = Duration::from_secs(5);
@@ -63,30 +65,18 @@ struct LinkPoolState {
     waiting: usize,
 }
 
-/// Counters of one pool.
-#[derive(Debug, Default)]
-pub struct LinkPoolCounters {
-    pub requests: Counter,
-    /// Attempts to connect.
-    pub connects: Counter,
-    /// Requests repeated because their link was dead.
-    pub retries: Counter,
-    /// Requests without a response.
-    pub unavailable: Counter,
-    /// Requests refused because all links were in use.
-    pub busy: Counter,
-}
-
-impl LinkPoolCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("requests", self.requests.get()),
-            ("connects", self.connects.get()),
-            ("repeats", self.retries.get()),
-            ("away", self.unavailable.get()),
-            ("busy", self.busy.get()),
-        ]
+counters! {
+    /// Counters of one pool.
+    pub struct LinkPoolCounters {
+        requests,
+        /// Attempts to connect.
+        connects,
+        /// Requests repeated because their link was dead.
+        retries = "repeats",
+        /// Requests without a response.
+        unavailable = "away",
+        /// Requests refused because all links were in use.
+        busy,
     }
 }
 
@@ -180,13 +170,12 @@ impl LinkPool {
     /// about to be evicted, it retries for a moment.
     fn connect(&self) -> Result<Link, LinkPoolError> {
         let give_up_at = Instant::now() + CONNECT_RETRY_FOR;
-        let mut pause = CONNECT_RETRY_PAUSE;
+        let mut backoff = Backoff::new(CONNECT_RETRY_PAUSE, CONNECT_RETRY_PAUSE_MAX);
         loop {
             self.counters.connects.add(1);
             match Link::connect(&self.target) {
                 Err(error) if error.is_busy() && Instant::now() < give_up_at => {
-                    std::thread::sleep(pause);
-                    pause = (2 * pause).min(CONNECT_RETRY_PAUSE_MAX);
+                    std::thread::sleep(backoff.next_pause());
                 }
                 Ok(link) => {
                     if self.is_unavailable.swap(false, Relaxed) {

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use log::{error, warn};
 use parking_lot::{Condvar, Mutex};
 
-use super::counters::{Counter, LogThrottle};
+use super::counters::counters;
+use super::log_throttle::LogThrottle;
 
 /// How long an idle thread waits for its next job before it ends.
 const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,31 +62,19 @@ struct WorkerSlot {
     thread: OnceLock<Thread>,
 }
 
-/// Counters of one executor.
-#[derive(Debug, Default)]
-pub struct ExecutorCounters {
-    /// Jobs that were given a thread.
-    pub jobs: Counter,
-    /// Threads that were started.
-    pub threads_started: Counter,
-    /// Jobs refused because every thread was busy.
-    pub full: Counter,
-    /// Jobs refused because the system gave no further thread.
-    pub spawn_failed: Counter,
-    /// Jobs that panicked.
-    pub panics: Counter,
-}
-
-impl ExecutorCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("jobs", self.jobs.get()),
-            ("threads_started", self.threads_started.get()),
-            ("full", self.full.get()),
-            ("spawn_failed", self.spawn_failed.get()),
-            ("panics", self.panics.get()),
-        ]
+counters! {
+    /// Counters of one executor.
+    pub struct ExecutorCounters {
+        /// Jobs that were given a thread.
+        jobs,
+        /// Threads that were started.
+        threads_started,
+        /// Jobs refused because every thread was busy.
+        full,
+        /// Jobs refused because the system gave no further thread.
+        spawn_failed,
+        /// Jobs that panicked.
+        panics,
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::counters::Counter;
+use super::counters::counters;
 use super::threads::{self, Executor, Job};
 use crate::model::time;
 
@@ -60,27 +60,16 @@ struct TimerEntry<T> {
     item: T,
 }
 
-/// Counters of one set of timers.
-#[derive(Debug, Default)]
-pub struct TimerCounters {
-    pub set: Counter,
-    /// Items handed to the executor.
-    pub fired: Counter,
-    /// How often an item had to wait because every request thread was busy.
-    pub retried: Counter,
-    /// Items that had not fired when the timers were stopped.
-    pub abandoned: Counter,
-}
-
-impl TimerCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("set", self.set.get()),
-            ("fired", self.fired.get()),
-            ("retried", self.retried.get()),
-            ("abandoned", self.abandoned.get()),
-        ]
+counters! {
+    /// Counters of one set of timers.
+    pub struct TimerCounters {
+        set,
+        /// Items handed to the executor.
+        fired,
+        /// How often an item had to wait because every request thread was busy.
+        retried,
+        /// Items that had not fired when the timers were stopped.
+        abandoned,
     }
 }
 

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
 
-use super::counters::{Counter, LogThrottle};
+use super::backoff::Backoff;
+use super::counters::counters;
+use super::log_throttle::LogThrottle;
 use super::threads::Executor;
 
 mod kernel;
@@ -50,6 +52,8 @@ const SURPLUS_ROUNDS: u32 = 256;
 /// How long one `recv_from` waits: the fallback by which a thread that was not woken notices the stop, and by which
 /// surplus receivers of an idle server retire.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the end waits after its first wake-up datagrams before it sends more; doubled each time.
+const FIRST_WAKE_UP_WAIT: Duration = Duration::from_millis(20);
 
 /// The pause after a receive error, so that a lasting one does not occupy a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
@@ -119,30 +123,18 @@ struct QueuedDatagram {
     truncated: bool,
 }
 
-/// Counters of one server.
-#[derive(Debug, Default)]
-pub struct UdpCounters {
-    pub received: Counter,
-    /// Datagrams that had to wait for a thread.
-    pub queued: Counter,
-    /// Datagrams dropped because the queue was full, or at the end.
-    pub dropped: Counter,
-    /// Datagrams longer than allowed.
-    pub oversized: Counter,
-    /// Errors of `recv_from`.
-    pub receive_errors: Counter,
-}
-
-impl UdpCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("received", self.received.get()),
-            ("queued", self.queued.get()),
-            ("dropped", self.dropped.get()),
-            ("oversized", self.oversized.get()),
-            ("receive_errors", self.receive_errors.get()),
-        ]
+counters! {
+    /// Counters of one server.
+    pub struct UdpCounters {
+        received,
+        /// Datagrams that had to wait for a thread.
+        queued,
+        /// Datagrams dropped because the queue was full, or at the end.
+        dropped,
+        /// Datagrams longer than allowed.
+        oversized,
+        /// Errors of `recv_from`.
+        receive_errors,
     }
 }
 
@@ -211,16 +203,15 @@ impl UdpServer {
         let inner = &self.inner;
         inner.is_stopping.store(true, SeqCst);
         let give_up_at = Instant::now() + 2 * RECEIVE_TIMEOUT;
-        let mut wait = Duration::from_millis(20);
+        // Another process may share the port: it must not be flooded with our wake-ups. Each receiver that leaves ends
+        // the wait early.
+        let mut backoff = Backoff::new(FIRST_WAKE_UP_WAIT, RECEIVE_TIMEOUT);
         while inner.receivers.load(SeqCst) > 0 && Instant::now() < give_up_at {
             inner.wake_receivers();
             let mut waiting = inner.left.0.lock();
             if inner.receivers.load(SeqCst) > 0 {
-                inner.left.1.wait_for(&mut waiting, wait);
+                inner.left.1.wait_for(&mut waiting, backoff.next_pause());
             }
-            // Another process may share the port: it must not be flooded with our wake-ups. Each receiver that leaves
-            // ends the wait early: without the limit, some sixty of them would double it past what a Duration holds.
-            wait = (2 * wait).min(RECEIVE_TIMEOUT);
         }
     }
 }

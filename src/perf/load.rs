@@ -15,6 +15,7 @@ use hdrhistogram::Histogram;
 use serde_json::Value;
 
 use super::stop::StopFlag;
+use super::usage::Usage;
 
 /// After this time a response counts as lost and the request is sent again.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
@@ -79,7 +80,7 @@ pub struct Sample {
     /// LatencyHistogram of successful calls in nanoseconds; empty if calls were not timed individually.
     pub latency_ns: Histogram<u64>,
     /// Resources that the server used meanwhile, if known.
-    pub server: Option<super::child::Usage>,
+    pub server: Option<Usage>,
     /// The operations of a mix, in the order in which they first occurred. They are included in the totals above.
     pub parts: Vec<MixPart>,
 }

@@ -25,6 +25,7 @@ pub mod shop;
 pub mod stop;
 pub mod trade;
 pub mod transfer;
+pub mod usage;
 
 /// Maximum number of clients that have a thread each.
 const CLIENTS_MAX: u32 = 1000;

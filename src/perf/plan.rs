@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::ProgressBar;
 
-use super::child::{self, ServerProcess, Usage};
+use super::child::{self, ServerProcess};
 use super::load::{MeasurementLength, Sample};
 use super::stop::StopFlag;
+use super::usage::Usage;
 
 /// Performs one measurement of the given length; it ends early if the flag is set.
 pub type MeasureFn<'a> = Box<dyn FnMut(MeasurementLength, &StopFlag) -> anyhow::Result<Sample> + 'a>;

@@ -38,6 +38,7 @@ use super::wire::{FileEntry, FileName, Seconds};
 use crate::model::{Clock, Name, Token};
 use crate::net::http;
 use crate::net::listener::ListenerContext;
+use crate::net::permits::Permits;
 use crate::net::threads;
 use crate::storage::StoreError;
 
@@ -61,7 +62,7 @@ use network::{Duplicates, MAX_AGE, NetworkCache, NetworkError, NetworkSnapshot};
 use published_files::PublishedFiles;
 use registry_connection::{RegistryCommand, RegistryConnection};
 use store::NodeStore;
-use uploads::UploadLimiter;
+pub use uploads::process_upload_permits;
 
 /// How long an operation waits for the registry, reconnecting included.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(25);
@@ -104,8 +105,8 @@ pub struct NodeContext {
     pub clock: Clock,
     /// The node's store on disk.
     pub store: NodeStore,
-    /// Bounds the simultaneous uploads of all users.
-    pub upload_limiter: UploadLimiter,
+    /// Bound the simultaneous uploads of all users: see [`process_upload_permits`].
+    pub upload_permits: Permits,
 }
 
 /// Why an operation of a node failed.
@@ -239,7 +240,7 @@ pub(super) struct NodeInner {
     /// The change follower's connection to the registry.
     follower_connection: Mutex<Option<Arc<RegistryClient>>>,
     peer_server: PeerServer,
-    upload_limiter: UploadLimiter,
+    upload_permits: Permits,
     /// See [`Node::lock_listing`].
     listing_lock: Mutex<()>,
     is_stopping: AtomicBool,
@@ -405,7 +406,7 @@ impl Node {
             hash_commands,
             follower_connection: Mutex::default(),
             peer_server,
-            upload_limiter: UploadLimiter::default(),
+            upload_permits: uploads::user_upload_permits(),
             listing_lock: Mutex::default(),
             is_stopping: AtomicBool::new(false),
         });

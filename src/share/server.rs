@@ -16,10 +16,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use super::registry::{
     AccountProof, ConnId, HostnameClaim, HostnameStatus, RegistryError, RegistryLimits, SecretHash, store,
@@ -29,14 +28,15 @@ use super::wire::{FileMap, PublishRequest, RegisterRequest, RegistryRequest, res
 use crate::model::{Clock, Name, Token, text};
 use crate::net::budget::ReceiveBudget;
 use crate::net::connection_end::ConnectionEnd;
-use crate::net::counters::{Counter, LatencyHistogram, LatencySnapshot};
+use crate::net::counters::{Counter, LatencyHistogram, LatencySnapshot, counters};
 use crate::net::interfaces;
 use crate::net::lines::LineLimits;
 use crate::net::listener::{
     self, AfterMessage, ConnectionLimiter, Listener, ListenerContext, MessageConnection, MessageFraming,
     MessageHandler, MessageService, Rejection,
 };
-use crate::net::threads::{self, Executor};
+use crate::net::periodic::PeriodicTask;
+use crate::net::threads::Executor;
 use crate::net::tls::TlsIdentity;
 use crate::storage::{Store, StoreError};
 
@@ -132,31 +132,17 @@ pub enum RegistryStartError {
     Store(#[from] StoreError),
 }
 
-/// Events since the start.
-#[derive(Debug, Default)]
-struct RegistryCounters {
-    requests: Counter,
-    refused: Counter,
-    pings: Counter,
-    registered: Counter,
-    replaced: Counter,
-    refused_full: Counter,
-    refused_share: Counter,
-    connections_failed: Counter,
-}
-
-impl RegistryCounters {
-    fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("requests", self.requests.get()),
-            ("requests_refused", self.refused.get()),
-            ("pings", self.pings.get()),
-            ("registered", self.registered.get()),
-            ("connections_replaced", self.replaced.get()),
-            ("refused_full", self.refused_full.get()),
-            ("refused_share", self.refused_share.get()),
-            ("connections_failed", self.connections_failed.get()),
-        ]
+counters! {
+    /// Events since the start.
+    struct RegistryCounters {
+        requests,
+        refused = "requests_refused",
+        pings,
+        registered,
+        replaced = "connections_replaced",
+        refused_full,
+        refused_share,
+        connections_failed,
     }
 }
 
@@ -164,7 +150,7 @@ impl RegistryCounters {
 pub struct RegistryServer {
     listener: Listener,
     inner: Arc<RegistryServerInner>,
-    sweeper: Mutex<Option<JoinHandle<()>>>,
+    sweeper: Mutex<Option<PeriodicTask>>,
 }
 
 struct RegistryServerInner {
@@ -237,9 +223,9 @@ impl RegistryServer {
         }
         let service = RegistryService(Arc::clone(&inner));
         let listener = Listener::start(socket, listener_context, Arc::new(MessageHandler(service)))?;
-        let sweeper = threads::spawn("registry-sweep", {
+        let sweeper = PeriodicTask::start("registry-sweep", SWEEP_INTERVAL, {
             let inner = Arc::clone(&inner);
-            move || inner.sweep_loop()
+            move || inner.sweep()
         })?;
         Ok(RegistryServer { listener, inner, sweeper: Mutex::new(Some(sweeper)) })
     }
@@ -293,8 +279,7 @@ impl RegistryServer {
         self.inner.close();
         let sweeper = self.sweeper.lock().take();
         let Some(sweeper) = sweeper else { return };
-        // A panic of that thread has been logged already.
-        let _ = sweeper.join();
+        sweeper.stop();
         self.inner.sweep();
         self.inner.context.store.sync_all();
     }
@@ -606,15 +591,6 @@ impl RegistryServerInner {
     /// per second however much changes.
     fn coalesce_changes(&self) {
         self.closing.wait_for(&mut self.is_closed.lock(), COALESCE_DELAY);
-    }
-
-    fn sweep_loop(&self) {
-        let mut is_closed = self.is_closed.lock();
-        while !*is_closed {
-            if self.closing.wait_for(&mut is_closed, SWEEP_INTERVAL).timed_out() {
-                MutexGuard::unlocked(&mut is_closed, || self.sweep());
-            }
-        }
     }
 
     fn sweep(&self) {

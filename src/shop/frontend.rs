@@ -23,7 +23,8 @@ use super::purchase::RENEW_MS;
 use super::purchase::driver::{DatabaseOp, Driver, DriverStep};
 use super::wire::{ApiCall, ResponsePayload, ServerKind};
 use crate::model::Clock;
-use crate::net::counters::{Counter, LatencySnapshot};
+use crate::net::backoff::Backoff;
+use crate::net::counters::{LatencySnapshot, counters};
 use crate::net::link::LinkTarget;
 use crate::net::pool::{LinkPool, LinkPoolError, PendingResponse};
 use crate::net::threads;
@@ -111,10 +112,12 @@ struct Lifecycle {
     threads: u32,
 }
 
-#[derive(Debug, Default)]
-struct FrontendCounters {
-    purchases: Counter,
-    taken_over: Counter,
+counters! {
+    /// The purchases that a frontend drives.
+    struct FrontendCounters {
+        purchases,
+        taken_over,
+    }
 }
 
 impl FrontendServer {
@@ -186,9 +189,7 @@ impl FrontendServer {
             list.into_iter().map(|(name, count)| (format!("{prefix}{name}"), count)).collect::<Vec<_>>()
         };
         let frontend = &self.frontend;
-        let own =
-            vec![("purchases", frontend.counters.purchases.get()), ("taken_over", frontend.counters.taken_over.get())];
-        let mut all = named("", own);
+        let mut all = named("", frontend.counters.list());
         all.extend(named("customer_", frontend.customer.counters().list()));
         all.extend(named("product_", frontend.product.counters().list()));
         let listeners: Vec<_> = self.listeners.iter().map(ShopListener::counters).collect();
@@ -340,9 +341,10 @@ impl Frontend {
     /// which one is not, and when it becomes so.
     fn probe_databases(&self) {
         let (mut missing, mut pause) = (vec![&self.customer, &self.product], Duration::ZERO);
+        let mut backoff = Backoff::new(TAKE_OVER_RETRY_INTERVAL, PROBE_INTERVAL_MAX);
         while !missing.is_empty() && !self.stops_within(pause) {
             missing.retain(|database| database.ensure_connected().is_err());
-            pause = (2 * pause).clamp(TAKE_OVER_RETRY_INTERVAL, PROBE_INTERVAL_MAX);
+            pause = backoff.next_pause();
         }
     }
 

@@ -22,7 +22,7 @@ use crate::model::Token;
 use crate::net::budget::ReceiveBudget;
 use crate::net::cluster::ClusterKey;
 use crate::net::connection_end::ConnectionEnd;
-use crate::net::counters::{Counter, LatencyHistogram, LatencySnapshot};
+use crate::net::counters::{Counter, LatencyHistogram, LatencySnapshot, counters};
 use crate::net::lines::LineLimits;
 use crate::net::link;
 use crate::net::listener::{
@@ -96,35 +96,20 @@ impl Database<ProductOp> for ProductDb {
     }
 }
 
-#[derive(Debug, Default)]
-pub struct ShopListenerCounters {
-    pub requests: Counter,
-    pub refused: Counter,
-    pub links: Counter,
-    /// Links that did not prove to know the cluster key.
-    pub links_refused: Counter,
-    /// Operations that arrived over links.
-    pub operations: Counter,
-    /// Connections that failed, or were closed for what they sent.
-    pub connections_failed: Counter,
-    /// Unauthenticated clients of a database that were rejected because there were too many.
-    pub unauthenticated_refused: Counter,
-    /// From the end of a client's message until the response is written.
-    latencies: LatencyHistogram,
-}
-
-impl ShopListenerCounters {
-    /// The counters with their metric names.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("requests", self.requests.get()),
-            ("requests_refused", self.refused.get()),
-            ("links", self.links.get()),
-            ("links_refused", self.links_refused.get()),
-            ("operations", self.operations.get()),
-            ("connections_failed", self.connections_failed.get()),
-            ("strangers_refused", self.unauthenticated_refused.get()),
-        ]
+counters! {
+    /// Counters of one listener.
+    pub struct ShopListenerCounters {
+        requests,
+        refused = "requests_refused",
+        links,
+        /// Links that did not prove to know the cluster key.
+        links_refused,
+        /// Operations that arrived over links.
+        operations,
+        /// Connections that failed, or were closed for what they sent.
+        connections_failed,
+        /// Unauthenticated clients of a database that were rejected because there were too many.
+        unauthenticated_refused = "strangers_refused",
     }
 }
 
@@ -132,6 +117,8 @@ impl ShopListenerCounters {
 pub struct ShopListener {
     listener: Listener,
     counters: Arc<ShopListenerCounters>,
+    /// From the end of a client's message until the response is written.
+    latencies: Arc<LatencyHistogram>,
 }
 
 type OperationFn = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
@@ -161,6 +148,7 @@ struct ShopMessageService {
     handler: Arc<dyn ClientHandler>,
     links: Option<DatabaseLinks>,
     counters: Arc<ShopListenerCounters>,
+    latencies: Arc<LatencyHistogram>,
 }
 
 #[derive(Default)]
@@ -252,7 +240,7 @@ impl ShopListener {
         links: Option<(&'static str, OperationFn)>,
     ) -> Result<ShopListener, ShopStartError> {
         let socket = listener::listen(addr).map_err(|source| ShopStartError::Bind { addr, source })?;
-        let counters = Arc::new(ShopListenerCounters::default());
+        let (counters, latencies) = (Arc::new(ShopListenerCounters::default()), Arc::new(LatencyHistogram::default()));
         let listener_context = ListenerContext {
             executor: Arc::clone(&context.executor),
             limiter: Arc::clone(&context.limiter),
@@ -266,14 +254,20 @@ impl ShopListener {
             execute_operation,
             unauthenticated_limiter: Arc::default(),
         });
-        let service = ShopMessageService { context, handler, links, counters: Arc::clone(&counters) };
+        let service = ShopMessageService {
+            context,
+            handler,
+            links,
+            counters: Arc::clone(&counters),
+            latencies: Arc::clone(&latencies),
+        };
         let listener = Listener::start_with_guarantee(
             socket,
             listener_context,
             guaranteed_min,
             Arc::new(MessageHandler(service)),
         )?;
-        Ok(ShopListener { listener, counters })
+        Ok(ShopListener { listener, counters, latencies })
     }
 
     /// The bound address.
@@ -288,7 +282,7 @@ impl ShopListener {
 
     /// The response times of clients' messages.
     pub fn latencies(&self) -> LatencySnapshot {
-        self.counters.latencies.snapshot()
+        self.latencies.snapshot()
     }
 
     /// Accepts no more requests; those in progress may finish within `grace`.
@@ -367,7 +361,7 @@ impl MessageService for ShopMessageService {
         // Frees the memory before the write, which may block.
         drop(message);
         connection.write(&response)?;
-        self.counters.latencies.record(began_at.elapsed());
+        self.latencies.record(began_at.elapsed());
         Ok(AfterMessage::Continue)
     }
 }

@@ -13,15 +13,14 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::ops::{ErrorCode, ProductOp, Refusal, ShopResult};
 use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, Millis};
-use crate::net::threads;
+use crate::net::periodic::PeriodicTask;
 use crate::storage::backup::ID_RANGE_MAX;
 use crate::storage::{OpenError, Reader, Store, StoreError, Tx};
 
@@ -71,14 +70,12 @@ pub struct ProductDbSettings {
 pub struct ProductDb {
     inner: Arc<ProductDbInner>,
     settings: ProductDbSettings,
-    sweeper: Mutex<Option<JoinHandle<()>>>,
+    sweeper: Mutex<Option<PeriodicTask>>,
 }
 
 struct ProductDbInner {
     store: Store,
     clock: Clock,
-    is_closing: Mutex<bool>,
-    closing: Condvar,
 }
 
 impl ProductDb {
@@ -88,9 +85,9 @@ impl ProductDb {
     /// Those of [`Store::open`]; or a thread cannot be started.
     pub fn open(data_dir: &Path, settings: ProductDbSettings) -> Result<ProductDb, OpenError> {
         let db = ProductDb::without_sweeper(data_dir, settings)?;
-        let sweeper = threads::spawn("product-holds", {
+        let sweeper = PeriodicTask::start_paced("product-holds", Duration::ZERO, {
             let inner = Arc::clone(&db.inner);
-            move || inner.sweep_until_closed()
+            move || inner.sweep_now()
         });
         let sweeper = sweeper.map_err(|error: io::Error| OpenError::Other {
             path: data_dir.join(FILE_NAME),
@@ -112,12 +109,7 @@ impl ProductDb {
         store
             .write(move |tx| store::skip_numbers(tx, skipped_up_to))
             .map_err(|error: StoreError| OpenError::Other { path: path.clone(), detail: error.to_string() })?;
-        let inner = Arc::new(ProductDbInner {
-            store,
-            clock: Clock::start(),
-            is_closing: Mutex::new(false),
-            closing: Condvar::new(),
-        });
+        let inner = Arc::new(ProductDbInner { store, clock: Clock::start() });
         // Finishes a change of a seller's visibility that was interrupted.
         let finish = || {
             inner.store.read(store::hidden_sellers)?.into_iter().try_for_each(|id| inner.apply_seller_visibility(id))
@@ -260,13 +252,7 @@ impl ProductDb {
 
     /// Accepts no more changes, stops the sweeper and closes the file. Idempotent.
     pub fn close(&self) {
-        *self.inner.is_closing.lock() = true;
-        self.inner.closing.notify_all();
-        if let Some(sweeper) = self.sweeper.lock().take()
-            && sweeper.join().is_err()
-        {
-            log::error!("the thread that releases holds ended by a panic");
-        }
+        drop(self.sweeper.lock().take());
         self.inner.store.close();
     }
 
@@ -303,19 +289,12 @@ impl ProductDbInner {
         Ok(())
     }
 
-    fn sweep_until_closed(&self) {
-        let mut is_closing = self.is_closing.lock();
-        while !*is_closing {
-            drop(is_closing);
-            let pause = self.sweep(self.clock.now()).unwrap_or_else(|error| {
-                log::warn!("what was held for too long could not be released: {error}");
-                SWEEP_INTERVAL_MAX
-            });
-            is_closing = self.is_closing.lock();
-            if !*is_closing && !pause.is_zero() {
-                self.closing.wait_for(&mut is_closing, pause);
-            }
-        }
+    /// Like [`sweep`](ProductDbInner::sweep), at the present time; a failure goes to the log.
+    fn sweep_now(&self) -> Duration {
+        self.sweep(self.clock.now()).unwrap_or_else(|error| {
+            log::warn!("what was held for too long could not be released: {error}");
+            SWEEP_INTERVAL_MAX
+        })
     }
 
     /// Releases expired holds and purges old rows, one batch of each. Returns how long there is nothing more to do.

@@ -20,8 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::accept_loss::{AcceptLossError, AcceptedLoss, accept_loss};
 pub use super::id_ranges::{DataComponent, ID_RANGE_MAX, first_id_range, start_new_id_range};
-use super::lock::LOCK_FILE;
-use super::restore::STAGING_DIR;
+use super::lock::{LOCK_FILE, STAGING_DIR};
 pub use super::restore::restore;
 use super::{OpenError, accept_loss, files, integrity, manifest, sqlite};
 

@@ -8,6 +8,8 @@ use super::files;
 
 /// The lock's file in the data dir.
 pub(super) const LOCK_FILE: &str = "lock";
+/// The folder inside the data dir in which an archive is unpacked: while it is there, a restore is not finished.
+pub(super) const STAGING_DIR: &str = ".restoring";
 
 /// Holds a data dir for this process. The operating system releases it when the process ends, however it ends.
 #[derive(Debug)]
@@ -98,7 +100,7 @@ impl DataDirLock {
 }
 
 fn refuse_unfinished_restore(dir: &Path) -> Result<(), LockError> {
-    if dir.join(super::restore::STAGING_DIR).exists() {
+    if dir.join(STAGING_DIR).exists() {
         return Err(LockError::UnfinishedRestore { dir: dir.to_owned() });
     }
     Ok(())
@@ -143,7 +145,7 @@ mod tests {
     #[test]
     fn an_unfinished_restore_is_not_started_on() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join(super::super::restore::STAGING_DIR)).unwrap();
+        std::fs::create_dir(dir.path().join(STAGING_DIR)).unwrap();
         assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::UnfinishedRestore { .. })));
     }
 }

@@ -16,12 +16,10 @@ use super::backup::{
     io_error, is_excluded,
 };
 use super::id_ranges::DataComponent;
-use super::lock::{DataDirLock, LOCK_FILE};
+use super::lock::{DataDirLock, LOCK_FILE, STAGING_DIR};
 use super::manifest::{MANIFEST_FILE, Manifest, ManifestEntry, StoreState};
 use super::{OpenError, files, id_ranges, integrity, sqlite};
 
-/// The folder inside the data dir in which an archive is unpacked.
-pub(super) const STAGING_DIR: &str = ".restoring";
 /// The largest table of contents that is read: far more than [`ARCHIVE_FILES_MAX`] files need.
 const CONTENTS_BYTES_MAX: u64 = 64 << 20;
 

@@ -234,14 +234,9 @@ impl Node {
     }
 }
 
-/// The sender and stamp of a POST, DM or PROFILE.
+/// The sender and stamp of a message; none of an ACK.
 fn sender_and_stamp(message: &Message) -> Option<(&UserId, &MessageStamp)> {
-    match message {
-        Message::Post(post) => Some((&post.user_id, &post.stamp)),
-        Message::Dm(dm) => Some((&dm.from, &dm.stamp)),
-        Message::Profile(profile) => Some((&profile.user_id, &profile.stamp)),
-        _ => None,
-    }
+    message.sender().zip(message.stamp())
 }
 
 fn notification_for(from: SocketAddr, message: Message) -> Option<Notification> {

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use super::PeerInfo;
 use super::rate_limits::{RateLimit, TokenBucket};
 use crate::lan::wire::{Discovery, Features, UserId};
 use crate::model::{Millis, Name};
+use crate::net::backoff::Backoff;
 
 pub(super) const PEERS_MAX: usize = 10_000;
 /// Addresses that are kept per peer.
@@ -14,12 +16,12 @@ pub(super) const ADDRESSES_MAX: usize = 8;
 /// Refused sends in a row after which an address is removed.
 const REFUSED_MAX: u8 = 3;
 /// A known peer that announces itself to us is answered again after this pause.
-const PAUSE_MIN_MS: u64 = 200;
+const PAUSE_MIN: Duration = Duration::from_millis(200);
 /// The pause doubles with each answer up to this value: otherwise two peers with a long round trip would answer each
 /// other for ever.
-const PAUSE_MAX_MS: u64 = 10_000;
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// After so long without an answer the pause starts from its minimum again.
-const PAUSE_RESET_MS: u64 = 2 * PAUSE_MAX_MS;
+const PAUSE_RESET_MS: u64 = 2 * PAUSE_MAX.as_millis() as u64;
 
 /// A known peer without INSTANCE that announces itself is answered at most once in this time.
 const NO_INSTANCE_PAUSE_MS: u64 = 30_000;
@@ -57,7 +59,7 @@ pub(super) struct Peer {
     since: Millis,
     /// Our last unicast announcement to it.
     announced_to_at: Option<Millis>,
-    pause_ms: u64,
+    backoff: Backoff,
     send_bucket: TokenBucket,
     /// Its key in the table's `by_expiry`.
     expires: Millis,
@@ -106,9 +108,9 @@ impl Peer {
         let quiet_ms =
             self.announced_to_at.map_or(PAUSE_RESET_MS, |announced_to_at| now.0.saturating_sub(announced_to_at.0));
         if quiet_ms >= PAUSE_RESET_MS {
-            self.pause_ms = PAUSE_MIN_MS;
-        } else if quiet_ms >= self.pause_ms {
-            self.pause_ms = (self.pause_ms * 2).min(PAUSE_MAX_MS);
+            self.backoff.reset();
+        } else if Duration::from_millis(quiet_ms) >= self.backoff.current() {
+            self.backoff.next_pause();
         } else {
             return false;
         }
@@ -248,7 +250,7 @@ impl PeerTable {
             acked: false,
             since: now,
             announced_to_at: None,
-            pause_ms: PAUSE_MIN_MS,
+            backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX),
             send_bucket: TokenBucket::full(SENDS_PER_PEER),
             expires,
         };

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::TcpStream;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -13,6 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, TryRecvError, select};
 use hyper::body::{Frame, SizeHint};
+
+use crate::net::permits::WorkPermit;
 
 /// How often a waiting event stream checks whether its client has disconnected.
 const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -116,24 +117,6 @@ impl fmt::Debug for Body {
     }
 }
 
-/// The right to one open event stream, returned when dropped.
-pub(super) struct StreamPermit(Arc<AtomicUsize>);
-
-impl StreamPermit {
-    /// `None` if the bound is reached.
-    pub(super) fn try_acquire(streams: &Arc<AtomicUsize>, most: usize) -> Option<StreamPermit> {
-        // Relaxed: the number guards no other memory.
-        streams.fetch_update(Relaxed, Relaxed, |open| (open < most).then_some(open + 1)).ok()?;
-        Some(StreamPermit(Arc::clone(streams)))
-    }
-}
-
-impl Drop for StreamPermit {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
 /// A body in the form that hyper polls.
 pub(super) enum ResponseBody {
     Bytes(Option<Bytes>),
@@ -211,7 +194,7 @@ pub(super) struct EventStreamBody {
     /// Whether hyper had the chance to flush since the last piece.
     pub(super) is_flushed: bool,
     pub(super) client: Arc<TcpStream>,
-    pub(super) _permit: StreamPermit,
+    pub(super) _permit: WorkPermit,
 }
 
 impl hyper::body::Body for ResponseBody {

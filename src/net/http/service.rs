@@ -20,10 +20,10 @@ use hyper::header::{
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 
-use super::body::{EventStreamBody, FileRange, ResponseBody, StreamPermit};
-use super::connection::{UPLOAD_READ_BYTES, WireState};
+use super::body::{EventStreamBody, FileRange, ResponseBody};
 use super::policy::PolicyOutcome;
 use super::response::{self, HttpError};
+use super::wire_state::{UPLOAD_READ_BYTES, WireState};
 use super::{BODY_MAX_BYTES, Body, BodySink, HttpServerInner, Request, Response, compression};
 use crate::net::threads::panic_text;
 
@@ -312,7 +312,7 @@ impl ResponseFuture {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
                 (status, ResponseBody::File(FileRange::new(file, offset, length)))
             }
-            Body::Events(events) => match StreamPermit::try_acquire(&self.server.streams, self.server.streams_max) {
+            Body::Events(events) => match self.server.stream_permits.try_acquire() {
                 Some(permit) if self.method != Method::HEAD => {
                     self.server.counters.event_streams.add(1);
                     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -335,7 +335,7 @@ impl ResponseFuture {
                     (status, ResponseBody::Bytes(None))
                 }
                 None => {
-                    let most = self.server.streams_max;
+                    let most = self.server.stream_permits.max();
                     let refused = response::error(
                         StatusCode::SERVICE_UNAVAILABLE,
                         &format!("{most} event streams are open already; try again"),

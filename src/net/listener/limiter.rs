@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::pending::{PendingConnection, PendingConnections, PendingId};
-use crate::net::counters::Counter;
+use super::pending::{ListenerId, PendingConnection, PendingConnections, PendingId};
+use crate::net::counters::{Counter, counters};
 use crate::net::source::{self, SourceKey};
 
 /// A listener is guaranteed this fraction (1/16) of the bound.
@@ -55,10 +55,6 @@ struct LimiterState {
     pending: PendingConnections<Weak<TcpStream>>,
 }
 
-/// Identifies a listener within its limiter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct ListenerId(pub(super) u64);
-
 #[derive(Debug, Default)]
 struct SourceUsage {
     open: usize,
@@ -86,25 +82,15 @@ pub enum AdmissionError {
     SourceFull { whose: SourceKey, max: usize },
 }
 
-/// Counters of one limiter.
-#[derive(Debug, Default)]
-pub struct LimiterCounters {
-    /// Connections that were admitted.
-    pub admitted: Counter,
-    /// Connections refused because of the bound in all.
-    pub refused_full: Counter,
-    /// Connections refused because of the bound for one source.
-    pub refused_source: Counter,
-}
-
-impl LimiterCounters {
-    /// Every counter with its metric name.
-    pub fn list(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("let_in", self.admitted.get()),
-            ("refused_full", self.refused_full.get()),
-            ("refused_address", self.refused_source.get()),
-        ]
+counters! {
+    /// Counters of one limiter.
+    pub struct LimiterCounters {
+        /// Connections that were admitted.
+        admitted = "let_in",
+        /// Connections refused because of the bound in all.
+        refused_full,
+        /// Connections refused because of the bound for one source.
+        refused_source = "refused_address",
     }
 }
 

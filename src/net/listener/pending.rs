@@ -6,8 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::limiter::ListenerId;
 use crate::net::source::SourceKey;
+
+/// Identifies a listener within its limiter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct ListenerId(pub(super) u64);
 
 /// Identifies a pending connection. A larger number came later.
 pub(super) type PendingId = u64;

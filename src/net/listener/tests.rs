@@ -1,5 +1,6 @@
 use super::*;
 use crate::net::connection_end::ConnectionEnd;
+use crate::net::counters::Counter;
 use crate::net::lines::LineLimits;
 use crate::net::testing::{eventually, in_own_process};
 use std::io::{BufRead, BufReader, Read, Write};

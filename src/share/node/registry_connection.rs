@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::{NodeError, NodeInner, NodeSettings, network};
 use crate::model::{Name, Token};
+use crate::net::backoff;
 use crate::share::client::{RegistryClient, RegistryClientError};
 use crate::share::heartbeat::HeartbeatEvent;
 use crate::share::wire::{FileMap, FileName, RegisterRequest};
@@ -85,8 +86,7 @@ impl ReconnectBackoff {
     }
 
     fn delay(&self) -> Duration {
-        let doubled = self.failed_attempts.max(self.short_lived).min(16);
-        RETRY_DELAY_MIN.saturating_mul(1 << doubled).min(RETRY_DELAY_MAX)
+        backoff::doubled(RETRY_DELAY_MIN, self.failed_attempts.max(self.short_lived), RETRY_DELAY_MAX)
     }
 
     fn is_due(&self, now: Instant) -> bool {

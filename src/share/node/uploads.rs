@@ -9,12 +9,12 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::fetch_manager::folder_write_error;
 use super::{NodeError, NodeInner};
 use crate::model::Clock;
 use crate::model::secret::random_hex;
+use crate::net::permits::{Permits, WorkPermit};
 use crate::share::dir_handle::{DirHandle, OpenMode};
 use crate::share::files::{FILES_MAX, FileStat, TrackedFile, TrackedFilesError};
 use crate::share::folders::PathError;
@@ -27,35 +27,32 @@ const UPLOADS_MAX: usize = 64;
 /// Prefix and suffix of a part file's name. The name is hidden, so that the file is never listed or served.
 const PART_NAME: (&str, &str) = (".upload-", ".part");
 
-/// Counts simultaneous uploads, of one user or of all users of a process.
-#[derive(Debug, Clone, Default)]
-pub struct UploadLimiter(Arc<AtomicUsize>);
-
-/// One permit of each of these limiters, returned when dropped.
-struct UploadPermits(Vec<Arc<AtomicUsize>>);
-
-impl UploadPermits {
-    /// Acquires one permit of the user's limiter and one of the process's.
-    fn acquire(of_user: &UploadLimiter, of_process: &UploadLimiter) -> Result<UploadPermits, NodeError> {
-        let mut permits = UploadPermits(Vec::with_capacity(2));
-        for (limiter, max) in [(of_user, UPLOADS_PER_USER_MAX), (of_process, UPLOADS_MAX)] {
-            let taken = limiter.0.fetch_update(Relaxed, Relaxed, |taken| (taken < max).then_some(taken + 1));
-            if taken.is_err() {
-                return Err(NodeError::Busy(format!(
-                    "{max} files are being uploaded already: try again when one is whole"
-                )));
-            }
-            permits.0.push(Arc::clone(&limiter.0));
-        }
-        Ok(permits)
-    }
+/// The permits for simultaneous uploads of all users of a process.
+pub fn process_upload_permits() -> Permits {
+    Permits::new(UPLOADS_MAX)
 }
 
-impl Drop for UploadPermits {
-    fn drop(&mut self) {
-        for count in &self.0 {
-            count.fetch_sub(1, Relaxed);
-        }
+/// The permits for simultaneous uploads of one user.
+pub(super) fn user_upload_permits() -> Permits {
+    Permits::new(UPLOADS_PER_USER_MAX)
+}
+
+/// One permit of the user's and one of the process's.
+#[derive(Debug)]
+struct UploadPermits {
+    _of_user: WorkPermit,
+    _of_process: WorkPermit,
+}
+
+impl UploadPermits {
+    fn acquire(of_user: &Permits, of_process: &Permits) -> Result<UploadPermits, NodeError> {
+        let acquire = |permits: &Permits| {
+            permits.try_acquire().ok_or_else(|| {
+                let max = permits.max();
+                NodeError::Busy(format!("{max} files are being uploaded already: try again when one is whole"))
+            })
+        };
+        Ok(UploadPermits { _of_user: acquire(of_user)?, _of_process: acquire(of_process)? })
     }
 }
 
@@ -94,7 +91,7 @@ impl Upload {
             return Err(too_large());
         }
         let repo = folders.repo();
-        let permits = UploadPermits::acquire(&inner.upload_limiter, &inner.context.upload_limiter)?;
+        let permits = UploadPermits::acquire(&inner.upload_permits, &inner.context.upload_permits)?;
         let folder = DirHandle::open(repo).map_err(|error| repo_error(repo, folder_write_error(repo, &error)))?;
         if let (Some(length), Some(room)) = (length, folder.free_bytes())
             && length > room
@@ -236,19 +233,20 @@ mod tests {
 
     #[test]
     fn there_are_so_many_at_once_and_each_gives_its_place_back() {
-        let (ann, bob, all) = (UploadLimiter::default(), UploadLimiter::default(), UploadLimiter::default());
+        let (ann, bob, all) = (user_upload_permits(), user_upload_permits(), process_upload_permits());
         let mut anns: Vec<UploadPermits> =
             (0..UPLOADS_PER_USER_MAX).map(|_| UploadPermits::acquire(&ann, &all).unwrap()).collect();
         assert!(matches!(UploadPermits::acquire(&ann, &all), Err(NodeError::Busy(_))));
-        assert_eq!(all.0.load(Relaxed), UPLOADS_PER_USER_MAX, "one that was not to be had takes no other");
+        assert_eq!(all.in_use(), UPLOADS_PER_USER_MAX, "one that was not to be had takes no other");
         let _bobs = UploadPermits::acquire(&bob, &all).unwrap();
         anns.pop();
         anns.push(UploadPermits::acquire(&ann, &all).unwrap());
         drop(anns);
-        assert_eq!((ann.0.load(Relaxed), all.0.load(Relaxed)), (0, 1));
-        let many = UploadLimiter(Arc::new(AtomicUsize::new(UPLOADS_MAX)));
+        assert_eq!((ann.in_use(), all.in_use()), (0, 1));
+        let many = process_upload_permits();
+        let _others: Vec<WorkPermit> = (0..UPLOADS_MAX).map(|_| many.try_acquire().unwrap()).collect();
         assert!(UploadPermits::acquire(&ann, &many).is_err());
-        assert_eq!(ann.0.load(Relaxed), 0);
+        assert_eq!(ann.in_use(), 0);
     }
 
     #[test]

@@ -16,12 +16,13 @@ use super::sendfile::send_some;
 use super::wire::{self, PeerError, PeerRequest, REQUEST_MAX};
 use super::{FileProvider, FileUnavailable, ServedFile};
 use crate::net::connection_end::ConnectionEnd;
-use crate::net::counters::{Counter, LogThrottle};
+use crate::net::counters::{Counter, counters};
 use crate::net::lines::LineLimits;
 use crate::net::listener::{
     AfterMessage, Listener, ListenerContext, MessageConnection, MessageFraming, MessageHandler, MessageService,
     Rejection,
 };
+use crate::net::log_throttle::LogThrottle;
 use crate::share::wire::Seconds;
 
 /// Up to this size, the response line and the data are sent in one write.
@@ -74,19 +75,20 @@ struct PeerServerInner {
     read_error_throttle: LogThrottle,
 }
 
-/// Counters since the start of the server.
-#[derive(Debug, Default)]
-struct PeerServerCounters {
-    gets: Counter,
-    metas: Counter,
-    ranges: Counter,
-    bytes_sent: Counter,
-    not_found: Counter,
-    file_not_found: Counter,
-    read_errors: Counter,
-    changed_while_sent: Counter,
-    cut_off: Counter,
-    connections_failed: Counter,
+counters! {
+    /// Counters since the start of the server.
+    struct PeerServerCounters {
+        gets,
+        metas,
+        ranges,
+        bytes_sent,
+        not_found,
+        file_not_found,
+        read_errors,
+        changed_while_sent,
+        cut_off,
+        connections_failed,
+    }
 }
 
 impl PeerServer {
@@ -140,21 +142,7 @@ impl PeerServer {
 
     /// Names and values of the server's and its listener's counters.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let counters = &self.inner.counters;
-        let mut list = vec![
-            ("gets", counters.gets.get()),
-            ("metas", counters.metas.get()),
-            ("ranges", counters.ranges.get()),
-            ("bytes_sent", counters.bytes_sent.get()),
-            ("not_found", counters.not_found.get()),
-            ("file_not_found", counters.file_not_found.get()),
-            ("read_errors", counters.read_errors.get()),
-            ("changed_while_sent", counters.changed_while_sent.get()),
-            ("cut_off", counters.cut_off.get()),
-            ("connections_failed", counters.connections_failed.get()),
-        ];
-        list.extend(self.listener.counters());
-        list
+        [self.inner.counters.list(), self.listener.counters()].concat()
     }
 
     /// Stops: accepts no new connections, and gives transfers `grace` to complete. Returns how many connections were

@@ -14,6 +14,7 @@
 use std::time::Duration;
 
 use crate::model::Millis;
+use crate::net::backoff::Backoff;
 use crate::shop::ops::{
     CardDetails, CompletedPurchase, CustomerOp, ErrorCode, HoldState, LineItem, OrphanedPurchase, PricedLine,
     ProductOp, Refusal, ShopResult,
@@ -111,7 +112,7 @@ pub struct Driver {
     hold_ms: u64,
     stage: DriverStage,
     began_at: Millis,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 impl Driver {
@@ -141,8 +142,8 @@ impl Driver {
     }
 
     fn start(now: Millis, purchase_id: String, lease: u64, hold_ms: u64, stage: DriverStage) -> (Driver, DriverStep) {
-        let mut driver =
-            Driver { purchase_id, lease, hold_ms, stage: DriverStage::Finished, began_at: now, pause: Duration::ZERO };
+        let backoff = Backoff::new(RETRY_PAUSE, RETRY_PAUSE_MAX);
+        let mut driver = Driver { purchase_id, lease, hold_ms, stage: DriverStage::Finished, began_at: now, backoff };
         let step = driver.enter_stage(stage);
         (driver, step)
     }
@@ -162,7 +163,7 @@ impl Driver {
         {
             return self.handle_no_response(now, refusal.clone());
         }
-        self.pause = Duration::ZERO;
+        self.backoff.reset();
         match (std::mem::replace(&mut self.stage, DriverStage::Finished), response) {
             (DriverStage::Holding { card, .. }, OpResponse::Priced(lines)) => {
                 self.enter_stage(DriverStage::Authorising { lines, card })
@@ -217,12 +218,12 @@ impl Driver {
         let can_still_undo =
             matches!(self.stage, DriverStage::Holding { .. } | DriverStage::Authorising { .. } | DriverStage::Selling);
         if can_still_undo && elapsed >= FORWARD_TIMEOUT {
-            self.pause = Duration::ZERO;
+            self.backoff.reset();
             return self.enter_stage(DriverStage::Undoing(refusal));
         }
         if elapsed < TOTAL_TIMEOUT {
-            self.pause = (2 * self.pause).clamp(RETRY_PAUSE, RETRY_PAUSE_MAX);
-            return self.next_request();
+            let pause = self.backoff.next_pause();
+            return self.next_request(pause);
         }
         DriverStep::Finished(Err(match &self.stage {
             DriverStage::Undoing(why) | DriverStage::Releasing(why) | DriverStage::Closing(why) => why.clone(),
@@ -233,10 +234,10 @@ impl Driver {
 
     fn enter_stage(&mut self, stage: DriverStage) -> DriverStep {
         self.stage = stage;
-        self.next_request()
+        self.next_request(Duration::ZERO)
     }
 
-    fn next_request(&self) -> DriverStep {
+    fn next_request(&self, after: Duration) -> DriverStep {
         let (purchase_id, lease) = (self.purchase_id.clone(), self.lease);
         let op = match &self.stage {
             DriverStage::Holding { lines, .. } => {
@@ -256,7 +257,7 @@ impl Driver {
             DriverStage::Closing(_) => DatabaseOp::Customer(CustomerOp::Closed { purchase_id, lease }),
             DriverStage::Finished => return DriverStep::Finished(Err(interrupted())),
         };
-        DriverStep::Send { after: self.pause, op }
+        DriverStep::Send { after, op }
     }
 }
 

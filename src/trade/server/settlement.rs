@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{LINE_MAX, MESSAGE_TIMEOUT, ServerInner, TimerEvent};
 use crate::bank::{AuthorisationOutcome, CaptureOutcome, GatewayError, VoidOutcome};
 use crate::model::Clock;
+use crate::net::backoff::Backoff;
 use crate::net::conn::{Conn, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
 use crate::storage::Journal as _;
@@ -278,7 +279,7 @@ impl ServerInner {
         deadline: Option<Instant>,
         call: impl Fn() -> Result<T, GatewayError>,
     ) -> Result<Option<T>, SettlementAbandoned> {
-        let mut pause = BANK_PAUSE;
+        let mut backoff = Backoff::new(BANK_PAUSE, BANK_PAUSE_MAX);
         loop {
             match call() {
                 Ok(answer) => return Ok(Some(answer)),
@@ -287,6 +288,7 @@ impl ServerInner {
                     log::warn!("trade: {error}");
                 }
             }
+            let pause = backoff.next_pause();
             if deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
                 return Ok(None);
             }
@@ -297,7 +299,6 @@ impl ServerInner {
             let mut waiting = self.settlement_ended.0.lock();
             let _ = self.settlement_ended.1.wait_for(&mut waiting, pause);
             drop(waiting);
-            pause = (2 * pause).min(BANK_PAUSE_MAX);
         }
     }
 
