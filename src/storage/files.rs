@@ -1,6 +1,6 @@
 //! Private files and folders, and how they are synced.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,22 @@ pub(crate) fn private_file_options() -> OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
+}
+
+/// Writes a file under a temporary name beside it and renames it, so that readers never see a part of it. Nothing is
+/// synced: this is for files that can be made again.
+///
+/// # Errors
+/// Those of the file system.
+pub(crate) fn replace(
+    path: &Path,
+    mut options: OpenOptions,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let temporary = with_suffix(path, &format!(".{}", std::process::id()));
+    let mut file = options.write(true).create(true).truncate(true).open(&temporary)?;
+    write(&mut file)?;
+    std::fs::rename(&temporary, path)
 }
 
 /// Creates an empty private file if there is none; an existing one loses the permissions of everybody but its owner.
