@@ -13,8 +13,6 @@ use serde_json::{Value, json};
 
 use super::repl::{sanitize, sanitize_json};
 use super::settings;
-use super::shop::CUSTOMER_DB;
-use super::stores::{self, TRADE_DB};
 use super::table::{
     Align::{Left, Right},
     table,
@@ -22,6 +20,7 @@ use super::table::{
 use crate::bank::ledger;
 use crate::identity::users::{self, USERS_DB};
 use crate::model::{Cents, Clock, Millis, Total, duration};
+use crate::services::stores::{self, CUSTOMER_DB, TRADE_DB};
 use crate::shop::customer;
 use crate::storage::backup::AcceptedLoss;
 use crate::storage::{self, ReadOnlyStore, Reader, StoreError, backup};

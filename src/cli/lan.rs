@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{name_prompt, ready_file, settings};
+use super::{name_prompt, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::lan::history::{History, HistoryError};
 use crate::lan::node::NodeKind;
@@ -21,6 +21,7 @@ use crate::model::Name;
 use crate::net::interfaces;
 use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
+use crate::services::{paths, ready_file};
 use crate::storage::lock::LockError;
 
 mod commands;
@@ -151,7 +152,7 @@ fn start_peer(args: &LanArgs, name: &Name) -> anyhow::Result<(LanPeer, PathBuf)>
     }
     let mut namesake = name.clone();
     for number in 2..=NAMESAKES_MAX + 1 {
-        let data_dir = args.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("lan-", &namesake));
+        let data_dir = args.data_dir.clone().unwrap_or_else(|| paths::default_data_dir("lan-", &namesake));
         let config = LanPeerConfig {
             name: namesake.clone(),
             kind: NodeKind::Person,

@@ -8,26 +8,23 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use shop_client::prompt::PASSWORD_VARIABLE;
 
 pub mod admin;
-pub mod announce;
 pub mod buyer;
 mod dotenv;
 pub mod lan;
 mod line_editor;
+mod listen_args;
 pub mod name_prompt;
 mod output;
-mod page_urls;
 pub mod peer;
-pub mod ready_file;
+mod ready;
 pub mod repl;
 pub mod seller;
 pub mod server;
 pub mod server_discovery;
 pub mod settings;
 pub mod share;
-pub mod share_server;
 pub mod shop;
 pub mod shop_client;
-pub mod stores;
 pub mod story;
 pub mod table;
 

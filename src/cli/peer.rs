@@ -10,11 +10,12 @@ use clap::Args;
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{name_prompt, ready_file, server_discovery, settings};
+use super::{name_prompt, server_discovery, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
+use crate::services::{paths, ready_file};
 use crate::trade::client::{ClientConfig, ClientOpenError};
 use crate::trade::peer::node::{Node, NodeConfig, NodeError};
 use crate::trade::peer::wallet::{self, Wallet};
@@ -112,7 +113,7 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
         args.server_cert = chosen.cert_sha256;
     }
     let (server, key) = resolve_server(&args.server, args.bind)?;
-    let data_dir = args.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("peer-", &name));
+    let data_dir = args.data_dir.clone().unwrap_or_else(|| paths::default_data_dir("peer-", &name));
     let shutdown = ShutdownSignal::install().context("cannot listen to signals")?;
     let screen = Screen::new(args.json, shutdown.clone());
     check_wallet(args.wallet.as_deref())?;

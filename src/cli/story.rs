@@ -14,14 +14,15 @@ use clap::Args;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use serde_json::{Value, json};
 
+use super::listen_args::Ports;
 use super::output;
-use super::shop::Ports;
 use super::shop_client::prompt::PASSWORD_VARIABLE;
 use crate::model::Token;
 use crate::net::threads;
 use crate::share::api_client::ApiClient;
 use crate::shop::client::{Client, ClientConfig};
 use crate::shop::ops::ErrorCode;
+use crate::storage::files;
 use crate::trade::wire::DATAGRAM_MAX;
 
 /// Prints a formatted line of the story.
@@ -621,10 +622,7 @@ fn wait_for_file(path: &Path) -> anyhow::Result<Value> {
 }
 
 fn write_private(path: &Path, value: &Value) -> anyhow::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let file = files::private_file_options().write(true).create_new(true).open(path);
+    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
     Ok(writeln!(file, "{value}")?)
 }

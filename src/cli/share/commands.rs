@@ -13,13 +13,14 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::progress::FetchProgressLine;
-use super::{running_nodes, show};
+use super::show;
 use crate::cli::repl::{Screen, sanitize};
 use crate::cli::shop_client::prompt;
 use crate::cli::shop_client::session_store::SessionStore;
 use crate::model::text::nfc;
 use crate::model::{Name, Token};
 use crate::net::shutdown::ShutdownSignal;
+use crate::services::running_nodes;
 use crate::share::api_client::{ApiClient, ApiResponse};
 
 /// How long the node may take to respond; it may have to ask the server in turn.

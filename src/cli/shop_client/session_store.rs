@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::cli::settings;
+use crate::services::paths;
 use crate::storage::files;
 
 /// The state of one role at one server.
@@ -22,8 +22,8 @@ impl SessionStore {
     /// # Errors
     /// The user's configuration folder is unknown.
     pub(in crate::cli) fn new(role: &str, server: &str) -> anyhow::Result<SessionStore> {
-        let prefix = settings::safe_file_name(&format!("{role}-"), server);
-        Ok(SessionStore { folder: settings::config_folder()?, prefix })
+        let prefix = paths::safe_file_name(&format!("{role}-"), server);
+        Ok(SessionStore { folder: paths::config_folder()?, prefix })
     }
 
     /// The folder; it is created if it does not exist.
@@ -51,7 +51,7 @@ impl SessionStore {
     /// Removes the session of a user.
     pub(in crate::cli) fn remove_session(&self, user: &str) -> anyhow::Result<()> {
         // An earlier version stored one for each spelling of a name.
-        for path in settings::candidate_paths(&self.folder, &format!("{}-", self.prefix), user, ".json") {
+        for path in paths::candidate_paths(&self.folder, &format!("{}-", self.prefix), user, ".json") {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => result.with_context(|| format!("cannot remove {}", path.display()))?,
@@ -75,7 +75,7 @@ impl SessionStore {
     }
 
     fn session_path(&self, user: &str) -> PathBuf {
-        settings::find_path(&self.folder, &format!("{}-", self.prefix), user, ".json")
+        paths::find_path(&self.folder, &format!("{}-", self.prefix), user, ".json")
     }
 
     /// A text field of a JSON file; `None` if there is no file.
@@ -89,17 +89,9 @@ impl SessionStore {
         found.map(Some).with_context(|| format!("{} is damaged: remove it and log in again", path.display()))
     }
 
-    /// Writes under a temporary name and renames, so that readers never see a partial file.
     fn write(&self, path: &Path, value: &Value) -> anyhow::Result<()> {
         self.folder()?;
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        let written = files::private_file_options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&temporary)
-            .and_then(|mut file| writeln!(file, "{value}"))
-            .and_then(|()| std::fs::rename(&temporary, path));
-        written.with_context(|| format!("cannot write {}", path.display()))
+        files::replace(path, files::private_file_options(), |file| writeln!(file, "{value}"))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 }
