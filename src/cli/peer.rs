@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{name_prompt, server_discovery, settings};
+use super::{name_prompt, output, server_discovery, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::shutdown::ShutdownSignal;
@@ -176,7 +176,7 @@ fn join_and_run(
         let word = if was_registered { "logged in" } else { "registered" };
         screen.print(&format!(
             "{word} as {} at {}; `help` lists the commands",
-            repl::sanitize(name.as_str()),
+            output::sanitize(name.as_str()),
             args.server
         ));
     }
@@ -184,7 +184,7 @@ fn join_and_run(
         ready_file::write(path, &json!({ "udp": udp, "tcp": tcp }))?;
     }
     let commands = Arc::new(commands::PeerCommands { node: Arc::clone(node), screen: screen.clone() });
-    let prompt = format!("{}> ", repl::sanitize(name.as_str()));
+    let prompt = format!("{}> ", output::sanitize(name.as_str()));
     repl::run(&prompt, Some(data_dir.join("history")), screen, shutdown, commands).context("cannot read commands")
 }
 
@@ -196,7 +196,7 @@ fn check_wallet(path: Option<&Path>) -> anyhow::Result<()> {
     // An unreadable wallet is reported at the start rather than at the first purchase.
     Wallet::read(path).map_err(anyhow::Error::msg)?;
     if let Some(warning) = wallet::warning(path) {
-        eprintln!("warning: {}", repl::sanitize(&warning));
+        eprintln!("warning: {}", output::sanitize(&warning));
     }
     Ok(())
 }

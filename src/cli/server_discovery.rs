@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::repl::sanitize;
-use super::shop_client::prompt;
+use super::output::sanitize;
+use super::prompt;
 use super::table::{Align, table};
 use crate::identity::{KnownServer, KnownServers};
 use crate::lan::discover::{DiscoverConfig, DiscoveredPeer, discover};

@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::builder::BoolishValueParser;
 
 use super::dotenv;
-use super::repl::sanitize;
+use super::output::sanitize;
 use crate::model::{FeeRate, duration};
 use crate::web::operator::warnings::install_logger;
 

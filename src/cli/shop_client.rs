@@ -14,10 +14,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use self::session_store::SessionStore;
-use super::repl::{self, Commands, Flow, Screen, sanitize};
+use super::output::sanitize;
+use super::repl::{self, Commands, Flow, Screen};
+use super::session_store::SessionStore;
 use super::table::{Align, table};
-use super::{server_discovery, settings};
+use super::{prompt, server_discovery, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::conn::ConnError;
@@ -25,8 +26,6 @@ use crate::net::shutdown::ShutdownSignal;
 use crate::shop::client::{CertificateTrust, Client, ClientConfig, ClientError};
 use crate::shop::ops::ErrorCode;
 
-pub(super) mod prompt;
-pub(super) mod session_store;
 pub(super) mod show;
 
 /// Maximum number of item ids kept for completion.

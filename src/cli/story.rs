@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::listen_args::Ports;
 use super::output;
-use super::shop_client::prompt::PASSWORD_VARIABLE;
+use super::prompt::PASSWORD_VARIABLE;
 use crate::model::Token;
 use crate::net::threads;
 use crate::share::api_client::ApiClient;

@@ -14,9 +14,10 @@ use serde_json::{Value, json};
 
 use super::progress::FetchProgressLine;
 use super::show;
-use crate::cli::repl::{Screen, sanitize};
-use crate::cli::shop_client::prompt;
-use crate::cli::shop_client::session_store::SessionStore;
+use crate::cli::output::sanitize;
+use crate::cli::prompt;
+use crate::cli::repl::Screen;
+use crate::cli::session_store::SessionStore;
 use crate::model::text::nfc;
 use crate::model::{Name, Token};
 use crate::net::shutdown::ShutdownSignal;
