@@ -216,9 +216,8 @@ fn load(session: &ShopSession, file: &Path) -> anyhow::Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    session.print_result("load", json!({ "items": total }), |_| {
-        format!("{} on sale", counted_noun(total as u64, "item"))
-    });
+    session
+        .print_result("load", json!({ "items": total }), |_| format!("{} on sale", counted_noun(total as u64, "item")));
     Ok(())
 }
 

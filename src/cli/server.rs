@@ -219,3 +219,33 @@ impl ServerArgs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct ServerLine {
+        #[command(flatten)]
+        args: ServerArgs,
+    }
+
+    fn config(words: &[&str]) -> ServerConfig {
+        ServerLine::parse_from([&["server"], words].concat()).args.config().unwrap()
+    }
+
+    #[test]
+    fn only_the_services_that_are_named_are_configured() {
+        let all = config(&["--bind", "127.0.0.1", "--data-dir", "d", "--buyer-port", "1,2", "--trade-port", "3"]);
+        let shop = all.shop.unwrap();
+        assert_eq!(shop.buyers, ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]);
+        assert_eq!(shop.cluster_key, PathBuf::from("d").join(cluster::FILE_NAME));
+        assert_eq!(all.trade.unwrap().addr, "127.0.0.1:3".parse().unwrap());
+        assert!(all.share.registry.is_some());
+        let one = config(&["--services", "shop", "--cluster-key", "k", "--no-announce"]);
+        assert!(one.trade.is_none() && one.share.registry.is_none() && !one.announce.enabled);
+        assert_eq!(one.shop.unwrap().cluster_key, PathBuf::from("k"));
+    }
+}

@@ -23,8 +23,11 @@ use crate::share::heartbeat::ACTIVE_INTERVAL;
 use crate::share::node::NodeSettings;
 
 mod commands;
+mod node_client;
 mod progress;
 mod show;
+mod transfers;
+mod words;
 
 use commands::ShareCommand;
 

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -174,7 +174,7 @@ fn api_listener(ip: IpAddr, port: Option<u16>) -> anyhow::Result<TcpListener> {
 
 fn start_nodes(
     config: &NodeProcessConfig,
-    repo: &std::path::Path,
+    repo: &Path,
     resources: &SharedResources,
     identity: Option<Arc<TlsIdentity>>,
     store: &NodeStore,

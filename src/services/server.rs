@@ -14,7 +14,6 @@ use super::stores;
 use super::tls::TlsConfig;
 use super::trade::TradeService;
 use crate::net::limits::RequestedBounds;
-use crate::net::tls::TlsIdentity;
 use crate::shop::frontend;
 use crate::storage::lock::DataDirLock;
 use crate::trade;
@@ -80,7 +79,7 @@ impl ServerProcess {
         let trade = trade.map(start_trade).transpose()?;
         // The certificate that settlements use also serves the shop's TLS clients if no other is configured, so that a
         // user confirms one certificate per server.
-        let trade_identity: Option<Arc<TlsIdentity>> = trade.as_ref().and_then(TradeService::identity);
+        let trade_identity = trade.as_ref().and_then(TradeService::identity);
         let shop = match shop.zip(shop_locks) {
             Some((config, locks)) => {
                 let identity = tls.identity(bind, &data_dir)?;

@@ -147,3 +147,26 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 pub(crate) fn sync_dir(_dir: &Path) -> io::Result<()> {
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_is_whole_or_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        replace(&path, private_file_options(), |file| file.write_all(b"one")).unwrap();
+        replace(&path, private_file_options(), |file| file.write_all(b"2")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"2");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let broken = replace(&path, private_file_options(), |file| {
+            file.write_all(b"thr")?;
+            Err(io::Error::other("no space"))
+        });
+        assert!(broken.is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"2");
+    }
+}
