@@ -16,7 +16,7 @@ use super::watermark::{self, StoredWatermark};
 use super::{OpenError, files, sqlite};
 
 /// In every store; a store of an earlier version gets it when it is adopted into the manifest.
-const CREATE_IDENTITY_TABLE: &str = "CREATE CREATE_IDENTITY_TABLE IF NOT EXISTS store_identity (
+const CREATE_IDENTITY_TABLE: &str = "CREATE TABLE IF NOT EXISTS store_identity (
     id TEXT NOT NULL, schema BIGINT NOT NULL, number BIGINT NOT NULL)";
 
 /// The identity row of a store.
