@@ -7,8 +7,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::fields::{counted_noun, plain_text};
 use super::progress_bar::progress_bar;
+use super::response_fields::{counted_noun, plain_text};
 use super::shop_client::{self, AccountCommand, RoleCommands, ShopClientArgs, ShopPageArgs, ShopSession, show};
 use crate::model::{Cents, text};
 use crate::shop::wire::{self, ServerKind};

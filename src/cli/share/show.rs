@@ -3,7 +3,7 @@
 use indicatif::HumanBytes;
 use serde_json::Value;
 
-use crate::cli::fields::{counted_noun, plain_text, rows, time};
+use crate::cli::response_fields::{counted_noun, plain_text, rows, time};
 use crate::cli::table::{Align, table};
 
 fn size(bytes: &Value) -> String {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::cli::fields::{counted_noun, plain_text, rows, time};
+use crate::cli::response_fields::{counted_noun, plain_text, rows, time};
 use crate::cli::table::{Align, table};
 use crate::model::{Cents, Total};
 
