@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`cli`] | the command line, one file per command |
 //! | [`perf`] | the load generator: scenarios, limits, reports |
+//! | [`services`] | what a process runs: puts rooms, listeners, stores and announcements together |
 //! | [`web`] | what is served over HTTP for all services: the pages and the API descriptions |
 //! | [`trade`] | peers that search, offer, negotiate and buy |
 //! | [`shop`] | an online marketplace of six components |
@@ -25,6 +26,7 @@ pub mod lan;
 pub mod model;
 pub mod net;
 pub mod perf;
+pub mod services;
 pub mod share;
 pub mod shop;
 pub mod storage;

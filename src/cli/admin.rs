@@ -7,14 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::repl::{sanitize, sanitize_json};
+use super::output::{sanitize, sanitize_json};
+use super::progress_bar::progress_bar;
 use super::settings;
-use super::shop::CUSTOMER_DB;
-use super::stores::{self, TRADE_DB};
 use super::table::{
     Align::{Left, Right},
     table,
@@ -22,6 +21,7 @@ use super::table::{
 use crate::bank::ledger;
 use crate::identity::users::{self, USERS_DB};
 use crate::model::{Cents, Clock, Millis, Total, duration};
+use crate::services::stores::{self, CUSTOMER_DB, TRADE_DB};
 use crate::shop::customer;
 use crate::storage::backup::AcceptedLoss;
 use crate::storage::{self, ReadOnlyStore, Reader, StoreError, backup};
@@ -251,13 +251,6 @@ fn print_result(out: &mut impl Write, json: bool, value: Value, text: &str) -> i
         writeln!(out, "{text}")?
     }
     Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {percent:>3} % {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    // indicatif draws on standard error, and only at a terminal.
-    ProgressBar::new(0).with_style(style)
 }
 
 fn show_progress(bar: &ProgressBar, done: u64, total: u64) {

@@ -7,7 +7,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::shop_client::{self, AccountCommand, RoleCommands, ShopClientArgs, ShopPageArgs, ShopSession, prompt, show};
+use super::prompt;
+use super::shop_client::{self, AccountCommand, RoleCommands, ShopClientArgs, ShopPageArgs, ShopSession, show};
 use crate::model::{CardNumber, Expiry};
 use crate::trade::peer::wallet::{self, Wallet};
 
@@ -243,7 +244,7 @@ fn purchase(
     let payment = match wallet {
         Some(path) => {
             if let Some(warning) = wallet::warning(path) {
-                eprintln!("warning: {}", super::repl::sanitize(&warning));
+                eprintln!("warning: {}", super::output::sanitize(&warning));
             }
             Wallet::read(path).map_err(anyhow::Error::msg)?
         }

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{name_prompt, ready_file, settings};
+use super::{name_prompt, output, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::lan::history::{History, HistoryError};
 use crate::lan::node::NodeKind;
@@ -21,6 +21,7 @@ use crate::model::Name;
 use crate::net::interfaces;
 use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
+use crate::services::{paths, ready_file};
 use crate::storage::lock::LockError;
 
 mod commands;
@@ -115,9 +116,9 @@ pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
             "profile": profile.as_ref().map(show::profile_json),
         }));
     } else {
-        screen.print(&format!("{} is here, at {own}; HELP lists the commands", repl::sanitize(view.name.as_str())));
+        screen.print(&format!("{} is here, at {own}; HELP lists the commands", output::sanitize(view.name.as_str())));
         if let Some(profile) = &profile {
-            screen.print(&format!("your profile: {}", repl::sanitize(&profile.to_string())));
+            screen.print(&format!("your profile: {}", output::sanitize(&profile.to_string())));
         }
     }
     if let Some(path) = &args.ready_file {
@@ -131,7 +132,7 @@ pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
         })?
     };
     let commands = Arc::new(commands::LanCommands::new(Arc::clone(&peer), screen.clone(), verbose));
-    let prompt = format!("{}> ", repl::sanitize(view.name.as_str()));
+    let prompt = format!("{}> ", output::sanitize(view.name.as_str()));
     let history = Some(data_dir.join("history"));
     let result = repl::run(&prompt, history, &screen, &shutdown, Arc::<commands::LanCommands>::clone(&commands));
     // Pending messages get this time after QUIT and after a signal too; a second signal ends the process at once.
@@ -151,7 +152,7 @@ fn start_peer(args: &LanArgs, name: &Name) -> anyhow::Result<(LanPeer, PathBuf)>
     }
     let mut namesake = name.clone();
     for number in 2..=NAMESAKES_MAX + 1 {
-        let data_dir = args.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("lan-", &namesake));
+        let data_dir = args.data_dir.clone().unwrap_or_else(|| paths::default_data_dir("lan-", &namesake));
         let config = LanPeerConfig {
             name: namesake.clone(),
             kind: NodeKind::Person,

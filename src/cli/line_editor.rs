@@ -20,16 +20,19 @@ use rustyline::{
     EventHandler, Helper, KeyEvent, Modifiers, RepeatCount, Result,
 };
 
-use super::repl::{Commands, current_word, quote_word};
+use super::words::{current_word, quote_word};
 
 /// Maximum number of lines in the history.
 const HISTORY_MAX: usize = 1_000;
+
+/// Candidates for the next word of a command, given the words before it.
+pub(super) type WordCompletion = Arc<dyn Fn(&[String]) -> Vec<String> + Send + Sync>;
 
 /// What kind of line is read.
 #[derive(Clone)]
 pub(super) enum InputKind {
     /// A command, with completion.
-    Command(Arc<dyn Commands>),
+    Command(WordCompletion),
     /// An answer that is echoed.
     Answer,
     /// An answer that is not echoed, such as a password.
@@ -173,10 +176,10 @@ impl Completer for EditorHelper {
     type Candidate = Pair;
 
     fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> Result<(usize, Vec<Pair>)> {
-        let InputKind::Command(commands) = &self.0 else { return Ok((pos, Vec::new())) };
+        let InputKind::Command(complete) = &self.0 else { return Ok((pos, Vec::new())) };
         let (start, before, partial) = current_word(line.get(..pos).unwrap_or(line));
         let fits = |word: &String| word.to_lowercase().starts_with(&partial.to_lowercase());
-        let candidates = commands.complete(&before).into_iter().filter(fits);
+        let candidates = complete(&before).into_iter().filter(fits);
         Ok((start, candidates.map(|word| Pair { replacement: quote_word(&word), display: word }).collect()))
     }
 }

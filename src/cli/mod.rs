@@ -5,32 +5,34 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use shop_client::prompt::PASSWORD_VARIABLE;
+use prompt::PASSWORD_VARIABLE;
 
 pub mod admin;
-pub mod announce;
 pub mod buyer;
 mod dotenv;
 mod generate;
 pub mod lan;
 mod line_editor;
+mod listen_args;
 pub mod name_prompt;
 mod output;
-mod page_urls;
 pub mod peer;
-pub mod ready_file;
+mod progress_bar;
+mod prompt;
+mod ready;
 pub mod repl;
+mod response_fields;
 pub mod seller;
 pub mod server;
 pub mod server_discovery;
+mod session_store;
 pub mod settings;
 pub mod share;
-pub mod share_server;
 pub mod shop;
 pub mod shop_client;
-pub mod stores;
 pub mod story;
 pub mod table;
+mod words;
 
 /// Peers that find each other, trade, shop and share.
 #[derive(Debug, Parser)]
@@ -146,7 +148,7 @@ fn known_variables(program: &clap::Command) -> BTreeSet<String> {
 /// sanitized.
 fn report_usage_error(error: &clap::Error) -> ExitCode {
     for line in error.render().to_string().lines() {
-        eprintln!("{}", repl::sanitize(line));
+        eprintln!("{}", output::sanitize(line));
     }
     ExitCode::from(2)
 }
@@ -160,6 +162,6 @@ fn report_error(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // The message may quote text from a server.
-    eprintln!("error: {}", repl::sanitize(&format!("{error:#}")));
+    eprintln!("error: {}", output::sanitize(&format!("{error:#}")));
     ExitCode::FAILURE
 }

@@ -4,6 +4,8 @@
 use std::io::{self, Write};
 use std::sync::OnceLock;
 
+use crate::model::text;
+
 /// The first write error, if there was one.
 static FIRST_FAILURE: OnceLock<String> = OnceLock::new();
 
@@ -27,4 +29,14 @@ pub(super) fn record_failure(error: &io::Error) {
 /// The first write error, if there was one.
 pub(super) fn first_failure() -> Option<&'static str> {
     FIRST_FAILURE.get().map(String::as_str)
+}
+
+/// Makes text from others safe to print: see [`text::escape_unsafe`].
+pub fn sanitize(text: &str) -> String {
+    text::escape_unsafe(text).into_owned()
+}
+
+/// Makes a line of JSON safe to print: see [`text::escape_unsafe_json`].
+pub fn sanitize_json(json: &str) -> String {
+    text::escape_unsafe_json(json).into_owned()
 }

@@ -10,11 +10,12 @@ use clap::Args;
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{name_prompt, ready_file, server_discovery, settings};
+use super::{name_prompt, output, server_discovery, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
+use crate::services::{paths, ready_file};
 use crate::trade::client::{ClientConfig, ClientOpenError};
 use crate::trade::peer::node::{Node, NodeConfig, NodeError};
 use crate::trade::peer::wallet::{self, Wallet};
@@ -112,7 +113,7 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
         args.server_cert = chosen.cert_sha256;
     }
     let (server, key) = resolve_server(&args.server, args.bind)?;
-    let data_dir = args.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("peer-", &name));
+    let data_dir = args.data_dir.clone().unwrap_or_else(|| paths::default_data_dir("peer-", &name));
     let shutdown = ShutdownSignal::install().context("cannot listen to signals")?;
     let screen = Screen::new(args.json, shutdown.clone());
     check_wallet(args.wallet.as_deref())?;
@@ -175,7 +176,7 @@ fn join_and_run(
         let word = if was_registered { "logged in" } else { "registered" };
         screen.print(&format!(
             "{word} as {} at {}; `help` lists the commands",
-            repl::sanitize(name.as_str()),
+            output::sanitize(name.as_str()),
             args.server
         ));
     }
@@ -183,7 +184,7 @@ fn join_and_run(
         ready_file::write(path, &json!({ "udp": udp, "tcp": tcp }))?;
     }
     let commands = Arc::new(commands::PeerCommands { node: Arc::clone(node), screen: screen.clone() });
-    let prompt = format!("{}> ", repl::sanitize(name.as_str()));
+    let prompt = format!("{}> ", output::sanitize(name.as_str()));
     repl::run(&prompt, Some(data_dir.join("history")), screen, shutdown, commands).context("cannot read commands")
 }
 
@@ -195,7 +196,7 @@ fn check_wallet(path: Option<&Path>) -> anyhow::Result<()> {
     // An unreadable wallet is reported at the start rather than at the first purchase.
     Wallet::read(path).map_err(anyhow::Error::msg)?;
     if let Some(warning) = wallet::warning(path) {
-        eprintln!("warning: {}", repl::sanitize(&warning));
+        eprintln!("warning: {}", output::sanitize(&warning));
     }
     Ok(())
 }

@@ -14,8 +14,9 @@ use rustyline::error::ReadlineError;
 use serde::Serialize;
 use serde_json::json;
 
-use super::line_editor::{self, InputKind, TerminalSource};
-use super::output;
+use super::line_editor::{self, InputKind, TerminalSource, WordCompletion};
+use super::output::{self, sanitize};
+use super::words::split_words;
 use crate::model::text;
 use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
@@ -198,46 +199,6 @@ pub(super) fn is_dumb_terminal() -> bool {
     std::env::var("TERM").map_or(cfg!(unix), |term| DUMB.iter().any(|dumb| term.eq_ignore_ascii_case(dumb)))
 }
 
-/// Makes text from others safe to print: see [`text::escape_unsafe`].
-pub fn sanitize(text: &str) -> String {
-    text::escape_unsafe(text).into_owned()
-}
-
-/// Makes a line of JSON safe to print: see [`text::escape_unsafe_json`].
-pub fn sanitize_json(json: &str) -> String {
-    text::escape_unsafe_json(json).into_owned()
-}
-
-/// Splits a line at whitespace. Single or double quotes keep a word together; within double quotes a backslash escapes
-/// the next character.
-///
-/// # Errors
-/// An unclosed quote.
-pub fn split_words(line: &str) -> Result<Vec<String>, String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut chars = line.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' | '\'' => {
-                let word = word.get_or_insert_default();
-                loop {
-                    match chars.next() {
-                        None => return Err(format!("a quote ({c}) is not closed")),
-                        Some(end) if end == c => break,
-                        Some('\\') if c == '"' => word.extend(chars.next()),
-                        Some(other) => word.push(other),
-                    }
-                }
-            }
-            c if c.is_whitespace() => words.extend(word.take()),
-            c => word.get_or_insert_default().push(c),
-        }
-    }
-    words.extend(word);
-    Ok(words)
-}
-
 /// Reads lines and runs commands until the input ends, a command returns [`Flow::Quit`], or SIGINT or SIGTERM arrives.
 /// After a signal the reading thread is left behind, so the caller must end the program.
 ///
@@ -338,11 +299,15 @@ fn read_terminal(
         screen.error(&format!("{}: {error}", path.display()));
     }
     *screen.sink.lock() = Sink::Terminal(Box::new(line_editor::external_printer()?));
+    let completion: WordCompletion = {
+        let commands = Arc::clone(commands);
+        Arc::new(move |before| commands.complete(before))
+    };
     while !shutdown.is_requested() {
         let question = commands.question();
         let is_command = question.is_none();
         let asks = question.or_else(|| commands.prompt());
-        let wanted = InputKind::Command(Arc::clone(commands));
+        let wanted = InputKind::Command(Arc::clone(&completion));
         match line_editor::read_line(TerminalSource::Stdio, asks.as_deref().unwrap_or(prompt), wanted) {
             Ok(line) => {
                 if is_command && !line.is_empty() {
@@ -361,28 +326,6 @@ fn read_terminal(
         line_editor::save_history(&path)?;
     }
     Ok(())
-}
-
-/// The start of the word that is being typed, the words before it, and the part that has been typed.
-pub(super) fn current_word(typed: &str) -> (usize, Vec<String>, String) {
-    let mut start = 0;
-    let mut quote = None;
-    for (at, c) in typed.char_indices() {
-        match (quote, c) {
-            (None, '"' | '\'') => quote = Some(c),
-            (Some(open), c) if c == open => quote = None,
-            (None, c) if c.is_whitespace() => start = at + c.len_utf8(),
-            _ => {}
-        }
-    }
-    let partial = typed[start..].trim_matches(['"', '\'']).to_owned();
-    (start, split_words(&typed[..start]).unwrap_or_default(), partial)
-}
-
-/// The word, quoted if necessary.
-pub(super) fn quote_word(word: &str) -> String {
-    let plain = !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '\\' | '#'));
-    if plain { word.to_owned() } else { format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")) }
 }
 
 /// The terminal's original settings, restored if the line editor cannot do so.
@@ -445,23 +388,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_keep_together_what_is_quoted() {
-        for (line, expected) in [
-            ("", vec![]),
-            ("  find  lamp 20 ", vec!["find", "lamp", "20"]),
-            ("sell \"desk lamp\" 20 'brass, old'", vec!["sell", "desk lamp", "20", "brass, old"]),
-            (r#"sell "the \"best\" \\" 1"#, vec!["sell", r#"the "best" \"#, "1"]),
-            ("a\"b c\"d \"\"", vec!["ab cd", ""]),
-        ] {
-            assert_eq!(split_words(line).unwrap(), expected, "{line}");
-        }
-        for line in ["sell \"desk", "it's", "\"a\\"] {
-            assert!(split_words(line).unwrap_err().contains("not closed"), "{line}");
-        }
-        assert_eq!(split_words(&format!("x {}", quote_word("a \"b\" \\c"))).unwrap(), ["x", "a \"b\" \\c"]);
-    }
-
-    #[test]
     fn nothing_of_anyones_drives_a_terminal() {
         let screen = |colour| Screen { colour, ..Screen::new(false, ShutdownSignal::default()) };
         let (plain, coloured) = (screen(false), screen(true));
@@ -469,13 +395,6 @@ mod tests {
         assert_eq!(coloured.sanitize_text(&text), "\x1b[31ma\x1b[0m\nb\u{fffd}[2J\u{fffd}\u{fffd}c");
         assert_eq!(plain.sanitize_text(&text), "\u{fffd}[31ma\u{fffd}[0m\nb\u{fffd}[2J\u{fffd}\u{fffd}c");
         assert_eq!(plain.sanitize_text("a\n\nb\n"), "a\n\nb\n");
-    }
-
-    #[test]
-    fn completion_sees_the_words_before() {
-        assert_eq!(current_word("fi"), (0, vec![], "fi".to_owned()));
-        assert_eq!(current_word("remove \"desk la"), (7, vec!["remove".to_owned()], "desk la".to_owned()));
-        assert_eq!(current_word("buy "), (4, vec!["buy".to_owned()], String::new()));
     }
 
     struct Recorder(Mutex<Vec<Vec<String>>>);

@@ -7,7 +7,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::admin::progress_bar;
+use super::progress_bar::progress_bar;
+use super::response_fields::{counted_noun, plain_text};
 use super::shop_client::{self, AccountCommand, RoleCommands, ShopClientArgs, ShopPageArgs, ShopSession, show};
 use crate::model::{Cents, text};
 use crate::shop::wire::{self, ServerKind};
@@ -151,7 +152,7 @@ impl RoleCommands for SellerCommand {
                     "price": price, "quantity": quantity,
                 });
                 session.print_result("sell", session.call("RegisterItemForSale", payload)?, |response| {
-                    format!("on sale as {}: {quantity} of {name} for {price}", show::plain_text(&response["item_id"]))
+                    format!("on sale as {}: {quantity} of {name} for {price}", plain_text(&response["item_id"]))
                 });
             }
             SellerCommand::Load { file } => load(session, &file)?,
@@ -206,7 +207,7 @@ fn load(session: &ShopSession, file: &Path) -> anyhow::Result<()> {
     let bar = progress_bar();
     bar.set_length(total as u64);
     for (done, item) in items.into_iter().enumerate() {
-        let name = show::plain_text(&item["item_name"]);
+        let name = plain_text(&item["item_name"]);
         let listed = session.call("RegisterItemForSale", item);
         if listed.is_err() {
             bar.finish_and_clear();
@@ -215,9 +216,8 @@ fn load(session: &ShopSession, file: &Path) -> anyhow::Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    session.print_result("load", json!({ "items": total }), |_| {
-        format!("{} on sale", show::counted_noun(total as u64, "item"))
-    });
+    session
+        .print_result("load", json!({ "items": total }), |_| format!("{} on sale", counted_noun(total as u64, "item")));
     Ok(())
 }
 

@@ -1,56 +1,26 @@
 //! `p2s2 server`: all services of a host in one process.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use serde_json::{Map, Value};
 
-use super::announce::{AnnounceArgs, AnnouncedService, Announcer};
-use super::share_server::{ShareService, ShareServiceArgs, ShareServiceDeps};
-use super::shop::{self, Ports, TlsArgs, port_in_use, report_ready};
-use super::stores;
-use super::{page_urls, settings};
-use crate::model::{Clock, FeeRate};
-use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
+use super::listen_args::{AnnounceArgs, Ports, TlsArgs};
+use super::{ready, settings};
+use crate::model::FeeRate;
 use crate::net::cluster;
-use crate::net::counters::LatencySnapshot;
-use crate::net::limits::{self, MachineBounds, RequestedBounds};
-use crate::net::listener::ConnectionLimiter;
 use crate::net::shutdown::ShutdownSignal;
-use crate::net::threads::Executor;
-use crate::net::tls::TlsIdentity;
-use crate::shop::frontend::{self, DatabaseLocation, FrontendServer};
-use crate::shop::listener::ShopContext;
-use crate::shop::ops::Role;
-use crate::storage::lock::{DataDirLock, LockError};
-use crate::trade;
-use crate::trade::server::{TradeServer, TradeServerConfig, TradeServerContext, TradeStartError};
-use crate::web::operator::ShopDatabases;
+use crate::services::server::{ServerConfig, ServerProcess};
+use crate::services::shop::ShopConfig;
+use crate::trade::deal::Windows;
+use crate::trade::server::TradeServerConfig;
 
-mod data_dir;
+mod share_args;
 
-use data_dir::TradeDataDir;
-
-/// How long pending work may take to finish at shutdown.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
-/// Threads that serve neither connections nor datagrams: timers, store writers, socket readers.
-const OTHER_THREADS: usize = 64;
-/// Files that any server keeps open: standard streams, locks, the user store, HTTP, and files that are opened briefly.
-const OWN_FILES: u64 = 26;
-/// Two stores and a port for UDP and TCP.
-const OWN_FILES_OF_TRADE: u64 = 18;
-/// Three stores, four ports and the locks of two components.
-const OWN_FILES_OF_SHOP: u64 = 36;
-/// A store and a port.
-const OWN_FILES_OF_SHARE: u64 = 10;
-/// Connections that settlements keep open at once: one to each side.
-const SETTLEMENT_CONNECTIONS_MAX: usize = 2 * trade::exchange::SETTLEMENTS_MAX;
+use share_args::ShareServiceArgs;
 
 /// Run the services of this machine in one process
 #[derive(Debug, Args)]
@@ -196,311 +166,86 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
             "--db: this version keeps everything in SQLite files in --data-dir and cannot use {kind}; leave --db (P2S2_DB) out"
         );
     }
-    let bind = settings::bind_address(args.bind)?;
-    let share_config = args.share.resolve(bind, &args.tls)?;
-    let _lock = DataDirLock::acquire(&args.data_dir)?;
-    let has = |service| args.services.contains(&service);
-    let shop_locks = has(Service::Shop).then(|| ShopService::lock(&args.data_dir)).transpose()?;
-    // Checked before a certificate or key is created, because such files would make the data dir look like a used one.
-    stores::check_server_stores(&args.data_dir, has(Service::Trade), has(Service::Shop), has(Service::Share))?;
-
-    let (mut other_threads, mut other_files, mut own_files) = (OTHER_THREADS, 0, OWN_FILES);
-    if has(Service::Trade) {
-        own_files += OWN_FILES_OF_TRADE;
-        other_threads += trade::server::DATAGRAMS_IN_PROGRESS_MAX + trade::server::SETTLEMENT_THREADS_MAX;
-        other_files += SETTLEMENT_CONNECTIONS_MAX;
-    }
-    if has(Service::Shop) {
-        own_files += OWN_FILES_OF_SHOP;
-        // Both ends of every link are in this process; one of them already counts as a connection.
-        other_files += 4 * frontend::LINKS_MAX;
-    }
-    if has(Service::Share) {
-        own_files += OWN_FILES_OF_SHARE;
-    }
-    if let Err(too_few) = limits::prepare_process(own_files) {
-        bail!("{too_few}: raise it, or run fewer services here (--services)");
-    }
-    let wanted = RequestedBounds { connections: args.max_connections, own_files, other_threads, other_files };
-    let MachineBounds { connections: max_connections, threads, why } = limits::machine_bounds(wanted);
-    if let Some(why) = why {
-        limits::warn_lowered("--max-connections", args.max_connections, max_connections, &why);
-    }
-    let executor = Executor::new("request", threads);
-    let (limiter, budget) = (ConnectionLimiter::new(max_connections), ReceiveBudget::new(RECEIVE_BUDGET_BYTES));
-    let bounds = (&limiter, &budget);
-    let mut listeners = Listeners::default();
-    let trade = if has(Service::Trade) {
-        Some(TradeService::start(&args, bind, &executor, bounds, &mut listeners)?)
-    } else {
-        None
-    };
-    // The certificate that settlements use also serves the shop's TLS clients if no other is configured, so that a user
-    // confirms one certificate per server.
-    let trade_identity = trade.as_ref().filter(|_| !args.plaintext).map(|trade| Arc::clone(&trade.data.identity));
-    let start_shop =
-        |locks| ShopService::start(&args, bind, trade_identity.clone(), &executor, bounds, locks, &mut listeners);
-    let shop = shop_locks.map(start_shop).transpose()?.map(Arc::new);
-    let deps = ShareServiceDeps {
-        data_dir: &args.data_dir,
-        bind,
-        tls: &args.tls,
-        trade_identity,
-        executor: &executor,
-        limiter: &limiter,
-        budget: &budget,
-        trade: trade.as_ref().map(|trade| Arc::clone(&trade.server)),
-        shop: shop.as_ref().map(|shop| ShopDatabases {
-            products: Arc::clone(shop.product.db()),
-            customers: Arc::clone(shop.customer.db()),
-        }),
-    };
-    let share = ShareService::start(share_config, &deps, has(Service::Share))?;
-    if let Some(addr) = share.registry_addr() {
-        listeners.add(format!("registry: tcp {addr}"), "registry", addr);
-    }
-    listeners.services.extend(share.announced_services());
-    let addr = share.api_addr();
-    listeners.add(format!("server-api: http {addr}"), "server_api", addr);
-    // Beyond loopback the HTTPS URL of the page is printed.
-    let is_tls = !addr.ip().is_loopback() && share.has_certificate();
-    listeners.lines.extend(page_urls::lines(addr, is_tls));
-    if let Some(trade) = &trade {
-        let (counts, sizes) = (Arc::downgrade(&trade.server), Arc::downgrade(&trade.server));
-        // The counters already carry the service's name.
-        let unnamed = |(name, count): (String, u64)| (name.strip_prefix("trade_").unwrap_or(&name).to_owned(), count);
-        share.metrics().add_counters("trade", move || {
-            counts.upgrade().map_or_else(Vec::new, |server| server.counters().into_iter().map(unnamed).collect())
-        });
-        share.metrics().add_sizes("trade", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
-        let (requests, commits) = (Arc::downgrade(&trade.server), Arc::downgrade(&trade.server));
-        let none = LatencySnapshot::default;
-        share.metrics().add_latencies("trade_requests", move || {
-            requests.upgrade().map_or_else(none, |server: Arc<TradeServer>| server.latencies())
-        });
-        share.metrics().add_latencies("trade_commits", move || {
-            commits.upgrade().map_or_else(none, |server: Arc<TradeServer>| server.store().commit_latencies())
-        });
-    }
-    if let Some(shop) = &shop {
-        let (requests, commits) = (Arc::downgrade(shop), Arc::downgrade(shop));
-        let (sizes, shop) = (Arc::downgrade(shop), Arc::downgrade(shop));
-        share
-            .metrics()
-            .add_sizes("shop", move || sizes.upgrade().map_or_else(Vec::new, |shop: Arc<ShopService>| shop.sizes()));
-        let counters = move || shop.upgrade().map_or_else(Vec::new, |shop: Arc<ShopService>| shop.counters());
-        share.metrics().add_counters("shop", counters);
-        let none = LatencySnapshot::default;
-        share.metrics().add_latencies("shop_requests", move || {
-            requests.upgrade().map_or_else(none, |shop: Arc<ShopService>| shop.latencies())
-        });
-        share.metrics().add_latencies("shop_commits", move || {
-            commits.upgrade().map_or_else(none, |shop: Arc<ShopService>| shop.customer.db().store().commit_latencies())
-        });
-    }
-    let announcer = Announcer::start(&args.announce, "server", bind, listeners.services);
-    report_ready(args.ready_file.as_deref(), &listeners.lines, &listeners.entries)?;
-    shutdown.wait();
-    log::info!("stopping: no new work; what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
-    announcer.stop();
-    let deadline = Instant::now() + SHUTDOWN_GRACE;
-    // Trade stops last: it waits for the executor's threads, which the other services use too.
-    share.stop(deadline);
-    if let Some(shop) = shop {
-        shop.stop(deadline);
-    }
-    if let Some(trade) = trade {
-        trade.stop(deadline);
-    }
+    let process = ServerProcess::start(args.config()?)?;
+    ready::report_and_wait(args.ready_file.as_deref(), process.listeners(), &shutdown)?;
+    process.stop();
     Ok(ExitCode::SUCCESS)
 }
 
-/// The listeners of the process: lines for people and entries for the ready file.
-#[derive(Default)]
-struct Listeners {
-    lines: Vec<String>,
-    entries: Map<String, Value>,
-    /// The services that are announced.
-    services: Vec<AnnouncedService>,
-}
-
-impl Listeners {
-    fn add(&mut self, line: String, name: &str, addr: SocketAddr) {
-        self.lines.push(line);
-        self.entries.insert(name.to_owned(), addr.to_string().into());
+impl ServerArgs {
+    fn config(&self) -> anyhow::Result<ServerConfig> {
+        let bind = settings::bind_address(self.bind)?;
+        let has = |service| self.services.contains(&service);
+        let tls = self.tls.config();
+        let share = self.share.config(bind, &tls, has(Service::Share))?;
+        Ok(ServerConfig {
+            bind,
+            data_dir: self.data_dir.clone(),
+            trade: has(Service::Trade).then(|| self.trade_config(bind)),
+            shop: has(Service::Shop).then(|| self.shop_config(bind)),
+            share,
+            max_connections: self.max_connections,
+            tls,
+            announce: self.announce.config(),
+        })
     }
-}
 
-/// The running trade service.
-struct TradeService {
-    server: Arc<TradeServer>,
-    data: TradeDataDir,
-}
-
-impl TradeService {
-    fn start(
-        args: &ServerArgs,
-        bind: IpAddr,
-        executor: &Arc<Executor>,
-        (limiter, budget): (&Arc<ConnectionLimiter>, &Arc<ReceiveBudget>),
-        listeners: &mut Listeners,
-    ) -> anyhow::Result<TradeService> {
-        let data = TradeDataDir::open(&args.data_dir)?;
-        let config = TradeServerConfig {
-            addr: SocketAddr::new(bind, args.trade_port),
-            windows: trade::deal::Windows {
-                offer: args.offer_window,
-                negotiate: args.negotiate_window,
-                reserve: args.reserve_window,
+    fn trade_config(&self, bind: IpAddr) -> TradeServerConfig {
+        TradeServerConfig {
+            addr: SocketAddr::new(bind, self.trade_port),
+            windows: Windows {
+                offer: self.offer_window,
+                negotiate: self.negotiate_window,
+                reserve: self.reserve_window,
             },
-            settle_timeout: args.settle_timeout,
-            fee: args.fee_percent,
-            plaintext: args.plaintext,
-        };
-        let context = TradeServerContext {
-            executor: Arc::clone(executor),
-            limiter: Arc::clone(limiter),
-            budget: Arc::clone(budget),
-            clock: Clock::start(),
-            identity: Arc::clone(&data.identity),
-            store: Arc::clone(&data.store),
-            gateway: data.gateway.clone(),
-            first_id_range: data.first_id_range,
-            charged_up_to: data.charged_up_to,
-        };
-        let server = TradeServer::start(config, context).map_err(|error| match error {
-            TradeStartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => {
-                port_in_use(addr, "--trade-port")
-            }
-            error => error.into(),
-        })?;
-        let addr = server.local_addr();
-        listeners.add(format!("trade: udp {addr}"), "trade_udp", addr);
-        let plain = if args.plaintext { " (settlement without TLS)" } else { "" };
-        listeners.add(format!("trade: tcp {addr}{plain}"), "trade_tcp", addr);
-        let cert_sha256 = (!args.plaintext).then(|| data.identity.fingerprint().to_owned());
-        listeners.services.push(AnnouncedService { name: "trade", port: addr.port(), cert_sha256 });
-        Ok(TradeService { server: Arc::new(server), data })
+            settle_timeout: self.settle_timeout,
+            fee: self.fee_percent,
+            plaintext: self.plaintext,
+        }
     }
 
-    fn stop(&self, deadline: Instant) {
-        self.server.stop(deadline.saturating_duration_since(Instant::now()));
-        for (name, count) in self.server.counters() {
-            log::debug!("{name} {count}");
+    fn shop_config(&self, bind: IpAddr) -> ShopConfig {
+        let (shop, addr) = (&self.shop, |port| SocketAddr::new(bind, port));
+        let addrs = |ports: &Ports| ports.0.iter().copied().map(addr).collect();
+        ShopConfig {
+            product: addr(shop.product_port),
+            customer: addr(shop.customer_port),
+            sellers: addrs(&shop.seller_port),
+            buyers: addrs(&shop.buyer_port),
+            hold_timeout: shop.hold_timeout,
+            session_timeout: shop.session_timeout,
+            fee: self.fee_percent,
+            cluster_key: shop.cluster_key.clone().unwrap_or_else(|| self.data_dir.join(cluster::FILE_NAME)),
         }
-        self.data.close();
     }
 }
 
-/// The running shop service. Its four servers communicate over TCP even within one process.
-struct ShopService {
-    product: shop::ProductService,
-    customer: shop::CustomerService,
-    frontends: Vec<(&'static str, FrontendServer)>,
-}
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
 
-impl ShopService {
-    /// Locks the parts of the data dir that the databases could also use as separate processes.
-    fn lock(dir: &Path) -> Result<[DataDirLock; 2], LockError> {
-        Ok([shop::ProductService::lock(dir)?, shop::CustomerService::lock(dir)?])
+    use super::*;
+
+    #[derive(Parser)]
+    struct ServerLine {
+        #[command(flatten)]
+        args: ServerArgs,
     }
 
-    fn start(
-        args: &ServerArgs,
-        bind: IpAddr,
-        trade_identity: Option<Arc<TlsIdentity>>,
-        executor: &Arc<Executor>,
-        (limiter, budget): (&Arc<ConnectionLimiter>, &Arc<ReceiveBudget>),
-        [product_lock, customer_lock]: [DataDirLock; 2],
-        listeners: &mut Listeners,
-    ) -> anyhow::Result<ShopService> {
-        let (own, dir) = (&args.shop, &args.data_dir);
-        let identity = args.tls.identity(bind, dir)?;
-        let key_file = own.cluster_key.clone().unwrap_or_else(|| dir.join(cluster::FILE_NAME));
-        let context = shop::shop_context(
-            Arc::clone(executor),
-            Arc::clone(limiter),
-            Arc::clone(budget),
-            identity,
-            &args.tls,
-            &key_file,
-        )?;
-        let at = |port: u16| SocketAddr::new(bind, port);
-        let data = (dir.as_path(), product_lock);
-        let product =
-            shop::ProductService::start(at(own.product_port), "--product-port", &context, data, own.hold_timeout)?;
-        let (timeout, fee) = (own.session_timeout, args.fee_percent);
-        let data = (dir.as_path(), customer_lock);
-        let customer =
-            shop::CustomerService::start(at(own.customer_port), "--customer-port", &context, data, timeout, fee)?;
-        let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
-        listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
-        listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);
-        let databases = DatabaseLocation::SameProcess { has_tls: context.identity.is_some() };
-        let context = ShopContext { identity: context.identity.clone().or(trade_identity), ..context };
-        let mut frontends = Vec::new();
-        for (role, name, flag, ports) in [
-            (Role::Seller, "seller", "--seller-port", &own.seller_port),
-            (Role::Buyer, "buyer", "--buyer-port", &own.buyer_port),
-        ] {
-            let addrs = ports.0.iter().map(|port| at(*port)).collect();
-            let at = (
-                page_urls::reachable_addr(product_addr).to_string(),
-                page_urls::reachable_addr(customer_addr).to_string(),
-            );
-            let server = shop::start_frontend(role, addrs, flag, &context, at, databases)?;
-            let locals = server.local_addrs();
-            listeners.lines.extend(locals.iter().map(|local| format!("{name}: tcp {local}")));
-            shop::add_frontend_entries(name, &locals, &mut listeners.entries);
-            listeners.services.extend(shop::announced_frontend(name, &locals, &context));
-            frontends.push((name, server));
-        }
-        Ok(ShopService { product, customer, frontends })
+    fn config(words: &[&str]) -> ServerConfig {
+        ServerLine::parse_from([&["server"], words].concat()).args.config().unwrap()
     }
 
-    /// All counters of the frontends and of the databases' listeners.
-    fn counters(&self) -> Vec<(String, u64)> {
-        let named = |part: &str, list: Vec<(&'static str, u64)>| {
-            list.into_iter().map(|(name, count)| (format!("{part}_{name}"), count)).collect::<Vec<_>>()
-        };
-        let frontends = self.frontends.iter().flat_map(|(part, frontend)| {
-            frontend.counters().into_iter().map(move |(name, count)| (format!("{part}_{name}"), count))
-        });
-        let databases = [named("product_db", self.product.counters()), named("customer_db", self.customer.counters())];
-        frontends.chain(databases.concat()).collect()
-    }
-
-    /// Response times of client requests, over all frontends.
-    fn latencies(&self) -> LatencySnapshot {
-        self.frontends
-            .iter()
-            .fold(LatencySnapshot::default(), |sum, (_, frontend)| sum.merged_with(&frontend.latencies()))
-    }
-
-    /// Current sizes for the metrics.
-    fn sizes(&self) -> Vec<(&'static str, u64)> {
-        let customers = self.customer.db();
-        let (sessions, _) = customers.session_and_buyer_counts();
-        let mut sizes =
-            vec![("sessions", sessions as u64), ("purchases_under_way", customers.open_purchase_count() as u64)];
-        match self.product.db().items_on_sale() {
-            Ok(items) => sizes.push(("items_on_sale", items)),
-            // The value is left out this time.
-            Err(error) => log::debug!("how many items are on sale: {error}"),
-        }
-        sizes
-    }
-
-    /// Stops the frontends first: their pending requests need the databases.
-    fn stop(&self, deadline: Instant) {
-        let left = || deadline.saturating_duration_since(Instant::now());
-        for (name, frontend) in &self.frontends {
-            frontend.stop(left());
-            for (counter, count) in frontend.counters() {
-                log::debug!("{name}_{counter} {count}");
-            }
-        }
-        self.product.stop(left());
-        self.customer.stop(left());
+    #[test]
+    fn only_the_services_that_are_named_are_configured() {
+        let all = config(&["--bind", "127.0.0.1", "--data-dir", "d", "--buyer-port", "1,2", "--trade-port", "3"]);
+        let shop = all.shop.unwrap();
+        assert_eq!(shop.buyers, ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]);
+        assert_eq!(shop.cluster_key, PathBuf::from("d").join(cluster::FILE_NAME));
+        assert_eq!(all.trade.unwrap().addr, "127.0.0.1:3".parse().unwrap());
+        assert!(all.share.registry.is_some());
+        let one = config(&["--services", "shop", "--cluster-key", "k", "--no-announce"]);
+        assert!(one.trade.is_none() && one.share.registry.is_none() && !one.announce.enabled);
+        assert_eq!(one.shop.unwrap().cluster_key, PathBuf::from("k"));
     }
 }

@@ -9,18 +9,17 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::repl::sanitize;
-use super::settings;
-use super::shop_client::prompt;
+use super::output::sanitize;
+use super::prompt;
 use super::table::{Align, table};
 use crate::identity::{KnownServer, KnownServers};
 use crate::lan::discover::{DiscoverConfig, DiscoveredPeer, discover};
 use crate::model::Clock;
+use crate::services::announcement::SERVER_API;
+use crate::services::paths;
 
 /// Given instead of HOST:PORT.
 pub(super) const AUTO: &str = "auto";
-/// The server API's name among the announced services.
-pub(super) const SERVER_API: &str = "server_api";
 /// How long answers are awaited. The second wait follows a repeated request if nobody answered, because datagrams get
 /// lost.
 const ANSWER_TIMEOUTS: [Duration; 2] = [Duration::from_secs(1); 2];
@@ -76,7 +75,7 @@ enum TrustStatus {
 /// # Errors
 /// No server can be chosen; the message tells what to do.
 pub(super) fn find(query: &ServerQuery) -> anyhow::Result<ChosenServer> {
-    let known_servers = KnownServers::in_dir(settings::config_folder()?);
+    let known_servers = KnownServers::in_dir(paths::config_folder()?);
     // Read before anything is sent, so that an unreadable file is reported first.
     let known = known_servers.all()?;
     let mut candidates = Vec::new();
@@ -353,7 +352,7 @@ fn describe_certificate(candidate: &Candidate) -> String {
 /// Stores a server as confirmed because its fingerprint was given on the command line, which counts like a confirmation
 /// at the terminal. A failure is only a warning.
 pub(super) fn remember_confirmed(service: &str, addr: SocketAddr, cert: &str) {
-    let kept = settings::config_folder().and_then(|folder| {
+    let kept = paths::config_folder().and_then(|folder| {
         let known = KnownServers::in_dir(folder);
         if !known.is_confirmed(cert)? {
             let (cert_sha256, serves) = (Some(cert.to_owned()), vec![(service.to_owned(), addr.port())]);

@@ -1,66 +1,41 @@
 //! `p2s2 share`: a file-sharing node, and commands for a running node.
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use serde_json::{Map, Value};
 
-use super::shop::{TlsArgs, port_in_use, report_ready};
-use super::{name_prompt, page_urls, server_discovery, settings, stores};
+use super::listen_args::TlsArgs;
+use super::{name_prompt, ready, server_discovery, settings};
 use crate::identity::KnownServers;
 use crate::lan::DISCOVERY_PORT;
-use crate::model::{Clock, Name};
-use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
-use crate::net::http::{self, HttpServer, RequestPolicy, parse_allowed_origin, parse_host_name};
-use crate::net::limits::{self, MachineBounds, RequestedBounds};
-use crate::net::listener::{self, ConnectionLimiter, ListenerContext};
+use crate::model::Name;
+use crate::net::http::{RequestPolicy, parse_allowed_origin, parse_host_name};
 use crate::net::shutdown::ShutdownSignal;
-use crate::net::threads::Executor;
-use crate::share::api_client::ApiClient;
+use crate::services::announcement::SERVER_API;
+use crate::services::node::{self, API_PORT, NodeProcess, NodeProcessConfig};
+use crate::services::{self, page_urls, paths};
 use crate::share::client::CertificatePin;
-use crate::share::client_api::ClientApi;
-use crate::share::client_api::authenticator::Authenticator;
 use crate::share::heartbeat::ACTIVE_INTERVAL;
-use crate::share::node::nodes::{Nodes, StartNodesError};
-use crate::share::node::store::NodeStore;
-use crate::share::node::{NodeContext, NodeSettings, process_upload_permits};
-use crate::storage::create_private_dir;
-use crate::storage::lock::DataDirLock;
-use crate::web::Site;
+use crate::share::node::NodeSettings;
 
 mod commands;
+mod node_client;
 mod progress;
-mod running_nodes;
 mod show;
+mod transfers;
+mod words;
 
 use commands::ShareCommand;
 
 /// Default ports.
 const REGISTRY_PORT: u16 = 9000;
 const SERVER_API_PORT: u16 = 5500;
-const API_PORT: u16 = 5501;
 const PORT_MIN_DEFAULT: u16 = 6000;
 const PORT_MAX_DEFAULT: u16 = 7000;
-/// Ports for the client API that are tried in turn if none was given.
-const API_PORTS_TRIED: u16 = 100;
-/// How long pending work may take to finish at shutdown; `API_SHUTDOWN_GRACE` of it is for the API.
-const SHUTDOWN_GRACE: Duration = Duration::from_millis(4_500);
-const API_SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
-/// Connections of peers and API clients together.
-const CONNECTIONS_MAX: usize = 4_000;
-/// Threads other than those of connections: nodes, fetches, the store.
-const OTHER_THREADS: usize = 1_024;
-/// Files that a node keeps open: standard streams, locks, a store, two ports, the server connection, and files that are
-/// opened briefly.
-const OWN_FILES: u64 = 30;
-/// How long the server may take to check a token or a password.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest heartbeat interval: the registry closes a connection that is silent for 10 min.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(540);
 
@@ -183,8 +158,8 @@ pub fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(command) => {
             settings::init_log("error");
-            let ip = page_urls::reachable_addr(SocketAddr::new(api_bind_ip(args.api_bind, false)?, 0)).ip();
-            let port = flag_or_variable(args.api_port, "CLIENT_API_PORT")?;
+            let ip = page_urls::reachable_addr(SocketAddr::new(api_bind_ip(args.api_bind)?, 0)).ip();
+            let port = port_flag_or_variable(args.api_port, "CLIENT_API_PORT")?;
             let query = commands::NodeQuery {
                 addr: port.map(|port| SocketAddr::new(ip, port)),
                 name: args.name.as_ref(),
@@ -206,103 +181,43 @@ fn run_node(args: ShareArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(2));
     };
     let shutdown = ShutdownSignal::install().context("cannot listen for signals")?;
-    if let Err(too_few) = limits::prepare_process(OWN_FILES) {
-        bail!("{too_few}: raise it");
-    }
-    let node = &args.node;
-    let server = find_server(node, args.tls.insecure)?;
-    let data_dir = node.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("share-", &name));
-    let _lock = DataDirLock::acquire(&data_dir)?;
-    // Checked before a certificate is created.
-    stores::check_node_stores(&data_dir)?;
-    let api_ip = api_bind_ip(args.api_bind, true)?;
-    let identity = match args.tls.identity(api_ip, &data_dir) {
-        Err(_) if !args.tls.tls && args.tls.tls_cert.is_none() => {
-            bail!(
-                "--api-bind {api_ip} is open to other hosts: say --tls (with the data dir's own certificate) or --insecure"
-            )
-        }
-        identity => identity?,
-    };
+    services::prepare_process(node::OWN_FILES, "raise it")?;
+    let process = NodeProcess::start(node_config(&args, name)?)?;
+    ready::report_and_wait(args.node.ready_file.as_deref(), process.listeners(), &shutdown)?;
+    process.stop();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Combines flags, legacy variables and defaults, and finds the server.
+fn node_config(args: &ShareArgs, name: Name) -> anyhow::Result<NodeProcessConfig> {
+    let (node, tls) = (&args.node, args.tls.config());
+    let server = find_server(node, tls.insecure)?;
     let settings = NodeSettings {
-        server_host: server.host.clone(),
         registry_port: server.registry_port,
         pin: server.cert.as_deref().map(CertificatePin::new).transpose().map_err(anyhow::Error::msg)?,
         bind: peer_bind_ip(node.bind, server.is_local),
+        server_host: server.host,
         ports: port_range(node)?,
         advertise_ip: node.advertise_ip,
         heartbeat_active: heartbeat_interval(node)?,
-        data_dir: data_dir.clone(),
+        data_dir: node.data_dir.clone().unwrap_or_else(|| paths::default_data_dir("share-", &name)),
     };
     if let Some(ip) = node.advertise_ip.filter(|ip| ip.is_unspecified() || ip.is_multicast()) {
         bail!("--advertise-ip {ip}: expected the address of one host");
     }
-    let repo = node.repo.clone().unwrap_or_else(|| data_dir.join("repo"));
-    create_private_dir(&repo).with_context(|| format!("--repo: cannot create {}", repo.display()))?;
-    let folders = if node.folders.is_empty() { default_folders() } else { node.folders.clone() };
-
-    let wanted = RequestedBounds {
-        connections: CONNECTIONS_MAX,
-        own_files: OWN_FILES,
-        other_threads: OTHER_THREADS,
-        other_files: OTHER_THREADS,
-    };
-    let MachineBounds { connections, threads, why } = limits::machine_bounds(wanted);
-    if let Some(why) = why {
-        limits::warn_lowered("connections at once:", CONNECTIONS_MAX, connections, &why);
-    }
-    let listener_context = ListenerContext {
-        executor: Executor::new("share", threads),
-        limiter: ConnectionLimiter::new(connections),
-        budget: ReceiveBudget::new(RECEIVE_BUDGET_BYTES),
-        identity,
-        allows_remote_plaintext: args.tls.insecure,
-    };
-    // Bound before anything in the data dir is changed.
-    let listener = api_listener(api_ip, &args)?;
-    let store = NodeStore::open(&data_dir)?;
-    let clock = Clock::start();
-    let context = NodeContext {
-        listener_context: listener_context.clone(),
-        clock,
-        store: store.clone(),
-        upload_permits: process_upload_permits(),
-    };
-    let nodes = Nodes::start(settings, context, &folders, &repo, &name, node.port).map_err(|error| match error {
-        StartNodesError::PortInUse { addr } => port_in_use(addr, "--port"),
-        error => error.into(),
-    })?;
-    let nodes = Arc::new(nodes);
-    let api = ApiClient::new(&server.host, server.api_port, server.cert.as_deref(), SERVER_TIMEOUT);
-    let handler = Site::of_node(ClientApi::new(Arc::clone(&nodes), Authenticator::new(api, store.clone(), clock)));
-    let is_tls = listener_context.identity.is_some();
-    let fingerprint = listener_context.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
-    let policy = RequestPolicy::from_flags(node.http_hosts.clone(), node.allow_origins.clone());
-    let ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext } = listener_context;
-    let limits = http::HttpLimits::default();
-    let http_context =
-        http::HttpContext { executor, limiter, budget, identity, allows_remote_plaintext, policy, limits };
-    let http = HttpServer::start(listener, http_context, Arc::new(handler)).context("cannot serve the client API")?;
-    let peer = nodes.peer_addr(&name).context("the node has ended")?;
-    let api_addr = http.local_addr();
-    let mut entries = Map::new();
-    entries.insert("peer".to_owned(), Value::from(peer.to_string()));
-    entries.insert("client_api".to_owned(), Value::from(api_addr.to_string()));
-    let at = page_urls::reachable_addr(api_addr);
-    let _record = running_nodes::write_node_record(&name, at, fingerprint.as_deref()).map_err(|error| {
-        log::warn!("commands find this node by --api-port {} alone: {error:#}", at.port());
-    });
-    let scheme = if is_tls { "https" } else { "http" };
-    let mut lines = vec![format!("peer: tcp {peer}"), format!("client api: {scheme}://{api_addr}/api/client")];
-    lines.extend(page_urls::lines(api_addr, is_tls));
-    report_ready(node.ready_file.as_deref(), &lines, &entries)?;
-    shutdown.wait();
-    log::info!("stopping: what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
-    let deadline = Instant::now() + SHUTDOWN_GRACE;
-    http.stop(API_SHUTDOWN_GRACE);
-    nodes.stop(deadline.saturating_duration_since(Instant::now()));
-    store.database().close();
-    Ok(ExitCode::SUCCESS)
+    Ok(NodeProcessConfig {
+        name,
+        settings,
+        server_api_port: server.api_port,
+        server_cert: server.cert,
+        port: node.port,
+        folders: if node.folders.is_empty() { default_folders() } else { node.folders.clone() },
+        repo: node.repo.clone(),
+        api_ip: api_bind_ip(args.api_bind)?,
+        api_port: port_flag_or_variable(args.api_port, "CLIENT_API_PORT")?,
+        policy: RequestPolicy::from_flags(node.http_hosts.clone(), node.allow_origins.clone()),
+        tls,
+    })
 }
 
 /// The server's address and how to authenticate it.
@@ -319,8 +234,8 @@ struct ServerAddress {
 /// Determines the server. Passwords are sent to it, so a remote one needs a known certificate unless the user gives
 /// `--insecure`.
 fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<ServerAddress> {
-    let registry_port = flag_or_variable(args.registry_port, "SERVER_PORT")?.unwrap_or(REGISTRY_PORT);
-    let api_port = flag_or_variable(args.server_api_port, "ADMIN_API_PORT")?;
+    let registry_port = port_flag_or_variable(args.registry_port, "SERVER_PORT")?.unwrap_or(REGISTRY_PORT);
+    let api_port = port_flag_or_variable(args.server_api_port, "ADMIN_API_PORT")?;
     let host = match (&args.server, std::env::var("SERVER_HOST")) {
         (Some(host), _) => host.clone(),
         // Such a value is what the server binds; the client connects to loopback.
@@ -341,8 +256,7 @@ fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<ServerAddress>
             bail!("--server auto: {ip} has no certificate: say --insecure if passwords may go there as they are");
         }
         let (host, registry_port) = (ip.to_string(), chosen.addr.port());
-        let announced =
-            || chosen.serves.iter().find(|(name, _)| name == server_discovery::SERVER_API).map(|(_, port)| *port);
+        let announced = || chosen.serves.iter().find(|(name, _)| name == SERVER_API).map(|(_, port)| *port);
         let api_port = api_port.or_else(announced).unwrap_or(SERVER_API_PORT);
         return Ok(ServerAddress { host, registry_port, api_port, cert: chosen.cert_sha256, is_local });
     }
@@ -371,7 +285,7 @@ fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<ServerAddress>
 
 /// The certificate of the server that was confirmed last at this address.
 fn known_certificate(host: &str) -> anyhow::Result<Option<String>> {
-    let known = KnownServers::in_dir(settings::config_folder()?).all()?;
+    let known = KnownServers::in_dir(paths::config_folder()?).all()?;
     let is_there = |address: &str| {
         let bind_address_from = address.rsplit_once(':').map_or(address, |(host, _)| host);
         address == host || bind_address_from.trim_matches(['[', ']']) == host
@@ -389,31 +303,19 @@ fn is_loopback(host: &str) -> bool {
     }
 }
 
-/// The flag, else a legacy variable.
-fn flag_or_variable<T: std::str::FromStr>(flag: Option<T>, variable: &str) -> anyhow::Result<Option<T>> {
-    match (flag, std::env::var(variable)) {
-        (Some(value), _) => Ok(Some(value)),
-        (None, Ok(text)) => match text.parse() {
-            Ok(value) => Ok(Some(value)),
-            Err(_) => bail!("{variable}={text}: expected a port"),
-        },
-        (None, Err(_)) => Ok(None),
-    }
+/// The port that the flag or a legacy variable gives.
+fn port_flag_or_variable(flag: Option<u16>, variable: &str) -> anyhow::Result<Option<u16>> {
+    let parse = |text: &str| text.parse().map(Some).map_err(|_| "expected a port".to_owned());
+    settings::flag_or_variable(flag.map(Some), variable, None, parse)
 }
 
 fn heartbeat_interval(args: &NodeArgs) -> anyhow::Result<Duration> {
-    match (args.heartbeat_active, std::env::var("CLIENT_HEARTBEAT_INTERVAL")) {
-        (Some(every), _) => Ok(every),
-        (None, Ok(text)) => {
-            parse_heartbeat(&text).map_err(|error| anyhow::anyhow!("CLIENT_HEARTBEAT_INTERVAL={text}: {error}"))
-        }
-        (None, Err(_)) => Ok(ACTIVE_INTERVAL),
-    }
+    settings::flag_or_variable(args.heartbeat_active, "CLIENT_HEARTBEAT_INTERVAL", ACTIVE_INTERVAL, parse_heartbeat)
 }
 
 fn port_range(args: &NodeArgs) -> anyhow::Result<std::ops::RangeInclusive<u16>> {
-    let min = flag_or_variable(args.port_min, "CLIENT_PORT_MIN")?.unwrap_or(PORT_MIN_DEFAULT);
-    let max = flag_or_variable(args.port_max, "CLIENT_PORT_MAX")?;
+    let min = port_flag_or_variable(args.port_min, "CLIENT_PORT_MIN")?.unwrap_or(PORT_MIN_DEFAULT);
+    let max = port_flag_or_variable(args.port_max, "CLIENT_PORT_MAX")?;
     // If only `--port-min` is given, the range keeps at least its default size.
     let max = max.unwrap_or(PORT_MAX_DEFAULT.max(min.saturating_add(PORT_MAX_DEFAULT - PORT_MIN_DEFAULT)));
     if min < 1024 {
@@ -434,45 +336,13 @@ fn peer_bind_ip(flag: Option<IpAddr>, is_server_near: bool) -> IpAddr {
     }
 }
 
-/// The flag, else `CLIENT_API_HOST`, else loopback. An unspecified address in the variable becomes loopback.
-fn api_bind_ip(flag: Option<IpAddr>, warns: bool) -> anyhow::Result<IpAddr> {
+/// The flag, else `CLIENT_API_HOST`, else loopback. An unspecified address in the variable becomes loopback; commands
+/// log errors alone, so that they, which bind nothing, do not warn of that.
+fn api_bind_ip(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
     if let Some(ip) = flag {
         return Ok(ip);
     }
-    let Ok(host) = std::env::var("CLIENT_API_HOST") else { return Ok(Ipv4Addr::LOCALHOST.into()) };
-    let ip = match host.as_str() {
-        "localhost" => Ipv4Addr::LOCALHOST.into(),
-        host => host.parse::<IpAddr>().with_context(|| format!("CLIENT_API_HOST={host}: expected an IP address"))?,
-    };
-    if ip.is_unspecified() {
-        if warns {
-            log::warn!(
-                "CLIENT_API_HOST={host} is bound as 127.0.0.1; to serve other machines say --api-bind {host} --tls"
-            );
-        }
-        return Ok(Ipv4Addr::LOCALHOST.into());
-    }
-    Ok(ip)
-}
-
-/// Binds the given port, else the first free one of a range.
-fn api_listener(ip: IpAddr, args: &ShareArgs) -> anyhow::Result<TcpListener> {
-    if let Some(port) = flag_or_variable(args.api_port, "CLIENT_API_PORT")? {
-        let addr = SocketAddr::new(ip, port);
-        return listener::listen(addr).map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => port_in_use(addr, "--api-port"),
-            _ => anyhow::Error::from(error).context(format!("cannot listen at {addr} (--api-bind, --api-port)")),
-        });
-    }
-    for port in API_PORT..API_PORT + API_PORTS_TRIED {
-        let addr = SocketAddr::new(ip, port);
-        match listener::listen(addr) {
-            Ok(listener) => return Ok(listener),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot listen at {addr} (--api-bind)")),
-        }
-    }
-    bail!("no port of {API_PORT} to {} is free: choose one with --api-port", API_PORT + API_PORTS_TRIED - 1)
+    Ok(settings::bind_address_from("CLIENT_API_HOST", "--api-bind")?.unwrap_or(Ipv4Addr::LOCALHOST.into()))
 }
 
 /// The home and the temporary folder, if they exist.

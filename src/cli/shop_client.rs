@@ -2,35 +2,28 @@
 //! roles' own commands are in `buyer.rs` and `seller.rs`.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
-use std::marker::PhantomData;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use clap::builder::StyledStr;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Subcommand};
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use self::session_store::SessionStore;
-use super::repl::{self, Commands, Flow, Screen, sanitize};
-use super::table::{Align, table};
-use super::{server_discovery, settings};
+use super::output::sanitize;
+use super::repl::Screen;
+use super::session_store::SessionStore;
+use super::{prompt, server_discovery, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
-use crate::net::conn::ConnError;
 use crate::net::shutdown::ShutdownSignal;
-use crate::shop::client::{CertificateTrust, Client, ClientConfig, ClientError};
-use crate::shop::ops::ErrorCode;
+use crate::shop::client::{CertificateTrust, Client, ClientConfig};
 
-pub(super) mod prompt;
-pub(super) mod session_store;
+mod interactive;
+mod session;
 pub(super) mod show;
 
-/// Maximum number of item ids kept for completion.
-const SEEN_ITEMS_MAX: usize = 1_000;
+pub(super) use session::ShopSession;
 
 /// The flags of both clients; their variables are named by each.
 #[derive(Debug, Clone, Args)]
@@ -118,157 +111,6 @@ impl ShopPageArgs {
     }
 }
 
-/// A client's connection to the shop, its user and its output.
-pub(super) struct ShopSession {
-    role: &'static str,
-    pub(super) screen: Screen,
-    client: Mutex<Client>,
-    user: Mutex<Option<String>>,
-    /// Stores the session between one-shot commands; `None` in the interactive loop.
-    session_store: Option<SessionStore>,
-    /// Item ids from earlier responses, for completion.
-    seen_item_ids: Mutex<Vec<String>>,
-    /// The server, if `--server auto` chose it.
-    discovered_server: Option<server_discovery::ChosenServer>,
-}
-
-impl ShopSession {
-    /// Whether payments may go through this server.
-    ///
-    /// # Errors
-    /// See [`server_discovery::ChosenServer::check_payment`].
-    pub(super) fn check_payment(&self) -> anyhow::Result<()> {
-        self.discovered_server.as_ref().map_or(Ok(()), |chosen| chosen.check_payment(""))
-    }
-
-    /// Calls an API and returns the payload of the response. An expired session is forgotten.
-    pub(super) fn call(&self, api: &str, payload: Value) -> anyhow::Result<Value> {
-        let mut client = self.client.lock();
-        let response = client.call(api, payload);
-        if let Err(error) = &response
-            && error.code() == Some(ErrorCode::SessionExpired)
-        {
-            client.set_session_id(None);
-            self.forget_session()?;
-        }
-        let response = response?;
-        self.remember_item_ids(&response);
-        Ok(response)
-    }
-
-    /// The user's name, if known.
-    pub(super) fn user(&self) -> Option<String> {
-        self.user.lock().clone()
-    }
-
-    /// Prints the result of a command: its fields with `--json`, else a text for people.
-    pub(super) fn print_result(&self, command: &str, mut fields: Value, text: impl FnOnce(&Value) -> String) {
-        if self.screen.is_json() {
-            fields["ok"] = command.into();
-            self.screen.print_json(&fields);
-        } else {
-            let text = text(&fields);
-            self.screen.print(&text.lines().map(sanitize).collect::<Vec<_>>().join("\n"));
-        }
-    }
-
-    fn create_account(&self, username: &str, name: Option<&str>) -> anyhow::Result<()> {
-        let mut payload = json!({"username": username, "password": prompt::password(true)?});
-        if let Some(name) = name {
-            payload["name"] = name.into();
-        }
-        let response = self.call("CreateAccount", payload)?;
-        self.print_result("create-account", response, |_| {
-            format!("{username} has an account; {} opens a session", self.login_command(username))
-        });
-        Ok(())
-    }
-
-    fn login(&self, username: Option<&str>) -> anyhow::Result<()> {
-        let username = match (username.map(str::to_owned).or(self.user()), prompt::is_interactive()) {
-            (Some(username), _) => username,
-            (None, true) => prompt::line("User name: ")?,
-            (None, false) => bail!("a user name is missing: login USERNAME (or --user NAME)"),
-        };
-        let password = prompt::password(false)?;
-        let mut client = self.client.lock();
-        let id = client.login(&username, &password)?;
-        *self.user.lock() = Some(username.clone());
-        if let (Some(session_store), Some(session_id)) = (&self.session_store, client.session_id()) {
-            session_store.save_session(&username, session_id)?;
-        }
-        let fields = json!({"username": username, format!("{}_id", self.role): id});
-        self.print_result("login", fields, |_| format!("logged in as {username} ({} {id})", self.role));
-        Ok(())
-    }
-
-    fn logout(&self) -> anyhow::Result<()> {
-        let done = self.client.lock().logout();
-        // If the connection was lost, the session may still exist and can be ended later.
-        if matches!(done, Ok(()) | Err(ClientError::Refused(_))) {
-            self.forget_session()?;
-        }
-        done?;
-        self.print_result("logout", json!({}), |_| "logged out".to_owned());
-        Ok(())
-    }
-
-    /// Removes the stored session.
-    fn forget_session(&self) -> anyhow::Result<()> {
-        match (&self.session_store, self.user()) {
-            (Some(session_store), Some(user)) => session_store.remove_session(&user),
-            _ => Ok(()),
-        }
-    }
-
-    fn remember_item_ids(&self, response: &Value) {
-        let lists = ["items", "cart"].into_iter().filter_map(|field| response[field].as_array()).flatten();
-        let mut seen_item_ids = self.seen_item_ids.lock();
-        for id in lists.chain([response]).filter_map(|item| item["item_id"].as_str()) {
-            if seen_item_ids.len() < SEEN_ITEMS_MAX && !seen_item_ids.iter().any(|known| known == id) {
-                seen_item_ids.push(id.to_owned());
-            }
-        }
-    }
-
-    /// The command that opens a session, as it must be entered here.
-    pub(super) fn login_command(&self, username: &str) -> String {
-        if self.session_store.is_some() {
-            format!("`p2s2 {} login {username}`", self.role)
-        } else {
-            format!("`login {username}`")
-        }
-    }
-
-    /// The error with advice, and its code. Session ids are never mentioned to the user.
-    fn explain(&self, error: &anyhow::Error) -> (String, Option<ErrorCode>) {
-        let code = error.downcast_ref::<ClientError>().and_then(ClientError::code);
-        let user = self.user().unwrap_or_else(|| "NAME".to_owned());
-        let text = match code {
-            Some(ErrorCode::SessionExpired) => {
-                format!("the session has ended; {} opens another", self.login_command(&user))
-            }
-            Some(ErrorCode::NotLoggedIn) => {
-                format!("nobody is logged in here; {} opens a session", self.login_command(&user))
-            }
-            _ => match error.downcast_ref::<ClientError>() {
-                Some(ClientError::Unreachable { error: ConnError::Io(_), .. }) => format!(
-                    "{error:#}; is a shop running there? `p2s2 server` starts one, --server HOST:PORT names another"
-                ),
-                Some(ClientError::ForeignResponse { .. }) => {
-                    format!("{error:#}: is that a shop of p2s2's? --server HOST:PORT names another")
-                }
-                _ => format!("{error:#}"),
-            },
-        };
-        (text, code)
-    }
-
-    fn json_error(&self, text: &str, code: Option<ErrorCode>) {
-        self.screen.print_json(&json!({"error": sanitize(text), "code": code}));
-    }
-}
-
 fn run_command<C: RoleCommands>(session: &ShopSession, command: C) -> anyhow::Result<()> {
     match command.account() {
         Some(AccountCommand::CreateAccount { username, name }) => session.create_account(username, name.as_deref()),
@@ -328,7 +170,7 @@ pub(super) fn run<C: RoleCommands>(common: ShopClientArgs, command: Option<C>) -
     };
     match command {
         Some(command) => Ok(run_single_command(&session, command)),
-        None => interactive::<C>(session, &server, &shutdown),
+        None => interactive::run::<C>(session, &server, &shutdown),
     }
 }
 
@@ -367,136 +209,6 @@ fn resume_session(session: &ShopSession, account: Option<&AccountCommand>) -> an
     }
     *session.user.lock() = Some(user);
     Ok(())
-}
-
-/// Runs commands from the input until it ends.
-fn interactive<C: RoleCommands>(
-    session: ShopSession,
-    server: &str,
-    shutdown: &ShutdownSignal,
-) -> anyhow::Result<ExitCode> {
-    let mut user = session.user();
-    let (role, screen) = (C::ROLE, session.screen.clone());
-    if screen.is_json() {
-        screen.print_json(&json!({"event": "begun", "role": role, "server": server}));
-    } else {
-        screen.print(&sanitize(&format!("a {role} at {server}; `help` lists the commands")));
-    }
-    if user.is_some()
-        && let Err(error) = session.login(None)
-    {
-        report_error(&session, &error);
-        // Nobody is logged in, so the prompt shows the role.
-        user = None;
-    }
-    let history = if io::stdin().is_terminal() {
-        Some(SessionStore::new(role, server)?.folder()?.join(format!("{role}-history")))
-    } else {
-        None
-    };
-    let prompt = format!("{}> ", user.as_deref().map_or(role.to_owned(), sanitize));
-    let commands = Arc::new(InteractiveCommands::<C> { session, commands: PhantomData });
-    repl::run(&prompt, history, &screen, shutdown, commands).context("cannot read commands")?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn report_error(session: &ShopSession, error: &anyhow::Error) {
-    let (text, code) = session.explain(error);
-    if session.screen.is_json() {
-        session.json_error(&text, code);
-    } else {
-        session.screen.error(&text);
-    }
-}
-
-/// A line of input, read as the command line is.
-#[derive(Parser)]
-#[command(multicall = true, disable_help_subcommand = true, max_term_width = 100)]
-struct InputLine<C: Subcommand> {
-    #[command(subcommand)]
-    command: C,
-}
-
-struct InteractiveCommands<C> {
-    session: ShopSession,
-    commands: PhantomData<C>,
-}
-
-impl<C: RoleCommands> Commands for InteractiveCommands<C> {
-    fn run(&self, words: &[String]) -> anyhow::Result<Flow> {
-        let mut words = words.to_vec();
-        words[0] = words[0].to_lowercase();
-        match words[0].as_str() {
-            "quit" | "exit" => return Ok(Flow::Quit),
-            "help" if words.len() == 1 => {
-                self.help();
-                return Ok(Flow::Continue);
-            }
-            // `help search` is `search --help`.
-            "help" => words = vec![words[1].to_lowercase(), "--help".to_owned()],
-            _ => {}
-        }
-        if InputLine::<C>::command().find_subcommand(&words[0]).is_none() {
-            bail!("there is no command {:?}; `help` lists them", words[0]);
-        }
-        match InputLine::<C>::try_parse_from(&words) {
-            Ok(line) => {
-                if let Err(error) = run_command(&self.session, line.command) {
-                    report_error(&self.session, &error);
-                }
-            }
-            Err(asked) if !asked.use_stderr() => self.print_help(&asked.render()),
-            Err(error) => bail!(usage_error_line(&error.render())),
-        }
-        Ok(Flow::Continue)
-    }
-
-    fn complete(&self, before: &[String]) -> Vec<String> {
-        let commands = InputLine::<C>::command();
-        let Some(name) = before.first() else {
-            let names = commands.get_subcommands().map(|command| command.get_name().to_owned());
-            return names.chain(["help", "quit", "exit"].map(str::to_owned)).collect();
-        };
-        if name == "help" {
-            return commands.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        }
-        let Some(command) = commands.find_subcommand(name.to_lowercase()) else { return Vec::new() };
-        let flags = command.get_opts().filter_map(clap::Arg::get_long).map(|long| format!("--{long}"));
-        let takes_item = command.get_positionals().any(|arg| arg.get_id() == "item");
-        let items = if takes_item { self.session.seen_item_ids.lock().clone() } else { Vec::new() };
-        items.into_iter().chain(flags).collect()
-    }
-}
-
-impl<C: RoleCommands> InteractiveCommands<C> {
-    fn help(&self) {
-        let mut commands = InputLine::<C>::command();
-        let rows = commands.get_subcommands_mut().map(|command| {
-            let usage = command.render_usage().to_string();
-            let usage = usage.trim_start_matches("Usage:").trim().to_owned();
-            [usage, command.get_about().map(StyledStr::to_string).unwrap_or_default()]
-        });
-        let own = [["help [COMMAND]", "this list, or one command with its options"], ["quit", "stop (exit does, too)"]];
-        let rows: Vec<[String; 2]> = rows.chain(own.map(|row| row.map(str::to_owned))).collect();
-        if self.session.screen.is_json() {
-            let rows: Vec<Value> = rows.iter().map(|[usage, does]| json!({"usage": usage, "does": does})).collect();
-            return self.session.screen.print_json(&json!({"ok": "help", "commands": rows}));
-        }
-        let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
-        self.session.screen.print(&table(&[("command", Align::Left), ("", Align::Left)], &rows));
-    }
-
-    fn print_help(&self, help: &StyledStr) {
-        let text = help.to_string();
-        self.session.print_result("help", json!({ "help": text }), |_| text.trim_end().to_owned());
-    }
-}
-
-/// clap's usage error on one line, without the hints that apply to a shell only.
-fn usage_error_line(error: &StyledStr) -> String {
-    let text = error.to_string();
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("For more"));
-    lines.collect::<Vec<_>>().join(" ").trim_start_matches("error: ").replace(" Usage: ", "; usage: ")
 }
 
 /// `HOST:PORT`; a missing port is taken from the default.

@@ -9,7 +9,8 @@
 //! | servers' CPU, memory | resource usage over the number of clients |
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -17,6 +18,7 @@ use anyhow::Context;
 use super::load::Sample;
 use super::plan::{Measurement, Outcome};
 use super::report::{Report, Row, number};
+use crate::storage::files;
 
 mod plot;
 
@@ -35,12 +37,8 @@ const POINTS: u32 = 12;
 pub fn write(dir: &Path, report: &Report, outcome: &Outcome, requirements: &[String]) -> anyhow::Result<PathBuf> {
     let path = dir.join(format!("{}.html", report.scenario));
     let page = page(report, outcome, requirements)?;
-    let write = || {
-        let new = dir.join(format!("{}.html.{}", report.scenario, std::process::id()));
-        fs::write(&new, page)?;
-        fs::rename(&new, &path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))?;
+    files::replace(&path, OpenOptions::new(), |file| file.write_all(page.as_bytes()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
 

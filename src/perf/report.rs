@@ -1,6 +1,6 @@
 //! The output of a run: a JSON report (docs/spec/general.md), a table, and a line for each requirement.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::load::{MixPart, Sample};
 use super::plan::{LimitShare, Measurement, Outcome, mean, median, stddev};
+use crate::storage::files;
 
 /// The report as it is written to disk.
 #[derive(Debug, Serialize, Deserialize)]
@@ -95,14 +96,14 @@ impl Report {
         let path = dir.join(format!("{}.json", self.scenario));
         let write = || -> std::io::Result<()> {
             fs::create_dir_all(dir)?;
-            let new = dir.join(format!("{}.json.{}", self.scenario, std::process::id()));
-            let mut file = fs::File::create(&new)?;
-            serde_json::to_writer_pretty(&mut file, self)?;
-            writeln!(file)?;
-            if path.exists() {
-                fs::rename(&path, dir.join(format!("{}.previous.json", self.scenario)))?;
-            }
-            fs::rename(&new, &path)
+            files::replace(&path, OpenOptions::new(), |file| {
+                serde_json::to_writer_pretty(&mut *file, self)?;
+                writeln!(file)?;
+                if path.exists() {
+                    fs::rename(&path, dir.join(format!("{}.previous.json", self.scenario)))?;
+                }
+                Ok(())
+            })
         };
         write().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)

@@ -1,6 +1,6 @@
 //! Private files and folders, and how they are synced.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,22 @@ pub(crate) fn private_file_options() -> OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
+}
+
+/// Writes a file under a temporary name beside it and renames it, so that readers never see a part of it. Nothing is
+/// synced: this is for files that can be made again.
+///
+/// # Errors
+/// Those of the file system.
+pub(crate) fn replace(
+    path: &Path,
+    mut options: OpenOptions,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let temporary = with_suffix(path, &format!(".{}", std::process::id()));
+    let mut file = options.write(true).create(true).truncate(true).open(&temporary)?;
+    write(&mut file)?;
+    std::fs::rename(&temporary, path)
 }
 
 /// Creates an empty private file if there is none; an existing one loses the permissions of everybody but its owner.
@@ -130,4 +146,27 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 pub(crate) fn sync_dir(_dir: &Path) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_is_whole_or_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        replace(&path, private_file_options(), |file| file.write_all(b"one")).unwrap();
+        replace(&path, private_file_options(), |file| file.write_all(b"2")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"2");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let broken = replace(&path, private_file_options(), |file| {
+            file.write_all(b"thr")?;
+            Err(io::Error::other("no space"))
+        });
+        assert!(broken.is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"2");
+    }
 }

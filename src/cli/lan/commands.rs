@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::show;
-use crate::cli::repl::{Commands, Flow, Screen, sanitize};
+use crate::cli::output::sanitize;
+use crate::cli::repl::{Commands, Flow, Screen};
 use crate::lan::node::{CommandError, CommandOutcome, NodeCommand};
 use crate::lan::peer::{LanCommandError, LanPeer};
 use crate::lan::wire::{AVATAR_MAX, Avatar};

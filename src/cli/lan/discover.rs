@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::repl::{sanitize, sanitize_json};
+use crate::cli::output::{sanitize, sanitize_json};
 use crate::cli::settings;
 use crate::lan::DISCOVERY_PORT;
 use crate::lan::discover::{DiscoverConfig, DiscoverReport, DiscoveredPeer, discover};

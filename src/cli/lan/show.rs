@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde_json::{Value, json};
 
-use crate::cli::repl::{Screen, Style, sanitize};
+use crate::cli::output::sanitize;
+use crate::cli::repl::{Screen, Style};
 use crate::cli::table::{Align, table};
 use crate::lan::history::{Confirmation, Direction, HistoryEntry, OwnProfile};
 use crate::lan::message_text;

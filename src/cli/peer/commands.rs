@@ -9,7 +9,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::show;
-use crate::cli::repl::{Commands, Flow, Screen, sanitize};
+use crate::cli::output::sanitize;
+use crate::cli::repl::{Commands, Flow, Screen};
 use crate::cli::table::{Align, table};
 use crate::model::{Cents, duration};
 use crate::trade::peer::node::Node;

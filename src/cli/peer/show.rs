@@ -1,6 +1,7 @@
 //! Formats peer events for people.
 
-use crate::cli::repl::{Screen, Style, sanitize};
+use crate::cli::output::sanitize;
+use crate::cli::repl::{Screen, Style};
 use crate::model::Name;
 use crate::trade::peer::PeerEvent;
 

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
-use crate::cli::repl::sanitize;
+use crate::cli::output::sanitize;
 
 /// The progress line. Shown only at a terminal and on standard error, so that standard output has nothing but results.
 pub(super) struct FetchProgressLine {

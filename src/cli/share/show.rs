@@ -3,21 +3,11 @@
 use indicatif::HumanBytes;
 use serde_json::Value;
 
-use crate::cli::shop_client::show::{counted_noun, plain_text};
+use crate::cli::response_fields::{counted_noun, plain_text, rows, time};
 use crate::cli::table::{Align, table};
-use crate::model::Millis;
 
 fn size(bytes: &Value) -> String {
     bytes.as_u64().map(|bytes| HumanBytes(bytes).to_string()).unwrap_or_default()
-}
-
-fn time(seconds: &Value) -> String {
-    let seconds = seconds.as_f64().filter(|seconds| *seconds >= 0.0);
-    seconds.map(|seconds| Millis::from_unix_s(seconds as u64).to_iso()).unwrap_or_default()
-}
-
-fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
-    list.as_array().into_iter().flatten().map(row).collect()
 }
 
 /// The user's tracked files.

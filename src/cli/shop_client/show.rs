@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use crate::cli::response_fields::{counted_noun, plain_text, rows, time};
 use crate::cli::table::{Align, table};
-use crate::model::{Cents, Millis, Total};
+use crate::model::{Cents, Total};
 
 /// An amount. Totals may exceed the largest price.
 pub(in crate::cli) fn money(amount: &Value) -> String {
@@ -12,23 +13,6 @@ pub(in crate::cli) fn money(amount: &Value) -> String {
     }
     // Amounts with cents were parsed as floats, which are exact below 2^53 cents.
     amount.as_f64().map(|amount| Cents((amount * 100.0).round() as i64).to_string()).unwrap_or_default()
-}
-
-/// A string without its quotes, or any other value as JSON.
-pub(in crate::cli) fn plain_text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    }
-}
-
-fn time(seconds: &Value) -> String {
-    seconds.as_u64().map(|seconds| Millis::from_unix_s(seconds).to_iso()).unwrap_or_default()
-}
-
-fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
-    list.as_array().into_iter().flatten().map(row).collect()
 }
 
 /// A table of items for sale.
@@ -68,11 +52,6 @@ pub(in crate::cli) fn total_text(response: &Value) -> String {
     let more = if response["total_is_at_least"] == true { " or more" } else { "" };
     let shown = if shown as u64 == total { String::new() } else { format!(", {shown} of them here") };
     format!("{}{more}{shown}", counted_noun(total, "item"))
-}
-
-/// `1 item`, `2 items`.
-pub(in crate::cli) fn counted_noun(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// The contents of a cart.

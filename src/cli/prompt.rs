@@ -5,19 +5,19 @@ use std::io::{self, IsTerminal};
 use anyhow::{Context, bail};
 use rustyline::error::ReadlineError;
 
-use crate::cli::line_editor::{self, InputKind, TerminalSource};
-use crate::cli::repl::is_dumb_terminal;
+use super::line_editor::{self, InputKind, TerminalSource};
+use super::repl::is_dumb_terminal;
 
 /// The environment variable that gives the password to scripts.
-pub(in crate::cli) const PASSWORD_VARIABLE: &str = "P2S2_PASSWORD";
+pub(super) const PASSWORD_VARIABLE: &str = "P2S2_PASSWORD";
 
 /// Whether the user can be prompted.
-pub(in crate::cli) fn is_interactive() -> bool {
+pub(super) fn is_interactive() -> bool {
     io::stdin().is_terminal()
 }
 
 /// The user's password: from the environment, else prompted for; a new password is asked for twice.
-pub(in crate::cli) fn password(is_new: bool) -> anyhow::Result<String> {
+pub(super) fn password(is_new: bool) -> anyhow::Result<String> {
     if let Some(password) = std::env::var_os(PASSWORD_VARIABLE) {
         let password = password.into_string().ok().with_context(|| format!("{PASSWORD_VARIABLE}: expected UTF-8"))?;
         // A password ends at its first line break, because files of secrets end with one.
@@ -34,12 +34,12 @@ pub(in crate::cli) fn password(is_new: bool) -> anyhow::Result<String> {
 }
 
 /// Prompts for a line that is echoed.
-pub(in crate::cli) fn line(prompt: &str) -> anyhow::Result<String> {
+pub(super) fn line(prompt: &str) -> anyhow::Result<String> {
     read_answer(prompt, InputKind::Answer)
 }
 
 /// Prompts for a line that is not echoed.
-pub(in crate::cli) fn secret(prompt: &str) -> anyhow::Result<String> {
+pub(super) fn secret(prompt: &str) -> anyhow::Result<String> {
     // At such a terminal the editor reads plainly, and the terminal would echo the secret.
     if is_dumb_terminal() {
         bail!("this terminal cannot hide what is typed: set {PASSWORD_VARIABLE}, or use a wallet for a card");

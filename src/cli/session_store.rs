@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::cli::settings;
+use crate::services::paths;
 use crate::storage::files;
 
 /// The state of one role at one server.
-pub(in crate::cli) struct SessionStore {
+pub(super) struct SessionStore {
     folder: PathBuf,
     prefix: String,
 }
@@ -21,37 +21,37 @@ impl SessionStore {
     ///
     /// # Errors
     /// The user's configuration folder is unknown.
-    pub(in crate::cli) fn new(role: &str, server: &str) -> anyhow::Result<SessionStore> {
-        let prefix = settings::safe_file_name(&format!("{role}-"), server);
-        Ok(SessionStore { folder: settings::config_folder()?, prefix })
+    pub(super) fn new(role: &str, server: &str) -> anyhow::Result<SessionStore> {
+        let prefix = paths::safe_file_name(&format!("{role}-"), server);
+        Ok(SessionStore { folder: paths::config_folder()?, prefix })
     }
 
     /// The folder; it is created if it does not exist.
-    pub(in crate::cli) fn folder(&self) -> anyhow::Result<&Path> {
+    pub(super) fn folder(&self) -> anyhow::Result<&Path> {
         files::create_private_dir(&self.folder).with_context(|| format!("cannot create {}", self.folder.display()))?;
         Ok(&self.folder)
     }
 
     /// The user of the last login.
-    pub(in crate::cli) fn last_user(&self) -> anyhow::Result<Option<String>> {
+    pub(super) fn last_user(&self) -> anyhow::Result<Option<String>> {
         self.read_field(&self.path(""), "user")
     }
 
     /// The stored session of a user.
-    pub(in crate::cli) fn session(&self, user: &str) -> anyhow::Result<Option<String>> {
+    pub(super) fn session(&self, user: &str) -> anyhow::Result<Option<String>> {
         self.read_field(&self.session_path(user), "session_id")
     }
 
     /// Stores a session and makes its user the one of the last login.
-    pub(in crate::cli) fn save_session(&self, user: &str, session_id: &str) -> anyhow::Result<()> {
+    pub(super) fn save_session(&self, user: &str, session_id: &str) -> anyhow::Result<()> {
         self.write(&self.session_path(user), &json!({"user": user, "session_id": session_id}))?;
         self.write(&self.path(""), &json!({ "user": user }))
     }
 
     /// Removes the session of a user.
-    pub(in crate::cli) fn remove_session(&self, user: &str) -> anyhow::Result<()> {
+    pub(super) fn remove_session(&self, user: &str) -> anyhow::Result<()> {
         // An earlier version stored one for each spelling of a name.
-        for path in settings::candidate_paths(&self.folder, &format!("{}-", self.prefix), user, ".json") {
+        for path in paths::candidate_paths(&self.folder, &format!("{}-", self.prefix), user, ".json") {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => result.with_context(|| format!("cannot remove {}", path.display()))?,
@@ -61,12 +61,12 @@ impl SessionStore {
     }
 
     /// The stored fingerprint of the server's certificate.
-    pub(in crate::cli) fn certificate(&self) -> anyhow::Result<Option<String>> {
+    pub(super) fn certificate(&self) -> anyhow::Result<Option<String>> {
         self.read_field(&self.path(".cert"), "cert_sha256")
     }
 
     /// Stores the fingerprint of the server's certificate.
-    pub(in crate::cli) fn save_certificate(&self, fingerprint: &str) -> anyhow::Result<()> {
+    pub(super) fn save_certificate(&self, fingerprint: &str) -> anyhow::Result<()> {
         self.write(&self.path(".cert"), &json!({ "cert_sha256": fingerprint }))
     }
 
@@ -75,7 +75,7 @@ impl SessionStore {
     }
 
     fn session_path(&self, user: &str) -> PathBuf {
-        settings::find_path(&self.folder, &format!("{}-", self.prefix), user, ".json")
+        paths::find_path(&self.folder, &format!("{}-", self.prefix), user, ".json")
     }
 
     /// A text field of a JSON file; `None` if there is no file.
@@ -89,17 +89,9 @@ impl SessionStore {
         found.map(Some).with_context(|| format!("{} is damaged: remove it and log in again", path.display()))
     }
 
-    /// Writes under a temporary name and renames, so that readers never see a partial file.
     fn write(&self, path: &Path, value: &Value) -> anyhow::Result<()> {
         self.folder()?;
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        let written = files::private_file_options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&temporary)
-            .and_then(|mut file| writeln!(file, "{value}"))
-            .and_then(|()| std::fs::rename(&temporary, path));
-        written.with_context(|| format!("cannot write {}", path.display()))
+        files::replace(path, files::private_file_options(), |file| writeln!(file, "{value}"))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 }

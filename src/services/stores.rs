@@ -3,8 +3,7 @@
 
 use std::path::Path;
 
-use super::share_server::REGISTRY_DB;
-use super::shop::{CREATED_WITHOUT_TRADE, CUSTOMER_DB, SHOP_BANK_DB};
+use super::tls::CREATED_WITHOUT_TRADE;
 use crate::bank::{self, BANK_DB};
 use crate::identity::jwt;
 use crate::identity::users::{self, USERS_DB};
@@ -20,6 +19,12 @@ use crate::trade::peer::store as peer_store;
 
 /// The trade service's database in the data dir.
 pub const TRADE_DB: &str = "trade.db";
+/// The registry's database in the data dir.
+pub const REGISTRY_DB: &str = "registry.db";
+/// The customer database's file in its data dir.
+pub const CUSTOMER_DB: &str = "customer.db";
+/// The customer database's own bank, since it may run on a host of its own.
+pub const SHOP_BANK_DB: &str = "shop-bank.db";
 
 const TRADE: ExpectedStore<'_> =
     ExpectedStore { file: TRADE_DB, migrations: trade::store::MIGRATIONS, companions: &[BANK_DB, IDENTITY_FILE] };

@@ -4,28 +4,24 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use clap::Args;
-
-use super::settings;
-use crate::lan::DISCOVERY_PORT;
 use crate::lan::node::NodeKind;
 use crate::lan::peer::{LanPeer, LanPeerConfig};
 use crate::model::Name;
 use crate::model::text::NAME_MAX;
 
+/// The server API's name among the announced services.
+pub const SERVER_API: &str = "server_api";
 /// The same intervals that LAN peers have by default.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(30);
 const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// Whether and where a server announces itself.
-#[derive(Debug, Clone, Args)]
-pub struct AnnounceArgs {
-    /// Port where everybody hears announcements: the same for all
-    #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = DISCOVERY_PORT, value_parser = clap::value_parser!(u16).range(1..))]
-    discovery_port: u16,
-    /// Do not announce this server; it is then not found by --server auto
-    #[arg(long, value_parser = settings::parse_switch())]
-    no_announce: bool,
+#[derive(Debug, Clone)]
+pub struct AnnounceConfig {
+    /// The port where everybody hears announcements.
+    pub discovery_port: u16,
+    /// If not, the services are only logged.
+    pub enabled: bool,
 }
 
 /// A service that clients connect to, as it is announced.
@@ -49,13 +45,13 @@ pub struct Announcer {
 
 impl Announcer {
     /// Starts announcing. Failures are only logged, because a server is usable without being discoverable.
-    pub fn start(args: &AnnounceArgs, command: &str, bind: IpAddr, services: Vec<AnnouncedService>) -> Announcer {
+    pub fn start(config: &AnnounceConfig, command: &str, bind: IpAddr, services: Vec<AnnouncedService>) -> Announcer {
         let mut announcer = Announcer::default();
         let name = announced_name(command, &host_name());
         for (cert_sha256, serves) in group_by_certificate(services) {
             // Logged even when the server is not announced: users may connect by address and verify this fingerprint.
             let about = describe_services(&serves, cert_sha256.as_deref());
-            if args.no_announce {
+            if !config.enabled {
                 log::info!("not announced: {about}");
                 continue;
             }
@@ -71,7 +67,7 @@ impl Announcer {
                 kind: NodeKind::Server { serves, cert_sha256 },
                 bind,
                 port: None,
-                discovery_port: args.discovery_port,
+                discovery_port: config.discovery_port,
                 announce_every: ANNOUNCE_INTERVAL,
                 forget_after: FORGET_AFTER,
                 static_peers: Vec::new(),
@@ -79,7 +75,7 @@ impl Announcer {
             });
             match started {
                 Ok(peer) => {
-                    log::info!("announced as {name} at discovery port {}: {about}", args.discovery_port);
+                    log::info!("announced as {name} at discovery port {}: {about}", config.discovery_port);
                     announcer.peers.push(peer);
                 }
                 Err(error) => log::warn!("not announced, so that --server auto does not find {about}: {error}"),

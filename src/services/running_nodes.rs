@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use crate::cli::{ready_file, settings};
+use super::{paths, ready_file};
 use crate::model::Name;
 use crate::share::api_client::ApiClient;
 use crate::storage::files::create_private_dir;
@@ -22,7 +22,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A running node that has identified itself.
 #[derive(Debug, Clone)]
-pub(super) struct RunningNode {
+pub struct RunningNode {
     /// The address of its client API.
     pub api_addr: SocketAddr,
     /// The certificate that it must show, if it uses TLS.
@@ -35,7 +35,7 @@ pub(super) struct RunningNode {
 
 /// The record file of a running node. It is removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct NodeRecordFile(PathBuf);
+pub struct NodeRecordFile(PathBuf);
 
 impl Drop for NodeRecordFile {
     fn drop(&mut self) {
@@ -49,11 +49,7 @@ impl Drop for NodeRecordFile {
 ///
 /// # Errors
 /// The file cannot be written; commands then find the node by `--api-port` only.
-pub(super) fn write_node_record(
-    name: &Name,
-    api_addr: SocketAddr,
-    cert: Option<&str>,
-) -> anyhow::Result<NodeRecordFile> {
+pub fn write_node_record(name: &Name, api_addr: SocketAddr, cert: Option<&str>) -> anyhow::Result<NodeRecordFile> {
     let folder = records_folder()?;
     create_private_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     for (path, record) in read_node_records(&folder) {
@@ -64,8 +60,7 @@ pub(super) fn write_node_record(
             log::debug!("{}: {error}", path.display());
         }
     }
-    let path =
-        folder.join(format!("{}.json", settings::safe_file_name(&format!("{}-", api_addr.port()), name.as_str())));
+    let path = folder.join(format!("{}.json", paths::safe_file_name(&format!("{}-", api_addr.port()), name.as_str())));
     ready_file::write(&path, &json!({"name": name, "client_api": api_addr.to_string(), "cert_sha256": cert}))?;
     Ok(NodeRecordFile(path))
 }
@@ -75,7 +70,7 @@ pub(super) fn write_node_record(
 ///
 /// # Errors
 /// No such node, another user's node, or several candidates.
-pub(super) fn find(
+pub fn find(
     addr: Option<SocketAddr>,
     name: Option<&Name>,
     cert: Option<&str>,

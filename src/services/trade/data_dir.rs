@@ -1,11 +1,11 @@
-//! The trade service's files in the data dir. `cli/stores.rs` has checked them before.
+//! The trade service's files in the data dir. `services/stores.rs` has checked them before.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::bank::BuiltinGateway;
-use crate::cli::stores::TRADE_DB;
 use crate::net::tls::{IDENTITY_FILE, TlsIdentity};
+use crate::services::stores::TRADE_DB;
 use crate::storage::Store;
 use crate::storage::backup::{self, DataComponent};
 use crate::trade;

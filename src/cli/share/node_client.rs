@@ -1,0 +1,105 @@
+//! A client of one running node: its requests with the stored session, and how results are printed.
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use super::words::shell_quoted;
+use crate::cli::output::sanitize;
+use crate::cli::repl::Screen;
+use crate::cli::session_store::SessionStore;
+use crate::model::{Name, Token};
+use crate::net::shutdown::ShutdownSignal;
+use crate::share::api_client::{ApiClient, ApiResponse};
+
+/// Beginning of the node's error when the user has not joined the network yet.
+const NOT_STARTED_PREFIX: &str = "not begun";
+
+/// A client of one running node.
+pub(super) struct NodeClient {
+    pub(super) api: ApiClient,
+    pub(super) session_store: SessionStore,
+    pub(super) screen: Screen,
+    /// The user whose node it is. No other user's token is sent to it.
+    pub(super) user: Name,
+    pub(super) shutdown: ShutdownSignal,
+}
+
+/// A failure that was already reported.
+#[derive(Debug, thiserror::Error)]
+#[error("some of it failed")]
+pub(super) struct AlreadyReported;
+
+/// The user stopped waiting; the message tells what goes on without him.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Interrupted(pub(super) String);
+
+impl NodeClient {
+    pub(super) fn get(&self, what: &str) -> anyhow::Result<Value> {
+        self.call(|token| Ok(self.api.get(&api_path(what), Some(token))?))
+    }
+
+    pub(super) fn post(&self, what: &str, body: &Value) -> anyhow::Result<Value> {
+        self.call(|token| Ok(self.api.post(&api_path(what), Some(token), body)?))
+    }
+
+    /// Sends a request with the stored token. It never signs an account in at the node.
+    fn call(&self, ask: impl Fn(&Token) -> anyhow::Result<ApiResponse>) -> anyhow::Result<Value> {
+        let (user, token) = self.session()?;
+        let response = ask(&token)?;
+        if response.status == 409 && response.error().starts_with(NOT_STARTED_PREFIX) {
+            bail!("{user} does not take part at this node: `p2s2 share login` begins that");
+        }
+        successful_body(response)
+    }
+
+    pub(super) fn init(&self, user: &str, token: &Token) -> anyhow::Result<ApiResponse> {
+        Ok(self.api.post(&api_path("init"), Some(token), &json!({ "username": user }))?)
+    }
+
+    /// The stored session of this node's user.
+    pub(super) fn session(&self) -> anyhow::Result<(Name, Token)> {
+        let nobody = || {
+            format!(
+                "{} is not signed in at {}: `p2s2 share login --name {}` first",
+                self.user,
+                self.api.address(),
+                shell_quoted(self.user.as_str())
+            )
+        };
+        let token = self.session_store.session(self.user.as_str())?.with_context(nobody)?;
+        Ok((self.user.clone(), Token::from_text(token)))
+    }
+
+    /// Prints the result of a command: its fields with `--json`, else a text for people.
+    pub(super) fn print_result(&self, command: &str, response: &Value, text: impl FnOnce(&Value) -> String) {
+        if self.screen.is_json() {
+            let mut fields = response.clone();
+            fields.as_object_mut().map(|fields| fields.remove("success"));
+            fields["ok"] = command.into();
+            self.screen.print_json(&fields);
+        } else {
+            let text = text(response);
+            self.screen.print(&text.lines().map(sanitize).collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+/// The body of a successful response.
+pub(super) fn successful_body(response: ApiResponse) -> anyhow::Result<Value> {
+    match response.status {
+        _ if response.is_ok() => Ok(response.body),
+        // After `login` and `register` the message tells what is wrong with name or password; otherwise it is about the
+        // stored token.
+        401 => bail!("{}; `p2s2 share login` signs you in, `p2s2 share register` makes an account", response.error()),
+        _ => bail!(response.error()),
+    }
+}
+
+pub(super) fn api_path(what: &str) -> String {
+    format!("/api/client/{what}")
+}
+
+pub(super) fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

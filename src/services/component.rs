@@ -1,0 +1,156 @@
+//! A component of the shop that has a process to itself.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::announcement::{AnnounceConfig, Announcer};
+use super::listeners::Listeners;
+use super::resources::{self, SharedResources};
+use super::shop::{self, CustomerService, ProductService};
+use super::stores;
+use super::tls::TlsConfig;
+use crate::model::FeeRate;
+use crate::net::cluster;
+use crate::net::limits::RequestedBounds;
+use crate::shop::frontend::{self, DatabaseLocation, FrontendConfig, FrontendServer};
+use crate::shop::listener::ShopContext;
+use crate::shop::ops::Role;
+
+/// How long pending work may take to finish at shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Threads other than those of connections: sweepers, store writers, acceptors.
+const OTHER_THREADS: usize = 64;
+/// Files that a component keeps open: standard streams, locks, a port, at most two stores, and files that are opened
+/// briefly.
+const OWN_FILES: u64 = 26;
+
+/// What every component is configured with.
+#[derive(Debug, Clone)]
+pub struct ComponentConfig {
+    pub bind: IpAddr,
+    pub data_dir: PathBuf,
+    /// What components prove to each other; without it, the key in the data dir.
+    pub cluster_key: Option<PathBuf>,
+    pub max_connections: usize,
+    pub tls: TlsConfig,
+}
+
+/// Where a frontend listens, and where it finds the databases.
+#[derive(Debug, Clone)]
+pub struct FrontendComponentConfig {
+    pub role: Role,
+    pub ports: Vec<u16>,
+    /// `HOST:PORT` of the product database.
+    pub product: String,
+    /// `HOST:PORT` of the customer database.
+    pub customer: String,
+    pub announce: AnnounceConfig,
+}
+
+/// A running component.
+pub struct ComponentProcess {
+    listeners: Listeners,
+    component: Component,
+}
+
+enum Component {
+    Product(ProductService),
+    Customer(CustomerService),
+    Frontend(FrontendServer, Announcer),
+}
+
+impl ComponentProcess {
+    /// Starts the product database.
+    ///
+    /// # Errors
+    /// A one-line description of what kept it from starting.
+    pub fn product(config: &ComponentConfig, port: u16, hold_timeout: Duration) -> anyhow::Result<ComponentProcess> {
+        let dir = config.data_dir.as_path();
+        let lock = ProductService::lock(dir)?;
+        stores::check_product_stores(dir)?;
+        let context = component_context(config)?;
+        let addr = SocketAddr::new(config.bind, port);
+        let product = ProductService::start(addr, "--port", &context, (dir, lock), hold_timeout)?;
+        let mut listeners = Listeners::default();
+        let local = product.local_addr();
+        listeners.add(format!("product-db: tcp {local}"), "product_db", local);
+        Ok(ComponentProcess { listeners, component: Component::Product(product) })
+    }
+
+    /// Starts the customer database.
+    ///
+    /// # Errors
+    /// A one-line description of what kept it from starting.
+    pub fn customer(
+        config: &ComponentConfig,
+        port: u16,
+        session_timeout: Duration,
+        fee: FeeRate,
+    ) -> anyhow::Result<ComponentProcess> {
+        let dir = config.data_dir.as_path();
+        let lock = CustomerService::lock(dir)?;
+        stores::check_customer_stores(dir)?;
+        let context = component_context(config)?;
+        let addr = SocketAddr::new(config.bind, port);
+        let customer = CustomerService::start(addr, "--port", &context, (dir, lock), session_timeout, fee)?;
+        let mut listeners = Listeners::default();
+        let local = customer.local_addr();
+        listeners.add(format!("customer-db: tcp {local}"), "customer_db", local);
+        Ok(ComponentProcess { listeners, component: Component::Customer(customer) })
+    }
+
+    /// Starts a frontend, and announces it.
+    ///
+    /// # Errors
+    /// A one-line description of what kept it from starting.
+    pub fn frontend(config: &ComponentConfig, own: FrontendComponentConfig) -> anyhow::Result<ComponentProcess> {
+        let FrontendComponentConfig { role, ports, product, customer, announce } = own;
+        let context = component_context(config)?;
+        let addrs = ports.iter().map(|port| SocketAddr::new(config.bind, *port)).collect();
+        let frontend = FrontendConfig { role, addrs, product, customer, databases: DatabaseLocation::Remote };
+        let mut listeners = Listeners::default();
+        let server = shop::start_frontend(frontend, "--port", &context, &mut listeners)?;
+        let command = match role {
+            Role::Seller => "seller-server",
+            Role::Buyer => "buyer-server",
+        };
+        let announced = std::mem::take(&mut listeners.announced);
+        let announcer = Announcer::start(&announce, command, config.bind, announced);
+        Ok(ComponentProcess { listeners, component: Component::Frontend(server, announcer) })
+    }
+
+    /// What is reported once everything is bound.
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
+    /// Takes no new work, and gives what is in hand some time.
+    pub fn stop(self) {
+        log::info!("stopping: no new work; what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
+        match self.component {
+            Component::Product(product) => product.stop(SHUTDOWN_GRACE),
+            Component::Customer(customer) => customer.stop(SHUTDOWN_GRACE),
+            Component::Frontend(server, announcer) => {
+                announcer.stop();
+                server.stop(SHUTDOWN_GRACE);
+            }
+        }
+    }
+}
+
+/// Sets up what every component needs before it opens its listener.
+fn component_context(config: &ComponentConfig) -> anyhow::Result<ShopContext> {
+    let data_dir: &Path = &config.data_dir;
+    resources::prepare_process(OWN_FILES, "raise it")?;
+    let wanted = RequestedBounds {
+        connections: config.max_connections,
+        own_files: OWN_FILES,
+        other_threads: OTHER_THREADS,
+        other_files: frontend::LINKS_MAX,
+    };
+    let resources = SharedResources::within_bounds(wanted, "--max-connections", "request");
+    let identity = config.tls.identity(config.bind, data_dir)?;
+    let key_file = config.cluster_key.clone().unwrap_or_else(|| data_dir.join(cluster::FILE_NAME));
+    shop::shop_context(&resources, identity, config.tls.insecure, &key_file)
+}

@@ -1,0 +1,332 @@
+//! The shop's databases and frontends, with their files and listeners.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::listeners::{Listeners, port_in_use};
+use super::page_urls;
+use super::resources::SharedResources;
+use super::stores::{CUSTOMER_DB, SHOP_BANK_DB};
+use crate::bank::BuiltinGateway;
+use crate::model::FeeRate;
+use crate::net::cluster::ClusterKey;
+use crate::net::counters::LatencySnapshot;
+use crate::net::tls::TlsIdentity;
+use crate::share::server_api::Metrics;
+use crate::shop::customer::{self, CustomerDb};
+use crate::shop::frontend::{DatabaseLocation, FrontendConfig, FrontendServer};
+use crate::shop::listener::{ShopContext, ShopListener, ShopStartError};
+use crate::shop::ops::Role;
+use crate::shop::product::{ProductDb, ProductDbSettings};
+use crate::storage::backup::{self, DataComponent};
+use crate::storage::lock::{DataDirLock, LockError};
+use crate::storage::{Store, create_private_dir};
+use crate::web::operator::ShopDatabases;
+
+/// The shop of a server: where its four components listen, and their settings.
+#[derive(Debug, Clone)]
+pub struct ShopConfig {
+    pub product: SocketAddr,
+    pub customer: SocketAddr,
+    pub sellers: Vec<SocketAddr>,
+    pub buyers: Vec<SocketAddr>,
+    /// How long stock is held for a purchase.
+    pub hold_timeout: Duration,
+    /// A session ends after so long without a request.
+    pub session_timeout: Duration,
+    pub fee: FeeRate,
+    /// The key that components prove to each other; it is created if there is none.
+    pub cluster_key: PathBuf,
+}
+
+/// The running shop service. Its four servers communicate over TCP even within one process.
+pub(super) struct ShopService {
+    product: ProductService,
+    customer: CustomerService,
+    frontends: Vec<(&'static str, FrontendServer)>,
+}
+
+impl ShopService {
+    /// Locks the parts of the data dir that the databases could also use as separate processes.
+    pub(super) fn lock(dir: &Path) -> Result<[DataDirLock; 2], LockError> {
+        Ok([ProductService::lock(dir)?, CustomerService::lock(dir)?])
+    }
+
+    /// Starts the databases, then the frontends. Frontends without a certificate of their own show that of trade.
+    pub(super) fn start(
+        config: &ShopConfig,
+        dir: &Path,
+        context: ShopContext,
+        trade_identity: Option<Arc<TlsIdentity>>,
+        [product_lock, customer_lock]: [DataDirLock; 2],
+        listeners: &mut Listeners,
+    ) -> anyhow::Result<ShopService> {
+        let data = (dir, product_lock);
+        let product = ProductService::start(config.product, "--product-port", &context, data, config.hold_timeout)?;
+        let (timeout, data) = (config.session_timeout, (dir, customer_lock));
+        let customer = CustomerService::start(config.customer, "--customer-port", &context, data, timeout, config.fee)?;
+        let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
+        listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
+        listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);
+        let databases = DatabaseLocation::SameProcess { has_tls: context.identity.is_some() };
+        let context = ShopContext { identity: context.identity.clone().or(trade_identity), ..context };
+        let mut frontends = Vec::new();
+        for (role, flag, addrs) in
+            [(Role::Seller, "--seller-port", &config.sellers), (Role::Buyer, "--buyer-port", &config.buyers)]
+        {
+            let frontend = FrontendConfig {
+                role,
+                addrs: addrs.clone(),
+                product: page_urls::reachable_addr(product_addr).to_string(),
+                customer: page_urls::reachable_addr(customer_addr).to_string(),
+                databases,
+            };
+            frontends.push((frontend_name(role), start_frontend(frontend, flag, &context, listeners)?));
+        }
+        Ok(ShopService { product, customer, frontends })
+    }
+
+    /// The databases, for the operator API.
+    pub(super) fn databases(&self) -> ShopDatabases {
+        ShopDatabases { products: Arc::clone(self.product.db()), customers: Arc::clone(self.customer.db()) }
+    }
+
+    /// Weak references, because the metrics may outlive the shop.
+    pub(super) fn register_metrics(self: &Arc<Self>, metrics: &Metrics) {
+        let (sizes, counters) = (Arc::downgrade(self), Arc::downgrade(self));
+        metrics.add_sizes("shop", move || sizes.upgrade().map_or_else(Vec::new, |shop| shop.sizes()));
+        metrics.add_counters("shop", move || counters.upgrade().map_or_else(Vec::new, |shop| shop.counters()));
+        let (requests, commits) = (Arc::downgrade(self), Arc::downgrade(self));
+        let none = LatencySnapshot::default;
+        metrics.add_latencies("shop_requests", move || requests.upgrade().map_or_else(none, |shop| shop.latencies()));
+        metrics.add_latencies("shop_commits", move || {
+            commits.upgrade().map_or_else(none, |shop| shop.customer.db().store().commit_latencies())
+        });
+    }
+
+    /// All counters of the frontends and of the databases' listeners.
+    fn counters(&self) -> Vec<(String, u64)> {
+        let named = |part: &str, list: Vec<(&'static str, u64)>| {
+            list.into_iter().map(|(name, count)| (format!("{part}_{name}"), count)).collect::<Vec<_>>()
+        };
+        let frontends = self.frontends.iter().flat_map(|(part, frontend)| {
+            frontend.counters().into_iter().map(move |(name, count)| (format!("{part}_{name}"), count))
+        });
+        let databases = [named("product_db", self.product.counters()), named("customer_db", self.customer.counters())];
+        frontends.chain(databases.concat()).collect()
+    }
+
+    /// Response times of client requests, over all frontends.
+    fn latencies(&self) -> LatencySnapshot {
+        self.frontends
+            .iter()
+            .fold(LatencySnapshot::default(), |sum, (_, frontend)| sum.merged_with(&frontend.latencies()))
+    }
+
+    /// Current sizes for the metrics.
+    fn sizes(&self) -> Vec<(&'static str, u64)> {
+        let customers = self.customer.db();
+        let (sessions, _) = customers.session_and_buyer_counts();
+        let mut sizes =
+            vec![("sessions", sessions as u64), ("purchases_under_way", customers.open_purchase_count() as u64)];
+        match self.product.db().items_on_sale() {
+            Ok(items) => sizes.push(("items_on_sale", items)),
+            // The value is left out this time.
+            Err(error) => log::debug!("how many items are on sale: {error}"),
+        }
+        sizes
+    }
+
+    /// Stops the frontends first: their pending requests need the databases.
+    pub(super) fn stop(&self, deadline: Instant) {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        for (name, frontend) in &self.frontends {
+            frontend.stop(left());
+            for (counter, count) in frontend.counters() {
+                log::debug!("{name}_{counter} {count}");
+            }
+        }
+        self.product.stop(left());
+        self.customer.stop(left());
+    }
+}
+
+/// The context of all shop listeners of a process.
+///
+/// # Errors
+/// The cluster key cannot be loaded or created.
+pub(super) fn shop_context(
+    resources: &SharedResources,
+    identity: Option<Arc<TlsIdentity>>,
+    allows_remote_plaintext: bool,
+    key_file: &Path,
+) -> anyhow::Result<ShopContext> {
+    // The first component in a data dir creates the key and its folder.
+    if let Some(dir) = key_file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        create_private_dir(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+    }
+    let SharedResources { executor, limiter, budget } = resources.clone();
+    let key = ClusterKey::load_or_create(key_file)?;
+    Ok(ShopContext { executor, limiter, budget, identity, allows_remote_plaintext, key })
+}
+
+/// The running product database.
+pub(super) struct ProductService {
+    db: Arc<ProductDb>,
+    listener: ShopListener,
+    _lock: DataDirLock,
+}
+
+impl ProductService {
+    /// Locks its part of the data dir. Must be called before anything there is examined or created.
+    ///
+    /// # Errors
+    /// Another process holds the lock, or it cannot be acquired.
+    pub(super) fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
+        DataDirLock::acquire_component(data_dir, DataComponent::Product.lock_name())
+    }
+
+    /// Opens the database file and the listener.
+    ///
+    /// # Errors
+    /// A one-line description with advice.
+    pub(super) fn start(
+        addr: SocketAddr,
+        flag: &str,
+        context: &ShopContext,
+        (data_dir, lock): (&Path, DataDirLock),
+        hold_timeout: Duration,
+    ) -> anyhow::Result<ProductService> {
+        let first_id_range = backup::first_id_range(data_dir, DataComponent::Product)?;
+        let db = Arc::new(ProductDb::open(data_dir, ProductDbSettings { hold_timeout, first_id_range })?);
+        let listener = ShopListener::open_product(addr, context.clone(), Arc::clone(&db) as _)
+            .map_err(|error| explain_start_error(error, flag))?;
+        Ok(ProductService { db, listener, _lock: lock })
+    }
+
+    pub(super) fn db(&self) -> &Arc<ProductDb> {
+        &self.db
+    }
+
+    /// The address for links from frontends.
+    pub(super) fn local_addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// The listener's counters.
+    pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.listener.counters()
+    }
+
+    /// Stops accepting work, finishes pending requests and closes the file.
+    pub(super) fn stop(&self, grace: Duration) {
+        self.listener.stop(grace);
+        self.db.close();
+    }
+}
+
+/// The running customer database.
+pub(super) struct CustomerService {
+    db: Arc<CustomerDb>,
+    store: Arc<Store>,
+    bank: Arc<BuiltinGateway>,
+    listener: ShopListener,
+    _lock: DataDirLock,
+}
+
+impl CustomerService {
+    /// Locks its part of the data dir. Must be called before anything there is examined or created.
+    ///
+    /// # Errors
+    /// Another process holds the lock, or it cannot be acquired.
+    pub(super) fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
+        DataDirLock::acquire_component(data_dir, DataComponent::Customer.lock_name())
+    }
+
+    /// Opens the database files, completes interrupted purchases, and opens the listener.
+    ///
+    /// # Errors
+    /// A one-line description with advice.
+    pub(super) fn start(
+        addr: SocketAddr,
+        flag: &str,
+        context: &ShopContext,
+        (data_dir, lock): (&Path, DataDirLock),
+        session_timeout: Duration,
+        fee: FeeRate,
+    ) -> anyhow::Result<CustomerService> {
+        let store = Arc::new(Store::open(&data_dir.join(CUSTOMER_DB), customer::MIGRATIONS)?);
+        let bank = Arc::new(BuiltinGateway::open_file(&data_dir.join(SHOP_BANK_DB))?);
+        let first_id_range = backup::first_id_range(data_dir, DataComponent::Customer)?;
+        let config = customer::CustomerDbConfig {
+            session_timeout,
+            fee,
+            first_id_range,
+            ..customer::CustomerDbConfig::default()
+        };
+        let db = Arc::new(CustomerDb::open(Arc::clone(&store), Arc::clone(&bank) as _, config)?);
+        let listener = ShopListener::open_customer(addr, context.clone(), Arc::clone(&db) as _)
+            .map_err(|error| explain_start_error(error, flag))?;
+        Ok(CustomerService { db, store, bank, listener, _lock: lock })
+    }
+
+    pub(super) fn db(&self) -> &Arc<CustomerDb> {
+        &self.db
+    }
+
+    /// The address for links from frontends and for unauthenticated connections.
+    pub(super) fn local_addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// The listener's counters.
+    pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.listener.counters()
+    }
+
+    /// Stops accepting work, finishes pending requests and closes the files.
+    pub(super) fn stop(&self, grace: Duration) {
+        self.listener.stop(grace);
+        self.db.close();
+        self.store.close();
+        self.bank.close();
+    }
+}
+
+/// A frontend's name in the ready file and in announcements.
+fn frontend_name(role: Role) -> &'static str {
+    match role {
+        Role::Seller => "seller",
+        Role::Buyer => "buyer",
+    }
+}
+
+/// Starts a frontend; `flag` chose its ports.
+///
+/// # Errors
+/// A one-line description with advice.
+pub(super) fn start_frontend(
+    config: FrontendConfig,
+    flag: &str,
+    context: &ShopContext,
+    listeners: &mut Listeners,
+) -> anyhow::Result<FrontendServer> {
+    let name = frontend_name(config.role);
+    let server = FrontendServer::start(config, context).map_err(|error| explain_start_error(error, flag))?;
+    let cert_sha256 = context.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
+    listeners.add_frontend(name, &server.local_addrs(), cert_sha256);
+    Ok(server)
+}
+
+/// Turns a start error into one that names the flag by which the port was chosen.
+fn explain_start_error(error: ShopStartError, flag: &str) -> anyhow::Error {
+    match error {
+        ShopStartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => port_in_use(addr, flag),
+        error => error.into(),
+    }
+}
