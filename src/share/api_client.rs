@@ -14,7 +14,7 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, DefaultConnector, LazyBuffers, NextTimeout, Transport,
 };
-use ureq::{Agent, Error};
+use ureq::{Agent, Error, RequestBuilder};
 
 use crate::model::Token;
 use crate::net::conn::{Conn, ConnReader, ConnWriter};
@@ -93,14 +93,7 @@ impl ApiClient {
     /// # Errors
     /// The API cannot be reached, or did not respond in time.
     pub fn get(&self, path: &str, token: Option<&Token>) -> Result<ApiResponse, ApiUnreachable> {
-        let mut request = self.agent.get(self.url(path));
-        if let Some(host) = self.host_header() {
-            request = request.header("Host", host);
-        }
-        if let Some(token) = token {
-            request = request.header("Authorization", format!("Bearer {}", token.reveal()));
-        }
-        self.read(request.call())
+        self.read(self.with_headers(self.agent.get(self.url(path)), token).call())
     }
 
     /// Sends a POST request with a JSON body.
@@ -108,14 +101,19 @@ impl ApiClient {
     /// # Errors
     /// The API cannot be reached, or did not respond in time.
     pub fn post(&self, path: &str, token: Option<&Token>, body: &Value) -> Result<ApiResponse, ApiUnreachable> {
-        let mut request = self.agent.post(self.url(path)).content_type("application/json");
+        let request = self.agent.post(self.url(path)).content_type("application/json");
+        self.read(self.with_headers(request, token).send(body.to_string()))
+    }
+
+    /// Adds the headers of every request.
+    fn with_headers<B>(&self, mut request: RequestBuilder<B>, token: Option<&Token>) -> RequestBuilder<B> {
         if let Some(host) = self.host_header() {
             request = request.header("Host", host);
         }
         if let Some(token) = token {
             request = request.header("Authorization", format!("Bearer {}", token.reveal()));
         }
-        self.read(request.send(body.to_string()))
+        request
     }
 
     /// The address that the host name resolves to. A server does not know all names by which it is reached, and rejects

@@ -36,6 +36,7 @@ use crate::net::http::{
 pub mod authenticator;
 mod browse;
 mod content;
+mod handler;
 mod links;
 mod local;
 mod remote;
@@ -43,8 +44,9 @@ mod table;
 mod uploads;
 
 use authenticator::Authenticator;
+use handler::ClientHandler;
 use links::DownloadLinks;
-use table::{ClientHandler, ROUTES};
+use table::ROUTES;
 use uploads::UploadSink;
 
 /// The handler of the client API.

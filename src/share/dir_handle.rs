@@ -11,7 +11,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::files::unix_ns;
+use super::unix_time::unix_ns;
 
 /// How a file in a folder is opened. Links are never followed, and opening a pipe never blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,6 +13,9 @@
 //! | `dir_handle.rs` | folders that are held open, so that no symbolic link leads out of them |
 //! | `folders.rs` | which paths a node may read or write |
 //! | `files.rs` | the files that a node tracks |
+//! | `similarity.rs` | how alike two files are, by size and time |
+//! | `token_digest.rs` | what is kept of a token instead of itself |
+//! | `unix_time.rs` | times as the wire's seconds |
 //! | `api_client.rs` | a client of the HTTP APIs |
 //! | `node.rs` | one user's node: publishing, fetching, the connection to the registry |
 //! | `page.rs` | paging and searching in lists |
@@ -34,5 +37,8 @@ pub mod registry;
 mod response_fields;
 pub mod server;
 pub mod server_api;
+pub mod similarity;
+mod token_digest;
 pub mod transfer;
+pub mod unix_time;
 pub mod wire;

@@ -646,7 +646,7 @@ impl Node {
             _ => None,
         };
         drop(opened);
-        let duplicates = self.duplicates(name, stat.size, Some(super::files::unix_seconds(stat.modified_ns)));
+        let duplicates = self.duplicates(name, stat.size, Some(super::unix_time::unix_seconds(stat.modified_ns)));
         let duplicates = match duplicates {
             Ok(duplicates) if !overwrite && !duplicates.is_empty() => {
                 return Err(NodeError::Duplicates(Box::new(duplicates)));

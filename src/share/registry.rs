@@ -3,15 +3,19 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `similar_files.rs` | which files look like another |
+//! | `registry.rs` | [`Registry`]: the hosts and their indexes |
 //! | `claims.rs` | REGISTER: who may have a hostname |
+//! | `liveness.rs` | who is live, and who is silent |
+//! | `removal.rs` | how hosts go, and what is evicted to make room |
 //! | `files.rs` | PUBLISH, UNPUBLISH, and a whole list replaced step by step |
-//! | `shown.rs` | what REQUEST, DISCOVER and LIST show, in pages |
+//! | `listing.rs` | what REQUEST, DISCOVER and LIST show, in pages |
+//! | `similar.rs` | which files look like another |
 //! | `change_log.rs` | what has changed of it, for who follows |
-//! | `secrets.rs`, `departed.rs` | what gives a hostname back, also when its host is gone |
-//! | `room.rs` | how much there may be, and whose it is |
+//! | `secrets.rs`, `secret_hash.rs`, `departed.rs` | what gives a hostname back, also when its host is gone |
+//! | `quotas.rs` | how much there may be, and whose it is |
 //! | `names.rs`, `index.rs` | names in order, and who holds what |
-//! | `store.rs` | the rows of all of it |
+//! | `change.rs`, `store.rs` | what is to be stored, and its rows |
+//! | `error.rs` | why a request is refused |
 //!
 //! Every operation works in memory and is short: whatever could be long (adding or removing a list of 100,000 files,
 //! many hosts that time out together) is done in bounded steps, so that a lock around the registry is never held for
@@ -31,30 +35,38 @@ use super::wire::{Digest, FileMap, FileName};
 use crate::model::{Millis, Name};
 use crate::net::source::{self, SourceKey};
 
+mod change;
 mod change_log;
 mod claims;
 mod departed;
+mod error;
 mod files;
 mod index;
 mod listing;
+mod liveness;
 mod names;
 mod quotas;
+mod removal;
+mod secret_hash;
 mod secrets;
 mod similar;
 pub mod store;
 #[cfg(test)]
 mod tests;
 
+pub use change::{HostRow, RegistryChange};
 pub use change_log::{ListingChange, ListingChangeKind, ListingUpdate};
 pub use claims::{AccountProof, HostnameClaim, HostnameGrant, HostnameStatus};
+pub use error::RegistryError;
 pub use listing::{HostSummary, ListingCursor, ListingPart};
-pub use secrets::SecretHash;
-pub use store::{HostRow, RegistryChange};
+pub use quotas::RegistryLimits;
+pub use secret_hash::SecretHash;
 
 use change_log::ChangeLog;
 use index::HolderIndex;
 use names::OrderedNames;
-use quotas::{HostUsage, QuotaExceeded, Quotas};
+use quotas::{HostUsage, Quotas};
+use removal::HostTombstone;
 use secrets::ResumeSecrets;
 use similar::SizeIndex;
 
@@ -66,80 +78,6 @@ pub type ConnId = u64;
 
 /// Index of a host in [`Registry::slots`]; reused once no index refers to it.
 type Slot = u32;
-
-/// Limits for hosts without an account. The same totals apply, separately, to hosts of user accounts.
-#[derive(Debug, Clone, Copy)]
-pub struct RegistryLimits {
-    /// Hosts, including silent ones.
-    pub hosts: usize,
-    /// Published files of all hosts together.
-    pub files: usize,
-    /// Hosts without an account from one source address; loopback may have half of the total.
-    pub hosts_per_source: usize,
-    /// Their published files per source address; loopback may have half of the total.
-    pub files_per_source: usize,
-    /// Unpublished files that are remembered; beyond that they are forgotten.
-    pub unpublished_files: usize,
-    /// Unpublished files per source address; loopback may have half of the total.
-    pub unpublished_files_per_source: usize,
-}
-
-impl Default for RegistryLimits {
-    fn default() -> RegistryLimits {
-        RegistryLimits {
-            hosts: 500_000,
-            files: 5_000_000,
-            hosts_per_source: 1_000,
-            files_per_source: 200_000,
-            unpublished_files: 500_000,
-            unpublished_files_per_source: 20_000,
-        }
-    }
-}
-
-/// Why a request is refused. The text begins with the name of the offending field.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RegistryError {
-    /// The host may not be listed under this address.
-    #[error("ip: {0}")]
-    Ip(&'static str),
-    /// The connection is already registered under another hostname.
-    #[error("hostname: this connection is registered as {0} and may change nothing else")]
-    OneHostname(Name),
-    /// The hostname belongs to a user account, and the claim does not prove to come from that user.
-    #[error("token: the hostname is a user account and needs a valid token of that user")]
-    NeedsToken,
-    /// Another host has the hostname.
-    #[error("hostname in use")]
-    InUse,
-    /// A limit on hosts or files in total is reached.
-    #[error("BUSY: the registry is full: it takes no more {0}")]
-    Full(&'static str),
-    /// The source address has used up its share.
-    #[error(
-        "BUSY: {source_of_it} has {share} {what} here, as many as one source may; UNREGISTER and UNPUBLISH make room"
-    )]
-    ShareFull {
-        /// What is counted: hostnames or files.
-        what: &'static str,
-        /// The source address or network.
-        source_of_it: SourceKey,
-        /// The maximum for one source.
-        share: usize,
-    },
-    /// The host already has the maximum number of files.
-    #[error("fname: a host may have {0} files")]
-    TooManyFiles(usize),
-    /// The connection has not registered.
-    #[error("expected REGISTER first")]
-    NotRegistered,
-    /// No host of that name is live.
-    #[error("hostname: no such host is there")]
-    UnknownHost,
-    /// The host has no file of that name.
-    #[error("fname: this host has no such file")]
-    UnknownFile,
-}
 
 /// Totals of the live hosts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -183,12 +121,6 @@ struct HostRecord {
     reserved_files: usize,
     /// Sequence number of the stored change that made the host what it is; set by the caller.
     change_seq: u64,
-}
-
-/// A removed host whose files are still to be taken out of the indexes.
-struct HostTombstone {
-    slot: Slot,
-    files: FileMap,
 }
 
 /// All hosts with their indexes.
@@ -270,32 +202,6 @@ impl Registry {
         self.host_of_connection(conn).map(|(_, host)| &host.name)
     }
 
-    /// Counts any request on a connection as a sign of life of its host.
-    pub fn record_activity(&mut self, now: Millis, conn: ConnId) {
-        let now = self.advance_clock(now);
-        if let Some(slot) = self.by_conn.get(&conn).copied() {
-            self.mark_seen(now, slot);
-        }
-    }
-
-    /// The connection has closed. Its host stays live until the timeout.
-    pub fn connection_closed(&mut self, conn: ConnId) {
-        if let Some(slot) = self.by_conn.remove(&conn)
-            && let Some(host) = self.slots[slot as usize].as_mut()
-        {
-            host.conn = None;
-            self.totals.active_clients -= u64::from(host.is_live);
-            self.mark_changed(slot);
-        }
-    }
-
-    /// The sequence number of a live host's latest change; `None` if the host is not live.
-    pub fn presence(&mut self, now: Millis, hostname: &str) -> Option<u64> {
-        let now = self.advance_clock(now);
-        let host = self.host_by_name(hostname)?.1;
-        (now < host.last_seen_at.plus(self.peer_timeout)).then_some(host.change_seq)
-    }
-
     /// Records the sequence number of the stored change that made this host what it is. The numbers only grow.
     pub fn set_change_seq(&mut self, conn: ConnId, change_seq: u64) {
         if let Some(slot) = self.by_conn.get(&conn).copied()
@@ -305,183 +211,9 @@ impl Registry {
         }
     }
 
-    /// UNREGISTER: removes the host with its files at once. Its secret can get the name back for 30 days, unless
-    /// another host has held it in between.
-    ///
-    /// # Errors
-    /// The connection is not registered under this hostname.
-    pub fn unregister(
-        &mut self,
-        now: Millis,
-        conn: ConnId,
-        hostname: &Name,
-    ) -> Result<Vec<RegistryChange>, RegistryError> {
-        let now = self.advance_clock(now);
-        let slot = self.owned_slot(conn, hostname)?;
-        self.mark_seen(now, slot);
-        let mut changes = Vec::new();
-        self.remove_host(slot, &mut changes);
-        Ok(changes)
-    }
-
-    /// The hostname is a user account from now on: an anonymous host that holds it is removed.
-    pub fn account_created(&mut self, hostname: &str) -> Vec<RegistryChange> {
-        let mut changes = Vec::new();
-        if let Some((slot, host)) = self.host_by_name(hostname)
-            && !host.is_user
-        {
-            self.remove_host(slot, &mut changes);
-        }
-        self.secrets.drop_anonymous(hostname, &mut changes);
-        changes
-    }
-
     /// Hostnames of hosts that have not authenticated as a user, to check whether they now belong to an account.
     pub fn anonymous_hostnames(&self) -> Vec<Name> {
         self.slots.iter().flatten().filter(|host| !host.is_user).map(|host| host.name.clone()).collect()
-    }
-
-    /// Makes up to `at_most` timed-out hosts silent. Returns whether more may be due; listings and totals are exact
-    /// once it returns false.
-    pub fn expire(&mut self, now: Millis, at_most: usize) -> bool {
-        let now = self.advance_clock(now);
-        for _ in 0..at_most {
-            let Some((last_seen_at, slot)) = self.live_by_last_seen.first().copied() else { return false };
-            if now < last_seen_at.plus(self.peer_timeout) {
-                return false;
-            }
-            self.make_silent(slot);
-        }
-        true
-    }
-
-    /// Removes hosts and secrets whose resume period is over, and takes files of removed hosts out of the indexes, up
-    /// to `at_most` entries. Returns whether there is more to do.
-    pub fn purge_expired(&mut self, now: Millis, at_most: usize, changes: &mut Vec<RegistryChange>) -> bool {
-        let now = self.advance_clock(now);
-        let mut budget = at_most;
-        while budget > 0
-            && let oldest_of_each_kind = [self.silent_users.first(), self.silent_anonymous.first()]
-            && let Some((last_seen_at, slot)) = oldest_of_each_kind.into_iter().flatten().min().copied()
-            && last_seen_at.plus(RESUME_FOR) <= now
-        {
-            budget -= 1;
-            self.remove_host(slot, changes);
-        }
-        self.purge_tombstones(&mut budget);
-        let by_name = &self.by_name;
-        let slots = &self.slots;
-        let last_seen = |name: &Name, lease_id: u64| {
-            let host = by_name.get(name).and_then(|slot| slots[*slot as usize].as_ref());
-            host.filter(|host| host.lease_id == lease_id).map(|host| host.last_seen_at)
-        };
-        self.secrets.prune(now, budget.min(at_most), last_seen, changes);
-        budget == 0
-    }
-
-    /// Removes up to `at_most` silent hosts, longest silent first, until the claim fits the quotas. Returns whether
-    /// another call may free more.
-    pub fn evict_for_claim(
-        &mut self,
-        now: Millis,
-        conn: ConnId,
-        claim: &HostnameClaim,
-        at_most: usize,
-        changes: &mut Vec<RegistryChange>,
-    ) -> bool {
-        let now = self.advance_clock(now);
-        self.expire(now, at_most);
-        for _ in 0..at_most {
-            // A claim that would be refused anyway evicts nobody.
-            let Ok(plan) = self.plan_claim(now, conn, claim) else { return false };
-            let Some(exceeded) = self.quotas.exceeded_by(plan.before.as_ref(), &plan.after) else { return false };
-            if !self.evict_oldest_silent(&exceeded, &claim.hostname, changes) {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// The same for a file that a host is about to publish.
-    pub fn evict_for_publish(
-        &mut self,
-        now: Millis,
-        conn: ConnId,
-        hostname: &Name,
-        fname: &FileName,
-        at_most: usize,
-        changes: &mut Vec<RegistryChange>,
-    ) {
-        let now = self.advance_clock(now);
-        for _ in 0..at_most {
-            let Ok(slot) = self.owned_slot(conn, hostname) else { return };
-            let Some(exceeded) = self.publish_quota_exceeded(slot, fname) else { return };
-            self.expire(now, at_most);
-            if !self.evict_oldest_silent(&exceeded, hostname, changes) {
-                return;
-            }
-        }
-    }
-
-    /// Removes the longest silent host that uses the exceeded quota. Returns whether there was one.
-    fn evict_oldest_silent(
-        &mut self,
-        exceeded: &QuotaExceeded,
-        except: &Name,
-        changes: &mut Vec<RegistryChange>,
-    ) -> bool {
-        let is_another = |slot: &Slot| self.slots[*slot as usize].as_ref().is_some_and(|host| host.name != *except);
-        let oldest = match exceeded {
-            QuotaExceeded::Total { is_user, .. } => {
-                let silent = if *is_user { &self.silent_users } else { &self.silent_anonymous };
-                silent.iter().map(|(_, slot)| *slot).find(is_another)
-            }
-            QuotaExceeded::PerSource { source, .. } => {
-                let all = (*source, Millis(0), 0)..=(*source, Millis(u64::MAX), Slot::MAX);
-                self.silent_by_source.range(all).map(|(_, _, slot)| *slot).find(is_another)
-            }
-        };
-        if let Some(slot) = oldest {
-            self.remove_host(slot, changes);
-        }
-        oldest.is_some()
-    }
-
-    /// Takes up to `at_most` hosts whose last-seen time is not stored yet: row id and time.
-    pub fn take_unsaved_last_seen(&mut self, at_most: usize) -> Vec<(u64, Millis)> {
-        let from = self.unsaved_slots.len().saturating_sub(at_most);
-        let slots = self.unsaved_slots.split_off(from);
-        let mut rows = Vec::with_capacity(slots.len());
-        for slot in slots {
-            if let Some(host) = self.slots[slot as usize].as_mut()
-                && std::mem::take(&mut host.is_last_seen_unsaved)
-            {
-                rows.push((host.id, host.last_seen_at));
-            }
-        }
-        rows
-    }
-
-    /// After a reload from the store: takes over what only the former instance knew, the open connections and the
-    /// last-seen times.
-    pub fn adopt_runtime_state(&mut self, old: &Registry) {
-        self.advance_clock(old.now);
-        for host in old.slots.iter().flatten() {
-            let Some(slot) = self.by_name.get(&host.name).copied() else { continue };
-            let Some(own) = self.slots[slot as usize].as_mut() else { continue };
-            if own.id != host.id || own.lease_id != host.lease_id {
-                continue;
-            }
-            if let Some(conn) = host.conn {
-                own.conn = Some(conn);
-                self.by_conn.insert(conn, slot);
-                self.totals.active_clients += u64::from(own.is_live);
-            }
-            let last_seen_at = host.last_seen_at.max(own.last_seen_at);
-            if last_seen_at > own.last_seen_at {
-                self.mark_seen(last_seen_at, slot);
-            }
-        }
     }
 
     /// Exact after [`expire`](Registry::expire).
@@ -509,8 +241,6 @@ impl Registry {
         ]
         .map(|(name, size)| (name, size as u64))
     }
-
-    // Internals.
 
     fn advance_clock(&mut self, now: Millis) -> Millis {
         self.now = self.now.max(now);
@@ -569,83 +299,6 @@ impl Registry {
         self.quotas.replace(&before, &now);
     }
 
-    fn mark_seen(&mut self, now: Millis, slot: Slot) {
-        let Some(host) = self.slots[slot as usize].as_mut() else { return };
-        let heard_before = std::mem::replace(&mut host.last_seen_at, now);
-        if !std::mem::replace(&mut host.is_last_seen_unsaved, true) {
-            self.unsaved_slots.push(slot);
-        }
-        if host.is_live {
-            if heard_before != now {
-                self.live_by_last_seen.remove(&(heard_before, slot));
-                self.live_by_last_seen.insert((now, slot));
-            }
-        } else {
-            self.remove_silent(slot, heard_before);
-            self.make_live(slot);
-            self.log_host_listed(slot, false);
-        }
-    }
-
-    /// Adds the host to the indexes of silent hosts.
-    fn insert_silent(&mut self, slot: Slot) {
-        let Some(host) = &self.slots[slot as usize] else { return };
-        if host.is_user {
-            self.silent_users.insert((host.last_seen_at, slot));
-        } else {
-            self.silent_anonymous.insert((host.last_seen_at, slot));
-            self.silent_by_source.insert((source::key_of(host.source), host.last_seen_at, slot));
-        }
-    }
-
-    /// Takes the host out of the indexes of silent hosts, where it is filed under this time.
-    fn remove_silent(&mut self, slot: Slot, last_seen_at: Millis) {
-        let Some(host) = &self.slots[slot as usize] else { return };
-        if host.is_user {
-            self.silent_users.remove(&(last_seen_at, slot));
-        } else {
-            self.silent_anonymous.remove(&(last_seen_at, slot));
-            self.silent_by_source.remove(&(source::key_of(host.source), last_seen_at, slot));
-        }
-    }
-
-    /// Lists the host from now on.
-    fn make_live(&mut self, slot: Slot) {
-        let Some(host) = self.slots[slot as usize].as_mut() else { return };
-        host.is_live = true;
-        self.live_user_count += usize::from(host.is_user);
-        self.live_by_last_seen.insert((host.last_seen_at, slot));
-        self.live_names.insert(host.name.clone(), slot);
-        self.totals.total_clients += 1;
-        self.totals.active_clients += u64::from(host.conn.is_some());
-        self.totals.total_files += host.published_count;
-        self.totals.total_size += host.published_bytes;
-        self.mark_changed(slot);
-    }
-
-    fn make_silent(&mut self, slot: Slot) {
-        self.log_host_unlisted(slot);
-        self.detach(slot);
-        self.insert_silent(slot);
-    }
-
-    /// Stops listing the host; it is neither live nor silent then.
-    fn detach(&mut self, slot: Slot) {
-        let Some(last_seen_at) = self.slots[slot as usize].as_ref().map(|host| host.last_seen_at) else { return };
-        self.remove_silent(slot, last_seen_at);
-        let Some(host) = self.slots[slot as usize].as_mut() else { return };
-        if std::mem::take(&mut host.is_live) {
-            self.live_by_last_seen.remove(&(host.last_seen_at, slot));
-            self.live_names.remove(host.name.as_str());
-            self.totals.total_clients -= 1;
-            self.totals.active_clients -= u64::from(host.conn.is_some());
-            self.totals.total_files -= host.published_count;
-            self.totals.total_size -= host.published_bytes;
-            self.live_user_count -= usize::from(host.is_user);
-            self.mark_changed(slot);
-        }
-    }
-
     /// Notes that the host's listing has changed.
     fn mark_changed(&mut self, slot: Slot) {
         let (Some(changed_hosts), Some(host)) = (&mut self.changed_hosts, &self.slots[slot as usize]) else { return };
@@ -661,47 +314,6 @@ impl Registry {
     pub fn take_changed_hosts(&mut self, is_wanted: bool) -> Option<BTreeSet<Name>> {
         let changed_hosts = std::mem::replace(&mut self.changed_hosts, is_wanted.then(ChangedHosts::default));
         changed_hosts.filter(|changed_hosts| !changed_hosts.too_many).map(|changed_hosts| changed_hosts.names)
-    }
-
-    /// Removes a host. Its secrets stay.
-    fn remove_host(&mut self, slot: Slot, changes: &mut Vec<RegistryChange>) {
-        if self.slots[slot as usize].as_ref().is_some_and(|host| host.is_live) {
-            self.log_host_unlisted(slot);
-        }
-        self.detach(slot);
-        let Some(host) = self.slots[slot as usize].take() else { return };
-        self.by_name.remove(&host.name);
-        self.secrets.host_departed(&host.name, host.source, host.last_seen_at, changes);
-        if let Some(conn) = host.conn {
-            self.by_conn.remove(&conn);
-        }
-        self.file_count -= host.files.len();
-        if let Some(held) = &host.usage {
-            self.quotas.release(held);
-        }
-        changes.push(RegistryChange::DropHost(host.id));
-        self.tombstones.push(HostTombstone { slot, files: host.files });
-    }
-
-    /// Takes files of removed hosts out of the indexes, at most `budget` of them.
-    fn purge_tombstones(&mut self, budget: &mut usize) {
-        while *budget > 0
-            && let Some(tombstone) = self.tombstones.last_mut()
-        {
-            let slot = tombstone.slot;
-            match tombstone.files.pop_last() {
-                None => {
-                    self.tombstones.pop();
-                    self.free_slots.push(slot);
-                }
-                Some((fname, entry)) => {
-                    *budget -= 1;
-                    if entry.is_published {
-                        self.unindex(slot, &fname, &entry);
-                    }
-                }
-            }
-        }
     }
 }
 

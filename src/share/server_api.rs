@@ -17,8 +17,9 @@ use serde_json::{Value, json};
 
 use super::registry::RegistryTotals;
 use super::server::{RegistryServer, RegistryView};
+use super::unix_time::unix_seconds_of;
 use crate::identity::{UserError, Users};
-use crate::model::{Clock, Millis, Name, Token};
+use crate::model::{Clock, Name, Token};
 use crate::net::http::routes::{self, RouteMatch, RouteSpec};
 use crate::net::http::{
     HandlerResult, HttpError, HttpHandler, JsonFields, Request, Response, RouteCall, StatusCode, bearer, not_found,
@@ -66,7 +67,7 @@ impl ServerApi {
 
     fn stats(&self) -> HandlerResult {
         let mut stats = stats(&self.view()?.totals());
-        stats["timestamp"] = unix_seconds_json(Clock::wall());
+        stats["timestamp"] = json!(unix_seconds_of(Clock::wall()));
         Ok(success(json!({ "stats": stats })))
     }
 
@@ -117,11 +118,6 @@ fn stats(totals: &RegistryTotals) -> Value {
 pub fn require_admin(users: &Users, request: &Request) -> Result<Name, HttpError> {
     let token = request_token(request, false)?;
     users.authenticate_admin(token.reveal()).map_err(to_http_error)
-}
-
-/// Unix seconds as a JSON number, with the milliseconds as a fraction.
-pub fn unix_seconds_json(at: Millis) -> Value {
-    if at.0.is_multiple_of(1000) { (at.0 / 1000).into() } else { (at.0 as f64 / 1000.0).into() }
 }
 
 /// Maps an error of an account or a token to an HTTP status.

@@ -11,7 +11,10 @@
 //! | `verifier.rs` | hashing received pieces while they are written |
 //! | `source_connection.rs` | one connection to one source host |
 //! | `saver.rs` | syncing the part file and writing the journal, on a thread of its own |
-//! | `fetch.rs` | [`Fetch`]: one fetch, its plan and its threads |
+//! | `context.rs` | who provides a fetch's threads, and its timeouts |
+//! | `progress.rs` | how far a fetch is, and its status |
+//! | `fetch_worker.rs` | the thread that owns the plan and applies its effects |
+//! | `fetch.rs` | [`Fetch`]: one fetch, started and controlled |
 
 use std::fs::File;
 use std::sync::Arc;
@@ -20,9 +23,12 @@ use std::time::SystemTime;
 use super::pieces::FileDigests;
 use super::wire::{FileEntry, FileName, HostEntry, Seconds};
 
+mod context;
 mod fetch;
+mod fetch_worker;
 mod part_file;
 pub mod plan;
+mod progress;
 mod saver;
 mod sendfile;
 mod server;
@@ -31,8 +37,10 @@ mod speed;
 mod verifier;
 pub mod wire;
 
-pub use fetch::{Fetch, FetchContext, FetchProgress, FetchTiming, ProgressCallback, TransferStatus};
+pub use context::{FetchContext, FetchTiming};
+pub use fetch::Fetch;
 pub use part_file::{FetchSpec, StartFetchError, discard_leftovers, find_interrupted, list_interrupted};
+pub use progress::{FetchProgress, FetchStatus, ProgressCallback};
 pub use server::{PeerServer, PeerServerLimits};
 
 use super::wire::Digest;

@@ -19,6 +19,7 @@ use crate::share::api_client::{ApiClient, ApiResponse};
 use crate::share::client::truncate_reason;
 use crate::share::node::events::WatchSession;
 use crate::share::node::store::{NodeStore, TOKENS_MAX};
+use crate::share::token_digest::token_sha256;
 use crate::storage::StoreError;
 
 /// How long a verification is cached.
@@ -106,7 +107,7 @@ impl Authenticator {
         if token.reveal().len() > TOKEN_BYTES_MAX {
             return Err(unauthorized("the token is none of this server"));
         }
-        let (digest, now) = (digest(token), (self.now)());
+        let (digest, now) = (token_sha256(token), (self.now)());
         if self.store.is_refused(&digest).map_err(unavailable)? {
             return Err(logged_out());
         }
@@ -164,7 +165,7 @@ impl Authenticator {
     /// # Errors
     /// The refusal to send.
     pub fn log_out(&self, token: &Token) -> Result<(), HttpError> {
-        let (digest, now) = (digest(token), Clock::wall());
+        let (digest, now) = (token_sha256(token), Clock::wall());
         // At most its whole lifetime is left. A token without a lifetime is refused for good.
         let until = lifetime_ms_of(token).map(|life_ms| now.plus_ms(life_ms.saturating_add(REVOCATION_GRACE_MS)));
         let until = until.unwrap_or(Millis(u64::MAX >> 1));
@@ -185,7 +186,7 @@ impl Authenticator {
     /// A token may be logged out while the server verifies it. Logging out first stores the refusal and then removes
     /// the cache entry, so an entry that is added here is either found to be refused here, or removed there.
     fn cache_verification(&self, token: &Token, user: &Name, left_ms: Option<u64>) -> Result<Millis, HttpError> {
-        let (digest, now, left_ms) = (digest(token), (self.now)(), left_ms.unwrap_or(VERIFIED_FOR_MS));
+        let (digest, now, left_ms) = (token_sha256(token), (self.now)(), left_ms.unwrap_or(VERIFIED_FOR_MS));
         let expires_at = now.plus_ms(left_ms);
         let former = self.insert_verified(digest, VerifiedToken { user: user.clone(), expires_at, verified_at: now });
         let is_kept = former.is_some_and(|former| former.expires_at.0.abs_diff(expires_at.0) <= EXPIRY_TOLERANCE_MS);
@@ -214,11 +215,6 @@ impl Authenticator {
         }
         verified.insert(digest, it)
     }
-}
-
-fn digest(token: &Token) -> TokenDigest {
-    let digest = ring::digest::digest(&ring::digest::SHA256, token.reveal().as_bytes());
-    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 /// A token's lifetime according to its claims, milliseconds; to be trusted only if the server has verified the token.
@@ -383,9 +379,9 @@ mod tests {
             if is_known {
                 restarted.cache_verification(&slow, &ann, Some(1_000_000)).unwrap();
             }
-            restarted.store.refuse_token(digest(&slow), Millis(u64::MAX >> 1), Millis(0)).unwrap();
+            restarted.store.refuse_token(token_sha256(&slow), Millis(u64::MAX >> 1), Millis(0)).unwrap();
             assert_eq!(restarted.cache_verification(&slow, &ann, Some(1_000_000)).unwrap_err().status, 401);
-            assert!(!restarted.verified.lock().contains_key(&digest(&slow)));
+            assert!(!restarted.verified.lock().contains_key(&token_sha256(&slow)));
         }
         restarted.log_out(&another).unwrap();
         assert!(!has_another(&restarted));

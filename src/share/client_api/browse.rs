@@ -5,10 +5,12 @@ use serde_json::{Value, json};
 
 use super::{file_name, to_http_error};
 use crate::net::http::{self, HandlerResult, HttpError, JsonFields, RouteCall, StatusCode, query_pairs, success};
-use crate::share::files::{FILES_MAX, TrackedFile, unix_seconds};
+use crate::share::files::TrackedFile;
 use crate::share::folders::FolderEntry;
 use crate::share::node::Node;
 use crate::share::page::{LazyJsonList, PageRequest};
+use crate::share::unix_time::unix_seconds;
+use crate::share::wire::requests::FILES_MAX;
 
 /// Maximum number of folder entries per page.
 const ENTRIES_PER_PAGE_MAX: usize = 10_000;
@@ -75,7 +77,7 @@ pub(super) fn published_files(node: &Node, call: &RouteCall<'_>) -> HandlerResul
 }
 
 fn files(node: &Node, call: &RouteCall<'_>, published_only: bool) -> HandlerResult {
-    let page = PageRequest::from_request_up_to(call.request, usize::try_from(FILES_MAX).unwrap_or(usize::MAX))?;
+    let page = PageRequest::from_request_up_to(call.request, FILES_MAX)?;
     let _one = node.lock_listing();
     let found = node.files_page(published_only, &page).map_err(|error| to_http_error(&error))?;
     let files = LazyJsonList(&found.files, TrackedFile::to_json);

@@ -1,30 +1,12 @@
 //! Every route of the client API with its parameters and responses.
 
-use super::{AuthenticatedUser, ClientApi, browse, content, links, local, remote, uploads};
-use crate::net::http::HttpError;
+use super::handler::ClientHandler;
+use super::{ClientApi, browse, content, links, local, remote, uploads};
 use crate::net::http::routes::Schema::{Any, Boolean, Integer, List, Map, Named, Nullable, Number, OneOf, Text};
 use crate::net::http::routes::{
     BodyKind, ErrorCase, FieldSchema, ResponseKind, Route, RouteAccess, error_case, field, optional,
 };
-use crate::net::http::{HandlerResult, RouteCall};
-use crate::share::node::Node;
-use crate::share::node::uploads::Upload;
 use crate::share::response_fields::{DISCOVER_RESPONSE, FILE_ENTRY_FIELDS, SIGN_IN_RESPONSE};
-
-/// The handler of a route.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum ClientHandler {
-    /// Needs no token.
-    Public(fn(&ClientApi, &RouteCall<'_>) -> HandlerResult),
-    /// Needs a token, but not that the user's node has been initialized.
-    User(fn(&ClientApi, &AuthenticatedUser, &RouteCall<'_>) -> HandlerResult),
-    /// Reads from the user's node without counting as activity.
-    NodeQuery(fn(&Node, &RouteCall<'_>) -> HandlerResult),
-    /// Uses the user's node, which counts as activity for the heartbeat.
-    NodeAction(fn(&Node, &RouteCall<'_>) -> HandlerResult),
-    /// The same with a streamed request body.
-    Upload(fn(&Node, &RouteCall<'_>) -> Result<Upload, HttpError>),
-}
 
 const NODE_STATES: &[&str] = &["disconnected", "connecting", "idle", "active", "busy"];
 const NODE_FIELDS: &[FieldSchema] = &[

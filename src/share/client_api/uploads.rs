@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::table::ClientHandler;
+use super::handler::ClientHandler;
 use super::to_http_error;
 use crate::net::http::routes::Route;
 use crate::net::http::{BodySink, HttpError, Response, RouteCall, header, success};

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use serde_json::{Map, Value, json};
 
-use super::store::{FETCHES_MAX, FetchRow, FetchStatus};
+use super::store::{FETCHES_MAX, FetchRow};
 use super::{FileOwner, NodeError, NodeInner};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Name};
@@ -21,7 +21,7 @@ use crate::share::dir_handle;
 use crate::share::files::FileStat;
 use crate::share::folders::PathError;
 use crate::share::transfer::{
-    self, ContentIdentity, Fetch, FetchProgress, FetchSpec, FetchTiming, SourceFinder, StartFetchError,
+    self, ContentIdentity, Fetch, FetchProgress, FetchSpec, FetchStatus, FetchTiming, SourceFinder, StartFetchError,
 };
 use crate::share::wire::{FileName, HostEntry, PORT_MIN};
 
@@ -67,7 +67,7 @@ struct FetchEntry {
 
 impl FetchEntry {
     fn status(&self) -> FetchStatus {
-        self.progress.as_ref().map_or(self.row.status, |progress| status_from_transfer(progress.status))
+        self.progress.as_ref().map_or(self.row.status, |progress| progress.status)
     }
 
     /// The client API's JSON form.
@@ -108,21 +108,10 @@ fn percent(done: u64, total: u64, status: FetchStatus) -> f64 {
     }
 }
 
-fn status_from_transfer(status: transfer::TransferStatus) -> FetchStatus {
-    match status {
-        transfer::TransferStatus::Pending => FetchStatus::Pending,
-        transfer::TransferStatus::Downloading => FetchStatus::Downloading,
-        transfer::TransferStatus::Paused => FetchStatus::Paused,
-        transfer::TransferStatus::Completed => FetchStatus::Completed,
-        transfer::TransferStatus::Failed => FetchStatus::Failed,
-        transfer::TransferStatus::Cancelled => FetchStatus::Cancelled,
-    }
-}
-
 /// The status to store for resuming after a restart: a fetch that waits for a host, unlike one that its user has
 /// paused, is to continue then.
 fn stored_status(progress: &FetchProgress) -> FetchStatus {
-    match status_from_transfer(progress.status) {
+    match progress.status {
         FetchStatus::Paused if progress.error.is_some() => FetchStatus::Downloading,
         status => status,
     }
@@ -200,7 +189,7 @@ impl<'a> FetchManager<'a> {
         };
         {
             let mut entries = inner.fetches.entries.lock();
-            let unfinished = || entries.values().filter(|entry| !entry.status().is_over());
+            let unfinished = || entries.values().filter(|entry| !entry.status().has_ended());
             if unfinished().any(|entry| entry.row.save_path == row.save_path) {
                 return Err(NodeError::Conflict(format!("{save_path} is being fetched already")));
             }
@@ -273,9 +262,7 @@ impl<'a> FetchManager<'a> {
             let entry = entries.get(id).ok_or_else(|| unknown_fetch_error(id))?;
             // A failed fetch can be resumed or cancelled, as long as it runs.
             match (&entry.fetch, entry.status()) {
-                (Some(fetch), status) if !matches!(status, FetchStatus::Completed | FetchStatus::Cancelled) => {
-                    Arc::clone(fetch)
-                }
+                (Some(fetch), status) if !status.is_final() => Arc::clone(fetch),
                 (_, status) => {
                     return Err(NodeError::Conflict(format!("the fetch has ended: it is {}", status.as_text())));
                 }
@@ -290,7 +277,7 @@ impl<'a> FetchManager<'a> {
             FetchAction::Pause => !matches!(status, FetchStatus::Pending | FetchStatus::Downloading),
             // The fetch may have completed meanwhile.
             FetchAction::Resume => status != FetchStatus::Failed,
-            FetchAction::Cancel => matches!(status, FetchStatus::Completed | FetchStatus::Cancelled),
+            FetchAction::Cancel => status.is_final(),
         };
         let until = Instant::now() + ACTION_WAIT_MAX;
         let mut entries = fetches.entries.lock();
@@ -311,7 +298,7 @@ fn unknown_fetch_error(id: &str) -> NodeError {
 /// Evicts ended fetches, oldest first, to make room for one more.
 fn evict_oldest(entries: &mut BTreeMap<String, FetchEntry>) {
     while entries.len() >= FETCHES_MAX {
-        let ended = entries.iter().filter(|(_, entry)| entry.status().is_over());
+        let ended = entries.iter().filter(|(_, entry)| entry.status().has_ended());
         let Some(oldest) = ended.min_by_key(|(_, entry)| entry.row.began_at).map(|(id, _)| id.clone()) else { return };
         entries.remove(&oldest);
     }
@@ -521,7 +508,7 @@ pub(super) fn resume_all(inner: &Arc<NodeInner>) {
     let interrupted: Vec<FetchRow> = {
         let entries = inner.fetches.entries.lock();
         // Failed fetches wait on disk until the user acts on them.
-        let is_left = |entry: &&FetchEntry| entry.fetch.is_none() && !entry.row.status.is_over();
+        let is_left = |entry: &&FetchEntry| entry.fetch.is_none() && !entry.row.status.has_ended();
         entries.values().filter(is_left).map(|entry| entry.row.clone()).collect()
     };
     for row in interrupted {
@@ -575,11 +562,7 @@ fn set_row(inner: &NodeInner, row: FetchRow) {
 pub(super) fn suspend_all(inner: &NodeInner) {
     let running: Vec<Arc<Fetch>> = {
         let mut entries = inner.fetches.entries.lock();
-        entries
-            .values_mut()
-            .filter(|entry| !matches!(entry.status(), FetchStatus::Completed | FetchStatus::Cancelled))
-            .filter_map(|entry| entry.fetch.take())
-            .collect()
+        entries.values_mut().filter(|entry| !entry.status().is_final()).filter_map(|entry| entry.fetch.take()).collect()
     };
     std::thread::scope(|scope| {
         for fetch in &running {
@@ -592,7 +575,7 @@ pub(super) fn suspend_all(inner: &NodeInner) {
     });
     // From now on the stored rows are shown; the last progress is outdated.
     for entry in inner.fetches.entries.lock().values_mut() {
-        if !matches!(entry.status(), FetchStatus::Completed | FetchStatus::Cancelled) {
+        if !entry.status().is_final() {
             entry.progress = None;
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::model::Name;
 use crate::model::text::{TextFilter, folded};
 use crate::share::client::{RegistryClient, RegistryClientError};
-use crate::share::files::{Similarity, similarity};
+use crate::share::similarity::{Similarity, similarity};
 use crate::share::wire::{ChangeEntry, Digest, FileEntry, FileName, HostEntry, ListResponse, Seconds};
 
 /// Most hosts per page: as many as the registry handles at once.

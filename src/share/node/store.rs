@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::model::text::spellings;
 use crate::model::{Millis, Name, Token};
 use crate::share::files;
+use crate::share::transfer::FetchStatus;
 use crate::share::wire::FileName;
 use crate::storage::{OpenError, Reader, ReaderExt, Row, Store, StoreError, Tx};
 
@@ -58,51 +59,6 @@ pub struct NodeUser {
     pub advertise_ip: Option<String>,
     /// The secret that reclaims the hostname at the registry.
     pub resume_secret: Option<Token>,
-}
-
-/// Status of a fetch: what it is to do, or how it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FetchStatus {
-    /// It has not started.
-    Pending,
-    /// In progress, or waiting for a host to come back.
-    Downloading,
-    /// Paused by its user.
-    Paused,
-    /// The file is complete.
-    Completed,
-    /// It does not continue by itself.
-    Failed,
-    /// Cancelled by its user.
-    Cancelled,
-}
-
-impl FetchStatus {
-    const ALL: [FetchStatus; 6] = [
-        FetchStatus::Pending,
-        FetchStatus::Downloading,
-        FetchStatus::Paused,
-        FetchStatus::Completed,
-        FetchStatus::Failed,
-        FetchStatus::Cancelled,
-    ];
-
-    /// The client API's and the store's text for it.
-    pub fn as_text(self) -> &'static str {
-        match self {
-            FetchStatus::Pending => "pending",
-            FetchStatus::Downloading => "downloading",
-            FetchStatus::Paused => "paused",
-            FetchStatus::Completed => "completed",
-            FetchStatus::Failed => "failed",
-            FetchStatus::Cancelled => "cancelled",
-        }
-    }
-
-    /// Whether it has ended; a failed fetch can be resumed.
-    pub fn is_over(self) -> bool {
-        matches!(self, FetchStatus::Completed | FetchStatus::Failed | FetchStatus::Cancelled)
-    }
 }
 
 /// A fetch as stored.
@@ -447,7 +403,6 @@ fn user(row: &Row<'_>) -> Result<NodeUser, StoreError> {
 
 fn fetch(row: &Row<'_>) -> Result<FetchRow, StoreError> {
     let status = row.text(5)?;
-    let known = FetchStatus::ALL.into_iter().find(|known| known.as_text() == status);
     Ok(FetchRow {
         id: row.text(0)?.to_owned(),
         file_name: FileName::new(row.text(1)?)
@@ -455,7 +410,8 @@ fn fetch(row: &Row<'_>) -> Result<FetchRow, StoreError> {
         save_path: row.text(2)?.to_owned(),
         total_size: row.uint(3)?,
         downloaded_size: row.uint(4)?,
-        status: known.ok_or_else(|| StoreError::Invalid(format!("a fetch's status: {status}")))?,
+        status: FetchStatus::from_text(status)
+            .ok_or_else(|| StoreError::Invalid(format!("a fetch's status: {status}")))?,
         error: row.opt_text(6)?.map(str::to_owned),
         is_verified: row.bool(7)?,
         peer_hostname: row.text(8)?.to_owned(),

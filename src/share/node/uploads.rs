@@ -16,8 +16,9 @@ use crate::model::Clock;
 use crate::model::secret::random_hex;
 use crate::net::permits::{Permits, WorkPermit};
 use crate::share::dir_handle::{DirHandle, OpenMode};
-use crate::share::files::{FILES_MAX, FileStat, TrackedFile, TrackedFilesError};
+use crate::share::files::{FileStat, TrackedFile, TrackedFilesError};
 use crate::share::folders::PathError;
+use crate::share::wire::requests::FILES_MAX;
 use crate::share::wire::{FILE_SIZE_MAX, FileName};
 
 /// Most simultaneous uploads of a user.
@@ -84,7 +85,7 @@ impl Upload {
                 let path = known.stat.path.to_string_lossy().into_owned();
                 return Err(TrackedFilesError::NameTaken { name, path }.into());
             }
-            None if inner.files.count()? >= FILES_MAX => return Err(TrackedFilesError::TooManyFiles.into()),
+            None if inner.files.count()? >= FILES_MAX as u64 => return Err(TrackedFilesError::TooManyFiles.into()),
             None => {}
         }
         if length.is_some_and(|length| length > FILE_SIZE_MAX) {

@@ -5,9 +5,39 @@
 //! can crowd out the other. A host counts from its REGISTER until it is removed, whether its connection is open or
 //! not. A file counts while it is published; unpublished files are only remembered while there is room for them.
 
-use super::{RegistryError, RegistryLimits};
+use super::error::RegistryError;
 use crate::net::quotas::SourceQuotas;
 use crate::net::source::SourceKey;
+
+/// Limits for hosts without an account. The same totals apply, separately, to hosts of user accounts.
+#[derive(Debug, Clone, Copy)]
+pub struct RegistryLimits {
+    /// Hosts, including silent ones.
+    pub hosts: usize,
+    /// Published files of all hosts together.
+    pub files: usize,
+    /// Hosts without an account from one source address; loopback may have half of the total.
+    pub hosts_per_source: usize,
+    /// Their published files per source address; loopback may have half of the total.
+    pub files_per_source: usize,
+    /// Unpublished files that are remembered; beyond that they are forgotten.
+    pub unpublished_files: usize,
+    /// Unpublished files per source address; loopback may have half of the total.
+    pub unpublished_files_per_source: usize,
+}
+
+impl Default for RegistryLimits {
+    fn default() -> RegistryLimits {
+        RegistryLimits {
+            hosts: 500_000,
+            files: 5_000_000,
+            hosts_per_source: 1_000,
+            files_per_source: 200_000,
+            unpublished_files: 500_000,
+            unpublished_files_per_source: 20_000,
+        }
+    }
+}
 
 /// What one host uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,57 +1,19 @@
 //! The secrets that REGISTER issues and that get a hostname back. Only their SHA-256 is kept.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::ops::Bound;
 
-use ring::digest::{SHA256, digest};
-use subtle::ConstantTimeEq;
-
+use super::RESUME_FOR;
+use super::change::RegistryChange;
 use super::departed::DepartedHostnames;
-use super::{RESUME_FOR, RegistryChange, RegistryLimits};
-use crate::model::{Millis, Name, Token};
+use super::quotas::RegistryLimits;
+use super::secret_hash::SecretHash;
+use crate::model::{Millis, Name};
 use crate::net::source;
 
 /// Maximum number of secrets per hostname; the newest are kept.
 const SECRETS_MAX: usize = 4;
-
-/// The SHA-256 of a secret.
-#[derive(Clone, Copy)]
-pub struct SecretHash([u8; 32]);
-
-impl SecretHash {
-    /// Hashes a secret as a client presents it.
-    pub fn of(secret: &Token) -> SecretHash {
-        let mut key = [0; 32];
-        key.copy_from_slice(digest(&SHA256, secret.reveal().as_bytes()).as_ref());
-        SecretHash(key)
-    }
-
-    /// From its stored form.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Option<SecretHash> {
-        bytes.try_into().ok().map(SecretHash)
-    }
-
-    pub(super) fn bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-/// Compares in constant time.
-impl PartialEq for SecretHash {
-    fn eq(&self, other: &SecretHash) -> bool {
-        self.0.ct_eq(&other.0).into()
-    }
-}
-
-impl Eq for SecretHash {}
-
-impl fmt::Debug for SecretHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretKey(…)")
-    }
-}
 
 /// A secret that was issued.
 #[derive(Debug, Clone, Copy)]

@@ -5,10 +5,9 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::{ConnId, Registry, Slot};
 use crate::model::Millis;
+use crate::share::similarity::SAME_MODIFIED_S;
 use crate::share::wire::{FileEntry, FileName, HostEntry};
 
-/// Modification times that differ by no more than this count as equal, seconds: file systems round them.
-const SAME_MODIFIED_S: f64 = 2.0;
 /// Maximum number of candidates from each index.
 const CANDIDATES_MAX: usize = 256;
 /// Maximum number of index steps for that, including hosts that are skipped.

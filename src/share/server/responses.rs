@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{RegistryServerInner, RequestError, STEP_SIZE};
-use crate::model::{Millis, Name};
+use crate::model::Name;
 use crate::net::conn::ConnWriter;
 use crate::share::registry::{
     ConnId, ListingChange, ListingChangeKind, ListingCursor, ListingPart, ListingUpdate, RegistryError,
 };
+use crate::share::unix_time::unix_seconds_of;
 use crate::share::wire::{ChangesRequest, FileEntry, FileName, FileRequest, ListRequest, Seconds, responses as wire};
 use crate::storage::StoreError;
 
@@ -92,12 +93,6 @@ impl<'w> ResponseWriter<'w> {
         self.buffer.clear();
         ResponseError::Refused(error.into())
     }
-}
-
-/// Converts to Unix seconds.
-pub(super) fn seconds(at: Millis) -> Option<Seconds> {
-    // Exact to the millisecond until the year 9999.
-    Seconds::new(at.0 as f64 / 1000.0).ok()
 }
 
 /// A change as CHANGES sends it.
@@ -275,14 +270,14 @@ impl RegistryServerInner {
                 struct HostHeader<'a> {
                     addr: (std::net::IpAddr, u16),
                     display_name: &'a str,
-                    last_seen: Option<Seconds>,
-                    connected_at: Option<Seconds>,
+                    last_seen: Seconds,
+                    connected_at: Seconds,
                 }
                 let header = wire::to_json(&HostHeader {
                     addr: (host.ip, host.port),
                     display_name: &host.display_name,
-                    last_seen: seconds(self.registry.wall_time(host.last_seen)),
-                    connected_at: seconds(self.registry.wall_time(host.connected_at)),
+                    last_seen: unix_seconds_of(self.registry.wall_time(host.last_seen)),
+                    connected_at: unix_seconds_of(self.registry.wall_time(host.connected_at)),
                 });
                 out.json(&host.hostname)?;
                 out.push(b":")?;

@@ -1,6 +1,5 @@
 //! Read access to the registry for the server API, in pages.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -125,14 +124,14 @@ impl RegistryView {
     /// A live host with all its files.
     pub fn host(&self, hostname: &str) -> Option<HostView> {
         let host = self.or_default(self.inner.registry.read(|core, now| core.discover(now, hostname)))?;
-        let mut client = self.host_view(host.clone());
+        let mut files = Vec::new();
         self.walk(ListingCursor::files_of(&host), 0, |part| {
             if let ListingPart::Files(more) = part {
-                client.files.extend(more);
+                files.extend(more);
             }
             true
         });
-        Some(client)
+        Some(HostView { files, ..self.host_view(host) })
     }
 
     /// The current state of hosts that have changed since the last call. `None` if they are not known: there were too
@@ -155,15 +154,8 @@ impl RegistryView {
 
     /// A live host's published files and address.
     pub fn discover(&self, hostname: &str) -> Option<(FileMap, (IpAddr, u16))> {
-        let host = self.or_default(self.inner.registry.read(|core, now| core.discover(now, hostname)))?;
-        let mut files = BTreeMap::new();
-        self.walk(ListingCursor::files_of(&host), 0, |part| {
-            if let ListingPart::Files(more) = part {
-                files.extend(more);
-            }
-            true
-        });
-        Some((files, (host.ip, host.port)))
+        let host = self.host(hostname)?;
+        Some((host.files.into_iter().collect(), (host.ip, host.port)))
     }
 
     /// Whether a host is live.

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::{ServerApi, request_token, stats, to_http_error, unix_seconds_json};
+use super::{ServerApi, request_token, stats, to_http_error};
 use crate::identity::{Role, User, Users};
 use crate::model::Name;
 use crate::net::http::{Body, HttpError, JsonFields, Request, Response, StatusCode, success};
 use crate::share::page::PageRequest;
 use crate::share::server::{HostView, RegistryView};
-use crate::share::wire::{FileEntry, FileName};
+use crate::share::unix_time::unix_seconds_of;
+use crate::share::wire::{FileEntry, FileName, Seconds};
 
 /// Number of hosts or accounts that are read at a time.
 const HOSTS_PER_CHUNK: usize = 256;
@@ -202,8 +203,8 @@ struct HostJson<'c> {
     #[serde(serialize_with = "files_as_map")]
     files: &'c [(FileName, Arc<FileEntry>)],
     file_count: u64,
-    last_seen: Value,
-    connected_at: Value,
+    last_seen: Option<Seconds>,
+    connected_at: Option<Seconds>,
     status: &'static str,
     created_at: Option<String>,
     last_login: Option<String>,
@@ -221,8 +222,8 @@ fn host_json(host: &HostView, account: Option<&User>) -> Vec<u8> {
         port: Some(host.port),
         files: &host.files,
         file_count: host.file_count,
-        last_seen: unix_seconds_json(host.last_seen),
-        connected_at: unix_seconds_json(host.connected_at),
+        last_seen: Some(unix_seconds_of(host.last_seen)),
+        connected_at: Some(unix_seconds_of(host.connected_at)),
         status: if host.online { "online" } else { "offline" },
         created_at: account.map(|user| user.created_at.to_iso()),
         last_login: account.and_then(|user| user.last_login).map(|at| at.to_iso()),
@@ -237,8 +238,8 @@ fn offline_json(user: &User) -> Vec<u8> {
         port: None,
         files: &[],
         file_count: 0,
-        last_seen: Value::Null,
-        connected_at: Value::Null,
+        last_seen: None,
+        connected_at: None,
         status: "offline",
         created_at: Some(user.created_at.to_iso()),
         last_login: user.last_login.map(|at| at.to_iso()),

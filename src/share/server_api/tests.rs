@@ -7,7 +7,7 @@ use super::*;
 use crate::identity::jwt::Jwt;
 use crate::identity::users::AdminCredentials;
 use crate::identity::{HashCost, PasswordHasher, Role};
-use crate::model::Name;
+use crate::model::{Millis, Name};
 use crate::net::budget::ReceiveBudget;
 use crate::net::http::{Body, HeaderMap, Method, header};
 use crate::net::listener::ConnectionLimiter;

@@ -13,7 +13,7 @@ use crossbeam_channel::Receiver;
 use log::debug;
 use parking_lot::Mutex;
 
-use super::fetch::FetchTiming;
+use super::context::FetchTiming;
 use super::part_file::PartFile;
 use super::plan::{FencingToken, SourceFault};
 use super::verifier::{BUFFER_BYTES, PieceClaim, PieceVerifier, VerdictCallback};

@@ -8,7 +8,7 @@ use super::{DEFAULT_PAGE_LIMIT, OperatorApi, storage_unavailable};
 use crate::model::{Millis, Name};
 use crate::net::http::{HandlerResult, HttpError, RouteCall, StatusCode, json, query_pairs};
 use crate::share::page::PageRequest;
-use crate::share::server_api::unix_seconds_json;
+use crate::share::unix_time::unix_seconds_of;
 use crate::trade::journal::LogRow;
 use crate::trade::store;
 
@@ -29,14 +29,19 @@ impl From<LogRow> for LogEntry {
         let detail = Some(detail).filter(|detail| !detail.is_empty());
         let parts = [item_name, price, detail, deal];
         let text = parts.into_iter().flatten().collect::<Vec<_>>().join(" ");
-        LogEntry { at: unix_seconds_json(at), kind, peer: Some(peer), text }
+        LogEntry { at: serde_json::json!(unix_seconds_of(at)), kind, peer: Some(peer), text }
     }
 }
 
 impl From<Warning> for LogEntry {
     fn from(warning: Warning) -> LogEntry {
         let kind = if warning.is_error { "error" } else { "warning" };
-        LogEntry { at: unix_seconds_json(warning.at), kind: kind.to_owned(), peer: None, text: warning.text }
+        LogEntry {
+            at: serde_json::json!(unix_seconds_of(warning.at)),
+            kind: kind.to_owned(),
+            peer: None,
+            text: warning.text,
+        }
     }
 }
 

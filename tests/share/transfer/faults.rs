@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2s2::share::transfer::{Fetch, TransferStatus, list_interrupted};
+use p2s2::share::transfer::{Fetch, FetchStatus, list_interrupted};
 
 use super::proxy::Proxy;
 use super::world::{MIB, NAME, PeerHost, Registry, context, entry, fetch, pieces_of, spec, write_large};
@@ -97,7 +97,7 @@ fn in_a_role() {
                 None => fetch(&to, &shown, &registry),
             };
             let progress = fetch.wait();
-            assert_eq!((progress.status, progress.verified), (TransferStatus::Completed, true), "{progress:?}");
+            assert_eq!((progress.status, progress.verified), (FetchStatus::Completed, true), "{progress:?}");
             assert!(fetch.stop(Duration::from_secs(10)));
         }
         role => panic!("{role}"),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use p2s2::share::pieces::blake3_digest;
-use p2s2::share::transfer::{Fetch, FetchSpec, StartFetchError, TransferStatus, list_interrupted};
+use p2s2::share::transfer::{Fetch, FetchSpec, FetchStatus, StartFetchError, list_interrupted};
 use p2s2::share::wire::HostEntry;
 
 use super::proxy::Proxy;
@@ -77,7 +77,7 @@ fn a_file_comes_whole_verified_and_under_its_name() {
         )
         .unwrap();
         let progress = fetch.wait();
-        assert_eq!((progress.status, progress.verified), (TransferStatus::Completed, true), "{progress:?}");
+        assert_eq!((progress.status, progress.verified), (FetchStatus::Completed, true), "{progress:?}");
         assert!(fs::read(to.path().join("here")).unwrap() == content, "{size}");
         assert_eq!(names(to.path()), ["here"]);
         assert!(progress.received_bytes >= size && progress.received_bytes <= size + 1000, "{progress:?}");
@@ -85,7 +85,7 @@ fn a_file_comes_whole_verified_and_under_its_name() {
         assert!(fetch.stop(crate::support::PATIENCE));
         let reported = reported.lock().unwrap();
         assert_eq!(reported.last(), Some(&progress));
-        assert!(reported.iter().filter(|reported| reported.status == TransferStatus::Completed).count() == 1);
+        assert!(reported.iter().filter(|reported| reported.status == FetchStatus::Completed).count() == 1);
     }
 }
 
@@ -100,7 +100,7 @@ fn progress_is_json_as_the_page_reads_it() {
     assert_eq!(entry.file, direct.file);
     let fetch = fetch(&dir.path().join("here"), &entry, &Registry::of(&[&entry]));
     let going = wait_until(&fetch, "half of it", |progress| progress.downloaded_size > MIB + MIB / 2);
-    assert_eq!((going.status, going.total_size), (TransferStatus::Downloading, 3 * MIB));
+    assert_eq!((going.status, going.total_size), (FetchStatus::Downloading, 3 * MIB));
     assert!((1.0 * MIB as f64..4.0 * MIB as f64).contains(&going.speed_bps), "{going:?}");
     assert!(going.eta_seconds.is_some_and(|s| s <= 3), "{going:?}");
     assert!((50.0..100.0).contains(&going.progress_percent), "{going:?}");
@@ -217,11 +217,11 @@ fn peers_that_do_not_do_as_they_should_are_named_and_left() {
         if what == "a list of another whole" {
             assert!(progress.error.as_ref().unwrap().contains("belongs to another BLAKE3"), "{progress:?}");
         }
-        assert!(matches!(progress.status, TransferStatus::Paused | TransferStatus::Failed), "{what}: {progress:?}");
+        assert!(matches!(progress.status, FetchStatus::Paused | FetchStatus::Failed), "{what}: {progress:?}");
         assert!(progress.received_bytes < 12 * MIB, "{what}: {progress:?}");
         // Another host has the content.
         registry.set(&[&shown, &good_entry]);
-        if progress.status == TransferStatus::Failed {
+        if progress.status == FetchStatus::Failed {
             fetch.resume();
         }
         assert!(completed(&fetch).verified);
@@ -239,11 +239,11 @@ fn a_whole_file_that_is_not_what_its_digest_says_never_appears() {
     let mut shown = get_only(&entry("mal", peer.addr, &source, Some(&pieces_of(&source))), true);
     shown.port = peer.addr.port();
     let fetch = fetch(&dir.path().join("here"), &shown, &Registry::of(&[&shown]));
-    let progress = wait_until(&fetch, "the error", |progress| progress.status == TransferStatus::Failed);
+    let progress = wait_until(&fetch, "the error", |progress| progress.status == FetchStatus::Failed);
     assert!(progress.error.unwrap().contains("mal sent the wrong thing: its content is not what its BLAKE3 says"));
     assert!(!dir.path().join("here").exists());
     fetch.cancel();
-    assert_eq!(wait_until(&fetch, "the end", |progress| progress.status.is_over()).status, TransferStatus::Cancelled);
+    assert_eq!(wait_until(&fetch, "the end", |progress| progress.status.is_final()).status, FetchStatus::Cancelled);
     assert_eq!(names(dir.path()), ["source"]);
 }
 
@@ -270,11 +270,11 @@ fn a_file_of_one_buffer_is_checked_like_any_other() {
         let full = entry("mal", peer.addr, &source, Some(&pieces));
         for shown in [get_only(&full, true), full] {
             let fetch = fetch(&dir.path().join("here"), &shown, &Registry::of(&[&shown]));
-            let progress = wait_until(&fetch, "the error", |progress| progress.status == TransferStatus::Failed);
+            let progress = wait_until(&fetch, "the error", |progress| progress.status == FetchStatus::Failed);
             assert!(progress.error.as_ref().unwrap().contains("mal sent"), "{progress:?}");
             assert!(!dir.path().join("here").exists());
             fetch.cancel();
-            wait_until(&fetch, "the end", |progress| progress.status.is_over());
+            wait_until(&fetch, "the end", |progress| progress.status.is_final());
         }
     }
 }
@@ -293,12 +293,12 @@ fn pause_resume_and_cancel() {
     let registry = Registry::of(&[&shown]);
     let paused = FetchSpec { is_paused: true, ..spec("f1", &to.path().join("here"), &shown) };
     let fetch = Fetch::start(paused, Arc::clone(&registry) as _, Arc::new(|_| {}), context()).unwrap();
-    assert_eq!((fetch.progress().status, proxy.passed()), (TransferStatus::Paused, 0));
+    assert_eq!((fetch.progress().status, proxy.passed()), (FetchStatus::Paused, 0));
     fetch.resume();
     wait_until(&fetch, "something", |progress| progress.downloaded_size > 2 * MIB);
     fetch.pause();
     let progress = wait_until(&fetch, "the pause", |progress| {
-        progress.status == TransferStatus::Paused && progress.sources.is_empty()
+        progress.status == FetchStatus::Paused && progress.sources.is_empty()
     });
     assert_eq!((progress.error, progress.speed_bps), (None, 0.0));
     let had = proxy.passed();
@@ -313,9 +313,9 @@ fn pause_resume_and_cancel() {
     let again = fetch_as("f2", &to.path().join("there"), &shown, &registry);
     wait_until(&again, "something", |progress| progress.downloaded_size > MIB);
     again.cancel();
-    let progress = wait_until(&again, "its end", |progress| progress.status.is_over());
-    assert_eq!((progress.status, names(to.path())), (TransferStatus::Cancelled, vec!["here".to_owned()]));
-    assert_eq!(again.wait().status, TransferStatus::Cancelled);
+    let progress = wait_until(&again, "its end", |progress| progress.status.is_final());
+    assert_eq!((progress.status, names(to.path())), (FetchStatus::Cancelled, vec!["here".to_owned()]));
+    assert_eq!(again.wait().status, FetchStatus::Cancelled);
 }
 
 fn fetch_as(id: &str, to: &std::path::Path, shown: &p2s2::share::wire::HostEntry, registry: &Arc<Registry>) -> Fetch {
@@ -341,7 +341,7 @@ fn an_existing_file_is_never_replaced() {
     wait_until(&fetch, "something", |progress| progress.downloaded_size > MIB);
     fs::write(&to, "mine").unwrap();
     let progress = fetch.wait();
-    assert_eq!(progress.status, TransferStatus::Failed);
+    assert_eq!(progress.status, FetchStatus::Failed);
     assert!(progress.error.unwrap().contains("exists already"));
     assert_eq!(fs::read(&to).unwrap(), b"mine");
     fs::rename(&to, dir.path().join("mine")).unwrap();
@@ -375,7 +375,7 @@ fn a_host_that_is_offline_is_named_and_the_fetch_goes_on_when_it_is_back() {
             && error.contains("goes on when it is back"),
         "{error}"
     );
-    assert_eq!(progress.status, TransferStatus::Paused);
+    assert_eq!(progress.status, FetchStatus::Paused);
     // The host is back, at another address.
     registry.set(&[&shown]);
     completed(&fetch);
@@ -396,7 +396,7 @@ fn a_host_that_is_offline_is_named_and_the_fetch_goes_on_when_it_is_back() {
     nowhere.set(&[&changed]);
     let started_at = std::time::Instant::now();
     says("ann no longer offers this content, and under this name ann now another");
-    assert_eq!(waiting.progress().status, TransferStatus::Failed, "nobody waits for what is gone");
+    assert_eq!(waiting.progress().status, FetchStatus::Failed, "nobody waits for what is gone");
     assert!(started_at.elapsed() < std::time::Duration::from_secs(5));
     // It does not continue by itself, but can be resumed once the content is back.
     nowhere.set(&[&shown]);
@@ -416,7 +416,7 @@ fn a_host_that_reads_its_file_anew_may_still_have_it() {
     let registry = Registry::of(&[&unread]);
     let fetch = fetch(&dir.path().join("here"), &shown, &registry);
     let waits = wait_until(&fetch, "the reason", |progress| progress.error.is_some());
-    assert!(waits.status == TransferStatus::Paused && waits.error.unwrap().contains("reads it anew"));
+    assert!(waits.status == FetchStatus::Paused && waits.error.unwrap().contains("reads it anew"));
     registry.set(&[&shown]);
     completed(&fetch);
 }
@@ -512,7 +512,7 @@ fn a_host_that_is_busy_is_asked_again() {
         let fetch = fetch(&dir.path().join(to), &shown, &Registry::of(&[&shown]));
         // More often than a host may send something invalid.
         let waits = wait_until(&fetch, "it to be asked again and again", |progress| {
-            assert_ne!(progress.status, TransferStatus::Failed, "{progress:?}");
+            assert_ne!(progress.status, FetchStatus::Failed, "{progress:?}");
             progress.error.is_some() && peer.requests.lock().unwrap().len() > 5
         });
         assert!(waits.error.unwrap().starts_with("ann says that it is busy; the fetch goes on when"));

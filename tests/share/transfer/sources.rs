@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use p2s2::model::Name;
-use p2s2::share::transfer::TransferStatus;
+use p2s2::share::transfer::FetchStatus;
 use p2s2::share::transfer::plan::HOSTS_MAX;
 use p2s2::share::wire::HostEntry;
 
@@ -139,7 +139,7 @@ fn a_source_that_hangs_is_replaced() {
     completed(&fetch);
     assert!(started_at.elapsed() < PATIENCE / 2, "{:?}", started_at.elapsed());
     assert!(fs::read(dir.path().join("here")).unwrap() == content);
-    assert_eq!(fetch.progress().status, TransferStatus::Completed);
+    assert_eq!(fetch.progress().status, FetchStatus::Completed);
     eventually("nothing to run", || (ben.server.active_transfers() == 0).then_some(()));
 }
 

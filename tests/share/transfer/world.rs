@@ -14,8 +14,8 @@ use p2s2::net::listener::{ConnectionLimiter, ListenerContext, listen};
 use p2s2::net::threads::Executor;
 use p2s2::share::pieces::FileDigests;
 use p2s2::share::transfer::{
-    ContentIdentity, Fetch, FetchContext, FetchProgress, FetchSpec, FetchTiming, FileProvider, FileUnavailable,
-    PeerServer, PeerServerLimits, ServedFile, SourceFinder, TransferStatus,
+    ContentIdentity, Fetch, FetchContext, FetchProgress, FetchSpec, FetchStatus, FetchTiming, FileProvider,
+    FileUnavailable, PeerServer, PeerServerLimits, ServedFile, SourceFinder,
 };
 use p2s2::share::wire::{FileEntry, FileName, HostEntry, Seconds};
 
@@ -238,9 +238,9 @@ pub fn wait_until(fetch: &Fetch, what: &str, holds: impl Fn(&FetchProgress) -> b
 /// Waits until the fetch is completed.
 #[track_caller]
 pub fn completed(fetch: &Fetch) -> FetchProgress {
-    wait_until(fetch, "the end", |progress| progress.status.is_over() || progress.status == TransferStatus::Failed);
+    wait_until(fetch, "the end", |progress| progress.status.has_ended());
     let progress = fetch.progress();
-    assert_eq!(progress.status, TransferStatus::Completed, "{progress:?}");
+    assert_eq!(progress.status, FetchStatus::Completed, "{progress:?}");
     assert_eq!((progress.downloaded_size, progress.progress_percent), (progress.total_size, 100.0));
     assert_eq!((progress.eta_seconds, &progress.error), (Some(0), &None));
     progress

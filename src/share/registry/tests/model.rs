@@ -240,7 +240,7 @@ impl Disk {
     fn apply(&mut self, changes: Vec<RegistryChange>) {
         for change in changes {
             match change {
-                RegistryChange::Host(row) => drop(self.hosts.insert(row.id(), *row)),
+                RegistryChange::Host(row) => drop(self.hosts.insert(row.id, *row)),
                 RegistryChange::DropHost(id) => {
                     self.hosts.remove(&id);
                     self.files.retain(|(host, _), _| *host != id);
@@ -253,7 +253,7 @@ impl Disk {
                 }
             }
         }
-        let names: BTreeSet<_> = self.hosts.values().map(|row| row.hostname().clone()).collect();
+        let names: BTreeSet<_> = self.hosts.values().map(|row| row.hostname.clone()).collect();
         assert_eq!(names.len(), self.hosts.len(), "one row a hostname");
     }
 }
@@ -346,14 +346,14 @@ fn compare(core: &mut Registry, model: &Model, disk: &Disk) {
     }
     // The database matches the model, except that expired hosts are removed later.
     for (host, known) in &model.hosts {
-        let Some(row) = disk.hosts.values().find(|row| row.hostname().as_str() == NAMES[*host]) else {
+        let Some(row) = disk.hosts.values().find(|row| row.hostname.as_str() == NAMES[*host]) else {
             assert!(known.last_seen_at + MONTH * MINUTE <= model.now);
             continue;
         };
         let kept: BTreeMap<String, (u64, bool)> = disk
             .files
             .iter()
-            .filter(|((id, _), _)| *id == row.id())
+            .filter(|((id, _), _)| *id == row.id)
             .map(|((_, fname), entry)| (fname.as_str().to_owned(), (entry.size, entry.is_published)))
             .collect();
         assert_eq!(kept, known.files);

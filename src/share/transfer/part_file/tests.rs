@@ -1,4 +1,8 @@
+use std::io::Write;
+
 use super::*;
+use crate::share::pieces::{blake3_digest, digests_root};
+use crate::share::wire::Seconds;
 
 const MIB: u64 = 1 << 20;
 

@@ -1,5 +1,10 @@
-use super::*;
+use std::collections::VecDeque;
+
 use proptest::prelude::*;
+
+use super::requests::{REQUEST_BYTES_MAX, SPEED_GRACE};
+use super::source_state::INVALID_MAX;
+use super::*;
 
 const MIB: u64 = 1 << 20;
 
