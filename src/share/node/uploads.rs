@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::fetch_manager::folder_write_error;
+use super::error::folder_write_error;
 use super::{NodeError, NodeInner};
 use crate::model::Clock;
 use crate::model::secret::random_hex;
