@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::fetch_manager::folder_write_error;
+use super::error::folder_write_error;
 use super::{NodeError, NodeInner};
 use crate::model::Clock;
 use crate::model::secret::random_hex;

@@ -1,9 +1,8 @@
 //! Which hosts are live and which are silent: signs of life, timeouts, and the indexes of both.
 
+use super::{ConnId, Registry, Slot};
 use crate::model::Millis;
 use crate::net::source;
-
-use super::{ConnId, Registry, Slot};
 
 impl Registry {
     /// Counts any request on a connection as a sign of life of its host.

@@ -1,14 +1,13 @@
 //! How hosts go: by their own request, when their time is over, or to make room for others. What a host leaves in the
 //! indexes is taken out in bounded steps.
 
-use crate::model::{Millis, Name};
-use crate::share::wire::{FileMap, FileName};
-
 use super::change::RegistryChange;
 use super::claims::HostnameClaim;
 use super::error::RegistryError;
 use super::quotas::QuotaExceeded;
 use super::{ConnId, RESUME_FOR, Registry, Slot};
+use crate::model::{Millis, Name};
+use crate::share::wire::{FileMap, FileName};
 
 /// A removed host whose files are still to be taken out of the indexes.
 pub(super) struct HostTombstone {

@@ -2,6 +2,10 @@
 
 use super::*;
 
+mod comparison;
+
+use comparison::{Disk, compare};
+
 /// The validity of a secret, minutes.
 const MONTH: u64 = 30 * 24 * 60;
 /// Small enough to be reached in a few steps.
@@ -228,278 +232,203 @@ impl Model {
     }
 }
 
-/// The content of the database according to the changes.
-#[derive(Default, Debug)]
-struct Disk {
-    hosts: BTreeMap<u64, HostRow>,
-    files: BTreeMap<(u64, FileName), Arc<FileEntry>>,
-    secrets: BTreeSet<(Name, [u8; 32])>,
-}
-
-impl Disk {
-    fn apply(&mut self, changes: Vec<RegistryChange>) {
-        for change in changes {
-            match change {
-                RegistryChange::Host(row) => drop(self.hosts.insert(row.id, *row)),
-                RegistryChange::DropHost(id) => {
-                    self.hosts.remove(&id);
-                    self.files.retain(|(host, _), _| *host != id);
-                }
-                RegistryChange::File { host, fname, entry } => drop(self.files.insert((host, fname), entry)),
-                RegistryChange::DropFile { host, fname } => drop(self.files.remove(&(host, fname))),
-                RegistryChange::Secret { hostname, key, .. } => drop(self.secrets.insert((hostname, *key.bytes()))),
-                RegistryChange::DropSecret { hostname, key } => {
-                    assert!(self.secrets.remove(&(hostname, *key.bytes())), "it was there");
-                }
-            }
-        }
-        let names: BTreeSet<_> = self.hosts.values().map(|row| row.hostname.clone()).collect();
-        assert_eq!(names.len(), self.hosts.len(), "one row a hostname");
+impl Model {
+    /// The hosts that are live now, in the order of their names.
+    fn live_hosts(&self) -> Vec<usize> {
+        (0..NAMES.len()).filter(|host| self.is_there(*host)).collect()
     }
-}
 
-fn compare(core: &mut Registry, model: &Model, disk: &Disk) {
-    let now = Millis(model.now);
-    while core.expire(now, 2) {}
-    let there: Vec<usize> = (0..NAMES.len()).filter(|host| model.is_there(*host)).collect();
-    let published = |host: usize| -> BTreeMap<FileName, u64> {
-        let files = model.hosts[&host].files.iter().filter(|(_, (_, is_published))| *is_published);
+    /// A host's published files with their sizes.
+    fn published_files(&self, host: usize) -> BTreeMap<FileName, u64> {
+        let files = self.hosts[&host].files.iter().filter(|(_, (_, is_published))| *is_published);
         files.map(|(fname, (size, _))| (super::fname(fname), *size)).collect()
-    };
-    // List everything at once and page by page.
-    for items in [1, 2, 1000] {
-        let (mut hosts, mut cursor) = (Vec::new(), ListingCursor::Offset(0));
-        while cursor != ListingCursor::End {
-            let (parts, next) = core.list(cursor, &mut usize::MAX.clone(), items);
-            for part in parts {
-                match part {
-                    ListingPart::Host(host) => hosts.push((host.hostname.as_str().to_owned(), BTreeMap::new())),
-                    ListingPart::Files(files) => {
-                        let list = &mut hosts.last_mut().unwrap().1;
-                        list.extend(files.into_iter().map(|(fname, entry)| (fname, entry.size)));
-                    }
-                }
+    }
+}
+
+/// The registry beside its model, and the database as the registry's changes make it.
+struct World {
+    core: Registry,
+    model: Model,
+    disk: Disk,
+    /// The secrets that were issued, in their order.
+    answered: Vec<String>,
+    fresh: u64,
+}
+
+impl World {
+    fn new() -> World {
+        let core = Registry::new(TIMEOUT, BOUNDS);
+        World { core, model: Model::default(), disk: Disk::default(), answered: Vec::new(), fresh: 0 }
+    }
+
+    /// Does one step in both, and compares the outcomes.
+    fn step(&mut self, step: Step) {
+        self.model.now += 1;
+        match step {
+            Step::Wait(minutes) => self.wait(minutes),
+            Step::Register { conn, host, source, proof, resume, files } => {
+                self.register(conn, host, (source, proof), resume, files);
             }
-            cursor = next;
+            Step::Publish(conn, host, file, size) => self.publish(conn, host, file, size),
+            Step::Unpublish(conn, host, file) => self.unpublish(conn, host, file),
+            Step::Unregister(conn, host) => self.unregister(conn, host),
+            Step::Ping(conn, host) => self.ping(conn, host),
+            Step::Close(conn) => self.close(conn),
+            Step::Account(host) => self.make_account(host),
+            Step::Tidy(at_most) => self.tidy(at_most),
         }
-        let expected: Vec<_> = there.iter().map(|host| (NAMES[*host].to_owned(), published(*host))).collect();
-        assert_eq!(hosts, expected);
+        compare(&mut self.core, &self.model, &self.disk);
     }
-    for offset in 0..3 {
-        let (parts, _) = core.list(ListingCursor::Offset(offset), &mut 1, 1000);
-        let first = parts
-            .first()
-            .map(|part| matches!(part, ListingPart::Host(host) if host.hostname.as_str() == NAMES[there[offset]]));
-        assert_eq!(first, there.get(offset).map(|_| true));
+
+    fn wait(&mut self, minutes: u64) {
+        self.model.now += minutes * MINUTE;
+        let now = self.model.now;
+        // Expired in the model, whenever the registry removes them.
+        self.model.hosts.retain(|_, host| now < host.last_seen_at + MONTH * MINUTE);
+        let mut changes = Vec::new();
+        while self.core.expire(Millis(now), 3) {}
+        while self.core.purge_expired(Millis(now), 3, &mut changes) {}
+        self.disk.apply(changes);
     }
-    assert_eq!(core.live_host_count(), there.len());
-    let (mut files, mut size) = (0, 0);
-    for host in &there {
-        files += published(*host).len() as u64;
-        size += published(*host).values().sum::<u64>();
-    }
-    let active = there.iter().filter(|host| model.hosts[host].conn.is_some()).count() as u64;
-    let totals = RegistryTotals {
-        total_clients: there.len() as u64,
-        active_clients: active,
-        total_files: files,
-        total_size: size,
-    };
-    assert_eq!(core.totals(), totals);
-    let is_live_users = |host: &&HostRecord| host.is_live && host.is_user;
-    assert_eq!(core.live_user_count(), core.slots.iter().flatten().filter(is_live_users).count());
-    let names: Vec<Name> = there.iter().map(|host| name(NAMES[*host])).collect();
-    assert_eq!(core.names_from(0, 99), names);
-    let (found, more) = core.search_names(&TextFilter::default(), None, 99);
-    assert_eq!((found, more), (names, None));
-    for (host, name) in NAMES.iter().enumerate() {
-        assert_eq!(core.presence(now, name).is_some(), model.is_there(host));
-        let shown = core.discover(now, name);
-        assert_eq!(shown.map(|shown| shown.file_count), model.is_there(host).then(|| published(host).len() as u64));
-    }
-    for file in FILES {
-        let (mut holders, mut after) = (BTreeSet::new(), None);
-        loop {
-            let (page, next) = core.holders(now, &fname(file), after, 1);
-            for holder in page {
-                assert!(holders.insert((holder.hostname.as_str().to_owned(), holder.file.size)), "each once");
-            }
-            if next.is_none() {
-                break;
-            }
-            after = next;
-        }
-        let expected: BTreeSet<_> = there
-            .iter()
-            .filter_map(|host| published(*host).get(&fname(file)).map(|size| (NAMES[*host].to_owned(), *size)))
-            .collect();
-        assert_eq!(holders, expected);
-    }
-    for size in 1..5_u64 {
-        let content = Digest([size as u8; 32]);
-        let copies = core.copies(now, &content, None, 100).0.len();
-        let expected = there.iter().flat_map(|host| published(*host)).filter(|(_, of)| *of == size && size % 2 == 0);
-        assert_eq!(copies, expected.count());
-    }
-    for conn in 1..4 {
-        assert_eq!(core.hostname_of(conn).map(Name::as_str), model.holder(conn).map(|host| NAMES[host]));
-    }
-    // The database matches the model, except that expired hosts are removed later.
-    for (host, known) in &model.hosts {
-        let Some(row) = disk.hosts.values().find(|row| row.hostname.as_str() == NAMES[*host]) else {
-            assert!(known.last_seen_at + MONTH * MINUTE <= model.now);
-            continue;
+
+    fn register(
+        &mut self,
+        conn: ConnId,
+        host: usize,
+        (source, proof): (u8, AccountProof),
+        resume: Option<usize>,
+        files: Option<Vec<(usize, u64, bool)>>,
+    ) {
+        let now = Millis(self.model.now);
+        self.fresh += 1;
+        let is_user = self.model.users.contains(&host);
+        let resume = resume.and_then(|ago| self.answered.len().checked_sub(ago + 1)).map(|n| self.answered[n].clone());
+        let list = files.map(|files| -> BTreeMap<String, (u64, bool)> {
+            files.into_iter().map(|(file, size, is)| (FILES[file].to_owned(), (size, is))).collect()
+        });
+        let new: Option<FileMap> =
+            list.as_ref().map(|list| list.iter().map(|(file, (size, is))| (fname(file), entry(*size, *is))).collect());
+        let claim = HostnameClaim {
+            source: ip(&format!("192.0.2.{source}")),
+            status: if is_user { HostnameStatus::Account(proof) } else { HostnameStatus::Free },
+            resume_secret: resume.as_deref().map(key),
+            new_secret: key(&self.fresh.to_string()),
+            keeps_files: list.is_none() && resume.is_some(),
+            file_count: list.as_ref().map_or(0, published),
+            ..claim(NAMES[host])
         };
-        let kept: BTreeMap<String, (u64, bool)> = disk
-            .files
-            .iter()
-            .filter(|((id, _), _)| *id == row.id)
-            .map(|((_, fname), entry)| (fname.as_str().to_owned(), (entry.size, entry.is_published)))
-            .collect();
-        assert_eq!(kept, known.files);
+        let mut room = Vec::new();
+        assert!(!self.core.evict_for_claim(now, conn, &claim, 100, &mut room));
+        self.disk.apply(room);
+        let granted = self.core.register(now, conn, &claim);
+        let (resumes, fresh) = (resume.as_deref(), &self.fresh.to_string());
+        let said = Said { conn, host, source, proof, resume: resumes, files: list, fresh };
+        let expected = self.model.register(&said);
+        let outcome = granted.as_ref().ok().map(|granted| (granted.keeps_files, granted.is_resumed));
+        assert_eq!(outcome, expected, "{granted:?}");
+        if let Ok(granted) = granted {
+            self.answered.push(if granted.is_resumed { resume.unwrap() } else { fresh.clone() });
+            self.disk.apply(granted.changes);
+            let (mut after, mut changes) = (None, Vec::new());
+            let new = new.unwrap_or_default();
+            let mut is_done = granted.keeps_files;
+            while !is_done {
+                after = self.core.replace_files(conn, &new, after.as_ref(), 2, &mut changes).unwrap();
+                is_done = after.is_none();
+            }
+            self.disk.apply(changes);
+        }
     }
-    for known in &model.secrets {
-        let is_kept = disk.secrets.contains(&(name(NAMES[known.host]), *key(&known.secret).bytes()));
-        assert!(is_kept || !model.is_good(known), "{known:?}");
+
+    fn publish(&mut self, conn: ConnId, host: usize, file: usize, size: u64) {
+        let now = Millis(self.model.now);
+        let mut room = Vec::new();
+        self.core.evict_for_publish(now, conn, &name(NAMES[host]), &fname(FILES[file]), 100, &mut room);
+        self.disk.apply(room);
+        let done = self.core.publish(now, conn, &name(NAMES[host]), &fname(FILES[file]), entry(size, true));
+        let minute = self.model.now;
+        let wanted = self.model.own(conn, host).map(|own| {
+            // A sign of life even if it is refused.
+            own.last_seen_at = minute;
+            let is_shown = own.files.get(FILES[file]).is_some_and(|(_, is_published)| *is_published);
+            (own.source, own.is_users, published(&own.files) + usize::from(!is_shown))
+        });
+        let fits = wanted.is_some_and(|(source, is_users, files)| self.model.has_room(host, source, is_users, files));
+        assert_eq!(done.is_ok(), fits, "{done:?}");
+        let own = self.model.own(conn, host).filter(|_| fits);
+        if let Some(own) = own {
+            own.files.insert(FILES[file].to_owned(), (size, true));
+            own.last_seen_at = minute;
+        }
+        self.disk.apply(done.unwrap_or_default());
     }
-    assert!(disk.secrets.len() >= disk.hosts.len().min(1));
+
+    fn unpublish(&mut self, conn: ConnId, host: usize, file: usize) {
+        let now = Millis(self.model.now);
+        let done = self.core.unpublish(now, conn, &name(NAMES[host]), &fname(FILES[file]));
+        let minute = self.model.now;
+        let own = self.model.own(conn, host);
+        assert_eq!(done.is_ok(), own.as_ref().is_some_and(|own| own.files.contains_key(FILES[file])));
+        if let Some(own) = own {
+            own.last_seen_at = minute;
+            if let Some((_, is_published)) = own.files.get_mut(FILES[file]) {
+                *is_published = false;
+            }
+        }
+        self.disk.apply(done.unwrap_or_default());
+    }
+
+    fn unregister(&mut self, conn: ConnId, host: usize) {
+        let now = Millis(self.model.now);
+        let done = self.core.unregister(now, conn, &name(NAMES[host]));
+        assert_eq!(done.is_ok(), self.model.own(conn, host).is_some());
+        if let Ok(changes) = done {
+            self.disk.apply(changes);
+            self.model.hosts.remove(&host);
+            // The 30 days start now.
+            let minute = self.model.now;
+            self.model.secrets.iter_mut().filter(|known| known.host == host).for_each(|known| known.at = minute);
+        }
+    }
+
+    fn ping(&mut self, conn: ConnId, host: usize) {
+        let now = Millis(self.model.now);
+        self.core.record_activity(now, conn);
+        let minute = self.model.now;
+        if let Some(held) = self.model.holder(conn) {
+            self.model.hosts.get_mut(&held).unwrap().last_seen_at = minute;
+        }
+        assert_eq!(self.core.presence(now, NAMES[host]).is_some(), self.model.is_there(host));
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        self.core.connection_closed(conn);
+        if let Some(held) = self.model.holder(conn) {
+            self.model.hosts.get_mut(&held).unwrap().conn = None;
+        }
+    }
+
+    fn make_account(&mut self, host: usize) {
+        self.model.users.insert(host);
+        self.disk.apply(self.core.account_created(NAMES[host]));
+        if self.model.hosts.get(&host).is_some_and(|known| !known.is_users) {
+            self.model.hosts.remove(&host);
+        }
+        self.model.secrets.retain(|known| known.host != host || known.to_user);
+    }
+
+    fn tidy(&mut self, at_most: usize) {
+        let now = Millis(self.model.now);
+        let mut changes = Vec::new();
+        self.core.purge_expired(now, at_most, &mut changes);
+        self.disk.apply(changes);
+    }
 }
 
 fn run(steps: Vec<Step>) {
-    let mut core = Registry::new(TIMEOUT, BOUNDS);
-    let (mut model, mut disk) = (Model::default(), Disk::default());
-    let mut answered: Vec<String> = Vec::new();
-    let mut fresh = 0;
+    let mut world = World::new();
     for step in steps {
-        model.now += 1;
-        let now = Millis(model.now);
-        match step {
-            Step::Wait(minutes) => {
-                model.now += minutes * MINUTE;
-                let now = model.now;
-                // Expired in the model, whenever the registry removes them.
-                model.hosts.retain(|_, host| now < host.last_seen_at + MONTH * MINUTE);
-                let mut changes = Vec::new();
-                while core.expire(Millis(now), 3) {}
-                while core.purge_expired(Millis(now), 3, &mut changes) {}
-                disk.apply(changes);
-            }
-            Step::Register { conn, host, source, proof, resume, files } => {
-                fresh += 1;
-                let is_user = model.users.contains(&host);
-                let resume = resume.and_then(|ago| answered.len().checked_sub(ago + 1)).map(|n| answered[n].clone());
-                let list = files.map(|files| -> BTreeMap<String, (u64, bool)> {
-                    files.into_iter().map(|(file, size, is)| (FILES[file].to_owned(), (size, is))).collect()
-                });
-                let new: Option<FileMap> = list
-                    .as_ref()
-                    .map(|list| list.iter().map(|(file, (size, is))| (fname(file), entry(*size, *is))).collect());
-                let claim = HostnameClaim {
-                    source: ip(&format!("192.0.2.{source}")),
-                    status: if is_user { HostnameStatus::Account(proof) } else { HostnameStatus::Free },
-                    resume_secret: resume.as_deref().map(key),
-                    new_secret: key(&format!("{fresh}")),
-                    keeps_files: list.is_none() && resume.is_some(),
-                    file_count: list.as_ref().map_or(0, published),
-                    ..claim(NAMES[host])
-                };
-                let mut room = Vec::new();
-                assert!(!core.evict_for_claim(now, conn, &claim, 100, &mut room));
-                disk.apply(room);
-                let granted = core.register(now, conn, &claim);
-                let (resumes, fresh) = (resume.as_deref(), &format!("{fresh}"));
-                let said = Said { conn, host, source, proof, resume: resumes, files: list, fresh };
-                let expected = model.register(&said);
-                let outcome = granted.as_ref().ok().map(|granted| (granted.keeps_files, granted.is_resumed));
-                assert_eq!(outcome, expected, "{granted:?}");
-                if let Ok(granted) = granted {
-                    answered.push(if granted.is_resumed { resume.unwrap() } else { fresh.clone() });
-                    disk.apply(granted.changes);
-                    let (mut after, mut changes) = (None, Vec::new());
-                    let new = new.unwrap_or_default();
-                    let mut is_done = granted.keeps_files;
-                    while !is_done {
-                        after = core.replace_files(conn, &new, after.as_ref(), 2, &mut changes).unwrap();
-                        is_done = after.is_none();
-                    }
-                    disk.apply(changes);
-                }
-            }
-            Step::Publish(conn, host, file, size) => {
-                let mut room = Vec::new();
-                core.evict_for_publish(now, conn, &name(NAMES[host]), &fname(FILES[file]), 100, &mut room);
-                disk.apply(room);
-                let done = core.publish(now, conn, &name(NAMES[host]), &fname(FILES[file]), entry(size, true));
-                let minute = model.now;
-                let wanted = model.own(conn, host).map(|own| {
-                    // A sign of life even if it is refused.
-                    own.last_seen_at = minute;
-                    let is_shown = own.files.get(FILES[file]).is_some_and(|(_, is_published)| *is_published);
-                    (own.source, own.is_users, published(&own.files) + usize::from(!is_shown))
-                });
-                let fits =
-                    wanted.is_some_and(|(source, is_users, files)| model.has_room(host, source, is_users, files));
-                assert_eq!(done.is_ok(), fits, "{done:?}");
-                let own = model.own(conn, host).filter(|_| fits);
-                if let Some(own) = own {
-                    own.files.insert(FILES[file].to_owned(), (size, true));
-                    own.last_seen_at = minute;
-                }
-                disk.apply(done.unwrap_or_default());
-            }
-            Step::Unpublish(conn, host, file) => {
-                let done = core.unpublish(now, conn, &name(NAMES[host]), &fname(FILES[file]));
-                let minute = model.now;
-                let own = model.own(conn, host);
-                assert_eq!(done.is_ok(), own.as_ref().is_some_and(|own| own.files.contains_key(FILES[file])));
-                if let Some(own) = own {
-                    own.last_seen_at = minute;
-                    if let Some((_, is_published)) = own.files.get_mut(FILES[file]) {
-                        *is_published = false;
-                    }
-                }
-                disk.apply(done.unwrap_or_default());
-            }
-            Step::Unregister(conn, host) => {
-                let done = core.unregister(now, conn, &name(NAMES[host]));
-                assert_eq!(done.is_ok(), model.own(conn, host).is_some());
-                if let Ok(changes) = done {
-                    disk.apply(changes);
-                    model.hosts.remove(&host);
-                    // The 30 days start now.
-                    let minute = model.now;
-                    model.secrets.iter_mut().filter(|known| known.host == host).for_each(|known| known.at = minute);
-                }
-            }
-            Step::Ping(conn, host) => {
-                core.record_activity(now, conn);
-                let minute = model.now;
-                if let Some(held) = model.holder(conn) {
-                    model.hosts.get_mut(&held).unwrap().last_seen_at = minute;
-                }
-                assert_eq!(core.presence(now, NAMES[host]).is_some(), model.is_there(host));
-            }
-            Step::Close(conn) => {
-                core.connection_closed(conn);
-                if let Some(held) = model.holder(conn) {
-                    model.hosts.get_mut(&held).unwrap().conn = None;
-                }
-            }
-            Step::Account(host) => {
-                model.users.insert(host);
-                disk.apply(core.account_created(NAMES[host]));
-                if model.hosts.get(&host).is_some_and(|known| !known.is_users) {
-                    model.hosts.remove(&host);
-                }
-                model.secrets.retain(|known| known.host != host || known.to_user);
-            }
-            Step::Tidy(at_most) => {
-                let mut changes = Vec::new();
-                core.purge_expired(now, at_most, &mut changes);
-                disk.apply(changes);
-            }
-        }
-        compare(&mut core, &model, &disk);
+        world.step(step);
     }
 }
 

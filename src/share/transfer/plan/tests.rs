@@ -355,6 +355,91 @@ struct ConnectionQueue {
     left_ms: u64,
 }
 
+/// A fetch and the hosts that it is from.
+struct FetchSimulation {
+    plan: FetchPlan,
+    hosts: Vec<HostBehaviour>,
+    connections: Vec<Option<ConnectionQueue>>,
+    closing: Vec<HostId>,
+    seed: u64,
+    delivered_count: usize,
+    faults: usize,
+}
+
+impl FetchSimulation {
+    fn new(mut plan: FetchPlan, hosts: Vec<HostBehaviour>, seed: u64) -> FetchSimulation {
+        let shown: Vec<(HostId, bool)> = (0..hosts.len()).map(|id| (id, true)).collect();
+        plan.set_listed_hosts(&shown);
+        let connections = hosts.iter().map(|_| None).collect();
+        FetchSimulation { plan, hosts, connections, closing: Vec::new(), seed, delivered_count: 0, faults: 0 }
+    }
+
+    fn percent(&mut self) -> u64 {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.seed >> 33) % 100
+    }
+
+    fn apply_effect(&mut self, effect: FetchEffect, now: Duration) -> Result<(), TestCaseError> {
+        match effect {
+            FetchEffect::Connect(id) => {
+                prop_assert!(self.connections[id].is_none());
+                if self.percent() < self.hosts[id].fails_percent {
+                    self.faults += 1;
+                    self.plan.disconnected(id, SourceFault::Lost, now);
+                } else {
+                    self.connections[id] = Some(ConnectionQueue::default());
+                    self.plan.connected(id, now);
+                }
+            }
+            FetchEffect::Disconnect(id) => {
+                self.connections[id] = None;
+                self.closing.push(id);
+            }
+            FetchEffect::RequestPieces { host, pieces, token } => {
+                let queue = self.connections[host].as_mut().expect("only who is open is asked");
+                queue.requested.extend(pieces.map(|piece| (piece, token)));
+                prop_assert!(queue.requested.len() as u64 * MIB <= 3 * REQUEST_BYTES_MAX);
+            }
+            other => prop_assert!(false, "{other:?}"),
+        }
+        Ok(())
+    }
+
+    /// What a host sends within 5 ms.
+    fn deliver(&mut self, id: HostId, now: Duration) {
+        let mut left_ms = 5_u64;
+        while let Some(queue) = &mut self.connections[id]
+            && left_ms > 0
+            && let Some((piece, _token)) = queue.requested.front().copied()
+        {
+            let piece_ms = self.hosts[id].piece_ms;
+            if queue.left_ms == 0 {
+                queue.left_ms = piece_ms;
+            }
+            let step_ms = queue.left_ms.min(left_ms);
+            self.plan.bytes_received(id, MIB * step_ms / piece_ms, now);
+            queue.left_ms -= step_ms;
+            left_ms -= step_ms;
+            if queue.left_ms > 0 {
+                continue;
+            }
+            queue.requested.pop_front();
+            self.delivered_count += 1;
+            let is_wrong = self.percent() < self.hosts[id].wrong_percent;
+            self.faults += usize::from(is_wrong);
+            self.plan.piece_received(id, piece, !is_wrong);
+            if !is_wrong {
+                self.plan.pieces_synced(&[piece]);
+            }
+            if self.percent() < self.hosts[id].fails_percent {
+                self.faults += 1;
+                self.plan.disconnected(id, SourceFault::Lost, now);
+                self.connections[id] = None;
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 60 } else { 600 }))]
 
@@ -364,89 +449,33 @@ proptest! {
         count in 0_usize..120,
         hosts in proptest::collection::vec(behaviour(), 1..7),
         good in proptest::collection::vec(any::<bool>(), 120),
-        mut seed in any::<u64>(),
+        seed in any::<u64>(),
     ) {
-        let mut percent = move || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) % 100
-        };
-        let mut plan = FetchPlan::new(PieceLayout::of(count as u64 * MIB), TransferMode::Pieces, true, |piece| good[piece]);
+        let plan = FetchPlan::new(PieceLayout::of(count as u64 * MIB), TransferMode::Pieces, true, |piece| good[piece]);
         let expected = (0..count).filter(|piece| !good[*piece]).count();
-        let shown: Vec<(HostId, bool)> = (0..hosts.len()).map(|id| (id, true)).collect();
-        plan.set_listed_hosts(&shown);
-        let mut connections: Vec<Option<ConnectionQueue>> = hosts.iter().map(|_| None).collect();
-        let mut closing: Vec<HostId> = Vec::new();
-        let mut delivered_count = 0;
-        let mut faults = 0;
+        let mut it = FetchSimulation::new(plan, hosts, seed);
         let mut now = ms(0);
-        while !plan.is_synced() {
-            prop_assert!(now < ms(3_600_000), "{plan:?}");
-            for id in std::mem::take(&mut closing) {
-                plan.disconnected(id, SourceFault::Lost, now);
+        while !it.plan.is_synced() {
+            prop_assert!(now < ms(3_600_000), "{:?}", it.plan);
+            for id in std::mem::take(&mut it.closing) {
+                it.plan.disconnected(id, SourceFault::Lost, now);
             }
-            if plan.is_every_host_banned() {
+            if it.plan.is_every_host_banned() {
                 // By chance every host was banned: the user resumes the fetch.
-                plan.set_paused(true);
-                plan.set_paused(false);
+                it.plan.set_paused(true);
+                it.plan.set_paused(false);
             }
-            for effect in plan.next_effects(now) {
-                match effect {
-                    FetchEffect::Connect(id) => {
-                        prop_assert!(connections[id].is_none());
-                        if percent() < hosts[id].fails_percent {
-                            faults += 1;
-                            plan.disconnected(id, SourceFault::Lost, now);
-                        } else {
-                            connections[id] = Some(ConnectionQueue::default());
-                            plan.connected(id, now);
-                        }
-                    }
-                    FetchEffect::Disconnect(id) => {
-                        connections[id] = None;
-                        closing.push(id);
-                    }
-                    FetchEffect::RequestPieces { host, pieces, token } => {
-                        let queue = connections[host].as_mut().expect("only who is open is asked");
-                        queue.requested.extend(pieces.map(|piece| (piece, token)));
-                        prop_assert!(queue.requested.len() as u64 * MIB <= 3 * REQUEST_BYTES_MAX);
-                    }
-                    other => prop_assert!(false, "{other:?}"),
-                }
+            for effect in it.plan.next_effects(now) {
+                it.apply_effect(effect, now)?;
             }
             now += ms(5);
-            for id in 0..hosts.len() {
-                let Some(queue) = &mut connections[id] else { continue };
-                let mut left_ms = 5_u64;
-                while left_ms > 0 && !queue.requested.is_empty() {
-                    if queue.left_ms == 0 {
-                        queue.left_ms = hosts[id].piece_ms;
-                    }
-                    let step_ms = queue.left_ms.min(left_ms);
-                    plan.bytes_received(id, MIB * step_ms / hosts[id].piece_ms, now);
-                    queue.left_ms -= step_ms;
-                    left_ms -= step_ms;
-                    if queue.left_ms > 0 {
-                        continue;
-                    }
-                    let (piece, _turn) = queue.requested.pop_front().expect("it is not empty");
-                    delivered_count += 1;
-                    let is_wrong = percent() < hosts[id].wrong_percent;
-                    faults += usize::from(is_wrong);
-                    plan.piece_received(id, piece, !is_wrong);
-                    if !is_wrong {
-                        plan.pieces_synced(&[piece]);
-                    }
-                    if percent() < hosts[id].fails_percent {
-                        faults += 1;
-                        plan.disconnected(id, SourceFault::Lost, now);
-                        connections[id] = None;
-                        break;
-                    }
-                }
+            for id in 0..it.hosts.len() {
+                it.deliver(id, now);
             }
-            let downloaded = plan.downloaded_bytes();
+            let downloaded = it.plan.downloaded_bytes();
             prop_assert!(downloaded <= count as u64 * MIB);
         }
+        let FetchSimulation { mut plan, hosts, delivered_count, faults, .. } = it;
         prop_assert_eq!(plan.downloaded_bytes(), count as u64 * MIB);
         prop_assert!(plan.missing_count == 0 && plan.unverified_count == 0 && plan.unsynced_count == 0);
         // Pieces requested from a host that failed are requested again; near the end a few are taken over.

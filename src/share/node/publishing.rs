@@ -1,0 +1,183 @@
+//! Tracking, publishing and unpublishing a node's files, and telling the registry of them.
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use serde_json::json;
+
+use super::duplicates::Duplicates;
+use super::hashing::{self, HashCommand};
+use super::registry_connection::RegistryCommand;
+use super::{Node, NodeError, NodeInner, REGISTRY_TIMEOUT};
+use crate::model::Clock;
+use crate::share::files::{FileStat, TrackedFile, TrackedFilesError};
+use crate::share::unix_time::unix_seconds;
+use crate::share::wire::{FileName, Seconds};
+
+/// Files up to this size, one piece, are hashed while they are published, not in the background.
+const HASH_INLINE_BYTES_MAX: u64 = 1 << 20;
+
+/// Result of publishing a file.
+#[derive(Debug)]
+pub struct PublishOutcome {
+    /// The published file.
+    pub file: TrackedFile,
+    /// Similar files of other hosts; empty also if the registry could not be asked.
+    pub duplicates: Duplicates,
+}
+
+impl Node {
+    /// Tracks a file under its own name.
+    ///
+    /// # Errors
+    /// The path cannot be used, or the file cannot be tracked.
+    pub fn add(&self, path: &str) -> Result<TrackedFile, NodeError> {
+        let opened = self.inner.published_files.folders().open(path)?;
+        // The name as given, because a link may have a better name than its target.
+        let last = std::path::Path::new(path).file_name().or(opened.path.file_name()).and_then(|name| name.to_str());
+        let name = FileName::new(last.unwrap_or_default())
+            .map_err(|wrong| NodeError::Invalid(format!("the file's name: {wrong}")))?;
+        let stat = FileStat::of(&opened.path, &opened.metadata);
+        let file = self.inner.files.track(&name, stat, Clock::wall())?;
+        self.inner.notify_file_changed("added", &file);
+        Ok(file)
+    }
+
+    /// Publishes a tracked file, or the file at `path` under the given name; its content is hashed anew. When this
+    /// returns, the registry lists the file; the digests of a large one follow later.
+    ///
+    /// # Errors
+    /// [`NodeError::Duplicates`] unless `overwrite`, or any other; the file is then in the same state as before.
+    pub fn publish(&self, name: &FileName, path: Option<&str>, overwrite: bool) -> Result<PublishOutcome, NodeError> {
+        let inner = &self.inner;
+        let folders = inner.published_files.folders();
+        let tracked = inner.files.get(name)?;
+        let mut opened = match (path, &tracked) {
+            (Some(path), _) => folders.open(path)?,
+            (None, Some(tracked)) => folders.reopen(&tracked.stat.path)?,
+            (None, None) => return Err(TrackedFilesError::NotTracked(name.clone()).into()),
+        };
+        let stat = FileStat::of(&opened.path, &opened.metadata);
+        // A small file is hashed right away, so that the registry gets everything in one message.
+        let digests = match stat.size {
+            ..=HASH_INLINE_BYTES_MAX => hashing::hash_opened(&mut opened, &stat, &|| true).ok().flatten(),
+            _ => None,
+        };
+        drop(opened);
+        let duplicates = self.duplicates(name, stat.size, Some(unix_seconds(stat.modified_ns)));
+        let duplicates = match duplicates {
+            Ok(duplicates) if !overwrite && !duplicates.is_empty() => {
+                return Err(NodeError::Duplicates(Box::new(duplicates)));
+            }
+            Ok(duplicates) => duplicates,
+            // Without the registry's answer it is unknown whether there are duplicates.
+            Err(error) if !overwrite => return Err(error),
+            Err(_) => Duplicates::default(),
+        };
+        let file = inner.files.publish(name, stat, digests.as_ref(), Clock::wall())?;
+        if digests.is_none() {
+            // Also if the registry is unreachable. If the queue is full, a wake-up is pending already.
+            let _ = inner.hash_commands.try_send(HashCommand::HashPending);
+        }
+        if let Err(error) = inner.sync_and_wait(name) {
+            if tracked.is_none_or(|tracked| !tracked.is_published) {
+                inner.files.unpublish(name)?;
+                // The registry may have received it all the same.
+                inner.sync_later(name);
+            }
+            return Err(error);
+        }
+        inner.notify_file_changed("published", &file);
+        Ok(PublishOutcome { file, duplicates })
+    }
+
+    /// Unpublishes a file; it stays tracked. It is no longer served from now on, even if the registry is unreachable:
+    /// that learns of it with the next connection.
+    ///
+    /// # Errors
+    /// The file is not tracked, the store fails, or the registry refuses.
+    pub fn unpublish(&self, name: &FileName) -> Result<TrackedFile, NodeError> {
+        let file = self.inner.files.unpublish(name)?;
+        let result = self.sync_unpublished(name);
+        self.inner.notify_file_changed("unpublished", &file);
+        result.map(|()| file)
+    }
+
+    /// Makes the registry drop a file that is no longer published, now or with the next connection.
+    fn sync_unpublished(&self, name: &FileName) -> Result<(), NodeError> {
+        match self.inner.sync_and_wait(name) {
+            Err(NodeError::RegistryUnreachable(why)) => {
+                log::info!("{}: the registry learns later of {name}: {why}", self.inner.user);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Stops tracking a file, unpublishing it first. The file itself stays, and transfers of it in progress complete.
+    /// An unreachable registry is no error: it learns of it with the next connection.
+    ///
+    /// # Errors
+    /// The file is not tracked, the store fails, or the registry refuses.
+    pub fn remove(&self, name: &FileName) -> Result<(), NodeError> {
+        let inner = &self.inner;
+        let tracked = inner.files.get(name)?.ok_or_else(|| TrackedFilesError::NotTracked(name.clone()))?;
+        if tracked.is_published {
+            inner.files.unpublish(name)?;
+            self.sync_unpublished(name)?;
+            inner.network.invalidate();
+        }
+        let file = inner.files.remove(name)?;
+        inner.notify_file_changed("removed", &TrackedFile { is_published: false, ..file });
+        Ok(())
+    }
+
+    /// Finds files of other hosts that are similar to one with this name, size and modification time. The registry
+    /// looks them up, at a cost that does not depend on the size of the network.
+    ///
+    /// # Errors
+    /// The registry cannot be reached or refuses.
+    pub fn duplicates(&self, name: &FileName, size: u64, modified: Option<Seconds>) -> Result<Duplicates, NodeError> {
+        let found = self.inner.registry()?.similar_files(name, size, modified)?;
+        Ok(Duplicates::of(&self.inner.user, size, modified.map(Seconds::get), found))
+    }
+}
+
+impl NodeInner {
+    /// Notifies subscribers of a change to a file of this node. The notification's `entry` is what other hosts see of
+    /// it.
+    pub(super) fn notify_file_changed(&self, change: &str, file: &TrackedFile) {
+        // Only a file that is or was published affects the network's list.
+        if file.is_published || change == "unpublished" {
+            self.network.invalidate();
+        }
+        let entry = file.is_published.then(|| file.entry());
+        self.events.notify(
+            "files",
+            &json!({
+                "fname": file.name, "hostname": self.user, "entry": entry,
+                "change": change, "name": file.name,
+            }),
+        );
+    }
+
+    /// Brings the registry's state of a file up to date, and waits for that.
+    fn sync_and_wait(&self, name: &FileName) -> Result<(), NodeError> {
+        let (reply, result) = bounded(1);
+        let order = RegistryCommand::Sync { name: name.clone(), reply: Some(reply) };
+        self.registry_commands.send_timeout(order, REGISTRY_TIMEOUT).map_err(|_| self.registry_unreachable())?;
+        match result.recv_timeout(REGISTRY_TIMEOUT) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(NodeError::RegistryUnreachable("the registry does not answer in time".to_owned()))
+            }
+        }
+    }
+
+    /// Brings the registry's state of a file up to date in the background. If that fails, the next connection does it,
+    /// as every connection registers all files.
+    pub(super) fn sync_later(&self, name: &FileName) {
+        let order = RegistryCommand::Sync { name: name.clone(), reply: None };
+        if self.registry_commands.send_timeout(order, REGISTRY_TIMEOUT).is_err() {
+            log::warn!("{}: the registry is told of {name} with the next connection", self.user);
+        }
+    }
+}
