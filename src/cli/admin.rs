@@ -122,9 +122,7 @@ fn parse_since(text: &str) -> Result<Since, String> {
 /// A one-line description of what made the command fail.
 pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("warn");
-    if args.db.is_some() {
-        bail!("--db: this version keeps everything in SQLite files in --data-dir; leave --db (P2S2_DB) out");
-    }
+    settings::refuse_db(args.db.as_deref())?;
     let mut out = BufWriter::new(io::stdout().lock());
     let code = match &args.command {
         AdminCommand::Ledger => show_ledger(&open_ledgers(&args.data_dir)?, args.json, &mut out)?,

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::builder::BoolishValueParser;
 
 use super::dotenv;
@@ -169,6 +169,18 @@ pub fn bind_address_from(variable: &str, flag: &str) -> anyhow::Result<Option<Ip
         return Ok(Some(Ipv4Addr::LOCALHOST.into()));
     }
     Ok(Some(bind))
+}
+
+/// Refuses `--db`: this version knows no other database than SQLite.
+///
+/// # Errors
+/// The flag is given.
+pub fn refuse_db(db: Option<&str>) -> anyhow::Result<()> {
+    if db.is_some() {
+        // The URL may contain a password, so it is not repeated.
+        bail!("--db: this version keeps everything in SQLite files in --data-dir; leave --db (P2S2_DB) out");
+    }
+    Ok(())
 }
 
 /// The flag (or its own variable), else a legacy variable, else the default.

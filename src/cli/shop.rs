@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 
 use super::listen_args::{AnnounceArgs, Ports, TlsArgs};
@@ -132,7 +132,7 @@ struct Backends {
 /// # Errors
 /// A one-line description of what kept it from starting.
 pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
-    refuse_db(args.db.as_deref())?;
+    settings::refuse_db(args.db.as_deref())?;
     run(&args.common, &args.data_dir, |config| ComponentProcess::product(config, args.port, args.hold_timeout))
 }
 
@@ -141,7 +141,7 @@ pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// A one-line description of what kept it from starting.
 pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
-    refuse_db(args.db.as_deref())?;
+    settings::refuse_db(args.db.as_deref())?;
     run(&args.common, &args.data_dir, |config| {
         ComponentProcess::customer(config, args.port, args.session_timeout, args.fee_percent)
     })
@@ -193,12 +193,4 @@ fn run(
     ready::report_and_wait(common.ready_file.as_deref(), process.listeners(), &shutdown)?;
     process.stop();
     Ok(ExitCode::SUCCESS)
-}
-
-fn refuse_db(db: Option<&str>) -> anyhow::Result<()> {
-    if db.is_some() {
-        // The URL may contain a password, so it is not repeated.
-        bail!("--db: this version keeps everything in SQLite files in --data-dir; leave --db (P2S2_DB) out");
-    }
-    Ok(())
 }
