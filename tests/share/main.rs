@@ -18,6 +18,8 @@ mod nodes;
 mod operator;
 mod owners;
 #[cfg(unix)]
+mod page_events;
+#[cfg(unix)]
 mod page_routes;
 mod registry;
 mod registry_harness;
