@@ -25,7 +25,9 @@ use crate::storage::backup::ID_RANGE_MAX;
 use crate::storage::{OpenError, Reader, Store, StoreError, Tx};
 
 mod holds;
+mod item_facts;
 mod search;
+mod stock_count;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::id_ranges::{self, DataComponent};
-use super::integrity::{ExpectedStore, StoreIdentity};
+use super::integrity::ExpectedStore;
 use super::lock::{DataDirLock, LockError};
 use super::manifest::{MANIFEST_FILE, Manifest, ManifestEntry, StoreState, new_store_id};
-use super::{OpenError, files, sqlite, watermark};
+use super::range_markers::{self, DataComponent};
+use super::store_identity::{StoreIdentity, StoreLocation};
+use super::{OpenError, files, id_ranges, sqlite, watermark};
 
 /// Files that SQLite and the store keep beside a database.
 const COMPANION_SUFFIXES: [&str; 4] = ["-wal", "-shm", "-journal", watermark::SUFFIX];
@@ -140,7 +141,7 @@ fn find_loss(path: &Path, store: &ExpectedStore<'_>) -> Result<Option<OpenError>
         if is_there {
             sqlite::open_checked(path, store.migrations.len() as u64, true).map(drop)
         } else {
-            super::integrity::StoreLocation::load(path)?.check_may_be_absent()
+            StoreLocation::load(path)?.check_may_be_absent()
         }
     });
     match checked {
@@ -175,9 +176,9 @@ fn rebuild_manifest(dir: &Path, stores: &[ExpectedStore<'_>]) -> Result<Accepted
     }
     // A store that is lost as well is recreated without notice, and its numbers start in a range that it cannot have
     // used.
-    let range = id_ranges::next_id_range(dir, id_ranges::last_id_range_without_manifest(dir)?)?;
+    let range = id_ranges::next_id_range(dir, range_markers::last_id_range_without_manifest(dir)?)?;
     for component in DataComponent::ALL {
-        id_ranges::write_range_marker(dir, component, range)?;
+        range_markers::write_range_marker(dir, component, range)?;
     }
     if path.exists() {
         copy_aside(dir, &path).map_err(io_error)?;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{OpenError, files, id_ranges};
+use super::{OpenError, files, range_markers};
 use crate::model::secret;
 
 pub(super) const MANIFEST_FILE: &str = "manifest.json";
@@ -104,8 +104,8 @@ impl Manifest {
         }
         let last_id_range = stored
             .last_id_range
-            .or(stored.losses.map(id_ranges::id_range_of_losses))
-            .filter(|range| id_ranges::is_id_range(*range));
+            .or(stored.losses.map(range_markers::id_range_of_losses))
+            .filter(|range| range_markers::is_id_range(*range));
         let manifest = Manifest::new(last_id_range.ok_or_else(not_ours)?, stored.stores);
         let is_valid = |entry: &ManifestEntry| !entry.file.contains(['/', '\\']) && is_store_id(&entry.id);
         let is_duplicate =
@@ -154,7 +154,7 @@ impl Manifest {
         let _held = lock().map_err(|error| OpenError::from_io(&lock_path, &error))?;
         let mut manifest = match Manifest::read(dir)? {
             Some(manifest) => manifest,
-            None => Manifest::new(id_ranges::initial_id_range(dir)?, Vec::new()),
+            None => Manifest::new(range_markers::initial_id_range(dir)?, Vec::new()),
         };
         change(&mut manifest);
         manifest.write(dir).map_err(|error| OpenError::from_io(&dir.join(MANIFEST_FILE), &error))?;

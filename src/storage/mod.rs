@@ -17,14 +17,17 @@
 //! | `error.rs` | [`StoreError`], [`OpenError`] |
 //! | `manifest.rs` | which stores a data dir has |
 //! | `watermark.rs` | beside each store: the generation that is known to be on disk |
+//! | `store_identity.rs` | the identity row of a store, and whether it is the one that belongs there |
 //! | `integrity.rs` | checks that a data dir is complete before anything in it is changed |
 //! | `accept_loss.rs` | lets an operator accept that a store is lost |
+//! | `range_markers.rs` | the markers of the ranges in which numbers start |
 //! | `id_ranges.rs` | keeps numbers unique even after data was lost |
 //! | `lock.rs` | one server per data dir |
 //! | `backup.rs`, `restore.rs` | a consistent archive of a data dir, and back |
 //! | `files.rs` | private files and folders, synced |
 
 mod accept_loss;
+mod archive;
 pub mod backup;
 mod commit_handle;
 mod durable;
@@ -34,11 +37,13 @@ mod id_ranges;
 mod integrity;
 pub mod lock;
 mod manifest;
+mod range_markers;
 mod read_only;
 mod reader_pool;
 mod restore;
 mod sqlite;
 mod store;
+mod store_identity;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -11,13 +11,13 @@ use std::path::{Component, Path, PathBuf};
 use ring::digest::{Context, SHA256};
 use rusqlite::{Connection, OpenFlags};
 
-use super::backup::{
+use super::archive::{
     ARCHIVE_DEPTH_MAX, ARCHIVE_FILES_MAX, ARCHIVE_FORMAT, ArchiveContents, BackupError, CONTENTS_FILE, database_error,
     io_error, is_excluded,
 };
-use super::id_ranges::DataComponent;
 use super::lock::{DataDirLock, LOCK_FILE, STAGING_DIR};
 use super::manifest::{MANIFEST_FILE, Manifest, ManifestEntry, StoreState};
+use super::range_markers::{self, DataComponent};
 use super::{OpenError, files, id_ranges, integrity, sqlite};
 
 /// The largest table of contents that is read: far more than [`ARCHIVE_FILES_MAX`] files need.
@@ -92,7 +92,7 @@ fn assign_store_ids(staging: &Path, names: &[PathBuf]) -> Result<CreatedFiles, B
         let archived = Manifest::read(&dir).map_err(failed)?;
         let range = id_ranges::id_range_after_restore(&dir, archived.as_ref()).map_err(failed)?;
         for component in DataComponent::ALL {
-            id_ranges::write_range_marker(&dir, component, range)?;
+            range_markers::write_range_marker(&dir, component, range)?;
             created.range_markers.push(folder.join(component.marker_file()));
         }
         if entries.is_empty() && archived.is_none() {

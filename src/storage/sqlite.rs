@@ -8,8 +8,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, MAIN_DB, OpenFlags, ToSql};
 
-use super::integrity::{self, StoreIdentity, StoreLocation};
 use super::manifest::StoreState;
+use super::store_identity::{self, StoreIdentity, StoreLocation};
 use super::value::RowCallback;
 use super::{OpenError, Reader, Row, StoreError, Tx, Value, files};
 
@@ -51,7 +51,7 @@ pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<OpenedStor
     make_wal_owner_writable(path);
 
     // Check before writing anything: a file that is not ours stays as it is.
-    let checked = check_file(&connection, path, migrations.len() as u64, !integrity::take_pages_checked(path))
+    let checked = check_file(&connection, path, migrations.len() as u64, !store_identity::take_pages_checked(path))
         .map_err(|error| location.explain_error(error))?;
     let id = match (id, location.manifest_state()) {
         (Some(id), _) => id,
@@ -336,7 +336,7 @@ fn migrate(connection: &Connection, path: &Path, migrations: &[&str]) -> Result<
             if schema_version(connection)? < version {
                 connection.execute_batch(sql)?;
                 connection.pragma_update(None, "user_version", version as i64)?;
-                if integrity::has_identity_table(connection)? {
+                if store_identity::has_identity_table(connection)? {
                     connection.execute("UPDATE store_identity SET schema = ?1", [version as i64])?;
                 }
             }

@@ -212,7 +212,7 @@ fn of_what_is_no_archive_of_ours_nothing_is_quoted() {
     let mut other = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(json.len() as u64);
-    other.append_data(&mut header, super::backup::CONTENTS_FILE, json.as_bytes()).unwrap();
+    other.append_data(&mut header, super::archive::CONTENTS_FILE, json.as_bytes()).unwrap();
     let other = other.into_inner().unwrap();
     let links = archive_with(secret, tar::EntryType::Symlink, b"");
     let mut cut = archive_with(secret, tar::EntryType::Regular, &[b'x'; 4096]);
@@ -288,7 +288,7 @@ fn archive_with(name: &str, kind: tar::EntryType, bytes: &[u8]) -> Vec<u8> {
     let manifest = serde_json::json!({ "format": 1, "files": files }).to_string();
     let mut header = tar::Header::new_gnu();
     header.set_size(manifest.len() as u64);
-    tar.append_data(&mut header, super::backup::CONTENTS_FILE, manifest.as_bytes()).unwrap();
+    tar.append_data(&mut header, super::archive::CONTENTS_FILE, manifest.as_bytes()).unwrap();
     tar.into_inner().unwrap()
 }
 

@@ -34,7 +34,7 @@ fn store_state(dir: &Path, file: &str) -> Option<StoreState> {
 
 fn generation(dir: &Path, file: &str) -> u64 {
     let connection = rusqlite::Connection::open(dir.join(file)).unwrap();
-    integrity::StoreIdentity::read(&connection).unwrap().unwrap().generation
+    store_identity::StoreIdentity::read(&connection).unwrap().unwrap().generation
 }
 
 /// A folder with two stores that were closed in order.

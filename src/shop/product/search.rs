@@ -20,7 +20,8 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use super::store::{self, ItemFacts};
+use super::item_facts::{ItemFacts, id_column};
+use super::stock_count::stock_count;
 use crate::model::Cents;
 use crate::model::text::nfc;
 use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx, Value};
@@ -61,7 +62,7 @@ pub(super) fn fold(text: &str) -> String {
     nfc(&fold_without_normalization(&nfc(text))).into_owned()
 }
 
-/// Folds a text as versions before [`store::normalize_index`] did, without normalization to form C.
+/// Folds a text as versions before `normalize_index` did, without normalization to form C.
 fn fold_without_normalization(text: &str) -> String {
     let lower = text.to_lowercase();
     if lower.contains('ς') { lower.replace('ς', "σ") } else { lower }
@@ -72,7 +73,7 @@ pub(super) fn postings(facts: &ItemFacts, price: Cents, number: i64) -> Vec<Post
     postings_folded_by(fold, facts, price, number)
 }
 
-/// Replaces the postings that versions before [`store::normalize_index`] wrote for an item.
+/// Replaces the postings that versions before `normalize_index` wrote for an item.
 pub(super) fn reindex_normalized(
     tx: &mut dyn Tx,
     facts: &ItemFacts,
@@ -186,12 +187,12 @@ pub(super) fn search(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchH
 
 /// A search without keywords, which is ordered by price only.
 fn cheapest(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchHits, StoreError> {
-    let in_stock = store::stock_count(reader, query.category)?;
+    let in_stock = stock_count(reader, query.category)?;
     let total = in_stock.min(query.ranked_max as u64);
     let offset = query.offset.min(total);
     let limit = query.limit.min(total - offset);
     let list: [Value<'_>; 2] = [FOR_SALE.into(), "".into()];
-    let page: [Value<'_>; 2] = [store::id_column(limit).into(), store::id_column(offset).into()];
+    let page: [Value<'_>; 2] = [id_column(limit).into(), id_column(offset).into()];
     let numbers = match query.category {
         None => reader.all(
             "SELECT number FROM product_word WHERE kind = $1 AND term = $2

@@ -8,7 +8,11 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use super::item_facts::ItemFacts;
+pub(super) use super::item_facts::id_column;
 use super::search;
+use super::stock_count::add_to_stock_count;
+pub(super) use super::stock_count::stock_count;
 use crate::model::{Cents, Millis};
 use crate::shop::hold::UNITS_MAX;
 use crate::shop::ops::{
@@ -58,8 +62,6 @@ const SELLER_BLOCKED: i64 = 2;
 /// The number of items that [`normalize_index`] reads at a time.
 const NORMALIZE_BATCH: i64 = 1_000;
 
-/// The category of the row of `product_count` that counts all categories.
-const ALL_CATEGORIES: i64 = -1;
 /// The approximate length of an item's JSON, by which a page's buffer is allocated.
 const ITEM_JSON_BYTES: usize = 320;
 
@@ -81,24 +83,6 @@ pub struct NewItem {
     pub quantity: u32,
 }
 
-/// The immutable fields of an item, under the names that clients see.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ItemFacts {
-    pub item_id: String,
-    pub item_name: String,
-    pub category: u32,
-    pub keywords: Vec<String>,
-    pub condition_is_new: bool,
-    pub seller_id: u64,
-    pub seller: String,
-}
-
-impl ItemFacts {
-    pub(super) fn read(json: &str) -> Result<ItemFacts, StoreError> {
-        serde_json::from_str(json).map_err(|error| StoreError::Invalid(format!("an item's facts: {error}")))
-    }
-}
-
 /// The columns of an item that changes of it need.
 pub(super) struct ItemRow {
     pub number: i64,
@@ -110,11 +94,6 @@ pub(super) struct ItemRow {
 
 pub(super) fn json<T: Serialize>(answer: &T) -> Result<String, StoreError> {
     serde_json::to_string(answer).map_err(|error| StoreError::Invalid(format!("an answer: {error}")))
-}
-
-/// An id or offset as a column's type. A value beyond that type's maximum becomes the maximum, which is no id in use.
-pub(super) fn id_column(id: u64) -> i64 {
-    i64::try_from(id).unwrap_or(i64::MAX)
 }
 
 /// Parses `<category>-<number>`; `None` unless it is spelled exactly as it was assigned.
@@ -352,25 +331,6 @@ pub(super) fn insert_items(tx: &mut dyn Tx, items: &[NewItem]) -> Result<i64, St
         }
     }
     Ok(first)
-}
-
-fn add_to_stock_count(tx: &mut dyn Tx, category: u32, items: i64) -> Result<(), StoreError> {
-    for category in [i64::from(category), ALL_CATEGORIES] {
-        tx.execute(
-            "INSERT INTO product_count (category, in_stock) VALUES ($1, $2)
-             ON CONFLICT (category) DO UPDATE SET in_stock = product_count.in_stock + excluded.in_stock",
-            &[category.into(), items.into()],
-        )?;
-    }
-    Ok(())
-}
-
-/// The number of visible items with stock.
-pub(super) fn stock_count(reader: &(impl Reader + ?Sized), category: Option<u32>) -> Result<u64, StoreError> {
-    let category = category.map_or(ALL_CATEGORIES, i64::from);
-    let count = reader
-        .first("SELECT in_stock FROM product_count WHERE category = $1", &[category.into()], |row| row.uint(0))?;
-    Ok(count.unwrap_or(0))
 }
 
 /// Amounts to add to a seller's counts.

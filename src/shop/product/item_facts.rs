@@ -1,0 +1,28 @@
+//! The immutable fields of an item, which its row holds and the index of the search is made from.
+
+use serde::{Deserialize, Serialize};
+
+use crate::storage::StoreError;
+
+/// The immutable fields of an item, under the names that clients see.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ItemFacts {
+    pub item_id: String,
+    pub item_name: String,
+    pub category: u32,
+    pub keywords: Vec<String>,
+    pub condition_is_new: bool,
+    pub seller_id: u64,
+    pub seller: String,
+}
+
+impl ItemFacts {
+    pub(super) fn read(json: &str) -> Result<ItemFacts, StoreError> {
+        serde_json::from_str(json).map_err(|error| StoreError::Invalid(format!("an item's facts: {error}")))
+    }
+}
+
+/// An id or offset as a column's type. A value beyond that type's maximum becomes the maximum, which is no id in use.
+pub(super) fn id_column(id: u64) -> i64 {
+    i64::try_from(id).unwrap_or(i64::MAX)
+}
