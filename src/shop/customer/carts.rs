@@ -1,4 +1,4 @@
-//! Carts: a session's own, and the one that a buyer has saved (docs/spec/shop.md, "Carts"). They are a part of the
+//! Carts: a session's own, and the one that a buyer has saved (docs/spec/shop.md, "Cart"). They are a part of the
 //! customer database's core: plain values, whose changes go to the journal that is handed in.
 //!
 //! All carts of a buyer change together: dialect 2 works on the saved one through the session's, and a purchase
