@@ -68,72 +68,69 @@ impl fmt::Debug for SessionKey {
     }
 }
 
-/// Someone's session.
+/// A session and its owner.
 #[derive(Debug)]
 pub struct Session<W> {
-    /// Stands for the session's id.
     pub key: SessionKey,
-    /// Whose it is, and what goes with it.
+    /// The user, and what the room stores with it.
     pub owner: W,
     used_at: Millis,
-    /// The last use as it is on disk.
+    /// The value of `used_at` that was last written to disk.
     saved_at: Millis,
 }
 
 impl<W> Session<W> {
-    /// A session that was last used at `used_at`; on disk stands `saved_at`.
+    /// A session with its last use, and the last use that was written to disk.
     pub fn new(key: SessionKey, owner: W, used_at: Millis, saved_at: Millis) -> Session<W> {
         Session { key, owner, used_at, saved_at }
     }
 
-    /// When it was last used.
     pub fn used_at(&self) -> Millis {
         self.used_at
     }
 }
 
-/// What becomes of a request that names a session.
+/// The result of looking a session up for a request.
 #[derive(Debug)]
 pub enum SessionUse<S> {
-    /// It is alive.
     Active(S),
-    /// It is alive, but may not be used for this.
+    /// It is active, but not allowed for this request.
     Forbidden,
     /// It is not known, or has ended.
     Ended,
 }
 
-/// Every session that is alive.
+/// The active sessions of a room, by the hash of their ids.
 pub struct Sessions<W> {
     timeout: Duration,
     capacity: usize,
     by_key: HashMap<SessionKey, Session<W>>,
 }
 
-/// There are as many sessions as there may be.
+/// The limit of concurrent sessions is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimitReached;
 
 impl<W> Sessions<W> {
-    /// No session yet; each will end that long after its last use.
+    /// No sessions yet; each will end `timeout` after its last use.
     pub fn new(timeout: Duration) -> Sessions<W> {
         Sessions::with_capacity(timeout, SESSIONS_MAX)
     }
 
-    /// The same with another bound than [`SESSIONS_MAX`].
+    /// The same with another limit than [`SESSIONS_MAX`].
     pub fn with_capacity(timeout: Duration, capacity: usize) -> Sessions<W> {
         Sessions { timeout, capacity, by_key: HashMap::new() }
     }
 
-    /// Whether a session that was last used then has ended by now.
+    /// Whether a session that was last used at `used_at` has ended by now.
     pub fn is_expired(timeout: Duration, used_at: Millis, now: Millis) -> bool {
         used_at.plus(timeout) <= now
     }
 
-    /// Opens a session. Its key must be that of a new, random id.
+    /// Adds a session. Its key must be that of a new, random id.
     ///
     /// # Errors
-    /// [`SessionLimitReached`] when there are too many; nothing was opened.
+    /// [`SessionLimitReached`]; nothing was added.
     pub fn open(&mut self, session: Session<W>) -> Result<(), SessionLimitReached> {
         if self.by_key.len() >= self.capacity {
             return Err(SessionLimitReached);
@@ -142,7 +139,7 @@ impl<W> Sessions<W> {
         Ok(())
     }
 
-    /// Uses a session, if it may be used for this: its time begins anew.
+    /// Uses a session, if `may` allows it: its timeout starts again.
     pub fn touch(&mut self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<&Session<W>> {
         let timeout = self.timeout;
         let Some(session) = self.by_key.get_mut(key) else { return SessionUse::Ended };
@@ -152,17 +149,17 @@ impl<W> Sessions<W> {
         if !may(&session.owner) {
             return SessionUse::Forbidden;
         }
-        // The time of a request that was on its way for longer does not turn it back.
+        // A request that read the clock earlier does not set it back.
         session.used_at = session.used_at.max(now);
         SessionUse::Active(session)
     }
 
-    /// Looks at a session without using it.
+    /// Looks a session up without using it.
     pub fn find(&self, now: Millis, key: &SessionKey) -> Option<&Session<W>> {
         self.by_key.get(key).filter(|session| !self.has_expired(session, now))
     }
 
-    /// Ends a session, if it may be ended by this. Only one of several callers gets it as alive.
+    /// Ends a session, if `may` allows it. Only one of several callers gets it as active.
     pub fn end(&mut self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<Session<W>> {
         match self.by_key.get(key) {
             Some(session) if self.has_expired(session, now) => SessionUse::Ended,
@@ -172,20 +169,20 @@ impl<W> Sessions<W> {
         }
     }
 
-    /// Takes out some of those whose time is up.
+    /// Removes up to `at_most` expired sessions and returns them.
     pub fn remove_expired(&mut self, now: Millis, at_most: usize) -> Vec<Session<W>> {
         let timeout = self.timeout;
         let over = self.by_key.extract_if(|_, session| Sessions::<W>::is_expired(timeout, session.used_at, now));
         over.take(at_most).map(|(_, session)| session).collect()
     }
 
-    /// The last uses that are not on disk yet.
+    /// The last uses that are not written to disk yet.
     pub fn unsaved(&self) -> Vec<(SessionKey, Millis)> {
         let unsaved = self.by_key.values().filter(|session| session.saved_at != session.used_at);
         unsaved.map(|session| (session.key, session.used_at)).collect()
     }
 
-    /// These last uses are on disk.
+    /// Records that these last uses are on disk.
     pub fn mark_saved(&mut self, uses: &[(SessionKey, Millis)]) {
         for (key, at) in uses {
             if let Some(session) = self.by_key.get_mut(key) {
@@ -194,7 +191,7 @@ impl<W> Sessions<W> {
         }
     }
 
-    /// How many are alive, or dead and not yet taken out.
+    /// The number of sessions, including expired ones that were not yet removed.
     pub fn len(&self) -> usize {
         self.by_key.len()
     }

@@ -1,8 +1,8 @@
-//! Carts: a session's own, and the one that a buyer has saved (docs/spec/shop.md, "Cart"). They are a part of the
-//! customer database's core: plain values, whose changes go to the journal that is handed in.
+//! Carts: one for each session, and the buyer's saved one (`docs/spec/shop.md`, "Cart"). This is a part of the customer
+//! database's core: plain values, whose changes go to the journal that is passed in.
 //!
-//! All carts of a buyer change together: dialect 2 works on the saved one through the session's, and a purchase
-//! empties one and takes from the other.
+//! All carts of one buyer change together: dialect 2 works on the saved cart through the session's, and a purchase empties
+//! one and removes units from the other.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub type PendingResult<T, C> = (ShopResult<T>, C);
 /// The units of each item.
 pub type CartLines = BTreeMap<Arc<str>, u32>;
 
-/// The carts of a buyer who has a session, or for whom a purchase is under way. `C` is the journal's commit.
+/// The carts of a buyer who has a session or an open purchase. `C` is the journal's type of commits.
 #[derive(Debug)]
 pub struct BuyerCarts<C> {
     user_id: u64,
