@@ -274,8 +274,9 @@ impl CustomerDbInner {
         let logged_in = NewSession { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
         let (key, user_id) = (SessionKey::of(&logged_in.sid), account.user_id);
         let mut saved = None;
+        // One memory throughout: a cart that was read from the disk for it counts in no other, loaded since.
+        let memory = self.memory.current();
         loop {
-            let memory = self.memory.current();
             let now = self.config.clock.now();
             let opening = memory.lock().open_session(now, role, account.clone(), key, saved.take());
             match opening {

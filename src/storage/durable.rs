@@ -224,6 +224,23 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         }
     }
 
+    /// Continues on the memory of an earlier value; `None` if it has been replaced since.
+    pub fn with_same<T, U>(
+        &self,
+        earlier: &Pending<C, U>,
+        work: impl FnOnce(&mut CoreState<C>) -> T,
+    ) -> Option<Pending<C, T>> {
+        let memory = Arc::clone(&earlier.memory);
+        let mut state = memory.state.lock();
+        if state.is_replaced {
+            return None;
+        }
+        let value = work(&mut state);
+        let newest = state.newest.clone();
+        drop(state);
+        Some(Pending { value, newest, memory })
+    }
+
     /// Returns a value once the commit that it depends on is on disk.
     ///
     /// # Errors
@@ -278,11 +295,6 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
 }
 
 impl<C, T> Pending<C, T> {
-    /// Whether both values are of the same memory. Values of memory that was replaced in between do not fit together.
-    pub fn is_of_same_memory<U>(&self, other: &Pending<C, U>) -> bool {
-        Arc::ptr_eq(&self.memory, &other.memory)
-    }
-
     /// The place of the commit in the order of all changes of the store.
     pub fn sequence_number(&self) -> u64 {
         self.newest.sequence_number()
@@ -357,6 +369,18 @@ mod tests {
         numbers.update(|state| add(state, 4, Ok(()))).unwrap();
         numbers.store().close();
         assert_eq!(open(&dir).update(|state| state.all.clone()).unwrap(), [1, 4]);
+    }
+
+    #[test]
+    fn what_goes_on_from_an_earlier_value_changes_no_memory_that_was_loaded_since() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = open(&dir);
+        let first = numbers.with(|state| add(state, 1, Ok(())));
+        let second = numbers.with_same(&first, |state| add(state, 2, Ok(()))).unwrap();
+        numbers.wait(second).unwrap();
+        assert!(numbers.update(|state| add(state, 3, refused())).is_err());
+        assert!(numbers.with_same(&first, |state| add(state, 4, Ok(()))).is_none());
+        assert_eq!(numbers.update(|state| state.all.clone()).unwrap(), [1, 2]);
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl PersistentRegistry {
         let mut is_done = registered.value.as_ref().map_or(true, |granted| granted.keeps_files);
         let mut last = None;
         while !is_done {
-            let step = self.with(|state| {
+            let step = self.memory.with_same(&registered, |state| {
                 let mut changes = Vec::new();
                 let next = state.replace_files(conn, files, after.as_ref(), STEP_SIZE, &mut changes);
                 self.append(state, changes);
@@ -149,11 +149,12 @@ impl PersistentRegistry {
                 state.set_change_seq(conn, mark);
                 next
             });
-            if !step.is_of_same_memory(&registered) {
+            let Some(step) = step else {
                 let superseded =
                     StoreError::Unavailable("memory was loaded anew in the middle of a REGISTER".to_owned());
                 return Err(superseded.into());
-            }
+            };
+            self.memory.notify();
             after = step.value.clone()?;
             is_done = after.is_none();
             last = Some(step);
@@ -168,12 +169,14 @@ impl PersistentRegistry {
     /// Whether a host is there. Also a sign of life of whoever holds a hostname at that connection.
     pub(super) fn ping(&self, conn: ConnId, hostname: &str) -> Result<bool, StoreError> {
         let now = self.clock.now();
+        // Read first: a later value may include commits of a memory that was loaded since.
+        let committed = self.committed.load(Ordering::Acquire);
         let pending = self.with(|state| {
             state.record_activity(now, conn);
             state.presence(now, hostname)
         });
         // Nearly always what made the host what it is was on disk long ago.
-        if pending.value.is_some_and(|mark| mark <= self.committed.load(Ordering::Acquire)) {
+        if pending.value.is_some_and(|mark| mark <= committed) {
             return Ok(true);
         }
         Ok(self.wait(pending)?.is_some())

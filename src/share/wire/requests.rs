@@ -1,4 +1,4 @@
-//! Requests to the registry: one JSON object per line, read by [`parse`] and written by [`write`](self::write).
+//! Requests to the registry: one JSON object per line, read by [`parse`] and written by [`write()`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

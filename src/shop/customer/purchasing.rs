@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
+use super::carts::PendingResult;
 use super::core::{BeginRequest, CartRequest};
 use super::purchases::{BeginResult, CompletedByKey, StepResult, no_such_purchase};
 use super::sales::{self, ShipResult};
@@ -191,25 +192,46 @@ impl CustomerDbInner {
     fn begin(&self, request: BeginRequest<'_>) -> ShopResult<BeginResponse> {
         let deadline = Instant::now() + BEGIN_WAIT_MAX;
         let mut queued: Option<(u64, BeginWaiter<'_>)> = None;
-        let mut made: Option<CompletedByKey> = None;
         loop {
             // Read before the core is asked, so that a change in between is noticed.
             let seen = queued.as_ref().map(|(_, begin)| begin.news());
-            let (memory, now) = (self.memory.current(), self.config.clock.now());
-            let id = Token::random().reveal().to_owned();
-            let beginning = memory.lock().begin_purchase(now, id, request, made.take().as_ref());
+            let memory = self.memory.current();
+            let buyer_id = match self.try_begin(&memory, request, deadline)? {
+                Ok((answer, newest)) => return self.settle(&memory, answer, &newest),
+                Err(buyer_id) => buyer_id,
+            };
+            match (&queued, seen) {
+                (Some((of, begin)), Some(seen)) if *of == buyer_id => begin.wait(seen, deadline)?,
+                // It misses no change from now on; one may have happened just before, so the core is asked again.
+                _ => queued = Some((buyer_id, self.begin_waiters.enter(buyer_id)?)),
+            }
+        }
+    }
+
+    /// Tries to begin a purchase in one memory: what is read from the disk for it counts in no other, which may have been
+    /// loaded since. `Err` is the buyer whose open purchase must end first.
+    fn try_begin(
+        &self,
+        memory: &CustomerMemory,
+        request: BeginRequest<'_>,
+        deadline: Instant,
+    ) -> ShopResult<Result<PendingResult<BeginResponse, CommitHandle>, u64>> {
+        let mut made = None;
+        loop {
+            let (id, now) = (Token::random().reveal().to_owned(), self.config.clock.now());
+            let beginning = memory.lock().begin_purchase(now, id, request, made.as_ref());
             match beginning {
-                BeginResult::Decided((answer, newest)) => return self.settle(&memory, answer, &newest),
+                BeginResult::Decided(decided) => return Ok(Ok(decided)),
+                BeginResult::Wait { buyer_id } => return Ok(Err(buyer_id)),
+                // Purchases of others were evicted each time that the disk was read.
+                BeginResult::ReadCompletedByKey { .. } if made.is_some() && Instant::now() >= deadline => {
+                    return Err(Refusal::new(ErrorCode::Busy, "too many purchases are under way: try again later"));
+                }
                 BeginResult::ReadCompletedByKey { buyer_id, key, evictions } => {
                     let purchase = self.store.read(|reader| sales::completed_purchase_by_key(reader, buyer_id, &key));
                     let purchase = purchase.map_err(|error: StoreError| unavailable(&error))?;
                     made = Some(CompletedByKey { purchase, evictions });
                 }
-                BeginResult::Wait { buyer_id } => match (&queued, seen) {
-                    (Some((of, begin)), Some(seen)) if *of == buyer_id => begin.wait(seen, deadline)?,
-                    // It misses no change from now on; one may have happened just before, so the core is asked again.
-                    _ => queued = Some((buyer_id, self.begin_waiters.enter(buyer_id)?)),
-                },
             }
         }
     }

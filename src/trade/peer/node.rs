@@ -113,10 +113,12 @@ pub struct Node {
 
 struct NodeInner {
     config: NodeConfig,
-    store: PeerStore,
     clock: Clock,
+    /// Declared before `store`, so that the database is closed before the data directory's lock is released.
     core: Durable<SharedCore<PeerCore>>,
-    /// Unbounded itself; notifications are limited by [`QUEUED_NOTIFICATIONS_MAX`], responses by the client's limit on requests.
+    store: PeerStore,
+    /// Unbounded itself; notifications are limited by [`QUEUED_NOTIFICATIONS_MAX`], responses by the client's limit on
+    /// requests.
     inputs: Sender<PeerInput>,
     client: OnceLock<Client>,
     observer: Box<dyn Fn(&PeerEvent) + Send + Sync>,
