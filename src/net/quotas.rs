@@ -28,7 +28,7 @@ pub struct QuotaExceeded {
 }
 
 impl SourceQuotas {
-    /// Quotas of something of which there are `bound` in all: half of it for loopback, `of_an_address` for every
+    /// Quotas of something of which there are `bound` in all: half of it for loopback, `per_source` for every
     /// other source.
     pub fn new(bound: usize, per_source: usize) -> SourceQuotas {
         SourceQuotas { per_source, loopback: (bound / 2).max(1), used: HashMap::new() }

@@ -293,7 +293,7 @@ impl CustomerDbInner {
         }
     }
 
-    /// Does something to the core, and answers once what the answer is built on is on disk.
+    /// Runs `work` on the core, and returns its result once the commit that it depends on is on disk.
     fn answer<T: Serialize>(
         &self,
         work: impl FnOnce(&mut CustomerCore<StoreJournal>, Millis) -> PendingResult<T, CommitHandle>,
@@ -304,7 +304,7 @@ impl CustomerDbInner {
         to_json(&answer?)
     }
 
-    /// Looks something up in the core. What is found depends on nothing that is not on disk; a refusal may.
+    /// Looks something up in the core. Success depends on no pending commit; a refusal may.
     fn look<T: Serialize>(
         &self,
         work: impl FnOnce(&mut CustomerCore<StoreJournal>, Millis) -> Result<T, Refused<CommitHandle>>,
@@ -386,7 +386,7 @@ impl CustomerDbInner {
             let rows = uses.to_vec();
             self.store.write(move |tx| {
                 store::write_last_uses(tx, &rows)?;
-                // Of all or of none: who was not used since may be over by then.
+                // Only with the last part: a session that is missing here might look expired at that time.
                 if n + 1 == chunks { store::write_flush_time(tx, now) } else { Ok(()) }
             })?;
             memory.lock().saved_uses(uses);

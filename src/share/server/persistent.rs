@@ -13,22 +13,22 @@ use crate::share::registry::{
 use crate::share::wire::FileMap;
 use crate::storage::{CoreState, Durable, Pending, SharedCore, Store, StoreError, Tx};
 
-/// How many hosts' last signs of life are written in one transaction.
+/// How many last-seen times are written in one transaction.
 const LAST_SEEN_BATCH: usize = 4096;
 
 pub(super) struct PersistentRegistry {
     memory: Durable<SharedCore<Registry>>,
     clock: Clock,
-    /// Every change up to this one is on disk.
+    /// Sequence number up to which every change is on disk.
     committed: AtomicU64,
-    /// Nobody is to wait for changes any more.
+    /// Set when waiting for changes is to end.
     is_stopping: AtomicBool,
 }
 
 type State = CoreState<Registry>;
 
 impl PersistentRegistry {
-    /// Reads what the store holds.
+    /// Loads the registry from the store.
     pub(super) fn open(
         store: Arc<Store>,
         clock: Clock,
@@ -36,7 +36,7 @@ impl PersistentRegistry {
         limits: RegistryLimits,
     ) -> Result<PersistentRegistry, StoreError> {
         let memory = Durable::open_shared("registry", store, move |store, before: Option<&Registry>| {
-            // What was told of changes was of memory that was wrong: everybody reads anew.
+            // Followers were told changes of the invalid state: they must read the whole list.
             let at_least = before.map_or(0, |before| before.version() + 1);
             let mut core = load(store, &clock, peer_timeout, limits, at_least)?;
             before.into_iter().for_each(|before| core.adopt_runtime_state(before));
@@ -45,7 +45,7 @@ impl PersistentRegistry {
         Ok(PersistentRegistry { memory, clock, committed: AtomicU64::new(0), is_stopping: AtomicBool::new(false) })
     }
 
-    /// Works on the core; who waits for a change is notified of one.
+    /// Runs `work` on the core, and wakes those who wait for a change of the listing if there was one.
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> Pending<Registry, T> {
         let mut has_changed = false;
         let pending = self.memory.with(|state| {
@@ -60,8 +60,8 @@ impl PersistentRegistry {
         pending
     }
 
-    /// Waits until what is shown is not what it was at that number any more, at most until then. Hosts fall silent
-    /// without anybody doing anything: it ends with the next one, too. False where nobody is to wait any more.
+    /// Waits until the listing has changed since `version`, or until a deadline. It also returns when the next host
+    /// times out, since nothing else signals that. Returns false when waiting is to end.
     pub(super) fn wait_for_change(&self, version: u64, until: Instant) -> bool {
         let mut silence: Option<Instant> = None;
         self.memory.wait_for(until, |state| {
@@ -75,7 +75,7 @@ impl PersistentRegistry {
         !self.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// Nobody waits any more.
+    /// Ends all waiting for changes.
     pub(super) fn stop_waiting(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         self.memory.notify();
@@ -85,12 +85,12 @@ impl PersistentRegistry {
         if changes.is_empty() {
             return;
         }
-        // As dates: after the next start the clock goes by the wall as it is then.
+        // Stored as dates: after a restart the clock starts from the wall clock of that moment.
         changes.iter_mut().for_each(|change| change.map_times(&|instant| self.clock.date_of(instant)));
         state.append(move |tx: &mut dyn Tx| changes.iter().try_for_each(|change| change.write(tx)));
     }
 
-    /// One change of the host that a connection holds; returns once it is on disk.
+    /// Applies one change of the connection's host; returns once it is on disk.
     pub(super) fn update(
         &self,
         conn: ConnId,
@@ -100,7 +100,7 @@ impl PersistentRegistry {
         let pending = self.with(|state| {
             let mut changes = Vec::new();
             let refused = work(state, now, &mut changes).err();
-            // Also of what is refused: others may have given way in vain.
+            // Also if the request is refused: other hosts may have been evicted for it.
             self.append(state, changes);
             if refused.is_none() {
                 let mark = state.newest().sequence_number();
@@ -108,11 +108,11 @@ impl PersistentRegistry {
             }
             refused
         });
-        // A refusal, too, rests on what was there.
+        // A refusal, too, depends on earlier changes.
         self.wait(pending)?.map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
-    /// REGISTER, with the list that it brings: in steps, each of which lets others in between.
+    /// REGISTER with its file list, in steps that release the lock in between.
     pub(super) fn register(
         &self,
         conn: ConnId,
@@ -166,7 +166,7 @@ impl PersistentRegistry {
         Ok(self.wait(registered)??)
     }
 
-    /// Whether a host is there. Also a sign of life of whoever holds a hostname at that connection.
+    /// Whether a host is live. Also counts as a sign of life of the connection's own host.
     pub(super) fn ping(&self, conn: ConnId, hostname: &str) -> Result<bool, StoreError> {
         let now = self.clock.now();
         // Read first: a later value may include commits of a memory that was loaded since.
@@ -175,26 +175,25 @@ impl PersistentRegistry {
             state.record_activity(now, conn);
             state.presence(now, hostname)
         });
-        // Nearly always what made the host what it is was on disk long ago.
+        // Nearly always the host's latest change was on disk long ago.
         if pending.value.is_some_and(|mark| mark <= committed) {
             return Ok(true);
         }
         Ok(self.wait(pending)?.is_some())
     }
 
-    /// Something came over a connection.
+    /// Counts a request as a sign of life of the connection's host.
     pub(super) fn record_activity(&self, conn: ConnId) {
         let now = self.clock.now();
         self.with(|state| state.record_activity(now, conn));
     }
 
-    /// A connection is closed.
     pub(super) fn connection_closed(&self, conn: ConnId) {
         self.with(|state| state.connection_closed(conn));
     }
 
-    /// Looks at one step's worth of what is there, with all that is due expired, and answers once what was seen
-    /// is on disk.
+    /// Runs one bounded read after making all timed-out hosts silent, and returns its result once everything that it
+    /// depends on is on disk.
     pub(super) fn read<T>(&self, work: impl FnOnce(&mut Registry, Millis) -> T) -> Result<T, StoreError> {
         let now = self.clock.now();
         let mut work = Some(work);
@@ -212,12 +211,12 @@ impl PersistentRegistry {
         }
     }
 
-    /// The hosts that have not shown to be users.
+    /// Hostnames of hosts without an account.
     pub(super) fn anonymous_hostnames(&self) -> Vec<Name> {
         self.with(|state| state.anonymous_hostnames()).value
     }
 
-    /// A hostname is a user's from now on.
+    /// A hostname belongs to a user account from now on.
     pub(super) fn account_created(&self, hostname: &str) -> Result<(), StoreError> {
         self.wait(self.with(|state| {
             let changes = state.account_created(hostname);
@@ -225,7 +224,7 @@ impl PersistentRegistry {
         }))
     }
 
-    /// Drops who was not heard for long, tidies up, and writes down when the others were last heard.
+    /// Makes timed-out hosts silent, removes what has expired, and stores when hosts were last seen.
     pub(super) fn sweep(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         while self.with(|state| state.expire(now, STEP_SIZE)).value {}
@@ -245,17 +244,17 @@ impl PersistentRegistry {
                 return Ok(());
             }
             let heard: Vec<_> = heard.into_iter().map(|(id, at)| (id, self.clock.date_of(at))).collect();
-            // For itself: if it fails, nothing is lost but some time of those hosts after a restart.
+            // Independent of the epoch: if it fails, those hosts only time out earlier after a restart.
             self.memory.store().submit(move |tx| store::write_last_seen(tx, &heard)).wait()?;
         }
     }
 
-    /// The date of an instant that the core goes by.
+    /// Converts the core's time to a date.
     pub(super) fn wall_time(&self, instant: Millis) -> Millis {
         self.clock.date_of(instant)
     }
 
-    /// Sizes for the counters: those of memory, and what is shown of it.
+    /// Current sizes for the metrics.
     pub(super) fn sizes(&self) -> Vec<(&'static str, u64)> {
         let pending = self.with(|state| {
             let shown = state.totals();
@@ -265,7 +264,7 @@ impl PersistentRegistry {
         pending.value
     }
 
-    /// What was learnt, once it may be told.
+    /// Returns a value once the commit that it depends on is on disk.
     fn wait<T>(&self, pending: Pending<Registry, T>) -> Result<T, StoreError> {
         let seq = pending.sequence_number();
         let value = self.memory.wait(pending)?;

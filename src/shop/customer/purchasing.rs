@@ -332,7 +332,7 @@ impl CustomerDbInner {
                     AuthorisationOutcome::Declined { reason } => BankResponse::Declined(reason),
                 })
             }
-            // Only who brings a card asks for that.
+            // A request to authorise without a card is not sent: only the driver has the card.
             (BankRequest::Authorise(_), None) => None,
             (BankRequest::Capture, _) => Some(match self.gateway.capture(id, now)? {
                 CaptureOutcome::Captured => BankResponse::Captured,
