@@ -148,6 +148,8 @@ pub struct CoreState<C> {
     newest: CommitHandle,
     /// Another memory has taken its place, where all further work is done.
     is_replaced: bool,
+    /// Those who wait for something are to look again, once `work` is done.
+    wakes_waiting: bool,
 }
 
 /// A value that was computed under the lock, with the commit that it depends on.
@@ -178,6 +180,12 @@ impl<C> CoreState<C> {
         self.newest = self.appender.append(change);
     }
 
+    /// Wakes all callers of [`Durable::wait_for`] at the end of the work that calls this: under the lock that it holds
+    /// anyway, which another round through it would make contended.
+    pub fn wake_waiting(&mut self) {
+        self.wakes_waiting = true;
+    }
+
     /// The commit of the newest change, on which everything that is read now depends.
     pub fn newest(&self) -> &CommitHandle {
         &self.newest
@@ -204,7 +212,7 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
                 before.changed.notify_all();
             }
             let newest = CommitHandle::committed();
-            let state = CoreState { core, appender, newest, is_replaced: false };
+            let state = CoreState { core, appender, newest, is_replaced: false, wakes_waiting: false };
             Ok(SharedCore { state: Mutex::new(state), changed: Condvar::new() })
         })
     }
@@ -219,6 +227,9 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
             }
             let value = work(&mut state);
             let newest = state.newest.clone();
+            if std::mem::take(&mut state.wakes_waiting) {
+                memory.changed.notify_all();
+            }
             drop(state);
             return Pending { value, newest, memory };
         }
@@ -237,6 +248,9 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         }
         let value = work(&mut state);
         let newest = state.newest.clone();
+        if std::mem::take(&mut state.wakes_waiting) {
+            memory.changed.notify_all();
+        }
         drop(state);
         Some(Pending { value, newest, memory })
     }

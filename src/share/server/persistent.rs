@@ -47,17 +47,7 @@ impl PersistentRegistry {
 
     /// Runs `work` on the core, and wakes those who wait for a change of the listing if there was one.
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> Pending<Registry, T> {
-        let mut has_changed = false;
-        let pending = self.memory.with(|state| {
-            let version = state.version();
-            let value = work(state);
-            has_changed = state.version() != version;
-            value
-        });
-        if has_changed {
-            self.memory.notify();
-        }
-        pending
+        self.memory.with(|state| run_and_wake(state, work))
     }
 
     /// Waits until the listing has changed since `version`, or until a deadline. It also returns when the next host
@@ -142,19 +132,20 @@ impl PersistentRegistry {
         let mut last = None;
         while !is_done {
             let step = self.memory.with_same(&registered, |state| {
-                let mut changes = Vec::new();
-                let next = state.replace_files(conn, files, after.as_ref(), STEP_SIZE, &mut changes);
-                self.append(state, changes);
-                let mark = state.newest().sequence_number();
-                state.set_change_seq(conn, mark);
-                next
+                run_and_wake(state, |state| {
+                    let mut changes = Vec::new();
+                    let next = state.replace_files(conn, files, after.as_ref(), STEP_SIZE, &mut changes);
+                    self.append(state, changes);
+                    let mark = state.newest().sequence_number();
+                    state.set_change_seq(conn, mark);
+                    next
+                })
             });
             let Some(step) = step else {
                 let superseded =
                     StoreError::Unavailable("memory was loaded anew in the middle of a REGISTER".to_owned());
                 return Err(superseded.into());
             };
-            self.memory.notify();
             after = step.value.clone()?;
             is_done = after.is_none();
             last = Some(step);
@@ -271,6 +262,16 @@ impl PersistentRegistry {
         self.committed.fetch_max(seq, Ordering::AcqRel);
         Ok(value)
     }
+}
+
+/// Runs `work` on the core, and wakes those who wait for a change of the listing if there was one.
+fn run_and_wake<T>(state: &mut State, work: impl FnOnce(&mut State) -> T) -> T {
+    let version = state.version();
+    let value = work(state);
+    if state.version() != version {
+        state.wake_waiting();
+    }
+    value
 }
 
 /// Loads a registry. Its change numbers start from the time, but not below `at_least`.
