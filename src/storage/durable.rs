@@ -11,13 +11,15 @@
 //! a transaction fails. (For several processes on one database it stands for the owner's lease, and also ends when
 //! another process takes over.) [`SharedCore`] is the memory of a room whose core is guarded by a single lock.
 
+use std::marker::PhantomData;
 use std::ops::{ControlFlow, Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::{CommitHandle, Epoch, Store, StoreError, Tx};
+use super::{CommitHandle, CommitState, Epoch, Store, StoreError, Tx};
+use crate::model::Clock;
 
 /// Appends changes to the store's queue, in order, as long as its epoch lasts.
 #[derive(Debug, Clone)]
@@ -63,6 +65,61 @@ pub trait Journal {
 
     /// Whether this change and all earlier ones are on disk.
     fn is_committed(&self, commit: &Self::Commit) -> bool;
+}
+
+/// A change of a core, as a [`StoreJournal`] stores it.
+pub trait StoredChange: Send + 'static {
+    /// The change as the writer needs it.
+    type Prepared: Send + 'static;
+
+    /// Prepares the change, on the caller's thread: the writer is one thread for everybody. The core's instants become
+    /// dates where they outlive the process.
+    fn prepare(self, clock: &Clock) -> Self::Prepared;
+
+    /// Writes the change.
+    ///
+    /// # Errors
+    /// The store's, or that of the preparation.
+    fn write(prepared: &Self::Prepared, tx: &mut dyn Tx) -> Result<(), StoreError>;
+}
+
+/// The journal of a running core, which appends its changes to the store.
+#[derive(Debug, Clone)]
+pub struct StoreJournal<C> {
+    appender: Appender,
+    clock: Clock,
+    changes: PhantomData<fn(C)>,
+}
+
+impl<C> StoreJournal<C> {
+    /// A journal in the appender's epoch, for a core that goes by this clock.
+    pub fn new(appender: Appender, clock: Clock) -> StoreJournal<C> {
+        StoreJournal { appender, clock, changes: PhantomData }
+    }
+
+    /// The appender, with which a test can make the epoch fail.
+    #[cfg(test)]
+    pub fn appender(&self) -> &Appender {
+        &self.appender
+    }
+}
+
+impl<C: StoredChange> Journal for StoreJournal<C> {
+    type Change = C;
+    type Commit = CommitHandle;
+
+    fn append(&self, changes: Vec<C>) -> CommitHandle {
+        let prepared: Vec<C::Prepared> = changes.into_iter().map(|change| change.prepare(&self.clock)).collect();
+        self.appender.append(move |tx| prepared.iter().try_for_each(|change| C::write(change, tx)))
+    }
+
+    fn latest(a: CommitHandle, b: CommitHandle) -> CommitHandle {
+        CommitHandle::latest(a, b)
+    }
+
+    fn is_committed(&self, commit: &CommitHandle) -> bool {
+        commit.state() == CommitState::Committed
+    }
 }
 
 /// Loads memory from the disk. The second argument is the memory that it replaces, if any, for state that is not on disk

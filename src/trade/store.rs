@@ -7,7 +7,7 @@ use super::deal::{Deal, LedgerOperation, SellerSide};
 use super::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, LedgerRow, LogRow, PeerRow};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Clock, Millis, Token};
-use crate::storage::{Appender, CommitHandle, CommitState, Journal, Reader, ReaderExt, Row, StoreError, Tx};
+use crate::storage::{self, Reader, ReaderExt, Row, StoreError, StoredChange, Tx};
 
 /// The schema, one entry for each version.
 pub const MIGRATIONS: &[&str] = &[
@@ -26,51 +26,25 @@ pub const MIGRATIONS: &[&str] = &[
 /// The name under which the key for notification numbers is stored.
 const MID_KEY: &str = "mid_key";
 
-/// The journal of a running server: appends changes to the store in order.
-#[derive(Clone)]
-pub struct StoreJournal {
-    appender: Appender,
-    clock: Clock,
-}
+/// The journal of a running server.
+pub type StoreJournal = storage::StoreJournal<ExchangeChange>;
 
-impl StoreJournal {
-    /// A journal in the appender's epoch. `clock` is the clock of the exchange.
-    pub fn new(appender: Appender, clock: Clock) -> StoreJournal {
-        StoreJournal { appender, clock }
-    }
+impl StoredChange for ExchangeChange {
+    type Prepared = (SerializedBody, ExchangeChange);
 
-    /// Replaces the exchange's time by the calendar date in records of what happened.
-    fn dated(&self, mut change: ExchangeChange) -> ExchangeChange {
-        match &mut change {
+    /// Records of what happened bear the calendar date instead of the exchange's time.
+    fn prepare(mut self, clock: &Clock) -> (SerializedBody, ExchangeChange) {
+        match &mut self {
             ExchangeChange::Log(LogRow { at, .. })
             | ExchangeChange::Ledger(LedgerRow { at, .. })
-            | ExchangeChange::PeerSeen { at, .. } => {
-                *at = self.clock.date_of(*at);
-            }
+            | ExchangeChange::PeerSeen { at, .. } => *at = clock.date_of(*at),
             _ => {}
         }
-        change
-    }
-}
-
-impl Journal for StoreJournal {
-    type Change = ExchangeChange;
-    type Commit = CommitHandle;
-
-    fn append(&self, changes: Vec<ExchangeChange>) -> CommitHandle {
-        // The store has a single writer thread, so serialisation is done here, on the thread of the request.
-        let with_body = |change| (body(&change), change);
-        let dated = changes.into_iter().map(|change| self.dated(change));
-        let changes: Vec<(SerializedBody, ExchangeChange)> = dated.map(with_body).collect();
-        self.appender.append(move |tx| changes.iter().try_for_each(|(body, change)| write(tx, change, body)))
+        (body(&self), self)
     }
 
-    fn latest(a: CommitHandle, b: CommitHandle) -> CommitHandle {
-        CommitHandle::latest(a, b)
-    }
-
-    fn is_committed(&self, commit: &CommitHandle) -> bool {
-        commit.state() == CommitState::Committed
+    fn write((body, change): &(SerializedBody, ExchangeChange), tx: &mut dyn Tx) -> Result<(), StoreError> {
+        write(tx, change, body)
     }
 }
 
@@ -283,7 +257,7 @@ mod tests {
 
     use super::*;
     use crate::model::Name;
-    use crate::storage::Store;
+    use crate::storage::{Appender, Journal, Store};
     use std::time::Duration;
 
     #[test]

@@ -1,32 +1,20 @@
-//! A disk with the guarantees that the journal requires: committed changes stay, and of the others a crash keeps some
-//! prefix.
+//! What trade has on its simulated disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use p2s2::model::{Millis, Name, Token};
-use p2s2::storage::Journal;
 use p2s2::trade::deal::{Deal, DealState, LedgerOperation, Party, SellerSide};
 use p2s2::trade::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, LedgerRow, PeerRow};
 
-use crate::Fault;
-use crate::rng::Rng;
+use crate::{Fault, journal};
 
-#[derive(Clone)]
-pub struct Disk(Arc<Mutex<Platter>>);
-
-pub struct Platter {
-    pub rows: Rows,
-    pending: VecDeque<Vec<ExchangeChange>>,
-    appended: u64,
-    committed: u64,
-    fault: Option<Fault>,
-}
+pub type Disk = journal::Disk<Rows>;
 
 /// What is committed.
 #[derive(Default)]
 pub struct Rows {
+    fault: Option<Fault>,
     ceiling: u64,
     mid_key: Option<Token>,
     pub peers: BTreeMap<Name, (PeerRow, Millis)>,
@@ -38,63 +26,11 @@ pub struct Rows {
     pub completed: BTreeMap<u64, (Name, Name, i64)>,
 }
 
-impl Journal for Disk {
-    type Change = ExchangeChange;
-    type Commit = u64;
-
-    fn append(&self, changes: Vec<ExchangeChange>) -> u64 {
-        let mut disk = self.lock();
-        disk.pending.push_back(changes);
-        disk.appended += 1;
-        disk.appended
-    }
-
-    fn latest(a: u64, b: u64) -> u64 {
-        a.max(b)
-    }
-
-    fn is_committed(&self, commit: &u64) -> bool {
-        *commit <= self.lock().committed
-    }
-}
-
 impl Disk {
     pub fn new(seed: u64, fault: Option<Fault>) -> Disk {
         // Drawn from the seed, so that a seed always gives the same run.
-        let rows = Rows { mid_key: Some(Token::from_text(seed.to_string())), ..Rows::default() };
-        Disk(Arc::new(Mutex::new(Platter { rows, pending: VecDeque::new(), appended: 0, committed: 0, fault })))
-    }
-
-    pub fn lock(&self) -> MutexGuard<'_, Platter> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn commit(&self) {
-        let mut disk = self.lock();
-        while let Some(changes) = disk.pending.pop_front() {
-            disk.keep(changes);
-        }
-        disk.committed = disk.appended;
-    }
-
-    /// The disk refuses the whole batch.
-    pub fn fail(&self) {
-        let mut disk = self.lock();
-        disk.pending.clear();
-        disk.committed = disk.appended;
-    }
-
-    /// A power cut: some prefix of the appended changes was written.
-    pub fn crash(&self, rng: &mut Rng) {
-        let kept = rng.below(self.lock().pending.len() as u64 + 1);
-        let mut disk = self.lock();
-        for _ in 0..kept {
-            if let Some(changes) = disk.pending.pop_front() {
-                disk.keep(changes);
-            }
-        }
-        drop(disk);
-        self.fail();
+        let mid_key = Some(Token::from_text(seed.to_string()));
+        Disk::with_rows(Rows { fault, mid_key, ..Rows::default() })
     }
 
     pub fn snapshot(&self) -> ExchangeSnapshot {
@@ -131,12 +67,14 @@ impl Disk {
     }
 }
 
-impl Platter {
+impl journal::Rows for Rows {
+    type Change = ExchangeChange;
+
     fn keep(&mut self, changes: Vec<ExchangeChange>) {
         for change in changes {
             let lost = match self.fault {
                 Some(Fault::LoseOffers) => {
-                    matches!(&change, ExchangeChange::Seller { deal, rq, .. } if self.rows.sides.contains_key(&(*deal, *rq)))
+                    matches!(&change, ExchangeChange::Seller { deal, rq, .. } if self.sides.contains_key(&(*deal, *rq)))
                 }
                 Some(Fault::LosePeerRows) => matches!(change, ExchangeChange::Peer(_)),
                 Some(Fault::LoseCeiling) => matches!(change, ExchangeChange::Ceiling(_)),
@@ -146,7 +84,7 @@ impl Platter {
                 _ => false,
             };
             if !lost {
-                self.rows.apply(change);
+                self.apply(change);
             }
         }
     }

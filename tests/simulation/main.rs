@@ -14,6 +14,7 @@ use std::time::Instant;
 mod bank;
 mod disk;
 mod invariants;
+mod journal;
 mod lan;
 mod peer;
 mod rng;

@@ -72,56 +72,35 @@ pub(in crate::cli) fn new_purchase(response: &Value) -> String {
     format!("bought for {}: purchase {}\n{lines}", money(&response["total"]), plain_text(&response["purchase_id"]))
 }
 
+/// A column: its title, and the cell that it has for a line.
+type Column = (&'static str, Align, fn(&Value) -> String);
+
+/// One row a line, or `none` where there is none.
+fn listing(list: &Value, columns: &[Column], none: &str) -> String {
+    let rows = rows(list, |line| columns.iter().map(|(_, _, cell)| cell(line)).collect());
+    let titles: Vec<(&str, Align)> = columns.iter().map(|(title, align, _)| (*title, *align)).collect();
+    if rows.is_empty() { none.to_owned() } else { table(&titles, &rows) }
+}
+
+const PURCHASE: Column = ("purchase", Align::Left, |line| plain_text(&line["purchase_id"]));
+const ITEM: Column = ("item", Align::Left, |line| plain_text(&line["item_id"]));
+const QUANTITY: Column = ("qty", Align::Right, |line| plain_text(&line["quantity"]));
+const PRICE: Column = ("price", Align::Right, |line| money(&line["price"]));
+const BOUGHT: Column = ("bought", Align::Left, |line| time(&line["purchased_at"]));
+const SHIPPED: Column = ("shipped", Align::Left, |line| time(&line["shipped_at"]));
+
 /// A buyer's purchases.
 pub(in crate::cli) fn purchases(list: &Value) -> String {
-    let columns = [
-        ("purchase", Align::Left),
-        ("item", Align::Left),
-        ("qty", Align::Right),
-        ("price", Align::Right),
-        ("bought", Align::Left),
-        ("shipped", Align::Left),
-    ];
-    let rows = rows(list, |line| {
-        vec![
-            plain_text(&line["purchase_id"]),
-            plain_text(&line["item_id"]),
-            plain_text(&line["quantity"]),
-            money(&line["price"]),
-            time(&line["purchased_at"]),
-            time(&line["shipped_at"]),
-        ]
-    });
-    if rows.is_empty() { "nothing was bought yet".to_owned() } else { table(&columns, &rows) }
+    listing(list, &[PURCHASE, ITEM, QUANTITY, PRICE, BOUGHT, SHIPPED], "nothing was bought yet")
 }
 
 /// A seller's orders, shipped or not.
 pub(in crate::cli) fn orders(list: &Value) -> String {
-    let columns = [
-        ("purchase", Align::Left),
-        ("item", Align::Left),
-        ("qty", Align::Right),
-        ("price", Align::Right),
-        ("payout", Align::Right),
-        ("buyer", Align::Left),
-        ("bought", Align::Left),
-        ("shipped", Align::Left),
-        ("address", Align::Left),
-    ];
-    let rows = rows(list, |line| {
-        vec![
-            plain_text(&line["purchase_id"]),
-            plain_text(&line["item_id"]),
-            plain_text(&line["quantity"]),
-            money(&line["price"]),
-            money(&line["payout"]),
-            plain_text(&line["buyer_name"]),
-            time(&line["purchased_at"]),
-            time(&line["shipped_at"]),
-            plain_text(&line["address"]),
-        ]
-    });
-    if rows.is_empty() { "nothing was sold yet".to_owned() } else { table(&columns, &rows) }
+    let payout: Column = ("payout", Align::Right, |line| money(&line["payout"]));
+    let buyer: Column = ("buyer", Align::Left, |line| plain_text(&line["buyer_name"]));
+    let address: Column = ("address", Align::Left, |line| plain_text(&line["address"]));
+    let columns = [PURCHASE, ITEM, QUANTITY, PRICE, payout, buyer, BOUGHT, SHIPPED, address];
+    listing(list, &columns, "nothing was sold yet")
 }
 
 /// A seller's votes and sales.

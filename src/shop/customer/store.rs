@@ -13,7 +13,7 @@ use crate::model::text::nfc;
 use crate::model::{Clock, Millis};
 use crate::shop::ops::{Account, Role};
 use crate::shop::purchase::Purchase;
-use crate::storage::{Appender, CommitHandle, CommitState, Journal, Reader, ReaderExt, Row, StoreError, Tx};
+use crate::storage::{self, Reader, ReaderExt, Row, StoreError, StoredChange, Tx};
 
 /// The migration that creates the tables of accounts, sessions and carts.
 ///
@@ -59,45 +59,22 @@ pub fn backfill_username_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Passes the core's changes to the store's writer, in order.
-#[derive(Debug, Clone)]
-pub struct StoreJournal {
-    appender: Appender,
-    clock: Clock,
-}
+/// The journal of a running customer database.
+pub type StoreJournal = storage::StoreJournal<CustomerChange>;
 
-impl StoreJournal {
-    /// A journal in the appender's epoch, for a core that goes by this clock.
-    pub fn new(appender: Appender, clock: Clock) -> StoreJournal {
-        StoreJournal { appender, clock }
-    }
+impl StoredChange for CustomerChange {
+    type Prepared = CustomerChange;
 
-    #[cfg(test)]
-    pub fn appender(&self) -> &Appender {
-        &self.appender
-    }
-}
-
-impl Journal for StoreJournal {
-    type Change = CustomerChange;
-    type Commit = CommitHandle;
-
-    fn append(&self, mut changes: Vec<CustomerChange>) -> CommitHandle {
-        for change in &mut changes {
-            // A purchase bears a date, not the instant by which its lease is measured.
-            if let CustomerChange::Purchase(writes) = change {
-                writes.convert_time(|instant| self.clock.date_of(instant));
-            }
+    /// A purchase bears a date instead of the instant by which its lease is measured.
+    fn prepare(mut self, clock: &Clock) -> CustomerChange {
+        if let CustomerChange::Purchase(writes) = &mut self {
+            writes.convert_time(|instant| clock.date_of(instant));
         }
-        self.appender.append(move |tx| changes.iter().try_for_each(|change| change.write(tx)))
+        self
     }
 
-    fn latest(a: CommitHandle, b: CommitHandle) -> CommitHandle {
-        CommitHandle::latest(a, b)
-    }
-
-    fn is_committed(&self, commit: &CommitHandle) -> bool {
-        commit.state() == CommitState::Committed
+    fn write(change: &CustomerChange, tx: &mut dyn Tx) -> Result<(), StoreError> {
+        change.write_rows(tx)
     }
 }
 
@@ -119,7 +96,7 @@ pub enum CustomerChange {
 }
 
 impl CustomerChange {
-    fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
+    fn write_rows(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
         match self {
             CustomerChange::Purchase(writes) => return writes.write(tx),
             CustomerChange::OpenSession { session, role, user_id, at } => tx.execute(

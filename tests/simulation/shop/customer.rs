@@ -2,7 +2,7 @@
 //! the answer leaves and the bank is asked.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use p2s2::identity::SessionKey;
@@ -20,23 +20,14 @@ use super::Fault;
 use super::buyers::PurchaseIntent;
 use super::world::{DatabaseRequest, DatabaseResponse, Event, World};
 use crate::bank::{Answer as BankAnswer, Call};
+use crate::journal;
 
 /// How long a Begin waits for the buyer's purchase before.
 const WAIT_MS: u64 = 8_000;
 /// Longer than any simulation: buyers stay signed in.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(1_000_000);
 
-/// A disk as the contract assumes it: what was committed stays; of the rest a crash keeps some prefix.
-#[derive(Clone)]
-pub struct Disk(Arc<Mutex<Platter>>);
-
-pub struct Platter {
-    pub rows: StoredState,
-    pending: VecDeque<Vec<CustomerChange>>,
-    appended: u64,
-    committed: u64,
-    fault: Option<Fault>,
-}
+pub type Disk = journal::Disk<StoredState>;
 
 /// The remembered response to a request: its number, the request, when it was answered, and with which quantity.
 type Remembered = (u64, String, Millis, Option<u32>);
@@ -44,6 +35,7 @@ type Remembered = (u64, String, Millis, Option<u32>);
 /// What is on disk for good.
 #[derive(Default)]
 pub struct StoredState {
+    fault: Option<Fault>,
     pub open: BTreeMap<String, Purchase>,
     pub history: BTreeMap<String, Purchase>,
     pub accounts: BTreeMap<String, i64>,
@@ -55,64 +47,9 @@ pub struct StoredState {
     pub put: BTreeMap<(u64, Arc<str>), u32>,
 }
 
-impl Journal for Disk {
+impl journal::Rows for StoredState {
     type Change = CustomerChange;
-    type Commit = u64;
 
-    fn append(&self, changes: Vec<CustomerChange>) -> u64 {
-        let mut disk = self.lock();
-        disk.pending.push_back(changes);
-        disk.appended += 1;
-        disk.appended
-    }
-
-    fn latest(a: u64, b: u64) -> u64 {
-        a.max(b)
-    }
-
-    fn is_committed(&self, commit: &u64) -> bool {
-        *commit <= self.lock().committed
-    }
-}
-
-impl Disk {
-    fn new(fault: Option<Fault>) -> Disk {
-        let rows = StoredState::default();
-        Disk(Arc::new(Mutex::new(Platter { rows, pending: VecDeque::new(), appended: 0, committed: 0, fault })))
-    }
-
-    pub fn lock(&self) -> MutexGuard<'_, Platter> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_idle(&self) -> bool {
-        self.lock().pending.is_empty()
-    }
-
-    fn commit(&self, most: usize) {
-        let mut disk = self.lock();
-        for _ in 0..most {
-            let Some(changes) = disk.pending.pop_front() else { break };
-            disk.keep(changes);
-        }
-    }
-
-    /// All of what was handed over has made it.
-    fn commit_all(&self) {
-        self.commit(usize::MAX);
-        let mut disk = self.lock();
-        disk.committed = disk.appended;
-    }
-
-    /// Nothing more of what was handed over reaches the disk.
-    fn forget(&self) {
-        let mut disk = self.lock();
-        disk.pending.clear();
-        disk.committed = disk.appended;
-    }
-}
-
-impl Platter {
     fn keep(&mut self, changes: Vec<CustomerChange>) {
         let is_paid = |change: &CustomerChange| matches!(change, CustomerChange::Purchase(rows) if rows.kinds().contains(&PurchaseWrite::PostSale));
         let is_payment = changes.iter().any(is_paid);
@@ -129,11 +66,11 @@ impl Platter {
                             _ => false,
                         };
                         if !lost {
-                            self.rows.purchase(rows.purchase(), *row, fault == Some(Fault::LosePaid));
+                            self.purchase(rows.purchase(), *row, fault == Some(Fault::LosePaid));
                         }
                     }
                 }
-                (change, _) => self.rows.apply(change),
+                (change, _) => self.apply(change),
             }
         }
     }
@@ -276,7 +213,13 @@ pub struct CustomerDb {
 
 impl CustomerDb {
     pub fn new(fault: Option<Fault>) -> CustomerDb {
-        CustomerDb { start: 0, ids: 0, memory: None, disk: Disk::new(fault), is_commit_due: false }
+        CustomerDb {
+            start: 0,
+            ids: 0,
+            memory: None,
+            disk: Disk::with_rows(StoredState { fault, ..StoredState::default() }),
+            is_commit_due: false,
+        }
     }
 }
 
@@ -339,10 +282,7 @@ impl World {
             self.note(|| "-- the customer database dies".to_owned());
             self.tally.customer_crashes += 1;
             // Of what was handed over and not answered, any prefix may have made it.
-            let pending = self.customer.disk.lock().pending.len() as u64;
-            let kept = self.rng.below(pending + 1) as usize;
-            self.customer.disk.commit(kept);
-            self.customer.disk.forget();
+            self.customer.disk.crash(&mut self.rng);
             self.customer.is_commit_due = false;
             self.schedule(down, Event::StartCustomer);
         }
@@ -439,7 +379,7 @@ impl World {
             // Nothing of the batch is there, and memory is loaded anew.
             self.note(|| "-- the store refuses the batch".to_owned());
             self.tally.store_failures += 1;
-            self.customer.disk.forget();
+            self.customer.disk.fail();
             let Some(was) = self.customer.memory.take() else { return };
             self.load();
             let waited = was.waiting.into_iter().map(|waiting| (waiting.thread, waiting.seq, true));
@@ -459,7 +399,7 @@ impl World {
             }
             return;
         }
-        self.customer.disk.commit_all();
+        self.customer.disk.commit();
         let committed = self.customer.disk.lock().committed;
         // What is over makes room for the buyer's next.
         self.core().evict_finished();
