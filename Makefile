@@ -56,7 +56,9 @@ fuzz-http: build ## both HTTP APIs against their own descriptions, by a property
 
 lint: need-tools ## format, clippy and documentation, all without a word
 	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked -- -D warnings # what nobody but a test uses is found here
 	$(CARGO) clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --document-private-items
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
 
 clean: ## remove what was built (not what the server keeps)

@@ -4,9 +4,9 @@
 //! |---|---|
 //! | `password.rs` | [`PasswordHasher`]: Argon2id with a bounded number of threads and a bounded queue |
 //! | `login_limiter.rs` | [`LoginLimiter`]: locks out whoever fails to log in too often |
-//! | `jwt.rs` | [`Jwt`]: issues and verifies tokens |
+//! | `jwt.rs` | [`Jwt`](jwt::Jwt): issues and verifies tokens |
 //! | `users.rs` | [`Users`]: accounts, and the admin |
-//! | `sessions.rs` | [`Sessions`]: sessions that end after some time without use |
+//! | `sessions.rs` | [`Sessions`](sessions::Sessions): sessions that end after some time without use |
 //! | `known_servers.rs` | [`KnownServers`]: which servers a user has confirmed once |
 
 pub mod jwt;
@@ -16,9 +16,9 @@ pub mod password;
 pub mod sessions;
 pub mod users;
 
-pub use jwt::{Claims, Jwt, Role, TokenError};
-pub use known_servers::{KnownServer, KnownServers, KnownServersError};
+pub use jwt::{Claims, Role};
+pub use known_servers::{KnownServer, KnownServers};
 pub use login_limiter::LoginLimiter;
 pub use password::{HashCost, PasswordError, PasswordHasher};
-pub use sessions::{SessionKey, Sessions};
+pub use sessions::SessionKey;
 pub use users::{User, UserError, Users};

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    p2s2::cli::main()
+    p2s2::programs::p2s2()
 }

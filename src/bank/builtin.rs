@@ -5,7 +5,9 @@ use std::path::Path;
 
 use super::{AuthorisationOutcome, CaptureOutcome, Gateway, GatewayError, VoidOutcome};
 use crate::model::{Cents, Millis, PaymentCard, text};
-use crate::storage::{OpenError, Reader, ReaderExt, Store, StoreError, Tx};
+#[cfg(any(test, feature = "internals"))]
+use crate::storage::Reader;
+use crate::storage::{OpenError, ReaderExt, Store, StoreError, Tx};
 
 /// The bank's file in the data dir.
 pub const BANK_DB: &str = "bank.db";
@@ -47,6 +49,7 @@ pub enum ChargeState {
 
 /// A charge as the bank stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg(any(test, feature = "internals"))]
 pub struct Charge {
     /// The purchase's idempotency key.
     pub key: String,
@@ -78,6 +81,7 @@ impl BuiltinGateway {
     ///
     /// # Errors
     /// Those of [`Store::read`].
+    #[cfg(any(test, feature = "internals"))]
     pub fn charges(&self) -> Result<Vec<Charge>, StoreError> {
         self.store.read(charges)
     }
@@ -121,6 +125,7 @@ impl BuiltinGateway {
 ///
 /// # Errors
 /// Those of the reader.
+#[cfg(any(test, feature = "internals"))]
 pub fn charges(reader: &dyn Reader) -> Result<Vec<Charge>, StoreError> {
     reader.all("SELECT charge_key, state, cents, last4 FROM charge ORDER BY charge_key", &[], |row| {
         Ok(Charge {

@@ -8,5 +8,7 @@ mod builtin;
 pub mod gateway;
 pub mod ledger;
 
-pub use builtin::{BANK_DB, BuiltinGateway, Charge, ChargeState, MIGRATIONS, charges};
+pub use builtin::{BANK_DB, BuiltinGateway, MIGRATIONS};
+#[cfg(any(test, feature = "internals"))]
+pub use builtin::{Charge, ChargeState, charges};
 pub use gateway::{AuthorisationOutcome, CaptureOutcome, Gateway, GatewayError, VoidOutcome};

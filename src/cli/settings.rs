@@ -83,11 +83,6 @@ pub fn parse_switch() -> BoolishValueParser {
     BoolishValueParser::new()
 }
 
-/// For `value_parser`: a duration such as `500ms`, `5s` or `20min`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    duration::parse(text)
-}
-
 /// For `value_parser`: a duration above zero.
 pub fn parse_window(text: &str) -> Result<Duration, String> {
     match duration::parse(text)? {

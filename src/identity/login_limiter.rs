@@ -105,6 +105,7 @@ impl<U: Clone + Eq + Hash> LoginLimiter<U> {
     }
 
     /// How many pairs of user and source are tracked.
+    #[cfg(test)]
     pub fn tracked_sources(&self) -> usize {
         self.by_user.values().map(HashMap::len).sum()
     }

@@ -201,6 +201,7 @@ impl PasswordHasher {
     ///
     /// # Errors
     /// A cost that Argon2 does not allow, or no memory or thread for it.
+    #[cfg(test)]
     pub fn with_own_threads(cost: HashCost, thread_count: usize) -> Result<PasswordHasher, PasswordError> {
         PasswordHasher::with_workers(cost, Arc::new(HashWorkers::start(thread_count.max(1))?))
     }
@@ -270,6 +271,7 @@ impl PasswordHasher {
     }
 
     /// How many hashes are being computed, and how many jobs wait.
+    #[cfg(test)]
     pub fn running_and_queued(&self) -> (usize, usize) {
         let state = self.workers.queue.state.lock();
         (state.running, state.queued)

@@ -84,10 +84,6 @@ impl<W> Session<W> {
     pub fn new(key: SessionKey, owner: W, used_at: Millis, saved_at: Millis) -> Session<W> {
         Session { key, owner, used_at, saved_at }
     }
-
-    pub fn used_at(&self) -> Millis {
-        self.used_at
-    }
 }
 
 /// The result of looking a session up for a request.
@@ -192,13 +188,8 @@ impl<W> Sessions<W> {
     }
 
     /// The number of sessions, including expired ones that were not yet removed.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_key.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn has_expired(&self, session: &Session<W>, now: Millis) -> bool {
@@ -241,7 +232,7 @@ mod tests {
         assert!(matches!(sessions.touch(over, &key, |_| true), SessionUse::Ended), "it is not revived");
         assert!(matches!(sessions.end(over, &key, |_| true), SessionUse::Ended));
         assert_eq!(sessions.remove_expired(over, 9).len(), 1);
-        assert!(sessions.is_empty() && sessions.remove_expired(over, 9).is_empty());
+        assert!(sessions.count() == 0 && sessions.remove_expired(over, 9).is_empty());
     }
 
     #[test]
@@ -250,7 +241,7 @@ mod tests {
         let key = open(&mut sessions, "a", "ann", NOW);
         assert!(matches!(sessions.touch(NOW.plus_ms(5), &key, |owner| *owner == "bob"), SessionUse::Forbidden));
         assert!(matches!(sessions.end(NOW.plus_ms(5), &key, |owner| *owner == "bob"), SessionUse::Forbidden));
-        assert_eq!(sessions.find(NOW, &key).map(|session| session.used_at()), Some(NOW));
+        assert_eq!(sessions.find(NOW, &key).map(|session| session.used_at), Some(NOW));
     }
 
     #[test]
@@ -287,7 +278,7 @@ mod tests {
         let alive = open(&mut sessions, "alive", "ann", NOW.plus_ms(1));
         let over = NOW.plus(TIMEOUT);
         assert_eq!([(); 4].map(|()| sessions.remove_expired(over, 2).len()), [2, 2, 1, 0]);
-        assert!(sessions.len() == 1 && sessions.find(over, &alive).is_some());
+        assert!(sessions.count() == 1 && sessions.find(over, &alive).is_some());
     }
 
     #[test]
@@ -296,7 +287,7 @@ mod tests {
         open(&mut sessions, "a", "ann", NOW);
         let second = || Session::new(SessionKey::of("b"), "bob", NOW, NOW);
         assert_eq!(sessions.open(second()), Err(SessionLimitReached));
-        assert_eq!(sessions.len(), 1);
+        assert_eq!(sessions.count(), 1);
         sessions.remove_expired(NOW.plus(TIMEOUT), 9);
         assert_eq!(sessions.open(second()), Ok(()));
     }

@@ -671,7 +671,7 @@ impl Users {
             let sql = format!("{SELECT_USERS} ORDER BY username LIMIT $1 OFFSET $2");
             let page = [limit, offset].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
             let found = self.store.read(|reader| reader.all(&sql, &page.map(Value::from), user_from_row))?;
-            return Ok((found, self.len()));
+            return Ok((found, self.count()));
         }
         let (mut found, mut total) = (Vec::new(), 0);
         self.store.read(|reader| {
@@ -688,12 +688,8 @@ impl Users {
         Ok((found, total))
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.names.read().len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     pub fn close(&self) {
@@ -771,7 +767,7 @@ fn check_password(field: &str, password: &str) -> Result<(), UserError> {
 
 impl fmt::Debug for Users {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Users").field("accounts", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Users").field("accounts", &self.count()).finish_non_exhaustive()
     }
 }
 

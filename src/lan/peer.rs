@@ -152,8 +152,6 @@ pub struct LanPeerSnapshot {
     pub at: Millis,
     /// How many DMs that it sent still wait for an ACK.
     pub pending_dms: usize,
-    /// The addresses of this host.
-    pub interfaces: Vec<Interface>,
 }
 
 impl LanPeer {
@@ -357,7 +355,6 @@ impl NodeDriver {
                         counters: self.node.counters().clone(),
                         at: self.clock.now(),
                         pending_dms: self.node.sizes().pending_dms,
-                        interfaces: self.interfaces.clone(),
                     };
                     let _ = responder.send(snapshot);
                 }

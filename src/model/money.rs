@@ -122,8 +122,7 @@ impl Serialize for Cents {
     }
 }
 
-/// Reads a price (not a sum): see [`Cents::parse_price`]. Prices from others are read by [`deserialize_verbatim`]
-/// first.
+/// Reads a price (not a sum): see [`Cents::parse_price`]. Prices from others are first read as they were written.
 impl<'de> Deserialize<'de> for Cents {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
         struct Price;

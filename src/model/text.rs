@@ -17,9 +17,9 @@ pub const ITEM_NAME_MAX: usize = 64;
 /// Maximum length of a description, characters.
 pub const DESCRIPTION_MAX: usize = 256;
 
-/// The name of a peer or a user: 1–64 characters, at least one of them visible and none hiding ([`check_visible`]).
+/// The name of a peer or a user: 1–64 characters, at least one of them visible and none hiding .
 ///
-/// It is stored and shown as it was given, and compared in [`nfc`]: two spellings of a name are one name, in every
+/// It is stored and shown as it was given, and compared in Unicode's form C: two spellings of a name are one name, in every
 /// table. Cheap to clone: names are keys of every table in memory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(NormalizedText);
@@ -226,7 +226,7 @@ pub fn folded(text: &str) -> String {
     nfc(&nfc(text).to_lowercase()).into_owned()
 }
 
-/// The forms in which a text may have been stored before texts were compared in [`nfc`]: as given, NFC, NFD.
+/// The forms in which a text may have been stored before texts were compared in Unicode's form C: as given, NFC, NFD.
 pub fn spellings(text: &str) -> [String; 3] {
     [text.to_owned(), nfc(text).into_owned(), text.nfd().collect()]
 }

@@ -37,6 +37,7 @@ impl ReceiveBudget {
         Arc::new(ReceiveBudget { max_bytes, used_bytes: AtomicUsize::new(0), client_quotas: Mutex::new(client_quotas) })
     }
 
+    #[cfg(any(test, feature = "internals"))]
     pub fn used_bytes(&self) -> usize {
         self.used_bytes.load(Relaxed)
     }

@@ -62,6 +62,7 @@ impl ClusterKey {
     }
 
     /// A key for this process alone: for when all components are in it, and for tests.
+    #[cfg(test)]
     pub fn random() -> ClusterKey {
         ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, random_key_hex().as_bytes())))
     }

@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -190,14 +190,6 @@ impl Conn {
     /// The underlying stream, for its addresses and for shutting it down.
     pub fn stream(&self) -> &Arc<TcpStream> {
         self.inner.stream.stream()
-    }
-
-    /// The other end's address.
-    ///
-    /// # Errors
-    /// The system's error when the connection is gone.
-    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.stream().peer_addr()
     }
 
     /// Splits it into a half for the one reading thread and one for the writing threads.

@@ -222,7 +222,7 @@ impl Framing {
     /// Writes one message at once. A long message has more time.
     ///
     /// # Errors
-    /// As [`ConnWriter::write_all`].
+    /// The connection is broken, or the other end takes the message too slowly.
     pub fn write(self, writer: &ConnWriter, message: &[u8]) -> io::Result<()> {
         let slow_s = (message.len() / SLOW_LINE_BYTES_PER_S) as u64;
         let deadline = Instant::now() + WRITE_TIMEOUT + Duration::from_secs(slow_s);

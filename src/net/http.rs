@@ -57,7 +57,7 @@ use super::permits::Permits;
 use super::threads::Executor;
 use super::tls::TlsIdentity;
 
-pub use body::{Body, EventStream, ServerSentEvent};
+pub use body::{Body, EventStream};
 pub use compression::accepts_gzip;
 pub use file::{FileMetadata, content_disposition, if_none_match, serve_file};
 pub use hyper::header;
@@ -277,6 +277,7 @@ impl HttpServer {
     }
 
     /// The bound on open event streams.
+    #[cfg(test)]
     pub fn event_streams_max(&self) -> usize {
         self.stream_permits.max()
     }

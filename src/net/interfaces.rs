@@ -26,11 +26,6 @@ impl Interface {
     pub fn is_used_by(&self, bind: Ipv4Addr) -> bool {
         bind.is_unspecified() || self.ip == bind || self.ip.is_loopback()
     }
-
-    /// Whether an address belongs to the same network.
-    pub fn reaches(&self, ip: Ipv4Addr) -> bool {
-        ip & self.netmask == self.ip & self.netmask
-    }
 }
 
 /// Any host outside our networks: the address is reserved for documentation, and nothing is sent to it.
@@ -117,7 +112,6 @@ mod tests {
         assert_eq!(loopback.netmask, ip("255.0.0.0"));
         let broadcast = cfg!(target_os = "linux").then_some(ip("127.255.255.255"));
         assert_eq!(loopback.broadcast, broadcast);
-        assert!(loopback.reaches(ip("127.9.9.9")) && !loopback.reaches(ip("128.0.0.1")));
     }
 
     #[test]

@@ -124,18 +124,6 @@ impl<R: DeadlineRead> LineReader<R> {
         &mut self.source
     }
 
-    /// The source. Bytes read from it already may be in this reader's buffer.
-    pub fn source(&self) -> &R {
-        &self.source
-    }
-
-    /// The source, and what was read from it beyond the last line.
-    pub fn into_parts(self) -> (R, Vec<u8>) {
-        let mut pending = self.buffer;
-        pending.drain(..self.consumed);
-        (self.source, pending)
-    }
-
     /// The next line without its LF or CR LF; `None` at a clean end.
     ///
     /// # Errors
@@ -143,16 +131,6 @@ impl<R: DeadlineRead> LineReader<R> {
     pub fn read_line(&mut self) -> Result<Option<String>, LineError> {
         let idle_deadline = Instant::now() + self.limits.idle_timeout;
         self.read_line_before(idle_deadline)
-    }
-
-    /// Like [`read_line`](LineReader::read_line) without the check for UTF-8, for callers that check it while
-    /// parsing.
-    ///
-    /// # Errors
-    /// [`LineError`], after which the connection is to be closed; never [`LineError::NotUtf8`].
-    pub fn read_bytes(&mut self) -> Result<Option<Vec<u8>>, LineError> {
-        let idle_deadline = Instant::now() + self.limits.idle_timeout;
-        self.read_bytes_before(idle_deadline)
     }
 
     /// Like [`read_line`](LineReader::read_line), with a deadline for the line's first byte.
@@ -164,7 +142,8 @@ impl<R: DeadlineRead> LineReader<R> {
         line.map(String::from_utf8).transpose().map_err(|_| LineError::NotUtf8)
     }
 
-    /// Like [`read_bytes`](LineReader::read_bytes), with a deadline for the line's first byte.
+    /// Like [`read_line_before`](LineReader::read_line_before) without the check for UTF-8, for callers that check it
+    /// while parsing.
     ///
     /// # Errors
     /// [`LineError`]; `Idle` at the deadline, never [`LineError::NotUtf8`].
@@ -348,8 +327,8 @@ pub(super) mod tests {
             assert_eq!(reader.read_line().unwrap().unwrap(), "next", "where that begins is known");
             assert!(reader.read_line().unwrap().is_none());
             let mut reader = over(cut, 10);
-            assert_eq!(reader.read_bytes().unwrap().unwrap(), b"\xff");
-            assert_eq!(reader.read_bytes().unwrap().unwrap(), b"next");
+            assert_eq!(reader.read_bytes_before(Instant::now() + Duration::from_secs(5)).unwrap().unwrap(), b"\xff");
+            assert_eq!(reader.read_bytes_before(Instant::now() + Duration::from_secs(5)).unwrap().unwrap(), b"next");
         }
         assert!(matches!(over(&[b"{"], 10).read_line(), Err(LineError::Truncated)));
         assert!(matches!(over(&[], 10).read_line(), Ok(None)));

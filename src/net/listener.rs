@@ -40,7 +40,7 @@ mod pending;
 mod rejector;
 
 pub use connection::{AcceptedConnection, NegotiatedConnection};
-pub use limiter::{AdmissionError, ConnectionLimiter, LimiterCounters, Permit};
+pub use limiter::{ConnectionLimiter, Permit};
 pub use messages::{AfterMessage, MessageConnection, MessageFraming, MessageHandler, MessageService, Rejection};
 pub use rejector::BusyResponse;
 

@@ -112,14 +112,6 @@ impl LinkPool {
         &self.counters
     }
 
-    /// Sends a request and waits for the response, whose first byte must come within `timeout`.
-    ///
-    /// # Errors
-    /// [`LinkPoolError`]. After `Unavailable` it is unknown whether the request was executed.
-    pub fn request(&self, request: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, LinkPoolError> {
-        self.send(request)?.wait(timeout)
-    }
-
     /// Sends a request without waiting for the response, so that another can be sent elsewhere meanwhile. A caller
     /// with requests on two pools must use the pools in the same order everywhere, otherwise two callers could wait
     /// for each other's links.
@@ -304,14 +296,18 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(10);
 
+    fn request(pool: &LinkPool, request: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, LinkPoolError> {
+        pool.send(request)?.wait(timeout)
+    }
+
     #[test]
     fn links_are_kept_and_shared() {
         let key = ClusterKey::random();
         let server = echo(&key, None);
         let pool = LinkPool::new(target(&server, &key), 2, 10);
         for n in 0..10 {
-            let request = format!("request {n}").into_bytes();
-            assert_eq!(pool.request(request.clone(), SOON).unwrap(), request);
+            let text = format!("request {n}").into_bytes();
+            assert_eq!(request(&pool, text.clone(), SOON).unwrap(), text);
         }
         assert_eq!(pool.counters().connects.get(), 1);
         let (one, other) = (pool.send(b"one".to_vec()).unwrap(), pool.send(b"other".to_vec()).unwrap());
@@ -327,7 +323,7 @@ mod tests {
         let pool = LinkPool::new(target(&server, &key), 1, 1);
         let first = pool.send(b"first".to_vec()).unwrap();
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| pool.request(b"second".to_vec(), SOON));
+            let waiting = scope.spawn(|| request(&pool, b"second".to_vec(), SOON));
             crate::net::testing::eventually(|| pool.state.lock().waiting == 1);
             assert!(matches!(pool.send(b"third".to_vec()), Err(LinkPoolError::Busy { .. })));
             assert_eq!(first.wait(SOON).unwrap(), b"first");
@@ -336,7 +332,7 @@ mod tests {
         assert_eq!(pool.counters().connects.get(), 1);
         // An abandoned request returns its permit, but not its link, on which its response is still to come.
         drop(pool.send(b"dropped".to_vec()).unwrap());
-        assert_eq!(pool.request(b"next".to_vec(), SOON).unwrap(), b"next");
+        assert_eq!(request(&pool, b"next".to_vec(), SOON).unwrap(), b"next");
         assert_eq!(pool.counters().connects.get(), 2);
     }
 
@@ -350,19 +346,19 @@ mod tests {
         let answers = two.map(|pending| pending.wait(SOON).unwrap());
         assert_eq!(answers, [b"a", b"b"]);
         drop(server);
-        let error = pool.request(b"c".to_vec(), SOON).unwrap_err();
+        let error = request(&pool, b"c".to_vec(), SOON).unwrap_err();
         assert!(
             matches!(error, LinkPoolError::Unavailable { .. }) && error.to_string().contains("cannot connect"),
             "{error}"
         );
         let server = echo_at(listen(address).unwrap(), &key, None);
-        assert_eq!(pool.request(b"d".to_vec(), SOON).unwrap(), b"d");
+        assert_eq!(request(&pool, b"d".to_vec(), SOON).unwrap(), b"d");
         drop(server);
         let _server = echo_at(listen(address).unwrap(), &key, None);
-        assert_eq!(pool.request(b"e".to_vec(), SOON).unwrap(), b"e", "restarted between two requests");
+        assert_eq!(request(&pool, b"e".to_vec(), SOON).unwrap(), b"e", "restarted between two requests");
         // One that kills every link it is asked over is asked twice, no more.
         let before = pool.counters().connects.get();
-        assert!(matches!(pool.request(b"close".to_vec(), SOON), Err(LinkPoolError::Unavailable { .. })));
+        assert!(matches!(request(&pool, b"close".to_vec(), SOON), Err(LinkPoolError::Unavailable { .. })));
         assert_eq!(pool.counters().connects.get(), before + 1);
         assert_eq!(pool.state.lock().in_use, 0);
     }
@@ -375,7 +371,7 @@ mod tests {
         pool.ensure_connected().unwrap();
         pool.ensure_connected().unwrap();
         // The link that was made is there for the first request.
-        assert_eq!(pool.request(b"x".to_vec(), SOON).unwrap(), b"x");
+        assert_eq!(request(&pool, b"x".to_vec(), SOON).unwrap(), b"x");
         assert_eq!((pool.counters().connects.get(), pool.state.lock().in_use), (1, 0));
         let address = echo(&key, None).local_addr();
         let target = LinkTarget { address: address.to_string(), ..pool.target.clone() };
@@ -393,9 +389,9 @@ mod tests {
         let key = ClusterKey::random();
         let server = echo(&key, None);
         let pool = LinkPool::new(target(&server, &key), 4, 4);
-        let error = pool.request(b"silent".to_vec(), Duration::from_millis(50)).unwrap_err();
+        let error = request(&pool, b"silent".to_vec(), Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, LinkPoolError::Unavailable { .. }), "{error}");
         assert_eq!((pool.counters().retries.get(), pool.counters().connects.get()), (0, 1));
-        assert_eq!(pool.request(b"x".to_vec(), SOON).unwrap(), b"x");
+        assert_eq!(request(&pool, b"x".to_vec(), SOON).unwrap(), b"x");
     }
 }

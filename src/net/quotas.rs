@@ -84,6 +84,7 @@ impl SourceQuotas {
     }
 
     /// The number of sources that use something.
+    #[cfg(test)]
     pub fn source_count(&self) -> usize {
         self.used.len()
     }

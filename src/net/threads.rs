@@ -236,11 +236,8 @@ impl Executor {
         self.state.lock().threads
     }
 
-    pub fn max_threads(&self) -> usize {
-        self.max_threads
-    }
-
     /// Whether [`shut_down`](Executor::shut_down) was called.
+    #[cfg(test)]
     pub fn is_closed(&self) -> bool {
         self.state.lock().is_closed
     }

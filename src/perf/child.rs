@@ -167,17 +167,6 @@ impl ServerProcess {
     pub fn usage(&self) -> Option<Usage> {
         Usage::of(self.child.id())
     }
-
-    /// Checks that the server still runs.
-    ///
-    /// # Errors
-    /// It has ended.
-    pub fn check_running(&mut self) -> anyhow::Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => bail!("{} ended by itself: {status}", self.name),
-        }
-    }
 }
 
 impl Drop for ServerProcess {

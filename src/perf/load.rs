@@ -194,11 +194,6 @@ impl RequestTemplate {
         RequestTemplate { response_prefix: self.request[..self.rq_at].to_vec(), ..self.clone() }
     }
 
-    /// Length of the request in bytes.
-    pub fn request_bytes(&self) -> usize {
-        self.request.len()
-    }
-
     fn number(&mut self, rq: u64) {
         let mut left = rq;
         for digit in self.request[self.rq_at..self.rq_at + RQ_DIGITS].iter_mut().rev() {

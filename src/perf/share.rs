@@ -25,8 +25,8 @@ const POLL_INTERVAL: Duration = Duration::from_micros(500);
 pub struct ShareNetwork {
     /// Each is signed in to an account of its own and registered.
     pub nodes: Vec<ShareNode>,
-    /// The registry and the accounts.
-    pub server: ServerProcess,
+    /// The registry and the accounts: it ends when this is dropped.
+    _server: ServerProcess,
     /// The registry's address.
     pub registry: SocketAddr,
     /// The folder from which nodes may share files.
@@ -66,7 +66,7 @@ impl ShareNetwork {
         let server_api: SocketAddr = server.announced("server-api: http ")?;
         let node = |nth| ShareNode::start(run, &program, dir.path(), registry, server_api, nth);
         let nodes = (0..nodes).map(node).collect::<anyhow::Result<_>>()?;
-        Ok(ShareNetwork { nodes, server, registry, dir })
+        Ok(ShareNetwork { nodes, _server: server, registry, dir })
     }
 }
 

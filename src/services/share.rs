@@ -163,7 +163,7 @@ impl ShareService {
             streams.upgrade().map_or_else(Vec::new, open)
         });
         self.metrics.add_sizes("users", move || {
-            users.upgrade().map_or_else(Vec::new, |users| vec![("accounts", users.len() as u64)])
+            users.upgrade().map_or_else(Vec::new, |users| vec![("accounts", users.count() as u64)])
         });
         if let Some((server, _)) = &self.registry {
             let (counts, sizes) = (Arc::downgrade(server), Arc::downgrade(server));

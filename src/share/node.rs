@@ -61,7 +61,6 @@ pub mod uploads;
 
 pub use error::{FileOwner, NodeError};
 pub use lifecycle::JoinOptions;
-pub use publishing::PublishOutcome;
 
 use events::{NodeEventHub, WatchSession};
 use fetch_manager::FetchTable;
@@ -269,14 +268,6 @@ impl Node {
     /// Ends the event streams that were opened with this session's token.
     pub fn end_watching(&self, session: &WatchSession) {
         self.inner.events.end_session(&session.token);
-    }
-
-    /// All tracked files, or only the published ones.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub fn files(&self, published_only: bool) -> Result<Vec<TrackedFile>, NodeError> {
-        Ok(self.inner.files.list(published_only)?)
     }
 
     /// The tracked file of that name.

@@ -31,7 +31,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::wire::{Digest, FileMap, FileName};
+use super::wire::{FileMap, FileName};
 use crate::model::{Millis, Name};
 use crate::net::source::{self, SourceKey};
 
@@ -54,7 +54,7 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 
-pub use change::{HostRow, RegistryChange};
+pub use change::RegistryChange;
 pub use change_log::{ListingChange, ListingChangeKind, ListingUpdate};
 pub use claims::{AccountProof, HostnameClaim, HostnameGrant, HostnameStatus};
 pub use error::RegistryError;
@@ -144,7 +144,6 @@ pub struct Registry {
     silent_by_source: BTreeSet<(SourceKey, Millis, Slot)>,
     /// Published files of all hosts, live or silent.
     by_file: HolderIndex<FileName, Slot>,
-    by_content: HolderIndex<Digest, (Slot, FileName)>,
     by_size: SizeIndex,
     file_count: usize,
     quotas: Quotas,
@@ -184,7 +183,6 @@ impl Registry {
             silent_anonymous: BTreeSet::new(),
             silent_by_source: BTreeSet::new(),
             by_file: HolderIndex::default(),
-            by_content: HolderIndex::default(),
             by_size: SizeIndex::default(),
             file_count: 0,
             quotas: Quotas::new(limits),
@@ -221,17 +219,16 @@ impl Registry {
         self.totals
     }
 
-    /// Gauges for the metrics: hosts (silent ones included) and their files; distinct names and contents of published
-    /// files; files of removed hosts that are still in the indexes; hosts and published files of users and of others,
+    /// Gauges for the metrics: hosts (silent ones included) and their files; distinct names of published files;
+    /// files of removed hosts that are still in the indexes; hosts and published files of users and of others,
     /// as the quotas count them; hostnames without a host that a secret can still get back.
-    pub fn sizes(&self) -> [(&'static str, u64); 10] {
+    pub fn sizes(&self) -> [(&'static str, u64); 9] {
         let tombstone_files: usize = self.tombstones.iter().map(|tombstone| tombstone.files.len()).sum();
         let [user_hosts, user_files, anonymous_hosts, anonymous_files] = self.quotas.usage_totals();
         [
             ("hosts_known", self.by_name.len()),
             ("files_known", self.file_count),
             ("file_names", self.by_file.len()),
-            ("file_contents", self.by_content.len()),
             ("files_to_bury", tombstone_files),
             ("user_hosts", user_hosts),
             ("user_files", user_files),

@@ -259,6 +259,7 @@ impl RegistryServer {
 
     /// Does what the background thread does every 30 s: makes timed-out hosts silent, removes what has expired, and
     /// stores when the others were last seen.
+    #[cfg(any(test, feature = "internals"))]
     pub fn sweep(&self) {
         self.inner.sweep();
     }

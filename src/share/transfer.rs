@@ -39,9 +39,11 @@ pub mod wire;
 
 pub use context::{FetchContext, FetchTiming};
 pub use fetch::Fetch;
-pub use part_file::{FetchSpec, StartFetchError, discard_leftovers, find_interrupted, list_interrupted};
-pub use progress::{FetchProgress, FetchStatus, ProgressCallback};
-pub use server::{PeerServer, PeerServerLimits};
+pub use part_file::{FetchSpec, StartFetchError, discard_leftovers, find_interrupted};
+pub use progress::{FetchProgress, FetchStatus};
+pub use server::PeerServer;
+#[cfg(any(test, feature = "internals"))]
+pub use server::PeerServerLimits;
 
 use super::wire::Digest;
 
@@ -78,8 +80,6 @@ pub enum FileUnavailable {
     NotFound,
     /// It has been moved, deleted or changed since it was published.
     Moved,
-    /// It exists but cannot be read.
-    Unreadable,
 }
 
 /// Finds the hosts that have a file.

@@ -49,9 +49,6 @@ use core::{CartRequest, CustomerCore, OpenSessionResult};
 use purchasing::BeginWaiters;
 use store::StoreJournal;
 
-/// The name of the customer database's file in the data directory.
-pub const FILE_NAME: &str = "customer.db";
-
 /// The migrations of the customer database, one per schema version.
 pub const MIGRATIONS: &[&str] =
     &[ledger::MIGRATION, store::MIGRATION, sales::MIGRATION, store::MIGRATION_SKIPPED, store::MIGRATION_KEYS];
@@ -166,12 +163,6 @@ impl CustomerDb {
     /// The refusals of the operation itself; UNAVAILABLE if it could not be stored, in which case nothing has changed.
     pub fn handle(&self, op: CustomerOp) -> ShopResult<String> {
         self.inner.handle(op)
-    }
-
-    /// Ends expired sessions, and writes the times of last uses if `flush` is set. A background thread calls this at
-    /// least every second.
-    pub fn expire_sessions(&self, flush: bool) {
-        self.inner.tick(flush);
     }
 
     pub fn store(&self) -> &Arc<Store> {

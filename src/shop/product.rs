@@ -38,9 +38,6 @@ pub use store::{MIGRATIONS, NewItem};
 pub const FILE_NAME: &str = "product.db";
 /// The maximum number of items of one page.
 pub const PAGE_MAX: u64 = 500;
-/// The maximum number of items of one [`ProductDb::load`]. That many take some seconds, during which no other change is
-/// stored.
-pub const LOAD_MAX: usize = 50_000;
 /// How long the response to a request is remembered for a retry.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
 /// How long the tombstone of a released purchase is kept, so that a hold that arrives late is refused.
@@ -194,35 +191,6 @@ impl ProductDb {
             return Err(Refusal::new(ErrorCode::BadRequest, message));
         }
         self.read(|reader| store::page_json(reader, &search::search(reader, query)?).map(Ok))
-    }
-
-    /// Registers many items in one transaction, all or none, and returns their ids in the same order. The caller has
-    /// validated the items.
-    ///
-    /// The more items at once, at most [`LOAD_MAX`], the less the index costs per item, and the longer others wait.
-    ///
-    /// # Errors
-    /// BAD_REQUEST for too many items; UNAVAILABLE or BUSY if they cannot be stored.
-    pub fn load(&self, items: Vec<NewItem>) -> ShopResult<Vec<String>> {
-        if items.len() > LOAD_MAX {
-            let message = format!("items: expected at most {LOAD_MAX} at once, not {}", items.len());
-            return Err(Refusal::new(ErrorCode::BadRequest, message));
-        }
-        let loaded = Arc::new(Mutex::new(Vec::new()));
-        let change = {
-            let loaded = Arc::clone(&loaded);
-            move |tx: &mut dyn Tx| {
-                let first = store::insert_items(tx, &items)?;
-                *loaded.lock() =
-                    (first..).zip(&items).map(|(number, item)| format!("{}-{number}", item.category)).collect();
-                Ok(())
-            }
-        };
-        // In an epoch, because that costs no savepoint, which would keep a copy of each page that it touches.
-        let commit = self.inner.store.append(self.inner.store.current_epoch(), change);
-        commit.wait().map_err(refusal_for)?;
-        let loaded = std::mem::take(&mut *loaded.lock());
-        Ok(loaded)
     }
 
     /// The number of items with stock.

@@ -488,6 +488,7 @@ impl Purchase {
     }
 
     /// The amount that the ledger has in escrow for this purchase.
+    #[cfg(any(test, feature = "internals"))]
     pub fn in_escrow(&self) -> Cents {
         if self.is_booked && self.stage != PurchaseStage::Captured { self.total() } else { Cents(0) }
     }

@@ -1,5 +1,4 @@
 //! The messages of clients: parsing of requests and writing of responses, in both dialects, with every limit.
-//! ([`crate::net::frames`] implements the two framings.)
 //!
 //! A message whose `type` is `request` is dialect 1 (an envelope with a payload), any other is dialect 2 (flat). Both
 //! are parsed into the same [`ApiCall`]s, and the resulting [`ResponsePayload`] is written in the dialect of the

@@ -57,7 +57,9 @@ mod watermark;
 mod writer;
 
 pub use commit_handle::{CommitHandle, CommitState};
-pub use durable::{Appender, CoreState, Durable, Journal, Pending, SharedCore, StoreJournal, StoredChange};
+#[cfg(test)]
+pub use durable::Appender;
+pub use durable::{CoreState, Durable, Journal, Pending, SharedCore, StoreJournal, StoredChange};
 pub use error::{OpenError, StoreError};
 pub use files::create_private_dir;
 pub use files::is_missing_or_empty;

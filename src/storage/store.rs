@@ -121,6 +121,7 @@ impl Store {
     }
 
     /// How many changes wait for their transaction to begin: a gauge, already outdated when it is read.
+    #[cfg(test)]
     pub fn queued_changes(&self) -> usize {
         self.queue.len()
     }

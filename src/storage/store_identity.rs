@@ -198,7 +198,7 @@ impl StoreLocation {
 /// Stores whose pages this process has checked but which it has not opened yet, so that they are not read twice.
 pub(super) static PAGES_CHECKED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Whether [`check_stores`] has just checked all pages of a store; true only once.
+/// Whether [`check_stores`](super::integrity::check_stores) has just checked all pages of a store; true only once.
 pub(super) fn take_pages_checked(path: &Path) -> bool {
     PAGES_CHECKED.lock().remove(path)
 }

@@ -145,6 +145,7 @@ impl ChangeQueue {
         CommitHandle::in_batch(sequence_number, batch, index)
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.state.lock().pending.len()
     }

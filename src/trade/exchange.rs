@@ -33,7 +33,6 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-pub use addresses::AddressStatus;
 pub use deals::{SettlementOrder, SettlementParty};
 
 /// The maximum number of open searches of one peer.
@@ -419,11 +418,6 @@ impl<J: Journal> Exchange<J> {
     /// The journal that changes are appended to.
     pub fn journal(&self) -> &J {
         &self.journal
-    }
-
-    /// The operator's settings.
-    pub fn rules(&self) -> &ExchangeRules {
-        &self.rules
     }
 
     /// Allocates `count` consecutive new ids and returns the first.

@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use p2s2::lan::node::NodeKind;
-use p2s2::lan::peer::{LanPeer, LanPeerConfig};
-use p2s2::model::Name;
+use p2s2::internals::lan::node::NodeKind;
+use p2s2::internals::lan::peer::{LanPeer, LanPeerConfig};
+use p2s2::internals::model::Name;
 use serde_json::{Value, json};
 
 use crate::support::{Peer, Server, eventually, program};

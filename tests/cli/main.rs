@@ -7,6 +7,7 @@ mod support;
 mod at_terminal;
 #[cfg(target_os = "linux")]
 mod auto;
+mod examples;
 #[cfg(unix)]
 mod terminal;
 

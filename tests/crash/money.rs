@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use p2s2::bank::{BuiltinGateway, ChargeState};
+use p2s2::internals::bank::{BuiltinGateway, ChargeState};
 use rusqlite::Connection;
 
 use crate::claims::{Claims, Roster};

@@ -13,8 +13,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use p2s2::net::conn::Conn;
-use p2s2::net::lines::{LineLimits, LineReader};
+use p2s2::internals::net::conn::Conn;
+use p2s2::internals::net::lines::{LineLimits, LineReader};
 use serde_json::{Value, json};
 
 use crate::claims::{Claims, FIRST_SERVER_NUMBER, RegisteredPeer, RegistrationId, Roster};

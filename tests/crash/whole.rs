@@ -8,8 +8,8 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use p2s2::storage::{Store, StoreError};
-use p2s2::{bank, identity, share, shop, trade};
+use p2s2::internals::storage::{Store, StoreError};
+use p2s2::internals::{bank, identity, share, shop, trade};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 

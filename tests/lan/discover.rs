@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use p2s2::lan::node::NodeKind;
-use p2s2::lan::peer::{LanPeer, LanPeerConfig};
-use p2s2::model::Name;
+use p2s2::internals::lan::node::NodeKind;
+use p2s2::internals::lan::peer::{LanPeer, LanPeerConfig};
+use p2s2::internals::model::Name;
 use serde_json::{Value, json};
 
 use crate::netns::Lan;

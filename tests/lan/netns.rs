@@ -16,7 +16,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
-use p2s2::net::interfaces::interfaces;
+use p2s2::internals::net::interfaces::interfaces;
 
 use crate::support::eventually;
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use p2s2::lan::SocketRole;
-use p2s2::lan::sockets::{LanSockets, LanSocketsConfig, PeerSocketEvent, PortChoice};
+use p2s2::internals::lan::SocketRole;
+use p2s2::internals::lan::sockets::{LanSockets, LanSocketsConfig, PeerSocketEvent, PortChoice};
 
 use crate::netns::Lan;
 use crate::support::{PATIENCE, eventually, signal};

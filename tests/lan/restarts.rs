@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-use p2s2::lan::history::{Direction, History, HistoryEntry};
-use p2s2::model::Name;
+use p2s2::internals::lan::history::{Direction, History, HistoryEntry};
+use p2s2::internals::model::Name;
 
 use crate::netns::Lan;
 use crate::peers::{Peer, RawPeer, TestEnv, datagram};

@@ -6,9 +6,9 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use p2s2::identity::{KnownServer, KnownServers};
-use p2s2::model::Clock;
-use p2s2::net::tls::TlsIdentity;
+use p2s2::internals::identity::{KnownServer, KnownServers};
+use p2s2::internals::model::Clock;
+use p2s2::internals::net::tls::TlsIdentity;
 use serde_json::{Value, json};
 
 use crate::nodes::{Node, Server, TestDir, content, http};

@@ -8,14 +8,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use p2s2::model::Clock;
-use p2s2::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
-use p2s2::net::listener::ConnectionLimiter;
-use p2s2::net::threads::Executor;
-use p2s2::net::tls::TlsIdentity;
-use p2s2::share::registry::{RegistryLimits, store};
-use p2s2::share::server::{AccountDirectory, AuthMode, RegistryServer, RegistryServerConfig, RegistryServerContext};
-use p2s2::storage::Store;
+use p2s2::internals::model::Clock;
+use p2s2::internals::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
+use p2s2::internals::net::listener::ConnectionLimiter;
+use p2s2::internals::net::threads::Executor;
+use p2s2::internals::net::tls::TlsIdentity;
+use p2s2::internals::share::registry::{RegistryLimits, store};
+use p2s2::internals::share::server::{
+    AccountDirectory, AuthMode, RegistryServer, RegistryServerConfig, RegistryServerContext,
+};
+use p2s2::internals::storage::Store;
 use serde_json::{Value, json};
 
 pub use crate::support::{PATIENCE, eventually, scaled};
@@ -97,7 +99,7 @@ pub struct RunningRegistry {
 
 impl RunningRegistry {
     pub fn on(dir: &Path, users: Arc<Users>, options: RegistryOptions) -> RunningRegistry {
-        let store = Arc::new(Store::open(&dir.join(store::FILE), store::MIGRATIONS).unwrap());
+        let store = Arc::new(Store::open(&dir.join("registry.db"), store::MIGRATIONS).unwrap());
         let budget = ReceiveBudget::new(options.received);
         let context = RegistryServerContext {
             executor: Executor::new("registry", options.connections + 10),

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use p2s2::share::client::RegistryClient;
-use p2s2::share::wire::{FileMap, FileName, RegisterRequest};
+use p2s2::internals::share::client::RegistryClient;
+use p2s2::internals::share::wire::{FileMap, FileName, RegisterRequest};
 use serde_json::{Map, Value, json};
 
 use crate::registry_harness::*;
@@ -147,7 +147,7 @@ fn ping_paced(clients: &mut [(String, Client)], per_s: u32, count: u32) -> Vec<D
 
 #[test]
 fn ten_thousand_hosts_at_once() {
-    p2s2::net::limits::raise_open_files().unwrap();
+    p2s2::internals::net::limits::raise_open_files().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let process = Process::start(dir.path());
     let count = scaled(10_000);
@@ -295,7 +295,7 @@ fn publish_until_the_end(
     is_over: &AtomicBool,
 ) -> Option<String> {
     let client = RegistryClient::connect(addr, None, PATIENCE).ok()?;
-    let hostname = p2s2::model::Name::new(&format!("worker-{worker}")).unwrap();
+    let hostname = p2s2::internals::model::Name::new(&format!("worker-{worker}")).unwrap();
     let register = RegisterRequest {
         hostname: hostname.clone(),
         port: 6001,
@@ -303,7 +303,7 @@ fn publish_until_the_end(
         display_name: None,
         files: secret.is_none().then(FileMap::new),
         token: None,
-        resume: secret.map(p2s2::model::Token::from_text),
+        resume: secret.map(p2s2::internals::model::Token::from_text),
     };
     let secret = client.register(&register).ok()?;
     for n in 0.. {

@@ -16,7 +16,7 @@ const READY: &str = "the registry listens on ";
 #[test]
 fn serve_when_told_so() {
     let Some(dir) = std::env::var_os(DIR) else { return };
-    p2s2::net::limits::raise_open_files().unwrap();
+    p2s2::internals::net::limits::raise_open_files().unwrap();
     let users = Arc::new(Users::default());
     let running = RunningRegistry::on(
         Path::new(&dir),

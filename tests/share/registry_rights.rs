@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2s2::net::tls::TlsIdentity;
-use p2s2::share::client::{CertificatePin, RegistryClient, RegistryClientError};
-use p2s2::share::registry::RegistryLimits;
-use p2s2::share::server::AuthMode;
-use p2s2::share::wire::{FileEntry, FileName, RegisterRequest, Seconds};
+use p2s2::internals::net::tls::TlsIdentity;
+use p2s2::internals::share::client::{CertificatePin, RegistryClient, RegistryClientError};
+use p2s2::internals::share::registry::RegistryLimits;
+use p2s2::internals::share::server::AuthMode;
+use p2s2::internals::share::wire::{FileEntry, FileName, RegisterRequest, Seconds};
 use serde_json::json;
 
 use crate::registry_harness::*;
@@ -333,7 +333,7 @@ fn the_first_byte_tells_tls_and_our_client_speaks_both() {
         RegistryClient::connect(registry.addr, Some(wrong), timeout),
         Err(RegistryClientError::Disconnected(_))
     ));
-    let name = |text| p2s2::model::Name::new(text).unwrap();
+    let name = |text| p2s2::internals::model::Name::new(text).unwrap();
     let fname = FileName::new("a.pdf").unwrap();
     for (tls, hostname) in [(Some(pin), "ann"), (None, "bob")] {
         let client = RegistryClient::connect(registry.addr, tls, timeout).unwrap();

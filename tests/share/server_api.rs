@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use p2s2::net::conn::Conn;
-use p2s2::net::deadline::DeadlineRead;
+use p2s2::internals::net::conn::Conn;
+use p2s2::internals::net::deadline::DeadlineRead;
 use serde_json::{Value, json};
 
 use crate::support::*;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use p2s2::bank::{BuiltinGateway, ChargeState};
+use p2s2::internals::bank::{BuiltinGateway, ChargeState};
 use serde_json::{Value, json};
 
 use crate::rng::Rng;

@@ -1,6 +1,6 @@
 //! Starting components on a machine without any files yet.
 
-use p2s2::storage::lock::DataDirLock;
+use p2s2::internals::storage::lock::DataDirLock;
 use serde_json::json;
 
 use crate::shop::*;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use p2s2::model::{Millis, Name, Token};
-use p2s2::trade::deal::{Deal, DealState, LedgerOperation, Party, SellerSide};
-use p2s2::trade::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, LedgerRow, PeerRow};
+use p2s2::internals::model::{Millis, Name, Token};
+use p2s2::internals::trade::deal::{Deal, DealState, LedgerOperation, Party, SellerSide};
+use p2s2::internals::trade::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, LedgerRow, PeerRow};
 
 use crate::{Fault, journal};
 

@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
-use p2s2::model::{Cents, Millis, Name, Token};
-use p2s2::storage::Journal;
-use p2s2::trade::deal::{DealState, LedgerOperation, Party, PaymentProgress};
-use p2s2::trade::exchange::NotificationId;
-use p2s2::trade::wire::{DealPhase, ErrorCode, Notification, Request, RequestBody, Response};
+use p2s2::internals::model::{Cents, Millis, Name, Token};
+use p2s2::internals::storage::Journal;
+use p2s2::internals::trade::deal::{DealState, LedgerOperation, Party, PaymentProgress};
+use p2s2::internals::trade::exchange::NotificationId;
+use p2s2::internals::trade::wire::{DealPhase, ErrorCode, Notification, Request, RequestBody, Response};
 
 use crate::bank::{Account, Bank};
 use crate::disk::{Disk, Rows};

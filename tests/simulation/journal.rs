@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use p2s2::storage::Journal;
+use p2s2::internals::storage::Journal;
 
 use crate::rng::Rng;
 

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use p2s2::lan::node::{CommandOutcome, DropCause, NodeCommand};
-use p2s2::lan::wire::{Discovery, Features, Message, MessageStamp, UserId};
+use p2s2::internals::lan::node::{CommandOutcome, DropCause, NodeCommand};
+use p2s2::internals::lan::wire::{Discovery, Features, Message, MessageStamp, UserId};
 
 use crate::invariants::Violation;
 use crate::{chosen, play, without_panic};

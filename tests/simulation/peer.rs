@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use p2s2::model::{Cents, Name, Token};
-use p2s2::trade::wire::{
+use p2s2::internals::model::{Cents, Name, Token};
+use p2s2::internals::trade::wire::{
     DealPhase, DealStatus, ErrorCode, Goods, Notification, PeerEndpoint, Request, RequestBody, Response,
     SettlementMessage, Side,
 };

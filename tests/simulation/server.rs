@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use p2s2::model::{FeeRate, Millis, Name};
-use p2s2::storage::Journal;
-use p2s2::trade::client::messages::{encode_ack, encode_request};
-use p2s2::trade::deal::{DealInput, Windows};
-use p2s2::trade::exchange::{
+use p2s2::internals::model::{FeeRate, Millis, Name};
+use p2s2::internals::storage::Journal;
+use p2s2::internals::trade::client::messages::{encode_ack, encode_request};
+use p2s2::internals::trade::deal::{DealInput, Windows};
+use p2s2::internals::trade::exchange::{
     Exchange, ExchangeEffects, ExchangeRules, NotificationId, OutgoingNotification, RequestOrigin, ResumedWork,
     Transport,
 };
-use p2s2::trade::settlement::{Settlement, SettlementAction, SettlementInput, SettlementMilestone};
-use p2s2::trade::wire::{DATAGRAM_MAX, ErrorCode, Request, RequestBody, Response, Side, encode};
+use p2s2::internals::trade::settlement::{Settlement, SettlementAction, SettlementInput, SettlementMilestone};
+use p2s2::internals::trade::wire::{DATAGRAM_MAX, ErrorCode, Request, RequestBody, Response, Side, encode};
 
 use crate::Fault;
 use crate::bank::{Answer, Call};

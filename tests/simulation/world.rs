@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 
-use p2s2::trade::exchange::NotificationId;
-use p2s2::trade::wire::{Ack, Notification, Request, Response, SettlementMessage, Side};
+use p2s2::internals::trade::exchange::NotificationId;
+use p2s2::internals::trade::wire::{Ack, Notification, Request, Response, SettlementMessage, Side};
 
 use crate::Fault;
 use crate::bank::{Answer, Bank, Call};

@@ -12,8 +12,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use p2s2::net::conn::{Conn, ConnReader, ConnWriter};
-use p2s2::net::lines::{LineLimits, LineReader};
+use p2s2::internals::net::conn::{Conn, ConnReader, ConnWriter};
+use p2s2::internals::net::lines::{LineLimits, LineReader};
 use serde_json::{Value, json};
 
 /// Timeout of anything that works, also on a slow and shared machine.
@@ -39,6 +39,33 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Builds an example of this package as this test program was built, and returns the folder of examples.
+///
+/// This program is `target/PROFILE/deps/NAME-…`, an example `target/PROFILE/examples/NAME`. Cargo builds examples with
+/// all tests, but not if one target alone was requested, so it is built here.
+pub fn build_example(name: &str) -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let profile = program.parent().and_then(Path::parent).unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--offline", "--example", name, "--manifest-path"]);
+    cargo.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+    cargo.arg("--target-dir").arg(profile.parent().unwrap());
+    if profile.file_name().is_some_and(|name| name == "release") {
+        cargo.arg("--release");
+    }
+    // Variables that cargo set for this test are removed: build scripts that read them (ring's) would run again,
+    // and everything that depends on them would be rebuilt, here and in the next ordinary build.
+    for (name, _) in std::env::vars_os() {
+        let told = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+        if told.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            cargo.env_remove(name);
+        }
+    }
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    profile.join("examples")
 }
 
 /// A `p2s2 server` process, killed with SIGKILL when dropped.

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use p2s2::model::{Cents, Name, Token};
-use p2s2::trade::deal::PaymentProgress;
-use p2s2::trade::exchange::{SettlementOrder, SettlementParty};
-use p2s2::trade::settlement::{Settlement, SettlementInput};
-use p2s2::trade::wire::{self, Goods, Side};
+use p2s2::internals::model::{Cents, Name, Token};
+use p2s2::internals::trade::deal::PaymentProgress;
+use p2s2::internals::trade::exchange::{SettlementOrder, SettlementParty};
+use p2s2::internals::trade::settlement::{Settlement, SettlementInput};
+use p2s2::internals::trade::wire::{self, Goods, Side};
 use serde_json::{Value, json};
 
 use crate::support::*;

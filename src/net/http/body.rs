@@ -32,6 +32,7 @@ pub struct ServerSentEvent {
 
 impl ServerSentEvent {
     /// An event with a JSON value as its data, which is one line.
+    #[cfg(test)]
     pub fn json(name: &str, data: &serde_json::Value) -> ServerSentEvent {
         ServerSentEvent { id: None, name: name.to_owned(), data: data.to_string() }
     }
@@ -75,6 +76,7 @@ impl EventStream {
     }
 
     /// The channel that the events come from.
+    #[cfg(test)]
     pub fn queue(&self) -> &Receiver<Arc<ServerSentEvent>> {
         &self.queue
     }

@@ -189,6 +189,9 @@ impl Node {
         let _ = inner.hash_commands.send_timeout(HashCommand::Stop, remaining());
         fetch_manager::suspend_all(inner);
         inner.peer_server.stop(remaining().min(sending_grace));
+        let counts = inner.peer_server.counters();
+        let counts = counts.iter().filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name}={count}"));
+        log::debug!("{}: sent to peers: {}", inner.user, counts.collect::<Vec<_>>().join(" "));
         let threads = std::mem::take(&mut *self.threads.lock());
         while threads.iter().any(|thread| !thread.is_finished()) && !remaining().is_zero() {
             std::thread::sleep(Duration::from_millis(5));

@@ -138,11 +138,6 @@ impl Nodes {
         &self.primary_user
     }
 
-    /// The store on disk.
-    pub fn store(&self) -> &super::store::NodeStore {
-        &self.context.store
-    }
-
     /// The process's clock.
     pub fn clock(&self) -> crate::model::Clock {
         self.context.clock

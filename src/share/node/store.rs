@@ -7,8 +7,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::model::Name;
 use crate::model::text::spellings;
-use crate::model::{Name, Token};
 use crate::share::files;
 use crate::storage::{OpenError, Reader, ReaderExt, Row, Store, StoreError, Tx};
 
@@ -59,8 +59,6 @@ pub struct NodeUser {
     pub port: Option<u16>,
     /// Address announced to the registry, if not the one it connects from.
     pub advertise_ip: Option<String>,
-    /// The secret that reclaims the hostname at the registry.
-    pub resume_secret: Option<Token>,
 }
 
 /// Why a node's store could not be opened.
@@ -229,6 +227,5 @@ fn user(row: &Row<'_>) -> Result<NodeUser, StoreError> {
         is_joined: row.bool(3)?,
         port: row.opt_int(4)?.map(port).transpose()?,
         advertise_ip: row.opt_text(5)?.map(str::to_owned),
-        resume_secret: row.opt_text(6)?.map(Token::from_text),
     })
 }

@@ -204,16 +204,6 @@ impl Registry {
             (None, Some(_)) => self.by_file.insert(fname.clone(), slot),
             _ => {}
         }
-        let content = |entry: Option<&FileEntry>| entry.and_then(|entry| entry.blake3);
-        let (former, content) = (content(was), content(is));
-        if former != content {
-            if let Some(former) = former {
-                self.by_content.remove(&former, &(slot, fname.clone()));
-            }
-            if let Some(content) = content {
-                self.by_content.insert(content, (slot, fname.clone()));
-            }
-        }
         self.by_size.replace(slot, fname, was, is);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{HostRecord, Registry, Slot};
 use crate::model::text::TextFilter;
 use crate::model::{Millis, Name};
-use crate::share::wire::{Digest, FileEntry, FileName, HostEntry};
+use crate::share::wire::{FileEntry, FileName, HostEntry};
 
 /// A host as LIST and DISCOVER show it, without its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +40,6 @@ pub enum ListingPart {
     /// More files of the last host.
     Files(Vec<(FileName, Arc<FileEntry>)>),
 }
-
-/// Files with a given content, and where to continue if there may be more.
-pub type ContentCopies = (Vec<(FileName, HostEntry)>, Option<(u32, FileName)>);
 
 /// Where the host list continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,21 +156,6 @@ impl Registry {
         let next = if slots.len() < at_most { None } else { slots.last().copied() };
         let entries = slots.into_iter().filter_map(|slot| self.host_entry(now, slot, fname)).collect();
         (entries, next)
-    }
-
-    /// Files with this content under any name: those of live hosts among `at_most` holders after `after`.
-    pub fn copies(
-        &mut self,
-        now: Millis,
-        content: &Digest,
-        after: Option<&(u32, FileName)>,
-        at_most: usize,
-    ) -> ContentCopies {
-        let now = self.advance_clock(now);
-        let found = self.by_content.page(content, after, at_most);
-        let next = if found.len() < at_most { None } else { found.last().cloned() };
-        let with_name = |(slot, fname): (Slot, FileName)| self.host_entry(now, slot, &fname).map(|host| (fname, host));
-        (found.into_iter().filter_map(with_name).collect(), next)
     }
 
     /// Whether a host exists and was seen within the timeout.

@@ -12,9 +12,6 @@ use crate::model::{Millis, Name};
 use crate::share::wire::{FileEntry, FileMap, FileName};
 use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
-/// Name of the database file in the data directory.
-pub const FILE: &str = "registry.db";
-
 /// Schema migrations, one per schema version.
 ///
 /// `entry` is a [`FileEntry`] as JSON; `secret` is the SHA-256 of a secret.

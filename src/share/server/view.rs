@@ -8,7 +8,7 @@ use super::{RegistryServerInner, STEP_SIZE};
 use crate::model::text::TextFilter;
 use crate::model::{Millis, Name};
 use crate::share::registry::{HostSummary, ListingCursor, ListingPart, RegistryTotals};
-use crate::share::wire::{Digest, FileEntry, FileMap, FileName, HostEntry};
+use crate::share::wire::{FileEntry, FileMap, FileName};
 use crate::storage::StoreError;
 
 /// A page ends with the host that reaches this number of files, since clients decide how many files hosts have.
@@ -161,21 +161,6 @@ impl RegistryView {
     /// Whether a host is live.
     pub fn is_live(&self, hostname: &str) -> bool {
         self.or_default(self.inner.registry.read(|core, now| core.presence(now, hostname).is_some()))
-    }
-
-    /// Up to `at_most` published files with this content, under any name.
-    pub fn copies(&self, content: &Digest, at_most: usize) -> Vec<(FileName, HostEntry)> {
-        let (mut copies, mut after) = (Vec::new(), None);
-        loop {
-            let result = self.inner.registry.read(|core, now| core.copies(now, content, after.as_ref(), STEP_SIZE));
-            let (more, next) = self.or_default(result);
-            copies.extend(more);
-            if next.is_none() || copies.len() >= at_most {
-                copies.truncate(at_most);
-                return copies;
-            }
-            after = next;
-        }
     }
 
     /// Passes the parts of a listing to `each`, which returns whether another host may follow.

@@ -113,7 +113,7 @@ fn find_page(view: &RegistryView, users: &Users, page: &PageRequest) -> Result<A
     let (mut to_pass, left) = (offset.saturating_sub(in_all), limit - hosts.len());
     let (mut offline, mut passed, mut after) = (Vec::new(), 0, None);
     // Without a search the total is known without examining each account.
-    let counted = sought.matches_everything().then(|| users.len().saturating_sub(view.host_counts().1));
+    let counted = sought.matches_everything().then(|| users.count().saturating_sub(view.host_counts().1));
     while counted.is_none() || offline.len() < left {
         let accounts = users.list_page(after.as_ref(), ACCOUNTS_PER_SCAN).map_err(to_http_error)?;
         let Some(last) = accounts.last() else { break };

@@ -89,6 +89,7 @@ impl Fetch {
     }
 
     /// Blocks until the fetch is completed, failed or cancelled.
+    #[cfg(any(test, feature = "internals"))]
     pub fn wait(&self) -> FetchProgress {
         let mut state = self.shared.state.lock();
         while !(state.is_over || state.progress.status.has_ended()) {

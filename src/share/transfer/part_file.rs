@@ -9,7 +9,7 @@
 //!
 //! All access goes through the folder's descriptor, because the folder may be replaced by a link at any time.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -270,33 +270,6 @@ impl PartFile {
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
-}
-
-/// Lists the interrupted fetches of a folder; each can be started again as it is. Journals that cannot be read are
-/// logged and left alone.
-///
-/// # Errors
-/// The folder cannot be read. A folder that does not exist has no fetches.
-pub fn list_interrupted(dir: &Path) -> io::Result<Vec<FetchSpec>> {
-    let held = match DirHandle::open(dir) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        held => held?,
-    };
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let name = name.to_str().unwrap_or_default();
-        let Some(id) = name.strip_prefix(FILE_PREFIX).and_then(|rest| rest.strip_suffix(JOURNAL_SUFFIX)) else {
-            continue;
-        };
-        match read_journal(&held, name) {
-            Ok(Some(contents)) if contents.header.id == id => found.push(contents.header.spec(dir)),
-            Ok(_) => warn!("{}: not the journal of a fetch", dir.join(name).display()),
-            Err(error) => warn!("{}: {error}", dir.join(name).display()),
-        }
-    }
-    found.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(found)
 }
 
 /// Finds the interrupted fetch with that id in a folder, if there is one.

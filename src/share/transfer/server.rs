@@ -136,6 +136,7 @@ impl PeerServer {
     }
 
     /// Number of open connections.
+    #[cfg(any(test, feature = "internals"))]
     pub fn open_connections(&self) -> usize {
         self.listener.open_connections()
     }
@@ -301,7 +302,6 @@ impl PeerServerInner {
         let served = self.provider.open(request.name()).map_err(|unavailable| match unavailable {
             FileUnavailable::NotFound => PeerError::NotFound,
             FileUnavailable::Moved => PeerError::FileNotFound,
-            FileUnavailable::Unreadable => PeerError::ReadError,
         });
         let result = match served {
             Ok(served) if !is_unchanged(&served) => Err(PeerError::FileNotFound),

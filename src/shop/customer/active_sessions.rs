@@ -254,7 +254,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
 
     /// The numbers of sessions and of buyers in memory.
     pub fn sizes(&self) -> (usize, usize) {
-        (self.sessions.len(), self.buyers.len())
+        (self.sessions.count(), self.buyers.len())
     }
 
     fn close<J>(&mut self, journal: &J, session: &Session<SessionOwner>) -> C

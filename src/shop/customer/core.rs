@@ -251,6 +251,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     }
 
     /// An open purchase.
+    #[cfg(any(test, feature = "internals"))]
     pub fn purchase(&self, id: &str) -> Option<&Purchase> {
         self.purchases.get(id)
     }

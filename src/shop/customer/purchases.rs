@@ -89,16 +89,13 @@ impl<C: Clone + Default> OpenPurchases<C> {
     }
 
     /// The number of open purchases.
-    pub fn len(&self) -> usize {
+    #[cfg(any(test, feature = "internals"))]
+    pub fn count(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
-    }
-
     /// An open purchase.
+    #[cfg(any(test, feature = "internals"))]
     pub fn get(&self, id: &str) -> Option<&Purchase> {
         self.by_id.get(id).map(|open| &open.purchase)
     }

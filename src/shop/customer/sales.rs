@@ -39,11 +39,13 @@ impl PurchaseWrites {
     }
 
     /// The purchase as it is after the transition.
+    #[cfg(any(test, feature = "internals"))]
     pub fn purchase(&self) -> &Purchase {
         &self.purchase
     }
 
     /// The kinds of writes.
+    #[cfg(any(test, feature = "internals"))]
     pub fn kinds(&self) -> &[PurchaseWrite] {
         &self.writes
     }

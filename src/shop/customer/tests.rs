@@ -31,7 +31,7 @@ struct Db {
 }
 
 fn open_store(dir: &Path) -> Arc<Store> {
-    Arc::new(Store::open(&dir.join(FILE_NAME), MIGRATIONS).unwrap())
+    Arc::new(Store::open(&dir.join("customer.db"), MIGRATIONS).unwrap())
 }
 
 impl Db {
@@ -246,7 +246,7 @@ fn users_of_before_keys_are_found_by_both_spellings() {
         .hash("secret", crate::net::source::key_of([127, 0, 0, 1].into()))
         .unwrap();
     // As the version before wrote them: also two of two spellings.
-    let before = Store::open(&dir.path().join(FILE_NAME), &MIGRATIONS[..MIGRATIONS.len() - 1]).unwrap();
+    let before = Store::open(&dir.path().join("customer.db"), &MIGRATIONS[..MIGRATIONS.len() - 1]).unwrap();
     before
         .write(move |tx| -> Result<(), StoreError> {
             for (id, role, name) in
@@ -365,7 +365,7 @@ fn neither_passwords_nor_session_ids_are_in_the_file() {
     assert!(kept.unwrap().unwrap().starts_with("$argon2id$"));
     let dir = db.dir.path().to_owned();
     db.running = None;
-    let file = std::fs::read(dir.join(FILE_NAME)).unwrap();
+    let file = std::fs::read(dir.join("customer.db")).unwrap();
     let holds = |text: &str| file.windows(text.len()).any(|bytes| bytes == text.as_bytes());
     assert!(holds("ann") && holds(&SessionKey::of(&sid).to_text()));
     assert!(!holds("secret") && !holds(&sid));
@@ -770,7 +770,7 @@ fn a_saved_cart_waits_for_the_next_login_when_nobody_is_here() {
     db.add(&sid, false, "1-1", 4).unwrap();
     db.save(&sid, false).unwrap();
     db.logout(&sid).unwrap();
-    db.customers().expire_sessions(false);
+    db.customers().inner.tick(false);
     assert_eq!(db.customers().session_and_buyer_counts(), (0, 0));
     let sid = db.login(Role::Buyer, "ann");
     assert_eq!(db.cart(&sid, false).as_deref(), Ok("1-1 x 4"));

@@ -3,7 +3,6 @@
 //! The immutable fields of an item are one JSON text, which is copied into responses; the mutable ones are columns.
 //! Items are never deleted, because purchases and orders refer to them.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
@@ -223,13 +222,10 @@ pub(super) fn oldest_request(reader: &dyn Reader) -> Result<Option<Millis>, Stor
     reader.first("SELECT at FROM product_request ORDER BY at LIMIT 1", &[], |row| row.millis(0))
 }
 
-/// Allocates `count` item numbers that were never used and returns the first.
-fn allocate_numbers(tx: &mut dyn Tx, count: i64) -> Result<i64, StoreError> {
-    let next =
-        tx.first("UPDATE product_number SET next = next + $1 WHERE id = 1 RETURNING next", &[count.into()], |row| {
-            row.int(0)
-        })?;
-    next.map(|next| next - count).ok_or_else(|| StoreError::Invalid("the sequence of items is missing".to_owned()))
+/// Allocates an item number that was never used.
+fn allocate_number(tx: &mut dyn Tx) -> Result<i64, StoreError> {
+    tx.first("UPDATE product_number SET next = next + 1 WHERE id = 1 RETURNING next - 1", &[], |row| row.int(0))?
+        .ok_or_else(|| StoreError::Invalid("the sequence of items is missing".to_owned()))
 }
 
 /// Rewrites the index entries of earlier versions to Unicode's form C, once in a file's life. Items whose facts are all
@@ -272,65 +268,34 @@ pub(super) fn register(
     if let Some(answer) = remembered_response(tx, request)? {
         return Ok(Ok(answer));
     }
-    let number = insert_items(tx, std::slice::from_ref(&item))?;
-    let answer = json(&RegisteredItem { item_id: format!("{}-{number}", item.category) })?;
+    let category = item.category;
+    let number = insert_item(tx, item)?;
+    let answer = json(&RegisteredItem { item_id: format!("{category}-{number}") })?;
     remember_response(tx, now, request, &answer)?;
     Ok(Ok(answer))
 }
 
-/// Inserts items and returns the first one's number; the others have the following numbers.
-///
-/// Each table and index gets its rows in the order of its key, so that a large catalogue touches each page once.
-pub(super) fn insert_items(tx: &mut dyn Tx, items: &[NewItem]) -> Result<i64, StoreError> {
-    let first = allocate_numbers(tx, items.len() as i64)?;
-    let mut postings = Vec::new();
-    let mut in_stock: BTreeMap<u32, i64> = BTreeMap::new();
-    let mut by_seller: BTreeMap<u64, i64> = BTreeMap::new();
-    for (number, item) in (first..).zip(items) {
-        let facts = ItemFacts {
-            item_id: format!("{}-{number}", item.category),
-            item_name: item.item_name.clone(),
-            category: item.category,
-            keywords: item.keywords.clone(),
-            condition_is_new: item.condition_is_new,
-            seller_id: item.seller_id,
-            seller: item.seller.clone(),
-        };
-        tx.execute(
-            "INSERT INTO product_item (number, category, price, quantity, seller_id, thumbs_up, thumbs_down, facts)
-             VALUES ($1, $2, $3, $4, $5, 0, 0, $6)",
-            &[
-                number.into(),
-                item.category.into(),
-                item.price.into(),
-                item.quantity.into(),
-                id_column(item.seller_id).into(),
-                (&json(&facts)?).into(),
-            ],
-        )?;
-        *by_seller.entry(item.seller_id).or_default() += 1;
-        if item.quantity > 0 {
-            *in_stock.entry(item.category).or_default() += 1;
-            postings.extend(search::postings(&facts, item.price, number));
-        }
+/// Inserts an item and returns its number.
+pub(super) fn insert_item(tx: &mut dyn Tx, item: NewItem) -> Result<i64, StoreError> {
+    let number = allocate_number(tx)?;
+    let NewItem { seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity } = item;
+    let item_id = format!("{category}-{number}");
+    let facts = ItemFacts { item_id, item_name, category, keywords, condition_is_new, seller_id, seller };
+    let seller_id = id_column(seller_id);
+    tx.execute(
+        "INSERT INTO product_item (number, category, price, quantity, seller_id, thumbs_up, thumbs_down, facts)
+         VALUES ($1, $2, $3, $4, $5, 0, 0, $6)",
+        &[number.into(), category.into(), price.into(), quantity.into(), seller_id.into(), (&json(&facts)?).into()],
+    )?;
+    if quantity > 0 {
+        search::add(tx, search::postings(&facts, price, number))?;
+        add_to_stock_count(tx, category, 1)?;
     }
-    search::add(tx, postings)?;
-    for (category, items) in in_stock {
-        add_to_stock_count(tx, category, items)?;
+    add_to_seller_counts(tx, seller_id, SellerCountDeltas { items: 1, ..SellerCountDeltas::default() })?;
+    if is_seller_hidden(tx, seller_id)? == Some(true) {
+        set_hidden(tx, number, SELLER_BLOCKED, true)?;
     }
-    for (seller_id, count) in by_seller {
-        add_to_seller_counts(
-            tx,
-            id_column(seller_id),
-            SellerCountDeltas { items: count, ..SellerCountDeltas::default() },
-        )?;
-        if is_seller_hidden(tx, id_column(seller_id))? == Some(true) {
-            for (number, _) in (first..).zip(items).filter(|(_, item)| item.seller_id == seller_id) {
-                set_hidden(tx, number, SELLER_BLOCKED, true)?;
-            }
-        }
-    }
-    Ok(first)
+    Ok(number)
 }
 
 /// Amounts to add to a seller's counts.

@@ -50,7 +50,7 @@ fn world_in(dir: tempfile::TempDir, with_shop: bool, with_registry: bool) -> Wor
     let users = users(dir.path(), clock);
     let shop = with_shop.then(|| {
         let settings = product::ProductDbSettings { hold_timeout: Duration::from_secs(60), first_id_range: 0 };
-        let store = Arc::new(Store::open(&dir.path().join(customer::FILE_NAME), customer::MIGRATIONS).unwrap());
+        let store = Arc::new(Store::open(&dir.path().join("customer.db"), customer::MIGRATIONS).unwrap());
         let bank = Arc::new(BuiltinGateway::open_file(&dir.path().join("bank.db")).unwrap());
         let config =
             customer::CustomerDbConfig { password_cost: HashCost { memory_kib: 8, passes: 1 }, ..Default::default() };
@@ -143,7 +143,8 @@ impl World {
     }
 
     fn item(&self, seller_id: u64, seller: &str, item_name: &str) -> String {
-        let item = product::NewItem {
+        let op = ProductOp::Register {
+            request: item_name.to_owned(),
             seller_id,
             seller: seller.to_owned(),
             item_name: item_name.to_owned(),
@@ -153,7 +154,8 @@ impl World {
             price: Cents(500),
             quantity: 4,
         };
-        self.shop().products.load(vec![item]).unwrap().remove(0)
+        let made: Value = serde_json::from_str(&self.shop().products.handle(op).unwrap()).unwrap();
+        made["item_id"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned()
     }
 
     fn found(&self) -> Vec<String> {
@@ -281,7 +283,10 @@ fn a_blocked_user_signs_in_no_more_and_sells_nothing_until_unblocked() {
         );
         assert_eq!(login(&world, "ann"), Err(UserError::Blocked));
         assert_eq!(world.users.login("ann", "wrong", source), Err(UserError::WrongCredentials), "only to who knows it");
-        assert_eq!(world.users.authenticate_user(&token), Err(UserError::Token(crate::identity::TokenError::Blocked)));
+        assert_eq!(
+            world.users.authenticate_user(&token),
+            Err(UserError::Token(crate::identity::jwt::TokenError::Blocked))
+        );
         assert_eq!(world.users.hostname_of_token(&token), None, "the registry takes it no more");
         assert_eq!(login(&world, "bob"), Ok(()));
         assert_eq!(world.found(), [his.as_str()]);

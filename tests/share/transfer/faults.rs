@@ -8,10 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2s2::share::transfer::{Fetch, FetchStatus, list_interrupted};
+use p2s2::internals::share::transfer::{Fetch, FetchStatus};
 
 use super::proxy::Proxy;
-use super::world::{MIB, NAME, PeerHost, Registry, context, entry, fetch, pieces_of, spec, write_large};
+use super::world::{MIB, NAME, PeerHost, Registry, context, entry, fetch, interrupted, pieces_of, spec, write_large};
 use crate::rng::{Rng, Seed};
 use crate::support::{eventually, scaled};
 
@@ -89,9 +89,7 @@ fn in_a_role() {
             let dir = to.parent().unwrap();
             let shown = entry("ann", at.parse().unwrap(), &source, Some(&pieces_of(&source)));
             let registry = Registry::of(&[&shown]);
-            let left = list_interrupted(dir).unwrap();
-            assert!(left.len() <= 1);
-            let fetch = match left.into_iter().next() {
+            let fetch = match interrupted(dir) {
                 Some(spec) => Fetch::start(spec, registry, Arc::new(|_| {}), context()).unwrap(),
                 None if to.exists() => return,
                 None => fetch(&to, &shown, &registry),
@@ -163,7 +161,7 @@ fn interruptions_at_random_points_cost_little_and_spoil_nothing() {
         }
         eventually("the fetch to end", || receiver.has_ended().then_some(()));
         assert_eq!(pieces_of(&to).blake3(), content, "{what:?}");
-        assert!(list_interrupted(dir.path()).unwrap().is_empty());
+        assert_eq!(interrupted(dir.path()), None);
         let extra = proxy.passed() as f64 / size as f64;
         eprintln!("{extra:.3} of the size after {what:?}");
         passed += proxy.passed();
@@ -189,8 +187,8 @@ fn what_was_good_before_a_kill_is_not_fetched_again() {
     let before = proxy.passed();
     // Synced pieces are not read again.
     let registry = Registry::of(&[&shown]);
-    let [left] = &list_interrupted(dir.path()).unwrap()[..] else { panic!("one fetch was interrupted") };
-    assert_eq!(*left, spec("f1", &to, &shown));
+    let left = interrupted(dir.path()).unwrap();
+    assert_eq!(left, spec("f1", &to, &shown));
     let fetch = Fetch::start(left.clone(), registry, Arc::new(|_| {}), context()).unwrap();
     let had = fetch.progress().downloaded_size;
     assert!(had >= 8 * MIB, "{had} of {before} were good");

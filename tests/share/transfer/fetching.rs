@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use p2s2::share::pieces::blake3_digest;
-use p2s2::share::transfer::{Fetch, FetchSpec, FetchStatus, StartFetchError, list_interrupted};
-use p2s2::share::wire::HostEntry;
+use p2s2::internals::share::pieces::blake3_digest;
+use p2s2::internals::share::transfer::{Fetch, FetchSpec, FetchStatus, StartFetchError};
+use p2s2::internals::share::wire::HostEntry;
 
 use super::proxy::Proxy;
 use super::world::{
-    MIB, NAME, PeerHost, Registry, bytes, completed, context, entry, fetch, get_only, names, pieces_of, spec,
-    wait_until,
+    MIB, NAME, PeerHost, Registry, bytes, completed, context, entry, fetch, get_only, interrupted, names, pieces_of,
+    spec, wait_until,
 };
 
 /// A peer on bare sockets that answers one request line per connection with the given function, then closes.
@@ -304,7 +304,7 @@ fn pause_resume_and_cancel() {
     let had = proxy.passed();
     assert!(!to.path().join("here").exists());
     // The paused fetch can be found on disk, and continues where it was.
-    assert_eq!(list_interrupted(to.path()).unwrap(), [spec("f1", &to.path().join("here"), &shown)]);
+    assert_eq!(interrupted(to.path()), Some(spec("f1", &to.path().join("here"), &shown)));
     fetch.resume();
     completed(&fetch);
     assert!(fs::read(to.path().join("here")).unwrap() == content);
@@ -318,7 +318,12 @@ fn pause_resume_and_cancel() {
     assert_eq!(again.wait().status, FetchStatus::Cancelled);
 }
 
-fn fetch_as(id: &str, to: &std::path::Path, shown: &p2s2::share::wire::HostEntry, registry: &Arc<Registry>) -> Fetch {
+fn fetch_as(
+    id: &str,
+    to: &std::path::Path,
+    shown: &p2s2::internals::share::wire::HostEntry,
+    registry: &Arc<Registry>,
+) -> Fetch {
     Fetch::start(spec(id, to, shown), Arc::clone(registry) as _, Arc::new(|_| {}), context()).unwrap()
 }
 
@@ -392,7 +397,7 @@ fn a_host_that_is_offline_is_named_and_the_fetch_goes_on_when_it_is_back() {
     says("the registry cannot be asked who has the file: it is away");
     let mut changed = (*shown.file).clone();
     changed.size += 1;
-    let changed = p2s2::share::wire::HostEntry { file: Arc::new(changed), ..shown.clone() };
+    let changed = p2s2::internals::share::wire::HostEntry { file: Arc::new(changed), ..shown.clone() };
     nowhere.set(&[&changed]);
     let started_at = std::time::Instant::now();
     says("ann no longer offers this content, and under this name ann now another");
@@ -412,7 +417,7 @@ fn a_host_that_reads_its_file_anew_may_still_have_it() {
     let (_host, shown) = PeerHost::with_file("ann", &source);
     let mut unread = (*shown.file).clone();
     (unread.blake3, unread.pieces_root, unread.features) = (None, None, Arc::new([]));
-    let unread = p2s2::share::wire::HostEntry { file: Arc::new(unread), ..shown.clone() };
+    let unread = p2s2::internals::share::wire::HostEntry { file: Arc::new(unread), ..shown.clone() };
     let registry = Registry::of(&[&unread]);
     let fetch = fetch(&dir.path().join("here"), &shown, &registry);
     let waits = wait_until(&fetch, "the reason", |progress| progress.error.is_some());
@@ -430,7 +435,7 @@ fn what_is_wanted_of_one_owner_and_has_no_digest_comes_from_that_one() {
     let (_ann, ann) = PeerHost::with_file("ann", &anns);
     let (_mallory, mut mallory) = PeerHost::with_file("mallory", &mallorys);
     let ann = get_only(&ann, false);
-    mallory.file = Arc::new(p2s2::share::wire::FileEntry {
+    mallory.file = Arc::new(p2s2::internals::share::wire::FileEntry {
         modified: ann.file.modified,
         ..(*get_only(&mallory, false).file).clone()
     });
@@ -438,7 +443,7 @@ fn what_is_wanted_of_one_owner_and_has_no_digest_comes_from_that_one() {
         let to = dir.path().join(format!("here-{round}"));
         // Mallory comes first in the list.
         let registry = Registry::of(&[&mallory, &ann]);
-        let spec = p2s2::share::transfer::FetchSpec { is_owner_named: true, ..spec("f1", &to, &ann) };
+        let spec = p2s2::internals::share::transfer::FetchSpec { is_owner_named: true, ..spec("f1", &to, &ann) };
         let fetch = Fetch::start(spec, registry, Arc::new(|_| {}), context()).unwrap();
         completed(&fetch);
         assert!(fs::read(&to).unwrap() == fs::read(&anns).unwrap());
@@ -482,8 +487,7 @@ fn a_fetch_whose_file_was_in_its_place_when_the_process_died_is_completed() {
         fs::rename(&aside, &journal).unwrap();
         let requests = host.counter("gets") + host.counter("ranges");
 
-        let left = list_interrupted(to.path()).unwrap();
-        let again = begin(left[0].clone());
+        let again = begin(interrupted(to.path()).unwrap());
         assert!(completed(&again).verified, "{size} {is_in_pieces}");
         assert!(fs::read(to.path().join("here")).unwrap() == bytes(size, 3));
         assert_eq!(names(to.path()), ["here"]);

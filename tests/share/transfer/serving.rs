@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use p2s2::share::pieces::blake3_digest;
-use p2s2::share::transfer::PeerServerLimits;
+use p2s2::internals::share::pieces::blake3_digest;
+use p2s2::internals::share::transfer::PeerServerLimits;
 use serde_json::Value;
 
 use super::world::{MIB, NAME, PeerHost, ask, bytes, write_large};

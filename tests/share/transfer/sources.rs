@@ -4,10 +4,10 @@ use std::fs;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use p2s2::model::Name;
-use p2s2::share::transfer::FetchStatus;
-use p2s2::share::transfer::plan::HOSTS_MAX;
-use p2s2::share::wire::HostEntry;
+use p2s2::internals::model::Name;
+use p2s2::internals::share::transfer::FetchStatus;
+use p2s2::internals::share::transfer::plan::HOSTS_MAX;
+use p2s2::internals::share::wire::HostEntry;
 
 use super::proxy::Proxy;
 use super::world::{MIB, PeerHost, Registry, bytes, completed, fetch, get_only, pieces_of, wait_until};

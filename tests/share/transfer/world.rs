@@ -8,16 +8,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use p2s2::model::Name;
-use p2s2::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
-use p2s2::net::listener::{ConnectionLimiter, ListenerContext, listen};
-use p2s2::net::threads::Executor;
-use p2s2::share::pieces::FileDigests;
-use p2s2::share::transfer::{
+use p2s2::internals::model::Name;
+use p2s2::internals::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
+use p2s2::internals::net::listener::{ConnectionLimiter, ListenerContext, listen};
+use p2s2::internals::net::threads::Executor;
+use p2s2::internals::share::pieces::FileDigests;
+use p2s2::internals::share::transfer::{
     ContentIdentity, Fetch, FetchContext, FetchProgress, FetchSpec, FetchStatus, FetchTiming, FileProvider,
-    FileUnavailable, PeerServer, PeerServerLimits, ServedFile, SourceFinder,
+    FileUnavailable, PeerServer, PeerServerLimits, ServedFile, SourceFinder, find_interrupted,
 };
-use p2s2::share::wire::{FileEntry, FileName, HostEntry, Seconds};
+use p2s2::internals::share::wire::{FileEntry, FileName, HostEntry, Seconds};
+
+/// The fetch `f1`, if the folder has its journal.
+pub fn interrupted(dir: &Path) -> Option<FetchSpec> {
+    find_interrupted(dir, "f1").unwrap()
+}
 
 pub const MIB: u64 = 1 << 20;
 pub const NAME: &str = "a file.bin";

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use p2s2::lan::SocketRole;
-use p2s2::lan::node::{
+use p2s2::internals::lan::SocketRole;
+use p2s2::internals::lan::node::{
     CommandOutcome, InterfaceAddress, Node, NodeCommand, NodeConfig, NodeEffect, NodeEvent, NodeKind, Notification,
 };
-use p2s2::lan::wire::{Discovery, Features, Message, MessageStamp, Post, UserId};
-use p2s2::model::{Millis, Name};
+use p2s2::internals::lan::wire::{Discovery, Features, Message, MessageStamp, Post, UserId};
+use p2s2::internals::model::{Millis, Name};
 
 use super::world::{ANNOUNCE_MS, DISCOVERY_PORT, FORGET_MS, NetworkConditions, RELIABLE, ROUND_MS, UNRELIABLE};
 use crate::rng::Rng;

@@ -6,13 +6,13 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2s2::lan::SocketRole;
-use p2s2::lan::node::{
+use p2s2::internals::lan::SocketRole;
+use p2s2::internals::lan::node::{
     CommandError, CommandOutcome, InterfaceAddress, MessageRecord, Node, NodeCommand, NodeConfig, NodeEffect,
     NodeEvent, NodeKind, Notification,
 };
-use p2s2::lan::wire::Message;
-use p2s2::model::{Millis, Name};
+use p2s2::internals::lan::wire::Message;
+use p2s2::internals::model::{Millis, Name};
 
 use super::{Fault, Tally};
 use crate::invariants::Violation;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use p2s2::shop::ops::{CompletedPurchase, ErrorCode, ShopResult};
+use p2s2::internals::shop::ops::{CompletedPurchase, ErrorCode, ShopResult};
 
 use super::world::{Event, World};
 use crate::rng::Rng;

@@ -5,16 +5,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use p2s2::identity::SessionKey;
-use p2s2::model::{Cents, FeeRate, Millis};
-use p2s2::shop::customer::active_sessions::SavedCart;
-use p2s2::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, OpenSessionResult};
-use p2s2::shop::customer::purchases::{BeginResult, CompletedByKey};
-use p2s2::shop::customer::store::{AnsweredRow, CustomerChange, CustomerSnapshot, SessionRow};
-use p2s2::shop::ops::{Account, CustomerOp, ErrorCode, LineItem, Refusal, Role, ShopResult};
-use p2s2::shop::purchase::driver::{DatabaseOp, OpResponse};
-use p2s2::shop::purchase::{self, BankRequest, NextAction, Purchase, PurchaseStage, PurchaseWrite};
-use p2s2::storage::Journal;
+use p2s2::internals::identity::SessionKey;
+use p2s2::internals::model::{Cents, FeeRate, Millis};
+use p2s2::internals::shop::customer::active_sessions::SavedCart;
+use p2s2::internals::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, OpenSessionResult};
+use p2s2::internals::shop::customer::purchases::{BeginResult, CompletedByKey};
+use p2s2::internals::shop::customer::store::{AnsweredRow, CustomerChange, CustomerSnapshot, SessionRow};
+use p2s2::internals::shop::ops::{Account, CustomerOp, ErrorCode, LineItem, Refusal, Role, ShopResult};
+use p2s2::internals::shop::purchase::driver::{DatabaseOp, OpResponse};
+use p2s2::internals::shop::purchase::{self, BankRequest, NextAction, Purchase, PurchaseStage, PurchaseWrite};
+use p2s2::internals::storage::Journal;
 
 use super::Fault;
 use super::buyers::PurchaseIntent;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use p2s2::shop::ops::{
+use p2s2::internals::shop::ops::{
     BeginResponse, CardDetails, CompletedPurchase, ErrorCode, HoldState, ProductOp, Refusal, ShopResult,
 };
-use p2s2::shop::purchase::RENEW_MS;
-use p2s2::shop::purchase::driver::{DatabaseOp, Driver, DriverStep, OpResponse};
+use p2s2::internals::shop::purchase::RENEW_MS;
+use p2s2::internals::shop::purchase::driver::{DatabaseOp, Driver, DriverStep, OpResponse};
 
 use super::Fault;
 use super::buyers::PurchaseIntent;

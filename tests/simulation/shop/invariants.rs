@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use p2s2::shop::ops::{CompletedPurchase, HoldState, Refusal};
-use p2s2::shop::purchase::{BankRequest, PurchaseStage};
+use p2s2::internals::shop::ops::{CompletedPurchase, HoldState, Refusal};
+use p2s2::internals::shop::purchase::{BankRequest, PurchaseStage};
 
 use super::buyers::BuyerClient;
 use super::customer::{CustomerDb, StoredState};

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use p2s2::model::{Cents, Millis};
-use p2s2::shop::hold::{HoldRecord, Inventory, InventoryItem};
-use p2s2::shop::ops::{HoldState, PricedLine, ProductOp};
-use p2s2::shop::purchase::driver::OpResponse;
+use p2s2::internals::model::{Cents, Millis};
+use p2s2::internals::shop::hold::{HoldRecord, Inventory, InventoryItem};
+use p2s2::internals::shop::ops::{HoldState, PricedLine, ProductOp};
+use p2s2::internals::shop::purchase::driver::OpResponse;
 
 /// The inventory: items by id, and the number of units with which each was registered.
 #[derive(Default)]

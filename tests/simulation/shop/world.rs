@@ -3,10 +3,10 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use p2s2::model::Millis;
-use p2s2::shop::ops::{BeginResponse, CompletedPurchase, ErrorCode, OrphanedPurchase, Refusal, ShopResult};
-use p2s2::shop::purchase::BankRequest;
-use p2s2::shop::purchase::driver::{DatabaseOp, OpResponse};
+use p2s2::internals::model::Millis;
+use p2s2::internals::shop::ops::{BeginResponse, CompletedPurchase, ErrorCode, OrphanedPurchase, Refusal, ShopResult};
+use p2s2::internals::shop::purchase::BankRequest;
+use p2s2::internals::shop::purchase::driver::{DatabaseOp, OpResponse};
 
 use super::Fault;
 use super::buyers::{BuyerClient, PurchaseIntent};

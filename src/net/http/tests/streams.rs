@@ -1,6 +1,7 @@
 //! Event streams, and connections that are idle meanwhile.
 
 use super::*;
+use crate::net::http::body::ServerSentEvent;
 
 /// Streams the events of one receiver a request, taken from a queue.
 fn streaming(limits: HttpLimits) -> (HttpServer, Sender<Receiver<Arc<ServerSentEvent>>>) {

@@ -1,3 +1,4 @@
+use std::fs;
 use std::io::Write;
 
 use super::*;
@@ -34,6 +35,13 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
+/// The fetches that a start would find in the folder.
+fn list_interrupted(dir: &Path) -> Vec<FetchSpec> {
+    let id = |name: &String| Some(name.strip_prefix(FILE_PREFIX)?.strip_suffix(JOURNAL_SUFFIX)?.to_owned());
+    let ids = names(dir).iter().filter_map(id).collect::<Vec<_>>();
+    ids.iter().filter_map(|id| find_interrupted(dir, id).ok().flatten()).collect()
+}
+
 #[test]
 fn what_is_noted_is_known_after_a_crash() {
     let dir = tempfile::tempdir().unwrap();
@@ -41,7 +49,7 @@ fn what_is_noted_is_known_after_a_crash() {
     let spec = spec(dir.path(), 4 * MIB + 1, &piece_list);
     let mut prepared = prepare(&spec).unwrap();
     assert_eq!((prepared.piece_list, prepared.synced_pieces), (None, vec![false; 5]));
-    assert_eq!(list_interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
+    assert_eq!(list_interrupted(dir.path()), std::slice::from_ref(&spec));
     prepared.journal.set_list(&piece_list).unwrap();
     prepared.journal.append(&mut [3, 1, 0]).unwrap();
     prepared.journal.set_list(&piece_list).unwrap();
@@ -52,7 +60,7 @@ fn what_is_noted_is_known_after_a_crash() {
         (again.piece_list.as_ref(), &again.synced_pieces[..]),
         (Some(&piece_list), &[true, true, false, true, false][..])
     );
-    assert_eq!(list_interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
+    assert_eq!(list_interrupted(dir.path()), std::slice::from_ref(&spec));
     again.journal.append(&mut [2]).unwrap();
     drop((again.journal, again.part));
 
@@ -75,7 +83,7 @@ fn what_is_noted_is_known_after_a_crash() {
     last.journal.finish(last.part.as_deref()).unwrap();
     assert_eq!(names(dir.path()), ["here.bin"]);
     assert_eq!(fs::metadata(&spec.save_path).unwrap().len(), 4 * MIB + 1);
-    assert!(list_interrupted(dir.path()).unwrap().is_empty());
+    assert!(list_interrupted(dir.path()).is_empty());
 }
 
 #[test]
@@ -89,7 +97,7 @@ fn another_content_under_the_same_id_begins_anew() {
     let other = FetchSpec { content: ContentIdentity { size: 3 * MIB, ..first.content }, ..first.clone() };
     let prepared = prepare(&other).unwrap();
     assert_eq!((prepared.piece_list, prepared.synced_pieces), (None, vec![false; 3]));
-    assert_eq!(list_interrupted(dir.path()).unwrap(), [other]);
+    assert_eq!(list_interrupted(dir.path()), [other]);
     prepared.journal.discard().unwrap();
     assert!(names(dir.path()).is_empty());
 }
@@ -173,8 +181,8 @@ fn specs_are_checked() {
     // Files that are not journals are left alone.
     fs::write(dir.path().join(".p2s2-x.journal"), "{}\n").unwrap();
     fs::write(dir.path().join(".p2s2-y.journal"), "").unwrap();
-    assert!(list_interrupted(dir.path()).unwrap().is_empty());
-    assert!(list_interrupted(&dir.path().join("none")).unwrap().is_empty());
+    assert!(list_interrupted(dir.path()).is_empty());
+    assert_eq!(find_interrupted(&dir.path().join("none"), "x").unwrap(), None);
 }
 
 #[test]
@@ -205,7 +213,7 @@ fn what_others_put_in_the_place_of_a_journal_or_a_part_is_not_used() {
     // SAFETY: mkfifo reads the text that it is given, which ends with NUL.
     assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
     // Opening the pipe must not block until somebody writes to it.
-    assert_eq!(list_interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
+    assert_eq!(list_interrupted(dir.path()), std::slice::from_ref(&spec));
     let others = dir.path().join("others.bin");
     fs::write(&others, vec![7; MIB as usize]).unwrap();
     let part = dir.path().join(".p2s2-f-1.part");
@@ -226,7 +234,7 @@ fn a_file_without_a_list_that_came_to_its_place_just_before_the_crash_is_there()
         prepared.journal.finish(prepared.part.as_deref()).unwrap();
         fs::rename(&aside, &journal).unwrap();
 
-        assert_eq!(list_interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
+        assert_eq!(list_interrupted(dir.path()), std::slice::from_ref(&spec));
         let again = prepare(&spec).unwrap();
         assert!(again.part.is_none(), "{size}");
         again.journal.finish(None).unwrap();

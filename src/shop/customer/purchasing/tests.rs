@@ -10,7 +10,7 @@ use crate::bank::{BuiltinGateway, ChargeState, Gateway, ledger};
 use crate::identity::HashCost;
 use crate::model::{Cents, FeeRate, Millis};
 use crate::shop::customer::sales::PurchaseWrites;
-use crate::shop::customer::{CustomerDb, CustomerDbConfig, FILE_NAME, MIGRATIONS};
+use crate::shop::customer::{CustomerDb, CustomerDbConfig, MIGRATIONS};
 use crate::shop::ops::{
     Account, CompletedPurchase, LineItem, NewSession, OrphanedPurchase, PricedLine, PurchaseHistoryEntry, SellerOrder,
 };
@@ -99,7 +99,7 @@ impl Shop {
     }
 
     fn open(&mut self) {
-        let store = Arc::new(Store::open(&self.dir.path().join(FILE_NAME), MIGRATIONS).unwrap());
+        let store = Arc::new(Store::open(&self.dir.path().join("customer.db"), MIGRATIONS).unwrap());
         let password_cost = HashCost { memory_kib: 8, passes: 1 };
         let config = CustomerDbConfig { password_cost, clock: self.clock, ..CustomerDbConfig::default() };
         let db = CustomerDb::open(Arc::clone(&store), Arc::clone(&self.bank) as Arc<dyn Gateway>, config).unwrap();
@@ -491,7 +491,7 @@ fn a_charge_that_was_interrupted_is_done_when_it_opens() {
     shop.authorise(&id, lease, GOOD).unwrap();
     shop.running = None;
     // The power went between the record and the bank's answer.
-    let store = Store::open(&shop.dir.path().join(FILE_NAME), MIGRATIONS).unwrap();
+    let store = Store::open(&shop.dir.path().join("customer.db"), MIGRATIONS).unwrap();
     store
         .write(|tx| {
             let mut purchase = sales::open_purchases(tx)?.pop().unwrap();

@@ -21,7 +21,7 @@ struct WholeShop {
 }
 
 fn open_customer(dir: &Path, at: SocketAddr, key: &ClusterKey) -> (ShopListener, Arc<CustomerDb>) {
-    let store = Arc::new(Store::open(&dir.join(customer::FILE_NAME), customer::MIGRATIONS).unwrap());
+    let store = Arc::new(Store::open(&dir.join("customer.db"), customer::MIGRATIONS).unwrap());
     let gateway = Arc::new(BuiltinGateway::open(dir).unwrap());
     let config = customer::CustomerDbConfig {
         password_cost: HashCost { memory_kib: 8, passes: 1 },

@@ -95,12 +95,6 @@ fn compare_holders(core: &mut Registry, model: &Model) {
             .collect();
         assert_eq!(holders, expected);
     }
-    for size in 1..5_u64 {
-        let content = Digest([size as u8; 32]);
-        let copies = core.copies(now, &content, None, 100).0.len();
-        let expected = there.iter().flat_map(|host| published(*host)).filter(|(_, of)| *of == size && size % 2 == 0);
-        assert_eq!(copies, expected.count());
-    }
     for conn in 1..4 {
         assert_eq!(core.hostname_of(conn).map(Name::as_str), model.holder(conn).map(|host| NAMES[host]));
     }

@@ -1,0 +1,49 @@
+//! Two peers on this host find each other, with no server, and one writes to the other.
+//!
+//! `cargo run --example lan` (or with another discovery port).
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use p2s2::clients::lan::{LanPeer, LanPeerConfig, NodeCommand, NodeKind, Notification};
+use p2s2::values::Name;
+
+fn start(name: &str, discovery_port: u16) -> anyhow::Result<LanPeer> {
+    Ok(LanPeer::start(LanPeerConfig {
+        name: Name::new(name).map_err(anyhow::Error::msg)?,
+        kind: NodeKind::Person,
+        bind: Ipv4Addr::LOCALHOST,
+        port: None,
+        discovery_port,
+        announce_every: Duration::from_secs(30),
+        forget_after: Duration::from_secs(300),
+        static_peers: Vec::new(),
+        data_dir: None,
+    })?)
+}
+
+fn main() -> anyhow::Result<()> {
+    let discovery_port = std::env::args().nth(1).as_deref().unwrap_or("50999").parse()?;
+    let (ann, bob) = (start("ann", discovery_port)?, start("bob", discovery_port)?);
+    for notification in ann.notifications() {
+        match notification {
+            Notification::PeerJoined(peer) if peer.user_id.name.as_str() == "bob" => {
+                println!("ann sees {}", peer.user_id);
+                let (to, content) = (peer.user_id.to_string(), "Hello, Bob".to_owned());
+                ann.command(NodeCommand::Dm { to, content })?;
+            }
+            Notification::DmConfirmed { to, .. } => {
+                println!("{to} has it");
+                break;
+            }
+            _ => {}
+        }
+    }
+    for notification in bob.notifications() {
+        if let Notification::Dm { sender, content, .. } = notification {
+            println!("bob reads: {content:?}, from {sender}");
+            return Ok(());
+        }
+    }
+    anyhow::bail!("bob has ended")
+}
