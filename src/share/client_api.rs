@@ -27,7 +27,7 @@ use super::node::{Node, NodeError};
 use super::wire::FileName;
 use crate::model::{Name, Token};
 use crate::net::http::event_hub::last_event_id;
-use crate::net::http::routes::{self, RouteSpec};
+use crate::net::http::routes::{self, RouteAccess, RouteSpec};
 use crate::net::http::{
     self, Body, BodySink, HandlerResult, HeaderMap, HttpError, JsonFields, Request, Response, RouteCall, StatusCode,
     bearer, success,
@@ -44,7 +44,7 @@ mod table;
 mod uploads;
 
 use authenticator::Authenticator;
-use handler::ClientHandler;
+use handler::ClientRouteHandler;
 use links::DownloadLinks;
 use table::ROUTES;
 use uploads::UploadSink;
@@ -71,8 +71,8 @@ impl ClientApi {
     }
 
     /// Every route, to describe the API.
-    pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
-        ROUTES.iter().map(|route| &route.spec)
+    pub fn route_specs() -> impl Iterator<Item = (RouteAccess, &'static RouteSpec)> {
+        routes::specs(ROUTES)
     }
 
     fn respond(&self, request: &Request) -> HandlerResult {
@@ -89,19 +89,19 @@ impl ClientApi {
         Ok(response)
     }
 
-    fn dispatch(&self, handler: ClientHandler, call: &RouteCall<'_>) -> HandlerResult {
+    fn dispatch(&self, handler: ClientRouteHandler, call: &RouteCall<'_>) -> HandlerResult {
         match handler {
-            ClientHandler::Public(handler) => handler(self, call),
-            ClientHandler::User(handler) => handler(self, &self.user(call.request)?, call),
-            ClientHandler::NodeQuery(handler) => handler(&*self.node_of(&self.user(call.request)?)?, call),
-            ClientHandler::NodeAction(handler) => {
+            ClientRouteHandler::Public(handler) => handler(self, call),
+            ClientRouteHandler::User(handler) => handler(self, &self.user(call.request)?, call),
+            ClientRouteHandler::NodeQuery(handler) => handler(&*self.node_of(&self.user(call.request)?)?, call),
+            ClientRouteHandler::NodeAction(handler) => {
                 let node = self.node_of(&self.user(call.request)?)?;
                 // Counts as activity for the heartbeat.
                 node.note_activity();
                 handler(&node, call)
             }
             // Handled by `upload`, which receives the body.
-            ClientHandler::Upload(_) => Ok(http::not_found()),
+            ClientRouteHandler::Upload(_) => Ok(http::not_found()),
         }
     }
 
@@ -219,7 +219,7 @@ impl http::HttpHandler for ClientApi {
             // No route: the body need not be read.
             return Some(Err(self.respond(head).unwrap_or_else(Response::from)));
         };
-        let ClientHandler::Upload(begin) = route.handler else { return None };
+        let ClientRouteHandler::Upload(begin) = route.handler else { return None };
         let begun = self.user(head).and_then(|user| self.node_of(&user)).and_then(|node| {
             node.note_activity();
             begin(&node, &call)

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::handler::ClientHandler;
+use super::handler::ClientRouteHandler;
 use super::to_http_error;
 use crate::net::http::routes::Route;
 use crate::net::http::{BodySink, HttpError, Response, RouteCall, header, success};
@@ -22,11 +22,11 @@ pub(super) fn begin(node: &Node, call: &RouteCall<'_>) -> Result<Upload, HttpErr
 /// Writes the request body to the file.
 pub(super) struct UploadSink {
     upload: Upload,
-    route: &'static Route<ClientHandler>,
+    route: &'static Route<ClientRouteHandler>,
 }
 
 impl UploadSink {
-    pub(super) fn new(upload: Upload, route: &'static Route<ClientHandler>) -> UploadSink {
+    pub(super) fn new(upload: Upload, route: &'static Route<ClientRouteHandler>) -> UploadSink {
         UploadSink { upload, route }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{ServerApi, request_token, stats, to_http_error};
 use crate::identity::{Role, User, Users};
 use crate::model::Name;
-use crate::net::http::{Body, HttpError, JsonFields, Request, Response, StatusCode, success};
+use crate::net::http::{Body, HandlerResult, HttpError, JsonFields, Response, RouteCall, StatusCode, success};
 use crate::share::page::PageRequest;
 use crate::share::server::{HostView, RegistryView};
 use crate::share::unix_time::unix_seconds_of;
@@ -22,23 +22,23 @@ const ACCOUNTS_PER_SCAN: usize = 4_096;
 const DEFAULT_LIMIT: usize = 100;
 
 impl ServerApi {
-    pub(super) fn admin_login(&self, request: &Request) -> Result<Response, HttpError> {
-        let fields = JsonFields::from_body(request)?;
+    pub(super) fn admin_login(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let fields = JsonFields::from_body(call.request)?;
         let username = fields.any_text("username")?;
         let password = fields.any_text("password")?;
-        let admin = self.users.admin_login(username, password, request.source.ip()).map_err(to_http_error)?;
+        let admin = self.users.admin_login(username, password, call.request.source.ip()).map_err(to_http_error)?;
         let (token, _) = self.users.issue_token(&admin, Role::Admin);
         Ok(success(json!({"token": token.reveal(), "username": admin})))
     }
 
-    pub(super) fn admin_verify(&self, request: &Request) -> Result<Response, HttpError> {
-        let token = request_token(request, true)?;
+    pub(super) fn admin_verify(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let token = request_token(call.request, true)?;
         let admin = self.users.authenticate_admin(token.reveal()).map_err(to_http_error)?;
         Ok(success(json!({ "username": admin })))
     }
 
-    pub(super) fn admin_registry(&self, request: &Request) -> Result<Response, HttpError> {
-        let page = PageRequest::from_request_if_given(request, DEFAULT_LIMIT)?;
+    pub(super) fn admin_registry(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let page = PageRequest::from_request_if_given(call.request, DEFAULT_LIMIT)?;
         let view = self.view()?;
         let mut stats = stats(&view.totals());
         if let Some(stats) = stats.as_object_mut() {
@@ -58,14 +58,16 @@ impl ServerApi {
         Ok(chunked(head, hosts.chain(offline)))
     }
 
-    pub(super) fn discover(&self, hostname: &str) -> Result<Response, HttpError> {
+    pub(super) fn discover(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let hostname = call.param(0);
         let (files, addr) = self.view()?.discover(hostname).ok_or_else(|| {
             HttpError::new(StatusCode::NOT_FOUND, "hostname: no such host is registered, or it was not heard for long")
         })?;
         Ok(success(json!({"hostname": hostname, "files": files, "addr": addr})))
     }
 
-    pub(super) fn ping(&self, hostname: &str) -> Result<Response, HttpError> {
+    pub(super) fn ping(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let hostname = call.param(0);
         let status = if self.view()?.is_live(hostname) { "ALIVE" } else { "DEAD" };
         Ok(success(json!({"hostname": hostname, "status": status})))
     }
