@@ -8,11 +8,10 @@ use serde_json::{Value, json};
 use crate::cli::output::sanitize;
 use crate::cli::repl::{Screen, Style};
 use crate::cli::table::{Align, table};
-use crate::lan::history::{Confirmation, Direction, HistoryEntry, OwnProfile};
-use crate::lan::message_text;
+use crate::lan::history::{Confirmation, Direction, HistoryEntry};
 use crate::lan::node::{Notification, PeerInfo, PeerLeftReason};
-use crate::lan::wire::{Message, MessageStamp, UserId};
-use crate::model::{Clock, Millis};
+use crate::lan::wire::{Dm, Post, Profile, TalkBody, TalkKind, UserId};
+use crate::model::{Clock, Millis, Name};
 
 /// Prints an event: names and text; in verbose mode also times, addresses, message types and dropped datagrams.
 pub(super) fn print_event(screen: &Screen, notification: &Notification, verbose: &AtomicBool) {
@@ -40,11 +39,7 @@ fn clean_lines(text: &str) -> String {
 
 fn short_text(notification: &Notification) -> (Option<Style>, String) {
     match notification {
-        Notification::Post { post, .. } => (None, format!("{}: {}", post.user_id.name, post.content)),
-        Notification::Dm { sender, content, .. } => (Some(Style::Good), format!("{} (to you): {content}", sender.name)),
-        Notification::Profile { profile, .. } => {
-            (None, format!("{} is {}", profile.user_id.name, message_text(&Message::Profile(profile.clone()))))
-        }
+        Notification::Heard { talk, .. } => talk_text(&talk.from.name, &talk.body),
         Notification::PeerJoined(peer) if peer.is_server() => {
             (Some(Style::Dim), format!("server {} is here: {}", peer.user_id.name, services_text(peer)))
         }
@@ -92,38 +87,58 @@ fn short_text(notification: &Notification) -> (Option<Style>, String) {
 fn verbose_text(notification: &Notification) -> (Option<Style>, String) {
     let (style, short) = short_text(notification);
     let text = match notification {
-        Notification::Post { from, post } => format!("{from} POST {}: {}", post.user_id, post.content),
-        Notification::Dm { from, sender, content, .. } => format!("{from} DM {sender}: {content}"),
-        Notification::Profile { from, profile } => {
-            format!("{from} PROFILE {}: {}", profile.user_id, message_text(&Message::Profile(profile.clone())))
+        Notification::Heard { from, talk } => {
+            format!("{from} {} {}: {}", talk.body.kind().type_name, talk.from, talk.body.text())
         }
         Notification::PeerJoined(peer) => format!("{} PEER_DISCOVERY {}: {short}", peer.addr, peer.user_id),
         Notification::PeerLeft { peer, .. } => format!("{} {}: {short}", peer.addr, peer.user_id),
         Notification::DmConfirmed { to, message_id } => format!("ACK {to} {message_id}: {short}"),
         Notification::DmUnconfirmed { to, message_id } => format!("DM {to} {message_id}: {short}"),
-        _ => short,
+        Notification::PeerRenamed { .. }
+        | Notification::PeerMoved { .. }
+        | Notification::PeerMoveRefused { .. }
+        | Notification::SelfRenamed { .. }
+        | Notification::PeerTableFull { .. }
+        | Notification::DatagramDropped { .. }
+        | Notification::DropSummary { .. }
+        | Notification::MessageNotStored { .. } => short,
     };
     (style, text)
 }
 
+/// What somebody has said, for people.
+fn talk_text(name: &Name, body: &TalkBody) -> (Option<Style>, String) {
+    match body {
+        TalkBody::Post(Post { content }) => (None, format!("{name}: {content}")),
+        TalkBody::Dm(Dm { content }) => (Some(Style::Good), format!("{name} (to you): {content}")),
+        TalkBody::Profile(profile) => (None, format!("{name} is {profile}")),
+    }
+}
+
+/// The event of talk that was sent or heard.
+pub(super) fn event_name(kind: &TalkKind) -> String {
+    kind.type_name.to_lowercase()
+}
+
+/// What somebody has said, as JSON.
+fn talk_json(body: &TalkBody) -> Value {
+    match body {
+        TalkBody::Post(Post { content }) | TalkBody::Dm(Dm { content }) => json!({ "content": content }),
+        TalkBody::Profile(profile) => profile_json(profile),
+    }
+}
+
 fn event_json(notification: &Notification) -> Value {
-    let id = |stamp: &MessageStamp| stamp.message_id.clone();
     match notification {
-        Notification::Post { from, post } => json!({
-            "event": "post", "from": from, "user_id": post.user_id.to_string(), "content": post.content,
-            "timestamp": post.stamp.timestamp, "message_id": id(&post.stamp),
-        }),
-        Notification::Dm { from, sender, content, message_id, timestamp } => json!({
-            "event": "dm", "from": from, "user_id": sender.to_string(), "content": content,
-            "timestamp": timestamp, "message_id": message_id,
-        }),
-        Notification::Profile { from, profile } => json!({
-            "event": "profile", "from": from, "user_id": profile.user_id.to_string(),
-            "display_name": profile.display_name, "status": profile.status,
-            "avatar_type": profile.avatar.as_ref().map(|avatar| avatar.kind.mime()),
-            "avatar_bytes": profile.avatar.as_ref().map(|avatar| avatar.bytes.len()),
-            "timestamp": profile.stamp.timestamp, "message_id": id(&profile.stamp),
-        }),
+        Notification::Heard { from, talk } => {
+            let mut it = talk_json(&talk.body);
+            it["event"] = event_name(talk.body.kind()).into();
+            it["from"] = from.to_string().into();
+            it["user_id"] = talk.from.to_string().into();
+            it["timestamp"] = talk.stamp.timestamp.into();
+            it["message_id"] = talk.stamp.message_id.clone().into();
+            it
+        }
         Notification::PeerJoined(peer) => json!({ "event": "came", "peer": peer_json(peer) }),
         Notification::PeerLeft { peer, why } => {
             let why = match why {
@@ -211,9 +226,7 @@ pub(super) fn history_text(entries: &[HistoryEntry]) -> String {
     let one = |entry: &HistoryEntry| {
         let who = match entry.direction {
             Direction::Received => format!("{}:", entry.user_id.name),
-            Direction::Sent if entry.kind == crate::lan::history::MessageKind::Dm => {
-                format!("you to {}:", entry.user_id.name)
-            }
+            Direction::Sent if entry.kind.is_to_one => format!("you to {}:", entry.user_id.name),
             Direction::Sent => "you:".to_owned(),
         };
         let suffix = match entry.confirmation {
@@ -222,7 +235,13 @@ pub(super) fn history_text(entries: &[HistoryEntry]) -> String {
             Confirmation::Confirmed => " (confirmed)",
             Confirmation::Unconfirmed => " (unconfirmed)",
         };
-        format!("{} {} {} {}{suffix}", format_time(entry.at), entry.kind, sanitize(&who), clean_lines(&entry.text))
+        format!(
+            "{} {} {} {}{suffix}",
+            format_time(entry.at),
+            entry.kind.type_name,
+            sanitize(&who),
+            clean_lines(&entry.text)
+        )
     };
     entries.iter().map(one).collect::<Vec<_>>().join("\n")
 }
@@ -230,7 +249,7 @@ pub(super) fn history_text(entries: &[HistoryEntry]) -> String {
 pub(super) fn history_json(entries: &[HistoryEntry]) -> Vec<Value> {
     let one = |entry: &HistoryEntry| {
         json!({
-            "at": entry.at.0 / 1000, "sent": entry.direction == Direction::Sent, "type": entry.kind.as_text(),
+            "at": entry.at.0 / 1000, "sent": entry.direction == Direction::Sent, "type": entry.kind.type_name,
             "user_id": entry.user_id.to_string(), "text": entry.text, "confirmation": entry.confirmation.as_text(),
             "message_id": entry.message_id,
         })
@@ -238,8 +257,7 @@ pub(super) fn history_json(entries: &[HistoryEntry]) -> Vec<Value> {
     entries.iter().map(one).collect()
 }
 
-/// The user's own profile, as it was stored.
-pub(super) fn profile_json(profile: &OwnProfile) -> Value {
+pub(super) fn profile_json(profile: &Profile) -> Value {
     json!({
         "display_name": profile.display_name, "status": profile.status,
         "avatar_type": profile.avatar.as_ref().map(|avatar| avatar.kind.mime()),
