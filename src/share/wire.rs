@@ -15,8 +15,8 @@ pub mod requests;
 pub mod responses;
 
 pub use requests::{
-    ChangesRequest, FileMap, FileRequest, HostRequest, ListRequest, PingRequest, PublishRequest, RegisterRequest,
-    RegistryRequest, UnpublishRequest,
+    Action, ChangesRequest, DiscoverRequest, FileMap, FileRequest, ListRequest, PingRequest, PublishRequest,
+    RegisterRequest, RegistryRequest, UnpublishRequest, UnregisterRequest,
 };
 pub use responses::{ChangeEntry, ChangesResponse, ListResponse, ListedHost};
 
@@ -45,9 +45,6 @@ pub struct FileName(NormalizedText);
 
 impl FileName {
     /// Checks the rules.
-    ///
-    /// # Errors
-    /// The rule that is violated, as "expected …".
     pub fn new(text: &str) -> Result<FileName, String> {
         if text.is_empty() || text.len() > FILE_NAME_MAX {
             return Err(format!("expected 1 to {FILE_NAME_MAX} bytes, not {}", text.len()));
@@ -111,9 +108,6 @@ pub struct Seconds(f64);
 
 impl Seconds {
     /// Requires a finite number within ±2^53, the range in which JSON readers represent integers exactly.
-    ///
-    /// # Errors
-    /// The rule that is violated, as "expected …".
     pub fn new(seconds: f64) -> Result<Seconds, String> {
         const EXACT: f64 = (1u64 << 53) as f64;
         if !seconds.is_finite() || seconds.abs() > EXACT {
@@ -153,10 +147,8 @@ pub struct FileEntry {
     pub size: u64,
     /// When its content was last modified.
     pub modified: Seconds,
-    /// When it was created, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<Seconds>,
-    /// When it was published.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published_at: Option<Seconds>,
     /// Whether other hosts see it.
@@ -190,7 +182,6 @@ pub struct HostEntry {
     pub ip: IpAddr,
     /// Port of its peer server.
     pub port: u16,
-    /// The file.
     #[serde(flatten)]
     pub file: Arc<FileEntry>,
 }
