@@ -21,7 +21,6 @@ pub struct FetchProgress {
     pub speed_bps: f64,
     /// Estimated seconds until completion, if known.
     pub eta_seconds: Option<u64>,
-    /// Current status.
     pub status: FetchStatus,
     /// Once completed: whether the content was verified against a digest that the registry knew.
     pub verified: bool,
