@@ -107,13 +107,13 @@ impl ClientApi {
 
     /// The user's node.
     fn node_of(&self, user: &AuthenticatedUser) -> Result<Arc<Node>, HttpError> {
-        self.nodes.get(&user.name).ok_or_else(|| to_http_error(&NodeError::NotJoined))
+        self.nodes.get(&user.name).ok_or_else(|| NodeError::NotJoined.into())
     }
 
     fn events(&self, user: &AuthenticatedUser, call: &RouteCall<'_>) -> HandlerResult {
         let node = self.node_of(user)?;
         let Some(events) = node.watch(user.session, last_event_id(&call.request.headers)) else {
-            return Err(to_http_error(&NodeError::Busy("too many event streams of this node are open".to_owned())));
+            return Err(NodeError::Busy("too many event streams of this node are open".to_owned()).into());
         };
         // If the token was logged out in the meantime, nothing would end the stream.
         self.authenticator.authenticate(&user.token)?;
@@ -147,9 +147,7 @@ impl ClientApi {
             body["display_name"] = display_name.into();
         }
         let signed_in = self.authenticator.sign_in(what, &body)?;
-        self.nodes
-            .signed_in(&signed_in.user, &signed_in.display_name, &signed_in.token)
-            .map_err(|error| to_http_error(&error))?;
+        self.nodes.signed_in(&signed_in.user, &signed_in.display_name, &signed_in.token)?;
         Ok(success(json!({"token": signed_in.response["token"], "user": signed_in.response["user"]})))
     }
 
@@ -158,7 +156,7 @@ impl ClientApi {
             || HttpError::new(StatusCode::UNAUTHORIZED, "Authorization: expected Bearer and the token of a sign-in");
         let token = bearer(&request.headers).ok_or_else(missing)?;
         let (name, session) = self.authenticator.authenticate(&token)?;
-        self.nodes.check_account(&name).map_err(|error| to_http_error(&error))?;
+        self.nodes.check_account(&name)?;
         Ok(AuthenticatedUser { name, token, session })
     }
 
@@ -189,7 +187,7 @@ impl ClientApi {
                 Some(ip.ok_or_else(|| HttpError::bad_request("advertise_ip: expected the IP address of one host"))?)
             }
         };
-        let node = self.nodes.join(&user.name, &user.token, advertise_ip).map_err(|error| to_http_error(&error))?;
+        let node = self.nodes.join(&user.name, &user.token, advertise_ip)?;
         Ok(success(json!({ "client": node.client_json() })))
     }
 
@@ -204,7 +202,7 @@ impl ClientApi {
         if let Some(node) = node {
             node.end_watching(&user.session);
         }
-        ended.map_err(|error| to_http_error(&error))?;
+        ended?;
         Ok(success(json!({})))
     }
 }
@@ -255,44 +253,48 @@ fn is_same_host(given: &str, server: &str) -> bool {
     given.eq_ignore_ascii_case(server) || address(given).is_some_and(|ip| address(server) == Some(ip))
 }
 
-/// The same for an error of a path in a request field: the message begins with the field's name.
-fn to_field_http_error(field: &str, error: &NodeError) -> HttpError {
-    let mut refusal = to_http_error(error);
-    if matches!(error, NodeError::Path(_)) && !refusal.reason.starts_with(field) {
+/// The response to an error of a path in a request field: the message begins with the field's name.
+fn to_field_http_error(field: &str, error: NodeError) -> HttpError {
+    let is_of_path = matches!(error, NodeError::Path(_));
+    let mut refusal = HttpError::from(error);
+    if is_of_path && !refusal.reason.starts_with(field) {
         refusal.reason = format!("{field}: {}", refusal.reason);
     }
     refusal
 }
 
-/// Maps a node's error to an HTTP status.
-fn to_http_error(error: &NodeError) -> HttpError {
-    let status = match error {
-        NodeError::NotJoined | NodeError::Conflict(_) | NodeError::Duplicates(_) | NodeError::SeveralOwners(_) => {
-            StatusCode::CONFLICT
-        }
-        NodeError::Folder { is_full: true, .. } => StatusCode::INSUFFICIENT_STORAGE,
-        NodeError::Folder { is_full: false, .. } => StatusCode::SERVICE_UNAVAILABLE,
-        NodeError::Path(error) => match error {
-            PathError::Invalid(_) => StatusCode::BAD_REQUEST,
-            PathError::Forbidden(_) => StatusCode::FORBIDDEN,
-            PathError::NotFound(_) | PathError::FolderNotFound(_) => StatusCode::NOT_FOUND,
-            PathError::AlreadyExists(_) => StatusCode::CONFLICT,
-        },
-        NodeError::Files(error) => match error {
-            TrackedFilesError::NameTaken { .. } => StatusCode::CONFLICT,
-            TrackedFilesError::NotTracked(_) => StatusCode::NOT_FOUND,
-            TrackedFilesError::TooManyFiles => StatusCode::INSUFFICIENT_STORAGE,
-            TrackedFilesError::PathNotUtf8(_) => StatusCode::BAD_REQUEST,
-            TrackedFilesError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
-        },
-        NodeError::Invalid(_) => StatusCode::BAD_REQUEST,
-        NodeError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-        NodeError::NotFound(_) => StatusCode::NOT_FOUND,
-        NodeError::RegistryRefused(_) => StatusCode::CONFLICT,
-        NodeError::Store(_) | NodeError::RegistryUnreachable(_) | NodeError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
-        NodeError::System(_) => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    HttpError::new(status, error.to_string())
+impl From<NodeError> for HttpError {
+    fn from(error: NodeError) -> HttpError {
+        let status = match &error {
+            NodeError::NotJoined | NodeError::Conflict(_) | NodeError::Duplicates(_) | NodeError::SeveralOwners(_) => {
+                StatusCode::CONFLICT
+            }
+            NodeError::Folder { is_full: true, .. } => StatusCode::INSUFFICIENT_STORAGE,
+            NodeError::Folder { is_full: false, .. } => StatusCode::SERVICE_UNAVAILABLE,
+            NodeError::Path(error) => match error {
+                PathError::Invalid(_) => StatusCode::BAD_REQUEST,
+                PathError::Forbidden(_) => StatusCode::FORBIDDEN,
+                PathError::NotFound(_) | PathError::FolderNotFound(_) => StatusCode::NOT_FOUND,
+                PathError::AlreadyExists(_) => StatusCode::CONFLICT,
+            },
+            NodeError::Files(error) => match error {
+                TrackedFilesError::NameTaken { .. } => StatusCode::CONFLICT,
+                TrackedFilesError::NotTracked(_) => StatusCode::NOT_FOUND,
+                TrackedFilesError::TooManyFiles => StatusCode::INSUFFICIENT_STORAGE,
+                TrackedFilesError::PathNotUtf8(_) => StatusCode::BAD_REQUEST,
+                TrackedFilesError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            },
+            NodeError::Invalid(_) => StatusCode::BAD_REQUEST,
+            NodeError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            NodeError::NotFound(_) => StatusCode::NOT_FOUND,
+            NodeError::RegistryRefused(_) => StatusCode::CONFLICT,
+            NodeError::Store(_) | NodeError::RegistryUnreachable(_) | NodeError::Busy(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            NodeError::System(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        HttpError::new(status, error.to_string())
+    }
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ use super::folders::{FolderListing, OpenedFile};
 use super::heartbeat::{self, Heartbeat};
 use super::page;
 use super::transfer::PeerServer;
-use super::wire::{FileEntry, FileName};
+use super::wire::{Action, FileEntry, FileName};
 use crate::model::{Clock, Name, Token};
 use crate::net::http;
 use crate::net::listener::ListenerContext;
@@ -272,26 +272,17 @@ impl Node {
     }
 
     /// All tracked files, or only the published ones.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn files(&self, published_only: bool) -> Result<Vec<TrackedFile>, NodeError> {
         Ok(self.inner.files.list(published_only)?)
     }
 
     /// The tracked file of that name.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn file(&self, name: &FileName) -> Result<Option<TrackedFile>, NodeError> {
         Ok(self.inner.files.get(name)?)
     }
 
     /// A page of the tracked or published files that match the request's query, by name. The first 1,000 of them are
     /// checked for whether they still exist.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn files_page(&self, published_only: bool, asked: &page::PageRequest) -> Result<TrackedFilesPage, NodeError> {
         let mut page = self.inner.files.page(published_only, &asked.query, (asked.offset, asked.limit))?;
         let checked = page.files.len().min(presence_scan::BATCH_MAX);
@@ -342,9 +333,6 @@ impl Node {
     }
 
     /// A newer snapshot, for when nothing was found in the one of [`Node::network`].
-    ///
-    /// # Errors
-    /// As [`Node::network`].
     pub fn refreshed_network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
         let registry = self.inner.registry()?;
         Ok(self.inner.network.refreshed(&registry)?)
@@ -362,10 +350,12 @@ impl Node {
         }
     }
 
+    /// Asks the registry, for what needs nothing else of the node.
+    pub fn ask<A: Action>(&self, request: &A) -> Result<A::Answer, NodeError> {
+        Ok(self.inner.registry()?.call(request)?)
+    }
+
     /// Whether the registry considers a host online.
-    ///
-    /// # Errors
-    /// The registry cannot be reached or refuses.
     pub fn ping(&self, hostname: &Name) -> Result<bool, NodeError> {
         Ok(self.inner.registry()?.ping(hostname, None)?)
     }

@@ -11,8 +11,8 @@ fn size(bytes: &Value) -> String {
 }
 
 /// The user's tracked files.
-pub(super) fn own_files(list: &Value) -> String {
-    let rows = rows(list, |file| {
+pub(super) fn own_files(response: &Value) -> String {
+    let rows = rows(&response["files"], |file| {
         let is_published = file["is_published"] == true;
         let shown = if is_published { "yes" } else { "no" };
         vec![
@@ -105,7 +105,8 @@ pub(super) fn fetched(response: &Value) -> String {
 }
 
 /// The state of one fetch.
-pub(super) fn fetch(progress: &Value) -> String {
+pub(super) fn fetch(response: &Value) -> String {
+    let progress = &response["progress"];
     let mut said = format!("{}: {}", plain_text(&progress["file_name"]), plain_text(&progress["status"]));
     if let Some(error) = progress["error"].as_str() {
         said.push_str(&format!(" ({error})"));
@@ -114,8 +115,8 @@ pub(super) fn fetch(progress: &Value) -> String {
 }
 
 /// A table of all fetches.
-pub(super) fn fetches(all: &Value) -> String {
-    let rows: Vec<Vec<String>> = all
+pub(super) fn fetches(response: &Value) -> String {
+    let rows: Vec<Vec<String>> = response["fetches"]
         .as_object()
         .into_iter()
         .flatten()
@@ -146,7 +147,8 @@ pub(super) fn fetches(all: &Value) -> String {
 }
 
 /// The state of the node.
-pub(super) fn status(client: &Value) -> String {
+pub(super) fn status(response: &Value) -> String {
+    let client = &response["client"];
     let mut said = format!(
         "{} ({}) is {}\npeer port {}\nfetched files go to {}\na heartbeat every {} s",
         plain_text(&client["hostname"]),

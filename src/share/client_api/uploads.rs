@@ -3,7 +3,6 @@
 use serde_json::json;
 
 use super::handler::ClientRouteHandler;
-use super::to_http_error;
 use crate::net::http::routes::Route;
 use crate::net::http::{BodySink, HttpError, Response, RouteCall, header, success};
 use crate::share::node::Node;
@@ -16,7 +15,7 @@ use crate::share::node::uploads::Upload;
 pub(super) fn begin(node: &Node, call: &RouteCall<'_>) -> Result<Upload, HttpError> {
     let length = call.request.headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.trim().parse().ok());
-    node.upload(call.param(0), length).map_err(|error| to_http_error(&error))
+    Ok(node.upload(call.param(0), length)?)
 }
 
 /// Writes the request body to the file.
@@ -33,13 +32,13 @@ impl UploadSink {
 
 impl BodySink for UploadSink {
     fn write(&mut self, piece: &[u8]) -> Result<(), HttpError> {
-        self.upload.write(piece).map_err(|error| to_http_error(&error))
+        Ok(self.upload.write(piece)?)
     }
 
     fn finish(self: Box<Self>) -> Response {
         let response = match self.upload.finish() {
             Ok(file) => success(json!({ "file": file.to_json() })),
-            Err(error) => to_http_error(&error).into(),
+            Err(error) => HttpError::from(error).into(),
         };
         self.route.assert_conforms(&response);
         response

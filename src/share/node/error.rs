@@ -73,7 +73,6 @@ pub enum NodeError {
 /// A host that has published a file of the requested name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FileOwner {
-    /// The host's name.
     pub hostname: Name,
     /// Size of its file, bytes.
     pub size: u64,
