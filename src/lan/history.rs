@@ -119,9 +119,6 @@ pub struct History {
 impl History {
     /// Opens the data dir of the LAN peer of that name, and creates it if it does not exist. DMs that still waited for
     /// an ACK in an earlier run become unconfirmed, as nobody repeats them any more.
-    ///
-    /// # Errors
-    /// One line that says what to do.
     pub fn open(dir: &Path, name: &Name) -> Result<History, HistoryError> {
         let lock = DataDirLock::acquire(dir)?;
         let history = History { store: Store::open(&dir.join(FILE), MIGRATIONS)?, _lock: lock };
@@ -168,9 +165,6 @@ impl History {
     }
 
     /// The newest `count` messages, oldest first.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn newest(&self, count: usize) -> Result<Vec<HistoryEntry>, StoreError> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let mut entries = self.store.read(|reader| {
@@ -183,9 +177,6 @@ impl History {
     }
 
     /// The messages with a MESSAGE_ID that were received since `at`, oldest first.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn received_since(&self, at: Millis) -> Result<Vec<HistoryEntry>, StoreError> {
         self.store.read(|reader| {
             let sql = "SELECT at, sent, kind, name, ip, body, confirmation, message_id, source FROM lan_message
@@ -195,9 +186,6 @@ impl History {
     }
 
     /// The own profile; `None` if none was ever set.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn profile(&self) -> Result<Option<Profile>, StoreError> {
         self.store.read(|reader| {
             let sql = "SELECT display_name, status, avatar_type, avatar FROM lan_profile WHERE id = 1";
@@ -215,18 +203,12 @@ impl History {
     }
 
     /// The last port of the own socket.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn last_port(&self) -> Result<Option<u16>, StoreError> {
         let port = self.meta("port")?;
         port.map(|text| text.parse().map_err(|_| unknown_value("port", &text))).transpose()
     }
 
     /// Stores the port of the own socket. It is on disk when this returns.
-    ///
-    /// # Errors
-    /// The database cannot be written.
     pub fn set_last_port(&self, port: u16) -> Result<(), StoreError> {
         self.set_meta("port", &port.to_string())
     }

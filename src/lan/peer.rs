@@ -143,7 +143,6 @@ enum DriverInput {
 /// A snapshot of a peer's state.
 #[derive(Debug, Clone)]
 pub struct LanPeerSnapshot {
-    /// Its current name.
     pub name: Name,
     /// All known peers, including servers.
     pub peers: Vec<PeerInfo>,
@@ -158,9 +157,6 @@ pub struct LanPeerSnapshot {
 
 impl LanPeer {
     /// Opens the data dir and the sockets, starts the threads and announces the peer.
-    ///
-    /// # Errors
-    /// One line that says what to do.
     pub fn start(config: LanPeerConfig) -> Result<LanPeer, LanPeerStartError> {
         wire::check_name(config.name.as_str()).map_err(LanPeerStartError::Name)?;
         let history = config.data_dir.as_deref().map(|dir| History::open(dir, &config.name)).transpose()?;
@@ -236,9 +232,6 @@ impl LanPeer {
     }
 
     /// The current state.
-    ///
-    /// # Errors
-    /// The peer has stopped.
     pub fn snapshot(&self) -> Result<LanPeerSnapshot, LanCommandError> {
         let (responder, response) = bounded(1);
         self.inner.inputs.send(DriverInput::Snapshot(responder)).map_err(|_| LanCommandError::PeerStopped)?;

@@ -6,7 +6,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `discovery.rs`, `peer_list.rs` | a TYPE each: its struct, its keys in both directions, its rules |
-//! | `talk.rs` | what all TYPEs of talk share, and the list of them |
+//! | `talk.rs` | what all TYPEs of talk share |
 //! | `post.rs`, `dm.rs`, `profile.rs`, `avatar.rs` | the TYPEs of talk, one each |
 //! | `reader.rs`, `writer.rs` | the lines of a datagram by key |
 //! | `validation.rs` | rules for values, for both directions |
@@ -36,8 +36,10 @@ pub use peer_list::PeerList;
 pub use post::Post;
 pub use profile::Profile;
 use reader::DatagramReader;
-pub use talk::{Talk, TalkBody, TalkKind, TalkType};
+pub use talk::{Talk, TalkKind, TalkType};
 use writer::DatagramWriter;
+
+talk::talk_types!(Post, Dm, Profile);
 
 /// The largest datagram in bytes: what IPv4 and UDP headers leave of 65,535.
 pub const DATAGRAM_MAX: usize = 65_507;
@@ -69,18 +71,12 @@ impl fmt::Display for UserId {
 }
 
 /// Checks that a name can be used in USER_IDs.
-///
-/// # Errors
-/// The rule that is broken.
 pub fn check_name(name: &str) -> Result<(), String> {
     validation::check_printable(name, 1, crate::model::text::NAME_MAX)
 }
 
 impl UserId {
     /// Parses `name@ip`, split at the last `@`.
-    ///
-    /// # Errors
-    /// What was expected.
     pub fn parse(text: &str) -> Result<UserId, String> {
         let (name, ip) = text.rsplit_once('@').ok_or_else(|| "expected name@ip, found no @".to_owned())?;
         check_name(name).map_err(|problem| format!("name: {problem}"))?;
@@ -160,7 +156,7 @@ pub fn decode(datagram: &[u8]) -> Result<Message, WireError> {
                 other => return Err(format!("STATUS: expected RECEIVED, not {}", validation::quoted(other)).into()),
             }
         }
-        type_name => match Talk::read(type_name, &reader) {
+        type_name => match TalkBody::read_talk(type_name, &reader) {
             Some(talk) => Message::Talk(talk?),
             None => return Err(WireError::UnknownType(type_name.chars().take(validation::QUOTED_MAX).collect())),
         },

@@ -36,7 +36,7 @@ struct Command {
     about: &'static str,
     arguments: Arguments,
     /// Gets its arguments; see [`Arguments`].
-    run: fn(&LanCommands, &[String]) -> anyhow::Result<Flow>,
+    run: Run,
 }
 
 /// The arguments that a command takes.
@@ -63,13 +63,16 @@ const DISPLAY_NAME: Question = Question { text: "Display name: ", is_required: t
 const STATUS: Question = Question { text: "Status (may be empty): ", is_required: false, is_user: false };
 const AVATAR_FILE: Question = Question { text: "Picture file (may be empty): ", is_required: false, is_user: false };
 
+type Run = fn(&LanCommands, &[String]) -> anyhow::Result<Flow>;
+
 /// A command without arguments.
-const fn plain(
-    name: &'static str,
-    about: &'static str,
-    run: fn(&LanCommands, &[String]) -> anyhow::Result<Flow>,
-) -> Command {
+const fn plain(name: &'static str, about: &'static str, run: Run) -> Command {
     Command { name, usage: "", about, arguments: Arguments::None, run }
+}
+
+/// A command with one argument, which may be left out.
+const fn optional(name: &'static str, usage: &'static str, about: &'static str, run: Run) -> Command {
+    Command { name, usage, about, arguments: Arguments::Rest, run }
 }
 
 const COMMANDS: &[Command] = &[
@@ -106,20 +109,10 @@ const COMMANDS: &[Command] = &[
     },
     plain("LIST", "who is here", |it, _| it.list()),
     plain("PEERS", "ask others whom they know", |it, _| it.peers()),
-    Command {
-        name: "HISTORY",
-        usage: "[COUNT]",
-        about: "messages sent and received, the newest last",
-        arguments: Arguments::Rest,
-        run: |it, given| it.history(&given[0]),
-    },
-    Command {
-        name: "VERBOSE",
-        usage: "[ON|OFF]",
-        about: "show times, addresses and types, and what is dropped and why",
-        arguments: Arguments::Rest,
-        run: |it, given| it.set_verbose(&given[0]),
-    },
+    optional("HISTORY", "[COUNT]", "messages sent and received, the newest last", |it, given| it.history(&given[0])),
+    optional("VERBOSE", "[ON|OFF]", "show times, addresses and types, and what is dropped and why", |it, given| {
+        it.set_verbose(&given[0])
+    }),
     plain("STATS", "what was counted", |it, _| it.stats()),
     plain("HELP", "this list", |it, _| it.help()),
     plain("QUIT", "stop", |_, _| Ok(Flow::Quit)),

@@ -1,10 +1,10 @@
 //! Talk: what users say to each other. A datagram of talk has the keys of who says it to whom, those of its TYPE, and
-//! a stamp. [`talk_types!`] lists the TYPEs; all else is generic over them.
+//! a stamp. `wire.rs` lists the TYPEs in [`talk_types!`]; all else is generic over them.
 
 use super::reader::DatagramReader;
 use super::validation::LINE_SEPARATOR;
 use super::writer::DatagramWriter;
-use super::{DATAGRAM_MAX, Dm, MessageStamp, Post, Profile, UserId};
+use super::{DATAGRAM_MAX, MessageStamp, TalkBody, UserId};
 use crate::model::text;
 
 /// A user's message to all peers or to one.
@@ -36,18 +36,13 @@ pub struct TalkKind {
 pub trait TalkType: Sized {
     const KIND: TalkKind;
 
-    /// # Errors
-    /// The key, and what was expected.
+    /// Reads its keys, or says which is missing or wrong.
     fn read(reader: &DatagramReader<'_>) -> Result<Self, String>;
 
-    /// # Errors
-    /// The key whose value breaks a rule.
+    /// Writes its keys, or says which value breaks a rule.
     fn write(&self, writer: &mut DatagramWriter) -> Result<(), String>;
 
     /// Checks what the user has entered; `user_ids_len` is how many bytes of the datagram USER_IDs may take.
-    ///
-    /// # Errors
-    /// The argument in the words of the command, and what was expected.
     fn check_entered(&self, user_ids_len: usize) -> Result<(), String>;
 
     /// The text of it for users and for the history.
@@ -78,10 +73,10 @@ macro_rules! talk_types {
                 }
             }
 
-            /// `None` if the TYPE is none of talk.
-            fn read(type_name: &str, reader: &DatagramReader<'_>) -> Option<Result<Talk, String>> {
+            /// Reads a datagram of that TYPE; `None` if it is none of talk.
+            fn read_talk(type_name: &str, reader: &DatagramReader<'_>) -> Option<Result<Talk, String>> {
                 $(if type_name == $Type::KIND.type_name {
-                    return Some(Talk::read_with(&$Type::KIND, reader, |reader| $Type::read(reader).map(Into::into)));
+                    return Some(Talk::read::<$Type>(reader));
                 })+
                 None
             }
@@ -93,9 +88,6 @@ macro_rules! talk_types {
             }
 
             /// See [`TalkType::check_entered`].
-            ///
-            /// # Errors
-            /// The argument in the words of the command, and what was expected.
             pub fn check_entered(&self, user_ids_len: usize) -> Result<(), String> {
                 match self {
                     $(TalkBody::$Type(body) => body.check_entered(user_ids_len)),+
@@ -112,7 +104,7 @@ macro_rules! talk_types {
     };
 }
 
-talk_types!(Post, Dm, Profile);
+pub(super) use talk_types;
 
 impl TalkKind {
     /// The TYPE of talk with that name.
@@ -122,21 +114,12 @@ impl TalkKind {
 }
 
 impl Talk {
-    /// Reads a datagram of that TYPE; `None` if the TYPE is none of talk.
-    pub(super) fn read(type_name: &str, reader: &DatagramReader<'_>) -> Option<Result<Talk, String>> {
-        TalkBody::read(type_name, reader)
-    }
-
-    fn read_with(
-        kind: &TalkKind,
-        reader: &DatagramReader<'_>,
-        body: fn(&DatagramReader<'_>) -> Result<TalkBody, String>,
-    ) -> Result<Talk, String> {
-        let (from, to) = match kind.is_to_one {
+    pub(super) fn read<T: TalkType + Into<TalkBody>>(reader: &DatagramReader<'_>) -> Result<Talk, String> {
+        let (from, to) = match T::KIND.is_to_one {
             true => (reader.user_id("FROM")?, Some(reader.user_id("TO")?)),
             false => (reader.user_id("USER_ID")?, None),
         };
-        Ok(Talk { from, to, body: body(reader)?, stamp: reader.stamp()? })
+        Ok(Talk { from, to, body: T::read(reader)?.into(), stamp: reader.stamp()? })
     }
 
     pub(super) fn write(&self, writer: &mut DatagramWriter) -> Result<(), String> {
