@@ -141,7 +141,8 @@ impl<'de> Deserialize<'de> for Seconds {
 }
 
 /// What a host publishes about one of its files.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "responses::EntryFields")]
 pub struct FileEntry {
     /// Size in bytes, at most [`FILE_SIZE_MAX`].
     pub size: u64,

@@ -1,6 +1,5 @@
 //! Formats LAN events for people and as JSON.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde_json::{Value, json};
@@ -10,7 +9,7 @@ use crate::cli::repl::{Screen, Style};
 use crate::cli::table::{Align, table};
 use crate::lan::history::{Confirmation, Direction, HistoryEntry};
 use crate::lan::node::{Notification, PeerInfo, PeerLeftReason};
-use crate::lan::wire::{Dm, Post, Profile, TalkBody, TalkKind, UserId};
+use crate::lan::wire::{Dm, Post, Profile, TalkBody, TalkKind};
 use crate::model::{Clock, Millis, Name};
 
 /// Prints an event: names and text; in verbose mode also times, addresses, message types and dropped datagrams.
@@ -20,14 +19,15 @@ pub(super) fn print_event(screen: &Screen, notification: &Notification, verbose:
         return;
     }
     let now = Clock::start().now();
+    let shown = describe(notification);
     if screen.is_json() {
-        let mut it = event_json(notification);
+        let mut it = shown.json;
         it["at"] = (now.0 / 1000).into();
         return screen.print_json(&it);
     }
-    let (style, text) = if verbose { verbose_text(notification) } else { short_text(notification) };
+    let text = if verbose { shown.verbose_text.unwrap_or(shown.text) } else { shown.text };
     let text = clean_lines(&text);
-    let text = style.map_or_else(|| text.clone(), |style| screen.paint(style, &text));
+    let text = shown.style.map_or_else(|| text.clone(), |style| screen.paint(style, &text));
     let time = if verbose { format!("[{}] ", format_time(now)) } else { String::new() };
     screen.print(&format!("{time}{text}"));
 }
@@ -37,73 +37,99 @@ fn clean_lines(text: &str) -> String {
     text.lines().map(sanitize).collect::<Vec<_>>().join("\n    ")
 }
 
-fn short_text(notification: &Notification) -> (Option<Style>, String) {
-    match notification {
-        Notification::Heard { talk, .. } => talk_text(&talk.from.name, &talk.body),
-        Notification::PeerJoined(peer) if peer.is_server() => {
-            (Some(Style::Dim), format!("server {} is here: {}", peer.user_id.name, services_text(peer)))
-        }
-        Notification::PeerJoined(peer) => (Some(Style::Dim), format!("{} is here", peer.user_id.name)),
-        Notification::PeerLeft { peer, why } => {
-            let why = match why {
-                PeerLeftReason::TimedOut => "was not heard any more",
-                PeerLeftReason::Refused => "has gone",
-                PeerLeftReason::Replaced => "was replaced by another at the same address",
-            };
-            (Some(Style::Dim), format!("{} {why}", peer.user_id.name))
-        }
-        Notification::PeerRenamed { old, new } => (Some(Style::Dim), format!("{} is {} now", old.name, new.name)),
-        Notification::PeerMoved { user_id, old, new } => {
-            (Some(Style::Dim), format!("{} is at {new} now, no longer at {old}", user_id.name))
-        }
-        Notification::PeerMoveRefused { user_id, old, new } => (
-            Some(Style::Bad),
-            format!("somebody at {new} claims to be {}, who still answers at {old}: not believed", user_id.name),
-        ),
-        Notification::SelfRenamed { old, new } => {
-            (Some(Style::Bad), format!("another {old} is on this machine: you are {new} from now on"))
-        }
-        Notification::DmConfirmed { to, .. } => (Some(Style::Dim), format!("{} has your message", to.name)),
-        Notification::DmUnconfirmed { to, .. } => {
-            (Some(Style::Bad), format!("unconfirmed: {} did not say that your message arrived", to.name))
-        }
-        Notification::PeerTableFull { peers } => {
-            (Some(Style::Bad), format!("{peers} are known, which is the most there can be: newcomers are not listed"))
-        }
-        Notification::DatagramDropped { from, cause, detail } => {
-            (Some(Style::Dim), format!("dropped ({cause}) from {from}: {detail}"))
-        }
-        Notification::DropSummary { counts } => {
-            let counts: Vec<String> = counts.iter().map(|(cause, count)| format!("{count} ({cause})")).collect();
-            (Some(Style::Dim), format!("dropped besides, within a second: {}", counts.join(", ")))
-        }
-        Notification::MessageNotStored { sender, kind, reason, .. } => (
-            Some(Style::Bad),
-            format!("a {kind} of {} came and could not be kept, so it is not shown: {reason}", sender.name),
-        ),
-    }
+/// A notification for people and as JSON.
+struct ShownEvent {
+    style: Option<Style>,
+    text: String,
+    /// In verbose mode, if that says more.
+    verbose_text: Option<String>,
+    json: Value,
 }
 
-fn verbose_text(notification: &Notification) -> (Option<Style>, String) {
-    let (style, short) = short_text(notification);
-    let text = match notification {
+fn describe(notification: &Notification) -> ShownEvent {
+    let dim = |text: String, json: Value| ShownEvent { style: Some(Style::Dim), text, verbose_text: None, json };
+    let bad = |text: String, json: Value| ShownEvent { style: Some(Style::Bad), ..dim(text, json) };
+    let with_head =
+        |head: String, shown: ShownEvent| ShownEvent { verbose_text: Some(format!("{head}: {}", shown.text)), ..shown };
+    match notification {
         Notification::Heard { from, talk } => {
-            format!("{from} {} {}: {}", talk.body.kind().type_name, talk.from, talk.body.text())
+            let (kind, sender) = (talk.body.kind(), &talk.from);
+            let (style, text) = talk_text(&sender.name, &talk.body);
+            let mut json = talk_json(&talk.body);
+            json["event"] = event_name(kind).into();
+            json["from"] = from.to_string().into();
+            json["user_id"] = sender.to_string().into();
+            json["timestamp"] = talk.stamp.timestamp.into();
+            json["message_id"] = talk.stamp.message_id.clone().into();
+            let verbose_text = Some(format!("{from} {} {sender}: {}", kind.type_name, talk.body.text()));
+            ShownEvent { style, text, verbose_text, json }
         }
-        Notification::PeerJoined(peer) => format!("{} PEER_DISCOVERY {}: {short}", peer.addr, peer.user_id),
-        Notification::PeerLeft { peer, .. } => format!("{} {}: {short}", peer.addr, peer.user_id),
-        Notification::DmConfirmed { to, message_id } => format!("ACK {to} {message_id}: {short}"),
-        Notification::DmUnconfirmed { to, message_id } => format!("DM {to} {message_id}: {short}"),
-        Notification::PeerRenamed { .. }
-        | Notification::PeerMoved { .. }
-        | Notification::PeerMoveRefused { .. }
-        | Notification::SelfRenamed { .. }
-        | Notification::PeerTableFull { .. }
-        | Notification::DatagramDropped { .. }
-        | Notification::DropSummary { .. }
-        | Notification::MessageNotStored { .. } => short,
-    };
-    (style, text)
+        Notification::PeerJoined(peer) => {
+            let name = &peer.user_id.name;
+            let text = match peer.is_server() {
+                true => format!("server {name} is here: {}", services_text(peer)),
+                false => format!("{name} is here"),
+            };
+            let head = format!("{} PEER_DISCOVERY {}", peer.addr, peer.user_id);
+            with_head(head, dim(text, json!({ "event": "came", "peer": peer_json(peer) })))
+        }
+        Notification::PeerLeft { peer, why } => {
+            let (text, why) = match why {
+                PeerLeftReason::TimedOut => ("was not heard any more", "unheard"),
+                PeerLeftReason::Refused => ("has gone", "refused"),
+                PeerLeftReason::Replaced => ("was replaced by another at the same address", "replaced"),
+            };
+            let json = json!({ "event": "left", "peer": peer_json(peer), "why": why });
+            with_head(format!("{} {}", peer.addr, peer.user_id), dim(format!("{} {text}", peer.user_id.name), json))
+        }
+        Notification::PeerRenamed { old, new } => dim(
+            format!("{} is {} now", old.name, new.name),
+            json!({ "event": "peer_renamed", "old": old.to_string(), "new": new.to_string() }),
+        ),
+        Notification::PeerMoved { user_id, old, new } => dim(
+            format!("{} is at {new} now, no longer at {old}", user_id.name),
+            json!({ "event": "moved", "user_id": user_id.to_string(), "old": old, "new": new }),
+        ),
+        Notification::PeerMoveRefused { user_id, old, new } => bad(
+            format!("somebody at {new} claims to be {}, who still answers at {old}: not believed", user_id.name),
+            json!({ "event": "move_refused", "user_id": user_id.to_string(), "old": old, "new": new }),
+        ),
+        Notification::SelfRenamed { old, new } => bad(
+            format!("another {old} is on this machine: you are {new} from now on"),
+            json!({ "event": "renamed", "old": old, "new": new }),
+        ),
+        Notification::DmConfirmed { to, message_id } => {
+            let json = json!({ "event": "confirmed", "to": to.to_string(), "message_id": message_id });
+            with_head(format!("ACK {to} {message_id}"), dim(format!("{} has your message", to.name), json))
+        }
+        Notification::DmUnconfirmed { to, message_id } => {
+            let text = format!("unconfirmed: {} did not say that your message arrived", to.name);
+            let json = json!({ "event": "unconfirmed", "to": to.to_string(), "message_id": message_id });
+            with_head(format!("DM {to} {message_id}"), bad(text, json))
+        }
+        Notification::PeerTableFull { peers } => bad(
+            format!("{peers} are known, which is the most there can be: newcomers are not listed"),
+            json!({ "event": "full", "peers": peers }),
+        ),
+        Notification::DatagramDropped { from, cause, detail } => dim(
+            format!("dropped ({cause}) from {from}: {detail}"),
+            json!({ "event": "dropped", "from": from, "cause": cause.as_str(), "detail": detail }),
+        ),
+        Notification::DropSummary { counts } => {
+            let texts: Vec<String> = counts.iter().map(|(cause, count)| format!("{count} ({cause})")).collect();
+            let counts: serde_json::Map<String, Value> =
+                counts.iter().map(|(cause, count)| (cause.as_str().to_owned(), (*count).into())).collect();
+            let text = format!("dropped besides, within a second: {}", texts.join(", "));
+            dim(text, json!({ "event": "dropped_more", "counts": counts }))
+        }
+        Notification::MessageNotStored { from, sender, kind, message_id, reason } => bad(
+            format!("a {kind} of {} came and could not be kept, so it is not shown: {reason}", sender.name),
+            json!({
+                "event": "not_kept", "from": from, "user_id": sender.to_string(), "type": kind,
+                "message_id": message_id, "reason": reason,
+            }),
+        ),
+    }
 }
 
 /// What somebody has said, for people.
@@ -126,58 +152,6 @@ fn talk_json(body: &TalkBody) -> Value {
         TalkBody::Post(Post { content }) | TalkBody::Dm(Dm { content }) => json!({ "content": content }),
         TalkBody::Profile(profile) => profile_json(profile),
     }
-}
-
-fn event_json(notification: &Notification) -> Value {
-    match notification {
-        Notification::Heard { from, talk } => {
-            let mut it = talk_json(&talk.body);
-            it["event"] = event_name(talk.body.kind()).into();
-            it["from"] = from.to_string().into();
-            it["user_id"] = talk.from.to_string().into();
-            it["timestamp"] = talk.stamp.timestamp.into();
-            it["message_id"] = talk.stamp.message_id.clone().into();
-            it
-        }
-        Notification::PeerJoined(peer) => json!({ "event": "came", "peer": peer_json(peer) }),
-        Notification::PeerLeft { peer, why } => {
-            let why = match why {
-                PeerLeftReason::TimedOut => "unheard",
-                PeerLeftReason::Refused => "refused",
-                PeerLeftReason::Replaced => "replaced",
-            };
-            json!({ "event": "left", "peer": peer_json(peer), "why": why })
-        }
-        Notification::PeerRenamed { old, new } => {
-            json!({ "event": "peer_renamed", "old": old.to_string(), "new": new.to_string() })
-        }
-        Notification::PeerMoved { user_id, old, new } => moved_json("moved", user_id, *old, *new),
-        Notification::PeerMoveRefused { user_id, old, new } => moved_json("move_refused", user_id, *old, *new),
-        Notification::SelfRenamed { old, new } => json!({ "event": "renamed", "old": old, "new": new }),
-        Notification::DmConfirmed { to, message_id } => {
-            json!({ "event": "confirmed", "to": to.to_string(), "message_id": message_id })
-        }
-        Notification::DmUnconfirmed { to, message_id } => {
-            json!({ "event": "unconfirmed", "to": to.to_string(), "message_id": message_id })
-        }
-        Notification::PeerTableFull { peers } => json!({ "event": "full", "peers": peers }),
-        Notification::DatagramDropped { from, cause, detail } => {
-            json!({ "event": "dropped", "from": from, "cause": cause.as_str(), "detail": detail })
-        }
-        Notification::DropSummary { counts } => {
-            let counts: serde_json::Map<String, Value> =
-                counts.iter().map(|(cause, count)| (cause.as_str().to_owned(), (*count).into())).collect();
-            json!({ "event": "dropped_more", "counts": counts })
-        }
-        Notification::MessageNotStored { from, sender, kind, message_id, reason } => json!({
-            "event": "not_kept", "from": from, "user_id": sender.to_string(), "type": kind,
-            "message_id": message_id, "reason": reason,
-        }),
-    }
-}
-
-fn moved_json(event: &str, user_id: &UserId, old: SocketAddr, new: SocketAddr) -> Value {
-    json!({ "event": event, "user_id": user_id.to_string(), "old": old, "new": new })
 }
 
 fn peer_json(peer: &PeerInfo) -> Value {

@@ -20,7 +20,7 @@ mod tests;
 
 pub use parsing::RequestData;
 pub(super) use parsing::features;
-use parsing::{display_name, files, missing, optional, optional_integer, required, secret};
+use parsing::{RawField, display_name, files, missing, optional, optional_integer, required, secret};
 
 /// Maximum size of a request, bytes.
 pub const REQUEST_MAX: usize = 16 << 20;
@@ -46,7 +46,7 @@ pub trait Action: Serialize + Sized {
     /// What a client reads from the response.
     type Answer: DeserializeOwned;
 
-    fn parse(data: RequestData<'_>) -> Result<Self, String>;
+    fn parse(data: &RequestData<'_>) -> Result<Self, String>;
 }
 
 macro_rules! actions {
@@ -67,9 +67,11 @@ macro_rules! actions {
                 }
             }
 
-            fn of_action(name: &str, data: RequestData<'_>) -> Result<RegistryRequest, String> {
+            fn of_action(name: &str, data: RawField<'_>) -> Result<RegistryRequest, String> {
                 match name {
-                    $(<$Data as Action>::NAME => <$Data as Action>::parse(data).map(RegistryRequest::$Variant),)+
+                    $(<$Data as Action>::NAME => {
+                        <$Data as Action>::parse(&RequestData::new(data)?).map(RegistryRequest::$Variant)
+                    })+
                     _ => {
                         let (last, others) = RegistryRequest::NAMES.split_last().unwrap_or((&"", &[]));
                         Err(format!("action: expected {} or {last}", others.join(", ")))
@@ -132,7 +134,7 @@ impl<A: Action> Action for Box<A> {
     const RECORDS_ACTIVITY: bool = A::RECORDS_ACTIVITY;
     type Answer = A::Answer;
 
-    fn parse(data: RequestData<'_>) -> Result<Box<A>, String> {
+    fn parse(data: &RequestData<'_>) -> Result<Box<A>, String> {
         A::parse(data).map(Box::new)
     }
 }
@@ -167,8 +169,7 @@ impl Action for RegisterRequest {
     const RECORDS_ACTIVITY: bool = true;
     type Answer = RegisterAnswer;
 
-    fn parse(data: RequestData<'_>) -> Result<RegisterRequest, String> {
-        let data = data.fields()?;
+    fn parse(data: &RequestData<'_>) -> Result<RegisterRequest, String> {
         let port = match optional_integer("port", data.port)?.map(u16::try_from) {
             Some(Ok(port)) if port >= PORT_MIN => port,
             Some(_) => return Err(format!("port: expected a whole number from {PORT_MIN} to 65535")),
@@ -205,9 +206,8 @@ impl Action for PublishRequest {
     type Answer = EmptyAnswer;
 
     /// The file's fields are on the same level as the others.
-    fn parse(data: RequestData<'_>) -> Result<PublishRequest, String> {
-        let fields = data.fields()?;
-        let (hostname, fname) = (required("hostname", fields.hostname)?, required("fname", fields.fname)?);
+    fn parse(data: &RequestData<'_>) -> Result<PublishRequest, String> {
+        let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
         Ok(PublishRequest { hostname, fname, entry: Arc::new(data.published_entry()?) })
     }
 }
@@ -225,8 +225,7 @@ impl Action for UnpublishRequest {
     const RECORDS_ACTIVITY: bool = true;
     type Answer = EmptyAnswer;
 
-    fn parse(data: RequestData<'_>) -> Result<UnpublishRequest, String> {
-        let data = data.fields()?;
+    fn parse(data: &RequestData<'_>) -> Result<UnpublishRequest, String> {
         Ok(UnpublishRequest { hostname: required("hostname", data.hostname)?, fname: required("fname", data.fname)? })
     }
 }
@@ -249,8 +248,7 @@ impl Action for FileRequest {
     const STATUSES: &'static [&'static str] = &["FOUND", "NOTFOUND"];
     type Answer = HoldersAnswer;
 
-    fn parse(data: RequestData<'_>) -> Result<FileRequest, String> {
-        let data = data.fields()?;
+    fn parse(data: &RequestData<'_>) -> Result<FileRequest, String> {
         let (fname, size) = (required("fname", data.fname)?, optional_integer("size", data.size)?);
         Ok(FileRequest { fname, size, modified: optional("modified", data.modified)? })
     }
@@ -266,8 +264,8 @@ impl Action for DiscoverRequest {
     const NAME: &'static str = "DISCOVER";
     type Answer = DiscoverAnswer;
 
-    fn parse(data: RequestData<'_>) -> Result<DiscoverRequest, String> {
-        Ok(DiscoverRequest { hostname: required("hostname", data.fields()?.hostname)? })
+    fn parse(data: &RequestData<'_>) -> Result<DiscoverRequest, String> {
+        Ok(DiscoverRequest { hostname: required("hostname", data.hostname)? })
     }
 }
 
@@ -282,8 +280,8 @@ impl Action for UnregisterRequest {
     const RECORDS_ACTIVITY: bool = true;
     type Answer = EmptyAnswer;
 
-    fn parse(data: RequestData<'_>) -> Result<UnregisterRequest, String> {
-        Ok(UnregisterRequest { hostname: required("hostname", data.fields()?.hostname)? })
+    fn parse(data: &RequestData<'_>) -> Result<UnregisterRequest, String> {
+        Ok(UnregisterRequest { hostname: required("hostname", data.hostname)? })
     }
 }
 
@@ -302,8 +300,7 @@ impl Action for ListRequest {
     const NAME: &'static str = "LIST";
     type Answer = ListAnswer;
 
-    fn parse(data: RequestData<'_>) -> Result<ListRequest, String> {
-        let data = data.fields()?;
+    fn parse(data: &RequestData<'_>) -> Result<ListRequest, String> {
         let (offset, limit) = (optional_integer("offset", data.offset)?, optional_integer("limit", data.limit)?);
         Ok(ListRequest { offset, limit })
     }
@@ -327,8 +324,7 @@ impl Action for ChangesRequest {
     const NAME: &'static str = "CHANGES";
     type Answer = ChangesAnswer;
 
-    fn parse(data: RequestData<'_>) -> Result<ChangesRequest, String> {
-        let data = data.fields()?;
+    fn parse(data: &RequestData<'_>) -> Result<ChangesRequest, String> {
         let wait: Option<Seconds> = optional("wait", data.wait)?;
         if wait.is_some_and(|wait| !(0.0..=WAIT_MAX_S).contains(&wait.get())) {
             return Err(format!("wait: expected 0 to {WAIT_MAX_S} seconds"));
@@ -353,8 +349,7 @@ impl Action for PingRequest {
     const RECORDS_ACTIVITY: bool = true;
     type Answer = PingAnswer;
 
-    fn parse(data: RequestData<'_>) -> Result<PingRequest, String> {
-        let data = data.fields()?;
+    fn parse(data: &RequestData<'_>) -> Result<PingRequest, String> {
         let state: Option<String> = optional("state", data.state)?;
         if let Some(state) = &state {
             text::check(state, 0, STATE_MAX).map_err(|error| format!("state: {error}"))?;

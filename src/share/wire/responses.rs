@@ -166,8 +166,9 @@ pub struct ListResponse {
     pub registry: BTreeMap<Name, ListedHost>,
 }
 
+/// A file as it is read.
 #[derive(Deserialize)]
-struct EntryFields {
+pub(super) struct EntryFields {
     size: u64,
     modified: Seconds,
     created: Option<Seconds>,
@@ -202,12 +203,6 @@ impl TryFrom<EntryFields> for FileEntry {
             pieces_root: fields.pieces_root,
             features: requests::features(fields.features).map_err(|error| format!("features: {error}"))?,
         })
-    }
-}
-
-impl<'de> Deserialize<'de> for FileEntry {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<FileEntry, D::Error> {
-        FileEntry::try_from(EntryFields::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 

@@ -2,6 +2,7 @@
 //! fields are skipped at no cost.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
@@ -20,13 +21,14 @@ use crate::share::wire::{
 const REASON_CHARS_MAX: usize = 200;
 const NAME_CHARS_MAX: usize = 80;
 
-type RawField<'a> = Option<&'a RawValue>;
+/// A field that is not parsed yet.
+pub(super) type RawField<'a> = Option<&'a RawValue>;
 
 macro_rules! raw_fields {
     ($(#[doc = $doc:literal])+ $Name:ident: $($field:ident),+) => {
         $(#[doc = $doc])+
         #[derive(Default, Deserialize)]
-        pub(super) struct $Name<'a> {
+        pub struct $Name<'a> {
             $(#[serde(borrow)]
             pub(super) $field: RawField<'a>,)+
         }
@@ -49,23 +51,33 @@ raw_fields! {
     FileFields: size, modified, created, published_at, is_published, blake3, pieces_root, features
 }
 
-/// The data of a request, not parsed yet.
-#[derive(Clone, Copy)]
-pub struct RequestData<'a>(RawField<'a>);
+/// The data of a request, whose fields are not parsed yet.
+pub struct RequestData<'a> {
+    fields: RequestFields<'a>,
+    whole: RawField<'a>,
+}
 
 impl<'a> RequestData<'a> {
-    pub(super) fn fields(self) -> Result<RequestFields<'a>, String> {
-        fields(self.0)
+    pub(super) fn new(whole: RawField<'a>) -> Result<RequestData<'a>, String> {
+        Ok(RequestData { fields: fields(whole)?, whole })
     }
 
-    /// The file that is among the fields.
-    pub(super) fn published_entry(self) -> Result<FileEntry, String> {
-        entry(&fields(self.0)?, true)
+    /// The file whose fields are beside those of the action.
+    pub(super) fn published_entry(&self) -> Result<FileEntry, String> {
+        entry(&fields(self.whole)?, true)
+    }
+}
+
+impl<'a> Deref for RequestData<'a> {
+    type Target = RequestFields<'a>;
+
+    fn deref(&self) -> &RequestFields<'a> {
+        &self.fields
     }
 }
 
 /// The action of a line, and its data.
-pub(super) fn envelope(line: &[u8]) -> Result<(String, RequestData<'_>), String> {
+pub(super) fn envelope(line: &[u8]) -> Result<(String, RawField<'_>), String> {
     let line = std::str::from_utf8(text::without_bom(line)).map_err(|_| "the message is not UTF-8".to_owned())?;
     // Serde would also accept an array.
     if !line.trim_start().starts_with('{') {
@@ -73,7 +85,7 @@ pub(super) fn envelope(line: &[u8]) -> Result<(String, RequestData<'_>), String>
     }
     let RequestEnvelope { action, data } = serde_json::from_str(line)
         .map_err(|error| format!("expected {{\"action\":…,\"data\":{{…}}}}: {}", describe_error(&error)))?;
-    Ok((required("action", action)?, RequestData(data)))
+    Ok((required("action", action)?, data))
 }
 
 /// Splits the data of an action into its fields; absent data has none.
