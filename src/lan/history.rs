@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::wire::{Avatar, AvatarKind, Profile, TalkKind, UserId};
 use crate::model::text::nfc;
-use crate::model::{Millis, Name};
+use crate::model::{Millis, Name, named};
 use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{CommitHandle, OpenError, ReaderExt, Row, Store, StoreError, Tx};
 
@@ -63,31 +63,17 @@ pub enum Direction {
     Received,
 }
 
-/// Whether a message has arrived, as far as that can be known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Confirmation {
-    /// No ACK is expected: it was received, or sent to all peers or to one that does not acknowledge.
-    NotAsked,
-    /// The ACK may still come.
-    Waiting,
-    /// The receiver has acknowledged it.
-    Confirmed,
-    /// No ACK came in time. It may have arrived all the same.
-    Unconfirmed,
-}
-
-impl Confirmation {
-    const ALL: [Confirmation; 4] =
-        [Confirmation::NotAsked, Confirmation::Waiting, Confirmation::Confirmed, Confirmation::Unconfirmed];
-
-    /// The text that is stored.
-    pub fn as_text(self) -> &'static str {
-        match self {
-            Confirmation::NotAsked => "not asked",
-            Confirmation::Waiting => "waiting",
-            Confirmation::Confirmed => "confirmed",
-            Confirmation::Unconfirmed => "unconfirmed",
-        }
+named! {
+    /// Whether a message has arrived, as far as that can be known.
+    pub enum Confirmation {
+        /// No ACK is expected: it was received, or sent to all peers or to one that does not acknowledge.
+        NotAsked = "not asked",
+        /// The ACK may still come.
+        Waiting = "waiting",
+        /// The receiver has acknowledged it.
+        Confirmed = "confirmed",
+        /// No ACK came in time. It may have arrived all the same.
+        Unconfirmed = "unconfirmed",
     }
 }
 
@@ -289,9 +275,7 @@ fn entry_from_row(row: &Row<'_>) -> Result<HistoryEntry, StoreError> {
         kind: TalkKind::by_name(kind).ok_or_else(|| unknown_value("kind", kind))?,
         user_id: UserId { name: row.name(3)?, ip: ip(row.text(4)?)? },
         text: row.text(5)?.to_owned(),
-        confirmation: Confirmation::ALL
-            .into_iter()
-            .find(|known| known.as_text() == confirmation)
+        confirmation: Confirmation::from_text(confirmation)
             .ok_or_else(|| unknown_value("confirmation", confirmation))?,
         message_id: row.opt_text(7)?.map(str::to_owned),
         source: row.opt_text(8)?.map(ip).transpose()?,

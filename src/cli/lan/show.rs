@@ -113,12 +113,12 @@ fn describe(notification: &Notification) -> ShownEvent {
         ),
         Notification::DatagramDropped { from, cause, detail } => dim(
             format!("dropped ({cause}) from {from}: {detail}"),
-            json!({ "event": "dropped", "from": from, "cause": cause.as_str(), "detail": detail }),
+            json!({ "event": "dropped", "from": from, "cause": cause.as_text(), "detail": detail }),
         ),
         Notification::DropSummary { counts } => {
             let texts: Vec<String> = counts.iter().map(|(cause, count)| format!("{count} ({cause})")).collect();
             let counts: serde_json::Map<String, Value> =
-                counts.iter().map(|(cause, count)| (cause.as_str().to_owned(), (*count).into())).collect();
+                counts.iter().map(|(cause, count)| (cause.to_string(), (*count).into())).collect();
             let text = format!("dropped besides, within a second: {}", texts.join(", "));
             dim(text, json!({ "event": "dropped_more", "counts": counts }))
         }

@@ -83,6 +83,16 @@ impl FieldSchema {
     }
 }
 
+/// The fields of one schema and those of another, for a schema that has both; `N` is how many that are.
+pub const fn joined<const N: usize>(first: &[FieldSchema], second: &[FieldSchema]) -> [FieldSchema; N] {
+    let (mut all, mut at) = ([field("", Schema::Any); N], 0);
+    while at < N {
+        all[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
+        at += 1;
+    }
+    all
+}
+
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteAccess {

@@ -3,7 +3,9 @@
 use super::handler::ClientRouteHandler::{self, NodeAction, NodeQuery, Public, Upload, User};
 use super::{ClientApi, browse, content, links, local, remote, uploads};
 use crate::net::http::routes::Schema::{Any, Boolean, Integer, List, Map, Named, Nullable, Number, OneOf, Text};
-use crate::net::http::routes::{BodyKind, ErrorCase, FieldSchema, ResponseKind, Route, error_case, field, optional};
+use crate::net::http::routes::{
+    BodyKind, ErrorCase, FieldSchema, ResponseKind, Route, error_case, field, joined, optional,
+};
 use crate::share::response_fields::{DISCOVER_RESPONSE, FILE_ENTRY_FIELDS, SIGN_IN_RESPONSE};
 
 const NODE_STATES: &[&str] = &["disconnected", "connecting", "idle", "active", "busy"];
@@ -16,19 +18,15 @@ const NODE_FIELDS: &[FieldSchema] = &[
     field("heartbeat_interval", Number).described_as("seconds"),
     field("error", Nullable(&Text)).described_as("why there is no connection to the registry"),
 ];
-const CLIENT_FIELDS: &[FieldSchema] = &[
-    NODE_FIELDS[0],
-    NODE_FIELDS[1],
-    NODE_FIELDS[2],
-    NODE_FIELDS[3],
-    NODE_FIELDS[4],
-    NODE_FIELDS[5],
-    NODE_FIELDS[6],
-    field("username", Text),
-    field("server_host", Text),
-    field("server_port", Integer),
-    field("advertise_ip", Nullable(&Text)),
-];
+const CLIENT_FIELDS: &[FieldSchema] = &joined::<11>(
+    NODE_FIELDS,
+    &[
+        field("username", Text),
+        field("server_host", Text),
+        field("server_port", Integer),
+        field("advertise_ip", Nullable(&Text)),
+    ],
+);
 const LOCAL_FILE_FIELDS: &[FieldSchema] = &[
     field("name", Text),
     field("size", Integer),
@@ -63,20 +61,10 @@ const MATCH_FIELDS: &[FieldSchema] = &[
     field("owner_ip", Text),
     field("owner_port", Integer),
 ];
-const NETWORK_FILE_FIELDS: &[FieldSchema] = &[
-    MATCH_FIELDS[0],
-    MATCH_FIELDS[1],
-    MATCH_FIELDS[2],
-    MATCH_FIELDS[3],
-    MATCH_FIELDS[4],
-    MATCH_FIELDS[5],
-    MATCH_FIELDS[6],
-    MATCH_FIELDS[7],
-    MATCH_FIELDS[8],
-    MATCH_FIELDS[9],
-    MATCH_FIELDS[10],
-    field("copies", Integer).described_as("how many hosts have this content, this one among them"),
-];
+const NETWORK_FILE_FIELDS: &[FieldSchema] = &joined::<12>(
+    MATCH_FIELDS,
+    &[field("copies", Integer).described_as("how many hosts have this content, this one among them")],
+);
 const PEER_FIELDS: &[FieldSchema] = &[
     field("hostname", Text),
     field("display_name", Text),

@@ -52,10 +52,8 @@ impl ServerApi {
             return Ok(chunked(head, found.into_chunks(view, users)));
         }
         let head = format!("{{\"success\":true,\"stats\":{stats},\"clients\":[").into_bytes();
-        let hosts =
-            HostChunks { view: view.clone(), users: Arc::clone(&users), after: None, page: Vec::new().into_iter() };
-        let offline = OfflineAccountChunks { view, users, after: None, page: Vec::new().into_iter() };
-        Ok(chunked(head, hosts.chain(offline)))
+        let hosts = all_hosts(view.clone(), Arc::clone(&users));
+        Ok(chunked(head, hosts.chain(offline_accounts(view, users))))
     }
 
     pub(super) fn discover(&self, call: &RouteCall<'_>) -> HandlerResult {
@@ -140,60 +138,41 @@ fn find_page(view: &RegistryView, users: &Users, page: &PageRequest) -> Result<A
     Ok(AdminPage { hosts, offline, total: in_all + counted.unwrap_or(passed) })
 }
 
-/// Produces every host as JSON, page by page while it is sent, so that neither memory nor the registry's lock is held
-/// for long.
-struct HostChunks {
-    view: RegistryView,
-    users: Arc<Users>,
-    after: Option<Name>,
-    page: std::vec::IntoIter<Vec<u8>>,
+/// What pages have, one after the other while it is sent, so that neither memory nor the registry's lock is held for
+/// long. `next_page` gets the last name of the page before.
+fn in_pages(mut next_page: impl FnMut(Option<&Name>) -> Option<(Name, Vec<Vec<u8>>)>) -> impl Iterator<Item = Vec<u8>> {
+    let mut after = None;
+    let pages = std::iter::from_fn(move || {
+        let (last, entries) = next_page(after.as_ref())?;
+        after = Some(last);
+        Some(entries)
+    });
+    pages.flatten()
 }
 
-impl Iterator for HostChunks {
-    type Item = Vec<u8>;
-
-    fn next(&mut self) -> Option<Vec<u8>> {
-        if let Some(piece) = self.page.next() {
-            return Some(piece);
-        }
-        let hosts = self.view.page(self.after.as_ref().map(Name::as_str), HOSTS_PER_CHUNK);
-        self.after = Some(hosts.last()?.hostname.clone());
+/// Every host as JSON.
+fn all_hosts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> {
+    in_pages(move |after| {
+        let hosts = view.page(after.map(Name::as_str), HOSTS_PER_CHUNK);
         let names: Vec<&str> = hosts.iter().map(|host| host.hostname.as_str()).collect();
         // The response has begun: fields that cannot be read now are left out; the failure was logged.
-        let accounts = self.users.accounts_by_hostname(&names).unwrap_or_default();
-        let pieces = hosts.iter().map(|host| host_json(host, accounts.get(host.hostname.as_str())));
-        self.page = pieces.collect::<Vec<_>>().into_iter();
-        self.page.next()
-    }
+        let accounts = users.accounts_by_hostname(&names).unwrap_or_default();
+        let entries = hosts.iter().map(|host| host_json(host, accounts.get(host.hostname.as_str()))).collect();
+        Some((hosts.last()?.hostname.clone(), entries))
+    })
 }
 
-/// Produces every account without a live host, likewise, by name.
-struct OfflineAccountChunks {
-    view: RegistryView,
-    users: Arc<Users>,
-    after: Option<Name>,
-    page: std::vec::IntoIter<Vec<u8>>,
-}
-
-impl Iterator for OfflineAccountChunks {
-    type Item = Vec<u8>;
-
-    fn next(&mut self) -> Option<Vec<u8>> {
-        loop {
-            if let Some(piece) = self.page.next() {
-                return Some(piece);
-            }
-            let users = self.users.list_page(self.after.as_ref(), HOSTS_PER_CHUNK).unwrap_or_else(|error| {
-                log::error!("accounts cannot be listed to their end: {error}");
-                Vec::new()
-            });
-            self.after = Some(users.last()?.username.clone());
-            let has_host =
-                |user: &&User| self.users.has_hostname(&user.username) && self.view.is_live(user.username.as_str());
-            let offline = users.iter().filter(|user| !has_host(user));
-            self.page = offline.map(offline_json).collect::<Vec<_>>().into_iter();
-        }
-    }
+/// Every account without a live host as JSON, by name.
+fn offline_accounts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> {
+    in_pages(move |after| {
+        let accounts = users.list_page(after, HOSTS_PER_CHUNK).unwrap_or_else(|error| {
+            log::error!("accounts cannot be listed to their end: {error}");
+            Vec::new()
+        });
+        let has_host = |user: &&User| users.has_hostname(&user.username) && view.is_live(user.username.as_str());
+        let entries = accounts.iter().filter(|user| !has_host(user)).map(offline_json).collect();
+        Some((accounts.last()?.username.clone(), entries))
+    })
 }
 
 #[derive(Serialize)]
