@@ -132,14 +132,6 @@ impl ClientApi {
         })))
     }
 
-    fn register(&self, call: &RouteCall<'_>) -> HandlerResult {
-        self.sign_in("register", call.request)
-    }
-
-    fn login(&self, call: &RouteCall<'_>) -> HandlerResult {
-        self.sign_in("login", call.request)
-    }
-
     fn sign_in(&self, what: &str, request: &Request) -> HandlerResult {
         let fields = JsonFields::from_body(request)?;
         let mut body = json!({"username": fields.any_text("username")?, "password": fields.any_text("password")?});

@@ -356,13 +356,10 @@ pub enum TrackedFilesError {
         /// The other path.
         path: String,
     },
-    /// No file of that name is tracked.
     #[error("{0} is not tracked: add it first, or give its path")]
     NotTracked(FileName),
-    /// The maximum number of files is reached.
     #[error("{FILES_MAX} files are tracked already: remove some first")]
     TooManyFiles,
-    /// The path is not UTF-8 and so cannot be stored.
     #[error("{0}: expected a path in UTF-8")]
     PathNotUtf8(String),
     /// The store failed.

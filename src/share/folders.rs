@@ -32,10 +32,8 @@ pub enum PathError {
     /// There is no such file.
     #[error("no such file: {0}")]
     NotFound(String),
-    /// The folder to write to does not exist.
     #[error("no such folder: {0} (it is not made for you)")]
     FolderNotFound(String),
-    /// The file to be written exists already.
     #[error("{0} is there already: it is never overwritten")]
     AlreadyExists(String),
 }

@@ -116,19 +116,15 @@ pub enum CommandError {
         /// The peers that have the name.
         candidates: Vec<UserId>,
     },
-    /// Servers take no messages.
     #[error("USER: {0} is a server, which takes no messages")]
     IsServer(UserId),
-    /// Too many DMs wait for an ACK; with the limit.
     #[error("busy: {0} messages wait to be acknowledged; try again in a few seconds")]
     TooManyUnconfirmed(usize),
-    /// More messages at once than other peers accept from one source.
     #[error("too many messages at once, of which others would drop some: try again in {retry_after_ms} ms")]
     RateLimited { retry_after_ms: u64 },
     /// The text names the invalid argument and says what was expected.
     #[error("{0}")]
     InvalidArgument(String),
-    /// No peer is known yet.
     #[error("nobody is known yet; --peer HOST:PORT reaches one whom announcements do not")]
     NoPeers,
 }

@@ -60,17 +60,8 @@ fn entry_json(entry: &FolderEntry) -> Value {
     })
 }
 
-/// GET `local-files`: the tracked files.
-pub(super) fn local_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    files(node, call, false)
-}
-
-/// GET `published-files`: the published files.
-pub(super) fn published_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    files(node, call, true)
-}
-
-fn files(node: &Node, call: &RouteCall<'_>, published_only: bool) -> HandlerResult {
+/// GET `local-files`, `published-files`: the tracked files, or the published ones.
+pub(super) fn files(node: &Node, call: &RouteCall<'_>, published_only: bool) -> HandlerResult {
     let page = PageRequest::from_request_up_to(call.request, FILES_MAX)?;
     let _one = node.lock_listing();
     let found = node.files_page(published_only, &page)?;

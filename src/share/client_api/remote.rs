@@ -76,19 +76,7 @@ pub(super) fn fetch_progress(node: &Node, call: &RouteCall<'_>) -> HandlerResult
     Ok(success(json!({ "progress": progress })))
 }
 
-pub(super) fn pause(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    act_on_fetch(node, call, FetchAction::Pause)
-}
-
-pub(super) fn resume(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    act_on_fetch(node, call, FetchAction::Resume)
-}
-
-pub(super) fn cancel(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    act_on_fetch(node, call, FetchAction::Cancel)
-}
-
-fn act_on_fetch(node: &Node, call: &RouteCall<'_>, action: FetchAction) -> HandlerResult {
+pub(super) fn act_on_fetch(node: &Node, call: &RouteCall<'_>, action: FetchAction) -> HandlerResult {
     let progress = node.fetches().apply(call.param(0), action)?;
     Ok(success(json!({ "progress": progress })))
 }

@@ -6,6 +6,7 @@ use crate::net::http::routes::Schema::{Any, Boolean, Integer, List, Map, Named, 
 use crate::net::http::routes::{
     BodyKind, ErrorCase, FieldSchema, ResponseKind, Route, error_case, field, joined, optional,
 };
+use crate::share::node::fetch_manager::FetchAction;
 use crate::share::response_fields::{DISCOVER_RESPONSE, FILE_ENTRY_FIELDS, SIGN_IN_RESPONSE};
 
 const NODE_STATES: &[&str] = &["disconnected", "connecting", "idle", "active", "busy"];
@@ -152,19 +153,19 @@ const PATH_REFUSALS: &[ErrorCase] =
 pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
     Route::get("/api/client/node", "Which node this is, and of which server", Public(ClientApi::node_info))
         .responds_with_json(&[field("name", Text), field("version", Text), field("server", Text)]),
-    Route::post("/api/client/register", "Makes an account at the server, and signs in", Public(ClientApi::register))
-        .request_body(BodyKind::Json(&[
-            field("username", Text),
-            field("password", Text),
-            optional("display_name", Text),
-        ]))
-        .responds_with_json(SIGN_IN_RESPONSE)
-        .error_cases(&[
-            error_case(409, "the name is taken"),
-            error_case(429, "too many have asked"),
-            error_case(502, "the server answers what it should not"),
-        ]),
-    Route::post("/api/client/login", "Signs in", Public(ClientApi::login))
+    Route::post(
+        "/api/client/register",
+        "Makes an account at the server, and signs in",
+        Public(|api, call| api.sign_in("register", call.request)),
+    )
+    .request_body(BodyKind::Json(&[field("username", Text), field("password", Text), optional("display_name", Text)]))
+    .responds_with_json(SIGN_IN_RESPONSE)
+    .error_cases(&[
+        error_case(409, "the name is taken"),
+        error_case(429, "too many have asked"),
+        error_case(502, "the server answers what it should not"),
+    ]),
+    Route::post("/api/client/login", "Signs in", Public(|api, call| api.sign_in("login", call.request)))
         .request_body(CREDENTIALS_BODY)
         .responds_with_json(SIGN_IN_RESPONSE)
         .error_cases(&[
@@ -188,14 +189,18 @@ pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
     Route::get("/api/client/status", "How the node is", NodeQuery(local::status))
         .responds_with_json(&[field("client", Named("Node", NODE_FIELDS))])
         .error_cases(NODE_REFUSALS),
-    Route::get("/api/client/local-files", "The user's files", NodeQuery(browse::local_files))
+    Route::get("/api/client/local-files", "The user's files", NodeQuery(|node, call| browse::files(node, call, false)))
         .query(FULL_LIST_QUERY)
         .responds_with_json(&[field("total", Integer), field("files", List(&Named("LocalFile", LOCAL_FILE_FIELDS)))])
         .error_cases(NODE_REFUSALS),
-    Route::get("/api/client/published-files", "Those that are published", NodeQuery(browse::published_files))
-        .query(FULL_LIST_QUERY)
-        .responds_with_json(&[field("total", Integer), field("files", List(&Named("LocalFile", LOCAL_FILE_FIELDS)))])
-        .error_cases(NODE_REFUSALS),
+    Route::get(
+        "/api/client/published-files",
+        "Those that are published",
+        NodeQuery(|node, call| browse::files(node, call, true)),
+    )
+    .query(FULL_LIST_QUERY)
+    .responds_with_json(&[field("total", Integer), field("files", List(&Named("LocalFile", LOCAL_FILE_FIELDS)))])
+    .error_cases(NODE_REFUSALS),
     Route::get("/api/client/browse", "What may be chosen from the node's folders", NodeQuery(browse::browse))
         .query(BROWSE_QUERY)
         .responds_with_json(&[
@@ -325,15 +330,27 @@ pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
     Route::get("/api/client/fetch-progress/{id}", "How far a fetch is", NodeQuery(remote::fetch_progress))
         .responds_with_json(PROGRESS_RESPONSE)
         .error_cases(FETCH_REFUSALS),
-    Route::post("/api/client/fetches/{id}/pause", "Pauses a fetch", NodeAction(remote::pause))
-        .responds_with_json(PROGRESS_RESPONSE)
-        .error_cases(FETCH_REFUSALS),
-    Route::post("/api/client/fetches/{id}/resume", "Goes on with it", NodeAction(remote::resume))
-        .responds_with_json(PROGRESS_RESPONSE)
-        .error_cases(FETCH_REFUSALS),
-    Route::post("/api/client/fetches/{id}/cancel", "Gives it up; nothing of it stays", NodeAction(remote::cancel))
-        .responds_with_json(PROGRESS_RESPONSE)
-        .error_cases(FETCH_REFUSALS),
+    Route::post(
+        "/api/client/fetches/{id}/pause",
+        "Pauses a fetch",
+        NodeAction(|node, call| remote::act_on_fetch(node, call, FetchAction::Pause)),
+    )
+    .responds_with_json(PROGRESS_RESPONSE)
+    .error_cases(FETCH_REFUSALS),
+    Route::post(
+        "/api/client/fetches/{id}/resume",
+        "Goes on with it",
+        NodeAction(|node, call| remote::act_on_fetch(node, call, FetchAction::Resume)),
+    )
+    .responds_with_json(PROGRESS_RESPONSE)
+    .error_cases(FETCH_REFUSALS),
+    Route::post(
+        "/api/client/fetches/{id}/cancel",
+        "Gives it up; nothing of it stays",
+        NodeAction(|node, call| remote::act_on_fetch(node, call, FetchAction::Cancel)),
+    )
+    .responds_with_json(PROGRESS_RESPONSE)
+    .error_cases(FETCH_REFUSALS),
     Route::get("/api/client/discover/{hostname}", "What one host has, and where it is", NodeAction(remote::discover))
         .responds_with_json(DISCOVER_RESPONSE)
         .error_cases(&[error_case(404, "there is no such host"), NOT_INITIALIZED]),

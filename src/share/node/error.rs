@@ -16,7 +16,6 @@ use crate::storage::StoreError;
 /// Why an operation of a node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The node has not joined the network.
     #[error("not begun yet: init comes first")]
     NotJoined,
     /// A path cannot be used.
