@@ -1,5 +1,5 @@
 //! Talk: what users say to each other. A datagram of talk has the keys of who says it to whom, those of its TYPE, and
-//! a stamp. `wire.rs` lists the TYPEs in [`talk_types!`]; all else is generic over them.
+//! a stamp. `wire.rs` lists the TYPEs in `talk_types!`; all else is generic over them.
 
 use super::reader::DatagramReader;
 use super::validation::LINE_SEPARATOR;

@@ -1,4 +1,4 @@
-//! Requests to the registry: one JSON object per line, read by [`parse`] and written by [`write()`]. [`actions!`] is the
+//! Requests to the registry: one JSON object per line, read by [`parse`] and written by [`write()`]. `actions!` is the
 //! list of them; an [`Action`] has all of one, for both ends.
 
 use std::collections::BTreeMap;
