@@ -237,6 +237,9 @@ impl RegistryClient {
         })?;
         drop(connection);
         let invalid = |error: serde_json::Error| self.invalid_response(&error.to_string());
+        if leading_status(&response).is_some_and(|status| A::STATUSES.contains(&status)) {
+            return serde_json::from_str(&response).map_err(invalid);
+        }
         let ResponseHead { status, reason } = serde_json::from_str(&response).map_err(invalid)?;
         match &*status {
             "ERROR" => {
@@ -257,6 +260,11 @@ impl RegistryClient {
         self.close();
         RegistryClientError::InvalidResponse(truncate_reason(what))
     }
+}
+
+/// The status of a response that begins with it, as ours do: a long list is not read twice for it.
+fn leading_status(response: &str) -> Option<&str> {
+    response.strip_prefix("{\"status\":\"")?.split('"').next()
 }
 
 /// The beginning of a server's text, which may be as long as a whole response.

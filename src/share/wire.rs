@@ -3,11 +3,11 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::text::NormalizedText;
+use crate::model::text::{self, NormalizedText};
 
 pub use crate::model::digest::Digest;
 
@@ -170,6 +170,25 @@ impl FileEntry {
     pub fn has_range(&self) -> bool {
         self.features.iter().any(|feature| &**feature == RANGE_FEATURE)
     }
+}
+
+/// Checks a file's feature list. The lists that nearly all files have are shared.
+fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
+    static NONE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
+    static RANGE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
+    if listed.is_empty() {
+        return Ok(Arc::clone(NONE.get_or_init(|| Arc::new([]))));
+    }
+    if matches!(&listed[..], [only] if only == RANGE_FEATURE) {
+        return Ok(Arc::clone(RANGE.get_or_init(|| Arc::new([RANGE_FEATURE.into()]))));
+    }
+    if listed.len() > FEATURES_MAX {
+        return Err(format!("expected at most {FEATURES_MAX}, not {}", listed.len()));
+    }
+    for feature in &listed {
+        text::check(feature, 1, FEATURE_LENGTH_MAX)?;
+    }
+    Ok(listed.into_iter().map(Arc::from).collect())
 }
 
 /// A host that has a file, as in the response to REQUEST.

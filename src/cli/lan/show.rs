@@ -1,5 +1,6 @@
 //! Formats LAN events for people and as JSON.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use crate::cli::repl::{Screen, Style};
 use crate::cli::table::{Align, table};
 use crate::lan::history::{Confirmation, Direction, HistoryEntry};
 use crate::lan::node::{Notification, PeerInfo, PeerLeftReason};
-use crate::lan::wire::{Dm, Post, Profile, TalkBody, TalkKind};
+use crate::lan::wire::{Dm, Post, Profile, Talk, TalkBody, TalkKind};
 use crate::model::{Clock, Millis, Name};
 
 /// Prints an event: names and text; in verbose mode also times, addresses, message types and dropped datagrams.
@@ -52,18 +53,7 @@ fn describe(notification: &Notification) -> ShownEvent {
     let with_head =
         |head: String, shown: ShownEvent| ShownEvent { verbose_text: Some(format!("{head}: {}", shown.text)), ..shown };
     match notification {
-        Notification::Heard { from, talk } => {
-            let (kind, sender) = (talk.body.kind(), &talk.from);
-            let (style, text) = talk_text(&sender.name, &talk.body);
-            let mut json = talk_json(&talk.body);
-            json["event"] = event_name(kind).into();
-            json["from"] = from.to_string().into();
-            json["user_id"] = sender.to_string().into();
-            json["timestamp"] = talk.stamp.timestamp.into();
-            json["message_id"] = talk.stamp.message_id.clone().into();
-            let verbose_text = Some(format!("{from} {} {sender}: {}", kind.type_name, talk.body.text()));
-            ShownEvent { style, text, verbose_text, json }
-        }
+        Notification::Heard { from, talk } => describe_talk(*from, talk),
         Notification::PeerJoined(peer) => {
             let name = &peer.user_id.name;
             let text = match peer.is_server() {
@@ -130,6 +120,19 @@ fn describe(notification: &Notification) -> ShownEvent {
             }),
         ),
     }
+}
+
+fn describe_talk(from: SocketAddr, talk: &Talk) -> ShownEvent {
+    let (kind, sender) = (talk.body.kind(), &talk.from);
+    let (style, text) = talk_text(&sender.name, &talk.body);
+    let mut json = talk_json(&talk.body);
+    json["event"] = event_name(kind).into();
+    json["from"] = from.to_string().into();
+    json["user_id"] = sender.to_string().into();
+    json["timestamp"] = talk.stamp.timestamp.into();
+    json["message_id"] = talk.stamp.message_id.clone().into();
+    let verbose_text = Some(format!("{from} {} {sender}: {}", kind.type_name, talk.body.text()));
+    ShownEvent { style, text, verbose_text, json }
 }
 
 /// What somebody has said, for people.

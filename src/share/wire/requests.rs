@@ -19,7 +19,6 @@ mod parsing;
 mod tests;
 
 pub use parsing::RequestData;
-pub(super) use parsing::features;
 use parsing::{RawField, display_name, files, missing, optional, optional_integer, required, secret};
 
 /// Maximum size of a request, bytes.

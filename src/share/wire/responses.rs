@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, FILE_SIZE_MAX, FileEntry, FileName, HostEntry, Seconds, requests};
+use super::{Digest, FILE_SIZE_MAX, FileEntry, FileName, HostEntry, Seconds, features};
 use crate::model::{Name, Token};
 
 /// The request was carried out.
@@ -201,7 +201,7 @@ impl TryFrom<EntryFields> for FileEntry {
             is_published: fields.is_published,
             blake3: fields.blake3,
             pieces_root: fields.pieces_root,
-            features: requests::features(fields.features).map_err(|error| format!("features: {error}"))?,
+            features: features(fields.features).map_err(|error| format!("features: {error}"))?,
         })
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -12,9 +12,7 @@ use serde_json::value::RawValue;
 use super::{FILES_MAX, FileMap, SECRET_MAX};
 use crate::model::number::IntegerValue;
 use crate::model::{Name, Token, text};
-use crate::share::wire::{
-    Digest, FEATURE_LENGTH_MAX, FEATURES_MAX, FILE_SIZE_MAX, FileEntry, FileName, RANGE_FEATURE, Seconds,
-};
+use crate::share::wire::{Digest, FILE_SIZE_MAX, FileEntry, FileName, Seconds, features};
 
 /// Maximum number of characters of a reason that quotes the sender, and of a file name in it, so that there is room
 /// for what was expected.
@@ -128,25 +126,6 @@ fn entry(value: &FileFields<'_>, is_published: bool) -> Result<FileEntry, String
         features: features(optional::<Vec<String>>("features", value.features)?.unwrap_or_default())
             .map_err(|error| format!("features: {error}"))?,
     })
-}
-
-/// Checks a file's feature list. The lists that nearly all files have are shared.
-pub(in crate::share::wire) fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
-    static NONE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
-    static RANGE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
-    if listed.is_empty() {
-        return Ok(Arc::clone(NONE.get_or_init(|| Arc::new([]))));
-    }
-    if matches!(&listed[..], [only] if only == RANGE_FEATURE) {
-        return Ok(Arc::clone(RANGE.get_or_init(|| Arc::new([RANGE_FEATURE.into()]))));
-    }
-    if listed.len() > FEATURES_MAX {
-        return Err(format!("expected at most {FEATURES_MAX}, not {}", listed.len()));
-    }
-    for feature in &listed {
-        text::check(feature, 1, FEATURE_LENGTH_MAX)?;
-    }
-    Ok(listed.into_iter().map(Arc::from).collect())
 }
 
 /// Parses the file list of REGISTER. Parsing stops at the first invalid file and at the limit.
