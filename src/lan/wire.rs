@@ -101,7 +101,7 @@ pub struct MessageStamp {
 pub enum Message {
     /// PEER_DISCOVERY.
     Discovery(Discovery),
-    /// POST, DM or PROFILE.
+    /// What a user says: POST, DM, PROFILE.
     Talk(Talk),
     /// PEER_LIST_REQUEST: asks for the peers that the receiver knows.
     PeerListRequest { from: UserId, stamp: MessageStamp },

@@ -174,7 +174,7 @@ pub struct MessageRecord {
 /// Something that the user may want to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification {
-    /// A POST, DM or PROFILE was received.
+    /// Somebody has said something, to all or to us.
     Heard {
         from: SocketAddr,
         talk: Talk,
