@@ -2,14 +2,6 @@
 //!
 //! Encoding applies the same rules as decoding, so every encoded message decodes to the same message. (Only line breaks
 //! in texts are normalized: CR and CR LF become LF.)
-//!
-//! | file | holds |
-//! |---|---|
-//! | `discovery.rs`, `peer_list.rs` | a TYPE each: its struct, its keys in both directions, its rules |
-//! | `talk.rs` | what all TYPEs of talk share |
-//! | `post.rs`, `dm.rs`, `profile.rs`, `avatar.rs` | the TYPEs of talk, one each |
-//! | `reader.rs`, `writer.rs` | the lines of a datagram by key |
-//! | `validation.rs` | rules for values, for both directions |
 
 use std::fmt;
 use std::net::Ipv4Addr;

@@ -2,17 +2,6 @@
 //!
 //! All routes are below `/api/client`. The server's token identifies the user, and the request is carried out by that
 //! user's own node.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `client_api.rs` | [`ClientApi`]: authentication and dispatch to the user's node |
-//! | `table.rs` | every route with its parameters and responses |
-//! | `local.rs` | the user's own files |
-//! | `browse.rs` | lists of tracked files, and of files that can be tracked |
-//! | `content.rs`, `links.rs` | the content of files |
-//! | `uploads.rs` | uploads from a browser |
-//! | `remote.rs` | files and hosts of the network, and fetches |
-//! | `authenticator.rs` | sign-in and verification of the server's tokens |
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,23 +1,4 @@
 //! One user's node: the files that it tracks, publishes and fetches, and its connection to the registry.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `node.rs` | [`Node`]: what a node is, and what it tells |
-//! | `lifecycle.rs` | starting, joining the network, leaving it, stopping |
-//! | `publishing.rs` | tracking, publishing and unpublishing files |
-//! | `error.rs` | why an operation fails |
-//! | `nodes.rs` | the nodes of a process, one per user |
-//! | `registry_connection.rs` | the thread that owns the connection to the registry |
-//! | `published_files.rs` | the files that are served to other peers |
-//! | `hashing.rs` | the thread that hashes published files |
-//! | `presence_scan.rs` | checks whether tracked files still exist |
-//! | `uploads.rs` | files uploaded by the user's browser |
-//! | `network.rs` | snapshots of all files on the network |
-//! | `duplicates.rs` | files of other hosts that look like one of ours |
-//! | `change_follower.rs` | the thread that follows changes on the network |
-//! | `fetch_manager.rs` | fetches of files from other hosts, also across restarts |
-//! | `store.rs` | what is stored on disk: users, fetches, tokens |
-//! | `events.rs` | the event streams of a node |
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;

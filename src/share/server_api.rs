@@ -1,12 +1,5 @@
 //! The server API: accounts, the operator's view of the registry, and the server's status. See `docs/spec/share.md`.
 //!
-//! | file | holds |
-//! |---|---|
-//! | `accounts.rs` | register, login, verify, refresh; the registry's queries about accounts |
-//! | `admin.rs` | routes for the admin |
-//! | `metrics.rs` | `/metrics` for Prometheus |
-//! | `table.rs` | every route with its parameters and responses |
-//!
 //! The API runs whichever services the server has. Without a registry, requests that need it get 503.
 
 use std::fmt;
