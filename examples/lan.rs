@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use p2s2::clients::lan::{LanPeer, LanPeerConfig, NodeCommand, NodeKind, Notification};
 use p2s2::values::Name;
+use p2s2::wires::lan::Dm;
 
 fn start(name: &str, discovery_port: u16) -> anyhow::Result<LanPeer> {
     Ok(LanPeer::start(LanPeerConfig {
@@ -29,8 +30,8 @@ fn main() -> anyhow::Result<()> {
         match notification {
             Notification::PeerJoined(peer) if peer.user_id.name.as_str() == "bob" => {
                 println!("ann sees {}", peer.user_id);
-                let (to, content) = (peer.user_id.to_string(), "Hello, Bob".to_owned());
-                ann.command(NodeCommand::Dm { to, content })?;
+                let (to, body) = (Some(peer.user_id.to_string()), Dm { content: "Hello, Bob".to_owned() }.into());
+                ann.command(NodeCommand::Say { to, body })?;
             }
             Notification::DmConfirmed { to, .. } => {
                 println!("{to} has it");
@@ -40,8 +41,8 @@ fn main() -> anyhow::Result<()> {
         }
     }
     for notification in bob.notifications() {
-        if let Notification::Dm { sender, content, .. } = notification {
-            println!("bob reads: {content:?}, from {sender}");
+        if let Notification::Heard { talk, .. } = notification {
+            println!("bob reads: {:?}, from {}", talk.body.text(), talk.from);
             return Ok(());
         }
     }

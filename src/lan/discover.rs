@@ -67,9 +67,6 @@ pub enum DiscoverError {
 }
 
 /// Broadcasts one announcement with the feature `probe`, which nobody lists, and collects the responses.
-///
-/// # Errors
-/// [`DiscoverError`].
 pub fn discover(config: &DiscoverConfig) -> Result<DiscoverReport, DiscoverError> {
     let DiscoverConfig { bind, discovery_port, wait } = *config;
     let sockets = std::sync::Arc::new(LanSockets::open(LanSocketsConfig {

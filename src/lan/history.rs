@@ -3,13 +3,12 @@
 //! The newest [`MESSAGES_MAX`] messages are kept. Each insertion evicts at most a few of the oldest ones, so that every
 //! transaction is small, even if an older program has left more.
 
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use super::wire::{Avatar, AvatarKind, UserId};
+use super::wire::{Avatar, AvatarKind, Profile, TalkKind, UserId};
 use crate::model::text::nfc;
-use crate::model::{Millis, Name};
+use crate::model::{Millis, Name, named};
 use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{CommitHandle, OpenError, ReaderExt, Row, Store, StoreError, Tx};
 
@@ -57,33 +56,6 @@ pub enum HistoryError {
     },
 }
 
-/// The type of a stored message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MessageKind {
-    Post,
-    Dm,
-    Profile,
-}
-
-impl MessageKind {
-    const ALL: [MessageKind; 3] = [MessageKind::Post, MessageKind::Dm, MessageKind::Profile];
-
-    /// The TYPE of the message, which is also stored.
-    pub fn as_text(self) -> &'static str {
-        match self {
-            MessageKind::Post => "POST",
-            MessageKind::Dm => "DM",
-            MessageKind::Profile => "PROFILE",
-        }
-    }
-}
-
-impl fmt::Display for MessageKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_text())
-    }
-}
-
 /// Whether a message was sent or received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -91,31 +63,17 @@ pub enum Direction {
     Received,
 }
 
-/// Whether a message has arrived, as far as that can be known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Confirmation {
-    /// No ACK is expected: it was received, or sent to all peers or to one that does not acknowledge.
-    NotAsked,
-    /// The ACK may still come.
-    Waiting,
-    /// The receiver has acknowledged it.
-    Confirmed,
-    /// No ACK came in time. It may have arrived all the same.
-    Unconfirmed,
-}
-
-impl Confirmation {
-    const ALL: [Confirmation; 4] =
-        [Confirmation::NotAsked, Confirmation::Waiting, Confirmation::Confirmed, Confirmation::Unconfirmed];
-
-    /// The text that is stored.
-    pub fn as_text(self) -> &'static str {
-        match self {
-            Confirmation::NotAsked => "not asked",
-            Confirmation::Waiting => "waiting",
-            Confirmation::Confirmed => "confirmed",
-            Confirmation::Unconfirmed => "unconfirmed",
-        }
+named! {
+    /// Whether a message has arrived, as far as that can be known.
+    pub enum Confirmation {
+        /// No ACK is expected: it was received, or sent to all peers or to one that does not acknowledge.
+        NotAsked = "not asked",
+        /// The ACK may still come.
+        Waiting = "waiting",
+        /// The receiver has acknowledged it.
+        Confirmed = "confirmed",
+        /// No ACK came in time. It may have arrived all the same.
+        Unconfirmed = "unconfirmed",
     }
 }
 
@@ -125,8 +83,8 @@ pub struct HistoryEntry {
     /// When it was sent or received, by our own clock.
     pub at: Millis,
     pub direction: Direction,
-    pub kind: MessageKind,
-    /// The sender; of a DM that we sent, the receiver.
+    pub kind: &'static TalkKind,
+    /// The sender; of a message that we sent to one, the receiver.
     pub user_id: UserId,
     /// The text as it is shown to the user.
     pub text: String,
@@ -135,20 +93,6 @@ pub struct HistoryEntry {
     /// The source address of a received message, which may differ from that of `user_id`. `None` for sent messages, and
     /// for those that an older program has stored.
     pub source: Option<Ipv4Addr>,
-}
-
-/// The own profile.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnProfile {
-    pub display_name: String,
-    pub status: String,
-    pub avatar: Option<Avatar>,
-}
-
-impl fmt::Display for OwnProfile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&super::profile_text(&self.display_name, &self.status, self.avatar.as_ref()))
-    }
 }
 
 /// A LAN peer's data dir, locked by this process.
@@ -161,9 +105,6 @@ pub struct History {
 impl History {
     /// Opens the data dir of the LAN peer of that name, and creates it if it does not exist. DMs that still waited for
     /// an ACK in an earlier run become unconfirmed, as nobody repeats them any more.
-    ///
-    /// # Errors
-    /// One line that says what to do.
     pub fn open(dir: &Path, name: &Name) -> Result<History, HistoryError> {
         let lock = DataDirLock::acquire(dir)?;
         let history = History { store: Store::open(&dir.join(FILE), MIGRATIONS)?, _lock: lock };
@@ -187,7 +128,7 @@ impl History {
     }
 
     /// Appends a PROFILE and updates the own profile, in one transaction.
-    pub fn append_profile(&self, entry: HistoryEntry, profile: OwnProfile) -> CommitHandle {
+    pub fn append_profile(&self, entry: HistoryEntry, profile: Profile) -> CommitHandle {
         self.store.submit(move |tx| {
             insert_message(tx, &entry)?;
             upsert_profile(tx, &profile)
@@ -210,9 +151,6 @@ impl History {
     }
 
     /// The newest `count` messages, oldest first.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn newest(&self, count: usize) -> Result<Vec<HistoryEntry>, StoreError> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let mut entries = self.store.read(|reader| {
@@ -225,9 +163,6 @@ impl History {
     }
 
     /// The messages with a MESSAGE_ID that were received since `at`, oldest first.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn received_since(&self, at: Millis) -> Result<Vec<HistoryEntry>, StoreError> {
         self.store.read(|reader| {
             let sql = "SELECT at, sent, kind, name, ip, body, confirmation, message_id, source FROM lan_message
@@ -237,10 +172,7 @@ impl History {
     }
 
     /// The own profile; `None` if none was ever set.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn profile(&self) -> Result<Option<OwnProfile>, StoreError> {
+    pub fn profile(&self) -> Result<Option<Profile>, StoreError> {
         self.store.read(|reader| {
             let sql = "SELECT display_name, status, avatar_type, avatar FROM lan_profile WHERE id = 1";
             reader.first(sql, &[], |row| {
@@ -251,24 +183,18 @@ impl History {
                     }
                     _ => None,
                 };
-                Ok(OwnProfile { display_name: row.text(0)?.to_owned(), status: row.text(1)?.to_owned(), avatar })
+                Ok(Profile { display_name: row.text(0)?.to_owned(), status: row.text(1)?.to_owned(), avatar })
             })
         })
     }
 
     /// The last port of the own socket.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn last_port(&self) -> Result<Option<u16>, StoreError> {
         let port = self.meta("port")?;
         port.map(|text| text.parse().map_err(|_| unknown_value("port", &text))).transpose()
     }
 
     /// Stores the port of the own socket. It is on disk when this returns.
-    ///
-    /// # Errors
-    /// The database cannot be written.
     pub fn set_last_port(&self, port: u16) -> Result<(), StoreError> {
         self.set_meta("port", &port.to_string())
     }
@@ -295,7 +221,7 @@ impl History {
     }
 }
 
-fn upsert_profile(tx: &mut dyn Tx, profile: &OwnProfile) -> Result<(), StoreError> {
+fn upsert_profile(tx: &mut dyn Tx, profile: &Profile) -> Result<(), StoreError> {
     let avatar = profile.avatar.as_ref();
     tx.execute(
         "INSERT INTO lan_profile (id, display_name, status, avatar_type, avatar) VALUES (1, $1, $2, $3, $4)
@@ -321,7 +247,7 @@ fn insert_message(tx: &mut dyn Tx, entry: &HistoryEntry) -> Result<(), StoreErro
             to_i64(id)?.into(),
             entry.at.into(),
             (entry.direction == Direction::Sent).into(),
-            entry.kind.as_text().into(),
+            entry.kind.type_name.into(),
             (&entry.user_id.name).into(),
             (&entry.user_id.ip.to_string()).into(),
             (&entry.text).into(),
@@ -346,15 +272,10 @@ fn entry_from_row(row: &Row<'_>) -> Result<HistoryEntry, StoreError> {
     Ok(HistoryEntry {
         at: row.millis(0)?,
         direction: if row.bool(1)? { Direction::Sent } else { Direction::Received },
-        kind: MessageKind::ALL
-            .into_iter()
-            .find(|known| known.as_text() == kind)
-            .ok_or_else(|| unknown_value("kind", kind))?,
+        kind: TalkKind::by_name(kind).ok_or_else(|| unknown_value("kind", kind))?,
         user_id: UserId { name: row.name(3)?, ip: ip(row.text(4)?)? },
         text: row.text(5)?.to_owned(),
-        confirmation: Confirmation::ALL
-            .into_iter()
-            .find(|known| known.as_text() == confirmation)
+        confirmation: Confirmation::from_text(confirmation)
             .ok_or_else(|| unknown_value("confirmation", confirmation))?,
         message_id: row.opt_text(7)?.map(str::to_owned),
         source: row.opt_text(8)?.map(ip).transpose()?,

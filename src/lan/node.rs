@@ -190,11 +190,7 @@ impl Node {
     ) -> Result<(CommandOutcome, Vec<NodeEffect>), CommandError> {
         let ctx = &mut CallContext { now, date: now.shifted(self.wall_clock_ahead_ms), random, effects: Vec::new() };
         let outcome = match command {
-            NodeCommand::Post { content } => self.send_post(ctx, content),
-            NodeCommand::Dm { to, content } => self.send_dm(ctx, &to, content),
-            NodeCommand::Profile { display_name, status, avatar } => {
-                self.send_profile(ctx, display_name, status, avatar)
-            }
+            NodeCommand::Say { to, body } => self.say(ctx, to.as_deref(), body),
             NodeCommand::RequestPeerLists => self.request_peer_lists(ctx),
             NodeCommand::AddPeer(addr) => self.add_peer(ctx, addr),
         }?;
@@ -347,7 +343,7 @@ impl Node {
         }
         match message {
             Message::Discovery(discovery) => self.handle_discovery(ctx, source, socket, discovery),
-            Message::Post(_) | Message::Dm(_) | Message::Profile(_) => self.handle_message(ctx, source, message),
+            Message::Talk(talk) => self.handle_talk(ctx, source, talk),
             Message::PeerListRequest { from: asker, .. } => self.handle_peer_list_request(ctx, source, socket, &asker),
             Message::PeerListResponse(list) => self.handle_peer_list(ctx, known_addr, &list),
             Message::Ack { message_id } => self.handle_ack(ctx, known_addr, &message_id),

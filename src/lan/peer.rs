@@ -16,14 +16,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounde
 use parking_lot::Mutex;
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::history::{self, Confirmation, Direction, History, HistoryError, OwnProfile};
+use super::history::{Confirmation, Direction, History, HistoryEntry, HistoryError};
 use super::node::{
     CommandError, CommandOutcome, MessageRecord, Node, NodeCommand, NodeConfig, NodeCounters, NodeEffect, NodeEvent,
     NodeKind, Notification, PeerInfo,
 };
 use super::sockets::{LanSockets, LanSocketsConfig, LanSocketsError, PeerSocketEvent, PortChoice};
-use super::wire::{self, Message, Profile, WireError};
-use super::{SocketRole, message_text, node};
+use super::wire::{self, Message, TalkBody, WireError};
+use super::{SocketRole, node};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Millis, Name};
 use crate::net::counters::counters;
@@ -143,7 +143,6 @@ enum DriverInput {
 /// A snapshot of a peer's state.
 #[derive(Debug, Clone)]
 pub struct LanPeerSnapshot {
-    /// Its current name.
     pub name: Name,
     /// All known peers, including servers.
     pub peers: Vec<PeerInfo>,
@@ -156,9 +155,6 @@ pub struct LanPeerSnapshot {
 
 impl LanPeer {
     /// Opens the data dir and the sockets, starts the threads and announces the peer.
-    ///
-    /// # Errors
-    /// One line that says what to do.
     pub fn start(config: LanPeerConfig) -> Result<LanPeer, LanPeerStartError> {
         wire::check_name(config.name.as_str()).map_err(LanPeerStartError::Name)?;
         let history = config.data_dir.as_deref().map(|dir| History::open(dir, &config.name)).transpose()?;
@@ -206,7 +202,10 @@ impl LanPeer {
         };
         // Before the threads start, so that an invalid static address is an error of this call.
         driver.refresh_interfaces();
-        earlier.into_iter().for_each(|entry| driver.node.remember_received(&record_from_history(entry)));
+        for HistoryEntry { at, user_id, message_id, source, .. } in earlier {
+            let message_id = message_id.unwrap_or_default();
+            driver.node.remember_received(at, source.unwrap_or(user_id.ip), &user_id, &message_id);
+        }
         for addr in config.static_peers {
             driver.node.command(driver.clock.now(), NodeCommand::AddPeer(addr), &mut || random_u64(&driver.random))?;
         }
@@ -231,9 +230,6 @@ impl LanPeer {
     }
 
     /// The current state.
-    ///
-    /// # Errors
-    /// The peer has stopped.
     pub fn snapshot(&self) -> Result<LanPeerSnapshot, LanCommandError> {
         let (responder, response) = bounded(1);
         self.inner.inputs.send(DriverInput::Snapshot(responder)).map_err(|_| LanCommandError::PeerStopped)?;
@@ -399,10 +395,10 @@ impl NodeDriver {
         if let Err(failed) = self.apply_effects(effects, false) {
             self.inner.counters.not_kept.add(1);
             self.warn("a message was not kept, and counts as not seen", &failed.error);
-            if let (Some(from), Some(sender)) = (failed.entry.addr, failed.entry.message.sender()) {
-                let message_id = failed.entry.message.stamp().and_then(|stamp| stamp.message_id.clone());
-                let sender = sender.clone();
-                let (kind, reason) = (failed.entry.message.type_name(), failed.error.to_string());
+            if let Some(from) = failed.entry.addr {
+                let talk = &failed.entry.talk;
+                let (sender, message_id) = (talk.from.clone(), talk.stamp.message_id.clone());
+                let (kind, reason) = (talk.body.kind().type_name, failed.error.to_string());
                 self.notify(Notification::MessageNotStored { from, sender, kind, message_id, reason });
             }
             // This stores nothing, so it cannot fail in the same way.
@@ -424,7 +420,7 @@ impl NodeDriver {
                 wire::encode(message)?;
             }
         }
-        let awaits_ack = matches!(outcome, CommandOutcome::DmSent { awaits_ack: true, .. });
+        let awaits_ack = matches!(outcome, CommandOutcome::SaidToOne { awaits_ack: true, .. });
         match self.apply_effects(effects, awaits_ack) {
             Ok(()) => Ok(outcome),
             Err(failed) => {
@@ -502,14 +498,14 @@ impl NodeDriver {
 
     fn store(&self, entry: Box<MessageRecord>, awaits_ack: bool) -> Result<(), StoreFailure> {
         let Some(history) = &self.inner.history else { return Ok(()) };
-        let Some(history_entry) = to_history_entry(&entry, awaits_ack) else { return Ok(()) };
-        let committed = match &entry.message {
+        let history_entry = to_history_entry(&entry, awaits_ack);
+        let committed = if let TalkBody::Profile(profile) = &entry.talk.body
+            && !entry.is_incoming
+        {
             // The own profile is stored in the same transaction, so that it is not lost in a crash.
-            Message::Profile(Profile { display_name, status, avatar, .. }) if !entry.is_incoming => {
-                let (display_name, status, avatar) = (display_name.clone(), status.clone(), avatar.clone());
-                history.append_profile(history_entry, OwnProfile { display_name, status, avatar })
-            }
-            _ => history.append(history_entry),
+            history.append_profile(history_entry, profile.clone())
+        } else {
+            history.append(history_entry)
         };
         committed.wait().map_err(|error| StoreFailure { entry, error })
     }
@@ -537,42 +533,21 @@ fn random_u64(random: &SystemRandom) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// The database entry of a message; `None` for types that are not stored.
-fn to_history_entry(entry: &MessageRecord, awaits_ack: bool) -> Option<history::HistoryEntry> {
-    let (kind, user_id, stamp) = match &entry.message {
-        Message::Post(post) => (history::MessageKind::Post, &post.user_id, &post.stamp),
-        Message::Dm(dm) if entry.is_incoming => (history::MessageKind::Dm, &dm.from, &dm.stamp),
-        Message::Dm(dm) => (history::MessageKind::Dm, &dm.to, &dm.stamp),
-        Message::Profile(profile) => (history::MessageKind::Profile, &profile.user_id, &profile.stamp),
-        _ => return None,
-    };
-    Some(history::HistoryEntry {
+/// The database entry of a message.
+fn to_history_entry(entry: &MessageRecord, awaits_ack: bool) -> HistoryEntry {
+    let talk = &entry.talk;
+    let user_id = talk.to.as_ref().filter(|_| !entry.is_incoming).unwrap_or(&talk.from);
+    HistoryEntry {
         at: entry.at,
         direction: if entry.is_incoming { Direction::Received } else { Direction::Sent },
-        kind,
+        kind: talk.body.kind(),
         user_id: user_id.clone(),
-        text: message_text(&entry.message),
+        text: talk.body.text(),
         confirmation: if awaits_ack { Confirmation::Waiting } else { Confirmation::NotAsked },
-        message_id: stamp.message_id.clone(),
+        message_id: talk.stamp.message_id.clone(),
         source: match entry.addr {
             Some(SocketAddr::V4(source)) if entry.is_incoming => Some(*source.ip()),
             _ => None,
         },
-    })
-}
-
-/// Restores a received message as far as deduplication needs it.
-fn record_from_history(entry: history::HistoryEntry) -> MessageRecord {
-    let history::HistoryEntry { at, kind, user_id, text: content, message_id, source, .. } = entry;
-    let addr = Some(SocketAddrV4::new(source.unwrap_or(user_id.ip), 0).into());
-    let stamp = wire::MessageStamp { timestamp: None, message_id };
-    let message = match kind {
-        history::MessageKind::Post => Message::Post(wire::Post { user_id, content, stamp }),
-        history::MessageKind::Dm => Message::Dm(wire::Dm { from: user_id.clone(), to: user_id, content, stamp }),
-        history::MessageKind::Profile => {
-            let (display_name, status, avatar) = (content, String::new(), None);
-            Message::Profile(Profile { user_id, display_name, status, avatar, stamp })
-        }
-    };
-    MessageRecord { at, is_incoming: true, addr, message }
+    }
 }

@@ -84,9 +84,6 @@ pub struct LanSockets {
 
 impl LanSockets {
     /// Binds both sockets.
-    ///
-    /// # Errors
-    /// [`LanSocketsError`].
     pub fn open(config: LanSocketsConfig) -> Result<LanSockets, LanSocketsError> {
         let LanSocketsConfig { bind, port, discovery_port } = config;
         if discovery_port == 0 {
@@ -118,9 +115,6 @@ impl LanSockets {
 
     /// The current interface addresses of this host, including those that this peer does not send by. The address
     /// towards the default route comes first, loopback last.
-    ///
-    /// # Errors
-    /// The system's.
     pub fn interfaces(&self) -> io::Result<Vec<Interface>> {
         interfaces::interfaces(Ipv4Addr::UNSPECIFIED)
     }
@@ -151,9 +145,6 @@ impl LanSockets {
     }
 
     /// Sends a datagram that names no sender, from the address that the system chooses.
-    ///
-    /// # Errors
-    /// As [`send_from`](LanSockets::send_from).
     pub fn send(&self, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
         self.check_target(to)?;
         self.own.send(to, bytes)

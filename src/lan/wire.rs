@@ -2,28 +2,36 @@
 //!
 //! Encoding applies the same rules as decoding, so every encoded message decodes to the same message. (Only line breaks
 //! in texts are normalized: CR and CR LF become LF.)
-//!
-//! | file | holds |
-//! |---|---|
-//! | `decode.rs` | decoding of a datagram |
-//! | `encode.rs` | encoding of a message |
-//! | `validation.rs` | the rules for values, for both directions |
-//! | `avatar.rs` | detection of image formats |
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 
 use crate::model::Name;
 
 mod avatar;
-mod decode;
-mod encode;
+mod discovery;
+mod dm;
+mod peer_list;
+mod post;
+mod profile;
+mod reader;
+mod talk;
 #[cfg(test)]
 mod tests;
 mod validation;
+mod writer;
 
-pub use decode::decode;
-pub use encode::encode;
+pub use avatar::{Avatar, AvatarKind};
+pub use discovery::{Discovery, Features};
+pub use dm::Dm;
+pub use peer_list::PeerList;
+pub use post::Post;
+pub use profile::Profile;
+use reader::DatagramReader;
+pub use talk::{Talk, TalkKind, TalkType};
+use writer::DatagramWriter;
+
+talk::talk_types!(Post, Dm, Profile);
 
 /// The largest datagram in bytes: what IPv4 and UDP headers leave of 65,535.
 pub const DATAGRAM_MAX: usize = 65_507;
@@ -55,18 +63,12 @@ impl fmt::Display for UserId {
 }
 
 /// Checks that a name can be used in USER_IDs.
-///
-/// # Errors
-/// The rule that is broken.
 pub fn check_name(name: &str) -> Result<(), String> {
     validation::check_printable(name, 1, crate::model::text::NAME_MAX)
 }
 
 impl UserId {
     /// Parses `name@ip`, split at the last `@`.
-    ///
-    /// # Errors
-    /// What was expected.
     pub fn parse(text: &str) -> Result<UserId, String> {
         let (name, ip) = text.rsplit_once('@').ok_or_else(|| "expected name@ip, found no @".to_owned())?;
         check_name(name).map_err(|problem| format!("name: {problem}"))?;
@@ -91,145 +93,90 @@ pub struct MessageStamp {
 pub enum Message {
     /// PEER_DISCOVERY.
     Discovery(Discovery),
-    /// POST.
-    Post(Post),
-    /// DM.
-    Dm(Dm),
-    /// PROFILE.
-    Profile(Profile),
+    /// What a user says: POST, DM, PROFILE.
+    Talk(Talk),
     /// PEER_LIST_REQUEST: asks for the peers that the receiver knows.
     PeerListRequest { from: UserId, stamp: MessageStamp },
     /// PEER_LIST_RESPONSE.
     PeerListResponse(PeerList),
-    /// ACK: the DM has arrived and is stored.
+    /// ACK: the talk has arrived and is stored.
     Ack { message_id: String },
 }
+
+const PEER_LIST_REQUEST: &str = "PEER_LIST_REQUEST";
+const ACK: &str = "ACK";
 
 impl Message {
     /// The TYPE of the message.
     pub fn type_name(&self) -> &'static str {
         match self {
-            Message::Discovery(_) => "PEER_DISCOVERY",
-            Message::Post(_) => "POST",
-            Message::Dm(_) => "DM",
-            Message::Profile(_) => "PROFILE",
-            Message::PeerListRequest { .. } => "PEER_LIST_REQUEST",
-            Message::PeerListResponse(_) => "PEER_LIST_RESPONSE",
-            Message::Ack { .. } => "ACK",
+            Message::Discovery(_) => Discovery::TYPE,
+            Message::Talk(talk) => talk.body.kind().type_name,
+            Message::PeerListRequest { .. } => PEER_LIST_REQUEST,
+            Message::PeerListResponse(_) => PeerList::TYPE,
+            Message::Ack { .. } => ACK,
         }
     }
 
     /// The sender that the message names; `None` for an ACK.
     pub fn sender(&self) -> Option<&UserId> {
         match self {
-            Message::Discovery(Discovery { user_id, .. })
-            | Message::Post(Post { user_id, .. })
-            | Message::Profile(Profile { user_id, .. }) => Some(user_id),
-            Message::Dm(Dm { from, .. })
-            | Message::PeerListRequest { from, .. }
-            | Message::PeerListResponse(PeerList { from, .. }) => Some(from),
-            Message::Ack { .. } => None,
-        }
-    }
-
-    /// TIMESTAMP and MESSAGE_ID of the message; `None` for an ACK, whose MESSAGE_ID is that of the DM.
-    pub fn stamp(&self) -> Option<&MessageStamp> {
-        match self {
-            Message::Discovery(Discovery { stamp, .. })
-            | Message::Post(Post { stamp, .. })
-            | Message::Dm(Dm { stamp, .. })
-            | Message::Profile(Profile { stamp, .. })
-            | Message::PeerListRequest { stamp, .. }
-            | Message::PeerListResponse(PeerList { stamp, .. }) => Some(stamp),
+            Message::Discovery(Discovery { user_id: sender, .. })
+            | Message::Talk(Talk { from: sender, .. })
+            | Message::PeerListRequest { from: sender, .. }
+            | Message::PeerListResponse(PeerList { from: sender, .. }) => Some(sender),
             Message::Ack { .. } => None,
         }
     }
 }
 
-/// PEER_DISCOVERY: the announcement of a peer, a server or a probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Discovery {
-    pub user_id: UserId,
-    /// The port on which the peer receives unicasts.
-    pub port: u16,
-    /// Random, one per run. Other implementations may have none.
-    pub instance: Option<String>,
-    pub features: Features,
-    /// Names and ports of a server's services; empty for other peers.
-    pub serves: Vec<(String, u16)>,
-    /// SHA-256 of a server's certificate, in lower-case hex.
-    pub cert_sha256: Option<String>,
-    pub stamp: MessageStamp,
+/// Decodes a datagram.
+///
+/// # Errors
+/// [`WireError::Malformed`] names the key and says what was expected. [`WireError::UnknownType`] is returned only for a
+/// datagram whose lines are otherwise valid.
+pub fn decode(datagram: &[u8]) -> Result<Message, WireError> {
+    let reader = DatagramReader::parse(datagram)?;
+    let message = match reader.require("TYPE")? {
+        Discovery::TYPE => Message::Discovery(Discovery::read(&reader)?),
+        PEER_LIST_REQUEST => Message::PeerListRequest { from: reader.user_id("FROM")?, stamp: reader.stamp()? },
+        PeerList::TYPE => Message::PeerListResponse(PeerList::read(&reader)?),
+        ACK => {
+            let message_id = reader.id("MESSAGE_ID")?.ok_or_else(|| reader::missing_key("MESSAGE_ID"))?;
+            match reader.require("STATUS")? {
+                "RECEIVED" => Message::Ack { message_id },
+                other => return Err(format!("STATUS: expected RECEIVED, not {}", validation::quoted(other)).into()),
+            }
+        }
+        type_name => match TalkBody::read_talk(type_name, &reader) {
+            Some(talk) => Message::Talk(talk?),
+            None => return Err(WireError::UnknownType(type_name.chars().take(validation::QUOTED_MAX).collect())),
+        },
+    };
+    Ok(message)
 }
 
-/// The features that a peer announces. Unknown ones are ignored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Features {
-    /// The peer acknowledges DMs.
-    pub ack: bool,
-    /// The sender only asks who is there: it is answered but not listed.
-    pub probe: bool,
-}
-
-/// A message to all peers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Post {
-    pub user_id: UserId,
-    /// Line breaks are LF here and U+2028 on the wire.
-    pub content: String,
-    pub stamp: MessageStamp,
-}
-
-/// A message to one peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dm {
-    pub from: UserId,
-    pub to: UserId,
-    pub content: String,
-    pub stamp: MessageStamp,
-}
-
-/// A user's profile.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Profile {
-    pub user_id: UserId,
-    pub display_name: String,
-    pub status: String,
-    pub avatar: Option<Avatar>,
-    pub stamp: MessageStamp,
-}
-
-/// An image of at most [`AVATAR_MAX`] bytes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Avatar {
-    /// The type that the sender declares. ([`Avatar::from_bytes`] detects it.)
-    pub kind: AvatarKind,
-    /// 1 to [`AVATAR_MAX`] bytes.
-    pub bytes: Vec<u8>,
-}
-
-/// The image formats that are supported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AvatarKind {
-    Png,
-    Jpeg,
-    Gif,
-    Webp,
-}
-
-impl fmt::Debug for Avatar {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Avatar({:?}, {} bytes)", self.kind, self.bytes.len())
+/// Encodes a message.
+///
+/// # Errors
+/// [`WireError::Malformed`] names the key whose value breaks a rule or makes the datagram too large. Nothing is
+/// truncated.
+pub fn encode(message: &Message) -> Result<Vec<u8>, WireError> {
+    let mut writer = DatagramWriter::begin(message.type_name());
+    match message {
+        Message::Discovery(discovery) => discovery.write(&mut writer)?,
+        Message::Talk(talk) => talk.write(&mut writer)?,
+        Message::PeerListRequest { from, stamp } => {
+            writer.user_id("FROM", from)?;
+            writer.stamp(stamp)?;
+        }
+        Message::PeerListResponse(list) => list.write(&mut writer)?,
+        Message::Ack { message_id } => {
+            writer.checked("MESSAGE_ID", message_id, validation::check_id)?;
+            writer.line("STATUS", "RECEIVED");
+        }
     }
-}
-
-/// PEER_LIST_RESPONSE: the peers that the sender knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerList {
-    pub from: UserId,
-    /// With their addresses, if the sender gives them.
-    pub peers: Vec<(UserId, Option<SocketAddr>)>,
-    pub stamp: MessageStamp,
+    Ok(writer.finish()?)
 }
 
 /// Why a datagram cannot be decoded, or a message not encoded.

@@ -89,17 +89,11 @@ impl ApiClient {
     }
 
     /// Sends a GET request; the path includes the query.
-    ///
-    /// # Errors
-    /// The API cannot be reached, or did not respond in time.
     pub fn get(&self, path: &str, token: Option<&Token>) -> Result<ApiResponse, ApiUnreachable> {
         self.read(self.with_headers(self.agent.get(self.url(path)), token).call())
     }
 
     /// Sends a POST request with a JSON body.
-    ///
-    /// # Errors
-    /// The API cannot be reached, or did not respond in time.
     pub fn post(&self, path: &str, token: Option<&Token>, body: &Value) -> Result<ApiResponse, ApiUnreachable> {
         let request = self.agent.post(self.url(path)).content_type("application/json");
         self.read(self.with_headers(request, token).send(body.to_string()))

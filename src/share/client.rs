@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::wire::responses::{FileHolder, RegistryResponse};
+use super::wire::responses::{FileHolder, ResponseHead};
 use super::wire::{
-    ChangesRequest, ChangesResponse, FileEntry, FileName, FileRequest, HostEntry, HostRequest, ListRequest,
-    ListResponse, PingRequest, PublishRequest, RegisterRequest, RegistryRequest, Seconds, UnpublishRequest, requests,
+    Action, ChangesRequest, ChangesResponse, DiscoverRequest, FileEntry, FileName, FileRequest, HostEntry, ListRequest,
+    ListResponse, PingRequest, PublishRequest, RegisterRequest, Seconds, UnpublishRequest, UnregisterRequest, requests,
 };
 use crate::model::Name;
 use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
@@ -131,11 +131,8 @@ impl RegistryClient {
     }
 
     /// REGISTER. Returns the secret that gets the hostname back.
-    ///
-    /// # Errors
-    /// [`RegistryClientError`].
     pub fn register(&self, register: &RegisterRequest) -> Result<String, RegistryClientError> {
-        let response = self.call(&RegistryRequest::Register(Box::new(register.clone())), &["OK"])?;
+        let response = self.call(register)?;
         // An older registry issues none.
         let resume = response.resume.map(|resume| resume.reveal().to_owned()).unwrap_or_default();
         if resume.len() > requests::SECRET_MAX {
@@ -145,27 +142,17 @@ impl RegistryClient {
     }
 
     /// PUBLISH: adds a file to the host's published files, or replaces it.
-    ///
-    /// # Errors
-    /// [`RegistryClientError`].
     pub fn publish(&self, hostname: &Name, fname: &FileName, entry: &FileEntry) -> Result<(), RegistryClientError> {
         let (hostname, fname, entry) = (hostname.clone(), fname.clone(), entry.clone().into());
-        self.call(&RegistryRequest::Publish(Box::new(PublishRequest { hostname, fname, entry })), &["ACK"]).map(drop)
+        self.call(&PublishRequest { hostname, fname, entry }).map(drop)
     }
 
     /// UNPUBLISH: stops publishing a file.
-    ///
-    /// # Errors
-    /// [`RegistryClientError`].
     pub fn unpublish(&self, hostname: &Name, fname: &FileName) -> Result<(), RegistryClientError> {
-        let (hostname, fname) = (hostname.clone(), fname.clone());
-        self.call(&RegistryRequest::Unpublish(UnpublishRequest { hostname, fname }), &["ACK"]).map(drop)
+        self.call(&UnpublishRequest { hostname: hostname.clone(), fname: fname.clone() }).map(drop)
     }
 
     /// REQUEST: the hosts that have a file of that name.
-    ///
-    /// # Errors
-    /// [`RegistryClientError`].
     pub fn request(&self, fname: &FileName) -> Result<Vec<HostEntry>, RegistryClientError> {
         let wanted = FileRequest { fname: fname.clone(), size: None, modified: None };
         Ok(self.request_holders(wanted)?.into_iter().map(|holder| holder.host).collect())
@@ -173,9 +160,6 @@ impl RegistryClient {
 
     /// REQUEST with a size: other hosts' files with that name or size, the most similar first. (An older registry
     /// considers only the name.)
-    ///
-    /// # Errors
-    /// [`RegistryClientError`].
     pub fn similar_files(
         &self,
         fname: &FileName,
@@ -187,20 +171,16 @@ impl RegistryClient {
     }
 
     fn request_holders(&self, wanted: FileRequest) -> Result<Vec<FileHolder>, RegistryClientError> {
-        let response = self.call(&RegistryRequest::Request(wanted), &["FOUND", "NOTFOUND"])?;
-        response.hosts.ok_or_else(|| self.invalid_response("REQUEST: hosts are missing"))
+        self.call(&wanted)?.hosts.ok_or_else(|| self.invalid_response("REQUEST: hosts are missing"))
     }
 
     /// DISCOVER: a host's files and address.
-    ///
-    /// # Errors
-    /// [`RegistryClientError`].
     #[allow(clippy::type_complexity, reason = "two things, as the message has them")]
     pub fn discover(
         &self,
         hostname: &Name,
     ) -> Result<(BTreeMap<FileName, FileEntry>, (IpAddr, u16)), RegistryClientError> {
-        let response = self.call(&RegistryRequest::Discover(HostRequest { hostname: hostname.clone() }), &["OK"])?;
+        let response = self.call(&DiscoverRequest { hostname: hostname.clone() })?;
         match (response.files, response.addr) {
             (Some(files), Some(addr)) => Ok((files, addr)),
             _ => Err(self.invalid_response("DISCOVER: files or addr are missing")),
@@ -208,11 +188,8 @@ impl RegistryClient {
     }
 
     /// LIST: a page of the hosts by name, or all of them.
-    ///
-    /// # Errors
-    /// [`RegistryClientError`].
     pub fn list(&self, offset: Option<u64>, limit: Option<u64>) -> Result<ListResponse, RegistryClientError> {
-        let response = self.call(&RegistryRequest::List(ListRequest { offset, limit }), &["OK"])?;
+        let response = self.call(&ListRequest { offset, limit })?;
         let registry = response.registry.ok_or_else(|| self.invalid_response("LIST: registry is missing"))?;
         // An older registry sends no total and always sends all hosts.
         Ok(ListResponse { total: response.total.unwrap_or(registry.len() as u64), registry })
@@ -224,30 +201,24 @@ impl RegistryClient {
     /// # Errors
     /// [`RegistryClientError`]; an older registry refuses the request.
     pub fn changes(&self, since: Option<u64>, wait: Seconds) -> Result<ChangesResponse, RegistryClientError> {
-        let response = self.call(&RegistryRequest::Changes(ChangesRequest { since, wait: Some(wait) }), &["OK"])?;
+        let response = self.call(&ChangesRequest { since, wait: Some(wait) })?;
         let version = response.version.ok_or_else(|| self.invalid_response("CHANGES: version is missing"))?;
         Ok(ChangesResponse { version, changes: response.changes.filter(|_| !response.reset) })
     }
 
     /// PING: whether a host is live; also the sender's own heartbeat.
-    ///
-    /// # Errors
-    /// [`RegistryClientError`].
     pub fn ping(&self, hostname: &Name, state: Option<&str>) -> Result<bool, RegistryClientError> {
         let ping = PingRequest { hostname: hostname.clone(), state: state.map(str::to_owned) };
-        Ok(self.call(&RegistryRequest::Ping(ping), &["ALIVE", "DEAD"])?.status == "ALIVE")
+        Ok(self.call(&ping)?.status == "ALIVE")
     }
 
     /// UNREGISTER: removes the host with its files.
-    ///
-    /// # Errors
-    /// [`RegistryClientError`].
     pub fn unregister(&self, hostname: &Name) -> Result<(), RegistryClientError> {
-        self.call(&RegistryRequest::Unregister(HostRequest { hostname: hostname.clone() }), &["OK"]).map(drop)
+        self.call(&UnregisterRequest { hostname: hostname.clone() }).map(drop)
     }
 
-    /// Sends one request and reads its response.
-    fn call(&self, request: &RegistryRequest, expected: &[&str]) -> Result<RegistryResponse, RegistryClientError> {
+    /// Sends the request of any action and reads its response.
+    pub fn call<A: Action>(&self, request: &A) -> Result<A::Answer, RegistryClientError> {
         let line = requests::write(request);
         let mut connection = self.connection.lock();
         if self.is_closed() {
@@ -265,19 +236,21 @@ impl RegistryClient {
             RegistryClientError::Disconnected(why)
         })?;
         drop(connection);
-        let response: RegistryResponse =
-            serde_json::from_str(&response).map_err(|error| self.invalid_response(&error.to_string()))?;
-        match response.status.as_str() {
+        let invalid = |error: serde_json::Error| self.invalid_response(&error.to_string());
+        if leading_status(&response).is_some_and(|status| A::STATUSES.contains(&status)) {
+            return serde_json::from_str(&response).map_err(invalid);
+        }
+        let ResponseHead { status, reason } = serde_json::from_str(&response).map_err(invalid)?;
+        match &*status {
             "ERROR" => {
-                let reason =
-                    response.reason.map_or_else(|| "it gave no reason".to_owned(), |reason| truncate_reason(&reason));
+                let reason = reason.map_or_else(|| "it gave no reason".to_owned(), |reason| truncate_reason(&reason));
                 if reason.starts_with("BUSY") {
                     // The registry closes the connection after that.
                     self.close();
                 }
                 Err(RegistryClientError::Refused(reason))
             }
-            status if expected.contains(&status) => Ok(response),
+            status if A::STATUSES.contains(&status) => serde_json::from_str(&response).map_err(invalid),
             status => Err(self.invalid_response(&format!("status {status:?}"))),
         }
     }
@@ -287,6 +260,11 @@ impl RegistryClient {
         self.close();
         RegistryClientError::InvalidResponse(truncate_reason(what))
     }
+}
+
+/// The status of a response that begins with it, as ours do: a long list is not read twice for it.
+fn leading_status(response: &str) -> Option<&str> {
+    response.strip_prefix("{\"status\":\"")?.split('"').next()
 }
 
 /// The beginning of a server's text, which may be as long as a whole response.

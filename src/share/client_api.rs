@@ -2,17 +2,6 @@
 //!
 //! All routes are below `/api/client`. The server's token identifies the user, and the request is carried out by that
 //! user's own node.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `client_api.rs` | [`ClientApi`]: authentication and dispatch to the user's node |
-//! | `table.rs` | every route with its parameters and responses |
-//! | `local.rs` | the user's own files |
-//! | `browse.rs` | lists of tracked files, and of files that can be tracked |
-//! | `content.rs`, `links.rs` | the content of files |
-//! | `uploads.rs` | uploads from a browser |
-//! | `remote.rs` | files and hosts of the network, and fetches |
-//! | `authenticator.rs` | sign-in and verification of the server's tokens |
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,7 +16,7 @@ use super::node::{Node, NodeError};
 use super::wire::FileName;
 use crate::model::{Name, Token};
 use crate::net::http::event_hub::last_event_id;
-use crate::net::http::routes::{self, RouteSpec};
+use crate::net::http::routes::{self, RouteAccess, RouteSpec};
 use crate::net::http::{
     self, Body, BodySink, HandlerResult, HeaderMap, HttpError, JsonFields, Request, Response, RouteCall, StatusCode,
     bearer, success,
@@ -44,7 +33,7 @@ mod table;
 mod uploads;
 
 use authenticator::Authenticator;
-use handler::ClientHandler;
+use handler::ClientRouteHandler;
 use links::DownloadLinks;
 use table::ROUTES;
 use uploads::UploadSink;
@@ -71,8 +60,8 @@ impl ClientApi {
     }
 
     /// Every route, to describe the API.
-    pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
-        ROUTES.iter().map(|route| &route.spec)
+    pub fn route_specs() -> impl Iterator<Item = (RouteAccess, &'static RouteSpec)> {
+        routes::specs(ROUTES)
     }
 
     fn respond(&self, request: &Request) -> HandlerResult {
@@ -89,31 +78,31 @@ impl ClientApi {
         Ok(response)
     }
 
-    fn dispatch(&self, handler: ClientHandler, call: &RouteCall<'_>) -> HandlerResult {
+    fn dispatch(&self, handler: ClientRouteHandler, call: &RouteCall<'_>) -> HandlerResult {
         match handler {
-            ClientHandler::Public(handler) => handler(self, call),
-            ClientHandler::User(handler) => handler(self, &self.user(call.request)?, call),
-            ClientHandler::NodeQuery(handler) => handler(&*self.node_of(&self.user(call.request)?)?, call),
-            ClientHandler::NodeAction(handler) => {
+            ClientRouteHandler::Public(handler) => handler(self, call),
+            ClientRouteHandler::User(handler) => handler(self, &self.user(call.request)?, call),
+            ClientRouteHandler::NodeQuery(handler) => handler(&*self.node_of(&self.user(call.request)?)?, call),
+            ClientRouteHandler::NodeAction(handler) => {
                 let node = self.node_of(&self.user(call.request)?)?;
                 // Counts as activity for the heartbeat.
                 node.note_activity();
                 handler(&node, call)
             }
             // Handled by `upload`, which receives the body.
-            ClientHandler::Upload(_) => Ok(http::not_found()),
+            ClientRouteHandler::Upload(_) => Ok(http::not_found()),
         }
     }
 
     /// The user's node.
     fn node_of(&self, user: &AuthenticatedUser) -> Result<Arc<Node>, HttpError> {
-        self.nodes.get(&user.name).ok_or_else(|| to_http_error(&NodeError::NotJoined))
+        self.nodes.get(&user.name).ok_or_else(|| NodeError::NotJoined.into())
     }
 
     fn events(&self, user: &AuthenticatedUser, call: &RouteCall<'_>) -> HandlerResult {
         let node = self.node_of(user)?;
         let Some(events) = node.watch(user.session, last_event_id(&call.request.headers)) else {
-            return Err(to_http_error(&NodeError::Busy("too many event streams of this node are open".to_owned())));
+            return Err(NodeError::Busy("too many event streams of this node are open".to_owned()).into());
         };
         // If the token was logged out in the meantime, nothing would end the stream.
         self.authenticator.authenticate(&user.token)?;
@@ -132,14 +121,6 @@ impl ClientApi {
         })))
     }
 
-    fn register(&self, call: &RouteCall<'_>) -> HandlerResult {
-        self.sign_in("register", call.request)
-    }
-
-    fn login(&self, call: &RouteCall<'_>) -> HandlerResult {
-        self.sign_in("login", call.request)
-    }
-
     fn sign_in(&self, what: &str, request: &Request) -> HandlerResult {
         let fields = JsonFields::from_body(request)?;
         let mut body = json!({"username": fields.any_text("username")?, "password": fields.any_text("password")?});
@@ -147,9 +128,7 @@ impl ClientApi {
             body["display_name"] = display_name.into();
         }
         let signed_in = self.authenticator.sign_in(what, &body)?;
-        self.nodes
-            .signed_in(&signed_in.user, &signed_in.display_name, &signed_in.token)
-            .map_err(|error| to_http_error(&error))?;
+        self.nodes.signed_in(&signed_in.user, &signed_in.display_name, &signed_in.token)?;
         Ok(success(json!({"token": signed_in.response["token"], "user": signed_in.response["user"]})))
     }
 
@@ -158,7 +137,7 @@ impl ClientApi {
             || HttpError::new(StatusCode::UNAUTHORIZED, "Authorization: expected Bearer and the token of a sign-in");
         let token = bearer(&request.headers).ok_or_else(missing)?;
         let (name, session) = self.authenticator.authenticate(&token)?;
-        self.nodes.check_account(&name).map_err(|error| to_http_error(&error))?;
+        self.nodes.check_account(&name)?;
         Ok(AuthenticatedUser { name, token, session })
     }
 
@@ -189,7 +168,7 @@ impl ClientApi {
                 Some(ip.ok_or_else(|| HttpError::bad_request("advertise_ip: expected the IP address of one host"))?)
             }
         };
-        let node = self.nodes.join(&user.name, &user.token, advertise_ip).map_err(|error| to_http_error(&error))?;
+        let node = self.nodes.join(&user.name, &user.token, advertise_ip)?;
         Ok(success(json!({ "client": node.client_json() })))
     }
 
@@ -204,7 +183,7 @@ impl ClientApi {
         if let Some(node) = node {
             node.end_watching(&user.session);
         }
-        ended.map_err(|error| to_http_error(&error))?;
+        ended?;
         Ok(success(json!({})))
     }
 }
@@ -219,7 +198,7 @@ impl http::HttpHandler for ClientApi {
             // No route: the body need not be read.
             return Some(Err(self.respond(head).unwrap_or_else(Response::from)));
         };
-        let ClientHandler::Upload(begin) = route.handler else { return None };
+        let ClientRouteHandler::Upload(begin) = route.handler else { return None };
         let begun = self.user(head).and_then(|user| self.node_of(&user)).and_then(|node| {
             node.note_activity();
             begin(&node, &call)
@@ -255,44 +234,48 @@ fn is_same_host(given: &str, server: &str) -> bool {
     given.eq_ignore_ascii_case(server) || address(given).is_some_and(|ip| address(server) == Some(ip))
 }
 
-/// The same for an error of a path in a request field: the message begins with the field's name.
-fn to_field_http_error(field: &str, error: &NodeError) -> HttpError {
-    let mut refusal = to_http_error(error);
-    if matches!(error, NodeError::Path(_)) && !refusal.reason.starts_with(field) {
+/// The response to an error of a path in a request field: the message begins with the field's name.
+fn to_field_http_error(field: &str, error: NodeError) -> HttpError {
+    let is_of_path = matches!(error, NodeError::Path(_));
+    let mut refusal = HttpError::from(error);
+    if is_of_path && !refusal.reason.starts_with(field) {
         refusal.reason = format!("{field}: {}", refusal.reason);
     }
     refusal
 }
 
-/// Maps a node's error to an HTTP status.
-fn to_http_error(error: &NodeError) -> HttpError {
-    let status = match error {
-        NodeError::NotJoined | NodeError::Conflict(_) | NodeError::Duplicates(_) | NodeError::SeveralOwners(_) => {
-            StatusCode::CONFLICT
-        }
-        NodeError::Folder { is_full: true, .. } => StatusCode::INSUFFICIENT_STORAGE,
-        NodeError::Folder { is_full: false, .. } => StatusCode::SERVICE_UNAVAILABLE,
-        NodeError::Path(error) => match error {
-            PathError::Invalid(_) => StatusCode::BAD_REQUEST,
-            PathError::Forbidden(_) => StatusCode::FORBIDDEN,
-            PathError::NotFound(_) | PathError::FolderNotFound(_) => StatusCode::NOT_FOUND,
-            PathError::AlreadyExists(_) => StatusCode::CONFLICT,
-        },
-        NodeError::Files(error) => match error {
-            TrackedFilesError::NameTaken { .. } => StatusCode::CONFLICT,
-            TrackedFilesError::NotTracked(_) => StatusCode::NOT_FOUND,
-            TrackedFilesError::TooManyFiles => StatusCode::INSUFFICIENT_STORAGE,
-            TrackedFilesError::PathNotUtf8(_) => StatusCode::BAD_REQUEST,
-            TrackedFilesError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
-        },
-        NodeError::Invalid(_) => StatusCode::BAD_REQUEST,
-        NodeError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-        NodeError::NotFound(_) => StatusCode::NOT_FOUND,
-        NodeError::RegistryRefused(_) => StatusCode::CONFLICT,
-        NodeError::Store(_) | NodeError::RegistryUnreachable(_) | NodeError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
-        NodeError::System(_) => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    HttpError::new(status, error.to_string())
+impl From<NodeError> for HttpError {
+    fn from(error: NodeError) -> HttpError {
+        let status = match &error {
+            NodeError::NotJoined | NodeError::Conflict(_) | NodeError::Duplicates(_) | NodeError::SeveralOwners(_) => {
+                StatusCode::CONFLICT
+            }
+            NodeError::Folder { is_full: true, .. } => StatusCode::INSUFFICIENT_STORAGE,
+            NodeError::Folder { is_full: false, .. } => StatusCode::SERVICE_UNAVAILABLE,
+            NodeError::Path(error) => match error {
+                PathError::Invalid(_) => StatusCode::BAD_REQUEST,
+                PathError::Forbidden(_) => StatusCode::FORBIDDEN,
+                PathError::NotFound(_) | PathError::FolderNotFound(_) => StatusCode::NOT_FOUND,
+                PathError::AlreadyExists(_) => StatusCode::CONFLICT,
+            },
+            NodeError::Files(error) => match error {
+                TrackedFilesError::NameTaken { .. } => StatusCode::CONFLICT,
+                TrackedFilesError::NotTracked(_) => StatusCode::NOT_FOUND,
+                TrackedFilesError::TooManyFiles => StatusCode::INSUFFICIENT_STORAGE,
+                TrackedFilesError::PathNotUtf8(_) => StatusCode::BAD_REQUEST,
+                TrackedFilesError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            },
+            NodeError::Invalid(_) => StatusCode::BAD_REQUEST,
+            NodeError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            NodeError::NotFound(_) => StatusCode::NOT_FOUND,
+            NodeError::RegistryRefused(_) => StatusCode::CONFLICT,
+            NodeError::Store(_) | NodeError::RegistryUnreachable(_) | NodeError::Busy(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            NodeError::System(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        HttpError::new(status, error.to_string())
+    }
 }
 
 #[cfg(test)]

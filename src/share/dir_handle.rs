@@ -29,11 +29,9 @@ pub enum OpenMode {
 pub struct EntryInfo {
     /// Whether it is a regular file.
     pub is_file: bool,
-    /// Whether it is a folder.
     pub is_folder: bool,
     /// Whether it is a symbolic link.
     pub is_link: bool,
-    /// Size in bytes.
     pub len: u64,
     /// Modification time, nanoseconds since 1970.
     pub modified_ns: i64,
@@ -103,9 +101,6 @@ impl DirHandle {
     }
 
     /// Metadata of the entry of that name, if there is one.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn entry_info(&self, name: &str) -> io::Result<Option<EntryInfo>> {
         match self.dir.entry_info(single_component(name)?) {
             Ok(found) => Ok(Some(found)),
@@ -116,9 +111,6 @@ impl DirHandle {
 
     /// Calls `show` with the name of each entry, in no particular order, until it returns false. Names that are not
     /// UTF-8 are left out, since no request could contain them.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn for_each_name(&self, mut show: impl FnMut(&str) -> bool) -> io::Result<()> {
         self.dir.for_each_name(&mut |name| name.is_none_or(&mut show))
     }
@@ -129,9 +121,6 @@ impl DirHandle {
     }
 
     /// Removes a file if it exists.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match self.dir.remove(single_component(name)?) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -140,9 +129,6 @@ impl DirHandle {
     }
 
     /// Renames a file in the folder, replacing an existing one.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn rename_over(&self, from: &str, to: &str) -> io::Result<()> {
         self.dir.rename_over(single_component(from)?, single_component(to)?)
     }
@@ -162,9 +148,6 @@ impl DirHandle {
 
     /// The same by way of a hard link, which fails if the new name exists. If that is the same file, an earlier run was
     /// interrupted before it removed the old name, and this completes it.
-    ///
-    /// # Errors
-    /// As [`DirHandle::rename_exclusively`].
     pub fn link_exclusively(&self, from: &str, to: &str) -> io::Result<()> {
         match self.dir.hard_link(single_component(from)?, single_component(to)?) {
             Ok(()) => {}
@@ -184,9 +167,6 @@ impl DirHandle {
     }
 
     /// Makes created, renamed and removed entries durable.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn sync(&self) -> io::Result<()> {
         self.dir.sync()
     }

@@ -59,17 +59,11 @@ impl TrackedFiles {
 
     /// Tracks a file under a name, or updates the metadata of a tracked one. Digests of a different content are
     /// dropped.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError`].
     pub fn track(&self, name: &FileName, stat: FileStat, now: Millis) -> Result<TrackedFile, TrackedFilesError> {
         self.change(name, Some(stat), now, None, |_| {})
     }
 
     /// The same for a file that was just received: it is not published, even if an earlier file of that name was.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError`].
     pub fn track_received(
         &self,
         name: &FileName,
@@ -83,9 +77,6 @@ impl TrackedFiles {
 
     /// Tracks and publishes a file. Its digests are set to those that were `read` just now, or cleared, since a content
     /// may change without changing size and time.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError`].
     pub fn publish(
         &self,
         name: &FileName,
@@ -121,17 +112,11 @@ impl TrackedFiles {
     }
 
     /// Unpublishes a file, which stays tracked.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError`].
     pub fn unpublish(&self, name: &FileName) -> Result<TrackedFile, TrackedFilesError> {
         self.change(name, None, Millis::default(), None, |tracked| tracked.is_published = false)
     }
 
     /// A name that is unused or already stands for this path: the given one, or else one with a number appended.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn free_name(&self, wanted: &FileName, path: &Path) -> Result<FileName, StoreError> {
         let (stem, ending) = match wanted.as_str().rsplit_once('.') {
             Some((stem, ending)) if !stem.is_empty() => (stem, format!(".{ending}")),
@@ -155,9 +140,6 @@ impl TrackedFiles {
 
     /// Stores a file's digests if the file is unchanged and was not published again since hashing began; otherwise
     /// returns false.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn finish_hashing(&self, name: &FileName, read: &FileStat, pieces: &FileDigests) -> Result<bool, StoreError> {
         let (owner, name, read) = (self.owner.clone(), name.clone(), read.clone());
         let (blake3, root, bytes) = (pieces.blake3(), pieces.root(), digest_bytes(pieces));
@@ -187,17 +169,11 @@ impl TrackedFiles {
     }
 
     /// The file of that name, in whatever spelling.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn get(&self, name: &FileName) -> Result<Option<TrackedFile>, StoreError> {
         self.store.read(|reader| get(reader, &self.owner, name))
     }
 
     /// A file's concatenated piece digests.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn piece_digests(&self, name: &FileName) -> Result<Option<Vec<u8>>, StoreError> {
         let sql = "SELECT pieces FROM share_file WHERE owner = $1 AND name = $2";
         self.store.read(|reader| {
@@ -209,18 +185,12 @@ impl TrackedFiles {
     }
 
     /// All files by name, or only the published ones.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn list(&self, published_only: bool) -> Result<Vec<TrackedFile>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND is_published >= $2 ORDER BY name");
         self.store.read(|reader| reader.all(&sql, &[(&self.owner).into(), published_only.into()], read_tracked))
     }
 
     /// A page of [`TrackedFiles::list`], restricted to names that match the search, ignoring case and spelling.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn page(
         &self,
         published_only: bool,
@@ -245,17 +215,11 @@ impl TrackedFiles {
     }
 
     /// Number of files.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn count(&self) -> Result<u64, StoreError> {
         self.store.read(|reader| count(reader, &self.owner))
     }
 
     /// Up to `at_most` files after that name.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn list_after(&self, name: Option<&FileName>, at_most: usize) -> Result<Vec<TrackedFile>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND name > $2 ORDER BY name LIMIT $3");
         let after = name.map_or("", FileName::as_str);
@@ -264,9 +228,6 @@ impl TrackedFiles {
     }
 
     /// Stores `missing_since` of these files. A file that is tracked at another path by now is left unchanged.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn set_missing(&self, files: &[TrackedFile]) -> Result<(), StoreError> {
         if files.is_empty() {
             return Ok(());
@@ -293,9 +254,6 @@ impl TrackedFiles {
     }
 
     /// The same for a file that has been missing since then. `None` if it was found again or removed in the meantime.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn remove_missing(&self, name: &FileName, since: Millis) -> Result<Option<TrackedFile>, StoreError> {
         self.remove_if(name, move |known| known.missing_since == Some(since))
     }
@@ -316,9 +274,6 @@ impl TrackedFiles {
     }
 
     /// Names of published files that are not hashed yet.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn unhashed(&self) -> Result<Vec<FileName>, StoreError> {
         let sql =
             "SELECT name FROM share_file WHERE owner = $1 AND is_published = 1 AND pieces_root IS NULL ORDER BY name";
@@ -397,18 +352,14 @@ pub enum TrackedFilesError {
     /// The name is already used for another path.
     #[error("{name} is tracked already, as {path}: choose another name")]
     NameTaken {
-        /// The name.
         name: FileName,
         /// The other path.
         path: String,
     },
-    /// No file of that name is tracked.
     #[error("{0} is not tracked: add it first, or give its path")]
     NotTracked(FileName),
-    /// The maximum number of files is reached.
     #[error("{FILES_MAX} files are tracked already: remove some first")]
     TooManyFiles,
-    /// The path is not UTF-8 and so cannot be stored.
     #[error("{0}: expected a path in UTF-8")]
     PathNotUtf8(String),
     /// The store failed.

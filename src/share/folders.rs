@@ -32,10 +32,8 @@ pub enum PathError {
     /// There is no such file.
     #[error("no such file: {0}")]
     NotFound(String),
-    /// The folder to write to does not exist.
     #[error("no such folder: {0} (it is not made for you)")]
     FolderNotFound(String),
-    /// The file to be written exists already.
     #[error("{0} is there already: it is never overwritten")]
     AlreadyExists(String),
 }
@@ -92,9 +90,6 @@ impl SharedFolders {
     }
 
     /// Opens a file by a path that a user has given.
-    ///
-    /// # Errors
-    /// [`PathError`]: the rule that is violated.
     pub fn open(&self, named: &str) -> Result<OpenedFile, PathError> {
         let path = parse_path(named)?;
         let resolved = fs::canonicalize(path).map_err(|error| self.unresolved_error(path, &error))?;
@@ -107,9 +102,6 @@ impl SharedFolders {
 
     /// Opens a file by a path that [`SharedFolders::open`] returned earlier. Whatever is there now must meet the same
     /// rules.
-    ///
-    /// # Errors
-    /// [`PathError`]: the rule that is violated.
     pub fn reopen(&self, path: &Path) -> Result<OpenedFile, PathError> {
         self.check_allowed(path, path)?;
         let shown = path.display();
@@ -139,9 +131,6 @@ impl SharedFolders {
 
     /// Checks again whether a path that [`SharedFolders::save_target`] returned earlier, perhaps for other folders, may
     /// be written.
-    ///
-    /// # Errors
-    /// [`PathError`]: the rule that is violated.
     pub fn check_target(&self, path: &Path) -> Result<(), PathError> {
         self.check_allowed(path, path)
     }

@@ -3,10 +3,9 @@
 //! It has no clock, thread or allocation: a day of a hundred thousand nodes is simulated in a second or two. See
 //! `docs/spec/share.md`, "Heartbeat".
 
-use std::fmt;
 use std::time::Duration;
 
-use crate::model::Millis;
+use crate::model::{Millis, named};
 
 /// Heartbeat interval of an idle node.
 pub const IDLE_INTERVAL: Duration = Duration::from_secs(300);
@@ -17,37 +16,20 @@ pub const BUSY_INTERVAL: Duration = Duration::from_secs(30);
 /// A node is idle after this long without use.
 pub const IDLE_AFTER: Duration = Duration::from_secs(300);
 
-/// A node's state, as `PING` and the client API name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PresenceState {
-    /// There is no connection to the registry.
-    Disconnected,
-    /// A connection is being made.
-    Connecting,
-    /// The node has not been used for [`IDLE_AFTER`].
-    Idle,
-    /// The node is in use.
-    Active,
-    /// A file is being sent or fetched.
-    Busy,
-}
-
-impl PresenceState {
-    /// The name used in messages.
-    pub fn as_text(self) -> &'static str {
-        match self {
-            PresenceState::Disconnected => "disconnected",
-            PresenceState::Connecting => "connecting",
-            PresenceState::Idle => "idle",
-            PresenceState::Active => "active",
-            PresenceState::Busy => "busy",
-        }
-    }
-}
-
-impl fmt::Display for PresenceState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_text())
+named! {
+    /// A node's state, as `PING` and the client API name it.
+    #[derive(Hash)]
+    pub enum PresenceState {
+        /// There is no connection to the registry.
+        Disconnected = "disconnected",
+        /// A connection is being made.
+        Connecting = "connecting",
+        /// The node has not been used for [`IDLE_AFTER`].
+        Idle = "idle",
+        /// The node is in use.
+        Active = "active",
+        /// A file is being sent or fetched.
+        Busy = "busy",
     }
 }
 

@@ -1,23 +1,4 @@
 //! One user's node: the files that it tracks, publishes and fetches, and its connection to the registry.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `node.rs` | [`Node`]: what a node is, and what it tells |
-//! | `lifecycle.rs` | starting, joining the network, leaving it, stopping |
-//! | `publishing.rs` | tracking, publishing and unpublishing files |
-//! | `error.rs` | why an operation fails |
-//! | `nodes.rs` | the nodes of a process, one per user |
-//! | `registry_connection.rs` | the thread that owns the connection to the registry |
-//! | `published_files.rs` | the files that are served to other peers |
-//! | `hashing.rs` | the thread that hashes published files |
-//! | `presence_scan.rs` | checks whether tracked files still exist |
-//! | `uploads.rs` | files uploaded by the user's browser |
-//! | `network.rs` | snapshots of all files on the network |
-//! | `duplicates.rs` | files of other hosts that look like one of ours |
-//! | `change_follower.rs` | the thread that follows changes on the network |
-//! | `fetch_manager.rs` | fetches of files from other hosts, also across restarts |
-//! | `store.rs` | what is stored on disk: users, fetches, tokens |
-//! | `events.rs` | the event streams of a node |
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -37,7 +18,7 @@ use super::folders::{FolderListing, OpenedFile};
 use super::heartbeat::{self, Heartbeat};
 use super::page;
 use super::transfer::PeerServer;
-use super::wire::{FileEntry, FileName};
+use super::wire::{Action, FileEntry, FileName};
 use crate::model::{Clock, Name, Token};
 use crate::net::http;
 use crate::net::listener::ListenerContext;
@@ -271,18 +252,12 @@ impl Node {
     }
 
     /// The tracked file of that name.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn file(&self, name: &FileName) -> Result<Option<TrackedFile>, NodeError> {
         Ok(self.inner.files.get(name)?)
     }
 
     /// A page of the tracked or published files that match the request's query, by name. The first 1,000 of them are
     /// checked for whether they still exist.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn files_page(&self, published_only: bool, asked: &page::PageRequest) -> Result<TrackedFilesPage, NodeError> {
         let mut page = self.inner.files.page(published_only, &asked.query, (asked.offset, asked.limit))?;
         let checked = page.files.len().min(presence_scan::BATCH_MAX);
@@ -333,9 +308,6 @@ impl Node {
     }
 
     /// A newer snapshot, for when nothing was found in the one of [`Node::network`].
-    ///
-    /// # Errors
-    /// As [`Node::network`].
     pub fn refreshed_network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
         let registry = self.inner.registry()?;
         Ok(self.inner.network.refreshed(&registry)?)
@@ -353,12 +325,9 @@ impl Node {
         }
     }
 
-    /// Whether the registry considers a host online.
-    ///
-    /// # Errors
-    /// The registry cannot be reached or refuses.
-    pub fn ping(&self, hostname: &Name) -> Result<bool, NodeError> {
-        Ok(self.inner.registry()?.ping(hostname, None)?)
+    /// Asks the registry, for what needs nothing else of the node.
+    pub fn ask<A: Action>(&self, request: &A) -> Result<A::Answer, NodeError> {
+        Ok(self.inner.registry()?.call(request)?)
     }
 
     /// The node's fetches.

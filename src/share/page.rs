@@ -38,34 +38,22 @@ impl PageRequest {
     }
 
     /// The page that a request asks for; its limit defaults to `usual`, at most [`PAGE_MAX`].
-    ///
-    /// # Errors
-    /// 400, naming the parameter.
     pub fn from_request(request: &Request, usual: usize) -> Result<PageRequest, HttpError> {
         PageRequest::from_prefixed(request, "", usual)
     }
 
     /// The same with a limit of at most `most`, which is also the default.
-    ///
-    /// # Errors
-    /// 400, naming the parameter.
     pub fn from_request_up_to(request: &Request, most: usize) -> Result<PageRequest, HttpError> {
         Ok(PageRequest::read(request, "", most, most)?.0)
     }
 
     /// The same; `None` if the request has none of the three parameters.
-    ///
-    /// # Errors
-    /// 400, naming the parameter.
     pub fn from_request_if_given(request: &Request, usual: usize) -> Result<Option<PageRequest>, HttpError> {
         let (page, is_asked) = PageRequest::read(request, "", usual, PAGE_MAX)?;
         Ok(is_asked.then_some(page))
     }
 
     /// The page of a second list in the same response, whose query parameters have this prefix.
-    ///
-    /// # Errors
-    /// 400, naming the parameter.
     pub fn from_prefixed(request: &Request, prefix: &str, usual: usize) -> Result<PageRequest, HttpError> {
         Ok(PageRequest::read(request, prefix, usual, PAGE_MAX)?.0)
     }

@@ -92,7 +92,6 @@ pub struct RegistryServerConfig {
 pub struct RegistryServerContext {
     /// Provides a thread for each connection.
     pub executor: Arc<Executor>,
-    /// Limits the number of connections.
     pub limiter: Arc<ConnectionLimiter>,
     /// Limits the memory for received requests that are not handled yet.
     pub budget: Arc<ReceiveBudget>,
@@ -114,7 +113,6 @@ pub enum RegistryStartError {
     /// The address is in use or not allowed.
     #[error("cannot bind {addr}")]
     Bind {
-        /// The address.
         addr: SocketAddr,
         /// The system's error.
         source: io::Error,
@@ -175,9 +173,6 @@ impl RegistryServer {
     }
 
     /// The same with other limits on hosts and files.
-    ///
-    /// # Errors
-    /// Those of [`start`](RegistryServer::start).
     pub fn start_with_limits(
         config: RegistryServerConfig,
         context: RegistryServerContext,

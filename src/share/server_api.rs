@@ -1,12 +1,5 @@
 //! The server API: accounts, the operator's view of the registry, and the server's status. See `docs/spec/share.md`.
 //!
-//! | file | holds |
-//! |---|---|
-//! | `accounts.rs` | register, login, verify, refresh; the registry's queries about accounts |
-//! | `admin.rs` | routes for the admin |
-//! | `metrics.rs` | `/metrics` for Prometheus |
-//! | `table.rs` | every route with its parameters and responses |
-//!
 //! The API runs whichever services the server has. Without a registry, requests that need it get 503.
 
 use std::fmt;
@@ -20,7 +13,7 @@ use super::server::{RegistryServer, RegistryView};
 use super::unix_time::unix_seconds_of;
 use crate::identity::{UserError, Users};
 use crate::model::{Clock, Name, Token};
-use crate::net::http::routes::{self, RouteMatch, RouteSpec};
+use crate::net::http::routes::{self, RouteAccess, RouteMatch, RouteSpec};
 use crate::net::http::{
     HandlerResult, HttpError, HttpHandler, JsonFields, Request, Response, RouteCall, StatusCode, bearer, not_found,
     success,
@@ -32,7 +25,7 @@ mod metrics;
 mod table;
 
 pub use metrics::{MetricKind, Metrics, MetricsSnapshot};
-use table::{ROUTES, ServerHandler};
+use table::{ROUTES, ServerRouteHandler};
 
 /// Maximum number of characters of a token in a body.
 const TOKEN_CHARS_MAX: usize = 4096;
@@ -51,28 +44,28 @@ impl ServerApi {
     }
 
     /// Every route, to describe the API.
-    pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
-        ROUTES.iter().map(|route| &route.spec)
+    pub fn route_specs() -> impl Iterator<Item = (RouteAccess, &'static RouteSpec)> {
+        routes::specs(ROUTES)
     }
 
-    fn dispatch(&self, handler: ServerHandler, call: &RouteCall<'_>) -> HandlerResult {
+    fn dispatch(&self, handler: ServerRouteHandler, call: &RouteCall<'_>) -> HandlerResult {
         match handler {
-            ServerHandler::Public(handler) => handler(self, call),
-            ServerHandler::Admin(handler) => {
+            ServerRouteHandler::Public(handler) => handler(self, call),
+            ServerRouteHandler::Admin(handler) => {
                 require_admin(&self.users, call.request)?;
                 handler(self, call)
             }
         }
     }
 
-    fn stats(&self) -> HandlerResult {
+    fn stats(&self, _: &RouteCall<'_>) -> HandlerResult {
         let mut stats = stats(&self.view()?.totals());
         stats["timestamp"] = json!(unix_seconds_of(Clock::wall()));
         Ok(success(json!({ "stats": stats })))
     }
 
-    fn metrics(&self, request: &Request) -> HandlerResult {
-        if request.source.ip().is_loopback() {
+    fn metrics(&self, call: &RouteCall<'_>) -> HandlerResult {
+        if call.request.source.ip().is_loopback() {
             Ok(self.metrics.render_response())
         } else {
             Err(HttpError::new(StatusCode::FORBIDDEN, "metrics are told on this machine alone"))

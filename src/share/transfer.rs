@@ -53,9 +53,6 @@ const SAME_TIME_S: f64 = 1e-3;
 /// The published files that a peer server serves.
 pub trait FileProvider: Send + Sync {
     /// Opens the published file of that name. The name comes from a stranger and can be any bytes.
-    ///
-    /// # Errors
-    /// [`FileUnavailable`].
     fn open(&self, name: &[u8]) -> Result<ServedFile, FileUnavailable>;
 }
 
@@ -95,7 +92,6 @@ pub trait SourceFinder: Send + Sync {
 /// Identifies the content being fetched: different content under the same name is a different file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ContentIdentity {
-    /// Size in bytes.
     pub size: u64,
     /// Modification time at the host that was chosen.
     pub modified: Seconds,

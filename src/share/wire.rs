@@ -3,11 +3,11 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::text::NormalizedText;
+use crate::model::text::{self, NormalizedText};
 
 pub use crate::model::digest::Digest;
 
@@ -15,8 +15,8 @@ pub mod requests;
 pub mod responses;
 
 pub use requests::{
-    ChangesRequest, FileMap, FileRequest, HostRequest, ListRequest, PingRequest, PublishRequest, RegisterRequest,
-    RegistryRequest, UnpublishRequest,
+    Action, ChangesRequest, DiscoverRequest, FileMap, FileRequest, ListRequest, PingRequest, PublishRequest,
+    RegisterRequest, RegistryRequest, UnpublishRequest, UnregisterRequest,
 };
 pub use responses::{ChangeEntry, ChangesResponse, ListResponse, ListedHost};
 
@@ -45,9 +45,6 @@ pub struct FileName(NormalizedText);
 
 impl FileName {
     /// Checks the rules.
-    ///
-    /// # Errors
-    /// The rule that is violated, as "expected …".
     pub fn new(text: &str) -> Result<FileName, String> {
         if text.is_empty() || text.len() > FILE_NAME_MAX {
             return Err(format!("expected 1 to {FILE_NAME_MAX} bytes, not {}", text.len()));
@@ -111,9 +108,6 @@ pub struct Seconds(f64);
 
 impl Seconds {
     /// Requires a finite number within ±2^53, the range in which JSON readers represent integers exactly.
-    ///
-    /// # Errors
-    /// The rule that is violated, as "expected …".
     pub fn new(seconds: f64) -> Result<Seconds, String> {
         const EXACT: f64 = (1u64 << 53) as f64;
         if !seconds.is_finite() || seconds.abs() > EXACT {
@@ -147,16 +141,15 @@ impl<'de> Deserialize<'de> for Seconds {
 }
 
 /// What a host publishes about one of its files.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "responses::EntryFields")]
 pub struct FileEntry {
     /// Size in bytes, at most [`FILE_SIZE_MAX`].
     pub size: u64,
     /// When its content was last modified.
     pub modified: Seconds,
-    /// When it was created, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<Seconds>,
-    /// When it was published.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published_at: Option<Seconds>,
     /// Whether other hosts see it.
@@ -179,6 +172,25 @@ impl FileEntry {
     }
 }
 
+/// Checks a file's feature list. The lists that nearly all files have are shared.
+fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
+    static NONE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
+    static RANGE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
+    if listed.is_empty() {
+        return Ok(Arc::clone(NONE.get_or_init(|| Arc::new([]))));
+    }
+    if matches!(&listed[..], [only] if only == RANGE_FEATURE) {
+        return Ok(Arc::clone(RANGE.get_or_init(|| Arc::new([RANGE_FEATURE.into()]))));
+    }
+    if listed.len() > FEATURES_MAX {
+        return Err(format!("expected at most {FEATURES_MAX}, not {}", listed.len()));
+    }
+    for feature in &listed {
+        text::check(feature, 1, FEATURE_LENGTH_MAX)?;
+    }
+    Ok(listed.into_iter().map(Arc::from).collect())
+}
+
 /// A host that has a file, as in the response to REQUEST.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HostEntry {
@@ -190,7 +202,6 @@ pub struct HostEntry {
     pub ip: IpAddr,
     /// Port of its peer server.
     pub port: u16,
-    /// The file.
     #[serde(flatten)]
     pub file: Arc<FileEntry>,
 }

@@ -12,14 +12,18 @@ const ERROR_FIELDS: &[FieldSchema] = &[field("success", Schema::Constant(false))
 const SUCCESS_FIELDS: &[FieldSchema] = &[field("success", Schema::Constant(true))];
 
 /// Builds the OpenAPI document of these routes.
-pub(super) fn describe(title: &str, about: &str, specs: impl Iterator<Item = &'static RouteSpec>) -> Value {
+pub(super) fn describe(
+    title: &str,
+    about: &str,
+    specs: impl Iterator<Item = (RouteAccess, &'static RouteSpec)>,
+) -> Value {
     let (mut paths, mut schemas) = (Map::new(), Map::new());
-    for spec in specs {
+    for (access, spec) in specs {
         let verb = match spec.method {
             RouteMethod::Get => "get",
             RouteMethod::Post => "post",
         };
-        let operation = operation(spec, verb, &mut schemas);
+        let operation = operation(access, spec, verb, &mut schemas);
         let path = paths.entry(spec.path).or_insert_with(|| json!({}));
         path[verb] = operation;
     }
@@ -36,16 +40,16 @@ pub(super) fn describe(title: &str, about: &str, specs: impl Iterator<Item = &'s
     })
 }
 
-fn operation(spec: &RouteSpec, verb: &str, schemas: &mut Map<String, Value>) -> Value {
+fn operation(access: RouteAccess, spec: &RouteSpec, verb: &str, schemas: &mut Map<String, Value>) -> Value {
     let id: String = spec.path.chars().filter(|c| !matches!(c, '{' | '}')).collect();
     let id = id.trim_start_matches('/').replace(['/', '-', '.'], "_");
     let mut operation = json!({
         "operationId": format!("{verb}_{id}"),
         "summary": spec.summary,
-        "responses": responses(spec, schemas),
+        "responses": responses(access, spec, schemas),
     });
     // Public routes say so with an empty list: without one, a client could not know what they require.
-    operation["security"] = match spec.access {
+    operation["security"] = match access {
         RouteAccess::Anybody => json!([]),
         RouteAccess::User | RouteAccess::Admin => json!([{"token": []}]),
     };
@@ -88,7 +92,7 @@ fn request_body(body_kind: BodyKind, schemas: &mut Map<String, Value>) -> Option
     Some(json!({"required": is_required, "content": content}))
 }
 
-fn responses(spec: &RouteSpec, schemas: &mut Map<String, Value>) -> Value {
+fn responses(access: RouteAccess, spec: &RouteSpec, schemas: &mut Map<String, Value>) -> Value {
     let mut all = Map::new();
     let ok_response = |content: Value| json!({"description": "as asked", "content": content});
     let success_response = match spec.response {
@@ -109,7 +113,7 @@ fn responses(spec: &RouteSpec, schemas: &mut Map<String, Value>) -> Value {
         ResponseKind::Text(kind) => ok_response(json!({kind: {"schema": {"type": "string"}}})),
     };
     all.insert("200".to_owned(), success_response);
-    for status in spec.statuses() {
+    for status in spec.statuses(access) {
         let refusal = spec.error_cases.iter().find(|refused| refused.status == status);
         let why = refusal.map_or_else(|| default_description(status), |refused| refused.why);
         let mut response = json!({"description": why});
@@ -199,27 +203,34 @@ fn schema(shape: &Schema, schemas: &mut Map<String, Value>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::http::routes::{ErrorCase, Route, error_case, optional};
+    use crate::net::http::routes::{ErrorCase, Route, RouteHandler, error_case, optional, specs};
     use crate::share::client_api::ClientApi;
     use crate::share::server_api::ServerApi;
     use std::collections::BTreeMap;
 
     const THING: Schema = Schema::Named("Thing", &[field("name", Schema::Text), optional("size", Schema::Integer)]);
-    const TABLE: &[Route<()>] = &[
-        Route::get("/api/things/{name}", "A thing", ())
+    impl RouteHandler for RouteAccess {
+        fn access(self) -> RouteAccess {
+            self
+        }
+    }
+
+    const TABLE: &[Route<RouteAccess>] = &[
+        Route::get("/api/things/{name}", "A thing", RouteAccess::User)
             .query(&[optional("limit", Schema::Integer)])
             .responds_with_json(&[field("thing", THING), field("other", Schema::Nullable(&THING))])
             .error_cases(&[
                 error_case(404, "no such thing"),
                 ErrorCase { status: 409, why: "several", fields: &[field("owners", Schema::List(&Schema::Text))] },
             ]),
-        Route::post("/api/things/{name}", "Makes it", ()).access(RouteAccess::Anybody).request_body(BodyKind::Content),
-        Route::get("/api/things/{name}/content", "What is in it", ()).responds_with(ResponseKind::Content),
+        Route::post("/api/things/{name}", "Makes it", RouteAccess::Anybody).request_body(BodyKind::Content),
+        Route::get("/api/things/{name}/content", "What is in it", RouteAccess::User)
+            .responds_with(ResponseKind::Content),
     ];
 
     #[test]
     fn what_is_told_is_what_the_table_has() {
-        let description = describe("Things", "All of them.", TABLE.iter().map(|route| &route.spec));
+        let description = describe("Things", "All of them.", specs(TABLE));
         assert_eq!((&description["openapi"], &description["info"]["title"]), (&json!("3.1.0"), &json!("Things")));
         let get = &description["paths"]["/api/things/{name}"]["get"];
         assert_eq!((&get["operationId"], &get["summary"]), (&json!("get_api_things_name"), &json!("A thing")));
@@ -252,11 +263,11 @@ mod tests {
 
     #[test]
     fn both_apis_are_described_and_one_name_stands_for_one_thing() {
-        let specs: [Vec<&RouteSpec>; 2] = [ClientApi::route_specs().collect(), ServerApi::route_specs().collect()];
+        let specs: [Vec<_>; 2] = [ClientApi::route_specs().collect(), ServerApi::route_specs().collect()];
         for specs in specs {
             let description = describe("x", "x", specs.iter().copied());
             assert_eq!(description["paths"].as_object().unwrap().len(), {
-                let mut paths: Vec<&str> = specs.iter().map(|spec| spec.path).collect();
+                let mut paths: Vec<&str> = specs.iter().map(|(_, spec)| spec.path).collect();
                 paths.sort_unstable();
                 paths.dedup();
                 paths.len()
@@ -286,7 +297,7 @@ mod tests {
                     }
                 }
             };
-            for spec in &specs {
+            for (_, spec) in &specs {
                 if let ResponseKind::Json(fields) = spec.response {
                     look(fields);
                 }

@@ -5,7 +5,7 @@ use std::fmt;
 use super::openapi;
 use super::operator::ServerHandler;
 use super::pages::{self, Pages};
-use crate::net::http::routes::RouteSpec;
+use crate::net::http::routes::{RouteAccess, RouteSpec};
 use crate::net::http::{BodySink, HttpHandler, Method, Request, Response, StatusCode, header, method_not_allowed};
 use crate::share::client_api::ClientApi;
 
@@ -39,7 +39,7 @@ impl<A: HttpHandler> Site<A> {
     fn new(
         title: &str,
         about: &str,
-        specs: impl Iterator<Item = &'static RouteSpec>,
+        specs: impl Iterator<Item = (RouteAccess, &'static RouteSpec)>,
         api: A,
         entries: &'static [pages::PageRoute],
     ) -> Site<A> {

@@ -7,7 +7,7 @@ use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use p2s2::internals::lan::node::{CommandOutcome, DropCause, NodeCommand};
-use p2s2::internals::lan::wire::{Discovery, Features, Message, MessageStamp, UserId};
+use p2s2::internals::lan::wire::{Discovery, Dm, Features, Message, MessageStamp, Post, UserId};
 
 use crate::invariants::Violation;
 use crate::{chosen, play, without_panic};
@@ -128,9 +128,9 @@ fn send_random_message(world: &mut World) -> Result<(), Violation> {
     let Some(to) = world.rng.pick(&known).map(|known| known.user_id.to_string()) else { return Ok(()) };
     let content = "hello".to_owned();
     let command = match world.rng.below(10) {
-        0 => NodeCommand::Post { content },
+        0 => NodeCommand::Say { to: None, body: Post { content }.into() },
         1 => NodeCommand::RequestPeerLists,
-        _ => NodeCommand::Dm { to, content },
+        _ => NodeCommand::Say { to: Some(to), body: Dm { content }.into() },
     };
     world
         .command(by, command)
@@ -197,8 +197,8 @@ fn scenario(seed: u64, fault: Option<Fault>, trace: bool) -> Result<Tally, Viola
     for _ in 0..30 {
         send_random_message(&mut world)?;
     }
-    let post = world.command(0, NodeCommand::Post { content: "to all".into() });
-    let Ok(CommandOutcome::Posted { to, message_id }) = post else { panic!("{post:?}") };
+    let post = world.command(0, NodeCommand::Say { to: None, body: Post { content: "to all".into() }.into() });
+    let Ok(CommandOutcome::SaidToAll { to, message_id }) = post else { panic!("{post:?}") };
     world.run(6_000)?;
     check_every_dm_resolved(&world)?;
     let unconfirmed = world.tally.unconfirmed - before.unconfirmed;

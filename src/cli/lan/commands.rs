@@ -17,7 +17,7 @@ use crate::cli::output::sanitize;
 use crate::cli::repl::{Commands, Flow, Screen};
 use crate::lan::node::{CommandError, CommandOutcome, NodeCommand};
 use crate::lan::peer::{LanCommandError, LanPeer};
-use crate::lan::wire::{AVATAR_MAX, Avatar};
+use crate::lan::wire::{AVATAR_MAX, Avatar, Dm, Post, Profile, TalkBody};
 
 /// Messages that HISTORY shows by default.
 const HISTORY_COUNT_DEFAULT: usize = 20;
@@ -28,48 +28,116 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Longer than the 5.5 s for which a DM is repeated.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Name, arguments and description.
-const COMMANDS: [(&str, &str, &str); 12] = [
-    ("POST", "TEXT", "say something to everybody"),
-    (
-        "DM",
-        "USER TEXT",
-        "say something to one: NAME (in quotes if it has blanks), or NAME@IP where several are called so",
-    ),
-    ("PROFILE", "NAME | STATUS | AVATAR-FILE", "show who you are; the last two may be left out"),
-    ("LIST", "", "who is here"),
-    ("PEERS", "", "ask others whom they know"),
-    ("HISTORY", "[COUNT]", "messages sent and received, the newest last"),
-    ("VERBOSE", "[ON|OFF]", "show times, addresses and types, and what is dropped and why"),
-    ("STATS", "", "what was counted"),
-    ("HELP", "", "this list"),
-    ("QUIT", "", "stop"),
-    ("EXIT", "", "the same"),
-    ("BYE", "", "the same"),
+/// A command of the user.
+struct Command {
+    name: &'static str,
+    /// Its arguments, for HELP.
+    usage: &'static str,
+    about: &'static str,
+    arguments: Arguments,
+    /// Gets its arguments; see [`Arguments`].
+    run: Run,
+}
+
+/// The arguments that a command takes.
+enum Arguments {
+    None,
+    /// The rest of the line, which may be empty.
+    Rest,
+    /// Those of the rest of the line, split by this function; those that are missing are asked for.
+    Asked(&'static [Question], fn(&str) -> anyhow::Result<Vec<String>>),
+}
+
+/// Asks for an argument.
+struct Question {
+    text: &'static str,
+    /// An empty line cancels the command.
+    is_required: bool,
+    /// Whether it asks for a name, which may be quoted.
+    is_user: bool,
+}
+
+const TEXT: Question = Question { text: "Text: ", is_required: true, is_user: false };
+const USER: Question = Question { text: "User: ", is_required: true, is_user: true };
+const DISPLAY_NAME: Question = Question { text: "Display name: ", is_required: true, is_user: false };
+const STATUS: Question = Question { text: "Status (may be empty): ", is_required: false, is_user: false };
+const AVATAR_FILE: Question = Question { text: "Picture file (may be empty): ", is_required: false, is_user: false };
+
+type Run = fn(&LanCommands, &[String]) -> anyhow::Result<Flow>;
+
+/// A command without arguments.
+const fn plain(name: &'static str, about: &'static str, run: Run) -> Command {
+    Command { name, usage: "", about, arguments: Arguments::None, run }
+}
+
+/// A command with one argument, which may be left out.
+const fn optional(name: &'static str, usage: &'static str, about: &'static str, run: Run) -> Command {
+    Command { name, usage, about, arguments: Arguments::Rest, run }
+}
+
+const COMMANDS: &[Command] = &[
+    Command {
+        name: "POST",
+        usage: "TEXT",
+        about: "say something to everybody",
+        arguments: Arguments::Asked(&[TEXT], |rest| Ok(vec![rest.to_owned()])),
+        run: |it, given| it.say(None, Post { content: given[0].clone() }),
+    },
+    Command {
+        name: "DM",
+        usage: "USER TEXT",
+        about: "say something to one: NAME (in quotes if it has blanks), or NAME@IP where several are called so",
+        arguments: Arguments::Asked(&[USER, TEXT], |rest| {
+            let (user, text) = split_user(rest)?;
+            Ok(if text.is_empty() { vec![user] } else { vec![user, text.to_owned()] })
+        }),
+        run: |it, given| it.say(Some(&given[0]), Dm { content: given[1].clone() }),
+    },
+    Command {
+        name: "PROFILE",
+        usage: "NAME | STATUS | AVATAR-FILE",
+        about: "show who you are; the last two may be left out",
+        arguments: Arguments::Asked(&[DISPLAY_NAME, STATUS, AVATAR_FILE], |rest| {
+            let parts = rest.splitn(3, '|').map(|part| part.trim().to_owned());
+            Ok(parts.chain(std::iter::repeat_with(String::new)).take(3).collect())
+        }),
+        run: |it, given| {
+            let file = &given[2];
+            let avatar = if file.is_empty() { None } else { Some(read_avatar(Path::new(file))?) };
+            it.say(None, Profile { display_name: given[0].clone(), status: given[1].clone(), avatar })
+        },
+    },
+    plain("LIST", "who is here", |it, _| it.list()),
+    plain("PEERS", "ask others whom they know", |it, _| it.peers()),
+    optional("HISTORY", "[COUNT]", "messages sent and received, the newest last", |it, given| it.history(&given[0])),
+    optional("VERBOSE", "[ON|OFF]", "show times, addresses and types, and what is dropped and why", |it, given| {
+        it.set_verbose(&given[0])
+    }),
+    plain("STATS", "what was counted", |it, _| it.stats()),
+    plain("HELP", "this list", |it, _| it.help()),
+    plain("QUIT", "stop", |_, _| Ok(Flow::Quit)),
+    plain("EXIT", "the same", |_, _| Ok(Flow::Quit)),
+    plain("BYE", "the same", |_, _| Ok(Flow::Quit)),
 ];
 
-/// What the next input line is the answer to.
-#[derive(Debug, Clone)]
-enum PendingPrompt {
-    PostText,
-    DmUser,
-    DmText { to: String },
-    ProfileName,
-    ProfileStatus { name: String },
-    ProfileAvatar { name: String, status: String },
+/// A command that waits for arguments: the next line is one.
+struct PendingCommand {
+    command: &'static Command,
+    questions: &'static [Question],
+    given: Vec<String>,
 }
 
 pub(super) struct LanCommands {
     peer: Arc<LanPeer>,
     screen: Screen,
     verbose: Arc<AtomicBool>,
-    pending_prompt: Mutex<Option<PendingPrompt>>,
+    pending: Mutex<Option<PendingCommand>>,
     started_at: Instant,
 }
 
 impl LanCommands {
     pub(super) fn new(peer: Arc<LanPeer>, screen: Screen, verbose: Arc<AtomicBool>) -> LanCommands {
-        LanCommands { peer, screen, verbose, pending_prompt: Mutex::default(), started_at: Instant::now() }
+        LanCommands { peer, screen, verbose, pending: Mutex::default(), started_at: Instant::now() }
     }
 }
 
@@ -79,61 +147,39 @@ impl Commands for LanCommands {
     }
 
     fn run_line(&self, line: &str) -> anyhow::Result<Flow> {
-        // A statement of its own, so that the lock is released: the answer may set the next prompt.
-        let pending = self.pending_prompt.lock().take();
-        if let Some(pending) = pending {
-            return self.continue_command(pending, line.trim()).map(|()| Flow::Continue);
+        // A statement of its own, so that the lock is released: the answer may set it again.
+        let pending = self.pending.lock().take();
+        if let Some(mut pending) = pending {
+            let (question, answer) = (&pending.questions[pending.given.len()], line.trim());
+            if answer.is_empty() && question.is_required {
+                bail!("nothing was entered");
+            }
+            pending.given.push(if question.is_user { parse_user_line(answer) } else { answer.to_owned() });
+            return self.run_or_ask(pending);
         }
         let (word, rest) = split_word(line);
         if word.is_empty() {
             return Ok(Flow::Continue);
         }
-        let command = word.to_uppercase();
-        let Some((name, usage, _)) = COMMANDS.iter().find(|(name, ..)| *name == command) else {
+        let name = word.to_uppercase();
+        let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
             bail!("there is no command {word:?}; HELP lists them");
         };
-        match (*name, rest) {
-            ("POST", "") => self.prompt_for(PendingPrompt::PostText),
-            ("POST", text) => self.post(text)?,
-            ("DM", "") => self.prompt_for(PendingPrompt::DmUser),
-            ("DM", rest) => match split_user(rest)? {
-                (to, "") => self.prompt_for(PendingPrompt::DmText { to }),
-                (to, text) => self.dm(to, text)?,
-            },
-            ("PROFILE", "") => self.prompt_for(PendingPrompt::ProfileName),
-            ("PROFILE", rest) => {
-                let mut parts = rest.splitn(3, '|').map(str::trim);
-                let mut next = || parts.next().unwrap_or_default();
-                self.profile(next(), next(), next())?;
+        match &command.arguments {
+            Arguments::None if !rest.is_empty() => {
+                bail!("usage: {}", format!("{} {}", command.name, command.usage).trim_end())
             }
-            ("LIST", "") => self.list()?,
-            ("PEERS", "") => {
-                let done = self.peer.command(NodeCommand::RequestPeerLists)?;
-                if let CommandOutcome::PeerListsRequested { peers } = done {
-                    self.print_result("peers", json!({ "asked": peers }), || {
-                        format!("{} asked", show::peer_count(peers))
-                    });
-                }
+            Arguments::None => (command.run)(self, &[]),
+            Arguments::Rest => (command.run)(self, &[rest.to_owned()]),
+            Arguments::Asked(questions, split) => {
+                let given = if rest.is_empty() { Vec::new() } else { split(rest)? };
+                self.run_or_ask(PendingCommand { command, questions, given })
             }
-            ("HISTORY", count) => self.history(count)?,
-            ("VERBOSE", how) => self.set_verbose(how)?,
-            ("STATS", "") => self.stats()?,
-            ("HELP", "") => self.help(),
-            ("QUIT" | "EXIT" | "BYE", "") => return Ok(Flow::Quit),
-            _ => bail!("usage: {}", format!("{name} {usage}").trim_end()),
         }
-        Ok(Flow::Continue)
     }
 
     fn question(&self) -> Option<String> {
-        let question = match self.pending_prompt.lock().as_ref()? {
-            PendingPrompt::PostText | PendingPrompt::DmText { .. } => "Text: ",
-            PendingPrompt::DmUser => "User: ",
-            PendingPrompt::ProfileName => "Display name: ",
-            PendingPrompt::ProfileStatus { .. } => "Status (may be empty): ",
-            PendingPrompt::ProfileAvatar { .. } => "Picture file (may be empty): ",
-        };
-        Some(question.to_owned())
+        self.pending.lock().as_ref().map(|pending| pending.questions[pending.given.len()].text.to_owned())
     }
 
     /// At the end of a pipe, waits for DMs that may still have to be repeated.
@@ -146,14 +192,17 @@ impl Commands for LanCommands {
     }
 
     fn complete(&self, before: &[String]) -> Vec<String> {
-        match before {
-            [] => COMMANDS.iter().map(|(name, ..)| (*name).to_owned()).collect(),
-            [command] if command.eq_ignore_ascii_case("DM") => {
+        let [word] = before else {
+            return if before.is_empty() { COMMANDS.iter().map(|it| it.name.to_owned()).collect() } else { Vec::new() };
+        };
+        let command = COMMANDS.iter().find(|command| word.eq_ignore_ascii_case(command.name));
+        match command.map(|command| &command.arguments) {
+            Some(Arguments::Asked([Question { is_user: true, .. }, ..], _)) => {
                 let peers = self.peer.snapshot().map(|view| view.peers).unwrap_or_default();
                 let people = peers.iter().filter(|peer| !peer.is_server());
                 people.map(|peer| peer.user_id.name.as_str().to_owned()).collect()
             }
-            [command] if command.eq_ignore_ascii_case("VERBOSE") => ["ON", "OFF"].map(str::to_owned).to_vec(),
+            _ if word.eq_ignore_ascii_case("VERBOSE") => ["ON", "OFF"].map(str::to_owned).to_vec(),
             _ => Vec::new(),
         }
     }
@@ -168,34 +217,13 @@ impl LanCommands {
         }
     }
 
-    fn prompt_for(&self, pending: PendingPrompt) {
-        *self.pending_prompt.lock() = Some(pending);
-    }
-
-    /// Continues a command with the answer to a prompt. An empty line cancels the command where a value is required.
-    fn continue_command(&self, pending: PendingPrompt, line: &str) -> anyhow::Result<()> {
-        match (pending, line) {
-            (
-                PendingPrompt::PostText
-                | PendingPrompt::DmUser
-                | PendingPrompt::DmText { .. }
-                | PendingPrompt::ProfileName,
-                "",
-            ) => {
-                bail!("nothing was entered")
-            }
-            (PendingPrompt::PostText, text) => self.post(text)?,
-            (PendingPrompt::DmUser, user) => self.prompt_for(PendingPrompt::DmText { to: parse_user_line(user) }),
-            (PendingPrompt::DmText { to }, text) => self.dm(to, text)?,
-            (PendingPrompt::ProfileName, name) => {
-                self.prompt_for(PendingPrompt::ProfileStatus { name: name.to_owned() })
-            }
-            (PendingPrompt::ProfileStatus { name }, status) => {
-                self.prompt_for(PendingPrompt::ProfileAvatar { name, status: status.to_owned() });
-            }
-            (PendingPrompt::ProfileAvatar { name, status }, file) => self.profile(&name, &status, file)?,
+    /// Runs a command that has all its arguments; else the next one is asked for.
+    fn run_or_ask(&self, pending: PendingCommand) -> anyhow::Result<Flow> {
+        if pending.given.len() < pending.questions.len() {
+            *self.pending.lock() = Some(pending);
+            return Ok(Flow::Continue);
         }
-        Ok(())
+        (pending.command.run)(self, &pending.given)
     }
 
     /// Repeats a command that cannot succeed yet. A peer that has just started learns of the others within a second,
@@ -223,50 +251,52 @@ impl LanCommands {
         }
     }
 
-    fn post(&self, text: &str) -> anyhow::Result<()> {
-        let done = self.retry_until_accepted(&NodeCommand::Post { content: text.to_owned() })?;
-        if let CommandOutcome::Posted { to, message_id } = done {
-            let about = json!({ "to": to, "message_id": message_id });
-            self.print_result("post", about, || format!("sent to {}", show::peer_count(to)));
+    fn say(&self, to: Option<&str>, body: impl Into<TalkBody>) -> anyhow::Result<Flow> {
+        let body = body.into();
+        let (kind, to) = (body.kind(), to.map(str::to_owned));
+        let event = show::event_name(kind);
+        match self.retry_until_accepted(&NodeCommand::Say { to, body })? {
+            CommandOutcome::SaidToAll { to, message_id } => {
+                self.print_result(&event, json!({ "to": to, "message_id": message_id }), || {
+                    let kept = if kind.needs_no_peers { "kept, and " } else { "" };
+                    format!("{kept}sent to {}", show::peer_count(to))
+                });
+            }
+            CommandOutcome::SaidToOne { to, addr, message_id, awaits_ack } => {
+                let about =
+                    json!({ "to": to.to_string(), "addr": addr, "message_id": message_id, "awaits_ack": awaits_ack });
+                self.print_result(&event, about, || {
+                    let rest = match (kind.wants_ack, awaits_ack) {
+                        (true, true) => "; waiting for it to be confirmed",
+                        (true, false) => "; it confirms nothing",
+                        (false, _) => "",
+                    };
+                    format!("sent to {to}{rest}")
+                });
+            }
+            CommandOutcome::PeerListsRequested { .. } | CommandOutcome::PeerAdded { .. } => {}
         }
-        Ok(())
+        Ok(Flow::Continue)
     }
 
-    fn dm(&self, to: String, text: &str) -> anyhow::Result<()> {
-        let done = self.retry_until_accepted(&NodeCommand::Dm { to, content: text.to_owned() })?;
-        if let CommandOutcome::DmSent { to, addr, message_id, awaits_ack } = done {
-            let about =
-                json!({ "to": to.to_string(), "addr": addr, "message_id": message_id, "awaits_ack": awaits_ack });
-            self.print_result("dm", about, || {
-                let rest = if awaits_ack { "; waiting for it to be confirmed" } else { "; it confirms nothing" };
-                format!("sent to {to}{rest}")
-            });
+    fn peers(&self) -> anyhow::Result<Flow> {
+        if let CommandOutcome::PeerListsRequested { peers } = self.peer.command(NodeCommand::RequestPeerLists)? {
+            self.print_result("peers", json!({ "asked": peers }), || format!("{} asked", show::peer_count(peers)));
         }
-        Ok(())
+        Ok(Flow::Continue)
     }
 
-    fn profile(&self, display_name: &str, status: &str, file: &str) -> anyhow::Result<()> {
-        let avatar = if file.is_empty() { None } else { Some(read_avatar(Path::new(file))?) };
-        let (display_name, status) = (display_name.to_owned(), status.to_owned());
-        let done = self.retry_until_accepted(&NodeCommand::Profile { display_name, status, avatar })?;
-        if let CommandOutcome::ProfileSent { to, message_id } = done {
-            let about = json!({ "to": to, "message_id": message_id });
-            self.print_result("profile", about, || format!("kept, and sent to {}", show::peer_count(to)));
-        }
-        Ok(())
-    }
-
-    fn list(&self) -> anyhow::Result<()> {
+    fn list(&self) -> anyhow::Result<Flow> {
         let view = self.peer.snapshot()?;
         let people: Vec<_> = view.peers.iter().filter(|peer| !peer.is_server()).collect();
         self.print_json_or_text(
             json!({ "event": "list", "name": view.name, "peers": show::peer_list_json(&people, view.at) }),
             || show::peer_table(&people, view.at),
         );
-        Ok(())
+        Ok(Flow::Continue)
     }
 
-    fn history(&self, count: &str) -> anyhow::Result<()> {
+    fn history(&self, count: &str) -> anyhow::Result<Flow> {
         let count = match count {
             "" => HISTORY_COUNT_DEFAULT,
             text => text.parse().ok().filter(|count| *count > 0).context("COUNT: expected a whole number from 1 on")?,
@@ -280,10 +310,10 @@ impl LanCommands {
         } else {
             self.screen.print(&show::history_text(&entries));
         }
-        Ok(())
+        Ok(Flow::Continue)
     }
 
-    fn set_verbose(&self, how: &str) -> anyhow::Result<()> {
+    fn set_verbose(&self, how: &str) -> anyhow::Result<Flow> {
         let on = match how.to_uppercase().as_str() {
             "" => !self.verbose.load(Relaxed),
             "ON" => true,
@@ -292,10 +322,10 @@ impl LanCommands {
         };
         self.verbose.store(on, Relaxed);
         self.print_result("verbose", json!({ "on": on }), || format!("verbose is {}", if on { "on" } else { "off" }));
-        Ok(())
+        Ok(Flow::Continue)
     }
 
-    fn stats(&self) -> anyhow::Result<()> {
+    fn stats(&self) -> anyhow::Result<Flow> {
         let view = self.peer.snapshot()?;
         let node = &view.counters;
         let mut counts: Vec<(String, u64)> = vec![
@@ -314,20 +344,19 @@ impl LanCommands {
             let lines: Vec<String> = counts.iter().map(|(name, count)| format!("{count:>10}  {name}")).collect();
             self.screen.print(&lines.join("\n"));
         }
-        Ok(())
+        Ok(Flow::Continue)
     }
 
-    fn help(&self) {
+    fn help(&self) -> anyhow::Result<Flow> {
         if self.screen.is_json() {
-            let list: Vec<Value> = COMMANDS
-                .iter()
-                .map(|(name, usage, what)| json!({ "command": name, "arguments": usage, "what": what }))
-                .collect();
-            return self.screen.print_json(&json!({ "event": "help", "commands": list }));
+            let one = |it: &Command| json!({ "command": it.name, "arguments": it.usage, "what": it.about });
+            let list: Vec<Value> = COMMANDS.iter().map(one).collect();
+            self.screen.print_json(&json!({ "event": "help", "commands": list }));
+        } else {
+            let one = |it: &Command| format!("  {:<38}{}", format!("{} {}", it.name, it.usage), it.about);
+            self.screen.print(&COMMANDS.iter().map(one).collect::<Vec<_>>().join("\n"));
         }
-        let lines: Vec<String> =
-            COMMANDS.iter().map(|(name, usage, what)| format!("  {:<38}{what}", format!("{name} {usage}"))).collect();
-        self.screen.print(&lines.join("\n"));
+        Ok(Flow::Continue)
     }
 
     fn print_result(&self, event: &str, mut about: Value, text: impl FnOnce() -> String) {

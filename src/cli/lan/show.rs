@@ -8,11 +8,10 @@ use serde_json::{Value, json};
 use crate::cli::output::sanitize;
 use crate::cli::repl::{Screen, Style};
 use crate::cli::table::{Align, table};
-use crate::lan::history::{Confirmation, Direction, HistoryEntry, OwnProfile};
-use crate::lan::message_text;
+use crate::lan::history::{Confirmation, Direction, HistoryEntry};
 use crate::lan::node::{Notification, PeerInfo, PeerLeftReason};
-use crate::lan::wire::{Message, MessageStamp, UserId};
-use crate::model::{Clock, Millis};
+use crate::lan::wire::{Dm, Post, Profile, Talk, TalkBody, TalkKind};
+use crate::model::{Clock, Millis, Name};
 
 /// Prints an event: names and text; in verbose mode also times, addresses, message types and dropped datagrams.
 pub(super) fn print_event(screen: &Screen, notification: &Notification, verbose: &AtomicBool) {
@@ -21,14 +20,15 @@ pub(super) fn print_event(screen: &Screen, notification: &Notification, verbose:
         return;
     }
     let now = Clock::start().now();
+    let shown = describe(notification);
     if screen.is_json() {
-        let mut it = event_json(notification);
+        let mut it = shown.json;
         it["at"] = (now.0 / 1000).into();
         return screen.print_json(&it);
     }
-    let (style, text) = if verbose { verbose_text(notification) } else { short_text(notification) };
+    let text = if verbose { shown.verbose_text.unwrap_or(shown.text) } else { shown.text };
     let text = clean_lines(&text);
-    let text = style.map_or_else(|| text.clone(), |style| screen.paint(style, &text));
+    let text = shown.style.map_or_else(|| text.clone(), |style| screen.paint(style, &text));
     let time = if verbose { format!("[{}] ", format_time(now)) } else { String::new() };
     screen.print(&format!("{time}{text}"));
 }
@@ -38,131 +38,123 @@ fn clean_lines(text: &str) -> String {
     text.lines().map(sanitize).collect::<Vec<_>>().join("\n    ")
 }
 
-fn short_text(notification: &Notification) -> (Option<Style>, String) {
+/// A notification for people and as JSON.
+struct ShownEvent {
+    style: Option<Style>,
+    text: String,
+    /// In verbose mode, if that says more.
+    verbose_text: Option<String>,
+    json: Value,
+}
+
+fn describe(notification: &Notification) -> ShownEvent {
+    let dim = |text: String, json: Value| ShownEvent { style: Some(Style::Dim), text, verbose_text: None, json };
+    let bad = |text: String, json: Value| ShownEvent { style: Some(Style::Bad), ..dim(text, json) };
+    let with_head =
+        |head: String, shown: ShownEvent| ShownEvent { verbose_text: Some(format!("{head}: {}", shown.text)), ..shown };
     match notification {
-        Notification::Post { post, .. } => (None, format!("{}: {}", post.user_id.name, post.content)),
-        Notification::Dm { sender, content, .. } => (Some(Style::Good), format!("{} (to you): {content}", sender.name)),
-        Notification::Profile { profile, .. } => {
-            (None, format!("{} is {}", profile.user_id.name, message_text(&Message::Profile(profile.clone()))))
-        }
-        Notification::PeerJoined(peer) if peer.is_server() => {
-            (Some(Style::Dim), format!("server {} is here: {}", peer.user_id.name, services_text(peer)))
-        }
-        Notification::PeerJoined(peer) => (Some(Style::Dim), format!("{} is here", peer.user_id.name)),
-        Notification::PeerLeft { peer, why } => {
-            let why = match why {
-                PeerLeftReason::TimedOut => "was not heard any more",
-                PeerLeftReason::Refused => "has gone",
-                PeerLeftReason::Replaced => "was replaced by another at the same address",
+        Notification::Heard { from, talk } => describe_talk(*from, talk),
+        Notification::PeerJoined(peer) => {
+            let name = &peer.user_id.name;
+            let text = match peer.is_server() {
+                true => format!("server {name} is here: {}", services_text(peer)),
+                false => format!("{name} is here"),
             };
-            (Some(Style::Dim), format!("{} {why}", peer.user_id.name))
+            let head = format!("{} PEER_DISCOVERY {}", peer.addr, peer.user_id);
+            with_head(head, dim(text, json!({ "event": "came", "peer": peer_json(peer) })))
         }
-        Notification::PeerRenamed { old, new } => (Some(Style::Dim), format!("{} is {} now", old.name, new.name)),
-        Notification::PeerMoved { user_id, old, new } => {
-            (Some(Style::Dim), format!("{} is at {new} now, no longer at {old}", user_id.name))
+        Notification::PeerLeft { peer, why } => {
+            let (text, why) = match why {
+                PeerLeftReason::TimedOut => ("was not heard any more", "unheard"),
+                PeerLeftReason::Refused => ("has gone", "refused"),
+                PeerLeftReason::Replaced => ("was replaced by another at the same address", "replaced"),
+            };
+            let json = json!({ "event": "left", "peer": peer_json(peer), "why": why });
+            with_head(format!("{} {}", peer.addr, peer.user_id), dim(format!("{} {text}", peer.user_id.name), json))
         }
-        Notification::PeerMoveRefused { user_id, old, new } => (
-            Some(Style::Bad),
+        Notification::PeerRenamed { old, new } => dim(
+            format!("{} is {} now", old.name, new.name),
+            json!({ "event": "peer_renamed", "old": old.to_string(), "new": new.to_string() }),
+        ),
+        Notification::PeerMoved { user_id, old, new } => dim(
+            format!("{} is at {new} now, no longer at {old}", user_id.name),
+            json!({ "event": "moved", "user_id": user_id.to_string(), "old": old, "new": new }),
+        ),
+        Notification::PeerMoveRefused { user_id, old, new } => bad(
             format!("somebody at {new} claims to be {}, who still answers at {old}: not believed", user_id.name),
+            json!({ "event": "move_refused", "user_id": user_id.to_string(), "old": old, "new": new }),
         ),
-        Notification::SelfRenamed { old, new } => {
-            (Some(Style::Bad), format!("another {old} is on this machine: you are {new} from now on"))
-        }
-        Notification::DmConfirmed { to, .. } => (Some(Style::Dim), format!("{} has your message", to.name)),
-        Notification::DmUnconfirmed { to, .. } => {
-            (Some(Style::Bad), format!("unconfirmed: {} did not say that your message arrived", to.name))
-        }
-        Notification::PeerTableFull { peers } => {
-            (Some(Style::Bad), format!("{peers} are known, which is the most there can be: newcomers are not listed"))
-        }
-        Notification::DatagramDropped { from, cause, detail } => {
-            (Some(Style::Dim), format!("dropped ({cause}) from {from}: {detail}"))
-        }
-        Notification::DropSummary { counts } => {
-            let counts: Vec<String> = counts.iter().map(|(cause, count)| format!("{count} ({cause})")).collect();
-            (Some(Style::Dim), format!("dropped besides, within a second: {}", counts.join(", ")))
-        }
-        Notification::MessageNotStored { sender, kind, reason, .. } => (
-            Some(Style::Bad),
-            format!("a {kind} of {} came and could not be kept, so it is not shown: {reason}", sender.name),
+        Notification::SelfRenamed { old, new } => bad(
+            format!("another {old} is on this machine: you are {new} from now on"),
+            json!({ "event": "renamed", "old": old, "new": new }),
         ),
-    }
-}
-
-fn verbose_text(notification: &Notification) -> (Option<Style>, String) {
-    let (style, short) = short_text(notification);
-    let text = match notification {
-        Notification::Post { from, post } => format!("{from} POST {}: {}", post.user_id, post.content),
-        Notification::Dm { from, sender, content, .. } => format!("{from} DM {sender}: {content}"),
-        Notification::Profile { from, profile } => {
-            format!("{from} PROFILE {}: {}", profile.user_id, message_text(&Message::Profile(profile.clone())))
-        }
-        Notification::PeerJoined(peer) => format!("{} PEER_DISCOVERY {}: {short}", peer.addr, peer.user_id),
-        Notification::PeerLeft { peer, .. } => format!("{} {}: {short}", peer.addr, peer.user_id),
-        Notification::DmConfirmed { to, message_id } => format!("ACK {to} {message_id}: {short}"),
-        Notification::DmUnconfirmed { to, message_id } => format!("DM {to} {message_id}: {short}"),
-        _ => short,
-    };
-    (style, text)
-}
-
-fn event_json(notification: &Notification) -> Value {
-    let id = |stamp: &MessageStamp| stamp.message_id.clone();
-    match notification {
-        Notification::Post { from, post } => json!({
-            "event": "post", "from": from, "user_id": post.user_id.to_string(), "content": post.content,
-            "timestamp": post.stamp.timestamp, "message_id": id(&post.stamp),
-        }),
-        Notification::Dm { from, sender, content, message_id, timestamp } => json!({
-            "event": "dm", "from": from, "user_id": sender.to_string(), "content": content,
-            "timestamp": timestamp, "message_id": message_id,
-        }),
-        Notification::Profile { from, profile } => json!({
-            "event": "profile", "from": from, "user_id": profile.user_id.to_string(),
-            "display_name": profile.display_name, "status": profile.status,
-            "avatar_type": profile.avatar.as_ref().map(|avatar| avatar.kind.mime()),
-            "avatar_bytes": profile.avatar.as_ref().map(|avatar| avatar.bytes.len()),
-            "timestamp": profile.stamp.timestamp, "message_id": id(&profile.stamp),
-        }),
-        Notification::PeerJoined(peer) => json!({ "event": "came", "peer": peer_json(peer) }),
-        Notification::PeerLeft { peer, why } => {
-            let why = match why {
-                PeerLeftReason::TimedOut => "unheard",
-                PeerLeftReason::Refused => "refused",
-                PeerLeftReason::Replaced => "replaced",
-            };
-            json!({ "event": "left", "peer": peer_json(peer), "why": why })
-        }
-        Notification::PeerRenamed { old, new } => {
-            json!({ "event": "peer_renamed", "old": old.to_string(), "new": new.to_string() })
-        }
-        Notification::PeerMoved { user_id, old, new } => moved_json("moved", user_id, *old, *new),
-        Notification::PeerMoveRefused { user_id, old, new } => moved_json("move_refused", user_id, *old, *new),
-        Notification::SelfRenamed { old, new } => json!({ "event": "renamed", "old": old, "new": new }),
         Notification::DmConfirmed { to, message_id } => {
-            json!({ "event": "confirmed", "to": to.to_string(), "message_id": message_id })
+            let json = json!({ "event": "confirmed", "to": to.to_string(), "message_id": message_id });
+            with_head(format!("ACK {to} {message_id}"), dim(format!("{} has your message", to.name), json))
         }
         Notification::DmUnconfirmed { to, message_id } => {
-            json!({ "event": "unconfirmed", "to": to.to_string(), "message_id": message_id })
+            let text = format!("unconfirmed: {} did not say that your message arrived", to.name);
+            let json = json!({ "event": "unconfirmed", "to": to.to_string(), "message_id": message_id });
+            with_head(format!("DM {to} {message_id}"), bad(text, json))
         }
-        Notification::PeerTableFull { peers } => json!({ "event": "full", "peers": peers }),
-        Notification::DatagramDropped { from, cause, detail } => {
-            json!({ "event": "dropped", "from": from, "cause": cause.as_str(), "detail": detail })
-        }
+        Notification::PeerTableFull { peers } => bad(
+            format!("{peers} are known, which is the most there can be: newcomers are not listed"),
+            json!({ "event": "full", "peers": peers }),
+        ),
+        Notification::DatagramDropped { from, cause, detail } => dim(
+            format!("dropped ({cause}) from {from}: {detail}"),
+            json!({ "event": "dropped", "from": from, "cause": cause.as_text(), "detail": detail }),
+        ),
         Notification::DropSummary { counts } => {
+            let texts: Vec<String> = counts.iter().map(|(cause, count)| format!("{count} ({cause})")).collect();
             let counts: serde_json::Map<String, Value> =
-                counts.iter().map(|(cause, count)| (cause.as_str().to_owned(), (*count).into())).collect();
-            json!({ "event": "dropped_more", "counts": counts })
+                counts.iter().map(|(cause, count)| (cause.to_string(), (*count).into())).collect();
+            let text = format!("dropped besides, within a second: {}", texts.join(", "));
+            dim(text, json!({ "event": "dropped_more", "counts": counts }))
         }
-        Notification::MessageNotStored { from, sender, kind, message_id, reason } => json!({
-            "event": "not_kept", "from": from, "user_id": sender.to_string(), "type": kind,
-            "message_id": message_id, "reason": reason,
-        }),
+        Notification::MessageNotStored { from, sender, kind, message_id, reason } => bad(
+            format!("a {kind} of {} came and could not be kept, so it is not shown: {reason}", sender.name),
+            json!({
+                "event": "not_kept", "from": from, "user_id": sender.to_string(), "type": kind,
+                "message_id": message_id, "reason": reason,
+            }),
+        ),
     }
 }
 
-fn moved_json(event: &str, user_id: &UserId, old: SocketAddr, new: SocketAddr) -> Value {
-    json!({ "event": event, "user_id": user_id.to_string(), "old": old, "new": new })
+fn describe_talk(from: SocketAddr, talk: &Talk) -> ShownEvent {
+    let (kind, sender) = (talk.body.kind(), &talk.from);
+    let (style, text) = talk_text(&sender.name, &talk.body);
+    let mut json = talk_json(&talk.body);
+    json["event"] = event_name(kind).into();
+    json["from"] = from.to_string().into();
+    json["user_id"] = sender.to_string().into();
+    json["timestamp"] = talk.stamp.timestamp.into();
+    json["message_id"] = talk.stamp.message_id.clone().into();
+    let verbose_text = Some(format!("{from} {} {sender}: {}", kind.type_name, talk.body.text()));
+    ShownEvent { style, text, verbose_text, json }
+}
+
+/// What somebody has said, for people.
+fn talk_text(name: &Name, body: &TalkBody) -> (Option<Style>, String) {
+    match body {
+        TalkBody::Post(Post { content }) => (None, format!("{name}: {content}")),
+        TalkBody::Dm(Dm { content }) => (Some(Style::Good), format!("{name} (to you): {content}")),
+        TalkBody::Profile(profile) => (None, format!("{name} is {profile}")),
+    }
+}
+
+/// The event of talk that was sent or heard.
+pub(super) fn event_name(kind: &TalkKind) -> String {
+    kind.type_name.to_lowercase()
+}
+
+/// What somebody has said, as JSON.
+fn talk_json(body: &TalkBody) -> Value {
+    match body {
+        TalkBody::Post(Post { content }) | TalkBody::Dm(Dm { content }) => json!({ "content": content }),
+        TalkBody::Profile(profile) => profile_json(profile),
+    }
 }
 
 fn peer_json(peer: &PeerInfo) -> Value {
@@ -211,9 +203,7 @@ pub(super) fn history_text(entries: &[HistoryEntry]) -> String {
     let one = |entry: &HistoryEntry| {
         let who = match entry.direction {
             Direction::Received => format!("{}:", entry.user_id.name),
-            Direction::Sent if entry.kind == crate::lan::history::MessageKind::Dm => {
-                format!("you to {}:", entry.user_id.name)
-            }
+            Direction::Sent if entry.kind.is_to_one => format!("you to {}:", entry.user_id.name),
             Direction::Sent => "you:".to_owned(),
         };
         let suffix = match entry.confirmation {
@@ -222,7 +212,13 @@ pub(super) fn history_text(entries: &[HistoryEntry]) -> String {
             Confirmation::Confirmed => " (confirmed)",
             Confirmation::Unconfirmed => " (unconfirmed)",
         };
-        format!("{} {} {} {}{suffix}", format_time(entry.at), entry.kind, sanitize(&who), clean_lines(&entry.text))
+        format!(
+            "{} {} {} {}{suffix}",
+            format_time(entry.at),
+            entry.kind.type_name,
+            sanitize(&who),
+            clean_lines(&entry.text)
+        )
     };
     entries.iter().map(one).collect::<Vec<_>>().join("\n")
 }
@@ -230,7 +226,7 @@ pub(super) fn history_text(entries: &[HistoryEntry]) -> String {
 pub(super) fn history_json(entries: &[HistoryEntry]) -> Vec<Value> {
     let one = |entry: &HistoryEntry| {
         json!({
-            "at": entry.at.0 / 1000, "sent": entry.direction == Direction::Sent, "type": entry.kind.as_text(),
+            "at": entry.at.0 / 1000, "sent": entry.direction == Direction::Sent, "type": entry.kind.type_name,
             "user_id": entry.user_id.to_string(), "text": entry.text, "confirmation": entry.confirmation.as_text(),
             "message_id": entry.message_id,
         })
@@ -238,8 +234,7 @@ pub(super) fn history_json(entries: &[HistoryEntry]) -> Vec<Value> {
     entries.iter().map(one).collect()
 }
 
-/// The user's own profile, as it was stored.
-pub(super) fn profile_json(profile: &OwnProfile) -> Value {
+pub(super) fn profile_json(profile: &Profile) -> Value {
     json!({
         "display_name": profile.display_name, "status": profile.status,
         "avatar_type": profile.avatar.as_ref().map(|avatar| avatar.kind.mime()),

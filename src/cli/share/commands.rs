@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::node_client::{AlreadyReported, Interrupted, NodeClient, api_path, successful_body, text};
 use super::show;
@@ -201,54 +201,37 @@ impl NodeClient {
             ShareCommand::Login { username } => self.sign_in("login", username, None),
             ShareCommand::Logout => self.log_out(),
             ShareCommand::Add { files } => {
-                for file in files {
-                    let response = self.post("add-file", &json!({ "filepath": absolute(&file)? }))?;
-                    self.print_result("add", &response, |response| {
-                        format!("{} is tracked", text(&response["file"]["name"]))
-                    });
-                }
-                Ok(())
+                let is_tracked = |response: &Value| format!("{} is tracked", text(&response["file"]["name"]));
+                files.iter().try_for_each(|file| {
+                    self.post_and_print("add", "add-file", &json!({ "filepath": absolute(file)? }), is_tracked)
+                })
             }
             ShareCommand::Publish { files, named, unless_duplicate } => {
                 self.publish_all(&files, named, !unless_duplicate)
             }
             ShareCommand::Unpublish { files } => self.unpublish_all(&files),
             ShareCommand::List { published } => {
-                let response = self.get(if published { "published-files" } else { "local-files" })?;
-                self.print_result("list", &response, |response| show::own_files(&response["files"]));
-                Ok(())
+                self.get_and_print("list", if published { "published-files" } else { "local-files" }, show::own_files)
             }
             ShareCommand::Network { page } => {
-                let response = self.get(&format!("network-files?{}", page.query()))?;
-                self.print_result("network", &response, show::network_files);
-                Ok(())
+                self.get_and_print("network", &format!("network-files?{}", page.query()), show::network_files)
             }
             ShareCommand::Search { text, page } => {
-                let response = self.get(&format!("network-files?q={}&{}", percent_encoded(&text), page.query()))?;
-                self.print_result("search", &response, show::network_files);
-                Ok(())
+                let what = format!("network-files?q={}&{}", percent_encoded(&text), page.query());
+                self.get_and_print("search", &what, show::network_files)
             }
             ShareCommand::Fetch { files, to, from, background } => {
                 self.fetch_all(&files, &FetchOptions { to: to.as_deref(), from: from.as_deref(), background })
             }
             ShareCommand::Fetches { action: Some(action), id: Some(id) } => {
-                let response = self.post(&format!("fetches/{}/{action}", percent_encoded(&id)), &json!({}))?;
-                self.print_result("fetches", &response, |response| show::fetch(&response["progress"]));
-                Ok(())
+                let what = format!("fetches/{}/{action}", percent_encoded(&id));
+                self.post_and_print("fetches", &what, &json!({}), show::fetch)
             }
-            ShareCommand::Fetches { .. } => {
-                self.print_result("fetches", &self.get("fetches")?, |response| show::fetches(&response["fetches"]));
-                Ok(())
-            }
+            ShareCommand::Fetches { .. } => self.get_and_print("fetches", "fetches", show::fetches),
             ShareCommand::Peers { page } => {
-                let response = self.get(&format!("peers?{}", page.query()))?;
-                self.print_result("peers", &response, show::peers);
-                Ok(())
+                self.get_and_print("peers", &format!("peers?{}", page.query()), show::peers)
             }
-            ShareCommand::Status => {
-                self.print_result("status", &self.get("status")?, |response| show::status(&response["client"]));
-                Ok(())
-            }
+            ShareCommand::Status => self.get_and_print("status", "status", show::status),
         }
     }
 

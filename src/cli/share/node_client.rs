@@ -43,6 +43,27 @@ impl NodeClient {
         self.call(|token| Ok(self.api.post(&api_path(what), Some(token), body)?))
     }
 
+    pub(super) fn get_and_print(
+        &self,
+        command: &str,
+        what: &str,
+        text: impl FnOnce(&Value) -> String,
+    ) -> anyhow::Result<()> {
+        self.print_result(command, &self.get(what)?, text);
+        Ok(())
+    }
+
+    pub(super) fn post_and_print(
+        &self,
+        command: &str,
+        what: &str,
+        body: &Value,
+        text: impl FnOnce(&Value) -> String,
+    ) -> anyhow::Result<()> {
+        self.print_result(command, &self.post(what, body)?, text);
+        Ok(())
+    }
+
     /// Sends a request with the stored token. It never signs an account in at the node.
     fn call(&self, ask: impl Fn(&Token) -> anyhow::Result<ApiResponse>) -> anyhow::Result<Value> {
         let (user, token) = self.session()?;

@@ -3,74 +3,69 @@
 use indicatif::HumanBytes;
 use serde_json::Value;
 
-use crate::cli::response_fields::{counted_noun, plain_text, rows, time};
+use crate::cli::response_fields::{counted_noun, plain_text, time};
 use crate::cli::table::{Align, table};
 
 fn size(bytes: &Value) -> String {
     bytes.as_u64().map(|bytes| HumanBytes(bytes).to_string()).unwrap_or_default()
 }
 
+/// A column of a table: its title, and its text for an item of the list.
+type Column = (&'static str, Align, fn(&Value) -> String);
+
+/// A table of a list, and how many items it has.
+fn listed<'v>(items: impl Iterator<Item = &'v Value>, columns: &[Column]) -> (String, usize) {
+    let titles: Vec<(&str, Align)> = columns.iter().map(|(title, align, _)| (*title, *align)).collect();
+    let rows: Vec<Vec<String>> = items.map(|item| columns.iter().map(|(_, _, text)| text(item)).collect()).collect();
+    (table(&titles, &rows), rows.len())
+}
+
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
 /// The user's tracked files.
-pub(super) fn own_files(list: &Value) -> String {
-    let rows = rows(list, |file| {
-        let is_published = file["is_published"] == true;
-        let shown = if is_published { "yes" } else { "no" };
-        vec![
-            plain_text(&file["name"]),
-            size(&file["size"]),
-            shown.to_owned(),
-            time(&file["modified"]),
-            plain_text(&file["path"]),
-        ]
-    });
-    if rows.is_empty() {
-        return "no files yet: `p2s2 share add FILE`, or `publish FILE`".to_owned();
-    }
-    let columns = [
-        ("name", Align::Left),
-        ("size", Align::Right),
-        ("published", Align::Left),
-        ("modified", Align::Left),
-        ("path", Align::Left),
+pub(super) fn own_files(response: &Value) -> String {
+    let columns: &[Column] = &[
+        ("name", Align::Left, |file| plain_text(&file["name"])),
+        ("size", Align::Right, |file| size(&file["size"])),
+        ("published", Align::Left, |file| if file["is_published"] == true { "yes" } else { "no" }.to_owned()),
+        ("modified", Align::Left, |file| time(&file["modified"])),
+        ("path", Align::Left, |file| plain_text(&file["path"])),
     ];
-    table(&columns, &rows)
+    match listed(items(&response["files"]), columns) {
+        (_, 0) => "no files yet: `p2s2 share add FILE`, or `publish FILE`".to_owned(),
+        (table, _) => table,
+    }
 }
 
 /// Everybody's published files, and their total number.
 pub(super) fn network_files(response: &Value) -> String {
-    let rows = rows(&response["files"], |file| {
-        let owner = match (plain_text(&file["owner_name"]), plain_text(&file["owner_hostname"])) {
+    let columns: &[Column] = &[
+        ("name", Align::Left, |file| plain_text(&file["name"])),
+        ("size", Align::Right, |file| size(&file["size"])),
+        ("modified", Align::Left, |file| time(&file["modified"])),
+        ("owner", Align::Left, |file| match (plain_text(&file["owner_name"]), plain_text(&file["owner_hostname"])) {
             (name, hostname) if name == hostname || name.is_empty() => hostname,
             (name, hostname) => format!("{name} ({hostname})"),
-        };
-        vec![plain_text(&file["name"]), size(&file["size"]), time(&file["modified"]), owner]
-    });
-    let columns = [("name", Align::Left), ("size", Align::Right), ("modified", Align::Left), ("owner", Align::Left)];
-    part_of(&table(&columns, &rows), rows.len(), &response["total"], "file")
+        }),
+    ];
+    part_of(listed(items(&response["files"]), columns), &response["total"], "file")
 }
 
 /// The hosts of the network, and their total number.
 pub(super) fn peers(response: &Value) -> String {
-    let rows = rows(&response["peers"], |host| {
-        vec![
-            plain_text(&host["hostname"]),
-            plain_text(&host["display_name"]),
-            format!("{}:{}", plain_text(&host["ip"]), plain_text(&host["port"])),
-            plain_text(&host["file_count"]),
-            time(&host["last_seen"]),
-        ]
-    });
-    let columns = [
-        ("hostname", Align::Left),
-        ("name", Align::Left),
-        ("address", Align::Left),
-        ("files", Align::Right),
-        ("last seen", Align::Left),
+    let columns: &[Column] = &[
+        ("hostname", Align::Left, |host| plain_text(&host["hostname"])),
+        ("name", Align::Left, |host| plain_text(&host["display_name"])),
+        ("address", Align::Left, |host| format!("{}:{}", plain_text(&host["ip"]), plain_text(&host["port"]))),
+        ("files", Align::Right, |host| plain_text(&host["file_count"])),
+        ("last seen", Align::Left, |host| time(&host["last_seen"])),
     ];
-    part_of(&table(&columns, &rows), rows.len(), &response["total"], "peer")
+    part_of(listed(items(&response["peers"]), columns), &response["total"], "peer")
 }
 
-fn part_of(table: &str, shown: usize, total: &Value, what: &str) -> String {
+fn part_of((table, shown): (String, usize), total: &Value, what: &str) -> String {
     let total = total.as_u64().unwrap_or_default();
     let all = counted_noun(total, what);
     if shown == 0 {
@@ -105,7 +100,8 @@ pub(super) fn fetched(response: &Value) -> String {
 }
 
 /// The state of one fetch.
-pub(super) fn fetch(progress: &Value) -> String {
+pub(super) fn fetch(response: &Value) -> String {
+    let progress = &response["progress"];
     let mut said = format!("{}: {}", plain_text(&progress["file_name"]), plain_text(&progress["status"]));
     if let Some(error) = progress["error"].as_str() {
         said.push_str(&format!(" ({error})"));
@@ -114,39 +110,30 @@ pub(super) fn fetch(progress: &Value) -> String {
 }
 
 /// A table of all fetches.
-pub(super) fn fetches(all: &Value) -> String {
-    let rows: Vec<Vec<String>> = all
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(id, it)| {
-            let percent = it["progress_percent"].as_f64().unwrap_or_default();
-            vec![
-                id.clone(),
-                plain_text(&it["file_name"]),
-                format!("{percent:.0} %"),
-                plain_text(&it["status"]),
-                plain_text(&it["save_path"]),
-                plain_text(&it["error"]),
-            ]
-        })
-        .collect();
-    if rows.is_empty() {
-        return "no fetches yet".to_owned();
+pub(super) fn fetches(response: &Value) -> String {
+    let mut all: Vec<Value> = Vec::new();
+    for (id, fetch) in response["fetches"].as_object().into_iter().flatten() {
+        let mut fetch = fetch.clone();
+        fetch["fetch_id"] = id.as_str().into();
+        all.push(fetch);
     }
-    let columns = [
-        ("id", Align::Left),
-        ("name", Align::Left),
-        ("done", Align::Right),
-        ("status", Align::Left),
-        ("to", Align::Left),
-        ("note", Align::Left),
+    let columns: &[Column] = &[
+        ("id", Align::Left, |fetch| plain_text(&fetch["fetch_id"])),
+        ("name", Align::Left, |fetch| plain_text(&fetch["file_name"])),
+        ("done", Align::Right, |fetch| format!("{:.0} %", fetch["progress_percent"].as_f64().unwrap_or_default())),
+        ("status", Align::Left, |fetch| plain_text(&fetch["status"])),
+        ("to", Align::Left, |fetch| plain_text(&fetch["save_path"])),
+        ("note", Align::Left, |fetch| plain_text(&fetch["error"])),
     ];
-    table(&columns, &rows)
+    match listed(all.iter(), columns) {
+        (_, 0) => "no fetches yet".to_owned(),
+        (table, _) => table,
+    }
 }
 
 /// The state of the node.
-pub(super) fn status(client: &Value) -> String {
+pub(super) fn status(response: &Value) -> String {
+    let client = &response["client"];
     let mut said = format!(
         "{} ({}) is {}\npeer port {}\nfetched files go to {}\na heartbeat every {} s",
         plain_text(&client["hostname"]),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::node_client::{AlreadyReported, Interrupted, NodeClient, text};
 use super::progress::FetchProgressLine;
@@ -68,9 +68,8 @@ impl NodeClient {
         }
         let names = dedup_names(names);
         let unpublish = |name: &str| -> anyhow::Result<()> {
-            let response = self.post("unpublish", &json!({ "fname": name }))?;
-            self.print_result("unpublish", &response, |_| format!("{name} is hidden from others"));
-            Ok(())
+            let is_hidden = |_: &Value| format!("{name} is hidden from others");
+            self.post_and_print("unpublish", "unpublish", &json!({ "fname": name }), is_hidden)
         };
         match &names[..] {
             [name] => unpublish(name),
@@ -203,9 +202,7 @@ impl NodeClient {
             file.to_owned()
         };
         body["fname"] = name.clone().into();
-        let response = self.post("publish", &body)?;
-        self.print_result("publish", &response, |response| show::published(&name, &response["duplicates"]));
-        Ok(())
+        self.post_and_print("publish", "publish", &body, |response| show::published(&name, &response["duplicates"]))
     }
 
     fn fetch(

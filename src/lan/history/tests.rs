@@ -1,6 +1,7 @@
 //! Messages, profile and port survive a restart; old messages are evicted in small steps.
 
 use super::*;
+use crate::lan::wire::{Dm, Post, TalkType};
 
 fn name() -> Name {
     Name::new("al").unwrap()
@@ -14,7 +15,7 @@ fn heard(number: u64) -> HistoryEntry {
     HistoryEntry {
         at: Millis(number),
         direction: Direction::Received,
-        kind: MessageKind::Post,
+        kind: &Post::KIND,
         user_id: UserId::parse("b@b@10.0.0.2").unwrap(),
         text: format!("message {number}"),
         confirmation: Confirmation::NotAsked,
@@ -26,7 +27,7 @@ fn heard(number: u64) -> HistoryEntry {
 fn said(message_id: &str) -> HistoryEntry {
     HistoryEntry {
         direction: Direction::Sent,
-        kind: MessageKind::Dm,
+        kind: &Dm::KIND,
         confirmation: Confirmation::Waiting,
         message_id: Some(message_id.to_owned()),
         ..heard(1)
@@ -42,7 +43,7 @@ fn messages_are_there_after_a_restart() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("lan-al");
     let profile = HistoryEntry {
-        kind: MessageKind::Profile,
+        kind: &Profile::KIND,
         text: "line\nline \0 \u{2028}".to_owned(),
         message_id: Some("ü".repeat(64)),
         ..heard(0)
@@ -152,13 +153,13 @@ fn profile_and_port_are_there_after_a_restart() {
     let history = open(home.path());
     assert_eq!((history.profile().unwrap(), history.last_port().unwrap()), (None, None));
     let avatar = Some(Avatar::from_bytes(&b"GIF89a\0\xff"[..]).unwrap());
-    let first = OwnProfile { display_name: "Al".to_owned(), status: "here\nnow".to_owned(), avatar };
+    let first = Profile { display_name: "Al".to_owned(), status: "here\nnow".to_owned(), avatar };
     history.append_profile(heard(1), first.clone()).wait().unwrap();
     history.set_last_port(65_535).unwrap();
     drop(history);
     let history = open(home.path());
     assert_eq!((history.profile().unwrap(), history.last_port().unwrap()), (Some(first), Some(65_535)));
-    let second = OwnProfile { display_name: "Bo".to_owned(), status: String::new(), avatar: None };
+    let second = Profile { display_name: "Bo".to_owned(), status: String::new(), avatar: None };
     history.append_profile(heard(2), second.clone()).wait().unwrap();
     history.set_last_port(8000).unwrap();
     drop(history);

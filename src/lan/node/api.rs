@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::DropCause;
 use crate::lan::SocketRole;
-use crate::lan::wire::{Avatar, Features, Message, Post, Profile, UserId, WireError};
+use crate::lan::wire::{Features, Message, Talk, TalkBody, UserId, WireError};
 use crate::model::{Millis, Name};
 
 /// How a node is set up. What changes while it runs comes as a [`NodeEvent`].
@@ -81,12 +81,8 @@ pub enum NodeEvent {
 /// A command of the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeCommand {
-    /// Sends a message to every known peer.
-    Post { content: String },
-    /// Sends a message to one peer: `name`, or `name@ip` where several have the name.
-    Dm { to: String, content: String },
-    /// Sends the user's profile to every known peer.
-    Profile { display_name: String, status: String, avatar: Option<Avatar> },
+    /// Says something to every known peer or, with `to`, to one: `name`, or `name@ip` where several have the name.
+    Say { to: Option<String>, body: TalkBody },
     /// Asks some of the known peers for their peer lists.
     RequestPeerLists,
     /// Adds an address that broadcast does not reach (`--peer`): it is announced to at once, and with each broadcast
@@ -94,16 +90,14 @@ pub enum NodeCommand {
     AddPeer(SocketAddr),
 }
 
-/// The result of a command. Whether a DM arrived is notified later.
+/// The result of a command. Whether a message arrived is notified later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandOutcome {
     /// The message is sent to `to` peers, servers not counted.
-    Posted { to: usize, message_id: String },
-    /// The DM is sent to this peer. With `awaits_ack`, [`Notification::DmConfirmed`] or
+    SaidToAll { to: usize, message_id: String },
+    /// The message is sent to this peer. With `awaits_ack`, [`Notification::DmConfirmed`] or
     /// [`Notification::DmUnconfirmed`] follows within 5.5 s; else nothing more is known of it.
-    DmSent { to: UserId, addr: SocketAddr, message_id: String, awaits_ack: bool },
-    /// The profile is sent to `to` peers, servers not counted.
-    ProfileSent { to: usize, message_id: String },
+    SaidToOne { to: UserId, addr: SocketAddr, message_id: String, awaits_ack: bool },
     /// `peers` peers were asked for their lists.
     PeerListsRequested { peers: usize },
     /// The address is now announced to.
@@ -122,19 +116,15 @@ pub enum CommandError {
         /// The peers that have the name.
         candidates: Vec<UserId>,
     },
-    /// Servers take no messages.
     #[error("USER: {0} is a server, which takes no messages")]
     IsServer(UserId),
-    /// Too many DMs wait for an ACK; with the limit.
     #[error("busy: {0} messages wait to be acknowledged; try again in a few seconds")]
     TooManyUnconfirmed(usize),
-    /// More messages at once than other peers accept from one source.
     #[error("too many messages at once, of which others would drop some: try again in {retry_after_ms} ms")]
     RateLimited { retry_after_ms: u64 },
     /// The text names the invalid argument and says what was expected.
     #[error("{0}")]
     InvalidArgument(String),
-    /// No peer is known yet.
     #[error("nobody is known yet; --peer HOST:PORT reaches one whom announcements do not")]
     NoPeers,
 }
@@ -178,30 +168,16 @@ pub struct MessageRecord {
     pub is_incoming: bool,
     /// Its source or destination; `None` for a message that we sent to all.
     pub addr: Option<SocketAddr>,
-    /// A POST, a DM or a PROFILE.
-    pub message: Message,
+    pub talk: Talk,
 }
 
 /// Something that the user may want to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification {
-    /// A POST was received.
-    Post {
+    /// Somebody has said something, to all or to us.
+    Heard {
         from: SocketAddr,
-        post: Post,
-    },
-    /// A DM was received.
-    Dm {
-        from: SocketAddr,
-        sender: UserId,
-        content: String,
-        message_id: Option<String>,
-        timestamp: Option<u64>,
-    },
-    /// A PROFILE was received.
-    Profile {
-        from: SocketAddr,
-        profile: Profile,
+        talk: Talk,
     },
     /// A peer has become known.
     PeerJoined(PeerInfo),

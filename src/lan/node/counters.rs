@@ -1,90 +1,42 @@
 //! Counters of datagrams, the causes of drops, and the sizes of tables.
 
-use std::fmt;
+use crate::model::named;
 
-/// Why a datagram was dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum DropCause {
-    /// It cannot be decoded.
-    Malformed,
-    UnknownType,
-    /// Its source exceeds the rate limit.
-    TooMany,
-    /// It names a sender address that is not its source.
-    WrongSource,
-    /// Its source is not an IPv4 address.
-    NotIpv4,
-    /// The message was received before.
-    Repeated,
-    /// A DM to somebody else.
-    NotForUs,
-    /// The peer table is full.
-    Full,
-    /// An ACK for which no DM to that address waits.
-    StrayAck,
-    /// It claims the INSTANCE or the address of another peer.
-    Taken,
-    /// It claims a USER_ID with a new PORT while the peer still answers at the old one.
-    PortRefused,
-    /// There are too many port checks under way.
-    TooManyChecks,
-    /// A peer list request beyond the rate limit, or one that was broadcast.
-    TooManyLists,
-    /// A peer list that was not requested.
-    Unasked,
-    /// A message or request to a server or a probe, which takes none.
-    NotAPerson,
-    /// It would need an answer that cannot be sent: the queue is full, or nothing may be sent to that address.
-    Unanswerable,
-}
-
-impl DropCause {
-    /// All causes, in the order of their discriminants.
-    pub const ALL: [DropCause; 16] = [
-        DropCause::Malformed,
-        DropCause::UnknownType,
-        DropCause::TooMany,
-        DropCause::WrongSource,
-        DropCause::NotIpv4,
-        DropCause::Repeated,
-        DropCause::NotForUs,
-        DropCause::Full,
-        DropCause::StrayAck,
-        DropCause::Taken,
-        DropCause::PortRefused,
-        DropCause::TooManyChecks,
-        DropCause::TooManyLists,
-        DropCause::Unasked,
-        DropCause::NotAPerson,
-        DropCause::Unanswerable,
-    ];
-
-    /// The name in tables, logs and JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            DropCause::Malformed => "malformed",
-            DropCause::UnknownType => "unknown-type",
-            DropCause::TooMany => "too-many",
-            DropCause::WrongSource => "wrong-source",
-            DropCause::NotIpv4 => "not-ipv4",
-            DropCause::Repeated => "repeated",
-            DropCause::NotForUs => "not-for-us",
-            DropCause::Full => "full",
-            DropCause::StrayAck => "stray-ack",
-            DropCause::Taken => "taken",
-            DropCause::PortRefused => "port-refused",
-            DropCause::TooManyChecks => "too-many-checks",
-            DropCause::TooManyLists => "too-many-lists",
-            DropCause::Unasked => "unasked",
-            DropCause::NotAPerson => "not-a-person",
-            DropCause::Unanswerable => "unanswerable",
-        }
-    }
-}
-
-impl fmt::Display for DropCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+named! {
+    /// Why a datagram was dropped.
+    #[derive(Hash, PartialOrd, Ord)]
+    pub enum DropCause {
+        /// It cannot be decoded.
+        Malformed = "malformed",
+        UnknownType = "unknown-type",
+        /// Its source exceeds the rate limit.
+        TooMany = "too-many",
+        /// It names a sender address that is not its source.
+        WrongSource = "wrong-source",
+        /// Its source is not an IPv4 address.
+        NotIpv4 = "not-ipv4",
+        /// The message was received before.
+        Repeated = "repeated",
+        /// A DM to somebody else.
+        NotForUs = "not-for-us",
+        /// The peer table is full.
+        Full = "full",
+        /// An ACK for which no DM to that address waits.
+        StrayAck = "stray-ack",
+        /// It claims the INSTANCE or the address of another peer.
+        Taken = "taken",
+        /// It claims a USER_ID with a new PORT while the peer still answers at the old one.
+        PortRefused = "port-refused",
+        /// There are too many port checks under way.
+        TooManyChecks = "too-many-checks",
+        /// A peer list request beyond the rate limit, or one that was broadcast.
+        TooManyLists = "too-many-lists",
+        /// A peer list that was not requested.
+        Unasked = "unasked",
+        /// A message or request to a server or a probe, which takes none.
+        NotAPerson = "not-a-person",
+        /// It would need an answer that cannot be sent: the queue is full, or nothing may be sent to that address.
+        Unanswerable = "unanswerable",
     }
 }
 
@@ -111,7 +63,7 @@ impl NodeCounters {
 
     /// Every cause that has occurred, with its count.
     pub fn drops(&self) -> impl Iterator<Item = (DropCause, u64)> + '_ {
-        DropCause::ALL.into_iter().map(|cause| (cause, self.dropped(cause))).filter(|(_, count)| *count > 0)
+        DropCause::ALL.iter().copied().map(|cause| (cause, self.dropped(cause))).filter(|(_, count)| *count > 0)
     }
 
     pub(super) fn count_drop(&mut self, cause: DropCause) {

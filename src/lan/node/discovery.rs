@@ -192,22 +192,8 @@ impl Node {
         let is_unchanged = id.is_some() && by_user_id == id && old_addr == Some(*addr);
         let is_same_run =
             id.and_then(|id| self.peers.get(id)).is_some_and(|peer| peer.instance() == discovery.instance.as_deref());
-        if is_unchanged && is_same_run {
-            if let Some(id) = id {
-                self.peers.mark_heard(id, *addr, ctx.now);
-                self.peers.update_description(id, discovery);
-                let has_no_instance = discovery.instance.is_none();
-                let again = self.peers.get_mut(id).is_some_and(|peer| match socket {
-                    _ if is_answer => false,
-                    _ if has_no_instance => peer.may_answer_without_instance(ctx.now),
-                    SocketRole::Own => peer.try_answer_again(ctx.now),
-                    SocketRole::Discovery => false,
-                });
-                if again {
-                    self.enqueue_answer(ctx, announcement);
-                }
-            }
-            return;
+        if let Some(id) = id.filter(|_| is_unchanged && is_same_run) {
+            return self.refresh_peer(ctx, id, announcement, is_answer);
         }
         // An address that another peer has can be taken over only by sending from it.
         if by_addr.is_some() && source.port() != addr.port() {
@@ -251,6 +237,23 @@ impl Node {
             ctx.effects.extend(self.peers.info(id).map(|known| NodeEffect::Notify(Notification::PeerJoined(known))));
         }
         if is_new || has_restarted || *socket == SocketRole::Own && !is_answer {
+            self.enqueue_answer(ctx, announcement);
+        }
+    }
+
+    /// Updates a peer that is announced as it is known, and answers it if it may not know us.
+    fn refresh_peer(&mut self, ctx: &mut CallContext, id: PeerId, announcement: &Announcement, is_answer: bool) {
+        let Announcement { addr, socket, discovery, .. } = announcement;
+        self.peers.mark_heard(id, *addr, ctx.now);
+        self.peers.update_description(id, discovery);
+        let has_no_instance = discovery.instance.is_none();
+        let again = self.peers.get_mut(id).is_some_and(|peer| match socket {
+            _ if is_answer => false,
+            _ if has_no_instance => peer.may_answer_without_instance(ctx.now),
+            SocketRole::Own => peer.try_answer_again(ctx.now),
+            SocketRole::Discovery => false,
+        });
+        if again {
             self.enqueue_answer(ctx, announcement);
         }
     }

@@ -1,4 +1,4 @@
-//! Sending and receiving of POST, DM, PROFILE and ACK.
+//! Sending and receiving of talk, and of ACKs.
 
 use std::borrow::Cow;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -8,44 +8,29 @@ use super::pending_dms::PENDING_DMS_MAX;
 use super::{
     CallContext, CommandError, CommandOutcome, DropCause, MessageRecord, Node, NodeEffect, NodeKind, Notification,
 };
-use crate::lan::wire::{
-    AVATAR_MAX, Avatar, DATAGRAM_MAX, DISPLAY_NAME_MAX, Dm, Message, MessageStamp, Post, Profile, STATUS_MAX, UserId,
-};
+use crate::lan::wire::{Message, Talk, TalkBody, UserId};
 use crate::model::Millis;
-use crate::model::text::{check, check_length, nfc};
-
-/// Bytes of a line besides key and value: the colon and the line feed.
-const LINE_EXTRA: usize = 2;
-/// The largest size of the lines TYPE, TIMESTAMP and MESSAGE_ID and of the empty line.
-const FRAME_MAX: usize = 64 + 20 + LINE_EXTRA;
+use crate::model::text::nfc;
 
 impl Node {
-    /// Handles a received POST, DM or PROFILE.
-    pub(super) fn handle_message(&mut self, ctx: &mut CallContext, source: SocketAddrV4, message: Message) {
+    pub(super) fn handle_talk(&mut self, ctx: &mut CallContext, source: SocketAddrV4, talk: Talk) {
         if self.config.kind != NodeKind::Person {
             return self.drop_datagram(ctx, source, DropCause::NotAPerson, || "this is no person's peer".to_owned());
         }
-        if let Message::Dm(Dm { to, .. }) = &message
+        if let Some(to) = &talk.to
             && !(to.name == self.name && self.addresses.is_own(to.ip))
         {
             return self.drop_datagram(ctx, source, DropCause::NotForUs, || format!("TO: {to}"));
         }
-        let Some((sender, MessageStamp { message_id, .. })) = sender_and_stamp(&message) else { return };
-        let is_new = message_id.as_deref().is_none_or(|id| {
-            let (ip, sender) = self.dedup_sender(*source.ip(), sender);
+        let is_new = talk.stamp.message_id.as_deref().is_none_or(|id| {
+            let (ip, sender) = self.dedup_sender(*source.ip(), &talk.from);
             self.seen.insert(ctx.now, ip, &sender, id)
         });
+        let ack_to = talk.body.kind().wants_ack.then(|| self.ack_target(source, &talk.from)).flatten();
+        let ack = talk.stamp.message_id.clone().zip(ack_to);
         if is_new {
-            let entry =
-                MessageRecord { at: ctx.date, is_incoming: true, addr: Some(source.into()), message: message.clone() };
-            ctx.effects.push(NodeEffect::Store(Box::new(entry)));
-        }
-        let ack = match &message {
-            Message::Dm(dm) => dm.stamp.message_id.clone().zip(self.ack_target(source, &dm.from)),
-            _ => None,
-        };
-        if is_new {
-            ctx.effects.extend(notification_for(source.into(), message).map(NodeEffect::Notify));
+            ctx.store(true, Some(source), &talk);
+            ctx.notify(Notification::Heard { from: source.into(), talk });
         } else {
             self.drop_datagram(ctx, source, DropCause::Repeated, || "MESSAGE_ID: taken already".to_owned());
         }
@@ -54,7 +39,7 @@ impl Node {
         }
     }
 
-    /// Where to send the ACK of a DM; `None` if its sender does not understand ACKs.
+    /// Where to send the ACK of a message; `None` if its sender does not understand ACKs.
     fn ack_target(&self, source: SocketAddrV4, sender: &UserId) -> Option<SocketAddrV4> {
         let at = |addr: SocketAddrV4| self.peers.find_by_addr(addr).and_then(|id| self.peers.get(id));
         let by_sender = self.peers.addr_of(sender).filter(|addr| at(*addr).is_some_and(|peer| peer.acknowledges()));
@@ -81,29 +66,22 @@ impl Node {
     }
 
     /// A received message that could not be stored counts as never seen, an own one as never sent.
-    pub(super) fn handle_store_failed(&mut self, entry: &MessageRecord) {
-        let Some((sender, MessageStamp { message_id: Some(message_id), .. })) = sender_and_stamp(&entry.message) else {
-            return;
-        };
-        match entry.addr {
-            Some(SocketAddr::V4(source)) if entry.is_incoming => {
-                let (ip, sender) = self.dedup_sender(*source.ip(), sender);
+    pub(super) fn handle_store_failed(&mut self, MessageRecord { is_incoming, addr, talk, .. }: &MessageRecord) {
+        let Some(message_id) = &talk.stamp.message_id else { return };
+        match addr {
+            Some(SocketAddr::V4(source)) if *is_incoming => {
+                let (ip, sender) = self.dedup_sender(*source.ip(), &talk.from);
                 self.seen.remove(ip, &sender, message_id);
             }
             _ => drop(self.pending_dms.remove(message_id)),
         }
     }
 
-    /// Registers a message that was stored before this start, so that its repeats are dropped. Oldest messages come
+    /// Registers a message that was received before this start, so that its repeats are dropped. Oldest messages come
     /// first.
-    pub fn remember_received(&mut self, entry: &MessageRecord) {
-        if let Some((sender, MessageStamp { message_id: Some(message_id), .. })) = sender_and_stamp(&entry.message)
-            && let Some(SocketAddr::V4(source)) = entry.addr
-            && entry.is_incoming
-        {
-            let (ip, sender) = self.dedup_sender(*source.ip(), sender);
-            self.seen.insert(entry.at, ip, &sender, message_id);
-        }
+    pub fn remember_received(&mut self, at: Millis, source: Ipv4Addr, sender: &UserId, message_id: &str) {
+        let (ip, sender) = self.dedup_sender(source, sender);
+        self.seen.insert(at, ip, &sender, message_id);
     }
 
     /// The source and sender by which a message is deduplicated: the addresses of this host are interchangeable.
@@ -116,84 +94,63 @@ impl Node {
         (self.addresses.canonical(source), sender)
     }
 
-    pub(super) fn send_post(&mut self, ctx: &mut CallContext, content: String) -> Result<CommandOutcome, CommandError> {
-        check_content(&content, self.user_id_bytes_max())?;
-        if !self.peers.iter().any(|peer| !peer.is_server()) {
+    pub(super) fn say(
+        &mut self,
+        ctx: &mut CallContext,
+        to: Option<&str>,
+        body: TalkBody,
+    ) -> Result<CommandOutcome, CommandError> {
+        let kind = body.kind();
+        match to {
+            Some(to) if kind.is_to_one => self.say_to_one(ctx, to, body),
+            None if !kind.is_to_one => self.say_to_all(ctx, body),
+            Some(_) => Err(CommandError::InvalidArgument(format!("USER: a {} goes to all", kind.type_name))),
+            None => Err(CommandError::InvalidArgument(format!("USER: a {} goes to one", kind.type_name))),
+        }
+    }
+
+    fn say_to_all(&mut self, ctx: &mut CallContext, body: TalkBody) -> Result<CommandOutcome, CommandError> {
+        body.check_entered(self.user_id_bytes_max()).map_err(CommandError::InvalidArgument)?;
+        if !body.kind().needs_no_peers && !self.peers.iter().any(|peer| !peer.is_server()) {
             return Err(CommandError::NoPeers);
         }
         self.reserve_sends(ctx, &self.peers.ids())?;
         let stamp = ctx.stamp();
-        let message = |user_id| Message::Post(Post { user_id, content: content.clone(), stamp: stamp.clone() });
-        let to = self.send_to_all(ctx, message);
-        Ok(CommandOutcome::Posted { to, message_id: stamp.message_id.unwrap_or_default() })
-    }
-
-    pub(super) fn send_profile(
-        &mut self,
-        ctx: &mut CallContext,
-        display_name: String,
-        status: String,
-        avatar: Option<Avatar>,
-    ) -> Result<CommandOutcome, CommandError> {
-        let bad = |key: &str, problem: String| CommandError::InvalidArgument(format!("{key}: {problem}"));
-        check(&display_name, 1, DISPLAY_NAME_MAX).map_err(|problem| bad("NAME", problem))?;
-        check_length(&status, 0, STATUS_MAX).map_err(|problem| bad("STATUS", problem))?;
-        if let Some(Avatar { bytes, .. }) = &avatar
-            && bytes.len() > AVATAR_MAX
-        {
-            return Err(bad("AVATAR-FILE", format!("expected at most {AVATAR_MAX} bytes, not {}", bytes.len())));
-        }
-        self.reserve_sends(ctx, &self.peers.ids())?;
-        let stamp = ctx.stamp();
-        let to = self.send_to_all(ctx, |user_id| {
-            let (display_name, status, avatar) = (display_name.clone(), status.clone(), avatar.clone());
-            Message::Profile(Profile { user_id, display_name, status, avatar, stamp: stamp.clone() })
-        });
-        Ok(CommandOutcome::ProfileSent { to, message_id: stamp.message_id.unwrap_or_default() })
-    }
-
-    /// Takes send permits for these peers: they silently drop what exceeds their rate limit per source.
-    fn reserve_sends(&mut self, ctx: &CallContext, to: &[PeerId]) -> Result<(), CommandError> {
-        let later = |at: Millis| CommandError::RateLimited { retry_after_ms: at.0.saturating_sub(ctx.now.0) };
-        self.peers.reserve_sends(ctx.now, to).map_err(later)
-    }
-
-    /// Stores a message and sends it to every known peer. Returns how many of them are not servers.
-    fn send_to_all(&mut self, ctx: &mut CallContext, message: impl Fn(UserId) -> Message) -> usize {
-        let entry = MessageRecord { at: ctx.date, is_incoming: false, addr: None, message: message(self.user_id()) };
-        ctx.effects.push(NodeEffect::Store(Box::new(entry)));
+        let talk = |from| Talk { from, to: None, body: body.clone(), stamp: stamp.clone() };
+        ctx.store(false, None, &talk(self.user_id()));
         let to: Vec<SocketAddrV4> = self.peers.iter().map(|peer| peer.current().addr).collect();
         for addr in to {
-            let message = message(self.own_user_id_for(*addr.ip()));
-            self.send(ctx, addr, message);
+            let talk = talk(self.own_user_id_for(*addr.ip()));
+            self.send(ctx, addr, Message::Talk(talk));
         }
-        self.peers.iter().filter(|peer| !peer.is_server()).count()
+        let to = self.peers.iter().filter(|peer| !peer.is_server()).count();
+        Ok(CommandOutcome::SaidToAll { to, message_id: stamp.message_id.unwrap_or_default() })
     }
 
-    pub(super) fn send_dm(
-        &mut self,
-        ctx: &mut CallContext,
-        to: &str,
-        content: String,
-    ) -> Result<CommandOutcome, CommandError> {
-        let (to, addr, awaits_ack) = self.resolve_user(to)?;
-        let from = self.own_user_id_for(*addr.ip());
-        check_content(&content, self.user_id_bytes_max() + to.to_string().len())?;
+    fn say_to_one(&mut self, ctx: &mut CallContext, to: &str, body: TalkBody) -> Result<CommandOutcome, CommandError> {
+        let (to, addr, acknowledges) = self.resolve_user(to)?;
+        let awaits_ack = acknowledges && body.kind().wants_ack;
+        let user_ids_len = self.user_id_bytes_max() + to.to_string().len();
+        body.check_entered(user_ids_len).map_err(CommandError::InvalidArgument)?;
         if awaits_ack && self.pending_dms.len() >= PENDING_DMS_MAX {
             return Err(CommandError::TooManyUnconfirmed(PENDING_DMS_MAX));
         }
         self.reserve_sends(ctx, self.peers.find_by_addr(addr).as_slice())?;
         let stamp = ctx.stamp();
         let message_id = stamp.message_id.clone().unwrap_or_default();
-        let message = Message::Dm(Dm { from, to: to.clone(), content, stamp });
-        let entry =
-            MessageRecord { at: ctx.date, is_incoming: false, addr: Some(addr.into()), message: message.clone() };
-        ctx.effects.push(NodeEffect::Store(Box::new(entry)));
-        self.send(ctx, addr, message.clone());
+        let talk = Talk { from: self.own_user_id_for(*addr.ip()), to: Some(to.clone()), body, stamp };
+        ctx.store(false, Some(addr), &talk);
+        self.send(ctx, addr, Message::Talk(talk.clone()));
         if awaits_ack {
-            self.pending_dms.add(ctx.now, message_id.clone(), addr, to.clone(), message);
+            self.pending_dms.add(ctx.now, message_id.clone(), addr, to.clone(), Message::Talk(talk));
         }
-        Ok(CommandOutcome::DmSent { to, addr: addr.into(), message_id, awaits_ack })
+        Ok(CommandOutcome::SaidToOne { to, addr: addr.into(), message_id, awaits_ack })
+    }
+
+    /// Takes send permits for these peers: they silently drop what exceeds their rate limit per source.
+    fn reserve_sends(&mut self, ctx: &CallContext, to: &[PeerId]) -> Result<(), CommandError> {
+        let later = |at: Millis| CommandError::RateLimited { retry_after_ms: at.0.saturating_sub(ctx.now.0) };
+        self.peers.reserve_sends(ctx.now, to).map_err(later)
     }
 
     /// Finds the peer with this name or `name@ip`: its USER_ID, its address, and whether it sends ACKs. A name may
@@ -234,34 +191,13 @@ impl Node {
     }
 }
 
-/// The sender and stamp of a message; none of an ACK.
-fn sender_and_stamp(message: &Message) -> Option<(&UserId, &MessageStamp)> {
-    message.sender().zip(message.stamp())
-}
-
-fn notification_for(from: SocketAddr, message: Message) -> Option<Notification> {
-    match message {
-        Message::Post(post) => Some(Notification::Post { from, post }),
-        Message::Dm(Dm { from: sender, content, stamp: MessageStamp { timestamp, message_id }, .. }) => {
-            Some(Notification::Dm { from, sender, content, message_id, timestamp })
+impl CallContext<'_> {
+    /// Stores a message, if its TYPE is kept.
+    fn store(&mut self, is_incoming: bool, addr: Option<SocketAddrV4>, talk: &Talk) {
+        if talk.body.kind().is_kept {
+            let record =
+                MessageRecord { at: self.date, is_incoming, addr: addr.map(SocketAddr::V4), talk: talk.clone() };
+            self.effects.push(NodeEffect::Store(Box::new(record)));
         }
-        Message::Profile(profile) => Some(Notification::Profile { from, profile }),
-        _ => None,
     }
-}
-
-/// Checks that a text fits into a datagram together with `users` bytes of USER_IDs. Line breaks are sent as U+2028.
-fn check_content(content: &str, users: usize) -> Result<(), CommandError> {
-    let single = content.replace("\r\n", "\n");
-    let breaks = single.matches(['\n', '\r']).count();
-    let written = single.len() + breaks * ('\u{2028}'.len_utf8() - 1);
-    let keys = "USER_ID".len() + "TO".len() + "CONTENT".len() + 3 * LINE_EXTRA;
-    let most = DATAGRAM_MAX - FRAME_MAX - keys - users;
-    if single.is_empty() {
-        return Err(CommandError::InvalidArgument("TEXT: expected at least one character".to_owned()));
-    }
-    if written > most {
-        return Err(CommandError::InvalidArgument(format!("TEXT: expected at most {most} bytes, not {written}")));
-    }
-    Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::*;
-use crate::lan::wire::{Dm, Post, Profile};
+use crate::lan::wire::{Dm, Post, Profile, Talk, TalkBody};
 
 mod discovery;
 mod limits;
@@ -62,11 +62,23 @@ fn discovery_of(who: &str, port: u16, instance: &str) -> Discovery {
 }
 
 fn dm(from: &str, to: &str, id: &str) -> Message {
-    Message::Dm(Dm { from: user(from), to: user(to), content: "hello".into(), stamp: stamp(id) })
+    talk(from, Some(to), Dm { content: "hello".into() }, id)
 }
 
 fn post(from: &str, id: &str) -> Message {
-    Message::Post(Post { user_id: user(from), content: "hello".into(), stamp: stamp(id) })
+    talk(from, None, Post { content: "hello".into() }, id)
+}
+
+fn talk(from: &str, to: Option<&str>, body: impl Into<TalkBody>, id: &str) -> Message {
+    Message::Talk(Talk { from: user(from), to: to.map(user), body: body.into(), stamp: stamp(id) })
+}
+
+fn say(text: &str) -> NodeCommand {
+    NodeCommand::Say { to: None, body: Post { content: text.to_owned() }.into() }
+}
+
+fn tell(to: &str, text: &str) -> NodeCommand {
+    NodeCommand::Say { to: Some(to.to_owned()), body: Dm { content: text.to_owned() }.into() }
 }
 
 fn config_of(kind: NodeKind) -> NodeConfig {

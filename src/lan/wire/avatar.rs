@@ -1,8 +1,45 @@
-//! Detection of the image formats of avatars.
+//! The avatar of a profile: its formats, its keys.
 
 use std::fmt;
 
-use super::{AVATAR_MAX, Avatar, AvatarKind};
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+use super::AVATAR_MAX;
+use super::reader::{DatagramReader, missing_key, with_key};
+use super::validation::quoted;
+use super::writer::DatagramWriter;
+
+/// Standard base64 with optional padding.
+const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// An image of at most [`AVATAR_MAX`] bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Avatar {
+    /// The type that the sender declares. ([`Avatar::from_bytes`] detects it.)
+    pub kind: AvatarKind,
+    /// 1 to [`AVATAR_MAX`] bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// The image formats that are supported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AvatarKind {
+    Png,
+    Jpeg,
+    Gif,
+    Webp,
+}
+
+impl fmt::Debug for Avatar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Avatar({:?}, {} bytes)", self.kind, self.bytes.len())
+    }
+}
 
 impl Avatar {
     /// Makes an avatar for the own profile.
@@ -17,6 +54,45 @@ impl Avatar {
         let kind =
             AvatarKind::detect(&bytes).ok_or("the picture's kind is not known: expected PNG, JPEG, GIF or WebP")?;
         Ok(Avatar { kind, bytes })
+    }
+}
+
+impl Avatar {
+    pub(super) fn write(&self, writer: &mut DatagramWriter) -> Result<(), String> {
+        check_avatar_size(self.bytes.len()).map_err(with_key("AVATAR_DATA"))?;
+        writer.line("AVATAR_TYPE", self.kind.mime());
+        writer.line("AVATAR_ENCODING", "base64");
+        writer.line("AVATAR_DATA", &base64::engine::general_purpose::STANDARD.encode(&self.bytes));
+        Ok(())
+    }
+
+    pub(super) fn read(reader: &DatagramReader<'_>) -> Result<Option<Avatar>, String> {
+        let (mime, encoding, data) =
+            (reader.get("AVATAR_TYPE"), reader.get("AVATAR_ENCODING"), reader.get("AVATAR_DATA"));
+        let (mime, data) = match (mime, data) {
+            (Some(mime), Some(data)) => (mime, data),
+            (None, None) if encoding.is_none() => return Ok(None),
+            (None, _) => return Err(missing_key("AVATAR_TYPE")),
+            (_, None) => return Err(missing_key("AVATAR_DATA")),
+        };
+        // Without a supported avatar, the rest of the profile is still worth showing.
+        let Some(kind) = AvatarKind::from_mime(mime).filter(|_| !data.is_empty()) else { return Ok(None) };
+        if let Some(other) = encoding.filter(|encoding| *encoding != "base64") {
+            return Err(format!("AVATAR_ENCODING: expected base64, not {}", quoted(other)));
+        }
+        // The decoded size follows from the length. An avatar that is too large is ignored before it is decoded.
+        let padding = data.bytes().rev().take(2).take_while(|byte| *byte == b'=').count();
+        if (data.len() - padding) * 3 / 4 > AVATAR_MAX {
+            return Ok(None);
+        }
+        let bytes = LENIENT_BASE64.decode(data).map_err(|problem| {
+            format!(
+                "AVATAR_DATA: expected standard base64 ({})",
+                problem.to_string().trim_end_matches('.').to_lowercase()
+            )
+        })?;
+        check_avatar_size(bytes.len()).map_err(with_key("AVATAR_DATA"))?;
+        Ok(Some(Avatar { kind, bytes }))
     }
 }
 
@@ -54,5 +130,14 @@ impl AvatarKind {
 impl fmt::Display for AvatarKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.mime())
+    }
+}
+
+/// Checks the size of an avatar.
+fn check_avatar_size(bytes: usize) -> Result<(), String> {
+    match bytes {
+        0 => Err("expected a picture, found no bytes".to_owned()),
+        1..=AVATAR_MAX => Ok(()),
+        _ => Err(format!("expected at most {AVATAR_MAX} bytes, not {bytes}")),
     }
 }

@@ -27,6 +27,10 @@ fn refused(datagram: &[u8]) -> String {
     }
 }
 
+fn talk(from: &str, to: Option<&str>, body: impl Into<TalkBody>, stamp: MessageStamp) -> Message {
+    Message::Talk(Talk { from: id(from), to: to.map(id), body: body.into(), stamp })
+}
+
 /// Asserts that a message and a datagram encode and decode to each other.
 fn stands_for(message: &Message, datagram: &str) {
     assert_eq!(decode(datagram.as_bytes()).as_ref(), Ok(message), "{datagram}");
@@ -53,30 +57,29 @@ fn each_type_has_its_keys() {
         ),
     );
     stands_for(
-        &Message::Post(Post {
-            user_id: id("alice@192.168.1.11"),
-            content: "Hello P2P network!".to_owned(),
-            stamp: stamp(1_728_938_500, "abc123"),
-        }),
+        &talk(
+            "alice@192.168.1.11",
+            None,
+            Post { content: "Hello P2P network!".to_owned() },
+            stamp(1_728_938_500, "abc123"),
+        ),
         "TYPE:POST\nUSER_ID:alice@192.168.1.11\nCONTENT:Hello P2P network!\nTIMESTAMP:1728938500\nMESSAGE_ID:abc123\n\n",
     );
     stands_for(
-        &Message::Dm(Dm {
-            from: id("al@10.0.0.1"),
-            to: id("b@b@10.0.0.2"),
-            content: "a: b\nc".to_owned(),
-            stamp: MessageStamp::default(),
-        }),
+        &talk("al@10.0.0.1", Some("b@b@10.0.0.2"), Dm { content: "a: b\nc".to_owned() }, MessageStamp::default()),
         "TYPE:DM\nFROM:al@10.0.0.1\nTO:b@b@10.0.0.2\nCONTENT:a: b\u{2028}c\n\n",
     );
     stands_for(
-        &Message::Profile(Profile {
-            user_id: id("al@10.0.0.1"),
-            display_name: "Al Übel".to_owned(),
-            status: String::new(),
-            avatar: Some(Avatar::from_bytes(PNG).unwrap()),
-            stamp: stamp(0, "x"),
-        }),
+        &talk(
+            "al@10.0.0.1",
+            None,
+            Profile {
+                display_name: "Al Übel".to_owned(),
+                status: String::new(),
+                avatar: Some(Avatar::from_bytes(PNG).unwrap()),
+            },
+            stamp(0, "x"),
+        ),
         "TYPE:PROFILE\nUSER_ID:al@10.0.0.1\nDISPLAY_NAME:Al Übel\nSTATUS:\nAVATAR_TYPE:image/png\n\
          AVATAR_ENCODING:base64\nAVATAR_DATA:iVBORw0KGgouLi4u\nTIMESTAMP:0\nMESSAGE_ID:x\n\n",
     );
@@ -108,7 +111,7 @@ fn each_type_has_its_keys() {
 fn older_and_other_programs_are_read() {
     let hello = |content: &str, timestamp| {
         let stamp = MessageStamp { timestamp, message_id: None };
-        Message::Post(Post { user_id: id("al@10.0.0.1"), content: content.to_owned(), stamp })
+        talk("al@10.0.0.1", None, Post { content: content.to_owned() }, stamp)
     };
     for (datagram, message) in [
         // The end may be an empty line, the end of the datagram, or that of the last line.
@@ -145,7 +148,7 @@ fn older_and_other_programs_are_read() {
     };
     assert_eq!(found.features, Features { ack: false, probe: true });
     assert_eq!(found.serves, [("trade".to_owned(), 7001), ("shop.b".to_owned(), 2)]);
-    let Ok(Message::Profile(found)) = decode(
+    let Ok(Message::Talk(Talk { body: TalkBody::Profile(found), .. })) = decode(
         b"TYPE:PROFILE\nUSER_ID:s@10.0.0.1\nDISPLAY_NAME:S\nSTATUS:\nAVATAR_TYPE:image/gif\nAVATAR_DATA:R0lGODlh\n\n",
     ) else {
         panic!()
@@ -156,7 +159,7 @@ fn older_and_other_programs_are_read() {
 #[test]
 fn a_byte_order_mark_is_skipped() {
     let read_post = |text: &str| match decode(text.as_bytes()) {
-        Ok(Message::Post(post)) => post.content,
+        Ok(Message::Talk(Talk { body: TalkBody::Post(post), .. })) => post.content,
         other => panic!("{other:?}"),
     };
     assert_eq!(read_post("\u{feff}TYPE:POST\nUSER_ID:s@10.0.0.1\nCONTENT:\u{feff}hi\n\n"), "\u{feff}hi");
@@ -166,7 +169,9 @@ fn a_byte_order_mark_is_skipped() {
 fn a_profile_is_worth_showing_without_its_picture() {
     let avatar = |lines: &str| {
         let datagram = format!("TYPE:PROFILE\nUSER_ID:s@10.0.0.1\nDISPLAY_NAME:S\nSTATUS:here\n{lines}\n\n");
-        let Ok(Message::Profile(found)) = decode(datagram.as_bytes()) else { panic!("{lines}") };
+        let Ok(Message::Talk(Talk { body: TalkBody::Profile(found), .. })) = decode(datagram.as_bytes()) else {
+            panic!("{lines}")
+        };
         assert_eq!((&*found.display_name, &*found.status), ("S", "here"));
         found.avatar
     };
@@ -373,7 +378,7 @@ fn a_datagram_may_be_full_and_no_more() {
     let frame = "TYPE:POST\nUSER_ID:al@10.0.0.1\nCONTENT:\n\n".len();
     let post = |length| {
         let content = "x".repeat(length);
-        Message::Post(Post { user_id: id("al@10.0.0.1"), content, stamp: MessageStamp::default() })
+        talk("al@10.0.0.1", None, Post { content }, MessageStamp::default())
     };
     let full = post(DATAGRAM_MAX - frame);
     let datagram = encode(&full).unwrap();
@@ -433,7 +438,7 @@ fn what_breaks_a_rule_is_not_written() {
     let user_id = id("al@10.0.0.1");
     let post = |content: &str, message_id: &str| {
         let stamp = MessageStamp { timestamp: None, message_id: Some(message_id.to_owned()) };
-        Message::Post(Post { user_id: user_id.clone(), content: content.to_owned(), stamp })
+        talk("al@10.0.0.1", None, Post { content: content.to_owned() }, stamp)
     };
     let discovery = || Discovery {
         user_id: user_id.clone(),
@@ -446,13 +451,7 @@ fn what_breaks_a_rule_is_not_written() {
     };
     let profile = |display_name: &str, avatar| {
         let (display_name, status) = (display_name.to_owned(), String::new());
-        Message::Profile(Profile {
-            user_id: user_id.clone(),
-            display_name,
-            status,
-            avatar,
-            stamp: MessageStamp::default(),
-        })
+        talk("al@10.0.0.1", None, Profile { display_name, status, avatar }, MessageStamp::default())
     };
     let serves = |list: &[(&str, u16)]| list.iter().map(|(name, port)| ((*name).to_owned(), *port)).collect();
     let list = |address: SocketAddr| {
@@ -496,16 +495,14 @@ fn what_breaks_a_rule_is_not_written() {
     }
     // The largest avatar fits into a datagram with the longest other values.
     let (display_name, status) = ("ü".repeat(DISPLAY_NAME_MAX), "ü".repeat(STATUS_MAX));
-    let message = Profile { user_id, display_name, status, avatar: avatar(AVATAR_MAX), stamp: stamp(u64::MAX, "x") };
-    let message = Message::Profile(message);
+    let profile = Profile { display_name, status, avatar: avatar(AVATAR_MAX) };
+    let message = talk("al@10.0.0.1", None, profile, stamp(u64::MAX, "x"));
     assert_eq!(decode(&encode(&message).unwrap()), Ok(message));
 }
 
 #[test]
 fn line_breaks_of_every_kind_travel_as_one() {
-    let post = |content: &str| {
-        Message::Post(Post { user_id: id("al@10.0.0.1"), content: content.to_owned(), stamp: MessageStamp::default() })
-    };
+    let post = |content: &str| talk("al@10.0.0.1", None, Post { content: content.to_owned() }, MessageStamp::default());
     for (written, seen) in
         [("a\r\nb", "a\nb"), ("a\rb", "a\nb"), ("\n\r\n\r\r\n", "\n\n\n\n"), ("a\u{2028}b", "a\nb"), ("a\n", "a\n")]
     {

@@ -44,9 +44,6 @@ pub(super) enum PolicyOutcome {
 }
 
 /// Parses a host name without a port, as Host may have it; for `value_parser`.
-///
-/// # Errors
-/// What was expected.
 pub fn parse_host_name(text: &str) -> Result<String, String> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if text.is_empty() || text.len() > 253 || !text.chars().all(is_name) {
@@ -56,9 +53,6 @@ pub fn parse_host_name(text: &str) -> Result<String, String> {
 }
 
 /// Parses an origin: scheme, host and optionally a port; for `value_parser`.
-///
-/// # Errors
-/// What was expected.
 pub fn parse_origin(text: &str) -> Result<String, String> {
     let wrong = || "expected an origin, such as https://share.example.org or http://127.0.0.1:8080".to_owned();
     let lower = text.trim_end_matches('/').to_ascii_lowercase();
@@ -79,9 +73,6 @@ const OPAQUE_ORIGINS: [&str; 2] = ["null", "file://"];
 
 /// Parses an origin to be allowed: `http://HOST[:PORT]`, `https://HOST[:PORT]`, `null` or `file://`; for
 /// `value_parser`.
-///
-/// # Errors
-/// What was expected.
 pub fn parse_allowed_origin(text: &str) -> Result<String, String> {
     match OPAQUE_ORIGINS.into_iter().find(|opaque| text.eq_ignore_ascii_case(opaque)) {
         Some(opaque) => Ok(opaque.to_owned()),

@@ -189,26 +189,17 @@ impl JsonFields {
     }
 
     /// A string of any length and with any characters.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn any_text(&self, field: &str) -> Result<&str, HttpError> {
         self.require(field)?.as_str().ok_or_else(|| HttpError::bad_request(format!("{field}: expected a text")))
     }
 
     /// A string; `None` if it is missing, null or empty, as a form sends a field that was not filled in.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn non_empty_text(&self, field: &str) -> Result<Option<&str>, HttpError> {
         let text = self.get(field).map(|_| self.any_text(field)).transpose()?;
         Ok(text.filter(|text| !text.is_empty()))
     }
 
     /// A string of `min` to `max` characters without control characters.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn text(&self, field: &str, min: usize, max: usize) -> Result<&str, HttpError> {
         let value = self.any_text(field)?;
         text::check(value, min, max).map_err(|wrong| HttpError::bad_request(format!("{field}: {wrong}")))?;
@@ -216,26 +207,17 @@ impl JsonFields {
     }
 
     /// Like [`text`](JsonFields::text) for a field that may be missing.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn optional_text(&self, field: &str, min: usize, max: usize) -> Result<Option<&str>, HttpError> {
         self.get(field).map(|_| self.text(field, min, max)).transpose()
     }
 
     /// A boolean; `default` if it is missing.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn boolean(&self, field: &str, default: bool) -> Result<bool, HttpError> {
         let Some(value) = self.get(field) else { return Ok(default) };
         value.as_bool().ok_or_else(|| HttpError::bad_request(format!("{field}: expected true or false")))
     }
 
     /// A whole number up to `max`, however it is written (`5`, `5.0`, `5e0`).
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn integer(&self, field: &str, max: u64) -> Result<u64, HttpError> {
         let number: Option<u64> = number::integer_as(self.require(field)?);
         number
@@ -244,9 +226,6 @@ impl JsonFields {
     }
 
     /// Like [`integer`](JsonFields::integer) for a field that may be missing.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn optional_integer(&self, field: &str, max: u64) -> Result<Option<u64>, HttpError> {
         self.get(field).map(|_| self.integer(field, max)).transpose()
     }

@@ -1,8 +1,8 @@
-//! One route table per API: which routes there are, who may use them, their parameters and bodies, and every response
-//! that they give.
+//! One route table per API: which routes there are, their parameters and bodies, and every response that they give.
 //!
 //! Requests are matched by this table, 404 and 405 follow from it, and the API's description (OpenAPI) is generated
-//! from it; so none of them can contradict the others. Responses are described by [`Schema`]s. In debug builds each
+//! from it; so none of them can contradict the others. Who may use a route is what its handler says
+//! ([`RouteHandler::access`]): what is described is what is enforced. Responses are described by [`Schema`]s. In debug builds each
 //! response is checked against its description ([`Route::assert_conforms`]).
 
 use serde_json::Value;
@@ -83,6 +83,16 @@ impl FieldSchema {
     }
 }
 
+/// The fields of one schema and those of another, for a schema that has both; `N` is how many that are.
+pub const fn joined<const N: usize>(first: &[FieldSchema], second: &[FieldSchema]) -> [FieldSchema; N] {
+    let (mut all, mut at) = ([field("", Schema::Any); N], 0);
+    while at < N {
+        all[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
+        at += 1;
+    }
+    all
+}
+
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteAccess {
@@ -155,7 +165,6 @@ pub struct RouteSpec {
     pub path: &'static str,
     /// What the route is for, one line.
     pub summary: &'static str,
-    pub access: RouteAccess,
     /// Its query parameters.
     pub query: &'static [FieldSchema],
     pub request_body: BodyKind,
@@ -165,20 +174,25 @@ pub struct RouteSpec {
     pub error_cases: &'static [ErrorCase],
 }
 
+/// What stands behind the routes of an API.
+pub trait RouteHandler: Copy + 'static {
+    /// Who may use its route: the token that the API requires before it calls the handler.
+    fn access(self) -> RouteAccess;
+}
+
 /// A route and its handler.
 #[derive(Debug, Clone, Copy)]
-pub struct Route<H: Copy + 'static> {
+pub struct Route<H: RouteHandler> {
     pub spec: RouteSpec,
     pub handler: H,
 }
 
-impl<H: Copy> Route<H> {
+impl<H: RouteHandler> Route<H> {
     const fn new(verb: RouteMethod, path: &'static str, summary: &'static str, handler: H) -> Route<H> {
         let spec = RouteSpec {
             method: verb,
             path,
             summary,
-            access: RouteAccess::User,
             query: &[],
             request_body: BodyKind::None,
             response: ResponseKind::Json(&[]),
@@ -187,20 +201,14 @@ impl<H: Copy> Route<H> {
         Route { spec, handler }
     }
 
-    /// A GET route for users.
+    /// A GET route.
     pub const fn get(path: &'static str, summary: &'static str, handler: H) -> Route<H> {
         Route::new(RouteMethod::Get, path, summary, handler)
     }
 
-    /// A POST route for users.
+    /// A POST route.
     pub const fn post(path: &'static str, summary: &'static str, handler: H) -> Route<H> {
         Route::new(RouteMethod::Post, path, summary, handler)
-    }
-
-    /// Sets who may use it.
-    #[must_use]
-    pub const fn access(self, who: RouteAccess) -> Route<H> {
-        Route { spec: RouteSpec { access: who, ..self.spec }, ..self }
     }
 
     /// Sets its query parameters.
@@ -262,45 +270,12 @@ impl RouteSpec {
         parts.next().is_none().then_some(params)
     }
 
-    /// Checks a response of this route against the description.
-    ///
-    /// # Errors
-    /// What does not conform.
-    pub fn check_response(&self, status: StatusCode, content_type: &str, body: &[u8]) -> Result<(), String> {
-        let is_json = content_type == "application/json";
-        let fields = if status.is_success() {
-            match (self.response, is_json) {
-                (ResponseKind::Json(fields), true) => fields,
-                (ResponseKind::Json(_), false) => return Err(format!("{content_type} instead of JSON")),
-                (ResponseKind::Events(_) | ResponseKind::Content | ResponseKind::Text(_), _) => return Ok(()),
-            }
-        } else {
-            let known = self.error_cases.iter().find(|refused| refused.status == status.as_u16());
-            match known {
-                Some(refused) => refused.fields,
-                None if self.statuses().contains(&status.as_u16()) => &[],
-                None => return Err(format!("status {status} is not described")),
-            }
-        };
-        if !is_json {
-            // A 304 for a file has no body.
-            return if body.is_empty() { Ok(()) } else { Err(format!("{content_type} instead of JSON")) };
-        }
-        let value = parse_json(body)?;
-        let common_fields = if status.is_success() {
-            &[field("success", Schema::Constant(true))][..]
-        } else {
-            &[field("success", Schema::Constant(false)), field("error", Schema::Text)][..]
-        };
-        check_fields(fields, common_fields, &value, "the answer")
-    }
-
     /// Every error status that it can respond with, including those common to all routes of its kind.
-    pub fn statuses(&self) -> Vec<u16> {
+    pub fn statuses(&self, access: RouteAccess) -> Vec<u16> {
         let mut all: Vec<u16> = self.error_cases.iter().map(|refused| refused.status).collect();
         // Host, Origin and malformed requests: see `policy.rs` and `service.rs`.
         all.extend([400, 403, 408, 421, 431, 501, 503]);
-        match self.access {
+        match access {
             RouteAccess::Anybody => {}
             RouteAccess::User | RouteAccess::Admin => all.push(401),
         }
@@ -322,7 +297,37 @@ fn parse_json(body: &[u8]) -> Result<Value, String> {
     serde_json::from_slice(body).map_err(|wrong| format!("no JSON: {wrong}"))
 }
 
-impl<H: Copy> Route<H> {
+impl<H: RouteHandler> Route<H> {
+    /// What of a response does not conform to the description.
+    fn check_response(&self, status: StatusCode, content_type: &str, body: &[u8]) -> Result<(), String> {
+        let is_json = content_type == "application/json";
+        let fields = if status.is_success() {
+            match (self.spec.response, is_json) {
+                (ResponseKind::Json(fields), true) => fields,
+                (ResponseKind::Json(_), false) => return Err(format!("{content_type} instead of JSON")),
+                (ResponseKind::Events(_) | ResponseKind::Content | ResponseKind::Text(_), _) => return Ok(()),
+            }
+        } else {
+            let known = self.spec.error_cases.iter().find(|refused| refused.status == status.as_u16());
+            match known {
+                Some(refused) => refused.fields,
+                None if self.spec.statuses(self.handler.access()).contains(&status.as_u16()) => &[],
+                None => return Err(format!("status {status} is not described")),
+            }
+        };
+        if !is_json {
+            // A 304 for a file has no body.
+            return if body.is_empty() { Ok(()) } else { Err(format!("{content_type} instead of JSON")) };
+        }
+        let value = parse_json(body)?;
+        let common_fields = if status.is_success() {
+            &[field("success", Schema::Constant(true))][..]
+        } else {
+            &[field("success", Schema::Constant(false)), field("error", Schema::Text)][..]
+        };
+        check_fields(fields, common_fields, &value, "the answer")
+    }
+
     /// Checks a response against the route's description in debug builds: a deviation is a bug in this program, and
     /// ends the request.
     ///
@@ -334,7 +339,7 @@ impl<H: Copy> Route<H> {
         }
         let Body::Bytes(body) = &response.body else { return };
         let content_type = response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        if let Err(wrong) = self.spec.check_response(response.status, content_type.unwrap_or_default(), body) {
+        if let Err(wrong) = self.check_response(response.status, content_type.unwrap_or_default(), body) {
             let spec = &self.spec;
             let body = String::from_utf8_lossy(body);
             panic!("{:?} {} answered what its description does not have: {wrong}: {body}", spec.method, spec.path);
@@ -343,7 +348,7 @@ impl<H: Copy> Route<H> {
 }
 
 /// The result of matching a request against a route table.
-pub enum RouteMatch<'a, H: Copy + 'static> {
+pub enum RouteMatch<'a, H: RouteHandler> {
     /// The route, with the request's path parameters.
     Route(&'static Route<H>, RouteCall<'a>),
     /// The path is known and has these methods.
@@ -353,7 +358,7 @@ pub enum RouteMatch<'a, H: Copy + 'static> {
     MalformedPath,
 }
 
-impl<H: Copy> RouteMatch<'_, H> {
+impl<H: RouteHandler> RouteMatch<'_, H> {
     /// The response if there is no route.
     pub fn error_response(&self) -> Option<Response> {
         match self {
@@ -365,8 +370,13 @@ impl<H: Copy> RouteMatch<'_, H> {
     }
 }
 
+/// The routes of a table, each with who may use it, to describe the API.
+pub fn specs<H: RouteHandler>(table: &'static [Route<H>]) -> impl Iterator<Item = (RouteAccess, &'static RouteSpec)> {
+    table.iter().map(|route| (route.handler.access(), &route.spec))
+}
+
 /// Finds the route of a request.
-pub fn match_route<'a, H: Copy>(table: &'static [Route<H>], request: &'a Request) -> RouteMatch<'a, H> {
+pub fn match_route<'a, H: RouteHandler>(table: &'static [Route<H>], request: &'a Request) -> RouteMatch<'a, H> {
     let Some(path) = path_segments(&request.path) else { return RouteMatch::MalformedPath };
     let mut methods = Vec::new();
     for route in table {
@@ -439,18 +449,31 @@ mod tests {
     use crate::net::http::HeaderMap;
     use serde_json::json;
 
-    type Name = &'static str;
-    const TABLE: &[Route<Name>] = &[
-        Route::get("/api/things", "All things", "list").responds_with_json(&[
+    #[derive(Debug, Clone, Copy)]
+    struct Handler(&'static str, RouteAccess);
+
+    impl RouteHandler for Handler {
+        fn access(self) -> RouteAccess {
+            self.1
+        }
+    }
+
+    const fn user(name: &'static str) -> Handler {
+        Handler(name, RouteAccess::User)
+    }
+
+    const TABLE: &[Route<Handler>] = &[
+        Route::get("/api/things", "All things", user("list")).responds_with_json(&[
             field("things", Schema::List(&Schema::Named("Thing", &[field("name", Schema::Text)]))),
             optional("next", Schema::Integer),
         ]),
-        Route::post("/api/things", "A new thing", "make").request_body(BodyKind::Json(&[field("name", Schema::Text)])),
-        Route::get("/api/things/{name}/parts/{part}", "A part", "part").error_cases(&[
+        Route::post("/api/things", "A new thing", user("make"))
+            .request_body(BodyKind::Json(&[field("name", Schema::Text)])),
+        Route::get("/api/things/{name}/parts/{part}", "A part", user("part")).error_cases(&[
             error_case(404, "no such thing"),
             ErrorCase { status: 409, why: "several", fields: &[field("owners", Schema::List(&Schema::Text))] },
         ]),
-        Route::get("/api/about", "About it", "about").access(RouteAccess::Anybody),
+        Route::get("/api/about", "About it", Handler("about", RouteAccess::Anybody)),
     ];
 
     fn request(method: Method, path: &str) -> Request {
@@ -469,7 +492,7 @@ mod tests {
         let found = |method: Method, path: &str| {
             let request = request(method, path);
             match match_route(TABLE, &request) {
-                RouteMatch::Route(route, call) => format!("{} {}", route.handler, call.params.join(" ")),
+                RouteMatch::Route(route, call) => format!("{} {}", route.handler.0, call.params.join(" ")),
                 other => other.error_response().unwrap().status.as_u16().to_string(),
             }
         };
@@ -498,7 +521,7 @@ mod tests {
     fn answers_are_held_against_their_description() {
         let check = |place: usize, status: u16, body: Value| {
             let status = StatusCode::from_u16(status).unwrap();
-            TABLE[place].spec.check_response(status, "application/json", body.to_string().as_bytes())
+            TABLE[place].check_response(status, "application/json", body.to_string().as_bytes())
         };
         assert_eq!(check(0, 200, json!({"success": true, "things": [{"name": "a"}]})), Ok(()));
         assert_eq!(check(0, 200, json!({"success": true, "things": [], "next": 5})), Ok(()));

@@ -73,9 +73,6 @@ impl Authenticator {
     }
 
     /// Forwards `register` or `login` to the server.
-    ///
-    /// # Errors
-    /// The refusal to send.
     pub fn sign_in(&self, what: &str, body: &Value) -> Result<SignInResult, HttpError> {
         let response = self.post(&format!("/api/user/{what}"), None, body)?;
         if !response.is_ok() {
@@ -145,9 +142,6 @@ impl Authenticator {
     }
 
     /// Whether the user has another valid token of those presented here, including before the last restart.
-    ///
-    /// # Errors
-    /// The refusal to send.
     pub fn has_other_session(&self, user: &Name, except: &WatchSession) -> Result<bool, HttpError> {
         let stored = self.store.tokens(user, Clock::wall()).map_err(unavailable)?;
         let now = (self.now)();
@@ -161,9 +155,6 @@ impl Authenticator {
     }
 
     /// Refuses the token from now on.
-    ///
-    /// # Errors
-    /// The refusal to send.
     pub fn log_out(&self, token: &Token) -> Result<(), HttpError> {
         let (digest, now) = (token_sha256(token), Clock::wall());
         // At most its whole lifetime is left. A token without a lifetime is refused for good.

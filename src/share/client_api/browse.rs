@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{file_name, to_http_error};
+use super::file_name;
 use crate::net::http::{self, HandlerResult, HttpError, JsonFields, RouteCall, StatusCode, query_pairs, success};
 use crate::share::files::TrackedFile;
 use crate::share::folders::FolderEntry;
@@ -60,26 +60,11 @@ fn entry_json(entry: &FolderEntry) -> Value {
     })
 }
 
-/// GET `local-files`: the tracked files.
-///
-/// # Errors
-/// 400, or those of the store.
-pub(super) fn local_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    files(node, call, false)
-}
-
-/// GET `published-files`: the published files.
-///
-/// # Errors
-/// 400, or those of the store.
-pub(super) fn published_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    files(node, call, true)
-}
-
-fn files(node: &Node, call: &RouteCall<'_>, published_only: bool) -> HandlerResult {
+/// GET `local-files`, `published-files`: the tracked files, or the published ones.
+pub(super) fn files(node: &Node, call: &RouteCall<'_>, published_only: bool) -> HandlerResult {
     let page = PageRequest::from_request_up_to(call.request, FILES_MAX)?;
     let _one = node.lock_listing();
-    let found = node.files_page(published_only, &page).map_err(|error| to_http_error(&error))?;
+    let found = node.files_page(published_only, &page)?;
     let files = LazyJsonList(&found.files, TrackedFile::to_json);
     Ok(http::json(StatusCode::OK, &FilesResponse { success: true, files, total: found.total }))
 }
@@ -90,6 +75,6 @@ fn files(node: &Node, call: &RouteCall<'_>, published_only: bool) -> HandlerResu
 /// 400, 404, or why the file could not be unpublished.
 pub(super) fn remove_file(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let name = file_name(&JsonFields::from_body(call.request)?, "fname")?;
-    node.remove(&name).map_err(|error| to_http_error(&error))?;
+    node.remove(&name)?;
     Ok(success(json!({})))
 }

@@ -1,7 +1,6 @@
 //! The content of a user's own files for a browser: as an attachment, except for types that a browser displays without
 //! executing anything.
 
-use super::to_http_error;
 use crate::net::http::{
     self, FileMetadata, HandlerResult, HeaderValue, HttpError, Request, RouteCall, StatusCode, content_disposition,
 };
@@ -62,7 +61,7 @@ pub(super) fn file_not_found() -> HttpError {
 
 /// A file's content, or the requested range of it.
 pub(super) fn serve(node: &Node, request: &Request, name: &FileName) -> HandlerResult {
-    let (file, opened) = node.open(name).map_err(|error| to_http_error(&error))?;
+    let (file, opened) = node.open(name)?;
     let (content_type, is_inline) = content_type_of(file.name.as_str());
     let facts = FileMetadata {
         length: opened.metadata.len(),

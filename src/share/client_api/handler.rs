@@ -1,13 +1,14 @@
 //! What stands behind a route of the client API.
 
 use super::{AuthenticatedUser, ClientApi};
+use crate::net::http::routes::{RouteAccess, RouteHandler};
 use crate::net::http::{HandlerResult, HttpError, RouteCall};
 use crate::share::node::Node;
 use crate::share::node::uploads::Upload;
 
 /// The handler of a route.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum ClientHandler {
+pub(super) enum ClientRouteHandler {
     /// Needs no token.
     Public(fn(&ClientApi, &RouteCall<'_>) -> HandlerResult),
     /// Needs a token, but not that the user's node has been initialized.
@@ -18,4 +19,16 @@ pub(super) enum ClientHandler {
     NodeAction(fn(&Node, &RouteCall<'_>) -> HandlerResult),
     /// The same with a streamed request body.
     Upload(fn(&Node, &RouteCall<'_>) -> Result<Upload, HttpError>),
+}
+
+impl RouteHandler for ClientRouteHandler {
+    fn access(self) -> RouteAccess {
+        match self {
+            ClientRouteHandler::Public(_) => RouteAccess::Anybody,
+            ClientRouteHandler::User(_)
+            | ClientRouteHandler::NodeQuery(_)
+            | ClientRouteHandler::NodeAction(_)
+            | ClientRouteHandler::Upload(_) => RouteAccess::User,
+        }
+    }
 }

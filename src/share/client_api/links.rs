@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::content::{file_name_of, file_not_found, serve};
-use super::{AuthenticatedUser, ClientApi, to_http_error};
+use super::{AuthenticatedUser, ClientApi};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Millis, Name, Token};
 use crate::net::http::{HandlerResult, RouteCall, query_pairs, success};
@@ -98,7 +98,7 @@ fn digest(ticket: &str) -> [u8; 32] {
 pub(super) fn link(api: &ClientApi, user: &AuthenticatedUser, call: &RouteCall<'_>) -> HandlerResult {
     let node = api.node_of(user)?;
     let name = file_name_of(call)?;
-    node.open(&name).map_err(|error| to_http_error(&error))?;
+    node.open(&name)?;
     let ticket = api.links.create(&user.name, &user.token, &name);
     Ok(success(json!({ "url": format!("content?ticket={ticket}") })))
 }

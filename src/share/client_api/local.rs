@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{file_name, to_field_http_error, to_http_error};
+use super::{file_name, to_field_http_error};
 use crate::net::http::{self, HandlerResult, HttpError, JsonFields, RouteCall, StatusCode, success};
 use crate::share::node::{Node, NodeError};
 use crate::share::wire::{FILE_SIZE_MAX, Seconds};
@@ -13,7 +13,7 @@ pub(super) fn status(node: &Node, _: &RouteCall<'_>) -> HandlerResult {
 
 pub(super) fn add_file(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let fields = JsonFields::from_body(call.request)?;
-    let file = node.add(fields.any_text("filepath")?).map_err(|error| to_field_http_error("filepath", &error))?;
+    let file = node.add(fields.any_text("filepath")?).map_err(|error| to_field_http_error("filepath", error))?;
     Ok(success(json!({ "file": file.to_json() })))
 }
 
@@ -29,12 +29,12 @@ pub(super) fn check_duplicate(node: &Node, call: &RouteCall<'_>) -> HandlerResul
             Some(modified.map_err(|wrong| HttpError::bad_request(format!("modified: {wrong}")))?)
         }
     };
-    Ok(success(node.duplicates(&name, size, modified).map_err(|error| to_http_error(&error))?.json()))
+    Ok(success(node.duplicates(&name, size, modified)?.json()))
 }
 
 pub(super) fn check_local_duplicate(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let name = file_name(&JsonFields::from_body(call.request)?, "fname")?;
-    Ok(success(match node.file(&name).map_err(|error| to_http_error(&error))? {
+    Ok(success(match node.file(&name)? {
         Some(file) => json!({"exists": true, "local_file": file.to_json()}),
         None => json!({"exists": false}),
     }))
@@ -52,19 +52,20 @@ pub(super) fn publish(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
             "file": published.file.to_json(),
             "duplicates": published.duplicates.json(),
         }))),
-        Err(error @ NodeError::Duplicates(_)) => {
-            let reason = error.to_string();
-            let NodeError::Duplicates(duplicates) = error else { unreachable!("matched above") };
+        Err(ref error @ NodeError::Duplicates(ref duplicates)) => {
             let mut body = duplicates.json();
-            (body["success"], body["error"]) = (false.into(), reason.into());
+            (body["success"], body["error"]) = (false.into(), error.to_string().into());
             Ok(http::json(StatusCode::CONFLICT, &body))
         }
-        Err(error) => Err(given.map_or_else(|| to_http_error(&error), |field| to_field_http_error(field, &error))),
+        Err(error) => Err(match given {
+            Some(field) => to_field_http_error(field, error),
+            None => error.into(),
+        }),
     }
 }
 
 pub(super) fn unpublish(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let name = file_name(&JsonFields::from_body(call.request)?, "fname")?;
-    let file = node.unpublish(&name).map_err(|error| to_http_error(&error))?;
+    let file = node.unpublish(&name)?;
     Ok(success(json!({ "file": file.to_json() })))
 }

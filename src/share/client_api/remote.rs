@@ -2,19 +2,20 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{file_name, host_name, to_field_http_error, to_http_error};
+use super::{file_name, host_name, to_field_http_error};
 use crate::model::Name;
 use crate::net::http::{self, HandlerResult, HttpError, JsonFields, Response, RouteCall, StatusCode, success};
 use crate::share::node::fetch_manager::FetchAction;
 use crate::share::node::{Node, NodeError};
 use crate::share::page::{PAGE_MAX, PageRequest};
+use crate::share::wire::PingRequest;
 
 pub(super) fn network_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let page = PageRequest::from_request(call.request, PAGE_MAX)?;
-    let mut network = node.network().map_err(|error| to_http_error(&error))?;
+    let mut network = node.network()?;
     if !network.has_match(&page.query) {
         // Before reporting no results, refresh: the file may have been published a moment ago.
-        network = node.refreshed_network().map_err(|error| to_http_error(&error))?;
+        network = node.refreshed_network()?;
     }
     let (total, found) = network.search(&page.query, page.offset, page.limit);
     Ok(success(json!({"files": found.iter().map(|file| file.json()).collect::<Vec<_>>(), "total": total})))
@@ -22,22 +23,22 @@ pub(super) fn network_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult 
 
 pub(super) fn peers(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let page = PageRequest::from_request(call.request, PAGE_MAX)?;
-    let network = node.network().map_err(|error| to_http_error(&error))?;
+    let network = node.network()?;
     let peers: Vec<Value> = page.slice(&network.hosts).iter().map(|host| host.json()).collect();
     Ok(success(json!({"peers": peers, "total": network.hosts.len()})))
 }
 
 pub(super) fn discover(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let hostname = call.param(0);
-    let found = node.discover(&host_name(hostname)?).map_err(|error| to_http_error(&error))?;
+    let found = node.discover(&host_name(hostname)?)?;
     let files: Map<String, Value> = found.files.iter().map(|(name, entry)| (name.to_string(), json!(entry))).collect();
     Ok(success(json!({"hostname": hostname, "files": files, "addr": [found.addr.0, found.addr.1]})))
 }
 
 pub(super) fn ping(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let hostname = call.param(0);
-    let is_there = node.ping(&host_name(hostname)?).map_err(|error| to_http_error(&error))?;
-    Ok(success(json!({"hostname": hostname, "status": if is_there { "ALIVE" } else { "DEAD" }})))
+    let answer = node.ask(&PingRequest { hostname: host_name(hostname)?, state: None })?;
+    Ok(success(json!({"hostname": hostname, "status": answer.status})))
 }
 
 pub(super) fn fetch(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
@@ -49,7 +50,7 @@ pub(super) fn fetch(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let owner = owner.transpose().map_err(HttpError::bad_request)?;
     let begun = match node.fetches().start(&name, owner.as_ref(), save_path) {
         Err(error @ NodeError::SeveralOwners(_)) => return Ok(ambiguous_owner_response(&error)),
-        begun => begun.map_err(|error| to_field_http_error("save_path", &error))?,
+        begun => begun.map_err(|error| to_field_http_error("save_path", error))?,
     };
     Ok(success(json!({
         "fetch_id": begun.id, "file_name": begun.file_name, "total_size": begun.total_size,
@@ -72,23 +73,11 @@ pub(super) fn fetches(node: &Node, _: &RouteCall<'_>) -> HandlerResult {
 }
 
 pub(super) fn fetch_progress(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    let progress = node.fetches().progress(call.param(0)).map_err(|error| to_http_error(&error))?;
+    let progress = node.fetches().progress(call.param(0))?;
     Ok(success(json!({ "progress": progress })))
 }
 
-pub(super) fn pause(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    act_on_fetch(node, call, FetchAction::Pause)
-}
-
-pub(super) fn resume(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    act_on_fetch(node, call, FetchAction::Resume)
-}
-
-pub(super) fn cancel(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    act_on_fetch(node, call, FetchAction::Cancel)
-}
-
-fn act_on_fetch(node: &Node, call: &RouteCall<'_>, action: FetchAction) -> HandlerResult {
-    let progress = node.fetches().apply(call.param(0), action).map_err(|error| to_http_error(&error))?;
+pub(super) fn act_on_fetch(node: &Node, call: &RouteCall<'_>, action: FetchAction) -> HandlerResult {
+    let progress = node.fetches().apply(call.param(0), action)?;
     Ok(success(json!({ "progress": progress })))
 }

@@ -1,11 +1,12 @@
 //! Every route of the client API with its parameters and responses.
 
-use super::handler::ClientHandler;
+use super::handler::ClientRouteHandler::{self, NodeAction, NodeQuery, Public, Upload, User};
 use super::{ClientApi, browse, content, links, local, remote, uploads};
 use crate::net::http::routes::Schema::{Any, Boolean, Integer, List, Map, Named, Nullable, Number, OneOf, Text};
 use crate::net::http::routes::{
-    BodyKind, ErrorCase, FieldSchema, ResponseKind, Route, RouteAccess, error_case, field, optional,
+    BodyKind, ErrorCase, FieldSchema, ResponseKind, Route, error_case, field, joined, optional,
 };
+use crate::share::node::fetch_manager::FetchAction;
 use crate::share::response_fields::{DISCOVER_RESPONSE, FILE_ENTRY_FIELDS, SIGN_IN_RESPONSE};
 
 const NODE_STATES: &[&str] = &["disconnected", "connecting", "idle", "active", "busy"];
@@ -18,19 +19,15 @@ const NODE_FIELDS: &[FieldSchema] = &[
     field("heartbeat_interval", Number).described_as("seconds"),
     field("error", Nullable(&Text)).described_as("why there is no connection to the registry"),
 ];
-const CLIENT_FIELDS: &[FieldSchema] = &[
-    NODE_FIELDS[0],
-    NODE_FIELDS[1],
-    NODE_FIELDS[2],
-    NODE_FIELDS[3],
-    NODE_FIELDS[4],
-    NODE_FIELDS[5],
-    NODE_FIELDS[6],
-    field("username", Text),
-    field("server_host", Text),
-    field("server_port", Integer),
-    field("advertise_ip", Nullable(&Text)),
-];
+const CLIENT_FIELDS: &[FieldSchema] = &joined::<11>(
+    NODE_FIELDS,
+    &[
+        field("username", Text),
+        field("server_host", Text),
+        field("server_port", Integer),
+        field("advertise_ip", Nullable(&Text)),
+    ],
+);
 const LOCAL_FILE_FIELDS: &[FieldSchema] = &[
     field("name", Text),
     field("size", Integer),
@@ -65,20 +62,10 @@ const MATCH_FIELDS: &[FieldSchema] = &[
     field("owner_ip", Text),
     field("owner_port", Integer),
 ];
-const NETWORK_FILE_FIELDS: &[FieldSchema] = &[
-    MATCH_FIELDS[0],
-    MATCH_FIELDS[1],
-    MATCH_FIELDS[2],
-    MATCH_FIELDS[3],
-    MATCH_FIELDS[4],
-    MATCH_FIELDS[5],
-    MATCH_FIELDS[6],
-    MATCH_FIELDS[7],
-    MATCH_FIELDS[8],
-    MATCH_FIELDS[9],
-    MATCH_FIELDS[10],
-    field("copies", Integer).described_as("how many hosts have this content, this one among them"),
-];
+const NETWORK_FILE_FIELDS: &[FieldSchema] = &joined::<12>(
+    MATCH_FIELDS,
+    &[field("copies", Integer).described_as("how many hosts have this content, this one among them")],
+);
 const PEER_FIELDS: &[FieldSchema] = &[
     field("hostname", Text),
     field("display_name", Text),
@@ -163,20 +150,14 @@ const PATH_REFUSALS: &[ErrorCase] =
     &[FILE_NOT_FOUND, error_case(409, "the name stands for another file, or before init"), NO_SPACE];
 
 /// All routes.
-pub(super) const ROUTES: &[Route<ClientHandler>] = &[
-    Route::get(
-        "/api/client/node",
-        "Which node this is, and of which server",
-        ClientHandler::Public(ClientApi::node_info),
-    )
-    .access(RouteAccess::Anybody)
-    .responds_with_json(&[field("name", Text), field("version", Text), field("server", Text)]),
+pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
+    Route::get("/api/client/node", "Which node this is, and of which server", Public(ClientApi::node_info))
+        .responds_with_json(&[field("name", Text), field("version", Text), field("server", Text)]),
     Route::post(
         "/api/client/register",
         "Makes an account at the server, and signs in",
-        ClientHandler::Public(ClientApi::register),
+        Public(|api, call| api.sign_in("register", call.request)),
     )
-    .access(RouteAccess::Anybody)
     .request_body(BodyKind::Json(&[field("username", Text), field("password", Text), optional("display_name", Text)]))
     .responds_with_json(SIGN_IN_RESPONSE)
     .error_cases(&[
@@ -184,8 +165,7 @@ pub(super) const ROUTES: &[Route<ClientHandler>] = &[
         error_case(429, "too many have asked"),
         error_case(502, "the server answers what it should not"),
     ]),
-    Route::post("/api/client/login", "Signs in", ClientHandler::Public(ClientApi::login))
-        .access(RouteAccess::Anybody)
+    Route::post("/api/client/login", "Signs in", Public(|api, call| api.sign_in("login", call.request)))
         .request_body(CREDENTIALS_BODY)
         .responds_with_json(SIGN_IN_RESPONSE)
         .error_cases(&[
@@ -195,7 +175,7 @@ pub(super) const ROUTES: &[Route<ClientHandler>] = &[
             error_case(429, "too many wrong passwords"),
             error_case(502, "the server answers what it should not"),
         ]),
-    Route::post("/api/client/init", "Takes part in the network", ClientHandler::User(ClientApi::init))
+    Route::post("/api/client/init", "Takes part in the network", User(ClientApi::init))
         .request_body(BodyKind::Json(&[
             field("username", Text),
             optional("server_ip", Text).described_as("only the server that the node was started with"),
@@ -204,37 +184,33 @@ pub(super) const ROUTES: &[Route<ClientHandler>] = &[
         ]))
         .responds_with_json(&[field("client", Named("Client", CLIENT_FIELDS))])
         .error_cases(&[error_case(409, "the registry refuses, or another account uses this node")]),
-    Route::post("/api/client/logout", "Refuses the token from now on", ClientHandler::User(ClientApi::log_out))
+    Route::post("/api/client/logout", "Refuses the token from now on", User(ClientApi::log_out))
         .error_cases(&[error_case(409, ACCOUNT_CONFLICT)]),
-    Route::get("/api/client/status", "How the node is", ClientHandler::NodeQuery(local::status))
+    Route::get("/api/client/status", "How the node is", NodeQuery(local::status))
         .responds_with_json(&[field("client", Named("Node", NODE_FIELDS))])
         .error_cases(NODE_REFUSALS),
-    Route::get("/api/client/local-files", "The user's files", ClientHandler::NodeQuery(browse::local_files))
+    Route::get("/api/client/local-files", "The user's files", NodeQuery(|node, call| browse::files(node, call, false)))
         .query(FULL_LIST_QUERY)
         .responds_with_json(&[field("total", Integer), field("files", List(&Named("LocalFile", LOCAL_FILE_FIELDS)))])
         .error_cases(NODE_REFUSALS),
     Route::get(
         "/api/client/published-files",
         "Those that are published",
-        ClientHandler::NodeQuery(browse::published_files),
+        NodeQuery(|node, call| browse::files(node, call, true)),
     )
     .query(FULL_LIST_QUERY)
     .responds_with_json(&[field("total", Integer), field("files", List(&Named("LocalFile", LOCAL_FILE_FIELDS)))])
     .error_cases(NODE_REFUSALS),
-    Route::get(
-        "/api/client/browse",
-        "What may be chosen from the node's folders",
-        ClientHandler::NodeQuery(browse::browse),
-    )
-    .query(BROWSE_QUERY)
-    .responds_with_json(&[
-        field("path", Text),
-        field("entries", List(&Named("Choice", FOLDER_ENTRY_FIELDS))).described_as("folders first, then by name"),
-        field("total", Integer),
-        field("truncated", Boolean).described_as("the folder has even more, which are not looked at"),
-    ])
-    .error_cases(&[error_case(404, "there is no such folder, or it may not be seen"), NOT_INITIALIZED]),
-    Route::post("/api/client/upload/{name}", "Brings a file into the repo", ClientHandler::Upload(uploads::begin))
+    Route::get("/api/client/browse", "What may be chosen from the node's folders", NodeQuery(browse::browse))
+        .query(BROWSE_QUERY)
+        .responds_with_json(&[
+            field("path", Text),
+            field("entries", List(&Named("Choice", FOLDER_ENTRY_FIELDS))).described_as("folders first, then by name"),
+            field("total", Integer),
+            field("truncated", Boolean).described_as("the folder has even more, which are not looked at"),
+        ])
+        .error_cases(&[error_case(404, "there is no such folder, or it may not be seen"), NOT_INITIALIZED]),
+    Route::post("/api/client/upload/{name}", "Brings a file into the repo", Upload(uploads::begin))
         .request_body(BodyKind::Content)
         .responds_with_json(FILE_RESPONSE)
         .error_cases(&[
@@ -246,48 +222,43 @@ pub(super) const ROUTES: &[Route<ClientHandler>] = &[
     Route::post(
         "/api/client/remove-file",
         "Tracks a file no more; it stays where it lies",
-        ClientHandler::NodeAction(browse::remove_file),
+        NodeAction(browse::remove_file),
     )
     .request_body(FILE_NAME_BODY)
     .error_cases(&[FILE_NOT_FOUND, NOT_INITIALIZED]),
-    Route::get("/api/client/files/{name}/content", "What is in a file", ClientHandler::NodeQuery(content::content))
+    Route::get("/api/client/files/{name}/content", "What is in a file", NodeQuery(content::content))
         .responds_with(ResponseKind::Content)
         .error_cases(&[error_case(404, "there is no such file, or it is gone"), NOT_INITIALIZED]),
     Route::post(
         "/api/client/files/{name}/link",
         "An address of its content for what cannot send a header, for an hour",
-        ClientHandler::User(links::link),
+        User(links::link),
     )
     .responds_with_json(&[field("url", Text).described_as("behind `/api/client/`")])
     .error_cases(&[error_case(404, "there is no such file, or it is gone"), NOT_INITIALIZED]),
-    Route::get(
-        "/api/client/content",
-        "What is in the file that a link stands for",
-        ClientHandler::Public(links::linked_content),
-    )
-    .access(RouteAccess::Anybody)
-    .query(&[field("ticket", Text)])
-    .responds_with(ResponseKind::Content)
-    .error_cases(&[error_case(404, "the link is good no more, or the file is gone")]),
-    Route::get("/api/client/network-files", "What the network has", ClientHandler::NodeAction(remote::network_files))
+    Route::get("/api/client/content", "What is in the file that a link stands for", Public(links::linked_content))
+        .query(&[field("ticket", Text)])
+        .responds_with(ResponseKind::Content)
+        .error_cases(&[error_case(404, "the link is good no more, or the file is gone")]),
+    Route::get("/api/client/network-files", "What the network has", NodeAction(remote::network_files))
         .query(LIST_QUERY)
         .responds_with_json(&[
             field("total", Integer),
             field("files", List(&Named("NetworkFile", NETWORK_FILE_FIELDS))),
         ])
         .error_cases(NODE_REFUSALS),
-    Route::get("/api/client/peers", "Who is in the network", ClientHandler::NodeAction(remote::peers))
+    Route::get("/api/client/peers", "Who is in the network", NodeAction(remote::peers))
         .query(PAGE_QUERY)
         .responds_with_json(&[field("total", Integer), field("peers", List(&Named("Peer", PEER_FIELDS)))])
         .error_cases(NODE_REFUSALS),
-    Route::post("/api/client/add-file", "Tracks a file where it lies", ClientHandler::NodeAction(local::add_file))
+    Route::post("/api/client/add-file", "Tracks a file where it lies", NodeAction(local::add_file))
         .request_body(BodyKind::Json(&[field("filepath", Text)]))
         .responds_with_json(FILE_RESPONSE)
         .error_cases(PATH_REFUSALS),
     Route::post(
         "/api/client/check-duplicate",
         "What of the network looks the same",
-        ClientHandler::NodeAction(local::check_duplicate),
+        NodeAction(local::check_duplicate),
     )
     .request_body(BodyKind::Json(&[field("fname", Text), field("size", Integer), optional("modified", Number)]))
     .responds_with_json(DUPLICATES_FIELDS)
@@ -295,12 +266,12 @@ pub(super) const ROUTES: &[Route<ClientHandler>] = &[
     Route::post(
         "/api/client/check-local-duplicate",
         "Whether a name is tracked",
-        ClientHandler::NodeAction(local::check_local_duplicate),
+        NodeAction(local::check_local_duplicate),
     )
     .request_body(FILE_NAME_BODY)
     .responds_with_json(&[field("exists", Boolean), optional("local_file", Named("LocalFile", LOCAL_FILE_FIELDS))])
     .error_cases(NODE_REFUSALS),
-    Route::post("/api/client/publish", "Shows a file to the network", ClientHandler::NodeAction(local::publish))
+    Route::post("/api/client/publish", "Shows a file to the network", NodeAction(local::publish))
         .request_body(BodyKind::Json(&[
             field("fname", Text),
             optional("local_path", Text).described_as("for a file that is not tracked yet"),
@@ -326,11 +297,11 @@ pub(super) const ROUTES: &[Route<ClientHandler>] = &[
             },
             NO_SPACE,
         ]),
-    Route::post("/api/client/unpublish", "Shows it no more", ClientHandler::NodeAction(local::unpublish))
+    Route::post("/api/client/unpublish", "Shows it no more", NodeAction(local::unpublish))
         .request_body(FILE_NAME_BODY)
         .responds_with_json(FILE_RESPONSE)
         .error_cases(&[FILE_NOT_FOUND, NOT_INITIALIZED]),
-    Route::post("/api/client/fetch", "Fetches a file from whoever has it", ClientHandler::NodeAction(remote::fetch))
+    Route::post("/api/client/fetch", "Fetches a file from whoever has it", NodeAction(remote::fetch))
         .request_body(BodyKind::Json(&[
             field("fname", Text),
             optional("owner_hostname", Text).described_as("whose file, where several have different ones of that name"),
@@ -353,40 +324,40 @@ pub(super) const ROUTES: &[Route<ClientHandler>] = &[
             },
             NO_SPACE,
         ]),
-    Route::get("/api/client/fetches", "All fetches", ClientHandler::NodeQuery(remote::fetches))
+    Route::get("/api/client/fetches", "All fetches", NodeQuery(remote::fetches))
         .responds_with_json(&[field("fetches", Map(&Named("Progress", PROGRESS_FIELDS)))])
         .error_cases(NODE_REFUSALS),
-    Route::get(
-        "/api/client/fetch-progress/{id}",
-        "How far a fetch is",
-        ClientHandler::NodeQuery(remote::fetch_progress),
-    )
-    .responds_with_json(PROGRESS_RESPONSE)
-    .error_cases(FETCH_REFUSALS),
-    Route::post("/api/client/fetches/{id}/pause", "Pauses a fetch", ClientHandler::NodeAction(remote::pause))
-        .responds_with_json(PROGRESS_RESPONSE)
-        .error_cases(FETCH_REFUSALS),
-    Route::post("/api/client/fetches/{id}/resume", "Goes on with it", ClientHandler::NodeAction(remote::resume))
+    Route::get("/api/client/fetch-progress/{id}", "How far a fetch is", NodeQuery(remote::fetch_progress))
         .responds_with_json(PROGRESS_RESPONSE)
         .error_cases(FETCH_REFUSALS),
     Route::post(
-        "/api/client/fetches/{id}/cancel",
-        "Gives it up; nothing of it stays",
-        ClientHandler::NodeAction(remote::cancel),
+        "/api/client/fetches/{id}/pause",
+        "Pauses a fetch",
+        NodeAction(|node, call| remote::act_on_fetch(node, call, FetchAction::Pause)),
     )
     .responds_with_json(PROGRESS_RESPONSE)
     .error_cases(FETCH_REFUSALS),
-    Route::get(
-        "/api/client/discover/{hostname}",
-        "What one host has, and where it is",
-        ClientHandler::NodeAction(remote::discover),
+    Route::post(
+        "/api/client/fetches/{id}/resume",
+        "Goes on with it",
+        NodeAction(|node, call| remote::act_on_fetch(node, call, FetchAction::Resume)),
     )
-    .responds_with_json(DISCOVER_RESPONSE)
-    .error_cases(&[error_case(404, "there is no such host"), NOT_INITIALIZED]),
-    Route::get("/api/client/ping/{hostname}", "Whether a host is there", ClientHandler::NodeAction(remote::ping))
+    .responds_with_json(PROGRESS_RESPONSE)
+    .error_cases(FETCH_REFUSALS),
+    Route::post(
+        "/api/client/fetches/{id}/cancel",
+        "Gives it up; nothing of it stays",
+        NodeAction(|node, call| remote::act_on_fetch(node, call, FetchAction::Cancel)),
+    )
+    .responds_with_json(PROGRESS_RESPONSE)
+    .error_cases(FETCH_REFUSALS),
+    Route::get("/api/client/discover/{hostname}", "What one host has, and where it is", NodeAction(remote::discover))
+        .responds_with_json(DISCOVER_RESPONSE)
+        .error_cases(&[error_case(404, "there is no such host"), NOT_INITIALIZED]),
+    Route::get("/api/client/ping/{hostname}", "Whether a host is there", NodeAction(remote::ping))
         .responds_with_json(&[field("hostname", Text), field("status", OneOf(&["ALIVE", "DEAD"]))])
         .error_cases(NODE_REFUSALS),
-    Route::get("/api/client/events", "What happens, as it happens", ClientHandler::User(ClientApi::events))
+    Route::get("/api/client/events", "What happens, as it happens", User(ClientApi::events))
         .responds_with(ResponseKind::Events(&[
             ("files", Named("FileChange", FILE_EVENT_FIELDS)),
             ("fetches", Named("FetchChange", FETCH_EVENT_FIELDS)),

@@ -2,8 +2,7 @@
 
 use serde_json::json;
 
-use super::handler::ClientHandler;
-use super::to_http_error;
+use super::handler::ClientRouteHandler;
 use crate::net::http::routes::Route;
 use crate::net::http::{BodySink, HttpError, Response, RouteCall, header, success};
 use crate::share::node::Node;
@@ -16,30 +15,30 @@ use crate::share::node::uploads::Upload;
 pub(super) fn begin(node: &Node, call: &RouteCall<'_>) -> Result<Upload, HttpError> {
     let length = call.request.headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.trim().parse().ok());
-    node.upload(call.param(0), length).map_err(|error| to_http_error(&error))
+    Ok(node.upload(call.param(0), length)?)
 }
 
 /// Writes the request body to the file.
 pub(super) struct UploadSink {
     upload: Upload,
-    route: &'static Route<ClientHandler>,
+    route: &'static Route<ClientRouteHandler>,
 }
 
 impl UploadSink {
-    pub(super) fn new(upload: Upload, route: &'static Route<ClientHandler>) -> UploadSink {
+    pub(super) fn new(upload: Upload, route: &'static Route<ClientRouteHandler>) -> UploadSink {
         UploadSink { upload, route }
     }
 }
 
 impl BodySink for UploadSink {
     fn write(&mut self, piece: &[u8]) -> Result<(), HttpError> {
-        self.upload.write(piece).map_err(|error| to_http_error(&error))
+        Ok(self.upload.write(piece)?)
     }
 
     fn finish(self: Box<Self>) -> Response {
         let response = match self.upload.finish() {
             Ok(file) => success(json!({ "file": file.to_json() })),
-            Err(error) => to_http_error(&error).into(),
+            Err(error) => HttpError::from(error).into(),
         };
         self.route.assert_conforms(&response);
         response

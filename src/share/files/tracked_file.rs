@@ -20,7 +20,6 @@ pub struct TrackedFile {
     pub stat: FileStat,
     /// When it was first tracked.
     pub added_at: Millis,
-    /// Whether it is published.
     pub is_published: bool,
     /// When it was last published.
     pub published_at: Option<Millis>,
@@ -80,7 +79,6 @@ impl TrackedFile {
 pub struct FileStat {
     /// Its resolved path.
     pub path: PathBuf,
-    /// Size in bytes.
     pub size: u64,
     /// Modification time, nanoseconds since 1970.
     pub modified_ns: i64,

@@ -21,7 +21,6 @@ pub struct FolderEntry {
     pub name: String,
     /// Its resolved path.
     pub path: String,
-    /// Whether it is a folder.
     pub is_folder: bool,
     /// Size in bytes; 0 for folders.
     pub size: u64,
@@ -34,7 +33,6 @@ pub struct FolderEntry {
 pub struct FolderListing {
     /// The folder; empty for the list of shared folders.
     pub path: String,
-    /// Its entries.
     pub entries: Vec<FolderEntry>,
     /// Whether entries are missing because there are too many.
     pub is_truncated: bool,

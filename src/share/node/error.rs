@@ -16,7 +16,6 @@ use crate::storage::StoreError;
 /// Why an operation of a node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The node has not joined the network.
     #[error("not begun yet: init comes first")]
     NotJoined,
     /// A path cannot be used.
@@ -73,7 +72,6 @@ pub enum NodeError {
 /// A host that has published a file of the requested name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FileOwner {
-    /// The host's name.
     pub hostname: Name,
     /// Size of its file, bytes.
     pub size: u64,

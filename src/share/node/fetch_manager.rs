@@ -138,9 +138,6 @@ impl<'a> FetchManager<'a> {
     }
 
     /// Progress of a fetch, in the client API's JSON form.
-    ///
-    /// # Errors
-    /// There is no fetch with that id.
     pub fn progress(&self, id: &str) -> Result<Value, NodeError> {
         self.inner.fetches.entries.lock().get(id).map(FetchEntry::json).ok_or_else(|| unknown_fetch_error(id))
     }

@@ -25,7 +25,6 @@ pub struct NetworkHost {
     pub hostname: Name,
     /// Its user's display name.
     pub display_name: Name,
-    /// Its address.
     pub ip: IpAddr,
     /// Its peer port.
     pub port: u16,
@@ -48,7 +47,6 @@ impl NetworkHost {
 /// A published file on the network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetworkFile {
-    /// Its name.
     pub name: FileName,
     /// Its properties, as published.
     pub entry: FileEntry,

@@ -23,10 +23,7 @@ pub const USERS_MAX: usize = 64;
 pub enum StartNodesError {
     /// The requested peer port is in use.
     #[error("{addr} is in use")]
-    PortInUse {
-        /// The address.
-        addr: SocketAddr,
-    },
+    PortInUse { addr: SocketAddr },
     /// No port of the range is free.
     #[error("no port of {min} to {max} is free: choose others with --port-min and --port-max")]
     NoPortFree {
@@ -38,7 +35,6 @@ pub enum StartNodesError {
     /// Listening failed for another reason.
     #[error("cannot listen at {addr}: {error}")]
     Listen {
-        /// The address.
         addr: SocketAddr,
         /// The system's error.
         error: io::Error,
@@ -86,9 +82,6 @@ impl NodeSlots {
 
 impl Nodes {
     /// Starts the primary user's node, and the nodes of all users that were joined when the process last ended.
-    ///
-    /// # Errors
-    /// [`StartNodesError`].
     pub fn start(
         settings: NodeSettings,
         context: NodeContext,
@@ -172,9 +165,6 @@ impl Nodes {
     }
 
     /// Records that a user has signed in. The first one ever may use all shared folders.
-    ///
-    /// # Errors
-    /// As [`Nodes::check_account`].
     pub fn signed_in(&self, user: &Name, display_name: &str, token: &Token) -> Result<(), NodeError> {
         self.check_account(user)?;
         self.context.store.signed_in(user, display_name)?;
@@ -219,9 +209,6 @@ impl Nodes {
     }
 
     /// Leaves the network for a user. The slot becomes free once transfers to peers are complete.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn leave(&self, user: &Name) -> Result<(), NodeError> {
         let node = self.slots.lock().running.get(user).cloned();
         let _membership = node.as_ref().map(|node| node.lock_membership());

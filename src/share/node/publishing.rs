@@ -132,9 +132,6 @@ impl Node {
 
     /// Finds files of other hosts that are similar to one with this name, size and modification time. The registry
     /// looks them up, at a cost that does not depend on the size of the network.
-    ///
-    /// # Errors
-    /// The registry cannot be reached or refuses.
     pub fn duplicates(&self, name: &FileName, size: u64, modified: Option<Seconds>) -> Result<Duplicates, NodeError> {
         let found = self.inner.registry()?.similar_files(name, size, modified)?;
         Ok(Duplicates::of(&self.inner.user, size, modified.map(Seconds::get), found))

@@ -80,9 +80,6 @@ pub struct NodeStore {
 
 impl NodeStore {
     /// Opens the store in the data folder, creating it if there is none.
-    ///
-    /// # Errors
-    /// One line that says what to do.
     pub fn open(data_dir: &Path) -> Result<NodeStore, OpenNodeStoreError> {
         let store = NodeStore { database: Arc::new(Store::open(&data_dir.join(STORE_FILE), MIGRATIONS)?) };
         if store.users()?.iter().any(|user| !user.name.as_str().is_ascii()) {
@@ -97,18 +94,12 @@ impl NodeStore {
     }
 
     /// All users, in the order of their first sign-in.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn users(&self) -> Result<Vec<NodeUser>, StoreError> {
         let sql = format!("{USERS} ORDER BY number");
         self.database.read(|reader| reader.all(&sql, &[], user))
     }
 
     /// Records a sign-in: creates the user or updates its display name.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn signed_in(&self, name: &Name, display_name: &str) -> Result<NodeUser, StoreError> {
         let (name, display_name) = (name.clone(), display_name.to_owned());
         self.database.write(move |tx| {
@@ -125,9 +116,6 @@ impl NodeStore {
     }
 
     /// Of the users whose names are spellings of this one, returns the name of the first that signed in, as stored.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn first_spelling_of(&self, name: &Name) -> Result<Option<Name>, StoreError> {
         let [given, composed, decomposed] = spellings(name.as_str());
         let sql = "SELECT name FROM share_user WHERE name IN ($1, $2, $3) ORDER BY number LIMIT 1";
@@ -136,9 +124,6 @@ impl NodeStore {
     }
 
     /// Stores whether a user's node is to be joined to the network, and the address to announce.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn set_joined(&self, name: &Name, is_joined: bool, advertise_ip: Option<&str>) -> Result<(), StoreError> {
         let (name, advertise_ip) = (name.clone(), advertise_ip.map(str::to_owned));
         self.database.write(move |tx| {
@@ -149,9 +134,6 @@ impl NodeStore {
     }
 
     /// Stores a user's peer port.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn set_port(&self, name: &Name, port: u16) -> Result<(), StoreError> {
         let name = name.clone();
         self.database.write(move |tx| {
@@ -161,9 +143,6 @@ impl NodeStore {
     }
 
     /// Stores or removes the registry's resume secret.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn set_resume_secret(&self, name: &Name, resume_secret: Option<&str>) -> Result<(), StoreError> {
         let (name, resume_secret) = (name.clone(), resume_secret.map(str::to_owned));
         self.database.write(move |tx| {
@@ -173,9 +152,6 @@ impl NodeStore {
     }
 
     /// The stored resume secret, which reclaims the hostname at the registry.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn resume_secret(&self, name: &Name) -> Result<Option<String>, StoreError> {
         let sql = "SELECT resume FROM share_user WHERE name = $1";
         let read = |row: &Row<'_>| Ok(row.opt_text(0)?.map(str::to_owned));

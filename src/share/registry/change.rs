@@ -33,16 +33,13 @@ pub enum RegistryChange {
     File {
         /// Row id of the host.
         host: u64,
-        /// The file's name.
         fname: FileName,
-        /// The file.
         entry: Arc<FileEntry>,
     },
     /// A file was removed.
     DropFile {
         /// Row id of the host.
         host: u64,
-        /// The file's name.
         fname: FileName,
     },
     /// A secret was issued.

@@ -33,13 +33,11 @@ pub enum ListingChangeKind {
 /// One change of the listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListingChange {
-    /// The host.
     pub hostname: Name,
     /// Name shown to people.
     pub display_name: Arc<str>,
     /// Address of its peer server.
     pub addr: (IpAddr, u16),
-    /// What has changed.
     pub kind: ListingChangeKind,
 }
 

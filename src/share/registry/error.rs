@@ -9,13 +9,10 @@ pub enum RegistryError {
     /// The host may not be listed under this address.
     #[error("ip: {0}")]
     Ip(&'static str),
-    /// The connection is already registered under another hostname.
     #[error("hostname: this connection is registered as {0} and may change nothing else")]
     OneHostname(Name),
-    /// The hostname belongs to a user account, and the claim does not prove to come from that user.
     #[error("token: the hostname is a user account and needs a valid token of that user")]
     NeedsToken,
-    /// Another host has the hostname.
     #[error("hostname in use")]
     InUse,
     /// A limit on hosts or files in total is reached.
@@ -33,16 +30,12 @@ pub enum RegistryError {
         /// The maximum for one source.
         share: usize,
     },
-    /// The host already has the maximum number of files.
     #[error("fname: a host may have {0} files")]
     TooManyFiles(usize),
-    /// The connection has not registered.
     #[error("expected REGISTER first")]
     NotRegistered,
-    /// No host of that name is live.
     #[error("hostname: no such host is there")]
     UnknownHost,
-    /// The host has no file of that name.
     #[error("fname: this host has no such file")]
     UnknownFile,
 }

@@ -12,7 +12,6 @@ use crate::share::wire::{FileEntry, FileName, HostEntry};
 /// A host as LIST and DISCOVER show it, without its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostSummary {
-    /// Hostname.
     pub hostname: Name,
     /// Name shown to people.
     pub display_name: Arc<str>,

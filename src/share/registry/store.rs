@@ -29,9 +29,6 @@ pub const MIGRATIONS: &[&str] = &[
 
 impl RegistryChange {
     /// Writes the change.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
         match self {
             RegistryChange::Host(row) => tx.execute(
@@ -98,9 +95,6 @@ impl RegistryChange {
 
 /// Deletes what an earlier version stored for hosts whose names, in exactly this spelling, now belong to another
 /// account.
-///
-/// # Errors
-/// Those of the store.
 pub fn delete_namesakes(tx: &mut dyn Tx, hostnames: &[String]) -> Result<(), StoreError> {
     for hostname in hostnames {
         tx.execute(
@@ -114,9 +108,6 @@ pub fn delete_namesakes(tx: &mut dyn Tx, hostnames: &[String]) -> Result<(), Sto
 }
 
 /// Stores when hosts were last seen. Removed hosts stay removed.
-///
-/// # Errors
-/// Those of the store.
 pub fn write_last_seen(tx: &mut dyn Tx, last_seen: &[(u64, Millis)]) -> Result<(), StoreError> {
     for (id, at) in last_seen {
         tx.execute(

@@ -17,7 +17,10 @@ use crate::net::lines::LineLimits;
 use crate::net::listener::{AfterMessage, MessageConnection, MessageFraming, MessageService, Rejection};
 use crate::share::registry::{AccountProof, ConnId, HostnameClaim, HostnameStatus, RegistryError, SecretHash};
 use crate::share::wire::requests::{self, REQUEST_MAX};
-use crate::share::wire::{FileMap, PublishRequest, RegisterRequest, RegistryRequest, responses as wire};
+use crate::share::wire::responses::RegisterAnswer;
+use crate::share::wire::{
+    FileMap, PublishRequest, RegisterRequest, RegistryRequest, UnpublishRequest, responses as wire,
+};
 
 /// The message handler of the listener.
 pub(super) struct RegistryService(pub Arc<RegistryServerInner>);
@@ -99,65 +102,20 @@ impl RegistryServerInner {
         out: &mut ResponseWriter<'_>,
     ) -> io::Result<()> {
         self.counters.requests.add(1);
-        let outcome = match request {
+        let request = match request {
+            Ok(request) => request,
             Err(reason) => {
                 self.counters.refused.add(1);
                 return out.line(&wire::error_response(&reason));
             }
-            Ok(RegistryRequest::Ping(ping)) => {
-                self.counters.pings.add(1);
-                let is_live = self.registry.ping(session.conn, ping.hostname.as_str());
-                is_live
-                    .map(|is_live| if is_live { wire::ALIVE } else { wire::DEAD }.to_vec())
-                    .map_err(RequestError::from)
-            }
-            Ok(RegistryRequest::Request(wanted)) => {
-                return self.write_streamed(session, out, |out| match wanted.size {
-                    Some(size) => self.write_similar_files(session.conn, &wanted, size, out),
-                    None => self.write_holders(&wanted.fname, out),
-                });
-            }
-            Ok(RegistryRequest::Discover(whom)) => {
-                return self.write_streamed(session, out, |out| self.write_host(&whom.hostname, out));
-            }
-            Ok(RegistryRequest::Changes(changes)) => {
-                return self.write_streamed(session, out, |out| self.write_changes(changes, out));
-            }
-            Ok(RegistryRequest::List(list)) => {
-                return self.write_streamed(session, out, |out| self.write_list(list, out));
-            }
-            Ok(RegistryRequest::Register(register)) => self.register(session, *register),
-            Ok(RegistryRequest::Publish(publish)) => {
-                let PublishRequest { hostname, fname, entry } = *publish;
-                let outcome = self.registry.update(session.conn, |core, now, changes| {
-                    core.evict_for_publish(now, session.conn, &hostname, &fname, STEP_SIZE, changes);
-                    changes.extend(core.publish(now, session.conn, &hostname, &fname, entry)?);
-                    Ok(())
-                });
-                outcome.map(|()| wire::ACK.to_vec())
-            }
-            Ok(RegistryRequest::Unpublish(unpublish)) => {
-                let outcome = self.registry.update(session.conn, |core, now, changes| {
-                    changes.extend(core.unpublish(now, session.conn, &unpublish.hostname, &unpublish.fname)?);
-                    Ok(())
-                });
-                outcome.map(|()| wire::ACK.to_vec())
-            }
-            Ok(RegistryRequest::Unregister(whom)) => {
-                let outcome = self.registry.update(session.conn, |core, now, changes| {
-                    changes.extend(core.unregister(now, session.conn, &whom.hostname)?);
-                    Ok(())
-                });
-                if outcome.is_ok() {
-                    session.registration = None;
-                    self.holder_streams.lock().remove(&session.conn);
-                }
-                outcome.map(|()| wire::OK.to_vec())
-            }
         };
-        match outcome {
-            Ok(line) => out.line(&line),
-            Err(failure) => {
+        if !request.records_activity() {
+            self.registry.record_activity(session.conn);
+        }
+        match self.respond(session, request, out) {
+            Ok(()) => Ok(()),
+            Err(ResponseError::Io(error)) => Err(error),
+            Err(ResponseError::Refused(failure)) => {
                 self.counters.refused.add(1);
                 match &failure {
                     RequestError::Refused(RegistryError::Full(_)) => self.counters.refused_full.add(1),
@@ -170,22 +128,55 @@ impl RegistryServerInner {
         }
     }
 
-    /// Writes a response while it is produced.
-    fn write_streamed<'o>(
+    /// Carries out a request and writes its response.
+    fn respond(
         &self,
-        session: &ClientSession,
-        out: &mut ResponseWriter<'o>,
-        write_response: impl FnOnce(&mut ResponseWriter<'o>) -> Result<(), ResponseError>,
-    ) -> io::Result<()> {
-        self.registry.record_activity(session.conn);
-        match write_response(out) {
-            Ok(()) => Ok(()),
-            Err(ResponseError::Io(error)) => Err(error),
-            Err(ResponseError::Refused(failure)) => {
-                self.counters.refused.add(1);
-                out.line(&wire::error_response(&failure.reason()))
+        session: &mut ClientSession,
+        request: RegistryRequest,
+        out: &mut ResponseWriter<'_>,
+    ) -> Result<(), ResponseError> {
+        let conn = session.conn;
+        match request {
+            RegistryRequest::Ping(ping) => {
+                self.counters.pings.add(1);
+                let is_live = self.registry.ping(conn, ping.hostname.as_str()).map_err(RequestError::from)?;
+                out.line(if is_live { wire::ALIVE } else { wire::DEAD })?;
+            }
+            RegistryRequest::Request(wanted) => match wanted.size {
+                Some(size) => self.write_similar_files(conn, &wanted, size, out)?,
+                None => self.write_holders(&wanted.fname, out)?,
+            },
+            RegistryRequest::Discover(whom) => self.write_host(&whom.hostname, out)?,
+            RegistryRequest::Changes(changes) => self.write_changes(changes, out)?,
+            RegistryRequest::List(list) => self.write_list(list, out)?,
+            RegistryRequest::Register(register) => out.line(&self.register(session, *register)?)?,
+            RegistryRequest::Publish(publish) => {
+                let PublishRequest { hostname, fname, entry } = *publish;
+                self.registry.update(conn, |core, now, changes| {
+                    core.evict_for_publish(now, conn, &hostname, &fname, STEP_SIZE, changes);
+                    changes.extend(core.publish(now, conn, &hostname, &fname, entry)?);
+                    Ok(())
+                })?;
+                out.line(wire::ACK)?;
+            }
+            RegistryRequest::Unpublish(UnpublishRequest { hostname, fname }) => {
+                self.registry.update(conn, |core, now, changes| {
+                    changes.extend(core.unpublish(now, conn, &hostname, &fname)?);
+                    Ok(())
+                })?;
+                out.line(wire::ACK)?;
+            }
+            RegistryRequest::Unregister(whom) => {
+                self.registry.update(conn, |core, now, changes| {
+                    changes.extend(core.unregister(now, conn, &whom.hostname)?);
+                    Ok(())
+                })?;
+                session.registration = None;
+                self.holder_streams.lock().remove(&conn);
+                out.line(wire::OK)?;
             }
         }
+        Ok(())
     }
 
     /// Replaces "not registered" by the actual reason for a connection that has lost its hostname.
@@ -243,7 +234,7 @@ impl RegistryServerInner {
             return Err(RegistryError::NeedsToken.into());
         }
         self.counters.registered.add(1);
-        Ok(wire::register_response(&secret, granted.ip))
+        Ok(wire::ok_response(&RegisterAnswer { resume: Some(secret), ip: Some(granted.ip) }))
     }
 
     fn hostname_status(&self, hostname: &Name, token: Option<&Token>, source: IpAddr) -> HostnameStatus {

@@ -36,6 +36,12 @@ pub(super) enum ResponseError {
     Io(io::Error),
 }
 
+impl From<RequestError> for ResponseError {
+    fn from(failure: RequestError) -> ResponseError {
+        ResponseError::Refused(failure)
+    }
+}
+
 impl From<io::Error> for ResponseError {
     fn from(error: io::Error) -> ResponseError {
         ResponseError::Io(error)
@@ -165,7 +171,7 @@ impl RegistryServerInner {
     pub(super) fn write_host(&self, hostname: &Name, out: &mut ResponseWriter<'_>) -> Result<(), ResponseError> {
         let shown = self.registry.read(|core, now| core.discover(now, hostname.as_str()));
         let shown = shown.map_err(|error| out.read_failed(error))?;
-        let Some(shown) = shown else { return Err(ResponseError::Refused(RegistryError::UnknownHost.into())) };
+        let Some(shown) = shown else { return Err(RequestError::from(RegistryError::UnknownHost).into()) };
         out.push(b"{\"status\":\"OK\",\"addr\":")?;
         out.json(&(shown.ip, shown.port))?;
         out.push(b",\"files\":{")?;

@@ -19,7 +19,6 @@ const SEARCH_BATCH: usize = 4_096;
 /// A live host with its files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostView {
-    /// Hostname.
     pub hostname: Name,
     /// Name shown to people.
     pub display_name: Arc<str>,

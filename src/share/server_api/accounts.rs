@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{ServerApi, request_token, to_http_error};
 use crate::identity::{Claims, Role, User, Users};
 use crate::model::{Clock, Millis};
-use crate::net::http::{HttpError, JsonFields, Request, Response, success};
+use crate::net::http::{HandlerResult, HttpError, JsonFields, Request, Response, RouteCall, success};
 use crate::share::server::AccountDirectory;
 
 impl AccountDirectory for Users {
@@ -29,10 +29,10 @@ impl AccountDirectory for Users {
 }
 
 impl ServerApi {
-    pub(super) fn register(&self, request: &Request) -> Result<Response, HttpError> {
-        let fields = JsonFields::from_body(request)?;
+    pub(super) fn register(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let fields = JsonFields::from_body(call.request)?;
         let display_name = fields.non_empty_text("display_name")?;
-        let source = request.source.ip();
+        let source = call.request.source.ip();
         let made =
             self.users.register(fields.any_text("username")?, fields.any_text("password")?, display_name, source);
         let user = made.map_err(to_http_error)?;
@@ -43,25 +43,25 @@ impl ServerApi {
         Ok(self.signed_in(&user))
     }
 
-    pub(super) fn login(&self, request: &Request) -> Result<Response, HttpError> {
-        let fields = JsonFields::from_body(request)?;
+    pub(super) fn login(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let fields = JsonFields::from_body(call.request)?;
         let username = fields.any_text("username")?;
         let password = fields.any_text("password")?;
-        let user = self.users.login(username, password, request.source.ip()).map_err(to_http_error)?;
+        let user = self.users.login(username, password, call.request.source.ip()).map_err(to_http_error)?;
         Ok(self.signed_in(&user))
     }
 
-    pub(super) fn verify(&self, request: &Request) -> Result<Response, HttpError> {
-        let (user, claims) = self.authenticated_user(request)?;
+    pub(super) fn verify(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let (user, claims) = self.authenticated_user(call.request)?;
         // Both the expiry time and the remaining duration: the clock of a caller that caches this may differ.
         let left_ms = Clock::wall().until(Millis::from_unix_s(claims.exp)).as_millis();
         let expires_in = left_ms as f64 / 1000.0;
         Ok(success(json!({"user": user_json(&user), "exp": claims.exp, "expires_in": expires_in})))
     }
 
-    pub(super) fn refresh(&self, request: &Request) -> Result<Response, HttpError> {
-        let (user, _) = self.authenticated_user(request)?;
-        self.users.record_sign_in(&user.username, request.source.ip());
+    pub(super) fn refresh(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let (user, _) = self.authenticated_user(call.request)?;
+        self.users.record_sign_in(&user.username, call.request.source.ip());
         Ok(self.signed_in(&user))
     }
 

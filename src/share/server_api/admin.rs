@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{ServerApi, request_token, stats, to_http_error};
 use crate::identity::{Role, User, Users};
 use crate::model::Name;
-use crate::net::http::{Body, HttpError, JsonFields, Request, Response, StatusCode, success};
+use crate::net::http::{Body, HandlerResult, HttpError, JsonFields, Response, RouteCall, StatusCode, success};
 use crate::share::page::PageRequest;
 use crate::share::server::{HostView, RegistryView};
 use crate::share::unix_time::unix_seconds_of;
@@ -22,23 +22,23 @@ const ACCOUNTS_PER_SCAN: usize = 4_096;
 const DEFAULT_LIMIT: usize = 100;
 
 impl ServerApi {
-    pub(super) fn admin_login(&self, request: &Request) -> Result<Response, HttpError> {
-        let fields = JsonFields::from_body(request)?;
+    pub(super) fn admin_login(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let fields = JsonFields::from_body(call.request)?;
         let username = fields.any_text("username")?;
         let password = fields.any_text("password")?;
-        let admin = self.users.admin_login(username, password, request.source.ip()).map_err(to_http_error)?;
+        let admin = self.users.admin_login(username, password, call.request.source.ip()).map_err(to_http_error)?;
         let (token, _) = self.users.issue_token(&admin, Role::Admin);
         Ok(success(json!({"token": token.reveal(), "username": admin})))
     }
 
-    pub(super) fn admin_verify(&self, request: &Request) -> Result<Response, HttpError> {
-        let token = request_token(request, true)?;
+    pub(super) fn admin_verify(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let token = request_token(call.request, true)?;
         let admin = self.users.authenticate_admin(token.reveal()).map_err(to_http_error)?;
         Ok(success(json!({ "username": admin })))
     }
 
-    pub(super) fn admin_registry(&self, request: &Request) -> Result<Response, HttpError> {
-        let page = PageRequest::from_request_if_given(request, DEFAULT_LIMIT)?;
+    pub(super) fn admin_registry(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let page = PageRequest::from_request_if_given(call.request, DEFAULT_LIMIT)?;
         let view = self.view()?;
         let mut stats = stats(&view.totals());
         if let Some(stats) = stats.as_object_mut() {
@@ -52,20 +52,20 @@ impl ServerApi {
             return Ok(chunked(head, found.into_chunks(view, users)));
         }
         let head = format!("{{\"success\":true,\"stats\":{stats},\"clients\":[").into_bytes();
-        let hosts =
-            HostChunks { view: view.clone(), users: Arc::clone(&users), after: None, page: Vec::new().into_iter() };
-        let offline = OfflineAccountChunks { view, users, after: None, page: Vec::new().into_iter() };
-        Ok(chunked(head, hosts.chain(offline)))
+        let hosts = all_hosts(view.clone(), Arc::clone(&users));
+        Ok(chunked(head, hosts.chain(offline_accounts(view, users))))
     }
 
-    pub(super) fn discover(&self, hostname: &str) -> Result<Response, HttpError> {
+    pub(super) fn discover(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let hostname = call.param(0);
         let (files, addr) = self.view()?.discover(hostname).ok_or_else(|| {
             HttpError::new(StatusCode::NOT_FOUND, "hostname: no such host is registered, or it was not heard for long")
         })?;
         Ok(success(json!({"hostname": hostname, "files": files, "addr": addr})))
     }
 
-    pub(super) fn ping(&self, hostname: &str) -> Result<Response, HttpError> {
+    pub(super) fn ping(&self, call: &RouteCall<'_>) -> HandlerResult {
+        let hostname = call.param(0);
         let status = if self.view()?.is_live(hostname) { "ALIVE" } else { "DEAD" };
         Ok(success(json!({"hostname": hostname, "status": status})))
     }
@@ -138,60 +138,41 @@ fn find_page(view: &RegistryView, users: &Users, page: &PageRequest) -> Result<A
     Ok(AdminPage { hosts, offline, total: in_all + counted.unwrap_or(passed) })
 }
 
-/// Produces every host as JSON, page by page while it is sent, so that neither memory nor the registry's lock is held
-/// for long.
-struct HostChunks {
-    view: RegistryView,
-    users: Arc<Users>,
-    after: Option<Name>,
-    page: std::vec::IntoIter<Vec<u8>>,
+/// What pages have, one after the other while it is sent, so that neither memory nor the registry's lock is held for
+/// long. `next_page` gets the last name of the page before.
+fn in_pages(mut next_page: impl FnMut(Option<&Name>) -> Option<(Name, Vec<Vec<u8>>)>) -> impl Iterator<Item = Vec<u8>> {
+    let mut after = None;
+    let pages = std::iter::from_fn(move || {
+        let (last, entries) = next_page(after.as_ref())?;
+        after = Some(last);
+        Some(entries)
+    });
+    pages.flatten()
 }
 
-impl Iterator for HostChunks {
-    type Item = Vec<u8>;
-
-    fn next(&mut self) -> Option<Vec<u8>> {
-        if let Some(piece) = self.page.next() {
-            return Some(piece);
-        }
-        let hosts = self.view.page(self.after.as_ref().map(Name::as_str), HOSTS_PER_CHUNK);
-        self.after = Some(hosts.last()?.hostname.clone());
+/// Every host as JSON.
+fn all_hosts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> {
+    in_pages(move |after| {
+        let hosts = view.page(after.map(Name::as_str), HOSTS_PER_CHUNK);
         let names: Vec<&str> = hosts.iter().map(|host| host.hostname.as_str()).collect();
         // The response has begun: fields that cannot be read now are left out; the failure was logged.
-        let accounts = self.users.accounts_by_hostname(&names).unwrap_or_default();
-        let pieces = hosts.iter().map(|host| host_json(host, accounts.get(host.hostname.as_str())));
-        self.page = pieces.collect::<Vec<_>>().into_iter();
-        self.page.next()
-    }
+        let accounts = users.accounts_by_hostname(&names).unwrap_or_default();
+        let entries = hosts.iter().map(|host| host_json(host, accounts.get(host.hostname.as_str()))).collect();
+        Some((hosts.last()?.hostname.clone(), entries))
+    })
 }
 
-/// Produces every account without a live host, likewise, by name.
-struct OfflineAccountChunks {
-    view: RegistryView,
-    users: Arc<Users>,
-    after: Option<Name>,
-    page: std::vec::IntoIter<Vec<u8>>,
-}
-
-impl Iterator for OfflineAccountChunks {
-    type Item = Vec<u8>;
-
-    fn next(&mut self) -> Option<Vec<u8>> {
-        loop {
-            if let Some(piece) = self.page.next() {
-                return Some(piece);
-            }
-            let users = self.users.list_page(self.after.as_ref(), HOSTS_PER_CHUNK).unwrap_or_else(|error| {
-                log::error!("accounts cannot be listed to their end: {error}");
-                Vec::new()
-            });
-            self.after = Some(users.last()?.username.clone());
-            let has_host =
-                |user: &&User| self.users.has_hostname(&user.username) && self.view.is_live(user.username.as_str());
-            let offline = users.iter().filter(|user| !has_host(user));
-            self.page = offline.map(offline_json).collect::<Vec<_>>().into_iter();
-        }
-    }
+/// Every account without a live host as JSON, by name.
+fn offline_accounts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> {
+    in_pages(move |after| {
+        let accounts = users.list_page(after, HOSTS_PER_CHUNK).unwrap_or_else(|error| {
+            log::error!("accounts cannot be listed to their end: {error}");
+            Vec::new()
+        });
+        let has_host = |user: &&User| users.has_hostname(&user.username) && view.is_live(user.username.as_str());
+        let entries = accounts.iter().filter(|user| !has_host(user)).map(offline_json).collect();
+        Some((accounts.last()?.username.clone(), entries))
+    })
 }
 
 #[derive(Serialize)]

@@ -24,6 +24,7 @@ use super::progress::{FetchProgress, FetchStatus, ProgressCallback};
 use super::saver::{SaveCommand, SaveEvent};
 use super::source_connection::SourceEvent;
 use super::speed::SpeedMeter;
+use crate::net::backoff::Backoff;
 use crate::net::threads::Executor;
 use crate::share::pieces::{FileDigests, PieceLayout};
 use crate::share::wire::{Digest, HostEntry};
@@ -63,7 +64,7 @@ pub(super) struct FetchWorker {
     /// Names of hosts that have different content under this file name.
     hosts_with_other_content: Vec<String>,
     lookup: LookupState,
-    lookup_delay: Duration,
+    lookup_backoff: Backoff,
     /// The saver's last command has been sent.
     is_finishing: bool,
     is_saver_stopped: bool,
@@ -200,7 +201,7 @@ impl FetchWorker {
             registry_error: None,
             hosts_with_other_content: Vec::new(),
             lookup: LookupState::Due(Duration::ZERO),
-            lookup_delay: context.timing.lookup_retry_min,
+            lookup_backoff: Backoff::new(context.timing.lookup_retry_min, context.timing.lookup_interval_max),
             is_finishing: false,
             is_saver_stopped: false,
             ending: None,
@@ -307,7 +308,7 @@ impl FetchWorker {
         if matches!(self.status, FetchStatus::Paused | FetchStatus::Failed) {
             self.plan.set_paused(false);
             self.lookup = LookupState::Due(self.now());
-            self.lookup_delay = self.timing.lookup_retry_min;
+            self.lookup_backoff.reset();
             self.set_status(FetchStatus::Pending, None);
         }
     }
@@ -364,7 +365,7 @@ impl FetchWorker {
             self.set_status(FetchStatus::Paused, Some(why));
         } else if self.plan.has_open_connection() {
             self.set_status(FetchStatus::Downloading, None);
-            self.lookup_delay = self.timing.lookup_retry_min;
+            self.lookup_backoff.reset();
         } else if self.status == FetchStatus::Paused {
             self.set_status(FetchStatus::Pending, None);
         }

@@ -63,19 +63,15 @@ pub struct FetchSpec {
 /// Why a fetch cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartFetchError {
-    /// A file exists at the destination; it is never overwritten.
     #[error("{0} exists already")]
     Exists(PathBuf),
-    /// The id cannot be part of a file name.
     #[error("id: expected 1 to {ID_MAX} letters, digits, - or _")]
     InvalidId,
-    /// The destination has no folder, or a name that is not UTF-8.
     #[error("{0}: expected the path of a file")]
     InvalidSavePath(PathBuf),
     /// The size exceeds the largest that is supported.
     #[error("size: expected at most {FILE_SIZE_MAX} bytes, not {0}")]
     TooLarge(u64),
-    /// The executor has no thread left.
     #[error("the fetch cannot begin: {0}; try again when others have ended")]
     Full(#[from] ExecutorFull),
     /// A file could not be read or written.

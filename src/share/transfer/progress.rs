@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
+
+use crate::model::named;
 
 /// Called with the progress on every change of status and several times a second while data arrives. It runs on the
 /// fetch's thread and must not block.
@@ -21,7 +23,6 @@ pub struct FetchProgress {
     pub speed_bps: f64,
     /// Estimated seconds until completion, if known.
     pub eta_seconds: Option<u64>,
-    /// Current status.
     pub status: FetchStatus,
     /// Once completed: whether the content was verified against a digest that the registry knew.
     pub verified: bool,
@@ -35,50 +36,25 @@ pub struct FetchProgress {
     pub received_bytes: u64,
 }
 
-/// Status of a fetch; see `docs/spec/share.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FetchStatus {
-    /// No host sends yet.
-    Pending,
-    /// Data arrives.
-    Downloading,
-    /// It waits for its user or, if there is an error text, for a host to come back.
-    Paused,
-    /// The file is complete and in its final place.
-    Completed,
-    /// It does not continue by itself, for the reason given as its error. It can be resumed.
-    Failed,
-    /// It was cancelled and its files were removed.
-    Cancelled,
+named! {
+    /// Status of a fetch; see `docs/spec/share.md`.
+    pub enum FetchStatus {
+        /// No host sends yet.
+        Pending = "pending",
+        /// Data arrives.
+        Downloading = "downloading",
+        /// It waits for its user or, if there is an error text, for a host to come back.
+        Paused = "paused",
+        /// The file is complete and in its final place.
+        Completed = "completed",
+        /// It does not continue by itself, for the reason given as its error. It can be resumed.
+        Failed = "failed",
+        /// It was cancelled and its files were removed.
+        Cancelled = "cancelled",
+    }
 }
 
 impl FetchStatus {
-    const ALL: [FetchStatus; 6] = [
-        FetchStatus::Pending,
-        FetchStatus::Downloading,
-        FetchStatus::Paused,
-        FetchStatus::Completed,
-        FetchStatus::Failed,
-        FetchStatus::Cancelled,
-    ];
-
-    /// The client API's and the node's store's text for it.
-    pub fn as_text(self) -> &'static str {
-        match self {
-            FetchStatus::Pending => "pending",
-            FetchStatus::Downloading => "downloading",
-            FetchStatus::Paused => "paused",
-            FetchStatus::Completed => "completed",
-            FetchStatus::Failed => "failed",
-            FetchStatus::Cancelled => "cancelled",
-        }
-    }
-
-    /// The status that has this text, if any has.
-    pub fn from_text(text: &str) -> Option<FetchStatus> {
-        FetchStatus::ALL.into_iter().find(|status| status.as_text() == text)
-    }
-
     /// Whether it has stopped for good or until its user resumes it: completed, cancelled or failed.
     pub fn has_ended(self) -> bool {
         self.is_final() || self == FetchStatus::Failed
@@ -90,24 +66,28 @@ impl FetchStatus {
     }
 }
 
-impl Serialize for FetchStatus {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_text())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_status_is_read_back_from_its_text_and_a_failed_fetch_has_ended_but_can_go_on() {
-        for status in FetchStatus::ALL {
+        for status in FetchStatus::ALL.iter().copied() {
             assert_eq!(FetchStatus::from_text(status.as_text()), Some(status));
             assert_eq!(serde_json::to_value(status).unwrap(), status.as_text());
         }
         assert_eq!(FetchStatus::from_text("Pending"), None);
-        let of = |holds: fn(FetchStatus) -> bool| FetchStatus::ALL.map(holds);
+        let of = |holds: fn(FetchStatus) -> bool| {
+            [
+                FetchStatus::Pending,
+                FetchStatus::Downloading,
+                FetchStatus::Paused,
+                FetchStatus::Completed,
+                FetchStatus::Failed,
+                FetchStatus::Cancelled,
+            ]
+            .map(holds)
+        };
         assert_eq!(of(FetchStatus::has_ended), [false, false, false, true, true, true]);
         assert_eq!(of(FetchStatus::is_final), [false, false, false, true, false, true]);
     }

@@ -105,9 +105,6 @@ impl PeerServer {
     }
 
     /// Starts serving with the given timeouts.
-    ///
-    /// # Errors
-    /// As [`PeerServer::start`].
     pub fn start_with_limits(
         socket: TcpListener,
         context: ListenerContext,

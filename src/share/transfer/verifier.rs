@@ -90,17 +90,11 @@ impl PieceVerifier {
     }
 
     /// Ends a piece that is complete and written; its verdict follows.
-    ///
-    /// # Errors
-    /// As [`PieceVerifier::hash`].
     pub(super) fn end_piece(&mut self, claim: PieceClaim) -> Result<(), ExecutorFull> {
         self.send(HashInput::End(claim))
     }
 
     /// Drops the bytes of a piece that will not be completed.
-    ///
-    /// # Errors
-    /// As [`PieceVerifier::hash`].
     pub(super) fn discard_piece(&mut self) -> Result<(), ExecutorFull> {
         if self.thread.is_some() { self.send(HashInput::Discard) } else { Ok(()) }
     }

@@ -83,10 +83,8 @@ fn parse_number(digits: &[u8]) -> Option<u64> {
 /// Error response of a peer; the text continues "HOST says that …".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
-    /// No file of that name is published.
     #[error("it does not offer the file")]
     NotFound,
-    /// The published file has been moved, deleted or changed.
     #[error("its file has been moved, deleted or changed")]
     FileNotFound,
     /// The file cannot be read, the range is outside of it, or it has not been hashed yet.

@@ -1,20 +1,25 @@
-//! Requests to the registry: one JSON object per line, read by [`parse`] and written by [`write()`].
+//! Requests to the registry: one JSON object per line, read by [`parse`] and written by [`write()`]. `actions!` is the
+//! list of them; an [`Action`] has all of one, for both ends.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
 
-use super::{FileEntry, FileName, Seconds};
-use crate::model::{Name, Token};
+use super::responses::{
+    ChangesAnswer, DiscoverAnswer, EmptyAnswer, HoldersAnswer, ListAnswer, PingAnswer, RegisterAnswer,
+};
+use super::{FileEntry, FileName, PORT_MIN, Seconds};
+use crate::model::{Name, Token, text};
 
 mod parsing;
 #[cfg(test)]
 mod tests;
 
-pub(super) use parsing::features;
-pub use parsing::parse;
+pub use parsing::RequestData;
+use parsing::{RawField, display_name, files, missing, optional, optional_integer, required, secret};
 
 /// Maximum size of a request, bytes.
 pub const REQUEST_MAX: usize = 16 << 20;
@@ -23,12 +28,67 @@ pub const FILES_MAX: usize = 100_000;
 /// Maximum length of a token or secret, bytes; ours are shorter.
 pub(in crate::share) const SECRET_MAX: usize = 8 * 1024;
 
+/// Maximum number of characters of PING's state.
+const STATE_MAX: usize = 32;
+
 /// A host's files by name.
 pub type FileMap = BTreeMap<FileName, Arc<FileEntry>>;
 
-/// A request to the registry.
-#[derive(Debug)]
-pub enum RegistryRequest {
+/// An action of the registry: its name, the data of its request, and what its response holds.
+pub trait Action: Serialize + Sized {
+    const NAME: &'static str;
+    /// The statuses of its responses, besides ERROR.
+    const STATUSES: &'static [&'static str] = &["OK"];
+    /// Whether the step that carries it out also counts as a sign of life of the connection's host. For any other
+    /// action the server counts it before.
+    const RECORDS_ACTIVITY: bool = false;
+    /// What a client reads from the response.
+    type Answer: DeserializeOwned;
+
+    fn parse(data: &RequestData<'_>) -> Result<Self, String>;
+}
+
+macro_rules! actions {
+    ($($(#[doc = $doc:literal])+ $Variant:ident($Data:ty),)+) => {
+        /// A request to the registry.
+        #[derive(Debug)]
+        pub enum RegistryRequest {
+            $($(#[doc = $doc])+ $Variant($Data),)+
+        }
+
+        impl RegistryRequest {
+            const NAMES: &[&str] = &[$(<$Data as Action>::NAME),+];
+
+            /// Whether carrying it out also counts as a sign of life; see [`Action::RECORDS_ACTIVITY`].
+            pub(in crate::share) fn records_activity(&self) -> bool {
+                match self {
+                    $(RegistryRequest::$Variant(_) => <$Data as Action>::RECORDS_ACTIVITY),+
+                }
+            }
+
+            fn of_action(name: &str, data: RawField<'_>) -> Result<RegistryRequest, String> {
+                match name {
+                    $(<$Data as Action>::NAME => {
+                        <$Data as Action>::parse(&RequestData::new(data)?).map(RegistryRequest::$Variant)
+                    })+
+                    _ => {
+                        let (last, others) = RegistryRequest::NAMES.split_last().unwrap_or((&"", &[]));
+                        Err(format!("action: expected {} or {last}", others.join(", ")))
+                    }
+                }
+            }
+
+            #[cfg(test)]
+            fn write(&self) -> Vec<u8> {
+                match self {
+                    $(RegistryRequest::$Variant(data) => write(data)),+
+                }
+            }
+        }
+    };
+}
+
+actions! {
     /// Registers a host.
     Register(Box<RegisterRequest>),
     /// Adds or changes a file of a host.
@@ -38,7 +98,7 @@ pub enum RegistryRequest {
     /// Finds hosts that have a file.
     Request(FileRequest),
     /// Gets a host's files and address.
-    Discover(HostRequest),
+    Discover(DiscoverRequest),
     /// Lists the hosts with their files.
     List(ListRequest),
     /// Gets the changes after a known point.
@@ -46,7 +106,36 @@ pub enum RegistryRequest {
     /// Asks whether a host is live.
     Ping(PingRequest),
     /// Removes a host.
-    Unregister(HostRequest),
+    Unregister(UnregisterRequest),
+}
+
+/// Parses one line.
+pub fn parse(line: &[u8]) -> Result<RegistryRequest, String> {
+    let (action, data) = parsing::envelope(line)?;
+    RegistryRequest::of_action(&action, data)
+}
+
+/// Serializes a request as one line, without the line end.
+pub fn write<A: Action>(data: &A) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct RequestLine<'a, D> {
+        action: &'a str,
+        data: &'a D,
+    }
+    // Only strings and numbers: serializing them to memory cannot fail.
+    serde_json::to_vec(&RequestLine { action: A::NAME, data }).unwrap_or_default()
+}
+
+/// Large requests are boxed, so that the others stay small.
+impl<A: Action> Action for Box<A> {
+    const NAME: &'static str = A::NAME;
+    const STATUSES: &'static [&'static str] = A::STATUSES;
+    const RECORDS_ACTIVITY: bool = A::RECORDS_ACTIVITY;
+    type Answer = A::Answer;
+
+    fn parse(data: &RequestData<'_>) -> Result<Box<A>, String> {
+        A::parse(data).map(Box::new)
+    }
 }
 
 /// The data of REGISTER.
@@ -74,30 +163,75 @@ pub struct RegisterRequest {
     pub resume: Option<Token>,
 }
 
+impl Action for RegisterRequest {
+    const NAME: &'static str = "REGISTER";
+    const RECORDS_ACTIVITY: bool = true;
+    type Answer = RegisterAnswer;
+
+    fn parse(data: &RequestData<'_>) -> Result<RegisterRequest, String> {
+        let port = match optional_integer("port", data.port)?.map(u16::try_from) {
+            Some(Ok(port)) if port >= PORT_MIN => port,
+            Some(_) => return Err(format!("port: expected a whole number from {PORT_MIN} to 65535")),
+            None => return Err(missing("port")),
+        };
+        Ok(RegisterRequest {
+            hostname: required("hostname", data.hostname)?,
+            port,
+            ip: optional::<String>("ip", data.ip)?
+                .map(|ip| ip.parse::<IpAddr>().map_err(|_| "ip: expected an IP address".to_owned()))
+                .transpose()?
+                .map(|ip| ip.to_canonical()),
+            display_name: display_name(data.display_name)?,
+            files: data.files_metadata.map(files).transpose()?,
+            token: secret("token", data.token)?,
+            resume: secret("resume", data.resume)?,
+        })
+    }
+}
+
 /// The data of PUBLISH.
 #[derive(Debug, Clone)]
 pub struct PublishRequest {
-    /// The host.
     pub hostname: Name,
-    /// The file's name.
     pub fname: FileName,
     /// The file; always published.
     pub entry: Arc<FileEntry>,
 }
 
+impl Action for PublishRequest {
+    const NAME: &'static str = "PUBLISH";
+    const STATUSES: &'static [&'static str] = &["ACK"];
+    const RECORDS_ACTIVITY: bool = true;
+    type Answer = EmptyAnswer;
+
+    /// The file's fields are on the same level as the others.
+    fn parse(data: &RequestData<'_>) -> Result<PublishRequest, String> {
+        let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
+        Ok(PublishRequest { hostname, fname, entry: Arc::new(data.published_entry()?) })
+    }
+}
+
 /// The data of UNPUBLISH.
 #[derive(Debug, Clone, Serialize)]
 pub struct UnpublishRequest {
-    /// The host.
     pub hostname: Name,
-    /// The file's name.
     pub fname: FileName,
+}
+
+impl Action for UnpublishRequest {
+    const NAME: &'static str = "UNPUBLISH";
+    const STATUSES: &'static [&'static str] = &["ACK"];
+    const RECORDS_ACTIVITY: bool = true;
+    type Answer = EmptyAnswer;
+
+    fn parse(data: &RequestData<'_>) -> Result<UnpublishRequest, String> {
+        Ok(UnpublishRequest { hostname: required("hostname", data.hostname)?, fname: required("fname", data.fname)? })
+    }
 }
 
 /// The data of REQUEST.
 #[derive(Debug, Clone, Serialize)]
 pub struct FileRequest {
-    /// The file's name.
     pub fname: FileName,
     /// Size in bytes, when looking for duplicates: the response then has only the most similar files, each with its
     /// name.
@@ -108,11 +242,46 @@ pub struct FileRequest {
     pub modified: Option<Seconds>,
 }
 
-/// The data of DISCOVER and UNREGISTER.
+impl Action for FileRequest {
+    const NAME: &'static str = "REQUEST";
+    const STATUSES: &'static [&'static str] = &["FOUND", "NOTFOUND"];
+    type Answer = HoldersAnswer;
+
+    fn parse(data: &RequestData<'_>) -> Result<FileRequest, String> {
+        let (fname, size) = (required("fname", data.fname)?, optional_integer("size", data.size)?);
+        Ok(FileRequest { fname, size, modified: optional("modified", data.modified)? })
+    }
+}
+
+/// The data of DISCOVER.
 #[derive(Debug, Clone, Serialize)]
-pub struct HostRequest {
-    /// The host.
+pub struct DiscoverRequest {
     pub hostname: Name,
+}
+
+impl Action for DiscoverRequest {
+    const NAME: &'static str = "DISCOVER";
+    type Answer = DiscoverAnswer;
+
+    fn parse(data: &RequestData<'_>) -> Result<DiscoverRequest, String> {
+        Ok(DiscoverRequest { hostname: required("hostname", data.hostname)? })
+    }
+}
+
+/// The data of UNREGISTER.
+#[derive(Debug, Clone, Serialize)]
+pub struct UnregisterRequest {
+    pub hostname: Name,
+}
+
+impl Action for UnregisterRequest {
+    const NAME: &'static str = "UNREGISTER";
+    const RECORDS_ACTIVITY: bool = true;
+    type Answer = EmptyAnswer;
+
+    fn parse(data: &RequestData<'_>) -> Result<UnregisterRequest, String> {
+        Ok(UnregisterRequest { hostname: required("hostname", data.hostname)? })
+    }
 }
 
 /// The data of LIST; both fields count hosts in the order of their names.
@@ -124,6 +293,16 @@ pub struct ListRequest {
     /// Maximum number of hosts to return.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+}
+
+impl Action for ListRequest {
+    const NAME: &'static str = "LIST";
+    type Answer = ListAnswer;
+
+    fn parse(data: &RequestData<'_>) -> Result<ListRequest, String> {
+        let (offset, limit) = (optional_integer("offset", data.offset)?, optional_integer("limit", data.limit)?);
+        Ok(ListRequest { offset, limit })
+    }
 }
 
 /// Longest wait of CHANGES, seconds.
@@ -140,6 +319,19 @@ pub struct ChangesRequest {
     pub wait: Option<Seconds>,
 }
 
+impl Action for ChangesRequest {
+    const NAME: &'static str = "CHANGES";
+    type Answer = ChangesAnswer;
+
+    fn parse(data: &RequestData<'_>) -> Result<ChangesRequest, String> {
+        let wait: Option<Seconds> = optional("wait", data.wait)?;
+        if wait.is_some_and(|wait| !(0.0..=WAIT_MAX_S).contains(&wait.get())) {
+            return Err(format!("wait: expected 0 to {WAIT_MAX_S} seconds"));
+        }
+        Ok(ChangesRequest { since: optional_integer("since", data.since)?, wait })
+    }
+}
+
 /// The data of PING.
 #[derive(Debug, Clone, Serialize)]
 pub struct PingRequest {
@@ -150,27 +342,18 @@ pub struct PingRequest {
     pub state: Option<String>,
 }
 
-/// Serializes a request as one line, without the line end.
-pub fn write(request: &RegistryRequest) -> Vec<u8> {
-    fn line(action: &str, data: &impl Serialize) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct RequestLine<'a, D> {
-            action: &'a str,
-            data: &'a D,
+impl Action for PingRequest {
+    const NAME: &'static str = "PING";
+    const STATUSES: &'static [&'static str] = &["ALIVE", "DEAD"];
+    const RECORDS_ACTIVITY: bool = true;
+    type Answer = PingAnswer;
+
+    fn parse(data: &RequestData<'_>) -> Result<PingRequest, String> {
+        let state: Option<String> = optional("state", data.state)?;
+        if let Some(state) = &state {
+            text::check(state, 0, STATE_MAX).map_err(|error| format!("state: {error}"))?;
         }
-        // Only strings and numbers: serializing them to memory cannot fail.
-        serde_json::to_vec(&RequestLine { action, data }).unwrap_or_default()
-    }
-    match request {
-        RegistryRequest::Register(data) => line("REGISTER", data),
-        RegistryRequest::Publish(data) => line("PUBLISH", data),
-        RegistryRequest::Unpublish(data) => line("UNPUBLISH", data),
-        RegistryRequest::Request(data) => line("REQUEST", data),
-        RegistryRequest::Discover(data) => line("DISCOVER", data),
-        RegistryRequest::List(data) => line("LIST", data),
-        RegistryRequest::Changes(data) => line("CHANGES", data),
-        RegistryRequest::Ping(data) => line("PING", data),
-        RegistryRequest::Unregister(data) => line("UNREGISTER", data),
+        Ok(PingRequest { hostname: required("hostname", data.hostname)?, state })
     }
 }
 

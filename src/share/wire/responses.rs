@@ -1,13 +1,14 @@
 //! The registry's responses: one JSON object per line. The server writes long ones in parts; this file has those parts,
 //! the short responses, and the types that a client reads.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, FILE_SIZE_MAX, FileEntry, FileName, HostEntry, Seconds, requests};
+use super::{Digest, FILE_SIZE_MAX, FileEntry, FileName, HostEntry, Seconds, features};
 use crate::model::{Name, Token};
 
 /// The request was carried out.
@@ -31,15 +32,15 @@ pub fn error_response(reason: &str) -> Vec<u8> {
     to_json(&ErrorResponse { status: "ERROR", reason })
 }
 
-/// The response to REGISTER: the secret, and the address under which the host is listed.
-pub fn register_response(resume: &Token, ip: IpAddr) -> Vec<u8> {
+/// The response with status OK and these fields.
+pub fn ok_response(fields: &impl Serialize) -> Vec<u8> {
     #[derive(Serialize)]
-    struct RegisterResponse<'a> {
+    struct OkResponse<'a, F> {
         status: &'a str,
-        resume: &'a Token,
-        ip: IpAddr,
+        #[serde(flatten)]
+        fields: &'a F,
     }
-    to_json(&RegisterResponse { status: "OK", resume, ip })
+    to_json(&OkResponse { status: "OK", fields })
 }
 
 /// Serializes a value of only strings and numbers, which cannot fail.
@@ -47,27 +48,67 @@ pub(in crate::share) fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-/// Any response as a client reads it; which fields are present depends on the request.
+/// What all responses have.
 #[derive(Debug, Deserialize)]
-pub(in crate::share) struct RegistryResponse {
-    pub(in crate::share) status: String,
+pub(in crate::share) struct ResponseHead<'a> {
+    #[serde(borrow)]
+    pub(in crate::share) status: Cow<'a, str>,
     pub(in crate::share) reason: Option<String>,
-    pub(in crate::share) resume: Option<Token>,
+}
+
+/// A response that says no more than its status.
+#[derive(Debug, Deserialize)]
+pub struct EmptyAnswer {}
+
+/// The response to REGISTER.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RegisterAnswer {
+    /// The secret that gets the hostname back; an older registry issues none.
+    pub resume: Option<Token>,
+    /// The address under which the host is listed, which clients do not need.
+    #[serde(skip_deserializing)]
+    pub ip: Option<IpAddr>,
+}
+
+/// The response to REQUEST.
+#[derive(Debug, Deserialize)]
+pub struct HoldersAnswer {
     pub(in crate::share) hosts: Option<Vec<FileHolder>>,
+}
+
+/// The response to DISCOVER.
+#[derive(Debug, Deserialize)]
+pub struct DiscoverAnswer {
     pub(in crate::share) files: Option<BTreeMap<FileName, FileEntry>>,
     pub(in crate::share) addr: Option<(IpAddr, u16)>,
+}
+
+/// The response to LIST, as it comes.
+#[derive(Debug, Deserialize)]
+pub struct ListAnswer {
     pub(in crate::share) total: Option<u64>,
     pub(in crate::share) registry: Option<BTreeMap<Name, ListedHost>>,
+}
+
+/// The response to CHANGES, as it comes.
+#[derive(Debug, Deserialize)]
+pub struct ChangesAnswer {
     pub(in crate::share) version: Option<u64>,
     pub(in crate::share) changes: Option<Vec<ChangeEntry>>,
     #[serde(default)]
     pub(in crate::share) reset: bool,
 }
 
+/// The response to PING.
+#[derive(Debug, Deserialize)]
+pub struct PingAnswer {
+    /// ALIVE or DEAD.
+    pub(in crate::share) status: String,
+}
+
 /// A change in the response to CHANGES: of a host, or of one of its files.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ChangeEntry {
-    /// The host.
     pub hostname: Name,
     /// Name shown to people.
     pub display_name: Name,
@@ -125,8 +166,9 @@ pub struct ListResponse {
     pub registry: BTreeMap<Name, ListedHost>,
 }
 
+/// A file as it is read.
 #[derive(Deserialize)]
-struct EntryFields {
+pub(super) struct EntryFields {
     size: u64,
     modified: Seconds,
     created: Option<Seconds>,
@@ -159,14 +201,8 @@ impl TryFrom<EntryFields> for FileEntry {
             is_published: fields.is_published,
             blake3: fields.blake3,
             pieces_root: fields.pieces_root,
-            features: requests::features(fields.features).map_err(|error| format!("features: {error}"))?,
+            features: features(fields.features).map_err(|error| format!("features: {error}"))?,
         })
-    }
-}
-
-impl<'de> Deserialize<'de> for FileEntry {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<FileEntry, D::Error> {
-        FileEntry::try_from(EntryFields::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 

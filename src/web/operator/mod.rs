@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 
 use crate::identity::Users;
 use crate::model::Clock;
-use crate::net::http::routes::{self, RouteMatch, RouteSpec};
+use crate::net::http::routes::{self, RouteAccess, RouteMatch, RouteSpec};
 use crate::net::http::{HttpError, HttpHandler, Request, Response, StatusCode, not_found};
 use crate::share::server::RegistryServer;
 use crate::share::server_api::{Metrics, ServerApi, require_admin};
@@ -107,8 +107,8 @@ impl OperatorApi {
     }
 
     /// Every route, for the API's description.
-    pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
-        ROUTES.iter().map(|route| &route.spec)
+    pub fn route_specs() -> impl Iterator<Item = (RouteAccess, &'static RouteSpec)> {
+        routes::specs(ROUTES)
     }
 
     /// The response to a request for one of these routes; `None` for any other path.
@@ -121,7 +121,7 @@ impl OperatorApi {
         };
         // The token is checked before anything else of the request.
         let admin = require_admin(&self.context.users, request);
-        let answer = admin.and_then(|_| (route.handler)(self, call)).unwrap_or_else(Response::from);
+        let answer = admin.and_then(|_| (route.handler.0)(self, call)).unwrap_or_else(Response::from);
         route.assert_conforms(&answer);
         self.context.metrics.record_request(route.spec.name(), answer.status, began_at.elapsed());
         Some(answer)
@@ -146,7 +146,7 @@ pub struct ServerHandler {
 
 impl ServerHandler {
     /// Every route, for the API's description.
-    pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
+    pub fn route_specs() -> impl Iterator<Item = (RouteAccess, &'static RouteSpec)> {
         ServerApi::route_specs().chain(OperatorApi::route_specs())
     }
 }

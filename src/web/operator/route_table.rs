@@ -2,11 +2,20 @@
 
 use super::{OperatorApi, deals, events, items, ledgers, log, metrics, users};
 use crate::net::http::routes::Schema::{Boolean, Integer, List, Named, Nullable, Number, OneOf, Text};
-use crate::net::http::routes::{FieldSchema, ResponseKind, Route, RouteAccess, error_case, field, optional};
+use crate::net::http::routes::{
+    FieldSchema, ResponseKind, Route, RouteAccess, RouteHandler, error_case, field, optional,
+};
 use crate::net::http::{HandlerResult, RouteCall};
 
-/// Handles a request whose token has been checked.
-pub(super) type OperatorRouteHandler = fn(&OperatorApi, &RouteCall<'_>) -> HandlerResult;
+/// Handles a request of the admin, whose token has been checked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Admin(pub(super) fn(&OperatorApi, &RouteCall<'_>) -> HandlerResult);
+
+impl RouteHandler for Admin {
+    fn access(self) -> RouteAccess {
+        RouteAccess::Admin
+    }
+}
 
 const Q: FieldSchema = optional("q", Text).described_as("what an entry must have in it, in any case");
 const OFFSET: FieldSchema = optional("offset", Integer);
@@ -67,63 +76,52 @@ const CHANGED_DEAL: &[FieldSchema] = &[
     field("row", Nullable(&Named("Deal", DEAL))).described_as("null: it is not open any more"),
 ];
 
-pub(super) const ROUTES: &[Route<OperatorRouteHandler>] = &[
-    Route::get("/api/admin/users", "Everybody who may sign in", users::users as OperatorRouteHandler)
-        .access(RouteAccess::Admin)
+pub(super) const ROUTES: &[Route<Admin>] = &[
+    Route::get("/api/admin/users", "Everybody who may sign in", Admin(users::users))
         .query(&[Q, OFFSET, LIMIT])
         .responds_with_json(&[field("users", List(&Named("Person", USER))), field("total", Integer)]),
-    Route::post("/api/admin/users/{name}/block", "Lets a user sign in no more", users::block as OperatorRouteHandler)
-        .access(RouteAccess::Admin)
+    Route::post("/api/admin/users/{name}/block", "Lets a user sign in no more", Admin(users::block))
         .responds_with_json(&[field("user", Named("Person", USER))])
         .error_cases(&[error_case(404, "there is no such account"), error_case(409, "it is the admin's own name")]),
-    Route::post("/api/admin/users/{name}/unblock", "Lets a user sign in again", users::unblock as OperatorRouteHandler)
-        .access(RouteAccess::Admin)
+    Route::post("/api/admin/users/{name}/unblock", "Lets a user sign in again", Admin(users::unblock))
         .responds_with_json(&[field("user", Named("Person", USER))])
         .error_cases(&[error_case(404, "there is no such account")]),
-    Route::get("/api/admin/deals", "The deals that are open, newest first", deals::deals as OperatorRouteHandler)
-        .access(RouteAccess::Admin)
+    Route::get("/api/admin/deals", "The deals that are open, newest first", Admin(deals::deals))
         .query(&[OFFSET, LIMIT])
         .responds_with_json(&[field("deals", List(&Named("Deal", DEAL))), field("total", Integer)]),
-    Route::get(
-        "/api/admin/ledger",
-        "Where money is, and how it moved, newest first",
-        ledgers::ledger as OperatorRouteHandler,
-    )
-    .access(RouteAccess::Admin)
-    .query(&[OFFSET, LIMIT, optional("balances_offset", Integer), optional("balances_limit", Integer)])
-    .responds_with_json(&[
-        field("balances", List(&Named("Balance", BALANCE))).described_as("a part of them, the house's own first"),
-        field("balances_total", Integer),
-        field("totals", Named("BalanceTotals", TOTALS)).described_as("of all accounts of a kind"),
-        field("entries", List(&Named("LedgerEntry", LEDGER_ENTRY))),
-        field("total", Integer).described_as("how many entries there are"),
-        field("sum", Number).described_as("of all entries: 0, or something is very wrong"),
-    ]),
+    Route::get("/api/admin/ledger", "Where money is, and how it moved, newest first", Admin(ledgers::ledger))
+        .query(&[OFFSET, LIMIT, optional("balances_offset", Integer), optional("balances_limit", Integer)])
+        .responds_with_json(&[
+            field("balances", List(&Named("Balance", BALANCE))).described_as("a part of them, the house's own first"),
+            field("balances_total", Integer),
+            field("totals", Named("BalanceTotals", TOTALS)).described_as("of all accounts of a kind"),
+            field("entries", List(&Named("LedgerEntry", LEDGER_ENTRY))),
+            field("total", Integer).described_as("how many entries there are"),
+            field("sum", Number).described_as("of all entries: 0, or something is very wrong"),
+        ]),
     Route::get(
         "/api/admin/log",
         "What happened in trade, and what the process warned of, newest first",
-        log::log as OperatorRouteHandler,
+        Admin(log::log),
     )
-    .access(RouteAccess::Admin)
     .query(&[OFFSET, LIMIT, optional("of", OneOf(&["trade", "warnings"])).described_as("that alone")])
     .responds_with_json(&[field("log", List(&Named("LogLine", LOG_ENTRY))), field("total", Integer)]),
-    Route::get("/api/admin/metrics", "The figures of the last 15 minutes", metrics::metrics as OperatorRouteHandler)
-        .access(RouteAccess::Admin)
-        .responds_with_json(&[
+    Route::get("/api/admin/metrics", "The figures of the last 15 minutes", Admin(metrics::metrics)).responds_with_json(
+        &[
             field("step_s", Integer),
             field("times", List(&Integer)).described_as("Unix seconds"),
             field("series", List(&Named("Series", SERIES))),
-        ]),
-    Route::get("/api/admin/events", "What happens, as it happens", events::events as OperatorRouteHandler)
-        .access(RouteAccess::Admin)
-        .responds_with(ResponseKind::Events(&[
+        ],
+    ),
+    Route::get("/api/admin/events", "What happens, as it happens", Admin(events::events)).responds_with(
+        ResponseKind::Events(&[
             ("hosts", Named("HostEvent", HOST)),
             ("deals", Named("DealEvent", CHANGED_DEAL)),
             ("warnings", Named("LogLine", LOG_ENTRY)),
             ("reset", crate::net::http::routes::Schema::Object(&[])),
-        ])),
-    Route::post("/api/admin/items/{id}/remove", "Takes an item out of the shop", items::remove as OperatorRouteHandler)
-        .access(RouteAccess::Admin)
+        ]),
+    ),
+    Route::post("/api/admin/items/{id}/remove", "Takes an item out of the shop", Admin(items::remove))
         .responds_with_json(&[field("item_id", Text)])
         .error_cases(&[error_case(404, "there is no such item")]),
 ];

@@ -11,7 +11,7 @@ use p2s2::internals::lan::SocketRole;
 use p2s2::internals::lan::node::{
     CommandOutcome, InterfaceAddress, Node, NodeCommand, NodeConfig, NodeEffect, NodeEvent, NodeKind, Notification,
 };
-use p2s2::internals::lan::wire::{Discovery, Features, Message, MessageStamp, Post, UserId};
+use p2s2::internals::lan::wire::{Discovery, Features, Message, MessageStamp, Post, Talk, TalkBody, UserId};
 use p2s2::internals::model::{Millis, Name};
 
 use super::world::{ANNOUNCE_MS, DISCOVERY_PORT, FORGET_MS, NetworkConditions, RELIABLE, ROUND_MS, UNRELIABLE};
@@ -167,7 +167,7 @@ impl Network {
                     self.other_announces(to, at);
                 }
             }
-            Message::Post(post) => other.received.push(post.content),
+            Message::Talk(Talk { body: TalkBody::Post(post), .. }) => other.received.push(post.content),
             _ => {}
         }
     }
@@ -182,10 +182,10 @@ impl Network {
     fn post(&mut self, ours: usize, content: &str) -> usize {
         let rng = &mut self.rng;
         let Implementation::Ours(node) = &mut self.programs[ours].implementation else { return 0 };
-        let command = NodeCommand::Post { content: content.to_owned() };
+        let command = NodeCommand::Say { to: None, body: Post { content: content.to_owned() }.into() };
         let (done, effects) = node.command(Millis(self.now), command, &mut || rng.below(u64::MAX)).unwrap();
         self.apply_effects(ours, effects);
-        if let CommandOutcome::Posted { to, .. } = done { to } else { 0 }
+        if let CommandOutcome::SaidToAll { to, .. } = done { to } else { 0 }
     }
 
     fn apply_effects(&mut self, ours: usize, effects: Vec<NodeEffect>) {
@@ -193,7 +193,7 @@ impl Network {
             match effect {
                 NodeEffect::Send { to: SocketAddr::V4(to), message } => self.send(ours, to, message),
                 NodeEffect::Broadcast { interface_ip, message } => self.broadcast(ours, interface_ip, &message),
-                NodeEffect::Notify(Notification::Post { post, .. }) => {
+                NodeEffect::Notify(Notification::Heard { talk: Talk { body: TalkBody::Post(post), .. }, .. }) => {
                     *self.shown.entry((ours, post.content)).or_default() += 1;
                 }
                 _ => {}
@@ -290,9 +290,9 @@ impl Network {
         let to: Vec<SocketAddrV4> = it.known.values().copied().collect();
         let stamp = self.stamp();
         for to in to {
-            let user_id = self.user_id(other, *self.source(other, *to.ip()).ip());
-            let post = Post { user_id, content: content.to_owned(), stamp: stamp.clone() };
-            self.send(other, to, Message::Post(post));
+            let from = self.user_id(other, *self.source(other, *to.ip()).ip());
+            let body = Post { content: content.to_owned() }.into();
+            self.send(other, to, Message::Talk(Talk { from, to: None, body, stamp: stamp.clone() }));
         }
     }
 

@@ -11,7 +11,7 @@ use p2s2::internals::lan::node::{
     CommandError, CommandOutcome, InterfaceAddress, MessageRecord, Node, NodeCommand, NodeConfig, NodeEffect,
     NodeEvent, NodeKind, Notification,
 };
-use p2s2::internals::lan::wire::Message;
+use p2s2::internals::lan::wire::{Message, Talk, TalkBody};
 use p2s2::internals::model::{Millis, Name};
 
 use super::{Fault, Tally};
@@ -182,7 +182,11 @@ impl World {
         self.handle_event(peer, NodeEvent::InterfacesChanged(vec![interface]));
         let host = &mut self.hosts[peer];
         if let Some(node) = &mut host.node {
-            host.disk.iter().for_each(|entry| node.remember_received(entry));
+            for MessageRecord { at, addr, talk, .. } in &host.disk {
+                if let (Some(SocketAddr::V4(source)), Some(id)) = (addr, &talk.stamp.message_id) {
+                    node.remember_received(*at, *source.ip(), &talk.from, id);
+                }
+            }
         }
         self.tally.starts += 1;
     }
@@ -279,7 +283,7 @@ impl World {
         let Some(node) = self.hosts[peer].node.as_mut() else { return Err(CommandError::NoPeers) };
         let rng = &mut self.rng;
         let (done, effects) = node.command(now, command, &mut || rng.below(u64::MAX))?;
-        if let CommandOutcome::DmSent { addr: SocketAddr::V4(to), message_id, awaits_ack: true, .. } = &done {
+        if let CommandOutcome::SaidToOne { addr: SocketAddr::V4(to), message_id, awaits_ack: true, .. } = &done {
             let sent = SentDm { by: peer, run: self.hosts[peer].run, to: *to, confirmed_as: None };
             self.sent.insert(message_id.clone(), sent);
             self.tally.dms += 1;
@@ -294,8 +298,8 @@ impl World {
             match effect {
                 NodeEffect::Store(entry) if self.rng.permille(self.conditions.store_fails) => {
                     self.tally.not_kept += 1;
-                    if let (false, Message::Dm(dm)) = (entry.is_incoming, &entry.message) {
-                        self.sent.remove(dm.stamp.message_id.as_deref().unwrap_or_default());
+                    if let (false, TalkBody::Dm(_)) = (entry.is_incoming, &entry.talk.body) {
+                        self.sent.remove(entry.talk.stamp.message_id.as_deref().unwrap_or_default());
                     }
                     return self.handle_event(peer, NodeEvent::StoreFailed(entry));
                 }
@@ -352,9 +356,9 @@ impl World {
         }
         // Acknowledges a DM that may be lost.
         if self.fault == Some(Fault::ForgeAcks)
-            && let Message::Dm(dm) = &message
+            && let Message::Talk(Talk { body: TalkBody::Dm(_), stamp, .. }) = &message
         {
-            let message_id = dm.stamp.message_id.clone().unwrap_or_default();
+            let message_id = stamp.message_id.clone().unwrap_or_default();
             self.transmit(to, Target::Addr(from), &Arc::new(Message::Ack { message_id }));
         }
         self.trace(|| format!("{peer} to {to}: {message:?}"));
@@ -383,11 +387,14 @@ impl World {
     fn handle_notification(&mut self, peer: usize, notification: Notification) {
         self.trace(|| format!("{peer} shows {notification:?}"));
         match notification {
-            Notification::Post { post, .. } => self.message_shown(peer, post.stamp.message_id, None),
-            Notification::Dm { message_id, .. } => {
-                let to = message_id.as_ref().and_then(|id| self.sent.get(id)).map(|sent| sent.to);
-                self.message_shown(peer, message_id, to);
-            }
+            Notification::Heard { talk: Talk { body, stamp, .. }, .. } => match body {
+                TalkBody::Post(_) => self.message_shown(peer, stamp.message_id, None),
+                TalkBody::Dm(_) => {
+                    let to = stamp.message_id.as_ref().and_then(|id| self.sent.get(id)).map(|sent| sent.to);
+                    self.message_shown(peer, stamp.message_id, to);
+                }
+                TalkBody::Profile(_) => {}
+            },
             Notification::DmConfirmed { message_id, .. } => {
                 self.record_confirmation(peer, &message_id, true);
                 let shown_by = |host: &usize| self.shown.get(&(*host, message_id.clone())).copied().unwrap_or(0);

@@ -217,13 +217,7 @@ fn the_source_must_be_the_address_that_it_names() {
     for message in [
         post("bob@10.0.0.2", "1"),
         dm("bob@10.0.0.2", "alice@10.0.0.1", "1"),
-        Message::Profile(Profile {
-            user_id: user("bob@10.0.0.2"),
-            display_name: "Bob".into(),
-            status: String::new(),
-            avatar: None,
-            stamp: stamp("1"),
-        }),
+        talk("bob@10.0.0.2", None, Profile { display_name: "Bob".into(), status: String::new(), avatar: None }, "1"),
         Message::PeerListRequest { from: user("bob@10.0.0.2"), stamp: stamp("1") },
         Message::PeerListResponse(crate::lan::wire::PeerList {
             from: user("bob@10.0.0.2"),

@@ -9,7 +9,11 @@ fn a_source_may_send_two_hundred_at_once_and_a_hundred_a_second() {
         let hear = |_| alice.receive(from, SocketRole::Own, post("bob@10.0.0.2", ""));
         (0..500)
             .map(hear)
-            .filter(|effects| notifications(effects).iter().any(|shown| matches!(shown, Notification::Post { .. })))
+            .filter(|effects| {
+                notifications(effects).iter().any(|shown| {
+                    matches!(shown, Notification::Heard { talk: Talk { body: TalkBody::Post(_), .. }, .. })
+                })
+            })
             .count()
     };
     assert_eq!(taken(&mut alice, "10.0.0.2:8002"), 200);
@@ -45,8 +49,8 @@ fn every_drop_is_shown_and_of_a_flood_how_many_there_were() {
 fn an_ack_that_is_awaited_is_never_one_too_many() {
     let mut alice = TestNode::new();
     alice.add_known_peer("bob@10.0.0.2", 8002, "b");
-    let (done, _) = alice.command(NodeCommand::Dm { to: "bob".into(), content: "hi".into() }).unwrap();
-    let CommandOutcome::DmSent { message_id, .. } = done else { panic!("{done:?}") };
+    let (done, _) = alice.command(tell("bob", "hi")).unwrap();
+    let CommandOutcome::SaidToOne { message_id, .. } = done else { panic!("{done:?}") };
     for _ in 0..300 {
         alice.receive("10.0.0.2:8002", SocketRole::Own, post("bob@10.0.0.2", ""));
     }
@@ -68,7 +72,7 @@ fn nobody_is_sent_more_than_he_takes() {
     let (mut sent, mut refused) = (0, 0);
     while sent < 500 {
         bob.now = alice.now;
-        match alice.command(NodeCommand::Post { content: "hi".into() }) {
+        match alice.command(say("hi")) {
             Ok((_, effects)) => {
                 sent += 1;
                 for (_, message) in sends(&effects) {
@@ -86,13 +90,10 @@ fn nobody_is_sent_more_than_he_takes() {
     assert_eq!((refused, bob.dropped(DropCause::TooMany), bob.dropped(DropCause::WrongSource)), (400, 0, 0));
     // A refused command takes no permits.
     alice.add_known_peer("carol@10.0.0.3", 8003, "");
-    let dm = |to: &str| NodeCommand::Dm { to: to.into(), content: "hi".into() };
+    let dm = |to: &str| tell(to, "hi");
     while alice.command(dm("bob")).is_ok() {}
     for _ in 0..200 {
-        assert!(matches!(
-            alice.command(NodeCommand::Post { content: "hi".into() }),
-            Err(CommandError::RateLimited { .. })
-        ));
+        assert!(matches!(alice.command(say("hi")), Err(CommandError::RateLimited { .. })));
     }
     assert_eq!((0..200).filter(|_| alice.command(dm("carol")).is_ok()).count(), 100);
 }

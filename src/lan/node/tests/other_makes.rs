@@ -67,11 +67,14 @@ fn it_is_one_peer_whatever_address_of_this_host_it_names() {
     }
     assert_eq!(alice.list(), ["carol@10.0.0.1 10.0.0.1:8002"]);
     // Messages to it are sent once, and its messages are shown once, whatever address it uses.
-    let (_, effects) = alice.command(NodeCommand::Post { content: "hi".into() }).unwrap();
+    let (_, effects) = alice.command(say("hi")).unwrap();
     assert_eq!(sends(&effects).len(), 1);
     let mut times_shown = |who: &str, from: &str, id: &str| {
         let effects = alice.receive(from, SocketRole::Own, post(who, id));
-        notifications(&effects).iter().filter(|shown| matches!(shown, Notification::Post { .. })).count()
+        notifications(&effects)
+            .iter()
+            .filter(|shown| matches!(shown, Notification::Heard { talk: Talk { body: TalkBody::Post(_), .. }, .. }))
+            .count()
     };
     let copies = [
         ("carol@10.0.0.1", "10.0.0.1:8002"),
@@ -156,13 +159,7 @@ fn a_quiet_one_is_answered_again_at_most_twice_a_minute() {
 #[test]
 fn what_was_kept_before_a_start_is_known_from_every_own_address() {
     let mut alice = TestNode::not_started(config_of(NodeKind::Person));
-    let from = Some(addr("10.0.0.1:8002"));
-    alice.node.remember_received(&MessageRecord {
-        at: START,
-        is_incoming: true,
-        addr: from,
-        message: post("carol@10.0.0.1", "m1"),
-    });
+    alice.node.remember_received(START, ip("10.0.0.1"), &user("carol@10.0.0.1"), "m1");
     alice.event(NodeEvent::Started);
     let effects = alice.receive("127.0.0.1:8002", SocketRole::Own, post("carol@127.0.0.1", "m1"));
     assert!(!effects.iter().any(|effect| matches!(effect, NodeEffect::Store(_))), "{effects:?}");

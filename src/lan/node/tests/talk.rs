@@ -3,14 +3,6 @@
 use super::*;
 use crate::lan::wire::{Avatar, AvatarKind};
 
-fn say(text: &str) -> NodeCommand {
-    NodeCommand::Post { content: text.to_owned() }
-}
-
-fn tell(to: &str, text: &str) -> NodeCommand {
-    NodeCommand::Dm { to: to.to_owned(), content: text.to_owned() }
-}
-
 fn server(who: &str, port: u16, instance: &str) -> Discovery {
     Discovery { serves: vec![("trade".to_owned(), 7001)], ..discovery_of(who, port, instance) }
 }
@@ -18,7 +10,7 @@ fn server(who: &str, port: u16, instance: &str) -> Discovery {
 /// The MESSAGE_ID of a sent DM and its only datagram.
 fn sent(result: Result<(CommandOutcome, Vec<NodeEffect>), CommandError>) -> (String, Message) {
     let (done, effects) = result.unwrap();
-    let CommandOutcome::DmSent { message_id, .. } = done else { panic!("{done:?}") };
+    let CommandOutcome::SaidToOne { message_id, .. } = done else { panic!("{done:?}") };
     let sends = sends(&effects);
     let [(_, message)] = &sends[..] else { panic!("{effects:?}") };
     (message_id, (*message).clone())
@@ -32,15 +24,17 @@ fn a_post_goes_to_every_known_peer_directly() {
     alice.add_known_peer("carol@127.0.0.1", 8003, "");
     alice.broadcast("10.0.0.5:8006", server("shop@10.0.0.5", 8006, "s"));
     let (done, effects) = alice.command(say("hi\nthere")).unwrap();
-    let CommandOutcome::Posted { to: 2, message_id } = done else { panic!("{done:?}") };
+    let CommandOutcome::SaidToAll { to: 2, message_id } = done else { panic!("{done:?}") };
     let NodeEffect::Store(entry) = &effects[0] else { panic!("kept first: {effects:?}") };
     assert!(!entry.is_incoming && entry.addr.is_none() && entry.at == alice.now);
     let sends = sends(&effects);
     let mut to: Vec<(SocketAddr, String)> = Vec::new();
     for (addr, message) in sends {
-        let Message::Post(post) = message else { panic!("{message:?}") };
-        assert_eq!((&*post.content, post.stamp.message_id.as_ref()), ("hi\nthere", Some(&message_id)));
-        to.push((addr, post.user_id.to_string()));
+        let Message::Talk(Talk { from, body: TalkBody::Post(post), stamp, .. }) = message else {
+            panic!("{message:?}")
+        };
+        assert_eq!((&*post.content, stamp.message_id.as_ref()), ("hi\nthere", Some(&message_id)));
+        to.push((addr, from.to_string()));
     }
     assert_eq!(
         to,
@@ -56,18 +50,14 @@ fn a_post_goes_to_every_known_peer_directly() {
 #[test]
 fn a_message_is_kept_then_shown_and_only_once() {
     let mut alice = TestNode::new();
-    let profile = Message::Profile(Profile {
-        user_id: user("bob@10.0.0.2"),
-        display_name: "Bob".into(),
-        status: "here".into(),
-        avatar: None,
-        stamp: stamp("3"),
-    });
+    let profile = Profile { display_name: "Bob".into(), status: "here".into(), avatar: None };
+    let profile = talk("bob@10.0.0.2", None, profile, "3");
     // Messages of unknown peers are shown too.
     for message in [post("bob@10.0.0.2", "1"), dm("bob@10.0.0.2", "alice@10.0.0.1", "2"), profile] {
         let effects = alice.receive("10.0.0.2:8002", SocketRole::Own, message.clone());
         let [NodeEffect::Store(entry), NodeEffect::Notify(_)] = &effects[..] else { panic!("{effects:?}") };
-        assert_eq!((entry.is_incoming, entry.addr, &entry.message), (true, Some(addr("10.0.0.2:8002")), &message));
+        let kept = Message::Talk(entry.talk.clone());
+        assert_eq!((entry.is_incoming, entry.addr, &kept), (true, Some(addr("10.0.0.2:8002")), &message));
         let again = alice.receive("10.0.0.2:8002", SocketRole::Own, message);
         assert!(
             matches!(notifications(&again)[..], [Notification::DatagramDropped { cause: DropCause::Repeated, .. }])
@@ -102,7 +92,7 @@ fn what_was_kept_before_a_start_is_not_shown_again() {
     let effects = before.receive("10.0.0.2:8002", SocketRole::Own, dm("bob@10.0.0.2", "alice@10.0.0.1", "1"));
     let NodeEffect::Store(entry) = &effects[0] else { panic!() };
     let mut node = Node::new(config_of(NodeKind::Person));
-    node.remember_received(entry);
+    node.remember_received(entry.at, ip("10.0.0.2"), &entry.talk.from, "1");
     let mut alice = TestNode { node, now: before.now.plus_ms(60_000), random: 1 };
     alice.event(NodeEvent::InterfacesChanged(vec![interface("10.0.0.1", "255.255.255.0")]));
     alice.event(NodeEvent::Started);
@@ -130,7 +120,7 @@ fn a_receiver_is_one_however_the_name_is_spelled() {
     for to in [composed, apart] {
         for user in [to.to_owned(), format!("{to}@10.0.0.2")] {
             let (_, message) = sent(alice.command(tell(&user, "hi")));
-            let Message::Dm(Dm { to, .. }) = message else { panic!("{message:?}") };
+            let Message::Talk(Talk { to: Some(to), .. }) = message else { panic!("{message:?}") };
             assert_eq!(to.name.as_str(), apart, "as he gave it");
         }
     }
@@ -145,7 +135,7 @@ fn a_dm_is_kept_then_shown_then_acknowledged_once_for_each_copy() {
     let effects = alice.receive("10.0.0.2:40000", SocketRole::Own, dm("bob@10.0.0.2", "alice@10.0.0.1", "1"));
     let [
         NodeEffect::Store(_),
-        NodeEffect::Notify(Notification::Dm { .. }),
+        NodeEffect::Notify(Notification::Heard { talk: Talk { body: TalkBody::Dm(_), .. }, .. }),
         NodeEffect::Send { to, message: Message::Ack { message_id } },
     ] = &effects[..]
     else {
@@ -196,7 +186,11 @@ fn what_could_not_be_kept_is_taken_again() {
     let effects = alice.receive("10.0.0.2:8002", SocketRole::Own, copy());
     assert!(matches!(
         effects[..],
-        [NodeEffect::Store(_), NodeEffect::Notify(Notification::Dm { .. }), NodeEffect::Send { .. }]
+        [
+            NodeEffect::Store(_),
+            NodeEffect::Notify(Notification::Heard { talk: Talk { body: TalkBody::Dm(_), .. }, .. }),
+            NodeEffect::Send { .. }
+        ]
     ));
     // An own DM that could not be stored was not sent, and is not repeated.
     let (_, effects) = alice.command(tell("bob", "hi")).unwrap();
@@ -211,12 +205,13 @@ fn a_dm_is_repeated_until_it_is_acknowledged_or_unconfirmed() {
     let mut alice = TestNode::new();
     alice.add_known_peer("bob@10.0.0.2", 8002, "b");
     let (done, effects) = alice.command(tell("bob", "hi")).unwrap();
-    let CommandOutcome::DmSent { to, addr: at, message_id, awaits_ack: true } = done else { panic!("{done:?}") };
+    let CommandOutcome::SaidToOne { to, addr: at, message_id, awaits_ack: true } = done else { panic!("{done:?}") };
     assert_eq!((&to, at), (&user("bob@10.0.0.2"), addr("10.0.0.2:8002")));
     let [NodeEffect::Store(entry), NodeEffect::Send { message, .. }] = &effects[..] else { panic!("{effects:?}") };
-    assert_eq!((&entry.message, entry.addr, entry.is_incoming), (message, Some(at), false));
-    let Message::Dm(dm) = message else { panic!() };
-    assert_eq!((&dm.from, &dm.to, &*dm.content), (&user("alice@10.0.0.1"), &to, "hi"));
+    let kept = Message::Talk(entry.talk.clone());
+    assert_eq!((&kept, entry.addr, entry.is_incoming), (message, Some(at), false));
+    let Message::Talk(Talk { from, to: receiver, body: TalkBody::Dm(dm), .. }) = message else { panic!() };
+    assert_eq!((from, receiver.as_ref(), &*dm.content), (&user("alice@10.0.0.1"), Some(&to), "hi"));
     let later: Vec<(u64, NodeEffect)> = alice
         .events(10_000)
         .into_iter()
@@ -270,11 +265,11 @@ fn to_who_does_not_acknowledge_a_dm_goes_once() {
     let mut alice = TestNode::new();
     alice.add_known_peer("old@10.0.0.3", 8003, "");
     let (done, _) = alice.command(tell("old", "hi")).unwrap();
-    assert!(matches!(done, CommandOutcome::DmSent { awaits_ack: false, .. }));
+    assert!(matches!(done, CommandOutcome::SaidToOne { awaits_ack: false, .. }));
     assert!(sends(&alice.wait(10_000)).is_empty());
     alice.receive("10.0.0.3:8003", SocketRole::Own, Message::Ack { message_id: "x".into() });
     let (done, _) = alice.command(tell("old", "hi")).unwrap();
-    assert!(matches!(done, CommandOutcome::DmSent { awaits_ack: true, .. }));
+    assert!(matches!(done, CommandOutcome::SaidToOne { awaits_ack: true, .. }));
 }
 
 #[test]
@@ -345,17 +340,18 @@ fn a_text_that_does_not_fit_is_refused_not_cut() {
 #[test]
 fn a_profile_goes_to_all_and_keeps_its_limits() {
     let mut alice = TestNode::new();
-    let profile = |display_name: &str, status: &str, bytes: usize| NodeCommand::Profile {
-        display_name: display_name.to_owned(),
-        status: status.to_owned(),
-        avatar: (bytes > 0).then(|| Avatar { kind: AvatarKind::Png, bytes: vec![0; bytes] }),
+    let profile = |display_name: &str, status: &str, bytes: usize| {
+        let avatar = (bytes > 0).then(|| Avatar { kind: AvatarKind::Png, bytes: vec![0; bytes] });
+        let (display_name, status) = (display_name.to_owned(), status.to_owned());
+        NodeCommand::Say { to: None, body: Profile { display_name, status, avatar }.into() }
     };
     // A profile can be set before any peer is known.
-    assert!(matches!(alice.command(profile("A", "", 0)).unwrap().0, CommandOutcome::ProfileSent { to: 0, .. }));
+    assert!(matches!(alice.command(profile("A", "", 0)).unwrap().0, CommandOutcome::SaidToAll { to: 0, .. }));
     alice.add_known_peer("bob@10.0.0.2", 8002, "b");
     let (done, effects) = alice.command(profile(&"ü".repeat(64), &"ü".repeat(256), 20_480)).unwrap();
-    assert!(matches!(done, CommandOutcome::ProfileSent { to: 1, .. }));
-    assert!(matches!(effects[..], [NodeEffect::Store(_), NodeEffect::Send { message: Message::Profile(_), .. }]));
+    assert!(matches!(done, CommandOutcome::SaidToAll { to: 1, .. }));
+    let [NodeEffect::Store(_), NodeEffect::Send { message: Message::Talk(sent), .. }] = &effects[..] else { panic!() };
+    assert!(matches!(sent.body, TalkBody::Profile(_)));
     for (command, problem) in [
         (profile("", "", 0), "NAME: expected 1 to 64 characters, not 0"),
         (profile(&"x".repeat(65), "", 0), "NAME: expected 1 to 64 characters, not 65"),
@@ -383,7 +379,8 @@ fn what_is_said_and_kept_bears_the_date_of_the_wall() {
     alice.node.set_wall_clock_ahead(ahead_ms);
     let (_, message) = sent(alice.command(tell("bob", "hi")));
     let date = alice.now.shifted(ahead_ms);
-    assert_eq!(message.stamp().unwrap().timestamp, Some(date.0 / 1000));
+    let Message::Talk(talk) = message else { panic!("{message:?}") };
+    assert_eq!(talk.stamp.timestamp, Some(date.0 / 1000));
     let effects = alice.receive("10.0.0.2:8002", SocketRole::Own, post("bob@10.0.0.2", "p1"));
     let NodeEffect::Store(entry) = &effects[0] else { panic!("{effects:?}") };
     assert_eq!(entry.at, date);

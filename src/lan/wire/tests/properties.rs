@@ -47,20 +47,16 @@ fn messages() -> impl Strategy<Value = Message> {
     let peers = prop::collection::vec((ids(), prop::option::of(addresses)), 0..20);
     prop_oneof![
         discoveries(),
-        (ids(), texts(400), stamps()).prop_map(|(user_id, content, stamp)| Message::Post(Post {
-            user_id,
-            content,
-            stamp
-        })),
-        (ids(), ids(), texts(400), stamps()).prop_map(|(from, to, content, stamp)| Message::Dm(Dm {
-            from,
-            to,
-            content,
-            stamp
-        })),
+        (ids(), texts(400), stamps()).prop_map(|(from, content, stamp)| {
+            Message::Talk(Talk { from, to: None, body: Post { content }.into(), stamp })
+        }),
+        (ids(), ids(), texts(400), stamps()).prop_map(|(from, to, content, stamp)| {
+            Message::Talk(Talk { from, to: Some(to), body: Dm { content }.into(), stamp })
+        }),
         (ids(), "[^\\p{Cc}\u{2028}]{1,64}", texts(257), prop::option::of(pictures), stamps()).prop_map(
-            |(user_id, display_name, status, avatar, stamp)| {
-                Message::Profile(Profile { user_id, display_name, status, avatar, stamp })
+            |(from, display_name, status, avatar, stamp)| {
+                let body = Profile { display_name, status, avatar }.into();
+                Message::Talk(Talk { from, to: None, body, stamp })
             }
         ),
         (ids(), stamps()).prop_map(|(from, stamp)| Message::PeerListRequest { from, stamp }),

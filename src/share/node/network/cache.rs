@@ -188,10 +188,8 @@ pub enum NetworkError {
     /// The registry failed or refused.
     #[error(transparent)]
     Registry(#[from] RegistryClientError),
-    /// The network has more files or hosts than a snapshot can have.
     #[error("the network has more than {FILES_MAX} files or {HOSTS_MAX} hosts: ask for one by its name")]
     TooLarge,
-    /// Reading the list took too long.
     #[error("the registry has not told in {} s what the network has: ask for one file by its name", READ_TIMEOUT.as_secs())]
     TooSlow,
 }

@@ -38,9 +38,6 @@ pub struct FetchRow {
 
 impl NodeStore {
     /// Stores the current state of a fetch; drops the oldest ended ones if there are too many.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn put_fetch(&self, owner: &Name, fetch: &FetchRow) -> Result<(), StoreError> {
         let (owner, it) = (owner.key().to_owned(), fetch.clone());
         self.database.write(move |tx| {
@@ -78,18 +75,12 @@ impl NodeStore {
     }
 
     /// Deletes a fetch that could not start.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn delete_fetch(&self, id: &str) -> Result<(), StoreError> {
         let id = id.to_owned();
         self.database.write(move |tx| tx.execute("DELETE FROM share_fetch WHERE id = $1", &[(&id).into()]).map(drop))
     }
 
     /// A user's fetches, oldest first.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn fetches(&self, owner: &Name) -> Result<Vec<FetchRow>, StoreError> {
         let sql =
             "SELECT id, file_name, save_path, total_size, downloaded_size, status, error, verified, peer_hostname,

@@ -9,9 +9,6 @@ pub const TOKENS_MAX: usize = 4_096;
 
 impl NodeStore {
     /// Refuses a token until its expiry; drops expired refusals.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn refuse_token(&self, token_sha256: [u8; 32], until: Millis, now: Millis) -> Result<(), StoreError> {
         self.database.write(move |tx| {
             tx.execute("DELETE FROM share_token WHERE token_sha256 = $1", &[(&token_sha256).into()])?;
@@ -23,9 +20,6 @@ impl NodeStore {
     }
 
     /// Whether a token was logged out.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn is_refused(&self, token_sha256: &[u8; 32]) -> Result<bool, StoreError> {
         let sql = "SELECT 1 FROM share_refused WHERE token_sha256 = $1";
         Ok(self.database.read(|reader| reader.first(sql, &[token_sha256.into()], |row| row.int(0)))?.is_some())
@@ -33,9 +27,6 @@ impl NodeStore {
 
     /// Stores that a token is valid until then; drops expired ones. Returns false, storing nothing, if the token has
     /// been logged out meanwhile.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn put_token(
         &self,
         token_sha256: [u8; 32],
@@ -63,9 +54,6 @@ impl NodeStore {
     }
 
     /// Deletes a token that the server no longer accepts.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn delete_token(&self, token_sha256: [u8; 32]) -> Result<(), StoreError> {
         let sql = "SELECT 1 FROM share_token WHERE token_sha256 = $1";
         // Invalid tokens from anybody must not cause writes.
@@ -78,9 +66,6 @@ impl NodeStore {
     }
 
     /// The digests of a user's valid tokens, as far as they are stored.
-    ///
-    /// # Errors
-    /// The store fails.
     pub fn tokens(&self, owner: &Name, now: Millis) -> Result<Vec<[u8; 32]>, StoreError> {
         let sql = "SELECT token_sha256 FROM share_token WHERE owner = $1 AND until > $2";
         self.database.read(|reader| {

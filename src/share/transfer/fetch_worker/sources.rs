@@ -44,13 +44,16 @@ impl FetchWorker {
     }
 
     pub(super) fn handle_sources_found(&mut self, found: Result<Vec<HostEntry>, String>) {
-        let pause = if self.plan.has_no_usable_host() { self.lookup_delay } else { self.timing.lookup_interval_max };
+        let pause = if self.plan.has_no_usable_host() {
+            self.lookup_backoff.current()
+        } else {
+            self.timing.lookup_interval_max
+        };
         let entries = match found {
             Ok(entries) => entries,
             Err(why) => {
                 self.registry_error = Some(why);
-                self.lookup = LookupState::Due(self.now() + self.lookup_delay);
-                self.lookup_delay = (self.lookup_delay * 2).min(self.timing.lookup_interval_max);
+                self.lookup = LookupState::Due(self.now() + self.lookup_backoff.next_pause());
                 return;
             }
         };
@@ -75,11 +78,8 @@ impl FetchWorker {
         let listed = self.update_hosts(&same);
         self.plan.set_listed_hosts(&listed);
         // Still no usable host: look up less often each time.
-        self.lookup =
-            LookupState::Due(self.now() + if self.plan.has_no_usable_host() { self.lookup_delay } else { pause });
-        if self.plan.has_no_usable_host() {
-            self.lookup_delay = (self.lookup_delay * 2).min(self.timing.lookup_interval_max);
-        }
+        let pause = if self.plan.has_no_usable_host() { self.lookup_backoff.next_pause() } else { pause };
+        self.lookup = LookupState::Due(self.now() + pause);
     }
 
     /// Brings the list of hosts up to date. Returns the listed ones, each with whether it offers pieces.

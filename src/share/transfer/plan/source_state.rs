@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::SourceFault;
+use crate::net::backoff;
 
 /// Time constant of the moving average of a host's speed, and the shortest interval that is measured.
 const SPEED_TIME_CONSTANT: Duration = Duration::from_millis(500);
@@ -135,7 +136,6 @@ impl SourceState {
             // A whole file is expensive, so it gets only one more attempt, in case the network corrupted it.
             self.invalid_in_row += if self.is_whole_requested { INVALID_MAX.div_ceil(2) } else { 1 };
         }
-        let pause = RETRY_DELAY_MIN.saturating_mul(1 << (self.failures_in_row - 1).min(16));
-        self.retry_at = now + pause.min(RETRY_DELAY_MAX);
+        self.retry_at = now + backoff::doubled(RETRY_DELAY_MIN, self.failures_in_row - 1, RETRY_DELAY_MAX);
     }
 }

@@ -1,38 +1,81 @@
-//! Parsing: a line becomes a [`RegistryRequest`], or is refused with a reason that names the field.
-//!
-//! Fields are first split into raw JSON and then parsed one by one, so that each error can name its field. Unknown
+//! Parsing of requests. Fields are first split into raw JSON and then parsed one by one, so that each error can name its field. Unknown
 //! fields are skipped at no cost.
 
 use std::fmt;
-use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::ops::Deref;
+use std::sync::Arc;
 
 use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::{
-    ChangesRequest, FILES_MAX, FileMap, FileRequest, HostRequest, ListRequest, PingRequest, PublishRequest,
-    RegisterRequest, RegistryRequest, SECRET_MAX, UnpublishRequest, WAIT_MAX_S,
-};
+use super::{FILES_MAX, FileMap, SECRET_MAX};
 use crate::model::number::IntegerValue;
 use crate::model::{Name, Token, text};
-use crate::share::wire::{
-    Digest, FEATURE_LENGTH_MAX, FEATURES_MAX, FILE_SIZE_MAX, FileEntry, FileName, PORT_MIN, RANGE_FEATURE, Seconds,
-};
+use crate::share::wire::{Digest, FILE_SIZE_MAX, FileEntry, FileName, Seconds, features};
 
-/// Maximum number of characters of PING's state.
-const STATE_MAX: usize = 32;
 /// Maximum number of characters of a reason that quotes the sender, and of a file name in it, so that there is room
 /// for what was expected.
 const REASON_CHARS_MAX: usize = 200;
 const NAME_CHARS_MAX: usize = 80;
 
-/// Parses one line.
-///
-/// # Errors
-/// Which field is missing or invalid, and what was expected.
-pub fn parse(line: &[u8]) -> Result<RegistryRequest, String> {
+/// A field that is not parsed yet.
+pub(super) type RawField<'a> = Option<&'a RawValue>;
+
+macro_rules! raw_fields {
+    ($(#[doc = $doc:literal])+ $Name:ident: $($field:ident),+) => {
+        $(#[doc = $doc])+
+        #[derive(Default, Deserialize)]
+        pub struct $Name<'a> {
+            $(#[serde(borrow)]
+            pub(super) $field: RawField<'a>,)+
+        }
+    };
+}
+
+raw_fields! {
+    /// A request.
+    RequestEnvelope: action, data
+}
+
+raw_fields! {
+    /// The fields of all actions.
+    RequestFields: hostname, fname, port, ip, display_name, files_metadata, token, resume, offset, limit, state, size,
+    modified, since, wait
+}
+
+raw_fields! {
+    /// The fields of a file.
+    FileFields: size, modified, created, published_at, is_published, blake3, pieces_root, features
+}
+
+/// The data of a request, whose fields are not parsed yet.
+pub struct RequestData<'a> {
+    fields: RequestFields<'a>,
+    whole: RawField<'a>,
+}
+
+impl<'a> RequestData<'a> {
+    pub(super) fn new(whole: RawField<'a>) -> Result<RequestData<'a>, String> {
+        Ok(RequestData { fields: fields(whole)?, whole })
+    }
+
+    /// The file whose fields are beside those of the action.
+    pub(super) fn published_entry(&self) -> Result<FileEntry, String> {
+        entry(&fields(self.whole)?, true)
+    }
+}
+
+impl<'a> Deref for RequestData<'a> {
+    type Target = RequestFields<'a>;
+
+    fn deref(&self) -> &RequestFields<'a> {
+        &self.fields
+    }
+}
+
+/// The action of a line, and its data.
+pub(super) fn envelope(line: &[u8]) -> Result<(String, RawField<'_>), String> {
     let line = std::str::from_utf8(text::without_bom(line)).map_err(|_| "the message is not UTF-8".to_owned())?;
     // Serde would also accept an array.
     if !line.trim_start().starts_with('{') {
@@ -40,114 +83,7 @@ pub fn parse(line: &[u8]) -> Result<RegistryRequest, String> {
     }
     let RequestEnvelope { action, data } = serde_json::from_str(line)
         .map_err(|error| format!("expected {{\"action\":…,\"data\":{{…}}}}: {}", describe_error(&error)))?;
-    let action: String = required("action", action)?;
-    match action.as_str() {
-        "REGISTER" => register(&fields(data)?).map(|register| RegistryRequest::Register(Box::new(register))),
-        "PUBLISH" => publish(data).map(|publish| RegistryRequest::Publish(Box::new(publish))),
-        "UNPUBLISH" => {
-            let data: RawRequestData<'_> = fields(data)?;
-            let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
-            Ok(RegistryRequest::Unpublish(UnpublishRequest { hostname, fname }))
-        }
-        "REQUEST" => {
-            let data: RawRequestData<'_> = fields(data)?;
-            let (fname, size) = (required("fname", data.fname)?, optional_integer("size", data.size)?);
-            Ok(RegistryRequest::Request(FileRequest { fname, size, modified: optional("modified", data.modified)? }))
-        }
-        "DISCOVER" => Ok(RegistryRequest::Discover(hostname(data)?)),
-        "LIST" => {
-            let data: RawRequestData<'_> = fields(data)?;
-            let (offset, limit) = (optional_integer("offset", data.offset)?, optional_integer("limit", data.limit)?);
-            Ok(RegistryRequest::List(ListRequest { offset, limit }))
-        }
-        "CHANGES" => {
-            let data: RawRequestData<'_> = fields(data)?;
-            let wait: Option<Seconds> = optional("wait", data.wait)?;
-            if wait.is_some_and(|wait| !(0.0..=WAIT_MAX_S).contains(&wait.get())) {
-                return Err(format!("wait: expected 0 to {WAIT_MAX_S} seconds"));
-            }
-            Ok(RegistryRequest::Changes(ChangesRequest { since: optional_integer("since", data.since)?, wait }))
-        }
-        "PING" => {
-            let data: RawRequestData<'_> = fields(data)?;
-            let state: Option<String> = optional("state", data.state)?;
-            if let Some(state) = &state {
-                text::check(state, 0, STATE_MAX).map_err(|error| format!("state: {error}"))?;
-            }
-            Ok(RegistryRequest::Ping(PingRequest { hostname: required("hostname", data.hostname)?, state }))
-        }
-        "UNREGISTER" => Ok(RegistryRequest::Unregister(hostname(data)?)),
-        _ => {
-            let known = "REGISTER, PUBLISH, UNPUBLISH, REQUEST, DISCOVER, LIST, CHANGES, PING or UNREGISTER";
-            Err(format!("action: expected {known}"))
-        }
-    }
-}
-
-type RawField<'a> = Option<&'a RawValue>;
-
-#[derive(Deserialize)]
-struct RequestEnvelope<'a> {
-    #[serde(borrow)]
-    action: RawField<'a>,
-    #[serde(borrow)]
-    data: RawField<'a>,
-}
-
-/// The fields of all actions.
-#[derive(Default, Deserialize)]
-struct RawRequestData<'a> {
-    #[serde(borrow)]
-    hostname: RawField<'a>,
-    #[serde(borrow)]
-    fname: RawField<'a>,
-    #[serde(borrow)]
-    port: RawField<'a>,
-    #[serde(borrow)]
-    ip: RawField<'a>,
-    #[serde(borrow)]
-    display_name: RawField<'a>,
-    #[serde(borrow)]
-    files_metadata: RawField<'a>,
-    #[serde(borrow)]
-    token: RawField<'a>,
-    #[serde(borrow)]
-    resume: RawField<'a>,
-    #[serde(borrow)]
-    offset: RawField<'a>,
-    #[serde(borrow)]
-    limit: RawField<'a>,
-    #[serde(borrow)]
-    state: RawField<'a>,
-    #[serde(borrow)]
-    size: RawField<'a>,
-    #[serde(borrow)]
-    modified: RawField<'a>,
-    #[serde(borrow)]
-    since: RawField<'a>,
-    #[serde(borrow)]
-    wait: RawField<'a>,
-}
-
-/// The fields of a file.
-#[derive(Default, Deserialize)]
-struct RawFileEntry<'a> {
-    #[serde(borrow)]
-    size: RawField<'a>,
-    #[serde(borrow)]
-    modified: RawField<'a>,
-    #[serde(borrow)]
-    created: RawField<'a>,
-    #[serde(borrow)]
-    published_at: RawField<'a>,
-    #[serde(borrow)]
-    is_published: RawField<'a>,
-    #[serde(borrow)]
-    blake3: RawField<'a>,
-    #[serde(borrow)]
-    pieces_root: RawField<'a>,
-    #[serde(borrow)]
-    features: RawField<'a>,
+    Ok((required("action", action)?, data))
 }
 
 /// Splits the data of an action into its fields; absent data has none.
@@ -159,45 +95,13 @@ fn fields<'a, T: Default + Deserialize<'a>>(data: RawField<'a>) -> Result<T, Str
     serde_json::from_str(data.get()).map_err(|error| format!("data: {}", describe_error(&error)))
 }
 
-fn hostname(data: RawField<'_>) -> Result<HostRequest, String> {
-    Ok(HostRequest { hostname: required("hostname", fields::<RawRequestData<'_>>(data)?.hostname)? })
-}
-
-fn register(data: &RawRequestData<'_>) -> Result<RegisterRequest, String> {
-    let port = match optional_integer("port", data.port)?.map(u16::try_from) {
-        Some(Ok(port)) if port >= PORT_MIN => port,
-        Some(_) => return Err(format!("port: expected a whole number from {PORT_MIN} to 65535")),
-        None => return Err(missing("port")),
-    };
-    Ok(RegisterRequest {
-        hostname: required("hostname", data.hostname)?,
-        port,
-        ip: optional::<String>("ip", data.ip)?
-            .map(|ip| ip.parse::<IpAddr>().map_err(|_| "ip: expected an IP address".to_owned()))
-            .transpose()?
-            .map(|ip| ip.to_canonical()),
-        display_name: display_name(data.display_name)?,
-        files: data.files_metadata.map(files).transpose()?,
-        token: secret("token", data.token)?,
-        resume: secret("resume", data.resume)?,
-    })
-}
-
 /// An empty display name counts as absent.
-fn display_name(value: RawField<'_>) -> Result<Option<Name>, String> {
+pub(super) fn display_name(value: RawField<'_>) -> Result<Option<Name>, String> {
     let given = optional::<String>("display_name", value)?.filter(|name| !name.is_empty());
     given.map(|name| Name::new(&name).map_err(|wrong| format!("display_name: {wrong}"))).transpose()
 }
 
-/// The file's fields are on the same level as the others.
-fn publish(value: RawField<'_>) -> Result<PublishRequest, String> {
-    let data: RawRequestData<'_> = fields(value)?;
-    let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
-    let entry = entry(&fields(value)?, true)?;
-    Ok(PublishRequest { hostname, fname, entry: Arc::new(entry) })
-}
-
-fn secret(field: &str, value: RawField<'_>) -> Result<Option<Token>, String> {
+pub(super) fn secret(field: &str, value: RawField<'_>) -> Result<Option<Token>, String> {
     let Some(secret) = optional::<String>(field, value)? else { return Ok(None) };
     if secret.len() > SECRET_MAX {
         return Err(format!("{field}: expected at most {SECRET_MAX} bytes"));
@@ -206,7 +110,7 @@ fn secret(field: &str, value: RawField<'_>) -> Result<Option<Token>, String> {
 }
 
 /// Parses one file. With PUBLISH, `is_published` is implied.
-fn entry(value: &RawFileEntry<'_>, is_published: bool) -> Result<FileEntry, String> {
+fn entry(value: &FileFields<'_>, is_published: bool) -> Result<FileEntry, String> {
     let size = optional_integer("size", value.size)?.ok_or_else(|| missing("size"))?;
     if size > FILE_SIZE_MAX {
         return Err(format!("size: expected at most {FILE_SIZE_MAX} bytes"));
@@ -224,27 +128,8 @@ fn entry(value: &RawFileEntry<'_>, is_published: bool) -> Result<FileEntry, Stri
     })
 }
 
-/// Checks a file's feature list. The lists that nearly all files have are shared.
-pub(in crate::share::wire) fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
-    static NONE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
-    static RANGE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
-    if listed.is_empty() {
-        return Ok(Arc::clone(NONE.get_or_init(|| Arc::new([]))));
-    }
-    if matches!(&listed[..], [only] if only == RANGE_FEATURE) {
-        return Ok(Arc::clone(RANGE.get_or_init(|| Arc::new([RANGE_FEATURE.into()]))));
-    }
-    if listed.len() > FEATURES_MAX {
-        return Err(format!("expected at most {FEATURES_MAX}, not {}", listed.len()));
-    }
-    for feature in &listed {
-        text::check(feature, 1, FEATURE_LENGTH_MAX)?;
-    }
-    Ok(listed.into_iter().map(Arc::from).collect())
-}
-
 /// Parses the file list of REGISTER. Parsing stops at the first invalid file and at the limit.
-fn files(value: &RawValue) -> Result<FileMap, String> {
+pub(super) fn files(value: &RawValue) -> Result<FileMap, String> {
     struct FilesVisitor;
 
     impl<'de> Visitor<'de> for FilesVisitor {
@@ -264,7 +149,7 @@ fn files(value: &RawValue) -> Result<FileMap, String> {
                 if !value.get().starts_with('{') {
                     return Err(message("expected an object".to_owned()));
                 }
-                let fields: RawFileEntry<'_> =
+                let fields: FileFields<'_> =
                     serde_json::from_str(value.get()).map_err(|error| message(describe_error(&error)))?;
                 let entry = entry(&fields, false).map_err(message)?;
                 if files.insert(fname, Arc::new(entry)).is_some() {
@@ -282,11 +167,11 @@ fn files(value: &RawValue) -> Result<FileMap, String> {
     source.deserialize_map(FilesVisitor).map_err(|error| format!("files_metadata: {}", describe_error(&error)))
 }
 
-fn required<T: DeserializeOwned>(field: &str, value: RawField<'_>) -> Result<T, String> {
+pub(super) fn required<T: DeserializeOwned>(field: &str, value: RawField<'_>) -> Result<T, String> {
     optional(field, value)?.ok_or_else(|| missing(field))
 }
 
-fn optional<T: DeserializeOwned>(field: &str, value: RawField<'_>) -> Result<Option<T>, String> {
+pub(super) fn optional<T: DeserializeOwned>(field: &str, value: RawField<'_>) -> Result<Option<T>, String> {
     let read = |value: &RawValue| {
         serde_json::from_str(value.get()).map_err(|error| format!("{field}: {}", describe_error(&error)))
     };
@@ -294,7 +179,7 @@ fn optional<T: DeserializeOwned>(field: &str, value: RawField<'_>) -> Result<Opt
 }
 
 /// Parses a non-negative integer.
-fn optional_integer(field: &str, value: RawField<'_>) -> Result<Option<u64>, String> {
+pub(super) fn optional_integer(field: &str, value: RawField<'_>) -> Result<Option<u64>, String> {
     let read = |value: &RawValue| {
         let number = serde_json::from_str(value.get()).ok().and_then(|IntegerValue(number)| u64::try_from(number).ok());
         number.ok_or_else(|| format!("{field}: expected a whole number"))
@@ -302,7 +187,7 @@ fn optional_integer(field: &str, value: RawField<'_>) -> Result<Option<u64>, Str
     value.map(read).transpose()
 }
 
-fn missing(field: &str) -> String {
+pub(super) fn missing(field: &str) -> String {
     format!("{field}: expected, but missing")
 }
 
