@@ -1,5 +1,4 @@
-//! Server processes that the load generator starts. They are watched while measuring and killed through their own
-//! handle.
+//! Server processes that the load generator starts, watches while measuring, and kills through their own handle.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -15,9 +14,7 @@ use super::stop::StopFlag;
 use super::usage::Usage;
 use crate::net::threads;
 
-/// How long a server may take to print `ready`.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often the stop flag is checked while waiting.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Variables that keep our servers from announcing themselves on the LAN.
@@ -29,10 +26,7 @@ const UNANNOUNCED: [&str; 3] =
 pub struct WorkDir(PathBuf);
 
 impl WorkDir {
-    /// Creates a new folder below `below`, which is created if necessary.
-    ///
-    /// # Errors
-    /// The folder cannot be created.
+    /// A new folder below `below`, which is created if necessary.
     pub fn create(below: &Path) -> anyhow::Result<WorkDir> {
         let describe = || format!("cannot use --out {}", below.display());
         fs::create_dir_all(below).with_context(describe)?;
@@ -62,10 +56,6 @@ impl Drop for WorkDir {
     }
 }
 
-/// The path of another of our programs, in the folder of this one.
-///
-/// # Errors
-/// The program is not there.
 pub fn sibling_program(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell where this program lies")?;
     let path = own.with_file_name(format!("{name}{}", std::env::consts::EXE_SUFFIX));
@@ -85,11 +75,7 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts a server in a new folder below `out` and waits until it prints `ready`. `program_args` is called with
-    /// that folder.
-    ///
-    /// # Errors
-    /// The server does not start, ends at once, or is not ready in time.
+    /// Starts a server in a new folder below `out`, which `program_args` gets, and waits until it prints `ready`.
     pub fn start(
         name: &str,
         program: &Path,
@@ -133,8 +119,7 @@ impl ServerProcess {
         let (line_sender, lines) = bounded(16);
         threads::spawn("child-output", move || -> std::io::Result<()> {
             for line in BufReader::new(stdout).lines() {
-                // Standard output is read to its end so that the server never blocks; after `ready` nobody receives the
-                // lines.
+                // Read to its end so that the server never blocks; after `ready` nobody receives the lines.
                 let _ = line_sender.try_send(line?);
             }
             Ok(())
@@ -155,15 +140,12 @@ impl ServerProcess {
     }
 
     /// The rest of the line with this prefix that the server printed before `ready`, such as an address.
-    ///
-    /// # Errors
-    /// There is no such line, or it cannot be parsed.
     pub fn announced<T: std::str::FromStr>(&self, prefix: &str) -> anyhow::Result<T> {
         let found = self.startup_lines.iter().find_map(|line| line.strip_prefix(prefix)?.trim().parse().ok());
         found.with_context(|| format!("{} did not say {prefix:?}", self.name))
     }
 
-    /// Resources used so far; `None` if the system does not tell.
+    /// `None` if the system does not tell.
     pub fn usage(&self) -> Option<Usage> {
         Usage::of(self.child.id())
     }
@@ -184,8 +166,7 @@ fn exit_with_parent(command: &mut Command) {
     let parent = std::process::id();
     command.process_group(0);
     let in_child = move || {
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are system calls that touch no
-        // memory of ours.
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; these touch no memory of ours.
         let failed = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0;
         // SAFETY: as above.
         let orphaned = unsafe { libc::getppid() } != parent as libc::pid_t;
@@ -203,10 +184,7 @@ fn exit_with_parent(command: &mut Command) {
 #[cfg(not(unix))]
 fn exit_with_parent(_command: &mut Command) {}
 
-/// Runs a measurement and adds the resources that these servers used meanwhile to its sample.
-///
-/// # Errors
-/// Those of the measurement.
+/// Adds the resources that these servers used during a measurement to its sample.
 pub fn with_usage(servers: &[ServerProcess], work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
     let usage = || servers.iter().map(ServerProcess::usage).reduce(|a, b| Some(a?.plus(b?))).flatten();
     let before = usage();

@@ -6,8 +6,8 @@
 //! | `ADAPTIVE` | stays in its state: 80 % idle, 15 % active, 5 % busy |
 //! | `CHANGING` | changes its state, with the same averages; after activity it counts as active for five more minutes |
 //!
-//! Rates are those that the registry would see during the simulated day; they do not depend on the machine. The closed
-//! form for `ADAPTIVE` is 80 %/300 s + 15 %/60 s + 5 %/30 s, 0.41 of `FIXED`.
+//! Rates are those that the registry would see; they do not depend on the machine. The closed form for `ADAPTIVE` is
+//! 80 %/300 s + 15 %/60 s + 5 %/30 s, 0.41 of `FIXED`.
 
 use std::time::Duration;
 
@@ -19,12 +19,9 @@ use super::stop::StopFlag;
 use crate::model::Millis;
 use crate::share::heartbeat::{ACTIVE_INTERVAL, Heartbeat, HeartbeatEvent, IDLE_AFTER};
 
-/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &[FIXED, "ADAPTIVE", "CHANGING"];
 const FIXED: &str = "FIXED";
-/// Default number of clients.
 const CLIENTS: usize = 100_000;
-/// Default number of clients of a quick run.
 const CLIENTS_QUICK: usize = 10_000;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How often an active client does something.
@@ -34,10 +31,6 @@ const IDLE_MS: f64 = 64.0 * 60e3;
 const ACTIVE_MS: f64 = 12.0 * 60e3;
 const BUSY_MS: f64 = 4.0 * 60e3;
 
-/// Simulates the requested operations.
-///
-/// # Errors
-/// Those of a measurement.
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let asked = run.args.requested_clients();
     let default = if run.args.quick { CLIENTS_QUICK } else { CLIENTS };
@@ -65,7 +58,7 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Computes the number of heartbeats that one client sends in a day.
+/// The number of heartbeats that one client sends in a day.
 type HeartbeatModel = fn(usize) -> u64;
 
 fn simulation(
@@ -84,14 +77,13 @@ fn simulation(
     }
 }
 
-/// The next event of a client.
 #[derive(Debug, Clone, Copy)]
 struct ScheduledEvent {
     at: Millis,
     event: HeartbeatEvent,
 }
 
-/// Simulates a node for one day, beginning at `began`, and counts its heartbeats.
+/// Simulates a node for one day and counts its heartbeats.
 fn simulate_day(
     mut node: Heartbeat,
     began: Millis,
@@ -168,7 +160,7 @@ enum ActivityPhase {
     Busy,
 }
 
-/// A client that cycles through idle, active and busy, for random durations.
+/// Cycles through idle, active and busy, for random durations.
 fn changing(client: usize) -> u64 {
     let (node, began) = idle_node(client);
     let mut rng = SeededRng::new(client as u64);

@@ -1,7 +1,7 @@
-//! What the machine could achieve at most: the limits to which results are compared.
+//! What the machine could achieve at most: the limits to which results are compared. All of them are in this module, so
+//! that a change of what is measured cannot change the yardstick.
 //!
-//! All of it is in this module, so that a change of what is measured cannot change the yardstick. `bare` uses only the
-//! standard library; `threads` is the same echo on our request threads; `relay` ([`relay`]) is an echo across
+//! `bare` uses only the standard library; `threads` is the same echo on our request threads; [`relay`] is an echo across
 //! processes; `commit` writes the rows of a REGISTER through plain rusqlite.
 
 use std::io::{self, Read, Write};
@@ -25,7 +25,7 @@ use crate::trade::store::MIGRATIONS;
 
 pub mod relay;
 
-/// Maximum length of a datagram in bytes, in both directions.
+/// In both directions.
 const DATAGRAM_MAX: usize = 8 * 1024;
 /// The trade server's own limits for datagrams in progress and in the queue.
 const UDP_LIMITS: UdpLimits =
@@ -44,7 +44,6 @@ pub struct LimitServerArgs {
     back: Vec<SocketAddr>,
 }
 
-/// An echo over what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LimitServerKind {
     /// One loop of recv_from and send_to
@@ -58,7 +57,6 @@ pub enum LimitServerKind {
 }
 
 impl LimitServerKind {
-    /// The name in reports and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             LimitServerKind::Bare => "bare",
@@ -68,22 +66,19 @@ impl LimitServerKind {
         }
     }
 
-    /// The arguments that start a relay process with these backends. It prints `tcp ADDRESS` and `ready`.
+    /// A relay process prints `tcp ADDRESS` and `ready`.
     pub fn relay_args(self, backs: &[SocketAddr]) -> Vec<String> {
         let backs = backs.iter().flat_map(|back| ["--back".to_owned(), back.to_string()]);
         ["limit-server", self.name()].map(str::to_owned).into_iter().chain(backs).collect()
     }
 
-    /// The arguments that start a datagram echo. It prints `udp ADDRESS` and `ready`.
+    /// A datagram echo prints `udp ADDRESS` and `ready`.
     pub fn program_args(self, answer_bytes: usize) -> Vec<String> {
         ["limit-server", self.name(), "--answer-bytes", &answer_bytes.to_string()].map(str::to_owned).into()
     }
 }
 
 /// Serves until the parent process closes standard input or kills this process.
-///
-/// # Errors
-/// An I/O error.
 pub fn serve(args: &LimitServerArgs) -> anyhow::Result<()> {
     threads::spawn("parent", || -> () {
         // Whatever ends the input, the parent is gone.
@@ -147,23 +142,19 @@ fn start_threaded_echo(socket: UdpSocket, answer_bytes: usize) -> io::Result<Udp
     UdpServer::start(socket, executor, UDP_LIMITS, Arc::new(response))
 }
 
-/// Upper limit of the time spent on commits when the length of a measurement is given in calls.
+/// Bounds the time spent on commits when the length of a measurement is given in calls.
 const COUNTED_CALLS_TIME_MAX: Duration = Duration::from_secs(1);
 /// SQLite restarts the write-ahead log when it has a thousand pages of 4 KiB.
 const FULL_LOG_BYTES: u64 = 1000 * 4096;
 
-/// The statement of `trade::store`.
+// The statements of `trade::store`.
 const INSERT_PEER: &str = "INSERT INTO trade_peer (name, heard_at, body) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE SET body = excluded.body";
-/// The statement of `trade::store`.
 const INSERT_LOG: &str = "INSERT INTO trade_log (at, kind, peer, deal, rq, item_name, price, detail)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
 
-/// Writes the rows of REGISTERs of these peers to a new database file below `out`, `per_commit` changes per
-/// transaction. The length counts changes, and so does the rate.
-///
-/// # Errors
-/// An error of SQLite or of the file system.
+/// Writes the rows of REGISTERs of these peers to a new database file below `out`. Both the length and the rate count
+/// changes, of which a transaction has `per_commit`.
 pub fn commit(
     out: &Path,
     peers: &[String],
@@ -181,7 +172,7 @@ pub fn commit(
     }
     let rows = peers.iter().map(|name| RegistrationRow::new(name)).collect::<anyhow::Result<Vec<_>>>()?;
     let (clock, mut changes) = (Clock::start(), 0);
-    // Syncing a log that still grows costs the file system more. A running server is past that phase, so the log is
+    // Syncing a log that still grows costs the file system more, and a running server is past that phase: the log is
     // filled once before measuring and then reused.
     let wal = dir.path().join("commit.db-wal");
     while std::fs::metadata(&wal)?.len() < FULL_LOG_BYTES && !stop.is_set() {
@@ -202,7 +193,6 @@ pub fn commit(
     Ok(sample)
 }
 
-/// One transaction with this many changes.
 fn commit_changes(
     connection: &Connection,
     rows: &[RegistrationRow],

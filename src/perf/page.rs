@@ -1,12 +1,4 @@
 //! The report as a self-contained HTML page with plots and tables.
-//!
-//! | plot | shows |
-//! |---|---|
-//! | calls a second | throughput over the number of clients |
-//! | latency p50, p99 | latency over the number of clients |
-//! | distribution | quantiles of the latency at the largest number of clients |
-//! | share of the limit | throughput relative to what the machine could achieve |
-//! | servers' CPU, memory | resource usage over the number of clients |
 
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
@@ -31,9 +23,6 @@ const SLOWEST_MAX: f64 = 100_000.0;
 const POINTS: u32 = 12;
 
 /// Writes `SCENARIO.html` to the folder.
-///
-/// # Errors
-/// The file cannot be written, or a plot cannot be drawn.
 pub fn write(dir: &Path, report: &Report, outcome: &Outcome, requirements: &[String]) -> anyhow::Result<PathBuf> {
     let path = dir.join(format!("{}.html", report.scenario));
     let page = page(report, outcome, requirements)?;
@@ -185,7 +174,7 @@ fn distribution(names: &[&str], outcome: &Outcome) -> Plot {
     Plot { id: "distribution", title, unit: "µs", x_axis: XAxis::Slowest, y_scale: YScale::Logarithmic, curves }
 }
 
-/// The distinct names in the order of the report. Operations of a mix are only in the table, because there are many.
+/// The distinct names in the order of the report. Operations of a mix are many, so only the table has them.
 fn names(results: &[Row]) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     for row in results.iter().filter(|row| row.part_of.is_none()) {

@@ -4,7 +4,7 @@
 //! them call concurrently. Every operation has its own `relay` limit: the same hops between as many processes with the
 //! same message sizes, which are learned from a first response.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -31,7 +31,6 @@ mod users;
 use mix::Mix;
 use users::{CARD, RunTag, ShopPopulation, User};
 
-/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &["SEARCH", "CART", "DISPLAY", "GETITEM", "ADDCART", "PRICE", "PURCHASE", "MIX", "ALL"];
 
 const RELAY: &str = "relay";
@@ -41,7 +40,6 @@ const CUSTOMER: usize = 0;
 const PRODUCT: usize = 1;
 /// A quick run should end within a minute: from here on operations without requirements get a single turn.
 const QUICK_LATE_S: u64 = 38;
-/// Number of turns and length of each measurement in a quick run.
 const QUICK_RUNS: usize = 5;
 const QUICK_TIME: Duration = Duration::from_millis(120);
 /// Each user has one connection per framing.
@@ -49,7 +47,6 @@ const FRAMINGS: [Framing; 2] = [Framing::Frames, Framing::Lines];
 /// How a response begins that is not an error.
 const RESPONSE: &[u8] = b"{\"type\":\"response\"";
 
-/// An operation of the shop.
 #[derive(Debug, Clone, Copy)]
 struct ShopOperation {
     name: &'static str,
@@ -76,14 +73,10 @@ fn operations(framing: Framing) -> impl Iterator<Item = ShopOperation> {
     })
 }
 
-/// Measures the requested operations for each number of clients.
-///
-/// # Errors
-/// A server that does not start or respond, or an I/O error.
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
     if run.args.quick {
-        // There are seven operations with limits of their own, so turns are fewer and shorter than elsewhere.
+        // Seven operations have limits of their own, so turns are fewer and shorter than elsewhere.
         run.sampling.runs = run.args.runs.map_or(QUICK_RUNS, usize::from);
         if let MeasurementLength::Time(time) = &mut run.sampling.length {
             *time = (*time).min(QUICK_TIME);
@@ -118,8 +111,7 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
                 if run.stop.is_set() {
                     return Ok(());
                 }
-                let quick_and_late = run.args.quick && started.elapsed().as_secs() >= QUICK_LATE_S;
-                if is_durable && quick_and_late {
+                if is_durable && run.args.quick && started.elapsed().as_secs() >= QUICK_LATE_S {
                     run.sampling.runs = 1;
                 }
                 measure_operation(run, &processes, &mut relay, &mut population, *operation, clients)?;
@@ -168,11 +160,7 @@ fn measure_operation(
         vec![Comparison { result: operation.title, limits: &[RELAY], required: is_required.then_some(0.5) }];
     if operation.is_durable {
         let commit = move |length: MeasurementLength, stop: &StopFlag| {
-            let length = match length {
-                MeasurementLength::Calls(calls) => MeasurementLength::Calls(calls * clients as u64),
-                time => time,
-            };
-            limits::commit(&out, &names, 100, length, stop)
+            limits::commit(&out, &names, 100, length.for_clients(clients), stop)
         };
         benchmarks.push(Benchmark { starts_fresh: true, ..Benchmark::limit(COMMIT_100, commit) });
         comparisons.push(Comparison { result: operation.title, limits: &[COMMIT_100], required: None });
@@ -180,17 +168,13 @@ fn measure_operation(
     run.measure(BenchmarkGroup { clients, benchmarks, comparisons })
 }
 
-/// Checks the syntax of `--target`.
-///
-/// # Errors
-/// A description of what was expected.
 pub fn check_target(target: &str) -> Result<(), String> {
     frontends(target).map(|_| ()).ok_or_else(|| {
         format!("--target: expected the sellers' frontend and the buyers', HOST:PORT,HOST:PORT, not {target:?}")
     })
 }
 
-/// The sellers' and the buyers' frontend named by `--target`.
+/// The sellers' and the buyers' frontend.
 fn frontends(target: &str) -> Option<(&str, &str)> {
     let (seller, buyer) = target.split_once(',')?;
     let is_addr = |text: &str| {
@@ -212,20 +196,15 @@ struct ShopProcesses {
 }
 
 impl ShopProcesses {
-    /// Prepares for a group of measurements.
+    /// Our own servers have a session timeout of a day.
     fn prepare(&self, population: &mut ShopPopulation) -> anyhow::Result<()> {
-        // Our own servers have a session timeout of a day.
         if self.are_ours { Ok(()) } else { population.stay_signed_in() }
     }
 
     fn start(run: &ScenarioRun<'_>) -> anyhow::Result<ShopProcesses> {
         if let Some(target) = &run.args.target {
             let (seller, buyer) = frontends(target).with_context(|| format!("--target {target}: expected two"))?;
-            let resolve = |name: &str| {
-                let addrs = name.to_socket_addrs().with_context(|| format!("--target {name}"))?;
-                addrs.into_iter().next().with_context(|| format!("--target {name}: no such host"))
-            };
-            let (seller, buyer) = (resolve(seller)?, resolve(buyer)?);
+            let (seller, buyer) = (ScenarioRun::resolve(seller)?, ScenarioRun::resolve(buyer)?);
             return Ok(ShopProcesses { servers: Vec::new(), are_ours: false, seller, buyer, _dir: None });
         }
         run.set_status("starting the servers");
@@ -266,7 +245,7 @@ impl ShopProcesses {
 struct RelayProcesses {
     servers: Vec<ServerProcess>,
     front: SocketAddr,
-    /// Open connections by framing: frames, lines.
+    /// By framing: frames, lines.
     connections: [Vec<FramedConnection>; 2],
 }
 
@@ -286,7 +265,7 @@ impl RelayProcesses {
         Ok(RelayProcesses { servers, front, connections: [Vec::new(), Vec::new()] })
     }
 
-    /// Clients that send these requests in each round.
+    /// Each round sends these requests.
     fn clients(
         &mut self,
         framing: Framing,
@@ -344,7 +323,6 @@ impl<'a> ClosedLoopClient<'a> {
         ClosedLoopClient { connection, rounds, names: Vec::new(), next: 0, response_prefix, reconnect_to: None }
     }
 
-    /// A client that calls as this user over the connection with that framing.
     fn for_user(user: &'a mut User, nth_framing: usize, rounds: Vec<Vec<Vec<u8>>>) -> ClosedLoopClient<'a> {
         let reconnect_to = Some((user.addr(), FRAMINGS[nth_framing]));
         ClosedLoopClient { reconnect_to, ..ClosedLoopClient::new(&mut user.connections[nth_framing], rounds, RESPONSE) }
@@ -370,10 +348,9 @@ impl<'a> ClosedLoopClient<'a> {
                 }
             }
             let now = Instant::now();
-            match (self.names.get(self.next), is_good) {
-                (Some(name), _) => sample.record_part(name, is_good.then(|| now - before)),
-                (None, true) => sample.record_success(now - before),
-                (None, false) => sample.failed += 1,
+            match self.names.get(self.next) {
+                Some(name) => sample.record_part(name, is_good.then(|| now - before)),
+                None => sample.record(is_good, now - before),
             }
             self.next = (self.next + 1) % self.rounds.len();
             before = now;
@@ -383,7 +360,7 @@ impl<'a> ClosedLoopClient<'a> {
     }
 }
 
-/// Makes one call; returns whether the response is successful.
+/// Returns whether the response is successful.
 fn exchange(connection: &mut FramedConnection, call: &[u8], response_prefix: &[u8]) -> anyhow::Result<bool> {
     connection.send(call)?;
     let response = connection.receive()?.context("a server closed a connection")?;
@@ -552,7 +529,7 @@ fn json_bytes(value: &impl Serialize) -> anyhow::Result<usize> {
     Ok(serde_json::to_vec(value)?.len())
 }
 
-/// A request in the shop's first dialect.
+/// In the shop's first dialect.
 fn call(api: &str, sid: Option<&str>, payload: &Value) -> Vec<u8> {
     json!({"type": "request", "api": api, "session_id": sid, "payload": payload}).to_string().into_bytes()
 }

@@ -25,7 +25,6 @@ use super::share::{ShareNetwork, ShareNode};
 use super::stop::StopFlag;
 
 const NODES: usize = 5;
-/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &["10KB", "100KB", "1MB", "10MB", "100MB", "1GB", "THREE", "SOURCES"];
 /// Name, bytes, fetches per measurement.
 const SIZES: [(&str, u64, u64); 6] = [
@@ -40,14 +39,10 @@ const SIZES: [(&str, u64, u64); 6] = [
 const SHARED_FILE_BYTES: u64 = 1_000_000_000;
 const SHARED_FILE_BYTES_QUICK: u64 = 100_000_000;
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Default number of turns: each of the largest sizes takes seconds.
+/// Each turn of the largest sizes takes seconds.
 const RUNS: usize = 5;
 const RUNS_QUICK: usize = 3;
 
-/// Measures the requested operations.
-///
-/// # Errors
-/// A process that does not start or respond, a fetch that fails, or an I/O error.
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     run.sampling.runs = run.args.runs.map_or(if run.args.quick { RUNS_QUICK } else { RUNS }, usize::from);
     let sizes: Vec<_> = SIZES
@@ -189,7 +184,7 @@ fn measure_sources(
     })
 }
 
-/// The number of fetches: as given with `--calls`, else fixed, since a time does not tell how many fit into it.
+/// As given with `--calls`, else fixed, since a time does not tell how many fetches fit into it.
 fn count(length: MeasurementLength, fetches: u64) -> u64 {
     match length {
         MeasurementLength::Calls(calls) => calls,
@@ -264,7 +259,6 @@ impl TestFiles<'_> {
     }
 }
 
-/// Repeats the bare copy.
 fn copy_repeatedly(out: &Path, bytes: u64, count: u64, stop: &StopFlag) -> anyhow::Result<Sample> {
     let dir = WorkDir::create(out)?;
     let mut sample = Sample::new();

@@ -3,19 +3,17 @@
 #[cfg(target_os = "linux")]
 use std::fs;
 
-/// Resources used by a process.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Usage {
-    /// User and system CPU time in seconds.
+    /// User and system time in seconds.
     pub cpu_s: f64,
     /// Peak resident memory in MB (10^6 bytes).
     pub peak_rss_mb: f64,
-    /// Voluntary and involuntary context switches of the threads that exist now.
+    /// Voluntary and involuntary, of the threads that exist now.
     pub switches: u64,
 }
 
 impl Usage {
-    /// The sum of both.
     pub fn plus(self, other: Usage) -> Usage {
         Usage {
             cpu_s: self.cpu_s + other.cpu_s,
@@ -24,7 +22,7 @@ impl Usage {
         }
     }
 
-    /// The difference to an earlier reading; the peak is kept.
+    /// Since an earlier reading; the peak is kept.
     pub fn since(self, before: Usage) -> Usage {
         Usage {
             cpu_s: (self.cpu_s - before.cpu_s).max(0.0),
@@ -34,7 +32,7 @@ impl Usage {
         }
     }
 
-    /// What a process has used since its start; `None` if the system does not tell.
+    /// Since the start of the process; `None` if the system does not tell.
     #[cfg(target_os = "linux")]
     pub(super) fn of(pid: u32) -> Option<Usage> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -23,13 +23,11 @@ use crate::net::{listener, threads};
 use crate::perf::load::{self, MeasurementLength, Sample};
 use crate::perf::stop::StopFlag;
 
-/// Interval after which a request is repeated.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// Maximum number of transmissions of a request.
 const ATTEMPTS_MAX: u32 = 8;
 /// Timeout of a search or a settlement: longer than the server's own time limits.
 const STEP_TIMEOUT: Duration = Duration::from_secs(12);
-/// Maximum number of unread events of a buyer.
+/// Unread events of a buyer.
 const EVENTS_MAX: usize = 1024;
 const ITEM: &str = "brass lamp";
 const PRICE: u32 = 10;
@@ -64,7 +62,6 @@ struct MarketPeer {
     name: String,
     socket: UdpSocket,
     listener: TcpListener,
-    /// From the response to REGISTER.
     token: String,
     pin: Option<String>,
     /// Sends events to a buyer's driver; sellers have none.
@@ -72,7 +69,6 @@ struct MarketPeer {
     is_closing: AtomicBool,
 }
 
-/// An event for a buyer's driver.
 #[derive(Debug)]
 enum MarketEvent {
     ServerMessage(ServerMessage),
@@ -90,10 +86,6 @@ struct ServerMessage {
 }
 
 impl Market {
-    /// Registers all peers.
-    ///
-    /// # Errors
-    /// A server that does not respond, or sockets or threads that cannot be created.
     pub fn open(server: SocketAddr, buyers: usize, sellers: usize, leave_at_end: bool) -> anyhow::Result<Market> {
         let mut market = Market { buyers: Mutex::default(), peers: Vec::new(), threads: Vec::new(), leave_at_end };
         for nth in 0..sellers {
@@ -135,9 +127,6 @@ impl Market {
     }
 
     /// Lets every buyer run rounds, one after the other.
-    ///
-    /// # Errors
-    /// A socket fails.
     pub fn trade(&self, goal: RoundGoal, length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
         load::run_all(&mut self.buyers.lock(), |buyer| buyer.drive(goal, length, stop))
     }
@@ -169,11 +158,7 @@ impl Buyer {
         while !length.is_over(rounds, started, before) && !stop.is_set() {
             let succeeded = self.round(goal, &mut sample.lost)?;
             let now = Instant::now();
-            if succeeded {
-                sample.record_success(now - before);
-            } else {
-                sample.failed += 1;
-            }
+            sample.record(succeeded, now - before);
             before = now;
             rounds += 1;
         }
@@ -269,7 +254,6 @@ impl Buyer {
 }
 
 impl ServerMessage {
-    /// The price, if this is FOUND.
     fn found_price(&self) -> Option<Value> {
         self.price.clone().filter(|_| self.r#type == "FOUND")
     }
@@ -280,7 +264,6 @@ impl MarketPeer {
         self.is_closing.load(Ordering::Relaxed)
     }
 
-    /// Receives datagrams until the market closes.
     fn read(&self) -> anyhow::Result<()> {
         let mut buffer = vec![0; 8 * 1024];
         // Answers to SEARCH that the server has not confirmed. If one is lost, the whole search waits.
@@ -344,8 +327,7 @@ impl MarketPeer {
         }
     }
 
-    /// Accepts settlement connections. A buyer handles one purchase after the other; a seller handles each on its own
-    /// thread (as many as there are buyers).
+    /// A buyer handles one purchase after the other, a seller each on its own thread (as many as there are buyers).
     fn accept_settlements(self: Arc<Self>) -> anyhow::Result<()> {
         for stream in self.listener.incoming() {
             if self.is_closing() {
