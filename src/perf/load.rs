@@ -164,12 +164,6 @@ impl Sample {
     }
 }
 
-impl Default for Sample {
-    fn default() -> Sample {
-        Sample::new()
-    }
-}
-
 /// A request whose number can be overwritten, and the prefix that its response must have.
 #[derive(Debug, Clone)]
 pub struct RequestTemplate {

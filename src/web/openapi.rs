@@ -7,11 +7,9 @@ use crate::net::http::routes::{
     BodyKind, FieldSchema, ResponseKind, RouteAccess, RouteMethod, RouteSpec, Schema, field,
 };
 
-/// The fields of every error response.
 const ERROR_FIELDS: &[FieldSchema] = &[field("success", Schema::Constant(false)), field("error", Schema::Text)];
 const SUCCESS_FIELDS: &[FieldSchema] = &[field("success", Schema::Constant(true))];
 
-/// Builds the OpenAPI document of these routes.
 pub(super) fn describe(title: &str, about: &str, specs: impl Iterator<Item = &'static RouteSpec>) -> Value {
     let (mut paths, mut schemas) = (Map::new(), Map::new());
     for spec in specs {
@@ -128,7 +126,7 @@ fn responses(spec: &RouteSpec, schemas: &mut Map<String, Value>) -> Value {
     all.into()
 }
 
-/// What a status means where the route gives no description of its own.
+/// Where the route has no description of its own.
 fn default_description(status: u16) -> &'static str {
     match status {
         304 => "it is still what is known",

@@ -1,9 +1,8 @@
-//! Serves the pages and their assets, which are compiled into the program.
+//! The pages and their assets, which are compiled into the program.
 //!
 //! A page's HTML is revalidated on every request. It refers to its assets below `/assets/HASH/`, where HASH covers all
-//! of the files: assets can therefore be cached for ever, and a page never mixes files of two program versions.
+//! of the files: assets can be cached for ever, and a page never mixes files of two program versions.
 
-use std::fmt;
 use std::io::Write;
 
 use flate2::Compression;
@@ -12,18 +11,17 @@ use flate2::write::GzEncoder;
 use crate::net::http::{HeaderValue, Request, Response, StatusCode, accepts_gzip, header, if_none_match};
 
 pub(super) const HTML_CONTENT_TYPE: &str = "text/html; charset=utf-8";
-/// Content-Security-Policy of the pages: everything comes from this origin, no inline scripts or styles, no framing.
-/// Images and media may also come from `data:` and `blob:` URLs that the page itself has made.
+/// Everything comes from this origin, no inline scripts or styles, no framing. Images and media may also come from
+/// `data:` and `blob:` URLs that the page itself has made.
 const PAGE_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; base-uri 'none'; \
                       form-action 'self'; frame-ancestors 'none'";
-/// The page that is sent with status 404.
 const NOT_FOUND_PAGE: &str = "error.html";
 /// Smaller files are not compressed, as that would save too little.
 const COMPRESS_MIN_BYTES: usize = 1024;
-/// Length of the hash in asset paths. It needs no collision resistance: all files are our own.
+/// It needs no collision resistance: all files are our own.
 const HASH_CHARS: usize = 16;
 
-/// A page: its path and the name of its HTML file.
+/// A path and the name of its HTML file.
 pub(super) type PageRoute = (&'static str, &'static str);
 
 pub(super) const NODE_PAGES: &[PageRoute] = &[("/", "node.html")];
@@ -33,7 +31,6 @@ macro_rules! assets {
     ($($name:literal)*) => { &[$(($name, include_bytes!(concat!("assets/", $name)))),*] };
 }
 
-/// All files of `assets/`, by name.
 const ASSET_FILES: &[(&str, &[u8])] = assets!("admin-data.js" "admin-list.js" "admin-lists.js" "admin-overview.js" "admin.css" "admin.html" "admin.js" "api.js" "charts.js" "device.js" "error.html" "favicon.svg" "files.js" "home.css" "home.html" "home.js" "network.js" "node.css" "node.html" "node.js" "paged.js" "people.js" "picker.js" "qr.js" "rows.js" "state.js" "style.css" "transfers.js" "ui.js" "uploads.js");
 
 fn content_type(name: &str) -> &'static str {
@@ -53,7 +50,6 @@ struct Asset {
     gzip: Option<Vec<u8>>,
 }
 
-/// The pages of one HTTP port and the assets that they share.
 pub(super) struct Pages {
     entries: &'static [PageRoute],
     hash: String,
@@ -73,7 +69,7 @@ impl Pages {
         Pages { entries, hash, assets }
     }
 
-    /// The response to a request for a page or an asset; `None` for any other path.
+    /// `None` if the path is neither a page nor an asset.
     pub(super) fn get(&self, request: &Request) -> Option<Response> {
         let path = request.path.as_str();
         if let Some((_, file)) = self.entries.iter().find(|(entry, _)| *entry == path) {
@@ -88,7 +84,7 @@ impl Pages {
         Some(asset.response(Some(request)).with(header::CACHE_CONTROL, kept))
     }
 
-    /// The response for a browser that asks for an unknown path.
+    /// For a browser that asks for an unknown path.
     pub(super) fn not_found(&self) -> Response {
         match self.asset(NOT_FOUND_PAGE) {
             Some(asset) => with_security_headers(Response { status: StatusCode::NOT_FOUND, ..asset.response(None) }),
@@ -117,7 +113,7 @@ impl Pages {
     }
 }
 
-/// Adds the headers that keep foreign content out of a page.
+/// Keeps foreign content out of a page.
 fn with_security_headers(page: Response) -> Response {
     page.with(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_SECURITY_POLICY))
         .with(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"))
@@ -133,7 +129,7 @@ impl Asset {
         Asset { name, bytes, gzip }
     }
 
-    /// The file in full, compressed if the request accepts gzip; `None` stands for a client that does not.
+    /// The file in full, compressed if the request accepts gzip.
     fn response(&self, request: Option<&Request>) -> Response {
         let kind = content_type(self.name);
         let answer = match (&self.gzip, request) {
@@ -150,12 +146,6 @@ impl Asset {
 fn gzip_compress(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes).and_then(|()| encoder.finish()).ok()
-}
-
-impl fmt::Debug for Pages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pages").field("entries", &self.entries).field("hash", &self.hash).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Lists trade's open deals.
+//! Trade's open deals.
 
 use serde::Serialize;
 

@@ -29,15 +29,13 @@ const EVENTS_PER_POLL_MAX: usize = 100;
 /// Concurrent event streams. All belong to the one admin account.
 const STREAMS_MAX: usize = 8;
 
-/// An event stream of the admin.
 struct AdminWatcher {
     admin: Name,
-    /// When the token expires.
     expires_at: Millis,
 }
 
 impl Subscriber for AdminWatcher {
-    /// There is one topic: every watcher gets every event.
+    /// Every watcher gets every event.
     type Topic = ();
 
     fn wants(&self, (): &()) -> bool {
@@ -53,28 +51,26 @@ impl Subscriber for AdminWatcher {
     }
 }
 
-/// The watchers, and the timer that polls for changes.
 pub(super) struct EventFeed {
     watchers: Arc<EventHub<AdminWatcher>>,
     pub(super) poller: Arc<Mutex<ChangePoller>>,
     _poll_timer: PeriodicTask,
 }
 
-/// Looks for changes in the services and sends them to the watchers.
 pub(super) struct ChangePoller {
     watchers: Arc<EventHub<AdminWatcher>>,
     trade: Option<Arc<TradeServer>>,
     registry: Option<Arc<RegistryServer>>,
     warnings: &'static Warnings,
-    /// Whether there was a watcher at the last poll.
+    /// At the last poll.
     had_watchers: bool,
-    /// The number of warnings at the last poll.
+    /// Their number at the last poll.
     seen_warnings: u64,
 }
 
 impl ChangePoller {
-    /// Sends all watchers the changes since the last poll. The services record changes from now on if there is a
-    /// watcher or `is_watcher_joining` says that one is about to be added.
+    /// Sends the changes since the last poll. From now on the services record changes if there is a watcher, or
+    /// `is_watcher_joining` says that one is about to be added.
     fn poll(&mut self, is_watcher_joining: bool) {
         self.watchers.close_expired();
         let has_watchers = is_watcher_joining || self.watchers.has_subscribers();

@@ -1,4 +1,4 @@
-//! Metrics of the last 15 minutes as time series, sampled every two seconds from the process's counters.
+//! Metrics of the last 15 minutes as time series, sampled from the process's counters.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,20 +18,16 @@ const SAMPLE_INTERVAL_S: u64 = 2;
 /// The samples of 15 minutes.
 const SAMPLES_MAX: usize = 450;
 
-/// What the points of a series are computed from.
 #[derive(Debug, Clone, Copy)]
 enum SeriesSource {
     /// The growth per second of the sum of these counters of a component.
     Rate(&'static str, &'static [&'static str]),
-    /// A size of a component.
     Size(&'static str, &'static str),
-    /// A quantile, in milliseconds, of the latencies since the last sample (0.5: the median).
+    /// A quantile, in milliseconds, of the latencies since the last sample.
     Latency(&'static str, f64),
-    /// The process's use of a system resource.
     Process(fn(&limits::ProcessUsage) -> Option<u64>),
 }
 
-/// A time series: one line of a chart.
 #[derive(Debug, Clone, Copy)]
 struct SeriesDefinition {
     room: &'static str,
@@ -44,7 +40,7 @@ const fn series(room: &'static str, name: &'static str, unit: &'static str, sour
     SeriesDefinition { room, name, unit, source }
 }
 
-/// All series. Those whose component does not run in this process are left out of responses.
+/// Series whose component does not run here are left out of responses.
 const SERIES: &[SeriesDefinition] = &[
     series("trade", "requests", "1/s", SeriesSource::Rate("trade", &["requests"])),
     series("trade", "errors", "1/s", SeriesSource::Rate("trade", &["errors", "unavailable"])),
@@ -91,7 +87,6 @@ const SERIES: &[SeriesDefinition] = &[
     series("process", "open files", "count", SeriesSource::Process(|usage| usage.files)),
 ];
 
-/// The values of all sources at one instant.
 struct Measurement {
     at: Instant,
     reading: MetricsSnapshot,
@@ -99,7 +94,7 @@ struct Measurement {
 }
 
 impl SeriesDefinition {
-    /// The point of this series: `Some(None)` if the value is not known, `None` if the component does not run.
+    /// `Some(None)` if the value is not known, `None` if the component does not run.
     fn point(&self, now: &Measurement, before: Option<&Measurement>) -> Option<Option<f64>> {
         let counters = |measurement: &Measurement, part: &str, names: &[&str]| {
             names.iter().map(|name| measurement.reading.value(part, MetricKind::Counters, name)).sum::<Option<u64>>()
@@ -127,7 +122,6 @@ impl SeriesDefinition {
     }
 }
 
-/// One point of each series.
 struct Sample {
     /// Unix seconds.
     at: u64,
@@ -138,7 +132,7 @@ struct Sample {
 struct SampleHistory {
     last: Option<Measurement>,
     samples: VecDeque<Sample>,
-    /// Whether the component of each series ran at the last sample.
+    /// For each series, at the last sample.
     is_available: Vec<bool>,
 }
 
@@ -169,7 +163,6 @@ impl SampleHistory {
     }
 }
 
-/// Takes a sample every two seconds.
 pub(super) struct MetricsRecorder {
     history: Arc<Mutex<SampleHistory>>,
     _timer: PeriodicTask,

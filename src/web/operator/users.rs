@@ -1,4 +1,4 @@
-//! Lists users, and blocks and unblocks them.
+//! Users: their list, and blocking them.
 
 use serde::Serialize;
 
@@ -12,16 +12,15 @@ use crate::shop::customer::store::user_by_name;
 use crate::shop::ops::Role;
 use crate::storage::StoreError;
 
-/// A user as the operator sees them.
 #[derive(Debug, Serialize)]
 struct UserView {
     username: Name,
     display_name: Name,
     created_at: String,
     last_login: Option<String>,
-    /// Whether the shop has an account of that name; `None` if the shop does not run here.
+    /// Whether the shop has that account; `None` if it does not run here.
     shop: Option<bool>,
-    /// Whether the host of that name is connected; `None` if the registry does not run here.
+    /// Whether that host is connected; `None` if the registry does not run here.
     hostname: Option<bool>,
     blocked: bool,
 }
