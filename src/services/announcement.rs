@@ -9,13 +9,11 @@ use crate::lan::peer::{LanPeer, LanPeerConfig};
 use crate::model::Name;
 use crate::model::text::NAME_MAX;
 
-/// The server API's name among the announced services.
 pub const SERVER_API: &str = "server_api";
-/// The same intervals that LAN peers have by default.
+// The same intervals that LAN peers have by default.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(30);
 const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// Whether and where a server announces itself.
 #[derive(Debug, Clone)]
 pub struct AnnounceConfig {
     /// The port where everybody hears announcements.
@@ -27,7 +25,7 @@ pub struct AnnounceConfig {
 /// A service that clients connect to, as it is announced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnouncedService {
-    /// The service's name in the SERVES field of an announcement.
+    /// As it stands in the SERVES field of an announcement.
     pub name: &'static str,
     pub port: u16,
     /// SHA-256 of the certificate that clients see; none if the service has no certificate.
@@ -44,7 +42,7 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// Starts announcing. Failures are only logged, because a server is usable without being discoverable.
+    /// Failures are only logged, because a server is usable without being discoverable.
     pub fn start(config: &AnnounceConfig, command: &str, bind: IpAddr, services: Vec<AnnouncedService>) -> Announcer {
         let mut announcer = Announcer::default();
         let name = announced_name(command, &host_name());
@@ -84,7 +82,6 @@ impl Announcer {
         announcer
     }
 
-    /// Stops all announcements.
     pub fn stop(&self) {
         for peer in &self.peers {
             peer.stop();
@@ -104,7 +101,7 @@ fn group_by_certificate(services: Vec<AnnouncedService>) -> Vec<CertificateGroup
     groups
 }
 
-/// Services and certificate for the log, where operators look up the fingerprint that users ask for.
+/// For the log, where operators look up the fingerprint that users ask for.
 fn describe_services(serves: &[(String, u16)], cert_sha256: Option<&str>) -> String {
     let list: Vec<String> = serves.iter().map(|(name, port)| format!("{name}={port}")).collect();
     let cert = cert_sha256.map_or_else(|| "no certificate".to_owned(), |cert| format!("certificate {cert}"));
@@ -119,7 +116,7 @@ fn announced_name(command: &str, host: &str) -> Name {
     Name::new(&cut).or_else(|_| Name::new("p2s2")).expect("\"p2s2\" is a name")
 }
 
-/// The host's name; empty if the system does not tell it.
+/// Empty if the system does not tell it.
 fn host_name() -> String {
     #[cfg(unix)]
     {

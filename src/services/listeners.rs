@@ -1,4 +1,4 @@
-//! The listeners of a process, as they are reported once everything is bound.
+//! The listeners of a process: lines for people, entries for the ready file, and what is announced on the LAN.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,6 @@ use serde_json::{Map, Value};
 
 use super::announcement::AnnouncedService;
 
-/// Lines for people, entries for the ready file, and what is announced on the LAN.
 #[derive(Debug, Default)]
 pub struct Listeners {
     pub lines: Vec<String>,
@@ -15,13 +14,13 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Adds a listener; `line` is for people, `name` is its field in the ready file.
+    /// `line` is for people, `name` is the field in the ready file.
     pub fn add(&mut self, line: String, name: &str, addr: SocketAddr) {
         self.lines.push(line);
         self.entries.insert(name.to_owned(), addr.to_string().into());
     }
 
-    /// Adds a frontend of the shop with all its addresses. It is announced with the first port.
+    /// It is announced with the first port.
     pub(super) fn add_frontend(&mut self, name: &'static str, addrs: &[SocketAddr], cert_sha256: Option<String>) {
         self.lines.extend(addrs.iter().map(|addr| format!("{name}: tcp {addr}")));
         add_frontend_entries(name, addrs, &mut self.entries);
@@ -29,7 +28,7 @@ impl Listeners {
     }
 }
 
-/// Adds a frontend to the ready file: its first address, and all of them if there are several.
+/// The first address, and all of them if there are several.
 fn add_frontend_entries(name: &str, addrs: &[SocketAddr], entries: &mut Map<String, Value>) {
     if let Some(first) = addrs.first() {
         entries.insert(name.to_owned(), first.to_string().into());

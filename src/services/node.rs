@@ -28,7 +28,7 @@ use crate::storage::create_private_dir;
 use crate::storage::lock::DataDirLock;
 use crate::web::Site;
 
-/// The client API's port if none is chosen and it is free.
+/// If none is chosen and it is free.
 pub const API_PORT: u16 = 5501;
 /// Ports for the client API that are tried in turn if none was given.
 const API_PORTS_TRIED: u16 = 100;
@@ -45,10 +45,8 @@ pub const OWN_FILES: u64 = 30;
 /// How long the server may take to check a token or a password.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A node and its client API.
 #[derive(Debug)]
 pub struct NodeProcessConfig {
-    /// The user that it runs for.
     pub name: Name,
     pub settings: NodeSettings,
     /// The server API's port and certificate; without one it is asked without TLS.
@@ -68,7 +66,6 @@ pub struct NodeProcessConfig {
     pub tls: TlsConfig,
 }
 
-/// A running node.
 pub struct NodeProcess {
     listeners: Listeners,
     http: HttpServer,
@@ -79,11 +76,7 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Checks the data dir, then opens the store and the listeners. The process must have been prepared for
-    /// [`OWN_FILES`].
-    ///
-    /// # Errors
-    /// A one-line description of what kept it from starting.
+    /// The process must have been prepared for [`OWN_FILES`].
     pub fn start(config: NodeProcessConfig) -> anyhow::Result<NodeProcess> {
         let NodeProcessConfig { name, settings, tls, .. } = &config;
         let data_dir = &settings.data_dir;
@@ -124,12 +117,10 @@ impl NodeProcess {
         Ok(NodeProcess { listeners, http, nodes, store, _record: record, _lock: lock })
     }
 
-    /// What is reported once everything is bound.
     pub fn listeners(&self) -> &Listeners {
         &self.listeners
     }
 
-    /// Takes no new work, and gives what is in hand some time.
     pub fn stop(self) {
         log::info!("stopping: what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
         let deadline = Instant::now() + SHUTDOWN_GRACE;
@@ -139,7 +130,6 @@ impl NodeProcess {
     }
 }
 
-/// The certificate of the client API.
 fn api_identity(config: &NodeProcessConfig) -> anyhow::Result<Option<Arc<TlsIdentity>>> {
     let (ip, tls) = (config.api_ip, &config.tls);
     match tls.identity(ip, &config.settings.data_dir) {
@@ -152,7 +142,6 @@ fn api_identity(config: &NodeProcessConfig) -> anyhow::Result<Option<Arc<TlsIden
     }
 }
 
-/// Binds the given port, else the first free one of a range.
 fn api_listener(ip: IpAddr, port: Option<u16>) -> anyhow::Result<TcpListener> {
     if let Some(port) = port {
         let addr = SocketAddr::new(ip, port);

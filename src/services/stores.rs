@@ -1,5 +1,4 @@
-//! The stores that a data dir may contain: what is checked before a start changes anything, and which losses an
-//! operator can accept.
+//! The stores of a data dir: what is checked before a start changes anything, and which losses an operator can accept.
 
 use std::path::Path;
 
@@ -17,11 +16,8 @@ use crate::storage::{ExpectedStore, OpenError, check_stores, is_missing_or_empty
 use crate::trade;
 use crate::trade::peer::store as peer_store;
 
-/// The trade service's database in the data dir.
 pub const TRADE_DB: &str = "trade.db";
-/// The registry's database in the data dir.
 pub const REGISTRY_DB: &str = "registry.db";
-/// The customer database's file in its data dir.
 pub const CUSTOMER_DB: &str = "customer.db";
 /// The customer database's own bank, since it may run on a host of its own.
 pub const SHOP_BANK_DB: &str = "shop-bank.db";
@@ -41,8 +37,8 @@ const CUSTOMER: ExpectedStore<'_> = ExpectedStore {
 };
 const SHOP_BANK: ExpectedStore<'_> =
     ExpectedStore { file: SHOP_BANK_DB, migrations: bank::MIGRATIONS, companions: &[CUSTOMER_DB] };
-/// The key is created just before the store, but by then the manifest already names the store. (A first start of an
-/// earlier version that was interrupted between the two looks like a loss until the next start or accept-loss.)
+// The key is created just before the store, but by then the manifest already names the store. (A first start of an
+// earlier version that was interrupted between the two looks like a loss until the next start or accept-loss.)
 const USERS: ExpectedStore<'_> =
     ExpectedStore { file: USERS_DB, migrations: users::MIGRATIONS, companions: &[REGISTRY_DB, jwt::KEY_FILE] };
 const REGISTRY: ExpectedStore<'_> =
@@ -53,10 +49,6 @@ const PEER: ExpectedStore<'_> =
     ExpectedStore { file: peer_store::FILE, migrations: peer_store::MIGRATIONS, companions: &[] };
 const LAN: ExpectedStore<'_> = ExpectedStore { file: history::FILE, migrations: history::MIGRATIONS, companions: &[] };
 
-/// Checks the stores of a server with these services before it starts.
-///
-/// # Errors
-/// Those of [`check_stores`].
 pub fn check_server_stores(dir: &Path, trade: bool, shop: bool, share: bool) -> Result<(), OpenError> {
     let mut stores = Vec::new();
     if trade {
@@ -73,34 +65,20 @@ pub fn check_server_stores(dir: &Path, trade: bool, shop: bool, share: bool) -> 
     check_stores(dir, &stores)
 }
 
-/// Checks the product database's store. The other components may be on other hosts.
-///
-/// # Errors
-/// Those of [`check_stores`].
+/// The other components may be on other hosts.
 pub fn check_product_stores(dir: &Path) -> Result<(), OpenError> {
     check_stores(dir, &[ExpectedStore { companions: &[], ..PRODUCT }])
 }
 
-/// Checks the customer database's stores.
-///
-/// # Errors
-/// Those of [`check_stores`].
 pub fn check_customer_stores(dir: &Path) -> Result<(), OpenError> {
     check_stores(dir, &[ExpectedStore { companions: &[SHOP_BANK_DB], ..CUSTOMER }, SHOP_BANK])
 }
 
-/// Checks the store of a file-sharing node.
-///
-/// # Errors
-/// Those of [`check_stores`].
 pub fn check_node_stores(dir: &Path) -> Result<(), OpenError> {
     check_stores(dir, &[SHARE])
 }
 
 /// Accepts that a store of a data dir is lost, or has lost changes.
-///
-/// # Errors
-/// Those of [`accept_loss`].
 pub fn accept(dir: &Path, file: &str) -> Result<AcceptedLoss, AcceptLossError> {
     let all = [trade_store_in(dir), BANK, PRODUCT, CUSTOMER, SHOP_BANK, USERS, REGISTRY, SHARE, PEER, LAN];
     // A token of a lost account would be valid for whoever registers its name next.
@@ -108,13 +86,13 @@ pub fn accept(dir: &Path, file: &str) -> Result<AcceptedLoss, AcceptLossError> {
     accept_loss(dir, file, &all, secrets)
 }
 
-/// The trade store of this data dir. The certificate counts as its companion only if trade created it.
+/// The certificate counts as a companion only if trade created it.
 fn trade_store_in(dir: &Path) -> ExpectedStore<'static> {
     let companions: &[&str] = if is_trade_identity(&dir.join(IDENTITY_FILE)) { TRADE.companions } else { &[BANK_DB] };
     ExpectedStore { companions, ..TRADE }
 }
 
-/// Whether the certificate file was created by trade. Other services begin the file with a marker line.
+/// Other services begin the certificate file with a marker line.
 fn is_trade_identity(path: &Path) -> bool {
     let is_noted = || std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(CREATED_WITHOUT_TRADE.as_bytes()));
     !is_missing_or_empty(path) && !is_noted()

@@ -10,19 +10,18 @@ use crate::storage::Store;
 use crate::storage::backup::{self, DataComponent};
 use crate::trade;
 
-/// The opened files of the trade service.
 pub(super) struct TradeDataDir {
     pub(super) store: Arc<Store>,
     pub(super) gateway: Arc<BuiltinGateway>,
     pub(super) identity: Arc<TlsIdentity>,
     /// The highest deal number that the bank has charged.
     pub(super) charged_up_to: Option<u64>,
-    /// The id range from which deal numbers are assigned.
+    /// Deal numbers are assigned from this range.
     pub(super) first_id_range: u64,
 }
 
 impl TradeDataDir {
-    /// Opens the data dir, creating what is missing.
+    /// Creates what is missing.
     pub(super) fn open(dir: &Path) -> anyhow::Result<TradeDataDir> {
         let store = Arc::new(Store::open(&dir.join(TRADE_DB), trade::store::MIGRATIONS)?);
         let gateway = Arc::new(BuiltinGateway::open(dir)?);
