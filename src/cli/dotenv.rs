@@ -1,14 +1,13 @@
 //! Parser for `.env` files: one `NAME=VALUE` per line. Text between single or double quotes is taken whole; an unquoted
 //! value ends before whitespace followed by `#`. Nothing is expanded, because a secret may contain `$` or a backslash.
 
-/// Parses a file. Each item is a setting, or the 1-based number of a line that cannot be parsed; items are in file
-/// order.
+/// Each item is a setting, or the 1-based number of a line that cannot be parsed; items are in file order.
 pub(super) fn parse(file: &[u8]) -> Vec<Result<(String, String), usize>> {
     let lines = crate::model::text::without_bom(file).split(|byte| *byte == b'\n');
     (1..).zip(lines).filter_map(|(number, text)| parse_line(text).map_err(|()| number).transpose()).collect()
 }
 
-/// Parses one line. Blank lines and comments give `None`.
+/// Blank lines and comments give `None`.
 fn parse_line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
     let line = std::str::from_utf8(line).map_err(|_| ())?.trim();
     if line.is_empty() || line.starts_with('#') {
@@ -36,7 +35,7 @@ fn parse_line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
     Ok(Some((name.to_owned(), value.to_owned())))
 }
 
-/// The text between a quote and the next quote of the same kind. Only a comment may follow.
+/// Only a comment may follow the closing quote.
 fn between_quotes(text: &str) -> Result<&str, ()> {
     let quote = text.chars().next().ok_or(())?;
     let (value, rest) = text[1..].split_once(quote).ok_or(())?;

@@ -80,7 +80,7 @@ enum Command {
     Man(generate::ManArgs),
 }
 
-/// Gives every flag without an environment variable of its own a default one: `P2S2_`, the command, and the flag.
+/// A flag without an environment variable of its own has a default one: `P2S2_`, the command, and the flag.
 fn with_environment_variables(program: clap::Command) -> clap::Command {
     program.mut_subcommands(|command| {
         let prefix = format!("P2S2_{}", command.get_name());
@@ -95,7 +95,6 @@ fn with_environment_variables(program: clap::Command) -> clap::Command {
     })
 }
 
-/// Runs the program. The exit code is 0 on success, 1 on failure and 2 on a usage error.
 pub fn main() -> ExitCode {
     crate::net::limits::ignore_file_size_signal();
     if let Err(error) = settings::load_environment() {
@@ -144,8 +143,7 @@ fn known_variables(program: &clap::Command) -> BTreeSet<String> {
     of_flags.chain(of_commands).chain([PASSWORD_VARIABLE.to_owned()]).collect()
 }
 
-/// Prints a usage error. It quotes the arguments, which may come from a file that somebody else wrote, so it is
-/// sanitized.
+/// The error quotes the arguments, which may come from a file that somebody else wrote, so it is sanitized.
 fn report_usage_error(error: &clap::Error) -> ExitCode {
     for line in error.render().to_string().lines() {
         eprintln!("{}", output::sanitize(line));
@@ -153,7 +151,7 @@ fn report_usage_error(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Prints an error with its causes on one line, outermost first. A closed output pipe is not an error.
+/// On one line, the outermost cause first. A closed output pipe is not an error.
 fn report_error(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)

@@ -8,15 +8,14 @@ use rustyline::error::ReadlineError;
 use super::line_editor::{self, InputKind, TerminalSource};
 use super::repl::is_dumb_terminal;
 
-/// The environment variable that gives the password to scripts.
+/// Gives the password to scripts.
 pub(super) const PASSWORD_VARIABLE: &str = "P2S2_PASSWORD";
 
-/// Whether the user can be prompted.
 pub(super) fn is_interactive() -> bool {
     io::stdin().is_terminal()
 }
 
-/// The user's password: from the environment, else prompted for; a new password is asked for twice.
+/// From the environment, else prompted for; a new password is asked for twice.
 pub(super) fn password(is_new: bool) -> anyhow::Result<String> {
     if let Some(password) = std::env::var_os(PASSWORD_VARIABLE) {
         let password = password.into_string().ok().with_context(|| format!("{PASSWORD_VARIABLE}: expected UTF-8"))?;
@@ -33,12 +32,10 @@ pub(super) fn password(is_new: bool) -> anyhow::Result<String> {
     Ok(password)
 }
 
-/// Prompts for a line that is echoed.
 pub(super) fn line(prompt: &str) -> anyhow::Result<String> {
     read_answer(prompt, InputKind::Answer)
 }
 
-/// Prompts for a line that is not echoed.
 pub(super) fn secret(prompt: &str) -> anyhow::Result<String> {
     // At such a terminal the editor reads plainly, and the terminal would echo the secret.
     if is_dumb_terminal() {

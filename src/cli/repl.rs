@@ -21,10 +21,9 @@ use crate::model::text;
 use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
 
-/// Maximum length of an input line in bytes.
+/// In bytes.
 const LINE_MAX: usize = 64 * 1024;
 
-/// Whether the loop continues after a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     Continue,
@@ -33,19 +32,13 @@ pub enum Flow {
 
 /// The commands of one interactive program.
 pub trait Commands: Send + Sync + 'static {
-    /// Runs a command. `words` is not empty; its first item is the command's name.
-    ///
-    /// # Errors
-    /// The message is printed after `error: `.
+    /// `words` is not empty; its first item is the command's name. An error is printed after `error: `.
     fn run(&self, words: &[String]) -> anyhow::Result<Flow>;
 
     /// Candidates for the next word, given the words before it (none: command names).
     fn complete(&self, before: &[String]) -> Vec<String>;
 
-    /// Runs a line. By default it is split into words; commands that take text verbatim override this.
-    ///
-    /// # Errors
-    /// As [`run`](Commands::run), or an unclosed quote.
+    /// By default the line is split into words; commands that take text verbatim override this.
     fn run_line(&self, line: &str) -> anyhow::Result<Flow> {
         match split_words(line).map_err(anyhow::Error::msg)? {
             words if words.is_empty() => Ok(Flow::Continue),
@@ -63,14 +56,14 @@ pub trait Commands: Send + Sync + 'static {
         None
     }
 
-    /// Called at the end of a piped input; the program ends when this returns.
+    /// Called at the end of a piped input; the program ends when it returns.
     fn input_ended(&self) {}
 }
 
-/// Every code that [`Screen::paint`] may write.
+/// All that [`Screen::paint`] may write.
 const COLOUR_CODES: [&str; 4] = ["\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[0m"];
 
-/// The program's output. It can be used from any thread and never breaks into a line that is being edited.
+/// Can be used from any thread, and never breaks into a line that is being edited.
 #[derive(Clone)]
 pub struct Screen {
     sink: Arc<Mutex<Sink>>,
@@ -83,18 +76,13 @@ pub struct Screen {
 enum Sink {
     Stdout,
     Terminal(Box<dyn FnMut(String) -> rustyline::Result<()> + Send>),
-    /// The output could not be written any more.
     Gone,
 }
 
-/// How a text is highlighted at a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Success, in green.
     Good,
-    /// Failure, in red.
     Bad,
-    /// Less important, dimmed.
     Dim,
 }
 
@@ -106,13 +94,11 @@ impl Screen {
         Screen { sink: Arc::new(Mutex::new(Sink::Stdout)), json, colour, shutdown }
     }
 
-    /// Whether results are printed as JSON objects.
     pub fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Prints a text of one or more lines and a line break. Control characters are replaced, except for our own colour
-    /// codes.
+    /// Prints one or more lines. Control characters are replaced, except for our own colour codes.
     pub fn print(&self, text: &str) {
         let text = self.sanitize_text(text);
         self.write(text);
@@ -133,7 +119,6 @@ impl Screen {
         }
     }
 
-    /// Prints a JSON object on one line.
     pub fn print_json(&self, value: &impl Serialize) {
         match serde_json::to_string(value) {
             Ok(text) => self.print(&text::escape_unsafe_json(&text)),
@@ -141,7 +126,6 @@ impl Screen {
         }
     }
 
-    /// Prints an error.
     pub fn error(&self, reason: &str) {
         if self.json {
             self.print_json(&json!({ "error": sanitize(reason) }));
@@ -150,8 +134,8 @@ impl Screen {
         }
     }
 
-    /// Leaves a line that is still being edited as it is; further output begins below it. The editor will not run
-    /// again, so bracketed paste is switched off here.
+    /// Further output begins below a line that is still being edited. The editor will not run again, so bracketed
+    /// paste is switched off here.
     fn abandon_line(&self) {
         let mut sink = self.sink.lock();
         if matches!(*sink, Sink::Terminal(_)) {
@@ -161,7 +145,7 @@ impl Screen {
         }
     }
 
-    /// Passes each line through [`sanitize`], keeping our own colour codes if colours are on.
+    /// Our own colour codes are kept if colours are on.
     fn sanitize_text(&self, text: &str) -> String {
         let clean_line = |line: &str| {
             if !self.colour || !line.contains('\x1b') {
@@ -192,18 +176,15 @@ impl Screen {
     }
 }
 
-/// Whether the terminal has no escape codes (Emacs' shell, for example). It is then used like a pipe. rustyline does
-/// not edit at the same kinds of terminals.
+/// Whether the terminal has no escape codes (Emacs' shell, for example), and is used like a pipe. rustyline does not
+/// edit at the same kinds of terminals.
 pub(super) fn is_dumb_terminal() -> bool {
     const DUMB: [&str; 4] = ["", "dumb", "cons25", "emacs"];
     std::env::var("TERM").map_or(cfg!(unix), |term| DUMB.iter().any(|dumb| term.eq_ignore_ascii_case(dumb)))
 }
 
-/// Reads lines and runs commands until the input ends, a command returns [`Flow::Quit`], or SIGINT or SIGTERM arrives.
-/// After a signal the reading thread is left behind, so the caller must end the program.
-///
-/// # Errors
-/// The thread cannot be started.
+/// Runs commands until the input ends, a command returns [`Flow::Quit`], or SIGINT or SIGTERM arrives. After a signal
+/// the reading thread is left behind, so the caller must end the program.
 pub fn run(
     prompt: &str,
     history: Option<PathBuf>,
@@ -237,7 +218,6 @@ pub fn run(
     Ok(())
 }
 
-/// Runs one line unless it is a comment.
 fn run_command_line(line: &str, screen: &Screen, commands: &dyn Commands) -> Flow {
     if line.trim_start().starts_with('#') && commands.question().is_none() {
         return Flow::Continue;
@@ -328,7 +308,7 @@ fn read_terminal(
     Ok(())
 }
 
-/// The terminal's original settings, restored if the line editor cannot do so.
+/// The original settings are restored if the line editor cannot do so.
 #[cfg(unix)]
 mod terminal {
     use std::mem::MaybeUninit;

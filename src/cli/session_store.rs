@@ -10,45 +10,38 @@ use serde_json::{Value, json};
 use crate::services::paths;
 use crate::storage::files;
 
-/// The state of one role at one server.
 pub(super) struct SessionStore {
     folder: PathBuf,
     prefix: String,
 }
 
 impl SessionStore {
-    /// Locates the files; creates nothing.
-    ///
-    /// # Errors
-    /// The user's configuration folder is unknown.
+    /// Creates nothing.
     pub(super) fn new(role: &str, server: &str) -> anyhow::Result<SessionStore> {
         let prefix = paths::safe_file_name(&format!("{role}-"), server);
         Ok(SessionStore { folder: paths::config_folder()?, prefix })
     }
 
-    /// The folder; it is created if it does not exist.
+    /// Creates the folder if it does not exist.
     pub(super) fn folder(&self) -> anyhow::Result<&Path> {
         files::create_private_dir(&self.folder).with_context(|| format!("cannot create {}", self.folder.display()))?;
         Ok(&self.folder)
     }
 
-    /// The user of the last login.
     pub(super) fn last_user(&self) -> anyhow::Result<Option<String>> {
         self.read_field(&self.path(""), "user")
     }
 
-    /// The stored session of a user.
     pub(super) fn session(&self, user: &str) -> anyhow::Result<Option<String>> {
         self.read_field(&self.session_path(user), "session_id")
     }
 
-    /// Stores a session and makes its user the one of the last login.
+    /// Its user becomes that of the last login.
     pub(super) fn save_session(&self, user: &str, session_id: &str) -> anyhow::Result<()> {
         self.write(&self.session_path(user), &json!({"user": user, "session_id": session_id}))?;
         self.write(&self.path(""), &json!({ "user": user }))
     }
 
-    /// Removes the session of a user.
     pub(super) fn remove_session(&self, user: &str) -> anyhow::Result<()> {
         // An earlier version stored one for each spelling of a name.
         for path in paths::candidate_paths(&self.folder, &format!("{}-", self.prefix), user, ".json") {
@@ -60,12 +53,10 @@ impl SessionStore {
         Ok(())
     }
 
-    /// The stored fingerprint of the server's certificate.
     pub(super) fn certificate(&self) -> anyhow::Result<Option<String>> {
         self.read_field(&self.path(".cert"), "cert_sha256")
     }
 
-    /// Stores the fingerprint of the server's certificate.
     pub(super) fn save_certificate(&self, fingerprint: &str) -> anyhow::Result<()> {
         self.write(&self.path(".cert"), &json!({ "cert_sha256": fingerprint }))
     }
@@ -78,7 +69,7 @@ impl SessionStore {
         paths::find_path(&self.folder, &format!("{}-", self.prefix), user, ".json")
     }
 
-    /// A text field of a JSON file; `None` if there is no file.
+    /// `None` if there is no file.
     fn read_field(&self, path: &Path, field: &str) -> anyhow::Result<Option<String>> {
         let text = match std::fs::read_to_string(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

@@ -34,9 +34,8 @@ mod process;
 use environment::StoryEnvironment;
 use probes::{is_healthy_server_api, is_shop_frontend, is_trade_server, settles_in_plaintext};
 
-/// Longer than any successful step takes.
+/// No successful step takes longer.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
-/// Default ports of the server.
 const TRADE_PORT: u16 = 7001;
 const SELLER_PORT: u16 = 8001;
 const BUYER_PORT: u16 = 8002;
@@ -82,7 +81,6 @@ pub struct StoryArgs {
     buyer_port: Ports,
 }
 
-/// The addresses of a server's services.
 #[derive(Debug, Clone, Copy)]
 struct ServerAddresses {
     trade: SocketAddr,
@@ -92,15 +90,11 @@ struct ServerAddresses {
     api: SocketAddr,
 }
 
-/// The first port of the list; 0 (any free port) cannot be looked up, so the default is used.
+/// The port 0 (any free one) cannot be looked up, so the default is used.
 fn first_port(ports: &Ports, otherwise: u16) -> u16 {
     ports.0.first().copied().filter(|port| *port != 0).unwrap_or(otherwise)
 }
 
-/// Plays the story.
-///
-/// # Errors
-/// The step that failed.
 pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     super::settings::init_log("warn");
     let at = |given: Option<SocketAddr>, port| given.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into());

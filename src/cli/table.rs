@@ -5,16 +5,13 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::output::sanitize;
 
-/// How a column is aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// For texts.
     Left,
-    /// For numbers.
     Right,
 }
 
-/// Formats rows under their headers. Cells are sanitized, so that text from others stays in its cell.
+/// Cells are sanitized, so that text from others stays in its cell.
 pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -29,7 +26,7 @@ pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
             Align::Right => CellAlignment::Right,
         });
     }
-    // Trailing spaces are removed, for whoever compares or cuts lines.
+    // For whoever compares or cuts lines.
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 

@@ -12,10 +12,8 @@ use crate::shop::client::{Client, ClientConfig};
 use crate::shop::ops::ErrorCode;
 use crate::trade::wire::DATAGRAM_MAX;
 
-/// How long a running server has to respond.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Whether a trade server responds at this address.
 pub(super) fn is_trade_server(server: SocketAddr) -> anyhow::Result<bool> {
     let request = json!({"type": "STATUS", "rq": 1, "name": "story"});
     let response = request_until_answered(&loopback_socket(server)?, server, request, 3);
@@ -26,20 +24,19 @@ pub(super) fn is_trade_server(server: SocketAddr) -> anyhow::Result<bool> {
     Ok(response.is_some())
 }
 
-/// Whether a shop frontend responds: it answers requests without a session with NotLoggedIn.
+/// A frontend answers requests without a session with NotLoggedIn.
 pub(super) fn is_shop_frontend(server: SocketAddr) -> bool {
     let mut client = Client::new(ClientConfig::plain(server.to_string()));
     let response = client.call("GetSellerRating", json!({}));
     response.is_err_and(|error| error.code() == Some(ErrorCode::NotLoggedIn))
 }
 
-/// Whether the server API responds.
 pub(super) fn is_healthy_server_api(api: SocketAddr) -> bool {
     let api = ApiClient::new(&api.ip().to_string(), api.port(), None, STEP_TIMEOUT);
     api.get("/api/health", None).is_ok_and(|response| response.is_ok() && response.body["status"] == "healthy")
 }
 
-/// Whether the server settles without TLS. REGISTERED tells that, so a temporary peer registers and leaves.
+/// REGISTERED tells that, so a temporary peer registers and leaves.
 pub(super) fn settles_in_plaintext(server: SocketAddr, suffix: &str) -> anyhow::Result<bool> {
     let socket = loopback_socket(server)?;
     let (here, name) = (socket.local_addr()?, format!("visitor-{suffix}"));
@@ -62,7 +59,7 @@ fn loopback_socket(server: SocketAddr) -> anyhow::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Sends a request until a response arrives; `None` after `tries` attempts.
+/// `None` after `tries` attempts.
 fn request_until_answered(socket: &UdpSocket, server: SocketAddr, mut request: Value, tries: usize) -> Option<Value> {
     // The response to an unverified sender may be at most three times as long as the request.
     request["padding"] = " ".repeat(64).into();
