@@ -156,7 +156,7 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// A file in the data dir, with the migrations that create its tables.
+/// A database file in the data dir, with the migrations that create its tables.
 type DatabaseSpec = (&'static str, &'static [&'static str]);
 
 const TRADE: DatabaseSpec = (TRADE_DB, trade_store::MIGRATIONS);
@@ -170,7 +170,7 @@ fn open_database(data_dir: &Path, room: DatabaseSpec) -> anyhow::Result<ReadOnly
     }
 }
 
-/// That of trade, that of the shop, or both.
+/// Opens the ledgers of a data dir: that of trade, that of the shop, or both.
 fn open_ledgers(data_dir: &Path) -> anyhow::Result<Vec<ReadOnlyStore>> {
     let views = open_databases(data_dir, &[TRADE, CUSTOMER])?;
     if views.is_empty() {
@@ -179,7 +179,7 @@ fn open_ledgers(data_dir: &Path) -> anyhow::Result<Vec<ReadOnlyStore>> {
     Ok(views)
 }
 
-/// Opens those whose file exists.
+/// Opens those of the databases whose file exists.
 fn open_databases(data_dir: &Path, rooms: &[DatabaseSpec]) -> anyhow::Result<Vec<ReadOnlyStore>> {
     if data_dir.exists() && !data_dir.is_dir() {
         bail!("{} is a file, not a folder: name the server's own --data-dir", data_dir.display());
@@ -295,14 +295,14 @@ fn show_ledger(ledgers: &[ReadOnlyStore], json: bool, out: &mut impl Write) -> a
     Ok(ExitCode::SUCCESS)
 }
 
-/// Over all ledgers of a data dir.
+/// The balances and the sum over all ledgers of a data dir.
 #[derive(Default)]
 struct LedgerTotals {
     balances: BTreeMap<String, Total>,
     sum: Total,
 }
 
-// Lines of `admin ledger --json` with amounts are typed, because a `Value` would round them.
+// Lines of `admin ledger --json` that contain amounts are typed, because a `Value` would round them.
 
 #[derive(Serialize)]
 struct BalanceLine<'a> {

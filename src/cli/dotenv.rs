@@ -7,7 +7,7 @@ pub(super) fn parse(file: &[u8]) -> Vec<Result<(String, String), usize>> {
     (1..).zip(lines).filter_map(|(number, text)| parse_line(text).map_err(|()| number).transpose()).collect()
 }
 
-/// Blank lines and comments give `None`.
+/// Parses one line. Blank lines and comments give `None`.
 fn parse_line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
     let line = std::str::from_utf8(line).map_err(|_| ())?.trim();
     if line.is_empty() || line.starts_with('#') {
@@ -35,7 +35,7 @@ fn parse_line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
     Ok(Some((name.to_owned(), value.to_owned())))
 }
 
-/// Only a comment may follow the closing quote.
+/// The text between a quote and the next quote of the same kind. Only a comment may follow.
 fn between_quotes(text: &str) -> Result<&str, ()> {
     let quote = text.chars().next().ok_or(())?;
     let (value, rest) = text[1..].split_once(quote).ok_or(())?;

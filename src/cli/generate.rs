@@ -39,7 +39,7 @@ pub fn completions(args: &CompletionsArgs, mut program: Command) -> anyhow::Resu
     Ok(ExitCode::SUCCESS)
 }
 
-/// A page for `program` and one for each of its commands: `p2s2.1`, `p2s2-server.1`, …
+/// Writes a page for `program` and one for each of its commands: `p2s2.1`, `p2s2-server.1`, …
 pub fn man(args: &ManArgs, program: Command) -> anyhow::Result<ExitCode> {
     let dir = args.dir.display();
     fs::create_dir_all(&args.dir).with_context(|| format!("the folder {dir} cannot be made"))?;

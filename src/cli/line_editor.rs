@@ -45,7 +45,7 @@ static EDITOR: Mutex<Option<EditorState>> = Mutex::new(None);
 
 struct EditorState {
     editor: Editor<EditorHelper, DefaultHistory>,
-    /// Of a paste; they were not requested yet.
+    /// Lines of a paste that were not requested yet.
     pending_lines: VecDeque<String>,
 }
 
@@ -73,7 +73,7 @@ fn split_paste(text: &str) -> (String, VecDeque<String>) {
     (first, lines.collect())
 }
 
-/// Prints text above the line that is being edited.
+/// A function that prints text above the line that is being edited.
 pub(super) fn external_printer() -> Result<impl FnMut(String) -> Result<()> + Send> {
     let mut printer = with_editor(TerminalSource::Stdio, |state| state.editor.create_external_printer())?;
     Ok(move |text| rustyline::ExternalPrinter::print(&mut printer, text))
@@ -115,7 +115,7 @@ fn with_editor<T>(source: TerminalSource, f: impl FnOnce(&mut EditorState) -> Re
     state.as_mut().map_or_else(|| Err(rustyline::error::ReadlineError::Eof), f)
 }
 
-/// Ctrl-D ends the input on an empty line, also while `repl.rs` has disabled the terminal's own EOF character.
+/// Makes Ctrl-D end the input on an empty line, also while `repl.rs` has disabled the terminal's own EOF character.
 struct CtrlDHandler;
 
 impl ConditionalEventHandler for CtrlDHandler {

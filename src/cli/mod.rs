@@ -80,7 +80,7 @@ enum Command {
     Man(generate::ManArgs),
 }
 
-/// A flag without an environment variable of its own has a default one: `P2S2_`, the command, and the flag.
+/// Gives every flag without an environment variable of its own a default one: `P2S2_`, the command, and the flag.
 fn with_environment_variables(program: clap::Command) -> clap::Command {
     program.mut_subcommands(|command| {
         let prefix = format!("P2S2_{}", command.get_name());
@@ -151,7 +151,7 @@ fn report_usage_error(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// On one line, the outermost cause first. A closed output pipe is not an error.
+/// Prints an error with its causes on one line, outermost first. A closed output pipe is not an error.
 fn report_error(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)

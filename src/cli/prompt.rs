@@ -8,14 +8,14 @@ use rustyline::error::ReadlineError;
 use super::line_editor::{self, InputKind, TerminalSource};
 use super::repl::is_dumb_terminal;
 
-/// Gives the password to scripts.
+/// The environment variable that gives the password to scripts.
 pub(super) const PASSWORD_VARIABLE: &str = "P2S2_PASSWORD";
 
 pub(super) fn is_interactive() -> bool {
     io::stdin().is_terminal()
 }
 
-/// From the environment, else prompted for; a new password is asked for twice.
+/// The user's password: from the environment, else prompted for; a new password is asked for twice.
 pub(super) fn password(is_new: bool) -> anyhow::Result<String> {
     if let Some(password) = std::env::var_os(PASSWORD_VARIABLE) {
         let password = password.into_string().ok().with_context(|| format!("{PASSWORD_VARIABLE}: expected UTF-8"))?;

@@ -21,7 +21,7 @@ use crate::model::text;
 use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
 
-/// In bytes.
+/// Maximum length of an input line in bytes.
 const LINE_MAX: usize = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub trait Commands: Send + Sync + 'static {
     /// Candidates for the next word, given the words before it (none: command names).
     fn complete(&self, before: &[String]) -> Vec<String>;
 
-    /// By default the line is split into words; commands that take text verbatim override this.
+    /// Runs a line. By default it is split into words; commands that take text verbatim override this.
     fn run_line(&self, line: &str) -> anyhow::Result<Flow> {
         match split_words(line).map_err(anyhow::Error::msg)? {
             words if words.is_empty() => Ok(Flow::Continue),
@@ -56,14 +56,14 @@ pub trait Commands: Send + Sync + 'static {
         None
     }
 
-    /// Called at the end of a piped input; the program ends when it returns.
+    /// Called at the end of a piped input; the program ends when this returns.
     fn input_ended(&self) {}
 }
 
-/// All that [`Screen::paint`] may write.
+/// Every code that [`Screen::paint`] may write.
 const COLOUR_CODES: [&str; 4] = ["\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[0m"];
 
-/// Can be used from any thread, and never breaks into a line that is being edited.
+/// The program's output. It can be used from any thread and never breaks into a line that is being edited.
 #[derive(Clone)]
 pub struct Screen {
     sink: Arc<Mutex<Sink>>,
@@ -134,8 +134,8 @@ impl Screen {
         }
     }
 
-    /// Further output begins below a line that is still being edited. The editor will not run again, so bracketed
-    /// paste is switched off here.
+    /// Leaves a line that is still being edited as it is; further output begins below it. The editor will not run
+    /// again, so bracketed paste is switched off here.
     fn abandon_line(&self) {
         let mut sink = self.sink.lock();
         if matches!(*sink, Sink::Terminal(_)) {
@@ -145,7 +145,7 @@ impl Screen {
         }
     }
 
-    /// Our own colour codes are kept if colours are on.
+    /// Passes each line through [`sanitize`], keeping our own colour codes if colours are on.
     fn sanitize_text(&self, text: &str) -> String {
         let clean_line = |line: &str| {
             if !self.colour || !line.contains('\x1b') {
@@ -176,8 +176,8 @@ impl Screen {
     }
 }
 
-/// Whether the terminal has no escape codes (Emacs' shell, for example), and is used like a pipe. rustyline does not
-/// edit at the same kinds of terminals.
+/// Whether the terminal has no escape codes (Emacs' shell, for example). It is then used like a pipe. rustyline does
+/// not edit at the same kinds of terminals.
 pub(super) fn is_dumb_terminal() -> bool {
     const DUMB: [&str; 4] = ["", "dumb", "cons25", "emacs"];
     std::env::var("TERM").map_or(cfg!(unix), |term| DUMB.iter().any(|dumb| term.eq_ignore_ascii_case(dumb)))
@@ -308,7 +308,7 @@ fn read_terminal(
     Ok(())
 }
 
-/// The original settings are restored if the line editor cannot do so.
+/// The terminal's original settings, restored if the line editor cannot do so.
 #[cfg(unix)]
 mod terminal {
     use std::mem::MaybeUninit;

@@ -22,14 +22,14 @@ use crate::services::paths;
 pub(super) const AUTO: &str = "auto";
 /// The second wait follows a repeated request if nobody answered, because datagrams get lost.
 const ANSWER_TIMEOUTS: [Duration; 2] = [Duration::from_secs(1); 2];
-/// So many characters are shown in the table; the confirmation prompt shows all of them.
+/// Characters of a fingerprint shown in the table; the confirmation prompt shows all of them.
 const FINGERPRINT_PREFIX_LEN: usize = 16;
 
 #[derive(Debug, Clone)]
 pub(super) struct ServerQuery<'a> {
     /// The service that it must offer: `trade`, `seller`, `buyer` or `registry`.
     pub service: &'static str,
-    /// With 127.0.0.1 nothing leaves this machine.
+    /// The local address; with 127.0.0.1 nothing leaves this machine.
     pub bind: Ipv4Addr,
     pub discovery_port: u16,
     /// Only a server with this certificate matches.
@@ -38,11 +38,11 @@ pub(super) struct ServerQuery<'a> {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ChosenServer {
-    /// Of the requested service.
+    /// The address of the requested service.
     pub addr: SocketAddr,
-    /// The client must insist on this confirmed certificate; `None` if the server has none.
+    /// The confirmed certificate, which the client must insist on; `None` if the server has none.
     pub cert_sha256: Option<String>,
-    /// All services, with their ports.
+    /// All services of the server with their ports.
     pub serves: Vec<(String, u16)>,
 }
 
@@ -63,7 +63,7 @@ enum TrustStatus {
     Changed(String),
 }
 
-/// Prompts at a terminal if the choice is not clear or the server is not confirmed yet.
+/// Finds the server for a query. Prompts at a terminal if the choice is not clear or the server is not confirmed yet.
 pub(super) fn find(query: &ServerQuery) -> anyhow::Result<ChosenServer> {
     let known_servers = KnownServers::in_dir(paths::config_folder()?);
     // Read before anything is sent, so that an unreadable file is reported first.
@@ -142,7 +142,7 @@ fn find_candidates(peers: Vec<DiscoveredPeer>, query: &ServerQuery, known: &[Kno
     found.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
-/// The smallest value wins: a known address first, then loopback.
+/// Ranks the addresses of one server; the smallest value wins: a known address first, then loopback.
 fn address_preference(candidate: &Candidate, known: &[KnownServer]) -> (bool, bool, SocketAddr) {
     let was_there = known.iter().any(|known| is_at_known_address(known, candidate));
     (!was_there, !candidate.addr.ip().is_loopback(), candidate.addr)
@@ -231,7 +231,7 @@ fn refusal_without_terminal(candidates: &[Candidate], query: &ServerQuery) -> St
     )
 }
 
-/// A share node has separate flags for its two ports.
+/// The flags that name a server explicitly; a share node has separate flags for its two ports.
 fn flags_for_any_server(query: &ServerQuery) -> &'static str {
     if query.service == "registry" { "--server HOST" } else { "--server HOST:PORT" }
 }
@@ -275,7 +275,7 @@ fn ask_which(candidates: &[Candidate]) -> anyhow::Result<&Candidate> {
     }
 }
 
-/// The user reads this before confirming a server.
+/// The text that the user reads before confirming a server.
 fn confirmation_text(chosen: &Candidate) -> String {
     let who = sanitize(&describe(chosen));
     let mut text = match &chosen.cert_sha256 {
@@ -330,8 +330,8 @@ fn describe_certificate(candidate: &Candidate) -> String {
     candidate.cert_sha256.as_ref().map_or("no certificate".to_owned(), |cert| format!("the certificate {cert}"))
 }
 
-/// A fingerprint that is given on the command line counts like a confirmation at the terminal. A failure is only a
-/// warning.
+/// Stores a server as confirmed because its fingerprint was given on the command line, which counts like a confirmation
+/// at the terminal. A failure is only a warning.
 pub(super) fn remember_confirmed(service: &str, addr: SocketAddr, cert: &str) {
     let kept = paths::config_folder().and_then(|folder| {
         let known = KnownServers::in_dir(folder);

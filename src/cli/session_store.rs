@@ -16,13 +16,13 @@ pub(super) struct SessionStore {
 }
 
 impl SessionStore {
-    /// Creates nothing.
+    /// Locates the files; creates nothing.
     pub(super) fn new(role: &str, server: &str) -> anyhow::Result<SessionStore> {
         let prefix = paths::safe_file_name(&format!("{role}-"), server);
         Ok(SessionStore { folder: paths::config_folder()?, prefix })
     }
 
-    /// Creates the folder if it does not exist.
+    /// The folder; it is created if it does not exist.
     pub(super) fn folder(&self) -> anyhow::Result<&Path> {
         files::create_private_dir(&self.folder).with_context(|| format!("cannot create {}", self.folder.display()))?;
         Ok(&self.folder)
@@ -36,7 +36,7 @@ impl SessionStore {
         self.read_field(&self.session_path(user), "session_id")
     }
 
-    /// Its user becomes that of the last login.
+    /// Stores a session and makes its user the one of the last login.
     pub(super) fn save_session(&self, user: &str, session_id: &str) -> anyhow::Result<()> {
         self.write(&self.session_path(user), &json!({"user": user, "session_id": session_id}))?;
         self.write(&self.path(""), &json!({ "user": user }))
@@ -69,7 +69,7 @@ impl SessionStore {
         paths::find_path(&self.folder, &format!("{}-", self.prefix), user, ".json")
     }
 
-    /// `None` if there is no file.
+    /// A text field of a JSON file; `None` if there is no file.
     fn read_field(&self, path: &Path, field: &str) -> anyhow::Result<Option<String>> {
         let text = match std::fs::read_to_string(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

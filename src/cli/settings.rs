@@ -61,7 +61,7 @@ pub fn load_environment() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A misspelled name would have no effect.
+/// Warns of variables with our prefix that nothing reads, because a misspelled name has no effect.
 pub fn warn_of_unknown(known: &BTreeSet<String>) {
     for (name, _) in std::env::vars_os() {
         // The tests of this project use variables with this prefix.
@@ -90,7 +90,7 @@ pub fn parse_fee(text: &str) -> Result<FeeRate, String> {
     FeeRate::parse_percent(text)
 }
 
-/// `HOST:PORT` with an IP address or a syntactically valid host name, which is resolved only when connecting.
+/// Expects `HOST:PORT` with an IP address or a syntactically valid host name, which is resolved only when connecting.
 pub fn parse_host_port(text: &str) -> Result<String, String> {
     let is_word = |label: &str| {
         let may_be = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
@@ -126,7 +126,7 @@ pub fn parse_fingerprint(text: &str) -> Result<String, String> {
     Err("expected 64 hex digits".to_owned())
 }
 
-/// The flag (or its own variable), else `SERVER_HOST`, else loopback.
+/// The address to bind: the flag (or its own variable), else `SERVER_HOST`, else loopback.
 pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
     if let Some(bind) = flag {
         return Ok(bind);
@@ -151,7 +151,7 @@ pub fn bind_address_from(variable: &str, flag: &str) -> anyhow::Result<Option<Ip
     Ok(Some(bind))
 }
 
-/// This version knows no other database than SQLite.
+/// Refuses `--db`: this version knows no other database than SQLite.
 pub fn refuse_db(db: Option<&str>) -> anyhow::Result<()> {
     if db.is_some() {
         // The URL may contain a password, so it is not repeated.
@@ -176,8 +176,8 @@ pub fn flag_or_variable<T>(
     }
 }
 
-/// Logs at the level of `RUST_LOG`, or at this one. Lines are sanitized because they may quote others. Warnings are also
-/// kept in memory for the operator API.
+/// Starts logging at the level of `RUST_LOG`, or at this one. Lines are sanitized because they may quote others.
+/// Warnings are also kept in memory for the operator API.
 pub fn init_log(default_filter: &str) {
     let logger = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_filter))
         .format(|out, record| {

@@ -34,7 +34,7 @@ mod process;
 use environment::StoryEnvironment;
 use probes::{is_healthy_server_api, is_shop_frontend, is_trade_server, settles_in_plaintext};
 
-/// No successful step takes longer.
+/// Longer than any successful step takes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 const TRADE_PORT: u16 = 7001;
 const SELLER_PORT: u16 = 8001;
@@ -90,7 +90,7 @@ struct ServerAddresses {
     api: SocketAddr,
 }
 
-/// The port 0 (any free one) cannot be looked up, so the default is used.
+/// The first port of the list; 0 (any free port) cannot be looked up, so the default is used.
 fn first_port(ports: &Ports, otherwise: u16) -> u16 {
     ports.0.first().copied().filter(|port| *port != 0).unwrap_or(otherwise)
 }

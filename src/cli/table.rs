@@ -11,7 +11,7 @@ pub enum Align {
     Right,
 }
 
-/// Cells are sanitized, so that text from others stays in its cell.
+/// Formats rows under their headers. Cells are sanitized, so that text from others stays in its cell.
 pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -26,7 +26,7 @@ pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
             Align::Right => CellAlignment::Right,
         });
     }
-    // For whoever compares or cuts lines.
+    // Trailing spaces are removed, for whoever compares or cuts lines.
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 

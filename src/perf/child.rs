@@ -26,7 +26,7 @@ const UNANNOUNCED: [&str; 3] =
 pub struct WorkDir(PathBuf);
 
 impl WorkDir {
-    /// A new folder below `below`, which is created if necessary.
+    /// Creates a new folder below `below`, which is created if necessary.
     pub fn create(below: &Path) -> anyhow::Result<WorkDir> {
         let describe = || format!("cannot use --out {}", below.display());
         fs::create_dir_all(below).with_context(describe)?;
@@ -145,7 +145,7 @@ impl ServerProcess {
         found.with_context(|| format!("{} did not say {prefix:?}", self.name))
     }
 
-    /// `None` if the system does not tell.
+    /// Resources used so far; `None` if the system does not tell.
     pub fn usage(&self) -> Option<Usage> {
         Usage::of(self.child.id())
     }
@@ -184,7 +184,7 @@ fn exit_with_parent(command: &mut Command) {
 #[cfg(not(unix))]
 fn exit_with_parent(_command: &mut Command) {}
 
-/// Adds the resources that these servers used during a measurement to its sample.
+/// Runs a measurement and adds the resources that these servers used meanwhile to its sample.
 pub fn with_usage(servers: &[ServerProcess], work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
     let usage = || servers.iter().map(ServerProcess::usage).reduce(|a, b| Some(a?.plus(b?))).flatten();
     let before = usage();

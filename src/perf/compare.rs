@@ -24,7 +24,7 @@ pub struct CompareArgs {
     json: bool,
 }
 
-/// Prints both reports side by side, or an error if they are of different scenarios.
+/// Prints both reports side by side.
 pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let (before, after) = (Report::read(&args.before)?, Report::read(&args.after)?);
     if before.scenario != after.scenario {

@@ -25,7 +25,7 @@ use super::share::{ShareNetwork, ShareNode};
 pub const OPERATIONS: &[&str] = &["NEW", "NEW-SIZE", "KNOWN"];
 const HOSTS: u64 = 10;
 const FILES_OF_HOST: u64 = 1_000;
-/// File times are spread over a year, given by its length in seconds and its start as a Unix time.
+/// File times spread over one year; its length in seconds and its start as a Unix time.
 const YEAR_S: f64 = 365.0 * 86_400.0;
 const YEAR_FROM_S: f64 = 1_735_689_600.0;
 

@@ -6,8 +6,8 @@
 //! | `ADAPTIVE` | stays in its state: 80 % idle, 15 % active, 5 % busy |
 //! | `CHANGING` | changes its state, with the same averages; after activity it counts as active for five more minutes |
 //!
-//! Rates are those that the registry would see; they do not depend on the machine. The closed form for `ADAPTIVE` is
-//! 80 %/300 s + 15 %/60 s + 5 %/30 s, 0.41 of `FIXED`.
+//! Rates are those that the registry would see during the simulated day; they do not depend on the machine. The closed
+//! form for `ADAPTIVE` is 80 %/300 s + 15 %/60 s + 5 %/30 s, 0.41 of `FIXED`.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The number of heartbeats that one client sends in a day.
+/// Computes the number of heartbeats that one client sends in a day.
 type HeartbeatModel = fn(usize) -> u64;
 
 fn simulation(
@@ -83,7 +83,7 @@ struct ScheduledEvent {
     event: HeartbeatEvent,
 }
 
-/// Simulates a node for one day and counts its heartbeats.
+/// Simulates a node for one day, beginning at `began`, and counts its heartbeats.
 fn simulate_day(
     mut node: Heartbeat,
     began: Millis,
@@ -160,7 +160,7 @@ enum ActivityPhase {
     Busy,
 }
 
-/// Cycles through idle, active and busy, for random durations.
+/// A client that cycles through idle, active and busy, for random durations.
 fn changing(client: usize) -> u64 {
     let (node, began) = idle_node(client);
     let mut rng = SeededRng::new(client as u64);

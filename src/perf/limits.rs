@@ -1,8 +1,8 @@
 //! What the machine could achieve at most: the limits to which results are compared. All of them are in this module, so
 //! that a change of what is measured cannot change the yardstick.
 //!
-//! `bare` uses only the standard library; `threads` is the same echo on our request threads; [`relay`] is an echo across
-//! processes; `commit` writes the rows of a REGISTER through plain rusqlite.
+//! `bare` uses only the standard library; `threads` is the same echo on our request threads; [`relay`] is an echo
+//! across processes; `commit` writes the rows of a REGISTER through plain rusqlite.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -25,7 +25,7 @@ use crate::trade::store::MIGRATIONS;
 
 pub mod relay;
 
-/// In both directions.
+/// Maximum length of a datagram in bytes, in both directions.
 const DATAGRAM_MAX: usize = 8 * 1024;
 /// The trade server's own limits for datagrams in progress and in the queue.
 const UDP_LIMITS: UdpLimits =
@@ -66,13 +66,13 @@ impl LimitServerKind {
         }
     }
 
-    /// A relay process prints `tcp ADDRESS` and `ready`.
+    /// The arguments that start a relay process with these backends. It prints `tcp ADDRESS` and `ready`.
     pub fn relay_args(self, backs: &[SocketAddr]) -> Vec<String> {
         let backs = backs.iter().flat_map(|back| ["--back".to_owned(), back.to_string()]);
         ["limit-server", self.name()].map(str::to_owned).into_iter().chain(backs).collect()
     }
 
-    /// A datagram echo prints `udp ADDRESS` and `ready`.
+    /// The arguments that start a datagram echo. It prints `udp ADDRESS` and `ready`.
     pub fn program_args(self, answer_bytes: usize) -> Vec<String> {
         ["limit-server", self.name(), "--answer-bytes", &answer_bytes.to_string()].map(str::to_owned).into()
     }
@@ -142,12 +142,12 @@ fn start_threaded_echo(socket: UdpSocket, answer_bytes: usize) -> io::Result<Udp
     UdpServer::start(socket, executor, UDP_LIMITS, Arc::new(response))
 }
 
-/// Bounds the time spent on commits when the length of a measurement is given in calls.
+/// Upper limit of the time spent on commits when the length of a measurement is given in calls.
 const COUNTED_CALLS_TIME_MAX: Duration = Duration::from_secs(1);
 /// SQLite restarts the write-ahead log when it has a thousand pages of 4 KiB.
 const FULL_LOG_BYTES: u64 = 1000 * 4096;
 
-// The statements of `trade::store`.
+/// The statement of `trade::store`.
 const INSERT_PEER: &str = "INSERT INTO trade_peer (name, heard_at, body) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE SET body = excluded.body";
 const INSERT_LOG: &str = "INSERT INTO trade_log (at, kind, peer, deal, rq, item_name, price, detail)
@@ -172,7 +172,7 @@ pub fn commit(
     }
     let rows = peers.iter().map(|name| RegistrationRow::new(name)).collect::<anyhow::Result<Vec<_>>>()?;
     let (clock, mut changes) = (Clock::start(), 0);
-    // Syncing a log that still grows costs the file system more, and a running server is past that phase: the log is
+    // Syncing a log that still grows costs the file system more. A running server is past that phase, so the log is
     // filled once before measuring and then reused.
     let wal = dir.path().join("commit.db-wal");
     while std::fs::metadata(&wal)?.len() < FULL_LOG_BYTES && !stop.is_set() {

@@ -17,10 +17,10 @@ use serde_json::Value;
 use super::stop::StopFlag;
 use super::usage::Usage;
 
-/// When a response counts as lost, and the request is sent again.
+/// After this time a response counts as lost and the request is sent again.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 const ATTEMPTS_MAX: u32 = 20;
-/// Calls of a client are not deep.
+/// Stack size of a client thread in bytes; its calls are not deep.
 const STACK_BYTES: usize = 128 * 1024;
 /// Request numbers always have nine digits, so that they can be overwritten in place.
 const RQ_DIGITS: usize = 9;
@@ -74,13 +74,13 @@ pub struct Sample {
     pub done: u64,
     /// Calls that were refused, answered incorrectly or not at all.
     pub failed: u64,
-    /// Datagrams that were repeated.
+    /// Datagrams that were repeated because no response arrived.
     pub lost: u64,
     /// Payload bytes of the calls, if throughput is measured.
     pub bytes: u64,
     /// From the start of the first call to the end of the last one.
     pub elapsed: Duration,
-    /// Of successful calls, in nanoseconds; empty if calls were not timed individually.
+    /// LatencyHistogram of successful calls in nanoseconds; empty if calls were not timed individually.
     pub latency_ns: Histogram<u64>,
     pub server: Option<Usage>,
     /// The operations of a mix, in the order in which they first occurred. They are included in the totals above.
@@ -176,8 +176,8 @@ pub struct RequestTemplate {
 }
 
 impl RequestTemplate {
-    /// In the text, `RQ` stands for the number and `~` (optional) for the alternating digit. The response is known after
-    /// [`UdpClient::learn_response`].
+    /// Builds a template from a text, in which `RQ` stands for the number and `~` (optional) for the alternating digit.
+    /// The response is known after [`UdpClient::learn_response`].
     pub fn new(text: &str) -> RequestTemplate {
         let digits = RQ_FIRST.to_string();
         let rq_at = text.find("RQ").expect("a request has a number");
@@ -255,11 +255,9 @@ impl UdpClient {
         let started = Instant::now();
         let (mut before, mut calls) = (started, 0);
         while !length.is_over(calls, started, before) && !stop.is_set() {
-            self.call.number(self.next_rq);
-            let response = self.call_once(&mut sample.lost, stop)?;
-            self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
+            let is_right = self.call_once(&mut sample.lost, stop)?;
             let now = Instant::now();
-            sample.record(matches!(response, ResponseCheck::Right), now - before);
+            sample.record(is_right, now - before);
             before = now;
             calls += 1;
         }
@@ -285,10 +283,8 @@ impl UdpClient {
             if let Some(early) = due.checked_duration_since(Instant::now()) {
                 thread::sleep(early);
             }
-            self.call.number(self.next_rq);
-            let response = self.call_once(&mut sample.lost, stop)?;
-            self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
-            sample.record(matches!(response, ResponseCheck::Right), due.elapsed());
+            let is_right = self.call_once(&mut sample.lost, stop)?;
+            sample.record(is_right, due.elapsed());
             due += pace.interval;
             calls += 1;
         }
@@ -296,7 +292,15 @@ impl UdpClient {
         Ok(sample)
     }
 
-    fn call_once(&mut self, lost: &mut u64, stop: &StopFlag) -> io::Result<ResponseCheck> {
+    /// Returns whether the response was as expected.
+    fn call_once(&mut self, lost: &mut u64, stop: &StopFlag) -> io::Result<bool> {
+        self.call.number(self.next_rq);
+        let response = self.exchange(lost, stop)?;
+        self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
+        Ok(matches!(response, ResponseCheck::Right))
+    }
+
+    fn exchange(&mut self, lost: &mut u64, stop: &StopFlag) -> io::Result<ResponseCheck> {
         for _ in 0..ATTEMPTS_MAX {
             self.socket.send(&self.call.request)?;
             loop {
@@ -332,7 +336,7 @@ impl UdpClient {
     }
 }
 
-/// A connected socket with a read timeout.
+/// A socket that is connected to the server and has a read timeout.
 pub fn connect(server: SocketAddr) -> io::Result<UdpSocket> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),

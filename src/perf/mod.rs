@@ -27,7 +27,7 @@ pub mod trade;
 pub mod transfer;
 pub mod usage;
 
-/// Each client has a thread of its own.
+/// Maximum number of clients that have a thread each.
 const CLIENTS_MAX: u32 = 1000;
 
 /// Exit code with `--check`: everything was measured, but a requirement was missed.
@@ -155,7 +155,7 @@ impl RunArgs {
         self.clients.iter().map(|clients| *clients as usize).collect()
     }
 
-    /// For scenarios that start their own, fixed number of processes.
+    /// A scenario that starts its own, fixed number of processes takes neither flag.
     fn refuse_target_and_clients(&self) {
         for (flag, is_given) in [("--target", self.target.is_some()), ("--clients", !self.clients.is_empty())] {
             if is_given {

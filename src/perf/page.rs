@@ -174,7 +174,7 @@ fn distribution(names: &[&str], outcome: &Outcome) -> Plot {
     Plot { id: "distribution", title, unit: "µs", x_axis: XAxis::Slowest, y_scale: YScale::Logarithmic, curves }
 }
 
-/// The distinct names in the order of the report. Operations of a mix are many, so only the table has them.
+/// The distinct names in the order of the report. Operations of a mix are only in the table, because there are many.
 fn names(results: &[Row]) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     for row in results.iter().filter(|row| row.part_of.is_none()) {

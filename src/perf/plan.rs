@@ -20,7 +20,7 @@ pub struct Benchmark<'a> {
     pub name: &'static str,
     /// It is a limit: results are reported relative to it, and it has no row of its own.
     pub is_limit: bool,
-    /// Every measurement starts from scratch and warms up by itself, so it needs no lead-in.
+    /// Every measurement starts from scratch and warms up by itself.
     pub starts_fresh: bool,
     /// Servers whose resource usage is measured. Reading it takes longer the more threads they have.
     pub servers: &'a [ServerProcess],
@@ -42,7 +42,7 @@ impl<'a> Benchmark<'a> {
         Benchmark { is_limit: true, ..Benchmark::new(name, measure) }
     }
 
-    /// Also measures the resources that these servers use.
+    /// Also measures CPU time and memory of these servers.
     pub fn on(self, servers: &'a [ServerProcess]) -> Benchmark<'a> {
         Benchmark { servers, ..self }
     }
@@ -105,7 +105,7 @@ impl LimitShare {
         median(self.shares.iter().copied())
     }
 
-    /// With the requirement multiplied by `relax`; `None` if there is none.
+    /// Whether the requirement, multiplied by `relax`, is met; `None` if there is none.
     pub fn is_met(&self, relax: f64) -> Option<bool> {
         self.required.map(|required| self.median() >= required * relax)
     }

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `PING`, `REQUEST`, `DISCOVER`, `LIST` | a closed loop of 64 threads over all connections; LIST asks for pages of 20 hosts |
 //! | `REGISTER`, `PUBLISH` | the same; each is a change that is on disk before the response |
-//! | `PACED`, `PACED-100` | 2,000 PINGs per second in total, timed from when each was due: over all connections, over a hundred |
+//! | `PACED`, `PACED-100` | 2,000 PINGs per second over all connections, or a hundred; timed from when due |
 //! | `PACED-LIST` | as `PACED`, while a client reads pages of 100 hosts fifty times a second |
 //! | `ARRIVAL` | with the preset `100k`: the arriving hosts |
 //!
@@ -37,10 +37,10 @@ use crate::net::limits::raise_open_files;
 
 pub const OPERATIONS: &[&str] =
     &["PING", "REQUEST", "DISCOVER", "LIST", "REGISTER", "PUBLISH", "PACED", "PACED-100", "PACED-LIST", "ARRIVAL"];
-/// What most machines allow.
+/// Maximum number of concurrent connections: what most machines allow.
 pub const CLIENTS_MAX: u32 = 20_000;
 const CONCURRENT_CALLS: usize = 64;
-/// Concurrent connections with the preset `100k`.
+/// Number of concurrent connections with the preset `100k`.
 const ARRIVAL_BATCH: usize = 2_000;
 const ARRIVING_HOSTS: usize = 100_000;
 const ARRIVING_HOSTS_QUICK: usize = 10_000;
@@ -341,7 +341,7 @@ impl Drop for GuestHosts {
     }
 }
 
-/// Of equal length, and unique to this process.
+/// Names have equal length and are unique to this process.
 fn name(name_prefix: &str, kind: &str, nth: usize) -> String {
     format!("{name_prefix}-{kind}-{nth:06}")
 }
@@ -352,7 +352,7 @@ struct HostPopulation {
 }
 
 impl HostPopulation {
-    /// Registers the host at once, because a registry may close unregistered connections.
+    /// Connects and registers a host; a registry may close unregistered connections.
     fn connect_host(&self, at: SocketAddr, kind: &str, nth: usize) -> anyhow::Result<HostConnection> {
         let mut host = HostConnection::connect(at, name(&self.name_prefix, kind, nth))?;
         let (mut request, mut response) = (Vec::new(), Vec::new());
@@ -468,7 +468,7 @@ fn connect_workers(
 }
 
 impl Worker {
-    /// Uses the next connection; returns whether the response was as expected.
+    /// Makes one call on the next connection; returns whether the response was as expected.
     fn call_next(
         &mut self,
         write: &impl Fn(&HostConnection, u64, &mut Vec<u8>),
@@ -553,7 +553,7 @@ impl Worker {
         Ok(sample)
     }
 
-    /// Without line breaks.
+    /// Lengths of a request and of its response in bytes, without line breaks.
     fn learn_sizes(&mut self, operation: &str, population: &HostPopulation) -> anyhow::Result<(usize, usize)> {
         let write = |host: &HostConnection, nth, out: &mut Vec<u8>| population.write(operation, host, nth, out);
         let is_right = self.call_next(&write, expected_status(operation))?;

@@ -16,7 +16,7 @@ use crate::storage::files;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// Such as `trade`.
+    /// The scenario's name, such as `trade`.
     pub scenario: String,
     pub machine: Value,
     /// Every comparison with the values of each turn.
@@ -33,19 +33,19 @@ pub struct Row {
     #[serde(default)]
     pub part_of: Option<String>,
     pub clients: usize,
-    /// The median of the runs.
+    /// Operations per second, median of the runs.
     pub ops_per_s: f64,
-    /// The mean of the runs.
+    /// Operations per second, mean of the runs.
     #[serde(default)]
     pub ops_per_s_mean: f64,
-    /// If there are several, the lowest one counts.
+    /// The limits; the lowest one counts.
     pub limit: Option<String>,
     pub limit_ops_per_s: Option<f64>,
     /// Median of the runs' shares.
     pub share_of_limit: Option<f64>,
     pub runs: usize,
     pub ops_per_s_stddev: f64,
-    /// Latencies are taken over all runs.
+    /// Mean latency in microseconds; latencies are taken over all runs.
     pub mean_us: Option<f64>,
     pub p50_us: Option<f64>,
     pub p95_us: Option<f64>,
@@ -57,11 +57,11 @@ pub struct Row {
     pub success_rate: f64,
     /// Payload per second in MB (10^6 bytes).
     pub mb_per_s: Option<f64>,
-    /// Of the server, in all runs.
+    /// CPU time of the server in all runs, in seconds.
     pub server_cpu_s: Option<f64>,
     #[serde(default)]
     pub server_cpu_us_per_op: Option<f64>,
-    /// In MB (10^6 bytes).
+    /// Peak memory of the server in MB (10^6 bytes).
     pub server_peak_rss_mb: Option<f64>,
 }
 
@@ -76,7 +76,7 @@ impl Report {
         }
     }
 
-    /// Writes `SCENARIO.json` to the folder. An existing one becomes `SCENARIO.previous.json`.
+    /// Writes the report to the folder as `SCENARIO.json`. An existing one becomes `SCENARIO.previous.json`.
     pub fn write(&self, dir: &Path) -> anyhow::Result<PathBuf> {
         let path = dir.join(format!("{}.json", self.scenario));
         let write = || -> std::io::Result<()> {
@@ -199,7 +199,7 @@ fn limits(outcome: &Outcome) -> Value {
             let one = of(name, share.group);
             let cost = one.map(|one| CostPerCall::of(&one.total()));
             let side = json!({
-                "ops_per_s": one.map(|one| one.samples.iter().map(Sample::ops_per_s).collect::<Vec<_>>()),
+                "ops_per_s": one.map(Measurement::rates),
                 "server_cpu_us_per_op": cost.and_then(|cost| cost.cpu_us),
                 "server_context_switches_per_op": cost.and_then(|cost| cost.switches),
             });
@@ -236,7 +236,7 @@ impl CostPerCall {
     }
 }
 
-/// All measurements including the limits.
+/// A table of all measurements including the limits.
 pub fn table(outcome: &Outcome) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);

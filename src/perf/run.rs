@@ -17,7 +17,7 @@ use super::{EXIT_INTERRUPTED, EXIT_REQUIREMENT_MISSED, RunArgs, page, plan};
 /// A quick run should end within a minute, so from here on benchmarks without comparisons are not repeated.
 const QUICK_SINGLE_RUN_AFTER: Duration = Duration::from_secs(35);
 
-/// The machine's load is observed for so long before a run.
+/// How long the machine's load is observed before a run.
 const IDLE_CHECK_TIME: Duration = Duration::from_millis(300);
 /// A larger share of CPU time used by others causes a warning.
 const BUSY_SHARE_MAX: f64 = 0.2;

@@ -17,13 +17,13 @@ use crate::share::api_client::ApiClient;
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long publishing a file with its pieces, or fetching it, may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(300);
-/// It adds to the time of small fetches.
+/// Polling interval of a fetch. It adds to the time of small fetches.
 const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
 pub struct ShareNetwork {
     /// Each is signed in to an account of its own and registered.
     pub nodes: Vec<ShareNode>,
-    /// Ends when this is dropped.
+    /// The registry and the accounts: it ends when this is dropped.
     _server: ServerProcess,
     pub registry: SocketAddr,
     /// The folder from which nodes may share files.

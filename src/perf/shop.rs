@@ -76,7 +76,7 @@ fn operations(framing: Framing) -> impl Iterator<Item = ShopOperation> {
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
     if run.args.quick {
-        // Seven operations have limits of their own, so turns are fewer and shorter than elsewhere.
+        // There are seven operations with limits of their own, so turns are fewer and shorter than elsewhere.
         run.sampling.runs = run.args.runs.map_or(QUICK_RUNS, usize::from);
         if let MeasurementLength::Time(time) = &mut run.sampling.length {
             *time = (*time).min(QUICK_TIME);
@@ -174,7 +174,7 @@ pub fn check_target(target: &str) -> Result<(), String> {
     })
 }
 
-/// The sellers' and the buyers' frontend.
+/// The sellers' and the buyers' frontend named by `--target`.
 fn frontends(target: &str) -> Option<(&str, &str)> {
     let (seller, buyer) = target.split_once(',')?;
     let is_addr = |text: &str| {
@@ -196,7 +196,7 @@ struct ShopProcesses {
 }
 
 impl ShopProcesses {
-    /// Our own servers have a session timeout of a day.
+    /// Prepares for a group of measurements.
     fn prepare(&self, population: &mut ShopPopulation) -> anyhow::Result<()> {
         if self.are_ours { Ok(()) } else { population.stay_signed_in() }
     }
@@ -245,7 +245,7 @@ impl ShopProcesses {
 struct RelayProcesses {
     servers: Vec<ServerProcess>,
     front: SocketAddr,
-    /// By framing: frames, lines.
+    /// Open connections by framing: frames, lines.
     connections: [Vec<FramedConnection>; 2],
 }
 
@@ -265,7 +265,7 @@ impl RelayProcesses {
         Ok(RelayProcesses { servers, front, connections: [Vec::new(), Vec::new()] })
     }
 
-    /// Each round sends these requests.
+    /// Clients that send these requests in each round.
     fn clients(
         &mut self,
         framing: Framing,
@@ -360,7 +360,7 @@ impl<'a> ClosedLoopClient<'a> {
     }
 }
 
-/// Returns whether the response is successful.
+/// Makes one call; returns whether the response is successful.
 fn exchange(connection: &mut FramedConnection, call: &[u8], response_prefix: &[u8]) -> anyhow::Result<bool> {
     connection.send(call)?;
     let response = connection.receive()?.context("a server closed a connection")?;
@@ -529,7 +529,7 @@ fn json_bytes(value: &impl Serialize) -> anyhow::Result<usize> {
     Ok(serde_json::to_vec(value)?.len())
 }
 
-/// In the shop's first dialect.
+/// A request in the shop's first dialect.
 fn call(api: &str, sid: Option<&str>, payload: &Value) -> Vec<u8> {
     json!({"type": "request", "api": api, "session_id": sid, "payload": payload}).to_string().into_bytes()
 }

@@ -12,7 +12,7 @@ use crate::net::threads;
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// SIGINT and SIGTERM set it.
+    /// A flag that SIGINT and SIGTERM set.
     pub fn on_signals() -> io::Result<StopFlag> {
         let (stop, shutdown) = (StopFlag::default(), ShutdownSignal::install()?);
         let flag = stop.clone();

@@ -214,7 +214,7 @@ impl EchoServer {
 struct RegisteredPeers {
     names: Vec<String>,
     clients: Vec<UdpClient>,
-    /// Registered at a server that is not ours; they leave when this is dropped.
+    /// Peers registered at a server that is not ours; they leave when this is dropped.
     guests: Vec<(UdpSocket, String)>,
 }
 
@@ -253,7 +253,7 @@ impl Drop for RegisteredPeers {
     }
 }
 
-/// Of equal length, and unique to this process.
+/// Names have equal length and are unique to this process.
 fn name(kind: char, nth: usize) -> String {
     format!("perf-{:07}-{kind}{nth:04}", std::process::id() % 10_000_000)
 }
@@ -269,7 +269,7 @@ fn register(socket: &UdpSocket, name: &str, tcp_port: u16) -> anyhow::Result<ser
     Ok(value)
 }
 
-/// Errors are ignored, since the server may be gone.
+/// De-registers a guest. Errors are ignored, since the server may be gone.
 fn leave(socket: &UdpSocket, name: &str) {
     let request = json!({"type": "DE-REGISTER", "rq": 2, "name": name}).to_string();
     let _ = load::ask(socket, request.as_bytes());

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use super::child::{WorkDir, with_usage};
+use super::child::WorkDir;
 use super::load::{MeasurementLength, Sample};
 use super::plan::{Benchmark, BenchmarkGroup, Comparison};
 use super::run::ScenarioRun;
@@ -39,7 +39,7 @@ const SIZES: [(&str, u64, u64); 6] = [
 const SHARED_FILE_BYTES: u64 = 1_000_000_000;
 const SHARED_FILE_BYTES_QUICK: u64 = 100_000_000;
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Each turn of the largest sizes takes seconds.
+/// Default number of turns: each of the largest sizes takes seconds.
 const RUNS: usize = 5;
 const RUNS_QUICK: usize = 3;
 
@@ -104,7 +104,8 @@ fn measure_size(
                 if stop.is_set() {
                     break;
                 }
-                fetch(&fetchers[nth as usize % fetchers.len()], fname, bytes, files, stop, &mut sample)?;
+                let node = &fetchers[nth as usize % fetchers.len()];
+                fetch(node, fname, bytes, &files.unused_path(), stop, &mut sample)?;
             }
             sample.elapsed = started.elapsed();
             Ok(sample)
@@ -136,7 +137,7 @@ fn measure_three(
                     let path = files.unused_path();
                     scope.spawn(move || {
                         let mut sample = Sample::new();
-                        fetch_to(node, "shared.bin", bytes, &path, stop, &mut sample).map(|()| sample)
+                        fetch(node, "shared.bin", bytes, &path, stop, &mut sample).map(|()| sample)
                     })
                 })
                 .collect();
@@ -171,7 +172,7 @@ fn measure_sources(
         Benchmark::new("SOURCES", |_length, stop| {
             let mut sample = Sample::new();
             let started = Instant::now();
-            fetch(last, "sources.bin", bytes, files, stop, &mut sample)?;
+            fetch(last, "sources.bin", bytes, &files.unused_path(), stop, &mut sample)?;
             sample.elapsed = started.elapsed();
             Ok(sample)
         })
@@ -184,7 +185,7 @@ fn measure_sources(
     })
 }
 
-/// As given with `--calls`, else fixed, since a time does not tell how many fetches fit into it.
+/// The number of fetches: as given with `--calls`, else fixed, since a time does not tell how many fit into it.
 fn count(length: MeasurementLength, fetches: u64) -> u64 {
     match length {
         MeasurementLength::Calls(calls) => calls,
@@ -193,17 +194,6 @@ fn count(length: MeasurementLength, fetches: u64) -> u64 {
 }
 
 fn fetch(
-    node: &ShareNode,
-    fname: &str,
-    bytes: u64,
-    files: &TestFiles<'_>,
-    stop: &StopFlag,
-    sample: &mut Sample,
-) -> anyhow::Result<()> {
-    fetch_to(node, fname, bytes, &files.unused_path(), stop, sample)
-}
-
-fn fetch_to(
     node: &ShareNode,
     fname: &str,
     bytes: u64,
@@ -275,7 +265,7 @@ fn copy_repeatedly(out: &Path, bytes: u64, count: u64, stop: &StopFlag) -> anyho
         fs::remove_file(&path)?;
     }
     sample.elapsed = started.elapsed();
-    with_usage(&[], || Ok(sample))
+    Ok(sample)
 }
 
 /// Copies from memory through a socket to a file, which is on disk at the end.

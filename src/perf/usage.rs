@@ -5,11 +5,11 @@ use std::fs;
 
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Usage {
-    /// User and system time in seconds.
+    /// User and system CPU time in seconds.
     pub cpu_s: f64,
     /// Peak resident memory in MB (10^6 bytes).
     pub peak_rss_mb: f64,
-    /// Voluntary and involuntary, of the threads that exist now.
+    /// Voluntary and involuntary context switches of the threads that exist now.
     pub switches: u64,
 }
 
@@ -22,7 +22,7 @@ impl Usage {
         }
     }
 
-    /// Since an earlier reading; the peak is kept.
+    /// The difference to an earlier reading; the peak is kept.
     pub fn since(self, before: Usage) -> Usage {
         Usage {
             cpu_s: (self.cpu_s - before.cpu_s).max(0.0),
@@ -32,7 +32,7 @@ impl Usage {
         }
     }
 
-    /// Since the start of the process; `None` if the system does not tell.
+    /// What a process has used since its start; `None` if the system does not tell.
     #[cfg(target_os = "linux")]
     pub(super) fn of(pid: u32) -> Option<Usage> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

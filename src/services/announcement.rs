@@ -10,7 +10,7 @@ use crate::model::Name;
 use crate::model::text::NAME_MAX;
 
 pub const SERVER_API: &str = "server_api";
-// The same intervals that LAN peers have by default.
+/// The same intervals that LAN peers have by default.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(30);
 const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 
@@ -25,7 +25,7 @@ pub struct AnnounceConfig {
 /// A service that clients connect to, as it is announced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnouncedService {
-    /// As it stands in the SERVES field of an announcement.
+    /// The service's name in the SERVES field of an announcement.
     pub name: &'static str,
     pub port: u16,
     /// SHA-256 of the certificate that clients see; none if the service has no certificate.
@@ -42,7 +42,7 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// Failures are only logged, because a server is usable without being discoverable.
+    /// Starts announcing. Failures are only logged, because a server is usable without being discoverable.
     pub fn start(config: &AnnounceConfig, command: &str, bind: IpAddr, services: Vec<AnnouncedService>) -> Announcer {
         let mut announcer = Announcer::default();
         let name = announced_name(command, &host_name());
@@ -101,7 +101,7 @@ fn group_by_certificate(services: Vec<AnnouncedService>) -> Vec<CertificateGroup
     groups
 }
 
-/// For the log, where operators look up the fingerprint that users ask for.
+/// Services and certificate for the log, where operators look up the fingerprint that users ask for.
 fn describe_services(serves: &[(String, u16)], cert_sha256: Option<&str>) -> String {
     let list: Vec<String> = serves.iter().map(|(name, port)| format!("{name}={port}")).collect();
     let cert = cert_sha256.map_or_else(|| "no certificate".to_owned(), |cert| format!("certificate {cert}"));
@@ -116,7 +116,7 @@ fn announced_name(command: &str, host: &str) -> Name {
     Name::new(&cut).or_else(|_| Name::new("p2s2")).expect("\"p2s2\" is a name")
 }
 
-/// Empty if the system does not tell it.
+/// The host's name; empty if the system does not tell it.
 fn host_name() -> String {
     #[cfg(unix)]
     {

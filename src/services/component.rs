@@ -28,7 +28,7 @@ const OWN_FILES: u64 = 26;
 pub struct ComponentConfig {
     pub bind: IpAddr,
     pub data_dir: PathBuf,
-    /// Without it, the key in the data dir.
+    /// What components prove to each other; without it, the key in the data dir.
     pub cluster_key: Option<PathBuf>,
     pub max_connections: usize,
     pub tls: TlsConfig,
@@ -38,7 +38,7 @@ pub struct ComponentConfig {
 pub struct FrontendComponentConfig {
     pub role: Role,
     pub ports: Vec<u16>,
-    /// The databases, as `HOST:PORT`.
+    /// `HOST:PORT` of the product database.
     pub product: String,
     pub customer: String,
     pub announce: AnnounceConfig,

@@ -1,4 +1,4 @@
-//! The listeners of a process: lines for people, entries for the ready file, and what is announced on the LAN.
+//! The listeners of a process, as they are reported once everything is bound.
 
 use std::net::SocketAddr;
 
@@ -14,13 +14,13 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// `line` is for people, `name` is the field in the ready file.
+    /// Adds a listener; `line` is for people, `name` is its field in the ready file.
     pub fn add(&mut self, line: String, name: &str, addr: SocketAddr) {
         self.lines.push(line);
         self.entries.insert(name.to_owned(), addr.to_string().into());
     }
 
-    /// It is announced with the first port.
+    /// Adds a frontend of the shop with all its addresses. It is announced with the first port.
     pub(super) fn add_frontend(&mut self, name: &'static str, addrs: &[SocketAddr], cert_sha256: Option<String>) {
         self.lines.extend(addrs.iter().map(|addr| format!("{name}: tcp {addr}")));
         add_frontend_entries(name, addrs, &mut self.entries);
@@ -28,7 +28,7 @@ impl Listeners {
     }
 }
 
-/// The first address, and all of them if there are several.
+/// Adds a frontend to the ready file: its first address, and all of them if there are several.
 fn add_frontend_entries(name: &str, addrs: &[SocketAddr], entries: &mut Map<String, Value>) {
     if let Some(first) = addrs.first() {
         entries.insert(name.to_owned(), first.to_string().into());

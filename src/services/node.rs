@@ -28,7 +28,7 @@ use crate::storage::create_private_dir;
 use crate::storage::lock::DataDirLock;
 use crate::web::Site;
 
-/// If none is chosen and it is free.
+/// The client API's port if none is chosen and it is free.
 pub const API_PORT: u16 = 5501;
 /// Ports for the client API that are tried in turn if none was given.
 const API_PORTS_TRIED: u16 = 100;

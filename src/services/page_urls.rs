@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::net::interfaces;
 
-/// Hosts with more LAN addresses use those for other purposes.
+/// Maximum number of LAN addresses that are listed. Hosts with more of them use those for other purposes.
 const LAN_ADDRESSES_MAX: usize = 3;
 
 /// The address at which this host reaches a listener: loopback if the listener is bound to all interfaces.

@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::model::Name;
 use crate::model::text::spellings;
 
-/// In bytes; every file system accepts it, with room for additions.
+/// Maximum length of a file name in bytes that every file system accepts, with room for additions.
 pub const FILE_NAME_MAX: usize = 200;
 
 /// A file name: the prefix and the text, with unsafe characters as `%XX`. Overlong texts are replaced by their SHA-256.
@@ -36,7 +36,7 @@ pub fn find_path(folder: &Path, prefix: &str, text: &str, ending: &str) -> PathB
     [given, composed, apart].into_iter().find(|path| path.exists()).unwrap_or(usual)
 }
 
-/// One for each of [`spellings`].
+/// All paths that may belong to a name, one for each of [`spellings`].
 pub fn candidate_paths(folder: &Path, prefix: &str, text: &str, ending: &str) -> [PathBuf; 3] {
     spellings(text).map(|text| folder.join(format!("{}{ending}", safe_file_name(prefix, &text))))
 }

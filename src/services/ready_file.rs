@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::storage::files;
 
-/// Readers never see a part of it.
+/// Writes the object so that readers never see a part of it.
 pub fn write(path: &Path, addresses: &Value) -> anyhow::Result<()> {
     files::replace(path, OpenOptions::new(), |file| writeln!(file, "{addresses}"))
         .with_context(|| format!("cannot write the ready file {}", path.display()))

@@ -21,14 +21,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct RunningNode {
     pub api_addr: SocketAddr,
-    /// It must show this certificate, if it uses TLS.
+    /// The certificate that it must show, if it uses TLS.
     pub cert: Option<String>,
     pub name: Name,
     /// Its server, as `host:port`.
     pub server: String,
 }
 
-/// It is removed when this is dropped.
+/// The record file of a running node. It is removed when this is dropped.
 #[derive(Debug)]
 pub struct NodeRecordFile(PathBuf);
 
@@ -135,7 +135,7 @@ struct NodeRecord {
     cert: Option<String>,
 }
 
-/// Empty if the folder cannot be read.
+/// All record files with their contents; empty if the folder cannot be read.
 fn read_node_records(folder: &Path) -> Vec<(PathBuf, Option<NodeRecord>)> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());

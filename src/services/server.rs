@@ -61,7 +61,7 @@ impl ServerProcess {
         let lock = DataDirLock::acquire(&config.data_dir)?;
         let shop_locks = config.shop.is_some().then(|| ShopService::lock(&config.data_dir)).transpose()?;
         let has_registry = config.share.registry.is_some();
-        // Checked before a certificate or key is created, because such files would make the data dir look like a used one.
+        // Checked before a certificate or key is created: such files would make the data dir look like a used one.
         stores::check_server_stores(&config.data_dir, config.trade.is_some(), config.shop.is_some(), has_registry)?;
         let resources = shared_resources(&config)?;
         let ServerConfig { bind, data_dir, trade, shop, share, tls, announce, .. } = config;

@@ -31,7 +31,7 @@ use crate::web::Site;
 use crate::web::operator::warnings::WARNINGS;
 use crate::web::operator::{OperatorApi, OperatorContext, ServerHandler, ShopDatabases};
 
-/// Shorter secrets can be guessed.
+/// Shorter secrets are accepted with a warning, because they can be guessed.
 const SECRET_BYTES_RECOMMENDED: usize = 32;
 
 pub struct ShareServiceConfig {
@@ -40,7 +40,7 @@ pub struct ShareServiceConfig {
     pub jwt_ttl: Duration,
     pub policy: RequestPolicy,
     pub admin: AdminCredentials,
-    /// Signs logins; without it, a random one is kept in the data dir.
+    /// The secret that signs logins; without it, a random one is kept in the data dir.
     pub secret: Option<String>,
     pub announce_admin: fn(&NewAdmin) -> anyhow::Result<()>,
 }
@@ -50,7 +50,7 @@ pub(super) struct ShareServiceDeps<'a> {
     /// The bind address of all listeners but HTTP.
     pub bind: IpAddr,
     pub tls: &'a TlsConfig,
-    /// Of the trade service, used for TLS if no other is configured.
+    /// The certificate of the trade service, used for TLS if no other is configured.
     pub trade_identity: Option<Arc<TlsIdentity>>,
     pub resources: &'a SharedResources,
     pub trade: Option<Arc<TradeServer>>,
@@ -59,7 +59,7 @@ pub(super) struct ShareServiceDeps<'a> {
 
 type Registry = Option<(Arc<RegistryServer>, Arc<Store>)>;
 
-/// Accounts and HTTP are always there, the registry only if it was requested.
+/// The running share service. Accounts and HTTP are always there, the registry only if it was requested.
 pub(super) struct ShareService {
     users: Arc<Users>,
     registry: Registry,
@@ -117,7 +117,7 @@ impl ShareService {
         self.registry.as_ref().map(|(server, _)| server.local_addr())
     }
 
-    /// The registry, and the server API if it has the same address.
+    /// The services that are announced to nodes: the registry, and the server API if it has the same address.
     fn announced_services(&self) -> Vec<AnnouncedService> {
         let Some(registry) = self.registry_addr() else { return Vec::new() };
         let api = self.http.local_addr();

@@ -37,8 +37,8 @@ const CUSTOMER: ExpectedStore<'_> = ExpectedStore {
 };
 const SHOP_BANK: ExpectedStore<'_> =
     ExpectedStore { file: SHOP_BANK_DB, migrations: bank::MIGRATIONS, companions: &[CUSTOMER_DB] };
-// The key is created just before the store, but by then the manifest already names the store. (A first start of an
-// earlier version that was interrupted between the two looks like a loss until the next start or accept-loss.)
+/// The key is created just before the store, but by then the manifest already names the store. (A first start of an
+/// earlier version that was interrupted between the two looks like a loss until the next start or accept-loss.)
 const USERS: ExpectedStore<'_> =
     ExpectedStore { file: USERS_DB, migrations: users::MIGRATIONS, companions: &[REGISTRY_DB, jwt::KEY_FILE] };
 const REGISTRY: ExpectedStore<'_> =
@@ -65,7 +65,7 @@ pub fn check_server_stores(dir: &Path, trade: bool, shop: bool, share: bool) -> 
     check_stores(dir, &stores)
 }
 
-/// The other components may be on other hosts.
+/// Checks the product database's store. The other components may be on other hosts.
 pub fn check_product_stores(dir: &Path) -> Result<(), OpenError> {
     check_stores(dir, &[ExpectedStore { companions: &[], ..PRODUCT }])
 }
@@ -86,13 +86,13 @@ pub fn accept(dir: &Path, file: &str) -> Result<AcceptedLoss, AcceptLossError> {
     accept_loss(dir, file, &all, secrets)
 }
 
-/// The certificate counts as a companion only if trade created it.
+/// The trade store of this data dir. The certificate counts as its companion only if trade created it.
 fn trade_store_in(dir: &Path) -> ExpectedStore<'static> {
     let companions: &[&str] = if is_trade_identity(&dir.join(IDENTITY_FILE)) { TRADE.companions } else { &[BANK_DB] };
     ExpectedStore { companions, ..TRADE }
 }
 
-/// Other services begin the certificate file with a marker line.
+/// Whether the certificate file was created by trade. Other services begin the file with a marker line.
 fn is_trade_identity(path: &Path) -> bool {
     let is_noted = || std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(CREATED_WITHOUT_TRADE.as_bytes()));
     !is_missing_or_empty(path) && !is_noted()

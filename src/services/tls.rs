@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use crate::net::tls::TlsIdentity;
 use crate::storage::create_private_dir;
 
-/// First line of a certificate file that was created where trade has not run: such a file is no sign that trade's
+/// First line of a certificate file that was created where trade has not run. Such a file is no sign that trade's
 /// database is missing.
 pub const CREATED_WITHOUT_TRADE: &str = "Made before trade was ever served here.\n";
 
@@ -35,7 +35,7 @@ impl TlsConfig {
         self.has_certificate() || self.insecure
     }
 
-    /// Beyond loopback a certificate is required unless the configuration is `insecure`.
+    /// The certificate to present, if any. Beyond loopback one is required unless the configuration is `insecure`.
     pub fn identity(&self, bind: IpAddr, data_dir: &Path) -> anyhow::Result<Option<Arc<TlsIdentity>>> {
         if let Some((cert, key)) = &self.files {
             return Ok(Some(Arc::new(TlsIdentity::load(cert, key)?)));

@@ -62,7 +62,7 @@ impl TradeService {
         Ok(service)
     }
 
-    /// `None` if settlements do without TLS.
+    /// The certificate that settlements show; `None` if they do without TLS.
     pub(super) fn identity(&self) -> Option<Arc<TlsIdentity>> {
         (!self.plaintext).then(|| Arc::clone(&self.data.identity))
     }

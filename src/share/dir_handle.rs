@@ -27,13 +27,9 @@ pub enum OpenMode {
 /// Metadata of a directory entry; of a link, the link itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryInfo {
-    /// Whether it is a regular file.
     pub is_file: bool,
-    /// Whether it is a folder.
     pub is_folder: bool,
-    /// Whether it is a symbolic link.
     pub is_link: bool,
-    /// Size in bytes.
     pub len: u64,
     /// Modification time, nanoseconds since 1970.
     pub modified_ns: i64,
@@ -68,7 +64,6 @@ pub fn is_symlink_error(error: &io::Error) -> bool {
     return false;
 }
 
-/// An open folder.
 #[derive(Debug)]
 pub struct DirHandle {
     dir: platform::Dir,
@@ -76,23 +71,15 @@ pub struct DirHandle {
 }
 
 impl DirHandle {
-    /// Opens a folder by a path that contains no links.
-    ///
-    /// # Errors
-    /// Those of the system; [`is_symlink_error`] holds if the path contains a link after all.
+    /// Opens a folder by a path that contains no links; if it does after all, [`is_symlink_error`] holds.
     pub fn open(path: &Path) -> io::Result<DirHandle> {
         Ok(DirHandle { dir: platform::open_dir(path)?, path: path.to_owned() })
     }
 
-    /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens a file in the folder.
-    ///
-    /// # Errors
-    /// Those of the system; `InvalidInput` if it is not a regular file.
     pub fn open_file(&self, name: &str, how: OpenMode) -> io::Result<File> {
         let file = self.dir.open_file(single_component(name)?, how)?;
         // A pipe or device may have appeared since the caller's check.
@@ -103,9 +90,6 @@ impl DirHandle {
     }
 
     /// Metadata of the entry of that name, if there is one.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn entry_info(&self, name: &str) -> io::Result<Option<EntryInfo>> {
         match self.dir.entry_info(single_component(name)?) {
             Ok(found) => Ok(Some(found)),
@@ -116,9 +100,6 @@ impl DirHandle {
 
     /// Calls `show` with the name of each entry, in no particular order, until it returns false. Names that are not
     /// UTF-8 are left out, since no request could contain them.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn for_each_name(&self, mut show: impl FnMut(&str) -> bool) -> io::Result<()> {
         self.dir.for_each_name(&mut |name| name.is_none_or(&mut show))
     }
@@ -129,9 +110,6 @@ impl DirHandle {
     }
 
     /// Removes a file if it exists.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         match self.dir.remove(single_component(name)?) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -140,17 +118,11 @@ impl DirHandle {
     }
 
     /// Renames a file in the folder, replacing an existing one.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn rename_over(&self, from: &str, to: &str) -> io::Result<()> {
         self.dir.rename_over(single_component(from)?, single_component(to)?)
     }
 
-    /// Renames a file in the folder, but never over an existing entry.
-    ///
-    /// # Errors
-    /// Those of the system; `AlreadyExists`.
+    /// Renames a file in the folder, but never over an existing entry (`AlreadyExists`).
     pub fn rename_exclusively(&self, from: &str, to: &str) -> io::Result<()> {
         match self.dir.rename_exclusively(single_component(from)?, single_component(to)?) {
             // The file system or kernel does not support it.
@@ -162,9 +134,6 @@ impl DirHandle {
 
     /// The same by way of a hard link, which fails if the new name exists. If that is the same file, an earlier run was
     /// interrupted before it removed the old name, and this completes it.
-    ///
-    /// # Errors
-    /// As [`DirHandle::rename_exclusively`].
     pub fn link_exclusively(&self, from: &str, to: &str) -> io::Result<()> {
         match self.dir.hard_link(single_component(from)?, single_component(to)?) {
             Ok(()) => {}
@@ -184,18 +153,12 @@ impl DirHandle {
     }
 
     /// Makes created, renamed and removed entries durable.
-    ///
-    /// # Errors
-    /// Those of the system.
     pub fn sync(&self) -> io::Result<()> {
         self.dir.sync()
     }
 }
 
-/// Opens a file for reading by a path that contains no links.
-///
-/// # Errors
-/// Those of the system; [`is_symlink_error`] holds if the path contains a link after all.
+/// Opens a file for reading by a path that contains no links; if it does after all, [`is_symlink_error`] holds.
 pub fn open_file(path: &Path) -> io::Result<File> {
     platform::open_file(path)
 }

@@ -52,24 +52,16 @@ impl HashingState {
 }
 
 impl TrackedFiles {
-    /// The files of this user.
     pub fn of(store: Arc<Store>, owner: &Name) -> TrackedFiles {
         TrackedFiles { store, owner: owner.key().to_owned(), hashing: Arc::default() }
     }
 
-    /// Tracks a file under a name, or updates the metadata of a tracked one. Digests of a different content are
-    /// dropped.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError`].
+    /// If the file is tracked already, its metadata are updated, and digests of a different content are dropped.
     pub fn track(&self, name: &FileName, stat: FileStat, now: Millis) -> Result<TrackedFile, TrackedFilesError> {
         self.change(name, Some(stat), now, None, |_| {})
     }
 
     /// The same for a file that was just received: it is not published, even if an earlier file of that name was.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError`].
     pub fn track_received(
         &self,
         name: &FileName,
@@ -83,9 +75,6 @@ impl TrackedFiles {
 
     /// Tracks and publishes a file. Its digests are set to those that were `read` just now, or cleared, since a content
     /// may change without changing size and time.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError`].
     pub fn publish(
         &self,
         name: &FileName,
@@ -112,7 +101,6 @@ impl TrackedFiles {
         is_new
     }
 
-    /// Gives up hashing a file that cannot be read.
     pub fn abandon_hashing(&self, name: &FileName, stat: &FileStat) {
         let mut hashing = self.hashing.lock();
         if hashing.current.take().as_ref() == Some(name) {
@@ -121,17 +109,11 @@ impl TrackedFiles {
     }
 
     /// Unpublishes a file, which stays tracked.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError`].
     pub fn unpublish(&self, name: &FileName) -> Result<TrackedFile, TrackedFilesError> {
         self.change(name, None, Millis::default(), None, |tracked| tracked.is_published = false)
     }
 
     /// A name that is unused or already stands for this path: the given one, or else one with a number appended.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn free_name(&self, wanted: &FileName, path: &Path) -> Result<FileName, StoreError> {
         let (stem, ending) = match wanted.as_str().rsplit_once('.') {
             Some((stem, ending)) if !stem.is_empty() => (stem, format!(".{ending}")),
@@ -153,11 +135,7 @@ impl TrackedFiles {
         Ok(name)
     }
 
-    /// Stores a file's digests if the file is unchanged and was not published again since hashing began; otherwise
-    /// returns false.
-    ///
-    /// # Errors
-    /// Those of the store.
+    /// Stores the digests unless the file has changed or was published again since hashing began (false).
     pub fn finish_hashing(&self, name: &FileName, read: &FileStat, pieces: &FileDigests) -> Result<bool, StoreError> {
         let (owner, name, read) = (self.owner.clone(), name.clone(), read.clone());
         let (blake3, root, bytes) = (pieces.blake3(), pieces.root(), digest_bytes(pieces));
@@ -187,17 +165,10 @@ impl TrackedFiles {
     }
 
     /// The file of that name, in whatever spelling.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn get(&self, name: &FileName) -> Result<Option<TrackedFile>, StoreError> {
         self.store.read(|reader| get(reader, &self.owner, name))
     }
 
-    /// A file's concatenated piece digests.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn piece_digests(&self, name: &FileName) -> Result<Option<Vec<u8>>, StoreError> {
         let sql = "SELECT pieces FROM share_file WHERE owner = $1 AND name = $2";
         self.store.read(|reader| {
@@ -209,18 +180,12 @@ impl TrackedFiles {
     }
 
     /// All files by name, or only the published ones.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn list(&self, published_only: bool) -> Result<Vec<TrackedFile>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND is_published >= $2 ORDER BY name");
         self.store.read(|reader| reader.all(&sql, &[(&self.owner).into(), published_only.into()], read_tracked))
     }
 
     /// A page of [`TrackedFiles::list`], restricted to names that match the search, ignoring case and spelling.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn page(
         &self,
         published_only: bool,
@@ -244,18 +209,11 @@ impl TrackedFiles {
         Ok(page)
     }
 
-    /// Number of files.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn count(&self) -> Result<u64, StoreError> {
         self.store.read(|reader| count(reader, &self.owner))
     }
 
     /// Up to `at_most` files after that name.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn list_after(&self, name: Option<&FileName>, at_most: usize) -> Result<Vec<TrackedFile>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND name > $2 ORDER BY name LIMIT $3");
         let after = name.map_or("", FileName::as_str);
@@ -264,9 +222,6 @@ impl TrackedFiles {
     }
 
     /// Stores `missing_since` of these files. A file that is tracked at another path by now is left unchanged.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn set_missing(&self, files: &[TrackedFile]) -> Result<(), StoreError> {
         if files.is_empty() {
             return Ok(());
@@ -285,17 +240,11 @@ impl TrackedFiles {
     }
 
     /// Stops tracking a file, which is not deleted.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError::NotTracked`], or those of the store.
     pub fn remove(&self, name: &FileName) -> Result<TrackedFile, TrackedFilesError> {
         self.remove_if(name, |_| true)?.ok_or_else(|| TrackedFilesError::NotTracked(name.clone()))
     }
 
     /// The same for a file that has been missing since then. `None` if it was found again or removed in the meantime.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn remove_missing(&self, name: &FileName, since: Millis) -> Result<Option<TrackedFile>, StoreError> {
         self.remove_if(name, move |known| known.missing_since == Some(since))
     }
@@ -315,10 +264,6 @@ impl TrackedFiles {
         })
     }
 
-    /// Names of published files that are not hashed yet.
-    ///
-    /// # Errors
-    /// Those of the store.
     pub fn unhashed(&self) -> Result<Vec<FileName>, StoreError> {
         let sql =
             "SELECT name FROM share_file WHERE owner = $1 AND is_published = 1 AND pieces_root IS NULL ORDER BY name";
@@ -382,36 +327,23 @@ fn size_and_mtime(stat: &FileStat) -> (u64, i64) {
     (stat.size, stat.modified_ns)
 }
 
-/// A page of a user's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackedFilesPage {
     /// Number of matching files on all pages.
     pub total: usize,
-    /// The files of the page, by name.
     pub files: Vec<TrackedFile>,
 }
 
-/// Why an operation on a tracked file failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrackedFilesError {
-    /// The name is already used for another path.
     #[error("{name} is tracked already, as {path}: choose another name")]
-    NameTaken {
-        /// The name.
-        name: FileName,
-        /// The other path.
-        path: String,
-    },
-    /// No file of that name is tracked.
+    NameTaken { name: FileName, path: String },
     #[error("{0} is not tracked: add it first, or give its path")]
     NotTracked(FileName),
-    /// The maximum number of files is reached.
     #[error("{FILES_MAX} files are tracked already: remove some first")]
     TooManyFiles,
-    /// The path is not UTF-8 and so cannot be stored.
     #[error("{0}: expected a path in UTF-8")]
     PathNotUtf8(String),
-    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

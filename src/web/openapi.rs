@@ -126,7 +126,7 @@ fn responses(spec: &RouteSpec, schemas: &mut Map<String, Value>) -> Value {
     all.into()
 }
 
-/// Where the route has no description of its own.
+/// What a status means where the route gives no description of its own.
 fn default_description(status: u16) -> &'static str {
     match status {
         304 => "it is still what is known",

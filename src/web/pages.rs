@@ -1,7 +1,7 @@
-//! The pages and their assets, which are compiled into the program.
+//! Serves the pages and their assets, which are compiled into the program.
 //!
 //! A page's HTML is revalidated on every request. It refers to its assets below `/assets/HASH/`, where HASH covers all
-//! of the files: assets can be cached for ever, and a page never mixes files of two program versions.
+//! of the files: assets can therefore be cached for ever, and a page never mixes files of two program versions.
 
 use std::io::Write;
 
@@ -11,17 +11,17 @@ use flate2::write::GzEncoder;
 use crate::net::http::{HeaderValue, Request, Response, StatusCode, accepts_gzip, header, if_none_match};
 
 pub(super) const HTML_CONTENT_TYPE: &str = "text/html; charset=utf-8";
-/// Everything comes from this origin, no inline scripts or styles, no framing. Images and media may also come from
-/// `data:` and `blob:` URLs that the page itself has made.
+/// Content-Security-Policy of the pages: everything comes from this origin, no inline scripts or styles, no framing.
+/// Images and media may also come from `data:` and `blob:` URLs that the page itself has made.
 const PAGE_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; base-uri 'none'; \
                       form-action 'self'; frame-ancestors 'none'";
 const NOT_FOUND_PAGE: &str = "error.html";
 /// Smaller files are not compressed, as that would save too little.
 const COMPRESS_MIN_BYTES: usize = 1024;
-/// It needs no collision resistance: all files are our own.
+/// Length of the hash in asset paths. It needs no collision resistance: all files are our own.
 const HASH_CHARS: usize = 16;
 
-/// A path and the name of its HTML file.
+/// A page: its path and the name of its HTML file.
 pub(super) type PageRoute = (&'static str, &'static str);
 
 pub(super) const NODE_PAGES: &[PageRoute] = &[("/", "node.html")];
@@ -69,7 +69,7 @@ impl Pages {
         Pages { entries, hash, assets }
     }
 
-    /// `None` if the path is neither a page nor an asset.
+    /// The response to a request for a page or an asset; `None` for any other path.
     pub(super) fn get(&self, request: &Request) -> Option<Response> {
         let path = request.path.as_str();
         if let Some((_, file)) = self.entries.iter().find(|(entry, _)| *entry == path) {
@@ -84,7 +84,7 @@ impl Pages {
         Some(asset.response(Some(request)).with(header::CACHE_CONTROL, kept))
     }
 
-    /// For a browser that asks for an unknown path.
+    /// The response for a browser that asks for an unknown path.
     pub(super) fn not_found(&self) -> Response {
         match self.asset(NOT_FOUND_PAGE) {
             Some(asset) => with_security_headers(Response { status: StatusCode::NOT_FOUND, ..asset.response(None) }),
@@ -113,7 +113,7 @@ impl Pages {
     }
 }
 
-/// Keeps foreign content out of a page.
+/// Adds the headers that keep foreign content out of a page.
 fn with_security_headers(page: Response) -> Response {
     page.with(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_SECURITY_POLICY))
         .with(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"))
@@ -129,7 +129,7 @@ impl Asset {
         Asset { name, bytes, gzip }
     }
 
-    /// The file in full, compressed if the request accepts gzip.
+    /// The file in full, compressed if the request accepts gzip; `None` stands for a client that does not.
     fn response(&self, request: Option<&Request>) -> Response {
         let kind = content_type(self.name);
         let answer = match (&self.gzip, request) {

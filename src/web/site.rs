@@ -43,7 +43,7 @@ impl<A: HttpHandler> Site<A> {
     }
 }
 
-/// Whether a browser navigates there: requests of programs and of scripts do not accept HTML explicitly.
+/// Whether a browser navigates to this path: requests of programs and of scripts do not accept HTML explicitly.
 fn wants_page(request: &Request) -> bool {
     let accepts = |value: &str| value.split(',').any(|kind| kind.split(';').next().unwrap_or("").trim() == "text/html");
     let accept = request.headers.get_all(header::ACCEPT);

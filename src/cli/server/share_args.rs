@@ -100,8 +100,8 @@ fn time(flag: Option<Duration>, variable: &str, default: Duration) -> anyhow::Re
     settings::flag_or_variable(flag, variable, default, settings::parse_window)
 }
 
-/// Errors do not quote the value, which may be a secret. Trailing line breaks are removed, because files of secrets end
-/// with one.
+/// The value of a variable that may hold a secret, so errors do not quote it. Trailing line breaks are removed, because
+/// files of secrets end with one.
 fn secret_variable(name: &str) -> anyhow::Result<Option<String>> {
     match std::env::var(name) {
         Ok(value) => Ok(Some(value.trim_end_matches(['\r', '\n']).to_owned())),

@@ -143,7 +143,7 @@ pub(super) fn share(environment: &StoryEnvironment, server: ServerAddresses, suf
     Ok(())
 }
 
-/// For announcements that nobody else should receive.
+/// A currently free port, for announcements that nobody else should receive.
 fn free_port() -> anyhow::Result<u16> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
     Ok(socket.local_addr()?.port())

@@ -15,7 +15,7 @@ use crate::cli::prompt::PASSWORD_VARIABLE;
 use crate::model::Token;
 use crate::storage::files;
 
-/// Removed at the end.
+/// A temporary folder for the story's processes, removed at the end.
 pub(super) struct StoryEnvironment {
     pub(super) dir: PathBuf,
     password: String,
@@ -106,7 +106,7 @@ impl StoryEnvironment {
         Ok(peer)
     }
 
-    /// `known` is a peer to contact where broadcasts do not work.
+    /// A LAN peer on loopback, and its address; `known` is a peer to contact where broadcasts do not work.
     pub(super) fn start_lan_peer(
         &self,
         name: &str,
@@ -151,7 +151,7 @@ impl StoryEnvironment {
         StoryProcess::start(name, command)?.finish()
     }
 
-    /// Without any settings from the environment or from `.env`.
+    /// This program, without any settings from the environment or from `.env`.
     fn program(&self, command: &str) -> anyhow::Result<Command> {
         let mut program = Command::new(std::env::current_exe().context("where is this program?")?);
         program.arg(command).current_dir(&self.dir);

@@ -24,7 +24,7 @@ pub(super) fn is_trade_server(server: SocketAddr) -> anyhow::Result<bool> {
     Ok(response.is_some())
 }
 
-/// A frontend answers requests without a session with NotLoggedIn.
+/// Whether a shop frontend responds: it answers requests without a session with NotLoggedIn.
 pub(super) fn is_shop_frontend(server: SocketAddr) -> bool {
     let mut client = Client::new(ClientConfig::plain(server.to_string()));
     let response = client.call("GetSellerRating", json!({}));
@@ -36,7 +36,7 @@ pub(super) fn is_healthy_server_api(api: SocketAddr) -> bool {
     api.get("/api/health", None).is_ok_and(|response| response.is_ok() && response.body["status"] == "healthy")
 }
 
-/// REGISTERED tells that, so a temporary peer registers and leaves.
+/// Whether the server settles without TLS. REGISTERED tells that, so a temporary peer registers and leaves.
 pub(super) fn settles_in_plaintext(server: SocketAddr, suffix: &str) -> anyhow::Result<bool> {
     let socket = loopback_socket(server)?;
     let (here, name) = (socket.local_addr()?, format!("visitor-{suffix}"));
@@ -59,7 +59,7 @@ fn loopback_socket(server: SocketAddr) -> anyhow::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// `None` after `tries` attempts.
+/// Sends a request until a response arrives; `None` after `tries` attempts.
 fn request_until_answered(socket: &UdpSocket, server: SocketAddr, mut request: Value, tries: usize) -> Option<Value> {
     // The response to an unverified sender may be at most three times as long as the request.
     request["padding"] = " ".repeat(64).into();

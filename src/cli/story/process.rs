@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::STEP_TIMEOUT;
 use crate::net::threads;
 
-/// Killed when dropped.
+/// A process of the story. Killed when dropped.
 pub(super) struct StoryProcess {
     name: String,
     child: Child,
@@ -49,7 +49,7 @@ impl StoryProcess {
         writeln!(stdin, "{words}").with_context(|| format!("{} does not listen", self.name))
     }
 
-    /// Returns the line that contains `words`. A line that reports an error ends the story.
+    /// Waits for a line that contains `words` and returns it. A line that reports an error ends the story.
     pub(super) fn await_line(&mut self, words: &str) -> anyhow::Result<String> {
         let deadline = Instant::now() + STEP_TIMEOUT;
         loop {

@@ -1,9 +1,9 @@
 //! `relay`: the cost of crossing processes without doing any work.
 //!
-//! A frontend receives messages in either framing, queries backends over persistent connections, and responds. Each
-//! message states in its first bytes what is to be sent on and back, so that sizes and hops are those of the call that
-//! it is compared with. It uses only the standard library, one thread per connection and no timeouts: a real frontend
-//! cannot be faster.
+//! A frontend receives messages in either framing, queries backends over persistent connections, and responds; a
+//! backend responds. Each message states in its first bytes what is to be sent on and back, so that sizes and hops are
+//! those of the call that it is compared with. It uses only the standard library, one thread per connection and no
+//! timeouts: a real frontend cannot be faster.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
@@ -22,7 +22,7 @@ const FILLER: u8 = b'x';
 /// How a response of the echo begins.
 pub const RESPONSE_PREFIX: &[u8] = b"xx";
 
-/// One request of a frontend to a backend; lengths are without framing.
+/// One request of a frontend to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
     pub back: usize,

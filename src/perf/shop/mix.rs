@@ -8,9 +8,9 @@
 //! "N clients" are N sellers and N buyers, all of which call. Sellers add items in every run, so the catalogue grows.
 //!
 //! The `relay` of a mix makes the same sequence of calls, with hops and sizes learned from the first seller and the first
-//! buyer before the measurement. Pages of purchases and items grow until they are full, so a share is too low rather than
-//! too high. The operations of a mix have no limits of their own: in a closed loop their frequencies follow from the
-//! sequence, so each has the share of the whole.
+//! buyer before the measurement. Pages of purchases and items grow until they are full, so the relay's responses become
+//! smaller than the measured ones, and a share is too low rather than too high. The operations of a mix have no limits
+//! of their own: in a closed loop their frequencies follow from the sequence, so each has the share of the whole.
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ use crate::shop::ops::Role;
 /// The original measurements were ten runs of a thousand calls of each client.
 const RUNS: usize = 10;
 const CALLS: u64 = 1000;
-/// Purchases cost ten commits each, so the full mix has fewer calls and runs by default.
+/// The full mix includes purchases, which cost ten commits each, so it has fewer calls and runs by default.
 const CALLS_OF_ALL: u64 = 100;
 const RUNS_OF_ALL: usize = 5;
 const QUICK_RUNS: usize = 5;
@@ -198,7 +198,7 @@ pub fn measure(
     result
 }
 
-/// The relay is measured as often.
+/// The number of measurements of a mix.
 pub fn measurements(run: &ScenarioRun<'_>, mix: Mix) -> usize {
     2 * mix.sampling(run).runs
 }

@@ -60,12 +60,12 @@ pub struct RunTag {
 }
 
 impl RunTag {
-    /// For our own servers, where there are no other runs.
+    /// The tag for our own servers, where there are no other runs.
     pub fn empty() -> RunTag {
         RunTag { user: String::new(), keyword: "k00".to_owned() }
     }
 
-    /// One of sixty million.
+    /// A random tag, one of sixty million.
     pub fn random() -> anyhow::Result<RunTag> {
         let mut bytes = [0; TAG_CHARS];
         SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
@@ -98,7 +98,7 @@ impl User {
         Ok(user)
     }
 
-    /// Servers close connections that were idle for ten minutes.
+    /// Reconnects, because servers close connections that were idle for ten minutes.
     pub fn reconnect(&mut self) -> anyhow::Result<()> {
         self.connections =
             self.framings.iter().map(|framing| connect(self.addr, *framing)).collect::<Result<_, _>>()?;
@@ -217,7 +217,7 @@ impl ShopPopulation {
         (&mut self.sellers, &mut self.buyers)
     }
 
-    /// Every buyer may buy these.
+    /// The items that every buyer may buy.
     pub fn items(&self) -> &[String] {
         &self.items
     }

@@ -27,7 +27,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 const ATTEMPTS_MAX: u32 = 8;
 /// Timeout of a search or a settlement: longer than the server's own time limits.
 const STEP_TIMEOUT: Duration = Duration::from_secs(12);
-/// Unread events of a buyer.
+/// Maximum number of unread events of a buyer.
 const EVENTS_MAX: usize = 1024;
 const ITEM: &str = "brass lamp";
 const PRICE: u32 = 10;

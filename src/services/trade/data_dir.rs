@@ -16,12 +16,12 @@ pub(super) struct TradeDataDir {
     pub(super) identity: Arc<TlsIdentity>,
     /// The highest deal number that the bank has charged.
     pub(super) charged_up_to: Option<u64>,
-    /// Deal numbers are assigned from this range.
+    /// The id range from which deal numbers are assigned.
     pub(super) first_id_range: u64,
 }
 
 impl TradeDataDir {
-    /// Creates what is missing.
+    /// Opens the data dir, creating what is missing.
     pub(super) fn open(dir: &Path) -> anyhow::Result<TradeDataDir> {
         let store = Arc::new(Store::open(&dir.join(TRADE_DB), trade::store::MIGRATIONS)?);
         let gateway = Arc::new(BuiltinGateway::open(dir)?);

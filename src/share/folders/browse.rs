@@ -19,9 +19,7 @@ const NAMES_MAX: usize = 100_000;
 pub struct FolderEntry {
     /// Its name in the folder; for a shared folder itself, the last component of its path.
     pub name: String,
-    /// Its resolved path.
     pub path: String,
-    /// Whether it is a folder.
     pub is_folder: bool,
     /// Size in bytes; 0 for folders.
     pub size: u64,
@@ -34,7 +32,6 @@ pub struct FolderEntry {
 pub struct FolderListing {
     /// The folder; empty for the list of shared folders.
     pub path: String,
-    /// Its entries.
     pub entries: Vec<FolderEntry>,
     /// Whether entries are missing because there are too many.
     pub is_truncated: bool,
@@ -114,7 +111,6 @@ fn folder_entry(name: String, path: String, info: &EntryInfo) -> FolderEntry {
     FolderEntry { name, path, is_folder: info.is_folder, size, modified_ns: info.modified_ns }
 }
 
-/// Metadata of what is at a path that contains no links.
 fn info_without_links(path: &Path) -> Option<EntryInfo> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => DirHandle::open(parent).ok()?.entry_info(name.to_str()?).ok()?,

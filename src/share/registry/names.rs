@@ -46,7 +46,6 @@ impl<V: Copy> OrderedNames<V> {
         }
     }
 
-    /// Removes a name. Returns whether it existed.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let name = &*nfc(name);
         let at = self.chunk_of(name);

@@ -1,4 +1,4 @@
-//! Trade's open deals.
+//! Lists trade's open deals.
 
 use serde::Serialize;
 

@@ -35,7 +35,7 @@ struct AdminWatcher {
 }
 
 impl Subscriber for AdminWatcher {
-    /// Every watcher gets every event.
+    /// There is one topic: every watcher gets every event.
     type Topic = ();
 
     fn wants(&self, (): &()) -> bool {
@@ -62,15 +62,15 @@ pub(super) struct ChangePoller {
     trade: Option<Arc<TradeServer>>,
     registry: Option<Arc<RegistryServer>>,
     warnings: &'static Warnings,
-    /// At the last poll.
+    /// Whether there was a watcher at the last poll.
     had_watchers: bool,
-    /// Their number at the last poll.
+    /// The number of warnings at the last poll.
     seen_warnings: u64,
 }
 
 impl ChangePoller {
-    /// Sends the changes since the last poll. From now on the services record changes if there is a watcher, or
-    /// `is_watcher_joining` says that one is about to be added.
+    /// Sends all watchers the changes since the last poll. The services record changes from now on if there is a
+    /// watcher or `is_watcher_joining` says that one is about to be added.
     fn poll(&mut self, is_watcher_joining: bool) {
         self.watchers.close_expired();
         let has_watchers = is_watcher_joining || self.watchers.has_subscribers();

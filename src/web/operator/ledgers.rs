@@ -15,14 +15,14 @@ use crate::storage::{Store, StoreError};
 
 const READ_BATCH: usize = 1_000;
 
-/// The summaries as they were computed last: computing one reads every entry.
+/// The summaries of the ledgers as they were computed last: computing one reads every entry.
 #[derive(Debug, Default)]
 pub(super) struct LedgerCache {
     trade: CachedSummary,
     shop: CachedSummary,
 }
 
-/// A summary, and the state of the ledger that it was computed for. Concurrent requests wait for one computation.
+/// A summary with the state of the ledger that it was computed for. Concurrent requests wait for one computation.
 #[derive(Debug, Default)]
 struct CachedSummary(Mutex<Option<(Option<i64>, LedgerSummary)>>);
 
@@ -136,7 +136,7 @@ fn read_ledger(rooms: &[RoomLedger<'_>], page: &PageRequest, part: &PageRequest)
     })
 }
 
-/// A page of the balances, the house's own accounts of all rooms first; and each room's summary.
+/// One page of the balances, with the house's own accounts of all rooms first; and each room's summary.
 fn balances(
     rooms: &[RoomLedger<'_>],
     offset: u64,
@@ -169,7 +169,7 @@ fn balances(
     Ok((all, summaries))
 }
 
-/// A room's entries from the newest on, read in batches.
+/// Iterates a room's entries from the newest on, reading them in batches.
 struct EntryCursor<'r> {
     room: &'r RoomLedger<'r>,
     buffered: VecDeque<LedgerEntry>,

@@ -1,4 +1,4 @@
-//! Metrics of the last 15 minutes as time series, sampled from the process's counters.
+//! Metrics of the last 15 minutes as time series, sampled every two seconds from the process's counters.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ enum SeriesSource {
     /// The growth per second of the sum of these counters of a component.
     Rate(&'static str, &'static [&'static str]),
     Size(&'static str, &'static str),
-    /// A quantile, in milliseconds, of the latencies since the last sample.
+    /// A quantile, in milliseconds, of the latencies since the last sample (0.5: the median).
     Latency(&'static str, f64),
     Process(fn(&limits::ProcessUsage) -> Option<u64>),
 }
@@ -40,7 +40,7 @@ const fn series(room: &'static str, name: &'static str, unit: &'static str, sour
     SeriesDefinition { room, name, unit, source }
 }
 
-/// Series whose component does not run here are left out of responses.
+/// All series. Those whose component does not run in this process are left out of responses.
 const SERIES: &[SeriesDefinition] = &[
     series("trade", "requests", "1/s", SeriesSource::Rate("trade", &["requests"])),
     series("trade", "errors", "1/s", SeriesSource::Rate("trade", &["errors", "unavailable"])),
@@ -94,7 +94,7 @@ struct Measurement {
 }
 
 impl SeriesDefinition {
-    /// `Some(None)` if the value is not known, `None` if the component does not run.
+    /// The point of this series: `Some(None)` if the value is not known, `None` if the component does not run.
     fn point(&self, now: &Measurement, before: Option<&Measurement>) -> Option<Option<f64>> {
         let counters = |measurement: &Measurement, part: &str, names: &[&str]| {
             names.iter().map(|name| measurement.reading.value(part, MetricKind::Counters, name)).sum::<Option<u64>>()
@@ -132,7 +132,7 @@ struct Sample {
 struct SampleHistory {
     last: Option<Measurement>,
     samples: VecDeque<Sample>,
-    /// For each series, at the last sample.
+    /// Whether the component of each series ran at the last sample.
     is_available: Vec<bool>,
 }
 

@@ -48,7 +48,7 @@ pub struct ShopDatabases {
     pub customers: Arc<CustomerDb>,
 }
 
-/// The parts of a server process that the operator's API reads and changes. A service that does not run here is `None`.
+/// The parts of a server process that the operator's API reads and changes.
 pub struct OperatorContext {
     pub users: Arc<Users>,
     pub metrics: Arc<Metrics>,
@@ -59,7 +59,7 @@ pub struct OperatorContext {
     pub clock: Clock,
 }
 
-/// Answers the operator's requests, below `/api/admin/`.
+/// Answers the requests below `/api/admin/` that are made for the operator.
 pub struct OperatorApi {
     context: OperatorContext,
     ledger_cache: LedgerCache,
@@ -86,7 +86,7 @@ impl OperatorApi {
         ROUTES.iter().map(|route| &route.spec)
     }
 
-    /// `None` if the path is not one of these routes.
+    /// The response to a request for one of these routes; `None` for any other path.
     pub fn answer(&self, request: &Request) -> Option<Response> {
         let began_at = Instant::now();
         let found = routes::match_route(ROUTES, request);

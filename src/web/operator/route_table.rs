@@ -1,4 +1,4 @@
-//! The routes of the operator's API.
+//! Every route of the operator's API, with its parameters and responses.
 
 use super::{OperatorApi, deals, events, items, ledgers, log, metrics, users};
 use crate::net::http::routes::Schema::{Boolean, Integer, List, Named, Nullable, Number, OneOf, Text};

@@ -1,4 +1,4 @@
-//! Users: their list, and blocking them.
+//! Lists users, and blocks and unblocks them.
 
 use serde::Serialize;
 
@@ -18,9 +18,9 @@ struct UserView {
     display_name: Name,
     created_at: String,
     last_login: Option<String>,
-    /// Whether the shop has that account; `None` if it does not run here.
+    /// Whether the shop has an account of that name; `None` if the shop does not run here.
     shop: Option<bool>,
-    /// Whether that host is connected; `None` if the registry does not run here.
+    /// Whether the host of that name is connected; `None` if the registry does not run here.
     hostname: Option<bool>,
     blocked: bool,
 }

@@ -17,10 +17,10 @@ pub static WARNINGS: Warnings = Warnings::new();
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// By the wall clock.
+    /// When it was logged, by the wall clock.
     pub at: Millis,
     pub is_error: bool,
-    /// Without control characters: it may quote what others have sent.
+    /// The message, without control characters: it may quote what others have sent.
     pub text: String,
 }
 
@@ -59,7 +59,7 @@ impl Warnings {
         buffer.evicted + buffer.newest.len() as u64
     }
 
-    /// Those that were added after the first `count` and are still kept, oldest first.
+    /// Those that were added after the first `count`, as far as they are still kept, oldest first.
     pub fn since(&self, count: u64) -> Vec<Warning> {
         let buffer = self.0.lock();
         let skipped = usize::try_from(count.saturating_sub(buffer.evicted)).unwrap_or(usize::MAX);
@@ -97,7 +97,7 @@ impl<L: Log> Log for RecordingLogger<L> {
     }
 }
 
-/// Installs `logger` for the process, so that its warnings are recorded in [`WARNINGS`] too. `filter` is the most
+/// Installs `logger` for the process, wrapped so that its warnings are recorded in [`WARNINGS`]. `filter` is the most
 /// verbose level that the logger writes.
 pub fn install_logger(logger: impl Log + 'static, filter: LevelFilter) -> Result<(), SetLoggerError> {
     log::set_boxed_logger(Box::new(RecordingLogger { logger, warnings: &WARNINGS }))?;
