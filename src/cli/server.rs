@@ -88,7 +88,6 @@ pub struct ServerArgs {
     share: ShareServiceArgs,
 }
 
-/// A service of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Service {
     Trade,

@@ -14,7 +14,6 @@ use super::listen_args::Ports;
 use super::output;
 use crate::model::Token;
 
-/// Prints a formatted line of the story.
 macro_rules! say {
     ($($text:tt)*) => {
         $crate::cli::story::say(&format!($($text)*))

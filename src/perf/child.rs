@@ -75,6 +75,16 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
+    /// Starts `p2s2 server` with a data dir of its own.
+    pub fn start_p2s2(args: &[&str], out: &Path, stop: &StopFlag) -> anyhow::Result<ServerProcess> {
+        let program_args = |dir: &Path| {
+            let state = dir.join("state").display().to_string();
+            let all = [&["server", "--api-port", "0", "--data-dir", &state][..], args].concat();
+            all.into_iter().map(str::to_owned).collect()
+        };
+        ServerProcess::start("p2s2 server", &sibling_program("p2s2")?, out, program_args, stop)
+    }
+
     /// Starts a server in a new folder below `out`, which `program_args` gets, and waits until it prints `ready`.
     pub fn start(
         name: &str,

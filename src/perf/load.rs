@@ -28,7 +28,6 @@ const RQ_FIRST: u64 = 100_000_000;
 const RQ_END: u64 = 1_000_000_000;
 const RESPONSE_MAX: usize = 8 * 1024;
 
-/// How long a measurement lasts.
 #[derive(Debug, Clone, Copy)]
 pub enum MeasurementLength {
     /// This many calls per client.

@@ -64,7 +64,6 @@ pub struct BenchmarkGroup<'a> {
     pub comparisons: Vec<Comparison>,
 }
 
-/// Number and length of the measurements.
 #[derive(Debug, Clone, Copy)]
 pub struct SamplingPlan {
     pub runs: usize,
@@ -87,7 +86,6 @@ pub struct Measurement {
     pub samples: Vec<Sample>,
 }
 
-/// The result of one comparison.
 #[derive(Debug)]
 pub struct LimitShare {
     pub result: &'static str,

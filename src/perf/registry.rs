@@ -26,7 +26,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::RunArgs;
-use super::child::{self, ServerProcess};
+use super::child::ServerProcess;
 use super::limits::LimitServerKind;
 use super::limits::relay::{RESPONSE_PREFIX, RelayRequest};
 use super::load::{self, MeasurementLength, Sample};
@@ -290,23 +290,10 @@ impl RegistryTarget {
             return Ok(RegistryTarget { addr: ScenarioRun::resolve(target)?, server: None });
         }
         run.set_status("starting the server");
-        let program_args = |dir: &std::path::Path| {
-            // A server keeps a sixteenth of its connections free for newcomers by closing unregistered ones.
-            let most = (connections + connections / 8 + SPARE_CONNECTIONS).to_string();
-            let state = dir.join("state").display().to_string();
-            ["server", "--services", "share", "--registry-port", "0", "--api-port", "0", "--data-dir", &state]
-                .into_iter()
-                .chain(["--max-connections", &most])
-                .map(str::to_owned)
-                .collect()
-        };
-        let server = ServerProcess::start(
-            "p2s2 server",
-            &child::sibling_program("p2s2")?,
-            &run.args.out,
-            program_args,
-            run.stop,
-        )?;
+        // A server keeps a sixteenth of its connections free for newcomers by closing unregistered ones.
+        let most = (connections + connections / 8 + SPARE_CONNECTIONS).to_string();
+        let args = ["--services", "share", "--registry-port", "0", "--max-connections", &most];
+        let server = ServerProcess::start_p2s2(&args, &run.args.out, run.stop)?;
         Ok(RegistryTarget { addr: server.announced("registry: tcp ")?, server: Some(server) })
     }
 }

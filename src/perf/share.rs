@@ -43,16 +43,8 @@ impl ShareNetwork {
         run.set_status("starting the server and its nodes");
         let dir = WorkDir::create(&run.args.out)?;
         let program = child::sibling_program("p2s2")?;
-        let program_args = |dir: &Path| {
-            let state = dir.join("state").display().to_string();
-            let ports = ["--registry-port", "0", "--api-port", "0"];
-            [&["server", "--services", "share", "--data-dir", &state], &ports[..]]
-                .concat()
-                .into_iter()
-                .map(str::to_owned)
-                .collect()
-        };
-        let server = ServerProcess::start("p2s2 server", &program, &run.args.out, program_args, run.stop)?;
+        let args = ["--services", "share", "--registry-port", "0"];
+        let server = ServerProcess::start_p2s2(&args, &run.args.out, run.stop)?;
         let registry: SocketAddr = server.announced("registry: tcp ")?;
         let server_api: SocketAddr = server.announced("server-api: http ")?;
         let node = |nth| ShareNode::start(run, &program, dir.path(), registry, server_api, nth);

@@ -100,22 +100,8 @@ impl TradeTarget {
             return Ok(TradeTarget { addr: ScenarioRun::resolve(target)?, server: None });
         }
         run.set_status("starting the server");
-        let program_args = |dir: &std::path::Path| {
-            let state = dir.join("state").display().to_string();
-            let ports = ["--trade-port", "0", "--api-port", "0"];
-            [&["server", "--services", "trade"][..], &ports, &["--data-dir", &state]]
-                .concat()
-                .into_iter()
-                .map(str::to_owned)
-                .collect()
-        };
-        let server = ServerProcess::start(
-            "p2s2 server",
-            &child::sibling_program("p2s2")?,
-            &run.args.out,
-            program_args,
-            run.stop,
-        )?;
+        let args = ["--services", "trade", "--trade-port", "0"];
+        let server = ServerProcess::start_p2s2(&args, &run.args.out, run.stop)?;
         Ok(TradeTarget { addr: server.announced("trade: udp ")?, server: Some(server) })
     }
 

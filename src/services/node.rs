@@ -61,7 +61,6 @@ pub struct NodeProcessConfig {
     /// The address of the client API; without a port the first free one from [`API_PORT`] on.
     pub api_ip: IpAddr,
     pub api_port: Option<u16>,
-    /// Whom the client API serves.
     pub policy: RequestPolicy,
     pub tls: TlsConfig,
 }
@@ -184,7 +183,6 @@ fn start_nodes(
     })
 }
 
-/// Lets commands on this machine find the node.
 fn write_record(name: &Name, api_addr: SocketAddr, cert_sha256: Option<&str>) -> Option<NodeRecordFile> {
     let at = page_urls::reachable_addr(api_addr);
     running_nodes::write_node_record(name, at, cert_sha256)

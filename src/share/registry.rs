@@ -1,8 +1,8 @@
 //! The registry's core: the registered hosts with their files, and the rules for changing them. It does no I/O:
 //! time and secrets are arguments, and what must be persisted is returned as [`RegistryChange`]s.
 //!
-//! Every operation is short: whatever could be long (a list of 100,000 files, many hosts that time out together) goes in
-//! bounded steps, so that a lock around the registry is never held for long.
+//! Every operation is short: whatever could be long (a list of 100,000 files, many hosts that time out together) goes
+//! in bounded steps, so that a lock around the registry is never held for long.
 //!
 //! A host is **live** until the peer timeout has passed since its last request, and **silent** from then on: it is no
 //! longer listed, and others may claim its name even if its connection is still open, but its record is kept for as

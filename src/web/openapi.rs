@@ -10,6 +10,7 @@ use crate::net::http::routes::{
 const ERROR_FIELDS: &[FieldSchema] = &[field("success", Schema::Constant(false)), field("error", Schema::Text)];
 const SUCCESS_FIELDS: &[FieldSchema] = &[field("success", Schema::Constant(true))];
 
+/// Builds the OpenAPI document of these routes.
 pub(super) fn describe(title: &str, about: &str, specs: impl Iterator<Item = &'static RouteSpec>) -> Value {
     let (mut paths, mut schemas) = (Map::new(), Map::new());
     for spec in specs {

@@ -44,7 +44,6 @@ pub(super) struct ShareServiceArgs {
     http_host: Vec<String>,
 }
 
-/// Who gets the hostname of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum RegistryAuth {
     Strict,

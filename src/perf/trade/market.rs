@@ -191,29 +191,20 @@ impl Buyer {
         self.peer.socket.send(buy.to_string().as_bytes())?;
         let mut bought = false;
         for _ in 0..ATTEMPTS_MAX {
-            let mut over = None;
-            let message = self.await_event(if bought { STEP_TIMEOUT } else { RETRY_AFTER }, |event| match event {
-                MarketEvent::Paid(paid) if *paid == rq => {
-                    over = Some(true);
-                    Some(())
-                }
-                MarketEvent::NotPaid(failed) if *failed == rq => {
-                    over = Some(false);
-                    Some(())
-                }
+            // How the purchase has ended; `None`: it goes on.
+            let news = self.await_event(if bought { STEP_TIMEOUT } else { RETRY_AFTER }, |event| match event {
+                MarketEvent::Paid(paid) if *paid == rq => Some(Some(true)),
+                MarketEvent::NotPaid(failed) if *failed == rq => Some(Some(false)),
                 MarketEvent::ServerMessage(message) if message.rq == Some(rq) && message.mid.is_none() => {
-                    if message.r#type != "BUYING" {
-                        over = Some(false);
-                    }
-                    Some(())
+                    Some((message.r#type != "BUYING").then_some(false))
                 }
                 _ => None,
             });
-            match (over, message) {
-                (Some(outcome), _) => return Ok(outcome),
-                (None, Some(())) => bought = true,
-                (None, None) if bought => return Ok(false),
-                (None, None) => {
+            match news {
+                Some(Some(outcome)) => return Ok(outcome),
+                Some(None) => bought = true,
+                None if bought => return Ok(false),
+                None => {
                     *lost += 1;
                     self.peer.socket.send(buy.to_string().as_bytes())?;
                 }

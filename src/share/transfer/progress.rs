@@ -19,7 +19,6 @@ pub struct FetchProgress {
     /// Bytes per second, over the last three seconds.
     pub speed_bps: f64,
     pub eta_seconds: Option<u64>,
-    /// Current status.
     pub status: FetchStatus,
     /// Once completed: whether the content was verified against a digest that the registry knew.
     pub verified: bool,

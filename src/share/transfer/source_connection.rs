@@ -303,26 +303,26 @@ impl SourceReceiver<'_> {
     ) -> Result<(), SourceError> {
         let layout = self.connection.layout;
         self.expect_length(layout.size())?;
-        let Some(piece_list) = piece_list else {
+        let otherwise = if let Some(piece_list) = piece_list {
+            for piece in 0..layout.count() {
+                let byte_range = layout.offset(piece)..layout.offset(piece + 1);
+                let claim = PieceClaim { piece, token, expected: Some(piece_list.digests()[piece]) };
+                let is_wanted = !verified_pieces.get(piece).copied().unwrap_or_default();
+                self.receive_range(byte_range, is_wanted.then_some(claim))?;
+            }
+            "its content is not what the registry knows"
+        } else {
             self.verification.is_whole_file.store(true, SeqCst);
             let claim = PieceClaim { piece: 0, token, expected: self.connection.blake3 };
             self.receive_range(0..layout.size(), Some(claim))?;
-            self.verifier.finish();
-            if self.verification.has_mismatch.load(SeqCst) {
-                return Err(UnexpectedResponse("its content is not what its BLAKE3 says".to_owned()).into());
-            }
-            (self.connection.on_event)(SourceEvent::Whole);
-            return Ok(());
+            "its content is not what its BLAKE3 says"
         };
-        for piece in 0..layout.count() {
-            let byte_range = layout.offset(piece)..layout.offset(piece + 1);
-            let claim = PieceClaim { piece, token, expected: Some(piece_list.digests()[piece]) };
-            let is_wanted = !verified_pieces.get(piece).copied().unwrap_or_default();
-            self.receive_range(byte_range, is_wanted.then_some(claim))?;
-        }
         self.verifier.finish();
         if self.verification.has_mismatch.load(SeqCst) {
-            return Err(UnexpectedResponse("its content is not what the registry knows".to_owned()).into());
+            return Err(UnexpectedResponse(otherwise.to_owned()).into());
+        }
+        if piece_list.is_none() {
+            (self.connection.on_event)(SourceEvent::Whole);
         }
         Ok(())
     }

@@ -26,7 +26,6 @@ impl SpeedMeter {
         }
     }
 
-    /// Forgets all samples, when the transfer stops.
     pub(super) fn reset(&mut self) {
         self.samples.clear();
     }

@@ -19,11 +19,18 @@ pub const META_MAX: usize = PIECES_MAX as usize * 68 + 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerRequest<'a> {
     /// The whole file; the server closes the connection after it.
-    Get { name: &'a [u8] },
+    Get {
+        name: &'a [u8],
+    },
     /// The digests of the file and its pieces.
-    Meta { name: &'a [u8] },
-    /// A part of the file.
-    Range { offset: u64, length: u64, name: &'a [u8] },
+    Meta {
+        name: &'a [u8],
+    },
+    Range {
+        offset: u64,
+        length: u64,
+        name: &'a [u8],
+    },
 }
 
 impl<'a> PeerRequest<'a> {

@@ -82,6 +82,7 @@ impl OperatorApi {
         })
     }
 
+    /// Every route, for the API's description.
     pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
         ROUTES.iter().map(|route| &route.spec)
     }
@@ -118,6 +119,7 @@ pub struct ServerHandler {
 }
 
 impl ServerHandler {
+    /// Every route, for the API's description.
     pub fn route_specs() -> impl Iterator<Item = &'static RouteSpec> {
         ServerApi::route_specs().chain(OperatorApi::route_specs())
     }
