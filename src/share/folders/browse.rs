@@ -19,6 +19,7 @@ const NAMES_MAX: usize = 100_000;
 pub struct FolderEntry {
     /// Its name in the folder; for a shared folder itself, the last component of its path.
     pub name: String,
+    /// Its resolved path.
     pub path: String,
     pub is_folder: bool,
     /// Size in bytes; 0 for folders.
