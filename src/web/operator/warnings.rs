@@ -24,10 +24,10 @@ pub struct Warning {
     pub text: String,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Warnings(Mutex<WarningBuffer>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct WarningBuffer {
     newest: VecDeque<Warning>,
     /// How many older ones have been evicted.
