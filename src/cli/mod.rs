@@ -110,7 +110,6 @@ pub fn main() -> ExitCode {
     let cli = match parsed.and_then(|words| Cli::from_arg_matches(&words)) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => return report_usage_error(&error),
-        // The user asked for help or for the version.
         Err(asked) => return asked.print().map_or_else(|error| report_error(&error.into()), |()| ExitCode::SUCCESS),
     };
     let result = match cli.command {
@@ -156,7 +155,6 @@ fn report_error(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
     }) {
-        // The reader of our output has closed the pipe, as `head` does.
         return ExitCode::SUCCESS;
     }
     // The message may quote text from a server.

@@ -151,7 +151,6 @@ impl Screen {
             if !self.colour || !line.contains('\x1b') {
                 return sanitize(line);
             }
-            // Text between our own codes is sanitized; the codes are copied.
             let mut shown = String::with_capacity(line.len());
             let mut rest = line;
             while let Some((at, code)) = COLOUR_CODES.iter().filter_map(|code| Some((rest.find(code)?, code))).min() {
@@ -242,7 +241,6 @@ fn read_pipe(
             break;
         }
         if line.len() > LINE_MAX {
-            // The rest of the line is skipped.
             while !line.ends_with(b"\n") {
                 line.clear();
                 if io::Read::take(&mut input, LINE_MAX as u64).read_until(b'\n', &mut line)? == 0 {

@@ -101,7 +101,6 @@ impl ServerProcess {
             // Settings from the environment or from a `.env` file here would distort the measurement.
             .current_dir(dir.path())
             .env("RUST_LOG", "warn")
-            // No other client must discover the server.
             .envs(UNANNOUNCED.map(|name| (name, "yes")))
             // The server ends when this pipe closes, on every system.
             .stdin(Stdio::piped())

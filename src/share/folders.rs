@@ -35,7 +35,6 @@ pub enum PathError {
     AlreadyExists(String),
 }
 
-/// An opened file that may be shared.
 #[derive(Debug)]
 pub struct OpenedFile {
     pub file: File,

@@ -133,7 +133,6 @@ impl Registry {
         }
     }
 
-    /// Logs a file's change if its host is live.
     pub(super) fn log_file_change(&mut self, slot: Slot, fname: &FileName, entry: Option<Arc<FileEntry>>) {
         if let Some(host) = self.slots[slot as usize].as_ref().filter(|host| host.is_live)
             && self.change_log.retain_or_count(self.now)

@@ -20,7 +20,6 @@ pub struct HostnameClaim {
     pub source: IpAddr,
     /// Whether the hostname belongs to an account, and how the claim proves to come from its user.
     pub status: HostnameStatus,
-    /// The secret of an earlier registration.
     pub resume_secret: Option<SecretHash>,
     /// The secret to issue unless `resume_secret` is valid.
     pub new_secret: SecretHash,

@@ -91,7 +91,6 @@ fn sync(
         return Ok(());
     }
     if let Some(piece_list) = piece_list {
-        // Does nothing if the journal has the list already.
         journal.set_list(piece_list.digests())?;
     }
     journal.append(pieces)

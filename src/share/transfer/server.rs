@@ -316,7 +316,6 @@ impl PeerServerInner {
     ) -> Result<Result<(), PeerError>, SendError> {
         let (offset, length) = match request {
             PeerRequest::Meta { .. } => {
-                // The file has not been hashed yet.
                 let Some(pieces) = &served.pieces else { return Ok(Err(PeerError::ReadError)) };
                 self.counters.metas.add(1);
                 wire::write_meta(pieces, seconds(served.modified), |bytes| stream.write_all(bytes))?;
