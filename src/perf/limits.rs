@@ -147,7 +147,7 @@ const COUNTED_CALLS_TIME_MAX: Duration = Duration::from_secs(1);
 /// SQLite restarts the write-ahead log when it has a thousand pages of 4 KiB.
 const FULL_LOG_BYTES: u64 = 1000 * 4096;
 
-/// The statement of `trade::store`.
+// The statements of `trade::store`.
 const INSERT_PEER: &str = "INSERT INTO trade_peer (name, heard_at, body) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE SET body = excluded.body";
 const INSERT_LOG: &str = "INSERT INTO trade_log (at, kind, peer, deal, rq, item_name, price, detail)
