@@ -116,10 +116,6 @@ fn parse_since(text: &str) -> Result<Since, String> {
     })
 }
 
-/// Runs one operator command.
-///
-/// # Errors
-/// A one-line description of what made the command fail.
 pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("warn");
     settings::refuse_db(args.db.as_deref())?;

@@ -1,8 +1,7 @@
 //! Parser for `.env` files: one `NAME=VALUE` per line. Text between single or double quotes is taken whole; an unquoted
 //! value ends before whitespace followed by `#`. Nothing is expanded, because a secret may contain `$` or a backslash.
 
-/// Parses a file. Each item is a setting, or the 1-based number of a line that cannot be parsed; items are in file
-/// order.
+/// Each item is a setting, or the 1-based number of a line that cannot be parsed; items are in file order.
 pub(super) fn parse(file: &[u8]) -> Vec<Result<(String, String), usize>> {
     let lines = crate::model::text::without_bom(file).split(|byte| *byte == b'\n');
     (1..).zip(lines).filter_map(|(number, text)| parse_line(text).map_err(|()| number).transpose()).collect()

@@ -31,10 +31,6 @@ pub struct ManArgs {
     dir: PathBuf,
 }
 
-/// Prints the completions of `program`.
-///
-/// # Errors
-/// They could not be written.
 pub fn completions(args: &CompletionsArgs, mut program: Command) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     let name = program.get_name().to_owned();
@@ -44,9 +40,6 @@ pub fn completions(args: &CompletionsArgs, mut program: Command) -> anyhow::Resu
 }
 
 /// Writes a page for `program` and one for each of its commands: `p2s2.1`, `p2s2-server.1`, …
-///
-/// # Errors
-/// The folder or a page in it cannot be written.
 pub fn man(args: &ManArgs, program: Command) -> anyhow::Result<ExitCode> {
     let dir = args.dir.display();
     fs::create_dir_all(&args.dir).with_context(|| format!("the folder {dir} cannot be made"))?;

@@ -22,27 +22,20 @@ use rustyline::{
 
 use super::words::{current_word, quote_word};
 
-/// Maximum number of lines in the history.
 const HISTORY_MAX: usize = 1_000;
 
 /// Candidates for the next word of a command, given the words before it.
 pub(super) type WordCompletion = Arc<dyn Fn(&[String]) -> Vec<String> + Send + Sync>;
 
-/// What kind of line is read.
 #[derive(Clone)]
 pub(super) enum InputKind {
-    /// A command, with completion.
     Command(WordCompletion),
-    /// An answer that is echoed.
     Answer,
-    /// An answer that is not echoed, such as a password.
     Secret,
 }
 
-/// How the terminal is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TerminalSource {
-    /// Through standard input and output.
     Stdio,
     /// As the process's controlling terminal, even if standard output is redirected.
     Terminal,
@@ -56,10 +49,7 @@ struct EditorState {
     pending_lines: VecDeque<String>,
 }
 
-/// Reads one line, without its line break.
-///
-/// # Errors
-/// End of input, an interrupt, or an I/O error of the terminal.
+/// Reads one line, without its line break. The end of the input and an interrupt are errors.
 pub(super) fn read_line(source: TerminalSource, prompt: &str, input: InputKind) -> Result<String> {
     with_editor(source, |state| {
         if let Some(line) = state.pending_lines.pop_front() {
@@ -76,8 +66,7 @@ pub(super) fn read_line(source: TerminalSource, prompt: &str, input: InputKind) 
     })
 }
 
-/// Splits entered text into its first line and the remaining lines of a paste. A trailing line break adds no empty
-/// line.
+/// The first line, and the remaining ones of a paste. A trailing line break adds no empty line.
 fn split_paste(text: &str) -> (String, VecDeque<String>) {
     let mut lines = text.lines().map(str::to_owned);
     let first = lines.next().unwrap_or_default();
@@ -85,34 +74,19 @@ fn split_paste(text: &str) -> (String, VecDeque<String>) {
 }
 
 /// A function that prints text above the line that is being edited.
-///
-/// # Errors
-/// The terminal does not support it.
 pub(super) fn external_printer() -> Result<impl FnMut(String) -> Result<()> + Send> {
     let mut printer = with_editor(TerminalSource::Stdio, |state| state.editor.create_external_printer())?;
     Ok(move |text| rustyline::ExternalPrinter::print(&mut printer, text))
 }
 
-/// Loads the history from a file.
-///
-/// # Errors
-/// The file cannot be read.
 pub(super) fn load_history(path: &Path) -> Result<()> {
     with_editor(TerminalSource::Stdio, |state| state.editor.load_history(path))
 }
 
-/// Saves the history to a file.
-///
-/// # Errors
-/// The file cannot be written.
 pub(super) fn save_history(path: &Path) -> Result<()> {
     with_editor(TerminalSource::Stdio, |state| state.editor.save_history(path))
 }
 
-/// Adds a line to the history.
-///
-/// # Errors
-/// The editor could not be created.
 pub(super) fn add_to_history(line: &str) -> Result<()> {
     with_editor(TerminalSource::Stdio, |state| state.editor.add_history_entry(line).map(drop))
 }

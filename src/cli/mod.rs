@@ -95,7 +95,6 @@ fn with_environment_variables(program: clap::Command) -> clap::Command {
     })
 }
 
-/// Runs the program. The exit code is 0 on success, 1 on failure and 2 on a usage error.
 pub fn main() -> ExitCode {
     crate::net::limits::ignore_file_size_signal();
     if let Err(error) = settings::load_environment() {
@@ -111,7 +110,6 @@ pub fn main() -> ExitCode {
     let cli = match parsed.and_then(|words| Cli::from_arg_matches(&words)) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => return report_usage_error(&error),
-        // The user asked for help or for the version.
         Err(asked) => return asked.print().map_or_else(|error| report_error(&error.into()), |()| ExitCode::SUCCESS),
     };
     let result = match cli.command {
@@ -144,8 +142,7 @@ fn known_variables(program: &clap::Command) -> BTreeSet<String> {
     of_flags.chain(of_commands).chain([PASSWORD_VARIABLE.to_owned()]).collect()
 }
 
-/// Prints a usage error. It quotes the arguments, which may come from a file that somebody else wrote, so it is
-/// sanitized.
+/// The error quotes the arguments, which may come from a file that somebody else wrote, so it is sanitized.
 fn report_usage_error(error: &clap::Error) -> ExitCode {
     for line in error.render().to_string().lines() {
         eprintln!("{}", output::sanitize(line));
@@ -158,7 +155,6 @@ fn report_error(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
     }) {
-        // The reader of our output has closed the pipe, as `head` does.
         return ExitCode::SUCCESS;
     }
     // The message may quote text from a server.

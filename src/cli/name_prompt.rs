@@ -6,11 +6,8 @@ use anyhow::{Context, bail};
 
 use crate::model::Name;
 
-/// Reads the first line of the input that is not blank. At a terminal it prompts until the name is valid; in a pipe the
-/// lines that follow are commands.
-///
-/// # Errors
-/// The line is not a valid name, or the input cannot be read.
+/// The first line of the input that is not blank. At a terminal it prompts until the name is valid; in a pipe the lines
+/// that follow are commands.
 pub fn ask() -> anyhow::Result<Option<Name>> {
     let asks = io::stdin().is_terminal();
     loop {

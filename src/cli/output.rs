@@ -6,19 +6,14 @@ use std::sync::OnceLock;
 
 use crate::model::text;
 
-/// The first write error, if there was one.
 static FIRST_FAILURE: OnceLock<String> = OnceLock::new();
 
-/// Prints a text of one or more lines, adds a line break and flushes.
-///
-/// # Errors
-/// The write failed. Unless the reader closed the pipe, [`first_failure`] reports it from then on.
+/// Adds a line break and flushes. Unless the reader closed the pipe, [`first_failure`] reports an error from then on.
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).inspect_err(record_failure)
 }
 
-/// Records a write error that occurred elsewhere.
 pub(super) fn record_failure(error: &io::Error) {
     if error.kind() != io::ErrorKind::BrokenPipe {
         // Only the first error is kept: it tells the cause.
@@ -26,7 +21,6 @@ pub(super) fn record_failure(error: &io::Error) {
     }
 }
 
-/// The first write error, if there was one.
 pub(super) fn first_failure() -> Option<&'static str> {
     FIRST_FAILURE.get().map(String::as_str)
 }

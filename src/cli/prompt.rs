@@ -11,7 +11,6 @@ use super::repl::is_dumb_terminal;
 /// The environment variable that gives the password to scripts.
 pub(super) const PASSWORD_VARIABLE: &str = "P2S2_PASSWORD";
 
-/// Whether the user can be prompted.
 pub(super) fn is_interactive() -> bool {
     io::stdin().is_terminal()
 }
@@ -33,12 +32,10 @@ pub(super) fn password(is_new: bool) -> anyhow::Result<String> {
     Ok(password)
 }
 
-/// Prompts for a line that is echoed.
 pub(super) fn line(prompt: &str) -> anyhow::Result<String> {
     read_answer(prompt, InputKind::Answer)
 }
 
-/// Prompts for a line that is not echoed.
 pub(super) fn secret(prompt: &str) -> anyhow::Result<String> {
     // At such a terminal the editor reads plainly, and the terminal would echo the secret.
     if is_dumb_terminal() {

@@ -9,10 +9,6 @@ use crate::identity::users::NewAdmin;
 use crate::net::shutdown::ShutdownSignal;
 use crate::services::{Listeners, ready_file};
 
-/// Reports that everything is bound, and waits for a signal.
-///
-/// # Errors
-/// Those of [`report_ready`].
 pub fn report_and_wait(
     ready_file: Option<&Path>,
     listeners: &Listeners,
@@ -23,10 +19,7 @@ pub fn report_and_wait(
     Ok(())
 }
 
-/// Writes the ready file, then prints one line per listener and `ready`. Whoever reads `ready` can rely on the file.
-///
-/// # Errors
-/// The file or standard output cannot be written.
+/// Whoever reads `ready` can rely on the file.
 fn report_ready(ready_file: Option<&Path>, listeners: &Listeners) -> anyhow::Result<()> {
     if let Some(path) = ready_file {
         ready_file::write(path, &Value::Object(listeners.entries.clone()))?;
@@ -35,9 +28,6 @@ fn report_ready(ready_file: Option<&Path>, listeners: &Listeners) -> anyhow::Res
 }
 
 /// Prints the generated admin account, once and only to the operator: logs are kept.
-///
-/// # Errors
-/// Standard output cannot be written.
 pub fn print_new_admin(made: &NewAdmin) -> anyhow::Result<()> {
     let (username, password) = (&made.username, made.password.reveal());
     print_report(&format!("admin: made at this first start, told this once: username {username}, password {password}"))

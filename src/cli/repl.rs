@@ -24,7 +24,6 @@ use crate::net::threads;
 /// Maximum length of an input line in bytes.
 const LINE_MAX: usize = 64 * 1024;
 
-/// Whether the loop continues after a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     Continue,
@@ -33,19 +32,13 @@ pub enum Flow {
 
 /// The commands of one interactive program.
 pub trait Commands: Send + Sync + 'static {
-    /// Runs a command. `words` is not empty; its first item is the command's name.
-    ///
-    /// # Errors
-    /// The message is printed after `error: `.
+    /// `words` is not empty; its first item is the command's name. An error is printed after `error: `.
     fn run(&self, words: &[String]) -> anyhow::Result<Flow>;
 
     /// Candidates for the next word, given the words before it (none: command names).
     fn complete(&self, before: &[String]) -> Vec<String>;
 
     /// Runs a line. By default it is split into words; commands that take text verbatim override this.
-    ///
-    /// # Errors
-    /// As [`run`](Commands::run), or an unclosed quote.
     fn run_line(&self, line: &str) -> anyhow::Result<Flow> {
         match split_words(line).map_err(anyhow::Error::msg)? {
             words if words.is_empty() => Ok(Flow::Continue),
@@ -83,18 +76,13 @@ pub struct Screen {
 enum Sink {
     Stdout,
     Terminal(Box<dyn FnMut(String) -> rustyline::Result<()> + Send>),
-    /// The output could not be written any more.
     Gone,
 }
 
-/// How a text is highlighted at a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Success, in green.
     Good,
-    /// Failure, in red.
     Bad,
-    /// Less important, dimmed.
     Dim,
 }
 
@@ -106,13 +94,11 @@ impl Screen {
         Screen { sink: Arc::new(Mutex::new(Sink::Stdout)), json, colour, shutdown }
     }
 
-    /// Whether results are printed as JSON objects.
     pub fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Prints a text of one or more lines and a line break. Control characters are replaced, except for our own colour
-    /// codes.
+    /// Prints one or more lines. Control characters are replaced, except for our own colour codes.
     pub fn print(&self, text: &str) {
         let text = self.sanitize_text(text);
         self.write(text);
@@ -133,7 +119,6 @@ impl Screen {
         }
     }
 
-    /// Prints a JSON object on one line.
     pub fn print_json(&self, value: &impl Serialize) {
         match serde_json::to_string(value) {
             Ok(text) => self.print(&text::escape_unsafe_json(&text)),
@@ -141,7 +126,6 @@ impl Screen {
         }
     }
 
-    /// Prints an error.
     pub fn error(&self, reason: &str) {
         if self.json {
             self.print_json(&json!({ "error": sanitize(reason) }));
@@ -167,7 +151,6 @@ impl Screen {
             if !self.colour || !line.contains('\x1b') {
                 return sanitize(line);
             }
-            // Text between our own codes is sanitized; the codes are copied.
             let mut shown = String::with_capacity(line.len());
             let mut rest = line;
             while let Some((at, code)) = COLOUR_CODES.iter().filter_map(|code| Some((rest.find(code)?, code))).min() {
@@ -199,11 +182,8 @@ pub(super) fn is_dumb_terminal() -> bool {
     std::env::var("TERM").map_or(cfg!(unix), |term| DUMB.iter().any(|dumb| term.eq_ignore_ascii_case(dumb)))
 }
 
-/// Reads lines and runs commands until the input ends, a command returns [`Flow::Quit`], or SIGINT or SIGTERM arrives.
-/// After a signal the reading thread is left behind, so the caller must end the program.
-///
-/// # Errors
-/// The thread cannot be started.
+/// Runs commands until the input ends, a command returns [`Flow::Quit`], or SIGINT or SIGTERM arrives. After a signal
+/// the reading thread is left behind, so the caller must end the program.
 pub fn run(
     prompt: &str,
     history: Option<PathBuf>,
@@ -237,7 +217,6 @@ pub fn run(
     Ok(())
 }
 
-/// Runs one line unless it is a comment.
 fn run_command_line(line: &str, screen: &Screen, commands: &dyn Commands) -> Flow {
     if line.trim_start().starts_with('#') && commands.question().is_none() {
         return Flow::Continue;
@@ -262,7 +241,6 @@ fn read_pipe(
             break;
         }
         if line.len() > LINE_MAX {
-            // The rest of the line is skipped.
             while !line.ends_with(b"\n") {
                 line.clear();
                 if io::Read::take(&mut input, LINE_MAX as u64).read_until(b'\n', &mut line)? == 0 {

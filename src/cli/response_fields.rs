@@ -19,7 +19,6 @@ pub(super) fn time(seconds: &Value) -> String {
     seconds.map(|seconds| Millis::from_unix_s(seconds as u64).to_iso()).unwrap_or_default()
 }
 
-/// A table row for each item of a list.
 pub(super) fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
     list.as_array().into_iter().flatten().map(row).collect()
 }

@@ -88,7 +88,6 @@ pub struct ServerArgs {
     share: ShareServiceArgs,
 }
 
-/// A service of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Service {
     Trade,
@@ -152,10 +151,6 @@ fn parse_connections(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|connections| *connections > 0).ok_or("expected a number from 1 on".to_owned())
 }
 
-/// Runs the server until a signal ends it.
-///
-/// # Errors
-/// A one-line description of what kept it from starting.
 pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("info");
     let shutdown = ShutdownSignal::install().context("cannot listen for signals")?;

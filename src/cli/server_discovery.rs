@@ -20,26 +20,22 @@ use crate::services::paths;
 
 /// Given instead of HOST:PORT.
 pub(super) const AUTO: &str = "auto";
-/// How long answers are awaited. The second wait follows a repeated request if nobody answered, because datagrams get
-/// lost.
+/// The second wait follows a repeated request if nobody answered, because datagrams get lost.
 const ANSWER_TIMEOUTS: [Duration; 2] = [Duration::from_secs(1); 2];
 /// Characters of a fingerprint shown in the table; the confirmation prompt shows all of them.
 const FINGERPRINT_PREFIX_LEN: usize = 16;
 
-/// Which server is looked for.
 #[derive(Debug, Clone)]
 pub(super) struct ServerQuery<'a> {
     /// The service that it must offer: `trade`, `seller`, `buyer` or `registry`.
     pub service: &'static str,
     /// The local address; with 127.0.0.1 nothing leaves this machine.
     pub bind: Ipv4Addr,
-    /// The port to which the discovery request is sent.
     pub discovery_port: u16,
     /// Only a server with this certificate matches.
     pub server_cert: Option<&'a str>,
 }
 
-/// The server that was chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ChosenServer {
     /// The address of the requested service.
@@ -50,10 +46,8 @@ pub(super) struct ChosenServer {
     pub serves: Vec<(String, u16)>,
 }
 
-/// A server that answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Candidate {
-    /// The name that it announces.
     name: String,
     addr: SocketAddr,
     cert_sha256: Option<String>,
@@ -61,7 +55,6 @@ struct Candidate {
     trust: TrustStatus,
 }
 
-/// Whether the user has confirmed a server before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum TrustStatus {
     Confirmed,
@@ -71,9 +64,6 @@ enum TrustStatus {
 }
 
 /// Finds the server for a query. Prompts at a terminal if the choice is not clear or the server is not confirmed yet.
-///
-/// # Errors
-/// No server can be chosen; the message tells what to do.
 pub(super) fn find(query: &ServerQuery) -> anyhow::Result<ChosenServer> {
     let known_servers = KnownServers::in_dir(paths::config_folder()?);
     // Read before anything is sent, so that an unreadable file is reported first.
@@ -106,12 +96,8 @@ pub(super) fn find(query: &ServerQuery) -> anyhow::Result<ChosenServer> {
 }
 
 impl ChosenServer {
-    /// Refuses payments through a server without a confirmed certificate: such a server is identified by its address,
-    /// which proves nothing beyond this machine.
-    ///
-    /// # Errors
-    /// The server has no certificate and is not on this machine. `flags` are added to the advice on how to use it
-    /// nevertheless.
+    /// Refuses payments through a server without a confirmed certificate, unless it is on this machine: its address
+    /// proves nothing. `flags` are added to the advice on how to use it nevertheless.
     pub(super) fn check_payment(&self, flags: &str) -> anyhow::Result<()> {
         if self.cert_sha256.is_none() && !self.addr.ip().is_loopback() {
             bail!(
@@ -177,7 +163,6 @@ fn trust_status(addr: SocketAddr, cert: Option<&str>, query: Option<&str>, known
     before.and_then(|known| known.cert_sha256.clone()).map_or(TrustStatus::New, TrustStatus::Changed)
 }
 
-/// Whether the candidate is this known server at its known address.
 fn is_at_known_address(known: &KnownServer, candidate: &Candidate) -> bool {
     known.cert_sha256 == candidate.cert_sha256
         && match known.cert_sha256 {
@@ -186,7 +171,6 @@ fn is_at_known_address(known: &KnownServer, candidate: &Candidate) -> bool {
         }
 }
 
-/// Whether one of the known server's services was at this address.
 fn is_known_address(known: &KnownServer, addr: SocketAddr) -> bool {
     known
         .address
@@ -194,7 +178,6 @@ fn is_known_address(known: &KnownServer, addr: SocketAddr) -> bool {
         .is_ok_and(|at| at == addr || at.ip() == addr.ip() && known.serves.iter().any(|(_, port)| *port == addr.port()))
 }
 
-/// What can be decided without asking the user.
 enum Selection<'a> {
     Server(&'a Candidate),
     Unavailable(String),
@@ -218,7 +201,6 @@ fn select_without_asking<'a>(candidates: &'a [Candidate], query: &ServerQuery) -
     }
 }
 
-/// Why no server is chosen when the user cannot be asked.
 fn refusal_without_terminal(candidates: &[Candidate], query: &ServerQuery) -> String {
     let [only] = candidates else {
         let list: Vec<String> = candidates.iter().map(describe).collect();
@@ -264,7 +246,6 @@ fn flags_for(candidate: &Candidate, query: &ServerQuery) -> String {
     format!("--server {} --registry-port {}{api}", addr.ip(), addr.port())
 }
 
-/// Asks the user which server to use, and to confirm its certificate if necessary.
 fn ask_which(candidates: &[Candidate]) -> anyhow::Result<&Candidate> {
     eprintln!("{}", candidate_table(candidates));
     let chosen = match candidates {
@@ -365,10 +346,7 @@ pub(super) fn remember_confirmed(service: &str, addr: SocketAddr, cert: &str) {
     }
 }
 
-/// The local IPv4 address from which to look for servers.
-///
-/// # Errors
-/// The address is IPv6.
+/// The local IPv4 address from which to look for servers; an error if it is IPv6.
 pub(super) fn bind_address(ip: IpAddr) -> anyhow::Result<Ipv4Addr> {
     match ip.to_canonical() {
         IpAddr::V4(ip) => Ok(ip),

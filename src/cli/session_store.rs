@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use crate::services::paths;
 use crate::storage::files;
 
-/// The state of one role at one server.
 pub(super) struct SessionStore {
     folder: PathBuf,
     prefix: String,
@@ -18,9 +17,6 @@ pub(super) struct SessionStore {
 
 impl SessionStore {
     /// Locates the files; creates nothing.
-    ///
-    /// # Errors
-    /// The user's configuration folder is unknown.
     pub(super) fn new(role: &str, server: &str) -> anyhow::Result<SessionStore> {
         let prefix = paths::safe_file_name(&format!("{role}-"), server);
         Ok(SessionStore { folder: paths::config_folder()?, prefix })
@@ -32,12 +28,10 @@ impl SessionStore {
         Ok(&self.folder)
     }
 
-    /// The user of the last login.
     pub(super) fn last_user(&self) -> anyhow::Result<Option<String>> {
         self.read_field(&self.path(""), "user")
     }
 
-    /// The stored session of a user.
     pub(super) fn session(&self, user: &str) -> anyhow::Result<Option<String>> {
         self.read_field(&self.session_path(user), "session_id")
     }
@@ -48,7 +42,6 @@ impl SessionStore {
         self.write(&self.path(""), &json!({ "user": user }))
     }
 
-    /// Removes the session of a user.
     pub(super) fn remove_session(&self, user: &str) -> anyhow::Result<()> {
         // An earlier version stored one for each spelling of a name.
         for path in paths::candidate_paths(&self.folder, &format!("{}-", self.prefix), user, ".json") {
@@ -60,12 +53,10 @@ impl SessionStore {
         Ok(())
     }
 
-    /// The stored fingerprint of the server's certificate.
     pub(super) fn certificate(&self) -> anyhow::Result<Option<String>> {
         self.read_field(&self.path(".cert"), "cert_sha256")
     }
 
-    /// Stores the fingerprint of the server's certificate.
     pub(super) fn save_certificate(&self, fingerprint: &str) -> anyhow::Result<()> {
         self.write(&self.path(".cert"), &json!({ "cert_sha256": fingerprint }))
     }

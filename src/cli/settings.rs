@@ -15,7 +15,6 @@ use super::output::sanitize;
 use crate::model::{FeeRate, duration};
 use crate::web::operator::warnings::install_logger;
 
-/// Legacy variables, which apply where the newer ones are not set.
 const ALIASES: [&str; 14] = [
     "SERVER_HOST",
     "SERVER_PORT",
@@ -33,11 +32,8 @@ const ALIASES: [&str; 14] = [
     "ADMIN_PASSWORD",
 ];
 
-/// Prepares the environment: removes our variables that are empty, and sets those that only `.env` in the working
-/// directory defines. Must be called before other threads start.
-///
-/// # Errors
-/// `.env` exists but cannot be read.
+/// Removes our variables that are empty, and sets those that only `.env` in the working directory defines. Must be
+/// called before other threads start.
 pub fn load_environment() -> anyhow::Result<()> {
     for (name, value) in std::env::vars_os() {
         let ours = name.to_str().is_some_and(|name| name.starts_with("P2S2_") || ALIASES.contains(&name));
@@ -77,8 +73,7 @@ pub fn warn_of_unknown(known: &BTreeSet<String>) {
     }
 }
 
-/// For `value_parser`: a flag that can also be set by a variable. On: `1`, `true`, `yes`, `on`; off: `0`, `false`,
-/// `no`, `off`.
+/// For a flag that can also be set by a variable. On: `1`, `true`, `yes`, `on`; off: `0`, `false`, `no`, `off`.
 pub fn parse_switch() -> BoolishValueParser {
     BoolishValueParser::new()
 }
@@ -91,13 +86,11 @@ pub fn parse_window(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// For `value_parser`: a percentage such as `10` or `2.5`.
 pub fn parse_fee(text: &str) -> Result<FeeRate, String> {
     FeeRate::parse_percent(text)
 }
 
-/// For `value_parser`: `HOST:PORT` with an IP address or a syntactically valid host name. The name is resolved only
-/// when connecting.
+/// Expects `HOST:PORT` with an IP address or a syntactically valid host name, which is resolved only when connecting.
 pub fn parse_host_port(text: &str) -> Result<String, String> {
     let is_word = |label: &str| {
         let may_be = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
@@ -126,7 +119,6 @@ pub fn parse_host_port(text: &str) -> Result<String, String> {
     }
 }
 
-/// For `value_parser`: the SHA-256 fingerprint of a certificate.
 pub fn parse_fingerprint(text: &str) -> Result<String, String> {
     if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(text.to_lowercase());
@@ -135,9 +127,6 @@ pub fn parse_fingerprint(text: &str) -> Result<String, String> {
 }
 
 /// The address to bind: the flag (or its own variable), else `SERVER_HOST`, else loopback.
-///
-/// # Errors
-/// `SERVER_HOST` is not an IP address.
 pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
     if let Some(bind) = flag {
         return Ok(bind);
@@ -145,13 +134,9 @@ pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
     Ok(bind_address_from("SERVER_HOST", "--bind")?.unwrap_or(Ipv4Addr::LOCALHOST.into()))
 }
 
-/// The address given by a legacy variable, if it is set; `flag` is the flag that replaces it.
-///
-/// An unspecified address such as 0.0.0.0 becomes loopback: old configurations have it by habit, which is no decision
-/// to accept connections from other machines.
-///
-/// # Errors
-/// The value is not an IP address.
+/// The address given by a legacy variable, if it is set; `flag` is the flag that replaces it. An unspecified address
+/// such as 0.0.0.0 becomes loopback: old configurations have it by habit, which is no decision to accept connections
+/// from other machines.
 pub fn bind_address_from(variable: &str, flag: &str) -> anyhow::Result<Option<IpAddr>> {
     let Ok(host) = std::env::var(variable) else { return Ok(None) };
     let bind = if host == "localhost" {
@@ -167,9 +152,6 @@ pub fn bind_address_from(variable: &str, flag: &str) -> anyhow::Result<Option<Ip
 }
 
 /// Refuses `--db`: this version knows no other database than SQLite.
-///
-/// # Errors
-/// The flag is given.
 pub fn refuse_db(db: Option<&str>) -> anyhow::Result<()> {
     if db.is_some() {
         // The URL may contain a password, so it is not repeated.
@@ -179,9 +161,6 @@ pub fn refuse_db(db: Option<&str>) -> anyhow::Result<()> {
 }
 
 /// The flag (or its own variable), else a legacy variable, else the default.
-///
-/// # Errors
-/// The legacy variable has an invalid value.
 pub fn flag_or_variable<T>(
     flag: Option<T>,
     variable: &str,

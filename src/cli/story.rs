@@ -14,7 +14,6 @@ use super::listen_args::Ports;
 use super::output;
 use crate::model::Token;
 
-/// Prints a formatted line of the story.
 macro_rules! say {
     ($($text:tt)*) => {
         $crate::cli::story::say(&format!($($text)*))
@@ -36,7 +35,6 @@ use probes::{is_healthy_server_api, is_shop_frontend, is_trade_server, settles_i
 
 /// Longer than any successful step takes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
-/// Default ports of the server.
 const TRADE_PORT: u16 = 7001;
 const SELLER_PORT: u16 = 8001;
 const BUYER_PORT: u16 = 8002;
@@ -82,7 +80,6 @@ pub struct StoryArgs {
     buyer_port: Ports,
 }
 
-/// The addresses of a server's services.
 #[derive(Debug, Clone, Copy)]
 struct ServerAddresses {
     trade: SocketAddr,
@@ -97,10 +94,6 @@ fn first_port(ports: &Ports, otherwise: u16) -> u16 {
     ports.0.first().copied().filter(|port| *port != 0).unwrap_or(otherwise)
 }
 
-/// Plays the story.
-///
-/// # Errors
-/// The step that failed.
 pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     super::settings::init_log("warn");
     let at = |given: Option<SocketAddr>, port| given.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into());

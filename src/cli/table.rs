@@ -5,12 +5,9 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::output::sanitize;
 
-/// How a column is aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// For texts.
     Left,
-    /// For numbers.
     Right,
 }
 

@@ -1,10 +1,7 @@
 //! How an input line is split into words, and how words are quoted.
 
-/// Splits a line at whitespace. Single or double quotes keep a word together; within double quotes a backslash escapes
-/// the next character.
-///
-/// # Errors
-/// An unclosed quote.
+/// Splits a line at whitespace. Single or double quotes keep a word together, and an unclosed one is an error; within
+/// double quotes a backslash escapes the next character.
 pub fn split_words(line: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -46,7 +43,6 @@ pub(super) fn current_word(typed: &str) -> (usize, Vec<String>, String) {
     (start, split_words(&typed[..start]).unwrap_or_default(), partial)
 }
 
-/// The word, quoted if necessary.
 pub(super) fn quote_word(word: &str) -> String {
     let plain = !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '\\' | '#'));
     if plain { word.to_owned() } else { format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")) }

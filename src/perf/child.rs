@@ -1,5 +1,4 @@
-//! Server processes that the load generator starts. They are watched while measuring and killed through their own
-//! handle.
+//! Server processes that the load generator starts, watches while measuring, and kills through their own handle.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -15,9 +14,7 @@ use super::stop::StopFlag;
 use super::usage::Usage;
 use crate::net::threads;
 
-/// How long a server may take to print `ready`.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often the stop flag is checked while waiting.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Variables that keep our servers from announcing themselves on the LAN.
@@ -30,9 +27,6 @@ pub struct WorkDir(PathBuf);
 
 impl WorkDir {
     /// Creates a new folder below `below`, which is created if necessary.
-    ///
-    /// # Errors
-    /// The folder cannot be created.
     pub fn create(below: &Path) -> anyhow::Result<WorkDir> {
         let describe = || format!("cannot use --out {}", below.display());
         fs::create_dir_all(below).with_context(describe)?;
@@ -62,10 +56,6 @@ impl Drop for WorkDir {
     }
 }
 
-/// The path of another of our programs, in the folder of this one.
-///
-/// # Errors
-/// The program is not there.
 pub fn sibling_program(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell where this program lies")?;
     let path = own.with_file_name(format!("{name}{}", std::env::consts::EXE_SUFFIX));
@@ -85,11 +75,17 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts a server in a new folder below `out` and waits until it prints `ready`. `program_args` is called with
-    /// that folder.
-    ///
-    /// # Errors
-    /// The server does not start, ends at once, or is not ready in time.
+    /// Starts `p2s2 server` with a data dir of its own.
+    pub fn start_p2s2(args: &[&str], out: &Path, stop: &StopFlag) -> anyhow::Result<ServerProcess> {
+        let program_args = |dir: &Path| {
+            let state = dir.join("state").display().to_string();
+            let all = [&["server", "--api-port", "0", "--data-dir", &state][..], args].concat();
+            all.into_iter().map(str::to_owned).collect()
+        };
+        ServerProcess::start("p2s2 server", &sibling_program("p2s2")?, out, program_args, stop)
+    }
+
+    /// Starts a server in a new folder below `out`, which `program_args` gets, and waits until it prints `ready`.
     pub fn start(
         name: &str,
         program: &Path,
@@ -105,7 +101,6 @@ impl ServerProcess {
             // Settings from the environment or from a `.env` file here would distort the measurement.
             .current_dir(dir.path())
             .env("RUST_LOG", "warn")
-            // No other client must discover the server.
             .envs(UNANNOUNCED.map(|name| (name, "yes")))
             // The server ends when this pipe closes, on every system.
             .stdin(Stdio::piped())
@@ -133,8 +128,7 @@ impl ServerProcess {
         let (line_sender, lines) = bounded(16);
         threads::spawn("child-output", move || -> std::io::Result<()> {
             for line in BufReader::new(stdout).lines() {
-                // Standard output is read to its end so that the server never blocks; after `ready` nobody receives the
-                // lines.
+                // Read to its end so that the server never blocks; after `ready` nobody receives the lines.
                 let _ = line_sender.try_send(line?);
             }
             Ok(())
@@ -155,9 +149,6 @@ impl ServerProcess {
     }
 
     /// The rest of the line with this prefix that the server printed before `ready`, such as an address.
-    ///
-    /// # Errors
-    /// There is no such line, or it cannot be parsed.
     pub fn announced<T: std::str::FromStr>(&self, prefix: &str) -> anyhow::Result<T> {
         let found = self.startup_lines.iter().find_map(|line| line.strip_prefix(prefix)?.trim().parse().ok());
         found.with_context(|| format!("{} did not say {prefix:?}", self.name))
@@ -184,8 +175,7 @@ fn exit_with_parent(command: &mut Command) {
     let parent = std::process::id();
     command.process_group(0);
     let in_child = move || {
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are system calls that touch no
-        // memory of ours.
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; these touch no memory of ours.
         let failed = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0;
         // SAFETY: as above.
         let orphaned = unsafe { libc::getppid() } != parent as libc::pid_t;
@@ -204,9 +194,6 @@ fn exit_with_parent(command: &mut Command) {
 fn exit_with_parent(_command: &mut Command) {}
 
 /// Runs a measurement and adds the resources that these servers used meanwhile to its sample.
-///
-/// # Errors
-/// Those of the measurement.
 pub fn with_usage(servers: &[ServerProcess], work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
     let usage = || servers.iter().map(ServerProcess::usage).reduce(|a, b| Some(a?.plus(b?))).flatten();
     let before = usage();

@@ -25,9 +25,6 @@ pub struct CompareArgs {
 }
 
 /// Prints both reports side by side.
-///
-/// # Errors
-/// A report cannot be read, or they are of different scenarios.
 pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let (before, after) = (Report::read(&args.before)?, Report::read(&args.after)?);
     if before.scenario != after.scenario {

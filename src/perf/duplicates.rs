@@ -1,4 +1,5 @@
-//! The cost of checks for duplicates and their error rate, at a node in a network with 10,000 files of others.
+//! The cost of checks for duplicates and their error rate, at a node in a network with 10,000 files of others. Errors
+//! in the report are false positives, and for `KNOWN` false negatives.
 //!
 //! | operation | checks | fails if |
 //! |---|---|---|
@@ -6,23 +7,21 @@
 //! | `NEW-SIZE` | the same | one is reported as a likely duplicate because of its size |
 //! | `KNOWN` | files that somebody has | one is not reported as an exact duplicate |
 //!
-//! Errors in the report are thus false positives, and for `KNOWN` false negatives. File sizes are distributed
-//! logarithmically: as many between 1 and 10 KB as between 100 MB and 1 GB.
+//! File sizes are distributed logarithmically: as many between 1 and 10 KB as between 100 MB and 1 GB.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
-use super::load::{MeasurementLength, Sample};
+use super::load::Sample;
 use super::plan::{Benchmark, BenchmarkGroup};
 use super::rng::SeededRng;
 use super::run::ScenarioRun;
 use super::share::{ShareNetwork, ShareNode};
 
-/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &["NEW", "NEW-SIZE", "KNOWN"];
 const HOSTS: u64 = 10;
 const FILES_OF_HOST: u64 = 1_000;
@@ -30,10 +29,6 @@ const FILES_OF_HOST: u64 = 1_000;
 const YEAR_S: f64 = 365.0 * 86_400.0;
 const YEAR_FROM_S: f64 = 1_735_689_600.0;
 
-/// Measures the requested operations.
-///
-/// # Errors
-/// A process that does not start or respond, or an I/O error.
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let wanted: Vec<&'static str> = OPERATIONS.iter().copied().filter(|operation| run.is_wanted(operation)).collect();
     run.expect_benchmarks(wanted.len());
@@ -48,7 +43,7 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
             let mut sample = Sample::new();
             let started = Instant::now();
             let mut calls = 0;
-            while !length_is_over(length, calls, started) && !stop.is_set() {
+            while !length.is_over(calls, started, Instant::now()) && !stop.is_set() {
                 next += 1;
                 calls += 1;
                 check(node, operation, next, &mut sample)?;
@@ -60,10 +55,6 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     });
     let benchmarks = benchmarks.collect();
     run.measure(BenchmarkGroup { clients: 1, benchmarks, comparisons: Vec::new() })
-}
-
-fn length_is_over(length: MeasurementLength, calls: u64, started: Instant) -> bool {
-    length.is_over(calls, started, Instant::now())
 }
 
 fn check(node: &ShareNode, operation: &str, nth: u64, sample: &mut Sample) -> anyhow::Result<()> {
@@ -80,19 +71,10 @@ fn check(node: &ShareNode, operation: &str, nth: u64, sample: &mut Sample) -> an
         "NEW-SIZE" => !says("has_partial_duplicate")?,
         _ => says("has_exact_duplicate")?,
     };
-    count(sample, is_right, took);
+    sample.record(is_right, took);
     Ok(())
 }
 
-fn count(sample: &mut Sample, is_right: bool, took: Duration) {
-    if is_right {
-        sample.record_success(took);
-    } else {
-        sample.failed += 1;
-    }
-}
-
-/// Size and modification time of a file, derived from its number.
 fn file_metadata(nth: u64) -> (u64, f64) {
     let mut rng = SeededRng::new(nth);
     let size = 1_000.0 * 10_f64.powf(6.0 * rng.uniform());

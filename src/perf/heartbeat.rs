@@ -19,12 +19,9 @@ use super::stop::StopFlag;
 use crate::model::Millis;
 use crate::share::heartbeat::{ACTIVE_INTERVAL, Heartbeat, HeartbeatEvent, IDLE_AFTER};
 
-/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &[FIXED, "ADAPTIVE", "CHANGING"];
 const FIXED: &str = "FIXED";
-/// Default number of clients.
 const CLIENTS: usize = 100_000;
-/// Default number of clients of a quick run.
 const CLIENTS_QUICK: usize = 10_000;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How often an active client does something.
@@ -34,10 +31,6 @@ const IDLE_MS: f64 = 64.0 * 60e3;
 const ACTIVE_MS: f64 = 12.0 * 60e3;
 const BUSY_MS: f64 = 4.0 * 60e3;
 
-/// Simulates the requested operations.
-///
-/// # Errors
-/// Those of a measurement.
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let asked = run.args.requested_clients();
     let default = if run.args.quick { CLIENTS_QUICK } else { CLIENTS };
@@ -84,7 +77,6 @@ fn simulation(
     }
 }
 
-/// The next event of a client.
 #[derive(Debug, Clone, Copy)]
 struct ScheduledEvent {
     at: Millis,

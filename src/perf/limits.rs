@@ -1,8 +1,8 @@
-//! What the machine could achieve at most: the limits to which results are compared.
+//! What the machine could achieve at most: the limits to which results are compared. All of them are in this module, so
+//! that a change of what is measured cannot change the yardstick.
 //!
-//! All of it is in this module, so that a change of what is measured cannot change the yardstick. `bare` uses only the
-//! standard library; `threads` is the same echo on our request threads; `relay` ([`relay`]) is an echo across
-//! processes; `commit` writes the rows of a REGISTER through plain rusqlite.
+//! `bare` uses only the standard library; `threads` is the same echo on our request threads; [`relay`] is an echo
+//! across processes; `commit` writes the rows of a REGISTER through plain rusqlite.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -44,7 +44,6 @@ pub struct LimitServerArgs {
     back: Vec<SocketAddr>,
 }
 
-/// An echo over what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LimitServerKind {
     /// One loop of recv_from and send_to
@@ -58,7 +57,6 @@ pub enum LimitServerKind {
 }
 
 impl LimitServerKind {
-    /// The name in reports and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             LimitServerKind::Bare => "bare",
@@ -81,9 +79,6 @@ impl LimitServerKind {
 }
 
 /// Serves until the parent process closes standard input or kills this process.
-///
-/// # Errors
-/// An I/O error.
 pub fn serve(args: &LimitServerArgs) -> anyhow::Result<()> {
     threads::spawn("parent", || -> () {
         // Whatever ends the input, the parent is gone.
@@ -152,18 +147,14 @@ const COUNTED_CALLS_TIME_MAX: Duration = Duration::from_secs(1);
 /// SQLite restarts the write-ahead log when it has a thousand pages of 4 KiB.
 const FULL_LOG_BYTES: u64 = 1000 * 4096;
 
-/// The statement of `trade::store`.
+// The statements of `trade::store`.
 const INSERT_PEER: &str = "INSERT INTO trade_peer (name, heard_at, body) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE SET body = excluded.body";
-/// The statement of `trade::store`.
 const INSERT_LOG: &str = "INSERT INTO trade_log (at, kind, peer, deal, rq, item_name, price, detail)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
 
-/// Writes the rows of REGISTERs of these peers to a new database file below `out`, `per_commit` changes per
-/// transaction. The length counts changes, and so does the rate.
-///
-/// # Errors
-/// An error of SQLite or of the file system.
+/// Writes the rows of REGISTERs of these peers to a new database file below `out`. Both the length and the rate count
+/// changes, of which a transaction has `per_commit`.
 pub fn commit(
     out: &Path,
     peers: &[String],
@@ -202,7 +193,6 @@ pub fn commit(
     Ok(sample)
 }
 
-/// One transaction with this many changes.
 fn commit_changes(
     connection: &Connection,
     rows: &[RegistrationRow],

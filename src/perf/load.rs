@@ -19,7 +19,6 @@ use super::usage::Usage;
 
 /// After this time a response counts as lost and the request is sent again.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
-/// Number of transmissions after which a call fails.
 const ATTEMPTS_MAX: u32 = 20;
 /// Stack size of a client thread in bytes; its calls are not deep.
 const STACK_BYTES: usize = 128 * 1024;
@@ -27,10 +26,8 @@ const STACK_BYTES: usize = 128 * 1024;
 const RQ_DIGITS: usize = 9;
 const RQ_FIRST: u64 = 100_000_000;
 const RQ_END: u64 = 1_000_000_000;
-/// Maximum length of a response in bytes.
 const RESPONSE_MAX: usize = 8 * 1024;
 
-/// How long a measurement lasts.
 #[derive(Debug, Clone, Copy)]
 pub enum MeasurementLength {
     /// This many calls per client.
@@ -39,11 +36,18 @@ pub enum MeasurementLength {
 }
 
 impl MeasurementLength {
-    /// Whether the measurement is over.
     pub fn is_over(self, calls: u64, started: Instant, now: Instant) -> bool {
         match self {
             MeasurementLength::Calls(most) => calls >= most,
             MeasurementLength::Time(most) => now - started >= most,
+        }
+    }
+
+    /// The length for whoever makes the calls of this many clients.
+    pub fn for_clients(self, clients: usize) -> MeasurementLength {
+        match self {
+            MeasurementLength::Calls(calls) => MeasurementLength::Calls(calls * clients as u64),
+            time => time,
         }
     }
 }
@@ -64,10 +68,8 @@ impl Pace {
     }
 }
 
-/// The result of one measurement.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// Calls with a correct response.
     pub done: u64,
     /// Calls that were refused, answered incorrectly or not at all.
     pub failed: u64,
@@ -79,22 +81,16 @@ pub struct Sample {
     pub elapsed: Duration,
     /// LatencyHistogram of successful calls in nanoseconds; empty if calls were not timed individually.
     pub latency_ns: Histogram<u64>,
-    /// Resources that the server used meanwhile, if known.
     pub server: Option<Usage>,
     /// The operations of a mix, in the order in which they first occurred. They are included in the totals above.
     pub parts: Vec<MixPart>,
 }
 
-/// One operation of a mix.
 #[derive(Debug, Clone)]
 pub struct MixPart {
-    /// The name in reports.
     pub name: &'static str,
-    /// Calls with a correct response.
     pub done: u64,
-    /// All other calls.
     pub failed: u64,
-    /// LatencyHistogram of successful calls in nanoseconds.
     pub latency_ns: Histogram<u64>,
 }
 
@@ -104,18 +100,24 @@ fn histogram() -> Histogram<u64> {
 }
 
 impl Sample {
-    /// An empty sample.
     pub fn new() -> Sample {
         let (latency_ns, parts) = (histogram(), Vec::new());
         Sample { done: 0, failed: 0, lost: 0, bytes: 0, elapsed: Duration::ZERO, latency_ns, server: None, parts }
     }
 
-    /// Successful calls per second.
     pub fn ops_per_s(&self) -> f64 {
         self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
-    /// Records a successful call.
+    /// Records a call; its latency counts only if it was answered correctly.
+    pub fn record(&mut self, is_right: bool, latency: Duration) {
+        if is_right {
+            self.record_success(latency);
+        } else {
+            self.failed += 1;
+        }
+    }
+
     pub fn record_success(&mut self, latency: Duration) {
         self.done += 1;
         self.latency_ns.saturating_record(latency.as_nanos() as u64);
@@ -158,12 +160,6 @@ impl Sample {
             part.failed += theirs.failed;
             part.latency_ns += &theirs.latency_ns;
         }
-    }
-}
-
-impl Default for Sample {
-    fn default() -> Sample {
-        Sample::new()
     }
 }
 
@@ -210,7 +206,6 @@ impl RequestTemplate {
     }
 }
 
-/// A client with its own socket.
 #[derive(Debug)]
 pub struct UdpClient {
     socket: UdpSocket,
@@ -226,23 +221,15 @@ enum ResponseCheck {
 }
 
 impl UdpClient {
-    /// Connects a new socket to the server.
-    ///
-    /// # Errors
-    /// The socket cannot be opened.
     pub fn connect(server: SocketAddr, call: RequestTemplate) -> io::Result<UdpClient> {
         Ok(UdpClient::over(connect(server)?, call))
     }
 
-    /// A client with an existing socket.
     pub fn over(socket: UdpSocket, call: RequestTemplate) -> UdpClient {
         UdpClient { socket, call, next_rq: RQ_FIRST, response: vec![0; RESPONSE_MAX].into() }
     }
 
-    /// Sends one request, checks type and number of the response, and remembers its prefix. Returns the response.
-    ///
-    /// # Errors
-    /// No response, or a different one.
+    /// Sends one request, checks type and number of the response, and remembers its prefix.
     pub fn learn_response(&mut self, response_type: &str) -> anyhow::Result<Vec<u8>> {
         self.call.number(self.next_rq);
         let response = ask(&self.socket, &self.call.request)?;
@@ -258,7 +245,6 @@ impl UdpClient {
         Ok(response)
     }
 
-    /// The client's request template.
     pub fn call(&self) -> &RequestTemplate {
         &self.call
     }
@@ -268,14 +254,9 @@ impl UdpClient {
         let started = Instant::now();
         let (mut before, mut calls) = (started, 0);
         while !length.is_over(calls, started, before) && !stop.is_set() {
-            self.call.number(self.next_rq);
-            let response = self.call_once(&mut sample.lost, stop)?;
-            self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
+            let is_right = self.call_once(&mut sample.lost, stop)?;
             let now = Instant::now();
-            match response {
-                ResponseCheck::Right => sample.record_success(now - before),
-                ResponseCheck::Wrong | ResponseCheck::None => sample.failed += 1,
-            }
+            sample.record(is_right, now - before);
             before = now;
             calls += 1;
         }
@@ -301,13 +282,8 @@ impl UdpClient {
             if let Some(early) = due.checked_duration_since(Instant::now()) {
                 thread::sleep(early);
             }
-            self.call.number(self.next_rq);
-            let response = self.call_once(&mut sample.lost, stop)?;
-            self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
-            match response {
-                ResponseCheck::Right => sample.record_success(due.elapsed()),
-                ResponseCheck::Wrong | ResponseCheck::None => sample.failed += 1,
-            }
+            let is_right = self.call_once(&mut sample.lost, stop)?;
+            sample.record(is_right, due.elapsed());
             due += pace.interval;
             calls += 1;
         }
@@ -315,7 +291,15 @@ impl UdpClient {
         Ok(sample)
     }
 
-    fn call_once(&mut self, lost: &mut u64, stop: &StopFlag) -> io::Result<ResponseCheck> {
+    /// Returns whether the response was as expected.
+    fn call_once(&mut self, lost: &mut u64, stop: &StopFlag) -> io::Result<bool> {
+        self.call.number(self.next_rq);
+        let response = self.exchange(lost, stop)?;
+        self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
+        Ok(matches!(response, ResponseCheck::Right))
+    }
+
+    fn exchange(&mut self, lost: &mut u64, stop: &StopFlag) -> io::Result<ResponseCheck> {
         for _ in 0..ATTEMPTS_MAX {
             self.socket.send(&self.call.request)?;
             loop {
@@ -352,9 +336,6 @@ impl UdpClient {
 }
 
 /// A socket that is connected to the server and has a read timeout.
-///
-/// # Errors
-/// The socket cannot be opened.
 pub fn connect(server: SocketAddr) -> io::Result<UdpSocket> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
@@ -367,9 +348,6 @@ pub fn connect(server: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// Sends a request outside of a measurement, repeating it for five seconds.
-///
-/// # Errors
-/// No response.
 pub fn ask(socket: &UdpSocket, request: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut response = vec![0; RESPONSE_MAX];
     for _ in 0..ATTEMPTS_MAX {
@@ -388,18 +366,10 @@ pub fn ask(socket: &UdpSocket, request: &[u8]) -> anyhow::Result<Vec<u8>> {
     bail!("the server does not answer");
 }
 
-/// Runs all clients in a closed loop at the same time.
-///
-/// # Errors
-/// A thread or socket fails, or the server is gone.
 pub fn run(clients: &mut [UdpClient], length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
     run_all(clients, |client| client.drive(length, stop).context("a client's socket failed"))
 }
 
-/// Runs all clients at a fixed rate.
-///
-/// # Errors
-/// As [`run`].
 pub fn run_paced(
     clients: &mut [UdpClient],
     pace: Pace,
@@ -413,9 +383,6 @@ pub fn run_paced(
 }
 
 /// Runs `work` for each item on a thread of its own, starting all at once, and merges the samples.
-///
-/// # Errors
-/// A thread cannot be started, or the first error of `work`.
 pub fn run_all<T: Send>(
     all: &mut [T],
     work: impl Fn(&mut T) -> anyhow::Result<Sample> + Sync,

@@ -147,18 +147,15 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// The numbers of concurrent clients to measure with.
     pub fn clients(&self) -> Vec<usize> {
         if self.clients.is_empty() { vec![1, 10, 100] } else { self.requested_clients() }
     }
 
-    /// The numbers given with `--clients`, if any.
     pub fn requested_clients(&self) -> Vec<usize> {
         self.clients.iter().map(|clients| *clients as usize).collect()
     }
 
-    /// Exits with a usage error if a scenario that starts its own, fixed number of processes gets `--target` or
-    /// `--clients`.
+    /// A scenario that starts its own, fixed number of processes takes neither flag.
     fn refuse_target_and_clients(&self) {
         for (flag, is_given) in [("--target", self.target.is_some()), ("--clients", !self.clients.is_empty())] {
             if is_given {
@@ -168,7 +165,6 @@ impl RunArgs {
         }
     }
 
-    /// Exits with a usage error if more clients are requested than a scenario supports.
     fn check_clients(&self, most: u32) {
         if let Some(wrong) = self.clients.iter().find(|clients| **clients > most) {
             let message = format!("--clients: expected at most {most} at once here, not {wrong}");
@@ -176,7 +172,6 @@ impl RunArgs {
         }
     }
 
-    /// Exits with a usage error if `--only` names an operation that the scenario does not have.
     fn check_operations(&self, operations: &[&str]) {
         let unknown = self.only.iter().find(|only| !operations.iter().any(|known| known.eq_ignore_ascii_case(only)));
         if let Some(unknown) = unknown {
@@ -191,7 +186,6 @@ fn parse_factor(text: &str) -> Result<f64, String> {
     factor.ok_or_else(|| "expected a factor from 0 to 1".to_owned())
 }
 
-/// Runs the program; its help lists the exit codes.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
@@ -234,8 +228,8 @@ pub fn main() -> ExitCode {
         let pipe_closed = error.chain().any(|cause| {
             cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
         });
+        // The reader of our output has closed the pipe.
         if pipe_closed {
-            // The reader of our output has closed the pipe.
             return ExitCode::SUCCESS;
         }
         eprintln!("error: {error:#}");

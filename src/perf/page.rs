@@ -1,12 +1,4 @@
 //! The report as a self-contained HTML page with plots and tables.
-//!
-//! | plot | shows |
-//! |---|---|
-//! | calls a second | throughput over the number of clients |
-//! | latency p50, p99 | latency over the number of clients |
-//! | distribution | quantiles of the latency at the largest number of clients |
-//! | share of the limit | throughput relative to what the machine could achieve |
-//! | servers' CPU, memory | resource usage over the number of clients |
 
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
@@ -31,9 +23,6 @@ const SLOWEST_MAX: f64 = 100_000.0;
 const POINTS: u32 = 12;
 
 /// Writes `SCENARIO.html` to the folder.
-///
-/// # Errors
-/// The file cannot be written, or a plot cannot be drawn.
 pub fn write(dir: &Path, report: &Report, outcome: &Outcome, requirements: &[String]) -> anyhow::Result<PathBuf> {
     let path = dir.join(format!("{}.html", report.scenario));
     let page = page(report, outcome, requirements)?;

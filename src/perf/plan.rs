@@ -16,9 +16,7 @@ use super::usage::Usage;
 /// Performs one measurement of the given length; it ends early if the flag is set.
 pub type MeasureFn<'a> = Box<dyn FnMut(MeasurementLength, &StopFlag) -> anyhow::Result<Sample> + 'a>;
 
-/// Something that is measured.
 pub struct Benchmark<'a> {
-    /// The name in reports.
     pub name: &'static str,
     /// It is a limit: results are reported relative to it, and it has no row of its own.
     pub is_limit: bool,
@@ -26,12 +24,10 @@ pub struct Benchmark<'a> {
     pub starts_fresh: bool,
     /// Servers whose resource usage is measured. Reading it takes longer the more threads they have.
     pub servers: &'a [ServerProcess],
-    /// Performs one measurement.
     pub measure: MeasureFn<'a>,
 }
 
 impl<'a> Benchmark<'a> {
-    /// A benchmark that is a result.
     pub fn new(
         name: &'static str,
         measure: impl FnMut(MeasurementLength, &StopFlag) -> anyhow::Result<Sample> + 'a,
@@ -39,7 +35,6 @@ impl<'a> Benchmark<'a> {
         Benchmark { name, is_limit: false, starts_fresh: false, servers: &[], measure: Box::new(measure) }
     }
 
-    /// A benchmark that is a limit.
     pub fn limit(
         name: &'static str,
         measure: impl FnMut(MeasurementLength, &StopFlag) -> anyhow::Result<Sample> + 'a,
@@ -53,35 +48,26 @@ impl<'a> Benchmark<'a> {
     }
 }
 
-/// A result and the limits that it is compared with.
 #[derive(Debug, Clone, Copy)]
 pub struct Comparison {
-    /// The result's name.
     pub result: &'static str,
     /// The limits' names; the lowest one counts.
     pub limits: &'static [&'static str],
-    /// The required share.
     pub required: Option<f64>,
 }
 
 /// Benchmarks that are run in turns with the same number of clients.
 pub struct BenchmarkGroup<'a> {
-    /// Number of concurrent clients.
     pub clients: usize,
     /// In the order of a turn.
     pub benchmarks: Vec<Benchmark<'a>>,
-    /// The comparisons to report.
     pub comparisons: Vec<Comparison>,
 }
 
-/// Number and length of the measurements.
 #[derive(Debug, Clone, Copy)]
 pub struct SamplingPlan {
-    /// Number of turns.
     pub runs: usize,
-    /// Length of each measurement.
     pub length: MeasurementLength,
-    /// Warm-up before the first turn.
     pub warm_up: Duration,
     /// Run before each measurement and not counted, because the previous benchmark left other threads awake and other
     /// pages in the caches.
@@ -90,42 +76,29 @@ pub struct SamplingPlan {
     pub single_run_after: Option<Instant>,
 }
 
-/// The measurements of one benchmark.
 #[derive(Debug)]
 pub struct Measurement {
-    /// The name in reports.
     pub name: &'static str,
-    /// Number of the group in which it was measured.
     pub group: usize,
-    /// Number of concurrent clients.
     pub clients: usize,
-    /// Whether it is a limit.
     pub is_limit: bool,
     /// One sample per turn.
     pub samples: Vec<Sample>,
 }
 
-/// The result of one comparison.
 #[derive(Debug)]
 pub struct LimitShare {
-    /// The result's name.
     pub result: &'static str,
-    /// Number of the group.
     pub group: usize,
-    /// Number of concurrent clients.
     pub clients: usize,
-    /// The limits' names.
     pub limits: &'static [&'static str],
-    /// Median rate of the limit per second.
     pub limit_ops_per_s: f64,
     /// The result's rate divided by the limit's, for each turn.
     pub shares: Vec<f64>,
-    /// The required median share.
     pub required: Option<f64>,
 }
 
 impl LimitShare {
-    /// The median of the shares.
     pub fn median(&self) -> f64 {
         median(self.shares.iter().copied())
     }
@@ -136,17 +109,14 @@ impl LimitShare {
     }
 }
 
-/// Everything that was measured.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub measurements: Vec<Measurement>,
     pub shares: Vec<LimitShare>,
 }
 
-/// Measures a group and adds the results to `outcome`. If the flag is set it ends early and keeps what is complete.
-///
-/// # Errors
-/// Those of a measurement; completed turns are added nevertheless.
+/// Measures a group and adds the results to `outcome`. After an error, or if the flag is set, it keeps the turns that
+/// are complete.
 pub fn measure(
     group: BenchmarkGroup<'_>,
     sampling: SamplingPlan,
@@ -255,7 +225,6 @@ fn share(clients: usize, comparison: Comparison, benchmarks: &[Benchmark<'_>], s
 }
 
 impl Measurement {
-    /// All samples merged.
     pub fn total(&self) -> Sample {
         let mut total = Sample::new();
         for sample in &self.samples {
@@ -276,12 +245,10 @@ impl Measurement {
         total
     }
 
-    /// Median rate per second.
     pub fn ops_per_s(&self) -> f64 {
         median(self.samples.iter().map(Sample::ops_per_s))
     }
 
-    /// The rate of each turn per second.
     pub fn rates(&self) -> Vec<f64> {
         self.samples.iter().map(Sample::ops_per_s).collect()
     }
@@ -292,7 +259,6 @@ pub fn mean(values: &[f64]) -> f64 {
     if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
 }
 
-/// The sample standard deviation.
 pub fn stddev(values: &[f64]) -> f64 {
     if values.len() < 2 {
         return 0.0;

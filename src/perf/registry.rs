@@ -9,8 +9,7 @@
 //! |---|---|
 //! | `PING`, `REQUEST`, `DISCOVER`, `LIST` | a closed loop of 64 threads over all connections; LIST asks for pages of 20 hosts |
 //! | `REGISTER`, `PUBLISH` | the same; each is a change that is on disk before the response |
-//! | `PACED` | 2,000 PINGs per second in total over all connections, timed from when each was due |
-//! | `PACED-100` | the same rate over a hundred connections |
+//! | `PACED`, `PACED-100` | 2,000 PINGs per second over all connections, or a hundred; timed from when due |
 //! | `PACED-LIST` | as `PACED`, while a client reads pages of 100 hosts fifty times a second |
 //! | `ARRIVAL` | with the preset `100k`: the arriving hosts |
 //!
@@ -18,7 +17,7 @@
 //! message sizes and number of connections (or as many as the limit of open files leaves to this program).
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::RunArgs;
-use super::child::{self, ServerProcess};
+use super::child::ServerProcess;
 use super::limits::LimitServerKind;
 use super::limits::relay::{RESPONSE_PREFIX, RelayRequest};
 use super::load::{self, MeasurementLength, Sample};
@@ -36,20 +35,16 @@ use super::run::ScenarioRun;
 use super::stop::StopFlag;
 use crate::net::limits::raise_open_files;
 
-/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] =
     &["PING", "REQUEST", "DISCOVER", "LIST", "REGISTER", "PUBLISH", "PACED", "PACED-100", "PACED-LIST", "ARRIVAL"];
 /// Maximum number of concurrent connections: what most machines allow.
 pub const CLIENTS_MAX: u32 = 20_000;
-/// Number of concurrent calls.
 const CONCURRENT_CALLS: usize = 64;
 /// Number of concurrent connections with the preset `100k`.
 const ARRIVAL_BATCH: usize = 2_000;
-/// Number of hosts that arrive with the preset `100k`, and in a quick run.
 const ARRIVING_HOSTS: usize = 100_000;
 const ARRIVING_HOSTS_QUICK: usize = 10_000;
 const PACED_PER_S: f64 = 2_000.0;
-/// Number of connections of `PACED-100`.
 const FEW_CONNECTIONS: usize = 100;
 const LIST_PAGE: usize = 20;
 /// What the reader of `PACED-LIST` requests, and how often.
@@ -85,10 +80,6 @@ pub enum Preset {
     HundredThousand,
 }
 
-/// Measures the requested operations for each preset.
-///
-/// # Errors
-/// A server that does not start or respond, or an I/O error.
 pub fn measure(run: &mut ScenarioRun<'_>, args: &RegistryArgs) -> anyhow::Result<()> {
     let open_files = raise_open_files().context("the limit of open files stays as it is")?;
     let asked = run.args.requested_clients();
@@ -150,7 +141,6 @@ fn measure_size(
     measure_paced(run, &registry, &population, workers)
 }
 
-/// Measures one operation and the echo that limits it.
 fn measure_closed_loop(
     run: &mut ScenarioRun<'_>,
     registry: &RegistryTarget,
@@ -187,7 +177,6 @@ fn measure_closed_loop(
     run.measure(BenchmarkGroup { clients: population.connections, benchmarks, comparisons })
 }
 
-/// Measures the same rate over all connections, over a few, and while another client reads pages.
 fn measure_paced(
     run: &mut ScenarioRun<'_>,
     registry: &RegistryTarget,
@@ -290,7 +279,6 @@ fn measure_arrivals(run: &mut ScenarioRun<'_>, registry: &RegistryTarget, name_p
     measured
 }
 
-/// The registry that is measured: our own process, or the one given with `--target`.
 struct RegistryTarget {
     addr: SocketAddr,
     server: Option<ServerProcess>,
@@ -299,28 +287,13 @@ struct RegistryTarget {
 impl RegistryTarget {
     fn start(run: &ScenarioRun<'_>, connections: usize) -> anyhow::Result<RegistryTarget> {
         if let Some(target) = &run.args.target {
-            let addrs = target.to_socket_addrs().with_context(|| format!("--target {target}"))?;
-            let addr = addrs.into_iter().next().with_context(|| format!("--target {target}: no such host"))?;
-            return Ok(RegistryTarget { addr, server: None });
+            return Ok(RegistryTarget { addr: ScenarioRun::resolve(target)?, server: None });
         }
         run.set_status("starting the server");
-        let program_args = |dir: &std::path::Path| {
-            // A server keeps a sixteenth of its connections free for newcomers by closing unregistered ones.
-            let most = (connections + connections / 8 + SPARE_CONNECTIONS).to_string();
-            let state = dir.join("state").display().to_string();
-            ["server", "--services", "share", "--registry-port", "0", "--api-port", "0", "--data-dir", &state]
-                .into_iter()
-                .chain(["--max-connections", &most])
-                .map(str::to_owned)
-                .collect()
-        };
-        let server = ServerProcess::start(
-            "p2s2 server",
-            &child::sibling_program("p2s2")?,
-            &run.args.out,
-            program_args,
-            run.stop,
-        )?;
+        // A server keeps a sixteenth of its connections free for newcomers by closing unregistered ones.
+        let most = (connections + connections / 8 + SPARE_CONNECTIONS).to_string();
+        let args = ["--services", "share", "--registry-port", "0", "--max-connections", &most];
+        let server = ServerProcess::start_p2s2(&args, &run.args.out, run.stop)?;
         Ok(RegistryTarget { addr: server.announced("registry: tcp ")?, server: Some(server) })
     }
 }
@@ -360,7 +333,6 @@ fn name(name_prefix: &str, kind: &str, nth: usize) -> String {
     format!("{name_prefix}-{kind}-{nth:06}")
 }
 
-/// The hosts that a request may be about.
 struct HostPopulation {
     name_prefix: String,
     connections: usize,
@@ -379,7 +351,6 @@ impl HostPopulation {
         Ok(host)
     }
 
-    /// Writes the request of an operation as one line.
     fn write(&self, operation: &str, host: &HostConnection, nth: u64, out: &mut Vec<u8>) {
         let own = &host.name;
         // A different host for each call; 7919 is coprime to the numbers of hosts.
@@ -404,7 +375,6 @@ impl HostPopulation {
     }
 }
 
-/// What a successful response contains.
 fn expected_status(operation: &str) -> &'static [u8] {
     match operation {
         "PUBLISH" => br#""status":"ACK""#,
@@ -414,7 +384,6 @@ fn expected_status(operation: &str) -> &'static [u8] {
     }
 }
 
-/// One host's connection.
 struct HostConnection {
     stream: TcpStream,
     name: String,
@@ -440,7 +409,6 @@ impl HostConnection {
         self.nth - self.nth % ARRIVAL_BATCH + other % ARRIVAL_BATCH
     }
 
-    /// Sends one line and reads the response line.
     fn call(&mut self, request: &[u8], response: &mut Vec<u8>) -> io::Result<()> {
         self.stream.write_all(request)?;
         response.clear();
@@ -470,7 +438,6 @@ struct Worker {
     response: Vec<u8>,
 }
 
-/// Opens connections and distributes them among the threads.
 fn connect_workers(
     connections: usize,
     connect: impl Fn(usize) -> anyhow::Result<HostConnection> + Sync,
@@ -503,7 +470,6 @@ impl Worker {
         Ok(self.response.windows(expected.len()).any(|window| window == expected))
     }
 
-    /// Runs a closed loop.
     fn drive(
         &mut self,
         length: MeasurementLength,
@@ -513,20 +479,12 @@ impl Worker {
     ) -> anyhow::Result<Sample> {
         let mut sample = Sample::new();
         let started = Instant::now();
-        // The length is given per client.
-        let length = match length {
-            MeasurementLength::Calls(calls) => MeasurementLength::Calls(calls * self.hosts.len() as u64),
-            time => time,
-        };
+        let length = length.for_clients(self.hosts.len());
         let (mut before, mut calls) = (started, 0);
         while !length.is_over(calls, started, before) && !stop.is_set() {
             let is_right = self.call_next(&write, expected)?;
             let now = Instant::now();
-            if is_right {
-                sample.record_success(now - before);
-            } else {
-                sample.failed += 1;
-            }
+            sample.record(is_right, now - before);
             before = now;
             calls += 1;
         }
@@ -573,11 +531,8 @@ impl Worker {
             if let Some(early) = due.checked_duration_since(Instant::now()) {
                 std::thread::sleep(early);
             }
-            if self.call_next(&write, expected_status("PACED"))? {
-                sample.record_success(due.elapsed());
-            } else {
-                sample.failed += 1;
-            }
+            let is_right = self.call_next(&write, expected_status("PACED"))?;
+            sample.record(is_right, due.elapsed());
             due += interval;
             calls += 1;
         }

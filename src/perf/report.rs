@@ -14,12 +14,10 @@ use super::load::{MixPart, Sample};
 use super::plan::{LimitShare, Measurement, Outcome, mean, median, stddev};
 use crate::storage::files;
 
-/// The report as it is written to disk.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     /// The scenario's name, such as `trade`.
     pub scenario: String,
-    /// The machine that it ran on.
     pub machine: Value,
     /// Every comparison with the values of each turn.
     pub limits: Value,
@@ -34,7 +32,6 @@ pub struct Row {
     /// The mix to which this operation belongs.
     #[serde(default)]
     pub part_of: Option<String>,
-    /// Number of concurrent clients.
     pub clients: usize,
     /// Operations per second, median of the runs.
     pub ops_per_s: f64,
@@ -43,23 +40,16 @@ pub struct Row {
     pub ops_per_s_mean: f64,
     /// The limits; the lowest one counts.
     pub limit: Option<String>,
-    /// Median rate of the limit.
     pub limit_ops_per_s: Option<f64>,
     /// Median of the runs' shares.
     pub share_of_limit: Option<f64>,
-    /// Number of measurements.
     pub runs: usize,
-    /// Standard deviation of the runs' rates.
     pub ops_per_s_stddev: f64,
     /// Mean latency in microseconds; latencies are taken over all runs.
     pub mean_us: Option<f64>,
-    /// Median latency.
     pub p50_us: Option<f64>,
-    /// 95th percentile of the latency.
     pub p95_us: Option<f64>,
-    /// 99th percentile of the latency.
     pub p99_us: Option<f64>,
-    /// Maximum latency.
     pub max_us: Option<f64>,
     /// Failed calls and repeated datagrams.
     pub errors: u64,
@@ -69,7 +59,6 @@ pub struct Row {
     pub mb_per_s: Option<f64>,
     /// CPU time of the server in all runs, in seconds.
     pub server_cpu_s: Option<f64>,
-    /// CPU time of the server per call, in microseconds.
     #[serde(default)]
     pub server_cpu_us_per_op: Option<f64>,
     /// Peak memory of the server in MB (10^6 bytes).
@@ -77,7 +66,6 @@ pub struct Row {
 }
 
 impl Report {
-    /// The report of an outcome.
     pub fn new(scenario: &str, outcome: &Outcome) -> Report {
         let results = outcome.measurements.iter().filter(|one| !one.is_limit).flat_map(|one| rows(one, outcome));
         Report {
@@ -89,9 +77,6 @@ impl Report {
     }
 
     /// Writes the report to the folder as `SCENARIO.json`. An existing one becomes `SCENARIO.previous.json`.
-    ///
-    /// # Errors
-    /// The file cannot be written.
     pub fn write(&self, dir: &Path) -> anyhow::Result<PathBuf> {
         let path = dir.join(format!("{}.json", self.scenario));
         let write = || -> std::io::Result<()> {
@@ -109,10 +94,6 @@ impl Report {
         Ok(path)
     }
 
-    /// Reads a report.
-    ///
-    /// # Errors
-    /// The file cannot be read, or is not a report.
     pub fn read(path: &Path) -> anyhow::Result<Report> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is no report of p2s2-perf", path.display()))
@@ -210,7 +191,6 @@ fn with_latencies(row: Row, latency_ns: &Histogram<u64>) -> Row {
     }
 }
 
-/// The comparisons behind the shares, with the server's cost per call.
 fn limits(outcome: &Outcome) -> Value {
     let of = |name: &str, group| outcome.measurements.iter().find(|one| one.name == name && one.group == group);
     let mut limits = Map::new();
@@ -219,7 +199,7 @@ fn limits(outcome: &Outcome) -> Value {
             let one = of(name, share.group);
             let cost = one.map(|one| CostPerCall::of(&one.total()));
             let side = json!({
-                "ops_per_s": one.map(|one| one.samples.iter().map(Sample::ops_per_s).collect::<Vec<_>>()),
+                "ops_per_s": one.map(Measurement::rates),
                 "server_cpu_us_per_op": cost.and_then(|cost| cost.cpu_us),
                 "server_context_switches_per_op": cost.and_then(|cost| cost.switches),
             });
@@ -239,7 +219,6 @@ fn limits(outcome: &Outcome) -> Value {
     Value::Object(limits)
 }
 
-/// The server's cost per call.
 #[derive(Debug, Clone, Copy, Default)]
 struct CostPerCall {
     cpu_us: Option<f64>,

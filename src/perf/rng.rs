@@ -1,11 +1,9 @@
 //! A seeded random number generator (SplitMix64), so that runs can be repeated.
 
-/// A reproducible sequence of random numbers.
 #[derive(Debug, Clone)]
 pub struct SeededRng(u64);
 
 impl SeededRng {
-    /// The sequence of this seed.
     pub fn new(seed: u64) -> SeededRng {
         let mut rng = SeededRng(seed);
         // Mixed, because the sequences of adjacent seeds would overlap.
@@ -13,7 +11,6 @@ impl SeededRng {
         rng
     }
 
-    /// The next 64 random bits.
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;

@@ -1,9 +1,11 @@
 //! Runs a scenario from its arguments to its report.
 
 use std::io::{IsTerminal, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::load::MeasurementLength;
@@ -23,16 +25,19 @@ const BUSY_SHARE_MAX: f64 = 0.2;
 /// The arguments of a scenario and the means to measure.
 pub struct ScenarioRun<'a> {
     pub args: &'a RunArgs,
-    /// Set when the run is to end.
     pub stop: &'a StopFlag,
-    /// Number and length of the measurements.
     pub sampling: SamplingPlan,
     progress: ProgressBar,
     outcome: Outcome,
 }
 
 impl ScenarioRun<'_> {
-    /// Whether an operation is to be measured.
+    /// The address of `HOST:PORT`, as `--target` gives it.
+    pub fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
+        let addrs = target.to_socket_addrs().with_context(|| format!("--target {target}"))?;
+        addrs.into_iter().next().with_context(|| format!("--target {target}: no such host"))
+    }
+
     pub fn is_wanted(&self, operation: &str) -> bool {
         self.args.only.is_empty() || self.args.only.iter().any(|only| only.eq_ignore_ascii_case(operation))
     }
@@ -47,24 +52,16 @@ impl ScenarioRun<'_> {
         self.progress.inc_length(measurements as u64);
     }
 
-    /// Shows what is being done.
     pub fn set_status(&self, what: &str) {
         self.progress.set_message(what.to_owned());
     }
 
-    /// Measures a group.
-    ///
-    /// # Errors
-    /// Those of a measurement.
     pub fn measure(&mut self, group: BenchmarkGroup<'_>) -> anyhow::Result<()> {
         plan::measure(group, self.sampling, &self.progress, self.stop, &mut self.outcome)
     }
 }
 
-/// Runs a scenario and writes its report, even if it fails.
-///
-/// # Errors
-/// What stopped the measurements; what was measured before is reported.
+/// Runs a scenario and writes its report, even if it fails: what was measured before is reported.
 pub fn scenario(
     name: &str,
     args: &RunArgs,

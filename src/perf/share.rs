@@ -14,54 +14,37 @@ use super::stop::StopFlag;
 use crate::model::Token;
 use crate::share::api_client::ApiClient;
 
-/// Timeout of an API call.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long publishing a file with its pieces, or fetching it, may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Polling interval of a fetch. It adds to the time of small fetches.
 const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
-/// A server and its nodes.
 pub struct ShareNetwork {
     /// Each is signed in to an account of its own and registered.
     pub nodes: Vec<ShareNode>,
     /// The registry and the accounts: it ends when this is dropped.
     _server: ServerProcess,
-    /// The registry's address.
     pub registry: SocketAddr,
     /// The folder from which nodes may share files.
     pub dir: WorkDir,
 }
 
-/// A node process with its API client.
 pub struct ShareNode {
     /// A list, because usage is measured for lists of processes.
     pub process: [ServerProcess; 1],
-    /// The name of its account.
     pub name: String,
     api: ApiClient,
     token: Token,
 }
 
 impl ShareNetwork {
-    /// Starts a server and this many nodes.
-    ///
-    /// # Errors
-    /// A process does not start, or refuses a request.
     pub fn start(run: &ScenarioRun<'_>, nodes: usize) -> anyhow::Result<ShareNetwork> {
         run.set_status("starting the server and its nodes");
         let dir = WorkDir::create(&run.args.out)?;
         let program = child::sibling_program("p2s2")?;
-        let program_args = |dir: &Path| {
-            let state = dir.join("state").display().to_string();
-            let ports = ["--registry-port", "0", "--api-port", "0"];
-            [&["server", "--services", "share", "--data-dir", &state], &ports[..]]
-                .concat()
-                .into_iter()
-                .map(str::to_owned)
-                .collect()
-        };
-        let server = ServerProcess::start("p2s2 server", &program, &run.args.out, program_args, run.stop)?;
+        let args = ["--services", "share", "--registry-port", "0"];
+        let server = ServerProcess::start_p2s2(&args, &run.args.out, run.stop)?;
         let registry: SocketAddr = server.announced("registry: tcp ")?;
         let server_api: SocketAddr = server.announced("server-api: http ")?;
         let node = |nth| ShareNode::start(run, &program, dir.path(), registry, server_api, nth);
@@ -112,20 +95,12 @@ impl ShareNode {
         Ok(node)
     }
 
-    /// Sends a POST request to the client API.
-    ///
-    /// # Errors
-    /// No response, or a refusal.
     pub fn post(&self, route: &str, body: &Value) -> anyhow::Result<Value> {
         let response = self.api.post(&format!("/api/client/{route}"), Some(&self.token), body)?;
         ensure!(response.is_ok(), "{}: {route} was refused: {}", self.name, response.error());
         Ok(response.body)
     }
 
-    /// Sends a GET request to the client API.
-    ///
-    /// # Errors
-    /// No response, or a refusal.
     pub fn get(&self, route: &str) -> anyhow::Result<Value> {
         let response = self.api.get(&format!("/api/client/{route}"), Some(&self.token))?;
         ensure!(response.is_ok(), "{}: {route} was refused: {}", self.name, response.error());
@@ -133,9 +108,6 @@ impl ShareNode {
     }
 
     /// Publishes a file and waits until others can see its pieces.
-    ///
-    /// # Errors
-    /// A refusal, or a timeout.
     pub fn publish(&self, file: &Path, fname: &str, stop: &StopFlag) -> anyhow::Result<()> {
         self.post("publish", &json!({"fname": fname, "local_path": file}))?;
         let deadline = Instant::now() + TRANSFER_TIMEOUT;
@@ -151,10 +123,7 @@ impl ShareNode {
         Ok(())
     }
 
-    /// Fetches a file to `save_path` and waits for its completion; returns the time that it took.
-    ///
-    /// # Errors
-    /// A refusal, or a fetch that fails or times out.
+    /// Fetches a file to `save_path`; returns the time that it took.
     pub fn fetch(&self, fname: &str, save_path: &Path, stop: &StopFlag) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let begun = self.post("fetch", &json!({"fname": fname, "save_path": save_path}))?;

@@ -4,7 +4,7 @@
 //! them call concurrently. Every operation has its own `relay` limit: the same hops between as many processes with the
 //! same message sizes, which are learned from a first response.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -31,7 +31,6 @@ mod users;
 use mix::Mix;
 use users::{CARD, RunTag, ShopPopulation, User};
 
-/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &["SEARCH", "CART", "DISPLAY", "GETITEM", "ADDCART", "PRICE", "PURCHASE", "MIX", "ALL"];
 
 const RELAY: &str = "relay";
@@ -41,7 +40,6 @@ const CUSTOMER: usize = 0;
 const PRODUCT: usize = 1;
 /// A quick run should end within a minute: from here on operations without requirements get a single turn.
 const QUICK_LATE_S: u64 = 38;
-/// Number of turns and length of each measurement in a quick run.
 const QUICK_RUNS: usize = 5;
 const QUICK_TIME: Duration = Duration::from_millis(120);
 /// Each user has one connection per framing.
@@ -49,7 +47,6 @@ const FRAMINGS: [Framing; 2] = [Framing::Frames, Framing::Lines];
 /// How a response begins that is not an error.
 const RESPONSE: &[u8] = b"{\"type\":\"response\"";
 
-/// An operation of the shop.
 #[derive(Debug, Clone, Copy)]
 struct ShopOperation {
     name: &'static str,
@@ -76,10 +73,6 @@ fn operations(framing: Framing) -> impl Iterator<Item = ShopOperation> {
     })
 }
 
-/// Measures the requested operations for each number of clients.
-///
-/// # Errors
-/// A server that does not start or respond, or an I/O error.
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
     if run.args.quick {
@@ -118,8 +111,7 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
                 if run.stop.is_set() {
                     return Ok(());
                 }
-                let quick_and_late = run.args.quick && started.elapsed().as_secs() >= QUICK_LATE_S;
-                if is_durable && quick_and_late {
+                if is_durable && run.args.quick && started.elapsed().as_secs() >= QUICK_LATE_S {
                     run.sampling.runs = 1;
                 }
                 measure_operation(run, &processes, &mut relay, &mut population, *operation, clients)?;
@@ -168,11 +160,7 @@ fn measure_operation(
         vec![Comparison { result: operation.title, limits: &[RELAY], required: is_required.then_some(0.5) }];
     if operation.is_durable {
         let commit = move |length: MeasurementLength, stop: &StopFlag| {
-            let length = match length {
-                MeasurementLength::Calls(calls) => MeasurementLength::Calls(calls * clients as u64),
-                time => time,
-            };
-            limits::commit(&out, &names, 100, length, stop)
+            limits::commit(&out, &names, 100, length.for_clients(clients), stop)
         };
         benchmarks.push(Benchmark { starts_fresh: true, ..Benchmark::limit(COMMIT_100, commit) });
         comparisons.push(Comparison { result: operation.title, limits: &[COMMIT_100], required: None });
@@ -180,10 +168,6 @@ fn measure_operation(
     run.measure(BenchmarkGroup { clients, benchmarks, comparisons })
 }
 
-/// Checks the syntax of `--target`.
-///
-/// # Errors
-/// A description of what was expected.
 pub fn check_target(target: &str) -> Result<(), String> {
     frontends(target).map(|_| ()).ok_or_else(|| {
         format!("--target: expected the sellers' frontend and the buyers', HOST:PORT,HOST:PORT, not {target:?}")
@@ -214,18 +198,13 @@ struct ShopProcesses {
 impl ShopProcesses {
     /// Prepares for a group of measurements.
     fn prepare(&self, population: &mut ShopPopulation) -> anyhow::Result<()> {
-        // Our own servers have a session timeout of a day.
         if self.are_ours { Ok(()) } else { population.stay_signed_in() }
     }
 
     fn start(run: &ScenarioRun<'_>) -> anyhow::Result<ShopProcesses> {
         if let Some(target) = &run.args.target {
             let (seller, buyer) = frontends(target).with_context(|| format!("--target {target}: expected two"))?;
-            let resolve = |name: &str| {
-                let addrs = name.to_socket_addrs().with_context(|| format!("--target {name}"))?;
-                addrs.into_iter().next().with_context(|| format!("--target {name}: no such host"))
-            };
-            let (seller, buyer) = (resolve(seller)?, resolve(buyer)?);
+            let (seller, buyer) = (ScenarioRun::resolve(seller)?, ScenarioRun::resolve(buyer)?);
             return Ok(ShopProcesses { servers: Vec::new(), are_ours: false, seller, buyer, _dir: None });
         }
         run.set_status("starting the servers");
@@ -344,7 +323,6 @@ impl<'a> ClosedLoopClient<'a> {
         ClosedLoopClient { connection, rounds, names: Vec::new(), next: 0, response_prefix, reconnect_to: None }
     }
 
-    /// A client that calls as this user over the connection with that framing.
     fn for_user(user: &'a mut User, nth_framing: usize, rounds: Vec<Vec<Vec<u8>>>) -> ClosedLoopClient<'a> {
         let reconnect_to = Some((user.addr(), FRAMINGS[nth_framing]));
         ClosedLoopClient { reconnect_to, ..ClosedLoopClient::new(&mut user.connections[nth_framing], rounds, RESPONSE) }
@@ -370,10 +348,9 @@ impl<'a> ClosedLoopClient<'a> {
                 }
             }
             let now = Instant::now();
-            match (self.names.get(self.next), is_good) {
-                (Some(name), _) => sample.record_part(name, is_good.then(|| now - before)),
-                (None, true) => sample.record_success(now - before),
-                (None, false) => sample.failed += 1,
+            match self.names.get(self.next) {
+                Some(name) => sample.record_part(name, is_good.then(|| now - before)),
+                None => sample.record(is_good, now - before),
             }
             self.next = (self.next + 1) % self.rounds.len();
             before = now;

@@ -13,9 +13,6 @@ pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
     /// A flag that SIGINT and SIGTERM set.
-    ///
-    /// # Errors
-    /// The signal handler or its thread cannot be installed.
     pub fn on_signals() -> io::Result<StopFlag> {
         let (stop, shutdown) = (StopFlag::default(), ShutdownSignal::install()?);
         let flag = stop.clone();

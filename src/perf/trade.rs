@@ -11,7 +11,7 @@
 //! change (the peer's row and a log row) that is on disk before the response, while the number of registrations stays
 //! constant however long the measurement is.
 
-use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 
 use anyhow::Context;
 use serde_json::json;
@@ -27,7 +27,6 @@ mod market;
 
 use market::{Market, RoundGoal};
 
-/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &["threads", "STATUS", "PACED", "REGISTER", "ROUND", "PURCHASE", "OFFERS"];
 
 /// The share of the closed loop's rate: a server with spare capacity, as servers should be.
@@ -47,10 +46,6 @@ fn comparisons(clients: usize) -> Vec<Comparison> {
     ]
 }
 
-/// Measures the requested operations for each number of clients.
-///
-/// # Errors
-/// A server that does not start or respond, or an I/O error.
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let requests = requests(run);
     let deals: Vec<(&'static str, RoundGoal)> = [("ROUND", RoundGoal::Cancel), ("PURCHASE", RoundGoal::Buy)]
@@ -94,7 +89,6 @@ fn requests(run: &ScenarioRun<'_>) -> Vec<&'static str> {
     .collect()
 }
 
-/// The trade server that is measured: our own process, or the one given with `--target`.
 struct TradeTarget {
     addr: SocketAddr,
     server: Option<ServerProcess>,
@@ -103,31 +97,14 @@ struct TradeTarget {
 impl TradeTarget {
     fn start(run: &ScenarioRun<'_>) -> anyhow::Result<TradeTarget> {
         if let Some(target) = &run.args.target {
-            let addrs = target.to_socket_addrs().with_context(|| format!("--target {target}"))?;
-            let addr = addrs.into_iter().next().with_context(|| format!("--target {target}: no such host"))?;
-            return Ok(TradeTarget { addr, server: None });
+            return Ok(TradeTarget { addr: ScenarioRun::resolve(target)?, server: None });
         }
         run.set_status("starting the server");
-        let program_args = |dir: &std::path::Path| {
-            let state = dir.join("state").display().to_string();
-            let ports = ["--trade-port", "0", "--api-port", "0"];
-            [&["server", "--services", "trade"][..], &ports, &["--data-dir", &state]]
-                .concat()
-                .into_iter()
-                .map(str::to_owned)
-                .collect()
-        };
-        let server = ServerProcess::start(
-            "p2s2 server",
-            &child::sibling_program("p2s2")?,
-            &run.args.out,
-            program_args,
-            run.stop,
-        )?;
+        let args = ["--services", "trade", "--trade-port", "0"];
+        let server = ServerProcess::start_p2s2(&args, &run.args.out, run.stop)?;
         Ok(TradeTarget { addr: server.announced("trade: udp ")?, server: Some(server) })
     }
 
-    /// Runs a measurement and adds the server's resource usage.
     fn with_usage(&self, work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
         child::with_usage(self.server.as_slice(), work)
     }
@@ -161,11 +138,7 @@ fn measure_requests(run: &mut ScenarioRun<'_>, clients: usize, wanted: &[&'stati
     let commit = |per_commit| {
         let (names, out) = (&names, &out);
         move |length: MeasurementLength, stop: &StopFlag| {
-            let length = match length {
-                MeasurementLength::Calls(calls) => MeasurementLength::Calls(calls * clients as u64),
-                time => time,
-            };
-            limits::commit(out, names, per_commit, length, stop)
+            limits::commit(out, names, per_commit, length.for_clients(clients), stop)
         }
     };
     let (target, register) = (&target, &mut register_peers.clients);
@@ -197,7 +170,6 @@ fn measure_requests(run: &mut ScenarioRun<'_>, clients: usize, wanted: &[&'stati
     run.measure(BenchmarkGroup { clients, benchmarks, comparisons })
 }
 
-/// An echo server and its clients.
 struct EchoServer {
     server: ServerProcess,
     clients: Vec<UdpClient>,
@@ -225,7 +197,6 @@ impl EchoServer {
     }
 }
 
-/// Registered peers with a client each.
 struct RegisteredPeers {
     names: Vec<String>,
     clients: Vec<UdpClient>,
@@ -273,7 +244,6 @@ fn name(kind: char, nth: usize) -> String {
     format!("perf-{:07}-{kind}{nth:04}", std::process::id() % 10_000_000)
 }
 
-/// Registers a peer and returns the response.
 fn register(socket: &UdpSocket, name: &str, tcp_port: u16) -> anyhow::Result<serde_json::Value> {
     let addr = socket.local_addr()?;
     let request = json!({

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use super::child::{WorkDir, with_usage};
+use super::child::WorkDir;
 use super::load::{MeasurementLength, Sample};
 use super::plan::{Benchmark, BenchmarkGroup, Comparison};
 use super::run::ScenarioRun;
@@ -25,7 +25,6 @@ use super::share::{ShareNetwork, ShareNode};
 use super::stop::StopFlag;
 
 const NODES: usize = 5;
-/// The operations that `--only` accepts.
 pub const OPERATIONS: &[&str] = &["10KB", "100KB", "1MB", "10MB", "100MB", "1GB", "THREE", "SOURCES"];
 /// Name, bytes, fetches per measurement.
 const SIZES: [(&str, u64, u64); 6] = [
@@ -44,10 +43,6 @@ const CHUNK_BYTES: usize = 256 * 1024;
 const RUNS: usize = 5;
 const RUNS_QUICK: usize = 3;
 
-/// Measures the requested operations.
-///
-/// # Errors
-/// A process that does not start or respond, a fetch that fails, or an I/O error.
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     run.sampling.runs = run.args.runs.map_or(if run.args.quick { RUNS_QUICK } else { RUNS }, usize::from);
     let sizes: Vec<_> = SIZES
@@ -109,7 +104,8 @@ fn measure_size(
                 if stop.is_set() {
                     break;
                 }
-                fetch(&fetchers[nth as usize % fetchers.len()], fname, bytes, files, stop, &mut sample)?;
+                let node = &fetchers[nth as usize % fetchers.len()];
+                fetch(node, fname, bytes, &files.unused_path(), stop, &mut sample)?;
             }
             sample.elapsed = started.elapsed();
             Ok(sample)
@@ -141,7 +137,7 @@ fn measure_three(
                     let path = files.unused_path();
                     scope.spawn(move || {
                         let mut sample = Sample::new();
-                        fetch_to(node, "shared.bin", bytes, &path, stop, &mut sample).map(|()| sample)
+                        fetch(node, "shared.bin", bytes, &path, stop, &mut sample).map(|()| sample)
                     })
                 })
                 .collect();
@@ -176,7 +172,7 @@ fn measure_sources(
         Benchmark::new("SOURCES", |_length, stop| {
             let mut sample = Sample::new();
             let started = Instant::now();
-            fetch(last, "sources.bin", bytes, files, stop, &mut sample)?;
+            fetch(last, "sources.bin", bytes, &files.unused_path(), stop, &mut sample)?;
             sample.elapsed = started.elapsed();
             Ok(sample)
         })
@@ -198,17 +194,6 @@ fn count(length: MeasurementLength, fetches: u64) -> u64 {
 }
 
 fn fetch(
-    node: &ShareNode,
-    fname: &str,
-    bytes: u64,
-    files: &TestFiles<'_>,
-    stop: &StopFlag,
-    sample: &mut Sample,
-) -> anyhow::Result<()> {
-    fetch_to(node, fname, bytes, &files.unused_path(), stop, sample)
-}
-
-fn fetch_to(
     node: &ShareNode,
     fname: &str,
     bytes: u64,
@@ -264,7 +249,6 @@ impl TestFiles<'_> {
     }
 }
 
-/// Repeats the bare copy.
 fn copy_repeatedly(out: &Path, bytes: u64, count: u64, stop: &StopFlag) -> anyhow::Result<Sample> {
     let dir = WorkDir::create(out)?;
     let mut sample = Sample::new();
@@ -281,7 +265,7 @@ fn copy_repeatedly(out: &Path, bytes: u64, count: u64, stop: &StopFlag) -> anyho
         fs::remove_file(&path)?;
     }
     sample.elapsed = started.elapsed();
-    with_usage(&[], || Ok(sample))
+    Ok(sample)
 }
 
 /// Copies from memory through a socket to a file, which is on disk at the end.

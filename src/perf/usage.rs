@@ -3,7 +3,6 @@
 #[cfg(target_os = "linux")]
 use std::fs;
 
-/// Resources used by a process.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Usage {
     /// User and system CPU time in seconds.
@@ -15,7 +14,6 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// The sum of both.
     pub fn plus(self, other: Usage) -> Usage {
         Usage {
             cpu_s: self.cpu_s + other.cpu_s,

@@ -9,13 +9,11 @@ use crate::lan::peer::{LanPeer, LanPeerConfig};
 use crate::model::Name;
 use crate::model::text::NAME_MAX;
 
-/// The server API's name among the announced services.
 pub const SERVER_API: &str = "server_api";
 /// The same intervals that LAN peers have by default.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(30);
 const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// Whether and where a server announces itself.
 #[derive(Debug, Clone)]
 pub struct AnnounceConfig {
     /// The port where everybody hears announcements.
@@ -84,7 +82,6 @@ impl Announcer {
         announcer
     }
 
-    /// Stops all announcements.
     pub fn stop(&self) {
         for peer in &self.peers {
             peer.stop();

@@ -17,7 +17,6 @@ use crate::shop::frontend::{self, DatabaseLocation, FrontendConfig, FrontendServ
 use crate::shop::listener::ShopContext;
 use crate::shop::ops::Role;
 
-/// How long pending work may take to finish at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Threads other than those of connections: sweepers, store writers, acceptors.
 const OTHER_THREADS: usize = 64;
@@ -25,7 +24,6 @@ const OTHER_THREADS: usize = 64;
 /// briefly.
 const OWN_FILES: u64 = 26;
 
-/// What every component is configured with.
 #[derive(Debug, Clone)]
 pub struct ComponentConfig {
     pub bind: IpAddr,
@@ -36,19 +34,16 @@ pub struct ComponentConfig {
     pub tls: TlsConfig,
 }
 
-/// Where a frontend listens, and where it finds the databases.
 #[derive(Debug, Clone)]
 pub struct FrontendComponentConfig {
     pub role: Role,
     pub ports: Vec<u16>,
     /// `HOST:PORT` of the product database.
     pub product: String,
-    /// `HOST:PORT` of the customer database.
     pub customer: String,
     pub announce: AnnounceConfig,
 }
 
-/// A running component.
 pub struct ComponentProcess {
     listeners: Listeners,
     component: Component,
@@ -61,10 +56,6 @@ enum Component {
 }
 
 impl ComponentProcess {
-    /// Starts the product database.
-    ///
-    /// # Errors
-    /// A one-line description of what kept it from starting.
     pub fn product(config: &ComponentConfig, port: u16, hold_timeout: Duration) -> anyhow::Result<ComponentProcess> {
         let dir = config.data_dir.as_path();
         let lock = ProductService::lock(dir)?;
@@ -78,10 +69,6 @@ impl ComponentProcess {
         Ok(ComponentProcess { listeners, component: Component::Product(product) })
     }
 
-    /// Starts the customer database.
-    ///
-    /// # Errors
-    /// A one-line description of what kept it from starting.
     pub fn customer(
         config: &ComponentConfig,
         port: u16,
@@ -100,10 +87,6 @@ impl ComponentProcess {
         Ok(ComponentProcess { listeners, component: Component::Customer(customer) })
     }
 
-    /// Starts a frontend, and announces it.
-    ///
-    /// # Errors
-    /// A one-line description of what kept it from starting.
     pub fn frontend(config: &ComponentConfig, own: FrontendComponentConfig) -> anyhow::Result<ComponentProcess> {
         let FrontendComponentConfig { role, ports, product, customer, announce } = own;
         let context = component_context(config)?;
@@ -120,12 +103,10 @@ impl ComponentProcess {
         Ok(ComponentProcess { listeners, component: Component::Frontend(server, announcer) })
     }
 
-    /// What is reported once everything is bound.
     pub fn listeners(&self) -> &Listeners {
         &self.listeners
     }
 
-    /// Takes no new work, and gives what is in hand some time.
     pub fn stop(self) {
         log::info!("stopping: no new work; what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
         match self.component {
@@ -139,7 +120,6 @@ impl ComponentProcess {
     }
 }
 
-/// Sets up what every component needs before it opens its listener.
 fn component_context(config: &ComponentConfig) -> anyhow::Result<ShopContext> {
     let data_dir: &Path = &config.data_dir;
     resources::prepare_process(OWN_FILES, "raise it")?;

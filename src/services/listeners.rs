@@ -6,7 +6,6 @@ use serde_json::{Map, Value};
 
 use super::announcement::AnnouncedService;
 
-/// Lines for people, entries for the ready file, and what is announced on the LAN.
 #[derive(Debug, Default)]
 pub struct Listeners {
     pub lines: Vec<String>,

@@ -2,20 +2,6 @@
 //!
 //! A service is built from a plain configuration and knows neither the command line nor the terminal. Errors name the
 //! flags that an operator can change.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `server.rs` | all services of a host in one process |
-//! | `component.rs` | a component of the shop in a process of its own |
-//! | `node.rs` | a file-sharing node |
-//! | `trade.rs`, `shop.rs`, `share.rs` | one service each, with its files and listeners |
-//! | `tls.rs` | which certificate listeners present |
-//! | `resources.rs` | threads, and bounds on connections and data, of a whole process |
-//! | `listeners.rs`, `ready_file.rs`, `page_urls.rs` | what is reported once everything is bound |
-//! | `announcement.rs` | announcements on the LAN |
-//! | `stores.rs` | the stores of a data dir, and their check before a start |
-//! | `paths.rs` | where files are, and how names become file names |
-//! | `running_nodes.rs` | how commands find the nodes that run on this machine |
 
 pub mod announcement;
 pub mod component;
@@ -33,5 +19,18 @@ pub mod stores;
 pub mod tls;
 mod trade;
 
+use std::sync::Arc;
+
 pub use listeners::Listeners;
 pub use resources::prepare_process;
+
+/// Reads counters or sizes for the metrics, and nothing once their owner has ended: the metrics may outlive a service,
+/// and the HTTP server itself holds them.
+fn while_alive<T, R>(owner: &Arc<T>, read: fn(&T) -> R) -> impl Fn() -> R + Send + Sync + use<T, R>
+where
+    T: Send + Sync + 'static,
+    R: Default + 'static,
+{
+    let owner = Arc::downgrade(owner);
+    move || owner.upgrade().map_or_else(R::default, |owner| read(&owner))
+}

@@ -45,10 +45,8 @@ pub const OWN_FILES: u64 = 30;
 /// How long the server may take to check a token or a password.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A node and its client API.
 #[derive(Debug)]
 pub struct NodeProcessConfig {
-    /// The user that it runs for.
     pub name: Name,
     pub settings: NodeSettings,
     /// The server API's port and certificate; without one it is asked without TLS.
@@ -63,12 +61,10 @@ pub struct NodeProcessConfig {
     /// The address of the client API; without a port the first free one from [`API_PORT`] on.
     pub api_ip: IpAddr,
     pub api_port: Option<u16>,
-    /// Whom the client API serves.
     pub policy: RequestPolicy,
     pub tls: TlsConfig,
 }
 
-/// A running node.
 pub struct NodeProcess {
     listeners: Listeners,
     http: HttpServer,
@@ -79,11 +75,7 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Checks the data dir, then opens the store and the listeners. The process must have been prepared for
-    /// [`OWN_FILES`].
-    ///
-    /// # Errors
-    /// A one-line description of what kept it from starting.
+    /// The process must have been prepared for [`OWN_FILES`].
     pub fn start(config: NodeProcessConfig) -> anyhow::Result<NodeProcess> {
         let NodeProcessConfig { name, settings, tls, .. } = &config;
         let data_dir = &settings.data_dir;
@@ -124,12 +116,10 @@ impl NodeProcess {
         Ok(NodeProcess { listeners, http, nodes, store, _record: record, _lock: lock })
     }
 
-    /// What is reported once everything is bound.
     pub fn listeners(&self) -> &Listeners {
         &self.listeners
     }
 
-    /// Takes no new work, and gives what is in hand some time.
     pub fn stop(self) {
         log::info!("stopping: what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
         let deadline = Instant::now() + SHUTDOWN_GRACE;
@@ -139,7 +129,6 @@ impl NodeProcess {
     }
 }
 
-/// The certificate of the client API.
 fn api_identity(config: &NodeProcessConfig) -> anyhow::Result<Option<Arc<TlsIdentity>>> {
     let (ip, tls) = (config.api_ip, &config.tls);
     match tls.identity(ip, &config.settings.data_dir) {
@@ -152,7 +141,6 @@ fn api_identity(config: &NodeProcessConfig) -> anyhow::Result<Option<Arc<TlsIden
     }
 }
 
-/// Binds the given port, else the first free one of a range.
 fn api_listener(ip: IpAddr, port: Option<u16>) -> anyhow::Result<TcpListener> {
     if let Some(port) = port {
         let addr = SocketAddr::new(ip, port);
@@ -195,7 +183,6 @@ fn start_nodes(
     })
 }
 
-/// Lets commands on this machine find the node.
 fn write_record(name: &Name, api_addr: SocketAddr, cert_sha256: Option<&str>) -> Option<NodeRecordFile> {
     let at = page_urls::reachable_addr(api_addr);
     running_nodes::write_node_record(name, at, cert_sha256)

@@ -47,9 +47,6 @@ pub fn default_data_dir(prefix: &str, name: &Name) -> PathBuf {
 }
 
 /// The user's configuration folder for all programs (sessions, confirmed servers). It is not created.
-///
-/// # Errors
-/// Neither XDG_CONFIG_HOME nor HOME nor APPDATA gives an absolute path.
 pub fn config_folder() -> anyhow::Result<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let folder = variable("XDG_CONFIG_HOME")

@@ -10,9 +10,6 @@ use serde_json::Value;
 use crate::storage::files;
 
 /// Writes the object so that readers never see a part of it.
-///
-/// # Errors
-/// The directory is missing or not writable.
 pub fn write(path: &Path, addresses: &Value) -> anyhow::Result<()> {
     files::replace(path, OpenOptions::new(), |file| writeln!(file, "{addresses}"))
         .with_context(|| format!("cannot write the ready file {}", path.display()))

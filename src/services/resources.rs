@@ -19,10 +19,7 @@ pub struct SharedResources {
     pub budget: Arc<ReceiveBudget>,
 }
 
-/// Prepares the process for this many files of its own.
-///
-/// # Errors
-/// The machine allows fewer; `advice` says what the operator can do.
+/// `advice` says what the operator can do if the machine allows fewer files.
 pub fn prepare_process(own_files: u64, advice: &str) -> anyhow::Result<()> {
     match limits::prepare_process(own_files) {
         Ok(()) => Ok(()),
@@ -46,7 +43,6 @@ impl SharedResources {
         }
     }
 
-    /// The context of an HTTP server that uses them.
     pub fn http_context(
         &self,
         identity: Option<Arc<TlsIdentity>>,

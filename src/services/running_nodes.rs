@@ -15,19 +15,14 @@ use crate::model::Name;
 use crate::share::api_client::ApiClient;
 use crate::storage::files::create_private_dir;
 
-/// How long a local node may take to identify itself.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long connecting to a local node may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A running node that has identified itself.
 #[derive(Debug, Clone)]
 pub struct RunningNode {
-    /// The address of its client API.
     pub api_addr: SocketAddr,
     /// The certificate that it must show, if it uses TLS.
     pub cert: Option<String>,
-    /// The user that it runs for.
     pub name: Name,
     /// Its server, as `host:port`.
     pub server: String,
@@ -45,10 +40,7 @@ impl Drop for NodeRecordFile {
     }
 }
 
-/// Writes the record file of a node, and removes the records of nodes that no longer run.
-///
-/// # Errors
-/// The file cannot be written; commands then find the node by `--api-port` only.
+/// Also removes the records of nodes that no longer run. Without a record, commands find the node by `--api-port` only.
 pub fn write_node_record(name: &Name, api_addr: SocketAddr, cert: Option<&str>) -> anyhow::Result<NodeRecordFile> {
     let folder = records_folder()?;
     create_private_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -67,9 +59,6 @@ pub fn write_node_record(name: &Name, api_addr: SocketAddr, cert: Option<&str>) 
 
 /// Finds the node that a command is for: the one at the given address, the one of the given name, or the only one that
 /// runs here.
-///
-/// # Errors
-/// No such node, another user's node, or several candidates.
 pub fn find(
     addr: Option<SocketAddr>,
     name: Option<&Name>,

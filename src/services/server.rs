@@ -19,7 +19,6 @@ use crate::storage::lock::DataDirLock;
 use crate::trade;
 use crate::trade::server::TradeServerConfig;
 
-/// How long pending work may take to finish at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Threads that serve neither connections nor datagrams: timers, store writers, socket readers.
 const OTHER_THREADS: usize = 64;
@@ -34,7 +33,6 @@ const OWN_FILES_OF_SHARE: u64 = 10;
 /// Connections that settlements keep open at once: one to each side.
 const SETTLEMENT_CONNECTIONS_MAX: usize = 2 * trade::exchange::SETTLEMENTS_MAX;
 
-/// The services of a server, and their settings.
 pub struct ServerConfig {
     /// The address of all listeners but HTTP.
     pub bind: IpAddr,
@@ -49,7 +47,6 @@ pub struct ServerConfig {
     pub announce: AnnounceConfig,
 }
 
-/// A running server.
 pub struct ServerProcess {
     listeners: Listeners,
     announcer: Announcer,
@@ -60,16 +57,11 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Checks the data dir, then opens the stores and listeners of each service.
-    ///
-    /// # Errors
-    /// A one-line description of what kept it from starting.
     pub fn start(config: ServerConfig) -> anyhow::Result<ServerProcess> {
         let lock = DataDirLock::acquire(&config.data_dir)?;
         let shop_locks = config.shop.is_some().then(|| ShopService::lock(&config.data_dir)).transpose()?;
         let has_registry = config.share.registry.is_some();
-        // Checked before a certificate or key is created, because such files would make the data dir look like a used
-        // one.
+        // Checked before a certificate or key is created: such files would make the data dir look like a used one.
         stores::check_server_stores(&config.data_dir, config.trade.is_some(), config.shop.is_some(), has_registry)?;
         let resources = shared_resources(&config)?;
         let ServerConfig { bind, data_dir, trade, shop, share, tls, announce, .. } = config;
@@ -109,12 +101,10 @@ impl ServerProcess {
         Ok(ServerProcess { listeners, announcer, share, shop, trade, _lock: lock })
     }
 
-    /// What is reported once everything is bound.
     pub fn listeners(&self) -> &Listeners {
         &self.listeners
     }
 
-    /// Takes no new work, and gives what is in hand some time.
     pub fn stop(self) {
         log::info!("stopping: no new work; what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
         self.announcer.stop();
@@ -130,7 +120,6 @@ impl ServerProcess {
     }
 }
 
-/// The threads, connections and files that the services need, as far as the machine allows.
 fn shared_resources(config: &ServerConfig) -> anyhow::Result<SharedResources> {
     let (mut other_threads, mut other_files, mut own_files) = (OTHER_THREADS, 0, OWN_FILES);
     if config.trade.is_some() {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -14,11 +14,11 @@ use super::page_urls;
 use super::resources::SharedResources;
 use super::stores::REGISTRY_DB;
 use super::tls::TlsConfig;
+use super::while_alive;
 use crate::identity::jwt::Jwt;
 use crate::identity::users::{AdminCredentials, NewAdmin};
 use crate::identity::{HashCost, PasswordHasher, Users};
 use crate::model::Clock;
-use crate::net::counters::LatencySnapshot;
 use crate::net::http::{HttpServer, RequestPolicy};
 use crate::net::listener;
 use crate::net::tls::TlsIdentity;
@@ -34,38 +34,29 @@ use crate::web::operator::{OperatorApi, OperatorContext, ServerHandler, ShopData
 /// Shorter secrets are accepted with a warning, because they can be guessed.
 const SECRET_BYTES_RECOMMENDED: usize = 32;
 
-/// The settings of accounts, of the HTTP port and, if it runs, of the registry.
 pub struct ShareServiceConfig {
     pub registry: Option<RegistryServerConfig>,
     pub api_addr: SocketAddr,
-    /// How long a login lasts.
     pub jwt_ttl: Duration,
-    /// Whom HTTP serves.
     pub policy: RequestPolicy,
     pub admin: AdminCredentials,
     /// The secret that signs logins; without it, a random one is kept in the data dir.
     pub secret: Option<String>,
-    /// Tells the operator of an admin account that was made, with its password.
     pub announce_admin: fn(&NewAdmin) -> anyhow::Result<()>,
 }
 
-/// What the share service needs from the server process.
 pub(super) struct ShareServiceDeps<'a> {
     pub data_dir: &'a Path,
     /// The bind address of all listeners but HTTP.
     pub bind: IpAddr,
-    /// The TLS settings of listeners beyond loopback.
     pub tls: &'a TlsConfig,
     /// The certificate of the trade service, used for TLS if no other is configured.
     pub trade_identity: Option<Arc<TlsIdentity>>,
     pub resources: &'a SharedResources,
-    /// The trade service, if it runs in this process.
     pub trade: Option<Arc<TradeServer>>,
-    /// The shop's databases, if they run in this process.
     pub shop: Option<ShopDatabases>,
 }
 
-/// The registry, if it was requested, and its store.
 type Registry = Option<(Arc<RegistryServer>, Arc<Store>)>;
 
 /// The running share service. Accounts and HTTP are always there, the registry only if it was requested.
@@ -74,15 +65,11 @@ pub(super) struct ShareService {
     registry: Registry,
     http: Arc<HttpServer>,
     metrics: Arc<Metrics>,
-    /// Fingerprint of the certificate in use.
     cert_sha256: Option<String>,
 }
 
 impl ShareService {
-    /// Opens the stores, creates the admin at the first start, and listens.
-    ///
-    /// # Errors
-    /// A one-line description of what kept it from starting.
+    /// Creates the admin at the first start.
     pub(super) fn start(
         config: ShareServiceConfig,
         deps: &ShareServiceDeps<'_>,
@@ -126,7 +113,6 @@ impl ShareService {
         listeners.lines.extend(page_urls::lines(addr, is_tls));
     }
 
-    /// The registry's address, if it runs.
     fn registry_addr(&self) -> Option<SocketAddr> {
         self.registry.as_ref().map(|(server, _)| server.local_addr())
     }
@@ -147,42 +133,29 @@ impl ShareService {
         all
     }
 
-    /// The metrics that `/metrics` shows.
     pub(super) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Registers counters and sizes with the metrics. Weak references, because the HTTP server itself holds the
-    /// metrics.
     fn register_metrics(&self, resources: &SharedResources) {
-        let (http, users) = (Arc::downgrade(&self.http), Arc::downgrade(&self.users));
-        let streams = Weak::clone(&http);
-        self.metrics.add_counters("http", move || http.upgrade().map_or_else(Vec::new, |http| http.counters()));
-        self.metrics.add_sizes("http", move || {
-            let open = |http: Arc<HttpServer>| vec![("event_streams_open", http.event_streams() as u64)];
-            streams.upgrade().map_or_else(Vec::new, open)
-        });
-        self.metrics.add_sizes("users", move || {
-            users.upgrade().map_or_else(Vec::new, |users| vec![("accounts", users.count() as u64)])
-        });
+        let metrics = &self.metrics;
+        metrics.add_counters("http", while_alive(&self.http, HttpServer::counters));
+        let streams = |http: &HttpServer| vec![("event_streams_open", http.event_streams() as u64)];
+        metrics.add_sizes("http", while_alive(&self.http, streams));
+        metrics.add_sizes("users", while_alive(&self.users, |users| vec![("accounts", users.count() as u64)]));
         if let Some((server, _)) = &self.registry {
-            let (counts, sizes) = (Arc::downgrade(server), Arc::downgrade(server));
-            self.metrics
-                .add_counters("registry", move || counts.upgrade().map_or_else(Vec::new, |server| server.counters()));
-            let times = Arc::downgrade(server);
-            self.metrics.add_latencies("registry_requests", move || {
-                times.upgrade().map_or_else(LatencySnapshot::default, |server| server.latencies())
-            });
-            self.metrics.add_sizes("registry", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
+            metrics.add_counters("registry", while_alive(server, RegistryServer::counters));
+            metrics.add_latencies("registry_requests", while_alive(server, RegistryServer::latencies));
+            metrics.add_sizes("registry", while_alive(server, RegistryServer::sizes));
         }
         let (executor, limiter) = (Arc::clone(&resources.executor), Arc::clone(&resources.limiter));
         let (started, open) = (Arc::clone(&executor), Arc::clone(&limiter));
-        self.metrics.add_counters("threads", move || started.counters().list());
-        self.metrics.add_sizes("threads", move || {
+        metrics.add_counters("threads", move || started.counters().list());
+        metrics.add_sizes("threads", move || {
             vec![("running", executor.threads() as u64), ("busy", executor.running_jobs() as u64)]
         });
-        self.metrics.add_counters("connections", move || limiter.counters().list());
-        self.metrics.add_sizes("connections", move || {
+        metrics.add_counters("connections", move || limiter.counters().list());
+        metrics.add_sizes("connections", move || {
             vec![("open", open.open_connections() as u64), ("pending", open.pending_connections() as u64)]
         });
     }
@@ -206,7 +179,6 @@ impl ShareService {
     }
 }
 
-/// Signs logins with the operator's secret, else with the data dir's own.
 fn open_jwt(secret: Option<&str>, ttl: Duration, data_dir: &Path) -> anyhow::Result<Jwt> {
     let Some(secret) = secret else { return Ok(Jwt::load_or_create(data_dir, ttl)?) };
     if secret.len() < SECRET_BYTES_RECOMMENDED {
@@ -250,7 +222,6 @@ fn bind_api(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// What the HTTP port serves: pages, the server API and the operator API.
 fn http_handler(
     deps: &ShareServiceDeps<'_>,
     users: &Arc<Users>,

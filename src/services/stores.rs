@@ -1,5 +1,4 @@
-//! The stores that a data dir may contain: what is checked before a start changes anything, and which losses an
-//! operator can accept.
+//! The stores of a data dir: what is checked before a start changes anything, and which losses an operator can accept.
 
 use std::path::Path;
 
@@ -17,11 +16,8 @@ use crate::storage::{ExpectedStore, OpenError, check_stores, is_missing_or_empty
 use crate::trade;
 use crate::trade::peer::store as peer_store;
 
-/// The trade service's database in the data dir.
 pub const TRADE_DB: &str = "trade.db";
-/// The registry's database in the data dir.
 pub const REGISTRY_DB: &str = "registry.db";
-/// The customer database's file in its data dir.
 pub const CUSTOMER_DB: &str = "customer.db";
 /// The customer database's own bank, since it may run on a host of its own.
 pub const SHOP_BANK_DB: &str = "shop-bank.db";
@@ -53,10 +49,6 @@ const PEER: ExpectedStore<'_> =
     ExpectedStore { file: peer_store::FILE, migrations: peer_store::MIGRATIONS, companions: &[] };
 const LAN: ExpectedStore<'_> = ExpectedStore { file: history::FILE, migrations: history::MIGRATIONS, companions: &[] };
 
-/// Checks the stores of a server with these services before it starts.
-///
-/// # Errors
-/// Those of [`check_stores`].
 pub fn check_server_stores(dir: &Path, trade: bool, shop: bool, share: bool) -> Result<(), OpenError> {
     let mut stores = Vec::new();
     if trade {
@@ -74,33 +66,19 @@ pub fn check_server_stores(dir: &Path, trade: bool, shop: bool, share: bool) -> 
 }
 
 /// Checks the product database's store. The other components may be on other hosts.
-///
-/// # Errors
-/// Those of [`check_stores`].
 pub fn check_product_stores(dir: &Path) -> Result<(), OpenError> {
     check_stores(dir, &[ExpectedStore { companions: &[], ..PRODUCT }])
 }
 
-/// Checks the customer database's stores.
-///
-/// # Errors
-/// Those of [`check_stores`].
 pub fn check_customer_stores(dir: &Path) -> Result<(), OpenError> {
     check_stores(dir, &[ExpectedStore { companions: &[SHOP_BANK_DB], ..CUSTOMER }, SHOP_BANK])
 }
 
-/// Checks the store of a file-sharing node.
-///
-/// # Errors
-/// Those of [`check_stores`].
 pub fn check_node_stores(dir: &Path) -> Result<(), OpenError> {
     check_stores(dir, &[SHARE])
 }
 
 /// Accepts that a store of a data dir is lost, or has lost changes.
-///
-/// # Errors
-/// Those of [`accept_loss`].
 pub fn accept(dir: &Path, file: &str) -> Result<AcceptedLoss, AcceptLossError> {
     let all = [trade_store_in(dir), BANK, PRODUCT, CUSTOMER, SHOP_BANK, USERS, REGISTRY, SHARE, PEER, LAN];
     // A token of a lost account would be valid for whoever registers its name next.

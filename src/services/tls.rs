@@ -36,9 +36,6 @@ impl TlsConfig {
     }
 
     /// The certificate to present, if any. Beyond loopback one is required unless the configuration is `insecure`.
-    ///
-    /// # Errors
-    /// No certificate beyond loopback, or it cannot be loaded or created.
     pub fn identity(&self, bind: IpAddr, data_dir: &Path) -> anyhow::Result<Option<Arc<TlsIdentity>>> {
         if let Some((cert, key)) = &self.files {
             return Ok(Some(Arc::new(TlsIdentity::load(cert, key)?)));

@@ -8,8 +8,8 @@ use std::time::Instant;
 use super::announcement::AnnouncedService;
 use super::listeners::{Listeners, port_in_use};
 use super::resources::SharedResources;
+use super::while_alive;
 use crate::model::Clock;
-use crate::net::counters::LatencySnapshot;
 use crate::net::tls::TlsIdentity;
 use crate::share::server_api::Metrics;
 use crate::trade::server::{TradeServer, TradeServerConfig, TradeServerContext, TradeStartError};
@@ -18,7 +18,6 @@ mod data_dir;
 
 use data_dir::TradeDataDir;
 
-/// The running trade service.
 pub(super) struct TradeService {
     server: Arc<TradeServer>,
     data: TradeDataDir,
@@ -72,22 +71,18 @@ impl TradeService {
         &self.server
     }
 
-    /// Weak references, because the metrics may outlive the server.
     pub(super) fn register_metrics(&self, metrics: &Metrics) {
-        let (counts, sizes) = (Arc::downgrade(&self.server), Arc::downgrade(&self.server));
-        // The counters already carry the service's name.
-        let unnamed = |(name, count): (String, u64)| (name.strip_prefix("trade_").unwrap_or(&name).to_owned(), count);
-        metrics.add_counters("trade", move || {
-            counts.upgrade().map_or_else(Vec::new, |server| server.counters().into_iter().map(unnamed).collect())
-        });
-        metrics.add_sizes("trade", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
-        let (requests, commits) = (Arc::downgrade(&self.server), Arc::downgrade(&self.server));
-        let none = LatencySnapshot::default;
-        metrics
-            .add_latencies("trade_requests", move || requests.upgrade().map_or_else(none, |server| server.latencies()));
-        metrics.add_latencies("trade_commits", move || {
-            commits.upgrade().map_or_else(none, |server| server.store().commit_latencies())
-        });
+        let counters = |server: &TradeServer| {
+            // The counters already carry the service's name.
+            let unnamed =
+                |(name, count): (String, u64)| (name.strip_prefix("trade_").unwrap_or(&name).to_owned(), count);
+            server.counters().into_iter().map(unnamed).collect::<Vec<_>>()
+        };
+        metrics.add_counters("trade", while_alive(&self.server, counters));
+        metrics.add_sizes("trade", while_alive(&self.server, TradeServer::sizes));
+        metrics.add_latencies("trade_requests", while_alive(&self.server, TradeServer::latencies));
+        let commits = |server: &TradeServer| server.store().commit_latencies();
+        metrics.add_latencies("trade_commits", while_alive(&self.server, commits));
     }
 
     pub(super) fn stop(&self, deadline: Instant) {

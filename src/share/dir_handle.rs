@@ -27,10 +27,8 @@ pub enum OpenMode {
 /// Metadata of a directory entry; of a link, the link itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryInfo {
-    /// Whether it is a regular file.
     pub is_file: bool,
     pub is_folder: bool,
-    /// Whether it is a symbolic link.
     pub is_link: bool,
     pub len: u64,
     /// Modification time, nanoseconds since 1970.
@@ -66,7 +64,6 @@ pub fn is_symlink_error(error: &io::Error) -> bool {
     return false;
 }
 
-/// An open folder.
 #[derive(Debug)]
 pub struct DirHandle {
     dir: platform::Dir,
@@ -74,23 +71,15 @@ pub struct DirHandle {
 }
 
 impl DirHandle {
-    /// Opens a folder by a path that contains no links.
-    ///
-    /// # Errors
-    /// Those of the system; [`is_symlink_error`] holds if the path contains a link after all.
+    /// Opens a folder by a path that contains no links; if it does after all, [`is_symlink_error`] holds.
     pub fn open(path: &Path) -> io::Result<DirHandle> {
         Ok(DirHandle { dir: platform::open_dir(path)?, path: path.to_owned() })
     }
 
-    /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens a file in the folder.
-    ///
-    /// # Errors
-    /// Those of the system; `InvalidInput` if it is not a regular file.
     pub fn open_file(&self, name: &str, how: OpenMode) -> io::Result<File> {
         let file = self.dir.open_file(single_component(name)?, how)?;
         // A pipe or device may have appeared since the caller's check.
@@ -133,10 +122,7 @@ impl DirHandle {
         self.dir.rename_over(single_component(from)?, single_component(to)?)
     }
 
-    /// Renames a file in the folder, but never over an existing entry.
-    ///
-    /// # Errors
-    /// Those of the system; `AlreadyExists`.
+    /// Renames a file in the folder, but never over an existing entry (`AlreadyExists`).
     pub fn rename_exclusively(&self, from: &str, to: &str) -> io::Result<()> {
         match self.dir.rename_exclusively(single_component(from)?, single_component(to)?) {
             // The file system or kernel does not support it.
@@ -172,10 +158,7 @@ impl DirHandle {
     }
 }
 
-/// Opens a file for reading by a path that contains no links.
-///
-/// # Errors
-/// Those of the system; [`is_symlink_error`] holds if the path contains a link after all.
+/// Opens a file for reading by a path that contains no links; if it does after all, [`is_symlink_error`] holds.
 pub fn open_file(path: &Path) -> io::Result<File> {
     platform::open_file(path)
 }

@@ -52,13 +52,11 @@ impl HashingState {
 }
 
 impl TrackedFiles {
-    /// The files of this user.
     pub fn of(store: Arc<Store>, owner: &Name) -> TrackedFiles {
         TrackedFiles { store, owner: owner.key().to_owned(), hashing: Arc::default() }
     }
 
-    /// Tracks a file under a name, or updates the metadata of a tracked one. Digests of a different content are
-    /// dropped.
+    /// If the file is tracked already, its metadata are updated, and digests of a different content are dropped.
     pub fn track(&self, name: &FileName, stat: FileStat, now: Millis) -> Result<TrackedFile, TrackedFilesError> {
         self.change(name, Some(stat), now, None, |_| {})
     }
@@ -103,7 +101,6 @@ impl TrackedFiles {
         is_new
     }
 
-    /// Gives up hashing a file that cannot be read.
     pub fn abandon_hashing(&self, name: &FileName, stat: &FileStat) {
         let mut hashing = self.hashing.lock();
         if hashing.current.take().as_ref() == Some(name) {
@@ -138,8 +135,7 @@ impl TrackedFiles {
         Ok(name)
     }
 
-    /// Stores a file's digests if the file is unchanged and was not published again since hashing began; otherwise
-    /// returns false.
+    /// Stores the digests unless the file has changed or was published again since hashing began (false).
     pub fn finish_hashing(&self, name: &FileName, read: &FileStat, pieces: &FileDigests) -> Result<bool, StoreError> {
         let (owner, name, read) = (self.owner.clone(), name.clone(), read.clone());
         let (blake3, root, bytes) = (pieces.blake3(), pieces.root(), digest_bytes(pieces));
@@ -173,7 +169,6 @@ impl TrackedFiles {
         self.store.read(|reader| get(reader, &self.owner, name))
     }
 
-    /// A file's concatenated piece digests.
     pub fn piece_digests(&self, name: &FileName) -> Result<Option<Vec<u8>>, StoreError> {
         let sql = "SELECT pieces FROM share_file WHERE owner = $1 AND name = $2";
         self.store.read(|reader| {
@@ -214,7 +209,6 @@ impl TrackedFiles {
         Ok(page)
     }
 
-    /// Number of files.
     pub fn count(&self) -> Result<u64, StoreError> {
         self.store.read(|reader| count(reader, &self.owner))
     }
@@ -246,9 +240,6 @@ impl TrackedFiles {
     }
 
     /// Stops tracking a file, which is not deleted.
-    ///
-    /// # Errors
-    /// [`TrackedFilesError::NotTracked`], or those of the store.
     pub fn remove(&self, name: &FileName) -> Result<TrackedFile, TrackedFilesError> {
         self.remove_if(name, |_| true)?.ok_or_else(|| TrackedFilesError::NotTracked(name.clone()))
     }
@@ -273,7 +264,6 @@ impl TrackedFiles {
         })
     }
 
-    /// Names of published files that are not hashed yet.
     pub fn unhashed(&self) -> Result<Vec<FileName>, StoreError> {
         let sql =
             "SELECT name FROM share_file WHERE owner = $1 AND is_published = 1 AND pieces_root IS NULL ORDER BY name";
@@ -337,32 +327,23 @@ fn size_and_mtime(stat: &FileStat) -> (u64, i64) {
     (stat.size, stat.modified_ns)
 }
 
-/// A page of a user's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackedFilesPage {
     /// Number of matching files on all pages.
     pub total: usize,
-    /// The files of the page, by name.
     pub files: Vec<TrackedFile>,
 }
 
-/// Why an operation on a tracked file failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrackedFilesError {
-    /// The name is already used for another path.
     #[error("{name} is tracked already, as {path}: choose another name")]
-    NameTaken {
-        name: FileName,
-        /// The other path.
-        path: String,
-    },
+    NameTaken { name: FileName, path: String },
     #[error("{0} is not tracked: add it first, or give its path")]
     NotTracked(FileName),
     #[error("{FILES_MAX} files are tracked already: remove some first")]
     TooManyFiles,
     #[error("{0}: expected a path in UTF-8")]
     PathNotUtf8(String),
-    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

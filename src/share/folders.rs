@@ -23,13 +23,10 @@ const PATH_MAX: usize = 4096;
 /// exist.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// The path is malformed, or is not a regular file.
     #[error("{0}")]
     Invalid(String),
-    /// The node may not read or write there.
     #[error("{0}")]
     Forbidden(String),
-    /// There is no such file.
     #[error("no such file: {0}")]
     NotFound(String),
     #[error("no such folder: {0} (it is not made for you)")]
@@ -38,18 +35,13 @@ pub enum PathError {
     AlreadyExists(String),
 }
 
-/// An opened file that may be shared.
 #[derive(Debug)]
 pub struct OpenedFile {
-    /// The file, opened for reading.
     pub file: File,
-    /// Its resolved path.
     pub path: PathBuf,
-    /// Metadata of the opened file.
     pub metadata: Metadata,
 }
 
-/// The folders that one user of a node may use.
 #[derive(Debug, Clone)]
 pub struct SharedFolders {
     /// Resolved paths, without the repo.
@@ -60,9 +52,6 @@ pub struct SharedFolders {
 
 impl SharedFolders {
     /// All folders must exist, including the repo and the data directory.
-    ///
-    /// # Errors
-    /// Names the folder, with the system's error.
     pub fn new(allowed: &[PathBuf], repo: &Path, data_dir: &Path) -> io::Result<SharedFolders> {
         let resolve = |path: &Path| {
             let wrong = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
@@ -79,12 +68,10 @@ impl SharedFolders {
         })
     }
 
-    /// The same for a user who may only use the repo.
     pub fn repo_only(&self) -> SharedFolders {
         SharedFolders { allowed: Vec::new(), ..self.clone() }
     }
 
-    /// The default folder for fetched files.
     pub fn repo(&self) -> &Path {
         &self.repo
     }
@@ -100,8 +87,7 @@ impl SharedFolders {
         self.reopen(&resolved)
     }
 
-    /// Opens a file by a path that [`SharedFolders::open`] returned earlier. Whatever is there now must meet the same
-    /// rules.
+    /// Opens a path that [`SharedFolders::open`] returned earlier. Whatever is there now must meet the same rules.
     pub fn reopen(&self, path: &Path) -> Result<OpenedFile, PathError> {
         self.check_allowed(path, path)?;
         let shown = path.display();
@@ -129,16 +115,13 @@ impl SharedFolders {
         Ok(OpenedFile { file, path: path.to_owned(), metadata })
     }
 
-    /// Checks again whether a path that [`SharedFolders::save_target`] returned earlier, perhaps for other folders, may
-    /// be written.
+    /// Whether a path that [`SharedFolders::save_target`] returned earlier, perhaps for other folders, may be written.
     pub fn check_target(&self, path: &Path) -> Result<(), PathError> {
         self.check_allowed(path, path)
     }
 
     /// Where to save a file of that name: in the repo, in the given folder, or as the given file. Nothing is created.
-    ///
-    /// # Errors
-    /// [`PathError`]; `AlreadyExists` if anything is there already, including a dangling link.
+    /// `AlreadyExists` says that anything is there already, including a dangling link.
     pub fn save_target(&self, named: Option<&str>, name: &FileName) -> Result<PathBuf, PathError> {
         let (folder, file) = match named {
             None => (self.repo.clone(), name.clone()),
@@ -228,11 +211,9 @@ impl SharedFolders {
             let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
             let climbs = rest.components().any(|part| !matches!(part, Component::Normal(_)));
             let would_be = resolved.join(rest);
-            if climbs || self.check_allowed(&would_be, path).is_err() {
-                return self
-                    .check_allowed(&would_be, path)
-                    .err()
-                    .unwrap_or_else(|| PathError::NotFound(path.display().to_string()));
+            let refused = self.check_allowed(&would_be, path).err();
+            if climbs || refused.is_some() {
+                return refused.unwrap_or_else(|| PathError::NotFound(path.display().to_string()));
             }
         }
         path_error(path, error)

@@ -1,25 +1,8 @@
 //! The registry's core: the registered hosts with their files, and the rules for changing them. It does no I/O:
 //! time and secrets are arguments, and what must be persisted is returned as [`RegistryChange`]s.
 //!
-//! | file | holds |
-//! |---|---|
-//! | `registry.rs` | [`Registry`]: the hosts and their indexes |
-//! | `claims.rs` | REGISTER: who may have a hostname |
-//! | `liveness.rs` | who is live, and who is silent |
-//! | `removal.rs` | how hosts go, and what is evicted to make room |
-//! | `files.rs` | PUBLISH, UNPUBLISH, and a whole list replaced step by step |
-//! | `listing.rs` | what REQUEST, DISCOVER and LIST show, in pages |
-//! | `similar.rs` | which files look like another |
-//! | `change_log.rs` | what has changed of it, for who follows |
-//! | `secrets.rs`, `secret_hash.rs`, `departed.rs` | what gives a hostname back, also when its host is gone |
-//! | `quotas.rs` | how much there may be, and whose it is |
-//! | `names.rs`, `index.rs` | names in order, and who holds what |
-//! | `change.rs`, `store.rs` | what is to be stored, and its rows |
-//! | `error.rs` | why a request is refused |
-//!
-//! Every operation works in memory and is short: whatever could be long (adding or removing a list of 100,000 files,
-//! many hosts that time out together) is done in bounded steps, so that a lock around the registry is never held for
-//! long.
+//! Every operation is short: whatever could be long (a list of 100,000 files, many hosts that time out together) goes
+//! in bounded steps, so that a lock around the registry is never held for long.
 //!
 //! A host is **live** until the peer timeout has passed since its last request, and **silent** from then on: it is no
 //! longer listed, and others may claim its name even if its connection is still open, but its record is kept for as
@@ -79,7 +62,6 @@ pub type ConnId = u64;
 /// Index of a host in [`Registry::slots`]; reused once no index refers to it.
 type Slot = u32;
 
-/// Totals of the live hosts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RegistryTotals {
     /// Live hosts.
@@ -92,7 +74,6 @@ pub struct RegistryTotals {
     pub total_size: u64,
 }
 
-/// A registered host, live or silent.
 struct HostRecord {
     /// Key of its row in the database; never reused.
     id: u64,
@@ -123,7 +104,6 @@ struct HostRecord {
     change_seq: u64,
 }
 
-/// All hosts with their indexes.
 pub struct Registry {
     peer_timeout: Duration,
     /// The latest time seen: threads may arrive out of order, and time must not go back.
@@ -134,7 +114,6 @@ pub struct Registry {
     tombstones: Vec<HostTombstone>,
     by_name: HashMap<Name, Slot>,
     by_conn: HashMap<ConnId, Slot>,
-    /// Live hosts.
     live_names: OrderedNames<Slot>,
     /// Live hosts, by when they were last seen.
     live_by_last_seen: BTreeSet<(Millis, Slot)>,
@@ -162,11 +141,9 @@ struct ChangedHosts {
     too_many: bool,
 }
 
-/// Maximum number of changed hosts that are remembered.
 const CHANGED_HOSTS_MAX: usize = 4_096;
 
 impl Registry {
-    /// An empty registry.
     pub fn new(peer_timeout: Duration, limits: RegistryLimits) -> Registry {
         Registry {
             peer_timeout,
@@ -195,7 +172,6 @@ impl Registry {
         }
     }
 
-    /// The hostname that a connection is registered under.
     pub fn hostname_of(&self, conn: ConnId) -> Option<&Name> {
         self.host_of_connection(conn).map(|(_, host)| &host.name)
     }
@@ -219,9 +195,8 @@ impl Registry {
         self.totals
     }
 
-    /// Gauges for the metrics: hosts (silent ones included) and their files; distinct names of published files;
-    /// files of removed hosts that are still in the indexes; hosts and published files of users and of others,
-    /// as the quotas count them; hostnames without a host that a secret can still get back.
+    /// Gauges for the metrics. `files_to_bury` are those of removed hosts that are still in the indexes; users' and
+    /// others' hosts and files are those that the quotas count; `hostnames_left` are those that a secret can get back.
     pub fn sizes(&self) -> [(&'static str, u64); 9] {
         let tombstone_files: usize = self.tombstones.iter().map(|tombstone| tombstone.files.len()).sum();
         let [user_hosts, user_files, anonymous_hosts, anonymous_files] = self.quotas.usage_totals();
@@ -281,7 +256,6 @@ impl Registry {
         slot
     }
 
-    /// Updates the quotas to what the host uses now.
     fn update_usage(&mut self, slot: Slot) {
         let Some(host) = self.slots[slot as usize].as_mut() else { return };
         let published = usize::try_from(host.published_count).unwrap_or(usize::MAX);
@@ -296,7 +270,6 @@ impl Registry {
         self.quotas.replace(&before, &now);
     }
 
-    /// Notes that the host's listing has changed.
     fn mark_changed(&mut self, slot: Slot) {
         let (Some(changed_hosts), Some(host)) = (&mut self.changed_hosts, &self.slots[slot as usize]) else { return };
         if changed_hosts.names.len() < CHANGED_HOSTS_MAX {

@@ -1,20 +1,4 @@
 //! File transfer between peers: serving published files, and fetching those of others. See `docs/spec/share.md`.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `wire.rs` | the peer protocol's requests and responses |
-//! | `server.rs` | [`PeerServer`]: serves GET, META and RANGE, one thread per connection, straight from the page cache |
-//! | `sendfile.rs` | sending from file to socket without copying through this process |
-//! | `plan.rs` | which piece to request from which host: the rules of a fetch, without sockets or files |
-//! | `speed.rs` | transfer speed and remaining time |
-//! | `part_file.rs` | the unfinished file, and the journal of its synced pieces |
-//! | `verifier.rs` | hashing received pieces while they are written |
-//! | `source_connection.rs` | one connection to one source host |
-//! | `saver.rs` | syncing the part file and writing the journal, on a thread of its own |
-//! | `context.rs` | who provides a fetch's threads, and its timeouts |
-//! | `progress.rs` | how far a fetch is, and its status |
-//! | `fetch_worker.rs` | the thread that owns the plan and applies its effects |
-//! | `fetch.rs` | [`Fetch`]: one fetch, started and controlled |
 
 use std::fs::File;
 use std::sync::Arc;
@@ -50,13 +34,11 @@ use super::wire::Digest;
 /// Times closer than this are equal: a number that passed through JSON may come back with another last digit.
 const SAME_TIME_S: f64 = 1e-3;
 
-/// The published files that a peer server serves.
 pub trait FileProvider: Send + Sync {
     /// Opens the published file of that name. The name comes from a stranger and can be any bytes.
     fn open(&self, name: &[u8]) -> Result<ServedFile, FileUnavailable>;
 }
 
-/// A published file, opened for one request.
 #[derive(Debug)]
 pub struct ServedFile {
     /// A regular file, opened for this request alone: the server moves its position.
@@ -70,22 +52,16 @@ pub struct ServedFile {
     pub pieces: Option<Arc<FileDigests>>,
 }
 
-/// Why a published file cannot be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileUnavailable {
-    /// No file of that name is published.
     NotFound,
     /// It has been moved, deleted or changed since it was published.
     Moved,
 }
 
-/// Finds the hosts that have a file.
 pub trait SourceFinder: Send + Sync {
-    /// Returns the hosts that currently publish the file, except ourselves and hosts that must not be contacted. Called
-    /// repeatedly during a fetch, on a thread of its own; may block.
-    ///
-    /// # Errors
-    /// Why the hosts cannot be determined, in words for users.
+    /// The hosts that currently publish the file, except ourselves and hosts that must not be contacted. Called
+    /// repeatedly during a fetch, on a thread of its own; may block. An error says why, in words for users.
     fn find_hosts(&self, fname: &FileName) -> Result<Vec<HostEntry>, String>;
 }
 
@@ -102,14 +78,9 @@ pub struct ContentIdentity {
 }
 
 impl ContentIdentity {
-    /// The content that a host's entry describes.
     pub fn of(entry: &FileEntry) -> ContentIdentity {
-        ContentIdentity {
-            size: entry.size,
-            modified: entry.modified,
-            blake3: entry.blake3,
-            pieces_root: entry.pieces_root,
-        }
+        let FileEntry { size, modified, blake3, pieces_root, .. } = *entry;
+        ContentIdentity { size, modified, blake3, pieces_root }
     }
 
     /// Whether an entry describes this content: by its digests or, if none are known, by size and modification time.

@@ -1,12 +1,4 @@
-//! The web pages, the OpenAPI descriptions of the HTTP APIs and the operator's API. See `docs/spec/share.md`.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `site.rs` | the handler of one HTTP port: an API, its description and its pages |
-//! | `pages.rs` | serves the pages and their assets, which are compiled into the program |
-//! | `openapi.rs` | generates an API's description from its route table |
-//! | `operator/` | the API with which the operator watches and administers a server |
-//! | `assets/` | HTML, CSS, JavaScript and SVG files of the pages |
+//! What is served over HTTP for all services: pages, OpenAPI descriptions, the operator's API (docs/spec/share.md).
 
 mod openapi;
 pub mod operator;

@@ -7,7 +7,6 @@ use crate::net::http::routes::{
     BodyKind, FieldSchema, ResponseKind, RouteAccess, RouteMethod, RouteSpec, Schema, field,
 };
 
-/// The fields of every error response.
 const ERROR_FIELDS: &[FieldSchema] = &[field("success", Schema::Constant(false)), field("error", Schema::Text)];
 const SUCCESS_FIELDS: &[FieldSchema] = &[field("success", Schema::Constant(true))];
 

@@ -3,7 +3,6 @@
 //! A page's HTML is revalidated on every request. It refers to its assets below `/assets/HASH/`, where HASH covers all
 //! of the files: assets can therefore be cached for ever, and a page never mixes files of two program versions.
 
-use std::fmt;
 use std::io::Write;
 
 use flate2::Compression;
@@ -16,7 +15,6 @@ pub(super) const HTML_CONTENT_TYPE: &str = "text/html; charset=utf-8";
 /// Images and media may also come from `data:` and `blob:` URLs that the page itself has made.
 const PAGE_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; base-uri 'none'; \
                       form-action 'self'; frame-ancestors 'none'";
-/// The page that is sent with status 404.
 const NOT_FOUND_PAGE: &str = "error.html";
 /// Smaller files are not compressed, as that would save too little.
 const COMPRESS_MIN_BYTES: usize = 1024;
@@ -33,7 +31,6 @@ macro_rules! assets {
     ($($name:literal)*) => { &[$(($name, include_bytes!(concat!("assets/", $name)))),*] };
 }
 
-/// All files of `assets/`, by name.
 const ASSET_FILES: &[(&str, &[u8])] = assets!("admin-data.js" "admin-list.js" "admin-lists.js" "admin-overview.js" "admin.css" "admin.html" "admin.js" "api.js" "charts.js" "device.js" "error.html" "favicon.svg" "files.js" "home.css" "home.html" "home.js" "network.js" "node.css" "node.html" "node.js" "paged.js" "people.js" "picker.js" "qr.js" "rows.js" "state.js" "style.css" "transfers.js" "ui.js" "uploads.js");
 
 fn content_type(name: &str) -> &'static str {
@@ -53,7 +50,6 @@ struct Asset {
     gzip: Option<Vec<u8>>,
 }
 
-/// The pages of one HTTP port and the assets that they share.
 pub(super) struct Pages {
     entries: &'static [PageRoute],
     hash: String,
@@ -150,12 +146,6 @@ impl Asset {
 fn gzip_compress(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes).and_then(|()| encoder.finish()).ok()
-}
-
-impl fmt::Debug for Pages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pages").field("entries", &self.entries).field("hash", &self.hash).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! The handler of one HTTP port: an API, its OpenAPI description and its pages.
 
-use std::fmt;
-
 use super::openapi;
 use super::operator::ServerHandler;
 use super::pages::{self, Pages};
@@ -11,7 +9,6 @@ use crate::share::client_api::ClientApi;
 
 const DESCRIPTION_PATH: &str = "/api/openapi.json";
 
-/// Serves an API, its description at `/api/openapi.json`, and the pages.
 pub struct Site<A> {
     api: A,
     description: Vec<u8>,
@@ -19,7 +16,6 @@ pub struct Site<A> {
 }
 
 impl Site<ClientApi> {
-    /// The site of a share node.
     pub fn of_node(api: ClientApi) -> Site<ClientApi> {
         let about = "What a user's programs and pages ask of a node: the user's files, the network's, and what is \
                      fetched from it.";
@@ -28,7 +24,6 @@ impl Site<ClientApi> {
 }
 
 impl Site<ServerHandler> {
-    /// The site of a server.
     pub fn of_server(api: ServerHandler) -> Site<ServerHandler> {
         let about = "Accounts, and what the operator sees.";
         Site::new("P2S2 server API", about, ServerHandler::route_specs(), api, pages::SERVER_PAGES)
@@ -77,12 +72,6 @@ impl<A: HttpHandler> HttpHandler for Site<A> {
             return Some(Err(method_not_allowed(&[Method::GET])));
         }
         self.api.upload(head)
-    }
-}
-
-impl<A> fmt::Debug for Site<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Site").field("pages", &self.pages).finish_non_exhaustive()
     }
 }
 

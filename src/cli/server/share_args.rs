@@ -44,7 +44,6 @@ pub(super) struct ShareServiceArgs {
     http_host: Vec<String>,
 }
 
-/// Who gets the hostname of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum RegistryAuth {
     Strict,
@@ -53,9 +52,6 @@ enum RegistryAuth {
 
 impl ShareServiceArgs {
     /// Combines flags, legacy variables and defaults.
-    ///
-    /// # Errors
-    /// An invalid value, or HTTP beyond loopback without TLS or `--insecure`.
     pub(super) fn config(
         &self,
         bind: IpAddr,

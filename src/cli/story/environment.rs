@@ -60,7 +60,6 @@ impl StoryEnvironment {
         Ok((server, addresses))
     }
 
-    /// A shop client with an account and a session.
     pub(super) fn start_client(
         &self,
         role: &str,
@@ -89,7 +88,6 @@ impl StoryEnvironment {
         Ok(wallet)
     }
 
-    /// A trading peer of a server on this machine.
     pub(super) fn start_peer(
         &self,
         name: &str,
@@ -128,7 +126,6 @@ impl StoryEnvironment {
         Ok((peer, addr))
     }
 
-    /// A file-sharing node, and the address of its client API.
     pub(super) fn start_node(&self, name: &str, server: ServerAddresses) -> anyhow::Result<(StoryProcess, SocketAddr)> {
         let ready = self.dir.join(format!("{name}.json"));
         let mut command = self.program("share")?;
@@ -145,7 +142,6 @@ impl StoryEnvironment {
         Ok((node, addr))
     }
 
-    /// Runs one command against a node; it must succeed.
     pub(super) fn run_node_command(&self, name: &str, api: SocketAddr, words: &[&str]) -> anyhow::Result<()> {
         say!("{name:>12} > p2s2 share {}", words.join(" "));
         let mut command = self.program("share")?;

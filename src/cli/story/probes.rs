@@ -12,10 +12,8 @@ use crate::shop::client::{Client, ClientConfig};
 use crate::shop::ops::ErrorCode;
 use crate::trade::wire::DATAGRAM_MAX;
 
-/// How long a running server has to respond.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Whether a trade server responds at this address.
 pub(super) fn is_trade_server(server: SocketAddr) -> anyhow::Result<bool> {
     let request = json!({"type": "STATUS", "rq": 1, "name": "story"});
     let response = request_until_answered(&loopback_socket(server)?, server, request, 3);
@@ -33,7 +31,6 @@ pub(super) fn is_shop_frontend(server: SocketAddr) -> bool {
     response.is_err_and(|error| error.code() == Some(ErrorCode::NotLoggedIn))
 }
 
-/// Whether the server API responds.
 pub(super) fn is_healthy_server_api(api: SocketAddr) -> bool {
     let api = ApiClient::new(&api.ip().to_string(), api.port(), None, STEP_TIMEOUT);
     api.get("/api/health", None).is_ok_and(|response| response.is_ok() && response.body["status"] == "healthy")

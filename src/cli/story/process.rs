@@ -67,7 +67,6 @@ impl StoryProcess {
         }
     }
 
-    /// Ends the process and checks its exit code.
     pub(super) fn finish(&mut self) -> anyhow::Result<()> {
         drop(self.stdin.take());
         #[cfg(unix)]

@@ -16,10 +16,8 @@ use parking_lot::Mutex;
 use crate::net::frames::Framing;
 use crate::net::threads;
 
-/// Initial size of a buffer, and length of the prefix of a frame, in bytes.
 const BUFFER_BYTES: usize = 16 * 1024;
 const LENGTH_BYTES: usize = 4;
-/// The byte with which messages are padded.
 const FILLER: u8 = b'x';
 /// How a response of the echo begins.
 pub const RESPONSE_PREFIX: &[u8] = b"xx";
@@ -27,30 +25,22 @@ pub const RESPONSE_PREFIX: &[u8] = b"xx";
 /// One request of a frontend to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
-    /// Index of the backend.
     pub back: usize,
-    /// Length of the request in bytes, without framing.
     pub request_bytes: usize,
-    /// Length of the response in bytes, without framing.
     pub answer_bytes: usize,
 }
 
 /// A message to the frontend, and everything that it causes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayRequest {
-    /// Length of the message in bytes.
     pub request_bytes: usize,
-    /// Length of its response in bytes.
     pub answer_bytes: usize,
     /// Steps are executed in order; the hops of one step concurrently.
     pub steps: Vec<Vec<Hop>>,
 }
 
 impl RelayRequest {
-    /// The message that makes a frontend do this.
-    ///
-    /// # Errors
-    /// `request_bytes` is too small for the description.
+    /// The message that makes a frontend do this; an error if `request_bytes` is too small for the description.
     pub fn message(&self) -> anyhow::Result<Vec<u8>> {
         let mut text = self.answer_bytes.to_string();
         for step in &self.steps {
@@ -68,7 +58,6 @@ impl RelayRequest {
     }
 }
 
-/// The message with its framing.
 pub fn framed(framing: Framing, message: &[u8]) -> Vec<u8> {
     match framing {
         Framing::Frames => [&(message.len() as u32).to_be_bytes(), message].concat(),
@@ -86,10 +75,6 @@ pub struct FramedConnection {
 }
 
 impl FramedConnection {
-    /// Opens a connection.
-    ///
-    /// # Errors
-    /// The connection fails.
     pub fn connect(addr: SocketAddr, framing: Framing) -> io::Result<FramedConnection> {
         let connection = FramedConnection::accepted(TcpStream::connect(addr)?)?;
         Ok(FramedConnection { framing: Some(framing), ..connection })
@@ -105,17 +90,11 @@ impl FramedConnection {
     }
 
     /// Sends a message that is already [framed].
-    ///
-    /// # Errors
-    /// The connection fails.
     pub fn send(&self, framed: &[u8]) -> io::Result<()> {
         (&self.stream).write_all(framed)
     }
 
-    /// Receives the next message; `None` at a clean end.
-    ///
-    /// # Errors
-    /// The connection fails, ends within a message, or carries more than one message.
+    /// The next message; `None` at a clean end, and an error if more than one message arrives.
     pub fn receive(&mut self) -> io::Result<Option<&[u8]>> {
         let mut filled = 0;
         loop {
@@ -149,19 +128,11 @@ impl FramedConnection {
     }
 }
 
-/// Serves clients, each on a thread, until the process ends.
-///
-/// # Errors
-/// No more threads can be started.
 pub fn serve_frontend(listener: &TcpListener, backs: &[SocketAddr]) -> anyhow::Result<()> {
     let backs: Arc<[Backend]> = backs.iter().map(|addr| Backend { addr: *addr, idle: Mutex::default() }).collect();
     accept_connections(listener, move |connection| relay(connection, &backs))
 }
 
-/// Serves frontends, each connection on a thread, until the process ends.
-///
-/// # Errors
-/// No more threads can be started.
 pub fn serve_backend(listener: &TcpListener) -> anyhow::Result<()> {
     accept_connections(listener, |connection| {
         let mut response = Vec::new();
@@ -174,10 +145,6 @@ pub fn serve_backend(listener: &TcpListener) -> anyhow::Result<()> {
     })
 }
 
-/// Listens on a free port, as the other limits do.
-///
-/// # Errors
-/// The listener cannot be opened.
 pub fn listen() -> io::Result<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
 }

@@ -31,16 +31,13 @@ const COLOURS: [(u8, u8, u8); 14] = [
 const AXIS: RGBColor = RGBColor(70, 70, 70);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 
-/// The quantity of the horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XAxis {
-    /// Number of concurrent clients.
     Clients,
     /// `1 / (1 - quantile)`: 10 is the 90th percentile, 100 the 99th.
     Slowest,
 }
 
-/// The scale of the vertical axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum YScale {
     Logarithmic,
@@ -48,10 +45,8 @@ pub enum YScale {
     FromZero,
 }
 
-/// One curve of a plot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
-    /// The name in the legend.
     pub name: String,
     /// Index of the colour; the same in every plot.
     pub colour: usize,
@@ -59,16 +54,12 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// The colour of this index in CSS.
 pub fn css_colour(colour: usize) -> String {
     let (red, green, blue) = COLOURS[colour % COLOURS.len()];
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-/// Draws the curves; `None` if they have no points.
-///
-/// # Errors
-/// Those of the drawing library.
+/// `None` if the curves have no points.
 pub fn draw(x_axis: XAxis, y_scale: YScale, unit: &str, curves: &[Curve]) -> anyhow::Result<Option<String>> {
     let is_drawn = |(x, y): &(f64, f64)| *x > 0.0 && y.is_finite() && (*y > 0.0 || y_scale == YScale::FromZero);
     let curves: Vec<Curve> = curves

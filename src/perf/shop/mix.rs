@@ -5,8 +5,7 @@
 //! | `MIX` | add items and change prices | search and show the cart |
 //! | `ALL` | all calls of a seller | all calls of a buyer, including purchases |
 //!
-//! "N clients" are N sellers and N buyers, all of which call. Sellers add items in every run, so the catalogue grows
-//! from run to run.
+//! "N clients" are N sellers and N buyers, all of which call. Sellers add items in every run, so the catalogue grows.
 //!
 //! The `relay` of a mix makes the same sequence of calls, with hops and sizes learned from the first seller and the first
 //! buyer before the measurement. Pages of purchases and items grow until they are full, so the relay's responses become
@@ -31,13 +30,11 @@ const CALLS: u64 = 1000;
 /// The full mix includes purchases, which cost ten commits each, so it has fewer calls and runs by default.
 const CALLS_OF_ALL: u64 = 100;
 const RUNS_OF_ALL: usize = 5;
-/// A quick run has little time.
 const QUICK_RUNS: usize = 5;
 const QUICK_CALLS: u64 = 12;
 /// Page size of lists: sellers have more items from run to run.
 const PAGE: u32 = 25;
 
-/// A mix of operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mix {
     /// The mix of the original measurements.
@@ -47,7 +44,6 @@ pub enum Mix {
 }
 
 impl Mix {
-    /// The name for `--only`.
     pub fn name(self) -> &'static str {
         match self {
             Mix::Documents => "MIX",
@@ -55,7 +51,6 @@ impl Mix {
         }
     }
 
-    /// The name in reports.
     pub fn title(self, framing: Framing) -> &'static str {
         match (self, framing) {
             (Mix::Documents, Framing::Frames) => "MIX",
@@ -145,10 +140,6 @@ fn all_buyer_calls(user: &User, nth: usize, item: &str) -> Vec<(&'static str, Va
     ]
 }
 
-/// Measures a mix with this many sellers and as many buyers.
-///
-/// # Errors
-/// A server that refuses or does not respond, or an I/O error.
 pub fn measure(
     run: &mut ScenarioRun<'_>,
     processes: &ShopProcesses,
@@ -209,6 +200,5 @@ pub fn measure(
 
 /// The number of measurements of a mix.
 pub fn measurements(run: &ScenarioRun<'_>, mix: Mix) -> usize {
-    // The relay is measured as often.
     2 * mix.sampling(run).runs
 }

@@ -25,19 +25,14 @@ const ITEMS_PER_KEYWORD: usize = 25;
 /// Length of a run's random tag: a keyword of eight characters has room for it, a `k` and two digits.
 const TAG_CHARS: usize = 5;
 const TAG_RADIX: u32 = 36;
-/// Number of items of each seller.
 const ITEMS_PER_SELLER: usize = 10;
-/// Number of items in a cart.
 const CART_LINES: usize = 3;
 /// Concurrent connections during the setup: fewer than the password hashes that a server queues.
 const CONCURRENT_SETUPS: usize = 8;
-/// Timeout of a call.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Interval and duration of retries while a server is busy.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 const BUSY_RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A seller or a buyer, signed in.
 #[derive(Debug)]
 pub struct User {
     pub role: Role,
@@ -71,9 +66,6 @@ impl RunTag {
     }
 
     /// A random tag, one of sixty million.
-    ///
-    /// # Errors
-    /// The system provides no random bytes.
     pub fn random() -> anyhow::Result<RunTag> {
         let mut bytes = [0; TAG_CHARS];
         SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
@@ -83,10 +75,6 @@ impl RunTag {
     }
 }
 
-/// Opens a connection with a read timeout.
-///
-/// # Errors
-/// The connection fails.
 pub fn connect(addr: SocketAddr, framing: Framing) -> anyhow::Result<FramedConnection> {
     let connection = FramedConnection::connect(addr, framing).context("cannot connect each client")?;
     connection.stream().set_read_timeout(Some(RESPONSE_TIMEOUT))?;
@@ -94,7 +82,6 @@ pub fn connect(addr: SocketAddr, framing: Framing) -> anyhow::Result<FramedConne
 }
 
 impl User {
-    /// Creates an account and signs in.
     fn sign_up(role: Role, addr: SocketAddr, tag: &RunTag, nth: usize, framings: &[Framing]) -> anyhow::Result<User> {
         let side = if role == Role::Buyer { "buyer" } else { "seller" };
         let (name, tag) = (format!("perf-{side}-{}{nth:04}", tag.user), tag.clone());
@@ -112,9 +99,6 @@ impl User {
     }
 
     /// Reconnects, because servers close connections that were idle for ten minutes.
-    ///
-    /// # Errors
-    /// The connection fails.
     pub fn reconnect(&mut self) -> anyhow::Result<()> {
         self.connections =
             self.framings.iter().map(|framing| connect(self.addr, *framing)).collect::<Result<_, _>>()?;
@@ -122,9 +106,6 @@ impl User {
     }
 
     /// Makes one call outside of a measurement, retrying while the server is busy.
-    ///
-    /// # Errors
-    /// A refusal, or no response.
     pub fn ask(&mut self, api: &str, payload: &Value) -> anyhow::Result<Value> {
         let sid = (!self.sid.is_empty()).then_some(self.sid.as_str());
         let request = framed(Framing::Frames, &call(api, sid, payload));
@@ -145,7 +126,6 @@ impl User {
         }
     }
 
-    /// The frontend's address.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -165,7 +145,6 @@ impl User {
     }
 }
 
-/// All users, and the items for sale.
 pub struct ShopPopulation {
     sellers: Vec<User>,
     buyers: Vec<User>,
@@ -173,11 +152,7 @@ pub struct ShopPopulation {
 }
 
 impl ShopPopulation {
-    /// Creates this many sellers and buyers, a few at a time: password hashing is slow on purpose, and servers queue
-    /// only a limited number of hashes.
-    ///
-    /// # Errors
-    /// A server that refuses or does not respond.
+    /// Creates this many sellers and buyers, a few at a time: servers queue only a limited number of password hashes.
     pub fn create(
         seller_at: SocketAddr,
         buyer_at: SocketAddr,
@@ -219,9 +194,6 @@ impl ShopPopulation {
     }
 
     /// Uses every session, so that none expires while others are measured.
-    ///
-    /// # Errors
-    /// A server that refuses or does not respond.
     pub fn stay_signed_in(&mut self) -> anyhow::Result<()> {
         for user in self.sellers.iter_mut().chain(&mut self.buyers) {
             user.reconnect()?;
@@ -234,7 +206,6 @@ impl ShopPopulation {
         Ok(())
     }
 
-    /// The users of a role.
     pub fn users(&mut self, role: Role) -> &mut Vec<User> {
         match role {
             Role::Seller => &mut self.sellers,
@@ -253,9 +224,6 @@ impl ShopPopulation {
 
     /// Brings the first `count` users of a role into the state in which an operation starts. Returns the rounds of each
     /// user, which are repeated; a round has one or more calls.
-    ///
-    /// # Errors
-    /// A server that refuses or does not respond.
     pub fn prepare(&mut self, operation: &str, role: Role, count: usize) -> anyhow::Result<Vec<Vec<Vec<Vec<u8>>>>> {
         let items = std::mem::take(&mut self.items);
         let users = &mut self.users(role)[..count];

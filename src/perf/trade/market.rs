@@ -23,9 +23,7 @@ use crate::net::{listener, threads};
 use crate::perf::load::{self, MeasurementLength, Sample};
 use crate::perf::stop::StopFlag;
 
-/// Interval after which a request is repeated.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// Maximum number of transmissions of a request.
 const ATTEMPTS_MAX: u32 = 8;
 /// Timeout of a search or a settlement: longer than the server's own time limits.
 const STEP_TIMEOUT: Duration = Duration::from_secs(12);
@@ -64,7 +62,6 @@ struct MarketPeer {
     name: String,
     socket: UdpSocket,
     listener: TcpListener,
-    /// From the response to REGISTER.
     token: String,
     pin: Option<String>,
     /// Sends events to a buyer's driver; sellers have none.
@@ -72,7 +69,6 @@ struct MarketPeer {
     is_closing: AtomicBool,
 }
 
-/// An event for a buyer's driver.
 #[derive(Debug)]
 enum MarketEvent {
     ServerMessage(ServerMessage),
@@ -90,10 +86,6 @@ struct ServerMessage {
 }
 
 impl Market {
-    /// Registers all peers.
-    ///
-    /// # Errors
-    /// A server that does not respond, or sockets or threads that cannot be created.
     pub fn open(server: SocketAddr, buyers: usize, sellers: usize, leave_at_end: bool) -> anyhow::Result<Market> {
         let mut market = Market { buyers: Mutex::default(), peers: Vec::new(), threads: Vec::new(), leave_at_end };
         for nth in 0..sellers {
@@ -135,9 +127,6 @@ impl Market {
     }
 
     /// Lets every buyer run rounds, one after the other.
-    ///
-    /// # Errors
-    /// A socket fails.
     pub fn trade(&self, goal: RoundGoal, length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
         load::run_all(&mut self.buyers.lock(), |buyer| buyer.drive(goal, length, stop))
     }
@@ -169,11 +158,7 @@ impl Buyer {
         while !length.is_over(rounds, started, before) && !stop.is_set() {
             let succeeded = self.round(goal, &mut sample.lost)?;
             let now = Instant::now();
-            if succeeded {
-                sample.record_success(now - before);
-            } else {
-                sample.failed += 1;
-            }
+            sample.record(succeeded, now - before);
             before = now;
             rounds += 1;
         }
@@ -206,29 +191,20 @@ impl Buyer {
         self.peer.socket.send(buy.to_string().as_bytes())?;
         let mut bought = false;
         for _ in 0..ATTEMPTS_MAX {
-            let mut over = None;
-            let message = self.await_event(if bought { STEP_TIMEOUT } else { RETRY_AFTER }, |event| match event {
-                MarketEvent::Paid(paid) if *paid == rq => {
-                    over = Some(true);
-                    Some(())
-                }
-                MarketEvent::NotPaid(failed) if *failed == rq => {
-                    over = Some(false);
-                    Some(())
-                }
+            // How the purchase has ended; `None`: it goes on.
+            let news = self.await_event(if bought { STEP_TIMEOUT } else { RETRY_AFTER }, |event| match event {
+                MarketEvent::Paid(paid) if *paid == rq => Some(Some(true)),
+                MarketEvent::NotPaid(failed) if *failed == rq => Some(Some(false)),
                 MarketEvent::ServerMessage(message) if message.rq == Some(rq) && message.mid.is_none() => {
-                    if message.r#type != "BUYING" {
-                        over = Some(false);
-                    }
-                    Some(())
+                    Some((message.r#type != "BUYING").then_some(false))
                 }
                 _ => None,
             });
-            match (over, message) {
-                (Some(outcome), _) => return Ok(outcome),
-                (None, Some(())) => bought = true,
-                (None, None) if bought => return Ok(false),
-                (None, None) => {
+            match news {
+                Some(Some(outcome)) => return Ok(outcome),
+                Some(None) => bought = true,
+                None if bought => return Ok(false),
+                None => {
                     *lost += 1;
                     self.peer.socket.send(buy.to_string().as_bytes())?;
                 }
@@ -269,7 +245,6 @@ impl Buyer {
 }
 
 impl ServerMessage {
-    /// The price, if this is FOUND.
     fn found_price(&self) -> Option<Value> {
         self.price.clone().filter(|_| self.r#type == "FOUND")
     }
@@ -280,7 +255,6 @@ impl MarketPeer {
         self.is_closing.load(Ordering::Relaxed)
     }
 
-    /// Receives datagrams until the market closes.
     fn read(&self) -> anyhow::Result<()> {
         let mut buffer = vec![0; 8 * 1024];
         // Answers to SEARCH that the server has not confirmed. If one is lost, the whole search waits.
@@ -344,8 +318,7 @@ impl MarketPeer {
         }
     }
 
-    /// Accepts settlement connections. A buyer handles one purchase after the other; a seller handles each on its own
-    /// thread (as many as there are buyers).
+    /// A buyer handles one purchase after the other, a seller each on its own thread (as many as there are buyers).
     fn accept_settlements(self: Arc<Self>) -> anyhow::Result<()> {
         for stream in self.listener.incoming() {
             if self.is_closing() {

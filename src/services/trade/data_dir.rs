@@ -10,7 +10,6 @@ use crate::storage::Store;
 use crate::storage::backup::{self, DataComponent};
 use crate::trade;
 
-/// The opened files of the trade service.
 pub(super) struct TradeDataDir {
     pub(super) store: Arc<Store>,
     pub(super) gateway: Arc<BuiltinGateway>,

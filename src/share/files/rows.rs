@@ -25,8 +25,7 @@ pub(super) fn get(
     name: &FileName,
 ) -> Result<Option<TrackedFile>, StoreError> {
     let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND name = $2");
-    // Try every spelling, first the given one. Separate lookups by key cost a fraction of one query that has to sort
-    // its results.
+    // First the given spelling. Separate lookups by key cost a fraction of one query that has to sort its results.
     for spelled in text::distinct_spellings(name.as_str()) {
         if let Some(found) = reader.first(&sql, &[owner.into(), (&spelled).into()], read_tracked)? {
             return Ok(Some(found));
@@ -40,7 +39,6 @@ pub(super) fn count(reader: &(impl Reader + ?Sized), owner: &str) -> Result<u64,
     Ok(reader.first(sql, &[owner.into()], |row| row.uint(0))?.unwrap_or_default())
 }
 
-/// The concatenated piece digests.
 pub(super) fn digest_bytes(pieces: &FileDigests) -> Vec<u8> {
     pieces.digests().iter().flat_map(|digest| digest.0).collect()
 }

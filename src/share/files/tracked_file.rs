@@ -11,17 +11,14 @@ use crate::model::Millis;
 use crate::share::unix_time::{unix_ns, unix_seconds, unix_seconds_of};
 use crate::share::wire::{Digest, FileEntry, FileName, RANGE_FEATURE};
 
-/// A tracked file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackedFile {
     /// The name under which it is or can be published.
     pub name: FileName,
     /// Path and metadata at the last check.
     pub stat: FileStat,
-    /// When it was first tracked.
     pub added_at: Millis,
     pub is_published: bool,
-    /// When it was last published.
     pub published_at: Option<Millis>,
     /// BLAKE3 of the whole content, once it was hashed.
     pub blake3: Option<Digest>,
@@ -32,7 +29,6 @@ pub struct TrackedFile {
 }
 
 impl TrackedFile {
-    /// The entry that is published at the registry.
     pub fn entry(&self) -> FileEntry {
         let has_pieces = self.pieces_root.is_some();
         FileEntry {
@@ -47,7 +43,6 @@ impl TrackedFile {
         }
     }
 
-    /// The JSON that is shown to its owner.
     pub fn to_json(&self) -> Value {
         json!({
             "name": self.name,
@@ -74,7 +69,6 @@ impl TrackedFile {
     }
 }
 
-/// A file's path and metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileStat {
     /// Its resolved path.
@@ -87,7 +81,6 @@ pub struct FileStat {
 }
 
 impl FileStat {
-    /// From the metadata of an opened file.
     pub fn of(path: &Path, metadata: &Metadata) -> FileStat {
         FileStat {
             path: path.to_owned(),

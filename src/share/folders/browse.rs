@@ -112,7 +112,6 @@ fn folder_entry(name: String, path: String, info: &EntryInfo) -> FolderEntry {
     FolderEntry { name, path, is_folder: info.is_folder, size, modified_ns: info.modified_ns }
 }
 
-/// Metadata of what is at a path that contains no links.
 fn info_without_links(path: &Path) -> Option<EntryInfo> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => DirHandle::open(parent).ok()?.entry_info(name.to_str()?).ok()?,

@@ -22,31 +22,23 @@ pub struct HostRow {
     pub(super) last_seen_at: Millis,
 }
 
-/// A change of one row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RegistryChange {
-    /// A host was added or changed.
     Host(Box<HostRow>),
     /// A host was removed with its files.
     DropHost(u64),
-    /// A file was added or changed.
     File {
-        /// Row id of the host.
         host: u64,
         fname: FileName,
         entry: Arc<FileEntry>,
     },
-    /// A file was removed.
     DropFile {
-        /// Row id of the host.
         host: u64,
         fname: FileName,
     },
-    /// A secret was issued.
     Secret {
         /// The hostname that it gets back.
         hostname: Name,
-        /// Its SHA-256.
         key: SecretHash,
         /// The lease of the hostname that it belongs to.
         lease_id: u64,
@@ -54,20 +46,15 @@ pub enum RegistryChange {
         is_user: bool,
         /// When it was issued, or when its host was last seen before it was removed.
         issued_at: Millis,
-        /// The address that it was issued to.
         source: IpAddr,
     },
-    /// A secret was dropped.
     DropSecret {
-        /// The hostname that it belonged to.
         hostname: Name,
-        /// Its SHA-256.
         key: SecretHash,
     },
 }
 
 impl RegistryChange {
-    /// Maps every stored time.
     pub fn map_times(&mut self, other: &dyn Fn(Millis) -> Millis) {
         match self {
             RegistryChange::Host(row) => {

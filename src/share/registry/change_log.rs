@@ -12,14 +12,12 @@ use super::{HostRecord, Registry, Slot};
 use crate::model::{Millis, Name};
 use crate::share::wire::{FileEntry, FileName};
 
-/// Maximum number of changes in the log.
 const CHANGES_MAX: usize = 16_384;
 /// Changes are logged for this long after the last request for them; with no followers they are only counted.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// A reappearing host with more files than this resets the log instead of adding an entry for each file.
 const RELISTED_FILES_MAX: usize = 1_024;
 
-/// What has changed in a host's listing.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ListingChangeKind {
     /// The host is listed, or its address or display name has changed.
@@ -30,13 +28,10 @@ pub enum ListingChangeKind {
     File(FileName, Option<Arc<FileEntry>>),
 }
 
-/// One change of the listing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListingChange {
     pub hostname: Name,
-    /// Name shown to people.
     pub display_name: Arc<str>,
-    /// Address of its peer server.
     pub addr: (IpAddr, u16),
     pub kind: ListingChangeKind,
 }
@@ -52,7 +47,6 @@ pub enum ListingUpdate {
 
 #[derive(Debug, Default)]
 pub(super) struct ChangeLog {
-    /// Number of the latest change.
     version: u64,
     entries: VecDeque<ListingChange>,
     /// Changes are logged until then.
@@ -91,7 +85,6 @@ impl Registry {
         self.change_log = ChangeLog { version, entries: VecDeque::new(), followed_until: None };
     }
 
-    /// Number of the latest change.
     pub fn version(&self) -> u64 {
         self.change_log.version
     }
@@ -132,7 +125,6 @@ impl Registry {
         }
     }
 
-    /// Logs that a live host is no longer listed.
     pub(super) fn log_host_unlisted(&mut self, slot: Slot) {
         if let Some(host) = &self.slots[slot as usize]
             && self.change_log.retain_or_count(self.now)
@@ -141,7 +133,6 @@ impl Registry {
         }
     }
 
-    /// Logs a file's change if its host is live.
     pub(super) fn log_file_change(&mut self, slot: Slot, fname: &FileName, entry: Option<Arc<FileEntry>>) {
         if let Some(host) = self.slots[slot as usize].as_ref().filter(|host| host.is_live)
             && self.change_log.retain_or_count(self.now)

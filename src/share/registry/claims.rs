@@ -3,52 +3,42 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::change::HostRow;
 use super::quotas::HostUsage;
 use super::secrets::ResumeSecret;
 use super::{ConnId, HostRecord, Registry, RegistryChange, RegistryError, SecretHash};
 use crate::model::{Millis, Name};
 use crate::net::source;
-use crate::share::wire::FileMap;
 
-/// A request to register under a hostname.
 #[derive(Debug, Clone)]
 pub struct HostnameClaim {
     pub hostname: Name,
-    /// Name shown to people.
     pub display_name: Arc<str>,
-    /// Port of the host's peer server.
     pub port: u16,
     /// Address of the peer server, if it is not the source address.
     pub ip: Option<IpAddr>,
-    /// Address that the connection comes from.
     pub source: IpAddr,
     /// Whether the hostname belongs to an account, and how the claim proves to come from its user.
     pub status: HostnameStatus,
-    /// The secret of an earlier registration.
     pub resume_secret: Option<SecretHash>,
     /// The secret to issue unless `resume_secret` is valid.
     pub new_secret: SecretHash,
     /// No file list was given: with a valid `resume_secret` the former one stays.
     pub keeps_files: bool,
-    /// Number of published files in the given list.
     pub file_count: usize,
     /// `ip` is an address of the registry's own machine, which a client on loopback may use.
     pub is_local_ip: bool,
 }
 
-/// Whether a hostname belongs to a user account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostnameStatus {
-    /// It belongs to no account.
     Free,
-    /// It is the name of a user account.
     Account(AccountProof),
 }
 
 /// How a claim proves to come from the account's user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccountProof {
-    /// It does not.
     None,
     /// It has a valid token of that user.
     Token,
@@ -56,18 +46,15 @@ pub enum AccountProof {
     Address,
 }
 
-/// The outcome of a granted claim.
 #[derive(Debug, PartialEq)]
 pub struct HostnameGrant {
     /// The presented secret was valid and stays in use; the new one is not issued.
     pub is_resumed: bool,
     /// The former file list stays; otherwise [`Registry::replace_files`] is to be called with the new one until done.
     pub keeps_files: bool,
-    /// The address under which the host is listed.
     pub ip: IpAddr,
     /// The connection that held the hostname until now.
     pub replaced_conn: Option<ConnId>,
-    /// Changes to store.
     pub changes: Vec<RegistryChange>,
 }
 
@@ -130,10 +117,7 @@ impl Registry {
         Ok(ClaimPlan { secret, retained, ip, keeps_files, before, after })
     }
 
-    /// REGISTER: grants the hostname if all rules and quotas allow it.
-    ///
-    /// # Errors
-    /// The rule or quota that is violated; nothing has changed then.
+    /// REGISTER: grants the hostname if all rules and quotas allow it; otherwise nothing has changed.
     pub fn register(
         &mut self,
         now: Millis,
@@ -243,9 +227,9 @@ impl Registry {
 }
 
 fn new_host(id: u64, claim: &HostnameClaim, ip: IpAddr) -> HostRecord {
-    HostRecord {
+    HostRecord::of(HostRow {
         id,
-        name: claim.hostname.clone(),
+        hostname: claim.hostname.clone(),
         display_name: Arc::clone(&claim.display_name),
         ip,
         port: claim.port,
@@ -254,16 +238,7 @@ fn new_host(id: u64, claim: &HostnameClaim, ip: IpAddr) -> HostRecord {
         lease_id: 0,
         connected_at: Millis::default(),
         last_seen_at: Millis::default(),
-        is_last_seen_unsaved: false,
-        conn: None,
-        is_live: false,
-        files: FileMap::new(),
-        published_count: 0,
-        published_bytes: 0,
-        usage: None,
-        reserved_files: 0,
-        change_seq: 0,
-    }
+    })
 }
 
 /// The address under which the host is listed: its source address (from loopback any address of this machine), or the

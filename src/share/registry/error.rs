@@ -6,7 +6,6 @@ use crate::net::source::SourceKey;
 /// Why a request is refused. The text begins with the name of the offending field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
-    /// The host may not be listed under this address.
     #[error("ip: {0}")]
     Ip(&'static str),
     #[error("hostname: this connection is registered as {0} and may change nothing else")]
@@ -15,21 +14,12 @@ pub enum RegistryError {
     NeedsToken,
     #[error("hostname in use")]
     InUse,
-    /// A limit on hosts or files in total is reached.
     #[error("BUSY: the registry is full: it takes no more {0}")]
     Full(&'static str),
-    /// The source address has used up its share.
     #[error(
         "BUSY: {source_of_it} has {share} {what} here, as many as one source may; UNREGISTER and UNPUBLISH make room"
     )]
-    ShareFull {
-        /// What is counted: hostnames or files.
-        what: &'static str,
-        /// The source address or network.
-        source_of_it: SourceKey,
-        /// The maximum for one source.
-        share: usize,
-    },
+    ShareFull { what: &'static str, source_of_it: SourceKey, share: usize },
     #[error("fname: a host may have {0} files")]
     TooManyFiles(usize),
     #[error("expected REGISTER first")]

@@ -12,9 +12,6 @@ use crate::share::wire::{FileEntry, FileMap, FileName};
 
 impl Registry {
     /// PUBLISH: adds a file, or replaces the one of that name.
-    ///
-    /// # Errors
-    /// The connection is not registered under this hostname, or a limit is reached.
     pub fn publish(
         &mut self,
         now: Millis,
@@ -45,7 +42,6 @@ impl Registry {
         Ok(vec![RegistryChange::File { host: id, fname: fname.clone(), entry }])
     }
 
-    /// The quota that publishing this file would exceed.
     pub(super) fn publish_quota_exceeded(&self, slot: Slot, fname: &FileName) -> Option<QuotaExceeded> {
         let host = self.slots[slot as usize].as_ref()?;
         let usage = host.usage.as_ref()?;
@@ -55,9 +51,6 @@ impl Registry {
 
     /// UNPUBLISH: the file is no longer listed and no longer counts as published. It is remembered while there is room
     /// for unpublished files.
-    ///
-    /// # Errors
-    /// The connection is not registered under this hostname, or the host has no such file.
     pub fn unpublish(
         &mut self,
         now: Millis,
@@ -85,9 +78,6 @@ impl Registry {
 
     /// Replaces a host's file list in bounded steps: each call compares `at_most` names after `after` of the old and
     /// the new list. Returns the name to continue after, or `None` when done. Unchanged files are not stored again.
-    ///
-    /// # Errors
-    /// The connection has lost its hostname in the meantime.
     pub fn replace_files(
         &mut self,
         conn: ConnId,

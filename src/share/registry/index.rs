@@ -24,7 +24,6 @@ impl<K, H> Default for HolderIndex<K, H> {
 }
 
 impl<K: Hash + Eq, H: Ord + Clone> HolderIndex<K, H> {
-    /// Number of keys.
     pub(super) fn len(&self) -> usize {
         self.by_key.len()
     }

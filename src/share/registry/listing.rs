@@ -13,25 +13,19 @@ use crate::share::wire::{FileEntry, FileName, HostEntry};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostSummary {
     pub hostname: Name,
-    /// Name shown to people.
     pub display_name: Arc<str>,
-    /// Address of its peer server.
     pub ip: IpAddr,
-    /// Port of its peer server.
     pub port: u16,
-    /// Number of published files.
     pub file_count: u64,
     /// When its last request came.
     pub last_seen: Millis,
     /// When its current or last connection registered.
     pub connected_at: Millis,
-    /// Whether its connection is open.
     pub is_connected: bool,
     /// Tells this host from a later one of the same name.
     id: u64,
 }
 
-/// A part of the host list.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ListingPart {
     /// The next host; its files follow.
@@ -45,16 +39,13 @@ pub enum ListingPart {
 pub enum ListingCursor {
     /// At the n-th name, counting from 0.
     Offset(usize),
-    /// After a name.
     After(Name),
     /// Within the files of the host with this name and id, after that file.
     Within(Name, u64, Option<FileName>),
-    /// The list is complete.
     End,
 }
 
 impl ListingCursor {
-    /// The start of this host's files.
     pub fn files_of(host: &HostSummary) -> ListingCursor {
         ListingCursor::Within(host.hostname.clone(), host.id, None)
     }
@@ -107,7 +98,6 @@ impl Registry {
         self.live_names.len()
     }
 
-    /// Number of live hosts that belong to users.
     pub fn live_user_count(&self) -> usize {
         self.live_user_count
     }
@@ -141,8 +131,7 @@ impl Registry {
         (now < host.last_seen_at.plus(self.peer_timeout)).then(|| host.summary())
     }
 
-    /// Hosts that have published a file of that name: the live ones of `at_most` holders after `after`, and where to
-    /// continue if there may be more.
+    /// The live ones of the next `at_most` holders of a file name, and where to continue if there may be more.
     pub fn holders(
         &mut self,
         now: Millis,

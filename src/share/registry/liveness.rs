@@ -63,7 +63,6 @@ impl Registry {
         }
     }
 
-    /// Lists the host from now on.
     pub(super) fn make_live(&mut self, slot: Slot) {
         let Some(host) = self.slots[slot as usize].as_mut() else { return };
         host.is_live = true;
@@ -100,7 +99,6 @@ impl Registry {
         }
     }
 
-    /// Adds the host to the indexes of silent hosts.
     pub(super) fn insert_silent(&mut self, slot: Slot) {
         let Some(host) = &self.slots[slot as usize] else { return };
         if host.is_user {
@@ -137,8 +135,7 @@ impl Registry {
         rows
     }
 
-    /// After a reload from the store: takes over what only the former instance knew, the open connections and the
-    /// last-seen times.
+    /// After a reload: takes over what only the former instance knew, the open connections and the last-seen times.
     pub fn adopt_runtime_state(&mut self, old: &Registry) {
         self.advance_clock(old.now);
         for host in old.slots.iter().flatten() {

@@ -1,7 +1,5 @@
 //! An ordered list of names in which the n-th is found quickly, so that a page can begin anywhere in a long list.
 
-use std::fmt;
-
 use crate::model::Name;
 use crate::model::text::nfc;
 
@@ -9,15 +7,10 @@ use crate::model::text::nfc;
 const CHUNK_MAX: usize = 512;
 
 /// A sorted list in chunks, none of which is empty.
+#[derive(Debug, Default)]
 pub(super) struct OrderedNames<V> {
     chunks: Vec<Vec<(Name, V)>>,
     len: usize,
-}
-
-impl<V> Default for OrderedNames<V> {
-    fn default() -> OrderedNames<V> {
-        OrderedNames { chunks: Vec::new(), len: 0 }
-    }
 }
 
 impl<V: Copy> OrderedNames<V> {
@@ -46,7 +39,6 @@ impl<V: Copy> OrderedNames<V> {
         }
     }
 
-    /// Removes a name. Returns whether it existed.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let name = &*nfc(name);
         let at = self.chunk_of(name);
@@ -92,12 +84,6 @@ impl<V: Copy> OrderedNames<V> {
     /// Index of the chunk that holds the name (in the form used for comparison), or into which it would be inserted.
     fn chunk_of(&self, name: &str) -> usize {
         self.chunks.partition_point(|chunk| chunk[0].0.key() <= name).saturating_sub(1)
-    }
-}
-
-impl<V> fmt::Debug for OrderedNames<V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Names").field("len", &self.len).field("chunks", &self.chunks.len()).finish()
     }
 }
 

@@ -39,10 +39,8 @@ impl Default for RegistryLimits {
     }
 }
 
-/// What one host uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HostUsage {
-    /// It belongs to a user account.
     pub(super) is_user: bool,
     /// The address or network that its connection came from.
     pub(super) source: SourceKey,
@@ -50,11 +48,9 @@ pub(super) struct HostUsage {
     pub(super) hosts: usize,
     /// Published files, or the number reserved for them if that is larger.
     pub(super) files: usize,
-    /// Files that are not published.
     pub(super) unpublished_files: usize,
 }
 
-/// The quota that would be exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QuotaExceeded {
     /// The total of all users' or of all anonymous hosts.
@@ -81,7 +77,6 @@ struct PoolUsage {
     unpublished_files: usize,
 }
 
-/// Current usage and its limits.
 #[derive(Debug)]
 pub(super) struct Quotas {
     limits: RegistryLimits,
@@ -128,7 +123,6 @@ impl Quotas {
             .or_else(|| share_exceeded("files without an account", &self.files, own.map(|own| own.files), after.files))
     }
 
-    /// Whether one more unpublished file may be remembered.
     pub(super) fn has_unpublished_room(&self, holder: &HostUsage) -> bool {
         let has_room = self.pool(holder.is_user).unpublished_files < self.limits.unpublished_files;
         has_room && (holder.is_user || self.unpublished_files.check_room(holder.source, 1).is_ok())

@@ -18,9 +18,6 @@ pub(super) struct HostTombstone {
 impl Registry {
     /// UNREGISTER: removes the host with its files at once. Its secret can get the name back for 30 days, unless
     /// another host has held it in between.
-    ///
-    /// # Errors
-    /// The connection is not registered under this hostname.
     pub fn unregister(
         &mut self,
         now: Millis,
@@ -47,8 +44,8 @@ impl Registry {
         changes
     }
 
-    /// Removes hosts and secrets whose resume period is over, and takes files of removed hosts out of the indexes, up
-    /// to `at_most` entries. Returns whether there is more to do.
+    /// Removes hosts and secrets whose resume period is over, and files of removed hosts from the indexes, up to
+    /// `at_most` entries. Returns whether there is more to do.
     pub fn purge_expired(&mut self, now: Millis, at_most: usize, changes: &mut Vec<RegistryChange>) -> bool {
         let now = self.advance_clock(now);
         let mut budget = at_most;

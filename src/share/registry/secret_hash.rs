@@ -7,17 +7,14 @@ use subtle::ConstantTimeEq;
 use crate::model::Token;
 use crate::share::token_digest::token_sha256;
 
-/// The SHA-256 of a secret.
 #[derive(Clone, Copy)]
 pub struct SecretHash([u8; 32]);
 
 impl SecretHash {
-    /// Hashes a secret as a client presents it.
     pub fn of(secret: &Token) -> SecretHash {
         SecretHash(token_sha256(secret))
     }
 
-    /// From its stored form.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<SecretHash> {
         bytes.try_into().ok().map(SecretHash)
     }
@@ -27,7 +24,6 @@ impl SecretHash {
     }
 }
 
-/// Compares in constant time.
 impl PartialEq for SecretHash {
     fn eq(&self, other: &SecretHash) -> bool {
         self.0.ct_eq(&other.0).into()

@@ -15,7 +15,6 @@ use crate::net::source;
 /// Maximum number of secrets per hostname; the newest are kept.
 const SECRETS_MAX: usize = 4;
 
-/// A secret that was issued.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ResumeSecret {
     pub(super) hash: SecretHash,
@@ -25,7 +24,6 @@ pub(super) struct ResumeSecret {
     pub(super) is_user: bool,
     /// When it was last issued, or when its host was last seen before it was removed.
     pub(super) issued_at: Millis,
-    /// The address that it was issued to.
     pub(super) source: IpAddr,
 }
 
@@ -36,7 +34,6 @@ impl ResumeSecret {
     }
 }
 
-/// The secrets of all hostnames.
 #[derive(Debug)]
 pub(super) struct ResumeSecrets {
     by_name: BTreeMap<Name, Vec<ResumeSecret>>,
@@ -120,18 +117,15 @@ impl ResumeSecrets {
         }
     }
 
-    /// Drops the secrets that were issued to anonymous hosts.
     pub(super) fn drop_anonymous(&mut self, hostname: &str, changes: &mut Vec<RegistryChange>) {
         self.drop_where(hostname, |secret| !secret.is_user, changes);
     }
 
-    /// Drops all secrets of a hostname.
     pub(super) fn drop_all(&mut self, hostname: &str, changes: &mut Vec<RegistryChange>) {
         self.drop_where(hostname, |_| true, changes);
     }
 
-    /// To be called after all secrets were restored: collects the hostnames without a host, by when they were last
-    /// seen.
+    /// After all secrets were restored: collects the hostnames without a host, by when they were last seen.
     pub(super) fn restore_departed(&mut self, has_host: impl Fn(&Name) -> bool) {
         let mut gone: Vec<(Millis, &Name, IpAddr)> = Vec::new();
         for (name, secrets) in self.by_name.iter().filter(|(name, _)| !has_host(name)) {
@@ -144,7 +138,6 @@ impl ResumeSecrets {
         }
     }
 
-    /// Number of hostnames without a host.
     pub(super) fn departed_count(&self) -> usize {
         self.departed.len()
     }
@@ -193,11 +186,8 @@ impl ResumeSecrets {
             .map(|(name, _)| name.clone())
             .collect();
         for name in &names {
-            self.drop_where(
-                name.as_str(),
-                |secret| secret.expires_at(last_seen(name, secret.lease_id)) <= now,
-                changes,
-            );
+            let is_over = |secret: &ResumeSecret| secret.expires_at(last_seen(name, secret.lease_id)) <= now;
+            self.drop_where(name.as_str(), is_over, changes);
         }
         self.pruned_up_to = if names.len() < at_most { None } else { names.last().cloned() };
     }

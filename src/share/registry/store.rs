@@ -12,8 +12,6 @@ use crate::model::{Millis, Name};
 use crate::share::wire::{FileEntry, FileMap, FileName};
 use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
-/// Schema migrations, one per schema version.
-///
 /// `entry` is a [`FileEntry`] as JSON; `secret` is the SHA-256 of a secret.
 pub const MIGRATIONS: &[&str] = &[
     "CREATE TABLE registry_host (id BIGINT PRIMARY KEY, hostname TEXT NOT NULL UNIQUE, display_name TEXT NOT NULL,
@@ -28,7 +26,6 @@ pub const MIGRATIONS: &[&str] = &[
 ];
 
 impl RegistryChange {
-    /// Writes the change.
     pub fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
         match self {
             RegistryChange::Host(row) => tx.execute(
@@ -93,8 +90,7 @@ impl RegistryChange {
     }
 }
 
-/// Deletes what an earlier version stored for hosts whose names, in exactly this spelling, now belong to another
-/// account.
+/// Deletes what an earlier version stored for hosts whose names, in exactly this spelling, belong to another account.
 pub fn delete_namesakes(tx: &mut dyn Tx, hostnames: &[String]) -> Result<(), StoreError> {
     for hostname in hostnames {
         tx.execute(
@@ -119,6 +115,31 @@ pub fn write_last_seen(tx: &mut dyn Tx, last_seen: &[(u64, Millis)]) -> Result<(
 }
 
 impl HostRecord {
+    /// A host without files and connection, neither live nor silent yet.
+    pub(super) fn of(row: HostRow) -> HostRecord {
+        HostRecord {
+            id: row.id,
+            name: row.hostname,
+            display_name: row.display_name,
+            ip: row.ip,
+            port: row.port,
+            source: row.source,
+            is_user: row.is_user,
+            lease_id: row.lease_id,
+            connected_at: row.connected_at,
+            last_seen_at: row.last_seen_at,
+            is_last_seen_unsaved: false,
+            conn: None,
+            is_live: false,
+            files: FileMap::new(),
+            published_count: 0,
+            published_bytes: 0,
+            usage: None,
+            reserved_files: 0,
+            change_seq: 0,
+        }
+    }
+
     pub(super) fn row(&self) -> HostRow {
         HostRow {
             id: self.id,
@@ -138,9 +159,6 @@ impl HostRecord {
 impl Registry {
     /// Fills an empty registry from the store. Hosts stay live until their timeout is over. `instant` converts a stored
     /// date to the clock that `now` is measured by.
-    ///
-    /// # Errors
-    /// Those of the store, or rows that this program did not write.
     pub fn load(
         &mut self,
         now: Millis,
@@ -155,27 +173,8 @@ impl Registry {
             self.next_id = self.next_id.max(row.id + 1).max(row.lease_id + 1);
             // The machine's clock may have been set back.
             let (id, last_seen_at) = (row.id, instant(row.last_seen_at).min(now));
-            let slot = self.insert_host(HostRecord {
-                id,
-                name: row.hostname,
-                display_name: row.display_name,
-                ip: row.ip,
-                port: row.port,
-                source: row.source,
-                is_user: row.is_user,
-                lease_id: row.lease_id,
-                connected_at: instant(row.connected_at),
-                last_seen_at,
-                is_last_seen_unsaved: false,
-                conn: None,
-                is_live: false,
-                files: FileMap::new(),
-                published_count: 0,
-                published_bytes: 0,
-                usage: None,
-                reserved_files: 0,
-                change_seq: 0,
-            });
+            let connected_at = instant(row.connected_at);
+            let slot = self.insert_host(HostRecord::of(HostRow { connected_at, last_seen_at, ..row }));
             self.insert_silent(slot);
             slots.insert(id, slot);
         }

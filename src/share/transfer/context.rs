@@ -5,19 +5,15 @@ use std::time::Duration;
 
 use crate::net::threads::Executor;
 
-/// What a fetch is built from.
 #[derive(Debug, Clone)]
 pub struct FetchContext {
     /// Provides its threads: one for itself, one that syncs, two for each of up to four hosts.
     pub executor: Arc<Executor>,
-    /// Timeouts and intervals.
     pub timing: FetchTiming,
 }
 
-/// Timeouts and intervals of a fetch.
 #[derive(Debug, Clone, Copy)]
 pub struct FetchTiming {
-    /// Bound for establishing a connection.
     pub connect_timeout: Duration,
     /// How long a host may send nothing while data is expected.
     pub stall_timeout: Duration,

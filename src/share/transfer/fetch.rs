@@ -37,9 +37,6 @@ pub struct Fetch {
 
 impl Fetch {
     /// Starts a fetch, or resumes it where an earlier run with the same id ended, however it ended.
-    ///
-    /// # Errors
-    /// [`StartFetchError`], for example if a file exists at the destination.
     pub fn start(
         spec: FetchSpec,
         finder: Arc<dyn SourceFinder>,

@@ -1,11 +1,4 @@
 //! The thread of a fetch: it owns the plan, applies its effects, and handles what all other threads report.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `fetch_worker.rs` | the loop: events, the user's commands, the status, the saver |
-//! | `sources.rs` | the hosts that have the content: looking them up, and why none of them sends |
-//! | `connections.rs` | the connections to them |
-//! | `reporting.rs` | progress |
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,7 +32,6 @@ use sources::{LookupState, SourceHost};
 /// Capacity of the fetch's event queue; senders block when it is full.
 pub(super) const EVENTS_MAX: usize = 1024;
 
-/// State of the fetch's thread.
 pub(super) struct FetchWorker {
     spec: FetchSpec,
     layout: PieceLayout,
@@ -88,11 +80,9 @@ pub(super) struct FetchShared {
 
 pub(super) struct FetchState {
     pub progress: FetchProgress,
-    /// The thread has ended.
     pub is_over: bool,
 }
 
-/// Input of the fetch's thread.
 pub(super) enum FetchEvent {
     /// The sender is dropped once progress shows the command's effect.
     Command(FetchCommand, Sender<()>),
@@ -102,7 +92,6 @@ pub(super) enum FetchEvent {
     Saver(SaveEvent),
 }
 
-/// A command of the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FetchCommand {
     Pause,
@@ -118,14 +107,12 @@ pub(super) struct ResumedData {
     pub verified_pieces: Vec<bool>,
 }
 
-/// The fetch's event queue, and the saver's queue of commands.
 pub(super) struct FetchChannels {
     pub inbox: Sender<FetchEvent>,
     pub events: Receiver<FetchEvent>,
     pub save_commands: Sender<SaveCommand>,
 }
 
-/// Why the thread is ending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FetchEnding {
     Stop,
@@ -143,7 +130,6 @@ impl Drop for FetchEndGuard {
 }
 
 impl FetchWorker {
-    /// A worker that continues where `data` ends; [`FetchWorker::run`] is its thread.
     pub(super) fn new(
         spec: FetchSpec,
         data: ResumedData,
@@ -215,7 +201,6 @@ impl FetchWorker {
         }
     }
 
-    /// What the fetch's handle shares with this thread.
     pub(super) fn shared(&self) -> Arc<FetchShared> {
         Arc::clone(&self.shared)
     }

@@ -32,16 +32,13 @@ mod tests;
 pub(super) use journal::Journal;
 use journal::{JournalHeader, read_journal};
 
-/// Prefix of the names of both files.
 const FILE_PREFIX: &str = ".p2s2-";
 const JOURNAL_SUFFIX: &str = ".journal";
 const PART_SUFFIX: &str = ".part";
 /// Suffix of a journal that is being written.
 const NEW_JOURNAL_SUFFIX: &str = ".new";
-/// Most bytes of a fetch's id.
 const ID_MAX: usize = 64;
 
-/// What to fetch, and where to save it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FetchSpec {
     /// Identifies the fetch: 1–64 letters, digits, `-` or `_`.
@@ -60,7 +57,6 @@ pub struct FetchSpec {
     pub is_paused: bool,
 }
 
-/// Why a fetch cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartFetchError {
     #[error("{0} exists already")]
@@ -69,22 +65,14 @@ pub enum StartFetchError {
     InvalidId,
     #[error("{0}: expected the path of a file")]
     InvalidSavePath(PathBuf),
-    /// The size exceeds the largest that is supported.
     #[error("size: expected at most {FILE_SIZE_MAX} bytes, not {0}")]
     TooLarge(u64),
     #[error("the fetch cannot begin: {0}; try again when others have ended")]
     Full(#[from] ExecutorFull),
-    /// A file could not be read or written.
     #[error("{path}: {error}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        error: io::Error,
-    },
+    Io { path: PathBuf, error: io::Error },
 }
 
-/// The files of a fetch, opened.
 #[derive(Debug)]
 pub(super) struct PreparedFetch {
     pub journal: Journal,
@@ -262,16 +250,12 @@ impl PartFile {
         (&self.file).write_all(bytes)
     }
 
-    /// Makes what was written survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 }
 
-/// Finds the interrupted fetch with that id in a folder, if there is one.
-///
-/// # Errors
-/// The folder or the journal cannot be read. A folder that does not exist has no fetches.
+/// The interrupted fetch with that id in a folder, if there is one; a folder that does not exist has none.
 pub fn find_interrupted(dir: &Path, id: &str) -> io::Result<Option<FetchSpec>> {
     let Some((held, names)) = open_dir(dir, id)? else { return Ok(None) };
     match read_journal(&held, &names.journal) {
@@ -283,10 +267,8 @@ pub fn find_interrupted(dir: &Path, id: &str) -> io::Result<Option<FetchSpec>> {
     }
 }
 
-/// Removes part file and journal of the fetch with that id from a folder. A finished file stays.
-///
-/// # Errors
-/// A file cannot be removed. A folder that does not exist is no error.
+/// Removes part file and journal of the fetch with that id. A finished file stays; a folder that does not exist is no
+/// error.
 pub fn discard_leftovers(dir: &Path, id: &str) -> io::Result<()> {
     match open_dir(dir, id)? {
         Some((held, names)) => names.remove(&held),
@@ -305,7 +287,6 @@ fn open_dir(dir: &Path, id: &str) -> io::Result<Option<(DirHandle, FetchFileName
     }
 }
 
-/// Names of a fetch's files.
 #[derive(Debug)]
 struct FetchFileNames {
     part: String,

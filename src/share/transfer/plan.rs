@@ -27,7 +27,6 @@ pub type HostId = usize;
 /// Number of a request; see the module's description.
 pub type FencingToken = u32;
 
-/// How the content is transferred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TransferMode {
     /// In pieces that are verified one by one; needs the root of the piece list.
@@ -41,29 +40,22 @@ pub enum TransferMode {
 pub enum FetchEffect {
     /// Open a connection to the host; [`FetchPlan::connected`] or [`FetchPlan::disconnected`] follows.
     Connect(HostId),
-    /// Close the connection; [`FetchPlan::disconnected`] follows.
     Disconnect(HostId),
     /// Request the list of pieces (META).
     RequestList(HostId),
     /// Request consecutive pieces (RANGE).
     RequestPieces {
-        /// The host to ask.
         host: HostId,
-        /// Indices of the pieces.
         pieces: Range<usize>,
-        /// Entitles the connection to write the pieces.
         token: FencingToken,
     },
     /// Request the whole file (GET). If the piece list is known, pieces are verified as they arrive.
     RequestWhole {
-        /// The host to ask.
         host: HostId,
-        /// Entitles the connection to write the pieces.
         token: FencingToken,
     },
 }
 
-/// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceFault {
     /// It could not be established, or broke.
@@ -165,8 +157,7 @@ impl FetchPlan {
         }
     }
 
-    /// Pauses or resumes. While paused, connections are closed and nothing is requested. Resuming clears all failures
-    /// and bans.
+    /// While paused, connections are closed and nothing is requested. Resuming clears all failures and bans.
     pub fn set_paused(&mut self, is_paused: bool) {
         self.is_paused = is_paused;
         if !is_paused {
@@ -176,7 +167,6 @@ impl FetchPlan {
         }
     }
 
-    /// A connection has been established.
     pub fn connected(&mut self, id: HostId, now: Duration) {
         let host = &mut self.hosts[id];
         if host.connection == ConnectionState::Opening {
@@ -197,7 +187,6 @@ impl FetchPlan {
         self.hosts[id].record_bytes(bytes, now);
     }
 
-    /// A piece has arrived in full, with or without the right digest.
     pub fn piece_received(&mut self, id: HostId, piece: usize, is_valid: bool) {
         let bytes = self.layout.bytes(&(piece..piece + 1));
         let host = &mut self.hosts[id];
@@ -235,7 +224,6 @@ impl FetchPlan {
         self.is_whole_verified = true;
     }
 
-    /// Pieces have been synced to disk.
     pub fn pieces_synced(&mut self, pieces: &[usize]) {
         for piece in pieces {
             if self.pieces[*piece] == PieceState::Verified {
@@ -295,7 +283,6 @@ impl FetchPlan {
         self.mode == TransferMode::Pieces && self.unsynced_count == 0
     }
 
-    /// How the content is transferred.
     pub fn mode(&self) -> TransferMode {
         self.mode
     }
@@ -305,7 +292,6 @@ impl FetchPlan {
         self.is_whole_verified
     }
 
-    /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
         self.is_paused
     }
@@ -315,13 +301,11 @@ impl FetchPlan {
         !self.is_received() && !self.hosts.iter().any(SourceState::is_usable)
     }
 
-    /// Whether hosts are listed, and all of them are banned.
     pub fn is_every_host_banned(&self) -> bool {
         let mut listed = self.hosts.iter().filter(|host| host.is_listed).peekable();
         listed.peek().is_some() && listed.all(SourceState::is_banned)
     }
 
-    /// Whether a connection is established.
     pub fn has_open_connection(&self) -> bool {
         self.hosts.iter().any(|host| host.connection == ConnectionState::Open)
     }

@@ -15,13 +15,11 @@ pub type ProgressCallback = Arc<dyn Fn(&FetchProgress) + Send + Sync>;
 pub struct FetchProgress {
     /// Bytes received, those of incomplete pieces included.
     pub downloaded_size: u64,
-    /// Size of the file, bytes.
     pub total_size: u64,
     /// 0 to 100.
     pub progress_percent: f64,
     /// Bytes per second, over the last three seconds.
     pub speed_bps: f64,
-    /// Estimated seconds until completion, if known.
     pub eta_seconds: Option<u64>,
     pub status: FetchStatus,
     /// Once completed: whether the content was verified against a digest that the registry knew.

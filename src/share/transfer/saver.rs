@@ -8,7 +8,6 @@ use crossbeam_channel::Receiver;
 use super::part_file::{Journal, PartFile};
 use crate::share::pieces::FileDigests;
 
-/// What the saver is to do.
 #[derive(Debug)]
 pub(super) enum SaveCommand {
     /// Store the piece list; sent before any of the pieces.
@@ -19,20 +18,16 @@ pub(super) enum SaveCommand {
     Flush,
     /// The file is complete: move it to its final place.
     Finish,
-    /// Remove the fetch's files.
     Discard,
     /// End, keeping everything.
     Stop,
 }
 
-/// Result of a [`SaveCommand`].
 #[derive(Debug)]
 pub(super) enum SaveEvent {
-    /// These pieces are on disk.
     Synced(Vec<usize>),
     /// The file is in its final place. The saver has ended.
     Finished,
-    /// The file could not be moved to its final place.
     FinishFailed(std::io::Error),
     /// The fetch's files are removed, if that succeeded. The saver has ended.
     Discarded(std::io::Result<()>),
@@ -84,7 +79,6 @@ pub(super) fn run_saver(
     }
 }
 
-/// Syncs the part file, and records in the journal the pieces that are on disk thereby.
 fn sync(
     journal: &mut Journal,
     part: &PartFile,
@@ -97,7 +91,6 @@ fn sync(
         return Ok(());
     }
     if let Some(piece_list) = piece_list {
-        // Does nothing if the journal has the list already.
         journal.set_list(piece_list.digests())?;
     }
     journal.append(pieces)

@@ -7,13 +7,10 @@ use std::fs::File;
 use std::io;
 use std::net::TcpStream;
 
-/// Buffer size of the fallback.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Sends at max `max` bytes of the file from `offset` on, and returns how many were sent; 0 at the end of the file.
-///
-/// # Errors
-/// Reading or writing fails; also if nothing could be written within the socket's write timeout.
+/// Sends at most `max` bytes of the file from `offset` on, and returns how many; 0 at the end of the file. It fails if
+/// nothing could be written within the socket's write timeout.
 pub(super) fn send_some(file: &File, offset: u64, max: u64, stream: &TcpStream) -> io::Result<u64> {
     #[cfg(target_os = "linux")]
     match send_by_kernel(file, offset, max, stream) {

@@ -39,7 +39,6 @@ const SLOWEST_BYTES_PER_S: u64 = 1024;
 /// After a range has been sent, a connection still counts as an active transfer for this long.
 const RANGE_LINGER: Duration = Duration::from_secs(3);
 
-/// Timeouts of a peer server.
 #[derive(Debug, Clone, Copy)]
 pub struct PeerServerLimits {
     /// From the first byte of a request to its end.
@@ -61,7 +60,6 @@ impl Default for PeerServerLimits {
     }
 }
 
-/// Serves the published files of one node to its peers.
 pub struct PeerServer {
     inner: Arc<PeerServerInner>,
     listener: Listener,
@@ -92,10 +90,6 @@ counters! {
 }
 
 impl PeerServer {
-    /// Starts serving, with default timeouts.
-    ///
-    /// # Errors
-    /// The system provides no thread.
     pub fn start(
         socket: TcpListener,
         context: ListenerContext,
@@ -104,7 +98,6 @@ impl PeerServer {
         PeerServer::start_with_limits(socket, context, provider, PeerServerLimits::default())
     }
 
-    /// Starts serving with the given timeouts.
     pub fn start_with_limits(
         socket: TcpListener,
         context: ListenerContext,
@@ -121,18 +114,15 @@ impl PeerServer {
         Ok(PeerServer { inner, listener })
     }
 
-    /// The address that it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// Number of transfers in progress. A connection still counts for 3 s after a range was sent, because it usually
-    /// requests the next one.
+    /// A connection still counts for 3 s after a range was sent, because it usually requests the next one.
     pub fn active_transfers(&self) -> usize {
         self.inner.active_transfers.load(Relaxed)
     }
 
-    /// Number of open connections.
     #[cfg(any(test, feature = "internals"))]
     pub fn open_connections(&self) -> usize {
         self.listener.open_connections()
@@ -143,8 +133,7 @@ impl PeerServer {
         [self.inner.counters.list(), self.listener.counters()].concat()
     }
 
-    /// Stops: accepts no new connections, and gives transfers `grace` to complete. Returns how many connections were
-    /// still open after that.
+    /// Gives transfers `grace` to complete, and returns how many connections were still open after that.
     pub fn stop(&self, grace: Duration) -> usize {
         self.listener.stop(grace)
     }
@@ -159,7 +148,6 @@ impl fmt::Debug for PeerServer {
     }
 }
 
-/// Counts as a transfer in progress until dropped.
 struct ActiveTransfer(Arc<AtomicUsize>);
 
 impl ActiveTransfer {
@@ -186,10 +174,8 @@ enum SendError {
     Io(#[from] io::Error),
 }
 
-/// The peer protocol as a service of the listener.
 struct PeerService(Arc<PeerServerInner>);
 
-/// State of one connection.
 #[derive(Default)]
 struct PeerConnectionState {
     /// Set while data is being sent, and until [`RANGE_LINGER`] after.
@@ -330,7 +316,6 @@ impl PeerServerInner {
     ) -> Result<Result<(), PeerError>, SendError> {
         let (offset, length) = match request {
             PeerRequest::Meta { .. } => {
-                // The file has not been hashed yet.
                 let Some(pieces) = &served.pieces else { return Ok(Err(PeerError::ReadError)) };
                 self.counters.metas.add(1);
                 wire::write_meta(pieces, seconds(served.modified), |bytes| stream.write_all(bytes))?;
@@ -425,7 +410,6 @@ impl PeerServerInner {
     }
 }
 
-/// Whether the open file still has the size and the modification time that it was published with.
 fn is_unchanged(served: &ServedFile) -> bool {
     let unchanged = |file: &File| -> io::Result<bool> {
         let now = file.metadata()?;
@@ -443,8 +427,7 @@ fn seconds(time: SystemTime) -> Seconds {
     Seconds::new(seconds).unwrap_or(Seconds::new(0.0).expect("zero is a time"))
 }
 
-/// Makes closing the connection reset it: data in flight is discarded, and the peer learns that the response is
-/// incomplete.
+/// Closing it then discards the data in flight, and the peer learns that the response is incomplete.
 fn reset_on_close(stream: &TcpStream) {
     if let Err(error) = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
         debug!("cutting a connection: {error}");

@@ -29,7 +29,6 @@ const PIPELINED_REQUESTS_MAX: usize = 4;
 /// Size of the buffer that response lines are read through.
 const READ_AHEAD_BYTES: usize = 4096;
 
-/// A request that the fetch wants sent to the host.
 #[derive(Debug)]
 pub(super) enum SourceCommand {
     /// META: the digests of all pieces. `size` and `root` are what the registry says; any other list is rejected.
@@ -40,7 +39,6 @@ pub(super) enum SourceCommand {
     Whole { token: FencingToken, piece_list: Option<Arc<FileDigests>>, verified_pieces: Vec<bool> },
 }
 
-/// What happened on the connection.
 #[derive(Debug)]
 pub(super) enum SourceEvent {
     Connected,
@@ -52,7 +50,6 @@ pub(super) enum SourceEvent {
     },
     /// A file without a piece list has arrived in full, and matches its BLAKE3 if one is known.
     Whole,
-    /// The part file could not be written.
     DiskFailed(io::Error),
     /// The connection has ended. Always the last event.
     Disconnected {
@@ -83,7 +80,6 @@ impl SourceHandle {
     }
 }
 
-/// A connection to one host. [`SourceConnection::run`] is its thread.
 pub(super) struct SourceConnection {
     pub addr: SocketAddr,
     pub fname: FileName,
@@ -198,7 +194,6 @@ impl SourceConnection {
     }
 }
 
-/// Reads the responses and passes their bytes to the part file and the verifier.
 struct SourceReceiver<'a> {
     connection: &'a SourceConnection,
     reader: ResponseReader,
@@ -213,7 +208,6 @@ struct SourceReceiver<'a> {
 struct VerificationState {
     /// The file is hashed as a whole, without a piece list: verdicts are not reported piece by piece.
     is_whole_file: AtomicBool,
-    /// A digest did not match.
     has_mismatch: AtomicBool,
 }
 
@@ -309,34 +303,34 @@ impl SourceReceiver<'_> {
     ) -> Result<(), SourceError> {
         let layout = self.connection.layout;
         self.expect_length(layout.size())?;
-        let Some(piece_list) = piece_list else {
+        let otherwise = if let Some(piece_list) = piece_list {
+            for piece in 0..layout.count() {
+                let byte_range = layout.offset(piece)..layout.offset(piece + 1);
+                let claim = PieceClaim { piece, token, expected: Some(piece_list.digests()[piece]) };
+                let is_wanted = !verified_pieces.get(piece).copied().unwrap_or_default();
+                self.receive_range(byte_range, is_wanted.then_some(claim))?;
+            }
+            "its content is not what the registry knows"
+        } else {
             self.verification.is_whole_file.store(true, SeqCst);
             let claim = PieceClaim { piece: 0, token, expected: self.connection.blake3 };
             self.receive_range(0..layout.size(), Some(claim))?;
-            self.verifier.finish();
-            if self.verification.has_mismatch.load(SeqCst) {
-                return Err(UnexpectedResponse("its content is not what its BLAKE3 says".to_owned()).into());
-            }
-            (self.connection.on_event)(SourceEvent::Whole);
-            return Ok(());
+            "its content is not what its BLAKE3 says"
         };
-        for piece in 0..layout.count() {
-            let byte_range = layout.offset(piece)..layout.offset(piece + 1);
-            let claim = PieceClaim { piece, token, expected: Some(piece_list.digests()[piece]) };
-            let is_wanted = !verified_pieces.get(piece).copied().unwrap_or_default();
-            self.receive_range(byte_range, is_wanted.then_some(claim))?;
-        }
         self.verifier.finish();
         if self.verification.has_mismatch.load(SeqCst) {
-            return Err(UnexpectedResponse("its content is not what the registry knows".to_owned()).into());
+            return Err(UnexpectedResponse(otherwise.to_owned()).into());
+        }
+        if piece_list.is_none() {
+            (self.connection.on_event)(SourceEvent::Whole);
         }
         Ok(())
     }
 
-    /// Receives the bytes of a range: hashes and writes them, or discards them if there is no claim or another
-    /// connection has taken the claim over.
+    /// Hashes and writes the bytes, or discards them if there is no claim or another connection has taken it over.
     fn receive_range(&mut self, byte_range: Range<u64>, claim: Option<PieceClaim>) -> Result<(), SourceError> {
-        let mut claim = claim.filter(|claim| self.connection.part.claim(claim.piece, claim.token));
+        let connection = self.connection;
+        let mut claim = claim.filter(|claim| connection.part.claim(claim.piece, claim.token));
         let fits_one_buffer = byte_range.end - byte_range.start <= BUFFER_BYTES as u64;
         let mut offset = byte_range.start;
         while offset < byte_range.end {
@@ -353,12 +347,8 @@ impl SourceReceiver<'_> {
                 if !fits_one_buffer {
                     self.verifier.hash(&buffer, len)?;
                 }
-                if !self
-                    .connection
-                    .part
-                    .write(held.piece, held.token, &buffer[..len], offset)
-                    .map_err(SourceError::Disk)?
-                {
+                let written = connection.part.write(held.piece, held.token, &buffer[..len], offset);
+                if !written.map_err(SourceError::Disk)? {
                     self.verifier.discard_piece()?;
                     claim = None;
                 } else if fits_one_buffer {

@@ -5,10 +5,8 @@ use std::time::Duration;
 
 /// Period over which speed is averaged: short enough to follow changes, long enough not to flicker.
 const WINDOW: Duration = Duration::from_secs(3);
-/// Shortest interval between samples.
 const SAMPLE_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// Measures bytes per second over the last [`WINDOW`].
 #[derive(Debug, Default)]
 pub(super) struct SpeedMeter {
     /// Times, and the total bytes received until then.
@@ -28,7 +26,6 @@ impl SpeedMeter {
         }
     }
 
-    /// Forgets all samples, when the transfer stops.
     pub(super) fn reset(&mut self) {
         self.samples.clear();
     }

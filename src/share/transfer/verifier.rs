@@ -10,7 +10,6 @@ use crate::net::threads::{Executor, ExecutorFull};
 use crate::share::pieces::blake3_digest;
 use crate::share::wire::Digest;
 
-/// Size of a buffer.
 pub(super) const BUFFER_BYTES: usize = 256 * 1024;
 /// Buffers per connection: some wait to be hashed while the next ones are filled.
 const BUFFERS_MAX: usize = 6;
@@ -25,7 +24,6 @@ fn new_buffer() -> Vec<u8> {
     SPARE_BUFFERS.lock().pop().unwrap_or_else(|| vec![0; BUFFER_BYTES])
 }
 
-/// A connection's claim to a piece, with the digest that the piece must have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PieceClaim {
     pub piece: usize,
@@ -82,9 +80,6 @@ impl PieceVerifier {
     }
 
     /// Hashes the next bytes of a piece in the background, while the caller writes them.
-    ///
-    /// # Errors
-    /// The executor has no thread left.
     pub(super) fn hash(&mut self, buffer: &Arc<Vec<u8>>, len: usize) -> Result<(), ExecutorFull> {
         self.send(HashInput::Bytes(Arc::clone(buffer), len))
     }
@@ -99,7 +94,6 @@ impl PieceVerifier {
         if self.thread.is_some() { self.send(HashInput::Discard) } else { Ok(()) }
     }
 
-    /// Gives back a buffer that the caller no longer needs.
     pub(super) fn release(&self, buffer: Arc<Vec<u8>>) {
         release(buffer, &self.buffer_return);
     }

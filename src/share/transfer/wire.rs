@@ -13,30 +13,22 @@ pub const NAME_MAX: usize = 4096;
 pub const REQUEST_MAX: usize = NAME_MAX + 48;
 /// Most bytes of a response's first line.
 pub const RESPONSE_LINE_MAX: usize = 64;
-/// Most bytes of the response to META: for each piece a digest of 64 digits with quotes, comma and blank, plus the
-/// other fields.
+/// The response to META has for each piece a digest of 64 digits with quotes, comma and blank, plus the other fields.
 pub const META_MAX: usize = PIECES_MAX as usize * 68 + 4096;
 
-/// A request of one peer to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerRequest<'a> {
     /// The whole file; the server closes the connection after it.
     Get {
-        /// The file's name.
         name: &'a [u8],
     },
     /// The digests of the file and its pieces.
     Meta {
-        /// The file's name.
         name: &'a [u8],
     },
-    /// A part of the file.
     Range {
-        /// Offset of the first byte.
         offset: u64,
-        /// Number of bytes.
         length: u64,
-        /// The file's name.
         name: &'a [u8],
     },
 }
@@ -58,7 +50,6 @@ impl<'a> PeerRequest<'a> {
         (request.name().len() <= NAME_MAX).then_some(request)
     }
 
-    /// Name of the requested file.
     pub fn name(&self) -> &'a [u8] {
         match self {
             PeerRequest::Get { name } | PeerRequest::Meta { name } | PeerRequest::Range { name, .. } => name,
@@ -90,13 +81,11 @@ pub enum PeerError {
     /// The file cannot be read, the range is outside of it, or it has not been hashed yet.
     #[error("it cannot read the file")]
     ReadError,
-    /// The peer has reached its connection limit.
     #[error("it is busy")]
     Busy,
 }
 
 impl PeerError {
-    /// The response line, with its end.
     pub fn as_line(self) -> &'static str {
         match self {
             PeerError::NotFound => "ERROR notfound\n",
@@ -110,7 +99,6 @@ impl PeerError {
 /// First line of the response to GET and RANGE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerResponse {
-    /// The number of bytes that follow.
     Length(u64),
     /// Nothing follows.
     Error(PeerError),
@@ -118,9 +106,6 @@ pub enum PeerResponse {
 
 impl PeerResponse {
     /// Parses a line without its end.
-    ///
-    /// # Errors
-    /// It is neither LENGTH, ERROR nor BUSY.
     pub fn parse(line: &[u8]) -> Result<PeerResponse, UnexpectedResponse> {
         if line == PeerError::Busy.as_line().trim_ascii_end().as_bytes() {
             return Ok(PeerResponse::Error(PeerError::Busy));
@@ -162,10 +147,8 @@ struct Meta {
     pieces: Vec<Digest>,
 }
 
-/// Parses the response to META (without its line end) for a file whose size and root the registry knows.
-///
-/// # Errors
-/// `Ok(Err)`: the peer's error response. `Err`: the line is not a piece list, or does not match size or root.
+/// Parses the response to META (without its line end) for a file whose size and root the registry knows. `Ok(Err)` is
+/// the peer's error response.
 pub fn parse_meta(line: &[u8], size: u64, root: Digest) -> Result<Result<FileDigests, PeerError>, UnexpectedResponse> {
     if let Ok(PeerResponse::Error(failure)) = PeerResponse::parse(line) {
         return Ok(Err(failure));
@@ -176,12 +159,9 @@ pub fn parse_meta(line: &[u8], size: u64, root: Digest) -> Result<Result<FileDig
     if meta.size != size || size > FILE_SIZE_MAX {
         return Err(UnexpectedResponse(format!("the list of pieces: expected size {size}, not {}", meta.size)));
     }
-    if meta.piece_size != layout.piece_size() {
-        let expected = layout.piece_size();
-        return Err(UnexpectedResponse(format!(
-            "the list of pieces: expected piece_size {expected}, not {}",
-            meta.piece_size
-        )));
+    let (told, expected) = (meta.piece_size, layout.piece_size());
+    if told != expected {
+        return Err(UnexpectedResponse(format!("the list of pieces: expected piece_size {expected}, not {told}")));
     }
     let pieces = FileDigests::new(layout, meta.blake3, meta.pieces)
         .map_err(|expected| UnexpectedResponse(format!("the list of pieces: {expected}")))?;
@@ -191,8 +171,7 @@ pub fn parse_meta(line: &[u8], size: u64, root: Digest) -> Result<Result<FileDig
     Ok(Ok(pieces))
 }
 
-/// Writes the response to META in chunks: a list of 8192 pieces is half a megabyte, and a thousand slow readers may ask
-/// for it at once.
+/// Writes in chunks: a list of 8192 pieces is half a megabyte, and a thousand slow readers may ask for it at once.
 pub fn write_meta<E>(
     pieces: &FileDigests,
     modified: Seconds,
@@ -226,7 +205,6 @@ pub fn write_meta<E>(
 }
 
 impl fmt::Display for PeerRequest<'_> {
-    /// Writes the request line, with its end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = String::from_utf8_lossy(self.name());
         match self {

@@ -29,10 +29,8 @@ const EVENTS_PER_POLL_MAX: usize = 100;
 /// Concurrent event streams. All belong to the one admin account.
 const STREAMS_MAX: usize = 8;
 
-/// An event stream of the admin.
 struct AdminWatcher {
     admin: Name,
-    /// When the token expires.
     expires_at: Millis,
 }
 
@@ -53,14 +51,12 @@ impl Subscriber for AdminWatcher {
     }
 }
 
-/// The watchers, and the timer that polls for changes.
 pub(super) struct EventFeed {
     watchers: Arc<EventHub<AdminWatcher>>,
     pub(super) poller: Arc<Mutex<ChangePoller>>,
     _poll_timer: PeriodicTask,
 }
 
-/// Looks for changes in the services and sends them to the watchers.
 pub(super) struct ChangePoller {
     watchers: Arc<EventHub<AdminWatcher>>,
     trade: Option<Arc<TradeServer>>,

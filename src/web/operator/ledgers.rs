@@ -13,7 +13,6 @@ use crate::net::http::{HandlerResult, RouteCall, StatusCode, json};
 use crate::share::page::PageRequest;
 use crate::storage::{Store, StoreError};
 
-/// How many entries a cursor reads at a time.
 const READ_BATCH: usize = 1_000;
 
 /// The summaries of the ledgers as they were computed last: computing one reads every entry.
@@ -51,6 +50,12 @@ struct RoomLedger<'r> {
     store: &'r Store,
 }
 
+impl<'r> RoomLedger<'r> {
+    fn new(name: &'static str, cached_summary: &'r CachedSummary, store: &'r Store) -> RoomLedger<'r> {
+        RoomLedger { name, cached_summary, store }
+    }
+}
+
 #[derive(Debug, PartialEq, Serialize)]
 struct Balance {
     room: &'static str,
@@ -68,7 +73,6 @@ struct LedgerRow {
     amount: Cents,
 }
 
-/// Sums of balances over all accounts of a kind, in all rooms.
 #[derive(Debug, Default, PartialEq, Serialize)]
 struct BalanceTotals {
     card: Total,
@@ -91,18 +95,9 @@ struct LedgerResponse {
 pub(super) fn ledger(operator: &OperatorApi, call: &RouteCall<'_>) -> HandlerResult {
     let page = PageRequest::from_request(call.request, DEFAULT_PAGE_LIMIT)?;
     let context = &operator.context;
-    let trade = context.trade.as_ref();
-    let trade = trade.map(|trade| RoomLedger {
-        name: "trade",
-        cached_summary: &operator.ledger_cache.trade,
-        store: trade.store(),
-    });
-    let shop = context.shop.as_ref();
-    let shop = shop.map(|shop| RoomLedger {
-        name: "shop",
-        cached_summary: &operator.ledger_cache.shop,
-        store: shop.customers.store(),
-    });
+    let cache = &operator.ledger_cache;
+    let trade = context.trade.as_ref().map(|trade| RoomLedger::new("trade", &cache.trade, trade.store()));
+    let shop = context.shop.as_ref().map(|shop| RoomLedger::new("shop", &cache.shop, shop.customers.store()));
     let rooms: Vec<RoomLedger<'_>> = trade.into_iter().chain(shop).collect();
     if rooms.is_empty() {
         return Err(not_running("there is no ledger here: neither the service trade nor shop runs"));
@@ -195,7 +190,6 @@ impl EntryCursor<'_> {
     }
 }
 
-/// Entries of all rooms, newest first, after skipping `offset` of them.
 fn newest_rows(rooms: &[RoomLedger<'_>], offset: usize, limit: usize) -> Result<Vec<LedgerRow>, StoreError> {
     let begin = |room| EntryCursor { room, buffered: VecDeque::new(), last: None, is_exhausted: false };
     let mut all: Vec<EntryCursor<'_>> = rooms.iter().map(begin).collect();

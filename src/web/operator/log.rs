@@ -12,7 +12,6 @@ use crate::share::unix_time::unix_seconds_of;
 use crate::trade::journal::LogRow;
 use crate::trade::store;
 
-/// An entry of the merged log.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct LogEntry {
     at: Value,

@@ -18,20 +18,16 @@ const SAMPLE_INTERVAL_S: u64 = 2;
 /// The samples of 15 minutes.
 const SAMPLES_MAX: usize = 450;
 
-/// What the points of a series are computed from.
 #[derive(Debug, Clone, Copy)]
 enum SeriesSource {
     /// The growth per second of the sum of these counters of a component.
     Rate(&'static str, &'static [&'static str]),
-    /// A size of a component.
     Size(&'static str, &'static str),
     /// A quantile, in milliseconds, of the latencies since the last sample (0.5: the median).
     Latency(&'static str, f64),
-    /// The process's use of a system resource.
     Process(fn(&limits::ProcessUsage) -> Option<u64>),
 }
 
-/// A time series: one line of a chart.
 #[derive(Debug, Clone, Copy)]
 struct SeriesDefinition {
     room: &'static str,
@@ -91,7 +87,6 @@ const SERIES: &[SeriesDefinition] = &[
     series("process", "open files", "count", SeriesSource::Process(|usage| usage.files)),
 ];
 
-/// The values of all sources at one instant.
 struct Measurement {
     at: Instant,
     reading: MetricsSnapshot,
@@ -127,7 +122,6 @@ impl SeriesDefinition {
     }
 }
 
-/// One point of each series.
 struct Sample {
     /// Unix seconds.
     at: u64,
@@ -169,7 +163,6 @@ impl SampleHistory {
     }
 }
 
-/// Takes a sample every two seconds.
 pub(super) struct MetricsRecorder {
     history: Arc<Mutex<SampleHistory>>,
     _timer: PeriodicTask,

@@ -1,22 +1,8 @@
-//! The operator's API of a server: users, open deals, ledgers, the log, metrics over time, and a stream of events.
-//! See `docs/spec/share.md`, "Server API, for the operator".
-//!
-//! | file | holds |
-//! |---|---|
-//! | `route_table.rs` | every route with its parameters and responses |
-//! | `metrics.rs` | metrics of the last 15 minutes, as time series |
-//! | `ledgers.rs` | the ledgers of all rooms, merged into one list |
-//! | `users.rs` | lists users; blocks and unblocks them |
-//! | `deals.rs` | lists trade's open deals |
-//! | `log.rs` | trade's log and the process's own warnings, merged into one list |
-//! | `items.rs` | removes items from the shop |
-//! | `events.rs` | the event stream: changes of hosts and deals, and warnings |
-//! | `warnings.rs` | a logger that also keeps the newest warnings and errors in memory |
+//! The operator's API of a server (docs/spec/share.md, "Server API, for the operator").
 //!
 //! A process may run any subset of the services. A request that needs a service which does not run here gets status
 //! 503; lists that cover several rooms hold those that run here. Reads are paged and do not block writers.
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -55,7 +41,6 @@ use warnings::Warnings;
 /// Entries of a page when the request has no `limit`.
 const DEFAULT_PAGE_LIMIT: usize = 100;
 
-/// The shop's databases.
 #[derive(Debug, Clone)]
 pub struct ShopDatabases {
     pub products: Arc<ProductDb>,
@@ -65,16 +50,11 @@ pub struct ShopDatabases {
 
 /// The parts of a server process that the operator's API reads and changes.
 pub struct OperatorContext {
-    /// The accounts of the server API.
     pub users: Arc<Users>,
     pub metrics: Arc<Metrics>,
-    /// The newest warnings of the process.
     pub warnings: &'static Warnings,
-    /// `None` if the service does not run in this process.
     pub trade: Option<Arc<TradeServer>>,
-    /// `None` if the service does not run in this process.
     pub shop: Option<ShopDatabases>,
-    /// `None` if the service does not run in this process.
     pub registry: Option<Arc<RegistryServer>>,
     pub clock: Clock,
 }
@@ -90,10 +70,6 @@ pub struct OperatorApi {
 }
 
 impl OperatorApi {
-    /// Starts to record metrics and to watch for changes.
-    ///
-    /// # Errors
-    /// The system's, when it gives no thread.
     pub fn start(context: OperatorContext) -> io::Result<OperatorApi> {
         let metrics_recorder = MetricsRecorder::start(Arc::clone(&context.metrics))?;
         let event_feed = EventFeed::start(&context)?;
@@ -136,8 +112,6 @@ impl OperatorApi {
     }
 }
 
-/// The API of a server's HTTP port: the operator's routes, and those of the server API.
-#[derive(Debug)]
 pub struct ServerHandler {
     /// Gets every request that is not for the operator.
     pub api: ServerApi,
@@ -154,12 +128,6 @@ impl ServerHandler {
 impl HttpHandler for ServerHandler {
     fn handle(&self, request: Request) -> Response {
         self.operator.answer(&request).unwrap_or_else(|| self.api.handle(request))
-    }
-}
-
-impl fmt::Debug for OperatorApi {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operator").field("users", &self.context.users).finish_non_exhaustive()
     }
 }
 

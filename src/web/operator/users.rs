@@ -12,7 +12,6 @@ use crate::shop::customer::store::user_by_name;
 use crate::shop::ops::Role;
 use crate::storage::StoreError;
 
-/// A user as the operator sees them.
 #[derive(Debug, Serialize)]
 struct UserView {
     username: Name,

@@ -1,6 +1,5 @@
-//! A logger that also keeps the newest warnings and errors of the process in memory, for the operator's API.
-//!
-//! Log lines hold no secrets, so these do not either.
+//! A logger that also keeps the newest warnings and errors of the process in memory, for the operator's API. Log lines
+//! hold no secrets, so these do not either.
 
 use std::collections::VecDeque;
 
@@ -10,44 +9,32 @@ use parking_lot::Mutex;
 use crate::model::text::escape_unsafe;
 use crate::model::{Clock, Millis};
 
-/// How many warnings are kept.
 pub const WARNINGS_MAX: usize = 1_000;
 /// Longer texts are truncated.
 const TEXT_MAX_BYTES: usize = 2_000;
 
-/// The warnings of this process.
 pub static WARNINGS: Warnings = Warnings::new();
 
-/// A logged warning or error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// When it was logged, by the wall clock.
     pub at: Millis,
-    /// Whether it was logged as an error.
     pub is_error: bool,
     /// The message, without control characters: it may quote what others have sent.
     pub text: String,
 }
 
-/// A ring buffer of the newest warnings.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Warnings(Mutex<WarningBuffer>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct WarningBuffer {
     newest: VecDeque<Warning>,
     /// How many older ones have been evicted.
     evicted: u64,
 }
 
-impl Default for Warnings {
-    fn default() -> Warnings {
-        Warnings::new()
-    }
-}
-
 impl Warnings {
-    /// An empty buffer.
     pub const fn new() -> Warnings {
         Warnings(Mutex::new(WarningBuffer { newest: VecDeque::new(), evicted: 0 }))
     }
@@ -62,7 +49,6 @@ impl Warnings {
         buffer.newest.push_back(warning);
     }
 
-    /// All that are kept, newest first.
     pub fn newest(&self) -> Vec<Warning> {
         self.0.lock().newest.iter().rev().cloned().collect()
     }
@@ -113,9 +99,6 @@ impl<L: Log> Log for RecordingLogger<L> {
 
 /// Installs `logger` for the process, wrapped so that its warnings are recorded in [`WARNINGS`]. `filter` is the most
 /// verbose level that the logger writes.
-///
-/// # Errors
-/// The process has a logger already.
 pub fn install_logger(logger: impl Log + 'static, filter: LevelFilter) -> Result<(), SetLoggerError> {
     log::set_boxed_logger(Box::new(RecordingLogger { logger, warnings: &WARNINGS }))?;
     log::set_max_level(filter.max(LevelFilter::Warn));

@@ -14,7 +14,6 @@ use crate::share::wire::HostEntry;
 /// Most hosts that are named in one error text.
 const NAMED_HOSTS_MAX: usize = 5;
 
-/// A host that the registry has listed at some time.
 pub(super) struct SourceHost {
     pub name: String,
     pub addr: SocketAddr,
@@ -124,7 +123,6 @@ impl FetchWorker {
         listed
     }
 
-    /// Explains why no host sends, naming the hosts.
     pub(super) fn waiting_reason(&self) -> String {
         if let Some(error) = &self.registry_error {
             return format!("the registry cannot be asked who has the file: {error}; the fetch goes on when it can");

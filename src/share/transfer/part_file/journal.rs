@@ -1,5 +1,4 @@
-//! The journal of a fetch: what is needed to resume it, and which of its pieces are synced. Its form is described in
-//! [`part_file`](super).
+//! The journal of a fetch; its form is described in [`part_file`](super).
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -60,7 +59,6 @@ impl Journal {
         Ok(Journal { header, dir, names, file, key, end })
     }
 
-    /// Opens the journal of an earlier run to append to it.
     pub(super) fn resume(
         header: JournalHeader,
         dir: Arc<DirHandle>,
@@ -114,7 +112,6 @@ impl Journal {
         file.write_all(records)
     }
 
-    /// Moves the complete file to its final place and removes the journal.
     pub(in crate::share::transfer) fn finish(&self, part: Option<&PartFile>) -> io::Result<()> {
         if let Some(part) = part {
             part.file.sync_all()?;
@@ -125,7 +122,6 @@ impl Journal {
         self.dir.remove(&self.names.journal)
     }
 
-    /// Removes all files of the fetch.
     pub(in crate::share::transfer) fn discard(&self) -> io::Result<()> {
         self.names.remove(&self.dir)
     }
@@ -214,7 +210,6 @@ impl JournalHeader {
     }
 }
 
-/// The parsed contents of a journal.
 pub(super) struct JournalContents {
     pub header: JournalHeader,
     pub piece_list: Option<Vec<Digest>>,
@@ -251,7 +246,6 @@ pub(super) fn read_journal(dir: &DirHandle, name: &str) -> io::Result<Option<Jou
         return Ok(Some(contents));
     }
     let Some((piece_list, records)) = rest.split_at_checked(count * 32) else { return Ok(None) };
-    // Chunks of 32 bytes each.
     let piece_list: Vec<Digest> =
         piece_list.chunks_exact(32).filter_map(|chunk| chunk.try_into().ok().map(Digest)).collect();
     if Some(digests_root(&piece_list)) != contents.header.pieces_root {

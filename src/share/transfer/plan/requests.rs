@@ -25,7 +25,6 @@ pub(super) const SPEED_GRACE: Duration = Duration::from_secs(3);
 const SLOW_RATIO: f64 = 0.25;
 
 impl FetchPlan {
-    /// The next effects of a fetch in verified pieces.
     pub(super) fn piece_effects(&mut self, now: Duration, effects: &mut Vec<FetchEffect>) {
         self.disconnect_useless(effects);
         self.connect_range_hosts(now, effects);
@@ -34,7 +33,6 @@ impl FetchPlan {
         self.fall_back_to_whole(now, effects);
     }
 
-    /// The next effects of a fetch in one go.
     pub(super) fn whole_effects(&mut self, now: Duration, effects: &mut Vec<FetchEffect>) {
         (0..self.hosts.len()).filter(|id| self.hosts[*id].is_banned()).collect::<Vec<_>>().into_iter().for_each(|id| {
             self.disconnect(id, effects);
@@ -112,7 +110,6 @@ impl FetchPlan {
         }
     }
 
-    /// The pieces to request from a host next, if any.
     fn next_pieces(&mut self, id: HostId, now: Duration) -> Option<Range<usize>> {
         let host = &self.hosts[id];
         let piece_size = self.layout.piece_size();
@@ -164,7 +161,6 @@ impl FetchPlan {
         (arrives_in_s > 2.0 * own_arrival_s).then_some(piece)
     }
 
-    /// Bytes requested from a host that have not arrived.
     fn outstanding_bytes(&self, id: HostId) -> u64 {
         let host = &self.hosts[id];
         let requested: u64 = host.requested.iter().map(|piece| self.layout.bytes(&(*piece..*piece + 1))).sum();
@@ -220,8 +216,7 @@ impl FetchPlan {
         }
     }
 
-    /// Hosts that may be connected to, most promising first: fewest failures, then fastest or untried, then in listed
-    /// order.
+    /// Hosts to connect to, the most promising first: fewest failures, then fastest or untried, then listed order.
     fn candidates(&self, now: Duration, supports_range: Option<bool>) -> Vec<HostId> {
         let fits = |host: &SourceState| supports_range.is_none_or(|required| host.supports_range == required);
         let mut found: Vec<HostId> =

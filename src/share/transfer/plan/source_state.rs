@@ -11,9 +11,7 @@ const SPEED_TIME_CONSTANT: Duration = Duration::from_millis(500);
 const SPEED_SAMPLE_MIN: Duration = Duration::from_millis(20);
 /// Delay before a host is tried again after its first failure; it doubles with each consecutive failure.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
-/// Upper bound of the retry delay.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
-/// Consecutive failures after which a host counts as offline.
 const OFFLINE_FAILURES: u32 = 2;
 /// Consecutive invalid deliveries after which a host is banned.
 pub(super) const INVALID_MAX: u32 = 5;
@@ -26,7 +24,6 @@ pub(super) enum ConnectionState {
     Closing,
 }
 
-/// What is known of one host, and the state of its connection.
 #[derive(Debug, Clone)]
 pub(super) struct SourceState {
     pub supports_range: bool,
@@ -94,7 +91,6 @@ impl SourceState {
         self.connection == ConnectionState::Open || (self.is_listed && !self.is_banned() && !self.is_offline())
     }
 
-    /// Whether it has failed too often in a row to count as reachable.
     pub(super) fn is_offline(&self) -> bool {
         self.failures_in_row >= OFFLINE_FAILURES
     }
