@@ -31,7 +31,7 @@ mod transition;
 mod view;
 
 use self::state::{AnsweredRequest, NotificationBody, Offer, OfferStatus, OutstandingNotification};
-pub use self::state::{DealState, Party, PaymentProgress, RequestKind, SearchRecipient, SellerSide};
+pub use self::state::{DealState, Party, PaymentProgress, SearchRecipient, SellerSide};
 pub use self::transition::{DealContext, DealEffects, DealInput, DealLogEntry, DealPosting, LedgerOperation, Windows};
 pub use self::view::DealSummary;
 
@@ -182,13 +182,13 @@ impl Deal {
     pub fn handle(&mut self, input: DealInput, context: &mut DealContext) -> Result<DealEffects, RequestError> {
         let mut effects = DealEffects::default();
         match input {
-            DealInput::Request { party, kind, item_name, amount, goods } => {
-                let asked = AnsweredRequest { kind, amount };
-                if self.is_repeat(party, asked, item_name, goods)? {
+            DealInput::Request { party, item_name, request } => {
+                let asked = AnsweredRequest { kind: request.kind(), amount: request.amount() };
+                if self.is_repeat(party, asked, item_name, request)? {
                     return Ok(effects);
                 }
                 let mid_before = self.outstanding_mid(party);
-                self.apply_request(party, kind, amount, goods, context, &mut effects)?;
+                self.apply_request(party, request, context, &mut effects)?;
                 // A side that makes a further request has seen its outstanding notification, or no longer needs it.
                 if self.outstanding_mid(party) == mid_before {
                     self.clear_outstanding(party);

@@ -393,16 +393,18 @@ impl<J: Journal> Exchange<J> {
     /// Handles a request of a peer.
     pub fn handle_request(&self, now: Millis, origin: &RequestOrigin, request: &Request) -> ExchangeEffects<J::Commit> {
         let result = match &request.body {
-            RequestBody::Register(endpoint) => self.register(now, origin, request, endpoint),
-            RequestBody::Login(endpoint) => self.login(now, origin, request, endpoint),
+            RequestBody::Register { endpoint } => self.register(now, origin, request, endpoint),
+            RequestBody::Login { endpoint } => self.login(now, origin, request, endpoint),
             RequestBody::DeRegister => self.deregister(now, origin, request),
-            _ => self.authenticate(now, origin, request).and_then(|peer| match &request.body {
-                RequestBody::LookingFor { item_name, description, max_price } => {
-                    self.begin_search(now, &peer, request.rq, item_name, description, *max_price)
-                }
-                RequestBody::Status { rq_deal } => Ok(self.status(now, &peer, request.rq, *rq_deal)),
-                _ => self.handle_deal_request(now, &peer, request),
-            }),
+            RequestBody::LookingFor { item_name, description, max_price } => self
+                .authenticate(now, origin, request)
+                .and_then(|peer| self.begin_search(now, &peer, request.rq, item_name, description, *max_price)),
+            RequestBody::Status { rq_deal } => {
+                self.authenticate(now, origin, request).map(|peer| self.status(now, &peer, request.rq, *rq_deal))
+            }
+            RequestBody::Deal { item_name, request: about } => self
+                .authenticate(now, origin, request)
+                .and_then(|peer| self.handle_deal_request(now, &peer, request.rq, item_name, about)),
         };
         result.unwrap_or_else(|(error, commit)| ExchangeEffects {
             commit,

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `inventory.rs` | items, matching of searches, the seller's side of deals |
 //! | `purchases.rs` | the buyer's side of deals |
+//! | `requests.rs` | what the user requests about a deal, and what follows from the server's responses |
 //! | `reconciliation.rs` | corrections from the server's STATUS |
 //! | `node.rs` | a running peer: core, [`client`](super::client) and store |
 //! | `store.rs`, `wallet.rs`, `catalogue.rs` | the files of a peer |
@@ -19,6 +20,7 @@ mod inventory;
 pub mod node;
 mod purchases;
 mod reconciliation;
+mod requests;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -32,12 +34,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::client::ClientError;
-use super::client::messages::ServerResponse;
-use super::wire::{Amount, ErrorCode, FIRST_SERVER_NUMBER, Goods, Notification, RequestBody, Side};
+use super::wire::{Amount, FIRST_SERVER_NUMBER, Goods, Notification, RequestBody, Response, Side};
 use crate::model::{Cents, Millis, Name, money};
 pub use inventory::{ANYTHING, Item, Sale, SaleState, ShipTo};
 pub use purchases::{Purchase, PurchaseState};
 pub use reconciliation::index_by_rq;
+pub use requests::DealCommand;
 
 /// How many notifications are remembered as seen. A repeat of an older one is harmless, since every transition checks
 /// the state of the deal.
@@ -63,14 +65,12 @@ pub enum PeerInput {
     Find { item_name: Arc<str>, description: Arc<str>, max_price: Cents },
     /// Command: see who sells something, without buying it.
     Browse { word: Arc<str> },
-    /// Command: buy what was found.
-    Buy { rq: u64 },
-    /// Command: cancel a deal, on either side.
-    Cancel { rq: u64 },
+    /// Command: request something of the server about a deal.
+    Deal { rq: u64, command: DealCommand },
     /// A notification of the server has arrived.
     Notification(Notification),
     /// A request was answered, or has failed.
-    ResponseReceived { rq: u64, body: RequestBody, response: Result<ServerResponse, ClientError> },
+    ResponseReceived { rq: u64, body: RequestBody, response: Result<Response, ClientError> },
     /// Ask the server for the state of all deals, after a login or on command.
     AskStatus,
     /// The registration has ended, and the server has ended all deals with it.
@@ -292,9 +292,7 @@ impl PeerCore {
                 self.find(now, item_name, description, max_price, false, &mut effects)?;
             }
             PeerInput::Browse { word } => self.find(now, word, "".into(), money::PRICE_MAX, true, &mut effects)?,
-            PeerInput::Buy { rq } => self.buy(now, rq, &mut effects)?,
-            PeerInput::Cancel { rq } if self.sales.contains_key(&rq) => self.cancel_sale(now, rq, &mut effects)?,
-            PeerInput::Cancel { rq } => self.cancel_purchase(now, rq, &mut effects)?,
+            PeerInput::Deal { rq, command } => self.handle_deal_command(now, rq, command, &mut effects)?,
             PeerInput::Notification(notification) => self.handle_notification(now, notification, &mut effects),
             PeerInput::ResponseReceived { rq, body, response } => {
                 self.handle_response(now, rq, &body, response, &mut effects)
@@ -338,81 +336,6 @@ impl PeerCore {
             Notification::NotFound { rq, .. } => self.search_failed(now, rq, "NOT_FOUND", effects),
             Notification::NotAvailable { rq, .. } => self.search_failed(now, rq, "NOT_AVAILABLE", effects),
             Notification::Cancel { rq, reason, .. } => self.end_deal(now, rq, &reason, effects),
-        }
-    }
-
-    fn handle_response(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        body: &RequestBody,
-        response: Result<ServerResponse, ClientError>,
-        effects: &mut PeerEffects,
-    ) {
-        if matches!(response, Err(ClientError::Superseded)) {
-            return;
-        }
-        if let Some(purchase) = self.purchases.get_mut(&rq) {
-            purchase.is_pending = false;
-        }
-        if let Some(sale) = self.sales.get_mut(&rq) {
-            sale.is_pending = false;
-        }
-        // The request may have arrived nevertheless; STATUS will tell.
-        let response = match response {
-            Ok(response) => response,
-            Err(error) => {
-                self.status_requests.remove(&rq);
-                let reason = error.to_string();
-                effects.events.push(PeerEvent::Trouble { rq: self.has_deal(rq).then_some(rq), reason });
-                return;
-            }
-        };
-        match (body, response) {
-            (RequestBody::Status { .. }, ServerResponse::Deals { deals, more, .. }) => {
-                if let Some((step, about)) = self.status_requests.remove(&rq) {
-                    self.reconcile(now, step, about, &deals, more, effects);
-                }
-            }
-            (RequestBody::LookingFor { item_name, .. }, ServerResponse::Searching { peers, .. }) => {
-                effects.events.push(PeerEvent::Searching { rq, item_name: item_name.clone(), peers });
-            }
-            (RequestBody::Buy { item_name, price }, ServerResponse::Buying { .. }) => {
-                effects.events.push(PeerEvent::Buying { rq, item_name: item_name.clone(), price: *price });
-            }
-            (RequestBody::Cancel { .. }, ServerResponse::Cancelled { .. }) => {
-                self.end_deal(now, rq, "cancelled by us", effects)
-            }
-            (_, ServerResponse::Error { code, reason, .. }) => self.handle_error(now, rq, body, code, &reason, effects),
-            _ => {}
-        }
-    }
-
-    fn handle_error(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        body: &RequestBody,
-        code: ErrorCode,
-        reason: &str,
-        effects: &mut PeerEffects,
-    ) {
-        self.status_requests.remove(&rq);
-        // Nothing changed on the server, so our own change still waits for its turn, or for STATUS.
-        let is_retryable = matches!(code, ErrorCode::Busy | ErrorCode::Unavailable);
-        match body {
-            RequestBody::Offer { .. } if !is_retryable => self.offer_refused(now, rq, reason, effects),
-            RequestBody::Accept { .. } if !is_retryable => self.accept_refused(now, rq, reason, effects),
-            RequestBody::LookingFor { .. } => self.search_refused(now, rq, reason, effects),
-            RequestBody::Buy { .. } => self.buy_refused(now, rq, is_retryable, reason, effects),
-            RequestBody::Cancel { .. } if code == ErrorCode::UnknownDeal => self.end_deal(now, rq, reason, effects),
-            RequestBody::Cancel { .. } => {
-                effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: format!("not cancelled: {reason}") });
-                self.ask_status(Some(rq), effects);
-            }
-            // A late NOT_AVAILABLE or REFUSE makes no difference.
-            RequestBody::NotAvailable { .. } | RequestBody::Refuse { .. } => {}
-            _ => effects.events.push(PeerEvent::Trouble { rq: None, reason: reason.to_owned() }),
         }
     }
 

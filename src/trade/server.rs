@@ -6,7 +6,6 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use crate::model::{Clock, FeeRate, Millis};
 use crate::net::budget::ReceiveBudget;
 use crate::net::counters::{LatencyHistogram, LatencySnapshot};
 use crate::net::listener::{ConnectionLimiter, Listener, ListenerContext, MessageHandler};
+use crate::net::permits::Permits;
 use crate::net::threads::Executor;
 use crate::net::timer::Timers;
 use crate::net::tls::TlsIdentity;
@@ -145,8 +145,8 @@ struct ServerInner {
     counters: TradeCounters,
     /// The times from a datagram's arrival to its response.
     latencies: LatencyHistogram,
-    /// The number of requests that wait for a commit without a thread.
-    pending_commits: AtomicUsize,
+    /// For requests that wait for their commit without a thread; without a permit they wait on it.
+    pending_commits: Permits,
     /// The deals whose settlement has a driver.
     driven_settlements: Mutex<HashSet<u64>>,
     /// Notified whenever a settlement has ended; the mutex guards the number of waiting DE-REGISTERs.
@@ -177,7 +177,7 @@ impl TradeServer {
             error_limiter: ErrorRateLimiter::default(),
             counters: TradeCounters::default(),
             latencies: LatencyHistogram::default(),
-            pending_commits: AtomicUsize::new(0),
+            pending_commits: Permits::new(DATAGRAMS_IN_PROGRESS_MAX),
             driven_settlements: Mutex::default(),
             settlement_ended: (Mutex::new(0), Condvar::new()),
             stops_at: OnceLock::new(),

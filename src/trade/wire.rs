@@ -7,18 +7,24 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+#[macro_use]
+mod tables;
+mod datagram;
 mod field;
-mod request;
-mod response;
+mod messages;
+mod parts;
 mod settlement;
 #[cfg(test)]
 mod tests;
 
-pub use self::field::parse_object;
-pub use self::request::{Ack, PeerEndpoint, PeerMessage, Request, RequestBody, parse_message};
-pub use self::response::{DealPhase, DealStatus, Goods, Notification, Response, RevealedToken, Side};
+pub use self::datagram::{
+    Ack, PeerMessage, Request, ServerMessage, encode_ack, encode_request, parse_message, parse_server_message,
+};
+pub use self::messages::{DealRequest, Notification, RequestBody, RequestKind, Response};
+pub use self::parts::{DealPhase, DealStatus, Goods, PeerEndpoint, Side};
 pub use self::settlement::{
-    Amount, InformResponse, PaymentDetails, SettlementMessage, SettlementResponse, parse_settlement_response,
+    Amount, InformResponse, PaymentDetails, SettlementMessage, SettlementResponse, encode_inform, encode_shipped,
+    parse_settlement_message, parse_settlement_response,
 };
 
 /// The maximum length of a datagram in bytes, in either direction.

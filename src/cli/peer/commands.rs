@@ -14,7 +14,7 @@ use crate::cli::repl::{Commands, Flow, Screen};
 use crate::cli::table::{Align, table};
 use crate::model::{Cents, duration};
 use crate::trade::peer::node::Node;
-use crate::trade::peer::{ANYTHING, Item, PeerEvent, catalogue, index_by_rq};
+use crate::trade::peer::{ANYTHING, DealCommand, Item, PeerEvent, catalogue, index_by_rq};
 
 /// Default timeout of `wait`: long enough for a search, five negotiations, a reservation and a settlement.
 const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
@@ -68,7 +68,7 @@ impl Commands for PeerCommands {
             }
             ("cancel", [rq]) => {
                 let rq = self.parse_rq(rq)?;
-                self.node.cancel(rq)?;
+                self.node.command(rq, DealCommand::Cancel)?;
                 self.print_result("cancel", json!({ "rq": rq }), || format!("cancelled [{rq}]"));
             }
             ("browse", words) => self.browse(&words.join(" "))?,

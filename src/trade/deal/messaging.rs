@@ -2,10 +2,9 @@
 
 use super::{
     AnsweredRequest, Deal, DealContext, DealEffects, DealLogEntry, NotificationBody, OutstandingNotification, Party,
-    RequestKind,
 };
 use crate::model::Cents;
-use crate::trade::wire::{ErrorCode, Goods, Notification, RequestError};
+use crate::trade::wire::{DealRequest, ErrorCode, Goods, Notification, RequestError};
 
 impl Deal {
     /// Whether the same request was answered before.
@@ -17,7 +16,7 @@ impl Deal {
         party: Party,
         asked: AnsweredRequest,
         item_name: &str,
-        goods: Option<&Goods>,
+        request: &DealRequest,
     ) -> Result<bool, RequestError> {
         let answered = match party {
             Party::Buyer => &self.answered,
@@ -25,14 +24,8 @@ impl Deal {
         };
         let before = answered.iter().find(|before| before.kind == asked.kind);
         let same_item = item_name == &*self.item_name;
-        let offered = match party {
-            Party::Seller(seller) => self.sellers[seller].offer.as_ref().map(|offer| &offer.goods),
-            Party::Buyer => None,
-        };
-        let same_goods = asked.kind != RequestKind::Offer
-            || offered.cloned().unwrap_or_default() == goods.cloned().unwrap_or_default();
         match before {
-            Some(before) if same_item && same_goods && before.amount == asked.amount => Ok(true),
+            Some(before) if same_item && *before == asked && self.has_recorded(party, request) => Ok(true),
             Some(_) => Err(RequestError::new(ErrorCode::BadRequest, "rq already used")),
             None if same_item => Ok(false),
             None => Err(RequestError::new(

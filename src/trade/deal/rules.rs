@@ -2,10 +2,10 @@
 
 use super::{
     Deal, DealContext, DealEffects, DealPosting, DealState, LedgerOperation, NEGOTIATIONS_MAX, NotificationBody, Offer,
-    OfferStatus, OutstandingNotification, Party, PaymentProgress, RequestKind,
+    OfferStatus, OutstandingNotification, Party, PaymentProgress,
 };
 use crate::model::Cents;
-use crate::trade::wire::{Amount, ErrorCode, Goods, RequestError};
+use crate::trade::wire::{Amount, DealRequest, ErrorCode, Goods, RequestError};
 
 impl Deal {
     // Requests of the sides.
@@ -13,42 +13,74 @@ impl Deal {
     pub(super) fn apply_request(
         &mut self,
         party: Party,
-        kind: RequestKind,
-        amount: Option<Cents>,
-        goods: Option<&Goods>,
+        request: &DealRequest,
         context: &mut DealContext,
         effects: &mut DealEffects,
     ) -> Result<(), RequestError> {
-        match (party, kind) {
-            (Party::Seller(seller), RequestKind::Offer) => {
-                let goods = goods.cloned().unwrap_or_default();
-                self.offer(seller, amount.unwrap_or_default(), goods, context, effects)
+        match (party, request) {
+            (Party::Seller(seller), DealRequest::Offer { price, goods }) => {
+                self.offer(seller, *price, goods, context, effects)
             }
-            (Party::Seller(seller), RequestKind::NotAvailable) => self.not_available(seller, context, effects),
-            (Party::Seller(seller), RequestKind::Accept | RequestKind::Refuse) => {
-                self.answer_negotiation(seller, kind, amount, context, effects)
+            (Party::Seller(seller), DealRequest::NotAvailable) => self.not_available(seller, context, effects),
+            (Party::Seller(seller), DealRequest::Accept { max_price }) => {
+                self.accept(seller, *max_price, context, effects)
             }
-            (Party::Seller(seller), RequestKind::Cancel) => self.seller_cancels(seller, context, effects),
-            (Party::Buyer, RequestKind::Buy) => self.buy(amount.unwrap_or_default(), context, effects),
-            (Party::Buyer, RequestKind::Cancel) => self.buyer_cancels(context, effects),
-            _ => Err(RequestError::new(ErrorCode::WrongState, "this is not for this side of the deal")),
+            (Party::Seller(seller), DealRequest::Refuse { max_price }) => {
+                self.refuse(seller, *max_price, context, effects)
+            }
+            (Party::Seller(seller), DealRequest::Cancel) => self.seller_cancels(seller, context, effects),
+            (Party::Buyer, DealRequest::Buy { price }) => self.buy(*price, context, effects),
+            (Party::Buyer, DealRequest::Cancel) => self.buyer_cancels(context, effects),
+            (
+                Party::Buyer,
+                DealRequest::Offer { .. }
+                | DealRequest::NotAvailable
+                | DealRequest::Accept { .. }
+                | DealRequest::Refuse { .. },
+            )
+            | (Party::Seller(_), DealRequest::Buy { .. }) => {
+                Err(RequestError::new(ErrorCode::WrongState, "this is not for this side of the deal"))
+            }
         }
     }
 
-    fn offer(
-        &mut self,
-        seller: usize,
-        price: Cents,
-        goods: Goods,
-        context: &mut DealContext,
-        effects: &mut DealEffects,
-    ) -> Result<(), RequestError> {
+    /// Whether the deal holds what this request, of which kind and amount were answered before, names besides.
+    pub(super) fn has_recorded(&self, party: Party, request: &DealRequest) -> bool {
+        match (party, request) {
+            (Party::Seller(seller), DealRequest::Offer { goods, .. }) => self.goods_of(seller) == *goods,
+            (Party::Buyer, DealRequest::Offer { .. })
+            | (
+                _,
+                DealRequest::NotAvailable
+                | DealRequest::Accept { .. }
+                | DealRequest::Refuse { .. }
+                | DealRequest::Buy { .. }
+                | DealRequest::Cancel,
+            ) => true,
+        }
+    }
+
+    /// Checks that a search may still be answered by this seller.
+    fn check_unanswered(&self, seller: usize) -> Result<(), RequestError> {
         if !matches!(self.state, DealState::Searching { .. }) {
             return Err(RequestError::new(ErrorCode::WrongState, "the window for offers is closed"));
         }
         if self.sellers[seller].replied {
             return Err(RequestError::new(ErrorCode::WrongState, "this search is answered already"));
         }
+        Ok(())
+    }
+
+    fn offer(
+        &mut self,
+        seller: usize,
+        price: Cents,
+        goods: &Goods,
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
+        self.check_unanswered(seller)?;
+        let goods = goods.clone();
         self.offers_made += 1;
         let place = self.offers_made;
         let side = &mut self.sellers[seller];
@@ -66,45 +98,53 @@ impl Deal {
         context: &mut DealContext,
         effects: &mut DealEffects,
     ) -> Result<(), RequestError> {
-        if !matches!(self.state, DealState::Searching { .. }) {
-            return Err(RequestError::new(ErrorCode::WrongState, "the window for offers is closed"));
-        }
-        if self.sellers[seller].replied {
-            return Err(RequestError::new(ErrorCode::WrongState, "this search is answered already"));
-        }
+        self.check_unanswered(seller)?;
         self.sellers[seller].replied = true;
         self.log(effects, "not_available", Party::Seller(seller), None, "");
         self.close_window_if_answered(context, effects);
         Ok(())
     }
 
-    fn answer_negotiation(
-        &mut self,
-        seller: usize,
-        kind: RequestKind,
-        amount: Option<Cents>,
-        context: &mut DealContext,
-        effects: &mut DealEffects,
-    ) -> Result<(), RequestError> {
+    /// Checks that this seller is asked whether it would sell for this price.
+    fn check_negotiating(&self, seller: usize, max_price: Cents) -> Result<(), RequestError> {
         if !matches!(self.state, DealState::Negotiating { seller: asked, .. } if asked == seller) {
             return Err(RequestError::new(ErrorCode::WrongState, "no negotiation is open with this seller"));
         }
-        if amount != Some(self.max_price) {
+        if max_price != self.max_price {
             return Err(RequestError::new(
                 ErrorCode::BadRequest,
                 format!("max_price: expected {}, as in NEGOTIATE", self.max_price),
             ));
         }
-        if kind == RequestKind::Accept {
-            if let Some(offer) = &mut self.sellers[seller].offer {
-                offer.price = self.max_price;
-            }
-            self.log(effects, "accept", Party::Seller(seller), amount, "");
-            self.reserve(seller, self.max_price, context, effects);
-        } else {
-            self.log(effects, "refuse", Party::Seller(seller), amount, "");
-            self.negotiate_next(context, effects);
+        Ok(())
+    }
+
+    fn accept(
+        &mut self,
+        seller: usize,
+        max_price: Cents,
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
+        self.check_negotiating(seller, max_price)?;
+        if let Some(offer) = &mut self.sellers[seller].offer {
+            offer.price = max_price;
         }
+        self.log(effects, "accept", Party::Seller(seller), Some(max_price), "");
+        self.reserve(seller, max_price, context, effects);
+        Ok(())
+    }
+
+    fn refuse(
+        &mut self,
+        seller: usize,
+        max_price: Cents,
+        context: &mut DealContext,
+        effects: &mut DealEffects,
+    ) -> Result<(), RequestError> {
+        self.check_negotiating(seller, max_price)?;
+        self.log(effects, "refuse", Party::Seller(seller), Some(max_price), "");
+        self.negotiate_next(context, effects);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::{Amount, Goods};
+use crate::trade::wire::{Amount, Goods, RequestKind};
 
 /// A side of a deal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,17 +80,6 @@ pub(super) enum NotificationBody {
 pub(super) struct AnsweredRequest {
     pub(super) kind: RequestKind,
     pub(super) amount: Option<Cents>,
-}
-
-/// The kinds of request that concern an existing deal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RequestKind {
-    Offer,
-    NotAvailable,
-    Accept,
-    Refuse,
-    Buy,
-    Cancel,
 }
 
 /// The status of a seller's offer.

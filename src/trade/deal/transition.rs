@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Party, RequestKind};
+use super::Party;
 use crate::model::{Cents, FeeRate, Millis, Name};
-use crate::trade::wire::{Amount, Goods, Notification, Side};
+use crate::trade::wire::{Amount, DealRequest, Notification, Side};
 
 /// How long each window stays open.
 #[derive(Debug, Clone)]
@@ -20,14 +20,11 @@ pub struct Windows {
 /// An input to a deal.
 #[derive(Debug, Clone)]
 pub enum DealInput<'a> {
-    /// A request of one side. `amount` is the price it names, if its kind has one; `goods` describes what an offer
-    /// actually offers.
+    /// A request of one side.
     Request {
         party: Party,
-        kind: RequestKind,
         item_name: &'a str,
-        amount: Option<Cents>,
-        goods: Option<&'a Goods>,
+        request: &'a DealRequest,
     },
     /// Time has passed.
     Tick,

@@ -9,7 +9,7 @@ use crate::model::{Millis, Name, Token, text};
 use crate::net::source;
 use crate::trade::deal::{DealInput, DealState};
 use crate::trade::journal::{AddressValidation, DepartureRow, ExchangeChange, Journal, LoginRow, PeerRow};
-use crate::trade::wire::{ErrorCode, PeerEndpoint, Request, RequestError, Response, RevealedToken};
+use crate::trade::wire::{ErrorCode, PeerEndpoint, Request, RequestError, Response};
 use std::sync::atomic::Ordering;
 
 /// The maximum number of LOGINs remembered of one peer.
@@ -196,7 +196,7 @@ impl<J: Journal> Exchange<J> {
     }
 
     fn registered_response(&self, rq: u64, token: Token) -> Response {
-        Response::Registered { rq, token: RevealedToken(token), cert_sha256: self.rules.cert_sha256.clone() }
+        Response::Registered { rq, token, cert_sha256: self.rules.cert_sha256.clone() }
     }
 
     pub(super) fn login(

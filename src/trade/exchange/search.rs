@@ -127,7 +127,7 @@ impl<J: Journal> Exchange<J> {
         }
         drop(state);
         self.release_deals(&mut effects);
-        effects.response = Some(Response::Searching { rq, peers });
+        effects.response = Some(Response::Searching { rq, peers: peers as u64 });
         Ok(effects)
     }
 
@@ -147,7 +147,7 @@ impl<J: Journal> Exchange<J> {
         if (&**item, &**text, *max) != (item_name, description, max_price) {
             return Err((RequestError::new(ErrorCode::BadRequest, "rq already used"), state.last_commit.clone()));
         }
-        let response = Some(Response::Searching { rq, peers: state.deal.sellers().len() });
+        let response = Some(Response::Searching { rq, peers: state.deal.sellers().len() as u64 });
         Ok(ExchangeEffects { commit: state.last_commit.clone(), response, ..ExchangeEffects::default() })
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{CommandError, PeerChange, PeerCore, PeerEffects, PeerEvent, SellerNotification};
 use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::{Amount, Goods, RequestBody, Side};
+use crate::trade::wire::{Amount, DealRequest, Goods, Side};
 
 /// The maximum number of items of a peer.
 pub const ITEMS_MAX: usize = 10_000;
@@ -247,7 +247,7 @@ impl PeerCore {
         // The sort is stable, so equal matches stay in the order of their names.
         matching.sort_by_key(|(match_rank, _)| *match_rank);
         let Some((_, item)) = matching.into_iter().find(|(_, item)| self.free_units(&item.name) > 0) else {
-            effects.requests.push((rq, RequestBody::NotAvailable { item_name }));
+            effects.requests.push((rq, DealRequest::NotAvailable.about(item_name)));
             return;
         };
         let sale = Sale {
@@ -272,7 +272,7 @@ impl PeerCore {
         });
         let description = Some(item.description.as_str()).filter(|text| !text.is_empty()).map(Arc::from);
         let goods = Goods { item: Some(item.name.as_str().into()), description };
-        effects.requests.push((rq, RequestBody::Offer { item_name, price: sale.price, goods }));
+        effects.requests.push((rq, DealRequest::Offer { price: sale.price, goods }.about(item_name)));
         effects.changes.push(PeerChange::Sale(sale.clone()));
         self.sales.insert(rq, sale);
     }
@@ -286,7 +286,7 @@ impl PeerCore {
         effects: &mut PeerEffects,
     ) {
         let Some(sale) = self.sales.get(&rq) else {
-            effects.requests.push((rq, RequestBody::Refuse { item_name, max_price }));
+            effects.requests.push((rq, DealRequest::Refuse { max_price }.about(item_name)));
             return;
         };
         if sale.last_notification as u8 > SellerNotification::Negotiate as u8
@@ -297,12 +297,12 @@ impl PeerCore {
         let agreed = self.items.get(&fold(&sale.item)).is_some_and(|item| max_price >= item.min_price);
         let (body, event) = if agreed {
             (
-                RequestBody::Accept { item_name: item_name.clone(), max_price },
+                DealRequest::Accept { max_price }.about(item_name.clone()),
                 PeerEvent::Accepted { rq, item_name: item_name.clone(), max_price },
             )
         } else {
             (
-                RequestBody::Refuse { item_name: item_name.clone(), max_price },
+                DealRequest::Refuse { max_price }.about(item_name.clone()),
                 PeerEvent::Declined { rq, item_name, max_price },
             )
         };
@@ -327,7 +327,7 @@ impl PeerCore {
     ) {
         let Some(sale) = self.sales.get(&rq) else {
             // No unit is bound for it. The sooner the server knows, the sooner another seller can be chosen.
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             effects
                 .events
                 .push(PeerEvent::Trouble { rq: Some(rq), reason: "RESERVE for a deal that is not ours".to_owned() });
@@ -346,7 +346,7 @@ impl PeerCore {
         };
         if let Some(reason) = why_not {
             self.end_sale(now, rq, &reason, effects);
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         }
         self.change_sale(now, rq, effects, |sale| {
@@ -386,8 +386,7 @@ impl PeerCore {
     pub(super) fn accept_refused(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
         if self.sales.get(&rq).is_some_and(|sale| sale.state == SaleState::Accepted) {
             self.change_sale(now, rq, effects, |sale| (sale.state, sale.price) = (SaleState::Offered, sale.offered));
-            effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: format!("not accepted: {reason}") });
-            self.ask_status(Some(rq), effects);
+            self.report_and_ask(rq, format!("not accepted: {reason}"), effects);
         }
     }
 
@@ -409,7 +408,7 @@ impl PeerCore {
             _ => {
                 let item_name = sale.item_name.clone();
                 self.change_sale(now, rq, effects, |sale| sale.is_pending = true);
-                effects.requests.push((rq, RequestBody::Cancel { item_name }));
+                effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
                 Ok(())
             }
         }

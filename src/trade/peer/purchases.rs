@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{CommandError, PeerChange, PeerCore, PeerEffects, PeerEvent};
 use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::{Goods, RequestBody, Side};
+use crate::trade::wire::{DealRequest, Goods, RequestBody, Side};
 
 /// The state of a purchase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +133,7 @@ impl PeerCore {
         self.change_purchase(now, rq, effects, |purchase| {
             (purchase.state, purchase.bought_at, purchase.is_pending) = (PurchaseState::Buying, Some(price), true);
         });
-        effects.requests.push((rq, RequestBody::Buy { item_name, price }));
+        effects.requests.push((rq, DealRequest::Buy { price }.about(item_name)));
         Ok(())
     }
 
@@ -164,7 +164,7 @@ impl PeerCore {
             purchase.unwanted |= unwanted;
             purchase.is_pending = true;
         });
-        effects.requests.push((rq, RequestBody::Cancel { item_name }));
+        effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
         Ok(())
     }
 
@@ -185,7 +185,7 @@ impl PeerCore {
         let Some(purchase) = self.purchases.get(&rq) else {
             // It belongs to a lost data directory, for example: nobody here wants it, and a seller holds a unit for
             // it.
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         };
         if purchase.state == PurchaseState::Bought {
@@ -196,7 +196,7 @@ impl PeerCore {
                 (purchase.price, purchase.seller, purchase.goods) = (Some(price), seller, goods);
                 (purchase.unwanted, purchase.is_pending) = (true, true);
             });
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         }
         if purchase.unwanted || price > purchase.max_price {
@@ -205,7 +205,7 @@ impl PeerCore {
                 effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
             }
             self.change_purchase(now, rq, effects, |purchase| (purchase.unwanted, purchase.is_pending) = (true, true));
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         }
         if purchase.state == PurchaseState::Over {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{PeerCore, PeerEffects, PeerEvent, PurchaseState, SaleState};
 use crate::model::Millis;
-use crate::trade::wire::{DealPhase, DealStatus, Goods, RequestBody, Side};
+use crate::trade::wire::{DealPhase, DealRequest, DealStatus, Goods, RequestBody, Side};
 
 /// An open deal is asked about after this time without news.
 const QUIET: Duration = Duration::from_secs(60);
@@ -89,7 +89,7 @@ impl PeerCore {
         // It belongs to a lost data directory, for example: a reservation that nobody here will ever use.
         for deal in deals.iter().filter(|deal| !self.has_deal(deal.rq)) {
             if deal.side == Side::Seller && deal.state == DealPhase::Reserved {
-                effects.requests.push((deal.rq, RequestBody::Cancel { item_name: deal.item_name.clone() }));
+                effects.requests.push((deal.rq, DealRequest::Cancel.about(deal.item_name.clone())));
             }
         }
     }
@@ -103,7 +103,7 @@ impl PeerCore {
                 if state == SaleState::Accepted
                     && let Some(sale) = self.sales.get(&rq)
                 {
-                    let body = RequestBody::Accept { item_name: sale.item_name.clone(), max_price: sale.price };
+                    let body = DealRequest::Accept { max_price: sale.price }.about(sale.item_name.clone());
                     self.change_sale(now, rq, effects, |sale| sale.is_pending = true);
                     effects.requests.push((rq, body));
                 }
@@ -142,7 +142,7 @@ impl PeerCore {
             }
             (DealPhase::Searching | DealPhase::Negotiating, _) if unwanted => {
                 self.change_purchase(now, rq, effects, |purchase| purchase.is_pending = true);
-                effects.requests.push((rq, RequestBody::Cancel { item_name: deal.item_name.clone() }));
+                effects.requests.push((rq, DealRequest::Cancel.about(deal.item_name.clone())));
             }
             (DealPhase::Completed, _) => self.bought(now, rq, deal.price, None, effects),
             (DealPhase::Cancelled, _) => match deal.reason.as_deref() {

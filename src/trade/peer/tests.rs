@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::trade::wire::{DealPhase, DealStatus};
+use crate::trade::wire::{DealPhase, DealRequest, DealStatus, ErrorCode};
 
 const NOW: Millis = Millis(1_000_000);
 const SIDE: u64 = FIRST_SERVER_NUMBER + 7;
@@ -60,19 +60,19 @@ fn error(rq: u64, body: RequestBody, code: ErrorCode) -> PeerInput {
     PeerInput::ResponseReceived {
         rq,
         body,
-        response: Ok(ServerResponse::Error { rq: Some(rq), code, reason: "no".to_owned() }),
+        response: Ok(Response::Error { rq: Some(rq), code, reason: "no".to_owned() }),
     }
 }
 
 fn asks(effects: &PeerEffects) -> Vec<String> {
-    effects.requests.iter().map(|(_, body)| crate::trade::client::messages::type_of(body).to_owned()).collect()
+    effects.requests.iter().map(|(_, body)| body.type_name().to_owned()).collect()
 }
 
 /// A STATUS response to the STATUS request among these effects.
 fn deals(effects: &PeerEffects, deals: Vec<DealStatus>, more: bool) -> PeerInput {
     let (rq, body) =
         effects.requests.iter().find(|(_, body)| matches!(body, RequestBody::Status { .. })).unwrap().clone();
-    PeerInput::ResponseReceived { rq, body, response: Ok(ServerResponse::Deals { rq, deals, more }) }
+    PeerInput::ResponseReceived { rq, body, response: Ok(Response::Deals { rq, deals, more }) }
 }
 
 fn to() -> ShipTo {
@@ -99,7 +99,7 @@ fn find(core: &mut PeerCore) -> u64 {
     let effects =
         step(core, PeerInput::Find { item_name: "lamp".into(), description: "".into(), max_price: Cents(2_500) });
     let (rq, body) = effects.requests[0].clone();
-    step(core, PeerInput::ResponseReceived { rq, body, response: Ok(ServerResponse::Searching { rq, peers: 1 }) });
+    step(core, PeerInput::ResponseReceived { rq, body, response: Ok(Response::Searching { rq, peers: 1 }) });
     rq
 }
 
@@ -107,7 +107,10 @@ fn find(core: &mut PeerCore) -> u64 {
 fn a_search_is_answered_with_the_price_while_a_unit_is_free() {
     let mut core = core_with_lamps(1);
     let effects = step(&mut core, search(1, SIDE, "lamp"));
-    assert!(matches!(effects.requests[..], [(SIDE, RequestBody::Offer { price: Cents(2_000), .. })]));
+    assert!(matches!(
+        effects.requests[..],
+        [(SIDE, RequestBody::Deal { request: DealRequest::Offer { price: Cents(2_000), .. }, .. })]
+    ));
     assert_eq!((effects.acks.as_slice(), core.bound_units("desk LAMP")), (&[1][..], 1));
     assert!(effects.changes.iter().any(|change| matches!(change, PeerChange::Sale(_))), "stored before it is sent");
     assert_eq!(asks(&step(&mut core, search(2, SIDE + 1, "lamp"))), ["NOT_AVAILABLE"]);
@@ -248,7 +251,10 @@ fn a_sale_goes_by_the_book() {
     assert!(core.handle(NOW, PeerInput::Ship { rq: SIDE, price: Cents(1), to: to() }).is_err(), "another price");
     let shipped = step(&mut core, PeerInput::Ship { rq: SIDE, price: Cents(2_000), to: to() });
     assert!(matches!(&shipped.changes[..], [PeerChange::Sale(sale)] if sale.state == SaleState::Shipped));
-    assert!(core.handle(NOW, PeerInput::Cancel { rq: SIDE }).is_err(), "no way back for us");
+    assert!(
+        core.handle(NOW, PeerInput::Deal { rq: SIDE, command: DealCommand::Cancel }).is_err(),
+        "no way back for us"
+    );
     let settled = step(&mut core, PeerInput::Settled { rq: SIDE, payout: Amount(Cents(1_800)) });
     assert!(matches!(settled.events[..], [PeerEvent::Sold { payout: Some(Amount(Cents(1_800))), .. }]));
     let item = core.items().next().unwrap();
@@ -282,7 +288,9 @@ fn a_settlement_that_fails_after_shipped_frees_the_unit() {
 fn a_purchase_goes_by_the_book() {
     let mut core = core_with_lamps(0);
     let rq = find(&mut core);
-    assert!(core.handle(NOW, PeerInput::Buy { rq }).unwrap_err().0.contains("nothing is found"));
+    assert!(
+        core.handle(NOW, PeerInput::Deal { rq, command: DealCommand::Buy }).unwrap_err().0.contains("nothing is found")
+    );
     step(&mut core, found(5, rq, 2_000));
     // The seller cancelled, so the next offer is chosen.
     step(&mut core, found(6, rq, 2_400));
@@ -291,11 +299,14 @@ fn a_purchase_goes_by_the_book() {
     assert_eq!(asks(&effects), ["STATUS"]);
     step(&mut core, deals(&effects, vec![status(rq, DealPhase::Reserved, 2_400, None)], false));
     assert!(core.check_inform(rq, "lamp", Cents(2_400)).is_err(), "not bought yet");
-    let buy = step(&mut core, PeerInput::Buy { rq });
-    assert!(matches!(buy.requests[..], [(_, RequestBody::Buy { price: Cents(2_400), .. })]));
+    let buy = step(&mut core, PeerInput::Deal { rq, command: DealCommand::Buy });
+    assert!(matches!(
+        buy.requests[..],
+        [(_, RequestBody::Deal { request: DealRequest::Buy { price: Cents(2_400), .. }, .. })]
+    ));
     assert_eq!(core.check_inform(rq, "lamp", Cents(2_400)), Ok(Side::Buyer));
     assert!(core.check_inform(rq, "lamp", Cents(2_000)).is_err());
-    assert!(core.handle(NOW, PeerInput::Buy { rq }).is_err(), "once");
+    assert!(core.handle(NOW, PeerInput::Deal { rq, command: DealCommand::Buy }).is_err(), "once");
     let receipt = PeerInput::Receipt { rq, item_name: "lamp".into(), price: Cents(2_400), seller: name("bob") };
     assert!(matches!(step(&mut core, receipt).events[..], [PeerEvent::Bought { price: Cents(2_400), .. }]));
     step(&mut core, cancel(7, rq));
@@ -307,12 +318,15 @@ fn a_refused_buy_may_be_tried_again_and_the_price_is_asked_for() {
     let mut core = core_with_lamps(0);
     let rq = find(&mut core);
     step(&mut core, found(5, rq, 2_000));
-    let buy = step(&mut core, PeerInput::Buy { rq }).requests[0].clone();
+    let buy = step(&mut core, PeerInput::Deal { rq, command: DealCommand::Buy }).requests[0].clone();
     let effects = step(&mut core, error(rq, buy.1, ErrorCode::BadRequest));
     assert_eq!((asks(&effects), core.purchase(rq).unwrap().state), (vec!["STATUS".to_owned()], PurchaseState::Found));
     step(&mut core, deals(&effects, vec![status(rq, DealPhase::Reserved, 2_300, None)], false));
-    let buy = step(&mut core, PeerInput::Buy { rq });
-    assert!(matches!(buy.requests[..], [(_, RequestBody::Buy { price: Cents(2_300), .. })]));
+    let buy = step(&mut core, PeerInput::Deal { rq, command: DealCommand::Buy });
+    assert!(matches!(
+        buy.requests[..],
+        [(_, RequestBody::Deal { request: DealRequest::Buy { price: Cents(2_300), .. }, .. })]
+    ));
 }
 
 #[test]
@@ -323,7 +337,7 @@ fn auto_buy_buys_what_is_found_but_never_above_the_maximum() {
     let rq = find(&mut core);
     assert_eq!(asks(&step(&mut core, found(6, rq, 2_501))), ["CANCEL"]);
     let rq = find(&mut core);
-    step(&mut core, PeerInput::Cancel { rq });
+    step(&mut core, PeerInput::Deal { rq, command: DealCommand::Cancel });
     assert_eq!(asks(&step(&mut core, found(7, rq, 2_000))), ["CANCEL"], "not wanted any more");
 }
 
@@ -338,7 +352,7 @@ fn a_search_that_fails_is_over() {
         step(&mut core, PeerInput::Notification(push));
         let purchase = core.purchase(1).unwrap();
         assert_eq!((purchase.state, purchase.reason.as_deref()), (PurchaseState::Over, Some(reason)));
-        assert!(core.handle(NOW, PeerInput::Cancel { rq: 1 }).is_err());
+        assert!(core.handle(NOW, PeerInput::Deal { rq: 1, command: DealCommand::Cancel }).is_err());
         step(&mut core, found(4, 1, 1));
         assert_eq!(core.purchase(1).unwrap().state, PurchaseState::Over);
     }
@@ -484,7 +498,7 @@ fn what_did_not_fit_into_the_answer_is_asked_for_and_a_shipped_unit_is_never_gue
     step(&mut core_with_more, deals(&one, vec![], false));
     assert_eq!(core_with_more.sale(SIDE).unwrap().state, SaleState::Unknown);
     assert_eq!(core_with_more.bound_units("desk lamp"), 1, "it may have been paid");
-    step(&mut core_with_more, PeerInput::Cancel { rq: SIDE });
+    step(&mut core_with_more, PeerInput::Deal { rq: SIDE, command: DealCommand::Cancel });
     assert_eq!(core_with_more.bound_units("desk lamp"), 0, "a person has found out");
 }
 
@@ -513,7 +527,7 @@ fn an_answer_to_status_is_not_held_against_what_came_later() {
 fn quiet_deals_are_asked_about() {
     let mut core = core_with_lamps(1);
     let (rq, body) = step(&mut core, search(1, SIDE, "lamp")).requests[0].clone();
-    step(&mut core, PeerInput::ResponseReceived { rq, body, response: Ok(ServerResponse::Offered { rq }) });
+    step(&mut core, PeerInput::ResponseReceived { rq, body, response: Ok(Response::Offered { rq }) });
     assert!(step(&mut core, PeerInput::Tick).requests.is_empty());
     let later = NOW.plus(Duration::from_secs(60));
     assert_eq!(asks(&core.handle(later, PeerInput::Tick).unwrap()), ["STATUS"]);
@@ -587,7 +601,9 @@ proptest! {
 fn a_peer_offers_under_its_items_own_words_and_a_buyer_is_shown_them() {
     let mut core = core_with_lamps(1);
     let effects = step(&mut core, search(1, SIDE, "lamp"));
-    let [(SIDE, RequestBody::Offer { goods, .. })] = &effects.requests[..] else { panic!("{:?}", effects.requests) };
+    let [(SIDE, RequestBody::Deal { request: DealRequest::Offer { goods, .. }, .. })] = &effects.requests[..] else {
+        panic!("{:?}", effects.requests)
+    };
     assert_eq!(goods.item.as_deref(), Some("Desk lamp"));
     assert_eq!(goods.description.as_deref(), Some("brass, green glass shade"));
     let rq = find(&mut core);

@@ -1,0 +1,160 @@
+//! What the user requests about a deal, and what follows from the server's responses.
+
+use std::sync::Arc;
+
+use super::CommandError;
+use super::{PeerCore, PeerEffects, PeerEvent};
+use crate::model::Millis;
+use crate::trade::client::ClientError;
+use crate::trade::wire::{DealRequest, ErrorCode, RequestBody, Response};
+
+/// A command of the user that requests something of the server about a deal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DealCommand {
+    /// Buy what was found.
+    Buy,
+    /// Cancel a deal, on either side.
+    Cancel,
+}
+
+impl PeerCore {
+    pub(super) fn handle_deal_command(
+        &mut self,
+        now: Millis,
+        rq: u64,
+        command: DealCommand,
+        effects: &mut PeerEffects,
+    ) -> Result<(), CommandError> {
+        match command {
+            DealCommand::Buy => self.buy(now, rq, effects),
+            DealCommand::Cancel if self.sales.contains_key(&rq) => self.cancel_sale(now, rq, effects),
+            DealCommand::Cancel => self.cancel_purchase(now, rq, effects),
+        }
+    }
+
+    pub(super) fn handle_response(
+        &mut self,
+        now: Millis,
+        rq: u64,
+        body: &RequestBody,
+        response: Result<Response, ClientError>,
+        effects: &mut PeerEffects,
+    ) {
+        if matches!(response, Err(ClientError::Superseded)) {
+            return;
+        }
+        if let Some(purchase) = self.purchases.get_mut(&rq) {
+            purchase.is_pending = false;
+        }
+        if let Some(sale) = self.sales.get_mut(&rq) {
+            sale.is_pending = false;
+        }
+        // The request may have arrived nevertheless; STATUS will tell.
+        let response = match response {
+            Ok(response) => response,
+            Err(error) => {
+                self.status_requests.remove(&rq);
+                let reason = error.to_string();
+                effects.events.push(PeerEvent::Trouble { rq: self.has_deal(rq).then_some(rq), reason });
+                return;
+            }
+        };
+        match (body, response) {
+            (_, Response::Error { code, reason, .. }) => self.request_refused(now, rq, body, code, &reason, effects),
+            (RequestBody::Status { .. }, Response::Deals { deals, more, .. }) => {
+                if let Some((step, about)) = self.status_requests.remove(&rq) {
+                    self.reconcile(now, step, about, &deals, more, effects);
+                }
+            }
+            (RequestBody::LookingFor { item_name, .. }, Response::Searching { peers, .. }) => {
+                effects.events.push(PeerEvent::Searching { rq, item_name: item_name.clone(), peers });
+            }
+            (RequestBody::Deal { item_name, request }, _) => {
+                self.deal_request_accepted(now, rq, item_name, request, effects)
+            }
+            // The client hands on only responses that fit, and the node takes those about the registration.
+            (
+                RequestBody::Register { .. }
+                | RequestBody::Login { .. }
+                | RequestBody::DeRegister
+                | RequestBody::LookingFor { .. }
+                | RequestBody::Status { .. },
+                _,
+            ) => {}
+        }
+    }
+
+    fn deal_request_accepted(
+        &mut self,
+        now: Millis,
+        rq: u64,
+        item_name: &Arc<str>,
+        request: &DealRequest,
+        effects: &mut PeerEffects,
+    ) {
+        match request {
+            DealRequest::Buy { price } => {
+                effects.events.push(PeerEvent::Buying { rq, item_name: item_name.clone(), price: *price });
+            }
+            DealRequest::Cancel => self.end_deal(now, rq, "cancelled by us", effects),
+            // What these mean for us was recorded when they were sent.
+            DealRequest::Offer { .. }
+            | DealRequest::NotAvailable
+            | DealRequest::Accept { .. }
+            | DealRequest::Refuse { .. } => {}
+        }
+    }
+
+    fn request_refused(
+        &mut self,
+        now: Millis,
+        rq: u64,
+        body: &RequestBody,
+        code: ErrorCode,
+        reason: &str,
+        effects: &mut PeerEffects,
+    ) {
+        self.status_requests.remove(&rq);
+        match body {
+            RequestBody::LookingFor { .. } => self.search_refused(now, rq, reason, effects),
+            RequestBody::Deal { request, .. } => self.deal_request_refused(now, rq, request, code, reason, effects),
+            RequestBody::Register { .. }
+            | RequestBody::Login { .. }
+            | RequestBody::DeRegister
+            | RequestBody::Status { .. } => {
+                effects.events.push(PeerEvent::Trouble { rq: None, reason: reason.to_owned() });
+            }
+        }
+    }
+
+    fn deal_request_refused(
+        &mut self,
+        now: Millis,
+        rq: u64,
+        request: &DealRequest,
+        code: ErrorCode,
+        reason: &str,
+        effects: &mut PeerEffects,
+    ) {
+        let is_retryable = matches!(code, ErrorCode::Busy | ErrorCode::Unavailable);
+        match request {
+            // Nothing changed on the server, so our own change still waits for its turn, or for STATUS.
+            DealRequest::Offer { .. } | DealRequest::Accept { .. } if is_retryable => {
+                effects.events.push(PeerEvent::Trouble { rq: None, reason: reason.to_owned() });
+            }
+            DealRequest::Offer { .. } => self.offer_refused(now, rq, reason, effects),
+            DealRequest::Accept { .. } => self.accept_refused(now, rq, reason, effects),
+            DealRequest::Buy { .. } => self.buy_refused(now, rq, is_retryable, reason, effects),
+            DealRequest::Cancel if code == ErrorCode::UnknownDeal => self.end_deal(now, rq, reason, effects),
+            DealRequest::Cancel => self.report_and_ask(rq, format!("not cancelled: {reason}"), effects),
+            // A late NOT_AVAILABLE or REFUSE makes no difference.
+            DealRequest::NotAvailable | DealRequest::Refuse { .. } => {}
+        }
+    }
+
+    /// Tells the user what went wrong with a deal, and asks the server for its state.
+    pub(super) fn report_and_ask(&mut self, rq: u64, reason: String, effects: &mut PeerEffects) {
+        effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
+        self.ask_status(Some(rq), effects);
+    }
+}
