@@ -20,7 +20,7 @@ use crate::trade::peer::{ANYTHING, DealCommand, Item, PeerEvent, catalogue, inde
 const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 
 /// Name, arguments and description.
-const COMMANDS: [(&str, &str, &str); 17] = [
+const COMMANDS: &[(&str, &str, &str)] = &[
     ("sell", "NAME PRICE [MIN_PRICE] [QTY] [DESCRIPTION]", "put an item on sale (or change it); one unit, firm price"),
     ("items", "", "what is on sale"),
     ("load", "FILE", "put a JSON catalogue on sale, all of it or nothing"),
@@ -335,7 +335,10 @@ impl PeerCommands {
                 .collect();
             return self.screen.print_json(&json!({ "ok": "help", "commands": commands }));
         }
-        let rows = COMMANDS.map(|(name, arguments, does)| vec![format!("{name} {arguments}"), does.to_owned()]);
+        let rows: Vec<Vec<String>> = COMMANDS
+            .iter()
+            .map(|(name, arguments, does)| vec![format!("{name} {arguments}"), (*does).to_owned()])
+            .collect();
         self.screen.print(&table(&[("command", Align::Left), ("", Align::Left)], &rows));
         self.screen.print("RQ is the number in brackets; `last` is that of your newest search.");
     }

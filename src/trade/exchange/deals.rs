@@ -178,45 +178,11 @@ impl<J: Journal> Exchange<J> {
         &self,
         now: Millis,
         state: &mut TrackedDealState<J>,
-        deal_effects: DealEffects,
+        mut deal_effects: DealEffects,
         armed: Option<Millis>,
     ) -> ExchangeEffects<J::Commit> {
         let deal = &state.deal;
-        let mut changes = Vec::with_capacity(deal_effects.sellers_changed.len() + deal_effects.log.len() + 2);
-        if deal_effects.deal_changed {
-            changes.push(deal_change(deal));
-        }
-        let mut seen = HashSet::with_capacity(deal_effects.sellers_changed.len());
-        changes.extend(
-            deal_effects
-                .sellers_changed
-                .iter()
-                .filter(|seller| seen.insert(**seller))
-                .map(|seller| seller_change(deal, *seller)),
-        );
-        changes.extend(deal_effects.posting.map(|DealPosting { operation, seller, price, fee }| {
-            ExchangeChange::Ledger(LedgerRow {
-                key: charge_key(deal.id),
-                operation,
-                buyer: deal.buyer.clone(),
-                seller: deal.name_of(Party::Seller(seller)).clone(),
-                price,
-                fee: self.rules.fee_of(price, fee),
-                at: now,
-            })
-        }));
-        changes.extend(deal_effects.log.into_iter().map(|line| {
-            ExchangeChange::Log(LogRow {
-                at: now,
-                kind: line.kind.to_owned(),
-                rq: deal.parties().find(|party| *deal.name_of(*party) == line.peer).map(|party| deal.rq_of(party)),
-                peer: line.peer,
-                deal: Some(deal.id),
-                item_name: Some(deal.item_name.to_string()),
-                price: line.price,
-                detail: line.detail,
-            })
-        }));
+        let changes = self.changes_of(now, deal, &mut deal_effects);
         let mut effects = ExchangeEffects::default();
         let mut sent = Vec::new();
         for (party, notification) in deal_effects.notify_once {
@@ -255,6 +221,47 @@ impl<J: Journal> Exchange<J> {
         }
         effects.commit = state.last_commit.clone();
         effects
+    }
+
+    /// The rows that a step changes: the deal, its sellers, the ledger, and the log, whose lines are taken out of
+    /// `effects`.
+    fn changes_of(&self, now: Millis, deal: &Deal, effects: &mut DealEffects) -> Vec<ExchangeChange> {
+        let mut changes = Vec::with_capacity(effects.sellers_changed.len() + effects.log.len() + 2);
+        if effects.deal_changed {
+            changes.push(deal_change(deal));
+        }
+        let mut seen = HashSet::with_capacity(effects.sellers_changed.len());
+        changes.extend(
+            effects
+                .sellers_changed
+                .iter()
+                .filter(|seller| seen.insert(**seller))
+                .map(|seller| seller_change(deal, *seller)),
+        );
+        changes.extend(effects.posting.map(|DealPosting { operation, seller, price, fee }| {
+            ExchangeChange::Ledger(LedgerRow {
+                key: charge_key(deal.id),
+                operation,
+                buyer: deal.buyer.clone(),
+                seller: deal.name_of(Party::Seller(seller)).clone(),
+                price,
+                fee: self.rules.fee_of(price, fee),
+                at: now,
+            })
+        }));
+        changes.extend(std::mem::take(&mut effects.log).into_iter().map(|line| {
+            ExchangeChange::Log(LogRow {
+                at: now,
+                kind: line.kind.to_owned(),
+                rq: deal.parties().find(|party| *deal.name_of(*party) == line.peer).map(|party| deal.rq_of(party)),
+                peer: line.peer,
+                deal: Some(deal.id),
+                item_name: Some(deal.item_name.to_string()),
+                price: line.price,
+                detail: line.detail,
+            })
+        }));
+        changes
     }
 
     /// Handles the acknowledgement of a notification. True if it ends the notification's repetition.

@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::addresses::AddressInUse;
-use super::{ANSWER_RETENTION, Exchange, ExchangeEffects, FailedRequest, PEERS_MAX, RegisteredPeer, RequestOrigin};
+use super::{
+    ANSWER_RETENTION, Exchange, ExchangeEffects, FailedRequest, PEERS_MAX, RegisteredPeer, RegisteredPeerState,
+    RequestOrigin,
+};
 use crate::model::{Millis, Name, Token, text};
 use crate::net::source;
 use crate::trade::deal::{DealInput, DealState};
@@ -76,44 +79,57 @@ impl<J: Journal> Exchange<J> {
                 }
                 return denied("name: taken by another peer".to_owned(), last);
             }
-            let reachable_at = |row: &PeerRow| (row.addr, row.tcp_port, row.local_ip, row.displaced);
-            let before = reachable_at(&state.row);
-            let Ok(displaced) = self.set_endpoint(now, &peer, &mut state.row, origin, endpoint) else {
+            let Ok((commit, displaced)) = self.renew_registration(now, &peer, &mut state, origin, request, endpoint)
+            else {
                 return denied(address_in_use(endpoint), state.last_commit.clone());
             };
-            // A REGISTER makes the numbers of ended deals available again.
-            let mut changes = Vec::new();
-            let ended: Vec<u64> = state.ended.iter().chain(&state.ended_as_recipient).copied().collect();
-            let frees_numbers = ended.iter().any(|deal| state.owns_rq(*deal));
-            if frees_numbers {
-                for deal in &ended {
-                    state.free_rq(*deal);
-                }
-                state.row.forgotten = ended;
-            }
-            if (state.row.addr, state.row.tcp_port) != (before.0, before.1) {
-                changes.push(state.row.log("register", now, format!("now at {}", state.row.addr)));
-            }
-            if frees_numbers || reachable_at(&state.row) != before {
-                changes.push(ExchangeChange::Peer(Box::new(state.row.clone())));
-            }
-            if !changes.is_empty() {
-                state.last_commit = self.journal.append(changes);
-            }
-            if request.token.is_some() {
-                self.token_presented(&peer, &mut state, source);
-            }
-            let (commit, token) = (state.last_commit.clone(), state.row.token.clone());
+            let token = state.row.token.clone();
             drop(state);
             self.displace(now, displaced, udp_address(endpoint));
             peer.mark_seen(now);
             peer.unanswered_searches.store(0, Ordering::Relaxed);
-            return Ok(ExchangeEffects {
-                commit,
-                response: Some(self.registered_response(request.rq, token)),
-                ..ExchangeEffects::default()
-            });
+            let response = Some(self.registered_response(request.rq, token));
+            return Ok(ExchangeEffects { commit, response, ..ExchangeEffects::default() });
         }
+    }
+
+    /// Records a REGISTER of the peer that holds the name. Returns the commit of that, and the peer that held the
+    /// address before, which must be [displaced](Exchange::displace).
+    fn renew_registration(
+        &self,
+        now: Millis,
+        peer: &Arc<RegisteredPeer<J>>,
+        state: &mut RegisteredPeerState<J>,
+        origin: &RequestOrigin,
+        request: &Request,
+        endpoint: &PeerEndpoint,
+    ) -> Result<(J::Commit, Option<Arc<RegisteredPeer<J>>>), AddressInUse> {
+        let reachable_at = |row: &PeerRow| (row.addr, row.tcp_port, row.local_ip, row.displaced);
+        let before = reachable_at(&state.row);
+        let displaced = self.set_endpoint(now, peer, &mut state.row, origin, endpoint)?;
+        // A REGISTER makes the numbers of ended deals available again.
+        let mut changes = Vec::new();
+        let ended: Vec<u64> = state.ended.iter().chain(&state.ended_as_recipient).copied().collect();
+        let frees_numbers = ended.iter().any(|deal| state.owns_rq(*deal));
+        if frees_numbers {
+            for deal in &ended {
+                state.free_rq(*deal);
+            }
+            state.row.forgotten = ended;
+        }
+        if (state.row.addr, state.row.tcp_port) != (before.0, before.1) {
+            changes.push(state.row.log("register", now, format!("now at {}", state.row.addr)));
+        }
+        if frees_numbers || reachable_at(&state.row) != before {
+            changes.push(ExchangeChange::Peer(Box::new(state.row.clone())));
+        }
+        if !changes.is_empty() {
+            state.last_commit = self.journal.append(changes);
+        }
+        if request.token.is_some() {
+            self.token_presented(peer, state, origin.source);
+        }
+        Ok((state.last_commit.clone(), displaced))
     }
 
     /// `None` if the name was taken in the meantime.

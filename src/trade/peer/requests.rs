@@ -9,7 +9,7 @@ use crate::trade::client::ClientError;
 use crate::trade::wire::{DealRequest, ErrorCode, RequestBody, Response};
 
 /// A command of the user that requests something of the server about a deal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum DealCommand {
     /// Buy what was found.
     Buy,
