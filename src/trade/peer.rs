@@ -223,6 +223,8 @@ pub struct PeerCore {
     purchases: BTreeMap<u64, Purchase>,
     seen: SeenNotifications,
     request_numbers: RequestNumbers,
+    /// The time of the input in hand.
+    now: Millis,
     /// Counts inputs, so that a STATUS response is not applied to deals that changed after the request.
     step: u64,
     /// When quiet deals were last asked about.
@@ -284,76 +286,77 @@ impl PeerCore {
     /// Why a command is refused, for the user; nothing has changed.
     pub fn handle(&mut self, now: Millis, input: PeerInput) -> Result<PeerEffects, CommandError> {
         let mut effects = PeerEffects::default();
+        self.now = now;
         self.step += 1;
         match input {
             PeerInput::Stock(items) => self.stock(items, &mut effects)?,
             PeerInput::Remove { name } => self.remove(&name, &mut effects)?,
             PeerInput::Find { item_name, description, max_price } => {
-                self.find(now, item_name, description, max_price, false, &mut effects)?;
+                self.find(item_name, description, max_price, false, &mut effects)?;
             }
-            PeerInput::Browse { word } => self.find(now, word, "".into(), money::PRICE_MAX, true, &mut effects)?,
-            PeerInput::Deal { rq, command } => self.handle_deal_command(now, rq, command, &mut effects)?,
-            PeerInput::Notification(notification) => self.handle_notification(now, notification, &mut effects),
+            PeerInput::Browse { word } => self.find(word, "".into(), money::PRICE_MAX, true, &mut effects)?,
+            PeerInput::Deal { rq, command } => self.handle_deal_command(rq, command, &mut effects)?,
+            PeerInput::Notification(notification) => self.handle_notification(notification, &mut effects),
             PeerInput::ResponseReceived { rq, body, response } => {
-                self.handle_response(now, rq, &body, response, &mut effects)
+                self.handle_response(rq, &body, response, &mut effects)
             }
             PeerInput::AskStatus => self.ask_status(None, &mut effects),
-            PeerInput::Departed => self.departed(now, &mut effects),
-            PeerInput::Ship { rq, price, to } => self.ship(now, rq, price, to, &mut effects)?,
-            PeerInput::Sent { rq } => self.sent(now, rq, &mut effects)?,
-            PeerInput::Settled { rq, payout } => self.sold(now, rq, None, Some(payout), &mut effects),
+            PeerInput::Departed => self.departed(&mut effects),
+            PeerInput::Ship { rq, price, to } => self.ship(rq, price, to, &mut effects)?,
+            PeerInput::Sent { rq } => self.sent(rq, &mut effects)?,
+            PeerInput::Settled { rq, payout } => self.sold(rq, None, Some(payout), &mut effects),
             PeerInput::Receipt { rq, item_name, price, seller } => {
-                self.receipt(now, rq, &item_name, price, seller, &mut effects);
+                self.receipt(rq, &item_name, price, seller, &mut effects);
             }
-            PeerInput::SettlementCancelled { rq, reason } => self.end_deal(now, rq, &reason, &mut effects),
+            PeerInput::SettlementCancelled { rq, reason } => self.end_deal(rq, &reason, &mut effects),
             PeerInput::SettlementInterrupted { rq } => self.ask_status(Some(rq), &mut effects),
-            PeerInput::Tick => self.check_quiet_deals(now, &mut effects),
+            PeerInput::Tick => self.check_quiet_deals(&mut effects),
         }
         self.evict_ended(&mut effects);
         Ok(effects)
     }
 
     /// Acknowledges every copy of a notification and handles only the first.
-    fn handle_notification(&mut self, now: Millis, notification: Notification, effects: &mut PeerEffects) {
+    fn handle_notification(&mut self, notification: Notification, effects: &mut PeerEffects) {
         let mid = notification.mid();
         effects.acks.push(mid);
-        if !self.seen.insert(now, mid, effects) {
+        if !self.seen.insert(self.now, mid, effects) {
             return;
         }
         match notification {
             Notification::Search { rq, item_name, description, .. } => {
-                self.search(now, rq, item_name, &description, effects)
+                self.search(rq, item_name, &description, effects)
             }
             Notification::Negotiate { rq, item_name, max_price, .. } => {
-                self.negotiate(now, rq, item_name, max_price, effects)
+                self.negotiate(rq, item_name, max_price, effects)
             }
-            Notification::Reserve { rq, item_name, price, .. } => self.reserve(now, rq, item_name, price, effects),
-            Notification::Released { rq, .. } => self.released(now, rq, effects),
+            Notification::Reserve { rq, item_name, price, .. } => self.reserve(rq, item_name, price, effects),
+            Notification::Released { rq, .. } => self.released(rq, effects),
             Notification::Found { rq, item_name, price, seller, offer_item, offer_description, .. } => {
                 let goods = Goods { item: offer_item, description: offer_description };
-                self.found(now, Some(mid), rq, item_name, price, Some(seller), goods, effects);
+                self.found(Some(mid), rq, item_name, price, Some(seller), goods, effects);
             }
-            Notification::NotFound { rq, .. } => self.search_failed(now, rq, "NOT_FOUND", effects),
-            Notification::NotAvailable { rq, .. } => self.search_failed(now, rq, "NOT_AVAILABLE", effects),
-            Notification::Cancel { rq, reason, .. } => self.end_deal(now, rq, &reason, effects),
+            Notification::NotFound { rq, .. } => self.search_failed(rq, "NOT_FOUND", effects),
+            Notification::NotAvailable { rq, .. } => self.search_failed(rq, "NOT_AVAILABLE", effects),
+            Notification::Cancel { rq, reason, .. } => self.end_deal(rq, &reason, effects),
         }
     }
 
     /// Ends a deal because of a notification, the last line of its settlement, or a response.
-    fn end_deal(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
+    fn end_deal(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         if self.sales.contains_key(&rq) {
-            self.end_sale(now, rq, reason, effects);
+            self.end_sale(rq, reason, effects);
         } else if self.purchases.contains_key(&rq) {
-            self.end_purchase(now, rq, reason, effects);
+            self.end_purchase(rq, reason, effects);
         }
     }
 
     /// A unit that was SHIPPED stays bound: a peer that has left does not learn how that settlement ended.
-    fn departed(&mut self, now: Millis, effects: &mut PeerEffects) {
+    fn departed(&mut self, effects: &mut PeerEffects) {
         let sales = self.sales.values().filter(|sale| sale.state != SaleState::Shipped && !sale.is_over());
         let open: Vec<u64> = sales.map(|sale| sale.rq).chain(self.purchases.keys().copied()).collect();
         for rq in open {
-            self.end_deal(now, rq, "we have left", effects);
+            self.end_deal(rq, "we have left", effects);
         }
     }
 

@@ -1,8 +1,6 @@
 //! Deduplication of a deal's requests, and its outstanding notifications.
 
-use super::{
-    AnsweredRequest, Deal, DealContext, DealEffects, DealLogEntry, NotificationBody, OutstandingNotification, Party,
-};
+use super::{AnsweredRequest, Deal, DealLogEntry, DealStep, NotificationBody, OutstandingNotification, Party};
 use crate::model::Cents;
 use crate::trade::wire::{DealRequest, ErrorCode, Goods, Notification, RequestError};
 
@@ -42,10 +40,10 @@ impl Deal {
         }
     }
 
-    pub(super) fn mark_changed(&self, party: Party, effects: &mut DealEffects) {
+    pub(super) fn mark_changed(&self, party: Party, step: &mut DealStep) {
         match party {
-            Party::Buyer => effects.deal_changed = true,
-            Party::Seller(seller) => effects.sellers_changed.push(seller),
+            Party::Buyer => step.effects.deal_changed = true,
+            Party::Seller(seller) => step.effects.sellers_changed.push(seller),
         }
     }
 
@@ -68,13 +66,7 @@ impl Deal {
         *self.outstanding_mut(party) = None;
     }
 
-    pub(super) fn notify(
-        &mut self,
-        party: Party,
-        body: NotificationBody,
-        context: &mut DealContext,
-        effects: &mut DealEffects,
-    ) {
+    pub(super) fn notify(&mut self, party: Party, body: NotificationBody, step: &mut DealStep) {
         let gone = match party {
             Party::Buyer => self.buyer_gone,
             Party::Seller(seller) => self.sellers[seller].gone,
@@ -82,11 +74,11 @@ impl Deal {
         if gone {
             return;
         }
-        *self.outstanding_mut(party) = Some(OutstandingNotification { mid: (context.next_mid)(), body });
-        self.mark_changed(party, effects);
+        *self.outstanding_mut(party) = Some(OutstandingNotification { mid: (step.context.next_mid)(), body });
+        self.mark_changed(party, step);
         // If a step notifies a side more than once, only the newest notification is sent.
-        if !effects.notified.contains(&party) {
-            effects.notified.push(party);
+        if !step.effects.notified.contains(&party) {
+            step.effects.notified.push(party);
         }
     }
 
@@ -128,12 +120,17 @@ impl Deal {
 
     pub(super) fn log(
         &self,
-        effects: &mut DealEffects,
+        step: &mut DealStep,
         kind: &'static str,
         party: Party,
         price: Option<Cents>,
         detail: &str,
     ) {
-        effects.log.push(DealLogEntry { kind, peer: self.name_of(party).clone(), price, detail: detail.to_owned() });
+        step.effects.log.push(DealLogEntry {
+            kind,
+            peer: self.name_of(party).clone(),
+            price,
+            detail: detail.to_owned(),
+        });
     }
 }

@@ -57,6 +57,12 @@ pub struct DealContext<'a> {
     pub next_mid: &'a mut dyn FnMut() -> u64,
 }
 
+/// One transition in progress: what it needs, and its effects so far.
+pub(super) struct DealStep<'a, 'c> {
+    pub(super) context: &'a mut DealContext<'c>,
+    pub(super) effects: DealEffects,
+}
+
 /// A movement of money that accompanies a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LedgerOperation {

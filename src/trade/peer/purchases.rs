@@ -76,7 +76,6 @@ impl Purchase {
 impl PeerCore {
     pub(super) fn find(
         &mut self,
-        now: Millis,
         item_name: Arc<str>,
         description: Arc<str>,
         max_price: Cents,
@@ -97,7 +96,7 @@ impl PeerCore {
             seller: None,
             bought_at: None,
             reason: None,
-            at: now,
+            at: self.now,
             goods: Goods::default(),
             browse,
             found_mid: 0,
@@ -111,7 +110,7 @@ impl PeerCore {
         Ok(())
     }
 
-    pub(super) fn buy(&mut self, now: Millis, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
+    pub(super) fn buy(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
         let purchase = self
             .purchases
             .get(&rq)
@@ -130,19 +129,14 @@ impl PeerCore {
                 )));
             }
         };
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.bought_at, purchase.is_pending) = (PurchaseState::Buying, Some(price), true);
         });
         effects.requests.push((rq, DealRequest::Buy { price }.about(item_name)));
         Ok(())
     }
 
-    pub(super) fn cancel_purchase(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        effects: &mut PeerEffects,
-    ) -> Result<(), CommandError> {
+    pub(super) fn cancel_purchase(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
         let purchase = self
             .purchases
             .get(&rq)
@@ -160,7 +154,7 @@ impl PeerCore {
         let item_name = purchase.item_name.clone();
         // Not during a purchase: only the server knows whether it can still be cancelled.
         let unwanted = purchase.state != PurchaseState::Buying;
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             purchase.unwanted |= unwanted;
             purchase.is_pending = true;
         });
@@ -173,7 +167,6 @@ impl PeerCore {
     #[allow(clippy::too_many_arguments)] // the fields of FOUND; without `mid` it is what STATUS says
     pub(super) fn found(
         &mut self,
-        now: Millis,
         mid: Option<u64>,
         rq: u64,
         item_name: Arc<str>,
@@ -192,7 +185,7 @@ impl PeerCore {
             return;
         }
         if purchase.browse && purchase.price.is_none() {
-            self.change_purchase(now, rq, effects, |purchase| {
+            self.change_purchase(rq, effects, |purchase| {
                 (purchase.price, purchase.seller, purchase.goods) = (Some(price), seller, goods);
                 (purchase.unwanted, purchase.is_pending) = (true, true);
             });
@@ -204,7 +197,7 @@ impl PeerCore {
                 let reason = format!("found for {price}, above the maximum of {}: refused", purchase.max_price);
                 effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
             }
-            self.change_purchase(now, rq, effects, |purchase| (purchase.unwanted, purchase.is_pending) = (true, true));
+            self.change_purchase(rq, effects, |purchase| (purchase.unwanted, purchase.is_pending) = (true, true));
             effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         }
@@ -215,7 +208,7 @@ impl PeerCore {
         // The numbers of notifications have no order, so only the server knows which of two different FOUNDs is
         // valid.
         let differs = purchase.price.is_some_and(|before| before != price);
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             purchase.price = Some(price);
             purchase.goods = goods.clone();
             purchase.seller = seller.clone().or(purchase.seller.take());
@@ -233,16 +226,16 @@ impl PeerCore {
         effects.events.push(PeerEvent::Found { rq, item_name, price, seller, offer_item, offer_description });
         if self.auto_buy {
             // It has just been found, so it can be bought.
-            if let Err(refused) = self.buy(now, rq, effects) {
+            if let Err(refused) = self.buy(rq, effects) {
                 effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: refused.0 });
             }
         }
     }
 
-    pub(super) fn search_failed(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
+    pub(super) fn search_failed(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         let Some(purchase) = self.purchases.get(&rq).filter(|purchase| !purchase.is_over()) else { return };
         let (item_name, max_price, browse) = (purchase.item_name.clone(), purchase.max_price, purchase.browse);
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.reason) = (PurchaseState::Over, Some(reason.into()));
         });
         // The browse command reports the result itself.
@@ -255,48 +248,33 @@ impl PeerCore {
         });
     }
 
-    pub(super) fn receipt(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        item_name: &str,
-        price: Cents,
-        seller: Name,
-        effects: &mut PeerEffects,
-    ) {
+    pub(super) fn receipt(&mut self, rq: u64, item_name: &str, price: Cents, seller: Name, effects: &mut PeerEffects) {
         let agreed = self.purchases.get(&rq).and_then(|purchase| purchase.bought_at);
         if agreed != Some(price) || self.purchases.get(&rq).is_some_and(|purchase| *purchase.item_name != *item_name) {
             let reason = format!("the receipt for {price} is not what was bought");
             effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
         }
-        self.bought(now, rq, Some(price), Some(seller), effects);
+        self.bought(rq, Some(price), Some(seller), effects);
     }
 
-    pub(super) fn bought(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        price: Option<Cents>,
-        seller: Option<Name>,
-        effects: &mut PeerEffects,
-    ) {
+    pub(super) fn bought(&mut self, rq: u64, price: Option<Cents>, seller: Option<Name>, effects: &mut PeerEffects) {
         let Some(purchase) = self.purchases.get(&rq).filter(|purchase| purchase.state != PurchaseState::Bought) else {
             return;
         };
         let item_name = purchase.item_name.clone();
         let price = price.or(purchase.bought_at).or(purchase.price).unwrap_or_default();
         let seller = seller.or_else(|| purchase.seller.clone());
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.price, purchase.reason) = (PurchaseState::Bought, Some(price), None);
             purchase.seller.clone_from(&seller);
         });
         effects.events.push(PeerEvent::Bought { rq, item_name, price, seller });
     }
 
-    pub(super) fn end_purchase(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
+    pub(super) fn end_purchase(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         let Some(purchase) = self.purchases.get(&rq).filter(|purchase| !purchase.is_over()) else { return };
         let (item_name, browse) = (purchase.item_name.clone(), purchase.browse);
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.reason) = (PurchaseState::Over, Some(reason.into()));
         });
         if browse {
@@ -307,14 +285,14 @@ impl PeerCore {
 
     // Refused requests.
 
-    pub(super) fn search_refused(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
-        self.end_purchase(now, rq, reason, effects);
+    pub(super) fn search_refused(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
+        self.end_purchase(rq, reason, effects);
     }
 
     /// The server refused our BUY. The item is not bought, and the reservation may have changed.
-    pub(super) fn buy_refused(&mut self, now: Millis, rq: u64, again: bool, reason: &str, effects: &mut PeerEffects) {
+    pub(super) fn buy_refused(&mut self, rq: u64, again: bool, reason: &str, effects: &mut PeerEffects) {
         if self.purchases.get(&rq).is_some_and(|purchase| purchase.state == PurchaseState::Buying) {
-            self.change_purchase(now, rq, effects, |purchase| {
+            self.change_purchase(rq, effects, |purchase| {
                 (purchase.state, purchase.bought_at) = (PurchaseState::Found, None);
             });
             effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: format!("not bought: {reason}") });
@@ -324,16 +302,10 @@ impl PeerCore {
         }
     }
 
-    pub(super) fn change_purchase(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        effects: &mut PeerEffects,
-        change: impl FnOnce(&mut Purchase),
-    ) {
+    pub(super) fn change_purchase(&mut self, rq: u64, effects: &mut PeerEffects, change: impl FnOnce(&mut Purchase)) {
         if let Some(purchase) = self.purchases.get_mut(&rq) {
             change(purchase);
-            purchase.at = now;
+            purchase.at = self.now;
             purchase.changed_step = self.step;
             effects.changes.push(PeerChange::Purchase(purchase.clone()));
         }

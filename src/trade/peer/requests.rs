@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::CommandError;
 use super::{PeerCore, PeerEffects, PeerEvent};
-use crate::model::Millis;
 use crate::trade::client::ClientError;
 use crate::trade::wire::{DealRequest, ErrorCode, RequestBody, Response};
 
@@ -20,21 +19,19 @@ pub enum DealCommand {
 impl PeerCore {
     pub(super) fn handle_deal_command(
         &mut self,
-        now: Millis,
         rq: u64,
         command: DealCommand,
         effects: &mut PeerEffects,
     ) -> Result<(), CommandError> {
         match command {
-            DealCommand::Buy => self.buy(now, rq, effects),
-            DealCommand::Cancel if self.sales.contains_key(&rq) => self.cancel_sale(now, rq, effects),
-            DealCommand::Cancel => self.cancel_purchase(now, rq, effects),
+            DealCommand::Buy => self.buy(rq, effects),
+            DealCommand::Cancel if self.sales.contains_key(&rq) => self.cancel_sale(rq, effects),
+            DealCommand::Cancel => self.cancel_purchase(rq, effects),
         }
     }
 
     pub(super) fn handle_response(
         &mut self,
-        now: Millis,
         rq: u64,
         body: &RequestBody,
         response: Result<Response, ClientError>,
@@ -60,17 +57,17 @@ impl PeerCore {
             }
         };
         match (body, response) {
-            (_, Response::Error { code, reason, .. }) => self.request_refused(now, rq, body, code, &reason, effects),
+            (_, Response::Error { code, reason, .. }) => self.request_refused(rq, body, code, &reason, effects),
             (RequestBody::Status { .. }, Response::Deals { deals, more, .. }) => {
                 if let Some((step, about)) = self.status_requests.remove(&rq) {
-                    self.reconcile(now, step, about, &deals, more, effects);
+                    self.reconcile(step, about, &deals, more, effects);
                 }
             }
             (RequestBody::LookingFor { item_name, .. }, Response::Searching { peers, .. }) => {
                 effects.events.push(PeerEvent::Searching { rq, item_name: item_name.clone(), peers });
             }
             (RequestBody::Deal { item_name, request }, _) => {
-                self.deal_request_accepted(now, rq, item_name, request, effects)
+                self.deal_request_accepted(rq, item_name, request, effects)
             }
             // The client hands on only responses that fit, and the node takes those about the registration.
             (
@@ -86,7 +83,6 @@ impl PeerCore {
 
     fn deal_request_accepted(
         &mut self,
-        now: Millis,
         rq: u64,
         item_name: &Arc<str>,
         request: &DealRequest,
@@ -96,7 +92,7 @@ impl PeerCore {
             DealRequest::Buy { price } => {
                 effects.events.push(PeerEvent::Buying { rq, item_name: item_name.clone(), price: *price });
             }
-            DealRequest::Cancel => self.end_deal(now, rq, "cancelled by us", effects),
+            DealRequest::Cancel => self.end_deal(rq, "cancelled by us", effects),
             // What these mean for us was recorded when they were sent.
             DealRequest::Offer { .. }
             | DealRequest::NotAvailable
@@ -107,7 +103,6 @@ impl PeerCore {
 
     fn request_refused(
         &mut self,
-        now: Millis,
         rq: u64,
         body: &RequestBody,
         code: ErrorCode,
@@ -116,8 +111,8 @@ impl PeerCore {
     ) {
         self.status_requests.remove(&rq);
         match body {
-            RequestBody::LookingFor { .. } => self.search_refused(now, rq, reason, effects),
-            RequestBody::Deal { request, .. } => self.deal_request_refused(now, rq, request, code, reason, effects),
+            RequestBody::LookingFor { .. } => self.search_refused(rq, reason, effects),
+            RequestBody::Deal { request, .. } => self.deal_request_refused(rq, request, code, reason, effects),
             RequestBody::Register { .. }
             | RequestBody::Login { .. }
             | RequestBody::DeRegister
@@ -129,7 +124,6 @@ impl PeerCore {
 
     fn deal_request_refused(
         &mut self,
-        now: Millis,
         rq: u64,
         request: &DealRequest,
         code: ErrorCode,
@@ -142,10 +136,10 @@ impl PeerCore {
             DealRequest::Offer { .. } | DealRequest::Accept { .. } if is_retryable => {
                 effects.events.push(PeerEvent::Trouble { rq: None, reason: reason.to_owned() });
             }
-            DealRequest::Offer { .. } => self.offer_refused(now, rq, reason, effects),
-            DealRequest::Accept { .. } => self.accept_refused(now, rq, reason, effects),
-            DealRequest::Buy { .. } => self.buy_refused(now, rq, is_retryable, reason, effects),
-            DealRequest::Cancel if code == ErrorCode::UnknownDeal => self.end_deal(now, rq, reason, effects),
+            DealRequest::Offer { .. } => self.offer_refused(rq, reason, effects),
+            DealRequest::Accept { .. } => self.accept_refused(rq, reason, effects),
+            DealRequest::Buy { .. } => self.buy_refused(rq, is_retryable, reason, effects),
+            DealRequest::Cancel if code == ErrorCode::UnknownDeal => self.end_deal(rq, reason, effects),
             DealRequest::Cancel => self.report_and_ask(rq, format!("not cancelled: {reason}"), effects),
             // A late NOT_AVAILABLE or REFUSE makes no difference.
             DealRequest::NotAvailable | DealRequest::Refuse { .. } => {}
