@@ -41,7 +41,6 @@ const PORT_MIN: u16 = 1024;
 /// The addresses and timeouts of a client.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// The name of this peer.
     pub name: Name,
     /// The address of the server's trade port.
     pub server: SocketAddr,
@@ -76,30 +75,17 @@ impl ClientConfig {
 /// Why a client could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientOpenError {
-    /// The requested port is in use.
     #[error("port {port} ({what}) is in use: choose another one, or 0 for any free one")]
     InUse {
         /// The protocol: `UDP` or `TCP`.
         what: &'static str,
-        /// The requested port.
         port: u16,
     },
-    /// A system call failed.
     #[error("cannot {doing}: {error}")]
-    Io {
-        /// What was attempted.
-        doing: String,
-        /// The system's error.
-        error: io::Error,
-    },
+    Io { doing: String, error: io::Error },
     /// The client would listen on loopback, which a server on another host cannot reach.
     #[error("{bind} cannot reach the server at {server}: listen on an address of this host's network (--bind IP)")]
-    Unreachable {
-        /// The address to listen on.
-        bind: IpAddr,
-        /// The address of the server.
-        server: SocketAddr,
-    },
+    Unreachable { bind: IpAddr, server: SocketAddr },
 }
 
 /// Why a request has no response.
@@ -110,29 +96,16 @@ pub enum ClientError {
         "no answer from the server at {server} to {kind} ({sent} datagrams in {} s): is it running there?",
         waited.as_secs_f64()
     )]
-    Unanswered {
-        /// The address of the server.
-        server: SocketAddr,
-        /// The type of the request.
-        kind: &'static str,
-        /// How many times it was sent.
-        sent: usize,
-        /// How long a response was awaited.
-        waited: Duration,
-    },
-    /// A later request with the same number took its place.
+    Unanswered { server: SocketAddr, kind: &'static str, sent: usize, waited: Duration },
     #[error("a later request took its place")]
     Superseded,
-    /// [`REQUESTS_MAX`] requests are waiting for their responses.
     #[error("{REQUESTS_MAX} requests wait for their answers already")]
     Busy,
     /// The server is not trusted: see [`SettlementSecurity::Untrusted`].
     #[error("{0}")]
     Untrusted(Arc<str>),
-    /// The request does not fit in a datagram.
     #[error("the request is longer than {DATAGRAM_MAX} bytes")]
     TooLong,
-    /// The client was closed.
     #[error("the peer is closed")]
     Closed,
 }
@@ -161,9 +134,7 @@ pub struct ShippingOrder {
     pub name: Name,
     /// The recipient's postal address. Never log it.
     pub address: String,
-    /// The price that the buyer pays.
     pub price: Cents,
-    /// The operator's share of the price.
     pub fee: Amount,
     /// The amount that the seller is paid.
     pub payout: Amount,

@@ -49,7 +49,6 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(1_500);
 pub struct Deal {
     /// Unique for the lifetime of the data directory.
     pub id: u64,
-    /// The peer that searches.
     pub buyer: Name,
     /// The number by which the buyer knows the deal.
     pub rq: u64,
@@ -57,11 +56,8 @@ pub struct Deal {
     pub first_rq: u64,
     /// The item as the buyer named it.
     pub item_name: Arc<str>,
-    /// The buyer's description of the item.
     pub description: Arc<str>,
-    /// The maximum price that the buyer pays.
     pub max_price: Cents,
-    /// The time of the search.
     pub opened_at: Millis,
     state: DealState,
     offers_made: u32,

@@ -70,9 +70,7 @@ const _: () = assert!(FIRST_SERVER_NUMBER + ID_RANGE_LEN * (ID_RANGE_MAX + 1) <=
 /// The operator's settings.
 #[derive(Debug, Clone)]
 pub struct ExchangeRules {
-    /// How long each window stays open.
     pub windows: Windows,
-    /// The rate of the operator's fee.
     pub fee: FeeRate,
     /// The SHA-256 fingerprint of the certificate for settlements; none without TLS.
     pub cert_sha256: Option<Arc<str>>,
@@ -92,7 +90,6 @@ pub struct RequestOrigin {
     pub source: SocketAddr,
     /// The address of this host that the request was sent to, if known.
     pub local_ip: Option<IpAddr>,
-    /// The transport that the request arrived by.
     pub transport: Transport,
 }
 
@@ -110,7 +107,6 @@ pub enum Transport {
 pub struct ExchangeEffects<R> {
     /// The commit that all effects depend on.
     pub commit: R,
-    /// The response to the request.
     pub response: Option<Response>,
     /// Notifications to send, and to repeat until they are acknowledged.
     pub notifications: Vec<NotificationId>,
@@ -142,6 +138,11 @@ impl<R: Default> Default for ExchangeEffects<R> {
 }
 
 impl<R: Default> ExchangeEffects<R> {
+    /// A response alone, and the commit that it depends on.
+    fn answer(commit: R, response: Response) -> ExchangeEffects<R> {
+        ExchangeEffects { commit, response: Some(response), ..ExchangeEffects::default() }
+    }
+
     /// Whether applying the effects takes no more than sending a few datagrams.
     pub fn is_brief(&self) -> bool {
         self.settlement.is_none() && self.departing.is_none() && self.notifications.len() + self.notify_once.len() <= 4
@@ -160,24 +161,19 @@ impl<R: Default> ExchangeEffects<R> {
 /// Identifies a notification that a side of a deal has not acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NotificationId {
-    /// The number of the deal.
     pub deal: u64,
-    /// The side that is notified.
     pub party: Party,
-    /// The number of the notification.
     pub mid: u64,
 }
 
 /// A notification with its addresses, ready to be sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OutgoingNotification {
-    /// The peer's address.
     pub to: SocketAddr,
     /// The address of this host that the peer expects it from, if known.
     pub from: Option<IpAddr>,
     /// Whether the address is validated; otherwise [`Exchange::may_send`] must be asked first.
     pub is_validated: bool,
-    /// The message.
     pub notification: Notification,
 }
 
@@ -374,10 +370,8 @@ impl<J: Journal> Exchange<J> {
                 .authenticate(now, origin, request)
                 .and_then(|peer| self.handle_deal_request(now, &peer, request.rq, item_name, about)),
         };
-        result.unwrap_or_else(|(error, commit)| ExchangeEffects {
-            commit,
-            response: Some(Response::Error { rq: Some(request.rq), code: error.code, reason: error.reason }),
-            ..ExchangeEffects::default()
+        result.unwrap_or_else(|(RequestError { code, reason }, commit)| {
+            ExchangeEffects::answer(commit, Response::Error { rq: Some(request.rq), code, reason })
         })
     }
 
@@ -456,3 +450,5 @@ impl<J: Journal> Exchange<J> {
 
 /// An error and the commit that it depends on.
 type FailedRequest<J> = (RequestError, <J as crate::storage::Journal>::Commit);
+
+type RequestResult<J> = Result<ExchangeEffects<<J as crate::storage::Journal>::Commit>, FailedRequest<J>>;

@@ -96,6 +96,12 @@ pub enum PeerInput {
 #[error("{0}")]
 pub struct CommandError(pub String);
 
+impl CommandError {
+    fn no_deal(rq: u64) -> CommandError {
+        CommandError(format!("there is no deal {rq}; `deals` lists yours"))
+    }
+}
+
 /// The effects of an input, to be applied by the caller. None has been applied yet.
 #[derive(Debug, Default)]
 pub struct PeerEffects {
@@ -237,11 +243,8 @@ pub struct PeerCore {
 /// The stored state of a peer.
 #[derive(Debug, Default)]
 pub struct PeerSnapshot {
-    /// The items on sale.
     pub items: Vec<Item>,
-    /// Deals in which this peer sells.
     pub sales: Vec<Sale>,
-    /// Deals in which this peer buys.
     pub purchases: Vec<Purchase>,
     /// Handled notifications, oldest first.
     pub seen: Vec<(u64, Millis)>,
@@ -462,7 +465,6 @@ impl PeerCore {
 /// Why INFORM_REQ is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InformError {
-    /// The explanation for the log and the user.
     pub reason: String,
     /// Whether a RESERVE may still be on its way: TCP can be faster than UDP.
     pub is_retryable: bool,

@@ -66,13 +66,10 @@ type StoredExchange = Exchange<StoreJournal>;
 pub struct TradeServerConfig {
     /// The address for datagrams and connections. Port 0 means any port that is free for both.
     pub addr: SocketAddr,
-    /// How long each window stays open.
     pub windows: Windows,
     /// The timeout of each step of a settlement.
     pub settle_timeout: Duration,
-    /// The rate of the operator's fee.
     pub fee: FeeRate,
-    /// Whether settlements are done without TLS.
     pub plaintext: bool,
 }
 
@@ -89,7 +86,6 @@ pub struct TradeServerContext {
     pub identity: Arc<TlsIdentity>,
     /// The database of trade, opened with [`store::MIGRATIONS`].
     pub store: Arc<Store>,
-    /// Charges cards.
     pub gateway: Arc<dyn Gateway>,
     /// The first range of ids. It is 0 unless ids may have been used that the database does not know of, because it
     /// was restored from a backup or data was lost.
@@ -102,18 +98,10 @@ pub struct TradeServerContext {
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum TradeStartError {
-    /// The port is in use, or may not be bound.
     #[error("cannot bind trade port {addr}")]
-    Bind {
-        /// The address that was to be bound.
-        addr: SocketAddr,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The store could not be read.
+    Bind { addr: SocketAddr, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The system refused a thread or a socket option.
     #[error("cannot start the trade server")]
     System(#[from] io::Error),
 }

@@ -24,13 +24,11 @@ mod tests;
 /// An event reported to the settlement.
 #[derive(Debug)]
 pub enum SettlementInput<'a> {
-    /// A side has sent a line.
     Line(Side, &'a str),
     /// The connection to a side failed, was lost or is unusable.
     Lost(Side, &'a str),
     /// No connection to a side could be made. The text names the address and the reason; only that side is told.
     Unreachable(Side, &'a str),
-    /// The time of the current step is up.
     TimedOut,
     /// The bank holds the amount.
     Authorised,
@@ -51,7 +49,6 @@ pub enum SettlementInput<'a> {
 /// An action for the driver.
 #[derive(Debug)]
 pub enum SettlementAction {
-    /// Write a line to a side.
     Write(Side, SettlementMessage),
     /// Ask the bank to hold the price on this card.
     Authorise(PaymentCard),
@@ -59,7 +56,6 @@ pub enum SettlementAction {
     Capture,
     /// Ask the bank to release the amount; retried until it answers.
     Void,
-    /// Record this milestone of the deal on disk.
     Store(SettlementMilestone),
     /// Close both connections: the settlement is over.
     Close,

@@ -59,7 +59,6 @@ pub enum ErrorCode {
 /// A refused request: the error code and an explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestError {
-    /// The machine-readable code.
     pub code: ErrorCode,
     /// The human-readable explanation; names the offending field if there is one.
     pub reason: String,

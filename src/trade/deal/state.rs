@@ -18,7 +18,6 @@ pub enum Party {
 /// A peer that a search is sent to.
 #[derive(Debug, Clone)]
 pub struct SearchRecipient {
-    /// The peer's name.
     pub name: Name,
     /// Whether the offer window stays open for this peer.
     pub waited_for: bool,
@@ -109,7 +108,6 @@ pub(super) struct Offer {
 /// A seller's side of a deal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SellerSide {
-    /// The seller's name.
     pub name: Name,
     /// Whether the offer window stays open for this seller.
     pub(super) waited_for: bool,

@@ -20,13 +20,11 @@ pub struct Windows {
 /// An input to a deal.
 #[derive(Debug, Clone)]
 pub enum DealInput<'a> {
-    /// A request of one side.
     Request {
         party: Party,
         item_name: &'a str,
         request: &'a DealRequest,
     },
-    /// Time has passed.
     Tick,
     /// The side's registration has ended.
     Departed(Party),
@@ -47,9 +45,7 @@ pub enum DealInput<'a> {
 
 /// What a transition needs from outside the deal.
 pub struct DealContext<'a> {
-    /// The current time.
     pub now: Millis,
-    /// The configured window lengths.
     pub windows: &'a Windows,
     /// The fee rate for purchases made now.
     pub fee: FeeRate,
@@ -77,11 +73,9 @@ pub enum LedgerOperation {
 /// A posting to the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DealPosting {
-    /// The direction of the movement.
     pub operation: LedgerOperation,
     /// The index of the seller that is paid.
     pub seller: usize,
-    /// The price that the buyer pays.
     pub price: Cents,
     /// The operator's share of it: see [`DealState::Settling`](super::DealState::Settling).
     pub fee: Option<Amount>,
@@ -94,9 +88,7 @@ pub struct DealLogEntry {
     pub kind: &'static str,
     /// The peer that acted or was affected.
     pub peer: Name,
-    /// The price concerned, if any.
     pub price: Option<Cents>,
-    /// Additional text for the operator.
     pub detail: String,
 }
 
@@ -116,6 +108,5 @@ pub struct DealEffects {
     pub posting: Option<DealPosting>,
     /// The indices of sellers that let the offer window pass without an answer.
     pub unresponsive: Vec<usize>,
-    /// Whether the deal ended.
     pub ended: bool,
 }

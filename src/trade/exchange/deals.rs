@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 
 use super::{
-    ENDED_MAX, Exchange, ExchangeEffects, FailedRequest, NotificationId, OutgoingNotification, RegisteredPeer,
-    RegisteredPeerState, SETTLEMENTS_MAX, SETTLEMENTS_PER_ADDRESS_MAX, TrackedDealState,
+    ENDED_MAX, Exchange, ExchangeEffects, NotificationId, OutgoingNotification, RegisteredPeer, RegisteredPeerState,
+    RequestResult, SETTLEMENTS_MAX, SETTLEMENTS_PER_ADDRESS_MAX, TrackedDealState,
 };
 use crate::model::{Cents, Millis, Name, Token};
 use crate::trade::deal::{Deal, DealContext, DealEffects, DealInput, DealPosting, Party, PaymentProgress};
@@ -16,7 +16,6 @@ use crate::trade::wire::{Ack, DealRequest, ErrorCode, Goods, Notification, Reque
 /// The data of a settlement. Its `Debug` output hides the tokens.
 #[derive(Debug, Clone)]
 pub struct SettlementOrder {
-    /// The number of the deal.
     pub deal: u64,
     /// The idempotency key of the charge.
     pub key: String,
@@ -24,22 +23,17 @@ pub struct SettlementOrder {
     pub item_name: std::sync::Arc<str>,
     /// What the seller actually offers.
     pub goods: Goods,
-    /// The price that the buyer pays.
     pub price: Cents,
-    /// The operator's share of the price.
     pub fee: Cents,
     /// How far the payment had progressed when the order was made.
     pub payment: PaymentProgress,
-    /// The side that pays.
     pub buyer: SettlementParty,
-    /// The side that is paid.
     pub seller: SettlementParty,
 }
 
 /// One side of a settlement.
 #[derive(Debug, Clone)]
 pub struct SettlementParty {
-    /// The peer's name.
     pub name: Name,
     /// The number by which the peer knows the deal.
     pub rq: u64,
@@ -73,7 +67,7 @@ impl<J: Journal> Exchange<J> {
         rq: u64,
         item_name: &str,
         request: &DealRequest,
-    ) -> Result<ExchangeEffects<J::Commit>, FailedRequest<J>> {
+    ) -> RequestResult<J> {
         let (id, last) = {
             let state = peer.state.lock();
             (state.deal_by_rq.get(&rq).copied(), state.last_commit.clone())

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::{
     ANSWER_RETENTION, Exchange, ExchangeEffects, FailedRequest, RECEIVED_SEARCHES_MAX, RECIPIENTS_MAX, RegisteredPeer,
-    SEARCHES_MAX, TrackedDeal, TrackedDealState, UNANSWERED_MAX,
+    RequestResult, SEARCHES_MAX, TrackedDeal, TrackedDealState, UNANSWERED_MAX,
 };
 use crate::model::{Cents, Millis, Name};
 use crate::trade::deal::{Deal, DealContext, DealInput, Party, SearchRecipient};
@@ -31,7 +31,7 @@ impl<J: Journal> Exchange<J> {
         item_name: &Arc<str>,
         description: &Arc<str>,
         max_price: Cents,
-    ) -> Result<ExchangeEffects<J::Commit>, FailedRequest<J>> {
+    ) -> RequestResult<J> {
         // The deal is locked from before it can be found until its rows have been appended.
         let id = self.allocate_ids(1);
         let placeholder = Deal::placeholder(id, buyer.name.clone(), rq);
@@ -153,7 +153,7 @@ impl<J: Journal> Exchange<J> {
         item_name: &str,
         description: &str,
         max_price: Cents,
-    ) -> Result<ExchangeEffects<J::Commit>, FailedRequest<J>> {
+    ) -> RequestResult<J> {
         let unknown =
             || (RequestError::new(ErrorCode::UnknownDeal, "this search is over and forgotten"), J::Commit::default());
         let tracked = self.deal(before).ok_or_else(unknown)?;
@@ -162,8 +162,8 @@ impl<J: Journal> Exchange<J> {
         if (&**item, &**text, *max) != (item_name, description, max_price) {
             return Err((RequestError::new(ErrorCode::BadRequest, "rq already used"), state.last_commit.clone()));
         }
-        let response = Some(Response::Searching { rq, peers: state.deal.sellers().len() as u64 });
-        Ok(ExchangeEffects { commit: state.last_commit.clone(), response, ..ExchangeEffects::default() })
+        let response = Response::Searching { rq, peers: state.deal.sellers().len() as u64 };
+        Ok(ExchangeEffects::answer(state.last_commit.clone(), response))
     }
 
     /// The peers that a search is sent to, in the order of their registration: all but the buyer, and if there are
@@ -219,7 +219,7 @@ impl<J: Journal> Exchange<J> {
             commit = J::latest(commit, state.last_commit.clone());
             deals.extend(party.and_then(|party| state.deal.status(party, now)));
         }
-        ExchangeEffects { commit, response: Some(Response::Deals { rq, deals, more }), ..ExchangeEffects::default() }
+        ExchangeEffects::answer(commit, Response::Deals { rq, deals, more })
     }
 
     /// The IP addresses of both sides of a settlement.

@@ -100,7 +100,6 @@ pub enum SaleState {
 pub struct Sale {
     /// The server's number for our side.
     pub rq: u64,
-    /// The name of our item.
     pub item: String,
     /// The item as the buyer named it.
     pub item_name: Arc<str>,
@@ -108,14 +107,11 @@ pub struct Sale {
     pub offered: Cents,
     /// The price currently agreed.
     pub price: Cents,
-    /// The progress of the sale.
     pub state: SaleState,
-    /// Why the sale is over.
     pub reason: Option<Arc<str>>,
     /// The recipient, until the goods are marked as sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ship_to: Option<ShipTo>,
-    /// When it last changed.
     pub at: Millis,
     #[serde(rename = "heard")]
     pub(super) last_notification: SellerNotification,
@@ -371,9 +367,7 @@ impl PeerCore {
 
     /// Cancels a sale on command. The unit becomes free once the server agrees.
     pub(super) fn cancel_sale(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
-        let Some(sale) = self.sales.get(&rq) else {
-            return Err(CommandError(format!("there is no deal {rq}; `deals` lists yours")));
-        };
+        let sale = self.sales.get(&rq).ok_or_else(|| CommandError::no_deal(rq))?;
         match sale.state {
             SaleState::Sold => Err(CommandError(format!("{rq} is sold"))),
             SaleState::Over => {

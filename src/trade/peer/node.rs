@@ -36,15 +36,12 @@ const TICK_INTERVAL: Duration = Duration::from_secs(5);
 /// The configuration of a peer.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
-    /// The addresses and timeouts of the client.
     pub client: client::ClientConfig,
     /// The server as the user named it; its token and fingerprint are stored under this name.
     pub server: String,
-    /// The data directory.
     pub data_dir: PathBuf,
     /// The file with the payment details.
     pub wallet: Option<PathBuf>,
-    /// Whether to buy whatever is FOUND.
     pub auto_buy: bool,
     /// Whether to settle without TLS if the server does so too.
     pub plaintext: bool,
@@ -57,49 +54,26 @@ pub struct NodeConfig {
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The command is not possible in the current state.
     #[error(transparent)]
     Refused(#[from] CommandError),
-    /// The server could not be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The server refused the request.
     #[error("{reason}")]
-    Server {
-        /// The machine-readable code.
-        code: ErrorCode,
-        /// The human-readable explanation.
-        reason: String,
-    },
-    /// The server refused the registration or login.
+    Server { code: ErrorCode, reason: String },
     #[error("the server at {server} does not take {name:?}: {reason}")]
-    Denied {
-        /// The server as the user named it.
-        server: String,
-        /// The name of this peer.
-        name: Name,
-        /// The server's explanation.
-        reason: String,
-    },
-    /// The server's identity or settlement security is not as expected.
+    Denied { server: String, name: Name, reason: String },
     #[error("{0}")]
     Security(String),
-    /// The wallet is missing or invalid.
     #[error("{0}")]
     Wallet(String),
-    /// The change could not be stored and was not made.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] PeerStoreError),
-    /// The sockets could not be opened.
     #[error(transparent)]
     Open(#[from] ClientOpenError),
-    /// The system refused a thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    /// The deadline has passed.
     #[error("{0}")]
     TimedOut(String),
 }
@@ -244,7 +218,10 @@ impl Node {
     /// # Errors
     /// The search is invalid, or the server refused it.
     pub fn find(&self, item_name: &str, max_price: Cents, description: &str) -> Result<(u64, u64), NodeError> {
-        let input = PeerInput::Find { item_name: item_name.into(), description: description.into(), max_price };
+        self.search(PeerInput::Find { item_name: item_name.into(), description: description.into(), max_price })
+    }
+
+    fn search(&self, input: PeerInput) -> Result<(u64, u64), NodeError> {
         match self.inner.command(input)? {
             Some(Response::Searching { rq, peers }) => Ok((rq, peers)),
             response => Err(self.inner.response_error_or_none(response)),
@@ -257,11 +234,7 @@ impl Node {
     /// # Errors
     /// The server refused the search, or there was no result within `at_most`.
     pub fn browse(&self, word: &str, at_most: Duration) -> Result<(u64, Option<Purchase>), NodeError> {
-        let peers = match self.inner.command(PeerInput::Browse { word: word.into() })? {
-            Some(Response::Searching { rq, peers }) => (rq, peers),
-            response => return Err(self.inner.response_error_or_none(response)),
-        };
-        let (rq, peers) = peers;
+        let (rq, peers) = self.search(PeerInput::Browse { word: word.into() })?;
         let give_up_at = Instant::now() + at_most;
         let found = self.inner.core.wait_for(give_up_at, |core| match core.purchase(rq) {
             None => ControlFlow::Break(Err(CommandError(format!("there is no search {rq}")))),
@@ -352,7 +325,7 @@ impl Node {
         let inner = &*self.inner;
         let give_up_at = Instant::now() + at_most;
         let ended = inner.core.wait_for(give_up_at, |core| match final_event(core, rq, inner.config.auto_buy) {
-            None => ControlFlow::Break(Err(CommandError(format!("there is no deal {rq}; `deals` lists yours")))),
+            None => ControlFlow::Break(Err(CommandError::no_deal(rq))),
             Some(Some(event)) => ControlFlow::Break(Ok(event)),
             Some(None) => ControlFlow::Continue(None),
         });

@@ -30,23 +30,16 @@ pub enum PurchaseState {
 pub struct Purchase {
     /// Our number for the deal.
     pub rq: u64,
-    /// The item that we search for.
     pub item_name: Arc<str>,
-    /// The additional description of the search.
     pub description: Arc<str>,
-    /// The maximum price that we pay.
     pub max_price: Cents,
-    /// The progress of the purchase.
     pub state: PurchaseState,
     /// The price that was found most recently.
     pub price: Option<Cents>,
-    /// The seller at that price.
     pub seller: Option<Name>,
     /// The price named in our BUY.
     pub bought_at: Option<Cents>,
-    /// Why the purchase is over.
     pub reason: Option<Arc<str>>,
-    /// When it last changed.
     pub at: Millis,
     /// What the seller actually offers.
     #[serde(default)]
@@ -70,6 +63,10 @@ impl Purchase {
     /// Whether the purchase has ended.
     pub fn is_over(&self) -> bool {
         matches!(self.state, PurchaseState::Bought | PurchaseState::Over)
+    }
+
+    fn is_over_error(&self) -> CommandError {
+        CommandError(format!("{} is over: {}", self.rq, self.reason.as_deref().unwrap_or("no purchase")))
     }
 }
 
@@ -122,12 +119,7 @@ impl PeerCore {
             }
             (PurchaseState::Buying, _) => return Err(CommandError(format!("{rq} is being bought already"))),
             (PurchaseState::Bought, _) => return Err(CommandError(format!("{rq} is bought already"))),
-            (PurchaseState::Over, _) => {
-                return Err(CommandError(format!(
-                    "{rq} is over: {}",
-                    purchase.reason.as_deref().unwrap_or("no purchase")
-                )));
-            }
+            (PurchaseState::Over, _) => return Err(purchase.is_over_error()),
         };
         self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.bought_at, purchase.is_pending) = (PurchaseState::Buying, Some(price), true);
@@ -137,19 +129,11 @@ impl PeerCore {
     }
 
     pub(super) fn cancel_purchase(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
-        let purchase = self
-            .purchases
-            .get(&rq)
-            .ok_or_else(|| CommandError(format!("there is no deal {rq}; `deals` lists yours")))?;
+        let purchase = self.purchases.get(&rq).ok_or_else(|| CommandError::no_deal(rq))?;
         match purchase.state {
             PurchaseState::Bought => return Err(CommandError(format!("{rq} is bought"))),
-            PurchaseState::Over => {
-                return Err(CommandError(format!(
-                    "{rq} is over: {}",
-                    purchase.reason.as_deref().unwrap_or("no purchase")
-                )));
-            }
-            _ => {}
+            PurchaseState::Over => return Err(purchase.is_over_error()),
+            PurchaseState::Searching | PurchaseState::Found | PurchaseState::Buying => {}
         }
         let item_name = purchase.item_name.clone();
         // Not during a purchase: only the server knows whether it can still be cancelled.

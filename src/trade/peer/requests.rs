@@ -10,7 +10,6 @@ use crate::trade::wire::{DealRequest, ErrorCode, RequestBody, Response};
 /// A command of the user that requests something of the server about a deal.
 #[derive(Debug, Clone)]
 pub enum DealCommand {
-    /// Buy what was found.
     Buy,
     /// Cancel a deal, on either side.
     Cancel,

@@ -22,7 +22,6 @@ use crate::trade::wire::{
 #[derive(Clone, Copy)]
 pub(super) struct ResponseContext {
     pub(super) origin: RequestOrigin,
-    /// The length of the datagram in bytes.
     pub(super) length: usize,
     /// Whether the source address was validated when the datagram arrived. The response is sent there even if the
     /// request gives up that address.

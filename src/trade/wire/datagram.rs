@@ -12,7 +12,6 @@ use crate::model::{Name, Token, text};
 #[derive(Debug)]
 pub enum PeerMessage {
     Request(Request),
-    /// The acknowledgement of a notification.
     Ack(Ack),
     /// A message type that only servers send, or an unreadable ACK. It is never answered, so that two servers cannot
     /// keep each other busy for ever.
@@ -24,7 +23,6 @@ pub enum PeerMessage {
 /// The message `{"type":"ACK","mid":n}`.
 #[derive(Debug)]
 pub struct Ack {
-    /// The number of the acknowledged notification.
     pub mid: u64,
     /// Required if the ACK comes from another address than the notification was sent to.
     pub token: Option<Token>,
@@ -40,7 +38,6 @@ pub struct Request {
     pub name: Name,
     /// Proves the sender's identity; may be absent if the source address does.
     pub token: Option<Token>,
-    /// The kind of request and its parameters.
     pub body: RequestBody,
 }
 

@@ -50,12 +50,10 @@ pub struct DealStatus {
     pub side: Side,
     /// The item as the buyer named it.
     pub item_name: Arc<str>,
-    /// How far the deal has progressed.
     pub state: DealPhase,
     /// The price that is offered, reserved or was paid.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub price: Option<Cents>,
-    /// Why the deal was cancelled.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<Arc<str>>,
     /// The item that the seller actually offers.

@@ -71,7 +71,6 @@ impl<'de> Deserialize<'de> for Amount {
 /// A peer's response to INFORM_REQ.
 #[derive(Debug, Clone)]
 pub struct InformResponse {
-    /// The peer's name.
     pub name: Name,
     /// The token of the peer's registration.
     pub token: Token,
@@ -82,7 +81,6 @@ pub struct InformResponse {
 /// A card and a postal address. Its `Debug` output shows neither.
 #[derive(Clone)]
 pub struct PaymentDetails {
-    /// The card to be charged.
     pub card: PaymentCard,
     /// Where the goods are shipped to, or from.
     pub address: String,

@@ -58,7 +58,6 @@ macro_rules! requests {
             Deal {
                 /// The item as the buyer named it.
                 item_name: Arc<str>,
-                /// What is requested.
                 #[serde(flatten)]
                 request: DealRequest,
             },
