@@ -30,7 +30,8 @@ mod tests;
 mod transition;
 mod view;
 
-use self::state::{AnsweredRequest, NotificationBody, Offer, OfferStatus, OutstandingNotification};
+use self::messaging::{NotificationBody, OutstandingNotification};
+use self::state::{AnsweredRequest, Offer, OfferStatus};
 pub use self::state::{DealState, Party, PaymentProgress, SearchRecipient, SellerSide};
 use self::transition::DealStep;
 pub use self::transition::{DealContext, DealEffects, DealInput, DealLogEntry, DealPosting, LedgerOperation, Windows};

@@ -10,17 +10,17 @@
 //! |---|---|
 //! | `inventory.rs` | items, matching of searches, the seller's side of deals |
 //! | `purchases.rs` | the buyer's side of deals |
-//! | `requests.rs` | what the user requests about a deal, and what follows from the server's responses |
+//! | `messages.rs` | what the user requests about a deal, and what follows from the server's messages |
 //! | `reconciliation.rs` | corrections from the server's STATUS |
 //! | `node.rs` | a running peer: core, [`client`](super::client) and store |
 //! | `store.rs`, `wallet.rs`, `catalogue.rs` | the files of a peer |
 
 pub mod catalogue;
 mod inventory;
+mod messages;
 pub mod node;
 mod purchases;
 mod reconciliation;
-mod requests;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -34,12 +34,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::client::ClientError;
-use super::wire::{Amount, FIRST_SERVER_NUMBER, Goods, Notification, RequestBody, Response, Side};
+use super::wire::{Amount, FIRST_SERVER_NUMBER, Notification, RequestBody, Response, Side};
 use crate::model::{Cents, Millis, Name, money};
 pub use inventory::{ANYTHING, Item, Sale, SaleState, ShipTo};
+pub use messages::DealCommand;
 pub use purchases::{Purchase, PurchaseState};
 pub use reconciliation::index_by_rq;
-pub use requests::DealCommand;
 
 /// How many notifications are remembered as seen. A repeat of an older one is harmless, since every transition checks
 /// the state of the deal.
@@ -317,32 +317,6 @@ impl PeerCore {
         }
         self.evict_ended(&mut effects);
         Ok(effects)
-    }
-
-    /// Acknowledges every copy of a notification and handles only the first.
-    fn handle_notification(&mut self, notification: Notification, effects: &mut PeerEffects) {
-        let mid = notification.mid();
-        effects.acks.push(mid);
-        if !self.seen.insert(self.now, mid, effects) {
-            return;
-        }
-        match notification {
-            Notification::Search { rq, item_name, description, .. } => {
-                self.search(rq, item_name, &description, effects)
-            }
-            Notification::Negotiate { rq, item_name, max_price, .. } => {
-                self.negotiate(rq, item_name, max_price, effects)
-            }
-            Notification::Reserve { rq, item_name, price, .. } => self.reserve(rq, item_name, price, effects),
-            Notification::Released { rq, .. } => self.released(rq, effects),
-            Notification::Found { rq, item_name, price, seller, offer_item, offer_description, .. } => {
-                let goods = Goods { item: offer_item, description: offer_description };
-                self.found(Some(mid), rq, item_name, price, Some(seller), goods, effects);
-            }
-            Notification::NotFound { rq, .. } => self.search_failed(rq, "NOT_FOUND", effects),
-            Notification::NotAvailable { rq, .. } => self.search_failed(rq, "NOT_AVAILABLE", effects),
-            Notification::Cancel { rq, reason, .. } => self.end_deal(rq, &reason, effects),
-        }
     }
 
     /// Ends a deal because of a notification, the last line of its settlement, or a response.

@@ -1,8 +1,34 @@
-//! Deduplication of a deal's requests, and its outstanding notifications.
+//! Deduplication of a deal's requests, and its notifications: how they are kept, and in the words of the wire.
 
-use super::{AnsweredRequest, Deal, DealLogEntry, DealStep, NotificationBody, OutstandingNotification, Party};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AnsweredRequest, Deal, DealLogEntry, DealStep, Party};
 use crate::model::Cents;
 use crate::trade::wire::{DealRequest, ErrorCode, Goods, Notification, RequestError};
+
+/// The last notification to a side that it has not acknowledged. A newer one replaces it: peers act on the newest,
+/// and an old RESERVE that arrives after its CANCEL would bind a unit for nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct OutstandingNotification {
+    pub(super) mid: u64,
+    #[serde(rename = "note")]
+    pub(super) body: NotificationBody,
+}
+
+/// What a side is told. Rows name it by its variant, so a variant is never renamed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum NotificationBody {
+    Search,
+    Negotiate,
+    Reserve(Cents),
+    Released,
+    Found(Cents, usize),
+    NotFound,
+    NotAvailable,
+    Cancel(Arc<str>),
+}
 
 impl Deal {
     /// Whether the same request was answered before.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::messaging::OutstandingNotification;
 use crate::model::{Cents, Millis, Name};
 use crate::trade::wire::{Amount, Goods, RequestKind};
 
@@ -51,27 +52,6 @@ pub enum DealState {
     Completed { seller: usize, price: Cents, at: Millis },
     /// The deal ended without a sale.
     Cancelled { reason: Arc<str>, at: Millis },
-}
-
-/// The last notification to a side that it has not acknowledged. A newer one replaces it: peers act on the newest,
-/// and an old RESERVE that arrives after its CANCEL would bind a unit for nothing.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct OutstandingNotification {
-    pub(super) mid: u64,
-    #[serde(rename = "note")]
-    pub(super) body: NotificationBody,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) enum NotificationBody {
-    Search,
-    Negotiate,
-    Reserve(Cents),
-    Released,
-    Found(Cents, usize),
-    NotFound,
-    NotAvailable,
-    Cancel(Arc<str>),
 }
 
 /// A request that was answered. A repeat with the same content gets the same response.

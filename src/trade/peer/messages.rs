@@ -1,11 +1,10 @@
-//! What the user requests about a deal, and what follows from the server's responses.
+//! What the user requests about a deal, and what follows from the server's messages.
 
 use std::sync::Arc;
 
-use super::CommandError;
-use super::{PeerCore, PeerEffects, PeerEvent};
+use super::{CommandError, PeerCore, PeerEffects, PeerEvent};
 use crate::trade::client::ClientError;
-use crate::trade::wire::{DealRequest, ErrorCode, RequestBody, Response};
+use crate::trade::wire::{DealRequest, ErrorCode, Goods, Notification, RequestBody, Response};
 
 /// A command of the user that requests something of the server about a deal.
 #[derive(Debug, Clone)]
@@ -26,6 +25,32 @@ impl PeerCore {
             DealCommand::Buy => self.buy(rq, effects),
             DealCommand::Cancel if self.sales.contains_key(&rq) => self.cancel_sale(rq, effects),
             DealCommand::Cancel => self.cancel_purchase(rq, effects),
+        }
+    }
+
+    /// Acknowledges every copy of a notification and handles only the first.
+    pub(super) fn handle_notification(&mut self, notification: Notification, effects: &mut PeerEffects) {
+        let mid = notification.mid();
+        effects.acks.push(mid);
+        if !self.seen.insert(self.now, mid, effects) {
+            return;
+        }
+        match notification {
+            Notification::Search { rq, item_name, description, .. } => {
+                self.search(rq, item_name, &description, effects)
+            }
+            Notification::Negotiate { rq, item_name, max_price, .. } => {
+                self.negotiate(rq, item_name, max_price, effects)
+            }
+            Notification::Reserve { rq, item_name, price, .. } => self.reserve(rq, item_name, price, effects),
+            Notification::Released { rq, .. } => self.released(rq, effects),
+            Notification::Found { rq, item_name, price, seller, offer_item, offer_description, .. } => {
+                let goods = Goods { item: offer_item, description: offer_description };
+                self.found(Some(mid), rq, item_name, price, Some(seller), goods, effects);
+            }
+            Notification::NotFound { rq, .. } => self.search_failed(rq, "NOT_FOUND", effects),
+            Notification::NotAvailable { rq, .. } => self.search_failed(rq, "NOT_AVAILABLE", effects),
+            Notification::Cancel { rq, reason, .. } => self.end_deal(rq, &reason, effects),
         }
     }
 
