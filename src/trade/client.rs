@@ -379,27 +379,27 @@ impl ClientInner {
 }
 
 fn bind_udp(config: &ClientConfig) -> Result<UdpSocket, ClientOpenError> {
-    any_high_port(config.udp_port, || match UdpSocket::bind((config.bind, config.udp_port)) {
-        Ok(socket) => Ok((socket.local_addr().map(|address| address.port()), socket)),
-        Err(error) => Err(error),
+    any_high_port(config.udp_port, || {
+        let socket = UdpSocket::bind((config.bind, config.udp_port))?;
+        Ok((socket.local_addr()?.port(), socket))
     })
     .map_err(|error| bind_error("UDP", config.udp_port, config.bind, error))
 }
 
 fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, ClientOpenError> {
-    any_high_port(address.port(), || match listener::listen(address) {
-        Ok(listener) => Ok((listener.local_addr().map(|address| address.port()), listener)),
-        Err(error) => Err(error),
+    any_high_port(address.port(), || {
+        let listener = listener::listen(address)?;
+        Ok((listener.local_addr()?.port(), listener))
     })
     .map_err(|error| bind_error("TCP", address.port(), address.ip(), error))
 }
 
 /// Binds a port; if any will do, tries again while the system assigns ports that the server does not accept.
-fn any_high_port<S>(asked: u16, bind: impl Fn() -> io::Result<(io::Result<u16>, S)>) -> io::Result<S> {
+fn any_high_port<S>(asked: u16, bind: impl Fn() -> io::Result<(u16, S)>) -> io::Result<S> {
     let mut too_low = Vec::new();
     for _ in 0..64 {
         let (port, socket) = bind()?;
-        if asked != 0 || port? >= PORT_MIN {
+        if asked != 0 || port >= PORT_MIN {
             return Ok(socket);
         }
         // Kept open, so that it is not assigned again.

@@ -101,21 +101,15 @@ impl Deal {
             })
             .collect();
         let mut deal = Deal {
-            id,
-            buyer,
-            rq,
             first_rq,
             item_name,
             description,
             max_price,
             opened_at: context.now,
             state: DealState::Searching { until: context.now.plus(context.windows.offer) },
-            offers_made: 0,
-            buyer_gone: false,
-            answered: Vec::new(),
-            outstanding: None,
             acks_due: Some(context.now.plus(ACKNOWLEDGED_WITHIN)),
             sellers,
+            ..Deal::placeholder(id, buyer, rq)
         };
         let sellers_changed = (0..deal.sellers.len()).collect();
         let effects = DealEffects { deal_changed: true, sellers_changed, ..DealEffects::default() };

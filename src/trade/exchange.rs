@@ -103,7 +103,7 @@ pub enum Transport {
 }
 
 /// The effects of a request or of elapsed time. None may become visible before `commit` is on disk.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ExchangeEffects<R> {
     /// The commit that all effects depend on.
     pub commit: R,
@@ -120,21 +120,6 @@ pub struct ExchangeEffects<R> {
     pub departing: Option<u64>,
     /// Ended deals that a peer has released to stay within [`ENDED_MAX`].
     released_deals: Vec<u64>,
-}
-
-impl<R: Default> Default for ExchangeEffects<R> {
-    fn default() -> Self {
-        ExchangeEffects {
-            commit: R::default(),
-            response: None,
-            notifications: Vec::new(),
-            deadlines: Vec::new(),
-            settlement: None,
-            notify_once: Vec::new(),
-            departing: None,
-            released_deals: Vec::new(),
-        }
-    }
 }
 
 impl<R: Default> ExchangeEffects<R> {

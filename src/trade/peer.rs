@@ -123,6 +123,11 @@ impl PeerEffects {
         self.events.extend(later.events);
     }
 
+    /// Tells the user of an unexpected problem.
+    fn trouble(&mut self, rq: Option<u64>, reason: impl Into<String>) {
+        self.events.push(PeerEvent::Trouble { rq, reason: reason.into() });
+    }
+
     fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.acks.is_empty() && self.requests.is_empty() && self.events.is_empty()
     }

@@ -76,11 +76,10 @@ impl<J: Journal> Exchange<J> {
                 }
                 return denied("name: taken by another peer".to_owned(), last);
             }
-            let Ok((commit, displaced)) = self.renew_registration(now, &peer, &mut state, origin, request, endpoint)
-            else {
+            let Ok(displaced) = self.renew_registration(now, &peer, &mut state, origin, request, endpoint) else {
                 return denied(address_in_use(endpoint), state.last_commit.clone());
             };
-            let token = state.row.token.clone();
+            let (commit, token) = (state.last_commit.clone(), state.row.token.clone());
             drop(state);
             self.displace(now, displaced, udp_address(endpoint));
             peer.mark_seen(now);
@@ -89,8 +88,8 @@ impl<J: Journal> Exchange<J> {
         }
     }
 
-    /// Records a REGISTER of the peer that holds the name. Returns the commit of that, and the peer that held the
-    /// address before, which must be [displaced](Exchange::displace).
+    /// Records a REGISTER of the peer that holds the name. Returns the peer that held the address before, which must be
+    /// [displaced](Exchange::displace).
     fn renew_registration(
         &self,
         now: Millis,
@@ -99,7 +98,7 @@ impl<J: Journal> Exchange<J> {
         origin: &RequestOrigin,
         request: &Request,
         endpoint: &PeerEndpoint,
-    ) -> Result<(J::Commit, Option<Arc<RegisteredPeer<J>>>), AddressInUse> {
+    ) -> Result<Option<Arc<RegisteredPeer<J>>>, AddressInUse> {
         let reachable_at = |row: &PeerRow| (row.addr, row.tcp_port, row.local_ip, row.displaced);
         let before = reachable_at(&state.row);
         let displaced = self.set_endpoint(now, peer, &mut state.row, origin, endpoint)?;
@@ -125,7 +124,7 @@ impl<J: Journal> Exchange<J> {
         if request.token.is_some() {
             self.token_presented(peer, state, origin.source);
         }
-        Ok((state.last_commit.clone(), displaced))
+        Ok(displaced)
     }
 
     /// `None` if the name was taken in the meantime.

@@ -22,6 +22,9 @@ const RECIPIENT_SEEN_WITHIN: std::time::Duration = std::time::Duration::from_sec
 /// No entry of DEALS is shorter than this many bytes, which bounds how many can fit.
 const DEAL_STATUS_MIN: usize = 60;
 
+/// The peers that a search is sent to, each with whether the offer window waits for it.
+type Recipients<J> = Vec<(Arc<RegisteredPeer<J>>, bool)>;
+
 impl<J: Journal> Exchange<J> {
     pub(super) fn begin_search(
         &self,
@@ -114,15 +117,15 @@ impl<J: Journal> Exchange<J> {
         Err((refusal, peer.last_commit.clone()))
     }
 
-    /// Links the peers that a search is sent to, each with whether the offer window waits for it, to the deal. Returns
-    /// them and the number of the first; the others have the following ones.
+    /// Links the peers that a search is sent to to the deal. Returns them and the number of the first; the others have
+    /// the following ones.
     fn claim_recipients(
         &self,
         now: Millis,
         buyer: &RegisteredPeer<J>,
         tracked: &TrackedDeal<J>,
         id: u64,
-    ) -> (Vec<(Arc<RegisteredPeer<J>>, bool)>, u64) {
+    ) -> (Recipients<J>, u64) {
         let mut recipients = Vec::new();
         for seller in self.select_recipients(now, &buyer.name, id) {
             let waited_for = seller.unanswered_searches.load(Ordering::Relaxed) < UNANSWERED_MAX;

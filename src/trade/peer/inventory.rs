@@ -303,9 +303,7 @@ impl PeerCore {
         let Some(sale) = self.sales.get(&rq) else {
             // No unit is bound for it. The sooner the server knows, the sooner another seller can be chosen.
             effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
-            effects
-                .events
-                .push(PeerEvent::Trouble { rq: Some(rq), reason: "RESERVE for a deal that is not ours".to_owned() });
+            effects.trouble(Some(rq), "RESERVE for a deal that is not ours");
             return;
         };
         if !matches!(sale.state, SaleState::Offered | SaleState::Accepted | SaleState::Released) {

@@ -76,7 +76,7 @@ impl PeerCore {
             Err(error) => {
                 self.status_requests.remove(&rq);
                 let reason = error.to_string();
-                effects.events.push(PeerEvent::Trouble { rq: self.has_deal(rq).then_some(rq), reason });
+                effects.trouble(self.has_deal(rq).then_some(rq), reason);
                 return;
             }
         };
@@ -141,7 +141,7 @@ impl PeerCore {
             | RequestBody::Login { .. }
             | RequestBody::DeRegister
             | RequestBody::Status { .. } => {
-                effects.events.push(PeerEvent::Trouble { rq: None, reason: reason.to_owned() });
+                effects.trouble(None, reason);
             }
         }
     }
@@ -158,7 +158,7 @@ impl PeerCore {
         match request {
             // Nothing changed on the server, so our own change still waits for its turn, or for STATUS.
             DealRequest::Offer { .. } | DealRequest::Accept { .. } if is_retryable => {
-                effects.events.push(PeerEvent::Trouble { rq: None, reason: reason.to_owned() });
+                effects.trouble(None, reason);
             }
             DealRequest::Offer { .. } => self.offer_refused(rq, reason, effects),
             DealRequest::Accept { .. } => self.accept_refused(rq, reason, effects),
@@ -172,7 +172,7 @@ impl PeerCore {
 
     /// Tells the user what went wrong with a deal, and asks the server for its state.
     pub(super) fn report_and_ask(&mut self, rq: u64, reason: String, effects: &mut PeerEffects) {
-        effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
+        effects.trouble(Some(rq), reason);
         self.ask_status(Some(rq), effects);
     }
 }

@@ -179,7 +179,7 @@ impl PeerCore {
         if purchase.unwanted || price > purchase.max_price {
             if !purchase.unwanted {
                 let reason = format!("found for {price}, above the maximum of {}: refused", purchase.max_price);
-                effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
+                effects.trouble(Some(rq), reason);
             }
             self.change_purchase(rq, effects, |purchase| (purchase.unwanted, purchase.is_pending) = (true, true));
             effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
@@ -211,7 +211,7 @@ impl PeerCore {
         if self.auto_buy {
             // It has just been found, so it can be bought.
             if let Err(refused) = self.buy(rq, effects) {
-                effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: refused.0 });
+                effects.trouble(Some(rq), refused.0);
             }
         }
     }
@@ -236,7 +236,7 @@ impl PeerCore {
         let agreed = self.purchases.get(&rq).and_then(|purchase| purchase.bought_at);
         if agreed != Some(price) || self.purchases.get(&rq).is_some_and(|purchase| *purchase.item_name != *item_name) {
             let reason = format!("the receipt for {price} is not what was bought");
-            effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
+            effects.trouble(Some(rq), reason);
         }
         self.bought(rq, Some(price), Some(seller), effects);
     }
@@ -279,7 +279,7 @@ impl PeerCore {
             self.change_purchase(rq, effects, |purchase| {
                 (purchase.state, purchase.bought_at) = (PurchaseState::Found, None);
             });
-            effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: format!("not bought: {reason}") });
+            effects.trouble(Some(rq), format!("not bought: {reason}"));
             if !again {
                 self.ask_status(Some(rq), effects);
             }

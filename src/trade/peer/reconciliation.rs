@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::{PeerCore, PeerEffects, PeerEvent, PurchaseState, SaleState};
+use super::{PeerCore, PeerEffects, PurchaseState, SaleState};
 use crate::trade::wire::{DealPhase, DealRequest, DealStatus, Goods, RequestBody, Side};
 
 /// An open deal is asked about after this time without news.
@@ -30,7 +30,7 @@ impl PeerCore {
                 self.status_requests.insert(rq, (self.step, about));
                 effects.requests.push((rq, RequestBody::Status { rq_deal: about }));
             }
-            Err(refused) => effects.events.push(PeerEvent::Trouble { rq: None, reason: refused.0 }),
+            Err(refused) => effects.trouble(None, refused.0),
         }
     }
 
@@ -163,7 +163,7 @@ impl PeerCore {
                 "the server does not know any more how deal {rq} ended: ask its operator whether it was paid; \
                  `cancel {rq}` frees the unit"
             );
-            effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
+            effects.trouble(Some(rq), reason);
         } else {
             self.end_deal(rq, "the server does not know of it any more", effects);
         }
