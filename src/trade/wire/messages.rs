@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::ErrorCode;
 use super::field::{required, required_price, required_string, whole_number};
 use super::parts::{DealStatus, Goods, PeerEndpoint, Side};
+use super::{ErrorCode, encode};
 use crate::model::text::{DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Name, Token, money};
 
@@ -86,6 +86,52 @@ server_messages! {
         /// The request is refused. `rq` is missing if it could not be read.
         "ERROR" Error { #[serde(default)] rq: Option<u64>, code: ErrorCode, reason: String },
     }
+}
+
+impl Response {
+    /// Encodes the response in at most `max` bytes. A list of deals drops its oldest entries and a reason is
+    /// truncated; `None` if the response cannot be shortened enough.
+    pub fn fit(&mut self, max: usize) -> Option<Vec<u8>> {
+        let bytes = encode(self);
+        if bytes.len() <= max {
+            return Some(bytes);
+        }
+        let excess = bytes.len() - max;
+        match self {
+            Response::Deals { deals, more, .. } => {
+                *more = true;
+                let mut length = bytes.len();
+                while length > max {
+                    // Each entry costs its own length and a comma.
+                    length -= encode(&deals.pop()?).len() + usize::from(!deals.is_empty());
+                }
+            }
+            Response::Error { reason, .. }
+            | Response::RegisterDenied { reason, .. }
+            | Response::LoginDenied { reason, .. } => shorten(reason, excess)?,
+            Response::Registered { .. }
+            | Response::LoggedIn { .. }
+            | Response::DeRegistered { .. }
+            | Response::Searching { .. }
+            | Response::Offered { .. }
+            | Response::Noted { .. }
+            | Response::Buying { .. }
+            | Response::Cancelled { .. } => return None,
+        }
+        let bytes = encode(self);
+        (bytes.len() <= max).then_some(bytes)
+    }
+}
+
+/// Removes characters from the end of `text` until its JSON is at least `excess` bytes shorter; `None` if the text is
+/// too short for that.
+fn shorten(text: &mut String, excess: usize) -> Option<()> {
+    let mut freed = 0;
+    while freed < excess {
+        let last = text.pop()?;
+        freed += encode(&last.to_string()).len() - 2;
+    }
+    Some(())
 }
 
 server_messages! {
