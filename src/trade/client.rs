@@ -5,7 +5,7 @@
 //! in a settlement. It has three threads of its own (receive, repeat, accept) and at most [`SETTLEMENTS_MAX`] more
 //! for settlements, with some to spare for connections that only pretend to be the server.
 
-pub mod messages;
+mod requests;
 mod settlement;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -28,28 +28,19 @@ use crate::net::listener::{
     self, AcceptedConnection, BusyResponse, ConnectionHandler, ConnectionLimiter, Listener, ListenerContext,
 };
 use crate::net::threads::{self, Executor};
-use crate::trade::wire::{Amount, DATAGRAM_MAX, ErrorCode, InformResponse, Notification, PeerEndpoint, RequestBody};
-use messages::{ServerMessage, ServerResponse, encode_ack, encode_request, type_of};
+use crate::trade::wire::{Amount, DATAGRAM_MAX, InformResponse, Notification, PeerEndpoint};
+pub use requests::REQUESTS_MAX;
+use requests::{POLL_INTERVAL, PendingRequest};
 use unauthenticated::UnauthenticatedConnections;
 
 /// The maximum number of concurrent settlements; the server has the same limit.
 pub const SETTLEMENTS_MAX: usize = 256;
-/// The maximum number of requests that wait for their responses.
-pub const REQUESTS_MAX: usize = 4_096;
 /// The lowest port that the server accepts; lower ones belong to system services.
 const PORT_MIN: u16 = 1024;
-/// How often the receiving thread checks whether the client is closed.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// After this many datagrams of one request, the last a second and a half after the first, the server counts as
-/// silent.
-const SILENT_AFTER: usize = 3;
-/// How long a DE-REGISTER is repeated, since the server answers it only when the settlements in progress are over.
-const DEREGISTER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The addresses and timeouts of a client.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// The name of this peer.
     pub name: Name,
     /// The address of the server's trade port.
     pub server: SocketAddr,
@@ -84,30 +75,17 @@ impl ClientConfig {
 /// Why a client could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientOpenError {
-    /// The requested port is in use.
     #[error("port {port} ({what}) is in use: choose another one, or 0 for any free one")]
     InUse {
         /// The protocol: `UDP` or `TCP`.
         what: &'static str,
-        /// The requested port.
         port: u16,
     },
-    /// A system call failed.
     #[error("cannot {doing}: {error}")]
-    Io {
-        /// What was attempted.
-        doing: String,
-        /// The system's error.
-        error: io::Error,
-    },
+    Io { doing: String, error: io::Error },
     /// The client would listen on loopback, which a server on another host cannot reach.
     #[error("{bind} cannot reach the server at {server}: listen on an address of this host's network (--bind IP)")]
-    Unreachable {
-        /// The address to listen on.
-        bind: IpAddr,
-        /// The address of the server.
-        server: SocketAddr,
-    },
+    Unreachable { bind: IpAddr, server: SocketAddr },
 }
 
 /// Why a request has no response.
@@ -118,29 +96,16 @@ pub enum ClientError {
         "no answer from the server at {server} to {kind} ({sent} datagrams in {} s): is it running there?",
         waited.as_secs_f64()
     )]
-    Unanswered {
-        /// The address of the server.
-        server: SocketAddr,
-        /// The type of the request.
-        kind: &'static str,
-        /// How many times it was sent.
-        sent: usize,
-        /// How long a response was awaited.
-        waited: Duration,
-    },
-    /// A later request with the same number took its place.
+    Unanswered { server: SocketAddr, kind: &'static str, sent: usize, waited: Duration },
     #[error("a later request took its place")]
     Superseded,
-    /// [`REQUESTS_MAX`] requests are waiting for their responses.
     #[error("{REQUESTS_MAX} requests wait for their answers already")]
     Busy,
     /// The server is not trusted: see [`SettlementSecurity::Untrusted`].
     #[error("{0}")]
     Untrusted(Arc<str>),
-    /// The request does not fit in a datagram.
     #[error("the request is longer than {DATAGRAM_MAX} bytes")]
     TooLong,
-    /// The client was closed.
     #[error("the peer is closed")]
     Closed,
 }
@@ -169,9 +134,7 @@ pub struct ShippingOrder {
     pub name: Name,
     /// The recipient's postal address. Never log it.
     pub address: String,
-    /// The price that the buyer pays.
     pub price: Cents,
-    /// The operator's share of the price.
     pub fee: Amount,
     /// The amount that the seller is paid.
     pub payout: Amount,
@@ -235,8 +198,6 @@ pub struct ClientCounters {
     pub evicted_connections: Counter,
 }
 
-type ResponseCallback = Box<dyn FnOnce(Result<ServerResponse, ClientError>) + Send>;
-
 /// Accepts the server's connections for settlements.
 struct SettlementService {
     inner: Arc<ClientInner>,
@@ -282,17 +243,6 @@ struct ClientInner {
     is_port_closed: AtomicBool,
     unauthenticated: Arc<UnauthenticatedConnections>,
     counters: ClientCounters,
-}
-
-struct PendingRequest {
-    body: RequestBody,
-    datagram: Vec<u8>,
-    sent: usize,
-    begun_at: Instant,
-    next_at: Instant,
-    /// An UNAVAILABLE response. It is returned only if repeating the request does not help either.
-    unavailable: Option<ServerResponse>,
-    on_response: ResponseCallback,
 }
 
 impl Client {
@@ -393,78 +343,6 @@ impl Client {
         &self.inner.counters
     }
 
-    /// Sends a request, repeating it with the same content, and waits for the response; an `ERROR` is a response.
-    /// `rq` must be the number of the deal, or one that was never used.
-    ///
-    /// # Errors
-    /// Why there is no response.
-    pub fn call(&self, rq: u64, body: RequestBody) -> Result<ServerResponse, ClientError> {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        // The receiver is gone only if this call is, and then nobody needs the result.
-        self.post(rq, body, move |result| drop(sender.send(result)));
-        receiver.recv().unwrap_or(Err(ClientError::Closed))
-    }
-
-    /// Sends a request. `on_response` is called once, on a thread of the client, and must not block. A pending
-    /// request with the same number is superseded.
-    pub fn post(
-        &self,
-        rq: u64,
-        body: RequestBody,
-        on_response: impl FnOnce(Result<ServerResponse, ClientError>) + Send + 'static,
-    ) {
-        let inner = &self.inner;
-        let datagram = {
-            let token = inner.token.lock();
-            // A REGISTER is valid even if it carries a token that the server no longer knows.
-            encode_request(rq, &inner.config.name, token.as_ref(), &body)
-        };
-        if datagram.len() > DATAGRAM_MAX {
-            return on_response(Err(ClientError::TooLong));
-        }
-        if let Some(why) = inner.distrust_reason()
-            && !matches!(body, RequestBody::Register(_) | RequestBody::Login(_) | RequestBody::DeRegister)
-        {
-            return on_response(Err(ClientError::Untrusted(why)));
-        }
-        let now = Instant::now();
-        let next_at = now + inner.config.pauses.first().copied().unwrap_or_default();
-        let pending = PendingRequest {
-            body,
-            datagram: datagram.clone(),
-            sent: 1,
-            begun_at: now,
-            next_at,
-            unavailable: None,
-            on_response: Box::new(on_response),
-        };
-        let refused = {
-            let mut all = inner.pending.lock();
-            if inner.is_closed.load(SeqCst) {
-                Some((pending.on_response, ClientError::Closed))
-            } else if all.len() >= REQUESTS_MAX && !all.contains_key(&rq) {
-                Some((pending.on_response, ClientError::Busy))
-            } else {
-                all.insert(rq, pending).map(|earlier| (earlier.on_response, ClientError::Superseded))
-            }
-        };
-        if let Some((on_response, error)) = refused {
-            let goes_on = matches!(error, ClientError::Superseded);
-            on_response(Err(error));
-            if !goes_on {
-                return;
-            }
-        }
-        inner.changed.notify_one();
-        inner.send(&datagram);
-    }
-
-    /// Acknowledges a notification, so that the server stops repeating it.
-    pub fn ack(&self, mid: u64) {
-        let datagram = encode_ack(mid, self.inner.token.lock().as_ref());
-        self.inner.send(&datagram);
-    }
-
     /// Stops all threads and fails pending requests. Settlements in progress get a second to finish.
     pub fn close(&self) {
         {
@@ -498,152 +376,30 @@ impl ClientInner {
             _ => None,
         }
     }
-
-    fn send(&self, datagram: &[u8]) {
-        self.counters.sent.add(1);
-        // Repeats make up for lost datagrams, and for a server that is restarting, whose port the system reports as
-        // closed.
-        if let Err(error) = self.udp.send(datagram) {
-            log::debug!("a datagram to {} was not sent: {error}", self.config.server);
-        }
-    }
-
-    fn receive(&self, handler: &dyn ClientHandler) {
-        let mut buffer = [0; DATAGRAM_MAX + 1];
-        while !self.is_closed.load(SeqCst) {
-            let len = match self.udp.recv(&mut buffer) {
-                Ok(len) => len,
-                Err(error) => {
-                    if error.kind() == io::ErrorKind::ConnectionRefused {
-                        self.is_port_closed.store(true, SeqCst);
-                    }
-                    let idle = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-                    if !idle && error.kind() != io::ErrorKind::Interrupted {
-                        // The port at the other end is closed or the network is down; both may come back.
-                        log::debug!("receiving from {}: {error}", self.config.server);
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                    continue;
-                }
-            };
-            self.counters.received.add(1);
-            for told in [&self.is_silent, &self.is_port_closed] {
-                told.store(false, SeqCst);
-            }
-            match messages::parse_message(&buffer[..len]) {
-                Ok(ServerMessage::Notification(notification)) if self.distrust_reason().is_none() => {
-                    handler.notification(notification)
-                }
-                Ok(ServerMessage::Notification(_)) => self.counters.ignored.add(1),
-                Ok(ServerMessage::Response(response)) => self.handle_response(response),
-                Err(wrong) => {
-                    self.counters.ignored.add(1);
-                    log::warn!("a datagram of the server at {} was ignored: {wrong}", self.config.server);
-                }
-            }
-        }
-    }
-
-    fn handle_response(&self, response: ServerResponse) {
-        let mut all = self.pending.lock();
-        let rq = response.rq();
-        let Some(pending) = rq.and_then(|rq| all.get_mut(&rq)).filter(|pending| response.fits(&pending.body)) else {
-            drop(all);
-            self.counters.ignored.add(1);
-            if let ServerResponse::Error { rq: None, code, reason } = response {
-                log::warn!("the server at {} says {code:?}: {reason}", self.config.server);
-            }
-            return;
-        };
-        if matches!(response, ServerResponse::Error { code: ErrorCode::Unavailable, .. }) {
-            pending.unavailable = Some(response);
-            return;
-        }
-        let on_response = rq.and_then(|rq| all.remove(&rq)).map(|pending| pending.on_response);
-        drop(all);
-        if let Some(on_response) = on_response {
-            on_response(Ok(response));
-        }
-    }
-
-    /// Repeats pending requests when they are due and fails those whose last pause is over.
-    fn resend_pending(&self, handler: &dyn ClientHandler) {
-        let mut all = self.pending.lock();
-        while !self.is_closed.load(SeqCst) {
-            let now = Instant::now();
-            let due: Vec<u64> = all.iter().filter(|(_, it)| it.next_at <= now).map(|(rq, _)| *rq).collect();
-            let mut resend = Vec::new();
-            let mut is_silent = false;
-            let mut given_up = Vec::new();
-            for rq in due {
-                let Some(pending) = all.get_mut(&rq) else { continue };
-                if let Some(pause) = self.pause_after(pending, now) {
-                    pending.sent += 1;
-                    is_silent |= pending.sent == SILENT_AFTER;
-                    pending.next_at = now + pause;
-                    resend.push(pending.datagram.clone());
-                } else if let Some(pending) = all.remove(&rq) {
-                    given_up.push(pending);
-                }
-            }
-            if resend.is_empty() && given_up.is_empty() {
-                match all.values().map(|pending| pending.next_at).min() {
-                    // Checks again, whether it was notified or the time is up.
-                    Some(next_at) => drop(self.changed.wait_until(&mut all, next_at)),
-                    None => self.changed.wait(&mut all),
-                }
-                continue;
-            }
-            drop(all);
-            if is_silent && !self.is_silent.swap(true, SeqCst) {
-                handler.server_silent(self.is_port_closed.load(SeqCst));
-            }
-            for datagram in resend {
-                self.counters.repeated.add(1);
-                self.send(&datagram);
-            }
-            for PendingRequest { body, sent, begun_at, unavailable, on_response, .. } in given_up {
-                let (server, kind, waited) = (self.config.server, type_of(&body), begun_at.elapsed());
-                let waited = Duration::from_millis(waited.as_millis() as u64);
-                on_response(unavailable.ok_or(ClientError::Unanswered { server, kind, sent, waited }));
-            }
-            all = self.pending.lock();
-        }
-    }
-
-    /// The pause after sending a request once more; `None` if it was sent the last time.
-    fn pause_after(&self, pending: &PendingRequest, now: Instant) -> Option<Duration> {
-        let pauses = &self.config.pauses;
-        pauses.get(pending.sent).copied().or_else(|| {
-            let patient =
-                matches!(pending.body, RequestBody::DeRegister) && now - pending.begun_at < DEREGISTER_PATIENCE;
-            pauses.last().copied().filter(|_| patient)
-        })
-    }
 }
 
 fn bind_udp(config: &ClientConfig) -> Result<UdpSocket, ClientOpenError> {
-    any_high_port(config.udp_port, || match UdpSocket::bind((config.bind, config.udp_port)) {
-        Ok(socket) => Ok((socket.local_addr().map(|address| address.port()), socket)),
-        Err(error) => Err(error),
+    any_high_port(config.udp_port, || {
+        let socket = UdpSocket::bind((config.bind, config.udp_port))?;
+        Ok((socket.local_addr()?.port(), socket))
     })
     .map_err(|error| bind_error("UDP", config.udp_port, config.bind, error))
 }
 
 fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, ClientOpenError> {
-    any_high_port(address.port(), || match listener::listen(address) {
-        Ok(listener) => Ok((listener.local_addr().map(|address| address.port()), listener)),
-        Err(error) => Err(error),
+    any_high_port(address.port(), || {
+        let listener = listener::listen(address)?;
+        Ok((listener.local_addr()?.port(), listener))
     })
     .map_err(|error| bind_error("TCP", address.port(), address.ip(), error))
 }
 
 /// Binds a port; if any will do, tries again while the system assigns ports that the server does not accept.
-fn any_high_port<S>(asked: u16, bind: impl Fn() -> io::Result<(io::Result<u16>, S)>) -> io::Result<S> {
+fn any_high_port<S>(asked: u16, bind: impl Fn() -> io::Result<(u16, S)>) -> io::Result<S> {
     let mut too_low = Vec::new();
     for _ in 0..64 {
         let (port, socket) = bind()?;
-        if asked != 0 || port? >= PORT_MIN {
+        if asked != 0 || port >= PORT_MIN {
             return Ok(socket);
         }
         // Kept open, so that it is not assigned again.

@@ -30,8 +30,10 @@ mod tests;
 mod transition;
 mod view;
 
-use self::state::{AnsweredRequest, NotificationBody, Offer, OfferStatus, OutstandingNotification};
-pub use self::state::{DealState, Party, PaymentProgress, RequestKind, SearchRecipient, SellerSide};
+use self::messaging::{NotificationBody, OutstandingNotification};
+use self::state::{AnsweredRequest, Offer, OfferStatus};
+pub use self::state::{DealState, Party, PaymentProgress, SearchRecipient, SellerSide};
+use self::transition::DealStep;
 pub use self::transition::{DealContext, DealEffects, DealInput, DealLogEntry, DealPosting, LedgerOperation, Windows};
 pub use self::view::DealSummary;
 
@@ -48,7 +50,6 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(1_500);
 pub struct Deal {
     /// Unique for the lifetime of the data directory.
     pub id: u64,
-    /// The peer that searches.
     pub buyer: Name,
     /// The number by which the buyer knows the deal.
     pub rq: u64,
@@ -56,11 +57,8 @@ pub struct Deal {
     pub first_rq: u64,
     /// The item as the buyer named it.
     pub item_name: Arc<str>,
-    /// The buyer's description of the item.
     pub description: Arc<str>,
-    /// The maximum price that the buyer pays.
     pub max_price: Cents,
-    /// The time of the search.
     pub opened_at: Millis,
     state: DealState,
     offers_made: u32,
@@ -103,36 +101,31 @@ impl Deal {
             })
             .collect();
         let mut deal = Deal {
-            id,
-            buyer,
-            rq,
             first_rq,
             item_name,
             description,
             max_price,
             opened_at: context.now,
             state: DealState::Searching { until: context.now.plus(context.windows.offer) },
-            offers_made: 0,
-            buyer_gone: false,
-            answered: Vec::new(),
-            outstanding: None,
             acks_due: Some(context.now.plus(ACKNOWLEDGED_WITHIN)),
             sellers,
+            ..Deal::placeholder(id, buyer, rq)
         };
-        let mut effects = DealEffects { deal_changed: true, ..DealEffects::default() };
-        effects.sellers_changed = (0..deal.sellers.len()).collect();
-        deal.log(&mut effects, "search", Party::Buyer, Some(deal.max_price), &deal.description.clone());
+        let sellers_changed = (0..deal.sellers.len()).collect();
+        let effects = DealEffects { deal_changed: true, sellers_changed, ..DealEffects::default() };
+        let mut step = DealStep { context, effects };
+        deal.log(&mut step, "search", Party::Buyer, Some(deal.max_price), &deal.description.clone());
         for seller in 0..deal.sellers.len() {
-            deal.notify(Party::Seller(seller), NotificationBody::Search, context, &mut effects);
+            deal.notify(Party::Seller(seller), NotificationBody::Search, &mut step);
         }
         // If there is nobody to wait for, the window closes now. The recipients are still notified once: by
         // responding they show that searches should wait for them again.
         if deal.sellers.iter().all(|side| !side.waited_for) {
-            effects.notify_once =
+            step.effects.notify_once =
                 deal.parties().filter_map(|party| Some((party, deal.outstanding_notification(party)?))).collect();
         }
-        deal.close_window_if_answered(context, &mut effects);
-        (deal, effects)
+        deal.close_window_if_answered(&mut step);
+        (deal, step.effects)
     }
 
     /// A stand-in that is registered, and locked, until [`Deal::open`] has created the deal.
@@ -180,55 +173,53 @@ impl Deal {
     /// # Errors
     /// The input is refused and nothing changed.
     pub fn handle(&mut self, input: DealInput, context: &mut DealContext) -> Result<DealEffects, RequestError> {
-        let mut effects = DealEffects::default();
+        let mut step = DealStep { context, effects: DealEffects::default() };
         match input {
-            DealInput::Request { party, kind, item_name, amount, goods } => {
-                let asked = AnsweredRequest { kind, amount };
-                if self.is_repeat(party, asked, item_name, goods)? {
-                    return Ok(effects);
+            DealInput::Request { party, item_name, request } => {
+                let asked = AnsweredRequest { kind: request.kind(), amount: request.amount() };
+                if self.is_repeat(party, asked, item_name, request)? {
+                    return Ok(step.effects);
                 }
                 let mid_before = self.outstanding_mid(party);
-                self.apply_request(party, kind, amount, goods, context, &mut effects)?;
+                self.apply_request(party, request, &mut step)?;
                 // A side that makes a further request has seen its outstanding notification, or no longer needs it.
                 if self.outstanding_mid(party) == mid_before {
                     self.clear_outstanding(party);
                 }
                 self.answered_requests_mut(party).push(asked);
-                self.mark_changed(party, &mut effects);
+                self.mark_changed(party, &mut step);
             }
-            DealInput::Tick => self.tick(context, &mut effects),
-            DealInput::Departed(party) => self.depart(party, context, &mut effects),
+            DealInput::Tick => self.tick(&mut step),
+            DealInput::Departed(party) => self.depart(party, &mut step),
             DealInput::Authorised => {
-                self.advance_payment(PaymentProgress::Asked, PaymentProgress::Authorised, &mut effects)?
+                self.advance_payment(PaymentProgress::Asked, PaymentProgress::Authorised, &mut step)?
             }
             DealInput::Shipped => {
-                self.advance_payment(PaymentProgress::Authorised, PaymentProgress::Shipped, &mut effects)?
+                self.advance_payment(PaymentProgress::Authorised, PaymentProgress::Shipped, &mut step)?
             }
             DealInput::Captured => {
                 let DealState::Settling { seller, price, fee, payment: PaymentProgress::Shipped } = self.state else {
                     return Err(self.wrong_state());
                 };
-                effects.posting = Some(DealPosting { operation: LedgerOperation::Capture, seller, price, fee });
+                step.effects.posting = Some(DealPosting { operation: LedgerOperation::Capture, seller, price, fee });
                 self.log(
-                    &mut effects,
+                    &mut step,
                     "purchase",
                     Party::Buyer,
                     Some(price),
                     &format!("from {}", self.sellers[seller].name),
                 );
-                self.end(DealState::Completed { seller, price, at: context.now }, &mut effects);
+                self.end(DealState::Completed { seller, price, at: step.context.now }, &mut step);
             }
-            DealInput::SettlementFailed(reason) => {
-                self.settlement_failed(reason, [reason; 2], context, &mut effects)?
-            }
+            DealInput::SettlementFailed(reason) => self.settlement_failed(reason, [reason; 2], &mut step)?,
             DealInput::Unreachable { side: Side::Buyer, reason, detail } => {
-                self.settlement_failed(reason, [detail, reason], context, &mut effects)?;
+                self.settlement_failed(reason, [detail, reason], &mut step)?;
             }
             DealInput::Unreachable { side: Side::Seller, reason, detail } => {
-                self.settlement_failed(reason, [reason, detail], context, &mut effects)?;
+                self.settlement_failed(reason, [reason, detail], &mut step)?;
             }
         }
-        Ok(effects)
+        Ok(step.effects)
     }
 
     /// Cancels the deal: `reason` is logged, and each side is told its own text.
@@ -236,18 +227,17 @@ impl Deal {
         &mut self,
         reason: &str,
         [to_buyer, to_seller]: [&str; 2],
-        context: &mut DealContext,
-        effects: &mut DealEffects,
+        step: &mut DealStep,
     ) -> Result<(), RequestError> {
         let DealState::Settling { seller, price, fee, payment } = self.state else {
             return Err(self.wrong_state());
         };
         let void = DealPosting { operation: LedgerOperation::Void, seller, price, fee };
-        effects.posting = (payment > PaymentProgress::Asked).then_some(void);
-        self.log(effects, "cancel", Party::Buyer, None, reason);
-        self.cancel(reason, context, effects);
-        self.notify(Party::Buyer, NotificationBody::Cancel(to_buyer.into()), context, effects);
-        self.notify(Party::Seller(seller), NotificationBody::Cancel(to_seller.into()), context, effects);
+        step.effects.posting = (payment > PaymentProgress::Asked).then_some(void);
+        self.log(step, "cancel", Party::Buyer, None, reason);
+        self.cancel(reason, step);
+        self.notify(Party::Buyer, NotificationBody::Cancel(to_buyer.into()), step);
+        self.notify(Party::Seller(seller), NotificationBody::Cancel(to_seller.into()), step);
         Ok(())
     }
 }

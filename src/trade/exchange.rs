@@ -8,15 +8,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
 use self::amplification::AmplificationLimiter;
 use self::mid_cipher::MidCipher;
+use self::peers::{RegisteredPeer, RegisteredPeerState};
 use super::deal::{Deal, Party, PaymentProgress, Windows};
-use super::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, Journal, LogRow, PeerRow};
+use super::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, Journal};
 use super::wire::{Amount, ErrorCode, FIRST_SERVER_NUMBER, Notification, Request, RequestBody, RequestError, Response};
 use crate::model::{Cents, FeeRate, Millis, Name, Token};
 use crate::net::quotas::SourceQuotas;
@@ -27,6 +28,7 @@ mod amplification;
 mod deals;
 mod mid_cipher;
 mod open_deals;
+mod peers;
 mod registration;
 mod search;
 mod sweep;
@@ -67,9 +69,7 @@ const _: () = assert!(FIRST_SERVER_NUMBER + ID_RANGE_LEN * (ID_RANGE_MAX + 1) <=
 /// The operator's settings.
 #[derive(Debug, Clone)]
 pub struct ExchangeRules {
-    /// How long each window stays open.
     pub windows: Windows,
-    /// The rate of the operator's fee.
     pub fee: FeeRate,
     /// The SHA-256 fingerprint of the certificate for settlements; none without TLS.
     pub cert_sha256: Option<Arc<str>>,
@@ -89,7 +89,6 @@ pub struct RequestOrigin {
     pub source: SocketAddr,
     /// The address of this host that the request was sent to, if known.
     pub local_ip: Option<IpAddr>,
-    /// The transport that the request arrived by.
     pub transport: Transport,
 }
 
@@ -103,11 +102,10 @@ pub enum Transport {
 }
 
 /// The effects of a request or of elapsed time. None may become visible before `commit` is on disk.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ExchangeEffects<R> {
     /// The commit that all effects depend on.
     pub commit: R,
-    /// The response to the request.
     pub response: Option<Response>,
     /// Notifications to send, and to repeat until they are acknowledged.
     pub notifications: Vec<NotificationId>,
@@ -123,22 +121,12 @@ pub struct ExchangeEffects<R> {
     released_deals: Vec<u64>,
 }
 
-impl<R: Default> Default for ExchangeEffects<R> {
-    fn default() -> Self {
-        ExchangeEffects {
-            commit: R::default(),
-            response: None,
-            notifications: Vec::new(),
-            deadlines: Vec::new(),
-            settlement: None,
-            notify_once: Vec::new(),
-            departing: None,
-            released_deals: Vec::new(),
-        }
-    }
-}
-
 impl<R: Default> ExchangeEffects<R> {
+    /// A response alone, and the commit that it depends on.
+    fn answer(commit: R, response: Response) -> ExchangeEffects<R> {
+        ExchangeEffects { commit, response: Some(response), ..ExchangeEffects::default() }
+    }
+
     /// Whether applying the effects takes no more than sending a few datagrams.
     pub fn is_brief(&self) -> bool {
         self.settlement.is_none() && self.departing.is_none() && self.notifications.len() + self.notify_once.len() <= 4
@@ -157,24 +145,19 @@ impl<R: Default> ExchangeEffects<R> {
 /// Identifies a notification that a side of a deal has not acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NotificationId {
-    /// The number of the deal.
     pub deal: u64,
-    /// The side that is notified.
     pub party: Party,
-    /// The number of the notification.
     pub mid: u64,
 }
 
 /// A notification with its addresses, ready to be sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OutgoingNotification {
-    /// The peer's address.
     pub to: SocketAddr,
     /// The address of this host that the peer expects it from, if known.
     pub from: Option<IpAddr>,
     /// Whether the address is validated; otherwise [`Exchange::may_send`] must be asked first.
     pub is_validated: bool,
-    /// The message.
     pub notification: Notification,
 }
 
@@ -214,40 +197,6 @@ pub struct Exchange<J: Journal> {
     ended_deals: Mutex<VecDeque<(Millis, u64)>>,
     ids: Mutex<IdSequence>,
     settlement_slots: Mutex<SettlementSlots>,
-}
-
-struct RegisteredPeer<J: Journal> {
-    name: Name,
-    registration_id: u64,
-    last_seen_at: AtomicU64,
-    last_seen_saved_at: AtomicU64,
-    unanswered_searches: AtomicU8,
-    /// Copied from the row, to be read without the lock.
-    is_validated: AtomicBool,
-    acknowledges: AtomicBool,
-    /// The number of open deals in which the peer buys or has offered.
-    own_deals: AtomicUsize,
-    state: Mutex<RegisteredPeerState<J>>,
-}
-
-struct RegisteredPeerState<J: Journal> {
-    row: PeerRow,
-    /// The peer has left or is about to. No new deal may begin with it, and its row is no longer written: a thread
-    /// that found the peer before it left would otherwise write the row again, perhaps over that of the name's next
-    /// holder.
-    is_leaving: bool,
-    /// The deal for each number that the peer may use in requests.
-    deal_by_rq: HashMap<u64, u64>,
-    /// The peer's number in each of its deals, by the deal's id.
-    rq_by_deal: BTreeMap<u64, u64>,
-    /// Ended deals in which the peer bought or offered, oldest first.
-    ended: VecDeque<u64>,
-    /// Ended deals in which the peer was merely asked. They are released first, so that other peers' searches do not
-    /// displace its own deals.
-    ended_as_recipient: VecDeque<u64>,
-    open_searches: usize,
-    open_received: usize,
-    last_commit: J::Commit,
 }
 
 struct TrackedDeal<J: Journal> {
@@ -392,21 +341,21 @@ impl<J: Journal> Exchange<J> {
     /// Handles a request of a peer.
     pub fn handle_request(&self, now: Millis, origin: &RequestOrigin, request: &Request) -> ExchangeEffects<J::Commit> {
         let result = match &request.body {
-            RequestBody::Register(endpoint) => self.register(now, origin, request, endpoint),
-            RequestBody::Login(endpoint) => self.login(now, origin, request, endpoint),
+            RequestBody::Register { endpoint } => self.register(now, origin, request, endpoint),
+            RequestBody::Login { endpoint } => self.login(now, origin, request, endpoint),
             RequestBody::DeRegister => self.deregister(now, origin, request),
-            _ => self.authenticate(now, origin, request).and_then(|peer| match &request.body {
-                RequestBody::LookingFor { item_name, description, max_price } => {
-                    self.begin_search(now, &peer, request.rq, item_name, description, *max_price)
-                }
-                RequestBody::Status { rq_deal } => Ok(self.status(now, &peer, request.rq, *rq_deal)),
-                _ => self.handle_deal_request(now, &peer, request),
-            }),
+            RequestBody::LookingFor { item_name, description, max_price } => self
+                .authenticate(now, origin, request)
+                .and_then(|peer| self.begin_search(now, &peer, request.rq, item_name, description, *max_price)),
+            RequestBody::Status { rq_deal } => {
+                self.authenticate(now, origin, request).map(|peer| self.status(now, &peer, request.rq, *rq_deal))
+            }
+            RequestBody::Deal { item_name, request: about } => self
+                .authenticate(now, origin, request)
+                .and_then(|peer| self.handle_deal_request(now, &peer, request.rq, item_name, about)),
         };
-        result.unwrap_or_else(|(error, commit)| ExchangeEffects {
-            commit,
-            response: Some(Response::Error { rq: Some(request.rq), code: error.code, reason: error.reason }),
-            ..ExchangeEffects::default()
+        result.unwrap_or_else(|(RequestError { code, reason }, commit)| {
+            ExchangeEffects::answer(commit, Response::Error { rq: Some(request.rq), code, reason })
         })
     }
 
@@ -481,135 +430,4 @@ impl<J: Journal> Exchange<J> {
 /// An error and the commit that it depends on.
 type FailedRequest<J> = (RequestError, <J as crate::storage::Journal>::Commit);
 
-impl PeerRow {
-    /// Checks that a request comes from this peer: by its token, or by its source address.
-    fn proves(&self, token: Option<&Token>, origin: &RequestOrigin) -> Result<(), RequestError> {
-        let RequestOrigin { source, transport, .. } = *origin;
-        match token {
-            Some(token) if self.token.matches(token) => Ok(()),
-            Some(_) => Err(RequestError::new(ErrorCode::Forbidden, "token: this is not the token of that name")),
-            None if transport == Transport::Udp && source == self.addr && !self.displaced => Ok(()),
-            None if transport == Transport::Tcp => {
-                Err(RequestError::new(ErrorCode::Forbidden, "token: needed on a connection"))
-            }
-            None => {
-                Err(RequestError::new(ErrorCode::Forbidden, "token: needed from an address that is not the peer's own"))
-            }
-        }
-    }
-
-    fn log(&self, kind: &str, at: Millis, detail: String) -> ExchangeChange {
-        ExchangeChange::Log(LogRow {
-            at,
-            kind: kind.to_owned(),
-            peer: self.name.clone(),
-            deal: None,
-            rq: None,
-            item_name: None,
-            price: None,
-            detail,
-        })
-    }
-}
-
-impl<J: Journal> RegisteredPeer<J> {
-    fn new(row: PeerRow, last_seen_at: Millis) -> RegisteredPeer<J> {
-        RegisteredPeer {
-            name: row.name.clone(),
-            registration_id: row.registration_id,
-            last_seen_at: AtomicU64::new(last_seen_at.0),
-            last_seen_saved_at: AtomicU64::new(last_seen_at.0),
-            unanswered_searches: AtomicU8::new(0),
-            is_validated: AtomicBool::new(row.validation.is_validated),
-            acknowledges: AtomicBool::new(row.validation.acknowledges),
-            own_deals: AtomicUsize::new(0),
-            state: Mutex::new(RegisteredPeerState {
-                row,
-                is_leaving: false,
-                deal_by_rq: HashMap::new(),
-                rq_by_deal: BTreeMap::new(),
-                ended: VecDeque::new(),
-                ended_as_recipient: VecDeque::new(),
-                open_searches: 0,
-                open_received: 0,
-                last_commit: J::Commit::default(),
-            }),
-        }
-    }
-
-    fn mark_seen(&self, now: Millis) {
-        self.last_seen_at.fetch_max(now.0, Ordering::Relaxed);
-    }
-
-    fn last_seen_at(&self) -> Millis {
-        Millis(self.last_seen_at.load(Ordering::Relaxed))
-    }
-
-    /// Records that the peer has a side in a deal.
-    fn link(&self, state: &mut RegisteredPeerState<J>, deal: &Deal, party: Party) {
-        state.link(deal.id, deal.rq_of(party), party);
-        if deal.takes_part(party) {
-            self.own_deals.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Records that the deal has ended. Returns the ended deals that are released to stay within `max`.
-    fn end(&self, state: &mut RegisteredPeerState<J>, deal: &Deal, party: Party, max: usize) -> Vec<u64> {
-        if deal.takes_part(party) && state.rq_by_deal.contains_key(&deal.id) {
-            self.own_deals.fetch_sub(1, Ordering::Relaxed);
-        }
-        state.end(deal, party, max)
-    }
-}
-
-impl<J: Journal> RegisteredPeerState<J> {
-    fn link(&mut self, deal: u64, rq: u64, party: Party) {
-        self.deal_by_rq.insert(rq, deal);
-        self.rq_by_deal.insert(deal, rq);
-        *self.open_count(party) += 1;
-    }
-
-    fn end(&mut self, deal: &Deal, party: Party, max: usize) -> Vec<u64> {
-        if !self.rq_by_deal.contains_key(&deal.id) {
-            return Vec::new();
-        }
-        *self.open_count(party) -= 1;
-        let ended = if deal.takes_part(party) { &mut self.ended } else { &mut self.ended_as_recipient };
-        ended.push_back(deal.id);
-        let mut released_deals = Vec::new();
-        while self.ended.len() + self.ended_as_recipient.len() > max {
-            let Some(oldest) = self.ended_as_recipient.pop_front().or_else(|| self.ended.pop_front()) else { break };
-            self.free_rq(oldest);
-            self.rq_by_deal.remove(&oldest);
-            released_deals.push(oldest);
-        }
-        released_deals
-    }
-
-    /// Removes all traces of an ended deal.
-    fn unlink(&mut self, deal: u64) {
-        self.free_rq(deal);
-        self.rq_by_deal.remove(&deal);
-        self.ended.retain(|ended| *ended != deal);
-        self.ended_as_recipient.retain(|ended| *ended != deal);
-    }
-
-    /// Makes the peer's number for this deal available again.
-    fn free_rq(&mut self, deal: u64) {
-        if self.owns_rq(deal) {
-            self.deal_by_rq.remove(&self.rq_by_deal[&deal]);
-        }
-    }
-
-    /// Whether the peer's number still refers to this deal.
-    fn owns_rq(&self, deal: u64) -> bool {
-        self.rq_by_deal.get(&deal).is_some_and(|rq| self.deal_by_rq.get(rq) == Some(&deal))
-    }
-
-    fn open_count(&mut self, party: Party) -> &mut usize {
-        match party {
-            Party::Buyer => &mut self.open_searches,
-            Party::Seller(_) => &mut self.open_received,
-        }
-    }
-}
+type RequestResult<J> = Result<ExchangeEffects<<J as crate::storage::Journal>::Commit>, FailedRequest<J>>;

@@ -140,7 +140,6 @@ pub struct LoginRow {
 /// A DE-REGISTER that was answered, kept so that a late repeat does not remove the next holder of the name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DepartureRow {
-    /// The name that was given up.
     pub name: Name,
     pub rq: u64,
     /// The source address of the request.
@@ -157,15 +156,11 @@ pub struct LogRow {
     pub kind: String,
     /// The peer that acted or was affected.
     pub peer: Name,
-    /// The deal concerned, if any.
     pub deal: Option<u64>,
     /// The number by which the peer knows the deal.
     pub rq: Option<u64>,
-    /// The item concerned, if any.
     pub item_name: Option<String>,
-    /// The price concerned, if any.
     pub price: Option<Cents>,
-    /// Additional text for the operator.
     pub detail: String,
 }
 
@@ -174,15 +169,10 @@ pub struct LogRow {
 pub struct LedgerRow {
     /// The idempotency key, shared with the bank.
     pub key: String,
-    /// The direction of the movement.
     pub operation: LedgerOperation,
-    /// The peer that pays.
     pub buyer: Name,
-    /// The peer that is paid.
     pub seller: Name,
-    /// The full amount.
     pub price: Cents,
-    /// The operator's share of it.
     pub fee: Cents,
     pub at: Millis,
 }
@@ -196,7 +186,6 @@ pub struct ExchangeSnapshot {
     pub mid_key: Option<Token>,
     /// All registered peers, each with the time of its last request.
     pub peers: Vec<(PeerRow, Millis)>,
-    /// Recent departures.
     pub departures: Vec<DepartureRow>,
     /// All deals by id, each with its sellers in the order of their numbers.
     pub deals: Vec<(Deal, Vec<SellerSide>)>,

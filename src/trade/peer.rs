@@ -10,12 +10,14 @@
 //! |---|---|
 //! | `inventory.rs` | items, matching of searches, the seller's side of deals |
 //! | `purchases.rs` | the buyer's side of deals |
+//! | `messages.rs` | what the user requests about a deal, and what follows from the server's messages |
 //! | `reconciliation.rs` | corrections from the server's STATUS |
 //! | `node.rs` | a running peer: core, [`client`](super::client) and store |
 //! | `store.rs`, `wallet.rs`, `catalogue.rs` | the files of a peer |
 
 pub mod catalogue;
 mod inventory;
+mod messages;
 pub mod node;
 mod purchases;
 mod reconciliation;
@@ -32,10 +34,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::client::ClientError;
-use super::client::messages::ServerResponse;
-use super::wire::{Amount, ErrorCode, FIRST_SERVER_NUMBER, Goods, Notification, RequestBody, Side};
+use super::wire::{Amount, FIRST_SERVER_NUMBER, Notification, RequestBody, Response, Side};
 use crate::model::{Cents, Millis, Name, money};
 pub use inventory::{ANYTHING, Item, Sale, SaleState, ShipTo};
+pub use messages::DealCommand;
 pub use purchases::{Purchase, PurchaseState};
 pub use reconciliation::index_by_rq;
 
@@ -63,14 +65,12 @@ pub enum PeerInput {
     Find { item_name: Arc<str>, description: Arc<str>, max_price: Cents },
     /// Command: see who sells something, without buying it.
     Browse { word: Arc<str> },
-    /// Command: buy what was found.
-    Buy { rq: u64 },
-    /// Command: cancel a deal, on either side.
-    Cancel { rq: u64 },
+    /// Command: request something of the server about a deal.
+    Deal { rq: u64, command: DealCommand },
     /// A notification of the server has arrived.
     Notification(Notification),
     /// A request was answered, or has failed.
-    ResponseReceived { rq: u64, body: RequestBody, response: Result<ServerResponse, ClientError> },
+    ResponseReceived { rq: u64, body: RequestBody, response: Result<Response, ClientError> },
     /// Ask the server for the state of all deals, after a login or on command.
     AskStatus,
     /// The registration has ended, and the server has ended all deals with it.
@@ -96,6 +96,12 @@ pub enum PeerInput {
 #[error("{0}")]
 pub struct CommandError(pub String);
 
+impl CommandError {
+    fn no_deal(rq: u64) -> CommandError {
+        CommandError(format!("there is no deal {rq}; `deals` lists yours"))
+    }
+}
+
 /// The effects of an input, to be applied by the caller. None has been applied yet.
 #[derive(Debug, Default)]
 pub struct PeerEffects {
@@ -115,6 +121,11 @@ impl PeerEffects {
         self.acks.extend(later.acks);
         self.requests.extend(later.requests);
         self.events.extend(later.events);
+    }
+
+    /// Tells the user of an unexpected problem.
+    fn trouble(&mut self, rq: Option<u64>, reason: impl Into<String>) {
+        self.events.push(PeerEvent::Trouble { rq, reason: reason.into() });
     }
 
     fn is_empty(&self) -> bool {
@@ -223,6 +234,8 @@ pub struct PeerCore {
     purchases: BTreeMap<u64, Purchase>,
     seen: SeenNotifications,
     request_numbers: RequestNumbers,
+    /// The time of the input in hand.
+    now: Millis,
     /// Counts inputs, so that a STATUS response is not applied to deals that changed after the request.
     step: u64,
     /// When quiet deals were last asked about.
@@ -235,11 +248,8 @@ pub struct PeerCore {
 /// The stored state of a peer.
 #[derive(Debug, Default)]
 pub struct PeerSnapshot {
-    /// The items on sale.
     pub items: Vec<Item>,
-    /// Deals in which this peer sells.
     pub sales: Vec<Sale>,
-    /// Deals in which this peer buys.
     pub purchases: Vec<Purchase>,
     /// Handled notifications, oldest first.
     pub seen: Vec<(u64, Millis)>,
@@ -284,153 +294,51 @@ impl PeerCore {
     /// Why a command is refused, for the user; nothing has changed.
     pub fn handle(&mut self, now: Millis, input: PeerInput) -> Result<PeerEffects, CommandError> {
         let mut effects = PeerEffects::default();
+        self.now = now;
         self.step += 1;
         match input {
             PeerInput::Stock(items) => self.stock(items, &mut effects)?,
             PeerInput::Remove { name } => self.remove(&name, &mut effects)?,
             PeerInput::Find { item_name, description, max_price } => {
-                self.find(now, item_name, description, max_price, false, &mut effects)?;
+                self.find(item_name, description, max_price, false, &mut effects)?;
             }
-            PeerInput::Browse { word } => self.find(now, word, "".into(), money::PRICE_MAX, true, &mut effects)?,
-            PeerInput::Buy { rq } => self.buy(now, rq, &mut effects)?,
-            PeerInput::Cancel { rq } if self.sales.contains_key(&rq) => self.cancel_sale(now, rq, &mut effects)?,
-            PeerInput::Cancel { rq } => self.cancel_purchase(now, rq, &mut effects)?,
-            PeerInput::Notification(notification) => self.handle_notification(now, notification, &mut effects),
+            PeerInput::Browse { word } => self.find(word, "".into(), money::PRICE_MAX, true, &mut effects)?,
+            PeerInput::Deal { rq, command } => self.handle_deal_command(rq, command, &mut effects)?,
+            PeerInput::Notification(notification) => self.handle_notification(notification, &mut effects),
             PeerInput::ResponseReceived { rq, body, response } => {
-                self.handle_response(now, rq, &body, response, &mut effects)
+                self.handle_response(rq, &body, response, &mut effects)
             }
             PeerInput::AskStatus => self.ask_status(None, &mut effects),
-            PeerInput::Departed => self.departed(now, &mut effects),
-            PeerInput::Ship { rq, price, to } => self.ship(now, rq, price, to, &mut effects)?,
-            PeerInput::Sent { rq } => self.sent(now, rq, &mut effects)?,
-            PeerInput::Settled { rq, payout } => self.sold(now, rq, None, Some(payout), &mut effects),
+            PeerInput::Departed => self.departed(&mut effects),
+            PeerInput::Ship { rq, price, to } => self.ship(rq, price, to, &mut effects)?,
+            PeerInput::Sent { rq } => self.sent(rq, &mut effects)?,
+            PeerInput::Settled { rq, payout } => self.sold(rq, None, Some(payout), &mut effects),
             PeerInput::Receipt { rq, item_name, price, seller } => {
-                self.receipt(now, rq, &item_name, price, seller, &mut effects);
+                self.receipt(rq, &item_name, price, seller, &mut effects);
             }
-            PeerInput::SettlementCancelled { rq, reason } => self.end_deal(now, rq, &reason, &mut effects),
+            PeerInput::SettlementCancelled { rq, reason } => self.end_deal(rq, &reason, &mut effects),
             PeerInput::SettlementInterrupted { rq } => self.ask_status(Some(rq), &mut effects),
-            PeerInput::Tick => self.check_quiet_deals(now, &mut effects),
+            PeerInput::Tick => self.check_quiet_deals(&mut effects),
         }
         self.evict_ended(&mut effects);
         Ok(effects)
     }
 
-    /// Acknowledges every copy of a notification and handles only the first.
-    fn handle_notification(&mut self, now: Millis, notification: Notification, effects: &mut PeerEffects) {
-        let mid = notification.mid();
-        effects.acks.push(mid);
-        if !self.seen.insert(now, mid, effects) {
-            return;
-        }
-        match notification {
-            Notification::Search { rq, item_name, description, .. } => {
-                self.search(now, rq, item_name, &description, effects)
-            }
-            Notification::Negotiate { rq, item_name, max_price, .. } => {
-                self.negotiate(now, rq, item_name, max_price, effects)
-            }
-            Notification::Reserve { rq, item_name, price, .. } => self.reserve(now, rq, item_name, price, effects),
-            Notification::Released { rq, .. } => self.released(now, rq, effects),
-            Notification::Found { rq, item_name, price, seller, offer_item, offer_description, .. } => {
-                let goods = Goods { item: offer_item, description: offer_description };
-                self.found(now, Some(mid), rq, item_name, price, Some(seller), goods, effects);
-            }
-            Notification::NotFound { rq, .. } => self.search_failed(now, rq, "NOT_FOUND", effects),
-            Notification::NotAvailable { rq, .. } => self.search_failed(now, rq, "NOT_AVAILABLE", effects),
-            Notification::Cancel { rq, reason, .. } => self.end_deal(now, rq, &reason, effects),
-        }
-    }
-
-    fn handle_response(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        body: &RequestBody,
-        response: Result<ServerResponse, ClientError>,
-        effects: &mut PeerEffects,
-    ) {
-        if matches!(response, Err(ClientError::Superseded)) {
-            return;
-        }
-        if let Some(purchase) = self.purchases.get_mut(&rq) {
-            purchase.is_pending = false;
-        }
-        if let Some(sale) = self.sales.get_mut(&rq) {
-            sale.is_pending = false;
-        }
-        // The request may have arrived nevertheless; STATUS will tell.
-        let response = match response {
-            Ok(response) => response,
-            Err(error) => {
-                self.status_requests.remove(&rq);
-                let reason = error.to_string();
-                effects.events.push(PeerEvent::Trouble { rq: self.has_deal(rq).then_some(rq), reason });
-                return;
-            }
-        };
-        match (body, response) {
-            (RequestBody::Status { .. }, ServerResponse::Deals { deals, more, .. }) => {
-                if let Some((step, about)) = self.status_requests.remove(&rq) {
-                    self.reconcile(now, step, about, &deals, more, effects);
-                }
-            }
-            (RequestBody::LookingFor { item_name, .. }, ServerResponse::Searching { peers, .. }) => {
-                effects.events.push(PeerEvent::Searching { rq, item_name: item_name.clone(), peers });
-            }
-            (RequestBody::Buy { item_name, price }, ServerResponse::Buying { .. }) => {
-                effects.events.push(PeerEvent::Buying { rq, item_name: item_name.clone(), price: *price });
-            }
-            (RequestBody::Cancel { .. }, ServerResponse::Cancelled { .. }) => {
-                self.end_deal(now, rq, "cancelled by us", effects)
-            }
-            (_, ServerResponse::Error { code, reason, .. }) => self.handle_error(now, rq, body, code, &reason, effects),
-            _ => {}
-        }
-    }
-
-    fn handle_error(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        body: &RequestBody,
-        code: ErrorCode,
-        reason: &str,
-        effects: &mut PeerEffects,
-    ) {
-        self.status_requests.remove(&rq);
-        // Nothing changed on the server, so our own change still waits for its turn, or for STATUS.
-        let is_retryable = matches!(code, ErrorCode::Busy | ErrorCode::Unavailable);
-        match body {
-            RequestBody::Offer { .. } if !is_retryable => self.offer_refused(now, rq, reason, effects),
-            RequestBody::Accept { .. } if !is_retryable => self.accept_refused(now, rq, reason, effects),
-            RequestBody::LookingFor { .. } => self.search_refused(now, rq, reason, effects),
-            RequestBody::Buy { .. } => self.buy_refused(now, rq, is_retryable, reason, effects),
-            RequestBody::Cancel { .. } if code == ErrorCode::UnknownDeal => self.end_deal(now, rq, reason, effects),
-            RequestBody::Cancel { .. } => {
-                effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: format!("not cancelled: {reason}") });
-                self.ask_status(Some(rq), effects);
-            }
-            // A late NOT_AVAILABLE or REFUSE makes no difference.
-            RequestBody::NotAvailable { .. } | RequestBody::Refuse { .. } => {}
-            _ => effects.events.push(PeerEvent::Trouble { rq: None, reason: reason.to_owned() }),
-        }
-    }
-
     /// Ends a deal because of a notification, the last line of its settlement, or a response.
-    fn end_deal(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
+    fn end_deal(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         if self.sales.contains_key(&rq) {
-            self.end_sale(now, rq, reason, effects);
+            self.end_sale(rq, reason, effects);
         } else if self.purchases.contains_key(&rq) {
-            self.end_purchase(now, rq, reason, effects);
+            self.end_purchase(rq, reason, effects);
         }
     }
 
     /// A unit that was SHIPPED stays bound: a peer that has left does not learn how that settlement ended.
-    fn departed(&mut self, now: Millis, effects: &mut PeerEffects) {
+    fn departed(&mut self, effects: &mut PeerEffects) {
         let sales = self.sales.values().filter(|sale| sale.state != SaleState::Shipped && !sale.is_over());
         let open: Vec<u64> = sales.map(|sale| sale.rq).chain(self.purchases.keys().copied()).collect();
         for rq in open {
-            self.end_deal(now, rq, "we have left", effects);
+            self.end_deal(rq, "we have left", effects);
         }
     }
 
@@ -536,7 +444,6 @@ impl PeerCore {
 /// Why INFORM_REQ is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InformError {
-    /// The explanation for the log and the user.
     pub reason: String,
     /// Whether a RESERVE may still be on its way: TCP can be faster than UDP.
     pub is_retryable: bool,

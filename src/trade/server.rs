@@ -6,7 +6,6 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use crate::model::{Clock, FeeRate, Millis};
 use crate::net::budget::ReceiveBudget;
 use crate::net::counters::{LatencyHistogram, LatencySnapshot};
 use crate::net::listener::{ConnectionLimiter, Listener, ListenerContext, MessageHandler};
+use crate::net::permits::Permits;
 use crate::net::threads::Executor;
 use crate::net::timer::Timers;
 use crate::net::tls::TlsIdentity;
@@ -66,13 +66,10 @@ type StoredExchange = Exchange<StoreJournal>;
 pub struct TradeServerConfig {
     /// The address for datagrams and connections. Port 0 means any port that is free for both.
     pub addr: SocketAddr,
-    /// How long each window stays open.
     pub windows: Windows,
     /// The timeout of each step of a settlement.
     pub settle_timeout: Duration,
-    /// The rate of the operator's fee.
     pub fee: FeeRate,
-    /// Whether settlements are done without TLS.
     pub plaintext: bool,
 }
 
@@ -89,7 +86,6 @@ pub struct TradeServerContext {
     pub identity: Arc<TlsIdentity>,
     /// The database of trade, opened with [`store::MIGRATIONS`].
     pub store: Arc<Store>,
-    /// Charges cards.
     pub gateway: Arc<dyn Gateway>,
     /// The first range of ids. It is 0 unless ids may have been used that the database does not know of, because it
     /// was restored from a backup or data was lost.
@@ -102,18 +98,10 @@ pub struct TradeServerContext {
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum TradeStartError {
-    /// The port is in use, or may not be bound.
     #[error("cannot bind trade port {addr}")]
-    Bind {
-        /// The address that was to be bound.
-        addr: SocketAddr,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The store could not be read.
+    Bind { addr: SocketAddr, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The system refused a thread or a socket option.
     #[error("cannot start the trade server")]
     System(#[from] io::Error),
 }
@@ -145,8 +133,8 @@ struct ServerInner {
     counters: TradeCounters,
     /// The times from a datagram's arrival to its response.
     latencies: LatencyHistogram,
-    /// The number of requests that wait for a commit without a thread.
-    pending_commits: AtomicUsize,
+    /// For requests that wait for their commit without a thread; without a permit they wait on it.
+    pending_commits: Permits,
     /// The deals whose settlement has a driver.
     driven_settlements: Mutex<HashSet<u64>>,
     /// Notified whenever a settlement has ended; the mutex guards the number of waiting DE-REGISTERs.
@@ -177,7 +165,7 @@ impl TradeServer {
             error_limiter: ErrorRateLimiter::default(),
             counters: TradeCounters::default(),
             latencies: LatencyHistogram::default(),
-            pending_commits: AtomicUsize::new(0),
+            pending_commits: Permits::new(DATAGRAMS_IN_PROGRESS_MAX),
             driven_settlements: Mutex::default(),
             settlement_ended: (Mutex::new(0), Condvar::new()),
             stops_at: OnceLock::new(),

@@ -24,13 +24,11 @@ mod tests;
 /// An event reported to the settlement.
 #[derive(Debug)]
 pub enum SettlementInput<'a> {
-    /// A side has sent a line.
     Line(Side, &'a str),
     /// The connection to a side failed, was lost or is unusable.
     Lost(Side, &'a str),
     /// No connection to a side could be made. The text names the address and the reason; only that side is told.
     Unreachable(Side, &'a str),
-    /// The time of the current step is up.
     TimedOut,
     /// The bank holds the amount.
     Authorised,
@@ -51,7 +49,6 @@ pub enum SettlementInput<'a> {
 /// An action for the driver.
 #[derive(Debug)]
 pub enum SettlementAction {
-    /// Write a line to a side.
     Write(Side, SettlementMessage),
     /// Ask the bank to hold the price on this card.
     Authorise(PaymentCard),
@@ -59,7 +56,6 @@ pub enum SettlementAction {
     Capture,
     /// Ask the bank to release the amount; retried until it answers.
     Void,
-    /// Record this milestone of the deal on disk.
     Store(SettlementMilestone),
     /// Close both connections: the settlement is over.
     Close,
@@ -116,47 +112,52 @@ impl Settlement {
             SettlementAction::Write(side, line)
         };
         let actions = vec![ask(Side::Buyer, &order.buyer), ask(Side::Seller, &order.seller)];
-        let recorded = order.payment;
-        (
-            Settlement {
-                order,
-                stage: SettlementStage::Informing,
-                recorded,
-                is_recovered: false,
-                buyer: None,
-                seller: None,
-                pending_failure: None,
-                failed: None,
-                unreached: None,
-            },
-            actions,
-        )
+        (Settlement::new(order, SettlementStage::Informing, false), actions)
     }
 
     /// Resumes a settlement that a stop of the server interrupted. It is captured if SHIPPED was on disk, else
     /// undone. There are no connections any more.
     pub fn recover(order: SettlementOrder) -> (Settlement, Vec<SettlementAction>) {
-        let recorded = order.payment;
-        let (stage, action) = match recorded {
+        let (stage, action) = match order.payment {
             PaymentProgress::Shipped => (SettlementStage::Capturing, SettlementAction::Capture),
             _ => (SettlementStage::Undoing("the settlement was interrupted".to_owned()), SettlementAction::Void),
         };
-        let settlement = Settlement {
+        (Settlement::new(order, stage, true), vec![action])
+    }
+
+    fn new(order: SettlementOrder, stage: SettlementStage, is_recovered: bool) -> Settlement {
+        Settlement {
+            recorded: order.payment,
             order,
             stage,
-            recorded,
-            is_recovered: true,
+            is_recovered,
             buyer: None,
             seller: None,
             pending_failure: None,
             failed: None,
             unreached: None,
-        };
-        (settlement, vec![action])
+        }
     }
 
     /// Handles an input and returns the actions to be performed.
     pub fn handle(&mut self, input: SettlementInput) -> Vec<SettlementAction> {
+        match input {
+            SettlementInput::Line(..)
+            | SettlementInput::Lost(..)
+            | SettlementInput::Unreachable(..)
+            | SettlementInput::TimedOut => self.handle_side(input),
+            SettlementInput::Authorised
+            | SettlementInput::Declined(_)
+            | SettlementInput::Captured
+            | SettlementInput::CaptureRefused(_)
+            | SettlementInput::Voided
+            | SettlementInput::AlreadyCaptured(_)
+            | SettlementInput::Stored => self.handle_outcome(input),
+        }
+    }
+
+    /// Handles what a side does, or fails to do in time.
+    fn handle_side(&mut self, input: SettlementInput) -> Vec<SettlementAction> {
         match (self.stage.clone(), input) {
             (SettlementStage::Informing, SettlementInput::Line(side, line)) => match self.inform(side, line) {
                 Ok(actions) => actions,
@@ -189,7 +190,15 @@ impl Settlement {
                 };
                 self.fail(format!("the {} did not answer in time", side_name(silent)))
             }
+            // While the bank or the disk decides, and after SHIPPED, a side cannot change anything. A lost connection
+            // was handled when it was lost.
+            _ => Vec::new(),
+        }
+    }
 
+    /// Handles the answer of the bank or of the disk.
+    fn handle_outcome(&mut self, input: SettlementInput) -> Vec<SettlementAction> {
+        match (self.stage.clone(), input) {
             (SettlementStage::Authorising, SettlementInput::Authorised) => match self.pending_failure.take() {
                 Some(reason) => self.fail(reason),
                 None => vec![SettlementAction::Store(SettlementMilestone::Authorised)],
@@ -250,15 +259,6 @@ impl Settlement {
                 self.closing_actions(&milestone)
             }
 
-            // While the bank or the disk decides, and after SHIPPED, a side cannot change anything. A lost connection
-            // was handled when it was lost.
-            (
-                _,
-                SettlementInput::Line(..)
-                | SettlementInput::Lost(..)
-                | SettlementInput::Unreachable(..)
-                | SettlementInput::TimedOut,
-            ) => Vec::new(),
             (stage, input) => {
                 debug_assert!(false, "{input:?} in {stage:?}");
                 log::error!("settlement of deal {}: unexpected {input:?} while {stage:?}", self.order.deal);

@@ -7,18 +7,24 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+#[macro_use]
+mod tables;
+mod datagram;
 mod field;
-mod request;
-mod response;
+mod messages;
+mod parts;
 mod settlement;
 #[cfg(test)]
 mod tests;
 
-pub use self::field::parse_object;
-pub use self::request::{Ack, PeerEndpoint, PeerMessage, Request, RequestBody, parse_message};
-pub use self::response::{DealPhase, DealStatus, Goods, Notification, Response, RevealedToken, Side};
+pub use self::datagram::{
+    Ack, PeerMessage, Request, ServerMessage, encode_ack, encode_request, parse_message, parse_server_message,
+};
+pub use self::messages::{DealRequest, Notification, RequestBody, RequestKind, Response};
+pub use self::parts::{DealPhase, DealStatus, Goods, PeerEndpoint, Side};
 pub use self::settlement::{
-    Amount, InformResponse, PaymentDetails, SettlementMessage, SettlementResponse, parse_settlement_response,
+    Amount, InformResponse, PaymentDetails, SettlementMessage, SettlementResponse, encode_inform, encode_shipped,
+    parse_settlement_message, parse_settlement_response,
 };
 
 /// The maximum length of a datagram in bytes, in either direction.
@@ -53,7 +59,6 @@ pub enum ErrorCode {
 /// A refused request: the error code and an explanation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestError {
-    /// The machine-readable code.
     pub code: ErrorCode,
     /// The human-readable explanation; names the offending field if there is one.
     pub reason: String,

@@ -9,11 +9,11 @@ use p2s2::internals::model::{Cents, Millis, Name, Token};
 use p2s2::internals::storage::Journal;
 use p2s2::internals::trade::deal::{DealState, LedgerOperation, Party, PaymentProgress};
 use p2s2::internals::trade::exchange::NotificationId;
-use p2s2::internals::trade::wire::{DealPhase, ErrorCode, Notification, Request, RequestBody, Response};
+use p2s2::internals::trade::wire::{DealPhase, DealRequest, ErrorCode, Notification, Request, RequestBody, Response};
 
 use crate::bank::{Account, Bank};
 use crate::disk::{Disk, Rows};
-use crate::peer::{Peer, kind};
+use crate::peer::{Peer, about};
 
 /// A violated rule.
 #[derive(Debug, Clone)]
@@ -163,20 +163,23 @@ impl Invariants {
             self.promises.push(Promise { name: name.clone(), rq: request.rq, deal, what });
         };
         match (&request.body, response) {
-            (RequestBody::Register(_), Response::Registered { token, .. }) => {
-                let before = self.registered.insert(name.clone(), token.0.reveal().to_owned());
-                self.hold(before.is_none_or(|before| before == token.0.reveal()), "a name has one token", || {
+            (RequestBody::Register { .. }, Response::Registered { token, .. }) => {
+                let before = self.registered.insert(name.clone(), token.reveal().to_owned());
+                self.hold(before.is_none_or(|before| before == token.reveal()), "a name has one token", || {
                     format!("{name} has another token now")
                 });
             }
             (RequestBody::LookingFor { .. }, Response::Searching { .. }) => promise(Promised::Search),
-            (RequestBody::Offer { price, .. }, Response::Offered { .. }) => promise(Promised::Offer(price.0)),
-            (RequestBody::Buy { .. }, Response::Buying { .. }) => promise(Promised::Purchase),
+            (about!(DealRequest::Offer { price, .. }), Response::Offered { .. }) => promise(Promised::Offer(price.0)),
+            (about!(DealRequest::Buy { .. }), Response::Buying { .. }) => promise(Promised::Purchase),
             _ => {}
         }
         if matches!(
             request.body,
-            RequestBody::Register(_) | RequestBody::Login(_) | RequestBody::Status { .. } | RequestBody::DeRegister
+            RequestBody::Register { .. }
+                | RequestBody::Login { .. }
+                | RequestBody::Status { .. }
+                | RequestBody::DeRegister
         ) {
             return;
         }
@@ -186,7 +189,7 @@ impl Invariants {
             Response::Error { .. } => true,
             _ => false,
         };
-        let key = (name.clone(), kind(&request.body), request.rq);
+        let key = (name.clone(), request.body.type_name(), request.rq);
         let (content, given) = (format!("{:?}", request.body), format!("{response:?}"));
         match self.answers.get(&key).cloned() {
             Some((before, answer)) if before == content => {

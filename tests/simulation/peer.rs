@@ -5,11 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use p2s2::internals::model::{Cents, Name, Token};
 use p2s2::internals::trade::wire::{
-    DealPhase, DealStatus, ErrorCode, Goods, Notification, PeerEndpoint, Request, RequestBody, Response,
+    DealPhase, DealRequest, DealStatus, ErrorCode, Goods, Notification, PeerEndpoint, Request, RequestBody, Response,
     SettlementMessage, Side,
 };
 
 use crate::rng::Rng;
+
+/// The pattern of a request about a deal.
+macro_rules! about {
+    ($request:pat) => {
+        RequestBody::Deal { request: $request, .. }
+    };
+}
+pub(crate) use about;
 
 pub const ITEM: &str = "lamp";
 /// The maximum delay of a datagram.
@@ -137,7 +145,7 @@ impl Peer {
     }
 
     fn ask(&mut self, rq: u64, body: RequestBody) -> PeerAction {
-        let token = self.token.clone().filter(|_| self.habits.shows_token || matches!(body, RequestBody::Login(_)));
+        let token = self.token.clone().filter(|_| self.habits.shows_token || matches!(body, RequestBody::Login { .. }));
         let request = Request { rq, name: self.name.clone(), token, body };
         self.pending.insert(rq, request.clone());
         if self.habits.liar {
@@ -156,13 +164,13 @@ impl Peer {
         if self.token.is_none() {
             if self.pending.is_empty() {
                 let rq = self.rq();
-                done.push(self.ask(rq, RequestBody::Register(self.endpoint())));
+                done.push(self.ask(rq, RequestBody::Register { endpoint: self.endpoint() }));
             }
             return done;
         }
         if std::mem::take(&mut self.astray) {
             let rq = self.rq();
-            done.push(self.ask(rq, RequestBody::Login(self.endpoint())));
+            done.push(self.ask(rq, RequestBody::Login { endpoint: self.endpoint() }));
         }
         if healed || rng.permille(250) {
             let rq = self.rq();
@@ -189,7 +197,7 @@ impl Peer {
             70..74 => {
                 let bound: Vec<u64> = self.bound.keys().copied().collect();
                 if let Some(rq) = rng.pick(&bound).copied().filter(|rq| !self.pending.contains_key(rq)) {
-                    done.push(self.ask(rq, RequestBody::Cancel { item_name: ITEM.into() }));
+                    done.push(self.ask(rq, DealRequest::Cancel.about(ITEM.into())));
                 }
             }
             74..76 => {
@@ -200,11 +208,11 @@ impl Peer {
             76..79 if !self.habits.never_acks => {
                 self.home.set_port(self.home.port() + 1);
                 let rq = self.rq();
-                done.push(self.ask(rq, RequestBody::Login(self.endpoint())));
+                done.push(self.ask(rq, RequestBody::Login { endpoint: self.endpoint() }));
             }
             79..81 => {
                 let rq = self.rq();
-                done.push(self.ask(rq, RequestBody::Register(self.endpoint())));
+                done.push(self.ask(rq, RequestBody::Register { endpoint: self.endpoint() }));
             }
             81..86 if self.habits.liar => done.extend(self.lie(rng)),
             _ => {}
@@ -227,9 +235,9 @@ impl Peer {
                 search.bought = Some(price);
                 let wrong = self.habits.liar && rng.permille(200);
                 let price = Cents(if wrong { 1 } else { price });
-                Some(self.ask(rq, RequestBody::Buy { item_name: ITEM.into(), price }))
+                Some(self.ask(rq, DealRequest::Buy { price }.about(ITEM.into())))
             }
-            _ if rng.permille(200) => Some(self.ask(rq, RequestBody::Cancel { item_name: ITEM.into() })),
+            _ if rng.permille(200) => Some(self.ask(rq, DealRequest::Cancel.about(ITEM.into()))),
             _ => None,
         }
     }
@@ -244,13 +252,18 @@ impl Peer {
             return None;
         }
         match &mut request.body {
-            RequestBody::Offer { price: amount, .. }
-            | RequestBody::Buy { price: amount, .. }
-            | RequestBody::LookingFor { max_price: amount, .. }
-            | RequestBody::Accept { max_price: amount, .. }
-            | RequestBody::Refuse { max_price: amount, .. } => amount.0 += 1,
-            RequestBody::Cancel { item_name } | RequestBody::NotAvailable { item_name } => *item_name = "lump".into(),
-            _ => return None,
+            RequestBody::LookingFor { max_price, .. } => max_price.0 += 1,
+            RequestBody::Deal { item_name, request } => match request {
+                DealRequest::Offer { price: amount, .. }
+                | DealRequest::Buy { price: amount }
+                | DealRequest::Accept { max_price: amount }
+                | DealRequest::Refuse { max_price: amount } => amount.0 += 1,
+                DealRequest::Cancel | DealRequest::NotAvailable => *item_name = "lump".into(),
+            },
+            RequestBody::Register { .. }
+            | RequestBody::Login { .. }
+            | RequestBody::DeRegister
+            | RequestBody::Status { .. } => return None,
         }
         Some(PeerAction::Ask(request))
     }
@@ -275,21 +288,19 @@ impl Peer {
             Notification::Search { .. } if self.has_unit() && rng.permille(900) => {
                 self.hold(rq, now);
                 let price = Cents(self.price + rng.below(2_000) as i64);
-                done.push(self.ask(rq, RequestBody::Offer { item_name: ITEM.into(), price, goods: Goods::default() }));
+                done.push(self.ask(rq, DealRequest::Offer { price, goods: Goods::default() }.about(ITEM.into())));
             }
-            Notification::Search { .. } => {
-                done.push(self.ask(rq, RequestBody::NotAvailable { item_name: ITEM.into() }))
-            }
+            Notification::Search { .. } => done.push(self.ask(rq, DealRequest::NotAvailable.about(ITEM.into()))),
             Notification::Negotiate { max_price, .. } => {
                 let wrong = self.habits.liar && rng.permille(300);
                 let max = Cents(max_price.0 + i64::from(wrong));
                 let item_name = ITEM.into();
                 if (self.bound.contains_key(&rq) || self.habits.forgets_units) && max.0 * 10 >= self.price * 8 {
-                    done.push(self.ask(rq, RequestBody::Accept { item_name, max_price: max }));
+                    done.push(self.ask(rq, DealRequest::Accept { max_price: max }.about(item_name)));
                 } else if rng.permille(800) {
-                    done.push(self.ask(rq, RequestBody::Refuse { item_name, max_price: max }));
+                    done.push(self.ask(rq, DealRequest::Refuse { max_price: max }.about(item_name)));
                 } else if rng.permille(500) {
-                    done.push(self.ask(rq, RequestBody::Cancel { item_name }));
+                    done.push(self.ask(rq, DealRequest::Cancel.about(item_name)));
                 }
             }
             Notification::Reserve { price, .. } => {
@@ -299,7 +310,7 @@ impl Peer {
                 match self.bound.get_mut(&rq) {
                     Some(unit) => (unit.reserved, unit.touched_ms) = (Some(price.0), now),
                     None if self.habits.forgets_units => {}
-                    None => done.push(self.ask(rq, RequestBody::Cancel { item_name: ITEM.into() })),
+                    None => done.push(self.ask(rq, DealRequest::Cancel.about(ITEM.into()))),
                 }
             }
             Notification::Released { .. } => drop(self.bound.remove(&rq)),
@@ -336,18 +347,18 @@ impl Peer {
         let Some(request) = self.pending.get(&rq) else { return };
         let asked = request.body.clone();
         match (&asked, response) {
-            (RequestBody::Register(_), Response::Registered { token, .. }) => self.token = Some(token.0.clone()),
-            (RequestBody::Register(_), Response::RegisterDenied { .. })
-            | (RequestBody::Login(_), Response::LoginDenied { .. }) => {}
-            (RequestBody::Login(_), Response::LoggedIn { .. })
+            (RequestBody::Register { .. }, Response::Registered { token, .. }) => self.token = Some(token.clone()),
+            (RequestBody::Register { .. }, Response::RegisterDenied { .. })
+            | (RequestBody::Login { .. }, Response::LoginDenied { .. }) => {}
+            (RequestBody::Login { .. }, Response::LoggedIn { .. })
             | (RequestBody::LookingFor { .. }, Response::Searching { .. })
-            | (RequestBody::Offer { .. }, Response::Offered { .. })
+            | (about!(DealRequest::Offer { .. }), Response::Offered { .. })
             | (
-                RequestBody::NotAvailable { .. } | RequestBody::Accept { .. } | RequestBody::Refuse { .. },
+                about!(DealRequest::NotAvailable | DealRequest::Accept { .. } | DealRequest::Refuse { .. }),
                 Response::Noted { .. },
             )
-            | (RequestBody::Buy { .. }, Response::Buying { .. }) => {}
-            (RequestBody::Cancel { .. }, Response::Cancelled { .. }) => {
+            | (about!(DealRequest::Buy { .. }), Response::Buying { .. }) => {}
+            (about!(DealRequest::Cancel), Response::Cancelled { .. }) => {
                 self.bound.remove(&rq);
                 self.searches.remove(&rq);
             }
@@ -368,7 +379,7 @@ impl Peer {
             (_, Response::Error { code: ErrorCode::Unavailable | ErrorCode::Busy, .. }) => return,
             (_, Response::Error { code: ErrorCode::NotRegistered, .. }) => return self.left(),
             // A late offer binds nothing.
-            (RequestBody::Offer { .. }, Response::Error { .. }) => drop(self.bound.remove(&rq)),
+            (about!(DealRequest::Offer { .. }), Response::Error { .. }) => drop(self.bound.remove(&rq)),
             (RequestBody::LookingFor { .. }, Response::Error { .. }) => drop(self.searches.remove(&rq)),
             (_, Response::Error { .. }) => {}
             // A late copy of the response to another request.
@@ -505,22 +516,5 @@ fn misbehave(line: String, rng: &mut Rng) -> SettlementReaction {
         1 => SettlementReaction::Line("nonsense".to_owned()),
         2 => SettlementReaction::Nothing,
         _ => SettlementReaction::Line(line),
-    }
-}
-
-/// The wire type of a request.
-pub fn kind(body: &RequestBody) -> &'static str {
-    match body {
-        RequestBody::Register(_) => "REGISTER",
-        RequestBody::Login(_) => "LOGIN",
-        RequestBody::DeRegister => "DE-REGISTER",
-        RequestBody::LookingFor { .. } => "LOOKING_FOR",
-        RequestBody::Offer { .. } => "OFFER",
-        RequestBody::NotAvailable { .. } => "NOT_AVAILABLE",
-        RequestBody::Accept { .. } => "ACCEPT",
-        RequestBody::Refuse { .. } => "REFUSE",
-        RequestBody::Buy { .. } => "BUY",
-        RequestBody::Cancel { .. } => "CANCEL",
-        RequestBody::Status { .. } => "STATUS",
     }
 }

@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use p2s2::internals::model::{FeeRate, Millis, Name};
 use p2s2::internals::storage::Journal;
-use p2s2::internals::trade::client::messages::{encode_ack, encode_request};
 use p2s2::internals::trade::deal::{DealInput, Windows};
 use p2s2::internals::trade::exchange::{
     Exchange, ExchangeEffects, ExchangeRules, NotificationId, OutgoingNotification, RequestOrigin, ResumedWork,
     Transport,
 };
 use p2s2::internals::trade::settlement::{Settlement, SettlementAction, SettlementInput, SettlementMilestone};
-use p2s2::internals::trade::wire::{DATAGRAM_MAX, ErrorCode, Request, RequestBody, Response, Side, encode};
+use p2s2::internals::trade::wire::{
+    DATAGRAM_MAX, DealRequest, ErrorCode, Request, RequestBody, Response, Side, encode, encode_ack, encode_request,
+};
 
 use crate::Fault;
 use crate::bank::{Answer, Call};
 use crate::disk::Disk;
+use crate::peer::about;
 use crate::world::{Event, World};
 
 /// The pauses after which a notification is repeated.
@@ -196,7 +198,7 @@ impl World {
         match event {
             Event::Request { from, request } => {
                 match request.body {
-                    RequestBody::Register(_) => self.rules.registered_anew(&request.name),
+                    RequestBody::Register { .. } => self.rules.registered_anew(&request.name),
                     RequestBody::LookingFor { .. } => self.tally.deals += 1,
                     _ => {}
                 }
@@ -211,7 +213,7 @@ impl World {
                 {
                     self.rules.departure_requested(&request.name);
                 }
-                if let (RequestBody::Buy { price, .. }, Some(deal)) = (&request.body, effects.settlement) {
+                if let (about!(DealRequest::Buy { price }), Some(deal)) = (&request.body, effects.settlement) {
                     self.rules.bought(deal, price.0);
                 }
                 let era = self.rules.era(&request.name);
@@ -415,7 +417,7 @@ impl World {
         let Some(bytes) = server.exchange.fit_response(&mut response, to, is_validated, DATAGRAM_MAX) else { return };
         self.rules.bytes_sent(to, bytes.len());
         if let Response::Registered { token, .. } = &response {
-            self.rules.token_sent(to, &token.0);
+            self.rules.token_sent(to, token);
         }
         self.network(Event::Response { to, response: Box::new(response) });
     }

@@ -122,6 +122,12 @@ fn purchases_leave_no_secret_in_logs_and_no_card_on_disk() {
         }
         let mut written = vec![("the log".to_owned(), log), ("admin".to_owned(), admin)];
         files(&state, &mut written);
+        // The number in a watermark is padded with as many zeros as a card has; one that begins with 2 is none.
+        for (_, bytes) in written.iter_mut().filter(|(name, _)| name.ends_with("-mark")) {
+            let fields =
+                bytes.split(|byte| *byte == b' ').filter(|field| field.len() != 20 || !field.starts_with(b"0"));
+            *bytes = fields.collect::<Vec<_>>().join(&b' ');
+        }
         assert!(written.iter().any(|(name, _)| name.ends_with("-wal")), "a killed server leaves one");
         for (name, bytes) in &written {
             for card in [GOOD_CARD, OTHER_CARD, DECLINED_CARD, BAD_CARD, SELLERS_CARD] {
@@ -171,10 +177,7 @@ fn what_is_printed_for_debugging_hides_them_too() {
     let request = json!({"type": "LOGIN", "rq": 1, "name": "bob", "token": token.reveal(), "ip": "127.0.0.1",
         "udp_port": 5000, "tcp_port": 5000});
     shown += &format!("{:?}", wire::parse_message(request.to_string().as_bytes()));
-    shown += &format!(
-        "{:?}",
-        wire::Response::Registered { rq: 1, token: wire::RevealedToken(token.clone()), cert_sha256: None }
-    );
+    shown += &format!("{:?}", wire::Response::Registered { rq: 1, token: token.clone(), cert_sha256: None });
     assert!(shown.contains("lamp") && shown.contains("bob"), "{shown}");
     assert!(!shows(shown.as_bytes(), GOOD_CARD), "{shown}");
     assert!(!shown.contains("5ecre7"), "{shown}");

@@ -14,13 +14,13 @@ use crate::cli::repl::{Commands, Flow, Screen};
 use crate::cli::table::{Align, table};
 use crate::model::{Cents, duration};
 use crate::trade::peer::node::Node;
-use crate::trade::peer::{ANYTHING, Item, PeerEvent, catalogue, index_by_rq};
+use crate::trade::peer::{ANYTHING, DealCommand, Item, PeerEvent, ShipTo, catalogue, index_by_rq};
 
 /// Default timeout of `wait`: long enough for a search, five negotiations, a reservation and a settlement.
 const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 
 /// Name, arguments and description.
-const COMMANDS: [(&str, &str, &str); 17] = [
+const COMMANDS: &[(&str, &str, &str)] = &[
     ("sell", "NAME PRICE [MIN_PRICE] [QTY] [DESCRIPTION]", "put an item on sale (or change it); one unit, firm price"),
     ("items", "", "what is on sale"),
     ("load", "FILE", "put a JSON catalogue on sale, all of it or nothing"),
@@ -68,7 +68,7 @@ impl Commands for PeerCommands {
             }
             ("cancel", [rq]) => {
                 let rq = self.parse_rq(rq)?;
-                self.node.cancel(rq)?;
+                self.node.command(rq, DealCommand::Cancel)?;
                 self.print_result("cancel", json!({ "rq": rq }), || format!("cancelled [{rq}]"));
             }
             ("browse", words) => self.browse(&words.join(" "))?,
@@ -145,22 +145,15 @@ impl PeerCommands {
     }
 
     fn items(&self) {
-        let items = self.node.items();
-        if self.screen.is_json() {
-            let items: Vec<Value> = items
-                .iter()
-                .map(|(item, bound)| {
-                    json!({
-                        "name": item.name, "price": item.price, "min_price": item.min_price, "sold": item.sold,
-                        "quantity": item.quantity, "bound": bound, "description": item.description,
-                    })
-                })
-                .collect();
-            return self.screen.print_json(&json!({ "ok": "items", "items": items }));
-        }
-        if items.is_empty() {
-            return self.screen.print("nothing is on sale; `sell` or `load` changes that");
-        }
+        let rows = self.node.items().into_iter().map(|(item, bound)| {
+            let Item { name, price, min_price, quantity, description, sold } = item;
+            let fields = json!({
+                "name": name, "price": price, "min_price": min_price, "sold": sold, "quantity": quantity,
+                "bound": bound, "description": description,
+            });
+            let [quantity, bound, sold] = [quantity, bound, sold].map(|number| number.to_string());
+            (fields, vec![name, price.to_string(), min_price.to_string(), quantity, bound, sold, description])
+        });
         let columns = [
             ("name", Align::Left),
             ("price", Align::Right),
@@ -170,16 +163,7 @@ impl PeerCommands {
             ("sold", Align::Right),
             ("description", Align::Left),
         ];
-        let rows: Vec<Vec<String>> = items
-            .into_iter()
-            .map(|(item, bound)| {
-                let numbers = [item.quantity, bound, item.sold].map(|number| number.to_string());
-                let [quantity, bound, sold] = numbers;
-                let (price, min_price) = (item.price.to_string(), item.min_price.to_string());
-                vec![item.name, price, min_price, quantity, bound, sold, item.description]
-            })
-            .collect();
-        self.screen.print(&table(&columns, &rows));
+        self.print_list(("items", "items"), &columns, rows, "nothing is on sale; `sell` or `load` changes that", None);
     }
 
     fn load(&self, file: &str) -> anyhow::Result<()> {
@@ -220,28 +204,14 @@ impl PeerCommands {
 
     /// Sold items that are to be shipped, with the buyers' names and addresses.
     fn orders(&self) {
-        let orders = self.node.orders();
-        if self.screen.is_json() {
-            let orders: Vec<Value> = orders
-                .iter()
-                .filter_map(|sale| Some((sale, sale.ship_to.as_ref()?)))
-                .map(|(sale, to)| {
-                    json!({
-                        "rq": sale.rq, "item": sale.item, "item_name": sale.item_name, "price": sale.price,
-                        "buyer": to.name, "address": to.address,
-                    })
-                })
-                .collect();
-            return self.screen.print_json(&json!({ "ok": "orders", "orders": orders }));
-        }
-        let rows: Vec<Vec<String>> = orders
-            .into_iter()
-            .filter_map(|sale| Some((sale.ship_to?, sale.rq, sale.item, sale.price)))
-            .map(|(to, rq, item, price)| vec![rq.to_string(), item, price.to_string(), to.name.to_string(), to.address])
-            .collect();
-        if rows.is_empty() {
-            return self.screen.print("nothing is to be sent");
-        }
+        let rows = self.node.orders().into_iter().filter_map(|sale| {
+            let ShipTo { name, address } = sale.ship_to?;
+            let fields = json!({
+                "rq": sale.rq, "item": sale.item, "item_name": sale.item_name, "price": sale.price, "buyer": name,
+                "address": address,
+            });
+            Some((fields, vec![sale.rq.to_string(), sale.item, sale.price.to_string(), name.to_string(), address]))
+        });
         let columns = [
             ("rq", Align::Right),
             ("item", Align::Left),
@@ -249,8 +219,8 @@ impl PeerCommands {
             ("buyer", Align::Left),
             ("address", Align::Left),
         ];
-        self.screen.print(&table(&columns, &rows));
-        self.screen.print("`shipped RQ` when it is sent.");
+        let remark = Some("`shipped RQ` when it is sent.");
+        self.print_list(("orders", "orders"), &columns, rows, "nothing is to be sent", remark);
     }
 
     fn wait(&self, rq: &str, at_most: Duration) -> anyhow::Result<()> {
@@ -288,33 +258,22 @@ impl PeerCommands {
         let sold = sales
             .iter()
             .map(|it| (it.rq, "seller", &it.item_name, serialized_name(&it.state), it.price, None, &it.reason));
-        let rows = bought.chain(sold);
-        if self.screen.is_json() {
-            let deals: Vec<Value> = rows
-                .map(|(rq, side, item_name, state, price, seller, reason)| {
-                    json!({
-                        "rq": rq, "side": side, "item_name": item_name, "state": state, "price": price,
-                        "seller": seller, "reason": reason, "server": at_server.get(&rq),
-                    })
-                })
-                .collect();
-            return self.screen.print_json(&json!({ "ok": "deals", "deals": deals }));
-        }
-        let rows: Vec<Vec<String>> = rows
-            .map(|(rq, side, item_name, state, price, seller, reason)| {
-                let server = at_server.get(&rq).map(|deal| {
-                    let left = deal.ends_in_ms.map(|ms| format!(", {} s left", ms.div_ceil(1000)));
-                    format!("{}{}", serialized_name(&deal.state), left.unwrap_or_default())
-                });
-                let remark = seller.map(|name| format!("from {name}")).or(reason.as_ref().map(|it| it.to_string()));
-                let (rq, price) = (rq.to_string(), price.to_string());
-                let (side, item_name) = (side.to_owned(), item_name.to_string());
-                vec![rq, side, item_name, price, state, server.unwrap_or_default(), remark.unwrap_or_default()]
-            })
-            .collect();
-        if rows.is_empty() {
-            return self.screen.print("no deals yet; `find` begins one");
-        }
+        let rows = bought.chain(sold).map(|(rq, side, item_name, state, price, seller, reason)| {
+            let at_server = at_server.get(&rq);
+            let fields = json!({
+                "rq": rq, "side": side, "item_name": item_name, "state": state, "price": price, "seller": seller,
+                "reason": reason, "server": at_server,
+            });
+            let server = at_server.map(|deal| {
+                let left = deal.ends_in_ms.map(|ms| format!(", {} s left", ms.div_ceil(1000)));
+                format!("{}{}", serialized_name(&deal.state), left.unwrap_or_default())
+            });
+            let remark = seller.map(|name| format!("from {name}")).or(reason.as_ref().map(|it| it.to_string()));
+            let (rq, price) = (rq.to_string(), price.to_string());
+            let (side, item_name) = (side.to_owned(), item_name.to_string());
+            let cells = vec![rq, side, item_name, price, state, server.unwrap_or_default(), remark.unwrap_or_default()];
+            (fields, cells)
+        });
         let columns = [
             ("rq", Align::Right),
             ("side", Align::Left),
@@ -324,20 +283,36 @@ impl PeerCommands {
             ("server", Align::Left),
             ("", Align::Left),
         ];
-        self.screen.print(&table(&columns, &rows));
+        self.print_list(("deals", "deals"), &columns, rows, "no deals yet; `find` begins one", None);
     }
 
     fn help(&self) {
+        let rows = COMMANDS.iter().map(|(name, arguments, does)| {
+            let fields = json!({ "name": name, "arguments": arguments, "does": does });
+            (fields, vec![format!("{name} {arguments}"), (*does).to_owned()])
+        });
+        let remark = Some("RQ is the number in brackets; `last` is that of your newest search.");
+        self.print_list(("help", "commands"), &[("command", Align::Left), ("", Align::Left)], rows, "", remark);
+    }
+
+    /// Prints the list that a command has as its result, with `--json` under `key`, else as a table with a remark.
+    fn print_list(
+        &self,
+        (command, key): (&str, &str),
+        columns: &[(&str, Align)],
+        rows: impl Iterator<Item = (Value, Vec<String>)>,
+        empty: &str,
+        remark: Option<&str>,
+    ) {
+        let (fields, rows): (Vec<Value>, Vec<Vec<String>>) = rows.unzip();
         if self.screen.is_json() {
-            let commands: Vec<Value> = COMMANDS
-                .iter()
-                .map(|(name, arguments, does)| json!({ "name": name, "arguments": arguments, "does": does }))
-                .collect();
-            return self.screen.print_json(&json!({ "ok": "help", "commands": commands }));
+            self.screen.print_json(&json!({ "ok": command, key: fields }));
+        } else if rows.is_empty() {
+            self.screen.print(empty);
+        } else {
+            self.screen.print(&table(columns, &rows));
+            remark.into_iter().for_each(|remark| self.screen.print(remark));
         }
-        let rows = COMMANDS.map(|(name, arguments, does)| vec![format!("{name} {arguments}"), does.to_owned()]);
-        self.screen.print(&table(&[("command", Align::Left), ("", Align::Left)], &rows));
-        self.screen.print("RQ is the number in brackets; `last` is that of your newest search.");
     }
 
     fn parse_rq(&self, text: &str) -> anyhow::Result<u64> {

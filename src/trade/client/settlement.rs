@@ -4,11 +4,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::messages::{encode_inform, encode_shipped};
 use super::{ClientHandler, ClientInner, SettlementSecurity, ShippingOrder};
 use crate::net::conn::{Conn, ConnReader, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
-use crate::trade::wire::{DATAGRAM_MAX, SettlementMessage, parse_object};
+use crate::trade::wire::{DATAGRAM_MAX, SettlementMessage, encode_inform, encode_shipped, parse_settlement_message};
 
 /// How long the server may be silent between its lines: the other side, the bank and the disk take their time too,
 /// and a charge is retried until the bank answers.
@@ -105,24 +104,28 @@ impl SettlementConnection {
     fn finish(&mut self, rq: u64, handler: &dyn ClientHandler) -> Result<(), String> {
         loop {
             let line = self.next_line(LINE_PATIENCE)?.ok_or("the server ended the connection")?;
-            match parse_line(&line)? {
-                SettlementMessage::ShippingInfo { rq: ours, name, address, price, fee, payout } if ours == rq => {
+            let message = parse_line(&line)?;
+            if message.rq() != rq {
+                return Err(unexpected(rq));
+            }
+            match message {
+                SettlementMessage::ShippingInfo { name, address, price, fee, payout, .. } => {
                     handler.ship(&ShippingOrder { rq, name, address, price, fee, payout })?;
                     self.write(&encode_shipped(rq))?;
                 }
-                SettlementMessage::Settled { rq: ours, payout } if ours == rq => {
+                SettlementMessage::Settled { payout, .. } => {
                     handler.settled(rq, payout);
                     return Ok(());
                 }
-                SettlementMessage::Receipt { rq: ours, item_name, price, seller, .. } if ours == rq => {
+                SettlementMessage::Receipt { item_name, price, seller, .. } => {
                     handler.receipt(rq, item_name, price, seller);
                     return Ok(());
                 }
-                SettlementMessage::Cancel { rq: ours, reason, .. } if ours == rq => {
+                SettlementMessage::Cancel { reason, .. } => {
                     handler.cancelled(rq, reason);
                     return Ok(());
                 }
-                _ => return Err(format!("the server said something else than what belongs to deal {rq}")),
+                SettlementMessage::InformReq { .. } => return Err(unexpected(rq)),
             }
         }
     }
@@ -149,5 +152,9 @@ impl SettlementConnection {
 
 /// Parses a line of the server. The error does not quote it, since it may contain an address.
 fn parse_line(line: &str) -> Result<SettlementMessage, String> {
-    parse_object(line.as_bytes()).map_err(|_| "the server said something that is no line of a settlement".to_owned())
+    parse_settlement_message(line).map_err(|_| "the server said something that is no line of a settlement".to_owned())
+}
+
+fn unexpected(rq: u64) -> String {
+    format!("the server said something else than what belongs to deal {rq}")
 }

@@ -11,7 +11,7 @@ use crate::model::{CardNumber, Expiry, PaymentCard};
 use crate::net::conn::Conn;
 use crate::net::lines::{LineLimits, LineReader};
 use crate::net::tls::TlsIdentity;
-use crate::trade::wire::{PaymentDetails, encode};
+use crate::trade::wire::{DealRequest, ErrorCode, PaymentDetails, RequestBody, Response, encode};
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -147,7 +147,7 @@ fn a_request_is_repeated_with_the_same_content_until_it_is_answered() {
             assert_eq!(first, third, "UNAVAILABLE is tried again");
             server.send(source, &json!({"type":"DEALS","rq":7,"deals":[],"more":true}));
         });
-        assert!(matches!(client.call(7, status()), Ok(ServerResponse::Deals { more: true, .. })));
+        assert!(matches!(client.call(7, status()), Ok(Response::Deals { more: true, .. })));
     });
     assert_eq!(client.counters().repeated.get(), 2);
 }
@@ -175,8 +175,8 @@ fn an_error_is_an_answer_and_a_later_request_takes_the_place_of_an_earlier_one()
             let (_, source) = server.expect("CANCEL");
             server.send(source, &json!({"type":"ERROR","rq":5,"code":"WRONG_STATE","reason":"it is over"}));
         });
-        let response = client.call(5, RequestBody::Cancel { item_name: "lamp".into() }).unwrap();
-        assert!(matches!(response, ServerResponse::Error { code: ErrorCode::WrongState, .. }));
+        let response = client.call(5, DealRequest::Cancel.about("lamp".into())).unwrap();
+        assert!(matches!(response, Response::Error { code: ErrorCode::WrongState, .. }));
     });
     assert!(matches!(told.recv_timeout(WAIT).unwrap(), Err(ClientError::Superseded)));
     client.post(6, status(), |_| {});

@@ -1,11 +1,34 @@
-//! Deduplication of a deal's requests, and its outstanding notifications.
+//! Deduplication of a deal's requests, and its notifications: how they are kept, and in the words of the wire.
 
-use super::{
-    AnsweredRequest, Deal, DealContext, DealEffects, DealLogEntry, NotificationBody, OutstandingNotification, Party,
-    RequestKind,
-};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AnsweredRequest, Deal, DealLogEntry, DealStep, Party};
 use crate::model::Cents;
-use crate::trade::wire::{ErrorCode, Goods, Notification, RequestError};
+use crate::trade::wire::{DealRequest, ErrorCode, Goods, Notification, RequestError};
+
+/// The last notification to a side that it has not acknowledged. A newer one replaces it: peers act on the newest,
+/// and an old RESERVE that arrives after its CANCEL would bind a unit for nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct OutstandingNotification {
+    pub(super) mid: u64,
+    #[serde(rename = "note")]
+    pub(super) body: NotificationBody,
+}
+
+/// What a side is told. Rows name it by its variant, so a variant is never renamed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum NotificationBody {
+    Search,
+    Negotiate,
+    Reserve(Cents),
+    Released,
+    Found(Cents, usize),
+    NotFound,
+    NotAvailable,
+    Cancel(Arc<str>),
+}
 
 impl Deal {
     /// Whether the same request was answered before.
@@ -17,7 +40,7 @@ impl Deal {
         party: Party,
         asked: AnsweredRequest,
         item_name: &str,
-        goods: Option<&Goods>,
+        request: &DealRequest,
     ) -> Result<bool, RequestError> {
         let answered = match party {
             Party::Buyer => &self.answered,
@@ -25,14 +48,8 @@ impl Deal {
         };
         let before = answered.iter().find(|before| before.kind == asked.kind);
         let same_item = item_name == &*self.item_name;
-        let offered = match party {
-            Party::Seller(seller) => self.sellers[seller].offer.as_ref().map(|offer| &offer.goods),
-            Party::Buyer => None,
-        };
-        let same_goods = asked.kind != RequestKind::Offer
-            || offered.cloned().unwrap_or_default() == goods.cloned().unwrap_or_default();
         match before {
-            Some(before) if same_item && same_goods && before.amount == asked.amount => Ok(true),
+            Some(before) if same_item && *before == asked && self.has_recorded(party, request) => Ok(true),
             Some(_) => Err(RequestError::new(ErrorCode::BadRequest, "rq already used")),
             None if same_item => Ok(false),
             None => Err(RequestError::new(
@@ -49,10 +66,10 @@ impl Deal {
         }
     }
 
-    pub(super) fn mark_changed(&self, party: Party, effects: &mut DealEffects) {
+    pub(super) fn mark_changed(&self, party: Party, step: &mut DealStep) {
         match party {
-            Party::Buyer => effects.deal_changed = true,
-            Party::Seller(seller) => effects.sellers_changed.push(seller),
+            Party::Buyer => step.effects.deal_changed = true,
+            Party::Seller(seller) => step.effects.sellers_changed.push(seller),
         }
     }
 
@@ -75,13 +92,7 @@ impl Deal {
         *self.outstanding_mut(party) = None;
     }
 
-    pub(super) fn notify(
-        &mut self,
-        party: Party,
-        body: NotificationBody,
-        context: &mut DealContext,
-        effects: &mut DealEffects,
-    ) {
+    pub(super) fn notify(&mut self, party: Party, body: NotificationBody, step: &mut DealStep) {
         let gone = match party {
             Party::Buyer => self.buyer_gone,
             Party::Seller(seller) => self.sellers[seller].gone,
@@ -89,11 +100,11 @@ impl Deal {
         if gone {
             return;
         }
-        *self.outstanding_mut(party) = Some(OutstandingNotification { mid: (context.next_mid)(), body });
-        self.mark_changed(party, effects);
+        *self.outstanding_mut(party) = Some(OutstandingNotification { mid: (step.context.next_mid)(), body });
+        self.mark_changed(party, step);
         // If a step notifies a side more than once, only the newest notification is sent.
-        if !effects.notified.contains(&party) {
-            effects.notified.push(party);
+        if !step.effects.notified.contains(&party) {
+            step.effects.notified.push(party);
         }
     }
 
@@ -135,12 +146,17 @@ impl Deal {
 
     pub(super) fn log(
         &self,
-        effects: &mut DealEffects,
+        step: &mut DealStep,
         kind: &'static str,
         party: Party,
         price: Option<Cents>,
         detail: &str,
     ) {
-        effects.log.push(DealLogEntry { kind, peer: self.name_of(party).clone(), price, detail: detail.to_owned() });
+        step.effects.log.push(DealLogEntry {
+            kind,
+            peer: self.name_of(party).clone(),
+            price,
+            detail: detail.to_owned(),
+        });
     }
 }

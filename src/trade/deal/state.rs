@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::messaging::OutstandingNotification;
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::{Amount, Goods};
+use crate::trade::wire::{Amount, Goods, RequestKind};
 
 /// A side of a deal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,7 +19,6 @@ pub enum Party {
 /// A peer that a search is sent to.
 #[derive(Debug, Clone)]
 pub struct SearchRecipient {
-    /// The peer's name.
     pub name: Name,
     /// Whether the offer window stays open for this peer.
     pub waited_for: bool,
@@ -54,43 +54,11 @@ pub enum DealState {
     Cancelled { reason: Arc<str>, at: Millis },
 }
 
-/// The last notification to a side that it has not acknowledged. A newer one replaces it: peers act on the newest,
-/// and an old RESERVE that arrives after its CANCEL would bind a unit for nothing.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct OutstandingNotification {
-    pub(super) mid: u64,
-    #[serde(rename = "note")]
-    pub(super) body: NotificationBody,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) enum NotificationBody {
-    Search,
-    Negotiate,
-    Reserve(Cents),
-    Released,
-    Found(Cents, usize),
-    NotFound,
-    NotAvailable,
-    Cancel(Arc<str>),
-}
-
 /// A request that was answered. A repeat with the same content gets the same response.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct AnsweredRequest {
     pub(super) kind: RequestKind,
     pub(super) amount: Option<Cents>,
-}
-
-/// The kinds of request that concern an existing deal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RequestKind {
-    Offer,
-    NotAvailable,
-    Accept,
-    Refuse,
-    Buy,
-    Cancel,
 }
 
 /// The status of a seller's offer.
@@ -120,7 +88,6 @@ pub(super) struct Offer {
 /// A seller's side of a deal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SellerSide {
-    /// The seller's name.
     pub name: Name,
     /// Whether the offer window stays open for this seller.
     pub(super) waited_for: bool,

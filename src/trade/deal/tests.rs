@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::FeeRate;
-use crate::trade::wire::{Amount, DealPhase, ErrorCode, Goods, Notification, Side};
+use crate::trade::wire::{Amount, DealPhase, DealRequest, ErrorCode, Goods, Notification, RequestKind, Side};
 
 const NOW: Millis = Millis(1_000_000);
 
@@ -66,7 +66,16 @@ impl Table {
         kind: RequestKind,
         amount: Option<i64>,
     ) -> Result<DealEffects, RequestError> {
-        self.handle(DealInput::Request { party, kind, item_name: "lamp", amount: amount.map(Cents), goods: None })
+        let price = Cents(amount.unwrap_or_default());
+        let request = match kind {
+            RequestKind::Offer => DealRequest::Offer { price, goods: Goods::default() },
+            RequestKind::NotAvailable => DealRequest::NotAvailable,
+            RequestKind::Accept => DealRequest::Accept { max_price: price },
+            RequestKind::Refuse => DealRequest::Refuse { max_price: price },
+            RequestKind::Buy => DealRequest::Buy { price },
+            RequestKind::Cancel => DealRequest::Cancel,
+        };
+        self.handle(DealInput::Request { party, item_name: "lamp", request: &request })
     }
 
     fn seller(&mut self, seller: usize, kind: RequestKind, amount: Option<i64>) -> DealEffects {
@@ -392,13 +401,8 @@ fn a_request_is_done_once() {
     assert_eq!(table.deal, before);
     let error = table.apply_request(Party::Seller(0), RequestKind::Offer, Some(7_000)).unwrap_err();
     assert_eq!((error.code, error.reason.as_str()), (ErrorCode::BadRequest, "rq already used"));
-    let other_item = DealInput::Request {
-        party: Party::Seller(1),
-        kind: RequestKind::NotAvailable,
-        item_name: "lump",
-        amount: None,
-        goods: None,
-    };
+    let other_item =
+        DealInput::Request { party: Party::Seller(1), item_name: "lump", request: &DealRequest::NotAvailable };
     assert!(table.handle(other_item).unwrap_err().reason.starts_with("item_name: "));
     assert_eq!(
         table.code(Party::Seller(0), RequestKind::NotAvailable, None),
@@ -548,18 +552,15 @@ fn who_acknowledges_and_does_not_acknowledge_a_search_is_not_waited_for() {
 fn what_is_really_offered_is_told_and_belongs_to_the_offer() {
     let mut table = Table::open(2);
     let goods = Goods { item: Some("Brass desk lamp".into()), description: Some("green shade".into()) };
-    let offer = |goods| DealInput::Request {
-        party: Party::Seller(0),
-        kind: RequestKind::Offer,
-        item_name: "lamp",
-        amount: Some(Cents(8_000)),
-        goods,
+    let offer = |table: &mut Table, goods: &Goods| {
+        let request = DealRequest::Offer { price: Cents(8_000), goods: goods.clone() };
+        table.handle(DealInput::Request { party: Party::Seller(0), item_name: "lamp", request: &request })
     };
-    table.handle(offer(Some(&goods))).unwrap();
-    assert!(!table.handle(offer(Some(&goods))).unwrap().deal_changed, "a repeat");
-    assert_eq!(table.handle(offer(None)).unwrap_err().reason, "rq already used");
+    offer(&mut table, &goods).unwrap();
+    assert!(!offer(&mut table, &goods).unwrap().deal_changed, "a repeat");
+    assert_eq!(offer(&mut table, &Goods::default()).unwrap_err().reason, "rq already used");
     let other = Goods { item: Some("Brass lamp".into()), ..goods.clone() };
-    assert_eq!(table.handle(offer(Some(&other))).unwrap_err().reason, "rq already used");
+    assert_eq!(offer(&mut table, &other).unwrap_err().reason, "rq already used");
     table.seller(1, RequestKind::Offer, Some(9_000));
     let Some(Notification::Found { offer_item, offer_description, .. }) =
         table.deal.outstanding_notification(Party::Buyer)

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Party, RequestKind};
+use super::Party;
 use crate::model::{Cents, FeeRate, Millis, Name};
-use crate::trade::wire::{Amount, Goods, Notification, Side};
+use crate::trade::wire::{Amount, DealRequest, Notification, Side};
 
 /// How long each window stays open.
 #[derive(Debug, Clone)]
@@ -20,16 +20,11 @@ pub struct Windows {
 /// An input to a deal.
 #[derive(Debug, Clone)]
 pub enum DealInput<'a> {
-    /// A request of one side. `amount` is the price it names, if its kind has one; `goods` describes what an offer
-    /// actually offers.
     Request {
         party: Party,
-        kind: RequestKind,
         item_name: &'a str,
-        amount: Option<Cents>,
-        goods: Option<&'a Goods>,
+        request: &'a DealRequest,
     },
-    /// Time has passed.
     Tick,
     /// The side's registration has ended.
     Departed(Party),
@@ -50,14 +45,18 @@ pub enum DealInput<'a> {
 
 /// What a transition needs from outside the deal.
 pub struct DealContext<'a> {
-    /// The current time.
     pub now: Millis,
-    /// The configured window lengths.
     pub windows: &'a Windows,
     /// The fee rate for purchases made now.
     pub fee: FeeRate,
     /// Returns the number of a new notification, never used before.
     pub next_mid: &'a mut dyn FnMut() -> u64,
+}
+
+/// One transition in progress: what it needs, and its effects so far.
+pub(super) struct DealStep<'a, 'c> {
+    pub(super) context: &'a mut DealContext<'c>,
+    pub(super) effects: DealEffects,
 }
 
 /// A movement of money that accompanies a transition.
@@ -74,11 +73,9 @@ pub enum LedgerOperation {
 /// A posting to the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DealPosting {
-    /// The direction of the movement.
     pub operation: LedgerOperation,
     /// The index of the seller that is paid.
     pub seller: usize,
-    /// The price that the buyer pays.
     pub price: Cents,
     /// The operator's share of it: see [`DealState::Settling`](super::DealState::Settling).
     pub fee: Option<Amount>,
@@ -91,9 +88,7 @@ pub struct DealLogEntry {
     pub kind: &'static str,
     /// The peer that acted or was affected.
     pub peer: Name,
-    /// The price concerned, if any.
     pub price: Option<Cents>,
-    /// Additional text for the operator.
     pub detail: String,
 }
 
@@ -113,6 +108,5 @@ pub struct DealEffects {
     pub posting: Option<DealPosting>,
     /// The indices of sellers that let the offer window pass without an answer.
     pub unresponsive: Vec<usize>,
-    /// Whether the deal ended.
     pub ended: bool,
 }

@@ -11,27 +11,20 @@ use crate::trade::wire::{Amount, DealPhase, DealStatus, Goods, Side};
 /// A deal as shown to the operator, who sees both sides.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DealSummary {
-    /// The deal's number.
     pub deal: u64,
     /// When the deal was opened, in Unix seconds.
     pub opened_at: u64,
-    /// The searching peer.
     pub buyer: Name,
     /// The number by which the buyer knows the deal.
     pub rq: u64,
     /// The item as the buyer named it.
     pub item_name: Arc<str>,
-    /// The maximum price that the buyer pays.
     pub max_price: Cents,
-    /// How far the deal has progressed.
     pub state: DealPhase,
     /// The seller that was chosen, or is being asked for a better price.
     pub seller: Option<Name>,
-    /// The agreed price.
     pub price: Option<Cents>,
-    /// Why the deal was cancelled.
     pub reason: Option<Arc<str>>,
-    /// How many sellers were asked.
     pub asked: usize,
     /// The time until the current window closes, if one is open; as in DEALS.
     pub ends_in_ms: Option<u64>,

@@ -5,18 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 
 use super::{
-    ENDED_MAX, Exchange, ExchangeEffects, FailedRequest, NotificationId, OutgoingNotification, RegisteredPeer,
-    RegisteredPeerState, SETTLEMENTS_MAX, SETTLEMENTS_PER_ADDRESS_MAX, TrackedDealState,
+    ENDED_MAX, Exchange, ExchangeEffects, NotificationId, OutgoingNotification, RegisteredPeer, RegisteredPeerState,
+    RequestResult, SETTLEMENTS_MAX, SETTLEMENTS_PER_ADDRESS_MAX, TrackedDealState,
 };
 use crate::model::{Cents, Millis, Name, Token};
-use crate::trade::deal::{Deal, DealContext, DealEffects, DealInput, DealPosting, Party, PaymentProgress, RequestKind};
+use crate::trade::deal::{Deal, DealContext, DealEffects, DealInput, DealPosting, Party, PaymentProgress};
 use crate::trade::journal::{ExchangeChange, Journal, LedgerRow, LogRow};
-use crate::trade::wire::{Ack, ErrorCode, Goods, Notification, Request, RequestBody, RequestError, Response, encode};
+use crate::trade::wire::{Ack, DealRequest, ErrorCode, Goods, Notification, RequestError, encode};
 
 /// The data of a settlement. Its `Debug` output hides the tokens.
 #[derive(Debug, Clone)]
 pub struct SettlementOrder {
-    /// The number of the deal.
     pub deal: u64,
     /// The idempotency key of the charge.
     pub key: String,
@@ -24,22 +23,17 @@ pub struct SettlementOrder {
     pub item_name: std::sync::Arc<str>,
     /// What the seller actually offers.
     pub goods: Goods,
-    /// The price that the buyer pays.
     pub price: Cents,
-    /// The operator's share of the price.
     pub fee: Cents,
     /// How far the payment had progressed when the order was made.
     pub payment: PaymentProgress,
-    /// The side that pays.
     pub buyer: SettlementParty,
-    /// The side that is paid.
     pub seller: SettlementParty,
 }
 
 /// One side of a settlement.
 #[derive(Debug, Clone)]
 pub struct SettlementParty {
-    /// The peer's name.
     pub name: Name,
     /// The number by which the peer knows the deal.
     pub rq: u64,
@@ -70,63 +64,42 @@ impl<J: Journal> Exchange<J> {
         &self,
         now: Millis,
         peer: &RegisteredPeer<J>,
-        request: &Request,
-    ) -> Result<ExchangeEffects<J::Commit>, FailedRequest<J>> {
-        let (kind, item_name, amount) = match &request.body {
-            RequestBody::Offer { item_name, price, .. } => (RequestKind::Offer, item_name, Some(*price)),
-            RequestBody::NotAvailable { item_name } => (RequestKind::NotAvailable, item_name, None),
-            RequestBody::Accept { item_name, max_price } => (RequestKind::Accept, item_name, Some(*max_price)),
-            RequestBody::Refuse { item_name, max_price } => (RequestKind::Refuse, item_name, Some(*max_price)),
-            RequestBody::Buy { item_name, price } => (RequestKind::Buy, item_name, Some(*price)),
-            RequestBody::Cancel { item_name } => (RequestKind::Cancel, item_name, None),
-            RequestBody::Register(_)
-            | RequestBody::Login(_)
-            | RequestBody::DeRegister
-            | RequestBody::LookingFor { .. }
-            | RequestBody::Status { .. } => {
-                unreachable!("these are not asked of a deal")
-            }
-        };
+        rq: u64,
+        item_name: &str,
+        request: &DealRequest,
+    ) -> RequestResult<J> {
         let (id, last) = {
             let state = peer.state.lock();
-            (state.deal_by_rq.get(&request.rq).copied(), state.last_commit.clone())
+            (state.deal_by_rq.get(&rq).copied(), state.last_commit.clone())
         };
         let unknown =
             || (RequestError::new(ErrorCode::UnknownDeal, "rq: no deal of this peer has this number"), last.clone());
         let id = id.ok_or_else(unknown)?;
         let tracked = self.deal(id).ok_or_else(unknown)?;
         let mut state = tracked.state.lock();
-        let party = state.deal.party_of(request.rq).filter(|_| !state.is_removed).ok_or_else(unknown)?;
-        let begins_settlement =
-            kind == RequestKind::Buy && party == Party::Buyer && state.deal.reserved_seller().is_some();
+        let party = state.deal.party_of(rq).filter(|_| !state.is_removed).ok_or_else(unknown)?;
+        let is_buy = matches!(request, DealRequest::Buy { .. });
+        let begins_settlement = is_buy && party == Party::Buyer && state.deal.reserved_seller().is_some();
         if begins_settlement {
             self.acquire_slot(&state.deal).map_err(|error| (error, state.last_commit.clone()))?;
         }
         let took_part = state.deal.takes_part(party);
-        let goods = if let RequestBody::Offer { goods, .. } = &request.body { Some(goods) } else { None };
-        let input = DealInput::Request { party, kind, item_name, amount, goods };
-        let is_first_offer = kind == RequestKind::Offer && !took_part;
+        let is_first_offer = matches!(request, DealRequest::Offer { .. }) && !took_part;
         // Counted before the step, which may end the deal and decrement the count.
         peer.own_deals.fetch_add(usize::from(is_first_offer), Ordering::Relaxed);
-        let result = self.step_deal(now, &mut state, input);
+        let result = self.step_deal(now, &mut state, DealInput::Request { party, item_name, request });
         if is_first_offer && !state.deal.takes_part(party) {
             peer.own_deals.fetch_sub(1, Ordering::Relaxed);
         }
         let begins_settlement = begins_settlement && state.deal.settling().is_some();
-        if !begins_settlement && kind == RequestKind::Buy && state.deal.settling().is_none() {
+        if !begins_settlement && is_buy && state.deal.settling().is_none() {
             self.release_slot(id);
         }
         let mut effects = result.map_err(|error| (error, state.last_commit.clone()))?;
         drop(state);
         self.release_deals(&mut effects);
-        let rq = request.rq;
         effects.settlement = begins_settlement.then_some(id);
-        effects.response = Some(match kind {
-            RequestKind::Offer => Response::Offered { rq },
-            RequestKind::NotAvailable | RequestKind::Accept | RequestKind::Refuse => Response::Noted { rq },
-            RequestKind::Buy => Response::Buying { rq },
-            RequestKind::Cancel => Response::Cancelled { rq },
-        });
+        effects.response = Some(request.accepted(rq));
         Ok(effects)
     }
 
@@ -199,45 +172,11 @@ impl<J: Journal> Exchange<J> {
         &self,
         now: Millis,
         state: &mut TrackedDealState<J>,
-        deal_effects: DealEffects,
+        mut deal_effects: DealEffects,
         armed: Option<Millis>,
     ) -> ExchangeEffects<J::Commit> {
         let deal = &state.deal;
-        let mut changes = Vec::with_capacity(deal_effects.sellers_changed.len() + deal_effects.log.len() + 2);
-        if deal_effects.deal_changed {
-            changes.push(deal_change(deal));
-        }
-        let mut seen = HashSet::with_capacity(deal_effects.sellers_changed.len());
-        changes.extend(
-            deal_effects
-                .sellers_changed
-                .iter()
-                .filter(|seller| seen.insert(**seller))
-                .map(|seller| seller_change(deal, *seller)),
-        );
-        changes.extend(deal_effects.posting.map(|DealPosting { operation, seller, price, fee }| {
-            ExchangeChange::Ledger(LedgerRow {
-                key: charge_key(deal.id),
-                operation,
-                buyer: deal.buyer.clone(),
-                seller: deal.name_of(Party::Seller(seller)).clone(),
-                price,
-                fee: self.rules.fee_of(price, fee),
-                at: now,
-            })
-        }));
-        changes.extend(deal_effects.log.into_iter().map(|line| {
-            ExchangeChange::Log(LogRow {
-                at: now,
-                kind: line.kind.to_owned(),
-                rq: deal.parties().find(|party| *deal.name_of(*party) == line.peer).map(|party| deal.rq_of(party)),
-                peer: line.peer,
-                deal: Some(deal.id),
-                item_name: Some(deal.item_name.to_string()),
-                price: line.price,
-                detail: line.detail,
-            })
-        }));
+        let changes = self.changes_of(now, deal, &mut deal_effects);
         let mut effects = ExchangeEffects::default();
         let mut sent = Vec::new();
         for (party, notification) in deal_effects.notify_once {
@@ -276,6 +215,47 @@ impl<J: Journal> Exchange<J> {
         }
         effects.commit = state.last_commit.clone();
         effects
+    }
+
+    /// The rows that a step changes: the deal, its sellers, the ledger, and the log, whose lines are taken out of
+    /// `effects`.
+    fn changes_of(&self, now: Millis, deal: &Deal, effects: &mut DealEffects) -> Vec<ExchangeChange> {
+        let mut changes = Vec::with_capacity(effects.sellers_changed.len() + effects.log.len() + 2);
+        if effects.deal_changed {
+            changes.push(deal_change(deal));
+        }
+        let mut seen = HashSet::with_capacity(effects.sellers_changed.len());
+        changes.extend(
+            effects
+                .sellers_changed
+                .iter()
+                .filter(|seller| seen.insert(**seller))
+                .map(|seller| seller_change(deal, *seller)),
+        );
+        changes.extend(effects.posting.map(|DealPosting { operation, seller, price, fee }| {
+            ExchangeChange::Ledger(LedgerRow {
+                key: charge_key(deal.id),
+                operation,
+                buyer: deal.buyer.clone(),
+                seller: deal.name_of(Party::Seller(seller)).clone(),
+                price,
+                fee: self.rules.fee_of(price, fee),
+                at: now,
+            })
+        }));
+        changes.extend(std::mem::take(&mut effects.log).into_iter().map(|line| {
+            ExchangeChange::Log(LogRow {
+                at: now,
+                kind: line.kind.to_owned(),
+                rq: deal.parties().find(|party| *deal.name_of(*party) == line.peer).map(|party| deal.rq_of(party)),
+                peer: line.peer,
+                deal: Some(deal.id),
+                item_name: Some(deal.item_name.to_string()),
+                price: line.price,
+                detail: line.detail,
+            })
+        }));
+        changes
     }
 
     /// Handles the acknowledgement of a notification. True if it ends the notification's repetition.

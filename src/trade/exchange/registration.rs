@@ -4,20 +4,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::addresses::AddressInUse;
-use super::{ANSWER_RETENTION, Exchange, ExchangeEffects, FailedRequest, PEERS_MAX, RegisteredPeer, RequestOrigin};
+use super::{
+    ANSWER_RETENTION, Exchange, ExchangeEffects, FailedRequest, PEERS_MAX, RegisteredPeer, RegisteredPeerState,
+    RequestOrigin, RequestResult,
+};
 use crate::model::{Millis, Name, Token, text};
 use crate::net::source;
 use crate::trade::deal::{DealInput, DealState};
 use crate::trade::journal::{AddressValidation, DepartureRow, ExchangeChange, Journal, LoginRow, PeerRow};
-use crate::trade::wire::{ErrorCode, PeerEndpoint, Request, RequestError, Response, RevealedToken};
+use crate::trade::wire::{ErrorCode, PeerEndpoint, Request, RequestError, Response};
 use std::sync::atomic::Ordering;
 
 /// The maximum number of LOGINs remembered of one peer.
 const LOGINS_MAX: usize = 16;
 /// The ports that a peer may name; lower ones belong to system services.
 const PORTS: std::ops::RangeInclusive<u32> = 1024..=65535;
-
-type RequestResult<J> = Result<ExchangeEffects<<J as crate::storage::Journal>::Commit>, FailedRequest<J>>;
 
 /// The effects of a registration, unless its address is held by another peer.
 type RegistrationResult<J> = Result<ExchangeEffects<<J as crate::storage::Journal>::Commit>, AddressInUse>;
@@ -32,8 +33,7 @@ impl<J: Journal> Exchange<J> {
     ) -> RequestResult<J> {
         let source = origin.source;
         let denied = |reason: String, commit| {
-            let response = Some(Response::RegisterDenied { rq: request.rq, reason });
-            Ok(ExchangeEffects { commit, response, ..ExchangeEffects::default() })
+            Ok(ExchangeEffects::answer(commit, Response::RegisterDenied { rq: request.rq, reason }))
         };
         if let Err(reason) = endpoint.check(source) {
             return denied(reason, J::Commit::default());
@@ -76,44 +76,55 @@ impl<J: Journal> Exchange<J> {
                 }
                 return denied("name: taken by another peer".to_owned(), last);
             }
-            let reachable_at = |row: &PeerRow| (row.addr, row.tcp_port, row.local_ip, row.displaced);
-            let before = reachable_at(&state.row);
-            let Ok(displaced) = self.set_endpoint(now, &peer, &mut state.row, origin, endpoint) else {
+            let Ok(displaced) = self.renew_registration(now, &peer, &mut state, origin, request, endpoint) else {
                 return denied(address_in_use(endpoint), state.last_commit.clone());
             };
-            // A REGISTER makes the numbers of ended deals available again.
-            let mut changes = Vec::new();
-            let ended: Vec<u64> = state.ended.iter().chain(&state.ended_as_recipient).copied().collect();
-            let frees_numbers = ended.iter().any(|deal| state.owns_rq(*deal));
-            if frees_numbers {
-                for deal in &ended {
-                    state.free_rq(*deal);
-                }
-                state.row.forgotten = ended;
-            }
-            if (state.row.addr, state.row.tcp_port) != (before.0, before.1) {
-                changes.push(state.row.log("register", now, format!("now at {}", state.row.addr)));
-            }
-            if frees_numbers || reachable_at(&state.row) != before {
-                changes.push(ExchangeChange::Peer(Box::new(state.row.clone())));
-            }
-            if !changes.is_empty() {
-                state.last_commit = self.journal.append(changes);
-            }
-            if request.token.is_some() {
-                self.token_presented(&peer, &mut state, source);
-            }
             let (commit, token) = (state.last_commit.clone(), state.row.token.clone());
             drop(state);
             self.displace(now, displaced, udp_address(endpoint));
             peer.mark_seen(now);
             peer.unanswered_searches.store(0, Ordering::Relaxed);
-            return Ok(ExchangeEffects {
-                commit,
-                response: Some(self.registered_response(request.rq, token)),
-                ..ExchangeEffects::default()
-            });
+            return Ok(ExchangeEffects::answer(commit, self.registered_response(request.rq, token)));
         }
+    }
+
+    /// Records a REGISTER of the peer that holds the name. Returns the peer that held the address before, which must be
+    /// [displaced](Exchange::displace).
+    fn renew_registration(
+        &self,
+        now: Millis,
+        peer: &Arc<RegisteredPeer<J>>,
+        state: &mut RegisteredPeerState<J>,
+        origin: &RequestOrigin,
+        request: &Request,
+        endpoint: &PeerEndpoint,
+    ) -> Result<Option<Arc<RegisteredPeer<J>>>, AddressInUse> {
+        let reachable_at = |row: &PeerRow| (row.addr, row.tcp_port, row.local_ip, row.displaced);
+        let before = reachable_at(&state.row);
+        let displaced = self.set_endpoint(now, peer, &mut state.row, origin, endpoint)?;
+        // A REGISTER makes the numbers of ended deals available again.
+        let mut changes = Vec::new();
+        let ended: Vec<u64> = state.ended.iter().chain(&state.ended_as_recipient).copied().collect();
+        let frees_numbers = ended.iter().any(|deal| state.owns_rq(*deal));
+        if frees_numbers {
+            for deal in &ended {
+                state.free_rq(*deal);
+            }
+            state.row.forgotten = ended;
+        }
+        if (state.row.addr, state.row.tcp_port) != (before.0, before.1) {
+            changes.push(state.row.log("register", now, format!("now at {}", state.row.addr)));
+        }
+        if frees_numbers || reachable_at(&state.row) != before {
+            changes.push(ExchangeChange::Peer(Box::new(state.row.clone())));
+        }
+        if !changes.is_empty() {
+            state.last_commit = self.journal.append(changes);
+        }
+        if request.token.is_some() {
+            self.token_presented(peer, state, origin.source);
+        }
+        Ok(displaced)
     }
 
     /// `None` if the name was taken in the meantime.
@@ -188,15 +199,11 @@ impl<J: Journal> Exchange<J> {
         *self.directory_commit.lock() = commit.clone();
         drop(peers);
         self.displace(now, displaced, row.addr);
-        Ok(Some(Ok(ExchangeEffects {
-            commit,
-            response: Some(self.registered_response(request.rq, token)),
-            ..ExchangeEffects::default()
-        })))
+        Ok(Some(Ok(ExchangeEffects::answer(commit, self.registered_response(request.rq, token)))))
     }
 
     fn registered_response(&self, rq: u64, token: Token) -> Response {
-        Response::Registered { rq, token: RevealedToken(token), cert_sha256: self.rules.cert_sha256.clone() }
+        Response::Registered { rq, token, cert_sha256: self.rules.cert_sha256.clone() }
     }
 
     pub(super) fn login(
@@ -208,8 +215,7 @@ impl<J: Journal> Exchange<J> {
     ) -> RequestResult<J> {
         let source = origin.source;
         let denied = |reason: String, commit| {
-            let response = Some(Response::LoginDenied { rq: request.rq, reason });
-            Ok(ExchangeEffects { commit, response, ..ExchangeEffects::default() })
+            Ok(ExchangeEffects::answer(commit, Response::LoginDenied { rq: request.rq, reason }))
         };
         if let Err(reason) = endpoint.check(source) {
             return denied(reason, J::Commit::default());
@@ -254,7 +260,7 @@ impl<J: Journal> Exchange<J> {
         peer.mark_seen(now);
         peer.unanswered_searches.store(0, Ordering::Relaxed);
         let response = Response::LoggedIn { rq: request.rq, cert_sha256: self.rules.cert_sha256.clone() };
-        Ok(ExchangeEffects { commit, response: Some(response), ..ExchangeEffects::default() })
+        Ok(ExchangeEffects::answer(commit, response))
     }
 
     /// Sets the address that an authenticated peer names. Returns the peer that held it before, which must be
@@ -293,19 +299,22 @@ impl<J: Journal> Exchange<J> {
         let peer = self.peer(&request.name);
         let Some(peer) = peer.filter(|peer| !is_repeat || has_newer_token(&peer.state.lock().row)) else {
             let commit = self.directory_commit.lock().clone();
-            let response = Some(Response::DeRegistered { rq: request.rq });
-            return Ok(ExchangeEffects { commit, response, ..ExchangeEffects::default() });
+            return Ok(ExchangeEffects::answer(commit, Response::DeRegistered { rq: request.rq }));
         };
         let state = peer.state.lock();
         state.row.proves(request.token.as_ref(), origin).map_err(|error| (error, state.last_commit.clone()))?;
         drop(state);
-        let effects = self.begin_departure(now, &peer);
-        if effects.departing.is_some() {
-            return Ok(effects);
+        Ok(self.depart(now, source, request.rq, &peer))
+    }
+
+    /// Ends a registration, unless it must wait for settlements.
+    fn depart(&self, now: Millis, source: SocketAddr, rq: u64, peer: &RegisteredPeer<J>) -> ExchangeEffects<J::Commit> {
+        let mut effects = self.begin_departure(now, peer);
+        if effects.departing.is_none() {
+            effects.response = Some(Response::DeRegistered { rq });
+            effects.commit = J::latest(effects.commit, self.remove_peer(now, peer, Some((rq, source))));
         }
-        let mut effects = ExchangeEffects { response: Some(Response::DeRegistered { rq: request.rq }), ..effects };
-        effects.commit = J::latest(effects.commit, self.remove_peer(now, &peer, Some((request.rq, source))));
-        Ok(effects)
+        effects
     }
 
     /// Ends all deals of a peer that can be ended, and lets it begin no other. Sets `departing` if a settlement is in
@@ -347,19 +356,9 @@ impl<J: Journal> Exchange<J> {
         registration_id: u64,
     ) -> ExchangeEffects<J::Commit> {
         let Some(peer) = self.peer(name).filter(|peer| peer.registration_id == registration_id) else {
-            let commit = self.directory_commit.lock().clone();
-            return ExchangeEffects {
-                commit,
-                response: Some(Response::DeRegistered { rq }),
-                ..ExchangeEffects::default()
-            };
+            return ExchangeEffects::answer(self.directory_commit.lock().clone(), Response::DeRegistered { rq });
         };
-        let effects = self.begin_departure(now, &peer);
-        if effects.departing.is_some() {
-            return effects;
-        }
-        let commit = J::latest(effects.commit.clone(), self.remove_peer(now, &peer, Some((rq, source))));
-        ExchangeEffects { response: Some(Response::DeRegistered { rq }), commit, ..effects }
+        self.depart(now, source, rq, &peer)
     }
 
     /// Gives up a DE-REGISTER that has waited too long: the peer stays registered.

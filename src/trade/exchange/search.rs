@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 
 use super::{
     ANSWER_RETENTION, Exchange, ExchangeEffects, FailedRequest, RECEIVED_SEARCHES_MAX, RECIPIENTS_MAX, RegisteredPeer,
-    SEARCHES_MAX, TrackedDeal, TrackedDealState, UNANSWERED_MAX,
+    RequestResult, SEARCHES_MAX, TrackedDeal, TrackedDealState, UNANSWERED_MAX,
 };
 use crate::model::{Cents, Millis, Name};
-use crate::trade::deal::{Deal, DealContext, Party, SearchRecipient};
+use crate::trade::deal::{Deal, DealContext, DealInput, Party, SearchRecipient};
 use crate::trade::journal::Journal;
 use crate::trade::wire::{DATAGRAM_MAX, ErrorCode, RequestError, Response};
 
@@ -21,6 +21,9 @@ const RECIPIENT_SEEN_WITHIN: std::time::Duration = std::time::Duration::from_sec
 
 /// No entry of DEALS is shorter than this many bytes, which bounds how many can fit.
 const DEAL_STATUS_MIN: usize = 60;
+
+/// The peers that a search is sent to, each with whether the offer window waits for it.
+type Recipients<J> = Vec<(Arc<RegisteredPeer<J>>, bool)>;
 
 impl<J: Journal> Exchange<J> {
     pub(super) fn begin_search(
@@ -31,7 +34,7 @@ impl<J: Journal> Exchange<J> {
         item_name: &Arc<str>,
         description: &Arc<str>,
         max_price: Cents,
-    ) -> Result<ExchangeEffects<J::Commit>, FailedRequest<J>> {
+    ) -> RequestResult<J> {
         // The deal is locked from before it can be found until its rows have been appended.
         let id = self.allocate_ids(1);
         let placeholder = Deal::placeholder(id, buyer.name.clone(), rq);
@@ -44,54 +47,20 @@ impl<J: Journal> Exchange<J> {
         let tracked = Arc::new(TrackedDeal { holder_count: AtomicUsize::new(1), state: Mutex::new(state) });
         let mut state = tracked.state.lock();
         self.deals.write().insert(id, tracked.clone());
-        let begun = {
-            let mut peer = buyer.state.lock();
-            let last = peer.last_commit.clone();
-            match peer.deal_by_rq.get(&rq) {
-                Some(before) => Ok(Some(*before)),
-                None if peer.is_leaving => {
-                    Err((RequestError::new(ErrorCode::WrongState, "this peer is about to leave"), last))
-                }
-                None if peer.open_searches >= SEARCHES_MAX => {
-                    Err((RequestError::new(ErrorCode::Busy, format!("{SEARCHES_MAX} searches are open already")), last))
-                }
-                None => {
-                    peer.link(id, rq, Party::Buyer);
-                    buyer.own_deals.fetch_add(1, Ordering::Relaxed);
-                    Ok(None)
-                }
+        match self.claim_search(buyer, id, rq) {
+            Ok(None) => {}
+            other => {
+                state.is_removed = true;
+                drop(state);
+                self.deals.write().remove(&id);
+                return match other? {
+                    Some(before) => self.repeat_search(before, rq, item_name, description, max_price),
+                    None => unreachable!("a search that began goes on"),
+                };
             }
-        };
-        if !matches!(begun, Ok(None)) {
-            state.is_removed = true;
-            drop(state);
-            self.deals.write().remove(&id);
-            return match begun? {
-                Some(before) => self.repeat_search(before, rq, item_name, description, max_price),
-                None => unreachable!("a search that began goes on"),
-            };
         }
-        let mut recipients = Vec::new();
-        for seller in self.select_recipients(now, &buyer.name, id) {
-            let waited_for = seller.unanswered_searches.load(Ordering::Relaxed) < UNANSWERED_MAX;
-            let mut peer = seller.state.lock();
-            if peer.is_leaving || peer.row.displaced || peer.open_received >= RECEIVED_SEARCHES_MAX {
-                continue;
-            }
-            // The recipient's number depends on how many are asked, so it is linked below.
-            *peer.open_count(Party::Seller(0)) += 1;
-            drop(peer);
-            recipients.push((seller, waited_for));
-        }
-        let first_rq = self.allocate_ids(recipients.len() as u64);
-        // Set before any of the recipients can leave and release the deal.
-        tracked.holder_count.store(1 + recipients.len(), Ordering::Relaxed);
-        for (index, (seller, _)) in recipients.iter().enumerate() {
-            let mut peer = seller.state.lock();
-            peer.open_received -= 1;
-            peer.link(id, first_rq + index as u64, Party::Seller(index));
-        }
-        let peers = recipients.len();
+        let (recipients, first_rq) = self.claim_recipients(now, buyer, &tracked, id);
+        let peers = recipients.len() as u64;
         let sellers = recipients.iter().map(|(seller, waited_for)| SearchRecipient {
             name: seller.name.clone(),
             waited_for: *waited_for,
@@ -119,8 +88,7 @@ impl<J: Journal> Exchange<J> {
         // A seller that left between being chosen and being linked did not find this deal among its own.
         for (index, (seller, _)) in recipients.iter().enumerate() {
             if seller.state.lock().is_leaving
-                && let Ok(more) =
-                    self.step_deal(now, &mut state, crate::trade::deal::DealInput::Departed(Party::Seller(index)))
+                && let Ok(more) = self.step_deal(now, &mut state, DealInput::Departed(Party::Seller(index)))
             {
                 effects.absorb::<J>(more);
             }
@@ -131,6 +99,56 @@ impl<J: Journal> Exchange<J> {
         Ok(effects)
     }
 
+    /// Links the buyer to its new deal, or returns the deal that its number refers to already.
+    fn claim_search(&self, buyer: &RegisteredPeer<J>, id: u64, rq: u64) -> Result<Option<u64>, FailedRequest<J>> {
+        let mut peer = buyer.state.lock();
+        if let Some(before) = peer.deal_by_rq.get(&rq) {
+            return Ok(Some(*before));
+        }
+        let refusal = if peer.is_leaving {
+            RequestError::new(ErrorCode::WrongState, "this peer is about to leave")
+        } else if peer.open_searches >= SEARCHES_MAX {
+            RequestError::new(ErrorCode::Busy, format!("{SEARCHES_MAX} searches are open already"))
+        } else {
+            peer.link(id, rq, Party::Buyer);
+            buyer.own_deals.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
+        };
+        Err((refusal, peer.last_commit.clone()))
+    }
+
+    /// Links the peers that a search is sent to to the deal. Returns them and the number of the first; the others have
+    /// the following ones.
+    fn claim_recipients(
+        &self,
+        now: Millis,
+        buyer: &RegisteredPeer<J>,
+        tracked: &TrackedDeal<J>,
+        id: u64,
+    ) -> (Recipients<J>, u64) {
+        let mut recipients = Vec::new();
+        for seller in self.select_recipients(now, &buyer.name, id) {
+            let waited_for = seller.unanswered_searches.load(Ordering::Relaxed) < UNANSWERED_MAX;
+            let mut peer = seller.state.lock();
+            if peer.is_leaving || peer.row.displaced || peer.open_received >= RECEIVED_SEARCHES_MAX {
+                continue;
+            }
+            // The recipient's number depends on how many are asked, so it is linked below.
+            *peer.open_count(Party::Seller(0)) += 1;
+            drop(peer);
+            recipients.push((seller, waited_for));
+        }
+        let first_rq = self.allocate_ids(recipients.len() as u64);
+        // Set before any of the recipients can leave and release the deal.
+        tracked.holder_count.store(1 + recipients.len(), Ordering::Relaxed);
+        for (index, (seller, _)) in recipients.iter().enumerate() {
+            let mut peer = seller.state.lock();
+            peer.open_received -= 1;
+            peer.link(id, first_rq + index as u64, Party::Seller(index));
+        }
+        (recipients, first_rq)
+    }
+
     fn repeat_search(
         &self,
         before: u64,
@@ -138,7 +156,7 @@ impl<J: Journal> Exchange<J> {
         item_name: &str,
         description: &str,
         max_price: Cents,
-    ) -> Result<ExchangeEffects<J::Commit>, FailedRequest<J>> {
+    ) -> RequestResult<J> {
         let unknown =
             || (RequestError::new(ErrorCode::UnknownDeal, "this search is over and forgotten"), J::Commit::default());
         let tracked = self.deal(before).ok_or_else(unknown)?;
@@ -147,8 +165,8 @@ impl<J: Journal> Exchange<J> {
         if (&**item, &**text, *max) != (item_name, description, max_price) {
             return Err((RequestError::new(ErrorCode::BadRequest, "rq already used"), state.last_commit.clone()));
         }
-        let response = Some(Response::Searching { rq, peers: state.deal.sellers().len() });
-        Ok(ExchangeEffects { commit: state.last_commit.clone(), response, ..ExchangeEffects::default() })
+        let response = Response::Searching { rq, peers: state.deal.sellers().len() as u64 };
+        Ok(ExchangeEffects::answer(state.last_commit.clone(), response))
     }
 
     /// The peers that a search is sent to, in the order of their registration: all but the buyer, and if there are
@@ -204,7 +222,7 @@ impl<J: Journal> Exchange<J> {
             commit = J::latest(commit, state.last_commit.clone());
             deals.extend(party.and_then(|party| state.deal.status(party, now)));
         }
-        ExchangeEffects { commit, response: Some(Response::Deals { rq, deals, more }), ..ExchangeEffects::default() }
+        ExchangeEffects::answer(commit, Response::Deals { rq, deals, more })
     }
 
     /// The IP addresses of both sides of a settlement.

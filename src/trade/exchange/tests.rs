@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::trade::deal::{DealInput, LedgerOperation, SellerSide};
-use crate::trade::journal::LedgerRow;
+use crate::trade::journal::{LedgerRow, PeerRow};
 use crate::trade::wire::{Ack, PeerMessage, parse_message};
 
 mod addresses;

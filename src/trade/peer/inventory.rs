@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{CommandError, PeerChange, PeerCore, PeerEffects, PeerEvent, SellerNotification};
 use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::{Amount, Goods, RequestBody, Side};
+use crate::trade::wire::{Amount, DealRequest, Goods, Side};
 
 /// The maximum number of items of a peer.
 pub const ITEMS_MAX: usize = 10_000;
@@ -100,7 +100,6 @@ pub enum SaleState {
 pub struct Sale {
     /// The server's number for our side.
     pub rq: u64,
-    /// The name of our item.
     pub item: String,
     /// The item as the buyer named it.
     pub item_name: Arc<str>,
@@ -108,14 +107,11 @@ pub struct Sale {
     pub offered: Cents,
     /// The price currently agreed.
     pub price: Cents,
-    /// The progress of the sale.
     pub state: SaleState,
-    /// Why the sale is over.
     pub reason: Option<Arc<str>>,
     /// The recipient, until the goods are marked as sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ship_to: Option<ShipTo>,
-    /// When it last changed.
     pub at: Millis,
     #[serde(rename = "heard")]
     pub(super) last_notification: SellerNotification,
@@ -227,14 +223,7 @@ impl PeerCore {
 
     // Notifications of the server.
 
-    pub(super) fn search(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        item_name: Arc<str>,
-        description: &str,
-        effects: &mut PeerEffects,
-    ) {
+    pub(super) fn search(&mut self, rq: u64, item_name: Arc<str>, description: &str, effects: &mut PeerEffects) {
         if self.sales.contains_key(&rq) {
             return;
         }
@@ -247,7 +236,7 @@ impl PeerCore {
         // The sort is stable, so equal matches stay in the order of their names.
         matching.sort_by_key(|(match_rank, _)| *match_rank);
         let Some((_, item)) = matching.into_iter().find(|(_, item)| self.free_units(&item.name) > 0) else {
-            effects.requests.push((rq, RequestBody::NotAvailable { item_name }));
+            effects.requests.push((rq, DealRequest::NotAvailable.about(item_name)));
             return;
         };
         let sale = Sale {
@@ -259,7 +248,7 @@ impl PeerCore {
             state: SaleState::Offered,
             reason: None,
             ship_to: None,
-            at: now,
+            at: self.now,
             last_notification: SellerNotification::Search,
             is_pending: true,
             changed_step: self.step,
@@ -272,21 +261,14 @@ impl PeerCore {
         });
         let description = Some(item.description.as_str()).filter(|text| !text.is_empty()).map(Arc::from);
         let goods = Goods { item: Some(item.name.as_str().into()), description };
-        effects.requests.push((rq, RequestBody::Offer { item_name, price: sale.price, goods }));
+        effects.requests.push((rq, DealRequest::Offer { price: sale.price, goods }.about(item_name)));
         effects.changes.push(PeerChange::Sale(sale.clone()));
         self.sales.insert(rq, sale);
     }
 
-    pub(super) fn negotiate(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        item_name: Arc<str>,
-        max_price: Cents,
-        effects: &mut PeerEffects,
-    ) {
+    pub(super) fn negotiate(&mut self, rq: u64, item_name: Arc<str>, max_price: Cents, effects: &mut PeerEffects) {
         let Some(sale) = self.sales.get(&rq) else {
-            effects.requests.push((rq, RequestBody::Refuse { item_name, max_price }));
+            effects.requests.push((rq, DealRequest::Refuse { max_price }.about(item_name)));
             return;
         };
         if sale.last_notification as u8 > SellerNotification::Negotiate as u8
@@ -297,16 +279,16 @@ impl PeerCore {
         let agreed = self.items.get(&fold(&sale.item)).is_some_and(|item| max_price >= item.min_price);
         let (body, event) = if agreed {
             (
-                RequestBody::Accept { item_name: item_name.clone(), max_price },
+                DealRequest::Accept { max_price }.about(item_name.clone()),
                 PeerEvent::Accepted { rq, item_name: item_name.clone(), max_price },
             )
         } else {
             (
-                RequestBody::Refuse { item_name: item_name.clone(), max_price },
+                DealRequest::Refuse { max_price }.about(item_name.clone()),
                 PeerEvent::Declined { rq, item_name, max_price },
             )
         };
-        self.change_sale(now, rq, effects, |sale| {
+        self.change_sale(rq, effects, |sale| {
             sale.last_notification = SellerNotification::Negotiate;
             sale.is_pending = true;
             if agreed {
@@ -317,20 +299,11 @@ impl PeerCore {
         effects.requests.push((rq, body));
     }
 
-    pub(super) fn reserve(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        item_name: Arc<str>,
-        price: Cents,
-        effects: &mut PeerEffects,
-    ) {
+    pub(super) fn reserve(&mut self, rq: u64, item_name: Arc<str>, price: Cents, effects: &mut PeerEffects) {
         let Some(sale) = self.sales.get(&rq) else {
             // No unit is bound for it. The sooner the server knows, the sooner another seller can be chosen.
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
-            effects
-                .events
-                .push(PeerEvent::Trouble { rq: Some(rq), reason: "RESERVE for a deal that is not ours".to_owned() });
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
+            effects.trouble(Some(rq), "RESERVE for a deal that is not ours");
             return;
         };
         if !matches!(sale.state, SaleState::Offered | SaleState::Accepted | SaleState::Released) {
@@ -345,11 +318,11 @@ impl PeerCore {
             None
         };
         if let Some(reason) = why_not {
-            self.end_sale(now, rq, &reason, effects);
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
+            self.end_sale(rq, &reason, effects);
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         }
-        self.change_sale(now, rq, effects, |sale| {
+        self.change_sale(rq, effects, |sale| {
             (sale.last_notification, sale.state, sale.price) =
                 (SellerNotification::Reserve, SaleState::Reserved, price);
             // RESERVE implies the response to an OFFER or ACCEPT that is still pending.
@@ -358,7 +331,7 @@ impl PeerCore {
         effects.events.push(PeerEvent::Reserved { rq, item_name, price });
     }
 
-    pub(super) fn released(&mut self, now: Millis, rq: u64, effects: &mut PeerEffects) {
+    pub(super) fn released(&mut self, rq: u64, effects: &mut PeerEffects) {
         let Some(sale) = self.sales.get(&rq) else { return };
         if !matches!(sale.state, SaleState::Offered | SaleState::Accepted)
             || sale.last_notification == SellerNotification::Reserve
@@ -366,7 +339,7 @@ impl PeerCore {
             return;
         }
         let item_name = sale.item_name.clone();
-        self.change_sale(now, rq, effects, |sale| {
+        self.change_sale(rq, effects, |sale| {
             (sale.last_notification, sale.state) = (SellerNotification::Released, SaleState::Released)
         });
         effects.events.push(PeerEvent::Released { rq, item_name });
@@ -374,28 +347,25 @@ impl PeerCore {
 
     // Refused requests.
 
-    pub(super) fn offer_refused(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
+    pub(super) fn offer_refused(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         if self.sales.get(&rq).is_some_and(|sale| {
             sale.state == SaleState::Offered && sale.last_notification == SellerNotification::Search
         }) {
-            self.end_sale(now, rq, reason, effects);
+            self.end_sale(rq, reason, effects);
         }
     }
 
     /// Our offer remains valid at its own price, until the server releases it.
-    pub(super) fn accept_refused(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
+    pub(super) fn accept_refused(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         if self.sales.get(&rq).is_some_and(|sale| sale.state == SaleState::Accepted) {
-            self.change_sale(now, rq, effects, |sale| (sale.state, sale.price) = (SaleState::Offered, sale.offered));
-            effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: format!("not accepted: {reason}") });
-            self.ask_status(Some(rq), effects);
+            self.change_sale(rq, effects, |sale| (sale.state, sale.price) = (SaleState::Offered, sale.offered));
+            self.report_and_ask(rq, format!("not accepted: {reason}"), effects);
         }
     }
 
     /// Cancels a sale on command. The unit becomes free once the server agrees.
-    pub(super) fn cancel_sale(&mut self, now: Millis, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
-        let Some(sale) = self.sales.get(&rq) else {
-            return Err(CommandError(format!("there is no deal {rq}; `deals` lists yours")));
-        };
+    pub(super) fn cancel_sale(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
+        let sale = self.sales.get(&rq).ok_or_else(|| CommandError::no_deal(rq))?;
         match sale.state {
             SaleState::Sold => Err(CommandError(format!("{rq} is sold"))),
             SaleState::Over => {
@@ -403,13 +373,13 @@ impl PeerCore {
             }
             SaleState::Shipped => Err(CommandError(format!("{rq} is being settled"))),
             SaleState::Unknown => {
-                self.end_sale(now, rq, "given up", effects);
+                self.end_sale(rq, "given up", effects);
                 Ok(())
             }
             _ => {
                 let item_name = sale.item_name.clone();
-                self.change_sale(now, rq, effects, |sale| sale.is_pending = true);
-                effects.requests.push((rq, RequestBody::Cancel { item_name }));
+                self.change_sale(rq, effects, |sale| sale.is_pending = true);
+                effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
                 Ok(())
             }
         }
@@ -419,7 +389,6 @@ impl PeerCore {
 
     pub(super) fn ship(
         &mut self,
-        now: Millis,
         rq: u64,
         price: Cents,
         to: ShipTo,
@@ -431,13 +400,13 @@ impl PeerCore {
             return Err(CommandError(format!("price: {rq} is for {}, not {price}", sale.price)));
         }
         let item_name = sale.item_name.clone();
-        self.change_sale(now, rq, effects, |sale| (sale.state, sale.ship_to) = (SaleState::Shipped, Some(to)));
+        self.change_sale(rq, effects, |sale| (sale.state, sale.ship_to) = (SaleState::Shipped, Some(to)));
         effects.events.push(PeerEvent::Shipping { rq, item_name, price });
         Ok(())
     }
 
     /// Marks the goods as sent and deletes the recipient.
-    pub(super) fn sent(&mut self, now: Millis, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
+    pub(super) fn sent(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
         let sale = self.sales.get(&rq).ok_or_else(|| CommandError(format!("there is no deal {rq}")))?;
         if sale.state != SaleState::Sold {
             return Err(CommandError(format!("{rq} is not sold: there is nothing to be sent")));
@@ -445,19 +414,12 @@ impl PeerCore {
         if sale.ship_to.is_none() {
             return Err(CommandError(format!("{rq} is marked as shipped already")));
         }
-        self.change_sale(now, rq, effects, |sale| sale.ship_to = None);
+        self.change_sale(rq, effects, |sale| sale.ship_to = None);
         Ok(())
     }
 
     /// Records the payment. `price` is known from STATUS, `payout` from SETTLED.
-    pub(super) fn sold(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        price: Option<Cents>,
-        payout: Option<Amount>,
-        effects: &mut PeerEffects,
-    ) {
+    pub(super) fn sold(&mut self, rq: u64, price: Option<Cents>, payout: Option<Amount>, effects: &mut PeerEffects) {
         let Some(sale) = self.sales.get(&rq).filter(|sale| !sale.is_over()) else { return };
         // A unit that was not bound may have been sold otherwise; the count must stay correct.
         let is_there = sale.binds() || self.free_units(&sale.item) > 0;
@@ -468,30 +430,24 @@ impl PeerCore {
             item.sold += 1;
             effects.changes.push(PeerChange::Item(item.clone()));
         }
-        self.change_sale(now, rq, effects, |sale| (sale.state, sale.price) = (SaleState::Sold, price));
+        self.change_sale(rq, effects, |sale| (sale.state, sale.price) = (SaleState::Sold, price));
         effects.events.push(PeerEvent::Sold { rq, item_name, price, payout });
     }
 
     /// Ends a sale and frees its unit.
-    pub(super) fn end_sale(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
+    pub(super) fn end_sale(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         let Some(sale) = self.sales.get(&rq).filter(|sale| !sale.is_over()) else { return };
         let item_name = sale.item_name.clone();
-        self.change_sale(now, rq, effects, |sale| {
+        self.change_sale(rq, effects, |sale| {
             (sale.state, sale.reason, sale.ship_to) = (SaleState::Over, Some(reason.into()), None);
         });
         effects.events.push(PeerEvent::Cancelled { rq, side: Side::Seller, item_name, reason: reason.into() });
     }
 
-    pub(super) fn change_sale(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        effects: &mut PeerEffects,
-        change: impl FnOnce(&mut Sale),
-    ) {
+    pub(super) fn change_sale(&mut self, rq: u64, effects: &mut PeerEffects, change: impl FnOnce(&mut Sale)) {
         if let Some(sale) = self.sales.get_mut(&rq) {
             change(sale);
-            sale.at = now;
+            sale.at = self.now;
             sale.changed_step = self.step;
             effects.changes.push(PeerChange::Sale(sale.clone()));
         }

@@ -11,13 +11,12 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::store::{self, PeerStore, PeerStoreError};
-use super::{CommandError, Item, PeerCore, PeerEvent, PeerInput, Purchase, PurchaseState, Sale};
+use super::{CommandError, DealCommand, Item, PeerCore, PeerEvent, PeerInput, Purchase, PurchaseState, Sale};
 use crate::model::{Cents, Clock, Name};
 use crate::net::threads;
 use crate::storage::{CoreState, Durable, SharedCore, StoreError};
-use crate::trade::client::messages::ServerResponse;
 use crate::trade::client::{self, Client, ClientError, ClientOpenError};
-use crate::trade::wire::{DealStatus, ErrorCode, Goods, RequestBody, Side};
+use crate::trade::wire::{DealStatus, ErrorCode, Goods, RequestBody, Response, Side};
 
 mod handler;
 #[cfg(test)]
@@ -37,15 +36,12 @@ const TICK_INTERVAL: Duration = Duration::from_secs(5);
 /// The configuration of a peer.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
-    /// The addresses and timeouts of the client.
     pub client: client::ClientConfig,
     /// The server as the user named it; its token and fingerprint are stored under this name.
     pub server: String,
-    /// The data directory.
     pub data_dir: PathBuf,
     /// The file with the payment details.
     pub wallet: Option<PathBuf>,
-    /// Whether to buy whatever is FOUND.
     pub auto_buy: bool,
     /// Whether to settle without TLS if the server does so too.
     pub plaintext: bool,
@@ -58,49 +54,26 @@ pub struct NodeConfig {
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The command is not possible in the current state.
     #[error(transparent)]
     Refused(#[from] CommandError),
-    /// The server could not be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The server refused the request.
     #[error("{reason}")]
-    Server {
-        /// The machine-readable code.
-        code: ErrorCode,
-        /// The human-readable explanation.
-        reason: String,
-    },
-    /// The server refused the registration or login.
+    Server { code: ErrorCode, reason: String },
     #[error("the server at {server} does not take {name:?}: {reason}")]
-    Denied {
-        /// The server as the user named it.
-        server: String,
-        /// The name of this peer.
-        name: Name,
-        /// The server's explanation.
-        reason: String,
-    },
-    /// The server's identity or settlement security is not as expected.
+    Denied { server: String, name: Name, reason: String },
     #[error("{0}")]
     Security(String),
-    /// The wallet is missing or invalid.
     #[error("{0}")]
     Wallet(String),
-    /// The change could not be stored and was not made.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] PeerStoreError),
-    /// The sockets could not be opened.
     #[error(transparent)]
     Open(#[from] ClientOpenError),
-    /// The system refused a thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    /// The deadline has passed.
     #[error("{0}")]
     TimedOut(String),
 }
@@ -173,21 +146,21 @@ impl Node {
         let token = inner.store.token(server)?;
         client.set_token(token.clone());
         if token.is_some() {
-            match client.call(inner.next_rq()?, RequestBody::Login(client.endpoint()))? {
-                ServerResponse::LoggedIn { cert_sha256, .. } => {
+            match client.call(inner.next_rq()?, RequestBody::Login { endpoint: client.endpoint() })? {
+                Response::LoggedIn { cert_sha256, .. } => {
                     inner.trust(cert_sha256.as_deref())?;
                     inner.step(vec![PeerInput::AskStatus])?;
                     return Ok(true);
                 }
-                ServerResponse::LoginDenied { reason, .. } => {
+                Response::LoginDenied { reason, .. } => {
                     log::info!("LOGIN was denied ({reason}): registering anew")
                 }
-                ServerResponse::Error { code: ErrorCode::NotRegistered, .. } => {}
+                Response::Error { code: ErrorCode::NotRegistered, .. } => {}
                 response => return Err(inner.response_error(response)),
             }
         }
-        match client.call(inner.next_rq()?, RequestBody::Register(client.endpoint()))? {
-            ServerResponse::Registered { token: given, cert_sha256, .. } => {
+        match client.call(inner.next_rq()?, RequestBody::Register { endpoint: client.endpoint() })? {
+            Response::Registered { token: given, cert_sha256, .. } => {
                 if let Err(error) = inner.trust(cert_sha256.as_deref()) {
                     // The token of the known server is kept, and the registration at this one is ended, whether or
                     // not it responds.
@@ -214,7 +187,7 @@ impl Node {
         let inner = &*self.inner;
         inner.client().check_trust()?;
         match inner.client().call(inner.next_rq()?, RequestBody::DeRegister)? {
-            ServerResponse::DeRegistered { .. } => {
+            Response::DeRegistered { .. } => {
                 inner.store.set_token(&inner.config.server, None)?;
                 inner.client().set_token(None);
                 inner.step(vec![PeerInput::Departed])?;
@@ -245,9 +218,12 @@ impl Node {
     /// # Errors
     /// The search is invalid, or the server refused it.
     pub fn find(&self, item_name: &str, max_price: Cents, description: &str) -> Result<(u64, u64), NodeError> {
-        let input = PeerInput::Find { item_name: item_name.into(), description: description.into(), max_price };
+        self.search(PeerInput::Find { item_name: item_name.into(), description: description.into(), max_price })
+    }
+
+    fn search(&self, input: PeerInput) -> Result<(u64, u64), NodeError> {
         match self.inner.command(input)? {
-            Some(ServerResponse::Searching { rq, peers }) => Ok((rq, peers)),
+            Some(Response::Searching { rq, peers }) => Ok((rq, peers)),
             response => Err(self.inner.response_error_or_none(response)),
         }
     }
@@ -258,11 +234,7 @@ impl Node {
     /// # Errors
     /// The server refused the search, or there was no result within `at_most`.
     pub fn browse(&self, word: &str, at_most: Duration) -> Result<(u64, Option<Purchase>), NodeError> {
-        let peers = match self.inner.command(PeerInput::Browse { word: word.into() })? {
-            Some(ServerResponse::Searching { rq, peers }) => (rq, peers),
-            response => return Err(self.inner.response_error_or_none(response)),
-        };
-        let (rq, peers) = peers;
+        let (rq, peers) = self.search(PeerInput::Browse { word: word.into() })?;
         let give_up_at = Instant::now() + at_most;
         let found = self.inner.core.wait_for(give_up_at, |core| match core.purchase(rq) {
             None => ControlFlow::Break(Err(CommandError(format!("there is no search {rq}")))),
@@ -299,23 +271,20 @@ impl Node {
     pub fn buy(&self, rq: u64) -> Result<Cents, NodeError> {
         // Better checked now than in the settlement, while a seller waits.
         self.inner.wallet().map_err(NodeError::Wallet)?;
-        match self.inner.command(PeerInput::Buy { rq })? {
-            Some(ServerResponse::Buying { .. }) => {
-                let price = self.inner.core.with(|core| core.purchase(rq).and_then(|purchase| purchase.price));
-                Ok(price.value.unwrap_or_default())
-            }
-            response => Err(self.inner.response_error_or_none(response)),
-        }
+        self.command(rq, DealCommand::Buy)?;
+        let price = self.inner.core.with(|core| core.purchase(rq).and_then(|purchase| purchase.price));
+        Ok(price.value.unwrap_or_default())
     }
 
-    /// Cancels a deal, on either side.
+    /// Requests something of the server about a deal, if the command needs that.
     ///
     /// # Errors
-    /// The deal cannot be cancelled any more.
-    pub fn cancel(&self, rq: u64) -> Result<(), NodeError> {
-        match self.inner.command(PeerInput::Cancel { rq })? {
-            Some(ServerResponse::Cancelled { .. }) | None => Ok(()),
-            Some(response) => Err(self.inner.response_error(response)),
+    /// The state of the deal does not allow it, or the server refused.
+    pub fn command(&self, rq: u64, command: DealCommand) -> Result<(), NodeError> {
+        match self.inner.command(PeerInput::Deal { rq, command })? {
+            Some(refused @ Response::Error { .. }) => Err(self.inner.response_error(refused)),
+            // The client returns only responses that fit the request.
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -325,7 +294,7 @@ impl Node {
     /// The server could not be asked.
     pub fn status(&self) -> Result<Vec<DealStatus>, NodeError> {
         match self.inner.command(PeerInput::AskStatus)? {
-            Some(ServerResponse::Deals { deals, .. }) => Ok(deals),
+            Some(Response::Deals { deals, .. }) => Ok(deals),
             response => Err(self.inner.response_error_or_none(response)),
         }
     }
@@ -356,7 +325,7 @@ impl Node {
         let inner = &*self.inner;
         let give_up_at = Instant::now() + at_most;
         let ended = inner.core.wait_for(give_up_at, |core| match final_event(core, rq, inner.config.auto_buy) {
-            None => ControlFlow::Break(Err(CommandError(format!("there is no deal {rq}; `deals` lists yours")))),
+            None => ControlFlow::Break(Err(CommandError::no_deal(rq))),
             Some(Some(event)) => ControlFlow::Break(Ok(event)),
             Some(None) => ControlFlow::Continue(None),
         });

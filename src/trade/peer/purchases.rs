@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{CommandError, PeerChange, PeerCore, PeerEffects, PeerEvent};
 use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::{Goods, RequestBody, Side};
+use crate::trade::wire::{DealRequest, Goods, RequestBody, Side};
 
 /// The state of a purchase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,23 +30,16 @@ pub enum PurchaseState {
 pub struct Purchase {
     /// Our number for the deal.
     pub rq: u64,
-    /// The item that we search for.
     pub item_name: Arc<str>,
-    /// The additional description of the search.
     pub description: Arc<str>,
-    /// The maximum price that we pay.
     pub max_price: Cents,
-    /// The progress of the purchase.
     pub state: PurchaseState,
     /// The price that was found most recently.
     pub price: Option<Cents>,
-    /// The seller at that price.
     pub seller: Option<Name>,
     /// The price named in our BUY.
     pub bought_at: Option<Cents>,
-    /// Why the purchase is over.
     pub reason: Option<Arc<str>>,
-    /// When it last changed.
     pub at: Millis,
     /// What the seller actually offers.
     #[serde(default)]
@@ -71,12 +64,15 @@ impl Purchase {
     pub fn is_over(&self) -> bool {
         matches!(self.state, PurchaseState::Bought | PurchaseState::Over)
     }
+
+    fn is_over_error(&self) -> CommandError {
+        CommandError(format!("{} is over: {}", self.rq, self.reason.as_deref().unwrap_or("no purchase")))
+    }
 }
 
 impl PeerCore {
     pub(super) fn find(
         &mut self,
-        now: Millis,
         item_name: Arc<str>,
         description: Arc<str>,
         max_price: Cents,
@@ -97,7 +93,7 @@ impl PeerCore {
             seller: None,
             bought_at: None,
             reason: None,
-            at: now,
+            at: self.now,
             goods: Goods::default(),
             browse,
             found_mid: 0,
@@ -111,7 +107,7 @@ impl PeerCore {
         Ok(())
     }
 
-    pub(super) fn buy(&mut self, now: Millis, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
+    pub(super) fn buy(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
         let purchase = self
             .purchases
             .get(&rq)
@@ -123,48 +119,30 @@ impl PeerCore {
             }
             (PurchaseState::Buying, _) => return Err(CommandError(format!("{rq} is being bought already"))),
             (PurchaseState::Bought, _) => return Err(CommandError(format!("{rq} is bought already"))),
-            (PurchaseState::Over, _) => {
-                return Err(CommandError(format!(
-                    "{rq} is over: {}",
-                    purchase.reason.as_deref().unwrap_or("no purchase")
-                )));
-            }
+            (PurchaseState::Over, _) => return Err(purchase.is_over_error()),
         };
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.bought_at, purchase.is_pending) = (PurchaseState::Buying, Some(price), true);
         });
-        effects.requests.push((rq, RequestBody::Buy { item_name, price }));
+        effects.requests.push((rq, DealRequest::Buy { price }.about(item_name)));
         Ok(())
     }
 
-    pub(super) fn cancel_purchase(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        effects: &mut PeerEffects,
-    ) -> Result<(), CommandError> {
-        let purchase = self
-            .purchases
-            .get(&rq)
-            .ok_or_else(|| CommandError(format!("there is no deal {rq}; `deals` lists yours")))?;
+    pub(super) fn cancel_purchase(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
+        let purchase = self.purchases.get(&rq).ok_or_else(|| CommandError::no_deal(rq))?;
         match purchase.state {
             PurchaseState::Bought => return Err(CommandError(format!("{rq} is bought"))),
-            PurchaseState::Over => {
-                return Err(CommandError(format!(
-                    "{rq} is over: {}",
-                    purchase.reason.as_deref().unwrap_or("no purchase")
-                )));
-            }
-            _ => {}
+            PurchaseState::Over => return Err(purchase.is_over_error()),
+            PurchaseState::Searching | PurchaseState::Found | PurchaseState::Buying => {}
         }
         let item_name = purchase.item_name.clone();
         // Not during a purchase: only the server knows whether it can still be cancelled.
         let unwanted = purchase.state != PurchaseState::Buying;
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             purchase.unwanted |= unwanted;
             purchase.is_pending = true;
         });
-        effects.requests.push((rq, RequestBody::Cancel { item_name }));
+        effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
         Ok(())
     }
 
@@ -173,7 +151,6 @@ impl PeerCore {
     #[allow(clippy::too_many_arguments)] // the fields of FOUND; without `mid` it is what STATUS says
     pub(super) fn found(
         &mut self,
-        now: Millis,
         mid: Option<u64>,
         rq: u64,
         item_name: Arc<str>,
@@ -185,27 +162,27 @@ impl PeerCore {
         let Some(purchase) = self.purchases.get(&rq) else {
             // It belongs to a lost data directory, for example: nobody here wants it, and a seller holds a unit for
             // it.
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         };
         if purchase.state == PurchaseState::Bought {
             return;
         }
         if purchase.browse && purchase.price.is_none() {
-            self.change_purchase(now, rq, effects, |purchase| {
+            self.change_purchase(rq, effects, |purchase| {
                 (purchase.price, purchase.seller, purchase.goods) = (Some(price), seller, goods);
                 (purchase.unwanted, purchase.is_pending) = (true, true);
             });
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         }
         if purchase.unwanted || price > purchase.max_price {
             if !purchase.unwanted {
                 let reason = format!("found for {price}, above the maximum of {}: refused", purchase.max_price);
-                effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
+                effects.trouble(Some(rq), reason);
             }
-            self.change_purchase(now, rq, effects, |purchase| (purchase.unwanted, purchase.is_pending) = (true, true));
-            effects.requests.push((rq, RequestBody::Cancel { item_name }));
+            self.change_purchase(rq, effects, |purchase| (purchase.unwanted, purchase.is_pending) = (true, true));
+            effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         }
         if purchase.state == PurchaseState::Over {
@@ -215,7 +192,7 @@ impl PeerCore {
         // The numbers of notifications have no order, so only the server knows which of two different FOUNDs is
         // valid.
         let differs = purchase.price.is_some_and(|before| before != price);
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             purchase.price = Some(price);
             purchase.goods = goods.clone();
             purchase.seller = seller.clone().or(purchase.seller.take());
@@ -233,16 +210,16 @@ impl PeerCore {
         effects.events.push(PeerEvent::Found { rq, item_name, price, seller, offer_item, offer_description });
         if self.auto_buy {
             // It has just been found, so it can be bought.
-            if let Err(refused) = self.buy(now, rq, effects) {
-                effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: refused.0 });
+            if let Err(refused) = self.buy(rq, effects) {
+                effects.trouble(Some(rq), refused.0);
             }
         }
     }
 
-    pub(super) fn search_failed(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
+    pub(super) fn search_failed(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         let Some(purchase) = self.purchases.get(&rq).filter(|purchase| !purchase.is_over()) else { return };
         let (item_name, max_price, browse) = (purchase.item_name.clone(), purchase.max_price, purchase.browse);
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.reason) = (PurchaseState::Over, Some(reason.into()));
         });
         // The browse command reports the result itself.
@@ -255,48 +232,33 @@ impl PeerCore {
         });
     }
 
-    pub(super) fn receipt(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        item_name: &str,
-        price: Cents,
-        seller: Name,
-        effects: &mut PeerEffects,
-    ) {
+    pub(super) fn receipt(&mut self, rq: u64, item_name: &str, price: Cents, seller: Name, effects: &mut PeerEffects) {
         let agreed = self.purchases.get(&rq).and_then(|purchase| purchase.bought_at);
         if agreed != Some(price) || self.purchases.get(&rq).is_some_and(|purchase| *purchase.item_name != *item_name) {
             let reason = format!("the receipt for {price} is not what was bought");
-            effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
+            effects.trouble(Some(rq), reason);
         }
-        self.bought(now, rq, Some(price), Some(seller), effects);
+        self.bought(rq, Some(price), Some(seller), effects);
     }
 
-    pub(super) fn bought(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        price: Option<Cents>,
-        seller: Option<Name>,
-        effects: &mut PeerEffects,
-    ) {
+    pub(super) fn bought(&mut self, rq: u64, price: Option<Cents>, seller: Option<Name>, effects: &mut PeerEffects) {
         let Some(purchase) = self.purchases.get(&rq).filter(|purchase| purchase.state != PurchaseState::Bought) else {
             return;
         };
         let item_name = purchase.item_name.clone();
         let price = price.or(purchase.bought_at).or(purchase.price).unwrap_or_default();
         let seller = seller.or_else(|| purchase.seller.clone());
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.price, purchase.reason) = (PurchaseState::Bought, Some(price), None);
             purchase.seller.clone_from(&seller);
         });
         effects.events.push(PeerEvent::Bought { rq, item_name, price, seller });
     }
 
-    pub(super) fn end_purchase(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
+    pub(super) fn end_purchase(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         let Some(purchase) = self.purchases.get(&rq).filter(|purchase| !purchase.is_over()) else { return };
         let (item_name, browse) = (purchase.item_name.clone(), purchase.browse);
-        self.change_purchase(now, rq, effects, |purchase| {
+        self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.reason) = (PurchaseState::Over, Some(reason.into()));
         });
         if browse {
@@ -307,33 +269,27 @@ impl PeerCore {
 
     // Refused requests.
 
-    pub(super) fn search_refused(&mut self, now: Millis, rq: u64, reason: &str, effects: &mut PeerEffects) {
-        self.end_purchase(now, rq, reason, effects);
+    pub(super) fn search_refused(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
+        self.end_purchase(rq, reason, effects);
     }
 
     /// The server refused our BUY. The item is not bought, and the reservation may have changed.
-    pub(super) fn buy_refused(&mut self, now: Millis, rq: u64, again: bool, reason: &str, effects: &mut PeerEffects) {
+    pub(super) fn buy_refused(&mut self, rq: u64, again: bool, reason: &str, effects: &mut PeerEffects) {
         if self.purchases.get(&rq).is_some_and(|purchase| purchase.state == PurchaseState::Buying) {
-            self.change_purchase(now, rq, effects, |purchase| {
+            self.change_purchase(rq, effects, |purchase| {
                 (purchase.state, purchase.bought_at) = (PurchaseState::Found, None);
             });
-            effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason: format!("not bought: {reason}") });
+            effects.trouble(Some(rq), format!("not bought: {reason}"));
             if !again {
                 self.ask_status(Some(rq), effects);
             }
         }
     }
 
-    pub(super) fn change_purchase(
-        &mut self,
-        now: Millis,
-        rq: u64,
-        effects: &mut PeerEffects,
-        change: impl FnOnce(&mut Purchase),
-    ) {
+    pub(super) fn change_purchase(&mut self, rq: u64, effects: &mut PeerEffects, change: impl FnOnce(&mut Purchase)) {
         if let Some(purchase) = self.purchases.get_mut(&rq) {
             change(purchase);
-            purchase.at = now;
+            purchase.at = self.now;
             purchase.changed_step = self.step;
             effects.changes.push(PeerChange::Purchase(purchase.clone()));
         }

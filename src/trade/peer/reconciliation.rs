@@ -4,9 +4,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::{PeerCore, PeerEffects, PeerEvent, PurchaseState, SaleState};
-use crate::model::Millis;
-use crate::trade::wire::{DealPhase, DealStatus, Goods, RequestBody, Side};
+use super::{PeerCore, PeerEffects, PurchaseState, SaleState};
+use crate::trade::wire::{DealPhase, DealRequest, DealStatus, Goods, RequestBody, Side};
 
 /// An open deal is asked about after this time without news.
 const QUIET: Duration = Duration::from_secs(60);
@@ -31,12 +30,12 @@ impl PeerCore {
                 self.status_requests.insert(rq, (self.step, about));
                 effects.requests.push((rq, RequestBody::Status { rq_deal: about }));
             }
-            Err(refused) => effects.events.push(PeerEvent::Trouble { rq: None, reason: refused.0 }),
+            Err(refused) => effects.trouble(None, refused.0),
         }
     }
 
     /// Asks about deals that have been quiet for long: a notification may have been lost five times in a row.
-    pub(super) fn check_quiet_deals(&mut self, now: Millis, effects: &mut PeerEffects) {
+    pub(super) fn check_quiet_deals(&mut self, effects: &mut PeerEffects) {
         if !self.status_requests.is_empty() {
             return;
         }
@@ -44,10 +43,10 @@ impl PeerCore {
         let sales = self.sales.values().filter(|sale| !sale.is_over() && !sale.is_pending);
         let mut sales = sales.filter(|sale| sale.state != SaleState::Unknown);
         let mut purchases = self.purchases.values().filter(|it| !it.is_over() && !it.is_pending);
-        let due = sales.any(|sale| sale.at.until(now) >= quiet_for(sale.state == SaleState::Shipped))
-            || purchases.any(|it| it.at.until(now) >= quiet_for(it.state == PurchaseState::Buying));
-        if due && self.last_check_at.until(now) >= QUIET_SETTLING {
-            self.last_check_at = now;
+        let due = sales.any(|sale| sale.at.until(self.now) >= quiet_for(sale.state == SaleState::Shipped))
+            || purchases.any(|it| it.at.until(self.now) >= quiet_for(it.state == PurchaseState::Buying));
+        if due && self.last_check_at.until(self.now) >= QUIET_SETTLING {
+            self.last_check_at = self.now;
             self.ask_status(None, effects);
         }
     }
@@ -56,7 +55,6 @@ impl PeerCore {
     /// with a request in progress. `about` is the deal that was asked about, if it was only one.
     pub(super) fn reconcile(
         &mut self,
-        now: Millis,
         step: u64,
         about: Option<u64>,
         deals: &[DealStatus],
@@ -72,8 +70,8 @@ impl PeerCore {
         let mut unlisted = Vec::new();
         for rq in sales.into_iter().chain(purchases).filter(|rq| asked_about(*rq)) {
             match listed.get(&rq) {
-                Some(deal) if deal.side == Side::Seller => self.reconcile_sale(now, deal, effects),
-                Some(deal) => self.reconcile_purchase(now, deal, effects),
+                Some(deal) if deal.side == Side::Seller => self.reconcile_sale(deal, effects),
+                Some(deal) => self.reconcile_purchase(deal, effects),
                 None => unlisted.push(rq),
             }
         }
@@ -83,18 +81,18 @@ impl PeerCore {
                 // deal is conclusive.
                 self.ask_status(Some(rq), effects);
             } else {
-                self.handle_unlisted(now, rq, effects);
+                self.handle_unlisted(rq, effects);
             }
         }
         // It belongs to a lost data directory, for example: a reservation that nobody here will ever use.
         for deal in deals.iter().filter(|deal| !self.has_deal(deal.rq)) {
             if deal.side == Side::Seller && deal.state == DealPhase::Reserved {
-                effects.requests.push((deal.rq, RequestBody::Cancel { item_name: deal.item_name.clone() }));
+                effects.requests.push((deal.rq, DealRequest::Cancel.about(deal.item_name.clone())));
             }
         }
     }
 
-    fn reconcile_sale(&mut self, now: Millis, deal: &DealStatus, effects: &mut PeerEffects) {
+    fn reconcile_sale(&mut self, deal: &DealStatus, effects: &mut PeerEffects) {
         let rq = deal.rq;
         let Some(state) = self.sales.get(&rq).map(|sale| sale.state) else { return };
         match deal.state {
@@ -103,71 +101,71 @@ impl PeerCore {
                 if state == SaleState::Accepted
                     && let Some(sale) = self.sales.get(&rq)
                 {
-                    let body = RequestBody::Accept { item_name: sale.item_name.clone(), max_price: sale.price };
-                    self.change_sale(now, rq, effects, |sale| sale.is_pending = true);
+                    let body = DealRequest::Accept { max_price: sale.price }.about(sale.item_name.clone());
+                    self.change_sale(rq, effects, |sale| sale.is_pending = true);
                     effects.requests.push((rq, body));
                 }
             }
             DealPhase::Reserved => {
                 if let Some(price) = deal.price {
-                    self.reserve(now, rq, deal.item_name.clone(), price, effects);
+                    self.reserve(rq, deal.item_name.clone(), price, effects);
                 }
             }
-            DealPhase::Completed => self.sold(now, rq, deal.price, None, effects),
+            DealPhase::Completed => self.sold(rq, deal.price, None, effects),
             DealPhase::Cancelled => match deal.reason.as_deref() {
-                Some("released") if state != SaleState::Released => self.released(now, rq, effects),
+                Some("released") if state != SaleState::Released => self.released(rq, effects),
                 Some("released") => {}
-                reason => self.end_sale(now, rq, reason.unwrap_or("cancelled"), effects),
+                reason => self.end_sale(rq, reason.unwrap_or("cancelled"), effects),
             },
         }
     }
 
-    fn reconcile_purchase(&mut self, now: Millis, deal: &DealStatus, effects: &mut PeerEffects) {
+    fn reconcile_purchase(&mut self, deal: &DealStatus, effects: &mut PeerEffects) {
         let rq = deal.rq;
         let Some(purchase) = self.purchases.get(&rq) else { return };
         let (state, price, unwanted) = (purchase.state, purchase.price, purchase.unwanted);
         match (deal.state, state) {
             (DealPhase::Reserved, PurchaseState::Buying) => {
                 // Our BUY did not arrive.
-                self.change_purchase(now, rq, effects, |purchase| {
+                self.change_purchase(rq, effects, |purchase| {
                     (purchase.state, purchase.bought_at) = (PurchaseState::Found, None);
                 });
                 let price = deal.price.or(price).unwrap_or_default();
-                self.found(now, None, rq, deal.item_name.clone(), price, None, goods(deal), effects);
+                self.found(None, rq, deal.item_name.clone(), price, None, goods(deal), effects);
             }
             (DealPhase::Reserved, _) if unwanted || deal.price != price || state == PurchaseState::Searching => {
                 if let Some(price) = deal.price {
-                    self.found(now, None, rq, deal.item_name.clone(), price, None, goods(deal), effects);
+                    self.found(None, rq, deal.item_name.clone(), price, None, goods(deal), effects);
                 }
             }
             (DealPhase::Searching | DealPhase::Negotiating, _) if unwanted => {
-                self.change_purchase(now, rq, effects, |purchase| purchase.is_pending = true);
-                effects.requests.push((rq, RequestBody::Cancel { item_name: deal.item_name.clone() }));
+                self.change_purchase(rq, effects, |purchase| purchase.is_pending = true);
+                effects.requests.push((rq, DealRequest::Cancel.about(deal.item_name.clone())));
             }
-            (DealPhase::Completed, _) => self.bought(now, rq, deal.price, None, effects),
+            (DealPhase::Completed, _) => self.bought(rq, deal.price, None, effects),
             (DealPhase::Cancelled, _) => match deal.reason.as_deref() {
-                Some(reason @ ("NOT_FOUND" | "NOT_AVAILABLE")) => self.search_failed(now, rq, reason, effects),
-                reason => self.end_purchase(now, rq, reason.unwrap_or("cancelled"), effects),
+                Some(reason @ ("NOT_FOUND" | "NOT_AVAILABLE")) => self.search_failed(rq, reason, effects),
+                reason => self.end_purchase(rq, reason.unwrap_or("cancelled"), effects),
             },
             (DealPhase::Searching | DealPhase::Negotiating | DealPhase::Reserved | DealPhase::Settling, _) => {}
         }
     }
 
     /// Handles a deal that the server does not list, because it does not exist or ended too long ago.
-    fn handle_unlisted(&mut self, now: Millis, rq: u64, effects: &mut PeerEffects) {
+    fn handle_unlisted(&mut self, rq: u64, effects: &mut PeerEffects) {
         if self.sales.get(&rq).is_some_and(|sale| sale.state == SaleState::Unknown) {
             return;
         }
         if self.sales.get(&rq).is_some_and(|sale| sale.state == SaleState::Shipped) {
             // It may have been paid, so the unit stays bound until a person has clarified that.
-            self.change_sale(now, rq, effects, |sale| sale.state = SaleState::Unknown);
+            self.change_sale(rq, effects, |sale| sale.state = SaleState::Unknown);
             let reason = format!(
                 "the server does not know any more how deal {rq} ended: ask its operator whether it was paid; \
                  `cancel {rq}` frees the unit"
             );
-            effects.events.push(PeerEvent::Trouble { rq: Some(rq), reason });
+            effects.trouble(Some(rq), reason);
         } else {
-            self.end_deal(now, rq, "the server does not know of it any more", effects);
+            self.end_deal(rq, "the server does not know of it any more", effects);
         }
     }
 }

@@ -26,22 +26,14 @@ pub const MIGRATIONS: &[&str] = &["
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerStoreError {
-    /// Another process uses it.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The database cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The database cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It belongs to another peer.
     #[error("{} is the data dir of peer {owner:?}: choose another --data-dir or --name", dir.display())]
-    NotOurs {
-        dir: PathBuf,
-        /// The name of the peer that it belongs to.
-        owner: String,
-    },
+    NotOurs { dir: PathBuf, owner: String },
 }
 
 /// A peer's data directory, locked by this process.

@@ -3,12 +3,9 @@
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::{
-    DATAGRAMS_IN_PROGRESS_MAX, LINE_MAX, MESSAGE_TIMEOUT, ServerInner, StoredExchange, WAITING_DEPARTURES_MAX,
-};
+use super::{LINE_MAX, MESSAGE_TIMEOUT, ServerInner, StoredExchange, WAITING_DEPARTURES_MAX};
 use crate::model::Name;
 use crate::net::connection_end::ConnectionEnd;
 use crate::net::counters::Counter;
@@ -18,37 +15,18 @@ use crate::net::udp::Datagram;
 use crate::storage::{CommitHandle, StoreError};
 use crate::trade::exchange::{ExchangeEffects, RequestOrigin, Transport};
 use crate::trade::wire::{
-    self, DATAGRAM_MAX, ErrorCode, PeerMessage, Request, RequestBody, RequestError, Response, encode,
+    self, DATAGRAM_MAX, DealRequest, ErrorCode, PeerMessage, Request, RequestBody, RequestError, Response, encode,
 };
 
 /// What is needed to respond to a datagram.
 #[derive(Clone, Copy)]
 pub(super) struct ResponseContext {
     pub(super) origin: RequestOrigin,
-    /// The length of the datagram in bytes.
     pub(super) length: usize,
     /// Whether the source address was validated when the datagram arrived. The response is sent there even if the
     /// request gives up that address.
     pub(super) is_validated: bool,
     pub(super) received_at: Instant,
-}
-
-/// Permits a request to wait for its commit without a thread. The number of permits is limited like that of threads.
-struct PendingCommitPermit(Arc<ServerInner>);
-
-impl PendingCommitPermit {
-    /// `None` if all permits are taken; then the request waits on its thread.
-    fn try_acquire(inner: &Arc<ServerInner>) -> Option<PendingCommitPermit> {
-        let one_more = |taken| (taken < DATAGRAMS_IN_PROGRESS_MAX).then_some(taken + 1);
-        inner.pending_commits.fetch_update(Relaxed, Relaxed, one_more).ok()?;
-        Some(PendingCommitPermit(Arc::clone(inner)))
-    }
-}
-
-impl Drop for PendingCommitPermit {
-    fn drop(&mut self) {
-        self.0.pending_commits.fetch_sub(1, Relaxed);
-    }
 }
 
 /// Serves connections to the trade port, which carry BUY requests, one a line.
@@ -96,7 +74,9 @@ impl MessageService for TradeService {
             write(Response::Error { rq, code: error.code, reason: error.reason });
         };
         match wire::parse_message(&message) {
-            PeerMessage::Request(request) if matches!(request.body, RequestBody::Buy { .. }) => {
+            PeerMessage::Request(request)
+                if matches!(request.body, RequestBody::Deal { request: DealRequest::Buy { .. }, .. }) =>
+            {
                 drop(message);
                 inner.counters.requests.add(1);
                 let origin = RequestOrigin { source: connection.source(), local_ip: None, transport: Transport::Tcp };
@@ -168,7 +148,7 @@ impl ServerInner {
     ) {
         let effects = exchange.handle_request(self.now(), &response_context.origin, &request);
         let permit = (effects.is_brief() && !effects.commit.has_run_callbacks())
-            .then(|| PendingCommitPermit::try_acquire(self))
+            .then(|| self.pending_commits.try_acquire())
             .flatten();
         let Some(permit) = permit else {
             let respond = |response| self.respond(exchange, &response_context, response);
@@ -179,22 +159,26 @@ impl ServerInner {
             }
             return;
         };
-        let (commit, exchange) = (effects.commit.clone(), Arc::clone(exchange));
+        let (commit, inner, exchange) = (effects.commit.clone(), Arc::clone(self), Arc::clone(exchange));
         commit.on_commit(move |stored| match stored {
-            Ok(()) => permit
-                .0
-                .send_effects(&exchange, effects, &|response| permit.0.respond(&exchange, &response_context, response)),
+            Ok(()) => {
+                inner.send_effects(&exchange, effects, &|response| {
+                    inner.respond(&exchange, &response_context, response)
+                });
+                drop(permit);
+            }
             // Rebuilding and retrying take a while, so they need a thread of their own.
             Err(error) => {
-                let (inner, failed, rq, cause) =
-                    (Arc::clone(&permit.0), Arc::clone(&exchange), request.rq, error.clone());
+                let (waiting, failed, rq, cause) =
+                    (Arc::clone(&inner), Arc::clone(&exchange), request.rq, error.clone());
                 let retry = move || {
-                    permit.0.handle_store_failure(&exchange, &cause);
-                    let respond = |response| permit.0.respond(&permit.0.exchange(), &response_context, response);
-                    permit.0.retry(cause, &response_context.origin, &request, &respond);
+                    inner.handle_store_failure(&exchange, &cause);
+                    let respond = |response| inner.respond(&inner.exchange(), &response_context, response);
+                    inner.retry(cause, &response_context.origin, &request, &respond);
+                    drop(permit);
                 };
-                if inner.context.executor.execute(retry).is_err() {
-                    inner.respond(&failed, &response_context, unavailable(rq, &error));
+                if waiting.context.executor.execute(retry).is_err() {
+                    waiting.respond(&failed, &response_context, unavailable(rq, &error));
                 }
             }
         });

@@ -145,24 +145,10 @@ impl ServerInner {
             let input = connections
                 .incoming
                 .recv_timeout(step_ends.saturating_duration_since(Instant::now()).min(STOP_CHECK_INTERVAL));
-            let actions = match &input {
-                Ok(ConnectionEvent::Line(side, line)) => settlement.handle(SettlementInput::Line(*side, line)),
-                Ok(ConnectionEvent::Lost(side, why) | ConnectionEvent::Unreachable(side, why)) => {
-                    settlement.handle(SettlementInput::Lost(*side, why))
-                }
-                Ok(ConnectionEvent::Connected(side, writer)) => {
-                    connections.set_connected(*side, writer.clone());
-                    Vec::new()
-                }
-                Ok(ConnectionEvent::ThreadEnded) => {
-                    connections.readers -= 1;
-                    Vec::new()
-                }
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= step_ends => {
-                    settlement.handle(SettlementInput::TimedOut)
-                }
-                Err(RecvTimeoutError::Timeout) => Vec::new(),
-                Err(RecvTimeoutError::Disconnected) => settlement.handle(SettlementInput::TimedOut),
+            let actions = match input {
+                Ok(event) => connections.process(event, settlement),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < step_ends => Vec::new(),
+                Err(_) => settlement.handle(SettlementInput::TimedOut),
             };
             self.perform(settlement, actions, connections)?;
             if settlement.step() != before {
@@ -376,26 +362,26 @@ impl SettlementConnections {
         SettlementConnections { buyer: None, seller: None, incoming, readers: 0, connecting: Vec::new() }
     }
 
+    /// Tells the settlement what a side did.
+    fn process(&mut self, event: ConnectionEvent, settlement: &mut Settlement) -> Vec<SettlementAction> {
+        match event {
+            ConnectionEvent::Line(side, line) => return settlement.handle(SettlementInput::Line(side, &line)),
+            ConnectionEvent::Lost(side, why) | ConnectionEvent::Unreachable(side, why) => {
+                return settlement.handle(SettlementInput::Lost(side, &why));
+            }
+            ConnectionEvent::Connected(side, writer) => self.set_connected(side, writer),
+            ConnectionEvent::ThreadEnded => self.readers -= 1,
+        }
+        Vec::new()
+    }
+
     /// Processes what the sides did before the bank or the disk had answered, so that it counts as unsolicited: a
     /// SHIPPED that was sent before SHIPPING_INFO must not pass for the answer to it.
     fn process_early_events(&mut self, settlement: &mut Settlement) {
         while settlement.is_authorising()
-            && let Ok(report) = self.incoming.try_recv()
+            && let Ok(event) = self.incoming.try_recv()
         {
-            let actions = match report {
-                ConnectionEvent::Line(side, line) => settlement.handle(SettlementInput::Line(side, &line)),
-                ConnectionEvent::Lost(side, why) | ConnectionEvent::Unreachable(side, why) => {
-                    settlement.handle(SettlementInput::Lost(side, &why))
-                }
-                ConnectionEvent::Connected(side, writer) => {
-                    self.set_connected(side, writer);
-                    Vec::new()
-                }
-                ConnectionEvent::ThreadEnded => {
-                    self.readers -= 1;
-                    Vec::new()
-                }
-            };
+            let actions = self.process(event, settlement);
             debug_assert!(actions.is_empty(), "it counts when the bank's or the disk's answer is in");
         }
     }

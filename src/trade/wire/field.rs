@@ -6,28 +6,6 @@ use serde_json::Value;
 use super::NUMBER_MAX;
 use crate::model::{Cents, number, text};
 
-/// All field names of peers' messages, for error texts.
-pub(super) const FIELDS: [&str; 18] = [
-    "type",
-    "rq",
-    "mid",
-    "name",
-    "token",
-    "ip",
-    "udp_port",
-    "tcp_port",
-    "item_name",
-    "description",
-    "price",
-    "max_price",
-    "offer_item",
-    "offer_description",
-    "rq_deal",
-    "cc_number",
-    "cc_exp",
-    "address",
-];
-
 pub(super) fn required<'a>(value: &'a Option<Value>, field: &str) -> Result<&'a Value, String> {
     value.as_ref().filter(|value| !value.is_null()).ok_or_else(|| format!("{field}: missing"))
 }
@@ -54,22 +32,22 @@ pub(super) fn whole_number(value: &Value) -> Option<u64> {
     number::integer_as(value).filter(|number| *number <= NUMBER_MAX)
 }
 
-/// Parses one JSON object. An array is rejected, although serde would accept one of the same values.
+/// Parses one JSON object. An array is rejected, although serde would accept one of the same values. Errors name those
+/// fields alone that are listed in `fields`.
 ///
 /// # Errors
 /// What is wrong, without quoting the input.
-pub fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, String> {
+pub(super) fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8], fields: &[&'static str]) -> Result<T, String> {
     let json = text::without_bom(json);
     match json.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
-        Some(b'{') => serde_json::from_slice(json).map_err(|error| json_error(&error, json)),
+        Some(b'{') => serde_json::from_slice(json).map_err(|error| json_error(&error, json, fields)),
         Some(_) => Err("expected one JSON object".to_owned()),
         None => Err("expected one JSON object, found nothing".to_owned()),
     }
 }
 
-/// Describes a JSON error without the input that serde's message may quote. Names the field if it is one of
-/// [`FIELDS`].
-pub(super) fn json_error(error: &serde_json::Error, json: &[u8]) -> String {
+/// Describes a JSON error without the input that serde's message may quote. Names the field if it is one of `fields`.
+fn json_error(error: &serde_json::Error, json: &[u8], fields: &[&'static str]) -> String {
     let message = error.to_string();
     let what = match error.classify() {
         serde_json::error::Category::Data => {
@@ -82,7 +60,7 @@ pub(super) fn json_error(error: &serde_json::Error, json: &[u8]) -> String {
         }
         serde_json::error::Category::Eof => "it ends too early".to_owned(),
         _ => {
-            let field = message.starts_with("number out of range").then(|| field_before(error, json)).flatten();
+            let field = message.starts_with("number out of range").then(|| field_before(error, json, fields)).flatten();
             if let Some(field) = field {
                 return format!("{field}: expected a number that is not out of range");
             }
@@ -93,9 +71,9 @@ pub(super) fn json_error(error: &serde_json::Error, json: &[u8]) -> String {
 }
 
 /// The field whose value the error is about.
-pub(super) fn field_before(error: &serde_json::Error, json: &[u8]) -> Option<&'static str> {
+fn field_before(error: &serde_json::Error, json: &[u8], fields: &[&'static str]) -> Option<&'static str> {
     let line = json.split(|byte| *byte == b'\n').nth(error.line().checked_sub(1)?)?;
     let before = &line[..error.column().min(line.len())];
     let before = before[..before.iter().rposition(|byte| *byte == b':')?].trim_ascii_end();
-    FIELDS.into_iter().find(|field| before.ends_with(format!("\"{field}\"").as_bytes()))
+    fields.iter().copied().find(|field| before.ends_with(format!("\"{field}\"").as_bytes()))
 }

@@ -4,36 +4,48 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::field::{parse_object, required, required_string, whole_number};
-use super::{ADDRESS_MAX, Side};
+use super::messages::FIELDS;
+use super::{ADDRESS_MAX, Side, encode};
 use crate::model::text;
 use crate::model::{CardNumber, Cents, Expiry, Name, PaymentCard, Token};
 
-/// A line that the server writes on a settlement connection.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum SettlementMessage {
-    /// Asks for the peer's identity and, from the buyer, for its payment details.
-    InformReq { rq: u64, item_name: Arc<str>, price: Cents },
-    /// Tells the seller where to ship, and the amount that it will be paid.
-    ShippingInfo { rq: u64, name: Name, address: String, price: Cents, fee: Amount, payout: Amount },
-    /// Tells the seller that it is paid.
-    Settled { rq: u64, payout: Amount },
-    /// Tells the buyer that it has paid.
-    Receipt {
-        rq: u64,
-        item_name: Arc<str>,
-        price: Cents,
-        seller: Name,
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        offer_item: Option<Arc<str>>,
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        offer_description: Option<Arc<str>>,
-    },
-    /// The settlement failed; nothing is charged.
-    Cancel { rq: u64, item_name: Arc<str>, reason: Arc<str> },
+server_messages! {
+    /// A line that the server writes on a settlement connection.
+    #[derive(Debug, Clone, PartialEq)]
+    pub enum SettlementMessage by rq: u64 {
+        /// Asks for the peer's identity and, from the buyer, for its payment details.
+        "INFORM_REQ" InformReq { rq: u64, item_name: Arc<str>, price: Cents },
+        /// Tells the seller where to ship, and the amount that it will be paid.
+        "SHIPPING_INFO" ShippingInfo {
+            rq: u64, name: Name, address: String, price: Cents, fee: Amount, payout: Amount
+        },
+        /// Tells the seller that it is paid.
+        "SETTLED" Settled { rq: u64, payout: Amount },
+        /// Tells the buyer that it has paid.
+        "RECEIPT" Receipt {
+            rq: u64,
+            item_name: Arc<str>,
+            price: Cents,
+            seller: Name,
+            #[serde(skip_serializing_if = "Option::is_none", default)]
+            offer_item: Option<Arc<str>>,
+            #[serde(skip_serializing_if = "Option::is_none", default)]
+            offer_description: Option<Arc<str>>,
+        },
+        /// The settlement failed; nothing is charged.
+        "CANCEL" Cancel { rq: u64, item_name: Arc<str>, reason: Arc<str> },
+    }
+}
+
+/// Parses a line of the server.
+///
+/// # Errors
+/// What is wrong, without quoting the line.
+pub fn parse_settlement_message(line: &str) -> Result<SettlementMessage, String> {
+    parse_object(line.as_bytes(), FIELDS)
 }
 
 /// An amount that may be zero, unlike a price: a fee or a payout.
@@ -59,7 +71,6 @@ impl<'de> Deserialize<'de> for Amount {
 /// A peer's response to INFORM_REQ.
 #[derive(Debug, Clone)]
 pub struct InformResponse {
-    /// The peer's name.
     pub name: Name,
     /// The token of the peer's registration.
     pub token: Token,
@@ -70,7 +81,6 @@ pub struct InformResponse {
 /// A card and a postal address. Its `Debug` output shows neither.
 #[derive(Clone)]
 pub struct PaymentDetails {
-    /// The card to be charged.
     pub card: PaymentCard,
     /// Where the goods are shipped to, or from.
     pub address: String,
@@ -106,7 +116,7 @@ pub fn parse_settlement_response(line: &str, side: Side) -> Result<SettlementRes
         cc_exp: Option<Value>,
         address: Option<Value>,
     }
-    let line: RawLine = parse_object(line.as_bytes())?;
+    let line: RawLine = parse_object(line.as_bytes(), FIELDS)?;
     let rq = whole_number(required(&line.rq, "rq")?).ok_or("rq: expected a whole number")?;
     match required(&line.r#type, "type")?.as_str() {
         Some("SHIPPED") => Ok(SettlementResponse::Shipped(rq)),
@@ -129,4 +139,28 @@ pub fn parse_settlement_response(line: &str, side: Side) -> Result<SettlementRes
         }
         _ => Err("type: expected INFORM_RES or SHIPPED".to_owned()),
     }
+}
+
+/// Encodes the response to INFORM_REQ. It may contain a card number: never log it.
+pub fn encode_inform(rq: u64, inform: &InformResponse) -> Vec<u8> {
+    let mut message = json!({
+        "type": "INFORM_RES",
+        "rq": rq,
+        "name": inform.name,
+        "token": inform.token.reveal(),
+        "cc_number": "",
+        "cc_exp": "",
+        "address": "",
+    });
+    if let Some(PaymentDetails { card, address }) = &inform.payment_details {
+        message["cc_number"] = json!(card.number.reveal());
+        message["cc_exp"] = json!(card.expiry);
+        message["address"] = json!(address);
+    }
+    encode(&message)
+}
+
+/// Encodes the message that the goods are shipped.
+pub fn encode_shipped(rq: u64) -> Vec<u8> {
+    encode(&json!({"type": "SHIPPED", "rq": rq}))
 }

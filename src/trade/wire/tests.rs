@@ -1,9 +1,10 @@
 //! Parsing of messages: what is accepted, what is refused, and the error texts.
 
 use super::*;
-use crate::model::Cents;
+use crate::model::{CardNumber, Cents, Expiry, Name, PaymentCard, Token};
 use proptest::prelude::*;
 use serde_json::Value;
+use std::sync::Arc;
 
 fn refused(text: &str) -> (Option<u64>, String) {
     match parse_message(text.as_bytes()) {
@@ -23,7 +24,7 @@ fn requests_are_read_and_unknown_fields_ignored() {
     assert_eq!((request.rq, request.name.as_str()), (7, "al"));
     assert!(matches!(request.body, RequestBody::LookingFor { max_price: Cents(1250), .. }));
     let text = r#"{"type":"REGISTER","rq":1.0,"name":"a","ip":"::ffff:127.0.0.1","udp_port":5000,"tcp_port":70000}"#;
-    let PeerMessage::Request(Request { body: RequestBody::Register(endpoint), .. }) = parse_message(text.as_bytes())
+    let PeerMessage::Request(Request { body: RequestBody::Register { endpoint }, .. }) = parse_message(text.as_bytes())
     else {
         panic!()
     };
@@ -138,7 +139,9 @@ fn nothing_secret_shows() {
 fn an_items_name_may_hold_what_json_allows() {
     let text = r#"{"type":"CANCEL","rq":7,"name":"al","item_name":"a\tb\u001b[2J\u0000"}"#;
     let PeerMessage::Request(request) = parse_message(text.as_bytes()) else { panic!() };
-    assert!(matches!(request.body, RequestBody::Cancel { item_name } if &*item_name == "a\tb\u{1b}[2J\0"));
+    assert!(
+        matches!(request.body, RequestBody::Deal { item_name, request: DealRequest::Cancel } if &*item_name == "a\tb\u{1b}[2J\0")
+    );
 }
 
 #[test]
@@ -163,6 +166,127 @@ fn of_a_seller_only_name_token_and_number_are_read() {
     }
     let array = r#"["INFORM_RES",1,"a","t0ken","4111111111111111","12/30","Elm St"]"#;
     assert_eq!(parse_settlement_response(array, Side::Buyer).unwrap_err(), "expected one JSON object");
+}
+
+fn name() -> Name {
+    Name::new("alice").unwrap()
+}
+
+#[test]
+fn the_server_reads_what_a_peer_writes() {
+    let endpoint = PeerEndpoint { ip: "127.0.0.1".parse().unwrap(), udp_port: 5000, tcp_port: 5001 };
+    let item: Arc<str> = "reading \"lamp\"".into();
+    let price = Cents(1250);
+    let goods = Goods { item: Some("Reading lamp Ö".into()), description: Some("".into()) };
+    let asks = [
+        RequestBody::Register { endpoint },
+        RequestBody::Login { endpoint },
+        RequestBody::DeRegister,
+        RequestBody::LookingFor { item_name: item.clone(), description: "".into(), max_price: price },
+        DealRequest::Offer { price, goods: Goods::default() }.about(item.clone()),
+        DealRequest::Offer { price, goods: goods.clone() }.about(item.clone()),
+        DealRequest::NotAvailable.about(item.clone()),
+        DealRequest::Accept { max_price: price }.about(item.clone()),
+        DealRequest::Refuse { max_price: price }.about(item.clone()),
+        DealRequest::Buy { price }.about(item.clone()),
+        DealRequest::Cancel.about(item),
+        RequestBody::Status { rq_deal: None },
+        RequestBody::Status { rq_deal: Some(3) },
+    ];
+    for body in asks {
+        let token = Token::random();
+        let bytes = encode_request(7, &name(), Some(&token), &body);
+        let PeerMessage::Request(request) = parse_message(&bytes) else {
+            panic!("{}", String::from_utf8_lossy(&bytes));
+        };
+        assert_eq!(format!("{:?}", request.body), format!("{body:?}"));
+        assert!(request.rq == 7 && request.name == name() && request.token.unwrap().matches(&token));
+    }
+    // Its fields stand in the order of their names.
+    let token = Token::from_text("t0ken");
+    let bytes = encode_request(7, &name(), Some(&token), &DealRequest::Offer { price, goods }.about("lamp".into()));
+    let whole = r#"{"item_name":"lamp","name":"alice","offer_description":"","offer_item":"Reading lamp Ö","price":12.5,"rq":7,"token":"t0ken","type":"OFFER"}"#;
+    assert_eq!(String::from_utf8(bytes).unwrap(), whole);
+    let bytes = encode_request(8, &name(), None, &RequestBody::Status { rq_deal: None });
+    assert_eq!(bytes, br#"{"name":"alice","rq":8,"type":"STATUS"}"#);
+    assert_eq!(encode_ack(9, Some(&token)), br#"{"mid":9,"token":"t0ken","type":"ACK"}"#);
+    assert!(matches!(parse_message(&encode_ack(9, None)), PeerMessage::Ack(ack) if ack.mid == 9));
+    let card =
+        PaymentCard { number: CardNumber::new("4111111111111111").unwrap(), expiry: Expiry::parse("12/39").unwrap() };
+    let payment_details = Some(PaymentDetails { card, address: "1 Elm St".to_owned() });
+    let inform = InformResponse { name: name(), token: Token::random(), payment_details };
+    let line = String::from_utf8(encode_inform(5, &inform)).unwrap();
+    let Ok(SettlementResponse::InformRes(5, read)) = parse_settlement_response(&line, Side::Buyer) else {
+        panic!("{line}")
+    };
+    let payment_details = read.payment_details.unwrap();
+    assert_eq!((payment_details.card.number.last4(), &*payment_details.address), ("1111", "1 Elm St"));
+    let line = String::from_utf8(encode_inform(5, &InformResponse { payment_details: None, ..inform })).unwrap();
+    assert!(matches!(parse_settlement_response(&line, Side::Seller), Ok(SettlementResponse::InformRes(5, _))));
+    let line = String::from_utf8(encode_shipped(5)).unwrap();
+    assert!(matches!(parse_settlement_response(&line, Side::Seller), Ok(SettlementResponse::Shipped(5))));
+}
+
+#[test]
+fn a_peer_reads_what_the_server_writes() {
+    let deal = DealStatus {
+        rq: 3,
+        side: Side::Seller,
+        item_name: "lamp".into(),
+        state: DealPhase::Reserved,
+        price: Some(Cents(905)),
+        reason: None,
+        offer_item: Some("brass lamp".into()),
+        offer_description: None,
+        ends_in_ms: Some(5),
+    };
+    let replies = [
+        Response::Registered { rq: 1, token: Token::random(), cert_sha256: Some("ab".into()) },
+        Response::RegisterDenied { rq: 1, reason: "taken".into() },
+        Response::LoggedIn { rq: 1, cert_sha256: None },
+        Response::LoginDenied { rq: 1, reason: "no".into() },
+        Response::DeRegistered { rq: 1 },
+        Response::Searching { rq: 1, peers: 3 },
+        Response::Offered { rq: 1 },
+        Response::Noted { rq: 1 },
+        Response::Buying { rq: 1 },
+        Response::Cancelled { rq: 1 },
+        Response::Deals { rq: 1, deals: vec![deal.clone()], more: true },
+        Response::Error { rq: Some(1), code: ErrorCode::WrongState, reason: "no".into() },
+    ];
+    for reply in replies {
+        match parse_server_message(&encode(&reply)) {
+            Ok(ServerMessage::Response(response)) => {
+                assert_eq!(response.rq(), Some(1), "{reply:?}");
+                if let Response::Deals { deals, more, .. } = response {
+                    assert_eq!((deals, more), (vec![deal.clone()], true));
+                }
+            }
+            other => panic!("{reply:?} was read as {other:?}"),
+        }
+    }
+    let notification = Notification::Found {
+        rq: 1,
+        mid: 2,
+        item_name: "x".into(),
+        price: Cents(1),
+        seller: name(),
+        offer_item: None,
+        offer_description: Some("of brass".into()),
+    };
+    assert!(
+        matches!(parse_server_message(&encode(&notification)), Ok(ServerMessage::Notification(read)) if read == notification)
+    );
+    assert!(matches!(
+        parse_server_message(br#"{"type":"CANCEL","rq":1,"mid":4,"item_name":"x","reason":"r","new":[]}"#),
+        Ok(ServerMessage::Notification(Notification::Cancel { mid: 4, .. }))
+    ));
+    for bad in ["", "[]", "{}", r#"{"type":"FOUND","rq":1}"#, r#"{"type":"FOUND","mid":1}"#, "\u{0}"] {
+        assert!(parse_server_message(bad.as_bytes()).is_err(), "{bad}");
+    }
+    for array in [r#"["OFFERED",1]"#, r#"["RELEASED",1,2,"x"]"#, r#"[2]"#] {
+        assert!(parse_server_message(array.as_bytes()).unwrap_err().contains("expected one JSON object"), "{array}");
+    }
 }
 
 proptest! {

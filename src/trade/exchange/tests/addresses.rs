@@ -1,7 +1,6 @@
 //! Validation of addresses, address conflicts, and lapsing names.
 
 use super::*;
-use crate::trade::wire::RevealedToken;
 
 const AL: &str = "127.0.0.1:5000";
 
@@ -216,7 +215,7 @@ fn an_answer_to_who_may_not_hear_is_as_long_as_what_came_allows_and_counts_as_se
     assert!(world.exchange.may_send(al, 3000) && !world.exchange.may_send(al, 1));
     // What cannot be shortened is not sent.
     world.exchange.datagram_received(al, 10);
-    let told = || Response::Registered { rq: 7, token: RevealedToken(Token::random()), cert_sha256: None };
+    let told = || Response::Registered { rq: 7, token: Token::random(), cert_sha256: None };
     assert!(world.exchange.fit_response(&mut told(), al, false, 1000).is_none());
     assert!(world.exchange.may_send(al, 30), "and does not count");
 }

@@ -171,7 +171,7 @@ fn commands_wait_for_their_answers_and_say_why_not() {
         assert_eq!(peers, 4);
         assert!(matches!(node.wait(rq, WAIT).unwrap(), PeerEvent::Found { price: Cents(1_200), .. }));
         assert!(node.buy(rq).unwrap_err().to_string().contains("--wallet"));
-        assert_eq!(node.cancel(rq).unwrap_err().to_string(), "too late");
+        assert_eq!(node.command(rq, DealCommand::Cancel).unwrap_err().to_string(), "too late");
         assert!(node.buy(rq + 1).is_err() && node.wait(99, WAIT).is_err());
     });
 }

@@ -5,8 +5,8 @@ use crossbeam_channel::Receiver;
 use super::{BATCH_MAX, NodeError, NodeInner, TICK_INTERVAL};
 use crate::storage::CoreState;
 use crate::trade::client::Client;
-use crate::trade::client::messages::ServerResponse;
 use crate::trade::peer::{CommandError, PeerCore, PeerEffects, PeerEvent, PeerInput, store};
+use crate::trade::wire::Response;
 
 impl NodeInner {
     pub(super) fn client(&self) -> &Client {
@@ -46,7 +46,7 @@ impl NodeInner {
     }
 
     /// Handles a command and waits for the response to its request; `None` if it needed no request.
-    pub(super) fn command(&self, input: PeerInput) -> Result<Option<ServerResponse>, NodeError> {
+    pub(super) fn command(&self, input: PeerInput) -> Result<Option<Response>, NodeError> {
         // Checked before anything is recorded for a request that would never be sent.
         self.client().check_trust()?;
         let mut effects = self.handle_inputs(vec![input])?;
@@ -121,11 +121,11 @@ impl NodeInner {
         Ok(rq?)
     }
 
-    pub(super) fn response_error(&self, response: ServerResponse) -> NodeError {
+    pub(super) fn response_error(&self, response: Response) -> NodeError {
         let (server, name) = (self.config.server.clone(), self.config.client.name.clone());
         match response {
-            ServerResponse::Error { code, reason, .. } => NodeError::Server { code, reason },
-            ServerResponse::RegisterDenied { reason, .. } | ServerResponse::LoginDenied { reason, .. } => {
+            Response::Error { code, reason, .. } => NodeError::Server { code, reason },
+            Response::RegisterDenied { reason, .. } | Response::LoginDenied { reason, .. } => {
                 NodeError::Denied { server, name, reason }
             }
             // The client returns only responses that match the request.
@@ -133,7 +133,7 @@ impl NodeInner {
         }
     }
 
-    pub(super) fn response_error_or_none(&self, response: Option<ServerResponse>) -> NodeError {
+    pub(super) fn response_error_or_none(&self, response: Option<Response>) -> NodeError {
         response.map_or_else(
             || CommandError("nothing was to be asked".to_owned()).into(),
             |response| self.response_error(response),
