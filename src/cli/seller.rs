@@ -11,7 +11,8 @@ use super::progress_bar::progress_bar;
 use super::response_fields::{counted_noun, plain_text};
 use super::shop_client::{self, AccountCommand, RoleCommands, ShopClientArgs, ShopPageArgs, ShopSession, show};
 use crate::model::{Cents, text};
-use crate::shop::wire::{self, ServerKind};
+use crate::shop::apis::ServerKind;
+use crate::shop::wire;
 
 /// Sell in the shop: at a prompt, from a pipe, or one command at a time
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `operations.rs` | each operation: its fields, its result, and who carries it out |
 //! | `core.rs` | all that is held in memory, as a value: sessions, carts, open purchases |
 //! | `active_sessions.rs`, `carts.rs`, `purchases.rs` | the parts of the core |
 //! | `accounts.rs` | accounts and passwords: read from disk when needed |
@@ -22,7 +23,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
-use super::ops::{self, Account, CustomerOp, ErrorCode, LineItem, NewSession, Refusal, Role, ShopResult};
+use super::ops::{Account, ErrorCode, NewSession, Refusal, Role, ShopResult};
 use crate::bank::{Gateway, ledger};
 use crate::identity::{HashCost, PasswordError, PasswordHasher, SessionKey};
 use crate::model::number::EXACT_MAX;
@@ -35,6 +36,7 @@ mod accounts;
 pub mod active_sessions;
 pub mod carts;
 pub mod core;
+mod operations;
 pub mod purchases;
 mod purchasing;
 pub mod sales;
@@ -45,7 +47,8 @@ mod tests;
 use accounts::Accounts;
 use active_sessions::{Refused, SavedCart};
 use carts::PendingResult;
-use core::{CartRequest, CustomerCore, OpenSessionResult};
+use core::{CustomerCore, OpenSessionResult};
+pub use operations::{CustomerCall, CustomerOp};
 use purchasing::BeginWaiters;
 use store::StoreJournal;
 
@@ -221,54 +224,6 @@ fn load_memory(store: Arc<Store>, config: &CustomerDbConfig) -> Result<Durable<C
 }
 
 impl CustomerDbInner {
-    fn handle(&self, op: CustomerOp) -> ShopResult<String> {
-        match op {
-            CustomerOp::Create { request, role, username, password, name, source } => {
-                to_json(&self.accounts.create(request, role, username, (&password, &source), name)?)
-            }
-            CustomerOp::Login { role, username, password, source } => {
-                let account = self.accounts.authenticate(role, &username, (&password, &source))?;
-                to_json(&self.open_session(role, account)?)
-            }
-            CustomerOp::Logout { role, sid } => self.answer(|core, now| core.end_session(now, role, &sid)),
-            CustomerOp::Validate { sid } => self.look(|core, now| {
-                let owner = core.look(now, &sid)?;
-                Ok(ops::SessionInfo { user: owner.account.username.clone(), role: owner.role })
-            }),
-            CustomerOp::Touch { role, sid } => self.look(|core, now| core.use_session(now, role, &sid)),
-            CustomerOp::FindUser { role, username, user_id } => {
-                to_json(&self.accounts.find(role, username.as_deref(), user_id)?)
-            }
-            CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most } => {
-                let (cart, line) = (CartRequest { sid: &sid, uses_saved_cart }, LineItem { item_id, quantity });
-                self.answer(|core, now| core.add_to_cart(now, cart, &request, &line, at_most))
-            }
-            CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity } => {
-                let cart = CartRequest { sid: &sid, uses_saved_cart };
-                self.answer(|core, now| core.remove_from_cart(now, cart, &request, &item_id, quantity))
-            }
-            CustomerOp::SaveCart { sid, uses_saved_cart } => {
-                self.answer(|core, now| core.save_cart(now, CartRequest { sid: &sid, uses_saved_cart }))
-            }
-            CustomerOp::ClearCart { sid, uses_saved_cart } => {
-                self.answer(|core, now| core.clear_cart(now, CartRequest { sid: &sid, uses_saved_cart }))
-            }
-            CustomerOp::ShowCart { sid, uses_saved_cart } => {
-                self.answer(|core, now| core.show_cart(now, CartRequest { sid: &sid, uses_saved_cart }))
-            }
-            CustomerOp::Begin { .. }
-            | CustomerOp::Authorise { .. }
-            | CustomerOp::Complete { .. }
-            | CustomerOp::Undo { .. }
-            | CustomerOp::Closed { .. }
-            | CustomerOp::Renew { .. }
-            | CustomerOp::TakeOver
-            | CustomerOp::Purchases { .. }
-            | CustomerOp::Orders { .. }
-            | CustomerOp::MarkShipped { .. } => self.handle_purchase_op(op),
-        }
-    }
-
     /// Opens a session of a user whose password was right.
     fn open_session(&self, role: Role, account: Account) -> ShopResult<NewSession> {
         let logged_in = NewSession { sid: Token::random().reveal().to_owned(), user_id: account.user_id };

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
-use super::customer::CustomerDb;
-use super::ops::{CustomerOp, ErrorCode, ProductOp, Refusal, Role, SessionInfo, ShopResult};
-use super::product::ProductDb;
-use super::wire::{self, ApiCall, InvalidRequest, MESSAGE_MAX, ResponseEnvelope, ResponsePayload, ServerKind};
+use super::apis::{ApiCall, ResponsePayload, ServerKind};
+use super::customer::{CustomerDb, CustomerOp};
+use super::ops::{ErrorCode, Refusal, Role, SessionInfo, ShopResult};
+use super::product::{ProductDb, ProductOp};
+use super::wire::{self, InvalidRequest, MESSAGE_MAX, ParsedRequest, ResponseEnvelope};
 use crate::model::Token;
 use crate::net::budget::ReceiveBudget;
 use crate::net::cluster::ClusterKey;
@@ -315,7 +316,7 @@ impl MessageService for ShopMessageService {
             Rejection::TlsRequired => ErrorCode::Forbidden,
             _ => ErrorCode::BadRequest,
         };
-        Some(wire::write_response(&ResponseEnvelope::UNPARSED, &Err(Refusal::new(code, why.to_string()))))
+        Some(wire::write_refusal(&ResponseEnvelope::UNPARSED, &Refusal::new(code, why.to_string())))
     }
 
     fn count_rejected(&self) {
@@ -369,26 +370,26 @@ impl MessageService for ShopMessageService {
 impl ShopMessageService {
     fn respond(&self, source: IpAddr, message: &[u8]) -> Vec<u8> {
         self.counters.requests.add(1);
-        let (envelope, result) = match wire::parse_request(self.handler.server_kind(), message) {
-            Ok(request) => {
-                let result = self.handler.call(source, request.envelope.is_dialect2(), request.call);
-                (request.envelope, result)
+        match wire::parse_request(self.handler.server_kind(), message) {
+            Ok(ParsedRequest { envelope, api, call }) => {
+                let result = self.handler.call(source, envelope.is_dialect2(), call);
+                if result.is_err() {
+                    self.counters.refused.add(1);
+                }
+                wire::write_response(&envelope, api.answer, &result)
             }
             Err(InvalidRequest { envelope, refusal, sid }) => {
+                self.counters.refused.add(1);
                 // Only here, because a valid call checks its session anyway.
                 let session = sid.map_or(Ok(()), |sid| self.handler.check_session(sid));
-                (envelope, Err(session.err().unwrap_or(refusal)))
+                wire::write_refusal(&envelope, &session.err().unwrap_or(refusal))
             }
-        };
-        if result.is_err() {
-            self.counters.refused.add(1);
         }
-        wire::write_response(&envelope, &result)
     }
 
     fn reject(&self, connection: &MessageConnection, refusal: Refusal) -> Result<AfterMessage, ConnectionEnd> {
         self.counters.refused.add(1);
-        connection.write(&wire::write_response(&ResponseEnvelope::UNPARSED, &Err(refusal)))?;
+        connection.write(&wire::write_refusal(&ResponseEnvelope::UNPARSED, &refusal))?;
         Ok(AfterMessage::Close)
     }
 
@@ -473,9 +474,10 @@ impl ClientHandler for CustomerDbClientHandler {
 
     fn call(&self, source: IpAddr, _is_dialect2: bool, call: ApiCall) -> ShopResult<ResponsePayload> {
         match call {
-            ApiCall::Validate { sid } => Ok(ResponsePayload::Session(self.validate_session(sid)?)),
+            ApiCall::Validate { sid } => self.0.handle(CustomerOp::Validate { sid }).map(ResponsePayload::Json),
             ApiCall::Logout { sid } => {
-                let role = self.validate_session(sid.clone())?.role;
+                let session: SessionInfo = parse_response(&self.0.handle(CustomerOp::Validate { sid: sid.clone() })?)?;
+                let role = session.role;
                 handle_account_call(source, role, ApiCall::Logout { sid }, |op| self.0.handle(op))
             }
             ApiCall::Create { role, .. } | ApiCall::Login { role, .. } => {
@@ -488,12 +490,6 @@ impl ClientHandler for CustomerDbClientHandler {
     /// No call with a session and fields is open to unauthenticated clients.
     fn check_session(&self, _sid: String) -> ShopResult<()> {
         Err(frontends_only())
-    }
-}
-
-impl CustomerDbClientHandler {
-    fn validate_session(&self, sid: String) -> ShopResult<SessionInfo> {
-        parse_response(&self.0.handle(CustomerOp::Validate { sid })?)
     }
 }
 
@@ -535,7 +531,7 @@ pub(super) fn handle_account_call(
             let answer = execute(CustomerOp::Login { role, username, password, source: source.to_string() })?;
             Ok(ResponsePayload::LoggedIn(role, parse_response(&answer)?))
         }
-        ApiCall::Logout { sid } => execute(CustomerOp::Logout { role, sid }).map(|_| ResponsePayload::Done),
+        ApiCall::Logout { sid } => execute(CustomerOp::Logout { role, sid }).map(ResponsePayload::Json),
         ApiCall::Validate { .. } | ApiCall::InSession { .. } => Err(frontends_only()),
     }
 }

@@ -370,16 +370,6 @@ pub fn add_user(
     Ok(Account { user_id, username: username.to_owned(), name: name.unwrap_or(username).to_owned() })
 }
 
-impl Role {
-    /// The name by which a role is stored and shown.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Role::Buyer => "buyer",
-            Role::Seller => "seller",
-        }
-    }
-}
-
 /// Reads an account from the first three columns: `user_id`, `username`, `name`.
 fn account_from_row(row: &Row<'_>) -> Result<Account, StoreError> {
     let username = row.text(1)?.to_owned();

@@ -8,13 +8,13 @@ use serde::de::DeserializeOwned;
 
 use super::active_sessions::ActiveSessions;
 use super::carts::{ANSWER_RETENTION, ANSWERS_MAX, CartOf, IdempotentRequest, LINES_MAX};
-use super::core::BeginRequest;
+use super::core::{BeginRequest, CartRequest};
 use super::purchases::BeginResult;
 use super::sales::PurchaseWrites;
 use super::store::CustomerChange;
 use super::*;
 use crate::bank::BuiltinGateway;
-use crate::shop::ops::{Account, RemainingQuantity, Role};
+use crate::shop::ops::{self, Account, LineItem, RemainingQuantity, Role};
 use crate::shop::purchase::{Purchase, PurchaseEvent, PurchaseWrite};
 use crate::storage::{Appender, CommitState, ReaderExt};
 
@@ -117,16 +117,17 @@ impl Db {
     }
 
     fn save(&self, sid: &str, uses_saved_cart: bool) -> Result<(), ErrorCode> {
-        self.ask(CustomerOp::SaveCart { sid: sid.to_owned(), uses_saved_cart })
+        self.ask(CustomerOp::InSession { sid: sid.to_owned(), uses_saved_cart, call: CustomerCall::SaveCart })
     }
 
     fn clear(&self, sid: &str, uses_saved_cart: bool) -> Result<(), ErrorCode> {
-        self.ask(CustomerOp::ClearCart { sid: sid.to_owned(), uses_saved_cart })
+        self.ask(CustomerOp::InSession { sid: sid.to_owned(), uses_saved_cart, call: CustomerCall::ClearCart })
     }
 
     /// As `1-1 x 2, 1-2 x 5`.
     fn cart(&self, sid: &str, uses_saved_cart: bool) -> Result<String, ErrorCode> {
-        let lines: Vec<LineItem> = self.ask(CustomerOp::ShowCart { sid: sid.to_owned(), uses_saved_cart })?;
+        let lines: Vec<LineItem> =
+            self.ask(CustomerOp::InSession { sid: sid.to_owned(), uses_saved_cart, call: CustomerCall::ShowCart })?;
         Ok(lines.iter().map(|line| format!("{} x {}", line.item_id, line.quantity)).collect::<Vec<_>>().join(", "))
     }
 
@@ -1057,7 +1058,7 @@ fn no_answer_leaves_before_what_it_is_built_on_is_on_disk() {
         create("c", Role::Seller, "sue"),
         login(Role::Buyer, "bob", "secret", "::1"),
         add("a", &ann, false, "1-1", 1),
-        CustomerOp::SaveCart { sid: sid(), uses_saved_cart: false },
+        CustomerOp::InSession { sid: sid(), uses_saved_cart: false, call: CustomerCall::SaveCart },
         add("b", &ann, true, "1-2", 1),
         CustomerOp::RemoveFromCart {
             request: "r".to_owned(),
@@ -1066,8 +1067,8 @@ fn no_answer_leaves_before_what_it_is_built_on_is_on_disk() {
             item_id: "1-2".to_owned(),
             quantity: None,
         },
-        CustomerOp::ShowCart { sid: sid(), uses_saved_cart: true },
-        CustomerOp::ClearCart { sid: sid(), uses_saved_cart: true },
+        CustomerOp::InSession { sid: sid(), uses_saved_cart: true, call: CustomerCall::ShowCart },
+        CustomerOp::InSession { sid: sid(), uses_saved_cart: true, call: CustomerCall::ClearCart },
         CustomerOp::Logout { role: Role::Buyer, sid: bob },
     ];
     for op in ops {

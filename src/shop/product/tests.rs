@@ -44,9 +44,7 @@ fn new_item(category: u32, name: &str, keywords: &[&str], cents: i64, quantity: 
 }
 
 fn register(request: &str, item: NewItem) -> ProductOp {
-    let NewItem { seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity } = item;
-    let request = request.to_owned();
-    ProductOp::Register { request, seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity }
+    ProductOp::Register { request: request.to_owned(), item }
 }
 
 /// Registers an item with `quantity` units at 2.50.

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use p2s2::identity::SessionKey;
 use p2s2::model::{Cents, FeeRate, Millis};
+use p2s2::shop::customer::CustomerOp;
 use p2s2::shop::customer::active_sessions::SavedCart;
 use p2s2::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, OpenSessionResult};
 use p2s2::shop::customer::purchases::{BeginResult, CompletedByKey};
 use p2s2::shop::customer::store::{AnsweredRow, CustomerChange, CustomerSnapshot, SessionRow};
-use p2s2::shop::ops::{Account, CustomerOp, ErrorCode, LineItem, Refusal, Role, ShopResult};
+use p2s2::shop::ops::{Account, ErrorCode, LineItem, Refusal, Role, ShopResult};
 use p2s2::shop::purchase::driver::{DatabaseOp, OpResponse};
 use p2s2::shop::purchase::{self, BankRequest, NextAction, Purchase, PurchaseStage, PurchaseWrite};
 use p2s2::storage::Journal;

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use p2s2::shop::ops::{
-    BeginResponse, CardDetails, CompletedPurchase, ErrorCode, HoldState, ProductOp, Refusal, ShopResult,
-};
+use p2s2::shop::ops::{BeginResponse, CardDetails, CompletedPurchase, ErrorCode, HoldState, Refusal, ShopResult};
+use p2s2::shop::product::ProductOp;
 use p2s2::shop::purchase::RENEW_MS;
 use p2s2::shop::purchase::driver::{DatabaseOp, Driver, DriverStep, OpResponse};
 

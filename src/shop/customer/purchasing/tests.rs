@@ -10,7 +10,7 @@ use crate::bank::{BuiltinGateway, ChargeState, Gateway, ledger};
 use crate::identity::HashCost;
 use crate::model::{Cents, FeeRate, Millis};
 use crate::shop::customer::sales::PurchaseWrites;
-use crate::shop::customer::{CustomerDb, CustomerDbConfig, FILE_NAME, MIGRATIONS};
+use crate::shop::customer::{CustomerCall, CustomerDb, CustomerDbConfig, CustomerOp, FILE_NAME, MIGRATIONS};
 use crate::shop::ops::{
     Account, CompletedPurchase, LineItem, NewSession, OrphanedPurchase, PricedLine, PurchaseHistoryEntry, SellerOrder,
 };
@@ -152,7 +152,12 @@ impl Shop {
     }
 
     fn cart(&self) -> Vec<LineItem> {
-        self.ask(CustomerOp::ShowCart { sid: self.buyer.clone(), uses_saved_cart: false }).unwrap()
+        self.ask(CustomerOp::InSession {
+            sid: self.buyer.clone(),
+            uses_saved_cart: false,
+            call: CustomerCall::ShowCart,
+        })
+        .unwrap()
     }
 
     fn begin_op(&self, key: Option<&str>, address: &str) -> CustomerOp {
@@ -219,11 +224,21 @@ impl Shop {
     }
 
     fn purchases(&self) -> Vec<PurchaseHistoryEntry> {
-        self.ask(CustomerOp::Purchases { sid: self.buyer.clone(), offset: 0, limit: 500 }).unwrap()
+        self.ask(CustomerOp::InSession {
+            sid: self.buyer.clone(),
+            uses_saved_cart: false,
+            call: CustomerCall::Purchases { offset: 0, limit: 500 },
+        })
+        .unwrap()
     }
 
     fn orders(&self, sid: &str, offset: u64, limit: u64) -> Vec<SellerOrder> {
-        self.ask(CustomerOp::Orders { sid: sid.to_owned(), offset, limit }).unwrap()
+        self.ask(CustomerOp::InSession {
+            sid: sid.to_owned(),
+            uses_saved_cart: false,
+            call: CustomerCall::Orders { offset, limit },
+        })
+        .unwrap()
     }
 }
 
@@ -247,8 +262,18 @@ fn code<T: std::fmt::Debug>(answer: ShopResult<T>) -> ErrorCode {
 fn a_purchase_empties_the_cart_and_pays_everyone() {
     let shop = Shop::new();
     shop.put("1-1", 3);
-    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
-    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
+    shop.ask::<()>(CustomerOp::InSession {
+        sid: shop.buyer.clone(),
+        uses_saved_cart: false,
+        call: CustomerCall::SaveCart,
+    })
+    .unwrap();
+    shop.ask::<()>(CustomerOp::InSession {
+        sid: shop.buyer.clone(),
+        uses_saved_cart: false,
+        call: CustomerCall::ClearCart,
+    })
+    .unwrap();
     let purchased = shop.purchase(None);
     assert_eq!((purchased.total, &purchased.items), (Cents(510), &priced()));
     assert_eq!(shop.cart(), []);
@@ -272,8 +297,9 @@ fn a_purchase_empties_the_cart_and_pays_everyone() {
         password: "secret".to_owned(),
         source: "127.0.0.1".to_owned(),
     });
-    let saved: Vec<LineItem> =
-        shop.ask(CustomerOp::ShowCart { sid: again.unwrap().sid, uses_saved_cart: false }).unwrap();
+    let saved: Vec<LineItem> = shop
+        .ask(CustomerOp::InSession { sid: again.unwrap().sid, uses_saved_cart: false, call: CustomerCall::ShowCart })
+        .unwrap();
     assert_eq!(saved, [line("1-1", 1)]);
 }
 
@@ -352,7 +378,12 @@ fn a_key_is_answered_once_and_for_all() {
     assert_eq!(done(&shop, "2 Main Street"), Err(ErrorCode::BadRequest));
     shop.put("1-9", 1);
     assert_eq!(done(&shop, "1 Main Street"), Err(ErrorCode::BadRequest));
-    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
+    shop.ask::<()>(CustomerOp::InSession {
+        sid: shop.buyer.clone(),
+        uses_saved_cart: false,
+        call: CustomerCall::ClearCart,
+    })
+    .unwrap();
     shop.fill();
     shop.running = None;
     shop.open();
@@ -514,7 +545,12 @@ fn the_users_cart_is_loaded_and_both_are_emptied() {
         CustomerOp::Begin { request, sid, uses_saved_cart: true, idempotency_key, address }
     };
     shop.fill();
-    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
+    shop.ask::<()>(CustomerOp::InSession {
+        sid: shop.buyer.clone(),
+        uses_saved_cart: false,
+        call: CustomerCall::SaveCart,
+    })
+    .unwrap();
     // What is in the session's cart alone is not the user's.
     shop.put("1-9", 7);
     let begun = shop.ask(uses_saved_cart(shop.request(), &shop.buyer)).unwrap();
@@ -564,7 +600,12 @@ fn goods_are_shipped_by_their_seller_once() {
     let id = shop.purchase(None).purchase_id;
     let ship = |sid: &str, id: &str, item_id: &str| {
         let (sid, purchase_id, item_id) = (sid.to_owned(), id.to_owned(), item_id.to_owned());
-        shop.ask::<()>(CustomerOp::MarkShipped { sid, purchase_id, item_id }).map_err(|refusal| refusal.code)
+        shop.ask::<()>(CustomerOp::InSession {
+            sid,
+            uses_saved_cart: false,
+            call: CustomerCall::MarkShipped { purchase_id, item_id },
+        })
+        .map_err(|refusal| refusal.code)
     };
     assert_eq!(ship(&shop.other_seller, &id, "1-1"), Err(ErrorCode::Forbidden));
     assert_eq!(ship(&shop.buyer, &id, "1-1"), Err(ErrorCode::Forbidden));
@@ -607,7 +648,11 @@ fn a_clock_that_started_ten_years_behind_and_was_set_right_dates_nothing_wrong()
     shop.complete(&id, lease).unwrap();
     let is_now = |at: Millis| at.0.abs_diff(Clock::wall().0) < 60_000;
     assert!(is_now(shop.purchases()[0].purchased_at), "{:?}", shop.purchases());
-    let sale = CustomerOp::MarkShipped { sid: shop.seller.clone(), purchase_id: id.clone(), item_id: "1-1".to_owned() };
+    let sale = CustomerOp::InSession {
+        sid: shop.seller.clone(),
+        uses_saved_cart: false,
+        call: CustomerCall::MarkShipped { purchase_id: id.clone(), item_id: "1-1".to_owned() },
+    };
     shop.ask::<()>(sale).unwrap();
     let orders = shop.orders(&shop.seller, 0, 10);
     assert!(orders.iter().all(|order| is_now(order.purchased_at)), "{orders:?}");
