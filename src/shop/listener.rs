@@ -12,14 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
 
 use super::apis::{ApiCall, ResponsePayload, ServerKind};
 use super::customer::{CustomerDb, CustomerOp};
 use super::ops::{ErrorCode, Refusal, Role, SessionInfo, ShopResult};
 use super::product::{ProductDb, ProductOp};
 use super::wire::{self, InvalidRequest, MESSAGE_MAX, ParsedRequest, ResponseEnvelope};
-use crate::model::Token;
 use crate::net::budget::ReceiveBudget;
 use crate::net::cluster::ClusterKey;
 use crate::net::connection_end::ConnectionEnd;
@@ -33,6 +31,12 @@ use crate::net::listener::{
 use crate::net::source::SourceKey;
 use crate::net::threads::Executor;
 use crate::net::tls::TlsIdentity;
+
+mod link_messages;
+
+pub use link_messages::Database;
+use link_messages::execute_operation;
+pub(super) use link_messages::{decode_response, parse_response, request_id};
 
 /// The name by which links know the customer database.
 pub const CUSTOMER_DB: &str = "customer-db";
@@ -77,12 +81,6 @@ pub trait ClientHandler: Send + Sync + 'static {
     /// Checks the session of a call whose fields are invalid. This counts as a use of the session, and its errors take
     /// precedence over those of the fields.
     fn check_session(&self, sid: String) -> ShopResult<()>;
-}
-
-/// Executes the operations that arrive over links.
-pub trait Database<Op>: Send + Sync + 'static {
-    /// Executes an operation on the calling thread and returns the JSON of its result.
-    fn handle(&self, op: Op) -> ShopResult<String>;
 }
 
 impl Database<CustomerOp> for CustomerDb {
@@ -425,44 +423,6 @@ impl ShopMessageService {
     }
 }
 
-// The content of a link's frames: a request is an operation, a response `{"ok":…}` or
-// `{"error":{"code":…,"message":…}}`.
-
-const OK_PREFIX: &[u8] = b"{\"ok\":";
-
-fn execute_operation<Op: DeserializeOwned>(database: &(impl Database<Op> + ?Sized), request: &[u8]) -> Vec<u8> {
-    let result = match serde_json::from_slice(request) {
-        Ok(op) => database.handle(op),
-        // Without the error's text, which may quote the request.
-        Err(_) => Err(Refusal::new(ErrorCode::BadRequest, "the components are of different versions")),
-    };
-    encode_response(&result)
-}
-
-fn encode_response(result: &ShopResult<String>) -> Vec<u8> {
-    match result {
-        Ok(json) => [OK_PREFIX, json.as_bytes(), b"}"].concat(),
-        // Serialising strings to memory cannot fail.
-        Err(refusal) => serde_json::to_vec(&serde_json::json!({ "error": refusal })).unwrap_or_default(),
-    }
-}
-
-/// Decodes a database's response to an operation. The JSON of the result is not parsed, because most of it is passed
-/// on to a client as it is.
-pub(super) fn decode_response(mut response: Vec<u8>) -> ShopResult<String> {
-    #[derive(serde::Deserialize)]
-    struct LinkErrorResponse {
-        error: Refusal,
-    }
-    let invalid = || Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer");
-    if response.starts_with(OK_PREFIX) && response.last() == Some(&b'}') {
-        response.pop();
-        response.drain(..OK_PREFIX.len());
-        return String::from_utf8(response).map_err(|_| invalid());
-    }
-    Err(serde_json::from_slice::<LinkErrorResponse>(&response).map_or_else(|_| invalid(), |refused| refused.error))
-}
-
 // The calls that unauthenticated clients may make to the databases.
 
 struct CustomerDbClientHandler(Arc<dyn Database<CustomerOp>>);
@@ -536,33 +496,10 @@ pub(super) fn handle_account_call(
     }
 }
 
-/// A new request id for an operation that is not idempotent.
-pub(super) fn request_id() -> String {
-    Token::random().reveal().to_owned()
-}
-
-/// Parses the JSON result of a database's operation.
-pub(super) fn parse_response<T: DeserializeOwned>(json: &str) -> ShopResult<T> {
-    serde_json::from_str(json).map_err(|_| Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::net::source;
-    use proptest::prelude::*;
-
-    #[test]
-    fn answers_pass_through_as_they_are() {
-        for json in ["null", "{\"items\":[],\"total\":0}", "\"ü\"", ""] {
-            assert_eq!(decode_response(encode_response(&Ok(json.to_owned()))), Ok(json.to_owned()));
-        }
-        let refusal = Refusal::new(ErrorCode::OutOfStock, "there are \"two\" left");
-        assert_eq!(decode_response(encode_response(&Err(refusal.clone()))), Err(refusal));
-        for nonsense in [&b""[..], b"{\"ok\":", b"{\"ok\":\xff}", b"[]", b"{\"error\":{\"code\":\"X\"}}"] {
-            assert_eq!(decode_response(nonsense.to_vec()).unwrap_err().code, ErrorCode::Unavailable);
-        }
-    }
 
     #[test]
     fn a_source_has_half_of_the_strangers_places_and_loopback_all() {
@@ -585,19 +522,5 @@ mod tests {
         assert!(limiter.0.lock().is_empty(), "who holds nothing is not remembered");
         assert_eq!(take("192.0.2.1", 8, 9).len(), 2);
         assert_eq!(take("192.0.2.1", 1, 9).len(), 1, "one at least");
-    }
-
-    proptest! {
-        #[test]
-        fn nonsense_on_a_link_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            struct EchoDatabase;
-            impl Database<CustomerOp> for EchoDatabase {
-                fn handle(&self, op: CustomerOp) -> ShopResult<String> {
-                    Ok(format!("{op:?}"))
-                }
-            }
-            let _ = decode_response(bytes.clone());
-            let _ = decode_response(execute_operation(&EchoDatabase, &bytes));
-        }
     }
 }
