@@ -107,19 +107,15 @@ impl ProductDb {
     fn without_sweeper(data_dir: &Path, settings: ProductDbSettings) -> Result<ProductDb, OpenError> {
         let path = data_dir.join(FILE_NAME);
         let store = Store::open(&path, MIGRATIONS)?;
-        store
-            .write(store::normalize_index)
-            .map_err(|error: StoreError| OpenError::Other { path: path.clone(), detail: error.to_string() })?;
         let skipped_up_to = ID_RANGE_SIZE.saturating_mul(settings.first_id_range);
-        store
-            .write(move |tx| store::skip_numbers(tx, skipped_up_to))
-            .map_err(|error: StoreError| OpenError::Other { path: path.clone(), detail: error.to_string() })?;
         let inner = Arc::new(ProductDbInner { store, clock: Clock::start() });
-        // Finishes a change of a seller's visibility that was interrupted.
-        let finish = || {
+        let prepare = || -> Result<(), StoreError> {
+            inner.store.write(store::normalize_index)?;
+            inner.store.write(move |tx| store::skip_numbers(tx, skipped_up_to))?;
+            // Finishes a change of a seller's visibility that was interrupted.
             inner.store.read(store::hidden_sellers)?.into_iter().try_for_each(|id| inner.apply_seller_visibility(id))
         };
-        finish().map_err(|error: StoreError| OpenError::Other { path, detail: error.to_string() })?;
+        prepare().map_err(|error| OpenError::Other { path, detail: error.to_string() })?;
         Ok(ProductDb { inner, settings, sweeper: Mutex::new(None) })
     }
 

@@ -168,7 +168,7 @@ impl CustomerDbInner {
                 to_json(&answer_of(self.drive(&purchase_id, PurchaseEvent::Closed { lease }, None)?)?)
             }
             CustomerOp::Renew { leases } => {
-                self.memory.current().lock().renew(self.config.clock.now(), &leases);
+                self.memory.current().lock().purchases.renew(self.config.clock.now(), &leases);
                 to_json(&())
             }
             CustomerOp::TakeOver => self.answer(|core, now| core.take_over(now)),

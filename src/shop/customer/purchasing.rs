@@ -292,7 +292,7 @@ impl CustomerDbInner {
                 VoidOutcome::Voided => Some(BankResponse::Voided),
                 VoidOutcome::Captured { amount } => {
                     log::error!("purchase {id} is undone, but the bank has captured {amount} for it");
-                    self.memory.current().lock().mark_disputed(id);
+                    self.memory.current().lock().purchases.mark_disputed(id);
                     None
                 }
             },
@@ -302,7 +302,7 @@ impl CustomerDbInner {
     /// Repeats each request that the bank has not answered once; evicts finished purchases.
     pub(super) fn retry_bank_requests(&self) {
         let memory = self.memory.current();
-        let unanswered = memory.lock().pending_bank_requests();
+        let unanswered = memory.lock().purchases.pending_bank_requests();
         for (id, call) in unanswered {
             if let Some(response) = self.ask_bank(&id, call, None, None)
                 && let Err(refusal) = self.drive(&id, response.event(), None)
@@ -378,14 +378,14 @@ struct BankRequestGuard {
 impl BankRequestGuard {
     fn new(shared: &CustomerDbInner, id: &str) -> BankRequestGuard {
         let memory = shared.memory.current();
-        memory.lock().begin_bank_request(id);
+        memory.lock().purchases.begin_bank_request(id);
         BankRequestGuard { memory, id: id.to_owned() }
     }
 }
 
 impl Drop for BankRequestGuard {
     fn drop(&mut self) {
-        self.memory.lock().end_bank_request(&self.id);
+        self.memory.lock().purchases.end_bank_request(&self.id);
     }
 }
 

@@ -146,8 +146,8 @@ impl Db {
     fn break_chain(&self) {
         let memory = self.customers().inner.memory.current();
         let broken = {
-            let mut core = memory.lock();
-            core.parts().1.appender().append(|_tx| Err(StoreError::Rejected("on purpose".to_owned())))
+            let core = memory.lock();
+            core.journal.appender().append(|_tx| Err(StoreError::Rejected("on purpose".to_owned())))
         };
         assert!(broken.wait().is_err());
     }
@@ -228,7 +228,7 @@ impl Parts {
     }
 
     fn sizes(&self) -> (usize, usize) {
-        self.core.lock().sizes()
+        self.core.lock().sessions.sizes()
     }
 
     fn touch(&self, sid: &str, now: Millis) {
@@ -237,7 +237,7 @@ impl Parts {
 
     /// Writes down last uses.
     fn flush(&self, now: Millis) {
-        let uses = self.core.lock().unsaved_uses();
+        let uses = self.core.lock().sessions.unsaved_uses();
         self.store
             .write({
                 let uses = uses.clone();
@@ -247,7 +247,7 @@ impl Parts {
                 }
             })
             .unwrap();
-        self.core.lock().saved_uses(&uses);
+        self.core.lock().sessions.saved_uses(&uses);
     }
 
     fn is_alive(&self, sid: &str, now: Millis) -> bool {
@@ -292,7 +292,7 @@ fn bought(parts: &Parts, sid: &str, lines: &[(&str, u32)], also: Vec<CustomerCha
         .map(|(item_id, quantity)| LineItem { item_id: (*item_id).to_owned(), quantity: *quantity })
         .collect();
     let mut core = parts.core.lock();
-    let (active_sessions, journal) = core.parts();
+    let CustomerCore { sessions: active_sessions, journal, .. } = &mut *core;
     let active_sessions: &mut ActiveSessions<CommitHandle> = active_sessions;
     active_sessions.buyer_mut(1).unwrap().remove_purchased(journal, &SessionKey::of(sid), &lines, also)
 }

@@ -269,6 +269,24 @@ fn what_is_found_later_is_told_by_the_names_of_the_dialect_that_was_asked_in() {
 }
 
 #[test]
+fn only_the_field_that_leads_is_renamed() {
+    for (server_kind, kind, message, expected) in [
+        (ServerKind::Seller, "UPDATE_QTY", "quantity: of item_id: 3 are left", "delta: of item_id: 3 are left"),
+        (ServerKind::Seller, "ADD_ITEM", "quantity: too many", "qty: too many"),
+        (ServerKind::Buyer, "ADD_CART", "quantity:no", "quantity:no"),
+        (ServerKind::Buyer, "GET_CART", "session_id: over; quantity: 3", "sid: over; quantity: 3"),
+        (ServerKind::Buyer, "GET_CART", "the session_id: over", "the session_id: over"),
+        (ServerKind::Buyer, "FEEDBACK", "username: nobody", "seller: nobody"),
+        (ServerKind::Buyer, "Nonsense", "session_id: over", "session_id: over"),
+        (ServerKind::Buyer, "GET_CART", "", ""),
+    ] {
+        let api = Api::find(server_kind, Dialect::Two, kind);
+        let refusal = Refusal::new(ErrorCode::BadRequest, message);
+        assert_eq!(in_dialect2(api, &refusal).message, expected, "{kind}");
+    }
+}
+
+#[test]
 fn errors_name_the_field_and_limits_are_exact() {
     let with = |field: &str, value: Value| {
         let mut payload = lamp();

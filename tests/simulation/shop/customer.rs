@@ -366,7 +366,7 @@ impl World {
         match effect {
             Effect::Respond(thread, seq, said) => self.respond(thread, seq, said),
             Effect::DatabaseRequest(id, call, caller) => {
-                self.core().begin_bank_request(&id);
+                self.core().purchases.begin_bank_request(&id);
                 let start = self.customer.start;
                 let delay = self.rng.range(1, 30);
                 self.schedule(delay, Event::Bank { start, id, call, caller, tries: 0 });
@@ -433,7 +433,7 @@ impl World {
             }
             DatabaseRequest::Renew(leases) => {
                 let now = self.time();
-                self.core().renew(now, &leases);
+                self.core().purchases.renew(now, &leases);
             }
             DatabaseRequest::Op(DatabaseOp::Customer(op)) => self.op(thread, seq, op),
             DatabaseRequest::Op(DatabaseOp::Product(_)) => panic!("the customer database holds no stock"),
@@ -451,8 +451,12 @@ impl World {
             address: intent.address.as_deref(),
         };
         if fault == Some(Fault::TwoAtOnce) {
-            let open =
-                self.core().purchases().find(|open| open.buyer.user_id == intent.buyer).map(|open| open.id.clone());
+            let open = self
+                .core()
+                .purchases
+                .iter()
+                .find(|open| open.buyer.user_id == intent.buyer)
+                .map(|open| open.id.clone());
             open.and_then(|id| self.core().evict(&id));
         }
         let mut made = None;
@@ -488,7 +492,7 @@ impl World {
             | CustomerOp::Closed { purchase_id, lease } => (purchase_id.clone(), *lease),
             other => panic!("no driver asks {other:?}"),
         };
-        let newest = self.core().purchase(&id).map(Purchase::lease);
+        let newest = self.core().purchases.get(&id).map(Purchase::lease);
         let lease = if self.fault == Some(Fault::IgnoreLease) { newest.unwrap_or_default() } else { asked_lease };
         let event = match op {
             CustomerOp::Authorise { lines, card, .. } => {
@@ -503,9 +507,10 @@ impl World {
             _ => purchase::PurchaseEvent::Closed { lease },
         };
         if newest.is_some() {
-            let before = self.core().purchase(&id).map(Purchase::stage);
+            let before = self.core().purchases.get(&id).map(Purchase::stage);
             self.step(&id, event, Some(caller));
-            let after = self.customer.memory.as_ref().and_then(|memory| memory.core.purchase(&id)).map(Purchase::stage);
+            let after =
+                self.customer.memory.as_ref().and_then(|memory| memory.core.purchases.get(&id)).map(Purchase::stage);
             self.rules.check_driver_step(&id, before != after, asked_lease, newest);
             return;
         }
@@ -520,7 +525,7 @@ impl World {
     /// Something happens to a purchase; what is done then waits until its rows are on disk.
     fn step(&mut self, id: &str, event: purchase::PurchaseEvent<'_>, caller: Option<Caller>) {
         let (now, fault) = (self.time(), self.fault);
-        let before = self.core().purchase(id).map(Purchase::stage);
+        let before = self.core().purchases.get(id).map(Purchase::stage);
         let Some(stepped) = self.core().step(now, id, event) else { return };
         if stepped.stage == PurchaseStage::Closed && before != Some(PurchaseStage::Closed) {
             self.tally.undone += 1;
@@ -554,7 +559,7 @@ impl World {
                 self.respond(waiting.thread, waiting.seq, DatabaseResponse::Begun(Err(busy)));
             }
         }
-        for (id, call) in self.core().pending_bank_requests() {
+        for (id, call) in self.core().purchases.pending_bank_requests() {
             if fault != Some(Fault::CaptureOnce) || call != BankRequest::Capture {
                 let newest = self.customer.disk.lock().appended;
                 self.after_commit(newest, Effect::DatabaseRequest(id, call, None));
@@ -608,7 +613,7 @@ impl World {
     }
 
     fn end_bank_request(&mut self, id: &str) {
-        self.core().end_bank_request(id);
+        self.core().purchases.end_bank_request(id);
     }
 
     fn handle_bank_response(&mut self, id: String, answer: BankAnswer, caller: Option<Caller>) {

@@ -113,7 +113,7 @@ impl Shop {
     fn restart_much_later(&mut self) {
         self.running = None;
         self.open();
-        self.db().inner.memory.current().lock().expire_leases();
+        self.db().inner.memory.current().lock().purchases.expire_leases();
     }
 
     fn db(&self) -> &CustomerDb {

@@ -146,7 +146,7 @@ fn answers_are_kept_for_ten_minutes_and_in_a_bounded_number() {
         // (Of a session that is used all the time.)
         let key = SessionKey::of("a");
         let mut core = parts.core.lock();
-        let (active_sessions, journal) = core.parts();
+        let CustomerCore { sessions: active_sessions, journal, .. } = &mut *core;
         let (_, buyer) = active_sessions.use_buyers_session(NOW, &key).map_err(|(refusal, _)| refusal).unwrap();
         let cart = CartOf { session: key, uses_saved_cart: false };
         let (answer, newest) = buyer.add(journal, cart, IdempotentRequest { id: request, now }, &line, u32::MAX);

@@ -179,13 +179,13 @@ fn a_buyer_stays_until_the_last_change_is_on_disk() {
 #[test]
 fn a_saved_cart_that_was_read_before_the_buyer_came_and_went_is_not_taken() {
     let parts = Parts::new();
-    let evictions = parts.core.lock().parts().0.evictions();
+    let evictions = parts.core.lock().sessions.evictions();
     let saved = parts.saved_cart(1, evictions);
     parts.open("a", 1, NOW).unwrap();
     parts.put("a", true, "1-1", 3);
     parts.end("a", NOW).1.wait().unwrap();
     parts.expire(NOW);
-    assert!(!parts.core.lock().parts().0.put_buyer(1, saved));
+    assert!(!parts.core.lock().sessions.put_buyer(1, saved));
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 3");
 }

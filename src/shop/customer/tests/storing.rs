@@ -58,9 +58,9 @@ fn a_purchase_whose_buyer_has_left_takes_from_the_saved_cart_and_revives_no_sess
     assert_eq!(parts.end("a", NOW).0, Ok(()));
     parts.crash(NOW);
     assert_eq!(parts.sizes(), (0, 0));
-    let evictions = parts.core.lock().parts().0.evictions();
+    let evictions = parts.core.lock().sessions.evictions();
     let saved = parts.saved_cart(1, evictions);
-    assert!(parts.core.lock().parts().0.put_buyer(1, saved));
+    assert!(parts.core.lock().sessions.put_buyer(1, saved));
     bought(&parts, "a", &[("1-1", 1)], Vec::new()).wait().unwrap();
     parts.expire(NOW);
     assert_eq!(parts.sizes(), (0, 0), "nobody holds the buyer any more");

@@ -55,7 +55,7 @@ fn a_transaction_that_failed_is_as_if_it_had_not_been() {
     let (id, lease, _) = shop.begin(None);
     let break_it = || {
         let failing = |_tx: &mut dyn crate::storage::Tx| Err(StoreError::Rejected("on purpose".to_owned()));
-        let ticket = shop.db().inner.memory.current().lock().parts().1.appender().append(failing);
+        let ticket = shop.db().inner.memory.current().lock().journal.appender().append(failing);
         assert!(ticket.wait().is_err());
     };
     break_it();

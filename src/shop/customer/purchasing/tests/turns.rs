@@ -117,7 +117,7 @@ fn a_driver_that_says_that_it_is_at_work_is_not_replaced() {
     let shop = Shop::new();
     shop.fill();
     let (id, lease, _) = shop.begin(None);
-    let leased_until = || shop.db().inner.memory.current().lock().purchase(&id).unwrap().leased_until();
+    let leased_until = || shop.db().inner.memory.current().lock().purchases.get(&id).unwrap().leased_until();
     let before = leased_until();
     let deadline = Instant::now() + Duration::from_secs(20);
     while leased_until() == before {
