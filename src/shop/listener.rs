@@ -214,7 +214,7 @@ impl ShopListener {
         context: ShopContext,
         database: Arc<dyn Database<CustomerOp>>,
     ) -> Result<ShopListener, ShopStartError> {
-        let handler = Arc::new(CustomerDbClientHandler(Arc::clone(&database)));
+        let handler = Arc::new(DatabaseClientHandler(ServerKind::Customer, Some(Arc::clone(&database))));
         let execute_operation = Arc::new(move |request: &[u8]| execute_operation(&*database, request));
         ShopListener::start(addr, context, handler, Some((CUSTOMER_DB, execute_operation)))
     }
@@ -229,7 +229,12 @@ impl ShopListener {
         database: Arc<dyn Database<ProductOp>>,
     ) -> Result<ShopListener, ShopStartError> {
         let execute_operation = Arc::new(move |request: &[u8]| execute_operation(&*database, request));
-        ShopListener::start(addr, context, Arc::new(ProductDbClientHandler), Some((PRODUCT_DB, execute_operation)))
+        ShopListener::start(
+            addr,
+            context,
+            Arc::new(DatabaseClientHandler(ServerKind::Product, None)),
+            Some((PRODUCT_DB, execute_operation)),
+        )
     }
 
     fn start(
@@ -425,45 +430,30 @@ impl ShopMessageService {
 
 // The calls that unauthenticated clients may make to the databases.
 
-struct CustomerDbClientHandler(Arc<dyn Database<CustomerOp>>);
+/// The handler of a database's listener. Only the customer database has calls for unauthenticated clients.
+struct DatabaseClientHandler(ServerKind, Option<Arc<dyn Database<CustomerOp>>>);
 
-impl ClientHandler for CustomerDbClientHandler {
+impl ClientHandler for DatabaseClientHandler {
     fn server_kind(&self) -> ServerKind {
-        ServerKind::Customer
+        self.0
     }
 
     fn call(&self, source: IpAddr, _is_dialect2: bool, call: ApiCall) -> ShopResult<ResponsePayload> {
-        match call {
-            ApiCall::Validate { sid } => self.0.handle(CustomerOp::Validate { sid }).map(ResponsePayload::Json),
+        let database = self.1.as_ref().ok_or_else(frontends_only)?;
+        let role = match &call {
+            ApiCall::Validate { sid } => {
+                return database.handle(CustomerOp::Validate { sid: sid.clone() }).map(ResponsePayload::Json);
+            }
             ApiCall::Logout { sid } => {
-                let session: SessionInfo = parse_response(&self.0.handle(CustomerOp::Validate { sid: sid.clone() })?)?;
-                let role = session.role;
-                handle_account_call(source, role, ApiCall::Logout { sid }, |op| self.0.handle(op))
+                parse_response::<SessionInfo>(&database.handle(CustomerOp::Validate { sid: sid.clone() })?)?.role
             }
-            ApiCall::Create { role, .. } | ApiCall::Login { role, .. } => {
-                handle_account_call(source, role, call, |op| self.0.handle(op))
-            }
-            ApiCall::InSession { .. } => Err(frontends_only()),
-        }
+            ApiCall::Create { role, .. } | ApiCall::Login { role, .. } => *role,
+            ApiCall::InSession { .. } => return Err(frontends_only()),
+        };
+        handle_account_call(source, role, call, |op| database.handle(op))
     }
 
     /// No call with a session and fields is open to unauthenticated clients.
-    fn check_session(&self, _sid: String) -> ShopResult<()> {
-        Err(frontends_only())
-    }
-}
-
-struct ProductDbClientHandler;
-
-impl ClientHandler for ProductDbClientHandler {
-    fn server_kind(&self) -> ServerKind {
-        ServerKind::Product
-    }
-
-    fn call(&self, _source: IpAddr, _is_dialect2: bool, _call: ApiCall) -> ShopResult<ResponsePayload> {
-        Err(frontends_only())
-    }
-
     fn check_session(&self, _sid: String) -> ShopResult<()> {
         Err(frontends_only())
     }

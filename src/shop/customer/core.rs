@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::active_sessions::{ActiveSessions, Refused, SavedCart, SessionOwner};
-use super::carts::{self, CartOf, IdempotentRequest, PendingResult};
+use super::carts::{BuyerCarts, CartOf, PendingResult};
 use super::purchases::{BeginResult, CompletedByKey, OpenPurchases, StepResult};
 use super::store::{CustomerChange, CustomerSnapshot};
 use crate::identity::SessionKey;
 use crate::model::{FeeRate, Millis, Name};
-use crate::shop::ops::{Account, ErrorCode, LineItem, OrphanedPurchase, Refusal, RemainingQuantity, Role};
+use crate::shop::ops::{Account, ErrorCode, OrphanedPurchase, Refusal, Role};
 use crate::shop::purchase::{BuyerIdentity, CartSnapshot, PurchaseAttempt, PurchaseEvent};
 use crate::storage::Journal;
 
@@ -112,48 +112,20 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         sessions.expire(journal, now, |user_id| purchases.has_buyer(user_id))
     }
 
-    /// Adds units to a cart, if it then holds at most `at_most` of them. A repeated request changes nothing.
-    pub fn add_to_cart(
+    /// Uses the session of a request and works on the carts of its buyer.
+    pub fn with_cart<T>(
         &mut self,
         now: Millis,
         cart: CartRequest<'_>,
-        request: &str,
-        line: &LineItem,
-        at_most: u32,
-    ) -> PendingResult<(), J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| {
-            buyer.add(journal, cart, IdempotentRequest { id: request, now }, line, at_most)
-        })
-    }
-
-    /// Removes units from a cart, all of them if no quantity or a larger one is given; returns the remaining quantity. A
-    /// repeated request changes nothing.
-    pub fn remove_from_cart(
-        &mut self,
-        now: Millis,
-        cart: CartRequest<'_>,
-        request: &str,
-        item_id: &str,
-        quantity: Option<u32>,
-    ) -> PendingResult<RemainingQuantity, J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| {
-            buyer.remove(journal, cart, IdempotentRequest { id: request, now }, item_id, quantity)
-        })
-    }
-
-    /// Saves a session's cart for the buyer.
-    pub fn save_cart(&mut self, now: Millis, cart: CartRequest<'_>) -> PendingResult<(), J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| buyer.save(journal, cart))
-    }
-
-    /// Empties a cart.
-    pub fn clear_cart(&mut self, now: Millis, cart: CartRequest<'_>) -> PendingResult<(), J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| buyer.clear(journal, cart))
-    }
-
-    /// The lines of a cart, ordered by item id.
-    pub fn show_cart(&mut self, now: Millis, cart: CartRequest<'_>) -> PendingResult<Vec<LineItem>, J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| buyer.show(journal, cart))
+        work: impl FnOnce(&mut BuyerCarts<J::Commit>, &J, CartOf) -> PendingResult<T, J::Commit>,
+    ) -> PendingResult<T, J::Commit> {
+        let session = SessionKey::of(cart.sid);
+        match self.sessions.use_buyers_session(now, &session) {
+            Ok((_account, buyer)) => {
+                work(buyer, &self.journal, CartOf { session, uses_saved_cart: cart.uses_saved_cart })
+            }
+            Err((refusal, newest)) => (Err(refusal), newest),
+        }
     }
 
     /// Begins to purchase what is in a cart. `id` must be new and random; it becomes the purchase's. `made` is the result
@@ -213,20 +185,5 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     pub fn evict_finished(&mut self) -> Vec<u64> {
         let over = self.purchases.over(&self.journal);
         over.iter().filter_map(|id| self.evict(id)).collect()
-    }
-
-    fn with_cart<T>(
-        &mut self,
-        now: Millis,
-        cart: CartRequest<'_>,
-        work: impl FnOnce(&mut carts::BuyerCarts<J::Commit>, &J, CartOf) -> PendingResult<T, J::Commit>,
-    ) -> PendingResult<T, J::Commit> {
-        let session = SessionKey::of(cart.sid);
-        match self.sessions.use_buyers_session(now, &session) {
-            Ok((_account, buyer)) => {
-                work(buyer, &self.journal, CartOf { session, uses_saved_cart: cart.uses_saved_cart })
-            }
-            Err((refusal, newest)) => (Err(refusal), newest),
-        }
     }
 }

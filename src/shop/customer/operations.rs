@@ -4,11 +4,15 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::carts::{BuyerCarts, CartOf, IdempotentRequest, PendingResult};
 use super::core::{BeginRequest, CartRequest};
 use super::purchasing::{answer_of, read_card};
+use super::store::StoreJournal;
 use super::{CustomerDbInner, sales, to_json};
+use crate::model::Millis;
 use crate::shop::ops::{CardDetails, LineItem, PAGE_MAX, PricedLine, Refusal, Role, SessionInfo, ShopResult};
 use crate::shop::purchase::PurchaseEvent;
+use crate::storage::CommitHandle;
 
 /// An operation of the customer database. Each variant names the type of its result.
 ///
@@ -142,11 +146,15 @@ impl CustomerDbInner {
             }
             CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most } => {
                 let (cart, line) = (CartRequest { sid: &sid, uses_saved_cart }, LineItem { item_id, quantity });
-                self.answer(|core, now| core.add_to_cart(now, cart, &request, &line, at_most))
+                self.in_cart(cart, |buyer, journal, cart, now| {
+                    buyer.add(journal, cart, IdempotentRequest { id: &request, now }, &line, at_most)
+                })
             }
             CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity } => {
                 let cart = CartRequest { sid: &sid, uses_saved_cart };
-                self.answer(|core, now| core.remove_from_cart(now, cart, &request, &item_id, quantity))
+                self.in_cart(cart, |buyer, journal, cart, now| {
+                    buyer.remove(journal, cart, IdempotentRequest { id: &request, now }, &item_id, quantity)
+                })
             }
             CustomerOp::Begin { request, sid, uses_saved_cart, idempotency_key, address } => {
                 to_json(&self.begin(BeginRequest {
@@ -178,11 +186,19 @@ impl CustomerDbInner {
         }
     }
 
+    fn in_cart<T: Serialize>(
+        &self,
+        cart: CartRequest<'_>,
+        work: impl FnOnce(&mut BuyerCarts<CommitHandle>, &StoreJournal, CartOf, Millis) -> PendingResult<T, CommitHandle>,
+    ) -> ShopResult<String> {
+        self.answer(|core, now| core.with_cart(now, cart, |buyer, journal, cart| work(buyer, journal, cart, now)))
+    }
+
     fn handle_call(&self, cart: CartRequest<'_>, call: CustomerCall) -> ShopResult<String> {
         match call {
-            CustomerCall::SaveCart => self.answer(|core, now| core.save_cart(now, cart)),
-            CustomerCall::ClearCart => self.answer(|core, now| core.clear_cart(now, cart)),
-            CustomerCall::ShowCart => self.answer(|core, now| core.show_cart(now, cart)),
+            CustomerCall::SaveCart => self.in_cart(cart, |buyer, journal, cart, _| buyer.save(journal, cart)),
+            CustomerCall::ClearCart => self.in_cart(cart, |buyer, journal, cart, _| buyer.clear(journal, cart)),
+            CustomerCall::ShowCart => self.in_cart(cart, |buyer, journal, cart, _| buyer.show(journal, cart)),
             CustomerCall::Purchases { offset, limit } => {
                 let buyer_id = self.user_of(Role::Buyer, cart.sid)?;
                 self.page(|reader| sales::purchase_history(reader, buyer_id, offset, limit.min(PAGE_MAX) as u32))

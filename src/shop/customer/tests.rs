@@ -186,6 +186,19 @@ fn cart_of(sid: &str, uses_saved_cart: bool) -> CartRequest<'_> {
     CartRequest { sid, uses_saved_cart }
 }
 
+fn add_to_cart(
+    core: &mut CustomerCore<StoreJournal>,
+    now: Millis,
+    cart: CartRequest<'_>,
+    request: &str,
+    line: &LineItem,
+    at_most: u32,
+) -> PendingResult<(), CommitHandle> {
+    core.with_cart(now, cart, |buyer, journal, cart| {
+        buyer.add(journal, cart, IdempotentRequest { id: request, now }, line, at_most)
+    })
+}
+
 impl Parts {
     fn new() -> Parts {
         let dir = tempfile::tempdir().unwrap();
@@ -263,7 +276,8 @@ impl Parts {
         at_most: u32,
         line: &LineItem,
     ) -> ShopResult<()> {
-        let (answer, newest) = self.core.lock().add_to_cart(now, cart_of(sid, uses_saved_cart), request, line, at_most);
+        let (answer, newest) =
+            add_to_cart(&mut self.core.lock(), now, cart_of(sid, uses_saved_cart), request, line, at_most);
         newest.wait().unwrap();
         answer
     }
@@ -274,7 +288,12 @@ impl Parts {
     }
 
     fn cart(&self, sid: &str, uses_saved_cart: bool) -> String {
-        let lines = self.core.lock().show_cart(NOW, cart_of(sid, uses_saved_cart)).0.unwrap();
+        let lines = self
+            .core
+            .lock()
+            .with_cart(NOW, cart_of(sid, uses_saved_cart), |buyer, journal, cart| buyer.show(journal, cart))
+            .0
+            .unwrap();
         lines.iter().map(|line| format!("{} x {}", line.item_id, line.quantity)).collect::<Vec<_>>().join(", ")
     }
 

@@ -9,6 +9,7 @@ use p2s2::identity::SessionKey;
 use p2s2::model::{Cents, FeeRate, Millis};
 use p2s2::shop::customer::CustomerOp;
 use p2s2::shop::customer::active_sessions::SavedCart;
+use p2s2::shop::customer::carts::IdempotentRequest;
 use p2s2::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, OpenSessionResult};
 use p2s2::shop::customer::purchases::{BeginResult, CompletedByKey};
 use p2s2::shop::customer::store::{AnsweredRow, CustomerChange, CustomerSnapshot, SessionRow};
@@ -334,7 +335,9 @@ impl World {
             let (now, request) = (self.time(), format!("put {}", self.customer.ids));
             let line = LineItem { item_id: item.to_owned(), quantity };
             let cart = CartRequest { sid: &sid_of(buyer), uses_saved_cart: false };
-            let (answer, _) = self.core().add_to_cart(now, cart, &request, &line, u32::MAX);
+            let (answer, _) = self.core().with_cart(now, cart, |buyer, journal, cart| {
+                buyer.add(journal, cart, IdempotentRequest { id: &request, now }, &line, u32::MAX)
+            });
             answer.expect("a cart has room for a few items");
             self.commit_later();
         }

@@ -78,7 +78,7 @@ fn a_cart_holds_a_bounded_number_of_items() {
     parts.open("a", 1, NOW).unwrap();
     let put = |n: usize| {
         let line = LineItem { item_id: format!("1-{n}"), quantity: 1 };
-        parts.core.lock().add_to_cart(NOW, cart_of("a", false), &n.to_string(), &line, 10).0
+        add_to_cart(&mut parts.core.lock(), NOW, cart_of("a", false), &n.to_string(), &line, 10).0
     };
     for n in 0..LINES_MAX {
         put(n).unwrap();
@@ -261,7 +261,7 @@ proptest! {
                     let line = LineItem { item_id: item_id.clone(), quantity };
                     let (sid, request) = (s.to_string(), Token::random());
                     let cart = cart_of(&sid, uses_saved_cart);
-                    let (answer, _) = parts.core.lock().add_to_cart(NOW, cart, request.reveal(), &line, 8);
+                    let (answer, _) = add_to_cart(&mut parts.core.lock(), NOW, cart, request.reveal(), &line, 8);
                     let mut cart = if uses_saved_cart { model.saved.clone() } else { model.of[&s].clone() };
                     let wanted = cart.get(&item_id).copied().unwrap_or(0) + quantity;
                     prop_assert_eq!(answer.is_ok(), wanted <= 8);
@@ -279,7 +279,10 @@ proptest! {
                     let (sid, request) = (s.to_string(), Token::random());
                     let cart = cart_of(&sid, uses_saved_cart);
                     let (answer, _) =
-                        parts.core.lock().remove_from_cart(NOW, cart, request.reveal(), &item_id, quantity);
+                        parts.core.lock().with_cart(NOW, cart, |buyer, journal, cart| {
+                            let once = IdempotentRequest { id: request.reveal(), now: NOW };
+                            buyer.remove(journal, cart, once, &item_id, quantity)
+                        });
                     let mut cart = if uses_saved_cart { model.saved.clone() } else { model.of[&s].clone() };
                     let left = cart.get(&item_id).map(|there| there - quantity.unwrap_or(*there).min(*there));
                     prop_assert_eq!(answer.ok().map(|left| left.quantity), left);
@@ -294,12 +297,12 @@ proptest! {
                 }
                 Act::Save(n, uses_saved_cart) => {
                     let Some(s) = session(n) else { continue };
-                    parts.core.lock().save_cart(NOW, cart_of(&s.to_string(), uses_saved_cart)).0.unwrap();
+                    parts.core.lock().with_cart(NOW, cart_of(&s.to_string(), uses_saved_cart), |buyer, journal, cart| buyer.save(journal, cart)).0.unwrap();
                     if uses_saved_cart { model.of.insert(s, model.saved.clone()); } else { model.saved = model.of[&s].clone(); }
                 }
                 Act::Clear(n, uses_saved_cart) => {
                     let Some(s) = session(n) else { continue };
-                    parts.core.lock().clear_cart(NOW, cart_of(&s.to_string(), uses_saved_cart)).0.unwrap();
+                    parts.core.lock().with_cart(NOW, cart_of(&s.to_string(), uses_saved_cart), |buyer, journal, cart| buyer.clear(journal, cart)).0.unwrap();
                     model.of.insert(s, BTreeMap::new());
                     if uses_saved_cart { model.saved.clear(); }
                 }

@@ -166,7 +166,7 @@ fn a_buyer_stays_until_the_last_change_is_on_disk() {
         Ok(())
     });
     let line = LineItem { item_id: "1-1".to_owned(), quantity: 3 };
-    parts.core.lock().add_to_cart(NOW, cart_of("a", true), "r", &line, 3).0.unwrap();
+    add_to_cart(&mut parts.core.lock(), NOW, cart_of("a", true), "r", &line, 3).0.unwrap();
     assert_eq!(parts.end("a", NOW).0, Ok(()));
     parts.expire(NOW);
     assert_eq!(parts.sizes(), (0, 1));
