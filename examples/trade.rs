@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use p2s2::clients::trade::messages::ServerResponse;
 use p2s2::clients::trade::{Client, ClientConfig, ClientHandler, ShippingOrder};
 use p2s2::values::{Cents, Name, Token};
-use p2s2::wires::trade::{Amount, InformResponse, Notification, RequestBody};
+use p2s2::wires::trade::{Amount, InformResponse, Notification, RequestBody, Response};
 
 /// Passes notifications on. A buyer that only searches has no settlements.
 struct Passing(Sender<Notification>);
@@ -48,8 +47,8 @@ fn main() -> anyhow::Result<()> {
     let name = Name::new(&format!("example-{}", &Token::random().reveal()[..8])).map_err(anyhow::Error::msg)?;
     let (sender, notifications) = crossbeam_channel::bounded(100);
     let client = Client::open(ClientConfig::new(name, server), Arc::new(Passing(sender)))?;
-    match client.call(1, RequestBody::Register(client.endpoint()))? {
-        ServerResponse::Registered { token, .. } => client.set_token(Some(token)),
+    match client.call(1, RequestBody::Register { endpoint: client.endpoint() })? {
+        Response::Registered { token, .. } => client.set_token(Some(token)),
         refused => anyhow::bail!("not registered: {refused:?}"),
     }
     let wanted = RequestBody::LookingFor {

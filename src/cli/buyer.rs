@@ -163,72 +163,45 @@ impl RoleCommands for BuyerCommand {
 
     fn run(self, session: &ShopSession) -> anyhow::Result<()> {
         match self {
-            BuyerCommand::Account(_) => {}
+            BuyerCommand::Account(_) => Ok(()),
             BuyerCommand::Search { keywords, category, page } => {
-                let mut payload = json!({ "keywords": keywords });
+                let mut payload = page.payload();
+                payload["keywords"] = keywords.into();
                 if let Some(category) = category {
                     payload["category"] = category.into();
                 }
-                page.add_to(&mut payload);
-                session.print_result(
-                    "search",
-                    session.call("SearchItemsForSale", payload)?,
-                    |found| match &found["items"] {
-                        Value::Array(items) if items.is_empty() => show::total_text(found),
-                        items => format!("{}\n{}", show::items(items), show::total_text(found)),
-                    },
-                );
+                session.run("search", "SearchItemsForSale", payload, |found| show::page(found, show::total_text))
             }
-            BuyerCommand::Item { item } => {
-                let item = session.call("GetItem", json!({ "item_id": item }))?;
-                session.print_result("item", item, |item| show::items(&json!([item])));
-            }
+            BuyerCommand::Item { item } => session.run_item(item),
             BuyerCommand::Add { item, quantity } => {
-                let response = session.call("AddItemToCart", json!({"item_id": item, "quantity": quantity}))?;
-                session.print_result("add", response, |_| format!("{quantity} more of {item} in the cart"));
+                let payload = json!({"item_id": item, "quantity": quantity});
+                session.run("add", "AddItemToCart", payload, |_| format!("{quantity} more of {item} in the cart"))
             }
             BuyerCommand::Remove { item, quantity } => {
                 let mut payload = json!({ "item_id": item });
                 if let Some(quantity) = quantity {
                     payload["quantity"] = quantity.into();
                 }
-                let response = session.call("RemoveItemFromCart", payload)?;
-                session.print_result("remove", response, |left| {
-                    format!("{} of {item} left in the cart", left["quantity"])
-                });
+                let text = |left: &Value| format!("{} of {item} left in the cart", left["quantity"]);
+                session.run("remove", "RemoveItemFromCart", payload, text)
             }
-            BuyerCommand::Cart => {
-                session.print_result("cart", session.call("DisplayCart", json!({}))?, |cart| show::cart(&cart["cart"]));
-            }
-            BuyerCommand::Save => {
-                session.print_result("save", session.call("SaveCart", json!({}))?, |_| "the cart is kept".to_owned());
-            }
-            BuyerCommand::Clear => {
-                session
-                    .print_result("clear", session.call("ClearCart", json!({}))?, |_| "the cart is empty".to_owned());
-            }
+            BuyerCommand::Cart => session.run("cart", "DisplayCart", json!({}), |cart| show::cart(&cart["cart"])),
+            BuyerCommand::Save => session.run("save", "SaveCart", json!({}), |_| "the cart is kept".to_owned()),
+            BuyerCommand::Clear => session.run("clear", "ClearCart", json!({}), |_| "the cart is empty".to_owned()),
             BuyerCommand::Purchase { wallet, address, key } => {
-                purchase(session, wallet.as_deref().or(WALLET.get().map(PathBuf::as_path)), address, key)?;
+                purchase(session, wallet.as_deref().or(WALLET.get().map(PathBuf::as_path)), address, key)
             }
             BuyerCommand::Vote { item, vote } => {
                 let payload = json!({"item_id": item, "thumbs_up": vote == Vote::Up});
-                session.print_result("vote", session.call("ProvideFeedback", payload)?, |_| format!("voted on {item}"));
+                session.run("vote", "ProvideFeedback", payload, |_| format!("voted on {item}"))
             }
             BuyerCommand::Rating { seller } => {
-                session.print_result(
-                    "rating",
-                    session.call("GetSellerRating", json!({ "seller_id": seller }))?,
-                    show::rating,
-                );
+                session.run("rating", "GetSellerRating", json!({ "seller_id": seller }), show::rating)
             }
             BuyerCommand::Purchases { page } => {
-                let mut payload = json!({});
-                page.add_to(&mut payload);
-                let response = session.call("GetBuyerPurchases", payload)?;
-                session.print_result("purchases", response, |list| show::purchases(&list["items"]));
+                session.run("purchases", "GetBuyerPurchases", page.payload(), |list| show::purchases(&list["items"]))
             }
         }
-        Ok(())
     }
 }
 
@@ -259,8 +232,7 @@ fn purchase(
             payload[field] = text.into();
         }
     }
-    session.print_result("purchase", session.call("MakePurchase", payload)?, show::new_purchase);
-    Ok(())
+    session.run("purchase", "MakePurchase", payload, show::new_purchase)
 }
 
 /// Asks the user for a card and, if needed, for a delivery address.

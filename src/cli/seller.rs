@@ -11,7 +11,8 @@ use super::progress_bar::progress_bar;
 use super::response_fields::{counted_noun, plain_text};
 use super::shop_client::{self, AccountCommand, RoleCommands, ShopClientArgs, ShopPageArgs, ShopSession, show};
 use crate::model::{Cents, text};
-use crate::shop::wire::{self, ServerKind};
+use crate::shop::apis::ServerKind;
+use crate::shop::wire;
 
 /// Sell in the shop: at a prompt, from a pipe, or one command at a time
 #[derive(Debug, Args)]
@@ -144,59 +145,40 @@ impl RoleCommands for SellerCommand {
 
     fn run(self, session: &ShopSession) -> anyhow::Result<()> {
         match self {
-            SellerCommand::Account(_) => {}
+            SellerCommand::Account(_) => Ok(()),
             SellerCommand::Sell { name, category, price, quantity, keywords, used } => {
                 let condition = if used { "Used" } else { "New" };
                 let payload = json!({
                     "item_name": name, "category": category, "keywords": keywords, "condition": condition,
                     "price": price, "quantity": quantity,
                 });
-                session.print_result("sell", session.call("RegisterItemForSale", payload)?, |response| {
+                session.run("sell", "RegisterItemForSale", payload, |response| {
                     format!("on sale as {}: {quantity} of {name} for {price}", plain_text(&response["item_id"]))
-                });
+                })
             }
-            SellerCommand::Load { file } => load(session, &file)?,
+            SellerCommand::Load { file } => load(session, &file),
             SellerCommand::Price { item, price } => {
-                let response = session.call("ChangeItemPrice", json!({"item_id": item, "price": price}))?;
-                session.print_result("price", response, |_| format!("{item} is {price} now"));
+                let payload = json!({"item_id": item, "price": price});
+                session.run("price", "ChangeItemPrice", payload, |_| format!("{item} is {price} now"))
             }
             SellerCommand::Units { item, change } => {
-                let response = session.call("UpdateUnitsForSale", json!({"item_id": item, "quantity": change}))?;
-                session.print_result("units", response, |now| format!("{} of {item} now", now["quantity"]));
+                let payload = json!({"item_id": item, "quantity": change});
+                let text = |now: &Value| format!("{} of {item} now", now["quantity"]);
+                session.run("units", "UpdateUnitsForSale", payload, text)
             }
-            SellerCommand::Items { page } => {
-                let mut payload = json!({});
-                page.add_to(&mut payload);
-                session.print_result(
-                    "items",
-                    session.call("DisplayItemsForSale", payload)?,
-                    |list| match &list["items"] {
-                        Value::Array(items) if items.is_empty() => {
-                            "nothing is on sale; `sell` or `load` changes that".to_owned()
-                        }
-                        items => format!("{}\n{}", show::items(items), show::total_text(list)),
-                    },
-                );
-            }
-            SellerCommand::Item { item } => {
-                let item = session.call("GetItem", json!({ "item_id": item }))?;
-                session.print_result("item", item, |item| show::items(&json!([item])));
-            }
+            SellerCommand::Items { page } => session.run("items", "DisplayItemsForSale", page.payload(), |list| {
+                show::page(list, |_| "nothing is on sale; `sell` or `load` changes that".to_owned())
+            }),
+            SellerCommand::Item { item } => session.run_item(item),
             SellerCommand::Orders { page } => {
-                let mut payload = json!({});
-                page.add_to(&mut payload);
-                let response = session.call("GetSellerOrders", payload)?;
-                session.print_result("orders", response, |list| show::orders(&list["items"]));
+                session.run("orders", "GetSellerOrders", page.payload(), |list| show::orders(&list["items"]))
             }
             SellerCommand::Ship { purchase, item } => {
-                let response = session.call("MarkShipped", json!({"purchase_id": purchase, "item_id": item}))?;
-                session.print_result("ship", response, |_| format!("shipped {item} of {purchase}"));
+                let payload = json!({"purchase_id": purchase, "item_id": item});
+                session.run("ship", "MarkShipped", payload, |_| format!("shipped {item} of {purchase}"))
             }
-            SellerCommand::Rating => {
-                session.print_result("rating", session.call("GetSellerRating", json!({}))?, show::rating);
-            }
+            SellerCommand::Rating => session.run("rating", "GetSellerRating", json!({}), show::rating),
         }
-        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::output::sanitize;
 use super::repl::Screen;
@@ -101,13 +101,10 @@ pub struct ShopPageArgs {
 }
 
 impl ShopPageArgs {
-    /// Adds the given values to a request's payload.
-    pub(super) fn add_to(self, payload: &mut Value) {
-        for (field, number) in [("offset", self.offset), ("limit", self.limit)] {
-            if let Some(number) = number {
-                payload[field] = number.into();
-            }
-        }
+    /// The payload of a request for it.
+    pub(super) fn payload(self) -> Value {
+        let given = [("offset", self.offset), ("limit", self.limit)].into_iter();
+        given.filter_map(|(field, number)| Some((field.to_owned(), number?.into()))).collect::<Map<_, _>>().into()
     }
 }
 

@@ -20,10 +20,11 @@ use super::run::ScenarioRun;
 use super::stop::StopFlag;
 use crate::model::Cents;
 use crate::net::frames::Framing;
+use crate::shop::customer::{CustomerCall, CustomerOp};
 use crate::shop::ops::{
-    Account, BeginResponse, CardDetails, CompletedPurchase, CustomerOp, LineItem, PricedLine, ProductOp,
-    RemainingQuantity, Role, SellerRating,
+    Account, BeginResponse, CardDetails, CompletedPurchase, LineItem, PricedLine, RemainingQuantity, Role, SellerRating,
 };
+use crate::shop::product::{NewItem, ProductOp};
 
 mod mix;
 mod users;
@@ -407,6 +408,7 @@ fn relay_steps(
     let text = |field: &str| payload[field].as_str().unwrap_or_default().to_owned();
     let limit = |unless: u64| payload["limit"].as_u64().unwrap_or(unless);
     let (sid, uses_saved_cart) = (user.sid.clone(), false);
+    let in_session = |call| CustomerOp::InSession { sid: sid.clone(), uses_saved_cart, call };
     let account = Account { user_id: user.id, username: user.name.clone(), name: user.name.clone() };
     let touch = customer(&CustomerOp::Touch { role: user.role, sid: sid.clone() }, json_bytes(&account)?)?;
     let price = Cents(1250);
@@ -427,7 +429,7 @@ fn relay_steps(
         }
         "DisplayCart" => {
             let wrapped = "{\"cart\":}".len();
-            vec![vec![customer(&CustomerOp::ShowCart { sid, uses_saved_cart }, passed_on - wrapped)?]]
+            vec![vec![customer(&in_session(CustomerCall::ShowCart), passed_on - wrapped)?]]
         }
         "DisplayItemsForSale" => {
             let items = ProductOp::ItemsOf { seller_id: user.id, offset: 0, limit: limit(500) };
@@ -450,14 +452,16 @@ fn relay_steps(
         "RegisterItemForSale" => {
             let register = ProductOp::Register {
                 request: id,
-                seller_id: user.id,
-                seller: user.name.clone(),
-                item_name: text("item_name"),
-                category: 3,
-                keywords: serde_json::from_value(payload["keywords"].clone())?,
-                condition_is_new: true,
-                price,
-                quantity: 100,
+                item: NewItem {
+                    seller_id: user.id,
+                    seller: user.name.clone(),
+                    item_name: text("item_name"),
+                    category: 3,
+                    keywords: serde_json::from_value(payload["keywords"].clone())?,
+                    condition_is_new: true,
+                    price,
+                    quantity: 100,
+                },
             };
             vec![vec![touch], vec![product(&register, passed_on)?]]
         }
@@ -471,11 +475,11 @@ fn relay_steps(
             vec![vec![touch], vec![product(&rating, json_bytes(&SellerRating::deserialize(result)?)?)?]]
         }
         "GetSellerOrders" => {
-            let orders = CustomerOp::Orders { sid, offset: 0, limit: limit(500) };
+            let orders = in_session(CustomerCall::Orders { offset: 0, limit: limit(500) });
             vec![vec![customer(&orders, json_bytes(&result["items"])?)?]]
         }
         "GetBuyerPurchases" => {
-            let purchases = CustomerOp::Purchases { sid, offset: 0, limit: limit(500) };
+            let purchases = in_session(CustomerCall::Purchases { offset: 0, limit: limit(500) });
             vec![vec![customer(&purchases, json_bytes(&result["items"])?)?]]
         }
         "RemoveItemFromCart" => {
@@ -484,8 +488,8 @@ fn relay_steps(
                 CustomerOp::RemoveFromCart { request: id, sid, uses_saved_cart, item_id: text("item_id"), quantity };
             vec![vec![customer(&remove, json_bytes(&RemainingQuantity::deserialize(result)?)?)?]]
         }
-        "SaveCart" => vec![vec![customer(&CustomerOp::SaveCart { sid, uses_saved_cart }, done)?]],
-        "ClearCart" => vec![vec![customer(&CustomerOp::ClearCart { sid, uses_saved_cart }, done)?]],
+        "SaveCart" => vec![vec![customer(&in_session(CustomerCall::SaveCart), done)?]],
+        "ClearCart" => vec![vec![customer(&in_session(CustomerCall::ClearCart), done)?]],
         "ProvideFeedback" => {
             let up = payload["thumbs_up"].as_bool().unwrap_or_default();
             let vote = ProductOp::VoteItem { buyer_id: user.id, item_id: text("item_id"), up };

@@ -1,5 +1,6 @@
 //! The shop's databases and frontends, with their files and listeners.
 
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::net::cluster::ClusterKey;
 use crate::net::counters::LatencySnapshot;
 use crate::net::tls::TlsIdentity;
 use crate::share::server_api::Metrics;
-use crate::shop::customer::{self, CustomerDb};
+use crate::shop::customer::{self, CustomerDb, CustomerDbConfig};
 use crate::shop::frontend::{DatabaseLocation, FrontendConfig, FrontendServer};
 use crate::shop::listener::{ShopContext, ShopListener, ShopStartError};
 use crate::shop::ops::Role;
@@ -86,7 +87,7 @@ impl ShopService {
                 customer: page_urls::reachable_addr(customer_addr).to_string(),
                 databases,
             };
-            frontends.push((frontend_name(role), start_frontend(frontend, flag, &context, listeners)?));
+            frontends.push((role.as_str(), start_frontend(frontend, flag, &context, listeners)?));
         }
         Ok(ShopService { product, customer, frontends })
     }
@@ -111,14 +112,12 @@ impl ShopService {
 
     /// All counters of the frontends and of the databases' listeners.
     fn counters(&self) -> Vec<(String, u64)> {
-        let named = |part: &str, list: Vec<(&'static str, u64)>| {
-            list.into_iter().map(|(name, count)| (format!("{part}_{name}"), count)).collect::<Vec<_>>()
-        };
-        let frontends = self.frontends.iter().flat_map(|(part, frontend)| {
-            frontend.counters().into_iter().map(move |(name, count)| (format!("{part}_{name}"), count))
-        });
+        fn named(part: &str, list: impl IntoIterator<Item = (impl Display, u64)>) -> Vec<(String, u64)> {
+            list.into_iter().map(|(name, count)| (format!("{part}_{name}"), count)).collect()
+        }
         let databases = [named("product_db", self.product.counters()), named("customer_db", self.customer.counters())];
-        frontends.chain(databases.concat()).collect()
+        let frontends = self.frontends.iter().map(|(part, frontend)| named(part, frontend.counters()));
+        frontends.chain(databases).flatten().collect()
     }
 
     /// Response times of client requests, over all frontends.
@@ -175,11 +174,38 @@ pub(super) fn shop_context(
     Ok(ShopContext { executor, limiter, budget, identity, allows_remote_plaintext, key })
 }
 
-/// The running product database.
-pub(super) struct ProductService {
-    db: Arc<ProductDb>,
+/// A running database: its files, its listener and its part of the data dir.
+pub(super) struct DatabaseService<Db> {
+    db: Arc<Db>,
     listener: ShopListener,
+    /// Closes the files, once the listener has stopped.
+    close: Box<dyn Fn() + Send + Sync>,
     _lock: DataDirLock,
+}
+
+pub(super) type ProductService = DatabaseService<ProductDb>;
+pub(super) type CustomerService = DatabaseService<CustomerDb>;
+
+impl<Db> DatabaseService<Db> {
+    pub(super) fn db(&self) -> &Arc<Db> {
+        &self.db
+    }
+
+    /// The address for links from frontends and for unauthenticated connections.
+    pub(super) fn local_addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// The listener's counters.
+    pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.listener.counters()
+    }
+
+    /// Stops accepting work, finishes pending requests and closes the files.
+    pub(super) fn stop(&self, grace: Duration) {
+        self.listener.stop(grace);
+        (self.close)();
+    }
 }
 
 impl ProductService {
@@ -206,41 +232,13 @@ impl ProductService {
         let db = Arc::new(ProductDb::open(data_dir, ProductDbSettings { hold_timeout, first_id_range })?);
         let listener = ShopListener::open_product(addr, context.clone(), Arc::clone(&db) as _)
             .map_err(|error| explain_start_error(error, flag))?;
-        Ok(ProductService { db, listener, _lock: lock })
+        let closed = Arc::clone(&db);
+        Ok(DatabaseService { db, listener, close: Box::new(move || closed.close()), _lock: lock })
     }
-
-    pub(super) fn db(&self) -> &Arc<ProductDb> {
-        &self.db
-    }
-
-    /// The address for links from frontends.
-    pub(super) fn local_addr(&self) -> SocketAddr {
-        self.listener.local_addr()
-    }
-
-    /// The listener's counters.
-    pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.listener.counters()
-    }
-
-    /// Stops accepting work, finishes pending requests and closes the file.
-    pub(super) fn stop(&self, grace: Duration) {
-        self.listener.stop(grace);
-        self.db.close();
-    }
-}
-
-/// The running customer database.
-pub(super) struct CustomerService {
-    db: Arc<CustomerDb>,
-    store: Arc<Store>,
-    bank: Arc<BuiltinGateway>,
-    listener: ShopListener,
-    _lock: DataDirLock,
 }
 
 impl CustomerService {
-    /// Locks its part of the data dir. Must be called before anything there is examined or created.
+    /// Like [`ProductService::lock`].
     ///
     /// # Errors
     /// Another process holds the lock, or it cannot be acquired.
@@ -263,46 +261,17 @@ impl CustomerService {
         let store = Arc::new(Store::open(&data_dir.join(CUSTOMER_DB), customer::MIGRATIONS)?);
         let bank = Arc::new(BuiltinGateway::open_file(&data_dir.join(SHOP_BANK_DB))?);
         let first_id_range = backup::first_id_range(data_dir, DataComponent::Customer)?;
-        let config = customer::CustomerDbConfig {
-            session_timeout,
-            fee,
-            first_id_range,
-            ..customer::CustomerDbConfig::default()
-        };
+        let config = CustomerDbConfig { session_timeout, fee, first_id_range, ..CustomerDbConfig::default() };
         let db = Arc::new(CustomerDb::open(Arc::clone(&store), Arc::clone(&bank) as _, config)?);
         let listener = ShopListener::open_customer(addr, context.clone(), Arc::clone(&db) as _)
             .map_err(|error| explain_start_error(error, flag))?;
-        Ok(CustomerService { db, store, bank, listener, _lock: lock })
-    }
-
-    pub(super) fn db(&self) -> &Arc<CustomerDb> {
-        &self.db
-    }
-
-    /// The address for links from frontends and for unauthenticated connections.
-    pub(super) fn local_addr(&self) -> SocketAddr {
-        self.listener.local_addr()
-    }
-
-    /// The listener's counters.
-    pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.listener.counters()
-    }
-
-    /// Stops accepting work, finishes pending requests and closes the files.
-    pub(super) fn stop(&self, grace: Duration) {
-        self.listener.stop(grace);
-        self.db.close();
-        self.store.close();
-        self.bank.close();
-    }
-}
-
-/// A frontend's name in the ready file and in announcements.
-fn frontend_name(role: Role) -> &'static str {
-    match role {
-        Role::Seller => "seller",
-        Role::Buyer => "buyer",
+        let closed = Arc::clone(&db);
+        let close = Box::new(move || {
+            closed.close();
+            store.close();
+            bank.close();
+        });
+        Ok(DatabaseService { db, listener, close, _lock: lock })
     }
 }
 
@@ -316,7 +285,7 @@ pub(super) fn start_frontend(
     context: &ShopContext,
     listeners: &mut Listeners,
 ) -> anyhow::Result<FrontendServer> {
-    let name = frontend_name(config.role);
+    let name = config.role.as_str();
     let server = FrontendServer::start(config, context).map_err(|error| explain_start_error(error, flag))?;
     let cert_sha256 = context.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
     listeners.add_frontend(name, &server.local_addrs(), cert_sha256);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::apis::is_idempotent;
 use super::ops::{ErrorCode, Refusal};
 use crate::model::Token;
 use crate::net::budget::Reservation;
@@ -359,19 +360,6 @@ fn foreign_error_text(response: &[u8]) -> Option<String> {
     };
     let shown: String = text.chars().filter(|c| !c.is_control()).take(FOREIGN_TEXT_MAX).collect();
     (!shown.is_empty()).then_some(shown)
-}
-
-/// Whether a call can be retried without further effect. (The session of a repeated login expires on its own.)
-fn is_idempotent(api: &str) -> bool {
-    !matches!(
-        api,
-        "CreateAccount"
-            | "Logout"
-            | "RegisterItemForSale"
-            | "UpdateUnitsForSale"
-            | "AddItemToCart"
-            | "RemoveItemFromCart"
-    )
 }
 
 impl fmt::Debug for Client {

@@ -2,6 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `operations.rs` | each operation: its fields, its result, and who carries it out |
 //! | `core.rs` | all that is held in memory, as a value: sessions, carts, open purchases |
 //! | `active_sessions.rs`, `carts.rs`, `purchases.rs` | the parts of the core |
 //! | `accounts.rs` | accounts and passwords: read from disk when needed |
@@ -16,18 +17,17 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
-use super::ops::{self, Account, CustomerOp, ErrorCode, LineItem, NewSession, Refusal, Role, ShopResult};
+use super::ops::{Account, ErrorCode, NewSession, Refusal, Role, ShopResult};
 use crate::bank::{Gateway, ledger};
 use crate::identity::{HashCost, PasswordError, PasswordHasher, SessionKey};
 use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, FeeRate, Millis, Token};
-use crate::net::threads;
+use crate::net::periodic::PeriodicTask;
 use crate::storage::backup::ID_RANGE_MAX;
 use crate::storage::{CommitHandle, Durable, Store, StoreError};
 
@@ -35,6 +35,7 @@ mod accounts;
 pub mod active_sessions;
 pub mod carts;
 pub mod core;
+mod operations;
 pub mod purchases;
 mod purchasing;
 pub mod sales;
@@ -45,7 +46,8 @@ mod tests;
 use accounts::Accounts;
 use active_sessions::{Refused, SavedCart};
 use carts::PendingResult;
-use core::{CartRequest, CustomerCore, OpenSessionResult};
+use core::{CustomerCore, OpenSessionResult};
+pub use operations::{CustomerCall, CustomerOp};
 use purchasing::BeginWaiters;
 use store::StoreJournal;
 
@@ -107,7 +109,7 @@ pub enum CustomerDbOpenError {
 pub struct CustomerDb {
     inner: Arc<CustomerDbInner>,
     /// One expires sessions, the other retries requests to the bank.
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Mutex<Vec<PeriodicTask>>,
 }
 
 /// The core behind its lock. Working on it is memory work.
@@ -146,14 +148,23 @@ impl CustomerDb {
             Arc::new(CustomerDbInner { config, store, gateway, accounts, begin_waiters, memory, is_closed, closing });
         // An interrupted charge is completed before anyone can ask about it.
         inner.retry_bank_requests();
-        let db = CustomerDb { inner: Arc::clone(&inner), threads: Mutex::default() };
-        let sessions = threads::spawn("shop-sessions", {
+        let db = CustomerDb { inner: Arc::clone(&inner), tasks: Mutex::default() };
+        let look_every = CHECK_INTERVAL.min(inner.config.session_timeout / 4).max(Duration::from_millis(10));
+        let mut flushed_at = inner.config.clock.now();
+        let sessions = PeriodicTask::start("shop-sessions", look_every, {
             let inner = Arc::clone(&inner);
-            move || inner.run_session_expiry()
+            move || {
+                let now = inner.config.clock.now();
+                let flush = flushed_at.until(now) >= FLUSH_INTERVAL;
+                inner.tick(flush);
+                if flush {
+                    flushed_at = now;
+                }
+            }
         })?;
-        db.threads.lock().push(sessions);
-        let bank = threads::spawn("shop-bank", move || inner.run_bank_retries())?;
-        db.threads.lock().push(bank);
+        db.tasks.lock().push(sessions);
+        let bank = PeriodicTask::start("shop-bank", CHECK_INTERVAL, move || inner.retry_bank_requests())?;
+        db.tasks.lock().push(bank);
         Ok(db)
     }
 
@@ -171,26 +182,23 @@ impl CustomerDb {
 
     /// The number of open sessions, and of buyers in memory.
     pub fn session_and_buyer_counts(&self) -> (usize, usize) {
-        self.inner.memory.current().lock().sizes()
+        self.inner.memory.current().lock().sessions.sizes()
     }
 
     /// The number of open purchases.
     pub fn open_purchase_count(&self) -> usize {
-        self.inner.memory.current().lock().purchases().count()
+        self.inner.memory.current().lock().purchases.count()
     }
 
     /// Stops the background threads, writes the times of last uses and waits until everything is on disk. Idempotent.
     pub fn close(&self) {
         *self.inner.is_closed.lock() = true;
         self.inner.closing.notify_all();
-        let threads = std::mem::take(&mut *self.threads.lock());
-        if threads.is_empty() {
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        if tasks.is_empty() {
             return;
         }
-        for thread in threads {
-            // A panic of the thread has been logged.
-            let _ = thread.join();
-        }
+        drop(tasks);
         self.inner.tick(true);
         self.inner.store.sync_all();
     }
@@ -212,54 +220,6 @@ fn load_memory(store: Arc<Store>, config: &CustomerDbConfig) -> Result<Durable<C
 }
 
 impl CustomerDbInner {
-    fn handle(&self, op: CustomerOp) -> ShopResult<String> {
-        match op {
-            CustomerOp::Create { request, role, username, password, name, source } => {
-                to_json(&self.accounts.create(request, role, username, (&password, &source), name)?)
-            }
-            CustomerOp::Login { role, username, password, source } => {
-                let account = self.accounts.authenticate(role, &username, (&password, &source))?;
-                to_json(&self.open_session(role, account)?)
-            }
-            CustomerOp::Logout { role, sid } => self.answer(|core, now| core.end_session(now, role, &sid)),
-            CustomerOp::Validate { sid } => self.look(|core, now| {
-                let owner = core.look(now, &sid)?;
-                Ok(ops::SessionInfo { user: owner.account.username.clone(), role: owner.role })
-            }),
-            CustomerOp::Touch { role, sid } => self.look(|core, now| core.use_session(now, role, &sid)),
-            CustomerOp::FindUser { role, username, user_id } => {
-                to_json(&self.accounts.find(role, username.as_deref(), user_id)?)
-            }
-            CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most } => {
-                let (cart, line) = (CartRequest { sid: &sid, uses_saved_cart }, LineItem { item_id, quantity });
-                self.answer(|core, now| core.add_to_cart(now, cart, &request, &line, at_most))
-            }
-            CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity } => {
-                let cart = CartRequest { sid: &sid, uses_saved_cart };
-                self.answer(|core, now| core.remove_from_cart(now, cart, &request, &item_id, quantity))
-            }
-            CustomerOp::SaveCart { sid, uses_saved_cart } => {
-                self.answer(|core, now| core.save_cart(now, CartRequest { sid: &sid, uses_saved_cart }))
-            }
-            CustomerOp::ClearCart { sid, uses_saved_cart } => {
-                self.answer(|core, now| core.clear_cart(now, CartRequest { sid: &sid, uses_saved_cart }))
-            }
-            CustomerOp::ShowCart { sid, uses_saved_cart } => {
-                self.answer(|core, now| core.show_cart(now, CartRequest { sid: &sid, uses_saved_cart }))
-            }
-            CustomerOp::Begin { .. }
-            | CustomerOp::Authorise { .. }
-            | CustomerOp::Complete { .. }
-            | CustomerOp::Undo { .. }
-            | CustomerOp::Closed { .. }
-            | CustomerOp::Renew { .. }
-            | CustomerOp::TakeOver
-            | CustomerOp::Purchases { .. }
-            | CustomerOp::Orders { .. }
-            | CustomerOp::MarkShipped { .. } => self.handle_purchase_op(op),
-        }
-    }
-
     /// Opens a session of a user whose password was right.
     fn open_session(&self, role: Role, account: Account) -> ShopResult<NewSession> {
         let logged_in = NewSession { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
@@ -316,36 +276,6 @@ impl CustomerDbInner {
         })
     }
 
-    /// The thread that ends sessions.
-    fn run_session_expiry(&self) {
-        let look_every = CHECK_INTERVAL.min(self.config.session_timeout / 4).max(Duration::from_millis(10));
-        let mut flushed_at = self.config.clock.now();
-        let mut is_closed = self.is_closed.lock();
-        while !*is_closed {
-            if !self.closing.wait_for(&mut is_closed, look_every).timed_out() {
-                continue;
-            }
-            parking_lot::MutexGuard::unlocked(&mut is_closed, || {
-                let now = self.config.clock.now();
-                let flush = flushed_at.until(now) >= FLUSH_INTERVAL;
-                self.tick(flush);
-                if flush {
-                    flushed_at = now;
-                }
-            });
-        }
-    }
-
-    /// The thread that asks the bank again.
-    fn run_bank_retries(&self) {
-        let mut is_closed = self.is_closed.lock();
-        while !*is_closed {
-            if self.closing.wait_for(&mut is_closed, CHECK_INTERVAL).timed_out() {
-                parking_lot::MutexGuard::unlocked(&mut is_closed, || self.retry_bank_requests());
-            }
-        }
-    }
-
     fn tick(&self, flush: bool) {
         let (memory, now) = (self.memory.current(), self.config.clock.now());
         loop {
@@ -371,7 +301,7 @@ impl CustomerDbInner {
     /// The store's; then they are written the next time.
     fn flush(&self, memory: &Arc<CustomerMemory>, now: Millis) -> Result<(), StoreError> {
         const AT_ONCE: usize = 1_000;
-        let uses = memory.lock().unsaved_uses();
+        let uses = memory.lock().sessions.unsaved_uses();
         let chunks = uses.chunks(AT_ONCE).count();
         for (n, uses) in uses.chunks(AT_ONCE).enumerate() {
             let rows = uses.to_vec();
@@ -380,7 +310,7 @@ impl CustomerDbInner {
                 // Only with the last part: a session that is missing here might look expired at that time.
                 if n + 1 == chunks { store::write_flush_time(tx, now) } else { Ok(()) }
             })?;
-            memory.lock().saved_uses(uses);
+            memory.lock().sessions.saved_uses(uses);
         }
         Ok(())
     }

@@ -15,13 +15,15 @@ use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::apis::{ApiCall, ResponsePayload, ServerKind};
+use super::customer::CustomerOp;
 use super::listener::{
     self, CUSTOMER_DB, ClientHandler, PRODUCT_DB, ShopContext, ShopListener, ShopStartError, parse_response,
 };
-use super::ops::{Account, CustomerOp, ErrorCode, OrphanedPurchase, ProductOp, Refusal, Role, ShopResult};
+use super::ops::{Account, ErrorCode, OrphanedPurchase, Refusal, Role, ShopResult};
+use super::product::ProductOp;
 use super::purchase::RENEW_MS;
 use super::purchase::driver::{DatabaseOp, Driver, DriverStep};
-use super::wire::{ApiCall, ResponsePayload, ServerKind};
 use crate::model::Clock;
 use crate::net::backoff::Backoff;
 use crate::net::counters::{LatencySnapshot, counters};
@@ -29,8 +31,7 @@ use crate::net::link::LinkTarget;
 use crate::net::pool::{LinkPool, LinkPoolError, PendingResponse};
 use crate::net::threads;
 
-mod buyer;
-mod seller;
+mod calls;
 #[cfg(test)]
 mod tests;
 
@@ -249,10 +250,7 @@ impl ClientHandler for Frontend {
 
     fn call(&self, source: IpAddr, is_dialect2: bool, call: ApiCall) -> ShopResult<ResponsePayload> {
         match call {
-            ApiCall::InSession { sid, call } => match self.role {
-                Role::Buyer => self.handle_buyer_call(sid, is_dialect2, call),
-                Role::Seller => self.handle_seller_call(sid, call),
-            },
+            ApiCall::InSession { sid, call } => self.handle_session_call(sid, is_dialect2, call),
             call => listener::handle_account_call(source, self.role, call, |op| self.call_customer_raw(&op)),
         }
     }

@@ -12,13 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
 
-use super::customer::CustomerDb;
-use super::ops::{CustomerOp, ErrorCode, ProductOp, Refusal, Role, SessionInfo, ShopResult};
-use super::product::ProductDb;
-use super::wire::{self, ApiCall, InvalidRequest, MESSAGE_MAX, ResponseEnvelope, ResponsePayload, ServerKind};
-use crate::model::Token;
+use super::apis::{ApiCall, ResponsePayload, ServerKind};
+use super::customer::{CustomerDb, CustomerOp};
+use super::ops::{ErrorCode, Refusal, Role, SessionInfo, ShopResult};
+use super::product::{ProductDb, ProductOp};
+use super::wire::{self, InvalidRequest, MESSAGE_MAX, ParsedRequest, ResponseEnvelope};
 use crate::net::budget::ReceiveBudget;
 use crate::net::cluster::ClusterKey;
 use crate::net::connection_end::ConnectionEnd;
@@ -32,6 +31,12 @@ use crate::net::listener::{
 use crate::net::source::SourceKey;
 use crate::net::threads::Executor;
 use crate::net::tls::TlsIdentity;
+
+mod link_messages;
+
+pub use link_messages::Database;
+use link_messages::execute_operation;
+pub(super) use link_messages::{decode_response, parse_response, request_id};
 
 /// The name by which links know the customer database.
 pub const CUSTOMER_DB: &str = "customer-db";
@@ -76,12 +81,6 @@ pub trait ClientHandler: Send + Sync + 'static {
     /// Checks the session of a call whose fields are invalid. This counts as a use of the session, and its errors take
     /// precedence over those of the fields.
     fn check_session(&self, sid: String) -> ShopResult<()>;
-}
-
-/// Executes the operations that arrive over links.
-pub trait Database<Op>: Send + Sync + 'static {
-    /// Executes an operation on the calling thread and returns the JSON of its result.
-    fn handle(&self, op: Op) -> ShopResult<String>;
 }
 
 impl Database<CustomerOp> for CustomerDb {
@@ -215,7 +214,7 @@ impl ShopListener {
         context: ShopContext,
         database: Arc<dyn Database<CustomerOp>>,
     ) -> Result<ShopListener, ShopStartError> {
-        let handler = Arc::new(CustomerDbClientHandler(Arc::clone(&database)));
+        let handler = Arc::new(DatabaseClientHandler(ServerKind::Customer, Some(Arc::clone(&database))));
         let execute_operation = Arc::new(move |request: &[u8]| execute_operation(&*database, request));
         ShopListener::start(addr, context, handler, Some((CUSTOMER_DB, execute_operation)))
     }
@@ -230,7 +229,12 @@ impl ShopListener {
         database: Arc<dyn Database<ProductOp>>,
     ) -> Result<ShopListener, ShopStartError> {
         let execute_operation = Arc::new(move |request: &[u8]| execute_operation(&*database, request));
-        ShopListener::start(addr, context, Arc::new(ProductDbClientHandler), Some((PRODUCT_DB, execute_operation)))
+        ShopListener::start(
+            addr,
+            context,
+            Arc::new(DatabaseClientHandler(ServerKind::Product, None)),
+            Some((PRODUCT_DB, execute_operation)),
+        )
     }
 
     fn start(
@@ -315,7 +319,7 @@ impl MessageService for ShopMessageService {
             Rejection::TlsRequired => ErrorCode::Forbidden,
             _ => ErrorCode::BadRequest,
         };
-        Some(wire::write_response(&ResponseEnvelope::UNPARSED, &Err(Refusal::new(code, why.to_string()))))
+        Some(wire::write_refusal(&ResponseEnvelope::UNPARSED, &Refusal::new(code, why.to_string())))
     }
 
     fn count_rejected(&self) {
@@ -369,26 +373,26 @@ impl MessageService for ShopMessageService {
 impl ShopMessageService {
     fn respond(&self, source: IpAddr, message: &[u8]) -> Vec<u8> {
         self.counters.requests.add(1);
-        let (envelope, result) = match wire::parse_request(self.handler.server_kind(), message) {
-            Ok(request) => {
-                let result = self.handler.call(source, request.envelope.is_dialect2(), request.call);
-                (request.envelope, result)
+        match wire::parse_request(self.handler.server_kind(), message) {
+            Ok(ParsedRequest { envelope, api, call }) => {
+                let result = self.handler.call(source, envelope.is_dialect2(), call);
+                if result.is_err() {
+                    self.counters.refused.add(1);
+                }
+                wire::write_response(&envelope, api.answer, &result)
             }
             Err(InvalidRequest { envelope, refusal, sid }) => {
+                self.counters.refused.add(1);
                 // Only here, because a valid call checks its session anyway.
                 let session = sid.map_or(Ok(()), |sid| self.handler.check_session(sid));
-                (envelope, Err(session.err().unwrap_or(refusal)))
+                wire::write_refusal(&envelope, &session.err().unwrap_or(refusal))
             }
-        };
-        if result.is_err() {
-            self.counters.refused.add(1);
         }
-        wire::write_response(&envelope, &result)
     }
 
     fn reject(&self, connection: &MessageConnection, refusal: Refusal) -> Result<AfterMessage, ConnectionEnd> {
         self.counters.refused.add(1);
-        connection.write(&wire::write_response(&ResponseEnvelope::UNPARSED, &Err(refusal)))?;
+        connection.write(&wire::write_refusal(&ResponseEnvelope::UNPARSED, &refusal))?;
         Ok(AfterMessage::Close)
     }
 
@@ -424,90 +428,32 @@ impl ShopMessageService {
     }
 }
 
-// The content of a link's frames: a request is an operation, a response `{"ok":…}` or
-// `{"error":{"code":…,"message":…}}`.
-
-const OK_PREFIX: &[u8] = b"{\"ok\":";
-
-fn execute_operation<Op: DeserializeOwned>(database: &(impl Database<Op> + ?Sized), request: &[u8]) -> Vec<u8> {
-    let result = match serde_json::from_slice(request) {
-        Ok(op) => database.handle(op),
-        // Without the error's text, which may quote the request.
-        Err(_) => Err(Refusal::new(ErrorCode::BadRequest, "the components are of different versions")),
-    };
-    encode_response(&result)
-}
-
-fn encode_response(result: &ShopResult<String>) -> Vec<u8> {
-    match result {
-        Ok(json) => [OK_PREFIX, json.as_bytes(), b"}"].concat(),
-        // Serialising strings to memory cannot fail.
-        Err(refusal) => serde_json::to_vec(&serde_json::json!({ "error": refusal })).unwrap_or_default(),
-    }
-}
-
-/// Decodes a database's response to an operation. The JSON of the result is not parsed, because most of it is passed
-/// on to a client as it is.
-pub(super) fn decode_response(mut response: Vec<u8>) -> ShopResult<String> {
-    #[derive(serde::Deserialize)]
-    struct LinkErrorResponse {
-        error: Refusal,
-    }
-    let invalid = || Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer");
-    if response.starts_with(OK_PREFIX) && response.last() == Some(&b'}') {
-        response.pop();
-        response.drain(..OK_PREFIX.len());
-        return String::from_utf8(response).map_err(|_| invalid());
-    }
-    Err(serde_json::from_slice::<LinkErrorResponse>(&response).map_or_else(|_| invalid(), |refused| refused.error))
-}
-
 // The calls that unauthenticated clients may make to the databases.
 
-struct CustomerDbClientHandler(Arc<dyn Database<CustomerOp>>);
+/// The handler of a database's listener. Only the customer database has calls for unauthenticated clients.
+struct DatabaseClientHandler(ServerKind, Option<Arc<dyn Database<CustomerOp>>>);
 
-impl ClientHandler for CustomerDbClientHandler {
+impl ClientHandler for DatabaseClientHandler {
     fn server_kind(&self) -> ServerKind {
-        ServerKind::Customer
+        self.0
     }
 
     fn call(&self, source: IpAddr, _is_dialect2: bool, call: ApiCall) -> ShopResult<ResponsePayload> {
-        match call {
-            ApiCall::Validate { sid } => Ok(ResponsePayload::Session(self.validate_session(sid)?)),
+        let database = self.1.as_ref().ok_or_else(frontends_only)?;
+        let role = match &call {
+            ApiCall::Validate { sid } => {
+                return database.handle(CustomerOp::Validate { sid: sid.clone() }).map(ResponsePayload::Json);
+            }
             ApiCall::Logout { sid } => {
-                let role = self.validate_session(sid.clone())?.role;
-                handle_account_call(source, role, ApiCall::Logout { sid }, |op| self.0.handle(op))
+                parse_response::<SessionInfo>(&database.handle(CustomerOp::Validate { sid: sid.clone() })?)?.role
             }
-            ApiCall::Create { role, .. } | ApiCall::Login { role, .. } => {
-                handle_account_call(source, role, call, |op| self.0.handle(op))
-            }
-            ApiCall::InSession { .. } => Err(frontends_only()),
-        }
+            ApiCall::Create { role, .. } | ApiCall::Login { role, .. } => *role,
+            ApiCall::InSession { .. } => return Err(frontends_only()),
+        };
+        handle_account_call(source, role, call, |op| database.handle(op))
     }
 
     /// No call with a session and fields is open to unauthenticated clients.
-    fn check_session(&self, _sid: String) -> ShopResult<()> {
-        Err(frontends_only())
-    }
-}
-
-impl CustomerDbClientHandler {
-    fn validate_session(&self, sid: String) -> ShopResult<SessionInfo> {
-        parse_response(&self.0.handle(CustomerOp::Validate { sid })?)
-    }
-}
-
-struct ProductDbClientHandler;
-
-impl ClientHandler for ProductDbClientHandler {
-    fn server_kind(&self) -> ServerKind {
-        ServerKind::Product
-    }
-
-    fn call(&self, _source: IpAddr, _is_dialect2: bool, _call: ApiCall) -> ShopResult<ResponsePayload> {
-        Err(frontends_only())
-    }
-
     fn check_session(&self, _sid: String) -> ShopResult<()> {
         Err(frontends_only())
     }
@@ -535,38 +481,15 @@ pub(super) fn handle_account_call(
             let answer = execute(CustomerOp::Login { role, username, password, source: source.to_string() })?;
             Ok(ResponsePayload::LoggedIn(role, parse_response(&answer)?))
         }
-        ApiCall::Logout { sid } => execute(CustomerOp::Logout { role, sid }).map(|_| ResponsePayload::Done),
+        ApiCall::Logout { sid } => execute(CustomerOp::Logout { role, sid }).map(ResponsePayload::Json),
         ApiCall::Validate { .. } | ApiCall::InSession { .. } => Err(frontends_only()),
     }
-}
-
-/// A new request id for an operation that is not idempotent.
-pub(super) fn request_id() -> String {
-    Token::random().reveal().to_owned()
-}
-
-/// Parses the JSON result of a database's operation.
-pub(super) fn parse_response<T: DeserializeOwned>(json: &str) -> ShopResult<T> {
-    serde_json::from_str(json).map_err(|_| Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::net::source;
-    use proptest::prelude::*;
-
-    #[test]
-    fn answers_pass_through_as_they_are() {
-        for json in ["null", "{\"items\":[],\"total\":0}", "\"ü\"", ""] {
-            assert_eq!(decode_response(encode_response(&Ok(json.to_owned()))), Ok(json.to_owned()));
-        }
-        let refusal = Refusal::new(ErrorCode::OutOfStock, "there are \"two\" left");
-        assert_eq!(decode_response(encode_response(&Err(refusal.clone()))), Err(refusal));
-        for nonsense in [&b""[..], b"{\"ok\":", b"{\"ok\":\xff}", b"[]", b"{\"error\":{\"code\":\"X\"}}"] {
-            assert_eq!(decode_response(nonsense.to_vec()).unwrap_err().code, ErrorCode::Unavailable);
-        }
-    }
 
     #[test]
     fn a_source_has_half_of_the_strangers_places_and_loopback_all() {
@@ -589,19 +512,5 @@ mod tests {
         assert!(limiter.0.lock().is_empty(), "who holds nothing is not remembered");
         assert_eq!(take("192.0.2.1", 8, 9).len(), 2);
         assert_eq!(take("192.0.2.1", 1, 9).len(), 1, "one at least");
-    }
-
-    proptest! {
-        #[test]
-        fn nonsense_on_a_link_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            struct EchoDatabase;
-            impl Database<CustomerOp> for EchoDatabase {
-                fn handle(&self, op: CustomerOp) -> ShopResult<String> {
-                    Ok(format!("{op:?}"))
-                }
-            }
-            let _ = decode_response(bytes.clone());
-            let _ = decode_response(execute_operation(&EchoDatabase, &bytes));
-        }
     }
 }

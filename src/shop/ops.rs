@@ -1,4 +1,5 @@
-//! The operations that frontends request from the databases, and their results: the bodies of the messages on a link.
+//! What the operations of the two databases take and return: the bodies of the messages on a link. The operations
+//! themselves are in `product/operations.rs` and `customer/operations.rs`, each where it is carried out.
 //!
 //! Both ends belong to this program, so these types may change between versions. The frontend has validated the
 //! form of client input; the databases check only what they alone can know. An operation that is not idempotent
@@ -7,6 +8,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Cents, Millis};
+
+/// The maximum number of entries of a list in a response.
+pub const PAGE_MAX: u64 = 500;
 
 /// Whether an account is a buyer's or a seller's. Each role has its own id and user name space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -17,6 +21,22 @@ pub enum Role {
 }
 
 impl Role {
+    /// The name by which a role is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Buyer => "buyer",
+            Role::Seller => "seller",
+        }
+    }
+
+    /// The name of all who have it.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Role::Buyer => "buyers",
+            Role::Seller => "sellers",
+        }
+    }
+
     pub fn opposite(self) -> Role {
         match self {
             Role::Buyer => Role::Seller,
@@ -124,65 +144,7 @@ pub struct PricedLine {
     pub seller: String,
 }
 
-// The product database.
-
-/// An operation of the product database. Each variant names the type of its result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-pub enum ProductOp {
-    /// → [`ItemPage`]
-    Search {
-        category: Option<u32>,
-        /// Distinct and lowercase; at most five.
-        keywords: Vec<String>,
-        offset: u64,
-        limit: u64,
-    },
-    /// → [`Item`]
-    GetItem { item_id: String },
-    /// → [`RegisteredItem`]
-    Register {
-        /// The request id.
-        request: String,
-        seller_id: u64,
-        seller: String,
-        item_name: String,
-        category: u32,
-        keywords: Vec<String>,
-        condition_is_new: bool,
-        price: Cents,
-        quantity: u32,
-    },
-    /// → `()`; FORBIDDEN for another seller's item.
-    ChangePrice { seller_id: u64, item_id: String, price: Cents },
-    /// → [`RemainingQuantity`]; OUT_OF_STOCK when more units are removed than there are.
-    UpdateUnits {
-        /// The request id.
-        request: String,
-        seller_id: u64,
-        item_id: String,
-        /// Units to add; negative to remove.
-        delta: i64,
-    },
-    /// → [`ItemPage`]: a seller's own items, including those without stock, oldest first.
-    ItemsOf { seller_id: u64, offset: u64, limit: u64 },
-    /// → `()`: one vote per buyer and item, which may be changed. It also counts for the item's seller.
-    VoteItem { buyer_id: u64, item_id: String, up: bool },
-    /// → `()`: one vote per buyer and seller, which may be changed.
-    VoteSeller { buyer_id: u64, seller_id: u64, up: bool },
-    /// → [`SellerRating`]; all zeros for an unknown seller.
-    RatingOf { seller_id: u64 },
-    /// → `Vec<`[`PricedLine`]`>`: takes all lines out of stock or none, until they are sold, released or expire.
-    /// Idempotent per purchase. OUT_OF_STOCK or NOT_FOUND names the item; after a release or expiry, FORBIDDEN.
-    Hold { purchase_id: String, lines: Vec<LineItem>, expires_in_ms: u64 },
-    /// → [`HoldState`]: held units become sold, which does not expire. Idempotent.
-    Sell { purchase_id: String },
-    /// → [`HoldState`] `Released`: held or sold units return to stock. A release that arrives before its hold makes
-    /// that hold fail.
-    Release { purchase_id: String },
-    /// → [`HoldState`]
-    HoldState { purchase_id: String },
-}
+// The results of the product database.
 
 /// One page of a list of items.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -229,107 +191,7 @@ pub enum HoldState {
     Released,
 }
 
-// The customer database.
-
-/// An operation of the customer database. Each variant names the type of its result.
-///
-/// `sid` is a session id. An operation that has one is refused with SESSION_EXPIRED if there is no such session and
-/// with FORBIDDEN if it is of the other role; otherwise it counts as a use of the session.
-///
-/// `uses_saved_cart` is set for dialect 2, in which the cart is the buyer's saved one rather than the session's.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-pub enum CustomerOp {
-    /// → [`Account`]; `source` is the client's IP address, which bounds how many of its password hashes may wait.
-    Create {
-        request: String,
-        role: Role,
-        username: String,
-        password: String,
-        name: Option<String>,
-        #[serde(default)]
-        source: String,
-    },
-    /// → [`NewSession`]; `source` is the client's IP address, for the limit on failed logins.
-    Login { role: Role, username: String, password: String, source: String },
-    /// → `()`
-    Logout { role: Role, sid: String },
-    /// → [`SessionInfo`]; does not count as a use of the session.
-    Validate { sid: String },
-    /// → [`Account`] of the session. Counts as a use of it.
-    Touch { role: Role, sid: String },
-    /// → [`Account`], by user name or by id.
-    FindUser { role: Role, username: Option<String>, user_id: Option<u64> },
-    /// → `()`; OUT_OF_STOCK when the cart would hold more than `at_most`.
-    AddToCart {
-        request: String,
-        sid: String,
-        #[serde(rename = "users")]
-        uses_saved_cart: bool,
-        item_id: String,
-        quantity: u32,
-        at_most: u32,
-    },
-    /// → [`RemainingQuantity`] in the cart. Without a quantity, or with more than there is, all units are removed.
-    RemoveFromCart {
-        request: String,
-        sid: String,
-        #[serde(rename = "users")]
-        uses_saved_cart: bool,
-        item_id: String,
-        quantity: Option<u32>,
-    },
-    /// → `()`
-    SaveCart {
-        sid: String,
-        #[serde(rename = "users")]
-        uses_saved_cart: bool,
-    },
-    /// → `()`
-    ClearCart {
-        sid: String,
-        #[serde(rename = "users")]
-        uses_saved_cart: bool,
-    },
-    /// → `Vec<`[`LineItem`]`>`, by item id.
-    ShowCart {
-        sid: String,
-        #[serde(rename = "users")]
-        uses_saved_cart: bool,
-    },
-    /// → [`BeginResponse`]: begins a purchase of what is in the cart. Who gets [`BeginResponse::Drive`] drives it.
-    Begin {
-        /// The request id, for a driver whose response was lost.
-        request: String,
-        sid: String,
-        #[serde(rename = "users")]
-        uses_saved_cart: bool,
-        idempotency_key: Option<String>,
-        address: Option<String>,
-    },
-    /// → `()`: has the bank authorise the total of these lines. PAYMENT_DECLINED ends the attempt: the driver then
-    /// releases the units and sends [`CustomerOp::Closed`].
-    Authorise { purchase_id: String, lease: u64, lines: Vec<PricedLine>, card: CardDetails },
-    /// → [`CompletedPurchase`]: the units are sold. This is the commit point: the bank captures the charge, and
-    /// history, ledger and the emptied cart are written with it.
-    Complete { purchase_id: String, lease: u64 },
-    /// → `()`: the purchase is undone, whatever arrives later, and its authorisation voided. The driver releases the
-    /// units next.
-    Undo { purchase_id: String, lease: u64, why: Refusal },
-    /// → `()`: the units of an undone purchase are back in stock.
-    Closed { purchase_id: String, lease: u64 },
-    /// → `()`: extends the leases of these purchases (id and lease), whose drivers are still at work.
-    Renew { leases: Vec<(String, u64)> },
-    /// → `Option<`[`OrphanedPurchase`]`>`: a purchase whose driver's lease has expired, with a new lease for the
-    /// caller.
-    TakeOver,
-    /// → `Vec<`[`PurchaseHistoryEntry`]`>`, newest first.
-    Purchases { sid: String, offset: u64, limit: u64 },
-    /// → `Vec<`[`SellerOrder`]`>`, newest first.
-    Orders { sid: String, offset: u64, limit: u64 },
-    /// → `()`: marks one line of a purchase as shipped.
-    MarkShipped { sid: String, purchase_id: String, item_id: String },
-}
+// What the customer database takes and returns.
 
 /// Card details on their way to the bank. They are never stored, and `Debug` does not show them.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -432,36 +294,6 @@ pub struct SellerOrder {
     pub shipped_at: Option<Millis>,
 }
 
-impl std::fmt::Debug for CustomerOp {
-    /// Writes the kind only, because an operation may carry secrets.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = match self {
-            CustomerOp::Create { .. } => "create",
-            CustomerOp::Login { .. } => "login",
-            CustomerOp::Logout { .. } => "logout",
-            CustomerOp::Validate { .. } => "validate",
-            CustomerOp::Touch { .. } => "touch",
-            CustomerOp::FindUser { .. } => "find_user",
-            CustomerOp::AddToCart { .. } => "add_to_cart",
-            CustomerOp::RemoveFromCart { .. } => "remove_from_cart",
-            CustomerOp::SaveCart { .. } => "save_cart",
-            CustomerOp::ClearCart { .. } => "clear_cart",
-            CustomerOp::ShowCart { .. } => "show_cart",
-            CustomerOp::Begin { .. } => "begin",
-            CustomerOp::Authorise { .. } => "authorise",
-            CustomerOp::Complete { .. } => "complete",
-            CustomerOp::Undo { .. } => "undo",
-            CustomerOp::Closed { .. } => "closed",
-            CustomerOp::Renew { .. } => "renew",
-            CustomerOp::TakeOver => "take_over",
-            CustomerOp::Purchases { .. } => "purchases",
-            CustomerOp::Orders { .. } => "orders",
-            CustomerOp::MarkShipped { .. } => "mark_shipped",
-        };
-        f.write_str(kind)
-    }
-}
-
 impl std::fmt::Debug for CardDetails {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("CardDetails")
@@ -475,16 +307,16 @@ impl std::fmt::Debug for NewSession {
 }
 
 /// Serialises an amount as whole cents, without the upper limit of a price.
-mod unbounded_cents {
+pub(super) mod unbounded_cents {
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::model::Cents;
 
-    pub(super) fn serialize<S: Serializer>(cents: &Cents, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(cents: &Cents, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_i64(cents.0)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
         i64::deserialize(deserializer).map(Cents)
     }
 }
@@ -499,13 +331,6 @@ mod tests {
             CompletedPurchase { purchase_id: "p".to_owned(), total: Cents(5_000_000_000), items: Vec::new() };
         let json = serde_json::to_string(&purchased).unwrap();
         assert_eq!(serde_json::from_str::<CompletedPurchase>(&json).unwrap(), purchased);
-        let login = CustomerOp::Login {
-            role: Role::Buyer,
-            username: "u".to_owned(),
-            password: "hunter2".to_owned(),
-            source: "127.0.0.1".to_owned(),
-        };
-        assert_eq!(format!("{login:?}"), "login");
         let card = CardDetails { number: "4111".to_owned(), exp: "12/79".to_owned(), name: "n".to_owned() };
         assert_eq!(format!("{card:?}"), "CardDetails");
         let session = NewSession { sid: "secret".to_owned(), user_id: 7 };

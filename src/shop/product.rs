@@ -6,7 +6,8 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `store.rs` | the tables: items, sellers, votes, remembered responses |
+//! | `operations.rs` | each operation: its fields, its result, and how it is carried out |
+//! | `store.rs` | what several of them need of the tables: items, sellers, remembered responses |
 //! | `search.rs` | the index and the ranking |
 //! | `holds.rs` | the holds: the state machine of `shop/hold.rs` applied to the tables |
 
@@ -17,27 +18,28 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::ops::{ErrorCode, ProductOp, Refusal, ShopResult};
+use super::ops::ShopResult;
 use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, Millis};
 use crate::net::periodic::PeriodicTask;
 use crate::storage::backup::ID_RANGE_MAX;
-use crate::storage::{OpenError, Reader, Store, StoreError, Tx};
+use crate::storage::{OpenError, Store, StoreError};
 
 mod holds;
 mod item_facts;
+mod operations;
 mod search;
 mod stock_count;
 mod store;
 #[cfg(test)]
 mod tests;
 
-pub use store::{MIGRATIONS, NewItem};
+pub use item_facts::NewItem;
+pub use operations::ProductOp;
+pub use store::MIGRATIONS;
 
 /// The name of the product database's file in the data directory.
 pub const FILE_NAME: &str = "product.db";
-/// The maximum number of items of one page.
-pub const PAGE_MAX: u64 = 500;
 /// How long the response to a request is remembered for a retry.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
 /// How long the tombstone of a released purchase is kept, so that a hold that arrives late is refused.
@@ -101,19 +103,15 @@ impl ProductDb {
     fn without_sweeper(data_dir: &Path, settings: ProductDbSettings) -> Result<ProductDb, OpenError> {
         let path = data_dir.join(FILE_NAME);
         let store = Store::open(&path, MIGRATIONS)?;
-        store
-            .write(store::normalize_index)
-            .map_err(|error: StoreError| OpenError::Other { path: path.clone(), detail: error.to_string() })?;
         let skipped_up_to = ID_RANGE_SIZE.saturating_mul(settings.first_id_range);
-        store
-            .write(move |tx| store::skip_numbers(tx, skipped_up_to))
-            .map_err(|error: StoreError| OpenError::Other { path: path.clone(), detail: error.to_string() })?;
         let inner = Arc::new(ProductDbInner { store, clock: Clock::start() });
-        // Finishes a change of a seller's visibility that was interrupted.
-        let finish = || {
+        let prepare = || -> Result<(), StoreError> {
+            inner.store.write(store::normalize_index)?;
+            inner.store.write(move |tx| store::skip_numbers(tx, skipped_up_to))?;
+            // Finishes a change of a seller's visibility that was interrupted.
             inner.store.read(store::hidden_sellers)?.into_iter().try_for_each(|id| inner.apply_seller_visibility(id))
         };
-        finish().map_err(|error: StoreError| OpenError::Other { path, detail: error.to_string() })?;
+        prepare().map_err(|error| OpenError::Other { path, detail: error.to_string() })?;
         Ok(ProductDb { inner, settings, sweeper: Mutex::new(None) })
     }
 
@@ -126,71 +124,7 @@ impl ProductDb {
     }
 
     fn handle_at(&self, now: Millis, op: ProductOp) -> ShopResult<String> {
-        match op {
-            ProductOp::Search { category, keywords, offset, limit } => {
-                let keywords = keywords.iter().map(|keyword| search::fold(keyword)).collect();
-                let ranked_max = search::RANKED_MAX;
-                self.search(&search::SearchQuery { category, keywords, offset, limit: limit.min(PAGE_MAX), ranked_max })
-            }
-            ProductOp::GetItem { item_id } => self.read(|reader| store::item_json(reader, &item_id)),
-            ProductOp::Register {
-                request,
-                seller_id,
-                seller,
-                item_name,
-                category,
-                keywords,
-                condition_is_new,
-                price,
-                quantity,
-            } => {
-                let item =
-                    NewItem { seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity };
-                self.write(move |tx| store::register(tx, now, &request, item))
-            }
-            ProductOp::ChangePrice { seller_id, item_id, price } => {
-                self.write(move |tx| to_json_result(store::change_price(tx, seller_id, &item_id, price)?))
-            }
-            ProductOp::UpdateUnits { request, seller_id, item_id, delta } => {
-                self.write(move |tx| store::update_units(tx, now, &request, seller_id, &item_id, delta))
-            }
-            ProductOp::ItemsOf { seller_id, offset, limit } => self.read(|reader| {
-                let hits = store::seller_items(reader, seller_id, offset, limit.min(PAGE_MAX))?;
-                store::page_json(reader, &hits).map(Ok)
-            }),
-            ProductOp::VoteItem { buyer_id, item_id, up } => {
-                self.write(move |tx| to_json_result(store::vote_item(tx, buyer_id, &item_id, up)?))
-            }
-            ProductOp::VoteSeller { buyer_id, seller_id, up } => {
-                self.write(move |tx| to_json_result(store::vote_seller(tx, buyer_id, seller_id, up)?))
-            }
-            ProductOp::RatingOf { seller_id } => {
-                self.read(|reader| to_json_result(Ok(store::seller_rating(reader, seller_id)?)))
-            }
-            ProductOp::Hold { purchase_id, lines, expires_in_ms } => {
-                let bound_ms = u64::try_from(self.settings.hold_timeout.as_millis()).unwrap_or(u64::MAX);
-                let expires_in_ms = expires_in_ms.min(bound_ms);
-                self.write(move |tx| to_json_result(holds::hold(tx, now, &purchase_id, &lines, expires_in_ms)?))
-            }
-            ProductOp::Sell { purchase_id } => {
-                self.write(move |tx| to_json_result(Ok(holds::sell(tx, now, &purchase_id)?)))
-            }
-            ProductOp::Release { purchase_id } => {
-                self.write(move |tx| to_json_result(Ok(holds::release(tx, now, &purchase_id)?)))
-            }
-            ProductOp::HoldState { purchase_id } => {
-                self.read(|reader| to_json_result(Ok(holds::state(reader, now, &purchase_id)?)))
-            }
-        }
-    }
-
-    fn search(&self, query: &search::SearchQuery) -> ShopResult<String> {
-        let keywords = query.keywords.len();
-        if keywords > search::KEYWORDS_MAX {
-            let message = format!("keywords: expected at most {}, not {keywords}", search::KEYWORDS_MAX);
-            return Err(Refusal::new(ErrorCode::BadRequest, message));
-        }
-        self.read(|reader| store::page_json(reader, &search::search(reader, query)?).map(Ok))
+        op.run(&self.inner.store, now, self.settings.hold_timeout)
     }
 
     /// The number of items with stock.
@@ -224,18 +158,6 @@ impl ProductDb {
     pub fn close(&self) {
         drop(self.sweeper.lock().take());
         self.inner.store.close();
-    }
-
-    fn read(&self, f: impl FnOnce(&dyn Reader) -> Result<ShopResult<String>, StoreError>) -> ShopResult<String> {
-        self.inner.store.read(f).map_err(refusal_for)?
-    }
-
-    /// Runs an operation in a transaction. An operation that returns a refusal must not have written anything.
-    fn write(
-        &self,
-        f: impl FnOnce(&mut dyn Tx) -> Result<ShopResult<String>, StoreError> + Send + 'static,
-    ) -> ShopResult<String> {
-        self.inner.store.write(f).map_err(refusal_for)?
     }
 }
 
@@ -294,20 +216,4 @@ impl ProductDbInner {
         // There may be more.
         Ok(Duration::ZERO)
     }
-}
-
-fn to_json_result<T: serde::Serialize>(answer: ShopResult<T>) -> Result<ShopResult<String>, StoreError> {
-    Ok(match answer {
-        Ok(answer) => Ok(store::json(&answer)?),
-        Err(refusal) => Err(refusal),
-    })
-}
-
-/// The refusal for a failure of the store, whose details go to the log.
-fn refusal_for(error: StoreError) -> Refusal {
-    if error == StoreError::Busy {
-        return Refusal::new(ErrorCode::Busy, "too much waits for the product database: try again");
-    }
-    log::error!("the product database: {error}");
-    Refusal::new(ErrorCode::Unavailable, "the product database could not store or read it: try again")
 }

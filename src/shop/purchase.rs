@@ -298,19 +298,7 @@ impl Purchase {
                 }
                 _ => self.current_response(),
             },
-            PurchaseEvent::Complete { lease } => match self.stage {
-                PurchaseStage::Captured => Transition::succeed(&[]),
-                PurchaseStage::Completed => Transition::ask_bank(&[], BankRequest::Capture),
-                _ if lease != self.lease => Transition::refuse(lease_lost()),
-                PurchaseStage::Authorised => {
-                    self.stage = PurchaseStage::Completed;
-                    Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Capture)
-                }
-                PurchaseStage::Begun | PurchaseStage::Authorising => {
-                    Transition::refuse(out_of_order("it is not authorised"))
-                }
-                PurchaseStage::Undone | PurchaseStage::Voided | PurchaseStage::Closed => self.current_response(),
-            },
+            PurchaseEvent::Complete { lease } => self.complete(lease),
             PurchaseEvent::Captured => match self.stage {
                 PurchaseStage::Completed => {
                     self.stage = PurchaseStage::Captured;
@@ -327,22 +315,7 @@ impl Purchase {
                 PurchaseStage::Undone => Transition::ask_bank(&[], BankRequest::Void),
                 _ => self.current_response(),
             },
-            PurchaseEvent::Undo { lease, why } => match self.stage {
-                PurchaseStage::Undone => Transition::ask_bank(&[], BankRequest::Void),
-                PurchaseStage::Voided | PurchaseStage::Closed => Transition::succeed(&[]),
-                _ if lease != self.lease => Transition::refuse(lease_lost()),
-                PurchaseStage::Begun => {
-                    self.fail(PurchaseStage::Voided, now, why);
-                    Transition::succeed(&[PurchaseWrite::SaveRecord])
-                }
-                PurchaseStage::Authorising | PurchaseStage::Authorised => {
-                    self.fail(PurchaseStage::Undone, now, why);
-                    Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Void)
-                }
-                PurchaseStage::Completed | PurchaseStage::Captured => {
-                    Transition::refuse(out_of_order("it is completed"))
-                }
-            },
+            PurchaseEvent::Undo { lease, why } => self.undo(now, lease, why),
             PurchaseEvent::Voided => match self.stage {
                 PurchaseStage::Undone => {
                     self.stage = PurchaseStage::Voided;
@@ -369,6 +342,39 @@ impl Purchase {
                 }
                 _ => Transition::refuse(out_of_order("it is not undone")),
             },
+        }
+    }
+
+    fn complete(&mut self, lease: u64) -> Transition {
+        match self.stage {
+            PurchaseStage::Captured => Transition::succeed(&[]),
+            PurchaseStage::Completed => Transition::ask_bank(&[], BankRequest::Capture),
+            _ if lease != self.lease => Transition::refuse(lease_lost()),
+            PurchaseStage::Authorised => {
+                self.stage = PurchaseStage::Completed;
+                Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Capture)
+            }
+            PurchaseStage::Begun | PurchaseStage::Authorising => {
+                Transition::refuse(out_of_order("it is not authorised"))
+            }
+            PurchaseStage::Undone | PurchaseStage::Voided | PurchaseStage::Closed => self.current_response(),
+        }
+    }
+
+    fn undo(&mut self, now: Millis, lease: u64, why: Refusal) -> Transition {
+        match self.stage {
+            PurchaseStage::Undone => Transition::ask_bank(&[], BankRequest::Void),
+            PurchaseStage::Voided | PurchaseStage::Closed => Transition::succeed(&[]),
+            _ if lease != self.lease => Transition::refuse(lease_lost()),
+            PurchaseStage::Begun => {
+                self.fail(PurchaseStage::Voided, now, why);
+                Transition::succeed(&[PurchaseWrite::SaveRecord])
+            }
+            PurchaseStage::Authorising | PurchaseStage::Authorised => {
+                self.fail(PurchaseStage::Undone, now, why);
+                Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Void)
+            }
+            PurchaseStage::Completed | PurchaseStage::Captured => Transition::refuse(out_of_order("it is completed")),
         }
     }
 

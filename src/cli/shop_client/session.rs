@@ -4,6 +4,7 @@ use anyhow::bail;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::show;
 use crate::cli::output::sanitize;
 use crate::cli::repl::Screen;
 use crate::cli::session_store::SessionStore;
@@ -51,6 +52,23 @@ impl ShopSession {
         let response = response?;
         self.remember_item_ids(&response);
         Ok(response)
+    }
+
+    /// Carries a command out: calls an API and prints the result.
+    pub(in crate::cli) fn run(
+        &self,
+        command: &str,
+        api: &str,
+        payload: Value,
+        text: impl FnOnce(&Value) -> String,
+    ) -> anyhow::Result<()> {
+        self.print_result(command, self.call(api, payload)?, text);
+        Ok(())
+    }
+
+    /// Shows one item.
+    pub(in crate::cli) fn run_item(&self, item: String) -> anyhow::Result<()> {
+        self.run("item", "GetItem", json!({ "item_id": item }), |item| show::items(&json!([item])))
     }
 
     /// The user's name, if known.

@@ -15,34 +15,56 @@ pub(in crate::cli) fn money(amount: &Value) -> String {
     amount.as_f64().map(|amount| Cents((amount * 100.0).round() as i64).to_string()).unwrap_or_default()
 }
 
+/// A column: its title, and the cell that it has for a line.
+type Column = (&'static str, Align, fn(&Value) -> String);
+
+const PURCHASE: Column = ("purchase", Align::Left, |line| plain_text(&line["purchase_id"]));
+const ITEM: Column = ("item", Align::Left, |line| plain_text(&line["item_id"]));
+const QUANTITY: Column = ("qty", Align::Right, |line| plain_text(&line["quantity"]));
+const PRICE: Column = ("price", Align::Right, |line| money(&line["price"]));
+const BOUGHT: Column = ("bought", Align::Left, |line| time(&line["purchased_at"]));
+const SHIPPED: Column = ("shipped", Align::Left, |line| time(&line["shipped_at"]));
+
+/// One row a line.
+fn lines(list: &Value, columns: &[Column]) -> String {
+    let titles: Vec<(&str, Align)> = columns.iter().map(|(title, align, _)| (*title, *align)).collect();
+    table(&titles, &rows(list, |line| columns.iter().map(|(_, _, cell)| cell(line)).collect()))
+}
+
+/// One row a line, or `none` where there is none.
+fn listing(list: &Value, columns: &[Column], none: &str) -> String {
+    let is_empty = list.as_array().is_none_or(Vec::is_empty);
+    if is_empty { none.to_owned() } else { lines(list, columns) }
+}
+
 /// A table of items for sale.
 pub(in crate::cli) fn items(list: &Value) -> String {
-    let columns = [
-        ("item", Align::Left),
-        ("name", Align::Left),
-        ("price", Align::Right),
-        ("qty", Align::Right),
-        ("condition", Align::Left),
-        ("votes", Align::Left),
-        ("seller", Align::Left),
-        ("keywords", Align::Left),
+    const COLUMNS: [Column; 8] = [
+        ITEM,
+        ("name", Align::Left, |item| plain_text(&item["item_name"])),
+        PRICE,
+        QUANTITY,
+        ("condition", Align::Left, |item| if item["condition_is_new"] == true { "new" } else { "used" }.to_owned()),
+        ("votes", Align::Left, |item| votes(&item["feedback"])),
+        ("seller", Align::Left, |item| format!("{} ({})", plain_text(&item["seller"]), plain_text(&item["seller_id"]))),
+        ("keywords", Align::Left, |item| {
+            let keywords = item["keywords"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            keywords.collect::<Vec<_>>().join(" ")
+        }),
     ];
-    let rows = rows(list, |item| {
-        let condition = if item["condition_is_new"] == true { "new" } else { "used" };
-        let votes = &item["feedback"];
-        let keywords: Vec<&str> = item["keywords"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        vec![
-            plain_text(&item["item_id"]),
-            plain_text(&item["item_name"]),
-            money(&item["price"]),
-            plain_text(&item["quantity"]),
-            condition.to_owned(),
-            format!("+{} -{}", plain_text(&votes["thumbs_up"]), plain_text(&votes["thumbs_down"])),
-            format!("{} ({})", plain_text(&item["seller"]), plain_text(&item["seller_id"])),
-            keywords.join(" "),
-        ]
-    });
-    table(&columns, &rows)
+    lines(list, &COLUMNS)
+}
+
+fn votes(feedback: &Value) -> String {
+    format!("+{} -{}", plain_text(&feedback["thumbs_up"]), plain_text(&feedback["thumbs_down"]))
+}
+
+/// A page of items and how many there are in all; `none` for an empty one.
+pub(in crate::cli) fn page(response: &Value, none: impl FnOnce(&Value) -> String) -> String {
+    match &response["items"] {
+        Value::Array(items) if items.is_empty() => none(response),
+        items => format!("{}\n{}", self::items(items), total_text(response)),
+    }
 }
 
 /// `57 items`, `10000 items or more, 2 of them here`.
@@ -56,38 +78,14 @@ pub(in crate::cli) fn total_text(response: &Value) -> String {
 
 /// The contents of a cart.
 pub(in crate::cli) fn cart(list: &Value) -> String {
-    let rows = rows(list, |line| vec![plain_text(&line["item_id"]), plain_text(&line["quantity"])]);
-    if rows.is_empty() {
-        return "the cart is empty".to_owned();
-    }
-    table(&[("item", Align::Left), ("qty", Align::Right)], &rows)
+    listing(list, &[ITEM, QUANTITY], "the cart is empty")
 }
 
 /// A purchase that was just made.
 pub(in crate::cli) fn new_purchase(response: &Value) -> String {
-    let rows = rows(&response["items"], |line| {
-        vec![plain_text(&line["item_id"]), plain_text(&line["quantity"]), money(&line["price"])]
-    });
-    let lines = table(&[("item", Align::Left), ("qty", Align::Right), ("price", Align::Right)], &rows);
+    let lines = lines(&response["items"], &[ITEM, QUANTITY, PRICE]);
     format!("bought for {}: purchase {}\n{lines}", money(&response["total"]), plain_text(&response["purchase_id"]))
 }
-
-/// A column: its title, and the cell that it has for a line.
-type Column = (&'static str, Align, fn(&Value) -> String);
-
-/// One row a line, or `none` where there is none.
-fn listing(list: &Value, columns: &[Column], none: &str) -> String {
-    let rows = rows(list, |line| columns.iter().map(|(_, _, cell)| cell(line)).collect());
-    let titles: Vec<(&str, Align)> = columns.iter().map(|(title, align, _)| (*title, *align)).collect();
-    if rows.is_empty() { none.to_owned() } else { table(&titles, &rows) }
-}
-
-const PURCHASE: Column = ("purchase", Align::Left, |line| plain_text(&line["purchase_id"]));
-const ITEM: Column = ("item", Align::Left, |line| plain_text(&line["item_id"]));
-const QUANTITY: Column = ("qty", Align::Right, |line| plain_text(&line["quantity"]));
-const PRICE: Column = ("price", Align::Right, |line| money(&line["price"]));
-const BOUGHT: Column = ("bought", Align::Left, |line| time(&line["purchased_at"]));
-const SHIPPED: Column = ("shipped", Align::Left, |line| time(&line["shipped_at"]));
 
 /// A buyer's purchases.
 pub(in crate::cli) fn purchases(list: &Value) -> String {
@@ -105,10 +103,9 @@ pub(in crate::cli) fn orders(list: &Value) -> String {
 
 /// A seller's votes and sales.
 pub(in crate::cli) fn rating(response: &Value) -> String {
-    let votes = &response["feedback"];
     let share = response["rating"].as_f64().map(|share| format!(" ({:.0} % up)", share * 100.0)).unwrap_or_default();
     let sold = counted_noun(response["items_sold"].as_u64().unwrap_or_default(), "unit");
-    format!("+{} -{}{share}, {sold} sold", plain_text(&votes["thumbs_up"]), plain_text(&votes["thumbs_down"]))
+    format!("{}{share}, {sold} sold", votes(&response["feedback"]))
 }
 
 #[cfg(test)]
@@ -125,16 +122,12 @@ mod tests {
         assert_eq!(total_text(&json!({"items": [{}], "total": 1})), "1 item");
         let many = json!({"items": [{}, {}], "total": 10_000, "total_is_at_least": true});
         assert_eq!(total_text(&many), "10000 items or more, 2 of them here");
-        let votes = |rating: Value| {
-            rating_text(&json!({"feedback": {"thumbs_up": 3, "thumbs_down": 1}, "rating": rating, "items_sold": 1}))
+        let votes = |share: Value| {
+            rating(&json!({"feedback": {"thumbs_up": 3, "thumbs_down": 1}, "rating": share, "items_sold": 1}))
         };
         assert_eq!(
             (votes(json!(0.75)).as_str(), votes(Value::Null).as_str()),
             ("+3 -1 (75 % up), 1 unit sold", "+3 -1, 1 unit sold")
         );
-    }
-
-    fn rating_text(response: &Value) -> String {
-        rating(response)
     }
 }

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::store;
 use super::unavailable;
+use crate::identity::users::PASSWORD_CHARS_MAX;
 use crate::identity::{LoginLimiter, PasswordError, PasswordHasher};
 use crate::model::{Clock, Name, text};
 use crate::net::source::{self, SourceKey};
@@ -16,8 +17,6 @@ use crate::storage::{Store, StoreError};
 
 /// How long a retry of a Create gets the result of the first.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
-/// The maximum number of characters of a password.
-const PASSWORD_MAX: usize = 256;
 
 /// Creates accounts and checks passwords.
 pub struct Accounts {
@@ -162,12 +161,9 @@ impl Accounts {
 fn check_credentials_form(username: &str, password: &str) -> ShopResult<Name> {
     let name =
         Name::from_stored(username).map_err(|rule| Refusal::new(ErrorCode::BadRequest, format!("username: {rule}")))?;
-    let length = password.chars().count();
-    if (1..=PASSWORD_MAX).contains(&length) {
-        return Ok(name);
-    }
-    let text = format!("password: expected 1 to {PASSWORD_MAX} characters, not {length}");
-    Err(Refusal::new(ErrorCode::BadRequest, text))
+    text::check_length(password, 1, PASSWORD_CHARS_MAX)
+        .map_err(|rule| Refusal::new(ErrorCode::BadRequest, format!("password: {rule}")))?;
+    Ok(name)
 }
 
 /// The source by which a client is counted. (Every frontend passes the client's address.)

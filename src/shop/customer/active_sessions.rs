@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::carts::{BuyerCarts, CartLines, PendingResult, session_expired};
-use super::store::{AnsweredRow, CustomerChange, CustomerSnapshot};
+use super::store::{AnsweredRow, CustomerChange, CustomerJournal, CustomerSnapshot};
 use crate::identity::SessionKey;
 use crate::identity::sessions::{Session, SessionUse, Sessions};
 use crate::model::Millis;
 use crate::shop::ops::{Account, ErrorCode, Refusal, Role};
-use crate::storage::Journal;
 
 /// The maximum number of sessions that expire at once: far fewer changes than the store's queue holds.
 pub const EXPIRE_BATCH: usize = 1_000;
@@ -49,10 +48,12 @@ pub struct ActiveSessions<C> {
 
 impl<C: Clone + Default> ActiveSessions<C> {
     /// Loads the state from a snapshot. Every session that was open then gets its full time again.
-    pub fn load<J>(journal: &J, timeout: Duration, snapshot: CustomerSnapshot, now: Millis) -> ActiveSessions<C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn load<J: CustomerJournal<C>>(
+        journal: &J,
+        timeout: Duration,
+        snapshot: CustomerSnapshot,
+        now: Millis,
+    ) -> ActiveSessions<C> {
         let mut carts: HashMap<SessionKey, CartLines> = HashMap::new();
         for (session, item_id, quantity) in snapshot.lines {
             carts.entry(session).or_default().insert(item_id, quantity);
@@ -126,17 +127,14 @@ impl<C: Clone + Default> ActiveSessions<C> {
 
     /// Opens a session for a user whose password was verified; a buyer's carts must be in memory. The key must be that
     /// of a new, random id. The result is BUSY when there are too many sessions.
-    pub fn open_session<J>(
+    pub fn open_session<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
         now: Millis,
         role: Role,
         account: Account,
         key: SessionKey,
-    ) -> PendingResult<(), C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    ) -> PendingResult<(), C> {
         let user_id = account.user_id;
         let owner = SessionOwner { role, account: Arc::new(account) };
         if self.sessions.open(Session::new(key, owner, now, now)).is_err() {
@@ -190,10 +188,13 @@ impl<C: Clone + Default> ActiveSessions<C> {
     }
 
     /// Ends a session, if it was opened in this role.
-    pub fn end_session<J>(&mut self, journal: &J, now: Millis, role: Role, key: &SessionKey) -> PendingResult<(), C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn end_session<J: CustomerJournal<C>>(
+        &mut self,
+        journal: &J,
+        now: Millis,
+        role: Role,
+        key: &SessionKey,
+    ) -> PendingResult<(), C> {
         match self.sessions.end(now, key, |owner| owner.role == role) {
             SessionUse::Active(session) => {
                 self.ended = self.close(journal, &session);
@@ -206,10 +207,12 @@ impl<C: Clone + Default> ActiveSessions<C> {
 
     /// Ends expired sessions, at most [`EXPIRE_BATCH`] at a time (the rest count as expired all the same), and evicts
     /// buyers without a session; `is_needed` tells for whom a purchase is open. Returns how many sessions were ended.
-    pub fn expire<J>(&mut self, journal: &J, now: Millis, is_needed: impl Fn(u64) -> bool) -> (usize, C)
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn expire<J: CustomerJournal<C>>(
+        &mut self,
+        journal: &J,
+        now: Millis,
+        is_needed: impl Fn(u64) -> bool,
+    ) -> (usize, C) {
         let over = self.sessions.remove_expired(now, EXPIRE_BATCH);
         for session in &over {
             self.ended = self.close(journal, session);
@@ -257,10 +260,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         (self.sessions.count(), self.buyers.len())
     }
 
-    fn close<J>(&mut self, journal: &J, session: &Session<SessionOwner>) -> C
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    fn close<J: CustomerJournal<C>>(&mut self, journal: &J, session: &Session<SessionOwner>) -> C {
         let user_id = session.owner.account.user_id;
         match self.buyers.get_mut(&user_id).filter(|_| session.owner.role == Role::Buyer) {
             Some(buyer) => {

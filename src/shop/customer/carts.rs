@@ -8,11 +8,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::store::{AnsweredRow, CustomerChange};
+use super::store::{AnsweredRow, CustomerChange, CustomerJournal};
 use crate::identity::SessionKey;
 use crate::model::Millis;
 use crate::shop::ops::{ErrorCode, LineItem, Refusal, RemainingQuantity, Role, ShopResult};
-use crate::storage::Journal;
 
 /// The maximum number of different items in a cart.
 pub const LINES_MAX: usize = 1_000;
@@ -87,10 +86,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
     }
 
     /// Opens a session, whose cart is a copy of the saved one.
-    pub fn open_session<J>(&mut self, journal: &J, session: SessionKey, now: Millis) -> C
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn open_session<J: CustomerJournal<C>>(&mut self, journal: &J, session: SessionKey, now: Millis) -> C {
         let lines = self.saved.clone();
         let mut changes =
             vec![CustomerChange::OpenSession { session, role: Role::Buyer, user_id: self.user_id, at: now }];
@@ -104,26 +100,20 @@ impl<C: Clone + Default> BuyerCarts<C> {
     }
 
     /// Closes a session and drops its cart.
-    pub fn close_session<J>(&mut self, journal: &J, session: &SessionKey) -> C
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn close_session<J: CustomerJournal<C>>(&mut self, journal: &J, session: &SessionKey) -> C {
         self.of.remove(session);
         self.append(journal, vec![CustomerChange::CloseSession(*session)])
     }
 
     /// Adds units to a cart, if it then holds at most `at_most` of them.
-    pub fn add<J>(
+    pub fn add<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
         cart: CartOf,
         once: IdempotentRequest<'_>,
         line: &LineItem,
         at_most: u32,
-    ) -> PendingResult<(), C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    ) -> PendingResult<(), C> {
         let (answer, newest) = self.change(journal, cart, Some(once), |cart| {
             let there = cart.get(line.item_id.as_str()).copied();
             let wanted = there.unwrap_or(0).checked_add(line.quantity).filter(|wanted| *wanted <= at_most);
@@ -144,17 +134,14 @@ impl<C: Clone + Default> BuyerCarts<C> {
     }
 
     /// Removes units from a cart, all of them if no quantity or a larger one is given; returns the remaining quantity.
-    pub fn remove<J>(
+    pub fn remove<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
         cart: CartOf,
         once: IdempotentRequest<'_>,
         item_id: &str,
         quantity: Option<u32>,
-    ) -> PendingResult<RemainingQuantity, C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    ) -> PendingResult<RemainingQuantity, C> {
         let (answer, newest) = self.change(journal, cart, Some(once), |cart| {
             let Some(there) = cart.get_mut(item_id) else {
                 return Err(Refusal::new(ErrorCode::NotFound, format!("item_id: {item_id} is not in the cart")));
@@ -170,10 +157,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
     }
 
     /// Empties a cart.
-    pub fn clear<J>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn clear<J: CustomerJournal<C>>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C> {
         let (answer, newest) = self.change(journal, cart, None, |cart| {
             cart.clear();
             Ok(None)
@@ -182,10 +166,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
     }
 
     /// Saves a session's cart for the buyer. In dialect 2 it is the saved one already, and is loaded.
-    pub fn save<J>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn save<J: CustomerJournal<C>>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C> {
         if cart.uses_saved_cart {
             let (answer, newest) = self.show(journal, cart);
             return (answer.map(|_| ()), newest);
@@ -202,10 +183,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
     }
 
     /// The lines of a cart, ordered by item id. In dialect 2 the saved cart is loaded into the session's first.
-    pub fn show<J>(&mut self, journal: &J, cart: CartOf) -> PendingResult<Vec<LineItem>, C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn show<J: CustomerJournal<C>>(&mut self, journal: &J, cart: CartOf) -> PendingResult<Vec<LineItem>, C> {
         if cart.uses_saved_cart
             && let (Err(refusal), newest) = self.change(journal, cart, None, |_cart| Ok(None))
         {
@@ -220,16 +198,13 @@ impl<C: Clone + Default> BuyerCarts<C> {
 
     /// Removes what was purchased: empties the cart of the session, if it is still open, and removes the lines from the
     /// saved cart. `changes` are those of the purchase itself, which are stored in the same transaction.
-    pub fn remove_purchased<J>(
+    pub fn remove_purchased<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
         session: &SessionKey,
         lines: &[LineItem],
         mut changes: Vec<CustomerChange>,
-    ) -> C
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    ) -> C {
         if let Some(cart) = self.of.get_mut(session) {
             let emptied = std::mem::take(&mut cart.lines);
             changes.extend(emptied.into_keys().map(|item_id| CustomerChange::CartLine {
@@ -253,16 +228,13 @@ impl<C: Clone + Default> BuyerCarts<C> {
 
     /// Works on a session's cart, or, where it is the user's, on the saved one and so on both. A refusal
     /// changes nothing. Work that is to be done once gives the quantity that is its answer.
-    fn change<J>(
+    fn change<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
         cart_of: CartOf,
         once: Option<IdempotentRequest<'_>>,
         work: impl FnOnce(&mut CartLines) -> ShopResult<Option<u32>>,
-    ) -> PendingResult<Option<u32>, C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    ) -> PendingResult<Option<u32>, C> {
         let CartOf { session, uses_saved_cart } = cart_of;
         let Some(cart) = self.of.get_mut(&session) else { return (Err(session_expired()), self.newest.clone()) };
         if let Some(known) = once.and_then(|once| cart.answers.find(once)) {
@@ -290,10 +262,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (Ok(answer), self.append(journal, changes))
     }
 
-    fn append<J>(&mut self, journal: &J, changes: Vec<CustomerChange>) -> C
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    fn append<J: CustomerJournal<C>>(&mut self, journal: &J, changes: Vec<CustomerChange>) -> C {
         if !changes.is_empty() {
             self.newest = journal.append(changes);
         }

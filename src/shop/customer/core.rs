@@ -9,20 +9,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::active_sessions::{ActiveSessions, Refused, SavedCart, SessionOwner};
-use super::carts::{self, CartOf, IdempotentRequest, PendingResult};
+use super::carts::{BuyerCarts, CartOf, PendingResult};
 use super::purchases::{BeginResult, CompletedByKey, OpenPurchases, StepResult};
 use super::store::{CustomerChange, CustomerSnapshot};
 use crate::identity::SessionKey;
 use crate::model::{FeeRate, Millis, Name};
-use crate::shop::ops::{Account, ErrorCode, LineItem, OrphanedPurchase, Refusal, RemainingQuantity, Role};
-use crate::shop::purchase::{BankRequest, BuyerIdentity, CartSnapshot, Purchase, PurchaseAttempt, PurchaseEvent};
+use crate::shop::ops::{Account, ErrorCode, OrphanedPurchase, Refusal, Role};
+use crate::shop::purchase::{BuyerIdentity, CartSnapshot, PurchaseAttempt, PurchaseEvent};
 use crate::storage::Journal;
 
-/// The state of the customer database that is held in memory.
+/// The state of the customer database that is held in memory. What changes rows or both parts is asked of it; the rest of
+/// its parts.
 pub struct CustomerCore<J: Journal> {
-    journal: J,
-    active_sessions: ActiveSessions<J::Commit>,
-    purchases: OpenPurchases<J::Commit>,
+    pub(super) journal: J,
+    pub sessions: ActiveSessions<J::Commit>,
+    pub purchases: OpenPurchases<J::Commit>,
 }
 
 /// The cart that a request is about.
@@ -59,8 +60,8 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     /// Loads the core from a snapshot, which was read after the journal's epoch had begun.
     pub fn load(journal: J, session_timeout: Duration, fee: FeeRate, snapshot: CustomerSnapshot, now: Millis) -> Self {
         let under_way = snapshot.open_purchases.clone();
-        let active_sessions = ActiveSessions::load(&journal, session_timeout, snapshot, now);
-        CustomerCore { journal, active_sessions, purchases: OpenPurchases::load(fee, under_way, now) }
+        let sessions = ActiveSessions::load(&journal, session_timeout, snapshot, now);
+        CustomerCore { journal, sessions, purchases: OpenPurchases::load(fee, under_way, now) }
     }
 
     /// Opens a session for a user whose password was verified. The key must be that of a new, random id. The result is
@@ -75,17 +76,17 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     ) -> OpenSessionResult<J::Commit> {
         let user_id = account.user_id;
         if role == Role::Buyer
-            && !self.active_sessions.has_buyer(user_id)
-            && !saved.is_some_and(|saved| self.active_sessions.put_buyer(user_id, saved))
+            && !self.sessions.has_buyer(user_id)
+            && !saved.is_some_and(|saved| self.sessions.put_buyer(user_id, saved))
         {
-            return OpenSessionResult::ReadSavedCart { evictions: self.active_sessions.evictions() };
+            return OpenSessionResult::ReadSavedCart { evictions: self.sessions.evictions() };
         }
-        OpenSessionResult::Decided(self.active_sessions.open_session(&self.journal, now, role, account, key))
+        OpenSessionResult::Decided(self.sessions.open_session(&self.journal, now, role, account, key))
     }
 
     /// Ends a session, if it was opened in this role.
     pub fn end_session(&mut self, now: Millis, role: Role, sid: &str) -> PendingResult<(), J::Commit> {
-        self.active_sessions.end_session(&self.journal, now, role, &SessionKey::of(sid))
+        self.sessions.end_session(&self.journal, now, role, &SessionKey::of(sid))
     }
 
     /// Uses the session of a request, if it was opened in this role; returns the account.
@@ -93,7 +94,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     /// # Errors
     /// SESSION_EXPIRED or FORBIDDEN.
     pub fn use_session(&mut self, now: Millis, role: Role, sid: &str) -> Result<Arc<Account>, Refused<J::Commit>> {
-        self.active_sessions.use_session(now, role, &SessionKey::of(sid)).map(|owner| Arc::clone(&owner.account))
+        self.sessions.use_session(now, role, &SessionKey::of(sid)).map(|owner| Arc::clone(&owner.account))
     }
 
     /// Looks up the owner of a session without using the session.
@@ -101,68 +102,30 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     /// # Errors
     /// SESSION_EXPIRED.
     pub fn look(&self, now: Millis, sid: &str) -> Result<SessionOwner, Refused<J::Commit>> {
-        self.active_sessions.look(now, &SessionKey::of(sid)).cloned()
+        self.sessions.look(now, &SessionKey::of(sid)).cloned()
     }
 
     /// Ends expired sessions, a batch at a time, and evicts buyers without a session. Returns how many sessions were
     /// ended.
     pub fn expire(&mut self, now: Millis) -> (usize, J::Commit) {
-        let CustomerCore { journal, active_sessions, purchases } = self;
-        active_sessions.expire(journal, now, |user_id| purchases.has_buyer(user_id))
+        let CustomerCore { journal, sessions, purchases } = self;
+        sessions.expire(journal, now, |user_id| purchases.has_buyer(user_id))
     }
 
-    /// The last uses of sessions that are not on disk yet.
-    pub fn unsaved_uses(&self) -> Vec<(SessionKey, Millis)> {
-        self.active_sessions.unsaved_uses()
-    }
-
-    /// Records that these last uses are on disk.
-    pub fn saved_uses(&mut self, uses: &[(SessionKey, Millis)]) {
-        self.active_sessions.saved_uses(uses);
-    }
-
-    /// Adds units to a cart, if it then holds at most `at_most` of them. A repeated request changes nothing.
-    pub fn add_to_cart(
+    /// Uses the session of a request and works on the carts of its buyer.
+    pub fn with_cart<T>(
         &mut self,
         now: Millis,
         cart: CartRequest<'_>,
-        request: &str,
-        line: &LineItem,
-        at_most: u32,
-    ) -> PendingResult<(), J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| {
-            buyer.add(journal, cart, IdempotentRequest { id: request, now }, line, at_most)
-        })
-    }
-
-    /// Removes units from a cart, all of them if no quantity or a larger one is given; returns the remaining quantity. A
-    /// repeated request changes nothing.
-    pub fn remove_from_cart(
-        &mut self,
-        now: Millis,
-        cart: CartRequest<'_>,
-        request: &str,
-        item_id: &str,
-        quantity: Option<u32>,
-    ) -> PendingResult<RemainingQuantity, J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| {
-            buyer.remove(journal, cart, IdempotentRequest { id: request, now }, item_id, quantity)
-        })
-    }
-
-    /// Saves a session's cart for the buyer.
-    pub fn save_cart(&mut self, now: Millis, cart: CartRequest<'_>) -> PendingResult<(), J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| buyer.save(journal, cart))
-    }
-
-    /// Empties a cart.
-    pub fn clear_cart(&mut self, now: Millis, cart: CartRequest<'_>) -> PendingResult<(), J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| buyer.clear(journal, cart))
-    }
-
-    /// The lines of a cart, ordered by item id.
-    pub fn show_cart(&mut self, now: Millis, cart: CartRequest<'_>) -> PendingResult<Vec<LineItem>, J::Commit> {
-        self.with_cart(now, cart, |buyer, journal, cart| buyer.show(journal, cart))
+        work: impl FnOnce(&mut BuyerCarts<J::Commit>, &J, CartOf) -> PendingResult<T, J::Commit>,
+    ) -> PendingResult<T, J::Commit> {
+        let session = SessionKey::of(cart.sid);
+        match self.sessions.use_buyers_session(now, &session) {
+            Ok((_account, buyer)) => {
+                work(buyer, &self.journal, CartOf { session, uses_saved_cart: cart.uses_saved_cart })
+            }
+            Err((refusal, newest)) => (Err(refusal), newest),
+        }
     }
 
     /// Begins to purchase what is in a cart. `id` must be new and random; it becomes the purchase's. `made` is the result
@@ -176,7 +139,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     ) -> BeginResult<J::Commit> {
         let CartRequest { sid, uses_saved_cart } = begin.cart;
         let session = SessionKey::of(sid);
-        let (account, buyer) = match self.active_sessions.use_buyers_session(now, &session) {
+        let (account, buyer) = match self.sessions.use_buyers_session(now, &session) {
             Ok(found) => found,
             Err((refusal, newest)) => return BeginResult::Decided((Err(refusal), newest)),
         };
@@ -203,12 +166,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
 
     /// Handles an event of a purchase; `None` if the purchase is not open.
     pub fn step(&mut self, now: Millis, id: &str, event: PurchaseEvent<'_>) -> Option<StepResult<J::Commit>> {
-        self.purchases.step(&self.journal, &mut self.active_sessions, now, id, event)
-    }
-
-    /// Renews the leases of purchases whose drivers are at work.
-    pub fn renew(&mut self, now: Millis, leases: &[(String, u64)]) {
-        self.purchases.renew(now, leases);
+        self.purchases.step(&self.journal, &mut self.sessions, now, id, event)
     }
 
     /// Gives the purchase whose lease expired first to another driver.
@@ -219,7 +177,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     /// Evicts a purchase whose end is on disk, so that its buyer may begin the next one. Returns the buyer's id.
     pub fn evict(&mut self, id: &str) -> Option<u64> {
         let buyer_id = self.purchases.evict(id)?;
-        self.active_sessions.buyer_may_leave(buyer_id);
+        self.sessions.buyer_may_leave(buyer_id);
         Some(buyer_id)
     }
 
@@ -227,69 +185,5 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     pub fn evict_finished(&mut self) -> Vec<u64> {
         let over = self.purchases.over(&self.journal);
         over.iter().filter_map(|id| self.evict(id)).collect()
-    }
-
-    /// The requests that the bank must be asked again, ordered by purchase.
-    pub fn pending_bank_requests(&self) -> Vec<(String, BankRequest)> {
-        self.purchases.pending_bank_requests()
-    }
-
-    /// Records that the bank has captured what it was asked to void: the request is not repeated.
-    pub fn mark_disputed(&mut self, id: &str) {
-        self.purchases.mark_disputed(id);
-    }
-
-    /// Records that a request to the bank is in progress: until it ends, the purchase is not taken over, and no request
-    /// is repeated.
-    pub fn begin_bank_request(&mut self, id: &str) {
-        self.purchases.begin_bank_request(id);
-    }
-
-    /// Records that a request to the bank was answered or given up.
-    pub fn end_bank_request(&mut self, id: &str) {
-        self.purchases.end_bank_request(id);
-    }
-
-    /// An open purchase.
-    #[cfg(any(test, feature = "internals"))]
-    pub fn purchase(&self, id: &str) -> Option<&Purchase> {
-        self.purchases.get(id)
-    }
-
-    /// All open purchases, in no particular order.
-    pub fn purchases(&self) -> impl Iterator<Item = &Purchase> {
-        self.purchases.iter()
-    }
-
-    /// The numbers of sessions and of buyers in memory.
-    pub fn sizes(&self) -> (usize, usize) {
-        self.active_sessions.sizes()
-    }
-
-    /// Lets the leases of all purchases expire.
-    #[cfg(test)]
-    pub fn expire_leases(&mut self) {
-        self.purchases.expire_leases();
-    }
-
-    /// The sessions, and the journal of their changes.
-    #[cfg(test)]
-    pub fn parts(&mut self) -> (&mut ActiveSessions<J::Commit>, &J) {
-        (&mut self.active_sessions, &self.journal)
-    }
-
-    fn with_cart<T>(
-        &mut self,
-        now: Millis,
-        cart: CartRequest<'_>,
-        work: impl FnOnce(&mut carts::BuyerCarts<J::Commit>, &J, CartOf) -> PendingResult<T, J::Commit>,
-    ) -> PendingResult<T, J::Commit> {
-        let session = SessionKey::of(cart.sid);
-        match self.active_sessions.use_buyers_session(now, &session) {
-            Ok((_account, buyer)) => {
-                work(buyer, &self.journal, CartOf { session, uses_saved_cart: cart.uses_saved_cart })
-            }
-            Err((refusal, newest)) => (Err(refusal), newest),
-        }
     }
 }

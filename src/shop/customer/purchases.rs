@@ -7,14 +7,13 @@ use std::collections::HashMap;
 use super::active_sessions::ActiveSessions;
 use super::carts::PendingResult;
 use super::sales::PurchaseWrites;
-use super::store::CustomerChange;
+use super::store::{CustomerChange, CustomerJournal};
 use crate::model::{FeeRate, Millis};
 use crate::shop::ops::{BeginResponse, CompletedPurchase, ErrorCode, OrphanedPurchase, Refusal, ShopResult};
 use crate::shop::purchase::{
     self, BankRequest, BeginDecision, LEASE_MS, Purchase, PurchaseAttempt, PurchaseEvent, PurchaseStage, PurchaseWrite,
     Transition,
 };
-use crate::storage::Journal;
 
 /// The maximum number of open purchases.
 const OPEN_PURCHASES_MAX: usize = 10_000;
@@ -89,7 +88,6 @@ impl<C: Clone + Default> OpenPurchases<C> {
     }
 
     /// The number of open purchases.
-    #[cfg(any(test, feature = "internals"))]
     pub fn count(&self) -> usize {
         self.by_id.len()
     }
@@ -101,6 +99,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
     }
 
     /// All open purchases, in no particular order.
+    #[cfg(any(test, feature = "internals"))]
     pub fn iter(&self) -> impl Iterator<Item = &Purchase> {
         self.by_id.values().map(|open| &open.purchase)
     }
@@ -112,7 +111,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
 
     /// Decides on an attempt; the contents of its cart depend on the commit `cart_read`. `id` is the id of the purchase,
     /// if it becomes one. `made` is the result of looking for its key on disk, if that has been done.
-    pub fn begin<J>(
+    pub fn begin<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
         now: Millis,
@@ -120,10 +119,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
         attempt: PurchaseAttempt,
         made: Option<&CompletedByKey>,
         cart_read: C,
-    ) -> BeginResult<C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    ) -> BeginResult<C> {
         let buyer_id = attempt.buyer.user_id;
         if let Some(open) = self.by_buyer.get(&buyer_id).and_then(|id| self.by_id.get(id)) {
             // A finished purchase is evicted once its end is on disk.
@@ -167,17 +163,14 @@ impl<C: Clone + Default> OpenPurchases<C> {
 
     /// Handles an event of a purchase; `None` if the purchase is not open. A payment also removes the items from the
     /// buyer's carts, in the same transaction.
-    pub fn step<J>(
+    pub fn step<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
         active_sessions: &mut ActiveSessions<C>,
         now: Millis,
         id: &str,
         event: PurchaseEvent<'_>,
-    ) -> Option<StepResult<C>>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    ) -> Option<StepResult<C>> {
         let open = self.by_id.get_mut(id)?;
         let mut transition = open.purchase.handle(now, event);
         let rows = std::mem::take(&mut transition.writes);
@@ -206,10 +199,11 @@ impl<C: Clone + Default> OpenPurchases<C> {
     }
 
     /// Gives the purchase whose lease expired first to another driver.
-    pub fn take_over<J>(&mut self, journal: &J, now: Millis) -> PendingResult<Option<OrphanedPurchase>, C>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn take_over<J: CustomerJournal<C>>(
+        &mut self,
+        journal: &J,
+        now: Millis,
+    ) -> PendingResult<Option<OrphanedPurchase>, C> {
         let idle = self.by_id.values_mut().filter(|open| open.is_idle() && open.purchase.is_orphan(now));
         let age = |open: &OpenPurchase<C>| (open.purchase.leased_until(), open.purchase.id.clone());
         let Some(open) = idle.min_by_key(|open| age(open)) else {
@@ -230,10 +224,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
     }
 
     /// The finished purchases whose end is on disk and that were not evicted by whoever took the last step.
-    pub fn over<J>(&self, journal: &J) -> Vec<String>
-    where
-        J: Journal<Change = CustomerChange, Commit = C>,
-    {
+    pub fn over<J: CustomerJournal<C>>(&self, journal: &J) -> Vec<String> {
         let over =
             self.by_id.iter().filter(|(_, open)| open.purchase.is_terminal() && journal.is_committed(&open.newest));
         over.map(|(id, _)| id.clone()).collect()

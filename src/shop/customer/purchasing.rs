@@ -13,13 +13,13 @@ use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
 use super::carts::PendingResult;
-use super::core::{BeginRequest, CartRequest};
+use super::core::BeginRequest;
 use super::purchases::{BeginResult, CompletedByKey, StepResult, no_such_purchase};
 use super::sales::{self, ShipResult};
 use super::{CustomerDbInner, CustomerMemory, to_json, unavailable};
 use crate::bank::{AuthorisationOutcome, CaptureOutcome, GatewayError, VoidOutcome};
 use crate::model::{CardNumber, Clock, Expiry, PaymentCard, Token};
-use crate::shop::ops::{BeginResponse, CardDetails, CustomerOp, ErrorCode, Refusal, Role, ShopResult};
+use crate::shop::ops::{BeginResponse, CardDetails, ErrorCode, Refusal, Role, ShopResult};
 use crate::shop::purchase::{BankRequest, NextAction, PurchaseEvent, PurchaseStage};
 use crate::storage::{CommitHandle, Reader, StoreError};
 
@@ -35,8 +35,6 @@ const BANK_RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// The maximum number of waiting Begins, per buyer and in total.
 const WAITING_BEGINS_PER_BUYER_MAX: usize = 16;
 const WAITING_BEGINS_MAX: usize = 256;
-/// The maximum number of rows in a page.
-const PAGE_MAX: u64 = 500;
 
 /// The Begins that wait for their buyer's open purchase, and the changes that they wait for. It outlives the memory that
 /// is loaded anew.
@@ -140,56 +138,8 @@ enum BankResponse {
 }
 
 impl CustomerDbInner {
-    /// Executes an operation on purchases.
-    pub(super) fn handle_purchase_op(&self, op: CustomerOp) -> ShopResult<String> {
-        match op {
-            CustomerOp::Begin { request, sid, uses_saved_cart, idempotency_key, address } => {
-                let begin = BeginRequest {
-                    cart: CartRequest { sid: &sid, uses_saved_cart },
-                    request: &request,
-                    key: idempotency_key.as_deref(),
-                    address: address.as_deref(),
-                };
-                to_json(&self.begin(begin)?)
-            }
-            CustomerOp::Authorise { purchase_id, lease, lines, card } => {
-                let card = read_card(&card)?;
-                to_json(&answer_of(self.drive(
-                    &purchase_id,
-                    PurchaseEvent::Authorise { lease, lines },
-                    Some(&card),
-                )?)?)
-            }
-            CustomerOp::Complete { purchase_id, lease } => self.complete(&purchase_id, lease),
-            CustomerOp::Undo { purchase_id, lease, why } => {
-                to_json(&answer_of(self.drive(&purchase_id, PurchaseEvent::Undo { lease, why }, None)?)?)
-            }
-            CustomerOp::Closed { purchase_id, lease } => {
-                to_json(&answer_of(self.drive(&purchase_id, PurchaseEvent::Closed { lease }, None)?)?)
-            }
-            CustomerOp::Renew { leases } => {
-                self.memory.current().lock().renew(self.config.clock.now(), &leases);
-                to_json(&())
-            }
-            CustomerOp::TakeOver => self.answer(|core, now| core.take_over(now)),
-            CustomerOp::Purchases { sid, offset, limit } => {
-                let buyer_id = self.user_of(Role::Buyer, &sid)?;
-                self.page(|reader| sales::purchase_history(reader, buyer_id, offset, limit.min(PAGE_MAX) as u32))
-            }
-            CustomerOp::Orders { sid, offset, limit } => {
-                let seller_id = self.user_of(Role::Seller, &sid)?;
-                self.page(|reader| sales::seller_orders(reader, seller_id, offset, limit.min(PAGE_MAX) as u32))
-            }
-            CustomerOp::MarkShipped { sid, purchase_id, item_id } => {
-                let seller_id = self.user_of(Role::Seller, &sid)?;
-                to_json(&self.ship(seller_id, purchase_id, item_id)?)
-            }
-            other => Err(Refusal::new(ErrorCode::UnknownApi, format!("{other:?}: this is no matter of a purchase"))),
-        }
-    }
-
     /// Begins a purchase, once the buyer's open one has ended.
-    fn begin(&self, request: BeginRequest<'_>) -> ShopResult<BeginResponse> {
+    pub(super) fn begin(&self, request: BeginRequest<'_>) -> ShopResult<BeginResponse> {
         let deadline = Instant::now() + BEGIN_WAIT_MAX;
         let mut queued: Option<(u64, BeginWaiter<'_>)> = None;
         loop {
@@ -243,7 +193,7 @@ impl CustomerDbInner {
     }
 
     /// Handles a driver's event, and then the bank's responses as further events.
-    fn drive(
+    pub(super) fn drive(
         &self,
         id: &str,
         event: PurchaseEvent<'_>,
@@ -260,7 +210,7 @@ impl CustomerDbInner {
         }
     }
 
-    fn complete(&self, id: &str, lease: u64) -> ShopResult<String> {
+    pub(super) fn complete(&self, id: &str, lease: u64) -> ShopResult<String> {
         match self.drive(id, PurchaseEvent::Complete { lease }, None) {
             Ok(stepped) => {
                 let purchased = stepped.purchased.clone();
@@ -342,7 +292,7 @@ impl CustomerDbInner {
                 VoidOutcome::Voided => Some(BankResponse::Voided),
                 VoidOutcome::Captured { amount } => {
                     log::error!("purchase {id} is undone, but the bank has captured {amount} for it");
-                    self.memory.current().lock().mark_disputed(id);
+                    self.memory.current().lock().purchases.mark_disputed(id);
                     None
                 }
             },
@@ -352,7 +302,7 @@ impl CustomerDbInner {
     /// Repeats each request that the bank has not answered once; evicts finished purchases.
     pub(super) fn retry_bank_requests(&self) {
         let memory = self.memory.current();
-        let unanswered = memory.lock().pending_bank_requests();
+        let unanswered = memory.lock().purchases.pending_bank_requests();
         for (id, call) in unanswered {
             if let Some(response) = self.ask_bank(&id, call, None, None)
                 && let Err(refusal) = self.drive(&id, response.event(), None)
@@ -368,7 +318,7 @@ impl CustomerDbInner {
     }
 
     /// The user id of a session, which is used by this.
-    fn user_of(&self, role: Role, sid: &str) -> ShopResult<u64> {
+    pub(super) fn user_of(&self, role: Role, sid: &str) -> ShopResult<u64> {
         let memory = self.memory.current();
         let used = memory.lock().use_session(self.config.clock.now(), role, sid);
         match used {
@@ -377,11 +327,14 @@ impl CustomerDbInner {
         }
     }
 
-    fn page<T: Serialize>(&self, read: impl FnOnce(&dyn Reader) -> Result<Vec<T>, StoreError>) -> ShopResult<String> {
+    pub(super) fn page<T: Serialize>(
+        &self,
+        read: impl FnOnce(&dyn Reader) -> Result<Vec<T>, StoreError>,
+    ) -> ShopResult<String> {
         to_json(&self.store.read(read).map_err(|error| unavailable(&error))?)
     }
 
-    fn ship(&self, seller_id: u64, purchase_id: String, item_id: String) -> ShopResult<()> {
+    pub(super) fn ship(&self, seller_id: u64, purchase_id: String, item_id: String) -> ShopResult<()> {
         let now = Clock::wall();
         let text = format!("purchase_id: there is no item {item_id} in purchase {purchase_id}");
         let shipped = self.store.write(move |tx| sales::mark_shipped(tx, seller_id, &purchase_id, &item_id, now));
@@ -394,7 +347,7 @@ impl CustomerDbInner {
 }
 
 /// The response to a driver, after the last step.
-fn answer_of(stepped: StepResult<CommitHandle>) -> ShopResult<()> {
+pub(super) fn answer_of(stepped: StepResult<CommitHandle>) -> ShopResult<()> {
     match stepped.transition.next {
         NextAction::Respond(answer) => answer,
         NextAction::AskBank(call) => {
@@ -425,19 +378,19 @@ struct BankRequestGuard {
 impl BankRequestGuard {
     fn new(shared: &CustomerDbInner, id: &str) -> BankRequestGuard {
         let memory = shared.memory.current();
-        memory.lock().begin_bank_request(id);
+        memory.lock().purchases.begin_bank_request(id);
         BankRequestGuard { memory, id: id.to_owned() }
     }
 }
 
 impl Drop for BankRequestGuard {
     fn drop(&mut self) {
-        self.memory.lock().end_bank_request(&self.id);
+        self.memory.lock().purchases.end_bank_request(&self.id);
     }
 }
 
 /// Parses card details, whose form a frontend has checked; the bank decides whether the card is valid.
-fn read_card(card: &CardDetails) -> ShopResult<PaymentCard> {
+pub(super) fn read_card(card: &CardDetails) -> ShopResult<PaymentCard> {
     let wrong = |field: &str, rule: String| Refusal::new(ErrorCode::BadRequest, format!("{field}: {rule}"));
     Ok(PaymentCard {
         number: CardNumber::new(&card.number).map_err(|rule| wrong("number", rule))?,

@@ -13,7 +13,7 @@ use crate::model::text::nfc;
 use crate::model::{Clock, Millis};
 use crate::shop::ops::{Account, Role};
 use crate::shop::purchase::Purchase;
-use crate::storage::{self, Reader, ReaderExt, Row, StoreError, StoredChange, Tx};
+use crate::storage::{self, Journal, Reader, ReaderExt, Row, StoreError, StoredChange, Tx};
 
 /// The migration that creates the tables of accounts, sessions and carts.
 ///
@@ -61,6 +61,11 @@ pub fn backfill_username_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
 
 /// The journal of a running customer database.
 pub type StoreJournal = storage::StoreJournal<CustomerChange>;
+
+/// A journal of the customer database's changes, whose commits are `C`.
+pub trait CustomerJournal<C>: Journal<Change = CustomerChange, Commit = C> {}
+
+impl<C, J: Journal<Change = CustomerChange, Commit = C>> CustomerJournal<C> for J {}
 
 impl StoredChange for CustomerChange {
     type Prepared = CustomerChange;
@@ -368,16 +373,6 @@ pub fn add_user(
         ],
     )?;
     Ok(Account { user_id, username: username.to_owned(), name: name.unwrap_or(username).to_owned() })
-}
-
-impl Role {
-    /// The name by which a role is stored and shown.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Role::Buyer => "buyer",
-            Role::Seller => "seller",
-        }
-    }
 }
 
 /// Reads an account from the first three columns: `user_id`, `username`, `name`.

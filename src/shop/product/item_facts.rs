@@ -1,8 +1,28 @@
-//! The immutable fields of an item, which its row holds and the index of the search is made from.
+//! An item that is registered, and its immutable fields, which its row holds and the index of the search is made from.
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::Cents;
 use crate::storage::StoreError;
+
+/// An item to be registered, which the caller has validated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NewItem {
+    /// The seller, who is not in a client's message: the frontend knows whose session it is.
+    pub seller_id: u64,
+    /// The seller's user name.
+    pub seller: String,
+    /// 1 to 32 characters.
+    pub item_name: String,
+    /// 0 to 2147483647.
+    pub category: u32,
+    /// At most five, of at most eight characters each.
+    pub keywords: Vec<String>,
+    pub condition_is_new: bool,
+    /// The price of one unit.
+    pub price: Cents,
+    pub quantity: u32,
+}
 
 /// The immutable fields of an item, under the names that clients see.
 #[derive(Debug, Serialize, Deserialize)]

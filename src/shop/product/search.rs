@@ -24,7 +24,7 @@ use super::item_facts::{ItemFacts, id_column};
 use super::stock_count::stock_count;
 use crate::model::Cents;
 use crate::model::text::nfc;
-use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx, Value};
+use crate::storage::{Reader, Row, StoreError, Tx, Value};
 
 /// The maximum number of items that are ranked, and that are counted exactly.
 pub(super) const RANKED_MAX: usize = 10_000;
@@ -191,23 +191,32 @@ fn cheapest(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchHits, Stor
     let total = in_stock.min(query.ranked_max as u64);
     let offset = query.offset.min(total);
     let limit = query.limit.min(total - offset);
-    let list: [Value<'_>; 2] = [FOR_SALE.into(), "".into()];
-    let page: [Value<'_>; 2] = [id_column(limit).into(), id_column(offset).into()];
-    let numbers = match query.category {
-        None => reader.all(
-            "SELECT number FROM product_word WHERE kind = $1 AND term = $2
-             ORDER BY price, number LIMIT $3 OFFSET $4",
-            &[list[0], list[1], page[0], page[1]],
-            |row| row.int(0),
-        ),
-        Some(category) => reader.all(
-            "SELECT number FROM product_category_word WHERE category = $1 AND kind = $2 AND term = $3
-             ORDER BY price, number LIMIT $4 OFFSET $5",
-            &[category.into(), list[0], list[1], page[0], page[1]],
-            |row| row.int(0),
-        ),
-    }?;
+    let statements = [
+        "SELECT number FROM product_word WHERE kind = $1 AND term = $2 ORDER BY price, number LIMIT $3 OFFSET $4",
+        "SELECT number FROM product_category_word WHERE category = $1 AND kind = $2 AND term = $3
+         ORDER BY price, number LIMIT $4 OFFSET $5",
+    ];
+    let list = [FOR_SALE.into(), "".into(), id_column(limit).into(), id_column(offset).into()];
+    let mut numbers = Vec::new();
+    query_index(reader, query.category, statements, list, &mut |row| {
+        numbers.push(row.int(0)?);
+        Ok(())
+    })?;
     Ok(SearchHits { numbers, total, total_is_at_least: in_stock > total })
+}
+
+/// Reads a list of the index with one of two statements: for all categories, or for one, which is its first
+/// parameter.
+fn query_index(
+    reader: &dyn Reader,
+    category: Option<u32>,
+    [everywhere, in_category]: [&'static str; 2],
+    list: [Value<'_>; 4],
+    each: &mut dyn FnMut(&Row<'_>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let Some(category) = category else { return reader.query(everywhere, &list, each) };
+    let [first, second, third, fourth] = list;
+    reader.query(in_category, &[category.into(), first, second, third, fourth], each)
 }
 
 // The tags of an item: three bits for each keyword of the search.
@@ -255,21 +264,15 @@ impl PostingMerger<'_> {
             matches.push((row.int(0)?, row.int(1)?, tag));
             Ok(())
         };
-        match self.category {
-            None => self.reader.query(
-                "SELECT price, number FROM product_word WHERE kind = $1 AND term = $2 AND price <= $3
-                 ORDER BY price, number LIMIT $4",
-                &[kind.into(), term.into(), self.price_cutoff.into(), rows_max.into()],
-                &mut each,
-            ),
-            Some(category) => self.reader.query(
-                "SELECT price, number FROM product_category_word
-                 WHERE category = $1 AND kind = $2 AND term = $3 AND price <= $4
-                 ORDER BY price, number LIMIT $5",
-                &[category.into(), kind.into(), term.into(), self.price_cutoff.into(), rows_max.into()],
-                &mut each,
-            ),
-        }?;
+        let statements = [
+            "SELECT price, number FROM product_word WHERE kind = $1 AND term = $2 AND price <= $3
+             ORDER BY price, number LIMIT $4",
+            "SELECT price, number FROM product_category_word
+             WHERE category = $1 AND kind = $2 AND term = $3 AND price <= $4
+             ORDER BY price, number LIMIT $5",
+        ];
+        let list = [kind.into(), term.into(), self.price_cutoff.into(), rows_max.into()];
+        query_index(self.reader, self.category, statements, list, &mut each)?;
         self.trim();
         Ok(())
     }
@@ -299,19 +302,13 @@ impl PostingMerger<'_> {
             Ok(())
         };
         // Usually there are few rows, so they are read at once and unsorted.
-        match self.category {
-            None => self.reader.query(
-                "SELECT price, number FROM product_word WHERE kind = $1 AND term > $2 AND term <= $3 LIMIT $4",
-                &[kind.into(), prefix.into(), (&last).into(), (rows_max as i64).into()],
-                &mut each,
-            ),
-            Some(category) => self.reader.query(
-                "SELECT price, number FROM product_category_word
-                 WHERE category = $1 AND kind = $2 AND term > $3 AND term <= $4 LIMIT $5",
-                &[category.into(), kind.into(), prefix.into(), (&last).into(), (rows_max as i64).into()],
-                &mut each,
-            ),
-        }?;
+        let statements = [
+            "SELECT price, number FROM product_word WHERE kind = $1 AND term > $2 AND term <= $3 LIMIT $4",
+            "SELECT price, number FROM product_category_word
+             WHERE category = $1 AND kind = $2 AND term > $3 AND term <= $4 LIMIT $5",
+        ];
+        let list = [kind.into(), prefix.into(), (&last).into(), (rows_max as i64).into()];
+        query_index(self.reader, self.category, statements, list, &mut each)?;
         self.trim();
         if rows == rows_max {
             self.read_each_term(kind, prefix, &last, tag)?;
@@ -324,22 +321,24 @@ impl PostingMerger<'_> {
     fn read_each_term(&mut self, kind: i64, prefix: &str, last: &str, tag: u32) -> Result<(), StoreError> {
         let mut term = prefix.to_owned();
         loop {
-            let first = |row: &Row<'_>| Ok((row.text(0)?.to_owned(), row.int(1)?));
-            let next = match self.category {
-                None => self.reader.first(
-                    "SELECT term, price FROM product_word WHERE kind = $1 AND term > $2 AND term <= $3
-                     ORDER BY term, price LIMIT 1",
-                    &[kind.into(), (&term).into(), last.into()],
-                    first,
-                ),
-                Some(category) => self.reader.first(
-                    "SELECT term, price FROM product_category_word
-                     WHERE category = $1 AND kind = $2 AND term > $3 AND term <= $4
-                     ORDER BY term, price LIMIT 1",
-                    &[category.into(), kind.into(), (&term).into(), last.into()],
-                    first,
-                ),
-            }?;
+            let statements = [
+                "SELECT term, price FROM product_word WHERE kind = $1 AND term > $2 AND term <= $3
+                 ORDER BY term, price LIMIT $4",
+                "SELECT term, price FROM product_category_word
+                 WHERE category = $1 AND kind = $2 AND term > $3 AND term <= $4
+                 ORDER BY term, price LIMIT $5",
+            ];
+            let mut next = None;
+            query_index(
+                self.reader,
+                self.category,
+                statements,
+                [kind.into(), (&term).into(), last.into(), 1.into()],
+                &mut |row| {
+                    next = Some((row.text(0)?.to_owned(), row.int(1)?));
+                    Ok(())
+                },
+            )?;
             let Some((next, cheapest)) = next else { return Ok(()) };
             term = next;
             if cheapest <= self.price_cutoff {

@@ -5,18 +5,16 @@
 
 use std::fmt::Write;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::item_facts::ItemFacts;
 pub(super) use super::item_facts::id_column;
+use super::item_facts::{ItemFacts, NewItem};
 use super::search;
 use super::stock_count::add_to_stock_count;
 pub(super) use super::stock_count::stock_count;
 use crate::model::{Cents, Millis};
 use crate::shop::hold::UNITS_MAX;
-use crate::shop::ops::{
-    ErrorCode, Feedback, ItemPage, Refusal, RegisteredItem, RemainingQuantity, SellerRating, ShopResult,
-};
+use crate::shop::ops::{ErrorCode, ItemPage, Refusal, ShopResult};
 use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
 /// The migrations of the product database, one per schema version. (`WITHOUT ROWID` makes SQLite store a row with its
@@ -64,24 +62,6 @@ const NORMALIZE_BATCH: i64 = 1_000;
 /// The approximate length of an item's JSON, by which a page's buffer is allocated.
 const ITEM_JSON_BYTES: usize = 320;
 
-/// An item to be registered, which the caller has validated.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct NewItem {
-    pub seller_id: u64,
-    /// The seller's user name.
-    pub seller: String,
-    /// 1 to 32 characters.
-    pub item_name: String,
-    /// 0 to 2147483647.
-    pub category: u32,
-    /// At most five, of at most eight characters each.
-    pub keywords: Vec<String>,
-    pub condition_is_new: bool,
-    /// The price of one unit.
-    pub price: Cents,
-    pub quantity: u32,
-}
-
 /// The columns of an item that changes of it need.
 pub(super) struct ItemRow {
     pub number: i64,
@@ -123,21 +103,6 @@ pub(super) fn find_item(reader: &(impl Reader + ?Sized), item_id: &str) -> Resul
             })
         },
     )
-}
-
-/// The item with this id, which must be the seller's.
-fn find_own_item(
-    reader: &(impl Reader + ?Sized),
-    seller_id: u64,
-    item_id: &str,
-) -> Result<ShopResult<ItemRow>, StoreError> {
-    Ok(match find_item(reader, item_id)? {
-        None => Err(unknown_item(item_id)),
-        Some(item) if item.seller_id != id_column(seller_id) => {
-            Err(Refusal::new(ErrorCode::Forbidden, format!("item_id: {item_id} is another seller's item")))
-        }
-        Some(item) => Ok(item),
-    })
 }
 
 /// The JSON of an item.
@@ -194,13 +159,13 @@ fn append_item_json(row: &Row<'_>, json_text: &mut String) -> Result<(), StoreEr
 }
 
 /// The response to an earlier request with this id.
-fn remembered_response(tx: &dyn Tx, request: &str) -> Result<Option<String>, StoreError> {
+pub(super) fn remembered_response(tx: &dyn Tx, request: &str) -> Result<Option<String>, StoreError> {
     tx.first("SELECT answer FROM product_request WHERE request = $1", &[request.into()], |row| {
         row.text(0).map(str::to_owned)
     })
 }
 
-fn remember_response(tx: &mut dyn Tx, now: Millis, request: &str, answer: &str) -> Result<(), StoreError> {
+pub(super) fn remember_response(tx: &mut dyn Tx, now: Millis, request: &str, answer: &str) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO product_request (request, at, answer) VALUES ($1, $2, $3)",
         &[request.into(), now.into(), answer.into()],
@@ -259,22 +224,6 @@ pub(super) fn skip_numbers(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError
     tx.execute("UPDATE product_number SET next = $1 WHERE id = 1 AND next < $1", &[next.into()]).map(drop)
 }
 
-pub(super) fn register(
-    tx: &mut dyn Tx,
-    now: Millis,
-    request: &str,
-    item: NewItem,
-) -> Result<ShopResult<String>, StoreError> {
-    if let Some(answer) = remembered_response(tx, request)? {
-        return Ok(Ok(answer));
-    }
-    let category = item.category;
-    let number = insert_item(tx, item)?;
-    let answer = json(&RegisteredItem { item_id: format!("{category}-{number}") })?;
-    remember_response(tx, now, request, &answer)?;
-    Ok(Ok(answer))
-}
-
 /// Inserts an item and returns its number.
 pub(super) fn insert_item(tx: &mut dyn Tx, item: NewItem) -> Result<i64, StoreError> {
     let number = allocate_number(tx)?;
@@ -317,85 +266,6 @@ pub(super) fn add_to_seller_counts(tx: &mut dyn Tx, seller_id: i64, add: SellerC
         &[seller_id.into(), add.items.into(), add.sold.into(), add.thumbs_up.into(), add.thumbs_down.into()],
     )?;
     Ok(())
-}
-
-pub(super) fn seller_rating(reader: &dyn Reader, seller_id: u64) -> Result<SellerRating, StoreError> {
-    let rating = reader.first(
-        "SELECT thumbs_up, thumbs_down, sold FROM product_seller WHERE seller_id = $1",
-        &[id_column(seller_id).into()],
-        |row| {
-            let feedback = Feedback { thumbs_up: row.uint(0)?, thumbs_down: row.uint(1)? };
-            Ok(SellerRating { feedback, items_sold: row.uint(2)? })
-        },
-    )?;
-    Ok(rating.unwrap_or_default())
-}
-
-/// A page of a seller's own items, oldest first.
-pub(super) fn seller_items(
-    reader: &dyn Reader,
-    seller_id: u64,
-    offset: u64,
-    limit: u64,
-) -> Result<search::SearchHits, StoreError> {
-    let seller_id = id_column(seller_id);
-    let numbers = reader.all(
-        "SELECT number FROM product_item WHERE seller_id = $1 AND hidden = 0 ORDER BY number LIMIT $2 OFFSET $3",
-        &[seller_id.into(), id_column(limit).into(), id_column(offset).into()],
-        |row| row.int(0),
-    )?;
-    let total = reader
-        .first("SELECT items FROM product_seller WHERE seller_id = $1", &[seller_id.into()], |row| row.uint(0))?;
-    Ok(search::SearchHits { numbers, total: total.unwrap_or(0), total_is_at_least: false })
-}
-
-pub(super) fn change_price(
-    tx: &mut dyn Tx,
-    seller_id: u64,
-    item_id: &str,
-    price: Cents,
-) -> Result<ShopResult<()>, StoreError> {
-    let item = match find_own_item(tx, seller_id, item_id)? {
-        Ok(item) => item,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    tx.execute("UPDATE product_item SET price = $1 WHERE number = $2", &[price.into(), item.number.into()])?;
-    if item.quantity > 0 && item.price != price {
-        search::remove(tx, search::postings(&item.facts, item.price, item.number))?;
-        search::add(tx, search::postings(&item.facts, price, item.number))?;
-    }
-    Ok(Ok(()))
-}
-
-pub(super) fn update_units(
-    tx: &mut dyn Tx,
-    now: Millis,
-    request: &str,
-    seller_id: u64,
-    item_id: &str,
-    delta: i64,
-) -> Result<ShopResult<String>, StoreError> {
-    if let Some(answer) = remembered_response(tx, request)? {
-        return Ok(Ok(answer));
-    }
-    let item = match find_own_item(tx, seller_id, item_id)? {
-        Ok(item) => item,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    let left = item.quantity.saturating_add(delta);
-    if left < 0 {
-        let (there, taken) = (item.quantity, delta.unsigned_abs());
-        let message = format!("quantity: there are {there} units of item {item_id}, {taken} cannot be taken away");
-        return Ok(Err(Refusal::new(ErrorCode::OutOfStock, message)));
-    }
-    if delta > 0 && left > i64::from(UNITS_MAX) {
-        let message = format!("quantity: expected at most {UNITS_MAX} units of item {item_id}, not {left}");
-        return Ok(Err(Refusal::new(ErrorCode::BadRequest, message)));
-    }
-    add_units(tx, item.number, delta)?;
-    let answer = json(&RemainingQuantity { quantity: left.min(UNITS_MAX.into()) as u32 })?;
-    remember_response(tx, now, request, &answer)?;
-    Ok(Ok(answer))
 }
 
 /// Adds units to an item, or removes them if `delta` is negative; there must be enough. Updates the index, which lists
@@ -501,52 +371,4 @@ pub(super) fn hide_items_batch(tx: &mut dyn Tx, seller_id: u64, limit: u32) -> R
 fn is_seller_hidden(reader: &(impl Reader + ?Sized), seller_id: i64) -> Result<Option<bool>, StoreError> {
     let sql = "SELECT hides FROM product_hidden_seller WHERE seller_id = $1";
     reader.first(sql, &[seller_id.into()], |row| row.bool(0))
-}
-
-pub(super) fn vote_item(tx: &mut dyn Tx, buyer_id: u64, item_id: &str, up: bool) -> Result<ShopResult<()>, StoreError> {
-    let Some(item) = find_item(tx, item_id)? else { return Ok(Err(unknown_item(item_id))) };
-    let key = [id_column(buyer_id).into(), item.number.into()];
-    let before =
-        tx.first("SELECT up FROM product_item_vote WHERE buyer_id = $1 AND number = $2", &key, |row| row.bool(0))?;
-    let Some(add) = vote_delta(before, up) else { return Ok(Ok(())) };
-    tx.execute(
-        "INSERT INTO product_item_vote (buyer_id, number, up) VALUES ($1, $2, $3)
-         ON CONFLICT (buyer_id, number) DO UPDATE SET up = excluded.up",
-        &[key[0], key[1], up.into()],
-    )?;
-    tx.execute(
-        "UPDATE product_item SET thumbs_up = thumbs_up + $1, thumbs_down = thumbs_down + $2 WHERE number = $3",
-        &[add.thumbs_up.into(), add.thumbs_down.into(), item.number.into()],
-    )?;
-    add_to_seller_counts(tx, item.seller_id, add)?;
-    Ok(Ok(()))
-}
-
-pub(super) fn vote_seller(
-    tx: &mut dyn Tx,
-    buyer_id: u64,
-    seller_id: u64,
-    up: bool,
-) -> Result<ShopResult<()>, StoreError> {
-    let key = [id_column(buyer_id).into(), id_column(seller_id).into()];
-    let before =
-        tx.first("SELECT up FROM product_seller_vote WHERE buyer_id = $1 AND seller_id = $2", &key, |row| row.bool(0))?;
-    let Some(add) = vote_delta(before, up) else { return Ok(Ok(())) };
-    tx.execute(
-        "INSERT INTO product_seller_vote (buyer_id, seller_id, up) VALUES ($1, $2, $3)
-         ON CONFLICT (buyer_id, seller_id) DO UPDATE SET up = excluded.up",
-        &[key[0], key[1], up.into()],
-    )?;
-    add_to_seller_counts(tx, id_column(seller_id), add)?;
-    Ok(Ok(()))
-}
-
-/// What a vote adds to the counts; `None` if the buyer has voted the same before.
-fn vote_delta(before: Option<bool>, up: bool) -> Option<SellerCountDeltas> {
-    let taken_back = |vote: bool| i64::from(before == Some(vote));
-    (before != Some(up)).then(|| SellerCountDeltas {
-        thumbs_up: i64::from(up) - taken_back(true),
-        thumbs_down: i64::from(!up) - taken_back(false),
-        ..SellerCountDeltas::default()
-    })
 }

@@ -4,7 +4,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::Cents;
-use crate::shop::ops::{Feedback, HoldState, Item, LineItem, PricedLine, SellerRating};
+use crate::shop::ops::{ErrorCode, Feedback, HoldState, Item, LineItem, PricedLine, SellerRating};
+use crate::storage::Tx;
 
 mod holding;
 #[cfg(unix)]
@@ -44,9 +45,7 @@ fn new_item(category: u32, name: &str, keywords: &[&str], cents: i64, quantity: 
 }
 
 fn register(request: &str, item: NewItem) -> ProductOp {
-    let NewItem { seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity } = item;
-    let request = request.to_owned();
-    ProductOp::Register { request, seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity }
+    ProductOp::Register { request: request.to_owned(), item }
 }
 
 /// Registers the items in one transaction, and returns their ids.

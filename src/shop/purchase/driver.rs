@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use crate::model::Millis;
 use crate::net::backoff::Backoff;
+use crate::shop::customer::CustomerOp;
 use crate::shop::ops::{
-    CardDetails, CompletedPurchase, CustomerOp, ErrorCode, HoldState, LineItem, OrphanedPurchase, PricedLine,
-    ProductOp, Refusal, ShopResult,
+    CardDetails, CompletedPurchase, ErrorCode, HoldState, LineItem, OrphanedPurchase, PricedLine, Refusal, ShopResult,
 };
+use crate::shop::product::ProductOp;
 
 /// How long the driver retries to go forward before it undoes the purchase.
 pub const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);

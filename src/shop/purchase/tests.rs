@@ -3,7 +3,9 @@ use std::time::Duration;
 use super::driver::{DatabaseOp, Driver, DriverStep as Next, FORWARD_TIMEOUT, OpResponse, TOTAL_TIMEOUT};
 use super::*;
 use crate::identity::SessionKey;
-use crate::shop::ops::{CardDetails, CustomerOp, HoldState, ProductOp};
+use crate::shop::customer::CustomerOp;
+use crate::shop::ops::{CardDetails, HoldState};
+use crate::shop::product::ProductOp;
 
 const NOW: Millis = Millis(1_795_253_400_000);
 

@@ -11,48 +11,10 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::model::money;
+use crate::shop::apis;
 
 /// The maximum number of values that are kept of one message. The longest call has some thirty.
 const VALUES_MAX: u32 = 256;
-
-/// The fields of all calls in both dialects.
-const KNOWN_FIELDS: [&str; 35] = [
-    "address",
-    "api",
-    "card",
-    "card_number",
-    "category",
-    "condition",
-    "delta",
-    "exp",
-    "expiration_date",
-    "idempotency_key",
-    "item",
-    "item_id",
-    "item_name",
-    "keywords",
-    "limit",
-    "name",
-    "number",
-    "offset",
-    "password",
-    "payload",
-    "price",
-    "purchase_id",
-    "pwd",
-    "qty",
-    "quantity",
-    "role",
-    "seller",
-    "seller_id",
-    "session_id",
-    "sid",
-    "thumbs_up",
-    "type",
-    "user",
-    "username",
-    "vote",
-];
 
 /// Parses one message.
 ///
@@ -172,7 +134,7 @@ impl Visitor<'_> for KnownField {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(KNOWN_FIELDS.iter().find(|known| **known == name).copied())
+        Ok(apis::known_field(name))
     }
 }
 

@@ -17,7 +17,8 @@ use crate::net::listener::ConnectionLimiter;
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
 use crate::share::server::{AuthMode, RegistryServerConfig, RegistryServerContext};
-use crate::shop::ops::{CustomerOp, ProductOp};
+use crate::shop::customer::CustomerOp;
+use crate::shop::product::ProductOp;
 use crate::shop::{customer, product};
 use crate::storage::Store;
 use crate::web::operator::warnings::Warning;
@@ -143,8 +144,7 @@ impl World {
     }
 
     fn item(&self, seller_id: u64, seller: &str, item_name: &str) -> String {
-        let op = ProductOp::Register {
-            request: item_name.to_owned(),
+        let item = product::NewItem {
             seller_id,
             seller: seller.to_owned(),
             item_name: item_name.to_owned(),
@@ -154,6 +154,7 @@ impl World {
             price: Cents(500),
             quantity: 4,
         };
+        let op = ProductOp::Register { request: item_name.to_owned(), item };
         let made: Value = serde_json::from_str(&self.shop().products.handle(op).unwrap()).unwrap();
         made["item_id"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned()
     }

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use p2s2::internals::identity::SessionKey;
 use p2s2::internals::model::{Cents, FeeRate, Millis};
+use p2s2::internals::shop::customer::CustomerOp;
 use p2s2::internals::shop::customer::active_sessions::SavedCart;
+use p2s2::internals::shop::customer::carts::IdempotentRequest;
 use p2s2::internals::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, OpenSessionResult};
 use p2s2::internals::shop::customer::purchases::{BeginResult, CompletedByKey};
 use p2s2::internals::shop::customer::store::{AnsweredRow, CustomerChange, CustomerSnapshot, SessionRow};
-use p2s2::internals::shop::ops::{Account, CustomerOp, ErrorCode, LineItem, Refusal, Role, ShopResult};
+use p2s2::internals::shop::ops::{Account, ErrorCode, LineItem, Refusal, Role, ShopResult};
 use p2s2::internals::shop::purchase::driver::{DatabaseOp, OpResponse};
 use p2s2::internals::shop::purchase::{self, BankRequest, NextAction, Purchase, PurchaseStage, PurchaseWrite};
 use p2s2::internals::storage::Journal;
@@ -333,7 +335,9 @@ impl World {
             let (now, request) = (self.time(), format!("put {}", self.customer.ids));
             let line = LineItem { item_id: item.to_owned(), quantity };
             let cart = CartRequest { sid: &sid_of(buyer), uses_saved_cart: false };
-            let (answer, _) = self.core().add_to_cart(now, cart, &request, &line, u32::MAX);
+            let (answer, _) = self.core().with_cart(now, cart, |buyer, journal, cart| {
+                buyer.add(journal, cart, IdempotentRequest { id: &request, now }, &line, u32::MAX)
+            });
             answer.expect("a cart has room for a few items");
             self.commit_later();
         }
@@ -365,7 +369,7 @@ impl World {
         match effect {
             Effect::Respond(thread, seq, said) => self.respond(thread, seq, said),
             Effect::DatabaseRequest(id, call, caller) => {
-                self.core().begin_bank_request(&id);
+                self.core().purchases.begin_bank_request(&id);
                 let start = self.customer.start;
                 let delay = self.rng.range(1, 30);
                 self.schedule(delay, Event::Bank { start, id, call, caller, tries: 0 });
@@ -432,7 +436,7 @@ impl World {
             }
             DatabaseRequest::Renew(leases) => {
                 let now = self.time();
-                self.core().renew(now, &leases);
+                self.core().purchases.renew(now, &leases);
             }
             DatabaseRequest::Op(DatabaseOp::Customer(op)) => self.op(thread, seq, op),
             DatabaseRequest::Op(DatabaseOp::Product(_)) => panic!("the customer database holds no stock"),
@@ -450,8 +454,12 @@ impl World {
             address: intent.address.as_deref(),
         };
         if fault == Some(Fault::TwoAtOnce) {
-            let open =
-                self.core().purchases().find(|open| open.buyer.user_id == intent.buyer).map(|open| open.id.clone());
+            let open = self
+                .core()
+                .purchases
+                .iter()
+                .find(|open| open.buyer.user_id == intent.buyer)
+                .map(|open| open.id.clone());
             open.and_then(|id| self.core().evict(&id));
         }
         let mut made = None;
@@ -487,7 +495,7 @@ impl World {
             | CustomerOp::Closed { purchase_id, lease } => (purchase_id.clone(), *lease),
             other => panic!("no driver asks {other:?}"),
         };
-        let newest = self.core().purchase(&id).map(Purchase::lease);
+        let newest = self.core().purchases.get(&id).map(Purchase::lease);
         let lease = if self.fault == Some(Fault::IgnoreLease) { newest.unwrap_or_default() } else { asked_lease };
         let event = match op {
             CustomerOp::Authorise { lines, card, .. } => {
@@ -502,9 +510,10 @@ impl World {
             _ => purchase::PurchaseEvent::Closed { lease },
         };
         if newest.is_some() {
-            let before = self.core().purchase(&id).map(Purchase::stage);
+            let before = self.core().purchases.get(&id).map(Purchase::stage);
             self.step(&id, event, Some(caller));
-            let after = self.customer.memory.as_ref().and_then(|memory| memory.core.purchase(&id)).map(Purchase::stage);
+            let after =
+                self.customer.memory.as_ref().and_then(|memory| memory.core.purchases.get(&id)).map(Purchase::stage);
             self.rules.check_driver_step(&id, before != after, asked_lease, newest);
             return;
         }
@@ -519,7 +528,7 @@ impl World {
     /// Something happens to a purchase; what is done then waits until its rows are on disk.
     fn step(&mut self, id: &str, event: purchase::PurchaseEvent<'_>, caller: Option<Caller>) {
         let (now, fault) = (self.time(), self.fault);
-        let before = self.core().purchase(id).map(Purchase::stage);
+        let before = self.core().purchases.get(id).map(Purchase::stage);
         let Some(stepped) = self.core().step(now, id, event) else { return };
         if stepped.stage == PurchaseStage::Closed && before != Some(PurchaseStage::Closed) {
             self.tally.undone += 1;
@@ -553,7 +562,7 @@ impl World {
                 self.respond(waiting.thread, waiting.seq, DatabaseResponse::Begun(Err(busy)));
             }
         }
-        for (id, call) in self.core().pending_bank_requests() {
+        for (id, call) in self.core().purchases.pending_bank_requests() {
             if fault != Some(Fault::CaptureOnce) || call != BankRequest::Capture {
                 let newest = self.customer.disk.lock().appended;
                 self.after_commit(newest, Effect::DatabaseRequest(id, call, None));
@@ -607,7 +616,7 @@ impl World {
     }
 
     fn end_bank_request(&mut self, id: &str) {
-        self.core().end_bank_request(id);
+        self.core().purchases.end_bank_request(id);
     }
 
     fn handle_bank_response(&mut self, id: String, answer: BankAnswer, caller: Option<Caller>) {

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use p2s2::internals::shop::ops::{
-    BeginResponse, CardDetails, CompletedPurchase, ErrorCode, HoldState, ProductOp, Refusal, ShopResult,
+    BeginResponse, CardDetails, CompletedPurchase, ErrorCode, HoldState, Refusal, ShopResult,
 };
+use p2s2::internals::shop::product::ProductOp;
 use p2s2::internals::shop::purchase::RENEW_MS;
 use p2s2::internals::shop::purchase::driver::{DatabaseOp, Driver, DriverStep, OpResponse};
 

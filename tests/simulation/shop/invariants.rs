@@ -49,14 +49,14 @@ impl Invariants {
         let held: i64 = rows.open.values().map(|purchase| purchase.in_escrow().0).sum();
         let escrow = rows.accounts.get("escrow").copied().unwrap_or_default();
         self.require(escrow == held, "escrow is what is held", || format!("{escrow} in escrow, {held} held"));
-        let open = rows.open.values().chain(customer.memory.iter().flat_map(|memory| memory.core.purchases()));
+        let open = rows.open.values().chain(customer.memory.iter().flat_map(|memory| memory.core.purchases.iter()));
         let mut ids: BTreeMap<u64, &str> = BTreeMap::new();
         for purchase in open.filter(|purchase| !purchase.is_terminal()) {
             let one = *ids.entry(purchase.buyer.user_id).or_insert(&purchase.id);
             let in_memory = customer.memory.as_ref().is_none_or(|memory| {
                 [one, &purchase.id]
                     .iter()
-                    .all(|id| memory.core.purchase(id).is_some_and(|purchase| !purchase.is_terminal()))
+                    .all(|id| memory.core.purchases.get(id).is_some_and(|purchase| !purchase.is_terminal()))
             });
             self.require(one == purchase.id || !in_memory, "one purchase of a buyer at a time", || {
                 format!("buyer {}: {one} and {}", purchase.buyer.user_id, purchase.id)

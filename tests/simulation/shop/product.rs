@@ -5,7 +5,8 @@ use std::convert::Infallible;
 
 use p2s2::internals::model::{Cents, Millis};
 use p2s2::internals::shop::hold::{HoldRecord, Inventory, InventoryItem};
-use p2s2::internals::shop::ops::{HoldState, PricedLine, ProductOp};
+use p2s2::internals::shop::ops::{HoldState, PricedLine};
+use p2s2::internals::shop::product::ProductOp;
 use p2s2::internals::shop::purchase::driver::OpResponse;
 
 /// The inventory: items by id, and the number of units with which each was registered.

@@ -1,5 +1,3 @@
-mod whole;
-
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
@@ -10,11 +8,15 @@ use crate::bank::{BuiltinGateway, ChargeState, Gateway, ledger};
 use crate::identity::HashCost;
 use crate::model::{Cents, FeeRate, Millis};
 use crate::shop::customer::sales::PurchaseWrites;
-use crate::shop::customer::{CustomerDb, CustomerDbConfig, MIGRATIONS};
+use crate::shop::customer::{CustomerCall, CustomerDb, CustomerDbConfig, CustomerOp, MIGRATIONS};
 use crate::shop::ops::{
     Account, CompletedPurchase, LineItem, NewSession, OrphanedPurchase, PricedLine, PurchaseHistoryEntry, SellerOrder,
 };
 use crate::storage::Store;
+
+mod failures;
+mod turns;
+mod whole;
 
 /// A bank that may be away, lose its answers, or change its mind.
 struct Bank {
@@ -73,6 +75,7 @@ struct Shop {
 }
 
 const GOOD: &str = "4111111111111111";
+
 const DECLINED: &str = "4000000000000002";
 
 impl Shop {
@@ -110,7 +113,7 @@ impl Shop {
     fn restart_much_later(&mut self) {
         self.running = None;
         self.open();
-        self.db().inner.memory.current().lock().expire_leases();
+        self.db().inner.memory.current().lock().purchases.expire_leases();
     }
 
     fn db(&self) -> &CustomerDb {
@@ -152,7 +155,12 @@ impl Shop {
     }
 
     fn cart(&self) -> Vec<LineItem> {
-        self.ask(CustomerOp::ShowCart { sid: self.buyer.clone(), uses_saved_cart: false }).unwrap()
+        self.ask(CustomerOp::InSession {
+            sid: self.buyer.clone(),
+            uses_saved_cart: false,
+            call: CustomerCall::ShowCart,
+        })
+        .unwrap()
     }
 
     fn begin_op(&self, key: Option<&str>, address: &str) -> CustomerOp {
@@ -219,11 +227,21 @@ impl Shop {
     }
 
     fn purchases(&self) -> Vec<PurchaseHistoryEntry> {
-        self.ask(CustomerOp::Purchases { sid: self.buyer.clone(), offset: 0, limit: 500 }).unwrap()
+        self.ask(CustomerOp::InSession {
+            sid: self.buyer.clone(),
+            uses_saved_cart: false,
+            call: CustomerCall::Purchases { offset: 0, limit: 500 },
+        })
+        .unwrap()
     }
 
     fn orders(&self, sid: &str, offset: u64, limit: u64) -> Vec<SellerOrder> {
-        self.ask(CustomerOp::Orders { sid: sid.to_owned(), offset, limit }).unwrap()
+        self.ask(CustomerOp::InSession {
+            sid: sid.to_owned(),
+            uses_saved_cart: false,
+            call: CustomerCall::Orders { offset, limit },
+        })
+        .unwrap()
     }
 }
 
@@ -247,8 +265,18 @@ fn code<T: std::fmt::Debug>(answer: ShopResult<T>) -> ErrorCode {
 fn a_purchase_empties_the_cart_and_pays_everyone() {
     let shop = Shop::new();
     shop.put("1-1", 3);
-    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
-    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
+    shop.ask::<()>(CustomerOp::InSession {
+        sid: shop.buyer.clone(),
+        uses_saved_cart: false,
+        call: CustomerCall::SaveCart,
+    })
+    .unwrap();
+    shop.ask::<()>(CustomerOp::InSession {
+        sid: shop.buyer.clone(),
+        uses_saved_cart: false,
+        call: CustomerCall::ClearCart,
+    })
+    .unwrap();
     let purchased = shop.purchase(None);
     assert_eq!((purchased.total, &purchased.items), (Cents(510), &priced()));
     assert_eq!(shop.cart(), []);
@@ -272,8 +300,9 @@ fn a_purchase_empties_the_cart_and_pays_everyone() {
         password: "secret".to_owned(),
         source: "127.0.0.1".to_owned(),
     });
-    let saved: Vec<LineItem> =
-        shop.ask(CustomerOp::ShowCart { sid: again.unwrap().sid, uses_saved_cart: false }).unwrap();
+    let saved: Vec<LineItem> = shop
+        .ask(CustomerOp::InSession { sid: again.unwrap().sid, uses_saved_cart: false, call: CustomerCall::ShowCart })
+        .unwrap();
     assert_eq!(saved, [line("1-1", 1)]);
 }
 
@@ -340,173 +369,6 @@ fn a_charge_that_the_bank_refuses_is_undone() {
 }
 
 #[test]
-fn a_key_is_answered_once_and_for_all() {
-    let mut shop = Shop::new();
-    let purchased = shop.purchase(Some("k"));
-    let done = |shop: &Shop, address: &str| match shop.ask::<BeginResponse>(shop.begin_op(Some("k"), address)) {
-        Ok(BeginResponse::Done { purchased }) => Ok(purchased),
-        Ok(other) => panic!("{other:?}"),
-        Err(refusal) => Err(refusal.code),
-    };
-    assert_eq!(done(&shop, "1 Main Street"), Ok(purchased.clone()));
-    assert_eq!(done(&shop, "2 Main Street"), Err(ErrorCode::BadRequest));
-    shop.put("1-9", 1);
-    assert_eq!(done(&shop, "1 Main Street"), Err(ErrorCode::BadRequest));
-    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
-    shop.fill();
-    shop.running = None;
-    shop.open();
-    assert_eq!(done(&shop, "1 Main Street"), Ok(purchased));
-    assert_eq!(shop.charges(), [ChargeState::Captured]);
-}
-
-#[test]
-fn a_second_purchase_waits_for_the_first_and_finds_the_cart_empty() {
-    let shop = Shop::new();
-    shop.fill();
-    let (id, lease, _) = shop.begin(None);
-    thread::scope(|scope| {
-        let second = scope.spawn(|| shop.ask::<BeginResponse>(shop.begin_op(None, "1 Main Street")));
-        // Nothing shows that it waits but that it is counted.
-        while shop.db().inner.begin_waiters.state.lock().all == 0 {
-            thread::yield_now();
-        }
-        shop.authorise(&id, lease, GOOD).unwrap();
-        assert!(!second.is_finished());
-        shop.complete(&id, lease).unwrap();
-        assert_eq!(code(second.join().unwrap()), ErrorCode::EmptyCart);
-    });
-    let waiting = shop.db().inner.begin_waiters.state.lock();
-    assert_eq!((waiting.all, waiting.of.len()), (0, 0));
-    drop(waiting);
-    assert_eq!(shop.charges(), [ChargeState::Captured]);
-}
-
-#[test]
-fn only_so_many_wait() {
-    let shop = Shop::new();
-    shop.fill();
-    let (id, lease, _) = shop.begin(None);
-    thread::scope(|scope| {
-        let ask = || shop.ask::<BeginResponse>(shop.begin_op(None, "1 Main Street"));
-        let waiting: Vec<_> = (0..WAITING_BEGINS_PER_BUYER_MAX).map(|_| scope.spawn(ask)).collect();
-        while shop.db().inner.begin_waiters.state.lock().all < WAITING_BEGINS_PER_BUYER_MAX {
-            thread::yield_now();
-        }
-        assert_eq!(code(ask()), ErrorCode::Busy);
-        // Another buyer is not kept waiting by that.
-        let sid = shop.sign_up(Role::Buyer, "bob");
-        let request = shop.request();
-        let op = CustomerOp::Begin { request, sid, uses_saved_cart: false, idempotency_key: None, address: None };
-        assert_eq!(code(shop.ask::<BeginResponse>(op)), ErrorCode::EmptyCart);
-        shop.authorise(&id, lease, GOOD).unwrap();
-        shop.complete(&id, lease).unwrap();
-        for second in waiting {
-            assert_eq!(code(second.join().unwrap()), ErrorCode::EmptyCart);
-        }
-    });
-}
-
-#[test]
-fn the_message_that_began_it_may_come_again() {
-    let shop = Shop::new();
-    shop.fill();
-    let op = shop.begin_op(None, "1 Main Street");
-    let first: BeginResponse = shop.ask(op.clone()).unwrap();
-    assert_eq!(shop.ask::<BeginResponse>(op), Ok(first));
-    assert_eq!(shop.db().open_purchase_count(), 1);
-}
-
-#[test]
-fn a_driver_that_is_gone_is_replaced() {
-    let mut shop = Shop::new();
-    shop.fill();
-    let (id, lease, _) = shop.begin(None);
-    assert_eq!(shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver), Ok(None));
-    for is_authorised in [false, true] {
-        if is_authorised {
-            shop.authorise(&id, lease + 1, GOOD).unwrap();
-        }
-        shop.restart_much_later();
-        let orphan: OrphanedPurchase = shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver).unwrap().unwrap();
-        assert_eq!((&orphan.purchase_id, orphan.is_authorised, orphan.is_undone), (&id, is_authorised, false));
-        assert_eq!(shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver), Ok(None));
-        // The one before has no say any more.
-        assert_eq!(code(shop.authorise(&id, orphan.lease - 1, GOOD)), ErrorCode::Forbidden);
-        assert_eq!(code(shop.undo(&id, orphan.lease - 1)), ErrorCode::Forbidden);
-    }
-    let lease = lease + 2;
-    shop.undo(&id, lease).unwrap();
-    shop.restart_much_later();
-    let orphan: OrphanedPurchase = shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver).unwrap().unwrap();
-    assert!(orphan.is_undone);
-    shop.closed(&id, orphan.lease).unwrap();
-    assert_ne!(shop.begin(None).0, id);
-}
-
-#[test]
-fn a_driver_that_says_that_it_is_at_work_is_not_replaced() {
-    let shop = Shop::new();
-    shop.fill();
-    let (id, lease, _) = shop.begin(None);
-    let leased_until = || shop.db().inner.memory.current().lock().purchase(&id).unwrap().leased_until();
-    let before = leased_until();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while leased_until() == before {
-        assert!(Instant::now() < deadline, "the lease stays as it is");
-        let leases = vec![(id.clone(), lease), ("unknown".to_owned(), 1)];
-        shop.ask::<()>(CustomerOp::Renew { leases }).unwrap();
-    }
-    assert!(leased_until() > before);
-}
-
-#[test]
-fn a_bank_that_is_away_is_asked_until_it_answers() {
-    let mut shop = Shop::new();
-    shop.fill();
-    let (id, lease, _) = shop.begin(None);
-    shop.authorise(&id, lease, GOOD).unwrap();
-    shop.bank.is_away.store(true, Ordering::Relaxed);
-    assert_eq!(code(shop.complete(&id, lease)), ErrorCode::Unavailable);
-    // Nothing to take over, nothing to undo: it is decided.
-    assert_eq!(code(shop.undo(&id, lease)), ErrorCode::Forbidden);
-    shop.restart_much_later();
-    assert_eq!(shop.ask::<Option<OrphanedPurchase>>(CustomerOp::TakeOver), Ok(None));
-    assert_eq!((shop.purchases(), shop.cart().len()), (vec![], 2));
-    shop.bank.is_away.store(false, Ordering::Relaxed);
-    // With nobody asking for it.
-    while shop.db().open_purchase_count() > 0 {
-        thread::sleep(Duration::from_millis(5));
-    }
-    assert_eq!((shop.purchases().len(), shop.cart()), (2, vec![]));
-    assert_eq!(shop.complete(&id, lease).unwrap().total, Cents(510));
-    assert_eq!(shop.charges(), [ChargeState::Captured]);
-}
-
-#[test]
-fn a_charge_that_was_interrupted_is_done_when_it_opens() {
-    let mut shop = Shop::new();
-    shop.fill();
-    let (id, lease, _) = shop.begin(None);
-    shop.authorise(&id, lease, GOOD).unwrap();
-    shop.running = None;
-    // The power went between the record and the bank's answer.
-    let store = Store::open(&shop.dir.path().join("customer.db"), MIGRATIONS).unwrap();
-    store
-        .write(|tx| {
-            let mut purchase = sales::open_purchases(tx)?.pop().unwrap();
-            let step = purchase.handle(Millis(0), PurchaseEvent::Complete { lease: 1 });
-            PurchaseWrites::new(&purchase, step.writes, FeeRate::default(), Millis(0)).write(tx)
-        })
-        .unwrap();
-    drop(store);
-    shop.bank.inner.capture(&id, Millis(0)).unwrap();
-    shop.open();
-    assert_eq!((shop.db().open_purchase_count(), shop.purchases().len(), shop.cart()), (0, 2, vec![]));
-    assert_eq!(shop.balances().len(), 4);
-}
-
-#[test]
 fn the_users_cart_is_loaded_and_both_are_emptied() {
     let shop = Shop::new();
     let uses_saved_cart = |request: String, sid: &str| {
@@ -514,7 +376,12 @@ fn the_users_cart_is_loaded_and_both_are_emptied() {
         CustomerOp::Begin { request, sid, uses_saved_cart: true, idempotency_key, address }
     };
     shop.fill();
-    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), uses_saved_cart: false }).unwrap();
+    shop.ask::<()>(CustomerOp::InSession {
+        sid: shop.buyer.clone(),
+        uses_saved_cart: false,
+        call: CustomerCall::SaveCart,
+    })
+    .unwrap();
     // What is in the session's cart alone is not the user's.
     shop.put("1-9", 7);
     let begun = shop.ask(uses_saved_cart(shop.request(), &shop.buyer)).unwrap();
@@ -526,45 +393,17 @@ fn the_users_cart_is_loaded_and_both_are_emptied() {
 }
 
 #[test]
-fn a_transaction_that_failed_is_as_if_it_had_not_been() {
-    let shop = Shop::new();
-    shop.fill();
-    let (id, lease, _) = shop.begin(None);
-    let break_it = || {
-        let failing = |_tx: &mut dyn crate::storage::Tx| Err(StoreError::Rejected("on purpose".to_owned()));
-        let ticket = shop.db().inner.memory.current().lock().parts().1.appender().append(failing);
-        assert!(ticket.wait().is_err());
-    };
-    break_it();
-    assert_eq!(code(shop.authorise(&id, lease, GOOD)), ErrorCode::Unavailable);
-    assert_eq!(shop.charges(), [], "the bank was asked before the record was on disk");
-    shop.authorise(&id, lease, GOOD).unwrap();
-    break_it();
-    assert_eq!(code(shop.complete(&id, lease)), ErrorCode::Unavailable);
-    assert_eq!((shop.charges(), shop.cart().len()), (vec![ChargeState::Authorised], 2));
-    shop.complete(&id, lease).unwrap();
-    assert_eq!((shop.charges(), shop.cart().len()), (vec![ChargeState::Captured], 0));
-}
-
-#[test]
-fn a_store_that_fails_changes_nothing() {
-    let shop = Shop::new();
-    shop.fill();
-    let (id, lease, _) = shop.begin(None);
-    let before = shop.balances();
-    shop.store().close();
-    assert_eq!(code(shop.authorise(&id, lease, GOOD)), ErrorCode::Unavailable);
-    assert_eq!(shop.charges(), [], "the bank was asked before the record was on disk");
-    assert!(before.is_empty());
-}
-
-#[test]
 fn goods_are_shipped_by_their_seller_once() {
     let shop = Shop::new();
     let id = shop.purchase(None).purchase_id;
     let ship = |sid: &str, id: &str, item_id: &str| {
         let (sid, purchase_id, item_id) = (sid.to_owned(), id.to_owned(), item_id.to_owned());
-        shop.ask::<()>(CustomerOp::MarkShipped { sid, purchase_id, item_id }).map_err(|refusal| refusal.code)
+        shop.ask::<()>(CustomerOp::InSession {
+            sid,
+            uses_saved_cart: false,
+            call: CustomerCall::MarkShipped { purchase_id, item_id },
+        })
+        .map_err(|refusal| refusal.code)
     };
     assert_eq!(ship(&shop.other_seller, &id, "1-1"), Err(ErrorCode::Forbidden));
     assert_eq!(ship(&shop.buyer, &id, "1-1"), Err(ErrorCode::Forbidden));
@@ -591,27 +430,6 @@ fn history_comes_in_pages_newest_first() {
     assert_eq!(shop.orders(&shop.seller, 3, 500), []);
     assert_eq!(shop.orders(&shop.seller, u64::MAX, u64::MAX), []);
     assert_eq!(shop.purchases().len(), 6);
-}
-
-#[test]
-fn a_clock_that_started_ten_years_behind_and_was_set_right_dates_nothing_wrong() {
-    let shop = Shop::going_by(Clock::behind(Duration::from_secs(10 * 365 * 24 * 3600)));
-    shop.fill();
-    let (id, lease, _) = shop.begin(None);
-    // A card that ended five years ago was good when that clock stood still.
-    let ended = format!("01/{:02}", (Clock::wall().to_utc().year() - 5) % 100);
-    assert_eq!(code(shop.authorise_until(&id, lease, GOOD, &ended)), ErrorCode::PaymentDeclined);
-    assert_eq!(shop.closed(&id, lease), Ok(()));
-    let (id, lease, _) = shop.begin(None);
-    shop.authorise(&id, lease, GOOD).unwrap();
-    shop.complete(&id, lease).unwrap();
-    let is_now = |at: Millis| at.0.abs_diff(Clock::wall().0) < 60_000;
-    assert!(is_now(shop.purchases()[0].purchased_at), "{:?}", shop.purchases());
-    let sale = CustomerOp::MarkShipped { sid: shop.seller.clone(), purchase_id: id.clone(), item_id: "1-1".to_owned() };
-    shop.ask::<()>(sale).unwrap();
-    let orders = shop.orders(&shop.seller, 0, 10);
-    assert!(orders.iter().all(|order| is_now(order.purchased_at)), "{orders:?}");
-    assert!(orders.iter().any(|order| order.shipped_at.is_some_and(is_now)), "{orders:?}");
 }
 
 #[test]

@@ -8,8 +8,10 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::model::{CardNumber, Cents, Millis, Token};
+use crate::shop::customer::{CustomerCall, CustomerOp};
 use crate::shop::listener::Database;
 use crate::shop::ops::*;
+use crate::shop::product::{NewItem, ProductOp};
 
 fn ok(value: impl Serialize) -> ShopResult<String> {
     Ok(serde_json::to_string(&value).unwrap())
@@ -81,6 +83,51 @@ impl FakeCustomerDbState {
     fn save(&mut self, sid: &str) {
         let user = self.sessions[sid].1;
         self.saved.insert(user, self.carts[sid].clone());
+    }
+}
+
+impl FakeCustomerDbState {
+    fn call(&mut self, sid: &str, uses_saved_cart: bool, call: CustomerCall) -> ShopResult<String> {
+        match call {
+            CustomerCall::SaveCart => {
+                self.cart(sid, uses_saved_cart)?;
+                self.save(sid);
+                ok(())
+            }
+            CustomerCall::ClearCart => {
+                self.cart(sid, uses_saved_cart)?.clear();
+                if uses_saved_cart {
+                    self.save(sid);
+                }
+                ok(())
+            }
+            CustomerCall::ShowCart => {
+                let cart = self.cart(sid, uses_saved_cart)?;
+                let line =
+                    |(item_id, quantity): (&String, &u32)| LineItem { item_id: item_id.clone(), quantity: *quantity };
+                ok(cart.iter().map(line).collect::<Vec<_>>())
+            }
+            CustomerCall::Purchases { .. } => {
+                self.session(Role::Buyer, sid)?;
+                let bought = |purchase: &CompletedPurchase| PurchaseHistoryEntry {
+                    purchase_id: purchase.purchase_id.clone(),
+                    item_id: purchase.items[0].item_id.clone(),
+                    quantity: purchase.items[0].quantity,
+                    price: purchase.items[0].price,
+                    purchased_at: Millis::from_unix_s(7),
+                    shipped_at: None,
+                };
+                ok(self.bought.iter().map(bought).collect::<Vec<_>>())
+            }
+            CustomerCall::Orders { .. } => {
+                self.session(Role::Seller, sid)?;
+                ok(Vec::<SellerOrder>::new())
+            }
+            CustomerCall::MarkShipped { .. } => {
+                self.session(Role::Seller, sid)?;
+                ok(())
+            }
+        }
     }
 }
 
@@ -176,24 +223,6 @@ impl Database<CustomerOp> for FakeCustomerDb {
                 }
                 ok(RemainingQuantity { quantity: left })
             }
-            CustomerOp::SaveCart { sid, uses_saved_cart } => {
-                state.cart(&sid, uses_saved_cart)?;
-                state.save(&sid);
-                ok(())
-            }
-            CustomerOp::ClearCart { sid, uses_saved_cart } => {
-                state.cart(&sid, uses_saved_cart)?.clear();
-                if uses_saved_cart {
-                    state.save(&sid);
-                }
-                ok(())
-            }
-            CustomerOp::ShowCart { sid, uses_saved_cart } => {
-                let cart = state.cart(&sid, uses_saved_cart)?;
-                let line =
-                    |(item_id, quantity): (&String, &u32)| LineItem { item_id: item_id.clone(), quantity: *quantity };
-                ok(cart.iter().map(line).collect::<Vec<_>>())
-            }
             CustomerOp::Begin { sid, uses_saved_cart, idempotency_key, .. } => {
                 if let Some(purchased) = idempotency_key.and_then(|key| state.keys.get(&key).cloned()) {
                     return ok(BeginResponse::Done { purchased });
@@ -226,26 +255,7 @@ impl Database<CustomerOp> for FakeCustomerDb {
             }
             CustomerOp::Undo { .. } | CustomerOp::Closed { .. } | CustomerOp::Renew { .. } => ok(()),
             CustomerOp::TakeOver => ok(state.orphans.pop_front()),
-            CustomerOp::Purchases { sid, .. } => {
-                state.session(Role::Buyer, &sid)?;
-                let bought = |purchase: &CompletedPurchase| PurchaseHistoryEntry {
-                    purchase_id: purchase.purchase_id.clone(),
-                    item_id: purchase.items[0].item_id.clone(),
-                    quantity: purchase.items[0].quantity,
-                    price: purchase.items[0].price,
-                    purchased_at: Millis::from_unix_s(7),
-                    shipped_at: None,
-                };
-                ok(state.bought.iter().map(bought).collect::<Vec<_>>())
-            }
-            CustomerOp::Orders { sid, .. } => {
-                state.session(Role::Seller, &sid)?;
-                ok(Vec::<SellerOrder>::new())
-            }
-            CustomerOp::MarkShipped { sid, .. } => {
-                state.session(Role::Seller, &sid)?;
-                ok(())
-            }
+            CustomerOp::InSession { sid, uses_saved_cart, call } => state.call(&sid, uses_saved_cart, call),
         }
     }
 }
@@ -299,17 +309,9 @@ impl Database<ProductOp> for FakeProductDb {
                 ok(ItemPage { total: items.len() as u64, items, total_is_at_least: false })
             }
             ProductOp::GetItem { item_id } => ok(state.item(&item_id)?),
-            ProductOp::Register {
-                seller_id,
-                seller,
-                item_name,
-                category,
-                keywords,
-                condition_is_new,
-                price,
-                quantity,
-                ..
-            } => {
+            ProductOp::Register { item, .. } => {
+                let NewItem { seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity } =
+                    item;
                 let item_id = format!("{category}-{}", state.items.len() + 1);
                 state.items.push(Item {
                     item_id: item_id.clone(),

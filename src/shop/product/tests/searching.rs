@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::shop::ops::ItemPage;
 use crate::shop::product::search::{SearchHits, SearchQuery};
-use crate::storage::{ReaderExt, Row, Value};
+use crate::storage::{Reader, ReaderExt, Row, Value};
 
 fn names(db: &ProductDb, category: Option<u32>, keywords: &[&str]) -> String {
     let found: ItemPage = ask(db, search(category, keywords));

@@ -8,8 +8,8 @@ use parking_lot::RwLock;
 use super::*;
 use crate::model::Clock;
 use crate::model::Total;
-use crate::shop::ops::{HoldState, ItemPage, ProductOp, RegisteredItem};
-use crate::shop::product::{ProductDb, ProductDbSettings};
+use crate::shop::ops::{HoldState, ItemPage, RegisteredItem};
+use crate::shop::product::{NewItem, ProductDb, ProductDbSettings, ProductOp};
 use crate::shop::purchase::driver::{DatabaseOp, Driver, DriverStep as Next};
 
 const BUYERS: usize = 12;
@@ -36,8 +36,7 @@ impl WholeShop {
         let shop = Shop::new();
         let product = open_product(&shop);
         let ids = items.iter().enumerate().map(|(place, quantity)| {
-            let op = ProductOp::Register {
-                request: format!("item {place}"),
+            let item = NewItem {
                 seller_id: 1,
                 seller: "sam".to_owned(),
                 item_name: "thing".to_owned(),
@@ -47,6 +46,7 @@ impl WholeShop {
                 price: Cents(101 + place as i64),
                 quantity: *quantity,
             };
+            let op = ProductOp::Register { request: format!("item {place}"), item };
             serde_json::from_str::<RegisteredItem>(&product.handle(op).unwrap()).unwrap().item_id
         });
         let ids = ids.collect();
