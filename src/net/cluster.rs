@@ -1,7 +1,5 @@
-//! The cluster key: a secret that the components of one shop share.
-//!
-//! It is never sent. Both ends of a link prove that they have it (HMAC-SHA256 over nonces that both have just made),
-//! see [`super::link`].
+//! The cluster key: a secret that the components of one shop share. It is never sent: both ends of a link prove that
+//! they have it (HMAC-SHA256 over nonces that both have just made), see [`super::link`].
 
 use std::fmt;
 use std::fs;
@@ -14,32 +12,26 @@ use ring::hmac;
 use super::tls::{warn_if_readable_by_others, write_secret_once};
 use crate::model::secret;
 
-/// The key's file name in a data directory.
 pub const FILE_NAME: &str = "cluster.key";
 
 /// Random bytes of a key; the file has twice as many hex digits.
 const KEY_BYTES: usize = 32;
 
-/// Why the key could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterKeyError {
     #[error("the cluster key {}", path.display())]
     File { path: PathBuf, source: io::Error },
-    /// The file does not hold 64 hex digits.
     #[error("the cluster key {}: expected 64 hex digits", path.display())]
     Malformed { path: PathBuf },
 }
 
-/// The key. Clones share it; `Debug` does not show it.
+/// `Debug` does not show it.
 #[derive(Clone)]
 pub struct ClusterKey(Arc<hmac::Key>);
 
 impl ClusterKey {
-    /// The key in that file. The first component that needs it creates the file, with mode 600.
-    ///
-    /// # Errors
-    /// [`ClusterKeyError`] when the file cannot be read or written, or holds something else: it is never replaced,
-    /// because other components have the key.
+    /// The key in that file, which the first component that needs it creates, with mode 600. A file that holds
+    /// something else is an error and never replaced, because other components have the key.
     pub fn load_or_create(path: &Path) -> Result<ClusterKey, ClusterKeyError> {
         let failed = |source| ClusterKeyError::File { path: path.into(), source };
         let text = match fs::read_to_string(path) {
@@ -61,7 +53,6 @@ impl ClusterKey {
         Ok(ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &bytes))))
     }
 
-    /// A key for this process alone: for when all components are in it, and for tests.
     #[cfg(test)]
     pub fn random() -> ClusterKey {
         ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, random_key_hex().as_bytes())))
@@ -92,7 +83,6 @@ fn random_key_hex() -> String {
     secret::random_hex::<KEY_BYTES>()
 }
 
-/// 32 bytes from 64 hex digits.
 fn key_from_hex(text: &str) -> Option<[u8; KEY_BYTES]> {
     let mut bytes = [0; KEY_BYTES];
     if text.len() != 2 * KEY_BYTES || !text.is_ascii() {

@@ -1,5 +1,4 @@
-//! Timers: a heap of deadlines on one thread. A due item becomes a job of the executor.
-
+//! A heap of deadlines on one thread. A due item becomes a job of the executor.
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::fmt;
@@ -19,16 +18,14 @@ use crate::model::time;
 const RETRY_AFTER: Duration = Duration::from_millis(10);
 /// How often it is checked whether the machine was suspended: a suspend does not end a wait early.
 const RECHECK_INTERVAL: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
-/// A suspend shorter than this is not recognised, because the two clocks that show it are not read at the same
-/// instant.
+/// A shorter suspend is not recognised, because the two clocks that show it are not read at the same instant.
 const SUSPEND_MIN: Duration = Duration::from_millis(100);
 
-/// A set of deadlines, each with an item. They fire in the order of their instants; equal ones in the order in which
-/// they were set.
+/// Deadlines, each with an item, fire in the order of their instants; equal ones in the order in which they were set.
 ///
-/// There is no cancelling: an item says what is to be checked, and its handler finds out whether there is still
-/// something to do. The number of deadlines is bounded by whoever sets them. Time during which the machine is
-/// suspended counts: what became due meanwhile fires within seconds afterwards.
+/// There is no cancelling: the handler of an item finds out whether there is still something to do. Whoever sets
+/// deadlines bounds their number. Time during which the machine is suspended counts: what became due meanwhile fires
+/// within seconds afterwards.
 pub struct Timers<T: Send + 'static> {
     inner: Arc<TimersInner<T>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -40,9 +37,8 @@ struct TimersInner<T> {
     state: Mutex<TimersState<T>>,
     /// Notified when the earliest deadline has changed, and at the end.
     changed: Condvar,
-    /// Returns for how long the machine has been suspended since it was started.
+    /// For how long the machine has been suspended since it was started.
     read_suspended: fn() -> Duration,
-    /// How often a due item had to wait because every request thread was busy.
     #[cfg(test)]
     retries: AtomicU64,
 }
@@ -50,9 +46,8 @@ struct TimersInner<T> {
 struct TimersState<T> {
     /// Keyed by what [`Instant`]s would be if they advanced during suspend.
     heap: BinaryHeap<Reverse<TimerEntry<T>>>,
-    /// The total suspend time that was seen last.
     suspended: Duration,
-    /// Numbers the entries, so that equal deadlines keep their order.
+    /// Keeps the order of equal deadlines.
     next_number: u64,
     is_stopped: bool,
 }
@@ -64,10 +59,7 @@ struct TimerEntry<T> {
 }
 
 impl<T: Send + 'static> Timers<T> {
-    /// Starts the timer thread. `fire` runs on a thread of the executor for each due item.
-    ///
-    /// # Errors
-    /// The system's error when it gives no thread.
+    /// `fire` runs on a thread of the executor for each due item.
     pub fn start(
         name: &str,
         executor: Arc<Executor>,
@@ -119,12 +111,11 @@ impl<T: Send + 'static> Timers<T> {
         }
     }
 
-    /// The number of deadlines that have not fired.
     pub fn pending(&self) -> usize {
         self.inner.state.lock().heap.len()
     }
 
-    /// Ends the thread; what has not fired never will. Items that were handed over run on.
+    /// What has not fired never will. Items that were handed over run on.
     pub fn stop(&self) {
         let abandoned = {
             let mut state = self.inner.state.lock();
@@ -143,7 +134,6 @@ impl<T: Send + 'static> Timers<T> {
 }
 
 impl<T> TimersState<T> {
-    /// The total time for which the machine was suspended.
     fn update_suspended(&mut self, read_asleep: fn() -> Duration) -> Duration {
         let asleep = read_asleep();
         if asleep > self.suspended + SUSPEND_MIN {
@@ -164,10 +154,7 @@ impl<T: Send + 'static> TimersInner<T> {
         // At most one due item waits outside the heap for a free thread: those after it keep their order there.
         let mut waiting: Option<Job> = None;
         loop {
-            let job = match waiting.take().or_else(|| self.next_due()) {
-                Some(job) => job,
-                None => return,
-            };
+            let Some(job) = waiting.take().or_else(|| self.next_due()) else { return };
             let Err(job) = self.executor.try_execute(job) else { continue };
             waiting = Some(job);
             #[cfg(test)]
@@ -183,7 +170,6 @@ impl<T: Send + 'static> TimersInner<T> {
         }
     }
 
-    /// Waits for the next deadline; `None` once stopped.
     fn next_due(self: &Arc<Self>) -> Option<Job> {
         let mut state = self.state.lock();
         loop {

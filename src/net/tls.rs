@@ -1,6 +1,5 @@
-//! TLS identities: our own certificate, and peers identified by the fingerprint of theirs.
-//!
-//! There is no certificate authority: fingerprints are exchanged over a channel that is trusted already.
+//! Our own certificate, and peers identified by the fingerprint of theirs. There is no certificate authority:
+//! fingerprints are exchanged over a channel that is trusted already.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -19,29 +18,24 @@ use rustls::{CertificateError, DigitallySignedStruct, OtherError, ServerConfig, 
 
 use crate::model::secret::hex;
 
-/// The DNS name in our certificates, which clients ask for.
+/// The DNS name that is in our certificates and that clients send.
 pub const SERVER_NAME: &str = "p2s2";
 
 /// Certificate and key are in one file, so that a crash during its creation leaves both or none.
 pub const IDENTITY_FILE: &str = "identity.pem";
 
-/// Why an identity or a pin could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsIdentityError {
-    /// A file could not be read or written.
     #[error("{}: {error}", path.display())]
     File { path: PathBuf, error: io::Error },
-    /// A file holds something else.
     #[error("{}: {what}", path.display())]
     Content { path: PathBuf, what: String },
     #[error("making a certificate: {0}")]
     Generation(String),
-    /// The pin is not a fingerprint.
     #[error("cert_sha256 must be 64 hex digits")]
     InvalidPin,
 }
 
-/// A certificate with its key, ready to be presented.
 #[derive(Clone)]
 pub struct TlsIdentity {
     config: Arc<ServerConfig>,
@@ -49,19 +43,13 @@ pub struct TlsIdentity {
 }
 
 impl TlsIdentity {
-    /// The data directory's own certificate: self-signed, created once, stored in `identity.pem` with mode 600.
-    ///
-    /// # Errors
-    /// [`TlsIdentityError`] when the file cannot be read or written, or holds something else: a damaged one is never
-    /// replaced, because peers know its fingerprint.
+    /// The data directory's own certificate: self-signed, created once, stored in `identity.pem` with mode 600. A
+    /// damaged file is an error and never replaced, because peers know its fingerprint.
     pub fn load_or_create(dir: &Path) -> Result<TlsIdentity, TlsIdentityError> {
         TlsIdentity::load_or_create_with_note(dir, "")
     }
 
-    /// Like [`load_or_create`](TlsIdentity::load_or_create); a new file begins with a note, which PEM parsers skip.
-    ///
-    /// # Errors
-    /// As [`load_or_create`](TlsIdentity::load_or_create).
+    /// A new file begins with the note, which PEM parsers skip.
     pub fn load_or_create_with_note(dir: &Path, note: &str) -> Result<TlsIdentity, TlsIdentityError> {
         let path = dir.join(IDENTITY_FILE);
         match fs::read(&path) {
@@ -81,9 +69,6 @@ impl TlsIdentity {
     }
 
     /// A certificate (with its chain, leaf first) and key from elsewhere, both PEM.
-    ///
-    /// # Errors
-    /// [`TlsIdentityError`] when a file cannot be read, or holds something else.
     pub fn load(certificate: &Path, key: &Path) -> Result<TlsIdentity, TlsIdentityError> {
         TlsIdentity::from_pem(certificate, &read(certificate)?, key, &read(key)?)
     }
@@ -124,7 +109,6 @@ impl TlsIdentity {
         &self.fingerprint
     }
 
-    /// The configuration for the server's side of a TLS connection.
     pub fn server_config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
@@ -136,15 +120,11 @@ impl fmt::Debug for TlsIdentity {
     }
 }
 
-/// SHA-256 of a certificate's DER, as 64 lowercase hex digits.
 pub(super) fn fingerprint_of(certificate: &CertificateDer<'_>) -> String {
     hex(digest(&SHA256, certificate).as_ref())
 }
 
-/// The configuration of a client that accepts exactly one certificate: the one with that fingerprint.
-///
-/// # Errors
-/// [`TlsIdentityError::InvalidPin`] unless the pin is 64 hex digits.
+/// A client that accepts exactly the certificate with that fingerprint.
 pub fn pinned_client_config(pin: &str) -> Result<Arc<ClientConfig>, TlsIdentityError> {
     let is_pin = pin.len() == 64 && pin.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !is_pin {
@@ -166,36 +146,30 @@ fn client_config(pin: Option<String>) -> Result<Arc<ClientConfig>, TlsIdentityEr
     Ok(Arc::new(config))
 }
 
-/// The configuration of a client that accepts any certificate and verifies the server in another way: see
+/// A client that accepts any certificate and verifies the server in another way: see
 /// [`Conn::tls_client_unpinned`](super::conn::Conn::tls_client_unpinned).
 pub(super) fn unpinned_client_config() -> Result<Arc<ClientConfig>, TlsIdentityError> {
     client_config(None)
 }
 
-/// The verifier alone, for tests that set the rest up differently.
 #[cfg(test)]
 pub(super) fn pin_verifier(pin: &str) -> Arc<dyn ServerCertVerifier> {
     Arc::new(PinVerifier { pin: Some(pin.to_owned()), provider: crypto_provider() })
 }
 
-/// The server name that clients send.
 pub(super) fn server_name() -> ServerName<'static> {
     // Every TLS test proves it: the constant is a valid DNS name.
     ServerName::try_from(SERVER_NAME).expect("a constant that is a valid name")
 }
 
-/// The other end presented another certificate than the pinned one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the server's certificate has the fingerprint {got}, not {expected} as expected")]
 pub struct PinMismatch {
-    /// The pinned fingerprint.
     pub expected: String,
-    /// The fingerprint of the presented certificate.
     pub got: String,
 }
 
-/// Verifies that the leaf is the pinned certificate (if there is a pin), and that the other end has its key. Nothing
-/// else of the certificate is checked.
+/// Checks nothing but that the leaf is the pinned certificate (if there is a pin), and that the other end has its key.
 #[derive(Debug)]
 struct PinVerifier {
     pin: Option<String>,
@@ -277,7 +251,7 @@ fn write_secret(path: &Path, content: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Renames a file, but never over an existing one, whose fingerprint may be known already.
+/// Never replaces an existing file, whose fingerprint may be known already.
 fn rename_if_absent(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => {}
