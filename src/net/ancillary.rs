@@ -5,7 +5,7 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use socket2::{MaybeUninitSlice, MsgHdr, MsgHdrMut, SockAddr, SockRef};
 
@@ -16,15 +16,19 @@ const PACKET_INFO_BYTES: usize = HEADER_BYTES + 24;
 /// More than the control messages of one datagram need, whatever was enabled on the socket.
 const CONTROL_BYTES: usize = 128;
 
-pub(super) fn enable_option(socket: &UdpSocket, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
-    let on: libc::c_int = 1;
+pub(super) fn set_option(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the value is a c_int that lives through the call, with its true size; the borrowed descriptor is open.
     let failed = unsafe {
         libc::setsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             level,
             option,
-            (&raw const on).cast(),
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     } != 0;
@@ -35,9 +39,9 @@ pub(super) fn enable_option(socket: &UdpSocket, level: libc::c_int, option: libc
 pub(super) fn enable_packet_info(socket: &UdpSocket, is_ipv6: bool) -> io::Result<()> {
     if is_ipv6 {
         // Also for IPv4: its address is reported in mapped form.
-        enable_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
     } else {
-        enable_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO)
+        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
     }
 }
 
