@@ -1,8 +1,6 @@
-//! Which requests are accepted, by Host and Origin.
-//!
-//! A page of another site in a browser can send requests here and, under a name that it makes resolve to this host
-//! (DNS rebinding), even read the responses. So a host name must be known, while an address is always accepted; and
-//! the origin of another page must be allowed.
+//! Which requests are accepted, by Host and Origin. A page of another site in a browser can send requests here and,
+//! under a name that it makes resolve to this host (DNS rebinding), even read the responses. So a host name must be
+//! known, while an address is always accepted; and the origin of another page must be allowed.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -18,35 +16,30 @@ use super::response::HttpError;
 use super::{Body, Response};
 use crate::model::text;
 
-/// How long a browser may cache the response to a preflight, seconds.
 const PREFLIGHT_MAX_AGE_S: &str = "600";
-/// The methods and headers that pages of other origins may use.
+/// For pages of other origins.
 const CORS_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE";
 const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, range, last-event-id";
-/// The response headers that they may read, in addition to those that they always may.
+/// They may be read in addition to those that always may.
 const EXPOSED_HEADERS: &str = "accept-ranges, content-disposition, content-range, etag, retry-after";
 
-/// The names and origins that are accepted in addition to addresses, `localhost` and the same origin.
+/// What is accepted in addition to addresses, `localhost` and the same origin.
 #[derive(Debug, Clone, Default)]
 pub struct RequestPolicy {
-    /// Names that Host may have: see [`parse_host_name`].
+    /// See [`parse_host_name`].
     pub http_hosts: Vec<String>,
-    /// Origins whose pages may send requests: see [`parse_allowed_origin`].
+    /// See [`parse_allowed_origin`].
     pub allow_origins: Vec<String>,
 }
 
-/// What the policy decided about a request.
 pub(super) enum PolicyOutcome {
-    /// It is accepted; the response gets these headers.
+    /// The response gets these headers.
     Proceed(HeaderMap),
     /// It was a CORS preflight, with this response.
     Preflight(Response),
 }
 
-/// Parses a host name without a port, as Host may have it; for `value_parser`.
-///
-/// # Errors
-/// What was expected.
+/// Without a port, as Host may have it; for `value_parser`.
 pub fn parse_host_name(text: &str) -> Result<String, String> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if text.is_empty() || text.len() > 253 || !text.chars().all(is_name) {
@@ -55,10 +48,7 @@ pub fn parse_host_name(text: &str) -> Result<String, String> {
     Ok(text.to_ascii_lowercase())
 }
 
-/// Parses an origin: scheme, host and optionally a port; for `value_parser`.
-///
-/// # Errors
-/// What was expected.
+/// Scheme, host and optionally a port; for `value_parser`.
 pub fn parse_origin(text: &str) -> Result<String, String> {
     let wrong = || "expected an origin, such as https://share.example.org or http://127.0.0.1:8080".to_owned();
     let lower = text.trim_end_matches('/').to_ascii_lowercase();
@@ -77,11 +67,7 @@ pub fn parse_origin(text: &str) -> Result<String, String> {
 /// What browsers send for a page without an origin of its own: one from a file, or a sandboxed frame.
 const OPAQUE_ORIGINS: [&str; 2] = ["null", "file://"];
 
-/// Parses an origin to be allowed: `http://HOST[:PORT]`, `https://HOST[:PORT]`, `null` or `file://`; for
-/// `value_parser`.
-///
-/// # Errors
-/// What was expected.
+/// `http://HOST[:PORT]`, `https://HOST[:PORT]`, `null` or `file://`; for `value_parser`.
 pub fn parse_allowed_origin(text: &str) -> Result<String, String> {
     match OPAQUE_ORIGINS.into_iter().find(|opaque| text.eq_ignore_ascii_case(opaque)) {
         Some(opaque) => Ok(opaque.to_owned()),
@@ -90,7 +76,7 @@ pub fn parse_allowed_origin(text: &str) -> Result<String, String> {
 }
 
 impl RequestPolicy {
-    /// The policy that an operator has chosen. Logs a warning for an origin that allows more than it seems to.
+    /// Logs a warning for an origin that allows more than it seems to.
     pub fn from_flags(http_hosts: Vec<String>, allow_origins: Vec<String>) -> RequestPolicy {
         for origin in allow_origins.iter().filter(|origin| OPAQUE_ORIGINS.contains(&origin.as_str())) {
             log::warn!(
@@ -101,10 +87,7 @@ impl RequestPolicy {
         RequestPolicy { http_hosts, allow_origins }
     }
 
-    /// Checks whether a request is accepted.
-    ///
-    /// # Errors
-    /// 400, 403 or 421.
+    /// Errors are 400, 403, 421 or 501.
     pub(super) fn check(&self, parts: &Parts, is_tls: bool) -> Result<PolicyOutcome, HttpError> {
         let host = single_header(&parts.headers, HOST)?
             .ok_or_else(|| HttpError::new(StatusCode::BAD_REQUEST, "the header Host is missing"))?;
@@ -167,8 +150,7 @@ impl RequestPolicy {
     }
 }
 
-/// A body is sent as it is or in chunks: another coding would be stored as if it were the content (RFC 9112, section
-/// 6.1).
+/// A body is sent as it is or in chunks: another coding would be stored as if it were the content (RFC 9112, 6.1).
 fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HttpError> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
@@ -179,18 +161,18 @@ fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HttpError> {
     Err(HttpError::new(StatusCode::NOT_IMPLEMENTED, reason))
 }
 
-/// A host name that ends in a dot is the same host: the dot only marks it as fully qualified.
+/// The dot only marks a name as fully qualified.
 fn without_last_dot(host: &str) -> &str {
     host.strip_suffix('.').filter(|host| !host.is_empty()).unwrap_or(host)
 }
 
-/// A header's text as an error message repeats it: at most as long as a host name can be.
+/// As an error message repeats it: at most as long as a host name can be.
 fn excerpt(said: &str) -> String {
     const SHOWN_MAX: usize = 253;
     text::escape_unsafe(said).chars().take(SHOWN_MAX).collect()
 }
 
-/// The header's value if there is one. It must not occur twice.
+/// The header must not occur twice.
 fn single_header(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, HttpError> {
     let mut values = headers.get_all(&name).iter();
     let (first, second) = (values.next(), values.next());

@@ -1,5 +1,5 @@
-//! Responses in the format of both APIs (`{"success":true,…}`, `{"success":false,"error":…}`), and access to the
-//! parts of a request: JSON fields, path segments, query parameters, the bearer token.
+//! The format of both APIs (`{"success":true,…}`, `{"success":false,"error":…}`), and the parts of a request: JSON
+//! fields, path segments, query parameters, the bearer token.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -7,14 +7,13 @@ use serde_json::{Map, Value, json};
 use super::{Body, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use crate::model::{Token, number, text};
 
-/// An error response: status and reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct HttpError {
     pub status: StatusCode,
-    /// A text for the user; it names the field.
+    /// For the user; it names the field.
     pub reason: String,
-    /// When trying again is worthwhile, seconds.
+    /// When trying again is worthwhile.
     pub retry_after_s: Option<u64>,
 }
 
@@ -23,13 +22,11 @@ impl HttpError {
         HttpError { status, reason: reason.into(), retry_after_s: None }
     }
 
-    /// Adds a Retry-After header.
     #[must_use]
     pub fn retry_after(self, seconds: u64) -> HttpError {
         HttpError { retry_after_s: Some(seconds), ..self }
     }
 
-    /// An error with status 400.
     pub fn bad_request(reason: impl Into<String>) -> HttpError {
         HttpError::new(StatusCode::BAD_REQUEST, reason)
     }
@@ -48,7 +45,6 @@ impl From<HttpError> for Response {
     }
 }
 
-/// A response with any value as JSON.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => Response::new(status, "application/json", body),
@@ -69,17 +65,16 @@ pub fn success(fields: Value) -> Response {
     json(StatusCode::OK, &all)
 }
 
-/// An error response with its reason.
 pub fn error(status: StatusCode, reason: &str) -> Response {
     json(status, &json!({"success": false, "error": reason}))
 }
 
-/// Status 404 for an unknown path.
+/// For an unknown path.
 pub fn not_found() -> Response {
     error(StatusCode::NOT_FOUND, "there is nothing at this path")
 }
 
-/// Status 405 for a path that has other methods.
+/// For a path that has other methods.
 pub fn method_not_allowed(allowed: &[Method]) -> Response {
     let mut names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
     if allowed.contains(&Method::GET) {
@@ -94,7 +89,7 @@ pub fn method_not_allowed(allowed: &[Method]) -> Response {
     }
 }
 
-/// A whole error response as bytes, for when there is no request that hyper could respond to.
+/// As bytes, for when there is no request that hyper could respond to.
 pub(super) fn raw_error(status: StatusCode, reason: &str) -> Vec<u8> {
     let body = json!({"success": false, "error": reason}).to_string();
     let reason = status.canonical_reason().unwrap_or_default();
@@ -106,12 +101,12 @@ pub(super) fn raw_error(status: StatusCode, reason: &str) -> Vec<u8> {
     [head, body].concat().into_bytes()
 }
 
-/// The segments of a path, percent-decoded; `None` if one is not UTF-8.
+/// Percent-decoded; `None` if one is not UTF-8.
 pub fn path_segments(path: &str) -> Option<Vec<String>> {
     path.strip_prefix('/')?.split('/').map(|segment| decode(segment, false)).collect()
 }
 
-/// The names and values of a query, in order; `None` if one is not UTF-8.
+/// In order; `None` if one is not UTF-8.
 pub fn query_pairs(query: &str) -> Option<Vec<(String, String)>> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs
@@ -147,15 +142,12 @@ pub fn bearer(headers: &HeaderMap) -> Option<Token> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| Token::from_text(token))
 }
 
-/// The fields of a request's JSON object. Unknown fields are ignored.
+/// The fields of a request's JSON object. Unknown fields are ignored. Each error is a 400 that names the field.
 #[derive(Debug, Clone)]
 pub struct JsonFields(Map<String, Value>);
 
 impl JsonFields {
-    /// Parses the body. (Its content type was checked before.)
-    ///
-    /// # Errors
-    /// 400 when the body is not a JSON object.
+    /// The content type was checked before.
     pub fn from_body(request: &Request) -> Result<JsonFields, HttpError> {
         match serde_json::from_slice(text::without_bom(&request.body)) {
             Ok(Value::Object(fields)) => Ok(JsonFields(fields)),
@@ -167,10 +159,7 @@ impl JsonFields {
         }
     }
 
-    /// Like [`from_body`](JsonFields::from_body), but an empty body has no fields.
-    ///
-    /// # Errors
-    /// 400 when the body is neither empty nor a JSON object.
+    /// An empty body has no fields.
     pub fn from_optional_body(request: &Request) -> Result<JsonFields, HttpError> {
         if text::without_bom(&request.body).is_empty() {
             Ok(JsonFields(Map::new()))
@@ -179,7 +168,7 @@ impl JsonFields {
         }
     }
 
-    /// A field, unless it is missing or null.
+    /// `None` if it is missing or null.
     pub fn get(&self, field: &str) -> Option<&Value> {
         self.0.get(field).filter(|value| !value.is_null())
     }
@@ -188,54 +177,35 @@ impl JsonFields {
         self.get(field).ok_or_else(|| HttpError::bad_request(format!("{field}: missing")))
     }
 
-    /// A string of any length and with any characters.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
+    /// Of any length and with any characters.
     pub fn any_text(&self, field: &str) -> Result<&str, HttpError> {
         self.require(field)?.as_str().ok_or_else(|| HttpError::bad_request(format!("{field}: expected a text")))
     }
 
-    /// A string; `None` if it is missing, null or empty, as a form sends a field that was not filled in.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
+    /// `None` if it is missing, null or empty, as a form sends a field that was not filled in.
     pub fn non_empty_text(&self, field: &str) -> Result<Option<&str>, HttpError> {
         let text = self.get(field).map(|_| self.any_text(field)).transpose()?;
         Ok(text.filter(|text| !text.is_empty()))
     }
 
-    /// A string of `min` to `max` characters without control characters.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
+    /// Of `min` to `max` characters without control characters.
     pub fn text(&self, field: &str, min: usize, max: usize) -> Result<&str, HttpError> {
         let value = self.any_text(field)?;
         text::check(value, min, max).map_err(|wrong| HttpError::bad_request(format!("{field}: {wrong}")))?;
         Ok(value)
     }
 
-    /// Like [`text`](JsonFields::text) for a field that may be missing.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn optional_text(&self, field: &str, min: usize, max: usize) -> Result<Option<&str>, HttpError> {
         self.get(field).map(|_| self.text(field, min, max)).transpose()
     }
 
-    /// A boolean; `default` if it is missing.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
+    /// `default` if it is missing.
     pub fn boolean(&self, field: &str, default: bool) -> Result<bool, HttpError> {
         let Some(value) = self.get(field) else { return Ok(default) };
         value.as_bool().ok_or_else(|| HttpError::bad_request(format!("{field}: expected true or false")))
     }
 
     /// A whole number up to `max`, however it is written (`5`, `5.0`, `5e0`).
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn integer(&self, field: &str, max: u64) -> Result<u64, HttpError> {
         let number: Option<u64> = number::integer_as(self.require(field)?);
         number
@@ -243,16 +213,12 @@ impl JsonFields {
             .ok_or_else(|| HttpError::bad_request(format!("{field}: expected a whole number from 0 to {max}")))
     }
 
-    /// Like [`integer`](JsonFields::integer) for a field that may be missing.
-    ///
-    /// # Errors
-    /// 400, with the field's name.
     pub fn optional_integer(&self, field: &str, max: u64) -> Result<Option<u64>, HttpError> {
         self.get(field).map(|_| self.integer(field, max)).transpose()
     }
 }
 
-/// Describes the error without what serde would quote of the body, which may contain a password.
+/// Without what serde would quote of the body, which may contain a password.
 fn describe_json_error(error: &serde_json::Error) -> String {
     match error.classify() {
         serde_json::error::Category::Eof => "it ends too early".to_owned(),
@@ -261,12 +227,9 @@ fn describe_json_error(error: &serde_json::Error) -> String {
 }
 
 impl Body {
-    /// The bytes of a body that is in memory as a whole.
+    /// `None` unless the body is in memory as a whole.
     pub fn as_bytes(&self) -> Option<&[u8]> {
-        match self {
-            Body::Bytes(bytes) => Some(bytes),
-            Body::Chunks(_) | Body::File { .. } | Body::Events(_) => None,
-        }
+        if let Body::Bytes(bytes) = self { Some(bytes) } else { None }
     }
 }
 

@@ -1,9 +1,6 @@
-//! One route table per API: which routes there are, who may use them, their parameters and bodies, and every response
-//! that they give.
-//!
-//! Requests are matched by this table, 404 and 405 follow from it, and the API's description (OpenAPI) is generated
-//! from it; so none of them can contradict the others. Responses are described by [`Schema`]s. In debug builds each
-//! response is checked against its description ([`Route::assert_conforms`]).
+//! One route table per API. Requests are matched by it, 404 and 405 follow from it, and the API's description (OpenAPI)
+//! is generated from it; so none of them can contradict the others. In debug builds each response is checked against
+//! its description ([`Route::assert_conforms`]).
 
 use serde_json::Value;
 
@@ -11,10 +8,8 @@ use super::{
     Body, HttpError, Method, Request, Response, StatusCode, header, method_not_allowed, not_found, path_segments,
 };
 
-/// The result of a route's handler.
 pub type HandlerResult = Result<Response, HttpError>;
 
-/// A request with its route's path parameters.
 #[derive(Debug)]
 pub struct RouteCall<'a> {
     pub request: &'a Request,
@@ -23,78 +18,68 @@ pub struct RouteCall<'a> {
 }
 
 impl RouteCall<'_> {
-    /// The value of the `{…}` at that position; empty if the route has none.
+    /// Empty if the route has no `{…}` at that position.
     pub fn param(&self, place: usize) -> &str {
         self.params.get(place).map_or("", String::as_str)
     }
 }
 
-/// The schema of a JSON value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Schema {
     Text,
-    /// One of these strings.
     OneOf(&'static [&'static str]),
-    /// A whole number, 0 or more.
+    /// 0 or more.
     Integer,
     Number,
     Boolean,
     /// Always this boolean.
     Constant(bool),
-    /// That, or null.
     Nullable(&'static Schema),
-    /// An array of any length.
     List(&'static Schema),
-    /// An array with one item of each of these schemas, in this order.
+    /// One item of each of these schemas, in this order.
     Tuple(&'static [Schema]),
-    /// An object with any field names, whose values have this schema.
+    /// Any field names, whose values have this schema.
     Map(&'static Schema),
     Object(&'static [FieldSchema]),
-    /// An object with a name of its own in the description.
+    /// Has a name of its own in the description.
     Named(&'static str, &'static [FieldSchema]),
     Any,
 }
 
-/// A field of an object, or a query parameter.
+/// Of an object; or a query parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FieldSchema {
     pub name: &'static str,
     pub schema: Schema,
     pub is_optional: bool,
-    /// Its meaning, where the name does not tell it.
+    /// Where the name does not tell it.
     pub description: &'static str,
 }
 
-/// A required field.
 pub const fn field(name: &'static str, schema: Schema) -> FieldSchema {
     FieldSchema { name, schema, is_optional: false, description: "" }
 }
 
-/// An optional field.
 pub const fn optional(name: &'static str, schema: Schema) -> FieldSchema {
     FieldSchema { name, schema, is_optional: true, description: "" }
 }
 
 impl FieldSchema {
-    /// Adds a description.
     #[must_use]
     pub const fn described_as(self, description: &'static str) -> FieldSchema {
         FieldSchema { description, ..self }
     }
 }
 
-/// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteAccess {
     /// Every client that can connect.
     Anybody,
-    /// A client with a user's token.
     User,
-    /// A client with the admin's token.
     Admin,
 }
 
-/// The methods that routes have. (HEAD is GET without a body.)
+/// HEAD is GET without a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteMethod {
     Get,
@@ -102,7 +87,6 @@ pub enum RouteMethod {
 }
 
 impl RouteMethod {
-    /// The corresponding HTTP method.
     pub fn method(self) -> Method {
         match self {
             RouteMethod::Get => Method::GET,
@@ -111,61 +95,53 @@ impl RouteMethod {
     }
 }
 
-/// The kind of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum BodyKind {
     /// There is none, or it is ignored.
     None,
-    /// A JSON object with these fields.
     Json(&'static [FieldSchema]),
-    /// Like `Json`, but the body may be missing.
+    /// The body may be missing.
     OptionalJson(&'static [FieldSchema]),
     /// A file's content, of any type and length.
     Content,
 }
 
-/// The kind of a successful response.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ResponseKind {
-    /// A JSON object with these fields and `success`.
+    /// These fields and `success`.
     Json(&'static [FieldSchema]),
-    /// Server-sent events, each with a name and a JSON object.
+    /// Each has a name and a JSON object.
     Events(&'static [(&'static str, Schema)]),
     /// A file or a range of it.
     Content,
-    /// A text of this content type.
+    /// Of this content type.
     Text(&'static str),
 }
 
-/// An error that a route responds with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ErrorCase {
     pub status: u16,
-    /// When it is sent.
     pub why: &'static str,
-    /// Its fields in addition to `success` and `error`.
+    /// In addition to `success` and `error`.
     pub fields: &'static [FieldSchema],
 }
 
-/// The description of a route, independent of its handler.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouteSpec {
     pub method: RouteMethod,
-    /// The path, with `{name}` for a parameter.
+    /// With `{name}` for a parameter.
     pub path: &'static str,
-    /// What the route is for, one line.
+    /// One line.
     pub summary: &'static str,
     pub access: RouteAccess,
-    /// Its query parameters.
     pub query: &'static [FieldSchema],
     pub request_body: BodyKind,
-    /// The response on success.
+    /// On success.
     pub response: ResponseKind,
-    /// Its errors, in addition to those that every route has.
+    /// In addition to those that every route has.
     pub error_cases: &'static [ErrorCase],
 }
 
-/// A route and its handler.
 #[derive(Debug, Clone, Copy)]
 pub struct Route<H: Copy + 'static> {
     pub spec: RouteSpec,
@@ -187,60 +163,51 @@ impl<H: Copy> Route<H> {
         Route { spec, handler }
     }
 
-    /// A GET route for users.
     pub const fn get(path: &'static str, summary: &'static str, handler: H) -> Route<H> {
         Route::new(RouteMethod::Get, path, summary, handler)
     }
 
-    /// A POST route for users.
     pub const fn post(path: &'static str, summary: &'static str, handler: H) -> Route<H> {
         Route::new(RouteMethod::Post, path, summary, handler)
     }
 
-    /// Sets who may use it.
     #[must_use]
     pub const fn access(self, who: RouteAccess) -> Route<H> {
         Route { spec: RouteSpec { access: who, ..self.spec }, ..self }
     }
 
-    /// Sets its query parameters.
     #[must_use]
     pub const fn query(self, query: &'static [FieldSchema]) -> Route<H> {
         Route { spec: RouteSpec { query, ..self.spec }, ..self }
     }
 
-    /// Sets the kind of its request body.
     #[must_use]
     pub const fn request_body(self, takes: BodyKind) -> Route<H> {
         Route { spec: RouteSpec { request_body: takes, ..self.spec }, ..self }
     }
 
-    /// Sets its successful response.
     #[must_use]
     pub const fn responds_with(self, gives: ResponseKind) -> Route<H> {
         Route { spec: RouteSpec { response: gives, ..self.spec }, ..self }
     }
 
-    /// Sets its successful response to a JSON object with these fields.
     #[must_use]
     pub const fn responds_with_json(self, fields: &'static [FieldSchema]) -> Route<H> {
         self.responds_with(ResponseKind::Json(fields))
     }
 
-    /// Sets its errors.
     #[must_use]
     pub const fn error_cases(self, error_cases: &'static [ErrorCase]) -> Route<H> {
         Route { spec: RouteSpec { error_cases, ..self.spec }, ..self }
     }
 }
 
-/// An error without further fields.
 pub const fn error_case(status: u16, why: &'static str) -> ErrorCase {
     ErrorCase { status, why, fields: &[] }
 }
 
 impl RouteSpec {
-    /// The route's name in the metrics: the path without `/api/` and parameters.
+    /// For the metrics: the path without `/api/` and parameters.
     pub fn name(&self) -> &'static str {
         let path = self.path.trim_start_matches('/');
         let path = path.strip_prefix("api/").unwrap_or(path);
@@ -262,10 +229,7 @@ impl RouteSpec {
         parts.next().is_none().then_some(params)
     }
 
-    /// Checks a response of this route against the description.
-    ///
-    /// # Errors
-    /// What does not conform.
+    /// The error says what does not conform.
     pub fn check_response(&self, status: StatusCode, content_type: &str, body: &[u8]) -> Result<(), String> {
         let is_json = content_type == "application/json";
         let fields = if status.is_success() {
@@ -295,7 +259,7 @@ impl RouteSpec {
         check_fields(fields, common_fields, &value, "the answer")
     }
 
-    /// Every error status that it can respond with, including those common to all routes of its kind.
+    /// Includes those common to all routes of its kind.
     pub fn statuses(&self) -> Vec<u16> {
         let mut all: Vec<u16> = self.error_cases.iter().map(|refused| refused.status).collect();
         // Host, Origin and malformed requests: see `policy.rs` and `service.rs`.
@@ -323,8 +287,7 @@ fn parse_json(body: &[u8]) -> Result<Value, String> {
 }
 
 impl<H: Copy> Route<H> {
-    /// Checks a response against the route's description in debug builds: a deviation is a bug in this program, and
-    /// ends the request.
+    /// In debug builds: a deviation is a bug in this program, and ends the request.
     ///
     /// # Panics
     /// When the response does not conform.
@@ -342,11 +305,10 @@ impl<H: Copy> Route<H> {
     }
 }
 
-/// The result of matching a request against a route table.
 pub enum RouteMatch<'a, H: Copy + 'static> {
-    /// The route, with the request's path parameters.
+    /// With the request's path parameters.
     Route(&'static Route<H>, RouteCall<'a>),
-    /// The path is known and has these methods.
+    /// The path has these methods.
     MethodNotAllowed(Vec<Method>),
     NotFound,
     /// The path is not valid UTF-8.
@@ -354,7 +316,7 @@ pub enum RouteMatch<'a, H: Copy + 'static> {
 }
 
 impl<H: Copy> RouteMatch<'_, H> {
-    /// The response if there is no route.
+    /// `None` if there is a route.
     pub fn error_response(&self) -> Option<Response> {
         match self {
             RouteMatch::Route(..) => None,
@@ -365,7 +327,6 @@ impl<H: Copy> RouteMatch<'_, H> {
     }
 }
 
-/// Finds the route of a request.
 pub fn match_route<'a, H: Copy>(table: &'static [Route<H>], request: &'a Request) -> RouteMatch<'a, H> {
     let Some(path) = path_segments(&request.path) else { return RouteMatch::MalformedPath };
     let mut methods = Vec::new();
@@ -381,10 +342,7 @@ pub fn match_route<'a, H: Copy>(table: &'static [Route<H>], request: &'a Request
 }
 
 impl Schema {
-    /// Checks that a value conforms to the schema; `at` names its position in the error.
-    ///
-    /// # Errors
-    /// What does not conform, and where.
+    /// `at` names the value's position in the error, which says what does not conform.
     pub fn check(&self, value: &Value, at: &str) -> Result<(), String> {
         let expected = |what: &str| Err(format!("{at}: expected {what}, not {value}"));
         match self {

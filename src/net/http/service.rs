@@ -1,5 +1,3 @@
-//! The way of a request: the policy, then its body, then the handler, then its response.
-
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
@@ -48,7 +46,6 @@ impl RequestService {
         RequestService { server, wire, stream, source, is_tls, is_transport_allowed }
     }
 
-    /// Decides by the head of a request what to do with it.
     fn examine_head(&self, parts: Parts, body: &Incoming) -> HeadOutcome {
         let respond_with =
             |error: HttpError| HeadOutcome { headers: HeaderMap::new(), next_step: NextStep::Respond(error.into()) };
@@ -94,26 +91,23 @@ impl RequestService {
     }
 }
 
-/// The result of examining a request's head.
 struct HeadOutcome {
-    /// Headers that the response gets, whatever it is.
+    /// The response gets these, whatever it is.
     headers: HeaderMap,
     next_step: NextStep,
 }
 
-/// What to do with a request.
 enum NextStep {
-    /// The response is known already.
     Respond(Response),
-    /// Its body goes to the sink, piece by piece.
+    /// The body goes to the sink, piece by piece.
     Upload(Box<dyn BodySink>),
-    /// The handler is called once its body is complete.
+    /// The handler is called once the body is complete.
     Handle(Request),
     /// The response was made.
     Done,
 }
 
-/// Checks that an upload's body is the whole file, unencoded.
+/// The body must be the whole file, unencoded.
 fn check_upload(headers: &HeaderMap) -> Result<(), HttpError> {
     if headers.contains_key(CONTENT_RANGE) {
         // RFC 9110, 14.5: taken for the whole file, a part would replace it.
@@ -127,7 +121,7 @@ fn check_upload(headers: &HeaderMap) -> Result<(), HttpError> {
     Ok(())
 }
 
-/// Checks that the body of a request that is not an upload can be read.
+/// For a request that is not an upload.
 fn check_body(headers: &HeaderMap, body: &Incoming) -> Result<(), HttpError> {
     if body.is_end_stream() {
         Ok(())
@@ -141,9 +135,7 @@ fn check_body(headers: &HeaderMap, body: &Incoming) -> Result<(), HttpError> {
 }
 
 impl HttpServerInner {
-    /// Runs `work`; a panic becomes an error and ends no other request.
-    ///
-    /// Unwind safe for the same reason as jobs of an executor: see `Executor::catch_panic`.
+    /// A panic becomes an error and ends no other request. Unwind safe for the same reason as `Executor::catch_panic`.
     fn catch_panic<T>(&self, work: impl FnOnce() -> T) -> Result<T, HttpError> {
         catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
             self.counters.panics.add(1);
@@ -176,21 +168,17 @@ impl hyper::service::Service<hyper::Request<Incoming>> for RequestService {
         {
             server.counters.uploads.add(1);
             let mut wire = self.wire.borrow_mut();
-            if wire.try_reserve(UPLOAD_READ_BYTES) {
+            if wire.reservation.grow_to(UPLOAD_READ_BYTES) {
                 wire.begin_upload();
             } else {
                 next_step = NextStep::Respond(busy_error().into());
             }
         }
-        let is_decided = match &next_step {
-            NextStep::Respond(response) => {
-                if !response.status.is_success() {
-                    server.counters.refused.add(1);
-                }
-                true
-            }
-            _ => false,
-        };
+        if let NextStep::Respond(response) = &next_step
+            && !response.status.is_success()
+        {
+            server.counters.refused.add(1);
+        }
         ResponseFuture {
             wire: Rc::clone(&self.wire),
             stream: Arc::clone(&self.stream),
@@ -200,14 +188,13 @@ impl hyper::service::Service<hyper::Request<Incoming>> for RequestService {
             body_bytes: Vec::new(),
             headers,
             // Its body is not read, so the start of the next request cannot be found.
-            closes_connection: is_decided && has_body,
+            closes_connection: has_body && matches!(next_step, NextStep::Respond(_)),
             next_step,
             server,
         }
     }
 }
 
-/// Reads a request's body and makes its response.
 pub(super) struct ResponseFuture {
     server: Arc<HttpServerInner>,
     wire: Rc<RefCell<WireState>>,
@@ -216,7 +203,7 @@ pub(super) struct ResponseFuture {
     accepts_gzip: bool,
     body: Incoming,
     body_bytes: Vec<u8>,
-    /// Headers that the response gets, whatever it is.
+    /// The response gets these, whatever it is.
     headers: HeaderMap,
     /// Nothing more is read after this request.
     closes_connection: bool,
@@ -276,13 +263,12 @@ impl ResponseFuture {
         }
     }
 
-    /// Keeps a piece of a body until all of it is there.
     fn append_to_body(&mut self, data: &[u8]) -> Result<(), HttpError> {
         let length = self.body_bytes.len() + data.len();
         if length > BODY_MAX_BYTES {
             return Err(body_too_long());
         }
-        if !self.wire.borrow_mut().try_reserve(length) {
+        if !self.wire.borrow_mut().reservation.grow_to(length) {
             return Err(busy_error());
         }
         self.body_bytes.extend_from_slice(data);
@@ -292,14 +278,14 @@ impl ResponseFuture {
     fn handle(&mut self, mut request: Request) -> Response {
         request.body = std::mem::take(&mut self.body_bytes);
         let handled = self.server.catch_panic(|| self.server.handler.handle(request));
-        self.wire.borrow_mut().release_reservation();
+        self.wire.borrow_mut().reservation.release();
         handled.unwrap_or_else(Response::from)
     }
 
     fn hyper_response(&mut self, response: Response) -> hyper::Response<ResponseBody> {
         // Also when the handler was not called.
-        self.wire.borrow_mut().release_reservation();
-        self.wire.borrow_mut().expect_response();
+        self.wire.borrow_mut().reservation.release();
+        self.wire.borrow_mut().expect_response = true;
         let Response { status, mut headers, body } = response;
         let (status, body) = match body {
             Body::Bytes(bytes) => {
