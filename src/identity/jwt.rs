@@ -1,9 +1,6 @@
 //! Tokens that identify a user: JWT, HS256 and nothing else, with the claims sub, username (the same), role, iat, exp
-//! and jti. No I/O except for the secret's file; the time is an argument.
-//!
-//! Whoever has the secret can impersonate anybody, so it is generated here from the system's randomness and protected
-//! like a private key. A token that names another algorithm (or `none`), lacks a claim, or has reached its `exp` is
-//! rejected.
+//! and jti. One that names another algorithm (or `none`), lacks a claim, or has reached its `exp` is rejected. Whoever
+//! has the secret can impersonate anybody, so it is random and protected like a private key.
 
 use std::fmt;
 use std::fs;
@@ -21,14 +18,12 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Millis, Token, secret};
 use crate::net::tls::{warn_if_readable_by_others, write_secret_once};
 
-/// The secret's file in a data dir.
 pub const KEY_FILE: &str = "jwt.key";
-/// Random bytes of a generated secret; the file holds twice as many hex digits.
+/// The file holds twice as many hex digits.
 const SECRET_BYTES: usize = 32;
 /// Longer tokens are rejected unread.
 const TOKEN_BYTES_MAX: usize = 2048;
 
-/// The role that a token grants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -36,7 +31,6 @@ pub enum Role {
     Admin,
 }
 
-/// The claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     pub sub: String,
@@ -44,18 +38,16 @@ pub struct Claims {
     #[serde(default)]
     pub username: String,
     pub role: Role,
-    /// When it was issued, in Unix seconds.
+    /// Issued at, in Unix seconds.
     pub iat: u64,
-    /// When it expires, in Unix seconds.
+    /// Expires at, in Unix seconds.
     pub exp: u64,
-    /// A random id: no two tokens are the same.
+    /// Random: no two tokens are the same.
     pub jti: String,
 }
 
-/// Why a token is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It was valid once.
     #[error("the token has expired: log in again")]
     Expired,
     /// It was not issued here, or was changed.
@@ -66,18 +58,14 @@ pub enum TokenError {
     Blocked,
 }
 
-/// Why the secret cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JwtKeyError {
-    /// The file could not be read or written.
     #[error("the secret of tokens {}", path.display())]
     File { path: PathBuf, source: io::Error },
-    /// The file holds something else.
     #[error("the secret of tokens {}: expected 64 hex digits; restore a backup, or remove the file (everybody has to log in again then)", path.display())]
     Content { path: PathBuf },
 }
 
-/// Issues and verifies tokens.
 pub struct Jwt {
     encoding_key: EncodingKey,
     decoding_key: DecodingKey,
@@ -86,10 +74,7 @@ pub struct Jwt {
 }
 
 impl Jwt {
-    /// Uses the secret of a data dir. The first start generates it, with mode 600.
-    ///
-    /// # Errors
-    /// [`JwtKeyError`] when the file cannot be read or written, or holds something else: it is never replaced.
+    /// The secret of a data dir. The first start generates it, with mode 600; it is never replaced.
     pub fn load_or_create(data_dir: &Path, life: Duration) -> Result<Jwt, JwtKeyError> {
         let path = data_dir.join(KEY_FILE);
         let failed = |source| JwtKeyError::File { path: path.clone(), source };
@@ -112,7 +97,7 @@ impl Jwt {
         Ok(Jwt::with_secret(digits, life))
     }
 
-    /// Uses a given secret, which may be known elsewhere too.
+    /// The secret may be known elsewhere too.
     pub fn with_secret(secret: &[u8], life: Duration) -> Jwt {
         // An error would mean that it was installed before, by us: nothing else in this program uses that crate.
         let _ = PROVIDER.install_default();
@@ -128,7 +113,7 @@ impl Jwt {
         self.life
     }
 
-    /// Issues a token for a user who has been authenticated; returns its claims too.
+    /// For a user who has been authenticated.
     pub fn issue(&self, now: Millis, sub: &str, role: Role) -> (Token, Claims) {
         let iat = now.0 / 1000;
         let life_s = self.life.as_secs() + u64::from(self.life.subsec_nanos() > 0);
@@ -141,10 +126,7 @@ impl Jwt {
         (Token::from_text(token), claims)
     }
 
-    /// The claims of a token that was issued here and has not expired.
-    ///
-    /// # Errors
-    /// [`TokenError`].
+    /// The token must have been issued here and not have expired.
     pub fn verify(&self, now: Millis, token: &str) -> Result<Claims, TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Invalid);
@@ -192,7 +174,7 @@ impl Signer<Vec<u8>> for Hs256Key {
 }
 
 impl Verifier<Vec<u8>> for Hs256Key {
-    /// Compares in constant time.
+    /// In constant time.
     fn verify(&self, message: &[u8], tag: &Vec<u8>) -> Result<(), signature::Error> {
         hmac::verify(&self.0, message, tag).map_err(|_| signature::Error::new())
     }

@@ -7,13 +7,12 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// A point in time in milliseconds since 1970-01-01 UTC.
+/// Milliseconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Millis(pub u64);
 
 impl Millis {
-    /// The time that many whole seconds after 1970.
     pub fn from_unix_s(seconds: u64) -> Millis {
         Millis(seconds.saturating_mul(1000))
     }
@@ -26,24 +25,24 @@ impl Millis {
         Millis(self.0.saturating_add(ms))
     }
 
-    /// Later by `by_ms` milliseconds, or earlier if it is negative.
+    /// Earlier if `by_ms` is negative.
     pub fn shifted(self, by_ms: i64) -> Millis {
         Millis(self.0.saturating_add_signed(by_ms))
     }
 
-    /// The duration until `later`; zero if it has passed.
+    /// Zero if `later` has passed.
     pub fn until(self, later: Millis) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 
-    /// The same time as a calendar date (UTC), at most the year 9999.
+    /// At most the year 9999.
     pub fn to_utc(self) -> OffsetDateTime {
         const LAST_S: i64 = 253_402_300_799;
         let seconds = i64::try_from(self.0 / 1000).unwrap_or(LAST_S).min(LAST_S);
         OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
-    /// Parses a date (midnight, UTC) or a date with time and zone, from 1970 on.
+    /// A date (midnight, UTC) or a date with time and zone, from 1970 on.
     pub fn parse_iso(text: &str) -> Option<Millis> {
         let midnight = format!("{text}T00:00:00Z");
         let date =
@@ -51,14 +50,13 @@ impl Millis {
         u64::try_from(date.unix_timestamp()).ok().map(Millis::from_unix_s)
     }
 
-    /// Formats it like `2026-11-21T09:30:00Z`.
+    /// Like `2026-11-21T09:30:00Z`.
     pub fn to_iso(self) -> String {
         self.to_utc().format(&Rfc3339).unwrap_or_default()
     }
 }
 
-/// A clock that starts at the wall-clock time and then advances evenly, also while the machine is suspended; it never
-/// goes back.
+/// Starts at the wall-clock time and then advances evenly, also while the machine is suspended; it never goes back.
 ///
 /// What is measured by it (windows, timeouts, elapsed times) has its true length, even if the machine's clock is set
 /// meanwhile; a restart reads the wall clock again. A date that is shown, stored or used in a decision (about a card,
@@ -79,12 +77,12 @@ impl Clock {
         Clock { booted_at_ms: booted_at_ms() }
     }
 
-    /// The current time for windows and timeouts.
+    /// For windows and timeouts.
     pub fn now(&self) -> Millis {
         Millis(uptime_ms().saturating_add_signed(self.booted_at_ms))
     }
 
-    /// The current time for dates, by the machine's clock as it is set now.
+    /// For dates, by the machine's clock as it is set now.
     pub fn wall() -> Millis {
         Millis::default().plus(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
@@ -94,18 +92,17 @@ impl Clock {
         instant.shifted(self.wall_ahead_ms())
     }
 
-    /// The time of this clock for a date, by the machine's clock as it is set now.
+    /// The opposite of [`date_of`](Clock::date_of).
     pub fn instant_of(&self, date: Millis) -> Millis {
         date.shifted(self.wall_ahead_ms().saturating_neg())
     }
 
-    /// By how much the machine's clock was set forward since the start; negative if it was set back. Zero until it is
-    /// set.
+    /// By how much the machine's clock was set forward since the start; negative if it was set back.
     pub fn wall_ahead_ms(&self) -> i64 {
         booted_at_ms().saturating_sub(self.booted_at_ms)
     }
 
-    /// A clock as if the machine had started with its clock that far behind, and it was corrected since.
+    /// As if the machine had started with its clock that far behind, and it was corrected since.
     #[cfg(test)]
     pub(crate) fn behind(by: Duration) -> Clock {
         let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
@@ -113,8 +110,7 @@ impl Clock {
     }
 }
 
-/// When the machine was started, by its clock as it is set now: one number for the whole process, which changes only
-/// when that clock is set.
+/// By the machine's clock as it is set now: one number for the whole process, which changes only when that clock is set.
 fn booted_at_ms() -> i64 {
     static KNOWN: AtomicI64 = AtomicI64::new(i64::MIN);
     let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
@@ -135,7 +131,7 @@ fn uptime_ms() -> u64 {
     u64::try_from(uptime().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How long the machine has been running, including suspend.
+/// Includes suspend.
 #[cfg(target_os = "linux")]
 fn uptime() -> Duration {
     read(libc::CLOCK_BOOTTIME)
@@ -144,14 +140,14 @@ fn uptime() -> Duration {
 #[cfg(target_os = "linux")]
 fn read(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes one timespec to where the pointer points, which is one.
+    // SAFETY: the call writes one timespec, which is there.
     let result = unsafe { libc::clock_gettime(clock, &mut time) };
     // It can fail only where the kernel has no such clock, which every kernel since 2.6.39 has.
     assert_eq!(result, 0, "the kernel has clock {clock}");
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-/// How long the machine has been suspended since it was started, which [`std::time::Instant`] does not count there.
+/// Since the machine was started; [`std::time::Instant`] does not count it there.
 #[cfg(target_os = "linux")]
 pub(crate) fn suspended_for() -> Duration {
     read(libc::CLOCK_BOOTTIME).saturating_sub(read(libc::CLOCK_MONOTONIC))

@@ -83,16 +83,9 @@ fn random_key_hex() -> String {
     secret::random_hex::<KEY_BYTES>()
 }
 
+/// Digits of either case.
 fn key_from_hex(text: &str) -> Option<[u8; KEY_BYTES]> {
-    let mut bytes = [0; KEY_BYTES];
-    if text.len() != 2 * KEY_BYTES || !text.is_ascii() {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        *byte = u8::try_from(digit(digits[0])? * 16 + digit(digits[1])?).ok()?;
-    }
-    Some(bytes)
+    secret::from_hex(&text.to_ascii_lowercase())
 }
 
 impl fmt::Debug for ClusterKey {
