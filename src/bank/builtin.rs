@@ -10,12 +10,12 @@ use crate::storage::Reader;
 use crate::storage::{OpenError, ReaderExt, Store, StoreError, Tx};
 
 pub const BANK_DB: &str = "bank.db";
-/// Room for any id with a prefix.
+/// A key has room for any id with a prefix.
 const KEY_CHARS_MAX: usize = 128;
 /// The well-known test number of a card that is always declined.
 const ALWAYS_DECLINED: &str = "4000000000000002";
 
-/// One migration per version.
+/// The schema, one migration per version.
 pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE charge (
         charge_key TEXT PRIMARY KEY,
@@ -42,7 +42,7 @@ pub enum ChargeState {
     Declined,
 }
 
-/// As the bank stores it.
+/// A charge as the bank stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg(any(test, feature = "internals"))]
 pub struct Charge {
@@ -86,7 +86,7 @@ impl BuiltinGateway {
         self.store.close();
     }
 
-    /// Both in one transaction.
+    /// Finds the charge and decides about it in one transaction.
     fn with_charge<T: Send + 'static>(
         &self,
         key: &str,
@@ -100,7 +100,7 @@ impl BuiltinGateway {
     }
 }
 
-/// Ordered by key.
+/// All charges, ordered by key.
 #[cfg(any(test, feature = "internals"))]
 pub fn charges(reader: &dyn Reader) -> Result<Vec<Charge>, StoreError> {
     reader.all("SELECT charge_key, state, cents, last4 FROM charge ORDER BY charge_key", &[], |row| {
@@ -243,7 +243,7 @@ impl Gateway for BuiltinGateway {
 }
 
 impl ChargeState {
-    /// As it is stored and shown.
+    /// The name under which it is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
             ChargeState::Authorised => "authorised",

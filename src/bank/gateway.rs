@@ -32,18 +32,18 @@ pub enum AuthorisationOutcome {
     Authorised,
     /// It is not reserved, and never will be under this key.
     Declined {
-        /// For the card's owner to read.
+        /// The text is for the card's owner.
         reason: String,
     },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CaptureOutcome {
-    /// Exactly once.
+    /// The amount was taken, exactly once.
     Captured,
     /// Nothing was taken, and the charge cannot be captured.
     Refused {
-        /// For a person to read.
+        /// The text is for a person to read.
         reason: String,
     },
 }
@@ -52,7 +52,7 @@ pub enum CaptureOutcome {
 pub enum VoidOutcome {
     /// Nothing is reserved under this key, nor ever will be.
     Voided,
-    /// Before, and it stays so.
+    /// It was captured before, and stays so.
     Captured {
         /// It may differ from the amount that the caller has in mind.
         amount: Cents,

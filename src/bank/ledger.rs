@@ -10,7 +10,7 @@ use std::fmt;
 use crate::model::{Cents, Millis, Name, Total};
 use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
-/// For the migrations of the room that has a ledger.
+/// The table, for the migrations of the room that has a ledger.
 pub const MIGRATION: &str = "
     CREATE TABLE ledger_entry (
         charge_key TEXT NOT NULL,      -- the purchase's idempotency key
@@ -25,7 +25,7 @@ pub const MIGRATION: &str = "
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Account {
-    /// A buyer's; its balance is negative by what was charged.
+    /// A buyer's card; its balance is negative by what was charged.
     Card(Name),
     /// What is authorised but not yet captured or voided: never below zero.
     Escrow,
@@ -39,17 +39,17 @@ pub enum Account {
 pub enum PostingStep {
     Authorise = 1,
     Void = 2,
-    /// Escrow to payouts and fee.
+    /// Moves escrow to payouts and fee.
     Capture = 3,
 }
 
-/// One step of one purchase. The constructors make sure that the entries fit the step.
+/// The posting of one step of one purchase. The constructors make sure that the entries fit the step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Posting {
     key: String,
     step: PostingStep,
     at: Millis,
-    /// One entry per account, none of them zero.
+    /// There is one entry per account, none of them zero.
     entries: BTreeMap<Account, Cents>,
 }
 
@@ -60,7 +60,7 @@ pub struct LedgerEntry {
     pub step: PostingStep,
     pub at: Millis,
     pub account: Account,
-    /// Added to the account; negative if taken from it.
+    /// What is added to the account; negative if taken from it.
     pub amount: Cents,
 }
 
@@ -171,7 +171,7 @@ pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Of all accounts that were ever used, ordered by their text.
+/// The balances of all accounts that were ever used, ordered by their text.
 pub fn balances(reader: &dyn Reader) -> Result<Vec<(Account, Total)>, StoreError> {
     let sql = format!("SELECT account, {SUM_OF_CENTS} FROM ledger_entry GROUP BY account ORDER BY account");
     reader.all(&sql, &[], |row| Ok((read_account(row, 0)?, read_sum(row, 1)?)))
@@ -232,19 +232,19 @@ fn entry_from_row(row: &Row<'_>) -> Result<LedgerEntry, StoreError> {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LedgerSummary {
     pub entries: u64,
-    /// Those that bear a user's name: see [`named_balances`].
+    /// Accounts that bear a user's name: see [`named_balances`].
     pub named_accounts: u64,
-    /// Of the accounts without a name that were ever used: escrow, fee.
+    /// The balances of the accounts without a name that were ever used: escrow, fee.
     pub house_balances: Vec<(Account, Total)>,
     /// What all cards together were charged (below zero).
     pub cards_total: Total,
     /// What all sellers together have earned.
     pub payouts_total: Total,
-    /// Of all entries: zero unless the ledger is corrupt.
+    /// The sum of all entries: zero unless the ledger is corrupt.
     pub sum: Total,
 }
 
-/// Every entry is read for it; the result is not cached.
+/// Every entry is read for the totals, which are not cached.
 pub fn summarize(reader: &dyn Reader) -> Result<LedgerSummary, StoreError> {
     let mut summary = LedgerSummary::default();
     let sql = format!("SELECT account, COUNT(*), {SUM_OF_CENTS} FROM ledger_entry GROUP BY account ORDER BY account");
@@ -266,13 +266,13 @@ pub fn summarize(reader: &dyn Reader) -> Result<LedgerSummary, StoreError> {
     Ok(summary)
 }
 
-/// While it is the same, nothing was posted.
+/// While the revision is the same, nothing was posted.
 pub fn revision(reader: &dyn Reader) -> Result<Option<i64>, StoreError> {
     // Row ids ascend, and no row is ever deleted.
     Ok(reader.first("SELECT max(rowid) FROM ledger_entry", &[], |row| row.opt_int(0))?.flatten())
 }
 
-/// Of up to `limit` accounts that bear a user's name, ordered by their text, from position `offset` on.
+/// The balances of up to `limit` accounts that bear a user's name, ordered by their text, from position `offset` on.
 pub fn named_balances(reader: &dyn Reader, offset: u64, limit: u64) -> Result<Vec<(Account, Total)>, StoreError> {
     let sql = format!(
         "SELECT account, {SUM_OF_CENTS} FROM ledger_entry WHERE account NOT IN ('escrow', 'fee')
@@ -282,7 +282,7 @@ pub fn named_balances(reader: &dyn Reader, offset: u64, limit: u64) -> Result<Ve
     reader.all(&sql, &[limit.into(), offset.into()], |row| Ok((read_account(row, 0)?, read_sum(row, 1)?)))
 }
 
-/// Of all entries: zero unless the ledger is corrupt.
+/// The sum of all entries: zero unless the ledger is corrupt.
 pub fn sum(reader: &dyn Reader) -> Result<Total, StoreError> {
     let sum = reader.first(&format!("SELECT {SUM_OF_CENTS} FROM ledger_entry"), &[], |row| read_sum(row, 0));
     Ok(sum?.unwrap_or_default())
@@ -294,7 +294,7 @@ fn read_account(row: &Row<'_>, column: usize) -> Result<Account, StoreError> {
 }
 
 impl Account {
-    /// `card:alice`, `escrow`, `payout:bob` or `fee`.
+    /// Parses `card:alice`, `escrow`, `payout:bob` or `fee`.
     pub fn parse(text: &str) -> Option<Account> {
         match text.split_once(':') {
             None if text == "escrow" => Some(Account::Escrow),

@@ -38,11 +38,11 @@ pub struct Claims {
     #[serde(default)]
     pub username: String,
     pub role: Role,
-    /// Issued at, in Unix seconds.
+    /// When it was issued, in Unix seconds.
     pub iat: u64,
-    /// Expires at, in Unix seconds.
+    /// When it expires, in Unix seconds.
     pub exp: u64,
-    /// Random: no two tokens are the same.
+    /// A random id: no two tokens are the same.
     pub jti: String,
 }
 
@@ -74,7 +74,7 @@ pub struct Jwt {
 }
 
 impl Jwt {
-    /// The secret of a data dir. The first start generates it, with mode 600; it is never replaced.
+    /// Uses the secret of a data dir. The first start generates it, with mode 600; it is never replaced.
     pub fn load_or_create(data_dir: &Path, life: Duration) -> Result<Jwt, JwtKeyError> {
         let path = data_dir.join(KEY_FILE);
         let failed = |source| JwtKeyError::File { path: path.clone(), source };
@@ -113,7 +113,7 @@ impl Jwt {
         self.life
     }
 
-    /// For a user who has been authenticated.
+    /// The user must have been authenticated.
     pub fn issue(&self, now: Millis, sub: &str, role: Role) -> (Token, Claims) {
         let iat = now.0 / 1000;
         let life_s = self.life.as_secs() + u64::from(self.life.subsec_nanos() > 0);
@@ -174,7 +174,7 @@ impl Signer<Vec<u8>> for Hs256Key {
 }
 
 impl Verifier<Vec<u8>> for Hs256Key {
-    /// In constant time.
+    /// Compares in constant time.
     fn verify(&self, message: &[u8], tag: &Vec<u8>) -> Result<(), signature::Error> {
         hmac::verify(&self.0, message, tag).map_err(|_| signature::Error::new())
     }

@@ -18,9 +18,9 @@ use crate::storage::{create_private_dir, files};
 const FILE_NAME: &str = "known-servers.json";
 /// A later format is refused.
 const FORMAT: u64 = 1;
-/// More than anybody confirms by hand.
+/// These are more than anybody confirms by hand.
 pub const KNOWN_SERVERS_MAX: usize = 1_000;
-/// Of one server; the other is for an address or a service's name.
+/// Limits of the services of one server, and of the characters of an address or a service's name.
 const SERVICES_MAX: usize = 64;
 const TEXT_CHARS_MAX: usize = 300;
 /// A larger file was not written by this program.
@@ -29,7 +29,7 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The file was left as it was.
+/// After an error, the file is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum KnownServersError {
     #[error("{path} is damaged ({detail}): move it away, and confirm your servers again")]
@@ -49,12 +49,12 @@ pub enum KnownServersError {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownServer {
-    /// Of its certificate, 64 lower-case hex digits. `None` for a server without one.
+    /// SHA-256 of its certificate, 64 lower-case hex digits; `None` for a server without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert_sha256: Option<String>,
     /// Where it was reached last, as the user would write it: `host` or `host:port`.
     pub address: String,
-    /// By name and port.
+    /// Its services, by name and port.
     #[serde(default)]
     pub serves: Vec<(String, u16)>,
     /// When it was confirmed, or reached at another address.
@@ -77,13 +77,13 @@ struct KnownServersFile {
     servers: Vec<KnownServer>,
 }
 
-/// Parsed first.
+/// The part of the file that is parsed first.
 #[derive(Deserialize)]
 struct FormatVersion {
     format: u64,
 }
 
-/// Of one user. Nothing is read or created before a method is called.
+/// The known servers of one user. Nothing is read or created before a method is called.
 #[derive(Debug, Clone)]
 pub struct KnownServers {
     dir: PathBuf,
@@ -98,7 +98,7 @@ impl KnownServers {
         self.dir.join(FILE_NAME)
     }
 
-    /// Hex digits of either case. If the file cannot be read, no server may be taken as confirmed.
+    /// The hex digits may be of either case. If the file cannot be read, no server may be taken as confirmed.
     pub fn is_confirmed(&self, cert_sha256: &str) -> Result<bool, KnownServersError> {
         Ok(self.find(cert_sha256)?.is_some())
     }
@@ -109,7 +109,7 @@ impl KnownServers {
         Ok(servers.into_iter().find(|server| server.cert_sha256.as_ref().is_some_and(has_certificate)))
     }
 
-    /// In the order in which they were first confirmed.
+    /// All confirmed servers, in the order in which they were first confirmed.
     pub fn all(&self) -> Result<Vec<KnownServer>, KnownServersError> {
         let path = self.path();
         let failed = |error| KnownServersError::Io { path: path.clone(), error };
@@ -160,7 +160,7 @@ impl KnownServers {
         self.replace(&KnownServersFile { format: FORMAT, servers })
     }
 
-    /// While the file is read and replaced: programs of one user may run side by side.
+    /// Locks the file while it is read and replaced: programs of one user may run side by side.
     fn lock(&self) -> Result<File, KnownServersError> {
         let path = self.dir.join(format!("{FILE_NAME}.lock"));
         let failed = |error| KnownServersError::Io { path: path.clone(), error };
@@ -185,7 +185,7 @@ impl KnownServers {
         }
     }
 
-    /// By way of a temporary file: a reader always sees a complete file, even after a power cut.
+    /// Writes a temporary file first: a reader always sees a complete file, even after a power cut.
     fn replace(&self, contents: &KnownServersFile) -> Result<(), KnownServersError> {
         let (path, temporary) = (self.path(), self.dir.join(format!("{FILE_NAME}.tmp")));
         let at = |path: &Path| {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::model::Millis;
 use crate::net::source::SourceKey;
 
-/// Within [`FAILURE_WINDOW`]; then follows a lockout.
+/// So many failures within [`FAILURE_WINDOW`] cause a lockout.
 pub const FAILURES_MAX: usize = 10;
 pub const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 pub const LOCKOUT: Duration = Duration::from_secs(60);
@@ -23,7 +23,7 @@ pub const TRACKED_FAILURES_MAX: usize = 100_000;
 #[derive(Debug)]
 pub struct LoginLimiter<U> {
     by_user: HashMap<U, HashMap<SourceKey, SourceFailures>>,
-    /// Oldest first: the order in which they are evicted.
+    /// Failures, oldest first: the order in which they are evicted.
     failures_by_age: VecDeque<(Millis, U, SourceKey)>,
     capacity: usize,
 }

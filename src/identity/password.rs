@@ -24,13 +24,13 @@ use crate::model::Token;
 use crate::model::text::{distinct_spellings, nfc};
 use crate::net::source::{self, SourceKey};
 
-/// Longest wait of a job for its turn.
+/// The longest time that a job waits for its turn.
 pub const WAIT_MAX: Duration = Duration::from_secs(5);
 /// The queue admits this many times the jobs that would have their turns in time at the recent hash time: some are no
 /// longer needed by then, and a machine that was busy a moment ago may not be now. A job that is not reached in time
 /// fails with [`PasswordError::Busy`].
 const OVERCOMMIT_FACTOR: u128 = 2;
-/// However fast the machine is.
+/// The queue is never longer, however fast the machine is.
 pub const QUEUE_LENGTH_MAX: usize = 4096;
 const SALT_BYTES: usize = 16;
 
@@ -38,7 +38,7 @@ const SALT_BYTES: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HashCost {
     pub memory_kib: u32,
-    /// Over that memory.
+    /// Passes over that memory.
     pub passes: u32,
 }
 
@@ -62,7 +62,7 @@ pub enum PasswordError {
 
 pub struct PasswordHasher {
     argon2: Argon2<'static>,
-    /// Of no known password, verified for users that do not exist.
+    /// The hash of no known password, verified for users that do not exist.
     dummy_hash: String,
     workers: Arc<HashWorkers>,
 }
@@ -81,18 +81,18 @@ struct HashQueue {
 }
 
 struct HashQueueState {
-    /// Of each source that has any, oldest first.
+    /// The jobs of each source that has any, oldest first.
     jobs: HashMap<SourceKey, VecDeque<HashJob>>,
     /// Those sources in the order of their turns.
     turns: VecDeque<SourceKey>,
     queued: usize,
     running: usize,
-    /// An average.
+    /// The average time of recent hashes.
     recent_hash_time: Duration,
     is_closed: bool,
 }
 
-/// If it is dropped, the caller gets [`PasswordError::Busy`].
+/// If a job is dropped, the caller gets [`PasswordError::Busy`].
 struct HashJob {
     argon2: Argon2<'static>,
     task: HashTask,
@@ -116,7 +116,7 @@ enum HashOutput {
 }
 
 impl HashQueueState {
-    /// So many may wait that the last one gets its turn in time.
+    /// So many jobs may wait that the last one gets its turn in time.
     fn length_max(&self, thread_count: usize) -> usize {
         let turns =
             OVERCOMMIT_FACTOR * WAIT_MAX.as_nanos() / self.recent_hash_time.as_nanos().max(1) * thread_count as u128;
@@ -148,7 +148,7 @@ impl HashQueueState {
         Ok(())
     }
 
-    /// Without an answer.
+    /// The job gets no answer.
     fn drop_newest(&mut self, source: SourceKey) {
         let Some(jobs) = self.jobs.get_mut(&source) else { return };
         self.queued -= usize::from(jobs.pop_back().is_some());
@@ -209,8 +209,8 @@ impl PasswordHasher {
         self.hash_if(password, source, || true)
     }
 
-    /// [`PasswordError::NoLongerNeeded`] if the result is not needed any more when its turn comes: of very many requests
-    /// for one name at once, all but the first need none and would only delay others.
+    /// Fails with [`PasswordError::NoLongerNeeded`] if the result is not needed when its turn comes: of very many
+    /// requests for one name at once, all but the first need none and would only delay others.
     pub fn hash_if(
         &self,
         password: &str,
@@ -228,8 +228,8 @@ impl PasswordHasher {
         self.verify_if(password, stored_hash, source, || true)
     }
 
-    /// [`PasswordError::NoLongerNeeded`] if the result is not needed any more when its turn comes: whoever guesses very
-    /// often at once is locked out by the first failures, and the remaining requests would only delay others.
+    /// Fails with [`PasswordError::NoLongerNeeded`] if the result is not needed when its turn comes: whoever guesses
+    /// very often at once is locked out by the first failures, and the remaining requests would only delay others.
     pub fn verify_if(
         &self,
         password: &str,
@@ -307,7 +307,7 @@ impl Drop for HashWorkers {
 }
 
 impl HashQueue {
-    /// Until [`HashWorkers`] is dropped.
+    /// Runs one worker thread until [`HashWorkers`] is dropped.
     fn run_worker(&self) {
         let mut memory = Vec::new();
         while let Some(job) = self.next() {
@@ -406,7 +406,7 @@ fn hash(argon2: &Argon2<'_>, password: &str, memory: &mut Vec<Block>) -> Result<
     Ok(stored_hash.to_string())
 }
 
-/// At the stored cost; compared in constant time.
+/// Hashes at the stored cost and compares in constant time.
 fn matches_hash(password: &str, stored_hash: &PasswordHash, memory: &mut Vec<Block>) -> Result<bool, PasswordError> {
     let (Some(salt), Some(expected)) = (&stored_hash.salt, &stored_hash.hash) else {
         return Err(failed("what was kept has no hash"));

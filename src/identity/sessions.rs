@@ -26,7 +26,7 @@ impl SessionKey {
         SessionKey(key)
     }
 
-    /// As it is stored: 32 lowercase hex digits.
+    /// The key as it is stored: 32 lowercase hex digits.
     pub fn to_text(self) -> String {
         secret::hex(&self.0)
     }
@@ -71,7 +71,7 @@ impl<W> Session<W> {
     }
 }
 
-/// What a request finds.
+/// What a request finds when it looks a session up.
 #[derive(Debug)]
 pub enum SessionUse<S> {
     Active(S),
@@ -128,12 +128,12 @@ impl<W> Sessions<W> {
         SessionUse::Active(session)
     }
 
-    /// Does not use the session.
+    /// Finds the session without using it.
     pub fn find(&self, now: Millis, key: &SessionKey) -> Option<&Session<W>> {
         self.by_key.get(key).filter(|session| !self.has_expired(session, now))
     }
 
-    /// If `may` allows it. Only one of several callers gets the session as active.
+    /// Ends the session if `may` allows it. Only one of several callers gets it as active.
     pub fn end(&mut self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<Session<W>> {
         match self.by_key.get(key) {
             Some(session) if self.has_expired(session, now) => SessionUse::Ended,
@@ -155,7 +155,7 @@ impl<W> Sessions<W> {
         unsaved.map(|session| (session.key, session.used_at)).collect()
     }
 
-    /// These last uses are on disk.
+    /// Notes that these last uses are on disk.
     pub fn mark_saved(&mut self, uses: &[(SessionKey, Millis)]) {
         for (key, at) in uses {
             if let Some(session) = self.by_key.get_mut(key) {
@@ -164,7 +164,7 @@ impl<W> Sessions<W> {
         }
     }
 
-    /// Expired ones included that were not yet removed.
+    /// Expired sessions that were not yet removed are counted, too.
     pub fn count(&self) -> usize {
         self.by_key.len()
     }

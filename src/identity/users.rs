@@ -19,15 +19,15 @@ use crate::net::source;
 use crate::storage::{OpenError, Reader, ReaderExt, Row, Store, StoreError, Tx, Value};
 
 pub const USERS_DB: &str = "users.db";
-/// In characters.
+/// The longest password that is accepted, in characters.
 pub const PASSWORD_CHARS_MAX: usize = 256;
 pub const ACCOUNTS_MAX: usize = 500_000;
-/// If the operator gave none.
+/// The admin's name if the operator gave none.
 pub const DEFAULT_ADMIN_NAME: &str = "admin";
-/// Of the last sign-ins of an account.
+/// How many addresses of its last sign-ins are kept per account.
 const ADDRESSES_MAX: usize = 16;
 
-/// One migration per version.
+/// The schema, one migration per version.
 pub const MIGRATIONS: &[&str] = &[
     "
 CREATE TABLE users (
@@ -56,16 +56,16 @@ ALTER TABLE users ADD COLUMN blocked_at INTEGER;
 ",
 ];
 
-/// Without the password.
+/// An account without its password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub username: Name,
-    /// Shown to people.
+    /// The name shown to people.
     pub display_name: Name,
     pub created_at: Millis,
     /// When it last signed in; `None` if it has only registered.
     pub last_login: Option<Millis>,
-    /// From signing in, by the operator.
+    /// Whether the operator has blocked it from signing in.
     pub is_blocked: bool,
 }
 
@@ -78,7 +78,7 @@ pub enum UserError {
     /// Whether the name or the password is wrong is not revealed.
     #[error("user name or password is wrong")]
     WrongCredentials,
-    /// The password is right.
+    /// The password is right, but the account is blocked.
     #[error("this account is blocked: ask the operator")]
     Blocked,
     #[error("username: there is no account {0}")]
@@ -101,7 +101,7 @@ pub enum UserError {
 }
 
 impl UserError {
-    /// Rounded up.
+    /// A time to wait, rounded up.
     pub fn whole_seconds(wait: Duration) -> u64 {
         wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
     }
@@ -126,7 +126,7 @@ impl From<PasswordError> for UserError {
     }
 }
 
-/// As the operator configured them.
+/// The admin as the operator configured them.
 #[derive(Clone, Default)]
 pub struct AdminCredentials {
     /// If `None`, the stored one or [`DEFAULT_ADMIN_NAME`].
@@ -137,12 +137,12 @@ pub struct AdminCredentials {
 
 impl fmt::Debug for AdminCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the password.
+        // The password is left out.
         f.debug_struct("AdminSettings").field("username", &self.username).finish_non_exhaustive()
     }
 }
 
-/// Its password is shown once.
+/// An admin whose password is shown once.
 #[derive(Clone)]
 pub struct NewAdmin {
     pub username: Name,
@@ -156,24 +156,24 @@ pub struct Users {
     passwords: PasswordHasher,
     jwt: Jwt,
     names: RwLock<AccountNames>,
-    /// Of accounts that are being created: of two concurrent requests with different spellings, one succeeds.
+    /// Names of accounts that are being created: of two concurrent requests with different spellings, one succeeds.
     reserved_names: Mutex<HashSet<Name>>,
     admin: RwLock<Option<Admin>>,
     /// An admin is not the user of the same name.
     login_limiter: Arc<Mutex<LoginLimiter<LoginSubject>>>,
-    /// By the name as it is spelled on disk.
+    /// Keyed by the name as it is spelled on disk.
     addresses: Mutex<HashMap<String, SignInAddresses>>,
-    /// As they are spelled on disk.
+    /// Names of accounts, as they are spelled on disk.
     blocked: RwLock<HashSet<Box<str>>>,
 }
 
-/// Spelled as on disk. An earlier version created two accounts for two spellings of one name.
+/// Names are spelled as on disk. An earlier version created two accounts for two spellings of one name.
 #[derive(Default)]
 struct AccountNames {
     /// The oldest account of each name, compared without regard to spelling. It has the hostname, because the registry has
     /// one host for all spellings.
     oldest: HashSet<Name>,
-    /// By their exact spelling.
+    /// The other accounts, by their exact spelling.
     other_spellings: HashMap<Box<str>, Name>,
 }
 
@@ -224,7 +224,7 @@ impl Drop for NameReservation<'_> {
 /// the failures counted before it existed.
 type LoginSubject = (Role, Name, bool);
 
-/// Latest last.
+/// Addresses with the time of the sign-in, latest last.
 type SignInAddresses = VecDeque<(IpAddr, Millis)>;
 
 impl Users {
@@ -451,7 +451,7 @@ impl Users {
         Ok(account)
     }
 
-    /// Until the result is dropped.
+    /// The name is reserved until the result is dropped.
     fn reserve_name(&self, name: &Name) -> Result<NameReservation<'_>, UserError> {
         if !self.reserved_names.lock().insert(name.clone()) {
             return Err(UserError::UsernameTaken(name.clone()));
@@ -459,12 +459,13 @@ impl Users {
         Ok(NameReservation(self, name.clone()))
     }
 
-    /// For somebody who has just been authenticated. Times are wall-clock times, because nodes on other machines use them.
+    /// The subject must just have been authenticated. Times are wall-clock times, because nodes on other machines use
+    /// them.
     pub fn issue_token(&self, sub: &Name, role: Role) -> (Token, Claims) {
         self.jwt.issue(Clock::wall(), sub.as_str(), role)
     }
 
-    /// `WrongRole` if the token is an admin's.
+    /// Fails with `WrongRole` if the token is an admin's.
     pub fn authenticate_user(&self, token: &str) -> Result<(User, Claims), UserError> {
         let claims = self.jwt.verify(Clock::wall(), token)?;
         if claims.role != Role::User {
@@ -484,7 +485,7 @@ impl Users {
         self.blocked.read().contains(account.as_str())
     }
 
-    /// Its name as it is stored.
+    /// Returns the name as it is stored.
     pub fn account_to_block(&self, username: &str, blocked: bool) -> Result<Name, UserError> {
         let unknown = || UserError::UnknownUser(username.to_owned());
         let name = Name::from_stored(username).map_err(|_| unknown())?;
@@ -521,7 +522,7 @@ impl Users {
         user.ok_or_else(|| UserError::UnknownUser(username.to_owned()))
     }
 
-    /// `WrongRole` if the token is a user's.
+    /// Fails with `WrongRole` if the token is a user's.
     pub fn authenticate_admin(&self, token: &str) -> Result<Name, UserError> {
         self.authenticate_admin_with_claims(token).map(|(admin, _)| admin)
     }
@@ -543,7 +544,7 @@ impl Users {
         Name::from_stored(name).is_ok_and(|name| self.names.read().resolve(&name).is_some())
     }
 
-    /// Not if an older account of another spelling has it.
+    /// An account has no hostname if an older one of another spelling has it.
     pub fn has_hostname(&self, account: &Name) -> bool {
         self.names.read().has_hostname(account)
     }
@@ -552,7 +553,7 @@ impl Users {
         self.names.read().other_spellings.keys().map(|name| String::from(&**name)).collect()
     }
 
-    /// That of the account, if the token is valid.
+    /// The hostname of the account, if the token is valid.
     pub fn hostname_of_token(&self, token: &str) -> Option<String> {
         let claims = self.jwt.verify(Clock::wall(), token).ok()?;
         let sub = Name::from_stored(&claims.sub).ok().filter(|_| claims.role == Role::User)?;
@@ -579,7 +580,7 @@ impl Users {
         remember_address(addresses.entry(name.to_string()).or_default(), source.to_canonical(), self.clock.now());
     }
 
-    /// Of those hostnames that have one, by the hostname as it was given.
+    /// The accounts of those hostnames that have one, by the hostname as it was given.
     pub fn accounts_by_hostname(&self, hostnames: &[&str]) -> Result<HashMap<String, User>, UserError> {
         let accounts: Vec<(&str, Name)> = {
             let names = self.names.read();
@@ -647,7 +648,7 @@ pub enum OpenUsersError {
     Read(#[from] StoreError),
 }
 
-/// By name.
+/// All accounts, by name.
 pub fn all_users(reader: &dyn Reader) -> Result<Vec<User>, StoreError> {
     reader.all(&format!("{SELECT_USERS} ORDER BY username"), &[], user_from_row)
 }
@@ -665,7 +666,7 @@ fn user_from_row(row: &Row<'_>) -> Result<User, StoreError> {
     })
 }
 
-/// With the hash of its password.
+/// The account, with the hash of its password.
 fn find_account(reader: &(impl Reader + ?Sized), name: &Name) -> Result<Option<(User, String)>, StoreError> {
     let sql = format!("{SELECT_USERS} WHERE username = $1");
     reader.first(&sql, &[name.into()], |row| Ok((user_from_row(row)?, row.text(4)?.to_owned())))

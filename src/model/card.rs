@@ -31,7 +31,7 @@ impl CardNumber {
         &self.0[self.0.len() - 4..]
     }
 
-    /// For the wire and the bank. It must not be logged or stored.
+    /// The whole number, for the wire and the bank. It must not be logged or stored.
     pub fn reveal(&self) -> &str {
         &self.0
     }

@@ -11,7 +11,7 @@ use super::secret;
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
-    /// 64 lowercase hex digits.
+    /// Parses 64 lowercase hex digits.
     pub fn parse(text: &str) -> Result<Digest, String> {
         secret::from_hex(text).map(Digest).ok_or_else(|| "expected 64 lowercase hex digits".to_owned())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 const EXPECTED: &str =
     "expected a duration: a number with ms, s, m (or min), h or d, such as 500ms or 20min; a bare number is seconds";
 
-/// Fractions are allowed (`1.5s`).
+/// Parses a duration; fractions are allowed (`1.5s`).
 pub fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

@@ -24,7 +24,7 @@ const PRICE_RULE: &str = concat!("expected ", price_rule!());
 pub struct Cents(pub i64);
 
 impl Cents {
-    /// A price as people and JSON write it: `12`, `12.5`, `12.50`. The error does not repeat the input.
+    /// Parses a price as people and JSON write it: `12`, `12.5`, `12.50`. The error does not repeat the input.
     pub fn parse_price(text: &str) -> Result<Cents, &'static str> {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
@@ -37,12 +37,12 @@ impl Cents {
         Cents(cents).as_price().ok_or(PRICE_RULE)
     }
 
-    /// As in JSON: a whole number if it is one (`12`), otherwise the shortest decimal (`12.5`).
+    /// The amount as in JSON: a whole number if it is one (`12`), otherwise the shortest decimal (`12.5`).
     pub fn shortest(self) -> impl fmt::Display {
         Shortest(self)
     }
 
-    /// `None` beyond the limits of a price.
+    /// The amount itself, or `None` beyond the limits of a price.
     pub fn as_price(self) -> Option<Cents> {
         (PRICE_MIN..=PRICE_MAX).contains(&self).then_some(self)
     }
@@ -120,7 +120,7 @@ impl Serialize for Cents {
     }
 }
 
-/// A price (not a sum): see [`Cents::parse_price`]. Prices from others are first read as they were written.
+/// Reads a price (not a sum): see [`Cents::parse_price`]. Prices from others are first read as they were written.
 impl<'de> Deserialize<'de> for Cents {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
         struct Price;
@@ -184,7 +184,7 @@ pub struct FeeRate {
 }
 
 impl FeeRate {
-    /// A percentage from 0 to 100 with at most two decimals: `10`, `2.5`.
+    /// Parses a percentage from 0 to 100 with at most two decimals: `10`, `2.5`.
     pub fn parse_percent(text: &str) -> Result<FeeRate, String> {
         let expected = || format!("expected a percentage from 0 to 100, such as 10 or 2.5, not {text:?}");
         let basis_points = match text.parse::<f64>() {
@@ -197,7 +197,7 @@ impl FeeRate {
         Ok(FeeRate { basis_points: basis_points as u32 })
     }
 
-    /// On one line's amount, rounded half up to a cent.
+    /// The fee on one line's amount, rounded half up to a cent.
     pub fn fee_on(self, amount: Cents) -> Cents {
         let product = i128::from(amount.0) * i128::from(self.basis_points);
         Cents(((product + 5_000).div_euclid(10_000)) as i64)

@@ -15,7 +15,7 @@ pub fn integer(value: &Value) -> Option<i128> {
     IntegerValue::deserialize(value).ok().map(|number| number.0)
 }
 
-/// [`integer`], if it fits the type.
+/// The whole number that a JSON value is, if it fits the type.
 pub fn integer_as<T: TryFrom<i128>>(value: &Value) -> Option<T> {
     T::try_from(integer(value)?).ok()
 }

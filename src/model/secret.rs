@@ -26,12 +26,12 @@ impl Token {
         Token(text.into())
     }
 
-    /// Takes a time that does not depend on where the two differ.
+    /// Compares in a time that does not depend on where the two differ.
     pub fn matches(&self, other: &Token) -> bool {
         self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
     }
 
-    /// For the wire and the store. It must not be logged.
+    /// The secret itself, for the wire and the store. It must not be logged.
     pub fn reveal(&self) -> &str {
         &self.0
     }

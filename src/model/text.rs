@@ -10,11 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
 
-/// Of a name, in characters.
+/// Maximum length of a name, characters.
 pub const NAME_MAX: usize = 64;
-/// Of an item's name in the trade service, in characters.
+/// Maximum length of an item's name in the trade service, characters.
 pub const ITEM_NAME_MAX: usize = 64;
-/// Of a description, in characters.
+/// Maximum length of a description, characters.
 pub const DESCRIPTION_MAX: usize = 256;
 
 /// The name of a peer or a user: 1–64 characters, at least one of them visible and none hiding. It is stored and shown as
@@ -37,19 +37,19 @@ impl Name {
         check(text, 1, NAME_MAX).map(|()| Name(NormalizedText::new(text)))
     }
 
-    /// With a number appended, shortened if it would be too long.
+    /// The name with a number appended, shortened if it would be too long.
     pub fn numbered(&self, number: usize) -> Name {
         let number = number.to_string();
         let kept = self.as_str().chars().take(NAME_MAX - number.len());
         Name(NormalizedText::new(&kept.chain(number.chars()).collect::<String>()))
     }
 
-    /// As it was given.
+    /// The name as it was given.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
 
-    /// As it is compared: in NFC.
+    /// The name as it is compared: in NFC.
     pub fn key(&self) -> &str {
         self.0.key()
     }
@@ -61,7 +61,7 @@ pub struct NormalizedText(Spelling);
 
 #[derive(Clone)]
 enum Spelling {
-    /// In NFC already, as nearly all texts are.
+    /// The given text is in NFC already, as nearly all texts are.
     Normal(Arc<str>),
     Other(Arc<Forms>),
 }
@@ -126,7 +126,7 @@ impl Serialize for Name {
     }
 }
 
-/// From `min` to `max` characters.
+/// Checks that a text has from `min` to `max` characters.
 pub fn check_length(text: &str, min: usize, max: usize) -> Result<(), String> {
     let length = text.chars().count();
     if length < min || length > max {
@@ -135,7 +135,7 @@ pub fn check_length(text: &str, min: usize, max: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// From `min` to `max` characters, none of them a control character.
+/// Checks that a text has from `min` to `max` characters, none of them a control character.
 pub fn check(text: &str, min: usize, max: usize) -> Result<(), String> {
     check_length(text, min, max)?;
     if text.chars().any(char::is_control) {
@@ -144,8 +144,8 @@ pub fn check(text: &str, min: usize, max: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// For a name that users give themselves or their files: something of it must be visible, and nothing in it may hide or
-/// reverse the text around it. Otherwise two names could look alike and be taken for one.
+/// Checks a name that users give themselves or their files: something of it must be visible, and nothing in it may hide
+/// or reverse the text around it. Otherwise two names could look alike and be taken for one.
 pub fn check_visible(name: &str) -> Result<(), String> {
     // The fast path for nearly every name: names are checked with every request.
     if is_plain(name) && name.bytes().any(|byte| byte != b' ') {
@@ -185,7 +185,7 @@ impl TextFilter {
         TextFilter(folded(text))
     }
 
-    /// Because it is empty.
+    /// An empty filter matches every text.
     pub fn matches_everything(&self) -> bool {
         self.0.is_empty()
     }
@@ -202,7 +202,7 @@ impl TextFilter {
         self.matches_folded(&folded(text))
     }
 
-    /// For a text that was [`folded`] before.
+    /// The text must have been [`folded`] before.
     pub fn matches_folded(&self, folded: &str) -> bool {
         folded.contains(&self.0)
     }
@@ -214,7 +214,7 @@ pub fn folded(text: &str) -> String {
     nfc(&nfc(text).to_lowercase()).into_owned()
 }
 
-/// As given, in NFC and in NFD: as texts may have been stored before they were compared in NFC.
+/// The text as given, in NFC and in NFD: as texts may have been stored before they were compared in NFC.
 pub fn spellings(text: &str) -> [String; 3] {
     [text.to_owned(), nfc(text).into_owned(), text.nfd().collect()]
 }
@@ -247,13 +247,13 @@ pub fn io_error_text(error: &std::io::Error) -> String {
     }
 }
 
-/// Without the UTF-8 byte order mark that some editors add.
+/// The bytes without the UTF-8 byte order mark that some editors add.
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// For a terminal: characters of a foreign text that could move the cursor, ring the bell, hide or reverse text are
-/// replaced by U+FFFD. Everything that a name may contain stays.
+/// A foreign text, safe to print to a terminal: characters that could move the cursor, ring the bell, hide or reverse
+/// text are replaced by U+FFFD. Everything that a name may contain stays.
 pub fn escape_unsafe(text: &str) -> Cow<'_, str> {
     if is_plain(text) || char_kinds(text).all(|(_, kind)| kind.is_harmless()) {
         return Cow::Borrowed(text);
@@ -280,12 +280,12 @@ pub fn escape_unsafe_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Only printable ASCII: quick to check, and nearly always true.
+/// Whether the text has only printable ASCII: quick to check, and nearly always true.
 fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-/// In its context.
+/// How a character is displayed in its context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CharKind {
     Visible,
@@ -403,7 +403,7 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Like [`Name::from_stored`]: names of others, and those on disk. New users' names are checked further.
+/// Reads like [`Name::from_stored`]: names of others, and those on disk. New users' names are checked further.
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;

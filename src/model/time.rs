@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Milliseconds since 1970-01-01 UTC.
+/// A point in time, in milliseconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Millis(pub u64);
 
 impl Millis {
+    /// The time that many whole seconds after 1970.
     pub fn from_unix_s(seconds: u64) -> Millis {
         Millis(seconds.saturating_mul(1000))
     }
@@ -25,24 +26,24 @@ impl Millis {
         Millis(self.0.saturating_add(ms))
     }
 
-    /// Earlier if `by_ms` is negative.
+    /// The time is earlier if `by_ms` is negative.
     pub fn shifted(self, by_ms: i64) -> Millis {
         Millis(self.0.saturating_add_signed(by_ms))
     }
 
-    /// Zero if `later` has passed.
+    /// The duration until `later`; zero if it has passed.
     pub fn until(self, later: Millis) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 
-    /// At most the year 9999.
+    /// The calendar date (UTC), at most in the year 9999.
     pub fn to_utc(self) -> OffsetDateTime {
         const LAST_S: i64 = 253_402_300_799;
         let seconds = i64::try_from(self.0 / 1000).unwrap_or(LAST_S).min(LAST_S);
         OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
-    /// A date (midnight, UTC) or a date with time and zone, from 1970 on.
+    /// Parses a date (midnight, UTC) or a date with time and zone, from 1970 on.
     pub fn parse_iso(text: &str) -> Option<Millis> {
         let midnight = format!("{text}T00:00:00Z");
         let date =
@@ -50,17 +51,16 @@ impl Millis {
         u64::try_from(date.unix_timestamp()).ok().map(Millis::from_unix_s)
     }
 
-    /// Like `2026-11-21T09:30:00Z`.
+    /// Formats it like `2026-11-21T09:30:00Z`.
     pub fn to_iso(self) -> String {
         self.to_utc().format(&Rfc3339).unwrap_or_default()
     }
 }
 
-/// Starts at the wall-clock time and then advances evenly, also while the machine is suspended; it never goes back.
-///
-/// What is measured by it (windows, timeouts, elapsed times) has its true length, even if the machine's clock is set
-/// meanwhile; a restart reads the wall clock again. A date that is shown, stored or used in a decision (about a card,
-/// a token) is [`Clock::wall`], read anew each time: a machine may have started with a wrong clock.
+/// A clock that starts at the wall-clock time and then advances evenly, also while the machine is suspended; it never
+/// goes back. What is measured by it (windows, timeouts, elapsed times) has its true length, even if the machine's
+/// clock is set meanwhile; a restart reads the wall clock again. A date that is shown, stored or used in a decision
+/// (about a card, a token) is [`Clock::wall`], read anew each time: a machine may have started with a wrong clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     /// The wall-clock time at the start, less how long the machine had been running then.
@@ -77,12 +77,12 @@ impl Clock {
         Clock { booted_at_ms: booted_at_ms() }
     }
 
-    /// For windows and timeouts.
+    /// The current time for windows and timeouts.
     pub fn now(&self) -> Millis {
         Millis(uptime_ms().saturating_add_signed(self.booted_at_ms))
     }
 
-    /// For dates, by the machine's clock as it is set now.
+    /// The current time for dates, by the machine's clock as it is set now.
     pub fn wall() -> Millis {
         Millis::default().plus(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
@@ -110,7 +110,8 @@ impl Clock {
     }
 }
 
-/// By the machine's clock as it is set now: one number for the whole process, which changes only when that clock is set.
+/// When the machine was started, by its clock as it is set now: one number for the whole process, which changes only
+/// when that clock is set.
 fn booted_at_ms() -> i64 {
     static KNOWN: AtomicI64 = AtomicI64::new(i64::MIN);
     let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
@@ -131,7 +132,7 @@ fn uptime_ms() -> u64 {
     u64::try_from(uptime().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Includes suspend.
+/// How long the machine has been running, including suspend.
 #[cfg(target_os = "linux")]
 fn uptime() -> Duration {
     read(libc::CLOCK_BOOTTIME)
@@ -147,7 +148,7 @@ fn read(clock: libc::clockid_t) -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-/// Since the machine was started; [`std::time::Instant`] does not count it there.
+/// How long the machine has been suspended since it was started, which [`std::time::Instant`] does not count there.
 #[cfg(target_os = "linux")]
 pub(crate) fn suspended_for() -> Duration {
     read(libc::CLOCK_BOOTTIME).saturating_sub(read(libc::CLOCK_MONOTONIC))

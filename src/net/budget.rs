@@ -88,7 +88,7 @@ impl Reservation {
         Reservation { budget: Some((budget, Holder::Link)), bytes: 0 }
     }
 
-    /// Returns false, without a change, if they are not available.
+    /// Returns false, without a change, if the bytes are not available.
     #[must_use]
     pub fn grow_to(&mut self, bytes: usize) -> bool {
         let Some((budget, holder)) = &self.budget else { return true };

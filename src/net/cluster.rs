@@ -83,7 +83,7 @@ fn random_key_hex() -> String {
     secret::random_hex::<KEY_BYTES>()
 }
 
-/// Digits of either case.
+/// The digits may be of either case.
 fn key_from_hex(text: &str) -> Option<[u8; KEY_BYTES]> {
     secret::from_hex(&text.to_ascii_lowercase())
 }

@@ -18,14 +18,14 @@ use super::tls::{
     unpinned_client_config,
 };
 
-/// That of a handshake record. No message of ours begins with it.
+/// The first byte of a handshake record. No message of ours begins with it.
 const TLS_FIRST_BYTE: u8 = 0x16;
 
-/// Read from the socket at a time: so little that the plaintext it decrypts to, together with the rest of an earlier
-/// record, never exceeds rustls's plaintext buffer (16 KiB).
+/// What is read from the socket at a time: so little that the plaintext it decrypts to, together with the rest of an
+/// earlier record, never exceeds rustls's plaintext buffer (16 KiB).
 const READ_BYTES: usize = 4096;
 
-/// Encrypted before it is written: one full TLS record.
+/// What is encrypted before it is written: one full TLS record.
 const RECORD_BYTES: usize = 16 * 1024;
 
 const CLOSE_NOTIFY_TIMEOUT: Duration = Duration::from_millis(200);
@@ -46,7 +46,7 @@ pub enum ConnError {
     Io(io::Error),
 }
 
-/// Not by `#[from]`, which would also make it the error's source, whose text would then be reported twice.
+/// Written by hand: `#[from]` would also make it the error's source, whose text would then be reported twice.
 impl From<io::Error> for ConnError {
     fn from(error: io::Error) -> ConnError {
         ConnError::Io(error)

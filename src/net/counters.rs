@@ -106,7 +106,7 @@ impl LatencySnapshot {
         Duration::from_nanos(self.sum_ns)
     }
 
-    /// Of each bucket its upper bound and the number of durations below it.
+    /// The upper bound of each bucket, and the number of durations below it.
     pub fn cumulative_buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
         let mut below = 0;
         self.buckets.iter().enumerate().map(move |(n, count)| {

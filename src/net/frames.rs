@@ -14,10 +14,10 @@ use super::lines::{FIRST_READ_BYTES, LineError, LineLimits, LineReader, NEXT_REA
 
 const LENGTH_BYTES: usize = 4;
 
-/// For a message of common size.
+/// The time for a message of common size.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One more second for each this many bytes, for very slow connections.
+/// A message has one more second for each this many bytes, for very slow connections.
 const SLOW_LINE_BYTES_PER_S: usize = 64 * 1024;
 
 /// Like [`LineReader`] it holds a buffer only while part of a message has been received, unless
@@ -256,7 +256,8 @@ impl<R: DeadlineRead> MessageReader<R> {
         MessageReader::detect(source, limits, reservation, is_line)
     }
 
-    /// For what a server sends: whatever is not a length is a line, such as an error in another format.
+    /// Detects the framing of what a server sends: whatever is not a length is a line, such as an error in another
+    /// format.
     pub fn detect_response_framing(
         source: R,
         limits: LineLimits,

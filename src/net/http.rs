@@ -48,9 +48,9 @@ pub use response::{
 };
 pub use routes::{HandlerResult, RouteCall};
 
-/// Of a request that is not an upload.
+/// The longest body of a request that is not an upload.
 pub const BODY_MAX_BYTES: usize = 1 << 20;
-/// Request line and headers together.
+/// The longest request line and headers together.
 pub const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// A quarter of the connections may be event streams, which are long-lived.
 const EVENT_STREAMS_DIVISOR: usize = 4;
@@ -72,7 +72,7 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Response {
     pub status: StatusCode,
-    /// Except for those that the connection itself needs.
+    /// All headers but those that the connection itself needs.
     pub headers: HeaderMap,
     pub body: Body,
 }
@@ -128,7 +128,7 @@ impl<F: Fn(Request) -> Response + Send + Sync + 'static> HttpHandler for F {
 pub struct HttpLimits {
     /// From the first byte of a request to its last.
     pub message_timeout: Duration,
-    /// An upload may not stall for longer, but as a whole take longer than `message_timeout`.
+    /// An upload must not stall for longer; as a whole it may take longer than `message_timeout`.
     pub upload_idle_timeout: Duration,
     /// From a response to the next request.
     pub idle_timeout: Duration,
@@ -141,7 +141,7 @@ pub struct HttpLimits {
 }
 
 impl Default for HttpLimits {
-    /// Those of `docs/spec/share.md`.
+    /// The limits of `docs/spec/share.md`.
     fn default() -> HttpLimits {
         HttpLimits {
             message_timeout: Duration::from_secs(10),
@@ -159,9 +159,9 @@ pub struct HttpContext {
     pub executor: Arc<Executor>,
     pub limiter: Arc<ConnectionLimiter>,
     pub budget: Arc<ReceiveBudget>,
-    /// For clients that begin with TLS; without it TLS connections are closed.
+    /// Our certificate for clients that begin with TLS; without it TLS connections are closed.
     pub identity: Option<Arc<TlsIdentity>>,
-    /// From other hosts.
+    /// Whether clients on other hosts may connect without TLS.
     pub allows_remote_plaintext: bool,
     pub policy: RequestPolicy,
     pub limits: HttpLimits,
@@ -169,13 +169,13 @@ pub struct HttpContext {
 
 counters! {
     pub struct HttpCounters {
-        /// Those whose head was received.
+        /// Requests whose head was received.
         requests,
-        /// They never reached the handler.
+        /// Requests that never reached the handler.
         refused = "requests_refused",
-        /// The handler answered with an error.
+        /// Requests that the handler answered with an error.
         failed = "requests_failed",
-        /// They were not complete in time.
+        /// Requests that were not complete in time.
         timed_out = "requests_late",
         uploads,
         panics,
@@ -235,12 +235,12 @@ impl HttpServer {
         self.stream_permits.max()
     }
 
-    /// Those of the server and of its listener.
+    /// The counters of the server and of its listener.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         [self.counters.list(), self.listener.counters()].concat()
     }
 
-    /// Those in progress may be finished within `grace`. Event streams end at once.
+    /// Requests in progress may be finished within `grace`. Event streams end at once.
     pub fn stop(&self, grace: Duration) {
         drop(self.running.lock().take());
         let left = self.listener.stop(grace);

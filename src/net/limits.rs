@@ -3,22 +3,22 @@
 
 use super::threads::STACK_BYTES;
 
-/// For files, databases, listeners and links.
+/// Descriptors for files, databases, listeners and links.
 const RESERVED_FILES: u64 = 128;
 
-/// In addition to what a process keeps open: for a few clients, and for both ends of the links between components.
+/// Descriptors for a few clients, and for both ends of the links between components, beside what is always open.
 const FILES_FOR_CONNECTIONS: u64 = 24;
 
-/// A stack with its guard, and a signal stack with its guard.
+/// A thread has a stack with its guard, and a signal stack with its guard.
 const MAPS_PER_THREAD: u64 = 4;
 
-/// For the program itself, its libraries and its heap.
+/// Maps of the program itself, its libraries and its heap.
 const RESERVED_MAPS: u64 = 4096;
 
-/// For timers, writers, acceptors, and the user's other programs.
+/// Threads of timers, writers, acceptors, and the user's other programs.
 const RESERVED_THREADS: u64 = 128;
 
-/// For the program, its libraries, databases and the work areas of password hashing.
+/// What the program, its libraries, databases and the work areas of password hashing take.
 const RESERVED_ADDRESS_SPACE_BYTES: u64 = 512 << 20;
 
 /// A thread's stack, and the memory it works on.
@@ -103,11 +103,11 @@ fn open_file_count() -> Option<u64> {
 pub struct RequestedBounds {
     /// Each needs a descriptor and a thread.
     pub connections: usize,
-    /// Databases, listeners, locks.
+    /// Files that are always open: databases, listeners, locks.
     pub own_files: u64,
-    /// In addition to those of connections.
+    /// Threads in addition to those of connections.
     pub other_threads: usize,
-    /// In addition to those of connections.
+    /// Descriptors in addition to those of connections.
     pub other_files: usize,
 }
 

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use super::budget::Reservation;
 use super::deadline::DeadlineRead;
 
-/// On the stack. Most messages fit, and so never need a buffer of their own.
+/// The buffer of the first read, on the stack. Most messages fit, and so never need a buffer of their own.
 pub(super) const FIRST_READ_BYTES: usize = 1024;
 
-/// Read at a time once a message turned out longer than that.
+/// What is read at a time once a message turned out longer than that.
 pub(super) const NEXT_READ_BYTES: usize = 16 * 1024;
 
 /// What a message may use without taking from the budget: so little that the bound on connections bounds it.
@@ -20,7 +20,7 @@ pub(super) const UNBUDGETED_BYTES: usize = 4 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LineLimits {
-    /// Without its line end.
+    /// The longest message, without its line end.
     pub max_bytes: usize,
     /// From the first byte of a message to its end, however steadily it trickles in.
     pub message_timeout: Duration,
@@ -57,7 +57,7 @@ pub enum LineError {
     Io(io::Error),
 }
 
-/// Not by `#[from]`, which would also make it the error's source, whose text would then be reported twice.
+/// Written by hand: `#[from]` would also make it the error's source, whose text would then be reported twice.
 impl From<io::Error> for LineError {
     fn from(error: io::Error) -> LineError {
         LineError::Io(error)
@@ -124,7 +124,7 @@ impl<R: DeadlineRead> LineReader<R> {
         line.map(String::from_utf8).transpose().map_err(|_| LineError::NotUtf8)
     }
 
-    /// Without the check for UTF-8, for callers that check it while parsing.
+    /// Like [`read_line_before`](LineReader::read_line_before), for callers that check UTF-8 while parsing.
     pub fn read_bytes_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         let begun = Instant::now();
         self.reservation.release();

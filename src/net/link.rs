@@ -26,16 +26,16 @@ use super::frames::{FrameReader, Framing, MessageReader};
 use super::lines::{LineError, LineLimits};
 use crate::model::secret::random_hex;
 
-/// As long as the longest response to a client.
+/// A message may be as long as the longest response to a client.
 pub const LINK_MESSAGE_MAX_BYTES: usize = 256 << 20;
 const HANDSHAKE_MESSAGE_MAX_BYTES: usize = 1024;
-/// To one address.
+/// The time for connecting to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// TLS included.
+/// The time for the handshake, TLS included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A link that has been silent for this long is probed whether the other end is alive.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// 30 days stand for "never".
+/// Links have no idle timeout: 30 days stand for "never".
 const NO_IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
@@ -278,7 +278,7 @@ pub fn serve_requests<R: DeadlineRead>(
     Ok(())
 }
 
-/// So a peer that vanished without closing the connection is noticed.
+/// TCP keepalive notices a peer that vanished without closing the connection.
 pub fn enable_keepalive(stream: &TcpStream) {
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
     if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive) {

@@ -36,18 +36,18 @@ pub use rejector::BusyResponse;
 use limiter::ListenerQuota;
 use rejector::{Rejector, ReserveDescriptor};
 
-/// After the first of several consecutive accept errors; it doubles.
+/// The pause after the first of several consecutive accept errors; it doubles.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// Once the connections have been shut down.
+/// How long handlers may take to return once their connections have been shut down.
 const HANDLER_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Longer than std's 128, so that a burst of connections is not delayed by lost SYNs.
 const BACKLOG: i32 = 1024;
 
 pub trait ConnectionHandler: Send + Sync + 'static {
-    /// Sent to a client whose connection is refused for lack of room.
+    /// What a client is sent whose connection is refused for lack of room.
     fn busy_response(&self) -> BusyResponse;
 
     /// Serves a connection to its end, on a thread of its own: it is closed, and no longer counted, when this returns. A
@@ -59,13 +59,13 @@ pub trait ConnectionHandler: Send + Sync + 'static {
 #[derive(Debug, Clone)]
 pub struct ListenerContext {
     pub executor: Arc<Executor>,
-    /// One for all listeners of the process.
+    /// There is one limiter for all listeners of the process.
     pub limiter: Arc<ConnectionLimiter>,
-    /// One for all connections of the process.
+    /// There is one budget for all connections of the process.
     pub budget: Arc<ReceiveBudget>,
-    /// For clients that begin with TLS. Without it every connection is taken as plaintext.
+    /// Our certificate for clients that begin with TLS. Without it every connection is taken as plaintext.
     pub identity: Option<Arc<TlsIdentity>>,
-    /// From other hosts.
+    /// Whether clients on other hosts may connect without TLS.
     pub allows_remote_plaintext: bool,
 }
 
@@ -99,9 +99,9 @@ struct OpenConnections {
 counters! {
     pub struct ListenerCounters {
         accepted,
-        /// A limit was reached, or no thread or descriptor was left.
+        /// Connections for which a limit was reached, or no thread or descriptor was left.
         refused,
-        /// Closed so early that the client may not have read the reason for its refusal.
+        /// Connections closed so early that the client may not have read why.
         closed_early = "refused_in_a_hurry",
         out_of_descriptors,
         /// All other errors of `accept`.
@@ -164,7 +164,7 @@ impl Listener {
         self.address
     }
 
-    /// Those whose handlers have not returned.
+    /// Connections whose handlers have not returned.
     pub fn open_connections(&self) -> usize {
         self.inner.open.lock().streams.len()
     }
@@ -348,12 +348,12 @@ impl Drop for OpenConnectionGuard {
     }
 }
 
-/// Its source is loopback or equals the local address.
+/// A client is local if its source is loopback or equals the local address.
 fn is_local_client(stream: &TcpStream, source: IpAddr) -> bool {
     source.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == source)
 }
 
-/// It concerns the one connection being accepted, not the listener.
+/// The error concerns the one connection being accepted, not the listener.
 fn is_about_one_connection(error: &io::Error) -> bool {
     use ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted, TimedOut};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | TimedOut)

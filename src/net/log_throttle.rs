@@ -19,7 +19,7 @@ impl LogThrottle {
         LogThrottle { period, last: Mutex::new(None) }
     }
 
-    /// If it is due now, the next one is after the period.
+    /// Whether to log now. If so, the next time is after the period.
     pub(crate) fn should_log(&self) -> bool {
         let mut last = self.last.lock();
         let is_due = last.is_none_or(|at| at.elapsed() >= self.period);

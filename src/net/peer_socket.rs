@@ -30,17 +30,17 @@ mod system;
 /// Room for any datagram: those of IPv4 have 65,507 bytes at most. Windows fails to read one that does not fit.
 const BUFFER_BYTES: usize = 65_536;
 
-/// The fallback by which a reader that was not woken notices the stop.
+/// How long one read waits: the fallback by which a reader that was not woken notices the stop.
 const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// So a lasting failure does not occupy a whole core.
+/// The pause after a failed read, so that a lasting failure does not occupy a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// After errors that may belong to an earlier datagram.
+/// How often sending is attempted after errors that may belong to an earlier datagram.
 const SEND_ATTEMPTS: usize = 8;
 
-/// After refusals, which always belong to earlier datagrams. Linux raises the next one each time the reader takes one
-/// from the queue, so a sender may meet as many as the queue holds.
+/// How often after refusals, which always belong to earlier datagrams. Linux raises the next one each time the reader
+/// takes one from the queue, so a sender may meet as many as the queue holds.
 const SEND_ATTEMPTS_REFUSED: usize = 1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ counters! {
         /// A broadcast counts once.
         sent,
         send_errors,
-        /// At their destination.
+        /// Datagrams that were refused at their destination.
         refused,
         read_errors,
         panics,
@@ -148,7 +148,7 @@ impl PeerSocket {
         Ok(true)
     }
 
-    /// Of broadcasts by an interface. A socket that is bound to an address would not receive responses to another.
+    /// The source address of broadcasts: a socket that is bound to an address would not receive responses to another.
     pub fn source(&self, interface: &Interface) -> Ipv4Addr {
         if self.addr.ip().is_unspecified() { interface.ip } else { *self.addr.ip() }
     }
@@ -175,7 +175,8 @@ impl PeerSocket {
         }
     }
 
-    /// Until [`stop`](PeerSocket::stop): neither a failing read (logged once a minute) nor a panic of `on_event` ends it.
+    /// Reads until [`stop`](PeerSocket::stop): neither a failing read (logged once a minute) nor a panic of `on_event`
+    /// ends it.
     pub fn read(&self, mut on_event: impl FnMut(PeerSocketEvent<'_>)) {
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut refused = Vec::new();

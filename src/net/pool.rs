@@ -24,7 +24,7 @@ const IDLE_LINK_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkPoolError {
-    /// It cannot be reached or does not respond.
+    /// The other component cannot be reached or does not respond.
     #[error("the {to} at {at} cannot be reached: {source}")]
     Unavailable {
         to: &'static str,
@@ -50,7 +50,7 @@ pub struct LinkPool {
 
 #[derive(Default)]
 struct LinkPoolState {
-    /// With the time at which they became idle, the most recent at the back.
+    /// Open and unused links with the time at which they became idle, the most recent at the back.
     idle: VecDeque<(Link, Instant)>,
     /// Links in use or being connected.
     in_use: usize,
@@ -182,7 +182,7 @@ impl LinkPool {
     }
 }
 
-/// When dropped it is returned, with its link if that is still usable.
+/// The right to use one link. When dropped it is returned, with its link if that is still usable.
 struct LinkPermit<'a> {
     pool: &'a LinkPool,
     link: Option<Link>,
@@ -210,7 +210,7 @@ impl Drop for LinkPermit<'_> {
 pub struct PendingResponse<'a> {
     permit: LinkPermit<'a>,
     link: Link,
-    /// Connected for this request: that it is dead says nothing about the idle ones.
+    /// The link was connected for this request: that it is dead says nothing about the idle ones.
     is_fresh: bool,
     request: Vec<u8>,
     is_retry: bool,
@@ -231,7 +231,7 @@ impl PendingResponse<'_> {
         }
     }
 
-    /// Over a new link, but only once.
+    /// Sends the request over a new link, but only once.
     fn retry(&mut self, error: LinkError) -> Result<(), LinkPoolError> {
         let pool = self.permit.pool;
         if self.is_retry || error.is_timeout() {

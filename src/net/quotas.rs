@@ -42,7 +42,7 @@ impl SourceQuotas {
         self.used.get(&source).copied().unwrap_or_default()
     }
 
-    /// Checks without counting.
+    /// Checks a source's quota without counting.
     pub fn check_room(&self, source: SourceKey, more: usize) -> Result<(), QuotaExceeded> {
         let quota = self.quota_of(source);
         // A source above its quota (from before there was one) may still do what uses nothing more.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// The one by which shells report a death by SIGINT.
+/// The code by which shells report a death by SIGINT.
 const SECOND_SIGNAL_EXIT_CODE: i32 = 130;
 
 /// Clones share the same state.

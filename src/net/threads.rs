@@ -19,7 +19,7 @@ use super::log_throttle::LogThrottle;
 
 const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes. Small, so that 10,000 connections are affordable; stack frames that are not optimised are several times as
+/// Bytes: small, so that 10,000 connections are affordable. Without optimisation stack frames are several times as
 /// large.
 pub const STACK_BYTES: usize = if cfg!(debug_assertions) { 512 * 1024 } else { 256 * 1024 };
 
@@ -42,7 +42,7 @@ pub struct Executor {
 
 #[derive(Default)]
 struct ExecutorState {
-    /// The most recent at the back.
+    /// Idle workers, the most recent at the back.
     idle: VecDeque<Arc<WorkerSlot>>,
     threads: usize,
     running_jobs: usize,

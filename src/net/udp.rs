@@ -45,31 +45,32 @@ fn receivers_at_rest() -> usize {
 /// it would have to be woken again a moment later.
 const SURPLUS_ROUNDS: u32 = 256;
 
-/// The fallback by which a thread that was not woken notices the stop, and surplus receivers of an idle server retire.
+/// How long one `recv_from` waits: the fallback by which a thread that was not woken notices the stop, and surplus
+/// receivers of an idle server retire.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the end waits after its first wake-up datagrams before it sends more; doubled each time.
 const FIRST_WAKE_UP_WAIT: Duration = Duration::from_millis(20);
 
-/// So a lasting error does not occupy a whole core.
+/// The pause after a receive error, so that a lasting one does not occupy a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Clone, Copy)]
 pub struct UdpLimits {
-    /// At least 1; each has a thread.
+    /// Datagrams being handled at a time, at least 1; each has a thread.
     pub max_handlers: usize,
     /// Datagrams that may wait for a thread; further ones are dropped.
     pub queue_len: usize,
-    /// All waiting datagrams together.
+    /// The bytes of all waiting datagrams together.
     pub queue_bytes: usize,
     pub max_datagram_bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
-    /// Truncated to [`UdpLimits::max_datagram_bytes`] bytes.
+    /// The content, truncated to [`UdpLimits::max_datagram_bytes`] bytes.
     pub bytes: &'a [u8],
     pub source: SocketAddr,
-    /// The local address, if the socket is bound to all addresses and the system reports it.
+    /// The local address that it was sent to, if the socket is bound to all addresses and the system reports it.
     pub to: Option<IpAddr>,
     pub is_truncated: bool,
 }
@@ -116,9 +117,9 @@ struct QueuedDatagram {
 counters! {
     pub struct UdpCounters {
         received,
-        /// They had to wait for a thread.
+        /// Datagrams that had to wait for a thread.
         queued,
-        /// Because the queue was full, or at the end.
+        /// Datagrams that found the queue full, or came at the end.
         dropped,
         oversized,
         receive_errors,
@@ -167,7 +168,7 @@ impl UdpServer {
         self.inner.running_handlers.load(SeqCst)
     }
 
-    /// Those that were not read soon enough, if the system reports them.
+    /// Datagrams that were not read soon enough, if the system reports them.
     pub fn dropped_by_kernel(&self) -> Option<u64> {
         kernel::dropped_datagrams(self.inner.socket.get())
     }
@@ -176,8 +177,8 @@ impl UdpServer {
         &self.inner.counters
     }
 
-    /// At once if the wake-up datagrams reach the socket, otherwise within about a second. Datagrams being handled or
-    /// queued are handled to the end: wait for that with [`Executor::shut_down`].
+    /// Ends receiving: at once if the wake-up datagrams reach the socket, otherwise within about a second. Datagrams
+    /// being handled or queued are handled to the end: wait for that with [`Executor::shut_down`].
     pub fn stop(&self) {
         let inner = &self.inner;
         inner.is_stopping.store(true, SeqCst);
@@ -284,7 +285,7 @@ impl UdpServerInner {
         false
     }
 
-    /// Not counting this thread as a receiver, it starts another one if this was the last. Returns false, and the
+    /// Stops counting this thread as a receiver, after starting another one if it was the last. Returns false, and the
     /// thread stays the receiver, if none can be started while others handle datagrams.
     fn stop_receiving(self: &Arc<Self>) -> bool {
         if self.receivers.fetch_sub(1, SeqCst) > 1 || self.is_stopping.load(SeqCst) || self.add_receiver() {
@@ -331,7 +332,7 @@ impl UdpServerInner {
         self.executor.catch_panic(|| (self.handler)(datagram));
     }
 
-    /// Handles what is queued first.
+    /// Handles what is queued, then stops counting this thread as handling.
     fn finish(&self) {
         loop {
             while let Some(next) = self.dequeue() {
@@ -397,7 +398,7 @@ impl UdpServerInner {
         self.receivers.fetch_update(SeqCst, SeqCst, one_less).is_ok()
     }
 
-    /// By an empty datagram to our own socket for each.
+    /// Sends one empty datagram to our own socket for each receiver.
     fn wake_receivers(&self) {
         let Ok(mut to) = self.socket.get().local_addr() else { return };
         match to.ip() {

@@ -16,12 +16,12 @@ use super::{OpenError, files, id_ranges, sqlite, watermark};
 
 /// Files beside a database.
 const COMPANION_SUFFIXES: [&str; 4] = ["-wal", "-shm", "-journal", watermark::SUFFIX];
-/// Between a file's name and the number under which it was moved aside.
+/// It stands between a file's name and the number under which it was moved aside.
 const LOST_SUFFIX: &str = ".lost-";
-/// For files of one name.
+/// How often a file of one name can be moved aside.
 const LOST_COPIES_MAX: u32 = 10_000;
 
-/// Nothing that a start needs has changed then.
+/// After an error, nothing that a start needs has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptLossError {
     #[error("{0} is whole: there is nothing to accept")]
@@ -44,11 +44,11 @@ pub enum AcceptLossError {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum AcceptedLoss {
-    /// By the next start; the remains were moved aside to these paths.
+    /// The next start does it; the remains were moved aside to these paths.
     WillBeRecreated(Vec<PathBuf>),
     /// It stays as it is, without the lost changes. Holds the path of a copy of its unreadable log, if there was one.
     StoreKept(Option<PathBuf>),
-    /// From the stores that are there.
+    /// It was made from the stores that are there.
     ManifestRebuilt,
 }
 

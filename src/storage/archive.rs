@@ -17,7 +17,7 @@ pub(super) const ARCHIVE_FORMAT: u32 = 1;
 pub(super) const ARCHIVE_FILES_MAX: usize = 100_000;
 pub(super) const ARCHIVE_DEPTH_MAX: usize = 16;
 
-/// Nothing is left behind then.
+/// After an error, nothing is left behind.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// A backup never replaces a file.
@@ -82,7 +82,7 @@ pub(super) fn database_error(path: &Path) -> impl Fn(rusqlite::Error) -> BackupE
     move |error| BackupError::Database { path: path.to_owned(), detail: super::error::one_line(&error) }
 }
 
-/// It belongs to the running process or to this particular data dir rather than to the data.
+/// Such a file belongs to the running process or to this particular data dir rather than to the data.
 pub(super) fn is_excluded(name: &Path) -> bool {
     let text = name.to_string_lossy();
     [LOCK_FILE, CONTENTS_FILE].iter().any(|passing| name == Path::new(passing))

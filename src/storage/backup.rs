@@ -28,12 +28,12 @@ pub use super::range_markers::{DataComponent, ID_RANGE_MAX};
 pub use super::restore::restore;
 use super::{files, integrity, manifest, sqlite};
 
-/// Larger files are not read while all writers wait, but after.
+/// Larger files are read once the writers go on.
 const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
-/// Between two calls of `progress`.
+/// Pages copied between two calls of `progress`.
 const PAGES_PER_STEP: i32 = 1024;
 
-/// Into one new archive. `progress` is called with the bytes done and the total.
+/// Copies a data dir into one new archive. `progress` is called with the bytes done and the total.
 pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(), BackupError> {
     if out_file.symlink_metadata().is_ok() {
         return Err(BackupError::Exists(out_file.to_owned()));
@@ -94,7 +94,7 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
 type SmallFile = (PathBuf, Vec<u8>, u32);
 type LargeFile = (PathBuf, File, std::fs::Metadata);
 
-/// Synced, in the scratch folder; returns its path.
+/// The archive is synced and lies in the scratch folder; returns its path.
 fn write_archive(
     scratch: &ScratchDir,
     small: Vec<SmallFile>,
@@ -169,7 +169,7 @@ fn check_stores_present(data_dir: &Path, databases: &[PathBuf]) -> Result<(), Ba
     Ok(())
 }
 
-/// Only for a file that this process has not opened: closing it again would drop SQLite's locks.
+/// To be called only while this process has not opened the file: closing it again would drop SQLite's locks.
 fn is_on_read_only_disk(path: &Path) -> bool {
     let opened = File::options().write(true).open(path);
     opened.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
@@ -214,7 +214,7 @@ impl DatabaseSnapshot {
         Ok(DatabaseSnapshot { name: name.to_owned(), path, connection, bytes })
     }
 
-    /// Of the file and its log, which no process can be changing.
+    /// Copies the file and its log, which no process can be changing.
     fn copy_read_only(data_dir: &Path, name: &Path, scratch: &ScratchDir) -> Result<DatabaseSnapshot, BackupError> {
         let path = data_dir.join(name);
         if sqlite::has_orphaned_wal(&path) {
@@ -351,7 +351,6 @@ fn mode_of(_metadata: &std::fs::Metadata) -> u32 {
     0o600
 }
 
-/// Also reports progress.
 struct HashingReader<'s, 'p> {
     from: &'s mut dyn Read,
     hash: Context,

@@ -14,7 +14,7 @@ use super::StoreError;
 
 #[derive(Debug)]
 pub(super) enum TransactionOutcome {
-    /// Except for these changes (by index, ascending), which failed and left no trace.
+    /// All changes but these (by index, ascending), which failed and left no trace.
     Committed(Vec<(u32, StoreError)>),
     /// None of its changes took effect.
     RolledBack(StoreError),
@@ -45,7 +45,7 @@ struct Waiters {
     callbacks: Vec<CommitCallback>,
 }
 
-/// For the outcome of the change at this index.
+/// What is called with the outcome of the change at this index.
 pub(super) struct CommitCallback {
     index: u32,
     run: Box<dyn FnOnce(Result<(), StoreError>) + Send>,
@@ -117,8 +117,8 @@ impl Batch {
         }
     }
 
-    /// Those registered while those from [`publish`](Batch::publish) were running. From now on no callback is queued any
-    /// more, so that the writer proceeds however many arrive.
+    /// Returns the callbacks registered while those from [`publish`](Batch::publish) were running. From now on no
+    /// callback is queued any more, so that the writer proceeds however many arrive.
     #[must_use = "the callbacks have to be run"]
     pub(super) fn take_late_callbacks(&self) -> Vec<CommitCallback> {
         let mut waiters = self.waiters.lock();
@@ -163,9 +163,9 @@ impl Batch {
 #[derive(Debug)]
 pub(super) enum ChangeOutcome {
     Committed,
-    /// By itself, in a transaction that was committed: what it read is on disk.
+    /// It failed by itself, in a transaction that was committed: what it read is on disk.
     Failed(StoreError),
-    /// With its transaction: what it read may never have existed.
+    /// It was rolled back with its transaction: what it read may never have existed.
     RolledBack(StoreError),
 }
 
@@ -202,7 +202,7 @@ pub enum CommitState {
 }
 
 impl CommitHandle {
-    /// Of something that depends on no change; it is earlier than all others.
+    /// The handle of something that depends on no change; it is earlier than all others.
     pub fn committed() -> CommitHandle {
         CommitHandle { sequence_number: 0, state: HandleState::Committed }
     }
@@ -222,7 +222,7 @@ impl CommitHandle {
         if b.sequence_number > a.sequence_number { b } else { a }
     }
 
-    /// In the order of all changes enqueued to this store since it was opened, starting at 1.
+    /// The position in the order of all changes enqueued to this store since it was opened, from 1 on.
     pub fn sequence_number(&self) -> u64 {
         self.sequence_number
     }

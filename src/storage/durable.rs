@@ -27,8 +27,8 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// In the store's current epoch. Changes build on what is read from the store afterwards. Waits while a failed epoch
-    /// is being ended.
+    /// An appender in the store's current epoch. Its changes build on what is read from the store afterwards. Waits
+    /// while a failed epoch is being ended.
     pub fn begin(store: Arc<Store>) -> Appender {
         let epoch = store.current_epoch();
         Appender { store, epoch }
@@ -52,7 +52,7 @@ pub trait Journal {
     /// Stands for a change and all earlier ones. The default depends on nothing.
     type Commit: Clone + Default;
 
-    /// These are stored together or not at all. Never waits for the disk.
+    /// The changes are stored together or not at all. Never waits for the disk.
     fn append(&self, changes: Vec<Self::Change>) -> Self::Commit;
 
     fn latest(a: Self::Commit, b: Self::Commit) -> Self::Commit;
@@ -61,12 +61,12 @@ pub trait Journal {
     fn is_committed(&self, commit: &Self::Commit) -> bool;
 }
 
-/// As a [`StoreJournal`] stores it.
+/// A change of a core, as a [`StoreJournal`] stores it.
 pub trait StoredChange: Send + 'static {
     /// The change as the writer needs it.
     type Prepared: Send + 'static;
 
-    /// On the caller's thread: the writer is one thread for everybody. The core's instants become dates where they
+    /// Runs on the caller's thread: the writer is one thread for everybody. The core's instants become dates where they
     /// outlive the process.
     fn prepare(self, clock: &Clock) -> Self::Prepared;
 
@@ -117,7 +117,7 @@ type Load<M> = Box<dyn Fn(Appender, Option<&M>) -> Result<M, StoreError> + Send 
 
 /// The memory of a room, and how to load it anew after a change could not be stored.
 pub struct Durable<M> {
-    /// Its name in the log.
+    /// The room's name in the log.
     room: &'static str,
     store: Arc<Store>,
     load: Load<M>,
@@ -179,7 +179,7 @@ pub struct SharedCore<C> {
     changed: Condvar,
 }
 
-/// While the core's lock is held.
+/// The core, while its lock is held.
 pub struct CoreState<C> {
     core: C,
     appender: Appender,
@@ -223,7 +223,7 @@ impl<C> CoreState<C> {
         self.wakes_waiting = true;
     }
 
-    /// Of the newest change, on which everything that is read now depends.
+    /// The commit of the newest change, on which everything that is read now depends.
     pub fn newest(&self) -> &CommitHandle {
         &self.newest
     }
@@ -269,7 +269,7 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         }
     }
 
-    /// On the memory of an earlier value; `None` if it has been replaced since.
+    /// Runs `work` on the memory of an earlier value; `None` if it has been replaced since.
     pub fn with_same<T, U>(
         &self,
         earlier: &Pending<C, U>,
@@ -295,7 +295,7 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         Ok(pending.value)
     }
 
-    /// [`Durable::with`], then [`Durable::wait`].
+    /// Does [`Durable::with`], then [`Durable::wait`].
     pub fn update<T>(&self, work: impl FnOnce(&mut CoreState<C>) -> T) -> Result<T, StoreError> {
         self.wait(self.with(work))
     }
@@ -336,7 +336,7 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
 }
 
 impl<C, T> Pending<C, T> {
-    /// Of the commit, in the order of all changes of the store.
+    /// The position of the commit in the order of all changes of the store.
     pub fn sequence_number(&self) -> u64 {
         self.newest.sequence_number()
     }

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
-/// Nothing was changed then.
+/// After an error, nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// Disk full, I/O error, locked, closed: try again.
+    /// The disk is full or fails, or the store is locked or closed: try again.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// Too many changes or queries are waiting: try again.
@@ -15,10 +15,10 @@ pub enum StoreError {
     Busy,
     #[error("the store's file is damaged: {0}; restore a backup into an empty data dir")]
     Corrupt(String),
-    /// Unique, foreign key, check.
+    /// A rule of the tables is violated: unique, foreign key or check.
     #[error("a rule of the store forbids it: {0}")]
     Constraint(String),
-    /// By the closure that makes the change.
+    /// The closure that makes the change has refused it.
     #[error("refused: {0}")]
     Rejected(String),
     /// A statement, a parameter or a stored value is not what this program expects: a programming error.
@@ -27,7 +27,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// For chained changes after one that failed.
+    /// What chained changes get after one that failed.
     pub(super) fn superseded() -> StoreError {
         StoreError::Unavailable("an earlier change that this one builds on was not stored".to_owned())
     }
@@ -44,7 +44,8 @@ impl StoreError {
         StoreError::Unavailable("it is closed".to_owned())
     }
 
-    /// Names the file, because a data dir has several. Not `From`: that would put rusqlite into the public interface.
+    /// Names the file, because a data dir has several. It is not `From`, which would put rusqlite into the public
+    /// interface.
     pub(super) fn from_sqlite(file: &str, error: &rusqlite::Error) -> StoreError {
         let text = format!("{file}: {}", one_line(error));
         match error.sqlite_error_code() {
@@ -69,7 +70,7 @@ impl StoreError {
     }
 }
 
-/// The file was left as it was.
+/// After an error, the file is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("{path} is not a database, or its beginning is damaged: {}", recovery_advice(.path))]
@@ -127,7 +128,7 @@ pub enum OpenError {
     DiskFull { path: PathBuf },
     #[error("no permission to read and write {path} ({detail}): run as its owner or choose another data dir")]
     Permission { path: PathBuf, detail: String },
-    /// Until the timeout.
+    /// Another process held the lock until the timeout.
     #[error("{path} stayed locked by another process (a backup?): start again when it has ended")]
     Locked { path: PathBuf },
     #[error("{path} could not be brought to schema {version} ({detail}): it was left as it was")]
@@ -141,7 +142,7 @@ pub enum OpenError {
     Other { path: PathBuf, detail: String },
 }
 
-/// For a file that is lost or damaged.
+/// What to do about a file that is lost or damaged.
 fn recovery_advice(path: &Path) -> String {
     let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let dir = super::files::parent_of(path).unwrap_or(Path::new(".")).display();

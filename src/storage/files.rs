@@ -4,7 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// With missing parents, accessible to their owner alone; what was created is synced. Existing folders stay as they are.
+/// Missing parents are created, too. What is created is synced, and accessible to its owner alone; existing folders
+/// stay as they are.
 pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -23,7 +24,7 @@ pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     parent_of(dir).map_or(Ok(()), sync_dir)
 }
 
-/// For a file that only its owner may read.
+/// Options for a file that only its owner may read.
 pub(crate) fn private_file_options() -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
@@ -67,8 +68,8 @@ pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Up to `max_bytes`. Anything but a regular file (a pipe without a writer, say) is `InvalidInput` and is never waited
-/// for.
+/// Reads up to `max_bytes`. Anything but a regular file (a pipe without a writer, say) is `InvalidInput` and is never
+/// waited for.
 pub(crate) fn read_up_to(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
@@ -98,7 +99,7 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// If the file exists.
+/// Does nothing if there is no such file.
 #[cfg(unix)]
 pub(super) fn make_owner_writable(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -131,7 +132,7 @@ fn make_private(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// `.` for a bare name, `None` for a root.
+/// The parent of a bare name is `.`; a root has none.
 pub(crate) fn parent_of(path: &Path) -> Option<&Path> {
     path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
 }

@@ -34,7 +34,7 @@ use super::range_markers::{
     read_range_marker, write_range_marker,
 };
 
-/// From one restore to the next: losses may be accepted in between.
+/// How many ranges are reserved from one restore to the next: losses may be accepted in between.
 const RANGES_PER_RESTORE: u64 = 16;
 
 /// The range in which a component's numbers start: 0 unless the data dir comes from a backup or an operator has accepted
@@ -49,7 +49,7 @@ pub fn first_id_range(dir: &Path, component: DataComponent) -> Result<u64, OpenE
     }
 }
 
-/// After a loss that was noticed only now; durably. Returns the range, if one is left.
+/// Called after a loss that was noticed only now. Returns the range once it is on disk, if one is left.
 pub fn start_new_id_range(dir: &Path, component: DataComponent) -> Result<u64, OpenError> {
     let marked = highest_marked_range(dir)?;
     let mut next = Ok(0);
@@ -72,7 +72,7 @@ pub(super) fn start_new_component(dir: &Path, component: DataComponent) -> Resul
     Ok(())
 }
 
-/// The one after those that may have been used.
+/// The range after those that may have been used.
 pub(super) fn next_id_range(dir: &Path, last_range: u64) -> Result<u64, OpenError> {
     let detail = "numbers have jumped as often as they can; begin with a new data dir".to_owned();
     let is_left = |next: &u64| *next <= ID_RANGE_MAX;

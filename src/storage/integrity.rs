@@ -25,7 +25,7 @@ pub(super) fn check_backup_source(path: &Path, connection: &Connection) -> Resul
 
 #[derive(Debug, Clone, Copy)]
 pub struct ExpectedStore<'a> {
-    /// In the data dir.
+    /// The file's name in the data dir.
     pub file: &'a str,
     /// See [`Store::open`](super::Store::open).
     pub migrations: &'a [&'a str],
@@ -84,7 +84,7 @@ pub fn check_may_be_absent(path: &Path) -> Result<(), OpenError> {
     StoreLocation::load(path)?.check_may_be_absent()
 }
 
-/// For a store that was restored: it is not the one that the backup was made of.
+/// A restored store is not the one that the backup was made of.
 pub(super) fn assign_new_id(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let schema: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let Some(known) = StoreIdentity::read(connection)? else { return Ok(None) };

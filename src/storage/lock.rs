@@ -22,12 +22,12 @@ pub enum LockError {
     #[error("data dir {dir} is in use by process {pid}: stop it or choose another data dir")]
     Held {
         dir: PathBuf,
-        /// `unknown` where the system does not let us read it.
+        /// It is `unknown` where the system does not let us read it.
         pid: String,
     },
     #[error("data dir {dir} holds an unfinished restore: empty it and restore again")]
     UnfinishedRestore { dir: PathBuf },
-    /// Its name, or that of a folder above it, is a file's.
+    /// The data dir's name, or that of a folder above it, is a file's.
     #[error("data dir {dir} cannot be used: {file} is a file, not a folder")]
     NotADirectory {
         dir: PathBuf,

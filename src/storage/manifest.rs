@@ -39,7 +39,7 @@ pub(super) enum StoreState {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ManifestEntry {
-    /// Within the folder.
+    /// The file's name in the folder.
     pub(super) file: String,
     /// The store contains it too, in hex.
     pub(super) id: String,
@@ -58,13 +58,13 @@ pub(super) struct Manifest {
     pub(super) stores: Vec<ManifestEntry>,
 }
 
-/// As it may be found on disk.
+/// A manifest as it may be found on disk.
 #[derive(Deserialize)]
 struct StoredManifest {
     format: u32,
     #[serde(rename = "jumps")]
     last_id_range: Option<u64>,
-    /// Written by an earlier version instead: the number of losses.
+    /// An earlier version wrote the number of losses instead.
     losses: Option<u64>,
     stores: Vec<ManifestEntry>,
 }
@@ -74,7 +74,7 @@ impl Manifest {
         Manifest { format: MANIFEST_FORMAT, last_id_range, stores }
     }
 
-    /// `None` if there is none yet.
+    /// `None` if there is no manifest yet.
     pub(super) fn read(dir: &Path) -> Result<Option<Manifest>, OpenError> {
         let path = dir.join(MANIFEST_FILE);
         let bytes = match files::read_up_to(&path, MANIFEST_BYTES_MAX) {
@@ -133,7 +133,7 @@ impl Manifest {
         }
     }
 
-    /// Durably, under a lock. After an error the manifest is unchanged.
+    /// Changes the manifest durably, under a lock. After an error it is unchanged.
     pub(super) fn update(dir: &Path, change: impl FnOnce(&mut Manifest)) -> Result<Manifest, OpenError> {
         let lock_path = dir.join(LOCK_FILE);
         let lock = || {
@@ -150,7 +150,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Durably.
+    /// Replaces the folder's manifest durably.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
@@ -158,7 +158,7 @@ impl Manifest {
     }
 }
 
-/// Those that the folder's manifest requires.
+/// Checks that the stores are there which the folder's manifest requires.
 pub(super) fn check_stores_present(dir: &Path) -> Result<(), OpenError> {
     let Some(manifest) = Manifest::read(dir)? else { return Ok(()) };
     let is_missing =
@@ -177,7 +177,7 @@ pub(super) fn is_store_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Only a by-product of writing the manifest.
+/// Such a file is only a by-product of writing the manifest.
 pub(super) fn is_temporary(name: &Path) -> bool {
     name.file_name().is_some_and(|file| file == TEMPORARY_FILE || file == LOCK_FILE)
 }

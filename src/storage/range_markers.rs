@@ -1,4 +1,5 @@
-//! In which range the numbers of each component start. How ranges keep numbers unique: `id_ranges.rs`.
+//! The markers that tell in which range the numbers of each component start. How ranges keep numbers unique:
+//! `id_ranges.rs`.
 
 use std::io;
 use std::path::Path;
@@ -9,18 +10,18 @@ use super::{OpenError, files};
 pub const ID_RANGE_MAX: u64 = 1 << 15;
 /// Assumed as the last range of data whose past is not known: more than any such data has used.
 pub(super) const RANGE_OF_UNKNOWN_PAST: u64 = 64;
-/// Before the range's number in a marker file.
+/// It stands before the range's number in a marker file.
 const MARKER_PREFIX: &str = "stretch ";
 
 /// A part of a data dir that hands out numbers of its own and may be served by a process of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataComponent {
     Trade,
-    /// The shop's database.
+    /// The shop's product database.
     Product,
-    /// The shop's database.
+    /// The shop's customer database.
     Customer,
-    /// Of the trade room, in a data dir of its own.
+    /// A peer of the trade room, in a data dir of its own.
     Peer,
 }
 
@@ -28,7 +29,7 @@ impl DataComponent {
     pub(super) const ALL: [DataComponent; 4] =
         [DataComponent::Trade, DataComponent::Product, DataComponent::Customer, DataComponent::Peer];
 
-    /// Taken by a process that serves only this component.
+    /// The lock that a process takes which serves only this component.
     pub fn lock_name(self) -> &'static str {
         match self {
             DataComponent::Trade => "trade",
@@ -38,7 +39,7 @@ impl DataComponent {
         }
     }
 
-    /// Its numbers must move to a new range when this store is lost.
+    /// The component whose numbers must move to a new range when this store is lost.
     pub(super) fn of_store(store: &str) -> Option<DataComponent> {
         match store {
             "trade.db" | "bank.db" => Some(DataComponent::Trade),
@@ -50,7 +51,7 @@ impl DataComponent {
     }
 
     /// Names the range in which the component's numbers start. Each component has its own, because the loss of one does
-    /// not affect the others. Not part of backups: the restore writes them.
+    /// not affect the others. It is not part of backups: the restore writes it.
     pub(super) fn marker_file(self) -> &'static str {
         match self {
             DataComponent::Trade => "restored-trade",
@@ -65,7 +66,7 @@ pub(super) fn last_id_range_without_manifest(dir: &Path) -> Result<u64, OpenErro
     Ok(highest_marked_range(dir)?.max(RANGE_OF_UNKNOWN_PAST))
 }
 
-/// Of a data dir that gets its first manifest: 0 unless it has a past.
+/// The last range of a data dir that gets its first manifest: 0 unless it has a past.
 pub(super) fn initial_id_range(dir: &Path) -> Result<u64, OpenError> {
     let failed = |error: io::Error| OpenError::from_io(dir, &error);
     let mut has_past = DataComponent::ALL.iter().any(|component| dir.join(component.marker_file()).exists());
@@ -75,8 +76,8 @@ pub(super) fn initial_id_range(dir: &Path) -> Result<u64, OpenError> {
     if has_past { last_id_range_without_manifest(dir) } else { Ok(0) }
 }
 
-/// Of losses that an earlier version has counted: at each of them numbers moved one range further than at the one
-/// before, in data whose time before the manifest is not known.
+/// The last range after losses that an earlier version has counted: at each of them numbers moved one range further
+/// than at the one before, in data whose time before the manifest is not known.
 pub(super) fn id_range_of_losses(losses: u64) -> u64 {
     losses
         .saturating_mul(losses.saturating_add(1))
@@ -115,7 +116,7 @@ pub(super) fn highest_marked_range(dir: &Path) -> Result<u64, OpenError> {
     })
 }
 
-/// Durably: from the component's next start on.
+/// Records durably in which range the numbers start from the component's next start on.
 pub(super) fn write_range_marker(dir: &Path, component: DataComponent, range: u64) -> Result<(), OpenError> {
     let path = dir.join(component.marker_file());
     files::replace_durably(&path, format!("{MARKER_PREFIX}{range}\n").as_bytes())

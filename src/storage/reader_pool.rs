@@ -8,7 +8,7 @@ use super::{Reader, StoreError, sqlite};
 
 /// Reading is CPU work on cached pages: a few connections keep a machine busy.
 const CONNECTIONS_MAX: usize = 8;
-/// Then a query fails with [`StoreError::Busy`].
+/// A query that waits longer for a connection fails with [`StoreError::Busy`].
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) struct ReaderPool {
@@ -19,7 +19,7 @@ pub(super) struct ReaderPool {
 
 struct PoolState {
     idle: Vec<Connection>,
-    /// Idle or in use.
+    /// Connections that are idle or in use.
     open_count: usize,
     is_closed: bool,
 }

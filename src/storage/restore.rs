@@ -58,7 +58,7 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
-/// They were not in the archive.
+/// Files that were not in the archive.
 #[derive(Default)]
 struct CreatedFiles {
     manifests: Vec<PathBuf>,
@@ -108,7 +108,7 @@ fn check_empty(data_dir: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
-/// Synced, and verified against the table of contents.
+/// The files are synced, and verified against the table of contents.
 fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, BackupError> {
     let bad_archive = |detail: String| BackupError::BadArchive { file: file.to_owned(), detail };
     // The user may have named any file by mistake: until it is known to be ours, none of its content is quoted.
@@ -179,7 +179,7 @@ fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, Ba
     Ok(names)
 }
 
-/// Synced, and private whatever the archive says; returns its size and SHA-256.
+/// The file is synced, and private whatever the archive says; returns its size and SHA-256.
 fn write_file(source: &mut dyn Read, target: &Path) -> io::Result<(u64, String)> {
     let mut file = files::private_file_options().write(true).create_new(true).open(target)?;
     let mut hash = Context::new(&SHA256);

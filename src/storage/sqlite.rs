@@ -13,20 +13,20 @@ use super::store_identity::{self, StoreIdentity, StoreLocation};
 use super::value::RowCallback;
 use super::{OpenError, Reader, Row, StoreError, Tx, Value, files};
 
-/// For a lock that another process holds: long enough for a backup.
+/// How long to wait for a lock that another process holds: long enough for a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// `P2S2`, so that another program's database is not taken for ours.
 const APPLICATION_ID: i64 = 0x5032_5332;
-/// Per connection: more than all rooms have.
+/// Statements that a connection keeps: more than all rooms have.
 const STATEMENT_CACHE_CAPACITY: usize = 256;
 /// Up to this size a file is checked page by page at start (about 1 GB/s); beyond it, damage is found when it is read.
 const PAGE_CHECK_BYTES_MAX: i64 = 1 << 30;
 
 pub(super) struct OpenedStore {
     pub(super) connection: Connection,
-    /// In the manifest and in the file itself.
+    /// The id in the manifest and in the file itself.
     pub(super) id: String,
-    /// Contained in the file.
+    /// The generation that the file contains.
     pub(super) generation: u64,
 }
 
@@ -104,7 +104,7 @@ fn check_writable(connection: &Connection, path: &Path) -> Result<(), OpenError>
     Ok(())
 }
 
-/// For a file that this process has not opened. Neither the file nor its log is changed.
+/// This process must not have opened the file. Neither it nor its log is changed.
 pub(super) fn open_read_only(path: &Path, known: u64) -> Result<Connection, OpenError> {
     let (connection, found) = open_checked(path, known, false)?;
     connection
@@ -171,7 +171,7 @@ fn check_no_orphaned_wal(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// A file that is not empty; an error if it cannot be a store.
+/// Whether there is a file that is not empty; an error if it cannot be a store.
 pub(super) fn store_exists(path: &Path) -> Result<bool, OpenError> {
     if path.is_dir() {
         return Err(OpenError::Other { path: path.to_owned(), detail: "it is a folder".to_owned() });
@@ -266,13 +266,13 @@ pub(super) fn store_error(connection: &Connection, error: &rusqlite::Error) -> S
     StoreError::from_sqlite(file_name_of(connection), error)
 }
 
-/// Without its path, so that it may be shown to anybody.
+/// The name without its path, so that it may be shown to anybody.
 pub(super) fn file_name_of(connection: &Connection) -> &str {
     let name = connection.path().and_then(|path| Path::new(path).file_name());
     name.and_then(|name| name.to_str()).unwrap_or("the store")
 }
 
-/// For a file that [`open_writer`] has opened.
+/// [`open_writer`] must have opened the file before.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let open = || {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -308,7 +308,7 @@ fn check_pages(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// `quick_check` or `integrity_check`; returns the first problem.
+/// Runs `quick_check` or `integrity_check`; returns the first problem.
 pub(super) fn run_integrity_check(connection: &Connection, check: &str) -> rusqlite::Result<Option<String>> {
     let result: String = connection.query_row(&format!("PRAGMA {check}(1)"), [], |row| row.get(0))?;
     Ok((result != "ok").then(|| result.split_whitespace().collect::<Vec<_>>().join(" ")))
@@ -447,7 +447,7 @@ impl<'c> SqliteTx<'c> {
         self.has_savepoint || !self.has_written.get()
     }
 
-    /// Nothing but the change's own writes.
+    /// Rolls back nothing but the change's own writes.
     pub(super) fn roll_back(&self) -> Result<(), StoreError> {
         if self.is_savepoint_open.get() {
             self.run("ROLLBACK TO change")?;

@@ -106,7 +106,7 @@ impl Store {
         self.readers.read(f)
     }
 
-    /// Those that wait for their transaction to begin: a gauge, already outdated when it is read.
+    /// Changes that wait for their transaction to begin: a gauge, already outdated when it is read.
     #[cfg(test)]
     pub fn queued_changes(&self) -> usize {
         self.queue.len()
@@ -119,12 +119,12 @@ impl Store {
         let _ = self.queue.callback_wrapper.set(Box::new(wrapper));
     }
 
-    /// Of the transactions, their syncs included.
+    /// The latencies of the transactions, their syncs included.
     pub fn commit_latencies(&self) -> LatencySnapshot {
         self.queue.commit_latencies.snapshot()
     }
 
-    /// Every change enqueued before is then on disk or has failed, and its commit callbacks have run.
+    /// Waits until every change enqueued before is on disk or has failed, and its commit callbacks have run.
     pub fn sync_all(&self) {
         self.queue.wait_committed();
     }

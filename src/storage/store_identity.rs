@@ -8,18 +8,18 @@ use super::OpenError;
 use super::manifest::{MANIFEST_FILE, Manifest, StoreState, dir_and_file_name, new_store_id};
 use super::watermark::{self, StoredWatermark};
 
-/// In every store; one of an earlier version gets it when it is adopted into the manifest.
+/// Every store has the table; one of an earlier version gets it when it is adopted into the manifest.
 const CREATE_IDENTITY_TABLE: &str = "CREATE TABLE IF NOT EXISTS store_identity (
     id TEXT NOT NULL, schema BIGINT NOT NULL, number BIGINT NOT NULL)";
 
 /// The row by which a store is known as the one that belongs at its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StoreIdentity {
-    /// As in the manifest.
+    /// The id that the manifest has, too.
     pub(super) id: String,
-    /// As in `user_version`, so that damage to the file's header is not taken for a newer version.
+    /// The same as `user_version`, so that damage to the file's header is not taken for a newer version.
     pub(super) schema: u64,
-    /// Counts up; a store with this generation contains everything that was committed before it advanced to it.
+    /// It counts up; a store with this generation contains everything that was committed before it advanced to it.
     pub(super) generation: u64,
 }
 
@@ -36,7 +36,7 @@ impl StoreIdentity {
         connection.query_row("SELECT id, schema, number FROM store_identity", [], row).optional()
     }
 
-    /// In one transaction; an existing generation is kept and returned.
+    /// Writes the row in one transaction; an existing generation is kept and returned.
     pub(super) fn write(connection: &Connection, id: &str, schema: usize) -> rusqlite::Result<u64> {
         let settled = |known: &StoreIdentity| known.id == id && known.schema == schema as u64;
         if let Some(known) = StoreIdentity::read(connection)?.filter(settled) {
@@ -89,7 +89,7 @@ impl StoreLocation {
         self.manifest.is_some()
     }
 
-    /// To be read before the store, which another process may be writing to.
+    /// The watermark is to be read before the store, which another process may be writing to.
     pub(super) fn read_watermark(&self) -> StoredWatermark {
         match self.manifest_state() {
             Some((StoreState::Kept, id)) => watermark::read(&self.path, id),
@@ -149,7 +149,7 @@ impl StoreLocation {
         }
     }
 
-    /// "Not one of our databases" is not precise enough where one of ours must be.
+    /// Where one of our databases must be, "not one of ours" is not precise enough.
     pub(super) fn explain_error(&self, error: OpenError) -> OpenError {
         match error {
             OpenError::Foreign { path } if self.manifest_state().is_some() => {
@@ -160,7 +160,7 @@ impl StoreLocation {
         }
     }
 
-    /// Before anything of the store is created or adopted; returns its id.
+    /// Lists the store before anything of it is created or adopted; returns its id.
     pub(super) fn register(&self, found: Option<&StoreIdentity>, is_new: bool) -> Result<String, OpenError> {
         let state = if is_new { StoreState::Making } else { StoreState::Adopting };
         let id = match (self.manifest_state(), found) {
@@ -172,7 +172,7 @@ impl StoreLocation {
         Ok(id)
     }
 
-    /// The store is there with its id and its watermark: from now on both have to be.
+    /// From now on the store must be there, with its id and its watermark.
     pub(super) fn mark_present(&self, id: &str, generation: u64) -> Result<(), OpenError> {
         if self.manifest_state() == Some((StoreState::Kept, id)) && self.requires_watermark() {
             return Ok(());

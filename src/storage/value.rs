@@ -12,7 +12,7 @@ use crate::model::{Cents, Millis, Name};
 /// It borrows texts and bytes, so that a change copies none of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value<'a> {
-    /// Also booleans, 0 and 1.
+    /// Booleans are 0 and 1.
     Int(i64),
     Text(&'a str),
     Blob(&'a [u8]),
@@ -109,7 +109,7 @@ impl Row<'_> {
         u64::try_from(self.int(column)?).map_err(|_| invalid_column(column, "a number that is not negative"))
     }
 
-    /// Stored as 0 or 1.
+    /// A boolean is stored as 0 or 1.
     pub fn bool(&self, column: usize) -> Result<bool, StoreError> {
         match self.int(column)? {
             0 => Ok(false),
@@ -122,7 +122,7 @@ impl Row<'_> {
         self.int(column).map(Cents)
     }
 
-    /// Milliseconds since 1970.
+    /// An instant is stored in milliseconds since 1970.
     pub fn millis(&self, column: usize) -> Result<Millis, StoreError> {
         self.uint(column).map(Millis)
     }
@@ -141,7 +141,7 @@ impl Row<'_> {
         }
     }
 
-    /// Validated again.
+    /// The name is validated again.
     pub fn name(&self, column: usize) -> Result<Name, StoreError> {
         Name::from_stored(self.text(column)?).map_err(|rule| invalid_column(column, &format!("a name ({rule})")))
     }
@@ -178,7 +178,7 @@ pub trait Reader {
 
 /// A change in progress: it sees its own writes; nobody else does before the commit.
 pub trait Tx: Reader {
-    /// For a statement that returns no rows; returns how many it inserted, changed or deleted.
+    /// Runs a statement that returns no rows; returns how many it inserted, changed or deleted.
     fn execute(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<u64, StoreError>;
 }
 
@@ -200,7 +200,7 @@ pub trait ReaderExt: Reader {
         Ok(first)
     }
 
-    /// In order.
+    /// All rows, in order.
     fn all<T>(
         &self,
         sql: &str,

@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 
 use super::files;
 
-/// Behind the name of the store's file.
+/// It stands behind the name of the store's file.
 pub(super) const SUFFIX: &str = "-mark";
 const HEADER: &str = "p2s2-mark 1";
-/// Always the same length, within one disk sector: it is overwritten in place.
+/// The length is always the same, within one disk sector: the file is overwritten in place.
 const LENGTH_BYTES: usize = HEADER.len() + 1 + 32 + 1 + 20 + 1 + 16 + 1;
 
-/// This generation of the store with this id is on disk.
+/// Says that this generation of the store with this id is on disk.
 fn encode(id: &str, generation: u64) -> String {
     let text = format!("{HEADER} {id} {generation:020}");
     let sum = blake3::hash(text.as_bytes()).to_hex();
@@ -38,7 +38,7 @@ pub(super) fn path_of(store: &Path) -> PathBuf {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoredWatermark {
     Generation(u64),
-    /// Torn, garbled or of another store, which a power cut may cause: it says nothing.
+    /// It is torn, garbled or of another store, which a power cut may cause: it says nothing.
     Unreadable,
     /// If there was one before, a power cut cannot explain that: it is created durably and then overwritten in place.
     Missing,
@@ -67,7 +67,7 @@ pub(super) fn read(store: &Path, id: &str) -> StoredWatermark {
     }
 }
 
-/// Durably.
+/// The file is created durably.
 pub(super) fn create(store: &Path, id: &str, generation: u64) -> io::Result<()> {
     let mut file = files::private_file_options().write(true).create(true).truncate(true).open(path_of(store))?;
     file.write_all(encode(id, generation).as_bytes())?;
@@ -75,7 +75,7 @@ pub(super) fn create(store: &Path, id: &str, generation: u64) -> io::Result<()> 
     files::parent_of(store).map_or(Ok(()), files::sync_dir)
 }
 
-/// Durably: from then on the store may hold any generation.
+/// The file is removed durably: from then on the store may hold any generation.
 pub(super) fn remove(store: &Path) -> io::Result<()> {
     match std::fs::remove_file(path_of(store)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -83,7 +83,7 @@ pub(super) fn remove(store: &Path) -> io::Result<()> {
     }
 }
 
-/// For an open store.
+/// Updates the watermark of an open store.
 #[derive(Debug)]
 pub(super) struct WatermarkWriter {
     path: PathBuf,
@@ -99,7 +99,7 @@ impl WatermarkWriter {
         WatermarkWriter { path: path_of(store), id, file: None, is_failing: false }
     }
 
-    /// The generation is on disk. The file is written but not synced.
+    /// Records that this generation is on disk. The file is written but not synced.
     pub(super) fn set(&mut self, generation: u64) {
         match self.write(generation) {
             Ok(()) => self.is_failing = false,

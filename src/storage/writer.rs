@@ -33,10 +33,10 @@ use super::watermark::WatermarkWriter;
 use super::{CommitHandle, StoreError, Tx};
 use crate::net::counters::LatencyHistogram;
 
-/// Further changes fail with [`StoreError::Busy`].
+/// When so many changes are queued, further ones fail with [`StoreError::Busy`].
 pub(super) const QUEUED_CHANGES_MAX: usize = 65_536;
 
-/// Also the largest age of changes whose loss would go unnoticed.
+/// The time between two generations, and so the largest age of changes whose loss would go unnoticed.
 const GENERATION_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) type Change = Box<dyn FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send>;
@@ -44,11 +44,11 @@ pub(super) type Change = Box<dyn FnOnce(&mut dyn Tx) -> Result<(), StoreError> +
 /// Wraps the run of all callbacks of a transaction; it must call its argument exactly once.
 pub(super) type CallbackWrapper = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 
-/// Of chained changes: from one rebuild of a room's memory to the next.
+/// An epoch of chained changes: from one rebuild of a room's memory to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Epoch(u64);
 
-/// Of changes that are not chained.
+/// The pseudo-epoch of changes that are not chained.
 pub(super) const INDEPENDENT: Epoch = Epoch(0);
 
 struct QueuedChange {
@@ -59,9 +59,9 @@ struct QueuedChange {
 struct QueueState {
     /// What goes into the next transaction.
     pending: Vec<QueuedChange>,
-    /// Of `pending`.
+    /// The batch of `pending`.
     batch: Arc<Batch>,
-    /// Of the transaction in progress.
+    /// The batch of the transaction in progress.
     running_batch: Option<Arc<Batch>>,
     next_sequence_number: u64,
     epoch: Epoch,
@@ -71,7 +71,7 @@ struct QueueState {
     is_closed: bool,
     is_writer_asleep: bool,
     transactions_begun: u64,
-    /// Including their callbacks.
+    /// Transactions that are finished, including their callbacks.
     transactions_finished: u64,
 }
 
@@ -117,7 +117,7 @@ impl ChangeQueue {
         state.epoch
     }
 
-    /// Memory work under one short lock.
+    /// Does memory work under one short lock.
     pub(super) fn push(&self, epoch: Epoch, change: Change) -> CommitHandle {
         let chained = epoch != INDEPENDENT;
         let mut state = self.state.lock();
@@ -149,7 +149,7 @@ impl ChangeQueue {
         self.state.lock().pending.len()
     }
 
-    /// Every change enqueued before has its outcome then, and its callbacks have run.
+    /// Waits until every change enqueued before has its outcome and its callbacks have run.
     pub(super) fn wait_committed(&self) {
         let mut state = self.state.lock();
         let last = state.transactions_begun + u64::from(!state.pending.is_empty());
@@ -238,31 +238,31 @@ impl ChangeQueue {
 
 enum WriterWakeup {
     Work(NextBatch),
-    /// The time is up.
+    /// The time is up, and there is nothing to do.
     Idle,
-    /// The queue is empty, too.
+    /// The store is closed and the queue is empty.
     Closed,
 }
 
 struct NextBatch {
     batch: Arc<Batch>,
-    /// At its start; only the writer advances it.
+    /// The epoch at the transaction's start; only the writer advances it.
     epoch: Epoch,
-    /// It contains the last chained changes of the epoch.
+    /// The transaction contains the last chained changes of the epoch.
     epoch_ended: bool,
 }
 
 pub(super) struct Writer {
     connection: Connection,
     schema_version: usize,
-    /// Its pages may still be in the log; see [`Writer::discard_failed_commit`].
+    /// The pages of a failed commit may still be in the log; see [`Writer::discard_failed_commit`].
     has_failed_commit: bool,
     watermark: WatermarkWriter,
-    /// The store's, on disk.
+    /// The store's generation on disk.
     generation: u64,
-    /// When it last advanced or was due to.
+    /// When the generation last advanced or was due to.
     generation_advanced_at: Option<Instant>,
-    /// Since the generation advanced.
+    /// Changes were committed since the generation advanced.
     has_commits_since: bool,
 }
 
@@ -280,7 +280,7 @@ impl Writer {
         }
     }
 
-    /// Until the store is closed; returns the connection.
+    /// Runs transactions until the store is closed; returns the connection.
     pub(super) fn run(mut self, queue: &ChangeQueue) -> Connection {
         let guard = FailPendingOnDrop(queue);
         // The generation is on disk already; this creates a missing watermark and repairs a torn one.
@@ -322,8 +322,8 @@ impl Writer {
         self.connection
     }
 
-    /// In a transaction of its own, when no other came in time. If it fails it is tried again with the next transaction,
-    /// or after a while.
+    /// Advances it in a transaction of its own, when no other came in time. If it fails it is tried again with the next
+    /// transaction, or after a while.
     fn advance_generation(&mut self) {
         let before = self.generation;
         self.generation_advanced_at = Some(Instant::now());
@@ -334,7 +334,7 @@ impl Writer {
         }
     }
 
-    /// Within the open transaction; returns the generation that is valid after the commit.
+    /// Works within the open transaction; returns the generation that is valid after the commit.
     fn advance_generation_if_due(&mut self, is_alone: bool) -> Result<Option<u64>, StoreError> {
         let now = Instant::now();
         if !is_alone && self.generation_advanced_at.is_some_and(|at| now < at + GENERATION_INTERVAL) {

@@ -13,16 +13,16 @@ use hyper::body::{Frame, SizeHint};
 
 use crate::net::permits::WorkPermit;
 
-/// Of a waiting event stream.
+/// How often a waiting event stream checks whether its client has disconnected.
 const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Read at a time: enough that the system calls cost little compared with the copying.
+/// What is read of a file at a time: enough that the system calls cost little compared with the copying.
 const FILE_CHUNK_BYTES: usize = 256 * 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerSentEvent {
-    /// One line, by which a client can resume after this event.
+    /// The id by which a client can resume after this event, one line.
     pub id: Option<String>,
-    /// One line.
+    /// The event's name, one line.
     pub name: String,
     pub data: String,
 }
@@ -87,13 +87,13 @@ pub enum Body {
     /// `length` bytes of a file from `offset` on, read while they are sent. If the file turns out to be shorter the
     /// connection is closed: nothing else can tell the client that what it received is incomplete.
     File {
-        /// Its position is not changed.
+        /// The file's position is not changed.
         file: File,
         offset: u64,
         length: u64,
     },
-    /// As they happen, until no sender is left or the client has disconnected; then the stream is dropped. The server
-    /// sets the content type.
+    /// Events as they happen, until no sender is left or the client has disconnected; then the stream is dropped. The
+    /// server sets the content type.
     Events(EventStream),
 }
 
@@ -108,7 +108,7 @@ impl fmt::Debug for Body {
     }
 }
 
-/// In the form that hyper polls.
+/// A body in the form that hyper polls.
 pub(super) enum ResponseBody {
     Bytes(Option<Bytes>),
     Chunks(Box<dyn Iterator<Item = Vec<u8>> + Send>),
@@ -116,7 +116,7 @@ pub(super) enum ResponseBody {
     Events(Box<EventStreamBody>),
 }
 
-/// What is still to be sent.
+/// The part of a file that is still to be sent.
 pub(super) struct FileRange {
     file: File,
     offset: u64,
@@ -125,7 +125,7 @@ pub(super) struct FileRange {
     buffer: Arc<Vec<u8>>,
 }
 
-/// The owner of [`Bytes`].
+/// A buffer as the owner of [`Bytes`].
 struct LentBuffer(Arc<Vec<u8>>);
 
 impl AsRef<[u8]> for LentBuffer {
@@ -172,7 +172,7 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
 }
 
 pub(super) struct EventStreamBody {
-    /// So the client knows at once that the stream is open.
+    /// Lets the client know at once that the stream is open.
     pub(super) opens_with_comment: bool,
     pub(super) events: EventStream,
     /// Disconnected when the server stops.
@@ -264,8 +264,8 @@ impl EventStreamBody {
     }
 }
 
-/// As far as that can be seen without reading. With TLS the client's `close_notify` hides it: then the next comment
-/// fails.
+/// Whether the client has gone, as far as that can be seen without reading. With TLS its `close_notify` hides it: then
+/// the next comment fails.
 fn is_disconnected(client: &TcpStream) -> bool {
     #[cfg(unix)]
     {

@@ -25,10 +25,10 @@ use crate::net::conn::ConnReader;
 use crate::net::deadline::{DeadlineRead, linger};
 use crate::net::listener::NegotiatedConnection;
 
-/// Little between requests, because an idle connection must cost little.
+/// What is read at a time: little between requests, because an idle connection must cost little.
 const FIRST_READ_BYTES: usize = 2048;
 const NEXT_READ_BYTES: usize = 16 * 1024;
-/// Hyper's buffer for a head or a response.
+/// The limit of hyper's buffer for a head or a response.
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Hyper wants to be polled again.
@@ -43,7 +43,7 @@ impl Wake for WakeFlag {
 
 enum ReadOutcome {
     Received,
-    /// No request was begun.
+    /// Nothing was received, and no request was begun.
     Idle,
     RequestTimeout,
     UploadStalled,
@@ -65,7 +65,7 @@ pub(super) fn serve(server: &Arc<HttpServerInner>, connection: NegotiatedConnect
     // From now on the connection may be evicted.
     wire.borrow_mut().permit.mark_pending(&stream);
     linger(&mut reader);
-    // Before the permit, which belongs to `wire`: whoever gets the permit next must find the descriptor free.
+    // Dropped before the permit, which belongs to `wire`: whoever gets the permit next must find the descriptor free.
     drop((reader, writer, stream));
     result
 }
@@ -144,7 +144,8 @@ fn wait_for_input(wire: &RefCell<WireState>, reader: &mut ConnReader, limits: &H
     let (deadline, most, late) = if wire.is_upload {
         (Instant::now() + limits.upload_idle_timeout, UPLOAD_READ_BYTES, ReadOutcome::UploadStalled)
     } else if wire.is_in_request {
-        // From now on even if its beginning arrived with the request before it, whose time is not the client's fault.
+        // The time runs from now even if its beginning arrived with the request before it, which is not the client's
+        // fault.
         let request_deadline = *wire.request_deadline.get_or_insert_with(|| Instant::now() + limits.message_timeout);
         (request_deadline, NEXT_READ_BYTES, ReadOutcome::RequestTimeout)
     } else {

@@ -26,7 +26,7 @@ pub trait Subscriber: Send + 'static {
 
     fn wants(&self, topic: &Self::Topic) -> bool;
 
-    /// By the process's clock.
+    /// The end of the subscription, by the process's clock.
     fn expires_at(&self) -> Millis;
 
     fn is_same_account(&self, other: &Self) -> bool;
@@ -44,7 +44,7 @@ pub struct EventHubLimits {
 }
 
 impl EventHubLimits {
-    /// With the number of events that `docs/spec/share.md` requires at least.
+    /// The numbers of events are those that `docs/spec/share.md` requires at least.
     pub fn for_subscribers(subscribers: usize, per_account: usize) -> EventHubLimits {
         EventHubLimits { subscribers, per_account, queue_capacity: 256, history: 1024, history_bytes: 1 << 20 }
     }
@@ -61,7 +61,7 @@ pub struct EventHub<W: Subscriber> {
 
 struct HubState<W: Subscriber> {
     last_number: u64,
-    /// Without a gap up to `last_number`.
+    /// The newest events, without a gap up to `last_number`.
     history: VecDeque<(W::Topic, Arc<ServerSentEvent>)>,
     history_bytes: usize,
     subscriptions: Vec<Subscription<W>>,

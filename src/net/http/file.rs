@@ -18,7 +18,7 @@ use super::{Body, Request, Response};
 #[derive(Debug, Clone)]
 pub struct FileMetadata {
     pub length: u64,
-    /// Strong, without its quotes, unique to this content. `None`: conditional requests by ETag never match.
+    /// The strong ETag without its quotes, unique to this content. `None`: conditional requests by ETag never match.
     pub etag: Option<String>,
     pub modified_at: Option<SystemTime>,
     pub content_type: HeaderValue,
@@ -82,13 +82,13 @@ pub fn serve_file(request: &Request, file: File, metadata: &FileMetadata) -> Res
     Response { status, headers, body: Body::File { file, offset, length } }
 }
 
-/// The client has the content with this strong ETag (without quotes) already: then the response to GET is 304.
+/// Whether the client has the content with this strong ETag (without quotes) already: then the response to GET is 304.
 pub fn if_none_match(headers: &HeaderMap, etag: &str) -> bool {
     matches_any(headers, IF_NONE_MATCH, |given| given == etag, false)
 }
 
-/// Displays the file (`inline`) or saves it, under its name (RFC 6266): in full for clients that support RFC 8187, and
-/// in ASCII for all others.
+/// Content-Disposition, which displays the file (`inline`) or saves it, under its name (RFC 6266): in full for clients
+/// that support RFC 8187, and in ASCII for all others.
 pub fn content_disposition(is_attachment: bool, name: &str) -> HeaderValue {
     let kind = if is_attachment { "attachment" } else { "inline" };
     // Not characters that would end the quotes or that some clients interpret: path separators, `%41`.
@@ -109,7 +109,7 @@ pub fn content_disposition(is_attachment: bool, name: &str) -> HeaderValue {
     header_value(text)
 }
 
-/// For a text that we made, all of it visible ASCII.
+/// The text must be visible ASCII, as all that we make is.
 fn header_value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
@@ -146,7 +146,7 @@ impl Validators<'_> {
         headers
     }
 
-    /// In the order of RFC 9110, 13.2.2.
+    /// Evaluates the conditions in the order of RFC 9110, 13.2.2.
     fn evaluate(&self, method: &Method, headers: &HeaderMap) -> Precondition {
         if headers.contains_key(IF_MATCH) {
             if !matches_any(headers, IF_MATCH, |given| self.etag == Some(given), true) {
@@ -188,7 +188,7 @@ impl Validators<'_> {
     }
 }
 
-/// A header contains a matching ETag (or `*`).
+/// Whether a header contains a matching ETag (or `*`).
 fn matches_any(headers: &HeaderMap, name: HeaderName, is_it: impl Fn(&str) -> bool, strong: bool) -> bool {
     headers.get_all(name).iter().any(|value| {
         // A value that is not UTF-8 may be an ETag, but not one of ours.
@@ -223,7 +223,7 @@ fn parse_date(text: &str) -> Option<u64> {
     unix_s(httpdate::parse_http_date(text.trim()).ok()?)
 }
 
-/// Up to the year 9999, the last of HTTP dates.
+/// Whole seconds since 1970, up to the year 9999, the last of HTTP dates.
 fn unix_s(time: SystemTime) -> Option<u64> {
     const FIRST_AFTER_S: u64 = 253_402_300_800;
     time.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()).filter(|seconds| *seconds < FIRST_AFTER_S)
@@ -232,7 +232,7 @@ fn unix_s(time: SystemTime) -> Option<u64> {
 #[derive(Debug, PartialEq, Eq)]
 enum ByteRange {
     Whole,
-    /// Both within the file.
+    /// Both bytes are within the file.
     Range {
         first: u64,
         last: u64,
@@ -279,7 +279,7 @@ enum RangeNumber {
     Invalid,
 }
 
-/// Digits only; a number that does not fit becomes the largest that does.
+/// Only digits are a number; one that does not fit becomes the largest that does.
 fn range_number(text: &str) -> RangeNumber {
     if text.is_empty() {
         RangeNumber::Missing

@@ -17,10 +17,10 @@ use super::{Body, Response};
 use crate::model::text;
 
 const PREFLIGHT_MAX_AGE_S: &str = "600";
-/// For pages of other origins.
+/// What pages of other origins may use.
 const CORS_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE";
 const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, range, last-event-id";
-/// They may be read in addition to those that always may.
+/// Response headers that they may read in addition to those that they always may.
 const EXPOSED_HEADERS: &str = "accept-ranges, content-disposition, content-range, etag, retry-after";
 
 /// What is accepted in addition to addresses, `localhost` and the same origin.
@@ -39,7 +39,7 @@ pub(super) enum PolicyOutcome {
     Preflight(Response),
 }
 
-/// Without a port, as Host may have it; for `value_parser`.
+/// Parses a host name without a port, as Host may have it; for `value_parser`.
 pub fn parse_host_name(text: &str) -> Result<String, String> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if text.is_empty() || text.len() > 253 || !text.chars().all(is_name) {
@@ -48,7 +48,7 @@ pub fn parse_host_name(text: &str) -> Result<String, String> {
     Ok(text.to_ascii_lowercase())
 }
 
-/// Scheme, host and optionally a port; for `value_parser`.
+/// Parses an origin: scheme, host and optionally a port; for `value_parser`.
 pub fn parse_origin(text: &str) -> Result<String, String> {
     let wrong = || "expected an origin, such as https://share.example.org or http://127.0.0.1:8080".to_owned();
     let lower = text.trim_end_matches('/').to_ascii_lowercase();
@@ -67,7 +67,8 @@ pub fn parse_origin(text: &str) -> Result<String, String> {
 /// What browsers send for a page without an origin of its own: one from a file, or a sandboxed frame.
 const OPAQUE_ORIGINS: [&str; 2] = ["null", "file://"];
 
-/// `http://HOST[:PORT]`, `https://HOST[:PORT]`, `null` or `file://`; for `value_parser`.
+/// Parses an origin to be allowed: `http://HOST[:PORT]`, `https://HOST[:PORT]`, `null` or `file://`; for
+/// `value_parser`.
 pub fn parse_allowed_origin(text: &str) -> Result<String, String> {
     match OPAQUE_ORIGINS.into_iter().find(|opaque| text.eq_ignore_ascii_case(opaque)) {
         Some(opaque) => Ok(opaque.to_owned()),
@@ -166,7 +167,7 @@ fn without_last_dot(host: &str) -> &str {
     host.strip_suffix('.').filter(|host| !host.is_empty()).unwrap_or(host)
 }
 
-/// As an error message repeats it: at most as long as a host name can be.
+/// A header's text as an error message repeats it: at most as long as a host name can be.
 fn excerpt(said: &str) -> String {
     const SHOWN_MAX: usize = 253;
     text::escape_unsafe(said).chars().take(SHOWN_MAX).collect()

@@ -13,7 +13,7 @@ pub struct HttpError {
     pub status: StatusCode,
     /// For the user; it names the field.
     pub reason: String,
-    /// When trying again is worthwhile.
+    /// The seconds after which trying again is worthwhile.
     pub retry_after_s: Option<u64>,
 }
 
@@ -55,7 +55,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
-/// Status 200 with these fields (of an object) and `"success":true`.
+/// A response of status 200 with these fields (of an object) and `"success":true`.
 pub fn success(fields: Value) -> Response {
     let mut all = match fields {
         Value::Object(fields) => fields,
@@ -69,12 +69,12 @@ pub fn error(status: StatusCode, reason: &str) -> Response {
     json(status, &json!({"success": false, "error": reason}))
 }
 
-/// For an unknown path.
+/// The response (404) for an unknown path.
 pub fn not_found() -> Response {
     error(StatusCode::NOT_FOUND, "there is nothing at this path")
 }
 
-/// For a path that has other methods.
+/// The response (405) for a path that has other methods.
 pub fn method_not_allowed(allowed: &[Method]) -> Response {
     let mut names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
     if allowed.contains(&Method::GET) {
@@ -89,7 +89,7 @@ pub fn method_not_allowed(allowed: &[Method]) -> Response {
     }
 }
 
-/// As bytes, for when there is no request that hyper could respond to.
+/// A whole error response as bytes, for when there is no request that hyper could respond to.
 pub(super) fn raw_error(status: StatusCode, reason: &str) -> Vec<u8> {
     let body = json!({"success": false, "error": reason}).to_string();
     let reason = status.canonical_reason().unwrap_or_default();
@@ -101,12 +101,12 @@ pub(super) fn raw_error(status: StatusCode, reason: &str) -> Vec<u8> {
     [head, body].concat().into_bytes()
 }
 
-/// Percent-decoded; `None` if one is not UTF-8.
+/// The segments of a path, percent-decoded; `None` if one is not UTF-8.
 pub fn path_segments(path: &str) -> Option<Vec<String>> {
     path.strip_prefix('/')?.split('/').map(|segment| decode(segment, false)).collect()
 }
 
-/// In order; `None` if one is not UTF-8.
+/// The names and values of a query, in order; `None` if one is not UTF-8.
 pub fn query_pairs(query: &str) -> Option<Vec<(String, String)>> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs
@@ -177,18 +177,18 @@ impl JsonFields {
         self.get(field).ok_or_else(|| HttpError::bad_request(format!("{field}: missing")))
     }
 
-    /// Of any length and with any characters.
+    /// A string of any length and with any characters.
     pub fn any_text(&self, field: &str) -> Result<&str, HttpError> {
         self.require(field)?.as_str().ok_or_else(|| HttpError::bad_request(format!("{field}: expected a text")))
     }
 
-    /// `None` if it is missing, null or empty, as a form sends a field that was not filled in.
+    /// A string; `None` if it is missing, null or empty, as a form sends a field that was not filled in.
     pub fn non_empty_text(&self, field: &str) -> Result<Option<&str>, HttpError> {
         let text = self.get(field).map(|_| self.any_text(field)).transpose()?;
         Ok(text.filter(|text| !text.is_empty()))
     }
 
-    /// Of `min` to `max` characters without control characters.
+    /// A string of `min` to `max` characters without control characters.
     pub fn text(&self, field: &str, min: usize, max: usize) -> Result<&str, HttpError> {
         let value = self.any_text(field)?;
         text::check(value, min, max).map_err(|wrong| HttpError::bad_request(format!("{field}: {wrong}")))?;
@@ -199,7 +199,7 @@ impl JsonFields {
         self.get(field).map(|_| self.text(field, min, max)).transpose()
     }
 
-    /// `default` if it is missing.
+    /// A boolean; `default` if it is missing.
     pub fn boolean(&self, field: &str, default: bool) -> Result<bool, HttpError> {
         let Some(value) = self.get(field) else { return Ok(default) };
         value.as_bool().ok_or_else(|| HttpError::bad_request(format!("{field}: expected true or false")))
@@ -218,7 +218,7 @@ impl JsonFields {
     }
 }
 
-/// Without what serde would quote of the body, which may contain a password.
+/// Describes the error without what serde would quote of the body, which may contain a password.
 fn describe_json_error(error: &serde_json::Error) -> String {
     match error.classify() {
         serde_json::error::Category::Eof => "it ends too early".to_owned(),

@@ -28,7 +28,7 @@ impl RouteCall<'_> {
 pub enum Schema {
     Text,
     OneOf(&'static [&'static str]),
-    /// 0 or more.
+    /// A whole number, 0 or more.
     Integer,
     Number,
     Boolean,
@@ -36,23 +36,23 @@ pub enum Schema {
     Constant(bool),
     Nullable(&'static Schema),
     List(&'static Schema),
-    /// One item of each of these schemas, in this order.
+    /// An array with one item of each of these schemas, in this order.
     Tuple(&'static [Schema]),
-    /// Any field names, whose values have this schema.
+    /// An object with any field names, whose values have this schema.
     Map(&'static Schema),
     Object(&'static [FieldSchema]),
-    /// Has a name of its own in the description.
+    /// An object with a name of its own in the description.
     Named(&'static str, &'static [FieldSchema]),
     Any,
 }
 
-/// Of an object; or a query parameter.
+/// A field of an object, or a query parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FieldSchema {
     pub name: &'static str,
     pub schema: Schema,
     pub is_optional: bool,
-    /// Where the name does not tell it.
+    /// The meaning, where the name does not tell it.
     pub description: &'static str,
 }
 
@@ -108,13 +108,13 @@ pub enum BodyKind {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ResponseKind {
-    /// These fields and `success`.
+    /// A JSON object with these fields and `success`.
     Json(&'static [FieldSchema]),
-    /// Each has a name and a JSON object.
+    /// Server-sent events, each with a name and a JSON object.
     Events(&'static [(&'static str, Schema)]),
     /// A file or a range of it.
     Content,
-    /// Of this content type.
+    /// A text of this content type.
     Text(&'static str),
 }
 
@@ -122,23 +122,23 @@ pub enum ResponseKind {
 pub struct ErrorCase {
     pub status: u16,
     pub why: &'static str,
-    /// In addition to `success` and `error`.
+    /// The fields in addition to `success` and `error`.
     pub fields: &'static [FieldSchema],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouteSpec {
     pub method: RouteMethod,
-    /// With `{name}` for a parameter.
+    /// The path, with `{name}` for a parameter.
     pub path: &'static str,
-    /// One line.
+    /// What the route is for, one line.
     pub summary: &'static str,
     pub access: RouteAccess,
     pub query: &'static [FieldSchema],
     pub request_body: BodyKind,
-    /// On success.
+    /// The response on success.
     pub response: ResponseKind,
-    /// In addition to those that every route has.
+    /// Errors in addition to those that every route has.
     pub error_cases: &'static [ErrorCase],
 }
 
@@ -207,7 +207,7 @@ pub const fn error_case(status: u16, why: &'static str) -> ErrorCase {
 }
 
 impl RouteSpec {
-    /// For the metrics: the path without `/api/` and parameters.
+    /// The name in the metrics: the path without `/api/` and parameters.
     pub fn name(&self) -> &'static str {
         let path = self.path.trim_start_matches('/');
         let path = path.strip_prefix("api/").unwrap_or(path);
@@ -306,7 +306,7 @@ impl<H: Copy> Route<H> {
 }
 
 pub enum RouteMatch<'a, H: Copy + 'static> {
-    /// With the request's path parameters.
+    /// The route, with the request's path parameters.
     Route(&'static Route<H>, RouteCall<'a>),
     /// The path has these methods.
     MethodNotAllowed(Vec<Method>),

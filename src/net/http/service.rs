@@ -121,7 +121,7 @@ fn check_upload(headers: &HeaderMap) -> Result<(), HttpError> {
     Ok(())
 }
 
-/// For a request that is not an upload.
+/// Whether the body of a request that is not an upload can be read.
 fn check_body(headers: &HeaderMap, body: &Incoming) -> Result<(), HttpError> {
     if body.is_end_stream() {
         Ok(())

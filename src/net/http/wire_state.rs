@@ -15,9 +15,9 @@ use crate::net::budget::Reservation;
 use crate::net::conn::ConnWriter;
 use crate::net::listener::Permit;
 
-/// Read at a time of an upload's body, and taken from the receive budget.
+/// What is read at a time of an upload's body; it is taken from the receive budget.
 pub(super) const UPLOAD_READ_BYTES: usize = 64 * 1024;
-/// Written under one deadline.
+/// What is written under one deadline.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Shorter pieces are copied together with what follows them: without Nagle's algorithm two writes are two packets.
 const GATHER_BYTES: usize = 16 * 1024;
@@ -28,7 +28,7 @@ const UNBUDGETED_HEAD_BYTES: usize = 4 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadPhase {
     Head,
-    /// Of known length, with the number of bytes left.
+    /// A body of known length, with the number of bytes left.
     Body(u64),
     Chunks,
 }
@@ -47,17 +47,17 @@ pub(super) struct WireState {
     newline: Newline,
     /// A request was begun and is not complete.
     pub(super) is_in_request: bool,
-    /// Set once the thread waits for the request.
+    /// When the request must be complete; set once the thread waits for it.
     pub(super) request_deadline: Option<Instant>,
     /// An upload may take any time, as long as it does not stall.
     pub(super) is_upload: bool,
     /// What hyper was given and has not parsed into a request.
     head_bytes: usize,
-    /// For what was received and not handled.
+    /// Room for what was received and not handled.
     pub(super) reservation: Reservation,
     /// What is written next is a response of ours, not hyper's own error response.
     pub(super) expect_response: bool,
-    /// It may be hyper's own error response.
+    /// Output that may be hyper's own error response, held back until that is known.
     held_back: Vec<u8>,
     /// The connection may be evicted until a request is complete.
     pub(super) permit: Permit,
@@ -97,7 +97,7 @@ impl WireState {
         }
     }
 
-    /// Never past the end of a head, so that it is known what hyper waits for.
+    /// Bytes for hyper, never past the end of a head, so that it is known what hyper waits for.
     fn next_bytes(&mut self, most: usize) -> Range<usize> {
         let rest = &self.inbox[self.consumed..self.filled];
         let rest = &rest[..rest.len().min(most)];
@@ -137,7 +137,7 @@ impl WireState {
         range
     }
 
-    /// `None`: in chunks.
+    /// A body without a known length comes in chunks.
     pub(super) fn begin_body(&mut self, length: Option<u64>) {
         (self.phase, self.head_bytes) = (length.map_or(ReadPhase::Chunks, ReadPhase::Body), 0);
     }
@@ -156,7 +156,7 @@ impl WireState {
         let _ = self.permit.mark_request_completed();
     }
 
-    /// Room in the receive budget.
+    /// Reserves room in the receive budget for what was received of a head.
     pub(super) fn try_reserve_head(&mut self) -> bool {
         self.head_bytes <= UNBUDGETED_HEAD_BYTES || self.reservation.grow_to(self.head_bytes)
     }
@@ -180,7 +180,7 @@ impl WireState {
         self.writer.write_all(bytes, Instant::now() + self.write_timeout)
     }
 
-    /// It was not an error response after all.
+    /// Writes what was held back: it was not an error response after all.
     pub(super) fn write_held_back(&mut self) -> io::Result<()> {
         if self.held_back.is_empty() {
             return Ok(());

@@ -21,9 +21,9 @@ pub struct AcceptedConnection {
 pub struct NegotiatedConnection {
     pub conn: Conn,
     pub source: SocketAddr,
-    /// TLS, loopback, or plaintext from other hosts where it was allowed.
+    /// The client uses TLS or loopback, or plaintext from other hosts was allowed.
     pub is_transport_allowed: bool,
-    /// For what this client sends.
+    /// The share of the receive budget for what this client sends.
     pub reservation: Reservation,
     /// Set before the listener's stop shuts reading down: an end of input after that is not the client's.
     pub is_stopping: Arc<AtomicBool>,
@@ -64,7 +64,7 @@ impl AcceptedConnection {
         self.source
     }
 
-    /// For services that do not wait for the client to speak first.
+    /// The parts, for services that do not wait for the client to speak first.
     pub fn into_parts(self) -> (Arc<TcpStream>, SocketAddr, Permit) {
         (self.stream, self.source, self.permit)
     }

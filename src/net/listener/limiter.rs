@@ -76,9 +76,9 @@ pub enum AdmissionError {
 counters! {
     pub struct LimiterCounters {
         admitted = "let_in",
-        /// Because of the bound in all.
+        /// Connections refused because of the bound in all.
         refused_full,
-        /// Because of the bound for one source.
+        /// Connections refused because of the bound for one source.
         refused_source = "refused_address",
     }
 }
@@ -120,7 +120,7 @@ impl ConnectionLimiter {
         self.state.lock().total
     }
 
-    /// Those that have not completed a request.
+    /// Open connections that have not completed a request.
     pub fn pending_connections(&self) -> usize {
         self.state.lock().pending.len()
     }
@@ -148,8 +148,8 @@ impl LimiterState {
         max_connections.saturating_sub(self.total + reserved_for_others)
     }
 
-    /// For a new connection at `listener`: the oldest at listeners that exceed their guarantee. If there is none and
-    /// `or_own` is set, the oldest of this listener.
+    /// The connection to evict for a new one at `listener`: the oldest at listeners that exceed their guarantee. If
+    /// there is none and `or_own` is set, the oldest of this listener.
     fn eviction_candidate(&self, listener: ListenerId, or_own: bool) -> Option<PendingId> {
         let over = self.by_listener.iter().filter(|(_, of)| of.open > of.guaranteed).map(|(id, _)| *id);
         let oldest = self.pending.oldest_at(over);
@@ -260,7 +260,7 @@ impl ListenerQuota {
         Ok(Permit { quota: Arc::clone(self), source, pending_id: Some(pending_id), is_evicted: false })
     }
 
-    /// All connections, while this is the only listener.
+    /// All connections are guaranteed while this is the only listener.
     pub(super) fn guaranteed(&self) -> usize {
         let state = self.limiter.state.lock();
         match state.by_listener.get(&self.id) {
@@ -312,7 +312,7 @@ impl Permit {
         self.source
     }
 
-    /// Again, as the youngest: for the time between requests, when eviction loses nothing.
+    /// Makes the connection pending again, as the youngest: for the time between requests, when eviction loses nothing.
     pub fn mark_pending(&mut self, stream: &Arc<TcpStream>) {
         if self.pending_id.is_none() && !self.is_evicted {
             let pending =

@@ -28,7 +28,7 @@ pub enum MessageFraming {
     Lines,
 }
 
-/// Before the service sees it.
+/// A connection or message is rejected before the service sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     #[error("too many connections; try again")]
@@ -72,19 +72,19 @@ pub trait MessageService: Send + Sync + 'static {
     /// The state of one connection.
     type Session;
 
-    /// In the log.
+    /// The service's name in the log.
     const NAME: &'static str;
     const FRAMING: MessageFraming;
 
     fn limits(&self) -> LineLimits;
 
-    /// In the service's own format; `None`: the connection is closed silently.
+    /// The message is in the service's own format; `None`: the connection is closed silently.
     fn rejection_message(&self, why: Rejection) -> Option<Vec<u8>>;
 
     /// Called for each rejection that was sent.
     fn count_rejected(&self) {}
 
-    /// Those that failed or were closed for an error.
+    /// The counter of connections that failed or were closed for an error.
     fn connections_failed(&self) -> &Counter;
 
     fn on_connect(&self, connection: &MessageConnection) -> Self::Session;
@@ -94,7 +94,7 @@ pub trait MessageService: Send + Sync + 'static {
         true
     }
 
-    /// Writes the response, too.
+    /// Handles a message and writes the response.
     fn handle(
         &self,
         client: &mut Self::Session,
@@ -102,7 +102,7 @@ pub trait MessageService: Send + Sync + 'static {
         connection: &mut MessageConnection,
     ) -> Result<AfterMessage, ConnectionEnd>;
 
-    /// Until its next message, because nothing is lost by that.
+    /// Whether the connection may be evicted until its next message, because nothing is lost by that.
     fn is_evictable(&self, _client: &Self::Session) -> bool {
         false
     }
@@ -155,7 +155,7 @@ impl MessageConnection {
         self.source
     }
 
-    /// No third party can read along: it uses TLS or does not leave this host.
+    /// Whether no third party can read along: it uses TLS or does not leave this host.
     pub fn is_private(&self) -> bool {
         self.is_tls || super::is_local_client(self.stream(), self.source.ip())
     }
@@ -172,12 +172,12 @@ impl MessageConnection {
         &self.writer
     }
 
-    /// For a service that reads further messages itself.
+    /// Both halves, for a service that reads further messages itself.
     pub fn halves(&mut self) -> (&mut MessageReader<ConnReader>, &ConnWriter) {
         (&mut self.reader, &self.writer)
     }
 
-    /// In the client's framing. A long message has more time.
+    /// Writes in the client's framing. A long message has more time.
     pub fn write(&self, message: &[u8]) -> io::Result<()> {
         self.reader.framing().write(&self.writer, message)
     }
@@ -198,7 +198,7 @@ impl MessageConnection {
         self.permit.source()
     }
 
-    /// From now on, in the receive budget.
+    /// What is received from now on counts as a link's in the receive budget.
     pub fn count_as_link(&mut self, budget: &Arc<ReceiveBudget>) {
         self.reader.set_reservation(Reservation::for_link(Arc::clone(budget)));
     }

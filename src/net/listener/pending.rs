@@ -9,7 +9,7 @@ use crate::net::source::SourceKey;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct ListenerId(pub(super) u64);
 
-/// A larger number came later.
+/// A connection with a larger id came later.
 pub(super) type PendingId = u64;
 
 /// `handle` is what the limiter needs to close it.

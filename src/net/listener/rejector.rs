@@ -18,13 +18,13 @@ use crate::net::threads;
 /// Each occupies a descriptor.
 const MAX_DRAINING: usize = 64;
 
-/// For a client that does not close its connection.
+/// How long a connection is kept that its client does not close.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// For the connection on the reserve descriptor: no other is accepted meanwhile.
+/// How long the connection on the reserve descriptor is kept: no other is accepted meanwhile.
 const RESERVE_DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// For the first byte, which shows the framing. After that the client is answered with a line.
+/// How long a client may take to show its framing by its first byte. After that it is answered with a line.
 const FRAMING_DETECTION_TIMEOUT: Duration = Duration::from_millis(200);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -32,12 +32,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 #[derive(Debug, Clone)]
 pub struct BusyResponse {
     line: Arc<[u8]>,
-    /// For clients that send frames; `None`: all are sent the line.
+    /// The response for clients that send frames; without it all are sent the line.
     frame: Option<Arc<[u8]>>,
 }
 
 impl BusyResponse {
-    /// Sent in the framing that the client begins with ([`crate::net::frames`]), otherwise as a line.
+    /// The message is sent in the framing that the client begins with ([`crate::net::frames`]), otherwise as a line.
     pub fn in_client_framing(message: &[u8]) -> BusyResponse {
         BusyResponse { line: [message, b"\n"].concat().into(), frame: encode_frame(message).map(Arc::from) }
     }
@@ -118,7 +118,7 @@ impl Rejector {
         }
     }
 
-    /// Finished when it returns, because the connection's descriptor is needed again.
+    /// The connection is closed when this returns, because its descriptor is needed again.
     pub(super) fn reject_blocking(&self, stream: Arc<TcpStream>) {
         self.counters.refused.add(1);
         let mut rejected = RejectedConnection { stream, since: Instant::now(), is_answered: false };

@@ -13,7 +13,7 @@ use socket2::{MaybeUninitSlice, MsgHdrMut, SockAddr, SockRef};
 use super::ERROR_PAUSE;
 use crate::net::ancillary::{self, read_int};
 
-/// Taken from the queue before the next datagram is read.
+/// How many errors are taken from the queue before the next datagram is read.
 const ERRORS_AT_A_TIME: usize = 256;
 
 /// More than one error needs: with the address of the reporting host, and whatever else was enabled on the socket.
@@ -88,7 +88,7 @@ fn next_error(socket: &UdpSocket) -> io::Result<Option<SocketAddr>> {
     Ok(to.as_socket().filter(|_| is_refusal))
 }
 
-/// A port where nothing listens. An unreachable host or network is different: it may come back.
+/// Nothing listens at the port. An unreachable host or network is different: it may come back.
 fn is_refusal(control: &[u8]) -> bool {
     let is_error = |(level, kind, data): &(libc::c_int, libc::c_int, &[u8])| {
         // sock_extended_err begins with the error number (4 bytes) and its origin (1 byte).

@@ -3,7 +3,7 @@ use std::net::UdpSocket;
 use log::debug;
 use socket2::SockRef;
 
-/// For when every thread is busy. The system may give less.
+/// What is asked for, for when every thread is busy. The system may give less.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// A smaller buffer is logged: a burst of a few hundred datagrams fills it.
 const SOCKET_BUFFER_SMALL_BYTES: usize = 1024 * 1024;
@@ -38,7 +38,7 @@ fn force_receive_buffer(_socket: &SockRef<'_>) -> bool {
     false
 }
 
-/// Because the buffer was full; `None` if the system does not report it.
+/// Datagrams that found the buffer full; `None` if the system does not report it.
 pub(super) fn dropped_datagrams(socket: &UdpSocket) -> Option<u64> {
     if !cfg!(target_os = "linux") {
         return None;

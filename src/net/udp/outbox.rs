@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::UdpServerSocket;
 use crate::net::ancillary::{self, OutgoingDatagram};
 
-/// In one call.
+/// The most datagrams of one call.
 const BATCH_MAX: usize = 64;
 
 thread_local! {
@@ -21,7 +21,7 @@ thread_local! {
 #[derive(Default)]
 struct Outbox {
     socket: Option<Arc<UdpServerSocket>>,
-    /// Of all datagrams, one after the other.
+    /// The content of all datagrams, one after the other.
     bytes: Vec<u8>,
     datagrams: Vec<(Range<usize>, SocketAddr, Option<IpAddr>)>,
     failed: u64,

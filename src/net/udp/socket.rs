@@ -57,7 +57,7 @@ impl UdpServerSocket {
         self.socket.send_to(bytes, to)
     }
 
-    /// No local address if it cannot be chosen.
+    /// The local address is `None` if it cannot be chosen.
     pub(super) fn in_socket_family(&self, to: SocketAddr, from: Option<IpAddr>) -> (SocketAddr, Option<IpAddr>) {
         // A socket that serves both families reaches IPv4 through mapped addresses.
         let to = match to {
