@@ -14,7 +14,6 @@ pub const BANK_DB: &str = "bank.db";
 const KEY_CHARS_MAX: usize = 128;
 /// The well-known test number of a card that is always declined.
 const ALWAYS_DECLINED: &str = "4000000000000002";
-
 /// The schema, one migration per version.
 pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE charge (

@@ -3,8 +3,7 @@
 //! has the secret can impersonate anybody, so it is random and protected like a private key.
 
 use std::fmt;
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use ring::hmac;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Millis, Token, secret};
-use crate::net::tls::{warn_if_readable_by_others, write_secret_once};
+use crate::net::tls::read_or_create_secret;
 
 pub const KEY_FILE: &str = "jwt.key";
 /// The file holds twice as many hex digits.
@@ -70,7 +69,7 @@ pub struct Jwt {
     encoding_key: EncodingKey,
     decoding_key: DecodingKey,
     validation: Validation,
-    life: Duration,
+    pub(super) life: Duration,
 }
 
 impl Jwt {
@@ -78,18 +77,8 @@ impl Jwt {
     pub fn load_or_create(data_dir: &Path, life: Duration) -> Result<Jwt, JwtKeyError> {
         let path = data_dir.join(KEY_FILE);
         let failed = |source| JwtKeyError::File { path: path.clone(), source };
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => {
-                warn_if_readable_by_others(&path);
-                bytes
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                write_secret_once(&path, &format!("{}\n", secret::random_hex::<SECRET_BYTES>())).map_err(failed)?;
-                // Read again: another process may have created it first, and then its secret is used.
-                fs::read(&path).map_err(failed)?
-            }
-            Err(error) => return Err(failed(error)),
-        };
+        let make = || Ok(format!("{}\n", secret::random_hex::<SECRET_BYTES>()));
+        let bytes = read_or_create_secret(&path, make, failed)?;
         let digits = bytes.trim_ascii();
         if digits.len() != 2 * SECRET_BYTES || !digits.iter().all(u8::is_ascii_hexdigit) {
             return Err(JwtKeyError::Content { path });
@@ -107,10 +96,6 @@ impl Jwt {
         validation.validate_exp = false;
         let (signing, checking) = (EncodingKey::from_secret(secret), DecodingKey::from_secret(secret));
         Jwt { encoding_key: signing, decoding_key: checking, validation, life }
-    }
-
-    pub fn lifetime(&self) -> Duration {
-        self.life
     }
 
     /// The user must have been authenticated.
@@ -194,6 +179,8 @@ impl JwtVerifier for Hs256Key {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;

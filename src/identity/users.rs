@@ -26,7 +26,6 @@ pub const ACCOUNTS_MAX: usize = 500_000;
 pub const DEFAULT_ADMIN_NAME: &str = "admin";
 /// How many addresses of its last sign-ins are kept per account.
 const ADDRESSES_MAX: usize = 16;
-
 /// The schema, one migration per version.
 pub const MIGRATIONS: &[&str] = &[
     "
@@ -230,7 +229,7 @@ type SignInAddresses = VecDeque<(IpAddr, Millis)>;
 impl Users {
     pub fn open(data_dir: &Path, clock: Clock, passwords: PasswordHasher, jwt: Jwt) -> Result<Users, OpenUsersError> {
         let store = Arc::new(Store::open(&data_dir.join(USERS_DB), MIGRATIONS)?);
-        let since = Millis(clock.now().0.saturating_sub(u64::try_from(jwt.lifetime().as_millis()).unwrap_or(u64::MAX)));
+        let since = Millis(clock.now().0.saturating_sub(u64::try_from(jwt.life.as_millis()).unwrap_or(u64::MAX)));
         let (names, sign_ins, admin, blocked) = store.read(|reader| -> Result<_, StoreError> {
             let names =
                 reader.all("SELECT username FROM users ORDER BY created_at, username", &[], |row| row.name(0))?;
@@ -387,8 +386,7 @@ impl Users {
         let name = user.username.clone();
         let now = Clock::wall();
         self.store.write({
-            let oldest =
-                Millis(now.0.saturating_sub(u64::try_from(self.jwt.lifetime().as_millis()).unwrap_or(u64::MAX)));
+            let oldest = Millis(now.0.saturating_sub(u64::try_from(self.jwt.life.as_millis()).unwrap_or(u64::MAX)));
             move |tx| -> Result<(), StoreError> {
                 tx.execute("UPDATE users SET last_login = $1 WHERE username = $2", &[now.into(), (&name).into()])?;
                 tx.execute("DELETE FROM sign_ins WHERE at <= $1", &[oldest.into()])?;
@@ -571,7 +569,7 @@ impl Users {
         }
         let (now, source) = (self.clock.now(), source.to_canonical());
         let addresses = self.addresses.lock();
-        let is_alive = |(ip, at): &(IpAddr, Millis)| *ip == source && now < at.plus(self.jwt.lifetime());
+        let is_alive = |(ip, at): &(IpAddr, Millis)| *ip == source && now < at.plus(self.jwt.life);
         addresses.get(account.as_str()).is_some_and(|addresses| addresses.iter().any(is_alive))
     }
 

@@ -9,11 +9,9 @@ use super::source::SourceKey;
 
 /// The budget of a process (`docs/spec/general.md`): 256 MiB.
 pub const RECEIVE_BUDGET_BYTES: usize = 256 << 20;
-
 /// Links may use 1/8 more than the budget of clients: else clients that keep sending could prevent requests that were
 /// received whole from reaching the databases.
 const LINK_EXTRA_DIVISOR: usize = 8;
-
 /// Loopback leaves 1/16 to other sources: all clients may be on this host.
 const LOOPBACK_SPARE_DIVISOR: usize = 16;
 

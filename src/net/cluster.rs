@@ -2,18 +2,16 @@
 //! they have it (HMAC-SHA256 over nonces that both have just made), see [`super::link`].
 
 use std::fmt;
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::hmac;
 
-use super::tls::{warn_if_readable_by_others, write_secret_once};
+use super::tls::read_or_create_secret;
 use crate::model::secret;
 
 pub const FILE_NAME: &str = "cluster.key";
-
 /// Random bytes of a key; the file has twice as many hex digits.
 const KEY_BYTES: usize = 32;
 
@@ -34,21 +32,8 @@ impl ClusterKey {
     /// something else is an error and never replaced, because other components have the key.
     pub fn load_or_create(path: &Path) -> Result<ClusterKey, ClusterKeyError> {
         let failed = |source| ClusterKeyError::File { path: path.into(), source };
-        let text = match fs::read_to_string(path) {
-            Ok(text) => {
-                warn_if_readable_by_others(path);
-                text
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                write_secret_once(path, &format!("{}\n", random_key_hex())).map_err(failed)?;
-                // Read again: another component may have created it first, and then its key is ours.
-                fs::read_to_string(path).map_err(failed)?
-            }
-            Err(error) if error.kind() == ErrorKind::InvalidData => {
-                return Err(ClusterKeyError::Malformed { path: path.into() });
-            }
-            Err(source) => return Err(failed(source)),
-        };
+        let content = read_or_create_secret(path, || Ok(format!("{}\n", random_key_hex())), failed)?;
+        let text = std::str::from_utf8(&content).unwrap_or_default();
         let bytes = key_from_hex(text.trim()).ok_or_else(|| ClusterKeyError::Malformed { path: path.into() })?;
         Ok(ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &bytes))))
     }
@@ -96,6 +81,8 @@ impl fmt::Debug for ClusterKey {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -20,14 +20,11 @@ use super::tls::{
 
 /// The first byte of a handshake record. No message of ours begins with it.
 const TLS_FIRST_BYTE: u8 = 0x16;
-
 /// What is read from the socket at a time: so little that the plaintext it decrypts to, together with the rest of an
 /// earlier record, never exceeds rustls's plaintext buffer (16 KiB).
 const READ_BYTES: usize = 4096;
-
 /// What is encrypted before it is written: one full TLS record.
 const RECORD_BYTES: usize = 16 * 1024;
-
 const CLOSE_NOTIFY_TIMEOUT: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +79,7 @@ impl Conn {
         identity: &TlsIdentity,
         deadline: Instant,
     ) -> Result<Conn, ConnError> {
-        let tls = ServerConnection::new(Arc::clone(identity.server_config())).map_err(ConnError::Tls)?;
+        let tls = ServerConnection::new(Arc::clone(&identity.server_config)).map_err(ConnError::Tls)?;
         Conn::handshake(DeadlineStream::new(stream), tls.into(), deadline)
     }
 
@@ -116,7 +113,7 @@ impl Conn {
             Err(error) if error.kind() == ErrorKind::TimedOut => return Err(ConnError::FirstByteTimeout),
             Err(error) => return Err(error.into()),
         }
-        let tls = ServerConnection::new(Arc::clone(identity.server_config())).map_err(ConnError::Tls)?;
+        let tls = ServerConnection::new(Arc::clone(&identity.server_config)).map_err(ConnError::Tls)?;
         Conn::handshake(stream, tls.into(), Instant::now() + handshake_timeout)
     }
 

@@ -13,10 +13,8 @@ use super::deadline::{DeadlineRead, linger};
 use super::lines::{FIRST_READ_BYTES, LineError, LineLimits, LineReader, NEXT_READ_BYTES, reserved_read_size};
 
 const LENGTH_BYTES: usize = 4;
-
 /// The time for a message of common size.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// A message has one more second for each this many bytes, for very slow connections.
 const SLOW_LINE_BYTES_PER_S: usize = 64 * 1024;
 
@@ -240,6 +238,7 @@ impl<R: DeadlineRead> DeadlineRead for PrefixedReader<R> {
 
 /// Reads messages in the framing that the first byte shows: 0 begins a length; `{`, white space or a byte order mark
 /// begin a line.
+#[derive(Debug)]
 pub enum MessageReader<R> {
     Frames(FrameReader<PrefixedReader<R>>),
     Lines(LineReader<PrefixedReader<R>>),

@@ -18,7 +18,6 @@ mod service;
 mod tests;
 mod wire_state;
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -194,6 +193,7 @@ struct HttpServerInner {
     stopped: Receiver<()>,
 }
 
+#[derive(Debug)]
 pub struct HttpServer {
     listener: Listener,
     counters: Arc<HttpCounters>,
@@ -270,11 +270,5 @@ impl ConnectionHandler for HttpConnectionHandler {
             self.0.counters.connections_failed.add(1);
             log::debug!("HTTP from {source}: {error}");
         }
-    }
-}
-
-impl fmt::Debug for HttpServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpServer").field("listener", &self.listener).finish_non_exhaustive()
     }
 }

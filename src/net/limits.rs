@@ -5,25 +5,18 @@ use super::threads::STACK_BYTES;
 
 /// Descriptors for files, databases, listeners and links.
 const RESERVED_FILES: u64 = 128;
-
 /// Descriptors for a few clients, and for both ends of the links between components, beside what is always open.
 const FILES_FOR_CONNECTIONS: u64 = 24;
-
 /// A thread has a stack with its guard, and a signal stack with its guard.
 const MAPS_PER_THREAD: u64 = 4;
-
 /// Maps of the program itself, its libraries and its heap.
 const RESERVED_MAPS: u64 = 4096;
-
 /// Threads of timers, writers, acceptors, and the user's other programs.
 const RESERVED_THREADS: u64 = 128;
-
 /// What the program, its libraries, databases and the work areas of password hashing take.
 const RESERVED_ADDRESS_SPACE_BYTES: u64 = 512 << 20;
-
 /// A thread's stack, and the memory it works on.
 const ADDRESS_SPACE_PER_THREAD_BYTES: u64 = 2 * STACK_BYTES as u64;
-
 /// By default glibc takes 64 MiB of addresses for each thread that allocates, up to eight arenas per core, whether they
 /// are used or not.
 const ARENAS_WHEN_LIMITED: i32 = 2;

@@ -11,10 +11,8 @@ use super::deadline::DeadlineRead;
 
 /// The buffer of the first read, on the stack. Most messages fit, and so never need a buffer of their own.
 pub(super) const FIRST_READ_BYTES: usize = 1024;
-
 /// What is read at a time once a message turned out longer than that.
 pub(super) const NEXT_READ_BYTES: usize = 16 * 1024;
-
 /// What a message may use without taking from the budget: so little that the bound on connections bounds it.
 pub(super) const UNBUDGETED_BYTES: usize = 4 * 1024;
 

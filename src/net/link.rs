@@ -12,7 +12,6 @@
 //! the fingerprint of the server's certificate: a party in the middle cannot relay a proof. After the handshake each
 //! frame is a request, and the next frame in the other direction its response; the services define their content.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -139,6 +138,7 @@ pub struct LinkTarget {
     pub key: ClusterKey,
 }
 
+#[derive(Debug)]
 pub struct Link {
     reader: FrameReader<ConnReader>,
     writer: ConnWriter,
@@ -213,12 +213,6 @@ impl Link {
     /// The first byte must come before the deadline. After an error the link must not be used.
     pub fn read_response(&mut self, deadline: Instant) -> Result<Vec<u8>, LinkError> {
         self.reader.read_frame_before(deadline)?.ok_or(LinkError::Closed)
-    }
-}
-
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("writer", &self.writer).finish_non_exhaustive()
     }
 }
 

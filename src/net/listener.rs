@@ -39,10 +39,8 @@ use rejector::{Rejector, ReserveDescriptor};
 /// The pause after the first of several consecutive accept errors; it doubles.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_millis(500);
-
 /// How long handlers may take to return once their connections have been shut down.
 const HANDLER_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// Longer than std's 128, so that a burst of connections is not delayed by lost SYNs.
 const BACKLOG: i32 = 1024;
 

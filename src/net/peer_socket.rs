@@ -29,16 +29,12 @@ mod system;
 
 /// Room for any datagram: those of IPv4 have 65,507 bytes at most. Windows fails to read one that does not fit.
 const BUFFER_BYTES: usize = 65_536;
-
 /// How long one read waits: the fallback by which a reader that was not woken notices the stop.
 const READ_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// The pause after a failed read, so that a lasting failure does not occupy a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
-
 /// How often sending is attempted after errors that may belong to an earlier datagram.
 const SEND_ATTEMPTS: usize = 8;
-
 /// How often after refusals, which always belong to earlier datagrams. Linux raises the next one each time the reader
 /// takes one from the queue, so a sender may meet as many as the queue holds.
 const SEND_ATTEMPTS_REFUSED: usize = 1000;

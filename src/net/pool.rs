@@ -3,7 +3,6 @@
 //! dead is replaced, and the request repeated once.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -37,6 +36,7 @@ pub enum LinkPoolError {
     Busy { to: &'static str },
 }
 
+#[derive(Debug)]
 pub struct LinkPool {
     target: LinkTarget,
     max_links: usize,
@@ -48,7 +48,7 @@ pub struct LinkPool {
     is_unavailable: AtomicBool,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct LinkPoolState {
     /// Open and unused links with the time at which they became idle, the most recent at the back.
     idle: VecDeque<(Link, Instant)>,
@@ -244,17 +244,6 @@ impl PendingResponse<'_> {
         }
         self.link = pool.connect()?;
         self.link.send_request(&self.request).map_err(|error| pool.unavailable(error, false))
-    }
-}
-
-impl fmt::Debug for LinkPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        f.debug_struct("Pool")
-            .field("to", &self.target.server_name)
-            .field("idle", &state.idle.len())
-            .field("in_use", &state.in_use)
-            .finish_non_exhaustive()
     }
 }
 

@@ -18,7 +18,6 @@ use super::counters::counters;
 use super::log_throttle::LogThrottle;
 
 const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Bytes: small, so that 10,000 connections are affordable. Without optimisation stack frames are several times as
 /// large.
 pub const STACK_BYTES: usize = if cfg!(debug_assertions) { 512 * 1024 } else { 256 * 1024 };

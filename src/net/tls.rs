@@ -20,7 +20,6 @@ use crate::model::secret::hex;
 
 /// The DNS name that is in our certificates and that clients send.
 pub const SERVER_NAME: &str = "p2s2";
-
 /// Certificate and key are in one file, so that a crash during its creation leaves both or none.
 pub const IDENTITY_FILE: &str = "identity.pem";
 
@@ -38,7 +37,7 @@ pub enum TlsIdentityError {
 
 #[derive(Clone)]
 pub struct TlsIdentity {
-    config: Arc<ServerConfig>,
+    pub(super) server_config: Arc<ServerConfig>,
     fingerprint: String,
 }
 
@@ -52,20 +51,9 @@ impl TlsIdentity {
     /// A new file begins with the note, which PEM parsers skip.
     pub fn load_or_create_with_note(dir: &Path, note: &str) -> Result<TlsIdentity, TlsIdentityError> {
         let path = dir.join(IDENTITY_FILE);
-        match fs::read(&path) {
-            Ok(pem) => {
-                warn_if_readable_by_others(&path);
-                TlsIdentity::from_pem(&path, &pem, &path, &pem)
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let pem = format!("{note}{}", generate_pem()?);
-                write_secret_once(&path, &pem).map_err(|error| TlsIdentityError::File { path: path.clone(), error })?;
-                // Read again: another process may have created it first, and then its identity is ours.
-                let pem = read(&path)?;
-                TlsIdentity::from_pem(&path, &pem, &path, &pem)
-            }
-            Err(error) => Err(TlsIdentityError::File { path, error }),
-        }
+        let failed = |error| TlsIdentityError::File { path: path.clone(), error };
+        let pem = read_or_create_secret(&path, || Ok(format!("{note}{}", generate_pem()?)), failed)?;
+        TlsIdentity::from_pem(&path, &pem, &path, &pem)
     }
 
     /// A certificate (with its chain, leaf first) and key from elsewhere, both PEM.
@@ -101,16 +89,12 @@ impl TlsIdentity {
             .map_err(|error| wrong(key_path, &error))?;
         // Connections are few and long; session tickets would be of no use.
         config.send_tls13_tickets = 0;
-        Ok(TlsIdentity { config: Arc::new(config), fingerprint })
+        Ok(TlsIdentity { server_config: Arc::new(config), fingerprint })
     }
 
     /// SHA-256 of the leaf certificate's DER, as 64 lowercase hex digits: `cert_sha256`.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
-    }
-
-    pub fn server_config(&self) -> &Arc<ServerConfig> {
-        &self.config
     }
 }
 
@@ -228,8 +212,28 @@ fn generate_pem() -> Result<String, TlsIdentityError> {
     Ok(made.cert.pem() + &made.signing_key.serialize_pem())
 }
 
+/// The content of a file that is created by the first process that needs it.
+pub(crate) fn read_or_create_secret<E>(
+    path: &Path,
+    make: impl FnOnce() -> Result<String, E>,
+    failed: impl Fn(io::Error) -> E,
+) -> Result<Vec<u8>, E> {
+    match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            write_secret_once(path, &make()?).map_err(&failed)?;
+            // Read again: another process may have created it first, and then its secret is ours.
+            fs::read(path).map_err(failed)
+        }
+        content => {
+            let content = content.map_err(failed)?;
+            warn_if_readable_by_others(path);
+            Ok(content)
+        }
+    }
+}
+
 /// Creates the file, whole and synced, unless it exists.
-pub(crate) fn write_secret_once(path: &Path, content: &str) -> io::Result<()> {
+fn write_secret_once(path: &Path, content: &str) -> io::Result<()> {
     // Another process may do the same: each writes a temporary file of its own.
     let unfinished = path.with_extension(format!("new-{}", std::process::id()));
     let result = write_secret(&unfinished, content).and_then(|()| rename_if_absent(&unfinished, path));
@@ -271,7 +275,7 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsIdentityError> {
     fs::read(path).map_err(|error| TlsIdentityError::File { path: path.into(), error })
 }
 
-pub(crate) fn warn_if_readable_by_others(path: &Path) {
+fn warn_if_readable_by_others(path: &Path) {
     #[cfg(unix)]
     if let Ok(metadata) = fs::metadata(path) {
         use std::os::unix::fs::PermissionsExt;

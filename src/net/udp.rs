@@ -44,13 +44,11 @@ fn receivers_at_rest() -> usize {
 /// A receiver that found enough others receiving this many times in a row returns to the executor. At the first time
 /// it would have to be woken again a moment later.
 const SURPLUS_ROUNDS: u32 = 256;
-
 /// How long one `recv_from` waits: the fallback by which a thread that was not woken notices the stop, and surplus
 /// receivers of an idle server retire.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the end waits after its first wake-up datagrams before it sends more; doubled each time.
 const FIRST_WAKE_UP_WAIT: Duration = Duration::from_millis(20);
-
 /// The pause after a receive error, so that a lasting one does not occupy a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
@@ -111,7 +109,7 @@ struct QueuedDatagram {
     bytes: Box<[u8]>,
     source: SocketAddr,
     to: Option<IpAddr>,
-    truncated: bool,
+    is_truncated: bool,
 }
 
 counters! {
@@ -232,9 +230,9 @@ impl UdpServerInner {
             }
             match received {
                 Ok((len, source, to)) => {
-                    let truncated = len > self.limits.max_datagram_bytes;
+                    let is_truncated = len > self.limits.max_datagram_bytes;
                     let bytes = &buffer[..len.min(self.limits.max_datagram_bytes)];
-                    let was_handled = self.dispatch(Datagram { bytes, source, to, is_truncated: truncated });
+                    let was_handled = self.dispatch(Datagram { bytes, source, to, is_truncated });
                     if was_handled && !self.resume_receiving(&mut surplus_rounds) {
                         return;
                     }
@@ -336,12 +334,8 @@ impl UdpServerInner {
     fn finish(&self) {
         loop {
             while let Some(next) = self.dequeue() {
-                self.handle(Datagram {
-                    bytes: &next.bytes,
-                    source: next.source,
-                    to: next.to,
-                    is_truncated: next.truncated,
-                });
+                let QueuedDatagram { bytes, source, to, is_truncated } = next;
+                self.handle(Datagram { bytes: &bytes, source, to, is_truncated });
             }
             self.end_handling();
             // A datagram queued between the last check and the end has found no handler free.
@@ -356,8 +350,8 @@ impl UdpServerInner {
             self.counters.dropped.add(1);
             return;
         }
-        let Datagram { bytes, source, to, is_truncated: truncated } = datagram;
-        let queued = QueuedDatagram { bytes: bytes.into(), source, to, truncated };
+        let Datagram { bytes, source, to, is_truncated } = datagram;
+        let queued = QueuedDatagram { bytes: bytes.into(), source, to, is_truncated };
         let mut queue = self.queue.lock();
         // Checked again: several threads may have found the last slot free.
         let bytes_then = queue.bytes + queued.bytes.len();

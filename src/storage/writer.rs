@@ -35,7 +35,6 @@ use crate::net::counters::LatencyHistogram;
 
 /// When so many changes are queued, further ones fail with [`StoreError::Busy`].
 pub(super) const QUEUED_CHANGES_MAX: usize = 65_536;
-
 /// The time between two generations, and so the largest age of changes whose loss would go unnoticed.
 const GENERATION_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -90,8 +90,8 @@ impl RequestPolicy {
 
     /// Errors are 400, 403, 421 or 501.
     pub(super) fn check(&self, parts: &Parts, is_tls: bool) -> Result<PolicyOutcome, HttpError> {
-        let host = single_header(&parts.headers, HOST)?
-            .ok_or_else(|| HttpError::new(StatusCode::BAD_REQUEST, "the header Host is missing"))?;
+        let host =
+            single_header(&parts.headers, HOST)?.ok_or_else(|| HttpError::bad_request("the header Host is missing"))?;
         self.check_host(host)?;
         // An absolute URI names a host too, which then takes precedence.
         if let Some(authority) = parts.uri.authority() {
@@ -100,7 +100,7 @@ impl RequestPolicy {
         check_transfer_encoding(&parts.headers)?;
         if parts.headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
             // A proxy that checked the other header would have authenticated a different user.
-            return Err(HttpError::new(StatusCode::BAD_REQUEST, "the header authorization is there twice"));
+            return Err(HttpError::bad_request("the header authorization is there twice"));
         }
         let origin = single_header(&parts.headers, ORIGIN)?;
         let mut headers = HeaderMap::new();
@@ -138,8 +138,8 @@ impl RequestPolicy {
 
     fn check_host(&self, text: &str) -> Result<(), HttpError> {
         let lower = text.to_ascii_lowercase();
-        let (host, _port) = split_authority(&lower)
-            .ok_or_else(|| HttpError::new(StatusCode::BAD_REQUEST, "the header Host names no host"))?;
+        let (host, _port) =
+            split_authority(&lower).ok_or_else(|| HttpError::bad_request("the header Host names no host"))?;
         let host = without_last_dot(host);
         let is_good = is_address(host) || host == "localhost" || self.http_hosts.iter().any(|name| name == host);
         if is_good {
@@ -180,7 +180,7 @@ fn single_header(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, 
     let text = first.map(|value| value.to_str()).transpose();
     match (text, second) {
         (Ok(text), None) => Ok(text),
-        _ => Err(HttpError::new(StatusCode::BAD_REQUEST, format!("the header {name} is there twice, or is no text"))),
+        _ => Err(HttpError::bad_request(format!("the header {name} is there twice, or is no text"))),
     }
 }
 

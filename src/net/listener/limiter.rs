@@ -19,14 +19,11 @@ use crate::net::source::{self, SourceKey};
 
 /// A listener is guaranteed 1/16 of the bound.
 const GUARANTEE_DIVISOR: usize = 16;
-
 /// All guarantees together are at most this many quarters of the bound; the rest is shared by all listeners.
 const GUARANTEED_QUARTERS_MAX: usize = 3;
-
 /// 1/16 of the bound is kept free for newcomers where that is at least one connection, because an evicted connection
 /// takes a moment to end.
 const SPARE_DIVISOR: usize = 16;
-
 /// How long a new connection waits for an evicted one to end.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
 

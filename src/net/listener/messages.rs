@@ -1,6 +1,5 @@
 //! Requests are read one after the other, each handled before the next is read.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -141,6 +140,7 @@ impl<S: MessageService> ConnectionHandler for MessageHandler<S> {
     }
 }
 
+#[derive(Debug)]
 pub struct MessageConnection {
     reader: MessageReader<ConnReader>,
     writer: ConnWriter,
@@ -221,15 +221,6 @@ impl MessageConnection {
     fn linger(&mut self) {
         self.mark_pending();
         self.reader.linger(&self.writer);
-    }
-}
-
-impl fmt::Debug for MessageConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MessageConnection")
-            .field("source", &self.source)
-            .field("writer", &self.writer)
-            .finish_non_exhaustive()
     }
 }
 

@@ -17,16 +17,12 @@ use crate::net::threads;
 
 /// Each occupies a descriptor.
 const MAX_DRAINING: usize = 64;
-
 /// How long a connection is kept that its client does not close.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// How long the connection on the reserve descriptor is kept: no other is accepted meanwhile.
 const RESERVE_DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
-
 /// How long a client may take to show its framing by its first byte. After that it is answered with a line.
 const FRAMING_DETECTION_TIMEOUT: Duration = Duration::from_millis(200);
-
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Clone)]

@@ -15,7 +15,6 @@ use crate::net::ancillary::{self, read_int};
 
 /// How many errors are taken from the queue before the next datagram is read.
 const ERRORS_AT_A_TIME: usize = 256;
-
 /// More than one error needs: with the address of the reporting host, and whatever else was enabled on the socket.
 const CONTROL_BYTES: usize = 512;
 
