@@ -1,4 +1,5 @@
 //! Pauses between attempts that double from one to the next, up to a longest one. Who waits is the caller's affair.
+
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,5 @@
 //! A bound on the bytes that were received and not yet handled, over all connections together.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 

@@ -41,10 +41,8 @@ pub fn interfaces(bind: Ipv4Addr) -> io::Result<Vec<Interface>> {
 fn outbound_ip() -> Option<Ipv4Addr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect(OUTBOUND_PROBE).ok()?;
-    match socket.local_addr().ok()? {
-        SocketAddr::V4(addr) => Some(*addr.ip()),
-        SocketAddr::V6(_) => None,
-    }
+    let SocketAddr::V4(own) = socket.local_addr().ok()? else { return None };
+    Some(*own.ip())
 }
 
 pub fn is_local_address(ip: impl Into<IpAddr>) -> io::Result<bool> {

@@ -125,8 +125,7 @@ impl LinkPool {
                 return Ok(LinkPermit { pool: self, link: idle.map(|(link, _)| link) });
             }
             let give_up_at = *give_up_at.get_or_insert_with(|| Instant::now() + WAIT_FOR_LINK);
-            let is_over = state.waiting >= self.max_waiting || Instant::now() >= give_up_at;
-            if is_over {
+            if state.waiting >= self.max_waiting || Instant::now() >= give_up_at {
                 drop(state);
                 self.counters.busy.add(1);
                 return Err(LinkPoolError::Busy { to: self.target.server_name });

@@ -1,6 +1,6 @@
-//! A heap of deadlines on one thread. A due item becomes a job of the executor.
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+//! Deadlines on one thread. A due item becomes a job of the executor.
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -45,17 +45,11 @@ struct TimersInner<T> {
 
 struct TimersState<T> {
     /// Keyed by what [`Instant`]s would be if they advanced during suspend.
-    heap: BinaryHeap<Reverse<TimerEntry<T>>>,
+    deadlines: BTreeMap<(Instant, u64), T>,
     suspended: Duration,
     /// Keeps the order of equal deadlines.
     next_number: u64,
     is_stopped: bool,
-}
-
-struct TimerEntry<T> {
-    at: Instant,
-    number: u64,
-    item: T,
 }
 
 impl<T: Send + 'static> Timers<T> {
@@ -78,7 +72,7 @@ impl<T: Send + 'static> Timers<T> {
             executor,
             fire: Box::new(fire),
             state: Mutex::new(TimersState {
-                heap: BinaryHeap::new(),
+                deadlines: BTreeMap::new(),
                 suspended: read_asleep(),
                 next_number: 0,
                 is_stopped: false,
@@ -103,8 +97,8 @@ impl<T: Send + 'static> Timers<T> {
         let at = at + state.update_suspended(self.inner.read_suspended);
         let number = state.next_number;
         state.next_number += 1;
-        let is_earliest = state.heap.peek().is_none_or(|Reverse(first)| at < first.at);
-        state.heap.push(Reverse(TimerEntry { at, number, item }));
+        let is_earliest = state.deadlines.first_key_value().is_none_or(|((first, _), _)| at < *first);
+        state.deadlines.insert((at, number), item);
         drop(state);
         if is_earliest {
             self.inner.changed.notify_one();
@@ -112,7 +106,7 @@ impl<T: Send + 'static> Timers<T> {
     }
 
     pub fn pending(&self) -> usize {
-        self.inner.state.lock().heap.len()
+        self.inner.state.lock().deadlines.len()
     }
 
     /// What has not fired never will. Items that were handed over run on.
@@ -120,7 +114,7 @@ impl<T: Send + 'static> Timers<T> {
         let abandoned = {
             let mut state = self.inner.state.lock();
             state.is_stopped = true;
-            std::mem::take(&mut state.heap)
+            std::mem::take(&mut state.deadlines)
         };
         drop(abandoned);
         self.inner.changed.notify_one();
@@ -151,7 +145,7 @@ impl<T: Send + 'static> Drop for Timers<T> {
 
 impl<T: Send + 'static> TimersInner<T> {
     fn run(self: Arc<Self>) {
-        // At most one due item waits outside the heap for a free thread: those after it keep their order there.
+        // At most one due item waits outside for a free thread: those after it keep their order there.
         let mut waiting: Option<Job> = None;
         loop {
             let Some(job) = waiting.take().or_else(|| self.next_due()) else { return };
@@ -177,7 +171,7 @@ impl<T: Send + 'static> TimersInner<T> {
                 return None;
             }
             let asleep = state.update_suspended(self.read_suspended);
-            match state.heap.peek().map(|Reverse(first)| first.at) {
+            match state.deadlines.first_key_value().map(|((first, _), _)| *first) {
                 None => self.changed.wait(&mut state),
                 Some(at) if at > Instant::now() + asleep => {
                     let left = at.saturating_duration_since(Instant::now() + asleep);
@@ -186,42 +180,16 @@ impl<T: Send + 'static> TimersInner<T> {
                 Some(_due) => break,
             }
         }
-        let Reverse(entry) = state.heap.pop()?;
+        let (_, item) = state.deadlines.pop_first()?;
         drop(state);
         let inner = Arc::clone(self);
-        Some(Box::new(move || (inner.fire)(entry.item)))
+        Some(Box::new(move || (inner.fire)(item)))
     }
 }
 
 impl<T: Send + 'static> fmt::Debug for Timers<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Timers").field("pending", &self.pending()).finish_non_exhaustive()
-    }
-}
-
-impl<T> TimerEntry<T> {
-    fn order(&self) -> (Instant, u64) {
-        (self.at, self.number)
-    }
-}
-
-impl<T> PartialEq for TimerEntry<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.order() == other.order()
-    }
-}
-
-impl<T> Eq for TimerEntry<T> {}
-
-impl<T> PartialOrd for TimerEntry<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<T> Ord for TimerEntry<T> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.order().cmp(&other.order())
     }
 }
 

@@ -46,18 +46,17 @@ impl RequestService {
         RequestService { server, wire, stream, source, is_tls, is_transport_allowed }
     }
 
-    fn examine_head(&self, parts: Parts, body: &Incoming) -> HeadOutcome {
-        let respond_with =
-            |error: HttpError| HeadOutcome { headers: HeaderMap::new(), next_step: NextStep::Respond(error.into()) };
+    /// The headers that the response gets, whatever it is, and what to do with the request.
+    fn examine_head(&self, parts: Parts, body: &Incoming) -> (HeaderMap, NextStep) {
+        let respond_with = |response: Response| (HeaderMap::new(), NextStep::Respond(response));
         if !self.is_transport_allowed {
-            return respond_with(HttpError::new(StatusCode::FORBIDDEN, "from another host this port wants TLS"));
+            let error = HttpError::new(StatusCode::FORBIDDEN, "from another host this port wants TLS");
+            return respond_with(error.into());
         }
         let headers = match self.server.policy.check(&parts, self.is_tls) {
             Ok(PolicyOutcome::Proceed(headers)) => headers,
-            Ok(PolicyOutcome::Preflight(response)) => {
-                return HeadOutcome { headers: HeaderMap::new(), next_step: NextStep::Respond(response) };
-            }
-            Err(error) => return respond_with(error),
+            Ok(PolicyOutcome::Preflight(response)) => return respond_with(response),
+            Err(error) => return respond_with(error.into()),
         };
         // A method that changes nothing has no body, unless the client sends one.
         let is_read = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
@@ -76,25 +75,13 @@ impl RequestService {
         }
         let taken = may_upload.then(|| self.server.catch_panic(|| self.server.handler.upload(&request))).transpose();
         let next_step = match taken.map(Option::flatten) {
-            Err(panicked) => NextStep::Respond(panicked.into()),
-            Ok(Some(Err(response))) => NextStep::Respond(response),
-            Ok(Some(Ok(sink))) => match check_upload(&request.headers) {
-                Ok(()) => NextStep::Upload(sink),
-                Err(error) => NextStep::Respond(error.into()),
-            },
-            Ok(None) => match check_body(&request.headers, body) {
-                Ok(()) => NextStep::Handle(request),
-                Err(error) => NextStep::Respond(error.into()),
-            },
+            Err(panicked) => Err(panicked),
+            Ok(Some(Err(response))) => Ok(NextStep::Respond(response)),
+            Ok(Some(Ok(sink))) => check_upload(&request.headers).map(|()| NextStep::Upload(sink)),
+            Ok(None) => check_body(&request.headers, body).map(|()| NextStep::Handle(request)),
         };
-        HeadOutcome { headers, next_step }
+        (headers, next_step.unwrap_or_else(|error| NextStep::Respond(error.into())))
     }
-}
-
-struct HeadOutcome {
-    /// The response gets these, whatever it is.
-    headers: HeaderMap,
-    next_step: NextStep,
 }
 
 enum NextStep {
@@ -162,7 +149,7 @@ impl hyper::service::Service<hyper::Request<Incoming>> for RequestService {
         } else {
             self.wire.borrow_mut().end_request();
         }
-        let HeadOutcome { headers, mut next_step } = self.examine_head(parts, &body);
+        let (headers, mut next_step) = self.examine_head(parts, &body);
         if let NextStep::Upload(_) = next_step
             && has_body
         {

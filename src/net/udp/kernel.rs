@@ -39,29 +39,23 @@ fn force_receive_buffer(_socket: &SockRef<'_>) -> bool {
 }
 
 /// Datagrams that found the buffer full; `None` if the system does not report it.
+#[cfg(target_os = "linux")]
 pub(super) fn dropped_datagrams(socket: &UdpSocket) -> Option<u64> {
-    if !cfg!(target_os = "linux") {
-        return None;
-    }
-    let inode = inode(socket)?;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
+    let inode = std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd())).ok()?.ino();
     ["/proc/net/udp", "/proc/net/udp6"]
         .iter()
         .find_map(|table| parse_drops(&std::fs::read_to_string(table).ok()?, inode))
 }
 
-#[cfg(unix)]
-fn inode(socket: &UdpSocket) -> Option<u64> {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd())).ok().map(|socket| socket.ino())
-}
-
-#[cfg(not(unix))]
-fn inode(_socket: &UdpSocket) -> Option<u64> {
+#[cfg(not(target_os = "linux"))]
+pub(super) fn dropped_datagrams(_socket: &UdpSocket) -> Option<u64> {
     None
 }
 
 /// The tenth column is the socket's inode, the last one its drops (proc_net_udp(5)).
+#[cfg(target_os = "linux")]
 fn parse_drops(table: &str, inode: u64) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let mut columns = line.split_ascii_whitespace();
