@@ -16,7 +16,7 @@ impl Token {
     /// A new token from the system's randomness.
     ///
     /// # Panics
-    /// As [`random_hex`].
+    /// If the operating system has no randomness to give.
     pub fn random() -> Token {
         Token(random_hex::<16>())
     }
