@@ -66,13 +66,9 @@ pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usiz
 fn destination((level, kind, data): (libc::c_int, libc::c_int, &[u8])) -> Option<IpAddr> {
     match (level, kind) {
         // in_pktinfo: interface, local address, and the destination in the header, which may be a broadcast address.
-        (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-            data.get(4..8).and_then(|ip| <[u8; 4]>::try_from(ip).ok()).map(|ip| Ipv4Addr::from(ip).into())
-        }
+        (libc::IPPROTO_IP, libc::IP_PKTINFO) => data.get(4..)?.first_chunk::<4>().map(|ip| Ipv4Addr::from(*ip).into()),
         // in6_pktinfo: the address, then the interface.
-        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-            data.get(..16).and_then(|ip| <[u8; 16]>::try_from(ip).ok()).map(|ip| Ipv6Addr::from(ip).into())
-        }
+        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => data.first_chunk::<16>().map(|ip| Ipv6Addr::from(*ip).into()),
         _ => None,
     }
 }

@@ -19,58 +19,29 @@ pub enum Value<'a> {
     Null,
 }
 
-macro_rules! value_from_int {
-    ($($int:ty),*) => {$(
-        impl From<$int> for Value<'_> {
-            fn from(number: $int) -> Self {
-                Value::Int(i64::from(number))
+macro_rules! value_from {
+    ($($from:ty, $given:ident => $value:expr;)*) => {$(
+        impl<'a> From<$from> for Value<'a> {
+            fn from($given: $from) -> Value<'a> {
+                $value
             }
         }
     )*};
 }
+macro_rules! value_from_int {
+    ($($int:ty),*) => { value_from! { $($int, number => Value::Int(i64::from(number));)* } };
+}
+
 value_from_int!(i64, i32, i16, i8, u32, u16, u8, bool);
-
-impl From<Cents> for Value<'_> {
-    fn from(cents: Cents) -> Self {
-        Value::Int(cents.0)
-    }
-}
-
-/// Instants after the year 292,000,000 become the last one that fits.
-impl From<Millis> for Value<'_> {
-    fn from(instant: Millis) -> Self {
-        Value::Int(i64::try_from(instant.0).unwrap_or(i64::MAX))
-    }
-}
-
-impl<'a> From<&'a str> for Value<'a> {
-    fn from(text: &'a str) -> Self {
-        Value::Text(text)
-    }
-}
-
-impl<'a> From<&'a String> for Value<'a> {
-    fn from(text: &'a String) -> Self {
-        Value::Text(text)
-    }
-}
-
-impl<'a> From<&'a Name> for Value<'a> {
-    fn from(name: &'a Name) -> Self {
-        Value::Text(name.as_str())
-    }
-}
-
-impl<'a> From<&'a [u8]> for Value<'a> {
-    fn from(bytes: &'a [u8]) -> Self {
-        Value::Blob(bytes)
-    }
-}
-
-impl<'a> From<&'a Vec<u8>> for Value<'a> {
-    fn from(bytes: &'a Vec<u8>) -> Self {
-        Value::Blob(bytes)
-    }
+value_from! {
+    Cents, cents => Value::Int(cents.0);
+    // Instants after the year 292,000,000 become the last one that fits.
+    Millis, instant => Value::Int(i64::try_from(instant.0).unwrap_or(i64::MAX));
+    &'a str, text => Value::Text(text);
+    &'a String, text => Value::Text(text);
+    &'a Name, name => Value::Text(name.as_str());
+    &'a [u8], bytes => Value::Blob(bytes);
+    &'a Vec<u8>, bytes => Value::Blob(bytes);
 }
 
 impl<'a, const N: usize> From<&'a [u8; N]> for Value<'a> {

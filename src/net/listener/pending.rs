@@ -20,18 +20,12 @@ pub(super) struct PendingConnection<C> {
     pub(super) handle: C,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct PendingConnections<C> {
     next_id: PendingId,
     all: BTreeMap<PendingId, PendingConnection<C>>,
     by_listener: HashMap<ListenerId, BTreeSet<PendingId>>,
     by_source: HashMap<SourceKey, BTreeSet<PendingId>>,
-}
-
-impl<C> Default for PendingConnections<C> {
-    fn default() -> Self {
-        PendingConnections { next_id: 0, all: BTreeMap::new(), by_listener: HashMap::new(), by_source: HashMap::new() }
-    }
 }
 
 impl<C> PendingConnections<C> {
