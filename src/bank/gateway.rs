@@ -21,8 +21,8 @@ pub trait Gateway: Send + Sync {
     /// Takes the authorised amount. After [`GatewayError::Unreachable`] repeat it until there is a response.
     fn capture(&self, key: &str, now: Millis) -> Result<CaptureOutcome, GatewayError>;
 
-    /// Releases an amount that was authorised or may still be. After [`GatewayError::Unreachable`] repeat it until there
-    /// is a response.
+    /// Releases an amount that was authorised or may still be. After [`GatewayError::Unreachable`] repeat it until
+    /// there is a response.
     fn void(&self, key: &str, now: Millis) -> Result<VoidOutcome, GatewayError>;
 }
 

@@ -112,9 +112,9 @@ fn too_large() -> StoreError {
     StoreError::Rejected("a sum too large to count".to_owned())
 }
 
-/// Writes a posting, once: the same key and step again, with the same entries, changes nothing. [`StoreError::Rejected`]
-/// if it contradicts earlier ones: the same step with other entries, a void or capture of what was not authorised or
-/// was already decided otherwise, or one of another amount or card.
+/// Writes a posting, once: the same key and step again, with the same entries, changes nothing.
+/// [`StoreError::Rejected`] if it contradicts earlier ones: the same step with other entries, a void or capture of what
+/// was not authorised or was already decided otherwise, or one of another amount or card.
 pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
     let refused = |why: &str| Err(StoreError::Rejected(format!("{} of purchase {}: {why}", posting.step, posting.key)));
     // The constructors guarantee it; nothing that breaks the rule of double entry may be written.
@@ -145,7 +145,8 @@ pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
         if booked.contains_key(&PostingStep::Capture) {
             return refused("it was captured");
         }
-        // Exactly what came into escrow leaves it: so escrow never goes below zero, and a voided price goes back to its card.
+        // Exactly what came into escrow leaves it: so escrow never goes below zero, and a voided price goes back to its
+        // card.
         let goes_back =
             |(account, cents): (&Account, &Cents)| posting.entries.get(account).is_some_and(|back| back.0 == -cents.0);
         let escrow_empties = authorised.get(&Account::Escrow).is_some_and(|cents| goes_back((&Account::Escrow, cents)));

@@ -169,8 +169,8 @@ pub struct Users {
 /// Names are spelled as on disk. An earlier version created two accounts for two spellings of one name.
 #[derive(Default)]
 struct AccountNames {
-    /// The oldest account of each name, compared without regard to spelling. It has the hostname, because the registry has
-    /// one host for all spellings.
+    /// The oldest account of each name, compared without regard to spelling. It has the hostname, because the registry
+    /// has one host for all spellings.
     oldest: HashSet<Name>,
     /// The other accounts, by their exact spelling.
     other_spellings: HashMap<Box<str>, Name>,
@@ -605,8 +605,8 @@ impl Users {
         Ok(self.store.read(|reader| reader.all(&sql, &[after.into(), at_most.into()], user_from_row))?)
     }
 
-    /// The accounts whose name or display name contains a text, ordered by name: up to `limit` from position `offset` on,
-    /// and the total number.
+    /// The accounts whose name or display name contains a text, ordered by name: up to `limit` from position `offset`
+    /// on, and the total number.
     pub fn search(&self, sought: &TextFilter, offset: usize, limit: usize) -> Result<(Vec<User>, usize), UserError> {
         if sought.matches_everything() {
             let sql = format!("{SELECT_USERS} ORDER BY username LIMIT $1 OFFSET $2");

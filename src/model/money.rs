@@ -111,8 +111,8 @@ impl Serialize for Cents {
         if self.0 % 100 == 0 {
             serializer.serialize_i64(self.0 / 100)
         } else if self.0.unsigned_abs() <= PRICE_MAX.0.unsigned_abs() {
-            // The fast path for prices, which are written often. It is exact for so few digits: the quotient of two whole
-            // numbers is rounded once, and its shortest decimal is the one with two places.
+            // The fast path for prices, which are written often. It is exact for so few digits: the quotient of two
+            // whole numbers is rounded once, and its shortest decimal is the one with two places.
             serializer.serialize_f64(self.0 as f64 / 100.0)
         } else {
             Total::from(*self).serialize(serializer)

@@ -17,9 +17,9 @@ pub const ITEM_NAME_MAX: usize = 64;
 /// Maximum length of a description, characters.
 pub const DESCRIPTION_MAX: usize = 256;
 
-/// The name of a peer or a user: 1–64 characters, at least one of them visible and none hiding. It is stored and shown as
-/// it was given, and compared in Unicode's form C: two spellings of a name are one name, in every table. Cheap to clone:
-/// names are keys of every table in memory.
+/// The name of a peer or a user: 1–64 characters, at least one of them visible and none hiding. It is stored and shown
+/// as it was given, and compared in Unicode's form C: two spellings of a name are one name, in every table. Cheap to
+/// clone: names are keys of every table in memory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(NormalizedText);
 
@@ -169,8 +169,8 @@ pub fn check_visible(name: &str) -> Result<(), String> {
     if is_seen { Ok(()) } else { Err("expected something that can be seen".to_owned()) }
 }
 
-/// The form in which texts are compared: Unicode Normalization Form C. One letter can have several encodings (`é` is one
-/// character on most keyboards and two on a Mac) that look the same.
+/// The form in which texts are compared: Unicode Normalization Form C. One letter can have several encodings (`é` is
+/// one character on most keyboards and two on a Mac) that look the same.
 pub fn nfc(text: &str) -> Cow<'_, str> {
     // Most texts are in this form already, which is quick to check.
     if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
@@ -291,8 +291,8 @@ enum CharKind {
     Visible,
     /// It takes space but is invisible.
     Blank,
-    /// It belongs to the visible characters beside it: an accent, an emoji variation, a joiner or non-joiner between two
-    /// letters, a flag's region.
+    /// It belongs to the visible characters beside it: an accent, an emoji variation, a joiner or non-joiner between
+    /// two letters, a flag's region.
     Joined,
     /// It controls a terminal or breaks a line.
     Control,

@@ -207,7 +207,8 @@ impl ConnReader {
                 let mut tls = tls.lock();
                 match tls.reader().read(buffer) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    // Without close_notify: many programs simply close. The framing shows whether a message was cut short.
+                    // Without close_notify: many programs simply close. The framing shows whether a message was cut
+                    // short.
                     Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(0),
                     result => return result,
                 }

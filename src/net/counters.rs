@@ -131,8 +131,8 @@ impl LatencySnapshot {
         }
     }
 
-    /// The duration that the fraction `q` of them (0.5: half) did not exceed, as if they were evenly spread within their
-    /// bucket; `None` if nothing was recorded.
+    /// The duration that the fraction `q` of them (0.5: half) did not exceed, as if they were evenly spread within
+    /// their bucket; `None` if nothing was recorded.
     pub fn quantile(&self, q: f64) -> Option<Duration> {
         let count = self.count();
         let rank = (q * count as f64).clamp(0.0, count as f64);

@@ -109,8 +109,8 @@ pub trait HttpHandler: Send + Sync + 'static {
 /// Receives an upload, on the thread of the connection. If it is dropped before `finish`, the body was cut off and
 /// nothing of it may remain.
 pub trait BodySink: Send {
-    /// Takes the next piece, of 64 KiB at most. An error is sent at once; then the connection ends, whatever of the body
-    /// is still to come.
+    /// Takes the next piece, of 64 KiB at most. An error is sent at once; then the connection ends, whatever of the
+    /// body is still to come.
     fn write(&mut self, piece: &[u8]) -> Result<(), HttpError>;
 
     /// The body is complete (it may be empty).

@@ -48,8 +48,8 @@ pub trait ConnectionHandler: Send + Sync + 'static {
     /// What a client is sent whose connection is refused for lack of room.
     fn busy_response(&self) -> BusyResponse;
 
-    /// Serves a connection to its end, on a thread of its own: it is closed, and no longer counted, when this returns. A
-    /// panic ends this connection only.
+    /// Serves a connection to its end, on a thread of its own: it is closed, and no longer counted, when this returns.
+    /// A panic ends this connection only.
     fn serve(&self, accepted: AcceptedConnection);
 }
 

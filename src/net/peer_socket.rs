@@ -115,8 +115,8 @@ impl PeerSocket {
         &self.counters
     }
 
-    /// The system chooses the interface and with it the source address. A refusal at the destination is [reported to the
-    /// reader](PeerSocketEvent::Refused).
+    /// The system chooses the interface and with it the source address. A refusal at the destination is [reported to
+    /// the reader](PeerSocketEvent::Refused).
     pub fn send(&self, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
         self.send_with_retries(|| self.socket.send_to(bytes, to))
     }

@@ -136,8 +136,8 @@ impl LinkPool {
         }
     }
 
-    /// While the server is there but has no room, because unauthenticated clients occupy it and are about to be evicted,
-    /// it retries for a moment.
+    /// While the server is there but has no room, because unauthenticated clients occupy it and are about to be
+    /// evicted, it retries for a moment.
     fn connect(&self) -> Result<Link, LinkPoolError> {
         let give_up_at = Instant::now() + CONNECT_RETRY_FOR;
         let mut backoff = Backoff::new(CONNECT_RETRY_PAUSE, CONNECT_RETRY_PAUSE_MAX);

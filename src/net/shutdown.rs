@@ -31,8 +31,8 @@ impl ShutdownSignal {
         // The handler runs on a thread of its own, so it may lock and log.
         let has_come = AtomicBool::new(false);
         let handler = move || {
-            // Only signals are counted: a program whose input has ended is ending already, and then a first signal must not
-            // force it.
+            // Only signals are counted: a program whose input has ended is ending already, and then a first signal must
+            // not force it.
             signal.request();
             if has_come.swap(true, SeqCst) {
                 log::warn!("ended by a second signal");

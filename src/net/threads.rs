@@ -191,7 +191,8 @@ impl Executor {
 
     /// A panic is logged, counted and not propagated.
     pub(crate) fn catch_panic(&self, work: impl FnOnce()) {
-        // Unwind safe: what jobs share is behind locks without poisoning, whose users keep their invariants at every step.
+        // Unwind safe: what jobs share is behind locks without poisoning, whose users keep their invariants at every
+        // step.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             self.counters.panics.add(1);
             error!("{}: a request panicked: {}", self.name, panic_text(&*panic));

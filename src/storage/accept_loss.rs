@@ -52,8 +52,8 @@ pub enum AcceptedLoss {
     ManifestRebuilt,
 }
 
-/// Accepts that a store of a data dir is lost, or has lost changes. `stores` are all that a data dir may have; `secrets`
-/// authenticate what only the lost store knew, and are moved aside too. After an error it can be tried again.
+/// Accepts that a store of a data dir is lost, or has lost changes. `stores` are all that a data dir may have;
+/// `secrets` authenticate what only the lost store knew, and are moved aside too. After an error it can be tried again.
 pub fn accept_loss(
     dir: &Path,
     file: &str,

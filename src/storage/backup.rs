@@ -1,8 +1,9 @@
 //! Backs up a data dir, even while it is in use, into one archive of one instant.
 //!
 //! Every database is locked for writing, in a fixed order. With all locks held, a second connection of each opens a
-//! snapshot, and the small files beside them (certificate, keys) are read. Then servers write on while the snapshots are
-//! copied. On a read-only file system the files are copied as they are, because SQLite could not even read a log there.
+//! snapshot, and the small files beside them (certificate, keys) are read. Then servers write on while the snapshots
+//! are copied. On a read-only file system the files are copied as they are, because SQLite could not even read a log
+//! there.
 //!
 //! The archive is a plain tar: the files, then a table of contents with the size and SHA-256 of each, so that a
 //! truncated or damaged archive is recognised. It holds secrets: mode 600.

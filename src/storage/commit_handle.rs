@@ -32,8 +32,8 @@ pub(super) struct Batch {
     status: AtomicU8,
     outcome: OnceLock<TransactionOutcome>,
     waiters: Mutex<Waiters>,
-    /// The threads that waited when the outcome became known, as a binary tree in which each wakes the two below it: the
-    /// writer pays for one wake-up however many wait, and the waiters share no lock.
+    /// The threads that waited when the outcome became known, as a binary tree in which each wakes the two below it:
+    /// the writer pays for one wake-up however many wait, and the waiters share no lock.
     wake_list: OnceLock<Vec<Thread>>,
     /// All callbacks have run, or the last of them are running now. Set under the lock of `waiters`.
     has_run_callbacks: AtomicBool,
@@ -255,9 +255,9 @@ impl CommitHandle {
     }
 
     /// Runs `work` as soon as the change is on disk or is certain never to be: at once on this thread if the [callbacks
-    /// have run](CommitHandle::has_run_callbacks), else on the writer's thread before it begins the next transaction, in
-    /// the order of registration. It must be short (sending a response). It may enqueue changes, but must not wait for
-    /// one, nor close the store.
+    /// have run](CommitHandle::has_run_callbacks), else on the writer's thread before it begins the next transaction,
+    /// in the order of registration. It must be short (sending a response). It may enqueue changes, but must not wait
+    /// for one, nor close the store.
     pub fn on_commit(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
         match self.state {
             HandleState::Committed => work(Ok(())),

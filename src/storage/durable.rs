@@ -149,10 +149,10 @@ impl<M> Durable<M> {
         newest.wait().inspect_err(|_error| drop(self.reload(memory)))
     }
 
-    /// Replaces memory of which a change could not be stored. Returns the new memory if this call has loaded it, so that
-    /// the caller can resume its work; `None` if another call has, or if the disk cannot be read. In that case the old
-    /// memory stays: all its changes are refused, and the next request tries again. Not on the writer's thread: it may
-    /// wait for the writer.
+    /// Replaces memory of which a change could not be stored. Returns the new memory if this call has loaded it, so
+    /// that the caller can resume its work; `None` if another call has, or if the disk cannot be read. In that case the
+    /// old memory stays: all its changes are refused, and the next request tries again. Not on the writer's thread: it
+    /// may wait for the writer.
     pub fn reload(&self, failed: &Arc<M>) -> Option<Arc<M>> {
         // Deliberately held while the store is read: no request may start on outdated memory.
         let mut current = self.current.write();

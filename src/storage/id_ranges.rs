@@ -20,10 +20,10 @@
 //! amounted to is computed, and where it is not known [`RANGE_OF_UNKNOWN_PAST`] is assumed.
 //!
 //! A backup does not know what happened to the data after it. A restore continues at a multiple of
-//! [`RANGES_PER_RESTORE`] past [`RANGE_OF_UNKNOWN_PAST`], at least that many ranges beyond the backup's last one: beyond
-//! everything handed out meanwhile, accepted losses included, even that of the manifest. Two restores of one backup are
-//! two separate lives of the data, which start at the same number; so are the data to which an earlier version's backup
-//! was restored, and another backup made of that before it was ever started.
+//! [`RANGES_PER_RESTORE`] past [`RANGE_OF_UNKNOWN_PAST`], at least that many ranges beyond the backup's last one:
+//! beyond everything handed out meanwhile, accepted losses included, even that of the manifest. Two restores of one
+//! backup are two separate lives of the data, which start at the same number; so are the data to which an earlier
+//! version's backup was restored, and another backup made of that before it was ever started.
 
 use std::path::Path;
 
@@ -37,8 +37,9 @@ use super::range_markers::{
 /// How many ranges are reserved from one restore to the next: losses may be accepted in between.
 const RANGES_PER_RESTORE: u64 = 16;
 
-/// The range in which a component's numbers start: 0 unless the data dir comes from a backup or an operator has accepted
-/// a loss. A component hands out no number below that range; if its store has counted further, it continues there.
+/// The range in which a component's numbers start: 0 unless the data dir comes from a backup or an operator has
+/// accepted a loss. A component hands out no number below that range; if its store has counted further, it continues
+/// there.
 pub fn first_id_range(dir: &Path, component: DataComponent) -> Result<u64, OpenError> {
     match read_range_marker(dir, component)? {
         RangeMarker::Absent => Ok(0),

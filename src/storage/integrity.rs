@@ -34,9 +34,9 @@ pub struct ExpectedStore<'a> {
     pub companions: &'a [&'a str],
 }
 
-/// Checks all stores that a start will open, before it changes or creates anything; then registers in the manifest those
-/// that it will create. The error is that of the first store that is missing, damaged, not the one that belongs there,
-/// of a newer version, or that has lost what was on disk; nothing was changed then.
+/// Checks all stores that a start will open, before it changes or creates anything; then registers in the manifest
+/// those that it will create. The error is that of the first store that is missing, damaged, not the one that belongs
+/// there, of a newer version, or that has lost what was on disk; nothing was changed then.
 pub fn check_stores(dir: &Path, stores: &[ExpectedStore<'_>]) -> Result<(), OpenError> {
     let (mut unregistered, mut new_components) = (Vec::new(), Vec::new());
     let mut checked = Vec::new();

@@ -70,7 +70,8 @@ impl DataDirLock {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
                 let mut pid = String::new();
-                // Bounded, because the file may hold anything. Where a locked file cannot be read, the process is unknown.
+                // Bounded, because the file may hold anything. Where a locked file cannot be read, the process is
+                // unknown.
                 let read = (&mut file).take(20).read_to_string(&mut pid);
                 let is_known = read.is_ok() && !pid.trim().is_empty();
                 let pid = if is_known { pid.trim().to_owned() } else { "unknown".to_owned() };

@@ -1,6 +1,6 @@
 //! `manifest.json` tells a lost store from one that is created for the first time. It lies beside the stores and names
-//! each with a random id that the store contains too. It is replaced as a whole, so a power cut leaves either the old or
-//! the new one. A store goes through these states, and nothing of it is acknowledged before the last:
+//! each with a random id that the store contains too. It is replaced as a whole, so a power cut leaves either the old
+//! or the new one. A store goes through these states, and nothing of it is acknowledged before the last:
 //!
 //! | state | on disk may be | what a start does |
 //! |---|---|---|

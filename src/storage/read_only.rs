@@ -4,8 +4,8 @@ use rusqlite::Connection;
 
 use super::{OpenError, Reader, StoreError, sqlite};
 
-/// Reads a store's file, beside its server or without one, and leaves no trace: neither the file nor its log is changed,
-/// even if they are damaged.
+/// Reads a store's file, beside its server or without one, and leaves no trace: neither the file nor its log is
+/// changed, even if they are damaged.
 #[derive(Debug)]
 pub struct ReadOnlyStore {
     connection: Connection,

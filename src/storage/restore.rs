@@ -65,8 +65,9 @@ struct CreatedFiles {
     range_markers: Vec<PathBuf>,
 }
 
-/// Checks the unpacked stores, gives each a new id, and writes the manifest of each folder that has stores, and its range
-/// markers. An archive of an earlier version has no manifest, and its stores have no ids: the next start assigns them.
+/// Checks the unpacked stores, gives each a new id, and writes the manifest of each folder that has stores, and its
+/// range markers. An archive of an earlier version has no manifest, and its stores have no ids: the next start assigns
+/// them.
 fn assign_store_ids(staging: &Path, names: &[PathBuf]) -> Result<CreatedFiles, BackupError> {
     let mut folders: BTreeMap<PathBuf, Vec<ManifestEntry>> = BTreeMap::from([(PathBuf::new(), Vec::new())]);
     for name in names.iter().filter(|name| name.extension().is_some_and(|extension| extension == "db")) {

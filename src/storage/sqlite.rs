@@ -415,8 +415,8 @@ pub(super) struct SqliteTx<'c> {
 }
 
 impl<'c> SqliteTx<'c> {
-    /// A change with a savepoint pays for it and can be rolled back; another one can, once it has written anything, only
-    /// be rolled back with its whole transaction.
+    /// A change with a savepoint pays for it and can be rolled back; another one can, once it has written anything,
+    /// only be rolled back with its whole transaction.
     pub(super) fn new(connection: &'c Connection, has_savepoint: bool) -> SqliteTx<'c> {
         SqliteTx { connection, has_savepoint, is_savepoint_open: Cell::new(false), has_written: Cell::new(false) }
     }

@@ -56,8 +56,8 @@ impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
     }
 }
 
-/// Columns count from 0. One of another type, or that does not exist, is [`StoreError::Invalid`]: data that this program
-/// did not write, or a programming error.
+/// Columns count from 0. One of another type, or that does not exist, is [`StoreError::Invalid`]: data that this
+/// program did not write, or a programming error.
 #[derive(Debug)]
 pub struct Row<'a> {
     pub(super) row: &'a rusqlite::Row<'a>,

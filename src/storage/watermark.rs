@@ -1,9 +1,9 @@
 //! The newest generation of a store that is known to be on disk, in a file beside it.
 //!
 //! To SQLite, a store whose log was lost or damaged is an intact, older store. So each store has a generation number in
-//! a table of its own, and about once a second the generation whose transaction has been synced is written here. A store
-//! whose generation is below its watermark has lost changes. The watermark itself is never synced: whatever a power cut
-//! does to it, it is never ahead of the store, and an unreadable one says nothing.
+//! a table of its own, and about once a second the generation whose transaction has been synced is written here. A
+//! store whose generation is below its watermark has lost changes. The watermark itself is never synced: whatever a
+//! power cut does to it, it is never ahead of the store, and an unreadable one says nothing.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};

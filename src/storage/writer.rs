@@ -15,8 +15,8 @@
 //!    disk,
 //! 3. [`Store::read`](super::Store::read): the state that all responses so far were built on.
 //!
-//! **The generation** advances about once a second, as part of a transaction that is made anyway, and once more when the
-//! last changes are not covered yet. Once that transaction is synced, the generation is written to the watermark
+//! **The generation** advances about once a second, as part of a transaction that is made anyway, and once more when
+//! the last changes are not covered yet. Once that transaction is synced, the generation is written to the watermark
 //! (`watermark.rs`): everything committed before it is then known to be on disk. Advancing it in each transaction would
 //! cost every one of them a page.
 
@@ -307,7 +307,8 @@ impl Writer {
                 }
             };
             queue.commit_latencies.record(began_at.elapsed());
-            // Outside the lock, changes that a rolled-back transaction did not reach are dropped: they may own a room's data.
+            // Outside the lock, changes that a rolled-back transaction did not reach are dropped: they may own a room's
+            // data.
             changes.clear();
             queue.finish(&next, outcome, epoch_broken);
             if self.generation != before {
@@ -434,8 +435,8 @@ impl Writer {
         }
     }
 
-    /// Makes sure that no trace of a failed commit can come back. If the sync of the log failed, its frames may be in it
-    /// and valid although no reader sees them; after a power cut they would count as committed. The next commit
+    /// Makes sure that no trace of a failed commit can come back. If the sync of the log failed, its frames may be in
+    /// it and valid although no reader sees them; after a power cut they would count as committed. The next commit
     /// overwrites the first of them, which invalidates the checksums of the rest. So a commit that changes nothing has
     /// to succeed before anything else is stored.
     fn discard_failed_commit(&mut self) -> Result<(), StoreError> {

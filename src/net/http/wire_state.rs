@@ -194,8 +194,8 @@ impl WireState {
         StatusCode::from_bytes(held_back.get(9..12)?).ok()
     }
 
-    /// Like `end_request`, for the reader of the body: only it sees the end of a body in chunks, or of one that hyper was
-    /// given together with the chunks before it.
+    /// Like `end_request`, for the reader of the body: only it sees the end of a body in chunks, or of one that hyper
+    /// was given together with the chunks before it.
     pub(super) fn end_body(&mut self) {
         if self.phase != ReadPhase::Head {
             self.end_request();

@@ -4,7 +4,8 @@
 //! - Each listener is guaranteed a sixteenth of the bound, which others never use up. So connections at one port, idle
 //!   or busy, block no other, and links to a database find room however many clients are connected elsewhere.
 //! - A connection that has not completed a request yet is pending. When room is short, the oldest pending ones are
-//!   evicted: for a source that has reached its limit its own, otherwise those of listeners that exceed their guarantee.
+//!   evicted: for a source that has reached its limit its own, otherwise those of listeners that exceed their
+//!   guarantee.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Shutdown, TcpStream};
