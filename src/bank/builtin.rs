@@ -1,4 +1,4 @@
-//! The built-in gateway: a bank with a database of its own, which commits independently of the rooms.
+//! A bank with a database of its own, which commits independently of the rooms.
 
 use std::fmt;
 use std::path::Path;
@@ -9,14 +9,12 @@ use crate::model::{Cents, Millis, PaymentCard, text};
 use crate::storage::Reader;
 use crate::storage::{OpenError, ReaderExt, Store, StoreError, Tx};
 
-/// The bank's file in the data dir.
 pub const BANK_DB: &str = "bank.db";
-/// Longest idempotency key: room for any id with a prefix.
+/// A key has room for any id with a prefix.
 const KEY_CHARS_MAX: usize = 128;
 /// The well-known test number of a card that is always declined.
 const ALWAYS_DECLINED: &str = "4000000000000002";
-
-/// The schema of the bank's database, one migration per version.
+/// The schema, one migration per version.
 pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE charge (
         charge_key TEXT PRIMARY KEY,
@@ -34,16 +32,12 @@ pub struct BuiltinGateway {
     store: Store,
 }
 
-/// How far a charge has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChargeState {
-    /// The amount is reserved.
     Authorised,
-    /// The amount was taken.
     Captured,
     /// Released, or never to be authorised.
     Voided,
-    /// Rejected at the authorisation.
     Declined,
 }
 
@@ -51,36 +45,23 @@ pub enum ChargeState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg(any(test, feature = "internals"))]
 pub struct Charge {
-    /// The purchase's idempotency key.
     pub key: String,
     pub state: ChargeState,
-    /// The amount; `None` if it was voided before it was ever authorised.
+    /// `None` if it was voided before it was ever authorised.
     pub amount: Option<Cents>,
-    /// The card's last four digits; `None` like `amount`.
+    /// `None` like `amount`.
     pub last4: Option<String>,
 }
 
 impl BuiltinGateway {
-    /// Opens the bank's database in a data dir, or creates it.
-    ///
-    /// # Errors
-    /// Those of [`Store::open`].
     pub fn open(dir: &Path) -> Result<BuiltinGateway, OpenError> {
         BuiltinGateway::open_file(&dir.join(BANK_DB))
     }
 
-    /// The same with another file name.
-    ///
-    /// # Errors
-    /// Those of [`Store::open`].
     pub fn open_file(path: &Path) -> Result<BuiltinGateway, OpenError> {
         Ok(BuiltinGateway { store: Store::open(path, MIGRATIONS)? })
     }
 
-    /// All charges, ordered by key.
-    ///
-    /// # Errors
-    /// Those of [`Store::read`].
     #[cfg(any(test, feature = "internals"))]
     pub fn charges(&self) -> Result<Vec<Charge>, StoreError> {
         self.store.read(charges)
@@ -88,9 +69,6 @@ impl BuiltinGateway {
 
     /// The largest number N of all keys `{prefix}N` that the bank was ever asked for: a room that numbers its purchases
     /// must continue above it.
-    ///
-    /// # Errors
-    /// Those of [`Store::read`].
     pub fn highest_number(&self, prefix: &str) -> Result<Option<u64>, StoreError> {
         self.store.read(|reader| {
             let mut highest = None;
@@ -107,7 +85,7 @@ impl BuiltinGateway {
         self.store.close();
     }
 
-    /// Reads a charge and decides about it, in one transaction.
+    /// Finds the charge and decides about it in one transaction.
     fn with_charge<T: Send + 'static>(
         &self,
         key: &str,
@@ -121,10 +99,7 @@ impl BuiltinGateway {
     }
 }
 
-/// All charges in a bank's database, ordered by key.
-///
-/// # Errors
-/// Those of the reader.
+/// All charges, ordered by key.
 #[cfg(any(test, feature = "internals"))]
 pub fn charges(reader: &dyn Reader) -> Result<Vec<Charge>, StoreError> {
     reader.all("SELECT charge_key, state, cents, last4 FROM charge ORDER BY charge_key", &[], |row| {

@@ -1,4 +1,4 @@
-//! The ledger: double-entry bookkeeping in the database of the room that pays. See `docs/spec/general.md`, "Bank".
+//! Double-entry bookkeeping in the database of the room that pays. See `docs/spec/general.md`, "Bank".
 //!
 //! Each step of a purchase is one posting whose entries sum to zero: authorise moves the price from the buyer's card
 //! into escrow, then either void moves it back or capture moves it on to the sellers and the house. So the ledger as a
@@ -10,7 +10,7 @@ use std::fmt;
 use crate::model::{Cents, Millis, Name, Total};
 use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
-/// The ledger's table, for the migrations of the room that has a ledger.
+/// The table, for the migrations of the room that has a ledger.
 pub const MIGRATION: &str = "
     CREATE TABLE ledger_entry (
         charge_key TEXT NOT NULL,      -- the purchase's idempotency key
@@ -23,7 +23,6 @@ pub const MIGRATION: &str = "
     CREATE INDEX ledger_entry_by_time ON ledger_entry (at_ms, charge_key, step, account);
     CREATE INDEX ledger_entry_by_account ON ledger_entry (account, cents)";
 
-/// The accounts of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Account {
     /// A buyer's card; its balance is negative by what was charged.
@@ -36,44 +35,37 @@ pub enum Account {
     Fee,
 }
 
-/// The steps of a purchase in the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PostingStep {
     Authorise = 1,
     Void = 2,
-    /// Escrow to payouts and fee.
+    /// Moves escrow to payouts and fee.
     Capture = 3,
 }
 
-/// The posting of one step of one purchase. Its constructors make sure that the entries fit the step.
+/// The posting of one step of one purchase. The constructors make sure that the entries fit the step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Posting {
     key: String,
     step: PostingStep,
     at: Millis,
-    /// One entry per account, none of them zero.
+    /// There is one entry per account, none of them zero.
     entries: BTreeMap<Account, Cents>,
 }
 
-/// One entry of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerEntry {
     /// The purchase's idempotency key.
     pub key: String,
-    /// The step it belongs to.
     pub step: PostingStep,
-    /// When it was posted.
     pub at: Millis,
     pub account: Account,
-    /// The amount added to the account, negative if taken from it.
+    /// What is added to the account; negative if taken from it.
     pub amount: Cents,
 }
 
 impl Posting {
-    /// Reserves a price on a buyer's card.
-    ///
-    /// # Errors
-    /// The price is not above zero.
+    /// Reserves a price, which must be above zero, on a buyer's card.
     pub fn authorise(key: &str, at: Millis, buyer: &Name, price: Cents) -> Result<Posting, StoreError> {
         let price = positive(price)?;
         let entries = [(Account::Card(buyer.clone()), Cents(-price.0)), (Account::Escrow, price)];
@@ -81,19 +73,14 @@ impl Posting {
     }
 
     /// Gives a reserved price back.
-    ///
-    /// # Errors
-    /// The price is not above zero.
     pub fn void(key: &str, at: Millis, buyer: &Name, price: Cents) -> Result<Posting, StoreError> {
         let price = positive(price)?;
         let entries = [(Account::Card(buyer.clone()), price), (Account::Escrow, Cents(-price.0))];
         Ok(Posting { key: key.to_owned(), step: PostingStep::Void, at, entries: entries.into() })
     }
 
-    /// Distributes a reserved price. A seller may be named several times; shares of zero are left out.
-    ///
-    /// # Errors
-    /// A share is below zero, or their sum is not above it.
+    /// Distributes a reserved price. A seller may be named several times; shares of zero are left out. No share may be
+    /// below zero, and their sum must be above it.
     pub fn capture<'n>(
         key: &str,
         at: Millis,
@@ -126,13 +113,11 @@ fn too_large() -> StoreError {
 }
 
 /// Writes a posting, once: the same key and step again, with the same entries, changes nothing.
-///
-/// # Errors
-/// [`StoreError::Rejected`] for a posting that contradicts earlier ones: the same step with other entries, a void or
-/// capture of what was not authorised or was already decided otherwise, or one of another amount or card.
+/// [`StoreError::Rejected`] if it contradicts earlier ones: the same step with other entries, a void or capture of what
+/// was not authorised or was already decided otherwise, or one of another amount or card.
 pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
     let refused = |why: &str| Err(StoreError::Rejected(format!("{} of purchase {}: {why}", posting.step, posting.key)));
-    // The rule of double entry. The constructors guarantee it; nothing that breaks it may be written.
+    // The constructors guarantee it; nothing that breaks the rule of double entry may be written.
     let sum: i128 = posting.entries.values().map(|cents| i128::from(cents.0)).sum();
     if sum != 0 {
         return refused("its entries do not sum to zero");
@@ -160,8 +145,8 @@ pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
         if booked.contains_key(&PostingStep::Capture) {
             return refused("it was captured");
         }
-        // Exactly what came into escrow leaves it: so escrow never goes below zero, and a voided price goes back to the
-        // card that it came from.
+        // Exactly what came into escrow leaves it: so escrow never goes below zero, and a voided price goes back to its
+        // card.
         let goes_back =
             |(account, cents): (&Account, &Cents)| posting.entries.get(account).is_some_and(|back| back.0 == -cents.0);
         let escrow_empties = authorised.get(&Account::Escrow).is_some_and(|cents| goes_back((&Account::Escrow, cents)));
@@ -188,9 +173,6 @@ pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
 }
 
 /// The balances of all accounts that were ever used, ordered by their text.
-///
-/// # Errors
-/// Those of the reader.
 pub fn balances(reader: &dyn Reader) -> Result<Vec<(Account, Total)>, StoreError> {
     let sql = format!("SELECT account, {SUM_OF_CENTS} FROM ledger_entry GROUP BY account ORDER BY account");
     reader.all(&sql, &[], |row| Ok((read_account(row, 0)?, read_sum(row, 1)?)))
@@ -202,17 +184,13 @@ pub fn balances(reader: &dyn Reader) -> Result<Vec<(Account, Total)>, StoreError
 const SUM_OF_CENTS: &str =
     "CAST(SUM(cents / 4294967296) AS BIGINT), CAST(SUM(cents - cents / 4294967296 * 4294967296) AS BIGINT)";
 
-/// Reads the two columns of [`SUM_OF_CENTS`], starting at `column`; zero if there were no rows.
+/// The two columns of [`SUM_OF_CENTS`] begin at `column`; zero if there were no rows.
 fn read_sum(row: &Row<'_>, column: usize) -> Result<Total, StoreError> {
     let half = |column| Ok::<_, StoreError>(i128::from(row.opt_int(column)?.unwrap_or(0)));
     Ok(Total((half(column)? << 32) + half(column + 1)?))
 }
 
-/// Calls `each` with up to `limit` entries in the order of time, starting at position `offset`: a long ledger is never
-/// in memory as a whole.
-///
-/// # Errors
-/// Those of the reader and of `each`.
+/// Up to `limit` entries in the order of time, from position `offset` on: a long ledger is never in memory as a whole.
 pub fn entries(
     reader: &dyn Reader,
     offset: u32,
@@ -224,9 +202,6 @@ pub fn entries(
 }
 
 /// Up to `limit` entries, newest first: those before the given one, or the newest of all.
-///
-/// # Errors
-/// Those of the reader.
 pub fn entries_before(
     reader: &dyn Reader,
     before: Option<&LedgerEntry>,
@@ -255,12 +230,10 @@ fn entry_from_row(row: &Row<'_>) -> Result<LedgerEntry, StoreError> {
     })
 }
 
-/// The totals of a ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LedgerSummary {
-    /// The number of entries.
     pub entries: u64,
-    /// The number of accounts that bear a user's name: see [`named_balances`].
+    /// Accounts that bear a user's name: see [`named_balances`].
     pub named_accounts: u64,
     /// The balances of the accounts without a name that were ever used: escrow, fee.
     pub house_balances: Vec<(Account, Total)>,
@@ -272,10 +245,7 @@ pub struct LedgerSummary {
     pub sum: Total,
 }
 
-/// Computes the totals. Every entry is read for that; the result is not cached.
-///
-/// # Errors
-/// Those of the reader.
+/// Every entry is read for the totals, which are not cached.
 pub fn summarize(reader: &dyn Reader) -> Result<LedgerSummary, StoreError> {
     let mut summary = LedgerSummary::default();
     let sql = format!("SELECT account, COUNT(*), {SUM_OF_CENTS} FROM ledger_entry GROUP BY account ORDER BY account");
@@ -297,20 +267,13 @@ pub fn summarize(reader: &dyn Reader) -> Result<LedgerSummary, StoreError> {
     Ok(summary)
 }
 
-/// A revision of the ledger: while it is the same, nothing was posted.
-///
-/// # Errors
-/// Those of the reader.
+/// While the revision is the same, nothing was posted.
 pub fn revision(reader: &dyn Reader) -> Result<Option<i64>, StoreError> {
     // Row ids ascend, and no row is ever deleted.
     Ok(reader.first("SELECT max(rowid) FROM ledger_entry", &[], |row| row.opt_int(0))?.flatten())
 }
 
-/// The balances of up to `limit` accounts that bear a user's name, ordered by their text, starting at position
-/// `offset`.
-///
-/// # Errors
-/// Those of the reader.
+/// The balances of up to `limit` accounts that bear a user's name, ordered by their text, from position `offset` on.
 pub fn named_balances(reader: &dyn Reader, offset: u64, limit: u64) -> Result<Vec<(Account, Total)>, StoreError> {
     let sql = format!(
         "SELECT account, {SUM_OF_CENTS} FROM ledger_entry WHERE account NOT IN ('escrow', 'fee')
@@ -321,9 +284,6 @@ pub fn named_balances(reader: &dyn Reader, offset: u64, limit: u64) -> Result<Ve
 }
 
 /// The sum of all entries: zero unless the ledger is corrupt.
-///
-/// # Errors
-/// Those of the reader.
 pub fn sum(reader: &dyn Reader) -> Result<Total, StoreError> {
     let sum = reader.first(&format!("SELECT {SUM_OF_CENTS} FROM ledger_entry"), &[], |row| read_sum(row, 0));
     Ok(sum?.unwrap_or_default())

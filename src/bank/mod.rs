@@ -1,8 +1,7 @@
-//! The bank: who owes whom (the ledger) and whose card pays (the gateway).
-//!
-//! The two can fail independently. The [`ledger`] is part of the paying room's own database and changes with it, in one
-//! transaction. The [`Gateway`] commits by itself, as an external bank would. What joins the two is one idempotency key
-//! per purchase, which the room has on disk before it calls the gateway.
+//! The bank: who owes whom (the ledger) and whose card pays (the gateway). The two can fail independently: the
+//! [`ledger`] changes with the paying room's own database, in one transaction, while the [`Gateway`] commits by itself,
+//! as an external bank would. What joins them is one idempotency key per purchase, which the room has on disk before it
+//! calls the gateway.
 
 mod builtin;
 pub mod gateway;

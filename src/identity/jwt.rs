@@ -1,13 +1,9 @@
 //! Tokens that identify a user: JWT, HS256 and nothing else, with the claims sub, username (the same), role, iat, exp
-//! and jti. No I/O except for the secret's file; the time is an argument.
-//!
-//! Whoever has the secret can impersonate anybody, so it is generated here from the system's randomness and protected
-//! like a private key. A token that names another algorithm (or `none`), lacks a claim, or has reached its `exp` is
-//! rejected.
+//! and jti. One that names another algorithm (or `none`), lacks a claim, or has reached its `exp` is rejected. Whoever
+//! has the secret can impersonate anybody, so it is random and protected like a private key.
 
 use std::fmt;
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,16 +15,14 @@ use ring::hmac;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Millis, Token, secret};
-use crate::net::tls::{warn_if_readable_by_others, write_secret_once};
+use crate::net::tls::read_or_create_secret;
 
-/// The secret's file in a data dir.
 pub const KEY_FILE: &str = "jwt.key";
-/// Random bytes of a generated secret; the file holds twice as many hex digits.
+/// The file holds twice as many hex digits.
 const SECRET_BYTES: usize = 32;
 /// Longer tokens are rejected unread.
 const TOKEN_BYTES_MAX: usize = 2048;
 
-/// The role that a token grants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -36,7 +30,6 @@ pub enum Role {
     Admin,
 }
 
-/// The claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     pub sub: String,
@@ -52,10 +45,8 @@ pub struct Claims {
     pub jti: String,
 }
 
-/// Why a token is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It was valid once.
     #[error("the token has expired: log in again")]
     Expired,
     /// It was not issued here, or was changed.
@@ -66,45 +57,28 @@ pub enum TokenError {
     Blocked,
 }
 
-/// Why the secret cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JwtKeyError {
-    /// The file could not be read or written.
     #[error("the secret of tokens {}", path.display())]
     File { path: PathBuf, source: io::Error },
-    /// The file holds something else.
     #[error("the secret of tokens {}: expected 64 hex digits; restore a backup, or remove the file (everybody has to log in again then)", path.display())]
     Content { path: PathBuf },
 }
 
-/// Issues and verifies tokens.
 pub struct Jwt {
     encoding_key: EncodingKey,
     decoding_key: DecodingKey,
     validation: Validation,
-    life: Duration,
+    pub(super) life: Duration,
 }
 
 impl Jwt {
-    /// Uses the secret of a data dir. The first start generates it, with mode 600.
-    ///
-    /// # Errors
-    /// [`JwtKeyError`] when the file cannot be read or written, or holds something else: it is never replaced.
+    /// Uses the secret of a data dir. The first start generates it, with mode 600; it is never replaced.
     pub fn load_or_create(data_dir: &Path, life: Duration) -> Result<Jwt, JwtKeyError> {
         let path = data_dir.join(KEY_FILE);
         let failed = |source| JwtKeyError::File { path: path.clone(), source };
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => {
-                warn_if_readable_by_others(&path);
-                bytes
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                write_secret_once(&path, &format!("{}\n", secret::random_hex::<SECRET_BYTES>())).map_err(failed)?;
-                // Read again: another process may have created it first, and then its secret is used.
-                fs::read(&path).map_err(failed)?
-            }
-            Err(error) => return Err(failed(error)),
-        };
+        let make = || Ok(format!("{}\n", secret::random_hex::<SECRET_BYTES>()));
+        let bytes = read_or_create_secret(&path, make, failed)?;
         let digits = bytes.trim_ascii();
         if digits.len() != 2 * SECRET_BYTES || !digits.iter().all(u8::is_ascii_hexdigit) {
             return Err(JwtKeyError::Content { path });
@@ -112,7 +86,7 @@ impl Jwt {
         Ok(Jwt::with_secret(digits, life))
     }
 
-    /// Uses a given secret, which may be known elsewhere too.
+    /// The secret may be known elsewhere too.
     pub fn with_secret(secret: &[u8], life: Duration) -> Jwt {
         // An error would mean that it was installed before, by us: nothing else in this program uses that crate.
         let _ = PROVIDER.install_default();
@@ -124,11 +98,7 @@ impl Jwt {
         Jwt { encoding_key: signing, decoding_key: checking, validation, life }
     }
 
-    pub fn lifetime(&self) -> Duration {
-        self.life
-    }
-
-    /// Issues a token for a user who has been authenticated; returns its claims too.
+    /// The user must have been authenticated.
     pub fn issue(&self, now: Millis, sub: &str, role: Role) -> (Token, Claims) {
         let iat = now.0 / 1000;
         let life_s = self.life.as_secs() + u64::from(self.life.subsec_nanos() > 0);
@@ -141,10 +111,7 @@ impl Jwt {
         (Token::from_text(token), claims)
     }
 
-    /// The claims of a token that was issued here and has not expired.
-    ///
-    /// # Errors
-    /// [`TokenError`].
+    /// The token must have been issued here and not have expired.
     pub fn verify(&self, now: Millis, token: &str) -> Result<Claims, TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Invalid);
@@ -212,6 +179,8 @@ impl JwtVerifier for Hs256Key {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -16,51 +16,40 @@ use crate::model::Millis;
 use crate::storage::{create_private_dir, files};
 
 const FILE_NAME: &str = "known-servers.json";
-/// The format that this program writes; a later one is refused.
+/// A later format is refused.
 const FORMAT: u64 = 1;
-/// Limit of known servers: more than anybody confirms by hand.
+/// These are more than anybody confirms by hand.
 pub const KNOWN_SERVERS_MAX: usize = 1_000;
 /// Limits of the services of one server, and of the characters of an address or a service's name.
 const SERVICES_MAX: usize = 64;
 const TEXT_CHARS_MAX: usize = 300;
 /// A larger file was not written by this program.
 const FILE_BYTES_MAX: u64 = 64 << 20;
-/// How long to wait for another program's lock: it holds it only while a small file is written.
+/// Another program holds the lock only while a small file is written.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Why the file cannot be used. It was left as it was.
+/// After an error, the file is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum KnownServersError {
-    /// It is not a valid list of servers.
     #[error("{path} is damaged ({detail}): move it away, and confirm your servers again")]
-    Damaged {
-        path: PathBuf,
-        /// What is wrong with it.
-        detail: String,
-    },
+    Damaged { path: PathBuf, detail: String },
     /// A later version of this program has written it.
     #[error("{path} was written by a newer version of this program (format {found}): use that version")]
     NewerFormat { path: PathBuf, found: u64 },
-    /// It holds [`KNOWN_SERVERS_MAX`] servers already.
     #[error("{path} holds {KNOWN_SERVERS_MAX} servers already: remove some")]
     Full { path: PathBuf },
-    /// Another program held the lock until the timeout.
     #[error("{path} stayed locked by another program: try again when that has ended")]
     Locked { path: PathBuf },
-    /// The server to be stored breaks a rule.
     #[error("{0}")]
     Invalid(String),
-    /// An error of the file system.
     #[error("{path}: {error}")]
     Io { path: PathBuf, error: std::io::Error },
 }
 
-/// A server that the user has confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownServer {
-    /// SHA-256 of its certificate: 64 lower-case hex digits. `None` for a server without one, which is identified by
-    /// its address.
+    /// SHA-256 of its certificate, 64 lower-case hex digits; `None` for a server without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert_sha256: Option<String>,
     /// Where it was reached last, as the user would write it: `host` or `host:port`.
@@ -94,14 +83,13 @@ struct FormatVersion {
     format: u64,
 }
 
-/// The known servers of one user. Cheap to create; nothing is read or created before a method is called.
+/// The known servers of one user. Nothing is read or created before a method is called.
 #[derive(Debug, Clone)]
 pub struct KnownServers {
     dir: PathBuf,
 }
 
 impl KnownServers {
-    /// The file `known-servers.json` in this folder.
     pub fn in_dir(folder: impl Into<PathBuf>) -> KnownServers {
         KnownServers { dir: folder.into() }
     }
@@ -110,18 +98,11 @@ impl KnownServers {
         self.dir.join(FILE_NAME)
     }
 
-    /// Whether the user has confirmed the server with this certificate (hex digits of either case).
-    ///
-    /// # Errors
-    /// The file cannot be read: no server may be taken as confirmed then.
+    /// The hex digits may be of either case. If the file cannot be read, no server may be taken as confirmed.
     pub fn is_confirmed(&self, cert_sha256: &str) -> Result<bool, KnownServersError> {
         Ok(self.find(cert_sha256)?.is_some())
     }
 
-    /// The entry of the server with this certificate.
-    ///
-    /// # Errors
-    /// The file cannot be read.
     pub fn find(&self, cert_sha256: &str) -> Result<Option<KnownServer>, KnownServersError> {
         let servers = self.all()?;
         let has_certificate = |of: &String| of.eq_ignore_ascii_case(cert_sha256);
@@ -129,9 +110,6 @@ impl KnownServers {
     }
 
     /// All confirmed servers, in the order in which they were first confirmed.
-    ///
-    /// # Errors
-    /// The file cannot be read.
     pub fn all(&self) -> Result<Vec<KnownServer>, KnownServersError> {
         let path = self.path();
         let failed = |error| KnownServersError::Io { path: path.clone(), error };
@@ -165,10 +143,7 @@ impl KnownServers {
 
     /// Stores a server as confirmed; a known one gets the new address and services. An entry without a certificate is
     /// dropped once a server with a certificate has its address: going back needs a new confirmation. On disk when this
-    /// returns.
-    ///
-    /// # Errors
-    /// Why it was not stored; the file is as it was.
+    /// returns; after an error the file is as it was.
     pub fn confirm(&self, server: KnownServer) -> Result<(), KnownServersError> {
         validate(&server).map_err(KnownServersError::Invalid)?;
         let _lock = self.lock()?;

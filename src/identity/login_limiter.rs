@@ -1,7 +1,6 @@
-//! Counts failed logins and locks out whoever guesses passwords. No I/O; the time is an argument.
-//!
-//! Failures are counted per user and source address: guessing one name from an office locks out nobody else there. (How
-//! many hashes one source may have computed is limited by the queue in [`password`](super::password).)
+//! Locks out whoever guesses passwords. Failures are counted per user and source address: guessing one name from an
+//! office locks out nobody else there. (How many hashes one source may have computed is limited by the queue in
+//! [`password`](super::password).)
 //!
 //! What counts is when an attempt is answered, not when it was made: of a hundred concurrent attempts, the first ten
 //! that fail are told so, and the others learn nothing ([`LoginLimiter::check`] is called before the password is
@@ -14,21 +13,17 @@ use std::time::Duration;
 use crate::model::Millis;
 use crate::net::source::SourceKey;
 
-/// Failures within [`FAILURE_WINDOW`] that cause a lockout.
+/// So many failures within [`FAILURE_WINDOW`] cause a lockout.
 pub const FAILURES_MAX: usize = 10;
-/// The time in which failures are counted together.
 pub const FAILURE_WINDOW: Duration = Duration::from_secs(60);
-/// How long a lockout lasts.
 pub const LOCKOUT: Duration = Duration::from_secs(60);
-/// Limit of failures tracked at once. Every failure costs a password hash, so more than these do not happen within a
-/// minute.
+/// Every failure costs a password hash, so more than these do not happen within a minute.
 pub const TRACKED_FAILURES_MAX: usize = 100_000;
 
-/// Failed logins by user and source address.
 #[derive(Debug)]
 pub struct LoginLimiter<U> {
     by_user: HashMap<U, HashMap<SourceKey, SourceFailures>>,
-    /// Failures with their time, oldest first: the order in which they are evicted.
+    /// Failures, oldest first: the order in which they are evicted.
     failures_by_age: VecDeque<(Millis, U, SourceKey)>,
     capacity: usize,
 }
@@ -46,15 +41,11 @@ impl<U: Clone + Eq + Hash> Default for LoginLimiter<U> {
 }
 
 impl<U: Clone + Eq + Hash> LoginLimiter<U> {
-    /// A limiter that tracks at most `capacity` failures.
     pub fn with_capacity(most: usize) -> LoginLimiter<U> {
         LoginLimiter { by_user: HashMap::new(), failures_by_age: VecDeque::new(), capacity: most }
     }
 
-    /// Checks that an attempt may be answered now.
-    ///
-    /// # Errors
-    /// The remaining time of the lockout.
+    /// Whether an attempt may be answered now; if not, the remaining time of the lockout.
     pub fn check(&self, now: Millis, user: &U, source: SourceKey) -> Result<(), Duration> {
         match self.by_user.get(user).and_then(|sources| sources.get(&source)?.locked_until) {
             Some(until) if now < until => Err(now.until(until)),
@@ -62,7 +53,6 @@ impl<U: Clone + Eq + Hash> LoginLimiter<U> {
         }
     }
 
-    /// Counts a failed attempt.
     pub fn record_failure(&mut self, now: Millis, user: U, source: SourceKey) {
         self.evict(now);
         let guesser = self.by_user.entry(user.clone()).or_default().entry(source).or_default();
@@ -75,8 +65,7 @@ impl<U: Clone + Eq + Hash> LoginLimiter<U> {
         self.failures_by_age.push_back((now, user, source));
     }
 
-    /// Forgets the failures of a user whose account was just created: earlier attempts were made at a name without an
-    /// account.
+    /// Called when the account was created: earlier attempts were made at a name without an account.
     pub fn reset(&mut self, user: &U) {
         self.by_user.remove(user);
     }
@@ -104,7 +93,6 @@ impl<U: Clone + Eq + Hash> LoginLimiter<U> {
         }
     }
 
-    /// How many pairs of user and source are tracked.
     #[cfg(test)]
     pub fn tracked_sources(&self) -> usize {
         self.by_user.values().map(HashMap::len).sum()

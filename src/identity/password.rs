@@ -19,23 +19,22 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
-use unicode_normalization::UnicodeNormalization;
 
 use crate::model::Token;
-use crate::model::text::nfc;
+use crate::model::text::{distinct_spellings, nfc};
 use crate::net::source::{self, SourceKey};
 
-/// Longest time that a job waits for its turn.
+/// The longest time that a job waits for its turn.
 pub const WAIT_MAX: Duration = Duration::from_secs(5);
 /// The queue admits this many times the jobs that would have their turns in time at the recent hash time: some are no
 /// longer needed by then, and a machine that was busy a moment ago may not be now. A job that is not reached in time
 /// fails with [`PasswordError::Busy`].
 const OVERCOMMIT_FACTOR: u128 = 2;
-/// Limit of queued jobs, however fast the machine is.
+/// The queue is never longer, however fast the machine is.
 pub const QUEUE_LENGTH_MAX: usize = 4096;
 const SALT_BYTES: usize = 16;
 
-/// The cost of one hash. The default is OWASP's: 19 MiB, two passes, one lane.
+/// The default is OWASP's: 19 MiB, two passes, one lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HashCost {
     pub memory_kib: u32,
@@ -49,21 +48,18 @@ impl Default for HashCost {
     }
 }
 
-/// Why a password was neither hashed nor verified.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PasswordError {
-    /// Its turn would come too late.
+    /// The password's turn would come too late.
     #[error("too many passwords wait to be checked: try again")]
     Busy,
     /// When its turn came, the result was no longer needed.
     #[error("what a password was to be checked for was settled meanwhile: try again")]
     NoLongerNeeded,
-    /// The hash could not be computed.
     #[error("a password could not be hashed: {0}")]
     Failed(String),
 }
 
-/// Hashes and verifies passwords, a bounded number at a time.
 pub struct PasswordHasher {
     argon2: Argon2<'static>,
     /// The hash of no known password, verified for users that do not exist.
@@ -71,14 +67,14 @@ pub struct PasswordHasher {
     workers: Arc<HashWorkers>,
 }
 
-/// The threads that compute hashes. They end when this is dropped.
+/// The threads end when this is dropped.
 struct HashWorkers {
     thread_count: usize,
     queue: Arc<HashQueue>,
 }
 
-/// The queue of the worker threads. Each of them has a work area of its own: memory allocators keep what a thread has
-/// used once, and a hash uses far more than anything else that a connection's thread does.
+/// Each worker thread has a work area of its own: memory allocators keep what a thread has used once, and a hash uses
+/// far more than anything else that a connection's thread does.
 struct HashQueue {
     state: Mutex<HashQueueState>,
     job_added: Condvar,
@@ -96,7 +92,7 @@ struct HashQueueState {
     is_closed: bool,
 }
 
-/// One queued password. If it is dropped, the caller gets [`PasswordError::Busy`].
+/// If a job is dropped, the caller gets [`PasswordError::Busy`].
 struct HashJob {
     argon2: Argon2<'static>,
     task: HashTask,
@@ -120,16 +116,15 @@ enum HashOutput {
 }
 
 impl HashQueueState {
-    /// How many jobs may wait so that the last one gets its turn in time.
+    /// So many jobs may wait that the last one gets its turn in time.
     fn length_max(&self, thread_count: usize) -> usize {
         let turns =
             OVERCOMMIT_FACTOR * WAIT_MAX.as_nanos() / self.recent_hash_time.as_nanos().max(1) * thread_count as u128;
         usize::try_from(turns).unwrap_or(QUEUE_LENGTH_MAX).clamp(thread_count, QUEUE_LENGTH_MAX)
     }
 
-    /// Adds a job if there is room: a source may fill the whole queue while only it waits, and half of it while others
-    /// do too. If the queue is full, the source with the most jobs loses its newest one, if it has more than this
-    /// source would have.
+    /// A source may fill the whole queue while only it waits, and half of it while others do too. If the queue is full,
+    /// the source with the most jobs loses its newest one, if it has more than this source would have.
     fn push(&mut self, source: SourceKey, job: HashJob, thread_count: usize) -> Result<(), PasswordError> {
         let length_max = self.length_max(thread_count);
         let own = self.jobs.get(&source).map_or(0, VecDeque::len);
@@ -153,7 +148,7 @@ impl HashQueueState {
         Ok(())
     }
 
-    /// Drops the newest job of a source without an answer.
+    /// The job gets no answer.
     fn drop_newest(&mut self, source: SourceKey) {
         let Some(jobs) = self.jobs.get_mut(&source) else { return };
         self.queued -= usize::from(jobs.pop_back().is_some());
@@ -179,10 +174,7 @@ impl HashQueueState {
 }
 
 impl PasswordHasher {
-    /// A hasher with the threads that all hashers of the process share: one per core.
-    ///
-    /// # Errors
-    /// A cost that Argon2 does not allow, or no memory or thread for it.
+    /// All hashers of the process share these threads: one per core.
     pub fn with_shared_threads(cost: HashCost) -> Result<PasswordHasher, PasswordError> {
         static SHARED: Mutex<Option<Arc<HashWorkers>>> = Mutex::new(None);
         let mut shared = SHARED.lock();
@@ -197,10 +189,6 @@ impl PasswordHasher {
         PasswordHasher::with_workers(cost, workers)
     }
 
-    /// A hasher with `thread_count` threads of its own.
-    ///
-    /// # Errors
-    /// A cost that Argon2 does not allow, or no memory or thread for it.
     #[cfg(test)]
     pub fn with_own_threads(cost: HashCost, thread_count: usize) -> Result<PasswordHasher, PasswordError> {
         PasswordHasher::with_workers(cost, Arc::new(HashWorkers::start(thread_count.max(1))?))
@@ -217,18 +205,12 @@ impl PasswordHasher {
     }
 
     /// The text under which a password is stored (PHC: algorithm, cost, salt and hash).
-    ///
-    /// # Errors
-    /// [`PasswordError::Busy`] when its turn would come too late.
     pub fn hash(&self, password: &str, source: SourceKey) -> Result<String, PasswordError> {
         self.hash_if(password, source, || true)
     }
 
-    /// The same, unless the result is no longer needed when its turn comes: of very many requests for one name at once,
-    /// all but the first need none and would only delay others.
-    ///
-    /// # Errors
-    /// [`PasswordError::Busy`] when its turn would come too late; [`PasswordError::NoLongerNeeded`].
+    /// Fails with [`PasswordError::NoLongerNeeded`] if the result is not needed when its turn comes: of very many
+    /// requests for one name at once, all but the first need none and would only delay others.
     pub fn hash_if(
         &self,
         password: &str,
@@ -241,20 +223,13 @@ impl PasswordHasher {
         }
     }
 
-    /// Whether this is the password of the stored hash. `stored_hash` is `None` for a user that does not exist: that
-    /// takes as long as a wrong password.
-    ///
-    /// # Errors
-    /// [`PasswordError::Busy`] when its turn would come too late.
+    /// `stored_hash` is `None` for a user that does not exist: that takes as long as a wrong password.
     pub fn verify(&self, password: &str, stored_hash: Option<&str>, source: SourceKey) -> Result<bool, PasswordError> {
         self.verify_if(password, stored_hash, source, || true)
     }
 
-    /// The same, unless the result is no longer needed when its turn comes: whoever guesses very often at once is
-    /// locked out by the first failures, and the remaining requests would only delay others.
-    ///
-    /// # Errors
-    /// [`PasswordError::Busy`] when its turn would come too late; [`PasswordError::NoLongerNeeded`].
+    /// Fails with [`PasswordError::NoLongerNeeded`] if the result is not needed when its turn comes: whoever guesses
+    /// very often at once is locked out by the first failures, and the remaining requests would only delay others.
     pub fn verify_if(
         &self,
         password: &str,
@@ -264,13 +239,13 @@ impl PasswordHasher {
     ) -> Result<bool, PasswordError> {
         let is_known = stored_hash.is_some();
         let stored_hash = stored_hash.unwrap_or(&self.dummy_hash).to_owned();
-        match self.run(HashTask::Verify(stored_forms(password), stored_hash), source, is_still_needed)? {
+        // An earlier version hashed what was typed, which on a Mac is form D.
+        match self.run(HashTask::Verify(distinct_spellings(password), stored_hash), source, is_still_needed)? {
             HashOutput::Matches(is_right) => Ok(is_right && is_known),
             HashOutput::Hash(_) => Err(failed("a hash was answered")),
         }
     }
 
-    /// How many hashes are being computed, and how many jobs wait.
     #[cfg(test)]
     pub fn running_and_queued(&self) -> (usize, usize) {
         let state = self.workers.queue.state.lock();
@@ -401,19 +376,7 @@ impl HashTask {
     }
 }
 
-/// The texts as which a password may have been hashed: its form C; an earlier version hashed what was typed, which on a
-/// Mac is form D.
-fn stored_forms(password: &str) -> Vec<String> {
-    let mut forms = vec![nfc(password).into_owned()];
-    for form in [password.nfd().collect(), password.to_owned()] {
-        if !forms.contains(&form) {
-            forms.push(form);
-        }
-    }
-    forms
-}
-
-/// Hashes in this work area, which grows to what the hash needs.
+/// The work area grows to what the hash needs.
 fn hash_into(
     argon2: &Argon2<'_>,
     password: &str,
@@ -443,7 +406,7 @@ fn hash(argon2: &Argon2<'_>, password: &str, memory: &mut Vec<Block>) -> Result<
     Ok(stored_hash.to_string())
 }
 
-/// Computes the hash at the stored cost and compares it in constant time.
+/// Hashes at the stored cost and compares in constant time.
 fn matches_hash(password: &str, stored_hash: &PasswordHash, memory: &mut Vec<Block>) -> Result<bool, PasswordError> {
     let (Some(salt), Some(expected)) = (&stored_hash.salt, &stored_hash.hash) else {
         return Err(failed("what was kept has no hash"));

@@ -1,5 +1,3 @@
-//! Sessions of authenticated users. No I/O; the time is an argument.
-//!
 //! A session ends when it was not used for the timeout. Its last use is held in memory and written behind: a request
 //! costs no disk write. Only active sessions are held.
 
@@ -12,18 +10,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::{Millis, secret};
 
-/// Limit of concurrent sessions.
 pub const SESSIONS_MAX: usize = 100_000;
 
-/// Identifies a session in lookups and storage: half of the SHA-256 of its id.
-///
-/// The id itself is a secret and is stored nowhere: a copy of the store authenticates nobody, and the timing of a
-/// lookup by hash reveals nothing.
+/// Half of the SHA-256 of a session's id, for lookups and storage. The id itself is a secret and is stored nowhere: a
+/// copy of the store authenticates nobody, and the timing of a lookup by hash reveals nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionKey([u8; 16]);
 
 impl SessionKey {
-    /// The key of a session id as a client sends it.
+    /// `sid` is the id as a client sends it.
     pub fn of(sid: &str) -> SessionKey {
         let digest = digest(&SHA256, sid.as_bytes());
         let mut key = [0; 16];
@@ -36,16 +31,8 @@ impl SessionKey {
         secret::hex(&self.0)
     }
 
-    /// Parses what [`SessionKey::to_text`] wrote.
     pub fn from_text(text: &str) -> Option<SessionKey> {
-        let mut key = [0; 16];
-        if text.len() != 32 || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            return None;
-        }
-        for (byte, pair) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-        }
-        Some(SessionKey(key))
+        secret::from_hex(text).map(SessionKey)
     }
 }
 
@@ -68,25 +55,23 @@ impl fmt::Debug for SessionKey {
     }
 }
 
-/// A session and its owner.
 #[derive(Debug)]
 pub struct Session<W> {
     pub key: SessionKey,
     /// The user, and what the room stores with it.
     pub owner: W,
     used_at: Millis,
-    /// The value of `used_at` that was last written to disk.
+    /// The `used_at` that was last written to disk.
     saved_at: Millis,
 }
 
 impl<W> Session<W> {
-    /// A session with its last use, and the last use that was written to disk.
     pub fn new(key: SessionKey, owner: W, used_at: Millis, saved_at: Millis) -> Session<W> {
         Session { key, owner, used_at, saved_at }
     }
 }
 
-/// The result of looking a session up for a request.
+/// What a request finds when it looks a session up.
 #[derive(Debug)]
 pub enum SessionUse<S> {
     Active(S),
@@ -96,37 +81,30 @@ pub enum SessionUse<S> {
     Ended,
 }
 
-/// The active sessions of a room, by the hash of their ids.
 pub struct Sessions<W> {
     timeout: Duration,
     capacity: usize,
     by_key: HashMap<SessionKey, Session<W>>,
 }
 
-/// The limit of concurrent sessions is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimitReached;
 
 impl<W> Sessions<W> {
-    /// No sessions yet; each will end `timeout` after its last use.
+    /// Each session ends `timeout` after its last use.
     pub fn new(timeout: Duration) -> Sessions<W> {
         Sessions::with_capacity(timeout, SESSIONS_MAX)
     }
 
-    /// The same with another limit than [`SESSIONS_MAX`].
     pub fn with_capacity(timeout: Duration, capacity: usize) -> Sessions<W> {
         Sessions { timeout, capacity, by_key: HashMap::new() }
     }
 
-    /// Whether a session that was last used at `used_at` has ended by now.
     pub fn is_expired(timeout: Duration, used_at: Millis, now: Millis) -> bool {
         used_at.plus(timeout) <= now
     }
 
-    /// Adds a session. Its key must be that of a new, random id.
-    ///
-    /// # Errors
-    /// [`SessionLimitReached`]; nothing was added.
+    /// The session's key must be that of a new, random id.
     pub fn open(&mut self, session: Session<W>) -> Result<(), SessionLimitReached> {
         if self.by_key.len() >= self.capacity {
             return Err(SessionLimitReached);
@@ -150,12 +128,12 @@ impl<W> Sessions<W> {
         SessionUse::Active(session)
     }
 
-    /// Looks a session up without using it.
+    /// Finds the session without using it.
     pub fn find(&self, now: Millis, key: &SessionKey) -> Option<&Session<W>> {
         self.by_key.get(key).filter(|session| !self.has_expired(session, now))
     }
 
-    /// Ends a session, if `may` allows it. Only one of several callers gets it as active.
+    /// Ends the session if `may` allows it. Only one of several callers gets it as active.
     pub fn end(&mut self, now: Millis, key: &SessionKey, may: impl FnOnce(&W) -> bool) -> SessionUse<Session<W>> {
         match self.by_key.get(key) {
             Some(session) if self.has_expired(session, now) => SessionUse::Ended,
@@ -165,7 +143,6 @@ impl<W> Sessions<W> {
         }
     }
 
-    /// Removes up to `at_most` expired sessions and returns them.
     pub fn remove_expired(&mut self, now: Millis, at_most: usize) -> Vec<Session<W>> {
         let timeout = self.timeout;
         let over = self.by_key.extract_if(|_, session| Sessions::<W>::is_expired(timeout, session.used_at, now));
@@ -178,7 +155,7 @@ impl<W> Sessions<W> {
         unsaved.map(|session| (session.key, session.used_at)).collect()
     }
 
-    /// Records that these last uses are on disk.
+    /// Notes that these last uses are on disk.
     pub fn mark_saved(&mut self, uses: &[(SessionKey, Millis)]) {
         for (key, at) in uses {
             if let Some(session) = self.by_key.get_mut(key) {
@@ -187,7 +164,7 @@ impl<W> Sessions<W> {
         }
     }
 
-    /// The number of sessions, including expired ones that were not yet removed.
+    /// Expired sessions that were not yet removed are counted, too.
     pub fn count(&self) -> usize {
         self.by_key.len()
     }

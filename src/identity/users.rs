@@ -1,7 +1,5 @@
-//! Accounts and the admin: who exists, and who has authenticated. See `docs/spec/share.md`.
-//!
-//! Accounts are on disk; all names are in memory too, because the registry looks them up at every REGISTER. An account
-//! exists once it is on disk.
+//! Accounts and the admin, see `docs/spec/share.md`. Accounts are on disk, and exist once they are; all names are in
+//! memory too, because the registry looks them up at every REGISTER.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -20,7 +18,6 @@ use crate::model::{Clock, Millis, Name, Token};
 use crate::net::source;
 use crate::storage::{OpenError, Reader, ReaderExt, Row, Store, StoreError, Tx, Value};
 
-/// The accounts' database in a data dir.
 pub const USERS_DB: &str = "users.db";
 /// The longest password that is accepted, in characters.
 pub const PASSWORD_CHARS_MAX: usize = 256;
@@ -29,8 +26,7 @@ pub const ACCOUNTS_MAX: usize = 500_000;
 pub const DEFAULT_ADMIN_NAME: &str = "admin";
 /// How many addresses of its last sign-ins are kept per account.
 const ADDRESSES_MAX: usize = 16;
-
-/// The schema of the database, one migration per version.
+/// The schema, one migration per version.
 pub const MIGRATIONS: &[&str] = &[
     "
 CREATE TABLE users (
@@ -68,50 +64,43 @@ pub struct User {
     pub created_at: Millis,
     /// When it last signed in; `None` if it has only registered.
     pub last_login: Option<Millis>,
-    /// The operator has blocked it from signing in.
+    /// Whether the operator has blocked it from signing in.
     pub is_blocked: bool,
 }
 
-/// Why a request about accounts was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
-    /// A field breaks a rule; the text names it.
     #[error("{0}")]
     InvalidField(String),
-    /// There is an account of that name.
     #[error("username: {0} is taken")]
     UsernameTaken(Name),
-    /// The name or the password is wrong; which one is not revealed.
+    /// Whether the name or the password is wrong is not revealed.
     #[error("user name or password is wrong")]
     WrongCredentials,
-    /// The password is right, but the operator has blocked this account.
+    /// The password is right, but the account is blocked.
     #[error("this account is blocked: ask the operator")]
     Blocked,
-    /// There is no account of that name.
     #[error("username: there is no account {0}")]
     UnknownUser(String),
     /// The operator would lock themselves out.
     #[error("username: {0} is the admin, who cannot be blocked")]
     IsAdmin(Name),
-    /// The token is rejected.
     #[error(transparent)]
     Token(#[from] TokenError),
     /// The token is valid, but for another role.
     #[error("the token is not {0}'s")]
     WrongRole(&'static str),
-    /// Too many logins have failed.
     #[error("too many failed logins: try again in {} s", UserError::whole_seconds(*.0))]
     LockedOut(Duration),
-    /// A limit is reached.
     #[error("{0}")]
     Busy(String),
-    /// It could not be stored or read; nothing was changed.
+    /// Nothing was changed.
     #[error("accounts are not available at the moment: try again")]
     Unavailable,
 }
 
 impl UserError {
-    /// A time to wait in whole seconds, rounded up.
+    /// A time to wait, rounded up.
     pub fn whole_seconds(wait: Duration) -> u64 {
         wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
     }
@@ -136,12 +125,12 @@ impl From<PasswordError> for UserError {
     }
 }
 
-/// The admin's name and password as the operator configured them.
+/// The admin as the operator configured them.
 #[derive(Clone, Default)]
 pub struct AdminCredentials {
-    /// The name; if `None`, the stored one or [`DEFAULT_ADMIN_NAME`].
+    /// If `None`, the stored one or [`DEFAULT_ADMIN_NAME`].
     pub username: Option<Name>,
-    /// The password; if `None`, the stored one or a new random one.
+    /// If `None`, the stored one or a new random one.
     pub password: Option<String>,
 }
 
@@ -152,15 +141,14 @@ impl fmt::Debug for AdminCredentials {
     }
 }
 
-/// An admin that was just created, whose password is shown once.
+/// An admin whose password is shown once.
 #[derive(Clone)]
 pub struct NewAdmin {
     pub username: Name,
-    /// The password; only its hash is stored.
+    /// Only its hash is stored.
     pub password: Token,
 }
 
-/// All accounts and the admin.
 pub struct Users {
     store: Arc<Store>,
     clock: Clock,
@@ -170,16 +158,15 @@ pub struct Users {
     /// Names of accounts that are being created: of two concurrent requests with different spellings, one succeeds.
     reserved_names: Mutex<HashSet<Name>>,
     admin: RwLock<Option<Admin>>,
-    /// Failed logins per user and source. (An admin is not the user of the same name.)
+    /// An admin is not the user of the same name.
     login_limiter: Arc<Mutex<LoginLimiter<LoginSubject>>>,
-    /// By the name as it is spelled on disk.
+    /// Keyed by the name as it is spelled on disk.
     addresses: Mutex<HashMap<String, SignInAddresses>>,
-    /// The blocked accounts, as they are spelled on disk.
+    /// Names of accounts, as they are spelled on disk.
     blocked: RwLock<HashSet<Box<str>>>,
 }
 
-/// The names of all accounts, spelled as on disk. An earlier version created two accounts for two spellings of one
-/// name.
+/// Names are spelled as on disk. An earlier version created two accounts for two spellings of one name.
 #[derive(Default)]
 struct AccountNames {
     /// The oldest account of each name, compared without regard to spelling. It has the hostname, because the registry
@@ -190,7 +177,6 @@ struct AccountNames {
 }
 
 impl AccountNames {
-    /// Takes the names in the order in which the accounts were created.
     fn from_oldest_first(names_by_age: Vec<Name>) -> AccountNames {
         let mut names = AccountNames::default();
         for name in names_by_age {
@@ -203,12 +189,12 @@ impl AccountNames {
         names
     }
 
-    /// The account that a name refers to: the one with exactly this spelling, else the oldest.
+    /// The account with exactly this spelling, else the oldest.
     fn resolve(&self, name: &Name) -> Option<&Name> {
         self.other_spellings.get(name.as_str()).or_else(|| self.oldest.get(name))
     }
 
-    /// Whether that account, as it is spelled on disk, has the hostname of its name.
+    /// `account` is as it is spelled on disk.
     fn has_hostname(&self, account: &Name) -> bool {
         self.oldest.get(account).is_some_and(|oldest| oldest.as_str() == account.as_str())
     }
@@ -233,21 +219,17 @@ impl Drop for NameReservation<'_> {
     }
 }
 
-/// The role and name that a login is tried for, and whether there is such an account: an account created later has none
-/// of the failures counted before it existed.
+/// The role and name that a login is tried for, and whether there is such an account: one created later has none of
+/// the failures counted before it existed.
 type LoginSubject = (Role, Name, bool);
 
-/// The addresses from which an account signed in, with the time, latest last.
+/// Addresses with the time of the sign-in, latest last.
 type SignInAddresses = VecDeque<(IpAddr, Millis)>;
 
 impl Users {
-    /// Opens the accounts of a data dir, or creates the database.
-    ///
-    /// # Errors
-    /// A one-line instruction for the operator.
     pub fn open(data_dir: &Path, clock: Clock, passwords: PasswordHasher, jwt: Jwt) -> Result<Users, OpenUsersError> {
         let store = Arc::new(Store::open(&data_dir.join(USERS_DB), MIGRATIONS)?);
-        let since = Millis(clock.now().0.saturating_sub(u64::try_from(jwt.lifetime().as_millis()).unwrap_or(u64::MAX)));
+        let since = Millis(clock.now().0.saturating_sub(u64::try_from(jwt.life.as_millis()).unwrap_or(u64::MAX)));
         let (names, sign_ins, admin, blocked) = store.read(|reader| -> Result<_, StoreError> {
             let names =
                 reader.all("SELECT username FROM users ORDER BY created_at, username", &[], |row| row.name(0))?;
@@ -288,9 +270,6 @@ impl Users {
 
     /// Stores the admin as the operator configured it. If there is none and no password was given, a random one is
     /// generated: `announce` must have shown it before its hash is stored.
-    ///
-    /// # Errors
-    /// That of `announce`, or that it could not be stored.
     pub fn ensure_admin<E: From<UserError>>(
         &self,
         credentials: AdminCredentials,
@@ -338,10 +317,7 @@ impl Users {
         Ok(())
     }
 
-    /// Creates an account, which has thereby signed in from `source`.
-    ///
-    /// # Errors
-    /// `InvalidField`, `UsernameTaken`, `Busy` or `Unavailable`.
+    /// The account has thereby signed in from `source`.
     pub fn register(
         &self,
         username: &str,
@@ -386,10 +362,7 @@ impl Users {
         Ok(user)
     }
 
-    /// Authenticates a user. From then on the account has signed in from `source`.
-    ///
-    /// # Errors
-    /// `WrongCredentials`, `Blocked`, `LockedOut`, `InvalidField`, `Busy` or `Unavailable`.
+    /// From then on the account has signed in from `source`.
     pub fn login(&self, username: &str, password: &str, source: IpAddr) -> Result<User, UserError> {
         check_password("password", password)?;
         let name = Name::from_stored(username).map_err(|rule| UserError::InvalidField(format!("username: {rule}")))?;
@@ -413,8 +386,7 @@ impl Users {
         let name = user.username.clone();
         let now = Clock::wall();
         self.store.write({
-            let oldest =
-                Millis(now.0.saturating_sub(u64::try_from(self.jwt.lifetime().as_millis()).unwrap_or(u64::MAX)));
+            let oldest = Millis(now.0.saturating_sub(u64::try_from(self.jwt.life.as_millis()).unwrap_or(u64::MAX)));
             move |tx| -> Result<(), StoreError> {
                 tx.execute("UPDATE users SET last_login = $1 WHERE username = $2", &[now.into(), (&name).into()])?;
                 tx.execute("DELETE FROM sign_ins WHERE at <= $1", &[oldest.into()])?;
@@ -426,10 +398,7 @@ impl Users {
         Ok(user)
     }
 
-    /// Authenticates the admin; returns the admin's name.
-    ///
-    /// # Errors
-    /// `WrongCredentials`, `LockedOut`, `InvalidField`, `Busy` or `Unavailable`.
+    /// Returns the admin's name.
     pub fn admin_login(&self, username: &str, password: &str, source: IpAddr) -> Result<Name, UserError> {
         check_password("password", password)?;
         let name = Name::from_stored(username).map_err(|rule| UserError::InvalidField(format!("username: {rule}")))?;
@@ -446,7 +415,7 @@ impl Users {
         self.login_limiter.lock().check(self.clock.now(), subject, source::key_of(source)).map_err(UserError::LockedOut)
     }
 
-    /// Verifies a password. If the subject is locked out when its turn comes, no hash is computed.
+    /// If the subject is locked out when its turn comes, no hash is computed.
     fn verify_password(
         &self,
         subject: &LoginSubject,
@@ -480,7 +449,7 @@ impl Users {
         Ok(account)
     }
 
-    /// Reserves the name of an account that is being created, until the result is dropped.
+    /// The name is reserved until the result is dropped.
     fn reserve_name(&self, name: &Name) -> Result<NameReservation<'_>, UserError> {
         if !self.reserved_names.lock().insert(name.clone()) {
             return Err(UserError::UsernameTaken(name.clone()));
@@ -488,16 +457,13 @@ impl Users {
         Ok(NameReservation(self, name.clone()))
     }
 
-    /// Issues a token for somebody who has just been authenticated; returns its claims too. Its times are wall-clock
-    /// times, because nodes on other machines use them.
+    /// The subject must just have been authenticated. Times are wall-clock times, because nodes on other machines use
+    /// them.
     pub fn issue_token(&self, sub: &Name, role: Role) -> (Token, Claims) {
         self.jwt.issue(Clock::wall(), sub.as_str(), role)
     }
 
-    /// The account of a token, and the token's claims.
-    ///
-    /// # Errors
-    /// `Token`, `WrongRole` if it is an admin's, `Unavailable`.
+    /// Fails with `WrongRole` if the token is an admin's.
     pub fn authenticate_user(&self, token: &str) -> Result<(User, Claims), UserError> {
         let claims = self.jwt.verify(Clock::wall(), token)?;
         if claims.role != Role::User {
@@ -517,10 +483,7 @@ impl Users {
         self.blocked.read().contains(account.as_str())
     }
 
-    /// The account to be blocked or unblocked: its name as it is stored.
-    ///
-    /// # Errors
-    /// `UnknownUser`, `IsAdmin`.
+    /// Returns the name as it is stored.
     pub fn account_to_block(&self, username: &str, blocked: bool) -> Result<Name, UserError> {
         let unknown = || UserError::UnknownUser(username.to_owned());
         let name = Name::from_stored(username).map_err(|_| unknown())?;
@@ -534,9 +497,6 @@ impl Users {
     /// Blocks an account, so that it can no longer sign in and its tokens are rejected, or unblocks it, so that its
     /// unexpired tokens are valid again. Repeating it changes nothing. Returns the account in its new state. (Of two
     /// concurrent calls either may be the last.)
-    ///
-    /// # Errors
-    /// Those of [`Users::account_to_block`], `Unavailable`.
     pub fn set_blocked(&self, username: &str, blocked: bool) -> Result<User, UserError> {
         let account = self.account_to_block(username, blocked)?;
         let user = self.store.write({
@@ -560,18 +520,11 @@ impl Users {
         user.ok_or_else(|| UserError::UnknownUser(username.to_owned()))
     }
 
-    /// The admin of a token.
-    ///
-    /// # Errors
-    /// `Token`, `WrongRole` if it is a user's.
+    /// Fails with `WrongRole` if the token is a user's.
     pub fn authenticate_admin(&self, token: &str) -> Result<Name, UserError> {
         self.authenticate_admin_with_claims(token).map(|(admin, _)| admin)
     }
 
-    /// The same, and the token's claims.
-    ///
-    /// # Errors
-    /// Those of [`Users::authenticate_admin`].
     pub fn authenticate_admin_with_claims(&self, token: &str) -> Result<(Name, Claims), UserError> {
         let claims = self.jwt.verify(Clock::wall(), token)?;
         if claims.role != Role::Admin {
@@ -585,22 +538,20 @@ impl Users {
         name.map(|name| (name, claims)).ok_or(UserError::Token(TokenError::Invalid))
     }
 
-    /// Whether there is an account of that name.
     pub fn account_exists(&self, name: &str) -> bool {
         Name::from_stored(name).is_ok_and(|name| self.names.read().resolve(&name).is_some())
     }
 
-    /// Whether an account has the hostname of its name: not if an older one of another spelling has it.
+    /// An account has no hostname if an older one of another spelling has it.
     pub fn has_hostname(&self, account: &Name) -> bool {
         self.names.read().has_hostname(account)
     }
 
-    /// The accounts that do not have the hostname of their name.
     pub fn accounts_without_hostname(&self) -> Vec<String> {
         self.names.read().other_spellings.keys().map(|name| String::from(&**name)).collect()
     }
 
-    /// The hostname that a valid token grants: that of its account.
+    /// The hostname of the account, if the token is valid.
     pub fn hostname_of_token(&self, token: &str) -> Option<String> {
         let claims = self.jwt.verify(Clock::wall(), token).ok()?;
         let sub = Name::from_stored(&claims.sub).ok().filter(|_| claims.role == Role::User)?;
@@ -618,20 +569,16 @@ impl Users {
         }
         let (now, source) = (self.clock.now(), source.to_canonical());
         let addresses = self.addresses.lock();
-        let is_alive = |(ip, at): &(IpAddr, Millis)| *ip == source && now < at.plus(self.jwt.lifetime());
+        let is_alive = |(ip, at): &(IpAddr, Millis)| *ip == source && now < at.plus(self.jwt.life);
         addresses.get(account.as_str()).is_some_and(|addresses| addresses.iter().any(is_alive))
     }
 
-    /// Records that the account signs in from an address.
     pub fn record_sign_in(&self, name: &Name, source: IpAddr) {
         let mut addresses = self.addresses.lock();
         remember_address(addresses.entry(name.to_string()).or_default(), source.to_canonical(), self.clock.now());
     }
 
     /// The accounts of those hostnames that have one, by the hostname as it was given.
-    ///
-    /// # Errors
-    /// `Unavailable`.
     pub fn accounts_by_hostname(&self, hostnames: &[&str]) -> Result<HashMap<String, User>, UserError> {
         let accounts: Vec<(&str, Name)> = {
             let names = self.names.read();
@@ -650,10 +597,7 @@ impl Users {
         Ok(found)
     }
 
-    /// The next accounts by name, at most `at_most`.
-    ///
-    /// # Errors
-    /// `Unavailable`.
+    /// The next accounts by name.
     pub fn list_page(&self, after: Option<&Name>, at_most: usize) -> Result<Vec<User>, UserError> {
         let sql = format!("{SELECT_USERS} WHERE username > $1 ORDER BY username LIMIT $2");
         let after = after.map_or("", Name::as_str);
@@ -661,11 +605,8 @@ impl Users {
         Ok(self.store.read(|reader| reader.all(&sql, &[after.into(), at_most.into()], user_from_row))?)
     }
 
-    /// The accounts whose name or display name contains a text, ordered by name: up to `limit` starting at position
-    /// `offset`, and the total number.
-    ///
-    /// # Errors
-    /// `Unavailable`.
+    /// The accounts whose name or display name contains a text, ordered by name: up to `limit` from position `offset`
+    /// on, and the total number.
     pub fn search(&self, sought: &TextFilter, offset: usize, limit: usize) -> Result<(Vec<User>, usize), UserError> {
         if sought.matches_everything() {
             let sql = format!("{SELECT_USERS} ORDER BY username LIMIT $1 OFFSET $2");
@@ -697,21 +638,15 @@ impl Users {
     }
 }
 
-/// Why accounts could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenUsersError {
-    /// The file could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Its content could not be read.
     #[error("accounts: {0}")]
     Read(#[from] StoreError),
 }
 
-/// Every account of a database, by name.
-///
-/// # Errors
-/// The store's.
+/// All accounts, by name.
 pub fn all_users(reader: &dyn Reader) -> Result<Vec<User>, StoreError> {
     reader.all(&format!("{SELECT_USERS} ORDER BY username"), &[], user_from_row)
 }
@@ -729,7 +664,7 @@ fn user_from_row(row: &Row<'_>) -> Result<User, StoreError> {
     })
 }
 
-/// An account and the hash of its password.
+/// The account, with the hash of its password.
 fn find_account(reader: &(impl Reader + ?Sized), name: &Name) -> Result<Option<(User, String)>, StoreError> {
     let sql = format!("{SELECT_USERS} WHERE username = $1");
     reader.first(&sql, &[name.into()], |row| Ok((user_from_row(row)?, row.text(4)?.to_owned())))

@@ -4,9 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A card number: 12–19 digits. Spaces and dashes are dropped when it is parsed.
-///
-/// `Debug` and `Display` show only the last four digits.
+/// A card number: 12–19 digits, without spaces and dashes. `Debug` and `Display` show only the last four digits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CardNumber(String);
 
@@ -22,24 +20,13 @@ impl CardNumber {
 
     /// Whether the last digit is the check digit of the others (Luhn).
     pub fn passes_luhn(&self) -> bool {
-        let sum: u32 = self
-            .0
-            .bytes()
-            .rev()
-            .enumerate()
-            .map(|(place, byte)| {
-                let digit = u32::from(byte - b'0');
-                match (place % 2 == 1, digit * 2) {
-                    (false, _) => digit,
-                    (true, doubled) if doubled > 9 => doubled - 9,
-                    (true, doubled) => doubled,
-                }
-            })
-            .sum();
+        let doubled = |digit: u32| if digit > 4 { 2 * digit - 9 } else { 2 * digit };
+        let digits = self.0.bytes().rev().map(|byte| u32::from(byte - b'0')).enumerate();
+        let sum: u32 = digits.map(|(place, digit)| if place % 2 == 1 { doubled(digit) } else { digit }).sum();
         sum.is_multiple_of(10)
     }
 
-    /// The last four digits, the only part of a number that may be stored.
+    /// The only part of a number that may be stored.
     pub fn last4(&self) -> &str {
         &self.0[self.0.len() - 4..]
     }
@@ -126,11 +113,10 @@ impl<'de> Deserialize<'de> for Expiry {
     }
 }
 
-/// The details that a bank needs to charge a card.
+/// What a bank needs to charge a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PaymentCard {
     pub number: CardNumber,
-    /// The last month in which it is valid.
     pub expiry: Expiry,
 }
 

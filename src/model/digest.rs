@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::secret::hex;
+use super::secret;
 
 /// The BLAKE3 digest of some content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,32 +12,14 @@ pub struct Digest(pub [u8; 32]);
 
 impl Digest {
     /// Parses 64 lowercase hex digits.
-    ///
-    /// # Errors
-    /// The rule that is broken.
     pub fn parse(text: &str) -> Result<Digest, String> {
-        let wrong = || "expected 64 lowercase hex digits".to_owned();
-        let digits = text.as_bytes();
-        if digits.len() != 64 {
-            return Err(wrong());
-        }
-        let value = |digit: u8| match digit {
-            b'0'..=b'9' => Some(digit - b'0'),
-            b'a'..=b'f' => Some(digit - b'a' + 10),
-            _ => None,
-        };
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let (high, low) = (value(pair[0]).ok_or_else(wrong)?, value(pair[1]).ok_or_else(wrong)?);
-            *byte = high << 4 | low;
-        }
-        Ok(Digest(bytes))
+        secret::from_hex(text).map(Digest).ok_or_else(|| "expected 64 lowercase hex digits".to_owned())
     }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        f.write_str(&secret::hex(&self.0))
     }
 }
 

@@ -1,7 +1,5 @@
-//! Plain values that every service uses: money, names, cards, secrets, time.
-//!
-//! Nothing here knows of a service, a socket or a database. Each type checks its rules when it is created, so that
-//! every value that exists is valid.
+//! Plain values that every service uses. Nothing here knows of a service, a socket or a database. Each type checks its
+//! rules when it is created, so that every value that exists is valid.
 
 pub mod card;
 pub mod digest;

@@ -24,9 +24,7 @@ const PRICE_RULE: &str = concat!("expected ", price_rule!());
 pub struct Cents(pub i64);
 
 impl Cents {
-    /// Parses a price as people and JSON write it: `12`, `12.5`, `12.50`.
-    ///
-    /// The error says what was expected; it does not repeat the input.
+    /// Parses a price as people and JSON write it: `12`, `12.5`, `12.50`. The error does not repeat the input.
     pub fn parse_price(text: &str) -> Result<Cents, &'static str> {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
@@ -39,12 +37,12 @@ impl Cents {
         Cents(cents).as_price().ok_or(PRICE_RULE)
     }
 
-    /// Formats it as in JSON: a whole number if it is one (`12`), otherwise the shortest decimal (`12.5`).
+    /// The amount as in JSON: a whole number if it is one (`12`), otherwise the shortest decimal (`12.5`).
     pub fn shortest(self) -> impl fmt::Display {
         Shortest(self)
     }
 
-    /// The amount itself, if it is within the limits of a price.
+    /// The amount itself, or `None` beyond the limits of a price.
     pub fn as_price(self) -> Option<Cents> {
         (PRICE_MIN..=PRICE_MAX).contains(&self).then_some(self)
     }
@@ -64,7 +62,7 @@ impl fmt::Display for Shortest {
     }
 }
 
-/// A sum of any number of amounts, in whole cents. It may exceed the largest amount, as the sum of a ledger may.
+/// A sum of any number of amounts, in whole cents. It may exceed the largest amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Total(pub i128);
 
@@ -154,18 +152,12 @@ impl<'de> Deserialize<'de> for Cents {
 /// For a field that is read as a [`Value`] first and as a price later: a number with more decimals than a price may
 /// have is kept as its text, which is not a valid price. As a floating-point number it might be rounded to one.
 /// `#[serde(default, deserialize_with = "money::deserialize_verbatim")] price: Option<Value>`.
-///
-/// # Errors
-/// It is not JSON.
 pub fn deserialize_verbatim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     let Some(written) = Option::<Box<RawValue>>::deserialize(deserializer)? else { return Ok(None) };
     parse_verbatim(written.get()).map(Some).map_err(de::Error::custom)
 }
 
 /// The value of a price field: see [`deserialize_verbatim`].
-///
-/// # Errors
-/// It is not JSON.
 pub fn parse_verbatim(json: &str) -> serde_json::Result<Value> {
     let is_number = json.starts_with(|first: char| first == '-' || first.is_ascii_digit());
     match serde_json::from_str(json) {
@@ -176,7 +168,7 @@ pub fn parse_verbatim(json: &str) -> serde_json::Result<Value> {
     }
 }
 
-/// Whether a JSON number was written with at most two decimals: `1.25e1` has one, `50.050` has three.
+/// `1.25e1` has one decimal, `50.050` has three.
 fn has_at_most_two_decimals(number: &str) -> bool {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let fraction = mantissa.split_once('.').map_or(0, |(_, fraction)| fraction.len());

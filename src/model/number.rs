@@ -6,11 +6,11 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// The largest number up to which every JSON parser represents every whole number exactly: 2^53 − 1. Numbers written
-/// with a point or an exponent are whole up to there.
+/// Up to this number (2^53 − 1) every JSON parser represents every whole number exactly. Numbers written with a point
+/// or an exponent are whole up to there.
 pub const EXACT_MAX: u64 = (1 << 53) - 1;
 
-/// The whole number that a JSON value is; `None` if it is not a whole number.
+/// The whole number that a JSON value is.
 pub fn integer(value: &Value) -> Option<i128> {
     IntegerValue::deserialize(value).ok().map(|number| number.0)
 }

@@ -6,10 +6,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
-/// A bearer secret of 128 random bits, on the wire as 32 lowercase hex digits.
-///
-/// Its `Debug` output hides it. There is no `PartialEq`: only [`Token::matches`] compares, in
-/// constant time.
+/// A bearer secret of 128 random bits, on the wire as 32 lowercase hex digits. `Debug` hides it. There is no
+/// `PartialEq`: only [`Token::matches`] compares, in constant time.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Token(String);
@@ -18,7 +16,7 @@ impl Token {
     /// A new token from the system's randomness.
     ///
     /// # Panics
-    /// If the operating system has no randomness to give: nothing safe can be done then.
+    /// If the operating system has no randomness to give.
     pub fn random() -> Token {
         Token(random_hex::<16>())
     }
@@ -28,7 +26,7 @@ impl Token {
         Token(text.into())
     }
 
-    /// Whether the two are equal, in a time that does not depend on where they differ.
+    /// Compares in a time that does not depend on where the two differ.
     pub fn matches(&self, other: &Token) -> bool {
         self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
     }
@@ -53,6 +51,23 @@ pub fn random_hex<const N: usize>() -> String {
     let mut bytes = [0; N];
     SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
     hex(&bytes)
+}
+
+/// The bytes of `2 * N` lowercase hex digits.
+pub fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let value = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
+    if text.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = value(pair[0])? << 4 | value(pair[1])?;
+    }
+    Some(bytes)
 }
 
 /// Bytes as lowercase hex.

@@ -17,28 +17,22 @@ pub const ITEM_NAME_MAX: usize = 64;
 /// Maximum length of a description, characters.
 pub const DESCRIPTION_MAX: usize = 256;
 
-/// The name of a peer or a user: 1–64 characters, at least one of them visible and none hiding .
-///
-/// It is stored and shown as it was given, and compared in Unicode's form C: two spellings of a name are one name, in every
-/// table. Cheap to clone: names are keys of every table in memory.
+/// The name of a peer or a user: 1–64 characters, at least one of them visible and none hiding. It is stored and shown
+/// as it was given, and compared in Unicode's form C: two spellings of a name are one name, in every table. Cheap to
+/// clone: names are keys of every table in memory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(NormalizedText);
 
 impl Name {
-    /// Checks the rules for new names.
-    ///
-    /// # Errors
-    /// The rule that is broken.
+    /// Checks the rules for new names. The error is the rule that is broken.
     pub fn new(text: &str) -> Result<Name, String> {
         let name = Name::from_stored(text)?;
         check_visible(text)?;
         Ok(name)
     }
 
-    /// A name that was accepted before, perhaps by a version that did not check its visibility.
-    ///
-    /// # Errors
-    /// The rule that is broken: only length and control characters are checked.
+    /// A name that was accepted before, perhaps by a version that did not check its visibility: only length and control
+    /// characters are checked.
     pub fn from_stored(text: &str) -> Result<Name, String> {
         check(text, 1, NAME_MAX).map(|()| Name(NormalizedText::new(text)))
     }
@@ -55,7 +49,7 @@ impl Name {
         self.0.as_str()
     }
 
-    /// The name in the form in which it is compared: NFC.
+    /// The name as it is compared: in NFC.
     pub fn key(&self) -> &str {
         self.0.key()
     }
@@ -85,7 +79,6 @@ impl NormalizedText {
         })
     }
 
-    /// The text as it was given.
     pub fn as_str(&self) -> &str {
         match &self.0 {
             Spelling::Normal(text) => text,
@@ -93,7 +86,6 @@ impl NormalizedText {
         }
     }
 
-    /// The text in NFC.
     pub fn key(&self) -> &str {
         match &self.0 {
             Spelling::Normal(text) => text,
@@ -152,11 +144,8 @@ pub fn check(text: &str, min: usize, max: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a name that users give themselves or their files: something of it must be visible, and nothing in it may
-/// hide or reverse the text around it. Otherwise two names could look alike and be taken for one.
-///
-/// # Errors
-/// The rule that is broken.
+/// Checks a name that users give themselves or their files: something of it must be visible, and nothing in it may hide
+/// or reverse the text around it. Otherwise two names could look alike and be taken for one.
 pub fn check_visible(name: &str) -> Result<(), String> {
     // The fast path for nearly every name: names are checked with every request.
     if is_plain(name) && name.bytes().any(|byte| byte != b' ') {
@@ -180,8 +169,8 @@ pub fn check_visible(name: &str) -> Result<(), String> {
     if is_seen { Ok(()) } else { Err("expected something that can be seen".to_owned()) }
 }
 
-/// The text in the form in which it is compared: Unicode Normalization Form C. One letter can have several encodings
-/// (`é` is one character on most keyboards and two on a Mac) that look the same.
+/// The form in which texts are compared: Unicode Normalization Form C. One letter can have several encodings (`é` is
+/// one character on most keyboards and two on a Mac) that look the same.
 pub fn nfc(text: &str) -> Cow<'_, str> {
     // Most texts are in this form already, which is quick to check.
     if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
@@ -196,12 +185,11 @@ impl TextFilter {
         TextFilter(folded(text))
     }
 
-    /// Whether it matches every text because it is empty.
+    /// An empty filter matches every text.
     pub fn matches_everything(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a text contains it.
     pub fn matches(&self, text: &str) -> bool {
         if self.matches_everything() {
             return true;
@@ -214,19 +202,19 @@ impl TextFilter {
         self.matches_folded(&folded(text))
     }
 
-    /// Whether a text that was [`folded`] before contains it.
+    /// The text must have been [`folded`] before.
     pub fn matches_folded(&self, folded: &str) -> bool {
         folded.contains(&self.0)
     }
 }
 
-/// The text in the form in which it is searched: lowercase NFC.
+/// The form in which texts are searched: lowercase NFC.
 pub fn folded(text: &str) -> String {
     // The lowercase of a text in NFC need not be in NFC (İ).
     nfc(&nfc(text).to_lowercase()).into_owned()
 }
 
-/// The forms in which a text may have been stored before texts were compared in Unicode's form C: as given, NFC, NFD.
+/// The text as given, in NFC and in NFD: as texts may have been stored before they were compared in NFC.
 pub fn spellings(text: &str) -> [String; 3] {
     [text.to_owned(), nfc(text).into_owned(), text.nfd().collect()]
 }
@@ -246,12 +234,11 @@ pub fn distinct_spellings(text: &str) -> Vec<String> {
     distinct
 }
 
-/// Whether [`nfc`] would leave the text unchanged.
 pub fn is_nfc(text: &str) -> bool {
     text.is_ascii() || unicode_normalization::is_nfc(text)
 }
 
-/// The system's text of an error, without its number: for users.
+/// The system's text without its number: for users.
 pub fn io_error_text(error: &std::io::Error) -> String {
     let said = error.to_string();
     match error.raw_os_error() {
@@ -260,7 +247,7 @@ pub fn io_error_text(error: &std::io::Error) -> String {
     }
 }
 
-/// The content of a file or message without the UTF-8 byte order mark that some editors add.
+/// The bytes without the UTF-8 byte order mark that some editors add.
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
@@ -323,7 +310,6 @@ impl CharKind {
     }
 }
 
-/// The characters of a text with their kinds.
 fn char_kinds(text: &str) -> impl Iterator<Item = (char, CharKind)> + '_ {
     let mut rest = text.chars();
     // The character that a joiner, accent or selector would belong to.
@@ -365,8 +351,7 @@ fn char_kinds(text: &str) -> impl Iterator<Item = (char, CharKind)> + '_ {
 /// The black flag, which the tags after it turn into a region's flag.
 const FLAG: char = '\u{1f3f4}';
 
-/// The number of tags at the beginning of a text, if they are those of a region: three to six letters or digits, and
-/// the end tag.
+/// How many tags begin the text, if they are those of a region: three to six letters or digits, and the end tag.
 fn region_tags(text: &str) -> usize {
     let region = |c: &char| matches!(c, '\u{e0030}'..='\u{e0039}' | '\u{e0061}'..='\u{e007a}');
     let length = text.chars().take_while(region).count();
@@ -385,12 +370,12 @@ fn is_blank(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}')
 }
 
-/// Variation selectors, which choose how the character before them looks.
+/// It chooses how the character before it looks.
 fn is_selector(c: char) -> bool {
     matches!(c, '\u{fe00}'..='\u{fe0f}' | '\u{e0100}'..='\u{e01ef}' | '\u{180b}'..='\u{180d}' | '\u{180f}')
 }
 
-/// Whether a selector may have a visible effect on it: signs, and the letters of scripts that have variants.
+/// A selector may have a visible effect on it: signs, and the letters of scripts that have variants.
 fn has_variants(c: char) -> bool {
     !is_ignorable(c)
         && (!c.is_alphabetic()
@@ -418,8 +403,7 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Reads others' names, and those on disk, like [`Name::from_stored`]. Names of new users and accounts are checked
-/// further.
+/// Reads like [`Name::from_stored`]: names of others, and those on disk. New users' names are checked further.
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// A point in time in milliseconds since 1970-01-01 UTC.
+/// A point in time, in milliseconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Millis(pub u64);
@@ -26,7 +26,7 @@ impl Millis {
         Millis(self.0.saturating_add(ms))
     }
 
-    /// Later by `by_ms` milliseconds, or earlier if it is negative.
+    /// The time is earlier if `by_ms` is negative.
     pub fn shifted(self, by_ms: i64) -> Millis {
         Millis(self.0.saturating_add_signed(by_ms))
     }
@@ -36,7 +36,7 @@ impl Millis {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 
-    /// The same time as a calendar date (UTC), at most the year 9999.
+    /// The calendar date (UTC), at most in the year 9999.
     pub fn to_utc(self) -> OffsetDateTime {
         const LAST_S: i64 = 253_402_300_799;
         let seconds = i64::try_from(self.0 / 1000).unwrap_or(LAST_S).min(LAST_S);
@@ -58,11 +58,9 @@ impl Millis {
 }
 
 /// A clock that starts at the wall-clock time and then advances evenly, also while the machine is suspended; it never
-/// goes back.
-///
-/// What is measured by it (windows, timeouts, elapsed times) has its true length, even if the machine's clock is set
-/// meanwhile; a restart reads the wall clock again. A date that is shown, stored or used in a decision (about a card,
-/// a token) is [`Clock::wall`], read anew each time: a machine may have started with a wrong clock.
+/// goes back. What is measured by it (windows, timeouts, elapsed times) has its true length, even if the machine's
+/// clock is set meanwhile; a restart reads the wall clock again. A date that is shown, stored or used in a decision
+/// (about a card, a token) is [`Clock::wall`], read anew each time: a machine may have started with a wrong clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     /// The wall-clock time at the start, less how long the machine had been running then.
@@ -94,18 +92,17 @@ impl Clock {
         instant.shifted(self.wall_ahead_ms())
     }
 
-    /// The time of this clock for a date, by the machine's clock as it is set now.
+    /// The opposite of [`date_of`](Clock::date_of).
     pub fn instant_of(&self, date: Millis) -> Millis {
         date.shifted(self.wall_ahead_ms().saturating_neg())
     }
 
-    /// By how much the machine's clock was set forward since the start; negative if it was set back. Zero until it is
-    /// set.
+    /// By how much the machine's clock was set forward since the start; negative if it was set back.
     pub fn wall_ahead_ms(&self) -> i64 {
         booted_at_ms().saturating_sub(self.booted_at_ms)
     }
 
-    /// A clock as if the machine had started with its clock that far behind, and it was corrected since.
+    /// As if the machine had started with its clock that far behind, and it was corrected since.
     #[cfg(test)]
     pub(crate) fn behind(by: Duration) -> Clock {
         let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
@@ -144,7 +141,7 @@ fn uptime() -> Duration {
 #[cfg(target_os = "linux")]
 fn read(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes one timespec to where the pointer points, which is one.
+    // SAFETY: the call writes one timespec, which is there.
     let result = unsafe { libc::clock_gettime(clock, &mut time) };
     // It can fail only where the kernel has no such clock, which every kernel since 2.6.39 has.
     assert_eq!(result, 0, "the kernel has clock {clock}");

@@ -1,33 +1,34 @@
-//! Ancillary data of UDP datagrams on Linux (cmsg(3), ip(7), ipv6(7)). The local address that a datagram was sent to,
-//! or is to be sent from, is in such a control message (IP_PKTINFO, IPV6_PKTINFO).
-//!
-//! The messages are laid out by hand: a `cmsghdr`, then its data, each aligned like a `size_t`.
+//! Ancillary data of UDP datagrams on Linux (cmsg(3), ip(7), ipv6(7)): the local address that a datagram was sent to,
+//! or is to be sent from (IP_PKTINFO, IPV6_PKTINFO). A message is a `cmsghdr`, then its data, each aligned like a
+//! `size_t`; they are laid out by hand.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use socket2::{MaybeUninitSlice, MsgHdr, MsgHdrMut, SockAddr, SockRef};
 
-/// Size of a `cmsghdr`, bytes: the length as a `size_t`, then level and type.
+/// The length as a `size_t`, then level and type.
 const HEADER_BYTES: usize = size_of::<libc::cmsghdr>();
-/// Size of the control message with the source address of a datagram, bytes.
+/// The control message with the source address of a datagram.
 const PACKET_INFO_BYTES: usize = HEADER_BYTES + 24;
 /// More than the control messages of one datagram need, whatever was enabled on the socket.
 const CONTROL_BYTES: usize = 128;
 
-/// Sets a socket option to 1.
-pub(super) fn enable_option(socket: &UdpSocket, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the option's value is a c_int that lives through the call, with its true size; the
-    // descriptor is borrowed, so it is open.
+pub(super) fn set_option(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the value is a c_int that lives through the call, with its true size; the borrowed descriptor is open.
     let failed = unsafe {
         libc::setsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             level,
             option,
-            (&raw const on).cast(),
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     } != 0;
@@ -38,16 +39,15 @@ pub(super) fn enable_option(socket: &UdpSocket, level: libc::c_int, option: libc
 pub(super) fn enable_packet_info(socket: &UdpSocket, is_ipv6: bool) -> io::Result<()> {
     if is_ipv6 {
         // Also for IPv4: its address is reported in mapped form.
-        enable_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
     } else {
-        enable_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO)
+        set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
     }
 }
 
 /// The next datagram: its length, its source, and the local address it was sent to.
 pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
-    // SAFETY: u8 and MaybeUninit<u8> have the same layout, and recvmsg writes only received bytes,
-    // so the buffer stays initialised.
+    // SAFETY: both have the same layout, and recvmsg writes only received bytes, so the buffer stays initialised.
     let uninit = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
     let mut source = SockAddr::from(SocketAddr::from(([0; 16], 0)));
     let mut control = [MaybeUninit::new(0_u8); CONTROL_BYTES];
@@ -65,21 +65,15 @@ pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usiz
 
 fn destination((level, kind, data): (libc::c_int, libc::c_int, &[u8])) -> Option<IpAddr> {
     match (level, kind) {
-        // in_pktinfo: the interface, the local address, and the destination in the header, which may be a broadcast
-        // address.
-        (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-            data.get(4..8).and_then(|ip| <[u8; 4]>::try_from(ip).ok()).map(|ip| Ipv4Addr::from(ip).into())
-        }
+        // in_pktinfo: interface, local address, and the destination in the header, which may be a broadcast address.
+        (libc::IPPROTO_IP, libc::IP_PKTINFO) => data.get(4..)?.first_chunk::<4>().map(|ip| Ipv4Addr::from(*ip).into()),
         // in6_pktinfo: the address, then the interface.
-        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-            data.get(..16).and_then(|ip| <[u8; 16]>::try_from(ip).ok()).map(|ip| Ipv6Addr::from(ip).into())
-        }
+        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => data.first_chunk::<16>().map(|ip| Ipv6Addr::from(*ip).into()),
         _ => None,
     }
 }
 
-/// Sends a datagram from a local address, which must be of the family of `to`, and by a given interface if there is
-/// one.
+/// `from` must be of the family of `to`.
 pub(super) fn send(
     socket: &UdpSocket,
     bytes: &[u8],
@@ -94,7 +88,7 @@ pub(super) fn send(
     SockRef::from(socket).sendmsg(&message, 0)
 }
 
-/// The control message of [`send`], and its length.
+/// Returns the message and its length.
 fn packet_info(from: IpAddr, interface: Option<u32>) -> ([u8; PACKET_INFO_BYTES], usize) {
     let interface = interface.unwrap_or(0).to_ne_bytes();
     let mut control = [0; PACKET_INFO_BYTES];
@@ -112,7 +106,6 @@ fn packet_info(from: IpAddr, interface: Option<u32>) -> ([u8; PACKET_INFO_BYTES]
     (control, length)
 }
 
-/// A datagram to be sent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OutgoingDatagram<'a> {
     pub(super) bytes: &'a [u8],
@@ -121,10 +114,8 @@ pub(super) struct OutgoingDatagram<'a> {
     pub(super) from: Option<IpAddr>,
 }
 
-/// Sends datagrams in one call (sendmmsg(2)). Returns how many of them, from the first on, were sent.
-///
-/// # Errors
-/// The system's error for the first of them; then none was sent.
+/// Sends datagrams in one call (sendmmsg(2)). Returns how many of them, from the first on, were sent; if that one
+/// fails, none was.
 pub(super) fn send_many(socket: &UdpSocket, all: &[OutgoingDatagram<'_>]) -> io::Result<usize> {
     let addresses: Vec<SockAddr> = all.iter().map(|outgoing| outgoing.to.into()).collect();
     let controls: Vec<_> = all.iter().map(|outgoing| outgoing.from.map(|from| packet_info(from, None))).collect();
@@ -151,7 +142,7 @@ pub(super) fn send_many(socket: &UdpSocket, all: &[OutgoingDatagram<'_>]) -> io:
     }
     let length = libc::c_uint::try_from(messages.len()).unwrap_or(libc::c_uint::MAX);
     // SAFETY: there are as many messages as are passed; what they point to (addresses, control messages, parts and
-    // the bytes of these) outlives the call and is only read; the descriptor is borrowed, so it is open.
+    // their bytes) outlives the call and is only read; the borrowed descriptor is open.
     let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), length, 0) };
     usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())
 }
@@ -166,7 +157,7 @@ fn concat<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
     all
 }
 
-/// Writes one control message. Returns its size including alignment.
+/// Returns the message's size including alignment.
 fn write_message(control: &mut [u8], level: libc::c_int, kind: libc::c_int, data: &[u8]) -> usize {
     let length = HEADER_BYTES + data.len();
     control[..HEADER_BYTES - 8].copy_from_slice(&length.to_ne_bytes());
@@ -176,7 +167,7 @@ fn write_message(control: &mut [u8], level: libc::c_int, kind: libc::c_int, data
     HEADER_BYTES + data.len().next_multiple_of(size_of::<usize>())
 }
 
-/// The messages of a control buffer: level, type, data. It ends at a message with an impossible length.
+/// Level, type and data of each message. It ends at a message with an impossible length.
 pub(super) fn messages(mut control: &[u8]) -> impl Iterator<Item = (libc::c_int, libc::c_int, &[u8])> {
     std::iter::from_fn(move || {
         let (header, rest) = control.split_at_checked(HEADER_BYTES)?;
@@ -187,7 +178,6 @@ pub(super) fn messages(mut control: &[u8]) -> impl Iterator<Item = (libc::c_int,
     })
 }
 
-/// A C `int` within a message.
 pub(super) fn read_int(bytes: &[u8], at: usize) -> libc::c_int {
     libc::c_int::from_ne_bytes(std::array::from_fn(|nth| bytes[at + nth]))
 }

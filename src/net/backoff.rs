@@ -1,10 +1,7 @@
-//! Pauses between attempts that double from one to the next, up to a longest one.
-//!
-//! There is no clock in here: who waits, and for what else, is the caller's affair.
+//! Pauses between attempts that double from one to the next, up to a longest one. Who waits is the caller's affair.
 
 use std::time::Duration;
 
-/// The pauses of one series of attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -13,25 +10,22 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Begins with the pause `first`. If that is longer than `longest`, every pause is `longest`.
+    /// If `first` is longer than `longest`, every pause is `longest`.
     pub fn new(first: Duration, longest: Duration) -> Backoff {
         let first = if first < longest { first } else { longest };
         Backoff { first, longest, current: first }
     }
 
-    /// The pause to make now. The one after it is twice as long, at most the longest.
     pub fn next_pause(&mut self) -> Duration {
         let pause = self.current;
         self.current = self.current.saturating_mul(2).min(self.longest);
         pause
     }
 
-    /// The pause that [`next_pause`](Backoff::next_pause) would return.
     pub fn current(&self) -> Duration {
         self.current
     }
 
-    /// Begins again with the first pause, because an attempt has succeeded.
     pub fn reset(&mut self) {
         self.current = self.first;
     }

@@ -10,27 +10,22 @@ use super::source::SourceKey;
 
 /// The budget of a process (`docs/spec/general.md`): 256 MiB.
 pub const RECEIVE_BUDGET_BYTES: usize = 256 << 20;
-
-/// Links between components may use 1/8 more than the budget of clients. Otherwise clients that keep sending could
-/// prevent requests that were received whole from reaching the databases.
+/// Links may use 1/8 more than the budget of clients: else clients that keep sending could prevent requests that were
+/// received whole from reaching the databases.
 const LINK_EXTRA_DIVISOR: usize = 8;
-
-/// The part (1/16) that loopback leaves to other sources. All clients may be on this host, so loopback has nearly all
-/// of the budget.
+/// Loopback leaves 1/16 to other sources: all clients may be on this host.
 const LOOPBACK_SPARE_DIVISOR: usize = 16;
 
-/// A number of bytes shared by all connections. A source other than loopback has at most half of it, as it has of the
-/// connections.
+/// A source other than loopback has at most half of the bytes, as it has of the connections.
 #[derive(Debug)]
 pub struct ReceiveBudget {
     max_bytes: usize,
     used_bytes: AtomicUsize,
-    /// What clients use of it. Messages of common length need no budget, so they never wait for this lock.
+    /// Messages of common length need no budget, so they never wait for this lock.
     client_quotas: Mutex<SourceQuotas>,
 }
 
 impl ReceiveBudget {
-    /// A budget of `max_bytes` in all.
     pub fn new(max_bytes: usize) -> Arc<ReceiveBudget> {
         let loopback_quota = max_bytes - max_bytes / LOOPBACK_SPARE_DIVISOR;
         let client_quotas = SourceQuotas::new(max_bytes, max_bytes / 2).with_loopback_quota(loopback_quota);
@@ -42,7 +37,6 @@ impl ReceiveBudget {
         self.used_bytes.load(Relaxed)
     }
 
-    /// Reserves more bytes if they are available and the holder may have them.
     fn try_acquire(&self, bytes: usize, holder: Holder) -> bool {
         let Holder::Client(source) = holder else {
             return self.try_add(self.max_bytes + self.max_bytes / LINK_EXTRA_DIVISOR, bytes);
@@ -69,16 +63,15 @@ impl ReceiveBudget {
     }
 }
 
-/// What bytes are counted for.
 #[derive(Debug, Clone, Copy)]
 enum Holder {
-    /// A client with that source.
     Client(SourceKey),
     /// Another component of the shop.
     Link,
 }
 
-/// What one connection uses of the budget; released when dropped.
+/// What one connection uses of the budget; released when dropped. The default one belongs to no budget and may grow
+/// without bound.
 #[derive(Debug, Default)]
 pub struct Reservation {
     budget: Option<(Arc<ReceiveBudget>, Holder)>,
@@ -86,18 +79,15 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// An empty reservation for a client with that source. (The default reservation belongs to no budget and may grow
-    /// without bound.)
     pub fn for_client(budget: Arc<ReceiveBudget>, source: SourceKey) -> Reservation {
         Reservation { budget: Some((budget, Holder::Client(source))), bytes: 0 }
     }
 
-    /// An empty reservation for a link between components, which has a part of the budget that clients cannot use.
     pub fn for_link(budget: Arc<ReceiveBudget>) -> Reservation {
         Reservation { budget: Some((budget, Holder::Link)), bytes: 0 }
     }
 
-    /// Grows the reservation to at least `bytes`. Returns false, without a change, if they are not available.
+    /// Returns false, without a change, if the bytes are not available.
     #[must_use]
     pub fn grow_to(&mut self, bytes: usize) -> bool {
         let Some((budget, holder)) = &self.budget else { return true };
@@ -111,7 +101,6 @@ impl Reservation {
         true
     }
 
-    /// Returns everything to the budget.
     pub fn release(&mut self) {
         if let Some((budget, holder)) = &self.budget
             && self.bytes > 0

@@ -1,67 +1,43 @@
-//! The cluster key: a secret that the components of one shop share.
-//!
-//! It is never sent. Both ends of a link prove that they have it (HMAC-SHA256 over nonces that both have just made),
-//! see [`super::link`].
+//! The cluster key: a secret that the components of one shop share. It is never sent: both ends of a link prove that
+//! they have it (HMAC-SHA256 over nonces that both have just made), see [`super::link`].
 
 use std::fmt;
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::hmac;
 
-use super::tls::{warn_if_readable_by_others, write_secret_once};
+use super::tls::read_or_create_secret;
 use crate::model::secret;
 
-/// The key's file name in a data directory.
 pub const FILE_NAME: &str = "cluster.key";
-
 /// Random bytes of a key; the file has twice as many hex digits.
 const KEY_BYTES: usize = 32;
 
-/// Why the key could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterKeyError {
     #[error("the cluster key {}", path.display())]
     File { path: PathBuf, source: io::Error },
-    /// The file does not hold 64 hex digits.
     #[error("the cluster key {}: expected 64 hex digits", path.display())]
     Malformed { path: PathBuf },
 }
 
-/// The key. Clones share it; `Debug` does not show it.
+/// `Debug` does not show it.
 #[derive(Clone)]
 pub struct ClusterKey(Arc<hmac::Key>);
 
 impl ClusterKey {
-    /// The key in that file. The first component that needs it creates the file, with mode 600.
-    ///
-    /// # Errors
-    /// [`ClusterKeyError`] when the file cannot be read or written, or holds something else: it is never replaced,
-    /// because other components have the key.
+    /// The key in that file, which the first component that needs it creates, with mode 600. A file that holds
+    /// something else is an error and never replaced, because other components have the key.
     pub fn load_or_create(path: &Path) -> Result<ClusterKey, ClusterKeyError> {
         let failed = |source| ClusterKeyError::File { path: path.into(), source };
-        let text = match fs::read_to_string(path) {
-            Ok(text) => {
-                warn_if_readable_by_others(path);
-                text
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                write_secret_once(path, &format!("{}\n", random_key_hex())).map_err(failed)?;
-                // Read again: another component may have created it first, and then its key is ours.
-                fs::read_to_string(path).map_err(failed)?
-            }
-            Err(error) if error.kind() == ErrorKind::InvalidData => {
-                return Err(ClusterKeyError::Malformed { path: path.into() });
-            }
-            Err(source) => return Err(failed(source)),
-        };
+        let content = read_or_create_secret(path, || Ok(format!("{}\n", random_key_hex())), failed)?;
+        let text = std::str::from_utf8(&content).unwrap_or_default();
         let bytes = key_from_hex(text.trim()).ok_or_else(|| ClusterKeyError::Malformed { path: path.into() })?;
         Ok(ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &bytes))))
     }
 
-    /// A key for this process alone: for when all components are in it, and for tests.
     #[cfg(test)]
     pub fn random() -> ClusterKey {
         ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, random_key_hex().as_bytes())))
@@ -92,17 +68,9 @@ fn random_key_hex() -> String {
     secret::random_hex::<KEY_BYTES>()
 }
 
-/// 32 bytes from 64 hex digits.
+/// The digits may be of either case.
 fn key_from_hex(text: &str) -> Option<[u8; KEY_BYTES]> {
-    let mut bytes = [0; KEY_BYTES];
-    if text.len() != 2 * KEY_BYTES || !text.is_ascii() {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        *byte = u8::try_from(digit(digits[0])? * 16 + digit(digits[1])?).ok()?;
-    }
-    Some(bytes)
+    secret::from_hex(&text.to_ascii_lowercase())
 }
 
 impl fmt::Debug for ClusterKey {
@@ -113,6 +81,8 @@ impl fmt::Debug for ClusterKey {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,9 +1,7 @@
-//! One connection, plaintext or TLS in either role, that is read by one thread and written by others at the same
-//! time.
+//! One connection, plaintext or TLS in either role, read by one thread and written by others at the same time.
 //!
-//! The TLS state is behind a lock that is held for memory work only: sockets are read and written outside it. A
-//! second lock, held while writing, keeps the order of TLS records; it is acquired with a deadline, and the reader
-//! never waits for it.
+//! The TLS state is behind a lock that is held for memory work only. A second lock, held while writing, keeps the order
+//! of TLS records; it is acquired with a deadline, and the reader never waits for it.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -20,33 +18,25 @@ use super::tls::{
     unpinned_client_config,
 };
 
-/// The first byte of every TLS connection, that of a handshake record. No message of ours begins with it.
+/// The first byte of a handshake record. No message of ours begins with it.
 const TLS_FIRST_BYTE: u8 = 0x16;
-
-/// What is read from the socket at a time, bytes. So little that the plaintext it decrypts to, together with the rest
-/// of an earlier record, never exceeds rustls's plaintext buffer (16 KiB).
+/// What is read from the socket at a time: so little that the plaintext it decrypts to, together with the rest of an
+/// earlier record, never exceeds rustls's plaintext buffer (16 KiB).
 const READ_BYTES: usize = 4096;
-
-/// How much is encrypted before it is written, bytes: one full TLS record.
+/// What is encrypted before it is written: one full TLS record.
 const RECORD_BYTES: usize = 16 * 1024;
-
-/// How long sending `close_notify` may take.
 const CLOSE_NOTIFY_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Why a connection could not be established.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnError {
-    /// The other end presented another certificate than the pinned one.
     #[error(transparent)]
     PinMismatch(#[from] PinMismatch),
-    /// The pinned fingerprint is malformed.
     #[error(transparent)]
     InvalidPin(#[from] TlsIdentityError),
     #[error("the TLS handshake failed: {0}")]
     Tls(rustls::Error),
     #[error("the TLS handshake was not complete in time")]
     HandshakeTimeout,
-    /// Nothing was received in time.
     #[error("nothing was received in time")]
     FirstByteTimeout,
     #[error("the connection failed: {0}")]
@@ -60,7 +50,6 @@ impl From<io::Error> for ConnError {
     }
 }
 
-/// An established connection.
 pub struct Conn {
     inner: ConnInner,
 }
@@ -74,55 +63,42 @@ struct ConnInner {
 
 #[derive(Default)]
 struct WriteState {
-    /// A write failed before, so it is unknown where the next message or record would begin.
+    /// A write has failed, so it is unknown where the next message or record would begin.
     is_broken: bool,
 }
 
 impl Conn {
-    /// A connection without TLS.
     pub fn plain(stream: impl Into<Arc<TcpStream>>) -> Conn {
         Conn::from_parts(DeadlineStream::new(stream), None)
     }
 
-    /// Does a TLS handshake in which we present our certificate, whichever side made the TCP connection.
-    ///
-    /// # Errors
-    /// [`ConnError`]; `HandshakeTimeout` at the deadline, however the other end's bytes trickle in.
+    /// We present our certificate, whichever side made the TCP connection. `HandshakeTimeout` at the deadline, however
+    /// the other end's bytes trickle in.
     pub fn tls_server(
         stream: impl Into<Arc<TcpStream>>,
         identity: &TlsIdentity,
         deadline: Instant,
     ) -> Result<Conn, ConnError> {
-        let tls = ServerConnection::new(Arc::clone(identity.server_config())).map_err(ConnError::Tls)?;
+        let tls = ServerConnection::new(Arc::clone(&identity.server_config)).map_err(ConnError::Tls)?;
         Conn::handshake(DeadlineStream::new(stream), tls.into(), deadline)
     }
 
-    /// Does a TLS handshake in which the other end must present the certificate with the fingerprint `pin` (64 hex
-    /// digits).
-    ///
-    /// # Errors
-    /// [`ConnError`]; `WrongPin` for any other certificate.
+    /// The other end must present the certificate with the fingerprint `pin` (64 hex digits), else `PinMismatch`.
     pub fn tls_client(stream: impl Into<Arc<TcpStream>>, pin: &str, deadline: Instant) -> Result<Conn, ConnError> {
         let tls = ClientConnection::new(pinned_client_config(pin)?, server_name()).map_err(ConnError::Tls)?;
         Conn::handshake(DeadlineStream::new(stream), tls.into(), deadline)
     }
 
-    /// Does a TLS handshake with any certificate. Nothing secret may be sent before the other end has proved its
-    /// identity in a way that is bound to [`peer_fingerprint`](Conn::peer_fingerprint).
-    ///
-    /// # Errors
-    /// [`ConnError`].
+    /// Accepts any certificate. Nothing secret may be sent before the other end has proved its identity in a way that
+    /// is bound to [`peer_fingerprint`](Conn::peer_fingerprint).
     pub fn tls_client_unpinned(stream: impl Into<Arc<TcpStream>>, deadline: Instant) -> Result<Conn, ConnError> {
         let tls = ClientConnection::new(unpinned_client_config()?, server_name()).map_err(ConnError::Tls)?;
         Conn::handshake(DeadlineStream::new(stream), tls.into(), deadline)
     }
 
-    /// Accepts TLS or plaintext, which the first byte shows. It must come by `first_byte_by`; a TLS handshake must be
-    /// complete within `handshake_timeout` from then on.
-    ///
-    /// # Errors
-    /// [`ConnError`]; `FirstByteTimeout` if nothing comes. The end of input before the first byte is not an error:
-    /// the result is a plaintext connection at its end.
+    /// Accepts TLS or plaintext, which the first byte shows; `FirstByteTimeout` if none comes by `first_byte_by`. A TLS
+    /// handshake must be complete within `handshake_timeout` from then on. The end of input before the first byte is
+    /// not an error: the result is a plaintext connection at its end.
     pub fn accept(
         stream: impl Into<Arc<TcpStream>>,
         identity: &TlsIdentity,
@@ -137,7 +113,7 @@ impl Conn {
             Err(error) if error.kind() == ErrorKind::TimedOut => return Err(ConnError::FirstByteTimeout),
             Err(error) => return Err(error.into()),
         }
-        let tls = ServerConnection::new(Arc::clone(identity.server_config())).map_err(ConnError::Tls)?;
+        let tls = ServerConnection::new(Arc::clone(&identity.server_config)).map_err(ConnError::Tls)?;
         Conn::handshake(stream, tls.into(), Instant::now() + handshake_timeout)
     }
 
@@ -181,18 +157,16 @@ impl Conn {
         self.inner.tls.is_some()
     }
 
-    /// The fingerprint of the certificate that the other end presented.
     pub fn peer_fingerprint(&self) -> Option<String> {
         let tls = self.inner.tls.as_ref()?.lock();
         tls.peer_certificates()?.first().map(fingerprint_of)
     }
 
-    /// The underlying stream, for its addresses and for shutting it down.
     pub fn stream(&self) -> &Arc<TcpStream> {
         self.inner.stream.stream()
     }
 
-    /// Splits it into a half for the one reading thread and one for the writing threads.
+    /// One half is for the one reading thread, one for the writing threads.
     pub fn split(self) -> (ConnReader, ConnWriter) {
         let inner = Arc::new(self.inner);
         let reader = ConnReader { inner: Arc::clone(&inner), unprocessed: Vec::new() };
@@ -200,7 +174,6 @@ impl Conn {
     }
 }
 
-/// The bytes that TLS has to send now.
 fn take_tls_output(tls: &mut Connection) -> io::Result<Vec<u8>> {
     let mut outgoing = Vec::new();
     while tls.wants_write() {
@@ -218,10 +191,9 @@ fn as_conn_error(error: rustls::Error) -> ConnError {
     ConnError::Tls(error)
 }
 
-/// The reading half of a connection.
 pub struct ConnReader {
     inner: Arc<ConnInner>,
-    /// Bytes from the socket that TLS has not taken yet because it had plaintext left; nearly always empty.
+    /// What TLS has not taken yet because it had plaintext left; nearly always empty.
     unprocessed: Vec<u8>,
 }
 
@@ -235,13 +207,13 @@ impl ConnReader {
                 let mut tls = tls.lock();
                 match tls.reader().read(buffer) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    // Without close_notify: many programs simply close the socket. The framing shows whether a
-                    // message was cut short.
+                    // Without close_notify: many programs simply close. The framing shows whether a message was cut
+                    // short.
                     Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(0),
                     result => return result,
                 }
             }
-            // The socket is read without holding the lock, which writers need meanwhile.
+            // The lock, which writers need meanwhile, is not held.
             let digested = if self.unprocessed.is_empty() {
                 let len = self.inner.stream.read_before(&mut bytes, deadline)?;
                 self.process_ciphertext(tls, &bytes[..len])
@@ -255,7 +227,6 @@ impl ConnReader {
         }
     }
 
-    /// Passes received bytes to TLS; none stand for the end of input.
     fn process_ciphertext(&mut self, tls: &Mutex<Connection>, mut received: &[u8]) -> io::Result<()> {
         let mut tls = tls.lock();
         loop {
@@ -286,7 +257,7 @@ impl DeadlineRead for ConnReader {
     }
 }
 
-/// The writing half of a connection. Clones write to the same connection, one message after the other.
+/// Clones write to the same connection, one message after the other.
 #[derive(Clone)]
 pub struct ConnWriter {
     inner: Arc<ConnInner>,
@@ -297,10 +268,6 @@ impl ConnWriter {
         self.inner.stream.stream()
     }
 
-    /// Writes a line and its LF.
-    ///
-    /// # Errors
-    /// As [`write_all`](ConnWriter::write_all).
     pub fn write_line(&self, line: impl AsRef<[u8]>, deadline: Instant) -> io::Result<()> {
         let line = line.as_ref();
         // In one write, because without Nagle's algorithm two writes are two packets.
@@ -310,11 +277,8 @@ impl ConnWriter {
         self.write_all(&bytes, deadline)
     }
 
-    /// Writes all bytes, waiting for other writers and for the peer until the deadline at most.
-    ///
-    /// # Errors
-    /// `TimedOut` at the deadline; otherwise the socket's error. Once something may have been written in part, the
-    /// connection is shut down, and every further write fails.
+    /// Waits for other writers and for the peer, until `TimedOut` at the deadline. Once something may have been written
+    /// in part, the connection is shut down, and every further write fails.
     pub fn write_all(&self, bytes: &[u8], deadline: Instant) -> io::Result<()> {
         let inner = &*self.inner;
         let Some(mut side) = inner.write_state.try_lock_until(deadline) else {
@@ -341,16 +305,14 @@ impl ConnWriter {
         Ok(())
     }
 
-    /// Ends the writing direction; what the peer still sends can be read.
-    ///
-    /// To be sure that the last message arrives, call this and then read until the end: closing at once would reset
-    /// the connection if the peer has sent something meanwhile.
+    /// What the peer still sends can be read. To be sure that the last message arrives, read until the end after this:
+    /// closing at once would reset the connection if the peer has sent something meanwhile.
     pub fn shut_down_write(&self) {
         self.send_close_notify();
         self.inner.shut_down(Shutdown::Write);
     }
 
-    /// Ends the connection: sends `close_notify` if that takes no time, and wakes a reader in another thread.
+    /// Sends `close_notify` if that takes no time, and wakes a reader in another thread.
     pub fn close(&self) {
         self.send_close_notify();
         self.inner.shut_down(Shutdown::Both);
@@ -378,7 +340,7 @@ impl ConnWriter {
 }
 
 impl ConnInner {
-    /// Encrypts and writes record by record. The caller holds the writers' lock.
+    /// The caller holds the writers' lock.
     fn write_tls_before(&self, tls: &Mutex<Connection>, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
             let outgoing = {
@@ -392,9 +354,8 @@ impl ConnInner {
         Ok(())
     }
 
-    /// Writes what TLS itself has to send. If another thread is writing it leaves that to the writer, which calls
-    /// this when it is done: so the reader never waits for a writer, which may be waiting for the peer, which may be
-    /// waiting for the reader.
+    /// Writes what TLS itself has to send, or leaves that to the thread that is writing, which calls this when it is
+    /// done: so the reader never waits for a writer, which may wait for the peer, which may wait for the reader.
     fn flush_tls_unless_writing(&self, tls: &Mutex<Connection>, deadline: Instant) {
         while tls.lock().wants_write() {
             let Some(mut side) = self.write_state.try_lock() else { return };

@@ -1,17 +1,14 @@
-//! Why a connection of a message port ended, other than at the client's wish.
-
 use std::io;
 
 use super::conn::ConnError;
 use super::lines::LineError;
 use super::link::LinkError;
 
-/// Why a connection ended before its client closed it.
 #[derive(Debug)]
 pub enum ConnectionEnd {
-    /// Nothing was received for too long. This is not a failure.
+    /// Nothing was received for too long, which is no failure.
     Idle,
-    /// A failure, with its text for the log.
+    /// The text is for the log.
     Failed(String),
 }
 

@@ -1,10 +1,8 @@
-//! Counters of what a module handled, dropped, refused or failed at, for logs and the metrics page.
+//! Counters, for logs and the metrics page.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// A number that only grows, counted by many threads.
-///
 /// Relaxed, because a counter orders nothing: readers want a recent figure, not synchronisation.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -19,8 +17,8 @@ impl Counter {
     }
 }
 
-/// Declares a struct of [`Counter`]s and its `list` for the metrics page: every counter with its metric name, in the
-/// order of the declaration. The metric name is the field's unless another is given.
+/// Declares a struct of [`Counter`]s, and its `list` for the metrics page in the order of the declaration. The metric
+/// name is the field's unless another is given.
 ///
 /// ```ignore
 /// counters! {
@@ -46,7 +44,6 @@ macro_rules! counters {
         }
 
         impl $name {
-            /// Every counter with its metric name.
             $visibility fn list(&self) -> Vec<(&'static str, u64)> {
                 vec![$(($crate::net::counters::counters!(@name $field $($metric)?), self.$field.get()),)*]
             }
@@ -57,10 +54,10 @@ macro_rules! counters {
 }
 pub(crate) use counters;
 
-/// The number of buckets of a [`LatencyHistogram`]: the last begins at nine minutes.
+/// The last bucket begins at nine minutes.
 pub const LATENCY_BUCKETS: usize = 40;
 
-/// A histogram of durations with a bucket per power of two of a nanosecond, so that recording costs two additions.
+/// A bucket per power of two of a nanosecond, so that recording costs two additions.
 #[derive(Debug)]
 pub struct LatencyHistogram {
     buckets: [Counter; LATENCY_BUCKETS],
@@ -74,7 +71,6 @@ impl Default for LatencyHistogram {
 }
 
 impl LatencyHistogram {
-    /// Records one duration.
     pub fn record(&self, time: Duration) {
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         // Bucket 0 is for 0 and 1.
@@ -83,7 +79,6 @@ impl LatencyHistogram {
         self.sum_ns.add(ns);
     }
 
-    /// What was recorded so far.
     pub fn snapshot(&self) -> LatencySnapshot {
         LatencySnapshot { buckets: std::array::from_fn(|n| self.buckets[n].get()), sum_ns: self.sum_ns.get() }
     }
@@ -103,17 +98,15 @@ impl Default for LatencySnapshot {
 }
 
 impl LatencySnapshot {
-    /// The number of durations.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// The sum of all durations.
     pub fn sum(&self) -> Duration {
         Duration::from_nanos(self.sum_ns)
     }
 
-    /// For each bucket its upper bound and the number of durations below it.
+    /// The upper bound of each bucket, and the number of durations below it.
     pub fn cumulative_buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
         let mut below = 0;
         self.buckets.iter().enumerate().map(move |(n, count)| {
@@ -122,7 +115,6 @@ impl LatencySnapshot {
         })
     }
 
-    /// What was recorded since the earlier snapshot.
     #[must_use]
     pub fn since(&self, before: &LatencySnapshot) -> LatencySnapshot {
         LatencySnapshot {
@@ -131,7 +123,6 @@ impl LatencySnapshot {
         }
     }
 
-    /// The sum of both snapshots.
     #[must_use]
     pub fn merged_with(&self, other: &LatencySnapshot) -> LatencySnapshot {
         LatencySnapshot {
@@ -140,8 +131,8 @@ impl LatencySnapshot {
         }
     }
 
-    /// The duration that the fraction `q` of them (0.5: half) did not exceed; `None` if nothing was recorded. Durations are
-    /// taken as evenly spread within their bucket.
+    /// The duration that the fraction `q` of them (0.5: half) did not exceed, as if they were evenly spread within
+    /// their bucket; `None` if nothing was recorded.
     pub fn quantile(&self, q: f64) -> Option<Duration> {
         let count = self.count();
         let rank = (q * count as f64).clamp(0.0, count as f64);

@@ -1,7 +1,5 @@
-//! Reading from and writing to sockets with absolute deadlines.
-//!
-//! A socket's own timeout starts anew with every call, so a peer that sends one byte a second would never exceed it.
-//! Here a deadline is an instant, however the bytes trickle in before it.
+//! Reading from and writing to sockets with absolute deadlines: a socket's own timeout starts anew with every call, so
+//! a peer that sends one byte a second would never exceed it.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -9,16 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// A source that is read with absolute deadlines.
 pub trait DeadlineRead {
-    /// Waits for at least one byte. 0 means the end of input (or an empty buffer).
-    ///
-    /// # Errors
-    /// `TimedOut` at the deadline; otherwise the source's error.
+    /// Waits for at least one byte until `TimedOut` at the deadline. 0 means the end of input (or an empty buffer).
     fn read_before(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize>;
 }
 
-/// How long a connection that we close is read on, so that the other end can read our last message.
+/// How long [`linger`] reads on.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Discards what is received for a moment, once writing is shut down: closing a connection with unread input resets
@@ -30,7 +24,7 @@ pub(super) fn linger(source: &mut impl DeadlineRead) {
     while source.read_before(&mut ignored, deadline).is_ok_and(|len| len > 0) {}
 }
 
-/// A TCP stream that remembers which timeouts are set on it.
+/// Remembers which timeouts are set on its stream.
 #[derive(Debug)]
 pub struct DeadlineStream {
     stream: Arc<TcpStream>,
@@ -38,7 +32,7 @@ pub struct DeadlineStream {
     write_timeout_us: AtomicU64,
 }
 
-/// The timeout is not known yet, so that the first use sets it.
+/// Makes the first use set the timeout.
 const TIMEOUT_UNKNOWN: u64 = u64::MAX;
 
 impl DeadlineStream {
@@ -52,18 +46,12 @@ impl DeadlineStream {
         &self.stream
     }
 
-    /// Reads what is there, or waits for it. Only one thread may read at a time.
-    ///
-    /// # Errors
-    /// `TimedOut` at the deadline; otherwise the socket's error.
+    /// Reads what is there, or waits for it until `TimedOut` at the deadline. Only one thread may read at a time.
     pub fn read_before(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         self.read_with(deadline, |mut stream| stream.read(buffer))
     }
 
     /// Like [`read_before`](DeadlineStream::read_before), but leaves what was read in the socket.
-    ///
-    /// # Errors
-    /// As [`read_before`](DeadlineStream::read_before).
     pub fn peek_before(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         self.read_with(deadline, |stream| stream.peek(buffer))
     }
@@ -81,10 +69,8 @@ impl DeadlineStream {
         }
     }
 
-    /// Writes all of it. Only one thread may write at a time. After an error it is unknown how much was written.
-    ///
-    /// # Errors
-    /// `TimedOut` at the deadline; otherwise the socket's error.
+    /// Writes all of it, or fails with `TimedOut` at the deadline. Only one thread may write at a time. After an error
+    /// it is unknown how much was written.
     pub fn write_all_before(&self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
             let left = remaining_until(deadline)?;

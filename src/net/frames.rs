@@ -1,5 +1,5 @@
-//! Frames: one message behind its length (4 bytes, big-endian), with limits on length and time; and
-//! [`MessageReader`], which reads frames or lines, whichever the other end uses.
+//! Frames: a message behind its length (4 bytes, big-endian), with limits on length and time; and [`MessageReader`],
+//! which reads frames or lines, whichever the other end uses.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -12,23 +12,18 @@ use super::conn::ConnWriter;
 use super::deadline::{DeadlineRead, linger};
 use super::lines::{FIRST_READ_BYTES, LineError, LineLimits, LineReader, NEXT_READ_BYTES, reserved_read_size};
 
-/// Size of the length prefix, bytes.
 const LENGTH_BYTES: usize = 4;
-
-/// How long writing a message of common size may take.
+/// The time for a message of common size.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// A message has one more second for each this many bytes, for very slow connections.
 const SLOW_LINE_BYTES_PER_S: usize = 64 * 1024;
 
-/// Reads frames from a source with deadlines.
-///
 /// Like [`LineReader`] it holds a buffer only while part of a message has been received, unless
 /// [`retain_buffer`](FrameReader::retain_buffer) was called.
 pub struct FrameReader<R> {
     source: R,
     limits: LineLimits,
-    /// What was received; `pending[consumed..filled]` has not been returned yet.
+    /// `buffer[consumed..filled]` has not been returned yet.
     buffer: Vec<u8>,
     consumed: usize,
     filled: usize,
@@ -36,7 +31,6 @@ pub struct FrameReader<R> {
     reservation: Reservation,
 }
 
-/// The result of a read into an empty buffer.
 enum FirstRead {
     End,
     Whole(Vec<u8>),
@@ -49,36 +43,28 @@ impl<R: DeadlineRead> FrameReader<R> {
         FrameReader { source, limits, buffer: pending, consumed: 0, filled: 0, retains_buffer: false, reservation }
     }
 
-    /// Takes the memory for long frames from a budget. A frame is counted until the next one is read.
+    /// The memory for long frames is taken from a budget. A frame is counted until the next one is read.
     pub fn with_reservation(mut self, reservation: Reservation) -> FrameReader<R> {
         self.reservation = reservation;
         self
     }
 
-    /// Keeps the buffer between messages: for links, which are few and whose messages are long enough to make fewer
-    /// system calls worthwhile.
+    /// Keeps the buffer between messages: links are few, and their messages long enough to save system calls so.
     pub fn retain_buffer(&mut self) {
         self.retains_buffer = true;
     }
 
-    /// Sets the limits from the next frame on.
     pub fn set_limits(&mut self, limits: LineLimits) {
         self.limits = limits;
     }
 
-    /// The next frame without its length; `None` at a clean end.
-    ///
-    /// # Errors
-    /// [`LineError`], after which the connection is to be closed.
+    /// The next frame without its length; `None` at a clean end. After an error the connection is to be closed.
     pub fn read_frame(&mut self) -> Result<Option<Vec<u8>>, LineError> {
         let idle_deadline = Instant::now() + self.limits.idle_timeout;
         self.read_frame_before(idle_deadline)
     }
 
-    /// Like [`read_frame`](FrameReader::read_frame), with a deadline for the frame's first byte.
-    ///
-    /// # Errors
-    /// [`LineError`]; `Idle` at the deadline.
+    /// Like [`read_frame`](FrameReader::read_frame), but `Idle` if the frame has not begun at the deadline.
     pub fn read_frame_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         self.reservation.release();
         if self.consumed == self.filled {
@@ -111,7 +97,6 @@ impl<R: DeadlineRead> FrameReader<R> {
         self.read_rest(start, length, deadline).map(Some)
     }
 
-    /// Reads into an empty buffer.
     fn read_first(&mut self, idle_deadline: Instant) -> Result<FirstRead, LineError> {
         let begun = Instant::now();
         let mut on_stack = [0; FIRST_READ_BYTES];
@@ -170,7 +155,6 @@ impl<R: DeadlineRead> FrameReader<R> {
         Ok(())
     }
 
-    /// Makes room for `bytes` in all, counted from where the next frame begins.
     fn ensure_capacity(&mut self, bytes: usize) {
         self.buffer.copy_within(self.consumed..self.filled, 0);
         (self.consumed, self.filled) = (0, self.filled - self.consumed);
@@ -219,10 +203,7 @@ pub enum Framing {
 }
 
 impl Framing {
-    /// Writes one message at once. A long message has more time.
-    ///
-    /// # Errors
-    /// The connection is broken, or the other end takes the message too slowly.
+    /// A long message has more time.
     pub fn write(self, writer: &ConnWriter, message: &[u8]) -> io::Result<()> {
         let slow_s = (message.len() / SLOW_LINE_BYTES_PER_S) as u64;
         let deadline = Instant::now() + WRITE_TIMEOUT + Duration::from_secs(slow_s);
@@ -233,7 +214,6 @@ impl Framing {
     }
 }
 
-/// Returns what was read already, then what the source has.
 pub struct PrefixedReader<R> {
     head: Vec<u8>,
     consumed: usize,
@@ -258,17 +238,14 @@ impl<R: DeadlineRead> DeadlineRead for PrefixedReader<R> {
 
 /// Reads messages in the framing that the first byte shows: 0 begins a length; `{`, white space or a byte order mark
 /// begin a line.
+#[derive(Debug)]
 pub enum MessageReader<R> {
     Frames(FrameReader<PrefixedReader<R>>),
     Lines(LineReader<PrefixedReader<R>>),
 }
 
 impl<R: DeadlineRead> MessageReader<R> {
-    /// Waits for the first bytes and determines the framing from them. `None` at a clean end, or if they begin
-    /// neither framing.
-    ///
-    /// # Errors
-    /// [`LineError`]; `Idle` when nothing comes.
+    /// Waits for the first bytes; `None` at a clean end, or if they begin neither framing.
     pub fn detect_framing(
         source: R,
         limits: LineLimits,
@@ -278,11 +255,8 @@ impl<R: DeadlineRead> MessageReader<R> {
         MessageReader::detect(source, limits, reservation, is_line)
     }
 
-    /// Like `detect_framing`, for what a server sends: whatever is not a length is a line, such as an error in
-    /// another format.
-    ///
-    /// # Errors
-    /// As [`detect_framing`](MessageReader::detect_framing).
+    /// Detects the framing of what a server sends: whatever is not a length is a line, such as an error in another
+    /// format.
     pub fn detect_response_framing(
         source: R,
         limits: LineLimits,
@@ -334,7 +308,6 @@ impl<R: DeadlineRead> MessageReader<R> {
         matches!(self, MessageReader::Lines(_))
     }
 
-    /// Replaces the reservation, for what is read from now on.
     pub fn set_reservation(&mut self, reservation: Reservation) {
         match self {
             MessageReader::Frames(frames) => frames.reservation = reservation,
@@ -342,7 +315,6 @@ impl<R: DeadlineRead> MessageReader<R> {
         }
     }
 
-    /// The framing of the responses: that of the requests.
     pub fn framing(&self) -> Framing {
         match self {
             MessageReader::Frames(_) => Framing::Frames,
@@ -350,11 +322,8 @@ impl<R: DeadlineRead> MessageReader<R> {
         }
     }
 
-    /// The next message, whatever its bytes are, whose first byte must come before the deadline; `None` at a clean
-    /// end.
-    ///
-    /// # Errors
-    /// [`LineError`], after which the connection is to be closed; never [`LineError::NotUtf8`].
+    /// The next message, whatever its bytes are; `None` at a clean end, `Idle` if it has not begun at the deadline.
+    /// After an error, which is never [`LineError::NotUtf8`], the connection is to be closed.
     pub fn read_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         match self {
             MessageReader::Frames(frames) => frames.read_frame_before(idle_deadline),
@@ -362,8 +331,7 @@ impl<R: DeadlineRead> MessageReader<R> {
         }
     }
 
-    /// Shuts writing down and discards what is received for a moment: closing at once would reset the connection, and
-    /// the other end might never read our last message.
+    /// Shuts writing down and lets the other end read our last message: see [`linger`].
     pub fn linger(&mut self, writer: &ConnWriter) {
         writer.shut_down_write();
         match self {

@@ -1,30 +1,9 @@
 //! An HTTP/1.1 server on plain threads: hyper parses and writes, and each connection has a thread to itself, which
 //! also handles its requests, one after the other.
 //!
-//! | file | holds |
-//! |---|---|
-//! | `connection.rs` | a connection's thread: hyper's futures driven over a blocking stream |
-//! | `wire_state.rs` | its state between hyper and the socket, and the stream as hyper sees it |
-//! | `service.rs` | the way of a request: policy, body, handler, response |
-//! | `policy.rs` | which requests are accepted: Host, Origin, and CORS preflights |
-//! | `body.rs` | response bodies: bytes, chunks, a range of a file, server-sent events |
-//! | `compression.rs` | compressed responses |
-//! | `file.rs` | a file or a range of it, with conditional requests |
-//! | `event_hub.rs` | broadcasting events to the open event streams, with a history for clients that reconnect |
-//! | `response.rs` | the response format of both APIs, and access to a request's fields |
-//! | `routes.rs` | the route table of an API: parameters, bodies and all responses |
-//!
-//! The rules are those for both HTTP APIs in `docs/spec/share.md`. What is refused here never reaches the handler:
-//!
-//! | status | reason |
-//! |---|---|
-//! | 400 | no Host or a malformed one; a broken body; a part of an upload (Content-Range) |
-//! | 403 | an Origin that is neither the same nor allowed; a client on another host without TLS |
-//! | 408 | the request was not complete in time; an upload stalled for too long |
-//! | 413 | a body above [`BODY_MAX_BYTES`], except for uploads |
-//! | 415 | a body that is not `application/json`, except for uploads; an encoded upload |
-//! | 421 | a Host that is not an address, `localhost` or an allowed name |
-//! | 503 | too many event streams, or too much received and not yet handled |
+//! The rules are those for both HTTP APIs in `docs/spec/share.md`. What is refused here never reaches the handler: the
+//! statuses that every API has there, and 408 for an upload that stalls, 503 for too many event streams or too much
+//! received and not yet handled. Uploads may have any length and type, but no Content-Range and no encoding.
 
 mod body;
 mod compression;
@@ -39,7 +18,6 @@ mod service;
 mod tests;
 mod wire_state;
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -73,10 +51,10 @@ pub use routes::{HandlerResult, RouteCall};
 pub const BODY_MAX_BYTES: usize = 1 << 20;
 /// The longest request line and headers together.
 pub const HEAD_MAX_BYTES: usize = 16 * 1024;
-/// This fraction (1/4) of the connections may be event streams, which are long-lived.
+/// A quarter of the connections may be event streams, which are long-lived.
 const EVENT_STREAMS_DIVISOR: usize = 4;
 
-/// A request that the policy accepted, with its whole body.
+/// The policy accepted it, and its whole body is there.
 #[derive(Debug)]
 pub struct Request {
     /// GET also stands for HEAD: the server sends the same response without its body.
@@ -87,28 +65,24 @@ pub struct Request {
     pub query: String,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
-    /// The client's address.
     pub source: SocketAddr,
 }
 
-/// The response of a handler.
 #[derive(Debug)]
 pub struct Response {
     pub status: StatusCode,
-    /// The headers, except for those that the connection itself needs.
+    /// All headers but those that the connection itself needs.
     pub headers: HeaderMap,
     pub body: Body,
 }
 
 impl Response {
-    /// A response with a body of that content type.
     pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Vec<u8>>) -> Response {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         Response { status, headers, body: Body::Bytes(body.into()) }
     }
 
-    /// Sets a header.
     #[must_use]
     pub fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Response {
         self.headers.insert(name, value);
@@ -116,13 +90,12 @@ impl Response {
     }
 }
 
-/// Handles requests, on the thread of the connection.
 pub trait HttpHandler: Send + Sync + 'static {
-    /// Handles a request. A panic becomes status 500 and affects nothing else.
+    /// A panic becomes status 500 and affects nothing else.
     fn handle(&self, request: Request) -> Response;
 
-    /// Called before the body of a request is read whose method changes something (not GET, HEAD or OPTIONS), or
-    /// which has a body; `body` is still empty. Returns what to do with the body:
+    /// What to do with the body of a request whose method changes something (not GET, HEAD or OPTIONS), or which has a
+    /// body; `body` is still empty:
     ///
     /// - a sink: the request is an upload. Its body may have any type and length, and goes to the sink piece by
     ///   piece; [`HttpHandler::handle`] is not called.
@@ -133,16 +106,14 @@ pub trait HttpHandler: Send + Sync + 'static {
     }
 }
 
-/// Receives the body of an upload, on the thread of the connection. If it is dropped before `finish`, the body was
-/// cut off and nothing of it may remain.
+/// Receives an upload, on the thread of the connection. If it is dropped before `finish`, the body was cut off and
+/// nothing of it may remain.
 pub trait BodySink: Send {
-    /// Takes the next piece, of 64 KiB at most.
-    ///
-    /// # Errors
-    /// The error is sent at once; then the connection ends, whatever of the body is still to come.
+    /// Takes the next piece, of 64 KiB at most. An error is sent at once; then the connection ends, whatever of the
+    /// body is still to come.
     fn write(&mut self, piece: &[u8]) -> Result<(), HttpError>;
 
-    /// Called when the body is complete (it may be empty). Returns the response.
+    /// The body is complete (it may be empty).
     fn finish(self: Box<Self>) -> Response;
 }
 
@@ -152,20 +123,19 @@ impl<F: Fn(Request) -> Response + Send + Sync + 'static> HttpHandler for F {
     }
 }
 
-/// Timeouts and bounds of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpLimits {
     /// From the first byte of a request to its last.
     pub message_timeout: Duration,
-    /// How long an upload may stall. An upload as a whole may take longer than `message_timeout`.
+    /// An upload must not stall for longer; as a whole it may take longer than `message_timeout`.
     pub upload_idle_timeout: Duration,
     /// From a response to the next request.
     pub idle_timeout: Duration,
     /// For 64 KiB of a response.
     pub write_timeout: Duration,
-    /// How often an event stream without events sends a comment as a sign of life.
+    /// An event stream without events sends a comment so often, as a sign of life.
     pub comment_interval: Duration,
-    /// The bound on open event streams; `None` stands for a quarter of the connections.
+    /// `None` stands for a quarter of the connections.
     pub event_streams: Option<usize>,
 }
 
@@ -183,26 +153,20 @@ impl Default for HttpLimits {
     }
 }
 
-/// What a server is built from.
 #[derive(Debug, Clone)]
 pub struct HttpContext {
-    /// The threads that connections are served on.
     pub executor: Arc<Executor>,
-    /// The bound on open connections.
     pub limiter: Arc<ConnectionLimiter>,
-    /// The bound on bytes received and not yet handled.
     pub budget: Arc<ReceiveBudget>,
     /// Our certificate for clients that begin with TLS; without it TLS connections are closed.
     pub identity: Option<Arc<TlsIdentity>>,
     /// Whether clients on other hosts may connect without TLS.
     pub allows_remote_plaintext: bool,
-    /// The allowed hosts and origins.
     pub policy: RequestPolicy,
     pub limits: HttpLimits,
 }
 
 counters! {
-    /// Counters of one server.
     pub struct HttpCounters {
         /// Requests whose head was received.
         requests,
@@ -212,18 +176,13 @@ counters! {
         failed = "requests_failed",
         /// Requests that were not complete in time.
         timed_out = "requests_late",
-        /// Uploads that were begun.
         uploads,
-        /// Handlers that panicked.
         panics,
-        /// Event streams that were opened.
         event_streams,
-        /// Connections that failed.
         connections_failed,
     }
 }
 
-/// What all connections of a server share.
 struct HttpServerInner {
     handler: Arc<dyn HttpHandler>,
     policy: RequestPolicy,
@@ -234,7 +193,7 @@ struct HttpServerInner {
     stopped: Receiver<()>,
 }
 
-/// A running HTTP server.
+#[derive(Debug)]
 pub struct HttpServer {
     listener: Listener,
     counters: Arc<HttpCounters>,
@@ -244,10 +203,6 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Starts serving.
-    ///
-    /// # Errors
-    /// The system's error when it gives no thread.
     pub fn start(socket: TcpListener, context: HttpContext, handler: Arc<dyn HttpHandler>) -> io::Result<HttpServer> {
         let HttpContext { executor, limiter, budget, identity, allows_remote_plaintext, policy, limits } = context;
         let counters = Arc::new(HttpCounters::default());
@@ -271,23 +226,21 @@ impl HttpServer {
         self.listener.local_addr()
     }
 
-    /// The number of open event streams.
     pub fn event_streams(&self) -> usize {
         self.stream_permits.in_use()
     }
 
-    /// The bound on open event streams.
     #[cfg(test)]
     pub fn event_streams_max(&self) -> usize {
         self.stream_permits.max()
     }
 
-    /// Every counter of the server and of its listener, with its metric name.
+    /// The counters of the server and of its listener.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         [self.counters.list(), self.listener.counters()].concat()
     }
 
-    /// Accepts no more requests; those in progress may be finished within `grace`. Event streams end at once.
+    /// Requests in progress may be finished within `grace`. Event streams end at once.
     pub fn stop(&self, grace: Duration) {
         drop(self.running.lock().take());
         let left = self.listener.stop(grace);
@@ -303,7 +256,6 @@ impl Drop for HttpServer {
     }
 }
 
-/// Serves the listener's connections.
 struct HttpConnectionHandler(Arc<HttpServerInner>);
 
 impl ConnectionHandler for HttpConnectionHandler {
@@ -318,11 +270,5 @@ impl ConnectionHandler for HttpConnectionHandler {
             self.0.counters.connections_failed.add(1);
             log::debug!("HTTP from {source}: {error}");
         }
-    }
-}
-
-impl fmt::Debug for HttpServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpServer").field("listener", &self.listener).finish_non_exhaustive()
     }
 }

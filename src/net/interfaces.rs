@@ -1,6 +1,4 @@
-//! This host's IPv4 addresses and their broadcast addresses.
-//!
-//! They are read anew whenever they are needed: cables are unplugged, and networks are joined.
+//! This host's IPv4 addresses, read anew whenever they are needed: cables are unplugged, and networks are joined.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -10,13 +8,11 @@ use if_addrs::{IfAddr, IfOperStatus};
 /// One address of this host. An interface with several addresses is listed once for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// The system's name of the interface.
     pub name: String,
-    /// The system's number of the interface.
     pub index: Option<u32>,
     pub ip: Ipv4Addr,
     pub netmask: Ipv4Addr,
-    /// The address that reaches all hosts of the network; `None` where there is no broadcast.
+    /// `None` where there is no broadcast.
     pub broadcast: Option<Ipv4Addr>,
 }
 
@@ -28,14 +24,11 @@ impl Interface {
     }
 }
 
-/// Any host outside our networks: the address is reserved for documentation, and nothing is sent to it.
+/// Any host outside our networks: an address reserved for documentation, to which nothing is sent.
 const OUTBOUND_PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 
-/// The addresses of this host that are usable now and [used](Interface::is_used_by) by a socket bound to `bind`. The
-/// one of the default route comes first, loopback last.
-///
-/// # Errors
-/// The system's error.
+/// The addresses that are usable now and [used](Interface::is_used_by) by a socket bound to `bind`: that of the
+/// default route first, loopback last.
 pub fn interfaces(bind: Ipv4Addr) -> io::Result<Vec<Interface>> {
     let mut all: Vec<Interface> = if_addrs::get_if_addrs()?.into_iter().filter_map(usable).collect();
     all.retain(|interface| interface.is_used_by(bind));
@@ -44,21 +37,14 @@ pub fn interfaces(bind: Ipv4Addr) -> io::Result<Vec<Interface>> {
     Ok(all)
 }
 
-/// The address from which this host would reach hosts elsewhere, if it can. Connecting a UDP socket only looks up the
-/// route.
+/// The address from which this host would reach others: connecting a UDP socket only looks up the route.
 fn outbound_ip() -> Option<Ipv4Addr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect(OUTBOUND_PROBE).ok()?;
-    match socket.local_addr().ok()? {
-        SocketAddr::V4(addr) => Some(*addr.ip()),
-        SocketAddr::V6(_) => None,
-    }
+    let SocketAddr::V4(own) = socket.local_addr().ok()? else { return None };
+    Some(*own.ip())
 }
 
-/// Whether an address is one of this host's.
-///
-/// # Errors
-/// The system's error.
 pub fn is_local_address(ip: impl Into<IpAddr>) -> io::Result<bool> {
     let ip = ip.into().to_canonical();
     let is_own = |interface: &if_addrs::Interface| interface.ip() == ip;

@@ -1,53 +1,33 @@
-//! What this machine allows: how many threads and connections a server may promise.
-//!
-//! If memory maps run out when a thread is started, the whole process aborts, so the bound must be known at the
-//! start.
-
-use std::io;
+//! How many threads and connections a server may promise on this machine. If memory maps run out when a thread is
+//! started, the whole process aborts, so the bound must be known at the start.
 
 use super::threads::STACK_BYTES;
 
-/// Descriptors reserved for files, databases, listeners and links.
+/// Descriptors for files, databases, listeners and links.
 const RESERVED_FILES: u64 = 128;
-
-/// Descriptors needed for connections at least, in addition to what a process keeps open: for a few clients, and for
-/// both ends of the links between components of one process.
+/// Descriptors for a few clients, and for both ends of the links between components, beside what is always open.
 const FILES_FOR_CONNECTIONS: u64 = 24;
-
-/// The memory maps of a thread: its stack with its guard, and its signal stack with its guard.
+/// A thread has a stack with its guard, and a signal stack with its guard.
 const MAPS_PER_THREAD: u64 = 4;
-
-/// Memory maps reserved for the program itself, its libraries and its heap.
+/// Maps of the program itself, its libraries and its heap.
 const RESERVED_MAPS: u64 = 4096;
-
-/// Threads reserved for timers, writers, acceptors, and the user's other programs.
+/// Threads of timers, writers, acceptors, and the user's other programs.
 const RESERVED_THREADS: u64 = 128;
-
-/// Address space reserved for the program, its libraries, databases and the work areas of password hashing, bytes.
+/// What the program, its libraries, databases and the work areas of password hashing take.
 const RESERVED_ADDRESS_SPACE_BYTES: u64 = 512 << 20;
-
-/// Address space per thread, bytes: its stack, and the memory it works on.
+/// A thread's stack, and the memory it works on.
 const ADDRESS_SPACE_PER_THREAD_BYTES: u64 = 2 * STACK_BYTES as u64;
-
-/// Allocator arenas when the address space is limited. By default glibc takes 64 MiB of addresses for each thread
-/// that allocates, up to eight arenas per core, whether they are used or not.
+/// By default glibc takes 64 MiB of addresses for each thread that allocates, up to eight arenas per core, whether they
+/// are used or not.
 const ARENAS_WHEN_LIMITED: i32 = 2;
 
-/// Makes a write past the file size limit (`ulimit -f`) fail like one to a full disk: by default the system kills the
-/// process silently.
-pub fn ignore_file_size_signal() {
-    sys::ignore_file_limit_signal();
-}
-
-/// From this size on, a block of memory is mapped separately and returned to the system when it is freed, bytes.
+pub use sys::{ignore_file_size_signal, raise_open_files};
+/// From this size on, a block of memory is mapped separately and returned to the system when it is freed.
 const MMAP_THRESHOLD_BYTES: i32 = 256 << 10;
 
 /// Raises the limits of this process, which keeps `own_files` files open all the time. To be called before any thread
 /// is started and before any long-lived file is opened: a failure half-way would name a file that has nothing to do
-/// with it.
-///
-/// # Errors
-/// The process may not open `own_files` files and a few connections in addition.
+/// with it. Fails if those files and a few connections may not be opened.
 pub fn prepare_process(own_files: u64) -> Result<(), TooFewFiles> {
     limit_arenas();
     tune_allocator();
@@ -60,27 +40,17 @@ pub fn prepare_process(own_files: u64) -> Result<(), TooFewFiles> {
 /// Makes the allocator return the memory of long messages. By default it takes the size of the first long block that
 /// is freed as common, takes the next ones from the arena of whichever thread asks, and keeps them there.
 fn tune_allocator() {
-    if !sys::set_mmap_threshold(MMAP_THRESHOLD_BYTES) {
+    if !malloc::set_mmap_threshold(MMAP_THRESHOLD_BYTES) {
         log::warn!("the allocator keeps the memory of long messages");
     }
 }
 
-/// Limits the allocator's arenas where the address space is limited (`ulimit -v`).
 fn limit_arenas() {
-    if sys::address_space().is_some() && !sys::set_arena_max(ARENAS_WHEN_LIMITED) {
+    if sys::address_space().is_some() && !malloc::set_arena_max(ARENAS_WHEN_LIMITED) {
         log::warn!("the allocator keeps as many heaps as it likes: memory may run out early");
     }
 }
 
-/// Raises the limit on open files to its hard limit and returns it; `u64::MAX` where there is no such limit.
-///
-/// # Errors
-/// The system's error.
-pub fn raise_open_files() -> io::Result<u64> {
-    sys::raise_open_files()
-}
-
-/// The system allows too few open files for what is to be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the limit of open files (ulimit -n) is {limit}, and {wanted} are wanted at least")]
 pub struct TooFewFiles {
@@ -88,7 +58,6 @@ pub struct TooFewFiles {
     pub wanted: u64,
 }
 
-/// Checks that a process may open the files that it keeps open, and a few connections in addition.
 fn check_open_files(own_files: u64) -> Result<(), TooFewFiles> {
     let wanted = own_files + FILES_FOR_CONNECTIONS;
     match sys::open_files() {
@@ -97,17 +66,14 @@ fn check_open_files(own_files: u64) -> Result<(), TooFewFiles> {
     }
 }
 
-/// The resources that this process uses, as far as the system reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ProcessUsage {
-    /// Threads, including idle ones.
     pub threads: Option<u64>,
-    /// Resident memory, bytes.
     pub memory: Option<u64>,
     pub files: Option<u64>,
 }
 
-/// The resources used now. Only Linux reports them (in `/proc`).
+/// Only Linux reports them (in `/proc`).
 pub fn process_usage() -> ProcessUsage {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let number = |name: &str| {
@@ -126,12 +92,11 @@ fn open_file_count() -> Option<u64> {
     }
 }
 
-/// The bounds that a server would like to have.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestedBounds {
-    /// Client connections; each needs a descriptor and a thread.
+    /// Each needs a descriptor and a thread.
     pub connections: usize,
-    /// Files that it keeps open all the time: databases, listeners, locks.
+    /// Files that are always open: databases, listeners, locks.
     pub own_files: u64,
     /// Threads in addition to those of connections.
     pub other_threads: usize,
@@ -139,37 +104,32 @@ pub struct RequestedBounds {
     pub other_files: usize,
 }
 
-/// The bounds that the machine allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineBounds {
-    /// Client connections, at least 1.
+    /// At least 1.
     pub connections: usize,
-    /// Threads in all.
     pub threads: usize,
     /// The limit, with its figure, for which there are fewer connections than requested.
     pub why: Option<String>,
 }
 
-/// Logs that a bound is lower than requested. What is left is mostly far more than needed: it is a warning only if
-/// less than a quarter is left.
+/// What is left is mostly far more than needed: it is a warning only if less than a quarter is left.
 pub fn warn_lowered(what: &str, wanted: usize, allowed: usize, why: &str) {
     let level = if allowed < wanted / 4 { log::Level::Warn } else { log::Level::Info };
     log::log!(level, "{what} {wanted} lowered to {allowed}: {why}");
 }
 
-/// How much of what is requested this machine allows.
 pub fn machine_bounds(wanted: RequestedBounds) -> MachineBounds {
     bounds(wanted, &allowances(wanted.own_files))
 }
 
-/// A resource that connections use up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resource {
     Descriptors,
     Threads,
 }
 
-/// One limit: its resource, how many of those it is enough for, and its name with its figure.
+/// A resource, how many it is enough for, and the limit's name with its figure.
 struct Allowance {
     resource: Resource,
     enough_for: u64,
@@ -223,7 +183,7 @@ fn allowances(own_files: u64) -> Vec<Allowance> {
     all
 }
 
-/// The number in a file; `None` if there is no such file, or another word in it ("max").
+/// `None` if there is no such file, or another word in it ("max").
 fn read_number(path: &str) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
@@ -241,11 +201,11 @@ mod sys {
     use std::io;
     use std::mem::MaybeUninit;
 
-    /// The soft and hard limit of one resource. `RLIM_INFINITY` is the largest number there is.
+    /// Soft and hard limit; `RLIM_INFINITY` is the largest number there is.
     macro_rules! get {
         ($resource:expr) => {{
             let mut limit = MaybeUninit::<libc::rlimit>::uninit();
-            // SAFETY: the call writes one rlimit to where the pointer points, which is room for one.
+            // SAFETY: the call writes one rlimit, and there is room for one.
             if unsafe { libc::getrlimit($resource, limit.as_mut_ptr()) } == 0 {
                 // SAFETY: the call succeeded, and then it has written the whole struct.
                 Ok(unsafe { limit.assume_init() })
@@ -263,39 +223,11 @@ mod sys {
         get!(libc::RLIMIT_AS).ok().map(|limit| limit.rlim_cur).filter(|limit| *limit != libc::RLIM_INFINITY)
     }
 
-    pub(super) fn ignore_file_limit_signal() {
+    /// Makes a write past the file size limit (`ulimit -f`) fail like one to a full disk: by default the system kills
+    /// the process silently.
+    pub fn ignore_file_size_signal() {
         // SAFETY: plain numbers; nothing of ours handles that signal. It cannot fail for a signal that there is.
         unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    }
-
-    /// Returns false on failure.
-    pub(super) fn set_arena_max(most: i32) -> bool {
-        #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        return set_malloc_option(libc::M_ARENA_MAX, most);
-        #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-        {
-            // Other allocators do not reserve addresses per thread.
-            let _ = most;
-            true
-        }
-    }
-
-    /// Returns false on failure.
-    pub(super) fn set_mmap_threshold(bytes: i32) -> bool {
-        #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        return set_malloc_option(libc::M_MMAP_THRESHOLD, bytes);
-        #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-        {
-            // Other allocators need no such setting.
-            let _ = bytes;
-            true
-        }
-    }
-
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    fn set_malloc_option(what: i32, value: i32) -> bool {
-        // SAFETY: it takes two numbers and keeps the second.
-        unsafe { libc::mallopt(what, value) == 1 }
     }
 
     pub(super) fn processes() -> Option<u64> {
@@ -305,11 +237,12 @@ mod sys {
         if is_root { None } else { get!(libc::RLIMIT_NPROC).ok().map(|limit| limit.rlim_cur) }
     }
 
-    pub(super) fn raise_open_files() -> io::Result<u64> {
+    /// Raises the limit to its hard limit and returns it; `u64::MAX` where there is no such limit.
+    pub fn raise_open_files() -> io::Result<u64> {
         let mut limit = get!(libc::RLIMIT_NOFILE)?;
         if limit.rlim_cur < limit.rlim_max {
             limit.rlim_cur = limit.rlim_max;
-            // SAFETY: the call reads one rlimit from where the pointer points, which holds one.
+            // SAFETY: the call reads one rlimit, which is there.
             if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -328,22 +261,44 @@ mod sys {
         None
     }
 
+    pub fn ignore_file_size_signal() {}
+
+    pub(super) fn processes() -> Option<u64> {
+        None
+    }
+
+    pub fn raise_open_files() -> std::io::Result<u64> {
+        Ok(u64::MAX)
+    }
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod malloc {
+    /// Returns false on failure.
+    pub(super) fn set_arena_max(most: i32) -> bool {
+        set_option(libc::M_ARENA_MAX, most)
+    }
+
+    /// Returns false on failure.
+    pub(super) fn set_mmap_threshold(bytes: i32) -> bool {
+        set_option(libc::M_MMAP_THRESHOLD, bytes)
+    }
+
+    fn set_option(what: i32, value: i32) -> bool {
+        // SAFETY: it takes two numbers and keeps the second.
+        unsafe { libc::mallopt(what, value) == 1 }
+    }
+}
+
+/// Other allocators reserve no addresses per thread and return the memory of long messages by themselves.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+mod malloc {
     pub(super) fn set_arena_max(_most: i32) -> bool {
         true
     }
 
     pub(super) fn set_mmap_threshold(_bytes: i32) -> bool {
         true
-    }
-
-    pub(super) fn ignore_file_limit_signal() {}
-
-    pub(super) fn processes() -> Option<u64> {
-        None
-    }
-
-    pub(super) fn raise_open_files() -> std::io::Result<u64> {
-        Ok(u64::MAX)
     }
 }
 

@@ -9,21 +9,16 @@ use std::time::{Duration, Instant};
 use super::budget::Reservation;
 use super::deadline::DeadlineRead;
 
-/// The buffer, on the stack, of the first read of a message. Most messages fit, and so never need a buffer of their
-/// own.
+/// The buffer of the first read, on the stack. Most messages fit, and so never need a buffer of their own.
 pub(super) const FIRST_READ_BYTES: usize = 1024;
-
-/// How much is read at a time once a message turned out longer than that.
+/// What is read at a time once a message turned out longer than that.
 pub(super) const NEXT_READ_BYTES: usize = 16 * 1024;
-
-/// What a message may always use, bytes, without taking from the budget: so little that the bound on connections
-/// bounds it.
+/// What a message may use without taking from the budget: so little that the bound on connections bounds it.
 pub(super) const UNBUDGETED_BYTES: usize = 4 * 1024;
 
-/// Limits on one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LineLimits {
-    /// The longest message without its line end, bytes.
+    /// The longest message, without its line end.
     pub max_bytes: usize,
     /// From the first byte of a message to its end, however steadily it trickles in.
     pub message_timeout: Duration,
@@ -39,25 +34,21 @@ impl LineLimits {
     }
 }
 
-/// Why no message could be read. Except after [`LineError::NotUtf8`] the connection is then to be closed: where the
-/// next message begins is unknown.
+/// Except after [`LineError::NotUtf8`] the connection is to be closed: where the next message begins is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
     #[error("the message is longer than {max_bytes} bytes")]
     TooLong { max_bytes: usize },
-    /// The message was not complete in time.
     #[error("the message was not complete {} s after its first byte", timeout.as_secs_f64())]
     MessageTimeout { timeout: Duration },
-    /// No message began in time.
     #[error("nothing was received for {} s", timeout.as_secs_f64())]
     Idle { timeout: Duration },
     /// All connections together have received as much as they may.
     #[error("too much is being received at the moment; try again")]
     Busy,
-    /// The line is not UTF-8. The next line can still be read.
+    /// The next line can still be read.
     #[error("the message is not UTF-8")]
     NotUtf8,
-    /// The connection ended in the middle of a message.
     #[error("the connection ended in the middle of a message")]
     Truncated,
     #[error("the connection failed: {0}")]
@@ -71,18 +62,16 @@ impl From<io::Error> for LineError {
     }
 }
 
-/// Reads lines from a source with deadlines.
-///
 /// It holds a buffer only while part of a message has been received: an idle connection needs none.
 pub struct LineReader<R> {
     source: R,
     limits: LineLimits,
-    /// What was received; `pending[..consumed]` was returned already.
+    /// `buffer[..consumed]` was returned already.
     buffer: Vec<u8>,
     consumed: usize,
     /// For messages longer than [`UNBUDGETED_BYTES`].
     reservation: Reservation,
-    /// If set, what precedes the end of input counts as a line, unless this flag says that we ended the input.
+    /// See [`accepting_unterminated_line`](LineReader::accepting_unterminated_line).
     accepts_unterminated_unless: Option<Arc<AtomicBool>>,
 }
 
@@ -98,55 +87,42 @@ impl<R: DeadlineRead> LineReader<R> {
         }
     }
 
-    /// Takes the memory for long lines from a budget. A line is counted until the next one is read.
+    /// The memory for long lines is taken from a budget. A line is counted until the next one is read.
     pub fn with_reservation(mut self, reservation: Reservation) -> LineReader<R> {
         self.reservation = reservation;
         self
     }
 
-    /// Replaces the reservation, for what is read from now on.
     pub fn set_reservation(&mut self, reservation: Reservation) {
         self.reservation = reservation;
     }
 
     /// Accepts what precedes the end of input as a line even without a line end. For servers only: a client that
-    /// waits for a response must recognise one that was cut short.
-    ///
-    /// Not if `we_end_it` is set by then: in that case we ended the input ourselves, which says nothing about what
-    /// the client still had to send.
+    /// waits for a response must recognise one that was cut short. Not if `we_end_it` is set by then: that we ended
+    /// the input says nothing about what the client still had to send.
     pub fn accepting_unterminated_line(mut self, we_end_it: Arc<AtomicBool>) -> LineReader<R> {
         self.accepts_unterminated_unless = Some(we_end_it);
         self
     }
 
-    /// The source. Bytes read from it already may be in this reader's buffer.
+    /// Bytes read from it already may be in this reader's buffer.
     pub fn source_mut(&mut self) -> &mut R {
         &mut self.source
     }
 
     /// The next line without its LF or CR LF; `None` at a clean end.
-    ///
-    /// # Errors
-    /// [`LineError`], after which the connection is to be closed, except for [`LineError::NotUtf8`].
     pub fn read_line(&mut self) -> Result<Option<String>, LineError> {
         let idle_deadline = Instant::now() + self.limits.idle_timeout;
         self.read_line_before(idle_deadline)
     }
 
-    /// Like [`read_line`](LineReader::read_line), with a deadline for the line's first byte.
-    ///
-    /// # Errors
-    /// [`LineError`]; `Idle` at the deadline.
+    /// Like [`read_line`](LineReader::read_line), but `Idle` if the line has not begun at the deadline.
     pub fn read_line_before(&mut self, idle_deadline: Instant) -> Result<Option<String>, LineError> {
         let line = self.read_bytes_before(idle_deadline)?;
         line.map(String::from_utf8).transpose().map_err(|_| LineError::NotUtf8)
     }
 
-    /// Like [`read_line_before`](LineReader::read_line_before) without the check for UTF-8, for callers that check it
-    /// while parsing.
-    ///
-    /// # Errors
-    /// [`LineError`]; `Idle` at the deadline, never [`LineError::NotUtf8`].
+    /// Like [`read_line_before`](LineReader::read_line_before), for callers that check UTF-8 while parsing.
     pub fn read_bytes_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         let begun = Instant::now();
         self.reservation.release();
@@ -174,8 +150,6 @@ impl<R: DeadlineRead> LineReader<R> {
         self.read_rest()
     }
 
-    /// Reads the rest of a line of which something has been received.
-    ///
     /// Its time runs from now even if its beginning arrived together with the line before it: how long that one took
     /// to be handled is not the peer's fault.
     fn read_rest(&mut self) -> Result<Option<Vec<u8>>, LineError> {

@@ -1,4 +1,4 @@
-//! Links: kept-open request/response connections between the components of one shop.
+//! Kept-open request/response connections between the components of one shop.
 //!
 //! Each end first proves that it has the cluster key, which is never sent:
 //!
@@ -10,10 +10,8 @@
 //!
 //! A proof is the HMAC-SHA256, under the key, of the prover's role, both component names, both nonces and, with TLS,
 //! the fingerprint of the server's certificate: a party in the middle cannot relay a proof. After the handshake each
-//! frame is a request, and the next frame in the other direction is its response; their content is defined by the
-//! services.
+//! frame is a request, and the next frame in the other direction its response; the services define their content.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -27,35 +25,30 @@ use super::frames::{FrameReader, Framing, MessageReader};
 use super::lines::{LineError, LineLimits};
 use crate::model::secret::random_hex;
 
-/// Longest request or response on a link, bytes: as long as the longest response to a client.
+/// A message may be as long as the longest response to a client.
 pub const LINK_MESSAGE_MAX_BYTES: usize = 256 << 20;
-/// Longest message of the handshake, bytes.
 const HANDSHAKE_MESSAGE_MAX_BYTES: usize = 1024;
-/// How long connecting to one address may take.
+/// The time for connecting to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the handshake may take, TLS included.
+/// The time for the handshake, TLS included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a link may be silent before TCP keepalive probes whether the other end is alive.
+/// A link that has been silent for this long is probed whether the other end is alive.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Links have no idle timeout: 30 days stand for "never".
 const NO_IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Why there is no link, or why it failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The host name could not be resolved.
     #[error("cannot find the address of {address}: {source}")]
     Address { address: String, source: io::Error },
     #[error("cannot connect to {address}: {source}")]
     Connect { address: SocketAddr, source: io::Error },
-    /// The TLS handshake or the connection failed.
     #[error(transparent)]
     Conn(#[from] ConnError),
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
     Read(#[from] LineError),
-    /// The other end closed the connection.
     #[error("the connection was closed")]
     Closed,
     /// The other end has no room at the moment.
@@ -87,7 +80,6 @@ impl LinkError {
     }
 }
 
-/// The client's messages of the handshake.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type")]
 enum Handshake {
@@ -97,7 +89,6 @@ enum Handshake {
     Proof { proof: String },
 }
 
-/// The server's message of the handshake.
 #[derive(Debug, Serialize, Deserialize)]
 struct HandshakeResponse {
     r#type: String,
@@ -105,7 +96,6 @@ struct HandshakeResponse {
     proof: String,
 }
 
-/// What a proof authenticates.
 struct Transcript<'a> {
     from: &'a str,
     to: &'a str,
@@ -116,16 +106,16 @@ struct Transcript<'a> {
 
 impl Transcript<'_> {
     /// The prover's role is part of it: otherwise a server could send the client's own proof back.
-    fn parts<'b>(&'b self, role: &'b str) -> [&'b str; 6] {
-        ["p2s2-link-1", role, self.from, self.to, self.client_nonce, self.server_nonce]
+    fn parts<'b>(&'b self, role: &'b str) -> [&'b str; 7] {
+        ["p2s2-link-1", role, self.from, self.to, self.client_nonce, self.server_nonce, self.fingerprint]
     }
 
     fn prove(&self, key: &ClusterKey, role: &str) -> String {
-        key.sign(&[&self.parts(role)[..], &[self.fingerprint]].concat())
+        key.sign(&self.parts(role))
     }
 
     fn verify(&self, key: &ClusterKey, role: &str, proof: &str) -> bool {
-        key.verify(&[&self.parts(role)[..], &[self.fingerprint]].concat(), proof)
+        key.verify(&self.parts(role), proof)
     }
 }
 
@@ -141,24 +131,21 @@ pub struct LinkTarget {
     pub server_name: &'static str,
     /// The component that connects.
     pub client_name: &'static str,
-    /// The command-line flag by which the operator sets the address; empty if there is none.
+    /// The flag by which the operator sets the address; empty if there is none.
     pub address_flag: &'static str,
-    /// Never use TLS: the server is in this process and has no certificate.
+    /// The server is in this process and has no certificate.
     pub is_plaintext: bool,
     pub key: ClusterKey,
 }
 
-/// The client's end of a link.
+#[derive(Debug)]
 pub struct Link {
     reader: FrameReader<ConnReader>,
     writer: ConnWriter,
 }
 
 impl Link {
-    /// Connects, with TLS unless the server is on loopback or in this process, and does the handshake.
-    ///
-    /// # Errors
-    /// [`LinkError`] when nothing listens there, or something else does.
+    /// Uses TLS unless the server is on loopback or in this process.
     pub fn connect(target: &LinkTarget) -> Result<Link, LinkError> {
         let failed = |source| LinkError::Address { address: target.address.clone(), source };
         let mut outcome = Err(failed(io::ErrorKind::NotFound.into()));
@@ -218,43 +205,25 @@ impl Link {
         Ok(Link { reader, writer })
     }
 
-    /// Sends a request. The next response belongs to it.
-    ///
-    /// # Errors
-    /// [`LinkError`], after which the link must not be used.
+    /// The next response belongs to it. After an error the link must not be used.
     pub fn send_request(&mut self, request: &[u8]) -> Result<(), LinkError> {
         Ok(Framing::Frames.write(&self.writer, request)?)
     }
 
-    /// Reads the response to the request that was sent; its first byte must come before the deadline.
-    ///
-    /// # Errors
-    /// [`LinkError`], after which the link must not be used.
+    /// The first byte must come before the deadline. After an error the link must not be used.
     pub fn read_response(&mut self, deadline: Instant) -> Result<Vec<u8>, LinkError> {
         self.reader.read_frame_before(deadline)?.ok_or(LinkError::Closed)
     }
 }
 
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("writer", &self.writer).finish_non_exhaustive()
-    }
-}
-
-/// Whether the first message of a connection begins a link.
 pub fn is_hello(message: &[u8]) -> bool {
     message.len() <= HANDSHAKE_MESSAGE_MAX_BYTES
         && matches!(serde_json::from_slice(message), Ok(Handshake::Hello { .. }))
 }
 
-/// Does the server's side of the handshake, from the client's first message on. True once the client has proved that
-/// it has the key.
-///
-/// `own_fingerprint` is that of our certificate if the connection uses TLS, else empty. If the result is false, the
-/// client may be sent an error, and the connection is to be closed.
-///
-/// # Errors
-/// [`LinkError`] when the client fell silent or sent something else.
+/// The server's side of the handshake, from the client's first message on. True once the client has proved that it has
+/// the key; else it may be sent an error, and the connection is to be closed. `own_fingerprint` is that of our
+/// certificate if the connection uses TLS, else empty.
 pub fn accept_handshake<R: DeadlineRead>(
     hello: &[u8],
     reader: &mut MessageReader<R>,
@@ -289,9 +258,6 @@ pub fn accept_handshake<R: DeadlineRead>(
 }
 
 /// Responds to requests until the client closes the link.
-///
-/// # Errors
-/// [`LinkError`] when the connection failed.
 pub fn serve_requests<R: DeadlineRead>(
     reader: &mut MessageReader<R>,
     writer: &ConnWriter,
@@ -306,7 +272,7 @@ pub fn serve_requests<R: DeadlineRead>(
     Ok(())
 }
 
-/// Enables TCP keepalive, so that a peer that vanished without closing the connection is noticed.
+/// TCP keepalive notices a peer that vanished without closing the connection.
 pub fn enable_keepalive(stream: &TcpStream) {
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
     if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive) {

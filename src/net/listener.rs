@@ -1,18 +1,7 @@
-//! The TCP listener that every port of this crate uses.
-//!
-//! Each connection has a thread to itself for as long as it lasts. What all ports have in common is here:
-//!
-//! | file | holds |
-//! |---|---|
-//! | `limiter.rs` | how many connections may be open: in all, per listener and per source |
-//! | `pending.rs` | the connections that have not completed a request yet, which are evicted first |
-//! | `rejector.rs` | refusing connections so that the client can read the reason |
-//! | `connection.rs` | a connection until its first message: its source, TLS or plaintext |
-//! | `messages.rs` | from the first message on, for ports that exchange messages (lines or frames) one after the other |
+//! What every TCP port has in common. Each connection has a thread to itself for as long as it lasts.
 //!
 //! A port that exchanges messages is a [`MessageService`]: it says how messages are framed, handles each one, and
-//! words its rejections. A port with another protocol (HTTP) is a [`ConnectionHandler`]. The source of a connection
-//! is determined here, before a service sees it.
+//! words its rejections. A port with another protocol (HTTP) is a [`ConnectionHandler`].
 
 use std::collections::HashMap;
 use std::fmt;
@@ -47,34 +36,30 @@ pub use rejector::BusyResponse;
 use limiter::ListenerQuota;
 use rejector::{Rejector, ReserveDescriptor};
 
-/// The pause after the first of several consecutive accept errors. It doubles up to `ACCEPT_PAUSE_MAX`.
+/// The pause after the first of several consecutive accept errors; it doubles.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_millis(500);
-
-/// How long [`Listener::stop`] waits for handlers to return once their connections have been shut down.
+/// How long handlers may take to return once their connections have been shut down.
 const HANDLER_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The accept backlog that [`listen`] asks the kernel for.
+/// Longer than std's 128, so that a burst of connections is not delayed by lost SYNs.
 const BACKLOG: i32 = 1024;
 
-/// What a port does with its connections.
 pub trait ConnectionHandler: Send + Sync + 'static {
-    /// The bytes sent to a client whose connection is refused for lack of room.
+    /// What a client is sent whose connection is refused for lack of room.
     fn busy_response(&self) -> BusyResponse;
 
-    /// Serves a connection to its end, on a thread of its own. The connection is closed, and no longer counted, when
-    /// this returns. A panic ends this connection only.
+    /// Serves a connection to its end, on a thread of its own: it is closed, and no longer counted, when this returns.
+    /// A panic ends this connection only.
     fn serve(&self, accepted: AcceptedConnection);
 }
 
-/// What a listener is built from. Clones share the same resources.
+/// Clones share the same resources.
 #[derive(Debug, Clone)]
 pub struct ListenerContext {
-    /// The threads that connections are served on.
     pub executor: Arc<Executor>,
-    /// The bound on open connections, one for all listeners of the process.
+    /// There is one limiter for all listeners of the process.
     pub limiter: Arc<ConnectionLimiter>,
-    /// The bound on bytes received and not yet handled, one for all connections of the process.
+    /// There is one budget for all connections of the process.
     pub budget: Arc<ReceiveBudget>,
     /// Our certificate for clients that begin with TLS. Without it every connection is taken as plaintext.
     pub identity: Option<Arc<TlsIdentity>>,
@@ -82,7 +67,6 @@ pub struct ListenerContext {
     pub allows_remote_plaintext: bool,
 }
 
-/// A bound port whose connections are being accepted.
 pub struct Listener {
     inner: Arc<ListenerInner>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -96,15 +80,14 @@ struct ListenerInner {
     protocol: Arc<dyn ConnectionHandler>,
     rejector: Rejector,
     open: Mutex<OpenConnections>,
-    /// Notified when a connection has ended and when the listener stops.
     changed: Condvar,
     is_stopping: Arc<AtomicBool>,
     counters: Arc<ListenerCounters>,
     log_throttle: LogThrottle,
 }
 
-/// The open streams, so that they can be shut down at the end. They are held as `Weak`: a `try_clone` would cost a
-/// second descriptor for each connection, and a bare descriptor number might be reused by then.
+/// For shutting the streams down at the end. `Weak`, because a `try_clone` would cost a second descriptor for each
+/// connection, and a bare descriptor number might be reused by then.
 #[derive(Default)]
 struct OpenConnections {
     streams: HashMap<u64, Weak<TcpStream>>,
@@ -112,31 +95,23 @@ struct OpenConnections {
 }
 
 counters! {
-    /// Counters of one listener.
     pub struct ListenerCounters {
-        /// Connections that were given a thread.
         accepted,
-        /// Connections refused because a limit was reached or no thread or descriptor was left.
+        /// Connections for which a limit was reached, or no thread or descriptor was left.
         refused,
-        /// Refused connections closed so early that the client may not have read the reason.
+        /// Connections closed so early that the client may not have read why.
         closed_early = "refused_in_a_hurry",
-        /// How often `accept` failed because no file descriptor was left.
         out_of_descriptors,
         /// All other errors of `accept`.
         accept_errors,
     }
 }
 
-/// Binds a listening socket with a longer backlog than std's 128, so that a burst of connections is not delayed by
-/// lost SYNs.
-///
-/// # Errors
-/// The system's error, most often that the address is in use.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // As std does: otherwise a restarted server could not bind its port for a minute. On Windows the option would let
-    // two servers share a port.
+    // As std does: otherwise a restarted server could not bind its port for a minute. On Windows two servers could then
+    // share a port.
     #[cfg(not(windows))]
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
@@ -145,10 +120,6 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 impl Listener {
-    /// Starts accepting connections.
-    ///
-    /// # Errors
-    /// The system's error when it gives no thread, or no descriptor for the reserve.
     pub fn start(
         socket: TcpListener,
         context: ListenerContext,
@@ -157,11 +128,7 @@ impl Listener {
         Listener::start_with_guarantee(socket, context, 0, protocol)
     }
 
-    /// Like [`start`](Listener::start), for a port that is to be guaranteed `min_guaranteed` connections where the
-    /// limiter's bound allows it.
-    ///
-    /// # Errors
-    /// As [`start`](Listener::start).
+    /// The port is guaranteed `min_guaranteed` connections where the limiter's bound allows it.
     pub fn start_with_guarantee(
         socket: TcpListener,
         context: ListenerContext,
@@ -195,20 +162,19 @@ impl Listener {
         self.address
     }
 
-    /// The number of connections whose handlers have not returned.
+    /// Connections whose handlers have not returned.
     pub fn open_connections(&self) -> usize {
         self.inner.open.lock().streams.len()
     }
 
-    /// Every counter with its metric name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let closed = ("newcomers_closed", self.inner.quota.evicted());
         [self.inner.counters.list(), vec![closed]].concat()
     }
 
-    /// Stops accepting at once and ends the connections in two steps: first nothing more is read from them, so that
-    /// idle ones end and requests in progress can still be answered (a message received in part is discarded); after
-    /// `grace` the remaining ones are closed. Returns how many handlers have not returned even then.
+    /// Stops accepting at once and ends the connections in two steps: first nothing more is read, so that idle ones end
+    /// and requests in progress can still be answered (a message received in part is discarded); after `grace` the
+    /// remaining ones are closed. Returns how many handlers have not returned even then.
     pub fn stop(&self, grace: Duration) -> usize {
         let inner = &self.inner;
         inner.is_stopping.store(true, SeqCst);
@@ -270,7 +236,6 @@ impl ListenerInner {
         }
     }
 
-    /// Gives the connection a thread, or has it rejected.
     fn dispatch(self: &Arc<Self>, stream: TcpStream, source: SocketAddr) {
         if let Err(error) = stream.set_nodelay(true) {
             // The client has disconnected already; the handler will notice.
@@ -279,8 +244,7 @@ impl ListenerInner {
         let stream = Arc::new(stream);
         // The one place where the source of a connection is determined.
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        // A connection from one of this host's own addresses counts as loopback, which includes the process's links
-        // to itself.
+        // One of this host's own addresses counts as loopback, which includes the process's links to itself.
         let counted = if is_local_client(&stream, source.ip()) { Ipv4Addr::LOCALHOST.into() } else { source.ip() };
         let permit = match self.quota.admit(counted, &stream) {
             Ok(permit) => permit,
@@ -370,7 +334,6 @@ impl ListenerInner {
     }
 }
 
-/// Removes a connection from [`OpenConnections`] when dropped.
 struct OpenConnectionGuard {
     inner: Arc<ListenerInner>,
     id: u64,
@@ -383,12 +346,12 @@ impl Drop for OpenConnectionGuard {
     }
 }
 
-/// Whether a connection comes from this host: its source is loopback or equals the local address.
+/// A client is local if its source is loopback or equals the local address.
 fn is_local_client(stream: &TcpStream, source: IpAddr) -> bool {
     source.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == source)
 }
 
-/// Errors of `accept` that concern the one connection being accepted, not the listener.
+/// The error concerns the one connection being accepted, not the listener.
 fn is_about_one_connection(error: &io::Error) -> bool {
     use ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted, TimedOut};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | TimedOut)

@@ -1,10 +1,8 @@
-//! Keeping an error that repeats from filling the log.
-
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Limits a log message to once per period: an error that repeats a thousand times a second must not fill the log
+/// Lets a log message through once per period: an error that repeats a thousand times a second must not fill the log
 /// (each one is counted all the same).
 #[derive(Debug)]
 pub(crate) struct LogThrottle {
@@ -21,7 +19,7 @@ impl LogThrottle {
         LogThrottle { period, last: Mutex::new(None) }
     }
 
-    /// Whether the message is to be logged now; if so, the next one is after the period.
+    /// Whether to log now. If so, the next time is after the period.
     pub(crate) fn should_log(&self) -> bool {
         let mut last = self.last.lock();
         let is_due = last.is_none_or(|at| at.elapsed() >= self.period);

@@ -1,7 +1,6 @@
 //! Threads, timers and sockets: the transport under every service, with no knowledge of any of them.
 //!
-//! It uses plain threads and blocking sockets. Everything has a bound, and everything that is dropped, refused or
-//! failed is counted.
+//! Everything has a bound, and everything that is dropped, refused or failed is counted.
 
 #[cfg(target_os = "linux")]
 mod ancillary;

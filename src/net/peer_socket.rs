@@ -1,9 +1,9 @@
-//! A UDP socket for peers: it sends to any address, broadcasts by a given interface, can share its port, and reports
-//! which destinations refuse what is sent to them.
+//! A UDP socket for peers: it broadcasts by a given interface, can share its port, and reports which destinations
+//! refuse what is sent to them.
 //!
 //! An ICMP "port unreachable" is reported only to connected sockets, unless Linux is asked to keep such errors, each
-//! with its destination, in a queue beside the socket (IP_RECVERR). Other systems do not report refusals; peers are
-//! then forgotten after their timeout, like silent ones.
+//! with its destination, in a queue beside the socket (IP_RECVERR). Elsewhere peers that refuse are forgotten after
+//! their timeout, like silent ones.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -27,24 +27,18 @@ mod system;
 #[path = "peer_socket/plain.rs"]
 mod system;
 
-/// Room for any datagram: those of IPv4 have 65,507 bytes at most. Windows fails to read a datagram that does not
-/// fit, instead of truncating it.
+/// Room for any datagram: those of IPv4 have 65,507 bytes at most. Windows fails to read one that does not fit.
 const BUFFER_BYTES: usize = 65_536;
-
 /// How long one read waits: the fallback by which a reader that was not woken notices the stop.
 const READ_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// The pause after a failed read, so that a lasting failure does not occupy a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
-
-/// How often sending a datagram is attempted after errors that may belong to an earlier one.
+/// How often sending is attempted after errors that may belong to an earlier datagram.
 const SEND_ATTEMPTS: usize = 8;
-
 /// How often after refusals, which always belong to earlier datagrams. Linux raises the next one each time the reader
 /// takes one from the queue, so a sender may meet as many as the queue holds.
 const SEND_ATTEMPTS_REFUSED: usize = 1000;
 
-/// What a reader receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerSocketEvent<'a> {
     /// A whole datagram.
@@ -54,22 +48,19 @@ pub enum PeerSocketEvent<'a> {
 }
 
 counters! {
-    /// Counters of one socket.
     pub struct PeerSocketCounters {
         received,
-        /// Datagrams sent; a broadcast counts once.
+        /// A broadcast counts once.
         sent,
-        /// Datagrams that the system did not accept.
         send_errors,
         /// Datagrams that were refused at their destination.
         refused,
         read_errors,
-        /// Panics of the handler.
         panics,
     }
 }
 
-/// One socket. It is read by one thread; any thread may send.
+/// It is read by one thread; any thread may send.
 #[derive(Debug)]
 pub struct PeerSocket {
     socket: UdpSocket,
@@ -80,12 +71,8 @@ pub struct PeerSocket {
 }
 
 impl PeerSocket {
-    /// A socket with a port of its own, which may broadcast and reports refusals where the system supports that. Port
-    /// 0 stands for any free port.
-    ///
-    /// # Errors
-    /// The system's error: `AddrInUse` when the port is taken, `AddrNotAvailable` when the address is not this
-    /// host's.
+    /// A socket with a port of its own (0: any free one), which may broadcast and reports refusals where the system
+    /// supports that. `AddrInUse` when the port is taken, `AddrNotAvailable` when the address is not this host's.
     pub fn bind(addr: SocketAddrV4) -> io::Result<PeerSocket> {
         let socket = UdpSocket::bind(addr)?;
         socket.set_broadcast(true)?;
@@ -93,11 +80,8 @@ impl PeerSocket {
         PeerSocket::from_socket(socket)
     }
 
-    /// A socket whose port other sockets may bind too, if they share it as well. Each gets every broadcast; a
-    /// datagram to a single address reaches one of them, whichever it is.
-    ///
-    /// # Errors
-    /// The system's error: `AddrInUse` when a socket has the port and does not share it.
+    /// A socket whose port other sockets may bind too, if they share it as well (else `AddrInUse`). Each gets every
+    /// broadcast; a datagram to a single address reaches one of them, whichever it is.
     pub fn bind_shared(addr: SocketAddrV4) -> io::Result<PeerSocket> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_reuse_address(true)?;
@@ -131,20 +115,14 @@ impl PeerSocket {
         &self.counters
     }
 
-    /// Sends a datagram. The system chooses the interface and with it the source address.
-    ///
-    /// # Errors
-    /// The system's error when it could not be sent; a refusal at the destination is [reported to the
-    /// reader](PeerSocketEvent::Refused).
+    /// The system chooses the interface and with it the source address. A refusal at the destination is [reported to
+    /// the reader](PeerSocketEvent::Refused).
     pub fn send(&self, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
         self.send_with_retries(|| self.socket.send_to(bytes, to))
     }
 
-    /// Sends a datagram from one of this host's addresses, if the socket is not bound to one and the system lets us
-    /// choose.
-    ///
-    /// # Errors
-    /// As [`send`](PeerSocket::send); also when the address has just been removed.
+    /// Chooses the source address, if the socket is not bound to one and the system lets us choose. Fails also when the
+    /// address has just been removed.
     pub fn send_from(&self, from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
         if !self.addr.ip().is_unspecified() {
             return self.send(to, bytes);
@@ -152,17 +130,12 @@ impl PeerSocket {
         self.send_with_retries(|| system::send_by(&self.socket, bytes, to, from, None))
     }
 
-    /// Broadcasts a datagram to a port of all hosts on an interface's network. False if the interface has no
-    /// broadcast.
+    /// Broadcasts to a port on an interface's network. False if the interface has no broadcast.
     ///
-    /// On Linux the datagram is sent with its interface and source address (IP_PKTINFO). The destination alone would
-    /// select them too (each network's broadcast address has a route that names both, and 127.255.255.255 is sent
-    /// from 127.0.0.1), but not where two interfaces are on one network: then both broadcasts would leave by the
-    /// first. All sockets of this host that share the port, and are bound to 0.0.0.0 or to the broadcast address, get
-    /// a copy as well, the sender's own included.
-    ///
-    /// # Errors
-    /// The system's error when it could not be sent: most often that the interface has just been removed.
+    /// On Linux the datagram bears its interface and source address (IP_PKTINFO). The destination alone would select
+    /// them too, but not where two interfaces are on one network: then both broadcasts would leave by the first. All
+    /// sockets of this host that share the port, and are bound to 0.0.0.0 or to the broadcast address, get a copy as
+    /// well, the sender's own included.
     pub fn broadcast(&self, interface: &Interface, port: u16, bytes: &[u8]) -> io::Result<bool> {
         let Some(broadcast) = interface.broadcast else { return Ok(false) };
         let to = SocketAddrV4::new(broadcast, port);
@@ -171,14 +144,13 @@ impl PeerSocket {
         Ok(true)
     }
 
-    /// The source address of broadcasts by an interface: the interface's own, unless the socket is bound to an
-    /// address, because it would not receive the responses otherwise.
+    /// The source address of broadcasts: a socket that is bound to an address would not receive responses to another.
     pub fn source(&self, interface: &Interface) -> Ipv4Addr {
         if self.addr.ip().is_unspecified() { interface.ip } else { *self.addr.ip() }
     }
 
-    /// The error of an earlier datagram (its refusal) is returned by the next call, whatever that sends, and only
-    /// once: so the same datagram is sent again. The earlier one's error stays in the queue for the reader.
+    /// The error of an earlier datagram (its refusal) is returned by the next call, whatever that sends, and only once:
+    /// so the same datagram is sent again. The earlier one's error stays in the queue for the reader.
     fn send_with_retries(&self, send: impl Fn() -> io::Result<usize>) -> io::Result<()> {
         let mut tries = 1;
         loop {
@@ -199,8 +171,8 @@ impl PeerSocket {
         }
     }
 
-    /// Reads until [`stop`](PeerSocket::stop). A failing read is counted and logged (once a minute), and a panic of
-    /// `on_event` costs one datagram; neither ends the reading.
+    /// Reads until [`stop`](PeerSocket::stop): neither a failing read (logged once a minute) nor a panic of `on_event`
+    /// ends it.
     pub fn read(&self, mut on_event: impl FnMut(PeerSocketEvent<'_>)) {
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut refused = Vec::new();
@@ -240,8 +212,7 @@ impl PeerSocket {
         }
     }
 
-    /// Unwind safe: what the handler shares with others is behind locks without poisoning, whose users must keep
-    /// their invariants at every step anyway.
+    /// Unwind safe: what the handler shares is behind locks without poisoning, whose users keep their invariants.
     fn deliver(&self, on_event: &mut impl FnMut(PeerSocketEvent<'_>), heard: PeerSocketEvent<'_>) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| on_event(heard))) {
             self.counters.panics.add(1);
@@ -249,8 +220,7 @@ impl PeerSocket {
         }
     }
 
-    /// Ends the reading, at once where the system lets us wake the reader, otherwise within a second. Sending remains
-    /// possible.
+    /// Ends the reading, at once where the system lets us wake the reader, otherwise within a second.
     pub fn stop(&self) {
         self.is_stopping.store(true, SeqCst);
         system::wake(&self.socket);

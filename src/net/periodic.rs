@@ -1,6 +1,3 @@
-//! A thread that repeats some work at an interval and can be stopped at once.
-
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -10,7 +7,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::threads;
 
-/// Repeats its work until it is dropped.
+/// Repeats some work until it is dropped or stopped.
+#[derive(Debug)]
 pub struct PeriodicTask {
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -19,9 +17,6 @@ pub struct PeriodicTask {
 impl PeriodicTask {
     /// Runs `work` for the first time after `every`, then at that interval from the start of one run to the next, or
     /// at once after a run that took longer.
-    ///
-    /// # Errors
-    /// The system's error when it gives no thread.
     pub fn start(name: &str, every: Duration, mut work: impl FnMut() + Send + 'static) -> io::Result<PeriodicTask> {
         PeriodicTask::start_paced(name, every, move || {
             let begun_at = Instant::now();
@@ -32,9 +27,6 @@ impl PeriodicTask {
     }
 
     /// Runs `work` for the first time after `first`, then each time after the pause that the run before has returned.
-    ///
-    /// # Errors
-    /// The system's error when it gives no thread.
     pub fn start_paced(
         name: &str,
         first: Duration,
@@ -62,7 +54,7 @@ impl PeriodicTask {
         Ok(PeriodicTask { stop, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Stops the work and waits for a run in progress to end. Calling it again does nothing.
+    /// Waits for a run in progress to end. Calling it again does nothing.
     pub fn stop(&self) {
         *self.stop.0.lock() = true;
         self.stop.1.notify_all();
@@ -78,12 +70,6 @@ impl PeriodicTask {
 impl Drop for PeriodicTask {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-impl fmt::Debug for PeriodicTask {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeriodicTask").finish_non_exhaustive()
     }
 }
 

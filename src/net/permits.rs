@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// The permits for one kind of work. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Permits(Arc<PermitCount>);
 
@@ -18,7 +17,6 @@ struct PermitCount {
 pub struct WorkPermit(Permits);
 
 impl Permits {
-    /// At most `max` permits at a time.
     pub fn new(max: usize) -> Permits {
         Permits(Arc::new(PermitCount { max, in_use: AtomicUsize::new(0) }))
     }
@@ -31,12 +29,10 @@ impl Permits {
         Some(WorkPermit(self.clone()))
     }
 
-    /// The number of permits in use.
     pub fn in_use(&self) -> usize {
         self.0.in_use.load(Relaxed)
     }
 
-    /// The number of permits in all.
     pub fn max(&self) -> usize {
         self.0.max
     }

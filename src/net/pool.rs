@@ -1,10 +1,8 @@
-//! A bounded pool of links, which are kept open for the next request.
-//!
-//! A link serves one request at a time and is read by the thread that sent the request: no other thread has to be
-//! woken for a response. A link that turns out to be dead is replaced, and the request repeated once.
+//! A bounded pool of links, which are kept open for the next request. A link serves one request at a time and is read
+//! by the thread that sent the request: no other thread has to be woken for a response. A link that turns out to be
+//! dead is replaced, and the request repeated once.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -17,16 +15,12 @@ use super::log_throttle::LogThrottle;
 
 /// How long a request waits for a link when all are in use.
 const WAIT_FOR_LINK: Duration = Duration::from_secs(5);
-/// How long connecting is retried while the server has no room.
+/// How long connecting is retried while the server has no room, with pauses that double.
 const CONNECT_RETRY_FOR: Duration = Duration::from_secs(2);
-/// The first pause between these attempts; each is twice as long as the one before.
 const CONNECT_RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// The longest pause between these attempts.
 const CONNECT_RETRY_PAUSE_MAX: Duration = Duration::from_millis(320);
-/// An idle link is closed after this time.
 const IDLE_LINK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a request has no response.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkPoolError {
     /// The other component cannot be reached or does not respond.
@@ -37,51 +31,46 @@ pub enum LinkPoolError {
         at: String,
         source: LinkError,
     },
-    /// All links are in use, and the wait for one timed out or too many requests wait already.
+    /// Waiting for a link timed out, or too many requests wait already.
     #[error("all links to the {to} are in use")]
     Busy { to: &'static str },
 }
 
-/// Links to one component.
+#[derive(Debug)]
 pub struct LinkPool {
     target: LinkTarget,
     max_links: usize,
     max_waiting: usize,
     state: Mutex<LinkPoolState>,
-    /// Notified when a permit is returned.
     permit_released: Condvar,
     counters: LinkPoolCounters,
     log_throttle: LogThrottle,
-    /// Whether the last attempt to connect failed.
     is_unavailable: AtomicBool,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct LinkPoolState {
     /// Open and unused links with the time at which they became idle, the most recent at the back.
     idle: VecDeque<(Link, Instant)>,
-    /// Permits handed out: links in use or being connected.
+    /// Links in use or being connected.
     in_use: usize,
     waiting: usize,
 }
 
 counters! {
-    /// Counters of one pool.
     pub struct LinkPoolCounters {
         requests,
-        /// Attempts to connect.
         connects,
         /// Requests repeated because their link was dead.
         retries = "repeats",
         /// Requests without a response.
         unavailable = "away",
-        /// Requests refused because all links were in use.
         busy,
     }
 }
 
 impl LinkPool {
-    /// A pool without links yet: it opens at most `max_links`, for which at most `max_waiting` requests wait.
+    /// It opens at most `max_links`, for which at most `max_waiting` requests wait.
     pub fn new(target: LinkTarget, max_links: usize, max_waiting: usize) -> LinkPool {
         LinkPool {
             target,
@@ -97,9 +86,6 @@ impl LinkPool {
 
     /// Connects one link ahead of the first request, so that a process learns at its start that the other component
     /// is missing.
-    ///
-    /// # Errors
-    /// [`LinkPoolError`], which has been logged.
     pub fn ensure_connected(&self) -> Result<(), LinkPoolError> {
         let mut permit = self.acquire_permit()?;
         if permit.link.is_none() {
@@ -112,12 +98,8 @@ impl LinkPool {
         &self.counters
     }
 
-    /// Sends a request without waiting for the response, so that another can be sent elsewhere meanwhile. A caller
-    /// with requests on two pools must use the pools in the same order everywhere, otherwise two callers could wait
-    /// for each other's links.
-    ///
-    /// # Errors
-    /// [`LinkPoolError`].
+    /// Sends a request without waiting for the response, so that another can be sent elsewhere meanwhile. Requests on
+    /// two pools must be sent in the same order everywhere, otherwise two callers could wait for each other's links.
     pub fn send(&self, request: Vec<u8>) -> Result<PendingResponse<'_>, LinkPoolError> {
         self.counters.requests.add(1);
         let mut permit = self.acquire_permit()?;
@@ -132,22 +114,18 @@ impl LinkPool {
         Ok(pending)
     }
 
-    /// Returns an idle link, or the right to connect one.
+    /// An idle link, or the right to connect one.
     fn acquire_permit(&self) -> Result<LinkPermit<'_>, LinkPoolError> {
         let mut state = self.state.lock();
         let mut give_up_at = None;
         loop {
-            if let Some((link, _)) = state.idle.pop_back() {
+            let idle = state.idle.pop_back();
+            if idle.is_some() || state.in_use < self.max_links {
                 state.in_use += 1;
-                return Ok(LinkPermit { pool: self, link: Some(link) });
-            }
-            if state.in_use < self.max_links {
-                state.in_use += 1;
-                return Ok(LinkPermit { pool: self, link: None });
+                return Ok(LinkPermit { pool: self, link: idle.map(|(link, _)| link) });
             }
             let give_up_at = *give_up_at.get_or_insert_with(|| Instant::now() + WAIT_FOR_LINK);
-            let is_over = state.waiting >= self.max_waiting || Instant::now() >= give_up_at;
-            if is_over {
+            if state.waiting >= self.max_waiting || Instant::now() >= give_up_at {
                 drop(state);
                 self.counters.busy.add(1);
                 return Err(LinkPoolError::Busy { to: self.target.server_name });
@@ -158,8 +136,8 @@ impl LinkPool {
         }
     }
 
-    /// Connects a link. While the server is there but has no room, because unauthenticated clients occupy it and are
-    /// about to be evicted, it retries for a moment.
+    /// While the server is there but has no room, because unauthenticated clients occupy it and are about to be
+    /// evicted, it retries for a moment.
     fn connect(&self) -> Result<Link, LinkPoolError> {
         let give_up_at = Instant::now() + CONNECT_RETRY_FOR;
         let mut backoff = Backoff::new(CONNECT_RETRY_PAUSE, CONNECT_RETRY_PAUSE_MAX);
@@ -178,17 +156,13 @@ impl LinkPool {
                 Err(error) => {
                     // Becoming unavailable is logged each time, whatever the throttle says.
                     let has_just_gone = !self.is_unavailable.swap(true, Relaxed);
-                    return Err(self.unavailable_error(error, has_just_gone));
+                    return Err(self.unavailable(error, has_just_gone));
                 }
             }
         }
     }
 
-    fn unavailable(&self, source: LinkError) -> LinkPoolError {
-        self.unavailable_error(source, false)
-    }
-
-    fn unavailable_error(&self, source: LinkError, is_news: bool) -> LinkPoolError {
+    fn unavailable(&self, source: LinkError, is_news: bool) -> LinkPoolError {
         self.counters.unavailable.add(1);
         let LinkTarget { server_name: to, address, address_flag: flag, .. } = &self.target;
         let at = if flag.is_empty() { address.clone() } else { format!("{address} ({flag})") };
@@ -232,7 +206,6 @@ impl Drop for LinkPermit<'_> {
     }
 }
 
-/// A request that was sent and whose response has not been read.
 pub struct PendingResponse<'a> {
     permit: LinkPermit<'a>,
     link: Link,
@@ -243,10 +216,7 @@ pub struct PendingResponse<'a> {
 }
 
 impl PendingResponse<'_> {
-    /// Waits for the response, whose first byte must come within `timeout`.
-    ///
-    /// # Errors
-    /// [`LinkPoolError`]. After `Unavailable` it is unknown whether the request was executed.
+    /// The first byte must come within `timeout`. After `Unavailable` it is unknown whether the request was executed.
     pub fn wait(mut self, timeout: Duration) -> Result<Vec<u8>, LinkPoolError> {
         loop {
             match self.link.read_response(Instant::now() + timeout) {
@@ -260,11 +230,11 @@ impl PendingResponse<'_> {
         }
     }
 
-    /// Repeats the request over a new link, but only once.
+    /// Sends the request over a new link, but only once.
     fn retry(&mut self, error: LinkError) -> Result<(), LinkPoolError> {
         let pool = self.permit.pool;
         if self.is_retry || error.is_timeout() {
-            return Err(pool.unavailable(error));
+            return Err(pool.unavailable(error, false));
         }
         self.is_retry = true;
         pool.counters.retries.add(1);
@@ -272,18 +242,7 @@ impl PendingResponse<'_> {
             pool.close_idle();
         }
         self.link = pool.connect()?;
-        self.link.send_request(&self.request).map_err(|error| pool.unavailable(error))
-    }
-}
-
-impl fmt::Debug for LinkPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        f.debug_struct("Pool")
-            .field("to", &self.target.server_name)
-            .field("idle", &state.idle.len())
-            .field("in_use", &state.in_use)
-            .finish_non_exhaustive()
+        self.link.send_request(&self.request).map_err(|error| pool.unavailable(error, false))
     }
 }
 

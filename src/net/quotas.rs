@@ -1,16 +1,14 @@
-//! How much of a limited resource each source uses, so that no single client uses what others need.
-//!
-//! This only counts: its owner knows who is counted and when, and what to do when the bound in all is reached.
+//! How much of a limited resource each source uses, so that no single client uses what others need. This only counts:
+//! what to do when the bound in all is reached is its owner's affair.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::source::SourceKey;
 
-/// What each source uses of one limited resource. By default a source other than loopback may use a fixed quota, and
-/// loopback as a whole half of the bound (`docs/spec/general.md`).
-///
-/// It remembers a source only while that uses something, so it never has more entries than the resource has units.
+/// By default a source other than loopback may use a fixed quota, and loopback as a whole half of the bound
+/// (`docs/spec/general.md`). A source is remembered only while it uses something, so there are never more entries
+/// than the resource has units.
 #[derive(Debug, Clone)]
 pub struct SourceQuotas {
     per_source: usize,
@@ -18,42 +16,33 @@ pub struct SourceQuotas {
     used: HashMap<SourceKey, usize>,
 }
 
-/// A source has used up its quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{source_key} holds {quota} already, as much as one source may")]
 pub struct QuotaExceeded {
     pub source_key: SourceKey,
-    /// The quota.
     pub quota: usize,
 }
 
 impl SourceQuotas {
-    /// Quotas of something of which there are `bound` in all: half of it for loopback, `per_source` for every
-    /// other source.
+    /// Of `bound` in all, half is for loopback, `per_source` for every other source.
     pub fn new(bound: usize, per_source: usize) -> SourceQuotas {
         SourceQuotas { per_source, loopback: (bound / 2).max(1), used: HashMap::new() }
     }
 
-    /// Sets the quota of loopback.
     #[must_use]
     pub fn with_loopback_quota(self, loopback: usize) -> SourceQuotas {
         SourceQuotas { loopback, ..self }
     }
 
-    /// The most that a source may use.
     pub fn quota_of(&self, source: SourceKey) -> usize {
         if source.is_loopback() { self.loopback } else { self.per_source }
     }
 
-    /// How much a source uses.
     pub fn used_by(&self, source: SourceKey) -> usize {
         self.used.get(&source).copied().unwrap_or_default()
     }
 
-    /// Checks that a source may use `more`, without counting it.
-    ///
-    /// # Errors
-    /// [`QuotaExceeded`] if it may not.
+    /// Checks a source's quota without counting.
     pub fn check_room(&self, source: SourceKey, more: usize) -> Result<(), QuotaExceeded> {
         let quota = self.quota_of(source);
         // A source above its quota (from before there was one) may still do what uses nothing more.
@@ -63,14 +52,13 @@ impl SourceQuotas {
         Err(QuotaExceeded { source_key: source, quota })
     }
 
-    /// Counts what a source uses from now on, without checking its quota: what was loaded from disk is counted, too.
+    /// Counts without checking the quota: what was loaded from disk is counted, too.
     pub fn acquire(&mut self, source: SourceKey, more: usize) {
         if more > 0 {
             *self.used.entry(source).or_default() += more;
         }
     }
 
-    /// Counts what a source does not use any more.
     pub fn release(&mut self, source: SourceKey, less: usize) {
         let Entry::Occupied(mut used) = self.used.entry(source) else {
             debug_assert_eq!(less, 0, "given back what was never taken");
@@ -83,7 +71,6 @@ impl SourceQuotas {
         }
     }
 
-    /// The number of sources that use something.
     #[cfg(test)]
     pub fn source_count(&self) -> usize {
         self.used.len()

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// The exit code after a second signal: the one by which shells report a death by SIGINT.
+/// The code by which shells report a death by SIGINT.
 const SECOND_SIGNAL_EXIT_CODE: i32 = 130;
 
-/// Whether the program is to end. Clones share the same state.
+/// Clones share the same state.
 #[derive(Debug, Clone, Default)]
 pub struct ShutdownSignal {
     state: Arc<ShutdownState>,
@@ -23,19 +23,16 @@ struct ShutdownState {
 }
 
 impl ShutdownSignal {
-    /// Handles SIGINT and SIGTERM from now on: the first requests the shutdown, the second ends the process at once
-    /// with code 130.
-    ///
-    /// # Errors
-    /// The system's error, or when the process handles them already.
+    /// From now on the first SIGINT or SIGTERM requests the shutdown, and the second ends the process at once with code
+    /// 130. Fails if the process handles them already.
     pub fn install() -> io::Result<ShutdownSignal> {
         let shutdown = ShutdownSignal::default();
         let signal = shutdown.clone();
         // The handler runs on a thread of its own, so it may lock and log.
         let has_come = AtomicBool::new(false);
         let handler = move || {
-            // Only signals are counted: a program whose input has ended is ending already, and a first signal then
-            // must not force it.
+            // Only signals are counted: a program whose input has ended is ending already, and then a first signal must
+            // not force it.
             signal.request();
             if has_come.swap(true, SeqCst) {
                 log::warn!("ended by a second signal");
@@ -51,6 +48,7 @@ impl ShutdownSignal {
         Ok(shutdown)
     }
 
+    /// Returns whether it was requested before.
     pub fn request(&self) -> bool {
         let was_asked = std::mem::replace(&mut *self.state.is_requested.lock(), true);
         self.state.requested.notify_all();
@@ -61,7 +59,6 @@ impl ShutdownSignal {
         *self.state.is_requested.lock()
     }
 
-    /// Waits until the shutdown is requested.
     pub fn wait(&self) {
         let mut is_asked = self.state.is_requested.lock();
         while !*is_asked {
@@ -69,7 +66,7 @@ impl ShutdownSignal {
         }
     }
 
-    /// Like [`wait`](ShutdownSignal::wait), for at most that long. Returns whether the shutdown was requested.
+    /// Returns whether the shutdown was requested within that time.
     pub fn wait_for(&self, at_most: Duration) -> bool {
         let until = Instant::now() + at_most;
         let mut is_asked = self.state.is_requested.lock();
@@ -91,8 +88,7 @@ struct HangupDisposition {
 impl HangupDisposition {
     fn capture() -> HangupDisposition {
         let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-        // SAFETY: with no new action given, the call only writes the present one to where the pointer
-        // points, which is room for one.
+        // SAFETY: with no new action given, the call only writes the present one, and there is room for one.
         if unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), now.as_mut_ptr()) } != 0 {
             return HangupDisposition { ignored: None };
         }

@@ -1,13 +1,9 @@
-//! The source of a connection or request: the key of everything that is counted "per address"
-//! (`docs/spec/general.md`).
-//!
-//! An address does not identify a client: a host with IPv6 has as many as its /64 holds, and a process on this host
-//! can use any of 127.0.0.0/8. So quotas are counted per [`SourceKey`], never per address.
+//! What is counted "per address" (`docs/spec/general.md`) is counted per [`SourceKey`]: a host with IPv6 has as many
+//! addresses as its /64 holds, and a process on this host can use any of 127.0.0.0/8.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// The bits of an IPv6 address that identify its network.
 const NETWORK_BITS: u32 = 64;
 
 /// One IPv4 address, one /64 of IPv6, or this host as a whole.
@@ -21,7 +17,7 @@ enum SourceKind {
     Network(IpAddr),
 }
 
-/// The source that an address belongs to. IPv4 in an IPv6 socket (`::ffff:…`) counts as IPv4.
+/// IPv4 in an IPv6 socket (`::ffff:…`) counts as IPv4.
 pub fn key_of(address: IpAddr) -> SourceKey {
     let address = address.to_canonical();
     SourceKey(match address {
@@ -35,7 +31,6 @@ pub fn key_of(address: IpAddr) -> SourceKey {
 }
 
 impl SourceKey {
-    /// Whether it is this host.
     pub fn is_loopback(self) -> bool {
         self.0 == SourceKind::Loopback
     }

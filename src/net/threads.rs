@@ -1,7 +1,6 @@
-//! The executor: every request has a thread to itself, and a finished thread is reused for the next one.
-//!
-//! A job goes straight to the thread that became idle last: its stack and its core's cache are still warm, the others
-//! can retire, and there is no shared queue in between. Handing a job over costs one futex wake.
+//! Every request has a thread to itself. A job goes straight to the thread that became idle last: its stack and its
+//! core's cache are still warm, the others can retire, and there is no shared queue in between. Handing a job over
+//! costs one futex wake.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -18,28 +17,23 @@ use parking_lot::{Condvar, Mutex};
 use super::counters::counters;
 use super::log_throttle::LogThrottle;
 
-/// How long an idle thread waits for its next job before it ends.
 const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Stack of a request thread, bytes. Small, so that 10,000 connections are affordable; without optimisation stack
-/// frames are several times as large.
+/// Bytes: small, so that 10,000 connections are affordable. Without optimisation stack frames are several times as
+/// large.
 pub const STACK_BYTES: usize = if cfg!(debug_assertions) { 512 * 1024 } else { 256 * 1024 };
 
-/// Work for one thread.
 pub type Job = Box<dyn FnOnce() + Send + 'static>;
 
-/// No thread is idle and none may be added, or the executor is shutting down: the job was not started.
+/// The job was not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("all request threads are busy")]
 pub struct ExecutorFull;
 
-/// A bounded number of reusable threads for requests.
 pub struct Executor {
     name: String,
     max_threads: usize,
     retire_after: Duration,
     state: Mutex<ExecutorState>,
-    /// Notified when the last running job has ended.
     all_done: Condvar,
     counters: ExecutorCounters,
     spawn_failure_log: LogThrottle,
@@ -54,7 +48,6 @@ struct ExecutorState {
     is_closed: bool,
 }
 
-/// Where one thread receives its next job.
 #[derive(Default)]
 struct WorkerSlot {
     job: Mutex<Option<Job>>,
@@ -63,30 +56,23 @@ struct WorkerSlot {
 }
 
 counters! {
-    /// Counters of one executor.
     pub struct ExecutorCounters {
-        /// Jobs that were given a thread.
         jobs,
-        /// Threads that were started.
         threads_started,
         /// Jobs refused because every thread was busy.
         full,
         /// Jobs refused because the system gave no further thread.
         spawn_failed,
-        /// Jobs that panicked.
         panics,
     }
 }
 
 impl Executor {
-    /// An executor without threads yet; at most `max_threads` will run at a time.
-    ///
-    /// Its threads are named `name` (Linux shows the first 15 bytes).
+    /// At most `max_threads` will run at a time, each named `name` (of which Linux shows the first 15 bytes).
     pub fn new(name: &str, max_threads: usize) -> Arc<Executor> {
         Executor::with_retirement(name, max_threads, IDLE_THREAD_TIMEOUT)
     }
 
-    /// Like [`new`](Executor::new), with another time after which an idle thread ends.
     pub fn with_retirement(name: &str, max_threads: usize, retire_after: Duration) -> Arc<Executor> {
         Arc::new(Executor {
             // A name with a NUL in it would make every spawn panic.
@@ -100,26 +86,17 @@ impl Executor {
         })
     }
 
-    /// Runs the job at once, on a thread of its own.
-    ///
-    /// # Errors
-    /// [`ExecutorFull`]; the job was dropped without being run.
+    /// Runs the job at once on a thread of its own, or drops it.
     pub fn execute(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) -> Result<(), ExecutorFull> {
         self.try_execute(Box::new(job)).map_err(|_job| ExecutorFull)
     }
 
     /// Like [`execute`](Executor::execute), but returns the job when it cannot be started.
-    ///
-    /// # Errors
-    /// The job itself, when all threads are busy or the executor is shutting down.
     pub fn try_execute(self: &Arc<Self>, job: Job) -> Result<(), Job> {
         let mut state = self.state.lock();
-        if state.is_closed {
-            drop(state);
-            self.counters.full.add(1);
-            return Err(job);
-        }
-        if let Some(slot) = state.idle.pop_back() {
+        if !state.is_closed
+            && let Some(slot) = state.idle.pop_back()
+        {
             state.running_jobs += 1;
             drop(state);
             self.counters.jobs.add(1);
@@ -129,7 +106,7 @@ impl Executor {
             }
             return Ok(());
         }
-        if state.threads >= self.max_threads {
+        if state.is_closed || state.threads >= self.max_threads {
             drop(state);
             self.counters.full.add(1);
             return Err(job);
@@ -147,13 +124,10 @@ impl Executor {
             .name(self.name.clone())
             .stack_size(STACK_BYTES)
             .spawn(move || executor.run_worker(its_slot));
-        let failure = match spawned {
-            Ok(_detached) => {
-                self.counters.threads_started.add(1);
-                self.counters.jobs.add(1);
-                return Ok(());
-            }
-            Err(failure) => failure,
+        let Err(failure) = spawned else {
+            self.counters.threads_started.add(1);
+            self.counters.jobs.add(1);
+            return Ok(());
         };
         self.counters.spawn_failed.add(1);
         if self.spawn_failure_log.should_log() {
@@ -168,7 +142,6 @@ impl Executor {
         job.map_or(Ok(()), Err)
     }
 
-    /// The main loop of a thread: run a job, wait for the next, and end after the idle timeout.
     fn run_worker(&self, slot: Arc<WorkerSlot>) {
         slot.thread.get_or_init(thread::current);
         while let Some(job) = self.next_job(&slot) {
@@ -183,7 +156,7 @@ impl Executor {
         }
     }
 
-    /// Waits for a job. Returns `None` when this thread is to end (it is then no longer counted).
+    /// Returns `None` when this thread is to end (it is then no longer counted).
     fn next_job(&self, slot: &Arc<WorkerSlot>) -> Option<Job> {
         let give_up_at = Instant::now() + self.retire_after;
         loop {
@@ -216,27 +189,24 @@ impl Executor {
         }
     }
 
-    /// Runs `work`; a panic in it is logged, counted and not propagated.
+    /// A panic is logged, counted and not propagated.
     pub(crate) fn catch_panic(&self, work: impl FnOnce()) {
-        // Unwind safe: the state that jobs share is behind locks without poisoning, whose users keep their invariants
-        // at every step anyway.
+        // Unwind safe: what jobs share is behind locks without poisoning, whose users keep their invariants at every
+        // step.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             self.counters.panics.add(1);
             error!("{}: a request panicked: {}", self.name, panic_text(&*panic));
         }
     }
 
-    /// The number of running jobs.
     pub fn running_jobs(&self) -> usize {
         self.state.lock().running_jobs
     }
 
-    /// The number of threads, idle ones included.
     pub fn threads(&self) -> usize {
         self.state.lock().threads
     }
 
-    /// Whether [`shut_down`](Executor::shut_down) was called.
     #[cfg(test)]
     pub fn is_closed(&self) -> bool {
         self.state.lock().is_closed
@@ -246,10 +216,8 @@ impl Executor {
         &self.counters
     }
 
-    /// Refuses new jobs and waits for the running ones, at most for `deadline`. Returns how many are still running.
-    ///
-    /// Whatever keeps jobs running (servers) must be stopped first. A job must not call this: it would wait for
-    /// itself.
+    /// Waits for the running jobs, at most for `deadline`. Returns how many are still running. Whatever keeps jobs
+    /// running (servers) must be stopped first, and a job must not call this: it would wait for itself.
     pub fn shut_down(&self, deadline: Duration) -> usize {
         let give_up_at = Instant::now() + deadline;
         let mut state = self.state.lock();
@@ -275,15 +243,13 @@ impl fmt::Debug for Executor {
     }
 }
 
-/// The message of a panic.
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no text)")
 }
 
-/// The result of a long-lived thread: nothing, or an error to be logged.
+/// What a long-lived thread returns: nothing, or an error to be logged.
 pub trait ThreadOutcome {
-    /// The text of the error, if there is one.
     fn error_text(self) -> Option<String>;
 }
 
@@ -300,10 +266,7 @@ impl<E: fmt::Display> ThreadOutcome for Result<(), E> {
     }
 }
 
-/// Starts a thread that lives as long as its server, and logs its error or panic.
-///
-/// # Errors
-/// The system's error when it gives no thread.
+/// A thread that lives as long as its server. Its error or panic is logged.
 pub fn spawn<O: ThreadOutcome>(name: &str, f: impl FnOnce() -> O + Send + 'static) -> io::Result<JoinHandle<()>> {
     let name = name.replace('\0', "");
     thread::Builder::new().name(name.clone()).stack_size(STACK_BYTES).spawn(move || {

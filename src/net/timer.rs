@@ -1,7 +1,6 @@
-//! Timers: a heap of deadlines on one thread. A due item becomes a job of the executor.
+//! Deadlines on one thread. A due item becomes a job of the executor.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -19,16 +18,14 @@ use crate::model::time;
 const RETRY_AFTER: Duration = Duration::from_millis(10);
 /// How often it is checked whether the machine was suspended: a suspend does not end a wait early.
 const RECHECK_INTERVAL: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
-/// A suspend shorter than this is not recognised, because the two clocks that show it are not read at the same
-/// instant.
+/// A shorter suspend is not recognised, because the two clocks that show it are not read at the same instant.
 const SUSPEND_MIN: Duration = Duration::from_millis(100);
 
-/// A set of deadlines, each with an item. They fire in the order of their instants; equal ones in the order in which
-/// they were set.
+/// Deadlines, each with an item, fire in the order of their instants; equal ones in the order in which they were set.
 ///
-/// There is no cancelling: an item says what is to be checked, and its handler finds out whether there is still
-/// something to do. The number of deadlines is bounded by whoever sets them. Time during which the machine is
-/// suspended counts: what became due meanwhile fires within seconds afterwards.
+/// There is no cancelling: the handler of an item finds out whether there is still something to do. Whoever sets
+/// deadlines bounds their number. Time during which the machine is suspended counts: what became due meanwhile fires
+/// within seconds afterwards.
 pub struct Timers<T: Send + 'static> {
     inner: Arc<TimersInner<T>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -40,34 +37,23 @@ struct TimersInner<T> {
     state: Mutex<TimersState<T>>,
     /// Notified when the earliest deadline has changed, and at the end.
     changed: Condvar,
-    /// Returns for how long the machine has been suspended since it was started.
+    /// For how long the machine has been suspended since it was started.
     read_suspended: fn() -> Duration,
-    /// How often a due item had to wait because every request thread was busy.
     #[cfg(test)]
     retries: AtomicU64,
 }
 
 struct TimersState<T> {
     /// Keyed by what [`Instant`]s would be if they advanced during suspend.
-    heap: BinaryHeap<Reverse<TimerEntry<T>>>,
-    /// The total suspend time that was seen last.
+    deadlines: BTreeMap<(Instant, u64), T>,
     suspended: Duration,
-    /// Numbers the entries, so that equal deadlines keep their order.
+    /// Keeps the order of equal deadlines.
     next_number: u64,
     is_stopped: bool,
 }
 
-struct TimerEntry<T> {
-    at: Instant,
-    number: u64,
-    item: T,
-}
-
 impl<T: Send + 'static> Timers<T> {
-    /// Starts the timer thread. `fire` runs on a thread of the executor for each due item.
-    ///
-    /// # Errors
-    /// The system's error when it gives no thread.
+    /// `fire` runs on a thread of the executor for each due item.
     pub fn start(
         name: &str,
         executor: Arc<Executor>,
@@ -86,7 +72,7 @@ impl<T: Send + 'static> Timers<T> {
             executor,
             fire: Box::new(fire),
             state: Mutex::new(TimersState {
-                heap: BinaryHeap::new(),
+                deadlines: BTreeMap::new(),
                 suspended: read_asleep(),
                 next_number: 0,
                 is_stopped: false,
@@ -111,25 +97,24 @@ impl<T: Send + 'static> Timers<T> {
         let at = at + state.update_suspended(self.inner.read_suspended);
         let number = state.next_number;
         state.next_number += 1;
-        let is_earliest = state.heap.peek().is_none_or(|Reverse(first)| at < first.at);
-        state.heap.push(Reverse(TimerEntry { at, number, item }));
+        let is_earliest = state.deadlines.first_key_value().is_none_or(|((first, _), _)| at < *first);
+        state.deadlines.insert((at, number), item);
         drop(state);
         if is_earliest {
             self.inner.changed.notify_one();
         }
     }
 
-    /// The number of deadlines that have not fired.
     pub fn pending(&self) -> usize {
-        self.inner.state.lock().heap.len()
+        self.inner.state.lock().deadlines.len()
     }
 
-    /// Ends the thread; what has not fired never will. Items that were handed over run on.
+    /// What has not fired never will. Items that were handed over run on.
     pub fn stop(&self) {
         let abandoned = {
             let mut state = self.inner.state.lock();
             state.is_stopped = true;
-            std::mem::take(&mut state.heap)
+            std::mem::take(&mut state.deadlines)
         };
         drop(abandoned);
         self.inner.changed.notify_one();
@@ -143,7 +128,6 @@ impl<T: Send + 'static> Timers<T> {
 }
 
 impl<T> TimersState<T> {
-    /// The total time for which the machine was suspended.
     fn update_suspended(&mut self, read_asleep: fn() -> Duration) -> Duration {
         let asleep = read_asleep();
         if asleep > self.suspended + SUSPEND_MIN {
@@ -161,13 +145,10 @@ impl<T: Send + 'static> Drop for Timers<T> {
 
 impl<T: Send + 'static> TimersInner<T> {
     fn run(self: Arc<Self>) {
-        // At most one due item waits outside the heap for a free thread: those after it keep their order there.
+        // At most one due item waits outside for a free thread: those after it keep their order there.
         let mut waiting: Option<Job> = None;
         loop {
-            let job = match waiting.take().or_else(|| self.next_due()) {
-                Some(job) => job,
-                None => return,
-            };
+            let Some(job) = waiting.take().or_else(|| self.next_due()) else { return };
             let Err(job) = self.executor.try_execute(job) else { continue };
             waiting = Some(job);
             #[cfg(test)]
@@ -183,7 +164,6 @@ impl<T: Send + 'static> TimersInner<T> {
         }
     }
 
-    /// Waits for the next deadline; `None` once stopped.
     fn next_due(self: &Arc<Self>) -> Option<Job> {
         let mut state = self.state.lock();
         loop {
@@ -191,7 +171,7 @@ impl<T: Send + 'static> TimersInner<T> {
                 return None;
             }
             let asleep = state.update_suspended(self.read_suspended);
-            match state.heap.peek().map(|Reverse(first)| first.at) {
+            match state.deadlines.first_key_value().map(|((first, _), _)| *first) {
                 None => self.changed.wait(&mut state),
                 Some(at) if at > Instant::now() + asleep => {
                     let left = at.saturating_duration_since(Instant::now() + asleep);
@@ -200,42 +180,16 @@ impl<T: Send + 'static> TimersInner<T> {
                 Some(_due) => break,
             }
         }
-        let Reverse(entry) = state.heap.pop()?;
+        let (_, item) = state.deadlines.pop_first()?;
         drop(state);
         let inner = Arc::clone(self);
-        Some(Box::new(move || (inner.fire)(entry.item)))
+        Some(Box::new(move || (inner.fire)(item)))
     }
 }
 
 impl<T: Send + 'static> fmt::Debug for Timers<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Timers").field("pending", &self.pending()).finish_non_exhaustive()
-    }
-}
-
-impl<T> TimerEntry<T> {
-    fn order(&self) -> (Instant, u64) {
-        (self.at, self.number)
-    }
-}
-
-impl<T> PartialEq for TimerEntry<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.order() == other.order()
-    }
-}
-
-impl<T> Eq for TimerEntry<T> {}
-
-impl<T> PartialOrd for TimerEntry<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<T> Ord for TimerEntry<T> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.order().cmp(&other.order())
     }
 }
 

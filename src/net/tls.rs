@@ -1,6 +1,5 @@
-//! TLS identities: our own certificate, and peers identified by the fingerprint of theirs.
-//!
-//! There is no certificate authority: fingerprints are exchanged over a channel that is trusted already.
+//! Our own certificate, and peers identified by the fingerprint of theirs. There is no certificate authority:
+//! fingerprints are exchanged over a channel that is trusted already.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -19,71 +18,45 @@ use rustls::{CertificateError, DigitallySignedStruct, OtherError, ServerConfig, 
 
 use crate::model::secret::hex;
 
-/// The DNS name in our certificates, which clients ask for.
+/// The DNS name that is in our certificates and that clients send.
 pub const SERVER_NAME: &str = "p2s2";
-
 /// Certificate and key are in one file, so that a crash during its creation leaves both or none.
 pub const IDENTITY_FILE: &str = "identity.pem";
 
-/// Why an identity or a pin could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsIdentityError {
-    /// A file could not be read or written.
     #[error("{}: {error}", path.display())]
     File { path: PathBuf, error: io::Error },
-    /// A file holds something else.
     #[error("{}: {what}", path.display())]
     Content { path: PathBuf, what: String },
     #[error("making a certificate: {0}")]
     Generation(String),
-    /// The pin is not a fingerprint.
     #[error("cert_sha256 must be 64 hex digits")]
     InvalidPin,
 }
 
-/// A certificate with its key, ready to be presented.
 #[derive(Clone)]
 pub struct TlsIdentity {
-    config: Arc<ServerConfig>,
+    pub(super) server_config: Arc<ServerConfig>,
     fingerprint: String,
 }
 
 impl TlsIdentity {
-    /// The data directory's own certificate: self-signed, created once, stored in `identity.pem` with mode 600.
-    ///
-    /// # Errors
-    /// [`TlsIdentityError`] when the file cannot be read or written, or holds something else: a damaged one is never
-    /// replaced, because peers know its fingerprint.
+    /// The data directory's own certificate: self-signed, created once, stored in `identity.pem` with mode 600. A
+    /// damaged file is an error and never replaced, because peers know its fingerprint.
     pub fn load_or_create(dir: &Path) -> Result<TlsIdentity, TlsIdentityError> {
         TlsIdentity::load_or_create_with_note(dir, "")
     }
 
-    /// Like [`load_or_create`](TlsIdentity::load_or_create); a new file begins with a note, which PEM parsers skip.
-    ///
-    /// # Errors
-    /// As [`load_or_create`](TlsIdentity::load_or_create).
+    /// A new file begins with the note, which PEM parsers skip.
     pub fn load_or_create_with_note(dir: &Path, note: &str) -> Result<TlsIdentity, TlsIdentityError> {
         let path = dir.join(IDENTITY_FILE);
-        match fs::read(&path) {
-            Ok(pem) => {
-                warn_if_readable_by_others(&path);
-                TlsIdentity::from_pem(&path, &pem, &path, &pem)
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let pem = format!("{note}{}", generate_pem()?);
-                write_secret_once(&path, &pem).map_err(|error| TlsIdentityError::File { path: path.clone(), error })?;
-                // Read again: another process may have created it first, and then its identity is ours.
-                let pem = read(&path)?;
-                TlsIdentity::from_pem(&path, &pem, &path, &pem)
-            }
-            Err(error) => Err(TlsIdentityError::File { path, error }),
-        }
+        let failed = |error| TlsIdentityError::File { path: path.clone(), error };
+        let pem = read_or_create_secret(&path, || Ok(format!("{note}{}", generate_pem()?)), failed)?;
+        TlsIdentity::from_pem(&path, &pem, &path, &pem)
     }
 
     /// A certificate (with its chain, leaf first) and key from elsewhere, both PEM.
-    ///
-    /// # Errors
-    /// [`TlsIdentityError`] when a file cannot be read, or holds something else.
     pub fn load(certificate: &Path, key: &Path) -> Result<TlsIdentity, TlsIdentityError> {
         TlsIdentity::from_pem(certificate, &read(certificate)?, key, &read(key)?)
     }
@@ -116,17 +89,12 @@ impl TlsIdentity {
             .map_err(|error| wrong(key_path, &error))?;
         // Connections are few and long; session tickets would be of no use.
         config.send_tls13_tickets = 0;
-        Ok(TlsIdentity { config: Arc::new(config), fingerprint })
+        Ok(TlsIdentity { server_config: Arc::new(config), fingerprint })
     }
 
     /// SHA-256 of the leaf certificate's DER, as 64 lowercase hex digits: `cert_sha256`.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
-    }
-
-    /// The configuration for the server's side of a TLS connection.
-    pub fn server_config(&self) -> &Arc<ServerConfig> {
-        &self.config
     }
 }
 
@@ -136,15 +104,11 @@ impl fmt::Debug for TlsIdentity {
     }
 }
 
-/// SHA-256 of a certificate's DER, as 64 lowercase hex digits.
 pub(super) fn fingerprint_of(certificate: &CertificateDer<'_>) -> String {
     hex(digest(&SHA256, certificate).as_ref())
 }
 
-/// The configuration of a client that accepts exactly one certificate: the one with that fingerprint.
-///
-/// # Errors
-/// [`TlsIdentityError::InvalidPin`] unless the pin is 64 hex digits.
+/// A client that accepts exactly the certificate with that fingerprint.
 pub fn pinned_client_config(pin: &str) -> Result<Arc<ClientConfig>, TlsIdentityError> {
     let is_pin = pin.len() == 64 && pin.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !is_pin {
@@ -166,36 +130,30 @@ fn client_config(pin: Option<String>) -> Result<Arc<ClientConfig>, TlsIdentityEr
     Ok(Arc::new(config))
 }
 
-/// The configuration of a client that accepts any certificate and verifies the server in another way: see
+/// A client that accepts any certificate and verifies the server in another way: see
 /// [`Conn::tls_client_unpinned`](super::conn::Conn::tls_client_unpinned).
 pub(super) fn unpinned_client_config() -> Result<Arc<ClientConfig>, TlsIdentityError> {
     client_config(None)
 }
 
-/// The verifier alone, for tests that set the rest up differently.
 #[cfg(test)]
 pub(super) fn pin_verifier(pin: &str) -> Arc<dyn ServerCertVerifier> {
     Arc::new(PinVerifier { pin: Some(pin.to_owned()), provider: crypto_provider() })
 }
 
-/// The server name that clients send.
 pub(super) fn server_name() -> ServerName<'static> {
     // Every TLS test proves it: the constant is a valid DNS name.
     ServerName::try_from(SERVER_NAME).expect("a constant that is a valid name")
 }
 
-/// The other end presented another certificate than the pinned one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the server's certificate has the fingerprint {got}, not {expected} as expected")]
 pub struct PinMismatch {
-    /// The pinned fingerprint.
     pub expected: String,
-    /// The fingerprint of the presented certificate.
     pub got: String,
 }
 
-/// Verifies that the leaf is the pinned certificate (if there is a pin), and that the other end has its key. Nothing
-/// else of the certificate is checked.
+/// Checks nothing but that the leaf is the pinned certificate (if there is a pin), and that the other end has its key.
 #[derive(Debug)]
 struct PinVerifier {
     pin: Option<String>,
@@ -254,8 +212,28 @@ fn generate_pem() -> Result<String, TlsIdentityError> {
     Ok(made.cert.pem() + &made.signing_key.serialize_pem())
 }
 
+/// The content of a file that is created by the first process that needs it.
+pub(crate) fn read_or_create_secret<E>(
+    path: &Path,
+    make: impl FnOnce() -> Result<String, E>,
+    failed: impl Fn(io::Error) -> E,
+) -> Result<Vec<u8>, E> {
+    match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            write_secret_once(path, &make()?).map_err(&failed)?;
+            // Read again: another process may have created it first, and then its secret is ours.
+            fs::read(path).map_err(failed)
+        }
+        content => {
+            let content = content.map_err(failed)?;
+            warn_if_readable_by_others(path);
+            Ok(content)
+        }
+    }
+}
+
 /// Creates the file, whole and synced, unless it exists.
-pub(crate) fn write_secret_once(path: &Path, content: &str) -> io::Result<()> {
+fn write_secret_once(path: &Path, content: &str) -> io::Result<()> {
     // Another process may do the same: each writes a temporary file of its own.
     let unfinished = path.with_extension(format!("new-{}", std::process::id()));
     let result = write_secret(&unfinished, content).and_then(|()| rename_if_absent(&unfinished, path));
@@ -277,7 +255,7 @@ fn write_secret(path: &Path, content: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Renames a file, but never over an existing one, whose fingerprint may be known already.
+/// Never replaces an existing file, whose fingerprint may be known already.
 fn rename_if_absent(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => {}
@@ -297,7 +275,7 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsIdentityError> {
     fs::read(path).map_err(|error| TlsIdentityError::File { path: path.into(), error })
 }
 
-pub(crate) fn warn_if_readable_by_others(path: &Path) {
+fn warn_if_readable_by_others(path: &Path) {
     #[cfg(unix)]
     if let Ok(metadata) = fs::metadata(path) {
         use std::os::unix::fs::PermissionsExt;

@@ -1,10 +1,7 @@
-//! A UDP server: each datagram is handled on a thread of its own.
-//!
-//! It follows the leader/followers pattern: a few threads wait in `recv_from` on the one socket; the one that
-//! receives handles the datagram itself and then goes back to receiving. So a quick request is never handed from
-//! thread to thread. When the last receiver is about to handle a datagram, it first starts another receiver, so one
-//! thread always reads while requests wait for a commit. Threads added that way stay for a while: under steady load
-//! no thread has to be woken.
+//! A UDP server by the leader/followers pattern: a few threads wait in `recv_from` on the one socket; the one that
+//! receives handles the datagram itself and then receives again, so a quick request is never handed from thread to
+//! thread. The last receiver, before it handles a datagram, starts another, so one thread always reads while requests
+//! wait for a commit. Threads added that way stay for a while: under steady load none has to be woken.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -31,61 +28,54 @@ pub(super) use kernel::grow_receive_buffer;
 pub use outbox::batch_sends;
 pub use socket::UdpServerSocket;
 
-/// Does something. Elsewhere datagrams leave one by one; see Linux.
+/// Datagrams leave one by one; see Linux.
 #[cfg(not(target_os = "linux"))]
 pub fn batch_sends(work: impl FnOnce()) -> u64 {
     work();
     0
 }
 
-/// The number of threads that wait in `recv_from` while the server is idle. Two, so that while one handles a quick
-/// request the other takes the next, and no thread has to be woken; on one core the second would only cost context
-/// switches.
+/// Threads that wait in `recv_from` while the server is idle. Two, so that while one handles a quick request the other
+/// takes the next, and no thread has to be woken; on one core the second would only cost context switches.
 fn receivers_at_rest() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2))
 }
 
-/// A receiver that found enough others receiving this many times in a row returns to the executor. Leaving at the
-/// first time would mean waking it again a moment later.
+/// A receiver that found enough others receiving this many times in a row returns to the executor. At the first time
+/// it would have to be woken again a moment later.
 const SURPLUS_ROUNDS: u32 = 256;
-
-/// How long one `recv_from` waits: the fallback by which a thread that was not woken notices the stop, and by which
-/// surplus receivers of an idle server retire.
+/// How long one `recv_from` waits: the fallback by which a thread that was not woken notices the stop, and surplus
+/// receivers of an idle server retire.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the end waits after its first wake-up datagrams before it sends more; doubled each time.
 const FIRST_WAKE_UP_WAIT: Duration = Duration::from_millis(20);
-
 /// The pause after a receive error, so that a lasting one does not occupy a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Clone, Copy)]
 pub struct UdpLimits {
-    /// Datagrams being handled at a time (at least 1); each has a thread.
+    /// Datagrams being handled at a time, at least 1; each has a thread.
     pub max_handlers: usize,
     /// Datagrams that may wait for a thread; further ones are dropped.
     pub queue_len: usize,
     /// The bytes of all waiting datagrams together.
     pub queue_bytes: usize,
-    /// The longest datagram that is accepted whole, bytes.
     pub max_datagram_bytes: usize,
 }
 
-/// A received datagram.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
-    /// Its content, truncated to [`UdpLimits::max_datagram_bytes`] bytes.
+    /// The content, truncated to [`UdpLimits::max_datagram_bytes`] bytes.
     pub bytes: &'a [u8],
     pub source: SocketAddr,
     /// The local address that it was sent to, if the socket is bound to all addresses and the system reports it.
     pub to: Option<IpAddr>,
-    /// It was longer than allowed, and `bytes` is only its beginning.
     pub is_truncated: bool,
 }
 
-/// Handles a datagram. It may block; a panic in it affects no other datagram.
+/// It may block; a panic in it affects no other datagram.
 pub type UdpHandler = Arc<dyn Fn(Datagram<'_>) + Send + Sync>;
 
-/// A running UDP server.
 pub struct UdpServer {
     inner: Arc<UdpServerInner>,
 }
@@ -112,7 +102,6 @@ struct UdpServerInner {
 #[derive(Default)]
 struct DatagramQueue {
     datagrams: VecDeque<QueuedDatagram>,
-    /// The bytes of all datagrams in the queue.
     bytes: usize,
 }
 
@@ -120,29 +109,23 @@ struct QueuedDatagram {
     bytes: Box<[u8]>,
     source: SocketAddr,
     to: Option<IpAddr>,
-    truncated: bool,
+    is_truncated: bool,
 }
 
 counters! {
-    /// Counters of one server.
     pub struct UdpCounters {
         received,
         /// Datagrams that had to wait for a thread.
         queued,
-        /// Datagrams dropped because the queue was full, or at the end.
+        /// Datagrams that found the queue full, or came at the end.
         dropped,
-        /// Datagrams longer than allowed.
         oversized,
-        /// Errors of `recv_from`.
         receive_errors,
     }
 }
 
 impl UdpServer {
-    /// Starts receiving on threads of the executor. The handler responds through a clone of the socket's `Arc`.
-    ///
-    /// # Errors
-    /// The system's error for socket options; `WouldBlock` when the executor has no free thread.
+    /// The handler responds through a clone of the socket's `Arc`. `WouldBlock` when the executor has no free thread.
     pub fn start(
         socket: Arc<UdpServerSocket>,
         executor: Arc<Executor>,
@@ -175,20 +158,15 @@ impl UdpServer {
         Ok(UdpServer { inner })
     }
 
-    /// The address it is bound to.
-    ///
-    /// # Errors
-    /// The system's error.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.socket.get().local_addr()
     }
 
-    /// The number of datagrams being handled.
     pub fn running_handlers(&self) -> usize {
         self.inner.running_handlers.load(SeqCst)
     }
 
-    /// Datagrams that the kernel dropped because they were not read soon enough, if it reports them.
+    /// Datagrams that were not read soon enough, if the system reports them.
     pub fn dropped_by_kernel(&self) -> Option<u64> {
         kernel::dropped_datagrams(self.inner.socket.get())
     }
@@ -203,8 +181,7 @@ impl UdpServer {
         let inner = &self.inner;
         inner.is_stopping.store(true, SeqCst);
         let give_up_at = Instant::now() + 2 * RECEIVE_TIMEOUT;
-        // Another process may share the port: it must not be flooded with our wake-ups. Each receiver that leaves ends
-        // the wait early.
+        // Another process may share the port: it must not be flooded with wake-ups.
         let mut backoff = Backoff::new(FIRST_WAKE_UP_WAIT, RECEIVE_TIMEOUT);
         while inner.receivers.load(SeqCst) > 0 && Instant::now() < give_up_at {
             inner.wake_receivers();
@@ -223,7 +200,7 @@ impl Drop for UdpServer {
 }
 
 impl UdpServerInner {
-    /// Starts another receiver. False if the executor has no free thread.
+    /// False if the executor has no free thread.
     fn add_receiver(self: &Arc<Self>) -> bool {
         self.receivers.fetch_add(1, SeqCst);
         let inner = Arc::clone(self);
@@ -234,11 +211,10 @@ impl UdpServerInner {
         is_started
     }
 
-    /// The main loop of a receiver. The thread is counted among the receivers when this begins, and not any more when
-    /// it returns.
+    /// The thread is counted among the receivers when this begins, and not any more when it returns.
     fn receive(self: &Arc<Self>) {
-        // One byte more than allowed distinguishes a datagram that is too long from one that just fits. Windows
-        // refuses to truncate datagrams, so there the buffer holds any.
+        // One byte more than allowed distinguishes a datagram that is too long from one that just fits. Windows refuses
+        // to truncate datagrams, so there the buffer holds any.
         let room = if cfg!(windows) { 65_536 } else { self.limits.max_datagram_bytes + 1 };
         let mut buffer = vec![0; room];
         let mut surplus_rounds = 0;
@@ -254,9 +230,9 @@ impl UdpServerInner {
             }
             match received {
                 Ok((len, source, to)) => {
-                    let truncated = len > self.limits.max_datagram_bytes;
+                    let is_truncated = len > self.limits.max_datagram_bytes;
                     let bytes = &buffer[..len.min(self.limits.max_datagram_bytes)];
-                    let was_handled = self.dispatch(Datagram { bytes, source, to, is_truncated: truncated });
+                    let was_handled = self.dispatch(Datagram { bytes, source, to, is_truncated });
                     if was_handled && !self.resume_receiving(&mut surplus_rounds) {
                         return;
                     }
@@ -277,7 +253,7 @@ impl UdpServerInner {
         }
     }
 
-    /// Handles the datagram or queues it. True if this thread is not counted as a receiver any more.
+    /// True if this thread is not counted as a receiver any more.
     fn dispatch(self: &Arc<Self>, datagram: Datagram<'_>) -> bool {
         self.counters.received.add(1);
         if datagram.is_truncated {
@@ -292,8 +268,8 @@ impl UdpServerInner {
             self.end_handling();
         }
         self.enqueue(datagram);
-        // The handling threads empty the queue when they finish. But the last of them may have checked it just before
-        // this datagram was queued; then this thread has to empty it.
+        // The handling threads empty the queue when they finish; but the last may have checked it just before this
+        // datagram was queued, and then this thread has to.
         while self.queued.load(SeqCst) > 0 && self.try_begin_handling() {
             if self.stop_receiving() {
                 self.finish();
@@ -307,13 +283,13 @@ impl UdpServerInner {
         false
     }
 
-    /// Stops counting this thread as a receiver, after starting another one if it was the last. Returns false, and
-    /// the thread stays the receiver, if no other can be started while others handle datagrams.
+    /// Stops counting this thread as a receiver, after starting another one if it was the last. Returns false, and the
+    /// thread stays the receiver, if none can be started while others handle datagrams.
     fn stop_receiving(self: &Arc<Self>) -> bool {
         if self.receivers.fetch_sub(1, SeqCst) > 1 || self.is_stopping.load(SeqCst) || self.add_receiver() {
             return true;
         }
-        // This thread is counted as handling, so one means that it is alone: if it does not handle datagrams, nobody
+        // One means that this thread, which is counted as handling, is alone: if it does not handle datagrams, nobody
         // does, and the kernel's buffer has to do meanwhile.
         if self.running_handlers.load(SeqCst) <= 1 {
             return true;
@@ -322,8 +298,7 @@ impl UdpServerInner {
         false
     }
 
-    /// After handling: makes this thread a receiver again, unless enough others have been receiving for long, or the
-    /// server is stopping.
+    /// False if enough others have been receiving for long, or the server is stopping.
     fn resume_receiving(&self, surplus_rounds: &mut u32) -> bool {
         if self.receivers.load(SeqCst) < self.receivers_at_rest {
             *surplus_rounds = 0;
@@ -342,7 +317,6 @@ impl UdpServerInner {
         true
     }
 
-    /// Counts one more handler, if the limit allows it.
     fn try_begin_handling(&self) -> bool {
         let one_more = |in_hand| (in_hand < self.limits.max_handlers).then_some(in_hand + 1);
         self.running_handlers.fetch_update(SeqCst, SeqCst, one_more).is_ok()
@@ -360,12 +334,8 @@ impl UdpServerInner {
     fn finish(&self) {
         loop {
             while let Some(next) = self.dequeue() {
-                self.handle(Datagram {
-                    bytes: &next.bytes,
-                    source: next.source,
-                    to: next.to,
-                    is_truncated: next.truncated,
-                });
+                let QueuedDatagram { bytes, source, to, is_truncated } = next;
+                self.handle(Datagram { bytes: &bytes, source, to, is_truncated });
             }
             self.end_handling();
             // A datagram queued between the last check and the end has found no handler free.
@@ -380,8 +350,8 @@ impl UdpServerInner {
             self.counters.dropped.add(1);
             return;
         }
-        let Datagram { bytes, source, to, is_truncated: truncated } = datagram;
-        let queued = QueuedDatagram { bytes: bytes.into(), source, to, truncated };
+        let Datagram { bytes, source, to, is_truncated } = datagram;
+        let queued = QueuedDatagram { bytes: bytes.into(), source, to, is_truncated };
         let mut queue = self.queue.lock();
         // Checked again: several threads may have found the last slot free.
         let bytes_then = queue.bytes + queued.bytes.len();
@@ -417,7 +387,6 @@ impl UdpServerInner {
         self.left.1.notify_all();
     }
 
-    /// Stops receiving if enough others receive.
     fn leave_if_surplus(&self) -> bool {
         let one_less = |receivers| (receivers > self.receivers_at_rest).then(|| receivers - 1);
         self.receivers.fetch_update(SeqCst, SeqCst, one_less).is_ok()

@@ -1,8 +1,8 @@
-//! Accepting a loss: an operator lets the server start again without a lost store, and no number is handed out twice.
+//! An operator lets the server start again without a lost store, and no number is handed out twice.
 //!
-//! The steps are ordered so that a kill at any point does no harm: first the markers that move numbers to a new range,
-//! then what is left of the store is moved aside, and last, in one step, the manifest stops requiring what is lost.
-//! Until that last step no server starts, and the command can be repeated.
+//! A kill at any point does no harm: first come the markers that move numbers to a new range, then what is left of the
+//! store is moved aside, and last, in one step, the manifest stops requiring what is lost. Until then no server starts,
+//! and the command can be repeated.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,17 +14,16 @@ use super::range_markers::{self, DataComponent};
 use super::store_identity::{StoreIdentity, StoreLocation};
 use super::{OpenError, files, id_ranges, sqlite, watermark};
 
-/// Files that SQLite and the store keep beside a database.
+/// Files beside a database.
 const COMPANION_SUFFIXES: [&str; 4] = ["-wal", "-shm", "-journal", watermark::SUFFIX];
-/// Goes between a file's name and the number under which it was moved aside.
+/// It stands between a file's name and the number under which it was moved aside.
 const LOST_SUFFIX: &str = ".lost-";
 /// How often a file of one name can be moved aside.
 const LOST_COPIES_MAX: u32 = 10_000;
 
-/// Why a loss was not accepted. Nothing that a start needs has changed then.
+/// After an error, nothing that a start needs has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptLossError {
-    /// The store is intact.
     #[error("{0} is whole: there is nothing to accept")]
     NothingLost(PathBuf),
     /// The name is not that of a store that this data dir has or had.
@@ -34,37 +33,27 @@ pub enum AcceptLossError {
         /// The name that was given.
         file: String,
     },
-    /// Another process uses the data dir, or it cannot be locked.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The store cannot be examined, so it is not known whether anything is lost.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// An error of the file system.
     #[error("{path}: {error}")]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        error: io::Error,
-    },
+    Io { path: PathBuf, error: io::Error },
 }
 
-/// What happens to a store whose loss was accepted.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AcceptedLoss {
-    /// The next start recreates it; the remains were moved aside to these paths.
+    /// The next start does it; the remains were moved aside to these paths.
     WillBeRecreated(Vec<PathBuf>),
     /// It stays as it is, without the lost changes. Holds the path of a copy of its unreadable log, if there was one.
     StoreKept(Option<PathBuf>),
-    /// The manifest was rebuilt from the stores that are there.
+    /// It was made from the stores that are there.
     ManifestRebuilt,
 }
 
-/// Accepts that a store of a data dir is lost, or has lost changes. `stores` are all stores that a data dir may have;
-/// `secrets` are moved aside too: files that authenticate what only the lost store knew.
-///
-/// # Errors
-/// Nothing is lost, or it cannot be done now; it can be tried again.
+/// Accepts that a store of a data dir is lost, or has lost changes. `stores` are all that a data dir may have;
+/// `secrets` authenticate what only the lost store knew, and are moved aside too. After an error it can be tried again.
 pub fn accept_loss(
     dir: &Path,
     file: &str,
@@ -151,7 +140,7 @@ fn find_loss(path: &Path, store: &ExpectedStore<'_>) -> Result<Option<OpenError>
     }
 }
 
-/// Rebuilds the manifest from the stores that are there: whether there were others is no longer known.
+/// Whether there were other stores than those that are there is no longer known.
 fn rebuild_manifest(dir: &Path, stores: &[ExpectedStore<'_>]) -> Result<AcceptedLoss, AcceptLossError> {
     let path = dir.join(MANIFEST_FILE);
     let io_error = |error| AcceptLossError::Io { path: dir.to_owned(), error };
@@ -187,7 +176,7 @@ fn rebuild_manifest(dir: &Path, stores: &[ExpectedStore<'_>]) -> Result<Accepted
     Ok(AcceptedLoss::ManifestRebuilt)
 }
 
-/// The identity row of a store; an unreadable store is detected when it is opened.
+/// An unreadable store is detected when it is opened.
 fn read_identity(path: &Path) -> Result<Option<StoreIdentity>, OpenError> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
     let identity = sqlite::open_without_checkpoint(path, flags).and_then(|connection| StoreIdentity::read(&connection));
@@ -198,7 +187,6 @@ fn read_identity(path: &Path) -> Result<Option<StoreIdentity>, OpenError> {
     }
 }
 
-/// An unused path for moving a file aside.
 fn unused_name(dir: &Path, file: &str) -> io::Result<PathBuf> {
     (1..LOST_COPIES_MAX)
         .map(|n| dir.join(format!("{file}{LOST_SUFFIX}{n}")))
@@ -206,7 +194,7 @@ fn unused_name(dir: &Path, file: &str) -> io::Result<PathBuf> {
         .ok_or_else(|| io::Error::other(format!("{file} was put aside too often: remove what is no longer needed")))
 }
 
-/// Moves a file aside if it is there; returns the new path.
+/// Returns the new path, if the file was there.
 fn move_aside(dir: &Path, file: &str) -> io::Result<Option<PathBuf>> {
     let path = dir.join(file);
     if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
@@ -229,7 +217,7 @@ fn copy_aside(dir: &Path, path: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// Whether a file of a data dir was moved aside: it is no longer part of the data.
+/// Such a file is no longer part of the data.
 pub(super) fn is_moved_aside(name: &Path) -> bool {
     name.file_name().is_some_and(|name| name.to_string_lossy().contains(LOST_SUFFIX))
 }

@@ -1,9 +1,9 @@
 //! Backs up a data dir, even while it is in use, into one archive of one instant.
 //!
 //! Every database is locked for writing, in a fixed order. With all locks held, a second connection of each opens a
-//! snapshot, and the small files beside them (certificate, keys) are read. Then the locks are released: servers write
-//! on while the snapshots are copied, so that a large backup delays nobody. On a read-only file system the files are
-//! copied as they are, because SQLite could not even read a database's log there.
+//! snapshot, and the small files beside them (certificate, keys) are read. Then servers write on while the snapshots
+//! are copied. On a read-only file system the files are copied as they are, because SQLite could not even read a log
+//! there.
 //!
 //! The archive is a plain tar: the files, then a table of contents with the size and SHA-256 of each, so that a
 //! truncated or damaged archive is recognised. It holds secrets: mode 600.
@@ -29,15 +29,12 @@ pub use super::range_markers::{DataComponent, ID_RANGE_MAX};
 pub use super::restore::restore;
 use super::{files, integrity, manifest, sqlite};
 
-/// Files up to this size are read while all writers wait; larger ones after.
+/// Larger files are read once the writers go on.
 const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Pages copied between two calls of `progress`.
 const PAGES_PER_STEP: i32 = 1024;
 
-/// Copies a data dir, in use or not, into one new archive. `progress` is called with the bytes done and the total.
-///
-/// # Errors
-/// The first problem found; then there is no archive.
+/// Copies a data dir into one new archive. `progress` is called with the bytes done and the total.
 pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(), BackupError> {
     if out_file.symlink_metadata().is_ok() {
         return Err(BackupError::Exists(out_file.to_owned()));
@@ -98,7 +95,7 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
 type SmallFile = (PathBuf, Vec<u8>, u32);
 type LargeFile = (PathBuf, File, std::fs::Metadata);
 
-/// Writes and syncs the whole archive in the scratch folder; returns its path.
+/// The archive is synced and lies in the scratch folder; returns its path.
 fn write_archive(
     scratch: &ScratchDir,
     small: Vec<SmallFile>,
@@ -164,7 +161,7 @@ fn list_files(data_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BackupErr
     Ok((databases, others))
 }
 
-/// Checks that all stores named by the manifests beside them are there: a backup of the rest would hide the loss.
+/// A backup without a store that the manifests name would hide the loss.
 fn check_stores_present(data_dir: &Path, databases: &[PathBuf]) -> Result<(), BackupError> {
     let folders: BTreeSet<&Path> = databases.iter().filter_map(|name| name.parent()).chain([Path::new("")]).collect();
     for folder in folders {
@@ -173,8 +170,7 @@ fn check_stores_present(data_dir: &Path, databases: &[PathBuf]) -> Result<(), Ba
     Ok(())
 }
 
-/// Whether a file lies on a read-only file system. Call it only while this process has not opened the file: closing it
-/// again would drop SQLite's locks.
+/// To be called only while this process has not opened the file: closing it again would drop SQLite's locks.
 fn is_on_read_only_disk(path: &Path) -> bool {
     let opened = File::options().write(true).open(path);
     opened.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
@@ -195,7 +191,7 @@ fn lock_for_writing(path: &Path) -> Result<Connection, BackupError> {
     Ok(connection)
 }
 
-/// A connection whose read transaction began while all databases were locked.
+/// Its read transaction began while all databases were locked.
 struct DatabaseSnapshot {
     name: PathBuf,
     path: PathBuf,
@@ -219,7 +215,7 @@ impl DatabaseSnapshot {
         Ok(DatabaseSnapshot { name: name.to_owned(), path, connection, bytes })
     }
 
-    /// A copy of the file and its log, which no process can be changing.
+    /// Copies the file and its log, which no process can be changing.
     fn copy_read_only(data_dir: &Path, name: &Path, scratch: &ScratchDir) -> Result<DatabaseSnapshot, BackupError> {
         let path = data_dir.join(name);
         if sqlite::has_orphaned_wal(&path) {
@@ -356,7 +352,6 @@ fn mode_of(_metadata: &std::fs::Metadata) -> u32 {
     0o600
 }
 
-/// Counts and hashes the bytes read, and reports progress.
 struct HashingReader<'s, 'p> {
     from: &'s mut dyn Read,
     hash: Context,
@@ -374,7 +369,7 @@ impl Read for HashingReader<'_, '_> {
     }
 }
 
-/// A private folder beside the archive for unfinished files; removed with its content on drop.
+/// A private folder beside the archive; removed with its content on drop.
 struct ScratchDir {
     dir: PathBuf,
 }

@@ -1,8 +1,7 @@
-//! Commit handles: how the caller who enqueued a change learns that it is on disk.
+//! How the caller who enqueued a change learns that it is on disk.
 //!
 //! All changes of one transaction share one outcome. Reading a known outcome is one atomic load; waiting for an unknown
-//! one costs an entry in a list and one park. A callback can be registered instead ([`CommitHandle::on_commit`]), which
-//! blocks no thread.
+//! one costs an entry in a list and one park; a callback ([`CommitHandle::on_commit`]) blocks no thread.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -13,19 +12,18 @@ use parking_lot::Mutex;
 
 use super::StoreError;
 
-/// How a transaction ended.
 #[derive(Debug)]
 pub(super) enum TransactionOutcome {
-    /// Committed, except for the listed changes (by index, ascending), which failed and left no trace.
+    /// All changes but these (by index, ascending), which failed and left no trace.
     Committed(Vec<(u32, StoreError)>),
-    /// Rolled back: none of its changes took effect.
+    /// None of its changes took effect.
     RolledBack(StoreError),
 }
 
 const PENDING: u8 = 0;
-/// Committed, and no change of it failed: there is nothing to look up.
+/// No change failed: there is nothing to look up.
 const ALL_COMMITTED: u8 = 1;
-/// Anything else: the outcome has to be read.
+/// The outcome has to be read.
 const SEE_OUTCOME: u8 = 2;
 
 /// The changes of one transaction, from the first enqueued one to the outcome.
@@ -33,7 +31,6 @@ const SEE_OUTCOME: u8 = 2;
 pub(super) struct Batch {
     status: AtomicU8,
     outcome: OnceLock<TransactionOutcome>,
-    /// Threads and callbacks that wait for the outcome.
     waiters: Mutex<Waiters>,
     /// The threads that waited when the outcome became known, as a binary tree in which each wakes the two below it:
     /// the writer pays for one wake-up however many wait, and the waiters share no lock.
@@ -48,14 +45,14 @@ struct Waiters {
     callbacks: Vec<CommitCallback>,
 }
 
-/// A callback for the outcome of the change at this index.
+/// What is called with the outcome of the change at this index.
 pub(super) struct CommitCallback {
     index: u32,
     run: Box<dyn FnOnce(Result<(), StoreError>) + Send>,
 }
 
 impl CommitCallback {
-    /// Calls it; the outcome of the batch must be known.
+    /// The outcome of the batch must be known.
     pub(super) fn run(self, batch: &Batch) {
         (self.run)(batch.known_outcome_of(self.index).into_result());
     }
@@ -78,7 +75,7 @@ impl Batch {
         })
     }
 
-    /// Makes the outcome known and returns the callbacks to run now. Called once; a second outcome would be ignored.
+    /// Returns the callbacks to run now. Called once; a second outcome would be ignored.
     #[must_use = "the callbacks have to be run"]
     pub(super) fn publish(&self, outcome: TransactionOutcome) -> Vec<CommitCallback> {
         let status = match &outcome {
@@ -100,7 +97,6 @@ impl Batch {
         callbacks
     }
 
-    /// Blocks until the outcome is known.
     pub(super) fn wait(&self) {
         if self.status.load(Ordering::Acquire) != PENDING {
             return;
@@ -130,7 +126,7 @@ impl Batch {
         std::mem::take(&mut waiters.callbacks)
     }
 
-    /// Queues a callback, or returns it if the callbacks of this batch have already run.
+    /// Returns the callback if those of this batch have already run.
     fn add_callback(&self, callback: CommitCallback) -> Option<CommitCallback> {
         let mut waiters = self.waiters.lock();
         if self.has_run_callbacks.load(Ordering::Acquire) {
@@ -144,7 +140,7 @@ impl Batch {
         self.outcome_of(index).unwrap_or_else(|| unreachable!("asked only once the outcome is known"))
     }
 
-    /// The outcome of the change at an index, or `None` while it is not known.
+    /// `None` while it is not known.
     fn outcome_of(&self, index: u32) -> Option<ChangeOutcome> {
         match self.status.load(Ordering::Acquire) {
             PENDING => None,
@@ -164,13 +160,12 @@ impl Batch {
     }
 }
 
-/// How one change ended.
 #[derive(Debug)]
 pub(super) enum ChangeOutcome {
     Committed,
     /// It failed by itself, in a transaction that was committed: what it read is on disk.
     Failed(StoreError),
-    /// Its transaction was rolled back: what it read may never have existed.
+    /// It was rolled back with its transaction: what it read may never have existed.
     RolledBack(StoreError),
 }
 
@@ -197,7 +192,6 @@ enum HandleState {
     InBatch(Arc<Batch>, u32),
 }
 
-/// How far a change has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitState {
     /// Not on disk yet.
@@ -208,7 +202,7 @@ pub enum CommitState {
 }
 
 impl CommitHandle {
-    /// The handle of something that depends on no change: committed from the start, and earlier than all others.
+    /// The handle of something that depends on no change; it is earlier than all others.
     pub fn committed() -> CommitHandle {
         CommitHandle { sequence_number: 0, state: HandleState::Committed }
     }
@@ -221,20 +215,19 @@ impl CommitHandle {
         CommitHandle { sequence_number, state: HandleState::InBatch(batch, index) }
     }
 
-    /// The handle of the change that was enqueued later; both must belong to one store.
-    ///
-    /// Of two chained changes of one epoch, the later one is on disk only if the earlier one is. Independent changes
-    /// tell nothing about each other: wait for both.
+    /// The handle of the change that was enqueued later; both must belong to one store. Of two chained changes of one
+    /// epoch, the later one is on disk only if the earlier one is. Independent changes tell nothing about each other:
+    /// wait for both.
     pub fn latest(a: CommitHandle, b: CommitHandle) -> CommitHandle {
         if b.sequence_number > a.sequence_number { b } else { a }
     }
 
-    /// The position in the order of all changes enqueued to this store since it was opened, starting at 1.
+    /// The position in the order of all changes enqueued to this store since it was opened, from 1 on.
     pub fn sequence_number(&self) -> u64 {
         self.sequence_number
     }
 
-    /// How far the change has come; does not wait.
+    /// Does not wait.
     pub fn state(&self) -> CommitState {
         match &self.state {
             HandleState::Committed => CommitState::Committed,
@@ -247,8 +240,7 @@ impl CommitHandle {
         }
     }
 
-    /// Whether the outcome is known and the callbacks registered by others have run: a message sent now is sent after
-    /// theirs.
+    /// The outcome is known and the callbacks registered by others have run: a message sent now is sent after theirs.
     pub fn has_run_callbacks(&self) -> bool {
         match &self.state {
             HandleState::Committed | HandleState::Rejected(_) => true,
@@ -256,19 +248,16 @@ impl CommitHandle {
         }
     }
 
-    /// Waits until the change is on disk. Never call it inside a change: the writer would wait for itself.
-    ///
-    /// # Errors
-    /// Why it is not on disk and never will be.
+    /// Waits until the change is on disk, or never will be. Never call it inside a change: the writer would wait for
+    /// itself.
     pub fn wait(&self) -> Result<(), StoreError> {
         self.wait_outcome().into_result()
     }
 
     /// Runs `work` as soon as the change is on disk or is certain never to be: at once on this thread if the [callbacks
-    /// have run](CommitHandle::has_run_callbacks), else on the writer's thread before it begins the next transaction.
-    /// Callbacks run in the order in which they were registered.
-    ///
-    /// It must be short (sending a response). It may enqueue changes, but must not wait for one, nor close the store.
+    /// have run](CommitHandle::has_run_callbacks), else on the writer's thread before it begins the next transaction,
+    /// in the order of registration. It must be short (sending a response). It may enqueue changes, but must not wait
+    /// for one, nor close the store.
     pub fn on_commit(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
         match self.state {
             HandleState::Committed => work(Ok(())),

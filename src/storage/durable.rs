@@ -1,15 +1,13 @@
-//! State in memory that is backed by the disk: the one way in which a room keeps its state in memory without losing
-//! anything that it has acknowledged.
+//! The one way in which a room keeps its state in memory without losing anything that it has acknowledged.
 //!
 //! A room changes its state in memory and appends each change to the store's queue under the lock of what it changed,
 //! so that both have the same order. A response leaves once the newest change that it depends on is on disk. When a
 //! change cannot be stored, memory is ahead of the disk: it is loaded anew before the next request, the requests that
 //! waited are told that nothing has happened, and nothing that they saw of the old memory is ever acknowledged.
 //!
-//! [`Durable`] holds the memory of the current epoch and replaces it. An [`Appender`] appends changes within one epoch.
-//! It proves that its owner still owns the state: once the epoch has ended, every change is refused. An epoch ends when
-//! a transaction fails. (For several processes on one database it stands for the owner's lease, and also ends when
-//! another process takes over.) [`SharedCore`] is the memory of a room whose core is guarded by a single lock.
+//! [`Durable`] holds the memory of the current epoch and replaces it. An [`Appender`] proves that its owner still owns
+//! the state: an epoch ends when a transaction fails, and then every change of it is refused. (For several processes on
+//! one database it stands for the owner's lease, and also ends when another process takes over.)
 
 use std::marker::PhantomData;
 use std::ops::{ControlFlow, Deref, DerefMut};
@@ -36,8 +34,8 @@ impl Appender {
         Appender { store, epoch }
     }
 
-    /// Appends a change that builds on all earlier ones, without blocking on disk. To be called under the lock of what
-    /// was changed in memory. If the change fails, so does every later one of the epoch.
+    /// The change builds on all earlier ones. To be called under the lock of what was changed in memory; does not block
+    /// on disk. If the change fails, so does every later one of the epoch.
     pub fn append(&self, change: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static) -> CommitHandle {
         self.store.append(self.epoch, change)
     }
@@ -47,23 +45,19 @@ impl Appender {
     }
 }
 
-/// Accepts the changes of a core in the order in which they are made, so that the core depends on no store.
-///
-/// The disk always holds a prefix of what was appended. If a change cannot be stored, no later one is, and the core must
-/// be loaded anew.
+/// Accepts the changes of a core in the order in which they are made, so that the core depends on no store. The disk
+/// always holds a prefix of them. If a change cannot be stored, no later one is, and the core must be loaded anew.
 pub trait Journal {
-    /// A change of what is stored.
     type Change;
-    /// Represents this change and all earlier ones; tells when they are on disk. The default depends on nothing.
+    /// Stands for a change and all earlier ones. The default depends on nothing.
     type Commit: Clone + Default;
 
-    /// Appends changes that are stored together or not at all. It never waits for the disk.
+    /// The changes are stored together or not at all. Never waits for the disk.
     fn append(&self, changes: Vec<Self::Change>) -> Self::Commit;
 
-    /// The later of two commits.
     fn latest(a: Self::Commit, b: Self::Commit) -> Self::Commit;
 
-    /// Whether this change and all earlier ones are on disk.
+    /// This change and all earlier ones are on disk.
     fn is_committed(&self, commit: &Self::Commit) -> bool;
 }
 
@@ -72,18 +66,15 @@ pub trait StoredChange: Send + 'static {
     /// The change as the writer needs it.
     type Prepared: Send + 'static;
 
-    /// Prepares the change, on the caller's thread: the writer is one thread for everybody. The core's instants become
-    /// dates where they outlive the process.
+    /// Runs on the caller's thread: the writer is one thread for everybody. The core's instants become dates where they
+    /// outlive the process.
     fn prepare(self, clock: &Clock) -> Self::Prepared;
 
-    /// Writes the change.
-    ///
-    /// # Errors
-    /// The store's, or that of the preparation.
+    /// Fails with the store, or if the preparation did.
     fn write(prepared: &Self::Prepared, tx: &mut dyn Tx) -> Result<(), StoreError>;
 }
 
-/// The journal of a running core, which appends its changes to the store.
+/// The journal of a running core.
 #[derive(Debug, Clone)]
 pub struct StoreJournal<C> {
     appender: Appender,
@@ -92,12 +83,10 @@ pub struct StoreJournal<C> {
 }
 
 impl<C> StoreJournal<C> {
-    /// A journal in the appender's epoch, for a core that goes by this clock.
     pub fn new(appender: Appender, clock: Clock) -> StoreJournal<C> {
         StoreJournal { appender, clock, changes: PhantomData }
     }
 
-    /// The appender, with which a test can make the epoch fail.
     #[cfg(test)]
     pub fn appender(&self) -> &Appender {
         &self.appender
@@ -122,13 +111,13 @@ impl<C: StoredChange> Journal for StoreJournal<C> {
     }
 }
 
-/// Loads memory from the disk. The second argument is the memory that it replaces, if any, for state that is not on disk
-/// and continues, such as open connections.
+/// The second argument is the memory that is replaced, if any, for state that is not on disk and continues, such as
+/// open connections.
 type Load<M> = Box<dyn Fn(Appender, Option<&M>) -> Result<M, StoreError> + Send + Sync>;
 
 /// The memory of a room, and how to load it anew after a change could not be stored.
 pub struct Durable<M> {
-    /// The name of the room in the log.
+    /// The room's name in the log.
     room: &'static str,
     store: Arc<Store>,
     load: Load<M>,
@@ -136,10 +125,6 @@ pub struct Durable<M> {
 }
 
 impl<M> Durable<M> {
-    /// Loads the memory from the store. `room` is its name in the log.
-    ///
-    /// # Errors
-    /// The error of `load`.
     pub fn open(
         room: &'static str,
         store: Arc<Store>,
@@ -149,7 +134,7 @@ impl<M> Durable<M> {
         Ok(Durable { room, store, load: Box::new(load), current: RwLock::new(Arc::new(memory)) })
     }
 
-    /// The current memory. A request keeps using the same memory until it ends.
+    /// A request keeps using the same memory until it ends.
     pub fn current(&self) -> Arc<M> {
         Arc::clone(&self.current.read())
     }
@@ -158,19 +143,16 @@ impl<M> Durable<M> {
         &self.store
     }
 
-    /// Waits until a change of this memory, and all before it, is on disk.
-    ///
-    /// # Errors
-    /// The change could not be stored. Memory has been loaded anew, unless the disk cannot be read either.
+    /// Waits until a change of this memory, and all before it, is on disk. If it could not be stored, memory has been
+    /// loaded anew, unless the disk cannot be read either.
     pub fn wait_committed(&self, memory: &Arc<M>, newest: &CommitHandle) -> Result<(), StoreError> {
         newest.wait().inspect_err(|_error| drop(self.reload(memory)))
     }
 
-    /// Replaces memory of which a change could not be stored. Returns the new memory if this call has loaded it, so that
-    /// the caller can resume its work; `None` if another call has, or if the disk cannot be read. In that case the old
-    /// memory stays: all its changes are refused, and the next request tries again.
-    ///
-    /// Must not be called on the writer's thread, because it may wait for the writer.
+    /// Replaces memory of which a change could not be stored. Returns the new memory if this call has loaded it, so
+    /// that the caller can resume its work; `None` if another call has, or if the disk cannot be read. In that case the
+    /// old memory stays: all its changes are refused, and the next request tries again. Not on the writer's thread: it
+    /// may wait for the writer.
     pub fn reload(&self, failed: &Arc<M>) -> Option<Arc<M>> {
         // Deliberately held while the store is read: no request may start on outdated memory.
         let mut current = self.current.write();
@@ -194,7 +176,6 @@ impl<M> Durable<M> {
 /// A core behind a single lock, with the commit of its newest change.
 pub struct SharedCore<C> {
     state: Mutex<CoreState<C>>,
-    /// Notified when those who wait for something in the core should look again.
     changed: Condvar,
 }
 
@@ -205,13 +186,13 @@ pub struct CoreState<C> {
     newest: CommitHandle,
     /// Another memory has taken its place, where all further work is done.
     is_replaced: bool,
-    /// Those who wait for something are to look again, once `work` is done.
+    /// Set by [`wake_waiting`](CoreState::wake_waiting).
     wakes_waiting: bool,
 }
 
 /// A value that was computed under the lock, with the commit that it depends on.
 pub struct Pending<C, T> {
-    /// The value. It may be acknowledged once [`Durable::wait`] has returned it.
+    /// It may be acknowledged once [`Durable::wait`] has returned it.
     pub value: T,
     newest: CommitHandle,
     memory: Arc<SharedCore<C>>,
@@ -232,7 +213,6 @@ impl<C> DerefMut for CoreState<C> {
 }
 
 impl<C> CoreState<C> {
-    /// Appends a change of the core to the store's queue.
     pub fn append(&mut self, change: impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send + 'static) {
         self.newest = self.appender.append(change);
     }
@@ -250,10 +230,7 @@ impl<C> CoreState<C> {
 }
 
 impl<C: Send + 'static> Durable<SharedCore<C>> {
-    /// Loads a core from the store. `load` gets the core that it replaces, if any, which stays locked meanwhile.
-    ///
-    /// # Errors
-    /// The error of `load`.
+    /// `load` gets the core that it replaces, if any, which stays locked meanwhile.
     pub fn open_shared(
         room: &'static str,
         store: Arc<Store>,
@@ -292,7 +269,7 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         }
     }
 
-    /// Continues on the memory of an earlier value; `None` if it has been replaced since.
+    /// Runs `work` on the memory of an earlier value; `None` if it has been replaced since.
     pub fn with_same<T, U>(
         &self,
         earlier: &Pending<C, U>,
@@ -312,25 +289,19 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         Some(Pending { value, newest, memory })
     }
 
-    /// Returns a value once the commit that it depends on is on disk.
-    ///
-    /// # Errors
-    /// The change could not be stored. Memory has been loaded anew, if the disk can be read.
+    /// Returns the value once the commit that it depends on is on disk: see [`Durable::wait_committed`].
     pub fn wait<T>(&self, pending: Pending<C, T>) -> Result<T, StoreError> {
         self.wait_committed(&pending.memory, &pending.newest)?;
         Ok(pending.value)
     }
 
-    /// Runs `work` on the core, and returns its result once the commit that it depends on is on disk.
-    ///
-    /// # Errors
-    /// Those of [`Durable::wait`].
+    /// Does [`Durable::with`], then [`Durable::wait`].
     pub fn update<T>(&self, work: impl FnOnce(&mut CoreState<C>) -> T) -> Result<T, StoreError> {
         self.wait(self.with(work))
     }
 
     /// Calls `look` on the core, again after each [`Durable::notify`] and at the instant that it returned, until it
-    /// breaks with a value. Returns `None` after the deadline. The value may be acknowledged after [`Durable::wait`].
+    /// breaks with a value; `None` after the deadline. The value may be acknowledged after [`Durable::wait`].
     pub fn wait_for<T>(
         &self,
         deadline: Instant,
@@ -356,7 +327,6 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
         }
     }
 
-    /// Wakes all callers of [`Durable::wait_for`].
     pub fn notify(&self) {
         let memory = self.current();
         // Under the lock, so that no caller is between its look and the beginning of its wait.
@@ -366,7 +336,7 @@ impl<C: Send + 'static> Durable<SharedCore<C>> {
 }
 
 impl<C, T> Pending<C, T> {
-    /// The place of the commit in the order of all changes of the store.
+    /// The position of the commit in the order of all changes of the store.
     pub fn sequence_number(&self) -> u64 {
         self.newest.sequence_number()
     }

@@ -1,25 +1,24 @@
-//! Errors of stores, each a single line for the person who reads it.
+//! Each error is a single line for the person who reads it.
 
 use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
-/// Why a change or a query failed. Nothing was changed then.
+/// After an error, nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// It could not be stored or read now (disk full, I/O error, locked, closed): try again.
+    /// The disk is full or fails, or the store is locked or closed: try again.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// Too many changes or queries are waiting: try again.
     #[error("the store is busy: too much waits for it")]
     Busy,
-    /// The file is damaged.
     #[error("the store's file is damaged: {0}; restore a backup into an empty data dir")]
     Corrupt(String),
-    /// A constraint of the tables (unique, foreign key, check) was violated.
+    /// A rule of the tables is violated: unique, foreign key or check.
     #[error("a rule of the store forbids it: {0}")]
     Constraint(String),
-    /// The closure that makes the change has rejected it.
+    /// The closure that makes the change has refused it.
     #[error("refused: {0}")]
     Rejected(String),
     /// A statement, a parameter or a stored value is not what this program expects: a programming error.
@@ -28,12 +27,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// For chained changes after one that failed.
+    /// What chained changes get after one that failed.
     pub(super) fn superseded() -> StoreError {
         StoreError::Unavailable("an earlier change that this one builds on was not stored".to_owned())
     }
 
-    /// Turns an unexpected stored value into damage of the file that it was read from.
+    /// An unexpected stored value is damage of the file that it was read from.
     pub(super) fn into_corruption_of(self, file: &str) -> StoreError {
         match self {
             StoreError::Invalid(detail) => StoreError::Corrupt(format!("{file}: {detail}")),
@@ -45,8 +44,8 @@ impl StoreError {
         StoreError::Unavailable("it is closed".to_owned())
     }
 
-    /// Classifies an error of SQLite and names the file, because a data dir has several. Not `From`: that would put
-    /// rusqlite into the public interface.
+    /// Names the file, because a data dir has several. It is not `From`, which would put rusqlite into the public
+    /// interface.
     pub(super) fn from_sqlite(file: &str, error: &rusqlite::Error) -> StoreError {
         let text = format!("{file}: {}", one_line(error));
         match error.sqlite_error_code() {
@@ -71,16 +70,14 @@ impl StoreError {
     }
 }
 
-/// Why a store's file could not be opened. It was left as it was.
+/// After an error, the file is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The file is no SQLite database, or its header is damaged.
     #[error("{path} is not a database, or its beginning is damaged: {}", recovery_advice(.path))]
     NotADatabase { path: PathBuf },
-    /// A database of another program.
     #[error("{path} is another program's database: choose another data dir")]
     Foreign { path: PathBuf },
-    /// The data dir's manifest names the file, and it is not there.
+    /// The data dir's manifest names the file.
     #[error("{path} is missing or empty, but this data dir had it{detail}: {}", recovery_advice(.path))]
     Missing {
         path: PathBuf,
@@ -102,7 +99,6 @@ pub enum OpenError {
         /// The generation that was known to be on disk.
         watermark: u64,
     },
-    /// The file's watermark was there, and is gone.
     #[error(
         "{path}-mark is missing: it tells whether {path} holds all that was on the disk, so it may have lost something \
          (a copy of a data dir has to be one of all its files): put it back; or {}", recovery_advice(.path)
@@ -111,57 +107,30 @@ pub enum OpenError {
         /// The file that it stands beside.
         path: PathBuf,
     },
-    /// The manifest of the data dir cannot be used.
     #[error("{path} cannot be used ({detail}): {}", recovery_advice(.path))]
-    Manifest {
-        path: PathBuf,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// The file is damaged.
+    Manifest { path: PathBuf, detail: String },
     #[error("{path} is damaged ({detail}): {}", recovery_advice(.path))]
     Corrupt { path: PathBuf, detail: String },
-    /// A later version of this program has written the file.
     #[error(
         "{path} was written by a newer version of this program (schema {found}, this one knows {known}): use that \
          version; or {}", recovery_advice(.path)
     )]
-    NewerSchema {
-        path: PathBuf,
-        /// The file's schema version.
-        found: u64,
-        /// The newest schema version that is known here.
-        known: u64,
-    },
+    NewerSchema { path: PathBuf, found: u64, known: u64 },
     /// An earlier version of this program has written the file, and it is opened read-only.
     #[error(
         "{path} was written by an older version of this program (schema {found}, this one knows {known}): start the server on it once"
     )]
-    OlderSchema {
-        path: PathBuf,
-        /// The file's schema version.
-        found: u64,
-        /// The newest schema version that is known here.
-        known: u64,
-    },
-    /// The disk fails. SQLite also reports a full disk this way when it is about to map or lengthen a file.
+    OlderSchema { path: PathBuf, found: u64, known: u64 },
+    /// SQLite also reports a full disk this way when it is about to map or lengthen a file.
     #[error("the disk of {path} does not read or write ({detail}): see whether it is full (df) or failing (dmesg)")]
     Disk { path: PathBuf, detail: String },
-    /// The disk is full.
     #[error("no room is left on the disk of {path}: free some and start again")]
     DiskFull { path: PathBuf },
-    /// The file or its folder may not be read and written.
     #[error("no permission to read and write {path} ({detail}): run as its owner or choose another data dir")]
-    Permission {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        detail: String,
-    },
-    /// Another process held the file's lock until the timeout.
+    Permission { path: PathBuf, detail: String },
+    /// Another process held the lock until the timeout.
     #[error("{path} stayed locked by another process (a backup?): start again when it has ended")]
     Locked { path: PathBuf },
-    /// A migration from one schema version to the next failed.
     #[error("{path} could not be brought to schema {version} ({detail}): it was left as it was")]
     Migration {
         path: PathBuf,
@@ -169,16 +138,11 @@ pub enum OpenError {
         version: u64,
         detail: String,
     },
-    /// Any other error of the system.
     #[error("{path} could not be opened: {detail}")]
-    Other {
-        path: PathBuf,
-        /// What the system said.
-        detail: String,
-    },
+    Other { path: PathBuf, detail: String },
 }
 
-/// The instruction for a file that is lost or damaged.
+/// What to do about a file that is lost or damaged.
 fn recovery_advice(path: &Path) -> String {
     let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let dir = super::files::parent_of(path).unwrap_or(Path::new(".")).display();
@@ -188,7 +152,7 @@ fn recovery_advice(path: &Path) -> String {
 }
 
 impl OpenError {
-    /// Whether the file, or part of its content, is gone: a loss that an operator may accept.
+    /// The file, or part of its content, is gone: a loss that an operator may accept.
     pub fn is_loss(&self) -> bool {
         use OpenError::{
             BehindWatermark, Corrupt, Foreign, Manifest, Missing, MissingWatermark, NewerSchema, NotADatabase,
@@ -232,7 +196,7 @@ impl OpenError {
     }
 }
 
-/// An error text without line breaks: SQLite's messages quote statements, which have lines.
+/// SQLite's messages quote statements, which have lines.
 pub(super) fn one_line(error: &rusqlite::Error) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,14 +1,11 @@
 //! Private files and folders, and how they are synced.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// Creates a folder and its missing parents, accessible to their owner alone, and syncs what was created. Existing
-/// folders stay as they are.
-///
-/// # Errors
-/// Those of the file system.
+/// Missing parents are created, too. What is created is synced, and accessible to its owner alone; existing folders
+/// stay as they are.
 pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -27,7 +24,7 @@ pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     parent_of(dir).map_or(Ok(()), sync_dir)
 }
 
-/// Options for creating a file that only its owner may read.
+/// Options for a file that only its owner may read.
 pub(crate) fn private_file_options() -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
@@ -37,9 +34,6 @@ pub(crate) fn private_file_options() -> OpenOptions {
 
 /// Writes a file under a temporary name beside it and renames it, so that readers never see a part of it. Nothing is
 /// synced: this is for files that can be made again.
-///
-/// # Errors
-/// Those of the file system.
 pub(crate) fn replace(
     path: &Path,
     mut options: OpenOptions,
@@ -51,10 +45,21 @@ pub(crate) fn replace(
     std::fs::rename(&temporary, path)
 }
 
-/// Creates an empty private file if there is none; an existing one loses the permissions of everybody but its owner.
-///
-/// An existing file is not opened: closing it again would drop the locks that SQLite holds on it in this process (POSIX
-/// locks belong to the process and end with any descriptor of the file).
+/// Replaces a private file by one that was written and synced beside it, under its name with `-new`: a power cut leaves
+/// the old content or the new one.
+pub(super) fn replace_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = with_suffix(path, "-new");
+    let mut file = private_file_options().write(true).create(true).truncate(true).open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    drop(file);
+    std::fs::rename(&new, path)?;
+    parent_of(path).map_or(Ok(()), sync_dir)
+}
+
+/// Creates an empty private file if there is none; an existing one loses the permissions of everybody but its owner. It
+/// is not opened: closing it again would drop the locks that SQLite holds on it in this process (POSIX locks belong to
+/// the process and end with any descriptor of the file).
 pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
     match private_file_options().write(true).create_new(true).open(path) {
         Ok(_) => parent_of(path).map_or(Ok(()), sync_dir),
@@ -63,11 +68,8 @@ pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A file's content, up to `max_bytes`. Anything but a regular file (a pipe without a writer, say) is an error and is
-/// never waited for.
-///
-/// # Errors
-/// Those of the file system; `InvalidInput` for what is not a regular file.
+/// Reads up to `max_bytes`. Anything but a regular file (a pipe without a writer, say) is `InvalidInput` and is never
+/// waited for.
 pub(crate) fn read_up_to(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
@@ -90,14 +92,14 @@ pub fn is_missing_or_empty(path: &Path) -> bool {
     }
 }
 
-/// Appends a suffix to the last component of a path.
+/// Appends to the last component of a path.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Gives the owner of a file, if it exists, the right to read and write it.
+/// Does nothing if there is no such file.
 #[cfg(unix)]
 pub(super) fn make_owner_writable(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -115,7 +117,6 @@ pub(super) fn make_owner_writable(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes all permissions but the owner's from a file.
 #[cfg(unix)]
 fn make_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -131,7 +132,7 @@ fn make_private(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The parent folder of a path; `.` for a bare name, `None` for a root.
+/// The parent of a bare name is `.`; a root has none.
 pub(crate) fn parent_of(path: &Path) -> Option<&Path> {
     path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
 }

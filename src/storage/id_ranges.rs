@@ -20,10 +20,10 @@
 //! amounted to is computed, and where it is not known [`RANGE_OF_UNKNOWN_PAST`] is assumed.
 //!
 //! A backup does not know what happened to the data after it. A restore continues at a multiple of
-//! [`RANGES_PER_RESTORE`] past [`RANGE_OF_UNKNOWN_PAST`], at least that many ranges beyond the backup's last one, so
-//! that it is beyond everything handed out meanwhile, accepted losses included, even that of the manifest. Two restores of one backup are two separate lives of the data,
-//! which start at the same number; so are the data to which an earlier version's backup was restored, and another
-//! backup made of that before it was ever started.
+//! [`RANGES_PER_RESTORE`] past [`RANGE_OF_UNKNOWN_PAST`], at least that many ranges beyond the backup's last one:
+//! beyond everything handed out meanwhile, accepted losses included, even that of the manifest. Two restores of one
+//! backup are two separate lives of the data, which start at the same number; so are the data to which an earlier
+//! version's backup was restored, and another backup made of that before it was ever started.
 
 use std::path::Path;
 
@@ -34,15 +34,12 @@ use super::range_markers::{
     read_range_marker, write_range_marker,
 };
 
-/// Ranges reserved from one restore to the next: losses may be accepted in between.
+/// How many ranges are reserved from one restore to the next: losses may be accepted in between.
 const RANGES_PER_RESTORE: u64 = 16;
 
-/// The range in which the numbers of a component start: 0 unless the data dir comes from a backup or an operator has
+/// The range in which a component's numbers start: 0 unless the data dir comes from a backup or an operator has
 /// accepted a loss. A component hands out no number below that range; if its store has counted further, it continues
 /// there.
-///
-/// # Errors
-/// The marker cannot be read, or the manifest that an earlier version's marker needs.
 pub fn first_id_range(dir: &Path, component: DataComponent) -> Result<u64, OpenError> {
     match read_range_marker(dir, component)? {
         RangeMarker::Absent => Ok(0),
@@ -53,10 +50,7 @@ pub fn first_id_range(dir: &Path, component: DataComponent) -> Result<u64, OpenE
     }
 }
 
-/// Moves a component's numbers to a new range, durably, after a loss that was noticed only now. Returns the range.
-///
-/// # Errors
-/// It could not be written, or no range is left.
+/// Called after a loss that was noticed only now. Returns the range once it is on disk, if one is left.
 pub fn start_new_id_range(dir: &Path, component: DataComponent) -> Result<u64, OpenError> {
     let marked = highest_marked_range(dir)?;
     let mut next = Ok(0);
@@ -69,8 +63,7 @@ pub fn start_new_id_range(dir: &Path, component: DataComponent) -> Result<u64, O
     Ok(next)
 }
 
-/// Called before a store is created that the manifest does not know: in data that has a past, it may be lost all the
-/// same.
+/// Called before a store is created that the manifest does not know: in data with a past, it may be lost all the same.
 pub(super) fn start_new_component(dir: &Path, component: DataComponent) -> Result<(), OpenError> {
     let last_range =
         Manifest::read(dir)?.map_or_else(|| initial_id_range(dir), |manifest| Ok(manifest.last_id_range))?;
@@ -87,8 +80,7 @@ pub(super) fn next_id_range(dir: &Path, last_range: u64) -> Result<u64, OpenErro
     Some(last_range + 1).filter(is_left).ok_or(OpenError::Other { path: dir.join(MANIFEST_FILE), detail })
 }
 
-/// The range in which numbers continue in a restored data dir, given the manifest in the backup. A backup by an earlier
-/// version may have none.
+/// `archived` is the manifest in the backup; one by an earlier version may have none.
 pub(super) fn id_range_after_restore(dir: &Path, archived: Option<&Manifest>) -> Result<u64, OpenError> {
     // The manifest may also have been lost after the backup; numbers then continued past the assumed range.
     let last_range =

@@ -1,8 +1,6 @@
-//! Checks that a data dir is complete: every store that was there is still there, and contains what was on disk.
-//!
-//! Each store has one row of its own with its id and generation ([`StoreIdentity`]); the data dir's manifest and the
-//! store's watermark record the same outside of it. Where they differ, something is lost, and nothing is created in its
-//! place.
+//! Checks that a data dir is complete. Each store has its id and generation in itself ([`StoreIdentity`]); the data
+//! dir's manifest and the store's watermark record the same outside of it. Where they differ, something is lost, and
+//! nothing is created in its place.
 
 use std::path::Path;
 
@@ -13,8 +11,8 @@ use super::range_markers::DataComponent;
 use super::store_identity::{PAGES_CHECKED, StoreIdentity, StoreLocation};
 use super::{OpenError, files, id_ranges, sqlite};
 
-/// Checks that a store to be backed up is the one that the manifest beside it names, and contains what its watermark
-/// says. A store without a manifest comes from an earlier version.
+/// The store must be the one that the manifest beside it names, and contain what its watermark says. One without a
+/// manifest comes from an earlier version.
 pub(super) fn check_backup_source(path: &Path, connection: &Connection) -> Result<(), OpenError> {
     let location = StoreLocation::load(path)?;
     if !location.has_manifest() {
@@ -25,24 +23,20 @@ pub(super) fn check_backup_source(path: &Path, connection: &Connection) -> Resul
     location.check_identity(found.as_ref(), watermark)
 }
 
-/// A store that a start opens.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpectedStore<'a> {
-    /// Its file name in the data dir.
+    /// The file's name in the data dir.
     pub file: &'a str,
-    /// The migrations of its schema; see [`Store::open`](super::Store::open).
+    /// See [`Store::open`](super::Store::open).
     pub migrations: &'a [&'a str],
     /// Files that no earlier version had without this store: in a data dir without a manifest they show that it is
     /// lost, not new.
     pub companions: &'a [&'a str],
 }
 
-/// Checks all stores of a data dir that a start will open, before it changes or creates anything; then registers in the
-/// manifest those that it will create.
-///
-/// # Errors
-/// The first store that is missing, damaged, not the one that belongs there, of a newer version, or that has lost what
-/// was on disk; also the errors of [`Store::open`](super::Store::open). Nothing was changed.
+/// Checks all stores that a start will open, before it changes or creates anything; then registers in the manifest
+/// those that it will create. The error is that of the first store that is missing, damaged, not the one that belongs
+/// there, of a newer version, or that has lost what was on disk; nothing was changed then.
 pub fn check_stores(dir: &Path, stores: &[ExpectedStore<'_>]) -> Result<(), OpenError> {
     let (mut unregistered, mut new_components) = (Vec::new(), Vec::new());
     let mut checked = Vec::new();
@@ -85,15 +79,12 @@ pub fn check_stores(dir: &Path, stores: &[ExpectedStore<'_>]) -> Result<(), Open
     Ok(())
 }
 
-/// Checks that the manifest beside a store allows it to be missing.
-///
-/// # Errors
-/// It does not, or the manifest cannot be read.
+/// The manifest beside a store must allow it to be missing.
 pub fn check_may_be_absent(path: &Path) -> Result<(), OpenError> {
     StoreLocation::load(path)?.check_may_be_absent()
 }
 
-/// Gives a store that was restored from a backup a new id: it is not the store that the backup was made of.
+/// A restored store is not the one that the backup was made of.
 pub(super) fn assign_new_id(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let schema: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let Some(known) = StoreIdentity::read(connection)? else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! Locks a data dir for one server. Commands that read or copy a data dir beside a running server take no lock.
+//! One server per data dir. Commands that read or copy a data dir beside a running server take no lock.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -6,58 +6,47 @@ use std::path::{Path, PathBuf};
 
 use super::files;
 
-/// The lock's file in the data dir.
 pub(super) const LOCK_FILE: &str = "lock";
-/// The folder inside the data dir in which an archive is unpacked: while it is there, a restore is not finished.
+/// An archive is unpacked in it: while it is there, a restore is not finished.
 pub(super) const STAGING_DIR: &str = ".restoring";
 
-/// Holds a data dir for this process. The operating system releases it when the process ends, however it ends.
+/// The operating system releases it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct DataDirLock {
     /// Open as long as the lock is held. The file itself stays, because removing it would race.
     _file: File,
 }
 
-/// Why a data dir could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another server uses it.
     #[error("data dir {dir} is in use by process {pid}: stop it or choose another data dir")]
     Held {
         dir: PathBuf,
-        /// Its process id, `unknown` where the system does not let us read it.
+        /// It is `unknown` where the system does not let us read it.
         pid: String,
     },
-    /// A restore into it was interrupted.
     #[error("data dir {dir} holds an unfinished restore: empty it and restore again")]
     UnfinishedRestore { dir: PathBuf },
-    /// A file has its name, or that of a folder above it.
+    /// The data dir's name, or that of a folder above it, is a file's.
     #[error("data dir {dir} cannot be used: {file} is a file, not a folder")]
     NotADirectory {
         dir: PathBuf,
         /// The path that is not a folder.
         file: PathBuf,
     },
-    /// An error of the file system.
     #[error("data dir {dir} cannot be locked: {error}")]
     Io { dir: PathBuf, error: std::io::Error },
 }
 
 impl DataDirLock {
-    /// Locks the data dir for this process; creates it (mode 700) if it is missing. Does not wait.
-    ///
-    /// # Errors
-    /// Another process holds it, or it cannot be used.
+    /// Creates the data dir (mode 700) if it is missing. Does not wait.
     pub fn acquire(dir: &Path) -> Result<DataDirLock, LockError> {
         let lock = DataDirLock::acquire_for_restore(dir)?;
         refuse_unfinished_restore(dir)?;
         Ok(lock)
     }
 
-    /// Locks one component of a data dir: processes for other components may run beside it.
-    ///
-    /// # Errors
-    /// Another process holds it, or it cannot be used.
+    /// Processes for other components may run beside it.
     pub fn acquire_component(dir: &Path, component: &str) -> Result<DataDirLock, LockError> {
         let lock = DataDirLock::acquire_file(dir, &format!("{LOCK_FILE}-{component}"))?;
         refuse_unfinished_restore(dir)?;

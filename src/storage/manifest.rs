@@ -1,8 +1,6 @@
-//! The table of a data dir's stores, which tells a lost store from one that is created for the first time.
-//!
-//! `manifest.json` lies beside the stores and names each with a random id that the store contains too. It is replaced
-//! as a whole (written beside, synced, renamed, the folder synced), so a power cut leaves either the old or the new
-//! one. A store goes through these states, and nothing of it is acknowledged before the last:
+//! `manifest.json` tells a lost store from one that is created for the first time. It lies beside the stores and names
+//! each with a random id that the store contains too. It is replaced as a whole, so a power cut leaves either the old
+//! or the new one. A store goes through these states, and nothing of it is acknowledged before the last:
 //!
 //! | state | on disk may be | what a start does |
 //! |---|---|---|
@@ -12,7 +10,7 @@
 //! | `kept` | the store with this id | opens it; anything else is refused |
 //! | `lost` | nothing | recreates it: its loss was accepted |
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +19,7 @@ use super::{OpenError, files, range_markers};
 use crate::model::secret;
 
 pub(super) const MANIFEST_FILE: &str = "manifest.json";
-/// Renamed to [`MANIFEST_FILE`] once it is complete.
+/// Becomes [`MANIFEST_FILE`] once it is complete: see [`files::replace_durably`].
 const TEMPORARY_FILE: &str = "manifest.json-new";
 /// Locked while the manifest is read and replaced: the components of one data dir are separate processes.
 const LOCK_FILE: &str = "lock-manifest";
@@ -29,7 +27,7 @@ const MANIFEST_FORMAT: u32 = 1;
 /// Far more than the dozen stores of a data dir need.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
-/// The life cycle of a store; see the table at the top of the file.
+/// See the table at the top of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum StoreState {
@@ -41,17 +39,16 @@ pub(super) enum StoreState {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ManifestEntry {
-    /// The file name within the folder.
+    /// The file's name in the folder.
     pub(super) file: String,
-    /// The id that the store contains too, in hex.
+    /// The store contains it too, in hex.
     pub(super) id: String,
     pub(super) state: StoreState,
-    /// Its watermark is on disk and has to be there from now on.
+    /// The watermark is on disk and has to be there from now on.
     #[serde(rename = "marked", default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) requires_watermark: bool,
 }
 
-/// The manifest of one folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Manifest {
     format: u32,
@@ -67,7 +64,7 @@ struct StoredManifest {
     format: u32,
     #[serde(rename = "jumps")]
     last_id_range: Option<u64>,
-    /// Written by an earlier version instead: the number of losses.
+    /// An earlier version wrote the number of losses instead.
     losses: Option<u64>,
     stores: Vec<ManifestEntry>,
 }
@@ -77,10 +74,7 @@ impl Manifest {
         Manifest { format: MANIFEST_FORMAT, last_id_range, stores }
     }
 
-    /// The manifest of a folder, or `None` if there is none yet.
-    ///
-    /// # Errors
-    /// It cannot be read, or is not a valid manifest.
+    /// `None` if there is no manifest yet.
     pub(super) fn read(dir: &Path) -> Result<Option<Manifest>, OpenError> {
         let path = dir.join(MANIFEST_FILE);
         let bytes = match files::read_up_to(&path, MANIFEST_BYTES_MAX) {
@@ -120,7 +114,6 @@ impl Manifest {
         self.stores.iter().find(|entry| entry.file == file)
     }
 
-    /// The file of the store with this id.
     pub(super) fn file_with_id(&self, id: &str) -> Option<&str> {
         self.stores.iter().find(|entry| entry.id == id).map(|entry| entry.file.as_str())
     }
@@ -134,17 +127,13 @@ impl Manifest {
         }
     }
 
-    /// Sets whether the watermark of a store has to be there.
     pub(super) fn set_requires_watermark(&mut self, file: &str, required: bool) {
         if let Some(entry) = self.stores.iter_mut().find(|entry| entry.file == file) {
             entry.requires_watermark = required;
         }
     }
 
-    /// Changes a folder's manifest durably, under a lock.
-    ///
-    /// # Errors
-    /// Those of [`Manifest::read`], or it cannot be written: then it is unchanged.
+    /// Changes the manifest durably, under a lock. After an error it is unchanged.
     pub(super) fn update(dir: &Path, change: impl FnOnce(&mut Manifest)) -> Result<Manifest, OpenError> {
         let lock_path = dir.join(LOCK_FILE);
         let lock = || {
@@ -161,21 +150,15 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Replaces the folder's manifest with this one, durably.
+    /// Replaces the folder's manifest durably.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
-        let new = dir.join(TEMPORARY_FILE);
-        let mut file = files::private_file_options().write(true).create(true).truncate(true).open(&new)?;
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        file.write_all(&text)?;
-        file.sync_all()?;
-        drop(file);
-        std::fs::rename(&new, dir.join(MANIFEST_FILE))?;
-        files::sync_dir(dir)
+        files::replace_durably(&dir.join(MANIFEST_FILE), &text)
     }
 }
 
-/// Checks that all stores that a folder's manifest requires are there.
+/// Checks that the stores are there which the folder's manifest requires.
 pub(super) fn check_stores_present(dir: &Path) -> Result<(), OpenError> {
     let Some(manifest) = Manifest::read(dir)? else { return Ok(()) };
     let is_missing =
@@ -190,17 +173,15 @@ pub(super) fn new_store_id() -> String {
     secret::random_hex::<16>()
 }
 
-/// Whether a text has the form of a store's id.
 pub(super) fn is_store_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether a file in a data dir is only a by-product of writing the manifest.
+/// Such a file is only a by-product of writing the manifest.
 pub(super) fn is_temporary(name: &Path) -> bool {
     name.file_name().is_some_and(|file| file == TEMPORARY_FILE || file == LOCK_FILE)
 }
 
-/// The folder of a store's file and its name in it.
 pub(super) fn dir_and_file_name(path: &Path) -> Result<(PathBuf, String), OpenError> {
     let other = |detail: &str| OpenError::Other { path: path.to_owned(), detail: detail.to_owned() };
     let dir = files::parent_of(path).ok_or_else(|| other("it is a folder"))?;

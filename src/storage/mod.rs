@@ -1,30 +1,7 @@
-//! Durable storage: what a room must not lose, in one SQLite file with one writer thread.
-//!
-//! A room keeps its working state in memory and hands each change to [`Store`] as a closure. The writer thread runs all
-//! queued changes in one transaction with one disk sync (group commit); the [`CommitHandle`] of a change tells when it
-//! is on disk. No response leaves before the newest change that it depends on is committed.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `store.rs` | [`Store`]: open, enqueue changes, read, close |
-//! | `writer.rs` | the queue and the thread that turns it into transactions |
-//! | `commit_handle.rs` | [`CommitHandle`]: the outcome of a change, and how to wait for it |
-//! | `reader_pool.rs` | read connections beside the writer |
-//! | `read_only.rs` | [`ReadOnlyStore`]: reads a file without changing it |
-//! | `value.rs` | [`Value`], [`Row`], [`Tx`], [`Reader`]: the rooms' interface to a database |
-//! | `sqlite.rs` | opening, checking and migrating SQLite files |
-//! | `durable.rs` | [`Durable`]: memory that the disk vouches for, and how it is loaded anew |
-//! | `error.rs` | [`StoreError`], [`OpenError`] |
-//! | `manifest.rs` | which stores a data dir has |
-//! | `watermark.rs` | beside each store: the generation that is known to be on disk |
-//! | `store_identity.rs` | the identity row of a store, and whether it is the one that belongs there |
-//! | `integrity.rs` | checks that a data dir is complete before anything in it is changed |
-//! | `accept_loss.rs` | lets an operator accept that a store is lost |
-//! | `range_markers.rs` | the markers of the ranges in which numbers start |
-//! | `id_ranges.rs` | keeps numbers unique even after data was lost |
-//! | `lock.rs` | one server per data dir |
-//! | `backup.rs`, `restore.rs` | a consistent archive of a data dir, and back |
-//! | `files.rs` | private files and folders, synced |
+//! Durable storage: what a room must not lose, in one SQLite file with one writer thread. A room hands each change to
+//! [`Store`] as a closure. The writer thread runs all queued changes in one transaction with one disk sync (group
+//! commit); the [`CommitHandle`] of a change tells when it is on disk. No response leaves before the newest change that
+//! it depends on is committed.
 
 mod accept_loss;
 mod archive;

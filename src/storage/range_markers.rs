@@ -1,7 +1,7 @@
-//! The markers in a data dir that tell in which range the numbers of each component start, and the range of a data dir
-//! that has no manifest. How ranges keep numbers unique: `id_ranges.rs`.
+//! The markers that tell in which range the numbers of each component start. How ranges keep numbers unique:
+//! `id_ranges.rs`.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use super::{OpenError, files};
@@ -10,7 +10,7 @@ use super::{OpenError, files};
 pub const ID_RANGE_MAX: u64 = 1 << 15;
 /// Assumed as the last range of data whose past is not known: more than any such data has used.
 pub(super) const RANGE_OF_UNKNOWN_PAST: u64 = 64;
-/// Precedes the range number in a marker file.
+/// It stands before the range's number in a marker file.
 const MARKER_PREFIX: &str = "stretch ";
 
 /// A part of a data dir that hands out numbers of its own and may be served by a process of its own.
@@ -29,7 +29,7 @@ impl DataComponent {
     pub(super) const ALL: [DataComponent; 4] =
         [DataComponent::Trade, DataComponent::Product, DataComponent::Customer, DataComponent::Peer];
 
-    /// The lock that a process serving only this component takes in the data dir.
+    /// The lock that a process takes which serves only this component.
     pub fn lock_name(self) -> &'static str {
         match self {
             DataComponent::Trade => "trade",
@@ -50,8 +50,8 @@ impl DataComponent {
         }
     }
 
-    /// The file that names the range in which the component's numbers start. Each component has its own, because the
-    /// loss of one does not affect the others. Not part of backups: the restore writes them.
+    /// Names the range in which the component's numbers start. Each component has its own, because the loss of one does
+    /// not affect the others. It is not part of backups: the restore writes it.
     pub(super) fn marker_file(self) -> &'static str {
         match self {
             DataComponent::Trade => "restored-trade",
@@ -62,7 +62,6 @@ impl DataComponent {
     }
 }
 
-/// The last range of a data dir whose manifest is lost.
 pub(super) fn last_id_range_without_manifest(dir: &Path) -> Result<u64, OpenError> {
     Ok(highest_marked_range(dir)?.max(RANGE_OF_UNKNOWN_PAST))
 }
@@ -77,8 +76,8 @@ pub(super) fn initial_id_range(dir: &Path) -> Result<u64, OpenError> {
     if has_past { last_id_range_without_manifest(dir) } else { Ok(0) }
 }
 
-/// The last range after the losses that an earlier version has counted: at each of them its numbers moved one range
-/// further than at the one before, in data whose time before the manifest is not known.
+/// The last range after losses that an earlier version has counted: at each of them numbers moved one range further
+/// than at the one before, in data whose time before the manifest is not known.
 pub(super) fn id_range_of_losses(losses: u64) -> u64 {
     losses
         .saturating_mul(losses.saturating_add(1))
@@ -87,7 +86,6 @@ pub(super) fn id_range_of_losses(losses: u64) -> u64 {
         .min(ID_RANGE_MAX)
 }
 
-/// Whether a manifest may contain this range.
 pub(super) fn is_id_range(last_range: u64) -> bool {
     last_range <= ID_RANGE_MAX
 }
@@ -111,7 +109,6 @@ pub(super) fn read_range_marker(dir: &Path, component: DataComponent) -> Result<
     }
 }
 
-/// The highest range named by the markers.
 pub(super) fn highest_marked_range(dir: &Path) -> Result<u64, OpenError> {
     DataComponent::ALL.iter().try_fold(0, |most: u64, component| match read_range_marker(dir, *component)? {
         RangeMarker::Range(range) => Ok(most.max(range)),
@@ -119,16 +116,9 @@ pub(super) fn highest_marked_range(dir: &Path) -> Result<u64, OpenError> {
     })
 }
 
-/// Records durably in which range the numbers of a component start from its next start on.
+/// Records durably in which range the numbers start from the component's next start on.
 pub(super) fn write_range_marker(dir: &Path, component: DataComponent, range: u64) -> Result<(), OpenError> {
     let path = dir.join(component.marker_file());
-    let write = || {
-        let new = files::with_suffix(&path, "-new");
-        let mut file = files::private_file_options().write(true).create(true).truncate(true).open(&new)?;
-        writeln!(file, "{MARKER_PREFIX}{range}")?;
-        file.sync_all()?;
-        std::fs::rename(&new, &path)?;
-        files::sync_dir(dir)
-    };
-    write().map_err(|error: io::Error| OpenError::from_io(&path, &error))
+    files::replace_durably(&path, format!("{MARKER_PREFIX}{range}\n").as_bytes())
+        .map_err(|error| OpenError::from_io(&path, &error))
 }

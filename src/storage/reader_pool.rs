@@ -1,5 +1,3 @@
-//! A small pool of read connections beside the writer.
-
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,7 +8,7 @@ use super::{Reader, StoreError, sqlite};
 
 /// Reading is CPU work on cached pages: a few connections keep a machine busy.
 const CONNECTIONS_MAX: usize = 8;
-/// How long a query waits for a connection before it fails with [`StoreError::Busy`].
+/// A query that waits longer for a connection fails with [`StoreError::Busy`].
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) struct ReaderPool {
@@ -21,7 +19,7 @@ pub(super) struct ReaderPool {
 
 struct PoolState {
     idle: Vec<Connection>,
-    /// Idle connections and those in use.
+    /// Connections that are idle or in use.
     open_count: usize,
     is_closed: bool,
 }
@@ -35,8 +33,7 @@ impl ReaderPool {
         }
     }
 
-    /// Runs `f` in a read transaction: all its queries see one snapshot, which contains every change committed before
-    /// the call.
+    /// All queries of `f` see one snapshot, which contains every change committed before the call.
     pub(super) fn read<T, E: From<StoreError>>(&self, f: impl FnOnce(&dyn Reader) -> Result<T, E>) -> Result<T, E> {
         let pooled = PooledConnection { pool: self, connection: Some(self.acquire()?) };
         let Some(connection) = &pooled.connection else { return Err(StoreError::closed().into()) };
@@ -81,7 +78,7 @@ impl ReaderPool {
         }
     }
 
-    /// Admits no new query, waits for those in progress and closes all connections.
+    /// Waits for the queries in progress.
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.is_closed = true;
@@ -96,7 +93,7 @@ impl ReaderPool {
     }
 }
 
-/// A connection that returns to the pool on drop, also when the query panics.
+/// Returns to the pool on drop, also when the query panics.
 struct PooledConnection<'r> {
     pool: &'r ReaderPool,
     connection: Option<Connection>,

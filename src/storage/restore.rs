@@ -1,5 +1,3 @@
-//! Restores an archive to a data dir.
-//!
 //! Everything is unpacked and checked in a folder inside the data dir, and moved to its place only when all of it is
 //! valid and synced. If the restore is killed in between, that folder remains, and no server starts on it.
 
@@ -20,19 +18,15 @@ use super::manifest::{MANIFEST_FILE, Manifest, ManifestEntry, StoreState};
 use super::range_markers::{self, DataComponent};
 use super::{OpenError, files, id_ranges, integrity, sqlite};
 
-/// The largest table of contents that is read: far more than [`ARCHIVE_FILES_MAX`] files need.
+/// Far more than [`ARCHIVE_FILES_MAX`] files need.
 const CONTENTS_BYTES_MAX: u64 = 64 << 20;
 
 /// Unpacks a backup into an empty or missing folder and checks every byte and every database of it. Numbers continue
-/// beyond those handed out after the backup.
-///
-/// # Errors
-/// The first problem found; then the folder is as it was.
+/// beyond those handed out after the backup. After an error the folder is as it was.
 pub fn restore(file: &Path, data_dir: &Path) -> Result<(), BackupError> {
     let archive = File::open(file).map_err(io_error(file))?;
     let was_there = data_dir.symlink_metadata().is_ok();
-    // Checked before a lock file is created in a folder that may not be a data dir, and again once no other process can
-    // use it.
+    // Checked before a lock file is created in what may be no data dir, and again once no other process can use it.
     if was_there {
         check_empty(data_dir)?;
     }
@@ -71,9 +65,9 @@ struct CreatedFiles {
     range_markers: Vec<PathBuf>,
 }
 
-/// Checks the unpacked stores, gives each a new id (it is not the store that was backed up), and writes the manifest of
-/// each folder that has stores, and its range markers. An archive of an earlier version has no manifest, and its stores
-/// have no ids: the next start assigns them.
+/// Checks the unpacked stores, gives each a new id, and writes the manifest of each folder that has stores, and its
+/// range markers. An archive of an earlier version has no manifest, and its stores have no ids: the next start assigns
+/// them.
 fn assign_store_ids(staging: &Path, names: &[PathBuf]) -> Result<CreatedFiles, BackupError> {
     let mut folders: BTreeMap<PathBuf, Vec<ManifestEntry>> = BTreeMap::from([(PathBuf::new(), Vec::new())]);
     for name in names.iter().filter(|name| name.extension().is_some_and(|extension| extension == "db")) {
@@ -115,11 +109,10 @@ fn check_empty(data_dir: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
-/// Writes the archive's files below `staging`, synced, and verifies them against the table of contents.
+/// The files are synced, and verified against the table of contents.
 fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, BackupError> {
     let bad_archive = |detail: String| BackupError::BadArchive { file: file.to_owned(), detail };
-    // The user may have named any file by mistake: as long as it is not known to be ours, none of its content is
-    // quoted.
+    // The user may have named any file by mistake: until it is known to be ours, none of its content is quoted.
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
             bad_archive("it is no archive of this program, or it is damaged".to_owned())
@@ -187,7 +180,7 @@ fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, Ba
     Ok(names)
 }
 
-/// Writes and syncs one new file, private whatever the archive says; returns its size and SHA-256.
+/// The file is synced, and private whatever the archive says; returns its size and SHA-256.
 fn write_file(source: &mut dyn Read, target: &Path) -> io::Result<(u64, String)> {
     let mut file = files::private_file_options().write(true).create_new(true).open(target)?;
     let mut hash = Context::new(&SHA256);
@@ -206,7 +199,7 @@ fn write_file(source: &mut dyn Read, target: &Path) -> io::Result<(u64, String)>
     Ok((size, crate::model::secret::hex(hash.finish().as_ref())))
 }
 
-/// Checks a database; returns the new id that it was given, if it has an identity row.
+/// Returns the new id that the database was given, if it has an identity row.
 fn check_database(path: &Path, name: &Path) -> Result<Option<String>, BackupError> {
     let failed = database_error(name);
     let check = || {
@@ -219,8 +212,7 @@ fn check_database(path: &Path, name: &Path) -> Result<Option<String>, BackupErro
     };
     match check().map_err(failed)? {
         (None, id) => {
-            // Closing has moved the log into the file; whether SQLite syncs it depends on its settings, so sync it
-            // here.
+            // Closing has moved the log into the file; whether SQLite syncs it depends on its settings.
             File::options().write(true).open(path).and_then(|file| file.sync_all()).map_err(io_error(path))?;
             Ok(id)
         }

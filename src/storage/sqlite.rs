@@ -17,12 +17,11 @@ use super::{OpenError, Reader, Row, StoreError, Tx, Value, files};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 /// `P2S2`, so that another program's database is not taken for ours.
 const APPLICATION_ID: i64 = 0x5032_5332;
-/// Prepared statements cached per connection: more than all rooms have.
+/// Statements that a connection keeps: more than all rooms have.
 const STATEMENT_CACHE_CAPACITY: usize = 256;
 /// Up to this size a file is checked page by page at start (about 1 GB/s); beyond it, damage is found when it is read.
 const PAGE_CHECK_BYTES_MAX: i64 = 1 << 30;
 
-/// A store's file, opened for writing.
 pub(super) struct OpenedStore {
     pub(super) connection: Connection,
     /// The id in the manifest and in the file itself.
@@ -105,8 +104,7 @@ fn check_writable(connection: &Connection, path: &Path) -> Result<(), OpenError>
     Ok(())
 }
 
-/// Opens a read-only connection to a file that this process has not opened, and checks it. Neither the file nor its log
-/// is changed.
+/// This process must not have opened the file. Neither it nor its log is changed.
 pub(super) fn open_read_only(path: &Path, known: u64) -> Result<Connection, OpenError> {
     let (connection, found) = open_checked(path, known, false)?;
     connection
@@ -126,8 +124,7 @@ pub(super) fn open_checked(path: &Path, known: u64, for_writing: bool) -> Result
     let location = StoreLocation::load(path)?;
     let watermark = location.read_watermark();
     let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
-    // As a writer where that is allowed: a connection that may only read cannot remove the scratch files that it
-    // needed.
+    // As a writer where that is allowed: one that may only read cannot remove the scratch files that it needed.
     let connection = open_without_checkpoint(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
     if for_writing {
         check_writable(&connection, path)?;
@@ -143,8 +140,8 @@ pub(super) fn open_checked(path: &Path, known: u64, for_writing: bool) -> Result
     Ok((connection, checked.schema))
 }
 
-/// A connection that leaves the log beside the file as it is when it is closed. By default SQLite moves it into the
-/// file, whatever that has become, and removes it.
+/// Leaves the log beside the file as it is when the connection is closed. By default SQLite moves it into the file,
+/// whatever that has become, and removes it.
 pub(super) fn open_without_checkpoint(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     // Without a log nothing can be moved, and SQLite removes the one that this connection creates.
@@ -155,14 +152,13 @@ pub(super) fn open_without_checkpoint(path: &Path, flags: OpenFlags) -> rusqlite
     Ok(connection)
 }
 
-/// Keeps a statement as it was prepared, whatever its parameters are. SQLite would otherwise recompile many statements
-/// at each change, hoping for a better plan for just that value; we keep no statistics to find one by.
+/// SQLite would otherwise recompile many statements at each change, hoping for a better plan for just those parameters;
+/// we keep no statistics to find one by.
 fn use_stable_query_plans(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
-/// Whether a missing or empty file has a log. SQLite discards the log of an empty file, but the file was not empty when
-/// that log was written.
+/// SQLite discards the log of an empty file, but the file was not empty when that log was written.
 pub(super) fn has_orphaned_wal(path: &Path) -> bool {
     files::is_missing_or_empty(path) && !files::is_missing_or_empty(&files::with_suffix(path, "-wal"))
 }
@@ -175,10 +171,7 @@ fn check_no_orphaned_wal(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Whether there is a file that is not empty.
-///
-/// # Errors
-/// It cannot be a store.
+/// Whether there is a file that is not empty; an error if it cannot be a store.
 pub(super) fn store_exists(path: &Path) -> Result<bool, OpenError> {
     if path.is_dir() {
         return Err(OpenError::Other { path: path.to_owned(), detail: "it is a folder".to_owned() });
@@ -197,7 +190,6 @@ fn make_wal_owner_writable(path: &Path) {
     }
 }
 
-/// The result of checking a file.
 struct CheckedFile {
     schema: u64,
     /// It is empty and belongs to no program yet.
@@ -206,8 +198,7 @@ struct CheckedFile {
 }
 
 impl CheckedFile {
-    /// Checks that the file is not of a later version. Call it once it is known whose file it is: another store may
-    /// well have more versions.
+    /// Call it once it is known whose file it is: another store may well have more versions.
     fn check_not_newer(&self, path: &Path, known: u64) -> Result<(), OpenError> {
         if self.schema > known {
             return Err(OpenError::NewerSchema { path: path.to_owned(), found: self.schema, known });
@@ -216,7 +207,7 @@ impl CheckedFile {
     }
 }
 
-/// Checks that a file is ours and intact. `known` is only used in error texts.
+/// Whether it is ours and intact. `known` is only used in error texts.
 fn check_file(
     connection: &Connection,
     path: &Path,
@@ -255,7 +246,7 @@ fn check_file(
     Ok(CheckedFile { schema, is_fresh, identity })
 }
 
-/// Runs `f` in a read transaction: all its queries see one snapshot.
+/// All queries of `f` see one snapshot.
 pub(super) fn read_transaction<T, E: From<StoreError>>(
     connection: &Connection,
     f: impl FnOnce(&dyn Reader) -> Result<T, E>,
@@ -266,24 +257,22 @@ pub(super) fn read_transaction<T, E: From<StoreError>>(
     Ok(result)
 }
 
-/// Runs a statement that returns no rows.
 pub(super) fn execute_cached(connection: &Connection, sql: &str) -> Result<(), StoreError> {
     let run = || connection.prepare_cached(sql)?.raw_execute();
     run().map(|_rows| ()).map_err(|error| store_error(connection, &error))
 }
 
-/// An error of a connection, with the name of its file.
 pub(super) fn store_error(connection: &Connection, error: &rusqlite::Error) -> StoreError {
     StoreError::from_sqlite(file_name_of(connection), error)
 }
 
-/// The file name of a connection's database without its path, so that it may be shown to anybody.
+/// The name without its path, so that it may be shown to anybody.
 pub(super) fn file_name_of(connection: &Connection) -> &str {
     let name = connection.path().and_then(|path| Path::new(path).file_name());
     name.and_then(|name| name.to_str()).unwrap_or("the store")
 }
 
-/// Opens a read-only connection to a file that [`open_writer`] has opened.
+/// [`open_writer`] must have opened the file before.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let open = || {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -319,14 +308,14 @@ fn check_pages(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Runs `quick_check` or `integrity_check`; returns the first problem, or `None` if there is none.
+/// Runs `quick_check` or `integrity_check`; returns the first problem.
 pub(super) fn run_integrity_check(connection: &Connection, check: &str) -> rusqlite::Result<Option<String>> {
     let result: String = connection.query_row(&format!("PRAGMA {check}(1)"), [], |row| row.get(0))?;
     Ok((result != "ok").then(|| result.split_whitespace().collect::<Vec<_>>().join(" ")))
 }
 
-/// Runs each migration in a transaction of its own, together with the version it reaches: a crash between two of them
-/// leaves a file of a known version.
+/// Each migration is in one transaction with the version it reaches: a crash between two leaves a file of a known
+/// version.
 fn migrate(connection: &Connection, path: &Path, migrations: &[&str]) -> Result<(), OpenError> {
     for (step, sql) in migrations.iter().enumerate() {
         let version = step as u64 + 1;
@@ -368,7 +357,6 @@ impl ToSql for Value<'_> {
     }
 }
 
-/// A prepared statement with its parameters bound.
 fn prepare<'c>(
     connection: &'c Connection,
     sql: &str,
@@ -407,7 +395,7 @@ fn each_row(
     Ok(())
 }
 
-/// Queries over a connection. In a transaction all of them see one snapshot.
+/// In a transaction all queries see one snapshot.
 pub(super) struct SqliteReader<'c>(pub(super) &'c Connection);
 
 impl Reader for SqliteReader<'_> {
@@ -419,7 +407,7 @@ impl Reader for SqliteReader<'_> {
 /// One change inside the writer's transaction.
 pub(super) struct SqliteTx<'c> {
     connection: &'c Connection,
-    /// Whether its writes can be rolled back by themselves.
+    /// Its writes can be rolled back by themselves.
     has_savepoint: bool,
     /// A change that has written nothing yet needs no savepoint.
     is_savepoint_open: Cell<bool>,
@@ -450,17 +438,16 @@ impl<'c> SqliteTx<'c> {
         execute_cached(self.connection, sql)
     }
 
-    /// Keeps the change's writes.
     pub(super) fn release_savepoint(&self) -> Result<(), StoreError> {
         if self.is_savepoint_open.get() { self.run("RELEASE change") } else { Ok(()) }
     }
 
-    /// Whether [`roll_back`](SqliteTx::roll_back) leaves no trace. (A statement that failed left none by itself.)
+    /// [`roll_back`](SqliteTx::roll_back) leaves no trace. (A statement that failed left none by itself.)
     pub(super) fn can_roll_back(&self) -> bool {
         self.has_savepoint || !self.has_written.get()
     }
 
-    /// Rolls back the change's writes and nothing else.
+    /// Rolls back nothing but the change's own writes.
     pub(super) fn roll_back(&self) -> Result<(), StoreError> {
         if self.is_savepoint_open.get() {
             self.run("ROLLBACK TO change")?;

@@ -1,5 +1,3 @@
-//! The store as rooms use it.
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -15,10 +13,10 @@ use super::writer::{ChangeQueue, Epoch, INDEPENDENT, Writer};
 use super::{CommitHandle, OpenError, Reader, StoreError, Tx, sqlite};
 use crate::net::counters::LatencySnapshot;
 
-/// How long closing waits for readers in other processes before it gives up its checkpoint.
+/// Closing waits so long for readers in other processes before it gives up its checkpoint.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One database file with one writer thread and a few read connections. Share it in an `Arc`; dropping it closes it.
+/// One database file with one writer thread and a few read connections. Dropping it closes it.
 pub struct Store {
     path: PathBuf,
     queue: Arc<ChangeQueue>,
@@ -29,10 +27,7 @@ pub struct Store {
 impl Store {
     /// Opens the file, creates it (mode 600, a new folder 700) if there is none, and brings it to the newest schema:
     /// `migrations[n]` leads from version n to n + 1 and never changes once released. A store that the folder's
-    /// manifest names is never created anew.
-    ///
-    /// # Errors
-    /// A one-line instruction for the operator; the file is left as it was.
+    /// manifest names is never created anew. After an error the file is as it was.
     pub fn open(path: &Path, migrations: &[&str]) -> Result<Store, OpenError> {
         let opened = sqlite::open_writer(path, migrations)?;
         let queue = Arc::new(ChangeQueue::new());
@@ -57,16 +52,15 @@ impl Store {
         &self.path
     }
 
-    /// The current epoch of chained changes. Once it differs from an earlier value, no change of that earlier epoch can
-    /// reach the disk any more. Blocks while an ended epoch still has changes in a transaction.
+    /// Once it differs from an earlier value, no chained change of that earlier epoch can reach the disk any more.
+    /// Blocks while an ended epoch still has changes in a transaction.
     pub fn current_epoch(&self) -> Epoch {
         self.queue.current_epoch()
     }
 
-    /// Enqueues a change that builds on all changes appended before it in this epoch. It only takes memory work, so
-    /// call it under the lock of the state that was changed: then disk order is memory order.
-    ///
-    /// If it fails, so does every later change of the epoch; see the top of `writer.rs` for the rules.
+    /// Enqueues a change that builds on all changes appended before it in this epoch. Memory work, to be called under
+    /// the lock of the state that was changed: then disk order is memory order. If it fails, so does every later change
+    /// of the epoch; see the top of `writer.rs` for the rules.
     pub fn append(
         &self,
         epoch: Epoch,
@@ -81,12 +75,8 @@ impl Store {
     }
 
     /// Runs an independent change and waits until it is on disk. The result of `f` is returned only once its
-    /// transaction is committed: even a rejection may rest on what that transaction contained.
-    ///
-    /// Never call it inside a change: the writer would wait for itself.
-    ///
-    /// # Errors
-    /// What `f` returns (then nothing of it was written), or why it could not be stored.
+    /// transaction is committed: even a rejection (of which nothing was written) may rest on what that transaction
+    /// contained. Never call it inside a change: the writer would wait for itself.
     pub fn write<T, E>(&self, f: impl FnOnce(&mut dyn Tx) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
@@ -111,16 +101,12 @@ impl Store {
         }
     }
 
-    /// Runs queries against one snapshot, which contains every change committed before the call and none committed
-    /// later.
-    ///
-    /// # Errors
-    /// What `f` returns, or why the file could not be read.
+    /// The queries see one snapshot, which contains every change committed before the call and none committed later.
     pub fn read<T, E: From<StoreError>>(&self, f: impl FnOnce(&dyn Reader) -> Result<T, E>) -> Result<T, E> {
         self.readers.read(f)
     }
 
-    /// How many changes wait for their transaction to begin: a gauge, already outdated when it is read.
+    /// Changes that wait for their transaction to begin: a gauge, already outdated when it is read.
     #[cfg(test)]
     pub fn queued_changes(&self) -> usize {
         self.queue.len()
@@ -133,25 +119,23 @@ impl Store {
         let _ = self.queue.callback_wrapper.set(Box::new(wrapper));
     }
 
-    /// LatencyHistogram of the transactions, their syncs included.
+    /// The latencies of the transactions, their syncs included.
     pub fn commit_latencies(&self) -> LatencySnapshot {
         self.queue.commit_latencies.snapshot()
     }
 
-    /// Waits until every change enqueued before is on disk or has failed (its commit handle tells which), and until its
-    /// commit callbacks have run.
+    /// Waits until every change enqueued before is on disk or has failed, and its commit callbacks have run.
     pub fn sync_all(&self) {
         self.queue.wait_committed();
     }
 
-    /// Commits everything that is queued, ends the writer, moves the write-ahead log into the file and closes it.
-    /// Changes enqueued later fail. Further calls do nothing.
+    /// Commits what is queued, ends the writer, moves the write-ahead log into the file and closes it. Changes enqueued
+    /// later fail. Further calls do nothing.
     pub fn close(&self) {
         self.queue.close();
         let Some(thread) = self.writer.lock().take() else { return };
         if thread.thread().id() == thread::current().id() {
-            // A commit callback dropped the last reference to the store, so this is the writer's own thread: it ends
-            // and closes the file by itself.
+            // A commit callback dropped the last reference to the store: the writer ends and closes the file by itself.
             return;
         }
         let connection = thread.join();
@@ -162,15 +146,10 @@ impl Store {
         };
         // The checkpoint is not needed for safety: the log is on disk and is read at the next start. So it does not
         // wait long for other readers (a backup, an admin command).
-        if let Err(error) = connection.busy_timeout(CHECKPOINT_TIMEOUT) {
-            log::warn!("{}: {}", self.path.display(), super::error::one_line(&error));
-        }
-        if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(())) {
-            log::warn!("{}: {}", self.path.display(), super::error::one_line(&error));
-        }
-        if let Err((_connection, error)) = connection.close() {
-            log::warn!("{}: {}", self.path.display(), super::error::one_line(&error));
-        }
+        let warn = |error: rusqlite::Error| log::warn!("{}: {}", self.path.display(), super::error::one_line(&error));
+        connection.busy_timeout(CHECKPOINT_TIMEOUT).unwrap_or_else(warn);
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(())).unwrap_or_else(warn);
+        connection.close().unwrap_or_else(|(_connection, error)| warn(error));
     }
 }
 

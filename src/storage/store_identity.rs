@@ -1,5 +1,3 @@
-//! The identity row of a store, and whether it is the store that belongs at its place.
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -10,23 +8,23 @@ use super::OpenError;
 use super::manifest::{MANIFEST_FILE, Manifest, StoreState, dir_and_file_name, new_store_id};
 use super::watermark::{self, StoredWatermark};
 
-/// In every store; a store of an earlier version gets it when it is adopted into the manifest.
+/// Every store has the table; one of an earlier version gets it when it is adopted into the manifest.
 const CREATE_IDENTITY_TABLE: &str = "CREATE TABLE IF NOT EXISTS store_identity (
     id TEXT NOT NULL, schema BIGINT NOT NULL, number BIGINT NOT NULL)";
 
-/// The identity row of a store.
+/// The row by which a store is known as the one that belongs at its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StoreIdentity {
-    /// The same id as in the manifest.
+    /// The id that the manifest has, too.
     pub(super) id: String,
-    /// As in `user_version`, so that damage to the file's header is not taken for a newer version.
+    /// The same as `user_version`, so that damage to the file's header is not taken for a newer version.
     pub(super) schema: u64,
-    /// Counts up; a store with this generation contains everything that was committed before it advanced to it.
+    /// It counts up; a store with this generation contains everything that was committed before it advanced to it.
     pub(super) generation: u64,
 }
 
 impl StoreIdentity {
-    /// The identity row, if the store has one.
+    /// `None` if the store has no identity row.
     pub(super) fn read(connection: &Connection) -> rusqlite::Result<Option<StoreIdentity>> {
         if !has_identity_table(connection)? {
             return Ok(None);
@@ -38,7 +36,7 @@ impl StoreIdentity {
         connection.query_row("SELECT id, schema, number FROM store_identity", [], row).optional()
     }
 
-    /// Writes the identity row in one transaction; an existing generation is kept and returned.
+    /// Writes the row in one transaction; an existing generation is kept and returned.
     pub(super) fn write(connection: &Connection, id: &str, schema: usize) -> rusqlite::Result<u64> {
         let settled = |known: &StoreIdentity| known.id == id && known.schema == schema as u64;
         if let Some(known) = StoreIdentity::read(connection)?.filter(settled) {
@@ -68,7 +66,6 @@ pub(super) fn has_identity_table(connection: &Connection) -> rusqlite::Result<bo
     Ok(connection.query_row(sql, [], |_row| Ok(())).optional()?.is_some())
 }
 
-/// A store's file, and the manifest beside it.
 pub(super) struct StoreLocation {
     path: PathBuf,
     dir: PathBuf,
@@ -92,7 +89,7 @@ impl StoreLocation {
         self.manifest.is_some()
     }
 
-    /// Reads the watermark. Do so before reading the store, which another process may be writing to.
+    /// The watermark is to be read before the store, which another process may be writing to.
     pub(super) fn read_watermark(&self) -> StoredWatermark {
         match self.manifest_state() {
             Some((StoreState::Kept, id)) => watermark::read(&self.path, id),
@@ -100,7 +97,6 @@ impl StoreLocation {
         }
     }
 
-    /// Whether its watermark has to be there.
     pub(super) fn requires_watermark(&self) -> bool {
         self.manifest
             .as_ref()
@@ -108,7 +104,7 @@ impl StoreLocation {
             .is_some_and(|entry| entry.requires_watermark)
     }
 
-    /// Checks that the manifest allows the store to be missing.
+    /// The manifest must allow the store to be missing.
     pub(super) fn check_may_be_absent(&self) -> Result<(), OpenError> {
         match self.manifest_state() {
             Some((StoreState::Kept | StoreState::Adopting, _)) => {
@@ -118,7 +114,7 @@ impl StoreLocation {
         }
     }
 
-    /// Checks that the store found here is the one that belongs here, and that it contains what its watermark says.
+    /// The store found here must be the one that belongs here, and contain what its watermark says.
     pub(super) fn check_identity(
         &self,
         found: Option<&StoreIdentity>,
@@ -153,7 +149,7 @@ impl StoreLocation {
         }
     }
 
-    /// Replaces "not one of our databases" by a more precise error where one of ours must be.
+    /// Where one of our databases must be, "not one of ours" is not precise enough.
     pub(super) fn explain_error(&self, error: OpenError) -> OpenError {
         match error {
             OpenError::Foreign { path } if self.manifest_state().is_some() => {
@@ -164,7 +160,7 @@ impl StoreLocation {
         }
     }
 
-    /// Lists a store in the manifest before anything of it is created or adopted; returns its id.
+    /// Lists the store before anything of it is created or adopted; returns its id.
     pub(super) fn register(&self, found: Option<&StoreIdentity>, is_new: bool) -> Result<String, OpenError> {
         let state = if is_new { StoreState::Making } else { StoreState::Adopting };
         let id = match (self.manifest_state(), found) {
@@ -176,7 +172,7 @@ impl StoreLocation {
         Ok(id)
     }
 
-    /// Records that the store is there with its id and its watermark: from now on both have to be.
+    /// From now on the store must be there, with its id and its watermark.
     pub(super) fn mark_present(&self, id: &str, generation: u64) -> Result<(), OpenError> {
         if self.manifest_state() == Some((StoreState::Kept, id)) && self.requires_watermark() {
             return Ok(());
@@ -198,7 +194,7 @@ impl StoreLocation {
 /// Stores whose pages this process has checked but which it has not opened yet, so that they are not read twice.
 pub(super) static PAGES_CHECKED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Whether [`check_stores`](super::integrity::check_stores) has just checked all pages of a store; true only once.
+/// [`check_stores`](super::integrity::check_stores) has just checked all pages of the store; true only once.
 pub(super) fn take_pages_checked(path: &Path) -> bool {
     PAGES_CHECKED.lock().remove(path)
 }

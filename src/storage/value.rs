@@ -1,4 +1,4 @@
-//! The rooms' interface to a database: values in, rows out, in a dialect that SQLite and PostgreSQL share.
+//! The rooms' interface to a database, in a dialect that SQLite and PostgreSQL share.
 //!
 //! Parameters are written `$1, $2, …`, each for the first time in this order. A sum needs a cast (`CAST(SUM(x) AS
 //! BIGINT)`), an upsert is `INSERT … ON CONFLICT (…) DO UPDATE SET x = excluded.x`. A list of numbers is one JSON
@@ -9,68 +9,39 @@ use rusqlite::types::ValueRef;
 use super::StoreError;
 use crate::model::{Cents, Millis, Name};
 
-/// A parameter of a statement. It borrows texts and bytes, so that a change copies none of them.
+/// It borrows texts and bytes, so that a change copies none of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value<'a> {
-    /// An integer; booleans are 0 and 1.
+    /// Booleans are 0 and 1.
     Int(i64),
     Text(&'a str),
     Blob(&'a [u8]),
     Null,
 }
 
-macro_rules! value_from_int {
-    ($($int:ty),*) => {$(
-        impl From<$int> for Value<'_> {
-            fn from(number: $int) -> Self {
-                Value::Int(i64::from(number))
+macro_rules! value_from {
+    ($($from:ty, $given:ident => $value:expr;)*) => {$(
+        impl<'a> From<$from> for Value<'a> {
+            fn from($given: $from) -> Value<'a> {
+                $value
             }
         }
     )*};
 }
+macro_rules! value_from_int {
+    ($($int:ty),*) => { value_from! { $($int, number => Value::Int(i64::from(number));)* } };
+}
+
 value_from_int!(i64, i32, i16, i8, u32, u16, u8, bool);
-
-impl From<Cents> for Value<'_> {
-    fn from(cents: Cents) -> Self {
-        Value::Int(cents.0)
-    }
-}
-
-/// Instants after the year 292,000,000 become the last one that fits.
-impl From<Millis> for Value<'_> {
-    fn from(instant: Millis) -> Self {
-        Value::Int(i64::try_from(instant.0).unwrap_or(i64::MAX))
-    }
-}
-
-impl<'a> From<&'a str> for Value<'a> {
-    fn from(text: &'a str) -> Self {
-        Value::Text(text)
-    }
-}
-
-impl<'a> From<&'a String> for Value<'a> {
-    fn from(text: &'a String) -> Self {
-        Value::Text(text)
-    }
-}
-
-impl<'a> From<&'a Name> for Value<'a> {
-    fn from(name: &'a Name) -> Self {
-        Value::Text(name.as_str())
-    }
-}
-
-impl<'a> From<&'a [u8]> for Value<'a> {
-    fn from(bytes: &'a [u8]) -> Self {
-        Value::Blob(bytes)
-    }
-}
-
-impl<'a> From<&'a Vec<u8>> for Value<'a> {
-    fn from(bytes: &'a Vec<u8>) -> Self {
-        Value::Blob(bytes)
-    }
+value_from! {
+    Cents, cents => Value::Int(cents.0);
+    // Instants after the year 292,000,000 become the last one that fits.
+    Millis, instant => Value::Int(i64::try_from(instant.0).unwrap_or(i64::MAX));
+    &'a str, text => Value::Text(text);
+    &'a String, text => Value::Text(text);
+    &'a Name, name => Value::Text(name.as_str());
+    &'a [u8], bytes => Value::Blob(bytes);
+    &'a Vec<u8>, bytes => Value::Blob(bytes);
 }
 
 impl<'a, const N: usize> From<&'a [u8; N]> for Value<'a> {
@@ -85,8 +56,8 @@ impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
     }
 }
 
-/// One row of a result; columns count from 0. A column of another type, or one that does not exist, is
-/// [`StoreError::Invalid`]: data that this program did not write, or a programming error.
+/// Columns count from 0. One of another type, or that does not exist, is [`StoreError::Invalid`]: data that this
+/// program did not write, or a programming error.
 #[derive(Debug)]
 pub struct Row<'a> {
     pub(super) row: &'a rusqlite::Row<'a>,
@@ -97,7 +68,6 @@ impl Row<'_> {
         self.opt_int(column)?.ok_or_else(|| invalid_column(column, "a whole number"))
     }
 
-    /// An integer or `NULL`.
     pub fn opt_int(&self, column: usize) -> Result<Option<i64>, StoreError> {
         match self.get(column)? {
             ValueRef::Integer(number) => Ok(Some(number)),
@@ -106,12 +76,11 @@ impl Row<'_> {
         }
     }
 
-    /// An integer that is not negative.
     pub fn uint(&self, column: usize) -> Result<u64, StoreError> {
         u64::try_from(self.int(column)?).map_err(|_| invalid_column(column, "a number that is not negative"))
     }
 
-    /// A boolean, stored as 0 or 1.
+    /// A boolean is stored as 0 or 1.
     pub fn bool(&self, column: usize) -> Result<bool, StoreError> {
         match self.int(column)? {
             0 => Ok(false),
@@ -120,12 +89,11 @@ impl Row<'_> {
         }
     }
 
-    /// An amount of money in cents.
     pub fn cents(&self, column: usize) -> Result<Cents, StoreError> {
         self.int(column).map(Cents)
     }
 
-    /// An instant in milliseconds since 1970.
+    /// An instant is stored in milliseconds since 1970.
     pub fn millis(&self, column: usize) -> Result<Millis, StoreError> {
         self.uint(column).map(Millis)
     }
@@ -134,7 +102,6 @@ impl Row<'_> {
         self.opt_text(column)?.ok_or_else(|| invalid_column(column, "a text"))
     }
 
-    /// A text or `NULL`.
     pub fn opt_text(&self, column: usize) -> Result<Option<&str>, StoreError> {
         match self.get(column)? {
             ValueRef::Text(bytes) => {
@@ -145,7 +112,7 @@ impl Row<'_> {
         }
     }
 
-    /// The name of a peer or a user, validated again.
+    /// The name is validated again.
     pub fn name(&self, column: usize) -> Result<Name, StoreError> {
         Name::from_stored(self.text(column)?).map_err(|rule| invalid_column(column, &format!("a name ({rule})")))
     }
@@ -171,27 +138,23 @@ fn invalid_column(column: usize, expected: &str) -> StoreError {
     StoreError::Invalid(format!("column {column} of a row in the store: expected {expected}"))
 }
 
-/// Called with each row; an error ends the query and becomes its result.
+/// An error ends the query and becomes its result.
 pub type RowCallback<'a> = dyn FnMut(&Row<'_>) -> Result<(), StoreError> + 'a;
 
-/// Runs queries, all against one snapshot.
+/// All queries see one snapshot.
 pub trait Reader {
     /// Calls `each` with every row of the result, in order.
-    ///
-    /// # Errors
-    /// Those of the store, and whatever `each` returns.
     fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut RowCallback<'_>) -> Result<(), StoreError>;
 }
 
 /// A change in progress: it sees its own writes; nobody else does before the commit.
 pub trait Tx: Reader {
-    /// Runs one statement that returns no rows; returns how many rows it inserted, changed or deleted.
+    /// Runs a statement that returns no rows; returns how many it inserted, changed or deleted.
     fn execute(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<u64, StoreError>;
 }
 
-/// Common query shapes for every [`Reader`] and [`Tx`].
 pub trait ReaderExt: Reader {
-    /// The first row, if there is one. (Say `LIMIT 1` where there may be many.)
+    /// Say `LIMIT 1` where there may be many rows.
     fn first<T>(
         &self,
         sql: &str,

@@ -1,9 +1,9 @@
-//! The watermark beside a store: the newest generation of it that is known to be on disk.
+//! The newest generation of a store that is known to be on disk, in a file beside it.
 //!
 //! To SQLite, a store whose log was lost or damaged is an intact, older store. So each store has a generation number in
-//! a table of its own, and about once a second the generation whose transaction has been synced is written to a file
-//! beside it. The watermark itself is never synced: whatever a power cut does to it, it is never ahead of the store,
-//! and an unreadable one says nothing. A store whose generation is below its watermark has lost changes.
+//! a table of its own, and about once a second the generation whose transaction has been synced is written here. A
+//! store whose generation is below its watermark has lost changes. The watermark itself is never synced: whatever a
+//! power cut does to it, it is never ahead of the store, and an unreadable one says nothing.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -11,20 +11,20 @@ use std::path::{Path, PathBuf};
 
 use super::files;
 
-/// Appended to the name of the store's file.
+/// It stands behind the name of the store's file.
 pub(super) const SUFFIX: &str = "-mark";
 const HEADER: &str = "p2s2-mark 1";
-/// Always the same length, within one disk sector: it is overwritten in place.
+/// The length is always the same, within one disk sector: the file is overwritten in place.
 const LENGTH_BYTES: usize = HEADER.len() + 1 + 32 + 1 + 20 + 1 + 16 + 1;
 
-/// The content of the watermark of the store with this id: this generation is on disk.
+/// Says that this generation of the store with this id is on disk.
 fn encode(id: &str, generation: u64) -> String {
     let text = format!("{HEADER} {id} {generation:020}");
     let sum = blake3::hash(text.as_bytes()).to_hex();
     format!("{text} {}\n", &sum[..16])
 }
 
-/// The generation in a watermark, if it is intact and belongs to the store with this id.
+/// `None` unless it is intact and belongs to the store with this id.
 fn decode(bytes: &[u8], id: &str) -> Option<u64> {
     let text = std::str::from_utf8(bytes).ok()?;
     let generation = text.strip_prefix(HEADER)?.get(1 + 32 + 1..1 + 32 + 1 + 20)?.parse().ok()?;
@@ -35,19 +35,16 @@ pub(super) fn path_of(store: &Path) -> PathBuf {
     files::with_suffix(store, SUFFIX)
 }
 
-/// The watermark that was found beside a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoredWatermark {
-    /// This generation is on disk.
     Generation(u64),
-    /// Torn, garbled or of another store, which a power cut may cause: it says nothing.
+    /// It is torn, garbled or of another store, which a power cut may cause: it says nothing.
     Unreadable,
-    /// There is none. If there was one before, a power cut cannot explain that: it is created durably and then
-    /// overwritten in place.
+    /// If there was one before, a power cut cannot explain that: it is created durably and then overwritten in place.
     Missing,
 }
 
-/// Reads a store's watermark; an unreadable one is logged as a warning.
+/// An unreadable watermark is logged as a warning.
 pub(super) fn read(store: &Path, id: &str) -> StoredWatermark {
     let path = path_of(store);
     match files::read_up_to(&path, LENGTH_BYTES as u64 + 1) {
@@ -70,10 +67,7 @@ pub(super) fn read(store: &Path, id: &str) -> StoredWatermark {
     }
 }
 
-/// Creates a store's watermark durably.
-///
-/// # Errors
-/// Those of the file system.
+/// The file is created durably.
 pub(super) fn create(store: &Path, id: &str, generation: u64) -> io::Result<()> {
     let mut file = files::private_file_options().write(true).create(true).truncate(true).open(path_of(store))?;
     file.write_all(encode(id, generation).as_bytes())?;
@@ -81,7 +75,7 @@ pub(super) fn create(store: &Path, id: &str, generation: u64) -> io::Result<()> 
     files::parent_of(store).map_or(Ok(()), files::sync_dir)
 }
 
-/// Removes a store's watermark durably: from then on the store may hold any generation.
+/// The file is removed durably: from then on the store may hold any generation.
 pub(super) fn remove(store: &Path) -> io::Result<()> {
     match std::fs::remove_file(path_of(store)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -1,4 +1,4 @@
-//! The queue of changes, and the one thread that turns queued changes into transactions.
+//! The one thread that turns queued changes into transactions.
 //!
 //! **Independent** changes stand for themselves: one that fails leaves no trace (each runs in a savepoint), and the
 //! others of its transaction are committed.
@@ -15,10 +15,10 @@
 //!    disk,
 //! 3. [`Store::read`](super::Store::read): the state that all responses so far were built on.
 //!
-//! **The generation.** About once a second the store's generation number advances, as part of a transaction that is
-//! made anyway, and once more when the last changes are not covered yet. Once that transaction is synced, the
-//! generation is written to the watermark (`watermark.rs`): everything committed before it is then known to be on disk.
-//! Other transactions cost nothing more; advancing it in each would cost every one of them a page.
+//! **The generation** advances about once a second, as part of a transaction that is made anyway, and once more when
+//! the last changes are not covered yet. Once that transaction is synced, the generation is written to the watermark
+//! (`watermark.rs`): everything committed before it is then known to be on disk. Advancing it in each transaction would
+//! cost every one of them a page.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, OnceLock};
@@ -33,9 +33,8 @@ use super::watermark::WatermarkWriter;
 use super::{CommitHandle, StoreError, Tx};
 use crate::net::counters::LatencyHistogram;
 
-/// Limit of queued changes; further ones fail with [`StoreError::Busy`].
+/// When so many changes are queued, further ones fail with [`StoreError::Busy`].
 pub(super) const QUEUED_CHANGES_MAX: usize = 65_536;
-
 /// The time between two generations, and so the largest age of changes whose loss would go unnoticed.
 const GENERATION_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -71,11 +70,10 @@ struct QueueState {
     is_closed: bool,
     is_writer_asleep: bool,
     transactions_begun: u64,
-    /// Finished including their callbacks.
+    /// Transactions that are finished, including their callbacks.
     transactions_finished: u64,
 }
 
-/// The queue that a store and its writer thread share.
 pub(super) struct ChangeQueue {
     state: Mutex<QueueState>,
     /// Wakes the writer: there is work, or the queue is closed.
@@ -109,7 +107,7 @@ impl ChangeQueue {
         }
     }
 
-    /// The current epoch; blocks until an ended one has advanced.
+    /// Blocks until an ended epoch has advanced.
     pub(super) fn current_epoch(&self) -> Epoch {
         let mut state = self.state.lock();
         while state.epoch_ended {
@@ -118,7 +116,7 @@ impl ChangeQueue {
         state.epoch
     }
 
-    /// Enqueues a change: memory work under one short lock.
+    /// Does memory work under one short lock.
     pub(super) fn push(&self, epoch: Epoch, change: Change) -> CommitHandle {
         let chained = epoch != INDEPENDENT;
         let mut state = self.state.lock();
@@ -159,7 +157,7 @@ impl ChangeQueue {
         }
     }
 
-    /// Takes no more changes; the writer ends after those that are queued.
+    /// The writer ends after the changes that are queued.
     pub(super) fn close(&self) {
         self.state.lock().is_closed = true;
         self.work_available.notify_one();
@@ -194,8 +192,7 @@ impl ChangeQueue {
         WriterWakeup::Work(NextBatch { batch, epoch: state.epoch, epoch_ended: state.epoch_ended })
     }
 
-    /// Makes a transaction's outcome known. The epoch advances first, so that whoever learns of a failure gets the new
-    /// one.
+    /// The epoch advances first, so that whoever learns of a failure gets the new one.
     fn finish(&self, next: &NextBatch, outcome: TransactionOutcome, epoch_broken: bool) {
         let mut state = self.state.lock();
         if epoch_broken || next.epoch_ended {
@@ -210,11 +207,9 @@ impl ChangeQueue {
         self.transaction_finished.notify_all();
     }
 
-    /// Makes an outcome known and runs the callbacks.
-    ///
-    /// They run on the writer's own thread: the responses of one transaction go out while the changes of the next one
-    /// gather. A separate thread would be woken for every transaction, and the next would begin with the few changes
-    /// queued by then: with 100 clients, total throughput was a sixth lower.
+    /// Runs the callbacks, on the writer's own thread: the responses of one transaction go out while the changes of the
+    /// next one gather. A separate thread would be woken for every transaction, and the next would begin with the few
+    /// changes queued by then: with 100 clients, total throughput was a sixth lower.
     fn publish(&self, batch: &Batch, outcome: TransactionOutcome) {
         self.run_callbacks(batch, batch.publish(outcome));
         // Callbacks registered after the outcome was visible depend on it, so they run after the others.
@@ -240,7 +235,6 @@ impl ChangeQueue {
     }
 }
 
-/// Why the writer was woken.
 enum WriterWakeup {
     Work(NextBatch),
     /// The time is up, and there is nothing to do.
@@ -251,22 +245,21 @@ enum WriterWakeup {
 
 struct NextBatch {
     batch: Arc<Batch>,
-    /// The epoch at its start; only the writer advances it.
+    /// The epoch at the transaction's start; only the writer advances it.
     epoch: Epoch,
-    /// This transaction contains the last chained changes of the epoch.
+    /// The transaction contains the last chained changes of the epoch.
     epoch_ended: bool,
 }
 
-/// The writer thread's own state.
 pub(super) struct Writer {
     connection: Connection,
     schema_version: usize,
-    /// A commit failed, and its pages may still be in the log; see [`Writer::discard_failed_commit`].
+    /// The pages of a failed commit may still be in the log; see [`Writer::discard_failed_commit`].
     has_failed_commit: bool,
     watermark: WatermarkWriter,
     /// The store's generation on disk.
     generation: u64,
-    /// When it last advanced or was due to.
+    /// When the generation last advanced or was due to.
     generation_advanced_at: Option<Instant>,
     /// Changes were committed since the generation advanced.
     has_commits_since: bool,
@@ -314,7 +307,7 @@ impl Writer {
                 }
             };
             queue.commit_latencies.record(began_at.elapsed());
-            // Drops the changes that a rolled-back transaction did not reach, outside the lock: they may own a room's
+            // Outside the lock, changes that a rolled-back transaction did not reach are dropped: they may own a room's
             // data.
             changes.clear();
             queue.finish(&next, outcome, epoch_broken);
@@ -329,8 +322,8 @@ impl Writer {
         self.connection
     }
 
-    /// Advances the generation in a transaction of its own, when no other came in time. If it fails it is tried again
-    /// with the next transaction, or after a while.
+    /// Advances it in a transaction of its own, when no other came in time. If it fails it is tried again with the next
+    /// transaction, or after a while.
     fn advance_generation(&mut self) {
         let before = self.generation;
         self.generation_advanced_at = Some(Instant::now());
@@ -341,8 +334,7 @@ impl Writer {
         }
     }
 
-    /// Advances the generation within the open transaction if it is due; returns the generation that is valid after the
-    /// commit.
+    /// Works within the open transaction; returns the generation that is valid after the commit.
     fn advance_generation_if_due(&mut self, is_alone: bool) -> Result<Option<u64>, StoreError> {
         let now = Instant::now();
         if !is_alone && self.generation_advanced_at.is_some_and(|at| now < at + GENERATION_INTERVAL) {
@@ -365,7 +357,7 @@ impl Writer {
         }
     }
 
-    /// Runs all changes in one transaction. An error means that none of them took effect.
+    /// An error means that none of the changes took effect.
     fn run_transaction(
         &mut self,
         changes: &mut Vec<QueuedChange>,
@@ -418,7 +410,6 @@ impl Writer {
         Ok(done)
     }
 
-    /// Runs one change, in a savepoint of its own if asked for.
     fn run_change(&self, change: Change, with_savepoint: bool) -> Result<(), ChangeFailure> {
         let mut tx = SqliteTx::new(&self.connection, with_savepoint);
         let result = panic::catch_unwind(AssertUnwindSafe(|| change(&mut tx)))
@@ -444,11 +435,10 @@ impl Writer {
         }
     }
 
-    /// Makes sure that no trace of a failed commit can come back.
-    ///
-    /// If the sync of the log failed, its frames may be in it and valid although no reader sees them; after a power cut
-    /// they would count as committed. The next commit overwrites the first of them, which invalidates the checksums of
-    /// the rest. So a commit that changes nothing has to succeed before anything else is stored.
+    /// Makes sure that no trace of a failed commit can come back. If the sync of the log failed, its frames may be in
+    /// it and valid although no reader sees them; after a power cut they would count as committed. The next commit
+    /// overwrites the first of them, which invalidates the checksums of the rest. So a commit that changes nothing has
+    /// to succeed before anything else is stored.
     fn discard_failed_commit(&mut self) -> Result<(), StoreError> {
         if !self.connection.is_autocommit() {
             self.execute("ROLLBACK")?;
@@ -470,8 +460,7 @@ impl Writer {
     }
 
     fn execute(&self, sql: &str) -> Result<(), StoreError> {
-        let run = || self.connection.prepare_cached(sql)?.raw_execute();
-        run().map(|_rows| ()).map_err(|error| sqlite::store_error(&self.connection, &error))
+        sqlite::execute_cached(&self.connection, sql)
     }
 }
 
@@ -484,11 +473,10 @@ struct CommittedTransaction {
 enum ChangeFailure {
     /// Only this change failed.
     Change(StoreError),
-    /// The whole transaction failed.
     Transaction(StoreError),
 }
 
-/// Fails all queued changes if the writer ends by a panic, so that nobody waits for them forever.
+/// If the writer ends by a panic, nobody waits for the queued changes forever.
 struct FailPendingOnDrop<'s>(&'s ChangeQueue);
 
 impl Drop for FailPendingOnDrop<'_> {

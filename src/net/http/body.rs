@@ -1,5 +1,3 @@
-//! Response bodies: bytes, chunks, a range of a file, or events as they happen.
-
 use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -17,10 +15,9 @@ use crate::net::permits::WorkPermit;
 
 /// How often a waiting event stream checks whether its client has disconnected.
 const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How much of a file is read at a time: enough that the system calls cost little compared with the copying.
+/// What is read of a file at a time: enough that the system calls cost little compared with the copying.
 const FILE_CHUNK_BYTES: usize = 256 * 1024;
 
-/// An event of a `text/event-stream`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerSentEvent {
     /// The id by which a client can resume after this event, one line.
@@ -31,13 +28,12 @@ pub struct ServerSentEvent {
 }
 
 impl ServerSentEvent {
-    /// An event with a JSON value as its data, which is one line.
     #[cfg(test)]
     pub fn json(name: &str, data: &serde_json::Value) -> ServerSentEvent {
         ServerSentEvent { id: None, name: name.to_owned(), data: data.to_string() }
     }
 
-    /// Its approximate memory use, bytes.
+    /// Its approximate memory use.
     pub(super) fn len(&self) -> usize {
         size_of::<ServerSentEvent>() + self.id.as_ref().map_or(0, String::len) + self.name.len() + self.data.len()
     }
@@ -50,16 +46,13 @@ impl ServerSentEvent {
         }
         text = text + "event: " + &one_line(&self.name) + "\n";
         for line in self.data.replace("\r\n", "\n").split(['\r', '\n']) {
-            text.push_str("data: ");
-            text.push_str(line);
-            text.push('\n');
+            text = text + "data: " + line + "\n";
         }
         text.push('\n');
         text
     }
 }
 
-/// Events for one client. All recipients of an event share it.
 #[derive(Debug)]
 pub struct EventStream {
     queue: Receiver<Arc<ServerSentEvent>>,
@@ -68,14 +61,13 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// A stream, and a `Weak` that is dead once the stream is dropped.
+    /// The `Weak` is dead once the stream is dropped.
     pub(super) fn with_liveness(queue: Receiver<Arc<ServerSentEvent>>) -> (EventStream, Weak<()>) {
         let is_read = Arc::new(());
         let watch = Arc::downgrade(&is_read);
         (EventStream { queue, _is_read: Some(is_read) }, watch)
     }
 
-    /// The channel that the events come from.
     #[cfg(test)]
     pub fn queue(&self) -> &Receiver<Arc<ServerSentEvent>> {
         &self.queue
@@ -88,23 +80,20 @@ impl From<Receiver<Arc<ServerSentEvent>>> for EventStream {
     }
 }
 
-/// The body of a response.
 pub enum Body {
-    /// A body that is in memory as a whole.
     Bytes(Vec<u8>),
-    /// Produced piece by piece while it is sent; the next piece only when there is room for it. Producing one must
-    /// not block.
+    /// Produced piece by piece while it is sent, when there is room for the next. Producing one must not block.
     Chunks(Box<dyn Iterator<Item = Vec<u8>> + Send>),
     /// `length` bytes of a file from `offset` on, read while they are sent. If the file turns out to be shorter the
     /// connection is closed: nothing else can tell the client that what it received is incomplete.
     File {
-        /// The file. Its position is not changed.
+        /// The file's position is not changed.
         file: File,
         offset: u64,
         length: u64,
     },
-    /// Server-sent events as they happen, until no sender is left or the client has disconnected; then the stream is
-    /// dropped. (The server sets the content type.)
+    /// Events as they happen, until no sender is left or the client has disconnected; then the stream is dropped. The
+    /// server sets the content type.
     Events(EventStream),
 }
 
@@ -150,7 +139,6 @@ impl FileRange {
         FileRange { file, offset, remaining: length, buffer: Arc::default() }
     }
 
-    /// The next chunk; `None` at the end.
     fn read(&mut self) -> io::Result<Option<Bytes>> {
         if self.remaining == 0 {
             return Ok(None);
@@ -176,7 +164,6 @@ impl FileRange {
     }
 }
 
-/// Reads at an offset, independently of other readers of the same file.
 fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::read_at(file, buffer, offset);
@@ -184,16 +171,15 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     return std::os::windows::fs::FileExt::seek_read(file, buffer, offset);
 }
 
-/// The event stream of one client.
 pub(super) struct EventStreamBody {
-    /// The first thing sent is a comment, so that the client knows at once that the stream is open.
+    /// Lets the client know at once that the stream is open.
     pub(super) opens_with_comment: bool,
     pub(super) events: EventStream,
     /// Disconnected when the server stops.
     pub(super) stopped: Receiver<()>,
     pub(super) comment_interval: Duration,
     pub(super) last_write_at: Instant,
-    /// Whether hyper had the chance to flush since the last piece.
+    /// Hyper had the chance to flush since the last piece.
     pub(super) is_flushed: bool,
     pub(super) client: Arc<TcpStream>,
     pub(super) _permit: WorkPermit,
@@ -237,7 +223,7 @@ impl hyper::body::Body for ResponseBody {
 }
 
 impl EventStreamBody {
-    /// The next piece of the stream; `None` at its end. Blocks, but only once everything before it was flushed.
+    /// `None` at the stream's end. Blocks, but only once everything before it was flushed.
     fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
         if std::mem::take(&mut self.opens_with_comment) {
             self.last_write_at = Instant::now();
@@ -278,8 +264,8 @@ impl EventStreamBody {
     }
 }
 
-/// Whether the client has closed the connection, as far as that can be seen without reading (with TLS its
-/// `close_notify` hides it: then the next comment fails).
+/// Whether the client has gone, as far as that can be seen without reading. With TLS its `close_notify` hides it: then
+/// the next comment fails.
 fn is_disconnected(client: &TcpStream) -> bool {
     #[cfg(unix)]
     {

@@ -1,5 +1,3 @@
-//! Compressed responses, for clients that accept them.
-
 use std::io::Write;
 
 use flate2::Compression;
@@ -8,7 +6,7 @@ use hyper::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, VARY,
 };
 
-/// Bodies up to this length are not worth compressing.
+/// Shorter bodies are not worth compressing.
 const COMPRESS_ABOVE_BYTES: usize = 1024;
 /// Longer bodies would occupy a thread for too long; long lists are sent in chunks anyway.
 const COMPRESS_UP_TO_BYTES: usize = 4 << 20;
@@ -35,8 +33,8 @@ pub fn accepts_gzip(headers: &HeaderMap) -> bool {
     gzip > 0.0 && gzip >= identity.unwrap_or(0.0)
 }
 
-/// Compresses the body if that is of use, and sets the headers accordingly. A body that a handler has encoded already
-/// is left alone.
+/// Compresses the body if that is of use, and sets the headers accordingly. One that a handler has encoded is left
+/// alone.
 pub(super) fn compress(accepts_gzip: bool, headers: &mut HeaderMap, body: Vec<u8>) -> Vec<u8> {
     let is_whole = !headers.contains_key(CONTENT_ENCODING) && !headers.contains_key(CONTENT_RANGE);
     if !is_whole || !(COMPRESS_ABOVE_BYTES + 1..=COMPRESS_UP_TO_BYTES).contains(&body.len()) || !is_text(headers) {
@@ -49,7 +47,7 @@ pub(super) fn compress(accepts_gzip: bool, headers: &mut HeaderMap, body: Vec<u8
     }
     let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
     let compressed = encoder.write_all(&body).and_then(|()| encoder.finish());
-    // (Writing into memory never fails.)
+    // Writing into memory never fails.
     let Ok(compressed) = compressed else { return body };
     if compressed.len() >= body.len() {
         return body;
@@ -63,7 +61,7 @@ pub(super) fn compress(accepts_gzip: bool, headers: &mut HeaderMap, body: Vec<u8
     compressed
 }
 
-/// Adds a request header to Vary: the response depends on it.
+/// Adds a request header that the response depends on.
 pub(super) fn add_vary(headers: &mut HeaderMap, more: &HeaderValue) {
     let is_it = |name: &str| more.to_str().is_ok_and(|more| name.trim().eq_ignore_ascii_case(more));
     if headers.get_all(VARY).iter().any(|all| all.to_str().is_ok_and(|all| all.split(',').any(is_it))) {
@@ -79,7 +77,7 @@ pub(super) fn add_vary(headers: &mut HeaderMap, more: &HeaderValue) {
     }
 }
 
-/// Whether it is text, which gets much shorter.
+/// Only text gets much shorter.
 fn is_text(headers: &HeaderMap) -> bool {
     let essence = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = essence.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();

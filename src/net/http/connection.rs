@@ -1,9 +1,9 @@
-//! A connection's thread: hyper's futures, driven over a blocking stream.
+//! A connection's thread drives hyper's futures over a blocking stream.
 //!
-//! Reading would deadlock if it were done where hyper asks for it: it would wait for the client while the response to
-//! an earlier request is still to be written. So hyper only gets what is in the inbox, and is told to wait otherwise.
-//! When it waits and nothing has woken it, there is nothing left to do but to read: then, and only then, the thread
-//! waits for the socket. Writing blocks where hyper asks for it.
+//! Reading would deadlock where hyper asks for it: it would wait for the client while the response to an earlier
+//! request is still to be written. So hyper only gets what is in the inbox. When it waits and nothing has woken it,
+//! there is nothing left to do but to read: then, and only then, the thread waits for the socket. Writing blocks where
+//! hyper asks for it.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
@@ -31,7 +31,7 @@ const NEXT_READ_BYTES: usize = 16 * 1024;
 /// The limit of hyper's buffer for a head or a response.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Set when hyper wants to be polled again.
+/// Hyper wants to be polled again.
 #[derive(Default)]
 struct WakeFlag(AtomicBool);
 
@@ -41,18 +41,14 @@ impl Wake for WakeFlag {
     }
 }
 
-/// The result of waiting for the client.
 enum ReadOutcome {
     Received,
     /// Nothing was received, and no request was begun.
     Idle,
-    /// The request was not complete in time.
     RequestTimeout,
-    /// Nothing was received of an upload's body for too long.
     UploadStalled,
 }
 
-/// Serves one connection to its end.
 pub(super) fn serve(server: &Arc<HttpServerInner>, connection: NegotiatedConnection) -> io::Result<()> {
     let NegotiatedConnection { conn, source, is_transport_allowed, reservation, permit, .. } = connection;
     let (is_tls, stream) = (conn.is_tls(), Arc::clone(conn.stream()));
@@ -138,7 +134,7 @@ fn drive(
     }
 }
 
-/// Waits until something is received. Called when hyper waits for that and for nothing else.
+/// Called when hyper waits for input and for nothing else.
 fn wait_for_input(wire: &RefCell<WireState>, reader: &mut ConnReader, limits: &HttpLimits) -> io::Result<ReadOutcome> {
     let mut wire = wire.borrow_mut();
     if wire.filled > 0 {
@@ -148,8 +144,8 @@ fn wait_for_input(wire: &RefCell<WireState>, reader: &mut ConnReader, limits: &H
     let (deadline, most, late) = if wire.is_upload {
         (Instant::now() + limits.upload_idle_timeout, UPLOAD_READ_BYTES, ReadOutcome::UploadStalled)
     } else if wire.is_in_request {
-        // From now on even if its beginning arrived together with the request before it: how long that one took is
-        // not the client's fault.
+        // The time runs from now even if its beginning arrived with the request before it, which is not the client's
+        // fault.
         let request_deadline = *wire.request_deadline.get_or_insert_with(|| Instant::now() + limits.message_timeout);
         (request_deadline, NEXT_READ_BYTES, ReadOutcome::RequestTimeout)
     } else {

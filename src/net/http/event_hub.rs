@@ -1,9 +1,8 @@
-//! Broadcasts events to subscribers over bounded queues, with a history from which a client that was disconnected
-//! resumes.
+//! Broadcasts events to subscribers over bounded queues.
 //!
-//! Each event has an id, `BOOT-NUMBER`. The newest events are kept, so that a client that lost its connection, or was
-//! dropped because it read too slowly, gets what it missed by sending the last id that it has seen. If that is not
-//! possible any more, the first event is `reset`: the client has to read everything anew. The history is read and the
+//! Each event has an id, `BOOT-NUMBER`. The newest are kept, so that a client that lost its connection, or was dropped
+//! because it read too slowly, gets what it missed by sending the last id that it has seen. If that is not possible
+//! any more, the first event is `reset`: the client has to read everything anew. The history is read and the
 //! subscription added under one lock, so no event is lost or sent twice between them.
 
 use std::collections::VecDeque;
@@ -18,48 +17,36 @@ use super::body::{EventStream, ServerSentEvent};
 use super::{HeaderMap, header};
 use crate::model::{Clock, Millis, secret};
 
-/// The name of the event that tells a client that it cannot resume.
+/// Tells a client that it cannot resume.
 pub const RESET_EVENT: &str = "reset";
 
-/// The client of an event stream.
 pub trait Subscriber: Send + 'static {
     /// What an event is about, as far as that decides who receives it.
     type Topic: Send;
 
-    /// Whether this subscriber receives events of that topic.
     fn wants(&self, topic: &Self::Topic) -> bool;
 
-    /// When the subscription ends, by the process's clock.
+    /// The end of the subscription, by the process's clock.
     fn expires_at(&self) -> Millis;
 
-    /// Whether the other subscriber belongs to the same account.
     fn is_same_account(&self, other: &Self) -> bool;
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct EventHubLimits {
-    /// Subscribers at a time.
     pub subscribers: usize,
-    /// Subscribers of one account at a time.
     pub per_account: usize,
-    /// Events that a subscriber may have left unread. One that leaves more is dropped.
+    /// A subscriber that leaves more unread is dropped.
     pub queue_capacity: usize,
     /// Events kept for clients that reconnect.
     pub history: usize,
-    /// The size of these events together, bytes.
     pub history_bytes: usize,
 }
 
 impl EventHubLimits {
-    /// The limits for so many subscribers, with the number of events that `docs/spec/share.md` requires at least.
-    pub fn for_subscribers(watchers: usize, open_for_account: usize) -> EventHubLimits {
-        EventHubLimits {
-            subscribers: watchers,
-            per_account: open_for_account,
-            queue_capacity: 256,
-            history: 1024,
-            history_bytes: 1 << 20,
-        }
+    /// The numbers of events are those that `docs/spec/share.md` requires at least.
+    pub fn for_subscribers(subscribers: usize, per_account: usize) -> EventHubLimits {
+        EventHubLimits { subscribers, per_account, queue_capacity: 256, history: 1024, history_bytes: 1 << 20 }
     }
 }
 
@@ -67,13 +54,12 @@ impl EventHubLimits {
 pub struct EventHub<W: Subscriber> {
     limits: EventHubLimits,
     clock: Clock,
-    /// Distinguishes the event numbers of this hub from those of another process or hub.
+    /// Distinguishes this hub's event numbers from those of another process or hub.
     boot_id: String,
     state: Mutex<HubState<W>>,
 }
 
 struct HubState<W: Subscriber> {
-    /// The number of the newest event.
     last_number: u64,
     /// The newest events, without a gap up to `last_number`.
     history: VecDeque<(W::Topic, Arc<ServerSentEvent>)>,
@@ -81,11 +67,10 @@ struct HubState<W: Subscriber> {
     subscriptions: Vec<Subscription<W>>,
 }
 
-/// An open event stream.
 struct Subscription<W> {
     subscriber: W,
     queue: Sender<Arc<ServerSentEvent>>,
-    /// Dead once the other end of the queue is dropped. A sender would otherwise notice that only by sending.
+    /// Dead once the other end of the queue is dropped, which a sender would otherwise notice only by sending.
     is_read: Weak<()>,
 }
 
@@ -95,8 +80,8 @@ impl<W: Subscriber> EventHub<W> {
         EventHub { limits, clock, boot_id: secret::random_hex::<8>(), state: Mutex::new(state) }
     }
 
-    /// Adds a subscriber; `None` if there are too many. It receives the events from now on, or those after
-    /// `last_event_id` from an earlier stream. Dropping the stream ends the subscription, and so does its expiry.
+    /// `None` if there are too many. The stream has the events from now on, or those after `last_event_id` from an
+    /// earlier stream. Dropping it ends the subscription, and so does its expiry.
     pub fn subscribe(&self, subscriber: W, last_event_id: Option<&str>) -> Option<EventStream> {
         let mut state = self.state.lock();
         state.remove_ended(self.clock.now());
@@ -126,7 +111,6 @@ impl<W: Subscriber> EventHub<W> {
         Some(events)
     }
 
-    /// Whether there is any subscriber.
     pub fn has_subscribers(&self) -> bool {
         self.state.lock().subscriptions.iter().any(Subscription::is_read)
     }
@@ -136,7 +120,7 @@ impl<W: Subscriber> EventHub<W> {
         self.state.lock().subscriptions.iter().filter(|open| open.is_read()).count()
     }
 
-    /// Sends an event to the subscribers that want its topic. It never blocks.
+    /// It never blocks.
     pub fn publish(&self, topic: W::Topic, name: &str, data: &Value) {
         let data = data.to_string();
         let now = self.clock.now();
@@ -155,17 +139,14 @@ impl<W: Subscriber> EventHub<W> {
         }
     }
 
-    /// Closes the streams of all subscribers for which `is_over` is true.
     pub fn close_where(&self, mut is_over: impl FnMut(&W) -> bool) {
         self.state.lock().subscriptions.retain(|open| !is_over(&open.subscriber));
     }
 
-    /// Closes the streams of all expired subscribers.
     pub fn close_expired(&self) {
         self.state.lock().remove_ended(self.clock.now());
     }
 
-    /// Closes all streams.
     pub fn close_all(&self) {
         self.state.lock().subscriptions.clear();
     }
@@ -210,7 +191,6 @@ impl<W: Subscriber> fmt::Debug for EventHub<W> {
     }
 }
 
-/// The id of the last event that a client has seen, from its Last-Event-ID header.
 pub fn last_event_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get(header::HeaderName::from_static("last-event-id"))?;
     // A value that is not text is an unknown id, which is not the same as none.

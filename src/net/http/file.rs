@@ -17,21 +17,18 @@ use super::{Body, Request, Response};
 /// What a response says about a file in addition to its bytes.
 #[derive(Debug, Clone)]
 pub struct FileMetadata {
-    /// The file's length, bytes.
     pub length: u64,
     /// The strong ETag without its quotes, unique to this content. `None`: conditional requests by ETag never match.
     pub etag: Option<String>,
-    /// When it was last modified.
     pub modified_at: Option<SystemTime>,
     pub content_type: HeaderValue,
-    /// Whether it is displayed or saved, and its name: see [`content_disposition`].
+    /// See [`content_disposition`].
     pub disposition: Option<HeaderValue>,
 }
 
-/// Responds to a GET of a file: with all of it (200), with the one range that was requested (206), or with the fact
-/// that the client has it already (304). If several ranges are requested, all of it is sent.
-///
-/// Errors: a condition does not hold (412); the range is not satisfiable (416).
+/// Responds to a GET: with all of the file (200; also if several ranges are requested), with the requested range (206),
+/// or with the fact that the client has it already (304). Errors: a condition does not hold (412); the range is not
+/// satisfiable (416).
 pub fn serve_file(request: &Request, file: File, metadata: &FileMetadata) -> Response {
     let now = SystemTime::now();
     let validators = Validators {
@@ -85,22 +82,19 @@ pub fn serve_file(request: &Request, file: File, metadata: &FileMetadata) -> Res
     Response { status, headers, body: Body::File { file, offset, length } }
 }
 
-/// Whether the client has the content with this strong ETag (without quotes) already, according to If-None-Match:
-/// then the response to GET is 304.
+/// Whether the client has the content with this strong ETag (without quotes) already: then the response to GET is 304.
 pub fn if_none_match(headers: &HeaderMap, etag: &str) -> bool {
     matches_any(headers, IF_NONE_MATCH, |given| given == etag, false)
 }
 
-/// Content-Disposition (`inline` to display the file, `attachment` to save it) with its name (RFC 6266): in full for
-/// clients that support RFC 8187, and in ASCII for all others.
+/// Content-Disposition, which displays the file (`inline`) or saves it, under its name (RFC 6266): in full for clients
+/// that support RFC 8187, and in ASCII for all others.
 pub fn content_disposition(is_attachment: bool, name: &str) -> HeaderValue {
-    let mut text = if is_attachment { "attachment" } else { "inline" }.to_owned();
+    let kind = if is_attachment { "attachment" } else { "inline" };
     // Not characters that would end the quotes or that some clients interpret: path separators, `%41`.
     let is_plain = |c: char| matches!(c, ' '..='~') && !matches!(c, '"' | '\\' | '%' | '/');
     let plain: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
-    text.push_str("; filename=\"");
-    text.push_str(&plain);
-    text.push('"');
+    let mut text = format!("{kind}; filename=\"{plain}\"");
     if plain != name {
         text.push_str("; filename*=UTF-8''");
         for byte in name.bytes() {
@@ -115,7 +109,7 @@ pub fn content_disposition(is_attachment: bool, name: &str) -> HeaderValue {
     header_value(text)
 }
 
-/// A header value that we made, all of it visible ASCII.
+/// The text must be visible ASCII, as all that we make is.
 fn header_value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
@@ -131,7 +125,6 @@ struct Validators<'a> {
     modified_s: Option<u64>,
 }
 
-/// The result of a request's conditions.
 enum Precondition {
     Send,
     NotModified,
@@ -181,7 +174,7 @@ impl Validators<'_> {
         Precondition::Send
     }
 
-    /// Whether a range is of use to the client: what it has must be of the same content, as far as If-Range says.
+    /// What the client has must be of the same content, as far as If-Range says.
     fn may_send_range(&self, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(IF_RANGE).iter();
         let (Some(value), None) = (values.next(), values.next()) else { return !headers.contains_key(IF_RANGE) };
@@ -207,10 +200,7 @@ fn matches_any(headers: &HeaderMap, name: HeaderName, is_it: impl Fn(&str) -> bo
         // ETags may contain commas, so they are parsed one after the other.
         loop {
             rest = rest.trim_start_matches([' ', '\t', ',']);
-            let (is_weak, quoted) = match rest.strip_prefix("W/") {
-                Some(quoted) => (true, quoted),
-                None => (false, rest),
-            };
+            let (is_weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |quoted| (true, quoted));
             let Some((tag, after)) = quoted.strip_prefix('"').and_then(|opened| opened.split_once('"')) else {
                 return false;
             };
@@ -222,7 +212,7 @@ fn matches_any(headers: &HeaderMap, name: HeaderName, is_it: impl Fn(&str) -> bo
     })
 }
 
-/// The date in a header; `None` if the header is missing, occurs twice or is malformed.
+/// `None` if the header is missing, occurs twice or is malformed.
 fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
     let mut values = headers.get_all(name).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
@@ -239,11 +229,10 @@ fn unix_s(time: SystemTime) -> Option<u64> {
     time.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()).filter(|seconds| *seconds < FIRST_AFTER_S)
 }
 
-/// The bytes that were requested.
 #[derive(Debug, PartialEq, Eq)]
 enum ByteRange {
     Whole,
-    /// From the first to the last byte, both within the file.
+    /// Both bytes are within the file.
     Range {
         first: u64,
         last: u64,
@@ -252,7 +241,7 @@ enum ByteRange {
 }
 
 impl ByteRange {
-    /// The range requested of a file of that length. A header that is malformed or has several ranges is ignored.
+    /// A header that is malformed or has several ranges is ignored.
     fn from_headers(headers: &HeaderMap, length: u64) -> ByteRange {
         let mut values = headers.get_all(RANGE).iter();
         let (Some(value), None) = (values.next(), values.next()) else { return ByteRange::Whole };
@@ -290,7 +279,7 @@ enum RangeNumber {
     Invalid,
 }
 
-/// Parses digits only; a number that does not fit becomes the largest that does.
+/// Only digits are a number; one that does not fit becomes the largest that does.
 fn range_number(text: &str) -> RangeNumber {
     if text.is_empty() {
         RangeNumber::Missing

@@ -1,8 +1,6 @@
-//! Which requests are accepted, by Host and Origin.
-//!
-//! A page of another site in a browser can send requests here and, under a name that it makes resolve to this host
-//! (DNS rebinding), even read the responses. So a host name must be known, while an address is always accepted; and
-//! the origin of another page must be allowed.
+//! Which requests are accepted, by Host and Origin. A page of another site in a browser can send requests here and,
+//! under a name that it makes resolve to this host (DNS rebinding), even read the responses. So a host name must be
+//! known, while an address is always accepted; and the origin of another page must be allowed.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -18,26 +16,24 @@ use super::response::HttpError;
 use super::{Body, Response};
 use crate::model::text;
 
-/// How long a browser may cache the response to a preflight, seconds.
 const PREFLIGHT_MAX_AGE_S: &str = "600";
-/// The methods and headers that pages of other origins may use.
+/// What pages of other origins may use.
 const CORS_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE";
 const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, range, last-event-id";
-/// The response headers that they may read, in addition to those that they always may.
+/// Response headers that they may read in addition to those that they always may.
 const EXPOSED_HEADERS: &str = "accept-ranges, content-disposition, content-range, etag, retry-after";
 
-/// The names and origins that are accepted in addition to addresses, `localhost` and the same origin.
+/// What is accepted in addition to addresses, `localhost` and the same origin.
 #[derive(Debug, Clone, Default)]
 pub struct RequestPolicy {
-    /// Names that Host may have: see [`parse_host_name`].
+    /// See [`parse_host_name`].
     pub http_hosts: Vec<String>,
-    /// Origins whose pages may send requests: see [`parse_allowed_origin`].
+    /// See [`parse_allowed_origin`].
     pub allow_origins: Vec<String>,
 }
 
-/// What the policy decided about a request.
 pub(super) enum PolicyOutcome {
-    /// It is accepted; the response gets these headers.
+    /// The response gets these headers.
     Proceed(HeaderMap),
     /// It was a CORS preflight, with this response.
     Preflight(Response),
@@ -81,7 +77,7 @@ pub fn parse_allowed_origin(text: &str) -> Result<String, String> {
 }
 
 impl RequestPolicy {
-    /// The policy that an operator has chosen. Logs a warning for an origin that allows more than it seems to.
+    /// Logs a warning for an origin that allows more than it seems to.
     pub fn from_flags(http_hosts: Vec<String>, allow_origins: Vec<String>) -> RequestPolicy {
         for origin in allow_origins.iter().filter(|origin| OPAQUE_ORIGINS.contains(&origin.as_str())) {
             log::warn!(
@@ -92,13 +88,10 @@ impl RequestPolicy {
         RequestPolicy { http_hosts, allow_origins }
     }
 
-    /// Checks whether a request is accepted.
-    ///
-    /// # Errors
-    /// 400, 403 or 421.
+    /// Errors are 400, 403, 421 or 501.
     pub(super) fn check(&self, parts: &Parts, is_tls: bool) -> Result<PolicyOutcome, HttpError> {
-        let host = single_header(&parts.headers, HOST)?
-            .ok_or_else(|| HttpError::new(StatusCode::BAD_REQUEST, "the header Host is missing"))?;
+        let host =
+            single_header(&parts.headers, HOST)?.ok_or_else(|| HttpError::bad_request("the header Host is missing"))?;
         self.check_host(host)?;
         // An absolute URI names a host too, which then takes precedence.
         if let Some(authority) = parts.uri.authority() {
@@ -107,7 +100,7 @@ impl RequestPolicy {
         check_transfer_encoding(&parts.headers)?;
         if parts.headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
             // A proxy that checked the other header would have authenticated a different user.
-            return Err(HttpError::new(StatusCode::BAD_REQUEST, "the header authorization is there twice"));
+            return Err(HttpError::bad_request("the header authorization is there twice"));
         }
         let origin = single_header(&parts.headers, ORIGIN)?;
         let mut headers = HeaderMap::new();
@@ -145,8 +138,8 @@ impl RequestPolicy {
 
     fn check_host(&self, text: &str) -> Result<(), HttpError> {
         let lower = text.to_ascii_lowercase();
-        let (host, _port) = split_authority(&lower)
-            .ok_or_else(|| HttpError::new(StatusCode::BAD_REQUEST, "the header Host names no host"))?;
+        let (host, _port) =
+            split_authority(&lower).ok_or_else(|| HttpError::bad_request("the header Host names no host"))?;
         let host = without_last_dot(host);
         let is_good = is_address(host) || host == "localhost" || self.http_hosts.iter().any(|name| name == host);
         if is_good {
@@ -158,8 +151,7 @@ impl RequestPolicy {
     }
 }
 
-/// A body is sent as it is or in chunks: another coding would be stored as if it were the content (RFC 9112, section
-/// 6.1).
+/// A body is sent as it is or in chunks: another coding would be stored as if it were the content (RFC 9112, 6.1).
 fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HttpError> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
@@ -170,7 +162,7 @@ fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HttpError> {
     Err(HttpError::new(StatusCode::NOT_IMPLEMENTED, reason))
 }
 
-/// A host name that ends in a dot is the same host: the dot only marks it as fully qualified.
+/// The dot only marks a name as fully qualified.
 fn without_last_dot(host: &str) -> &str {
     host.strip_suffix('.').filter(|host| !host.is_empty()).unwrap_or(host)
 }
@@ -181,14 +173,14 @@ fn excerpt(said: &str) -> String {
     text::escape_unsafe(said).chars().take(SHOWN_MAX).collect()
 }
 
-/// The header's value if there is one. It must not occur twice.
+/// The header must not occur twice.
 fn single_header(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, HttpError> {
     let mut values = headers.get_all(&name).iter();
     let (first, second) = (values.next(), values.next());
     let text = first.map(|value| value.to_str()).transpose();
     match (text, second) {
         (Ok(text), None) => Ok(text),
-        _ => Err(HttpError::new(StatusCode::BAD_REQUEST, format!("the header {name} is there twice, or is no text"))),
+        _ => Err(HttpError::bad_request(format!("the header {name} is there twice, or is no text"))),
     }
 }
 

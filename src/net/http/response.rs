@@ -1,5 +1,5 @@
-//! Responses in the format of both APIs (`{"success":true,…}`, `{"success":false,"error":…}`), and access to the
-//! parts of a request: JSON fields, path segments, query parameters, the bearer token.
+//! The format of both APIs (`{"success":true,…}`, `{"success":false,"error":…}`), and the parts of a request: JSON
+//! fields, path segments, query parameters, the bearer token.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -7,14 +7,13 @@ use serde_json::{Map, Value, json};
 use super::{Body, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use crate::model::{Token, number, text};
 
-/// An error response: status and reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct HttpError {
     pub status: StatusCode,
-    /// A text for the user; it names the field.
+    /// For the user; it names the field.
     pub reason: String,
-    /// When trying again is worthwhile, seconds.
+    /// The seconds after which trying again is worthwhile.
     pub retry_after_s: Option<u64>,
 }
 
@@ -23,13 +22,11 @@ impl HttpError {
         HttpError { status, reason: reason.into(), retry_after_s: None }
     }
 
-    /// Adds a Retry-After header.
     #[must_use]
     pub fn retry_after(self, seconds: u64) -> HttpError {
         HttpError { retry_after_s: Some(seconds), ..self }
     }
 
-    /// An error with status 400.
     pub fn bad_request(reason: impl Into<String>) -> HttpError {
         HttpError::new(StatusCode::BAD_REQUEST, reason)
     }
@@ -48,7 +45,6 @@ impl From<HttpError> for Response {
     }
 }
 
-/// A response with any value as JSON.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => Response::new(status, "application/json", body),
@@ -59,7 +55,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
-/// Status 200 with these fields (of an object) and `"success":true`.
+/// A response of status 200 with these fields (of an object) and `"success":true`.
 pub fn success(fields: Value) -> Response {
     let mut all = match fields {
         Value::Object(fields) => fields,
@@ -69,17 +65,16 @@ pub fn success(fields: Value) -> Response {
     json(StatusCode::OK, &all)
 }
 
-/// An error response with its reason.
 pub fn error(status: StatusCode, reason: &str) -> Response {
     json(status, &json!({"success": false, "error": reason}))
 }
 
-/// Status 404 for an unknown path.
+/// The response (404) for an unknown path.
 pub fn not_found() -> Response {
     error(StatusCode::NOT_FOUND, "there is nothing at this path")
 }
 
-/// Status 405 for a path that has other methods.
+/// The response (405) for a path that has other methods.
 pub fn method_not_allowed(allowed: &[Method]) -> Response {
     let mut names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
     if allowed.contains(&Method::GET) {
@@ -147,15 +142,12 @@ pub fn bearer(headers: &HeaderMap) -> Option<Token> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| Token::from_text(token))
 }
 
-/// The fields of a request's JSON object. Unknown fields are ignored.
+/// The fields of a request's JSON object. Unknown fields are ignored. Each error is a 400 that names the field.
 #[derive(Debug, Clone)]
 pub struct JsonFields(Map<String, Value>);
 
 impl JsonFields {
-    /// Parses the body. (Its content type was checked before.)
-    ///
-    /// # Errors
-    /// 400 when the body is not a JSON object.
+    /// The content type was checked before.
     pub fn from_body(request: &Request) -> Result<JsonFields, HttpError> {
         match serde_json::from_slice(text::without_bom(&request.body)) {
             Ok(Value::Object(fields)) => Ok(JsonFields(fields)),
@@ -167,10 +159,7 @@ impl JsonFields {
         }
     }
 
-    /// Like [`from_body`](JsonFields::from_body), but an empty body has no fields.
-    ///
-    /// # Errors
-    /// 400 when the body is neither empty nor a JSON object.
+    /// An empty body has no fields.
     pub fn from_optional_body(request: &Request) -> Result<JsonFields, HttpError> {
         if text::without_bom(&request.body).is_empty() {
             Ok(JsonFields(Map::new()))
@@ -179,7 +168,7 @@ impl JsonFields {
         }
     }
 
-    /// A field, unless it is missing or null.
+    /// `None` if it is missing or null.
     pub fn get(&self, field: &str) -> Option<&Value> {
         self.0.get(field).filter(|value| !value.is_null())
     }
@@ -206,7 +195,6 @@ impl JsonFields {
         Ok(value)
     }
 
-    /// Like [`text`](JsonFields::text) for a field that may be missing.
     pub fn optional_text(&self, field: &str, min: usize, max: usize) -> Result<Option<&str>, HttpError> {
         self.get(field).map(|_| self.text(field, min, max)).transpose()
     }
@@ -225,7 +213,6 @@ impl JsonFields {
             .ok_or_else(|| HttpError::bad_request(format!("{field}: expected a whole number from 0 to {max}")))
     }
 
-    /// Like [`integer`](JsonFields::integer) for a field that may be missing.
     pub fn optional_integer(&self, field: &str, max: u64) -> Result<Option<u64>, HttpError> {
         self.get(field).map(|_| self.integer(field, max)).transpose()
     }
@@ -240,12 +227,9 @@ fn describe_json_error(error: &serde_json::Error) -> String {
 }
 
 impl Body {
-    /// The bytes of a body that is in memory as a whole.
+    /// `None` unless the body is in memory as a whole.
     pub fn as_bytes(&self) -> Option<&[u8]> {
-        match self {
-            Body::Bytes(bytes) => Some(bytes),
-            Body::Chunks(_) | Body::File { .. } | Body::Events(_) => None,
-        }
+        if let Body::Bytes(bytes) = self { Some(bytes) } else { None }
     }
 }
 

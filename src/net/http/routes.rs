@@ -1,9 +1,7 @@
-//! One route table per API: which routes there are, their parameters and bodies, and every response that they give.
-//!
-//! Requests are matched by this table, 404 and 405 follow from it, and the API's description (OpenAPI) is generated
-//! from it; so none of them can contradict the others. Who may use a route is what its handler says
-//! ([`RouteHandler::access`]): what is described is what is enforced. Responses are described by [`Schema`]s. In debug builds each
-//! response is checked against its description ([`Route::assert_conforms`]).
+//! One route table per API. Requests are matched by it, 404 and 405 follow from it, and the API's description (OpenAPI)
+//! is generated from it; so none of them can contradict the others. Who may use a route is what its handler says
+//! ([`RouteHandler::access`]): what is described is what is enforced. In debug builds each response is checked against
+//! its description ([`Route::assert_conforms`]).
 
 use serde_json::Value;
 
@@ -11,10 +9,8 @@ use super::{
     Body, HttpError, Method, Request, Response, StatusCode, header, method_not_allowed, not_found, path_segments,
 };
 
-/// The result of a route's handler.
 pub type HandlerResult = Result<Response, HttpError>;
 
-/// A request with its route's path parameters.
 #[derive(Debug)]
 pub struct RouteCall<'a> {
     pub request: &'a Request,
@@ -23,17 +19,15 @@ pub struct RouteCall<'a> {
 }
 
 impl RouteCall<'_> {
-    /// The value of the `{…}` at that position; empty if the route has none.
+    /// Empty if the route has no `{…}` at that position.
     pub fn param(&self, place: usize) -> &str {
         self.params.get(place).map_or("", String::as_str)
     }
 }
 
-/// The schema of a JSON value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Schema {
     Text,
-    /// One of these strings.
     OneOf(&'static [&'static str]),
     /// A whole number, 0 or more.
     Integer,
@@ -41,9 +35,7 @@ pub enum Schema {
     Boolean,
     /// Always this boolean.
     Constant(bool),
-    /// That, or null.
     Nullable(&'static Schema),
-    /// An array of any length.
     List(&'static Schema),
     /// An array with one item of each of these schemas, in this order.
     Tuple(&'static [Schema]),
@@ -61,22 +53,19 @@ pub struct FieldSchema {
     pub name: &'static str,
     pub schema: Schema,
     pub is_optional: bool,
-    /// Its meaning, where the name does not tell it.
+    /// The meaning, where the name does not tell it.
     pub description: &'static str,
 }
 
-/// A required field.
 pub const fn field(name: &'static str, schema: Schema) -> FieldSchema {
     FieldSchema { name, schema, is_optional: false, description: "" }
 }
 
-/// An optional field.
 pub const fn optional(name: &'static str, schema: Schema) -> FieldSchema {
     FieldSchema { name, schema, is_optional: true, description: "" }
 }
 
 impl FieldSchema {
-    /// Adds a description.
     #[must_use]
     pub const fn described_as(self, description: &'static str) -> FieldSchema {
         FieldSchema { description, ..self }
@@ -98,13 +87,11 @@ pub const fn joined<const N: usize>(first: &[FieldSchema], second: &[FieldSchema
 pub enum RouteAccess {
     /// Every client that can connect.
     Anybody,
-    /// A client with a user's token.
     User,
-    /// A client with the admin's token.
     Admin,
 }
 
-/// The methods that routes have. (HEAD is GET without a body.)
+/// HEAD is GET without a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteMethod {
     Get,
@@ -112,7 +99,6 @@ pub enum RouteMethod {
 }
 
 impl RouteMethod {
-    /// The corresponding HTTP method.
     pub fn method(self) -> Method {
         match self {
             RouteMethod::Get => Method::GET,
@@ -121,20 +107,17 @@ impl RouteMethod {
     }
 }
 
-/// The kind of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum BodyKind {
     /// There is none, or it is ignored.
     None,
-    /// A JSON object with these fields.
     Json(&'static [FieldSchema]),
-    /// Like `Json`, but the body may be missing.
+    /// The body may be missing.
     OptionalJson(&'static [FieldSchema]),
     /// A file's content, of any type and length.
     Content,
 }
 
-/// The kind of a successful response.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ResponseKind {
     /// A JSON object with these fields and `success`.
@@ -147,17 +130,14 @@ pub enum ResponseKind {
     Text(&'static str),
 }
 
-/// An error that a route responds with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ErrorCase {
     pub status: u16,
-    /// When it is sent.
     pub why: &'static str,
-    /// Its fields in addition to `success` and `error`.
+    /// The fields in addition to `success` and `error`.
     pub fields: &'static [FieldSchema],
 }
 
-/// The description of a route, independent of its handler.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouteSpec {
     pub method: RouteMethod,
@@ -165,12 +145,11 @@ pub struct RouteSpec {
     pub path: &'static str,
     /// What the route is for, one line.
     pub summary: &'static str,
-    /// Its query parameters.
     pub query: &'static [FieldSchema],
     pub request_body: BodyKind,
     /// The response on success.
     pub response: ResponseKind,
-    /// Its errors, in addition to those that every route has.
+    /// Errors in addition to those that every route has.
     pub error_cases: &'static [ErrorCase],
 }
 
@@ -201,54 +180,46 @@ impl<H: RouteHandler> Route<H> {
         Route { spec, handler }
     }
 
-    /// A GET route.
     pub const fn get(path: &'static str, summary: &'static str, handler: H) -> Route<H> {
         Route::new(RouteMethod::Get, path, summary, handler)
     }
 
-    /// A POST route.
     pub const fn post(path: &'static str, summary: &'static str, handler: H) -> Route<H> {
         Route::new(RouteMethod::Post, path, summary, handler)
     }
 
-    /// Sets its query parameters.
     #[must_use]
     pub const fn query(self, query: &'static [FieldSchema]) -> Route<H> {
         Route { spec: RouteSpec { query, ..self.spec }, ..self }
     }
 
-    /// Sets the kind of its request body.
     #[must_use]
     pub const fn request_body(self, takes: BodyKind) -> Route<H> {
         Route { spec: RouteSpec { request_body: takes, ..self.spec }, ..self }
     }
 
-    /// Sets its successful response.
     #[must_use]
     pub const fn responds_with(self, gives: ResponseKind) -> Route<H> {
         Route { spec: RouteSpec { response: gives, ..self.spec }, ..self }
     }
 
-    /// Sets its successful response to a JSON object with these fields.
     #[must_use]
     pub const fn responds_with_json(self, fields: &'static [FieldSchema]) -> Route<H> {
         self.responds_with(ResponseKind::Json(fields))
     }
 
-    /// Sets its errors.
     #[must_use]
     pub const fn error_cases(self, error_cases: &'static [ErrorCase]) -> Route<H> {
         Route { spec: RouteSpec { error_cases, ..self.spec }, ..self }
     }
 }
 
-/// An error without further fields.
 pub const fn error_case(status: u16, why: &'static str) -> ErrorCase {
     ErrorCase { status, why, fields: &[] }
 }
 
 impl RouteSpec {
-    /// The route's name in the metrics: the path without `/api/` and parameters.
+    /// The name in the metrics: the path without `/api/` and parameters.
     pub fn name(&self) -> &'static str {
         let path = self.path.trim_start_matches('/');
         let path = path.strip_prefix("api/").unwrap_or(path);
@@ -351,7 +322,7 @@ impl<H: RouteHandler> Route<H> {
 pub enum RouteMatch<'a, H: RouteHandler> {
     /// The route, with the request's path parameters.
     Route(&'static Route<H>, RouteCall<'a>),
-    /// The path is known and has these methods.
+    /// The path has these methods.
     MethodNotAllowed(Vec<Method>),
     NotFound,
     /// The path is not valid UTF-8.
@@ -391,10 +362,7 @@ pub fn match_route<'a, H: RouteHandler>(table: &'static [Route<H>], request: &'a
 }
 
 impl Schema {
-    /// Checks that a value conforms to the schema; `at` names its position in the error.
-    ///
-    /// # Errors
-    /// What does not conform, and where.
+    /// `at` names the value's position in the error, which says what does not conform.
     pub fn check(&self, value: &Value, at: &str) -> Result<(), String> {
         let expected = |what: &str| Err(format!("{at}: expected {what}, not {value}"));
         match self {

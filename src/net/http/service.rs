@@ -1,5 +1,3 @@
-//! The way of a request: the policy, then its body, then the handler, then its response.
-
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
@@ -48,19 +46,17 @@ impl RequestService {
         RequestService { server, wire, stream, source, is_tls, is_transport_allowed }
     }
 
-    /// Decides by the head of a request what to do with it.
-    fn examine_head(&self, parts: Parts, body: &Incoming) -> HeadOutcome {
-        let respond_with =
-            |error: HttpError| HeadOutcome { headers: HeaderMap::new(), next_step: NextStep::Respond(error.into()) };
+    /// The headers that the response gets, whatever it is, and what to do with the request.
+    fn examine_head(&self, parts: Parts, body: &Incoming) -> (HeaderMap, NextStep) {
+        let respond_with = |response: Response| (HeaderMap::new(), NextStep::Respond(response));
         if !self.is_transport_allowed {
-            return respond_with(HttpError::new(StatusCode::FORBIDDEN, "from another host this port wants TLS"));
+            let error = HttpError::new(StatusCode::FORBIDDEN, "from another host this port wants TLS");
+            return respond_with(error.into());
         }
         let headers = match self.server.policy.check(&parts, self.is_tls) {
             Ok(PolicyOutcome::Proceed(headers)) => headers,
-            Ok(PolicyOutcome::Preflight(response)) => {
-                return HeadOutcome { headers: HeaderMap::new(), next_step: NextStep::Respond(response) };
-            }
-            Err(error) => return respond_with(error),
+            Ok(PolicyOutcome::Preflight(response)) => return respond_with(response),
+            Err(error) => return respond_with(error.into()),
         };
         // A method that changes nothing has no body, unless the client sends one.
         let is_read = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
@@ -79,41 +75,26 @@ impl RequestService {
         }
         let taken = may_upload.then(|| self.server.catch_panic(|| self.server.handler.upload(&request))).transpose();
         let next_step = match taken.map(Option::flatten) {
-            Err(panicked) => NextStep::Respond(panicked.into()),
-            Ok(Some(Err(response))) => NextStep::Respond(response),
-            Ok(Some(Ok(sink))) => match check_upload(&request.headers) {
-                Ok(()) => NextStep::Upload(sink),
-                Err(error) => NextStep::Respond(error.into()),
-            },
-            Ok(None) => match check_body(&request.headers, body) {
-                Ok(()) => NextStep::Handle(request),
-                Err(error) => NextStep::Respond(error.into()),
-            },
+            Err(panicked) => Err(panicked),
+            Ok(Some(Err(response))) => Ok(NextStep::Respond(response)),
+            Ok(Some(Ok(sink))) => check_upload(&request.headers).map(|()| NextStep::Upload(sink)),
+            Ok(None) => check_body(&request.headers, body).map(|()| NextStep::Handle(request)),
         };
-        HeadOutcome { headers, next_step }
+        (headers, next_step.unwrap_or_else(|error| NextStep::Respond(error.into())))
     }
 }
 
-/// The result of examining a request's head.
-struct HeadOutcome {
-    /// Headers that the response gets, whatever it is.
-    headers: HeaderMap,
-    next_step: NextStep,
-}
-
-/// What to do with a request.
 enum NextStep {
-    /// The response is known already.
     Respond(Response),
-    /// Its body goes to the sink, piece by piece.
+    /// The body goes to the sink, piece by piece.
     Upload(Box<dyn BodySink>),
-    /// The handler is called once its body is complete.
+    /// The handler is called once the body is complete.
     Handle(Request),
     /// The response was made.
     Done,
 }
 
-/// Checks that an upload's body is the whole file, unencoded.
+/// The body must be the whole file, unencoded.
 fn check_upload(headers: &HeaderMap) -> Result<(), HttpError> {
     if headers.contains_key(CONTENT_RANGE) {
         // RFC 9110, 14.5: taken for the whole file, a part would replace it.
@@ -127,7 +108,7 @@ fn check_upload(headers: &HeaderMap) -> Result<(), HttpError> {
     Ok(())
 }
 
-/// Checks that the body of a request that is not an upload can be read.
+/// Whether the body of a request that is not an upload can be read.
 fn check_body(headers: &HeaderMap, body: &Incoming) -> Result<(), HttpError> {
     if body.is_end_stream() {
         Ok(())
@@ -141,9 +122,7 @@ fn check_body(headers: &HeaderMap, body: &Incoming) -> Result<(), HttpError> {
 }
 
 impl HttpServerInner {
-    /// Runs `work`; a panic becomes an error and ends no other request.
-    ///
-    /// Unwind safe for the same reason as jobs of an executor: see `Executor::catch_panic`.
+    /// A panic becomes an error and ends no other request. Unwind safe for the same reason as `Executor::catch_panic`.
     fn catch_panic<T>(&self, work: impl FnOnce() -> T) -> Result<T, HttpError> {
         catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
             self.counters.panics.add(1);
@@ -170,27 +149,23 @@ impl hyper::service::Service<hyper::Request<Incoming>> for RequestService {
         } else {
             self.wire.borrow_mut().end_request();
         }
-        let HeadOutcome { headers, mut next_step } = self.examine_head(parts, &body);
+        let (headers, mut next_step) = self.examine_head(parts, &body);
         if let NextStep::Upload(_) = next_step
             && has_body
         {
             server.counters.uploads.add(1);
             let mut wire = self.wire.borrow_mut();
-            if wire.try_reserve(UPLOAD_READ_BYTES) {
+            if wire.reservation.grow_to(UPLOAD_READ_BYTES) {
                 wire.begin_upload();
             } else {
                 next_step = NextStep::Respond(busy_error().into());
             }
         }
-        let is_decided = match &next_step {
-            NextStep::Respond(response) => {
-                if !response.status.is_success() {
-                    server.counters.refused.add(1);
-                }
-                true
-            }
-            _ => false,
-        };
+        if let NextStep::Respond(response) = &next_step
+            && !response.status.is_success()
+        {
+            server.counters.refused.add(1);
+        }
         ResponseFuture {
             wire: Rc::clone(&self.wire),
             stream: Arc::clone(&self.stream),
@@ -200,14 +175,13 @@ impl hyper::service::Service<hyper::Request<Incoming>> for RequestService {
             body_bytes: Vec::new(),
             headers,
             // Its body is not read, so the start of the next request cannot be found.
-            closes_connection: is_decided && has_body,
+            closes_connection: has_body && matches!(next_step, NextStep::Respond(_)),
             next_step,
             server,
         }
     }
 }
 
-/// Reads a request's body and makes its response.
 pub(super) struct ResponseFuture {
     server: Arc<HttpServerInner>,
     wire: Rc<RefCell<WireState>>,
@@ -216,7 +190,7 @@ pub(super) struct ResponseFuture {
     accepts_gzip: bool,
     body: Incoming,
     body_bytes: Vec<u8>,
-    /// Headers that the response gets, whatever it is.
+    /// The response gets these, whatever it is.
     headers: HeaderMap,
     /// Nothing more is read after this request.
     closes_connection: bool,
@@ -276,13 +250,12 @@ impl ResponseFuture {
         }
     }
 
-    /// Keeps a piece of a body until all of it is there.
     fn append_to_body(&mut self, data: &[u8]) -> Result<(), HttpError> {
         let length = self.body_bytes.len() + data.len();
         if length > BODY_MAX_BYTES {
             return Err(body_too_long());
         }
-        if !self.wire.borrow_mut().try_reserve(length) {
+        if !self.wire.borrow_mut().reservation.grow_to(length) {
             return Err(busy_error());
         }
         self.body_bytes.extend_from_slice(data);
@@ -292,14 +265,14 @@ impl ResponseFuture {
     fn handle(&mut self, mut request: Request) -> Response {
         request.body = std::mem::take(&mut self.body_bytes);
         let handled = self.server.catch_panic(|| self.server.handler.handle(request));
-        self.wire.borrow_mut().release_reservation();
+        self.wire.borrow_mut().reservation.release();
         handled.unwrap_or_else(Response::from)
     }
 
     fn hyper_response(&mut self, response: Response) -> hyper::Response<ResponseBody> {
         // Also when the handler was not called.
-        self.wire.borrow_mut().release_reservation();
-        self.wire.borrow_mut().expect_response();
+        self.wire.borrow_mut().reservation.release();
+        self.wire.borrow_mut().expect_response = true;
         let Response { status, mut headers, body } = response;
         let (status, body) = match body {
             Body::Bytes(bytes) => {

@@ -1,4 +1,4 @@
-//! The state of a connection between hyper and the socket, and the stream as hyper sees it.
+//! What is between hyper and the socket, and the stream as hyper sees it.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -15,31 +15,29 @@ use crate::net::budget::Reservation;
 use crate::net::conn::ConnWriter;
 use crate::net::listener::Permit;
 
-/// What is read at a time of an upload's body. It is taken from the receive budget.
+/// What is read at a time of an upload's body; it is taken from the receive budget.
 pub(super) const UPLOAD_READ_BYTES: usize = 64 * 1024;
 /// What is written under one deadline.
 const WRITE_BYTES: usize = 64 * 1024;
-/// What is copied together with what follows it rather than written alone: without Nagle's algorithm two writes are
-/// two packets. Longer pieces are written from where they are.
+/// Shorter pieces are copied together with what follows them: without Nagle's algorithm two writes are two packets.
 const GATHER_BYTES: usize = 16 * 1024;
-/// What of a request's head is not taken from the receive budget: common heads are shorter.
+/// Common heads are shorter, and not taken from the receive budget.
 const UNBUDGETED_HEAD_BYTES: usize = 4 * 1024;
 
-/// The part of a request that the next bytes for hyper belong to.
+/// What the next bytes for hyper belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReadPhase {
     Head,
     /// A body of known length, with the number of bytes left.
     Body(u64),
-    /// A body in chunks.
     Chunks,
 }
 
-/// The state of a connection that its thread, hyper's view of the stream and the service share.
+/// Shared by the connection's thread, hyper's view of the stream and the service.
 pub(super) struct WireState {
     pub(super) writer: ConnWriter,
     write_timeout: Duration,
-    /// The read buffer: `inbox[consumed..filled]` was received and not given to hyper yet.
+    /// `inbox[consumed..filled]` was received and not given to hyper yet.
     pub(super) inbox: Vec<u8>,
     pub(super) filled: usize,
     consumed: usize,
@@ -49,16 +47,16 @@ pub(super) struct WireState {
     newline: Newline,
     /// A request was begun and is not complete.
     pub(super) is_in_request: bool,
-    /// When the request must be complete, set once the thread waits for it.
+    /// When the request must be complete; set once the thread waits for it.
     pub(super) request_deadline: Option<Instant>,
-    /// The body is an upload's: it may take any time, as long as it does not stall.
+    /// An upload may take any time, as long as it does not stall.
     pub(super) is_upload: bool,
-    /// Bytes of the head that hyper was given and has not parsed into a request.
+    /// What hyper was given and has not parsed into a request.
     head_bytes: usize,
-    /// For what was received and not handled.
-    reservation: Reservation,
-    /// What is written next is a response of ours.
-    expect_response: bool,
+    /// Room for what was received and not handled.
+    pub(super) reservation: Reservation,
+    /// What is written next is a response of ours, not hyper's own error response.
+    pub(super) expect_response: bool,
     /// Output that may be hyper's own error response, held back until that is known.
     held_back: Vec<u8>,
     /// The connection may be evicted until a request is complete.
@@ -99,7 +97,7 @@ impl WireState {
         }
     }
 
-    /// The next bytes for hyper: never past the end of a head, so that it is known what hyper waits for.
+    /// Bytes for hyper, never past the end of a head, so that it is known what hyper waits for.
     fn next_bytes(&mut self, most: usize) -> Range<usize> {
         let rest = &self.inbox[self.consumed..self.filled];
         let rest = &rest[..rest.len().min(most)];
@@ -139,20 +137,18 @@ impl WireState {
         range
     }
 
-    /// The head is complete, and a body follows: of known length or in chunks.
+    /// A body without a known length comes in chunks.
     pub(super) fn begin_body(&mut self, length: Option<u64>) {
         (self.phase, self.head_bytes) = (length.map_or(ReadPhase::Chunks, ReadPhase::Body), 0);
     }
 
-    /// The body that follows is an upload. The connection is not evicted from now on: what was sent of a long body
-    /// would be lost.
+    /// The connection is not evicted from now on: what was sent of a long body would be lost.
     pub(super) fn begin_upload(&mut self) {
         self.is_upload = true;
         // An evicted connection fails at the next read.
         let _ = self.permit.mark_request_completed();
     }
 
-    /// The request is complete.
     pub(super) fn end_request(&mut self) {
         (self.phase, self.is_in_request, self.request_deadline, self.head_bytes) = (ReadPhase::Head, false, None, 0);
         self.is_upload = false;
@@ -160,28 +156,12 @@ impl WireState {
         let _ = self.permit.mark_request_completed();
     }
 
-    /// Reserves room for a body of `bytes` in the receive budget.
-    pub(super) fn try_reserve(&mut self, bytes: usize) -> bool {
-        self.reservation.grow_to(bytes)
-    }
-
-    /// The request was handled: nothing of it is kept.
-    pub(super) fn release_reservation(&mut self) {
-        self.reservation.release();
-    }
-
-    /// Reserves room for what was received of a head.
+    /// Reserves room in the receive budget for what was received of a head.
     pub(super) fn try_reserve_head(&mut self) -> bool {
         self.head_bytes <= UNBUDGETED_HEAD_BYTES || self.reservation.grow_to(self.head_bytes)
     }
-
-    /// A response was made: what is written next is not hyper's own error response.
-    pub(super) fn expect_response(&mut self) {
-        self.expect_response = true;
-    }
-
-    /// Whether this may be hyper's own response to a malformed request: a status without a body. Hyper writes it when
-    /// a head was begun and no response of ours is due.
+    /// Hyper's own response to a malformed request is a status without a body, written when a head was begun and no
+    /// response of ours is due.
     fn may_be_parse_error(&mut self, bytes: &[u8]) -> bool {
         let is_ours = std::mem::take(&mut self.expect_response);
         !is_ours
@@ -208,14 +188,14 @@ impl WireState {
         self.writer.write_all(&std::mem::take(&mut self.held_back), Instant::now() + self.write_timeout)
     }
 
-    /// The status of hyper's error response, once hyper has reported that it ends because of a parse error.
+    /// Called once hyper has reported that it ends because of a parse error.
     pub(super) fn take_parse_error_status(&mut self) -> Option<StatusCode> {
         let held_back = std::mem::take(&mut self.held_back);
         StatusCode::from_bytes(held_back.get(9..12)?).ok()
     }
 
-    /// Like `end_request`, called by the reader of the body: only it sees the end of a body in chunks, or of one that
-    /// hyper was given together with the chunks before it.
+    /// Like `end_request`, for the reader of the body: only it sees the end of a body in chunks, or of one that hyper
+    /// was given together with the chunks before it.
     pub(super) fn end_body(&mut self) {
         if self.phase != ReadPhase::Head {
             self.end_request();
@@ -223,7 +203,6 @@ impl WireState {
     }
 }
 
-/// The stream as hyper sees it.
 pub(super) struct HyperIo(pub(super) Rc<RefCell<WireState>>);
 
 impl Read for HyperIo {
@@ -251,7 +230,7 @@ impl Write for HyperIo {
         Poll::Ready(self.0.borrow_mut().write(bytes).map(|()| bytes.len()))
     }
 
-    /// True, so that hyper does not copy long bodies behind its heads.
+    /// So that hyper does not copy long bodies behind its heads.
     fn is_write_vectored(&self) -> bool {
         true
     }

@@ -1,5 +1,3 @@
-//! A connection between its acceptance and its first message.
-
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,10 +7,7 @@ use super::{ListenerContext, Permit};
 use crate::net::budget::Reservation;
 use crate::net::conn::{Conn, ConnError};
 
-/// A connection of which nothing has been read yet.
-///
-/// The stream is in an `Arc` because the listener keeps a `Weak` by which it shuts the stream down. Reading and
-/// writing work on `&TcpStream`.
+/// Nothing has been read of it yet. The listener keeps a `Weak` of the stream, by which it shuts the stream down.
 pub struct AcceptedConnection {
     stream: Arc<TcpStream>,
     source: SocketAddr,
@@ -22,17 +17,17 @@ pub struct AcceptedConnection {
     permit: Permit,
 }
 
-/// A connection after it is known whether it uses TLS.
+/// It is known whether it uses TLS.
 pub struct NegotiatedConnection {
     pub conn: Conn,
     pub source: SocketAddr,
-    /// Whether the client may use this transport: TLS, loopback, or plaintext from other hosts where it was allowed.
+    /// The client uses TLS or loopback, or plaintext from other hosts was allowed.
     pub is_transport_allowed: bool,
     /// The share of the receive budget for what this client sends.
     pub reservation: Reservation,
     /// Set before the listener's stop shuts reading down: an end of input after that is not the client's.
     pub is_stopping: Arc<AtomicBool>,
-    /// Declared last, so that the descriptor is closed before the permit is returned.
+    /// Declared last, as in [`AcceptedConnection`].
     pub permit: Permit,
 }
 
@@ -48,7 +43,6 @@ impl AcceptedConnection {
         AcceptedConnection { stream, source, context, is_stopping, permit }
     }
 
-    /// A connection with a chosen source, for tests.
     #[cfg(test)]
     pub(in crate::net) fn with_source(
         stream: TcpStream,
@@ -70,16 +64,13 @@ impl AcceptedConnection {
         self.source
     }
 
-    /// The raw parts, for services that do not wait for the client to speak first.
+    /// The parts, for services that do not wait for the client to speak first.
     pub fn into_parts(self) -> (Arc<TcpStream>, SocketAddr, Permit) {
         (self.stream, self.source, self.permit)
     }
 
-    /// Waits for the first byte, which shows whether the client uses TLS, and for the handshake if it does. Without a
-    /// certificate every connection is taken as plaintext.
-    ///
-    /// # Errors
-    /// [`ConnError`]; `FirstByteTimeout` if nothing comes.
+    /// Waits for the first byte (else `FirstByteTimeout`), which shows whether the client uses TLS, and for the
+    /// handshake if it does.
     pub fn negotiate(
         self,
         first_byte_within: Duration,

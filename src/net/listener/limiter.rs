@@ -1,13 +1,10 @@
-//! Limits on open connections: in all, per listener and per source.
-//!
-//! One limiter counts the connections of all listeners of a process. Its rules (`docs/spec/general.md`):
+//! One limiter counts the open connections of all listeners of a process. Its rules (`docs/spec/general.md`):
 //!
 //! - A source other than loopback has at most half of the bound, so that no single client locks out all others.
-//! - Each listener is guaranteed a sixteenth of the bound, which the connections of other listeners never use up. So
-//!   neither idle nor busy connections at one port block another, and the links that come in at a database's port find
-//!   room however many clients are connected elsewhere.
-//! - A connection that has not completed a request yet is pending. When room is short, the oldest pending connections
-//!   are evicted: for a source that has reached its limit its own, otherwise those of listeners that exceed their
+//! - Each listener is guaranteed a sixteenth of the bound, which others never use up. So connections at one port, idle
+//!   or busy, block no other, and links to a database find room however many clients are connected elsewhere.
+//! - A connection that has not completed a request yet is pending. When room is short, the oldest pending ones are
+//!   evicted: for a source that has reached its limit its own, otherwise those of listeners that exceed their
 //!   guarantee.
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,25 +18,20 @@ use super::pending::{ListenerId, PendingConnection, PendingConnections, PendingI
 use crate::net::counters::{Counter, counters};
 use crate::net::source::{self, SourceKey};
 
-/// A listener is guaranteed this fraction (1/16) of the bound.
+/// A listener is guaranteed 1/16 of the bound.
 const GUARANTEE_DIVISOR: usize = 16;
-
 /// All guarantees together are at most this many quarters of the bound; the rest is shared by all listeners.
 const GUARANTEED_QUARTERS_MAX: usize = 3;
-
-/// This fraction (1/16) of the bound is kept free for newcomers where it is at least one connection, because an
-/// evicted connection takes a moment to end.
+/// 1/16 of the bound is kept free for newcomers where that is at least one connection, because an evicted connection
+/// takes a moment to end.
 const SPARE_DIVISOR: usize = 16;
-
-/// How long a new connection waits for one that is being evicted to end.
+/// How long a new connection waits for an evicted one to end.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Counts the connections of all listeners that share it.
 #[derive(Debug)]
 pub struct ConnectionLimiter {
     max_connections: usize,
     state: Mutex<LimiterState>,
-    /// Notified when a connection has ended.
     connection_ended: Condvar,
     counters: LimiterCounters,
 }
@@ -64,28 +56,23 @@ struct SourceUsage {
 #[derive(Debug)]
 struct ListenerUsage {
     open: usize,
-    /// The minimum guarantee that the listener asked for.
+    /// What the listener asked for.
     min_guaranteed: usize,
-    /// The guarantee that it has.
     guaranteed: usize,
     evicted: Arc<Counter>,
 }
 
-/// Why a connection was not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AdmissionError {
-    /// The bound in all was reached, less what is guaranteed to other listeners.
+    /// Less than the bound may be open: some are guaranteed to other listeners.
     #[error("{open} of {max_connections} connections are open already")]
     Full { open: usize, max_connections: usize },
-    /// The bound for one source was reached.
     #[error("{whose} has {max} connections open already")]
     SourceFull { whose: SourceKey, max: usize },
 }
 
 counters! {
-    /// Counters of one limiter.
     pub struct LimiterCounters {
-        /// Connections that were admitted.
         admitted = "let_in",
         /// Connections refused because of the bound in all.
         refused_full,
@@ -95,7 +82,6 @@ counters! {
 }
 
 impl ConnectionLimiter {
-    /// A limiter for at most `max_connections` connections at a time.
     pub fn new(max_connections: usize) -> Arc<ConnectionLimiter> {
         Arc::new(ConnectionLimiter {
             max_connections,
@@ -105,8 +91,8 @@ impl ConnectionLimiter {
         })
     }
 
-    /// Registers a listener. It is guaranteed a sixteenth of the bound, or `min_guaranteed` connections if that is
-    /// more and the bound is large enough.
+    /// The listener is guaranteed a sixteenth of the bound, or `min_guaranteed` connections if that is more and the
+    /// bound is large enough.
     pub(super) fn add_listener(self: &Arc<Self>, min_guaranteed: usize) -> Arc<ListenerQuota> {
         let mut state = self.state.lock();
         let id = ListenerId(state.next_listener);
@@ -124,17 +110,15 @@ impl ConnectionLimiter {
         if source.is_loopback() { self.max_connections } else { (self.max_connections / 2).max(1) }
     }
 
-    /// The bound on open connections.
     pub fn max_connections(&self) -> usize {
         self.max_connections
     }
 
-    /// The number of open connections.
     pub fn open_connections(&self) -> usize {
         self.state.lock().total
     }
 
-    /// The number of open connections that have not completed a request.
+    /// Open connections that have not completed a request.
     pub fn pending_connections(&self) -> usize {
         self.state.lock().pending.len()
     }
@@ -145,7 +129,6 @@ impl ConnectionLimiter {
 }
 
 impl LimiterState {
-    /// Recomputes each listener's guarantee for the present number of listeners.
     fn distribute_guarantees(&mut self, max_connections: usize) {
         let most = max_connections * GUARANTEED_QUARTERS_MAX / 4;
         let listeners = self.by_listener.len();
@@ -156,23 +139,22 @@ impl LimiterState {
         }
     }
 
-    /// How many more connections this listener may have without using up what is guaranteed to others.
+    /// What this listener may have in addition, without using up what is guaranteed to others.
     fn room_for(&self, listener: ListenerId, max_connections: usize) -> usize {
         let others = self.by_listener.iter().filter(|(id, _)| **id != listener);
         let reserved_for_others: usize = others.map(|(_, other)| other.guaranteed.saturating_sub(other.open)).sum();
         max_connections.saturating_sub(self.total + reserved_for_others)
     }
 
-    /// The pending connection to evict for a new one at `listener`: the oldest at listeners that exceed their
-    /// guarantee. If there is none and `or_own` is set, the oldest of this listener.
+    /// The connection to evict for a new one at `listener`: the oldest at listeners that exceed their guarantee. If
+    /// there is none and `or_own` is set, the oldest of this listener.
     fn eviction_candidate(&self, listener: ListenerId, or_own: bool) -> Option<PendingId> {
         let over = self.by_listener.iter().filter(|(_, of)| of.open > of.guaranteed).map(|(id, _)| *id);
         let oldest = self.pending.oldest_at(over);
         if or_own { oldest.or_else(|| self.pending.oldest_at([listener].into_iter())) } else { oldest }
     }
 
-    /// Removes a connection from the pending ones. The caller shuts the returned stream down after releasing the
-    /// lock.
+    /// The caller shuts the returned stream down after releasing the lock.
     fn begin_eviction(&mut self, pending_id: PendingId) -> Option<Arc<TcpStream>> {
         let PendingConnection { listener, source, handle } = self.pending.remove(pending_id)?;
         self.evicting += 1;
@@ -193,7 +175,6 @@ fn shut_down(stream: Option<Arc<TcpStream>>) {
     }
 }
 
-/// A listener's handle to its limiter.
 #[derive(Debug)]
 pub(super) struct ListenerQuota {
     limiter: Arc<ConnectionLimiter>,
@@ -204,14 +185,11 @@ pub(super) struct ListenerQuota {
 impl ListenerQuota {
     /// Admits a connection, as a pending one. Where room is short, an older pending connection is evicted; where
     /// there is none, the caller waits up to a second for the evicted one to end.
-    ///
-    /// # Errors
-    /// [`AdmissionError`] past either bound, when no connection can be evicted.
     pub(super) fn admit(self: &Arc<Self>, address: IpAddr, stream: &Arc<TcpStream>) -> Result<Permit, AdmissionError> {
         self.admit_with(address, stream, &shut_down)
     }
 
-    /// Like `admit`, with the function that shuts an evicted stream down, so that tests can observe it.
+    /// Tests choose what shuts an evicted stream down.
     fn admit_with(
         self: &Arc<Self>,
         address: IpAddr,
@@ -280,7 +258,7 @@ impl ListenerQuota {
         Ok(Permit { quota: Arc::clone(self), source, pending_id: Some(pending_id), is_evicted: false })
     }
 
-    /// How many connections this listener is guaranteed: all, while it is the only one.
+    /// All connections are guaranteed while this is the only listener.
     pub(super) fn guaranteed(&self) -> usize {
         let state = self.limiter.state.lock();
         match state.by_listener.get(&self.id) {
@@ -289,7 +267,6 @@ impl ListenerQuota {
         }
     }
 
-    /// How many pending connections of this listener were evicted.
     pub(super) fn evicted(&self) -> u64 {
         self.evicted.get()
     }
@@ -308,14 +285,13 @@ impl Drop for ListenerQuota {
 pub struct Permit {
     quota: Arc<ListenerQuota>,
     source: SourceKey,
-    /// Set while the connection is among the pending ones.
+    /// Set while the connection is pending.
     pending_id: Option<PendingId>,
     is_evicted: bool,
 }
 
 impl Permit {
-    /// Records that a request is complete: the connection is not evicted any more. Returns false if it was evicted
-    /// already; the request must then not be begun.
+    /// The connection is not evicted any more. False if it was evicted already; the request must then not be begun.
     #[must_use]
     pub fn mark_request_completed(&mut self) -> bool {
         if let Some(pending_id) = self.pending_id.take() {
@@ -324,19 +300,17 @@ impl Permit {
         !self.is_evicted
     }
 
-    /// How many connections the listener is guaranteed: all, while it is the only one.
+    /// See [`ListenerQuota::guaranteed`].
     pub fn guaranteed(&self) -> usize {
         self.quota.guaranteed()
     }
 
-    /// The source that the connection is counted for. Connections from this host count as loopback, whatever their
-    /// address.
+    /// Connections from this host count as loopback, whatever their address.
     pub fn source(&self) -> SourceKey {
         self.source
     }
 
-    /// Makes the connection pending again, as the youngest: for the time between requests, when eviction loses
-    /// nothing.
+    /// Makes the connection pending again, as the youngest: for the time between requests, when eviction loses nothing.
     pub fn mark_pending(&mut self, stream: &Arc<TcpStream>) {
         if self.pending_id.is_none() && !self.is_evicted {
             let pending =

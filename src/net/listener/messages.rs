@@ -1,6 +1,5 @@
-//! Ports that exchange messages: requests are read one after the other, each handled before the next is read.
+//! Requests are read one after the other, each handled before the next is read.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -16,10 +15,8 @@ use crate::net::frames::MessageReader;
 use crate::net::lines::{LineError, LineLimits};
 use crate::net::source::SourceKey;
 
-/// How long the TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How messages are delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageFraming {
     /// One JSON object per line or per length-prefixed frame, whichever the client's first byte shows.
@@ -30,7 +27,7 @@ pub enum MessageFraming {
     Lines,
 }
 
-/// Why a connection or message is rejected before the service sees it.
+/// A connection or message is rejected before the service sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     #[error("too many connections; try again")]
@@ -40,16 +37,14 @@ pub enum Rejection {
     BudgetExhausted,
     #[error("the message is longer than {max_bytes} bytes")]
     TooLong { max_bytes: usize },
-    /// The message was not complete in time.
     #[error("the message was not complete {} s after its first byte", timeout.as_secs_f64())]
     Timeout { timeout: Duration },
-    /// The client is on another host and does not use TLS.
     #[error("from another host this port wants TLS")]
     TlsRequired,
 }
 
 impl Rejection {
-    /// Whether the client may succeed by trying again a moment later.
+    /// The client may succeed a moment later.
     pub fn is_busy(self) -> bool {
         matches!(self, Rejection::TooManyConnections | Rejection::BudgetExhausted)
     }
@@ -64,18 +59,14 @@ impl Rejection {
     }
 }
 
-/// What happens to a connection after a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterMessage {
-    /// Read the next message.
     Continue,
-    /// Close it: nothing more is written, but the client can still read what was.
+    /// Nothing more is written, but the client can still read what was.
     Close,
-    /// It is closed already.
     Closed,
 }
 
-/// The service behind a port that exchanges messages.
 pub trait MessageService: Send + Sync + 'static {
     /// The state of one connection.
     type Session;
@@ -84,31 +75,25 @@ pub trait MessageService: Send + Sync + 'static {
     const NAME: &'static str;
     const FRAMING: MessageFraming;
 
-    /// How long a message may be and how long it may take.
     fn limits(&self) -> LineLimits;
 
-    /// The message sent to a client that is rejected, in the service's own format. `None`: the connection is closed
-    /// silently.
+    /// The message is in the service's own format; `None`: the connection is closed silently.
     fn rejection_message(&self, why: Rejection) -> Option<Vec<u8>>;
 
-    /// Counts a rejection that was sent.
+    /// Called for each rejection that was sent.
     fn count_rejected(&self) {}
 
     /// The counter of connections that failed or were closed for an error.
     fn connections_failed(&self) -> &Counter;
 
-    /// Called when a connection has begun.
     fn on_connect(&self, connection: &MessageConnection) -> Self::Session;
 
-    /// Whether a message is a request. After its first request a connection is not evicted any more.
+    /// After its first request a connection is not evicted any more.
     fn is_request(&self, _message: &[u8]) -> bool {
         true
     }
 
     /// Handles a message and writes the response.
-    ///
-    /// # Errors
-    /// [`ConnectionEnd`] when the connection cannot be used any more.
     fn handle(
         &self,
         client: &mut Self::Session,
@@ -126,12 +111,10 @@ pub trait MessageService: Send + Sync + 'static {
         None
     }
 
-    /// Called when no message has come for the time of [`idle_notice_after`](MessageService::idle_notice_after),
-    /// which is then asked for anew.
+    /// The time of [`idle_notice_after`](MessageService::idle_notice_after) has passed, which is then asked for anew.
     fn on_idle(&self, _client: &mut Self::Session) {}
 }
 
-/// Serves a [`MessageService`] as a [`ConnectionHandler`].
 pub struct MessageHandler<S>(pub S);
 
 impl<S: MessageService> ConnectionHandler for MessageHandler<S> {
@@ -148,7 +131,6 @@ impl<S: MessageService> ConnectionHandler for MessageHandler<S> {
     fn serve(&self, accepted: AcceptedConnection) {
         let source = accepted.source();
         match serve(&self.0, accepted) {
-            // An idle client is not a failure.
             Ok(()) | Err(ConnectionEnd::Idle) => {}
             Err(ConnectionEnd::Failed(why)) => {
                 self.0.connections_failed().add(1);
@@ -158,7 +140,7 @@ impl<S: MessageService> ConnectionHandler for MessageHandler<S> {
     }
 }
 
-/// A connection of a [`MessageService`].
+#[derive(Debug)]
 pub struct MessageConnection {
     reader: MessageReader<ConnReader>,
     writer: ConnWriter,
@@ -173,7 +155,7 @@ impl MessageConnection {
         self.source
     }
 
-    /// Whether no third party can read along: the connection uses TLS or does not leave this host.
+    /// Whether no third party can read along: it uses TLS or does not leave this host.
     pub fn is_private(&self) -> bool {
         self.is_tls || super::is_local_client(self.stream(), self.source.ip())
     }
@@ -195,10 +177,7 @@ impl MessageConnection {
         (&mut self.reader, &self.writer)
     }
 
-    /// Writes one message in the client's framing. A long message has more time.
-    ///
-    /// # Errors
-    /// As [`ConnWriter::write_all`].
+    /// Writes in the client's framing. A long message has more time.
     pub fn write(&self, message: &[u8]) -> io::Result<()> {
         self.reader.framing().write(&self.writer, message)
     }
@@ -214,12 +193,12 @@ impl MessageConnection {
         self.permit.guaranteed()
     }
 
-    /// The source that the connection is counted for: see [`Permit::source`].
+    /// See [`Permit::source`].
     pub fn source_key(&self) -> SourceKey {
         self.permit.source()
     }
 
-    /// What is received from now on counts as a link's, not as a client's, in the receive budget.
+    /// What is received from now on counts as a link's in the receive budget.
     pub fn count_as_link(&mut self, budget: &Arc<ReceiveBudget>) {
         self.reader.set_reservation(Reservation::for_link(Arc::clone(budget)));
     }
@@ -229,7 +208,6 @@ impl MessageConnection {
         self.permit.mark_pending(&stream);
     }
 
-    /// Sends the service's rejection message and lets the client read it.
     fn reject<S: MessageService>(mut self, service: &S, why: Rejection) -> io::Result<()> {
         if let Some(message) = service.rejection_message(why) {
             service.count_rejected();
@@ -239,20 +217,10 @@ impl MessageConnection {
         Ok(())
     }
 
-    /// Closing at once would reset the connection if more has been received, and the client might never read our last
-    /// message. Meanwhile the connection may be evicted.
+    /// Lets the client read our last message: see [`MessageReader::linger`]. Meanwhile it may be evicted.
     fn linger(&mut self) {
         self.mark_pending();
         self.reader.linger(&self.writer);
-    }
-}
-
-impl fmt::Debug for MessageConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MessageConnection")
-            .field("source", &self.source)
-            .field("writer", &self.writer)
-            .finish_non_exhaustive()
     }
 }
 

@@ -1,21 +1,18 @@
-//! Connections that have not completed a request yet, in the order in which they came.
-//!
-//! No client is refused for being idle as long as there is room. When room gets short, the connection that has waited
-//! longest is evicted first, so a client that sends its request at once always gets in. Which of them may be evicted
-//! for whom is decided by the limiter ([`super::limiter`]).
+//! Connections that have not completed a request yet, in the order in which they came. None is refused for being idle
+//! as long as there is room. When room gets short, the one that has waited longest is evicted first, so a client that
+//! sends its request at once always gets in. Which may be evicted for whom is decided by the limiter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::net::source::SourceKey;
 
-/// Identifies a listener within its limiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct ListenerId(pub(super) u64);
 
-/// Identifies a pending connection. A larger number came later.
+/// A connection with a larger id came later.
 pub(super) type PendingId = u64;
 
-/// One pending connection; `handle` is what the limiter needs to close it.
+/// `handle` is what the limiter needs to close it.
 #[derive(Debug)]
 pub(super) struct PendingConnection<C> {
     pub(super) listener: ListenerId,
@@ -23,8 +20,7 @@ pub(super) struct PendingConnection<C> {
     pub(super) handle: C,
 }
 
-/// The pending connections of all listeners, indexed by listener and by source.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct PendingConnections<C> {
     next_id: PendingId,
     all: BTreeMap<PendingId, PendingConnection<C>>,
@@ -32,14 +28,7 @@ pub(super) struct PendingConnections<C> {
     by_source: HashMap<SourceKey, BTreeSet<PendingId>>,
 }
 
-impl<C> Default for PendingConnections<C> {
-    fn default() -> Self {
-        PendingConnections { next_id: 0, all: BTreeMap::new(), by_listener: HashMap::new(), by_source: HashMap::new() }
-    }
-}
-
 impl<C> PendingConnections<C> {
-    /// Adds a connection as the youngest.
     pub(super) fn add(&mut self, pending: PendingConnection<C>) -> PendingId {
         let id = self.next_id;
         self.next_id += 1;
@@ -49,7 +38,7 @@ impl<C> PendingConnections<C> {
         id
     }
 
-    /// Removes a connection; `None` if it was removed already.
+    /// `None` if it was removed already.
     pub(super) fn remove(&mut self, id: PendingId) -> Option<PendingConnection<C>> {
         let pending = self.all.remove(&id)?;
         remove_id(&mut self.by_listener, &pending.listener, id);
@@ -57,12 +46,10 @@ impl<C> PendingConnections<C> {
         Some(pending)
     }
 
-    /// The connection of this source that has waited longest.
     pub(super) fn oldest_from(&self, source: SourceKey) -> Option<PendingId> {
         self.by_source.get(&source)?.first().copied()
     }
 
-    /// The connection at any of these listeners that has waited longest.
     pub(super) fn oldest_at(&self, listeners: impl Iterator<Item = ListenerId>) -> Option<PendingId> {
         listeners.filter_map(|listener| self.by_listener.get(&listener)?.first().copied()).min()
     }

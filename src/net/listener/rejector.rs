@@ -1,8 +1,7 @@
-//! Rejecting connections so that the client can read the reason.
-//!
-//! Closing a socket that has unread bytes, or that receives some later, resets the connection, and a reset may make
-//! the client's system discard the response before the client has read it. So the response is followed by our FIN,
-//! and the socket is kept for a moment, discarding what it receives, until the client has closed too.
+//! Rejecting connections so that the client can read the reason. Closing a socket that has unread bytes, or that
+//! receives some later, resets the connection, and then the client's system may discard the response. So the response
+//! is followed by our FIN, and the socket is kept for a moment, discarding what it receives, until the client has
+//! closed too.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -10,42 +9,36 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::ListenerCounters;
 use crate::net::frames::encode_frame;
 use crate::net::threads;
 
-/// Rejected connections kept open at a time; each occupies a descriptor.
+/// Each occupies a descriptor.
 const MAX_DRAINING: usize = 64;
-
-/// How long a rejected connection is kept when its client does not close it.
+/// How long a connection is kept that its client does not close.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// How long the connection on the reserve descriptor is kept: no other is accepted meanwhile.
 const RESERVE_DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
-
-/// How long a rejected client may take to show its framing by its first byte. After that it is answered with a line.
+/// How long a client may take to show its framing by its first byte. After that it is answered with a line.
 const FRAMING_DETECTION_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// How often the kept connections are polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The response to rejected clients.
 #[derive(Debug, Clone)]
 pub struct BusyResponse {
     line: Arc<[u8]>,
-    /// The response for clients that send frames, if it can be framed.
+    /// The response for clients that send frames; without it all are sent the line.
     frame: Option<Arc<[u8]>>,
 }
 
 impl BusyResponse {
-    /// One message, sent in the framing that the client begins with ([`crate::net::frames`]), otherwise as a line.
+    /// The message is sent in the framing that the client begins with ([`crate::net::frames`]), otherwise as a line.
     pub fn in_client_framing(message: &[u8]) -> BusyResponse {
         BusyResponse { line: [message, b"\n"].concat().into(), frame: encode_frame(message).map(Arc::from) }
     }
 
-    /// The bytes to send to this client; `None` if it may still show its framing.
+    /// `None` if the client may still show its framing.
     fn for_client(&self, stream: &TcpStream, may_wait: bool) -> Option<&[u8]> {
         let Some(frame) = &self.frame else { return Some(&self.line) };
         let mut first = [0];
@@ -64,14 +57,13 @@ impl From<Vec<u8>> for BusyResponse {
     }
 }
 
-/// Rejects connections on a thread of its own, so that accepting goes on meanwhile.
+/// It has a thread of its own, so that accepting goes on meanwhile.
 pub(super) struct Rejector {
     busy: BusyResponse,
     drain_sender: Sender<RejectedConnection>,
     counters: Arc<ListenerCounters>,
 }
 
-/// A connection that is being rejected.
 struct RejectedConnection {
     stream: Arc<TcpStream>,
     since: Instant,
@@ -94,7 +86,6 @@ impl RejectedConnection {
         Ok(())
     }
 
-    /// Whether nothing more needs to be done for this connection.
     fn is_over(&mut self, busy: &BusyResponse) -> bool {
         let failed = self.try_answer(busy, true).is_err();
         failed || self.is_answered && (discard_input(&self.stream) || self.since.elapsed() >= DRAIN_TIMEOUT)
@@ -102,7 +93,7 @@ impl RejectedConnection {
 }
 
 impl Rejector {
-    /// Starts the thread, which ends when the rejector is dropped.
+    /// The thread ends when the rejector is dropped.
     pub(super) fn start(busy: BusyResponse, counters: Arc<ListenerCounters>) -> io::Result<Rejector> {
         let (drain_sender, drain_receiver) = bounded(MAX_DRAINING);
         let its_busy = busy.clone();
@@ -110,23 +101,20 @@ impl Rejector {
         Ok(Rejector { busy, drain_sender, counters })
     }
 
-    /// Sends the busy response and has the connection closed.
     pub(super) fn reject(&self, stream: Arc<TcpStream>) {
         self.counters.refused.add(1);
         let mut rejected = RejectedConnection { stream, since: Instant::now(), is_answered: false };
         if rejected.try_answer(&self.busy, true).is_err() {
             return;
         }
-        if let Err(TrySendError::Full(mut rejected) | TrySendError::Disconnected(mut rejected)) =
-            self.drain_sender.try_send(rejected)
-        {
+        if let Err(unsent) = self.drain_sender.try_send(rejected) {
             self.counters.closed_early.add(1);
             // An error means that the client has disconnected already.
-            let _ = rejected.try_answer(&self.busy, false);
+            let _ = unsent.into_inner().try_answer(&self.busy, false);
         }
     }
 
-    /// Like `reject`, but finished when it returns, because the connection's descriptor is needed again.
+    /// The connection is closed when this returns, because its descriptor is needed again.
     pub(super) fn reject_blocking(&self, stream: Arc<TcpStream>) {
         self.counters.refused.add(1);
         let mut rejected = RejectedConnection { stream, since: Instant::now(), is_answered: false };
@@ -146,7 +134,6 @@ impl Rejector {
     }
 }
 
-/// Keeps rejected connections until their clients have closed them or the timeout has passed.
 fn drain_rejected(drain_receiver: &Receiver<RejectedConnection>, busy: &BusyResponse) {
     let mut draining: Vec<RejectedConnection> = Vec::new();
     loop {
@@ -168,7 +155,7 @@ fn drain_rejected(drain_receiver: &Receiver<RejectedConnection>, busy: &BusyResp
     }
 }
 
-/// Discards what was received. Returns whether the client has closed the connection.
+/// Returns whether the client has closed the connection.
 fn discard_input(mut stream: &TcpStream) -> bool {
     let mut bytes = [0; 4096];
     // Bounded, so that a client that keeps sending does not occupy the thread.
@@ -182,10 +169,9 @@ fn discard_input(mut stream: &TcpStream) -> bool {
     false
 }
 
-/// One spare file descriptor, for rejecting a client when no other is left.
-///
-/// `accept` needs a descriptor before it waits. When it gets none, the reserve is released, so that `accept` can wait
-/// for the next client with that one; if the reserve cannot be reacquired afterwards, that client is rejected.
+/// A spare file descriptor, for rejecting a client when no other is left: `accept` needs a descriptor before it waits.
+/// When it gets none, the reserve is released for it; if the reserve cannot be reacquired once `accept` has returned,
+/// that client is rejected.
 pub(super) struct ReserveDescriptor(Option<File>);
 
 impl ReserveDescriptor {
@@ -194,12 +180,12 @@ impl ReserveDescriptor {
         if cfg!(unix) { Ok(ReserveDescriptor(Some(File::open("/dev/null")?))) } else { Ok(ReserveDescriptor(None)) }
     }
 
-    /// Closes the descriptor. False if it was closed already.
+    /// False if it was closed already.
     pub(super) fn release(&mut self) -> bool {
         self.0.take().is_some()
     }
 
-    /// Opens the descriptor again. False if there is none.
+    /// False if there is no descriptor.
     pub(super) fn reacquire(&mut self) -> bool {
         if self.0.is_none() {
             match ReserveDescriptor::open() {

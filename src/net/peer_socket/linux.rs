@@ -1,5 +1,5 @@
-//! What Linux offers beyond std: choosing the interface of a datagram, and the queue of errors that were returned for
-//! datagrams sent before (ip(7): IP_PKTINFO, IP_RECVERR).
+//! Choosing the interface of a datagram, and the queue of errors that were returned for datagrams sent before (ip(7):
+//! IP_PKTINFO, IP_RECVERR).
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -13,26 +13,22 @@ use socket2::{MaybeUninitSlice, MsgHdrMut, SockAddr, SockRef};
 use super::ERROR_PAUSE;
 use crate::net::ancillary::{self, read_int};
 
-/// Errors taken from the queue before the next datagram is read.
+/// How many errors are taken from the queue before the next datagram is read.
 const ERRORS_AT_A_TIME: usize = 256;
-
-/// More than the control messages of one error need: the error with the address of the reporting host, and whatever
-/// else was enabled on the socket.
+/// More than one error needs: with the address of the reporting host, and whatever else was enabled on the socket.
 const CONTROL_BYTES: usize = 512;
 
-/// Enables the queue of errors that are returned for datagrams sent.
 pub(super) fn enable_error_queue(socket: &UdpSocket) -> io::Result<()> {
-    ancillary::enable_option(socket, libc::IPPROTO_IP, libc::IP_RECVERR)
+    ancillary::set_option(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
 }
 
-/// Waits for a datagram or an error, whichever is first, and collects the destinations that refused a datagram.
-///
-/// A plain read would keep waiting: the socket's pending error may have been returned to a sender already, and only
-/// poll checks the queue.
+/// Waits for a datagram or an error, whichever is first, and collects the destinations that refused a datagram. A plain
+/// read would keep waiting: the pending error may have been returned to a sender already, and only poll checks the
+/// queue.
 pub(super) fn wait(socket: &UdpSocket, timeout: Duration, refused: &mut Vec<SocketAddr>) {
     let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let millis = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
-    // SAFETY: one pollfd, which lives through the call; the descriptor is borrowed, so it is open.
+    // SAFETY: one pollfd, which lives through the call; the borrowed descriptor is open.
     let ready = unsafe { libc::poll(&raw mut polled, 1, millis) };
     if ready < 0 {
         let error = io::Error::last_os_error();
@@ -64,17 +60,16 @@ pub(super) fn wake(socket: &UdpSocket) {
     }
 }
 
-/// A datagram that has arrived. Never waits (a datagram that the kernel finds damaged ends `wait` as well).
+/// Never waits (a datagram that the kernel finds damaged ends `wait` as well).
 pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-    // SAFETY: u8 and MaybeUninit<u8> have the same layout, and recvfrom writes nothing but bytes that
-    // came, so the buffer stays initialised.
+    // SAFETY: both have the same layout, and recvfrom writes only received bytes, so the buffer stays initialised.
     let uninit = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
     let (len, source) = SockRef::from(socket).recv_from_with_flags(uninit, libc::MSG_DONTWAIT)?;
     let source = source.as_socket().ok_or_else(|| io::Error::other("a datagram has no source address"))?;
     Ok((len, source))
 }
 
-/// The first error of the queue: the destination it is about, if that refused the datagram.
+/// The destination that the first error of the queue is about, if that refused the datagram.
 fn next_error(socket: &UdpSocket) -> io::Result<Option<SocketAddr>> {
     let mut to = SockAddr::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
     let mut control = [MaybeUninit::new(0_u8); CONTROL_BYTES];
@@ -92,8 +87,7 @@ fn next_error(socket: &UdpSocket) -> io::Result<Option<SocketAddr>> {
     Ok(to.as_socket().filter(|_| is_refusal))
 }
 
-/// Whether the control messages of an error report a port where nothing listens. An unreachable host or network is
-/// different: it may come back.
+/// Nothing listens at the port. An unreachable host or network is different: it may come back.
 fn is_refusal(control: &[u8]) -> bool {
     let is_error = |(level, kind, data): &(libc::c_int, libc::c_int, &[u8])| {
         // sock_extended_err begins with the error number (4 bytes) and its origin (1 byte).
@@ -104,7 +98,6 @@ fn is_refusal(control: &[u8]) -> bool {
         .is_some_and(|(_, _, data)| read_int(data, 0) == libc::ECONNREFUSED && data[4] == libc::SO_EE_ORIGIN_ICMP)
 }
 
-/// Sends a datagram by an interface, with a source address.
 pub(super) fn send_by(
     socket: &UdpSocket,
     bytes: &[u8],

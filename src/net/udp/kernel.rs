@@ -1,16 +1,13 @@
-//! Datagrams in the kernel: the size of the receive buffer, and how many were dropped because it was full.
-
 use std::net::UdpSocket;
 
 use log::debug;
 use socket2::SockRef;
 
-/// The requested receive buffer, for when every thread is busy, bytes. The system may give less.
+/// What is asked for, for when every thread is busy. The system may give less.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// A receive buffer below this size is logged: a burst of a few hundred datagrams fills it.
+/// A smaller buffer is logged: a burst of a few hundred datagrams fills it.
 const SOCKET_BUFFER_SMALL_BYTES: usize = 1024 * 1024;
 
-/// Makes the receive buffer as large as the system allows.
 pub(in crate::net) fn grow_receive_buffer(socket: &UdpSocket) {
     let socket = SockRef::from(socket);
     if !force_receive_buffer(&socket)
@@ -32,20 +29,8 @@ pub(in crate::net) fn grow_receive_buffer(socket: &UdpSocket) {
 /// Exceeds the system's limit, which only a privileged process may.
 #[cfg(target_os = "linux")]
 fn force_receive_buffer(socket: &SockRef<'_>) -> bool {
-    use std::os::fd::AsRawFd;
     let bytes = SOCKET_BUFFER_BYTES as libc::c_int;
-    // SAFETY: the option's value is a c_int that lives through the call, with its true size; the
-    // descriptor is borrowed, so it is open.
-    let refused = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            (&raw const bytes).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    refused == 0
+    crate::net::ancillary::set_option(&**socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).is_ok()
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -53,30 +38,24 @@ fn force_receive_buffer(_socket: &SockRef<'_>) -> bool {
     false
 }
 
-/// Datagrams for this socket that were dropped because its buffer was full; `None` if the system does not report it.
+/// Datagrams that found the buffer full; `None` if the system does not report it.
+#[cfg(target_os = "linux")]
 pub(super) fn dropped_datagrams(socket: &UdpSocket) -> Option<u64> {
-    if !cfg!(target_os = "linux") {
-        return None;
-    }
-    let inode = inode(socket)?;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
+    let inode = std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd())).ok()?.ino();
     ["/proc/net/udp", "/proc/net/udp6"]
         .iter()
         .find_map(|table| parse_drops(&std::fs::read_to_string(table).ok()?, inode))
 }
 
-#[cfg(unix)]
-fn inode(socket: &UdpSocket) -> Option<u64> {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd())).ok().map(|socket| socket.ino())
-}
-
-#[cfg(not(unix))]
-fn inode(_socket: &UdpSocket) -> Option<u64> {
+#[cfg(not(target_os = "linux"))]
+pub(super) fn dropped_datagrams(_socket: &UdpSocket) -> Option<u64> {
     None
 }
 
 /// The tenth column is the socket's inode, the last one its drops (proc_net_udp(5)).
+#[cfg(target_os = "linux")]
 fn parse_drops(table: &str, inode: u64) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let mut columns = line.split_ascii_whitespace();

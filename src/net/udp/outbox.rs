@@ -1,7 +1,5 @@
-//! Datagrams that are sent together: one system call for many, and no recipient's thread takes the sender's core
-//! before the others are sent.
-//!
-//! A thread collects what it sends while it does some work; nothing else has to know about it.
+//! Datagrams that a thread sends while it does some work are sent together: one system call for many, and no
+//! recipient's thread takes the sender's core before the others are sent.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
@@ -12,28 +10,25 @@ use std::sync::Arc;
 use super::UdpServerSocket;
 use crate::net::ancillary::{self, OutgoingDatagram};
 
-/// The most datagrams of one call; further ones are sent in the next.
+/// The most datagrams of one call.
 const BATCH_MAX: usize = 64;
 
 thread_local! {
-    /// What this thread has collected; `None` while it sends at once.
+    /// `None` while the thread sends at once.
     static OUTBOX: RefCell<Option<Outbox>> = const { RefCell::new(None) };
 }
 
-/// Datagrams to be sent by one socket.
 #[derive(Default)]
 struct Outbox {
     socket: Option<Arc<UdpServerSocket>>,
     /// The content of all datagrams, one after the other.
     bytes: Vec<u8>,
     datagrams: Vec<(Range<usize>, SocketAddr, Option<IpAddr>)>,
-    /// How many could not be sent.
     failed: u64,
 }
 
-/// Runs `work`. What this thread sends by a [`UdpServerSocket`] meanwhile is sent together, in order and at the end
-/// at the latest. Returns how many of these datagrams could not be sent. (Their senders were told that they had been
-/// sent.)
+/// What this thread sends by a [`UdpServerSocket`] during `work` is sent together, in order and at the end at the
+/// latest. Returns how many of these datagrams could not be sent, though their senders were told that they had been.
 pub fn batch_sends(work: impl FnOnce()) -> u64 {
     if OUTBOX.with_borrow(Option::is_some) {
         // The outer call sends.

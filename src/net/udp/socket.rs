@@ -1,12 +1,10 @@
-//! A server's UDP socket: it knows which local address each datagram was sent to, and responds from there. A host
-//! with several addresses would otherwise respond from whichever is nearest to the peer, and the peer would not
-//! accept a response from another address than it sent its request to.
+//! A server's UDP socket responds from the local address that a datagram was sent to. A host with several addresses
+//! would otherwise respond from whichever is nearest to the peer, and the peer would not accept that.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-/// A bound socket. One that is bound to a single address needs no reports.
 #[derive(Debug)]
 pub struct UdpServerSocket {
     socket: UdpSocket,
@@ -16,10 +14,6 @@ pub struct UdpServerSocket {
 }
 
 impl UdpServerSocket {
-    /// Takes a bound socket.
-    ///
-    /// # Errors
-    /// The system's error.
     pub fn from_socket(socket: UdpSocket) -> io::Result<UdpServerSocket> {
         let address = socket.local_addr()?;
         let reports_destination = address.ip().is_unspecified() && enable_packet_info(&socket, address.is_ipv6());
@@ -30,7 +24,7 @@ impl UdpServerSocket {
         &self.socket
     }
 
-    /// The next datagram: its length, its source, and the local address it was sent to if that is reported.
+    /// The datagram's length and source, and the local address it was sent to if that is reported.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
         #[cfg(target_os = "linux")]
         if self.reports_destination {
@@ -39,12 +33,8 @@ impl UdpServerSocket {
         self.socket.recv_from(buffer).map(|(length, source)| (length, source, None))
     }
 
-    /// Sends a datagram, from a given local address if the system lets us choose. If the host does not have that
-    /// address any more, the system chooses one. Within [`batch_sends`](super::batch_sends) the datagram is sent with
-    /// the others.
-    ///
-    /// # Errors
-    /// The system's error.
+    /// Sends from the given local address if the system lets us choose and the host still has it. Within
+    /// [`batch_sends`](super::batch_sends) the datagram is sent with the others.
     pub fn send_to(self: &Arc<Self>, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<usize> {
         #[cfg(target_os = "linux")]
         if super::outbox::enqueue(self, bytes, to, from) {
@@ -53,7 +43,6 @@ impl UdpServerSocket {
         self.send_now(bytes, to, from)
     }
 
-    /// Sends a datagram at once.
     pub(super) fn send_now(&self, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<usize> {
         let (to, from) = self.in_socket_family(to, from);
         #[cfg(target_os = "linux")]
@@ -68,7 +57,7 @@ impl UdpServerSocket {
         self.socket.send_to(bytes, to)
     }
 
-    /// Both addresses in the socket's family; no local address if it cannot be chosen.
+    /// The local address is `None` if it cannot be chosen.
     pub(super) fn in_socket_family(&self, to: SocketAddr, from: Option<IpAddr>) -> (SocketAddr, Option<IpAddr>) {
         // A socket that serves both families reaches IPv4 through mapped addresses.
         let to = match to {
