@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use p2s2::internals::shop::wire::{ServerKind, parse_request};
+use p2s2::internals::shop::apis::ServerKind;
+use p2s2::internals::shop::wire::parse_request;
 
 fuzz_target!(|message: &[u8]| {
     for kind in [ServerKind::Buyer, ServerKind::Seller] {

@@ -2,8 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use p2s2::internals::trade::client::messages::encode_request;
-use p2s2::internals::trade::wire::{PeerMessage, parse_message};
+use p2s2::internals::trade::wire::{PeerMessage, encode_request, parse_message};
 
 fuzz_target!(|bytes: &[u8]| {
     if let PeerMessage::Request(request) = parse_message(bytes) {

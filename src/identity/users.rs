@@ -6,17 +6,25 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
 use super::jwt::{Claims, Jwt, Role, TokenError};
 use super::login_limiter::LoginLimiter;
-use super::password::{PasswordError, PasswordHasher};
+use super::password::PasswordHasher;
 use crate::model::text::{self, TextFilter};
 use crate::model::{Clock, Millis, Name, Token};
 use crate::net::source;
-use crate::storage::{OpenError, Reader, ReaderExt, Row, Store, StoreError, Tx, Value};
+use crate::storage::{ReaderExt, Store, StoreError, Value};
+
+mod error;
+mod names;
+mod rows;
+
+pub use error::{OpenUsersError, UserError};
+use names::AccountNames;
+pub use rows::{MIGRATIONS, all_users};
+use rows::{SELECT_USERS, find_account, user_from_row, write_sign_in};
 
 pub const USERS_DB: &str = "users.db";
 /// The longest password that is accepted, in characters.
@@ -26,35 +34,6 @@ pub const ACCOUNTS_MAX: usize = 500_000;
 pub const DEFAULT_ADMIN_NAME: &str = "admin";
 /// How many addresses of its last sign-ins are kept per account.
 const ADDRESSES_MAX: usize = 16;
-/// The schema, one migration per version.
-pub const MIGRATIONS: &[&str] = &[
-    "
-CREATE TABLE users (
-    username     TEXT PRIMARY KEY,
-    display_name TEXT NOT NULL,
-    password     TEXT NOT NULL,
-    created_at   INTEGER NOT NULL,
-    last_login   INTEGER
-) WITHOUT ROWID;
-CREATE TABLE sign_ins (
-    username TEXT NOT NULL,
-    ip       TEXT NOT NULL,
-    at       INTEGER NOT NULL,
-    PRIMARY KEY (username, ip)
-) WITHOUT ROWID;
-CREATE INDEX sign_ins_at ON sign_ins (at);
-CREATE TABLE admin (
-    id       INTEGER PRIMARY KEY CHECK (id = 1),
-    username TEXT NOT NULL,
-    password TEXT NOT NULL
-);
-",
-    "
--- Since when the operator lets it sign in no more.
-ALTER TABLE users ADD COLUMN blocked_at INTEGER;
-",
-];
-
 /// An account without its password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -66,63 +45,6 @@ pub struct User {
     pub last_login: Option<Millis>,
     /// Whether the operator has blocked it from signing in.
     pub is_blocked: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UserError {
-    #[error("{0}")]
-    InvalidField(String),
-    #[error("username: {0} is taken")]
-    UsernameTaken(Name),
-    /// Whether the name or the password is wrong is not revealed.
-    #[error("user name or password is wrong")]
-    WrongCredentials,
-    /// The password is right, but the account is blocked.
-    #[error("this account is blocked: ask the operator")]
-    Blocked,
-    #[error("username: there is no account {0}")]
-    UnknownUser(String),
-    /// The operator would lock themselves out.
-    #[error("username: {0} is the admin, who cannot be blocked")]
-    IsAdmin(Name),
-    #[error(transparent)]
-    Token(#[from] TokenError),
-    /// The token is valid, but for another role.
-    #[error("the token is not {0}'s")]
-    WrongRole(&'static str),
-    #[error("too many failed logins: try again in {} s", UserError::whole_seconds(*.0))]
-    LockedOut(Duration),
-    #[error("{0}")]
-    Busy(String),
-    /// Nothing was changed.
-    #[error("accounts are not available at the moment: try again")]
-    Unavailable,
-}
-
-impl UserError {
-    /// A time to wait, rounded up.
-    pub fn whole_seconds(wait: Duration) -> u64 {
-        wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
-    }
-}
-
-impl From<StoreError> for UserError {
-    fn from(error: StoreError) -> UserError {
-        log::error!("accounts: {error}");
-        UserError::Unavailable
-    }
-}
-
-impl From<PasswordError> for UserError {
-    fn from(error: PasswordError) -> UserError {
-        match error {
-            PasswordError::Busy | PasswordError::NoLongerNeeded => UserError::Busy(error.to_string()),
-            PasswordError::Failed(_) => {
-                log::error!("accounts: {error}");
-                UserError::Unavailable
-            }
-        }
-    }
 }
 
 /// The admin as the operator configured them.
@@ -164,44 +86,6 @@ pub struct Users {
     addresses: Mutex<HashMap<String, SignInAddresses>>,
     /// Names of accounts, as they are spelled on disk.
     blocked: RwLock<HashSet<Box<str>>>,
-}
-
-/// Names are spelled as on disk. An earlier version created two accounts for two spellings of one name.
-#[derive(Default)]
-struct AccountNames {
-    /// The oldest account of each name, compared without regard to spelling. It has the hostname, because the registry
-    /// has one host for all spellings.
-    oldest: HashSet<Name>,
-    /// The other accounts, by their exact spelling.
-    other_spellings: HashMap<Box<str>, Name>,
-}
-
-impl AccountNames {
-    fn from_oldest_first(names_by_age: Vec<Name>) -> AccountNames {
-        let mut names = AccountNames::default();
-        for name in names_by_age {
-            if names.oldest.contains(&name) {
-                names.other_spellings.insert(name.as_str().into(), name);
-            } else {
-                names.oldest.insert(name);
-            }
-        }
-        names
-    }
-
-    /// The account with exactly this spelling, else the oldest.
-    fn resolve(&self, name: &Name) -> Option<&Name> {
-        self.other_spellings.get(name.as_str()).or_else(|| self.oldest.get(name))
-    }
-
-    /// `account` is as it is spelled on disk.
-    fn has_hostname(&self, account: &Name) -> bool {
-        self.oldest.get(account).is_some_and(|oldest| oldest.as_str() == account.as_str())
-    }
-
-    fn len(&self) -> usize {
-        self.oldest.len() + self.other_spellings.len()
-    }
 }
 
 #[derive(Clone)]
@@ -636,54 +520,6 @@ impl Users {
     pub fn close(&self) {
         self.store.close();
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum OpenUsersError {
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    #[error("accounts: {0}")]
-    Read(#[from] StoreError),
-}
-
-/// All accounts, by name.
-pub fn all_users(reader: &dyn Reader) -> Result<Vec<User>, StoreError> {
-    reader.all(&format!("{SELECT_USERS} ORDER BY username"), &[], user_from_row)
-}
-
-const SELECT_USERS: &str = "SELECT username, display_name, created_at, last_login, password, blocked_at FROM users";
-
-fn user_from_row(row: &Row<'_>) -> Result<User, StoreError> {
-    let last_login = row.opt_int(3)?.map(|_| row.millis(3)).transpose()?;
-    Ok(User {
-        username: row.name(0)?,
-        display_name: row.name(1)?,
-        created_at: row.millis(2)?,
-        last_login,
-        is_blocked: row.opt_int(5)?.is_some(),
-    })
-}
-
-/// The account, with the hash of its password.
-fn find_account(reader: &(impl Reader + ?Sized), name: &Name) -> Result<Option<(User, String)>, StoreError> {
-    let sql = format!("{SELECT_USERS} WHERE username = $1");
-    reader.first(&sql, &[name.into()], |row| Ok((user_from_row(row)?, row.text(4)?.to_owned())))
-}
-
-fn write_sign_in(tx: &mut dyn Tx, name: &Name, source: IpAddr, at: Millis) -> Result<(), StoreError> {
-    let ip = source.to_canonical().to_string();
-    // Each later than the one before, even within a millisecond: otherwise which one is the oldest would be arbitrary.
-    let newest = tx.first("SELECT max(at) FROM sign_ins WHERE username = $1", &[name.into()], |row| {
-        row.opt_int(0)?.map(|_| row.millis(0)).transpose()
-    })?;
-    let at = newest.flatten().map_or(at, |newest| at.max(newest.plus_ms(1)));
-    let sql = "INSERT INTO sign_ins (username, ip, at) VALUES ($1, $2, $3) \
-               ON CONFLICT (username, ip) DO UPDATE SET at = excluded.at";
-    tx.execute(sql, &[name.into(), (&ip).into(), at.into()])?;
-    // The oldest beyond the limit.
-    let sql = "DELETE FROM sign_ins WHERE username = $1 AND ip NOT IN \
-               (SELECT ip FROM sign_ins WHERE username = $1 ORDER BY at DESC LIMIT $2)";
-    tx.execute(sql, &[name.into(), (ADDRESSES_MAX as i64).into()]).map(drop)
 }
 
 fn remember_address(addresses: &mut SignInAddresses, ip: IpAddr, at: Millis) {

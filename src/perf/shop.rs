@@ -387,143 +387,197 @@ fn learn_relay_requests(user: &mut User, operation: &str, round: &[Vec<u8>]) -> 
         let payload_at = text.find("\"payload\":").context("payload: missing in an answer")? + "\"payload\":".len();
         // Without the envelope's closing brace.
         let passed_on = response.len() - payload_at - 1;
-        let steps = relay_steps(user, api, payload, &result["payload"], passed_on);
-        relay_requests.push(RelayRequest { request_bytes: call.len(), answer_bytes: response.len(), steps: steps? });
+        let relayed = RelayedCall { user, payload, result: &result["payload"], passed_on };
+        let steps = relayed.steps(api)?;
+        relay_requests.push(RelayRequest { request_bytes: call.len(), answer_bytes: response.len(), steps });
     }
     Ok(relay_requests)
 }
 
-/// The requests to the databases that a frontend makes for one call (see `shop::frontend`), with their sizes.
-fn relay_steps(
-    user: &User,
-    api: &str,
-    payload: &Value,
-    result: &Value,
+/// What a frontend passes on for one call, to find the sizes of its requests to the databases.
+struct RelayedCall<'a> {
+    user: &'a User,
+    payload: &'a Value,
+    result: &'a Value,
+    /// The bytes of the answer that come from a database as they are.
     passed_on: usize,
-) -> anyhow::Result<Vec<Vec<Hop>>> {
-    const OK_BYTES: usize = "{\"ok\":}".len();
-    let customer = |op: &CustomerOp, answer_bytes: usize| hop(CUSTOMER, op, answer_bytes + OK_BYTES);
-    let product = |op: &ProductOp, answer_bytes: usize| hop(PRODUCT, op, answer_bytes + OK_BYTES);
-    let (done, id) = ("null".len(), "0".repeat(32));
-    let text = |field: &str| payload[field].as_str().unwrap_or_default().to_owned();
-    let limit = |unless: u64| payload["limit"].as_u64().unwrap_or(unless);
-    let (sid, uses_saved_cart) = (user.sid.clone(), false);
-    let in_session = |call| CustomerOp::InSession { sid: sid.clone(), uses_saved_cart, call };
-    let account = Account { user_id: user.id, username: user.name.clone(), name: user.name.clone() };
-    let touch = customer(&CustomerOp::Touch { role: user.role, sid: sid.clone() }, json_bytes(&account)?)?;
-    let price = Cents(1250);
-    let line = || LineItem { item_id: user.item.clone(), quantity: 1 };
-    let priced = PricedLine {
-        item_id: user.item.clone(),
-        quantity: 1,
-        price,
-        seller_id: 1,
-        seller: "perf-seller-0000".to_owned(),
-    };
-    Ok(match api {
-        "SearchItemsForSale" => {
-            let category = payload["category"].as_u64().map(u32::try_from).transpose()?;
-            let keywords = Option::deserialize(&payload["keywords"])?.unwrap_or_default();
-            let search = ProductOp::Search { category, keywords, offset: 0, limit: limit(50) };
-            vec![vec![touch, product(&search, passed_on)?]]
-        }
-        "DisplayCart" => {
-            let wrapped = "{\"cart\":}".len();
-            vec![vec![customer(&in_session(CustomerCall::ShowCart), passed_on - wrapped)?]]
-        }
-        "DisplayItemsForSale" => {
-            let items = ProductOp::ItemsOf { seller_id: user.id, offset: 0, limit: limit(500) };
-            vec![vec![touch], vec![product(&items, passed_on)?]]
-        }
-        "GetItem" => vec![vec![touch, product(&ProductOp::GetItem { item_id: text("item_id") }, passed_on)?]],
-        "AddItemToCart" => {
-            let item_id = text("item_id");
-            let item = product(&ProductOp::GetItem { item_id: item_id.clone() }, users::ITEM_BYTES)?;
-            let add = CustomerOp::AddToCart {
-                request: id,
-                sid,
-                uses_saved_cart,
-                item_id,
-                quantity: 1,
-                at_most: users::STOCK,
-            };
-            vec![vec![item], vec![customer(&add, done)?]]
-        }
-        "RegisterItemForSale" => {
-            let register = ProductOp::Register {
-                request: id,
-                item: NewItem {
-                    seller_id: user.id,
-                    seller: user.name.clone(),
-                    item_name: text("item_name"),
-                    category: 3,
-                    keywords: serde_json::from_value(payload["keywords"].clone())?,
-                    condition_is_new: true,
-                    price,
-                    quantity: 100,
-                },
-            };
-            vec![vec![touch], vec![product(&register, passed_on)?]]
-        }
-        "UpdateUnitsForSale" => {
-            let delta = payload["quantity"].as_i64().unwrap_or_default();
-            let update = ProductOp::UpdateUnits { request: id, seller_id: user.id, item_id: text("item_id"), delta };
-            vec![vec![touch], vec![product(&update, json_bytes(&RemainingQuantity::deserialize(result)?)?)?]]
-        }
-        "GetSellerRating" => {
-            let rating = ProductOp::RatingOf { seller_id: user.id };
-            vec![vec![touch], vec![product(&rating, json_bytes(&SellerRating::deserialize(result)?)?)?]]
-        }
-        "GetSellerOrders" => {
-            let orders = in_session(CustomerCall::Orders { offset: 0, limit: limit(500) });
-            vec![vec![customer(&orders, json_bytes(&result["items"])?)?]]
-        }
-        "GetBuyerPurchases" => {
-            let purchases = in_session(CustomerCall::Purchases { offset: 0, limit: limit(500) });
-            vec![vec![customer(&purchases, json_bytes(&result["items"])?)?]]
-        }
-        "RemoveItemFromCart" => {
-            let quantity = payload["quantity"].as_u64().map(u32::try_from).transpose()?;
-            let remove =
-                CustomerOp::RemoveFromCart { request: id, sid, uses_saved_cart, item_id: text("item_id"), quantity };
-            vec![vec![customer(&remove, json_bytes(&RemainingQuantity::deserialize(result)?)?)?]]
-        }
-        "SaveCart" => vec![vec![customer(&in_session(CustomerCall::SaveCart), done)?]],
-        "ClearCart" => vec![vec![customer(&in_session(CustomerCall::ClearCart), done)?]],
-        "ProvideFeedback" => {
-            let up = payload["thumbs_up"].as_bool().unwrap_or_default();
-            let vote = ProductOp::VoteItem { buyer_id: user.id, item_id: text("item_id"), up };
-            vec![vec![touch], vec![product(&vote, done)?]]
-        }
-        "ChangeItemPrice" => {
-            let change = ProductOp::ChangePrice { seller_id: user.id, item_id: text("item_id"), price };
-            vec![vec![touch], vec![product(&change, done)?]]
-        }
-        "MakePurchase" => {
-            let purchase_id = result["purchase_id"].as_str().unwrap_or(&id).to_owned();
-            let card = CardDetails { number: CARD.to_owned(), exp: "12/79".to_owned(), name: user.name.clone() };
-            let (lease, lease_ms) = (1, 10_000);
-            let address = payload["address"].as_str().map(str::to_owned);
-            let begin = CustomerOp::Begin { request: id, sid, uses_saved_cart, idempotency_key: None, address };
-            let begun = BeginResponse::Drive { purchase_id: purchase_id.clone(), lease, lease_ms, lines: vec![line()] };
-            let hold =
-                ProductOp::Hold { purchase_id: purchase_id.clone(), lines: vec![line()], expires_in_ms: 3_600_000 };
-            let lines = vec![priced.clone()];
-            let authorise =
-                CustomerOp::Authorise { purchase_id: purchase_id.clone(), lease, lines: lines.clone(), card };
-            let complete = CustomerOp::Complete { purchase_id: purchase_id.clone(), lease };
-            let purchased = CompletedPurchase { purchase_id: purchase_id.clone(), total: price, items: lines.clone() };
-            vec![
-                vec![customer(&begin, json_bytes(&begun)?)?],
-                vec![product(&hold, json_bytes(&lines)?)?],
-                vec![customer(&authorise, done)?],
-                vec![product(&ProductOp::Sell { purchase_id }, "\"sold\"".len())?],
-                vec![customer(&complete, json_bytes(&purchased)?)?],
-            ]
-        }
-        other => anyhow::bail!("{other} is not compared"),
-    })
 }
+
+/// The answer that holds nothing.
+const DONE_BYTES: usize = "null".len();
+const PRICE: Cents = Cents(1250);
+
+impl RelayedCall<'_> {
+    /// The requests to the databases that a frontend makes for the call (see `shop::frontend`): what is in one list is
+    /// asked at once.
+    fn steps(&self, api: &str) -> anyhow::Result<Vec<Vec<Hop>>> {
+        Ok(match api {
+            "SearchItemsForSale" => {
+                let category = self.payload["category"].as_u64().map(u32::try_from).transpose()?;
+                let keywords = Option::deserialize(&self.payload["keywords"])?.unwrap_or_default();
+                let search = ProductOp::Search { category, keywords, offset: 0, limit: self.limit(50) };
+                vec![vec![self.touch()?, product(&search, self.passed_on)?]]
+            }
+            "GetItem" => {
+                let get = ProductOp::GetItem { item_id: self.text("item_id") };
+                vec![vec![self.touch()?, product(&get, self.passed_on)?]]
+            }
+            "GetSellerRating" => {
+                let rating = json_bytes(&SellerRating::deserialize(self.result)?)?;
+                vec![vec![self.touch()?], vec![product(&ProductOp::RatingOf { seller_id: self.user.id }, rating)?]]
+            }
+            "ProvideFeedback" => {
+                let up = self.payload["thumbs_up"].as_bool().unwrap_or_default();
+                let vote = ProductOp::VoteItem { buyer_id: self.user.id, item_id: self.text("item_id"), up };
+                vec![vec![self.touch()?], vec![product(&vote, DONE_BYTES)?]]
+            }
+            "GetBuyerPurchases" => {
+                let purchases = CustomerCall::Purchases { offset: 0, limit: self.limit(500) };
+                vec![vec![customer(&self.in_session(purchases), json_bytes(&self.result["items"])?)?]]
+            }
+            "MakePurchase" => self.purchase_steps()?,
+            _ => match self.cart_step(api)? {
+                Some(steps) => steps,
+                None => self.seller_steps(api)?,
+            },
+        })
+    }
+
+    /// What a call about the cart is asked of the databases; `None` for another call.
+    fn cart_step(&self, api: &str) -> anyhow::Result<Option<Vec<Vec<Hop>>>> {
+        let (request, sid, uses_saved_cart) = (request_id(), self.user.sid.clone(), false);
+        Ok(Some(match api {
+            "DisplayCart" => {
+                let cart_bytes = self.passed_on - "{\"cart\":}".len();
+                vec![vec![customer(&self.in_session(CustomerCall::ShowCart), cart_bytes)?]]
+            }
+            "SaveCart" => vec![vec![customer(&self.in_session(CustomerCall::SaveCart), DONE_BYTES)?]],
+            "ClearCart" => vec![vec![customer(&self.in_session(CustomerCall::ClearCart), DONE_BYTES)?]],
+            "AddItemToCart" => {
+                let item_id = self.text("item_id");
+                let item = product(&ProductOp::GetItem { item_id: item_id.clone() }, users::ITEM_BYTES)?;
+                let (quantity, at_most) = (1, users::STOCK);
+                let add = CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most };
+                vec![vec![item], vec![customer(&add, DONE_BYTES)?]]
+            }
+            "RemoveItemFromCart" => {
+                let quantity = self.payload["quantity"].as_u64().map(u32::try_from).transpose()?;
+                let item_id = self.text("item_id");
+                let remove = CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity };
+                vec![vec![customer(&remove, json_bytes(&RemainingQuantity::deserialize(self.result)?)?)?]]
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    fn seller_steps(&self, api: &str) -> anyhow::Result<Vec<Vec<Hop>>> {
+        let (request, seller_id) = (request_id(), self.user.id);
+        Ok(match api {
+            "DisplayItemsForSale" => {
+                let items = ProductOp::ItemsOf { seller_id, offset: 0, limit: self.limit(500) };
+                vec![vec![self.touch()?], vec![product(&items, self.passed_on)?]]
+            }
+            "RegisterItemForSale" => {
+                let item = NewItem {
+                    seller_id,
+                    seller: self.user.name.clone(),
+                    item_name: self.text("item_name"),
+                    category: 3,
+                    keywords: serde_json::from_value(self.payload["keywords"].clone())?,
+                    condition_is_new: true,
+                    price: PRICE,
+                    quantity: 100,
+                };
+                let register = ProductOp::Register { request, item };
+                vec![vec![self.touch()?], vec![product(&register, self.passed_on)?]]
+            }
+            "UpdateUnitsForSale" => {
+                let delta = self.payload["quantity"].as_i64().unwrap_or_default();
+                let update = ProductOp::UpdateUnits { request, seller_id, item_id: self.text("item_id"), delta };
+                let left = json_bytes(&RemainingQuantity::deserialize(self.result)?)?;
+                vec![vec![self.touch()?], vec![product(&update, left)?]]
+            }
+            "ChangeItemPrice" => {
+                let change = ProductOp::ChangePrice { seller_id, item_id: self.text("item_id"), price: PRICE };
+                vec![vec![self.touch()?], vec![product(&change, DONE_BYTES)?]]
+            }
+            "GetSellerOrders" => {
+                let orders = CustomerCall::Orders { offset: 0, limit: self.limit(500) };
+                vec![vec![customer(&self.in_session(orders), json_bytes(&self.result["items"])?)?]]
+            }
+            other => anyhow::bail!("{other} is not compared"),
+        })
+    }
+
+    fn purchase_steps(&self) -> anyhow::Result<Vec<Vec<Hop>>> {
+        let user = self.user;
+        let purchase_id = self.result["purchase_id"].as_str().map_or_else(request_id, str::to_owned);
+        let lines = vec![LineItem { item_id: user.item.clone(), quantity: 1 }];
+        let priced = vec![PricedLine {
+            item_id: user.item.clone(),
+            quantity: 1,
+            price: PRICE,
+            seller_id: 1,
+            seller: "perf-seller-0000".to_owned(),
+        }];
+        let card = CardDetails { number: CARD.to_owned(), exp: "12/79".to_owned(), name: user.name.clone() };
+        let (lease, lease_ms) = (1, 10_000);
+        let begin = CustomerOp::Begin {
+            request: request_id(),
+            sid: user.sid.clone(),
+            uses_saved_cart: false,
+            idempotency_key: None,
+            address: self.payload["address"].as_str().map(str::to_owned),
+        };
+        let id = || purchase_id.clone();
+        let begun = BeginResponse::Drive { purchase_id: id(), lease, lease_ms, lines: lines.clone() };
+        let hold = ProductOp::Hold { purchase_id: id(), lines, expires_in_ms: 3_600_000 };
+        let authorise = CustomerOp::Authorise { purchase_id: id(), lease, lines: priced.clone(), card };
+        let complete = CustomerOp::Complete { purchase_id: id(), lease };
+        let purchased = CompletedPurchase { purchase_id: id(), total: PRICE, items: priced.clone() };
+        Ok(vec![
+            vec![customer(&begin, json_bytes(&begun)?)?],
+            vec![product(&hold, json_bytes(&priced)?)?],
+            vec![customer(&authorise, DONE_BYTES)?],
+            vec![product(&ProductOp::Sell { purchase_id: id() }, "\"sold\"".len())?],
+            vec![customer(&complete, json_bytes(&purchased)?)?],
+        ])
+    }
+
+    /// The use of the session, which is asked beside or before what needs one.
+    fn touch(&self) -> anyhow::Result<Hop> {
+        let User { id, name, role, sid, .. } = self.user;
+        let account = Account { user_id: *id, username: name.clone(), name: name.clone() };
+        customer(&CustomerOp::Touch { role: *role, sid: sid.clone() }, json_bytes(&account)?)
+    }
+
+    fn in_session(&self, call: CustomerCall) -> CustomerOp {
+        CustomerOp::InSession { sid: self.user.sid.clone(), uses_saved_cart: false, call }
+    }
+
+    fn text(&self, field: &str) -> String {
+        self.payload[field].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn limit(&self, unless: u64) -> u64 {
+        self.payload["limit"].as_u64().unwrap_or(unless)
+    }
+}
+
+fn request_id() -> String {
+    "0".repeat(32)
+}
+
+fn customer(op: &CustomerOp, answer_bytes: usize) -> anyhow::Result<Hop> {
+    hop(CUSTOMER, op, answer_bytes + OK_BYTES)
+}
+
+fn product(op: &ProductOp, answer_bytes: usize) -> anyhow::Result<Hop> {
+    hop(PRODUCT, op, answer_bytes + OK_BYTES)
+}
+
+/// What a database puts around an answer.
+const OK_BYTES: usize = "{\"ok\":}".len();
 
 fn hop(back: usize, op: &impl Serialize, answer_bytes: usize) -> anyhow::Result<Hop> {
     Ok(Hop { back, request_bytes: json_bytes(op)?, answer_bytes })

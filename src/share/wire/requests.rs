@@ -78,8 +78,8 @@ macro_rules! actions {
                 }
             }
 
-            #[cfg(test)]
-            fn write(&self) -> Vec<u8> {
+            #[cfg(any(test, feature = "internals"))]
+            pub fn write(&self) -> Vec<u8> {
                 match self {
                     $(RegistryRequest::$Variant(data) => write(data)),+
                 }
