@@ -1,14 +1,12 @@
 //! A node's fetches of files from other hosts: starting, controlling and watching them, and resuming them after a
 //! restart.
-//!
-//! The data needed to resume a transfer lies beside the unfinished file (see [`transfer`]); this is the part that users
-//! see.
+//! What is needed to resume a transfer lies beside the unfinished file (see [`transfer`]).
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::error::folder_write_error;
 use super::store::FetchRow;
@@ -35,23 +33,21 @@ use hosts::{RegistrySourceFinder, choose_host, find_reachable_hosts, have_same_c
 use resumption::{discard, resume};
 use table::{FetchEntry, evict_oldest, release_failed, stored_status};
 
-/// Most unfinished fetches of a user; each has its own threads.
+/// Of a user; each has its own threads.
 const UNFINISHED_FETCHES_MAX: usize = 32;
 /// How long a caller waits until progress shows the effect of its action.
 const ACTION_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// An action of the user on a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchAction {
-    /// Disconnect, keeping the data.
+    /// Keeps the data.
     Pause,
-    /// Continue, also after a failure.
+    /// Also after a failure.
     Resume,
-    /// End it and remove its data.
+    /// Removes the data.
     Cancel,
 }
 
-/// The operations on a node's fetches.
 pub struct FetchManager<'a> {
     inner: &'a Arc<NodeInner>,
 }
@@ -61,11 +57,8 @@ impl<'a> FetchManager<'a> {
         FetchManager { inner }
     }
 
-    /// Starts to fetch a file, from any host or one owner's content, and saves it at `save_path`.
-    ///
-    /// # Errors
-    /// [`NodeError::NotFound`] if nobody, or not that owner, has the file; [`NodeError::SeveralOwners`] if hosts have
-    /// different files of the name and no owner is given; or any other.
+    /// Starts to fetch a file, from any host or one owner's content. [`NodeError::SeveralOwners`] if hosts have different
+    /// files of the name and no owner is given.
     pub fn start(&self, name: &FileName, owner: Option<&Name>, save_path: Option<&str>) -> Result<FetchRow, NodeError> {
         let inner = self.inner;
         // Check the destination before contacting the registry.
@@ -81,9 +74,8 @@ impl<'a> FetchManager<'a> {
             let unreachable = found.unreachable.filter(|host| owner.is_none_or(|owner| owner == host));
             return Err(NodeError::NotFound(match (unreachable, owner) {
                 (Some(host), _) => {
-                    format!(
-                        "{host} has {name}, but says that it is at a loopback address, where nobody else reaches it"
-                    )
+                    let where_it_is = "at a loopback address, where nobody else reaches it";
+                    format!("{host} has {name}, but says that it is {where_it_is}")
                 }
                 (None, Some(owner)) => format!("{owner} has no {name} on the network"),
                 (None, None) => format!("nobody else on the network has {name}"),
@@ -137,21 +129,18 @@ impl<'a> FetchManager<'a> {
         Ok(row)
     }
 
-    /// Progress of a fetch, in the client API's JSON form.
+    /// In the client API's JSON form.
     pub fn progress(&self, id: &str) -> Result<Value, NodeError> {
         self.inner.fetches.entries.lock().get(id).map(FetchEntry::json).ok_or_else(|| unknown_fetch_error(id))
     }
 
-    /// Progress of all fetches, as a JSON object by id.
+    /// By id.
     pub fn all(&self) -> Value {
         let entries = self.inner.fetches.entries.lock();
-        Value::Object(entries.iter().map(|(id, entry)| (id.clone(), entry.json())).collect::<Map<_, _>>())
+        entries.iter().map(|(id, entry)| (id.clone(), entry.json())).collect()
     }
 
-    /// Applies an action and returns the resulting progress.
-    ///
-    /// # Errors
-    /// There is no fetch with that id, or it has ended.
+    /// Returns the resulting progress.
     pub fn apply(&self, id: &str, action: FetchAction) -> Result<Value, NodeError> {
         let fetches = &self.inner.fetches;
         {
@@ -239,8 +228,7 @@ fn start_transfer(inner: &Arc<NodeInner>, spec: FetchSpec) -> Result<(), NodeErr
     Ok(())
 }
 
-/// Records progress of a fetch: in the table, in the store if its status changed, and as a notification. Runs on the
-/// fetch's thread.
+/// In the table, in the store if the status changed, and as a notification. Runs on the fetch's thread.
 fn record_progress(inner: &Arc<NodeInner>, id: &str, progress: &FetchProgress) {
     let fetches = &inner.fetches;
     let row = {
@@ -281,7 +269,7 @@ fn record_progress(inner: &Arc<NodeInner>, id: &str, progress: &FetchProgress) {
     inner.events.notify("fetches", &json!({ "id": id, "progress": json }));
 }
 
-/// Tracks a fetched file, unpublished.
+/// Unpublished.
 fn track_fetched(inner: &NodeInner, row: &FetchRow) -> Result<(), NodeError> {
     let path = Path::new(&row.save_path);
     let opened = inner.published_files.folders().reopen(path)?;
