@@ -273,12 +273,12 @@ impl Node {
 
     /// Recent, not current.
     pub fn network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
-        Ok(self.inner.network.snapshot(MAX_AGE, &*self.inner.registry()?)?)
+        Ok(self.inner.network.snapshot(MAX_AGE, &self.inner.registry()?)?)
     }
 
     /// A newer snapshot, for when nothing was found in the one of [`Node::network`].
     pub fn refreshed_network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
-        Ok(self.inner.network.refreshed(&*self.inner.registry()?)?)
+        Ok(self.inner.network.refreshed(&self.inner.registry()?)?)
     }
 
     pub fn discover(&self, hostname: &Name) -> Result<HostFiles, NodeError> {

@@ -74,8 +74,9 @@ impl<'a> FetchManager<'a> {
             let unreachable = found.unreachable.filter(|host| owner.is_none_or(|owner| owner == host));
             return Err(NodeError::NotFound(match (unreachable, owner) {
                 (Some(host), _) => {
-                    let where_it_is = "at a loopback address, where nobody else reaches it";
-                    format!("{host} has {name}, but says that it is {where_it_is}")
+                    format!(
+                        "{host} has {name}, but says that it is at a loopback address, where nobody else reaches it"
+                    )
                 }
                 (None, Some(owner)) => format!("{owner} has no {name} on the network"),
                 (None, None) => format!("nobody else on the network has {name}"),
