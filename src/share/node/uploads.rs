@@ -35,11 +35,22 @@ pub(super) fn user_upload_permits() -> Permits {
     Permits::new(UPLOADS_PER_USER_MAX)
 }
 
-fn acquire(permits: &Permits) -> Result<WorkPermit, NodeError> {
-    permits.try_acquire().ok_or_else(|| {
-        let max = permits.max();
-        NodeError::Busy(format!("{max} files are being uploaded already: try again when one is whole"))
-    })
+#[derive(Debug)]
+struct UploadPermits {
+    _of_user: WorkPermit,
+    _of_process: WorkPermit,
+}
+
+impl UploadPermits {
+    fn acquire(of_user: &Permits, of_process: &Permits) -> Result<UploadPermits, NodeError> {
+        let acquire = |permits: &Permits| {
+            permits.try_acquire().ok_or_else(|| {
+                let max = permits.max();
+                NodeError::Busy(format!("{max} files are being uploaded already: try again when one is whole"))
+            })
+        };
+        Ok(UploadPermits { _of_user: acquire(of_user)?, _of_process: acquire(of_process)? })
+    }
 }
 
 /// An upload in progress. Dropping it before [`Upload::finish`] removes its data.
@@ -51,8 +62,7 @@ pub struct Upload {
     part: Option<String>,
     file: File,
     size: u64,
-    /// Of the user's and of the process's.
-    _permits: [WorkPermit; 2],
+    _permits: UploadPermits,
 }
 
 impl Upload {
@@ -79,7 +89,7 @@ impl Upload {
         }
         let repo = folders.repo();
         let failed = |error: io::Error| repo_error(repo, folder_write_error(repo, &error));
-        let permits = [acquire(&inner.upload_permits)?, acquire(&inner.context.upload_permits)?];
+        let permits = UploadPermits::acquire(&inner.upload_permits, &inner.context.upload_permits)?;
         let folder = DirHandle::open(repo).map_err(failed)?;
         if let (Some(length), Some(room)) = (length, folder.free_bytes())
             && length > room
