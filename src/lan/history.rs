@@ -74,7 +74,7 @@ pub struct HistoryEntry {
     pub kind: &'static TalkKind,
     /// The sender; of a message that we sent to one, the receiver.
     pub user_id: UserId,
-    /// As it is shown to the user.
+    /// It is stored as it is shown to the user.
     pub text: String,
     pub confirmation: Confirmation,
     pub message_id: Option<String>,
@@ -147,7 +147,7 @@ impl History {
         Ok(entries)
     }
 
-    /// Those with a MESSAGE_ID, oldest first.
+    /// Only messages with a MESSAGE_ID are returned, the oldest first.
     pub fn received_since(&self, at: Millis) -> Result<Vec<HistoryEntry>, StoreError> {
         self.store.read(|reader| {
             let sql = "SELECT at, sent, kind, name, ip, body, confirmation, message_id, source FROM lan_message

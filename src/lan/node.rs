@@ -39,7 +39,7 @@ use self::pending_dms::{AcknowledgingStrangers, DueDm, PendingDms};
 use self::rate_limits::{RateLimit, SourceRateLimiter, TokenBucket};
 use self::seen_messages::SeenMessages;
 
-/// For one source address and port.
+/// This limit is for one source address and port.
 const DATAGRAMS_PER_SOURCE: RateLimit = RateLimit { burst: 200, per_s: 100 };
 const SOURCES_MAX: usize = 10_000;
 /// Far more drops than a user causes by hand. Those beyond are only counted, in one summary a second.
@@ -47,7 +47,7 @@ const DROP_NOTIFICATIONS: RateLimit = RateLimit { burst: 200, per_s: 100 };
 const DROP_SUMMARY_INTERVAL_MS: u64 = 1_000;
 /// A peer list may be a hundred times as long as its request.
 const PEER_LISTS_IN_TOTAL: RateLimit = RateLimit { burst: 50, per_s: 20 };
-/// So that one host cannot use up the limit for all.
+/// One host must not use up the limit for all.
 const PEER_LISTS_PER_HOST: RateLimit = RateLimit { burst: 20, per_s: 2 };
 const ANSWERS_PER_HOST: RateLimit = RateLimit { burst: 200, per_s: 50 };
 
@@ -88,7 +88,7 @@ pub struct Node {
 /// The inputs of one call, and the effects that it collects.
 struct CallContext<'a> {
     now: Millis,
-    /// By the wall clock.
+    /// The time by the wall clock, for timestamps.
     date: Millis,
     random: &'a mut dyn FnMut() -> u64,
     effects: Vec<NodeEffect>,
@@ -416,7 +416,7 @@ impl Node {
         addr.port() == self.config.port && self.addresses.reaches_own_socket(*addr.ip())
     }
 
-    /// Never by unicast to the discovery port of this host: any one of the sockets that share it would get it.
+    /// Unicasts to the discovery port of this host are not sent: any one of the sockets that share it would get them.
     fn may_send_to(&self, to: SocketAddrV4) -> bool {
         let shared = to.port() == self.config.discovery_port && self.addresses.is_own(*to.ip());
         to.port() != 0 && !shared && self.addresses.is_unicast(*to.ip())

@@ -32,11 +32,11 @@ use crate::net::log_throttle::LogThrottle;
 use crate::net::threads;
 use crate::storage::StoreError;
 
-/// Datagrams and commands for the node's thread.
+/// The queue holds datagrams and commands for the node's thread.
 const INPUT_QUEUE_MAX: usize = 1_024;
 /// Excess notifications are only counted; messages are in the history in any case.
 const NOTIFICATION_QUEUE_MAX: usize = 1_024;
-/// Networks come and go.
+/// The host's addresses are read again and again, as networks come and go.
 const INTERFACE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Messages that were received within this time before the start are deduplicated as well.
 const DEDUPLICATION_WINDOW: Duration = Duration::from_secs(60 * 60);
@@ -239,7 +239,7 @@ impl LanPeer {
         self.inner.sockets.discovery_addr()
     }
 
-    /// Those of the peer and its sockets. Those of the node are in the [snapshot](LanPeer::snapshot).
+    /// The counters of the peer and its sockets. Those of the node are in the [snapshot](LanPeer::snapshot).
     pub fn counters(&self) -> Vec<(String, u64)> {
         let of = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}{name}"), count)).collect::<Vec<_>>()

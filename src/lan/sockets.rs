@@ -119,8 +119,8 @@ impl LanSockets {
         self.own.broadcast(interface, self.discovery_addr().port(), bytes)
     }
 
-    /// `from` is the source address that the datagram names, as receivers compare the two. (A socket that is bound to an
-    /// address sends from that alone.)
+    /// `from` is the source address that the datagram names, as receivers compare the two. (A socket that is bound to
+    /// an address sends from that alone.)
     pub fn send_from(&self, from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
         self.check_target(to)?;
         self.own.send_from(from, to, bytes)
@@ -147,7 +147,8 @@ impl LanSockets {
         Ok(())
     }
 
-    /// Reads on the calling thread until [`stop`](LanSockets::stop): neither a datagram nor a panic of `handler` ends it.
+    /// Reads on the calling thread until [`stop`](LanSockets::stop). Neither a datagram nor a panic of `handler` ends it
+    /// before.
     pub fn read(&self, role: SocketRole, mut handler: impl FnMut(PeerSocketEvent<'_>)) {
         let is_loopback_only = self.is_loopback_only();
         self.socket(role).read(|event| {

@@ -33,19 +33,19 @@ use writer::DatagramWriter;
 
 talk::talk_types!(Post, Dm, Profile);
 
-/// In bytes: what IPv4 and UDP headers leave of 65,535.
+/// The largest datagram in bytes: what IPv4 and UDP headers leave of 65,535.
 pub const DATAGRAM_MAX: usize = 65_507;
-/// In bytes, before base64.
+/// The largest avatar in bytes, before base64.
 pub const AVATAR_MAX: usize = 20_480;
-/// Without the empty one.
+/// The most lines of a datagram, without the empty one.
 pub const LINES_MAX: usize = 64;
-/// Of a MESSAGE_ID or INSTANCE, in characters.
+/// The longest MESSAGE_ID or INSTANCE, in characters.
 pub const ID_MAX: usize = 64;
-/// In characters.
+/// The longest DISPLAY_NAME, in characters.
 pub const DISPLAY_NAME_MAX: usize = 64;
-/// In characters.
+/// The longest STATUS, in characters.
 pub const STATUS_MAX: usize = 256;
-/// Services of a server, and characters of the name of one.
+/// The most services that a server may announce, and the longest name of one, in characters.
 pub const SERVES_MAX: usize = 32;
 
 /// `name@ip`: a user, and the address of the interface that their peer sends from.
@@ -174,7 +174,7 @@ pub fn encode(message: &Message) -> Result<Vec<u8>, WireError> {
 /// Why a datagram cannot be decoded, or a message not encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// Not an error of the sender.
+    /// An unknown TYPE is not an error of the sender.
     #[error("TYPE: {0:?} is not known")]
     UnknownType(String),
     /// The text names the key and says what was expected.

@@ -45,7 +45,7 @@ impl ApiResponse {
 #[derive(Debug, thiserror::Error)]
 #[error("{address} does not answer: {reason}")]
 pub struct ApiUnreachable {
-    /// As `host:port`.
+    /// The API's address as `host:port`.
     pub address: String,
     pub reason: String,
 }
@@ -77,7 +77,7 @@ impl ApiClient {
         ApiClient { address: format!("{host}:{port}"), name, agent }
     }
 
-    /// As `host:port`.
+    /// The API's address as `host:port`.
     pub fn address(&self) -> &str {
         &self.address
     }

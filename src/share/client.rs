@@ -18,10 +18,10 @@ use crate::model::Name;
 use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
 
-/// A page of a list, with room for hosts that have very many files.
+/// The longest response is a page of a list: there is room for hosts that have very many files.
 const RESPONSE_BYTES_MAX: usize = 256 << 20;
 
-/// Of a server's text that is passed on.
+/// No more than this is passed on of a server's text.
 const REASON_CHARS_MAX: usize = 500;
 
 /// The certificate that a registry must present: its SHA-256, 64 hex digits.
@@ -29,7 +29,7 @@ const REASON_CHARS_MAX: usize = 500;
 pub struct CertificatePin(String);
 
 impl CertificatePin {
-    /// The fingerprint of that text.
+    /// Parses 64 hex digits.
     pub fn new(text: &str) -> Result<CertificatePin, String> {
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err("expected 64 hex digits".to_owned());
@@ -86,7 +86,7 @@ impl RegistryClient {
         Ok(RegistryClient { timeout, local_addr, reader, writer, is_closed: AtomicBool::new(false) })
     }
 
-    /// It is the one that the registry sees if no NAT is in between.
+    /// The registry sees the same address if no NAT is in between.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
     }
@@ -143,8 +143,8 @@ impl RegistryClient {
         Ok(self.request_holders(wanted)?.into_iter().map(|holder| holder.host).collect())
     }
 
-    /// REQUEST with a size: other hosts' files of that name or size, the most similar first; of an older registry, of that
-    /// name.
+    /// REQUEST with a size: other hosts' files of that name or size, the most similar first; of an older registry, of
+    /// that name.
     pub fn similar_files(
         &self,
         fname: &FileName,

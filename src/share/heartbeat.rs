@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::model::{Millis, named};
 
 pub const IDLE_INTERVAL: Duration = Duration::from_secs(300);
-/// The default.
+/// The default for a node in use.
 pub const ACTIVE_INTERVAL: Duration = Duration::from_secs(60);
 pub const BUSY_INTERVAL: Duration = Duration::from_secs(30);
 pub const IDLE_AFTER: Duration = Duration::from_secs(300);
@@ -17,10 +17,10 @@ named! {
     pub enum PresenceState {
         Disconnected = "disconnected",
         Connecting = "connecting",
-        /// Not used for [`IDLE_AFTER`].
+        /// The node has not been used for [`IDLE_AFTER`].
         Idle = "idle",
         Active = "active",
-        /// It sends or fetches a file.
+        /// The node sends or fetches a file.
         Busy = "busy",
     }
 }
@@ -28,10 +28,10 @@ named! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeartbeatEvent {
     Connecting,
-    /// Counts as a heartbeat.
+    /// The node has registered, which counts as a heartbeat.
     Connected,
     Disconnected,
-    /// By a request of the user.
+    /// The user made a request.
     Used,
     TransferStarted,
     TransferEnded,

@@ -57,13 +57,13 @@ const REGISTRY_TIMEOUT: Duration = Duration::from_secs(25);
 
 #[derive(Debug, Clone)]
 pub struct NodeSettings {
-    /// Of the registry and of the server API.
+    /// The host of both the registry and the server API.
     pub server_host: String,
     pub registry_port: u16,
-    /// What the registry must present over TLS; none: the connection does not use TLS.
+    /// The certificate that the registry must present over TLS; without it, the connection does not use TLS.
     pub pin: Option<CertificatePin>,
     pub bind: IpAddr,
-    /// Of peer ports.
+    /// Free peer ports are taken from this range.
     pub ports: RangeInclusive<u16>,
     /// Address to announce to the registry instead of the one that it sees.
     pub advertise_ip: Option<IpAddr>,
@@ -74,11 +74,10 @@ pub struct NodeSettings {
 
 #[derive(Debug, Clone)]
 pub struct NodeContext {
-    /// For the peer ports.
     pub listener_context: ListenerContext,
     pub clock: Clock,
     pub store: NodeStore,
-    /// For all users: see [`process_upload_permits`].
+    /// These bound the uploads of all users: see [`process_upload_permits`].
     pub upload_permits: Permits,
 }
 
@@ -117,7 +116,7 @@ struct NodeState {
     token: Option<Token>,
     advertise_ip: Option<IpAddr>,
     registry: Option<Arc<RegistryClient>>,
-    /// In the last connection.
+    /// The registry's address in the last connection.
     registry_addr: Option<SocketAddr>,
     heartbeat: Heartbeat,
     /// Why there is no connection, for users.
@@ -145,7 +144,7 @@ impl NodeInner {
         registry.filter(|registry| !registry.is_closed()).ok_or_else(|| self.registry_unreachable())
     }
 
-    /// Only then may peers at loopback addresses be fetched from.
+    /// Only in that case may peers at loopback addresses be fetched from.
     fn is_registry_on_loopback(&self) -> bool {
         self.state.lock().registry_addr.is_some_and(|addr| addr.ip().to_canonical().is_loopback())
     }
@@ -221,7 +220,7 @@ impl Node {
         client
     }
 
-    /// From now on or from after that event, until the session ends. None if there are too many subscribers.
+    /// Subscribes from now on or from after that event, until the session ends; none if there are too many subscribers.
     pub fn watch(&self, session: WatchSession, last_event_id: Option<&str>) -> Option<http::EventStream> {
         let events = self.inner.events.add(session, last_event_id);
         // If the queue is full, a wake-up is pending already.
@@ -237,7 +236,7 @@ impl Node {
         Ok(self.inner.files.get(name)?)
     }
 
-    /// Those that match the request's query, by name. The first 1,000 are checked for whether they still exist.
+    /// The files that match the request's query, by name. The first 1,000 are checked for whether they still exist.
     pub fn files_page(&self, published_only: bool, asked: &page::PageRequest) -> Result<TrackedFilesPage, NodeError> {
         let mut page = self.inner.files.page(published_only, &asked.query, (asked.offset, asked.limit))?;
         let checked = page.files.len().min(presence_scan::BATCH_MAX);
@@ -266,19 +265,21 @@ impl Node {
         self.inner.published_files.folders().browse(path)
     }
 
-    /// `length` in bytes, if known.
+    /// `length` is in bytes, if it is known.
     pub fn upload(&self, name: &str, length: Option<u64>) -> Result<uploads::Upload, NodeError> {
         uploads::Upload::begin(&self.inner, name, length)
     }
 
-    /// Recent, not current.
+    /// The snapshot is recent.
     pub fn network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
-        Ok(self.inner.network.snapshot(MAX_AGE, &self.inner.registry()?)?)
+        let registry = self.inner.registry()?;
+        Ok(self.inner.network.snapshot(MAX_AGE, &registry)?)
     }
 
     /// A newer snapshot, for when nothing was found in the one of [`Node::network`].
     pub fn refreshed_network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
-        Ok(self.inner.network.refreshed(&self.inner.registry()?)?)
+        let registry = self.inner.registry()?;
+        Ok(self.inner.network.refreshed(&registry)?)
     }
 
     pub fn discover(&self, hostname: &Name) -> Result<HostFiles, NodeError> {
@@ -301,8 +302,8 @@ impl Node {
 
 #[derive(Debug)]
 pub struct HostFiles {
-    /// By name.
+    /// They are ordered by name.
     pub files: Vec<(FileName, FileEntry)>,
-    /// Of its peer port.
+    /// The address of its peer port.
     pub addr: (IpAddr, u16),
 }

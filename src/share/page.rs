@@ -27,7 +27,7 @@ impl<T> Serialize for LazyJsonList<'_, T> {
 }
 
 impl PageRequest {
-    /// Of a list that is already filtered.
+    /// The page's entries of a list that is already filtered.
     pub fn slice<'a, T>(&self, all: &'a [T]) -> &'a [T] {
         let rest = all.get(self.offset..).unwrap_or_default();
         &rest[..rest.len().min(self.limit)]
@@ -54,7 +54,7 @@ impl PageRequest {
         Ok(PageRequest::read(request, prefix, usual, PAGE_MAX)?.0)
     }
 
-    /// And whether the request has any of the parameters.
+    /// Also returns whether the request has any of the parameters.
     fn read(request: &Request, prefix: &str, usual: usize, most: usize) -> Result<(PageRequest, bool), HttpError> {
         let pairs = query_pairs(&request.query)
             .ok_or_else(|| HttpError::bad_request("the query: expected UTF-8 behind %XX"))?;

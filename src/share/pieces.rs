@@ -1,5 +1,5 @@
-//! Pieces of a file and the digests by which they are verified when fetched. See `docs/spec/share.md`.
-//! `pieces_root` is the BLAKE3 of all piece digests, so a digest list from an untrusted peer can be verified as a whole.
+//! Pieces of a file and the digests by which they are verified when fetched. See `docs/spec/share.md`. `pieces_root` is
+//! the BLAKE3 of all piece digests, so a digest list from an untrusted peer can be verified as a whole.
 
 use std::io::{self, ErrorKind, Read};
 use std::ops::Range;
@@ -35,12 +35,12 @@ impl PieceLayout {
         PieceLayout { size, piece_size: piece_size(size) }
     }
 
-    /// Of the file, in bytes.
+    /// The size of the file in bytes.
     pub fn size(self) -> u64 {
         self.size
     }
 
-    /// Of every piece but the last, which may be shorter, in bytes.
+    /// The size in bytes of every piece but the last, which may be shorter.
     pub fn piece_size(self) -> u64 {
         self.piece_size
     }
@@ -112,12 +112,10 @@ impl FileDigests {
         self.layout
     }
 
-    /// Of the whole content.
     pub fn blake3(&self) -> Digest {
         self.blake3
     }
 
-    /// Of each piece.
     pub fn digests(&self) -> &[Digest] {
         &self.digests
     }

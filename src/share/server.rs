@@ -39,7 +39,7 @@ use requests::RegistryService;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// How long CHANGES waits after the first change for others that follow closely.
 const COALESCE_DELAY: Duration = Duration::from_millis(150);
-/// Entries of a long operation that are processed before the lock is released for a moment.
+/// A long operation processes so many entries before it releases the lock for a moment.
 const STEP_SIZE: usize = 256;
 
 /// What the registry needs to know about user accounts.
@@ -78,9 +78,9 @@ pub struct RegistryServerConfig {
 pub struct RegistryServerContext {
     pub executor: Arc<Executor>,
     pub limiter: Arc<ConnectionLimiter>,
-    /// Of received requests that are not handled yet.
+    /// It limits the memory for received requests that are not handled yet.
     pub budget: Arc<ReceiveBudget>,
-    /// For clients that use TLS; without it such connections are closed.
+    /// The certificate for clients that use TLS; without it such connections are closed.
     pub identity: Option<Arc<TlsIdentity>>,
     /// Clients on other machines may connect without TLS.
     pub allows_remote_plaintext: bool,
@@ -141,7 +141,6 @@ impl RegistryServer {
         RegistryServer::start_with_limits(config, context, RegistryLimits::default())
     }
 
-    /// With other limits on hosts and files.
     pub fn start_with_limits(
         config: RegistryServerConfig,
         context: RegistryServerContext,
@@ -193,7 +192,6 @@ impl RegistryServer {
         self.listener.local_addr()
     }
 
-    /// For other parts of this process.
     pub fn view(&self) -> RegistryView {
         RegistryView::of(Arc::clone(&self.inner))
     }
@@ -205,7 +203,7 @@ impl RegistryServer {
         }
     }
 
-    /// Of the registry and its listener, by name.
+    /// The counters of the registry and its listener, by name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         [self.inner.counters.list(), self.listener.counters()].concat()
     }

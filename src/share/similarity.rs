@@ -10,7 +10,7 @@ pub enum Similarity {
     SameSize,
 }
 
-/// By size and modification time (Unix seconds). An unknown time equals no other.
+/// Compares by size and modification time (Unix seconds). An unknown time equals no other.
 pub fn similarity(size: u64, modified: Option<f64>, other_size: u64, other_modified: f64) -> Option<Similarity> {
     if size != other_size {
         return None;

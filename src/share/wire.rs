@@ -20,13 +20,13 @@ pub use requests::{
 };
 pub use responses::{ChangeEntry, ChangesResponse, ListResponse, ListedHost};
 
-/// In bytes.
+/// The longest file name in bytes.
 pub const FILE_NAME_MAX: usize = 255;
-/// In bytes: 128 GB, rounded up to the binary unit.
+/// The largest file in bytes: 128 GB, rounded up to the binary unit.
 pub const FILE_SIZE_MAX: u64 = 128 << 30;
-/// Of a file.
+/// The most features that a file may list.
 pub const FEATURES_MAX: usize = 16;
-/// In characters.
+/// The longest feature in characters.
 pub const FEATURE_LENGTH_MAX: usize = 32;
 /// The feature of files for which the host accepts META and RANGE requests.
 pub const RANGE_FEATURE: &str = "range";
@@ -63,12 +63,12 @@ impl FileName {
         FileName(NormalizedText::new(""))
     }
 
-    /// As given.
+    /// The name as given.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
 
-    /// As compared: in Normalization Form C.
+    /// The name as compared: in Normalization Form C.
     pub fn key(&self) -> &str {
         self.0.key()
     }
@@ -141,18 +141,18 @@ impl<'de> Deserialize<'de> for Seconds {
 pub struct FileEntry {
     /// In bytes, at most [`FILE_SIZE_MAX`].
     pub size: u64,
-    /// The content's time.
+    /// When its content was last modified.
     pub modified: Seconds,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<Seconds>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published_at: Option<Seconds>,
-    /// Other hosts see it.
+    /// Other hosts see the file.
     pub is_published: bool,
-    /// Of the whole content.
+    /// BLAKE3 of the whole content.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blake3: Option<Digest>,
-    /// Of the concatenated piece digests.
+    /// BLAKE3 of the concatenated piece digests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pieces_root: Option<Digest>,
     /// The requests besides GET that the host accepts for this file.
@@ -191,7 +191,7 @@ fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
 pub struct HostEntry {
     pub hostname: crate::model::Name,
     pub display_name: Arc<str>,
-    /// Of its peer server.
+    /// The address of its peer server.
     pub ip: IpAddr,
     pub port: u16,
     #[serde(flatten)]

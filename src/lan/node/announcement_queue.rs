@@ -7,7 +7,7 @@ use super::rate_limits::{RateLimit, TokenBucket};
 use crate::model::Millis;
 
 pub(super) const QUEUE_MAX: usize = 10_000;
-/// So that one broadcast never causes a storm of answers.
+/// One broadcast must never cause a storm of answers.
 const SEND_RATE: RateLimit = RateLimit { burst: 100, per_s: 500 };
 
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +18,7 @@ struct QueuedAnnouncement {
     broadcast_at: Option<Millis>,
 }
 
-/// One announcement per address.
+/// It holds one announcement per address.
 #[derive(Debug)]
 pub(super) struct AnnouncementQueue {
     by_addr: HashMap<SocketAddrV4, QueuedAnnouncement>,

@@ -16,10 +16,10 @@ pub struct NodeConfig {
     /// Random, 16 hexadecimal digits, one per run.
     pub instance: String,
     pub kind: NodeKind,
-    /// Of its own socket, from which everything is sent.
+    /// The port of its own socket, from which everything is sent.
     pub port: u16,
     pub discovery_port: u16,
-    /// Give or take a tenth.
+    /// The interval between announcements varies by a tenth.
     pub announce_every: Duration,
     pub forget_after: Duration,
 }
@@ -56,11 +56,12 @@ pub enum NodeEvent {
         from: SocketAddr,
         socket: SocketRole,
         message: Result<Message, WireError>,
-        /// Its length.
         bytes: usize,
     },
     /// The network reports that nobody listens at an address we sent to (ICMP port unreachable).
-    SendRefused { to: SocketAddr },
+    SendRefused {
+        to: SocketAddr,
+    },
     /// A [`NodeEffect::Store`] failed, and the effects after it were not applied: the message counts as not seen, so
     /// that its next copy is accepted.
     StoreFailed(Box<MessageRecord>),
@@ -157,7 +158,7 @@ pub enum NodeEffect {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageRecord {
-    /// By the wall clock.
+    /// The time by the wall clock.
     pub at: Millis,
     pub is_incoming: bool,
     /// Its source or destination; `None` for a message that we sent to all.
@@ -232,7 +233,7 @@ pub enum Notification {
 }
 
 impl Notification {
-    /// Names, texts and what a user must know. The others are for verbose mode.
+    /// Terse mode shows names, texts and what a user must know.
     pub fn is_shown_when_terse(&self) -> bool {
         !matches!(
             self,
@@ -253,7 +254,7 @@ pub enum PeerLeftReason {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerInfo {
-    /// As heard last.
+    /// The one that was heard last.
     pub user_id: UserId,
     pub addr: SocketAddr,
     /// All its USER_IDs and addresses, the last heard first: one for each interface that it is heard through.

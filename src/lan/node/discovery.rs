@@ -8,7 +8,7 @@ use crate::lan::wire::{Discovery, UserId};
 use crate::model::{Millis, Name};
 
 const ANSWER_DELAY_MS: u64 = 20;
-/// Up to this much longer, at random, so that not all peers answer at the same time.
+/// An answer waits up to this much longer, at random, so that not all peers answer at the same time.
 const ANSWER_SPREAD_MS: u64 = 230;
 /// A unicast announcement within this time after our own is taken for an answer to it.
 const ANSWER_WINDOW_MS: u64 = 2_000;
@@ -127,8 +127,8 @@ impl Node {
         }
     }
 
-    /// The USER_ID and address by which a peer of this host that has no INSTANCE is known already. It may send from several
-    /// of the host's addresses, with as many USER_IDs, and nothing but the host tells that it is one peer.
+    /// The USER_ID and address by which a peer of this host that has no INSTANCE is known already. It may send from
+    /// several of the host's addresses, with as many USER_IDs, and nothing but the host tells that it is one peer.
     fn resolve_local_alias(&self, user_id: UserId, addr: SocketAddrV4) -> (UserId, SocketAddrV4) {
         let without_instance = |user_id: &UserId| {
             let peer = self.peers.find_by_user_id(user_id).and_then(|id| self.peers.get(id));
@@ -148,9 +148,9 @@ impl Node {
         (user_id, if is_there { known_addr } else { addr })
     }
 
-    /// A unicast announcement that comes while our own answer to that peer is queued answers our announcement: then ours is
-    /// not needed, which halves the answers among peers that start together. A unicast at the same moment as the peer's
-    /// broadcast is no answer: the peer has another reason (`--peer`) and may not know us.
+    /// A unicast announcement that comes while our own answer to that peer is queued answers our announcement: then
+    /// ours is not needed, which halves the answers among peers that start together. A unicast at the same moment as
+    /// the peer's broadcast is no answer: the peer has another reason (`--peer`) and may not know us.
     fn is_answer_to_us(&self, now: Millis, addr: SocketAddrV4) -> bool {
         let is_recent = |at: Option<Millis>| at.is_some_and(|at| now < at.plus_ms(ANSWER_WINDOW_MS));
         let announced_to_at = self.peers.peer_at(addr).and_then(|peer| peer.announced_to_at);
@@ -288,9 +288,9 @@ impl Node {
         self.port_checks.insert(announcement.discovery.user_id.clone(), PortCheck { old, new: announcement, until });
     }
 
-    /// A datagram from the checked old address shows that the peer is still there, so the claim is refused. But if it is an
-    /// announcement of another name, the claim is accepted (otherwise two peers that have exchanged their names would be
-    /// checked for ever).
+    /// A datagram from the checked old address shows that the peer is still there, so the claim is refused. But if it
+    /// is an announcement of another name, the claim is accepted (otherwise two peers that have exchanged their names
+    /// would be checked for ever).
     pub(super) fn resolve_port_checks(
         &mut self,
         ctx: &mut CallContext,

@@ -181,7 +181,7 @@ impl Node {
         }
     }
 
-    /// On any interface.
+    /// This is the most that our USER_ID takes on any interface.
     fn user_id_bytes_max(&self) -> usize {
         self.name.as_str().len() + "@255.255.255.255".len()
     }

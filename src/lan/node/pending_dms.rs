@@ -33,7 +33,7 @@ pub(super) struct PendingDms {
 }
 
 impl PendingDms {
-    /// Sent just now. The caller checks [`PENDING_DMS_MAX`].
+    /// The DM has just been sent. The caller checks [`PENDING_DMS_MAX`].
     pub fn add(&mut self, now: Millis, message_id: String, to: SocketAddrV4, user_id: UserId, message: Message) {
         let due = now.plus_ms(RESEND_DELAYS_MS[0]);
         self.by_due.insert((due, message_id.clone()));

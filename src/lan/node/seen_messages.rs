@@ -12,7 +12,7 @@ const RETENTION_MS: u64 = 3_600_000;
 pub(super) const MESSAGES_PER_SENDER_MAX: usize = 10_000;
 const MESSAGES_PER_SOURCE_MAX: usize = 5 * MESSAGES_PER_SENDER_MAX;
 pub(super) const MESSAGES_MAX: usize = 200_000;
-/// Needed as a host can invent any number of names.
+/// A host can invent any number of names.
 const SENDERS_PER_SOURCE_MAX: usize = 1_000;
 pub(super) const SENDERS_MAX: usize = 10_000;
 
@@ -25,7 +25,7 @@ struct SeenMessage {
 struct SeenSender {
     source: Ipv4Addr,
     last_seq: u64,
-    /// Oldest first.
+    /// The sequence numbers of its messages, oldest first.
     seqs: VecDeque<u64>,
 }
 
@@ -43,11 +43,10 @@ struct SeenSource {
 pub(super) struct SeenMessages {
     hasher: RandomState,
     next_seq: u64,
-    /// By sequence number.
     by_age: BTreeMap<u64, SeenMessage>,
     messages: HashSet<u64>,
     senders: HashMap<u64, SeenSender>,
-    /// As [`SeenSource::senders`], of all sources.
+    /// The senders of all sources, ordered as in [`SeenSource::senders`].
     senders_by_age: BTreeSet<(u64, u64)>,
     sources: HashMap<Ipv4Addr, SeenSource>,
 }

@@ -17,7 +17,7 @@ pub struct Discovery {
     pub features: Features,
     /// Names and ports; empty unless it is a server.
     pub serves: Vec<(String, u16)>,
-    /// Of a server, in lower-case hex.
+    /// SHA-256 of a server's certificate, in lower-case hex.
     pub cert_sha256: Option<String>,
     pub stamp: MessageStamp,
 }

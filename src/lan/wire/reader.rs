@@ -1,5 +1,5 @@
-//! Reads the lines of a datagram by key.
-//! Lines are borrowed from the datagram. Work and memory are bounded for any input: at most [`LINES_MAX`] lines are read.
+//! Reads the lines of a datagram by key. Lines are borrowed from the datagram. Work and memory are bounded for any
+//! input: at most [`LINES_MAX`] lines are read.
 
 use super::validation::{self, LINE_SEPARATOR, quoted};
 use super::{DATAGRAM_MAX, LINES_MAX, MessageStamp, UserId};

@@ -20,11 +20,11 @@ pub struct Talk {
 /// The properties of a TYPE of talk.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TalkKind {
-    /// Also stored.
+    /// The TYPE, which is also stored.
     pub type_name: &'static str,
     /// It goes to one peer (FROM and TO), not to all (USER_ID).
     pub is_to_one: bool,
-    /// In the history.
+    /// It is kept in the history.
     pub is_kept: bool,
     /// It is repeated until the receiver acknowledges it.
     pub wants_ack: bool,

@@ -6,7 +6,7 @@ use super::reader::with_key;
 use super::validation::{self, LINE_SEPARATOR};
 use super::{DATAGRAM_MAX, MessageStamp, UserId, check_name};
 
-/// Applies the same rules as decoding.
+/// Encoding applies the same rules as decoding.
 pub struct DatagramWriter {
     text: String,
     /// Key and length of the longest value, to be named if the datagram is too large.

@@ -3,8 +3,8 @@
 //! A verification is cached for a minute, but never past the token's expiry. While the server is unavailable, tokens
 //! that it has verified before stay valid, and others have to wait. How long a token is still valid, which the server
 //! says, is measured here, so that nothing depends on how this machine's clock is set. A token that was logged out is
-//! refused for good. Digests of valid tokens are stored, so that a logout after a restart is not mistaken for the user's
-//! last session; each is still verified again then.
+//! refused for good. Digests of valid tokens are stored, so that a logout after a restart is not mistaken for the
+//! user's last session; each is still verified again then.
 
 use std::collections::HashMap;
 
@@ -35,7 +35,7 @@ type TokenDigest = [u8; 32];
 #[derive(Debug, Clone)]
 struct VerifiedToken {
     user: Name,
-    /// By the local clock.
+    /// The expiry by the local clock.
     expires_at: Millis,
     verified_at: Millis,
 }
@@ -188,7 +188,7 @@ impl Authenticator {
     }
 }
 
-/// According to the token's claims, which are to be trusted only if the server has verified it.
+/// The lifetime according to the token's claims, which are to be trusted only if the server has verified it.
 fn lifetime_ms_of(token: &Token) -> Option<u64> {
     let claims = URL_SAFE_NO_PAD.decode(token.reveal().split('.').nth(1)?).ok()?;
     let claims: Value = serde_json::from_slice(&claims).ok()?;

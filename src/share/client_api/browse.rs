@@ -30,7 +30,7 @@ struct FilesResponse<'a> {
     total: usize,
 }
 
-/// The content of a folder, or the list of shared folders. 404 both for what does not exist and for what may not be seen.
+/// A folder's content, or the list of shared folders. 404 both for what does not exist and for what may not be seen.
 pub(super) fn browse(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let page = PageRequest::from_request_up_to(call.request, ENTRIES_PER_PAGE_MAX)?;
     let pairs = query_pairs(&call.request.query).unwrap_or_default();

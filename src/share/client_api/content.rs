@@ -75,8 +75,8 @@ fn content_type_of(name: &str) -> (&'static str, bool) {
     known.map_or((DEFAULT_CONTENT_TYPE, false), |(_, content_type, is_inline)| (content_type, *is_inline))
 }
 
-/// The content's digest if it is known and the file is unchanged since it was hashed; else a tag of the file's metadata,
-/// which any change of the file changes.
+/// The content's digest if it is known and the file is unchanged since it was hashed; else a tag of the file's
+/// metadata, which any change of the file changes.
 fn etag(file: &TrackedFile, opened: &OpenedFile) -> String {
     let now = FileStat::of(&opened.path, &opened.metadata);
     let is_as_read = (now.size, now.modified_ns) == (file.stat.size, file.stat.modified_ns);

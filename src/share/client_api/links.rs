@@ -14,7 +14,7 @@ use crate::net::http::{HandlerResult, RouteCall, query_pairs, success};
 use crate::share::wire::FileName;
 
 const LINK_LIFETIME_MS: u64 = 3_600_000;
-/// The oldest are dropped.
+/// The oldest links of the user are dropped.
 const LINKS_PER_USER_MAX: usize = 256;
 const LINKS_MAX: usize = 64 * LINKS_PER_USER_MAX;
 

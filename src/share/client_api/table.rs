@@ -290,7 +290,7 @@ pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
         ]))
         .responds_with_json(&[
             field("path", Text),
-            FILE_RESPONSE[0],
+            field("file", LOCAL_FILE),
             field("duplicates", Named("Duplicates", DUPLICATES_FIELDS)),
         ])
         .error_cases(&[

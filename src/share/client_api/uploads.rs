@@ -8,7 +8,7 @@ use crate::net::http::{BodySink, HttpError, Response, RouteCall, header, success
 use crate::share::node::Node;
 use crate::share::node::uploads::Upload;
 
-/// Refused before the body is read: the name is invalid or taken, or there is no room.
+/// Refuses the upload before its body is read if the name is invalid or taken, or there is no room.
 pub(super) fn begin(node: &Node, call: &RouteCall<'_>) -> Result<Upload, HttpError> {
     let length = call.request.headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.trim().parse().ok());

@@ -19,7 +19,7 @@ const LONG_POLL_S: u32 = 20;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it looks for subscribers without a wake-up.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// After the last subscriber has left.
+/// It continues for this long after the last subscriber has left.
 const LINGER: Duration = Duration::from_secs(30);
 /// After a failed connection.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub(super) struct ChangeFollower {
     version: Option<u64>,
     is_up_to_date: bool,
     last_watched_at: Option<Instant>,
-    /// For the first poll.
+    /// Since when subscribers have been waiting for the first poll.
     waiting_since: Option<Instant>,
 }
 

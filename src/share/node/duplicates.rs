@@ -8,12 +8,12 @@ use crate::model::Name;
 use crate::share::similarity::{Similarity, similarity};
 use crate::share::wire::{FileEntry, FileName, HostEntry};
 
-/// Of either kind: older registries return all files of the name.
+/// So many of either kind are reported: older registries return all files of the name.
 const DUPLICATES_MAX: usize = 100;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct DuplicateMatch {
-    /// At that host.
+    /// Its name at that host.
     pub name: FileName,
     pub host: HostEntry,
 }
@@ -36,7 +36,8 @@ pub(super) fn file_json(
     json!({
         "name": name, "size": file.size, "modified": file.modified, "created": file.created,
         "published_at": file.published_at, "blake3": file.blake3,
-        "hostname": hostname, "owner_hostname": hostname, "owner_name": display_name, "owner_ip": ip, "owner_port": port,
+        "hostname": hostname,
+        "owner_hostname": hostname, "owner_name": display_name, "owner_ip": ip, "owner_port": port,
     })
 }
 
@@ -49,7 +50,7 @@ pub struct Duplicates {
 }
 
 impl Duplicates {
-    /// Of what the registry found for a file of that size and modification time, without our own files.
+    /// Classifies what the registry found for a file of that size and modification time, leaving out our own files.
     pub fn of(own: &Name, size: u64, modified: Option<f64>, found: Vec<(FileName, HostEntry)>) -> Duplicates {
         let mut duplicates = Duplicates::default();
         for (name, host) in found.into_iter().filter(|(_, host)| host.hostname != *own) {

@@ -29,7 +29,7 @@ pub enum NodeError {
     TooLarge(String),
     #[error("{0}")]
     NotFound(String),
-    /// With the present state.
+    /// The operation conflicts with the present state.
     #[error("{0}")]
     Conflict(String),
     /// Several hosts have different files of that name, and no owner was given.
@@ -50,7 +50,7 @@ pub enum NodeError {
     RegistryUnreachable(String),
     #[error("the registry refuses: {0}")]
     RegistryRefused(String),
-    /// A limit is reached; to be tried again later.
+    /// A limit is reached; the operation can be tried again later.
     #[error("{0}")]
     Busy(String),
     #[error("{0}")]

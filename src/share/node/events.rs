@@ -11,9 +11,9 @@ const SUBSCRIBERS_MAX: usize = 64;
 /// The session that an event stream was opened with, and with which it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WatchSession {
-    /// Its SHA-256.
+    /// The token's SHA-256.
     pub token: [u8; 32],
-    /// Of the token, by the process's clock.
+    /// When the token expires, by the process's clock.
     pub expires_at: Millis,
 }
 
@@ -42,8 +42,8 @@ impl NodeEventHub {
         NodeEventHub(event_hub::EventHub::new(clock, EventHubLimits::for_subscribers(SUBSCRIBERS_MAX, SUBSCRIBERS_MAX)))
     }
 
-    /// Continues after `last_event_id` if that is given; none if there are too many. The stream ends when it is dropped or
-    /// the session ends.
+    /// Opens a stream that continues after `last_event_id` if that is given; none if there are too many. The stream
+    /// ends when it is dropped or the session ends.
     pub fn add(&self, session: WatchSession, last_event_id: Option<&str>) -> Option<EventStream> {
         self.0.subscribe(session, last_event_id)
     }

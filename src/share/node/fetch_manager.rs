@@ -33,18 +33,18 @@ use hosts::{RegistrySourceFinder, choose_host, find_reachable_hosts, have_same_c
 use resumption::{discard, resume};
 use table::{FetchEntry, evict_oldest, release_failed, stored_status};
 
-/// Of a user; each has its own threads.
+/// The limit is for one user: each fetch has its own threads.
 const UNFINISHED_FETCHES_MAX: usize = 32;
 /// How long a caller waits until progress shows the effect of its action.
 const ACTION_WAIT_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchAction {
-    /// Keeps the data.
+    /// The data is kept.
     Pause,
-    /// Also after a failure.
+    /// A failed fetch can be resumed too.
     Resume,
-    /// Removes the data.
+    /// The data is removed.
     Cancel,
 }
 
@@ -57,8 +57,8 @@ impl<'a> FetchManager<'a> {
         FetchManager { inner }
     }
 
-    /// Starts to fetch a file, from any host or one owner's content. [`NodeError::SeveralOwners`] if hosts have different
-    /// files of the name and no owner is given.
+    /// Starts to fetch a file, from any host or one owner's content. [`NodeError::SeveralOwners`] if hosts have
+    /// different files of the name and no owner is given.
     pub fn start(&self, name: &FileName, owner: Option<&Name>, save_path: Option<&str>) -> Result<FetchRow, NodeError> {
         let inner = self.inner;
         // Check the destination before contacting the registry.
@@ -130,12 +130,12 @@ impl<'a> FetchManager<'a> {
         Ok(row)
     }
 
-    /// In the client API's JSON form.
+    /// The progress in the client API's JSON form.
     pub fn progress(&self, id: &str) -> Result<Value, NodeError> {
         self.inner.fetches.entries.lock().get(id).map(FetchEntry::json).ok_or_else(|| unknown_fetch_error(id))
     }
 
-    /// By id.
+    /// The progress of all fetches, by id.
     pub fn all(&self) -> Value {
         let entries = self.inner.fetches.entries.lock();
         entries.iter().map(|(id, entry)| (id.clone(), entry.json())).collect()
@@ -229,7 +229,7 @@ fn start_transfer(inner: &Arc<NodeInner>, spec: FetchSpec) -> Result<(), NodeErr
     Ok(())
 }
 
-/// In the table, in the store if the status changed, and as a notification. Runs on the fetch's thread.
+/// Writes to the table, and to the store if the status changed, and notifies. It runs on the fetch's thread.
 fn record_progress(inner: &Arc<NodeInner>, id: &str, progress: &FetchProgress) {
     let fetches = &inner.fetches;
     let row = {
@@ -270,7 +270,7 @@ fn record_progress(inner: &Arc<NodeInner>, id: &str, progress: &FetchProgress) {
     inner.events.notify("fetches", &json!({ "id": id, "progress": json }));
 }
 
-/// Unpublished.
+/// The file is tracked, but not published.
 fn track_fetched(inner: &NodeInner, row: &FetchRow) -> Result<(), NodeError> {
     let path = Path::new(&row.save_path);
     let opened = inner.published_files.folders().reopen(path)?;

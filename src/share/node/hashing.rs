@@ -13,7 +13,7 @@ use crate::share::folders::OpenedFile;
 use crate::share::pieces::FileDigests;
 
 pub(super) enum HashCommand {
-    /// There may be some.
+    /// There may be files that have not been hashed.
     HashPending,
     Stop,
 }
@@ -46,7 +46,7 @@ fn hash_until_done(inner: &NodeInner) {
     }
 }
 
-/// Returns how many files had no digests.
+/// Returns how many files were hashed.
 fn hash_pending(inner: &NodeInner) -> Result<usize, super::NodeError> {
     let mut read = 0;
     for name in inner.files.unhashed()? {

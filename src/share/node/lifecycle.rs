@@ -148,12 +148,12 @@ impl Node {
         }
     }
 
-    /// When the process ends, within `grace`. Fetches are resumed at the next start.
+    /// The process ends within `grace`. Fetches are resumed at the next start.
     pub fn stop(&self, grace: Duration) {
         self.stop_within(grace, SENDING_GRACE);
     }
 
-    /// For good after [`Node::leave`], once transfers to peers are complete.
+    /// Stops for good after [`Node::leave`], once transfers to peers are complete.
     pub(super) fn retire(&self) {
         self.stop_within(RETIRED_SENDING_MAX, RETIRED_SENDING_MAX);
     }
@@ -205,7 +205,7 @@ pub struct JoinOptions {
     pub display_name: String,
     /// Without it, the resume secret of the last registration alone authenticates to the registry.
     pub token: Option<Token>,
-    /// Announced to the registry instead of the address that it sees.
+    /// It is announced to the registry instead of the address that the registry sees.
     pub advertise_ip: Option<IpAddr>,
     pub folders: SharedFolders,
     pub waits_for_registry: bool,

@@ -26,7 +26,7 @@ pub struct NetworkHost {
     pub ip: IpAddr,
     pub port: u16,
     pub file_count: usize,
-    /// By the registry.
+    /// When the registry last heard from it.
     pub last_seen: Option<Seconds>,
 }
 
@@ -46,7 +46,7 @@ pub struct NetworkFile {
     pub owner: Arc<NetworkHost>,
     /// Number of hosts with the same content, this one included; 1 if the content has no digest.
     pub copies: u32,
-    /// The name, for searching.
+    /// The name, folded for searching.
     folded: Box<str>,
 }
 
@@ -70,9 +70,9 @@ impl NetworkFile {
 pub struct NetworkSnapshot {
     taken_at: Instant,
     read_duration: Duration,
-    /// By name and owner.
+    /// All files, ordered by name and owner.
     pub files: Vec<NetworkFile>,
-    /// By name.
+    /// All hosts, ordered by name.
     pub hosts: Vec<Arc<NetworkHost>>,
 }
 
@@ -104,7 +104,7 @@ impl NetworkSnapshot {
         }
     }
 
-    /// In their order. Applying a change again has no effect.
+    /// Changes are applied in their order. Applying one again has no effect.
     fn apply(&mut self, changes: &[ChangeEntry]) {
         if changes.is_empty() {
             return;

@@ -15,7 +15,7 @@ use crate::model::{Name, Token};
 use crate::net::{listener, threads};
 use crate::share::folders::SharedFolders;
 
-/// Each has its own threads and port.
+/// Each user's node has its own threads and port.
 pub const USERS_MAX: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +111,7 @@ impl Nodes {
         self.slots.lock().running.get(user).map(|node| node.peer_addr())
     }
 
-    /// If it has joined.
+    /// The user's node, if it has joined.
     pub fn get(&self, user: &Name) -> Option<Arc<Node>> {
         self.slots.lock().running.get(user).filter(|node| node.is_joined()).cloned()
     }
@@ -131,7 +131,7 @@ impl Nodes {
         }
     }
 
-    /// The first one ever may use all shared folders.
+    /// The first user ever to sign in may use all shared folders.
     pub fn signed_in(&self, user: &Name, display_name: &str, token: &Token) -> Result<(), NodeError> {
         self.check_account(user)?;
         self.context.store.signed_in(user, display_name)?;
@@ -216,7 +216,7 @@ impl Nodes {
         }
     }
 
-    /// When the process ends, within `grace`.
+    /// The process ends within `grace`.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         let NodeSlots { running, leaving } = std::mem::take(&mut *self.slots.lock());
@@ -284,7 +284,7 @@ impl Nodes {
         })
     }
 
-    /// The port of last time if it is free, else the first free one of the range.
+    /// Binds the port of last time if it is free, else the first free one of the range.
     fn bind_free_port(&self, last_port: Option<u16>) -> Result<TcpListener, StartNodesError> {
         let range = self.settings.ports.clone();
         let (min, max) = (*range.start(), *range.end());

@@ -9,7 +9,7 @@ use crate::share::files::TrackedFile;
 use crate::share::wire::FileName;
 
 pub(super) const BATCH_MAX: usize = 1_000;
-/// Of the changes in a batch that subscribers are notified of.
+/// Subscribers are notified of so many changes in a batch.
 const NOTIFIED_FILES_MAX: usize = 64;
 pub(super) const SCAN_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) const FIRST_SCAN_DELAY: Duration = Duration::from_secs(2);

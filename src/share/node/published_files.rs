@@ -11,14 +11,14 @@ use crate::share::pieces::{FileDigests, PieceLayout};
 use crate::share::transfer::{FileProvider, FileUnavailable, ServedFile};
 use crate::share::wire::{Digest, FileName};
 
-/// Meant for the files that are being sent.
+/// The cache is meant for the files that are being sent.
 const CACHED_DIGESTS_MAX: usize = 8;
 
 pub(super) struct PublishedFiles {
     files: TrackedFiles,
     folders: RwLock<SharedFolders>,
     is_serving: AtomicBool,
-    /// Of recently requested files, the newest last.
+    /// It holds the digests of recently requested files, the newest last.
     digest_cache: Mutex<Vec<(FileName, Digest, Arc<FileDigests>)>>,
 }
 

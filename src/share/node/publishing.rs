@@ -117,8 +117,8 @@ impl Node {
         Ok(())
     }
 
-    /// Files of other hosts that are similar to such a one. The registry looks them up, at a cost that does not depend on
-    /// the size of the network.
+    /// Files of other hosts that are similar to such a one. The registry looks them up, at a cost that does not depend
+    /// on the size of the network.
     pub fn duplicates(&self, name: &FileName, size: u64, modified: Option<Seconds>) -> Result<Duplicates, NodeError> {
         let found = self.inner.registry()?.similar_files(name, size, modified)?;
         Ok(Duplicates::of(&self.inner.user, size, modified.map(Seconds::get), found))
@@ -146,7 +146,7 @@ impl NodeInner {
         result.recv_timeout(REGISTRY_TIMEOUT).unwrap_or_else(|_| Err(too_slow()))
     }
 
-    /// In the background. If it fails, the next connection does it, as every connection registers all files.
+    /// Works in the background. If it fails, the next connection does it, as every connection registers all files.
     pub(super) fn sync_later(&self, name: &FileName) {
         let order = RegistryCommand::Sync { name: name.clone(), reply: None };
         if self.registry_commands.send_timeout(order, REGISTRY_TIMEOUT).is_err() {

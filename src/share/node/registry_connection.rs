@@ -52,7 +52,6 @@ pub(super) enum RegistryCommand {
 struct ReconnectBackoff {
     attempted_at: Option<Instant>,
     connected_at: Option<Instant>,
-    /// In a row.
     failed_attempts: u32,
     /// Consecutive connections that lasted less than [`STABLE_AFTER`].
     short_lived: u32,
@@ -94,11 +93,11 @@ impl ReconnectBackoff {
 pub(super) struct RegistryConnection {
     inner: Arc<NodeInner>,
     backoff: ReconnectBackoff,
-    /// As last reported to the heartbeat.
+    /// The number that was last reported to the heartbeat.
     transfers: usize,
     next_poll_at: Option<Instant>,
     poll_page_hosts: u64,
-    /// Of the last poll, with their numbers of files.
+    /// The hosts of the last poll, with their numbers of files.
     last_seen_hosts: Vec<(Name, usize)>,
 }
 

@@ -1,5 +1,5 @@
-//! The store of a node: its users, and in files of their own their fetches and their tokens. The tables of tracked files
-//! are in the same database.
+//! The store of a node: its users, and in files of their own their fetches and their tokens. The tables of tracked
+//! files are in the same database.
 //!
 //! A user's name is stored as it was given, and found in any Unicode spelling, because the account's spelling is not
 //! always that of the node's `--name`. What belongs to a user is stored under [`Name::key`].
@@ -44,14 +44,14 @@ pub const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA, TOKENS, files::ADD_MISS
 
 #[derive(Debug, Clone)]
 pub struct NodeUser {
-    /// Of the account; also the hostname.
+    /// The account's name, which is also the hostname.
     pub name: Name,
     /// 1 for the first user that signed in, who may use shared folders outside the repo.
     pub number: u64,
     pub display_name: String,
-    /// To the network, also after a restart.
+    /// The user's node is to be joined to the network, also after a restart.
     pub is_joined: bool,
-    /// The last one.
+    /// The last peer port.
     pub port: Option<u16>,
     /// Announced to the registry, if not the one it connects from.
     pub advertise_ip: Option<String>,
@@ -80,12 +80,12 @@ impl NodeStore {
         Ok(store)
     }
 
-    /// For the tables of tracked files.
+    /// The tables of tracked files are in it too.
     pub fn database(&self) -> &Arc<Store> {
         &self.database
     }
 
-    /// In the order of their first sign-in.
+    /// They come in the order of their first sign-in.
     pub fn users(&self) -> Result<Vec<NodeUser>, StoreError> {
         let sql = format!("{USERS} ORDER BY number");
         self.database.read(|reader| reader.all(&sql, &[], user))
@@ -107,7 +107,7 @@ impl NodeStore {
         })
     }
 
-    /// As stored; if several users' names are spellings of this one, that of the first that signed in.
+    /// The stored name; if several users' names are spellings of this one, that of the first that signed in.
     pub fn first_spelling_of(&self, name: &Name) -> Result<Option<Name>, StoreError> {
         let [given, composed, decomposed] = spellings(name.as_str());
         let sql = "SELECT name FROM share_user WHERE name IN ($1, $2, $3) ORDER BY number LIMIT 1";
@@ -115,7 +115,7 @@ impl NodeStore {
         self.database.read(|reader| reader.first(sql, &spelled, |row| row.name(0)))
     }
 
-    /// With the address to announce.
+    /// `advertise_ip` is the address to announce.
     pub fn set_joined(&self, name: &Name, is_joined: bool, advertise_ip: Option<&str>) -> Result<(), StoreError> {
         let (name, advertise_ip) = (name.clone(), advertise_ip.map(str::to_owned));
         self.database.write(move |tx| {

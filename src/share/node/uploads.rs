@@ -22,7 +22,7 @@ use crate::share::wire::requests::FILES_MAX;
 use crate::share::wire::{FILE_SIZE_MAX, FileName};
 
 const UPLOADS_PER_USER_MAX: usize = 16;
-/// Of all users: each upload holds a connection and an open file.
+/// The limit is for all users together: each upload holds a connection and an open file.
 const UPLOADS_MAX: usize = 64;
 /// The name is hidden, so that the file is never listed or served.
 const PART_NAME: (&str, &str) = (".upload-", ".part");

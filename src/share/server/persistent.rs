@@ -83,7 +83,7 @@ impl PersistentRegistry {
         state.append(move |tx: &mut dyn Tx| changes.iter().try_for_each(|change| change.write(tx)));
     }
 
-    /// For one change of the connection's host; returns once it is on disk.
+    /// Applies one change of the connection's host; returns once it is on disk.
     pub(super) fn update(
         &self,
         conn: ConnId,
@@ -235,7 +235,7 @@ impl PersistentRegistry {
         pending.value
     }
 
-    /// Until the commit that the value depends on is on disk.
+    /// Waits until the commit that the value depends on is on disk.
     fn wait<T>(&self, pending: Pending<Registry, T>) -> Result<T, StoreError> {
         let seq = pending.sequence_number();
         let value = self.memory.wait(pending)?;

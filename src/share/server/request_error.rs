@@ -10,7 +10,7 @@ pub(super) enum RequestError {
     /// The text names the field.
     #[error("{0}")]
     InvalidField(String),
-    /// To another connection or to a user.
+    /// The hostname went to another connection or to a user.
     #[error("{0}")]
     HostnameLost(String),
     #[error("UNAVAILABLE: it could not be stored or read, and nothing has changed; try again")]

@@ -22,7 +22,7 @@ use crate::storage::StoreError;
 const SIMILAR_FILES_MAX: usize = 100;
 /// The next request gets the others.
 const CHANGES_PER_RESPONSE: usize = 1_000;
-/// Output is buffered up to this.
+/// Output is buffered up to this size.
 const BUFFER_BYTES: usize = 32 * 1024;
 /// How long writing one buffer may take; only the connection itself is occupied meanwhile.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -167,7 +167,7 @@ impl RegistryServerInner {
         Ok(out.line(if has_open_host { b"}}}}" } else { b"}}" })?)
     }
 
-    /// From the cursor on, at most so many hosts. Returns whether the object of a host is still open.
+    /// Writes at most so many hosts from the cursor on. Returns whether the object of a host is still open.
     fn write_parts(
         &self,
         mut cursor: ListingCursor,
@@ -186,7 +186,7 @@ impl RegistryServerInner {
         Ok(has_open_host)
     }
 
-    /// Once there is a change, together with those that follow closely.
+    /// Responds once there is a change, together with those that follow closely.
     pub(super) fn write_changes(
         &self,
         asked: ChangesRequest,

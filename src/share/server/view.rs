@@ -20,16 +20,13 @@ pub struct HostView {
     pub hostname: Name,
     pub display_name: Arc<str>,
     pub ip: IpAddr,
-    /// Of its peer server.
     pub port: u16,
-    /// The published ones, by name.
+    /// Its published files, by name.
     pub files: Vec<(FileName, Arc<FileEntry>)>,
     pub file_count: u64,
-    /// The time of its last request.
     pub last_seen: Millis,
-    /// The current or last connection.
+    /// When its current or last connection registered.
     pub connected_at: Millis,
-    /// Its connection is open.
     pub online: bool,
 }
 
@@ -47,7 +44,6 @@ impl RegistryView {
         RegistryView { inner }
     }
 
-    /// Of the live hosts.
     pub fn totals(&self) -> RegistryTotals {
         self.read(|core, _now| core.totals())
     }
@@ -73,12 +69,12 @@ impl RegistryView {
         hosts
     }
 
-    /// The live ones, and how many of them belong to users.
+    /// The number of live hosts, and how many of them belong to users.
     pub fn host_counts(&self) -> (usize, usize) {
         self.read(|core, _now| (core.live_host_count(), core.live_user_count()))
     }
 
-    /// Live ones, from the n-th on.
+    /// The names of live hosts from the n-th on.
     pub fn host_names_from(&self, offset: usize, at_most: usize) -> Vec<Name> {
         self.read(|core, _now| core.names_from(offset, at_most))
     }
@@ -111,7 +107,7 @@ impl RegistryView {
         all
     }
 
-    /// A live one with all its files.
+    /// A live host with all its files.
     pub fn host(&self, hostname: &str) -> Option<HostView> {
         let host = self.read(|core, now| core.discover(now, hostname))?;
         let mut files = Vec::new();

@@ -15,7 +15,7 @@ use crate::share::unix_time::unix_seconds_of;
 use crate::share::wire::{FileEntry, FileName, Seconds};
 
 const HOSTS_PER_CHUNK: usize = 256;
-/// Where most of them are skipped.
+/// More accounts are read at a time where most of them are skipped.
 const ACCOUNTS_PER_SCAN: usize = 4_096;
 const DEFAULT_LIMIT: usize = 100;
 
@@ -83,7 +83,6 @@ fn chunked(head: Vec<u8>, entries: impl Iterator<Item = Vec<u8>> + Send + 'stati
 struct AdminPage {
     hosts: Vec<Name>,
     offline: Vec<User>,
-    /// On all pages.
     total: usize,
 }
 
@@ -99,7 +98,7 @@ impl AdminPage {
     }
 }
 
-/// Without producing the rest of the list.
+/// Finds a page without producing the rest of the list.
 fn find_page(view: &RegistryView, users: &Users, page: &PageRequest) -> Result<AdminPage, HttpError> {
     let PageRequest { query: sought, offset, limit } = page;
     let (hosts, in_all) = if sought.matches_everything() {
@@ -158,7 +157,7 @@ fn all_hosts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<
     })
 }
 
-/// Those without a live host, by name.
+/// The accounts without a live host, by name.
 fn offline_accounts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> {
     in_pages(move |after| {
         let accounts = users.list_page(after, HOSTS_PER_CHUNK).unwrap_or_else(|error| {

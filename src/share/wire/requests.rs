@@ -21,13 +21,13 @@ mod tests;
 pub use parsing::RequestData;
 use parsing::{RawField, display_name, files, missing, optional, optional_integer, required, secret};
 
-/// In bytes.
+/// The longest request in bytes.
 pub const REQUEST_MAX: usize = 16 << 20;
-/// Of a host.
+/// The most files of a host.
 pub const FILES_MAX: usize = 100_000;
-/// Of a token or secret, in bytes; ours are shorter.
+/// The longest token or secret in bytes; ours are shorter.
 pub(in crate::share) const SECRET_MAX: usize = 8 * 1024;
-/// Of PING's state, in characters.
+/// The longest state of a PING, in characters.
 const STATE_MAX: usize = 32;
 
 /// A host's files by name.
@@ -143,21 +143,21 @@ pub struct RegisterRequest {
     /// Whether it contains only visible characters is checked by the caller, who knows the accounts: an account of an
     /// earlier version may have any name.
     pub hostname: Name,
-    /// Of the host's peer server.
+    /// The port of the host's peer server.
     pub port: u16,
-    /// Of the peer server, if it is not the connection's own.
+    /// The address of the peer server, if it is not the connection's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip: Option<IpAddr>,
-    /// Defaults to the hostname.
+    /// The name shown to people; it defaults to the hostname.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub display_name: Option<Name>,
     /// All files. Without it there are none, or with a valid `resume` the former ones.
     #[serde(rename = "files_metadata", skip_serializing_if = "Option::is_none")]
     pub files: Option<FileMap>,
-    /// Of the user whose account has the hostname.
+    /// A token of the user whose account has the hostname.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,
-    /// From the last REGISTER.
+    /// The secret from the last REGISTER.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume: Option<Token>,
 }
@@ -193,7 +193,7 @@ impl Action for RegisterRequest {
 pub struct PublishRequest {
     pub hostname: Name,
     pub fname: FileName,
-    /// Always published.
+    /// The file; always published.
     pub entry: Arc<FileEntry>,
 }
 
@@ -232,10 +232,10 @@ impl Action for UnpublishRequest {
 #[derive(Debug, Clone, Serialize)]
 pub struct FileRequest {
     pub fname: FileName,
-    /// In bytes, when looking for duplicates: the response then has only the most similar files, each with its name.
+    /// The size in bytes, when looking for duplicates: the response then has only the most similar files, with names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// When looking for duplicates.
+    /// The modification time, when looking for duplicates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modified: Option<Seconds>,
 }
@@ -310,7 +310,7 @@ pub struct ChangesRequest {
     /// The changes after this number of an earlier response; without it, only the number to start from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<u64>,
-    /// For the first change, in seconds, at most [`WAIT_MAX_S`].
+    /// How long to wait for the first change, in seconds, at most [`WAIT_MAX_S`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait: Option<Seconds>,
 }
@@ -331,7 +331,7 @@ impl Action for ChangesRequest {
 /// The data of PING.
 #[derive(Debug, Clone, Serialize)]
 pub struct PingRequest {
-    /// Whose presence is asked for.
+    /// The host whose presence is asked for.
     pub hostname: Name,
     /// How busy the sender is; only for people who inspect the traffic.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -54,7 +54,7 @@ pub(in crate::share) struct ResponseHead<'a> {
     pub(in crate::share) reason: Option<String>,
 }
 
-/// It says no more than its status.
+/// A response that says no more than its status.
 #[derive(Debug, Deserialize)]
 pub struct EmptyAnswer {}
 
@@ -108,7 +108,6 @@ pub struct PingAnswer {
 pub struct ChangeEntry {
     pub hostname: Name,
     pub display_name: Name,
-    /// Of its peer server.
     pub addr: (IpAddr, u16),
     /// Absent if the host itself has changed.
     pub fname: Option<FileName>,
@@ -118,7 +117,7 @@ pub struct ChangeEntry {
 }
 
 impl ChangeEntry {
-    /// The host itself is no longer listed.
+    /// Whether the host itself is no longer listed.
     pub fn is_host_gone(&self) -> bool {
         self.fname.is_none() && self.entry == Some(None)
     }
@@ -132,7 +131,7 @@ fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: 
 /// The response to CHANGES.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChangesResponse {
-    /// Of the last change included.
+    /// The number of the last change included.
     pub version: u64,
     /// `None` if the whole list must be read instead.
     pub changes: Option<Vec<ChangeEntry>>,
@@ -141,7 +140,6 @@ pub struct ChangesResponse {
 /// A host in the response to LIST.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ListedHost {
-    /// Of its peer server.
     pub addr: (IpAddr, u16),
     /// An older registry sends none.
     pub display_name: Option<Name>,
@@ -153,12 +151,12 @@ pub struct ListedHost {
 /// The response to LIST.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListResponse {
-    /// Of all hosts.
+    /// The number of all hosts.
     pub total: u64,
     pub registry: BTreeMap<Name, ListedHost>,
 }
 
-/// As it is read.
+/// A file as it is read.
 #[derive(Deserialize)]
 pub(super) struct EntryFields {
     size: u64,

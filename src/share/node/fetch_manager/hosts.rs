@@ -7,9 +7,9 @@ use crate::share::node::{FileOwner, NodeError, NodeInner};
 use crate::share::transfer::{ContentIdentity, SourceFinder};
 use crate::share::wire::{FileName, HostEntry, PORT_MIN};
 
-/// Hosts whose content is compared with that of the others.
+/// So many hosts' contents are compared with each other.
 const COMPARED_HOSTS_MAX: usize = 2_048;
-/// Owners that are listed when the user has to choose one.
+/// So many owners are listed when the user has to choose one.
 const NAMED_OWNERS_MAX: usize = 100;
 
 pub(super) struct ReachableHosts {
@@ -18,7 +18,7 @@ pub(super) struct ReachableHosts {
     pub unreachable: Option<Name>,
 }
 
-/// Without ourselves and, unless the registry is on loopback, without hosts on loopback.
+/// Leaves out ourselves and, unless the registry is on loopback, hosts on loopback.
 pub(super) fn find_reachable_hosts(inner: &NodeInner, name: &FileName) -> Result<ReachableHosts, NodeError> {
     let mut hosts = inner.registry()?.request(name)?;
     hosts.retain(|host| host.hostname != inner.user);
@@ -48,7 +48,7 @@ impl SourceFinder for RegistrySourceFinder {
     }
 }
 
-/// Preferably one whose content is verifiable in pieces, then as a whole, then that which most hosts have.
+/// Prefers content that is verifiable in pieces, then as a whole, then the content that most hosts have.
 pub(super) fn choose_host(hosts: &[HostEntry]) -> Option<&HostEntry> {
     // Comparing each with all others is quadratic: of very many hosts, an evenly spaced sample is compared.
     let hosts: Vec<&HostEntry> = hosts.iter().step_by(hosts.len().div_ceil(COMPARED_HOSTS_MAX).max(1)).collect();
@@ -60,7 +60,7 @@ pub(super) fn choose_host(hosts: &[HostEntry]) -> Option<&HostEntry> {
     hosts.iter().max_by_key(rank).copied()
 }
 
-/// As far as is known: equal sizes, and equal digests where there are any.
+/// As far as is known, they have: the sizes are equal, and so are the digests where there are any.
 pub(super) fn have_same_content(hosts: &[HostEntry]) -> bool {
     let mut digests = hosts.iter().filter_map(|host| host.file.blake3);
     let digest = digests.next();

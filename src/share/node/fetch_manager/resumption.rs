@@ -15,7 +15,7 @@ use crate::share::transfer::{self, Fetch, FetchSpec, FetchStatus};
 
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Those that were in progress when the process or the user's session ended.
+/// Resumes the fetches that were in progress when the process or the user's session ended.
 pub(in crate::share::node) fn resume_all(inner: &Arc<NodeInner>) {
     let _resume_guard = inner.fetches.resume_lock.lock();
     let interrupted: Vec<FetchRow> = {
@@ -61,7 +61,7 @@ pub(super) fn resume(inner: &Arc<NodeInner>, row: &FetchRow) -> Result<(), NodeE
     }
 }
 
-/// Keeps the data, so that [`resume_all`] can continue.
+/// The data is kept, so that [`resume_all`] can continue.
 pub(in crate::share::node) fn suspend_all(inner: &NodeInner) {
     let running: Vec<Arc<Fetch>> = {
         let mut entries = inner.fetches.entries.lock();
@@ -84,7 +84,7 @@ pub(in crate::share::node) fn suspend_all(inner: &NodeInner) {
     }
 }
 
-/// For a fetch that does not run.
+/// Cancels a fetch that does not run.
 pub(super) fn discard(inner: &NodeInner, row: FetchRow) -> Result<Value, NodeError> {
     let folder = folder_of(&row);
     transfer::discard_leftovers(folder, &row.id).map_err(|error| folder_write_error(folder, &error))?;

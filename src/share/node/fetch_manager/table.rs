@@ -96,7 +96,7 @@ pub(super) fn evict_oldest(entries: &mut BTreeMap<String, FetchEntry>) {
     }
 }
 
-/// All but the newest lose their threads.
+/// All but the newest failed fetches lose their threads.
 pub(super) fn release_failed(entries: &mut BTreeMap<String, FetchEntry>) {
     let is_held = |entry: &&mut FetchEntry| entry.fetch.is_some() && entry.status() == FetchStatus::Failed;
     let mut failed: Vec<&mut FetchEntry> = entries.values_mut().filter(is_held).collect();

@@ -11,21 +11,20 @@ use super::NetworkSnapshot;
 use crate::share::client::{RegistryClient, RegistryClientError};
 use crate::share::wire::{ChangeEntry, ListResponse};
 
-/// Of a page: as many as the registry handles at once.
+/// A page has at most as many hosts as the registry handles at once.
 const PAGE_HOSTS_MAX: u64 = 256;
 /// The response has a size limit, and it is unknown how many files the hosts have.
 const FIRST_PAGE_HOSTS: u64 = 2;
 /// After a page with more files than this, the next one is smaller.
 pub(super) const PAGE_FILES_MAX: usize = 20_000;
-/// Of a snapshot: a larger network cannot be listed.
+/// A network with more files cannot be listed.
 const FILES_MAX: usize = 1_000_000;
-/// Of a snapshot: as many as a registry admits.
+/// A registry admits no more hosts.
 const HOSTS_MAX: u64 = 500_000;
-/// For the whole list.
+/// The whole list must be read within this time.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Not unlimited, because changes do not include when hosts were last seen.
+/// This is not unlimited, because changes do not include when hosts were last seen.
 const MAX_AGE_WHILE_FOLLOWED: Duration = Duration::from_secs(30);
-/// While the list is read.
 const BUFFERED_CHANGES_MAX: usize = 20_000;
 /// A snapshot with more files is dropped on a change instead of being updated.
 const APPLY_FILES_MAX: usize = 200_000;
@@ -121,7 +120,8 @@ impl NetworkCache {
         Ok(snapshot)
     }
 
-    /// Newer, after a search without results. However often it is called, only a fraction of the time goes into reading.
+    /// For a search without results. However often it is called, only a fraction of the time goes into reading the
+    /// list.
     pub(in crate::share::node) fn refreshed(
         &self,
         registry: &RegistryClient,
@@ -184,7 +184,7 @@ pub enum NetworkError {
     TooSlow,
 }
 
-/// Of the next page, after one of `hosts` hosts with `files` files.
+/// How many hosts to ask for after a page of `hosts` hosts with `files` files.
 pub(in crate::share::node) fn next_page_hosts(hosts: u64, files: usize) -> u64 {
     match files {
         0..5_000 => (hosts * 2).min(PAGE_HOSTS_MAX),

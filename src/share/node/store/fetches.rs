@@ -6,25 +6,25 @@ use crate::share::transfer::FetchStatus;
 use crate::share::wire::FileName;
 use crate::storage::{ReaderExt, Row, StoreError};
 
-/// Of a user; ended ones are dropped first, oldest first.
+/// A user has at most so many; ended ones are dropped first, the oldest first.
 pub const FETCHES_MAX: usize = 1_000;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchRow {
     pub id: String,
     pub file_name: FileName,
-    /// Of the complete file.
+    /// The path of the complete file.
     pub save_path: String,
     pub total_size: u64,
-    /// In bytes, when the row was written.
+    /// The bytes received when the row was written.
     pub downloaded_size: u64,
-    /// To resume with, or how it ended.
+    /// The status to resume with, or how it ended.
     pub status: FetchStatus,
     /// Why it failed or is waiting.
     pub error: Option<String>,
-    /// The complete file, by a digest.
+    /// The complete file was verified by a digest.
     pub is_verified: bool,
-    /// Chosen at the start.
+    /// The host that was chosen at the start.
     pub peer_hostname: String,
     pub peer_ip: String,
     pub began_at: Millis,
@@ -68,13 +68,13 @@ impl NodeStore {
         })
     }
 
-    /// For a fetch that could not start.
+    /// Deletes a fetch that could not start.
     pub fn delete_fetch(&self, id: &str) -> Result<(), StoreError> {
         let id = id.to_owned();
         self.database.write(move |tx| tx.execute("DELETE FROM share_fetch WHERE id = $1", &[(&id).into()]).map(drop))
     }
 
-    /// Oldest first.
+    /// A user's fetches, the oldest first.
     pub fn fetches(&self, owner: &Name) -> Result<Vec<FetchRow>, StoreError> {
         let sql =
             "SELECT id, file_name, save_path, total_size, downloaded_size, status, error, verified, peer_hostname,

@@ -1,5 +1,5 @@
-//! Parsing of requests. Fields are first split into raw JSON and then parsed one by one, so that each error can name its
-//! field. Unknown fields are skipped at no cost.
+//! Parsing of requests. Fields are first split into raw JSON and then parsed one by one, so that each error can name
+//! its field. Unknown fields are skipped at no cost.
 
 use std::fmt;
 use std::ops::Deref;
@@ -14,7 +14,7 @@ use crate::model::number::IntegerValue;
 use crate::model::{Name, Token, text};
 use crate::share::wire::{Digest, FILE_SIZE_MAX, FileEntry, FileName, Seconds, features};
 
-/// Of a reason that quotes the sender, and of a file name in it, so that there is room for what was expected.
+/// The longest reason that quotes the sender, and file name in it: there must be room for what was expected.
 const REASON_CHARS_MAX: usize = 200;
 const NAME_CHARS_MAX: usize = 80;
 
@@ -47,7 +47,7 @@ raw_fields! {
     FileFields: size, modified, created, published_at, is_published, blake3, pieces_root, features
 }
 
-/// Its fields are not parsed yet.
+/// The data of a request, whose fields are not parsed yet.
 pub struct RequestData<'a> {
     fields: RequestFields<'a>,
     whole: RawField<'a>,
@@ -58,7 +58,7 @@ impl<'a> RequestData<'a> {
         Ok(RequestData { fields: fields(whole)?, whole })
     }
 
-    /// Its fields are beside those of the action.
+    /// The file's fields are beside those of the action.
     pub(super) fn published_entry(&self) -> Result<FileEntry, String> {
         entry(&fields(self.whole)?, true)
     }
@@ -188,7 +188,7 @@ pub(super) fn missing(field: &str) -> String {
     format!("{field}: expected, but missing")
 }
 
-/// Without the position, which would count from the start of the field, and with types named as in JSON.
+/// The position is left out, as it would count from the start of the field, and types are named as in JSON.
 fn describe_error(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let message =
