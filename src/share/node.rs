@@ -296,7 +296,7 @@ impl Node {
     }
 
     pub fn fetches(&self) -> fetch_manager::FetchManager<'_> {
-        fetch_manager::FetchManager::of(&self.inner)
+        fetch_manager::FetchManager { inner: &self.inner }
     }
 }
 

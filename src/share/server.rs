@@ -5,7 +5,6 @@
 //! response is sent once everything that it is based on is on disk; the sign of life of a PING need not be.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::AtomicU64;
@@ -193,7 +192,7 @@ impl RegistryServer {
     }
 
     pub fn view(&self) -> RegistryView {
-        RegistryView::of(Arc::clone(&self.inner))
+        RegistryView { inner: Arc::clone(&self.inner) }
     }
 
     /// A user account of that name was created: an anonymous host that holds the hostname is removed.
@@ -242,12 +241,6 @@ impl RegistryServer {
 impl Drop for RegistryServer {
     fn drop(&mut self) {
         self.inner.close();
-    }
-}
-
-impl fmt::Debug for RegistryServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistryServer").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 

@@ -49,14 +49,10 @@ pub enum FetchAction {
 }
 
 pub struct FetchManager<'a> {
-    inner: &'a Arc<NodeInner>,
+    pub(super) inner: &'a Arc<NodeInner>,
 }
 
-impl<'a> FetchManager<'a> {
-    pub(super) fn of(inner: &'a Arc<NodeInner>) -> FetchManager<'a> {
-        FetchManager { inner }
-    }
-
+impl FetchManager<'_> {
     /// Starts to fetch a file, from any host or one owner's content. [`NodeError::SeveralOwners`] if hosts have
     /// different files of the name and no owner is given.
     pub fn start(&self, name: &FileName, owner: Option<&Name>, save_path: Option<&str>) -> Result<FetchRow, NodeError> {

@@ -1,6 +1,5 @@
 //! Read access to the registry for the server API, in pages.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -36,14 +35,10 @@ pub type ChangedHost = (Name, Option<(bool, u64)>);
 /// Clones access the same registry.
 #[derive(Clone)]
 pub struct RegistryView {
-    inner: Arc<RegistryServerInner>,
+    pub(super) inner: Arc<RegistryServerInner>,
 }
 
 impl RegistryView {
-    pub(super) fn of(inner: Arc<RegistryServerInner>) -> RegistryView {
-        RegistryView { inner }
-    }
-
     pub fn totals(&self) -> RegistryTotals {
         self.read(|core, _now| core.totals())
     }
@@ -179,11 +174,5 @@ impl RegistryView {
             log::error!("registry: {error}");
             T::default()
         })
-    }
-}
-
-impl fmt::Debug for RegistryView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").finish_non_exhaustive()
     }
 }
