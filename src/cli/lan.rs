@@ -90,9 +90,6 @@ enum LanCommand {
     Discover(discover::DiscoverArgs),
 }
 
-/// Runs the peer until its input ends, on QUIT, or until SIGINT or SIGTERM.
-///
-/// # Errors
 /// The peer could not start, or its input could not be read.
 pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("error");

@@ -31,7 +31,6 @@ mod words;
 
 use commands::ShareCommand;
 
-/// Default ports.
 const REGISTRY_PORT: u16 = 9000;
 const SERVER_API_PORT: u16 = 5500;
 const PORT_MIN_DEFAULT: u16 = 6000;
@@ -141,7 +140,7 @@ struct NodeArgs {
     discovery_port: u16,
 }
 
-/// For `value_parser`: an interval that keeps the registry connection alive.
+/// An interval that keeps the registry connection alive.
 fn parse_heartbeat(text: &str) -> Result<Duration, String> {
     let every = settings::parse_window(text)?;
     if every > HEARTBEAT_MAX {
@@ -151,9 +150,6 @@ fn parse_heartbeat(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs the node until a signal ends it, or runs one command.
-///
-/// # Errors
-/// A one-line description of what kept it from starting.
 pub fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(command) => {
@@ -220,14 +216,12 @@ fn node_config(args: &ShareArgs, name: Name) -> anyhow::Result<NodeProcessConfig
     })
 }
 
-/// The server's address and how to authenticate it.
 struct ServerAddress {
     host: String,
     registry_port: u16,
     api_port: u16,
     /// The certificate that it must show; `None`: without TLS.
     cert: Option<String>,
-    /// The server is on this machine.
     is_local: bool,
 }
 
@@ -268,10 +262,9 @@ fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<ServerAddress>
         );
     }
     let is_local = is_loopback(&host);
-    let cert = match &args.server_cert {
-        Some(cert) => Some(cert.clone()),
-        None if is_local => None,
-        None => known_certificate(&host)?,
+    let cert = match args.server_cert.clone() {
+        None if !is_local => known_certificate(&host)?,
+        given => given,
     };
     if cert.is_none() && !is_local && !insecure {
         bail!(
@@ -329,11 +322,7 @@ fn port_range(args: &NodeArgs) -> anyhow::Result<std::ops::RangeInclusive<u16>> 
 
 /// The address for other peers: they must be able to reach it wherever they reach the server.
 fn peer_bind_ip(flag: Option<IpAddr>, is_server_near: bool) -> IpAddr {
-    match flag {
-        Some(ip) => ip,
-        None if is_server_near => Ipv4Addr::LOCALHOST.into(),
-        None => Ipv4Addr::UNSPECIFIED.into(),
-    }
+    flag.unwrap_or(if is_server_near { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED }.into())
 }
 
 /// The flag, else `CLIENT_API_HOST`, else loopback. An unspecified address in the variable becomes loopback; commands
@@ -345,7 +334,6 @@ fn api_bind_ip(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
     Ok(settings::bind_address_from("CLIENT_API_HOST", "--api-bind")?.unwrap_or(Ipv4Addr::LOCALHOST.into()))
 }
 
-/// The home and the temporary folder, if they exist.
 fn default_folders() -> Vec<PathBuf> {
     let home = ["HOME", "USERPROFILE"].into_iter().find_map(std::env::var_os).map(PathBuf::from);
     home.into_iter().chain([std::env::temp_dir()]).filter(|folder| folder.is_dir()).collect()

@@ -20,11 +20,8 @@ const RESPONSES_MAX: usize = 10_000;
 /// How to probe.
 #[derive(Debug, Clone)]
 pub struct DiscoverConfig {
-    /// As for a peer: with 127.0.0.1, nothing leaves this host.
     pub bind: Ipv4Addr,
-    /// The port on which all peers receive announcements.
     pub discovery_port: u16,
-    /// How long to wait for responses.
     pub wait: Duration,
 }
 
@@ -47,7 +44,7 @@ pub struct DiscoveredPeer {
     pub user_id: UserId,
     /// Where it receives unicasts.
     pub addr: SocketAddr,
-    /// Names and ports of a server's services; empty for other peers.
+    /// Names and ports; empty unless it is a server.
     pub serves: Vec<(String, u16)>,
     /// SHA-256 of a server's certificate, in lower-case hex.
     pub cert_sha256: Option<String>,
@@ -58,7 +55,6 @@ pub struct DiscoveredPeer {
 /// Why the probe could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoverError {
-    /// The sockets cannot be opened.
     #[error(transparent)]
     Sockets(#[from] LanSocketsError),
     /// A thread cannot be started, or the host's addresses cannot be read.
@@ -91,7 +87,7 @@ pub fn discover(config: &DiscoverConfig) -> Result<DiscoverReport, DiscoverError
     for interface in all {
         let Some(ip) = sockets.source(&interface) else { continue };
         // Tells by which interface a broadcast comes back: if bound to one address, all of them come from there.
-        let message_id = random_hex::<8>();
+        let (message_id, timestamp) = (random_hex::<8>(), Some(Clock::start().now().0 / 1000));
         let announcement = Message::Discovery(Discovery {
             user_id: UserId { name: name.clone(), ip },
             port: sockets.own_addr().port(),
@@ -99,10 +95,7 @@ pub fn discover(config: &DiscoverConfig) -> Result<DiscoverReport, DiscoverError
             features: Features { ack: false, probe: true },
             serves: Vec::new(),
             cert_sha256: None,
-            stamp: MessageStamp {
-                timestamp: Some(Clock::start().now().0 / 1000),
-                message_id: Some(message_id.clone()),
-            },
+            stamp: MessageStamp { timestamp, message_id: Some(message_id.clone()) },
         });
         let bytes = wire::encode(&announcement).map_err(io::Error::other)?;
         if let Err(error) = sockets.broadcast(&interface, &bytes) {

@@ -15,11 +15,9 @@ use crate::storage::{CommitHandle, OpenError, ReaderExt, Row, Store, StoreError,
 #[cfg(test)]
 mod tests;
 
-/// How many messages are kept.
 pub const MESSAGES_MAX: u64 = 10_000;
 /// How many messages an insertion may evict: more than one, so that an excess shrinks.
 const EVICTED_PER_INSERT: u64 = 4;
-/// The file in the data dir.
 pub const FILE: &str = "lan.db";
 
 /// The migrations of the schema. The index covers only the few messages that wait for confirmation.
@@ -44,19 +42,12 @@ pub enum HistoryError {
     Lock(#[from] LockError),
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The database cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The data dir belongs to another peer.
     #[error("{} is the data dir of LAN peer {owner:?}: choose another --data-dir or --name", dir.display())]
-    NotOurs {
-        dir: PathBuf,
-        /// The name of that peer.
-        owner: String,
-    },
+    NotOurs { dir: PathBuf, owner: String },
 }
 
-/// Whether a message was sent or received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     Sent,
@@ -70,23 +61,20 @@ named! {
         NotAsked = "not asked",
         /// The ACK may still come.
         Waiting = "waiting",
-        /// The receiver has acknowledged it.
         Confirmed = "confirmed",
         /// No ACK came in time. It may have arrived all the same.
         Unconfirmed = "unconfirmed",
     }
 }
 
-/// A stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryEntry {
-    /// When it was sent or received, by our own clock.
     pub at: Millis,
     pub direction: Direction,
     pub kind: &'static TalkKind,
     /// The sender; of a message that we sent to one, the receiver.
     pub user_id: UserId,
-    /// The text as it is shown to the user.
+    /// It is stored as it is shown to the user.
     pub text: String,
     pub confirmation: Confirmation,
     pub message_id: Option<String>,
@@ -103,15 +91,14 @@ pub struct History {
 }
 
 impl History {
-    /// Opens the data dir of the LAN peer of that name, and creates it if it does not exist. DMs that still waited for
-    /// an ACK in an earlier run become unconfirmed, as nobody repeats them any more.
+    /// Opens the data dir of the LAN peer of that name, or creates it. DMs that still waited for an ACK in an earlier
+    /// run become unconfirmed, as nobody repeats them any more.
     pub fn open(dir: &Path, name: &Name) -> Result<History, HistoryError> {
         let lock = DataDirLock::acquire(dir)?;
         let history = History { store: Store::open(&dir.join(FILE), MIGRATIONS)?, _lock: lock };
+        let dir = dir.to_owned();
         match history.meta("name")? {
-            Some(owner) if nfc(&owner) != name.key() => {
-                return Err(HistoryError::NotOurs { dir: dir.to_owned(), owner });
-            }
+            Some(owner) if nfc(&owner) != name.key() => return Err(HistoryError::NotOurs { dir, owner }),
             Some(_) => {}
             None => history.set_meta("name", name.as_str())?,
         }
@@ -127,7 +114,6 @@ impl History {
         self.store.submit(move |tx| insert_message(tx, &entry))
     }
 
-    /// Appends a PROFILE and updates the own profile, in one transaction.
     pub fn append_profile(&self, entry: HistoryEntry, profile: Profile) -> CommitHandle {
         self.store.submit(move |tx| {
             insert_message(tx, &entry)?;
@@ -150,7 +136,6 @@ impl History {
         })
     }
 
-    /// The newest `count` messages, oldest first.
     pub fn newest(&self, count: usize) -> Result<Vec<HistoryEntry>, StoreError> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let mut entries = self.store.read(|reader| {
@@ -162,7 +147,7 @@ impl History {
         Ok(entries)
     }
 
-    /// The messages with a MESSAGE_ID that were received since `at`, oldest first.
+    /// Only messages with a MESSAGE_ID are returned, the oldest first.
     pub fn received_since(&self, at: Millis) -> Result<Vec<HistoryEntry>, StoreError> {
         self.store.read(|reader| {
             let sql = "SELECT at, sent, kind, name, ip, body, confirmation, message_id, source FROM lan_message
@@ -171,7 +156,6 @@ impl History {
         })
     }
 
-    /// The own profile; `None` if none was ever set.
     pub fn profile(&self) -> Result<Option<Profile>, StoreError> {
         self.store.read(|reader| {
             let sql = "SELECT display_name, status, avatar_type, avatar FROM lan_profile WHERE id = 1";
@@ -188,18 +172,15 @@ impl History {
         })
     }
 
-    /// The last port of the own socket.
     pub fn last_port(&self) -> Result<Option<u16>, StoreError> {
         let port = self.meta("port")?;
         port.map(|text| text.parse().map_err(|_| unknown_value("port", &text))).transpose()
     }
 
-    /// Stores the port of the own socket. It is on disk when this returns.
     pub fn set_last_port(&self, port: u16) -> Result<(), StoreError> {
         self.set_meta("port", &port.to_string())
     }
 
-    /// Waits until all submitted writes are on disk or have failed.
     pub fn sync_all(&self) {
         self.store.sync_all();
     }

@@ -1,13 +1,5 @@
 //! The LAN room: peers that discover each other by UDP broadcast and exchange messages without a server.
-//!
-//! | module | holds |
-//! |---|---|
-//! | [`wire`] | encoding and decoding of datagrams |
-//! | [`node`] | the protocol state machine of one peer, without I/O |
-//! | [`history`] | the peer's database: messages, profile, last port |
-//! | [`sockets`] | a peer's two UDP sockets |
-//! | [`peer`] | a running peer: threads that connect sockets, state machine and database |
-//! | [`discover`] | a single probe that lists who is on the network |
+//! The protocol is in [`node`], without I/O; [`peer`] connects it to the [`sockets`] and the [`history`].
 
 pub mod discover;
 pub mod history;
@@ -16,7 +8,6 @@ pub mod peer;
 pub mod sockets;
 pub mod wire;
 
-/// The default port on which peers receive announcements.
 pub const DISCOVERY_PORT: u16 = 50_999;
 
 /// The socket through which a datagram came.

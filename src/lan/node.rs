@@ -39,26 +39,21 @@ use self::pending_dms::{AcknowledgingStrangers, DueDm, PendingDms};
 use self::rate_limits::{RateLimit, SourceRateLimiter, TokenBucket};
 use self::seen_messages::SeenMessages;
 
-/// Datagrams that are accepted from one source address and port.
+/// This limit is for one source address and port.
 const DATAGRAMS_PER_SOURCE: RateLimit = RateLimit { burst: 200, per_s: 100 };
-/// How many sources each rate limiter tracks.
 const SOURCES_MAX: usize = 10_000;
-/// Drops that are notified one by one: far more than a user causes by hand. Further ones are only counted, in one
-/// summary a second.
+/// Far more drops than a user causes by hand. Those beyond are only counted, in one summary a second.
 const DROP_NOTIFICATIONS: RateLimit = RateLimit { burst: 200, per_s: 100 };
 const DROP_SUMMARY_INTERVAL_MS: u64 = 1_000;
-/// Peer lists that are sent to all hosts together: each may be a hundred times as long as its request.
+/// A peer list may be a hundred times as long as its request.
 const PEER_LISTS_IN_TOTAL: RateLimit = RateLimit { burst: 50, per_s: 20 };
-/// Peer lists that are sent to one host, so that it cannot use up the limit for all.
+/// One host must not use up the limit for all.
 const PEER_LISTS_PER_HOST: RateLimit = RateLimit { burst: 20, per_s: 2 };
-/// Answers to one host's announcements.
 const ANSWERS_PER_HOST: RateLimit = RateLimit { burst: 200, per_s: 50 };
 
-/// The state of one peer.
 pub struct Node {
     config: NodeConfig,
     name: Name,
-    /// When the current name was taken.
     named_at: Millis,
     addresses: HostAddresses,
     peers: PeerTable,
@@ -72,7 +67,6 @@ pub struct Node {
     rename_at: Option<Millis>,
     /// Addresses that are announced to directly, as broadcast does not reach them.
     static_peers: Vec<SocketAddrV4>,
-    /// The last broadcast.
     last_announced_at: Option<Millis>,
     /// `None` before the start.
     next_announce_at: Option<Millis>,
@@ -84,7 +78,6 @@ pub struct Node {
     /// Peers whose list was requested and has not come, and until when it is accepted.
     peer_list_requests: HashMap<SocketAddrV4, Millis>,
     drop_notification_bucket: TokenBucket,
-    /// How many drops go into the next summary, by cause.
     summarized_drops: BTreeMap<DropCause, u64>,
     drop_summary_at: Option<Millis>,
     has_notified_full: bool,
@@ -106,7 +99,6 @@ impl CallContext<'_> {
         self.effects.push(NodeEffect::Notify(notification));
     }
 
-    /// A random number below `end`.
     fn random_below(&mut self, end: u64) -> u64 {
         (self.random)() % end.max(1)
     }
@@ -152,7 +144,6 @@ impl Node {
         }
     }
 
-    /// Handles one event.
     pub fn handle(&mut self, now: Millis, event: NodeEvent, random: &mut dyn FnMut() -> u64) -> Vec<NodeEffect> {
         let ctx = &mut CallContext { now, date: now.shifted(self.wall_clock_ahead_ms), random, effects: Vec::new() };
         self.run_due_timers(ctx);
@@ -178,10 +169,7 @@ impl Node {
         std::mem::take(&mut ctx.effects)
     }
 
-    /// Executes a command of the user.
-    ///
-    /// # Errors
-    /// Why it is refused: then nothing has changed, and nothing is sent.
+    /// Executes a command of the user. If it is refused, nothing has changed, and nothing is sent.
     pub fn command(
         &mut self,
         now: Millis,
@@ -197,8 +185,7 @@ impl Node {
         Ok((outcome, std::mem::take(&mut ctx.effects)))
     }
 
-    /// Sets how far the wall clock is ahead of the time in `now`: messages are dated by the wall clock, timeouts run by
-    /// `now`.
+    /// How far the wall clock, which dates messages, is ahead of the time in `now`, by which timeouts run.
     pub fn set_wall_clock_ahead(&mut self, ms: i64) {
         self.wall_clock_ahead_ms = ms;
     }
@@ -239,7 +226,6 @@ impl Node {
         &self.counters
     }
 
-    /// The number of entries of each table.
     pub fn sizes(&self) -> TableSizes {
         TableSizes {
             peers: self.peers.len(),
@@ -270,8 +256,8 @@ impl Node {
                     self.send(ctx, to, message);
                 }
                 DueDm::GiveUp { message_id, user_id } => {
-                    ctx.effects
-                        .push(NodeEffect::StoreConfirmation { message_id: message_id.clone(), confirmed: false });
+                    let id = message_id.clone();
+                    ctx.effects.push(NodeEffect::StoreConfirmation { message_id: id, confirmed: false });
                     ctx.notify(Notification::DmUnconfirmed { to: user_id, message_id });
                 }
             }
@@ -317,11 +303,12 @@ impl Node {
         }
         let message = match message {
             Ok(message) => message,
-            Err(refused @ WireError::UnknownType(_)) => {
-                return self.drop_datagram(ctx, from, DropCause::UnknownType, || refused.to_string());
-            }
-            Err(refused @ WireError::Malformed(_)) => {
-                return self.drop_datagram(ctx, from, DropCause::Malformed, || refused.to_string());
+            Err(refused) => {
+                let cause = match refused {
+                    WireError::UnknownType(_) => DropCause::UnknownType,
+                    WireError::Malformed(_) => DropCause::Malformed,
+                };
+                return self.drop_datagram(ctx, from, cause, || refused.to_string());
             }
         };
         if let Message::Discovery(discovery) = &message
@@ -420,19 +407,16 @@ impl Node {
         candidates.find(|known_addr| self.peers.find_by_addr(*known_addr).is_some()).unwrap_or(source)
     }
 
-    /// Whether two addresses lead to the same socket.
     fn is_same_endpoint(&self, one: SocketAddrV4, other: SocketAddrV4) -> bool {
         let of = |addr: SocketAddrV4| (self.addresses.canonical(*addr.ip()), addr.port());
         of(one) == of(other)
     }
 
-    /// Whether an address leads to this node's own socket.
     fn is_self(&self, addr: SocketAddrV4) -> bool {
         addr.port() == self.config.port && self.addresses.reaches_own_socket(*addr.ip())
     }
 
-    /// Whether datagrams may be sent to an address. Unicasts to the discovery port of this host are never allowed: any
-    /// one of the sockets that share it would get them.
+    /// Unicasts to the discovery port of this host are not sent: any one of the sockets that share it would get them.
     fn may_send_to(&self, to: SocketAddrV4) -> bool {
         let shared = to.port() == self.config.discovery_port && self.addresses.is_own(*to.ip());
         to.port() != 0 && !shared && self.addresses.is_unicast(*to.ip())

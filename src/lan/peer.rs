@@ -32,11 +32,11 @@ use crate::net::log_throttle::LogThrottle;
 use crate::net::threads;
 use crate::storage::StoreError;
 
-/// Capacity of the queue of datagrams and commands for the node's thread.
+/// The queue holds datagrams and commands for the node's thread.
 const INPUT_QUEUE_MAX: usize = 1_024;
-/// Capacity of the queue of notifications. Excess ones are only counted; messages are in the history in any case.
+/// Excess notifications are only counted; messages are in the history in any case.
 const NOTIFICATION_QUEUE_MAX: usize = 1_024;
-/// How often the host's addresses are read, as networks come and go.
+/// The host's addresses are read again and again, as networks come and go.
 const INTERFACE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Messages that were received within this time before the start are deduplicated as well.
 const DEDUPLICATION_WINDOW: Duration = Duration::from_secs(60 * 60);
@@ -44,14 +44,12 @@ const DEDUPLICATION_WINDOW: Duration = Duration::from_secs(60 * 60);
 /// How to start a peer.
 #[derive(Debug, Clone)]
 pub struct LanPeerConfig {
-    /// The preferred name.
     pub name: Name,
     pub kind: NodeKind,
     /// 0.0.0.0 for every interface; with 127.0.0.1, nothing leaves this host.
     pub bind: std::net::Ipv4Addr,
-    /// The port of its own socket. `None` for the last one, or a free one of 8000 to 9999.
+    /// `None` for the last one, or a free one of 8000 to 9999.
     pub port: Option<u16>,
-    /// The port on which all peers receive announcements.
     pub discovery_port: u16,
     pub announce_every: Duration,
     /// After how long a silent peer is forgotten.
@@ -65,16 +63,13 @@ pub struct LanPeerConfig {
 /// Why a peer cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum LanPeerStartError {
-    /// The data dir cannot be used.
     #[error(transparent)]
     History(#[from] HistoryError),
-    /// The sockets cannot be opened.
     #[error(transparent)]
     Sockets(#[from] LanSocketsError),
     /// The name does not fit the rules of the wire format.
     #[error("name: {0}")]
     Name(String),
-    /// An address of [`LanPeerConfig::static_peers`] is invalid.
     #[error(transparent)]
     StaticPeer(#[from] CommandError),
     /// A thread cannot be started, or the host's addresses cannot be read.
@@ -91,10 +86,8 @@ impl From<StoreError> for LanPeerStartError {
 /// Why a command failed. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum LanCommandError {
-    /// The node refuses it.
     #[error(transparent)]
     Refused(#[from] CommandError),
-    /// The message could not be stored, so it was not sent.
     #[error("not kept, and so not sent: {0}")]
     NotStored(#[from] StoreError),
     /// The message does not fit into a datagram, or breaks a rule of the wire format.
@@ -121,18 +114,15 @@ struct LanPeerInner {
 counters! {
     /// Counters besides those of the node.
     pub struct LanPeerCounters {
-        /// Datagrams that were dropped because the input queue was full.
+        /// Datagrams dropped because the input queue was full.
         overrun,
-        /// Notifications that were dropped because their queue was full.
+        /// Notifications dropped because their queue was full.
         unseen,
-        /// Datagrams that could not be sent.
         not_sent,
-        /// Messages that could not be stored.
         not_kept,
     }
 }
 
-/// An input of the node's thread.
 enum DriverInput {
     Event(NodeEvent),
     Command(NodeCommand, Sender<Result<CommandOutcome, LanCommandError>>),
@@ -147,7 +137,6 @@ pub struct LanPeerSnapshot {
     /// All known peers, including servers.
     pub peers: Vec<PeerInfo>,
     pub counters: NodeCounters,
-    /// When the snapshot was taken.
     pub at: Millis,
     /// How many DMs that it sent still wait for an ACK.
     pub pending_dms: usize,
@@ -183,13 +172,8 @@ impl LanPeer {
         let earlier = history.as_ref().map(|history| history.received_since(since)).transpose()?.unwrap_or_default();
         let (inputs, input_receiver) = bounded(INPUT_QUEUE_MAX);
         let (notifications, notification_receiver) = bounded(NOTIFICATION_QUEUE_MAX);
-        let inner = Arc::new(LanPeerInner {
-            sockets,
-            history,
-            inputs,
-            notification_receiver,
-            counters: LanPeerCounters::default(),
-        });
+        let counters = LanPeerCounters::default();
+        let inner = Arc::new(LanPeerInner { sockets, history, inputs, notification_receiver, counters });
         let mut driver = NodeDriver {
             inner: Arc::clone(&inner),
             node,
@@ -219,20 +203,19 @@ impl LanPeer {
         Ok(peer)
     }
 
-    /// Executes a command. When this returns, its message is on disk and has been sent.
-    ///
-    /// # Errors
-    /// [`LanCommandError`]: nothing was sent.
+    /// Executes a command. When this returns, its message is on disk and has been sent; after an error, nothing was.
     pub fn command(&self, command: NodeCommand) -> Result<CommandOutcome, LanCommandError> {
-        let (responder, response) = bounded(1);
-        self.inner.inputs.send(DriverInput::Command(command, responder)).map_err(|_| LanCommandError::PeerStopped)?;
-        response.recv().map_err(|_| LanCommandError::PeerStopped)?
+        self.ask(|responder| DriverInput::Command(command, responder))?
     }
 
     /// The current state.
     pub fn snapshot(&self) -> Result<LanPeerSnapshot, LanCommandError> {
+        self.ask(DriverInput::Snapshot)
+    }
+
+    fn ask<T>(&self, input: impl FnOnce(Sender<T>) -> DriverInput) -> Result<T, LanCommandError> {
         let (responder, response) = bounded(1);
-        self.inner.inputs.send(DriverInput::Snapshot(responder)).map_err(|_| LanCommandError::PeerStopped)?;
+        self.inner.inputs.send(input(responder)).map_err(|_| LanCommandError::PeerStopped)?;
         response.recv().map_err(|_| LanCommandError::PeerStopped)
     }
 
@@ -256,8 +239,7 @@ impl LanPeer {
         self.inner.sockets.discovery_addr()
     }
 
-    /// The counters of the peer and its sockets, with names. Those of the node are in the
-    /// [snapshot](LanPeer::snapshot).
+    /// The counters of the peer and its sockets. Those of the node are in the [snapshot](LanPeer::snapshot).
     pub fn counters(&self) -> Vec<(String, u64)> {
         let of = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}{name}"), count)).collect::<Vec<_>>()
@@ -315,7 +297,6 @@ impl LanPeerInner {
     }
 }
 
-/// The state of the thread that owns the node.
 struct NodeDriver {
     inner: Arc<LanPeerInner>,
     node: Node,
@@ -332,12 +313,8 @@ impl NodeDriver {
         self.handle_event(NodeEvent::Started);
         loop {
             let now = self.clock.now();
-            let due = self
-                .node
-                .next_deadline()
-                .map_or(INTERFACE_POLL_INTERVAL, |at| now.until(at))
-                .min(INTERFACE_POLL_INTERVAL);
-            match inputs.recv_timeout(due) {
+            let due = self.node.next_deadline().map_or(INTERFACE_POLL_INTERVAL, |at| now.until(at));
+            match inputs.recv_timeout(due.min(INTERFACE_POLL_INTERVAL)) {
                 Ok(DriverInput::Event(event)) => self.handle_event(event),
                 Ok(DriverInput::Command(command, responder)) => {
                     let outcome = self.command(command);
@@ -533,7 +510,6 @@ fn random_u64(random: &SystemRandom) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// The database entry of a message.
 fn to_history_entry(entry: &MessageRecord, awaits_ack: bool) -> HistoryEntry {
     let talk = &entry.talk;
     let user_id = talk.to.as_ref().filter(|_| !entry.is_incoming).unwrap_or(&talk.from);

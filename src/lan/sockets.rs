@@ -7,8 +7,7 @@
 //!   interface from that interface's address. If it is bound to an address, everything comes from that.
 //! - A discovery socket bound to 127.255.255.255 receives only broadcasts on loopback; one bound to 0.0.0.0 receives
 //!   those and the broadcasts of every network.
-//! - A unicast to the discovery port reaches an arbitrary one of the host's peers. Therefore it is refused here for the
-//!   own host.
+//! - A unicast to the discovery port reaches an arbitrary one of the host's peers, so it is refused for the own host.
 //! - The kernel lets nothing leave the host from 127.0.0.1.
 
 use std::io::{self, ErrorKind};
@@ -22,25 +21,18 @@ use crate::net::peer_socket::{PeerSocket, PeerSocketCounters};
 
 pub use crate::net::peer_socket::PeerSocketEvent;
 
-/// The range from which a peer takes a free port if none is given.
 const AUTOMATIC_PORTS: std::ops::RangeInclusive<u16> = 8000..=9999;
 
-/// The broadcast address of loopback.
 const LOOPBACK_BROADCAST: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 255);
 
-/// How to choose the port of a peer's own socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortChoice {
     /// Exactly this port; 0 for any free one.
     Fixed(u16),
     /// The last port if that is free, else a random free one of 8000 to 9999.
-    Free {
-        /// The port of the previous run.
-        last_port: Option<u16>,
-    },
+    Free { last_port: Option<u16> },
 }
 
-/// How to bind a peer's sockets.
 #[derive(Debug, Clone, Copy)]
 pub struct LanSocketsConfig {
     /// 0.0.0.0 for every interface; 127.0.0.1 so that nothing leaves this host; another own address for that interface
@@ -83,7 +75,6 @@ pub struct LanSockets {
 }
 
 impl LanSockets {
-    /// Binds both sockets.
     pub fn open(config: LanSocketsConfig) -> Result<LanSockets, LanSocketsError> {
         let LanSocketsConfig { bind, port, discovery_port } = config;
         if discovery_port == 0 {
@@ -103,12 +94,11 @@ impl LanSockets {
         Ok(LanSockets { own, discovery })
     }
 
-    /// The address of the own socket. Its port is the PORT of the peer's announcements.
+    /// Its port is the PORT of the peer's announcements.
     pub fn own_addr(&self) -> SocketAddrV4 {
         self.own.local_addr()
     }
 
-    /// The address of the discovery socket.
     pub fn discovery_addr(&self) -> SocketAddrV4 {
         self.discovery.local_addr()
     }
@@ -119,32 +109,24 @@ impl LanSockets {
         interfaces::interfaces(Ipv4Addr::UNSPECIFIED)
     }
 
-    /// The source address of announcements by this interface, which they must name; `None` if this peer does not send
-    /// by it.
+    /// The source address that announcements by this interface must name; `None` if this peer does not send by it.
     pub fn source(&self, interface: &Interface) -> Option<Ipv4Addr> {
         interface.is_used_by(*self.own_addr().ip()).then(|| self.own.source(interface))
     }
 
-    /// Broadcasts a datagram on an interface's network. False if the interface has no broadcast address.
-    ///
-    /// # Errors
-    /// The system's, mostly because the interface has just gone.
+    /// False if the interface has no broadcast address.
     pub fn broadcast(&self, interface: &Interface, bytes: &[u8]) -> io::Result<bool> {
         self.own.broadcast(interface, self.discovery_addr().port(), bytes)
     }
 
-    /// Sends a datagram to one address from a given source address: the one that the datagram names, as receivers
-    /// compare the two. (A socket that is bound to an address sends from that alone.)
-    ///
-    /// # Errors
-    /// `InvalidInput` if the target is not the address of a single host, or is the discovery port of this host;
-    /// `PermissionDenied` if the peer is bound to loopback and the target is another host; the system's.
+    /// `from` is the source address that the datagram names, as receivers compare the two. (A socket that is bound to
+    /// an address sends from that alone.)
     pub fn send_from(&self, from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
         self.check_target(to)?;
         self.own.send_from(from, to, bytes)
     }
 
-    /// Sends a datagram that names no sender, from the address that the system chooses.
+    /// For a datagram that names no sender: the system chooses the source address.
     pub fn send(&self, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
         self.check_target(to)?;
         self.own.send(to, bytes)
@@ -165,8 +147,8 @@ impl LanSockets {
         Ok(())
     }
 
-    /// Reads a socket on the calling thread and passes everything to `handler`, until [`stop`](LanSockets::stop).
-    /// Neither a datagram nor a panic of `handler` ends it before.
+    /// Reads on the calling thread until [`stop`](LanSockets::stop). Neither a datagram nor a panic of `handler` ends it
+    /// before.
     pub fn read(&self, role: SocketRole, mut handler: impl FnMut(PeerSocketEvent<'_>)) {
         let is_loopback_only = self.is_loopback_only();
         self.socket(role).read(|event| {
@@ -182,13 +164,12 @@ impl LanSockets {
         });
     }
 
-    /// Stops reading both sockets. Sending remains possible.
+    /// Sending remains possible.
     pub fn stop(&self) {
         self.own.stop();
         self.discovery.stop();
     }
 
-    /// The counters of a socket.
     pub fn counters(&self, role: SocketRole) -> &PeerSocketCounters {
         self.socket(role).counters()
     }
@@ -224,8 +205,7 @@ fn bind_fixed(bind: Ipv4Addr, port: u16) -> Result<PeerSocket, LanSocketsError> 
     })
 }
 
-/// Tries the last port, then the whole range from a random port on, so that peers that start at the same time seldom
-/// try the same ports.
+/// Tries the last port, then all from a random one on: peers that start together seldom try the same ports.
 fn bind_free(
     bind: Ipv4Addr,
     last_port: Option<u16>,

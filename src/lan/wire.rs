@@ -27,7 +27,7 @@ pub use dm::Dm;
 pub use peer_list::PeerList;
 pub use post::Post;
 pub use profile::Profile;
-use reader::DatagramReader;
+use reader::{DatagramReader, with_key};
 pub use talk::{Talk, TalkKind, TalkType};
 use writer::DatagramWriter;
 
@@ -71,11 +71,9 @@ impl UserId {
     /// Parses `name@ip`, split at the last `@`.
     pub fn parse(text: &str) -> Result<UserId, String> {
         let (name, ip) = text.rsplit_once('@').ok_or_else(|| "expected name@ip, found no @".to_owned())?;
-        check_name(name).map_err(|problem| format!("name: {problem}"))?;
-        let ip = ip
-            .parse::<Ipv4Addr>()
-            .map_err(|_| format!("expected an IPv4 address behind the last @, not {}", validation::quoted(ip)))?;
-        Ok(UserId { name: Name::new(name)?, ip })
+        check_name(name).map_err(with_key("name"))?;
+        let bad_ip = |_| format!("expected an IPv4 address behind the last @, not {}", validation::quoted(ip));
+        Ok(UserId { ip: ip.parse::<Ipv4Addr>().map_err(bad_ip)?, name: Name::new(name)? })
     }
 }
 
@@ -91,23 +89,25 @@ pub struct MessageStamp {
 /// A decoded datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
-    /// PEER_DISCOVERY.
     Discovery(Discovery),
     /// What a user says: POST, DM, PROFILE.
     Talk(Talk),
     /// PEER_LIST_REQUEST: asks for the peers that the receiver knows.
-    PeerListRequest { from: UserId, stamp: MessageStamp },
-    /// PEER_LIST_RESPONSE.
+    PeerListRequest {
+        from: UserId,
+        stamp: MessageStamp,
+    },
     PeerListResponse(PeerList),
     /// ACK: the talk has arrived and is stored.
-    Ack { message_id: String },
+    Ack {
+        message_id: String,
+    },
 }
 
 const PEER_LIST_REQUEST: &str = "PEER_LIST_REQUEST";
 const ACK: &str = "ACK";
 
 impl Message {
-    /// The TYPE of the message.
     pub fn type_name(&self) -> &'static str {
         match self {
             Message::Discovery(_) => Discovery::TYPE,
@@ -130,11 +130,7 @@ impl Message {
     }
 }
 
-/// Decodes a datagram.
-///
-/// # Errors
-/// [`WireError::Malformed`] names the key and says what was expected. [`WireError::UnknownType`] is returned only for a
-/// datagram whose lines are otherwise valid.
+/// Decodes a datagram. [`WireError::UnknownType`] is returned only if its lines are otherwise valid.
 pub fn decode(datagram: &[u8]) -> Result<Message, WireError> {
     let reader = DatagramReader::parse(datagram)?;
     let message = match reader.require("TYPE")? {
@@ -156,11 +152,7 @@ pub fn decode(datagram: &[u8]) -> Result<Message, WireError> {
     Ok(message)
 }
 
-/// Encodes a message.
-///
-/// # Errors
-/// [`WireError::Malformed`] names the key whose value breaks a rule or makes the datagram too large. Nothing is
-/// truncated.
+/// Encodes a message. A value that breaks a rule or makes the datagram too large is an error: nothing is truncated.
 pub fn encode(message: &Message) -> Result<Vec<u8>, WireError> {
     let mut writer = DatagramWriter::begin(message.type_name());
     match message {
@@ -182,7 +174,7 @@ pub fn encode(message: &Message) -> Result<Vec<u8>, WireError> {
 /// Why a datagram cannot be decoded, or a message not encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// The datagram has an unknown TYPE, which is not an error of its sender.
+    /// An unknown TYPE is not an error of the sender.
     #[error("TYPE: {0:?} is not known")]
     UnknownType(String),
     /// The text names the key and says what was expected.

@@ -20,27 +20,22 @@ use crate::model::Token;
 use crate::net::conn::{Conn, ConnReader, ConnWriter};
 use crate::net::deadline::DeadlineRead;
 
-/// Maximum size of a response, bytes.
 const RESPONSE_BYTES_MAX: u64 = 64 << 20;
 /// Used as the timeout where there is none.
 const NO_DEADLINE: Duration = Duration::from_secs(3600);
 
-/// A response of the API.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiResponse {
-    /// HTTP status.
     pub status: u16,
-    /// The body; null if it is not JSON.
+    /// Null if it is not JSON.
     pub body: Value,
 }
 
 impl ApiResponse {
-    /// Whether the request succeeded.
     pub fn is_ok(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
-    /// The server's reason for a failure.
     pub fn error(&self) -> String {
         self.body["error"].as_str().map_or_else(|| format!("it answered with status {}", self.status), str::to_owned)
     }
@@ -50,9 +45,8 @@ impl ApiResponse {
 #[derive(Debug, thiserror::Error)]
 #[error("{address} does not answer: {reason}")]
 pub struct ApiUnreachable {
-    /// Its address as `host:port`.
+    /// The API's address as `host:port`.
     pub address: String,
-    /// What went wrong.
     pub reason: String,
 }
 
@@ -60,13 +54,13 @@ pub struct ApiUnreachable {
 #[derive(Debug, Clone)]
 pub struct ApiClient {
     address: String,
-    /// Host name and port, if the host is not an IP address; it is resolved for each request.
+    /// If the host is not an IP address: host name and port, resolved for each request.
     name: Option<(String, u16)>,
     agent: Agent,
 }
 
 impl ApiClient {
-    /// A client of the API at this host and port. With a certificate's SHA-256 it uses TLS and accepts only that one.
+    /// With a certificate's SHA-256, it uses TLS and accepts only that one.
     pub fn new(host: &str, port: u16, cert_sha256: Option<&str>, timeout: Duration) -> ApiClient {
         let name = host.parse::<std::net::IpAddr>().is_err().then(|| (host.to_owned(), port));
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
@@ -88,18 +82,16 @@ impl ApiClient {
         &self.address
     }
 
-    /// Sends a GET request; the path includes the query.
+    /// The path includes the query.
     pub fn get(&self, path: &str, token: Option<&Token>) -> Result<ApiResponse, ApiUnreachable> {
         self.read(self.with_headers(self.agent.get(self.url(path)), token).call())
     }
 
-    /// Sends a POST request with a JSON body.
     pub fn post(&self, path: &str, token: Option<&Token>, body: &Value) -> Result<ApiResponse, ApiUnreachable> {
         let request = self.agent.post(self.url(path)).content_type("application/json");
         self.read(self.with_headers(request, token).send(body.to_string()))
     }
 
-    /// Adds the headers of every request.
     fn with_headers<B>(&self, mut request: RequestBuilder<B>, token: Option<&Token>) -> RequestBuilder<B> {
         if let Some(host) = self.host_header() {
             request = request.header("Host", host);
@@ -115,8 +107,7 @@ impl ApiClient {
     fn host_header(&self) -> Option<String> {
         let (name, port) = self.name.as_ref()?;
         // If it does not resolve, the request itself fails with that error.
-        let addr = (name.as_str(), *port).to_socket_addrs().ok()?.next()?;
-        Some(addr.to_string())
+        Some((name.as_str(), *port).to_socket_addrs().ok()?.next()?.to_string())
     }
 
     fn url(&self, path: &str) -> String {
@@ -141,7 +132,6 @@ fn describe_error(error: &Error) -> String {
     }
 }
 
-/// Connects over TLS to a server with the pinned certificate.
 #[derive(Debug)]
 struct PinnedConnector {
     pin: String,

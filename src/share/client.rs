@@ -18,10 +18,10 @@ use crate::model::Name;
 use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
 
-/// Maximum size of a response: a page of a list, with room for hosts that have very many files.
+/// The longest response is a page of a list: there is room for hosts that have very many files.
 const RESPONSE_BYTES_MAX: usize = 256 << 20;
 
-/// Maximum number of characters of a server's text that are passed on.
+/// No more than this is passed on of a server's text.
 const REASON_CHARS_MAX: usize = 500;
 
 /// The certificate that a registry must present: its SHA-256, 64 hex digits.
@@ -29,10 +29,7 @@ const REASON_CHARS_MAX: usize = 500;
 pub struct CertificatePin(String);
 
 impl CertificatePin {
-    /// Checks that the text is a fingerprint.
-    ///
-    /// # Errors
-    /// It is not 64 hex digits.
+    /// Parses 64 hex digits.
     pub fn new(text: &str) -> Result<CertificatePin, String> {
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err("expected 64 hex digits".to_owned());
@@ -46,16 +43,13 @@ impl CertificatePin {
     }
 }
 
-/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryClientError {
-    /// The registry refused the request, for this reason.
     #[error("{0}")]
     Refused(String),
-    /// There is no connection, or it broke; whether a requested change was made is not known.
+    /// Whether a requested change was made is not known.
     #[error("no connection to the registry: {0}")]
     Disconnected(String),
-    /// The response does not fit the request.
     #[error("the registry gave no proper answer: {0}")]
     InvalidResponse(String),
 }
@@ -65,20 +59,13 @@ pub enum RegistryClientError {
 pub struct RegistryClient {
     timeout: Duration,
     local_addr: Option<SocketAddr>,
-    connection: Mutex<OpenConnection>,
+    reader: Mutex<LineReader<ConnReader>>,
     writer: ConnWriter,
     is_closed: AtomicBool,
 }
 
-struct OpenConnection {
-    reader: LineReader<ConnReader>,
-}
-
 impl RegistryClient {
     /// Connects, with TLS if a certificate is pinned; `timeout` applies to that and to every call.
-    ///
-    /// # Errors
-    /// [`RegistryClientError::Disconnected`]: nothing listens there, or its certificate is not the pinned one.
     pub fn connect(
         at: SocketAddr,
         tls: Option<CertificatePin>,
@@ -95,24 +82,22 @@ impl RegistryClient {
         };
         let (source, writer) = conn.split();
         let limits = LineLimits { max_bytes: RESPONSE_BYTES_MAX, message_timeout: timeout, idle_timeout: timeout };
-        let connection = Mutex::new(OpenConnection { reader: LineReader::new(source, limits) });
-        Ok(RegistryClient { timeout, local_addr, connection, writer, is_closed: AtomicBool::new(false) })
+        let reader = Mutex::new(LineReader::new(source, limits));
+        Ok(RegistryClient { timeout, local_addr, reader, writer, is_closed: AtomicBool::new(false) })
     }
 
-    /// The local address, which is the one that the registry sees if no NAT is in between.
+    /// The registry sees the same address if no NAT is in between.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
     }
 
-    /// Whether the connection is closed.
     pub fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Relaxed)
     }
 
-    /// Checks without a request whether the other end has closed the connection. During a call it does not check: the
-    /// call finds out by itself.
+    /// Whether the other end has closed the connection. During a call it does not check: the call finds out by itself.
     pub fn detect_disconnect(&self) -> bool {
-        let Some(_nobody_else) = self.connection.try_lock() else { return self.is_closed() };
+        let Some(_nobody_else) = self.reader.try_lock() else { return self.is_closed() };
         let stream = self.writer.stream();
         let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
         let is_usable = stream.set_nonblocking(false).is_ok();
@@ -158,8 +143,8 @@ impl RegistryClient {
         Ok(self.request_holders(wanted)?.into_iter().map(|holder| holder.host).collect())
     }
 
-    /// REQUEST with a size: other hosts' files with that name or size, the most similar first. (An older registry
-    /// considers only the name.)
+    /// REQUEST with a size: other hosts' files of that name or size, the most similar first; of an older registry, of
+    /// that name.
     pub fn similar_files(
         &self,
         fname: &FileName,
@@ -196,10 +181,7 @@ impl RegistryClient {
     }
 
     /// CHANGES: what has changed since that number, waiting for the first change up to `wait`; without a number, where
-    /// to start. Needs a connection of its own: all other calls wait meanwhile.
-    ///
-    /// # Errors
-    /// [`RegistryClientError`]; an older registry refuses the request.
+    /// to start. Needs a connection of its own: all other calls wait meanwhile. An older registry refuses.
     pub fn changes(&self, since: Option<u64>, wait: Seconds) -> Result<ChangesResponse, RegistryClientError> {
         let response = self.call(&ChangesRequest { since, wait: Some(wait) })?;
         let version = response.version.ok_or_else(|| self.invalid_response("CHANGES: version is missing"))?;
@@ -220,13 +202,13 @@ impl RegistryClient {
     /// Sends the request of any action and reads its response.
     pub fn call<A: Action>(&self, request: &A) -> Result<A::Answer, RegistryClientError> {
         let line = requests::write(request);
-        let mut connection = self.connection.lock();
+        let mut reader = self.reader.lock();
         if self.is_closed() {
             return Err(RegistryClientError::Disconnected("it was closed".to_owned()));
         }
         let deadline = Instant::now() + self.timeout;
         let exchange = self.writer.write_line(&line, deadline).map_err(|error| error.to_string());
-        let response = exchange.and_then(|()| match connection.reader.read_line_before(deadline) {
+        let response = exchange.and_then(|()| match reader.read_line_before(deadline) {
             Ok(Some(response)) => Ok(response),
             Ok(None) => Err("the registry closed the connection".to_owned()),
             Err(error) => Err(error.to_string()),
@@ -235,7 +217,7 @@ impl RegistryClient {
             self.close();
             RegistryClientError::Disconnected(why)
         })?;
-        drop(connection);
+        drop(reader);
         let invalid = |error: serde_json::Error| self.invalid_response(&error.to_string());
         if leading_status(&response).is_some_and(|status| A::STATUSES.contains(&status)) {
             return serde_json::from_str(&response).map_err(invalid);
@@ -255,7 +237,7 @@ impl RegistryClient {
         }
     }
 
-    /// Closes the connection, since its state is unknown after an invalid response.
+    /// After an invalid response, the state of the connection is unknown.
     fn invalid_response(&self, what: &str) -> RegistryClientError {
         self.close();
         RegistryClientError::InvalidResponse(truncate_reason(what))

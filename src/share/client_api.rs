@@ -38,7 +38,6 @@ use links::DownloadLinks;
 use table::ROUTES;
 use uploads::UploadSink;
 
-/// The handler of the client API.
 pub struct ClientApi {
     nodes: Arc<Nodes>,
     authenticator: Authenticator,
@@ -53,13 +52,11 @@ struct AuthenticatedUser {
 }
 
 impl ClientApi {
-    /// Serves the users of these nodes.
     pub fn new(nodes: Arc<Nodes>, authenticator: Authenticator) -> ClientApi {
         let links = DownloadLinks::new(nodes.clock());
         ClientApi { nodes, authenticator, links }
     }
 
-    /// Every route, to describe the API.
     pub fn route_specs() -> impl Iterator<Item = (RouteAccess, &'static RouteSpec)> {
         routes::specs(ROUTES)
     }
@@ -94,7 +91,6 @@ impl ClientApi {
         }
     }
 
-    /// The user's node.
     fn node_of(&self, user: &AuthenticatedUser) -> Result<Arc<Node>, HttpError> {
         self.nodes.get(&user.name).ok_or_else(|| NodeError::NotJoined.into())
     }
@@ -109,7 +105,6 @@ impl ClientApi {
         Ok(Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(events) })
     }
 
-    /// The node's name and version, and its server.
     fn node_info(&self, _: &RouteCall<'_>) -> HandlerResult {
         let settings = self.nodes.settings();
         let host = &settings.server_host;
@@ -152,7 +147,7 @@ impl ClientApi {
             let reason = format!("{field}: this node has one server, {expected}: leave it out, or start another node");
             HttpError::new(StatusCode::FORBIDDEN, reason)
         };
-        if fields.get("server_ip").is_some() && !is_same_host(fields.any_text("server_ip")?, &settings.server_host) {
+        if text_if_given(&fields, "server_ip")?.is_some_and(|ip| !is_same_host(ip, &settings.server_host)) {
             return Err(only("server_ip", &settings.server_host));
         }
         if let Some(port) = fields.optional_integer("server_port", u64::from(u16::MAX))?
@@ -160,10 +155,10 @@ impl ClientApi {
         {
             return Err(only("server_port", &settings.registry_port.to_string()));
         }
-        let advertise_ip = match fields.get("advertise_ip") {
+        let advertise_ip = match text_if_given(&fields, "advertise_ip")? {
             None => None,
-            Some(_) => {
-                let ip = fields.any_text("advertise_ip")?.parse::<IpAddr>().map(|ip| ip.to_canonical());
+            Some(ip) => {
+                let ip = ip.parse::<IpAddr>().map(|ip| ip.to_canonical());
                 let ip = ip.ok().filter(|ip| !ip.is_unspecified() && !ip.is_multicast());
                 Some(ip.ok_or_else(|| HttpError::bad_request("advertise_ip: expected the IP address of one host"))?)
             }
@@ -203,7 +198,7 @@ impl http::HttpHandler for ClientApi {
             node.note_activity();
             begin(&node, &call)
         });
-        let begun = begun.map(|upload| Box::new(UploadSink::new(upload, route)) as _).map_err(|refusal| {
+        let begun = begun.map(|upload| Box::new(UploadSink { upload, route }) as _).map_err(|refusal| {
             let response = refusal.into();
             route.assert_conforms(&response);
             response
@@ -212,9 +207,12 @@ impl http::HttpHandler for ClientApi {
     }
 }
 
-/// Whether a path is in the part of the API that requires a token.
 fn requires_token(path: &str) -> bool {
     path.starts_with("/api/client/")
+}
+
+fn text_if_given<'f>(fields: &'f JsonFields, field: &str) -> Result<Option<&'f str>, HttpError> {
+    fields.get(field).map(|_| fields.any_text(field)).transpose()
 }
 
 fn file_name(fields: &JsonFields, field: &str) -> Result<FileName, HttpError> {
@@ -225,7 +223,7 @@ fn host_name(text: &str) -> Result<Name, HttpError> {
     Name::from_stored(text).map_err(|wrong| HttpError::bad_request(format!("the hostname: {wrong}")))
 }
 
-/// Whether two spellings mean the same host: addresses can be written in several ways.
+/// Addresses can be written in several ways.
 fn is_same_host(given: &str, server: &str) -> bool {
     let address = |text: &str| match text {
         "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
@@ -234,7 +232,7 @@ fn is_same_host(given: &str, server: &str) -> bool {
     given.eq_ignore_ascii_case(server) || address(given).is_some_and(|ip| address(server) == Some(ip))
 }
 
-/// The response to an error of a path in a request field: the message begins with the field's name.
+/// The message of an error of a path begins with the name of the request's field.
 fn to_field_http_error(field: &str, error: NodeError) -> HttpError {
     let is_of_path = matches!(error, NodeError::Path(_));
     let mut refusal = HttpError::from(error);
@@ -247,9 +245,11 @@ fn to_field_http_error(field: &str, error: NodeError) -> HttpError {
 impl From<NodeError> for HttpError {
     fn from(error: NodeError) -> HttpError {
         let status = match &error {
-            NodeError::NotJoined | NodeError::Conflict(_) | NodeError::Duplicates(_) | NodeError::SeveralOwners(_) => {
-                StatusCode::CONFLICT
-            }
+            NodeError::NotJoined
+            | NodeError::Conflict(_)
+            | NodeError::Duplicates(_)
+            | NodeError::SeveralOwners(_)
+            | NodeError::RegistryRefused(_) => StatusCode::CONFLICT,
             NodeError::Folder { is_full: true, .. } => StatusCode::INSUFFICIENT_STORAGE,
             NodeError::Folder { is_full: false, .. } => StatusCode::SERVICE_UNAVAILABLE,
             NodeError::Path(error) => match error {
@@ -268,7 +268,6 @@ impl From<NodeError> for HttpError {
             NodeError::Invalid(_) => StatusCode::BAD_REQUEST,
             NodeError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             NodeError::NotFound(_) => StatusCode::NOT_FOUND,
-            NodeError::RegistryRefused(_) => StatusCode::CONFLICT,
             NodeError::Store(_) | NodeError::RegistryUnreachable(_) | NodeError::Busy(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

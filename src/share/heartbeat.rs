@@ -1,54 +1,40 @@
-//! When a node sends heartbeats: the busier it is, the more often. A pure state machine.
-//!
-//! It has no clock, thread or allocation: a day of a hundred thousand nodes is simulated in a second or two. See
-//! `docs/spec/share.md`, "Heartbeat".
+//! When a node sends heartbeats: the busier it is, the more often. A state machine without clock, thread or allocation:
+//! a day of a hundred thousand nodes is simulated in a second or two. See `docs/spec/share.md`, "Heartbeat".
 
 use std::time::Duration;
 
 use crate::model::{Millis, named};
 
-/// Heartbeat interval of an idle node.
 pub const IDLE_INTERVAL: Duration = Duration::from_secs(300);
-/// Default heartbeat interval of a node in use.
+/// The default for a node in use.
 pub const ACTIVE_INTERVAL: Duration = Duration::from_secs(60);
-/// Heartbeat interval while a file is sent or fetched.
 pub const BUSY_INTERVAL: Duration = Duration::from_secs(30);
-/// A node is idle after this long without use.
 pub const IDLE_AFTER: Duration = Duration::from_secs(300);
 
 named! {
     /// A node's state, as `PING` and the client API name it.
     #[derive(Hash)]
     pub enum PresenceState {
-        /// There is no connection to the registry.
         Disconnected = "disconnected",
-        /// A connection is being made.
         Connecting = "connecting",
         /// The node has not been used for [`IDLE_AFTER`].
         Idle = "idle",
-        /// The node is in use.
         Active = "active",
-        /// A file is being sent or fetched.
+        /// The node sends or fetches a file.
         Busy = "busy",
     }
 }
 
-/// An event at the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeartbeatEvent {
-    /// It starts connecting to the registry.
     Connecting,
-    /// It has registered, which counts as a heartbeat.
+    /// The node has registered, which counts as a heartbeat.
     Connected,
-    /// The connection is lost.
     Disconnected,
-    /// A user made a request.
+    /// The user made a request.
     Used,
-    /// A file transfer has started.
     TransferStarted,
-    /// A file transfer has ended.
     TransferEnded,
-    /// A heartbeat was sent.
     HeartbeatSent,
 }
 
@@ -93,7 +79,6 @@ impl Heartbeat {
         }
     }
 
-    /// Applies an event.
     pub fn handle(&mut self, now: Millis, event: HeartbeatEvent) {
         match event {
             HeartbeatEvent::Connecting => self.link = LinkState::Opening,
@@ -117,7 +102,6 @@ impl Heartbeat {
         }
     }
 
-    /// The node's state.
     pub fn state(&self, now: Millis) -> PresenceState {
         match self.link {
             LinkState::Down => PresenceState::Disconnected,
@@ -130,12 +114,11 @@ impl Heartbeat {
 
     /// The heartbeat interval in a state; without a connection, the one it will have when connected.
     pub fn interval(&self, state: PresenceState) -> Duration {
+        let active = Duration::from_millis(self.active_interval_ms);
         match state {
-            PresenceState::Disconnected | PresenceState::Connecting | PresenceState::Active => {
-                Duration::from_millis(self.active_interval_ms)
-            }
-            PresenceState::Idle => IDLE_INTERVAL.max(Duration::from_millis(self.active_interval_ms)),
-            PresenceState::Busy => BUSY_INTERVAL.min(Duration::from_millis(self.active_interval_ms)),
+            PresenceState::Disconnected | PresenceState::Connecting | PresenceState::Active => active,
+            PresenceState::Idle => IDLE_INTERVAL.max(active),
+            PresenceState::Busy => BUSY_INTERVAL.min(active),
         }
     }
 

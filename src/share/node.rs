@@ -55,37 +55,29 @@ pub use uploads::process_upload_permits;
 /// How long an operation waits for the registry, reconnecting included.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Configuration of a process's nodes.
 #[derive(Debug, Clone)]
 pub struct NodeSettings {
-    /// Host of the registry and of the server API.
+    /// The host of both the registry and the server API.
     pub server_host: String,
-    /// The registry's port on that host.
     pub registry_port: u16,
-    /// The certificate that the registry must present over TLS; none: the connection does not use TLS.
+    /// The certificate that the registry must present over TLS; without it, the connection does not use TLS.
     pub pin: Option<CertificatePin>,
-    /// Address that peer ports listen on.
     pub bind: IpAddr,
-    /// Range from which free peer ports are taken.
+    /// Free peer ports are taken from this range.
     pub ports: RangeInclusive<u16>,
     /// Address to announce to the registry instead of the one that it sees.
     pub advertise_ip: Option<IpAddr>,
-    /// Heartbeat interval of a node in use.
+    /// The heartbeat interval of a node in use.
     pub heartbeat_active: Duration,
-    /// Folder of the node's store.
     pub data_dir: PathBuf,
 }
 
-/// What nodes are built from.
 #[derive(Debug, Clone)]
 pub struct NodeContext {
-    /// For the peer ports: threads, and the limits on connections and received data.
     pub listener_context: ListenerContext,
-    /// The process's clock.
     pub clock: Clock,
-    /// The node's store on disk.
     pub store: NodeStore,
-    /// Bound the simultaneous uploads of all users: see [`process_upload_permits`].
+    /// These bound the uploads of all users: see [`process_upload_permits`].
     pub upload_permits: Permits,
 }
 
@@ -110,11 +102,9 @@ pub(super) struct NodeInner {
     fetches: FetchTable,
     registry_commands: Sender<RegistryCommand>,
     hash_commands: Sender<HashCommand>,
-    /// The change follower's connection to the registry.
     follower_connection: Mutex<Option<Arc<RegistryClient>>>,
     peer_server: PeerServer,
     upload_permits: Permits,
-    /// See [`Node::lock_listing`].
     listing_lock: Mutex<()>,
     is_stopping: AtomicBool,
 }
@@ -143,7 +133,6 @@ impl NodeInner {
         NodeError::RegistryUnreachable(why.unwrap_or_else(|| "the registry has not been reached yet".to_owned()))
     }
 
-    /// The connection to the registry, if there is one.
     fn registry(&self) -> Result<Arc<RegistryClient>, NodeError> {
         let registry = {
             let state = self.state.lock();
@@ -155,12 +144,12 @@ impl NodeInner {
         registry.filter(|registry| !registry.is_closed()).ok_or_else(|| self.registry_unreachable())
     }
 
-    /// Whether the registry is on this host; only then may peers at loopback addresses be fetched from.
+    /// Only in that case may peers at loopback addresses be fetched from.
     fn is_registry_on_loopback(&self) -> bool {
         self.state.lock().registry_addr.is_some_and(|addr| addr.ip().to_canonical().is_loopback())
     }
 
-    /// Feeds an event to the heartbeat's state machine, and notifies subscribers if the node's status changes by it.
+    /// Notifies subscribers if the node's status changes by the event.
     fn handle_heartbeat_event(&self, event: heartbeat::HeartbeatEvent) {
         let now = self.context.clock.now();
         let (before, after) = {
@@ -195,32 +184,28 @@ impl NodeInner {
 }
 
 impl Node {
-    /// Whether a transfer to a peer is in progress.
     pub(super) fn is_sending(&self) -> bool {
         self.inner.peer_server.active_transfers() > 0
     }
 
-    /// Whether it has joined the network.
     pub fn is_joined(&self) -> bool {
         self.inner.is_joined()
     }
 
-    /// The node's user.
     pub fn user(&self) -> &Name {
         &self.inner.user
     }
 
-    /// Address of its peer port.
     pub fn peer_addr(&self) -> SocketAddr {
         self.inner.peer_server.local_addr()
     }
 
-    /// Notes that the user is active, which makes heartbeats more frequent.
+    /// Makes heartbeats more frequent.
     pub fn note_activity(&self) {
         self.inner.handle_heartbeat_event(heartbeat::HeartbeatEvent::Used);
     }
 
-    /// Its status, in the client API's JSON form.
+    /// In the client API's JSON form.
     pub fn status(&self) -> Value {
         self.inner.status()
     }
@@ -228,17 +213,14 @@ impl Node {
     /// The response of the client API's `init`.
     pub fn client_json(&self) -> Value {
         let mut client = self.inner.status();
-        let settings = &self.inner.settings;
-        let advertise_ip = self.inner.state.lock().advertise_ip;
         client["username"] = json!(self.inner.user);
-        client["server_host"] = json!(settings.server_host);
-        client["server_port"] = json!(settings.registry_port);
-        client["advertise_ip"] = json!(advertise_ip);
+        client["server_host"] = json!(self.inner.settings.server_host);
+        client["server_port"] = json!(self.inner.settings.registry_port);
+        client["advertise_ip"] = json!(self.inner.state.lock().advertise_ip);
         client
     }
 
-    /// Subscribes to the node's events, from now on or from after that event, until the session ends. None if there are
-    /// too many subscribers.
+    /// Subscribes from now on or from after that event, until the session ends; none if there are too many subscribers.
     pub fn watch(&self, session: WatchSession, last_event_id: Option<&str>) -> Option<http::EventStream> {
         let events = self.inner.events.add(session, last_event_id);
         // If the queue is full, a wake-up is pending already.
@@ -246,18 +228,15 @@ impl Node {
         events
     }
 
-    /// Ends the event streams that were opened with this session's token.
     pub fn end_watching(&self, session: &WatchSession) {
         self.inner.events.end_session(&session.token);
     }
 
-    /// The tracked file of that name.
     pub fn file(&self, name: &FileName) -> Result<Option<TrackedFile>, NodeError> {
         Ok(self.inner.files.get(name)?)
     }
 
-    /// A page of the tracked or published files that match the request's query, by name. The first 1,000 of them are
-    /// checked for whether they still exist.
+    /// The files that match the request's query, by name. The first 1,000 are checked for whether they still exist.
     pub fn files_page(&self, published_only: bool, asked: &page::PageRequest) -> Result<TrackedFilesPage, NodeError> {
         let mut page = self.inner.files.page(published_only, &asked.query, (asked.offset, asked.limit))?;
         let checked = page.files.len().min(presence_scan::BATCH_MAX);
@@ -270,10 +249,7 @@ impl Node {
         self.inner.listing_lock.lock()
     }
 
-    /// Opens a tracked file for reading.
-    ///
-    /// # Errors
-    /// [`NodeError::NotFound`] if it cannot be opened for whatever reason, or the store fails.
+    /// [`NodeError::NotFound`] if the file cannot be opened for whatever reason.
     pub fn open(&self, name: &FileName) -> Result<(TrackedFile, OpenedFile), NodeError> {
         let gone = || NodeError::NotFound(format!("there is no file {name} here"));
         let file = self.inner.files.get(name)?.ok_or_else(gone)?;
@@ -284,24 +260,17 @@ impl Node {
         Ok((file, opened))
     }
 
-    /// Lists a folder that this user may choose files from or, without a path, these folders. None if the path may not
-    /// be seen.
+    /// A folder that this user may choose files from; without a path, all of these. None if the path may not be seen.
     pub fn browse(&self, path: Option<&str>) -> Option<FolderListing> {
         self.inner.published_files.folders().browse(path)
     }
 
-    /// Starts the upload of a file of `length` bytes, if known.
-    ///
-    /// # Errors
-    /// The name is invalid or taken, the disk is full, or there are too many uploads.
+    /// `length` is in bytes, if it is known.
     pub fn upload(&self, name: &str, length: Option<u64>) -> Result<uploads::Upload, NodeError> {
         uploads::Upload::begin(&self.inner, name, length)
     }
 
-    /// A recent snapshot of all files on the network.
-    ///
-    /// # Errors
-    /// The registry cannot be reached or refuses, or the network is too large.
+    /// The snapshot is recent.
     pub fn network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
         let registry = self.inner.registry()?;
         Ok(self.inner.network.snapshot(MAX_AGE, &registry)?)
@@ -313,10 +282,6 @@ impl Node {
         Ok(self.inner.network.refreshed(&registry)?)
     }
 
-    /// The files and the address of one host.
-    ///
-    /// # Errors
-    /// [`NodeError::NotFound`], or the registry cannot be reached.
     pub fn discover(&self, hostname: &Name) -> Result<HostFiles, NodeError> {
         match self.inner.registry()?.discover(hostname) {
             Ok((files, addr)) => Ok(HostFiles { files: files.into_iter().collect(), addr }),
@@ -330,17 +295,15 @@ impl Node {
         Ok(self.inner.registry()?.call(request)?)
     }
 
-    /// The node's fetches.
     pub fn fetches(&self) -> fetch_manager::FetchManager<'_> {
-        fetch_manager::FetchManager::of(&self.inner)
+        fetch_manager::FetchManager { inner: &self.inner }
     }
 }
 
-/// A host's files and address.
 #[derive(Debug)]
 pub struct HostFiles {
-    /// Its published files, ordered by name.
+    /// They are ordered by name.
     pub files: Vec<(FileName, FileEntry)>,
-    /// Address and port of its peer port.
+    /// The address of its peer port.
     pub addr: (IpAddr, u16),
 }

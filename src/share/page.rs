@@ -6,17 +6,13 @@ use serde_json::Value;
 use crate::model::text::TextFilter;
 use crate::net::http::{HttpError, Request, query_pairs};
 
-/// Maximum number of entries in one response.
 pub const PAGE_MAX: usize = 1000;
 
-/// The requested part of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageRequest {
     /// What an entry must contain.
     pub query: TextFilter,
-    /// Number of entries to skip.
     pub offset: usize,
-    /// Maximum number of entries to return.
     pub limit: usize,
 }
 
@@ -37,7 +33,7 @@ impl PageRequest {
         &rest[..rest.len().min(self.limit)]
     }
 
-    /// The page that a request asks for; its limit defaults to `usual`, at most [`PAGE_MAX`].
+    /// The limit defaults to `usual`, at most [`PAGE_MAX`].
     pub fn from_request(request: &Request, usual: usize) -> Result<PageRequest, HttpError> {
         PageRequest::from_prefixed(request, "", usual)
     }
@@ -58,7 +54,7 @@ impl PageRequest {
         Ok(PageRequest::read(request, prefix, usual, PAGE_MAX)?.0)
     }
 
-    /// The page that a request asks for, and whether it has any of the parameters.
+    /// Also returns whether the request has any of the parameters.
     fn read(request: &Request, prefix: &str, usual: usize, most: usize) -> Result<(PageRequest, bool), HttpError> {
         let pairs = query_pairs(&request.query)
             .ok_or_else(|| HttpError::bad_request("the query: expected UTF-8 behind %XX"))?;

@@ -1,16 +1,12 @@
-//! Pieces of a file and the digests by which they are verified when fetched. See `docs/spec/share.md`.
-//!
-//! `pieces_root` is the BLAKE3 of all piece digests, so a digest list from an untrusted peer can be verified as a
-//! whole.
+//! Pieces of a file and the digests by which they are verified when fetched. See `docs/spec/share.md`. `pieces_root` is
+//! the BLAKE3 of all piece digests, so a digest list from an untrusted peer can be verified as a whole.
 
 use std::io::{self, ErrorKind, Read};
 use std::ops::Range;
 
 use super::wire::Digest;
 
-/// Minimum size of a piece, bytes.
 pub const PIECE_SIZE_MIN: u64 = 1 << 20;
-/// Maximum number of pieces per file.
 pub const PIECES_MAX: u64 = 8192;
 const READ_BUFFER_BYTES: usize = 256 * 1024;
 
@@ -23,7 +19,6 @@ pub fn piece_size(size: u64) -> u64 {
     piece_size
 }
 
-/// BLAKE3 of the given bytes.
 pub fn blake3_digest(bytes: &[u8]) -> Digest {
     Digest(*blake3::hash(bytes).as_bytes())
 }
@@ -36,39 +31,35 @@ pub struct PieceLayout {
 }
 
 impl PieceLayout {
-    /// The layout of a file of this size.
     pub fn of(size: u64) -> PieceLayout {
         PieceLayout { size, piece_size: piece_size(size) }
     }
 
-    /// Size of the file, bytes.
+    /// The size of the file in bytes.
     pub fn size(self) -> u64 {
         self.size
     }
 
-    /// Size of every piece but the last, which may be shorter, bytes.
+    /// The size in bytes of every piece but the last, which may be shorter.
     pub fn piece_size(self) -> u64 {
         self.piece_size
     }
 
-    /// Number of pieces; an empty file has none.
+    /// An empty file has none.
     pub fn count(self) -> usize {
         // At most PIECES_MAX, except for sizes far beyond any allowed file.
         usize::try_from(self.size.div_ceil(self.piece_size)).unwrap_or(usize::MAX)
     }
 
-    /// Offset of a piece in the file.
     pub fn offset(self, piece: usize) -> u64 {
         (piece as u64 * self.piece_size).min(self.size)
     }
 
-    /// Total size of a range of pieces.
     pub fn bytes(self, pieces: &Range<usize>) -> u64 {
         self.offset(pieces.end).saturating_sub(self.offset(pieces.start))
     }
 }
 
-/// The digests by which a file's content is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileDigests {
     layout: PieceLayout,
@@ -77,10 +68,7 @@ pub struct FileDigests {
 }
 
 impl FileDigests {
-    /// From known digests of a file with this layout.
-    ///
-    /// # Errors
-    /// The number of digests is not the number of pieces.
+    /// There must be as many digests as the layout has pieces.
     pub fn new(layout: PieceLayout, blake3: Digest, digests: Vec<Digest>) -> Result<FileDigests, String> {
         if digests.len() != layout.count() {
             return Err(format!("expected {} pieces, not {}", layout.count(), digests.len()));
@@ -88,12 +76,8 @@ impl FileDigests {
         Ok(FileDigests { layout, blake3, digests })
     }
 
-    /// Reads and hashes a file of this size using one buffer. `should_continue` is called several times a second; once
-    /// it returns false, the result is `None`.
-    ///
-    /// # Errors
-    /// `UnexpectedEof` if the source is shorter than `size`, `InvalidData` if it is longer; otherwise the source's own
-    /// errors.
+    /// Reads and hashes a file of this size. `should_continue` is called several times a second; once it returns false,
+    /// the result is `None`. `UnexpectedEof` if the source is shorter than `size`, `InvalidData` if it is longer.
     pub fn hash(
         source: &mut impl Read,
         size: u64,
@@ -106,8 +90,7 @@ impl FileDigests {
             if !should_continue() {
                 return Ok(None);
             }
-            let room =
-                usize::try_from(size - hashing.hashed_bytes()).unwrap_or(READ_BUFFER_BYTES).min(READ_BUFFER_BYTES);
+            let room = (size - hashing.hashed_bytes()).min(READ_BUFFER_BYTES as u64) as usize;
             match source.read(&mut buffer[..room]) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(len) => hashing.update(&buffer[..len]),
@@ -125,22 +108,18 @@ impl FileDigests {
         }
     }
 
-    /// The file's layout.
     pub fn layout(&self) -> PieceLayout {
         self.layout
     }
 
-    /// BLAKE3 of the whole content.
     pub fn blake3(&self) -> Digest {
         self.blake3
     }
 
-    /// BLAKE3 of each piece.
     pub fn digests(&self) -> &[Digest] {
         &self.digests
     }
 
-    /// BLAKE3 of the concatenated piece digests.
     pub fn root(&self) -> Digest {
         digests_root(&self.digests)
     }
@@ -155,7 +134,7 @@ pub fn digests_root(digests: &[Digest]) -> Digest {
     Digest(*hasher.finalize().as_bytes())
 }
 
-/// Computes a file's digests from its bytes in order.
+/// Takes a file's bytes in order.
 #[derive(Debug)]
 pub struct PieceHasher {
     layout: PieceLayout,
@@ -171,13 +150,10 @@ impl PieceHasher {
         PieceHasher { layout, whole, piece, hashed_bytes: 0, digests: Vec::with_capacity(layout.count()) }
     }
 
-    /// Number of bytes hashed so far.
     pub fn hashed_bytes(&self) -> u64 {
         self.hashed_bytes
     }
 
-    /// Hashes the next bytes.
-    ///
     /// # Panics
     /// If there are more bytes than the layout says.
     pub fn update(&mut self, mut bytes: &[u8]) {
@@ -197,8 +173,6 @@ impl PieceHasher {
         }
     }
 
-    /// Returns the digests after the last byte.
-    ///
     /// # Panics
     /// If bytes are missing.
     pub fn finish(self) -> FileDigests {

@@ -6,7 +6,6 @@ use crate::net::http::routes::{FieldSchema, field, optional};
 /// An account as shown to its user.
 pub const USER_FIELDS: &[FieldSchema] =
     &[field("username", Text), field("display_name", Text), field("created_at", Text), optional("last_login", Text)];
-/// The response to a sign-in.
 pub const SIGN_IN_RESPONSE: &[FieldSchema] = &[field("token", Text), field("user", Named("User", USER_FIELDS))];
 /// A file as published at the registry.
 pub const FILE_ENTRY_FIELDS: &[FieldSchema] = &[
@@ -19,7 +18,6 @@ pub const FILE_ENTRY_FIELDS: &[FieldSchema] = &[
     optional("pieces_root", Text),
     optional("features", List(&Text)),
 ];
-/// One host's files and its address.
 pub const DISCOVER_RESPONSE: &[FieldSchema] = &[
     field("hostname", Text),
     field("files", Map(&Named("Entry", FILE_ENTRY_FIELDS))),

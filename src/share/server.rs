@@ -1,19 +1,10 @@
 //! The registry's server: one JSON object per line over persistent connections, one thread each. See
 //! `docs/spec/share.md`.
 //!
-//! | file | holds |
-//! |---|---|
-//! | `persistent.rs` | the registry's core behind its lock, and its persistence |
-//! | `requests.rs` | the requests of a connection |
-//! | `request_error.rs` | why one is answered with ERROR |
-//! | `responses.rs` | writing responses, the long ones in pages |
-//! | `view.rs` | read access for the server API |
-//!
 //! The lock is held for one bounded step of memory work at a time, never while anything is read, stored or sent. A
 //! response is sent once everything that it is based on is on disk; the sign of life of a PING need not be.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::AtomicU64;
@@ -44,16 +35,14 @@ use persistent::PersistentRegistry;
 use request_error::RequestError;
 use requests::RegistryService;
 
-/// Interval of the background sweep for timed-out hosts.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// How long CHANGES waits after the first change for others that follow closely.
 const COALESCE_DELAY: Duration = Duration::from_millis(150);
-/// How many entries of a long operation are processed before the lock is released for a moment.
+/// A long operation processes so many entries before it releases the lock for a moment.
 const STEP_SIZE: usize = 256;
 
 /// What the registry needs to know about user accounts.
 pub trait AccountDirectory: Send + Sync {
-    /// Whether a hostname is the name of a user account.
     fn is_account(&self, hostname: &str) -> bool;
     /// The name of the user that this token was issued to, if it is valid now.
     fn owner_of(&self, token: &str) -> Option<String>;
@@ -76,57 +65,41 @@ pub enum AuthMode {
     Address,
 }
 
-/// Settings of the operator.
 #[derive(Debug, Clone)]
 pub struct RegistryServerConfig {
-    /// Address to listen on.
     pub addr: SocketAddr,
     /// How long a host stays live after its last request.
     pub peer_timeout: Duration,
-    /// What a client must prove to register under a user's name.
     pub auth: AuthMode,
 }
 
-/// The shared services that the server runs on.
 #[derive(Clone)]
 pub struct RegistryServerContext {
-    /// Provides a thread for each connection.
     pub executor: Arc<Executor>,
     pub limiter: Arc<ConnectionLimiter>,
-    /// Limits the memory for received requests that are not handled yet.
+    /// It limits the memory for received requests that are not handled yet.
     pub budget: Arc<ReceiveBudget>,
-    /// Certificate for clients that use TLS; without it such connections are closed.
+    /// The certificate for clients that use TLS; without it such connections are closed.
     pub identity: Option<Arc<TlsIdentity>>,
     /// Clients on other machines may connect without TLS.
     pub allows_remote_plaintext: bool,
-    /// Clock of the process.
     pub clock: Clock,
     /// The database, opened with [`MIGRATIONS`](super::registry::store::MIGRATIONS).
     pub store: Arc<Store>,
-    /// The user accounts.
     pub accounts: Arc<dyn AccountDirectory>,
 }
 
-/// Why the registry server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryStartError {
-    /// The address is in use or not allowed.
     #[error("cannot bind {addr}")]
-    Bind {
-        addr: SocketAddr,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A thread could not be started.
+    Bind { addr: SocketAddr, source: io::Error },
     #[error("cannot start")]
     System(#[from] io::Error),
-    /// The store could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 counters! {
-    /// Events since the start.
     struct RegistryCounters {
         requests,
         refused = "requests_refused",
@@ -139,7 +112,6 @@ counters! {
     }
 }
 
-/// A running registry server.
 pub struct RegistryServer {
     listener: Listener,
     inner: Arc<RegistryServerInner>,
@@ -161,10 +133,6 @@ struct RegistryServerInner {
 }
 
 impl RegistryServer {
-    /// Loads the registry from the store and starts listening.
-    ///
-    /// # Errors
-    /// [`RegistryStartError`]: the port is in use, or the store cannot be read.
     pub fn start(
         config: RegistryServerConfig,
         context: RegistryServerContext,
@@ -172,7 +140,6 @@ impl RegistryServer {
         RegistryServer::start_with_limits(config, context, RegistryLimits::default())
     }
 
-    /// The same with other limits on hosts and files.
     pub fn start_with_limits(
         config: RegistryServerConfig,
         context: RegistryServerContext,
@@ -220,14 +187,12 @@ impl RegistryServer {
         Ok(RegistryServer { listener, inner, sweeper: Mutex::new(Some(sweeper)) })
     }
 
-    /// The address that it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// Read access for other parts of this process.
     pub fn view(&self) -> RegistryView {
-        RegistryView::of(Arc::clone(&self.inner))
+        RegistryView { inner: Arc::clone(&self.inner) }
     }
 
     /// A user account of that name was created: an anonymous host that holds the hostname is removed.
@@ -237,17 +202,15 @@ impl RegistryServer {
         }
     }
 
-    /// All counters of the registry and its listener, by name.
+    /// The counters of the registry and its listener, by name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         [self.inner.counters.list(), self.listener.counters()].concat()
     }
 
-    /// How long requests took.
     pub fn latencies(&self) -> LatencySnapshot {
         self.inner.latencies.snapshot()
     }
 
-    /// Current sizes, by name.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
         self.inner.registry.sizes()
     }
@@ -268,8 +231,7 @@ impl RegistryServer {
             log::warn!("registry: {left} requests were not finished");
         }
         self.inner.close();
-        let sweeper = self.sweeper.lock().take();
-        let Some(sweeper) = sweeper else { return };
+        let Some(sweeper) = self.sweeper.lock().take() else { return };
         sweeper.stop();
         self.inner.sweep();
         self.inner.context.store.sync_all();
@@ -279,12 +241,6 @@ impl RegistryServer {
 impl Drop for RegistryServer {
     fn drop(&mut self) {
         self.inner.close();
-    }
-}
-
-impl fmt::Debug for RegistryServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistryServer").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 

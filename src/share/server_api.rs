@@ -2,7 +2,6 @@
 //!
 //! The API runs whichever services the server has. Without a registry, requests that need it get 503.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,10 +26,8 @@ mod table;
 pub use metrics::{MetricKind, Metrics, MetricsSnapshot};
 use table::{ROUTES, ServerRouteHandler};
 
-/// Maximum number of characters of a token in a body.
 const TOKEN_CHARS_MAX: usize = 4096;
 
-/// The handler of the server's HTTP port.
 pub struct ServerApi {
     users: Arc<Users>,
     registry: Option<Arc<RegistryServer>>,
@@ -38,12 +35,10 @@ pub struct ServerApi {
 }
 
 impl ServerApi {
-    /// Serves these accounts, and the registry if the server has one.
     pub fn new(users: Arc<Users>, registry: Option<Arc<RegistryServer>>, metrics: Arc<Metrics>) -> ServerApi {
         ServerApi { users, registry, metrics }
     }
 
-    /// Every route, to describe the API.
     pub fn route_specs() -> impl Iterator<Item = (RouteAccess, &'static RouteSpec)> {
         routes::specs(ROUTES)
     }
@@ -91,12 +86,6 @@ impl HttpHandler for ServerApi {
     }
 }
 
-impl fmt::Debug for ServerApi {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerApi").field("users", &self.users).finish_non_exhaustive()
-    }
-}
-
 fn stats(totals: &RegistryTotals) -> Value {
     json!({
         "total_clients": totals.total_clients, "active_clients": totals.active_clients,
@@ -104,16 +93,12 @@ fn stats(totals: &RegistryTotals) -> Value {
     })
 }
 
-/// Requires the admin's token; returns the admin's name.
-///
-/// # Errors
-/// 401 without a valid token, 403 with a user's.
+/// Returns the admin's name. 401 without a valid token, 403 with a user's.
 pub fn require_admin(users: &Users, request: &Request) -> Result<Name, HttpError> {
     let token = request_token(request, false)?;
     users.authenticate_admin(token.reveal()).map_err(to_http_error)
 }
 
-/// Maps an error of an account or a token to an HTTP status.
 pub fn to_http_error(wrong: UserError) -> HttpError {
     let status = match &wrong {
         UserError::InvalidField(_) => StatusCode::BAD_REQUEST,
@@ -128,10 +113,7 @@ pub fn to_http_error(wrong: UserError) -> HttpError {
     if let UserError::LockedOut(wait) = wrong { refusal.retry_after(UserError::whole_seconds(wait)) } else { refusal }
 }
 
-/// The token of a request: from its header or, if `also_in_body`, from its body.
-///
-/// # Errors
-/// 401 without a token.
+/// From the header or, if `also_in_body`, from the body; 401 without a token.
 pub fn request_token(request: &Request, also_in_body: bool) -> Result<Token, HttpError> {
     if let Some(token) = bearer(&request.headers) {
         return Ok(token);

@@ -1,18 +1,16 @@
 //! How alike two files are that may not be read: the rule that the registry's search and the node's verdict share.
 
-/// Modification times that differ by no more than this count as equal, seconds: file systems round them.
+/// Times that differ by no more than these seconds count as equal: file systems round them.
 pub const SAME_MODIFIED_S: f64 = 2.0;
 
-/// How similar two files are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Similarity {
     /// Same size and modification times within two seconds.
     Exact,
-    /// Only the same size.
     SameSize,
 }
 
-/// Compares two files by size and modification time (Unix seconds). An unknown time equals no other.
+/// Compares by size and modification time (Unix seconds). An unknown time equals no other.
 pub fn similarity(size: u64, modified: Option<f64>, other_size: u64, other_modified: f64) -> Option<Similarity> {
     if size != other_size {
         return None;

@@ -20,13 +20,13 @@ pub use requests::{
 };
 pub use responses::{ChangeEntry, ChangesResponse, ListResponse, ListedHost};
 
-/// Maximum length of a file name, bytes.
+/// The longest file name in bytes.
 pub const FILE_NAME_MAX: usize = 255;
-/// Maximum size of a file, bytes: 128 GB, rounded up to the binary unit.
+/// The largest file in bytes: 128 GB, rounded up to the binary unit.
 pub const FILE_SIZE_MAX: u64 = 128 << 30;
-/// Maximum number of features that a file may list.
+/// The most features that a file may list.
 pub const FEATURES_MAX: usize = 16;
-/// Maximum number of characters of a feature.
+/// The longest feature in characters.
 pub const FEATURE_LENGTH_MAX: usize = 32;
 /// The feature of files for which the host accepts META and RANGE requests.
 pub const RANGE_FEATURE: &str = "range";
@@ -34,9 +34,7 @@ pub const RANGE_FEATURE: &str = "range";
 pub const PORT_MIN: u16 = 1024;
 
 /// The name under which a file is known on the network: 1–255 bytes, no separator of any system, no control
-/// character, and not `.` or `..`.
-///
-/// Cheap to clone: names are keys of every table in memory.
+/// character, and not `.` or `..`. Cheap to clone: names are keys of every table in memory.
 ///
 /// It is stored and shown as given, but compared in Unicode Normalization Form C, since systems encode the same name
 /// differently.
@@ -44,7 +42,6 @@ pub const PORT_MIN: u16 = 1024;
 pub struct FileName(NormalizedText);
 
 impl FileName {
-    /// Checks the rules.
     pub fn new(text: &str) -> Result<FileName, String> {
         if text.is_empty() || text.len() > FILE_NAME_MAX {
             return Err(format!("expected 1 to {FILE_NAME_MAX} bytes, not {}", text.len()));
@@ -107,7 +104,7 @@ impl<'de> Deserialize<'de> for FileName {
 pub struct Seconds(f64);
 
 impl Seconds {
-    /// Requires a finite number within ±2^53, the range in which JSON readers represent integers exactly.
+    /// A finite number within ±2^53, the range in which JSON readers represent integers exactly.
     pub fn new(seconds: f64) -> Result<Seconds, String> {
         const EXACT: f64 = (1u64 << 53) as f64;
         if !seconds.is_finite() || seconds.abs() > EXACT {
@@ -116,12 +113,10 @@ impl Seconds {
         Ok(Seconds(seconds))
     }
 
-    /// From a whole number of seconds.
     pub fn whole(seconds: u32) -> Seconds {
         Seconds(f64::from(seconds))
     }
 
-    /// The seconds as a number.
     pub fn get(self) -> f64 {
         self.0
     }
@@ -144,7 +139,7 @@ impl<'de> Deserialize<'de> for Seconds {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "responses::EntryFields")]
 pub struct FileEntry {
-    /// Size in bytes, at most [`FILE_SIZE_MAX`].
+    /// In bytes, at most [`FILE_SIZE_MAX`].
     pub size: u64,
     /// When its content was last modified.
     pub modified: Seconds,
@@ -152,7 +147,7 @@ pub struct FileEntry {
     pub created: Option<Seconds>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published_at: Option<Seconds>,
-    /// Whether other hosts see it.
+    /// Other hosts see the file.
     pub is_published: bool,
     /// BLAKE3 of the whole content.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -172,7 +167,7 @@ impl FileEntry {
     }
 }
 
-/// Checks a file's feature list. The lists that nearly all files have are shared.
+/// The lists that nearly all files have are shared.
 fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
     static NONE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
     static RANGE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
@@ -194,13 +189,10 @@ fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
 /// A host that has a file, as in the response to REQUEST.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HostEntry {
-    /// Its unique name.
     pub hostname: crate::model::Name,
-    /// Name shown to people.
     pub display_name: Arc<str>,
-    /// Address of its peer server.
+    /// The address of its peer server.
     pub ip: IpAddr,
-    /// Port of its peer server.
     pub port: u16,
     #[serde(flatten)]
     pub file: Arc<FileEntry>,

@@ -19,27 +19,22 @@ use crate::lan::node::{CommandError, CommandOutcome, NodeCommand};
 use crate::lan::peer::{LanCommandError, LanPeer};
 use crate::lan::wire::{AVATAR_MAX, Avatar, Dm, Post, Profile, TalkBody};
 
-/// Messages that HISTORY shows by default.
 const HISTORY_COUNT_DEFAULT: usize = 20;
 /// After this time a new peer knows all others on the network, with some margin.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(1_200);
-/// How often a condition is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Longer than the 5.5 s for which a DM is repeated.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// A command of the user.
 struct Command {
     name: &'static str,
     /// Its arguments, for HELP.
     usage: &'static str,
     about: &'static str,
     arguments: Arguments,
-    /// Gets its arguments; see [`Arguments`].
     run: Run,
 }
 
-/// The arguments that a command takes.
 enum Arguments {
     None,
     /// The rest of the line, which may be empty.
@@ -48,12 +43,11 @@ enum Arguments {
     Asked(&'static [Question], fn(&str) -> anyhow::Result<Vec<String>>),
 }
 
-/// Asks for an argument.
 struct Question {
     text: &'static str,
     /// An empty line cancels the command.
     is_required: bool,
-    /// Whether it asks for a name, which may be quoted.
+    /// It asks for a name, which may be quoted.
     is_user: bool,
 }
 
@@ -65,12 +59,11 @@ const AVATAR_FILE: Question = Question { text: "Picture file (may be empty): ", 
 
 type Run = fn(&LanCommands, &[String]) -> anyhow::Result<Flow>;
 
-/// A command without arguments.
 const fn plain(name: &'static str, about: &'static str, run: Run) -> Command {
     Command { name, usage: "", about, arguments: Arguments::None, run }
 }
 
-/// A command with one argument, which may be left out.
+/// Its one argument may be left out.
 const fn optional(name: &'static str, usage: &'static str, about: &'static str, run: Run) -> Command {
     Command { name, usage, about, arguments: Arguments::Rest, run }
 }
@@ -120,7 +113,7 @@ const COMMANDS: &[Command] = &[
     plain("BYE", "the same", |_, _| Ok(Flow::Quit)),
 ];
 
-/// A command that waits for arguments: the next line is one.
+/// The next line is one of its arguments.
 struct PendingCommand {
     command: &'static Command,
     questions: &'static [Question],
@@ -209,7 +202,6 @@ impl Commands for LanCommands {
 }
 
 impl LanCommands {
-    /// Waits until no DM awaits confirmation, or until the timeout.
     pub(super) fn wait_for_confirmations(&self, at_most: Duration) {
         let until = Instant::now() + at_most;
         while Instant::now() < until && self.peer.snapshot().is_ok_and(|view| view.pending_dms > 0) {
@@ -232,19 +224,18 @@ impl LanCommands {
         let first_try_at = Instant::now();
         loop {
             let pause = match self.peer.command(command.clone()) {
-                Err(LanCommandError::Refused(CommandError::RateLimited { retry_after_ms })) => {
-                    Duration::from_millis(retry_after_ms)
-                }
-                Err(LanCommandError::Refused(CommandError::TooManyUnconfirmed(_)))
-                    if first_try_at.elapsed() < CONFIRMATION_TIMEOUT =>
-                {
-                    POLL_INTERVAL
-                }
-                Err(LanCommandError::Refused(CommandError::NoPeers | CommandError::UnknownUser(_)))
-                    if self.started_at.elapsed() < DISCOVERY_TIMEOUT =>
-                {
-                    POLL_INTERVAL
-                }
+                Err(LanCommandError::Refused(refused)) => match refused {
+                    CommandError::RateLimited { retry_after_ms } => Duration::from_millis(retry_after_ms),
+                    CommandError::TooManyUnconfirmed(_) if first_try_at.elapsed() < CONFIRMATION_TIMEOUT => {
+                        POLL_INTERVAL
+                    }
+                    CommandError::NoPeers | CommandError::UnknownUser(_)
+                        if self.started_at.elapsed() < DISCOVERY_TIMEOUT =>
+                    {
+                        POLL_INTERVAL
+                    }
+                    refused => return Err(LanCommandError::Refused(refused)),
+                },
                 done => return done,
             };
             thread::sleep(pause);
@@ -263,16 +254,14 @@ impl LanCommands {
                 });
             }
             CommandOutcome::SaidToOne { to, addr, message_id, awaits_ack } => {
+                let rest = match (kind.wants_ack, awaits_ack) {
+                    (true, true) => "; waiting for it to be confirmed",
+                    (true, false) => "; it confirms nothing",
+                    (false, _) => "",
+                };
                 let about =
                     json!({ "to": to.to_string(), "addr": addr, "message_id": message_id, "awaits_ack": awaits_ack });
-                self.print_result(&event, about, || {
-                    let rest = match (kind.wants_ack, awaits_ack) {
-                        (true, true) => "; waiting for it to be confirmed",
-                        (true, false) => "; it confirms nothing",
-                        (false, _) => "",
-                    };
-                    format!("sent to {to}{rest}")
-                });
+                self.print_result(&event, about, || format!("sent to {to}{rest}"));
             }
             CommandOutcome::PeerListsRequested { .. } | CommandOutcome::PeerAdded { .. } => {}
         }
@@ -373,11 +362,11 @@ impl LanCommands {
     }
 }
 
-/// Reads a picture. A file that is too large is rejected without being read whole.
 fn read_avatar(path: &Path) -> anyhow::Result<Avatar> {
     let named = || format!("AVATAR-FILE {}", path.display());
-    let mut bytes = Vec::new();
     let file = File::open(path).with_context(named)?;
+    let mut bytes = Vec::new();
+    // A file that is too large is not read whole.
     file.take(AVATAR_MAX as u64 + 1).read_to_end(&mut bytes).with_context(named)?;
     if bytes.len() > AVATAR_MAX {
         bail!("{}: it has more than {AVATAR_MAX} bytes, which is the most a picture may have", named());
@@ -393,26 +382,19 @@ fn split_word(line: &str) -> (&str, &str) {
 
 /// A user name (quoted if it contains blanks), and the rest.
 fn split_user(rest: &str) -> anyhow::Result<(String, &str)> {
-    match rest.strip_prefix('"') {
-        Some(quoted) => {
-            let (name, text) = quoted.split_once('"').context("USER: a quote (\") is not closed")?;
-            // `"NAME"@IP`, if several users have the same name.
-            let (at, text) = if text.starts_with('@') { split_word(text) } else { ("", text.trim_start()) };
-            Ok((format!("{name}{at}"), text))
-        }
-        None => {
-            let (name, text) = split_word(rest);
-            Ok((name.to_owned(), text))
-        }
-    }
+    let Some(quoted) = rest.strip_prefix('"') else {
+        let (name, text) = split_word(rest);
+        return Ok((name.to_owned(), text));
+    };
+    let (name, text) = quoted.split_once('"').context("USER: a quote (\") is not closed")?;
+    // `"NAME"@IP`, if several users have the same name.
+    let (at, text) = if text.starts_with('@') { split_word(text) } else { ("", text.trim_start()) };
+    Ok((format!("{name}{at}"), text))
 }
 
 /// The user named by a whole line: the line itself, or a quoted name as after DM.
 fn parse_user_line(line: &str) -> String {
-    match split_user(line) {
-        Ok((to, "")) => to,
-        _ => line.to_owned(),
-    }
+    if let Ok((to, "")) = split_user(line) { to } else { line.to_owned() }
 }
 
 #[cfg(test)]

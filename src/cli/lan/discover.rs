@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::show::services_json;
 use crate::cli::output::{sanitize, sanitize_json};
 use crate::cli::settings;
 use crate::lan::DISCOVERY_PORT;
@@ -48,12 +49,9 @@ pub(super) fn run(args: DiscoverArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn as_json(report: &DiscoverReport) -> String {
-    let serves = |peer: &DiscoveredPeer| -> serde_json::Map<String, serde_json::Value> {
-        peer.serves.iter().map(|(name, port)| (name.clone(), (*port).into())).collect()
-    };
     let peer = |peer: &&DiscoveredPeer| {
         json!({
-            "user_id": peer.user_id.to_string(), "addr": peer.addr, "serves": serves(peer),
+            "user_id": peer.user_id.to_string(), "addr": peer.addr, "serves": services_json(&peer.serves),
             "cert_sha256": peer.cert_sha256,
         })
     };

@@ -33,12 +33,11 @@ pub(super) fn print_event(screen: &Screen, notification: &Notification, verbose:
     screen.print(&format!("{time}{text}"));
 }
 
-/// Sanitizes a text of several lines; continuation lines are indented.
+/// Sanitizes each line; continuation lines are indented.
 fn clean_lines(text: &str) -> String {
     text.lines().map(sanitize).collect::<Vec<_>>().join("\n    ")
 }
 
-/// A notification for people and as JSON.
 struct ShownEvent {
     style: Option<Style>,
     text: String,
@@ -107,8 +106,7 @@ fn describe(notification: &Notification) -> ShownEvent {
         ),
         Notification::DropSummary { counts } => {
             let texts: Vec<String> = counts.iter().map(|(cause, count)| format!("{count} ({cause})")).collect();
-            let counts: serde_json::Map<String, Value> =
-                counts.iter().map(|(cause, count)| (cause.to_string(), (*count).into())).collect();
+            let counts: Value = counts.iter().map(|(cause, count)| (cause.to_string(), *count)).collect();
             let text = format!("dropped besides, within a second: {}", texts.join(", "));
             dim(text, json!({ "event": "dropped_more", "counts": counts }))
         }
@@ -135,7 +133,6 @@ fn describe_talk(from: SocketAddr, talk: &Talk) -> ShownEvent {
     ShownEvent { style, text, verbose_text, json }
 }
 
-/// What somebody has said, for people.
 fn talk_text(name: &Name, body: &TalkBody) -> (Option<Style>, String) {
     match body {
         TalkBody::Post(Post { content }) => (None, format!("{name}: {content}")),
@@ -144,12 +141,10 @@ fn talk_text(name: &Name, body: &TalkBody) -> (Option<Style>, String) {
     }
 }
 
-/// The event of talk that was sent or heard.
 pub(super) fn event_name(kind: &TalkKind) -> String {
     kind.type_name.to_lowercase()
 }
 
-/// What somebody has said, as JSON.
 fn talk_json(body: &TalkBody) -> Value {
     match body {
         TalkBody::Post(Post { content }) | TalkBody::Dm(Dm { content }) => json!({ "content": content }),
@@ -157,12 +152,15 @@ fn talk_json(body: &TalkBody) -> Value {
     }
 }
 
+/// `{"NAME": PORT, …}`.
+pub(super) fn services_json(serves: &[(String, u16)]) -> Value {
+    serves.iter().map(|(name, port)| (name.clone(), Value::from(*port))).collect()
+}
+
 fn peer_json(peer: &PeerInfo) -> Value {
-    let serves: serde_json::Map<String, Value> =
-        peer.serves.iter().map(|(name, port)| (name.clone(), (*port).into())).collect();
     json!({
         "user_id": peer.user_id.to_string(), "name": peer.user_id.name, "ip": peer.addr.ip(), "port": peer.addr.port(),
-        "serves": serves, "cert_sha256": peer.cert_sha256,
+        "serves": services_json(&peer.serves), "cert_sha256": peer.cert_sha256,
     })
 }
 
@@ -170,22 +168,15 @@ fn services_text(peer: &PeerInfo) -> String {
     peer.serves.iter().map(|(name, port)| format!("{name} at {}:{port}", peer.addr.ip())).collect::<Vec<_>>().join(", ")
 }
 
-/// A table of the peers that are present.
 pub(super) fn peer_table(people: &[&PeerInfo], now: Millis) -> String {
     if people.is_empty() {
         return "nobody is here yet".to_owned();
     }
-    let rows: Vec<Vec<String>> = people
-        .iter()
-        .map(|peer| {
-            vec![
-                peer.user_id.name.to_string(),
-                peer.addr.ip().to_string(),
-                peer.addr.port().to_string(),
-                format!("{} s ago", peer.heard_at.until(now).as_secs()),
-            ]
-        })
-        .collect();
+    let row = |peer: &&PeerInfo| {
+        let last_seen = format!("{} s ago", peer.heard_at.until(now).as_secs());
+        vec![peer.user_id.name.to_string(), peer.addr.ip().to_string(), peer.addr.port().to_string(), last_seen]
+    };
+    let rows: Vec<Vec<String>> = people.iter().map(row).collect();
     table(&[("name", Align::Left), ("ip", Align::Left), ("port", Align::Right), ("last seen", Align::Right)], &rows)
 }
 
@@ -198,7 +189,6 @@ pub(super) fn peer_list_json(people: &[&PeerInfo], now: Millis) -> Vec<Value> {
     people.iter().map(one).collect()
 }
 
-/// The stored messages, oldest first.
 pub(super) fn history_text(entries: &[HistoryEntry]) -> String {
     let one = |entry: &HistoryEntry| {
         let who = match entry.direction {
@@ -212,13 +202,8 @@ pub(super) fn history_text(entries: &[HistoryEntry]) -> String {
             Confirmation::Confirmed => " (confirmed)",
             Confirmation::Unconfirmed => " (unconfirmed)",
         };
-        format!(
-            "{} {} {} {}{suffix}",
-            format_time(entry.at),
-            entry.kind.type_name,
-            sanitize(&who),
-            clean_lines(&entry.text)
-        )
+        let (at, who, text) = (format_time(entry.at), sanitize(&who), clean_lines(&entry.text));
+        format!("{at} {} {who} {text}{suffix}", entry.kind.type_name)
     };
     entries.iter().map(one).collect::<Vec<_>>().join("\n")
 }

@@ -148,15 +148,12 @@ impl NodePageArgs {
     }
 }
 
-/// Selects the node that a command is for.
 pub(super) struct NodeQuery<'a> {
     /// The address given with `--api-port`.
     pub addr: Option<SocketAddr>,
-    /// The node's name, if it was given.
     pub name: Option<&'a Name>,
-    /// The certificate that the node must show.
     pub cert: Option<&'a str>,
-    /// The default address, for a node that has no record file.
+    /// For a node that has no record file.
     pub default_addr: SocketAddr,
 }
 
@@ -164,12 +161,8 @@ pub(super) fn run(command: ShareCommand, query: &NodeQuery<'_>, json: bool) -> E
     let shutdown = ShutdownSignal::default();
     let screen = Screen::new(json, shutdown.clone());
     let done = running_nodes::find(query.addr, query.name, query.cert, query.default_addr).and_then(|node| {
-        let api = ApiClient::new(
-            &node.api_addr.ip().to_string(),
-            node.api_addr.port(),
-            node.cert.as_deref(),
-            RESPONSE_TIMEOUT,
-        );
+        let (ip, port) = (node.api_addr.ip().to_string(), node.api_addr.port());
+        let api = ApiClient::new(&ip, port, node.cert.as_deref(), RESPONSE_TIMEOUT);
         // Tokens are stored per server and user, whatever the address of the user's node.
         let session_store = SessionStore::new("share", &node.server)?;
         NodeClient { api, session_store, screen: screen.clone(), user: node.name, shutdown }.run_command(command)
@@ -184,10 +177,11 @@ pub(super) fn run(command: ShareCommand, query: &NodeQuery<'_>, json: bool) -> E
         }
         return ExitCode::from(INTERRUPTED_EXIT_CODE);
     }
+    let error = sanitize(&format!("{error:#}"));
     if json {
-        screen.print_json(&json!({ "error": sanitize(&format!("{error:#}")) }));
+        screen.print_json(&json!({ "error": error }));
     } else {
-        eprintln!("error: {}", sanitize(&format!("{error:#}")));
+        eprintln!("error: {error}");
     }
     ExitCode::FAILURE
 }

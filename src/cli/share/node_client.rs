@@ -14,7 +14,6 @@ use crate::share::api_client::{ApiClient, ApiResponse};
 /// Beginning of the node's error when the user has not joined the network yet.
 const NOT_STARTED_PREFIX: &str = "not begun";
 
-/// A client of one running node.
 pub(super) struct NodeClient {
     pub(super) api: ApiClient,
     pub(super) session_store: SessionStore,
@@ -24,7 +23,6 @@ pub(super) struct NodeClient {
     pub(super) shutdown: ShutdownSignal,
 }
 
-/// A failure that was already reported.
 #[derive(Debug, thiserror::Error)]
 #[error("some of it failed")]
 pub(super) struct AlreadyReported;
@@ -78,21 +76,16 @@ impl NodeClient {
         Ok(self.api.post(&api_path("init"), Some(token), &json!({ "username": user }))?)
     }
 
-    /// The stored session of this node's user.
     pub(super) fn session(&self) -> anyhow::Result<(Name, Token)> {
         let nobody = || {
-            format!(
-                "{} is not signed in at {}: `p2s2 share login --name {}` first",
-                self.user,
-                self.api.address(),
-                shell_quoted(self.user.as_str())
-            )
+            let (user, name) = (&self.user, shell_quoted(self.user.as_str()));
+            format!("{user} is not signed in at {}: `p2s2 share login --name {name}` first", self.api.address())
         };
         let token = self.session_store.session(self.user.as_str())?.with_context(nobody)?;
         Ok((self.user.clone(), Token::from_text(token)))
     }
 
-    /// Prints the result of a command: its fields with `--json`, else a text for people.
+    /// Prints the fields of a result with `--json`, else a text for people.
     pub(super) fn print_result(&self, command: &str, response: &Value, text: impl FnOnce(&Value) -> String) {
         if self.screen.is_json() {
             let mut fields = response.clone();
@@ -106,7 +99,6 @@ impl NodeClient {
     }
 }
 
-/// The body of a successful response.
 pub(super) fn successful_body(response: ApiResponse) -> anyhow::Result<Value> {
     match response.status {
         _ if response.is_ok() => Ok(response.body),

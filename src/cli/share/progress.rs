@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::cli::output::sanitize;
 
-/// The progress line. Shown only at a terminal and on standard error, so that standard output has nothing but results.
+/// Shown only at a terminal and on standard error, so that standard output has nothing but results.
 pub(super) struct FetchProgressLine {
     name: String,
     bar: ProgressBar,
@@ -29,7 +29,6 @@ impl FetchProgressLine {
         self.bar.is_hidden()
     }
 
-    /// Prints a note above the progress line.
     pub(super) fn print_note(&self, text: &str) {
         self.bar.suspend(|| eprintln!("note: {}", sanitize(text)));
     }
@@ -65,7 +64,6 @@ fn progress_text(name: &str, progress: &Value, width: usize) -> String {
     let is_receiving = progress["status"] == "downloading" && speed >= 1.0;
     let mut parts = vec![percent];
     if is_receiving {
-        // The cast saturates.
         parts.push(format!("{}/s", HumanBytes(speed as u64)));
         if let Some(seconds) = progress["eta_seconds"].as_u64() {
             parts.push(format!("{} left", HumanDuration(std::time::Duration::from_secs(seconds))));

@@ -20,11 +20,14 @@ fn listed<'v>(items: impl Iterator<Item = &'v Value>, columns: &[Column]) -> (St
     (table(&titles, &rows), rows.len())
 }
 
+fn table_or((table, shown): (String, usize), empty: &str) -> String {
+    if shown == 0 { empty.to_owned() } else { table }
+}
+
 fn items(list: &Value) -> impl Iterator<Item = &Value> {
     list.as_array().into_iter().flatten()
 }
 
-/// The user's tracked files.
 pub(super) fn own_files(response: &Value) -> String {
     let columns: &[Column] = &[
         ("name", Align::Left, |file| plain_text(&file["name"])),
@@ -33,13 +36,9 @@ pub(super) fn own_files(response: &Value) -> String {
         ("modified", Align::Left, |file| time(&file["modified"])),
         ("path", Align::Left, |file| plain_text(&file["path"])),
     ];
-    match listed(items(&response["files"]), columns) {
-        (_, 0) => "no files yet: `p2s2 share add FILE`, or `publish FILE`".to_owned(),
-        (table, _) => table,
-    }
+    table_or(listed(items(&response["files"]), columns), "no files yet: `p2s2 share add FILE`, or `publish FILE`")
 }
 
-/// Everybody's published files, and their total number.
 pub(super) fn network_files(response: &Value) -> String {
     let columns: &[Column] = &[
         ("name", Align::Left, |file| plain_text(&file["name"])),
@@ -53,7 +52,6 @@ pub(super) fn network_files(response: &Value) -> String {
     part_of(listed(items(&response["files"]), columns), &response["total"], "file")
 }
 
-/// The hosts of the network, and their total number.
 pub(super) fn peers(response: &Value) -> String {
     let columns: &[Column] = &[
         ("hostname", Align::Left, |host| plain_text(&host["hostname"])),
@@ -78,12 +76,9 @@ fn part_of((table, shown): (String, usize), total: &Value, what: &str) -> String
 pub(super) fn published(name: &str, duplicates: &Value) -> String {
     let mut said = format!("{name} is published");
     for (field, how) in [("exact_matches", "has the same size and time"), ("partial_matches", "has the same size")] {
-        for other in duplicates[field].as_array().into_iter().flatten() {
-            said.push_str(&format!(
-                "\nnote: {} of {} {how}",
-                plain_text(&other["name"]),
-                plain_text(&other["owner_hostname"])
-            ));
+        for other in items(&duplicates[field]) {
+            let (name, owner) = (plain_text(&other["name"]), plain_text(&other["owner_hostname"]));
+            said.push_str(&format!("\nnote: {name} of {owner} {how}"));
         }
     }
     said
@@ -99,7 +94,6 @@ pub(super) fn fetched(response: &Value) -> String {
     )
 }
 
-/// The state of one fetch.
 pub(super) fn fetch(response: &Value) -> String {
     let progress = &response["progress"];
     let mut said = format!("{}: {}", plain_text(&progress["file_name"]), plain_text(&progress["status"]));
@@ -109,14 +103,13 @@ pub(super) fn fetch(response: &Value) -> String {
     said
 }
 
-/// A table of all fetches.
 pub(super) fn fetches(response: &Value) -> String {
-    let mut all: Vec<Value> = Vec::new();
-    for (id, fetch) in response["fetches"].as_object().into_iter().flatten() {
+    let with_id = |(id, fetch): (&String, &Value)| {
         let mut fetch = fetch.clone();
         fetch["fetch_id"] = id.as_str().into();
-        all.push(fetch);
-    }
+        fetch
+    };
+    let all: Vec<Value> = response["fetches"].as_object().into_iter().flatten().map(with_id).collect();
     let columns: &[Column] = &[
         ("id", Align::Left, |fetch| plain_text(&fetch["fetch_id"])),
         ("name", Align::Left, |fetch| plain_text(&fetch["file_name"])),
@@ -125,13 +118,9 @@ pub(super) fn fetches(response: &Value) -> String {
         ("to", Align::Left, |fetch| plain_text(&fetch["save_path"])),
         ("note", Align::Left, |fetch| plain_text(&fetch["error"])),
     ];
-    match listed(all.iter(), columns) {
-        (_, 0) => "no fetches yet".to_owned(),
-        (table, _) => table,
-    }
+    table_or(listed(all.iter(), columns), "no fetches yet")
 }
 
-/// The state of the node.
 pub(super) fn status(response: &Value) -> String {
     let client = &response["client"];
     let mut said = format!(

@@ -17,18 +17,32 @@ use crate::cli::output::sanitize;
 use crate::model::text::nfc;
 use crate::net::shutdown::ShutdownSignal;
 
-/// How often the progress of a fetch is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Files that are published or fetched concurrently.
 const CONCURRENT_FILES_MAX: usize = 8;
 /// Page size when the files of the network are listed.
 const PAGE: usize = 1000;
 
-/// Where fetched files come from and go.
 pub(super) struct FetchOptions<'a> {
     pub(super) to: Option<&'a str>,
     pub(super) from: Option<&'a str>,
     pub(super) background: bool,
+}
+
+/// Replaces each pattern by the names that match it; each name once.
+fn expand_patterns(
+    files: &[String],
+    matching: impl Fn(&str) -> anyhow::Result<Vec<String>>,
+) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for file in files {
+        if is_pattern(file) {
+            names.extend(matching(file)?);
+        } else {
+            names.push(file.clone());
+        }
+    }
+    Ok(dedup_names(names))
 }
 
 impl NodeClient {
@@ -52,21 +66,15 @@ impl NodeClient {
     }
 
     pub(super) fn unpublish_all(&self, files: &[String]) -> anyhow::Result<()> {
-        let mut names = Vec::new();
-        for file in files {
-            if !is_pattern(file) {
-                names.push(file.clone());
-                continue;
-            }
+        let names = expand_patterns(files, |pattern| {
             let published = self.get("published-files")?;
             let all = published["files"].as_array().into_iter().flatten().filter_map(|file| file["name"].as_str());
-            let found: Vec<String> = all.filter(|name| glob_matches(file, name)).map(str::to_owned).collect();
+            let found: Vec<String> = all.filter(|name| glob_matches(pattern, name)).map(str::to_owned).collect();
             if found.is_empty() {
-                bail!("you publish no file like {file}");
+                bail!("you publish no file like {pattern}");
             }
-            names.extend(found);
-        }
-        let names = dedup_names(names);
+            Ok(found)
+        })?;
         let unpublish = |name: &str| -> anyhow::Result<()> {
             let is_hidden = |_: &Value| format!("{name} is hidden from others");
             self.post_and_print("unpublish", "unpublish", &json!({ "fname": name }), is_hidden)
@@ -78,15 +86,7 @@ impl NodeClient {
     }
 
     pub(super) fn fetch_all(&self, files: &[String], options: &FetchOptions<'_>) -> anyhow::Result<()> {
-        let mut named = Vec::new();
-        for file in files {
-            if is_pattern(file) {
-                named.extend(self.matching_names(file, options.from)?);
-            } else {
-                named.push(file.clone());
-            }
-        }
-        let names = dedup_names(named);
+        let names = expand_patterns(files, |pattern| self.matching_names(pattern, options.from))?;
         let shutdown = ShutdownSignal::install().unwrap_or_else(|error| {
             log::debug!("Ctrl-C ends at once: {error}");
             self.shutdown.clone()
@@ -106,13 +106,11 @@ impl NodeClient {
             Some(from) => self.names_of_owner(from, pattern)?,
             None => self.names_of_others(pattern)?,
         };
-        if names.is_empty() {
-            match from {
-                Some(from) => bail!("{from} has no file like {pattern} on the network"),
-                None => bail!("nobody else on the network has a file like {pattern}"),
-            }
+        match from {
+            Some(from) if names.is_empty() => bail!("{from} has no file like {pattern} on the network"),
+            None if names.is_empty() => bail!("nobody else on the network has a file like {pattern}"),
+            _ => Ok(names.into_iter().collect()),
         }
-        Ok(names.into_iter().collect())
     }
 
     /// The matching names of one owner, as the registry lists them now.
@@ -140,7 +138,7 @@ impl NodeClient {
         }
     }
 
-    /// Runs `work` for each item, a few at a time. Failures are reported, and the remaining items are processed.
+    /// Runs `work` for each item, a few at a time. Failures are reported, and the others go on.
     fn for_each_concurrently(
         &self,
         all: Vec<String>,
@@ -153,21 +151,17 @@ impl NodeClient {
             for _ in 0..CONCURRENT_FILES_MAX.min(all.len()) {
                 scope.spawn(|| {
                     while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        match work(one) {
-                            Ok(()) => {}
-                            Err(error) => {
-                                let error = match error.downcast::<Interrupted>() {
-                                    Ok(Interrupted(said)) => return interrupted.lock().push(said),
-                                    Err(error) => error,
-                                };
-                                failed.fetch_add(1, Ordering::Relaxed);
-                                let why = sanitize(&format!("{one}: {error:#}"));
-                                if self.screen.is_json() {
-                                    self.screen.print_json(&json!({"error": why, "file": one}));
-                                } else {
-                                    eprintln!("error: {why}");
-                                }
-                            }
+                        let Err(error) = work(one) else { continue };
+                        let error = match error.downcast::<Interrupted>() {
+                            Ok(Interrupted(said)) => return interrupted.lock().push(said),
+                            Err(error) => error,
+                        };
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        let why = sanitize(&format!("{one}: {error:#}"));
+                        if self.screen.is_json() {
+                            self.screen.print_json(&json!({"error": why, "file": one}));
+                        } else {
+                            eprintln!("error: {why}");
                         }
                     }
                 });

@@ -65,8 +65,7 @@ pub(super) fn glob_matches(pattern: &str, name: &str) -> bool {
 }
 
 /// Expands a path whose last component is a pattern to the matching files of its folder, unless a file of that very
-/// name exists. (Shells do that too, but not for quoted arguments.) Hidden files match only patterns that begin with a
-/// dot.
+/// name exists. (Shells do that too, but not for quoted arguments.) Hidden files match only patterns with a dot first.
 pub(super) fn matching_paths(path: &str) -> Vec<String> {
     let there = Path::new(path);
     let pattern = there.file_name().and_then(|name| name.to_str()).filter(|name| is_pattern(name));

@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::InterfaceAddress;
 
-/// The interface addresses of this host with their networks.
 #[derive(Debug, Default)]
 pub(super) struct HostAddresses(Vec<InterfaceAddress>);
 
@@ -32,7 +31,7 @@ impl HostAddresses {
         all
     }
 
-    /// Whether an address belongs to this host, whether or not it is sent from.
+    /// Whether an address belongs to this host, even if it is not sent from.
     pub fn is_own(&self, ip: Ipv4Addr) -> bool {
         ip.is_loopback() || self.0.iter().any(|own| own.ip == ip || own.source_ip == Some(ip))
     }
@@ -75,7 +74,6 @@ impl HostAddresses {
         !(reserved || ip.is_multicast() || self.0.iter().any(broadcast))
     }
 
-    /// The own address from which a datagram to `to` is sent.
     pub fn source_for(&self, to: Ipv4Addr) -> Ipv4Addr {
         // To an own address, source and destination are the same.
         if let Some((_, from)) = self.routes().find(|(own, _)| own.ip == to) {

@@ -7,7 +7,7 @@ use super::rate_limits::{RateLimit, TokenBucket};
 use crate::model::Millis;
 
 pub(super) const QUEUE_MAX: usize = 10_000;
-/// The rate at which they are sent, so that one broadcast never causes a storm of answers.
+/// One broadcast must never cause a storm of answers.
 const SEND_RATE: RateLimit = RateLimit { burst: 100, per_s: 500 };
 
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +18,7 @@ struct QueuedAnnouncement {
     broadcast_at: Option<Millis>,
 }
 
-/// The queue, with one announcement per address.
+/// It holds one announcement per address.
 #[derive(Debug)]
 pub(super) struct AnnouncementQueue {
     by_addr: HashMap<SocketAddrV4, QueuedAnnouncement>,
@@ -29,15 +29,11 @@ pub(super) struct AnnouncementQueue {
 
 impl AnnouncementQueue {
     pub fn new() -> AnnouncementQueue {
-        AnnouncementQueue {
-            by_addr: HashMap::new(),
-            by_due: BTreeMap::new(),
-            next_seq: 0,
-            tokens: TokenBucket::full(SEND_RATE),
-        }
+        let tokens = TokenBucket::full(SEND_RATE);
+        AnnouncementQueue { by_addr: HashMap::new(), by_due: BTreeMap::new(), next_seq: 0, tokens }
     }
 
-    /// Schedules an announcement. Returns whether there was room.
+    /// Returns whether there was room.
     pub fn enqueue(&mut self, due: Millis, to: SocketAddrV4, broadcast_at: Option<Millis>) -> bool {
         let mut queued = QueuedAnnouncement { due, seq: self.next_seq, broadcast_at };
         if let Some(existing) = self.by_addr.get(&to) {
@@ -60,13 +56,11 @@ impl AnnouncementQueue {
 
     /// Removes the announcement to a peer that knows us already. Returns whether there was one.
     pub fn cancel(&mut self, to: SocketAddrV4) -> bool {
-        let Some(queued) = self.by_addr.get(&to).copied() else { return false };
-        self.by_addr.remove(&to);
+        let Some(queued) = self.by_addr.remove(&to) else { return false };
         self.by_due.remove(&(queued.due, queued.seq));
         true
     }
 
-    /// The address of the next announcement that may be sent now.
     pub fn pop_due(&mut self, now: Millis) -> Option<SocketAddrV4> {
         let entry = self.by_due.first_entry().filter(|entry| entry.key().0 <= now)?;
         if !self.tokens.take(now) {

@@ -18,26 +18,18 @@ pub struct NodeConfig {
     pub kind: NodeKind,
     /// The port of its own socket, from which everything is sent.
     pub port: u16,
-    /// The port on which all peers receive announcements.
     pub discovery_port: u16,
-    /// The interval between announcements, give or take a tenth.
+    /// The interval between announcements varies by a tenth.
     pub announce_every: Duration,
-    /// After how long a silent peer is forgotten.
     pub forget_after: Duration,
 }
 
-/// The role of a node on the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeKind {
     /// Sends and receives messages.
     Person,
     /// Announces services, and takes no messages.
-    Server {
-        /// Names and ports of its services.
-        serves: Vec<(String, u16)>,
-        /// SHA-256 of its certificate, in lower-case hex.
-        cert_sha256: Option<String>,
-    },
+    Server { serves: Vec<(String, u16)>, cert_sha256: Option<String> },
     /// Asks once who is there. It is not listed by others and answers nobody.
     Probe,
 }
@@ -47,8 +39,8 @@ pub enum NodeKind {
 pub struct InterfaceAddress {
     pub ip: Ipv4Addr,
     pub netmask: Ipv4Addr,
-    /// The source address of datagrams that leave by this interface: its own address, unless the socket is bound to
-    /// another one. `None` if nothing is sent by this interface.
+    /// Datagrams that leave by this interface come from its own address, or from that which the socket is bound to.
+    /// `None` if nothing is sent by it.
     pub source_ip: Option<Ipv4Addr>,
 }
 
@@ -60,17 +52,16 @@ pub enum NodeEvent {
     /// All addresses of this host, at the start and whenever they change; including loopback and those that the node
     /// does not send from. The first that is not loopback is used in USER_ID where no interface is nearer.
     InterfacesChanged(Vec<InterfaceAddress>),
-    /// A datagram was received.
     Datagram {
         from: SocketAddr,
         socket: SocketRole,
-        /// The decoded message, or why it is invalid.
         message: Result<Message, WireError>,
-        /// The length of the datagram.
         bytes: usize,
     },
     /// The network reports that nobody listens at an address we sent to (ICMP port unreachable).
-    SendRefused { to: SocketAddr },
+    SendRefused {
+        to: SocketAddr,
+    },
     /// A [`NodeEffect::Store`] failed, and the effects after it were not applied: the message counts as not seen, so
     /// that its next copy is accepted.
     StoreFailed(Box<MessageRecord>),
@@ -78,7 +69,6 @@ pub enum NodeEvent {
     Tick,
 }
 
-/// A command of the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeCommand {
     /// Says something to every known peer or, with `to`, to one: `name`, or `name@ip` where several have the name.
@@ -94,14 +84,24 @@ pub enum NodeCommand {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandOutcome {
     /// The message is sent to `to` peers, servers not counted.
-    SaidToAll { to: usize, message_id: String },
+    SaidToAll {
+        to: usize,
+        message_id: String,
+    },
     /// The message is sent to this peer. With `awaits_ack`, [`Notification::DmConfirmed`] or
     /// [`Notification::DmUnconfirmed`] follows within 5.5 s; else nothing more is known of it.
-    SaidToOne { to: UserId, addr: SocketAddr, message_id: String, awaits_ack: bool },
-    /// `peers` peers were asked for their lists.
-    PeerListsRequested { peers: usize },
-    /// The address is now announced to.
-    PeerAdded { addr: SocketAddr },
+    SaidToOne {
+        to: UserId,
+        addr: SocketAddr,
+        message_id: String,
+        awaits_ack: bool,
+    },
+    PeerListsRequested {
+        peers: usize,
+    },
+    PeerAdded {
+        addr: SocketAddr,
+    },
 }
 
 /// Why a command is refused. It has had no effect.
@@ -109,13 +109,8 @@ pub enum CommandOutcome {
 pub enum CommandError {
     #[error("USER: nobody here is called {0:?}; LIST shows who is here")]
     UnknownUser(String),
-    /// Several peers have that name.
     #[error("USER: {} are called {name:?}; say which: {}", candidates.len(), join_user_ids(candidates))]
-    AmbiguousUser {
-        name: String,
-        /// The peers that have the name.
-        candidates: Vec<UserId>,
-    },
+    AmbiguousUser { name: String, candidates: Vec<UserId> },
     #[error("USER: {0} is a server, which takes no messages")]
     IsServer(UserId),
     #[error("busy: {0} messages wait to be acknowledged; try again in a few seconds")]
@@ -139,8 +134,10 @@ pub enum NodeEffect {
     /// Store a message. It must be on disk before the next effect is applied and before the next event is handled. On
     /// failure, the remaining effects are dropped and the node gets [`NodeEvent::StoreFailed`].
     Store(Box<MessageRecord>),
-    /// Update the confirmation of a stored DM that we sent.
-    StoreConfirmation { message_id: String, confirmed: bool },
+    StoreConfirmation {
+        message_id: String,
+        confirmed: bool,
+    },
     /// Send a message to one address, from the own socket.
     Send {
         /// Never a discovery port of this host.
@@ -159,19 +156,16 @@ pub enum NodeEffect {
     Notify(Notification),
 }
 
-/// A message as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageRecord {
-    /// When it was received or sent, by the wall clock.
+    /// The time by the wall clock.
     pub at: Millis,
-    /// Whether it was received, not sent.
     pub is_incoming: bool,
     /// Its source or destination; `None` for a message that we sent to all.
     pub addr: Option<SocketAddr>,
     pub talk: Talk,
 }
 
-/// Something that the user may want to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification {
     /// Somebody has said something, to all or to us.
@@ -179,9 +173,7 @@ pub enum Notification {
         from: SocketAddr,
         talk: Talk,
     },
-    /// A peer has become known.
     PeerJoined(PeerInfo),
-    /// A peer has been forgotten.
     PeerLeft {
         peer: PeerInfo,
         why: PeerLeftReason,
@@ -208,7 +200,6 @@ pub enum Notification {
         old: Name,
         new: Name,
     },
-    /// The receiver has acknowledged a DM that we sent.
     DmConfirmed {
         to: UserId,
         message_id: String,
@@ -242,7 +233,7 @@ pub enum Notification {
 }
 
 impl Notification {
-    /// Whether it is shown in terse mode too: names, texts and what a user must know. The others are for verbose mode.
+    /// Terse mode shows names, texts and what a user must know.
     pub fn is_shown_when_terse(&self) -> bool {
         !matches!(
             self,
@@ -251,7 +242,6 @@ impl Notification {
     }
 }
 
-/// Why a peer was forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerLeftReason {
     /// It was silent for [`NodeConfig::forget_after`].
@@ -262,23 +252,17 @@ pub enum PeerLeftReason {
     Replaced,
 }
 
-/// What is known of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerInfo {
-    /// The USER_ID that was heard last.
+    /// The one that was heard last.
     pub user_id: UserId,
-    /// The address that is used to reach it.
     pub addr: SocketAddr,
     /// All its USER_IDs and addresses, the last heard first: one for each interface that it is heard through.
     pub addresses: Vec<(UserId, SocketAddr)>,
-    /// The INSTANCE of its run, if it announced one.
     pub instance: Option<String>,
     pub features: Features,
-    /// Names and ports of a server's services; empty for other peers.
     pub serves: Vec<(String, u16)>,
-    /// SHA-256 of a server's certificate, in lower-case hex.
     pub cert_sha256: Option<String>,
-    /// When it became known.
     pub known_since: Millis,
     pub heard_at: Millis,
 }

@@ -3,23 +3,17 @@
 use crate::model::named;
 
 named! {
-    /// Why a datagram was dropped.
     #[derive(Hash, PartialOrd, Ord)]
     pub enum DropCause {
-        /// It cannot be decoded.
         Malformed = "malformed",
         UnknownType = "unknown-type",
-        /// Its source exceeds the rate limit.
         TooMany = "too-many",
         /// It names a sender address that is not its source.
         WrongSource = "wrong-source",
-        /// Its source is not an IPv4 address.
         NotIpv4 = "not-ipv4",
-        /// The message was received before.
         Repeated = "repeated",
         /// A DM to somebody else.
         NotForUs = "not-for-us",
-        /// The peer table is full.
         Full = "full",
         /// An ACK for which no DM to that address waits.
         StrayAck = "stray-ack",
@@ -27,7 +21,6 @@ named! {
         Taken = "taken",
         /// It claims a USER_ID with a new PORT while the peer still answers at the old one.
         PortRefused = "port-refused",
-        /// There are too many port checks under way.
         TooManyChecks = "too-many-checks",
         /// A peer list request beyond the rate limit, or one that was broadcast.
         TooManyLists = "too-many-lists",
@@ -40,16 +33,12 @@ named! {
     }
 }
 
-/// What a node has counted since its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeCounters {
     /// Received datagrams, including our own broadcasts.
     pub received: u64,
-    /// Bytes of the received datagrams.
     pub received_bytes: u64,
-    /// Received broadcasts that were our own.
     pub own: u64,
-    /// Datagrams sent to one address.
     pub sent: u64,
     /// Broadcasts sent, counted per interface.
     pub broadcasts: u64,
@@ -61,7 +50,6 @@ impl NodeCounters {
         self.dropped[cause as usize]
     }
 
-    /// Every cause that has occurred, with its count.
     pub fn drops(&self) -> impl Iterator<Item = (DropCause, u64)> + '_ {
         DropCause::ALL.iter().copied().map(|cause| (cause, self.dropped(cause))).filter(|(_, count)| *count > 0)
     }
@@ -71,20 +59,20 @@ impl NodeCounters {
     }
 }
 
-/// The number of entries of each of a node's tables. All are bounded.
+/// How many entries each table has, and the most that it may have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TableSizes {
-    /// Known peers: at most 10,000.
+    /// At most 10,000.
     pub peers: usize,
-    /// Addresses of known peers: at most 8 each.
+    /// At most 8 of each peer.
     pub addresses: usize,
     /// Messages whose repeats are dropped: at most 200,000.
     pub seen: usize,
-    /// Senders of those messages: at most 10,000.
+    /// At most 10,000.
     pub senders: usize,
-    /// DMs that wait for an ACK: at most 1,000.
+    /// At most 1,000.
     pub pending_dms: usize,
-    /// Unicast announcements that wait to be sent: at most 10,000.
+    /// At most 10,000.
     pub queued_announcements: usize,
     /// Changes of PORT that are being checked: at most 100.
     pub port_checks: usize,

@@ -7,15 +7,13 @@ use super::{CallContext, DropCause, Node, NodeEffect, NodeKind, Notification, Pe
 use crate::lan::wire::{Discovery, UserId};
 use crate::model::{Millis, Name};
 
-/// The least delay of an answer to a broadcast.
 const ANSWER_DELAY_MS: u64 = 20;
-/// A random further delay up to this value, so that not all peers answer at the same time.
+/// An answer waits up to this much longer, at random, so that not all peers answer at the same time.
 const ANSWER_SPREAD_MS: u64 = 230;
 /// A unicast announcement within this time after our own is taken for an answer to it.
 const ANSWER_WINDOW_MS: u64 = 2_000;
 /// How long the old PORT has to answer before a new one is accepted.
 const PORT_CHECK_MS: u64 = 1_000;
-/// Changes of PORT that are checked at once.
 pub(super) const PORT_CHECKS_MAX: usize = 100;
 /// A peer that has had its name for less than this counts as the newer of two.
 const NEW_NAME_MS: u64 = 2_000;
@@ -40,7 +38,6 @@ pub(super) struct NameConflict {
     met_at: Millis,
 }
 
-/// A received announcement.
 struct Announcement {
     source: SocketAddrV4,
     /// The source address with the announced PORT.
@@ -71,15 +68,13 @@ impl Node {
         }
     }
 
-    /// Whether a peer is known at an address. With a discovery port, any peer of that host counts: peers send from
-    /// their own ports.
+    /// With a discovery port, any peer of that host counts: peers send from their own ports.
     fn knows_peer_at(&self, addr: SocketAddrV4) -> bool {
         let shared = addr.port() == self.config.discovery_port;
         let is_match = |at: SocketAddrV4| if shared { at.ip() == addr.ip() } else { at == addr };
         self.peers.iter().any(|peer| peer.addresses().iter().any(|address| is_match(address.addr)))
     }
 
-    /// Sends our announcement to one address.
     pub(super) fn announce_to(&mut self, ctx: &mut CallContext, to: SocketAddrV4, probe: bool) {
         let message = self.build_announcement(ctx, self.own_user_id_for(*to.ip()), probe);
         self.peers.mark_announced_to(to, ctx.now);
@@ -132,9 +127,8 @@ impl Node {
         }
     }
 
-    /// Maps a peer of this host that has no INSTANCE to the USER_ID and address by which it is known already. Such a
-    /// peer may send from several of the host's addresses, with as many USER_IDs, and nothing but the host tells that
-    /// it is one peer. (Peers with an INSTANCE are recognized by that, wherever they are.)
+    /// The USER_ID and address by which a peer of this host that has no INSTANCE is known already. It may send from
+    /// several of the host's addresses, with as many USER_IDs, and nothing but the host tells that it is one peer.
     fn resolve_local_alias(&self, user_id: UserId, addr: SocketAddrV4) -> (UserId, SocketAddrV4) {
         let without_instance = |user_id: &UserId| {
             let peer = self.peers.find_by_user_id(user_id).and_then(|id| self.peers.get(id));
@@ -150,16 +144,16 @@ impl Node {
         }
         // It may have another name now.
         let known_addr = self.known_addr_of(addr);
-        let known_peer = self.peers.find_by_addr(known_addr).and_then(|id| self.peers.get(id));
-        (user_id, if known_peer.is_some_and(|peer| peer.instance().is_none()) { known_addr } else { addr })
+        let is_there = self.peers.peer_at(known_addr).is_some_and(|peer| peer.instance().is_none());
+        (user_id, if is_there { known_addr } else { addr })
     }
 
-    /// Whether a unicast announcement, received while our own answer to that peer is queued, answers our announcement:
-    /// then ours is not needed. This halves the answers among peers that start at the same time. A unicast at the same
-    /// moment as the peer's broadcast is no answer: the peer has another reason (`--peer`) and may not know us.
+    /// A unicast announcement that comes while our own answer to that peer is queued answers our announcement: then
+    /// ours is not needed, which halves the answers among peers that start together. A unicast at the same moment as
+    /// the peer's broadcast is no answer: the peer has another reason (`--peer`) and may not know us.
     fn is_answer_to_us(&self, now: Millis, addr: SocketAddrV4) -> bool {
         let is_recent = |at: Option<Millis>| at.is_some_and(|at| now < at.plus_ms(ANSWER_WINDOW_MS));
-        let announced_to_at = self.peers.find_by_addr(addr).and_then(|id| self.peers.get(id)?.announced_to_at());
+        let announced_to_at = self.peers.peer_at(addr).and_then(|peer| peer.announced_to_at);
         let broadcast_at = self.announcement_queue.broadcast_at(addr);
         broadcast_at.is_some_and(|at| now >= at.plus_ms(ANSWER_DELAY_MS))
             && (is_recent(self.last_announced_at) || is_recent(announced_to_at))
@@ -241,19 +235,18 @@ impl Node {
         }
     }
 
-    /// Updates a peer that is announced as it is known, and answers it if it may not know us.
     fn refresh_peer(&mut self, ctx: &mut CallContext, id: PeerId, announcement: &Announcement, is_answer: bool) {
         let Announcement { addr, socket, discovery, .. } = announcement;
         self.peers.mark_heard(id, *addr, ctx.now);
         self.peers.update_description(id, discovery);
         let has_no_instance = discovery.instance.is_none();
-        let again = self.peers.get_mut(id).is_some_and(|peer| match socket {
+        let may_answer = self.peers.get_mut(id).is_some_and(|peer| match socket {
             _ if is_answer => false,
             _ if has_no_instance => peer.may_answer_without_instance(ctx.now),
             SocketRole::Own => peer.try_answer_again(ctx.now),
             SocketRole::Discovery => false,
         });
-        if again {
+        if may_answer {
             self.enqueue_answer(ctx, announcement);
         }
     }
@@ -274,7 +267,7 @@ impl Node {
         }
     }
 
-    /// Starts to check a USER_ID with another PORT: if the peer still answers at the old one, the claim is refused.
+    /// If the peer still answers at the old PORT, the claim is refused.
     fn start_port_check(&mut self, ctx: &mut CallContext, old: SocketAddrV4, announcement: Announcement) {
         if let Some(check) = self.port_checks.get_mut(&announcement.discovery.user_id) {
             if check.new.addr == announcement.addr {
@@ -295,9 +288,9 @@ impl Node {
         self.port_checks.insert(announcement.discovery.user_id.clone(), PortCheck { old, new: announcement, until });
     }
 
-    /// Resolves port checks by a datagram from the checked old address: the peer is still there, so the claim is
-    /// refused. But if the announcement from there has another name, the claim is accepted (otherwise two peers that
-    /// have exchanged their names would be checked for ever).
+    /// A datagram from the checked old address shows that the peer is still there, so the claim is refused. But if it
+    /// is an announcement of another name, the claim is accepted (otherwise two peers that have exchanged their names
+    /// would be checked for ever).
     pub(super) fn resolve_port_checks(
         &mut self,
         ctx: &mut CallContext,
@@ -355,27 +348,20 @@ impl Node {
     /// Another peer on this host has our name. The newer of the two must take another one. Each knows only its own age,
     /// so the smaller INSTANCE yields if both are new, and after a stalemate in which both count as the older.
     fn handle_name_conflict(&mut self, ctx: &mut CallContext, announcement: Announcement) {
-        let met_at = self
-            .name_conflicts
-            .iter()
-            .find(|conflict| conflict.instance == announcement.discovery.instance)
-            .map(|conflict| conflict.met_at);
+        let Announcement { addr, socket, discovery, .. } = announcement;
+        let known = self.name_conflicts.iter().find(|conflict| conflict.instance == discovery.instance);
+        let met_at = known.map(|conflict| conflict.met_at);
         if met_at.is_none() {
             if self.name_conflicts.len() >= NAME_CONFLICTS_MAX {
                 self.name_conflicts.remove(0);
             }
-            self.name_conflicts.push(NameConflict {
-                instance: announcement.discovery.instance.clone(),
-                addr: announcement.addr,
-                met_at: ctx.now,
-            });
+            self.name_conflicts.push(NameConflict { instance: discovery.instance.clone(), addr, met_at: ctx.now });
         }
         // The other one must know of us, whoever has to yield. Its answer is not answered again.
-        if met_at.is_none() || announcement.socket == SocketRole::Discovery {
-            self.announcement_queue.enqueue(ctx.now, announcement.addr, None);
+        if met_at.is_none() || socket == SocketRole::Discovery {
+            self.announcement_queue.enqueue(ctx.now, addr, None);
         }
-        let must_yield =
-            announcement.discovery.instance.as_deref().is_none_or(|theirs| *self.config.instance < *theirs);
+        let must_yield = discovery.instance.as_deref().is_none_or(|theirs| *self.config.instance < *theirs);
         let stalemate = self.config.announce_every * STALEMATE_ANNOUNCES;
         if self.named_at.plus_ms(NEW_NAME_MS) > ctx.now {
             if must_yield {
@@ -388,7 +374,7 @@ impl Node {
         }
     }
 
-    /// Takes the next free name: the configured one with the smallest free number, from 2 on.
+    /// The configured name with the smallest free number, from 2 on.
     pub(super) fn take_next_name(&mut self, ctx: &mut CallContext) {
         (self.rename_at, self.named_at) = (None, ctx.now);
         let conflicts = std::mem::take(&mut self.name_conflicts);

@@ -41,12 +41,9 @@ impl Node {
 
     /// Where to send the ACK of a message; `None` if its sender does not understand ACKs.
     fn ack_target(&self, source: SocketAddrV4, sender: &UserId) -> Option<SocketAddrV4> {
-        let at = |addr: SocketAddrV4| self.peers.find_by_addr(addr).and_then(|id| self.peers.get(id));
-        let by_sender = self.peers.addr_of(sender).filter(|addr| at(*addr).is_some_and(|peer| peer.acknowledges()));
-        let by_source = || {
-            at(self.known_addr_of(source)).is_some_and(|peer| peer.acknowledges())
-                || self.acknowledging_strangers.contains(source)
-        };
+        let acknowledges = |addr| self.peers.peer_at(addr).is_some_and(|peer| peer.acknowledges());
+        let by_sender = self.peers.addr_of(sender).filter(|addr| acknowledges(*addr));
+        let by_source = || acknowledges(self.known_addr_of(source)) || self.acknowledging_strangers.contains(source);
         by_sender.or_else(|| by_source().then_some(source)).filter(|to| self.may_send_to(*to))
     }
 
@@ -77,8 +74,7 @@ impl Node {
         }
     }
 
-    /// Registers a message that was received before this start, so that its repeats are dropped. Oldest messages come
-    /// first.
+    /// Drops the repeats of a message that was received before this start. Oldest messages come first.
     pub fn remember_received(&mut self, at: Millis, source: Ipv4Addr, sender: &UserId, message_id: &str) {
         let (ip, sender) = self.dedup_sender(source, sender);
         self.seen.insert(at, ip, &sender, message_id);
@@ -185,19 +181,17 @@ impl Node {
         }
     }
 
-    /// The largest size in bytes of our USER_ID on any interface.
+    /// This is the most that our USER_ID takes on any interface.
     fn user_id_bytes_max(&self) -> usize {
         self.name.as_str().len() + "@255.255.255.255".len()
     }
 }
 
 impl CallContext<'_> {
-    /// Stores a message, if its TYPE is kept.
     fn store(&mut self, is_incoming: bool, addr: Option<SocketAddrV4>, talk: &Talk) {
         if talk.body.kind().is_kept {
-            let record =
-                MessageRecord { at: self.date, is_incoming, addr: addr.map(SocketAddr::V4), talk: talk.clone() };
-            self.effects.push(NodeEffect::Store(Box::new(record)));
+            let (at, addr) = (self.date, addr.map(SocketAddr::V4));
+            self.effects.push(NodeEffect::Store(Box::new(MessageRecord { at, is_incoming, addr, talk: talk.clone() })));
         }
     }
 }

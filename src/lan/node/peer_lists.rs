@@ -5,17 +5,14 @@ use std::net::{SocketAddr, SocketAddrV4};
 use super::{CallContext, CommandError, CommandOutcome, DropCause, Node, NodeKind, SocketRole};
 use crate::lan::wire::{DATAGRAM_MAX, Message, PeerList, UserId};
 
-/// How many peers are asked for their lists at once.
 const LIST_REQUESTS_MAX: usize = 32;
 const LIST_RESPONSE_TIMEOUT_MS: u64 = 10_000;
-/// How many addresses of one list are announced to.
 const ADDRESSES_TRIED_MAX: usize = 100;
 pub(super) const STATIC_PEERS_MAX: usize = 64;
 /// Bytes of a datagram that are reserved for everything but the lists.
 const FRAME_MAX: usize = 1024;
 
 impl Node {
-    /// Requests the peer lists of some known peers.
     pub(super) fn request_peer_lists(&mut self, ctx: &mut CallContext) -> Result<CommandOutcome, CommandError> {
         let users = self.peers.iter().filter(|peer| !peer.is_server());
         let mut to: Vec<SocketAddrV4> = users.map(|peer| peer.current().addr).collect();
@@ -37,7 +34,7 @@ impl Node {
         Ok(CommandOutcome::PeerListsRequested { peers: to.len() })
     }
 
-    /// Answers a peer list request with the known peers, without servers and the asker itself.
+    /// Servers and the asker itself are left out.
     pub(super) fn handle_peer_list_request(
         &mut self,
         ctx: &mut CallContext,
@@ -79,7 +76,7 @@ impl Node {
         self.send(ctx, source, Message::PeerListResponse(PeerList { from, peers, stamp }));
     }
 
-    /// Handles a peer list: announces us to the addresses that are not known yet.
+    /// Announces us to the addresses that are not known yet.
     pub(super) fn handle_peer_list(&mut self, ctx: &mut CallContext, source: SocketAddrV4, list: &PeerList) {
         // Otherwise anybody could make us send to a hundred addresses of their choice.
         if self.peer_list_requests.remove(&source).is_none_or(|until| until <= ctx.now) {
@@ -103,7 +100,6 @@ impl Node {
         }
     }
 
-    /// Adds an address that broadcast does not reach, and announces to it.
     pub(super) fn add_peer(&mut self, ctx: &mut CallContext, addr: SocketAddr) -> Result<CommandOutcome, CommandError> {
         let bad = |problem: &str| Err(CommandError::InvalidArgument(format!("--peer {addr}: {problem}")));
         let SocketAddr::V4(to) = addr else { return bad("expected an IPv4 address") };

@@ -11,9 +11,8 @@ use crate::model::{Millis, Name};
 use crate::net::backoff::Backoff;
 
 pub(super) const PEERS_MAX: usize = 10_000;
-/// Addresses that are kept per peer.
 pub(super) const ADDRESSES_MAX: usize = 8;
-/// Refused sends in a row after which an address is removed.
+/// After so many refused sends in a row, an address is removed.
 const REFUSED_MAX: u8 = 3;
 /// A known peer that announces itself to us is answered again after this pause.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
@@ -40,7 +39,6 @@ pub(super) struct PeerAddress {
     refused: u8,
 }
 
-/// What a server announces about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ServerInfo {
     serves: Vec<(String, u16)>,
@@ -54,11 +52,10 @@ pub(super) struct Peer {
     addresses: Vec<PeerAddress>,
     features: Features,
     served: Option<Box<ServerInfo>>,
-    /// Whether it has sent an ACK.
     acked: bool,
     since: Millis,
     /// Our last unicast announcement to it.
-    announced_to_at: Option<Millis>,
+    pub announced_to_at: Option<Millis>,
     backoff: Backoff,
     send_bucket: TokenBucket,
     /// Its key in the table's `by_expiry`.
@@ -87,23 +84,17 @@ impl Peer {
         self.served.as_ref().is_some_and(|served| !served.serves.is_empty())
     }
 
-    /// When we last sent it a unicast announcement.
-    pub fn announced_to_at(&self) -> Option<Millis> {
-        self.announced_to_at
-    }
-
     /// Whether a peer without INSTANCE may be answered now. Such a peer may receive no broadcasts and know us only by
     /// our answers; the pause keeps two peers that answer every answer from doing so for ever.
     pub fn may_answer_without_instance(&self, now: Millis) -> bool {
         self.announced_to_at.is_none_or(|announced_to_at| announced_to_at.plus_ms(NO_INSTANCE_PAUSE_MS) <= now)
     }
 
-    /// Whether it acknowledges DMs.
     pub fn acknowledges(&self) -> bool {
         self.features.ack || self.acked
     }
 
-    /// Whether it may be answered again now. If so, it counts as answered.
+    /// If it may be answered again now, it counts as answered.
     pub fn try_answer_again(&mut self, now: Millis) -> bool {
         let quiet_ms =
             self.announced_to_at.map_or(PAUSE_RESET_MS, |announced_to_at| now.0.saturating_sub(announced_to_at.0));
@@ -163,7 +154,6 @@ impl PeerTable {
         self.by_id.len()
     }
 
-    /// The number of addresses of all peers.
     pub fn address_count(&self) -> usize {
         debug_assert_eq!(self.by_user_id.len(), self.by_addr.len());
         debug_assert_eq!(self.by_expiry.len(), self.by_id.len());
@@ -178,10 +168,8 @@ impl PeerTable {
         self.by_id.keys().copied().collect()
     }
 
-    /// Takes a send permit for each of these peers, or for none of them if one has no permit left.
-    ///
-    /// # Errors
-    /// When all of them will have a permit.
+    /// Takes a send permit for each of these peers, or for none of them if one has no permit left: the error says when
+    /// all of them will have one.
     pub fn reserve_sends(&mut self, now: Millis, ids: &[PeerId]) -> Result<(), Millis> {
         let ready = |id| self.by_id.get(id).map(|peer: &Peer| peer.send_bucket.ready_at());
         if let Some(at) = ids.iter().filter_map(ready).max().filter(|at| *at > now) {
@@ -220,7 +208,10 @@ impl PeerTable {
         self.by_addr.get(&addr).copied()
     }
 
-    /// The address of this USER_ID.
+    pub fn peer_at(&self, addr: SocketAddrV4) -> Option<&Peer> {
+        self.get(self.find_by_addr(addr)?)
+    }
+
     pub fn addr_of(&self, user_id: &UserId) -> Option<SocketAddrV4> {
         let peer = self.get(self.find_by_user_id(user_id)?)?;
         peer.addresses.iter().find(|address| address.user_id == *user_id).map(|address| address.addr)
@@ -228,8 +219,7 @@ impl PeerTable {
 
     /// Whether the last send to this address was refused.
     pub fn is_refusing(&self, addr: SocketAddrV4) -> bool {
-        let peer = self.find_by_addr(addr).and_then(|id| self.get(id));
-        peer.is_some_and(|peer| peer.addresses.iter().any(|at| at.addr == addr && at.refused > 0))
+        self.peer_at(addr).is_some_and(|peer| peer.addresses.iter().any(|at| at.addr == addr && at.refused > 0))
     }
 
     pub fn info(&self, id: PeerId) -> Option<PeerInfo> {
@@ -290,8 +280,7 @@ impl PeerTable {
             let Some(peer) = self.by_id.get(&holder) else { continue };
             let before = (holder != id).then(|| peer.info());
             self.remove_addresses(holder, |address| address.user_id == *user_id || address.addr == addr);
-            if holder != id && self.by_id.get(&holder).is_some_and(|peer| peer.addresses.is_empty()) {
-                self.remove(holder);
+            if holder != id && self.remove_if_without_address(holder) {
                 gone.extend(before);
             }
         }
@@ -307,12 +296,11 @@ impl PeerTable {
         gone
     }
 
-    /// Removes all other addresses of a peer.
     pub fn retain_only(&mut self, id: PeerId, addr: SocketAddrV4) {
         self.remove_addresses(id, |address| address.addr != addr);
     }
 
-    /// Records that a peer was heard from an address. False if that is not one of its addresses.
+    /// False if that is not one of its addresses.
     pub fn mark_heard(&mut self, id: PeerId, addr: SocketAddrV4, now: Millis) -> bool {
         let Some(peer) = self.by_id.get_mut(&id) else { return false };
         let Some(at) = peer.addresses.iter().position(|address| address.addr == addr) else { return false };
@@ -322,21 +310,19 @@ impl PeerTable {
         true
     }
 
-    /// Records a unicast announcement to this address.
     pub fn mark_announced_to(&mut self, addr: SocketAddrV4, now: Millis) {
         if let Some(peer) = self.find_by_addr(addr).and_then(|id| self.by_id.get_mut(&id)) {
             peer.announced_to_at = Some(now);
         }
     }
 
-    /// Records that a peer has sent an ACK.
     pub fn mark_acknowledging(&mut self, id: PeerId) {
         if let Some(peer) = self.by_id.get_mut(&id) {
             peer.acked = true;
         }
     }
 
-    /// Records that a send to this address was refused. Returns the peer if that removed it.
+    /// Returns the peer if the refused send removed it.
     pub fn record_refusal(&mut self, addr: SocketAddrV4) -> Option<PeerInfo> {
         let id = self.find_by_addr(addr)?;
         let peer = self.by_id.get_mut(&id)?;
@@ -375,7 +361,7 @@ impl PeerTable {
         self.by_expiry.first().map(|(at, _)| *at)
     }
 
-    /// Removes the matching addresses from a peer, which stays in the table.
+    /// The peer stays in the table.
     fn remove_addresses(&mut self, id: PeerId, which: impl Fn(&PeerAddress) -> bool) {
         let Some(peer) = self.by_id.get_mut(&id) else { return };
         for address in peer.addresses.extract_if(.., |address| which(address)) {

@@ -6,7 +6,6 @@ use std::net::SocketAddrV4;
 use crate::lan::wire::{Message, UserId};
 use crate::model::Millis;
 
-/// How many DMs may wait at once.
 pub(super) const PENDING_DMS_MAX: usize = 1_000;
 pub(super) const STRANGERS_MAX: usize = 1_000;
 /// The delay after each transmission until the next; after the last delay the DM is given up.
@@ -22,13 +21,11 @@ pub(super) struct PendingDm {
     due: Millis,
 }
 
-/// What to do with a DM whose delay is over.
 pub(super) enum DueDm {
     Resend { to: SocketAddrV4, message: Message },
     GiveUp { message_id: String, user_id: UserId },
 }
 
-/// The DMs that wait for an ACK, by MESSAGE_ID.
 #[derive(Debug, Default)]
 pub(super) struct PendingDms {
     by_id: HashMap<String, PendingDm>,
@@ -36,19 +33,17 @@ pub(super) struct PendingDms {
 }
 
 impl PendingDms {
-    /// Adds a DM that has just been sent. The caller checks [`PENDING_DMS_MAX`].
+    /// The DM has just been sent. The caller checks [`PENDING_DMS_MAX`].
     pub fn add(&mut self, now: Millis, message_id: String, to: SocketAddrV4, user_id: UserId, message: Message) {
         let due = now.plus_ms(RESEND_DELAYS_MS[0]);
         self.by_due.insert((due, message_id.clone()));
         self.by_id.insert(message_id, PendingDm { to, user_id, message, sent: 1, due });
     }
 
-    /// Whether an ACK of this DM is expected from that address.
     pub fn is_awaited(&self, from: SocketAddrV4, message_id: &str) -> bool {
         self.by_id.get(message_id).is_some_and(|pending| pending.to == from)
     }
 
-    /// Removes the DM if the ACK comes from where it was sent.
     pub fn acknowledge(&mut self, from: SocketAddrV4, message_id: &str) -> Option<PendingDm> {
         if self.is_awaited(from, message_id) { self.remove(message_id) } else { None }
     }

@@ -8,7 +8,6 @@ use crate::model::Millis;
 /// Buckets count thousandths of tokens, so that whole numbers suffice for the refill per millisecond.
 const TOKEN: u64 = 1000;
 
-/// A burst size and a sustained rate.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RateLimit {
     pub burst: u64,
@@ -27,7 +26,6 @@ impl TokenBucket {
         TokenBucket { rate, thousandths: rate.burst * TOKEN, at: Millis::default() }
     }
 
-    /// Takes a token, if there is one.
     pub fn take(&mut self, now: Millis) -> bool {
         let passed_ms = now.0.saturating_sub(self.at.0);
         let more = passed_ms.saturating_mul(self.rate.per_s);
@@ -40,7 +38,6 @@ impl TokenBucket {
         enough
     }
 
-    /// When the next token is available.
     pub fn ready_at(&self) -> Millis {
         self.at.plus_ms(TOKEN.saturating_sub(self.thousandths).div_ceil(self.rate.per_s))
     }
@@ -61,7 +58,6 @@ impl SourceRateLimiter {
         SourceRateLimiter { rate, max, young: HashMap::new(), old: HashMap::new() }
     }
 
-    /// Takes a token of this source, if there is one.
     pub fn take(&mut self, now: Millis, source: SocketAddrV4) -> bool {
         if let Some(tokens) = self.young.get_mut(&source) {
             return tokens.take(now);

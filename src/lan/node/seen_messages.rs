@@ -11,9 +11,8 @@ use crate::model::Millis;
 const RETENTION_MS: u64 = 3_600_000;
 pub(super) const MESSAGES_PER_SENDER_MAX: usize = 10_000;
 const MESSAGES_PER_SOURCE_MAX: usize = 5 * MESSAGES_PER_SENDER_MAX;
-/// Messages of all senders.
 pub(super) const MESSAGES_MAX: usize = 200_000;
-/// Senders per source address. Needed as a host can invent any number of names.
+/// A host can invent any number of names.
 const SENDERS_PER_SOURCE_MAX: usize = 1_000;
 pub(super) const SENDERS_MAX: usize = 10_000;
 
@@ -25,13 +24,11 @@ struct SeenMessage {
 
 struct SeenSender {
     source: Ipv4Addr,
-    /// The sequence number of its newest message.
     last_seq: u64,
     /// The sequence numbers of its messages, oldest first.
     seqs: VecDeque<u64>,
 }
 
-/// The state of one source address.
 #[derive(Default)]
 struct SeenSource {
     messages: usize,
@@ -46,11 +43,10 @@ struct SeenSource {
 pub(super) struct SeenMessages {
     hasher: RandomState,
     next_seq: u64,
-    /// Messages by sequence number.
     by_age: BTreeMap<u64, SeenMessage>,
     messages: HashSet<u64>,
     senders: HashMap<u64, SeenSender>,
-    /// All senders with the sequence numbers of their newest messages.
+    /// The senders of all sources, ordered as in [`SeenSource::senders`].
     senders_by_age: BTreeSet<(u64, u64)>,
     sources: HashMap<Ipv4Addr, SeenSource>,
 }
@@ -60,7 +56,7 @@ impl SeenMessages {
         (self.hasher.hash_one((ip, sender)), self.hasher.hash_one((ip, sender, message_id)))
     }
 
-    /// Records a message. Returns whether it is new.
+    /// Returns whether the message is new.
     pub fn insert(&mut self, now: Millis, ip: Ipv4Addr, sender: &UserId, message_id: &str) -> bool {
         while let Some((seq, _)) =
             self.by_age.first_key_value().filter(|(_, oldest)| oldest.at.plus_ms(RETENTION_MS) <= now)
@@ -76,11 +72,8 @@ impl SeenMessages {
         self.next_seq += 1;
         self.by_age.insert(seq, SeenMessage { at: now, sender, message });
         self.messages.insert(message);
-        let of_sender = self.senders.entry(sender).or_insert_with(|| SeenSender {
-            source: ip,
-            last_seq: seq,
-            seqs: VecDeque::new(),
-        });
+        let new_sender = || SeenSender { source: ip, last_seq: seq, seqs: VecDeque::new() };
+        let of_sender = self.senders.entry(sender).or_insert_with(new_sender);
         let source = self.sources.entry(ip).or_default();
         for index in [&mut self.senders_by_age, &mut source.senders] {
             index.remove(&(of_sender.last_seq, sender));
@@ -92,7 +85,6 @@ impl SeenMessages {
         true
     }
 
-    /// Makes room for one more message of this sender.
     fn make_room(&mut self, ip: Ipv4Addr, sender: u64) {
         if let Some(entry) = self.senders.get(&sender)
             && entry.seqs.len() >= MESSAGES_PER_SENDER_MAX

@@ -10,8 +10,8 @@ use super::AVATAR_MAX;
 use super::reader::{DatagramReader, missing_key, with_key};
 use super::validation::quoted;
 use super::writer::DatagramWriter;
+use crate::model::named;
 
-/// Standard base64 with optional padding.
 const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -26,13 +26,14 @@ pub struct Avatar {
     pub bytes: Vec<u8>,
 }
 
-/// The image formats that are supported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AvatarKind {
-    Png,
-    Jpeg,
-    Gif,
-    Webp,
+named! {
+    /// The image formats that are supported, with their values of AVATAR_TYPE.
+    pub enum AvatarKind {
+        Png = "image/png",
+        Jpeg = "image/jpeg",
+        Gif = "image/gif",
+        Webp = "image/webp",
+    }
 }
 
 impl fmt::Debug for Avatar {
@@ -42,10 +43,7 @@ impl fmt::Debug for Avatar {
 }
 
 impl Avatar {
-    /// Makes an avatar for the own profile.
-    ///
-    /// # Errors
-    /// The image is too large, or not of a supported format.
+    /// An avatar for the own profile, if the image is not too large and of a supported format.
     pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Result<Avatar, String> {
         let bytes = bytes.into();
         if bytes.len() > AVATAR_MAX {
@@ -55,9 +53,7 @@ impl Avatar {
             AvatarKind::detect(&bytes).ok_or("the picture's kind is not known: expected PNG, JPEG, GIF or WebP")?;
         Ok(Avatar { kind, bytes })
     }
-}
 
-impl Avatar {
     pub(super) fn write(&self, writer: &mut DatagramWriter) -> Result<(), String> {
         check_avatar_size(self.bytes.len()).map_err(with_key("AVATAR_DATA"))?;
         writer.line("AVATAR_TYPE", self.kind.mime());
@@ -86,10 +82,8 @@ impl Avatar {
             return Ok(None);
         }
         let bytes = LENIENT_BASE64.decode(data).map_err(|problem| {
-            format!(
-                "AVATAR_DATA: expected standard base64 ({})",
-                problem.to_string().trim_end_matches('.').to_lowercase()
-            )
+            let problem = problem.to_string().to_lowercase();
+            format!("AVATAR_DATA: expected standard base64 ({})", problem.trim_end_matches('.'))
         })?;
         check_avatar_size(bytes.len()).map_err(with_key("AVATAR_DATA"))?;
         Ok(Some(Avatar { kind, bytes }))
@@ -97,8 +91,6 @@ impl Avatar {
 }
 
 impl AvatarKind {
-    const ALL: [AvatarKind; 4] = [AvatarKind::Png, AvatarKind::Jpeg, AvatarKind::Gif, AvatarKind::Webp];
-
     /// Detects the format by the first bytes of a file.
     pub fn detect(bytes: &[u8]) -> Option<AvatarKind> {
         match bytes {
@@ -111,29 +103,15 @@ impl AvatarKind {
         }
     }
 
-    /// The value of AVATAR_TYPE.
     pub fn mime(self) -> &'static str {
-        match self {
-            AvatarKind::Png => "image/png",
-            AvatarKind::Jpeg => "image/jpeg",
-            AvatarKind::Gif => "image/gif",
-            AvatarKind::Webp => "image/webp",
-        }
+        self.as_text()
     }
 
-    /// The format for a value of AVATAR_TYPE.
     pub fn from_mime(mime: &str) -> Option<AvatarKind> {
-        AvatarKind::ALL.into_iter().find(|kind| kind.mime() == mime)
+        AvatarKind::from_text(mime)
     }
 }
 
-impl fmt::Display for AvatarKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.mime())
-    }
-}
-
-/// Checks the size of an avatar.
 fn check_avatar_size(bytes: usize) -> Result<(), String> {
     match bytes {
         0 => Err("expected a picture, found no bytes".to_owned()),

@@ -11,12 +11,11 @@ use super::{MessageStamp, SERVES_MAX, UserId};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Discovery {
     pub user_id: UserId,
-    /// The port on which the peer receives unicasts.
     pub port: u16,
     /// Random, one per run. Other implementations may have none.
     pub instance: Option<String>,
     pub features: Features,
-    /// Names and ports of a server's services; empty for other peers.
+    /// Names and ports; empty unless it is a server.
     pub serves: Vec<(String, u16)>,
     /// SHA-256 of a server's certificate, in lower-case hex.
     pub cert_sha256: Option<String>,
@@ -56,7 +55,7 @@ impl Discovery {
 
     pub(super) fn write(&self, writer: &mut DatagramWriter) -> Result<(), String> {
         writer.user_id("USER_ID", &self.user_id)?;
-        let port = check_port(self.port).map_err(|problem| format!("PORT: {problem}"))?;
+        let port = check_port(self.port).map_err(with_key("PORT"))?;
         writer.line("PORT", &port.to_string());
         writer.stamp(&self.stamp)?;
         if let Some(instance) = &self.instance {
@@ -68,7 +67,7 @@ impl Discovery {
             writer.line("FEATURES", &features.join(","));
         }
         if !self.serves.is_empty() {
-            writer.line("SERVES", &write_services(&self.serves).map_err(|problem| format!("SERVES: {problem}"))?);
+            writer.line("SERVES", &write_services(&self.serves).map_err(with_key("SERVES"))?);
         }
         let cert = self.cert_sha256.as_ref();
         cert.map_or(Ok(()), |cert| writer.checked("CERT_SHA256", cert, check_fingerprint))
@@ -90,7 +89,7 @@ fn read_services(value: &str) -> Result<Vec<(String, u16)>, String> {
         if services.iter().any(|(known, _)| known == name) {
             return Err(format!("{name}: expected once"));
         }
-        services.push((name.to_owned(), parse_port(port).map_err(|problem| format!("{name}: {problem}"))?));
+        services.push((name.to_owned(), parse_port(port).map_err(with_key(name))?));
     }
     Ok(services)
 }
@@ -103,7 +102,7 @@ fn write_services(serves: &[(String, u16)]) -> Result<String, String> {
         if serves[..index].iter().any(|(known, _)| known == name) {
             return Err(format!("{name}: expected once"));
         }
-        let port = check_port(*port).map_err(|problem| format!("{name}: {problem}"))?;
+        let port = check_port(*port).map_err(with_key(name))?;
         // Writing into a String cannot fail.
         let _ = write!(text, "{}{name}={port}", if index == 0 { "" } else { "," });
     }
@@ -115,24 +114,19 @@ fn parse_port(text: &str) -> Result<u16, String> {
     check_port(port).map_err(|problem| format!("{problem}, not {}", quoted(text)))
 }
 
-/// Checks that a port can be sent to.
 fn check_port(port: u16) -> Result<u16, String> {
     if port == 0 { Err("expected a port from 1 to 65535".to_owned()) } else { Ok(port) }
 }
 
-/// Checks the name of a service in SERVES.
 fn check_service(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > SERVES_MAX || !name.chars().all(allowed) {
-        return Err(format!(
-            "expected the name of a service (1 to {SERVES_MAX} letters, digits, - _ .), not {}",
-            quoted(name)
-        ));
+        let name = quoted(name);
+        return Err(format!("expected the name of a service (1 to {SERVES_MAX} letters, digits, - _ .), not {name}"));
     }
     Ok(())
 }
 
-/// Checks the number of services in SERVES.
 fn check_service_count(count: usize) -> Result<(), String> {
     if count > SERVES_MAX {
         return Err(format!("expected at most {SERVES_MAX} services, not {count}"));
@@ -140,7 +134,6 @@ fn check_service_count(count: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks a CERT_SHA256.
 fn check_fingerprint(text: &str) -> Result<(), String> {
     if text.len() != 64 || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return Err("expected 64 lower-case hex digits".to_owned());

@@ -92,7 +92,6 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
     check_address(address).map(SocketAddr::V4)
 }
 
-/// Checks an entry of ADDRS.
 fn check_address(address: SocketAddr) -> Result<SocketAddrV4, String> {
     match address {
         SocketAddr::V4(v4) if v4.port() != 0 => Ok(v4),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::reader::DatagramReader;
+use super::reader::{DatagramReader, with_key};
 use super::talk::{TalkKind, TalkType};
 use super::validation::check_printable;
 use super::writer::DatagramWriter;
@@ -36,8 +36,8 @@ impl TalkType for Profile {
     }
 
     fn check_entered(&self, _: usize) -> Result<(), String> {
-        check(&self.display_name, 1, DISPLAY_NAME_MAX).map_err(|problem| format!("NAME: {problem}"))?;
-        check_status(&self.status).map_err(|problem| format!("STATUS: {problem}"))?;
+        check(&self.display_name, 1, DISPLAY_NAME_MAX).map_err(with_key("NAME"))?;
+        check_status(&self.status).map_err(with_key("STATUS"))?;
         match self.avatar.as_ref().map_or(0, |avatar| avatar.bytes.len()) {
             0..=AVATAR_MAX => Ok(()),
             bytes => Err(format!("AVATAR-FILE: expected at most {AVATAR_MAX} bytes, not {bytes}")),

@@ -1,12 +1,9 @@
-//! Reads the lines of a datagram by key.
-//!
-//! Lines are borrowed from the datagram; only the values of the message are copied. Work and memory are bounded for any
+//! Reads the lines of a datagram by key. Lines are borrowed from the datagram. Work and memory are bounded for any
 //! input: at most [`LINES_MAX`] lines are read.
 
 use super::validation::{self, LINE_SEPARATOR, quoted};
 use super::{DATAGRAM_MAX, LINES_MAX, MessageStamp, UserId};
 
-/// The lines of a datagram, by key.
 pub struct DatagramReader<'a> {
     lines: [(&'a str, &'a str); LINES_MAX],
     count: usize,

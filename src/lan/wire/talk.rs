@@ -11,7 +11,7 @@ use crate::model::text;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Talk {
     pub from: UserId,
-    /// The receiver; `None` if the TYPE goes to all.
+    /// `None` if the TYPE goes to all.
     pub to: Option<UserId>,
     pub body: TalkBody,
     pub stamp: MessageStamp,
@@ -22,13 +22,13 @@ pub struct Talk {
 pub struct TalkKind {
     /// The TYPE, which is also stored.
     pub type_name: &'static str,
-    /// Whether it goes to one peer (FROM and TO), not to all (USER_ID).
+    /// It goes to one peer (FROM and TO), not to all (USER_ID).
     pub is_to_one: bool,
-    /// Whether it is kept in the history.
+    /// It is kept in the history.
     pub is_kept: bool,
-    /// Whether it is repeated until the receiver acknowledges it.
+    /// It is repeated until the receiver acknowledges it.
     pub wants_ack: bool,
-    /// Whether it can be said while no peer is known, as it is kept as the user's own.
+    /// It can be said while no peer is known, as it is kept as the user's own.
     pub needs_no_peers: bool,
 }
 
@@ -36,12 +36,8 @@ pub struct TalkKind {
 pub trait TalkType: Sized {
     const KIND: TalkKind;
 
-    /// Reads its keys, or says which is missing or wrong.
     fn read(reader: &DatagramReader<'_>) -> Result<Self, String>;
-
-    /// Writes its keys, or says which value breaks a rule.
     fn write(&self, writer: &mut DatagramWriter) -> Result<(), String>;
-
     /// Checks what the user has entered; `user_ids_len` is how many bytes of the datagram USER_IDs may take.
     fn check_entered(&self, user_ids_len: usize) -> Result<(), String>;
 
@@ -87,7 +83,6 @@ macro_rules! talk_types {
                 }
             }
 
-            /// See [`TalkType::check_entered`].
             pub fn check_entered(&self, user_ids_len: usize) -> Result<(), String> {
                 match self {
                     $(TalkBody::$Type(body) => body.check_entered(user_ids_len)),+
@@ -107,7 +102,6 @@ macro_rules! talk_types {
 pub(super) use talk_types;
 
 impl TalkKind {
-    /// The TYPE of talk with that name.
     pub fn by_name(type_name: &str) -> Option<&'static TalkKind> {
         TalkBody::KINDS.iter().copied().find(|kind| kind.type_name == type_name)
     }
@@ -135,7 +129,7 @@ impl Talk {
     }
 }
 
-/// Checks a CONTENT. Its length is limited only by the datagram.
+/// The length of a CONTENT is limited only by the datagram.
 pub(super) fn check_content(content: &str) -> Result<(), String> {
     text::check_length(content, 1, DATAGRAM_MAX)
 }
@@ -144,7 +138,7 @@ pub(super) fn check_content(content: &str) -> Result<(), String> {
 pub(super) fn check_entered_content(content: &str, user_ids_len: usize) -> Result<(), String> {
     /// Bytes of a line besides key and value: the colon and the line feed.
     const LINE_EXTRA: usize = 2;
-    /// The largest size of the lines TYPE, TIMESTAMP and MESSAGE_ID and of the empty line.
+    /// At most the lines TYPE, TIMESTAMP and MESSAGE_ID and the empty line.
     const FRAME_MAX: usize = 64 + 20 + LINE_EXTRA;
     const KEYS: usize = "USER_ID".len() + "TO".len() + "CONTENT".len() + 3 * LINE_EXTRA;
     let single = content.replace("\r\n", "\n");

@@ -5,7 +5,6 @@ use crate::model::text;
 
 /// The encoding of a line break inside a value.
 pub(super) const LINE_SEPARATOR: char = '\u{2028}';
-/// How many characters of a received value an error quotes.
 pub(super) const QUOTED_MAX: usize = 40;
 
 /// A received value for an error text: shortened and without control characters.
@@ -16,7 +15,6 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-/// Checks a text of one line.
 pub(super) fn check_printable(text: &str, min: usize, max: usize) -> Result<(), String> {
     text::check(text, min, max)?;
     if text.contains(LINE_SEPARATOR) {
@@ -25,7 +23,6 @@ pub(super) fn check_printable(text: &str, min: usize, max: usize) -> Result<(), 
     Ok(())
 }
 
-/// Checks a MESSAGE_ID or an INSTANCE.
 pub(super) fn check_id(text: &str) -> Result<(), String> {
     check_printable(text, 1, ID_MAX)
 }

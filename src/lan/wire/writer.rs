@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 
+use super::reader::with_key;
 use super::validation::{self, LINE_SEPARATOR};
-use super::{DATAGRAM_MAX, MessageStamp, UserId};
+use super::{DATAGRAM_MAX, MessageStamp, UserId, check_name};
 
-/// The text of a datagram, line by line. Encoding applies the same rules as decoding.
+/// Encoding applies the same rules as decoding.
 pub struct DatagramWriter {
     text: String,
     /// Key and length of the longest value, to be named if the datagram is too large.
@@ -19,7 +20,7 @@ impl DatagramWriter {
         writer
     }
 
-    /// Writes a line. The value must not contain line breaks.
+    /// The value must not contain line breaks.
     pub fn line(&mut self, key: &'static str, value: &str) {
         if value.len() > self.longest.1 {
             self.longest = (key, value.len());
@@ -40,7 +41,7 @@ impl DatagramWriter {
         value: &str,
         validate: impl Fn(&str) -> Result<(), String>,
     ) -> Result<(), String> {
-        validate(value).map_err(|problem| format!("{key}: {problem}"))?;
+        validate(value).map_err(with_key(key))?;
         self.line(key, value);
         Ok(())
     }
@@ -56,7 +57,7 @@ impl DatagramWriter {
     }
 
     pub fn user_id(&mut self, key: &'static str, id: &UserId) -> Result<(), String> {
-        check_user_id(id).map_err(|problem| format!("{key}: {problem}"))?;
+        check_user_id(id).map_err(with_key(key))?;
         self.line(key, &id.to_string());
         Ok(())
     }
@@ -83,24 +84,10 @@ fn with_line_separators(text: &str) -> Cow<'_, str> {
     if !text.contains(['\r', '\n']) {
         return Cow::Borrowed(text);
     }
-    let mut with_line_separators = String::with_capacity(text.len() + 16);
-    let mut characters = text.chars().peekable();
-    while let Some(c) = characters.next() {
-        match c {
-            '\r' | '\n' => {
-                if c == '\r' {
-                    characters.next_if_eq(&'\n');
-                }
-                with_line_separators.push(LINE_SEPARATOR);
-            }
-            other => with_line_separators.push(other),
-        }
-    }
-    Cow::Owned(with_line_separators)
+    Cow::Owned(text.replace("\r\n", "\n").replace(['\r', '\n'], &LINE_SEPARATOR.to_string()))
 }
 
 /// Stricter than [`Name`](crate::model::Name): a line separator is not allowed in a USER_ID.
 pub(super) fn check_user_id(id: &UserId) -> Result<(), String> {
-    validation::check_printable(id.name.as_str(), 1, crate::model::text::NAME_MAX)
-        .map_err(|problem| format!("name: {problem}"))
+    check_name(id.name.as_str()).map_err(with_key("name"))
 }

@@ -1,10 +1,10 @@
 //! Authentication by the server's tokens, which only the server can verify: a node does not have the signing key.
 //!
 //! A verification is cached for a minute, but never past the token's expiry. While the server is unavailable, tokens
-//! that it has verified before stay valid, and others have to wait. The server also says how long a token is still
-//! valid; that duration is measured here, so that nothing depends on how this machine's clock is set. A token that was
-//! logged out is refused here for good. Digests of valid tokens are stored, so that a logout after a restart is not
-//! mistaken for the user's last session; after a restart each is still verified by the server again.
+//! that it has verified before stay valid, and others have to wait. How long a token is still valid, which the server
+//! says, is measured here, so that nothing depends on how this machine's clock is set. A token that was logged out is
+//! refused for good. Digests of valid tokens are stored, so that a logout after a restart is not mistaken for the
+//! user's last session; each is still verified again then.
 
 use std::collections::HashMap;
 
@@ -22,29 +22,24 @@ use crate::share::node::store::{NodeStore, TOKENS_MAX};
 use crate::share::token_digest::token_sha256;
 use crate::storage::StoreError;
 
-/// How long a verification is cached.
 const VERIFIED_FOR_MS: u64 = 60_000;
-/// Maximum number of cached tokens.
 const VERIFIED_TOKENS_MAX: usize = TOKENS_MAX;
 /// Expiry times that differ by no more than this count as equal: the difference is the latency of the response.
 const EXPIRY_TOLERANCE_MS: u64 = 5_000;
-/// Maximum length of a token, bytes.
 const TOKEN_BYTES_MAX: usize = 4_096;
 /// A logged-out token is remembered for this much longer than its lifetime, in case the clock is set back.
 const REVOCATION_GRACE_MS: u64 = 7 * 24 * 3600 * 1000;
 
 type TokenDigest = [u8; 32];
 
-/// A token that the server has verified.
 #[derive(Debug, Clone)]
 struct VerifiedToken {
     user: Name,
-    /// Its expiry by the local clock.
+    /// The expiry by the local clock.
     expires_at: Millis,
     verified_at: Millis,
 }
 
-/// Signs users in and verifies their tokens.
 pub struct Authenticator {
     server: ApiClient,
     store: NodeStore,
@@ -53,21 +48,15 @@ pub struct Authenticator {
     now: Box<dyn Fn() -> Millis + Send + Sync>,
 }
 
-/// The outcome of a sign-in.
 #[derive(Debug, Clone)]
 pub struct SignInResult {
-    /// The account.
     pub user: Name,
-    /// Name shown to people.
     pub display_name: String,
-    /// The server's token.
     pub token: Token,
-    /// The server's response.
     pub response: Value,
 }
 
 impl Authenticator {
-    /// Verifies tokens at this server API.
     pub fn new(server: ApiClient, store: NodeStore, clock: Clock) -> Authenticator {
         Authenticator { server, store, verified: Mutex::default(), now: Box::new(move || clock.now()) }
     }
@@ -80,26 +69,17 @@ impl Authenticator {
         }
         let invalid_response =
             || HttpError::new(StatusCode::BAD_GATEWAY, "the server answered what it should not: no user or no token");
-        let user = response.body["user"]["username"]
-            .as_str()
-            .and_then(|name| Name::from_stored(name).ok())
-            .ok_or_else(invalid_response)?;
-        let token = response.body["token"]
-            .as_str()
-            .filter(|token| token.len() <= TOKEN_BYTES_MAX)
-            .ok_or_else(invalid_response)?;
-        let token = Token::from_text(token);
-        let display_name = response.body["user"]["display_name"].as_str().and_then(|name| Name::from_stored(name).ok());
-        let display_name = display_name.as_ref().unwrap_or(&user).to_string();
+        let name_of = |field: &str| Name::from_stored(response.body["user"][field].as_str()?).ok();
+        let user = name_of("username").ok_or_else(invalid_response)?;
+        let token = response.body["token"].as_str().filter(|token| token.len() <= TOKEN_BYTES_MAX);
+        let token = Token::from_text(token.ok_or_else(invalid_response)?);
+        let display_name = name_of("display_name").as_ref().unwrap_or(&user).to_string();
         // It was issued just now, so its whole lifetime is left.
         self.cache_verification(&token, &user, lifetime_ms_of(&token))?;
         Ok(SignInResult { user, display_name, token, response: response.body })
     }
 
-    /// The user of a token, and the session that ends with it.
-    ///
-    /// # Errors
-    /// The refusal to send: 401, or 503 if the token cannot be verified now.
+    /// The user of a token, and the session that ends with it. Refused with 401, or 503 if it cannot be verified now.
     pub fn authenticate(&self, token: &Token) -> Result<(Name, WatchSession), HttpError> {
         if token.reveal().len() > TOKEN_BYTES_MAX {
             return Err(unauthorized("the token is none of this server"));
@@ -108,17 +88,19 @@ impl Authenticator {
         if self.store.is_refused(&digest).map_err(unavailable)? {
             return Err(logged_out());
         }
-        let session = |verified: &VerifiedToken| WatchSession { token: digest, expires_at: verified.expires_at };
+        let session = |verified: &VerifiedToken| {
+            (verified.user.clone(), WatchSession { token: digest, expires_at: verified.expires_at })
+        };
         let verified = self.verified.lock().get(&digest).cloned();
         if let Some(verified) = &verified
             && now < verified.expires_at
             && now < verified.verified_at.plus_ms(VERIFIED_FOR_MS)
         {
-            return Ok((verified.user.clone(), session(verified)));
+            return Ok(session(verified));
         }
         // While the server cannot verify the token, an earlier verification holds until the token's expiry.
         let use_cached = |error: HttpError| match &verified {
-            Some(verified) if now < verified.expires_at => Ok((verified.user.clone(), session(verified))),
+            Some(verified) if now < verified.expires_at => Ok(session(verified)),
             Some(_) => Err(unauthorized("the token has expired: sign in again")),
             None => Err(error),
         };
@@ -154,7 +136,6 @@ impl Authenticator {
         Ok(verified.iter().any(is_valid) || stored.iter().any(is_valid_stored))
     }
 
-    /// Refuses the token from now on.
     pub fn log_out(&self, token: &Token) -> Result<(), HttpError> {
         let (digest, now) = (token_sha256(token), Clock::wall());
         // At most its whole lifetime is left. A token without a lifetime is refused for good.
@@ -171,8 +152,7 @@ impl Authenticator {
         })
     }
 
-    /// Caches a verification. If the server does not say how long the token is valid, it counts as valid for the cache
-    /// time, after which it is verified again.
+    /// If the server does not say how long the token is valid, it is verified again after the cache time.
     ///
     /// A token may be logged out while the server verifies it. Logging out first stores the refusal and then removes
     /// the cache entry, so an entry that is added here is either found to be refused here, or removed there.
@@ -208,7 +188,7 @@ impl Authenticator {
     }
 }
 
-/// A token's lifetime according to its claims, milliseconds; to be trusted only if the server has verified the token.
+/// The lifetime according to the token's claims, which are to be trusted only if the server has verified it.
 fn lifetime_ms_of(token: &Token) -> Option<u64> {
     let claims = URL_SAFE_NO_PAD.decode(token.reveal().split('.').nth(1)?).ok()?;
     let claims: Value = serde_json::from_slice(&claims).ok()?;
@@ -231,15 +211,10 @@ fn unauthorized(why: &str) -> HttpError {
     HttpError::new(StatusCode::UNAUTHORIZED, why)
 }
 
-/// Forwards the server's refusal.
 fn forward_error(response: &ApiResponse) -> HttpError {
-    let status = StatusCode::from_u16(response.status).ok().filter(|status| status.is_client_error());
-    let status = status.unwrap_or(if response.status == 503 {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::BAD_GATEWAY
-    });
-    HttpError::new(status, truncate_reason(&response.error()))
+    let is_forwarded = |status: &StatusCode| status.is_client_error() || *status == StatusCode::SERVICE_UNAVAILABLE;
+    let status = StatusCode::from_u16(response.status).ok().filter(is_forwarded);
+    HttpError::new(status.unwrap_or(StatusCode::BAD_GATEWAY), truncate_reason(&response.error()))
 }
 
 #[cfg(test)]

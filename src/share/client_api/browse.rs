@@ -12,10 +12,8 @@ use crate::share::page::{LazyJsonList, PageRequest};
 use crate::share::unix_time::unix_seconds;
 use crate::share::wire::requests::FILES_MAX;
 
-/// Maximum number of folder entries per page.
 const ENTRIES_PER_PAGE_MAX: usize = 10_000;
 
-/// The response of `browse`.
 #[derive(Serialize)]
 struct BrowseResponse<'a> {
     success: bool,
@@ -25,7 +23,6 @@ struct BrowseResponse<'a> {
     truncated: bool,
 }
 
-/// The response of `local-files` and `published-files`.
 #[derive(Serialize)]
 struct FilesResponse<'a> {
     success: bool,
@@ -33,18 +30,14 @@ struct FilesResponse<'a> {
     total: usize,
 }
 
-/// GET `browse`: the content of a folder, or the list of shared folders.
-///
-/// # Errors
-/// 404 both for what does not exist and for what may not be seen.
+/// A folder's content, or the list of shared folders. 404 both for what does not exist and for what may not be seen.
 pub(super) fn browse(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let page = PageRequest::from_request_up_to(call.request, ENTRIES_PER_PAGE_MAX)?;
     let pairs = query_pairs(&call.request.query).unwrap_or_default();
     let path = pairs.iter().find(|(name, path)| name == "path" && !path.is_empty()).map(|(_, path)| path.as_str());
     let _one = node.lock_listing();
-    let shown = node.browse(path);
-    let shown =
-        shown.ok_or_else(|| HttpError::new(StatusCode::NOT_FOUND, "path: there is no such folder to choose from"))?;
+    let hidden = || HttpError::new(StatusCode::NOT_FOUND, "path: there is no such folder to choose from");
+    let shown = node.browse(path).ok_or_else(hidden)?;
     let entries = LazyJsonList(page.slice(&shown.entries), entry_json);
     let (path, total, truncated) = (&shown.path, shown.entries.len(), shown.is_truncated);
     Ok(http::json(StatusCode::OK, &BrowseResponse { success: true, path, entries, total, truncated }))
@@ -60,7 +53,6 @@ fn entry_json(entry: &FolderEntry) -> Value {
     })
 }
 
-/// GET `local-files`, `published-files`: the tracked files, or the published ones.
 pub(super) fn files(node: &Node, call: &RouteCall<'_>, published_only: bool) -> HandlerResult {
     let page = PageRequest::from_request_up_to(call.request, FILES_MAX)?;
     let _one = node.lock_listing();
@@ -69,10 +61,6 @@ pub(super) fn files(node: &Node, call: &RouteCall<'_>, published_only: bool) -> 
     Ok(http::json(StatusCode::OK, &FilesResponse { success: true, files, total: found.total }))
 }
 
-/// POST `remove-file`: stops tracking a file.
-///
-/// # Errors
-/// 400, 404, or why the file could not be unpublished.
 pub(super) fn remove_file(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let name = file_name(&JsonFields::from_body(call.request)?, "fname")?;
     node.remove(&name)?;

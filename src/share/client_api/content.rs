@@ -39,18 +39,14 @@ const CONTENT_TYPES: &[(&[&str], &str, bool)] = &[
     (&["json"], "application/json", false),
     (&["csv"], "text/csv; charset=utf-8", false),
 ];
-/// The type of all other files.
 const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
 
-/// GET `files/{name}/content`: the content of a tracked file.
-///
-/// # Errors
 /// 404 if the file is unknown, gone, or not the user's own.
 pub(super) fn content(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     serve(node, call.request, &file_name_of(call)?)
 }
 
-/// The file name in a route; an invalid name gives 404.
+/// An invalid name gives 404.
 pub(super) fn file_name_of(call: &RouteCall<'_>) -> Result<FileName, HttpError> {
     FileName::new(call.param(0)).map_err(|_| file_not_found())
 }
@@ -59,7 +55,6 @@ pub(super) fn file_not_found() -> HttpError {
     HttpError::new(StatusCode::NOT_FOUND, "there is no such file here")
 }
 
-/// A file's content, or the requested range of it.
 pub(super) fn serve(node: &Node, request: &Request, name: &FileName) -> HandlerResult {
     let (file, opened) = node.open(name)?;
     let (content_type, is_inline) = content_type_of(file.name.as_str());
@@ -73,15 +68,15 @@ pub(super) fn serve(node: &Node, request: &Request, name: &FileName) -> HandlerR
     Ok(http::serve_file(request, opened.file, &facts))
 }
 
-/// The content type for a file name, and whether it may be displayed inline.
+/// The content type, and whether it may be displayed inline.
 fn content_type_of(name: &str) -> (&'static str, bool) {
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending).to_ascii_lowercase();
     let known = CONTENT_TYPES.iter().find(|(endings, ..)| endings.contains(&&*ending));
     known.map_or((DEFAULT_CONTENT_TYPE, false), |(_, content_type, is_inline)| (content_type, *is_inline))
 }
 
-/// The content's digest if it is known and the file is unchanged since it was hashed; otherwise a tag made from the
-/// file's metadata. Any change of the file changes the tag.
+/// The content's digest if it is known and the file is unchanged since it was hashed; else a tag of the file's
+/// metadata, which any change of the file changes.
 fn etag(file: &TrackedFile, opened: &OpenedFile) -> String {
     let now = FileStat::of(&opened.path, &opened.metadata);
     let is_as_read = (now.size, now.modified_ns) == (file.stat.size, file.stat.modified_ns);

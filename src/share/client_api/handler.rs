@@ -6,7 +6,6 @@ use crate::net::http::{HandlerResult, HttpError, RouteCall};
 use crate::share::node::Node;
 use crate::share::node::uploads::Upload;
 
-/// The handler of a route.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ClientRouteHandler {
     /// Needs no token.
@@ -25,10 +24,7 @@ impl RouteHandler for ClientRouteHandler {
     fn access(self) -> RouteAccess {
         match self {
             ClientRouteHandler::Public(_) => RouteAccess::Anybody,
-            ClientRouteHandler::User(_)
-            | ClientRouteHandler::NodeQuery(_)
-            | ClientRouteHandler::NodeAction(_)
-            | ClientRouteHandler::Upload(_) => RouteAccess::User,
+            _ => RouteAccess::User,
         }
     }
 }

@@ -13,11 +13,9 @@ use crate::model::{Clock, Millis, Name, Token};
 use crate::net::http::{HandlerResult, RouteCall, query_pairs, success};
 use crate::share::wire::FileName;
 
-/// How long a link is valid.
 const LINK_LIFETIME_MS: u64 = 3_600_000;
-/// Maximum number of links per user; the oldest are dropped.
+/// The oldest links of the user are dropped.
 const LINKS_PER_USER_MAX: usize = 256;
-/// Maximum number of links in total; the oldest are dropped.
 const LINKS_MAX: usize = 64 * LINKS_PER_USER_MAX;
 
 /// What a ticket gives access to. Links are found by the ticket's digest, so that the time of a lookup reveals nothing
@@ -33,7 +31,6 @@ struct DownloadLink {
     sequence: u64,
 }
 
-/// The valid links.
 #[derive(Debug)]
 pub struct DownloadLinks {
     clock: Clock,
@@ -51,7 +48,6 @@ impl DownloadLinks {
         DownloadLinks { clock, table: Mutex::default() }
     }
 
-    /// Creates a ticket for a user's file.
     fn create(&self, user: &Name, token: &Token, name: &FileName) -> String {
         let (now, ticket) = (self.clock.now(), random_hex::<32>());
         let mut table = self.table.lock();
@@ -59,29 +55,24 @@ impl DownloadLinks {
         for (limit, owner) in [(LINKS_PER_USER_MAX, Some(user)), (LINKS_MAX, None)] {
             let in_scope = |link: &&DownloadLink| owner.is_none_or(|user| link.user == *user);
             if table.by_digest.values().filter(in_scope).count() >= limit {
-                let oldest =
-                    table.by_digest.iter().filter(|(_, link)| in_scope(link)).min_by_key(|(_, link)| link.sequence);
-                let oldest = oldest.map(|(digest, _)| *digest);
+                let links = table.by_digest.iter().filter(|(_, link)| in_scope(link));
+                let oldest = links.min_by_key(|(_, link)| link.sequence).map(|(digest, _)| *digest);
                 oldest.map(|oldest| table.by_digest.remove(&oldest));
             }
         }
         table.created_count += 1;
         let sequence = table.created_count;
         let expires_at = now.plus_ms(LINK_LIFETIME_MS);
-        table.by_digest.insert(
-            digest(&ticket),
-            DownloadLink { user: user.clone(), name: name.clone(), token: token.clone(), expires_at, sequence },
-        );
+        let (user, name, token) = (user.clone(), name.clone(), token.clone());
+        table.by_digest.insert(digest(&ticket), DownloadLink { user, name, token, expires_at, sequence });
         ticket
     }
 
-    /// What a ticket gives access to, if it is valid.
     fn resolve(&self, ticket: &str) -> Option<DownloadLink> {
         let now = self.clock.now();
         self.table.lock().by_digest.get(&digest(ticket)).filter(|link| now < link.expires_at).cloned()
     }
 
-    /// Revokes all links that were created with a token.
     pub(super) fn revoke(&self, token: &Token) {
         self.table.lock().by_digest.retain(|_, link| !link.token.matches(token));
     }
@@ -91,10 +82,6 @@ fn digest(ticket: &str) -> [u8; 32] {
     *blake3::hash(ticket.as_bytes()).as_bytes()
 }
 
-/// POST `files/{name}/link`: creates a link to that file.
-///
-/// # Errors
-/// 404 as for its content, 409 before init.
 pub(super) fn link(api: &ClientApi, user: &AuthenticatedUser, call: &RouteCall<'_>) -> HandlerResult {
     let node = api.node_of(user)?;
     let name = file_name_of(call)?;
@@ -103,9 +90,6 @@ pub(super) fn link(api: &ClientApi, user: &AuthenticatedUser, call: &RouteCall<'
     Ok(success(json!({ "url": format!("content?ticket={ticket}") })))
 }
 
-/// GET `content`: the file of a ticket.
-///
-/// # Errors
 /// 404 if the link is no longer valid or the file is gone; 503 if the token cannot be verified now.
 pub(super) fn linked_content(api: &ClientApi, call: &RouteCall<'_>) -> HandlerResult {
     let pairs = query_pairs(&call.request.query).unwrap_or_default();

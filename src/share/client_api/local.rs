@@ -21,14 +21,11 @@ pub(super) fn check_duplicate(node: &Node, call: &RouteCall<'_>) -> HandlerResul
     let fields = JsonFields::from_body(call.request)?;
     let name = file_name(&fields, "fname")?;
     let size = fields.integer("size", FILE_SIZE_MAX)?;
-    let modified = match fields.get("modified") {
-        None => None,
-        Some(value) => {
-            let modified = value.as_f64().ok_or_else(|| "expected Unix seconds".to_owned());
-            let modified = modified.and_then(Seconds::new);
-            Some(modified.map_err(|wrong| HttpError::bad_request(format!("modified: {wrong}")))?)
-        }
-    };
+    let modified = fields.get("modified").map(|value| {
+        let modified = value.as_f64().ok_or_else(|| "expected Unix seconds".to_owned()).and_then(Seconds::new);
+        modified.map_err(|wrong| HttpError::bad_request(format!("modified: {wrong}")))
+    });
+    let modified = modified.transpose()?;
     Ok(success(node.duplicates(&name, size, modified)?.json()))
 }
 

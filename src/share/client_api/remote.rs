@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{file_name, host_name, to_field_http_error};
+use super::{file_name, host_name, text_if_given, to_field_http_error};
 use crate::model::Name;
 use crate::net::http::{self, HandlerResult, HttpError, JsonFields, Response, RouteCall, StatusCode, success};
 use crate::share::node::fetch_manager::FetchAction;
-use crate::share::node::{Node, NodeError};
+use crate::share::node::{FileOwner, Node, NodeError};
 use crate::share::page::{PAGE_MAX, PageRequest};
 use crate::share::wire::PingRequest;
 
@@ -44,12 +44,12 @@ pub(super) fn ping(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
 pub(super) fn fetch(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let fields = JsonFields::from_body(call.request)?;
     let name = file_name(&fields, "fname")?;
-    let save_path = fields.get("save_path").map(|_| fields.any_text("save_path")).transpose()?;
-    let owner = fields.get("owner_hostname").map(|_| fields.any_text("owner_hostname")).transpose()?;
+    let save_path = text_if_given(&fields, "save_path")?;
+    let owner = text_if_given(&fields, "owner_hostname")?;
     let owner = owner.map(|owner| Name::from_stored(owner).map_err(|wrong| format!("owner_hostname: {wrong}")));
     let owner = owner.transpose().map_err(HttpError::bad_request)?;
     let begun = match node.fetches().start(&name, owner.as_ref(), save_path) {
-        Err(error @ NodeError::SeveralOwners(_)) => return Ok(ambiguous_owner_response(&error)),
+        Err(ref error @ NodeError::SeveralOwners(ref owners)) => return Ok(ambiguous_owner_response(error, owners)),
         begun => begun.map_err(|error| to_field_http_error("save_path", error))?,
     };
     Ok(success(json!({
@@ -58,13 +58,10 @@ pub(super) fn fetch(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     })))
 }
 
-/// The response if several hosts have different files of that name: the client must say whose it wants.
-fn ambiguous_owner_response(error: &NodeError) -> Response {
-    let owners = if let NodeError::SeveralOwners(owners) = error { &owners[..] } else { &[] };
-    let owners: Vec<Value> = owners
-        .iter()
-        .map(|it| json!({"owner_hostname": it.hostname, "size": it.size, "modified": it.modified}))
-        .collect();
+/// If several hosts have different files of that name, the client must say whose it wants.
+fn ambiguous_owner_response(error: &NodeError, owners: &[FileOwner]) -> Response {
+    let one = |it: &FileOwner| json!({"owner_hostname": it.hostname, "size": it.size, "modified": it.modified});
+    let owners: Vec<Value> = owners.iter().map(one).collect();
     http::json(StatusCode::CONFLICT, &json!({"success": false, "error": error.to_string(), "owners": owners}))
 }
 

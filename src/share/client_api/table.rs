@@ -4,8 +4,10 @@ use super::handler::ClientRouteHandler::{self, NodeAction, NodeQuery, Public, Up
 use super::{ClientApi, browse, content, links, local, remote, uploads};
 use crate::net::http::routes::Schema::{Any, Boolean, Integer, List, Map, Named, Nullable, Number, OneOf, Text};
 use crate::net::http::routes::{
-    BodyKind, ErrorCase, FieldSchema, ResponseKind, Route, error_case, field, joined, optional,
+    BodyKind, ErrorCase, FieldSchema, ResponseKind, Route, Schema, error_case, field, joined, optional,
 };
+use crate::net::http::{HandlerResult, RouteCall};
+use crate::share::node::Node;
 use crate::share::node::fetch_manager::FetchAction;
 use crate::share::response_fields::{DISCOVER_RESPONSE, FILE_ENTRY_FIELDS, SIGN_IN_RESPONSE};
 
@@ -41,7 +43,6 @@ const LOCAL_FILE_FIELDS: &[FieldSchema] = &[
     field("pieces_root", Nullable(&Text)),
     field("missing", Boolean).described_as("there is no file at its path any more; it is forgotten after 30 days"),
 ];
-/// An entry of the node's folders.
 const FOLDER_ENTRY_FIELDS: &[FieldSchema] = &[
     field("name", Text),
     field("path", Text).described_as("where it really lies"),
@@ -136,7 +137,9 @@ const CREDENTIALS_BODY: BodyKind = BodyKind::Json(&[field("username", Text), fie
 const FILE_NAME_BODY: BodyKind = BodyKind::Json(&[field("fname", Text)]);
 const PROGRESS_RESPONSE: &[FieldSchema] = &[field("progress", Named("Progress", PROGRESS_FIELDS))];
 const FETCH_EVENT_FIELDS: &[FieldSchema] = &[field("id", Text), PROGRESS_RESPONSE[0]];
-const FILE_RESPONSE: &[FieldSchema] = &[field("file", Named("LocalFile", LOCAL_FILE_FIELDS))];
+const LOCAL_FILE: Schema = Named("LocalFile", LOCAL_FILE_FIELDS);
+const FILE_RESPONSE: &[FieldSchema] = &[field("file", LOCAL_FILE)];
+const FILES_RESPONSE: &[FieldSchema] = &[field("total", Integer), field("files", List(&LOCAL_FILE))];
 
 const NOT_INITIALIZED: ErrorCase = error_case(409, "before init");
 const ACCOUNT_CONFLICT: &str = "another account of that name, spelt otherwise, uses this node";
@@ -149,7 +152,14 @@ const NO_SPACE: ErrorCase = error_case(507, "there is no room");
 const PATH_REFUSALS: &[ErrorCase] =
     &[FILE_NOT_FOUND, error_case(409, "the name stands for another file, or before init"), NO_SPACE];
 
-/// All routes.
+const fn fetch_action(
+    path: &'static str,
+    summary: &'static str,
+    run: fn(&Node, &RouteCall<'_>) -> HandlerResult,
+) -> Route<ClientRouteHandler> {
+    Route::post(path, summary, NodeAction(run)).responds_with_json(PROGRESS_RESPONSE).error_cases(FETCH_REFUSALS)
+}
+
 pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
     Route::get("/api/client/node", "Which node this is, and of which server", Public(ClientApi::node_info))
         .responds_with_json(&[field("name", Text), field("version", Text), field("server", Text)]),
@@ -191,7 +201,7 @@ pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
         .error_cases(NODE_REFUSALS),
     Route::get("/api/client/local-files", "The user's files", NodeQuery(|node, call| browse::files(node, call, false)))
         .query(FULL_LIST_QUERY)
-        .responds_with_json(&[field("total", Integer), field("files", List(&Named("LocalFile", LOCAL_FILE_FIELDS)))])
+        .responds_with_json(FILES_RESPONSE)
         .error_cases(NODE_REFUSALS),
     Route::get(
         "/api/client/published-files",
@@ -199,7 +209,7 @@ pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
         NodeQuery(|node, call| browse::files(node, call, true)),
     )
     .query(FULL_LIST_QUERY)
-    .responds_with_json(&[field("total", Integer), field("files", List(&Named("LocalFile", LOCAL_FILE_FIELDS)))])
+    .responds_with_json(FILES_RESPONSE)
     .error_cases(NODE_REFUSALS),
     Route::get("/api/client/browse", "What may be chosen from the node's folders", NodeQuery(browse::browse))
         .query(BROWSE_QUERY)
@@ -269,7 +279,7 @@ pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
         NodeAction(local::check_local_duplicate),
     )
     .request_body(FILE_NAME_BODY)
-    .responds_with_json(&[field("exists", Boolean), optional("local_file", Named("LocalFile", LOCAL_FILE_FIELDS))])
+    .responds_with_json(&[field("exists", Boolean), optional("local_file", LOCAL_FILE)])
     .error_cases(NODE_REFUSALS),
     Route::post("/api/client/publish", "Shows a file to the network", NodeAction(local::publish))
         .request_body(BodyKind::Json(&[
@@ -280,7 +290,7 @@ pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
         ]))
         .responds_with_json(&[
             field("path", Text),
-            field("file", Named("LocalFile", LOCAL_FILE_FIELDS)),
+            field("file", LOCAL_FILE),
             field("duplicates", Named("Duplicates", DUPLICATES_FIELDS)),
         ])
         .error_cases(&[
@@ -330,27 +340,15 @@ pub(super) const ROUTES: &[Route<ClientRouteHandler>] = &[
     Route::get("/api/client/fetch-progress/{id}", "How far a fetch is", NodeQuery(remote::fetch_progress))
         .responds_with_json(PROGRESS_RESPONSE)
         .error_cases(FETCH_REFUSALS),
-    Route::post(
-        "/api/client/fetches/{id}/pause",
-        "Pauses a fetch",
-        NodeAction(|node, call| remote::act_on_fetch(node, call, FetchAction::Pause)),
-    )
-    .responds_with_json(PROGRESS_RESPONSE)
-    .error_cases(FETCH_REFUSALS),
-    Route::post(
-        "/api/client/fetches/{id}/resume",
-        "Goes on with it",
-        NodeAction(|node, call| remote::act_on_fetch(node, call, FetchAction::Resume)),
-    )
-    .responds_with_json(PROGRESS_RESPONSE)
-    .error_cases(FETCH_REFUSALS),
-    Route::post(
-        "/api/client/fetches/{id}/cancel",
-        "Gives it up; nothing of it stays",
-        NodeAction(|node, call| remote::act_on_fetch(node, call, FetchAction::Cancel)),
-    )
-    .responds_with_json(PROGRESS_RESPONSE)
-    .error_cases(FETCH_REFUSALS),
+    fetch_action("/api/client/fetches/{id}/pause", "Pauses a fetch", |node, call| {
+        remote::act_on_fetch(node, call, FetchAction::Pause)
+    }),
+    fetch_action("/api/client/fetches/{id}/resume", "Goes on with it", |node, call| {
+        remote::act_on_fetch(node, call, FetchAction::Resume)
+    }),
+    fetch_action("/api/client/fetches/{id}/cancel", "Gives it up; nothing of it stays", |node, call| {
+        remote::act_on_fetch(node, call, FetchAction::Cancel)
+    }),
     Route::get("/api/client/discover/{hostname}", "What one host has, and where it is", NodeAction(remote::discover))
         .responds_with_json(DISCOVER_RESPONSE)
         .error_cases(&[error_case(404, "there is no such host"), NOT_INITIALIZED]),

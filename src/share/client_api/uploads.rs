@@ -8,26 +8,16 @@ use crate::net::http::{BodySink, HttpError, Response, RouteCall, header, success
 use crate::share::node::Node;
 use crate::share::node::uploads::Upload;
 
-/// Begins an upload before the body is read.
-///
-/// # Errors
-/// The refusal to send: the name is invalid or taken, or there is no room.
+/// Refuses the upload before its body is read if the name is invalid or taken, or there is no room.
 pub(super) fn begin(node: &Node, call: &RouteCall<'_>) -> Result<Upload, HttpError> {
     let length = call.request.headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.trim().parse().ok());
     Ok(node.upload(call.param(0), length)?)
 }
 
-/// Writes the request body to the file.
 pub(super) struct UploadSink {
-    upload: Upload,
-    route: &'static Route<ClientRouteHandler>,
-}
-
-impl UploadSink {
-    pub(super) fn new(upload: Upload, route: &'static Route<ClientRouteHandler>) -> UploadSink {
-        UploadSink { upload, route }
-    }
+    pub(super) upload: Upload,
+    pub(super) route: &'static Route<ClientRouteHandler>,
 }
 
 impl BodySink for UploadSink {

@@ -17,9 +17,9 @@ use crate::share::wire::{ChangeEntry, ChangesResponse, Seconds};
 const LONG_POLL_S: u32 = 20;
 /// For connecting and for each response; longer than a poll is held.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How often it checks for subscribers when no wake-up arrives.
+/// How often it looks for subscribers without a wake-up.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long it continues after the last subscriber has left.
+/// It continues for this long after the last subscriber has left.
 const LINGER: Duration = Duration::from_secs(30);
 /// After a failed connection.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -35,9 +35,7 @@ pub(super) struct ChangeFollower {
     /// Number of the last change received; none before the first response. It is kept while nobody watches, so that a
     /// subscriber who comes back can continue.
     version: Option<u64>,
-    /// All changes up to now have been received.
     is_up_to_date: bool,
-    /// When there was a subscriber last.
     last_watched_at: Option<Instant>,
     /// Since when subscribers have been waiting for the first poll.
     waiting_since: Option<Instant>,
@@ -106,7 +104,6 @@ impl ChangeFollower {
         Duration::ZERO
     }
 
-    /// Polls once and handles the response.
     fn poll_changes(&mut self, registry: &RegistryClient) -> Result<(), RegistryClientError> {
         let wait = Seconds::whole(if self.is_up_to_date { LONG_POLL_S } else { 0 });
         let ChangesResponse { version, changes } = registry.changes(self.version, wait)?;
@@ -146,27 +143,27 @@ impl ChangeFollower {
         for changed in changes {
             let (ip, port) = changed.addr;
             match &changed.fname {
-                None => inner.events.notify(
-                    "peers",
-                    &json!({
+                None => {
+                    let peer = json!({
                         "hostname": changed.hostname, "online": !changed.is_host_gone(),
                         "display_name": changed.display_name, "ip": ip, "port": port,
-                    }),
-                ),
+                    });
+                    inner.events.notify("peers", &peer);
+                }
                 // Changes to this node's own files have been notified when they happened.
                 Some(_) if changed.hostname == inner.user => {}
-                Some(fname) => inner.events.notify(
-                    "files",
-                    &json!({
-                        "fname": fname, "hostname": changed.hostname, "entry": changed.entry.as_ref().and_then(Option::as_ref),
+                Some(fname) => {
+                    let entry = changed.entry.as_ref().and_then(Option::as_ref);
+                    let file = json!({
+                        "fname": fname, "hostname": changed.hostname, "entry": entry,
                         "owner_name": changed.display_name, "owner_ip": ip, "owner_port": port,
-                    }),
-                ),
+                    });
+                    inner.events.notify("files", &file);
+                }
             }
         }
     }
 
-    /// Closes the connection and stops applying changes.
     fn stop_following(&mut self) {
         if let Some(registry) = self.inner.follower_connection.lock().take() {
             registry.close();

@@ -1,44 +1,46 @@
 //! Files of other hosts that look like one that is about to be published.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 use crate::model::Name;
 use crate::share::similarity::{Similarity, similarity};
-use crate::share::wire::{FileName, HostEntry};
+use crate::share::wire::{FileEntry, FileName, HostEntry};
 
-/// Most similar files of either kind that are reported: older registries return all files of the name.
+/// So many of either kind are reported: older registries return all files of the name.
 const DUPLICATES_MAX: usize = 100;
 
-/// A file of another host that is similar to one of ours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DuplicateMatch {
     /// Its name at that host.
     pub name: FileName,
-    /// The host, and the file's properties.
     pub host: HostEntry,
 }
 
 impl DuplicateMatch {
-    /// The client API's JSON form.
     fn json(&self) -> Value {
-        let (host, file) = (&self.host, &self.host.file);
-        json!({
-            "hostname": host.hostname,
-            "owner_hostname": host.hostname,
-            "name": self.name,
-            "size": file.size,
-            "modified": file.modified,
-            "created": file.created,
-            "published_at": file.published_at,
-            "blake3": file.blake3,
-            "owner_name": host.display_name,
-            "owner_ip": host.ip,
-            "owner_port": host.port,
-        })
+        let host = &self.host;
+        file_json(&self.name, &host.file, &host.hostname, &host.display_name, (host.ip, host.port))
     }
 }
 
-/// Files of other hosts that are similar to one that is about to be published.
+/// A file of a host, in the client API's JSON form.
+pub(super) fn file_json(
+    name: &FileName,
+    file: &FileEntry,
+    hostname: &Name,
+    display_name: &str,
+    (ip, port): (IpAddr, u16),
+) -> Value {
+    json!({
+        "name": name, "size": file.size, "modified": file.modified, "created": file.created,
+        "published_at": file.published_at, "blake3": file.blake3,
+        "hostname": hostname,
+        "owner_hostname": hostname, "owner_name": display_name, "owner_ip": ip, "owner_port": port,
+    })
+}
+
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Duplicates {
     /// Same size, and modified within two seconds.
@@ -63,12 +65,10 @@ impl Duplicates {
         duplicates
     }
 
-    /// Whether no similar file was found.
     pub fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.partial.is_empty()
     }
 
-    /// The client API's JSON form.
     pub fn json(&self) -> Value {
         let list = |files: &[DuplicateMatch]| files.iter().map(DuplicateMatch::json).collect::<Vec<_>>();
         json!({

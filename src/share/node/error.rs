@@ -13,27 +13,20 @@ use crate::share::folders::PathError;
 use crate::share::wire::Seconds;
 use crate::storage::StoreError;
 
-/// Why an operation of a node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     #[error("not begun yet: init comes first")]
     NotJoined,
-    /// A path cannot be used.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// A file cannot be tracked or published.
     #[error(transparent)]
     Files(#[from] TrackedFilesError),
-    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A field of the request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// A file exceeds the largest size that is supported.
     #[error("{0}")]
     TooLarge(String),
-    /// There is no file, host or fetch of that name.
     #[error("{0}")]
     NotFound(String),
     /// The operation conflicts with the present state.
@@ -42,7 +35,6 @@ pub enum NodeError {
     /// Several hosts have different files of that name, and no owner was given.
     #[error("{}", several_owners(.0))]
     SeveralOwners(Vec<FileOwner>),
-    /// A folder cannot be written to.
     #[error("{reason}")]
     Folder {
         /// One line that names the folder.
@@ -50,32 +42,25 @@ pub enum NodeError {
         /// The disk or the quota is full.
         is_full: bool,
     },
-    /// Similar files are on the network already.
     #[error(
         "the network has a file that looks the same: with `overwrite` (the command line: without --unless-duplicate) yours is published all the same"
     )]
     Duplicates(Box<Duplicates>),
-    /// The registry cannot be reached, or does not respond.
     #[error("{0}")]
     RegistryUnreachable(String),
-    /// The registry refused the request.
     #[error("the registry refuses: {0}")]
     RegistryRefused(String),
     /// A limit is reached; the operation can be tried again later.
     #[error("{0}")]
     Busy(String),
-    /// Another error of the system.
     #[error("{0}")]
     System(#[from] io::Error),
 }
 
-/// A host that has published a file of the requested name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FileOwner {
     pub hostname: Name,
-    /// Size of its file, bytes.
     pub size: u64,
-    /// When its file was last modified.
     pub modified: Seconds,
 }
 
@@ -85,10 +70,8 @@ fn several_owners(owners: &[FileOwner]) -> String {
     if owners.len() > NAMED {
         names.push("others");
     }
-    format!(
-        "{} have different files of that name: say whose you want (owner_hostname; `share fetch --from`)",
-        names.join(", ")
-    )
+    let names = names.join(", ");
+    format!("{names} have different files of that name: say whose you want (owner_hostname; `share fetch --from`)")
 }
 
 impl From<NetworkError> for NodeError {
@@ -109,16 +92,12 @@ impl From<RegistryClientError> for NodeError {
     }
 }
 
-/// The error to report when nothing can be written in a folder.
 pub(super) fn folder_write_error(folder: &Path, error: &io::Error) -> NodeError {
     let path = folder.display();
+    let forbidden = |reason: String| NodeError::Path(PathError::Forbidden(reason));
     match error.kind() {
-        _ if dir_handle::is_symlink_error(error) => {
-            NodeError::Path(PathError::Forbidden(format!("{path} was exchanged for a link meanwhile")))
-        }
-        io::ErrorKind::PermissionDenied => {
-            NodeError::Path(PathError::Forbidden(format!("{path}: this node may not write there")))
-        }
+        _ if dir_handle::is_symlink_error(error) => forbidden(format!("{path} was exchanged for a link meanwhile")),
+        io::ErrorKind::PermissionDenied => forbidden(format!("{path}: this node may not write there")),
         io::ErrorKind::NotFound => NodeError::Path(PathError::FolderNotFound(path.to_string())),
         kind => NodeError::Folder {
             reason: format!("{path} cannot be written to: {error}"),

@@ -6,7 +6,6 @@ use crate::model::{Clock, Millis};
 use crate::net::http::EventStream;
 use crate::net::http::event_hub::{self, EventHubLimits, Subscriber};
 
-/// Most event streams of one node.
 const SUBSCRIBERS_MAX: usize = 64;
 
 /// The session that an event stream was opened with, and with which it ends.
@@ -35,23 +34,20 @@ impl Subscriber for WatchSession {
     }
 }
 
-/// The event streams of one node.
 #[derive(Debug)]
 pub struct NodeEventHub(event_hub::EventHub<WatchSession>);
 
 impl NodeEventHub {
-    /// Starts without any stream.
     pub fn new(clock: Clock) -> NodeEventHub {
         NodeEventHub(event_hub::EventHub::new(clock, EventHubLimits::for_subscribers(SUBSCRIBERS_MAX, SUBSCRIBERS_MAX)))
     }
 
-    /// Opens a stream, which continues after `last_event_id` if that is given; none if there are too many. It ends when
-    /// it is dropped or the session ends.
+    /// Opens a stream that continues after `last_event_id` if that is given; none if there are too many. The stream
+    /// ends when it is dropped or the session ends.
     pub fn add(&self, session: WatchSession, last_event_id: Option<&str>) -> Option<EventStream> {
         self.0.subscribe(session, last_event_id)
     }
 
-    /// Whether there is any stream.
     pub fn has_subscribers(&self) -> bool {
         self.0.has_subscribers()
     }
@@ -61,17 +57,14 @@ impl NodeEventHub {
         self.0.publish((), name, data);
     }
 
-    /// Ends the streams that were opened with a token.
     pub fn end_session(&self, token: &[u8; 32]) {
         self.0.close_where(|session| session.token == *token);
     }
 
-    /// Ends the streams whose token has expired.
     pub fn end_expired(&self) {
         self.0.close_expired();
     }
 
-    /// Ends all streams.
     pub fn end(&self) {
         self.0.close_all();
     }

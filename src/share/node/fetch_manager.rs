@@ -1,14 +1,12 @@
 //! A node's fetches of files from other hosts: starting, controlling and watching them, and resuming them after a
 //! restart.
-//!
-//! The data needed to resume a transfer lies beside the unfinished file (see [`transfer`]); this is the part that users
-//! see.
+//! What is needed to resume a transfer lies beside the unfinished file (see [`transfer`]).
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::error::folder_write_error;
 use super::store::FetchRow;
@@ -35,37 +33,28 @@ use hosts::{RegistrySourceFinder, choose_host, find_reachable_hosts, have_same_c
 use resumption::{discard, resume};
 use table::{FetchEntry, evict_oldest, release_failed, stored_status};
 
-/// Most unfinished fetches of a user; each has its own threads.
+/// The limit is for one user: each fetch has its own threads.
 const UNFINISHED_FETCHES_MAX: usize = 32;
 /// How long a caller waits until progress shows the effect of its action.
 const ACTION_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// An action of the user on a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchAction {
-    /// Disconnect, keeping the data.
+    /// The data is kept.
     Pause,
-    /// Continue, also after a failure.
+    /// A failed fetch can be resumed too.
     Resume,
-    /// End it and remove its data.
+    /// The data is removed.
     Cancel,
 }
 
-/// The operations on a node's fetches.
 pub struct FetchManager<'a> {
-    inner: &'a Arc<NodeInner>,
+    pub(super) inner: &'a Arc<NodeInner>,
 }
 
-impl<'a> FetchManager<'a> {
-    pub(super) fn of(inner: &'a Arc<NodeInner>) -> FetchManager<'a> {
-        FetchManager { inner }
-    }
-
-    /// Starts to fetch a file, from any host or one owner's content, and saves it at `save_path`.
-    ///
-    /// # Errors
-    /// [`NodeError::NotFound`] if nobody, or not that owner, has the file; [`NodeError::SeveralOwners`] if hosts have
-    /// different files of the name and no owner is given; or any other.
+impl FetchManager<'_> {
+    /// Starts to fetch a file, from any host or one owner's content. [`NodeError::SeveralOwners`] if hosts have
+    /// different files of the name and no owner is given.
     pub fn start(&self, name: &FileName, owner: Option<&Name>, save_path: Option<&str>) -> Result<FetchRow, NodeError> {
         let inner = self.inner;
         // Check the destination before contacting the registry.
@@ -137,21 +126,18 @@ impl<'a> FetchManager<'a> {
         Ok(row)
     }
 
-    /// Progress of a fetch, in the client API's JSON form.
+    /// The progress in the client API's JSON form.
     pub fn progress(&self, id: &str) -> Result<Value, NodeError> {
         self.inner.fetches.entries.lock().get(id).map(FetchEntry::json).ok_or_else(|| unknown_fetch_error(id))
     }
 
-    /// Progress of all fetches, as a JSON object by id.
+    /// The progress of all fetches, by id.
     pub fn all(&self) -> Value {
         let entries = self.inner.fetches.entries.lock();
-        Value::Object(entries.iter().map(|(id, entry)| (id.clone(), entry.json())).collect::<Map<_, _>>())
+        entries.iter().map(|(id, entry)| (id.clone(), entry.json())).collect()
     }
 
-    /// Applies an action and returns the resulting progress.
-    ///
-    /// # Errors
-    /// There is no fetch with that id, or it has ended.
+    /// Returns the resulting progress.
     pub fn apply(&self, id: &str, action: FetchAction) -> Result<Value, NodeError> {
         let fetches = &self.inner.fetches;
         {
@@ -239,8 +225,7 @@ fn start_transfer(inner: &Arc<NodeInner>, spec: FetchSpec) -> Result<(), NodeErr
     Ok(())
 }
 
-/// Records progress of a fetch: in the table, in the store if its status changed, and as a notification. Runs on the
-/// fetch's thread.
+/// Writes to the table, and to the store if the status changed, and notifies. It runs on the fetch's thread.
 fn record_progress(inner: &Arc<NodeInner>, id: &str, progress: &FetchProgress) {
     let fetches = &inner.fetches;
     let row = {
@@ -281,7 +266,7 @@ fn record_progress(inner: &Arc<NodeInner>, id: &str, progress: &FetchProgress) {
     inner.events.notify("fetches", &json!({ "id": id, "progress": json }));
 }
 
-/// Tracks a fetched file, unpublished.
+/// The file is tracked, but not published.
 fn track_fetched(inner: &NodeInner, row: &FetchRow) -> Result<(), NodeError> {
     let path = Path::new(&row.save_path);
     let opened = inner.published_files.folders().reopen(path)?;

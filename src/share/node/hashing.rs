@@ -12,11 +12,9 @@ use crate::share::files::FileStat;
 use crate::share::folders::OpenedFile;
 use crate::share::pieces::FileDigests;
 
-/// Commands for the thread.
 pub(super) enum HashCommand {
     /// There may be files that have not been hashed.
     HashPending,
-    /// End the thread.
     Stop,
 }
 
@@ -28,7 +26,6 @@ pub(super) fn run(inner: &NodeInner, commands: &Receiver<HashCommand>) {
         match commands.recv_deadline(next_scan_at) {
             Ok(HashCommand::HashPending) => hash_until_done(inner),
             Ok(HashCommand::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-            // Idle: check whether files still exist.
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(error) = scan.scan_next_batch(inner) {
                     log::warn!("{}: looking whether files are still there: {error}", inner.user);
@@ -44,15 +41,12 @@ fn hash_until_done(inner: &NodeInner) {
         match hash_pending(inner) {
             Ok(0) => return,
             Ok(_) => {}
-            Err(error) => {
-                log::warn!("{}: reading published files: {error}", inner.user);
-                return;
-            }
+            Err(error) => return log::warn!("{}: reading published files: {error}", inner.user),
         }
     }
 }
 
-/// Hashes the files that have no digests; returns how many.
+/// Returns how many files were hashed.
 fn hash_pending(inner: &NodeInner) -> Result<usize, super::NodeError> {
     let mut read = 0;
     for name in inner.files.unhashed()? {
@@ -83,17 +77,14 @@ fn hash_pending(inner: &NodeInner) -> Result<usize, super::NodeError> {
     Ok(read)
 }
 
-/// Hashes a file if it is still as published; none when the process ends.
+/// None when the process ends.
 fn hash_file(inner: &NodeInner, stat: &FileStat) -> io::Result<Option<FileDigests>> {
-    let mut opened =
-        inner.published_files.folders().reopen(&stat.path).map_err(|error| io::Error::other(error.to_string()))?;
+    let opened = inner.published_files.folders().reopen(&stat.path);
+    let mut opened = opened.map_err(|error| io::Error::other(error.to_string()))?;
     hash_opened(&mut opened, stat, &|| !inner.is_stopping.load(Relaxed))
 }
 
-/// Hashes an opened file; none if `should_continue` ends it.
-///
-/// # Errors
-/// The file cannot be read, or differs from `stat` before or after it was read.
+/// None if `should_continue` ends it. An error if the file differs from `stat` before or after it was read.
 pub(super) fn hash_opened(
     opened: &mut OpenedFile,
     stat: &FileStat,

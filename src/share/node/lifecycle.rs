@@ -29,14 +29,10 @@ use crate::share::transfer::PeerServer;
 const SENDING_GRACE: Duration = Duration::from_secs(2);
 /// The same when only the node ends. (A peer that is too slow is cut off long before.)
 const RETIRED_SENDING_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Capacity of the queue of commands for the registry connection's thread.
 const REGISTRY_COMMANDS_MAX: usize = 1024;
 
 impl Node {
     /// Starts a node that waits for [`Node::join`]: its peer port listens, but nothing is served.
-    ///
-    /// # Errors
-    /// The store fails, or the system provides no thread.
     pub fn start(
         user: Name,
         listener: TcpListener,
@@ -82,26 +78,20 @@ impl Node {
             listing_lock: Mutex::default(),
             is_stopping: AtomicBool::new(false),
         });
-        let (registry_connection, change_follower) =
+        let (connection, follower) =
             (RegistryConnection::new(Arc::clone(&inner)), ChangeFollower::new(Arc::clone(&inner)));
         let hashing_inner = Arc::clone(&inner);
-        let (follower_wakeup, follower_wakeups) = bounded(1);
-        let node = Node { inner, threads: Mutex::default(), membership_lock: Mutex::default(), follower_wakeup };
-        node.threads.lock().push(threads::spawn("share-follow", move || change_follower.run(&follower_wakeups))?);
-        node.threads
-            .lock()
-            .push(threads::spawn("share-link", move || registry_connection.run(&registry_command_receiver))?);
-        node.threads
-            .lock()
-            .push(threads::spawn("share-hash", move || hashing::run(&hashing_inner, &hash_command_receiver))?);
-        Ok(node)
+        let (follower_wakeup, wakeups) = bounded(1);
+        let threads = Mutex::new(vec![
+            threads::spawn("share-follow", move || follower.run(&wakeups))?,
+            threads::spawn("share-link", move || connection.run(&registry_command_receiver))?,
+            threads::spawn("share-hash", move || hashing::run(&hashing_inner, &hash_command_receiver))?,
+        ]);
+        Ok(Node { inner, threads, membership_lock: Mutex::default(), follower_wakeup })
     }
 
-    /// Joins the network: connects to the registry, serves published files, and resumes interrupted work.
-    ///
-    /// # Errors
-    /// The first attempt to register failed. If the registry is unreachable, further attempts follow; if it refused a
-    /// node that had not joined before, none do.
+    /// Connects to the registry, serves published files, and resumes interrupted work. If the first attempt to register
+    /// fails, further ones follow, unless the registry refused a node that had not joined before.
     pub fn join(&self, options: JoinOptions) -> Result<(), NodeError> {
         let inner = &self.inner;
         let was_joined = {
@@ -117,10 +107,8 @@ impl Node {
         inner.published_files.set_serving(true);
         self.resume_work();
         let (reply, result) = bounded(1);
-        inner
-            .registry_commands
-            .send_timeout(RegistryCommand::Join(reply), REGISTRY_TIMEOUT)
-            .map_err(|_| inner.registry_unreachable())?;
+        let sent = inner.registry_commands.send_timeout(RegistryCommand::Join(reply), REGISTRY_TIMEOUT);
+        sent.map_err(|_| inner.registry_unreachable())?;
         if !options.waits_for_registry {
             return Ok(());
         }
@@ -140,12 +128,11 @@ impl Node {
         fetch_manager::resume_all(&self.inner);
     }
 
-    /// Replaces the token that is presented to the registry.
     pub fn set_token(&self, token: &Token) {
         self.inner.state.lock().token = Some(token.clone());
     }
 
-    /// Leaves the network: unregisters, serves nothing any more, and suspends fetches.
+    /// Unregisters, serves nothing any more, and suspends fetches.
     pub fn leave(&self) {
         {
             let mut state = self.inner.state.lock();
@@ -161,12 +148,12 @@ impl Node {
         }
     }
 
-    /// Stops the node when the process ends, within `grace`. Fetches are resumed at the next start.
+    /// The process ends within `grace`. Fetches are resumed at the next start.
     pub fn stop(&self, grace: Duration) {
         self.stop_within(grace, SENDING_GRACE);
     }
 
-    /// Stops the node for good after [`Node::leave`], once transfers to peers are complete.
+    /// Stops for good after [`Node::leave`], once transfers to peers are complete.
     pub(super) fn retire(&self) {
         self.stop_within(RETIRED_SENDING_MAX, RETIRED_SENDING_MAX);
     }
@@ -213,17 +200,13 @@ impl Node {
     }
 }
 
-/// Parameters of [`Node::join`].
 #[derive(Debug, Clone)]
 pub struct JoinOptions {
-    /// The user's display name.
     pub display_name: String,
-    /// Authenticates to the registry; without it the resume secret of the last registration is used alone.
+    /// Without it, the resume secret of the last registration alone authenticates to the registry.
     pub token: Option<Token>,
-    /// Address to announce to the registry instead of the one that it sees.
+    /// It is announced to the registry instead of the address that the registry sees.
     pub advertise_ip: Option<IpAddr>,
-    /// The folders that the user's paths may lead into.
     pub folders: SharedFolders,
-    /// Whether to wait for the first attempt to register.
     pub waits_for_registry: bool,
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::duplicates::file_json;
 use crate::model::Name;
 use crate::model::text::{TextFilter, folded};
 use crate::share::wire::{ChangeEntry, Digest, FileEntry, FileName, ListResponse, Seconds};
@@ -18,24 +19,18 @@ mod tests;
 pub use cache::NetworkError;
 pub(super) use cache::{MAX_AGE, NetworkCache, file_count_of, next_page_hosts};
 
-/// A host on the network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetworkHost {
-    /// Its unique name.
     pub hostname: Name,
-    /// Its user's display name.
     pub display_name: Name,
     pub ip: IpAddr,
-    /// Its peer port.
     pub port: u16,
-    /// Number of its published files.
     pub file_count: usize,
     /// When the registry last heard from it.
     pub last_seen: Option<Seconds>,
 }
 
 impl NetworkHost {
-    /// The client API's JSON form.
     pub fn json(&self) -> Value {
         json!({
             "hostname": self.hostname, "display_name": self.display_name, "ip": self.ip, "port": self.port,
@@ -44,17 +39,14 @@ impl NetworkHost {
     }
 }
 
-/// A published file on the network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetworkFile {
     pub name: FileName,
-    /// Its properties, as published.
     pub entry: FileEntry,
-    /// The host that publishes it.
     pub owner: Arc<NetworkHost>,
     /// Number of hosts with the same content, this one included; 1 if the content has no digest.
     pub copies: u32,
-    /// Its name, folded for searching.
+    /// The name, folded for searching.
     folded: Box<str>,
 }
 
@@ -64,22 +56,12 @@ impl NetworkFile {
         NetworkFile { name, entry, owner: Arc::clone(owner), copies: 1, folded }
     }
 
-    /// The client API's JSON form.
     pub fn json(&self) -> Value {
-        json!({
-            "name": self.name,
-            "size": self.entry.size,
-            "modified": self.entry.modified,
-            "created": self.entry.created,
-            "published_at": self.entry.published_at,
-            "blake3": self.entry.blake3,
-            "hostname": self.owner.hostname,
-            "owner_hostname": self.owner.hostname,
-            "owner_name": self.owner.display_name,
-            "owner_ip": self.owner.ip,
-            "owner_port": self.owner.port,
-            "copies": self.copies,
-        })
+        let owner = &*self.owner;
+        let (display_name, addr) = (owner.display_name.as_str(), (owner.ip, owner.port));
+        let mut json = file_json(&self.name, &self.entry, &owner.hostname, display_name, addr);
+        json["copies"] = self.copies.into();
+        json
     }
 }
 
@@ -87,7 +69,6 @@ impl NetworkFile {
 #[derive(Debug, Clone)]
 pub struct NetworkSnapshot {
     taken_at: Instant,
-    /// How long it took to read.
     read_duration: Duration,
     /// All files, ordered by name and owner.
     pub files: Vec<NetworkFile>,
@@ -96,14 +77,9 @@ pub struct NetworkSnapshot {
 }
 
 impl NetworkSnapshot {
-    /// A snapshot made of the registry's pages.
     pub fn new(pages: impl IntoIterator<Item = ListResponse>) -> NetworkSnapshot {
-        let mut snapshot = NetworkSnapshot {
-            taken_at: Instant::now(),
-            read_duration: Duration::ZERO,
-            files: Vec::new(),
-            hosts: Vec::new(),
-        };
+        let (taken_at, read_duration) = (Instant::now(), Duration::ZERO);
+        let mut snapshot = NetworkSnapshot { taken_at, read_duration, files: Vec::new(), hosts: Vec::new() };
         let mut seen = BTreeSet::new();
         for page in pages {
             snapshot.add(page, &mut seen);
@@ -112,7 +88,7 @@ impl NetworkSnapshot {
         snapshot
     }
 
-    /// Adds a page, skipping hosts already seen: between two pages a host may have moved to the later one.
+    /// Skips hosts already seen: between two pages a host may have moved to the later one.
     fn add(&mut self, page: ListResponse, seen: &mut BTreeSet<Name>) {
         for (hostname, listed) in page.registry {
             if !seen.insert(hostname.clone()) {
@@ -128,7 +104,7 @@ impl NetworkSnapshot {
         }
     }
 
-    /// Applies changes in their order. Applying a change again has no effect.
+    /// Changes are applied in their order. Applying one again has no effect.
     fn apply(&mut self, changes: &[ChangeEntry]) {
         if changes.is_empty() {
             return;
@@ -193,7 +169,7 @@ impl NetworkSnapshot {
         self.finish();
     }
 
-    /// Sets each file's number of copies. A host that has the content under several names counts once.
+    /// A host that has the content under several names counts once.
     fn count_copies(&mut self) {
         let content = |file: &NetworkFile| file.entry.blake3.map(|blake3| (blake3, file.entry.size));
         let holder = |file: &NetworkFile| content(file).map(|content| (content, Arc::as_ptr(&file.owner)));
@@ -216,7 +192,6 @@ impl NetworkSnapshot {
         self.files.sort_by(|a, b| (&a.name, &a.owner.hostname).cmp(&(&b.name, &b.owner.hostname)));
     }
 
-    /// Whether any file matches the query.
     pub fn has_match(&self, query: &TextFilter) -> bool {
         self.files.iter().any(|file| query.matches_folded(&file.folded))
     }

@@ -15,45 +15,28 @@ use crate::model::{Name, Token};
 use crate::net::{listener, threads};
 use crate::share::folders::SharedFolders;
 
-/// Most users of one process; each has its own threads and port.
+/// Each user's node has its own threads and port.
 pub const USERS_MAX: usize = 64;
 
-/// Why the nodes cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartNodesError {
-    /// The requested peer port is in use.
     #[error("{addr} is in use")]
     PortInUse { addr: SocketAddr },
-    /// No port of the range is free.
     #[error("no port of {min} to {max} is free: choose others with --port-min and --port-max")]
-    NoPortFree {
-        /// First port of the range.
-        min: u16,
-        /// Last port of the range.
-        max: u16,
-    },
-    /// Listening failed for another reason.
+    NoPortFree { min: u16, max: u16 },
     #[error("cannot listen at {addr}: {error}")]
-    Listen {
-        addr: SocketAddr,
-        /// The system's error.
-        error: io::Error,
-    },
-    /// A shared folder or the repo cannot be used.
+    Listen { addr: SocketAddr, error: io::Error },
     #[error("--folder or --repo: {0}")]
     Folder(io::Error),
-    /// A node could not start.
     #[error(transparent)]
     Node(#[from] NodeError),
-    /// The store failed.
     #[error(transparent)]
     Store(#[from] crate::storage::StoreError),
 }
 
-/// The nodes of a process, and what they share.
 pub struct Nodes {
     settings: Arc<NodeSettings>,
-    /// The user that the process was started for.
+    /// Whom the process was started for.
     primary_user: Name,
     context: NodeContext,
     /// The folders of the first user; other users have the repo alone.
@@ -100,57 +83,41 @@ impl Nodes {
         let users = nodes.context.store.users()?;
         let last_port = users.iter().find(|user| user.name == *primary_user).and_then(|user| user.port);
         let listener = match port {
-            Some(port) => nodes.listen(port).map_err(|error| match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    StartNodesError::PortInUse { addr: SocketAddr::new(nodes.settings.bind, port) }
-                }
-                _ => StartNodesError::Listen { addr: SocketAddr::new(nodes.settings.bind, port), error },
-            })?,
+            Some(port) => nodes.listen(port)?,
             None => nodes.bind_free_port(last_port)?,
         };
         nodes.add(primary_user, listener)?;
         for user in users.iter().filter(|user| user.is_joined) {
             let node = nodes.get_or_start(user)?;
-            node.join(nodes.join_options(
-                user,
-                None,
-                user.advertise_ip.as_deref().and_then(|ip| ip.parse().ok()),
-                false,
-            ))?;
+            let advertise_ip = user.advertise_ip.as_deref().and_then(|ip| ip.parse().ok());
+            node.join(nodes.join_options(user, None, advertise_ip, false))?;
         }
         Ok(nodes)
     }
 
-    /// The configuration of the nodes.
     pub fn settings(&self) -> &NodeSettings {
         &self.settings
     }
 
-    /// The user that the process was started for.
     pub fn primary_user(&self) -> &Name {
         &self.primary_user
     }
 
-    /// The process's clock.
     pub fn clock(&self) -> crate::model::Clock {
         self.context.clock
     }
 
-    /// Address of a user's peer port.
     pub fn peer_addr(&self, user: &Name) -> Option<SocketAddr> {
         self.slots.lock().running.get(user).map(|node| node.peer_addr())
     }
 
-    /// The node of a user, if it has joined.
+    /// The user's node, if it has joined.
     pub fn get(&self, user: &Name) -> Option<Arc<Node>> {
         self.slots.lock().running.get(user).filter(|node| node.is_joined()).cloned()
     }
 
     /// Checks that the data stored here under a user's name belongs to that account. An earlier version of the server
     /// could have two accounts with different spellings of one name; the first to sign in here owns the data.
-    ///
-    /// # Errors
-    /// [`NodeError::Conflict`], or the store fails.
     pub fn check_account(&self, user: &Name) -> Result<(), NodeError> {
         if user.as_str().is_ascii() {
             return Ok(());
@@ -164,7 +131,7 @@ impl Nodes {
         }
     }
 
-    /// Records that a user has signed in. The first one ever may use all shared folders.
+    /// The first user ever to sign in may use all shared folders.
     pub fn signed_in(&self, user: &Name, display_name: &str, token: &Token) -> Result<(), NodeError> {
         self.check_account(user)?;
         self.context.store.signed_in(user, display_name)?;
@@ -174,10 +141,7 @@ impl Nodes {
         Ok(())
     }
 
-    /// Joins the network for a user, or joins again with another token or address.
-    ///
-    /// # Errors
-    /// As [`Node::join`], or all slots are taken.
+    /// Joins the network, or joins again with another token or address.
     pub fn join(&self, user: &Name, token: &Token, advertise_ip: Option<IpAddr>) -> Result<Arc<Node>, NodeError> {
         let stored = self.context.store.users()?.into_iter().find(|stored| stored.name == *user);
         let Some(user) = stored else {
@@ -208,7 +172,7 @@ impl Nodes {
         }
     }
 
-    /// Leaves the network for a user. The slot becomes free once transfers to peers are complete.
+    /// The slot becomes free once transfers to peers are complete.
     pub fn leave(&self, user: &Name) -> Result<(), NodeError> {
         let node = self.slots.lock().running.get(user).cloned();
         let _membership = node.as_ref().map(|node| node.lock_membership());
@@ -252,7 +216,7 @@ impl Nodes {
         }
     }
 
-    /// Stops all nodes when the process ends, within `grace`.
+    /// The process ends within `grace`.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         let NodeSlots { running, leaving } = std::mem::take(&mut *self.slots.lock());
@@ -271,16 +235,10 @@ impl Nodes {
         waits_for_registry: bool,
     ) -> JoinOptions {
         let folders = if user.number == 1 { self.folders.clone() } else { self.folders.repo_only() };
-        JoinOptions {
-            display_name: user.display_name.clone(),
-            token,
-            advertise_ip: advertise_ip.or(self.settings.advertise_ip),
-            folders,
-            waits_for_registry,
-        }
+        let (display_name, advertise_ip) = (user.display_name.clone(), advertise_ip.or(self.settings.advertise_ip));
+        JoinOptions { display_name, token, advertise_ip, folders, waits_for_registry }
     }
 
-    /// Returns the user's node, starting it if there is none.
     fn get_or_start(&self, user: &NodeUser) -> Result<Arc<Node>, NodeError> {
         if let Some(node) = self.slots.lock().running.get(&user.name) {
             return Ok(Arc::clone(node));
@@ -318,8 +276,12 @@ impl Nodes {
         existing.ok_or_else(full_error)
     }
 
-    fn listen(&self, port: u16) -> io::Result<TcpListener> {
-        listener::listen(SocketAddr::new(self.settings.bind, port))
+    fn listen(&self, port: u16) -> Result<TcpListener, StartNodesError> {
+        let addr = SocketAddr::new(self.settings.bind, port);
+        listener::listen(addr).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => StartNodesError::PortInUse { addr },
+            _ => StartNodesError::Listen { addr, error },
+        })
     }
 
     /// Binds the port of last time if it is free, else the first free one of the range.
@@ -328,11 +290,8 @@ impl Nodes {
         let (min, max) = (*range.start(), *range.end());
         for port in last_port.filter(|last_port| range.contains(last_port)).into_iter().chain(range) {
             match self.listen(port) {
-                Ok(listener) => return Ok(listener),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) => {
-                    return Err(StartNodesError::Listen { addr: SocketAddr::new(self.settings.bind, port), error });
-                }
+                Err(StartNodesError::PortInUse { .. }) => {}
+                result => return result,
             }
         }
         Err(StartNodesError::NoPortFree { min, max })

@@ -8,18 +8,15 @@ use crate::model::{Clock, Millis};
 use crate::share::files::TrackedFile;
 use crate::share::wire::FileName;
 
-/// Most files that are checked in one batch.
 pub(super) const BATCH_MAX: usize = 1_000;
-/// Most changes per batch that subscribers are notified of.
+/// Subscribers are notified of so many changes in a batch.
 const NOTIFIED_FILES_MAX: usize = 64;
-/// Interval between batches.
 pub(super) const SCAN_INTERVAL: Duration = Duration::from_secs(30);
-/// Delay of the first batch after a start.
 pub(super) const FIRST_SCAN_DELAY: Duration = Duration::from_secs(2);
-/// How long a missing file stays tracked: its disk may be mounted again.
+/// A missing file's disk may be mounted again.
 const FORGET_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Checks these files, and stores which of them have gone missing or come back.
+/// Stores which of these files have gone missing or come back.
 pub(super) fn check_presence(inner: &NodeInner, files: &mut [TrackedFile]) -> Result<(), NodeError> {
     let now = Clock::wall();
     let mut changed = Vec::new();
@@ -38,27 +35,22 @@ pub(super) fn check_presence(inner: &NodeInner, files: &mut [TrackedFile]) -> Re
     Ok(())
 }
 
-/// Whether a file has been missing for longer than [`FORGET_AFTER`].
-fn is_forgotten(file: &TrackedFile, now: Millis) -> bool {
-    file.missing_since.is_some_and(|since| since.until(now) >= FORGET_AFTER)
-}
-
 /// Checks all tracked files, one batch at a time.
 #[derive(Debug, Default)]
 pub(super) struct PresenceScan {
-    /// The last name that was checked.
     last_name: Option<FileName>,
 }
 
 impl PresenceScan {
-    /// Checks the next batch, and stops tracking files that have been missing for too long.
+    /// Files that have been missing for too long are tracked no more.
     pub(super) fn scan_next_batch(&mut self, inner: &NodeInner) -> Result<(), NodeError> {
         let mut files = inner.files.list_after(self.last_name.as_ref(), BATCH_MAX)?;
         self.last_name = files.last().map(|file| file.name.clone());
         check_presence(inner, &mut files)?;
         let now = Clock::wall();
-        for file in files.iter().filter(|file| is_forgotten(file, now)) {
-            let Some(since) = file.missing_since else { continue };
+        for file in &files {
+            let is_forgotten = |since: &Millis| since.until(now) >= FORGET_AFTER;
+            let Some(since) = file.missing_since.filter(is_forgotten) else { continue };
             // It may have come back since the check.
             let Some(gone) = inner.files.remove_missing(&file.name, since)? else { continue };
             log::info!("{}: {} has been missing for 30 days, and is forgotten", inner.user, gone.name);

@@ -11,30 +11,24 @@ use crate::share::pieces::{FileDigests, PieceLayout};
 use crate::share::transfer::{FileProvider, FileUnavailable, ServedFile};
 use crate::share::wire::{Digest, FileName};
 
-/// Most files whose digests are cached; meant for those that are being sent.
+/// The cache is meant for the files that are being sent.
 const CACHED_DIGESTS_MAX: usize = 8;
 
-/// One user's published files.
 pub(super) struct PublishedFiles {
     files: TrackedFiles,
     folders: RwLock<SharedFolders>,
     is_serving: AtomicBool,
-    /// The digests of recently requested files, the newest last.
+    /// It holds the digests of recently requested files, the newest last.
     digest_cache: Mutex<Vec<(FileName, Digest, Arc<FileDigests>)>>,
 }
 
 impl PublishedFiles {
     /// Serves nothing until [`PublishedFiles::set_serving`].
     pub(super) fn new(files: TrackedFiles, folders: SharedFolders) -> PublishedFiles {
-        PublishedFiles {
-            files,
-            folders: RwLock::new(folders),
-            is_serving: AtomicBool::new(false),
-            digest_cache: Mutex::default(),
-        }
+        let (is_serving, digest_cache) = (AtomicBool::new(false), Mutex::default());
+        PublishedFiles { files, folders: RwLock::new(folders), is_serving, digest_cache }
     }
 
-    /// Sets whether files are served at all.
     pub(super) fn set_serving(&self, is_serving: bool) {
         self.is_serving.store(is_serving, Relaxed);
     }
@@ -50,9 +44,8 @@ impl PublishedFiles {
     /// A file's digests, if it has been hashed since it last changed.
     fn digests_of(&self, file: &TrackedFile) -> Option<Arc<FileDigests>> {
         let (whole, root) = (file.blake3?, file.pieces_root?);
-        let digest_cache =
-            self.digest_cache.lock().iter().find(|(name, of, _)| *name == file.name && *of == root).cloned();
-        if let Some((_, _, pieces)) = digest_cache {
+        let cached = self.digest_cache.lock().iter().find(|(name, of, _)| *name == file.name && *of == root).cloned();
+        if let Some((_, _, pieces)) = cached {
             return Some(pieces);
         }
         let bytes = match self.files.piece_digests(&file.name) {

@@ -1,6 +1,6 @@
 //! Tracking, publishing and unpublishing a node's files, and telling the registry of them.
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
+use crossbeam_channel::bounded;
 use serde_json::json;
 
 use super::duplicates::Duplicates;
@@ -15,10 +15,8 @@ use crate::share::wire::{FileName, Seconds};
 /// Files up to this size, one piece, are hashed while they are published, not in the background.
 const HASH_INLINE_BYTES_MAX: u64 = 1 << 20;
 
-/// Result of publishing a file.
 #[derive(Debug)]
 pub struct PublishOutcome {
-    /// The published file.
     pub file: TrackedFile,
     /// Similar files of other hosts; empty also if the registry could not be asked.
     pub duplicates: Duplicates,
@@ -26,9 +24,6 @@ pub struct PublishOutcome {
 
 impl Node {
     /// Tracks a file under its own name.
-    ///
-    /// # Errors
-    /// The path cannot be used, or the file cannot be tracked.
     pub fn add(&self, path: &str) -> Result<TrackedFile, NodeError> {
         let opened = self.inner.published_files.folders().open(path)?;
         // The name as given, because a link may have a better name than its target.
@@ -42,10 +37,8 @@ impl Node {
     }
 
     /// Publishes a tracked file, or the file at `path` under the given name; its content is hashed anew. When this
-    /// returns, the registry lists the file; the digests of a large one follow later.
-    ///
-    /// # Errors
-    /// [`NodeError::Duplicates`] unless `overwrite`, or any other; the file is then in the same state as before.
+    /// returns, the registry lists the file; the digests of a large one follow later. After an error, which is
+    /// [`NodeError::Duplicates`] only without `overwrite`, the file is in the same state as before.
     pub fn publish(&self, name: &FileName, path: Option<&str>, overwrite: bool) -> Result<PublishOutcome, NodeError> {
         let inner = &self.inner;
         let folders = inner.published_files.folders();
@@ -89,11 +82,8 @@ impl Node {
         Ok(PublishOutcome { file, duplicates })
     }
 
-    /// Unpublishes a file; it stays tracked. It is no longer served from now on, even if the registry is unreachable:
-    /// that learns of it with the next connection.
-    ///
-    /// # Errors
-    /// The file is not tracked, the store fails, or the registry refuses.
+    /// The file stays tracked, but is no longer served, even if the registry is unreachable: it learns of that with the
+    /// next connection.
     pub fn unpublish(&self, name: &FileName) -> Result<TrackedFile, NodeError> {
         let file = self.inner.files.unpublish(name)?;
         let result = self.sync_unpublished(name);
@@ -101,7 +91,7 @@ impl Node {
         result.map(|()| file)
     }
 
-    /// Makes the registry drop a file that is no longer published, now or with the next connection.
+    /// The registry drops the file now or with the next connection.
     fn sync_unpublished(&self, name: &FileName) -> Result<(), NodeError> {
         match self.inner.sync_and_wait(name) {
             Err(NodeError::RegistryUnreachable(why)) => {
@@ -114,9 +104,6 @@ impl Node {
 
     /// Stops tracking a file, unpublishing it first. The file itself stays, and transfers of it in progress complete.
     /// An unreachable registry is no error: it learns of it with the next connection.
-    ///
-    /// # Errors
-    /// The file is not tracked, the store fails, or the registry refuses.
     pub fn remove(&self, name: &FileName) -> Result<(), NodeError> {
         let inner = &self.inner;
         let tracked = inner.files.get(name)?.ok_or_else(|| TrackedFilesError::NotTracked(name.clone()))?;
@@ -130,8 +117,8 @@ impl Node {
         Ok(())
     }
 
-    /// Finds files of other hosts that are similar to one with this name, size and modification time. The registry
-    /// looks them up, at a cost that does not depend on the size of the network.
+    /// Files of other hosts that are similar to such a one. The registry looks them up, at a cost that does not depend
+    /// on the size of the network.
     pub fn duplicates(&self, name: &FileName, size: u64, modified: Option<Seconds>) -> Result<Duplicates, NodeError> {
         let found = self.inner.registry()?.similar_files(name, size, modified)?;
         Ok(Duplicates::of(&self.inner.user, size, modified.map(Seconds::get), found))
@@ -139,38 +126,27 @@ impl Node {
 }
 
 impl NodeInner {
-    /// Notifies subscribers of a change to a file of this node. The notification's `entry` is what other hosts see of
-    /// it.
+    /// The notification's `entry` is what other hosts see of the file.
     pub(super) fn notify_file_changed(&self, change: &str, file: &TrackedFile) {
         // Only a file that is or was published affects the network's list.
         if file.is_published || change == "unpublished" {
             self.network.invalidate();
         }
-        let entry = file.is_published.then(|| file.entry());
-        self.events.notify(
-            "files",
-            &json!({
-                "fname": file.name, "hostname": self.user, "entry": entry,
-                "change": change, "name": file.name,
-            }),
-        );
+        let (name, entry) = (&file.name, file.is_published.then(|| file.entry()));
+        let data = json!({ "fname": name, "hostname": self.user, "entry": entry, "change": change, "name": name });
+        self.events.notify("files", &data);
     }
 
-    /// Brings the registry's state of a file up to date, and waits for that.
+    /// Returns when the registry's state of the file is up to date.
     fn sync_and_wait(&self, name: &FileName) -> Result<(), NodeError> {
         let (reply, result) = bounded(1);
         let order = RegistryCommand::Sync { name: name.clone(), reply: Some(reply) };
         self.registry_commands.send_timeout(order, REGISTRY_TIMEOUT).map_err(|_| self.registry_unreachable())?;
-        match result.recv_timeout(REGISTRY_TIMEOUT) {
-            Ok(result) => result,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                Err(NodeError::RegistryUnreachable("the registry does not answer in time".to_owned()))
-            }
-        }
+        let too_slow = || NodeError::RegistryUnreachable("the registry does not answer in time".to_owned());
+        result.recv_timeout(REGISTRY_TIMEOUT).unwrap_or_else(|_| Err(too_slow()))
     }
 
-    /// Brings the registry's state of a file up to date in the background. If that fails, the next connection does it,
-    /// as every connection registers all files.
+    /// Works in the background. If it fails, the next connection does it, as every connection registers all files.
     pub(super) fn sync_later(&self, name: &FileName) {
         let order = RegistryCommand::Sync { name: name.clone(), reply: None };
         if self.registry_commands.send_timeout(order, REGISTRY_TIMEOUT).is_err() {

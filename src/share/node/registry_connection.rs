@@ -18,44 +18,40 @@ use crate::share::client::{RegistryClient, RegistryClientError};
 use crate::share::heartbeat::HeartbeatEvent;
 use crate::share::wire::{FileMap, FileName, RegisterRequest};
 
-/// How often it checks whether something is due.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
 /// For connecting, and for each response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Bounds of the delay between attempts to connect, which doubles each time.
+/// The delay between attempts to connect doubles each time.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(200);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(20);
 /// A connection that lasted this long is followed by a new one without delay.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 /// A request by the user triggers an attempt before it is due, but no more often than this.
 const FORCED_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Most files in REGISTER, whose line has a size limit; the others are published one by one.
+/// The line of REGISTER has a size limit; further files are published one by one.
 const REGISTER_FILES_MAX: usize = 20_000;
-/// Shortest interval between polls of the hosts, which happen only if changes are not followed.
+/// Hosts are polled only if changes are not followed.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Most hosts that are polled.
 const POLL_HOSTS_MAX: u64 = 64;
 /// Polling takes at most one part of the time in this many.
 const POLL_TIME_DIVISOR: u32 = 20;
 
-/// Commands for the thread.
 pub(super) enum RegistryCommand {
-    /// Connect and register; replies with the result of the first attempt.
+    /// Replies with the result of the first attempt.
     Join(Sender<Result<(), NodeError>>),
     /// Bring the registry's state of this file in line with the store.
-    Sync { name: FileName, reply: Option<Sender<Result<(), NodeError>>> },
-    /// Unregister, and stop connecting.
+    Sync {
+        name: FileName,
+        reply: Option<Sender<Result<(), NodeError>>>,
+    },
     Leave(Sender<()>),
-    /// End the thread.
     Stop,
 }
 
-/// Decides when the next attempt to connect is due.
 #[derive(Default)]
 struct ReconnectBackoff {
     attempted_at: Option<Instant>,
     connected_at: Option<Instant>,
-    /// Consecutive failed attempts.
     failed_attempts: u32,
     /// Consecutive connections that lasted less than [`STABLE_AFTER`].
     short_lived: u32,
@@ -97,10 +93,9 @@ impl ReconnectBackoff {
 pub(super) struct RegistryConnection {
     inner: Arc<NodeInner>,
     backoff: ReconnectBackoff,
-    /// Number of transfers last reported to the heartbeat.
+    /// The number that was last reported to the heartbeat.
     transfers: usize,
     next_poll_at: Option<Instant>,
-    /// Number of hosts to request in the next poll.
     poll_page_hosts: u64,
     /// The hosts of the last poll, with their numbers of files.
     last_seen_hosts: Vec<(Name, usize)>,
@@ -143,9 +138,7 @@ impl RegistryConnection {
 
     /// Connects anew, because token or address may have changed.
     fn join(&mut self) -> Result<(), NodeError> {
-        if let Some(former) = self.inner.state.lock().registry.take() {
-            drop(former);
-        }
+        self.inner.state.lock().registry = None;
         self.connect()
     }
 
@@ -161,7 +154,7 @@ impl RegistryConnection {
                 log::warn!("{}: {error}", self.inner.user);
             }
         }
-        self.notify_heartbeat(HeartbeatEvent::Disconnected);
+        self.inner.handle_heartbeat_event(HeartbeatEvent::Disconnected);
     }
 
     /// Unregisters when the process ends, so that nobody tries to fetch from here. The resume secret stays stored: the
@@ -181,15 +174,12 @@ impl RegistryConnection {
         }
         let registry = self.inner.state.lock().registry.clone();
         match registry {
-            Some(registry) if registry.detect_disconnect() => {
-                self.connection_lost("the registry has closed the connection")
-            }
-            Some(registry) => {
+            Some(registry) if !registry.detect_disconnect() => {
                 self.update_transfer_count();
                 self.send_heartbeat_if_due(&registry);
-                self.poll_hosts(&registry);
-                return;
+                return self.poll_hosts(&registry);
             }
+            Some(_) => self.connection_lost("the registry has closed the connection"),
             None => {}
         }
         if self.backoff.is_due(Instant::now()) {
@@ -247,7 +237,7 @@ impl RegistryConnection {
 
     fn connect(&mut self) -> Result<(), NodeError> {
         self.backoff.attempted(Instant::now());
-        self.notify_heartbeat(HeartbeatEvent::Connecting);
+        self.inner.handle_heartbeat_event(HeartbeatEvent::Connecting);
         match self.try_connect() {
             Ok((registry, addr)) => {
                 self.backoff.connected(Instant::now());
@@ -257,21 +247,18 @@ impl RegistryConnection {
                         (Some(Arc::new(registry)), Some(addr), None);
                 }
                 self.inner.network.invalidate();
-                self.notify_heartbeat(HeartbeatEvent::Connected);
+                self.inner.handle_heartbeat_event(HeartbeatEvent::Connected);
                 log::info!("{}: registered at {addr}, peer port {}", self.inner.user, self.inner.port);
                 Ok(())
             }
             Err(error) => {
                 self.backoff.failed();
                 let why = error.to_string();
-                let has_changed = {
-                    let mut state = self.inner.state.lock();
-                    state.connect_error.replace(why.clone()) != Some(why.clone())
-                };
-                if has_changed {
+                let former = self.inner.state.lock().connect_error.replace(why.clone());
+                if former.as_ref() != Some(&why) {
                     log::warn!("{}: {why}; trying again", self.inner.user);
                 }
-                self.notify_heartbeat(HeartbeatEvent::Disconnected);
+                self.inner.handle_heartbeat_event(HeartbeatEvent::Disconnected);
                 Err(error)
             }
         }
@@ -324,7 +311,7 @@ impl RegistryConnection {
         }
         self.backoff.lost(Instant::now());
         self.inner.network.invalidate();
-        self.notify_heartbeat(HeartbeatEvent::Disconnected);
+        self.inner.handle_heartbeat_event(HeartbeatEvent::Disconnected);
     }
 
     fn send_heartbeat_if_due(&mut self, registry: &RegistryClient) {
@@ -337,21 +324,21 @@ impl RegistryConnection {
             return;
         }
         match registry.ping(&self.inner.user, Some(state.as_text())) {
-            Ok(true) => self.notify_heartbeat(HeartbeatEvent::HeartbeatSent),
+            Ok(true) => self.inner.handle_heartbeat_event(HeartbeatEvent::HeartbeatSent),
             // The registry has dropped this host: register again.
             Ok(false) => self.connection_lost("the registry does not know this host any more"),
             Err(error) => self.connection_lost(&error.to_string()),
         }
     }
 
-    /// Reports started and ended transfers to the heartbeat, which is more frequent during transfers.
+    /// Heartbeats are more frequent during transfers.
     fn update_transfer_count(&mut self) {
         let now = self.inner.active_transfers();
         for _ in self.transfers..now {
-            self.notify_heartbeat(HeartbeatEvent::TransferStarted);
+            self.inner.handle_heartbeat_event(HeartbeatEvent::TransferStarted);
         }
         for _ in now..self.transfers {
-            self.notify_heartbeat(HeartbeatEvent::TransferEnded);
+            self.inner.handle_heartbeat_event(HeartbeatEvent::TransferEnded);
         }
         self.transfers = now;
     }
@@ -382,10 +369,6 @@ impl RegistryConnection {
             // It is not known exactly what changed: subscribers are to read the lists again.
             self.inner.events.notify("reset", &json!({}));
         }
-    }
-
-    fn notify_heartbeat(&self, event: HeartbeatEvent) {
-        self.inner.handle_heartbeat_event(event);
     }
 }
 

@@ -1,5 +1,5 @@
-//! The store of a node: its users, and in files of their own their fetches and their tokens. The tables of tracked files
-//! are in the same database.
+//! The store of a node: its users, and in files of their own their fetches and their tokens. The tables of tracked
+//! files are in the same database.
 //!
 //! A user's name is stored as it was given, and found in any Unicode spelling, because the account's spelling is not
 //! always that of the node's `--name`. What belongs to a user is stored under [`Name::key`].
@@ -20,7 +20,6 @@ mod tokens;
 pub use fetches::{FETCHES_MAX, FetchRow};
 pub use tokens::TOKENS_MAX;
 
-/// File name of the store in the data folder.
 pub const STORE_FILE: &str = "share.db";
 
 /// `is_on`: the user's node has joined the network and the user has not logged out. A fetch's `status` is the one to
@@ -41,30 +40,25 @@ const SCHEMA: &str = "
 const TOKENS: &str =
     "CREATE TABLE share_token (token_sha256 BYTEA PRIMARY KEY, owner TEXT NOT NULL, until BIGINT NOT NULL);";
 
-/// Migrations from an empty database to the current schema.
 pub const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA, TOKENS, files::ADD_MISSING_SINCE];
 
-/// A user of this node.
 #[derive(Debug, Clone)]
 pub struct NodeUser {
-    /// Name of the account, which is also the hostname.
+    /// The account's name, which is also the hostname.
     pub name: Name,
     /// 1 for the first user that signed in, who may use shared folders outside the repo.
     pub number: u64,
-    /// The user's display name.
     pub display_name: String,
-    /// Whether the user's node is to be joined to the network, also after a restart.
+    /// The user's node is to be joined to the network, also after a restart.
     pub is_joined: bool,
-    /// Its last peer port.
+    /// The last peer port.
     pub port: Option<u16>,
-    /// Address announced to the registry, if not the one it connects from.
+    /// Announced to the registry, if not the one it connects from.
     pub advertise_ip: Option<String>,
 }
 
-/// Why a node's store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenNodeStoreError {
-    /// The file could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// Data of an earlier version could not be migrated.
@@ -72,14 +66,12 @@ pub enum OpenNodeStoreError {
     Store(#[from] StoreError),
 }
 
-/// The store of a process's nodes.
 #[derive(Debug, Clone)]
 pub struct NodeStore {
     database: Arc<Store>,
 }
 
 impl NodeStore {
-    /// Opens the store in the data folder, creating it if there is none.
     pub fn open(data_dir: &Path) -> Result<NodeStore, OpenNodeStoreError> {
         let store = NodeStore { database: Arc::new(Store::open(&data_dir.join(STORE_FILE), MIGRATIONS)?) };
         if store.users()?.iter().any(|user| !user.name.as_str().is_ascii()) {
@@ -88,18 +80,18 @@ impl NodeStore {
         Ok(store)
     }
 
-    /// The database, for the tables of tracked files.
+    /// The tables of tracked files are in it too.
     pub fn database(&self) -> &Arc<Store> {
         &self.database
     }
 
-    /// All users, in the order of their first sign-in.
+    /// They come in the order of their first sign-in.
     pub fn users(&self) -> Result<Vec<NodeUser>, StoreError> {
         let sql = format!("{USERS} ORDER BY number");
         self.database.read(|reader| reader.all(&sql, &[], user))
     }
 
-    /// Records a sign-in: creates the user or updates its display name.
+    /// Creates the user or updates its display name.
     pub fn signed_in(&self, name: &Name, display_name: &str) -> Result<NodeUser, StoreError> {
         let (name, display_name) = (name.clone(), display_name.to_owned());
         self.database.write(move |tx| {
@@ -115,7 +107,7 @@ impl NodeStore {
         })
     }
 
-    /// Of the users whose names are spellings of this one, returns the name of the first that signed in, as stored.
+    /// The stored name; if several users' names are spellings of this one, that of the first that signed in.
     pub fn first_spelling_of(&self, name: &Name) -> Result<Option<Name>, StoreError> {
         let [given, composed, decomposed] = spellings(name.as_str());
         let sql = "SELECT name FROM share_user WHERE name IN ($1, $2, $3) ORDER BY number LIMIT 1";
@@ -123,7 +115,7 @@ impl NodeStore {
         self.database.read(|reader| reader.first(sql, &spelled, |row| row.name(0)))
     }
 
-    /// Stores whether a user's node is to be joined to the network, and the address to announce.
+    /// `advertise_ip` is the address to announce.
     pub fn set_joined(&self, name: &Name, is_joined: bool, advertise_ip: Option<&str>) -> Result<(), StoreError> {
         let (name, advertise_ip) = (name.clone(), advertise_ip.map(str::to_owned));
         self.database.write(move |tx| {
@@ -133,7 +125,6 @@ impl NodeStore {
         })
     }
 
-    /// Stores a user's peer port.
     pub fn set_port(&self, name: &Name, port: u16) -> Result<(), StoreError> {
         let name = name.clone();
         self.database.write(move |tx| {
@@ -142,7 +133,6 @@ impl NodeStore {
         })
     }
 
-    /// Stores or removes the registry's resume secret.
     pub fn set_resume_secret(&self, name: &Name, resume_secret: Option<&str>) -> Result<(), StoreError> {
         let (name, resume_secret) = (name.clone(), resume_secret.map(str::to_owned));
         self.database.write(move |tx| {
@@ -151,13 +141,12 @@ impl NodeStore {
         })
     }
 
-    /// The stored resume secret, which reclaims the hostname at the registry.
+    /// It reclaims the hostname at the registry.
     pub fn resume_secret(&self, name: &Name) -> Result<Option<String>, StoreError> {
         let sql = "SELECT resume FROM share_user WHERE name = $1";
         let read = |row: &Row<'_>| Ok(row.opt_text(0)?.map(str::to_owned));
-        self.database
-            .read(|reader| reader.first(sql, &[(&stored_name(reader, name)?).into()], read))
-            .map(Option::flatten)
+        let stored = self.database.read(|reader| reader.first(sql, &[(&stored_name(reader, name)?).into()], read));
+        stored.map(Option::flatten)
     }
 }
 

@@ -21,24 +21,20 @@ use crate::share::folders::PathError;
 use crate::share::wire::requests::FILES_MAX;
 use crate::share::wire::{FILE_SIZE_MAX, FileName};
 
-/// Most simultaneous uploads of a user.
 const UPLOADS_PER_USER_MAX: usize = 16;
-/// Most simultaneous uploads of all users: each holds a connection and an open file.
+/// The limit is for all users together: each upload holds a connection and an open file.
 const UPLOADS_MAX: usize = 64;
-/// Prefix and suffix of a part file's name. The name is hidden, so that the file is never listed or served.
+/// The name is hidden, so that the file is never listed or served.
 const PART_NAME: (&str, &str) = (".upload-", ".part");
 
-/// The permits for simultaneous uploads of all users of a process.
 pub fn process_upload_permits() -> Permits {
     Permits::new(UPLOADS_MAX)
 }
 
-/// The permits for simultaneous uploads of one user.
 pub(super) fn user_upload_permits() -> Permits {
     Permits::new(UPLOADS_PER_USER_MAX)
 }
 
-/// One permit of the user's and one of the process's.
 #[derive(Debug)]
 struct UploadPermits {
     _of_user: WorkPermit,
@@ -62,7 +58,7 @@ pub struct Upload {
     inner: Arc<NodeInner>,
     folder: DirHandle,
     name: FileName,
-    /// Name of the part file; none once it has been moved to the final name.
+    /// None once it has been moved to the final name.
     part: Option<String>,
     file: File,
     size: u64,
@@ -92,20 +88,17 @@ impl Upload {
             return Err(too_large());
         }
         let repo = folders.repo();
+        let failed = |error: io::Error| repo_error(repo, folder_write_error(repo, &error));
         let permits = UploadPermits::acquire(&inner.upload_permits, &inner.context.upload_permits)?;
-        let folder = DirHandle::open(repo).map_err(|error| repo_error(repo, folder_write_error(repo, &error)))?;
+        let folder = DirHandle::open(repo).map_err(failed)?;
         if let (Some(length), Some(room)) = (length, folder.free_bytes())
             && length > room
         {
-            return Err(NodeError::Folder {
-                reason: format!("{} has room for {room} bytes, and the file has {length}", repo.display()),
-                is_full: true,
-            });
+            let reason = format!("{} has room for {room} bytes, and the file has {length}", repo.display());
+            return Err(NodeError::Folder { reason, is_full: true });
         }
         let part = format!("{}{}{}", PART_NAME.0, random_hex::<16>(), PART_NAME.1);
-        let file = folder
-            .open_file(&part, OpenMode::Create)
-            .map_err(|error| repo_error(repo, folder_write_error(repo, &error)))?;
+        let file = folder.open_file(&part, OpenMode::Create).map_err(failed)?;
         let upload =
             Upload { inner: Arc::clone(inner), folder, name, part: Some(part), file, size: 0, _permits: permits };
         // The lock keeps another process with the same repo from removing the part file as a leftover. Without support
@@ -116,10 +109,6 @@ impl Upload {
         Ok(upload)
     }
 
-    /// Appends the next bytes.
-    ///
-    /// # Errors
-    /// The disk is full, or the file exceeds the largest supported size.
     pub fn write(&mut self, chunk: &[u8]) -> Result<(), NodeError> {
         self.size = self.size.saturating_add(chunk.len() as u64);
         if self.size > FILE_SIZE_MAX {
@@ -128,10 +117,7 @@ impl Upload {
         self.file.write_all(chunk).map_err(|error| self.write_error(&error))
     }
 
-    /// Completes the upload: syncs the file, moves it to its name and tracks it.
-    ///
-    /// # Errors
-    /// The name has been taken meanwhile, the disk is full, or the store fails. The uploaded data is removed then.
+    /// Syncs the file, moves it to its name and tracks it. After an error, the uploaded data is removed.
     pub fn finish(mut self) -> Result<TrackedFile, NodeError> {
         let inner = Arc::clone(&self.inner);
         self.file.sync_all().map_err(|error| self.write_error(&error))?;
@@ -180,14 +166,13 @@ impl Drop for Upload {
     }
 }
 
-/// Maps errors about the repo's path: a missing repo is the node's problem, not an error in the request.
+/// A missing repo is the node's problem, not an error in the request.
 fn repo_error(repo: &Path, error: NodeError) -> NodeError {
     match error {
         NodeError::Path(PathError::NotFound(_) | PathError::FolderNotFound(_) | PathError::Invalid(_)) => {
-            NodeError::Folder {
-                reason: format!("{}, the node's folder for files, is not there, or no folder any more", repo.display()),
-                is_full: false,
-            }
+            let reason =
+                format!("{}, the node's folder for files, is not there, or no folder any more", repo.display());
+            NodeError::Folder { reason, is_full: false }
         }
         error => error,
     }
@@ -198,9 +183,6 @@ fn too_large() -> NodeError {
 }
 
 /// Removes the part files that a killed process left in a repo. Those that another process still writes stay.
-///
-/// # Errors
-/// The repo cannot be read, or a file cannot be removed.
 pub(super) fn remove_leftovers(repo: &Path) -> io::Result<()> {
     let folder = DirHandle::open(repo)?;
     let mut parts = Vec::new();

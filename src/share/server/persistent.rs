@@ -13,22 +13,19 @@ use crate::share::registry::{
 use crate::share::wire::FileMap;
 use crate::storage::{CoreState, Durable, Pending, SharedCore, Store, StoreError, Tx};
 
-/// How many last-seen times are written in one transaction.
 const LAST_SEEN_BATCH: usize = 4096;
 
 pub(super) struct PersistentRegistry {
     memory: Durable<SharedCore<Registry>>,
     clock: Clock,
-    /// Sequence number up to which every change is on disk.
+    /// Up to this sequence number, every change is on disk.
     committed: AtomicU64,
-    /// Set when waiting for changes is to end.
     is_stopping: AtomicBool,
 }
 
 type State = CoreState<Registry>;
 
 impl PersistentRegistry {
-    /// Loads the registry from the store.
     pub(super) fn open(
         store: Arc<Store>,
         clock: Clock,
@@ -45,7 +42,6 @@ impl PersistentRegistry {
         Ok(PersistentRegistry { memory, clock, committed: AtomicU64::new(0), is_stopping: AtomicBool::new(false) })
     }
 
-    /// Runs `work` on the core, and wakes those who wait for a change of the listing if there was one.
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> Pending<Registry, T> {
         self.memory.with(|state| run_and_wake(state, work))
     }
@@ -65,10 +61,17 @@ impl PersistentRegistry {
         !self.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// Ends all waiting for changes.
     pub(super) fn stop_waiting(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         self.memory.notify();
+    }
+
+    /// Appends the changes that `work` collects.
+    fn collect<T>(&self, state: &mut State, work: impl FnOnce(&mut State, &mut Vec<RegistryChange>) -> T) -> T {
+        let mut changes = Vec::new();
+        let value = work(state, &mut changes);
+        self.append(state, changes);
+        value
     }
 
     fn append(&self, state: &mut State, mut changes: Vec<RegistryChange>) {
@@ -88,13 +91,10 @@ impl PersistentRegistry {
     ) -> Result<(), RequestError> {
         let now = self.clock.now();
         let pending = self.with(|state| {
-            let mut changes = Vec::new();
-            let refused = work(state, now, &mut changes).err();
-            // Also if the request is refused: other hosts may have been evicted for it.
-            self.append(state, changes);
+            // Changes of a refused request are kept too: other hosts may have been evicted for it.
+            let refused = self.collect(state, |state, changes| work(state, now, changes).err());
             if refused.is_none() {
-                let mark = state.newest().sequence_number();
-                state.set_change_seq(conn, mark);
+                mark_newest_change(state, conn);
             }
             refused
         });
@@ -110,21 +110,13 @@ impl PersistentRegistry {
         files: &FileMap,
     ) -> Result<HostnameGrant, RequestError> {
         let now = self.clock.now();
-        let mut room = true;
-        while room {
-            let pending = self.with(|state| {
-                let mut changes = Vec::new();
-                let room = state.evict_for_claim(now, conn, claim, STEP_SIZE, &mut changes);
-                self.append(state, changes);
-                room
-            });
-            room = pending.value;
-        }
+        let evict =
+            |state: &mut State, changes: &mut Vec<_>| state.evict_for_claim(now, conn, claim, STEP_SIZE, changes);
+        while self.with(|state| self.collect(state, evict)).value {}
         let registered = self.with(|state| {
             let mut granted = state.register(now, conn, claim)?;
             self.append(state, std::mem::take(&mut granted.changes));
-            let mark = state.newest().sequence_number();
-            state.set_change_seq(conn, mark);
+            mark_newest_change(state, conn);
             Ok::<_, RegistryError>(granted)
         });
         let mut after = None;
@@ -133,18 +125,16 @@ impl PersistentRegistry {
         while !is_done {
             let step = self.memory.with_same(&registered, |state| {
                 run_and_wake(state, |state| {
-                    let mut changes = Vec::new();
-                    let next = state.replace_files(conn, files, after.as_ref(), STEP_SIZE, &mut changes);
-                    self.append(state, changes);
-                    let mark = state.newest().sequence_number();
-                    state.set_change_seq(conn, mark);
+                    let next = self.collect(state, |state, changes| {
+                        state.replace_files(conn, files, after.as_ref(), STEP_SIZE, changes)
+                    });
+                    mark_newest_change(state, conn);
                     next
                 })
             });
             let Some(step) = step else {
-                let superseded =
-                    StoreError::Unavailable("memory was loaded anew in the middle of a REGISTER".to_owned());
-                return Err(superseded.into());
+                let superseded = "memory was loaded anew in the middle of a REGISTER";
+                return Err(StoreError::Unavailable(superseded.to_owned()).into());
             };
             after = step.value.clone()?;
             is_done = after.is_none();
@@ -157,7 +147,7 @@ impl PersistentRegistry {
         Ok(self.wait(registered)??)
     }
 
-    /// Whether a host is live. Also counts as a sign of life of the connection's own host.
+    /// Also counts as a sign of life of the connection's own host.
     pub(super) fn ping(&self, conn: ConnId, hostname: &str) -> Result<bool, StoreError> {
         let now = self.clock.now();
         // Read first: a later value may include commits of a memory that was loaded since.
@@ -202,12 +192,11 @@ impl PersistentRegistry {
         }
     }
 
-    /// Hostnames of hosts without an account.
     pub(super) fn anonymous_hostnames(&self) -> Vec<Name> {
         self.with(|state| state.anonymous_hostnames()).value
     }
 
-    /// A hostname belongs to a user account from now on.
+    /// The hostname is that of a user account from now on.
     pub(super) fn account_created(&self, hostname: &str) -> Result<(), StoreError> {
         self.wait(self.with(|state| {
             let changes = state.account_created(hostname);
@@ -219,16 +208,9 @@ impl PersistentRegistry {
     pub(super) fn sweep(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         while self.with(|state| state.expire(now, STEP_SIZE)).value {}
-        let mut more = true;
-        while more {
-            // Waited for, so that the writer's queue is not filled by it alone.
-            more = self.wait(self.with(|state| {
-                let mut changes = Vec::new();
-                let more = state.purge_expired(now, STEP_SIZE, &mut changes);
-                self.append(state, changes);
-                more
-            }))?;
-        }
+        let purge = |state: &mut State, changes: &mut Vec<_>| state.purge_expired(now, STEP_SIZE, changes);
+        // Waited for, so that the writer's queue is not filled by it alone.
+        while self.wait(self.with(|state| self.collect(state, purge)))? {}
         loop {
             let heard = self.with(|state| state.take_unsaved_last_seen(LAST_SEEN_BATCH)).value;
             if heard.is_empty() {
@@ -240,12 +222,10 @@ impl PersistentRegistry {
         }
     }
 
-    /// Converts the core's time to a date.
     pub(super) fn wall_time(&self, instant: Millis) -> Millis {
         self.clock.date_of(instant)
     }
 
-    /// Current sizes for the metrics.
     pub(super) fn sizes(&self) -> Vec<(&'static str, u64)> {
         let pending = self.with(|state| {
             let shown = state.totals();
@@ -255,13 +235,18 @@ impl PersistentRegistry {
         pending.value
     }
 
-    /// Returns a value once the commit that it depends on is on disk.
+    /// Waits until the commit that the value depends on is on disk.
     fn wait<T>(&self, pending: Pending<Registry, T>) -> Result<T, StoreError> {
         let seq = pending.sequence_number();
         let value = self.memory.wait(pending)?;
         self.committed.fetch_max(seq, Ordering::AcqRel);
         Ok(value)
     }
+}
+
+fn mark_newest_change(state: &mut State, conn: ConnId) {
+    let mark = state.newest().sequence_number();
+    state.set_change_seq(conn, mark);
 }
 
 /// Runs `work` on the core, and wakes those who wait for a change of the listing if there was one.
@@ -274,7 +259,7 @@ fn run_and_wake<T>(state: &mut State, work: impl FnOnce(&mut State) -> T) -> T {
     value
 }
 
-/// Loads a registry. Its change numbers start from the time, but not below `at_least`.
+/// The change numbers start from the time, but not below `at_least`.
 fn load(
     store: &Store,
     clock: &Clock,

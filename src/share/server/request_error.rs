@@ -3,39 +3,26 @@
 use crate::share::registry::RegistryError;
 use crate::storage::StoreError;
 
-/// Why a request is answered with ERROR.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum RequestError {
-    Refused(RegistryError),
-    /// A field is invalid; the text names it.
+    #[error(transparent)]
+    Refused(#[from] RegistryError),
+    /// The text names the field.
+    #[error("{0}")]
     InvalidField(String),
     /// The hostname went to another connection or to a user.
+    #[error("{0}")]
     HostnameLost(String),
-    Store(StoreError),
-}
-
-impl From<RegistryError> for RequestError {
-    fn from(error: RegistryError) -> RequestError {
-        RequestError::Refused(error)
-    }
-}
-
-impl From<StoreError> for RequestError {
-    fn from(error: StoreError) -> RequestError {
-        RequestError::Store(error)
-    }
+    #[error("UNAVAILABLE: it could not be stored or read, and nothing has changed; try again")]
+    Store(#[from] StoreError),
 }
 
 impl RequestError {
-    /// The text of the response.
+    /// The text of the response; a failure of the store is logged.
     pub(super) fn reason(self) -> String {
-        match self {
-            RequestError::Refused(error) => error.to_string(),
-            RequestError::InvalidField(reason) | RequestError::HostnameLost(reason) => reason,
-            RequestError::Store(error) => {
-                log::error!("registry: {error}");
-                "UNAVAILABLE: it could not be stored or read, and nothing has changed; try again".to_owned()
-            }
+        if let RequestError::Store(error) = &self {
+            log::error!("registry: {error}");
         }
+        self.to_string()
     }
 }

@@ -22,7 +22,6 @@ use crate::share::wire::{
     FileMap, PublishRequest, RegisterRequest, RegistryRequest, UnpublishRequest, responses as wire,
 };
 
-/// The message handler of the listener.
 pub(super) struct RegistryService(pub Arc<RegistryServerInner>);
 
 impl MessageService for RegistryService {
@@ -83,7 +82,6 @@ impl MessageService for RegistryService {
     }
 }
 
-/// State of one connection.
 pub(super) struct ClientSession {
     conn: ConnId,
     source: IpAddr,
@@ -128,7 +126,6 @@ impl RegistryServerInner {
         }
     }
 
-    /// Carries out a request and writes its response.
     fn respond(
         &self,
         session: &mut ClientSession,
@@ -179,19 +176,18 @@ impl RegistryServerInner {
         Ok(())
     }
 
-    /// Replaces "not registered" by the actual reason for a connection that has lost its hostname.
+    /// Gives the actual reason instead of "not registered".
     fn explain_lost_hostname(&self, session: &ClientSession, failure: RequestError) -> RequestError {
-        match (failure, &session.registration) {
-            (RequestError::Refused(RegistryError::NotRegistered), Some((held, _))) => {
-                if self.context.accounts.is_account(held.as_str()) {
-                    RequestError::Refused(RegistryError::NeedsToken)
-                } else {
-                    RequestError::HostnameLost(format!(
-                        "hostname: {held} is not this connection's any more; REGISTER again"
-                    ))
-                }
+        let Some((held, _)) = &session.registration else { return failure };
+        match failure {
+            RequestError::Refused(RegistryError::NotRegistered) if self.context.accounts.is_account(held.as_str()) => {
+                RegistryError::NeedsToken.into()
             }
-            (failure, _) => failure,
+            RequestError::Refused(RegistryError::NotRegistered) => {
+                let lost = format!("hostname: {held} is not this connection's any more; REGISTER again");
+                RequestError::HostnameLost(lost)
+            }
+            failure => failure,
         }
     }
 
@@ -265,7 +261,6 @@ impl RegistryServerInner {
     }
 }
 
-/// Whether an address belongs to this machine.
 fn is_local_address(ip: IpAddr) -> bool {
     interfaces::is_local_address(ip).unwrap_or_else(|error| {
         log::warn!("registry: this host's addresses cannot be read: {error}");
@@ -273,12 +268,11 @@ fn is_local_address(ip: IpAddr) -> bool {
     })
 }
 
-/// Number of published files in a list.
 fn published_count(files: &FileMap) -> usize {
     files.values().filter(|file| file.is_published).count()
 }
 
-/// Reports the end of a connection to the registry when dropped.
+/// Reports the end of the connection when dropped.
 struct DisconnectGuard {
     inner: Arc<RegistryServerInner>,
     conn: ConnId,

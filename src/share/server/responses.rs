@@ -19,33 +19,21 @@ use crate::share::unix_time::unix_seconds_of;
 use crate::share::wire::{ChangesRequest, FileEntry, FileName, FileRequest, ListRequest, Seconds, responses as wire};
 use crate::storage::StoreError;
 
-/// Maximum number of similar files in a response.
 const SIMILAR_FILES_MAX: usize = 100;
-/// Maximum number of changes in a response; the next request gets the others.
+/// The next request gets the others.
 const CHANGES_PER_RESPONSE: usize = 1_000;
-/// Output is buffered up to this size, bytes.
+/// Output is buffered up to this size.
 const BUFFER_BYTES: usize = 32 * 1024;
 /// How long writing one buffer may take; only the connection itself is occupied meanwhile.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a response could not be completed.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
 pub(super) enum ResponseError {
     /// Nothing was written yet, so an error can be sent instead.
-    Refused(RequestError),
+    Refused(#[from] RequestError),
     /// The connection is broken.
-    Io(io::Error),
-}
-
-impl From<RequestError> for ResponseError {
-    fn from(failure: RequestError) -> ResponseError {
-        ResponseError::Refused(failure)
-    }
-}
-
-impl From<io::Error> for ResponseError {
-    fn from(error: io::Error) -> ResponseError {
-        ResponseError::Io(error)
-    }
+    Io(#[from] io::Error),
 }
 
 /// Writes a line in parts.
@@ -90,7 +78,7 @@ impl<'w> ResponseWriter<'w> {
         Ok(())
     }
 
-    /// The error to return after a failed read: it is sent to the client if nothing was written yet; otherwise the line
+    /// After a failed read: the error is sent to the client if nothing was written yet; otherwise the line
     /// cannot be completed, and the connection must end.
     fn read_failed(&mut self, error: StoreError) -> ResponseError {
         if self.has_begun {
@@ -115,7 +103,6 @@ struct ChangeLine<'a> {
 }
 
 impl RegistryServerInner {
-    /// Writes the response to REQUEST.
     pub(super) fn write_holders(&self, fname: &FileName, out: &mut ResponseWriter<'_>) -> Result<(), ResponseError> {
         let (mut after, mut any) = (None, false);
         loop {
@@ -131,16 +118,9 @@ impl RegistryServerInner {
             }
             after = next;
         }
-        if any {
-            out.push(b"]}")?;
-            out.end()?;
-        } else {
-            out.line(wire::NOT_FOUND)?;
-        }
-        Ok(())
+        Ok(out.line(if any { b"]}" } else { wire::NOT_FOUND })?)
     }
 
-    /// Writes the response to REQUEST with a size.
     pub(super) fn write_similar_files(
         &self,
         conn: ConnId,
@@ -163,11 +143,9 @@ impl RegistryServerInner {
             }
             out.json(&wire::SimilarFile { fname, host })?;
         }
-        out.push(b"]}")?;
-        Ok(out.end()?)
+        Ok(out.line(b"]}")?)
     }
 
-    /// Writes the response to DISCOVER.
     pub(super) fn write_host(&self, hostname: &Name, out: &mut ResponseWriter<'_>) -> Result<(), ResponseError> {
         let shown = self.registry.read(|core, now| core.discover(now, hostname.as_str()));
         let shown = shown.map_err(|error| out.read_failed(error))?;
@@ -175,27 +153,27 @@ impl RegistryServerInner {
         out.push(b"{\"status\":\"OK\",\"addr\":")?;
         out.json(&(shown.ip, shown.port))?;
         out.push(b",\"files\":{")?;
-        let (mut cursor, mut is_first) = (ListingCursor::files_of(&shown), true);
         // No further host is requested, so the listing ends after this host's files.
-        while cursor != ListingCursor::End {
-            let page = self.registry.read(|core, _now| core.list(cursor, &mut 0, STEP_SIZE));
-            let (parts, next) = page.map_err(|error| out.read_failed(error))?;
-            for part in &parts {
-                self.write_part(part, &mut is_first, &mut false, out)?;
-            }
-            cursor = next;
-        }
-        out.push(b"}}")?;
-        Ok(out.end()?)
+        self.write_parts(ListingCursor::files_of(&shown), 0, out)?;
+        Ok(out.line(b"}}")?)
     }
 
-    /// Writes the response to LIST.
     pub(super) fn write_list(&self, list: ListRequest, out: &mut ResponseWriter<'_>) -> Result<(), ResponseError> {
         let whole = |number: Option<u64>, or: usize| number.map_or(or, |n| usize::try_from(n).unwrap_or(usize::MAX));
-        let mut cursor = ListingCursor::Offset(whole(list.offset, 0));
-        let mut hosts = whole(list.limit, usize::MAX);
+        let (cursor, hosts) = (ListingCursor::Offset(whole(list.offset, 0)), whole(list.limit, usize::MAX));
         let total = self.registry.read(|core, _now| core.live_host_count()).map_err(|error| out.read_failed(error))?;
         out.push(format!("{{\"status\":\"OK\",\"total\":{total},\"registry\":{{").as_bytes())?;
+        let has_open_host = self.write_parts(cursor, hosts, out)?;
+        Ok(out.line(if has_open_host { b"}}}}" } else { b"}}" })?)
+    }
+
+    /// Writes at most so many hosts from the cursor on. Returns whether the object of a host is still open.
+    fn write_parts(
+        &self,
+        mut cursor: ListingCursor,
+        mut hosts: usize,
+        out: &mut ResponseWriter<'_>,
+    ) -> Result<bool, ResponseError> {
         let (mut is_first_file, mut has_open_host) = (true, false);
         while cursor != ListingCursor::End {
             let page = self.registry.read(|core, _now| core.list(cursor, &mut hosts, STEP_SIZE));
@@ -205,11 +183,10 @@ impl RegistryServerInner {
             }
             cursor = next;
         }
-        out.push(if has_open_host { b"}}}}" } else { b"}}" })?;
-        Ok(out.end()?)
+        Ok(has_open_host)
     }
 
-    /// Writes the response to CHANGES: once there is a change, together with those that follow closely.
+    /// Responds once there is a change, together with those that follow closely.
     pub(super) fn write_changes(
         &self,
         asked: ChangesRequest,
@@ -255,8 +232,7 @@ impl RegistryServerInner {
             };
             out.json(&ChangeLine { hostname, display_name, addr: *addr, fname, entry })?;
         }
-        out.push(b"]}")?;
-        Ok(out.end()?)
+        Ok(out.line(b"]}")?)
     }
 
     fn write_part(
@@ -274,7 +250,7 @@ impl RegistryServerInner {
                 *is_first_file = true;
                 #[derive(Serialize)]
                 struct HostHeader<'a> {
-                    addr: (std::net::IpAddr, u16),
+                    addr: (IpAddr, u16),
                     display_name: &'a str,
                     last_seen: Seconds,
                     connected_at: Seconds,

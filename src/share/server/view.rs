@@ -1,60 +1,46 @@
 //! Read access to the registry for the server API, in pages.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{RegistryServerInner, STEP_SIZE};
 use crate::model::text::TextFilter;
 use crate::model::{Millis, Name};
-use crate::share::registry::{HostSummary, ListingCursor, ListingPart, RegistryTotals};
+use crate::share::registry::{HostSummary, ListingCursor, ListingPart, Registry, RegistryTotals};
 use crate::share::wire::{FileEntry, FileMap, FileName};
-use crate::storage::StoreError;
 
 /// A page ends with the host that reaches this number of files, since clients decide how many files hosts have.
 const FILES_PER_PAGE: usize = 10_000;
-/// Number of hosts that a search examines in one step.
 const SEARCH_BATCH: usize = 4_096;
 
 /// A live host with its files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostView {
     pub hostname: Name,
-    /// Name shown to people.
     pub display_name: Arc<str>,
-    /// Address of its peer server.
     pub ip: IpAddr,
-    /// Port of its peer server.
     pub port: u16,
     /// Its published files, by name.
     pub files: Vec<(FileName, Arc<FileEntry>)>,
-    /// Number of published files.
     pub file_count: u64,
-    /// When its last request came.
     pub last_seen: Millis,
     /// When its current or last connection registered.
     pub connected_at: Millis,
-    /// Whether its connection is open.
     pub online: bool,
 }
 
 /// A host that has changed: its name and, if it is live, whether its connection is open and its number of files.
 pub type ChangedHost = (Name, Option<(bool, u64)>);
 
-/// Read access to a running registry. Clones access the same one.
+/// Clones access the same registry.
 #[derive(Clone)]
 pub struct RegistryView {
-    inner: Arc<RegistryServerInner>,
+    pub(super) inner: Arc<RegistryServerInner>,
 }
 
 impl RegistryView {
-    pub(super) fn of(inner: Arc<RegistryServerInner>) -> RegistryView {
-        RegistryView { inner }
-    }
-
-    /// Totals of the live hosts.
     pub fn totals(&self) -> RegistryTotals {
-        self.or_default(self.inner.registry.read(|core, _now| core.totals()))
+        self.read(|core, _now| core.totals())
     }
 
     /// The next hosts by name with all their files; fewer than `at_most` if they have very many files.
@@ -78,22 +64,21 @@ impl RegistryView {
         hosts
     }
 
-    /// Number of live hosts, and how many of them belong to users.
+    /// The number of live hosts, and how many of them belong to users.
     pub fn host_counts(&self) -> (usize, usize) {
-        self.or_default(self.inner.registry.read(|core, _now| (core.live_host_count(), core.live_user_count())))
+        self.read(|core, _now| (core.live_host_count(), core.live_user_count()))
     }
 
     /// The names of live hosts from the n-th on.
     pub fn host_names_from(&self, offset: usize, at_most: usize) -> Vec<Name> {
-        self.or_default(self.inner.registry.read(|core, _now| core.names_from(offset, at_most)))
+        self.read(|core, _now| core.names_from(offset, at_most))
     }
 
     /// The same for hosts whose hostname or display name matches, and how many match in total.
     pub fn search(&self, query: &TextFilter, offset: usize, at_most: usize) -> (Vec<Name>, usize) {
         let (mut found, mut total, mut after) = (Vec::new(), 0_usize, None);
         loop {
-            let result = self.inner.registry.read(|core, _now| core.search_names(query, after.as_ref(), SEARCH_BATCH));
-            let (more, next) = self.or_default(result);
+            let (more, next) = self.read(|core, _now| core.search_names(query, after.as_ref(), SEARCH_BATCH));
             let passed = offset.saturating_sub(total).min(more.len());
             total += more.len();
             let left = at_most - found.len();
@@ -105,24 +90,21 @@ impl RegistryView {
         }
     }
 
-    /// For each of these hosts, whether it is live.
     pub fn are_live(&self, hostnames: &[&str]) -> Vec<bool> {
         let mut all = Vec::with_capacity(hostnames.len());
         for some in hostnames.chunks(STEP_SIZE) {
-            let result = self.inner.registry.read(|core, now| {
-                some.iter().map(|hostname| core.presence(now, hostname).is_some()).collect::<Vec<_>>()
-            });
-            all.extend(result.unwrap_or_else(|error| {
-                log::error!("registry: {error}");
-                vec![false; some.len()]
-            }));
+            let is_live = |core: &mut Registry, now| some.iter().map(|it| core.presence(now, it).is_some()).collect();
+            let mut live: Vec<bool> = self.read(is_live);
+            // After a failure, none counts as live.
+            live.resize(some.len(), false);
+            all.extend(live);
         }
         all
     }
 
     /// A live host with all its files.
     pub fn host(&self, hostname: &str) -> Option<HostView> {
-        let host = self.or_default(self.inner.registry.read(|core, now| core.discover(now, hostname)))?;
+        let host = self.read(|core, now| core.discover(now, hostname))?;
         let mut files = Vec::new();
         self.walk(ListingCursor::files_of(&host), 0, |part| {
             if let ListingPart::Files(more) = part {
@@ -136,49 +118,38 @@ impl RegistryView {
     /// The current state of hosts that have changed since the last call. `None` if they are not known: there were too
     /// many, or they were not being collected. Changes are collected while `is_wanted`; otherwise this costs nothing.
     pub fn changed_hosts(&self, is_wanted: bool) -> Option<Vec<ChangedHost>> {
-        let names = self.or_default(self.inner.registry.read(|core, _now| core.take_changed_hosts(is_wanted)))?;
-        let names: Vec<Name> = names.into_iter().collect();
+        let names: Vec<Name> = self.read(|core, _now| core.take_changed_hosts(is_wanted))?.into_iter().collect();
         let mut all = Vec::with_capacity(names.len());
         for some in names.chunks(STEP_SIZE) {
-            let result = self.inner.registry.read(|core, now| {
+            let changed: Vec<ChangedHost> = self.read(|core, now| {
                 let shown = some.iter().map(|name| (name.clone(), core.discover(now, name.as_str())));
-                shown
-                    .map(|(name, host)| (name, host.map(|host| (host.is_connected, host.file_count))))
-                    .collect::<Vec<_>>()
+                shown.map(|(name, host)| (name, host.map(|host| (host.is_connected, host.file_count)))).collect()
             });
-            all.extend(self.or_default(result));
+            all.extend(changed);
         }
         Some(all)
     }
 
-    /// A live host's published files and address.
     pub fn discover(&self, hostname: &str) -> Option<(FileMap, (IpAddr, u16))> {
         let host = self.host(hostname)?;
         Some((host.files.into_iter().collect(), (host.ip, host.port)))
     }
 
-    /// Whether a host is live.
     pub fn is_live(&self, hostname: &str) -> bool {
-        self.or_default(self.inner.registry.read(|core, now| core.presence(now, hostname).is_some()))
+        self.read(|core, now| core.presence(now, hostname).is_some())
     }
 
     /// Passes the parts of a listing to `each`, which returns whether another host may follow.
     fn walk(&self, mut cursor: ListingCursor, mut hosts: usize, mut each: impl FnMut(ListingPart) -> bool) {
         while cursor != ListingCursor::End {
-            match self.inner.registry.read(|core, _now| core.list(cursor, &mut hosts, STEP_SIZE)) {
-                Ok((parts, next)) => {
-                    for part in parts {
-                        if !each(part) {
-                            hosts = 0;
-                        }
-                    }
-                    cursor = next;
-                }
-                Err(error) => {
-                    log::error!("registry: {error}");
-                    return;
+            let page = self.read(|core, _now| Some(core.list(cursor, &mut hosts, STEP_SIZE)));
+            let Some((parts, next)) = page else { return };
+            for part in parts {
+                if !each(part) {
+                    hosts = 0;
                 }
             }
+            cursor = next;
         }
     }
 
@@ -198,16 +169,10 @@ impl RegistryView {
     }
 
     /// A failure is logged; the registry has been reloaded then, and a later call succeeds.
-    fn or_default<T: Default>(&self, looked: Result<T, StoreError>) -> T {
-        looked.unwrap_or_else(|error| {
+    fn read<T: Default>(&self, work: impl FnOnce(&mut Registry, Millis) -> T) -> T {
+        self.inner.registry.read(work).unwrap_or_else(|error| {
             log::error!("registry: {error}");
             T::default()
         })
-    }
-}
-
-impl fmt::Debug for RegistryView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").finish_non_exhaustive()
     }
 }

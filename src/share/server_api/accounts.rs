@@ -32,9 +32,8 @@ impl ServerApi {
     pub(super) fn register(&self, call: &RouteCall<'_>) -> HandlerResult {
         let fields = JsonFields::from_body(call.request)?;
         let display_name = fields.non_empty_text("display_name")?;
-        let source = call.request.source.ip();
-        let made =
-            self.users.register(fields.any_text("username")?, fields.any_text("password")?, display_name, source);
+        let (username, password) = (fields.any_text("username")?, fields.any_text("password")?);
+        let made = self.users.register(username, password, display_name, call.request.source.ip());
         let user = made.map_err(to_http_error)?;
         // An anonymous host may have had the hostname so far.
         if let Some(registry) = &self.registry {
@@ -45,8 +44,7 @@ impl ServerApi {
 
     pub(super) fn login(&self, call: &RouteCall<'_>) -> HandlerResult {
         let fields = JsonFields::from_body(call.request)?;
-        let username = fields.any_text("username")?;
-        let password = fields.any_text("password")?;
+        let (username, password) = (fields.any_text("username")?, fields.any_text("password")?);
         let user = self.users.login(username, password, call.request.source.ip()).map_err(to_http_error)?;
         Ok(self.signed_in(&user))
     }
@@ -54,8 +52,7 @@ impl ServerApi {
     pub(super) fn verify(&self, call: &RouteCall<'_>) -> HandlerResult {
         let (user, claims) = self.authenticated_user(call.request)?;
         // Both the expiry time and the remaining duration: the clock of a caller that caches this may differ.
-        let left_ms = Clock::wall().until(Millis::from_unix_s(claims.exp)).as_millis();
-        let expires_in = left_ms as f64 / 1000.0;
+        let expires_in = Clock::wall().until(Millis::from_unix_s(claims.exp)).as_millis() as f64 / 1000.0;
         Ok(success(json!({"user": user_json(&user), "exp": claims.exp, "expires_in": expires_in})))
     }
 

@@ -14,18 +14,15 @@ use crate::share::server::{HostView, RegistryView};
 use crate::share::unix_time::unix_seconds_of;
 use crate::share::wire::{FileEntry, FileName, Seconds};
 
-/// Number of hosts or accounts that are read at a time.
 const HOSTS_PER_CHUNK: usize = 256;
-/// Number of accounts that are read at a time where most of them are skipped.
+/// More accounts are read at a time where most of them are skipped.
 const ACCOUNTS_PER_SCAN: usize = 4_096;
-/// Default number of entries per page.
 const DEFAULT_LIMIT: usize = 100;
 
 impl ServerApi {
     pub(super) fn admin_login(&self, call: &RouteCall<'_>) -> HandlerResult {
         let fields = JsonFields::from_body(call.request)?;
-        let username = fields.any_text("username")?;
-        let password = fields.any_text("password")?;
+        let (username, password) = (fields.any_text("username")?, fields.any_text("password")?);
         let admin = self.users.admin_login(username, password, call.request.source.ip()).map_err(to_http_error)?;
         let (token, _) = self.users.issue_token(&admin, Role::Admin);
         Ok(success(json!({"token": token.reveal(), "username": admin})))
@@ -58,9 +55,9 @@ impl ServerApi {
 
     pub(super) fn discover(&self, call: &RouteCall<'_>) -> HandlerResult {
         let hostname = call.param(0);
-        let (files, addr) = self.view()?.discover(hostname).ok_or_else(|| {
-            HttpError::new(StatusCode::NOT_FOUND, "hostname: no such host is registered, or it was not heard for long")
-        })?;
+        let reason = "hostname: no such host is registered, or it was not heard for long";
+        let unknown = || HttpError::new(StatusCode::NOT_FOUND, reason);
+        let (files, addr) = self.view()?.discover(hostname).ok_or_else(unknown)?;
         Ok(success(json!({"hostname": hostname, "files": files, "addr": addr})))
     }
 
@@ -71,7 +68,7 @@ impl ServerApi {
     }
 }
 
-/// A response that is produced while it is sent: a beginning, then the entries of a list.
+/// Produced while it is sent: a beginning, then the entries of a list.
 fn chunked(head: Vec<u8>, entries: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Response {
     let mut is_first = true;
     let entries = entries.map(move |entry| {
@@ -86,12 +83,11 @@ fn chunked(head: Vec<u8>, entries: impl Iterator<Item = Vec<u8>> + Send + 'stati
 struct AdminPage {
     hosts: Vec<Name>,
     offline: Vec<User>,
-    /// Number of entries on all pages.
     total: usize,
 }
 
 impl AdminPage {
-    /// The entries as JSON. Hosts that have gone in the meantime are left out.
+    /// Hosts that have gone in the meantime are left out.
     fn into_chunks(self, view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> + Send {
         let hosts = self.hosts.into_iter().filter_map(move |hostname| {
             let host = view.host(hostname.as_str())?;
@@ -102,7 +98,7 @@ impl AdminPage {
     }
 }
 
-/// Finds a page of the list without producing the rest of it.
+/// Finds a page without producing the rest of the list.
 fn find_page(view: &RegistryView, users: &Users, page: &PageRequest) -> Result<AdminPage, HttpError> {
     let PageRequest { query: sought, offset, limit } = page;
     let (hosts, in_all) = if sought.matches_everything() {
@@ -150,7 +146,6 @@ fn in_pages(mut next_page: impl FnMut(Option<&Name>) -> Option<(Name, Vec<Vec<u8
     pages.flatten()
 }
 
-/// Every host as JSON.
 fn all_hosts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> {
     in_pages(move |after| {
         let hosts = view.page(after.map(Name::as_str), HOSTS_PER_CHUNK);
@@ -162,7 +157,7 @@ fn all_hosts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<
     })
 }
 
-/// Every account without a live host as JSON, by name.
+/// The accounts without a live host, by name.
 fn offline_accounts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> {
     in_pages(move |after| {
         let accounts = users.list_page(after, HOSTS_PER_CHUNK).unwrap_or_else(|error| {

@@ -1,6 +1,5 @@
 //! `/metrics`: all counters, sizes and latencies of the server in the Prometheus text format.
 
-use std::fmt;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -10,16 +9,13 @@ use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntGauge, Reg
 use crate::net::counters::{LatencyHistogram, LatencySnapshot};
 use crate::net::http::{Response, StatusCode, error};
 
-/// Reads the latencies of one part of the server.
 type LatencySource = Box<dyn Fn() -> LatencySnapshot + Send + Sync>;
 
 /// The part whose latencies are counted here, for [`Metrics::snapshot`].
 const HTTP_PART: &str = "http";
 
-/// Reads the values of one part of the server.
 type ValueSource = Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync>;
 
-/// The kind of a part's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
     /// How often something has happened since the start.
@@ -38,7 +34,6 @@ pub struct Metrics {
     http_latencies: LatencyHistogram,
 }
 
-/// The values of all sources at one time.
 #[derive(Debug, Default)]
 pub struct MetricsSnapshot {
     /// Part, kind, name and value.
@@ -47,7 +42,6 @@ pub struct MetricsSnapshot {
 }
 
 impl MetricsSnapshot {
-    /// A part's value of this name.
     pub fn value(&self, part: &str, kind: MetricKind, name: &str) -> Option<u64> {
         let is_it = |(its_part, its_kind, its_name, _): &&(&str, MetricKind, String, u64)| {
             *its_part == part && *its_kind == kind && its_name == name
@@ -55,34 +49,24 @@ impl MetricsSnapshot {
         self.values.iter().find(is_it).map(|(.., number)| *number)
     }
 
-    /// A part's latencies.
     pub fn latencies(&self, part: &str) -> Option<&LatencySnapshot> {
         self.latencies.iter().find(|(its_part, _)| *its_part == part).map(|(_, counts)| counts)
     }
 }
 
 impl Metrics {
-    /// Metrics without any source.
-    ///
-    /// # Errors
-    /// A metric name is invalid, which would be a bug in this program.
+    /// An error would be a bug in this program: an invalid name of a metric.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let what = "How long requests at the HTTP port took to be answered, seconds";
         let request_seconds =
             HistogramVec::new(HistogramOpts::new("p2s2_http_request_seconds", what), &["route", "status"])?;
         let registry = Registry::new();
         registry.register(Box::new(request_seconds.clone()))?;
-        Ok(Metrics {
-            registry,
-            request_seconds,
-            sources: Mutex::default(),
-            latencies: Mutex::default(),
-            http_latencies: LatencyHistogram::default(),
-        })
+        let (sources, latencies, http_latencies) = (Mutex::default(), Mutex::default(), LatencyHistogram::default());
+        Ok(Metrics { registry, request_seconds, sources, latencies, http_latencies })
     }
 
-    /// Adds a source of counters, which is read whenever the metrics are: each becomes the counter
-    /// `p2s2_PART_NAME_total`.
+    /// The source is read whenever the metrics are: each value becomes the counter `p2s2_PART_NAME_total`.
     pub fn add_counters<N: Into<String>>(
         &self,
         part: &'static str,
@@ -91,7 +75,7 @@ impl Metrics {
         self.add(part, MetricKind::Counters, source);
     }
 
-    /// Adds a source of current sizes: each becomes the gauge `p2s2_PART_NAME`.
+    /// Each value becomes the gauge `p2s2_PART_NAME`.
     pub fn add_sizes<N: Into<String>>(
         &self,
         part: &'static str,
@@ -100,19 +84,17 @@ impl Metrics {
         self.add(part, MetricKind::Sizes, source);
     }
 
-    /// Adds a source of latencies: they become the histogram `p2s2_PART_seconds`.
+    /// They become the histogram `p2s2_PART_seconds`.
     pub fn add_latencies(&self, part: &'static str, source: impl Fn() -> LatencySnapshot + Send + Sync + 'static) {
         self.latencies.lock().push((part, Box::new(source)));
     }
 
-    /// Reads all sources.
     pub fn snapshot(&self) -> MetricsSnapshot {
-        let sources = self.sources.lock();
-        let all = sources.iter().flat_map(|(part, kind, source)| {
-            source().into_iter().map(move |(name, number)| (*part, *kind, name, number))
-        });
-        let values = all.collect();
-        drop(sources);
+        let values_of = |(part, kind, source): &(&'static str, MetricKind, ValueSource)| {
+            let (part, kind) = (*part, *kind);
+            source().into_iter().map(move |(name, number)| (part, kind, name, number))
+        };
+        let values = self.sources.lock().iter().flat_map(values_of).collect();
         let mut latencies: Vec<_> = self.latencies.lock().iter().map(|(part, source)| (*part, source())).collect();
         latencies.push((HTTP_PART, self.http_latencies.snapshot()));
         MetricsSnapshot { values, latencies }
@@ -128,13 +110,11 @@ impl Metrics {
         self.sources.lock().push((part, kind, Box::new(named)));
     }
 
-    /// Counts a request and its latency.
     pub fn record_request(&self, route: &str, status: StatusCode, took: Duration) {
         self.request_seconds.with_label_values(&[route, status.as_str()]).observe(took.as_secs_f64());
         self.http_latencies.record(took);
     }
 
-    /// The metrics as an HTTP response.
     pub(super) fn render_response(&self) -> Response {
         match self.render() {
             Ok(text) => Response::new(StatusCode::OK, "text/plain; version=0.0.4", text),
@@ -188,12 +168,6 @@ fn histogram(part: &str, counts: &LatencySnapshot) -> String {
     }
     let _ = writeln!(text, "{name}_bucket{{le=\"+Inf\"}} {count}\n{name}_sum {sum}\n{name}_count {count}");
     text
-}
-
-impl fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -10,12 +10,10 @@ use crate::net::http::{HandlerResult, RouteCall, success};
 use crate::share::response_fields::{DISCOVER_RESPONSE, FILE_ENTRY_FIELDS, SIGN_IN_RESPONSE, USER_FIELDS};
 use serde_json::json;
 
-/// The handler of a route.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ServerRouteHandler {
     /// Needs no token, or checks one itself.
     Public(fn(&ServerApi, &RouteCall<'_>) -> HandlerResult),
-    /// Needs the admin's token.
     Admin(fn(&ServerApi, &RouteCall<'_>) -> HandlerResult),
 }
 
@@ -33,7 +31,7 @@ const PASSWORD: FieldSchema = field("password", Text);
 const CREDENTIALS: &[FieldSchema] = &[USERNAME, PASSWORD];
 /// A token in the body, for clients that cannot set a header.
 const TOKEN_BODY: BodyKind = BodyKind::OptionalJson(&[optional("token", Text)]);
-/// Refusals of routes that accept a token in the body, which can be checked only after the body was read.
+/// A token in the body can be checked only after the body was read.
 const TOKEN_REFUSALS: &[ErrorCase] = &[error_case(401, "the token is missing, or not good")];
 const HOST_FIELDS: &[FieldSchema] = &[
     field("hostname", Text),
@@ -55,14 +53,12 @@ const STATS_FIELDS: &[FieldSchema] = &[TOTAL_CLIENTS, ACTIVE_CLIENTS, TOTAL_FILE
 const TOTALS_FIELDS: &[FieldSchema] =
     &[TOTAL_CLIENTS, ACTIVE_CLIENTS, TOTAL_FILES, field("total_size", Integer), field("timestamp", Number)];
 
-/// Query parameters for paging and searching.
 pub const PAGE_QUERY: &[FieldSchema] = &[
     optional("q", Text).described_as("what an entry must have in it, in any case"),
     optional("offset", Integer),
     optional("limit", Integer).described_as("at most 1000"),
 ];
 
-/// All routes.
 pub(super) const ROUTES: &[Route<ServerRouteHandler>] = &[
     Route::post("/api/user/register", "Makes an account, and signs in", Public(ServerApi::register))
         .request_body(BodyKind::Json(&[USERNAME, PASSWORD, optional("display_name", Text)]))

@@ -21,14 +21,13 @@ mod tests;
 pub use parsing::RequestData;
 use parsing::{RawField, display_name, files, missing, optional, optional_integer, required, secret};
 
-/// Maximum size of a request, bytes.
+/// The longest request in bytes.
 pub const REQUEST_MAX: usize = 16 << 20;
-/// Maximum number of files per host.
+/// The most files of a host.
 pub const FILES_MAX: usize = 100_000;
-/// Maximum length of a token or secret, bytes; ours are shorter.
+/// The longest token or secret in bytes; ours are shorter.
 pub(in crate::share) const SECRET_MAX: usize = 8 * 1024;
-
-/// Maximum number of characters of PING's state.
+/// The longest state of a PING, in characters.
 const STATE_MAX: usize = 32;
 
 /// A host's files by name.
@@ -39,8 +38,8 @@ pub trait Action: Serialize + Sized {
     const NAME: &'static str;
     /// The statuses of its responses, besides ERROR.
     const STATUSES: &'static [&'static str] = &["OK"];
-    /// Whether the step that carries it out also counts as a sign of life of the connection's host. For any other
-    /// action the server counts it before.
+    /// The step that carries it out also counts as a sign of life of the connection's host. For any other action the
+    /// server counts it before.
     const RECORDS_ACTIVITY: bool = false;
     /// What a client reads from the response.
     type Answer: DeserializeOwned;
@@ -59,7 +58,7 @@ macro_rules! actions {
         impl RegistryRequest {
             const NAMES: &[&str] = &[$(<$Data as Action>::NAME),+];
 
-            /// Whether carrying it out also counts as a sign of life; see [`Action::RECORDS_ACTIVITY`].
+            /// See [`Action::RECORDS_ACTIVITY`].
             pub(in crate::share) fn records_activity(&self) -> bool {
                 match self {
                     $(RegistryRequest::$Variant(_) => <$Data as Action>::RECORDS_ACTIVITY),+
@@ -141,21 +140,21 @@ impl<A: Action> Action for Box<A> {
 /// The data of REGISTER.
 #[derive(Debug, Clone, Serialize)]
 pub struct RegisterRequest {
-    /// The hostname. Whether it contains only visible characters is checked by the caller, who knows the accounts: an
-    /// account of an earlier version may have any name.
+    /// Whether it contains only visible characters is checked by the caller, who knows the accounts: an account of an
+    /// earlier version may have any name.
     pub hostname: Name,
-    /// Port of the host's peer server.
+    /// The port of the host's peer server.
     pub port: u16,
-    /// Address of the peer server, if it is not the connection's own.
+    /// The address of the peer server, if it is not the connection's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip: Option<IpAddr>,
-    /// Name shown to people; defaults to the hostname.
+    /// The name shown to people; it defaults to the hostname.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub display_name: Option<Name>,
     /// All files. Without it there are none, or with a valid `resume` the former ones.
     #[serde(rename = "files_metadata", skip_serializing_if = "Option::is_none")]
     pub files: Option<FileMap>,
-    /// Token of the user whose account has the hostname.
+    /// A token of the user whose account has the hostname.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,
     /// The secret from the last REGISTER.
@@ -174,13 +173,13 @@ impl Action for RegisterRequest {
             Some(_) => return Err(format!("port: expected a whole number from {PORT_MIN} to 65535")),
             None => return Err(missing("port")),
         };
+        let hostname = required("hostname", data.hostname)?;
+        let ip = optional::<String>("ip", data.ip)?;
+        let ip = ip.map(|ip| ip.parse::<IpAddr>().map_err(|_| "ip: expected an IP address".to_owned()));
         Ok(RegisterRequest {
-            hostname: required("hostname", data.hostname)?,
+            hostname,
             port,
-            ip: optional::<String>("ip", data.ip)?
-                .map(|ip| ip.parse::<IpAddr>().map_err(|_| "ip: expected an IP address".to_owned()))
-                .transpose()?
-                .map(|ip| ip.to_canonical()),
+            ip: ip.transpose()?.map(|ip| ip.to_canonical()),
             display_name: display_name(data.display_name)?,
             files: data.files_metadata.map(files).transpose()?,
             token: secret("token", data.token)?,
@@ -233,11 +232,10 @@ impl Action for UnpublishRequest {
 #[derive(Debug, Clone, Serialize)]
 pub struct FileRequest {
     pub fname: FileName,
-    /// Size in bytes, when looking for duplicates: the response then has only the most similar files, each with its
-    /// name.
+    /// The size in bytes, when looking for duplicates: the response then has only the most similar files, with names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// Modification time, when looking for duplicates.
+    /// The modification time, when looking for duplicates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modified: Option<Seconds>,
 }
@@ -287,10 +285,8 @@ impl Action for UnregisterRequest {
 /// The data of LIST; both fields count hosts in the order of their names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ListRequest {
-    /// Number of hosts to skip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// Maximum number of hosts to return.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
@@ -311,10 +307,10 @@ pub const WAIT_MAX_S: f64 = 25.0;
 /// The data of CHANGES.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct ChangesRequest {
-    /// Returns the changes after this number of an earlier response; without it, only the number to start from.
+    /// The changes after this number of an earlier response; without it, only the number to start from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<u64>,
-    /// How long to wait for the first change, seconds, at most [`WAIT_MAX_S`].
+    /// How long to wait for the first change, in seconds, at most [`WAIT_MAX_S`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait: Option<Seconds>,
 }

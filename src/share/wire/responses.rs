@@ -15,9 +15,7 @@ use crate::model::{Name, Token};
 pub const OK: &[u8] = b"{\"status\":\"OK\"}";
 /// The published or unpublished file was accepted.
 pub const ACK: &[u8] = b"{\"status\":\"ACK\"}";
-/// The host is live.
 pub const ALIVE: &[u8] = b"{\"status\":\"ALIVE\"}";
-/// The host is not live.
 pub const DEAD: &[u8] = b"{\"status\":\"DEAD\"}";
 /// No host has such a file.
 pub const NOT_FOUND: &[u8] = b"{\"status\":\"NOTFOUND\",\"hosts\":[]}";
@@ -102,7 +100,6 @@ pub struct ChangesAnswer {
 /// The response to PING.
 #[derive(Debug, Deserialize)]
 pub struct PingAnswer {
-    /// ALIVE or DEAD.
     pub(in crate::share) status: String,
 }
 
@@ -110,11 +107,9 @@ pub struct PingAnswer {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ChangeEntry {
     pub hostname: Name,
-    /// Name shown to people.
     pub display_name: Name,
-    /// Address of its peer server.
     pub addr: (IpAddr, u16),
-    /// The changed file; absent if the host itself has changed.
+    /// Absent if the host itself has changed.
     pub fname: Option<FileName>,
     /// The file's current entry, or `Some(None)` for what is no longer listed. Absent for a host that is listed.
     #[serde(default, deserialize_with = "present")]
@@ -128,7 +123,7 @@ impl ChangeEntry {
     }
 }
 
-/// Deserializes a field that is present, even if it is null.
+/// For a field that is present, even if it is null.
 fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
@@ -136,33 +131,28 @@ fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: 
 /// The response to CHANGES.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChangesResponse {
-    /// Number of the last change included.
+    /// The number of the last change included.
     pub version: u64,
-    /// The changes; `None` if the whole list must be read instead.
+    /// `None` if the whole list must be read instead.
     pub changes: Option<Vec<ChangeEntry>>,
 }
 
 /// A host in the response to LIST.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ListedHost {
-    /// Address of its peer server.
     pub addr: (IpAddr, u16),
-    /// Name shown to people; an older registry sends none.
+    /// An older registry sends none.
     pub display_name: Option<Name>,
-    /// Its published files.
     pub files: BTreeMap<FileName, FileEntry>,
-    /// When its last request came.
     pub last_seen: Option<Seconds>,
-    /// When its connection registered.
     pub connected_at: Option<Seconds>,
 }
 
 /// The response to LIST.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListResponse {
-    /// Total number of hosts.
+    /// The number of all hosts.
     pub total: u64,
-    /// The requested hosts.
     pub registry: BTreeMap<Name, ListedHost>,
 }
 
@@ -242,13 +232,8 @@ impl<'de> Deserialize<'de> for FileHolder {
         let fields = Fields::deserialize(deserializer)?;
         let file = FileEntry::try_from(fields.file).map_err(serde::de::Error::custom)?;
         let display_name = fields.display_name.unwrap_or_else(|| fields.hostname.as_str().to_owned());
-        let host = HostEntry {
-            hostname: fields.hostname,
-            display_name: display_name.into(),
-            ip: fields.ip,
-            port: fields.port,
-            file: Arc::new(file),
-        };
-        Ok(FileHolder { fname: fields.fname, host })
+        let Fields { fname, hostname, ip, port, .. } = fields;
+        let host = HostEntry { hostname, display_name: display_name.into(), ip, port, file: Arc::new(file) };
+        Ok(FileHolder { fname, host })
     }
 }

@@ -7,21 +7,18 @@ use crate::share::node::{FileOwner, NodeError, NodeInner};
 use crate::share::transfer::{ContentIdentity, SourceFinder};
 use crate::share::wire::{FileName, HostEntry, PORT_MIN};
 
-/// Most hosts whose content is compared with that of the others.
+/// So many hosts' contents are compared with each other.
 const COMPARED_HOSTS_MAX: usize = 2_048;
-/// Most owners that are listed when the user has to choose one.
+/// So many owners are listed when the user has to choose one.
 const NAMED_OWNERS_MAX: usize = 100;
 
-/// The hosts that have a file.
 pub(super) struct ReachableHosts {
-    /// Hosts that it may be fetched from.
     pub hosts: Vec<HostEntry>,
-    /// One of the hosts that announce an unreachable address, if there are any.
+    /// One of those that announce an unreachable address.
     pub unreachable: Option<Name>,
 }
 
-/// Asks the registry for the hosts that have a file, without ourselves and, unless the registry is on loopback, without
-/// hosts on loopback.
+/// Leaves out ourselves and, unless the registry is on loopback, hosts on loopback.
 pub(super) fn find_reachable_hosts(inner: &NodeInner, name: &FileName) -> Result<ReachableHosts, NodeError> {
     let mut hosts = inner.registry()?.request(name)?;
     hosts.retain(|host| host.hostname != inner.user);
@@ -35,15 +32,13 @@ pub(super) fn find_reachable_hosts(inner: &NodeInner, name: &FileName) -> Result
 pub(super) fn is_reachable(host: &HostEntry, own: &Name, allows_loopback: bool) -> bool {
     let ip = host.ip.to_canonical();
     // Peers do not use lower ports: another service would answer there.
-    let is_peer = host.port >= PORT_MIN;
-    is_peer
+    host.port >= PORT_MIN
         && host.hostname != *own
         && !ip.is_unspecified()
         && !ip.is_multicast()
         && (allows_loopback || !ip.is_loopback())
 }
 
-/// Looks up the hosts of a file for a running fetch.
 pub(super) struct RegistrySourceFinder(pub Weak<NodeInner>);
 
 impl SourceFinder for RegistrySourceFinder {
@@ -53,8 +48,7 @@ impl SourceFinder for RegistrySourceFinder {
     }
 }
 
-/// Chooses the host whose content is to be fetched: preferably verifiable in pieces, then as a whole, then the content
-/// that most hosts have.
+/// Prefers content that is verifiable in pieces, then as a whole, then the content that most hosts have.
 pub(super) fn choose_host(hosts: &[HostEntry]) -> Option<&HostEntry> {
     // Comparing each with all others is quadratic: of very many hosts, an evenly spaced sample is compared.
     let hosts: Vec<&HostEntry> = hosts.iter().step_by(hosts.len().div_ceil(COMPARED_HOSTS_MAX).max(1)).collect();
@@ -66,19 +60,18 @@ pub(super) fn choose_host(hosts: &[HostEntry]) -> Option<&HostEntry> {
     hosts.iter().max_by_key(rank).copied()
 }
 
-/// Whether all hosts have the same content, as far as is known: equal sizes, and equal digests where there are any.
+/// As far as is known, they have: the sizes are equal, and so are the digests where there are any.
 pub(super) fn have_same_content(hosts: &[HostEntry]) -> bool {
     let mut digests = hosts.iter().filter_map(|host| host.file.blake3);
     let digest = digests.next();
     digests.all(|other| Some(other) == digest) && hosts.windows(2).all(|two| two[0].file.size == two[1].file.size)
 }
 
-/// The owners to choose from, at most [`NAMED_OWNERS_MAX`].
 pub(super) fn owners_of(hosts: &[HostEntry]) -> Vec<FileOwner> {
-    let owner = |host: &HostEntry| FileOwner {
-        hostname: host.hostname.clone(),
-        size: host.file.size,
-        modified: host.file.modified,
+    let owner = |HostEntry { hostname, file, .. }: &HostEntry| FileOwner {
+        hostname: hostname.clone(),
+        size: file.size,
+        modified: file.modified,
     };
     hosts.iter().take(NAMED_OWNERS_MAX).map(owner).collect()
 }

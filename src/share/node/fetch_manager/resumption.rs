@@ -13,7 +13,6 @@ use crate::share::node::store::FetchRow;
 use crate::share::node::{NodeError, NodeInner};
 use crate::share::transfer::{self, Fetch, FetchSpec, FetchStatus};
 
-/// How long fetches may take to stop when the node stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Resumes the fetches that were in progress when the process or the user's session ended.
@@ -28,8 +27,7 @@ pub(in crate::share::node) fn resume_all(inner: &Arc<NodeInner>) {
     for row in interrupted {
         if let Err(error) = resume(inner, &row) {
             log::warn!("{}: fetch of {}: {error}", inner.user, row.file_name);
-            let row = FetchRow { status: FetchStatus::Failed, error: Some(error.to_string()), ..row };
-            set_row(inner, row);
+            set_row(inner, FetchRow { status: FetchStatus::Failed, error: Some(error.to_string()), ..row });
         }
     }
 }
@@ -63,7 +61,7 @@ pub(super) fn resume(inner: &Arc<NodeInner>, row: &FetchRow) -> Result<(), NodeE
     }
 }
 
-/// Stops all running fetches, keeping their data, so that [`resume_all`] can continue them.
+/// The data is kept, so that [`resume_all`] can continue.
 pub(in crate::share::node) fn suspend_all(inner: &NodeInner) {
     let running: Vec<Arc<Fetch>> = {
         let mut entries = inner.fetches.entries.lock();
@@ -86,7 +84,7 @@ pub(in crate::share::node) fn suspend_all(inner: &NodeInner) {
     }
 }
 
-/// Cancels a fetch that does not run, removing its data.
+/// Cancels a fetch that does not run.
 pub(super) fn discard(inner: &NodeInner, row: FetchRow) -> Result<Value, NodeError> {
     let folder = folder_of(&row);
     transfer::discard_leftovers(folder, &row.id).map_err(|error| folder_write_error(folder, &error))?;

@@ -12,7 +12,6 @@ use crate::share::transfer::{Fetch, FetchProgress, FetchStatus};
 /// Most failed fetches that keep their threads and open files; the others only have their data on disk.
 const FAILED_FETCHES_HELD_MAX: usize = 8;
 
-/// A user's fetches.
 pub(in crate::share::node) struct FetchTable {
     pub(super) entries: Mutex<BTreeMap<String, FetchEntry>>,
     pub(super) changed: Condvar,
@@ -21,28 +20,22 @@ pub(in crate::share::node) struct FetchTable {
 }
 
 impl FetchTable {
-    /// Starts with the stored fetches, none of them running.
     pub(in crate::share::node) fn new(rows: Vec<FetchRow>) -> FetchTable {
         let entry = |row: FetchRow| (row.id.clone(), FetchEntry { row, fetch: None, progress: None });
         let entries = Mutex::new(rows.into_iter().map(entry).collect());
         FetchTable { entries, changed: Condvar::new(), resume_lock: Mutex::default() }
     }
 
-    /// Number of fetches that receive data.
     pub(in crate::share::node) fn active_count(&self) -> usize {
-        self.entries
-            .lock()
-            .values()
-            .filter(|entry| entry.fetch.is_some() && entry.status() == FetchStatus::Downloading)
-            .count()
+        let is_active = |entry: &&FetchEntry| entry.fetch.is_some() && entry.status() == FetchStatus::Downloading;
+        self.entries.lock().values().filter(is_active).count()
     }
 }
 
 pub(super) struct FetchEntry {
     pub row: FetchRow,
-    /// The running transfer; none if the fetch has ended or was released.
+    /// None if the fetch has ended or was released.
     pub fetch: Option<Arc<Fetch>>,
-    /// The progress reported last.
     pub progress: Option<FetchProgress>,
 }
 
@@ -51,7 +44,6 @@ impl FetchEntry {
         self.progress.as_ref().map_or(self.row.status, |progress| progress.status)
     }
 
-    /// The client API's JSON form.
     pub(super) fn json(&self) -> Value {
         let row = &self.row;
         let mut json = match &self.progress {
@@ -70,10 +62,7 @@ impl FetchEntry {
         json["fetch_id"] = json!(row.id);
         json["file_name"] = json!(row.file_name);
         json["save_path"] = json!(row.save_path);
-        json["error"] = match &self.progress {
-            Some(progress) => json!(progress.error),
-            None => json!(row.error),
-        };
+        json["error"] = json!(self.progress.as_ref().map_or(&row.error, |progress| &progress.error));
         // Two more names for fields above, which clients of the API expect.
         json["error_message"] = json["error"].clone();
         json["peer_hostname"] = json!(row.peer_hostname);
@@ -98,7 +87,7 @@ pub(super) fn stored_status(progress: &FetchProgress) -> FetchStatus {
     }
 }
 
-/// Evicts ended fetches, oldest first, to make room for one more.
+/// Makes room for one more: ended fetches go, oldest first.
 pub(super) fn evict_oldest(entries: &mut BTreeMap<String, FetchEntry>) {
     while entries.len() >= FETCHES_MAX {
         let ended = entries.iter().filter(|(_, entry)| entry.status().has_ended());
@@ -107,7 +96,7 @@ pub(super) fn evict_oldest(entries: &mut BTreeMap<String, FetchEntry>) {
     }
 }
 
-/// Releases the threads of all but the newest failed fetches.
+/// All but the newest failed fetches lose their threads.
 pub(super) fn release_failed(entries: &mut BTreeMap<String, FetchEntry>) {
     let is_held = |entry: &&mut FetchEntry| entry.fetch.is_some() && entry.status() == FetchStatus::Failed;
     let mut failed: Vec<&mut FetchEntry> = entries.values_mut().filter(is_held).collect();

@@ -11,31 +11,27 @@ use super::NetworkSnapshot;
 use crate::share::client::{RegistryClient, RegistryClientError};
 use crate::share::wire::{ChangeEntry, ListResponse};
 
-/// Most hosts per page: as many as the registry handles at once.
+/// A page has at most as many hosts as the registry handles at once.
 const PAGE_HOSTS_MAX: u64 = 256;
-/// Hosts in the first page: the response has a size limit, and it is unknown how many files the hosts have.
+/// The response has a size limit, and it is unknown how many files the hosts have.
 const FIRST_PAGE_HOSTS: u64 = 2;
 /// After a page with more files than this, the next one is smaller.
 pub(super) const PAGE_FILES_MAX: usize = 20_000;
-/// Most files in a snapshot; a larger network cannot be listed.
+/// A network with more files cannot be listed.
 const FILES_MAX: usize = 1_000_000;
-/// Most hosts in a snapshot: as many as a registry admits.
+/// A registry admits no more hosts.
 const HOSTS_MAX: u64 = 500_000;
-/// Bound for reading the whole list.
+/// The whole list must be read within this time.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum age of a snapshot while changes are followed. Not unlimited, because changes do not include when hosts were
-/// last seen.
+/// This is not unlimited, because changes do not include when hosts were last seen.
 const MAX_AGE_WHILE_FOLLOWED: Duration = Duration::from_secs(30);
-/// Most changes that are buffered while the list is read.
 const BUFFERED_CHANGES_MAX: usize = 20_000;
 /// A snapshot with more files is dropped on a change instead of being updated.
 const APPLY_FILES_MAX: usize = 200_000;
 /// A snapshot in which nothing was found is reused for this many times as long as reading it took.
 const REREAD_FACTOR: u32 = 4;
-/// Maximum age of a snapshot otherwise.
 pub(in crate::share::node) const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// The cached snapshot, and what is needed to keep it up to date.
 #[derive(Debug, Default)]
 pub(super) struct NetworkCacheState {
     pub latest: Option<Arc<NetworkSnapshot>>,
@@ -46,7 +42,7 @@ pub(super) struct NetworkCacheState {
     pub invalidations: u64,
 }
 
-/// Caches the latest snapshot of the network. While changes are followed, it is kept up to date and for longer.
+/// While changes are followed, the snapshot is kept up to date and for longer.
 #[derive(Debug, Default)]
 pub(in crate::share::node) struct NetworkCache {
     pub(super) state: Mutex<NetworkCacheState>,
@@ -55,7 +51,7 @@ pub(in crate::share::node) struct NetworkCache {
 }
 
 impl NetworkCache {
-    /// Returns a snapshot that is at most `max_age` old, reading the list if necessary.
+    /// At most `max_age` old; reads the list if necessary.
     pub(in crate::share::node) fn snapshot(
         &self,
         max_age: Duration,
@@ -94,7 +90,6 @@ impl NetworkCache {
         Ok(snapshot)
     }
 
-    /// Reads the whole list, page by page.
     fn read(registry: &RegistryClient) -> Result<NetworkSnapshot, NetworkError> {
         let mut snapshot = NetworkSnapshot::new([]);
         let mut seen = BTreeSet::new();
@@ -125,8 +120,8 @@ impl NetworkCache {
         Ok(snapshot)
     }
 
-    /// Returns a newer snapshot after a search without results. However often it is called, only a fraction of the time
-    /// is spent on reading the list.
+    /// For a search without results. However often it is called, only a fraction of the time goes into reading the
+    /// list.
     pub(in crate::share::node) fn refreshed(
         &self,
         registry: &RegistryClient,
@@ -142,17 +137,15 @@ impl NetworkCache {
         state.invalidations += 1;
     }
 
-    /// Whether changes are being followed.
     pub(in crate::share::node) fn is_followed(&self) -> bool {
         self.state.lock().is_followed
     }
 
-    /// Changes are no longer passed to [`NetworkCache::apply`].
+    /// No more changes are passed to [`NetworkCache::apply`].
     pub(in crate::share::node) fn stop_following(&self) {
         self.state.lock().is_followed = false;
     }
 
-    /// Applies changes to the cached snapshot.
     pub(in crate::share::node) fn apply(&self, changes: &[ChangeEntry]) {
         let (latest, invalidations) = {
             let mut state = self.state.lock();
@@ -174,7 +167,6 @@ impl NetworkCache {
         }
     }
 
-    /// Drops the cached snapshot, because it is outdated.
     pub(in crate::share::node) fn invalidate(&self) {
         let mut state = self.state.lock();
         state.latest = None;
@@ -182,10 +174,8 @@ impl NetworkCache {
     }
 }
 
-/// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The registry failed or refused.
     #[error(transparent)]
     Registry(#[from] RegistryClientError),
     #[error("the network has more than {FILES_MAX} files or {HOSTS_MAX} hosts: ask for one by its name")]
@@ -194,7 +184,7 @@ pub enum NetworkError {
     TooSlow,
 }
 
-/// Number of hosts for the next page, after one of `hosts` hosts with `files` files.
+/// How many hosts to ask for after a page of `hosts` hosts with `files` files.
 pub(in crate::share::node) fn next_page_hosts(hosts: u64, files: usize) -> u64 {
     match files {
         0..5_000 => (hosts * 2).min(PAGE_HOSTS_MAX),
@@ -203,7 +193,6 @@ pub(in crate::share::node) fn next_page_hosts(hosts: u64, files: usize) -> u64 {
     }
 }
 
-/// Number of files in a page.
 pub(in crate::share::node) fn file_count_of(page: &ListResponse) -> usize {
     page.registry.values().map(|listed| listed.files.len()).sum()
 }

@@ -6,38 +6,32 @@ use crate::share::transfer::FetchStatus;
 use crate::share::wire::FileName;
 use crate::storage::{ReaderExt, Row, StoreError};
 
-/// Most fetches that are stored per user; ended ones are dropped first, oldest first.
+/// A user has at most so many; ended ones are dropped first, the oldest first.
 pub const FETCHES_MAX: usize = 1_000;
 
-/// A fetch as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchRow {
-    /// Unique id.
     pub id: String,
-    /// The file's name on the network.
     pub file_name: FileName,
-    /// Destination of the complete file.
+    /// The path of the complete file.
     pub save_path: String,
-    /// Size of the file, bytes.
     pub total_size: u64,
-    /// Bytes received when the row was written.
+    /// The bytes received when the row was written.
     pub downloaded_size: u64,
-    /// Status to resume with, or how it ended.
+    /// The status to resume with, or how it ended.
     pub status: FetchStatus,
     /// Why it failed or is waiting.
     pub error: Option<String>,
-    /// Whether the complete file was verified by a digest.
+    /// The complete file was verified by a digest.
     pub is_verified: bool,
-    /// Name of the host that was chosen at the start.
+    /// The host that was chosen at the start.
     pub peer_hostname: String,
-    /// Address of that host.
     pub peer_ip: String,
-    /// When it was started.
     pub began_at: Millis,
 }
 
 impl NodeStore {
-    /// Stores the current state of a fetch; drops the oldest ended ones if there are too many.
+    /// Drops the oldest ended ones if there are too many.
     pub fn put_fetch(&self, owner: &Name, fetch: &FetchRow) -> Result<(), StoreError> {
         let (owner, it) = (owner.key().to_owned(), fetch.clone());
         self.database.write(move |tx| {
@@ -80,7 +74,7 @@ impl NodeStore {
         self.database.write(move |tx| tx.execute("DELETE FROM share_fetch WHERE id = $1", &[(&id).into()]).map(drop))
     }
 
-    /// A user's fetches, oldest first.
+    /// A user's fetches, the oldest first.
     pub fn fetches(&self, owner: &Name) -> Result<Vec<FetchRow>, StoreError> {
         let sql =
             "SELECT id, file_name, save_path, total_size, downloaded_size, status, error, verified, peer_hostname,

@@ -4,7 +4,7 @@ use super::NodeStore;
 use crate::model::{Millis, Name};
 use crate::storage::{ReaderExt, StoreError};
 
-/// Most valid tokens that are stored; those that expire first are dropped first.
+/// So many valid tokens are stored; those that expire first are dropped first.
 pub const TOKENS_MAX: usize = 4_096;
 
 impl NodeStore {
@@ -19,14 +19,12 @@ impl NodeStore {
         })
     }
 
-    /// Whether a token was logged out.
     pub fn is_refused(&self, token_sha256: &[u8; 32]) -> Result<bool, StoreError> {
         let sql = "SELECT 1 FROM share_refused WHERE token_sha256 = $1";
         Ok(self.database.read(|reader| reader.first(sql, &[token_sha256.into()], |row| row.int(0)))?.is_some())
     }
 
-    /// Stores that a token is valid until then; drops expired ones. Returns false, storing nothing, if the token has
-    /// been logged out meanwhile.
+    /// Drops expired tokens. Returns false, storing nothing, if this one has been logged out meanwhile.
     pub fn put_token(
         &self,
         token_sha256: [u8; 32],
@@ -53,7 +51,7 @@ impl NodeStore {
         })
     }
 
-    /// Deletes a token that the server no longer accepts.
+    /// For a token that the server no longer accepts.
     pub fn delete_token(&self, token_sha256: [u8; 32]) -> Result<(), StoreError> {
         let sql = "SELECT 1 FROM share_token WHERE token_sha256 = $1";
         // Invalid tokens from anybody must not cause writes.
@@ -65,7 +63,7 @@ impl NodeStore {
         })
     }
 
-    /// The digests of a user's valid tokens, as far as they are stored.
+    /// The digests of a user's valid tokens.
     pub fn tokens(&self, owner: &Name, now: Millis) -> Result<Vec<[u8; 32]>, StoreError> {
         let sql = "SELECT token_sha256 FROM share_token WHERE owner = $1 AND until > $2";
         self.database.read(|reader| {

@@ -1,5 +1,5 @@
-//! Parsing of requests. Fields are first split into raw JSON and then parsed one by one, so that each error can name its field. Unknown
-//! fields are skipped at no cost.
+//! Parsing of requests. Fields are first split into raw JSON and then parsed one by one, so that each error can name
+//! its field. Unknown fields are skipped at no cost.
 
 use std::fmt;
 use std::ops::Deref;
@@ -14,12 +14,10 @@ use crate::model::number::IntegerValue;
 use crate::model::{Name, Token, text};
 use crate::share::wire::{Digest, FILE_SIZE_MAX, FileEntry, FileName, Seconds, features};
 
-/// Maximum number of characters of a reason that quotes the sender, and of a file name in it, so that there is room
-/// for what was expected.
+/// The longest reason that quotes the sender, and file name in it: there must be room for what was expected.
 const REASON_CHARS_MAX: usize = 200;
 const NAME_CHARS_MAX: usize = 80;
 
-/// A field that is not parsed yet.
 pub(super) type RawField<'a> = Option<&'a RawValue>;
 
 macro_rules! raw_fields {
@@ -60,7 +58,7 @@ impl<'a> RequestData<'a> {
         Ok(RequestData { fields: fields(whole)?, whole })
     }
 
-    /// The file whose fields are beside those of the action.
+    /// The file's fields are beside those of the action.
     pub(super) fn published_entry(&self) -> Result<FileEntry, String> {
         entry(&fields(self.whole)?, true)
     }
@@ -86,7 +84,7 @@ pub(super) fn envelope(line: &[u8]) -> Result<(String, RawField<'_>), String> {
     Ok((required("action", action)?, data))
 }
 
-/// Splits the data of an action into its fields; absent data has none.
+/// Absent data has none.
 fn fields<'a, T: Default + Deserialize<'a>>(data: RawField<'a>) -> Result<T, String> {
     let Some(data) = data else { return Ok(T::default()) };
     if !data.get().starts_with('{') {
@@ -109,7 +107,7 @@ pub(super) fn secret(field: &str, value: RawField<'_>) -> Result<Option<Token>, 
     Ok(Some(Token::from_text(secret)))
 }
 
-/// Parses one file. With PUBLISH, `is_published` is implied.
+/// With PUBLISH, `is_published` is implied.
 fn entry(value: &FileFields<'_>, is_published: bool) -> Result<FileEntry, String> {
     let size = optional_integer("size", value.size)?.ok_or_else(|| missing("size"))?;
     if size > FILE_SIZE_MAX {
@@ -128,7 +126,7 @@ fn entry(value: &FileFields<'_>, is_published: bool) -> Result<FileEntry, String
     })
 }
 
-/// Parses the file list of REGISTER. Parsing stops at the first invalid file and at the limit.
+/// The file list of REGISTER. Parsing stops at the first invalid file and at the limit.
 pub(super) fn files(value: &RawValue) -> Result<FileMap, String> {
     struct FilesVisitor;
 
@@ -178,7 +176,6 @@ pub(super) fn optional<T: DeserializeOwned>(field: &str, value: RawField<'_>) ->
     value.map(read).transpose()
 }
 
-/// Parses a non-negative integer.
 pub(super) fn optional_integer(field: &str, value: RawField<'_>) -> Result<Option<u64>, String> {
     let read = |value: &RawValue| {
         let number = serde_json::from_str(value.get()).ok().and_then(|IntegerValue(number)| u64::try_from(number).ok());
@@ -191,8 +188,7 @@ pub(super) fn missing(field: &str) -> String {
     format!("{field}: expected, but missing")
 }
 
-/// Serde's message without the position, which would count from the start of the field, and with types named as in
-/// JSON.
+/// The position is left out, as it would count from the start of the field, and types are named as in JSON.
 fn describe_error(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let message =
