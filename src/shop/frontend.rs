@@ -6,7 +6,6 @@
 //! first. Results that are only passed on are not parsed.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -217,15 +216,6 @@ impl Drop for FrontendServer {
     }
 }
 
-impl fmt::Debug for FrontendServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FrontendServer")
-            .field("role", &self.frontend.role)
-            .field("addrs", &self.local_addrs())
-            .finish_non_exhaustive()
-    }
-}
-
 impl ClientHandler for Frontend {
     fn server_kind(&self) -> ServerKind {
         match self.role {
@@ -274,10 +264,6 @@ impl Frontend {
 
     fn call_customer<T: DeserializeOwned>(&self, op: &CustomerOp) -> ShopResult<T> {
         parse_response(&self.call_customer_raw(op)?)
-    }
-
-    fn call_product<T: DeserializeOwned>(&self, op: &ProductOp) -> ShopResult<T> {
-        parse_response(&self.call_product_raw(op)?)
     }
 
     /// Counts as a use of the session.

@@ -3,7 +3,6 @@
 //! there is called *unauthenticated*.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -262,12 +261,6 @@ impl ShopListener {
         if left > 0 {
             log::warn!("{left} requests were not finished");
         }
-    }
-}
-
-impl fmt::Debug for ShopListener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ShopListener").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 

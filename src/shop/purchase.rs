@@ -258,67 +258,55 @@ impl Transition {
 
 impl Purchase {
     pub fn handle(&mut self, now: Millis, event: PurchaseEvent<'_>) -> Transition {
-        match event {
-            PurchaseEvent::Authorise { lease, lines } => self.authorise(now, lease, lines),
-            PurchaseEvent::Authorised => match self.stage {
-                PurchaseStage::Authorising => {
-                    self.stage = PurchaseStage::Authorised;
-                    self.is_booked = true;
-                    Transition::succeed(&[PurchaseWrite::SaveRecord, PurchaseWrite::PostAuthorisation])
-                }
-                _ => self.current_response(),
-            },
-            PurchaseEvent::Declined(reason) => match self.stage {
-                PurchaseStage::Authorising => {
-                    self.fail(PurchaseStage::Voided, now, payment_declined(reason));
-                    Transition::new(&[PurchaseWrite::SaveRecord], self.current_response().next)
-                }
-                _ => self.current_response(),
-            },
-            PurchaseEvent::Complete { lease } => self.complete(lease),
-            PurchaseEvent::Captured => match self.stage {
-                PurchaseStage::Completed => {
-                    self.stage = PurchaseStage::Captured;
-                    self.captured_at = now;
-                    Transition::succeed(&[PurchaseWrite::PostSale, PurchaseWrite::DeleteRecord])
-                }
-                _ => self.current_response(),
-            },
-            PurchaseEvent::CaptureRefused(reason) => match self.stage {
-                PurchaseStage::Completed => {
-                    self.fail(PurchaseStage::Undone, now, payment_declined(reason));
-                    Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Void)
-                }
-                PurchaseStage::Undone => Transition::ask_bank(&[], BankRequest::Void),
-                _ => self.current_response(),
-            },
-            PurchaseEvent::Undo { lease, why } => self.undo(now, lease, why),
-            PurchaseEvent::Voided => match self.stage {
-                PurchaseStage::Undone => {
-                    self.stage = PurchaseStage::Voided;
-                    let booked = std::mem::take(&mut self.is_booked);
-                    Transition::succeed(if booked {
-                        &[PurchaseWrite::SaveRecord, PurchaseWrite::PostVoid]
-                    } else {
-                        &[PurchaseWrite::SaveRecord]
-                    })
-                }
-                PurchaseStage::Voided | PurchaseStage::Closed => Transition::succeed(&[]),
-                // The bank is not asked in any other stage.
-                _ => Transition::refuse(out_of_order("it was not undone")),
-            },
-            PurchaseEvent::Closed { lease } => match self.stage {
-                PurchaseStage::Closed => Transition::succeed(&[]),
-                _ if lease != self.lease => Transition::refuse(lease_lost()),
-                PurchaseStage::Voided => {
-                    self.stage = PurchaseStage::Closed;
-                    Transition::succeed(&[PurchaseWrite::DeleteRecord])
-                }
-                PurchaseStage::Undone => {
-                    Transition::refuse(Refusal::new(ErrorCode::Unavailable, "the bank has not let go of it yet"))
-                }
-                _ => Transition::refuse(out_of_order("it is not undone")),
-            },
+        match (event, self.stage) {
+            (PurchaseEvent::Authorise { lease, lines }, _) => self.authorise(now, lease, lines),
+            (PurchaseEvent::Authorised, PurchaseStage::Authorising) => {
+                self.stage = PurchaseStage::Authorised;
+                self.is_booked = true;
+                Transition::succeed(&[PurchaseWrite::SaveRecord, PurchaseWrite::PostAuthorisation])
+            }
+            (PurchaseEvent::Declined(reason), PurchaseStage::Authorising) => {
+                self.fail(PurchaseStage::Voided, now, payment_declined(reason));
+                Transition::new(&[PurchaseWrite::SaveRecord], self.current_response().next)
+            }
+            (PurchaseEvent::Complete { lease }, _) => self.complete(lease),
+            (PurchaseEvent::Captured, PurchaseStage::Completed) => {
+                self.stage = PurchaseStage::Captured;
+                self.captured_at = now;
+                Transition::succeed(&[PurchaseWrite::PostSale, PurchaseWrite::DeleteRecord])
+            }
+            (PurchaseEvent::CaptureRefused(reason), PurchaseStage::Completed) => {
+                self.fail(PurchaseStage::Undone, now, payment_declined(reason));
+                Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Void)
+            }
+            (PurchaseEvent::CaptureRefused(_), PurchaseStage::Undone) => Transition::ask_bank(&[], BankRequest::Void),
+            (
+                PurchaseEvent::Authorised
+                | PurchaseEvent::Declined(_)
+                | PurchaseEvent::Captured
+                | PurchaseEvent::CaptureRefused(_),
+                _,
+            ) => self.current_response(),
+            (PurchaseEvent::Undo { lease, why }, _) => self.undo(now, lease, why),
+            (PurchaseEvent::Voided, PurchaseStage::Undone) => {
+                self.stage = PurchaseStage::Voided;
+                let booked = std::mem::take(&mut self.is_booked);
+                let writes = [PurchaseWrite::SaveRecord, PurchaseWrite::PostVoid];
+                Transition::succeed(if booked { &writes } else { &writes[..1] })
+            }
+            (PurchaseEvent::Voided, PurchaseStage::Voided | PurchaseStage::Closed) => Transition::succeed(&[]),
+            // The bank is not asked in any other stage.
+            (PurchaseEvent::Voided, _) => Transition::refuse(out_of_order("it was not undone")),
+            (PurchaseEvent::Closed { .. }, PurchaseStage::Closed) => Transition::succeed(&[]),
+            (PurchaseEvent::Closed { lease }, _) if lease != self.lease => Transition::refuse(lease_lost()),
+            (PurchaseEvent::Closed { .. }, PurchaseStage::Voided) => {
+                self.stage = PurchaseStage::Closed;
+                Transition::succeed(&[PurchaseWrite::DeleteRecord])
+            }
+            (PurchaseEvent::Closed { .. }, PurchaseStage::Undone) => {
+                Transition::refuse(Refusal::new(ErrorCode::Unavailable, "the bank has not let go of it yet"))
+            }
+            (PurchaseEvent::Closed { .. }, _) => Transition::refuse(out_of_order("it is not undone")),
         }
     }
 

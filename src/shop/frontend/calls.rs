@@ -93,8 +93,8 @@ impl Frontend {
 
     /// Asks for the item's stock first, because a cart may not hold more; the cart's operation checks the session.
     fn add_to_cart(&self, sid: String, uses_saved_cart: bool, item_id: String, quantity: u32) -> ShopResult<String> {
-        let item: ShopResult<Item> = self.call_product(&ProductOp::GetItem { item_id: item_id.clone() });
-        let at_most = match item {
+        let item = self.call_product_raw(&ProductOp::GetItem { item_id: item_id.clone() });
+        let at_most = match item.and_then(|json| parse_response::<Item>(&json)) {
             Ok(item) => item.quantity,
             Err(refusal) => {
                 // Errors of the session take precedence over those of the item.

@@ -2,7 +2,7 @@
 
 use super::{
     Deal, DealPosting, DealState, DealStep, LedgerOperation, NEGOTIATIONS_MAX, NotificationBody, Offer, OfferStatus,
-    OutstandingNotification, Party, PaymentProgress,
+    Party, PaymentProgress,
 };
 use crate::model::Cents;
 use crate::trade::wire::{Amount, DealRequest, ErrorCode, Goods, RequestError};

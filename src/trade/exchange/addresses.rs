@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Exchange, RegisteredPeer, RegisteredPeerState};
 use crate::model::Millis;
 use crate::net::source::{self, SourceKey};
-use crate::trade::journal::{ExchangeChange, Journal, PeerRow};
+use crate::trade::journal::{AddressValidation, ExchangeChange, Journal, PeerRow};
 use crate::trade::wire::Response;
 
 /// The address of a peer that was active within this time is not given to another.
@@ -82,12 +82,8 @@ impl<J: Journal> Exchange<J> {
     ) {
         let row = &mut state.row;
         let was_sent_here = source == row.addr && source == row.first_source;
-        if state.is_leaving
-            || row.validation.is_validated
-            || row.validation.has_moved
-            || row.displaced
-            || !was_sent_here
-        {
+        let AddressValidation { is_validated, has_moved, .. } = row.validation;
+        if state.is_leaving || is_validated || has_moved || row.displaced || !was_sent_here {
             return;
         }
         (row.validation.is_validated, row.validation.was_validated) = (true, true);

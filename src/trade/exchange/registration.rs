@@ -8,7 +8,7 @@ use super::{
 };
 use crate::model::{Millis, Name, Token, text};
 use crate::net::source;
-use crate::trade::deal::{DealInput, DealState};
+use crate::trade::deal::DealInput;
 use crate::trade::journal::{AddressValidation, DepartureRow, ExchangeChange, Journal, LoginRow, PeerRow};
 use crate::trade::wire::{ErrorCode, PeerEndpoint, Request, RequestError, Response};
 use std::sync::atomic::Ordering;
@@ -323,7 +323,7 @@ impl<J: Journal> Exchange<J> {
             let mut state = tracked.state.lock();
             let party = state.deal.parties().find(|party| *state.deal.name_of(*party) == peer.name);
             let Some(party) = party.filter(|_| !state.is_removed) else { continue };
-            if matches!(state.deal.state(), DealState::Settling { .. }) && state.deal.is_settling_with(party) {
+            if state.deal.is_settling_with(party) {
                 effects.departing = Some(peer.registration_id);
                 continue;
             }

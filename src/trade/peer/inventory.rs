@@ -233,10 +233,10 @@ impl PeerCore {
             is_pending: true,
             changed_step: self.step,
         };
-        let (item, price) = (sale.item.clone(), sale.price);
-        effects.events.push(PeerEvent::Offered { rq, item_name: item_name.clone(), item, price });
         let description = Some(item.description.as_str()).filter(|text| !text.is_empty()).map(Arc::from);
         let goods = Goods { item: Some(item.name.as_str().into()), description };
+        let (item, price) = (sale.item.clone(), sale.price);
+        effects.events.push(PeerEvent::Offered { rq, item_name: item_name.clone(), item, price });
         effects.requests.push((rq, DealRequest::Offer { price: sale.price, goods }.about(item_name)));
         effects.changes.push(PeerChange::Sale(sale.clone()));
         self.sales.insert(rq, sale);

@@ -10,7 +10,7 @@ use crate::model::Millis;
 use crate::net::udp;
 use crate::storage::{CommitHandle, StoreError};
 use crate::trade::exchange::{ExchangeEffects, NotificationId, OutgoingNotification, RequestOrigin};
-use crate::trade::wire::{DATAGRAM_MAX, RequestError, Response, encode};
+use crate::trade::wire::{DATAGRAM_MAX, Response, encode};
 
 impl ServerInner {
     /// If the changes could not be stored, the exchange has been rebuilt.

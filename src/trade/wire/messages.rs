@@ -233,11 +233,9 @@ impl RawMessage {
     }
 
     fn rq_deal(&self) -> Result<Option<u64>, String> {
-        self.rq_deal.as_ref().filter(|value| !value.is_null()).map_or(Ok(None), |value| {
-            whole_number(value)
-                .map(Some)
-                .ok_or_else(|| "rq_deal: expected a whole number from 0 to 2^53 - 1".to_owned())
-        })
+        let rq = self.rq_deal.as_ref().filter(|value| !value.is_null()).map(whole_number);
+        let wrong = || "rq_deal: expected a whole number from 0 to 2^53 - 1".to_owned();
+        rq.map(|rq| rq.ok_or_else(wrong)).transpose()
     }
 }
 
