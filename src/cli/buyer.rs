@@ -144,7 +144,7 @@ pub fn run(args: BuyerArgs) -> anyhow::Result<ExitCode> {
     shop_client::run(args.common, args.command)
 }
 
-/// As given with `--wallet`.
+/// The path given with `--wallet`.
 static WALLET: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
 
 impl RoleCommands for BuyerCommand {

@@ -82,7 +82,7 @@ pub struct PeerArgs {
     json: bool,
 }
 
-/// Until the input ends, on `quit`, or until SIGINT or SIGTERM.
+/// Runs the peer until its input ends, on `quit`, or until SIGINT or SIGTERM.
 pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
     let Some(name) = args.name.clone().map_or_else(name_prompt::ask, |name| Ok(Some(name)))? else {
@@ -103,7 +103,7 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
         })?;
         // Every trading peer may have to pay.
         chosen.check_payment(" --plaintext")?;
-        // From here on as if the confirmed certificate had been given with `--server-cert`.
+        // From here on the confirmed certificate counts as if it had been given with `--server-cert`.
         args.server = chosen.addr.to_string();
         no_server_cert = chosen.cert_sha256.is_none();
         args.server_cert = chosen.cert_sha256;
@@ -131,7 +131,7 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
         move |event: &_| show::print_event(&screen, event)
     };
     let node = Arc::new(Node::open(settings, observer).map_err(explain_open_error)?);
-    // Even while the node waits for a server that does not respond.
+    // A signal closes the node even while it waits for a server that does not respond.
     let closer = {
         let (node, shutdown) = (Arc::clone(&node), shutdown.clone());
         threads::spawn("end", move || {

@@ -159,7 +159,6 @@ fn run_frontend(
     run(common, Path::new(DEFAULT_DATA_DIR), |config| ComponentProcess::frontend(config, own))
 }
 
-/// Until a signal ends the component.
 fn run(
     common: &ComponentArgs,
     data_dir: &Path,

@@ -55,10 +55,10 @@ pub struct ShopClientArgs {
 pub(super) trait RoleCommands: Subcommand + Send + Sync + 'static {
     /// `buyer` or `seller`.
     const ROLE: &'static str;
-    /// Its default address.
+    /// The server's address if none is given.
     const SERVER: &'static str;
 
-    /// If it is a command that both roles have.
+    /// The command, if it is one that both roles have.
     fn account(&self) -> Option<&AccountCommand>;
 
     /// A command of the role itself.
@@ -177,7 +177,7 @@ fn run_single_command<C: RoleCommands>(session: &ShopSession, command: C) -> Exi
     ExitCode::FAILURE
 }
 
-/// Of the given user, or of the user of the last login. A given user without a session is logged in.
+/// Resumes the session of the given user, or of the user of the last login. A given user without one is logged in.
 fn resume_session(session: &ShopSession, account: Option<&AccountCommand>) -> anyhow::Result<()> {
     let Some(session_store) = &session.session_store else { return Ok(()) };
     if matches!(account, Some(AccountCommand::CreateAccount { .. } | AccountCommand::Login { .. })) {
@@ -216,7 +216,7 @@ fn full_address(server: &str, default: &str) -> Result<String, String> {
     }
 }
 
-/// As chosen by `--server auto`: with TLS and the confirmed certificate, or without TLS if there is none.
+/// The server chosen by `--server auto`: with TLS and its confirmed certificate, or without TLS if it has none.
 fn discover_server<C: RoleCommands>(
     common: &ShopClientArgs,
 ) -> anyhow::Result<(ClientConfig, server_discovery::ChosenServer)> {

@@ -37,16 +37,16 @@ pub struct ShopConfig {
     pub customer: SocketAddr,
     pub sellers: Vec<SocketAddr>,
     pub buyers: Vec<SocketAddr>,
-    /// For a purchase.
+    /// How long stock is held for a purchase.
     pub hold_timeout: Duration,
-    /// Without a request.
+    /// A session ends after so long without a request.
     pub session_timeout: Duration,
     pub fee: FeeRate,
-    /// That components prove to each other; it is created if there is none.
+    /// Components prove to each other that they know this key; it is created if there is none.
     pub cluster_key: PathBuf,
 }
 
-/// Its four servers communicate over TCP even within one process.
+/// The four servers communicate over TCP even within one process.
 pub(super) struct ShopService {
     product: ProductService,
     customer: CustomerService,
@@ -105,7 +105,6 @@ impl ShopService {
         metrics.add_latencies("shop_commits", while_alive(self, commits));
     }
 
-    /// Of the frontends and of the databases' listeners.
     fn counters(&self) -> Vec<(String, u64)> {
         fn named(part: &str, list: impl IntoIterator<Item = (impl Display, u64)>) -> Vec<(String, u64)> {
             list.into_iter().map(|(name, count)| (format!("{part}_{name}"), count)).collect()
@@ -115,7 +114,6 @@ impl ShopService {
         frontends.chain(databases).flatten().collect()
     }
 
-    /// Of client requests, over all frontends.
     fn latencies(&self) -> LatencySnapshot {
         let all = self.frontends.iter().map(|(_, frontend)| frontend.latencies());
         all.fold(LatencySnapshot::default(), |sum, one| sum.merged_with(&one))
@@ -148,7 +146,6 @@ impl ShopService {
     }
 }
 
-/// For all shop listeners of a process.
 pub(super) fn shop_context(
     resources: &SharedResources,
     identity: Option<Arc<TlsIdentity>>,
@@ -164,11 +161,11 @@ pub(super) fn shop_context(
     Ok(ShopContext { executor, limiter, budget, identity, allows_remote_plaintext, key })
 }
 
-/// Its files, its listener and its part of the data dir.
+/// A database with its files, its listener and its part of the data dir.
 pub(super) struct DatabaseService<Db> {
     db: Arc<Db>,
     listener: ShopListener,
-    /// Once the listener has stopped.
+    /// It is called once the listener has stopped.
     close: Box<dyn Fn() + Send + Sync>,
     _lock: DataDirLock,
 }
@@ -181,7 +178,7 @@ impl<Db> DatabaseService<Db> {
         &self.db
     }
 
-    /// For links from frontends and for unauthenticated connections.
+    /// The address for links from frontends and for unauthenticated connections.
     pub(super) fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
@@ -198,7 +195,7 @@ impl<Db> DatabaseService<Db> {
 }
 
 impl ProductService {
-    /// Before anything in the data dir is examined or created.
+    /// Must be called before anything in the data dir is examined or created.
     pub(super) fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
         DataDirLock::acquire_component(data_dir, DataComponent::Product.lock_name())
     }

@@ -18,7 +18,7 @@ use calls::SessionCall::*;
 pub use calls::{ApiCall, PaymentDetails, ResponsePayload, SellerRef, ServerKind, SessionCall};
 use fields::{Dialect, Field, FieldReader, INT32_MAX, Names, SAFE_INTEGER_MAX, bad_request};
 
-/// Of a search in dialect 1 that names none.
+/// The limit of a search in dialect 1 that names none.
 const SEARCH_LIMIT_DEFAULT: u64 = 50;
 
 pub struct Api {
@@ -32,7 +32,6 @@ pub struct Api {
     is_idempotent: bool,
 }
 
-/// How a request is read.
 #[derive(Clone, Copy)]
 pub enum Request {
     /// It is about an account and needs no session.
@@ -220,7 +219,7 @@ impl Api {
         if name.is_empty() { None } else { APIS.iter().find(is_named) }
     }
 
-    /// Of a field that an error names as dialect 1 does.
+    /// The name in dialect 2 of a field that an error names as dialect 1 does.
     pub fn name_in_dialect2(&self, field: &str) -> Option<&'static str> {
         self.all_names().find(|names| names.0 == field && !names.1.is_empty()).map(|names| names.1)
     }
@@ -231,12 +230,12 @@ impl Api {
     }
 }
 
-/// By the name in dialect 1.
+/// Whether a call of this name in dialect 1 can be sent again without further effect.
 pub fn is_idempotent(name: &str) -> bool {
     APIS.iter().find(|api| api.names.0 == name).is_none_or(|api| api.is_idempotent)
 }
 
-/// If any API reads it in any dialect.
+/// The field of this name, if any API reads it in any dialect.
 pub fn known_field(name: &str) -> Option<&'static str> {
     static KNOWN: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
         let names = APIS.iter().flat_map(Api::all_names).flat_map(|names| [names.0, names.1]);

@@ -19,9 +19,9 @@ use crate::net::frames::{Framing, MessageReader};
 use crate::net::lines::{LineError, LineLimits};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a response to begin. A purchase may have to wait for another of the same buyer.
+/// A response must have begun by then. A purchase may have to wait for another of the same buyer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(75);
-/// For a response that has begun to arrive.
+/// A response that has begun must have arrived by then.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The characters shown of a response in an unknown format.
 const FOREIGN_TEXT_MAX: usize = 200;
@@ -48,9 +48,9 @@ impl ClientConfig {
 /// Which certificates of the server are accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateTrust {
-    /// By its fingerprint (64 hex digits).
+    /// The one with this fingerprint (64 hex digits).
     Pinned(String),
-    /// For a user who is asked to confirm the [`fingerprint`](Client::fingerprint) before the first call.
+    /// Any: the user is asked to confirm the [`fingerprint`](Client::fingerprint) before the first call.
     Any,
 }
 
@@ -72,7 +72,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// If the server refused the call.
+    /// The error code, if the server refused the call.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             ClientError::Refused(refusal) => Some(refusal.code),
@@ -115,7 +115,7 @@ struct ResponseMessage {
     error: Option<Refusal>,
 }
 
-/// Whether a request without a response may have reached the server matters for a retry.
+/// For a retry it matters whether a request without a response may have reached the server.
 enum ExchangeError {
     BeforeSend(ClientError),
     AfterSend(String),
@@ -146,7 +146,7 @@ impl Client {
         self.session_id = session_id;
     }
 
-    /// Of the server's certificate, once the client has connected with TLS.
+    /// The fingerprint of the server's certificate, once the client has connected with TLS.
     pub fn fingerprint(&self) -> Option<&str> {
         self.fingerprint.as_deref()
     }
@@ -263,7 +263,7 @@ impl OpenConnection {
         }
     }
 
-    /// For instance because it was idle.
+    /// The server closes a connection that is idle, for instance.
     fn is_closed_by_server(&self) -> bool {
         let stream = self.writer.stream();
         if stream.set_nonblocking(true).is_err() {
@@ -300,8 +300,8 @@ fn connect(config: &ClientConfig) -> Result<(OpenConnection, Option<String>), Co
     Ok((OpenConnection { writer, incoming: ResponseReader::UnknownFraming(Some(reader)) }, fingerprint))
 }
 
-/// In a response of another implementation: of an object with a string as its error, as in the project documents, or of
-/// one that is not JSON.
+/// The error text in a response of another implementation: of an object with a string as its error, as in the project
+/// documents, or of one that is not JSON.
 fn foreign_error_text(response: &[u8]) -> Option<String> {
     let text = match serde_json::from_slice::<Value>(response) {
         Ok(object) => {

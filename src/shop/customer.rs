@@ -50,15 +50,14 @@ const ID_RANGE_SIZE: u64 = 1 << 32;
 const _: () = assert!(ID_RANGE_SIZE * (ID_RANGE_MAX + 1) <= EXACT_MAX);
 /// The longest pause of the checks for expired sessions, and of the retries of requests to the bank.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Of the times of the sessions' last uses.
+/// How often the times of the sessions' last uses are written.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone)]
 pub struct CustomerDbConfig {
-    /// Without a request.
+    /// A session expires after this time without a request.
     pub session_timeout: Duration,
     pub password_cost: HashCost,
-    /// On a sale.
     pub fee: FeeRate,
     pub clock: Clock,
     /// 0 unless user ids may have been assigned that this file does not know, because it is from a backup or a loss was
@@ -67,7 +66,7 @@ pub struct CustomerDbConfig {
 }
 
 impl Default for CustomerDbConfig {
-    /// As in `docs/spec/shop.md`, with a clock that starts now.
+    /// The defaults of `docs/spec/shop.md`, with a clock that starts now.
     fn default() -> CustomerDbConfig {
         CustomerDbConfig {
             session_timeout: Duration::from_secs(300),
@@ -157,7 +156,7 @@ impl CustomerDb {
         &self.inner.store
     }
 
-    /// Open sessions, and buyers in memory.
+    /// The numbers of open sessions, and of buyers in memory.
     pub fn session_and_buyer_counts(&self) -> (usize, usize) {
         self.inner.memory.current().lock().sessions.sizes()
     }
@@ -196,7 +195,7 @@ fn load_memory(store: Arc<Store>, config: &CustomerDbConfig) -> Result<Durable<C
 }
 
 impl CustomerDbInner {
-    /// Of a user whose password was right.
+    /// The user's password was right.
     fn open_session(&self, role: Role, account: Account) -> ShopResult<NewSession> {
         let logged_in = NewSession { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
         let (key, user_id) = (SessionKey::of(&logged_in.sid), account.user_id);

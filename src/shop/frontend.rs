@@ -40,17 +40,17 @@ pub const LINKS_MAX: usize = 512;
 const LINKS_SHARE: usize = 8;
 /// Requests that wait for a link.
 const WAITING_REQUESTS_MAX: usize = 4096;
-/// For a database's response to begin.
+/// A database's response must have begun by then.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the database may wait: for another purchase of the buyer, or for a password's turn to be hashed.
 const LONG_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// For each step of a purchase before it is retried: longer than the database itself waits for the bank.
+/// Each step of a purchase is retried after this: longer than the database itself waits for the bank.
 const PURCHASE_STEP_TIMEOUT: Duration = Duration::from_secs(4);
-/// Of the leases of the purchases that a frontend drives.
+/// How often the leases of the purchases that a frontend drives are renewed.
 const RENEW_INTERVAL: Duration = Duration::from_millis(RENEW_MS);
 /// How often a buyers' frontend looks for orphaned purchases.
 const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(500);
-/// While the customer database is unreachable.
+/// The same while the customer database is unreachable.
 const TAKE_OVER_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Between two attempts to reach a database that was unreachable at the start.
@@ -70,7 +70,7 @@ pub struct FrontendConfig {
 /// Where the databases run, which decides whether links to them use TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatabaseLocation {
-    /// At the addresses of `--product` and `--customer`: with TLS unless on loopback.
+    /// They run at the addresses of `--product` and `--customer`: with TLS unless on loopback.
     Remote,
     /// The traffic does not leave the host: with TLS only if the databases have a certificate.
     SameProcess { has_tls: bool },
@@ -88,17 +88,17 @@ struct Frontend {
     product: LinkPool,
     clock: Clock,
     counters: FrontendCounters,
-    /// By purchase, of those that are driven here.
+    /// The leases of the purchases that are driven here.
     driven_leases: Mutex<HashMap<String, u64>>,
     lifecycle: Mutex<Lifecycle>,
-    /// That is, `lifecycle`.
+    /// Notified when `lifecycle` changes.
     lifecycle_changed: Condvar,
 }
 
 #[derive(Default)]
 struct Lifecycle {
     is_stopping: bool,
-    /// In the background: one probes the databases, one takes over orphaned purchases, one renews leases.
+    /// Running background threads: one probes the databases, one takes over orphaned purchases, one renews leases.
     threads: u32,
 }
 
@@ -169,7 +169,7 @@ impl FrontendServer {
         self.listeners.iter().map(ShopListener::local_addr).collect()
     }
 
-    /// Of the frontend, its pools and its listeners, with their metric names.
+    /// The counters of the frontend, its pools and its listeners, with their metric names.
     pub fn counters(&self) -> Vec<(String, u64)> {
         let named = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}{name}"), count)).collect::<Vec<_>>()
@@ -189,7 +189,7 @@ impl FrontendServer {
         all
     }
 
-    /// Of clients' messages, on all listeners.
+    /// The response times of clients' messages, on all listeners.
     pub fn latencies(&self) -> LatencySnapshot {
         self.listeners.iter().fold(LatencySnapshot::default(), |sum, listener| sum.merged_with(&listener.latencies()))
     }
@@ -281,7 +281,7 @@ impl Frontend {
         Ok((account?, product?))
     }
 
-    /// Until the driver has finished.
+    /// Carries a purchase's operations out until the driver has finished.
     fn drive(&self, (mut driver, mut step): (Driver, DriverStep)) -> ShopResult<super::ops::CompletedPurchase> {
         let _driven = LeaseRegistration::new(&self.driven_leases, &driver);
         loop {
@@ -302,7 +302,7 @@ impl Frontend {
         }
     }
 
-    /// Until both have been reachable once, so that the log tells an operator which one is not, and when it becomes so.
+    /// Asks until both have been reachable once, so that the log tells which one is not, and when it becomes so.
     fn probe_databases(&self) {
         let (mut missing, mut pause) = (vec![&self.customer, &self.product], Duration::ZERO);
         let mut backoff = Backoff::new(TAKE_OVER_RETRY_INTERVAL, PROBE_INTERVAL_MAX);
@@ -333,7 +333,7 @@ impl Frontend {
         }
     }
 
-    /// Also while a stopping frontend finishes what it drives.
+    /// It goes on while a stopping frontend finishes what it drives.
     fn renew_leases(&self) {
         while !self.stops_within(RENEW_INTERVAL) || !self.driven_leases.lock().is_empty() {
             if self.lifecycle.lock().is_stopping {

@@ -23,7 +23,7 @@ pub const UNITS_MAX: u32 = i32::MAX as u32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InventoryItem {
     pub quantity: u64,
-    /// Of one unit, at present.
+    /// The present price of one unit.
     pub price: Cents,
     pub seller_id: u64,
     pub seller: String,
@@ -49,7 +49,7 @@ pub struct HoldRecord {
     pub state: HoldState,
     /// Empty once released.
     pub lines: Vec<PricedLine>,
-    /// While held, when the hold expires; in any other state, when it was entered.
+    /// While held, the time at which the hold expires; in any other state, the time at which it was entered.
     pub at: Millis,
 }
 
@@ -140,7 +140,7 @@ impl HoldRecord {
         Ok(self.state)
     }
 
-    /// Whether the hold was due.
+    /// Releases a hold that has expired. Returns whether it did.
     pub fn expire<S: Inventory>(&mut self, inventory: &mut S, now: Millis) -> Result<bool, S::Error> {
         let is_due = self.state_at(now) != self.state;
         if is_due {

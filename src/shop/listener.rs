@@ -35,7 +35,7 @@ pub use link_messages::Database;
 use link_messages::execute_operation;
 pub(super) use link_messages::{decode_response, parse_response, request_id};
 
-/// By which links know the databases.
+/// The names by which links know the databases.
 pub const CUSTOMER_DB: &str = "customer-db";
 pub const PRODUCT_DB: &str = "product-db";
 
@@ -44,16 +44,16 @@ pub const PRODUCT_DB: &str = "product-db";
 pub struct ShopContext {
     /// Serves connections.
     pub executor: Arc<Executor>,
-    /// Of all listeners of the process. A database's has a guaranteed share, of which unauthenticated clients get a
-    /// part only, so that no number of clients can keep the frontends' links out.
+    /// Limits the connections of all listeners of the process. A database's has a guaranteed share, of which
+    /// unauthenticated clients get a part only, so that no number of clients can keep the frontends' links out.
     pub limiter: Arc<ConnectionLimiter>,
-    /// For what was received and not yet handled, on all listeners of the process.
+    /// Limits what was received and not yet handled, on all listeners of the process.
     pub budget: Arc<ReceiveBudget>,
     /// For connections that begin with TLS; without it they are closed.
     pub identity: Option<Arc<TlsIdentity>>,
     /// Clients on other hosts may connect without TLS.
     pub allows_remote_plaintext: bool,
-    /// By which components authenticate each other.
+    /// The secret by which components authenticate each other.
     pub key: ClusterKey,
 }
 
@@ -70,7 +70,8 @@ pub trait ClientHandler: Send + Sync + 'static {
     fn server_kind(&self) -> ServerKind;
     /// In dialect 2 the cart is the buyer's saved one rather than the session's.
     fn call(&self, source: IpAddr, is_dialect2: bool, call: ApiCall) -> ShopResult<ResponsePayload>;
-    /// For a call whose fields are invalid. This counts as a use of the session, and its errors take precedence.
+    /// Checks the session of a call whose fields are invalid. This counts as a use of it, and its errors take
+    /// precedence.
     fn check_session(&self, sid: String) -> ShopResult<()>;
 }
 
@@ -93,11 +94,11 @@ counters! {
         links,
         /// They did not prove to know the cluster key.
         links_refused,
-        /// Over links.
+        /// Operations that arrived over links.
         operations,
-        /// Or closed for what they sent.
+        /// Connections that failed, or were closed for what they sent.
         connections_failed,
-        /// Of a database, because there were too many.
+        /// Unauthenticated clients of a database, of whom there were too many.
         unauthenticated_refused = "strangers_refused",
     }
 }
@@ -111,14 +112,14 @@ pub struct ShopListener {
 
 type OperationFn = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
 
-/// To serve links.
+/// What a database's listener needs to serve links.
 struct DatabaseLinks {
     name: &'static str,
     execute_operation: OperationFn,
     unauthenticated_limiter: Arc<UnauthenticatedLimiter>,
 }
 
-/// By source, of those that have sent a request to a database.
+/// The number of unauthenticated clients that have sent a request to a database, by source.
 #[derive(Default)]
 struct UnauthenticatedLimiter(Mutex<HashMap<SourceKey, usize>>);
 
@@ -138,7 +139,7 @@ struct ShopMessageService {
 
 #[derive(Default)]
 struct ClientConnectionState {
-    /// From the first request of an unauthenticated client of a database.
+    /// Held from the first request of an unauthenticated client of a database.
     permit: Option<UnauthenticatedPermit>,
 }
 
@@ -245,12 +246,12 @@ impl ShopListener {
         self.listener.local_addr()
     }
 
-    /// Of this listener and of the [`Listener`] beneath it, with their metric names.
+    /// The counters of this listener and of the [`Listener`] beneath it, with their metric names.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         [self.counters.list(), self.listener.counters()].concat()
     }
 
-    /// Of clients' messages.
+    /// The response times of clients' messages.
     pub fn latencies(&self) -> LatencySnapshot {
         self.latencies.snapshot()
     }
@@ -322,7 +323,7 @@ impl MessageService for ShopMessageService {
         }
         let began_at = Instant::now();
         let response = self.respond(connection.source().ip(), &message);
-        // Before the write, which may block.
+        // The memory is freed before the write, which may block.
         drop(message);
         connection.write(&response)?;
         self.latencies.record(began_at.elapsed());

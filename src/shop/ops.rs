@@ -21,7 +21,6 @@ pub enum Role {
 }
 
 impl Role {
-    /// As a role is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
             Role::Buyer => "buyer",
@@ -44,7 +43,7 @@ impl Role {
     }
 }
 
-/// As clients see it (`docs/spec/shop.md`, "Codes").
+/// The codes that clients see (`docs/spec/shop.md`, "Codes").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
@@ -57,7 +56,7 @@ pub enum ErrorCode {
     SessionExpired,
     /// User name or password is wrong.
     BadCredentials,
-    /// In the same role.
+    /// Another account of the role has this user name.
     UsernameTaken,
     /// No such item, user or purchase.
     NotFound,
@@ -97,7 +96,7 @@ impl Refusal {
 
 pub type ShopResult<T> = Result<T, Refusal>;
 
-/// As clients see it in dialect 1. Dialect 2 is derived from it, and alone needs `seller`.
+/// An item as clients see it in dialect 1. Dialect 2 is derived from it, and alone needs `seller`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Item {
     /// `<category>-<number>`. Numbers increase, so the older of two items has the smaller one.
@@ -109,7 +108,7 @@ pub struct Item {
     /// At most five, of at most eight characters each.
     pub keywords: Vec<String>,
     pub condition_is_new: bool,
-    /// Of one unit.
+    /// The price of one unit.
     pub price: Cents,
     /// What can be bought now, without what is held for a purchase.
     pub quantity: u32,
@@ -137,7 +136,7 @@ pub struct LineItem {
 pub struct PricedLine {
     pub item_id: String,
     pub quantity: u32,
-    /// Of one unit, when it was held.
+    /// The price of one unit when it was held.
     pub price: Cents,
     pub seller_id: u64,
     /// The user name, which names the account in the ledger.
@@ -147,7 +146,7 @@ pub struct PricedLine {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ItemPage {
     pub items: Vec<Item>,
-    /// On all pages, exact up to 10,000.
+    /// The number on all pages, exact up to 10,000.
     pub total: u64,
     /// There are more than `total`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -159,7 +158,7 @@ pub struct RegisteredItem {
     pub item_id: String,
 }
 
-/// In stock, or in a cart.
+/// The units that are left in stock, or in a cart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemainingQuantity {
     pub quantity: u32,
@@ -167,12 +166,12 @@ pub struct RemainingQuantity {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SellerRating {
-    /// On the seller's items and on the seller.
+    /// The votes on the seller's items and on the seller.
     pub feedback: Feedback,
     pub items_sold: u64,
 }
 
-/// Of the units of a purchase.
+/// The state of what is held for a purchase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HoldState {
@@ -186,7 +185,7 @@ pub enum HoldState {
     Released,
 }
 
-/// On the way to the bank. Never stored, and `Debug` does not show them.
+/// Card details on their way to the bank. They are never stored, and `Debug` does not show them.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct CardDetails {
     /// 12 to 19 digits.
@@ -202,7 +201,7 @@ pub struct Account {
     pub user_id: u64,
     /// Unique within the role.
     pub username: String,
-    /// Shown; the user name if none was chosen.
+    /// The name that is shown; the user name if none was chosen.
     pub name: String,
 }
 
@@ -216,12 +215,12 @@ pub struct NewSession {
 /// What VALIDATE returns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionInfo {
-    /// By name.
+    /// The user name.
     pub user: String,
     pub role: Role,
 }
 
-/// Of an attempt to purchase.
+/// The result of an attempt to purchase.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "begun", rename_all = "snake_case")]
 pub enum BeginResponse {
@@ -231,11 +230,11 @@ pub enum BeginResponse {
     Done { purchased: CompletedPurchase },
 }
 
-/// As its buyer is told of it.
+/// A completed purchase as its buyer is told of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompletedPurchase {
     pub purchase_id: String,
-    /// Of all lines, which may exceed the maximum of a price.
+    /// The sum of all lines, which may exceed the maximum of a price.
     #[serde(with = "unbounded_cents")]
     pub total: Cents,
     pub items: Vec<PricedLine>,
@@ -247,7 +246,7 @@ pub struct OrphanedPurchase {
     pub purchase_id: String,
     /// The new driver's.
     pub lease: u64,
-    /// Until it must be renewed.
+    /// How long the lease lasts unless renewed.
     pub lease_ms: u64,
     /// Only its units remain to be released.
     pub is_undone: bool,
@@ -260,19 +259,19 @@ pub struct PurchaseHistoryEntry {
     pub purchase_id: String,
     pub item_id: String,
     pub quantity: u32,
-    /// Of one unit.
+    /// The price of one unit.
     pub price: Cents,
     pub purchased_at: Millis,
     pub shipped_at: Option<Millis>,
 }
 
-/// As the seller sees a line: what to ship, and to whom.
+/// A line as its seller sees it: what to ship, and to whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SellerOrder {
     pub purchase_id: String,
     pub item_id: String,
     pub quantity: u32,
-    /// Of one unit.
+    /// The price of one unit.
     pub price: Cents,
     /// The line's price less the fee.
     #[serde(with = "unbounded_cents")]

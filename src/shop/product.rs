@@ -31,11 +31,10 @@ pub use item_facts::NewItem;
 pub use operations::ProductOp;
 pub use store::MIGRATIONS;
 
-/// In the data directory.
 pub const FILE_NAME: &str = "product.db";
-/// Of responses, for retries.
+/// How long responses are remembered for retries.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
-/// Of released purchases, so that a hold that arrives late is refused.
+/// How long a released purchase is remembered, so that a hold that arrives late is refused.
 const TOMBSTONE_RETENTION: Duration = Duration::from_secs(30 * 86_400);
 /// Short, because a hold made meanwhile may be the next to expire.
 const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
@@ -51,7 +50,7 @@ const _: () = assert!(ID_RANGE_SIZE * (ID_RANGE_MAX + 1) <= EXACT_MAX);
 
 #[derive(Debug, Clone, Copy)]
 pub struct ProductDbSettings {
-    /// Whatever a purchase asks for.
+    /// No hold lasts longer, whatever the purchase asks for.
     pub hold_timeout: Duration,
     /// 0 unless item numbers may have been assigned that this file does not know, because it is from a backup or a loss
     /// was accepted.
@@ -111,7 +110,6 @@ impl ProductDb {
         op.run(&self.inner.store, now, self.settings.hold_timeout)
     }
 
-    /// Those with stock.
     pub fn items_on_sale(&self) -> Result<u64, StoreError> {
         self.inner.store.read(|reader| store::stock_count(reader, None))
     }
@@ -150,7 +148,7 @@ impl std::fmt::Debug for ProductDb {
 }
 
 impl ProductDbInner {
-    /// As it is stored, in batches, so that other changes get their turn.
+    /// It is applied in batches, so that other changes get their turn.
     fn apply_seller_visibility(&self, seller_id: u64) -> Result<(), StoreError> {
         while self.store.write(move |tx| store::hide_items_batch(tx, seller_id, HIDE_BATCH))? {}
         Ok(())

@@ -28,11 +28,11 @@ pub mod driver;
 #[cfg(test)]
 mod tests;
 
-/// Without a sign of life of its driver, another may take over a purchase.
+/// After so long without a sign of life of its driver, another may take over a purchase.
 pub const LEASE_MS: u64 = 2_500;
-/// Once the purchase is undone: what remains is idempotent and may be done by any driver.
+/// The same once the purchase is undone: what remains is idempotent and may be done by any driver.
 pub const UNDONE_LEASE_MS: u64 = 1_000;
-/// Of what a frontend drives. A few lost renewals do no harm.
+/// How often a frontend renews the leases of what it drives. A few lost renewals do no harm.
 pub const RENEW_MS: u64 = 500;
 /// What 64 bits can hold: 92233720368547758.07.
 pub const TOTAL_MAX: Cents = Cents(i64::MAX);
@@ -60,23 +60,23 @@ pub enum PurchaseStage {
     Closed,
 }
 
-/// As the record and the ledger identify a buyer.
+/// A buyer, as the record and the ledger identify one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuyerIdentity {
     pub user_id: u64,
     /// It names the card's account in the ledger.
     pub username: Name,
-    /// Shown.
+    /// The name that is shown.
     pub name: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CartSnapshot {
     pub session: SessionKey,
-    /// As in dialect 2: the buyer's saved cart, loaded into the session's.
+    /// It is the buyer's saved cart, loaded into the session's, as in dialect 2.
     #[serde(rename = "users")]
     pub uses_saved_cart: bool,
-    /// By item id.
+    /// The lines, ordered by item id.
     pub lines: Vec<LineItem>,
 }
 
@@ -86,7 +86,7 @@ pub struct PurchaseAttempt {
     /// A retry of the same message gets the same response.
     pub request: String,
     pub cart: CartSnapshot,
-    /// For idempotency, chosen by the buyer.
+    /// The idempotency key that the buyer chose.
     pub key: Option<String>,
     pub address: Option<String>,
 }
@@ -155,13 +155,13 @@ fn idempotency_key_reused() -> Refusal {
     Refusal::wrong("idempotency_key", "it was used for another purchase (other cart or other address)")
 }
 
-/// Stored as JSON.
+/// The record, which is stored as JSON.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Purchase {
     /// 128 random bits in hex; also the key at the bank, in the ledger and for the hold.
     pub id: String,
     pub buyer: BuyerIdentity,
-    /// As in [`PurchaseAttempt`], like `cart` and `key`.
+    /// Like `cart` and `key`, it is that of the [`PurchaseAttempt`].
     pub request: String,
     pub cart: CartSnapshot,
     pub key: Option<String>,
@@ -179,22 +179,22 @@ pub struct Purchase {
     why: Option<Refusal>,
 }
 
-/// Those with a lease come from a driver, the others from the bank.
+/// Events with a lease come from a driver, the others from the bank.
 #[derive(Debug)]
 pub enum PurchaseEvent<'a> {
     // The units are held at these prices.
     Authorise { lease: u64, lines: Vec<PricedLine> },
     Authorised,
-    // For good under this purchase's key.
+    // The bank declines for good under this purchase's key.
     Declined(&'a str),
     // The units are sold.
     Complete { lease: u64 },
     Captured,
-    // Definitely.
+    // The bank refuses definitely.
     CaptureRefused(&'a str),
     // The buyer is told why.
     Undo { lease: u64, why: Refusal },
-    // Or the bank never held the total.
+    // The bank has voided, or never held the total.
     Voided,
     // The units of an undone purchase are back in stock.
     Closed { lease: u64 },
@@ -211,11 +211,11 @@ pub struct Transition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PurchaseWrite {
     SaveRecord,
-    /// Of a finished purchase.
+    /// Deletes the record of a finished purchase.
     DeleteRecord,
-    /// In the ledger, from card to escrow.
+    /// Posts the total from card to escrow in the ledger.
     PostAuthorisation,
-    /// In the ledger, from escrow back to the card.
+    /// Posts the total from escrow back to the card in the ledger.
     PostVoid,
     /// Writes the history, posts the total from escrow to the sellers and the house, and removes what was bought from
     /// the carts.
@@ -230,7 +230,7 @@ pub enum NextAction {
     Respond(ShopResult<()>),
 }
 
-/// Under the purchase's id as its key.
+/// Its key is the purchase's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BankRequest {
     Authorise(Cents),
@@ -376,8 +376,8 @@ impl Purchase {
         }
     }
 
-    /// If the present driver's lease has expired. The new one must be on disk before its driver is told, or it might be
-    /// given out twice.
+    /// Gives the purchase to another driver if the present one's lease has expired. The new one must be on disk before
+    /// its driver is told, or it might be given out twice.
     pub fn take_over(&mut self, now: Millis) -> Option<OrphanedPurchase> {
         if !self.is_orphan(now) {
             return None;
@@ -393,7 +393,7 @@ impl Purchase {
         })
     }
 
-    /// Even if the lease has expired, as long as no other driver has taken over. Not written to disk: see
+    /// Extends the lease, even if it has expired, as long as no other driver has taken over. Not written to disk: see
     /// [`resume`](Purchase::resume).
     pub fn renew(&mut self, now: Millis, lease: u64) {
         if lease == self.lease {
@@ -420,7 +420,7 @@ impl Purchase {
         self.leased_until = Millis(0);
     }
 
-    /// To be repeated after a restart, or because the bank did not respond.
+    /// The request that must be repeated after a restart, or because the bank did not respond.
     pub fn pending_bank_request(&self) -> Option<BankRequest> {
         match self.stage {
             PurchaseStage::Completed => Some(BankRequest::Capture),
@@ -441,7 +441,7 @@ impl Purchase {
         self.leased_until
     }
 
-    /// Its buyer's next purchase may begin.
+    /// Then the buyer's next purchase may begin.
     pub fn is_terminal(&self) -> bool {
         matches!(self.stage, PurchaseStage::Captured | PurchaseStage::Closed)
     }
@@ -457,7 +457,7 @@ impl Purchase {
         if self.is_booked && self.stage != PurchaseStage::Captured { self.total() } else { Cents(0) }
     }
 
-    /// For the buyer, once it is captured or undone.
+    /// The result for the buyer, once the purchase is captured or undone.
     pub fn outcome(&self) -> ShopResult<CompletedPurchase> {
         match (self.stage, &self.why) {
             (PurchaseStage::Captured, _) => {
@@ -481,7 +481,7 @@ impl Purchase {
         self.leased_until = self.leased_until.min(now.plus_ms(UNDONE_LEASE_MS));
     }
 
-    /// To an event that changes nothing, because it is late or repeated.
+    /// The response to an event that changes nothing, because it is late or repeated.
     fn current_response(&self) -> Transition {
         match (self.stage, &self.why) {
             (PurchaseStage::Authorised | PurchaseStage::Completed | PurchaseStage::Captured, _) => {

@@ -20,7 +20,7 @@ mod bounded;
 #[cfg(test)]
 mod tests;
 
-/// In bytes, of a request.
+/// The bytes of a request.
 pub const MESSAGE_MAX: usize = 1 << 20;
 
 /// The call, the form of its response and its api, which has the shape of the answer.
@@ -36,7 +36,7 @@ pub struct ParsedRequest {
 pub struct InvalidRequest {
     pub envelope: ResponseEnvelope,
     pub refusal: Refusal,
-    /// If known. Errors of the session take precedence over this refusal.
+    /// The session id, if known. Errors of the session take precedence over this refusal.
     pub sid: Option<String>,
 }
 
@@ -61,7 +61,7 @@ pub enum ResponseEnvelope {
 }
 
 impl ResponseEnvelope {
-    /// For what is not a request: dialect 2, of no api.
+    /// The envelope for what is not a request: dialect 2, of no api.
     pub const UNPARSED: ResponseEnvelope = ResponseEnvelope::Dialect2(None);
 
     /// Then the cart is the buyer's saved one.

@@ -167,7 +167,7 @@ pub trait ClientHandler: Send + Sync + 'static {
 /// The counters of a client.
 #[derive(Debug, Default)]
 pub struct ClientCounters {
-    /// Including repeats.
+    /// They include repeats.
     pub sent: Counter,
     pub repeated: Counter,
     pub received: Counter,
@@ -217,7 +217,7 @@ struct ClientInner {
     changed: Condvar,
     is_closed: AtomicBool,
     is_silent: AtomicBool,
-    /// As the server's host last reported.
+    /// Whether the server's host last reported the port as closed.
     is_port_closed: AtomicBool,
     unauthenticated: Arc<UnauthenticatedConnections>,
     counters: ClientCounters,

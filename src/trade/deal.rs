@@ -49,9 +49,9 @@ pub struct Deal {
     /// Unique for the lifetime of the data directory.
     pub id: u64,
     pub buyer: Name,
-    /// As the buyer knows the deal.
+    /// The number by which the buyer knows the deal.
     pub rq: u64,
-    /// Of the first seller's side; the other sellers have the following ones.
+    /// The number of the first seller's side; the other sellers have the following ones.
     pub first_rq: u64,
     pub item_name: Arc<str>,
     pub description: Arc<str>,

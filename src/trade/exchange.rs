@@ -36,21 +36,19 @@ mod tests;
 
 pub use deals::{SettlementOrder, SettlementParty};
 
-/// Open searches of one peer.
+/// The open searches of one peer.
 pub const SEARCHES_MAX: usize = 64;
-/// Registered peers.
 pub const PEERS_MAX: usize = 100_000;
-/// Names registered from one address. Loopback may have half of all names instead.
+/// The names registered from one address. Loopback may have half of all names instead.
 pub const NAMES_PER_ADDRESS_MAX: usize = 1_000;
 /// Peers that one search is sent to.
 pub const RECIPIENTS_MAX: usize = 1_000;
-/// Open deals in which a peer is asked as a seller.
+/// The open deals in which a peer is asked as a seller.
 pub const RECEIVED_SEARCHES_MAX: usize = 4_096;
-/// Ended deals of a peer that are kept, so that repeated requests get the same response.
+/// How many ended deals of a peer are kept, so that repeated requests get the same response.
 pub const ENDED_MAX: usize = 256;
-/// Concurrent settlements.
 pub const SETTLEMENTS_MAX: usize = 256;
-/// Concurrent settlements with one address other than loopback.
+/// The concurrent settlements with one address other than loopback.
 pub const SETTLEMENTS_PER_ADDRESS_MAX: usize = 8;
 /// How long an ended deal is kept, for the same reason.
 pub const ANSWER_RETENTION: Duration = Duration::from_secs(600);
@@ -100,16 +98,16 @@ pub enum Transport {
 pub struct ExchangeEffects<R> {
     pub commit: R,
     pub response: Option<Response>,
-    /// To be repeated until they are acknowledged.
+    /// They are repeated until they are acknowledged.
     pub notifications: Vec<NotificationId>,
     /// When the next ticks of deals are due.
     pub deadlines: Vec<(Millis, u64)>,
     pub settlement: Option<u64>,
-    /// To be sent once.
+    /// They are sent once.
     pub notify_once: Vec<OutgoingNotification>,
     /// A registration that ends once its settlements are over: see [`Exchange::resume_departure`].
     pub departing: Option<u64>,
-    /// That a peer has released to stay within [`ENDED_MAX`].
+    /// Deals that a peer has released to stay within [`ENDED_MAX`].
     released_deals: Vec<u64>,
 }
 
@@ -151,12 +149,12 @@ pub struct OutgoingNotification {
     pub notification: Notification,
 }
 
-/// To be resumed after a start.
+/// The work that is resumed after a start.
 #[derive(Debug, Default)]
 pub struct ResumedWork {
     pub notifications: Vec<NotificationId>,
     pub deadlines: Vec<(Millis, u64)>,
-    /// Interrupted, and how far their payments had progressed.
+    /// Interrupted settlements, and how far their payments had progressed.
     pub settlements: Vec<(u64, PaymentProgress)>,
 }
 
@@ -174,11 +172,11 @@ pub struct Exchange<J: Journal> {
     /// The commit of the newest registration or departure, on which "no such peer" depends.
     directory_commit: Mutex<J::Commit>,
     deals: RwLock<HashMap<u64, Arc<TrackedDeal<J>>>>,
-    /// Those that have not ended. Held briefly, below all other locks.
+    /// The deals that have not ended. The lock is held briefly, below all others.
     open_deals: Mutex<BTreeSet<u64>>,
     changed_deals: open_deals::ChangedDeals,
-    /// For as long as the deal is kept, even if the notification is no longer repeated: an ACK that arrives after the
-    /// response still validates the address.
+    /// The recipients of notifications, for as long as the deal is kept, even if the notification is no longer
+    /// repeated: an ACK that arrives after the response still validates the address.
     parties_by_mid: Mutex<HashMap<u64, (u64, Party)>>,
     departures: Mutex<BTreeMap<(Name, u64), DepartureRow>>,
     ended_deals: Mutex<VecDeque<(Millis, u64)>>,
@@ -194,13 +192,14 @@ struct TrackedDeal<J: Journal> {
 
 struct TrackedDealState<J: Journal> {
     deal: Deal,
-    /// Of all its notifications, removed together with it. A seller gets a few, the buyer at most one for each seller.
+    /// The numbers of all its notifications, removed together with it. A seller gets a few, the buyer at most one for
+    /// each seller.
     mids: Vec<u64>,
     is_removed: bool,
     last_commit: J::Commit,
 }
 
-/// For deals, sellers' sides, notifications and registrations. None is used twice.
+/// The ids of deals, sellers' sides, notifications and registrations. None is used twice.
 struct IdSequence {
     next: u64,
     ceiling: u64,
@@ -241,7 +240,7 @@ impl<J: Journal> Exchange<J> {
         let next = known.max(first);
         let mid_key = snapshot.mid_key.unwrap_or_else(|| {
             let key = Token::random();
-            // On disk before any change that holds a number made with it.
+            // It is on disk before any change that holds a number made with it.
             journal.append(vec![ExchangeChange::MidKey(key.clone())]);
             key
         });
@@ -341,7 +340,7 @@ impl<J: Journal> Exchange<J> {
         })
     }
 
-    /// Registered peers, and deals in memory.
+    /// The numbers of registered peers, and of deals in memory.
     pub fn sizes(&self) -> (usize, usize) {
         (self.peers.read().len(), self.deals.read().len())
     }
@@ -357,7 +356,7 @@ impl<J: Journal> Exchange<J> {
         ids.next += count;
         if ids.next > ids.ceiling {
             ids.ceiling = ids.next + ID_RESERVATION;
-            // On disk before any change that holds one of them.
+            // It is on disk before any change that holds one of them.
             self.journal.append(vec![ExchangeChange::Ceiling(ids.ceiling)]);
         }
         first
@@ -372,7 +371,7 @@ impl<J: Journal> Exchange<J> {
         self.peer(&Name::new(name).unwrap())
     }
 
-    /// Unless its registration has ended since the deal began.
+    /// The peer on this side, unless its registration has ended since the deal began.
     fn party_peer(&self, deal: &Deal, party: Party) -> Option<Arc<RegisteredPeer<J>>> {
         self.peer(deal.name_of(party)).filter(|peer| peer.registration_id < deal.id)
     }

@@ -38,7 +38,7 @@ pub enum ExchangeChange {
 pub struct PeerRow {
     pub name: Name,
     pub addr: SocketAddr,
-    /// For settlements, at the same IP address.
+    /// The settlement port, at the same IP address.
     pub tcp_port: u16,
     pub token: Token,
     /// Deals with an earlier holder of the name have smaller numbers.
@@ -51,7 +51,7 @@ pub struct PeerRow {
     pub forgotten: Vec<u64>,
     /// The LOGINs of the last minutes, so that a repeat does not move the peer back to an old address.
     pub logins: Vec<LoginRow>,
-    /// Taken when the peer named its address. Notifications with later numbers have gone to no other address.
+    /// It was taken when the peer named its address. Notifications with later numbers have gone to no other address.
     #[serde(default, rename = "addr_since")]
     pub addr_sequence: u64,
     /// Another peer has taken this address. The peer has none until it names one with its token.
@@ -68,10 +68,10 @@ pub struct PeerRow {
 /// what is false is omitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressValidation {
-    /// Of the current address.
+    /// The current address is validated.
     #[serde(default, rename = "here", skip_serializing_if = "Not::not")]
     pub is_validated: bool,
-    /// Of any address; otherwise the name lapses soon after the peer's last request.
+    /// Some address was validated; otherwise the name lapses soon after the peer's last request.
     #[serde(default, rename = "ever", skip_serializing_if = "Not::not")]
     pub was_validated: bool,
     #[serde(default, skip_serializing_if = "Not::not")]
@@ -143,7 +143,7 @@ pub struct ExchangeSnapshot {
     /// Each with the time of its last request.
     pub peers: Vec<(PeerRow, Millis)>,
     pub departures: Vec<DepartureRow>,
-    /// By id, each with its sellers in the order of their numbers.
+    /// The deals by id, each with its sellers in the order of their numbers.
     pub deals: Vec<(Deal, Vec<SellerSide>)>,
 }
 

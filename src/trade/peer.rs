@@ -116,10 +116,10 @@ impl CommandError {
 /// None has been applied yet.
 #[derive(Debug, Default)]
 pub struct PeerEffects {
-    /// Stored in one transaction, before all other effects.
+    /// They are stored in one transaction, before all other effects.
     pub changes: Vec<PeerChange>,
     pub acks: Vec<u64>,
-    /// With their numbers; repeated until they are answered.
+    /// They have their numbers with them, and are repeated until they are answered.
     pub requests: Vec<(u64, RequestBody)>,
     pub events: Vec<PeerEvent>,
 }
@@ -232,7 +232,7 @@ pub struct PeerCore {
     purchases: BTreeMap<u64, Purchase>,
     seen: SeenNotifications,
     request_numbers: RequestNumbers,
-    /// Of the input in hand.
+    /// The time of the input in hand.
     now: Millis,
     /// Counts inputs, so that a STATUS response is not applied to deals that changed after the request.
     step: u64,
@@ -361,7 +361,6 @@ impl PeerCore {
         Ok(side)
     }
 
-    /// By name.
     pub fn items(&self) -> impl Iterator<Item = &Item> {
         self.items.values()
     }

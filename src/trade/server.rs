@@ -38,8 +38,8 @@ use error_limiter::ErrorRateLimiter;
 
 /// Handled at once; each has a thread.
 pub const DATAGRAMS_IN_PROGRESS_MAX: usize = 512;
-/// For a thread, and their bytes: a search among a thousand peers is answered by two thousand datagrams at once, and a
-/// few searches may coincide.
+/// Datagrams that wait for a thread, and their bytes: a search among a thousand peers is answered by two thousand
+/// datagrams at once, and a few searches may coincide.
 const DATAGRAMS_WAITING_MAX: usize = 16_384;
 const BYTES_WAITING_MAX: usize = 8 << 20;
 /// A driver and one for each connection, and some to spare for settlements that are being recovered.
@@ -49,9 +49,9 @@ const WAITING_DEPARTURES_MAX: usize = 64;
 const RESEND_PAUSES: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
-/// In bytes, on the trade port.
+/// The bytes of a line on the trade port.
 const LINE_MAX: usize = 1 << 20;
-/// From a message's first byte to its last, in either direction.
+/// The time from a message's first byte to its last, in either direction.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the start waits for a bank that does not answer; recovery then goes on in the background.
 const RECOVERY_WAIT: Duration = Duration::from_secs(10);
@@ -60,23 +60,22 @@ type StoredExchange = Exchange<StoreJournal>;
 
 #[derive(Debug, Clone)]
 pub struct TradeServerConfig {
-    /// For datagrams and connections. Port 0: any that is free for both.
+    /// It is for datagrams and connections. Port 0 means any port that is free for both.
     pub addr: SocketAddr,
     pub windows: Windows,
-    /// Of each step of a settlement.
+    /// The timeout of each step of a settlement.
     pub settle_timeout: Duration,
     pub fee: FeeRate,
     pub plaintext: bool,
 }
 
 pub struct TradeServerContext {
-    /// For requests, connections and settlements.
     pub executor: Arc<Executor>,
-    /// For all listeners of the process, like `budget`.
+    /// Like `budget`, it is for all listeners of the process.
     pub limiter: Arc<ConnectionLimiter>,
     pub budget: Arc<ReceiveBudget>,
     pub clock: Clock,
-    /// Of the data directory.
+    /// The certificate of the data directory.
     pub identity: Arc<TlsIdentity>,
     /// Opened with [`store::MIGRATIONS`].
     pub store: Arc<Store>,
@@ -117,14 +116,14 @@ struct ServerInner {
     context: Arc<TradeServerContext>,
     socket: Arc<UdpServerSocket>,
     exchange: Durable<StoredExchange>,
-    /// Of the exchange that was loaded last.
+    /// What is to be resumed of the exchange that was loaded last.
     resumed_work: Arc<Mutex<Option<ResumedWork>>>,
     timers: OnceLock<Timers<TimerEvent>>,
     error_limiter: ErrorRateLimiter,
     counters: TradeCounters,
-    /// From a datagram's arrival to its response.
+    /// The times from a datagram's arrival to its response.
     latencies: LatencyHistogram,
-    /// For requests that wait for their commit without a thread.
+    /// Requests that wait for their commit without a thread have one.
     pending_commits: Permits,
     /// Deals whose settlement has a driver.
     driven_settlements: Mutex<HashSet<u64>>,
@@ -205,7 +204,7 @@ impl TradeServer {
         self.tcp.local_addr()
     }
 
-    /// Of trade and its sockets, by name.
+    /// The counters of trade and its sockets, by name.
     pub fn counters(&self) -> Vec<(String, u64)> {
         let named = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}_{name}"), count)).collect::<Vec<_>>()
@@ -353,7 +352,7 @@ impl ServerInner {
             TimerEvent::Recover(deal) => self.recover_settlement(deal),
             TimerEvent::Sweep => {
                 let effects = exchange.sweep(self.now());
-                // As above; the next sweep removes what is left.
+                // The same holds here; the next sweep removes what is left.
                 let _ = self.apply_effects(&exchange, effects, &|_| {});
                 self.arm(Instant::now() + SWEEP_INTERVAL, TimerEvent::Sweep);
             }

@@ -31,9 +31,9 @@ pub enum SettlementInput<'a> {
     Authorised,
     Declined(&'a str),
     Captured,
-    /// Definitely.
+    /// The bank refuses definitely.
     CaptureRefused(&'a str),
-    /// Or never held.
+    /// The bank has voided, or never held the amount.
     Voided,
     /// The bank was asked to void, but has already charged this much.
     AlreadyCaptured(Cents),
@@ -53,7 +53,7 @@ pub enum SettlementAction {
     Close,
 }
 
-/// To be recorded in the deal.
+/// A milestone is recorded in the deal.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SettlementMilestone {
     Authorised,
@@ -87,9 +87,9 @@ pub struct Settlement {
     seller: Option<InformResponse>,
     /// It occurred while the bank or the disk was at work.
     pending_failure: Option<String>,
-    /// Set once that is on disk.
+    /// It is set once that is on disk.
     failed: Option<String>,
-    /// That side, and what it is told instead of the general reason.
+    /// The side, and what it is told instead of the general reason.
     unreached: Option<(Side, String)>,
 }
 
@@ -262,7 +262,7 @@ impl Settlement {
         }
     }
 
-    /// Until the authorisation is on disk.
+    /// It is, until the authorisation is on disk.
     pub fn is_authorising(&self) -> bool {
         self.stage == SettlementStage::Authorising
     }
@@ -327,7 +327,7 @@ impl Settlement {
         vec![SettlementAction::Write(Side::Seller, line)]
     }
 
-    /// Once the bank or the disk has answered.
+    /// Fails the settlement once the bank or the disk has answered.
     fn fail_later(&mut self, reason: String) -> Vec<SettlementAction> {
         self.pending_failure.get_or_insert(reason);
         Vec::new()

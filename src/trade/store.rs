@@ -43,7 +43,7 @@ impl StoredChange for ExchangeChange {
     }
 }
 
-/// For changes that are stored as JSON and do not bring it along.
+/// The row's JSON, for changes that are stored as JSON and do not bring it along.
 type SerializedBody = Result<String, StoreError>;
 
 fn body(change: &ExchangeChange) -> SerializedBody {
@@ -128,7 +128,7 @@ fn posting(row: &LedgerRow) -> Result<Posting, StoreError> {
     }
 }
 
-/// From which number on none was used, as far as the file knows.
+/// The number from which on none was used, as far as the file knows.
 pub fn ceiling(reader: &dyn Reader) -> Result<u64, StoreError> {
     Ok(reader.first("SELECT ceiling FROM trade_number WHERE id = 1", &[], |row| row.uint(0))?.unwrap_or(0))
 }
@@ -161,19 +161,19 @@ pub fn load(reader: &dyn Reader) -> Result<ExchangeSnapshot, StoreError> {
     Ok(ExchangeSnapshot { ceiling, mid_key, peers, departures, deals })
 }
 
-/// By name, each with the time of its last request.
+/// The peers by name, each with the time of its last request.
 pub fn peers(reader: &dyn Reader) -> Result<Vec<(PeerRow, Millis)>, StoreError> {
     reader.all("SELECT body, heard_at FROM trade_peer ORDER BY name", &[], |row| {
         Ok((parse("trade_peer", row.text(0)?)?, row.millis(1)?))
     })
 }
 
-/// By id, without their sellers.
+/// The deals by id, without their sellers.
 pub fn deals(reader: &dyn Reader) -> Result<Vec<Deal>, StoreError> {
     reader.all("SELECT body FROM trade_deal ORDER BY id", &[], |row| parse("trade_deal", row.text(0)?))
 }
 
-/// In the order of their numbers.
+/// They are in the order of their numbers.
 pub fn sellers(reader: &dyn Reader, deal: u64) -> Result<Vec<SellerSide>, StoreError> {
     let parameters = [number(deal)?.into()];
     reader.all("SELECT body FROM trade_seller WHERE deal = $1 ORDER BY rq", &parameters, |row| {

@@ -27,13 +27,13 @@ pub use self::settlement::{
     parse_settlement_message, parse_settlement_response,
 };
 
-/// In bytes, in either direction.
+/// The bytes of a datagram, in either direction.
 pub const DATAGRAM_MAX: usize = 8 * 1024;
 /// Peers choose numbers below this one; the server assigns the numbers of sellers' sides from here on.
 pub const FIRST_SERVER_NUMBER: u64 = 1 << 31;
 /// The largest number in a message. Below 2^53 every JSON reader represents integers exactly.
 pub const NUMBER_MAX: u64 = (1 << 53) - 1;
-/// In characters.
+/// The characters of a postal address.
 pub const ADDRESS_MAX: usize = 1024;
 
 /// Why a request is refused: the `code` of an `ERROR` message.

@@ -117,7 +117,7 @@ impl Commands for PeerCommands {
 }
 
 impl PeerCommands {
-    /// With `--json` the fields, else a sentence.
+    /// Prints the fields with `--json`, else a sentence.
     fn print_result(&self, command: &str, mut fields: Value, text: impl FnOnce() -> String) {
         if self.screen.is_json() {
             fields["ok"] = command.into();
@@ -293,7 +293,7 @@ impl PeerCommands {
         self.print_list(("help", "commands"), &[("command", Align::Left), ("", Align::Left)], rows, "", remark);
     }
 
-    /// With `--json` under `key`, else as a table with a remark.
+    /// Prints a list with `--json` under `key`, else as a table with a remark.
     fn print_list(
         &self,
         (command, key): (&str, &str),
@@ -325,7 +325,7 @@ fn hint_at_quotes(error: anyhow::Error) -> anyhow::Error {
     anyhow!("{error} (a NAME of several words stands in quotes)")
 }
 
-/// As a state is serialized.
+/// The name under which a state is serialized.
 fn serialized_name(state: &impl Serialize) -> String {
     match serde_json::to_value(state) {
         Ok(Value::String(word)) => word,

@@ -71,13 +71,13 @@ pub(super) fn print_event(screen: &Screen, event: &PeerEvent) {
         text = screen.paint(style, &text);
     }
     if let Some(goods) = goods {
-        // At once, so that nothing comes between the two lines.
+        // They are printed at once, so that nothing comes between the two lines.
         text = format!("{text}\n  {}", sanitize(&goods));
     }
     screen.print(&text);
 }
 
-/// In the seller's own words.
+/// What the seller offers, in the seller's own words.
 pub(super) fn describe_goods(item: Option<&str>, description: Option<&str>) -> Option<String> {
     match (item, description.filter(|text| !text.is_empty())) {
         (Some(item), Some(description)) => Some(format!("{item}: {description}")),

@@ -139,7 +139,7 @@ impl<C: RoleCommands> InteractiveCommands<C> {
     }
 }
 
-/// On one line, without the hints that apply to a shell only.
+/// clap's usage error on one line, without the hints that apply to a shell only.
 fn usage_error_line(error: &StyledStr) -> String {
     let text = error.to_string();
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("For more"));

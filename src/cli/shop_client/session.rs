@@ -23,9 +23,9 @@ pub(in crate::cli) struct ShopSession {
     pub(super) user: Mutex<Option<String>>,
     /// Between one-shot commands; `None` in the interactive loop.
     pub(super) session_store: Option<SessionStore>,
-    /// From earlier responses, for completion.
+    /// They come from earlier responses, for completion.
     pub(super) seen_item_ids: Mutex<Vec<String>>,
-    /// If `--server auto` chose it.
+    /// The server, if `--server auto` chose it.
     pub(super) discovered_server: Option<server_discovery::ChosenServer>,
 }
 
@@ -70,7 +70,7 @@ impl ShopSession {
         self.user.lock().clone()
     }
 
-    /// With `--json` the fields, else a text for people.
+    /// Prints the fields with `--json`, else a text for people.
     pub(in crate::cli) fn print_result(&self, command: &str, mut fields: Value, text: impl FnOnce(&Value) -> String) {
         if self.screen.is_json() {
             fields["ok"] = command.into();
@@ -139,7 +139,7 @@ impl ShopSession {
         }
     }
 
-    /// As it must be entered here.
+    /// The command that opens a session, as it must be entered here.
     pub(in crate::cli) fn login_command(&self, username: &str) -> String {
         if self.session_store.is_some() {
             format!("`p2s2 {} login {username}`", self.role)

@@ -15,7 +15,7 @@ pub(in crate::cli) fn money(amount: &Value) -> String {
     amount.as_f64().map(|amount| Cents((amount * 100.0).round() as i64).to_string()).unwrap_or_default()
 }
 
-/// Its title, and its cell for a line.
+/// A column: its title, and the cell that it has for a line.
 type Column = (&'static str, Align, fn(&Value) -> String);
 
 const PURCHASE: Column = ("purchase", Align::Left, |line| plain_text(&line["purchase_id"]));

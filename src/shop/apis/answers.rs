@@ -63,7 +63,7 @@ pub const CART: Answer = Answer {
     },
 };
 
-/// Units that are left in the cart, or are for sale.
+/// The units that are left in the cart, or are for sale.
 pub const QUANTITY: Answer = Answer {
     write1: |left, out| {
         let RemainingQuantity { quantity } = parse(left)?;
@@ -107,7 +107,7 @@ fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
 }
 
 fn pass_on(json: &str, out: &mut Vec<u8>) -> Result<()> {
-    // With space for the closing brace, so that a long page is not moved once more for it.
+    // There is space for the closing brace as well, so that a long page is not moved once more for it.
     out.reserve(json.len() + 1);
     out.extend_from_slice(json.as_bytes());
     Ok(())
@@ -179,7 +179,7 @@ fn votes<S: Serializer>(feedback: &Feedback, serializer: S) -> std::result::Resu
 #[derive(Serialize)]
 struct RatingView {
     feedback: Feedback,
-    /// Of the votes that are thumbs up.
+    /// The fraction of votes that are thumbs up.
     rating: Option<f64>,
     items_sold: u64,
 }
@@ -194,7 +194,7 @@ impl From<Millis> for UnixSeconds {
     }
 }
 
-/// As in [`PurchaseHistoryEntry`](crate::shop::ops::PurchaseHistoryEntry).
+/// A [`PurchaseHistoryEntry`](crate::shop::ops::PurchaseHistoryEntry).
 #[derive(Serialize, Deserialize)]
 struct HistoryEntryView {
     purchase_id: String,
@@ -205,7 +205,7 @@ struct HistoryEntryView {
     shipped_at: Option<UnixSeconds>,
 }
 
-/// As in [`SellerOrder`](crate::shop::ops::SellerOrder).
+/// A [`SellerOrder`](crate::shop::ops::SellerOrder).
 #[derive(Serialize, Deserialize)]
 struct OrderView {
     purchase_id: String,
@@ -220,7 +220,7 @@ struct OrderView {
     shipped_at: Option<UnixSeconds>,
 }
 
-/// For both dialects.
+/// A completed purchase, for both dialects.
 #[derive(Serialize)]
 pub struct PurchaseView<'a> {
     purchase_id: &'a str,

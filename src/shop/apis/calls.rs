@@ -17,7 +17,7 @@ pub enum ServerKind {
 }
 
 impl ServerKind {
-    /// That a frontend serves; `None` for a database.
+    /// The role that a frontend serves; `None` for a database.
     pub fn role(self) -> Option<Role> {
         match self {
             ServerKind::Buyer => Some(Role::Buyer),
@@ -58,7 +58,7 @@ pub enum SessionCall {
     UpdateUnits { item_id: String, delta: i64 },
 }
 
-/// By id in dialect 1, by user name in dialect 2.
+/// A call names a seller by id in dialect 1, by user name in dialect 2.
 #[derive(Debug, PartialEq)]
 pub enum SellerRef {
     Id(u64),
@@ -75,7 +75,7 @@ pub struct PaymentDetails {
 
 #[derive(Debug)]
 pub enum ResponsePayload {
-    /// Of a database's result, to be written in the [`Answer`](super::answers::Answer) of the api.
+    /// A database's result, to be written in the [`Answer`](super::answers::Answer) of the api.
     Json(String),
     Created(Role, Account),
     LoggedIn(Role, NewSession),

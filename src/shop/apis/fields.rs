@@ -8,13 +8,13 @@ use crate::model::text::{self, nfc};
 use crate::model::{CardNumber, Cents, Expiry, number};
 use crate::shop::ops::{CardDetails, ErrorCode, Refusal, Role};
 
-/// Of an item and of a search.
+/// The keywords of an item and of a search.
 pub const KEYWORDS_MAX: usize = 5;
-/// In characters. The shop assigns no longer ones.
+/// An id's characters. The shop assigns no longer ones.
 const ID_MAX: usize = 64;
-/// In characters.
+/// The characters of a postal address.
 const ADDRESS_MAX: usize = 1024;
-/// Of categories and quantities.
+/// The maximum of categories and quantities.
 pub const INT32_MAX: i64 = i32::MAX as i64;
 /// Numbers stay below 2^53, so that every JSON parser represents them exactly.
 pub const SAFE_INTEGER_MAX: i64 = (1 << 53) - 1;
@@ -26,7 +26,7 @@ pub enum Dialect {
     Two,
 }
 
-/// In dialect 1 and in dialect 2; the empty string if there is none.
+/// A name in dialect 1 and in dialect 2; the empty string if there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names(pub &'static str, pub &'static str);
 
@@ -41,7 +41,7 @@ impl Names {
 
 pub struct Field<T> {
     pub names: Names,
-    /// Those that the rule reads too, or that an error may name.
+    /// Fields that the rule reads too, or that an error may name.
     pub others: &'static [Names],
     pub read: fn(FieldReader<'_>, &'static str) -> Result<T, Refusal>,
 }
@@ -51,7 +51,7 @@ pub struct Field<T> {
 pub struct FieldReader<'a> {
     pub fields: &'a Map<String, Value>,
     pub dialect: Dialect,
-    /// Of the server; `None` for a database.
+    /// The role of the server; `None` for a database.
     pub role: Option<Role>,
 }
 
@@ -64,7 +64,7 @@ impl<'a> FieldReader<'a> {
         (field.read)(self, field.names.of(self.dialect))
     }
 
-    /// Present and not null.
+    /// A field that is present and not null.
     pub fn get(self, field: &str) -> Option<&'a Value> {
         self.fields.get(field).filter(|value| !value.is_null())
     }
@@ -92,7 +92,7 @@ impl<'a> FieldReader<'a> {
         self.text(field, 1, ID_MAX)
     }
 
-    /// Of a user, or shown.
+    /// A user name, or a name that is shown.
     pub fn name(self, field: &str) -> Result<String, Refusal> {
         self.text(field, 1, text::NAME_MAX)
     }
@@ -115,14 +115,14 @@ impl<'a> FieldReader<'a> {
         }
     }
 
-    /// In any JSON notation, such as `1e3`.
+    /// Any JSON notation is accepted, such as `1e3`.
     pub fn integer(self, field: &str, min: i64, max: i64) -> Result<i64, Refusal> {
         number::integer_as(self.require(field)?)
             .filter(|number| (min..=max).contains(number))
             .ok_or_else(|| Refusal::wrong(field, format_args!("expected a whole number from {min} to {max}")))
     }
 
-    /// From `min` to the maximum of categories and quantities.
+    /// A number from `min` to the maximum of categories and quantities.
     pub fn u32(self, field: &str, min: u32) -> Result<u32, Refusal> {
         // The range fits a u32.
         self.integer(field, min.into(), INT32_MAX).map(|number| number as u32)
@@ -133,7 +133,7 @@ impl<'a> FieldReader<'a> {
         self.integer(field, 0, max).map(|number| number as u64)
     }
 
-    /// From 0 on.
+    /// A number from 0 on.
     pub fn u64_or(self, field: &str, max: i64, default: u64) -> Result<u64, Refusal> {
         Ok(self.optional(field, || self.u64(field, max))?.unwrap_or(default))
     }
@@ -189,7 +189,7 @@ impl<'a> FieldReader<'a> {
         }
     }
 
-    /// At most five, of 1 to `max` characters.
+    /// At most five texts of 1 to `max` characters.
     pub fn keywords(self, field: &str, max: usize) -> Result<Vec<String>, Refusal> {
         let no_texts = || Refusal::wrong(field, "expected a list of texts");
         let values = self.require(field)?.as_array().ok_or_else(no_texts)?;
@@ -204,7 +204,7 @@ impl<'a> FieldReader<'a> {
         values.iter().map(keyword).collect()
     }
 
-    /// Distinct, in lowercase and Unicode's form C.
+    /// They are distinct, in lowercase and Unicode's form C.
     pub fn search_keywords(self, field: &str, max: usize) -> Result<Vec<String>, Refusal> {
         let mut distinct: Vec<String> = Vec::new();
         for keyword in self.optional(field, || self.keywords(field, max))?.unwrap_or_default() {
@@ -216,7 +216,7 @@ impl<'a> FieldReader<'a> {
         Ok(distinct)
     }
 
-    /// May contain line breaks.
+    /// It may contain line breaks.
     pub fn address(self, field: &str) -> Result<String, Refusal> {
         let address = self.get(field).and_then(Value::as_str);
         let address = address.filter(|address| (1..=ADDRESS_MAX).contains(&address.chars().count()));

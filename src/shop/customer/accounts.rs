@@ -130,7 +130,7 @@ impl Accounts {
         }
     }
 
-    /// By name, or else by id; NOT_FOUND if neither is given.
+    /// Finds a user by name, or else by id; NOT_FOUND if neither is given.
     pub fn find(&self, role: Role, username: Option<&str>, user_id: Option<u64>) -> ShopResult<Account> {
         let found = read(&self.store, |reader| match (username, user_id) {
             (Some(username), _) => Ok(store::user_by_name(reader, role, username)?.map(|user| user.account)),

@@ -16,12 +16,12 @@ pub const EXPIRE_BATCH: usize = 1_000;
 
 #[derive(Debug, Clone)]
 pub struct SessionOwner {
-    /// In which the session was opened.
+    /// The role in which the session was opened.
     pub role: Role,
     pub account: Arc<Account>,
 }
 
-/// Read from disk, for a buyer who is not in memory.
+/// A saved cart that was read from disk, for a buyer who is not in memory.
 #[derive(Debug)]
 pub struct SavedCart {
     pub lines: CartLines,
@@ -29,7 +29,7 @@ pub struct SavedCart {
     pub evictions: u64,
 }
 
-/// With the commit that the refusal depends on.
+/// A refusal, with the commit that it depends on.
 pub type Refused<C> = (Refusal, C);
 
 /// `C` is the journal's type of commits.
@@ -40,7 +40,7 @@ pub struct ActiveSessions<C> {
     leaving: HashSet<u64>,
     /// How often buyers were evicted. A saved cart that was read before may be outdated.
     evictions: u64,
-    /// Of the newest end of a session, on which "there is no such session" depends.
+    /// The commit of the newest end of a session, on which "there is no such session" depends.
     ended: C,
 }
 
@@ -148,7 +148,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         (Ok(()), newest)
     }
 
-    /// For a request, if the session was opened in this role; else FORBIDDEN.
+    /// Uses the session of a request; FORBIDDEN if it was opened in the other role.
     pub fn use_session(&mut self, now: Millis, role: Role, key: &SessionKey) -> Result<&SessionOwner, Refused<C>> {
         match self.sessions.touch(now, key, |owner| owner.role == role) {
             SessionUse::Active(session) => Ok(&session.owner),
@@ -157,7 +157,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         }
     }
 
-    /// For a buyer's request.
+    /// Uses the session of a buyer's request.
     pub fn use_buyers_session(
         &mut self,
         now: Millis,

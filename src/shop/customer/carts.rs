@@ -15,7 +15,7 @@ use crate::shop::ops::{ErrorCode, LineItem, Refusal, RemainingQuantity, Role, Sh
 pub const LINES_MAX: usize = 1_000;
 /// How long the response to a request is remembered.
 pub const ANSWER_RETENTION: Duration = Duration::from_secs(600);
-/// Remembered per session. They can be few, because a retry follows within seconds.
+/// How many responses a session remembers. They can be few, because a retry follows within seconds.
 pub const ANSWERS_MAX: usize = 32;
 
 /// A result may be told once the commit that it depends on is on disk.
@@ -23,13 +23,13 @@ pub type PendingResult<T, C> = (ShopResult<T>, C);
 
 pub type CartLines = BTreeMap<Arc<str>, u32>;
 
-/// Of a buyer who has a session or an open purchase. `C` is the journal's type of commits.
+/// The carts of a buyer who has a session or an open purchase. `C` is the journal's type of commits.
 #[derive(Debug)]
 pub struct BuyerCarts<C> {
     user_id: u64,
     saved: CartLines,
     of: HashMap<SessionKey, SessionCart>,
-    /// Of the newest change of any of the carts.
+    /// The commit of the newest change of any of the carts.
     newest: C,
 }
 
@@ -49,7 +49,7 @@ pub struct CartOf {
 /// It changes a cart once, however often it is repeated.
 #[derive(Debug, Clone, Copy)]
 pub struct IdempotentRequest<'r> {
-    /// Unlike that of any other request of the session.
+    /// It distinguishes the request from all others of its session.
     pub id: &'r str,
     /// Decides how long the response is remembered.
     pub now: Millis,
@@ -68,7 +68,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         &self.newest
     }
 
-    /// With the cart and the remembered responses, oldest first, from before the start.
+    /// Adds a session from before the start, with its cart and its remembered responses, oldest first.
     pub fn resume_session(&mut self, session: SessionKey, lines: CartLines, answered: Vec<AnsweredRow>) {
         let mut answers = AnsweredRequests::default();
         for row in answered {
@@ -97,7 +97,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         self.append(journal, vec![CustomerChange::CloseSession(*session)])
     }
 
-    /// If the cart then holds at most `at_most` units.
+    /// Adds units, if the cart then holds at most `at_most` of them.
     pub fn add<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
@@ -156,7 +156,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (answer.map(|_| ()), newest)
     }
 
-    /// In dialect 2 the cart is the saved one already, and is loaded.
+    /// Saves a session's cart. In dialect 2 it is the saved one already, and is loaded.
     pub fn save<J: CustomerJournal<C>>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C> {
         if cart.uses_saved_cart {
             let (answer, newest) = self.show(journal, cart);
@@ -173,7 +173,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (Ok(()), self.append(journal, changes))
     }
 
-    /// By item id. In dialect 2 the saved cart is loaded into the session's first.
+    /// The lines by item id. In dialect 2 the saved cart is loaded into the session's first.
     pub fn show<J: CustomerJournal<C>>(&mut self, journal: &J, cart: CartOf) -> PendingResult<Vec<LineItem>, C> {
         if cart.uses_saved_cart
             && let (Err(refusal), newest) = self.change(journal, cart, None, |_cart| Ok(None))
@@ -277,7 +277,7 @@ fn diff(before: &CartLines, after: &CartLines, mut each: impl FnMut(Arc<str>, u3
     }
 }
 
-/// Of a session, oldest first.
+/// The last requests of a session, oldest first.
 #[derive(Debug, Default)]
 struct AnsweredRequests {
     next: u64,

@@ -33,7 +33,7 @@ pub struct CartRequest<'r> {
 #[derive(Debug, Clone, Copy)]
 pub struct BeginRequest<'r> {
     pub cart: CartRequest<'r>,
-    /// Of the message: a repetition gets the same response.
+    /// The id of the message: a repetition gets the same response.
     pub request: &'r str,
     /// The buyer's, for idempotency.
     pub key: Option<&'r str>,

@@ -63,7 +63,7 @@ pub enum CustomerOp {
     },
     /// → `BeginResponse`; who gets `BeginResponse::Drive` drives the purchase.
     Begin {
-        /// For a driver whose response was lost.
+        /// It serves a driver whose response was lost.
         request: String,
         sid: String,
         #[serde(rename = "users")]

@@ -28,9 +28,9 @@ pub struct OpenPurchases<C> {
 
 struct OpenPurchase<C> {
     purchase: Purchase,
-    /// Of the newest change of the record.
+    /// The commit of the newest change of the record.
     newest: C,
-    /// In progress.
+    /// The requests that are in progress.
     bank_requests: u32,
     /// The bank has captured what it was asked to void. A person must look at it; asking again is useless.
     is_disputed: bool,
@@ -40,7 +40,7 @@ struct OpenPurchase<C> {
 #[derive(Debug)]
 pub struct CompletedByKey {
     pub purchase: Option<Purchase>,
-    /// Before the disk was read.
+    /// The number of evictions before the disk was read.
     pub evictions: u64,
 }
 
@@ -55,18 +55,17 @@ pub enum BeginResult<C> {
 
 #[derive(Debug)]
 pub struct StepResult<C> {
-    /// To be done once the commit is on disk. Its writes have been appended.
+    /// What to do once the commit is on disk. Its writes have been appended.
     pub transition: Transition,
-    /// After the step.
     pub stage: PurchaseStage,
-    /// For who requested to complete the purchase.
+    /// The answer to a request to complete the purchase.
     pub purchased: ShopResult<CompletedPurchase>,
-    /// Of the newest change of the purchase.
+    /// The commit of the newest change of the purchase.
     pub newest: C,
 }
 
 impl<C: Clone + Default> OpenPurchases<C> {
-    /// Those that were open.
+    /// Resumes the purchases that were open.
     pub fn load(fee: FeeRate, under_way: Vec<Purchase>, now: Millis) -> OpenPurchases<C> {
         let mut purchases = OpenPurchases { fee, by_id: HashMap::new(), by_buyer: HashMap::new(), evictions: 0 };
         for mut purchase in under_way {
@@ -85,7 +84,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
         self.by_id.get(id).map(|open| &open.purchase)
     }
 
-    /// In no particular order.
+    /// They are in no particular order.
     #[cfg(any(test, feature = "internals"))]
     pub fn iter(&self) -> impl Iterator<Item = &Purchase> {
         self.by_id.values().map(|open| &open.purchase)
@@ -176,7 +175,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
         Some(StepResult { transition, stage: purchase.stage(), purchased: purchase.outcome(), newest: newest.clone() })
     }
 
-    /// Of purchases whose drivers are at work.
+    /// Renews the leases of purchases whose drivers are at work.
     pub fn renew(&mut self, now: Millis, leases: &[(String, u64)]) {
         for (id, lease) in leases {
             if let Some(open) = self.by_id.get_mut(id) {
@@ -210,14 +209,14 @@ impl<C: Clone + Default> OpenPurchases<C> {
         Some(buyer_id)
     }
 
-    /// Finished, their end on disk, and not evicted by whoever took the last step.
+    /// Finished purchases whose end is on disk and that were not evicted by whoever took the last step.
     pub fn over<J: CustomerJournal<C>>(&self, journal: &J) -> Vec<String> {
         let over =
             self.by_id.iter().filter(|(_, open)| open.purchase.is_terminal() && journal.is_committed(&open.newest));
         over.map(|(id, _)| id.clone()).collect()
     }
 
-    /// Those that nobody is asking, ordered by purchase.
+    /// The requests that nobody is asking, ordered by purchase.
     pub fn pending_bank_requests(&self) -> Vec<(String, BankRequest)> {
         let idle = self.by_id.values().filter(|open| open.is_idle());
         let calls = idle.filter_map(|open| Some((open.purchase.id.clone(), open.purchase.pending_bank_request()?)));

@@ -26,10 +26,10 @@ use crate::storage::{CommitHandle, Reader, StoreError};
 #[cfg(test)]
 mod tests;
 
-/// For the buyer's open purchase: longer than a driver that died delays it.
+/// How long a Begin waits for the buyer's open purchase: longer than a driver that died delays it.
 pub const BEGIN_WAIT_MAX: Duration = Duration::from_secs(8);
 pub const BANK_WAIT_MAX: Duration = Duration::from_secs(3);
-/// Before the bank is asked again after it gave no response; doubled each time.
+/// The pause before the bank is asked again; doubled each time.
 const BANK_RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Waiting Begins, per buyer and in total.
 const WAITING_BEGINS_PER_BUYER_MAX: usize = 16;
@@ -95,7 +95,7 @@ impl BeginWaiter<'_> {
         self.queue.state.lock().of.get(&self.buyer_id).map_or(0, |begins| begins.news)
     }
 
-    /// For a change after `seen`; BUSY when there is none before the deadline.
+    /// Waits for a change after `seen`; BUSY when there is none before the deadline.
     fn wait(&self, seen: u64, deadline: Instant) -> ShopResult<()> {
         let mut state = self.queue.state.lock();
         while state.of.get(&self.buyer_id).is_some_and(|begins| begins.news == seen) {
@@ -129,7 +129,7 @@ enum BankResponse {
 }
 
 impl CustomerDbInner {
-    /// Once the buyer's open purchase has ended.
+    /// Begins a purchase once the buyer's open one has ended.
     pub(super) fn begin(&self, request: BeginRequest<'_>) -> ShopResult<BeginResponse> {
         let deadline = Instant::now() + BEGIN_WAIT_MAX;
         let mut queued: Option<(u64, BeginWaiter<'_>)> = None;
@@ -149,8 +149,8 @@ impl CustomerDbInner {
         }
     }
 
-    /// In one memory: what is read for it counts in none that was loaded since. `Err` is the buyer whose open purchase
-    /// must end first.
+    /// Tries in one memory: what is read for it counts in none that was loaded since. `Err` is the buyer whose open
+    /// purchase must end first.
     fn try_begin(
         &self,
         memory: &CustomerMemory,
@@ -229,7 +229,7 @@ impl CustomerDbInner {
         Ok(stepped)
     }
 
-    /// Until the bank responds or the deadline has passed; without a deadline, once.
+    /// Asks until the bank responds or the deadline has passed; without a deadline, once.
     fn ask_bank(
         &self,
         id: &str,
@@ -289,7 +289,7 @@ impl CustomerDbInner {
         })
     }
 
-    /// Once each that the bank has not answered; evicts finished purchases.
+    /// Repeats once each request that the bank has not answered; evicts finished purchases.
     pub(super) fn retry_bank_requests(&self) {
         let memory = self.memory.current();
         let unanswered = memory.lock().purchases.pending_bank_requests();
@@ -336,7 +336,7 @@ impl CustomerDbInner {
     }
 }
 
-/// For a driver, after the last step.
+/// The answer to a driver, after the last step.
 pub(super) fn answer_of(stepped: StepResult<CommitHandle>) -> ShopResult<()> {
     match stepped.transition.next {
         NextAction::Respond(answer) => answer,

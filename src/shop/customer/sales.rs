@@ -35,7 +35,7 @@ impl PurchaseWrites {
         PurchaseWrites { purchase: purchase.clone(), body, writes, fee, at }
     }
 
-    /// As it is after the transition.
+    /// The purchase as it is after the transition.
     #[cfg(any(test, feature = "internals"))]
     pub fn purchase(&self) -> &Purchase {
         &self.purchase
@@ -144,7 +144,7 @@ pub fn completed_purchase_by_key(
     reader.first(sql, &[to_bigint(buyer_id)?.into(), key.into()], |row| parse_purchase(row.text(0)?))
 }
 
-/// Newest first.
+/// The newest comes first.
 pub fn purchase_history(
     reader: &dyn Reader,
     buyer_id: u64,
@@ -168,7 +168,7 @@ pub fn purchase_history(
     )
 }
 
-/// Newest first.
+/// The newest comes first.
 pub fn seller_orders(
     reader: &dyn Reader,
     seller_id: u64,
@@ -198,7 +198,7 @@ pub fn seller_orders(
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShipResult {
-    /// Now or since before.
+    /// The line is marked as shipped, now or since before.
     Shipped,
     /// It is another seller's.
     Foreign,

@@ -39,7 +39,7 @@ pub const MIGRATION_KEYS: &str = "
     CREATE INDEX shop_user_key ON shop_user (role, username_key);
     CREATE INDEX shop_user_without_key ON shop_user (role, user_id) WHERE username_key IS NULL";
 
-/// Those that [`MIGRATION_KEYS`] has left out.
+/// Adds the keys that [`MIGRATION_KEYS`] has left out.
 pub fn backfill_username_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
     let sql = "SELECT role, user_id, username FROM shop_user WHERE username_key IS NULL";
     let missing = tx.all(sql, &[], |row| Ok((role_from_row(row, 0)?, row.uint(1)?, row.text(2)?.to_owned())))?;
@@ -54,7 +54,7 @@ pub fn backfill_username_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
 
 pub type StoreJournal = storage::StoreJournal<CustomerChange>;
 
-/// Its commits are `C`.
+/// A journal whose commits are `C`.
 pub trait CustomerJournal<C>: Journal<Change = CustomerChange, Commit = C> {}
 
 impl<C, J: Journal<Change = CustomerChange, Commit = C>> CustomerJournal<C> for J {}
@@ -163,22 +163,22 @@ pub struct SessionRow {
     pub session: SessionKey,
     pub role: Role,
     pub account: Account,
-    /// As far as it was written.
+    /// The last use, as far as it was written.
     pub used_at: Millis,
-    /// When last uses were written.
+    /// It had expired when last uses were written.
     pub was_over: bool,
 }
 
-/// Of what is held in memory.
+/// A consistent snapshot of what is held in memory.
 #[derive(Debug, Default)]
 pub struct CustomerSnapshot {
-    /// Including those whose end was not written.
+    /// They include those whose end was not written.
     pub sessions: Vec<SessionRow>,
-    /// Of the sessions' carts.
+    /// The lines of the sessions' carts.
     pub lines: Vec<(SessionKey, Arc<str>, u32)>,
-    /// Of buyers who have a session or an open purchase.
+    /// The saved carts of buyers who have a session or an open purchase.
     pub saved: Vec<(u64, Arc<str>, u32)>,
-    /// By session in the order of their requests.
+    /// They are ordered by session, then by request.
     pub answered: Vec<AnsweredRow>,
     pub open_purchases: Vec<Purchase>,
 }
@@ -265,15 +265,15 @@ pub fn write_flush_time(tx: &mut dyn Tx, at: Millis) -> Result<(), StoreError> {
 #[derive(Clone)]
 pub struct UserRow {
     pub account: Account,
-    /// Its hash.
+    /// The password's hash.
     pub password: String,
     /// Which created the account.
     pub request: String,
     pub created_at: Millis,
 }
 
-/// In any Unicode spelling. Earlier versions could create two users with different spellings of a name; then this is
-/// the one with exactly this spelling, or else the older.
+/// The name may have any Unicode spelling. Earlier versions could create two users with different spellings of a name;
+/// then this is the one with exactly this spelling, or else the older.
 pub fn user_by_name(reader: &dyn Reader, role: Role, username: &str) -> Result<Option<UserRow>, StoreError> {
     let sql = "SELECT user_id, username, name, password, request, created_at FROM shop_user
                WHERE role = $1 AND username_key = $2 ORDER BY username <> $3, user_id LIMIT 1";
@@ -290,7 +290,7 @@ pub fn account_by_id(reader: &dyn Reader, role: Role, user_id: u64) -> Result<Op
     reader.first(sql, &[role.as_str().into(), user_id.into()], account_from_row)
 }
 
-/// For the operator.
+/// Lists all accounts for the operator.
 pub fn for_each_user(reader: &dyn Reader, each: &mut dyn FnMut(Role, Account, Millis)) -> Result<(), StoreError> {
     let sql = "SELECT user_id, username, name, role, created_at FROM shop_user ORDER BY role, user_id";
     reader.query(sql, &[], &mut |row| {
@@ -323,7 +323,7 @@ pub fn skip_user_ids(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// With the next id of the role.
+/// Adds a user with the next id of the role.
 pub fn add_user(
     tx: &mut dyn Tx,
     role: Role,
@@ -350,7 +350,7 @@ pub fn add_user(
     Ok(Account { user_id, username: username.to_owned(), name: name.unwrap_or(username).to_owned() })
 }
 
-/// From the first three columns: `user_id`, `username`, `name`.
+/// Reads the first three columns: `user_id`, `username`, `name`.
 fn account_from_row(row: &Row<'_>) -> Result<Account, StoreError> {
     let username = row.text(1)?.to_owned();
     let name = row.opt_text(2)?.map_or_else(|| username.clone(), str::to_owned);

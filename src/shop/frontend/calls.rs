@@ -10,7 +10,7 @@ use crate::shop::ops::{Account, BeginResponse, CompletedPurchase, ErrorCode, Ite
 use crate::shop::product::{NewItem, ProductOp};
 use crate::shop::purchase::driver::Driver;
 
-/// For which units are to be held. The product database has a lower limit of its own.
+/// How long units are to be held. The product database has a lower limit of its own.
 const HOLD_MS: u64 = 3_600_000;
 
 impl Frontend {
@@ -71,7 +71,7 @@ impl Frontend {
         json.map(ResponsePayload::Json)
     }
 
-    /// For what the account of the session is part of.
+    /// Asks for what the account of the session is part of.
     fn call_product_as_user(&self, sid: String, op: impl FnOnce(Account) -> ProductOp) -> ShopResult<String> {
         let account = self.touch_session(sid)?;
         self.call_product_raw(&op(account))

@@ -8,7 +8,7 @@ use crate::shop::ops::{ErrorCode, Refusal, ShopResult};
 
 /// Executes what arrives over links.
 pub trait Database<Op>: Send + Sync + 'static {
-    /// On the calling thread; the JSON of the result.
+    /// Executes the operation on the calling thread and returns the JSON of its result.
     fn handle(&self, op: Op) -> ShopResult<String>;
 }
 
@@ -46,7 +46,7 @@ pub fn decode_response(mut response: Vec<u8>) -> ShopResult<String> {
     Err(refused.map_or_else(|_| Refusal::no_proper_answer(), |refused| refused.error))
 }
 
-/// For an operation that is not idempotent.
+/// An operation that is not idempotent has such an id.
 pub fn request_id() -> String {
     Token::random().reveal().to_owned()
 }

@@ -17,7 +17,7 @@ fn state_code(hold: HoldState) -> i64 {
     }
 }
 
-/// As an [`Inventory`].
+/// The item table as an [`Inventory`].
 struct ItemTable<'t>(&'t mut dyn Tx);
 
 impl Inventory for ItemTable<'_> {
@@ -128,7 +128,7 @@ pub(super) fn earliest(reader: &dyn Reader, state: HoldState) -> Result<Option<M
     reader.first(sql, &[state_code(state).into()], |row| row.millis(0))
 }
 
-/// At most `limit`; returns how many.
+/// Releases at most `limit` holds; returns how many.
 pub(super) fn expire(tx: &mut dyn Tx, now: Millis, limit: u32) -> Result<usize, StoreError> {
     let due = tx.all(
         "SELECT purchase_id FROM product_hold WHERE hold = $1 AND at <= $2 ORDER BY at LIMIT $3",
@@ -141,7 +141,7 @@ pub(super) fn expire(tx: &mut dyn Tx, now: Millis, limit: u32) -> Result<usize, 
     Ok(due.len())
 }
 
-/// At most `limit` of up to this time; returns how many.
+/// Purges at most `limit` tombstones of up to this time; returns how many.
 pub(super) fn purge_tombstones(tx: &mut dyn Tx, until: Millis, limit: u32) -> Result<u64, StoreError> {
     tx.execute(
         "DELETE FROM product_hold WHERE purchase_id IN

@@ -18,7 +18,7 @@ pub struct NewItem {
     /// At most five, of at most eight characters each.
     pub keywords: Vec<String>,
     pub condition_is_new: bool,
-    /// Of one unit.
+    /// The price of one unit.
     pub price: Cents,
     pub quantity: u32,
 }
@@ -41,7 +41,7 @@ impl ItemFacts {
     }
 }
 
-/// As a column. A value beyond its type's maximum becomes the maximum, which is no id in use.
+/// A value beyond the maximum of a column becomes the maximum, which is no id in use.
 pub(super) fn id_column(id: u64) -> i64 {
     i64::try_from(id).unwrap_or(i64::MAX)
 }

@@ -126,7 +126,7 @@ fn write<T: Serialize>(
     })
 }
 
-/// For one that returns JSON.
+/// The same, of an operation that returns JSON.
 fn write_json(
     store: &Store,
     f: impl FnOnce(&mut dyn Tx) -> Result<ShopResult<String>, StoreError> + Send + 'static,

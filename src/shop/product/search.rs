@@ -33,7 +33,7 @@ pub(super) const RANKED_MAX: usize = 10_000;
 const KEYWORD: i64 = 0;
 const NAME_WORD: i64 = 1;
 const FOR_SALE: i64 = 2;
-/// Of keyword prefixes: the number of letters and the kind.
+/// The number of letters of a prefix, and the kind of its postings.
 const PREFIX_KINDS: [(usize, i64); 3] = [(2, 3), (4, 4), (6, 5)];
 
 /// One page.
@@ -54,13 +54,13 @@ pub(super) struct Posting {
     category: u32,
 }
 
-/// For comparison: lowercase and Unicode's form C, with a final sigma folded to a plain one.
+/// Texts are compared in lowercase and Unicode's form C, with a final sigma folded to a plain one.
 pub(super) fn fold(text: &str) -> String {
     // The lowercase of a text in form C need not be in form C (İ).
     nfc(&fold_without_normalization(&nfc(text))).into_owned()
 }
 
-/// As versions before `normalize_index` did.
+/// Versions before `normalize_index` folded texts like this.
 fn fold_without_normalization(text: &str) -> String {
     let lower = text.to_lowercase();
     if lower.contains('ς') { lower.replace('ς', "σ") } else { lower }
@@ -107,7 +107,7 @@ fn prefix_of(text: &str, letters: usize) -> Option<&str> {
     text.char_indices().nth(last).map(|(start, letter)| &text[..start + letter.len_utf8()])
 }
 
-/// In the order of each table's key.
+/// Inserts in the order of each table's key.
 pub(super) fn add(tx: &mut dyn Tx, mut postings: Vec<Posting>) -> Result<(), StoreError> {
     postings.sort_unstable();
     for posting in &postings {
@@ -180,7 +180,7 @@ pub(super) fn search(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchH
     Ok(merger.rank(query))
 }
 
-/// Without keywords, the order is by price only.
+/// A search without keywords, which is ordered by price only.
 fn cheapest(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchHits, StoreError> {
     let in_stock = stock_count(reader, query.category)?;
     let total = in_stock.min(query.ranked_max as u64);
@@ -200,7 +200,7 @@ fn cheapest(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchHits, Stor
     Ok(SearchHits { numbers, total, total_is_at_least: in_stock > total })
 }
 
-/// With one of two statements: for all categories, or for one, which is its first parameter.
+/// Runs one of two statements: for all categories, or for one, which is its first parameter.
 fn query_index(
     reader: &dyn Reader,
     category: Option<u32>,
@@ -213,12 +213,12 @@ fn query_index(
     reader.query(in_category, &[category.into(), first, second, third, fourth], each)
 }
 
-// Of an item: three bits for each keyword of the search.
+// The tags of an item: three bits for each keyword of the search.
 const EXACT: u32 = 1;
 const PREFIX: u32 = 2;
 const NAMED: u32 = 4;
 const TAG_BITS: u32 = 3;
-/// Of one search. (The tags would have room for ten.)
+/// The keywords of one search. (The tags would have room for ten.)
 pub(super) const KEYWORDS_MAX: usize = 5;
 
 fn score(mut tags: u32) -> u32 {
@@ -244,7 +244,7 @@ struct PostingMerger<'r> {
     category: Option<u32>,
     ranked_max: usize,
     matches: Vec<TaggedItem>,
-    /// At so many matches, those that cannot be ranked are dropped.
+    /// At this number of matches, those that cannot be ranked are dropped.
     trim_at: usize,
     /// Above it nothing is ranked, because enough cheaper items were found.
     price_cutoff: i64,
@@ -335,7 +335,7 @@ impl PostingMerger<'_> {
         }
     }
 
-    /// Once there are many matches.
+    /// Drops matches that can no longer be ranked, once there are many.
     fn trim(&mut self) {
         if self.matches.len() < self.trim_at {
             return;

@@ -56,7 +56,7 @@ const SELLER_BLOCKED: i64 = 2;
 /// Items that [`normalize_index`] reads at a time.
 const NORMALIZE_BATCH: i64 = 1_000;
 
-/// Approximately, of an item; a page's buffer is allocated by it.
+/// The approximate length of an item's JSON, by which a page's buffer is allocated.
 const ITEM_JSON_BYTES: usize = 320;
 
 /// What changes of an item need.
@@ -83,7 +83,7 @@ pub(super) fn unknown_item(item_id: &str) -> Refusal {
     Refusal::new(ErrorCode::NotFound, format!("item_id: there is no item {item_id:?}"))
 }
 
-/// If it is visible.
+/// Finds an item that is visible.
 pub(super) fn find_item(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<Option<ItemRow>, StoreError> {
     let Some((category, number)) = parse_item_id(item_id) else { return Ok(None) };
     reader.first(
@@ -154,7 +154,7 @@ fn append_item_json(row: &Row<'_>, json_text: &mut String) -> Result<(), StoreEr
     .map_err(|_| StoreError::Invalid("an item cannot be shown".to_owned()))
 }
 
-/// To an earlier request with this id.
+/// The response to an earlier request with this id.
 pub(super) fn remembered_response(tx: &dyn Tx, request: &str) -> Result<Option<String>, StoreError> {
     tx.first("SELECT answer FROM product_request WHERE request = $1", &[request.into()], |row| {
         row.text(0).map(str::to_owned)
@@ -169,7 +169,7 @@ pub(super) fn remember_response(tx: &mut dyn Tx, now: Millis, request: &str, ans
     Ok(())
 }
 
-/// At most `limit` of up to this time; returns how many.
+/// Purges at most `limit` responses of up to this time; returns how many.
 pub(super) fn purge_requests(tx: &mut dyn Tx, until: Millis, limit: u32) -> Result<u64, StoreError> {
     tx.execute(
         "DELETE FROM product_request WHERE request IN
@@ -312,7 +312,7 @@ fn set_hidden(tx: &mut dyn Tx, number: i64, reason: i64, hides: bool) -> Result<
     add_to_stock_count(tx, facts.category, more)
 }
 
-/// Whether there is such an item. What was sold of it stays sold.
+/// Returns whether there is such an item. What was sold of it stays sold.
 pub(super) fn remove_item(tx: &mut dyn Tx, item_id: &str) -> Result<bool, StoreError> {
     let Some((category, number)) = parse_item_id(item_id) else { return Ok(false) };
     let sql = "SELECT 1 FROM product_item WHERE number = $1 AND category = $2";
@@ -333,7 +333,7 @@ pub(super) fn hide_seller(tx: &mut dyn Tx, seller_id: u64, hides: bool) -> Resul
     .map(drop)
 }
 
-/// Or are being shown again.
+/// The sellers whose items are hidden or are being shown again.
 pub(super) fn hidden_sellers(reader: &dyn Reader) -> Result<Vec<u64>, StoreError> {
     reader.all("SELECT seller_id FROM product_hidden_seller", &[], |row| row.uint(0))
 }
@@ -357,7 +357,7 @@ pub(super) fn hide_items_batch(tx: &mut dyn Tx, seller_id: u64, limit: u32) -> R
     Ok(more)
 }
 
-/// As [`hide_seller`] has stored it.
+/// What [`hide_seller`] has stored, if anything.
 fn is_seller_hidden(reader: &(impl Reader + ?Sized), seller_id: i64) -> Result<Option<bool>, StoreError> {
     let sql = "SELECT hides FROM product_hidden_seller WHERE seller_id = $1";
     reader.first(sql, &[seller_id.into()], |row| row.bool(0))

@@ -38,7 +38,7 @@ pub enum DatabaseOp {
 /// What the driver's frontend has to do next.
 #[derive(Debug)]
 pub enum DriverStep {
-    /// After a pause; the response goes to [`Driver::handle_response`].
+    /// Send an operation after a pause, and pass its response to [`Driver::handle_response`].
     Send { after: Duration, op: DatabaseOp },
     /// The driver is done, or leaves the purchase to another driver; this is the result for the buyer.
     Finished(ShopResult<CompletedPurchase>),
@@ -46,20 +46,20 @@ pub enum DriverStep {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum OpResponse {
-    /// Of [`ProductOp::Hold`].
+    /// The result of [`ProductOp::Hold`].
     Priced(Vec<PricedLine>),
-    /// Of [`ProductOp::Sell`], [`ProductOp::Release`] and [`ProductOp::HoldState`].
+    /// The result of [`ProductOp::Sell`], [`ProductOp::Release`] and [`ProductOp::HoldState`].
     Hold(HoldState),
-    /// Of [`CustomerOp::Complete`].
+    /// The result of [`CustomerOp::Complete`].
     Purchased(CompletedPurchase),
-    /// Of any other operation.
+    /// The success of any other operation.
     Done,
     /// UNAVAILABLE also stands for no response.
     Refused(Refusal),
 }
 
 impl DatabaseOp {
-    /// From the JSON of the result, or the refusal.
+    /// Parses the JSON of the result, or the refusal.
     pub fn parse_response(&self, response: ShopResult<&str>) -> OpResponse {
         let json = match response {
             Ok(json) => json,
@@ -82,7 +82,7 @@ enum DriverStage {
     Authorising { lines: Vec<PricedLine>, card: CardDetails },
     Selling,
     Completing,
-    // After taking over: whether the units are sold.
+    // After taking over, it is checked whether the units are sold.
     CheckingSale,
     Undoing(Refusal),
     Releasing(Refusal),

@@ -110,7 +110,7 @@ impl<'de> Visitor<'de> for BoundedValue<'_> {
     }
 }
 
-/// If some call knows the field.
+/// Reads a field's name, if some call knows it.
 struct KnownField;
 
 impl<'de> DeserializeSeed<'de> for KnownField {

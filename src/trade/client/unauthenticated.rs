@@ -10,14 +10,14 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 const UNAUTHENTICATED_MAX: usize = 64;
-/// Beyond those needed for settlements: the unauthenticated ones, and as many that are just closing.
+/// Connections beyond those for settlements: the unauthenticated ones, and as many that are just closing.
 pub(super) const SPARE_CONNECTIONS_MAX: usize = 2 * UNAUTHENTICATED_MAX;
 
 /// Oldest first.
 #[derive(Debug, Default)]
 pub(super) struct UnauthenticatedConnections(Mutex<VecDeque<Weak<TcpStream>>>);
 
-/// Held until it is dropped.
+/// A slot is held until it is dropped.
 pub(super) struct UnauthenticatedSlot {
     all: Arc<UnauthenticatedConnections>,
     stream: Weak<TcpStream>,

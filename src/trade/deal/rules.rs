@@ -83,7 +83,7 @@ impl Deal {
         Ok(())
     }
 
-    /// That this seller is asked whether it would sell for this price.
+    /// Checks that this seller is asked whether it would sell for this price.
     fn check_negotiating(&self, seller: usize, max_price: Cents) -> Result<(), RequestError> {
         if !matches!(self.state, DealState::Negotiating { seller: asked, .. } if asked == seller) {
             return Err(RequestError::new(ErrorCode::WrongState, "no negotiation is open with this seller"));

@@ -11,7 +11,7 @@ use crate::trade::wire::{Amount, Goods, RequestKind};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Party {
     Buyer,
-    /// By its index in the deal.
+    /// The seller's index in the deal.
     Seller(usize),
 }
 
@@ -86,7 +86,7 @@ pub(super) enum OfferStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Offer {
     pub(super) price: Cents,
-    /// By the order in which offers were made: among equal prices the earlier wins.
+    /// The order in which offers were made: among equal prices the earlier wins.
     pub(super) place: u32,
     #[serde(rename = "standing")]
     pub(super) status: OfferStatus,
@@ -100,10 +100,10 @@ pub(super) struct Offer {
 pub struct SellerSide {
     pub name: Name,
     pub(super) waited_for: bool,
-    /// Usually, so that a missing acknowledgement means that it is absent.
+    /// It usually acknowledges, so a missing acknowledgement means that it is absent.
     #[serde(default)]
     pub(super) acknowledges: bool,
-    /// With OFFER or NOT_AVAILABLE, or by leaving.
+    /// It has sent OFFER or NOT_AVAILABLE, or has left.
     pub(super) replied: bool,
     pub(super) gone: bool,
     pub(super) offer: Option<Offer>,

@@ -32,7 +32,7 @@ pub enum DealInput<'a> {
 pub struct DealContext<'a> {
     pub now: Millis,
     pub windows: &'a Windows,
-    /// For purchases made now.
+    /// The rate for purchases made now.
     pub fee: FeeRate,
     /// A new notification's number, never used before.
     pub next_mid: &'a mut dyn FnMut() -> u64,
@@ -77,7 +77,7 @@ pub struct DealLogEntry {
 #[derive(Debug, Default)]
 pub struct DealEffects {
     pub deal_changed: bool,
-    /// By index, like `unresponsive`.
+    /// They are named by index, like the `unresponsive` ones.
     pub sellers_changed: Vec<usize>,
     /// Sides with a new notification (see [`Deal::outstanding_notification`](super::Deal::outstanding_notification)).
     pub notified: Vec<Party>,

@@ -10,19 +10,19 @@ use crate::trade::wire::{Amount, DealPhase, DealStatus, Goods, Side};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DealSummary {
     pub deal: u64,
-    /// In Unix seconds.
+    /// Unix seconds.
     pub opened_at: u64,
     pub buyer: Name,
     pub rq: u64,
     pub item_name: Arc<str>,
     pub max_price: Cents,
     pub state: DealPhase,
-    /// Chosen, or being asked for a better price.
+    /// The seller that was chosen, or is being asked for a better price.
     pub seller: Option<Name>,
     pub price: Option<Cents>,
     pub reason: Option<Arc<str>>,
     pub asked: usize,
-    /// As in DEALS.
+    /// The same as in DEALS.
     pub ends_in_ms: Option<u64>,
 }
 
@@ -88,7 +88,7 @@ impl Deal {
         &self.sellers
     }
 
-    /// While the deal is being settled.
+    /// The seller, the price and the progress of the payment, while the deal is being settled.
     pub fn settling(&self) -> Option<(Party, Cents, PaymentProgress)> {
         match self.state {
             DealState::Settling { seller, price, payment, .. } => Some((Party::Seller(seller), price, payment)),
@@ -104,7 +104,7 @@ impl Deal {
         }
     }
 
-    /// In the seller's own words.
+    /// What the seller offers, in its own words.
     pub fn goods_of(&self, seller: usize) -> Goods {
         let offer = self.sellers.get(seller).and_then(|side| side.offer.as_ref());
         offer.map(|offer| offer.goods.clone()).unwrap_or_default()
@@ -126,7 +126,7 @@ impl Deal {
         std::iter::once(Party::Buyer).chain((0..self.sellers.len()).map(Party::Seller))
     }
 
-    /// As the buyer, or with an offer. Other sides were merely asked.
+    /// The buyer takes part, and a seller with an offer. Other sides were merely asked.
     pub fn takes_part(&self, party: Party) -> bool {
         match party {
             Party::Buyer => true,

@@ -113,8 +113,8 @@ impl<J: Journal> Exchange<J> {
         row.validation = validation;
         peer.is_validated.store(validation.is_validated, Ordering::Relaxed);
         peer.acknowledges.store(true, Ordering::Relaxed);
-        // Under the peer's lock, like every change of its row, so that it cannot undo a LOGIN that follows. Nothing
-        // waits for it: if it is lost, the next ACK validates the address again.
+        // It is appended under the peer's lock, like every change of its row, so that it cannot undo a LOGIN that
+        // follows. Nothing waits for it: if it is lost, the next ACK validates the address again.
         self.journal.append(vec![ExchangeChange::Peer(Box::new(row.clone()))]);
     }
 

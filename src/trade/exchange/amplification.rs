@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 const AMPLIFICATION_MAX: u64 = 3;
-/// Addresses in each of the two generations.
+/// The addresses in each of the two generations.
 const ADDRESSES_MAX: usize = 32_768;
 
 /// The bytes that may still be sent to each IP address. `previous` is dropped when `recent` is full.

@@ -17,11 +17,11 @@ pub struct SettlementOrder {
     pub deal: u64,
     pub key: String,
     pub item_name: std::sync::Arc<str>,
-    /// In the seller's own words.
+    /// What the seller offers, in its own words.
     pub goods: Goods,
     pub price: Cents,
     pub fee: Cents,
-    /// When the order was made.
+    /// The progress when the order was made.
     pub payment: PaymentProgress,
     pub buyer: SettlementParty,
     pub seller: SettlementParty,
@@ -31,9 +31,9 @@ pub struct SettlementOrder {
 pub struct SettlementParty {
     pub name: Name,
     pub rq: u64,
-    /// Its INFORM_RES must contain it; none if the peer is no longer registered.
+    /// INFORM_RES must contain it; none if the peer is no longer registered.
     pub token: Option<Token>,
-    /// Its settlement port.
+    /// The settlement port.
     pub tcp: Option<SocketAddr>,
     /// The address of this host that the peer expects.
     pub from: Option<IpAddr>,

@@ -7,8 +7,8 @@ use ring::aead::quic::{AES_128, HeaderProtectionKey};
 
 use crate::model::Token;
 
-/// Set in every number. The plain numbers of earlier versions are below it, and all are below 2^53, which every JSON
-/// reader represents exactly.
+/// A bit that is set in every number. The plain numbers of earlier versions are below it, and all are below 2^53, which
+/// every JSON reader represents exactly.
 const MARK: u64 = 1 << 52;
 pub(super) const SEQUENCE_MAX: u64 = MARK;
 const HALF_BITS: u32 = 26;

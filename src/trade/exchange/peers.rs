@@ -15,10 +15,10 @@ pub(super) struct RegisteredPeer<J: Journal> {
     pub(super) last_seen_at: AtomicU64,
     pub(super) last_seen_saved_at: AtomicU64,
     pub(super) unanswered_searches: AtomicU8,
-    /// As in the row, to be read without the lock; `acknowledges` too.
+    /// Like `acknowledges` it is copied from the row, to be read without the lock.
     pub(super) is_validated: AtomicBool,
     pub(super) acknowledges: AtomicBool,
-    /// Open deals in which the peer buys or has offered.
+    /// The open deals in which the peer buys or has offered.
     pub(super) own_deals: AtomicUsize,
     pub(super) state: Mutex<RegisteredPeerState<J>>,
 }
@@ -28,11 +28,11 @@ pub(super) struct RegisteredPeerState<J: Journal> {
     /// The peer has left or is about to. No new deal may begin with it, and its row is no longer written: a thread that
     /// found the peer before could write it again, perhaps over that of the name's next holder.
     pub(super) is_leaving: bool,
-    /// For each number that the peer may use in requests.
+    /// The deal for each number that the peer may use in requests.
     pub(super) deal_by_rq: HashMap<u64, u64>,
-    /// By the deal's id.
+    /// The peer's number in each of its deals, by the deal's id.
     pub(super) rq_by_deal: BTreeMap<u64, u64>,
-    /// Those in which the peer bought or offered, oldest first.
+    /// The deals in which the peer bought or offered, oldest first.
     pub(super) ended: VecDeque<u64>,
     /// Those in which it was merely asked. They are released first, so that other peers' searches do not displace its
     /// own deals.

@@ -219,7 +219,7 @@ impl<J: Journal> Exchange<J> {
         if !request.token.as_ref().is_some_and(|token| state.row.token.matches(token)) {
             return denied("token: this is not the token of that name".to_owned(), state.last_commit.clone());
         }
-        // Its row may already be removed from the disk.
+        // The peer's row may already be removed from the disk.
         if state.is_leaving {
             return denied("that name is about to become free; try again".to_owned(), state.last_commit.clone());
         }
@@ -255,7 +255,7 @@ impl<J: Journal> Exchange<J> {
         Ok(ExchangeEffects::answer(commit, response))
     }
 
-    /// As an authenticated peer names it. Returns the peer that held the address before, to be
+    /// Sets the address that an authenticated peer names. Returns the peer that held the address before, to be
     /// [displaced](Exchange::displace).
     fn set_endpoint(
         &self,

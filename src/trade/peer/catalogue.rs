@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::inventory::{ITEMS_MAX, Item, fold};
 use crate::model::{Cents, number, text};
 
-/// In bytes: enough for [`ITEMS_MAX`] items.
+/// The bytes of a file: enough for [`ITEMS_MAX`] items.
 const FILE_MAX: u64 = 16 << 20;
 
 /// An array of {name, price, min_price?, quantity?, description?}. Without `min_price` the price is firm; without

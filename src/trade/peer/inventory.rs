@@ -24,9 +24,9 @@ pub struct Item {
     pub price: Cents,
     /// The lowest that is accepted in a negotiation.
     pub min_price: Cents,
-    /// Including bound units but not sold ones.
+    /// It includes bound units but not sold ones.
     pub quantity: u64,
-    /// May be matched by a search too.
+    /// A search may match it too.
     pub description: String,
     #[serde(default)]
     pub sold: u64,
@@ -83,17 +83,17 @@ pub enum SaleState {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sale {
-    /// As the server numbers our side.
+    /// The server's number for our side.
     pub rq: u64,
     pub item: String,
-    /// As the buyer named it.
+    /// The item as the buyer named it.
     pub item_name: Arc<str>,
-    /// Of our offer; `price` is what is agreed now.
+    /// The price of our offer; `price` is what is agreed now.
     pub offered: Cents,
     pub price: Cents,
     pub state: SaleState,
     pub reason: Option<Arc<str>>,
-    /// Until the goods are marked as sent.
+    /// The recipient, until the goods are marked as sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ship_to: Option<ShipTo>,
     pub at: Millis,
@@ -119,7 +119,7 @@ impl Sale {
     }
 }
 
-/// For comparisons that ignore case.
+/// Names are compared like this, ignoring case.
 pub(super) fn fold(text: &str) -> String {
     text.to_lowercase()
 }

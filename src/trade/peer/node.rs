@@ -35,7 +35,7 @@ const TICK_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     pub client: client::ClientConfig,
-    /// As the user named it; its token and fingerprint are stored under this name.
+    /// The server as the user named it; its token and fingerprint are stored under this name.
     pub server: String,
     pub data_dir: PathBuf,
     /// The payment details.
@@ -84,10 +84,10 @@ pub struct Node {
 struct NodeInner {
     config: NodeConfig,
     clock: Clock,
-    /// Before `store`, so that the database is closed before the data directory's lock is released.
+    /// It stands before `store`, so that the database is closed before the data directory's lock is released.
     core: Durable<SharedCore<PeerCore>>,
     store: PeerStore,
-    /// Bounded by [`QUEUED_NOTIFICATIONS_MAX`] and, for responses, by the client's limit on requests.
+    /// It is bounded by [`QUEUED_NOTIFICATIONS_MAX`] and, for responses, by the client's limit on requests.
     inputs: Sender<PeerInput>,
     client: OnceLock<Client>,
     observer: Box<dyn Fn(&PeerEvent) + Send + Sync>,
@@ -248,7 +248,7 @@ impl Node {
         }
     }
 
-    /// As the server sees our deals; our own records are reconciled.
+    /// Our deals as the server sees them; our own records are reconciled.
     pub fn status(&self) -> Result<Vec<DealStatus>, NodeError> {
         match self.inner.command(PeerInput::AskStatus)? {
             Some(Response::Deals { deals, .. }) => Ok(deals),
@@ -272,7 +272,7 @@ impl Node {
         self.inner.core.with(|core| core.purchases().next_back().map(|purchase| purchase.rq)).value
     }
 
-    /// Until a deal has ended, or is found and waits for our BUY. An error if it does not get there within `at_most`.
+    /// Waits until a deal has ended, or is found and waits for our BUY. An error if that takes longer than `at_most`.
     pub fn wait(&self, rq: u64, at_most: Duration) -> Result<PeerEvent, NodeError> {
         let inner = &*self.inner;
         let give_up_at = Instant::now() + at_most;

@@ -17,7 +17,7 @@ pub enum PurchaseState {
     Found,
     Buying,
     Bought,
-    /// Without a purchase.
+    /// The search ended without a purchase.
     Over,
 }
 
@@ -28,14 +28,14 @@ pub struct Purchase {
     pub description: Arc<str>,
     pub max_price: Cents,
     pub state: PurchaseState,
-    /// Found most recently.
+    /// The price that was found most recently.
     pub price: Option<Cents>,
     pub seller: Option<Name>,
-    /// As named in our BUY.
+    /// The price named in our BUY.
     pub bought_at: Option<Cents>,
     pub reason: Option<Arc<str>>,
     pub at: Millis,
-    /// In the seller's own words.
+    /// What the seller offers, in its own words.
     #[serde(default)]
     pub goods: Goods,
     /// Only to look at offers: nothing is bought.
@@ -148,7 +148,7 @@ impl PeerCore {
         effects: &mut PeerEffects,
     ) {
         let Some(purchase) = self.purchases.get(&rq) else {
-            // Of a lost data directory, for example: nobody here wants it, and a seller holds a unit for it.
+            // It is of a lost data directory, for example: nobody here wants it, and a seller holds a unit for it.
             effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         };

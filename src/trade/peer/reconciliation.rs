@@ -21,7 +21,7 @@ fn goods(deal: &DealStatus) -> Goods {
 }
 
 impl PeerCore {
-    /// Of all deals, or of one.
+    /// Asks about all deals, or about one.
     pub(super) fn ask_status(&mut self, about: Option<u64>, effects: &mut PeerEffects) {
         match self.next_rq(effects) {
             Ok(rq) => {
@@ -81,7 +81,7 @@ impl PeerCore {
                 self.handle_unlisted(rq, effects);
             }
         }
-        // Of a lost data directory, for example: a reservation that nobody here will ever use.
+        // They are of a lost data directory, for example: a reservation that nobody here will ever use.
         for deal in deals.iter().filter(|deal| !self.has_deal(deal.rq)) {
             if deal.side == Side::Seller && deal.state == DealPhase::Reserved {
                 effects.requests.push((deal.rq, DealRequest::Cancel.about(deal.item_name.clone())));

@@ -33,7 +33,7 @@ pub enum PeerStoreError {
     NotOurs { dir: PathBuf, owner: String },
 }
 
-/// Locked by this process.
+/// A data directory that is locked by this process.
 #[derive(Debug)]
 pub struct PeerStore {
     store: Arc<Store>,
@@ -63,12 +63,12 @@ impl PeerStore {
         &self.store
     }
 
-    /// Beyond all numbers that were used.
+    /// It is beyond all numbers that were used.
     pub fn first_id(&self) -> u64 {
         first_id(self.first_id_range)
     }
 
-    /// Of our registration with a server.
+    /// The token of our registration with a server.
     pub fn token(&self, server: &str) -> Result<Option<Token>, StoreError> {
         Ok(self.meta(&format!("token {server}"))?.map(Token::from_text))
     }

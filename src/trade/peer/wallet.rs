@@ -55,7 +55,7 @@ impl Wallet {
     }
 }
 
-/// If the file can be read by others.
+/// A warning if the file can be read by others.
 pub fn warning(path: &Path) -> Option<String> {
     #[cfg(unix)]
     {

@@ -18,17 +18,17 @@ counters! {
         /// Notifications withheld by the amplification limit.
         pushes_withheld,
         acks,
-        /// Of notifications that are not outstanding, or by others than their recipients.
+        /// Acknowledgements of notifications that are not outstanding, or from others than their recipients.
         acks_unknown,
         sends_failed,
-        /// In the handshake, reading or writing.
+        /// Connections that failed in the handshake, reading or writing.
         connections_failed,
         /// Changes could not be stored.
         unavailable,
         settlements,
-        /// Ended with a charge.
+        /// Settlements that ended with a charge.
         settlements_paid,
-        /// Ended without one.
+        /// Settlements that ended without one.
         settlements_failed,
         /// Calls that were not answered.
         bank_unreachable,

@@ -34,7 +34,7 @@ impl ServerInner {
         self.rebuild(exchange);
     }
 
-    /// For effects that are committed.
+    /// The effects must be committed.
     pub(super) fn send_effects(
         self: &Arc<Self>,
         exchange: &Arc<StoredExchange>,
@@ -75,7 +75,7 @@ impl ServerInner {
         }
     }
 
-    /// Of the exchange that was loaded last; waits for interrupted settlements until `wait_until`.
+    /// Resumes the work of the exchange that was loaded last; waits for its settlements until `wait_until`.
     pub(super) fn resume(self: &Arc<Self>, wait_until: Option<Instant>) {
         let Some(resumed) = self.resumed_work.lock().take() else { return };
         let exchange = self.exchange();
@@ -166,7 +166,7 @@ impl ServerInner {
 
     fn send(&self, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) {
         if let Err(error) = self.socket.send_to(bytes, to, from) {
-            // As if it were lost on the way: notifications and requests are repeated.
+            // It is as if it were lost on the way: notifications and requests are repeated.
             self.counters.sends_failed.add(1);
             log::debug!("cannot send to {to}: {error}");
         }

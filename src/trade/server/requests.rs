@@ -20,7 +20,7 @@ use crate::trade::wire::{
 pub(super) struct ResponseContext {
     pub(super) origin: RequestOrigin,
     pub(super) length: usize,
-    /// When the datagram arrived. The response is sent there even if the request gives up that address.
+    /// Whether it was when the datagram arrived. The response is sent there even if the request gives up that address.
     pub(super) is_validated: bool,
     pub(super) received_at: Instant,
 }
@@ -123,7 +123,7 @@ impl ServerInner {
         }
     }
 
-    /// As the system tells where the datagram was sent to, else the address that is bound.
+    /// The address that the system tells the datagram was sent to, else the one that is bound.
     fn local_ip(&self, to: Option<IpAddr>) -> Option<IpAddr> {
         let bound = self.config.addr.ip().to_canonical();
         to.map(|to| to.to_canonical()).or((!bound.is_unspecified()).then_some(bound))

@@ -24,11 +24,11 @@ use crate::trade::exchange::{SettlementOrder, SettlementParty};
 use crate::trade::settlement::{Settlement, SettlementAction, SettlementInput, SettlementMilestone};
 use crate::trade::wire::{Side, encode};
 
-/// After the bank did not answer; doubled each time.
+/// The pause after the bank did not answer; doubled each time.
 const BANK_PAUSE: Duration = Duration::from_millis(50);
 const BANK_PAUSE_MAX: Duration = Duration::from_secs(5);
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// For the last line to be read before the connection is closed.
+/// How long the last line may take to be read before the connection is closed.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 const RECOVER_AFTER: Duration = Duration::from_secs(1);
 
@@ -151,7 +151,7 @@ impl ServerInner {
         Ok(())
     }
 
-    /// Until the settlement waits for a side or is over.
+    /// Performs actions until the settlement waits for a side or is over.
     fn perform(
         self: &Arc<Self>,
         settlement: &mut Settlement,
@@ -246,7 +246,7 @@ impl ServerInner {
             }
             _ => return Ok(()),
         }
-        // Under the lock, so that no thread that has just checked misses it.
+        // The lock is held so that no thread misses it that has just checked.
         let _waiting = self.settlement_ended.0.lock();
         self.settlement_ended.1.notify_all();
         Ok(())
@@ -325,7 +325,7 @@ impl ServerInner {
     }
 }
 
-/// From the address by which the peer knows the server, if this host still has it.
+/// Connects from the address by which the peer knows the server, if this host still has it.
 fn connect(to: SocketAddr, from: Option<IpAddr>, timeout: Duration) -> io::Result<TcpStream> {
     let from = from.filter(|from| from.is_ipv4() == to.is_ipv4());
     let Some(from) = from else { return TcpStream::connect_timeout(&to, timeout) };

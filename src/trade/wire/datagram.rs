@@ -14,7 +14,7 @@ pub enum PeerMessage {
     /// A type that only servers send, or an unreadable ACK. It is never answered, so that two servers cannot keep each
     /// other busy for ever.
     Ignored,
-    /// With its `rq` if that could be read.
+    /// A malformed message, with its `rq` if that could be read.
     Invalid(Option<u64>, RequestError),
 }
 
@@ -22,7 +22,7 @@ pub enum PeerMessage {
 #[derive(Debug)]
 pub struct Ack {
     pub mid: u64,
-    /// Required from another address than the notification was sent to.
+    /// It is required from another address than the notification was sent to.
     pub token: Option<Token>,
 }
 
@@ -31,10 +31,10 @@ pub struct Ack {
 pub struct Request {
     /// The response carries it.
     pub rq: u64,
-    /// As claimed. Invisible characters are rejected only when a name is registered, so that existing ones keep
-    /// working.
+    /// The name that the sender claims. Invisible characters are rejected only when a name is registered, so that
+    /// existing ones keep working.
     pub name: Name,
-    /// May be absent if the source address proves the sender's identity.
+    /// It may be absent if the source address proves the sender's identity.
     pub token: Option<Token>,
     pub body: RequestBody,
 }
@@ -43,7 +43,7 @@ pub struct Request {
 pub fn parse_message(bytes: &[u8]) -> PeerMessage {
     let refuse = |rq, reason: String| PeerMessage::Invalid(rq, RequestError::new(ErrorCode::BadRequest, reason));
     let bytes = text::without_bom(bytes);
-    // For the whole message: serde would not look at the bytes of skipped fields.
+    // The whole message is checked: serde would not look at the bytes of skipped fields.
     if std::str::from_utf8(bytes).is_err() {
         return refuse(None, "expected UTF-8".to_owned());
     }

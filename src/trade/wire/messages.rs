@@ -52,7 +52,7 @@ impl DealRequest {
         }
     }
 
-    /// As the body about this item.
+    /// The body of a request about this item.
     pub fn about(self, item_name: Arc<str>) -> RequestBody {
         RequestBody::Deal { item_name, request: self }
     }
@@ -95,8 +95,8 @@ impl Response {
         Response::Error { rq, code, reason }
     }
 
-    /// In at most `max` bytes: a list of deals drops its oldest entries and a reason is truncated. `None` if that is
-    /// not enough.
+    /// Encodes in at most `max` bytes: a list of deals drops its oldest entries and a reason is truncated. `None` if
+    /// that is not enough.
     pub fn fit(&mut self, max: usize) -> Option<Vec<u8>> {
         let bytes = encode(self);
         if bytes.len() <= max {

@@ -12,11 +12,11 @@ pub struct PeerEndpoint {
     pub ip: IpAddr,
     /// Wider than `u16`, so that 70000 gets a clear error.
     pub udp_port: u32,
-    /// For settlements.
+    /// The port for settlements.
     pub tcp_port: u32,
 }
 
-/// In the seller's own words. Both are empty if it offers exactly what was searched for.
+/// What a seller offers in its own words. Both are empty if it offers exactly what was searched for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Goods {
     pub item: Option<Arc<str>>,
@@ -24,7 +24,7 @@ pub struct Goods {
 }
 
 impl Goods {
-    /// By their names on the wire; rows have the fields by their own.
+    /// Writes the names of the wire; rows have the fields by their own.
     pub(super) fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct GoodsOnTheWire<'a> {
@@ -42,10 +42,10 @@ impl Goods {
 pub struct DealStatus {
     pub rq: u64,
     pub side: Side,
-    /// As the buyer named it.
+    /// The item as the buyer named it.
     pub item_name: Arc<str>,
     pub state: DealPhase,
-    /// Offered, reserved or paid.
+    /// The price that is offered, reserved or was paid.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub price: Option<Cents>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -54,7 +54,7 @@ pub struct DealStatus {
     pub offer_item: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub offer_description: Option<Arc<str>>,
-    /// Until the current window closes.
+    /// The time until the current window closes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ends_in_ms: Option<u64>,
 }
@@ -69,7 +69,7 @@ pub enum Side {
     Seller,
 }
 
-/// As STATUS reports it.
+/// The progress of a deal as STATUS reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DealPhase {
@@ -81,6 +81,6 @@ pub enum DealPhase {
     Settling,
     /// Paid and shipped.
     Completed,
-    /// Without a sale.
+    /// The deal ended without a sale.
     Cancelled,
 }

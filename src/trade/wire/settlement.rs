@@ -68,7 +68,7 @@ impl<'de> Deserialize<'de> for Amount {
 pub struct InformResponse {
     pub name: Name,
     pub token: Token,
-    /// Of the buyer. A seller's are ignored and may be absent.
+    /// How the buyer pays. A seller's details are ignored and may be absent.
     pub payment_details: Option<PaymentDetails>,
 }
 

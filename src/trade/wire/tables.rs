@@ -55,7 +55,7 @@ macro_rules! requests {
             $($(#[$about])* $variant $({ $($(#[$about_field])* $field: $Type),* })?,)*
             /// About a deal.
             Deal {
-                /// As the buyer named it.
+                /// The item as the buyer named it.
                 item_name: Arc<str>,
                 #[serde(flatten)]
                 request: DealRequest,
@@ -121,7 +121,7 @@ macro_rules! requests {
                 match self { $(DealRequest::$deal_variant { .. } => RequestKind::$deal_variant,)* }
             }
 
-            /// If the request is accepted.
+            /// The response if the request is accepted.
             pub fn accepted(&self, rq: u64) -> Response {
                 match self { $(DealRequest::$deal_variant { .. } => Response::$deal_response { rq },)* }
             }
@@ -143,7 +143,7 @@ macro_rules! raw_message {
             $($(#[$about])* pub(super) $field: Option<Value>,)*
         }
 
-        /// With those of settlements, for error texts.
+        /// The names of these fields and of those of settlements, for error texts.
         pub(super) const FIELDS: &[&str] = &["type", $(stringify!($field),)* $($other),*];
     };
 }

@@ -45,7 +45,7 @@ impl NodeInner {
 
     /// Waits for the response to a command's request; `None` if it needed none.
     pub(super) fn command(&self, input: PeerInput) -> Result<Option<Response>, NodeError> {
-        // Before anything is recorded for a request that would never be sent.
+        // It is checked before anything is recorded for a request that would never be sent.
         self.client().check_trust()?;
         let mut effects = self.handle_inputs(vec![input])?;
         let request = if effects.requests.is_empty() { None } else { Some(effects.requests.remove(0)) };
@@ -108,7 +108,7 @@ impl NodeInner {
         self.emit(&PeerEvent::Trouble { rq, reason: reason.into() });
     }
 
-    /// For a request that does not concern a deal.
+    /// A number for a request that does not concern a deal.
     pub(super) fn next_rq(&self) -> Result<u64, NodeError> {
         let rq = self.core.update(|core| {
             let mut effects = PeerEffects::default();
