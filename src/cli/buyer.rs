@@ -133,15 +133,12 @@ enum Vote {
     Down,
 }
 
-/// Runs the client. The exit code is 0 on success and 1 if a one-shot command failed.
-///
-/// # Errors
-/// The client could not start.
+/// The exit code is 0 on success and 1 if a one-shot command failed.
 pub fn run(args: BuyerArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.wallet {
-        // An unreadable wallet is reported at the start rather than at the first purchase.
+        // An unreadable wallet is reported now rather than at the first purchase.
         Wallet::read(path).map_err(anyhow::Error::msg)?;
-        // Commands read from the input use this wallet as well. Set before any other thread starts.
+        // Commands read from the input use it as well. Set before any other thread starts.
         WALLET.set(path.clone()).ok();
     }
     shop_client::run(args.common, args.command)
@@ -235,7 +232,7 @@ fn purchase(
     session.run("purchase", "MakePurchase", payload, show::new_purchase)
 }
 
-/// Asks the user for a card and, if needed, for a delivery address.
+/// And for a delivery address, if needed.
 fn ask_for_payment_details(with_address: bool) -> anyhow::Result<Wallet> {
     let number = CardNumber::new(prompt::secret("Card number: ")?.trim());
     let cc_number = number.map_err(|error| anyhow::anyhow!("card number: {error}"))?;

@@ -23,7 +23,6 @@ use crate::trade::peer::wallet::{self, Wallet};
 mod commands;
 mod show;
 
-/// The default trade port.
 const TRADE_PORT: u16 = 7001;
 
 /// Take part in the trade: sell, search, buy
@@ -84,9 +83,6 @@ pub struct PeerArgs {
 }
 
 /// Runs the peer until its input ends, on `quit`, or until SIGINT or SIGTERM.
-///
-/// # Errors
-/// The peer could not start, or its input could not be read.
 pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
     let Some(name) = args.name.clone().map_or_else(name_prompt::ask, |name| Ok(Some(name)))? else {
@@ -107,7 +103,7 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
         })?;
         // Every trading peer may have to pay.
         chosen.check_payment(" --plaintext")?;
-        // From here on the confirmed certificate is treated as if it had been given with `--server-cert`.
+        // From here on the confirmed certificate counts as if it had been given with `--server-cert`.
         args.server = chosen.addr.to_string();
         no_server_cert = chosen.cert_sha256.is_none();
         args.server_cert = chosen.cert_sha256;
@@ -145,7 +141,7 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
     };
     let result = join_and_run(&args, server, &node, &data_dir, &screen, &shutdown);
     shutdown.request();
-    // An `Err` would be a panic, which `threads::spawn` has already logged.
+    // An `Err` would be a panic, which is logged.
     let _ = closer.join();
     result.map(|()| ExitCode::SUCCESS)
 }
@@ -193,7 +189,7 @@ fn check_wallet(path: Option<&Path>) -> anyhow::Result<()> {
         eprintln!("note: without --wallet FILE things can be sold, but nothing can be bought");
         return Ok(());
     };
-    // An unreadable wallet is reported at the start rather than at the first purchase.
+    // An unreadable wallet is reported now rather than at the first purchase.
     Wallet::read(path).map_err(anyhow::Error::msg)?;
     if let Some(warning) = wallet::warning(path) {
         eprintln!("warning: {}", output::sanitize(&warning));
@@ -201,8 +197,8 @@ fn check_wallet(path: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The server's address, and the key under which its fingerprint is stored. The key is the host as it was written,
-/// because the address behind a host name may change while the server stays the same.
+/// The address, and the key under which the fingerprint is stored: the host as it was written, because the address
+/// behind a name may change while the server stays the same.
 fn resolve_server(server: &str, bind: IpAddr) -> anyhow::Result<(SocketAddr, String)> {
     let server = server.trim();
     let with_port = match (server.parse::<SocketAddr>(), server.parse::<IpAddr>()) {
@@ -230,7 +226,6 @@ fn parse_port(text: &str) -> Result<u16, String> {
     }
 }
 
-/// Names the flag by which a port was chosen that is in use.
 fn explain_open_error(error: NodeError) -> anyhow::Error {
     match error {
         NodeError::Open(ClientOpenError::InUse { what, port }) => {

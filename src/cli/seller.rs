@@ -124,10 +124,7 @@ first is listed.")]
     Rating,
 }
 
-/// Runs the client. The exit code is 0 on success and 1 if a one-shot command failed.
-///
-/// # Errors
-/// The client could not start.
+/// The exit code is 0 on success and 1 if a one-shot command failed.
 pub fn run(args: SellerArgs) -> anyhow::Result<ExitCode> {
     shop_client::run(args.common, args.command)
 }
@@ -182,7 +179,7 @@ impl RoleCommands for SellerCommand {
     }
 }
 
-/// Lists every item of a file; none if one of them is invalid.
+/// All items of a file, or none if one of them is invalid.
 fn load(session: &ShopSession, file: &Path) -> anyhow::Result<()> {
     let items = catalogue(file)?;
     let total = items.len();
@@ -203,7 +200,7 @@ fn load(session: &ShopSession, file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The items of a file, validated by the server's own rules.
+/// Validated by the server's own rules.
 fn catalogue(file: &Path) -> anyhow::Result<Vec<Value>> {
     let shown = file.display();
     let bytes = std::fs::read(file).with_context(|| format!("{shown}"))?;

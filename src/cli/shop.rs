@@ -127,19 +127,11 @@ struct Backends {
     customer: String,
 }
 
-/// Runs the product database until a signal ends it.
-///
-/// # Errors
-/// A one-line description of what kept it from starting.
 pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
     settings::refuse_db(args.db.as_deref())?;
     run(&args.common, &args.data_dir, |config| ComponentProcess::product(config, args.port, args.hold_timeout))
 }
 
-/// Runs the customer database until a signal ends it.
-///
-/// # Errors
-/// A one-line description of what kept it from starting.
 pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
     settings::refuse_db(args.db.as_deref())?;
     run(&args.common, &args.data_dir, |config| {
@@ -147,18 +139,10 @@ pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Runs the sellers' frontend until a signal ends it.
-///
-/// # Errors
-/// A one-line description of what kept it from starting.
 pub fn run_seller_server(args: SellerServerArgs) -> anyhow::Result<ExitCode> {
     run_frontend(Role::Seller, args.port, args.backends, &args.announce, &args.common)
 }
 
-/// Runs the buyers' frontend until a signal ends it.
-///
-/// # Errors
-/// A one-line description of what kept it from starting.
 pub fn run_buyer_server(args: BuyerServerArgs) -> anyhow::Result<ExitCode> {
     run_frontend(Role::Buyer, args.port, args.backends, &args.announce, &args.common)
 }
@@ -175,7 +159,6 @@ fn run_frontend(
     run(common, Path::new(DEFAULT_DATA_DIR), |config| ComponentProcess::frontend(config, own))
 }
 
-/// Runs a component until a signal ends it.
 fn run(
     common: &ComponentArgs,
     data_dir: &Path,

@@ -1,5 +1,4 @@
-//! The common part of `p2s2 buyer` and `p2s2 seller`: server, session, interactive loop and one-shot commands. The
-//! roles' own commands are in `buyer.rs` and `seller.rs`.
+//! What `p2s2 buyer` and `p2s2 seller` have in common: server, session, interactive loop and one-shot commands.
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
@@ -53,17 +52,16 @@ pub struct ShopClientArgs {
     json: bool,
 }
 
-/// The commands of one role.
 pub(super) trait RoleCommands: Subcommand + Send + Sync + 'static {
     /// `buyer` or `seller`.
     const ROLE: &'static str;
-    /// The default server address.
+    /// The server's address if none is given.
     const SERVER: &'static str;
 
     /// The command, if it is one that both roles have.
     fn account(&self) -> Option<&AccountCommand>;
 
-    /// Runs a command of the role itself.
+    /// A command of the role itself.
     fn run(self, session: &ShopSession) -> anyhow::Result<()>;
 }
 
@@ -101,7 +99,6 @@ pub struct ShopPageArgs {
 }
 
 impl ShopPageArgs {
-    /// The payload of a request for it.
     pub(super) fn payload(self) -> Value {
         let given = [("offset", self.offset), ("limit", self.limit)].into_iter();
         given.filter_map(|(field, number)| Some((field.to_owned(), number?.into()))).collect::<Map<_, _>>().into()
@@ -117,10 +114,7 @@ fn run_command<C: RoleCommands>(session: &ShopSession, command: C) -> anyhow::Re
     }
 }
 
-/// Runs a client: the given command, or the commands of the input.
-///
-/// # Errors
-/// The client could not start.
+/// The given command, or the commands of the input.
 pub(super) fn run<C: RoleCommands>(common: ShopClientArgs, command: Option<C>) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
     let mut discovered_server = None;
@@ -171,7 +165,6 @@ pub(super) fn run<C: RoleCommands>(common: ShopClientArgs, command: Option<C>) -
     }
 }
 
-/// Runs a one-shot command with the stored session.
 fn run_single_command<C: RoleCommands>(session: &ShopSession, command: C) -> ExitCode {
     let done = resume_session(session, command.account()).and_then(|()| run_command(session, command));
     let Err(error) = done else { return ExitCode::SUCCESS };
@@ -184,8 +177,7 @@ fn run_single_command<C: RoleCommands>(session: &ShopSession, command: C) -> Exi
     ExitCode::FAILURE
 }
 
-/// Resumes the stored session of the given user, or of the user of the last login. A given user without a session is
-/// logged in.
+/// Resumes the session of the given user, or of the user of the last login. A given user without one is logged in.
 fn resume_session(session: &ShopSession, account: Option<&AccountCommand>) -> anyhow::Result<()> {
     let Some(session_store) = &session.session_store else { return Ok(()) };
     if matches!(account, Some(AccountCommand::CreateAccount { .. } | AccountCommand::Login { .. })) {
@@ -208,7 +200,7 @@ fn resume_session(session: &ShopSession, account: Option<&AccountCommand>) -> an
     Ok(())
 }
 
-/// `HOST:PORT`; a missing port is taken from the default.
+/// A missing port is taken from the default.
 fn full_address(server: &str, default: &str) -> Result<String, String> {
     let port = default.rsplit(':').next().unwrap_or_default();
     let is_port = |text: &str| text.parse::<u16>().is_ok_and(|port| port > 0);
@@ -241,7 +233,7 @@ fn discover_server<C: RoleCommands>(
     Ok((ClientConfig { tls, ..ClientConfig::plain(chosen.addr.to_string()) }, chosen))
 }
 
-/// The fingerprint seen at the first contact with the server; if this is the first contact, it is stored now.
+/// The fingerprint that was seen at the first contact with the server; if this is it, it is stored now.
 fn trust_on_first_use(config: &ClientConfig, session_store: &SessionStore) -> anyhow::Result<String> {
     if let Some(known) = session_store.certificate()? {
         return Ok(known);

@@ -13,6 +13,7 @@ use super::listeners::{Listeners, port_in_use};
 use super::page_urls;
 use super::resources::SharedResources;
 use super::stores::{CUSTOMER_DB, SHOP_BANK_DB};
+use super::while_alive;
 use crate::bank::BuiltinGateway;
 use crate::model::FeeRate;
 use crate::net::cluster::ClusterKey;
@@ -29,7 +30,7 @@ use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{Store, create_private_dir};
 use crate::web::operator::ShopDatabases;
 
-/// The shop of a server: where its four components listen, and their settings.
+/// Where the four components listen, and their settings.
 #[derive(Debug, Clone)]
 pub struct ShopConfig {
     pub product: SocketAddr,
@@ -41,11 +42,11 @@ pub struct ShopConfig {
     /// A session ends after so long without a request.
     pub session_timeout: Duration,
     pub fee: FeeRate,
-    /// The key that components prove to each other; it is created if there is none.
+    /// Components prove to each other that they know this key; it is created if there is none.
     pub cluster_key: PathBuf,
 }
 
-/// The running shop service. Its four servers communicate over TCP even within one process.
+/// The four servers communicate over TCP even within one process.
 pub(super) struct ShopService {
     product: ProductService,
     customer: CustomerService,
@@ -53,12 +54,12 @@ pub(super) struct ShopService {
 }
 
 impl ShopService {
-    /// Locks the parts of the data dir that the databases could also use as separate processes.
+    /// What the databases could also use as separate processes.
     pub(super) fn lock(dir: &Path) -> Result<[DataDirLock; 2], LockError> {
         Ok([ProductService::lock(dir)?, CustomerService::lock(dir)?])
     }
 
-    /// Starts the databases, then the frontends. Frontends without a certificate of their own show that of trade.
+    /// Frontends without a certificate of their own show that of trade.
     pub(super) fn start(
         config: &ShopConfig,
         dir: &Path,
@@ -92,25 +93,18 @@ impl ShopService {
         Ok(ShopService { product, customer, frontends })
     }
 
-    /// The databases, for the operator API.
     pub(super) fn databases(&self) -> ShopDatabases {
         ShopDatabases { products: Arc::clone(self.product.db()), customers: Arc::clone(self.customer.db()) }
     }
 
-    /// Weak references, because the metrics may outlive the shop.
     pub(super) fn register_metrics(self: &Arc<Self>, metrics: &Metrics) {
-        let (sizes, counters) = (Arc::downgrade(self), Arc::downgrade(self));
-        metrics.add_sizes("shop", move || sizes.upgrade().map_or_else(Vec::new, |shop| shop.sizes()));
-        metrics.add_counters("shop", move || counters.upgrade().map_or_else(Vec::new, |shop| shop.counters()));
-        let (requests, commits) = (Arc::downgrade(self), Arc::downgrade(self));
-        let none = LatencySnapshot::default;
-        metrics.add_latencies("shop_requests", move || requests.upgrade().map_or_else(none, |shop| shop.latencies()));
-        metrics.add_latencies("shop_commits", move || {
-            commits.upgrade().map_or_else(none, |shop| shop.customer.db().store().commit_latencies())
-        });
+        metrics.add_sizes("shop", while_alive(self, ShopService::sizes));
+        metrics.add_counters("shop", while_alive(self, ShopService::counters));
+        metrics.add_latencies("shop_requests", while_alive(self, ShopService::latencies));
+        let commits = |shop: &ShopService| shop.customer.db().store().commit_latencies();
+        metrics.add_latencies("shop_commits", while_alive(self, commits));
     }
 
-    /// All counters of the frontends and of the databases' listeners.
     fn counters(&self) -> Vec<(String, u64)> {
         fn named(part: &str, list: impl IntoIterator<Item = (impl Display, u64)>) -> Vec<(String, u64)> {
             list.into_iter().map(|(name, count)| (format!("{part}_{name}"), count)).collect()
@@ -120,14 +114,11 @@ impl ShopService {
         frontends.chain(databases).flatten().collect()
     }
 
-    /// Response times of client requests, over all frontends.
     fn latencies(&self) -> LatencySnapshot {
-        self.frontends
-            .iter()
-            .fold(LatencySnapshot::default(), |sum, (_, frontend)| sum.merged_with(&frontend.latencies()))
+        let all = self.frontends.iter().map(|(_, frontend)| frontend.latencies());
+        all.fold(LatencySnapshot::default(), |sum, one| sum.merged_with(&one))
     }
 
-    /// Current sizes for the metrics.
     fn sizes(&self) -> Vec<(&'static str, u64)> {
         let customers = self.customer.db();
         let (sessions, _) = customers.session_and_buyer_counts();
@@ -141,7 +132,7 @@ impl ShopService {
         sizes
     }
 
-    /// Stops the frontends first: their pending requests need the databases.
+    /// The frontends first: their pending requests need the databases.
     pub(super) fn stop(&self, deadline: Instant) {
         let left = || deadline.saturating_duration_since(Instant::now());
         for (name, frontend) in &self.frontends {
@@ -155,10 +146,6 @@ impl ShopService {
     }
 }
 
-/// The context of all shop listeners of a process.
-///
-/// # Errors
-/// The cluster key cannot be loaded or created.
 pub(super) fn shop_context(
     resources: &SharedResources,
     identity: Option<Arc<TlsIdentity>>,
@@ -174,11 +161,11 @@ pub(super) fn shop_context(
     Ok(ShopContext { executor, limiter, budget, identity, allows_remote_plaintext, key })
 }
 
-/// A running database: its files, its listener and its part of the data dir.
+/// A database with its files, its listener and its part of the data dir.
 pub(super) struct DatabaseService<Db> {
     db: Arc<Db>,
     listener: ShopListener,
-    /// Closes the files, once the listener has stopped.
+    /// It is called once the listener has stopped.
     close: Box<dyn Fn() + Send + Sync>,
     _lock: DataDirLock,
 }
@@ -196,12 +183,11 @@ impl<Db> DatabaseService<Db> {
         self.listener.local_addr()
     }
 
-    /// The listener's counters.
     pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
         self.listener.counters()
     }
 
-    /// Stops accepting work, finishes pending requests and closes the files.
+    /// Finishes pending requests and closes the files.
     pub(super) fn stop(&self, grace: Duration) {
         self.listener.stop(grace);
         (self.close)();
@@ -209,18 +195,11 @@ impl<Db> DatabaseService<Db> {
 }
 
 impl ProductService {
-    /// Locks its part of the data dir. Must be called before anything there is examined or created.
-    ///
-    /// # Errors
-    /// Another process holds the lock, or it cannot be acquired.
+    /// Must be called before anything in the data dir is examined or created.
     pub(super) fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
         DataDirLock::acquire_component(data_dir, DataComponent::Product.lock_name())
     }
 
-    /// Opens the database file and the listener.
-    ///
-    /// # Errors
-    /// A one-line description with advice.
     pub(super) fn start(
         addr: SocketAddr,
         flag: &str,
@@ -238,18 +217,11 @@ impl ProductService {
 }
 
 impl CustomerService {
-    /// Like [`ProductService::lock`].
-    ///
-    /// # Errors
-    /// Another process holds the lock, or it cannot be acquired.
     pub(super) fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
         DataDirLock::acquire_component(data_dir, DataComponent::Customer.lock_name())
     }
 
-    /// Opens the database files, completes interrupted purchases, and opens the listener.
-    ///
-    /// # Errors
-    /// A one-line description with advice.
+    /// Completes interrupted purchases before the listener opens.
     pub(super) fn start(
         addr: SocketAddr,
         flag: &str,
@@ -275,10 +247,7 @@ impl CustomerService {
     }
 }
 
-/// Starts a frontend; `flag` chose its ports.
-///
-/// # Errors
-/// A one-line description with advice.
+/// `flag` chose the ports.
 pub(super) fn start_frontend(
     config: FrontendConfig,
     flag: &str,
@@ -292,7 +261,7 @@ pub(super) fn start_frontend(
     Ok(server)
 }
 
-/// Turns a start error into one that names the flag by which the port was chosen.
+/// Names the flag by which a port that is in use was chosen.
 fn explain_start_error(error: ShopStartError, flag: &str) -> anyhow::Error {
     match error {
         ShopStartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => port_in_use(addr, flag),

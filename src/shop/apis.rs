@@ -21,21 +21,17 @@ use fields::{Dialect, Field, FieldReader, INT32_MAX, Names, SAFE_INTEGER_MAX, ba
 /// The limit of a search in dialect 1 that names none.
 const SEARCH_LIMIT_DEFAULT: u64 = 50;
 
-/// A row of the table.
 pub struct Api {
     names: Names,
-    /// The servers that have it.
     servers: &'static [ServerKind],
-    /// The shape of its answer.
     pub answer: Answer,
     pub request: Request,
-    /// The fields that it reads, each with its other fields.
+    /// What it reads, each field with its other ones.
     fields: &'static [(Names, &'static [Names])],
-    /// Whether a call can be sent again without further effect.
+    /// It can be sent again without further effect.
     is_idempotent: bool,
 }
 
-/// How the request of an api is read.
 #[derive(Clone, Copy)]
 pub enum Request {
     /// It is about an account and needs no session.
@@ -46,8 +42,7 @@ pub enum Request {
     InSession(fn(FieldReader<'_>) -> Result<SessionCall, Refusal>),
 }
 
-/// A row: its servers, its names in dialect 1 / dialect 2, its answer, and its fields, which are read in this order and
-/// become its call.
+/// A row: its servers, its names in dialect 1 / dialect 2, its answer, and its fields, which are read in this order.
 macro_rules! api {
     ($servers:ident, $one:literal / $two:literal, $answer:ident, OfSession($call:expr)) => {
         api!($servers, $one / $two, $answer, Request::OfSession($call), [])
@@ -137,13 +132,12 @@ static APIS: &[Api] = &[
             => AskCustomer(CustomerCall::MarkShipped { purchase_id, item_id })),
 ];
 
-/// The session of a request.
 pub const SESSION: Names = Names("session_id", "sid");
 const ITEM: Names = Names("item_id", "item");
 const QUANTITY: Names = Names("quantity", "qty");
 const USER: Names = Names("username", "user");
 
-/// The fields: the type, the names in dialect 1 / dialect 2 and the rule.
+/// Each with its type, its names in dialect 1 / dialect 2 and its rule.
 macro_rules! fields {
     ($($field:ident: $type:ty = $one:expr, $two:expr, |$message:ident, $name:ident| $read:expr;)*) => {
         $(const $field: Field<$type> =
@@ -199,8 +193,7 @@ const CARD: Field<CardDetails> = Field {
     read: |message, name| message.card(name),
 };
 
-/// What a vote of dialect 2 is about. A vote on an item also counts for its seller, so a message that names both means
-/// the item.
+/// A vote of dialect 2. One on an item also counts for its seller, so a message that names both means the item.
 const VOTE_TARGET: Field<VoteTarget> = Field {
     names: SELLER_NAME.names,
     others: &[ITEM],
@@ -221,7 +214,6 @@ impl Api {
         Api { is_idempotent: false, ..self }
     }
 
-    /// The API that a message to a server names.
     pub fn find(server: ServerKind, dialect: Dialect, name: &str) -> Option<&'static Api> {
         let is_named = |api: &&Api| api.names.of(dialect) == name && api.servers.contains(&server);
         if name.is_empty() { None } else { APIS.iter().find(is_named) }
@@ -243,7 +235,7 @@ pub fn is_idempotent(name: &str) -> bool {
     APIS.iter().find(|api| api.names.0 == name).is_none_or(|api| api.is_idempotent)
 }
 
-/// The field of this name, if any API reads one in any dialect.
+/// The field of this name, if any API reads it in any dialect.
 pub fn known_field(name: &str) -> Option<&'static str> {
     static KNOWN: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
         let names = APIS.iter().flat_map(Api::all_names).flat_map(|names| [names.0, names.1]);

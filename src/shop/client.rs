@@ -1,8 +1,6 @@
-//! The client library of the shop: calls of dialect 1 over one connection, which is kept open and reconnected with
-//! the same session when it is lost.
-//!
-//! If the connection breaks after a call was sent, it is unknown whether the call was executed. An idempotent call is
-//! then sent again; any other fails with [`ClientError::Lost`].
+//! The client library of the shop: calls of dialect 1 over one connection, which is reconnected with the same session
+//! when it is lost. It is unknown then whether a call that was sent was executed: an idempotent one is sent again, any
+//! other fails with [`ClientError::Lost`].
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -21,13 +19,13 @@ use crate::net::frames::{Framing, MessageReader};
 use crate::net::lines::{LineError, LineLimits};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a response may take to begin. A purchase may have to wait for another purchase of the same buyer.
+/// A response must have begun by then. A purchase may have to wait for another of the same buyer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(75);
-/// How long a response that has begun may take to arrive.
+/// A response that has begun must have arrived by then.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The maximum number of characters shown of a response in an unknown format.
+/// The characters shown of a response in an unknown format.
 const FOREIGN_TEXT_MAX: usize = 200;
-/// Responses have no limit in the protocol; this one protects memory.
+/// The protocol has no limit; this one protects memory.
 const RESPONSE_BYTES_MAX: usize = 256 << 20;
 
 /// Where the server is and how to connect to it.
@@ -36,63 +34,41 @@ pub struct ClientConfig {
     /// `HOST:PORT`, resolved again for each connection.
     pub server: String,
     pub framing: Framing,
-    /// Which certificate to trust; without it, TLS is not used.
+    /// Without it, TLS is not used.
     pub tls: Option<CertificateTrust>,
 }
 
 impl ClientConfig {
-    /// A configuration with length-prefixed frames and without TLS.
+    /// Length-prefixed frames, without TLS.
     pub fn plain(server: impl Into<String>) -> ClientConfig {
         ClientConfig { server: server.into(), framing: Framing::Frames, tls: None }
     }
 }
 
-/// Which TLS certificates of the server are accepted.
+/// Which certificates of the server are accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateTrust {
-    /// The certificate with this fingerprint (64 hex digits).
+    /// The one with this fingerprint (64 hex digits).
     Pinned(String),
-    /// Any certificate: for a user who is asked to confirm its [`fingerprint`](Client::fingerprint) before the first
-    /// call.
+    /// Any: the user is asked to confirm the [`fingerprint`](Client::fingerprint) before the first call.
     Any,
 }
 
-/// Why a call failed.
+/// Why a call failed; `server` is the address as it was configured, `api` what was called.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The server refused the call.
     #[error("{}", .0.message)]
     Refused(Refusal),
-    /// No connection to the server could be made.
     #[error("cannot reach {server}: {error}")]
-    Unreachable {
-        /// The address as it was configured.
-        server: String,
-        error: ConnError,
-    },
-    /// The connection broke after the call was sent, so that it is unknown whether it was executed.
+    Unreachable { server: String, error: ConnError },
+    /// The connection broke after the call was sent.
     #[error("the connection was lost: it is not known whether {api} was done ({why})")]
-    Lost {
-        /// The api that was called.
-        api: String,
-        why: String,
-    },
-    /// The server sent something that is not a response.
+    Lost { api: String, why: String },
     #[error("the server gave no proper answer to {api}")]
-    InvalidResponse {
-        /// The api that was called.
-        api: String,
-    },
-    /// The server sent a text or an error in a format that is not this protocol's.
+    InvalidResponse { api: String },
+    /// A text or an error in a format that is not this protocol's, shortened.
     #[error("the server at {server} answers {api} with {text:?}")]
-    ForeignResponse {
-        /// The address as it was configured.
-        server: String,
-        /// The api that was called.
-        api: String,
-        /// The text, shortened.
-        text: String,
-    },
+    ForeignResponse { server: String, api: String, text: String },
 }
 
 impl ClientError {
@@ -113,8 +89,8 @@ pub struct Client {
     fingerprint: Option<String>,
 }
 
-/// An open connection. The first byte of the first response tells the server's framing: a BUSY that the server sends
-/// before it has read anything comes as a line, whatever framing the client uses.
+/// The first byte of the first response tells the server's framing: a BUSY that is sent before anything was read comes
+/// as a line, whatever framing the client uses.
 struct OpenConnection {
     writer: ConnWriter,
     incoming: ResponseReader,
@@ -139,7 +115,7 @@ struct ResponseMessage {
     error: Option<Refusal>,
 }
 
-/// Why a request got no response: whether it may have reached the server matters for a retry.
+/// For a retry it matters whether a request without a response may have reached the server.
 enum ExchangeError {
     BeforeSend(ClientError),
     AfterSend(String),
@@ -155,12 +131,12 @@ impl ExchangeError {
 }
 
 impl Client {
-    /// Creates a client that connects with its first call.
+    /// Connects with its first call.
     pub fn new(config: ClientConfig) -> Client {
         Client { config, session_id: None, connection: None, fingerprint: None }
     }
 
-    /// The current session, which a program may store and restore with [`set_session_id`](Client::set_session_id).
+    /// A program may store it and restore it with [`set_session_id`](Client::set_session_id).
     pub fn session_id(&self) -> Option<&str> {
         self.session_id.as_deref()
     }
@@ -176,9 +152,6 @@ impl Client {
     }
 
     /// Connects, unless the client is connected.
-    ///
-    /// # Errors
-    /// [`ClientError::Unreachable`] if no address of the server accepts the connection or the handshake fails.
     pub fn connect(&mut self) -> Result<(), ClientError> {
         if self.connection.is_none() {
             let connection = connect(&self.config);
@@ -190,9 +163,6 @@ impl Client {
     }
 
     /// Opens a session, which later calls use, and returns the buyer's or seller's id.
-    ///
-    /// # Errors
-    /// Those of [`call`](Client::call).
     pub fn login(&mut self, username: &str, password: &str) -> Result<u64, ClientError> {
         let payload = self.call("Login", json!({"username": username, "password": password}))?;
         let improper = || ClientError::InvalidResponse { api: "Login".to_owned() };
@@ -202,9 +172,6 @@ impl Client {
     }
 
     /// Ends the session. The client forgets it when the server has responded, even if with a refusal.
-    ///
-    /// # Errors
-    /// Those of [`call`](Client::call).
     pub fn logout(&mut self) -> Result<(), ClientError> {
         let result = self.call("Logout", json!({}));
         if matches!(&result, Ok(_) | Err(ClientError::Refused(_))) {
@@ -213,13 +180,8 @@ impl Client {
         result.map(drop)
     }
 
-    /// Calls an api with a payload and returns the payload of the response.
-    ///
-    /// A MakePurchase without an idempotency key is given one, so that it can be retried.
-    ///
-    /// # Errors
-    /// The server refuses the call, cannot be reached, or sends something that is not a response; or the connection
-    /// breaks after a call that is not idempotent was sent.
+    /// Calls an api with a payload and returns the payload of the response. A MakePurchase without an idempotency key
+    /// is given one, so that it can be retried.
     pub fn call(&mut self, api: &str, mut payload: Value) -> Result<Value, ClientError> {
         if api == "MakePurchase"
             && let Value::Object(fields) = &mut payload
@@ -250,14 +212,10 @@ impl Client {
 
     /// Sends a message as it is, in either dialect, and returns the response as it came. Never retries. For
     /// measurements and for tests with malformed messages.
-    ///
-    /// # Errors
-    /// [`ClientError::Unreachable`] or [`ClientError::Lost`].
     pub fn exchange_raw(&mut self, message: &[u8]) -> Result<Vec<u8>, ClientError> {
         self.exchange(message).map_err(|error| error.into_client_error("the message"))
     }
 
-    /// Sends one message and reads one response.
     fn exchange(&mut self, request: &[u8]) -> Result<Vec<u8>, ExchangeError> {
         if self.connection.as_ref().is_some_and(OpenConnection::is_closed_by_server) {
             self.connection = None;
@@ -268,7 +226,7 @@ impl Client {
         let Some(mut connection) = self.connection.take() else {
             return Err(ExchangeError::AfterSend("no connection".to_owned()));
         };
-        // A server that rejected the connection may have closed it before the write; its response can still be read.
+        // A server that rejected the connection may have closed it; its response can still be read.
         let written = framing.write(&connection.writer, request);
         match connection.read() {
             Ok(Some(response)) => {
@@ -305,7 +263,7 @@ impl OpenConnection {
         }
     }
 
-    /// Whether the server has closed the connection meanwhile, for instance because it was idle.
+    /// The server closes a connection that is idle, for instance.
     fn is_closed_by_server(&self) -> bool {
         let stream = self.writer.stream();
         if stream.set_nonblocking(true).is_err() {
@@ -343,7 +301,7 @@ fn connect(config: &ClientConfig) -> Result<(OpenConnection, Option<String>), Co
 }
 
 /// The error text in a response of another implementation: of an object with a string as its error, as in the project
-/// documents, or of a response that is not JSON.
+/// documents, or of one that is not JSON.
 fn foreign_error_text(response: &[u8]) -> Option<String> {
     let text = match serde_json::from_slice::<Value>(response) {
         Ok(object) => {

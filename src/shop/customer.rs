@@ -1,14 +1,5 @@
 //! The customer database: accounts, sessions, carts, purchases (`docs/spec/shop.md`).
 //!
-//! | file | holds |
-//! |---|---|
-//! | `operations.rs` | each operation: its fields, its result, and who carries it out |
-//! | `core.rs` | all that is held in memory, as a value: sessions, carts, open purchases |
-//! | `active_sessions.rs`, `carts.rs`, `purchases.rs` | the parts of the core |
-//! | `accounts.rs` | accounts and passwords: read from disk when needed |
-//! | `purchasing.rs` | the driver of purchases: requests that wait for their turn, and the requests to the bank |
-//! | `store.rs`, `sales.rs` | the tables; those of purchases |
-//!
 //! An operation works on the core under its lock, and the core passes its changes to the store's writer. The response
 //! leaves once the newest change that it depends on is on disk, so that a Touch or a ShowCart only reads memory. When a
 //! transaction fails, memory is loaded anew before the next operation, and the operations that waited for it get
@@ -29,7 +20,7 @@ use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, FeeRate, Millis, Token};
 use crate::net::periodic::PeriodicTask;
 use crate::storage::backup::ID_RANGE_MAX;
-use crate::storage::{CommitHandle, Durable, Store, StoreError};
+use crate::storage::{CommitHandle, Durable, Reader, Store, StoreError};
 
 mod accounts;
 pub mod active_sessions;
@@ -51,30 +42,26 @@ pub use operations::{CustomerCall, CustomerOp};
 use purchasing::BeginWaiters;
 use store::StoreJournal;
 
-/// The migrations of the customer database, one per schema version.
 pub const MIGRATIONS: &[&str] =
     &[ledger::MIGRATION, store::MIGRATION, sales::MIGRATION, store::MIGRATION_SKIPPED, store::MIGRATION_KEYS];
 
-/// The size of a range of user ids. After data loss, ids continue in a new range, beyond all that were assigned.
+/// After data loss, user ids continue in a new range, beyond all that were assigned.
 const ID_RANGE_SIZE: u64 = 1 << 32;
 const _: () = assert!(ID_RANGE_SIZE * (ID_RANGE_MAX + 1) <= EXACT_MAX);
-/// The longest pause between two checks for expired sessions, and between two retries of requests to the bank.
+/// The longest pause of the checks for expired sessions, and of the retries of requests to the bank.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the times of the sessions' last uses are written.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(3);
 
-/// The configuration of the customer database.
 #[derive(Debug, Clone)]
 pub struct CustomerDbConfig {
     /// A session expires after this time without a request.
     pub session_timeout: Duration,
-    /// The cost of hashing a password.
     pub password_cost: HashCost,
-    /// The fee on a sale.
     pub fee: FeeRate,
     pub clock: Clock,
-    /// The range in which user ids begin: 0 unless ids may have been assigned that this file does not know, because it
-    /// is from a backup or a loss was accepted.
+    /// 0 unless user ids may have been assigned that this file does not know, because it is from a backup or a loss was
+    /// accepted.
     pub first_id_range: u64,
 }
 
@@ -91,28 +78,23 @@ impl Default for CustomerDbConfig {
     }
 }
 
-/// Why the customer database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum CustomerDbOpenError {
-    /// The file could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Passwords cannot be hashed at the configured cost.
     #[error(transparent)]
     Password(#[from] PasswordError),
-    /// A thread could not be started.
     #[error("no thread for the customer database: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// A running customer database. Dropping it closes it; the store stays open.
+/// Dropping it closes it; the store stays open.
 pub struct CustomerDb {
     inner: Arc<CustomerDbInner>,
-    /// One expires sessions, the other retries requests to the bank.
+    /// Expire sessions; retry requests to the bank.
     tasks: Mutex<Vec<PeriodicTask>>,
 }
 
-/// The core behind its lock. Working on it is memory work.
 type CustomerMemory = Mutex<CustomerCore<StoreJournal>>;
 
 struct CustomerDbInner {
@@ -129,9 +111,6 @@ struct CustomerDbInner {
 impl CustomerDb {
     /// Loads the state from the store (opened with [`MIGRATIONS`]), repeats the requests that the bank had not
     /// answered, and starts the background threads.
-    ///
-    /// # Errors
-    /// The file cannot be read or written, the password cost is unusable, or a thread cannot be started.
     pub fn open(
         store: Arc<Store>,
         gateway: Arc<dyn Gateway>,
@@ -146,7 +125,7 @@ impl CustomerDb {
         let (is_closed, closing, begin_waiters) = (Mutex::new(false), Condvar::new(), BeginWaiters::default());
         let inner =
             Arc::new(CustomerDbInner { config, store, gateway, accounts, begin_waiters, memory, is_closed, closing });
-        // An interrupted charge is completed before anyone can ask about it.
+        // Interrupted charges are completed before anyone can ask about them.
         inner.retry_bank_requests();
         let db = CustomerDb { inner: Arc::clone(&inner), tasks: Mutex::default() };
         let look_every = CHECK_INTERVAL.min(inner.config.session_timeout / 4).max(Duration::from_millis(10));
@@ -168,10 +147,7 @@ impl CustomerDb {
         Ok(db)
     }
 
-    /// Executes an operation and returns the JSON of its result (see [`CustomerOp`]) once it is on disk.
-    ///
-    /// # Errors
-    /// The refusals of the operation itself; UNAVAILABLE if it could not be stored, in which case nothing has changed.
+    /// The JSON of the result (see [`CustomerOp`]), once it is on disk. After UNAVAILABLE nothing has changed.
     pub fn handle(&self, op: CustomerOp) -> ShopResult<String> {
         self.inner.handle(op)
     }
@@ -180,17 +156,16 @@ impl CustomerDb {
         &self.inner.store
     }
 
-    /// The number of open sessions, and of buyers in memory.
+    /// The numbers of open sessions, and of buyers in memory.
     pub fn session_and_buyer_counts(&self) -> (usize, usize) {
         self.inner.memory.current().lock().sessions.sizes()
     }
 
-    /// The number of open purchases.
     pub fn open_purchase_count(&self) -> usize {
         self.inner.memory.current().lock().purchases.count()
     }
 
-    /// Stops the background threads, writes the times of last uses and waits until everything is on disk. Idempotent.
+    /// Writes the times of last uses and waits until everything is on disk. Idempotent.
     pub fn close(&self) {
         *self.inner.is_closed.lock() = true;
         self.inner.closing.notify_all();
@@ -220,12 +195,12 @@ fn load_memory(store: Arc<Store>, config: &CustomerDbConfig) -> Result<Durable<C
 }
 
 impl CustomerDbInner {
-    /// Opens a session of a user whose password was right.
+    /// The user's password was right.
     fn open_session(&self, role: Role, account: Account) -> ShopResult<NewSession> {
         let logged_in = NewSession { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
         let (key, user_id) = (SessionKey::of(&logged_in.sid), account.user_id);
         let mut saved = None;
-        // One memory throughout: a cart that was read from the disk for it counts in no other, loaded since.
+        // One memory throughout: a cart that was read for it counts in none that was loaded since.
         let memory = self.memory.current();
         loop {
             let now = self.config.clock.now();
@@ -236,15 +211,14 @@ impl CustomerDbInner {
                     return answer.map(|()| logged_in);
                 }
                 OpenSessionResult::ReadSavedCart { evictions } => {
-                    let lines = self.store.read(|reader| store::saved_cart(reader, user_id));
-                    let lines = lines.map_err(|error: StoreError| unavailable(&error))?.into_iter().collect();
+                    let lines = read(&self.store, |reader| store::saved_cart(reader, user_id))?.into_iter().collect();
                     saved = Some(SavedCart { lines, evictions });
                 }
             }
         }
     }
 
-    /// Runs `work` on the core, and returns its result once the commit that it depends on is on disk.
+    /// The result of `work` on the core, once the commit that it depends on is on disk.
     fn answer<T: Serialize>(
         &self,
         work: impl FnOnce(&mut CustomerCore<StoreJournal>, Millis) -> PendingResult<T, CommitHandle>,
@@ -255,7 +229,7 @@ impl CustomerDbInner {
         to_json(&answer?)
     }
 
-    /// Looks something up in the core. Success depends on no pending commit; a refusal may.
+    /// Looks something up. Success depends on no pending commit; a refusal may.
     fn look<T: Serialize>(
         &self,
         work: impl FnOnce(&mut CustomerCore<StoreJournal>, Millis) -> Result<T, Refused<CommitHandle>>,
@@ -266,7 +240,7 @@ impl CustomerDbInner {
         })
     }
 
-    /// Waits for a change of this memory. When it could not be stored, memory has been loaded anew when this returns.
+    /// A change of this memory. If it could not be stored, memory has been loaded anew when this returns.
     fn wait_committed(&self, memory: &Arc<CustomerMemory>, newest: &CommitHandle) -> ShopResult<()> {
         newest.wait().map_err(|error| {
             if self.memory.reload(memory).is_some() {
@@ -294,11 +268,8 @@ impl CustomerDbInner {
         }
     }
 
-    /// Writes down which sessions were used since the last time. Those that ended meanwhile have no row any more, and
-    /// get none.
-    ///
-    /// # Errors
-    /// The store's; then they are written the next time.
+    /// Writes which sessions were used since the last time; those that ended meanwhile get no row. What fails is
+    /// written the next time.
     fn flush(&self, memory: &Arc<CustomerMemory>, now: Millis) -> Result<(), StoreError> {
         const AT_ONCE: usize = 1_000;
         let uses = memory.lock().sessions.unsaved_uses();
@@ -307,13 +278,17 @@ impl CustomerDbInner {
             let rows = uses.to_vec();
             self.store.write(move |tx| {
                 store::write_last_uses(tx, &rows)?;
-                // Only with the last part: a session that is missing here might look expired at that time.
+                // A session that is missing before might look expired at that time.
                 if n + 1 == chunks { store::write_flush_time(tx, now) } else { Ok(()) }
             })?;
             memory.lock().sessions.saved_uses(uses);
         }
         Ok(())
     }
+}
+
+fn read<T>(store: &Store, read: impl FnOnce(&dyn Reader) -> Result<T, StoreError>) -> ShopResult<T> {
+    store.read(read).map_err(|error| unavailable(&error))
 }
 
 fn to_json<T: Serialize>(answer: &T) -> ShopResult<String> {
@@ -323,7 +298,7 @@ fn to_json<T: Serialize>(answer: &T) -> ShopResult<String> {
     })
 }
 
-/// Nothing has changed: a person may try again.
+/// Nothing has changed.
 fn unavailable(error: &StoreError) -> Refusal {
     log::error!("customer database: {error}");
     Refusal::new(ErrorCode::Unavailable, "the customer database could not store or read it: try again")

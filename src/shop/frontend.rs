@@ -6,7 +6,6 @@
 //! first. Results that are only passed on are not parsed.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,70 +34,61 @@ mod calls;
 #[cfg(test)]
 mod tests;
 
-/// The maximum number of links to each database.
+/// Links to each database.
 pub const LINKS_MAX: usize = 512;
-/// The links to one database are at most one in this many of the process's maximum of connections.
+/// They are at most one in this many of the process's maximum of connections.
 const LINKS_SHARE: usize = 8;
-/// The maximum number of requests that wait for a link.
+/// Requests that wait for a link.
 const WAITING_REQUESTS_MAX: usize = 4096;
-/// How long a database's response may take to begin.
+/// A database's response must have begun by then.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same where the database may have to wait: for another purchase of the same buyer, or for a password's turn to
-/// be hashed.
+/// Where the database may wait: for another purchase of the buyer, or for a password's turn to be hashed.
 const LONG_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long each step of a purchase may take before it is retried. It is longer than the database itself waits for the
-/// bank.
+/// Each step of a purchase is retried after this: longer than the database itself waits for the bank.
 const PURCHASE_STEP_TIMEOUT: Duration = Duration::from_secs(4);
-/// How often a frontend renews the leases of the purchases that it drives.
+/// How often the leases of the purchases that a frontend drives are renewed.
 const RENEW_INTERVAL: Duration = Duration::from_millis(RENEW_MS);
 /// How often a buyers' frontend looks for orphaned purchases.
 const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(500);
 /// The same while the customer database is unreachable.
 const TAKE_OVER_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The longest time between two attempts to reach a database that was unreachable at the start.
+/// Between two attempts to reach a database that was unreachable at the start.
 const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(2);
 
-/// The configuration of a frontend.
 #[derive(Debug, Clone)]
 pub struct FrontendConfig {
-    /// Whether it is the buyers' or the sellers' frontend.
     pub role: Role,
-    /// The addresses on which it listens; port 0 stands for any free port.
+    /// Port 0 stands for any free port.
     pub addrs: Vec<SocketAddr>,
-    /// `HOST:PORT` of the product database.
+    /// `HOST:PORT`, like `customer`.
     pub product: String,
-    /// `HOST:PORT` of the customer database.
     pub customer: String,
     pub databases: DatabaseLocation,
 }
 
-/// Where the databases of a frontend run, which decides whether links to them use TLS.
+/// Where the databases run, which decides whether links to them use TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatabaseLocation {
-    /// In other processes, at the addresses of `--product` and `--customer`: with TLS unless on loopback.
+    /// They run at the addresses of `--product` and `--customer`: with TLS unless on loopback.
     Remote,
-    /// In the same process, so that the traffic does not leave the host: with TLS only if they have a certificate.
-    SameProcess {
-        /// Whether the databases have a certificate.
-        has_tls: bool,
-    },
+    /// The traffic does not leave the host: with TLS only if the databases have a certificate.
+    SameProcess { has_tls: bool },
 }
 
-/// A running frontend.
 pub struct FrontendServer {
     listeners: Vec<ShopListener>,
     frontend: Arc<Frontend>,
 }
 
-/// The call handler, which all listeners of the frontend share.
+/// Shared by all listeners of the frontend.
 struct Frontend {
     role: Role,
     customer: LinkPool,
     product: LinkPool,
     clock: Clock,
     counters: FrontendCounters,
-    /// The purchases that this frontend drives, with their leases.
+    /// The leases of the purchases that are driven here.
     driven_leases: Mutex<HashMap<String, u64>>,
     lifecycle: Mutex<Lifecycle>,
     /// Notified when `lifecycle` changes.
@@ -108,8 +98,7 @@ struct Frontend {
 #[derive(Default)]
 struct Lifecycle {
     is_stopping: bool,
-    /// The number of running background threads: one probes the databases, one takes over orphaned purchases, one
-    /// renews leases.
+    /// Running background threads: one probes the databases, one takes over orphaned purchases, one renews leases.
     threads: u32,
 }
 
@@ -122,10 +111,7 @@ counters! {
 }
 
 impl FrontendServer {
-    /// Binds and starts to serve. The databases need not be reachable yet.
-    ///
-    /// # Errors
-    /// An address cannot be bound, or a thread cannot be started.
+    /// The databases need not be reachable yet.
     pub fn start(config: FrontendConfig, context: &ShopContext) -> Result<FrontendServer, ShopStartError> {
         let from = match config.role {
             Role::Buyer => "buyer-server",
@@ -179,12 +165,11 @@ impl FrontendServer {
         Ok(FrontendServer { listeners, frontend })
     }
 
-    /// The bound addresses.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(ShopListener::local_addr).collect()
     }
 
-    /// All counters of the frontend, its pools and its listeners, with their metric names.
+    /// The counters of the frontend, its pools and its listeners, with their metric names.
     pub fn counters(&self) -> Vec<(String, u64)> {
         let named = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}{name}"), count)).collect::<Vec<_>>()
@@ -195,7 +180,7 @@ impl FrontendServer {
         all.extend(named("product_", frontend.product.counters().list()));
         let listeners: Vec<_> = self.listeners.iter().map(ShopListener::counters).collect();
         if let Some((first, others)) = listeners.split_first() {
-            // All listeners have the same counters in the same order.
+            // All have the same counters in the same order.
             let sum = |(n, (name, count)): (usize, &(&'static str, u64))| {
                 (*name, count + others.iter().map(|other| other[n].1).sum::<u64>())
             };
@@ -209,7 +194,7 @@ impl FrontendServer {
         self.listeners.iter().fold(LatencySnapshot::default(), |sum, listener| sum.merged_with(&listener.latencies()))
     }
 
-    /// Accepts no more requests; those in progress may finish within `grace`.
+    /// What is in progress has `grace` to finish.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.frontend.lifecycle.lock().is_stopping = true;
@@ -228,15 +213,6 @@ impl FrontendServer {
 impl Drop for FrontendServer {
     fn drop(&mut self) {
         self.stop(Duration::ZERO);
-    }
-}
-
-impl fmt::Debug for FrontendServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FrontendServer")
-            .field("role", &self.frontend.role)
-            .field("addrs", &self.local_addrs())
-            .finish_non_exhaustive()
     }
 }
 
@@ -261,8 +237,6 @@ impl ClientHandler for Frontend {
 }
 
 impl Frontend {
-    // The databases.
-
     fn call_customer_raw(&self, op: &CustomerOp) -> ShopResult<String> {
         let timeout = match op {
             CustomerOp::Begin { .. } | CustomerOp::Create { .. } | CustomerOp::Login { .. } => LONG_RESPONSE_TIMEOUT,
@@ -270,7 +244,7 @@ impl Frontend {
             | CustomerOp::Complete { .. }
             | CustomerOp::Undo { .. }
             | CustomerOp::Closed { .. } => PURCHASE_STEP_TIMEOUT,
-            // A lost renewal does no harm, but waiting for it longer would delay the next one.
+            // A lost renewal does no harm; waiting for it would delay the next one.
             CustomerOp::Renew { .. } => RENEW_INTERVAL,
             _ => RESPONSE_TIMEOUT,
         };
@@ -288,33 +262,26 @@ impl Frontend {
         await_response(send_op(&self.product, op), timeout)
     }
 
-    /// Sends an operation to the customer database and parses its result.
     fn call_customer<T: DeserializeOwned>(&self, op: &CustomerOp) -> ShopResult<T> {
         parse_response(&self.call_customer_raw(op)?)
     }
 
-    fn call_product<T: DeserializeOwned>(&self, op: &ProductOp) -> ShopResult<T> {
-        parse_response(&self.call_product_raw(op)?)
-    }
-
-    /// The account of a session; counts as a use of it.
+    /// Counts as a use of the session.
     fn touch_session(&self, sid: String) -> ShopResult<Account> {
         self.call_customer(&CustomerOp::Touch { role: self.role, sid })
     }
 
-    /// Checks the session and sends an operation to the product database concurrently; returns the JSON of the account
-    /// and of the operation's result. Errors of the session take precedence.
+    /// Checks the session and asks the product database concurrently; returns the JSON of the account and of the
+    /// result. Errors of the session take precedence.
     fn call_product_in_session(&self, sid: String, op: &ProductOp) -> ShopResult<(String, String)> {
         let touching = send_op(&self.customer, &CustomerOp::Touch { role: self.role, sid });
         let asking = send_op(&self.product, op);
-        // Both responses are read in any case, because a link with an unread response cannot be used again.
+        // Both are read in any case: a link with an unread response cannot be used again.
         let (account, product) = (await_response(touching, RESPONSE_TIMEOUT), await_response(asking, RESPONSE_TIMEOUT));
         Ok((account?, product?))
     }
 
-    // Purchases.
-
-    /// Executes a purchase's operations one after the other until the driver has finished.
+    /// Carries a purchase's operations out until the driver has finished.
     fn drive(&self, (mut driver, mut step): (Driver, DriverStep)) -> ShopResult<super::ops::CompletedPurchase> {
         let _driven = LeaseRegistration::new(&self.driven_leases, &driver);
         loop {
@@ -335,8 +302,7 @@ impl Frontend {
         }
     }
 
-    /// Tries to reach the databases until both have been reachable once, so that the log tells an operator at once
-    /// which one is not, and when it becomes so.
+    /// Asks until both have been reachable once, so that the log tells which one is not, and when it becomes so.
     fn probe_databases(&self) {
         let (mut missing, mut pause) = (vec![&self.customer, &self.product], Duration::ZERO);
         let mut backoff = Backoff::new(TAKE_OVER_RETRY_INTERVAL, PROBE_INTERVAL_MAX);
@@ -346,8 +312,7 @@ impl Frontend {
         }
     }
 
-    /// Takes over and finishes orphaned purchases until the frontend stops. Begins at once, because a frontend that
-    /// this one replaces may have left some.
+    /// Begins at once, because a frontend that this one replaces may have left some.
     fn take_over_orphans(&self) {
         let mut pause = Duration::ZERO;
         while !self.stops_within(pause) {
@@ -362,13 +327,13 @@ impl Frontend {
                     Duration::ZERO
                 }
                 Ok(None) => TAKE_OVER_INTERVAL,
-                // The pool has already logged that the database is unreachable.
+                // The pool has logged that the database is unreachable.
                 Err(_) => TAKE_OVER_RETRY_INTERVAL,
             };
         }
     }
 
-    /// Renews the leases of the purchases that are driven here, also while a stopping frontend finishes them.
+    /// It goes on while a stopping frontend finishes what it drives.
     fn renew_leases(&self) {
         while !self.stops_within(RENEW_INTERVAL) || !self.driven_leases.lock().is_empty() {
             if self.lifecycle.lock().is_stopping {
@@ -394,7 +359,7 @@ impl Frontend {
     }
 }
 
-/// Registers a purchase's lease for renewal until dropped.
+/// The lease is renewed until this is dropped.
 struct LeaseRegistration<'a> {
     driven_leases: &'a Mutex<HashMap<String, u64>>,
     purchase_id: String,
@@ -412,7 +377,7 @@ impl<'a> LeaseRegistration<'a> {
 impl Drop for LeaseRegistration<'_> {
     fn drop(&mut self) {
         let mut driven_leases = self.driven_leases.lock();
-        // A different lease means that this purchase was lost meanwhile and is now driven here by another thread.
+        // Otherwise this purchase was lost meanwhile and is now driven here by another thread.
         if driven_leases.get(&self.purchase_id) == Some(&self.lease) {
             driven_leases.remove(&self.purchase_id);
         }
@@ -428,15 +393,10 @@ fn await_response(asked: Result<PendingResponse<'_>, LinkPoolError>, timeout: Du
     match asked.and_then(|asked| asked.wait(timeout)) {
         Ok(answer) => listener::decode_response(answer),
         Err(error @ LinkPoolError::Busy { .. }) => Err(Refusal::new(ErrorCode::Busy, format!("{error}; try again"))),
-        Err(error @ LinkPoolError::Unavailable { .. }) => {
+        Err(ref error @ LinkPoolError::Unavailable { to, .. }) => {
             log::debug!("{error}");
-            let LinkPoolError::Unavailable { to, .. } = error else { return Err(unavailable("a database")) };
-            Err(unavailable(to))
+            // The cause is not told: clients need not know where the components are.
+            Err(Refusal::new(ErrorCode::Unavailable, format!("the {to} cannot be reached; try again")))
         }
     }
-}
-
-/// Does not tell the cause, because clients need not know where the components are.
-fn unavailable(whom: &str) -> Refusal {
-    Refusal::new(ErrorCode::Unavailable, format!("the {whom} cannot be reached; try again"))
 }

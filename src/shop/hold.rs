@@ -15,54 +15,46 @@
 use super::ops::{ErrorCode, HoldState, LineItem, PricedLine, Refusal, ShopResult};
 use crate::model::{Cents, Millis};
 
-/// The maximum number of lines of one hold.
+/// Lines of one hold.
 pub const LINES_MAX: usize = 10_000;
-/// The maximum number of units of one line.
+/// Units of one line.
 pub const UNITS_MAX: u32 = i32::MAX as u32;
 
-/// An item's stock, price and seller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InventoryItem {
-    /// The units in stock.
     pub quantity: u64,
     /// The present price of one unit.
     pub price: Cents,
     pub seller_id: u64,
-    /// The seller's user name.
     pub seller: String,
 }
 
-/// The stock from which units are taken. All changes of one step must be applied atomically.
+/// All changes of one step must be applied atomically.
 pub trait Inventory {
-    /// Why the inventory could not be read or changed.
     type Error;
 
-    /// Looks up an item.
     fn get(&mut self, item_id: &str) -> Result<Option<InventoryItem>, Self::Error>;
 
-    /// Takes a line's units out of stock; the caller has checked that there are enough.
+    /// The caller has checked that there are enough units.
     fn take(&mut self, line: &PricedLine) -> Result<(), Self::Error>;
 
-    /// Returns a line's units to stock.
     fn put_back(&mut self, line: &PricedLine) -> Result<(), Self::Error>;
 
-    /// Adds to the number of units that a seller has sold; negative if a sale is undone.
+    /// Negative if a sale is undone.
     fn count_sold(&mut self, seller_id: u64, units: i64) -> Result<(), Self::Error>;
 }
 
-/// The stored state of a purchase's hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HoldRecord {
-    /// How far it is.
     pub state: HoldState,
-    /// What is held or sold; empty once released.
+    /// Empty once released.
     pub lines: Vec<PricedLine>,
     /// While held, the time at which the hold expires; in any other state, the time at which it was entered.
     pub at: Millis,
 }
 
 impl Default for HoldRecord {
-    /// The record of a purchase for which nothing was held or released.
+    /// Nothing was held or released.
     fn default() -> HoldRecord {
         HoldRecord { state: HoldState::Unknown, lines: Vec::new(), at: Millis(0) }
     }
@@ -71,9 +63,9 @@ impl Default for HoldRecord {
 impl HoldRecord {
     /// Takes all lines out of stock at their present prices, or none.
     ///
-    /// A refusal changes neither record nor inventory, so that the purchase may try again: OUT_OF_STOCK and NOT_FOUND
-    /// name the item. Once held or sold, the same lines get the same response and others BAD_REQUEST; once released,
-    /// FORBIDDEN, because a released purchase never holds anything again.
+    /// A refusal changes nothing, so that the purchase may try again: OUT_OF_STOCK and NOT_FOUND name the item. Once
+    /// held or sold, the same lines get the same response and others BAD_REQUEST; once released, FORBIDDEN, because a
+    /// released purchase never holds anything again.
     pub fn hold<S: Inventory>(
         &mut self,
         inventory: &mut S,
@@ -83,7 +75,10 @@ impl HoldRecord {
     ) -> Result<ShopResult<Vec<PricedLine>>, S::Error> {
         self.expire(inventory, now)?;
         match self.state {
-            HoldState::Released => return Ok(Err(already_released())),
+            HoldState::Released => {
+                let message = "purchase_id: the units of this purchase were released; nothing more is held for it";
+                return Ok(Err(Refusal::new(ErrorCode::Forbidden, message)));
+            }
             HoldState::Held | HoldState::Sold if self.has_lines(lines) => return Ok(Ok(self.lines.clone())),
             HoldState::Held | HoldState::Sold => {
                 return Ok(Err(Refusal::new(ErrorCode::BadRequest, "lines: this purchase holds others already")));
@@ -110,7 +105,7 @@ impl HoldRecord {
                 seller: item.seller,
             });
         }
-        // Only after all lines have been checked, so that none is taken in vain.
+        // Only after all lines have been checked.
         for line in &priced {
             inventory.take(line)?;
         }
@@ -118,7 +113,7 @@ impl HoldRecord {
         Ok(Ok(priced))
     }
 
-    /// Sells what is held and returns the resulting state. If it is not `Sold`, nothing was sold.
+    /// If the resulting state is not `Sold`, nothing was sold.
     pub fn sell<S: Inventory>(&mut self, inventory: &mut S, now: Millis) -> Result<HoldState, S::Error> {
         self.expire(inventory, now)?;
         if self.state == HoldState::Held {
@@ -154,7 +149,7 @@ impl HoldRecord {
         Ok(is_due)
     }
 
-    /// The state at `now`: a hold that has expired counts as released, even if it is still stored as held.
+    /// A hold that has expired counts as released, even if it is still stored as held.
     pub fn state_at(&self, now: Millis) -> HoldState {
         if self.state == HoldState::Held && self.at <= now { HoldState::Released } else { self.state }
     }
@@ -164,13 +159,6 @@ impl HoldRecord {
             |(held, line): (&PricedLine, &LineItem)| held.item_id == line.item_id && held.quantity == line.quantity;
         self.lines.len() == lines.len() && self.lines.iter().zip(lines).all(same)
     }
-}
-
-fn already_released() -> Refusal {
-    Refusal::new(
-        ErrorCode::Forbidden,
-        "purchase_id: the units of this purchase were released; nothing more is held for it",
-    )
 }
 
 fn check_lines(lines: &[LineItem]) -> ShopResult<()> {

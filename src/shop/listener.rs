@@ -1,11 +1,8 @@
-//! The listeners of the four shop servers, which accept connections of clients and of other components.
-//!
-//! A [`ClientHandler`] answers clients. The listener of a database also has a [`Database`], which executes the
-//! operations of components that have proved to know the cluster key; any other client there is called
-//! *unauthenticated*.
+//! The listeners of the four shop servers. A [`ClientHandler`] answers clients. The listener of a database also has a
+//! [`Database`], which executes the operations of components that have proved to know the cluster key; any other client
+//! there is called *unauthenticated*.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -38,48 +35,43 @@ pub use link_messages::Database;
 use link_messages::execute_operation;
 pub(super) use link_messages::{decode_response, parse_response, request_id};
 
-/// The name by which links know the customer database.
+/// The names by which links know the databases.
 pub const CUSTOMER_DB: &str = "customer-db";
-/// The name by which links know the product database.
 pub const PRODUCT_DB: &str = "product-db";
 
-/// What the shop servers of a process share. Clones share it, too.
+/// Shared by the shop servers of a process, and by clones.
 #[derive(Clone)]
 pub struct ShopContext {
-    /// The threads that serve connections.
+    /// Serves connections.
     pub executor: Arc<Executor>,
-    /// Limits the connections of all listeners of the process. A database's listener has a guaranteed share of them, of
-    /// which unauthenticated clients get a part only, so that no number of clients can keep the frontends' links out.
+    /// Limits the connections of all listeners of the process. A database's has a guaranteed share, of which
+    /// unauthenticated clients get a part only, so that no number of clients can keep the frontends' links out.
     pub limiter: Arc<ConnectionLimiter>,
-    /// Limits the bytes that were received and not yet handled, on all listeners of the process.
+    /// Limits what was received and not yet handled, on all listeners of the process.
     pub budget: Arc<ReceiveBudget>,
     /// For connections that begin with TLS; without it they are closed.
     pub identity: Option<Arc<TlsIdentity>>,
-    /// Whether clients on other hosts may connect without TLS.
+    /// Clients on other hosts may connect without TLS.
     pub allows_remote_plaintext: bool,
     /// The secret by which components authenticate each other.
     pub key: ClusterKey,
 }
 
-/// Why a shop server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ShopStartError {
-    /// The port is in use, or not permitted.
     #[error("cannot bind {addr}")]
     Bind { addr: SocketAddr, source: io::Error },
-    /// A thread could not be started.
     #[error("cannot start")]
     System(#[from] io::Error),
 }
 
-/// Handles the calls of clients.
 pub trait ClientHandler: Send + Sync + 'static {
-    /// The server for which it handles calls, which determines the apis that clients may call.
+    /// It determines the apis that clients may call.
     fn server_kind(&self) -> ServerKind;
-    /// Executes a call. In dialect 2 the cart is the buyer's saved one rather than the session's.
+    /// In dialect 2 the cart is the buyer's saved one rather than the session's.
     fn call(&self, source: IpAddr, is_dialect2: bool, call: ApiCall) -> ShopResult<ResponsePayload>;
-    /// Checks the session of a call whose fields are invalid. This counts as a use of the session, and its errors take
-    /// precedence over those of the fields.
+    /// Checks the session of a call whose fields are invalid. This counts as a use of it, and its errors take
+    /// precedence.
     fn check_session(&self, sid: String) -> ShopResult<()>;
 }
 
@@ -96,23 +88,21 @@ impl Database<ProductOp> for ProductDb {
 }
 
 counters! {
-    /// Counters of one listener.
     pub struct ShopListenerCounters {
         requests,
         refused = "requests_refused",
         links,
-        /// Links that did not prove to know the cluster key.
+        /// They did not prove to know the cluster key.
         links_refused,
         /// Operations that arrived over links.
         operations,
         /// Connections that failed, or were closed for what they sent.
         connections_failed,
-        /// Unauthenticated clients of a database that were rejected because there were too many.
+        /// Unauthenticated clients of a database, of whom there were too many.
         unauthenticated_refused = "strangers_refused",
     }
 }
 
-/// A running listener of a shop server.
 pub struct ShopListener {
     listener: Listener,
     counters: Arc<ShopListenerCounters>,
@@ -122,24 +112,21 @@ pub struct ShopListener {
 
 type OperationFn = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
 
-/// What the listener of a database needs in order to serve links.
+/// What a database's listener needs to serve links.
 struct DatabaseLinks {
-    /// The name of the database component.
     name: &'static str,
     execute_operation: OperationFn,
     unauthenticated_limiter: Arc<UnauthenticatedLimiter>,
 }
 
-/// Limits the unauthenticated clients that have sent a request to a database: their number by source.
+/// The number of unauthenticated clients that have sent a request to a database, by source.
 #[derive(Default)]
 struct UnauthenticatedLimiter(Mutex<HashMap<SourceKey, usize>>);
 
 /// Unauthenticated clients get one in this many of the connections that are guaranteed to a database's listener; the
-/// rest is for links. With the default limit this suffices for the hundred buyers and hundred sellers at once of
-/// document 001.
+/// rest is for links. With the default limit this suffices for the hundred buyers and hundred sellers of document 001.
 const UNAUTHENTICATED_SHARE: usize = 2;
-/// The connections guaranteed to a database's listener however low the limit is: for links of both frontends and an
-/// unauthenticated client.
+/// Guaranteed to a database's listener however low the limit is: links of both frontends and an unauthenticated client.
 const DATABASE_CONNECTIONS_MIN: usize = 8;
 
 struct ShopMessageService {
@@ -163,14 +150,13 @@ struct UnauthenticatedPermit {
 }
 
 impl UnauthenticatedLimiter {
-    /// Acquires a permit at a listener with this many guaranteed connections. A source other than loopback gets at most
-    /// half of the permits, so that it cannot exclude others.
+    /// A source other than loopback gets at most half of the permits, so that it cannot exclude others.
     fn acquire(self: &Arc<Self>, source: SourceKey, guaranteed_connections: usize) -> Option<UnauthenticatedPermit> {
         let limit = (guaranteed_connections / UNAUTHENTICATED_SHARE).max(1);
         let limit_per_source = if source.is_loopback() { limit } else { (limit / 2).max(1) };
         let mut permits = self.0.lock();
         let of_source = permits.get(&source).copied().unwrap_or_default();
-        // The map has at most as many entries as there are permits, so summing it up is cheap.
+        // There are at most as many entries as permits, so summing up is cheap.
         if of_source >= limit_per_source || permits.values().sum::<usize>() >= limit {
             return None;
         }
@@ -192,10 +178,7 @@ impl Drop for UnauthenticatedPermit {
 }
 
 impl ShopListener {
-    /// Starts the listener of a frontend, which serves clients only.
-    ///
-    /// # Errors
-    /// The address cannot be bound, or a thread cannot be started.
+    /// A frontend's, which serves clients only.
     pub fn open(
         addr: SocketAddr,
         context: ShopContext,
@@ -204,11 +187,7 @@ impl ShopListener {
         ShopListener::start(addr, context, handler, None)
     }
 
-    /// Starts the listener of the customer database, which serves links and, for unauthenticated clients, CREATE,
-    /// LOGIN, LOGOUT and VALIDATE.
-    ///
-    /// # Errors
-    /// The address cannot be bound, or a thread cannot be started.
+    /// It serves links and, for unauthenticated clients, CREATE, LOGIN, LOGOUT and VALIDATE.
     pub fn open_customer(
         addr: SocketAddr,
         context: ShopContext,
@@ -219,22 +198,15 @@ impl ShopListener {
         ShopListener::start(addr, context, handler, Some((CUSTOMER_DB, execute_operation)))
     }
 
-    /// Starts the listener of the product database, which serves links only.
-    ///
-    /// # Errors
-    /// The address cannot be bound, or a thread cannot be started.
+    /// It serves links only.
     pub fn open_product(
         addr: SocketAddr,
         context: ShopContext,
         database: Arc<dyn Database<ProductOp>>,
     ) -> Result<ShopListener, ShopStartError> {
         let execute_operation = Arc::new(move |request: &[u8]| execute_operation(&*database, request));
-        ShopListener::start(
-            addr,
-            context,
-            Arc::new(DatabaseClientHandler(ServerKind::Product, None)),
-            Some((PRODUCT_DB, execute_operation)),
-        )
+        let handler = Arc::new(DatabaseClientHandler(ServerKind::Product, None));
+        ShopListener::start(addr, context, handler, Some((PRODUCT_DB, execute_operation)))
     }
 
     fn start(
@@ -265,21 +237,16 @@ impl ShopListener {
             counters: Arc::clone(&counters),
             latencies: Arc::clone(&latencies),
         };
-        let listener = Listener::start_with_guarantee(
-            socket,
-            listener_context,
-            guaranteed_min,
-            Arc::new(MessageHandler(service)),
-        )?;
+        let handler = Arc::new(MessageHandler(service));
+        let listener = Listener::start_with_guarantee(socket, listener_context, guaranteed_min, handler)?;
         Ok(ShopListener { listener, counters, latencies })
     }
 
-    /// The bound address.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// All counters of this listener and of the [`Listener`] beneath it, with their metric names.
+    /// The counters of this listener and of the [`Listener`] beneath it, with their metric names.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         [self.counters.list(), self.listener.counters()].concat()
     }
@@ -289,18 +256,12 @@ impl ShopListener {
         self.latencies.snapshot()
     }
 
-    /// Accepts no more requests; those in progress may finish within `grace`.
+    /// What is in progress has `grace` to finish.
     pub fn stop(&self, grace: Duration) {
         let left = self.listener.stop(grace);
         if left > 0 {
             log::warn!("{left} requests were not finished");
         }
-    }
-}
-
-impl fmt::Debug for ShopListener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ShopListener").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 
@@ -334,7 +295,7 @@ impl MessageService for ShopMessageService {
         ClientConnectionState::default()
     }
 
-    /// A link's hello does not count as a request: its sender has yet to authenticate.
+    /// The sender of a link's hello has yet to authenticate.
     fn is_request(&self, message: &[u8]) -> bool {
         self.links.is_none() || !link::is_hello(message)
     }
@@ -362,7 +323,7 @@ impl MessageService for ShopMessageService {
         }
         let began_at = Instant::now();
         let response = self.respond(connection.source().ip(), &message);
-        // Frees the memory before the write, which may block.
+        // The memory is freed before the write, which may block.
         drop(message);
         connection.write(&response)?;
         self.latencies.record(began_at.elapsed());
@@ -383,7 +344,7 @@ impl ShopMessageService {
             }
             Err(InvalidRequest { envelope, refusal, sid }) => {
                 self.counters.refused.add(1);
-                // Only here, because a valid call checks its session anyway.
+                // A valid call checks its session anyway.
                 let session = sid.map_or(Ok(()), |sid| self.handler.check_session(sid));
                 wire::write_refusal(&envelope, &session.err().unwrap_or(refusal))
             }
@@ -410,9 +371,8 @@ impl ShopMessageService {
         let (reader, writer) = connection.halves();
         if !is_private || !link::accept_handshake(hello, reader, writer, (name, &self.context.key, fingerprint))? {
             self.counters.links_refused.add(1);
-            let refusal =
-                Refusal::new(ErrorCode::Forbidden, format!("this is the {name}, for those with its cluster key"));
-            return self.reject(connection, refusal);
+            let why = format!("this is the {name}, for those with its cluster key");
+            return self.reject(connection, Refusal::new(ErrorCode::Forbidden, why));
         }
         if !connection.mark_request_completed() {
             return Ok(AfterMessage::Closed);
@@ -428,9 +388,7 @@ impl ShopMessageService {
     }
 }
 
-// The calls that unauthenticated clients may make to the databases.
-
-/// The handler of a database's listener. Only the customer database has calls for unauthenticated clients.
+/// Only the customer database has calls for unauthenticated clients.
 struct DatabaseClientHandler(ServerKind, Option<Arc<dyn Database<CustomerOp>>>);
 
 impl ClientHandler for DatabaseClientHandler {
@@ -453,7 +411,7 @@ impl ClientHandler for DatabaseClientHandler {
         handle_account_call(source, role, call, |op| database.handle(op))
     }
 
-    /// No call with a session and fields is open to unauthenticated clients.
+    /// None of their calls has a session and fields.
     fn check_session(&self, _sid: String) -> ShopResult<()> {
         Err(frontends_only())
     }
@@ -463,7 +421,7 @@ fn frontends_only() -> Refusal {
     Refusal::new(ErrorCode::Forbidden, "only the frontends may ask this database")
 }
 
-/// Handles CREATE, LOGIN and LOGOUT, which frontends and the customer database have in common.
+/// CREATE, LOGIN and LOGOUT, which frontends and the customer database have in common.
 pub(super) fn handle_account_call(
     source: IpAddr,
     role: Role,

@@ -1,18 +1,18 @@
-//! What the operations of the two databases take and return: the bodies of the messages on a link. The operations
-//! themselves are in `product/operations.rs` and `customer/operations.rs`, each where it is carried out.
+//! What the operations of the two databases take and return: the bodies of the messages on a link. The operations are
+//! in `product/operations.rs` and `customer/operations.rs`.
 //!
-//! Both ends belong to this program, so these types may change between versions. The frontend has validated the
-//! form of client input; the databases check only what they alone can know. An operation that is not idempotent
-//! carries a request id, and the database remembers its response for ten minutes.
+//! Both ends belong to this program, so these types may change between versions. The frontend has validated the form of
+//! client input; the databases check only what they alone can know. An operation that is not idempotent carries a
+//! request id, and the database remembers its response for ten minutes.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Cents, Millis};
 
-/// The maximum number of entries of a list in a response.
+/// Entries of a list in a response.
 pub const PAGE_MAX: u64 = 500;
 
-/// Whether an account is a buyer's or a seller's. Each role has its own id and user name space.
+/// Each role has its own ids and user names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -21,7 +21,6 @@ pub enum Role {
 }
 
 impl Role {
-    /// The name by which a role is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
             Role::Buyer => "buyer",
@@ -29,7 +28,6 @@ impl Role {
         }
     }
 
-    /// The name of all who have it.
     pub fn plural(self) -> &'static str {
         match self {
             Role::Buyer => "buyers",
@@ -45,30 +43,27 @@ impl Role {
     }
 }
 
-/// The error code of a refusal, as clients see it (`docs/spec/shop.md`, "Codes").
+/// The codes that clients see (`docs/spec/shop.md`, "Codes").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
-    /// The message is malformed.
+    /// Malformed.
     BadRequest,
-    /// This api does not exist, or not on this port.
+    /// It does not exist, or not on this port.
     UnknownApi,
-    /// The message has no session id.
+    /// There is no session id.
     NotLoggedIn,
-    /// The session is unknown or has ended.
     SessionExpired,
-    /// The user name or the password is wrong.
+    /// User name or password is wrong.
     BadCredentials,
-    /// Another account of the same role has this user name.
+    /// Another account of the role has this user name.
     UsernameTaken,
-    /// There is no such item, user or purchase.
+    /// No such item, user or purchase.
     NotFound,
     /// The item is another seller's, the api is the other role's, or an unauthenticated client asked a database.
     Forbidden,
-    /// Fewer units are in stock than requested.
     OutOfStock,
     EmptyCart,
-    /// The bank declined the card.
     PaymentDeclined,
     /// A component cannot be reached, or could not store the change. Nothing has changed; the client may try again.
     Unavailable,
@@ -76,7 +71,7 @@ pub enum ErrorCode {
     Busy,
 }
 
-/// Why an operation was refused: a code for programs and a message for people.
+/// A code for programs and a message for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     pub code: ErrorCode,
@@ -88,14 +83,20 @@ impl Refusal {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Refusal {
         Refusal { code, message: message.into() }
     }
+
+    /// BAD_REQUEST for this field.
+    pub fn wrong(field: &str, rule: impl std::fmt::Display) -> Refusal {
+        Refusal::new(ErrorCode::BadRequest, format!("{field}: {rule}"))
+    }
+
+    pub fn no_proper_answer() -> Refusal {
+        Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer")
+    }
 }
 
-/// The result of an operation.
 pub type ShopResult<T> = Result<T, Refusal>;
 
-// Types that both databases use.
-
-/// An item as clients see it in dialect 1. Dialect 2 is derived from it, and is the only one that needs `seller`.
+/// An item as clients see it in dialect 1. Dialect 2 is derived from it, and alone needs `seller`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Item {
     /// `<category>-<number>`. Numbers increase, so the older of two items has the smaller one.
@@ -109,22 +110,21 @@ pub struct Item {
     pub condition_is_new: bool,
     /// The price of one unit.
     pub price: Cents,
-    /// Units that can be bought now, without those held for a purchase.
+    /// What can be bought now, without what is held for a purchase.
     pub quantity: u32,
     pub seller_id: u64,
-    /// The seller's user name.
     pub seller: String,
     pub feedback: Feedback,
 }
 
-/// How many votes an item or a seller has.
+/// Votes of an item or a seller.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Feedback {
     pub thumbs_up: u64,
     pub thumbs_down: u64,
 }
 
-/// A number of units of one item, in a cart or a purchase.
+/// Units of one item, in a cart or a purchase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LineItem {
     pub item_id: String,
@@ -132,32 +132,27 @@ pub struct LineItem {
     pub quantity: u32,
 }
 
-/// A line item of a purchase, whose price and seller are known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PricedLine {
     pub item_id: String,
     pub quantity: u32,
-    /// The price of one unit at the time when it was held.
+    /// The price of one unit when it was held.
     pub price: Cents,
     pub seller_id: u64,
-    /// The seller's user name, which names the account in the ledger.
+    /// The user name, which names the account in the ledger.
     pub seller: String,
 }
 
-// The results of the product database.
-
-/// One page of a list of items.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ItemPage {
     pub items: Vec<Item>,
-    /// The number of items on all pages, exact up to 10,000.
+    /// The number on all pages, exact up to 10,000.
     pub total: u64,
-    /// Whether there are more than `total`.
+    /// There are more than `total`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub total_is_at_least: bool,
 }
 
-/// The result of registering an item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegisteredItem {
     pub item_id: String,
@@ -169,19 +164,18 @@ pub struct RemainingQuantity {
     pub quantity: u32,
 }
 
-/// A seller's votes and sales.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SellerRating {
-    /// Votes on the seller's items and on the seller.
+    /// The votes on the seller's items and on the seller.
     pub feedback: Feedback,
     pub items_sold: u64,
 }
 
-/// The state of the units that are held for a purchase.
+/// The state of what is held for a purchase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HoldState {
-    /// Nothing was ever held for this purchase.
+    /// Nothing was ever held.
     Unknown,
     /// Out of stock until sold, released or expired.
     Held,
@@ -191,8 +185,6 @@ pub enum HoldState {
     Released,
 }
 
-// What the customer database takes and returns.
-
 /// Card details on their way to the bank. They are never stored, and `Debug` does not show them.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct CardDetails {
@@ -200,30 +192,27 @@ pub struct CardDetails {
     pub number: String,
     /// `MM/YY`.
     pub exp: String,
-    /// The card holder's name.
     pub name: String,
 }
 
-/// A buyer's or a seller's account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     /// Unique within the role.
     pub user_id: u64,
     /// Unique within the role.
     pub username: String,
-    /// The display name; the user name if none was chosen.
+    /// The name that is shown; the user name if none was chosen.
     pub name: String,
 }
 
-/// A session that was just opened.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewSession {
-    /// The session id, which is a secret: `Debug` does not show it.
+    /// A secret: `Debug` does not show it.
     pub sid: String,
     pub user_id: u64,
 }
 
-/// The description of a session that VALIDATE returns.
+/// What VALIDATE returns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionInfo {
     /// The user name.
@@ -237,11 +226,11 @@ pub struct SessionInfo {
 pub enum BeginResponse {
     /// The caller drives the purchase, as long as it holds the lease.
     Drive { purchase_id: String, lease: u64, lease_ms: u64, lines: Vec<LineItem> },
-    /// This idempotency key has been used before; this is the purchase that it made.
+    /// The idempotency key has been used before; this is the purchase that it made.
     Done { purchased: CompletedPurchase },
 }
 
-/// A completed purchase, as its buyer is told of it.
+/// A completed purchase as its buyer is told of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompletedPurchase {
     pub purchase_id: String,
@@ -251,21 +240,20 @@ pub struct CompletedPurchase {
     pub items: Vec<PricedLine>,
 }
 
-/// A purchase whose driver's lease expired, for its next driver.
+/// Its driver's lease expired.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OrphanedPurchase {
     pub purchase_id: String,
-    /// The new driver's lease.
+    /// The new driver's.
     pub lease: u64,
     /// How long the lease lasts unless renewed.
     pub lease_ms: u64,
-    /// It is undone, and only its units remain to be released.
+    /// Only its units remain to be released.
     pub is_undone: bool,
     /// The bank holds the total: the purchase is completed if its units are sold, and undone otherwise.
     pub is_authorised: bool,
 }
 
-/// A line of a buyer's purchase history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PurchaseHistoryEntry {
     pub purchase_id: String,
@@ -277,7 +265,7 @@ pub struct PurchaseHistoryEntry {
     pub shipped_at: Option<Millis>,
 }
 
-/// A line of a purchase, as its seller sees it: what to ship, and to whom.
+/// A line as its seller sees it: what to ship, and to whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SellerOrder {
     pub purchase_id: String,
@@ -285,7 +273,7 @@ pub struct SellerOrder {
     pub quantity: u32,
     /// The price of one unit.
     pub price: Cents,
-    /// What the seller gets for the line: its price less the fee.
+    /// The line's price less the fee.
     #[serde(with = "unbounded_cents")]
     pub payout: Cents,
     pub buyer_name: String,
@@ -306,7 +294,7 @@ impl std::fmt::Debug for NewSession {
     }
 }
 
-/// Serialises an amount as whole cents, without the upper limit of a price.
+/// Whole cents, without the upper limit of a price.
 pub(super) mod unbounded_cents {
     use serde::{Deserialize, Deserializer, Serializer};
 

@@ -3,13 +3,6 @@
 //! Each operation is one transaction or one consistent read, and nothing is cached in memory. So a result that was
 //! returned is on disk, and a start needs no recovery. A background thread, the sweeper, releases expired holds and
 //! purges old rows.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `operations.rs` | each operation: its fields, its result, and how it is carried out |
-//! | `store.rs` | what several of them need of the tables: items, sellers, remembered responses |
-//! | `search.rs` | the index and the ranking |
-//! | `holds.rs` | the holds: the state machine of `shop/hold.rs` applied to the tables |
 
 use std::io;
 use std::path::Path;
@@ -18,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::ops::ShopResult;
+use super::ops::{HoldState, ShopResult};
 use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, Millis};
 use crate::net::periodic::PeriodicTask;
@@ -38,36 +31,33 @@ pub use item_facts::NewItem;
 pub use operations::ProductOp;
 pub use store::MIGRATIONS;
 
-/// The name of the product database's file in the data directory.
 pub const FILE_NAME: &str = "product.db";
-/// How long the response to a request is remembered for a retry.
+/// How long responses are remembered for retries.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
-/// How long the tombstone of a released purchase is kept, so that a hold that arrives late is refused.
+/// How long a released purchase is remembered, so that a hold that arrives late is refused.
 const TOMBSTONE_RETENTION: Duration = Duration::from_secs(30 * 86_400);
-/// The longest pause of the sweeper. It must be short, because a hold made meanwhile may be the next to expire.
+/// Short, because a hold made meanwhile may be the next to expire.
 const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
-/// The maximum number of holds that one transaction releases. Each may have many lines.
+/// Holds that one transaction releases. Each may have many lines.
 const EXPIRE_BATCH: u32 = 100;
-/// The maximum number of items that one transaction hides or shows. Each has some twenty rows in the search index.
+/// Items that one transaction hides or shows. Each has some twenty rows in the search index.
 const HIDE_BATCH: u32 = 500;
-/// The maximum number of rows of each table that one transaction purges.
+/// Rows of each table that one transaction purges.
 const PURGE_BATCH: u32 = 5_000;
-/// The size of a range of item numbers. After data loss, numbers continue in a new range, beyond all that were
-/// assigned.
+/// After data loss, item numbers continue in a new range, beyond all that were assigned.
 const ID_RANGE_SIZE: u64 = 1 << 32;
 const _: () = assert!(ID_RANGE_SIZE * (ID_RANGE_MAX + 1) <= EXACT_MAX);
 
-/// The configuration of the product database.
 #[derive(Debug, Clone, Copy)]
 pub struct ProductDbSettings {
-    /// The maximum duration of a hold, whatever the purchase asks for.
+    /// No hold lasts longer, whatever the purchase asks for.
     pub hold_timeout: Duration,
-    /// The range in which item numbers begin: 0 unless numbers may have been assigned that this file does not know,
-    /// because it is from a backup or a loss was accepted.
+    /// 0 unless item numbers may have been assigned that this file does not know, because it is from a backup or a loss
+    /// was accepted.
     pub first_id_range: u64,
 }
 
-/// The product database. Dropping it closes it.
+/// Dropping it closes it.
 pub struct ProductDb {
     inner: Arc<ProductDbInner>,
     settings: ProductDbSettings,
@@ -80,10 +70,7 @@ struct ProductDbInner {
 }
 
 impl ProductDb {
-    /// Opens or creates the file in the data directory and starts the sweeper.
-    ///
-    /// # Errors
-    /// Those of [`Store::open`]; or a thread cannot be started.
+    /// Opens or creates the file and starts the sweeper.
     pub fn open(data_dir: &Path, settings: ProductDbSettings) -> Result<ProductDb, OpenError> {
         let db = ProductDb::without_sweeper(data_dir, settings)?;
         let sweeper = PeriodicTask::start_paced("product-holds", Duration::ZERO, {
@@ -98,8 +85,7 @@ impl ProductDb {
         Ok(db)
     }
 
-    /// Like [`ProductDb::open`], but without a thread: tests with simulated time call [`ProductDbInner::sweep`]
-    /// themselves.
+    /// Tests with simulated time call [`ProductDbInner::sweep`] themselves.
     fn without_sweeper(data_dir: &Path, settings: ProductDbSettings) -> Result<ProductDb, OpenError> {
         let path = data_dir.join(FILE_NAME);
         let store = Store::open(&path, MIGRATIONS)?;
@@ -108,17 +94,14 @@ impl ProductDb {
         let prepare = || -> Result<(), StoreError> {
             inner.store.write(store::normalize_index)?;
             inner.store.write(move |tx| store::skip_numbers(tx, skipped_up_to))?;
-            // Finishes a change of a seller's visibility that was interrupted.
+            // A change of a seller's visibility may have been interrupted.
             inner.store.read(store::hidden_sellers)?.into_iter().try_for_each(|id| inner.apply_seller_visibility(id))
         };
         prepare().map_err(|error| OpenError::Other { path, detail: error.to_string() })?;
         Ok(ProductDb { inner, settings, sweeper: Mutex::new(None) })
     }
 
-    /// Executes an operation and returns the JSON of its result (see [`ProductOp`]) once it is on disk.
-    ///
-    /// # Errors
-    /// UNAVAILABLE or BUSY if it cannot be stored; the refusals of the operation itself.
+    /// The JSON of the result (see [`ProductOp`]), once it is on disk.
     pub fn handle(&self, op: ProductOp) -> ShopResult<String> {
         self.handle_at(self.inner.clock.now(), op)
     }
@@ -127,34 +110,25 @@ impl ProductDb {
         op.run(&self.inner.store, now, self.settings.hold_timeout)
     }
 
-    /// The number of items with stock.
-    ///
-    /// # Errors
-    /// The store cannot be read.
     pub fn items_on_sale(&self) -> Result<u64, StoreError> {
         self.inner.store.read(|reader| store::stock_count(reader, None))
     }
 
-    /// Hides an item for good on behalf of the operator: nobody finds, sees or buys it any more. Returns whether there
-    /// is such an item, once the change is on disk.
-    ///
-    /// # Errors
-    /// The change cannot be stored.
+    /// On behalf of the operator, for good: nobody finds, sees or buys the item any more. Whether there is such an
+    /// item.
     pub fn remove_item(&self, item_id: &str) -> Result<bool, StoreError> {
         let item_id = item_id.to_owned();
         self.inner.store.write(move |tx| store::remove_item(tx, &item_id))
     }
 
-    /// Hides or shows all present and future items of a seller on behalf of the operator. Returns once it is on disk.
-    ///
-    /// # Errors
-    /// The change cannot be stored. If it was stored in part, the next start or another call completes it.
+    /// On behalf of the operator: all present and future items of a seller. If that was stored in part, the next start
+    /// or another call completes it.
     pub fn hide_seller(&self, seller_id: u64, is_hidden: bool) -> Result<(), StoreError> {
         self.inner.store.write(move |tx| store::hide_seller(tx, seller_id, is_hidden))?;
         self.inner.apply_seller_visibility(seller_id)
     }
 
-    /// Accepts no more changes, stops the sweeper and closes the file. Idempotent.
+    /// Idempotent.
     pub fn close(&self) {
         drop(self.sweeper.lock().take());
         self.inner.store.close();
@@ -174,14 +148,12 @@ impl std::fmt::Debug for ProductDb {
 }
 
 impl ProductDbInner {
-    /// Applies the stored visibility of a seller to the seller's items, in batches, so that other changes get their
-    /// turn.
+    /// It is applied in batches, so that other changes get their turn.
     fn apply_seller_visibility(&self, seller_id: u64) -> Result<(), StoreError> {
         while self.store.write(move |tx| store::hide_items_batch(tx, seller_id, HIDE_BATCH))? {}
         Ok(())
     }
 
-    /// Like [`sweep`](ProductDbInner::sweep), at the present time; a failure goes to the log.
     fn sweep_now(&self) -> Duration {
         self.sweep(self.clock.now()).unwrap_or_else(|error| {
             log::warn!("what was held for too long could not be released: {error}");
@@ -193,12 +165,12 @@ impl ProductDbInner {
     fn sweep(&self, now: Millis) -> Result<Duration, StoreError> {
         let kept_since = |kept: Duration| Millis(now.0.saturating_sub(kept.as_millis() as u64)); // thirty days fit
         let (requests, tombstones) = (kept_since(REQUEST_RETENTION), kept_since(TOMBSTONE_RETENTION));
-        // Read first, so that an idle shop writes nothing.
+        // An idle shop writes nothing.
         let (next, forget) = self.store.read(|reader| -> Result<_, StoreError> {
             let is_due = |oldest: Option<Millis>, until: Millis| oldest.is_some_and(|at| at <= until);
             let forget = is_due(store::oldest_request(reader)?, requests)
-                || is_due(holds::oldest_tombstone(reader)?, tombstones);
-            Ok((holds::next_expiry(reader)?, forget))
+                || is_due(holds::earliest(reader, HoldState::Released)?, tombstones);
+            Ok((holds::earliest(reader, HoldState::Held)?, forget))
         })?;
         let expire = next.is_some_and(|at| at <= now);
         if !expire && !forget {

@@ -10,6 +10,7 @@
 //! A frontend drives a purchase ([`driver`]) but stores nothing; the record here decides. Each step is a
 //! compare-and-set on (purchase, stage, lease), so that a driver whose lease has passed to another changes nothing any
 //! more.
+//!
 //! `Authorising` is on disk before the bank is asked to authorise, `Completed` before it is asked to capture, and
 //! `Undone` before it is asked to void. So every request to the bank that a crash interrupted is known, and is repeated
 //! under the same key. What a buyer sees (history, ledger, the emptied cart) is written with `Captured` in one
@@ -27,34 +28,33 @@ pub mod driver;
 #[cfg(test)]
 mod tests;
 
-/// How long a driver may go without a sign of life before another driver may take over its purchase.
+/// After so long without a sign of life of its driver, another may take over a purchase.
 pub const LEASE_MS: u64 = 2_500;
 /// The same once the purchase is undone: what remains is idempotent and may be done by any driver.
 pub const UNDONE_LEASE_MS: u64 = 1_000;
 /// How often a frontend renews the leases of what it drives. A few lost renewals do no harm.
 pub const RENEW_MS: u64 = 500;
-/// The maximum total, which 64 bits can hold: 92233720368547758.07.
+/// What 64 bits can hold: 92233720368547758.07.
 pub const TOTAL_MAX: Cents = Cents(i64::MAX);
-/// How long an idempotency key stays bound to its purchase.
+/// An idempotency key stays bound to its purchase.
 pub const KEY_RETENTION_MS: u64 = 30 * 86_400_000;
 
-/// The stage of a purchase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PurchaseStage {
-    /// The record is on disk; the bank has not been asked for anything.
+    /// The bank has not been asked for anything.
     Begun,
-    /// The bank is being asked to authorise the total, or was before a crash.
+    /// The bank is being asked, or was before a crash.
     Authorising,
     /// The bank holds the total.
     Authorised,
     /// The units are sold; the charge is being captured.
     Completed,
-    /// The card is charged and the purchase is complete.
+    /// The card is charged.
     Captured,
-    /// It failed; the bank is being asked to void the authorisation, or was before a crash.
+    /// It failed; the bank is being asked to void, or was before a crash.
     Undone,
-    /// Nothing is held on the card, nor ever will be for this purchase.
+    /// Nothing is held on the card, nor ever will be.
     Voided,
     /// The units are back in stock as well.
     Closed,
@@ -64,28 +64,26 @@ pub enum PurchaseStage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuyerIdentity {
     pub user_id: u64,
-    /// The user name, which names the card's account in the ledger.
+    /// It names the card's account in the ledger.
     pub username: Name,
-    /// The display name.
+    /// The name that is shown.
     pub name: String,
 }
 
-/// The cart at the time of the attempt.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CartSnapshot {
     pub session: SessionKey,
-    /// Whether it is the buyer's saved cart, loaded into the session's, as in dialect 2.
+    /// It is the buyer's saved cart, loaded into the session's, as in dialect 2.
     #[serde(rename = "users")]
     pub uses_saved_cart: bool,
     /// The lines, ordered by item id.
     pub lines: Vec<LineItem>,
 }
 
-/// A buyer's attempt to purchase a cart.
 #[derive(Clone)]
 pub struct PurchaseAttempt {
     pub buyer: BuyerIdentity,
-    /// The request id, by which a retry of the same message gets the same response.
+    /// A retry of the same message gets the same response.
     pub request: String,
     pub cart: CartSnapshot,
     /// The idempotency key that the buyer chose.
@@ -93,21 +91,20 @@ pub struct PurchaseAttempt {
     pub address: Option<String>,
 }
 
-/// The decision on an attempt.
 pub enum BeginDecision {
-    /// It begins a new purchase, which the caller drives once it is on disk.
+    /// A new purchase, which the caller drives once it is on disk.
     Drive(Box<Purchase>),
-    /// It is a retry of the request that began the open purchase, and gets the same response.
+    /// A retry of the request that began the open purchase gets the same response.
     Repeat,
     /// Another purchase of the buyer is open: decide again when that is over.
     Wait,
-    /// The same purchase was completed before under this key.
+    /// It was completed before under this key.
     Done,
     Refuse(Refusal),
 }
 
-/// Decides on an attempt. `open` is the buyer's open purchase, and `completed` the newest purchase that the buyer has
-/// completed under the attempt's key.
+/// `open` is the buyer's open purchase, and `completed` the newest one that the buyer has completed under the attempt's
+/// key.
 pub fn begin(
     now: Millis,
     id: String,
@@ -155,68 +152,55 @@ pub fn begin(
 }
 
 fn idempotency_key_reused() -> Refusal {
-    Refusal::new(
-        ErrorCode::BadRequest,
-        "idempotency_key: it was used for another purchase (other cart or other address)",
-    )
+    Refusal::wrong("idempotency_key", "it was used for another purchase (other cart or other address)")
 }
 
-/// The record of a purchase, which is stored as JSON.
+/// The record, which is stored as JSON.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Purchase {
-    /// 128 random bits in hex; also the key of the purchase at the bank, in the ledger and for its hold.
+    /// 128 random bits in hex; also the key at the bank, in the ledger and for the hold.
     pub id: String,
     pub buyer: BuyerIdentity,
-    /// The id of the request that began it.
+    /// Like `cart` and `key`, it is that of the [`PurchaseAttempt`].
     pub request: String,
-    /// The cart when it began.
     pub cart: CartSnapshot,
-    /// The idempotency key that the buyer chose.
     pub key: Option<String>,
     pub address: Option<String>,
-    /// The cart's lines with their prices, once the units are held.
+    /// The cart's lines, once the units are held.
     pub priced: Vec<PricedLine>,
     pub begun_at: Millis,
-    /// When the card was charged; 0 before.
+    /// 0 before.
     pub captured_at: Millis,
     stage: PurchaseStage,
     lease: u64,
     leased_until: Millis,
-    /// Whether the ledger has the total in escrow.
+    /// The ledger has the total in escrow.
     is_booked: bool,
-    /// Why it was undone.
     why: Option<Refusal>,
 }
 
-/// An event that a purchase's state machine handles. Those with a lease come from a driver, the others from the bank.
+/// Events with a lease come from a driver, the others from the bank.
 #[derive(Debug)]
 pub enum PurchaseEvent<'a> {
-    /// The units are held at these prices; the bank is to authorise their total.
+    // The units are held at these prices.
     Authorise { lease: u64, lines: Vec<PricedLine> },
-    /// The bank holds the total.
     Authorised,
-    /// The bank declines the card, for good under this purchase's key.
+    // The bank declines for good under this purchase's key.
     Declined(&'a str),
-    /// The units are sold; the charge is to be captured.
+    // The units are sold.
     Complete { lease: u64 },
-    /// The bank has charged the card.
     Captured,
-    /// The bank definitely refuses to charge the card.
+    // The bank refuses definitely.
     CaptureRefused(&'a str),
-    /// The purchase is to be undone.
-    Undo {
-        lease: u64,
-        /// The reason that the buyer is told.
-        why: Refusal,
-    },
-    /// The bank has voided the authorisation, or never held the total.
+    // The buyer is told why.
+    Undo { lease: u64, why: Refusal },
+    // The bank has voided, or never held the total.
     Voided,
-    /// The units of an undone purchase are back in stock.
+    // The units of an undone purchase are back in stock.
     Closed { lease: u64 },
 }
 
-/// The effects of an event: the writes, in one transaction, and the action to take once they and all earlier writes of
-/// this purchase are on disk.
+/// The writes, in one transaction, and what to do once they and all earlier ones of this purchase are on disk.
 #[derive(Debug, PartialEq)]
 pub struct Transition {
     /// Empty if nothing has changed.
@@ -224,10 +208,8 @@ pub struct Transition {
     pub next: NextAction,
 }
 
-/// A write of a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PurchaseWrite {
-    /// Saves the record.
     SaveRecord,
     /// Deletes the record of a finished purchase.
     DeleteRecord,
@@ -235,28 +217,24 @@ pub enum PurchaseWrite {
     PostAuthorisation,
     /// Posts the total from escrow back to the card in the ledger.
     PostVoid,
-    /// Writes the history, posts the total from escrow to the sellers and the house in the ledger, and removes what was
-    /// bought from the carts.
+    /// Writes the history, posts the total from escrow to the sellers and the house, and removes what was bought from
+    /// the carts.
     PostSale,
 }
 
-/// What to do once the writes are on disk.
 #[derive(Debug, PartialEq)]
 pub enum NextAction {
-    /// Send a request to the bank. Its response is the next event, on behalf of the same caller.
+    /// The bank's response is the next event, on behalf of the same caller.
     AskBank(BankRequest),
-    /// Respond to the caller. If this is `Ok`, the caller of `Complete` gets [`Purchase::outcome`].
+    /// If this is `Ok`, the caller of `Complete` gets [`Purchase::outcome`].
     Respond(ShopResult<()>),
 }
 
-/// A request to the bank, which uses the purchase's id as its key.
+/// Its key is the purchase's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BankRequest {
-    /// Hold this amount on the card.
     Authorise(Cents),
-    /// Charge the held amount.
     Capture,
-    /// Release the held amount.
     Void,
 }
 
@@ -279,69 +257,56 @@ impl Transition {
 }
 
 impl Purchase {
-    /// Handles an event and returns its effects.
     pub fn handle(&mut self, now: Millis, event: PurchaseEvent<'_>) -> Transition {
-        match event {
-            PurchaseEvent::Authorise { lease, lines } => self.authorise(now, lease, lines),
-            PurchaseEvent::Authorised => match self.stage {
-                PurchaseStage::Authorising => {
-                    self.stage = PurchaseStage::Authorised;
-                    self.is_booked = true;
-                    Transition::succeed(&[PurchaseWrite::SaveRecord, PurchaseWrite::PostAuthorisation])
-                }
-                _ => self.current_response(),
-            },
-            PurchaseEvent::Declined(reason) => match self.stage {
-                PurchaseStage::Authorising => {
-                    self.fail(PurchaseStage::Voided, now, payment_declined(reason));
-                    Transition::new(&[PurchaseWrite::SaveRecord], self.current_response().next)
-                }
-                _ => self.current_response(),
-            },
-            PurchaseEvent::Complete { lease } => self.complete(lease),
-            PurchaseEvent::Captured => match self.stage {
-                PurchaseStage::Completed => {
-                    self.stage = PurchaseStage::Captured;
-                    self.captured_at = now;
-                    Transition::succeed(&[PurchaseWrite::PostSale, PurchaseWrite::DeleteRecord])
-                }
-                _ => self.current_response(),
-            },
-            PurchaseEvent::CaptureRefused(reason) => match self.stage {
-                PurchaseStage::Completed => {
-                    self.fail(PurchaseStage::Undone, now, payment_declined(reason));
-                    Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Void)
-                }
-                PurchaseStage::Undone => Transition::ask_bank(&[], BankRequest::Void),
-                _ => self.current_response(),
-            },
-            PurchaseEvent::Undo { lease, why } => self.undo(now, lease, why),
-            PurchaseEvent::Voided => match self.stage {
-                PurchaseStage::Undone => {
-                    self.stage = PurchaseStage::Voided;
-                    let booked = std::mem::take(&mut self.is_booked);
-                    Transition::succeed(if booked {
-                        &[PurchaseWrite::SaveRecord, PurchaseWrite::PostVoid]
-                    } else {
-                        &[PurchaseWrite::SaveRecord]
-                    })
-                }
-                PurchaseStage::Voided | PurchaseStage::Closed => Transition::succeed(&[]),
-                // The bank is not asked to void in any other stage.
-                _ => Transition::refuse(out_of_order("it was not undone")),
-            },
-            PurchaseEvent::Closed { lease } => match self.stage {
-                PurchaseStage::Closed => Transition::succeed(&[]),
-                _ if lease != self.lease => Transition::refuse(lease_lost()),
-                PurchaseStage::Voided => {
-                    self.stage = PurchaseStage::Closed;
-                    Transition::succeed(&[PurchaseWrite::DeleteRecord])
-                }
-                PurchaseStage::Undone => {
-                    Transition::refuse(Refusal::new(ErrorCode::Unavailable, "the bank has not let go of it yet"))
-                }
-                _ => Transition::refuse(out_of_order("it is not undone")),
-            },
+        match (event, self.stage) {
+            (PurchaseEvent::Authorise { lease, lines }, _) => self.authorise(now, lease, lines),
+            (PurchaseEvent::Authorised, PurchaseStage::Authorising) => {
+                self.stage = PurchaseStage::Authorised;
+                self.is_booked = true;
+                Transition::succeed(&[PurchaseWrite::SaveRecord, PurchaseWrite::PostAuthorisation])
+            }
+            (PurchaseEvent::Declined(reason), PurchaseStage::Authorising) => {
+                self.fail(PurchaseStage::Voided, now, payment_declined(reason));
+                Transition::new(&[PurchaseWrite::SaveRecord], self.current_response().next)
+            }
+            (PurchaseEvent::Complete { lease }, _) => self.complete(lease),
+            (PurchaseEvent::Captured, PurchaseStage::Completed) => {
+                self.stage = PurchaseStage::Captured;
+                self.captured_at = now;
+                Transition::succeed(&[PurchaseWrite::PostSale, PurchaseWrite::DeleteRecord])
+            }
+            (PurchaseEvent::CaptureRefused(reason), PurchaseStage::Completed) => {
+                self.fail(PurchaseStage::Undone, now, payment_declined(reason));
+                Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Void)
+            }
+            (PurchaseEvent::CaptureRefused(_), PurchaseStage::Undone) => Transition::ask_bank(&[], BankRequest::Void),
+            (
+                PurchaseEvent::Authorised
+                | PurchaseEvent::Declined(_)
+                | PurchaseEvent::Captured
+                | PurchaseEvent::CaptureRefused(_),
+                _,
+            ) => self.current_response(),
+            (PurchaseEvent::Undo { lease, why }, _) => self.undo(now, lease, why),
+            (PurchaseEvent::Voided, PurchaseStage::Undone) => {
+                self.stage = PurchaseStage::Voided;
+                let booked = std::mem::take(&mut self.is_booked);
+                let writes = [PurchaseWrite::SaveRecord, PurchaseWrite::PostVoid];
+                Transition::succeed(if booked { &writes } else { &writes[..1] })
+            }
+            (PurchaseEvent::Voided, PurchaseStage::Voided | PurchaseStage::Closed) => Transition::succeed(&[]),
+            // The bank is not asked in any other stage.
+            (PurchaseEvent::Voided, _) => Transition::refuse(out_of_order("it was not undone")),
+            (PurchaseEvent::Closed { .. }, PurchaseStage::Closed) => Transition::succeed(&[]),
+            (PurchaseEvent::Closed { lease }, _) if lease != self.lease => Transition::refuse(lease_lost()),
+            (PurchaseEvent::Closed { .. }, PurchaseStage::Voided) => {
+                self.stage = PurchaseStage::Closed;
+                Transition::succeed(&[PurchaseWrite::DeleteRecord])
+            }
+            (PurchaseEvent::Closed { .. }, PurchaseStage::Undone) => {
+                Transition::refuse(Refusal::new(ErrorCode::Unavailable, "the bank has not let go of it yet"))
+            }
+            (PurchaseEvent::Closed { .. }, _) => Transition::refuse(out_of_order("it is not undone")),
         }
     }
 
@@ -388,18 +353,15 @@ impl Purchase {
                     line.item_id == priced.item_id && line.quantity == priced.quantity
                 };
                 if lines.len() != self.cart.lines.len() || !self.cart.lines.iter().zip(&lines).all(same) {
-                    return Transition::refuse(Refusal::new(
-                        ErrorCode::BadRequest,
-                        "lines: they are not those of the cart",
-                    ));
+                    return Transition::refuse(Refusal::wrong("lines", "they are not those of the cart"));
                 }
                 if let Some(line) = lines.iter().find(|line| Name::from_stored(&line.seller).is_err()) {
-                    let text = format!("seller: {:?} is no user name, so nobody can be paid", line.seller);
-                    return Transition::refuse(Refusal::new(ErrorCode::BadRequest, text));
+                    let rule = format!("{:?} is no user name, so nobody can be paid", line.seller);
+                    return Transition::refuse(Refusal::wrong("seller", rule));
                 }
                 let Some(total) = total(&lines) else {
-                    let text = format!("quantity: the total may be at most {TOTAL_MAX}");
-                    return Transition::refuse(Refusal::new(ErrorCode::BadRequest, text));
+                    let rule = format!("the total may be at most {TOTAL_MAX}");
+                    return Transition::refuse(Refusal::wrong("quantity", rule));
                 };
                 self.priced = lines;
                 self.stage = PurchaseStage::Authorising;
@@ -407,15 +369,15 @@ impl Purchase {
                 Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Authorise(total))
             }
             PurchaseStage::Authorising if self.priced != lines => {
-                Transition::refuse(Refusal::new(ErrorCode::BadRequest, "lines: they were others before"))
+                Transition::refuse(Refusal::wrong("lines", "they were others before"))
             }
             PurchaseStage::Authorising => Transition::ask_bank(&[], BankRequest::Authorise(self.total())),
             _ => self.current_response(),
         }
     }
 
-    /// Gives the purchase to another driver if the present one's lease has expired. The new lease must be on disk
-    /// before the driver is told, or it might be given out twice.
+    /// Gives the purchase to another driver if the present one's lease has expired. The new one must be on disk before
+    /// its driver is told, or it might be given out twice.
     pub fn take_over(&mut self, now: Millis) -> Option<OrphanedPurchase> {
         if !self.is_orphan(now) {
             return None;
@@ -431,35 +393,34 @@ impl Purchase {
         })
     }
 
-    /// Extends the lease of the present driver, even if it has expired, as long as no other driver has taken over. This
-    /// is not written to disk: see [`resume`](Purchase::resume).
+    /// Extends the lease, even if it has expired, as long as no other driver has taken over. Not written to disk: see
+    /// [`resume`](Purchase::resume).
     pub fn renew(&mut self, now: Millis, lease: u64) {
         if lease == self.lease {
             self.leased_until = self.leased_until.max(now.plus_ms(LEASE_MS));
         }
     }
 
-    /// Whether the purchase needs a driver and the present one's lease has expired.
+    /// It needs a driver and the present one's lease has expired.
     pub fn is_orphan(&self, now: Millis) -> bool {
-        // From `Completed` on it needs no driver: the rest is between the database and the bank.
+        // From `Completed` on, the rest is between the database and the bank.
         let is_driven =
             !matches!(self.stage, PurchaseStage::Completed | PurchaseStage::Captured | PurchaseStage::Closed);
         is_driven && self.leased_until <= now
     }
 
-    /// Adjusts the lease after a restart: a driver that is still alive gets time to renew it, and a clock that was set
-    /// back must not make the lease longer than [`LEASE_MS`].
+    /// After a restart a driver that is still alive gets time to renew the lease, and a clock that was set back must
+    /// not make it longer than [`LEASE_MS`].
     pub fn resume(&mut self, now: Millis) {
         self.leased_until = self.leased_until.clamp(now.plus_ms(2 * RENEW_MS), now.plus_ms(LEASE_MS));
     }
 
-    /// Makes the lease expire.
     #[cfg(test)]
     pub fn expire_lease(&mut self) {
         self.leased_until = Millis(0);
     }
 
-    /// The request to the bank that must be repeated after a restart, or because the bank did not respond.
+    /// The request that must be repeated after a restart, or because the bank did not respond.
     pub fn pending_bank_request(&self) -> Option<BankRequest> {
         match self.stage {
             PurchaseStage::Completed => Some(BankRequest::Capture),
@@ -472,34 +433,31 @@ impl Purchase {
         self.stage
     }
 
-    /// The present driver's lease.
     pub fn lease(&self) -> u64 {
         self.lease
     }
 
-    /// When the lease expires.
     pub fn leased_until(&self) -> Millis {
         self.leased_until
     }
 
-    /// Whether it is captured or closed, so that its buyer's next purchase may begin.
+    /// Then the buyer's next purchase may begin.
     pub fn is_terminal(&self) -> bool {
         matches!(self.stage, PurchaseStage::Captured | PurchaseStage::Closed)
     }
 
-    /// The sum of the lines; zero before they have prices.
+    /// Zero before the lines have prices.
     pub fn total(&self) -> Cents {
-        // `authorise` has checked that the sum does not overflow.
+        // `authorise` has checked that it does not overflow.
         total(&self.priced).unwrap_or_default()
     }
 
-    /// The amount that the ledger has in escrow for this purchase.
     #[cfg(any(test, feature = "internals"))]
     pub fn in_escrow(&self) -> Cents {
         if self.is_booked && self.stage != PurchaseStage::Captured { self.total() } else { Cents(0) }
     }
 
-    /// The result for the buyer, once it is captured or undone.
+    /// The result for the buyer, once the purchase is captured or undone.
     pub fn outcome(&self) -> ShopResult<CompletedPurchase> {
         match (self.stage, &self.why) {
             (PurchaseStage::Captured, _) => {
@@ -510,8 +468,8 @@ impl Purchase {
         }
     }
 
-    /// Whether a later attempt under the same key means this purchase: it has the same address, and either the same
-    /// cart or the empty one that the purchase has left.
+    /// A later attempt under the same key means this purchase if it has the same address, and either the same cart or
+    /// the empty one that the purchase has left.
     fn matches_attempt(&self, attempt: &PurchaseAttempt) -> bool {
         let same_cart = attempt.cart.lines.is_empty() || attempt.cart.lines == self.cart.lines;
         same_cart && attempt.address == self.address
@@ -536,14 +494,14 @@ impl Purchase {
 }
 
 impl fmt::Debug for Purchase {
-    /// Does not show the address, which must not be logged.
+    /// The address must not be logged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Purchase { id, stage, lease, leased_until, why, .. } = self;
         write!(f, "Purchase({id} {stage:?} lease {lease} until {} {why:?})", leased_until.0)
     }
 }
 
-/// The sum of the lines; `None` if it overflows or is zero.
+/// `None` if it overflows or is zero.
 fn total(lines: &[PricedLine]) -> Option<Cents> {
     let sum = lines.iter().try_fold(0i64, |sum, line| sum.checked_add(line.price.0.checked_mul(line.quantity.into())?));
     sum.map(Cents).filter(|sum| sum.0 > 0)

@@ -1,11 +1,10 @@
 //! The messages of clients: parsing of requests and writing of responses, in both dialects.
-//! ([`crate::net::frames`] implements the two framings; [`apis`](super::apis) is the table of what may be called.)
 //!
 //! A message whose `type` is `request` is dialect 1, an envelope with a payload:
-//! `{"type":"request","api":NAME,"session_id":…,"payload":{…}}`; its response is of type `response` or `error`, with the
-//! same `api`. Any other is dialect 2, which is flat: `{"type":NAME,"sid":…,…}`, with the response `{"status":"OK",…}` or
-//! `{"status":"ERR","error":…}`. Parsing is strict about the fields that it needs and ignores unknown ones; every error
-//! names the field and says what was expected (`docs/spec/general.md`).
+//! `{"type":"request","api":NAME,"session_id":…,"payload":{…}}`; its response is of type `response` or `error`, with
+//! the same `api`. Any other is dialect 2, which is flat: `{"type":NAME,"sid":…,…}`, with the response
+//! `{"status":"OK",…}` or `{"status":"ERR","error":…}`. Parsing is strict about the fields that it needs and ignores
+//! unknown ones; every error names the field and says what was expected (`docs/spec/general.md`).
 
 use std::borrow::Cow;
 
@@ -13,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::apis::answers::{Answer, PurchaseView, write_ok};
-use super::apis::fields::{Dialect, FieldReader, bad_request};
+use super::apis::fields::{Dialect, FieldReader, Names, bad_request};
 use super::apis::{Api, ApiCall, Request, ResponsePayload, SESSION, ServerKind};
 use super::ops::{ErrorCode, Refusal, Role, ShopResult};
 
@@ -21,10 +20,10 @@ mod bounded;
 #[cfg(test)]
 mod tests;
 
-/// The maximum number of bytes of a request.
+/// The bytes of a request.
 pub const MESSAGE_MAX: usize = 1 << 20;
 
-/// A valid request: the call, the form of its response and the shape of its answer.
+/// The call, the form of its response and its api, which has the shape of the answer.
 #[derive(Debug)]
 pub struct ParsedRequest {
     pub envelope: ResponseEnvelope,
@@ -32,61 +31,51 @@ pub struct ParsedRequest {
     pub call: ApiCall,
 }
 
-/// A request that was refused while it was parsed.
+/// Refused while it was parsed.
 #[derive(PartialEq, Eq)]
 pub struct InvalidRequest {
     pub envelope: ResponseEnvelope,
     pub refusal: Refusal,
-    /// The session id of the request, if known. Errors of the session take precedence over this refusal.
+    /// The session id, if known. Errors of the session take precedence over this refusal.
     pub sid: Option<String>,
 }
 
-/// An [`InvalidRequest`] without its envelope.
 struct RequestError {
     refusal: Refusal,
     sid: Option<String>,
 }
 
-/// An error that takes precedence over those of the session.
+/// It takes precedence over errors of the session.
 impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> RequestError {
         RequestError { refusal, sid: None }
     }
 }
 
-/// The dialect of a response, and what it repeats of the request.
+/// The dialect of a response, and what it repeats of the request. In dialect 2 that is the api, if it is known: errors
+/// that a frontend or a database finds name the fields of dialect 1, and must be translated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResponseEnvelope {
-    Dialect1 {
-        /// The api of the request.
-        api: Option<String>,
-        /// The session id of the request.
-        session_id: Option<String>,
-    },
-    /// The api of the request, if it is known: errors that a frontend or a database finds name the fields of dialect 1,
-    /// and must be translated.
+    Dialect1 { api: Option<String>, session_id: Option<String> },
     Dialect2(Option<&'static Api>),
 }
 
 impl ResponseEnvelope {
-    /// The envelope of a response to something that is not a request: dialect 2, of no api.
+    /// The envelope for what is not a request: dialect 2, of no api.
     pub const UNPARSED: ResponseEnvelope = ResponseEnvelope::Dialect2(None);
 
-    /// Whether the request came in dialect 2, in which the cart is the buyer's saved one.
+    /// Then the cart is the buyer's saved one.
     pub fn is_dialect2(&self) -> bool {
         matches!(self, ResponseEnvelope::Dialect2(_))
     }
 }
 
-/// Parses a message of a client.
-///
-/// # Errors
-/// The message is not a valid request of this server; the error tells how to respond.
+/// The error tells how to respond.
 pub fn parse_request(server_kind: ServerKind, message: &[u8]) -> Result<ParsedRequest, InvalidRequest> {
     let no_message = |why: String| {
         Err(InvalidRequest { envelope: ResponseEnvelope::UNPARSED, refusal: bad_request(why), sid: None })
     };
-    // Checks the whole message, because the parser skips unknown fields without decoding them.
+    // The whole message: the parser skips unknown fields without decoding them.
     let Ok(message) = std::str::from_utf8(message) else {
         return no_message("expected one JSON object: it is not UTF-8".to_owned());
     };
@@ -98,7 +87,7 @@ pub fn parse_request(server_kind: ServerKind, message: &[u8]) -> Result<ParsedRe
     };
     let text = |field: &str| message.get(field).and_then(Value::as_str);
     let dialect = if text("type") == Some("request") { Dialect::One } else { Dialect::Two };
-    let name = text(name_field(dialect));
+    let name = text(API_NAME.of(dialect));
     let api = name.and_then(|name| Api::find(server_kind, dialect, name));
     let envelope = match dialect {
         Dialect::One => ResponseEnvelope::Dialect1 {
@@ -113,13 +102,8 @@ pub fn parse_request(server_kind: ServerKind, message: &[u8]) -> Result<ParsedRe
     }
 }
 
-/// The field that names the API.
-fn name_field(dialect: Dialect) -> &'static str {
-    match dialect {
-        Dialect::One => "api",
-        Dialect::Two => "type",
-    }
-}
+/// The field that names the api.
+const API_NAME: Names = Names("api", "type");
 
 fn parse_call(
     server_kind: ServerKind,
@@ -131,7 +115,7 @@ fn parse_call(
     if server_kind == ServerKind::Product || (dialect == Dialect::One && server_kind.role().is_none()) {
         return Err(frontends_only().into());
     }
-    let name = message.string(name_field(dialect))?;
+    let name = message.string(API_NAME.of(dialect))?;
     let api = api.ok_or_else(|| match server_kind.role() {
         None => frontends_only(),
         Some(role) => unknown_api(name, dialect, role),
@@ -159,7 +143,7 @@ fn parse_call(
     Err(RequestError { refusal, sid: Some(sid) })
 }
 
-/// Writes the response to a call, whose answer has this shape.
+/// The answer of the call has this shape.
 pub fn write_response(envelope: &ResponseEnvelope, answer: Answer, result: &ShopResult<ResponsePayload>) -> Vec<u8> {
     let payload = match result {
         Ok(payload) => payload,
@@ -177,9 +161,7 @@ pub fn write_response(envelope: &ResponseEnvelope, answer: Answer, result: &Shop
         },
     };
     // Otherwise a database's JSON does not have the expected form.
-    written.unwrap_or_else(|_| {
-        write_refusal(envelope, &Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer"))
-    })
+    written.unwrap_or_else(|_| write_refusal(envelope, &Refusal::no_proper_answer()))
 }
 
 fn write_dialect1(
@@ -213,7 +195,6 @@ fn write_dialect1(
     Ok(out)
 }
 
-/// Writes the response to a call that was refused.
 pub fn write_refusal(envelope: &ResponseEnvelope, refusal: &Refusal) -> Vec<u8> {
     #[derive(Serialize)]
     struct ErrorResponse<'a> {
@@ -237,7 +218,7 @@ pub fn write_refusal(envelope: &ResponseEnvelope, refusal: &Refusal) -> Vec<u8> 
     written.unwrap_or_default()
 }
 
-/// Translates the field with which a refusal's message begins, if it does; the rest of the message stays.
+/// Translates the field with which a refusal's message begins, if it does.
 fn in_dialect2<'a>(api: Option<&Api>, refusal: &'a Refusal) -> Cow<'a, Refusal> {
     let renamed = refusal.message.split_once(": ").and_then(|(field, rest)| {
         let own = api?.name_in_dialect2(field)?;
@@ -246,21 +227,19 @@ fn in_dialect2<'a>(api: Option<&Api>, refusal: &'a Refusal) -> Cow<'a, Refusal> 
     renamed.map_or(Cow::Borrowed(refusal), Cow::Owned)
 }
 
-/// The refusal of an api that this server does not have, because it is unknown or the other role's.
+/// It is unknown or the other role's.
 fn unknown_api(name: &str, dialect: Dialect, role: Role) -> Refusal {
     let others = match role {
         Role::Buyer => ServerKind::Seller,
         Role::Seller => ServerKind::Buyer,
     };
-    let code = match Api::find(others, dialect, name) {
-        Some(_) => ErrorCode::Forbidden,
-        None => ErrorCode::UnknownApi,
-    };
+    let is_theirs = Api::find(others, dialect, name).is_some();
+    let code = if is_theirs { ErrorCode::Forbidden } else { ErrorCode::UnknownApi };
     let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
     Refusal::new(code, format!("there is no {name} for {}", role.plural()))
 }
 
-/// Describes a JSON error without quoting the input, as serde's own text may.
+/// Does not quote the input, as serde's own text may.
 fn json_error_text(error: &serde_json::Error) -> String {
     match error.classify() {
         serde_json::error::Category::Eof => "it ends too early".to_owned(),

@@ -33,7 +33,7 @@ pub use requests::REQUESTS_MAX;
 use requests::{POLL_INTERVAL, PendingRequest};
 use unauthenticated::UnauthenticatedConnections;
 
-/// The maximum number of concurrent settlements; the server has the same limit.
+/// Concurrent settlements; the server has the same limit.
 pub const SETTLEMENTS_MAX: usize = 256;
 /// The lowest port that the server accepts; lower ones belong to system services.
 const PORT_MIN: u16 = 1024;
@@ -42,10 +42,8 @@ const PORT_MIN: u16 = 1024;
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
     pub name: Name,
-    /// The address of the server's trade port.
     pub server: SocketAddr,
-    /// The address to listen on, which the server is told. If unspecified (0.0.0.0), the one from which the server is
-    /// reached.
+    /// Where to listen, which the server is told. If unspecified (0.0.0.0), the address that reaches the server.
     pub bind: IpAddr,
     /// The port for datagrams; 0 means any free one.
     pub udp_port: u16,
@@ -76,14 +74,9 @@ impl ClientConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientOpenError {
     #[error("port {port} ({what}) is in use: choose another one, or 0 for any free one")]
-    InUse {
-        /// The protocol: `UDP` or `TCP`.
-        what: &'static str,
-        port: u16,
-    },
+    InUse { what: &'static str, port: u16 },
     #[error("cannot {doing}: {error}")]
     Io { doing: String, error: io::Error },
-    /// The client would listen on loopback, which a server on another host cannot reach.
     #[error("{bind} cannot reach the server at {server}: listen on an address of this host's network (--bind IP)")]
     Unreachable { bind: IpAddr, server: SocketAddr },
 }
@@ -91,7 +84,6 @@ pub enum ClientOpenError {
 /// Why a request has no response.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ClientError {
-    /// The request was repeated in vain.
     #[error(
         "no answer from the server at {server} to {kind} ({sent} datagrams in {} s): is it running there?",
         waited.as_secs_f64()
@@ -101,7 +93,6 @@ pub enum ClientError {
     Superseded,
     #[error("{REQUESTS_MAX} requests wait for their answers already")]
     Busy,
-    /// The server is not trusted: see [`SettlementSecurity::Untrusted`].
     #[error("{0}")]
     Untrusted(Arc<str>),
     #[error("the request is longer than {DATAGRAM_MAX} bytes")]
@@ -110,8 +101,8 @@ pub enum ClientError {
     Closed,
 }
 
-/// How settlements are secured. It follows from the server's response to REGISTER or LOGIN and is decided by the user
-/// of the client, which pins the first fingerprint of a server (`docs/spec/trade.md`).
+/// How settlements are secured. The user of the client decides it by the response to REGISTER or LOGIN and the
+/// fingerprint that it pinned (`docs/spec/trade.md`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SettlementSecurity {
     /// Not agreed yet; settlements are refused.
@@ -120,43 +111,35 @@ pub enum SettlementSecurity {
     Pinned(Arc<str>),
     /// No TLS, as both sides have agreed.
     Plaintext,
-    /// The server is not the one that it was, for this reason. Its notifications are ignored, its settlements
-    /// refused, and only REGISTER, LOGIN and DE-REGISTER are sent to it.
+    /// The server is not the one that it was, for this reason. Its notifications are ignored, its settlements refused,
+    /// and only REGISTER, LOGIN and DE-REGISTER are sent to it.
     Untrusted(Arc<str>),
 }
 
 /// The content of SHIPPING_INFO.
 #[derive(Debug, Clone)]
 pub struct ShippingOrder {
-    /// The number of the seller's side.
     pub rq: u64,
-    /// The recipient of the goods.
     pub name: Name,
-    /// The recipient's postal address. Never log it.
+    /// Never log it.
     pub address: String,
     pub price: Cents,
     pub fee: Amount,
-    /// The amount that the seller is paid.
     pub payout: Amount,
 }
 
 /// Reacts to messages of the server. Called on threads of the client.
 pub trait ClientHandler: Send + Sync + 'static {
-    /// A notification has arrived, possibly again. Must not block, since it delays all other datagrams. Acknowledge
-    /// it with [`Client::ack`] once it cannot be lost any more.
+    /// A notification has arrived, possibly again. Must not block, since it delays all other datagrams. Acknowledge it
+    /// with [`Client::ack`] once it cannot be lost any more.
     fn notification(&self, notification: Notification);
 
-    /// Answers INFORM_REQ with the peer's identity and payment details. May wait until `deadline` for a notification
-    /// that is still on its way.
-    ///
-    /// # Errors
-    /// Why there is no answer; the connection is closed.
+    /// Answers INFORM_REQ with the peer's identity and payment details, or closes the connection. May wait until
+    /// `deadline` for a notification that is still on its way.
     fn inform(&self, rq: u64, item_name: &str, price: Cents, deadline: Instant) -> Result<InformResponse, String>;
 
-    /// Handles SHIPPING_INFO. `Ok` sends SHIPPED, and what was shipped must be on disk by then.
-    ///
-    /// # Errors
-    /// Why nothing is shipped; the connection is closed.
+    /// Handles SHIPPING_INFO. `Ok` sends SHIPPED, and what was shipped must be on disk by then; an error closes the
+    /// connection.
     fn ship(&self, shipping: &ShippingOrder) -> Result<(), String>;
 
     /// SETTLED: the seller is paid and ships the goods.
@@ -174,8 +157,8 @@ pub trait ClientHandler: Send + Sync + 'static {
     /// A settlement was refused before it began.
     fn rejected(&self, why: &str);
 
-    /// The server has not answered repeated requests; they are still repeated. Called once until the server is heard
-    /// again. `is_closed` tells that its host reports the port as closed.
+    /// Repeated requests are unanswered, and go on. Called once until the server is heard again. `is_closed`: its host
+    /// reports the port as closed.
     fn server_silent(&self, is_closed: bool) {
         let _ = is_closed;
     }
@@ -184,21 +167,17 @@ pub trait ClientHandler: Send + Sync + 'static {
 /// The counters of a client.
 #[derive(Debug, Default)]
 pub struct ClientCounters {
-    /// Datagrams sent, including repeats.
+    /// They include repeats.
     pub sent: Counter,
-    /// Repeated datagrams, included in `sent`.
     pub repeated: Counter,
-    /// Datagrams received from the server.
     pub received: Counter,
-    /// Received datagrams that were malformed, or responses that nobody waited for.
+    /// Malformed, or responses that nobody waited for.
     pub ignored: Counter,
-    /// Connections from other hosts than the server.
     pub foreign_connections: Counter,
     /// Connections closed in favour of newer ones because they had not authenticated.
     pub evicted_connections: Counter,
 }
 
-/// Accepts the server's connections for settlements.
 struct SettlementService {
     inner: Arc<ClientInner>,
     handler: Arc<dyn ClientHandler>,
@@ -237,7 +216,6 @@ struct ClientInner {
     /// Notified when a request was added or the client is closed.
     changed: Condvar,
     is_closed: AtomicBool,
-    /// Whether the handler was told that the server is silent.
     is_silent: AtomicBool,
     /// Whether the server's host last reported the port as closed.
     is_port_closed: AtomicBool,
@@ -247,9 +225,6 @@ struct ClientInner {
 
 impl Client {
     /// Binds the sockets and begins to listen. `handler` receives notifications and settlements.
-    ///
-    /// # Errors
-    /// A port is in use, or a system call failed.
     pub fn open(config: ClientConfig, handler: Arc<dyn ClientHandler>) -> Result<Client, ClientOpenError> {
         let ClientConfig { server, .. } = config;
         if config.bind.is_loopback() && !server.ip().is_loopback() {
@@ -290,22 +265,18 @@ impl Client {
         };
         let settling = Arc::new(SettlementService { inner: Arc::clone(&inner), handler: Arc::clone(&handler) });
         let tcp = Listener::start(listener, context, settling).map_err(failed("listen"))?;
-        let silence_handler = Arc::clone(&handler);
-        let receive = {
-            let inner = Arc::clone(&inner);
-            threads::spawn("trade-receive", move || inner.receive(&*handler)).map_err(failed("start a thread"))?
-        };
-        let client = Client { inner, endpoint, tcp, threads: Mutex::new(vec![receive]) };
-        let repeat = {
-            let inner = Arc::clone(&client.inner);
-            threads::spawn("trade-repeat", move || inner.resend_pending(&*silence_handler))
-                .map_err(failed("start a thread"))?
-        };
-        client.threads.lock().push(repeat);
+        let client = Client { inner, endpoint, tcp, threads: Mutex::default() };
+        let jobs: [(_, fn(&ClientInner, &dyn ClientHandler)); 2] =
+            [("trade-receive", ClientInner::receive), ("trade-repeat", ClientInner::resend_pending)];
+        for (name, job) in jobs {
+            let (inner, handler) = (Arc::clone(&client.inner), Arc::clone(&handler));
+            let thread = threads::spawn(name, move || job(&inner, &*handler)).map_err(failed("start a thread"))?;
+            client.threads.lock().push(thread);
+        }
         Ok(client)
     }
 
-    /// The address at which the server reaches this client, as named in REGISTER and LOGIN.
+    /// Where the server reaches this client, as named in REGISTER and LOGIN.
     pub fn endpoint(&self) -> PeerEndpoint {
         self.endpoint
     }
@@ -330,10 +301,7 @@ impl Client {
         *self.inner.security.lock() = security;
     }
 
-    /// Checks that the server is trusted, so that requests are sent at all.
-    ///
-    /// # Errors
-    /// Why the server is not trusted.
+    /// Requests are sent at all only to a server that is trusted.
     pub fn check_trust(&self) -> Result<(), ClientError> {
         self.inner.distrust_reason().map_or(Ok(()), |why| Err(ClientError::Untrusted(why)))
     }
@@ -369,7 +337,6 @@ impl Drop for Client {
 }
 
 impl ClientInner {
-    /// Why the server is not trusted, or `None` if it is.
     fn distrust_reason(&self) -> Option<Arc<str>> {
         match &*self.security.lock() {
             SettlementSecurity::Untrusted(why) => Some(Arc::clone(why)),

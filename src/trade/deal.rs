@@ -39,13 +39,11 @@ pub use self::view::DealSummary;
 
 /// How many sellers are asked for a better price, one after the other, before the buyer is told NOT_FOUND.
 const NEGOTIATIONS_MAX: u32 = 5;
-/// The minimum time that remains to every open deal after a restart of the server.
+/// The minimum that remains to every open deal after a restart of the server.
 const RESUME_MIN: Duration = Duration::from_secs(5);
-/// A peer that usually acknowledges notifications must acknowledge a search within this time, or the search does not
-/// wait for it.
+/// If a peer that usually acknowledges has not done so for a search within this time, the search does not wait for it.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(1_500);
 
-/// One deal with all its sides.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deal {
     /// Unique for the lifetime of the data directory.
@@ -55,7 +53,6 @@ pub struct Deal {
     pub rq: u64,
     /// The number of the first seller's side; the other sellers have the following ones.
     pub first_rq: u64,
-    /// The item as the buyer named it.
     pub item_name: Arc<str>,
     pub description: Arc<str>,
     pub max_price: Cents,
@@ -65,7 +62,7 @@ pub struct Deal {
     buyer_gone: bool,
     answered: Vec<AnsweredRequest>,
     outstanding: Option<OutstandingNotification>,
-    /// When acknowledgements of the search are due from the recipients that acknowledge notifications.
+    /// When the recipients that acknowledge notifications must have acknowledged the search.
     #[serde(default)]
     acks_due: Option<Millis>,
     /// Stored in rows of their own, so that one offer does not rewrite up to a thousand other sides.
@@ -74,7 +71,7 @@ pub struct Deal {
 }
 
 impl Deal {
-    /// Opens a search among `sellers`, whose sides are numbered from `first_rq` on.
+    /// Opens a search; the sides of `sellers` are numbered from `first_rq` on.
     #[allow(clippy::too_many_arguments)] // what a search consists of, in the order of the message
     pub fn open(
         id: u64,
@@ -118,8 +115,8 @@ impl Deal {
         for seller in 0..deal.sellers.len() {
             deal.notify(Party::Seller(seller), NotificationBody::Search, &mut step);
         }
-        // If there is nobody to wait for, the window closes now. The recipients are still notified once: by
-        // responding they show that searches should wait for them again.
+        // If there is nobody to wait for, the window closes now. The recipients are still notified once: who responds
+        // is waited for again.
         if deal.sellers.iter().all(|side| !side.waited_for) {
             step.effects.notify_once =
                 deal.parties().filter_map(|party| Some((party, deal.outstanding_notification(party)?))).collect();
@@ -128,7 +125,7 @@ impl Deal {
         (deal, step.effects)
     }
 
-    /// A stand-in that is registered, and locked, until [`Deal::open`] has created the deal.
+    /// Stands in, locked, until [`Deal::open`] has created the deal.
     pub fn placeholder(id: u64, buyer: Name, rq: u64) -> Deal {
         Deal {
             id,
@@ -149,13 +146,13 @@ impl Deal {
         }
     }
 
-    /// Restores a deal from its rows. `sellers` must be in the order of their numbers.
+    /// `sellers` must be in the order of their numbers.
     pub fn from_rows(deal: Deal, sellers: Vec<SellerSide>) -> Deal {
         Deal { sellers, ..deal }
     }
 
-    /// Adjusts the deadlines after a restart: they stay valid, but every window is open for a minimum time so that
-    /// peers can come back, and no window becomes longer than configured if the clock was set back.
+    /// After a restart deadlines stay valid, but every window is open for a minimum so that peers can come back, and
+    /// none is longer than configured if the clock was set back.
     pub fn resume(&mut self, now: Millis, windows: &Windows) {
         let (until, window) = match &mut self.state {
             DealState::Searching { until } => (until, windows.offer),
@@ -164,14 +161,11 @@ impl Deal {
             _ => return,
         };
         *until = (*until).min(now.plus(window)).max(now.plus(RESUME_MIN));
-        // The search is sent again after a restart, so its acknowledgements are due anew.
+        // The search is sent again, so its acknowledgements are due anew.
         self.acks_due = self.acks_due.map(|_| now.plus(ACKNOWLEDGED_WITHIN));
     }
 
-    /// Handles one input.
-    ///
-    /// # Errors
-    /// The input is refused and nothing changed.
+    /// Handles one input; one that is refused changes nothing.
     pub fn handle(&mut self, input: DealInput, context: &mut DealContext) -> Result<DealEffects, RequestError> {
         let mut step = DealStep { context, effects: DealEffects::default() };
         match input {
@@ -202,27 +196,20 @@ impl Deal {
                     return Err(self.wrong_state());
                 };
                 step.effects.posting = Some(DealPosting { operation: LedgerOperation::Capture, seller, price, fee });
-                self.log(
-                    &mut step,
-                    "purchase",
-                    Party::Buyer,
-                    Some(price),
-                    &format!("from {}", self.sellers[seller].name),
-                );
+                let from = format!("from {}", self.sellers[seller].name);
+                self.log(&mut step, "purchase", Party::Buyer, Some(price), &from);
                 self.end(DealState::Completed { seller, price, at: step.context.now }, &mut step);
             }
             DealInput::SettlementFailed(reason) => self.settlement_failed(reason, [reason; 2], &mut step)?,
-            DealInput::Unreachable { side: Side::Buyer, reason, detail } => {
-                self.settlement_failed(reason, [detail, reason], &mut step)?;
-            }
-            DealInput::Unreachable { side: Side::Seller, reason, detail } => {
-                self.settlement_failed(reason, [reason, detail], &mut step)?;
+            DealInput::Unreachable { side, reason, detail } => {
+                let texts = if side == Side::Buyer { [detail, reason] } else { [reason, detail] };
+                self.settlement_failed(reason, texts, &mut step)?;
             }
         }
         Ok(step.effects)
     }
 
-    /// Cancels the deal: `reason` is logged, and each side is told its own text.
+    /// `reason` is logged; each side is told its own text.
     fn settlement_failed(
         &mut self,
         reason: &str,

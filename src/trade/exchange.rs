@@ -1,9 +1,8 @@
 //! The exchange: all peers and deals in memory, and what each request does to them. It does no I/O.
 //!
-//! It is shared by all request threads. Every peer and every deal has a lock of its own, so that requests for
-//! different deals do not contend. Locks are taken in the order deal, then peer, and never two of one kind. Changes
-//! are appended to the [`Journal`] under the lock of what changed, so that the order on disk is the order in memory.
-//! No effect in [`ExchangeEffects`] may become visible before its commit is on disk.
+//! All request threads share it. Every peer and every deal has a lock of its own, taken in the order deal, then peer,
+//! and never two of one kind. Changes are appended to the [`Journal`] under the lock of what changed, so that the order
+//! on disk is the order in memory. No effect in [`ExchangeEffects`] may become visible before its commit is on disk.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -37,23 +36,21 @@ mod tests;
 
 pub use deals::{SettlementOrder, SettlementParty};
 
-/// The maximum number of open searches of one peer.
+/// The open searches of one peer.
 pub const SEARCHES_MAX: usize = 64;
-/// The maximum number of registered peers.
 pub const PEERS_MAX: usize = 100_000;
-/// The maximum number of names registered from one address. Loopback may have half of all names instead.
+/// The names registered from one address. Loopback may have half of all names instead.
 pub const NAMES_PER_ADDRESS_MAX: usize = 1_000;
-/// The maximum number of peers that one search is sent to.
+/// Peers that one search is sent to.
 pub const RECIPIENTS_MAX: usize = 1_000;
-/// The maximum number of open deals in which a peer is asked as a seller.
+/// The open deals in which a peer is asked as a seller.
 pub const RECEIVED_SEARCHES_MAX: usize = 4_096;
 /// How many ended deals of a peer are kept, so that repeated requests get the same response.
 pub const ENDED_MAX: usize = 256;
-/// The maximum number of concurrent settlements.
 pub const SETTLEMENTS_MAX: usize = 256;
-/// The maximum number of concurrent settlements with one address other than loopback.
+/// The concurrent settlements with one address other than loopback.
 pub const SETTLEMENTS_PER_ADDRESS_MAX: usize = 8;
-/// How long an ended deal is kept, so that repeated requests get the same response.
+/// How long an ended deal is kept, for the same reason.
 pub const ANSWER_RETENTION: Duration = Duration::from_secs(600);
 /// After this many consecutive searches without an answer, searches no longer wait for a peer.
 const UNANSWERED_MAX: u8 = 3;
@@ -61,12 +58,10 @@ const UNANSWERED_MAX: u8 = 3;
 const ID_RESERVATION: u64 = 1 << 20;
 /// The prefix of the idempotency keys of charges; the deal's number follows.
 pub const CHARGE_KEY_PREFIX: &str = "trade-";
-/// The length of an id range. After a loss of data the sequence continues in a new range, past all ids handed out
-/// before.
+/// The length of an id range. After a loss of data the ids continue in a new range, past all handed out before.
 const ID_RANGE_LEN: u64 = 1 << 36;
 const _: () = assert!(FIRST_SERVER_NUMBER + ID_RANGE_LEN * (ID_RANGE_MAX + 1) <= mid_cipher::SEQUENCE_MAX);
 
-/// The operator's settings.
 #[derive(Debug, Clone)]
 pub struct ExchangeRules {
     pub windows: Windows,
@@ -82,57 +77,51 @@ impl ExchangeRules {
     }
 }
 
-/// Where a request comes from.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestOrigin {
-    /// The source address of the request; it may be forged in a datagram.
+    /// It may be forged in a datagram.
     pub source: SocketAddr,
-    /// The address of this host that the request was sent to, if known.
+    /// The address of this host that it was sent to, if known.
     pub local_ip: Option<IpAddr>,
     pub transport: Transport,
 }
 
-/// How a request arrived.
+/// In a datagram the source address may identify the sender; on a TCP connection only a token does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// In a datagram. Its source address may identify the sender.
     Udp,
-    /// On a TCP connection. Only a token identifies the sender.
     Tcp,
 }
 
-/// The effects of a request or of elapsed time. None may become visible before `commit` is on disk.
+/// None may become visible before `commit` is on disk.
 #[derive(Debug, Default)]
 pub struct ExchangeEffects<R> {
-    /// The commit that all effects depend on.
     pub commit: R,
     pub response: Option<Response>,
-    /// Notifications to send, and to repeat until they are acknowledged.
+    /// They are repeated until they are acknowledged.
     pub notifications: Vec<NotificationId>,
-    /// Deals and the times of their next ticks.
+    /// When the next ticks of deals are due.
     pub deadlines: Vec<(Millis, u64)>,
-    /// The deal whose settlement begins.
     pub settlement: Option<u64>,
-    /// Notifications to be sent once and not repeated.
+    /// They are sent once.
     pub notify_once: Vec<OutgoingNotification>,
-    /// The registration that ends once its settlements are over: see [`Exchange::resume_departure`].
+    /// A registration that ends once its settlements are over: see [`Exchange::resume_departure`].
     pub departing: Option<u64>,
-    /// Ended deals that a peer has released to stay within [`ENDED_MAX`].
+    /// Deals that a peer has released to stay within [`ENDED_MAX`].
     released_deals: Vec<u64>,
 }
 
 impl<R: Default> ExchangeEffects<R> {
-    /// A response alone, and the commit that it depends on.
     fn answer(commit: R, response: Response) -> ExchangeEffects<R> {
         ExchangeEffects { commit, response: Some(response), ..ExchangeEffects::default() }
     }
 
-    /// Whether applying the effects takes no more than sending a few datagrams.
+    /// Whether they take no more than sending a few datagrams.
     pub fn is_brief(&self) -> bool {
         self.settlement.is_none() && self.departing.is_none() && self.notifications.len() + self.notify_once.len() <= 4
     }
 
-    /// Adds the effects of a further step, except for its response.
+    /// Adds a further step, except for its response.
     fn absorb<J: Journal<Commit = R>>(&mut self, other: ExchangeEffects<R>) {
         self.commit = J::latest(std::mem::take(&mut self.commit), other.commit);
         self.notifications.extend(other.notifications);
@@ -142,7 +131,6 @@ impl<R: Default> ExchangeEffects<R> {
     }
 }
 
-/// Identifies a notification that a side of a deal has not acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NotificationId {
     pub deal: u64,
@@ -150,25 +138,23 @@ pub struct NotificationId {
     pub mid: u64,
 }
 
-/// A notification with its addresses, ready to be sent.
+/// Ready to be sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OutgoingNotification {
     pub to: SocketAddr,
     /// The address of this host that the peer expects it from, if known.
     pub from: Option<IpAddr>,
-    /// Whether the address is validated; otherwise [`Exchange::may_send`] must be asked first.
+    /// Otherwise [`Exchange::may_send`] must be asked first.
     pub is_validated: bool,
     pub notification: Notification,
 }
 
-/// The work to be resumed after a start.
+/// The work that is resumed after a start.
 #[derive(Debug, Default)]
 pub struct ResumedWork {
-    /// Notifications that have not been acknowledged.
     pub notifications: Vec<NotificationId>,
-    /// Deals and the times of their next ticks.
     pub deadlines: Vec<(Millis, u64)>,
-    /// Interrupted settlements and how far their payments had progressed.
+    /// Interrupted settlements, and how far their payments had progressed.
     pub settlements: Vec<(u64, PaymentProgress)>,
 }
 
@@ -177,21 +163,20 @@ pub struct Exchange<J: Journal> {
     journal: J,
     rules: ExchangeRules,
     peers: RwLock<HashMap<Name, Arc<RegisteredPeer<J>>>>,
-    /// The peer at each address. This is the innermost of all locks.
+    /// The innermost of all locks.
     addresses: RwLock<HashMap<SocketAddr, Arc<RegisteredPeer<J>>>>,
     /// Shared with the exchange that this one replaces: see [`Exchange::inherit_limits`].
     amplification: Arc<Mutex<AmplificationLimiter>>,
-    /// How many names are registered from each source.
     names_by_source: Mutex<SourceQuotas>,
     mid_cipher: MidCipher,
     /// The commit of the newest registration or departure, on which "no such peer" depends.
     directory_commit: Mutex<J::Commit>,
     deals: RwLock<HashMap<u64, Arc<TrackedDeal<J>>>>,
-    /// The deals that have not ended. Held briefly, below all other locks.
+    /// The deals that have not ended. The lock is held briefly, below all others.
     open_deals: Mutex<BTreeSet<u64>>,
     changed_deals: open_deals::ChangedDeals,
-    /// The recipient of each notification for as long as its deal is kept, even if it is no longer repeated: an ACK
-    /// that arrives after the response still validates the address.
+    /// The recipients of notifications, for as long as the deal is kept, even if the notification is no longer
+    /// repeated: an ACK that arrives after the response still validates the address.
     parties_by_mid: Mutex<HashMap<u64, (u64, Party)>>,
     departures: Mutex<BTreeMap<(Name, u64), DepartureRow>>,
     ended_deals: Mutex<VecDeque<(Millis, u64)>>,
@@ -200,30 +185,29 @@ pub struct Exchange<J: Journal> {
 }
 
 struct TrackedDeal<J: Journal> {
-    /// The number of peers that still refer to this deal.
+    /// How many peers still refer to it.
     holder_count: AtomicUsize,
     state: Mutex<TrackedDealState<J>>,
 }
 
 struct TrackedDealState<J: Journal> {
     deal: Deal,
-    /// The numbers of all notifications of this deal, removed together with it. A seller gets a few, the buyer at
-    /// most one for each seller.
+    /// The numbers of all its notifications, removed together with it. A seller gets a few, the buyer at most one for
+    /// each seller.
     mids: Vec<u64>,
     is_removed: bool,
     last_commit: J::Commit,
 }
 
-/// The sequence of ids for deals, sellers' sides, notifications and registrations. None is used twice.
+/// The ids of deals, sellers' sides, notifications and registrations. None is used twice.
 struct IdSequence {
     next: u64,
     ceiling: u64,
 }
 
-/// The settlements in progress.
 #[derive(Default)]
 struct SettlementSlots {
-    /// The addresses that each settlement counts against; empty if a side has left.
+    /// What each settlement counts against; empty if a side has left.
     by_deal: HashMap<u64, Vec<IpAddr>>,
     by_address: HashMap<IpAddr, usize>,
 }
@@ -239,14 +223,12 @@ impl SettlementSlots {
     }
 }
 
-/// The first id of a range.
 pub fn first_id(range: u64) -> u64 {
     FIRST_SERVER_NUMBER + ID_RANGE_LEN.saturating_mul(range)
 }
 
 impl<J: Journal> Exchange<J> {
-    /// Builds the exchange from what is on disk. No id below `first` is allocated, since the disk may not know all
-    /// ids that were used.
+    /// No id below `first` is allocated, since the disk may not know all that were used.
     pub fn load(
         journal: J,
         rules: ExchangeRules,
@@ -258,7 +240,7 @@ impl<J: Journal> Exchange<J> {
         let next = known.max(first);
         let mid_key = snapshot.mid_key.unwrap_or_else(|| {
             let key = Token::random();
-            // Appended before any change that holds a number made with this key, and therefore on disk before it.
+            // It is on disk before any change that holds a number made with it.
             journal.append(vec![ExchangeChange::MidKey(key.clone())]);
             key
         });
@@ -281,7 +263,7 @@ impl<J: Journal> Exchange<J> {
             settlement_slots: Mutex::default(),
         };
         if next > known {
-            // Puts the jump on disk at once, even if no id is needed.
+            // The jump is on disk even if no id is needed.
             exchange.allocate_ids(1);
         }
         for (row, last_seen_at) in snapshot.peers {
@@ -338,7 +320,6 @@ impl<J: Journal> Exchange<J> {
         self.deals.write().insert(id, Arc::new(tracked));
     }
 
-    /// Handles a request of a peer.
     pub fn handle_request(&self, now: Millis, origin: &RequestOrigin, request: &Request) -> ExchangeEffects<J::Commit> {
         let result = match &request.body {
             RequestBody::Register { endpoint } => self.register(now, origin, request, endpoint),
@@ -359,24 +340,23 @@ impl<J: Journal> Exchange<J> {
         })
     }
 
-    /// The number of registered peers, and the number of deals in memory.
+    /// The numbers of registered peers, and of deals in memory.
     pub fn sizes(&self) -> (usize, usize) {
         (self.peers.read().len(), self.deals.read().len())
     }
 
-    /// The journal that changes are appended to.
     pub fn journal(&self) -> &J {
         &self.journal
     }
 
-    /// Allocates `count` consecutive new ids and returns the first.
+    /// The first of `count` consecutive new ids.
     fn allocate_ids(&self, count: u64) -> u64 {
         let mut ids = self.ids.lock();
         let first = ids.next;
         ids.next += count;
         if ids.next > ids.ceiling {
             ids.ceiling = ids.next + ID_RESERVATION;
-            // Appended before any change that holds one of these ids, and therefore on disk before it.
+            // It is on disk before any change that holds one of them.
             self.journal.append(vec![ExchangeChange::Ceiling(ids.ceiling)]);
         }
         first
@@ -391,7 +371,7 @@ impl<J: Journal> Exchange<J> {
         self.peer(&Name::new(name).unwrap())
     }
 
-    /// The peer on a side of a deal, unless its registration has ended since the deal began.
+    /// The peer on this side, unless its registration has ended since the deal began.
     fn party_peer(&self, deal: &Deal, party: Party) -> Option<Arc<RegisteredPeer<J>>> {
         self.peer(deal.name_of(party)).filter(|peer| peer.registration_id < deal.id)
     }
@@ -400,7 +380,7 @@ impl<J: Journal> Exchange<J> {
         self.deals.read().get(&id).cloned()
     }
 
-    /// The peer that a request names, if the request proves to come from it.
+    /// The peer that a request names, if it proves to come from it.
     fn authenticate(
         &self,
         now: Millis,
@@ -408,11 +388,9 @@ impl<J: Journal> Exchange<J> {
         request: &Request,
     ) -> Result<Arc<RegisteredPeer<J>>, FailedRequest<J>> {
         let Some(peer) = self.peer(&request.name) else {
-            let commit = self.directory_commit.lock().clone();
-            return Err((
-                RequestError::new(ErrorCode::NotRegistered, format!("no peer {:?} is registered", request.name)),
-                commit,
-            ));
+            let reason = format!("no peer {:?} is registered", request.name);
+            let error = RequestError::new(ErrorCode::NotRegistered, reason);
+            return Err((error, self.directory_commit.lock().clone()));
         };
         let mut state = peer.state.lock();
         state.row.proves(request.token.as_ref(), origin).map_err(|error| (error, state.last_commit.clone()))?;
@@ -421,7 +399,7 @@ impl<J: Journal> Exchange<J> {
         }
         drop(state);
         peer.mark_seen(now);
-        // A peer that sends requests is present, so searches wait for it again.
+        // It is present, so searches wait for it again.
         peer.unanswered_searches.store(0, Ordering::Relaxed);
         Ok(peer)
     }

@@ -10,68 +10,40 @@ use super::wire::PeerEndpoint;
 use crate::model::{Cents, Millis, Name, Token};
 use crate::storage;
 
-/// Accepts the changes of trade, in the order in which they are made. The exchange is shared by threads, and so is its
-/// journal.
+/// Accepts the changes of trade in their order. Threads share the exchange, and so its journal.
 pub trait Journal: storage::Journal<Change = ExchangeChange, Commit: Send + 'static> + Send + Sync + 'static {}
 
 impl<J: storage::Journal<Change = ExchangeChange, Commit: Send + 'static> + Send + Sync + 'static> Journal for J {}
 
-/// A change to one row.
+/// A change to one row. `Deal` and `Seller` hold JSON, a deal without its sellers. Numbers from `Ceiling` on have never
+/// been used. `DropDeal` takes the sellers along, but the log and the ledger are kept for ever.
 #[derive(Debug, Clone)]
 pub enum ExchangeChange {
-    /// Numbers from this one on have never been used.
     Ceiling(u64),
-    /// The key that makes the numbers of notifications unpredictable; created once.
     MidKey(Token),
-    /// A peer was registered or has changed.
     Peer(Box<PeerRow>),
-    /// The time of a peer's last request.
-    PeerSeen {
-        name: Name,
-        at: Millis,
-    },
-    /// A peer's registration has ended.
+    PeerSeen { name: Name, at: Millis },
     DropPeer(Name),
-    /// The answered DE-REGISTER of a peer.
     Departure(DepartureRow),
-    /// Removes a departure: that peer has registered again.
-    DropDeparture {
-        name: Name,
-        rq: u64,
-    },
-    /// Removes all departures before this time.
+    DropDeparture { name: Name, rq: u64 },
     DropDeparturesBefore(Millis),
-    /// A deal without its sellers, as JSON.
-    Deal {
-        id: u64,
-        body: String,
-    },
-    /// A seller's side of a deal, as JSON.
-    Seller {
-        deal: u64,
-        rq: u64,
-        body: String,
-    },
-    /// Removes a deal with its sellers. (The log and the ledger are kept for ever.)
+    Deal { id: u64, body: String },
+    Seller { deal: u64, rq: u64, body: String },
     DropDeal(u64),
     Log(LogRow),
     Ledger(LedgerRow),
 }
 
-/// A registered peer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PeerRow {
     pub name: Name,
-    /// The address that datagrams are sent to.
     pub addr: SocketAddr,
     /// The settlement port, at the same IP address.
     pub tcp_port: u16,
-    /// The token that proves the peer's identity.
     pub token: Token,
-    /// The number of this registration. Deals with an earlier holder of the name have smaller numbers.
+    /// Deals with an earlier holder of the name have smaller numbers.
     #[serde(rename = "since")]
     pub registration_id: u64,
-    /// When the peer registered.
     pub registered_at: Millis,
     /// The source of the first REGISTER; a repeat from there gets the same token.
     pub first_source: SocketAddr,
@@ -79,14 +51,12 @@ pub struct PeerRow {
     pub forgotten: Vec<u64>,
     /// The LOGINs of the last minutes, so that a repeat does not move the peer back to an old address.
     pub logins: Vec<LoginRow>,
-    /// The sequence number taken when the peer named its address. Notifications with later sequence numbers have gone
-    /// to no other address.
+    /// It was taken when the peer named its address. Notifications with later numbers have gone to no other address.
     #[serde(default, rename = "addr_since")]
     pub addr_sequence: u64,
     /// Another peer has taken this address. The peer has none until it names one with its token.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub displaced: bool,
-    /// Whether the peer is known to receive at its address.
     #[serde(default, rename = "hearing")]
     pub validation: AddressValidation,
     /// The server's address that the peer used when it named its own; notifications are sent from there.
@@ -94,17 +64,16 @@ pub struct PeerRow {
     pub local_ip: Option<IpAddr>,
 }
 
-/// What is known about whether a peer receives what is sent to its address (`docs/spec/trade.md`). Every REGISTER
-/// writes the row, so fields that are false are omitted to keep it small.
+/// What is known about whether a peer receives at its address (`docs/spec/trade.md`). Every REGISTER writes the row, so
+/// what is false is omitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressValidation {
     /// The current address is validated.
     #[serde(default, rename = "here", skip_serializing_if = "Not::not")]
     pub is_validated: bool,
-    /// Some address of the peer was validated; otherwise the name lapses soon after its last request.
+    /// Some address was validated; otherwise the name lapses soon after the peer's last request.
     #[serde(default, rename = "ever", skip_serializing_if = "Not::not")]
     pub was_validated: bool,
-    /// The peer has acknowledged a notification.
     #[serde(default, skip_serializing_if = "Not::not")]
     pub acknowledges: bool,
     /// The peer named a new address with its token, so a token that comes from there does not prove the address.
@@ -113,7 +82,6 @@ pub struct AddressValidation {
 }
 
 impl AddressValidation {
-    /// The state of a new registration.
     pub const UNVALIDATED: AddressValidation =
         AddressValidation { is_validated: false, was_validated: false, acknowledges: false, has_moved: false };
 }
@@ -125,15 +93,11 @@ impl Default for AddressValidation {
     }
 }
 
-/// A LOGIN that was answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoginRow {
-    /// The number of the request.
     pub rq: u64,
-    /// The address that the request named.
     #[serde(rename = "reach")]
     pub endpoint: PeerEndpoint,
-    /// When the request was handled.
     pub at: Millis,
 }
 
@@ -142,29 +106,23 @@ pub struct LoginRow {
 pub struct DepartureRow {
     pub name: Name,
     pub rq: u64,
-    /// The source address of the request.
     pub source: SocketAddr,
-    /// When the registration ended.
     pub at: Millis,
 }
 
-/// A line of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LogRow {
     pub at: Millis,
     /// The kind of event: `register`, `search`, `offer`, `purchase`, …
     pub kind: String,
-    /// The peer that acted or was affected.
     pub peer: Name,
     pub deal: Option<u64>,
-    /// The number by which the peer knows the deal.
     pub rq: Option<u64>,
     pub item_name: Option<String>,
     pub price: Option<Cents>,
     pub detail: String,
 }
 
-/// A movement of money that belongs to a deal.
 #[derive(Debug, Clone)]
 pub struct LedgerRow {
     /// The idempotency key, shared with the bank.
@@ -177,17 +135,15 @@ pub struct LedgerRow {
     pub at: Millis,
 }
 
-/// The state on disk at the start.
 #[derive(Debug, Default)]
 pub struct ExchangeSnapshot {
-    /// Numbers from this one on have never been used.
+    /// See [`ExchangeChange::Ceiling`].
     pub ceiling: u64,
-    /// The key for the numbers of notifications; none in a new data directory.
     pub mid_key: Option<Token>,
-    /// All registered peers, each with the time of its last request.
+    /// Each with the time of its last request.
     pub peers: Vec<(PeerRow, Millis)>,
     pub departures: Vec<DepartureRow>,
-    /// All deals by id, each with its sellers in the order of their numbers.
+    /// The deals by id, each with its sellers in the order of their numbers.
     pub deals: Vec<(Deal, Vec<SellerSide>)>,
 }
 

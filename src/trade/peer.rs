@@ -1,19 +1,10 @@
-//! A trading peer: its inventory, its sales and its purchases. The core (this file and those of sales, purchases and
-//! reconciliation) does no I/O and knows no threads and no clock; [`node`] connects it to the client and the disk.
+//! A trading peer: its inventory, its sales and its purchases. The core does no I/O and knows no threads and no clock;
+//! [`node`] connects it to the client and the disk.
 //!
 //! The rules (`docs/spec/trade.md`): a search is answered automatically with the price of the item that matches best
 //! and has a free unit. An offer binds one unit until it is RELEASED, cancelled or settled, so that the peer never
 //! promises more than it has. The caller applies the [`PeerEffects`] in a fixed order: it stores the changes, then
 //! acknowledges, then sends requests.
-//!
-//! | file | holds |
-//! |---|---|
-//! | `inventory.rs` | items, matching of searches, the seller's side of deals |
-//! | `purchases.rs` | the buyer's side of deals |
-//! | `messages.rs` | what the user requests about a deal, and what follows from the server's messages |
-//! | `reconciliation.rs` | corrections from the server's STATUS |
-//! | `node.rs` | a running peer: core, [`client`](super::client) and store |
-//! | `store.rs`, `wallet.rs`, `catalogue.rs` | the files of a peer |
 
 pub mod catalogue;
 mod inventory;
@@ -41,57 +32,77 @@ pub use messages::DealCommand;
 pub use purchases::{Purchase, PurchaseState};
 pub use reconciliation::index_by_rq;
 
-/// How many notifications are remembered as seen. A repeat of an older one is harmless, since every transition checks
-/// the state of the deal.
+/// How many are remembered. A repeat of an older one is harmless, since every transition checks the deal's state.
 const SEEN_MAX: usize = 8_192;
-/// How long a notification is remembered. The server repeats it until 10 min after its deal has ended.
+/// The server repeats a notification until 10 min after its deal has ended.
 const SEEN_RETENTION: Duration = Duration::from_secs(3_600);
-/// How many ended deals are kept for the user to look at.
+/// Ended deals that are kept for the user to look at.
 const ENDED_MAX: usize = 1_000;
 /// How many numbers are reserved on disk at a time.
 const RQ_RESERVATION: u64 = 256;
-/// The length of an id range. After a loss of data the numbers continue in a new range, past all that were used
-/// before.
+/// The length of an id range. After a loss of data the numbers continue in a new range, past all that were used.
 const ID_RANGE_LEN: u64 = 1 << 22;
 
 /// An input to the core.
 #[derive(Debug, Clone)]
 pub enum PeerInput {
-    /// Command: put items on sale or change them, all of them or none.
+    // Commands of the user. All items are put on sale or none; Browse only shows who sells something.
     Stock(Vec<Item>),
-    /// Command: take an item off sale.
-    Remove { name: String },
-    /// Command: search for an item.
-    Find { item_name: Arc<str>, description: Arc<str>, max_price: Cents },
-    /// Command: see who sells something, without buying it.
-    Browse { word: Arc<str> },
-    /// Command: request something of the server about a deal.
-    Deal { rq: u64, command: DealCommand },
-    /// A notification of the server has arrived.
+    Remove {
+        name: String,
+    },
+    Find {
+        item_name: Arc<str>,
+        description: Arc<str>,
+        max_price: Cents,
+    },
+    Browse {
+        word: Arc<str>,
+    },
+    Deal {
+        rq: u64,
+        command: DealCommand,
+    },
+    Sent {
+        rq: u64,
+    },
+    // Messages of the server; what asks for all deals; the end of the registration and, with it, of all deals.
     Notification(Notification),
-    /// A request was answered, or has failed.
-    ResponseReceived { rq: u64, body: RequestBody, response: Result<Response, ClientError> },
-    /// Ask the server for the state of all deals, after a login or on command.
+    ResponseReceived {
+        rq: u64,
+        body: RequestBody,
+        response: Result<Response, ClientError>,
+    },
     AskStatus,
-    /// The registration has ended, and the server has ended all deals with it.
     Departed,
-    /// Settlement, as the seller: where to ship to. Stored before SHIPPED is sent.
-    Ship { rq: u64, price: Cents, to: ShipTo },
-    /// Command: mark what was sold as sent.
-    Sent { rq: u64 },
-    /// Settlement, as the seller: the payment has arrived.
-    Settled { rq: u64, payout: Amount },
-    /// Settlement, as the buyer: the payment was made.
-    Receipt { rq: u64, item_name: Arc<str>, price: Cents, seller: Name },
-    /// Settlement: nothing is charged.
-    SettlementCancelled { rq: u64, reason: Arc<str> },
-    /// The settlement's connection broke; the server must be asked how it ended.
-    SettlementInterrupted { rq: u64 },
-    /// Time has passed; ask the server about deals that have been quiet for long.
+    // Settlements. Ship is stored before SHIPPED is sent; after an interruption the server is asked how it ended.
+    Ship {
+        rq: u64,
+        price: Cents,
+        to: ShipTo,
+    },
+    Settled {
+        rq: u64,
+        payout: Amount,
+    },
+    Receipt {
+        rq: u64,
+        item_name: Arc<str>,
+        price: Cents,
+        seller: Name,
+    },
+    SettlementCancelled {
+        rq: u64,
+        reason: Arc<str>,
+    },
+    SettlementInterrupted {
+        rq: u64,
+    },
+    /// Time has passed.
     Tick,
 }
 
-/// Why a command of the user was refused. Nothing has changed.
+/// A command of the user was refused, and nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CommandError(pub String);
@@ -102,16 +113,14 @@ impl CommandError {
     }
 }
 
-/// The effects of an input, to be applied by the caller. None has been applied yet.
+/// None has been applied yet.
 #[derive(Debug, Default)]
 pub struct PeerEffects {
-    /// Rows to be stored in one transaction, before all other effects.
+    /// They are stored in one transaction, before all other effects.
     pub changes: Vec<PeerChange>,
-    /// The numbers of notifications to acknowledge.
     pub acks: Vec<u64>,
-    /// Requests to send and repeat, with their numbers.
+    /// They have their numbers with them, and are repeated until they are answered.
     pub requests: Vec<(u64, RequestBody)>,
-    /// Events to show to the user.
     pub events: Vec<PeerEvent>,
 }
 
@@ -123,7 +132,6 @@ impl PeerEffects {
         self.events.extend(later.events);
     }
 
-    /// Tells the user of an unexpected problem.
     fn trouble(&mut self, rq: Option<u64>, reason: impl Into<String>) {
         self.events.push(PeerEvent::Trouble { rq, reason: reason.into() });
     }
@@ -133,24 +141,16 @@ impl PeerEffects {
     }
 }
 
-/// A change to one row.
+/// A change to one row. Numbers from `Ceiling` on have never been used.
 #[derive(Debug, Clone)]
 pub enum PeerChange {
-    /// An item is new or has changed.
     Item(Item),
-    /// An item was taken off sale.
     DropItem(String),
-    /// A deal in which this peer sells.
     Sale(Sale),
-    /// A deal in which this peer buys.
     Purchase(Purchase),
-    /// Removes a deal.
     DropDeal(u64),
-    /// A notification has been handled.
     Seen { mid: u64, at: Millis },
-    /// Removes the record of a handled notification.
     DropSeen(u64),
-    /// Numbers from this one on have never been used.
     Ceiling(u64),
 }
 
@@ -202,7 +202,6 @@ pub enum PeerEvent {
 }
 
 impl PeerEvent {
-    /// The deal that the event is about.
     pub fn rq(&self) -> Option<u64> {
         match self {
             PeerEvent::Searching { rq, .. }
@@ -225,7 +224,6 @@ impl PeerEvent {
     }
 }
 
-/// The state of a peer: its items and deals.
 #[derive(Debug, Default)]
 pub struct PeerCore {
     /// Items by folded name.
@@ -238,22 +236,20 @@ pub struct PeerCore {
     now: Millis,
     /// Counts inputs, so that a STATUS response is not applied to deals that changed after the request.
     step: u64,
-    /// When quiet deals were last asked about.
     last_check_at: Millis,
-    /// STATUS requests in progress: the step of each, and the deal if it is about one only.
+    /// The step of each that is in progress, and the deal if it is about one only.
     status_requests: HashMap<u64, (u64, Option<u64>)>,
     auto_buy: bool,
 }
 
-/// The stored state of a peer.
 #[derive(Debug, Default)]
 pub struct PeerSnapshot {
     pub items: Vec<Item>,
     pub sales: Vec<Sale>,
     pub purchases: Vec<Purchase>,
-    /// Handled notifications, oldest first.
+    /// Oldest first.
     pub seen: Vec<(u64, Millis)>,
-    /// Numbers from this one on have never been used.
+    /// See [`PeerChange::Ceiling`].
     pub ceiling: u64,
 }
 
@@ -263,20 +259,19 @@ struct SeenNotifications {
     order: VecDeque<u64>,
 }
 
-/// Numbers for requests. None from the ceiling on was ever used, so a restart begins there.
+/// None from the ceiling on was ever used, so a restart begins there.
 #[derive(Debug, Default)]
 struct RequestNumbers {
     next: u64,
     ceiling: u64,
 }
 
-/// The first number of an id range.
 fn first_id(range: u64) -> u64 {
     1 + ID_RANGE_LEN.saturating_mul(range)
 }
 
 impl PeerCore {
-    /// Restores a peer. `auto_buy`: whatever is FOUND is bought.
+    /// `auto_buy`: whatever is FOUND is bought.
     pub fn new(snapshot: PeerSnapshot, auto_buy: bool) -> PeerCore {
         let mut core = PeerCore { auto_buy, ..PeerCore::default() };
         core.request_numbers = RequestNumbers { next: snapshot.ceiling.max(1), ceiling: snapshot.ceiling.max(1) };
@@ -288,10 +283,7 @@ impl PeerCore {
         core
     }
 
-    /// Handles one input.
-    ///
-    /// # Errors
-    /// Why a command is refused, for the user; nothing has changed.
+    /// Handles one input; a command that is refused changes nothing.
     pub fn handle(&mut self, now: Millis, input: PeerInput) -> Result<PeerEffects, CommandError> {
         let mut effects = PeerEffects::default();
         self.now = now;
@@ -324,7 +316,6 @@ impl PeerCore {
         Ok(effects)
     }
 
-    /// Ends a deal because of a notification, the last line of its settlement, or a response.
     fn end_deal(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         if self.sales.contains_key(&rq) {
             self.end_sale(rq, reason, effects);
@@ -342,10 +333,7 @@ impl PeerCore {
         }
     }
 
-    /// Checks that INFORM_REQ may be answered: only for one of our deals, with its item and price.
-    ///
-    /// # Errors
-    /// Why not, and whether that may change in a moment.
+    /// INFORM_REQ is answered only for one of our deals, with its item and price.
     pub fn check_inform(&self, rq: u64, item_name: &str, price: Cents) -> Result<Side, InformError> {
         let never = |reason: String| Err(InformError { reason, is_retryable: false });
         let (side, our_item, our_price) = if let Some(sale) = self.sales.get(&rq) {
@@ -373,29 +361,22 @@ impl PeerCore {
         Ok(side)
     }
 
-    // Queries.
-
-    /// The items on sale, by name.
     pub fn items(&self) -> impl Iterator<Item = &Item> {
         self.items.values()
     }
 
-    /// Deals in which this peer sells.
     pub fn sales(&self) -> impl DoubleEndedIterator<Item = &Sale> {
         self.sales.values()
     }
 
-    /// Deals in which this peer buys.
     pub fn purchases(&self) -> impl DoubleEndedIterator<Item = &Purchase> {
         self.purchases.values()
     }
 
-    /// A search of ours by its number.
     pub fn purchase(&self, rq: u64) -> Option<&Purchase> {
         self.purchases.get(&rq)
     }
 
-    /// A sale of ours by its number.
     pub fn sale(&self, rq: u64) -> Option<&Sale> {
         self.sales.get(&rq)
     }
@@ -404,10 +385,7 @@ impl PeerCore {
         self.sales.contains_key(&rq) || self.purchases.contains_key(&rq)
     }
 
-    /// Allocates a number that this peer has never used, not even before a restart.
-    ///
-    /// # Errors
-    /// All two billion numbers are used up.
+    /// A number that this peer has never used, not even before a restart. An error when all two billion are used up.
     pub fn next_rq(&mut self, effects: &mut PeerEffects) -> Result<u64, CommandError> {
         let RequestNumbers { next, ceiling } = &mut self.request_numbers;
         if *next >= FIRST_SERVER_NUMBER {
@@ -421,7 +399,6 @@ impl PeerCore {
         Ok(*next - 1)
     }
 
-    /// Removes the oldest ended deals beyond [`ENDED_MAX`].
     fn evict_ended(&mut self, effects: &mut PeerEffects) {
         let ended = |over: bool, at: Millis, rq: u64| over.then_some((at, rq));
         if self.sales.len() + self.purchases.len() <= ENDED_MAX {
@@ -441,16 +418,15 @@ impl PeerCore {
     }
 }
 
-/// Why INFORM_REQ is not answered.
+/// Why INFORM_REQ is not answered. `is_retryable`: a RESERVE may still be on its way, since TCP can be faster than UDP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InformError {
     pub reason: String,
-    /// Whether a RESERVE may still be on its way: TCP can be faster than UDP.
     pub is_retryable: bool,
 }
 
 impl SeenNotifications {
-    /// False if the notification had been seen before.
+    /// False if it had been seen before.
     fn insert(&mut self, now: Millis, mid: u64, effects: &mut PeerEffects) -> bool {
         if self.at.contains_key(&mid) {
             return false;
@@ -471,7 +447,7 @@ impl SeenNotifications {
     }
 }
 
-/// The notifications of a sale in the order in which the server sends them.
+/// What a sale has been notified of, in the order in which the server does so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SellerNotification {

@@ -1,7 +1,7 @@
 //! The trade server: sockets, threads and timers around the [`Exchange`].
 //!
-//! Effects are applied in a fixed order: they are committed to disk, then messages are sent, then timers are armed.
-//! If the disk fails, the exchange is rebuilt from what the disk holds before the next request.
+//! Effects are applied in a fixed order: they are committed to disk, then messages are sent, then timers are armed. If
+//! the disk fails, the exchange is rebuilt from what it holds before the next request.
 
 use std::collections::HashSet;
 use std::io;
@@ -36,35 +36,31 @@ mod settlement;
 pub use counters::TradeCounters;
 use error_limiter::ErrorRateLimiter;
 
-/// The maximum number of datagrams that are handled at once; each has a thread.
+/// Handled at once; each has a thread.
 pub const DATAGRAMS_IN_PROGRESS_MAX: usize = 512;
-/// The maximum number of datagrams that wait for a thread, and of their bytes: a search among a thousand peers is
-/// answered by two thousand datagrams at once, and a few searches may coincide.
+/// Datagrams that wait for a thread, and their bytes: a search among a thousand peers is answered by two thousand
+/// datagrams at once, and a few searches may coincide.
 const DATAGRAMS_WAITING_MAX: usize = 16_384;
 const BYTES_WAITING_MAX: usize = 8 << 20;
-/// The maximum number of threads for settlements: a driver and one for each connection, and some to spare for
-/// settlements that are being recovered.
+/// A driver and one for each connection, and some to spare for settlements that are being recovered.
 pub const SETTLEMENT_THREADS_MAX: usize = 3 * super::exchange::SETTLEMENTS_MAX + 64;
-/// The maximum number of DE-REGISTERs that wait for a settlement.
+/// DE-REGISTERs that wait for a settlement.
 const WAITING_DEPARTURES_MAX: usize = 64;
-/// The pauses after which a notification is repeated.
 const RESEND_PAUSES: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
-/// How often expired peers and deals are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
-/// The maximum length of a line on the trade port in bytes.
+/// The bytes of a line on the trade port.
 const LINE_MAX: usize = 1 << 20;
 /// The time from a message's first byte to its last, in either direction.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long recovery may delay the start if the bank does not answer; it continues in the background.
+/// What the start waits for a bank that does not answer; recovery then goes on in the background.
 const RECOVERY_WAIT: Duration = Duration::from_secs(10);
 
 type StoredExchange = Exchange<StoreJournal>;
 
-/// The operator's settings for the trade server.
 #[derive(Debug, Clone)]
 pub struct TradeServerConfig {
-    /// The address for datagrams and connections. Port 0 means any port that is free for both.
+    /// It is for datagrams and connections. Port 0 means any port that is free for both.
     pub addr: SocketAddr,
     pub windows: Windows,
     /// The timeout of each step of a settlement.
@@ -73,29 +69,25 @@ pub struct TradeServerConfig {
     pub plaintext: bool,
 }
 
-/// The services that the trade server is built on.
 pub struct TradeServerContext {
-    /// Runs requests, connections and settlements.
     pub executor: Arc<Executor>,
-    /// Limits the connections of all listeners of the process.
+    /// Like `budget`, it is for all listeners of the process.
     pub limiter: Arc<ConnectionLimiter>,
-    /// Limits the bytes received and not yet handled by all listeners of the process.
     pub budget: Arc<ReceiveBudget>,
     pub clock: Clock,
-    /// The TLS identity of the data directory.
+    /// The certificate of the data directory.
     pub identity: Arc<TlsIdentity>,
-    /// The database of trade, opened with [`store::MIGRATIONS`].
+    /// Opened with [`store::MIGRATIONS`].
     pub store: Arc<Store>,
     pub gateway: Arc<dyn Gateway>,
-    /// The first range of ids. It is 0 unless ids may have been used that the database does not know of, because it
-    /// was restored from a backup or data was lost.
+    /// 0 unless ids may have been used that the database does not know of, because it was restored from a backup or
+    /// data was lost.
     pub first_id_range: u64,
-    /// The largest deal number for which the gateway knows a charge. The key of a charge is never used for a second
-    /// deal, since the bank would take one for the other.
+    /// The largest deal for which the gateway knows a charge. The key of a charge is never used for a second deal,
+    /// since the bank would take one for the other.
     pub charged_up_to: Option<u64>,
 }
 
-/// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum TradeStartError {
     #[error("cannot bind trade port {addr}")]
@@ -106,14 +98,12 @@ pub enum TradeStartError {
     System(#[from] io::Error),
 }
 
-/// A running trade server.
 pub struct TradeServer {
     inner: Arc<ServerInner>,
     udp: UdpServer,
     tcp: Listener,
 }
 
-/// What is due when a timer expires.
 enum TimerEvent {
     Deal(u64),
     Notification(NotificationId, usize),
@@ -133,21 +123,18 @@ struct ServerInner {
     counters: TradeCounters,
     /// The times from a datagram's arrival to its response.
     latencies: LatencyHistogram,
-    /// For requests that wait for their commit without a thread; without a permit they wait on it.
+    /// Requests that wait for their commit without a thread have one.
     pending_commits: Permits,
-    /// The deals whose settlement has a driver.
+    /// Deals whose settlement has a driver.
     driven_settlements: Mutex<HashSet<u64>>,
-    /// Notified whenever a settlement has ended; the mutex guards the number of waiting DE-REGISTERs.
+    /// The mutex guards the number of waiting DE-REGISTERs.
     settlement_ended: (Mutex<usize>, Condvar),
-    /// Set when the server stops: work that is unfinished by then is left for the next start.
+    /// Set when the server stops: what is unfinished by then is left for the next start.
     stops_at: OnceLock<Instant>,
 }
 
 impl TradeServer {
-    /// Binds both sockets, resumes interrupted work, and serves.
-    ///
-    /// # Errors
-    /// [`TradeStartError`]: a port is in use, or the store cannot be read.
+    /// Resumes interrupted work, and serves.
     pub fn start(config: TradeServerConfig, context: TradeServerContext) -> Result<TradeServer, TradeStartError> {
         let (socket, listener) =
             bind_both(config.addr).map_err(|source| TradeStartError::Bind { addr: config.addr, source })?;
@@ -155,7 +142,7 @@ impl TradeServer {
         let context = Arc::new(context);
         let resumed_work = Arc::new(Mutex::new(None));
         let exchange = load_exchange(config.clone(), Arc::clone(&context), Arc::clone(&resumed_work))?;
-        // A jump in the id sequence must be on disk before one of the new ids is used.
+        // A jump of the ids must be on disk before one of the new ones is used.
         context.store.sync_all();
         let inner = Arc::new(ServerInner {
             socket: Arc::clone(&socket),
@@ -213,12 +200,11 @@ impl TradeServer {
         Ok(TradeServer { inner, udp, tcp })
     }
 
-    /// The address for datagrams and connections.
     pub fn local_addr(&self) -> SocketAddr {
         self.tcp.local_addr()
     }
 
-    /// All counters of trade and its sockets, by name.
+    /// The counters of trade and its sockets, by name.
     pub fn counters(&self) -> Vec<(String, u64)> {
         let named = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}_{name}"), count)).collect::<Vec<_>>()
@@ -235,27 +221,21 @@ impl TradeServer {
         .concat()
     }
 
-    /// Current sizes, by name.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
         let exchange = self.inner.exchange();
         let (peers, deals) = exchange.sizes();
         vec![("peers", peers as u64), ("deals", deals as u64), ("deals_open", exchange.open_deals_len() as u64)]
     }
 
-    /// How long responses to datagrams took.
     pub fn latencies(&self) -> LatencySnapshot {
         self.inner.latencies.snapshot()
     }
 
-    /// The database of trade.
     pub fn store(&self) -> &Arc<Store> {
         &self.inner.context.store
     }
 
-    /// A page of the open deals, newest first, as they are on disk; and the total number of open deals.
-    ///
-    /// # Errors
-    /// A change that the page depends on could not be stored.
+    /// A page, newest first, as it is on disk; and the total number.
     pub fn open_deals(&self, offset: usize, limit: usize) -> Result<(Vec<DealSummary>, usize), StoreError> {
         let exchange = self.inner.exchange();
         let (deals, total, commit) = exchange.open_deals(self.inner.now(), offset, limit);
@@ -263,9 +243,8 @@ impl TradeServer {
         Ok((deals, total))
     }
 
-    /// The deals that have changed since the last call, by number and as they are on disk; `None` for a deal that is
-    /// no longer open. The result is `None` if there were too many changes or tracking was off. `keep_tracking` tells
-    /// whether changes are recorded from now on; tracking costs nothing while it is off.
+    /// The deals that have changed since the last call, as they are on disk; `None` for one that is no longer open. See
+    /// [`Exchange::take_changed_deals`].
     pub fn changed_deals(&self, keep_tracking: bool) -> Option<Vec<(u64, Option<DealSummary>)>> {
         let exchange = self.inner.exchange();
         let ids = exchange.take_changed_deals(keep_tracking)?;
@@ -284,10 +263,10 @@ impl TradeServer {
         }
     }
 
-    /// Stops accepting work, finishes what is in progress within `grace`, and stores when peers were last active.
+    /// What is in progress has `grace` to finish.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        // A second call changes nothing: the first deadline holds.
+        // The first deadline holds.
         let _ = self.inner.stops_at.set(deadline);
         self.udp.stop();
         if let Some(timers) = self.inner.timers.get() {
@@ -303,8 +282,7 @@ impl TradeServer {
     }
 }
 
-/// Loads the exchange, and loads it anew whenever the disk holds less than it; what is then to be resumed is left in
-/// `resumed_work`.
+/// Loads the exchange, and anew whenever the disk holds less than it; what is to be resumed is left in `resumed_work`.
 fn load_exchange(
     config: TradeServerConfig,
     context: Arc<TradeServerContext>,
@@ -329,7 +307,7 @@ fn load_exchange(
     })
 }
 
-/// Binds the same port for UDP and TCP; with port 0, one that is free for both.
+/// The same port for UDP and TCP; for port 0, one that is free for both.
 fn bind_both(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
     const TRIES: usize = 64;
     let mut failed = None;
@@ -348,7 +326,6 @@ impl ServerInner {
         self.exchange.current()
     }
 
-    /// Whether the time to finish work after a stop is up.
     pub(super) fn is_past_stop(&self) -> bool {
         self.stops_at.get().is_some_and(|at| Instant::now() >= *at)
     }
@@ -368,14 +345,14 @@ impl ServerInner {
         match event {
             TimerEvent::Deal(deal) => {
                 let effects = exchange.tick(self.now(), deal);
-                // The error has been logged and the exchange rebuilt, which arms the deal's timer again.
+                // The error is logged and the exchange rebuilt, which arms the deal's timer again.
                 let _ = self.apply_effects(&exchange, effects, &|_| {});
             }
             TimerEvent::Notification(id, repeats) => self.send_notification(&exchange, id, repeats),
             TimerEvent::Recover(deal) => self.recover_settlement(deal),
             TimerEvent::Sweep => {
                 let effects = exchange.sweep(self.now());
-                // The error has been logged and the exchange rebuilt; the next sweep removes what is left.
+                // The same holds here; the next sweep removes what is left.
                 let _ = self.apply_effects(&exchange, effects, &|_| {});
                 self.arm(Instant::now() + SWEEP_INTERVAL, TimerEvent::Sweep);
             }

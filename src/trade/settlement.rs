@@ -1,14 +1,13 @@
-//! The state machine of one settlement: who must answer what, when money moves, and what happens on a failure. It
-//! does no I/O.
+//! The state machine of one settlement: who must answer what, when money moves, and what happens on a failure. No I/O.
 //!
 //! ```text
 //! Informing ─► Authorising ─► Shipping ─► Capturing ─► Over (paid)
 //!     └─────────────┴────────────┴──── anything wrong ───► Undoing ─► Over (cancelled)
 //! ```
 //!
-//! The driver performs the [`SettlementAction`]s in order and reports each [`SettlementInput`]. An action that asks
-//! the bank or the disk is the last of its batch: nothing continues before its result is in. What a side does
-//! meanwhile may be reported at once; it takes effect when that result is in.
+//! The driver performs the [`SettlementAction`]s in order and reports each [`SettlementInput`]. An action for the bank
+//! or the disk is the last of its batch: nothing continues before its result is in, and what a side does meanwhile
+//! takes effect then.
 
 use super::deal::PaymentProgress;
 use super::exchange::{SettlementOrder, SettlementParty};
@@ -21,53 +20,45 @@ use crate::model::{Cents, PaymentCard};
 #[cfg(test)]
 mod tests;
 
-/// An event reported to the settlement.
 #[derive(Debug)]
 pub enum SettlementInput<'a> {
     Line(Side, &'a str),
-    /// The connection to a side failed, was lost or is unusable.
+    /// The connection failed, was lost or is unusable.
     Lost(Side, &'a str),
-    /// No connection to a side could be made. The text names the address and the reason; only that side is told.
+    /// No connection could be made. The text names the address and the reason; only that side is told.
     Unreachable(Side, &'a str),
     TimedOut,
-    /// The bank holds the amount.
     Authorised,
-    /// The bank refuses to hold the amount.
     Declined(&'a str),
-    /// The bank has charged the card.
     Captured,
-    /// The bank definitely refuses to charge.
+    /// The bank refuses definitely.
     CaptureRefused(&'a str),
-    /// The bank has released the amount, or never held it.
+    /// The bank has voided, or never held the amount.
     Voided,
-    /// The bank was asked to release the amount, but has already charged this much.
+    /// The bank was asked to void, but has already charged this much.
     AlreadyCaptured(Cents),
     /// The last [`SettlementAction::Store`] is on disk.
     Stored,
 }
 
-/// An action for the driver.
 #[derive(Debug)]
 pub enum SettlementAction {
     Write(Side, SettlementMessage),
-    /// Ask the bank to hold the price on this card.
     Authorise(PaymentCard),
-    /// Ask the bank to charge; retried until it answers.
+    /// Retried until the bank answers, like `Void`.
     Capture,
-    /// Ask the bank to release the amount; retried until it answers.
     Void,
     Store(SettlementMilestone),
-    /// Close both connections: the settlement is over.
+    /// The settlement is over.
     Close,
 }
 
-/// A milestone to be recorded in the deal.
+/// A milestone is recorded in the deal.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SettlementMilestone {
     Authorised,
     Shipped,
     Captured,
-    /// The settlement failed, for this reason.
     Failed(String),
 }
 
@@ -85,7 +76,6 @@ enum SettlementStage {
     Over,
 }
 
-/// One settlement.
 #[derive(Debug)]
 pub struct Settlement {
     order: SettlementOrder,
@@ -95,16 +85,16 @@ pub struct Settlement {
     is_recovered: bool,
     buyer: Option<InformResponse>,
     seller: Option<InformResponse>,
-    /// A failure that occurred while the bank or the disk was at work.
+    /// It occurred while the bank or the disk was at work.
     pending_failure: Option<String>,
-    /// Why the settlement failed; set once that is on disk.
+    /// It is set once that is on disk.
     failed: Option<String>,
-    /// The side that could not be reached, and what it is told instead of the general reason.
+    /// The side, and what it is told instead of the general reason.
     unreached: Option<(Side, String)>,
 }
 
 impl Settlement {
-    /// Begins a settlement whose two connections are open.
+    /// The two connections are open.
     pub fn begin(order: SettlementOrder) -> (Settlement, Vec<SettlementAction>) {
         let ask = |side, peer: &SettlementParty| {
             let line =
@@ -115,8 +105,8 @@ impl Settlement {
         (Settlement::new(order, SettlementStage::Informing, false), actions)
     }
 
-    /// Resumes a settlement that a stop of the server interrupted. It is captured if SHIPPED was on disk, else
-    /// undone. There are no connections any more.
+    /// A stop of the server interrupted it, and the connections are gone. It is captured if SHIPPED was on disk, else
+    /// undone.
     pub fn recover(order: SettlementOrder) -> (Settlement, Vec<SettlementAction>) {
         let (stage, action) = match order.payment {
             PaymentProgress::Shipped => (SettlementStage::Capturing, SettlementAction::Capture),
@@ -139,7 +129,6 @@ impl Settlement {
         }
     }
 
-    /// Handles an input and returns the actions to be performed.
     pub fn handle(&mut self, input: SettlementInput) -> Vec<SettlementAction> {
         match input {
             SettlementInput::Line(..)
@@ -156,7 +145,7 @@ impl Settlement {
         }
     }
 
-    /// Handles what a side does, or fails to do in time.
+    /// What a side does, or fails to do in time.
     fn handle_side(&mut self, input: SettlementInput) -> Vec<SettlementAction> {
         match (self.stage.clone(), input) {
             (SettlementStage::Informing, SettlementInput::Line(side, line)) => match self.inform(side, line) {
@@ -190,13 +179,11 @@ impl Settlement {
                 };
                 self.fail(format!("the {} did not answer in time", side_name(silent)))
             }
-            // While the bank or the disk decides, and after SHIPPED, a side cannot change anything. A lost connection
-            // was handled when it was lost.
+            // While the bank or the disk decides, and after SHIPPED, a side cannot change anything.
             _ => Vec::new(),
         }
     }
 
-    /// Handles the answer of the bank or of the disk.
     fn handle_outcome(&mut self, input: SettlementInput) -> Vec<SettlementAction> {
         match (self.stage.clone(), input) {
             (SettlementStage::Authorising, SettlementInput::Authorised) => match self.pending_failure.take() {
@@ -228,13 +215,12 @@ impl Settlement {
                 self.close(SettlementMilestone::Failed(reason))
             }
             (SettlementStage::Undoing(_), SettlementInput::AlreadyCaptured(amount)) if self.may_be_ours(amount) => {
-                // The bank is authoritative, since the disk may have been restored from a backup. The record catches
-                // up.
+                // The bank is authoritative, since the disk may have been restored from a backup.
                 self.stage = SettlementStage::CatchingUp;
                 self.catch_up()
             }
             (SettlementStage::Undoing(reason), SettlementInput::AlreadyCaptured(amount)) => {
-                // Nobody was charged for this deal, so it must not end as if somebody had been.
+                // Nobody was charged for this deal.
                 let SettlementOrder { deal, key, price, .. } = &self.order;
                 log::error!(
                     "settlement of deal {deal}: the bank has captured {amount} under its key {key} for something \
@@ -267,7 +253,7 @@ impl Settlement {
         }
     }
 
-    /// Whether a side's answer is awaited, so that the timeout of the step applies.
+    /// So that the timeout of the step applies.
     pub fn awaits_peer(&self) -> bool {
         match self.stage {
             SettlementStage::Informing => self.buyer.is_none() || self.seller.is_none(),
@@ -276,12 +262,12 @@ impl Settlement {
         }
     }
 
-    /// Whether the settlement waits for the authorisation, or for that to be on disk.
+    /// It is, until the authorisation is on disk.
     pub fn is_authorising(&self) -> bool {
         self.stage == SettlementStage::Authorising
     }
 
-    /// A number that changes whenever the timeout starts anew.
+    /// It changes whenever the timeout starts anew.
     pub fn step(&self) -> u8 {
         match self.stage {
             SettlementStage::Informing => 0,
@@ -291,7 +277,6 @@ impl Settlement {
         }
     }
 
-    /// The order that is being settled.
     pub fn order(&self) -> &SettlementOrder {
         &self.order
     }
@@ -348,16 +333,15 @@ impl Settlement {
         Vec::new()
     }
 
-    /// Voids the authorisation by its key even if there may be none: the bank remembers that and refuses a late
-    /// authorisation.
+    /// Voids the authorisation even if there may be none: the bank remembers the key and refuses a late one.
     fn fail(&mut self, reason: String) -> Vec<SettlementAction> {
         self.stage = SettlementStage::Undoing(reason);
         vec![SettlementAction::Void]
     }
 
-    /// Whether a charge that the bank captured earlier can belong to this deal. That requires an earlier request to
-    /// capture: by a previous run of the server, or by this one after SHIPPED was on disk. A card that was just
-    /// declined cannot have been charged.
+    /// Whether a charge that the bank captured earlier can belong to this deal. That takes an earlier request to
+    /// capture: by a previous run of the server, or after SHIPPED was on disk. A card that was just declined cannot
+    /// have been charged.
     fn may_be_ours(&self, amount: Cents) -> bool {
         (self.is_recovered || self.recorded == PaymentProgress::Shipped) && amount == self.order.price
     }
@@ -381,24 +365,16 @@ impl Settlement {
     fn closing_actions(&self, milestone: &SettlementMilestone) -> Vec<SettlementAction> {
         let SettlementOrder { buyer, seller, item_name, price, .. } = &self.order;
         let mut actions = match milestone {
-            SettlementMilestone::Failed(reason) => {
-                vec![
-                    SettlementAction::Write(Side::Buyer, self.cancel(buyer.rq, self.reason_for(Side::Buyer, reason))),
-                    SettlementAction::Write(
-                        Side::Seller,
-                        self.cancel(seller.rq, self.reason_for(Side::Seller, reason)),
-                    ),
-                ]
-            }
+            SettlementMilestone::Failed(reason) => Vec::from(
+                [Side::Buyer, Side::Seller].map(|side| SettlementAction::Write(side, self.cancel(side, reason))),
+            ),
             _ => {
-                let (item_name, price) = (item_name.clone(), *price);
                 let Goods { item: offer_item, description: offer_description } = self.order.goods.clone();
-                let (rq, seller_name) = (buyer.rq, seller.name.clone());
                 let receipt = SettlementMessage::Receipt {
-                    rq,
-                    item_name,
-                    price,
-                    seller: seller_name,
+                    rq: buyer.rq,
+                    item_name: item_name.clone(),
+                    price: *price,
+                    seller: seller.name.clone(),
                     offer_item,
                     offer_description,
                 };
@@ -410,26 +386,19 @@ impl Settlement {
         actions
     }
 
-    /// The final CANCEL line for a side that connects after the settlement has failed.
+    /// The last line for a side that connects after the settlement has failed.
     pub fn cancel_line(&self, side: Side) -> Option<SettlementMessage> {
-        let peer = match side {
-            Side::Buyer => &self.order.buyer,
-            Side::Seller => &self.order.seller,
-        };
-        self.failed.as_ref().map(|reason| self.cancel(peer.rq, self.reason_for(side, reason)))
+        self.failed.as_ref().map(|reason| self.cancel(side, reason))
     }
 
-    /// The side that could not be reached, and the details for that side alone.
     pub fn unreached(&self) -> Option<(Side, &str)> {
         self.unreached.as_ref().map(|(side, detail)| (*side, detail.as_str()))
     }
 
-    fn reason_for<'a>(&'a self, side: Side, reason: &'a str) -> &'a str {
-        self.unreached().filter(|(unreached, _)| *unreached == side).map_or(reason, |(_, detail)| detail)
-    }
-
-    fn cancel(&self, rq: u64, reason: &str) -> SettlementMessage {
-        SettlementMessage::Cancel { rq, item_name: self.order.item_name.clone(), reason: reason.into() }
+    fn cancel(&self, side: Side, reason: &str) -> SettlementMessage {
+        let peer = if side == Side::Buyer { &self.order.buyer } else { &self.order.seller };
+        let reason = self.unreached().filter(|(unreached, _)| *unreached == side).map_or(reason, |(_, detail)| detail);
+        SettlementMessage::Cancel { rq: peer.rq, item_name: self.order.item_name.clone(), reason: reason.into() }
     }
 
     fn payout(&self) -> Cents {

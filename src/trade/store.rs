@@ -1,7 +1,5 @@
-//! Trade's tables. All SQL statements that touch them are in this file.
-//!
-//! Rows are written as the exchange hands them over, and all are read at the start. Most bodies are JSON, so that
-//! adding or removing a field needs no migration; values that are searched for have columns.
+//! Trade's tables. Rows are written as the exchange hands them over, and all are read at the start. Most bodies are
+//! JSON, so that a new field needs no migration; values that are searched for have columns.
 
 use super::deal::{Deal, LedgerOperation, SellerSide};
 use super::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, LedgerRow, LogRow, PeerRow};
@@ -9,7 +7,6 @@ use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Clock, Millis, Token};
 use crate::storage::{self, Reader, ReaderExt, Row, StoreError, StoredChange, Tx};
 
-/// The schema, one entry for each version.
 pub const MIGRATIONS: &[&str] = &[
     ledger::MIGRATION,
     "CREATE TABLE trade_number (id INTEGER PRIMARY KEY, ceiling BIGINT NOT NULL);
@@ -23,16 +20,14 @@ pub const MIGRATIONS: &[&str] = &[
     "CREATE TABLE trade_secret (name TEXT PRIMARY KEY, value TEXT NOT NULL);",
 ];
 
-/// The name under which the key for notification numbers is stored.
 const MID_KEY: &str = "mid_key";
 
-/// The journal of a running server.
 pub type StoreJournal = storage::StoreJournal<ExchangeChange>;
 
 impl StoredChange for ExchangeChange {
     type Prepared = (SerializedBody, ExchangeChange);
 
-    /// Records of what happened bear the calendar date instead of the exchange's time.
+    /// What happened bears the calendar date instead of the exchange's time.
     fn prepare(mut self, clock: &Clock) -> (SerializedBody, ExchangeChange) {
         match &mut self {
             ExchangeChange::Log(LogRow { at, .. })
@@ -134,17 +129,11 @@ fn posting(row: &LedgerRow) -> Result<Posting, StoreError> {
 }
 
 /// The number from which on none was used, as far as the file knows.
-///
-/// # Errors
-/// The file cannot be read.
 pub fn ceiling(reader: &dyn Reader) -> Result<u64, StoreError> {
     Ok(reader.first("SELECT ceiling FROM trade_number WHERE id = 1", &[], |row| row.uint(0))?.unwrap_or(0))
 }
 
-/// Reads everything in one consistent snapshot.
-///
-/// # Errors
-/// The file cannot be read; [`StoreError::Invalid`] for a row that this program did not write.
+/// Everything in one consistent snapshot.
 pub fn load(reader: &dyn Reader) -> Result<ExchangeSnapshot, StoreError> {
     let ceiling = ceiling(reader)?;
     let mid_key = reader
@@ -172,19 +161,19 @@ pub fn load(reader: &dyn Reader) -> Result<ExchangeSnapshot, StoreError> {
     Ok(ExchangeSnapshot { ceiling, mid_key, peers, departures, deals })
 }
 
-/// All registered peers by name, each with the time of its last request.
+/// The peers by name, each with the time of its last request.
 pub fn peers(reader: &dyn Reader) -> Result<Vec<(PeerRow, Millis)>, StoreError> {
     reader.all("SELECT body, heard_at FROM trade_peer ORDER BY name", &[], |row| {
         Ok((parse("trade_peer", row.text(0)?)?, row.millis(1)?))
     })
 }
 
-/// All deals by id, without their sellers.
+/// The deals by id, without their sellers.
 pub fn deals(reader: &dyn Reader) -> Result<Vec<Deal>, StoreError> {
     reader.all("SELECT body FROM trade_deal ORDER BY id", &[], |row| parse("trade_deal", row.text(0)?))
 }
 
-/// The sellers of a deal, in the order of their numbers.
+/// They are in the order of their numbers.
 pub fn sellers(reader: &dyn Reader, deal: u64) -> Result<Vec<SellerSide>, StoreError> {
     let parameters = [number(deal)?.into()];
     reader.all("SELECT body FROM trade_seller WHERE deal = $1 ORDER BY rq", &parameters, |row| {
@@ -192,10 +181,8 @@ pub fn sellers(reader: &dyn Reader, deal: u64) -> Result<Vec<SellerSide>, StoreE
     })
 }
 
-/// Calls `each` with the log's lines since a time, oldest first; only those of one peer if a name is given.
-///
-/// There is deliberately no index for this: every line would pay for it when written, and the log is read rarely, by
-/// a person.
+/// Calls `each` with the lines since a time, oldest first; only those of one peer if a name is given. There is no index
+/// for this: every line would pay for it, and the log is read rarely, by a person.
 pub fn log(
     reader: &dyn Reader,
     peer: Option<&str>,
@@ -210,12 +197,9 @@ pub fn log(
     })
 }
 
-/// A page of the log, newest first: `limit` lines after the first `offset`; and the total number of lines.
-///
-/// # Errors
-/// The file cannot be read.
+/// `limit` lines after the first `offset`, newest first; and the total number.
 pub fn newest_log(reader: &dyn Reader, offset: u64, limit: u64) -> Result<(Vec<LogRow>, u64), StoreError> {
-    // Ids are consecutive and lines are never removed, so the total needs no COUNT.
+    // Ids are consecutive and lines are never removed.
     let ends =
         reader.first("SELECT min(id), max(id) FROM trade_log", &[], |row| Ok((row.opt_int(0)?, row.opt_int(1)?)))?;
     let Some((Some(oldest), Some(newest))) = ends else { return Ok((Vec::new(), 0)) };

@@ -27,20 +27,20 @@ pub use self::settlement::{
     parse_settlement_message, parse_settlement_response,
 };
 
-/// The maximum length of a datagram in bytes, in either direction.
+/// The bytes of a datagram, in either direction.
 pub const DATAGRAM_MAX: usize = 8 * 1024;
 /// Peers choose numbers below this one; the server assigns the numbers of sellers' sides from here on.
 pub const FIRST_SERVER_NUMBER: u64 = 1 << 31;
 /// The largest number in a message. Below 2^53 every JSON reader represents integers exactly.
 pub const NUMBER_MAX: u64 = (1 << 53) - 1;
-/// The maximum length of a postal address in characters.
+/// The characters of a postal address.
 pub const ADDRESS_MAX: usize = 1024;
 
 /// Why a request is refused: the `code` of an `ERROR` message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
-    /// The message is malformed.
+    /// Malformed.
     BadRequest,
     /// No peer is registered under that name.
     NotRegistered,
@@ -56,11 +56,10 @@ pub enum ErrorCode {
     Unavailable,
 }
 
-/// A refused request: the error code and an explanation.
+/// A refused request. The reason names the offending field if there is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestError {
     pub code: ErrorCode,
-    /// The human-readable explanation; names the offending field if there is one.
     pub reason: String,
 }
 
@@ -76,8 +75,7 @@ impl fmt::Display for RequestError {
     }
 }
 
-/// Serialises a message to JSON. Plain messages cannot fail to serialise: they have no maps with non-string keys, and
-/// no I/O takes place.
+/// A message as JSON. That cannot fail: no map has other keys than strings, and no I/O takes place.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(160);
     serde_json::to_writer(&mut bytes, value).expect("plain messages always serialise into memory");

@@ -1,5 +1,3 @@
-//! The commands of a trading peer.
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +14,7 @@ use crate::model::{Cents, duration};
 use crate::trade::peer::node::Node;
 use crate::trade::peer::{ANYTHING, DealCommand, Item, PeerEvent, ShipTo, catalogue, index_by_rq};
 
-/// Default timeout of `wait`: long enough for a search, five negotiations, a reservation and a settlement.
+/// Long enough for a search, five negotiations, a reservation and a settlement.
 const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 
 /// Name, arguments and description.
@@ -119,7 +117,7 @@ impl Commands for PeerCommands {
 }
 
 impl PeerCommands {
-    /// Prints the result of a command: its fields with `--json`, else a sentence.
+    /// Prints the fields with `--json`, else a sentence.
     fn print_result(&self, command: &str, mut fields: Value, text: impl FnOnce() -> String) {
         if self.screen.is_json() {
             fields["ok"] = command.into();
@@ -202,7 +200,7 @@ impl PeerCommands {
         Ok(())
     }
 
-    /// Sold items that are to be shipped, with the buyers' names and addresses.
+    /// What is to be shipped, with the buyers' names and addresses.
     fn orders(&self) {
         let rows = self.node.orders().into_iter().filter_map(|sale| {
             let ShipTo { name, address } = sale.ship_to?;
@@ -229,7 +227,7 @@ impl PeerCommands {
         if self.screen.is_json() {
             self.screen.print_json(&json!({ "ok": "wait", "rq": rq, "outcome": outcome }));
         } else {
-            // The event itself was printed when it happened; this is the command's result.
+            // The event itself was printed when it happened.
             let text = match outcome {
                 PeerEvent::Found { price, .. } => format!("found [{rq}] for {price}: `buy {rq}` or `cancel {rq}`"),
                 PeerEvent::Bought { price, .. } => format!("done [{rq}]: bought for {price}"),
@@ -242,7 +240,7 @@ impl PeerCommands {
         Ok(())
     }
 
-    /// The peer's own record of every deal, with the state that the server reports for it.
+    /// Our own record of every deal, with the state that the server reports for it.
     fn deals(&self) {
         let status = self.node.status();
         if let Err(error) = &status {
@@ -295,7 +293,7 @@ impl PeerCommands {
         self.print_list(("help", "commands"), &[("command", Align::Left), ("", Align::Left)], rows, "", remark);
     }
 
-    /// Prints the list that a command has as its result, with `--json` under `key`, else as a table with a remark.
+    /// Prints a list with `--json` under `key`, else as a table with a remark.
     fn print_list(
         &self,
         (command, key): (&str, &str),
@@ -323,7 +321,6 @@ impl PeerCommands {
     }
 }
 
-/// Adds the most likely cause to an error about an amount.
 fn hint_at_quotes(error: anyhow::Error) -> anyhow::Error {
     anyhow!("{error} (a NAME of several words stands in quotes)")
 }

@@ -71,7 +71,7 @@ pub(super) fn print_event(screen: &Screen, event: &PeerEvent) {
         text = screen.paint(style, &text);
     }
     if let Some(goods) = goods {
-        // Printed at once, so that nothing comes between the two lines.
+        // They are printed at once, so that nothing comes between the two lines.
         text = format!("{text}\n  {}", sanitize(&goods));
     }
     screen.print(&text);

@@ -18,7 +18,6 @@ use crate::cli::session_store::SessionStore;
 use crate::cli::table::{Align, table};
 use crate::net::shutdown::ShutdownSignal;
 
-/// Runs commands from the input until it ends.
 pub(super) fn run<C: RoleCommands>(
     session: ShopSession,
     server: &str,
@@ -35,7 +34,7 @@ pub(super) fn run<C: RoleCommands>(
         && let Err(error) = session.login(None)
     {
         report_error(&session, &error);
-        // Nobody is logged in, so the prompt shows the role.
+        // The prompt shows the role.
         user = None;
     }
     let history = if io::stdin().is_terminal() {
@@ -58,7 +57,6 @@ fn report_error(session: &ShopSession, error: &anyhow::Error) {
     }
 }
 
-/// A line of input, read as the command line is.
 #[derive(Parser)]
 #[command(multicall = true, disable_help_subcommand = true, max_term_width = 100)]
 struct InputLine<C: Subcommand> {

@@ -13,33 +13,29 @@ use crate::net::conn::ConnError;
 use crate::shop::client::{Client, ClientError};
 use crate::shop::ops::ErrorCode;
 
-/// Maximum number of item ids kept for completion.
+/// Kept for completion.
 const SEEN_ITEMS_MAX: usize = 1_000;
 
-/// A client's connection to the shop, its user and its output.
 pub(in crate::cli) struct ShopSession {
     pub(super) role: &'static str,
     pub(in crate::cli) screen: Screen,
     pub(super) client: Mutex<Client>,
     pub(super) user: Mutex<Option<String>>,
-    /// Stores the session between one-shot commands; `None` in the interactive loop.
+    /// Between one-shot commands; `None` in the interactive loop.
     pub(super) session_store: Option<SessionStore>,
-    /// Item ids from earlier responses, for completion.
+    /// They come from earlier responses, for completion.
     pub(super) seen_item_ids: Mutex<Vec<String>>,
     /// The server, if `--server auto` chose it.
     pub(super) discovered_server: Option<server_discovery::ChosenServer>,
 }
 
 impl ShopSession {
-    /// Whether payments may go through this server.
-    ///
-    /// # Errors
     /// See [`server_discovery::ChosenServer::check_payment`].
     pub(in crate::cli) fn check_payment(&self) -> anyhow::Result<()> {
         self.discovered_server.as_ref().map_or(Ok(()), |chosen| chosen.check_payment(""))
     }
 
-    /// Calls an API and returns the payload of the response. An expired session is forgotten.
+    /// The payload of the response. An expired session is forgotten.
     pub(in crate::cli) fn call(&self, api: &str, payload: Value) -> anyhow::Result<Value> {
         let mut client = self.client.lock();
         let response = client.call(api, payload);
@@ -54,7 +50,7 @@ impl ShopSession {
         Ok(response)
     }
 
-    /// Carries a command out: calls an API and prints the result.
+    /// Calls an API and prints the result.
     pub(in crate::cli) fn run(
         &self,
         command: &str,
@@ -66,17 +62,15 @@ impl ShopSession {
         Ok(())
     }
 
-    /// Shows one item.
     pub(in crate::cli) fn run_item(&self, item: String) -> anyhow::Result<()> {
         self.run("item", "GetItem", json!({ "item_id": item }), |item| show::items(&json!([item])))
     }
 
-    /// The user's name, if known.
     pub(in crate::cli) fn user(&self) -> Option<String> {
         self.user.lock().clone()
     }
 
-    /// Prints the result of a command: its fields with `--json`, else a text for people.
+    /// Prints the fields with `--json`, else a text for people.
     pub(in crate::cli) fn print_result(&self, command: &str, mut fields: Value, text: impl FnOnce(&Value) -> String) {
         if self.screen.is_json() {
             fields["ok"] = command.into();
@@ -128,7 +122,6 @@ impl ShopSession {
         Ok(())
     }
 
-    /// Removes the stored session.
     fn forget_session(&self) -> anyhow::Result<()> {
         match (&self.session_store, self.user()) {
             (Some(session_store), Some(user)) => session_store.remove_session(&user),

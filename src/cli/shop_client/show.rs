@@ -6,7 +6,7 @@ use crate::cli::response_fields::{counted_noun, plain_text, rows, time};
 use crate::cli::table::{Align, table};
 use crate::model::{Cents, Total};
 
-/// An amount. Totals may exceed the largest price.
+/// Totals may exceed the largest price.
 pub(in crate::cli) fn money(amount: &Value) -> String {
     if let Some(whole) = amount.as_i64() {
         return Total(i128::from(whole) * 100).to_string();
@@ -37,7 +37,6 @@ fn listing(list: &Value, columns: &[Column], none: &str) -> String {
     if is_empty { none.to_owned() } else { lines(list, columns) }
 }
 
-/// A table of items for sale.
 pub(in crate::cli) fn items(list: &Value) -> String {
     const COLUMNS: [Column; 8] = [
         ITEM,
@@ -59,7 +58,7 @@ fn votes(feedback: &Value) -> String {
     format!("+{} -{}", plain_text(&feedback["thumbs_up"]), plain_text(&feedback["thumbs_down"]))
 }
 
-/// A page of items and how many there are in all; `none` for an empty one.
+/// And how many there are in all; `none` for an empty page.
 pub(in crate::cli) fn page(response: &Value, none: impl FnOnce(&Value) -> String) -> String {
     match &response["items"] {
         Value::Array(items) if items.is_empty() => none(response),
@@ -76,23 +75,20 @@ pub(in crate::cli) fn total_text(response: &Value) -> String {
     format!("{}{more}{shown}", counted_noun(total, "item"))
 }
 
-/// The contents of a cart.
 pub(in crate::cli) fn cart(list: &Value) -> String {
     listing(list, &[ITEM, QUANTITY], "the cart is empty")
 }
 
-/// A purchase that was just made.
 pub(in crate::cli) fn new_purchase(response: &Value) -> String {
     let lines = lines(&response["items"], &[ITEM, QUANTITY, PRICE]);
     format!("bought for {}: purchase {}\n{lines}", money(&response["total"]), plain_text(&response["purchase_id"]))
 }
 
-/// A buyer's purchases.
 pub(in crate::cli) fn purchases(list: &Value) -> String {
     listing(list, &[PURCHASE, ITEM, QUANTITY, PRICE, BOUGHT, SHIPPED], "nothing was bought yet")
 }
 
-/// A seller's orders, shipped or not.
+/// Shipped or not.
 pub(in crate::cli) fn orders(list: &Value) -> String {
     let payout: Column = ("payout", Align::Right, |line| money(&line["payout"]));
     let buyer: Column = ("buyer", Align::Left, |line| plain_text(&line["buyer_name"]));
@@ -101,7 +97,6 @@ pub(in crate::cli) fn orders(list: &Value) -> String {
     listing(list, &columns, "nothing was sold yet")
 }
 
-/// A seller's votes and sales.
 pub(in crate::cli) fn rating(response: &Value) -> String {
     let share = response["rating"].as_f64().map(|share| format!(" ({:.0} % up)", share * 100.0)).unwrap_or_default();
     let sold = counted_noun(response["items_sold"].as_u64().unwrap_or_default(), "unit");

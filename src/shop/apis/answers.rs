@@ -12,16 +12,13 @@ use crate::shop::ops::{
     CompletedPurchase, Feedback, LineItem, RemainingQuantity, SellerRating, SessionInfo, unbounded_cents,
 };
 
-/// The shape of an answer.
+/// How the JSON of a result is written: as the payload of dialect 1, and as the response of dialect 2.
 #[derive(Clone, Copy)]
 pub struct Answer {
-    /// Writes the payload of the response in dialect 1.
     pub write1: fn(&str, &mut Vec<u8>) -> Result<()>,
-    /// Writes the response in dialect 2.
     pub write2: fn(&str) -> Result<Vec<u8>>,
 }
 
-/// The success of what returns nothing.
 pub const DONE: Answer = Answer {
     write1: |_, out| {
         out.extend_from_slice(br#"{"status":"OK"}"#);
@@ -44,16 +41,14 @@ pub const JSON: Answer = Answer {
 pub const BUILT: Answer =
     Answer { write1: |_, _| Err(Error::custom("not built")), write2: |_| Err(Error::custom("not built")) };
 
-/// A page of items that a search has found: `results` in dialect 2.
+/// `results` in dialect 2.
 pub const SEARCH: Answer = Answer { write1: pass_on, write2: view::<SearchPage> };
 
-/// A page of a seller's own items.
 pub const ITEMS: Answer = Answer { write1: pass_on, write2: view::<ItemsPage> };
 
-/// An item.
 pub const ITEM: Answer = Answer { write1: pass_on, write2: |item| write_ok(json!({"item": parse::<ItemView>(item)?})) };
 
-/// The contents of a cart: a list of [`LineItem`]s in dialect 1, units by item in dialect 2.
+/// A list of [`LineItem`]s in dialect 1, units by item in dialect 2.
 pub const CART: Answer = Answer {
     write1: |lines, out| {
         out.extend_from_slice(b"{\"cart\":");
@@ -77,7 +72,6 @@ pub const QUANTITY: Answer = Answer {
     write2: |left| write_ok(json!({"qty": parse::<RemainingQuantity>(left)?.quantity})),
 };
 
-/// A seller's votes and sales.
 pub const RATING: Answer = Answer {
     write1: |rating, out| {
         let SellerRating { feedback, items_sold } = parse(rating)?;
@@ -91,17 +85,13 @@ pub const RATING: Answer = Answer {
     },
 };
 
-/// What a buyer has bought.
 pub const PURCHASES: Answer = Answer { write1: list1::<HistoryEntryView>, write2: list2::<HistoryEntryView> };
 
-/// What was bought from a seller.
 pub const ORDERS: Answer = Answer { write1: list1::<OrderView>, write2: list2::<OrderView> };
 
-/// Whose session it is.
 pub const SESSION: Answer =
     Answer { write1: pass_on, write2: |session| write_ok(json!(parse::<SessionInfo>(session)?)) };
 
-/// A response of dialect 2 with these fields.
 pub fn write_ok(fields: impl Serialize) -> Result<Vec<u8>> {
     #[derive(Serialize)]
     struct OkResponse<T: Serialize> {
@@ -117,7 +107,7 @@ fn parse<T: DeserializeOwned>(json: &str) -> Result<T> {
 }
 
 fn pass_on(json: &str, out: &mut Vec<u8>) -> Result<()> {
-    // Reserves space for the closing brace as well, so that a long page is not moved once more for it.
+    // There is space for the closing brace as well, so that a long page is not moved once more for it.
     out.reserve(json.len() + 1);
     out.extend_from_slice(json.as_bytes());
     Ok(())
@@ -135,8 +125,8 @@ fn list2<V: DeserializeOwned + Serialize>(json: &str) -> Result<Vec<u8>> {
     write_ok(ListView { items: parse::<Vec<V>>(json)? })
 }
 
-// Views are read from the result's JSON and written under the names that clients know. They are not built as
-// [`serde_json::Value`]s, which would round the sums.
+// Views are read from the result's JSON and written under the names that clients know; as [`serde_json::Value`]s they
+// would have their sums rounded.
 
 #[derive(Serialize)]
 struct ListView<V> {
@@ -194,7 +184,6 @@ struct RatingView {
     items_sold: u64,
 }
 
-/// A date in seconds.
 #[derive(Serialize, Deserialize)]
 #[serde(from = "Millis")]
 struct UnixSeconds(u64);

@@ -7,14 +7,12 @@ use crate::shop::customer::CustomerCall;
 use crate::shop::ops::{Account, CardDetails, CompletedPurchase, NewSession, Role};
 use crate::shop::product::{NewItem, ProductOp};
 
-/// Which of the four servers received a message. This decides which apis exist.
+/// Which of the four servers received a message, and so which apis exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerKind {
     Buyer,
     Seller,
-    /// The customer database, for unauthenticated clients.
     Customer,
-    /// The product database, for unauthenticated clients.
     Product,
 }
 
@@ -29,87 +27,45 @@ impl ServerKind {
     }
 }
 
-/// A client's call of an api.
+/// A client's call of an api. Only the customer database has `Validate`; `InSession` needs a session of the frontend's
+/// role.
 #[derive(PartialEq)]
 pub enum ApiCall {
-    Create {
-        role: Role,
-        username: String,
-        password: String,
-        name: Option<String>,
-    },
-    Login {
-        role: Role,
-        username: String,
-        password: String,
-    },
-    Logout {
-        sid: String,
-    },
-    /// Asks whose session this is. Only the customer database has this call.
-    Validate {
-        sid: String,
-    },
-    /// A call that needs a session of the frontend's role.
-    InSession {
-        sid: String,
-        call: SessionCall,
-    },
+    Create { role: Role, username: String, password: String, name: Option<String> },
+    Login { role: Role, username: String, password: String },
+    Logout { sid: String },
+    Validate { sid: String },
+    InSession { sid: String, call: SessionCall },
 }
 
-/// A call that a buyer or a seller makes in a session.
+/// A call that a buyer or a seller makes in a session. Of the first two, each is one operation, whose answer is passed
+/// on; one of the product database needs nothing of the session, which is checked at the same time.
 #[derive(Debug, PartialEq)]
 pub enum SessionCall {
-    /// One operation of the product database, whose answer is passed on. It needs nothing of the session, which is
-    /// checked at the same time.
     AskProduct(ProductOp),
-    /// One operation of the customer database, whose answer is passed on.
     AskCustomer(CustomerCall),
-    GetOwnItem {
-        item_id: String,
-    },
-    AddToCart {
-        item_id: String,
-        quantity: u32,
-    },
-    RemoveFromCart {
-        item_id: String,
-        quantity: Option<u32>,
-    },
+    GetOwnItem { item_id: String },
+    AddToCart { item_id: String, quantity: u32 },
+    RemoveFromCart { item_id: String, quantity: Option<u32> },
     Purchase(Box<PaymentDetails>),
-    VoteItem {
-        item_id: String,
-        up: bool,
-    },
-    VoteSeller {
-        seller: String,
-        up: bool,
-    },
+    VoteItem { item_id: String, up: bool },
+    VoteSeller { seller: String, up: bool },
     RatingOf(SellerRef),
     OwnRating,
-    OwnItems {
-        offset: u64,
-        limit: u64,
-    },
+    OwnItems { offset: u64, limit: u64 },
     Register(Box<NewItem>),
-    ChangePrice {
-        item_id: String,
-        price: Cents,
-    },
-    UpdateUnits {
-        item_id: String,
-        delta: i64,
-    },
+    ChangePrice { item_id: String, price: Cents },
+    UpdateUnits { item_id: String, delta: i64 },
 }
 
-/// How a call names a seller: by id in dialect 1, by user name in dialect 2.
+/// A call names a seller by id in dialect 1, by user name in dialect 2.
 #[derive(Debug, PartialEq)]
 pub enum SellerRef {
     Id(u64),
     Username(String),
 }
 
-/// How a purchase is paid and where it is sent. `Debug` shows neither card nor address.
+/// `Debug` shows neither card nor address.
 #[derive(PartialEq)]
 pub struct PaymentDetails {
     pub card: CardDetails,
@@ -117,10 +73,9 @@ pub struct PaymentDetails {
     pub idempotency_key: Option<String>,
 }
 
-/// The result of a call.
 #[derive(Debug)]
 pub enum ResponsePayload {
-    /// The JSON of a database's result, which is written in the [`Answer`](super::answers::Answer) of the api.
+    /// A database's result, to be written in the [`Answer`](super::answers::Answer) of the api.
     Json(String),
     Created(Role, Account),
     LoggedIn(Role, NewSession),

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::store;
-use super::unavailable;
+use super::{read, store, unavailable};
 use crate::identity::users::PASSWORD_CHARS_MAX;
 use crate::identity::{LoginLimiter, PasswordError, PasswordHasher};
 use crate::model::{Clock, Name, text};
@@ -15,10 +14,9 @@ use crate::net::source::{self, SourceKey};
 use crate::shop::ops::{Account, ErrorCode, Refusal, Role, ShopResult};
 use crate::storage::{Store, StoreError};
 
-/// How long a retry of a Create gets the result of the first.
+/// A retry of a Create gets the result of the first.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
 
-/// Creates accounts and checks passwords.
 pub struct Accounts {
     store: Arc<Store>,
     clock: Clock,
@@ -26,11 +24,10 @@ pub struct Accounts {
     attempts: Arc<Mutex<LoginLimiter<LoginTarget>>>,
 }
 
-/// Whose failed logins are counted together: role, name, and the user's id if there is one, so that failures from
-/// before an account was created do not count against it.
+/// Failed logins are counted by role, name, and the user's id if there is one, so that those from before an account was
+/// created do not count against it.
 type LoginTarget = (Role, Name, Option<u64>);
 
-/// Why a user could not be added.
 enum AddUserError {
     Taken,
     Store(StoreError),
@@ -47,10 +44,7 @@ impl Accounts {
         Accounts { store, clock, passwords, attempts: Arc::default() }
     }
 
-    /// Creates an account; a retry of the same request returns the same account.
-    ///
-    /// # Errors
-    /// BAD_REQUEST; USERNAME_TAKEN within the role; BUSY if too many passwords wait to be hashed; UNAVAILABLE.
+    /// A retry of the same request returns the same account. BUSY if too many passwords wait to be hashed.
     pub fn create(
         &self,
         request: String,
@@ -60,21 +54,19 @@ impl Accounts {
         name: Option<String>,
     ) -> ShopResult<Account> {
         check_credentials_form(&username, password)?;
-        text::check_visible(&username)
-            .map_err(|rule| Refusal::new(ErrorCode::BadRequest, format!("username: {rule}")))?;
+        text::check_visible(&username).map_err(|rule| Refusal::wrong("username", rule))?;
         if let Some(name) = &name {
-            Name::new(name).map_err(|rule| Refusal::new(ErrorCode::BadRequest, format!("name: {rule}")))?;
+            Name::new(name).map_err(|rule| Refusal::wrong("name", rule))?;
         }
         let now = Clock::wall();
         let is_retry = move |user: &store::UserRow, request: &str| {
             user.request == request && user.created_at.until(now) < REQUEST_RETENTION
         };
-        let holder =
-            || self.store.read(|reader| store::user_by_name(reader, role, &username)).map_err(|e| unavailable(&e));
+        let holder = || read(&self.store, |reader| store::user_by_name(reader, role, &username));
         let existing = |user: store::UserRow| {
             if is_retry(&user, &request) { Ok(user.account) } else { Err(username_taken(&username)) }
         };
-        // The password is not hashed if the name is taken, now or when the turn to hash it comes.
+        // Nothing is hashed if the name is taken, now or when the turn to hash comes.
         if let Some(user) = holder()? {
             return existing(user);
         }
@@ -92,7 +84,7 @@ impl Accounts {
         let added = self.store.write({
             let username = username.clone();
             move |tx| match store::user_by_name(tx, role, &username)? {
-                // Another request was faster, perhaps one of which this is a retry.
+                // Another request was faster; this may be a retry of it.
                 Some(user) if is_retry(&user, &request) => Ok(user.account),
                 Some(_) => Err(AddUserError::Taken),
                 None => Ok(store::add_user(tx, role, &username, name.as_deref(), (&hash, &request), now)?),
@@ -104,15 +96,11 @@ impl Accounts {
         })
     }
 
-    /// Returns the account with this name and password.
-    ///
-    /// # Errors
     /// BAD_CREDENTIALS, whether the name or the password is wrong; BUSY after too many failures, or if too many
-    /// passwords wait to be hashed; BAD_REQUEST; UNAVAILABLE.
+    /// passwords wait to be hashed.
     pub fn authenticate(&self, role: Role, username: &str, (password, source): (&str, &str)) -> ShopResult<Account> {
         let (name, source) = (check_credentials_form(username, password)?, source_of(source));
-        let user =
-            self.store.read(|reader| store::user_by_name(reader, role, username)).map_err(|e| unavailable(&e))?;
+        let user = read(&self.store, |reader| store::user_by_name(reader, role, username))?;
         let target: LoginTarget = (role, name, user.as_ref().map(|user| user.account.user_id));
         self.attempts.lock().check(self.clock.now(), &target, source).map_err(login_paused)?;
         let stored_hash = user.as_ref().map(|user| user.password.as_str());
@@ -123,13 +111,13 @@ impl Accounts {
         let is_right = match self.passwords.verify_if(password, stored_hash, source, may_guess) {
             Ok(is_right) => is_right,
             Err(error) => {
-                // If it was not checked because of failures meanwhile, the refusal tells the pause.
+                // If failures meanwhile are why it was not checked, the refusal tells the pause.
                 self.attempts.lock().check(self.clock.now(), &target, source).map_err(login_paused)?;
                 return Err(hash_failed(&error));
             }
         };
-        // If other attempts have failed meanwhile, the result of this one is not told either. The lock is held from
-        // here on, so that no more results are told than the limit allows.
+        // If others have failed meanwhile, this result is not told either. The lock is held from here on, so that no
+        // more results are told than the limit allows.
         let mut attempts = self.attempts.lock();
         let now = self.clock.now();
         attempts.check(now, &target, source).map_err(login_paused)?;
@@ -142,31 +130,25 @@ impl Accounts {
         }
     }
 
-    /// Finds a user by name, or else by id.
-    ///
-    /// # Errors
-    /// NOT_FOUND, also if neither is given; UNAVAILABLE.
+    /// Finds a user by name, or else by id; NOT_FOUND if neither is given.
     pub fn find(&self, role: Role, username: Option<&str>, user_id: Option<u64>) -> ShopResult<Account> {
-        let found = self.store.read(|reader| match (username, user_id) {
+        let found = read(&self.store, |reader| match (username, user_id) {
             (Some(username), _) => Ok(store::user_by_name(reader, role, username)?.map(|user| user.account)),
             (None, Some(user_id)) => store::account_by_id(reader, role, user_id),
             (None, None) => Ok(None),
-        });
-        let found = found.map_err(|error: StoreError| unavailable(&error))?;
+        })?;
         found.ok_or_else(|| Refusal::new(ErrorCode::NotFound, format!("there is no such {}", role.as_str())))
     }
 }
 
-/// Validates user name and password. Frontends have done so already, but the database's own clients have not.
+/// Frontends have checked it already, but the database's own clients have not.
 fn check_credentials_form(username: &str, password: &str) -> ShopResult<Name> {
-    let name =
-        Name::from_stored(username).map_err(|rule| Refusal::new(ErrorCode::BadRequest, format!("username: {rule}")))?;
-    text::check_length(password, 1, PASSWORD_CHARS_MAX)
-        .map_err(|rule| Refusal::new(ErrorCode::BadRequest, format!("password: {rule}")))?;
+    let name = Name::from_stored(username).map_err(|rule| Refusal::wrong("username", rule))?;
+    text::check_length(password, 1, PASSWORD_CHARS_MAX).map_err(|rule| Refusal::wrong("password", rule))?;
     Ok(name)
 }
 
-/// The source by which a client is counted. (Every frontend passes the client's address.)
+/// Every frontend passes the client's address.
 fn source_of(address: &str) -> SourceKey {
     source::key_of(address.parse().unwrap_or(Ipv4Addr::LOCALHOST.into()))
 }

@@ -1,5 +1,4 @@
-//! The open sessions, and the carts of their buyers. This is a part of the customer database's core: plain values, whose
-//! changes go to the journal that is passed in.
+//! The open sessions, and the carts of their buyers: plain values, whose changes go to the journal that is passed in.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,10 +11,9 @@ use crate::identity::sessions::{Session, SessionUse, Sessions};
 use crate::model::Millis;
 use crate::shop::ops::{Account, ErrorCode, Refusal, Role};
 
-/// The maximum number of sessions that expire at once: far fewer changes than the store's queue holds.
+/// Sessions that expire at once: far fewer changes than the store's queue holds.
 pub const EXPIRE_BATCH: usize = 1_000;
 
-/// The owner of a session.
 #[derive(Debug, Clone)]
 pub struct SessionOwner {
     /// The role in which the session was opened.
@@ -27,27 +25,27 @@ pub struct SessionOwner {
 #[derive(Debug)]
 pub struct SavedCart {
     pub lines: CartLines,
-    /// The value of [`ActiveSessions::evictions`] before the cart was read.
+    /// [`ActiveSessions::evictions`] before the cart was read.
     pub evictions: u64,
 }
 
-/// A refusal, and the commit that it depends on.
+/// A refusal, with the commit that it depends on.
 pub type Refused<C> = (Refusal, C);
 
-/// All open sessions, and the carts of their buyers. `C` is the journal's type of commits.
+/// `C` is the journal's type of commits.
 pub struct ActiveSessions<C> {
     sessions: Sessions<SessionOwner>,
     buyers: HashMap<u64, BuyerCarts<C>>,
-    /// Buyers whose last session may have ended. They are checked when sessions are expired.
+    /// Whose last session may have ended. They are checked when sessions expire.
     leaving: HashSet<u64>,
-    /// How often buyers were evicted. A saved cart that was read from disk before an eviction may be outdated.
+    /// How often buyers were evicted. A saved cart that was read before may be outdated.
     evictions: u64,
-    /// The commit of the newest end of a session, on which the response "there is no such session" depends.
+    /// The commit of the newest end of a session, on which "there is no such session" depends.
     ended: C,
 }
 
 impl<C: Clone + Default> ActiveSessions<C> {
-    /// Loads the state from a snapshot. Every session that was open then gets its full time again.
+    /// Every session that was open in the snapshot gets its full time again.
     pub fn load<J: CustomerJournal<C>>(
         journal: &J,
         timeout: Duration,
@@ -90,7 +88,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
                 buyer.resume_session(key, lines.unwrap_or_default(), answered.unwrap_or_default());
             }
         }
-        // A purchase that completes is removed from its buyer's carts, so they are loaded for open purchases too.
+        // What a purchase takes is removed from its buyer's carts, so they are loaded for open purchases too.
         for purchase in &snapshot.open_purchases {
             let user_id = purchase.buyer.user_id;
             let new = || BuyerCarts::new(user_id, saved.remove(&user_id).unwrap_or_default());
@@ -103,18 +101,17 @@ impl<C: Clone + Default> ActiveSessions<C> {
         active_sessions
     }
 
-    /// Whether a buyer's carts are in memory. Otherwise the saved one must be read before the buyer can sign in.
+    /// Otherwise the saved cart must be read before the buyer can sign in.
     pub fn has_buyer(&self, user_id: u64) -> bool {
         self.buyers.contains_key(&user_id)
     }
 
-    /// How often buyers have been evicted so far.
     pub fn evictions(&self) -> u64 {
         self.evictions
     }
 
-    /// Adds a buyer with a saved cart. Returns false if a buyer was evicted since the cart was read: it may have been
-    /// this one, who had signed in and changed it.
+    /// False if a buyer was evicted since the cart was read: it may have been this one, who had signed in and changed
+    /// it.
     pub fn put_buyer(&mut self, user_id: u64, saved: SavedCart) -> bool {
         if saved.evictions != self.evictions {
             return false;
@@ -125,8 +122,8 @@ impl<C: Clone + Default> ActiveSessions<C> {
         true
     }
 
-    /// Opens a session for a user whose password was verified; a buyer's carts must be in memory. The key must be that
-    /// of a new, random id. The result is BUSY when there are too many sessions.
+    /// The password was verified, and a buyer's carts are in memory. The key must be that of a new, random id. BUSY
+    /// when there are too many sessions.
     pub fn open_session<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
@@ -151,10 +148,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         (Ok(()), newest)
     }
 
-    /// Uses the session of a request, if it was opened in this role; returns its owner.
-    ///
-    /// # Errors
-    /// SESSION_EXPIRED or FORBIDDEN.
+    /// Uses the session of a request; FORBIDDEN if it was opened in the other role.
     pub fn use_session(&mut self, now: Millis, role: Role, key: &SessionKey) -> Result<&SessionOwner, Refused<C>> {
         match self.sessions.touch(now, key, |owner| owner.role == role) {
             SessionUse::Active(session) => Ok(&session.owner),
@@ -163,10 +157,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         }
     }
 
-    /// Uses the session of a buyer's request; returns the buyer's account and carts.
-    ///
-    /// # Errors
-    /// SESSION_EXPIRED or FORBIDDEN.
+    /// Uses the session of a buyer's request.
     pub fn use_buyers_session(
         &mut self,
         now: Millis,
@@ -178,16 +169,12 @@ impl<C: Clone + Default> ActiveSessions<C> {
         Ok((account, buyer))
     }
 
-    /// Looks up the owner of a session without using the session.
-    ///
-    /// # Errors
-    /// SESSION_EXPIRED.
+    /// Does not count as a use.
     pub fn look(&self, now: Millis, key: &SessionKey) -> Result<&SessionOwner, Refused<C>> {
         let session = self.sessions.find(now, key);
         session.map(|session| &session.owner).ok_or_else(|| (session_expired(), self.ended.clone()))
     }
 
-    /// Ends a session, if it was opened in this role.
     pub fn end_session<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
@@ -205,7 +192,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
         }
     }
 
-    /// Ends expired sessions, at most [`EXPIRE_BATCH`] at a time (the rest count as expired all the same), and evicts
+    /// Ends at most [`EXPIRE_BATCH`] expired sessions at a time (the rest count as expired all the same), and evicts
     /// buyers without a session; `is_needed` tells for whom a purchase is open. Returns how many sessions were ended.
     pub fn expire<J: CustomerJournal<C>>(
         &mut self,
@@ -224,7 +211,7 @@ impl<C: Clone + Default> ActiveSessions<C> {
             if buyer.has_session() {
                 return false;
             }
-            // Until the newest change is on disk, a later session would read an outdated saved cart.
+            // A later session would read an outdated saved cart before the newest change is on disk.
             if is_needed(*user_id) || !journal.is_committed(buyer.newest()) {
                 return true;
             }
@@ -235,27 +222,25 @@ impl<C: Clone + Default> ActiveSessions<C> {
         (over.len(), self.ended.clone())
     }
 
-    /// The carts of a buyer in memory.
     pub fn buyer_mut(&mut self, user_id: u64) -> Option<&mut BuyerCarts<C>> {
         self.buyers.get_mut(&user_id)
     }
 
-    /// Has a buyer checked for eviction, because the purchase that needed the carts has ended.
+    /// The purchase that needed the buyer's carts has ended.
     pub fn buyer_may_leave(&mut self, user_id: u64) {
         self.leaving.insert(user_id);
     }
 
-    /// The last uses of sessions that are not on disk yet.
+    /// Last uses that are not on disk yet.
     pub fn unsaved_uses(&self) -> Vec<(SessionKey, Millis)> {
         self.sessions.unsaved()
     }
 
-    /// Records that these last uses are on disk.
     pub fn saved_uses(&mut self, uses: &[(SessionKey, Millis)]) {
         self.sessions.mark_saved(uses);
     }
 
-    /// The numbers of sessions and of buyers in memory.
+    /// Sessions, and buyers in memory.
     pub fn sizes(&self) -> (usize, usize) {
         (self.sessions.count(), self.buyers.len())
     }

@@ -1,8 +1,6 @@
-//! Carts: one for each session, and the buyer's saved one (`docs/spec/shop.md`, "Cart"). This is a part of the customer
-//! database's core: plain values, whose changes go to the journal that is passed in.
-//!
-//! All carts of one buyer change together: dialect 2 works on the saved cart through the session's, and a purchase empties
-//! one and removes units from the other.
+//! Carts: one for each session, and the buyer's saved one (`docs/spec/shop.md`, "Cart"). All carts of one buyer change
+//! together: dialect 2 works on the saved cart through the session's, and a purchase empties one and removes units from
+//! the other.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,17 +11,16 @@ use crate::identity::SessionKey;
 use crate::model::Millis;
 use crate::shop::ops::{ErrorCode, LineItem, Refusal, RemainingQuantity, Role, ShopResult};
 
-/// The maximum number of different items in a cart.
+/// Different items in a cart.
 pub const LINES_MAX: usize = 1_000;
 /// How long the response to a request is remembered.
 pub const ANSWER_RETENTION: Duration = Duration::from_secs(600);
-/// The number of responses that are remembered per session. It can be small, because a retry follows within seconds.
+/// How many responses a session remembers. They can be few, because a retry follows within seconds.
 pub const ANSWERS_MAX: usize = 32;
 
-/// A result, and the commit that it depends on: it may be told once that is on disk.
+/// A result may be told once the commit that it depends on is on disk.
 pub type PendingResult<T, C> = (ShopResult<T>, C);
 
-/// The units of each item.
 pub type CartLines = BTreeMap<Arc<str>, u32>;
 
 /// The carts of a buyer who has a session or an open purchase. `C` is the journal's type of commits.
@@ -42,40 +39,36 @@ struct SessionCart {
     answers: AnsweredRequests,
 }
 
-/// The cart that a request is about.
 #[derive(Debug, Clone, Copy)]
 pub struct CartOf {
     pub session: SessionKey,
-    /// Whether it is the buyer's saved cart, which is loaded into the session's (dialect 2).
+    /// The buyer's saved cart, which is loaded into the session's (dialect 2).
     pub uses_saved_cart: bool,
 }
 
-/// A request that changes a cart once, however often it is repeated.
+/// It changes a cart once, however often it is repeated.
 #[derive(Debug, Clone, Copy)]
 pub struct IdempotentRequest<'r> {
-    /// Distinguishes the request from all others of its session.
+    /// It distinguishes the request from all others of its session.
     pub id: &'r str,
-    /// The present time, which decides how long the response is remembered.
+    /// Decides how long the response is remembered.
     pub now: Millis,
 }
 
 impl<C: Clone + Default> BuyerCarts<C> {
-    /// A buyer with a saved cart and no session.
     pub fn new(user_id: u64, saved: CartLines) -> BuyerCarts<C> {
         BuyerCarts { user_id, saved, of: HashMap::new(), newest: C::default() }
     }
 
-    /// Whether a session of the buyer is open.
     pub fn has_session(&self) -> bool {
         !self.of.is_empty()
     }
 
-    /// The commit of the newest change of any of the carts.
     pub fn newest(&self) -> &C {
         &self.newest
     }
 
-    /// Adds a session that was open before the start, with its cart and its remembered responses, oldest first.
+    /// Adds a session from before the start, with its cart and its remembered responses, oldest first.
     pub fn resume_session(&mut self, session: SessionKey, lines: CartLines, answered: Vec<AnsweredRow>) {
         let mut answers = AnsweredRequests::default();
         for row in answered {
@@ -85,7 +78,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         self.of.insert(session, SessionCart { lines, answers });
     }
 
-    /// Opens a session, whose cart is a copy of the saved one.
+    /// The session's cart is a copy of the saved one.
     pub fn open_session<J: CustomerJournal<C>>(&mut self, journal: &J, session: SessionKey, now: Millis) -> C {
         let lines = self.saved.clone();
         let mut changes =
@@ -99,13 +92,12 @@ impl<C: Clone + Default> BuyerCarts<C> {
         self.append(journal, changes)
     }
 
-    /// Closes a session and drops its cart.
     pub fn close_session<J: CustomerJournal<C>>(&mut self, journal: &J, session: &SessionKey) -> C {
         self.of.remove(session);
         self.append(journal, vec![CustomerChange::CloseSession(*session)])
     }
 
-    /// Adds units to a cart, if it then holds at most `at_most` of them.
+    /// Adds units, if the cart then holds at most `at_most` of them.
     pub fn add<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
@@ -133,7 +125,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (answer.map(|_| ()), newest)
     }
 
-    /// Removes units from a cart, all of them if no quantity or a larger one is given; returns the remaining quantity.
+    /// All units if no quantity or a larger one is given; returns the rest.
     pub fn remove<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
@@ -156,7 +148,6 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (answer.map(|left| RemainingQuantity { quantity: left.unwrap_or(0) }), newest)
     }
 
-    /// Empties a cart.
     pub fn clear<J: CustomerJournal<C>>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C> {
         let (answer, newest) = self.change(journal, cart, None, |cart| {
             cart.clear();
@@ -165,7 +156,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (answer.map(|_| ()), newest)
     }
 
-    /// Saves a session's cart for the buyer. In dialect 2 it is the saved one already, and is loaded.
+    /// Saves a session's cart. In dialect 2 it is the saved one already, and is loaded.
     pub fn save<J: CustomerJournal<C>>(&mut self, journal: &J, cart: CartOf) -> PendingResult<(), C> {
         if cart.uses_saved_cart {
             let (answer, newest) = self.show(journal, cart);
@@ -182,7 +173,7 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (Ok(()), self.append(journal, changes))
     }
 
-    /// The lines of a cart, ordered by item id. In dialect 2 the saved cart is loaded into the session's first.
+    /// The lines by item id. In dialect 2 the saved cart is loaded into the session's first.
     pub fn show<J: CustomerJournal<C>>(&mut self, journal: &J, cart: CartOf) -> PendingResult<Vec<LineItem>, C> {
         if cart.uses_saved_cart
             && let (Err(refusal), newest) = self.change(journal, cart, None, |_cart| Ok(None))
@@ -196,8 +187,8 @@ impl<C: Clone + Default> BuyerCarts<C> {
         (lines, self.newest.clone())
     }
 
-    /// Removes what was purchased: empties the cart of the session, if it is still open, and removes the lines from the
-    /// saved cart. `changes` are those of the purchase itself, which are stored in the same transaction.
+    /// Empties the cart of the session, if it is still open, and removes the lines from the saved cart, in one
+    /// transaction with `changes`, those of the purchase itself.
     pub fn remove_purchased<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
@@ -226,8 +217,8 @@ impl<C: Clone + Default> BuyerCarts<C> {
         self.append(journal, changes)
     }
 
-    /// Works on a session's cart, or, where it is the user's, on the saved one and so on both. A refusal
-    /// changes nothing. Work that is to be done once gives the quantity that is its answer.
+    /// Works on a session's cart or, in dialect 2, on the saved one and so on both. A refusal changes nothing. Work
+    /// that is to be done once gives the quantity that is its answer.
     fn change<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
@@ -274,7 +265,7 @@ pub fn session_expired() -> Refusal {
     Refusal::new(ErrorCode::SessionExpired, "session_id: this session is unknown or has ended; log in again")
 }
 
-/// Calls `each` with every line that is to be written so that `before` becomes `after`; 0: it goes.
+/// Calls `each` with every line that is to be written; 0: it goes.
 fn diff(before: &CartLines, after: &CartLines, mut each: impl FnMut(Arc<str>, u32)) {
     for (item_id, quantity) in after {
         if before.get(item_id) != Some(quantity) {
@@ -286,7 +277,7 @@ fn diff(before: &CartLines, after: &CartLines, mut each: impl FnMut(Arc<str>, u3
     }
 }
 
-/// The last requests of a session that were answered, oldest first.
+/// The last requests of a session, oldest first.
 #[derive(Debug, Default)]
 struct AnsweredRequests {
     next: u64,

@@ -1,9 +1,7 @@
-//! The core of the customer database: sessions, carts and open purchases as a value. It has no lock, thread, clock, bank
-//! or store. The time is an argument, changes go to the core's journal, and each result comes with the commit that it
-//! depends on; whoever drives the core sends no response before that commit is on disk.
-//!
-//! Accounts, the saved carts of buyers without a session, and completed purchases are on disk only: the driver reads
-//! them and passes them in.
+//! The core of the customer database: sessions, carts and open purchases as a value. The time is an argument, changes
+//! go to the core's journal, and each result comes with the commit that it depends on; whoever drives the core sends no
+//! response before that is on disk. Accounts, the saved carts of buyers without a session, and completed purchases are
+//! on disk only: the driver reads them and passes them in.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,54 +16,46 @@ use crate::shop::ops::{Account, ErrorCode, OrphanedPurchase, Refusal, Role};
 use crate::shop::purchase::{BuyerIdentity, CartSnapshot, PurchaseAttempt, PurchaseEvent};
 use crate::storage::Journal;
 
-/// The state of the customer database that is held in memory. What changes rows or both parts is asked of it; the rest of
-/// its parts.
+/// What changes rows or both parts is asked of it; the rest of its parts.
 pub struct CustomerCore<J: Journal> {
     pub(super) journal: J,
     pub sessions: ActiveSessions<J::Commit>,
     pub purchases: OpenPurchases<J::Commit>,
 }
 
-/// The cart that a request is about.
 #[derive(Debug, Clone, Copy)]
 pub struct CartRequest<'r> {
     pub sid: &'r str,
-    /// Whether it is the buyer's saved cart, which is loaded into the session's (dialect 2).
+    /// As in [`CartOf`].
     pub uses_saved_cart: bool,
 }
 
-/// A request to purchase what is in a cart.
 #[derive(Debug, Clone, Copy)]
 pub struct BeginRequest<'r> {
     pub cart: CartRequest<'r>,
     /// The id of the message: a repetition gets the same response.
     pub request: &'r str,
-    /// The buyer's idempotency key.
+    /// The buyer's, for idempotency.
     pub key: Option<&'r str>,
     pub address: Option<&'r str>,
 }
 
-/// The result of a request to open a session.
 #[derive(Debug)]
 pub enum OpenSessionResult<C> {
     Decided(PendingResult<(), C>),
-    /// Try again with the buyer's saved cart, read after this.
-    ReadSavedCart {
-        /// The value for [`SavedCart::evictions`].
-        evictions: u64,
-    },
+    // Try again with the saved cart, read after this, and this number in `SavedCart::evictions`.
+    ReadSavedCart { evictions: u64 },
 }
 
 impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
-    /// Loads the core from a snapshot, which was read after the journal's epoch had begun.
+    /// The snapshot was read after the journal's epoch had begun.
     pub fn load(journal: J, session_timeout: Duration, fee: FeeRate, snapshot: CustomerSnapshot, now: Millis) -> Self {
         let under_way = snapshot.open_purchases.clone();
         let sessions = ActiveSessions::load(&journal, session_timeout, snapshot, now);
         CustomerCore { journal, sessions, purchases: OpenPurchases::load(fee, under_way, now) }
     }
 
-    /// Opens a session for a user whose password was verified. The key must be that of a new, random id. The result is
-    /// BUSY when there are too many sessions.
+    /// See [`ActiveSessions::open_session`].
     pub fn open_session(
         &mut self,
         now: Millis,
@@ -84,35 +74,26 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         OpenSessionResult::Decided(self.sessions.open_session(&self.journal, now, role, account, key))
     }
 
-    /// Ends a session, if it was opened in this role.
     pub fn end_session(&mut self, now: Millis, role: Role, sid: &str) -> PendingResult<(), J::Commit> {
         self.sessions.end_session(&self.journal, now, role, &SessionKey::of(sid))
     }
 
-    /// Uses the session of a request, if it was opened in this role; returns the account.
-    ///
-    /// # Errors
-    /// SESSION_EXPIRED or FORBIDDEN.
+    /// See [`ActiveSessions::use_session`].
     pub fn use_session(&mut self, now: Millis, role: Role, sid: &str) -> Result<Arc<Account>, Refused<J::Commit>> {
         self.sessions.use_session(now, role, &SessionKey::of(sid)).map(|owner| Arc::clone(&owner.account))
     }
 
-    /// Looks up the owner of a session without using the session.
-    ///
-    /// # Errors
-    /// SESSION_EXPIRED.
+    /// Does not count as a use of the session.
     pub fn look(&self, now: Millis, sid: &str) -> Result<SessionOwner, Refused<J::Commit>> {
         self.sessions.look(now, &SessionKey::of(sid)).cloned()
     }
 
-    /// Ends expired sessions, a batch at a time, and evicts buyers without a session. Returns how many sessions were
-    /// ended.
+    /// See [`ActiveSessions::expire`].
     pub fn expire(&mut self, now: Millis) -> (usize, J::Commit) {
         let CustomerCore { journal, sessions, purchases } = self;
         sessions.expire(journal, now, |user_id| purchases.has_buyer(user_id))
     }
 
-    /// Uses the session of a request and works on the carts of its buyer.
     pub fn with_cart<T>(
         &mut self,
         now: Millis,
@@ -128,8 +109,8 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         }
     }
 
-    /// Begins to purchase what is in a cart. `id` must be new and random; it becomes the purchase's. `made` is the result
-    /// of looking for the request's key on disk, if that has been done.
+    /// `id` must be new and random; it becomes the purchase's. `made` is the result of looking for the request's key on
+    /// disk, if that has been done.
     pub fn begin_purchase(
         &mut self,
         now: Millis,
@@ -164,24 +145,23 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         self.purchases.begin(&self.journal, now, id, attempt, made, cart_read)
     }
 
-    /// Handles an event of a purchase; `None` if the purchase is not open.
+    /// `None` if the purchase is not open.
     pub fn step(&mut self, now: Millis, id: &str, event: PurchaseEvent<'_>) -> Option<StepResult<J::Commit>> {
         self.purchases.step(&self.journal, &mut self.sessions, now, id, event)
     }
 
-    /// Gives the purchase whose lease expired first to another driver.
     pub fn take_over(&mut self, now: Millis) -> PendingResult<Option<OrphanedPurchase>, J::Commit> {
         self.purchases.take_over(&self.journal, now)
     }
 
-    /// Evicts a purchase whose end is on disk, so that its buyer may begin the next one. Returns the buyer's id.
+    /// The purchase's end is on disk, so its buyer may begin the next one. Returns the buyer's id.
     pub fn evict(&mut self, id: &str) -> Option<u64> {
         let buyer_id = self.purchases.evict(id)?;
         self.sessions.buyer_may_leave(buyer_id);
         Some(buyer_id)
     }
 
-    /// Evicts all purchases whose end is on disk. Returns their buyers.
+    /// All whose end is on disk. Returns their buyers.
     pub fn evict_finished(&mut self) -> Vec<u64> {
         let over = self.purchases.over(&self.journal);
         over.iter().filter_map(|id| self.evict(id)).collect()

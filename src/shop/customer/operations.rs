@@ -16,10 +16,9 @@ use crate::storage::CommitHandle;
 
 /// An operation of the customer database. Each variant names the type of its result.
 ///
-/// `sid` is a session id. An operation that has one is refused with SESSION_EXPIRED if there is no such session and
-/// with FORBIDDEN if it is of the other role; otherwise it counts as a use of the session.
-///
-/// `uses_saved_cart` is set for dialect 2, in which the cart is the buyer's saved one rather than the session's.
+/// An operation with a session id, `sid`, is refused with SESSION_EXPIRED if there is no such session and with
+/// FORBIDDEN if it is of the other role; otherwise it counts as a use of the session. `uses_saved_cart` is set for
+/// dialect 2, in which the cart is the buyer's saved one rather than the session's.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum CustomerOp {
@@ -39,7 +38,7 @@ pub enum CustomerOp {
     Logout { role: Role, sid: String },
     /// → [`SessionInfo`]; does not count as a use of the session.
     Validate { sid: String },
-    /// → `Account` of the session. Counts as a use of it.
+    /// → `Account` of the session.
     Touch { role: Role, sid: String },
     /// → `Account`, by user name or by id.
     FindUser { role: Role, username: Option<String>, user_id: Option<u64> },
@@ -53,7 +52,7 @@ pub enum CustomerOp {
         quantity: u32,
         at_most: u32,
     },
-    /// → `RemainingQuantity` in the cart. Without a quantity, or with more than there is, all units are removed.
+    /// → `RemainingQuantity` in the cart. Without a quantity, or with more than there is, all units go.
     RemoveFromCart {
         request: String,
         sid: String,
@@ -62,9 +61,9 @@ pub enum CustomerOp {
         item_id: String,
         quantity: Option<u32>,
     },
-    /// → `BeginResponse`: begins a purchase of what is in the cart. Who gets `BeginResponse::Drive` drives it.
+    /// → `BeginResponse`; who gets `BeginResponse::Drive` drives the purchase.
     Begin {
-        /// The request id, for a driver whose response was lost.
+        /// It serves a driver whose response was lost.
         request: String,
         sid: String,
         #[serde(rename = "users")]
@@ -72,21 +71,20 @@ pub enum CustomerOp {
         idempotency_key: Option<String>,
         address: Option<String>,
     },
-    /// → `()`: has the bank authorise the total of these lines. PAYMENT_DECLINED ends the attempt: the driver then
-    /// releases the units and sends [`CustomerOp::Closed`].
+    /// → `()`: has the bank authorise the total. PAYMENT_DECLINED ends the attempt: the driver then releases the units
+    /// and sends [`CustomerOp::Closed`].
     Authorise { purchase_id: String, lease: u64, lines: Vec<PricedLine>, card: CardDetails },
-    /// → `CompletedPurchase`: the units are sold. This is the commit point: the bank captures the charge, and
-    /// history, ledger and the emptied cart are written with it.
+    /// → `CompletedPurchase`: the units are sold. This is the commit point: the bank captures the charge, and history,
+    /// ledger and the emptied cart are written with it.
     Complete { purchase_id: String, lease: u64 },
     /// → `()`: the purchase is undone, whatever arrives later, and its authorisation voided. The driver releases the
     /// units next.
     Undo { purchase_id: String, lease: u64, why: Refusal },
     /// → `()`: the units of an undone purchase are back in stock.
     Closed { purchase_id: String, lease: u64 },
-    /// → `()`: extends the leases of these purchases (id and lease), whose drivers are still at work.
+    /// → `()`: extends these leases (purchase and lease), whose drivers are still at work.
     Renew { leases: Vec<(String, u64)> },
-    /// → `Option<OrphanedPurchase>`: a purchase whose driver's lease has expired, with a new lease for the
-    /// caller.
+    /// → `Option<OrphanedPurchase>`: one whose driver's lease has expired, with a new lease for the caller.
     TakeOver,
     /// What the call returns.
     InSession {
@@ -97,8 +95,8 @@ pub enum CustomerOp {
     },
 }
 
-/// What a client may ask of the customer database in a session, with no more than the frontend's words. Each variant
-/// names the type of its result.
+/// What a client may ask in a session, with no more than the frontend's words. Each variant names the type of its
+/// result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CustomerCall {
@@ -112,12 +110,12 @@ pub enum CustomerCall {
     Purchases { offset: u64, limit: u64 },
     /// → `Vec<SellerOrder>`, newest first.
     Orders { offset: u64, limit: u64 },
-    /// → `()`: marks one line of a purchase as shipped.
+    /// → `()`: one line of a purchase.
     MarkShipped { purchase_id: String, item_id: String },
 }
 
 impl fmt::Debug for CustomerOp {
-    /// Writes the kind only, because an operation may carry secrets.
+    /// The kind only, because an operation may carry secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let written = serde_json::to_value(self).map_err(|_| fmt::Error)?;
         f.write_str(written["op"].as_str().unwrap_or_default())
@@ -125,7 +123,6 @@ impl fmt::Debug for CustomerOp {
 }
 
 impl CustomerDbInner {
-    /// Executes an operation and returns the JSON of its result.
     pub(super) fn handle(&self, op: CustomerOp) -> ShopResult<String> {
         match op {
             CustomerOp::Create { request, role, username, password, name, source } => {

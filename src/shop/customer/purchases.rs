@@ -1,6 +1,5 @@
-//! The open purchases: their records, and which of a buyer's attempts may proceed. This is a part of the customer
-//! database's core: plain values, whose changes go to the journal that is passed in. The rules of a single record are
-//! in [`purchase`].
+//! The open purchases: their records, and which of a buyer's attempts may proceed. The rules of a single record are in
+//! [`purchase`].
 
 use std::collections::HashMap;
 
@@ -15,16 +14,15 @@ use crate::shop::purchase::{
     Transition,
 };
 
-/// The maximum number of open purchases.
 const OPEN_PURCHASES_MAX: usize = 10_000;
 
-/// All open purchases. `C` is the journal's type of commits.
+/// `C` is the journal's type of commits.
 pub struct OpenPurchases<C> {
     fee: FeeRate,
     by_id: HashMap<String, OpenPurchase<C>>,
-    /// The id of each buyer's open purchase: a buyer makes one purchase at a time.
+    /// A buyer makes one purchase at a time.
     by_buyer: HashMap<u64, String>,
-    /// How many finished purchases were evicted. What was read from disk before an eviction may be outdated.
+    /// How many finished purchases were evicted. What was read from disk before may be outdated.
     evictions: u64,
 }
 
@@ -32,45 +30,35 @@ struct OpenPurchase<C> {
     purchase: Purchase,
     /// The commit of the newest change of the record.
     newest: C,
-    /// The number of requests to the bank that are in progress.
+    /// The requests that are in progress.
     bank_requests: u32,
     /// The bank has captured what it was asked to void. A person must look at it; asking again is useless.
     is_disputed: bool,
 }
 
-/// The result of looking for a completed purchase with a buyer's idempotency key.
+/// What looking for a purchase with a buyer's idempotency key has found.
 #[derive(Debug)]
 pub struct CompletedByKey {
-    /// The purchase that was made with the key, if any.
     pub purchase: Option<Purchase>,
     /// The number of evictions before the disk was read.
     pub evictions: u64,
 }
 
-/// The result of an attempt to begin a purchase.
 #[derive(Debug)]
 pub enum BeginResult<C> {
-    /// The attempt is decided; the response may leave once its commit is on disk.
     Decided(PendingResult<BeginResponse, C>),
-    /// Another purchase of the buyer is open: try again when it has changed.
+    // Another purchase of the buyer is open: try again when it has changed.
     Wait { buyer_id: u64 },
-    /// Try again with the purchase that was completed with this key, if there is one.
-    ReadCompletedByKey {
-        buyer_id: u64,
-        key: String,
-        /// The value for [`CompletedByKey::evictions`].
-        evictions: u64,
-    },
+    // Try again with the `CompletedByKey` of this key and this number of evictions.
+    ReadCompletedByKey { buyer_id: u64, key: String, evictions: u64 },
 }
 
-/// The result of a step of a purchase.
 #[derive(Debug)]
 pub struct StepResult<C> {
-    /// What is to be done next, once the commit is on disk. Its writes have been appended.
+    /// What to do once the commit is on disk. Its writes have been appended.
     pub transition: Transition,
-    /// The stage after the step.
     pub stage: PurchaseStage,
-    /// The response to a request to complete the purchase.
+    /// The answer to a request to complete the purchase.
     pub purchased: ShopResult<CompletedPurchase>,
     /// The commit of the newest change of the purchase.
     pub newest: C,
@@ -87,30 +75,27 @@ impl<C: Clone + Default> OpenPurchases<C> {
         purchases
     }
 
-    /// The number of open purchases.
     pub fn count(&self) -> usize {
         self.by_id.len()
     }
 
-    /// An open purchase.
     #[cfg(any(test, feature = "internals"))]
     pub fn get(&self, id: &str) -> Option<&Purchase> {
         self.by_id.get(id).map(|open| &open.purchase)
     }
 
-    /// All open purchases, in no particular order.
+    /// They are in no particular order.
     #[cfg(any(test, feature = "internals"))]
     pub fn iter(&self) -> impl Iterator<Item = &Purchase> {
         self.by_id.values().map(|open| &open.purchase)
     }
 
-    /// Whether a buyer has an open purchase.
     pub fn has_buyer(&self, buyer_id: u64) -> bool {
         self.by_buyer.contains_key(&buyer_id)
     }
 
-    /// Decides on an attempt; the contents of its cart depend on the commit `cart_read`. `id` is the id of the purchase,
-    /// if it becomes one. `made` is the result of looking for its key on disk, if that has been done.
+    /// The contents of the attempt's cart depend on the commit `cart_read`. `id` is the purchase's, if it becomes one.
+    /// `made` is the result of looking for its key on disk, if that has been done.
     pub fn begin<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
@@ -146,7 +131,8 @@ impl<C: Clone + Default> OpenPurchases<C> {
         let (answer, newest) = match purchase::begin(now, id, attempt, None, made) {
             BeginDecision::Drive(purchase) => {
                 let begun = drive(&purchase);
-                let newest = journal.append(vec![self.rows(&purchase, vec![PurchaseWrite::SaveRecord], now)]);
+                let newest =
+                    journal.append(vec![record_change(&purchase, vec![PurchaseWrite::SaveRecord], self.fee, now)]);
                 self.put(*purchase, newest.clone());
                 (Ok(begun), newest)
             }
@@ -161,8 +147,8 @@ impl<C: Clone + Default> OpenPurchases<C> {
         BeginResult::Decided((answer, newest))
     }
 
-    /// Handles an event of a purchase; `None` if the purchase is not open. A payment also removes the items from the
-    /// buyer's carts, in the same transaction.
+    /// `None` if the purchase is not open. A payment also removes the items from the buyer's carts, in the same
+    /// transaction.
     pub fn step<J: CustomerJournal<C>>(
         &mut self,
         journal: &J,
@@ -177,7 +163,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
         if !rows.is_empty() {
             let is_paid = rows.contains(&PurchaseWrite::PostSale);
             let purchase = &open.purchase;
-            let change = CustomerChange::Purchase(Box::new(PurchaseWrites::new(purchase, rows, self.fee, now)));
+            let change = record_change(purchase, rows, self.fee, now);
             open.newest = match active_sessions.buyer_mut(purchase.buyer.user_id).filter(|_| is_paid) {
                 Some(buyer) => {
                     buyer.remove_purchased(journal, &purchase.cart.session, &purchase.cart.lines, vec![change])
@@ -210,12 +196,12 @@ impl<C: Clone + Default> OpenPurchases<C> {
             return (Ok(None), C::default());
         };
         let orphan = open.purchase.take_over(now);
-        let rows = PurchaseWrites::new(&open.purchase, vec![PurchaseWrite::SaveRecord], self.fee, now);
-        open.newest = journal.append(vec![CustomerChange::Purchase(Box::new(rows))]);
+        let change = record_change(&open.purchase, vec![PurchaseWrite::SaveRecord], self.fee, now);
+        open.newest = journal.append(vec![change]);
         (Ok(orphan), open.newest.clone())
     }
 
-    /// Evicts a purchase whose end is on disk, so that its buyer may begin the next one. Returns the buyer's id.
+    /// The purchase's end is on disk, so its buyer may begin the next one. Returns the buyer's id.
     pub fn evict(&mut self, id: &str) -> Option<u64> {
         let buyer_id = self.by_id.remove(id)?.purchase.buyer.user_id;
         self.by_buyer.remove(&buyer_id);
@@ -223,14 +209,14 @@ impl<C: Clone + Default> OpenPurchases<C> {
         Some(buyer_id)
     }
 
-    /// The finished purchases whose end is on disk and that were not evicted by whoever took the last step.
+    /// Finished purchases whose end is on disk and that were not evicted by whoever took the last step.
     pub fn over<J: CustomerJournal<C>>(&self, journal: &J) -> Vec<String> {
         let over =
             self.by_id.iter().filter(|(_, open)| open.purchase.is_terminal() && journal.is_committed(&open.newest));
         over.map(|(id, _)| id.clone()).collect()
     }
 
-    /// The requests that the bank must be asked again because nobody is asking them, ordered by purchase.
+    /// The requests that nobody is asking, ordered by purchase.
     pub fn pending_bank_requests(&self) -> Vec<(String, BankRequest)> {
         let idle = self.by_id.values().filter(|open| open.is_idle());
         let calls = idle.filter_map(|open| Some((open.purchase.id.clone(), open.purchase.pending_bank_request()?)));
@@ -239,36 +225,30 @@ impl<C: Clone + Default> OpenPurchases<C> {
         calls
     }
 
-    /// Records that the bank has captured what it was asked to void: the request is not repeated.
+    /// The bank has captured what it was asked to void: the request is not repeated.
     pub fn mark_disputed(&mut self, id: &str) {
         if let Some(open) = self.by_id.get_mut(id) {
             open.is_disputed = true;
         }
     }
 
-    /// Records that a request to the bank is in progress: until it ends, the purchase is not taken over, and no request
-    /// is repeated.
+    /// Until the request ends, the purchase is not taken over, and no request is repeated.
     pub fn begin_bank_request(&mut self, id: &str) {
         if let Some(open) = self.by_id.get_mut(id) {
             open.bank_requests += 1;
         }
     }
 
-    /// Records that a request to the bank was answered or given up.
+    /// Answered or given up.
     pub fn end_bank_request(&mut self, id: &str) {
         if let Some(open) = self.by_id.get_mut(id) {
             open.bank_requests = open.bank_requests.saturating_sub(1);
         }
     }
 
-    /// Lets the leases of all purchases expire.
     #[cfg(test)]
     pub fn expire_leases(&mut self) {
         self.by_id.values_mut().for_each(|open| open.purchase.expire_lease());
-    }
-
-    fn rows(&self, purchase: &Purchase, rows: Vec<PurchaseWrite>, now: Millis) -> CustomerChange {
-        CustomerChange::Purchase(Box::new(PurchaseWrites::new(purchase, rows, self.fee, now)))
     }
 
     fn put(&mut self, purchase: Purchase, newest: C) {
@@ -279,13 +259,13 @@ impl<C: Clone + Default> OpenPurchases<C> {
 }
 
 impl<C> OpenPurchase<C> {
-    /// Whether no request to the bank is in progress and none is useless.
+    /// No request to the bank is in progress and none is useless.
     fn is_idle(&self) -> bool {
         self.bank_requests == 0 && !self.is_disputed
     }
 }
 
-/// The response that makes the caller the purchase's driver.
+/// Makes the caller the purchase's driver.
 fn drive(purchase: &Purchase) -> BeginResponse {
     BeginResponse::Drive {
         purchase_id: purchase.id.clone(),
@@ -293,6 +273,10 @@ fn drive(purchase: &Purchase) -> BeginResponse {
         lease_ms: LEASE_MS,
         lines: purchase.cart.lines.clone(),
     }
+}
+
+fn record_change(purchase: &Purchase, writes: Vec<PurchaseWrite>, fee: FeeRate, now: Millis) -> CustomerChange {
+    CustomerChange::Purchase(Box::new(PurchaseWrites::new(purchase, writes, fee, now)))
 }
 
 pub fn no_such_purchase() -> Refusal {

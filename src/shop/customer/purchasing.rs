@@ -1,8 +1,8 @@
 //! The driver of purchases: the requests to begin one that wait for their turn, and the requests to the bank.
 //!
 //! A step changes the record in the core, which appends the writes. The bank is asked outside of all locks and
-//! transactions, once the writes are on disk, and its response is the event of the next step. A thread repeats requests
-//! that the bank has not answered (captures above all) until it does, also after a restart.
+//! transactions, once they are on disk, and its response is the event of the next step. A thread repeats requests that
+//! the bank has not answered (captures above all) until it does, also after a restart.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,7 +16,7 @@ use super::carts::PendingResult;
 use super::core::BeginRequest;
 use super::purchases::{BeginResult, CompletedByKey, StepResult, no_such_purchase};
 use super::sales::{self, ShipResult};
-use super::{CustomerDbInner, CustomerMemory, to_json, unavailable};
+use super::{CustomerDbInner, CustomerMemory, read, to_json, unavailable};
 use crate::bank::{AuthorisationOutcome, CaptureOutcome, GatewayError, VoidOutcome};
 use crate::model::{CardNumber, Clock, Expiry, PaymentCard, Token};
 use crate::shop::ops::{BeginResponse, CardDetails, ErrorCode, Refusal, Role, ShopResult};
@@ -28,16 +28,15 @@ mod tests;
 
 /// How long a Begin waits for the buyer's open purchase: longer than a driver that died delays it.
 pub const BEGIN_WAIT_MAX: Duration = Duration::from_secs(8);
-/// How long a request waits for the bank.
 pub const BANK_WAIT_MAX: Duration = Duration::from_secs(3);
-/// The pause before the bank is asked again after it gave no response; doubled each time.
+/// The pause before the bank is asked again; doubled each time.
 const BANK_RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// The maximum number of waiting Begins, per buyer and in total.
+/// Waiting Begins, per buyer and in total.
 const WAITING_BEGINS_PER_BUYER_MAX: usize = 16;
 const WAITING_BEGINS_MAX: usize = 256;
 
-/// The Begins that wait for their buyer's open purchase, and the changes that they wait for. It outlives the memory that
-/// is loaded anew.
+/// Begins that wait for their buyer's open purchase, and the changes that they wait for. Outlives the memory that is
+/// loaded anew.
 #[derive(Default)]
 pub struct BeginWaiters {
     state: Mutex<BeginWaitersState>,
@@ -50,7 +49,6 @@ struct BeginWaitersState {
     all: usize,
 }
 
-/// The waiting Begins of one buyer.
 #[derive(Default)]
 struct BeginsOfBuyer {
     count: usize,
@@ -58,17 +56,14 @@ struct BeginsOfBuyer {
     news: u64,
 }
 
-/// A waiting Begin; it stops waiting when dropped.
+/// Stops waiting when dropped.
 struct BeginWaiter<'a> {
     queue: &'a BeginWaiters,
     buyer_id: u64,
 }
 
 impl BeginWaiters {
-    /// Adds a Begin, which misses no change from now on.
-    ///
-    /// # Errors
-    /// BUSY when too many wait.
+    /// The Begin misses no change from now on. BUSY when too many wait.
     fn enter(&self, buyer_id: u64) -> ShopResult<BeginWaiter<'_>> {
         let mut state = self.state.lock();
         let of_buyer = state.of.get(&buyer_id).map_or(0, |begins| begins.count);
@@ -80,7 +75,7 @@ impl BeginWaiters {
         Ok(BeginWaiter { queue: self, buyer_id })
     }
 
-    /// Records that a buyer's purchase has changed, and wakes the Begins that wait for it.
+    /// A buyer's purchase has changed.
     pub(super) fn notify(&self, buyer_id: u64) {
         if let Some(begins) = self.state.lock().of.get_mut(&buyer_id) {
             begins.news += 1;
@@ -88,7 +83,7 @@ impl BeginWaiters {
         }
     }
 
-    /// Wakes all Begins, because memory was loaded anew.
+    /// Memory was loaded anew.
     pub(super) fn notify_all(&self) {
         self.state.lock().of.values_mut().for_each(|begins| begins.news += 1);
         self.news.notify_all();
@@ -100,10 +95,7 @@ impl BeginWaiter<'_> {
         self.queue.state.lock().of.get(&self.buyer_id).map_or(0, |begins| begins.news)
     }
 
-    /// Waits for a change after `seen`.
-    ///
-    /// # Errors
-    /// BUSY when there is none before the deadline.
+    /// Waits for a change after `seen`; BUSY when there is none before the deadline.
     fn wait(&self, seen: u64, deadline: Instant) -> ShopResult<()> {
         let mut state = self.queue.state.lock();
         while state.of.get(&self.buyer_id).is_some_and(|begins| begins.news == seen) {
@@ -128,7 +120,6 @@ impl Drop for BeginWaiter<'_> {
     }
 }
 
-/// A response of the bank.
 enum BankResponse {
     Authorised,
     Declined(String),
@@ -138,7 +129,7 @@ enum BankResponse {
 }
 
 impl CustomerDbInner {
-    /// Begins a purchase, once the buyer's open one has ended.
+    /// Begins a purchase once the buyer's open one has ended.
     pub(super) fn begin(&self, request: BeginRequest<'_>) -> ShopResult<BeginResponse> {
         let deadline = Instant::now() + BEGIN_WAIT_MAX;
         let mut queued: Option<(u64, BeginWaiter<'_>)> = None;
@@ -152,14 +143,14 @@ impl CustomerDbInner {
             };
             match (&queued, seen) {
                 (Some((of, begin)), Some(seen)) if *of == buyer_id => begin.wait(seen, deadline)?,
-                // It misses no change from now on; one may have happened just before, so the core is asked again.
+                // It misses no change from now on; for one just before, the core is asked again.
                 _ => queued = Some((buyer_id, self.begin_waiters.enter(buyer_id)?)),
             }
         }
     }
 
-    /// Tries to begin a purchase in one memory: what is read from the disk for it counts in no other, which may have been
-    /// loaded since. `Err` is the buyer whose open purchase must end first.
+    /// Tries in one memory: what is read for it counts in none that was loaded since. `Err` is the buyer whose open
+    /// purchase must end first.
     fn try_begin(
         &self,
         memory: &CustomerMemory,
@@ -173,20 +164,20 @@ impl CustomerDbInner {
             match beginning {
                 BeginResult::Decided(decided) => return Ok(Ok(decided)),
                 BeginResult::Wait { buyer_id } => return Ok(Err(buyer_id)),
-                // Purchases of others were evicted each time that the disk was read.
+                // Purchases of others were evicted each time.
                 BeginResult::ReadCompletedByKey { .. } if made.is_some() && Instant::now() >= deadline => {
                     return Err(Refusal::new(ErrorCode::Busy, "too many purchases are under way: try again later"));
                 }
                 BeginResult::ReadCompletedByKey { buyer_id, key, evictions } => {
-                    let purchase = self.store.read(|reader| sales::completed_purchase_by_key(reader, buyer_id, &key));
-                    let purchase = purchase.map_err(|error: StoreError| unavailable(&error))?;
+                    let purchase =
+                        read(&self.store, |reader| sales::completed_purchase_by_key(reader, buyer_id, &key))?;
                     made = Some(CompletedByKey { purchase, evictions });
                 }
             }
         }
     }
 
-    /// Returns a result once the commit that it depends on is on disk.
+    /// The answer, once the commit that it depends on is on disk.
     fn settle<T>(&self, memory: &Arc<CustomerMemory>, answer: ShopResult<T>, newest: &CommitHandle) -> ShopResult<T> {
         self.wait_committed(memory, newest)?;
         answer
@@ -217,17 +208,16 @@ impl CustomerDbInner {
                 answer_of(stepped)?;
                 to_json(&purchased?)
             }
-            // It may have completed long ago, without its driver having received the response.
+            // It may have completed long ago without its driver having received the response.
             Err(refusal) if refusal.code == ErrorCode::NotFound => {
-                let made = self.store.read(|reader| sales::completed_purchase(reader, id));
-                let made = made.map_err(|error: StoreError| unavailable(&error))?;
+                let made = read(&self.store, |reader| sales::completed_purchase(reader, id))?;
                 to_json(&made.ok_or(refusal)?.outcome()?)
             }
             Err(refusal) => Err(refusal),
         }
     }
 
-    /// Handles one event, and waits until its writes are on disk.
+    /// Waits until the writes of the event are on disk.
     fn step(&self, id: &str, event: PurchaseEvent<'_>) -> ShopResult<StepResult<CommitHandle>> {
         let memory = self.memory.current();
         let stepped = memory.lock().step(self.config.clock.now(), id, event).ok_or_else(no_such_purchase)?;
@@ -239,7 +229,7 @@ impl CustomerDbInner {
         Ok(stepped)
     }
 
-    /// Asks the bank until it responds or the deadline has passed; without a deadline, once.
+    /// Asks until the bank responds or the deadline has passed; without a deadline, once.
     fn ask_bank(
         &self,
         id: &str,
@@ -256,7 +246,7 @@ impl CustomerDbInner {
             };
             log::warn!("purchase {id}: {error}");
             let deadline = deadline.filter(|deadline| Instant::now() + pause < *deadline)?;
-            // Nothing but time makes a bank answer; unless the database closes, it is waited for.
+            // Only time makes a bank answer; unless the database closes, it is waited for.
             let mut is_closed = self.is_closed.lock();
             if *is_closed {
                 return None;
@@ -266,7 +256,7 @@ impl CustomerDbInner {
         }
     }
 
-    /// Asks the bank once. `None` stands for a response that contradicts an earlier one: a person must look at it.
+    /// `None` stands for a response that contradicts an earlier one: a person must look at it.
     fn ask_bank_once(
         &self,
         id: &str,
@@ -282,7 +272,7 @@ impl CustomerDbInner {
                     AuthorisationOutcome::Declined { reason } => BankResponse::Declined(reason),
                 })
             }
-            // A request to authorise without a card is not sent: only the driver has the card.
+            // Only the driver has the card.
             (BankRequest::Authorise(_), None) => None,
             (BankRequest::Capture, _) => Some(match self.gateway.capture(id, now)? {
                 CaptureOutcome::Captured => BankResponse::Captured,
@@ -299,7 +289,7 @@ impl CustomerDbInner {
         })
     }
 
-    /// Repeats each request that the bank has not answered once; evicts finished purchases.
+    /// Repeats once each request that the bank has not answered; evicts finished purchases.
     pub(super) fn retry_bank_requests(&self) {
         let memory = self.memory.current();
         let unanswered = memory.lock().purchases.pending_bank_requests();
@@ -317,7 +307,7 @@ impl CustomerDbInner {
         buyers.into_iter().for_each(|buyer_id| self.begin_waiters.notify(buyer_id));
     }
 
-    /// The user id of a session, which is used by this.
+    /// Counts as a use of the session.
     pub(super) fn user_of(&self, role: Role, sid: &str) -> ShopResult<u64> {
         let memory = self.memory.current();
         let used = memory.lock().use_session(self.config.clock.now(), role, sid);
@@ -329,9 +319,9 @@ impl CustomerDbInner {
 
     pub(super) fn page<T: Serialize>(
         &self,
-        read: impl FnOnce(&dyn Reader) -> Result<Vec<T>, StoreError>,
+        rows: impl FnOnce(&dyn Reader) -> Result<Vec<T>, StoreError>,
     ) -> ShopResult<String> {
-        to_json(&self.store.read(read).map_err(|error| unavailable(&error))?)
+        to_json(&read(&self.store, rows)?)
     }
 
     pub(super) fn ship(&self, seller_id: u64, purchase_id: String, item_id: String) -> ShopResult<()> {
@@ -346,7 +336,7 @@ impl CustomerDbInner {
     }
 }
 
-/// The response to a driver, after the last step.
+/// The answer to a driver, after the last step.
 pub(super) fn answer_of(stepped: StepResult<CommitHandle>) -> ShopResult<()> {
     match stepped.transition.next {
         NextAction::Respond(answer) => answer,
@@ -369,7 +359,7 @@ impl BankResponse {
     }
 }
 
-/// A request to the bank that is in progress, until this is dropped.
+/// A request to the bank is in progress until this is dropped.
 struct BankRequestGuard {
     memory: Arc<CustomerMemory>,
     id: String,
@@ -389,11 +379,10 @@ impl Drop for BankRequestGuard {
     }
 }
 
-/// Parses card details, whose form a frontend has checked; the bank decides whether the card is valid.
+/// A frontend has checked the form; the bank decides whether the card is valid.
 pub(super) fn read_card(card: &CardDetails) -> ShopResult<PaymentCard> {
-    let wrong = |field: &str, rule: String| Refusal::new(ErrorCode::BadRequest, format!("{field}: {rule}"));
     Ok(PaymentCard {
-        number: CardNumber::new(&card.number).map_err(|rule| wrong("number", rule))?,
-        expiry: Expiry::parse(&card.exp).map_err(|rule| wrong("exp", rule))?,
+        number: CardNumber::new(&card.number).map_err(|rule| Refusal::wrong("number", rule))?,
+        expiry: Expiry::parse(&card.exp).map_err(|rule| Refusal::wrong("exp", rule))?,
     })
 }

@@ -1,7 +1,5 @@
-//! The tables of purchases: open ones, completed ones, and their postings in the ledger.
-//!
-//! An open purchase is one row of JSON, and all are loaded at the start. A completed one is a row with its idempotency
-//! key and a row for each line, which stay.
+//! The tables of purchases. An open one is one row of JSON, and all are loaded at the start. A completed one is a row
+//! with its idempotency key and a row for each line, which stay.
 
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, FeeRate, Millis, Name};
@@ -9,7 +7,6 @@ use crate::shop::ops::{PurchaseHistoryEntry, SellerOrder};
 use crate::shop::purchase::{Purchase, PurchaseWrite};
 use crate::storage::{Reader, ReaderExt, StoreError, Tx};
 
-/// The migration that creates the tables of purchases.
 pub const MIGRATION: &str = "
     CREATE TABLE shop_purchase (purchase_id TEXT PRIMARY KEY, body TEXT NOT NULL);
     CREATE TABLE shop_sale (purchase_id TEXT PRIMARY KEY, buyer_id BIGINT NOT NULL, idempotency_key TEXT,
@@ -21,7 +18,7 @@ pub const MIGRATION: &str = "
     CREATE INDEX shop_sold_by_buyer ON shop_sold (buyer_id, at DESC, purchase_id DESC, line);
     CREATE INDEX shop_sold_by_seller ON shop_sold (seller_id, at DESC, purchase_id DESC, line)";
 
-/// The writes of a purchase's transition. The JSON is serialised here, on the caller's thread, not on the writer's.
+/// The JSON is serialised here, on the caller's thread, not on the writer's.
 #[derive(Debug, Clone)]
 pub struct PurchaseWrites {
     purchase: Purchase,
@@ -32,7 +29,7 @@ pub struct PurchaseWrites {
 }
 
 impl PurchaseWrites {
-    /// The writes of a transition that the purchase has just made.
+    /// The purchase has just made the transition.
     pub fn new(purchase: &Purchase, writes: Vec<PurchaseWrite>, fee: FeeRate, at: Millis) -> PurchaseWrites {
         let body = serde_json::to_string(purchase).map_err(|error| StoreError::Invalid(error.to_string()));
         PurchaseWrites { purchase: purchase.clone(), body, writes, fee, at }
@@ -44,21 +41,16 @@ impl PurchaseWrites {
         &self.purchase
     }
 
-    /// The kinds of writes.
     #[cfg(any(test, feature = "internals"))]
     pub fn kinds(&self) -> &[PurchaseWrite] {
         &self.writes
     }
 
-    /// Converts the time of the writes: the core's instant becomes a date.
+    /// The core's instant becomes a date.
     pub fn convert_time(&mut self, to_date: impl FnOnce(Millis) -> Millis) {
         self.at = to_date(self.at);
     }
 
-    /// Executes the writes in a transaction.
-    ///
-    /// # Errors
-    /// The store cannot be written, or the ledger rejects a posting.
     pub fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
         self.writes.iter().try_for_each(|row| self.write_one(tx, *row))
     }
@@ -106,7 +98,7 @@ impl PurchaseWrites {
         )?;
         let (mut shares, mut fees) = (Vec::new(), 0);
         for (line_number, line) in (0i64..).zip(&purchase.priced) {
-            // Cannot overflow, because the total was checked before the card was charged.
+            // Cannot overflow: the total was checked before the card was charged.
             let amount = Cents(line.price.0 * i64::from(line.quantity));
             let fee = self.fee.fee_on(amount);
             let payout = Cents(amount.0 - fee.0);
@@ -133,21 +125,16 @@ impl PurchaseWrites {
     }
 }
 
-/// Reads all open purchases.
-///
-/// # Errors
-/// The store cannot be read, or holds a row that this program did not write.
 pub fn open_purchases(reader: &dyn Reader) -> Result<Vec<Purchase>, StoreError> {
     reader.all("SELECT body FROM shop_purchase ORDER BY purchase_id", &[], |row| parse_purchase(row.text(0)?))
 }
 
-/// Reads a completed purchase.
 pub fn completed_purchase(reader: &dyn Reader, purchase_id: &str) -> Result<Option<Purchase>, StoreError> {
     let sql = "SELECT body FROM shop_sale WHERE purchase_id = $1";
     reader.first(sql, &[purchase_id.into()], |row| parse_purchase(row.text(0)?))
 }
 
-/// Reads the newest purchase that a buyer has completed under an idempotency key.
+/// The newest under an idempotency key.
 pub fn completed_purchase_by_key(
     reader: &dyn Reader,
     buyer_id: u64,
@@ -157,7 +144,7 @@ pub fn completed_purchase_by_key(
     reader.first(sql, &[to_bigint(buyer_id)?.into(), key.into()], |row| parse_purchase(row.text(0)?))
 }
 
-/// Reads a page of a buyer's purchase history, newest first.
+/// The newest comes first.
 pub fn purchase_history(
     reader: &dyn Reader,
     buyer_id: u64,
@@ -181,7 +168,7 @@ pub fn purchase_history(
     )
 }
 
-/// Reads a page of a seller's orders, newest first.
+/// The newest comes first.
 pub fn seller_orders(
     reader: &dyn Reader,
     seller_id: u64,
@@ -209,18 +196,17 @@ pub fn seller_orders(
     )
 }
 
-/// The result of marking a line of a purchase as shipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShipResult {
     /// The line is marked as shipped, now or since before.
     Shipped,
-    /// The line is another seller's.
+    /// It is another seller's.
     Foreign,
     /// There is no such line.
     Unknown,
 }
 
-/// Marks a seller's line as shipped; the time of the first call is kept.
+/// The time of the first call is kept.
 pub fn mark_shipped(
     tx: &mut dyn Tx,
     seller_id: u64,

@@ -1,7 +1,5 @@
-//! The customer database's tables except those of purchases, with all their statements.
-//!
-//! Accounts are read from disk when needed. Open sessions, their carts and their buyers' saved carts are held in memory
-//! and loaded from here at the start.
+//! The customer database's tables except those of purchases. Accounts are read when needed. Open sessions, their carts
+//! and their buyers' saved carts are held in memory and loaded from here at the start.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,8 +13,6 @@ use crate::shop::ops::{Account, Role};
 use crate::shop::purchase::Purchase;
 use crate::storage::{self, Journal, Reader, ReaderExt, Row, StoreError, StoredChange, Tx};
 
-/// The migration that creates the tables of accounts, sessions and carts.
-///
 /// `shop_session.session` is [`SessionKey::to_text`]; the session id that clients know is not in the file.
 pub const MIGRATION: &str = "
     CREATE TABLE shop_user (role TEXT NOT NULL, user_id BIGINT NOT NULL, username TEXT NOT NULL, name TEXT,
@@ -32,21 +28,18 @@ pub const MIGRATION: &str = "
     CREATE TABLE shop_request (session TEXT NOT NULL, slot BIGINT NOT NULL, number BIGINT NOT NULL,
         request TEXT NOT NULL, at BIGINT NOT NULL, quantity BIGINT, PRIMARY KEY (session, slot))";
 
-/// The migration that creates the table of user ids to skip, by role: see [`skip_user_ids`].
+/// User ids to skip, by role: see [`skip_user_ids`].
 pub const MIGRATION_SKIPPED: &str = "CREATE TABLE shop_user_skipped (role TEXT PRIMARY KEY, up_to BIGINT NOT NULL)";
 
-/// The migration that adds a key to each user name: the name in Unicode's form C, by which names are compared. An ASCII
-/// name, recognised by its length in bytes, is its own key; [`backfill_username_keys`] adds the others.
+/// User names get a key by which they are compared: the name in Unicode's form C. An ASCII name, recognised by its
+/// length in bytes, is its own key; [`backfill_username_keys`] adds the others.
 pub const MIGRATION_KEYS: &str = "
     ALTER TABLE shop_user ADD COLUMN username_key TEXT;
     UPDATE shop_user SET username_key = username WHERE length(CAST(username AS BLOB)) = length(username);
     CREATE INDEX shop_user_key ON shop_user (role, username_key);
     CREATE INDEX shop_user_without_key ON shop_user (role, user_id) WHERE username_key IS NULL";
 
-/// Adds the keys of user names that [`MIGRATION_KEYS`] has left out.
-///
-/// # Errors
-/// The store cannot be read or written.
+/// Adds the keys that [`MIGRATION_KEYS`] has left out.
 pub fn backfill_username_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
     let sql = "SELECT role, user_id, username FROM shop_user WHERE username_key IS NULL";
     let missing = tx.all(sql, &[], |row| Ok((role_from_row(row, 0)?, row.uint(1)?, row.text(2)?.to_owned())))?;
@@ -59,10 +52,9 @@ pub fn backfill_username_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The journal of a running customer database.
 pub type StoreJournal = storage::StoreJournal<CustomerChange>;
 
-/// A journal of the customer database's changes, whose commits are `C`.
+/// A journal whose commits are `C`.
 pub trait CustomerJournal<C>: Journal<Change = CustomerChange, Commit = C> {}
 
 impl<C, J: Journal<Change = CustomerChange, Commit = C>> CustomerJournal<C> for J {}
@@ -83,20 +75,36 @@ impl StoredChange for CustomerChange {
     }
 }
 
-/// A change of a session, a cart, a remembered response or a purchase.
+/// A change of a session, a cart, a remembered response or a purchase. The end of a session takes its cart and its
+/// remembered responses along; a line of no units is deleted.
 #[derive(Debug, Clone)]
 pub enum CustomerChange {
-    /// A user has signed in.
-    OpenSession { session: SessionKey, role: Role, user_id: u64, at: Millis },
-    /// A session has ended: deletes it with its cart and its remembered responses.
+    OpenSession {
+        session: SessionKey,
+        role: Role,
+        user_id: u64,
+        at: Millis,
+    },
     CloseSession(SessionKey),
-    /// Sets the units of an item in a session's cart; 0 deletes the line.
-    CartLine { session: SessionKey, item_id: Arc<str>, quantity: u32 },
-    /// Sets the units of an item in a buyer's saved cart; 0 deletes the line.
-    SavedCartLine { user_id: u64, item_id: Arc<str>, quantity: u32 },
-    /// Remembers the response to a request: the remaining quantity, if it returns one.
-    AnsweredRequest { session: SessionKey, slot: u32, number: u64, request: String, at: Millis, quantity: Option<u32> },
-    /// What a transition of a purchase writes.
+    CartLine {
+        session: SessionKey,
+        item_id: Arc<str>,
+        quantity: u32,
+    },
+    SavedCartLine {
+        user_id: u64,
+        item_id: Arc<str>,
+        quantity: u32,
+    },
+    /// The response is the remaining quantity, if it returns one.
+    AnsweredRequest {
+        session: SessionKey,
+        slot: u32,
+        number: u64,
+        request: String,
+        at: Millis,
+        quantity: Option<u32>,
+    },
     Purchase(Box<PurchaseWrites>),
 }
 
@@ -150,7 +158,6 @@ impl CustomerChange {
     }
 }
 
-/// A session as it is loaded at the start.
 #[derive(Debug)]
 pub struct SessionRow {
     pub session: SessionKey,
@@ -158,26 +165,24 @@ pub struct SessionRow {
     pub account: Account,
     /// The last use, as far as it was written.
     pub used_at: Millis,
-    /// Whether it had expired when last uses were written.
+    /// It had expired when last uses were written.
     pub was_over: bool,
 }
 
-/// A consistent snapshot of the state that is held in memory.
+/// A consistent snapshot of what is held in memory.
 #[derive(Debug, Default)]
 pub struct CustomerSnapshot {
-    /// All sessions, including those whose end was not written.
+    /// They include those whose end was not written.
     pub sessions: Vec<SessionRow>,
     /// The lines of the sessions' carts.
     pub lines: Vec<(SessionKey, Arc<str>, u32)>,
-    /// The lines of the saved carts of buyers who have a session or an open purchase.
+    /// The saved carts of buyers who have a session or an open purchase.
     pub saved: Vec<(u64, Arc<str>, u32)>,
-    /// The remembered responses, by session in the order of their requests.
+    /// They are ordered by session, then by request.
     pub answered: Vec<AnsweredRow>,
-    /// All open purchases.
     pub open_purchases: Vec<Purchase>,
 }
 
-/// The remembered response to a request.
 #[derive(Debug)]
 pub struct AnsweredRow {
     pub session: SessionKey,
@@ -187,10 +192,7 @@ pub struct AnsweredRow {
     pub quantity: Option<u32>,
 }
 
-/// Reads the state that is held in memory.
-///
-/// # Errors
-/// The store cannot be read, or holds a row that this program did not write.
+/// What is held in memory.
 pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<CustomerSnapshot, StoreError> {
     let flushed_at = reader.first("SELECT at FROM shop_flush WHERE id = 1", &[], |row| row.millis(0))?;
     let flushed_at = flushed_at.unwrap_or_default();
@@ -240,19 +242,12 @@ pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<CustomerSnapshot, 
     Ok(CustomerSnapshot { sessions, lines, saved, answered, open_purchases })
 }
 
-/// Reads the saved cart of a buyer.
-///
-/// # Errors
-/// The store cannot be read.
 pub fn saved_cart(reader: &dyn Reader, user_id: u64) -> Result<Vec<(Arc<str>, u32)>, StoreError> {
     let sql = "SELECT item_id, quantity FROM shop_saved WHERE user_id = $1";
     reader.all(sql, &[to_bigint(user_id)?.into()], |row| Ok((Arc::from(row.text(0)?), to_quantity(row.uint(1)?)?)))
 }
 
-/// Writes when sessions were last used; sessions that have ended stay deleted.
-///
-/// # Errors
-/// The store cannot be written.
+/// Sessions that have ended stay deleted.
 pub fn write_last_uses(tx: &mut dyn Tx, uses: &[(SessionKey, Millis)]) -> Result<(), StoreError> {
     for (session, at) in uses {
         let session = session.to_text();
@@ -261,31 +256,24 @@ pub fn write_last_uses(tx: &mut dyn Tx, uses: &[(SessionKey, Millis)]) -> Result
     Ok(())
 }
 
-/// Records that all last uses up to this time are written.
-///
-/// # Errors
-/// The store cannot be written.
+/// All last uses up to this time are written.
 pub fn write_flush_time(tx: &mut dyn Tx, at: Millis) -> Result<(), StoreError> {
     let sql = "INSERT INTO shop_flush (id, at) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET at = excluded.at";
     tx.execute(sql, &[at.into()]).map(|_rows| ())
 }
 
-/// An account with its password hash.
 #[derive(Clone)]
 pub struct UserRow {
     pub account: Account,
-    /// The password hash.
+    /// The password's hash.
     pub password: String,
-    /// The id of the request that created the account.
+    /// Which created the account.
     pub request: String,
     pub created_at: Millis,
 }
 
-/// Finds a user by name, in any Unicode spelling. Earlier versions could create two users with different spellings of a
-/// name; then this is the one with exactly this spelling, or else the older.
-///
-/// # Errors
-/// The store cannot be read.
+/// The name may have any Unicode spelling. Earlier versions could create two users with different spellings of a name;
+/// then this is the one with exactly this spelling, or else the older.
 pub fn user_by_name(reader: &dyn Reader, role: Role, username: &str) -> Result<Option<UserRow>, StoreError> {
     let sql = "SELECT user_id, username, name, password, request, created_at FROM shop_user
                WHERE role = $1 AND username_key = $2 ORDER BY username <> $3, user_id LIMIT 1";
@@ -295,10 +283,6 @@ pub fn user_by_name(reader: &dyn Reader, role: Role, username: &str) -> Result<O
     })
 }
 
-/// Finds an account by id.
-///
-/// # Errors
-/// The store cannot be read.
 pub fn account_by_id(reader: &dyn Reader, role: Role, user_id: u64) -> Result<Option<Account>, StoreError> {
     // No id is that large.
     let Ok(user_id) = i64::try_from(user_id) else { return Ok(None) };
@@ -306,10 +290,7 @@ pub fn account_by_id(reader: &dyn Reader, role: Role, user_id: u64) -> Result<Op
     reader.first(sql, &[role.as_str().into(), user_id.into()], account_from_row)
 }
 
-/// Calls `each` with every account and its time of creation, for the operator.
-///
-/// # Errors
-/// The store cannot be read.
+/// Lists all accounts for the operator.
 pub fn for_each_user(reader: &dyn Reader, each: &mut dyn FnMut(Role, Account, Millis)) -> Result<(), StoreError> {
     let sql = "SELECT user_id, username, name, role, created_at FROM shop_user ORDER BY role, user_id";
     reader.query(sql, &[], &mut |row| {
@@ -318,18 +299,15 @@ pub fn for_each_user(reader: &dyn Reader, each: &mut dyn FnMut(Role, Account, Mi
     })
 }
 
-/// The last id of a role that was assigned or is to be skipped.
+/// Assigned or to be skipped.
 fn last_user_id(tx: &mut dyn Tx, role: Role) -> Result<u64, StoreError> {
     let sql = "SELECT COALESCE(MAX(id), 0) FROM (SELECT MAX(user_id) AS id FROM shop_user WHERE role = $1
                UNION ALL SELECT up_to FROM shop_user_skipped WHERE role = $1) AS ids";
     Ok(tx.first(sql, &[role.as_str().into()], |row| row.uint(0))?.unwrap_or(0))
 }
 
-/// Skips the ids of each role up to this one, which may have been assigned by a lost file or after the backup that this
-/// file is from.
-///
-/// # Errors
-/// The store cannot be read or written.
+/// The ids of each role up to this one may have been assigned by a lost file or after the backup that this file is
+/// from.
 pub fn skip_user_ids(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
     for role in [Role::Buyer, Role::Seller] {
         if last_user_id(tx, role)? >= up_to {
@@ -346,9 +324,6 @@ pub fn skip_user_ids(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
 }
 
 /// Adds a user with the next id of the role.
-///
-/// # Errors
-/// The store cannot be read or written.
 pub fn add_user(
     tx: &mut dyn Tx,
     role: Role,
@@ -375,7 +350,7 @@ pub fn add_user(
     Ok(Account { user_id, username: username.to_owned(), name: name.unwrap_or(username).to_owned() })
 }
 
-/// Reads an account from the first three columns: `user_id`, `username`, `name`.
+/// Reads the first three columns: `user_id`, `username`, `name`.
 fn account_from_row(row: &Row<'_>) -> Result<Account, StoreError> {
     let username = row.text(1)?.to_owned();
     let name = row.opt_text(2)?.map_or_else(|| username.clone(), str::to_owned);

@@ -1,5 +1,4 @@
-//! The calls in a session: which database is asked what. One that needs a single operation is told by the table of
-//! [`apis`](crate::shop::apis); the others are here.
+//! The calls in a session: which database is asked what.
 
 use serde::Deserialize;
 
@@ -11,11 +10,11 @@ use crate::shop::ops::{Account, BeginResponse, CompletedPurchase, ErrorCode, Ite
 use crate::shop::product::{NewItem, ProductOp};
 use crate::shop::purchase::driver::Driver;
 
-/// How long the frontend asks for units to be held for a purchase. The product database has a lower limit of its own.
+/// How long units are to be held. The product database has a lower limit of its own.
 const HOLD_MS: u64 = 3_600_000;
 
 impl Frontend {
-    /// Executes a call in a session. `uses_saved_cart` is set for dialect 2.
+    /// `uses_saved_cart` is set for dialect 2.
     pub(super) fn handle_session_call(
         &self,
         sid: String,
@@ -72,14 +71,13 @@ impl Frontend {
         json.map(ResponsePayload::Json)
     }
 
-    /// Asks the product database for what the account of the session is part of.
+    /// Asks for what the account of the session is part of.
     fn call_product_as_user(&self, sid: String, op: impl FnOnce(Account) -> ProductOp) -> ShopResult<String> {
         let account = self.touch_session(sid)?;
         self.call_product_raw(&op(account))
     }
 
     fn own_item(&self, sid: String, item_id: String) -> ShopResult<String> {
-        /// The only field that is parsed of an item whose JSON is passed on.
         #[derive(Deserialize)]
         struct ItemOwner {
             seller_id: u64,
@@ -93,11 +91,10 @@ impl Frontend {
         Ok(item)
     }
 
-    /// Asks for the item's stock first, because a cart may not hold more; the cart's operation itself checks the
-    /// session.
+    /// Asks for the item's stock first, because a cart may not hold more; the cart's operation checks the session.
     fn add_to_cart(&self, sid: String, uses_saved_cart: bool, item_id: String, quantity: u32) -> ShopResult<String> {
-        let item: ShopResult<Item> = self.call_product(&ProductOp::GetItem { item_id: item_id.clone() });
-        let at_most = match item {
+        let item = self.call_product_raw(&ProductOp::GetItem { item_id: item_id.clone() });
+        let at_most = match item.and_then(|json| parse_response::<Item>(&json)) {
             Ok(item) => item.quantity,
             Err(refusal) => {
                 // Errors of the session take precedence over those of the item.

@@ -6,9 +6,9 @@ use serde::de::DeserializeOwned;
 use crate::model::Token;
 use crate::shop::ops::{ErrorCode, Refusal, ShopResult};
 
-/// Executes the operations that arrive over links.
+/// Executes what arrives over links.
 pub trait Database<Op>: Send + Sync + 'static {
-    /// Executes an operation on the calling thread and returns the JSON of its result.
+    /// Executes the operation on the calling thread and returns the JSON of its result.
     fn handle(&self, op: Op) -> ShopResult<String>;
 }
 
@@ -17,7 +17,7 @@ const OK_PREFIX: &[u8] = b"{\"ok\":";
 pub fn execute_operation<Op: DeserializeOwned>(database: &(impl Database<Op> + ?Sized), request: &[u8]) -> Vec<u8> {
     let result = match serde_json::from_slice(request) {
         Ok(op) => database.handle(op),
-        // Without the error's text, which may quote the request.
+        // The error's text may quote the request.
         Err(_) => Err(Refusal::new(ErrorCode::BadRequest, "the components are of different versions")),
     };
     encode_response(&result)
@@ -31,30 +31,28 @@ fn encode_response(result: &ShopResult<String>) -> Vec<u8> {
     }
 }
 
-/// Decodes a database's response to an operation. The JSON of the result is not parsed, because most of it is passed
-/// on to a client as it is.
+/// The JSON of the result is not parsed, because most of it is passed on to a client as it is.
 pub fn decode_response(mut response: Vec<u8>) -> ShopResult<String> {
     #[derive(serde::Deserialize)]
     struct LinkErrorResponse {
         error: Refusal,
     }
-    let invalid = || Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer");
     if response.starts_with(OK_PREFIX) && response.last() == Some(&b'}') {
         response.pop();
         response.drain(..OK_PREFIX.len());
-        return String::from_utf8(response).map_err(|_| invalid());
+        return String::from_utf8(response).map_err(|_| Refusal::no_proper_answer());
     }
-    Err(serde_json::from_slice::<LinkErrorResponse>(&response).map_or_else(|_| invalid(), |refused| refused.error))
+    let refused = serde_json::from_slice::<LinkErrorResponse>(&response);
+    Err(refused.map_or_else(|_| Refusal::no_proper_answer(), |refused| refused.error))
 }
 
-/// A new request id for an operation that is not idempotent.
+/// An operation that is not idempotent has such an id.
 pub fn request_id() -> String {
     Token::random().reveal().to_owned()
 }
 
-/// Parses the JSON result of a database's operation.
 pub fn parse_response<T: DeserializeOwned>(json: &str) -> ShopResult<T> {
-    serde_json::from_str(json).map_err(|_| Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer"))
+    serde_json::from_str(json).map_err(|_| Refusal::no_proper_answer())
 }
 
 #[cfg(test)]

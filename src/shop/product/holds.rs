@@ -1,4 +1,4 @@
-//! Stored holds: applies the state machine of `shop/hold.rs` to the tables, in one transaction per step.
+//! Applies the state machine of `shop/hold.rs` to the tables, in one transaction per step.
 
 use super::store::{self, SellerCountDeltas};
 use crate::model::Millis;
@@ -42,11 +42,8 @@ impl Inventory for ItemTable<'_> {
     }
 
     fn count_sold(&mut self, seller_id: u64, units: i64) -> Result<(), StoreError> {
-        store::add_to_seller_counts(
-            self.0,
-            store::id_column(seller_id),
-            SellerCountDeltas { sold: units, ..SellerCountDeltas::default() },
-        )
+        let add = SellerCountDeltas { sold: units, ..SellerCountDeltas::default() };
+        store::add_to_seller_counts(self.0, store::id_column(seller_id), add)
     }
 }
 
@@ -58,7 +55,7 @@ impl ItemTable<'_> {
     }
 }
 
-/// Applies a step to a purchase's record and stores the record if it has changed.
+/// Stores the record if the step has changed it.
 fn update_record<T>(
     tx: &mut dyn Tx,
     purchase_id: &str,
@@ -125,16 +122,13 @@ pub(super) fn state(reader: &dyn Reader, now: Millis, purchase_id: &str) -> Resu
     Ok(read_record(reader, purchase_id)?.state_at(now))
 }
 
-/// The time at which the next hold expires.
-pub(super) fn next_expiry(reader: &dyn Reader) -> Result<Option<Millis>, StoreError> {
-    reader.first(
-        "SELECT at FROM product_hold WHERE hold = $1 ORDER BY at LIMIT 1",
-        &[state_code(HoldState::Held).into()],
-        |row| row.millis(0),
-    )
+/// The earliest time of a hold in this state; of those that are held, the next expiry.
+pub(super) fn earliest(reader: &dyn Reader, state: HoldState) -> Result<Option<Millis>, StoreError> {
+    let sql = "SELECT at FROM product_hold WHERE hold = $1 ORDER BY at LIMIT 1";
+    reader.first(sql, &[state_code(state).into()], |row| row.millis(0))
 }
 
-/// Releases at most `limit` expired holds and returns how many it released.
+/// Releases at most `limit` holds; returns how many.
 pub(super) fn expire(tx: &mut dyn Tx, now: Millis, limit: u32) -> Result<usize, StoreError> {
     let due = tx.all(
         "SELECT purchase_id FROM product_hold WHERE hold = $1 AND at <= $2 ORDER BY at LIMIT $3",
@@ -147,16 +141,7 @@ pub(super) fn expire(tx: &mut dyn Tx, now: Millis, limit: u32) -> Result<usize, 
     Ok(due.len())
 }
 
-/// The time of the oldest tombstone.
-pub(super) fn oldest_tombstone(reader: &dyn Reader) -> Result<Option<Millis>, StoreError> {
-    reader.first(
-        "SELECT at FROM product_hold WHERE hold = $1 ORDER BY at LIMIT 1",
-        &[state_code(HoldState::Released).into()],
-        |row| row.millis(0),
-    )
-}
-
-/// Purges at most `limit` tombstones of up to this time and returns how many it purged.
+/// Purges at most `limit` tombstones of up to this time; returns how many.
 pub(super) fn purge_tombstones(tx: &mut dyn Tx, until: Millis, limit: u32) -> Result<u64, StoreError> {
     tx.execute(
         "DELETE FROM product_hold WHERE purchase_id IN

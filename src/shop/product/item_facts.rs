@@ -1,16 +1,15 @@
-//! An item that is registered, and its immutable fields, which its row holds and the index of the search is made from.
+//! An item that is registered, and its immutable fields, which its row holds and from which the search's index is made.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::Cents;
 use crate::storage::StoreError;
 
-/// An item to be registered, which the caller has validated.
+/// The caller has validated it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NewItem {
-    /// The seller, who is not in a client's message: the frontend knows whose session it is.
+    /// Not in a client's message: the frontend knows whose session it is.
     pub seller_id: u64,
-    /// The seller's user name.
     pub seller: String,
     /// 1 to 32 characters.
     pub item_name: String,
@@ -24,7 +23,7 @@ pub struct NewItem {
     pub quantity: u32,
 }
 
-/// The immutable fields of an item, under the names that clients see.
+/// Immutable, under the names that clients see.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ItemFacts {
     pub item_id: String,
@@ -42,7 +41,7 @@ impl ItemFacts {
     }
 }
 
-/// An id or offset as a column's type. A value beyond that type's maximum becomes the maximum, which is no id in use.
+/// A value beyond the maximum of a column becomes the maximum, which is no id in use.
 pub(super) fn id_column(id: u64) -> i64 {
     i64::try_from(id).unwrap_or(i64::MAX)
 }

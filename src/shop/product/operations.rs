@@ -1,5 +1,4 @@
-//! The operations of the product database: what frontends ask for, and how it is carried out. What several of them
-//! need of the tables is in `store.rs`.
+//! The operations of the product database: what frontends ask for, and how it is carried out.
 
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use crate::shop::ops::{
 };
 use crate::storage::{Reader, ReaderExt, Store, StoreError, Tx};
 
-/// An operation of the product database. Each variant names the type of its result.
+/// Each variant names the type of its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum ProductOp {
@@ -34,44 +33,39 @@ pub enum ProductOp {
     /// → `Item`
     GetItem { item_id: String },
     /// → [`RegisteredItem`]
-    Register {
-        /// The request id.
-        request: String,
-        item: NewItem,
-    },
+    Register { request: String, item: NewItem },
     /// → `()`; FORBIDDEN for another seller's item.
     ChangePrice { seller_id: u64, item_id: String, price: Cents },
     /// → [`RemainingQuantity`]; OUT_OF_STOCK when more units are removed than there are.
     UpdateUnits {
-        /// The request id.
         request: String,
         seller_id: u64,
         item_id: String,
-        /// Units to add; negative to remove.
+        /// Negative to remove units.
         delta: i64,
     },
-    /// → `ItemPage`: a seller's own items, including those without stock, oldest first.
+    /// → `ItemPage` of a seller, including items without stock, oldest first.
     ItemsOf { seller_id: u64, offset: u64, limit: u64 },
-    /// → `()`: one vote per buyer and item, which may be changed. It also counts for the item's seller.
+    /// → `()`: a buyer has one vote, which may be changed. It also counts for the item's seller.
     VoteItem { buyer_id: u64, item_id: String, up: bool },
-    /// → `()`: one vote per buyer and seller, which may be changed.
+    /// → `()`: a buyer has one vote, which may be changed.
     VoteSeller { buyer_id: u64, seller_id: u64, up: bool },
     /// → [`SellerRating`]; all zeros for an unknown seller.
     RatingOf { seller_id: u64 },
-    /// → `Vec<PricedLine>`: takes all lines out of stock or none, until they are sold, released or expire.
-    /// Idempotent per purchase. OUT_OF_STOCK or NOT_FOUND names the item; after a release or expiry, FORBIDDEN.
+    /// → `Vec<PricedLine>`: takes all lines out of stock or none, until they are sold, released or expire. Idempotent
+    /// per purchase. OUT_OF_STOCK or NOT_FOUND names the item; after a release or expiry, FORBIDDEN.
     Hold { purchase_id: String, lines: Vec<LineItem>, expires_in_ms: u64 },
-    /// → `HoldState`: held units become sold, which does not expire. Idempotent.
+    /// → `HoldState`: what is sold does not expire. Idempotent.
     Sell { purchase_id: String },
-    /// → `HoldState` `Released`: held or sold units return to stock. A release that arrives before its hold makes
-    /// that hold fail.
+    /// → `HoldState` `Released`: held or sold units return to stock. A release that arrives before its hold makes that
+    /// hold fail.
     Release { purchase_id: String },
     /// → `HoldState`
     HoldState { purchase_id: String },
 }
 
 impl ProductOp {
-    /// Carries the operation out at `now`, and returns the JSON of its result once it is on disk.
+    /// The JSON of the result, once it is on disk.
     pub(super) fn run(self, store: &Store, now: Millis, hold_timeout: Duration) -> ShopResult<String> {
         match self {
             ProductOp::Search { category, keywords, offset, limit } => {
@@ -110,12 +104,10 @@ impl ProductOp {
     }
 }
 
-/// Reads what an operation returns.
 fn read<T: Serialize>(store: &Store, f: impl FnOnce(&dyn Reader) -> Result<T, StoreError>) -> ShopResult<String> {
     read_json(store, |reader| json(&f(reader)?).map(Ok))
 }
 
-/// Reads the JSON that an operation returns.
 fn read_json(
     store: &Store,
     f: impl FnOnce(&dyn Reader) -> Result<ShopResult<String>, StoreError>,
@@ -123,20 +115,18 @@ fn read_json(
     store.read(f).map_err(refusal_for)?
 }
 
-/// Runs an operation in a transaction. An operation that returns a refusal must not have written anything.
+/// An operation that returns a refusal must not have written anything.
 fn write<T: Serialize>(
     store: &Store,
     f: impl FnOnce(&mut dyn Tx) -> Result<ShopResult<T>, StoreError> + Send + 'static,
 ) -> ShopResult<String> {
-    write_json(store, |tx| {
-        Ok(match f(tx)? {
-            Ok(answer) => Ok(json(&answer)?),
-            Err(refusal) => Err(refusal),
-        })
+    write_json(store, |tx| match f(tx)? {
+        Ok(answer) => json(&answer).map(Ok),
+        Err(refusal) => Ok(Err(refusal)),
     })
 }
 
-/// The same, of one that returns JSON.
+/// The same, of an operation that returns JSON.
 fn write_json(
     store: &Store,
     f: impl FnOnce(&mut dyn Tx) -> Result<ShopResult<String>, StoreError> + Send + 'static,
@@ -144,7 +134,7 @@ fn write_json(
     store.write(f).map_err(refusal_for)?
 }
 
-/// The refusal for a failure of the store, whose details go to the log.
+/// The details go to the log.
 pub(super) fn refusal_for(error: StoreError) -> Refusal {
     if error == StoreError::Busy {
         return Refusal::new(ErrorCode::Busy, "too much waits for the product database: try again");
@@ -173,7 +163,7 @@ fn register(tx: &mut dyn Tx, now: Millis, request: &str, item: NewItem) -> Resul
     Ok(Ok(answer))
 }
 
-/// The item with this id, which must be the seller's.
+/// It must be the seller's.
 fn find_own_item(
     reader: &(impl Reader + ?Sized),
     seller_id: u64,
@@ -232,7 +222,7 @@ fn update_units(
     Ok(Ok(answer))
 }
 
-/// A page of a seller's own items, oldest first.
+/// Oldest first.
 fn seller_items(
     reader: &dyn Reader,
     seller_id: u64,
@@ -294,7 +284,7 @@ fn vote_seller(tx: &mut dyn Tx, buyer_id: u64, seller_id: u64, up: bool) -> Resu
     add_to_seller_counts(tx, id_column(seller_id), add)
 }
 
-/// What a vote adds to the counts; `None` if the buyer has voted the same before.
+/// `None` if the buyer has voted the same before.
 fn vote_delta(before: Option<bool>, up: bool) -> Option<SellerCountDeltas> {
     let taken_back = |vote: bool| i64::from(before == Some(vote));
     (before != Some(up)).then(|| SellerCountDeltas {

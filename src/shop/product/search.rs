@@ -1,18 +1,18 @@
 //! Search: an inverted index of keywords whose posting lists are sorted by price, and the ranking of items.
 //!
-//! Why tables of keywords and not a full-text index: `docs/spec/shop.md` ranks by exact keyword, prefix and word of
-//! the name, not by how rare a word is; a key that ends in the price yields the cheapest first without sorting; and
-//! the same statements run on PostgreSQL.
+//! Why not a full-text index: `docs/spec/shop.md` ranks by exact keyword, prefix and word of the name, not by how rare
+//! a word is; a key that ends in the price yields the cheapest first without sorting; and the same statements run on
+//! PostgreSQL.
 //!
 //! A **posting** `(kind, term, price, number)` says that an item has a term. The kind is 0 for a keyword, 1 for a word
 //! of the name, 2 (with the empty term) for any item, and 3 to 5 for the first 2, 4 and 6 letters of a keyword. A
 //! second table holds the same postings by category. Only items with stock have postings.
 //!
 //! For a search keyword, an item in the exact list of kind 0 scores 2 points, one with a keyword that begins with it 1
-//! point, and one in the exact list of kind 1 another point. A prefix of 2, 4 or 6 letters is one list; a prefix of 1,
-//! 3 or 5 letters is the union of the lists with one letter more, as many as the alphabet has letters. Without kinds 3
-//! to 5 it would be a list for each of perhaps a hundred thousand keywords. (All lengths would make the index larger
-//! by half again.)
+//! point, and one in the exact list of kind 1 another point. A prefix of 2, 4 or 6 letters is one list; one of 1, 3 or
+//! 5 letters is the union of the lists with one letter more, as many as the alphabet has letters. Without kinds 3 to 5
+//! it would be a list for each of perhaps a hundred thousand keywords; all lengths would make the index larger by half
+//! again.
 //!
 //! Only the 10,000 cheapest items with any points are ranked, so no list is read beyond its first 10,001 entries: an
 //! item that is among the cheapest of all is among the cheapest of every list that contains it.
@@ -26,19 +26,17 @@ use crate::model::Cents;
 use crate::model::text::nfc;
 use crate::storage::{Reader, Row, StoreError, Tx, Value};
 
-/// The maximum number of items that are ranked, and that are counted exactly.
+/// Items that are ranked, and that are counted exactly.
 pub(super) const RANKED_MAX: usize = 10_000;
 
-/// The kind of a keyword's postings.
+/// The kinds of postings: see above. `FOR_SALE` is for searches without keywords.
 const KEYWORD: i64 = 0;
-/// The kind of the postings of a word of the name.
 const NAME_WORD: i64 = 1;
-/// The kind of the postings that list all items, for searches without keywords.
 const FOR_SALE: i64 = 2;
-/// The kinds of the postings of keyword prefixes: the number of letters and the kind.
+/// The number of letters of a prefix, and the kind of its postings.
 const PREFIX_KINDS: [(usize, i64); 3] = [(2, 3), (4, 4), (6, 5)];
 
-/// The item numbers of one page of a search.
+/// One page.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SearchHits {
     pub numbers: Vec<i64>,
@@ -46,7 +44,7 @@ pub(super) struct SearchHits {
     pub total_is_at_least: bool,
 }
 
-/// A row of the index. `Ord` is the order of the table's key.
+/// `Ord` is the order of the table's key.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Posting {
     kind: i64,
@@ -56,32 +54,31 @@ pub(super) struct Posting {
     category: u32,
 }
 
-/// Folds a text for comparison: to lowercase and Unicode's form C, with a final sigma folded to a plain one.
+/// Texts are compared in lowercase and Unicode's form C, with a final sigma folded to a plain one.
 pub(super) fn fold(text: &str) -> String {
     // The lowercase of a text in form C need not be in form C (İ).
     nfc(&fold_without_normalization(&nfc(text))).into_owned()
 }
 
-/// Folds a text as versions before `normalize_index` did, without normalization to form C.
+/// Versions before `normalize_index` folded texts like this.
 fn fold_without_normalization(text: &str) -> String {
     let lower = text.to_lowercase();
     if lower.contains('ς') { lower.replace('ς', "σ") } else { lower }
 }
 
-/// The postings of an item.
 pub(super) fn postings(facts: &ItemFacts, price: Cents, number: i64) -> Vec<Posting> {
     postings_folded_by(fold, facts, price, number)
 }
 
-/// Replaces the postings that versions before `normalize_index` wrote for an item.
+/// Replaces what versions before `normalize_index` wrote.
 pub(super) fn reindex_normalized(
     tx: &mut dyn Tx,
     facts: &ItemFacts,
     price: Cents,
     number: i64,
 ) -> Result<(), StoreError> {
-    let (was, is) =
-        (postings_folded_by(fold_without_normalization, facts, price, number), postings(facts, price, number));
+    let was = postings_folded_by(fold_without_normalization, facts, price, number);
+    let is = postings(facts, price, number);
     if was != is {
         remove(tx, was)?;
         add(tx, is)?;
@@ -104,13 +101,13 @@ fn postings_folded_by(fold: fn(&str) -> String, facts: &ItemFacts, price: Cents,
     terms.into_iter().map(posting).collect()
 }
 
-/// The first letters of a text; `None` if it has fewer.
+/// `None` if there are fewer letters.
 fn prefix_of(text: &str, letters: usize) -> Option<&str> {
     let last = letters.checked_sub(1)?;
     text.char_indices().nth(last).map(|(start, letter)| &text[..start + letter.len_utf8()])
 }
 
-/// Inserts postings, in the order of each table's key.
+/// Inserts in the order of each table's key.
 pub(super) fn add(tx: &mut dyn Tx, mut postings: Vec<Posting>) -> Result<(), StoreError> {
     postings.sort_unstable();
     for posting in &postings {
@@ -127,7 +124,6 @@ pub(super) fn add(tx: &mut dyn Tx, mut postings: Vec<Posting>) -> Result<(), Sto
     Ok(())
 }
 
-/// Deletes postings.
 pub(super) fn remove(tx: &mut dyn Tx, postings: Vec<Posting>) -> Result<(), StoreError> {
     for posting in &postings {
         let [kind, term, price, number] = posting.key();
@@ -150,18 +146,17 @@ impl Posting {
     }
 }
 
-/// The parameters of a search.
 pub(super) struct SearchQuery {
     pub category: Option<u32>,
     /// Folded by [`fold`].
     pub keywords: BTreeSet<String>,
     pub offset: u64,
     pub limit: u64,
-    /// The maximum number of items that are ranked: [`RANKED_MAX`], less in tests.
+    /// [`RANKED_MAX`], less in tests.
     pub ranked_max: usize,
 }
 
-/// Finds one page of items: by score, then the cheapest, then the oldest first.
+/// One page: by score, then the cheapest, then the oldest first.
 pub(super) fn search(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchHits, StoreError> {
     if query.keywords.is_empty() {
         return cheapest(reader, query);
@@ -205,8 +200,7 @@ fn cheapest(reader: &dyn Reader, query: &SearchQuery) -> Result<SearchHits, Stor
     Ok(SearchHits { numbers, total, total_is_at_least: in_stock > total })
 }
 
-/// Reads a list of the index with one of two statements: for all categories, or for one, which is its first
-/// parameter.
+/// Runs one of two statements: for all categories, or for one, which is its first parameter.
 fn query_index(
     reader: &dyn Reader,
     category: Option<u32>,
@@ -224,7 +218,7 @@ const EXACT: u32 = 1;
 const PREFIX: u32 = 2;
 const NAMED: u32 = 4;
 const TAG_BITS: u32 = 3;
-/// The maximum number of keywords of one search. (The tags would have room for ten.)
+/// The keywords of one search. (The tags would have room for ten.)
 pub(super) const KEYWORDS_MAX: usize = 5;
 
 fn score(mut tags: u32) -> u32 {
@@ -241,23 +235,23 @@ fn score(mut tags: u32) -> u32 {
     score
 }
 
-/// Price, number and tags of an item in a posting list. Sorts by price, then age.
+/// Price, number and tags. Sorts by price, then age.
 type TaggedItem = (i64, i64, u32);
 
-/// Merges the posting lists that a search reads.
+/// Merges the lists that a search reads.
 struct PostingMerger<'r> {
     reader: &'r dyn Reader,
     category: Option<u32>,
     ranked_max: usize,
     matches: Vec<TaggedItem>,
-    /// The number of matches at which those that cannot be ranked are dropped.
+    /// At this number of matches, those that cannot be ranked are dropped.
     trim_at: usize,
-    /// Items above this price cannot be ranked, because enough cheaper ones were found.
+    /// Above it nothing is ranked, because enough cheaper items were found.
     price_cutoff: i64,
 }
 
 impl PostingMerger<'_> {
-    /// Reads the list of one term.
+    /// One term.
     fn read_exact(&mut self, kind: i64, term: &str, tag: u32) -> Result<(), StoreError> {
         let (matches, rows_max) = (&mut self.matches, self.ranked_max as i64 + 1);
         let mut each = |row: &Row<'_>| {
@@ -277,7 +271,7 @@ impl PostingMerger<'_> {
         Ok(())
     }
 
-    /// Reads the lists of all keywords that begin with this one, which may include the keyword itself.
+    /// All keywords that begin with this one, which may include the keyword itself.
     fn read_prefix(&mut self, prefix: &str, tag: u32) -> Result<(), StoreError> {
         let letters = prefix.chars().count();
         match PREFIX_KINDS.iter().find(|(least, _kind)| *least >= letters) {
@@ -287,7 +281,7 @@ impl PostingMerger<'_> {
         }
     }
 
-    /// Reads the lists of all longer terms that begin with this one.
+    /// All longer terms that begin with this one.
     fn read_range(&mut self, kind: i64, prefix: &str, tag: u32) -> Result<(), StoreError> {
         // No term with this prefix sorts behind this text, because no keyword has 32 letters more.
         let last = format!("{prefix}{}", "\u{10FFFF}".repeat(32));
@@ -316,8 +310,7 @@ impl PostingMerger<'_> {
         Ok(())
     }
 
-    /// Reads the cheapest items of each term, for the case that there are many. Finding the next term is one step in
-    /// the index.
+    /// The cheapest items of each term, if there are many. Finding the next term is one step in the index.
     fn read_each_term(&mut self, kind: i64, prefix: &str, last: &str, tag: u32) -> Result<(), StoreError> {
         let mut term = prefix.to_owned();
         loop {
@@ -329,16 +322,11 @@ impl PostingMerger<'_> {
                  ORDER BY term, price LIMIT $5",
             ];
             let mut next = None;
-            query_index(
-                self.reader,
-                self.category,
-                statements,
-                [kind.into(), (&term).into(), last.into(), 1.into()],
-                &mut |row| {
-                    next = Some((row.text(0)?.to_owned(), row.int(1)?));
-                    Ok(())
-                },
-            )?;
+            let list = [kind.into(), (&term).into(), last.into(), 1.into()];
+            query_index(self.reader, self.category, statements, list, &mut |row| {
+                next = Some((row.text(0)?.to_owned(), row.int(1)?));
+                Ok(())
+            })?;
             let Some((next, cheapest)) = next else { return Ok(()) };
             term = next;
             if cheapest <= self.price_cutoff {
@@ -354,14 +342,14 @@ impl PostingMerger<'_> {
         }
         let items = self.sort_and_merge();
         if items > self.ranked_max {
-            // Keeps one more than is ranked, which shows that there are more.
+            // One more than is ranked shows that there are more.
             self.matches.truncate(self.ranked_max + 1);
             self.price_cutoff = self.matches.last().map_or(i64::MAX, |last| last.0);
         }
         self.trim_at = 2 * self.matches.len().max(self.ranked_max);
     }
 
-    /// Sorts the matches and merges those of the same item. Returns how many are left.
+    /// Merges matches of the same item. Returns how many are left.
     fn sort_and_merge(&mut self) -> usize {
         // Each list is sorted already, so the sort merges runs.
         self.matches.sort();
@@ -379,7 +367,7 @@ impl PostingMerger<'_> {
         let items = self.sort_and_merge();
         let total = items.min(self.ranked_max);
         self.matches.truncate(total);
-        // The sort is stable, so that items of the same score stay in the order of price and age.
+        // Stable, so that items of the same score stay in the order of price and age.
         self.matches.sort_by_key(|(_price, _number, tags)| Reverse(score(*tags)));
         let skipped = usize::try_from(query.offset).unwrap_or(usize::MAX);
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);

@@ -1,8 +1,8 @@
-//! How many items are in stock, in each category and in all.
+//! Items in stock, in each category and in all.
 
 use crate::storage::{Reader, ReaderExt, StoreError, Tx};
 
-/// The category of the row of `product_count` that counts all categories.
+/// The row of `product_count` that counts all categories.
 const ALL_CATEGORIES: i64 = -1;
 
 pub(super) fn add_to_stock_count(tx: &mut dyn Tx, category: u32, items: i64) -> Result<(), StoreError> {
@@ -16,7 +16,7 @@ pub(super) fn add_to_stock_count(tx: &mut dyn Tx, category: u32, items: i64) -> 
     Ok(())
 }
 
-/// The number of visible items with stock.
+/// Visible items with stock.
 pub(super) fn stock_count(reader: &(impl Reader + ?Sized), category: Option<u32>) -> Result<u64, StoreError> {
     let category = category.map_or(ALL_CATEGORIES, i64::from);
     let count = reader

@@ -1,7 +1,6 @@
-//! The product database's tables, with all statements on items, sellers and votes.
-//!
-//! The immutable fields of an item are one JSON text, which is copied into responses; the mutable ones are columns.
-//! Items are never deleted, because purchases and orders refer to them.
+//! The product database's tables, with what several operations need of items, sellers and votes. The immutable fields
+//! of an item are one JSON text, which is copied into responses; the mutable ones are columns. Items are never deleted,
+//! because purchases and orders refer to them.
 
 use std::fmt::Write;
 
@@ -17,8 +16,7 @@ use crate::shop::hold::UNITS_MAX;
 use crate::shop::ops::{ErrorCode, ItemPage, Refusal, ShopResult};
 use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
 
-/// The migrations of the product database, one per schema version. (`WITHOUT ROWID` makes SQLite store a row with its
-/// key.)
+/// `WITHOUT ROWID` makes SQLite store a row with its key.
 pub const MIGRATIONS: &[&str] = &[
     "CREATE TABLE product_number (id INTEGER PRIMARY KEY, next BIGINT NOT NULL);
      INSERT INTO product_number (id, next) VALUES (1, 1);
@@ -51,18 +49,17 @@ pub const MIGRATIONS: &[&str] = &[
      CREATE TABLE product_hidden_seller (seller_id BIGINT PRIMARY KEY, hides BIGINT NOT NULL) WITHOUT ROWID;",
 ];
 
-/// A bit of the column `hidden`: the operator has removed the item.
+/// Bits of the column `hidden`: the operator has removed the item, or blocked the seller.
 const REMOVED: i64 = 1;
-/// A bit of the column `hidden`: the operator has blocked the seller.
 const SELLER_BLOCKED: i64 = 2;
 
-/// The number of items that [`normalize_index`] reads at a time.
+/// Items that [`normalize_index`] reads at a time.
 const NORMALIZE_BATCH: i64 = 1_000;
 
 /// The approximate length of an item's JSON, by which a page's buffer is allocated.
 const ITEM_JSON_BYTES: usize = 320;
 
-/// The columns of an item that changes of it need.
+/// What changes of an item need.
 pub(super) struct ItemRow {
     pub number: i64,
     pub price: Cents,
@@ -75,7 +72,7 @@ pub(super) fn json<T: Serialize>(answer: &T) -> Result<String, StoreError> {
     serde_json::to_string(answer).map_err(|error| StoreError::Invalid(format!("an answer: {error}")))
 }
 
-/// Parses `<category>-<number>`; `None` unless it is spelled exactly as it was assigned.
+/// `<category>-<number>`; `None` unless it is spelled exactly as it was assigned.
 pub(super) fn parse_item_id(item_id: &str) -> Option<(i64, i64)> {
     let (category, number) = item_id.split_once('-')?;
     let (category, number): (u32, i64) = (category.parse().ok()?, number.parse().ok()?);
@@ -86,7 +83,7 @@ pub(super) fn unknown_item(item_id: &str) -> Refusal {
     Refusal::new(ErrorCode::NotFound, format!("item_id: there is no item {item_id:?}"))
 }
 
-/// The visible item with this id.
+/// Finds an item that is visible.
 pub(super) fn find_item(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<Option<ItemRow>, StoreError> {
     let Some((category, number)) = parse_item_id(item_id) else { return Ok(None) };
     reader.first(
@@ -105,7 +102,6 @@ pub(super) fn find_item(reader: &(impl Reader + ?Sized), item_id: &str) -> Resul
     )
 }
 
-/// The JSON of an item.
 pub(super) fn item_json(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<ShopResult<String>, StoreError> {
     let Some((category, number)) = parse_item_id(item_id) else { return Ok(Err(unknown_item(item_id))) };
     let mut json_text = String::with_capacity(ITEM_JSON_BYTES);
@@ -118,13 +114,13 @@ pub(super) fn item_json(reader: &(impl Reader + ?Sized), item_id: &str) -> Resul
     Ok(if json_text.is_empty() { Err(unknown_item(item_id)) } else { Ok(json_text) })
 }
 
-/// The JSON of an [`ItemPage`] with the items of `hits` in their order.
+/// An [`ItemPage`] with the items of `hits` in their order.
 pub(super) fn page_json(reader: &(impl Reader + ?Sized), hits: &search::SearchHits) -> Result<String, StoreError> {
     let mut json_text = String::with_capacity(64 + hits.numbers.len() * ITEM_JSON_BYTES);
     json_text.push_str("{\"items\":[");
     let mut is_first = true;
-    // One statement for the whole page, because starting a statement costs as much as reading a row. (`CROSS JOIN`
-    // keeps the order: SQLite never swaps its sides.)
+    // Starting a statement costs as much as reading a row. (`CROSS JOIN` keeps the order: SQLite never swaps its
+    // sides.)
     reader.query(
         "SELECT facts, price, quantity, thumbs_up, thumbs_down
          FROM json_each($1) AS wanted CROSS JOIN product_item WHERE product_item.number = wanted.value",
@@ -136,14 +132,14 @@ pub(super) fn page_json(reader: &(impl Reader + ?Sized), hits: &search::SearchHi
             append_item_json(row, &mut json_text)
         },
     )?;
-    // The rest of the object is that of an empty page.
+    // The rest is that of an empty page.
     let empty = json(&ItemPage { items: Vec::new(), total: hits.total, total_is_at_least: hits.total_is_at_least })?;
     json_text.push_str(empty.strip_prefix("{\"items\":[").unwrap_or_default());
     Ok(json_text)
 }
 
-/// Appends facts, price, quantity and votes as the JSON of an [`Item`](crate::shop::ops::Item). Because a search
-/// returns many items, the facts are not parsed: their JSON object is continued with the other fields.
+/// An [`Item`](crate::shop::ops::Item). Because a search returns many items, the facts are not parsed: their JSON
+/// object is continued with the other fields.
 fn append_item_json(row: &Row<'_>, json_text: &mut String) -> Result<(), StoreError> {
     let facts = row.text(0)?;
     let price = row.cents(1)?.shortest();
@@ -173,7 +169,7 @@ pub(super) fn remember_response(tx: &mut dyn Tx, now: Millis, request: &str, ans
     Ok(())
 }
 
-/// Purges at most `limit` remembered responses of up to this time and returns how many it purged.
+/// Purges at most `limit` responses of up to this time; returns how many.
 pub(super) fn purge_requests(tx: &mut dyn Tx, until: Millis, limit: u32) -> Result<u64, StoreError> {
     tx.execute(
         "DELETE FROM product_request WHERE request IN
@@ -182,19 +178,18 @@ pub(super) fn purge_requests(tx: &mut dyn Tx, until: Millis, limit: u32) -> Resu
     )
 }
 
-/// The time of the oldest remembered response.
 pub(super) fn oldest_request(reader: &dyn Reader) -> Result<Option<Millis>, StoreError> {
     reader.first("SELECT at FROM product_request ORDER BY at LIMIT 1", &[], |row| row.millis(0))
 }
 
-/// Allocates an item number that was never used.
+/// It was never used.
 fn allocate_number(tx: &mut dyn Tx) -> Result<i64, StoreError> {
     tx.first("UPDATE product_number SET next = next + 1 WHERE id = 1 RETURNING next - 1", &[], |row| row.int(0))?
         .ok_or_else(|| StoreError::Invalid("the sequence of items is missing".to_owned()))
 }
 
-/// Rewrites the index entries of earlier versions to Unicode's form C, once in a file's life. Items whose facts are all
-/// ASCII, which their length in bytes tells, need no change.
+/// Rewrites what earlier versions indexed to Unicode's form C, once in a file's life. Facts that are all ASCII, which
+/// their length in bytes tells, need no change.
 pub(super) fn normalize_index(tx: &mut dyn Tx) -> Result<(), StoreError> {
     if tx.first("SELECT form FROM product_folded WHERE form = 'nfc'", &[], |_| Ok(()))?.is_some() {
         return Ok(());
@@ -217,14 +212,13 @@ pub(super) fn normalize_index(tx: &mut dyn Tx) -> Result<(), StoreError> {
     tx.execute("INSERT INTO product_folded (form) VALUES ('nfc')", &[]).map(drop)
 }
 
-/// Skips the item numbers up to this one, which may have been assigned by a lost file or after the backup that this
-/// file is from.
+/// Numbers up to this one may have been assigned by a lost file or after the backup that this file is from.
 pub(super) fn skip_numbers(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
     let next = id_column(up_to).saturating_add(1);
     tx.execute("UPDATE product_number SET next = $1 WHERE id = 1 AND next < $1", &[next.into()]).map(drop)
 }
 
-/// Inserts an item and returns its number.
+/// Returns the item's number.
 pub(super) fn insert_item(tx: &mut dyn Tx, item: NewItem) -> Result<i64, StoreError> {
     let number = allocate_number(tx)?;
     let NewItem { seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity } = item;
@@ -247,7 +241,6 @@ pub(super) fn insert_item(tx: &mut dyn Tx, item: NewItem) -> Result<i64, StoreEr
     Ok(number)
 }
 
-/// Amounts to add to a seller's counts.
 #[derive(Default)]
 pub(super) struct SellerCountDeltas {
     pub items: i64,
@@ -268,15 +261,14 @@ pub(super) fn add_to_seller_counts(tx: &mut dyn Tx, seller_id: i64, add: SellerC
     Ok(())
 }
 
-/// Adds units to an item, or removes them if `delta` is negative; there must be enough. Updates the index, which lists
-/// an item while it has stock and is not hidden.
+/// `delta` may be negative; there must be enough units. The index lists an item while it has stock and is not hidden.
 pub(super) fn add_units(tx: &mut dyn Tx, number: i64, delta: i64) -> Result<(), StoreError> {
     let after = tx.first(
         "UPDATE product_item SET quantity = quantity + $1 WHERE number = $2 RETURNING quantity, price, facts, hidden",
         &[delta.into(), number.into()],
         |row| {
             let after = row.int(0)?;
-            // A hidden item is not in the index in any case.
+            // A hidden item is not in the index.
             let changes_side = (after > 0) != (after - delta > 0) && row.int(3)? == 0;
             let facts = if changes_side { Some(ItemFacts::read(row.text(2)?)?) } else { None };
             Ok((after, row.cents(1)?, facts))
@@ -296,8 +288,8 @@ pub(super) fn add_units(tx: &mut dyn Tx, number: i64, delta: i64) -> Result<(), 
     }
 }
 
-/// Sets or clears a reason to hide an item. A hidden item keeps its units, votes and holds, but nobody can find it, see
-/// it, or begin to buy it.
+/// Sets or clears a reason. A hidden item keeps its units, votes and holds, but nobody can find it, see it, or begin to
+/// buy it.
 fn set_hidden(tx: &mut dyn Tx, number: i64, reason: i64, hides: bool) -> Result<(), StoreError> {
     let item = tx.first(
         "SELECT hidden, quantity, price, facts, seller_id FROM product_item WHERE number = $1",
@@ -320,8 +312,7 @@ fn set_hidden(tx: &mut dyn Tx, number: i64, reason: i64, hides: bool) -> Result<
     add_to_stock_count(tx, facts.category, more)
 }
 
-/// Hides an item because the operator removes it. Returns whether there is such an item. What was sold of it stays
-/// sold.
+/// Returns whether there is such an item. What was sold of it stays sold.
 pub(super) fn remove_item(tx: &mut dyn Tx, item_id: &str) -> Result<bool, StoreError> {
     let Some((category, number)) = parse_item_id(item_id) else { return Ok(false) };
     let sql = "SELECT 1 FROM product_item WHERE number = $1 AND category = $2";
@@ -332,8 +323,7 @@ pub(super) fn remove_item(tx: &mut dyn Tx, item_id: &str) -> Result<bool, StoreE
     Ok(true)
 }
 
-/// Stores whether a seller's items, including future ones, are to be hidden. The caller then calls
-/// [`hide_items_batch`] until it has nothing more to do.
+/// Includes future items. The caller then calls [`hide_items_batch`] until it has nothing more to do.
 pub(super) fn hide_seller(tx: &mut dyn Tx, seller_id: u64, hides: bool) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO product_hidden_seller (seller_id, hides) VALUES ($1, $2)
@@ -348,7 +338,7 @@ pub(super) fn hidden_sellers(reader: &dyn Reader) -> Result<Vec<u64>, StoreError
     reader.all("SELECT seller_id FROM product_hidden_seller", &[], |row| row.uint(0))
 }
 
-/// Applies the setting of [`hide_seller`] to at most `limit` items. Returns whether there may be more.
+/// Applies [`hide_seller`] to at most `limit` items. Whether there may be more.
 pub(super) fn hide_items_batch(tx: &mut dyn Tx, seller_id: u64, limit: u32) -> Result<bool, StoreError> {
     let seller = id_column(seller_id);
     let Some(hides) = is_seller_hidden(tx, seller)? else { return Ok(false) };
@@ -367,7 +357,7 @@ pub(super) fn hide_items_batch(tx: &mut dyn Tx, seller_id: u64, limit: u32) -> R
     Ok(more)
 }
 
-/// The seller's setting of [`hide_seller`], if there is one.
+/// What [`hide_seller`] has stored, if anything.
 fn is_seller_hidden(reader: &(impl Reader + ?Sized), seller_id: i64) -> Result<Option<bool>, StoreError> {
     let sql = "SELECT hides FROM product_hidden_seller WHERE seller_id = $1";
     reader.first(sql, &[seller_id.into()], |row| row.bool(0))

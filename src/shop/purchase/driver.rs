@@ -1,5 +1,4 @@
-//! The driver of a purchase: a state machine that decides which operation to send next, on each response or timeout. It
-//! does no I/O.
+//! The driver of a purchase decides which operation to send next, on each response or timeout. It does no I/O.
 //!
 //! ```text
 //! Hold ─► Authorise ─► Sell ─► Complete ─► purchased
@@ -8,8 +7,8 @@
 //!
 //! A frontend runs a driver for each purchase of its buyers, and for each orphaned one that it takes over; the latter
 //! begins by checking whether the units are sold. The driver stores nothing. If it gives up or dies before the end,
-//! another driver takes over when its lease has expired; a frontend renews the leases of what it drives. Every
-//! operation is idempotent, so one without a response is retried for a while.
+//! another takes over when its lease has expired. Every operation is idempotent, so one without a response is retried
+//! for a while.
 
 use std::time::Duration;
 
@@ -21,16 +20,15 @@ use crate::shop::ops::{
 };
 use crate::shop::product::ProductOp;
 
-/// How long the driver retries to go forward before it undoes the purchase.
+/// How long the driver tries to go forward before it undoes the purchase.
 pub const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the driver retries in all, to undo the purchase or to learn the outcome of one that cannot be undone,
-/// before it leaves the purchase to another driver.
+/// How long it tries in all, to undo the purchase or to learn the outcome of one that cannot be undone, before it
+/// leaves the purchase to another driver.
 pub const TOTAL_TIMEOUT: Duration = Duration::from_secs(4);
-/// The pause before the first retry, doubled with each.
+/// Doubled with each retry.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// An operation and the database that it goes to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DatabaseOp {
     Customer(CustomerOp),
@@ -40,17 +38,12 @@ pub enum DatabaseOp {
 /// What the driver's frontend has to do next.
 #[derive(Debug)]
 pub enum DriverStep {
-    /// Send an operation and pass its response to [`Driver::handle_response`].
-    Send {
-        /// The pause before it is sent.
-        after: Duration,
-        op: DatabaseOp,
-    },
+    /// Send an operation after a pause, and pass its response to [`Driver::handle_response`].
+    Send { after: Duration, op: DatabaseOp },
     /// The driver is done, or leaves the purchase to another driver; this is the result for the buyer.
     Finished(ShopResult<CompletedPurchase>),
 }
 
-/// The response to an operation, or that there was none.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OpResponse {
     /// The result of [`ProductOp::Hold`].
@@ -61,12 +54,12 @@ pub enum OpResponse {
     Purchased(CompletedPurchase),
     /// The success of any other operation.
     Done,
-    /// The refusal of any operation. UNAVAILABLE also stands for no response.
+    /// UNAVAILABLE also stands for no response.
     Refused(Refusal),
 }
 
 impl DatabaseOp {
-    /// Parses the response to this operation: the JSON of its result, or the refusal.
+    /// Parses the JSON of the result, or the refusal.
     pub fn parse_response(&self, response: ShopResult<&str>) -> OpResponse {
         let json = match response {
             Ok(json) => json,
@@ -78,26 +71,18 @@ impl DatabaseOp {
             DatabaseOp::Customer(CustomerOp::Complete { .. }) => serde_json::from_str(json).map(OpResponse::Purchased),
             DatabaseOp::Customer(_) => Ok(OpResponse::Done),
         };
-        // Without the error's text, which may quote the response.
-        parsed.unwrap_or_else(|_| {
-            OpResponse::Refused(Refusal::new(ErrorCode::Unavailable, "a database gave no proper answer"))
-        })
+        // The error's text may quote the response.
+        parsed.unwrap_or_else(|_| OpResponse::Refused(Refusal::no_proper_answer()))
     }
 }
 
 #[derive(Debug)]
 enum DriverStage {
-    Holding {
-        lines: Vec<LineItem>,
-        card: CardDetails,
-    },
-    Authorising {
-        lines: Vec<PricedLine>,
-        card: CardDetails,
-    },
+    Holding { lines: Vec<LineItem>, card: CardDetails },
+    Authorising { lines: Vec<PricedLine>, card: CardDetails },
     Selling,
     Completing,
-    /// Checks, after taking over, whether the units are sold.
+    // After taking over, it is checked whether the units are sold.
     CheckingSale,
     Undoing(Refusal),
     Releasing(Refusal),
@@ -105,7 +90,6 @@ enum DriverStage {
     Finished,
 }
 
-/// The driver of one purchase.
 #[derive(Debug)]
 pub struct Driver {
     purchase_id: String,
@@ -117,8 +101,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Creates the driver of a purchase that the customer database has begun
-    /// ([`BeginResponse::Drive`](crate::shop::ops::BeginResponse::Drive)). Its lines are to be held for `hold_ms`.
+    /// The customer database has begun the purchase ([`BeginResponse::Drive`](crate::shop::ops::BeginResponse::Drive)).
+    /// Its lines are to be held for `hold_ms`.
     pub fn begin(
         now: Millis,
         purchase_id: String,
@@ -130,13 +114,13 @@ impl Driver {
         Driver::start(now, purchase_id, lease, hold_ms, DriverStage::Holding { lines, card })
     }
 
-    /// Creates the driver of an orphaned purchase. No client waits for its result.
+    /// No client waits for the result.
     pub fn take_over(now: Millis, orphan: OrphanedPurchase) -> (Driver, DriverStep) {
         let OrphanedPurchase { purchase_id, lease, is_undone, is_authorised, .. } = orphan;
         let stage = match (is_undone, is_authorised) {
             (true, _) => DriverStage::Releasing(interrupted()),
             (false, true) => DriverStage::CheckingSale,
-            // The card details were never stored, so it can only be undone.
+            // The card details were never stored.
             (false, false) => DriverStage::Undoing(interrupted()),
         };
         Driver::start(now, purchase_id, lease, 0, stage)
@@ -157,7 +141,7 @@ impl Driver {
         self.lease
     }
 
-    /// Handles the response to the last operation and returns the next step.
+    /// The response is to the last operation.
     pub fn handle_response(&mut self, now: Millis, response: OpResponse) -> DriverStep {
         if let OpResponse::Refused(refusal) = &response
             && is_transient(refusal)
@@ -173,7 +157,7 @@ impl Driver {
                 ErrorCode::OutOfStock | ErrorCode::NotFound | ErrorCode::BadRequest => {
                     self.enter_stage(DriverStage::Undoing(why))
                 }
-                // Its hold was released before, because another driver took over or the hold expired.
+                // Another driver took over, or the hold expired.
                 _ => self.enter_stage(DriverStage::Undoing(interrupted())),
             },
 
@@ -181,7 +165,7 @@ impl Driver {
             (DriverStage::Authorising { .. }, OpResponse::Refused(why)) if why.code == ErrorCode::BadRequest => {
                 self.enter_stage(DriverStage::Undoing(why))
             }
-            // The record is undone already, and nothing is held on the card.
+            // The record is undone already.
             (DriverStage::Authorising { .. } | DriverStage::Completing, OpResponse::Refused(why))
                 if why.code == ErrorCode::PaymentDeclined =>
             {
@@ -204,7 +188,7 @@ impl Driver {
             (DriverStage::Releasing(why), OpResponse::Hold(HoldState::Released)) => {
                 self.enter_stage(DriverStage::Closing(why))
             }
-            // The present holder of the lease does the rest; a definite failure here would be one for every driver.
+            // The holder of the lease does the rest; a definite failure here would be one for every driver.
             (DriverStage::Undoing(why) | DriverStage::Releasing(why) | DriverStage::Closing(why), _) => {
                 DriverStep::Finished(Err(why))
             }
@@ -213,7 +197,7 @@ impl Driver {
         }
     }
 
-    /// Handles a database that is unavailable, or whose response was lost.
+    /// A database is unavailable, or its response was lost.
     fn handle_no_response(&mut self, now: Millis, refusal: Refusal) -> DriverStep {
         let elapsed = self.began_at.until(now);
         let can_still_undo =
@@ -228,7 +212,7 @@ impl Driver {
         }
         DriverStep::Finished(Err(match &self.stage {
             DriverStage::Undoing(why) | DriverStage::Releasing(why) | DriverStage::Closing(why) => why.clone(),
-            // The customer database retries until the outcome is certain, but the buyer does not wait that long.
+            // The customer database tries until the outcome is certain, but the buyer does not wait that long.
             _ => outcome_unknown(),
         }))
     }

@@ -1,7 +1,6 @@
-//! Parses JSON into no more memory than a request can need.
-//!
-//! A mebibyte of `[0,0,0,…` would become half a million values of many bytes each. So only fields that some call knows
-//! are kept, and at most [`VALUES_MAX`] values; the syntax of the rest is checked only.
+//! Parses JSON into no more memory than a request can need. A mebibyte of `[0,0,0,…` would become half a million values
+//! of many bytes each. So only fields that some call knows are kept, and at most [`VALUES_MAX`] values; the syntax of
+//! the rest is checked only.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,13 +12,9 @@ use serde_json::{Map, Value};
 use crate::model::money;
 use crate::shop::apis;
 
-/// The maximum number of values that are kept of one message. The longest call has some thirty.
+/// Kept of one message. The longest call has some thirty.
 const VALUES_MAX: u32 = 256;
 
-/// Parses one message.
-///
-/// # Errors
-/// The message is not JSON.
 pub(super) fn parse(message: &str) -> serde_json::Result<Value> {
     let left = Cell::new(VALUES_MAX);
     let mut source = serde_json::Deserializer::from_str(message);
@@ -28,7 +23,7 @@ pub(super) fn parse(message: &str) -> serde_json::Result<Value> {
     Ok(value)
 }
 
-/// Deserialises a value that is kept, unless the number of values left is zero.
+/// Keeps the value, unless the number of values left is zero.
 #[derive(Clone, Copy)]
 struct BoundedValue<'a>(&'a Cell<u32>);
 
@@ -115,7 +110,7 @@ impl<'de> Visitor<'de> for BoundedValue<'_> {
     }
 }
 
-/// Deserialises a field's name, if some call knows it.
+/// Reads a field's name, if some call knows it.
 struct KnownField;
 
 impl<'de> DeserializeSeed<'de> for KnownField {

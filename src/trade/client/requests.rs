@@ -9,12 +9,10 @@ use crate::trade::wire::{
     self, DATAGRAM_MAX, ErrorCode, RequestBody, Response, ServerMessage, encode_ack, encode_request,
 };
 
-/// The maximum number of requests that wait for their responses.
 pub const REQUESTS_MAX: usize = 4_096;
 /// How often the receiving thread checks whether the client is closed.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// After this many datagrams of one request, the last a second and a half after the first, the server counts as
-/// silent.
+/// After so many datagrams of one request, within a second and a half, the server counts as silent.
 const SILENT_AFTER: usize = 3;
 /// How long a DE-REGISTER is repeated, since the server answers it only when the settlements in progress are over.
 const DEREGISTER_PATIENCE: Duration = Duration::from_secs(60);
@@ -27,17 +25,14 @@ pub(super) struct PendingRequest {
     sent: usize,
     begun_at: Instant,
     next_at: Instant,
-    /// An UNAVAILABLE response. It is returned only if repeating the request does not help either.
+    /// Returned only if repeating the request does not help either.
     unavailable: Option<Response>,
     pub(super) on_response: ResponseCallback,
 }
 
 impl Client {
-    /// Sends a request, repeating it with the same content, and waits for the response; an `ERROR` is a response.
-    /// `rq` must be the number of the deal, or one that was never used.
-    ///
-    /// # Errors
-    /// Why there is no response.
+    /// Sends a request and repeats it until the response comes; an `ERROR` is one. `rq` must be the number of the deal,
+    /// or one that was never used.
     pub fn call(&self, rq: u64, body: RequestBody) -> Result<Response, ClientError> {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         // The receiver is gone only if this call is, and then nobody needs the result.
@@ -45,8 +40,8 @@ impl Client {
         receiver.recv().unwrap_or(Err(ClientError::Closed))
     }
 
-    /// Sends a request. `on_response` is called once, on a thread of the client, and must not block. A pending
-    /// request with the same number is superseded.
+    /// Sends a request. `on_response` is called once, on a thread of the client, and must not block. A pending request
+    /// with the same number is superseded.
     pub fn post(
         &self,
         rq: u64,
@@ -109,8 +104,7 @@ impl Client {
 impl ClientInner {
     fn send(&self, datagram: &[u8]) {
         self.counters.sent.add(1);
-        // Repeats make up for lost datagrams, and for a server that is restarting, whose port the system reports as
-        // closed.
+        // Repeats make up for what is lost, and for a server that restarts, whose port is reported as closed.
         if let Err(error) = self.udp.send(datagram) {
             log::debug!("a datagram to {} was not sent: {error}", self.config.server);
         }
@@ -127,7 +121,7 @@ impl ClientInner {
                     }
                     let idle = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
                     if !idle && error.kind() != io::ErrorKind::Interrupted {
-                        // The port at the other end is closed or the network is down; both may come back.
+                        // The port is closed or the network is down; both may come back.
                         log::debug!("receiving from {}: {error}", self.config.server);
                         std::thread::sleep(Duration::from_millis(10));
                     }
@@ -175,7 +169,7 @@ impl ClientInner {
         }
     }
 
-    /// Repeats pending requests when they are due and fails those whose last pause is over.
+    /// Repeats requests that are due and fails those whose last pause is over.
     pub(super) fn resend_pending(&self, handler: &dyn ClientHandler) {
         let mut all = self.pending.lock();
         while !self.is_closed.load(SeqCst) {
@@ -212,8 +206,8 @@ impl ClientInner {
                 self.send(&datagram);
             }
             for PendingRequest { body, sent, begun_at, unavailable, on_response, .. } in given_up {
-                let (server, kind, waited) = (self.config.server, body.type_name(), begun_at.elapsed());
-                let waited = Duration::from_millis(waited.as_millis() as u64);
+                let (server, kind) = (self.config.server, body.type_name());
+                let waited = Duration::from_millis(begun_at.elapsed().as_millis() as u64);
                 on_response(unavailable.ok_or(ClientError::Unanswered { server, kind, sent, waited }));
             }
             all = self.pending.lock();

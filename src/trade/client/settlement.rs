@@ -14,7 +14,6 @@ use crate::trade::wire::{DATAGRAM_MAX, SettlementMessage, encode_inform, encode_
 const LINE_PATIENCE: Duration = Duration::from_secs(120);
 
 impl ClientInner {
-    /// Serves one connection to the settlement port.
     pub(super) fn serve_settlement(&self, stream: Arc<TcpStream>, source: SocketAddr, handler: &dyn ClientHandler) {
         if source.ip().to_canonical() != self.config.server.ip().to_canonical() {
             // Nothing is written: a stranger does not learn what this port is for.
@@ -102,31 +101,27 @@ impl SettlementConnection {
 
     /// Handles all lines after INFORM_RES until the settlement has ended.
     fn finish(&mut self, rq: u64, handler: &dyn ClientHandler) -> Result<(), String> {
+        let unexpected = || format!("the server said something else than what belongs to deal {rq}");
         loop {
             let line = self.next_line(LINE_PATIENCE)?.ok_or("the server ended the connection")?;
             let message = parse_line(&line)?;
             if message.rq() != rq {
-                return Err(unexpected(rq));
+                return Err(unexpected());
             }
             match message {
                 SettlementMessage::ShippingInfo { name, address, price, fee, payout, .. } => {
                     handler.ship(&ShippingOrder { rq, name, address, price, fee, payout })?;
                     self.write(&encode_shipped(rq))?;
+                    continue;
                 }
-                SettlementMessage::Settled { payout, .. } => {
-                    handler.settled(rq, payout);
-                    return Ok(());
-                }
+                SettlementMessage::Settled { payout, .. } => handler.settled(rq, payout),
                 SettlementMessage::Receipt { item_name, price, seller, .. } => {
                     handler.receipt(rq, item_name, price, seller);
-                    return Ok(());
                 }
-                SettlementMessage::Cancel { reason, .. } => {
-                    handler.cancelled(rq, reason);
-                    return Ok(());
-                }
-                SettlementMessage::InformReq { .. } => return Err(unexpected(rq)),
+                SettlementMessage::Cancel { reason, .. } => handler.cancelled(rq, reason),
+                SettlementMessage::InformReq { .. } => return Err(unexpected()),
             }
+            return Ok(());
         }
     }
 
@@ -150,11 +145,7 @@ impl SettlementConnection {
     }
 }
 
-/// Parses a line of the server. The error does not quote it, since it may contain an address.
+/// Parses a line of the server. The error does not quote it: it may contain an address.
 fn parse_line(line: &str) -> Result<SettlementMessage, String> {
     parse_settlement_message(line).map_err(|_| "the server said something that is no line of a settlement".to_owned())
-}
-
-fn unexpected(rq: u64) -> String {
-    format!("the server said something else than what belongs to deal {rq}")
 }

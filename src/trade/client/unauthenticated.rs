@@ -1,8 +1,7 @@
 //! Connections that have not yet proved to be the server's.
 //!
 //! Anyone at the server's address may connect, send nothing, and hold a slot until the timeout. The server needs only
-//! milliseconds to authenticate. So when too many connections have not done so, the one that has been waiting longest
-//! is closed.
+//! milliseconds to authenticate, so of too many that have not, the one that waits longest is closed.
 
 use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
@@ -10,23 +9,22 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-/// The maximum number of unauthenticated connections.
 const UNAUTHENTICATED_MAX: usize = 64;
-/// Connections beyond those needed for settlements: the unauthenticated ones, and as many that are just closing.
+/// Connections beyond those for settlements: the unauthenticated ones, and as many that are just closing.
 pub(super) const SPARE_CONNECTIONS_MAX: usize = 2 * UNAUTHENTICATED_MAX;
 
-/// The unauthenticated connections, oldest first.
+/// Oldest first.
 #[derive(Debug, Default)]
 pub(super) struct UnauthenticatedConnections(Mutex<VecDeque<Weak<TcpStream>>>);
 
-/// A connection's slot among them, held until it is dropped.
+/// A slot is held until it is dropped.
 pub(super) struct UnauthenticatedSlot {
     all: Arc<UnauthenticatedConnections>,
     stream: Weak<TcpStream>,
 }
 
 impl UnauthenticatedConnections {
-    /// Adds a connection and closes the oldest if there are too many.
+    /// Closes the oldest if there are too many.
     pub(super) fn insert(self: &Arc<UnauthenticatedConnections>, stream: &Arc<TcpStream>) -> UnauthenticatedSlot {
         let stream = Arc::downgrade(stream);
         let oldest = {
@@ -35,7 +33,7 @@ impl UnauthenticatedConnections {
             if all.len() > UNAUTHENTICATED_MAX { all.pop_front() } else { None }
         };
         if let Some(oldest) = oldest.and_then(|oldest| oldest.upgrade()) {
-            // Fails only if the connection has already ended. Its own thread notices the end and releases the slot.
+            // Fails only if the connection has already ended; its own thread then releases the slot.
             let _ = oldest.shutdown(Shutdown::Both);
         }
         UnauthenticatedSlot { all: Arc::clone(self), stream }
@@ -43,8 +41,7 @@ impl UnauthenticatedConnections {
 }
 
 impl UnauthenticatedSlot {
-    /// Releases the slot because the connection is authenticated or has ended. True if the connection had been
-    /// evicted before.
+    /// The connection is authenticated or has ended. True if it had been evicted before.
     pub(super) fn release(&self) -> bool {
         let mut all = self.all.0.lock();
         let at = all.iter().position(|other| other.ptr_eq(&self.stream));

@@ -8,8 +8,8 @@ use super::{AnsweredRequest, Deal, DealLogEntry, DealStep, Party};
 use crate::model::Cents;
 use crate::trade::wire::{DealRequest, ErrorCode, Goods, Notification, RequestError};
 
-/// The last notification to a side that it has not acknowledged. A newer one replaces it: peers act on the newest,
-/// and an old RESERVE that arrives after its CANCEL would bind a unit for nothing.
+/// The last notification to a side that it has not acknowledged. A newer one replaces it: peers act on the newest, and
+/// an old RESERVE that arrives after its CANCEL would bind a unit for nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct OutstandingNotification {
     pub(super) mid: u64,
@@ -31,10 +31,8 @@ pub(super) enum NotificationBody {
 }
 
 impl Deal {
-    /// Whether the same request was answered before.
-    ///
-    /// # Errors
-    /// A request with the same number but other content is refused: a number stands for one request.
+    /// Whether the same request was answered before. The same number with other content is refused: it stands for one
+    /// request.
     pub(super) fn is_repeat(
         &self,
         party: Party,
@@ -46,9 +44,8 @@ impl Deal {
             Party::Buyer => &self.answered,
             Party::Seller(seller) => &self.sellers[seller].answered,
         };
-        let before = answered.iter().find(|before| before.kind == asked.kind);
         let same_item = item_name == &*self.item_name;
-        match before {
+        match answered.iter().find(|before| before.kind == asked.kind) {
             Some(before) if same_item && *before == asked && self.has_recorded(party, request) => Ok(true),
             Some(_) => Err(RequestError::new(ErrorCode::BadRequest, "rq already used")),
             None if same_item => Ok(false),
@@ -87,7 +84,6 @@ impl Deal {
         }
     }
 
-    /// Stops repeating the last notification to this side.
     pub(super) fn clear_outstanding(&mut self, party: Party) {
         *self.outstanding_mut(party) = None;
     }
@@ -108,7 +104,7 @@ impl Deal {
         }
     }
 
-    /// The notification that is repeated to this side until it is acknowledged.
+    /// Repeated to this side until it is acknowledged.
     pub fn outstanding_notification(&self, party: Party) -> Option<Notification> {
         let OutstandingNotification { mid, body } = self.outstanding(party)?;
         let (mid, rq, item_name) = (*mid, self.rq_of(party), self.item_name.clone());
@@ -130,16 +126,15 @@ impl Deal {
         })
     }
 
-    /// The number of this side's outstanding notification.
     pub fn outstanding_mid(&self, party: Party) -> Option<u64> {
         self.outstanding(party).map(|outstanding| outstanding.mid)
     }
 
-    /// Records that the side has received a notification. False if no notification with this number is outstanding.
+    /// The side has received a notification. False if no such one is outstanding.
     pub fn acknowledge(&mut self, party: Party, mid: u64) -> bool {
         let known = self.outstanding_mid(party) == Some(mid);
         if known {
-            *self.outstanding_mut(party) = None;
+            self.clear_outstanding(party);
         }
         known
     }
@@ -152,11 +147,7 @@ impl Deal {
         price: Option<Cents>,
         detail: &str,
     ) {
-        step.effects.log.push(DealLogEntry {
-            kind,
-            peer: self.name_of(party).clone(),
-            price,
-            detail: detail.to_owned(),
-        });
+        let peer = self.name_of(party).clone();
+        step.effects.log.push(DealLogEntry { kind, peer, price, detail: detail.to_owned() });
     }
 }

@@ -2,14 +2,12 @@
 
 use super::{
     Deal, DealPosting, DealState, DealStep, LedgerOperation, NEGOTIATIONS_MAX, NotificationBody, Offer, OfferStatus,
-    OutstandingNotification, Party, PaymentProgress,
+    Party, PaymentProgress,
 };
 use crate::model::Cents;
 use crate::trade::wire::{Amount, DealRequest, ErrorCode, Goods, RequestError};
 
 impl Deal {
-    // Requests of the sides.
-
     pub(super) fn apply_request(
         &mut self,
         party: Party,
@@ -53,7 +51,6 @@ impl Deal {
         }
     }
 
-    /// Checks that a search may still be answered by this seller.
     fn check_unanswered(&self, seller: usize) -> Result<(), RequestError> {
         if !matches!(self.state, DealState::Searching { .. }) {
             return Err(RequestError::new(ErrorCode::WrongState, "the window for offers is closed"));
@@ -161,8 +158,6 @@ impl Deal {
         matches!(self.state, DealState::Searching { .. } | DealState::Negotiating { .. } | DealState::Reserved { .. })
     }
 
-    // Time and departures.
-
     pub(super) fn tick(&mut self, step: &mut DealStep) {
         match self.state {
             DealState::Searching { until } if until <= step.context.now => self.close_window(step),
@@ -202,9 +197,7 @@ impl Deal {
         }
     }
 
-    // Transitions shared by several inputs.
-
-    /// Withdraws the seller's offer: a search no longer waits for it, a negotiation moves on to the next seller, a
+    /// Withdraws the offer: a search no longer waits for the seller, a negotiation moves on to the next one, a
     /// reservation to the next offer at or below the maximum.
     fn withdraw(&mut self, seller: usize, step: &mut DealStep) {
         if let Some(offer) = &mut self.sellers[seller].offer {
@@ -235,14 +228,11 @@ impl Deal {
         }
     }
 
-    /// A recipient that usually acknowledges notifications but has not acknowledged this search by now is absent: the
-    /// window no longer waits for it.
+    /// A recipient that usually acknowledges but has not done so for this search is absent: the window no longer waits.
     fn stop_awaiting_unacknowledged(&mut self, step: &mut DealStep) {
         self.acks_due = None;
         for (seller, side) in self.sellers.iter_mut().enumerate() {
-            let unheard =
-                matches!(side.outstanding, Some(OutstandingNotification { body: NotificationBody::Search, .. }));
-            if side.waited_for && side.acknowledges && !side.replied && unheard {
+            if side.waited_for && side.acknowledges && !side.replied && side.is_search_outstanding() {
                 side.waited_for = false;
                 step.effects.sellers_changed.push(seller);
             }
@@ -264,8 +254,8 @@ impl Deal {
         }
     }
 
-    /// Asks the cheapest seller that has not been asked yet. If none is left, or [`NEGOTIATIONS_MAX`] have refused,
-    /// the buyer is told NOT_FOUND.
+    /// Asks the cheapest seller that has not been asked yet. If none is left, or [`NEGOTIATIONS_MAX`] have refused, the
+    /// buyer is told NOT_FOUND.
     fn negotiate_next(&mut self, step: &mut DealStep) {
         let round = if let DealState::Negotiating { round, .. } = self.state { round } else { 0 };
         let next = self.cheapest(|offer, _| !offer.negotiated).filter(|_| round < NEGOTIATIONS_MAX);
@@ -310,7 +300,7 @@ impl Deal {
             .map(|(seller, offer)| (seller, offer.price))
     }
 
-    /// Notifies all sellers whose offers still bind a unit, except the one that was `taken`.
+    /// Tells all sellers whose offers still bind a unit, except the one that was `taken`.
     fn release_offers(&mut self, taken: Option<usize>, step: &mut DealStep) {
         for seller in (0..self.sellers.len()).filter(|&seller| Some(seller) != taken) {
             if let Some(offer) = self.sellers[seller].offer.as_mut().filter(|offer| offer.status == OfferStatus::Bound)
@@ -338,10 +328,7 @@ impl Deal {
     /// Stops repeating the search: that ends with its window.
     fn clear_searches(&mut self, step: &mut DealStep) {
         for seller in 0..self.sellers.len() {
-            if matches!(
-                self.sellers[seller].outstanding,
-                Some(OutstandingNotification { body: NotificationBody::Search, .. })
-            ) {
+            if self.sellers[seller].is_search_outstanding() {
                 self.clear_outstanding(Party::Seller(seller));
                 step.effects.sellers_changed.push(seller);
             }

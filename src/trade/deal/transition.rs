@@ -6,50 +6,35 @@ use super::Party;
 use crate::model::{Cents, FeeRate, Millis, Name};
 use crate::trade::wire::{Amount, DealRequest, Notification, Side};
 
-/// How long each window stays open.
+/// How long each window stays open: to offer, for each seller to answer a negotiation, to buy what was reserved.
 #[derive(Debug, Clone)]
 pub struct Windows {
-    /// The time to offer after a search.
     pub offer: Duration,
-    /// The time that each seller has to answer a negotiation.
     pub negotiate: Duration,
-    /// The time that the buyer has to buy what was reserved.
     pub reserve: Duration,
 }
 
-/// An input to a deal.
+/// An input to a deal. `Departed`: the side's registration has ended. `Captured`: the bank has charged the card. After
+/// the last two nothing is or will be charged; only the `side` that could not be reached is told the `detail`, which
+/// names its address.
 #[derive(Debug, Clone)]
 pub enum DealInput<'a> {
-    Request {
-        party: Party,
-        item_name: &'a str,
-        request: &'a DealRequest,
-    },
+    Request { party: Party, item_name: &'a str, request: &'a DealRequest },
     Tick,
-    /// The side's registration has ended.
     Departed(Party),
     Authorised,
     Shipped,
-    /// The bank has charged the card.
     Captured,
-    /// The settlement failed for this reason; nothing is or will be charged.
     SettlementFailed(&'a str),
-    /// The settlement failed because `side` could not be reached. Only that side is told the `detail`, which names
-    /// its address.
-    Unreachable {
-        side: Side,
-        reason: &'a str,
-        detail: &'a str,
-    },
+    Unreachable { side: Side, reason: &'a str, detail: &'a str },
 }
 
-/// What a transition needs from outside the deal.
 pub struct DealContext<'a> {
     pub now: Millis,
     pub windows: &'a Windows,
-    /// The fee rate for purchases made now.
+    /// The rate for purchases made now.
     pub fee: FeeRate,
-    /// Returns the number of a new notification, never used before.
+    /// A new notification's number, never used before.
     pub next_mid: &'a mut dyn FnMut() -> u64,
 }
 
@@ -70,43 +55,37 @@ pub enum LedgerOperation {
     Void,
 }
 
-/// A posting to the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DealPosting {
     pub operation: LedgerOperation,
-    /// The index of the seller that is paid.
     pub seller: usize,
     pub price: Cents,
     /// The operator's share of it: see [`DealState::Settling`](super::DealState::Settling).
     pub fee: Option<Amount>,
 }
 
-/// A line for trade's log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DealLogEntry {
     /// The kind of event: `search`, `offer`, `refuse`, …
     pub kind: &'static str,
-    /// The peer that acted or was affected.
     pub peer: Name,
     pub price: Option<Cents>,
     pub detail: String,
 }
 
-/// The effects of a transition, to be applied by the caller. None has been applied yet.
+/// None has been applied yet.
 #[derive(Debug, Default)]
 pub struct DealEffects {
-    /// Whether the deal's own row must be stored.
     pub deal_changed: bool,
-    /// The indices of the sellers whose rows must be stored.
+    /// They are named by index, like the `unresponsive` ones.
     pub sellers_changed: Vec<usize>,
     /// Sides with a new notification (see [`Deal::outstanding_notification`](super::Deal::outstanding_notification)).
     pub notified: Vec<Party>,
-    /// Notifications that are sent once and not repeated.
     pub notify_once: Vec<(Party, Notification)>,
     pub log: Vec<DealLogEntry>,
     /// To be posted in the same transaction.
     pub posting: Option<DealPosting>,
-    /// The indices of sellers that let the offer window pass without an answer.
+    /// They let the offer window pass without an answer.
     pub unresponsive: Vec<usize>,
     pub ended: bool,
 }

@@ -1,4 +1,4 @@
-//! The addresses of peers, and their validation: whether the peer receives what is sent there (`docs/spec/trade.md`).
+//! The addresses of peers, and whether the peers receive what is sent there (`docs/spec/trade.md`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,33 +8,29 @@ use std::time::Duration;
 use super::{Exchange, RegisteredPeer, RegisteredPeerState};
 use crate::model::Millis;
 use crate::net::source::{self, SourceKey};
-use crate::trade::journal::{ExchangeChange, Journal, PeerRow};
+use crate::trade::journal::{AddressValidation, ExchangeChange, Journal, PeerRow};
 use crate::trade::wire::Response;
 
 /// The address of a peer that was active within this time is not given to another.
 const ADDRESS_RETENTION: Duration = Duration::from_secs(120);
 
-/// The address belongs to another peer that is present.
 pub(super) struct AddressInUse;
 
-/// What is known about an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `is_validated`: the peer that is registered with the address has proved that it receives there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AddressStatus {
-    /// Whether a peer is registered with this address.
     pub is_registered: bool,
-    /// Whether that peer has proved that it receives there.
     pub is_validated: bool,
 }
 
 impl<J: Journal> Exchange<J> {
-    /// Shares the amplification limit of the exchange that this one replaces. That one may still be in use, and
-    /// requests received there are often answered here.
+    /// Shares the amplification limit of the exchange that this one replaces: what is received there, where requests
+    /// may still be handled, is often answered here.
     pub fn inherit_limits(&mut self, before: &Exchange<J>) {
         self.amplification = Arc::clone(&before.amplification);
     }
 
-    /// Records a datagram received from `source`. Returns whether that address is validated; then the amplification
-    /// limit does not apply to it.
+    /// Counts a datagram from `source`. True if that address is validated: the amplification limit does not apply then.
     pub fn datagram_received(&self, source: SocketAddr, bytes: usize) -> bool {
         let is_validated = self.is_validated(source);
         if !is_validated {
@@ -43,13 +39,13 @@ impl<J: Journal> Exchange<J> {
         is_validated
     }
 
-    /// Whether a datagram of this length may be sent to an address; if so, it is counted as sent.
+    /// Whether so much may be sent to an address; if so, it is counted.
     pub fn may_send(&self, to: SocketAddr, bytes: usize) -> bool {
         self.is_validated(to) || self.amplification.lock().try_spend(to.ip(), bytes)
     }
 
-    /// Encodes a response in at most `max` bytes, and fewer if the address is not validated and its budget is
-    /// smaller. It is counted as sent. `None` if it cannot be made short enough.
+    /// Encodes a response in at most `max` bytes, and fewer if an address that is not validated has a smaller budget.
+    /// It is counted as sent. `None` if it cannot be made short enough.
     pub fn fit_response(
         &self,
         reply: &mut Response,
@@ -67,20 +63,17 @@ impl<J: Journal> Exchange<J> {
     }
 
     pub fn address_status(&self, address: SocketAddr) -> AddressStatus {
-        match self.addresses.read().get(&address) {
-            Some(peer) => {
-                AddressStatus { is_registered: true, is_validated: peer.is_validated.load(Ordering::Relaxed) }
-            }
-            None => AddressStatus { is_registered: false, is_validated: false },
-        }
+        self.addresses.read().get(&address).map_or_else(AddressStatus::default, |peer| AddressStatus {
+            is_registered: true,
+            is_validated: peer.is_validated.load(Ordering::Relaxed),
+        })
     }
 
     fn is_validated(&self, address: SocketAddr) -> bool {
         self.address_status(address).is_validated
     }
 
-    /// Handles a request with the peer's token. Coming from the address that the token was first sent to, it
-    /// validates that address.
+    /// A token that comes from the address that it was first sent to validates that address.
     pub(super) fn token_presented(
         &self,
         peer: &RegisteredPeer<J>,
@@ -89,22 +82,17 @@ impl<J: Journal> Exchange<J> {
     ) {
         let row = &mut state.row;
         let was_sent_here = source == row.addr && source == row.first_source;
-        if state.is_leaving
-            || row.validation.is_validated
-            || row.validation.has_moved
-            || row.displaced
-            || !was_sent_here
-        {
+        let AddressValidation { is_validated, has_moved, .. } = row.validation;
+        if state.is_leaving || is_validated || has_moved || row.displaced || !was_sent_here {
             return;
         }
         (row.validation.is_validated, row.validation.was_validated) = (true, true);
         peer.is_validated.store(true, Ordering::Relaxed);
-        // Nothing waits for this change: if it is lost, the next request with the token validates the address again.
+        // Nothing waits for this: if it is lost, the next request with the token validates the address again.
         self.journal.append(vec![ExchangeChange::Peer(Box::new(row.clone()))]);
     }
 
-    /// Handles an acknowledgement. Coming from the peer's own address, it validates that address if the notification
-    /// was sent to no other.
+    /// An ACK that comes from the peer's own address validates it if the notification was sent to no other.
     pub(super) fn acknowledgement_received(
         &self,
         peer: &RegisteredPeer<J>,
@@ -125,13 +113,13 @@ impl<J: Journal> Exchange<J> {
         row.validation = validation;
         peer.is_validated.store(validation.is_validated, Ordering::Relaxed);
         peer.acknowledges.store(true, Ordering::Relaxed);
-        // Appended under the peer's lock, like every change of its row, so that it cannot undo a LOGIN that follows.
-        // Nothing waits for it: if it is lost, the next ACK validates the address again.
+        // It is appended under the peer's lock, like every change of its row, so that it cannot undo a LOGIN that
+        // follows. Nothing waits for it: if it is lost, the next ACK validates the address again.
         self.journal.append(vec![ExchangeChange::Peer(Box::new(row.clone()))]);
     }
 
-    /// Gives an address to a peer unless another peer that is present holds it. Returns the absent peer that held it,
-    /// which must then be [displaced](Exchange::displace).
+    /// Gives an address to a peer unless another one that is present holds it. An absent one that held it is returned,
+    /// to be [displaced](Exchange::displace).
     pub(super) fn claim_address(
         &self,
         now: Millis,
@@ -147,7 +135,6 @@ impl<J: Journal> Exchange<J> {
         Ok(before)
     }
 
-    /// Releases an address that this peer no longer uses.
     pub(super) fn release_address(&self, address: SocketAddr, peer: &RegisteredPeer<J>) {
         let mut addresses = self.addresses.write();
         if addresses.get(&address).is_some_and(|holder| std::ptr::eq(&raw const **holder, peer)) {
@@ -155,8 +142,8 @@ impl<J: Journal> Exchange<J> {
         }
     }
 
-    /// Marks a peer whose address was taken by another one: datagrams from there are no longer its own. The caller
-    /// must hold no other peer's lock.
+    /// The peer's address was taken by another one: datagrams from there are no longer its own. The caller must hold no
+    /// other peer's lock.
     pub(super) fn displace(&self, now: Millis, peer: Option<Arc<RegisteredPeer<J>>>, address: SocketAddr) {
         let Some(peer) = peer else { return };
         let mut state = peer.state.lock();
@@ -172,8 +159,8 @@ impl<J: Journal> Exchange<J> {
         state.last_commit = self.journal.append(vec![ExchangeChange::Peer(Box::new(state.row.clone())), log]);
     }
 
-    /// Restores a peer from disk. If two have the same address, the server stopped between giving it to one and
-    /// recording the loss of the other; it belongs to the one that named it later.
+    /// If two peers have the same address, the server stopped between giving it to one and recording the loss of the
+    /// other; it belongs to the one that named it later.
     pub(super) fn restore_peer(&self, row: PeerRow, last_seen_at: Millis) {
         let peer = Arc::new(RegisteredPeer::new(row, last_seen_at));
         let named_at = |peer: &RegisteredPeer<J>| {
@@ -199,12 +186,11 @@ impl<J: Journal> Exchange<J> {
 }
 
 impl<J: Journal> RegisteredPeer<J> {
-    /// The source that the peer's name counts against; it does not change when the peer moves.
+    /// What the peer's name counts against; it does not change when the peer moves.
     pub(super) fn registration_source(&self) -> SourceKey {
         source::key_of(self.state.lock().row.first_source.ip())
     }
 
-    /// Whether the peer's address is reserved for it.
     fn holds_address(&self, now: Millis) -> bool {
         self.own_deals.load(Ordering::Relaxed) > 0 || self.last_seen_at().until(now) < ADDRESS_RETENTION
     }

@@ -1,28 +1,23 @@
-//! The anti-amplification limit of RFC 9000, section 8.1: until an address is validated, at most three times the
-//! bytes received from it are sent to it, since its source may be forged.
-//!
-//! All ports of an IP address share one budget, since they are one victim. Evicting an entry loses a budget and never
-//! a debt: an attacker that fills the table only makes the server send less.
+//! The anti-amplification limit of RFC 9000, section 8.1: since a source may be forged, an address that is not
+//! validated is sent at most three times the bytes received from it. All ports of an IP address share one budget, since
+//! they are one victim. Evicting an entry loses a budget and never a debt: an attacker that fills the table only makes
+//! the server send less.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// How many bytes may be sent for each byte received.
 const AMPLIFICATION_MAX: u64 = 3;
-/// The maximum number of addresses in each of the two generations.
+/// The addresses in each of the two generations.
 const ADDRESSES_MAX: usize = 32_768;
 
-/// How many bytes may still be sent to each IP address.
+/// The bytes that may still be sent to each IP address. `previous` is dropped when `recent` is full.
 #[derive(Debug, Default)]
 pub(super) struct AmplificationLimiter {
-    /// Addresses that were heard from recently.
     recent: HashMap<IpAddr, u64>,
-    /// The older generation; dropped when the recent one is full.
     previous: HashMap<IpAddr, u64>,
 }
 
 impl AmplificationLimiter {
-    /// Credits the budget for a datagram received from `ip`.
     pub(super) fn credit(&mut self, ip: IpAddr, bytes: usize) {
         let more = AMPLIFICATION_MAX * bytes as u64;
         if let Some(left) = self.recent.get_mut(&ip) {
@@ -33,12 +28,11 @@ impl AmplificationLimiter {
         self.insert_recent(ip, before.saturating_add(more));
     }
 
-    /// The number of bytes that may still be sent to `ip`.
     pub(super) fn remaining(&self, ip: IpAddr) -> u64 {
         self.recent.get(&ip).or_else(|| self.previous.get(&ip)).copied().unwrap_or_default()
     }
 
-    /// Deducts `bytes` from the budget; false if it is too small.
+    /// False if the budget is too small.
     pub(super) fn try_spend(&mut self, ip: IpAddr, bytes: usize) -> bool {
         // Nearly always a recent address, since a datagram has just come from it.
         let Some(left) = self.recent.get_mut(&ip).or_else(|| self.previous.get_mut(&ip)) else { return bytes == 0 };

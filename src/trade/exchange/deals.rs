@@ -1,5 +1,3 @@
-//! Inputs to deals: requests of their sides, ticks and settlements; and the removal of old deals.
-
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
@@ -13,49 +11,41 @@ use crate::trade::deal::{Deal, DealContext, DealEffects, DealInput, DealPosting,
 use crate::trade::journal::{ExchangeChange, Journal, LedgerRow, LogRow};
 use crate::trade::wire::{Ack, DealRequest, ErrorCode, Goods, Notification, RequestError, encode};
 
-/// The data of a settlement. Its `Debug` output hides the tokens.
+/// Its `Debug` output hides the tokens.
 #[derive(Debug, Clone)]
 pub struct SettlementOrder {
     pub deal: u64,
-    /// The idempotency key of the charge.
     pub key: String,
-    /// The item as the buyer named it.
     pub item_name: std::sync::Arc<str>,
-    /// What the seller actually offers.
+    /// What the seller offers, in its own words.
     pub goods: Goods,
     pub price: Cents,
     pub fee: Cents,
-    /// How far the payment had progressed when the order was made.
+    /// The progress when the order was made.
     pub payment: PaymentProgress,
     pub buyer: SettlementParty,
     pub seller: SettlementParty,
 }
 
-/// One side of a settlement.
 #[derive(Debug, Clone)]
 pub struct SettlementParty {
     pub name: Name,
-    /// The number by which the peer knows the deal.
     pub rq: u64,
-    /// The token that its INFORM_RES must contain; none if the peer is no longer registered.
+    /// INFORM_RES must contain it; none if the peer is no longer registered.
     pub token: Option<Token>,
-    /// The address of its settlement port.
+    /// The settlement port.
     pub tcp: Option<SocketAddr>,
-    /// The address of this host that the peer expects the connection from.
+    /// The address of this host that the peer expects.
     pub from: Option<IpAddr>,
 }
 
 impl<J: Journal> RegisteredPeer<J> {
-    /// Addresses a notification to this peer; `None` if the peer has no address.
+    /// `None` if the peer has no address.
     fn outgoing(&self, notification: Notification) -> Option<OutgoingNotification> {
         let RegisteredPeerState { row, .. } = &*self.state.lock();
         let is_validated = row.validation.is_validated;
-        (!row.displaced).then_some(OutgoingNotification {
-            to: row.addr,
-            from: row.local_ip,
-            is_validated,
-            notification,
-        })
+        let (to, from) = (row.addr, row.local_ip);
+        (!row.displaced).then_some(OutgoingNotification { to, from, is_validated, notification })
     }
 }
 
@@ -103,7 +93,7 @@ impl<J: Journal> Exchange<J> {
         Ok(effects)
     }
 
-    /// Lets time pass for a deal. Does nothing if nothing is due; returns the next deadline in any case.
+    /// Lets time pass; does nothing if nothing is due. Returns the next deadline in any case.
     pub fn tick(&self, now: Millis, deal: u64) -> ExchangeEffects<J::Commit> {
         let Ok(mut effects) = self.handle_deal_input(now, deal, DealInput::Tick) else {
             return ExchangeEffects::default();
@@ -115,10 +105,7 @@ impl<J: Journal> Exchange<J> {
         effects
     }
 
-    /// Moves a settlement one step on.
-    ///
-    /// # Errors
-    /// The deal is not at that step.
+    /// Moves a settlement one step on, if the deal is at that step.
     pub fn advance_settlement(
         &self,
         now: Millis,
@@ -151,7 +138,6 @@ impl<J: Journal> Exchange<J> {
         Ok(effects)
     }
 
-    /// Handles one input of a locked deal and appends its changes to the journal.
     pub(super) fn step_deal(
         &self,
         now: Millis,
@@ -166,8 +152,7 @@ impl<J: Journal> Exchange<J> {
         Ok(self.record_effects(now, state, deal_effects, deadline))
     }
 
-    /// Appends the effects of a step to the journal and updates the state in memory. `armed` is the deadline for
-    /// which a timer is already armed.
+    /// Appends a step to the journal and updates the state in memory. A timer is already set for `armed`.
     pub(super) fn record_effects(
         &self,
         now: Millis,
@@ -217,21 +202,15 @@ impl<J: Journal> Exchange<J> {
         effects
     }
 
-    /// The rows that a step changes: the deal, its sellers, the ledger, and the log, whose lines are taken out of
-    /// `effects`.
+    /// The rows that a step changes. The log's lines are taken out of `effects`.
     fn changes_of(&self, now: Millis, deal: &Deal, effects: &mut DealEffects) -> Vec<ExchangeChange> {
         let mut changes = Vec::with_capacity(effects.sellers_changed.len() + effects.log.len() + 2);
         if effects.deal_changed {
             changes.push(deal_change(deal));
         }
         let mut seen = HashSet::with_capacity(effects.sellers_changed.len());
-        changes.extend(
-            effects
-                .sellers_changed
-                .iter()
-                .filter(|seller| seen.insert(**seller))
-                .map(|seller| seller_change(deal, *seller)),
-        );
+        let sellers = effects.sellers_changed.iter().filter(|seller| seen.insert(**seller));
+        changes.extend(sellers.map(|seller| seller_change(deal, *seller)));
         changes.extend(effects.posting.map(|DealPosting { operation, seller, price, fee }| {
             ExchangeChange::Ledger(LedgerRow {
                 key: charge_key(deal.id),
@@ -258,7 +237,7 @@ impl<J: Journal> Exchange<J> {
         changes
     }
 
-    /// Handles the acknowledgement of a notification. True if it ends the notification's repetition.
+    /// True if it ends the notification's repetition.
     pub fn acknowledge(&self, now: Millis, source: SocketAddr, ack: &Ack) -> bool {
         let Some((deal, party)) = self.parties_by_mid.lock().get(&ack.mid).copied() else { return false };
         let Some(tracked) = self.deal(deal) else { return false };
@@ -287,7 +266,7 @@ impl<J: Journal> Exchange<J> {
         true
     }
 
-    /// A notification with its addresses, or `None` if it is acknowledged or superseded.
+    /// `None` if it is acknowledged or superseded.
     pub fn outgoing_notification(&self, id: NotificationId) -> Option<OutgoingNotification> {
         let tracked = self.deal(id.deal)?;
         let state = tracked.state.lock();
@@ -304,9 +283,7 @@ impl<J: Journal> Exchange<J> {
         self.mid_cipher.encrypt(self.allocate_ids(1))
     }
 
-    // Settlements.
-
-    /// The data for the settlement of a deal; `None` if the deal is not being settled.
+    /// `None` if the deal is not being settled.
     pub fn settlement_order(&self, id: u64) -> Option<SettlementOrder> {
         let tracked = self.deal(id)?;
         let state = tracked.state.lock();
@@ -335,7 +312,6 @@ impl<J: Journal> Exchange<J> {
         })
     }
 
-    /// The number of settlements in progress.
     pub fn settlement_count(&self) -> usize {
         self.settlement_slots.lock().by_deal.len()
     }
@@ -344,10 +320,8 @@ impl<J: Journal> Exchange<J> {
         let addresses = deal.reserved_seller().and_then(|seller| self.addresses_of(deal, seller));
         let addresses = addresses.ok_or_else(|| RequestError::new(ErrorCode::WrongState, "the other side has left"))?;
         let mut slots = self.settlement_slots.lock();
-        let is_full = |ip| {
-            !std::net::IpAddr::is_loopback(ip)
-                && slots.by_address.get(ip).is_some_and(|n| *n >= SETTLEMENTS_PER_ADDRESS_MAX)
-        };
+        let max = SETTLEMENTS_PER_ADDRESS_MAX;
+        let is_full = |ip: &IpAddr| !ip.is_loopback() && slots.by_address.get(ip).is_some_and(|n| *n >= max);
         if slots.by_deal.len() >= SETTLEMENTS_MAX || addresses.iter().any(is_full) {
             return Err(RequestError::new(ErrorCode::Busy, "too many settlements are under way; try again"));
         }
@@ -366,8 +340,6 @@ impl<J: Journal> Exchange<J> {
             }
         }
     }
-
-    // Removal of old deals.
 
     /// Removes the deals that no peer refers to any more.
     pub(super) fn release_deals(&self, effects: &mut ExchangeEffects<J::Commit>) {
@@ -407,7 +379,7 @@ impl<J: Journal> Exchange<J> {
     }
 }
 
-/// The idempotency key of a deal's charge, so that a deal is charged once.
+/// So that a deal is charged once.
 fn charge_key(deal: u64) -> String {
     format!("{}{deal}", super::CHARGE_KEY_PREFIX)
 }

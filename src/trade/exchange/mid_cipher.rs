@@ -1,37 +1,31 @@
-//! The numbers of notifications. An ACK with such a number proves that its sender receives at an address, so a number
-//! must be unpredictable for everyone else, and none may occur twice.
-//!
-//! A keyed permutation provides both: its input is the exchange's id sequence, which never repeats, and its output
-//! never repeats either but cannot be predicted without the key (a Feistel network; Luby and Rackoff, 1988). Its
-//! inverse yields the id, which tells when the number was made.
+//! The numbers of notifications. An ACK with such a number proves that its sender receives at an address, so it must be
+//! unpredictable for everyone else, and none may occur twice. A keyed permutation of the exchange's id sequence, which
+//! never repeats, provides both (a Feistel network; Luby and Rackoff, 1988). Its inverse tells when the number was
+//! made.
 
 use ring::aead::quic::{AES_128, HeaderProtectionKey};
 
 use crate::model::Token;
 
-/// Bit 52 is set in every number. The plain numbers of earlier versions are below it, and all are below 2^53, so that
-/// every JSON reader represents them exactly.
+/// A bit that is set in every number. The plain numbers of earlier versions are below it, and all are below 2^53, which
+/// every JSON reader represents exactly.
 const MARK: u64 = 1 << 52;
-/// Sequence numbers are below this one.
 pub(super) const SEQUENCE_MAX: u64 = MARK;
-/// The length of each half in bits.
 const HALF_BITS: u32 = 26;
 const HALF_MASK: u64 = (1 << HALF_BITS) - 1;
-/// Four rounds make the permutation indistinguishable from a random one; eight cost half a microsecond.
+/// Four make the permutation indistinguishable from a random one; eight cost half a microsecond.
 const ROUNDS: u8 = 8;
 
-/// Converts sequence numbers to notification numbers and back.
 pub(super) struct MidCipher(HeaderProtectionKey);
 
 impl MidCipher {
-    /// Derives the cipher from a key. The key must stay the same for the lifetime of the data directory.
+    /// The key must stay the same for the lifetime of the data directory.
     pub(super) fn new(key: &Token) -> MidCipher {
         let digest = ring::digest::digest(&ring::digest::SHA256, key.reveal().as_bytes());
         let key = &digest.as_ref()[..AES_128.key_len()];
         MidCipher(HeaderProtectionKey::new(&AES_128, key).expect("the key is as long as it asks for"))
     }
 
-    /// The notification number for a sequence number.
     pub(super) fn encrypt(&self, sequence: u64) -> u64 {
         assert!(sequence < MARK, "a sequence that takes one number a nanosecond lasts for fifty days");
         let halves = (0..ROUNDS).fold((sequence >> HALF_BITS, sequence & HALF_MASK), |(left, right), round| {
@@ -40,7 +34,7 @@ impl MidCipher {
         MARK | halves.0 << HALF_BITS | halves.1
     }
 
-    /// The sequence number of a notification; `None` for numbers of earlier versions.
+    /// `None` for numbers of earlier versions.
     pub(super) fn decrypt(&self, mid: u64) -> Option<u64> {
         if mid & !(MARK - 1) != MARK {
             return None;

@@ -14,10 +14,9 @@ use crate::trade::journal::Journal;
 /// How many deals are read under one lock, so that others do not wait for long.
 const BATCH_LEN: usize = 4_096;
 
-/// The maximum number of changed deals that are remembered.
 const CHANGED_DEALS_MAX: usize = 4_096;
 
-/// The deals that have changed, while someone is interested.
+/// Recorded while someone is interested.
 #[derive(Debug, Default)]
 pub(super) struct ChangedDeals {
     keep_tracking: AtomicBool,
@@ -38,20 +37,19 @@ impl ChangedDeals {
 }
 
 impl<J: Journal> Exchange<J> {
-    /// The deals that have changed since the last call. `keep_tracking` tells whether changes are recorded from now
-    /// on. `None` if there were too many changes, or tracking was off.
+    /// What has changed since the last call; `None` if that was too much, or tracking was off. `keep_tracking` tells
+    /// whether changes are recorded from now on.
     pub fn take_changed_deals(&self, keep_tracking: bool) -> Option<BTreeSet<u64>> {
         let was_wanted = self.changed_deals.keep_tracking.swap(keep_tracking, Ordering::Relaxed);
         let deals = std::mem::take(&mut *self.changed_deals.deals.lock());
         Some(deals).filter(|deals| was_wanted && deals.len() <= CHANGED_DEALS_MAX)
     }
 
-    /// The number of open deals.
     pub fn open_deals_len(&self) -> usize {
         self.open_deals.lock().len()
     }
 
-    /// A page of the open deals, newest first; their total number; and the commit that the page depends on.
+    /// A page, newest first; the total number; and the commit that the page depends on.
     pub fn open_deals(&self, now: Millis, offset: usize, limit: usize) -> (Vec<DealSummary>, usize, J::Commit) {
         let total = self.open_deals_len();
         let (mut lines, mut commit) = (Vec::new(), J::Commit::default());
@@ -78,7 +76,7 @@ impl<J: Journal> Exchange<J> {
         (lines, total, commit)
     }
 
-    /// The deal as it is now, or `None` if it has ended or is unknown; and the commit that this depends on.
+    /// `None` if the deal has ended or is unknown; and the commit that this depends on.
     pub fn open_deal(&self, now: Millis, id: u64) -> (Option<DealSummary>, J::Commit) {
         let Some(tracked) = self.deal(id) else { return (None, J::Commit::default()) };
         let state = tracked.state.lock();

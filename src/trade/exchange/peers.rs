@@ -1,5 +1,3 @@
-//! The registered peers in memory, and the deals that each of them refers to.
-
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
@@ -11,35 +9,33 @@ use crate::trade::deal::{Deal, Party};
 use crate::trade::journal::{ExchangeChange, Journal, LogRow, PeerRow};
 use crate::trade::wire::{ErrorCode, RequestError};
 
-/// A registered peer.
 pub(super) struct RegisteredPeer<J: Journal> {
     pub(super) name: Name,
     pub(super) registration_id: u64,
     pub(super) last_seen_at: AtomicU64,
     pub(super) last_seen_saved_at: AtomicU64,
     pub(super) unanswered_searches: AtomicU8,
-    /// Copied from the row, to be read without the lock.
+    /// Like `acknowledges` it is copied from the row, to be read without the lock.
     pub(super) is_validated: AtomicBool,
     pub(super) acknowledges: AtomicBool,
-    /// The number of open deals in which the peer buys or has offered.
+    /// The open deals in which the peer buys or has offered.
     pub(super) own_deals: AtomicUsize,
     pub(super) state: Mutex<RegisteredPeerState<J>>,
 }
 
 pub(super) struct RegisteredPeerState<J: Journal> {
     pub(super) row: PeerRow,
-    /// The peer has left or is about to. No new deal may begin with it, and its row is no longer written: a thread
-    /// that found the peer before it left would otherwise write the row again, perhaps over that of the name's next
-    /// holder.
+    /// The peer has left or is about to. No new deal may begin with it, and its row is no longer written: a thread that
+    /// found the peer before could write it again, perhaps over that of the name's next holder.
     pub(super) is_leaving: bool,
     /// The deal for each number that the peer may use in requests.
     pub(super) deal_by_rq: HashMap<u64, u64>,
     /// The peer's number in each of its deals, by the deal's id.
     pub(super) rq_by_deal: BTreeMap<u64, u64>,
-    /// Ended deals in which the peer bought or offered, oldest first.
+    /// The deals in which the peer bought or offered, oldest first.
     pub(super) ended: VecDeque<u64>,
-    /// Ended deals in which the peer was merely asked. They are released first, so that other peers' searches do not
-    /// displace its own deals.
+    /// Those in which it was merely asked. They are released first, so that other peers' searches do not displace its
+    /// own deals.
     pub(super) ended_as_recipient: VecDeque<u64>,
     pub(super) open_searches: usize,
     pub(super) open_received: usize,
@@ -47,20 +43,17 @@ pub(super) struct RegisteredPeerState<J: Journal> {
 }
 
 impl PeerRow {
-    /// Checks that a request comes from this peer: by its token, or by its source address.
+    /// Whether a request comes from this peer: by its token, or by its source address.
     pub(super) fn proves(&self, token: Option<&Token>, origin: &RequestOrigin) -> Result<(), RequestError> {
         let RequestOrigin { source, transport, .. } = *origin;
-        match token {
-            Some(token) if self.token.matches(token) => Ok(()),
-            Some(_) => Err(RequestError::new(ErrorCode::Forbidden, "token: this is not the token of that name")),
-            None if transport == Transport::Udp && source == self.addr && !self.displaced => Ok(()),
-            None if transport == Transport::Tcp => {
-                Err(RequestError::new(ErrorCode::Forbidden, "token: needed on a connection"))
-            }
-            None => {
-                Err(RequestError::new(ErrorCode::Forbidden, "token: needed from an address that is not the peer's own"))
-            }
-        }
+        let reason = match token {
+            Some(token) if self.token.matches(token) => return Ok(()),
+            Some(_) => "token: this is not the token of that name",
+            None if transport == Transport::Tcp => "token: needed on a connection",
+            None if source == self.addr && !self.displaced => return Ok(()),
+            None => "token: needed from an address that is not the peer's own",
+        };
+        Err(RequestError::new(ErrorCode::Forbidden, reason))
     }
 
     pub(super) fn log(&self, kind: &str, at: Millis, detail: String) -> ExchangeChange {
@@ -110,7 +103,6 @@ impl<J: Journal> RegisteredPeer<J> {
         Millis(self.last_seen_at.load(Ordering::Relaxed))
     }
 
-    /// Records that the peer has a side in a deal.
     pub(super) fn link(&self, state: &mut RegisteredPeerState<J>, deal: &Deal, party: Party) {
         state.link(deal.id, deal.rq_of(party), party);
         if deal.takes_part(party) {
@@ -118,7 +110,7 @@ impl<J: Journal> RegisteredPeer<J> {
         }
     }
 
-    /// Records that the deal has ended. Returns the ended deals that are released to stay within `max`.
+    /// Returns the ended deals that are released to stay within `max`.
     pub(super) fn end(&self, state: &mut RegisteredPeerState<J>, deal: &Deal, party: Party, max: usize) -> Vec<u64> {
         if deal.takes_part(party) && state.rq_by_deal.contains_key(&deal.id) {
             self.own_deals.fetch_sub(1, Ordering::Relaxed);
@@ -151,7 +143,6 @@ impl<J: Journal> RegisteredPeerState<J> {
         released_deals
     }
 
-    /// Removes all traces of an ended deal.
     pub(super) fn unlink(&mut self, deal: u64) {
         self.free_rq(deal);
         self.rq_by_deal.remove(&deal);
@@ -159,14 +150,13 @@ impl<J: Journal> RegisteredPeerState<J> {
         self.ended_as_recipient.retain(|ended| *ended != deal);
     }
 
-    /// Makes the peer's number for this deal available again.
+    /// Makes the peer's number for the deal available again.
     pub(super) fn free_rq(&mut self, deal: u64) {
         if self.owns_rq(deal) {
             self.deal_by_rq.remove(&self.rq_by_deal[&deal]);
         }
     }
 
-    /// Whether the peer's number still refers to this deal.
     pub(super) fn owns_rq(&self, deal: u64) -> bool {
         self.rq_by_deal.get(&deal).is_some_and(|rq| self.deal_by_rq.get(rq) == Some(&deal))
     }

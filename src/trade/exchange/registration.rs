@@ -1,5 +1,3 @@
-//! REGISTER, LOGIN and DE-REGISTER.
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,17 +8,17 @@ use super::{
 };
 use crate::model::{Millis, Name, Token, text};
 use crate::net::source;
-use crate::trade::deal::{DealInput, DealState};
+use crate::trade::deal::DealInput;
 use crate::trade::journal::{AddressValidation, DepartureRow, ExchangeChange, Journal, LoginRow, PeerRow};
 use crate::trade::wire::{ErrorCode, PeerEndpoint, Request, RequestError, Response};
 use std::sync::atomic::Ordering;
 
-/// The maximum number of LOGINs remembered of one peer.
+/// LOGINs remembered of one peer.
 const LOGINS_MAX: usize = 16;
-/// The ports that a peer may name; lower ones belong to system services.
+/// Lower ports belong to system services.
 const PORTS: std::ops::RangeInclusive<u32> = 1024..=65535;
 
-/// The effects of a registration, unless its address is held by another peer.
+/// An error if the address is held by another peer.
 type RegistrationResult<J> = Result<ExchangeEffects<<J as crate::storage::Journal>::Commit>, AddressInUse>;
 
 impl<J: Journal> Exchange<J> {
@@ -40,8 +38,7 @@ impl<J: Journal> Exchange<J> {
         }
         loop {
             let Some(peer) = self.peer(&request.name) else {
-                // Names with invisible characters from before this check remain valid, but no new ones are
-                // registered.
+                // Names with invisible characters from before this check remain valid.
                 text::check_visible(request.name.as_str()).map_err(|wrong| {
                     let error = RequestError::new(ErrorCode::BadRequest, format!("name: {wrong}"));
                     (error, self.directory_commit.lock().clone())
@@ -68,7 +65,6 @@ impl<J: Journal> Exchange<J> {
                 let last = state.last_commit.clone();
                 let is_unused = state.open_searches == 0 && state.open_received == 0;
                 if is_unused && peer.has_lapsed(now, &state) {
-                    // The holder has been silent for too long: its name lapses.
                     state.is_leaving = true;
                     drop(state);
                     self.remove_peer(now, &peer, None);
@@ -88,7 +84,7 @@ impl<J: Journal> Exchange<J> {
         }
     }
 
-    /// Records a REGISTER of the peer that holds the name. Returns the peer that held the address before, which must be
+    /// A REGISTER of the peer that holds the name. Returns the peer that held the address before, to be
     /// [displaced](Exchange::displace).
     fn renew_registration(
         &self,
@@ -157,7 +153,7 @@ impl<J: Journal> Exchange<J> {
         if peers.contains_key(&row.name) {
             return Ok(None);
         }
-        // Recent departures count as well, which bounds them like everything else.
+        // Recent departures count as well, which bounds them too.
         if peers.len() + self.departures.lock().len() >= 2 * PEERS_MAX || peers.len() >= PEERS_MAX {
             let reason = "there are too many registrations; try again later";
             return Err((RequestError::new(ErrorCode::Busy, reason), self.directory_commit.lock().clone()));
@@ -165,7 +161,7 @@ impl<J: Journal> Exchange<J> {
         let from = source::key_of(source.ip());
         let mut names = self.names_by_source.lock();
         if let Err(full) = names.check_room(from, 1) {
-            // The registrations that fill the quota may not be on disk yet; the refusal must not be sent before them.
+            // The registrations that fill the quota may not be on disk yet; the refusal is not sent before they are.
             let reason = format!("{full}: DE-REGISTER some of the names");
             return Err((RequestError::new(ErrorCode::Busy, reason), self.directory_commit.lock().clone()));
         }
@@ -178,16 +174,12 @@ impl<J: Journal> Exchange<J> {
         drop(names);
         let log = row.log("register", now, format!("at {}", row.addr));
         let mut changes = vec![ExchangeChange::Peer(Box::new(row.clone())), log];
-        // The same peer is back and its numbers begin anew, so a DE-REGISTER with an old number is not a repeat.
+        // The peer is back and its numbers begin anew, so a DE-REGISTER with an old number is not a repeat.
         let mut departures = self.departures.lock();
         let later_requests = (row.name.clone(), request.rq)..=(row.name.clone(), u64::MAX);
-        let is_same_source = |departure: &&DepartureRow| [source, row.addr].contains(&departure.source);
-        let superseded: Vec<u64> = departures
-            .range(later_requests)
-            .map(|(_, departure)| departure)
-            .filter(is_same_source)
-            .map(|it| it.rq)
-            .collect();
+        let is_same_source = |departure: &DepartureRow| [source, row.addr].contains(&departure.source);
+        let superseded = departures.range(later_requests).map(|(_, departure)| departure);
+        let superseded: Vec<u64> = superseded.filter(|it| is_same_source(it)).map(|it| it.rq).collect();
         for rq in superseded {
             departures.remove(&(row.name.clone(), rq));
             changes.push(ExchangeChange::DropDeparture { name: row.name.clone(), rq });
@@ -227,7 +219,7 @@ impl<J: Journal> Exchange<J> {
         if !request.token.as_ref().is_some_and(|token| state.row.token.matches(token)) {
             return denied("token: this is not the token of that name".to_owned(), state.last_commit.clone());
         }
-        // Its row may already be removed from the disk and must not be written again.
+        // The peer's row may already be removed from the disk.
         if state.is_leaving {
             return denied("that name is about to become free; try again".to_owned(), state.last_commit.clone());
         }
@@ -263,7 +255,7 @@ impl<J: Journal> Exchange<J> {
         Ok(ExchangeEffects::answer(commit, response))
     }
 
-    /// Sets the address that an authenticated peer names. Returns the peer that held it before, which must be
+    /// Sets the address that an authenticated peer names. Returns the peer that held the address before, to be
     /// [displaced](Exchange::displace).
     fn set_endpoint(
         &self,
@@ -307,7 +299,6 @@ impl<J: Journal> Exchange<J> {
         Ok(self.depart(now, source, request.rq, &peer))
     }
 
-    /// Ends a registration, unless it must wait for settlements.
     fn depart(&self, now: Millis, source: SocketAddr, rq: u64, peer: &RegisteredPeer<J>) -> ExchangeEffects<J::Commit> {
         let mut effects = self.begin_departure(now, peer);
         if effects.departing.is_none() {
@@ -318,7 +309,7 @@ impl<J: Journal> Exchange<J> {
     }
 
     /// Ends all deals of a peer that can be ended, and lets it begin no other. Sets `departing` if a settlement is in
-    /// progress: [`Exchange::resume_departure`] continues when it is over.
+    /// progress: [`Exchange::resume_departure`] continues when that is over.
     pub(super) fn begin_departure(&self, now: Millis, peer: &RegisteredPeer<J>) -> ExchangeEffects<J::Commit> {
         let deals: Vec<u64> = {
             let mut state = peer.state.lock();
@@ -332,11 +323,10 @@ impl<J: Journal> Exchange<J> {
             let mut state = tracked.state.lock();
             let party = state.deal.parties().find(|party| *state.deal.name_of(*party) == peer.name);
             let Some(party) = party.filter(|_| !state.is_removed) else { continue };
-            if matches!(state.deal.state(), DealState::Settling { .. }) && state.deal.is_settling_with(party) {
+            if state.deal.is_settling_with(party) {
                 effects.departing = Some(peer.registration_id);
                 continue;
             }
-            // A departure is never refused.
             if let Ok(more) = self.step_deal(now, &mut state, DealInput::Departed(party)) {
                 effects.absorb::<J>(more);
             }
@@ -345,8 +335,8 @@ impl<J: Journal> Exchange<J> {
         effects
     }
 
-    /// Continues a DE-REGISTER that waited for settlements: responds to it, or tells that some are still in progress.
-    /// `registration_id` comes from [`ExchangeEffects::departing`], since the name may have a new holder by now.
+    /// Continues a DE-REGISTER that waited for settlements, and may have to wait on. `registration_id` comes from
+    /// [`ExchangeEffects::departing`], since the name may have a new holder by now.
     pub fn resume_departure(
         &self,
         now: Millis,
@@ -361,9 +351,9 @@ impl<J: Journal> Exchange<J> {
         self.depart(now, source, rq, &peer)
     }
 
-    /// Gives up a DE-REGISTER that has waited too long: the peer stays registered.
+    /// A DE-REGISTER has waited too long: the peer stays registered.
     pub fn cancel_departure(&self, name: &Name, registration_id: u64) {
-        // Held so that a peer that is being removed at this moment is not restored.
+        // Held so that a peer that is just being removed is not restored.
         let peers = self.peers.read();
         if let Some(peer) = peers.get(name).filter(|peer| peer.registration_id == registration_id) {
             peer.state.lock().is_leaving = false;
@@ -385,7 +375,7 @@ impl<J: Journal> Exchange<J> {
         self.names_by_source.lock().release(peer.registration_source(), 1);
         let row = {
             let mut state = peer.state.lock();
-            // From here on, no row of this peer can follow the change that removes it.
+            // From here on, no row of this peer can follow its removal.
             state.is_leaving = true;
             state.row.clone()
         };
@@ -409,13 +399,13 @@ fn udp_address(endpoint: &PeerEndpoint) -> SocketAddr {
     SocketAddr::new(endpoint.ip, endpoint.udp_port as u16)
 }
 
-/// Why an address is denied. It does not tell whose address it is.
+/// Does not tell whose address it is.
 fn address_in_use(endpoint: &PeerEndpoint) -> String {
     format!("udp_port: {} is another peer's; choose another port", udp_address(endpoint))
 }
 
 impl PeerEndpoint {
-    /// Ensures that the server does not send to a third party or to a system service.
+    /// The server must not send to a third party or to a system service.
     fn check(&self, source: SocketAddr) -> Result<(), String> {
         if self.ip != source.ip().to_canonical() {
             return Err(format!("ip: expected {}, where this comes from", source.ip().to_canonical()));

@@ -16,7 +16,7 @@ use crate::trade::deal::{Deal, DealContext, DealInput, Party, SearchRecipient};
 use crate::trade::journal::Journal;
 use crate::trade::wire::{DATAGRAM_MAX, ErrorCode, RequestError, Response};
 
-/// A peer that was silent for longer than this is not asked.
+/// A peer that was silent for longer is not asked.
 const RECIPIENT_SEEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 /// No entry of DEALS is shorter than this many bytes, which bounds how many can fit.
@@ -37,13 +37,8 @@ impl<J: Journal> Exchange<J> {
     ) -> RequestResult<J> {
         // The deal is locked from before it can be found until its rows have been appended.
         let id = self.allocate_ids(1);
-        let placeholder = Deal::placeholder(id, buyer.name.clone(), rq);
-        let state = TrackedDealState {
-            deal: placeholder,
-            mids: Vec::new(),
-            is_removed: false,
-            last_commit: J::Commit::default(),
-        };
+        let deal = Deal::placeholder(id, buyer.name.clone(), rq);
+        let state = TrackedDealState { deal, mids: Vec::new(), is_removed: false, last_commit: J::Commit::default() };
         let tracked = Arc::new(TrackedDeal { holder_count: AtomicUsize::new(1), state: Mutex::new(state) });
         let mut state = tracked.state.lock();
         self.deals.write().insert(id, tracked.clone());
@@ -85,7 +80,6 @@ impl<J: Journal> Exchange<J> {
         // The deal may end with its first step.
         self.open_deals.lock().insert(id);
         let mut effects = self.record_effects(now, &mut state, deal_effects, None);
-        // A seller that left between being chosen and being linked did not find this deal among its own.
         for (index, (seller, _)) in recipients.iter().enumerate() {
             if seller.state.lock().is_leaving
                 && let Ok(more) = self.step_deal(now, &mut state, DealInput::Departed(Party::Seller(index)))
@@ -117,8 +111,7 @@ impl<J: Journal> Exchange<J> {
         Err((refusal, peer.last_commit.clone()))
     }
 
-    /// Links the peers that a search is sent to to the deal. Returns them and the number of the first; the others have
-    /// the following ones.
+    /// Links the recipients of a search to the deal. Returns them and the number of the first; the others follow.
     fn claim_recipients(
         &self,
         now: Millis,
@@ -169,9 +162,8 @@ impl<J: Journal> Exchange<J> {
         Ok(ExchangeEffects::answer(state.last_commit.clone(), response))
     }
 
-    /// The peers that a search is sent to, in the order of their registration: all but the buyer, and if there are
-    /// too many, those active most recently. Peers that registered after the deal got its number are excluded, as
-    /// `party_peer` requires, and so are those silent for a day.
+    /// The recipients of a search in the order of their registration: all but the buyer, those silent for a day and, as
+    /// `party_peer` requires, those registered after the deal got its number. If too many, the most recently active.
     fn select_recipients(&self, now: Millis, buyer: &Name, deal: u64) -> Vec<Arc<RegisteredPeer<J>>> {
         let peers = self.peers.read();
         let is_recipient = |peer: &RegisteredPeer<J>| {

@@ -10,9 +10,9 @@ use crate::trade::journal::{ExchangeChange, Journal};
 
 /// A peer that is silent for this long loses its name, unless it has an open deal.
 const NAME_RETENTION: Duration = Duration::from_secs(30 * 86_400);
-/// A name whose address was never validated is kept for this long after its last request.
+/// A name whose address was never validated is kept for this long.
 const UNVALIDATED_RETENTION: Duration = Duration::from_secs(600);
-/// The time of a peer's last request is stored at most this often.
+/// A peer's last request is stored at most this often.
 const LAST_SEEN_SAVE_INTERVAL: Duration = Duration::from_secs(600);
 
 impl<J: Journal> RegisteredPeer<J> {
@@ -26,8 +26,7 @@ impl<J: Journal> RegisteredPeer<J> {
 }
 
 impl<J: Journal> Exchange<J> {
-    /// Removes deals that ended ten minutes ago, old departures and lapsed names, and stores when peers were last
-    /// active.
+    /// Removes what has expired, and stores when peers were last active.
     pub fn sweep(&self, now: Millis) -> ExchangeEffects<J::Commit> {
         loop {
             let due = {
@@ -81,7 +80,6 @@ impl<J: Journal> Exchange<J> {
         lapses
     }
 
-    /// Stores the times of last requests that have advanced by at least this much.
     pub fn save_last_seen(&self, at_least: Duration) {
         let peers: Vec<_> = self.peers.read().values().cloned().collect();
         let moved = peers.iter().filter_map(|peer| {

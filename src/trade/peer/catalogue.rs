@@ -9,14 +9,11 @@ use serde_json::Value;
 use super::inventory::{ITEMS_MAX, Item, fold};
 use crate::model::{Cents, number, text};
 
-/// The maximum length of a catalogue file in bytes: enough for [`ITEMS_MAX`] items.
+/// The bytes of a file: enough for [`ITEMS_MAX`] items.
 const FILE_MAX: u64 = 16 << 20;
 
-/// Reads a catalogue: an array of {name, price, min_price?, quantity?, description?}. Without `min_price` the price
-/// is firm; without `quantity` there is one unit.
-///
-/// # Errors
-/// The first invalid entry, by its position and name, and the invalid field.
+/// An array of {name, price, min_price?, quantity?, description?}. Without `min_price` the price is firm; without
+/// `quantity` there is one unit. An error names the first invalid entry and the field.
 pub fn read(path: &Path) -> Result<Vec<Item>, String> {
     let shown = path.display();
     let size = std::fs::metadata(path).map_err(|error| format!("{shown}: {error}"))?.len();

@@ -1,8 +1,7 @@
 //! The items on sale, the matching of searches, and the seller's side of deals.
 //!
 //! The server notifies a seller in a fixed order (search, negotiate, released, reserve, the end), but datagrams may
-//! overtake each other. A notification that comes before one already handled is outdated; it is acknowledged and
-//! ignored.
+//! overtake each other. One that comes before one already handled is outdated: it is acknowledged and ignored.
 
 use std::sync::Arc;
 
@@ -13,36 +12,28 @@ use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Millis, Name};
 use crate::trade::wire::{Amount, DealRequest, Goods, Side};
 
-/// The maximum number of items of a peer.
 pub const ITEMS_MAX: usize = 10_000;
 /// A search for this matches every item.
 pub const ANYTHING: &str = "*";
-/// The maximum number of units of an item.
 pub const QUANTITY_MAX: u64 = 1_000_000;
 
-/// An item on sale.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Item {
     /// Unique for the peer, ignoring case.
     pub name: String,
-    /// The price at which it is offered.
     pub price: Cents,
-    /// The lowest price that is accepted in a negotiation.
+    /// The lowest that is accepted in a negotiation.
     pub min_price: Cents,
-    /// The number of units, including bound ones but not sold ones.
+    /// It includes bound units but not sold ones.
     pub quantity: u64,
-    /// Further text that a search may match.
+    /// A search may match it too.
     pub description: String,
-    /// The number of units sold so far.
     #[serde(default)]
     pub sold: u64,
 }
 
 impl Item {
-    /// Creates an item after checking every rule.
-    ///
-    /// # Errors
-    /// The first rule that is broken; names the field and says what was expected.
+    /// An error names the field and the rule that is broken.
     pub fn new(name: &str, price: Cents, min_price: Cents, quantity: u64, description: &str) -> Result<Item, String> {
         text::check(name, 1, ITEM_NAME_MAX).map_err(|wrong| format!("name: {wrong}"))?;
         text::check(description, 0, DESCRIPTION_MAX).map_err(|wrong| format!("description: {wrong}"))?;
@@ -59,11 +50,10 @@ impl Item {
     }
 }
 
-/// The recipient of something that was sold. Its `Debug` output hides the address.
+/// Its `Debug` output hides the address.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShipTo {
     pub name: Name,
-    /// The buyer's postal address.
     pub address: String,
 }
 
@@ -73,29 +63,24 @@ impl std::fmt::Debug for ShipTo {
     }
 }
 
-/// The state of a sale.
+/// The state of a sale. All but `Released`, `Sold` and `Over` bind a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SaleState {
-    /// We made an offer; it binds a unit.
     Offered,
-    /// We agreed to the buyer's maximum; it binds a unit.
+    /// We agreed to the buyer's maximum.
     Accepted,
-    /// Another offer was chosen. Ours may still be chosen if that one falls through; it binds no unit.
+    /// Another offer was chosen. Ours may still be if that one falls through.
     Released,
-    /// Our offer was chosen; it binds a unit.
     Reserved,
-    /// SHIPPED was sent and the server decides how the settlement ends; it binds a unit.
+    /// SHIPPED was sent and the server decides how the settlement ends.
     Shipped,
-    /// As before, but the server no longer knows how the settlement ended. A person must find out; it binds a unit.
+    /// The server no longer knows how it ended. A person must find out.
     Unknown,
-    /// The unit was paid for.
     Sold,
-    /// The deal ended without a sale.
     Over,
 }
 
-/// A deal in which this peer sells.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sale {
     /// The server's number for our side.
@@ -103,9 +88,8 @@ pub struct Sale {
     pub item: String,
     /// The item as the buyer named it.
     pub item_name: Arc<str>,
-    /// The price of our offer.
+    /// The price of our offer; `price` is what is agreed now.
     pub offered: Cents,
-    /// The price currently agreed.
     pub price: Cents,
     pub state: SaleState,
     pub reason: Option<Arc<str>>,
@@ -115,7 +99,6 @@ pub struct Sale {
     pub at: Millis,
     #[serde(rename = "heard")]
     pub(super) last_notification: SellerNotification,
-    /// A request about this sale waits for its response.
     #[serde(skip)]
     pub(super) is_pending: bool,
     #[serde(skip)]
@@ -123,7 +106,7 @@ pub struct Sale {
 }
 
 impl Sale {
-    /// Whether a unit of the item is bound to this sale.
+    /// A unit of the item.
     pub fn binds(&self) -> bool {
         matches!(
             self.state,
@@ -131,13 +114,12 @@ impl Sale {
         )
     }
 
-    /// Whether the sale has ended.
     pub fn is_over(&self) -> bool {
         matches!(self.state, SaleState::Sold | SaleState::Over)
     }
 }
 
-/// Folds a name for comparisons that ignore case.
+/// Names are compared like this, ignoring case.
 pub(super) fn fold(text: &str) -> String {
     text.to_lowercase()
 }
@@ -149,10 +131,10 @@ fn split_words(text: &str) -> impl Iterator<Item = String> {
 /// How well an item matches a search: lower is better, `None` is no match.
 ///
 /// An item matches if the searched name equals its name, ignoring case, or if every word of it (a run of letters and
-/// digits) is a word of the item's name or description. An equal name ranks first, then items with all words in their
-/// name, then other matches, then those that only [`ANYTHING`] finds. Ties go to the item that has more words of the
-/// search's description, then to the cheaper one, then to the first by name. So the description only chooses among
-/// matches: "a lamp, green" must not find a green chair.
+/// digits) is a word of the item's name or description. An equal name ranks first, then all words in the name, then
+/// other matches, then those that only [`ANYTHING`] finds. Ties go to the item that has more words of the search's
+/// description, then to the cheaper one, then to the first by name. So the description only chooses among matches: "a
+/// lamp, green" must not find a green chair.
 fn match_rank(item: &Item, item_name: &str, description: &str) -> Option<(u8, usize, Cents)> {
     let in_name: Vec<String> = split_words(&item.name).collect();
     let in_description: Vec<String> = split_words(&item.description).collect();
@@ -210,7 +192,7 @@ impl PeerCore {
         Ok(())
     }
 
-    /// The number of units of an item that are bound to deals.
+    /// Bound to deals.
     pub fn bound_units(&self, name: &str) -> u64 {
         let name = fold(name);
         self.sales.values().filter(|sale| sale.binds() && fold(&sale.item) == name).count() as u64
@@ -220,8 +202,6 @@ impl PeerCore {
         let quantity = self.items.get(&fold(name)).map_or(0, |item| item.quantity);
         quantity.saturating_sub(self.bound_units(name))
     }
-
-    // Notifications of the server.
 
     pub(super) fn search(&mut self, rq: u64, item_name: Arc<str>, description: &str, effects: &mut PeerEffects) {
         if self.sales.contains_key(&rq) {
@@ -233,7 +213,7 @@ impl PeerCore {
             .filter(|item| item.quantity > 0)
             .filter_map(|item| Some((match_rank(item, &item_name, description)?, item)))
             .collect();
-        // The sort is stable, so equal matches stay in the order of their names.
+        // Stable, so equal matches stay in the order of their names.
         matching.sort_by_key(|(match_rank, _)| *match_rank);
         let Some((_, item)) = matching.into_iter().find(|(_, item)| self.free_units(&item.name) > 0) else {
             effects.requests.push((rq, DealRequest::NotAvailable.about(item_name)));
@@ -253,14 +233,10 @@ impl PeerCore {
             is_pending: true,
             changed_step: self.step,
         };
-        effects.events.push(PeerEvent::Offered {
-            rq,
-            item_name: item_name.clone(),
-            item: sale.item.clone(),
-            price: sale.price,
-        });
         let description = Some(item.description.as_str()).filter(|text| !text.is_empty()).map(Arc::from);
         let goods = Goods { item: Some(item.name.as_str().into()), description };
+        let (item, price) = (sale.item.clone(), sale.price);
+        effects.events.push(PeerEvent::Offered { rq, item_name: item_name.clone(), item, price });
         effects.requests.push((rq, DealRequest::Offer { price: sale.price, goods }.about(item_name)));
         effects.changes.push(PeerChange::Sale(sale.clone()));
         self.sales.insert(rq, sale);
@@ -277,16 +253,10 @@ impl PeerCore {
             return;
         }
         let agreed = self.items.get(&fold(&sale.item)).is_some_and(|item| max_price >= item.min_price);
-        let (body, event) = if agreed {
-            (
-                DealRequest::Accept { max_price }.about(item_name.clone()),
-                PeerEvent::Accepted { rq, item_name: item_name.clone(), max_price },
-            )
+        let (request, event) = if agreed {
+            (DealRequest::Accept { max_price }, PeerEvent::Accepted { rq, item_name: item_name.clone(), max_price })
         } else {
-            (
-                DealRequest::Refuse { max_price }.about(item_name.clone()),
-                PeerEvent::Declined { rq, item_name, max_price },
-            )
+            (DealRequest::Refuse { max_price }, PeerEvent::Declined { rq, item_name: item_name.clone(), max_price })
         };
         self.change_sale(rq, effects, |sale| {
             sale.last_notification = SellerNotification::Negotiate;
@@ -296,12 +266,12 @@ impl PeerCore {
             }
         });
         effects.events.push(event);
-        effects.requests.push((rq, body));
+        effects.requests.push((rq, request.about(item_name)));
     }
 
     pub(super) fn reserve(&mut self, rq: u64, item_name: Arc<str>, price: Cents, effects: &mut PeerEffects) {
         let Some(sale) = self.sales.get(&rq) else {
-            // No unit is bound for it. The sooner the server knows, the sooner another seller can be chosen.
+            // No unit is bound for it, and another seller can be chosen as soon as the server knows.
             effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             effects.trouble(Some(rq), "RESERVE for a deal that is not ours");
             return;
@@ -325,7 +295,7 @@ impl PeerCore {
         self.change_sale(rq, effects, |sale| {
             (sale.last_notification, sale.state, sale.price) =
                 (SellerNotification::Reserve, SaleState::Reserved, price);
-            // RESERVE implies the response to an OFFER or ACCEPT that is still pending.
+            // It implies the response to an OFFER or ACCEPT that is still pending.
             sale.is_pending = false;
         });
         effects.events.push(PeerEvent::Reserved { rq, item_name, price });
@@ -345,8 +315,6 @@ impl PeerCore {
         effects.events.push(PeerEvent::Released { rq, item_name });
     }
 
-    // Refused requests.
-
     pub(super) fn offer_refused(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         if self.sales.get(&rq).is_some_and(|sale| {
             sale.state == SaleState::Offered && sale.last_notification == SellerNotification::Search
@@ -355,7 +323,7 @@ impl PeerCore {
         }
     }
 
-    /// Our offer remains valid at its own price, until the server releases it.
+    /// Our offer remains valid at its own price until it is released.
     pub(super) fn accept_refused(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         if self.sales.get(&rq).is_some_and(|sale| sale.state == SaleState::Accepted) {
             self.change_sale(rq, effects, |sale| (sale.state, sale.price) = (SaleState::Offered, sale.offered));
@@ -363,7 +331,7 @@ impl PeerCore {
         }
     }
 
-    /// Cancels a sale on command. The unit becomes free once the server agrees.
+    /// The unit becomes free once the server agrees.
     pub(super) fn cancel_sale(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
         let sale = self.sales.get(&rq).ok_or_else(|| CommandError::no_deal(rq))?;
         match sale.state {
@@ -385,8 +353,6 @@ impl PeerCore {
         }
     }
 
-    // Settlement.
-
     pub(super) fn ship(
         &mut self,
         rq: u64,
@@ -405,7 +371,7 @@ impl PeerCore {
         Ok(())
     }
 
-    /// Marks the goods as sent and deletes the recipient.
+    /// Deletes the recipient.
     pub(super) fn sent(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
         let sale = self.sales.get(&rq).ok_or_else(|| CommandError(format!("there is no deal {rq}")))?;
         if sale.state != SaleState::Sold {
@@ -418,10 +384,10 @@ impl PeerCore {
         Ok(())
     }
 
-    /// Records the payment. `price` is known from STATUS, `payout` from SETTLED.
+    /// `price` is known from STATUS, `payout` from SETTLED.
     pub(super) fn sold(&mut self, rq: u64, price: Option<Cents>, payout: Option<Amount>, effects: &mut PeerEffects) {
         let Some(sale) = self.sales.get(&rq).filter(|sale| !sale.is_over()) else { return };
-        // A unit that was not bound may have been sold otherwise; the count must stay correct.
+        // A unit that was not bound may have been sold otherwise.
         let is_there = sale.binds() || self.free_units(&sale.item) > 0;
         let (item, item_name) = (sale.item.clone(), sale.item_name.clone());
         let price = price.unwrap_or(sale.price);
@@ -434,7 +400,7 @@ impl PeerCore {
         effects.events.push(PeerEvent::Sold { rq, item_name, price, payout });
     }
 
-    /// Ends a sale and frees its unit.
+    /// Frees the unit.
     pub(super) fn end_sale(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
         let Some(sale) = self.sales.get(&rq).filter(|sale| !sale.is_over()) else { return };
         let item_name = sale.item_name.clone();

@@ -1,16 +1,13 @@
-//! What the user requests about a deal, and what follows from the server's messages.
-
 use std::sync::Arc;
 
 use super::{CommandError, PeerCore, PeerEffects, PeerEvent};
 use crate::trade::client::ClientError;
 use crate::trade::wire::{DealRequest, ErrorCode, Goods, Notification, RequestBody, Response};
 
-/// A command of the user that requests something of the server about a deal.
+/// What the user requests of the server about a deal, on either side.
 #[derive(Debug, Clone)]
 pub enum DealCommand {
     Buy,
-    /// Cancel a deal, on either side.
     Cancel,
 }
 
@@ -135,7 +132,7 @@ impl PeerCore {
     ) {
         self.status_requests.remove(&rq);
         match body {
-            RequestBody::LookingFor { .. } => self.search_refused(rq, reason, effects),
+            RequestBody::LookingFor { .. } => self.end_purchase(rq, reason, effects),
             RequestBody::Deal { request, .. } => self.deal_request_refused(rq, request, code, reason, effects),
             RequestBody::Register { .. }
             | RequestBody::Login { .. }
@@ -156,7 +153,7 @@ impl PeerCore {
     ) {
         let is_retryable = matches!(code, ErrorCode::Busy | ErrorCode::Unavailable);
         match request {
-            // Nothing changed on the server, so our own change still waits for its turn, or for STATUS.
+            // Nothing changed on the server, so our own change still waits, perhaps for STATUS.
             DealRequest::Offer { .. } | DealRequest::Accept { .. } if is_retryable => {
                 effects.trouble(None, reason);
             }
@@ -170,7 +167,6 @@ impl PeerCore {
         }
     }
 
-    /// Tells the user what went wrong with a deal, and asks the server for its state.
     pub(super) fn report_and_ask(&mut self, rq: u64, reason: String, effects: &mut PeerEffects) {
         effects.trouble(Some(rq), reason);
         self.ask_status(Some(rq), effects);

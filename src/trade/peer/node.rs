@@ -1,5 +1,5 @@
-//! A running peer: joins the core, the client and the store. Effects are applied in a fixed order: store changes,
-//! acknowledge, send requests, then report events.
+//! A running peer: joins the core, the client and the store. Effects are applied in a fixed order: changes are stored,
+//! then notifications acknowledged, requests sent and events reported.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -26,32 +26,29 @@ mod worker;
 
 use self::handler::NodeHandler;
 
-/// The maximum number of notifications in the queue. Further ones are not acknowledged, so the server repeats them.
+/// Further ones are not acknowledged, so the server repeats them.
 const QUEUED_NOTIFICATIONS_MAX: usize = 1_024;
-/// The maximum number of inputs in one transaction.
+/// Inputs in one transaction.
 const BATCH_MAX: usize = 64;
-/// How often quiet deals are checked.
 const TICK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The configuration of a peer.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     pub client: client::ClientConfig,
     /// The server as the user named it; its token and fingerprint are stored under this name.
     pub server: String,
     pub data_dir: PathBuf,
-    /// The file with the payment details.
+    /// The payment details.
     pub wallet: Option<PathBuf>,
     pub auto_buy: bool,
-    /// Whether to settle without TLS if the server does so too.
+    /// Settle without TLS if the server does so too.
     pub plaintext: bool,
-    /// The server's fingerprint, if known in advance.
+    /// The fingerprint, if known in advance.
     pub server_cert: Option<String>,
-    /// Whether the server is known to have no certificate; one that presents any is then a different server.
+    /// The server is known to have no certificate; one that presents any is a different server.
     pub no_server_cert: bool,
 }
 
-/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     #[error(transparent)]
@@ -78,7 +75,7 @@ pub enum NodeError {
     TimedOut(String),
 }
 
-/// A running peer. It closes when dropped.
+/// It closes when dropped.
 pub struct Node {
     inner: Arc<NodeInner>,
     worker: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
@@ -87,22 +84,17 @@ pub struct Node {
 struct NodeInner {
     config: NodeConfig,
     clock: Clock,
-    /// Declared before `store`, so that the database is closed before the data directory's lock is released.
+    /// It stands before `store`, so that the database is closed before the data directory's lock is released.
     core: Durable<SharedCore<PeerCore>>,
     store: PeerStore,
-    /// Unbounded itself; notifications are limited by [`QUEUED_NOTIFICATIONS_MAX`], responses by the client's limit on
-    /// requests.
+    /// It is bounded by [`QUEUED_NOTIFICATIONS_MAX`] and, for responses, by the client's limit on requests.
     inputs: Sender<PeerInput>,
     client: OnceLock<Client>,
     observer: Box<dyn Fn(&PeerEvent) + Send + Sync>,
 }
 
 impl Node {
-    /// Opens the data directory and the sockets; [`Node::join`] then logs in. `observer` receives events, on threads
-    /// of the peer.
-    ///
-    /// # Errors
-    /// What could not be opened, and what to do.
+    /// Opens the data directory and the sockets; [`Node::join`] then logs in. `observer` runs on threads of the peer.
     pub fn open(config: NodeConfig, observer: impl Fn(&PeerEvent) + Send + Sync + 'static) -> Result<Node, NodeError> {
         let store = PeerStore::open(&config.data_dir, &config.client.name)?;
         let (first_id, auto_buy) = (store.first_id(), config.auto_buy);
@@ -129,16 +121,12 @@ impl Node {
         Ok(Node { inner, worker: Mutex::new(Some((stop, worker))) })
     }
 
-    /// The client that talks to the server.
     pub fn client(&self) -> &Client {
         self.inner.client()
     }
 
     /// Sends LOGIN with the stored token; without one, or if the server no longer knows it, REGISTER. Then asks for
     /// what was missed. True if it was a LOGIN.
-    ///
-    /// # Errors
-    /// The server refused, or is not trusted.
     pub fn join(&self) -> Result<bool, NodeError> {
         let inner = &*self.inner;
         let server = &inner.config.server;
@@ -162,8 +150,8 @@ impl Node {
         match client.call(inner.next_rq()?, RequestBody::Register { endpoint: client.endpoint() })? {
             Response::Registered { token: given, cert_sha256, .. } => {
                 if let Err(error) = inner.trust(cert_sha256.as_deref()) {
-                    // The token of the known server is kept, and the registration at this one is ended, whether or
-                    // not it responds.
+                    // The token of the known server is kept, and the registration here ended, whether or not it
+                    // responds.
                     let rq = inner.next_rq()?;
                     client.set_token(Some(given));
                     client.post(rq, RequestBody::DeRegister, |_| {});
@@ -179,10 +167,7 @@ impl Node {
         }
     }
 
-    /// Sends DE-REGISTER: the server ends our open deals, and the token is deleted.
-    ///
-    /// # Errors
-    /// The server refused.
+    /// DE-REGISTER: the server ends our open deals, and the token is deleted.
     pub fn leave(&self) -> Result<(), NodeError> {
         let inner = &*self.inner;
         inner.client().check_trust()?;
@@ -197,26 +182,16 @@ impl Node {
         }
     }
 
-    /// Puts items on sale, all of them or none.
-    ///
-    /// # Errors
-    /// An item is invalid, or the change could not be stored.
+    /// All items or none.
     pub fn stock(&self, items: Vec<Item>) -> Result<(), NodeError> {
         self.inner.step(vec![PeerInput::Stock(items)])
     }
 
-    /// Takes an item off sale.
-    ///
-    /// # Errors
-    /// There is no such item, or units of it are bound to open deals.
     pub fn remove(&self, name: &str) -> Result<(), NodeError> {
         self.inner.step(vec![PeerInput::Remove { name: name.to_owned() }])
     }
 
-    /// Searches for an item; returns the number of the search and how many peers were asked.
-    ///
-    /// # Errors
-    /// The search is invalid, or the server refused it.
+    /// Returns the number of the search and how many peers were asked.
     pub fn find(&self, item_name: &str, max_price: Cents, description: &str) -> Result<(u64, u64), NodeError> {
         self.search(PeerInput::Find { item_name: item_name.into(), description: description.into(), max_price })
     }
@@ -228,11 +203,8 @@ impl Node {
         }
     }
 
-    /// Looks for the cheapest offer for a word without buying it; `None` if there is none. Also returns how many
-    /// peers were asked.
-    ///
-    /// # Errors
-    /// The server refused the search, or there was no result within `at_most`.
+    /// The cheapest offer for a word, without buying it; `None` if there is none within `at_most`. Also how many peers
+    /// were asked.
     pub fn browse(&self, word: &str, at_most: Duration) -> Result<(u64, Option<Purchase>), NodeError> {
         let (rq, peers) = self.search(PeerInput::Browse { word: word.into() })?;
         let give_up_at = Instant::now() + at_most;
@@ -248,26 +220,18 @@ impl Node {
         }
     }
 
-    /// Sales whose goods are still to be sent, with their recipients.
+    /// Sales whose goods are still to be sent.
     pub fn orders(&self) -> Vec<Sale> {
-        self.inner
-            .core
-            .with(|core| core.sales().filter(|sale| sale.ship_to.is_some() && sale.is_over()).cloned().collect())
-            .value
+        let is_due = |sale: &&Sale| sale.ship_to.is_some() && sale.is_over();
+        self.inner.core.with(|core| core.sales().filter(is_due).cloned().collect()).value
     }
 
-    /// Marks the goods of a sale as sent and deletes the recipient's address.
-    ///
-    /// # Errors
-    /// There is nothing to be sent.
+    /// Marks goods as sent and deletes the recipient's address.
     pub fn shipped(&self, rq: u64) -> Result<(), NodeError> {
         self.inner.step(vec![PeerInput::Sent { rq }])
     }
 
     /// Buys what was found; returns the price.
-    ///
-    /// # Errors
-    /// There is no wallet or nothing to buy, or the server refused.
     pub fn buy(&self, rq: u64) -> Result<Cents, NodeError> {
         // Better checked now than in the settlement, while a seller waits.
         self.inner.wallet().map_err(NodeError::Wallet)?;
@@ -277,21 +241,14 @@ impl Node {
     }
 
     /// Requests something of the server about a deal, if the command needs that.
-    ///
-    /// # Errors
-    /// The state of the deal does not allow it, or the server refused.
     pub fn command(&self, rq: u64, command: DealCommand) -> Result<(), NodeError> {
         match self.inner.command(PeerInput::Deal { rq, command })? {
             Some(refused @ Response::Error { .. }) => Err(self.inner.response_error(refused)),
-            // The client returns only responses that fit the request.
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Our deals as the server sees them; our own records are reconciled with them.
-    ///
-    /// # Errors
-    /// The server could not be asked.
+    /// Our deals as the server sees them; our own records are reconciled.
     pub fn status(&self) -> Result<Vec<DealStatus>, NodeError> {
         match self.inner.command(PeerInput::AskStatus)? {
             Some(Response::Deals { deals, .. }) => Ok(deals),
@@ -299,7 +256,7 @@ impl Node {
         }
     }
 
-    /// All items, each with its number of bound units.
+    /// Each with its number of bound units.
     pub fn items(&self) -> Vec<(Item, u64)> {
         let items = |core: &mut CoreState<PeerCore>| {
             core.items().map(|item| (item.clone(), core.bound_units(&item.name))).collect()
@@ -307,20 +264,15 @@ impl Node {
         self.inner.core.with(items).value
     }
 
-    /// Our records of all deals.
     pub fn deals(&self) -> (Vec<Purchase>, Vec<Sale>) {
         self.inner.core.with(|core| (core.purchases().cloned().collect(), core.sales().cloned().collect())).value
     }
 
-    /// The number of our newest search.
     pub fn newest_search(&self) -> Option<u64> {
         self.inner.core.with(|core| core.purchases().next_back().map(|purchase| purchase.rq)).value
     }
 
-    /// Waits until a deal has ended, or is found and waits for our BUY; returns the corresponding event.
-    ///
-    /// # Errors
-    /// The deal did not get there within `at_most`, or does not exist.
+    /// Waits until a deal has ended, or is found and waits for our BUY. An error if that takes longer than `at_most`.
     pub fn wait(&self, rq: u64, at_most: Duration) -> Result<PeerEvent, NodeError> {
         let inner = &*self.inner;
         let give_up_at = Instant::now() + at_most;
@@ -335,7 +287,7 @@ impl Node {
         }
     }
 
-    /// Closes the sockets, finishes the inputs in the queue, then closes the store.
+    /// Finishes the inputs in the queue.
     pub fn close(&self) {
         let Some((stop, worker)) = self.worker.lock().take() else { return };
         self.inner.client().close();
@@ -352,10 +304,14 @@ impl Drop for Node {
     }
 }
 
-/// The event with which a deal ended. The outer `None` means that there is no such deal, the inner one that it goes
-/// on.
+/// The event with which a deal ended; the inner `None`: it goes on; the outer one: there is no such deal.
 fn final_event(core: &PeerCore, rq: u64, auto_buy: bool) -> Option<Option<PeerEvent>> {
-    let reason = |reason: &Option<Arc<str>>| reason.clone().unwrap_or_else(|| "over".into());
+    let cancelled = |side, item_name, reason: &Option<Arc<str>>| PeerEvent::Cancelled {
+        rq,
+        side,
+        item_name,
+        reason: reason.clone().unwrap_or_else(|| "over".into()),
+    };
     if let Some(it) = core.purchase(rq) {
         let (item_name, price, seller) = (it.item_name.clone(), it.price.unwrap_or_default(), it.seller.clone());
         return Some(match it.state {
@@ -364,10 +320,7 @@ fn final_event(core: &PeerCore, rq: u64, auto_buy: bool) -> Option<Option<PeerEv
                 Some(PeerEvent::Found { rq, item_name, price, seller, offer_item, offer_description })
             }
             PurchaseState::Bought => Some(PeerEvent::Bought { rq, item_name, price, seller }),
-            PurchaseState::Over => {
-                let side = Side::Buyer;
-                Some(PeerEvent::Cancelled { rq, side, item_name, reason: reason(&it.reason) })
-            }
+            PurchaseState::Over => Some(cancelled(Side::Buyer, item_name, &it.reason)),
             _ => None,
         });
     }
@@ -375,10 +328,7 @@ fn final_event(core: &PeerCore, rq: u64, auto_buy: bool) -> Option<Option<PeerEv
     let item_name = sale.item_name.clone();
     Some(match sale.state {
         super::SaleState::Sold => Some(PeerEvent::Sold { rq, item_name, price: sale.price, payout: None }),
-        super::SaleState::Over => {
-            let side = Side::Seller;
-            Some(PeerEvent::Cancelled { rq, side, item_name, reason: reason(&sale.reason) })
-        }
+        super::SaleState::Over => Some(cancelled(Side::Seller, item_name, &sale.reason)),
         _ => None,
     })
 }

@@ -9,26 +9,20 @@ use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Millis, Name};
 use crate::trade::wire::{DealRequest, Goods, RequestBody, Side};
 
-/// The state of a purchase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PurchaseState {
-    /// The server is collecting offers.
     Searching,
-    /// An item is reserved for us and we may buy it.
+    /// An item is reserved for us.
     Found,
-    /// BUY was sent.
     Buying,
-    /// The item is paid for.
     Bought,
     /// The search ended without a purchase.
     Over,
 }
 
-/// A deal in which this peer buys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Purchase {
-    /// Our number for the deal.
     pub rq: u64,
     pub item_name: Arc<str>,
     pub description: Arc<str>,
@@ -41,18 +35,17 @@ pub struct Purchase {
     pub bought_at: Option<Cents>,
     pub reason: Option<Arc<str>>,
     pub at: Millis,
-    /// What the seller actually offers.
+    /// What the seller offers, in its own words.
     #[serde(default)]
     pub goods: Goods,
-    /// Whether the search is only for looking at offers: nothing is bought.
+    /// Only to look at offers: nothing is bought.
     #[serde(default)]
     pub browse: bool,
-    /// Unused; earlier versions recognised a newer FOUND by its larger number.
+    /// Unused; earlier versions told a newer FOUND by its larger number.
     #[serde(default)]
     found_mid: u64,
-    /// We have sent CANCEL, so whatever is found is declined.
+    /// We have sent CANCEL: whatever is found is declined.
     pub(super) unwanted: bool,
-    /// A request about this purchase waits for its response.
     #[serde(skip)]
     pub(super) is_pending: bool,
     #[serde(skip)]
@@ -60,7 +53,6 @@ pub struct Purchase {
 }
 
 impl Purchase {
-    /// Whether the purchase has ended.
     pub fn is_over(&self) -> bool {
         matches!(self.state, PurchaseState::Bought | PurchaseState::Over)
     }
@@ -108,10 +100,8 @@ impl PeerCore {
     }
 
     pub(super) fn buy(&mut self, rq: u64, effects: &mut PeerEffects) -> Result<(), CommandError> {
-        let purchase = self
-            .purchases
-            .get(&rq)
-            .ok_or_else(|| CommandError(format!("there is no search {rq}; `deals` lists yours")))?;
+        let unknown = || CommandError(format!("there is no search {rq}; `deals` lists yours"));
+        let purchase = self.purchases.get(&rq).ok_or_else(unknown)?;
         let (item_name, price) = match (purchase.state, purchase.price) {
             (PurchaseState::Found, Some(price)) => (purchase.item_name.clone(), price),
             (PurchaseState::Searching | PurchaseState::Found, _) => {
@@ -136,7 +126,7 @@ impl PeerCore {
             PurchaseState::Searching | PurchaseState::Found | PurchaseState::Buying => {}
         }
         let item_name = purchase.item_name.clone();
-        // Not during a purchase: only the server knows whether it can still be cancelled.
+        // During a purchase only the server knows whether it can still be cancelled.
         let unwanted = purchase.state != PurchaseState::Buying;
         self.change_purchase(rq, effects, |purchase| {
             purchase.unwanted |= unwanted;
@@ -145,8 +135,6 @@ impl PeerCore {
         effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
         Ok(())
     }
-
-    // Notifications of the server.
 
     #[allow(clippy::too_many_arguments)] // the fields of FOUND; without `mid` it is what STATUS says
     pub(super) fn found(
@@ -160,8 +148,7 @@ impl PeerCore {
         effects: &mut PeerEffects,
     ) {
         let Some(purchase) = self.purchases.get(&rq) else {
-            // It belongs to a lost data directory, for example: nobody here wants it, and a seller holds a unit for
-            // it.
+            // It is of a lost data directory, for example: nobody here wants it, and a seller holds a unit for it.
             effects.requests.push((rq, DealRequest::Cancel.about(item_name)));
             return;
         };
@@ -189,8 +176,7 @@ impl PeerCore {
             return;
         }
         let buying = purchase.state == PurchaseState::Buying;
-        // The numbers of notifications have no order, so only the server knows which of two different FOUNDs is
-        // valid.
+        // Numbers of notifications have no order: only the server knows which of two different FOUNDs is valid.
         let differs = purchase.price.is_some_and(|before| before != price);
         self.change_purchase(rq, effects, |purchase| {
             purchase.price = Some(price);
@@ -261,19 +247,12 @@ impl PeerCore {
         self.change_purchase(rq, effects, |purchase| {
             (purchase.state, purchase.reason) = (PurchaseState::Over, Some(reason.into()));
         });
-        if browse {
-            return;
+        if !browse {
+            effects.events.push(PeerEvent::Cancelled { rq, side: Side::Buyer, item_name, reason: reason.into() });
         }
-        effects.events.push(PeerEvent::Cancelled { rq, side: Side::Buyer, item_name, reason: reason.into() });
     }
 
-    // Refused requests.
-
-    pub(super) fn search_refused(&mut self, rq: u64, reason: &str, effects: &mut PeerEffects) {
-        self.end_purchase(rq, reason, effects);
-    }
-
-    /// The server refused our BUY. The item is not bought, and the reservation may have changed.
+    /// The item is not bought, and the reservation may have changed.
     pub(super) fn buy_refused(&mut self, rq: u64, again: bool, reason: &str, effects: &mut PeerEffects) {
         if self.purchases.get(&rq).is_some_and(|purchase| purchase.state == PurchaseState::Buying) {
             self.change_purchase(rq, effects, |purchase| {

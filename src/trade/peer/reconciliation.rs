@@ -1,5 +1,4 @@
-//! Reconciliation with the server: STATUS corrects what this peer missed while it was away, or what was lost on the
-//! way.
+//! STATUS corrects what this peer missed while it was away, or what was lost on the way.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,13 +6,12 @@ use std::time::Duration;
 use super::{PeerCore, PeerEffects, PurchaseState, SaleState};
 use crate::trade::wire::{DealPhase, DealRequest, DealStatus, Goods, RequestBody, Side};
 
-/// An open deal is asked about after this time without news.
+/// An open deal without news is asked about after this time.
 const QUIET: Duration = Duration::from_secs(60);
-/// The same during a settlement, when much happens in little time.
+/// During a settlement much happens in little time.
 const QUIET_SETTLING: Duration = Duration::from_secs(15);
 
-/// The deals of a STATUS response by number. They are listed newest first; if a REGISTER made a number available
-/// again, it refers to the newest.
+/// Deals are listed newest first; a number that a REGISTER made available again refers to the newest.
 pub fn index_by_rq(deals: &[DealStatus]) -> HashMap<u64, &DealStatus> {
     deals.iter().rev().map(|deal| (deal.rq, deal)).collect()
 }
@@ -23,7 +21,7 @@ fn goods(deal: &DealStatus) -> Goods {
 }
 
 impl PeerCore {
-    /// Asks the server for the state of all deals, or of one.
+    /// Asks about all deals, or about one.
     pub(super) fn ask_status(&mut self, about: Option<u64>, effects: &mut PeerEffects) {
         match self.next_rq(effects) {
             Ok(rq) => {
@@ -34,7 +32,7 @@ impl PeerCore {
         }
     }
 
-    /// Asks about deals that have been quiet for long: a notification may have been lost five times in a row.
+    /// A notification may have been lost five times in a row.
     pub(super) fn check_quiet_deals(&mut self, effects: &mut PeerEffects) {
         if !self.status_requests.is_empty() {
             return;
@@ -51,8 +49,8 @@ impl PeerCore {
         }
     }
 
-    /// Compares the server's list with our deals. It is not applied to deals that changed after `step`, nor to those
-    /// with a request in progress. `about` is the deal that was asked about, if it was only one.
+    /// Not applied to deals that changed after `step`, nor to those with a request in progress. `about` is the deal
+    /// that was asked about, if it was only one.
     pub(super) fn reconcile(
         &mut self,
         step: u64,
@@ -77,14 +75,13 @@ impl PeerCore {
         }
         for rq in unlisted {
             if more && about.is_none() {
-                // It did not fit in the list. Few deals are in this state at a time, and the response for a single
-                // deal is conclusive.
+                // It did not fit in the list. Such deals are few, and the response for a single one is conclusive.
                 self.ask_status(Some(rq), effects);
             } else {
                 self.handle_unlisted(rq, effects);
             }
         }
-        // It belongs to a lost data directory, for example: a reservation that nobody here will ever use.
+        // They are of a lost data directory, for example: a reservation that nobody here will ever use.
         for deal in deals.iter().filter(|deal| !self.has_deal(deal.rq)) {
             if deal.side == Side::Seller && deal.state == DealPhase::Reserved {
                 effects.requests.push((deal.rq, DealRequest::Cancel.about(deal.item_name.clone())));
@@ -151,7 +148,7 @@ impl PeerCore {
         }
     }
 
-    /// Handles a deal that the server does not list, because it does not exist or ended too long ago.
+    /// The deal does not exist on the server or ended too long ago.
     fn handle_unlisted(&mut self, rq: u64, effects: &mut PeerEffects) {
         if self.sales.get(&rq).is_some_and(|sale| sale.state == SaleState::Unknown) {
             return;

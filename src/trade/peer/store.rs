@@ -1,5 +1,5 @@
-//! A peer's data directory: its items, deals, seen notifications and token, and the fingerprint of each server that
-//! it trades with. The wallet is never stored there.
+//! A peer's data directory: items, deals, seen notifications, token, and the fingerprint of each server that it trades
+//! with. The wallet is never stored there.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +11,8 @@ use crate::storage::backup::{self, DataComponent};
 use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{OpenError, ReaderExt, Store, StoreError, Tx};
 
-/// The database file in the data directory.
 pub const FILE: &str = "peer.db";
 
-/// The schema, one entry for each version.
 pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE items (name TEXT PRIMARY KEY, body TEXT NOT NULL);
@@ -23,7 +21,6 @@ pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE pins (server TEXT PRIMARY KEY, cert_sha256 TEXT NOT NULL);
 "];
 
-/// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerStoreError {
     #[error(transparent)]
@@ -36,20 +33,17 @@ pub enum PeerStoreError {
     NotOurs { dir: PathBuf, owner: String },
 }
 
-/// A peer's data directory, locked by this process.
+/// A data directory that is locked by this process.
 #[derive(Debug)]
 pub struct PeerStore {
     store: Arc<Store>,
-    /// The first id range: not 0 if the database may not know all numbers that were used.
+    /// Not 0 if the database may not know all numbers that were used.
     first_id_range: u64,
     _lock: DataDirLock,
 }
 
 impl PeerStore {
-    /// Opens the data directory of a peer, or creates it.
-    ///
-    /// # Errors
-    /// Why it cannot be used; one line that says what to do.
+    /// Opens or creates the data directory.
     pub fn open(dir: &Path, name: &Name) -> Result<PeerStore, PeerStoreError> {
         let lock = DataDirLock::acquire(dir)?;
         let first_id_range = backup::first_id_range(dir, DataComponent::Peer)?;
@@ -65,36 +59,26 @@ impl PeerStore {
         Ok(store)
     }
 
-    /// The database, which a core is loaded from.
     pub fn database(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// Where numbers begin at least: beyond all that were used, if the database may not know them.
+    /// It is beyond all numbers that were used.
     pub fn first_id(&self) -> u64 {
         first_id(self.first_id_range)
     }
 
     /// The token of our registration with a server.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn token(&self, server: &str) -> Result<Option<Token>, StoreError> {
         Ok(self.meta(&format!("token {server}"))?.map(Token::from_text))
     }
 
-    /// Stores the token, or deletes it.
-    ///
-    /// # Errors
-    /// The change cannot be stored.
+    /// `None` deletes it.
     pub fn set_token(&self, server: &str, token: Option<&Token>) -> Result<(), StoreError> {
         self.set_meta(&format!("token {server}"), token.map(|token| token.reveal().to_owned()))
     }
 
-    /// The pinned fingerprint of a server.
-    ///
-    /// # Errors
-    /// The database cannot be read.
+    /// The fingerprint of a server.
     pub fn pin(&self, server: &str) -> Result<Option<Arc<str>>, StoreError> {
         self.store.read(|reader| {
             reader.first("SELECT cert_sha256 FROM pins WHERE server = $1", &[server.into()], |row| {
@@ -103,10 +87,6 @@ impl PeerStore {
         })
     }
 
-    /// Pins a server's fingerprint.
-    ///
-    /// # Errors
-    /// The change cannot be stored.
     pub fn set_pin(&self, server: &str, pin: &str) -> Result<(), StoreError> {
         let (server, pin) = (server.to_owned(), pin.to_owned());
         self.store.write(move |tx| {
@@ -116,7 +96,6 @@ impl PeerStore {
         })
     }
 
-    /// Writes pending changes and closes the database.
     pub fn close(&self) {
         self.store.close();
     }
@@ -136,10 +115,7 @@ impl PeerStore {
     }
 }
 
-/// Reads the state of a core; its numbers begin at `first_id` at least.
-///
-/// # Errors
-/// The database cannot be read, or holds an invalid row.
+/// The numbers begin at `first_id` at least.
 pub fn load(store: &Store, first_id: u64) -> Result<PeerSnapshot, StoreError> {
     store.read(|reader| {
         let items = reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
@@ -161,10 +137,6 @@ pub fn load(store: &Store, first_id: u64) -> Result<PeerSnapshot, StoreError> {
     })
 }
 
-/// Writes the changes of a step.
-///
-/// # Errors
-/// The database cannot be written.
 pub fn write(tx: &mut dyn Tx, changes: &[PeerChange]) -> Result<(), StoreError> {
     changes.iter().try_for_each(|change| apply(tx, change))
 }

@@ -1,4 +1,4 @@
-//! The wallet file: payment details and postal address. It is read when needed and never stored.
+//! Payment details and postal address. They are read when needed and never stored.
 
 use std::fmt;
 use std::path::Path;
@@ -8,13 +8,12 @@ use serde_json::Value;
 use crate::model::{CardNumber, Expiry, text};
 use crate::trade::wire::ADDRESS_MAX;
 
-/// The content of the wallet file. Its `Debug` output shows neither card nor address.
+/// Its `Debug` output shows neither card nor address.
 #[derive(Clone)]
 pub struct Wallet {
     pub cc_number: CardNumber,
-    /// The month in which the card expires.
     pub cc_exp: Expiry,
-    /// Where goods are shipped to, or from.
+    /// Where goods go to, or come from.
     pub address: String,
 }
 
@@ -25,10 +24,7 @@ impl fmt::Debug for Wallet {
 }
 
 impl Wallet {
-    /// Reads the file: a JSON object with `cc_number`, `cc_exp` ("MM/YY") and `address`.
-    ///
-    /// # Errors
-    /// One line that names the file and the field, without quoting a value.
+    /// A JSON object with `cc_number`, `cc_exp` ("MM/YY") and `address`. Errors quote no value.
     pub fn read(path: &Path) -> Result<Wallet, String> {
         let shown = path.display();
         let bytes = std::fs::read(path).map_err(|error| format!("wallet {shown}: {error}"))?;
@@ -59,7 +55,7 @@ impl Wallet {
     }
 }
 
-/// A warning for the user if the file can be read by others.
+/// A warning if the file can be read by others.
 pub fn warning(path: &Path) -> Option<String> {
     #[cfg(unix)]
     {

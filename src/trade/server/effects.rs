@@ -1,5 +1,4 @@
-//! Applies effects: waits for the commit, sends messages, then arms timers. Rebuilds the exchange if the disk has
-//! failed.
+//! Applies effects: waits for the commit, sends messages, then arms timers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,13 +10,10 @@ use crate::model::Millis;
 use crate::net::udp;
 use crate::storage::{CommitHandle, StoreError};
 use crate::trade::exchange::{ExchangeEffects, NotificationId, OutgoingNotification, RequestOrigin};
-use crate::trade::wire::{DATAGRAM_MAX, RequestError, Response, encode};
+use crate::trade::wire::{DATAGRAM_MAX, Response, encode};
 
 impl ServerInner {
-    /// Waits for the commit, then sends messages and arms timers.
-    ///
-    /// # Errors
-    /// The changes could not be stored. The exchange has been rebuilt.
+    /// If the changes could not be stored, the exchange has been rebuilt.
     pub(super) fn apply_effects(
         self: &Arc<Self>,
         exchange: &Arc<StoredExchange>,
@@ -38,7 +34,7 @@ impl ServerInner {
         self.rebuild(exchange);
     }
 
-    /// Sends messages and arms timers for effects that are committed.
+    /// The effects must be committed.
     pub(super) fn send_effects(
         self: &Arc<Self>,
         exchange: &Arc<StoredExchange>,
@@ -70,17 +66,16 @@ impl ServerInner {
         }
     }
 
-    /// Loads the exchange anew from the disk, before the next request, after its changes could not be stored. While the
-    /// disk cannot be read the old exchange stays: its changes are refused, so every request is answered UNAVAILABLE
-    /// and tries this again.
+    /// Loads the exchange anew, before the next request, after its changes could not be stored. While the disk cannot
+    /// be read the old one stays: its changes are refused, so every request is answered UNAVAILABLE and tries this
+    /// again.
     pub(super) fn rebuild(self: &Arc<Self>, failed: &Arc<StoredExchange>) {
         if self.exchange.reload(failed).is_some() {
             self.resume(None);
         }
     }
 
-    /// Resumes the interrupted work of the exchange that was loaded last; waits for interrupted settlements until
-    /// `wait_until`.
+    /// Resumes the work of the exchange that was loaded last; waits for its settlements until `wait_until`.
     pub(super) fn resume(self: &Arc<Self>, wait_until: Option<Instant>) {
         let Some(resumed) = self.resumed_work.lock().take() else { return };
         let exchange = self.exchange();
@@ -120,7 +115,7 @@ impl ServerInner {
         }
     }
 
-    /// False if the notification is withheld because of the amplification limit.
+    /// False if the amplification limit withholds it.
     fn send_outgoing(&self, exchange: &StoredExchange, outgoing: &OutgoingNotification) -> bool {
         let OutgoingNotification { to, from, is_validated, notification } = outgoing;
         let bytes = encode(notification);
@@ -133,19 +128,9 @@ impl ServerInner {
         true
     }
 
-    pub(super) fn respond_error(
-        &self,
-        exchange: &StoredExchange,
-        response_context: &ResponseContext,
-        rq: Option<u64>,
-        error: RequestError,
-    ) {
-        self.respond(exchange, response_context, Response::Error { rq, code: error.code, reason: error.reason });
-    }
-
-    /// Responds to a datagram, within limits because its source may be forged: to an address that is not validated,
-    /// the amplification limit applies; to one that is not registered, also three times the length of the datagram
-    /// and ten errors a second.
+    /// Responds to a datagram, within limits because its source may be forged: to an address that is not validated, the
+    /// amplification limit; to one that is not registered, also three times the datagram's length and ten errors a
+    /// second.
     ///
     /// `exchange` must be the one that handled the request: [`Self::rebuild`] holds the lock on the current one while
     /// it may wait for the store's writer, on whose thread this may run.
@@ -181,7 +166,7 @@ impl ServerInner {
 
     fn send(&self, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) {
         if let Err(error) = self.socket.send_to(bytes, to, from) {
-            // Like a datagram that is lost on the way: notifications are repeated, and peers repeat their requests.
+            // It is as if it were lost on the way: notifications and requests are repeated.
             self.counters.sends_failed.add(1);
             log::debug!("cannot send to {to}: {error}");
         }

@@ -1,4 +1,4 @@
-//! Limits ERROR responses to addresses that are not registered to ten a second for each address.
+//! ERROR responses to addresses that are not registered: ten a second for each.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,14 +7,12 @@ use parking_lot::Mutex;
 
 use crate::model::Millis;
 
-/// The maximum number of errors in a second for one address.
 const PER_SECOND: usize = 10;
-/// The maximum number of addresses tracked. Further addresses get no errors within the same second, so that a flood
-/// of forged sources needs no more memory.
+/// Addresses tracked. Further ones get no errors within the second, so that a flood of forged sources needs no more
+/// memory.
 const ADDRESSES_MAX: usize = 16_384;
 
-/// Tracks when errors were sent to each address. The limit is exact: no interval of a second, wherever it begins, has
-/// more than ten.
+/// The limit is exact: no interval of a second, wherever it begins, has more than ten.
 #[derive(Default)]
 pub struct ErrorRateLimiter {
     recent: Mutex<RecentErrors>,
@@ -22,13 +20,13 @@ pub struct ErrorRateLimiter {
 
 #[derive(Default)]
 struct RecentErrors {
-    /// The last times for each address, as a ring buffer with the index of the oldest.
+    /// The last times, as a ring buffer with the index of the oldest.
     by_address: HashMap<SocketAddr, ([Millis; PER_SECOND], u8)>,
     swept_at: Millis,
 }
 
 impl ErrorRateLimiter {
-    /// Whether another error may be sent to this address; if so, it is counted.
+    /// Counts the error that may be sent.
     pub fn allow(&self, source: SocketAddr, now: Millis) -> bool {
         let mut recent = self.recent.lock();
         // A clock that was set back must not silence an address for long.

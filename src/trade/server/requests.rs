@@ -1,5 +1,3 @@
-//! Incoming datagrams and lines on connections, and the requests in them.
-
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,18 +16,16 @@ use crate::trade::wire::{
     self, DATAGRAM_MAX, DealRequest, ErrorCode, PeerMessage, Request, RequestBody, RequestError, Response, encode,
 };
 
-/// What is needed to respond to a datagram.
 #[derive(Clone, Copy)]
 pub(super) struct ResponseContext {
     pub(super) origin: RequestOrigin,
     pub(super) length: usize,
-    /// Whether the source address was validated when the datagram arrived. The response is sent there even if the
-    /// request gives up that address.
+    /// Whether it was when the datagram arrived. The response is sent there even if the request gives up that address.
     pub(super) is_validated: bool,
     pub(super) received_at: Instant,
 }
 
-/// Serves connections to the trade port, which carry BUY requests, one a line.
+/// Connections to the trade port carry BUY requests, one a line.
 pub(super) struct TradeService(pub(super) Arc<ServerInner>);
 
 impl MessageService for TradeService {
@@ -43,7 +39,7 @@ impl MessageService for TradeService {
 
     fn rejection_message(&self, why: Rejection) -> Option<Vec<u8>> {
         let code = if why.is_busy() { ErrorCode::Busy } else { ErrorCode::BadRequest };
-        Some(encode(&Response::Error { rq: None, code, reason: why.to_string() }))
+        Some(encode(&Response::error(None, RequestError::new(code, why.to_string()))))
     }
 
     fn count_rejected(&self) {
@@ -71,7 +67,7 @@ impl MessageService for TradeService {
         };
         let respond_error = |rq, error: RequestError| {
             inner.counters.errors.add(1);
-            write(Response::Error { rq, code: error.code, reason: error.reason });
+            write(Response::error(rq, error));
         };
         match wire::parse_message(&message) {
             PeerMessage::Request(request)
@@ -110,12 +106,8 @@ impl ServerInner {
         };
         if datagram.is_truncated {
             let reason = format!("the datagram is longer than {DATAGRAM_MAX} bytes");
-            return self.respond_error(
-                &exchange,
-                &response_context,
-                None,
-                RequestError::new(ErrorCode::BadRequest, reason),
-            );
+            let error = RequestError::new(ErrorCode::BadRequest, reason);
+            return self.respond(&exchange, &response_context, Response::error(None, error));
         }
         match wire::parse_message(datagram.bytes) {
             PeerMessage::Request(request) => {
@@ -127,19 +119,19 @@ impl ServerInner {
                 if known { &self.counters.acks } else { &self.counters.acks_unknown }.add(1);
             }
             PeerMessage::Ignored => self.counters.ignored.add(1),
-            PeerMessage::Invalid(rq, error) => self.respond_error(&exchange, &response_context, rq, error),
+            PeerMessage::Invalid(rq, error) => self.respond(&exchange, &response_context, Response::error(rq, error)),
         }
     }
 
-    /// The address of this host that a datagram was sent to: as the system tells it, else the one that is bound.
+    /// The address that the system tells the datagram was sent to, else the one that is bound.
     fn local_ip(&self, to: Option<IpAddr>) -> Option<IpAddr> {
         let bound = self.config.addr.ip().to_canonical();
         to.map(|to| to.to_canonical()).or((!bound.is_unspecified()).then_some(bound))
     }
 
-    /// Handles a request in a datagram. If all that remains is to wait for the commit and to send a few datagrams,
-    /// that is left to a callback of the store and the thread is free. Otherwise it would sleep twice, for the commit
-    /// and for the next datagram, which costs more than all the rest.
+    /// If all that remains is to wait for the commit and to send a few datagrams, a callback of the store does so and
+    /// the thread is free. Otherwise it would sleep twice, for the commit and for the next datagram, which costs more
+    /// than all the rest.
     fn handle_request(
         self: &Arc<Self>,
         exchange: &Arc<StoredExchange>,
@@ -167,7 +159,7 @@ impl ServerInner {
                 });
                 drop(permit);
             }
-            // Rebuilding and retrying take a while, so they need a thread of their own.
+            // Rebuilding and retrying take a while.
             Err(error) => {
                 let (waiting, failed, rq, cause) =
                     (Arc::clone(&inner), Arc::clone(&exchange), request.rq, error.clone());
@@ -192,8 +184,8 @@ impl ServerInner {
         }
     }
 
-    /// Handles a request again whose changes were not stored. The cause may be an earlier change that nobody waited
-    /// for (an ACK), and the disk may work again. The exchange has been rebuilt and holds nothing of this request.
+    /// Handles a request again whose changes were not stored. The cause may be an earlier change that nobody waited for
+    /// (an ACK), and the disk may work again. The rebuilt exchange holds nothing of this request.
     fn retry(
         self: &Arc<Self>,
         error: StoreError,
@@ -214,7 +206,7 @@ impl ServerInner {
         }
     }
 
-    /// Applies the effects of a request; a DE-REGISTER then waits for the peer's settlements.
+    /// A DE-REGISTER then waits for the peer's settlements.
     fn apply_request_effects(
         self: &Arc<Self>,
         exchange: &Arc<StoredExchange>,
@@ -231,7 +223,6 @@ impl ServerInner {
         Ok(())
     }
 
-    /// Waits until the peer's settlements are over, then completes its DE-REGISTER.
     fn await_departure(
         self: &Arc<Self>,
         source: SocketAddr,
@@ -240,14 +231,11 @@ impl ServerInner {
         registration_id: u64,
         respond: &dyn Fn(Response),
     ) {
-        // Enough for connecting, TLS, two answers and two calls to the bank: a settlement takes longer only if the
-        // bank does not answer.
+        // Enough for connecting, TLS, two answers and two calls to the bank: only a bank that does not answer takes
+        // longer.
         let deadline = Instant::now() + 6 * self.config.settle_timeout + MESSAGE_TIMEOUT;
-        let busy = || Response::Error {
-            rq: Some(rq),
-            code: ErrorCode::Busy,
-            reason: "a settlement is under way; try again".to_owned(),
-        };
+        let reason = "a settlement is under way; try again";
+        let busy = || Response::error(Some(rq), RequestError::new(ErrorCode::Busy, reason));
         {
             let mut waiting = self.settlement_ended.0.lock();
             if *waiting >= WAITING_DEPARTURES_MAX {
@@ -268,7 +256,7 @@ impl ServerInner {
                 break;
             }
             let mut waiting = self.settlement_ended.0.lock();
-            // Wakes up once a second, since a settlement may have ended between the check and the lock.
+            // A settlement may have ended between the check and the lock.
             let recheck_at = deadline.min(Instant::now() + Duration::from_secs(1));
             let _ = self.settlement_ended.1.wait_until(&mut waiting, recheck_at);
             drop(waiting);
@@ -283,9 +271,6 @@ impl ServerInner {
 }
 
 fn unavailable(rq: u64, error: &StoreError) -> Response {
-    Response::Error {
-        rq: Some(rq),
-        code: ErrorCode::Unavailable,
-        reason: format!("nothing changed, try again: {error}"),
-    }
+    let reason = format!("nothing changed, try again: {error}");
+    Response::error(Some(rq), RequestError::new(ErrorCode::Unavailable, reason))
 }

@@ -1,7 +1,7 @@
 //! Drives settlements: the connections to both sides, the bank and the disk around the [`Settlement`] state machine.
 //!
-//! One thread drives the settlement. Each side has a thread that connects and reads, so that the loss of a connection
-//! is noticed at once, whatever the other side does.
+//! One thread drives the settlement. Each side has another that connects and reads, so that the loss of a connection is
+//! noticed at once, whatever the other side does.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,31 +26,26 @@ use crate::trade::wire::{Side, encode};
 
 /// The pause after the bank did not answer; doubled each time.
 const BANK_PAUSE: Duration = Duration::from_millis(50);
-/// The maximum pause.
 const BANK_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// How often a driver checks whether the server is stopping.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the last line may take to be read before the connection is closed.
 const LINGER_MAX: Duration = Duration::from_secs(2);
-/// The time after which an interrupted settlement is recovered.
 const RECOVER_AFTER: Duration = Duration::from_secs(1);
 
-/// An event reported by the thread of one side's connection.
 enum ConnectionEvent {
     Connected(Side, ConnWriter),
     Line(Side, String),
     Lost(Side, String),
-    /// No connection to this side could be made, for this reason.
+    /// No connection could be made.
     Unreachable(Side, String),
     ThreadEnded,
 }
 
-/// The driver cannot continue because the store failed or the server stops. The record on disk tells how far the
-/// settlement was; recovery continues from there.
+/// The store failed or the server stops. Recovery continues from what the disk tells.
 struct SettlementAbandoned;
 
 impl ServerInner {
-    /// Begins the settlement of a deal whose BUY is on disk.
+    /// The BUY is on disk.
     pub(super) fn begin_settlement(self: &Arc<Self>, deal: u64) {
         self.counters.settlements.add(1);
         let inner = Arc::clone(self);
@@ -67,12 +62,11 @@ impl ServerInner {
         }
     }
 
-    /// Completes an interrupted settlement, on a request thread. Does nothing if the settlement still has a driver,
-    /// as it has after the exchange was rebuilt.
+    /// Completes an interrupted settlement. Does nothing if it still has a driver, as after the exchange was rebuilt.
     pub(super) fn recover_settlement(self: &Arc<Self>, deal: u64) {
         let Some(_guard) = DriverGuard::try_acquire(self, deal) else { return };
         let exchange = self.exchange();
-        // Memory must agree with the disk, or the wrong thing would be asked of the bank.
+        // Memory must agree with the disk, or the bank would be asked the wrong thing.
         if let Err(error) = exchange.journal().append(Vec::new()).wait() {
             log::warn!("settlement of deal {deal}: {error}");
             return self.rebuild(&exchange);
@@ -99,7 +93,7 @@ impl ServerInner {
         }
         drop(events);
         let (mut settlement, opening) = Settlement::begin(order);
-        // Connecting and TLS have the timeout of a step, which the threads observe.
+        // The threads observe the timeout of a step for connecting and TLS.
         while lost.is_none() && !connections.are_both_connected() {
             match connections.incoming.recv() {
                 Ok(ConnectionEvent::Connected(side, writer)) => connections.set_connected(side, writer),
@@ -121,8 +115,7 @@ impl ServerInner {
             Some(ConnectionEvent::Lost(side, why)) => settlement.handle(SettlementInput::Lost(*side, why)),
             _ => opening,
         };
-        // If it is abandoned, the guard has it recovered; the connections are closed, and both sides learn the result
-        // from STATUS.
+        // If it is abandoned, the guard has it recovered, and both sides learn the result from STATUS.
         let _ = self
             .perform(&mut settlement, opening, &mut connections)
             .and_then(|()| self.drive(&mut settlement, &mut connections));
@@ -177,7 +170,7 @@ impl ServerInner {
                 SettlementAction::Authorise(card) => {
                     let (key, price) = (settlement.order().key.clone(), settlement.order().price);
                     let deadline = Instant::now() + self.config.settle_timeout;
-                    // The date is read anew for each attempt, since it decides whether a card has expired.
+                    // The date is read for each attempt, since it decides whether a card has expired.
                     let authorise = || self.context.gateway.authorise(&key, price, &card, Clock::wall());
                     let answer = self.ask_bank(Some(deadline), authorise)?;
                     connections.process_early_events(settlement);
@@ -253,13 +246,13 @@ impl ServerInner {
             }
             _ => return Ok(()),
         }
-        // Under the lock, so that no thread misses it that has just checked.
+        // The lock is held so that no thread misses it that has just checked.
         let _waiting = self.settlement_ended.0.lock();
         self.settlement_ended.1.notify_all();
         Ok(())
     }
 
-    /// Repeats a call until the bank answers. `None` if it did not before the deadline.
+    /// Repeats a call until the bank answers; `None` if it did not before the deadline.
     fn ask_bank<T>(
         &self,
         deadline: Option<Instant>,
@@ -281,16 +274,15 @@ impl ServerInner {
             if self.is_past_stop() {
                 return Err(SettlementAbandoned);
             }
-            // Only time makes a bank answer; the end of any settlement is a good moment to try again.
+            // The end of any settlement is a good moment to try again.
             let mut waiting = self.settlement_ended.0.lock();
             let _ = self.settlement_ended.1.wait_for(&mut waiting, pause);
             drop(waiting);
         }
     }
 
-    /// Connects to a side and reports its lines until the connection ends.
+    /// Reports a side's lines until the connection ends, or nobody listens any more.
     fn serve_connection(&self, side: Side, peer: &SettlementParty, events: &Sender<ConnectionEvent>) {
-        // Once the driver has stopped listening, the connection has no purpose.
         let report = |report| events.send(report).is_ok();
         match self.connect(side, peer) {
             Err(failure) => {
@@ -302,7 +294,7 @@ impl ServerInner {
                 let mut is_heard = report(ConnectionEvent::Connected(side, writer));
                 while is_heard {
                     let next = match lines.read_line() {
-                        // Empty lines are skipped and do not extend the timeout.
+                        // They do not extend the timeout.
                         Ok(Some(line)) if line.trim().is_empty() => continue,
                         Ok(Some(line)) => ConnectionEvent::Line(side, line),
                         Ok(None) => ConnectionEvent::Lost(side, "it closed the connection".to_owned()),
@@ -323,7 +315,7 @@ impl ServerInner {
         let stream = connect(addr, peer.from, timeout).map_err(|error| {
             ConnectionEvent::Unreachable(side, format!("your settlement port {addr} could not be reached: {error}"))
         })?;
-        // Without this, each small line would wait for the acknowledgement of the previous one.
+        // Otherwise each small line would wait for the acknowledgement of the previous one.
         stream.set_nodelay(true).map_err(|error| lost(error.to_string()))?;
         if self.config.plaintext {
             return Ok(Conn::plain(stream));
@@ -346,14 +338,14 @@ fn connect(to: SocketAddr, from: Option<IpAddr>, timeout: Duration) -> io::Resul
     Ok(socket.into())
 }
 
-/// The connections to both sides: their writers, and the events of the threads that read from them.
+/// Writers to both sides, and the events of the threads that read from them.
 struct SettlementConnections {
     buyer: Option<ConnWriter>,
     seller: Option<ConnWriter>,
     incoming: Receiver<ConnectionEvent>,
-    /// The number of threads that have not ended.
+    /// Threads that have not ended.
     readers: usize,
-    /// Sides whose thread has reported neither a connection nor a failure.
+    /// Sides that have reported neither a connection nor a failure.
     connecting: Vec<Side>,
 }
 
@@ -362,7 +354,6 @@ impl SettlementConnections {
         SettlementConnections { buyer: None, seller: None, incoming, readers: 0, connecting: Vec::new() }
     }
 
-    /// Tells the settlement what a side did.
     fn process(&mut self, event: ConnectionEvent, settlement: &mut Settlement) -> Vec<SettlementAction> {
         match event {
             ConnectionEvent::Line(side, line) => return settlement.handle(SettlementInput::Line(side, &line)),
@@ -375,8 +366,8 @@ impl SettlementConnections {
         Vec::new()
     }
 
-    /// Processes what the sides did before the bank or the disk had answered, so that it counts as unsolicited: a
-    /// SHIPPED that was sent before SHIPPING_INFO must not pass for the answer to it.
+    /// What the sides did before the bank or the disk had answered counts as unsolicited: a SHIPPED that was sent
+    /// before SHIPPING_INFO must not pass for the answer to it.
     fn process_early_events(&mut self, settlement: &mut Settlement) {
         while settlement.is_authorising()
             && let Ok(event) = self.incoming.try_recv()
@@ -406,7 +397,7 @@ impl SettlementConnections {
         self.buyer.iter().chain(&self.seller)
     }
 
-    /// Writes a line to a side. A side without a connection is skipped: notifications and STATUS inform it.
+    /// Skips a side without a connection: notifications and STATUS inform it.
     fn write(&self, side: Side, line: &[u8], timeout: Duration) -> std::io::Result<()> {
         let writer = match side {
             Side::Buyer => &self.buyer,
@@ -419,10 +410,9 @@ impl SettlementConnections {
         self.writers().for_each(ConnWriter::shut_down_write);
     }
 
-    /// Gives the sides a moment to read their last line, then closes the connections, so that the threads end.
-    ///
-    /// A side that was still connecting when the other failed is told as well: its connection is open, and nothing
-    /// else would ever arrive on it.
+    /// Gives the sides a moment to read their last line, then closes the connections, so that the threads end. A side
+    /// that was still connecting when the other failed is told as well: nothing else would ever arrive on its
+    /// connection.
     fn linger_and_close(&mut self, settlement: &Settlement, linger: Duration, is_stopping: &dyn Fn() -> bool) {
         let mut deadline = Instant::now() + linger;
         while self.readers > 0 && !(is_stopping() && Instant::now() >= deadline) {
@@ -442,7 +432,7 @@ impl SettlementConnections {
                     self.connection_failed(side)
                 }
                 Ok(ConnectionEvent::Line(..)) => {}
-                // The threads observe their own timeout while they connect.
+                // Threads that connect observe their own timeout.
                 Err(RecvTimeoutError::Timeout) if !self.connecting.is_empty() => {}
                 Err(_) => break,
             }
@@ -451,17 +441,16 @@ impl SettlementConnections {
     }
 }
 
-/// Ensures that a settlement has one driver, and that it is recovered however the driver ends, including by a panic.
+/// A settlement has one driver, and is recovered however that ends, including by a panic.
 struct DriverGuard<'a> {
     inner: &'a Arc<ServerInner>,
     deal: u64,
 }
 
 impl<'a> DriverGuard<'a> {
-    /// `None` if the settlement already has a driver.
     fn try_acquire(inner: &'a Arc<ServerInner>, deal: u64) -> Option<DriverGuard<'a>> {
         let is_first = inner.driven_settlements.lock().insert(deal);
-        // Created only if this is the driver, since dropping the guard removes the deal.
+        // Not created otherwise, since dropping the guard removes the deal.
         is_first.then(|| DriverGuard { inner, deal })
     }
 }

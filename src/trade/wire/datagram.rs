@@ -1,5 +1,3 @@
-//! Datagrams in both directions: what peers send and what servers send.
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -8,13 +6,13 @@ use super::messages::{DealRequest, FIELDS, Notification, RawMessage, RequestBody
 use super::{DATAGRAM_MAX, ErrorCode, FIRST_SERVER_NUMBER, RequestError, SettlementMessage, Side, encode};
 use crate::model::{Name, Token, text};
 
-/// A parsed message of a peer.
+/// What a peer sent.
 #[derive(Debug)]
 pub enum PeerMessage {
     Request(Request),
     Ack(Ack),
-    /// A message type that only servers send, or an unreadable ACK. It is never answered, so that two servers cannot
-    /// keep each other busy for ever.
+    /// A type that only servers send, or an unreadable ACK. It is never answered, so that two servers cannot keep each
+    /// other busy for ever.
     Ignored,
     /// A malformed message, with its `rq` if that could be read.
     Invalid(Option<u64>, RequestError),
@@ -24,28 +22,28 @@ pub enum PeerMessage {
 #[derive(Debug)]
 pub struct Ack {
     pub mid: u64,
-    /// Required if the ACK comes from another address than the notification was sent to.
+    /// It is required from another address than the notification was sent to.
     pub token: Option<Token>,
 }
 
 /// A request of a peer.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The number that the response will carry.
+    /// The response carries it.
     pub rq: u64,
-    /// The name that the sender claims. Invisible characters are rejected only when a new name is registered, so that
-    /// existing names keep working.
+    /// The name that the sender claims. Invisible characters are rejected only when a name is registered, so that
+    /// existing ones keep working.
     pub name: Name,
-    /// Proves the sender's identity; may be absent if the source address does.
+    /// It may be absent if the source address proves the sender's identity.
     pub token: Option<Token>,
     pub body: RequestBody,
 }
 
-/// Parses a datagram of a peer, or a line on a connection.
+/// A datagram of a peer, or a line on a connection.
 pub fn parse_message(bytes: &[u8]) -> PeerMessage {
     let refuse = |rq, reason: String| PeerMessage::Invalid(rq, RequestError::new(ErrorCode::BadRequest, reason));
     let bytes = text::without_bom(bytes);
-    // Checked for the whole message: serde would not look at the bytes of skipped fields.
+    // The whole message is checked: serde would not look at the bytes of skipped fields.
     if std::str::from_utf8(bytes).is_err() {
         return refuse(None, "expected UTF-8".to_owned());
     }
@@ -60,7 +58,7 @@ pub fn parse_message(bytes: &[u8]) -> PeerMessage {
         None => return refuse(rq, "type: missing".to_owned()),
     };
     if name == "ACK" {
-        // An unreadable ACK is never answered with an error; it acknowledges nothing.
+        // An unreadable one acknowledges nothing.
         return match (raw.mid.as_ref().and_then(whole_number), raw.token()) {
             (Some(mid), Ok(token)) => PeerMessage::Ack(Ack { mid, token }),
             _ => PeerMessage::Ignored,
@@ -113,7 +111,7 @@ impl RawMessage {
     }
 }
 
-/// Encodes a request. The same input gives the same bytes, as repeats require.
+/// The same input gives the same bytes, as repeats require.
 pub fn encode_request(rq: u64, name: &Name, token: Option<&Token>, body: &RequestBody) -> Vec<u8> {
     #[derive(Serialize)]
     struct Fields<'a> {
@@ -129,7 +127,7 @@ pub fn encode_request(rq: u64, name: &Name, token: Option<&Token>, body: &Reques
     encode(&json!(Fields { r#type: body.type_name(), rq, name, token, body }))
 }
 
-/// Encodes `{"type":"ACK","mid":n,"token":…}`. With the token it is valid from any address.
+/// `{"type":"ACK","mid":n,"token":…}`. With the token it is valid from any address.
 pub fn encode_ack(mid: u64, token: Option<&Token>) -> Vec<u8> {
     let mut ack = json!({"type": "ACK", "mid": mid});
     if let Some(token) = token {
@@ -141,16 +139,12 @@ pub fn encode_ack(mid: u64, token: Option<&Token>) -> Vec<u8> {
 /// A datagram of the server.
 #[derive(Debug)]
 pub enum ServerMessage {
-    /// The response to a request.
     Response(Response),
-    /// A notification, which must be acknowledged.
+    /// It must be acknowledged.
     Notification(Notification),
 }
 
-/// Parses a datagram of the server.
-///
-/// # Errors
-/// What is wrong, without quoting the datagram.
+/// An error does not quote the datagram.
 pub fn parse_server_message(bytes: &[u8]) -> Result<ServerMessage, String> {
     #[derive(Deserialize)]
     struct MessageHead {

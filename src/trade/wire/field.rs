@@ -1,5 +1,3 @@
-//! Reading of JSON fields with errors that name the field.
-
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -32,11 +30,8 @@ pub(super) fn whole_number(value: &Value) -> Option<u64> {
     number::integer_as(value).filter(|number| *number <= NUMBER_MAX)
 }
 
-/// Parses one JSON object. An array is rejected, although serde would accept one of the same values. Errors name those
-/// fields alone that are listed in `fields`.
-///
-/// # Errors
-/// What is wrong, without quoting the input.
+/// An array is rejected, although serde would accept one of the same values. Errors name those fields alone that are
+/// listed in `fields`, and do not quote the input, as serde's message may.
 pub(super) fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8], fields: &[&'static str]) -> Result<T, String> {
     let json = text::without_bom(json);
     match json.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
@@ -46,7 +41,6 @@ pub(super) fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8], fields: &[&'s
     }
 }
 
-/// Describes a JSON error without the input that serde's message may quote. Names the field if it is one of `fields`.
 fn json_error(error: &serde_json::Error, json: &[u8], fields: &[&'static str]) -> String {
     let message = error.to_string();
     let what = match error.classify() {
@@ -70,7 +64,7 @@ fn json_error(error: &serde_json::Error, json: &[u8], fields: &[&'static str]) -
     format!("expected one JSON object: {what}")
 }
 
-/// The field whose value the error is about.
+/// The one whose value the error is about.
 fn field_before(error: &serde_json::Error, json: &[u8], fields: &[&'static str]) -> Option<&'static str> {
     let line = json.split(|byte| *byte == b'\n').nth(error.line().checked_sub(1)?)?;
     let before = &line[..error.column().min(line.len())];

@@ -1,4 +1,5 @@
-//! Every message of trade in datagrams: its name, its fields, and the responses to it.
+//! Every message of trade in datagrams: its name, its fields, and the responses to it. The forms of the tables are in
+//! `tables.rs`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use super::field::{required, required_price, required_string, whole_number};
 use super::parts::{DealStatus, Goods, PeerEndpoint, Side};
-use super::{ErrorCode, encode};
+use super::{ErrorCode, RequestError, encode};
 use crate::model::text::{DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Name, Token, money};
 
@@ -42,7 +43,7 @@ requests! {
 }
 
 impl DealRequest {
-    /// The price that the request names. Repeats are told apart by it, so it is kept in the deal's rows.
+    /// Repeats are told apart by it, so it is kept in the deal's rows.
     pub fn amount(&self) -> Option<Cents> {
         match self {
             DealRequest::Offer { price, .. } | DealRequest::Buy { price } => Some(*price),
@@ -51,14 +52,14 @@ impl DealRequest {
         }
     }
 
-    /// The request about a deal that is about this item.
+    /// The body of a request about this item.
     pub fn about(self, item_name: Arc<str>) -> RequestBody {
         RequestBody::Deal { item_name, request: self }
     }
 }
 
 server_messages! {
-    /// A response to a request. It carries the request's `rq` and goes to the source address of the request.
+    /// A response goes to the source address of its request, whose `rq` it carries.
     #[derive(Debug, Clone)]
     pub enum Response by rq: Option<u64> {
         /// The peer is registered; the token proves its identity from now on.
@@ -89,8 +90,13 @@ server_messages! {
 }
 
 impl Response {
-    /// Encodes the response in at most `max` bytes. A list of deals drops its oldest entries and a reason is
-    /// truncated; `None` if the response cannot be shortened enough.
+    /// A refusal; see [`Response::Error`].
+    pub fn error(rq: Option<u64>, RequestError { code, reason }: RequestError) -> Response {
+        Response::Error { rq, code, reason }
+    }
+
+    /// Encodes in at most `max` bytes: a list of deals drops its oldest entries and a reason is truncated. `None` if
+    /// that is not enough.
     pub fn fit(&mut self, max: usize) -> Option<Vec<u8>> {
         let bytes = encode(self);
         if bytes.len() <= max {
@@ -123,8 +129,7 @@ impl Response {
     }
 }
 
-/// Removes characters from the end of `text` until its JSON is at least `excess` bytes shorter; `None` if the text is
-/// too short for that.
+/// Removes characters until the text's JSON is at least `excess` bytes shorter; `None` if it is too short for that.
 fn shorten(text: &mut String, excess: usize) -> Option<()> {
     let mut freed = 0;
     while freed < excess {
@@ -187,7 +192,6 @@ raw_message! {
     elsewhere: "cc_number", "cc_exp", "address"
 }
 
-/// How the fields of requests are read.
 impl RawMessage {
     fn endpoint(&self) -> Result<PeerEndpoint, String> {
         let ip = match required(&self.ip, "ip")? {
@@ -229,11 +233,9 @@ impl RawMessage {
     }
 
     fn rq_deal(&self) -> Result<Option<u64>, String> {
-        self.rq_deal.as_ref().filter(|value| !value.is_null()).map_or(Ok(None), |value| {
-            whole_number(value)
-                .map(Some)
-                .ok_or_else(|| "rq_deal: expected a whole number from 0 to 2^53 - 1".to_owned())
-        })
+        let rq = self.rq_deal.as_ref().filter(|value| !value.is_null()).map(whole_number);
+        let wrong = || "rq_deal: expected a whole number from 0 to 2^53 - 1".to_owned();
+        rq.map(|rq| rq.ok_or_else(wrong)).transpose()
     }
 }
 

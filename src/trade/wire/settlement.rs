@@ -1,5 +1,3 @@
-//! The lines on a settlement connection, in both directions.
-
 use std::fmt;
 use std::sync::Arc;
 
@@ -40,15 +38,12 @@ server_messages! {
     }
 }
 
-/// Parses a line of the server.
-///
-/// # Errors
-/// What is wrong, without quoting the line.
+/// A line of the server. An error does not quote it.
 pub fn parse_settlement_message(line: &str) -> Result<SettlementMessage, String> {
     parse_object(line.as_bytes(), FIELDS)
 }
 
-/// An amount that may be zero, unlike a price: a fee or a payout.
+/// A fee or a payout: it may be zero, unlike a price.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Amount(pub Cents);
 
@@ -72,17 +67,16 @@ impl<'de> Deserialize<'de> for Amount {
 #[derive(Debug, Clone)]
 pub struct InformResponse {
     pub name: Name,
-    /// The token of the peer's registration.
     pub token: Token,
     /// How the buyer pays. A seller's details are ignored and may be absent.
     pub payment_details: Option<PaymentDetails>,
 }
 
-/// A card and a postal address. Its `Debug` output shows neither.
+/// Its `Debug` output shows neither card nor address.
 #[derive(Clone)]
 pub struct PaymentDetails {
     pub card: PaymentCard,
-    /// Where the goods are shipped to, or from.
+    /// Where goods go to, or come from.
     pub address: String,
 }
 
@@ -92,19 +86,14 @@ impl fmt::Debug for PaymentDetails {
     }
 }
 
-/// A line that a peer writes on a settlement connection.
+/// What a peer writes.
 #[derive(Debug, Clone)]
 pub enum SettlementResponse {
-    /// The response to INFORM_REQ.
     InformRes(u64, Box<InformResponse>),
-    /// The seller has shipped the goods.
     Shipped(u64),
 }
 
-/// Parses a settlement line of the given side.
-///
-/// # Errors
-/// What is wrong, without quoting the line.
+/// A line of that side. An error does not quote it.
 pub fn parse_settlement_response(line: &str, side: Side) -> Result<SettlementResponse, String> {
     #[derive(Deserialize)]
     struct RawLine {
@@ -141,7 +130,7 @@ pub fn parse_settlement_response(line: &str, side: Side) -> Result<SettlementRes
     }
 }
 
-/// Encodes the response to INFORM_REQ. It may contain a card number: never log it.
+/// It may contain a card number: never log it.
 pub fn encode_inform(rq: u64, inform: &InformResponse) -> Vec<u8> {
     let mut message = json!({
         "type": "INFORM_RES",
@@ -160,7 +149,7 @@ pub fn encode_inform(rq: u64, inform: &InformResponse) -> Vec<u8> {
     encode(&message)
 }
 
-/// Encodes the message that the goods are shipped.
+/// The goods are shipped.
 pub fn encode_shipped(rq: u64) -> Vec<u8> {
     encode(&json!({"type": "SHIPPED", "rq": rq}))
 }

@@ -1,7 +1,7 @@
 //! The forms in which `messages.rs` and `settlement.rs` write their tables of messages.
 
-/// What a server sends. A row is the name on the wire, the variant and its fields, each named as on the wire; `by` is
-/// the field that all of them have.
+/// What a server sends. A row is the name on the wire, the variant and its fields, each named as on the wire; all of
+/// them have the field `by`.
 macro_rules! server_messages {
     (
         $(#[$about:meta])*
@@ -20,10 +20,9 @@ macro_rules! server_messages {
         }
 
         impl $Message {
-            /// The names on the wire.
             pub(super) const TYPES: &[&str] = &[$($name),*];
 
-            /// The field that every message of this kind has.
+            /// The field that every message has.
             pub fn $key(&self) -> $Key {
                 match self { $($Message::$variant { $key, .. } => <$Key>::from(*$key)),* }
             }
@@ -31,9 +30,9 @@ macro_rules! server_messages {
     };
 }
 
-/// What a peer requests. A row is the name on the wire, the variant, its fields and the responses other than ERROR. Each
-/// field is read by the method of [`RawMessage`](super::messages::RawMessage) that bears its name. Requests about a deal
-/// also tell which sides send them; all of them have an `item_name`.
+/// What a peer requests. A row is the name on the wire, the variant, its fields and the responses other than ERROR. The
+/// method of [`RawMessage`](super::messages::RawMessage) that bears a field's name reads it. Requests about a deal also
+/// tell which sides send them; all of them have an `item_name`.
 macro_rules! requests {
     (
         $(
@@ -49,12 +48,12 @@ macro_rules! requests {
                 from $($sender:ident)|+ => $deal_response:ident;
         )*
     ) => {
-        /// The kinds of request with their parameters.
+        /// A request.
         #[derive(Debug, Clone, Serialize)]
         #[serde(untagged)]
         pub enum RequestBody {
             $($(#[$about])* $variant $({ $($(#[$about_field])* $field: $Type),* })?,)*
-            /// A request about a deal.
+            /// About a deal.
             Deal {
                 /// The item as the buyer named it.
                 item_name: Arc<str>,
@@ -63,21 +62,21 @@ macro_rules! requests {
             },
         }
 
-        /// The kinds of request about a deal.
+        /// A request about a deal.
         #[derive(Debug, Clone, PartialEq, Serialize)]
         #[serde(untagged)]
         pub enum DealRequest {
             $($(#[$deal_about])* $deal_variant $({ $($(#[$deal_about_field])* $deal_field: $DealType),* })?,)*
         }
 
-        /// The kind of a request about a deal. Rows name it by its variant, so a variant is never renamed.
+        /// Rows name it by its variant, so a variant is never renamed.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
         pub enum RequestKind {
             $($(#[$deal_about])* $deal_variant,)*
         }
 
         impl RequestBody {
-            /// The names on the wire, except for those of [`DealRequest`].
+            /// Except for those of [`DealRequest`].
             pub(super) const TYPES: &[&str] = &[$($name),*];
 
             /// The name on the wire.
@@ -90,7 +89,7 @@ macro_rules! requests {
                 }
             }
 
-            /// Reads the fields of a request; `None` if no request has this name.
+            /// `None` if no request has this name.
             pub(super) fn read(name: &str, raw: &RawMessage) -> Result<Option<RequestBody>, String> {
                 Ok(Some(match name {
                     $($name => RequestBody::$variant $({ $($field: raw.$field()?),* })?,)*
@@ -102,8 +101,7 @@ macro_rules! requests {
                 }))
             }
 
-            /// Whether this can be the response to this request. Several requests of a deal share a number, and the
-            /// response to an earlier one may arrive late.
+            /// Several requests of a deal share a number, and the response to an earlier one may arrive late.
             pub fn is_answered_by(&self, response: &Response) -> bool {
                 matches!(response, Response::Error { .. })
                     || match self {
@@ -116,7 +114,6 @@ macro_rules! requests {
         }
 
         impl DealRequest {
-            /// The names on the wire.
             pub(super) const TYPES: &[&str] = &[$($deal_name),*];
 
             /// The kind of this request.
@@ -129,7 +126,6 @@ macro_rules! requests {
                 match self { $(DealRequest::$deal_variant { .. } => Response::$deal_response { rq },)* }
             }
 
-            /// Whether this side sends such requests.
             pub(super) fn is_sent_by(&self, side: Side) -> bool {
                 match self { $(DealRequest::$deal_variant { .. } => matches!(side, $(Side::$sender)|+),)* }
             }
@@ -137,7 +133,7 @@ macro_rules! requests {
     };
 }
 
-/// Every field that a message of a peer may have besides `type`. Unknown fields are skipped.
+/// What a message of a peer may have besides `type`. Unknown fields are skipped.
 macro_rules! raw_message {
     ($($(#[$about:meta])* $field:ident),*; elsewhere: $($other:literal),*) => {
         /// The fields of a peer's message as they arrive.
@@ -147,7 +143,7 @@ macro_rules! raw_message {
             $($(#[$about])* pub(super) $field: Option<Value>,)*
         }
 
-        /// The names of these fields, and of those of settlements, for error texts.
+        /// The names of these fields and of those of settlements, for error texts.
         pub(super) const FIELDS: &[&str] = &["type", $(stringify!($field),)* $($other),*];
     };
 }

@@ -11,7 +11,7 @@ use crate::trade::peer::wallet::Wallet;
 use crate::trade::peer::{PeerEvent, PeerInput, ShipTo};
 use crate::trade::wire::{Amount, InformResponse, Notification, PaymentDetails, Side};
 
-/// The handler of the client. The reference is weak, since the client belongs to the [`NodeInner`].
+/// The reference is weak, since the client belongs to the [`NodeInner`].
 pub(super) struct NodeHandler(pub(super) Weak<NodeInner>);
 
 impl ClientHandler for NodeHandler {

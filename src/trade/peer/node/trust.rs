@@ -4,8 +4,8 @@ use super::{NodeConfig, NodeError, NodeInner};
 use crate::trade::client::SettlementSecurity;
 
 impl NodeInner {
-    /// Judges the fingerprint that the server presents; the first one is pinned (`docs/spec/trade.md`). An untrusted
-    /// server is ignored until it, or the right one, presents the right fingerprint.
+    /// The first fingerprint that the server presents is pinned (`docs/spec/trade.md`). An untrusted server is ignored
+    /// until it, or the right one, presents the right fingerprint.
     pub(super) fn trust(&self, presented: Option<&str>) -> Result<(), NodeError> {
         let NodeConfig { server, plaintext, server_cert, no_server_cert, data_dir, .. } = &self.config;
         let pinned = self.store.pin(server)?;

@@ -12,13 +12,12 @@ impl NodeInner {
     pub(super) fn client(&self) -> &Client {
         match self.client.get() {
             Some(client) => client,
-            // `Node::open` sets it before anyone else has the `NodeInner` except the client's own threads. They use
-            // it only through inputs, which the worker handles once it is started, later.
+            // `Node::open` sets it while only the client's own threads have the `NodeInner`, and they use it only
+            // through inputs, which the worker handles later.
             None => unreachable!("the client is there before the worker is"),
         }
     }
 
-    /// Handles inputs and ticks until the peer is closed.
     pub(super) fn run_worker(&self, incoming: &Receiver<PeerInput>, stopped: &Receiver<()>) {
         let ticks = crossbeam_channel::tick(TICK_INTERVAL);
         loop {
@@ -30,7 +29,7 @@ impl NodeInner {
             };
             inputs.extend(incoming.try_iter().take(BATCH_MAX - 1));
             if let Err(error) = self.step(inputs) {
-                self.emit(&PeerEvent::Trouble { rq: None, reason: error.to_string() });
+                self.emit_trouble(None, error.to_string());
             }
             if ends && incoming.is_empty() {
                 return;
@@ -38,31 +37,30 @@ impl NodeInner {
         }
     }
 
-    /// Handles inputs and applies their effects.
     pub(super) fn step(&self, inputs: Vec<PeerInput>) -> Result<(), NodeError> {
         let effects = self.handle_inputs(inputs)?;
         self.apply_effects(effects);
         Ok(())
     }
 
-    /// Handles a command and waits for the response to its request; `None` if it needed no request.
+    /// Waits for the response to a command's request; `None` if it needed none.
     pub(super) fn command(&self, input: PeerInput) -> Result<Option<Response>, NodeError> {
-        // Checked before anything is recorded for a request that would never be sent.
+        // It is checked before anything is recorded for a request that would never be sent.
         self.client().check_trust()?;
         let mut effects = self.handle_inputs(vec![input])?;
         let request = if effects.requests.is_empty() { None } else { Some(effects.requests.remove(0)) };
         self.apply_effects(effects);
         let Some((rq, body)) = request else { return Ok(None) };
         let response = self.client().call(rq, body.clone());
-        let mut effects =
-            self.handle_inputs(vec![PeerInput::ResponseReceived { rq, body, response: response.clone() }])?;
-        // These are reported as the result of the command instead.
+        let answered = PeerInput::ResponseReceived { rq, body, response: response.clone() };
+        let mut effects = self.handle_inputs(vec![answered])?;
+        // These are the result of the command.
         effects.events.retain(|event| event.rq() != Some(rq) && !matches!(event, PeerEvent::Trouble { .. }));
         self.apply_effects(effects);
         Ok(Some(response?))
     }
 
-    /// Handles inputs; their changes are on disk when this returns.
+    /// The changes are on disk when this returns.
     fn handle_inputs(&self, inputs: Vec<PeerInput>) -> Result<PeerEffects, NodeError> {
         let now = self.clock.now();
         let (effects, refused) = self.core.update(|core| {
@@ -110,7 +108,7 @@ impl NodeInner {
         self.emit(&PeerEvent::Trouble { rq, reason: reason.into() });
     }
 
-    /// Allocates a number for a request that does not concern a deal.
+    /// A number for a request that does not concern a deal.
     pub(super) fn next_rq(&self) -> Result<u64, NodeError> {
         let rq = self.core.update(|core| {
             let mut effects = PeerEffects::default();
@@ -128,7 +126,6 @@ impl NodeInner {
             Response::RegisterDenied { reason, .. } | Response::LoginDenied { reason, .. } => {
                 NodeError::Denied { server, name, reason }
             }
-            // The client returns only responses that match the request.
             _ => NodeError::Denied { server, name, reason: "its answer makes no sense".to_owned() },
         }
     }
