@@ -266,9 +266,9 @@ impl Client {
         let settling = Arc::new(SettlementService { inner: Arc::clone(&inner), handler: Arc::clone(&handler) });
         let tcp = Listener::start(listener, context, settling).map_err(failed("listen"))?;
         let client = Client { inner, endpoint, tcp, threads: Mutex::default() };
-        let jobs: [(_, fn(&ClientInner, &dyn ClientHandler)); 2] =
-            [("trade-receive", ClientInner::receive), ("trade-repeat", ClientInner::resend_pending)];
-        for (name, job) in jobs {
+        type ThreadBody = fn(&ClientInner, &dyn ClientHandler);
+        let receive: ThreadBody = ClientInner::receive;
+        for (name, job) in [("trade-receive", receive), ("trade-repeat", ClientInner::resend_pending)] {
             let (inner, handler) = (Arc::clone(&client.inner), Arc::clone(&handler));
             let thread = threads::spawn(name, move || job(&inner, &*handler)).map_err(failed("start a thread"))?;
             client.threads.lock().push(thread);
