@@ -130,7 +130,7 @@ impl CustomerDb {
         let db = CustomerDb { inner: Arc::clone(&inner), tasks: Mutex::default() };
         let look_every = CHECK_INTERVAL.min(inner.config.session_timeout / 4).max(Duration::from_millis(10));
         let mut flushed_at = inner.config.clock.now();
-        let sessions = PeriodicTask::start("shop-sessions", look_every, {
+        let sessions = PeriodicTask::start_paced("shop-sessions", look_every, {
             let inner = Arc::clone(&inner);
             move || {
                 let now = inner.config.clock.now();
@@ -139,10 +139,15 @@ impl CustomerDb {
                 if flush {
                     flushed_at = now;
                 }
+                look_every
             }
         })?;
         db.tasks.lock().push(sessions);
-        let bank = PeriodicTask::start("shop-bank", CHECK_INTERVAL, move || inner.retry_bank_requests())?;
+        // A bank that answers slowly has a rest between two passes, however long they take.
+        let bank = PeriodicTask::start_paced("shop-bank", CHECK_INTERVAL, move || {
+            inner.retry_bank_requests();
+            CHECK_INTERVAL
+        })?;
         db.tasks.lock().push(bank);
         Ok(db)
     }

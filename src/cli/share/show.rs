@@ -105,9 +105,10 @@ pub(super) fn fetch(response: &Value) -> String {
 
 pub(super) fn fetches(response: &Value) -> String {
     let with_id = |(id, fetch): (&String, &Value)| {
-        let mut fetch = fetch.clone();
-        fetch["fetch_id"] = id.as_str().into();
-        fetch
+        // What is no object has nothing else to show.
+        let mut fetch = fetch.as_object().cloned().unwrap_or_default();
+        fetch.insert("fetch_id".to_owned(), id.as_str().into());
+        Value::Object(fetch)
     };
     let all: Vec<Value> = response["fetches"].as_object().into_iter().flatten().map(with_id).collect();
     let columns: &[Column] = &[
@@ -154,6 +155,13 @@ mod tests {
         assert_eq!(lines[2], "1 of 3 files");
         assert_eq!(network_files(&json!({"files": [], "total": 0})), "0 files");
         assert_eq!(peers(&json!({"peers": [], "total": 1})), "1 peer");
+    }
+
+    #[test]
+    fn a_node_that_tells_nonsense_of_a_fetch_is_shown_what_it_says() {
+        let shown = fetches(&json!({"fetches": {"f1": 5, "f2": {"file_name": "a.txt", "progress_percent": 50}}}));
+        let lines: Vec<&str> = shown.lines().collect();
+        assert!(lines.len() == 3 && lines[1].starts_with("f1") && lines[2].contains("a.txt"), "{shown}");
     }
 
     #[test]
