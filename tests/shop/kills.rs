@@ -1,6 +1,6 @@
 //! Components are killed at random moments while buyers and sellers make calls in both dialects.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ struct RetryingClient<'t> {
     sid: Option<String>,
     client: Option<Client>,
     retries: &'t AtomicU64,
+    /// What was asked last and what came of it, to help find the cause of a failure.
+    last: VecDeque<String>,
 }
 
 impl RetryingClient<'_> {
@@ -43,17 +45,32 @@ impl RetryingClient<'_> {
     }
 
     fn retry_until_definite(&mut self, message: &Value, read: impl Fn(&Value) -> Result<Value, Value>) -> CallResult {
+        let begun = Instant::now();
+        let (result, instead) = self.try_until_definite(message, read);
+        if self.last.len() == 20 {
+            self.last.pop_front();
+        }
+        let outcome = result.as_ref().map_or_else(|refused| refused.code.as_str(), |_| "done");
+        self.last.push_back(format!("{message}: {outcome} after {:?}, instead of {instead:?}", begun.elapsed()));
+        result
+    }
+
+    fn try_until_definite(
+        &mut self,
+        message: &Value,
+        read: impl Fn(&Value) -> Result<Value, Value>,
+    ) -> (CallResult, Vec<(String, u32, Instant)>) {
         // The indefinite results so far with their counts, to help find the cause of a failure.
         let mut instead = Vec::<(String, u32, Instant)>::new();
         let deadline = Instant::now() + PATIENCE;
         loop {
             let why = match self.try_once(message).map(|answer| read(&answer)) {
-                Some(Ok(answer)) => return Ok(answer),
+                Some(Ok(answer)) => return (Ok(answer), instead),
                 Some(Err(error)) => match error["code"].as_str().unwrap() {
                     "UNAVAILABLE" | "BUSY" => error.to_string(),
                     code => {
                         let message = error["message"].as_str().unwrap().to_owned();
-                        return Err(Refusal { code: code.to_owned(), message });
+                        return (Err(Refusal { code: code.to_owned(), message }), instead);
                     }
                 },
                 None => "no connection, or it was lost".to_owned(),
@@ -88,6 +105,8 @@ struct BuyerResults {
     /// The completed purchases by idempotency key.
     purchases: HashMap<String, Value>,
     refused: u64,
+    /// [`RetryingClient::last`]
+    last: VecDeque<String>,
 }
 
 fn run_buyer(
@@ -139,6 +158,7 @@ fn run_buyer(
             }
         }
     }
+    results.last = buyer.last;
     results
 }
 
@@ -182,7 +202,14 @@ fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
             .enumerate()
             .map(|(nth, sid)| {
                 let framing = FRAMINGS[nth / 2 % 2];
-                let buyer = RetryingClient { addr: buyer_addr, framing, sid: sid.clone(), client: None, retries };
+                let buyer = RetryingClient {
+                    addr: buyer_addr,
+                    framing,
+                    sid: sid.clone(),
+                    client: None,
+                    retries,
+                    last: VecDeque::new(),
+                };
                 scope.spawn(move || run_buyer(buyer, nth, items, seed + nth as u64, is_over, bought_in_all))
             })
             .collect();
@@ -193,6 +220,7 @@ fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
                 sid: sid.clone(),
                 client: None,
                 retries,
+                last: VecDeque::new(),
             };
             let own = items[3 * nth].clone();
             scope.spawn(move || {
@@ -254,7 +282,8 @@ fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
     for (nth, (sid, results)) in sids.iter().zip(&results).enumerate() {
         let mut buyer = Client::connect(shop.buyer, Framing::Lines);
         buyer.sid = sid.clone();
-        assert_eq!(buyer.call("DisplayCart", json!({})).unwrap()["cart"], json!([]), "b{nth}");
+        let cart = buyer.call("DisplayCart", json!({})).unwrap();
+        assert_eq!(cart["cart"], json!([]), "b{nth}: {:#?}", results.last);
         let mut totals: HashMap<String, i64> = HashMap::new();
         for line in fetch_all(&mut buyer, "GetBuyerPurchases") {
             let cents = (line["price"].as_f64().unwrap() * 100.0).round() as i64 * line["quantity"].as_i64().unwrap();
