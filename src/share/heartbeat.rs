@@ -48,8 +48,8 @@ enum LinkState {
 /// The heartbeat schedule of one node.
 ///
 /// ```
-/// use p2s2::model::Millis;
-/// use p2s2::share::heartbeat::{ACTIVE_INTERVAL, Heartbeat, HeartbeatEvent, PresenceState};
+/// # use p2s2::internals::model::Millis;
+/// # use p2s2::internals::share::heartbeat::{ACTIVE_INTERVAL, Heartbeat, HeartbeatEvent, PresenceState};
 ///
 /// let mut heartbeat = Heartbeat::new(ACTIVE_INTERVAL);
 /// heartbeat.handle(Millis(0), HeartbeatEvent::Connected);
