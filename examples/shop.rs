@@ -1,6 +1,7 @@
 //! A seller puts an item on sale, and a buyer finds it and takes it into the cart.
 //!
-//! With `make run-server` running: `cargo run --example shop` (or with the addresses of both frontends).
+//! With `make run-server` running: `cargo run --example shop` (or with the addresses of the buyers' and the
+//! sellers' frontend).
 
 use p2s2::clients::shop::{Client, ClientConfig};
 use p2s2::values::Token;
@@ -8,8 +9,8 @@ use serde_json::json;
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
-    let buyers = args.next().unwrap_or_else(|| "127.0.0.1:8001".to_owned());
-    let sellers = args.next().unwrap_or_else(|| "127.0.0.1:8002".to_owned());
+    let buyers = args.next().unwrap_or_else(|| "127.0.0.1:8002".to_owned());
+    let sellers = args.next().unwrap_or_else(|| "127.0.0.1:8001".to_owned());
     // Names that nobody has yet, so that the example can be run again.
     let random = &Token::random().reveal()[..8].to_owned();
 

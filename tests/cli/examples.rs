@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{Server, build_example};
+use crate::support::{Server, build_example, program};
 
 /// What an example prints.
 fn output(name: &str, args: &[&str]) -> String {
@@ -31,6 +31,30 @@ fn each_example_does_what_it_says() {
     let registry = output("registry", &[at("registry")]);
     assert!(registry.contains(" has 1234 bytes of notes.txt at 127.0.0.1:9100\n"), "{registry}");
     assert_eq!(server.stop(), 0);
+}
+
+#[test]
+fn an_example_goes_where_a_server_is_by_default() {
+    let help = String::from_utf8(program("server").arg("--help").output().unwrap().stdout).unwrap();
+    let default_port = |flag: &str| {
+        let after_flag = &help[help.find(flag).unwrap_or_else(|| panic!("{flag}: {help}"))..];
+        let default = after_flag.split("[default: ").nth(1).unwrap();
+        default[..default.find(']').unwrap()].to_owned()
+    };
+    let source = |name: &str| {
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/").to_owned() + name + ".rs").unwrap()
+    };
+    for (name, variable, flag) in [
+        ("trade", "server", "--trade-port"),
+        ("shop", "buyers", "--buyer-port"),
+        ("shop", "sellers", "--seller-port"),
+        ("registry", "at", "--registry-port"),
+    ] {
+        let source = source(name);
+        let line = source.lines().find(|line| line.contains(&format!("let {variable}")) && line.contains("127.0.0.1:"));
+        let port = default_port(flag);
+        assert!(line.unwrap().contains(&format!("\"127.0.0.1:{port}\"")), "{name}: {flag} is {port}, but {line:?}");
+    }
 }
 
 #[cfg(target_os = "linux")]
