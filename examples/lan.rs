@@ -24,7 +24,8 @@ fn start(name: &str, discovery_port: u16) -> anyhow::Result<LanPeer> {
 }
 
 fn main() -> anyhow::Result<()> {
-    let discovery_port = std::env::args().nth(1).as_deref().unwrap_or("50999").parse()?;
+    let port = std::env::args().nth(1).unwrap_or_else(|| "50999".to_owned());
+    let discovery_port = port.parse().map_err(|_| anyhow::anyhow!("expected a port, not {port}"))?;
     let (ann, bob) = (start("ann", discovery_port)?, start("bob", discovery_port)?);
     for notification in ann.notifications() {
         match notification {

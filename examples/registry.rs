@@ -10,7 +10,8 @@ use p2s2::values::{Name, Token};
 use p2s2::wires::registry::{FileEntry, FileName, RegisterRequest, Seconds};
 
 fn main() -> anyhow::Result<()> {
-    let at: SocketAddr = std::env::args().nth(1).as_deref().unwrap_or("127.0.0.1:9000").parse()?;
+    let at = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9000".to_owned());
+    let at: SocketAddr = at.parse().map_err(|_| anyhow::anyhow!("expected IP:PORT, not {at}"))?;
     let registry = RegistryClient::connect(at, None, Duration::from_secs(5))?;
     // A name that nobody has yet, so that the example can be run again.
     let hostname = Name::new(&format!("example-{}", &Token::random().reveal()[..8])).map_err(anyhow::Error::msg)?;

@@ -42,7 +42,8 @@ impl ClientHandler for Passing {
 }
 
 fn main() -> anyhow::Result<()> {
-    let server: SocketAddr = std::env::args().nth(1).as_deref().unwrap_or("127.0.0.1:7001").parse()?;
+    let server = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:7001".to_owned());
+    let server: SocketAddr = server.parse().map_err(|_| anyhow::anyhow!("expected IP:PORT, not {server}"))?;
     // A name that nobody has yet, so that the example can be run again.
     let name = Name::new(&format!("example-{}", &Token::random().reveal()[..8])).map_err(anyhow::Error::msg)?;
     let (sender, notifications) = crossbeam_channel::bounded(100);
