@@ -142,9 +142,9 @@ impl Registry {
         let slot = match (known, &retained) {
             (Some(slot), Retained::Record | Retained::Everything) => slot,
             (known, _) => {
-                if let Some(slot) = known {
-                    replaced = self.slots[slot as usize].as_ref().and_then(|host| host.conn);
-                    self.remove_host(slot, &mut changes);
+                if let Some(former) = known.and_then(|slot| self.take_host(slot, &mut changes)) {
+                    replaced = former.conn;
+                    self.secrets.host_replaced(&former.name, former.last_seen_at, &mut changes);
                 }
                 let id = self.allocate_id();
                 self.insert_host(new_host(id, claim, ip))

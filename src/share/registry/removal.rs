@@ -5,7 +5,7 @@ use super::change::RegistryChange;
 use super::claims::HostnameClaim;
 use super::error::RegistryError;
 use super::quotas::QuotaExceeded;
-use super::{ConnId, RESUME_FOR, Registry, Slot};
+use super::{ConnId, HostRecord, RESUME_FOR, Registry, Slot};
 use crate::model::{Millis, Name};
 use crate::share::wire::{FileMap, FileName};
 
@@ -38,7 +38,8 @@ impl Registry {
         if let Some((slot, host)) = self.host_by_name(hostname)
             && !host.is_user
         {
-            self.remove_host(slot, &mut changes);
+            // Its secrets go with it, so it takes no place among the departed.
+            self.take_host(slot, &mut changes);
         }
         self.secrets.drop_anonymous(hostname, &mut changes);
         changes
@@ -136,15 +137,25 @@ impl Registry {
         oldest.is_some()
     }
 
-    /// Removes a host. Its secrets stay.
-    pub(super) fn remove_host(&mut self, slot: Slot, changes: &mut Vec<RegistryChange>) {
+    /// Removes a host. Its secrets stay, and can get the name back as long as they are valid.
+    fn remove_host(&mut self, slot: Slot, changes: &mut Vec<RegistryChange>) {
+        let Some(host) = self.take_host(slot, changes) else { return };
+        if host.last_seen_at.plus(RESUME_FOR) <= self.now {
+            // None is valid any more, so it takes no place among the departed.
+            self.secrets.drop_all(host.name.as_str(), changes);
+        } else {
+            self.secrets.host_departed(&host.name, host.source, host.last_seen_at, changes);
+        }
+    }
+
+    /// Removes a host but for its secrets: what becomes of those is up to the caller. Returns it without its files.
+    pub(super) fn take_host(&mut self, slot: Slot, changes: &mut Vec<RegistryChange>) -> Option<HostRecord> {
         if self.slots[slot as usize].as_ref().is_some_and(|host| host.is_live) {
             self.log_host_unlisted(slot);
         }
         self.detach(slot);
-        let Some(host) = self.slots[slot as usize].take() else { return };
+        let mut host = self.slots[slot as usize].take()?;
         self.by_name.remove(&host.name);
-        self.secrets.host_departed(&host.name, host.source, host.last_seen_at, changes);
         if let Some(conn) = host.conn {
             self.by_conn.remove(&conn);
         }
@@ -153,7 +164,8 @@ impl Registry {
             self.quotas.release(held);
         }
         changes.push(RegistryChange::DropHost(host.id));
-        self.tombstones.push(HostTombstone { slot, files: host.files });
+        self.tombstones.push(HostTombstone { slot, files: std::mem::take(&mut host.files) });
+        Some(host)
     }
 
     /// Takes files of removed hosts out of the indexes, at most `budget` of them.

@@ -104,16 +104,22 @@ impl ResumeSecrets {
         last_seen_at: Millis,
         changes: &mut Vec<RegistryChange>,
     ) {
-        let Some(secrets) = self.by_name.get_mut(hostname) else { return };
-        for secret in secrets.iter_mut().filter(|secret| secret.issued_at < last_seen_at) {
-            secret.issued_at = last_seen_at;
-            changes.push(put_change(hostname, secret));
-        }
-        if secrets.iter().all(|secret| secret.is_user) {
+        self.host_replaced(hostname, last_seen_at, changes);
+        if self.by_name.get(hostname).is_none_or(|secrets| secrets.iter().all(|secret| secret.is_user)) {
             return;
         }
         for gone in self.departed.add(hostname.clone(), source::key_of(source)) {
             self.drop_all(gone.as_str(), changes);
+        }
+    }
+
+    /// Another host has the name from now on: the secrets of the former one are valid for 30 days after it was last
+    /// seen, and nobody has departed.
+    pub(super) fn host_replaced(&mut self, hostname: &Name, last_seen_at: Millis, changes: &mut Vec<RegistryChange>) {
+        let secrets = self.by_name.get_mut(hostname).into_iter().flatten();
+        for secret in secrets.filter(|secret| secret.issued_at < last_seen_at) {
+            secret.issued_at = last_seen_at;
+            changes.push(put_change(hostname, secret));
         }
     }
 

@@ -94,6 +94,8 @@ struct Model {
     secrets: Vec<Answered>,
     users: BTreeSet<usize>,
     lease_count: u64,
+    /// Hosts that were removed while a secret can get their names back, with their sources, in that order.
+    departed: Vec<(usize, u8)>,
 }
 
 fn published(files: &BTreeMap<String, (u64, bool)>) -> usize {
@@ -137,6 +139,36 @@ impl Model {
         self.now < secret.at.max(last_seen.map_or(0, |host| host.last_seen_at)) + MONTH * MINUTE
     }
 
+    /// Another has the name, or nobody: secrets are good for a month after their host was last seen.
+    fn extend_secrets(&mut self, host: usize, last_seen_at: u64) {
+        let its = self.secrets.iter_mut().filter(|secret| secret.host == host);
+        its.for_each(|secret| secret.at = secret.at.max(last_seen_at));
+    }
+
+    /// Removes a host. A source has as many departed ones as hosts; beyond that its oldest are forgotten.
+    fn depart(&mut self, host: usize) {
+        let gone = self.hosts.remove(&host).unwrap();
+        self.extend_secrets(host, gone.last_seen_at);
+        if !self.secrets.iter().any(|secret| secret.host == host && !secret.to_user) {
+            return;
+        }
+        let of_source: Vec<usize> =
+            self.departed.iter().filter(|(_, source)| *source == gone.source).map(|(host, _)| *host).collect();
+        if of_source.len() == BOUNDS.hosts_per_source {
+            self.secrets.retain(|secret| secret.host != of_source[0]);
+            self.departed.retain(|(host, _)| *host != of_source[0]);
+        }
+        self.departed.push((host, gone.source));
+    }
+
+    /// Time has passed: hosts and secrets end.
+    fn expire(&mut self) {
+        let now = self.now;
+        self.hosts.retain(|_, host| now < host.last_seen_at + MONTH * MINUTE);
+        self.secrets = self.secrets.iter().filter(|secret| self.is_good(secret)).cloned().collect();
+        self.departed.retain(|(host, _)| self.secrets.iter().any(|secret| secret.host == *host));
+    }
+
     /// Number of anonymous hosts of a source, and of their published files, except for one host.
     fn held(&self, source: u8, but_for: usize) -> (usize, usize) {
         let others = self.hosts.iter().filter(|(host, known)| **host != but_for && !known.is_users);
@@ -165,9 +197,7 @@ impl Model {
             let Some(oldest) = silent.min_by_key(|(_, known)| known.last_seen_at).map(|(other, _)| *other) else {
                 return false;
             };
-            let gone = self.hosts.remove(&oldest).unwrap();
-            let its = self.secrets.iter_mut().filter(|secret| secret.host == oldest);
-            its.for_each(|secret| secret.at = secret.at.max(gone.last_seen_at));
+            self.depart(oldest);
         }
     }
 
@@ -212,6 +242,9 @@ impl Model {
         let old = std::mem::take(&mut self.secrets);
         self.secrets =
             old.iter().filter(|known| known.host != host || self.is_good(known) && !is_new).cloned().collect();
+        if let Some(former) = known.as_ref().filter(|_| !is_same) {
+            self.extend_secrets(host, former.last_seen_at);
+        }
         self.lease_count += 1;
         let lease_id = match (&known, &secret) {
             (Some(known), _) if is_same => known.lease_id,
@@ -224,6 +257,7 @@ impl Model {
         let answered = secret.as_ref().map_or(said.fresh.to_owned(), |secret| secret.secret.clone());
         self.secrets.retain(|known| known.host != host || known.secret != answered);
         self.secrets.push(Answered { host, secret: answered, lease_id, to_user: is_user, at: self.now });
+        self.departed.retain(|(departed, _)| *departed != host);
         if self.secrets.iter().filter(|known| known.host == host).count() > 4 {
             let oldest = self.secrets.iter().position(|known| known.host == host).unwrap();
             self.secrets.remove(oldest);
@@ -283,11 +317,13 @@ impl World {
     fn wait(&mut self, minutes: u64) {
         self.model.now += minutes * MINUTE;
         let now = self.model.now;
-        // Expired in the model, whenever the registry removes them.
-        self.model.hosts.retain(|_, host| now < host.last_seen_at + MONTH * MINUTE);
+        self.model.expire();
         let mut changes = Vec::new();
         while self.core.expire(Millis(now), 3) {}
-        while self.core.purge_expired(Millis(now), 3, &mut changes) {}
+        // Secrets are gone through some at a time, from where the last call ended.
+        for _ in 0..4 {
+            while self.core.purge_expired(Millis(now), 3, &mut changes) {}
+        }
         self.disk.apply(changes);
     }
 
@@ -384,10 +420,9 @@ impl World {
         assert_eq!(done.is_ok(), self.model.own(conn, host).is_some());
         if let Ok(changes) = done {
             self.disk.apply(changes);
-            self.model.hosts.remove(&host);
             // The 30 days start now.
-            let minute = self.model.now;
-            self.model.secrets.iter_mut().filter(|known| known.host == host).for_each(|known| known.at = minute);
+            self.model.hosts.get_mut(&host).unwrap().last_seen_at = self.model.now;
+            self.model.depart(host);
         }
     }
 
@@ -415,6 +450,7 @@ impl World {
             self.model.hosts.remove(&host);
         }
         self.model.secrets.retain(|known| known.host != host || known.to_user);
+        self.model.expire();
     }
 
     fn tidy(&mut self, at_most: usize) {

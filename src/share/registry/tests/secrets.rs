@@ -64,7 +64,7 @@ fn a_secret_outlives_an_orderly_end_and_every_other_but_not_another_holder() {
     core.record_activity(Millis(40 * day), 1);
     let changes = core.unregister(Millis(50 * day), 1, &name("ann")).unwrap();
     assert!(
-        matches!(changes[..], [RegistryChange::Secret { issued_at: Millis(at), .. }, RegistryChange::DropHost(_)] if at == 50 * day)
+        matches!(changes[..], [RegistryChange::DropHost(_), RegistryChange::Secret { issued_at: Millis(at), .. }] if at == 50 * day)
     );
     assert_eq!(core.hostname_of(1), None);
     assert_eq!(core.presence(Millis(50 * day), "ann"), None);
@@ -143,4 +143,43 @@ fn secrets_without_a_host_are_no_more_than_hosts_may_be() {
         core.unregister(Millis(n), 200 + n, &name(&host)).unwrap();
     }
     assert_eq!(core.secrets.count("host-7"), 1);
+}
+
+#[test]
+fn who_is_replaced_or_over_takes_no_place_among_the_departed() {
+    let month = RESUME_FOR.as_millis() as u64;
+    let left = |core: &mut Registry, now: u64, host: &str| {
+        register(core, now, now, &claim(host)).unwrap();
+        core.unregister(Millis(now), now, &name(host)).unwrap();
+    };
+    let full = || {
+        let mut core = Registry::new(TIMEOUT, RegistryLimits { hosts_per_source: 2, ..RegistryLimits::default() });
+        left(&mut core, 1, "one");
+        left(&mut core, 2, "two");
+        core
+    };
+    let kept = |core: &Registry| ["one", "two"].map(|host| core.secrets.count(host));
+    // The name becomes an account's.
+    let mut core = full();
+    register(&mut core, 3, 3, &claim("ann")).unwrap();
+    core.account_created("ann");
+    assert_eq!((kept(&core), core.secrets.count("ann")), ([1, 1], 0));
+    // Another takes over the name of a silent host.
+    let mut core = full();
+    register(&mut core, 3, 3, &claim("ann")).unwrap();
+    let other = HostnameClaim { source: ip("192.0.2.9"), new_secret: key("other"), ..claim("ann") };
+    register(&mut core, 3 + 20 * MINUTE, 4, &other).unwrap();
+    assert_eq!((kept(&core), core.secrets.count("ann")), ([1, 1], 1));
+    // A host is removed when its secrets are over, while those of the departed are not.
+    let mut core = Registry::new(TIMEOUT, RegistryLimits { hosts_per_source: 2, ..RegistryLimits::default() });
+    register(&mut core, 0, 9, &claim("ann")).unwrap();
+    core.connection_closed(9);
+    left(&mut core, 1, "one");
+    left(&mut core, 2, "two");
+    while core.expire(Millis(month), 10) {}
+    while core.purge_expired(Millis(month), 1, &mut Vec::new()) {}
+    assert_eq!((kept(&core), core.secrets.count("ann")), ([1, 1], 0));
+    // One that leaves does take it.
+    left(&mut core, month, "three");
+    assert_eq!(kept(&core), [0, 1]);
 }
