@@ -44,10 +44,10 @@ perf: build ## measure: how fast, and how far from what the machine could do; pa
 	$(RELEASE)/p2s2-perf duplicates --quick
 
 test: need-tools need-browser need-axe need-ip ## every test; kills, simulations and floods at a tenth
-	$(CARGO) test --locked
+	$(CARGO) test --locked --features internals
 
 test-full: build need-browser need-axe need-ip ## every test in full, and the speed that is promised
-	P2S2_TEST_SCALE=full $(CARGO) test --release --locked
+	P2S2_TEST_SCALE=full $(CARGO) test --release --locked --features internals
 	$(RELEASE)/p2s2-perf trade --quick
 	$(RELEASE)/p2s2-perf shop --quick
 
@@ -56,8 +56,8 @@ fuzz-http: build ## both HTTP APIs against their own descriptions, by a property
 
 lint: need-tools ## format, clippy and documentation, all without a word
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked -- -D warnings # what nobody but a test uses is found here
-	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) clippy --lib --bins --examples --locked -- -D warnings # what nobody but a test uses is found here
+	$(CARGO) clippy --all-targets --features internals --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --document-private-items
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
 

@@ -49,7 +49,8 @@ pub fn build_example(name: &str) -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let profile = program.parent().and_then(Path::parent).unwrap();
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--offline", "--example", name, "--manifest-path"]);
+    // The feature that this test was built with: so the crate itself is there already.
+    cargo.args(["build", "--quiet", "--offline", "--features", "internals", "--example", name, "--manifest-path"]);
     cargo.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
     cargo.arg("--target-dir").arg(profile.parent().unwrap());
     if profile.file_name().is_some_and(|name| name == "release") {

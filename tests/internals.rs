@@ -1,0 +1,7 @@
+//! The other tests reach into the house, which only the feature `internals` lets them do. Cargo leaves them out without a
+//! word where it is not given.
+
+#[test]
+fn no_test_is_left_out() {
+    assert!(cfg!(feature = "internals"), "most tests were left out: run `make test`, or add `--features internals`");
+}
