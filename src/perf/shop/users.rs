@@ -46,7 +46,7 @@ pub struct User {
     tag: RunTag,
     /// One connection per framing.
     pub connections: Vec<FramedConnection>,
-    addr: SocketAddr,
+    pub addr: SocketAddr,
     framings: Vec<Framing>,
 }
 
@@ -82,12 +82,15 @@ pub fn connect(addr: SocketAddr, framing: Framing) -> anyhow::Result<FramedConne
 }
 
 impl User {
+    fn of(role: Role, name: String, addr: SocketAddr, tag: RunTag, framings: &[Framing]) -> User {
+        let (sid, item, framings) = (String::new(), String::new(), framings.to_vec());
+        User { role, name, id: 0, sid, item, items: Vec::new(), tag, connections: Vec::new(), addr, framings }
+    }
+
     fn sign_up(role: Role, addr: SocketAddr, tag: &RunTag, nth: usize, framings: &[Framing]) -> anyhow::Result<User> {
         let side = if role == Role::Buyer { "buyer" } else { "seller" };
         let (name, tag) = (format!("perf-{side}-{}{nth:04}", tag.user), tag.clone());
-        let (sid, item, items) = (String::new(), String::new(), Vec::new());
-        let framings = framings.to_vec();
-        let mut user = User { role, name, id: 0, sid, item, items, tag, connections: Vec::new(), addr, framings };
+        let mut user = User::of(role, name, addr, tag, framings);
         user.reconnect()?;
         let payload = json!({"username": user.name, "password": "correct horse"});
         user.ask("CreateAccount", &payload)?;
@@ -124,10 +127,6 @@ impl User {
             }
             std::thread::sleep(RETRY_AFTER);
         }
-    }
-
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
     }
 
     /// The keyword of a group of items; no keyword is a prefix of another. Numbers wrap around.
@@ -172,11 +171,9 @@ impl ShopPopulation {
         })?;
         let owner = User::sign_up(Role::Seller, seller_at, tag, count, framings)?;
         let batches = run_concurrently(CONCURRENT_SETUPS, stop, |batch| {
-            let (name, sid) = (owner.name.clone(), owner.sid.clone());
-            let (item, items, connections) = (String::new(), Vec::new(), Vec::new());
-            let (role, framings) = (Role::Seller, vec![Framing::Frames]);
-            let (id, tag, addr) = (owner.id, owner.tag.clone(), seller_at);
-            let mut worker = User { role, name, id, sid, item, items, tag, connections, addr, framings };
+            let (name, tag) = (owner.name.clone(), owner.tag.clone());
+            let mut worker = User::of(Role::Seller, name, seller_at, tag, &[Framing::Frames]);
+            worker.sid = owner.sid.clone();
             worker.reconnect()?;
             let of_batch = (batch..CATALOGUE).step_by(CONCURRENT_SETUPS);
             let register = |nth| {
