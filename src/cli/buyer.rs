@@ -17,11 +17,7 @@ use crate::trade::peer::wallet::{self, Wallet};
 #[command(
     subcommand_value_name = "COMMAND",
     disable_help_subcommand = true,
-    mut_arg("server", |arg| arg.env("P2S2_BUYER_SERVER").help("The buyers' server, 127.0.0.1:8002 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
-    mut_arg("user", |arg| arg.env("P2S2_BUYER_USER")),
-    mut_arg("tls", |arg| arg.env("P2S2_BUYER_TLS")),
-    mut_arg("server_cert", |arg| arg.env("P2S2_BUYER_SERVER_CERT")),
-    mut_arg("json", |arg| arg.env("P2S2_BUYER_JSON")),
+    mut_arg("server", |arg| arg.help("The buyers' server, 127.0.0.1:8002 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
     after_help = "\
 Examples:
   p2s2 buyer --user bob                         at a prompt; `help` lists the commands
@@ -41,7 +37,7 @@ pub struct BuyerArgs {
     #[command(flatten)]
     common: ShopClientArgs,
     /// What to pay with: a JSON file with cc_number, cc_exp and address
-    #[arg(long, value_name = "FILE", env = "P2S2_BUYER_WALLET")]
+    #[arg(long, value_name = "FILE")]
     wallet: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<BuyerCommand>,

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 
 use super::output::sanitize;
 use super::prompt;
-use super::table::{Align, table};
+use super::table::{Align, Column, table_of};
 use crate::identity::{KnownServer, KnownServers};
 use crate::lan::discover::{DiscoverConfig, DiscoveredPeer, discover};
 use crate::model::Clock;
@@ -294,32 +294,24 @@ fn confirmation_text(chosen: &Candidate) -> String {
 }
 
 fn candidate_table(candidates: &[Candidate]) -> String {
-    let columns = [
-        ("no", Align::Right),
-        ("name", Align::Left),
-        ("address", Align::Left),
-        ("serves", Align::Left),
-        ("certificate", Align::Left),
-        ("", Align::Left),
+    let columns: [Column<(usize, &Candidate)>; 6] = [
+        ("no", Align::Right, |(number, _)| number.to_string()),
+        ("name", Align::Left, |(_, candidate)| candidate.name.clone()),
+        ("address", Align::Left, |(_, candidate)| candidate.addr.to_string()),
+        ("serves", Align::Left, |(_, candidate)| {
+            candidate.serves.iter().map(|(name, port)| format!("{name}={port}")).collect::<Vec<_>>().join(",")
+        }),
+        ("certificate", Align::Left, |(_, candidate)| match &candidate.cert_sha256 {
+            Some(cert) => format!("{}…", &cert[..FINGERPRINT_PREFIX_LEN]),
+            None => "none".to_owned(),
+        }),
+        ("", Align::Left, |(_, candidate)| match candidate.trust {
+            TrustStatus::Confirmed => "confirmed".to_owned(),
+            TrustStatus::New => "new".to_owned(),
+            TrustStatus::Changed(_) => "another certificate than before".to_owned(),
+        }),
     ];
-    let rows: Vec<Vec<String>> = (1..)
-        .zip(candidates)
-        .map(|(number, candidate): (usize, _)| {
-            let serves: Vec<String> = candidate.serves.iter().map(|(name, port)| format!("{name}={port}")).collect();
-            let short = candidate
-                .cert_sha256
-                .as_ref()
-                .map_or("none".to_owned(), |cert| format!("{}…", &cert[..FINGERPRINT_PREFIX_LEN]));
-            let trust = match candidate.trust {
-                TrustStatus::Confirmed => "confirmed",
-                TrustStatus::New => "new",
-                TrustStatus::Changed(_) => "another certificate than before",
-            };
-            let (name, address) = (candidate.name.clone(), candidate.addr.to_string());
-            vec![number.to_string(), name, address, serves.join(","), short, trust.to_owned()]
-        })
-        .collect();
-    table(&columns, &rows)
+    table_of(&columns, &(1..).zip(candidates).collect::<Vec<_>>())
 }
 
 fn describe(candidate: &Candidate) -> String {

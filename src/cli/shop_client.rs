@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::output::sanitize;
 use super::repl::Screen;
 use super::session_store::SessionStore;
-use super::{prompt, server_discovery, settings};
+use super::{UsageError, prompt, server_discovery, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::shutdown::ShutdownSignal;
@@ -24,7 +24,7 @@ pub(super) mod show;
 
 pub(super) use session::ShopSession;
 
-/// The flags of both clients; their variables are named by each.
+/// The flags of both clients.
 #[derive(Debug, Clone, Args)]
 pub struct ShopClientArgs {
     /// The server; HOST PORT as two words will do as well
@@ -125,13 +125,8 @@ pub(super) fn run<C: RoleCommands>(common: ShopClientArgs, command: Option<C>) -
             config
         }
         named => {
-            let server = match full_address(named.unwrap_or(C::SERVER), C::SERVER) {
-                Ok(server) => server,
-                Err(error) => {
-                    eprintln!("error: --server {}", sanitize(&error));
-                    return Ok(ExitCode::from(2));
-                }
-            };
+            let server = full_address(named.unwrap_or(C::SERVER), C::SERVER);
+            let server = server.map_err(|error| UsageError(format!("--server {error}")))?;
             let mut config = ClientConfig::plain(&server);
             config.tls = match &common.server_cert {
                 Some(pin) => Some(CertificateTrust::Pinned(pin.clone())),

@@ -53,22 +53,22 @@ Where P2S2_SERVER_TRADE_PORT, P2S2_SERVER_SELLER_PORT, P2S2_SERVER_BUYER_PORT, P
 P2S2_SERVER_API_PORT say which ports the server has, it is looked for there.")]
 pub struct StoryArgs {
     /// The server's trade port, on this machine; 127.0.0.1:7001 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SERVER")]
+    #[arg(long, value_name = "HOST:PORT")]
     server: Option<SocketAddr>,
     /// The port that the server is told by the same variable
     #[arg(long, hide = true, env = "P2S2_SERVER_TRADE_PORT", default_value_t = TRADE_PORT)]
     trade_port: u16,
     /// The shop's sellers' port, on this machine; 127.0.0.1:8001 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SELLER")]
+    #[arg(long, value_name = "HOST:PORT")]
     seller: Option<SocketAddr>,
     /// The shop's buyers' port, on this machine; 127.0.0.1:8002 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_BUYER")]
+    #[arg(long, value_name = "HOST:PORT")]
     buyer: Option<SocketAddr>,
     /// The registry of files, on this machine; 127.0.0.1:9000 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_REGISTRY")]
+    #[arg(long, value_name = "HOST:PORT")]
     registry: Option<SocketAddr>,
     /// The server API, on this machine; 127.0.0.1:5500 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_API")]
+    #[arg(long, value_name = "HOST:PORT")]
     api: Option<SocketAddr>,
     #[arg(long, hide = true, env = "P2S2_SERVER_REGISTRY_PORT", default_value_t = REGISTRY_PORT)]
     registry_port: u16,

@@ -4,7 +4,6 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::words::shell_quoted;
-use crate::cli::output::sanitize;
 use crate::cli::repl::Screen;
 use crate::cli::session_store::SessionStore;
 use crate::model::{Name, Token};
@@ -47,7 +46,7 @@ impl NodeClient {
         what: &str,
         text: impl FnOnce(&Value) -> String,
     ) -> anyhow::Result<()> {
-        self.print_result(command, &self.get(what)?, text);
+        self.screen.print_ok(command, self.get(what)?, text);
         Ok(())
     }
 
@@ -58,7 +57,7 @@ impl NodeClient {
         body: &Value,
         text: impl FnOnce(&Value) -> String,
     ) -> anyhow::Result<()> {
-        self.print_result(command, &self.post(what, body)?, text);
+        self.screen.print_ok(command, self.post(what, body)?, text);
         Ok(())
     }
 
@@ -84,24 +83,15 @@ impl NodeClient {
         let token = self.session_store.session(self.user.as_str())?.with_context(nobody)?;
         Ok((self.user.clone(), Token::from_text(token)))
     }
-
-    /// Prints the fields of a result with `--json`, else a text for people.
-    pub(super) fn print_result(&self, command: &str, response: &Value, text: impl FnOnce(&Value) -> String) {
-        if self.screen.is_json() {
-            let mut fields = response.clone();
-            fields.as_object_mut().map(|fields| fields.remove("success"));
-            fields["ok"] = command.into();
-            self.screen.print_json(&fields);
-        } else {
-            let text = text(response);
-            self.screen.print(&text.lines().map(sanitize).collect::<Vec<_>>().join("\n"));
-        }
-    }
 }
 
-pub(super) fn successful_body(response: ApiResponse) -> anyhow::Result<Value> {
+/// Without the mark of success.
+pub(super) fn successful_body(mut response: ApiResponse) -> anyhow::Result<Value> {
     match response.status {
-        _ if response.is_ok() => Ok(response.body),
+        _ if response.is_ok() => {
+            response.body.as_object_mut().map(|fields| fields.remove("success"));
+            Ok(response.body)
+        }
         // After `login` and `register` the message tells what is wrong with name or password; otherwise it is about the
         // stored token.
         401 => bail!("{}; `p2s2 share login` signs you in, `p2s2 share register` makes an account", response.error()),
