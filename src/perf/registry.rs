@@ -368,6 +368,7 @@ fn expected_status(operation: &str) -> &'static [u8] {
     }
 }
 
+/// A call that hosts make one after the other.
 struct HostCall<'a> {
     /// Writes the request of a host, given the number of calls before it.
     write: Box<dyn Fn(&HostConnection, u64, &mut Vec<u8>) + Sync + 'a>,

@@ -327,6 +327,21 @@ mod tests {
     }
 
     #[test]
+    fn an_operation_of_a_mix_that_never_succeeds_has_no_latency() {
+        let mut sample = Sample { elapsed: std::time::Duration::from_secs(1), ..Sample::new() };
+        for (name, is_right) in [("a", true), ("b", false)] {
+            let mut part = Sample::new();
+            part.record(is_right, std::time::Duration::from_millis(2));
+            sample.merge(&Sample { parts: vec![(name, part.clone())], ..part });
+        }
+        let measured = Measurement { name: "ALL", group: 0, clients: 1, is_limit: false, samples: vec![sample] };
+        let rows: Vec<Row> = rows(&measured, &Outcome::default()).into_iter().map(|(row, _)| row).collect();
+        let seen: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.ops_per_s, row.p50_us.is_some())).collect();
+        assert_eq!(seen, [("ALL", 1.0, true), ("ALL: a", 1.0, true), ("ALL: b", 0.0, false)]);
+        assert_eq!(rows.iter().map(|row| row.errors).collect::<Vec<_>>(), [1, 0, 1]);
+    }
+
+    #[test]
     fn a_missed_requirement_is_told() {
         let share = |required| LimitShare {
             comparison: Comparison { result: "STATUS", limits: &["bare"], required },

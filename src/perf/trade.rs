@@ -48,12 +48,11 @@ fn comparisons(clients: usize) -> Vec<Comparison> {
 
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let requests = requests(run);
-    let deals: Vec<(&'static str, RoundGoal)> = [("ROUND", RoundGoal::Cancel), ("PURCHASE", RoundGoal::Buy)]
-        .into_iter()
-        .filter(|(operation, _)| run.is_wanted(operation))
-        .collect();
-    let offers: Vec<(&'static str, RoundGoal)> =
-        run.is_wanted("OFFERS").then_some(("OFFERS", RoundGoal::Cancel)).into_iter().collect();
+    let wanted = |all: &[(&'static str, RoundGoal)]| -> Vec<(&'static str, RoundGoal)> {
+        all.iter().copied().filter(|(operation, _)| run.is_wanted(operation)).collect()
+    };
+    let deals = wanted(&[("ROUND", RoundGoal::Cancel), ("PURCHASE", RoundGoal::Buy)]);
+    let offers = wanted(&[("OFFERS", RoundGoal::Cancel)]);
     run.expect_benchmarks((requests.len() + deals.len() + offers.len()) * run.args.clients().len());
     for clients in run.args.clients() {
         if !requests.is_empty() && !run.stop.is_set() {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::call;
 use crate::net::frames::Framing;
 use crate::perf::limits::relay::{FramedConnection, framed};
+use crate::perf::load::{self, Sample};
 use crate::perf::stop::StopFlag;
 use crate::shop::ops::Role;
 
@@ -280,26 +281,15 @@ fn run_concurrently<T: Send>(
     stop: &StopFlag,
     work: impl Fn(usize) -> anyhow::Result<T> + Sync,
 ) -> anyhow::Result<Vec<T>> {
-    let work = &work;
+    let mut results: Vec<Option<T>> = std::iter::repeat_with(|| None).take(count).collect();
     let per_thread = count.div_ceil(CONCURRENT_SETUPS).max(1);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..count)
-            .step_by(per_thread)
-            .map(|from| {
-                let part = from..count.min(from + per_thread);
-                scope.spawn(move || {
-                    let one = |nth| {
-                        ensure!(!stop.is_set(), "ended by a signal");
-                        work(nth)
-                    };
-                    part.map(one).collect::<anyhow::Result<Vec<T>>>()
-                })
-            })
-            .collect();
-        let mut all = Vec::with_capacity(count);
-        for thread in threads {
-            all.extend(thread.join().map_err(|_| anyhow::anyhow!("preparing the clients panicked"))??);
+    let mut parts: Vec<&mut [Option<T>]> = results.chunks_mut(per_thread).collect();
+    load::run_all(&mut parts, |nth_part, part| {
+        for (nth, result) in (nth_part * per_thread..).zip(part.iter_mut()) {
+            ensure!(!stop.is_set(), "ended by a signal");
+            *result = Some(work(nth)?);
         }
-        Ok(all)
-    })
+        Ok(Sample::new())
+    })?;
+    Ok(results.into_iter().flatten().collect())
 }

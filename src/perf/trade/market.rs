@@ -165,7 +165,7 @@ impl Buyer {
         }
         let found = self.await_event(STEP_TIMEOUT, |event| match event {
             MarketEvent::ServerMessage(message) if message.rq == Some(rq) && message.mid.is_some() => {
-                Some(message.found_price())
+                Some(message.price.clone().filter(|_| message.r#type == "FOUND"))
             }
             _ => None,
         });
@@ -229,12 +229,6 @@ impl Buyer {
                 return Some(found);
             }
         }
-    }
-}
-
-impl ServerMessage {
-    fn found_price(&self) -> Option<Value> {
-        self.price.clone().filter(|_| self.r#type == "FOUND")
     }
 }
 
