@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 
-use super::listen_args::{AnnounceArgs, Ports, TlsArgs};
+use super::listen_args::{AnnounceArgs, Ports, StoreArgs, TlsArgs};
 use super::{ready, settings};
 use crate::model::FeeRate;
 use crate::net::cluster;
@@ -35,12 +35,8 @@ pub struct ServerArgs {
     /// Address to bind; anything but loopback opens the server to other machines
     #[arg(long, value_name = "IP")]
     bind: Option<IpAddr>,
-    /// Where everything is kept
-    #[arg(long, value_name = "DIR", default_value = "data/state")]
-    data_dir: PathBuf,
-    /// Database; without it, SQLite files in the data dir
-    #[arg(long, value_name = "URL", env = "P2S2_DB")]
-    db: Option<String>,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Services to run
     #[arg(long, value_delimiter = ',', default_value = "trade,shop,share")]
     services: Vec<Service>,
@@ -60,7 +56,7 @@ pub struct ServerArgs {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, default_value = "10s")]
     settle_timeout: Duration,
     /// What the house takes of each sale
-    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true, value_parser = settings::parse_fee, default_value = "10")]
+    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true, value_parser = FeeRate::parse_percent, default_value = "10")]
     fee_percent: FeeRate,
     /// Connections of all listeners together
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = parse_connections, default_value = "12000")]
@@ -123,7 +119,7 @@ fn parse_connections(text: &str) -> Result<usize, String> {
 pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("info");
     ready::serve(args.ready_file.as_deref(), || {
-        if let Some(url) = &args.db {
+        if let Some(url) = &args.store.db {
             // The URL may contain a password, so it is not repeated.
             let kind = url.split_once("://").map_or("that", |(scheme, _)| scheme);
             bail!(
@@ -142,7 +138,7 @@ impl ServerArgs {
         let share = self.share.config(bind, &tls, has(Service::Share))?;
         Ok(ServerConfig {
             bind,
-            data_dir: self.data_dir.clone(),
+            data_dir: self.store.data_dir.clone(),
             trade: has(Service::Trade).then(|| self.trade_config(bind)),
             shop: has(Service::Shop).then(|| self.shop_config(bind)),
             share,
@@ -177,7 +173,7 @@ impl ServerArgs {
             hold_timeout: shop.hold_timeout,
             session_timeout: shop.session_timeout,
             fee: self.fee_percent,
-            cluster_key: shop.cluster_key.clone().unwrap_or_else(|| self.data_dir.join(cluster::FILE_NAME)),
+            cluster_key: shop.cluster_key.clone().unwrap_or_else(|| self.store.data_dir.join(cluster::FILE_NAME)),
         }
     }
 }

@@ -12,7 +12,7 @@ use clap::builder::BoolishValueParser;
 
 use super::dotenv;
 use super::output::sanitize;
-use crate::model::{FeeRate, duration};
+use crate::model::duration;
 use crate::web::operator::warnings::install_logger;
 
 const ALIASES: [&str; 14] = [
@@ -84,10 +84,6 @@ pub fn parse_window(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("expected more than nothing".to_owned()),
         window => Ok(window),
     }
-}
-
-pub fn parse_fee(text: &str) -> Result<FeeRate, String> {
-    FeeRate::parse_percent(text)
 }
 
 /// Expects `HOST:PORT` with an IP address or a syntactically valid host name, which is resolved only when connecting.

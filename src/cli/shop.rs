@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::listen_args::{AnnounceArgs, Ports, TlsArgs};
+use super::listen_args::{AnnounceArgs, DEFAULT_DATA_DIR, Ports, StoreArgs, TlsArgs};
 use super::{ready, settings};
 use crate::model::FeeRate;
 use crate::services::ServiceProcess;
@@ -33,8 +33,6 @@ struct ComponentArgs {
     tls: TlsArgs,
 }
 
-const DEFAULT_DATA_DIR: &str = "data/state";
-
 /// The shop's products: items, search, stock
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -44,12 +42,8 @@ pub struct ProductArgs {
     /// Where frontends come in
     #[arg(long, value_name = "PORT", default_value_t = 9001)]
     port: u16,
-    /// Where everything is kept
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
-    data_dir: PathBuf,
-    /// Database; without it, SQLite files in the data dir
-    #[arg(long, value_name = "URL", env = "P2S2_DB")]
-    db: Option<String>,
+    #[command(flatten)]
+    store: StoreArgs,
     /// How long stock is held for a purchase
     #[arg(long, value_name = "TIME", value_parser = settings::parse_window, default_value = "60s")]
     hold_timeout: Duration,
@@ -66,17 +60,13 @@ pub struct CustomerArgs {
     /// Where frontends come in
     #[arg(long, value_name = "PORT", default_value_t = 9002)]
     port: u16,
-    /// Where everything is kept
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
-    data_dir: PathBuf,
-    /// Database; without it, SQLite files in the data dir
-    #[arg(long, value_name = "URL", env = "P2S2_DB")]
-    db: Option<String>,
+    #[command(flatten)]
+    store: StoreArgs,
     /// A session ends after so long without a request
     #[arg(long, value_name = "TIME", value_parser = settings::parse_window, default_value = "300s")]
     session_timeout: Duration,
     /// What the house takes of each sale
-    #[arg(long, value_name = "PERCENT", value_parser = settings::parse_fee, allow_hyphen_values = true, default_value = "10")]
+    #[arg(long, value_name = "PERCENT", value_parser = FeeRate::parse_percent, allow_hyphen_values = true, default_value = "10")]
     fee_percent: FeeRate,
     #[command(flatten)]
     common: ComponentArgs,
@@ -92,11 +82,7 @@ pub struct SellerServerArgs {
     #[arg(long, value_name = "PORT", default_value = "8001")]
     port: Ports,
     #[command(flatten)]
-    backends: Backends,
-    #[command(flatten)]
-    announce: AnnounceArgs,
-    #[command(flatten)]
-    common: ComponentArgs,
+    frontend: FrontendArgs,
 }
 
 /// Where buyers' clients connect
@@ -109,53 +95,48 @@ pub struct BuyerServerArgs {
     #[arg(long, value_name = "PORT", default_value = "8002")]
     port: Ports,
     #[command(flatten)]
-    backends: Backends,
-    #[command(flatten)]
-    announce: AnnounceArgs,
-    #[command(flatten)]
-    common: ComponentArgs,
+    frontend: FrontendArgs,
 }
 
+/// What the commands of both frontends have.
 #[derive(Debug, Clone, Args)]
-struct Backends {
+struct FrontendArgs {
     /// The product database
     #[arg(long, value_name = "HOST:PORT", value_parser = settings::parse_host_port, default_value = "127.0.0.1:9001")]
     product: String,
     /// The customer database
     #[arg(long, value_name = "HOST:PORT", value_parser = settings::parse_host_port, default_value = "127.0.0.1:9002")]
     customer: String,
+    #[command(flatten)]
+    announce: AnnounceArgs,
+    #[command(flatten)]
+    common: ComponentArgs,
 }
 
 pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
-    settings::refuse_db(args.db.as_deref())?;
-    run(&args.common, &args.data_dir, |config| component::product(config, args.port, args.hold_timeout))
+    settings::refuse_db(args.store.db.as_deref())?;
+    run(&args.common, &args.store.data_dir, |config| component::product(config, args.port, args.hold_timeout))
 }
 
 pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
-    settings::refuse_db(args.db.as_deref())?;
-    run(&args.common, &args.data_dir, |config| {
+    settings::refuse_db(args.store.db.as_deref())?;
+    run(&args.common, &args.store.data_dir, |config| {
         component::customer(config, args.port, args.session_timeout, args.fee_percent)
     })
 }
 
 pub fn run_seller_server(args: SellerServerArgs) -> anyhow::Result<ExitCode> {
-    run_frontend(Role::Seller, args.port, args.backends, &args.announce, &args.common)
+    run_frontend(Role::Seller, args.port, args.frontend)
 }
 
 pub fn run_buyer_server(args: BuyerServerArgs) -> anyhow::Result<ExitCode> {
-    run_frontend(Role::Buyer, args.port, args.backends, &args.announce, &args.common)
+    run_frontend(Role::Buyer, args.port, args.frontend)
 }
 
-fn run_frontend(
-    role: Role,
-    ports: Ports,
-    backends: Backends,
-    announce: &AnnounceArgs,
-    common: &ComponentArgs,
-) -> anyhow::Result<ExitCode> {
-    let Backends { product, customer } = backends;
+fn run_frontend(role: Role, ports: Ports, args: FrontendArgs) -> anyhow::Result<ExitCode> {
+    let FrontendArgs { product, customer, announce, common } = args;
     let own = FrontendComponentConfig { role, ports: ports.0, product, customer, announce: announce.config() };
-    run(common, Path::new(DEFAULT_DATA_DIR), |config| component::frontend(config, own))
+    run(&common, Path::new(DEFAULT_DATA_DIR), |config| component::frontend(config, own))
 }
 
 fn run(
