@@ -18,6 +18,10 @@ use crate::trade::peer::wallet::{self, Wallet};
     subcommand_value_name = "COMMAND",
     disable_help_subcommand = true,
     mut_arg("server", |arg| arg.help("The buyers' server, 127.0.0.1:8002 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
+    mut_arg("user", |arg| arg.env("P2S2_BUYER_USER")),
+    mut_arg("tls", |arg| arg.env("P2S2_BUYER_TLS")),
+    mut_arg("server_cert", |arg| arg.env("P2S2_BUYER_SERVER_CERT")),
+    mut_arg("json", |arg| arg.env("P2S2_BUYER_JSON")),
     after_help = "\
 Examples:
   p2s2 buyer --user bob                         at a prompt; `help` lists the commands
@@ -148,10 +152,7 @@ impl RoleCommands for BuyerCommand {
     const SERVER: &'static str = "127.0.0.1:8002";
 
     fn account(&self) -> Option<&AccountCommand> {
-        match self {
-            BuyerCommand::Account(command) => Some(command),
-            _ => None,
-        }
+        if let BuyerCommand::Account(command) = self { Some(command) } else { None }
     }
 
     fn run(self, session: &ShopSession) -> anyhow::Result<()> {

@@ -160,7 +160,9 @@ fn join_and_run(
         server_discovery::remember_confirmed("trade", server, cert);
     }
     let (name, endpoint) = (node.client().name(), node.client().endpoint());
-    let (udp, tcp) = (format_address(endpoint.ip, endpoint.udp_port), format_address(endpoint.ip, endpoint.tcp_port));
+    // Both are ports of our own sockets.
+    let addr = |port: u32| SocketAddr::new(endpoint.ip, u16::try_from(port).unwrap_or_default());
+    let (udp, tcp) = (addr(endpoint.udp_port), addr(endpoint.tcp_port));
     let (event, word) = if was_registered { ("logged_in", "logged in") } else { ("registered", "registered") };
     screen.print_event(event, json!({ "name": name, "udp": udp, "tcp": tcp }), |_| {
         format!("{word} as {name} at {}; `help` lists the commands", args.server)
@@ -222,13 +224,6 @@ fn explain_open_error(error: NodeError) -> anyhow::Error {
             anyhow::anyhow!("{what} port {port} is in use: choose another one with {flag}, or leave it out")
         }
         other => other.into(),
-    }
-}
-
-fn format_address(ip: IpAddr, port: u32) -> String {
-    match ip {
-        IpAddr::V4(ip) => format!("{ip}:{port}"),
-        IpAddr::V6(ip) => format!("[{ip}]:{port}"),
     }
 }
 

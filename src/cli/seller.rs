@@ -20,6 +20,10 @@ use crate::shop::wire;
     subcommand_value_name = "COMMAND",
     disable_help_subcommand = true,
     mut_arg("server", |arg| arg.help("The sellers' server, 127.0.0.1:8001 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
+    mut_arg("user", |arg| arg.env("P2S2_SELLER_USER")),
+    mut_arg("tls", |arg| arg.env("P2S2_SELLER_TLS")),
+    mut_arg("server_cert", |arg| arg.env("P2S2_SELLER_SERVER_CERT")),
+    mut_arg("json", |arg| arg.env("P2S2_SELLER_JSON")),
     after_help = "\
 Examples:
   p2s2 seller --user alice                      at a prompt; `help` lists the commands
@@ -130,10 +134,7 @@ impl RoleCommands for SellerCommand {
     const SERVER: &'static str = "127.0.0.1:8001";
 
     fn account(&self) -> Option<&AccountCommand> {
-        match self {
-            SellerCommand::Account(command) => Some(command),
-            _ => None,
-        }
+        if let SellerCommand::Account(command) = self { Some(command) } else { None }
     }
 
     fn run(self, session: &ShopSession) -> anyhow::Result<()> {

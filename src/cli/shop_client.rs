@@ -24,7 +24,7 @@ pub(super) mod show;
 
 pub(super) use session::ShopSession;
 
-/// The flags of both clients.
+/// The flags of both clients; their variables are named by each.
 #[derive(Debug, Clone, Args)]
 pub struct ShopClientArgs {
     /// The server; HOST PORT as two words will do as well
@@ -214,7 +214,7 @@ fn full_address(server: &str, default: &str) -> Result<String, String> {
 /// The server chosen by `--server auto`: with TLS and its confirmed certificate, or without TLS if it has none.
 fn discover_server<C: RoleCommands>(
     common: &ShopClientArgs,
-) -> anyhow::Result<(ClientConfig, server_discovery::ChosenServer)> {
+) -> anyhow::Result<(ClientConfig, server_discovery::FoundServer)> {
     let chosen = server_discovery::find(&server_discovery::ServerQuery {
         service: C::ROLE,
         bind: common.bind,

@@ -116,32 +116,32 @@ pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     let suffix = &Token::random().reveal()[..4].to_owned();
     let environment = StoryEnvironment::create(suffix)?;
     let (mut servers, mut addresses) = (Vec::new(), expected);
+    let mut start_server = |name| -> anyhow::Result<ServerAddresses> {
+        let (server, addresses) = environment.start_server(name)?;
+        servers.push(server);
+        Ok(addresses)
+    };
+    let mut is_own = false;
     if is_trade_server(expected.trade)? {
         say!("A server answers at {}.\n", expected.trade);
     } else {
         say!("No server answers at {}: here is one for this story.\n", expected.trade);
-        let server;
-        (server, addresses) = environment.start_server("server")?;
-        servers.push(server);
+        (addresses, is_own) = (start_server("server")?, true);
     }
     let plaintext = settles_in_plaintext(addresses.trade, suffix)?;
     acts::trade(&environment, addresses.trade, plaintext, suffix)?;
     say("");
-    if servers.is_empty() && !(is_shop_frontend(expected.seller) && is_shop_frontend(expected.buyer)) {
+    if !is_own && !(is_shop_frontend(expected.seller) && is_shop_frontend(expected.buyer)) {
         say!("No shop answers at {} and {}: here is one.\n", expected.seller, expected.buyer);
-        let server;
-        (server, addresses) = environment.start_server("shop-server")?;
-        servers.push(server);
+        (addresses, is_own) = (start_server("shop-server")?, true);
     }
     acts::shop(&environment, addresses, suffix)?;
     say("");
     acts::lan(&environment, suffix)?;
     say("");
-    if servers.is_empty() && !is_healthy_server_api(expected.api) {
+    if !is_own && !is_healthy_server_api(expected.api) {
         say!("No registry with accounts answers at {}: here is one.\n", expected.api);
-        let server;
-        (server, addresses) = environment.start_server("share-server")?;
-        servers.push(server);
+        addresses = start_server("share-server")?;
     }
     acts::share(&environment, addresses, suffix)?;
     for server in &mut servers {

@@ -240,7 +240,8 @@ impl NodeClient {
         self.session_store.save_session(self.user.as_str(), &token)?;
         // The token is in its file and is not printed.
         fields.as_object_mut().map(|fields| fields.remove("token"));
-        let started = successful_body(self.init(&user, &Token::from_text(token))?)
+        let body = json!({ "username": user });
+        let started = successful_body(self.api.post(&api_path("init"), Some(&Token::from_text(token)), &body)?)
             .with_context(|| format!("{user} is signed in, but the node does not take part"))?;
         fields["client"] = started["client"].clone();
         self.screen.print_ok(what, fields, |fields| {
@@ -250,8 +251,8 @@ impl NodeClient {
     }
 
     fn log_out(&self) -> anyhow::Result<()> {
-        let (user, token) = self.session()?;
-        let response = self.api.post(&api_path("logout"), Some(&token), &json!({}))?;
+        let user = &self.user;
+        let response = self.api.post(&api_path("logout"), Some(&self.token()?), &json!({}))?;
         // A token that has expired or was logged out before is of no use either.
         if response.is_ok() || response.status == 401 {
             self.session_store.remove_session(user.as_str())?;

@@ -1,7 +1,7 @@
 //! A client of one running node: its requests with the stored session, and how results are printed.
 
 use anyhow::{Context, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::words::shell_quoted;
 use crate::cli::repl::Screen;
@@ -63,25 +63,21 @@ impl NodeClient {
 
     /// Sends a request with the stored token. It never signs an account in at the node.
     fn call(&self, ask: impl Fn(&Token) -> anyhow::Result<ApiResponse>) -> anyhow::Result<Value> {
-        let (user, token) = self.session()?;
-        let response = ask(&token)?;
+        let response = ask(&self.token()?)?;
         if response.status == 409 && response.error().starts_with(NOT_STARTED_PREFIX) {
-            bail!("{user} does not take part at this node: `p2s2 share login` begins that");
+            bail!("{} does not take part at this node: `p2s2 share login` begins that", self.user);
         }
         successful_body(response)
     }
 
-    pub(super) fn init(&self, user: &str, token: &Token) -> anyhow::Result<ApiResponse> {
-        Ok(self.api.post(&api_path("init"), Some(token), &json!({ "username": user }))?)
-    }
-
-    pub(super) fn session(&self) -> anyhow::Result<(Name, Token)> {
+    /// Of the session that is kept.
+    pub(super) fn token(&self) -> anyhow::Result<Token> {
         let nobody = || {
             let (user, name) = (&self.user, shell_quoted(self.user.as_str()));
             format!("{user} is not signed in at {}: `p2s2 share login --name {name}` first", self.api.address())
         };
         let token = self.session_store.session(self.user.as_str())?.with_context(nobody)?;
-        Ok((self.user.clone(), Token::from_text(token)))
+        Ok(Token::from_text(token))
     }
 }
 

@@ -26,11 +26,11 @@ pub(in crate::cli) struct ShopSession {
     /// They come from earlier responses, for completion.
     pub(super) seen_item_ids: Mutex<Vec<String>>,
     /// The server, if `--server auto` chose it.
-    pub(super) discovered_server: Option<server_discovery::ChosenServer>,
+    pub(super) discovered_server: Option<server_discovery::FoundServer>,
 }
 
 impl ShopSession {
-    /// See [`server_discovery::ChosenServer::check_payment`].
+    /// See [`server_discovery::FoundServer::check_payment`].
     pub(in crate::cli) fn check_payment(&self) -> anyhow::Result<()> {
         self.discovered_server.as_ref().map_or(Ok(()), |chosen| chosen.check_payment(""))
     }
