@@ -59,7 +59,9 @@ fn match_rows<'a>(before: &'a [Row], after: &'a [Row]) -> Vec<(Option<&'a Row>, 
 }
 
 /// What stands side by side: its title, its decimals, its value.
-const COMPARED: [(&str, usize, fn(&Row) -> Option<f64>); 5] = [
+type ComparedField = (&'static str, usize, fn(&Row) -> Option<f64>);
+
+const COMPARED: [ComparedField; 5] = [
     ("ops/s", 0, |row| Some(row.ops_per_s)),
     ("share", 2, |row| row.share_of_limit),
     ("p50", 0, |row| row.p50_us),
@@ -76,9 +78,7 @@ fn table(before: &[Row], after: &[Row]) -> Table {
     let mut lines = Vec::new();
     for (a, b) in match_rows(before, after) {
         let Some(known) = a.or(b) else { continue };
-        let both = |(_, decimals, of): (&str, usize, fn(&Row) -> Option<f64>)| {
-            [a, b].map(|row| number(row.and_then(of), decimals))
-        };
+        let both = |(_, decimals, of): ComparedField| [a, b].map(|row| number(row.and_then(of), decimals));
         let ratio = a.zip(b).map(|(a, b)| b.ops_per_s / a.ops_per_s.max(1e-9));
         let mut line = vec![known.name.clone(), known.clients.to_string(), known.limit.clone().unwrap_or_default()];
         line.extend(COMPARED.into_iter().flat_map(both));

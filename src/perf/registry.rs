@@ -368,10 +368,12 @@ fn expected_status(operation: &str) -> &'static [u8] {
     }
 }
 
+/// Writes the request of a host, given the number of calls before it.
+type WriteRequest<'a> = dyn Fn(&HostConnection, u64, &mut Vec<u8>) + Sync + 'a;
+
 /// A call that hosts make one after the other.
 struct HostCall<'a> {
-    /// Writes the request of a host, given the number of calls before it.
-    write: Box<dyn Fn(&HostConnection, u64, &mut Vec<u8>) + Sync + 'a>,
+    write: Box<WriteRequest<'a>>,
     /// It stands in a response that is as expected.
     expected: &'static [u8],
     /// In a mix, the operation.

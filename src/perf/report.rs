@@ -199,8 +199,10 @@ impl CostPerCall {
 /// A line of the table: a row, its share of a limit, and what its calls cost.
 type TableLine<'o> = (Row, Option<&'o LimitShare>, CostPerCall);
 
-/// The columns of the table, each with its text for a line.
-const COLUMNS: [(&str, fn(&TableLine<'_>) -> String); 15] = [
+/// Its title, and its text for a line.
+type TableColumn = (&'static str, fn(&TableLine<'_>) -> String);
+
+const COLUMNS: [TableColumn; 15] = [
     ("operation", |(row, ..)| row.name.clone()),
     ("clients", |(row, ..)| row.clients.to_string()),
     ("ops/s", |(row, ..)| number(Some(row.ops_per_s), 0)),
