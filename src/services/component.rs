@@ -44,6 +44,7 @@ pub struct FrontendComponentConfig {
     pub announce: AnnounceConfig,
 }
 
+/// Starts the product database.
 pub fn product(config: &ComponentConfig, port: u16, hold_timeout: Duration) -> anyhow::Result<ServiceProcess> {
     let dir = config.data_dir.as_path();
     let lock = ProductService::lock(dir)?;
@@ -53,6 +54,7 @@ pub fn product(config: &ComponentConfig, port: u16, hold_timeout: Duration) -> a
     Ok(database_process(ProductService::start(addr, "--port", &context, (dir, lock), hold_timeout)?))
 }
 
+/// Starts the customer database.
 pub fn customer(
     config: &ComponentConfig,
     port: u16,
@@ -73,6 +75,7 @@ fn database_process<Db: 'static>(database: DatabaseService<Db>) -> ServiceProces
     ServiceProcess::new(listeners, SHUTDOWN_GRACE, move |grace| database.stop(grace))
 }
 
+/// Starts a frontend.
 pub fn frontend(config: &ComponentConfig, own: FrontendComponentConfig) -> anyhow::Result<ServiceProcess> {
     let FrontendComponentConfig { role, ports, product, customer, announce } = own;
     let context = component_context(config)?;

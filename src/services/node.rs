@@ -65,7 +65,7 @@ pub struct NodeProcessConfig {
     pub tls: TlsConfig,
 }
 
-/// The process must have been prepared for [`OWN_FILES`].
+/// Starts a node. The process must have been prepared for [`OWN_FILES`].
 pub fn start(config: NodeProcessConfig) -> anyhow::Result<ServiceProcess> {
     let NodeProcessConfig { name, settings, tls, .. } = &config;
     let data_dir = &settings.data_dir;

@@ -47,6 +47,7 @@ pub struct ServerConfig {
     pub announce: AnnounceConfig,
 }
 
+/// Starts what is configured.
 pub fn start(config: ServerConfig) -> anyhow::Result<ServiceProcess> {
     let lock = DataDirLock::acquire(&config.data_dir)?;
     let shop_locks = config.shop.is_some().then(|| ShopService::lock(&config.data_dir)).transpose()?;
