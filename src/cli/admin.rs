@@ -7,25 +7,26 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::output::{sanitize, sanitize_json};
 use super::progress_bar::progress_bar;
+use super::response_fields::serialized_name;
 use super::settings;
 use super::table::{
     Align::{Left, Right},
-    table,
+    Column, table_of,
 };
-use crate::bank::ledger;
+use crate::bank::ledger::{self, LedgerEntry};
 use crate::identity::users::{self, USERS_DB};
-use crate::model::{Cents, Clock, Millis, Total, duration};
+use crate::model::{Cents, Clock, Millis, Name, Total, duration};
 use crate::services::stores::{self, CUSTOMER_DB, TRADE_DB};
 use crate::shop::customer;
 use crate::storage::backup::AcceptedLoss;
 use crate::storage::{self, ReadOnlyStore, Reader, StoreError, backup};
-use crate::trade::deal::Deal;
+use crate::trade::deal::{Deal, DealSummary};
+use crate::trade::journal::PeerRow;
 use crate::trade::store as trade_store;
 
 /// Look at a server's data, back it up, restore it
@@ -40,13 +41,13 @@ pub struct AdminArgs {
     #[command(subcommand)]
     command: AdminCommand,
     /// The server's data dir
-    #[arg(long, value_name = "DIR", env = "P2S2_ADMIN_DATA_DIR", default_value = "data/state", global = true)]
+    #[arg(long, value_name = "DIR", default_value = "data/state", global = true)]
     data_dir: PathBuf,
     /// The server's database; without it, SQLite files in the data dir
     #[arg(long, value_name = "URL", env = "P2S2_DB", global = true)]
     db: Option<String>,
     /// One JSON object a line instead of tables
-    #[arg(long, global = true, env = "P2S2_ADMIN_JSON", value_parser = settings::parse_switch())]
+    #[arg(long, global = true, value_parser = settings::parse_switch())]
     json: bool,
 }
 
@@ -135,15 +136,14 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
         }
         AdminCommand::Backup { file } => {
             let bar = progress_bar();
-            backup::backup(&args.data_dir, file, &mut |done, total| show_progress(&bar, done, total))?;
+            backup::backup(&args.data_dir, file, &mut |done, total| {
+                bar.set_length(total);
+                bar.set_position(done);
+            })?;
             bar.finish_and_clear();
             let bytes = std::fs::metadata(file).context("the backup is gone")?.len();
-            print_result(
-                &mut out,
-                args.json,
-                json!({"backup": file, "bytes": bytes}),
-                &format!("{}: {bytes} bytes", file.display()),
-            )?
+            let text = format!("{}: {bytes} bytes", file.display());
+            print_result(&mut out, args.json, json!({"backup": file, "bytes": bytes}), &text)?
         }
         AdminCommand::AcceptLoss { file } => accept_loss(&args.data_dir, file, args.json, &mut out)?,
         AdminCommand::Restore { file } => {
@@ -239,17 +239,7 @@ fn accept_loss(data_dir: &Path, file: &Path, json: bool, out: &mut impl Write) -
 }
 
 fn print_result(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result<ExitCode> {
-    if json {
-        writeln!(out, "{value}")?
-    } else {
-        writeln!(out, "{text}")?
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn show_progress(bar: &ProgressBar, done: u64, total: u64) {
-    bar.set_length(total);
-    bar.set_position(done);
+    if json { writeln!(out, "{value}") } else { writeln!(out, "{text}") }.map(|()| ExitCode::SUCCESS)
 }
 
 fn to_unix_s(at: Millis) -> u64 {
@@ -274,19 +264,26 @@ fn show_ledger(ledgers: &[ReadOnlyStore], json: bool, out: &mut impl Write) -> a
             writeln!(out, "{}", sanitize_json(&line))?;
         }
     }
-    let mut lines = Vec::new();
+    let mut entries = Vec::new();
     for ledger in ledgers {
-        ledger.read(|reader| show_entries(reader, json, out, &mut lines))?;
+        ledger.read(|reader| show_entries(reader, json, out, &mut entries))?;
     }
     let sum = totals.sum;
     if json {
         writeln!(out, "{}", serde_json::to_string(&SumLine { sum })?)?;
     } else {
-        let balances: Vec<_> =
-            totals.balances.into_iter().map(|(account, balance)| vec![account, balance.to_string()]).collect();
-        let balances = table(&[("account", Left), ("balance", Right)], &balances);
-        let columns = [("time", Left), ("purchase", Left), ("step", Left), ("account", Left), ("amount", Right)];
-        writeln!(out, "{balances}\n\n{}\n\nsum: {sum}", table(&columns, &lines))?;
+        let balances: Vec<(String, Total)> = totals.balances.into_iter().collect();
+        let columns: [Column<(String, Total)>; 2] =
+            [("account", Left, |(account, _)| account.clone()), ("balance", Right, |(_, balance)| balance.to_string())];
+        let entry_columns: [Column<LedgerEntry>; 5] = [
+            ("time", Left, |entry| entry.at.to_iso()),
+            ("purchase", Left, |entry| entry.key.clone()),
+            ("step", Left, |entry| entry.step.to_string()),
+            ("account", Left, |entry| entry.account.to_string()),
+            ("amount", Right, |entry| entry.amount.to_string()),
+        ];
+        let (balances, entries) = (table_of(&columns, &balances), table_of(&entry_columns, &entries));
+        writeln!(out, "{balances}\n\n{entries}\n\nsum: {sum}")?;
     }
     if sum != Total::default() {
         eprintln!("error: the ledger sums to {sum} instead of zero");
@@ -328,7 +325,7 @@ fn show_entries(
     reader: &dyn Reader,
     json: bool,
     out: &mut impl Write,
-    lines: &mut Vec<Vec<String>>,
+    entries: &mut Vec<LedgerEntry>,
 ) -> anyhow::Result<()> {
     const PAGE: u32 = 10_000;
     let mut offset = 0;
@@ -339,17 +336,17 @@ fn show_entries(
             Ok(())
         })?;
         offset += page.len() as u32;
-        for entry in &page {
-            let (at, step, account) = (entry.at, entry.step.to_string(), entry.account.to_string());
-            if json {
-                let (key, amount) = (&entry.key, entry.amount);
-                let line = EntryLine { at: to_unix_s(at), key, step: &step, account: &account, amount };
+        let is_last = page.len() < PAGE as usize;
+        if json {
+            for LedgerEntry { key, step, at, account, amount } in &page {
+                let (step, account) = (step.to_string(), account.to_string());
+                let line = EntryLine { at: to_unix_s(*at), key, step: &step, account: &account, amount: *amount };
                 writeln!(out, "{}", sanitize_json(&serde_json::to_string(&line)?))?;
-            } else {
-                lines.push(vec![at.to_iso(), entry.key.clone(), step, account, entry.amount.to_string()]);
             }
+        } else {
+            entries.append(&mut page);
         }
-        if page.len() < PAGE as usize {
+        if is_last {
             return Ok(());
         }
     }
@@ -362,65 +359,76 @@ fn show_users(data_dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Resu
         bail!("{} has no {CUSTOMER_DB} and no {USERS_DB}: name the server's own --data-dir", data_dir.display());
     }
     // Role, user id in the shop, user name, display name, creation time.
-    let mut all: Vec<(String, Option<u64>, String, String, Millis)> = Vec::new();
+    type User = (&'static str, Option<u64>, String, String, Millis);
+    let mut all: Vec<User> = Vec::new();
     if let Some(shop) = shop {
-        let mut users = Vec::new();
         shop.read(|reader| {
-            customer::store::for_each_user(reader, &mut |role, account, at| users.push((role, account, at)))
+            customer::store::for_each_user(reader, &mut |role, account, at| {
+                all.push((role.as_str(), Some(account.user_id), account.username, account.name, at));
+            })
         })?;
-        for (role, account, at) in users {
-            let role = serde_json::to_value(role)?.as_str().unwrap_or_default().to_owned();
-            all.push((role, Some(account.user_id), account.username, account.name, at));
-        }
     }
     if let Some(share) = share {
         for user in share.read(users::all_users)? {
             let (name, display_name) = (user.username.to_string(), user.display_name.to_string());
-            all.push(("user".to_owned(), None, name, display_name, user.created_at));
+            all.push(("user", None, name, display_name, user.created_at));
         }
     }
-    let mut rows = Vec::new();
-    for (role, id, username, name, at) in all {
-        if json {
-            let line =
-                json!({"role": role, "user_id": id, "username": username, "name": name, "created_at": at.to_iso()});
-            writeln!(out, "{}", sanitize_json(&line.to_string()))?;
-        } else {
-            let id = id.map(|id| id.to_string()).unwrap_or_default();
-            rows.push(vec![role, id, username, name, at.to_iso()]);
+    let as_json = |(role, id, username, name, at): &User| {
+        let at = at.to_iso();
+        serde_json::to_string(
+            &json!({"role": role, "user_id": id, "username": username, "name": name, "created_at": at}),
+        )
+    };
+    let columns: [Column<User>; 5] = [
+        ("role", Left, |(role, ..)| (*role).to_owned()),
+        ("id", Right, |(_, id, ..)| id.map(|id| id.to_string()).unwrap_or_default()),
+        ("user", Left, |(_, _, username, ..)| username.clone()),
+        ("name", Left, |(.., name, _)| name.clone()),
+        ("created", Left, |(.., at)| at.to_iso()),
+    ];
+    show_list(out, json, &all, as_json, &columns, Some("accounts"))
+}
+
+/// Prints a list: a line of JSON each, or a table, and below it how many of `what` there are.
+fn show_list<T>(
+    out: &mut impl Write,
+    json: bool,
+    items: &[T],
+    as_json: impl Fn(&T) -> serde_json::Result<String>,
+    columns: &[Column<T>],
+    what: Option<&str>,
+) -> anyhow::Result<ExitCode> {
+    if json {
+        for item in items {
+            writeln!(out, "{}", sanitize_json(&as_json(item)?))?;
         }
-    }
-    if !json {
-        let columns = [("role", Left), ("id", Right), ("user", Left), ("name", Left), ("created", Left)];
-        writeln!(out, "{}\n\n{} accounts", table(&columns, &rows), rows.len())?;
+    } else {
+        writeln!(out, "{}", table_of(columns, items))?;
+        if let Some(what) = what {
+            writeln!(out, "\n{} {what}", items.len())?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn show_peers(store: &ReadOnlyStore, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let peers = store.read(trade_store::peers)?;
-    let mut rows = Vec::new();
-    for (peer, heard_at) in &peers {
-        if json {
-            let line = json!({"name": peer.name, "ip": peer.addr.ip(), "udp_port": peer.addr.port(), "tcp_port": peer.tcp_port,
-                "registered_at": to_unix_s(peer.registered_at), "heard_at": to_unix_s(*heard_at)});
-            writeln!(out, "{}", sanitize_json(&line.to_string()))?;
-        } else {
-            rows.push(vec![
-                peer.name.to_string(),
-                peer.addr.to_string(),
-                peer.tcp_port.to_string(),
-                peer.registered_at.to_iso(),
-                heard_at.to_iso(),
-            ]);
-        }
-    }
-    if !json {
-        let columns =
-            [("name", Left), ("address", Left), ("tcp port", Right), ("registered", Left), ("last heard", Left)];
-        writeln!(out, "{}\n\n{} registered", table(&columns, &rows), peers.len())?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let as_json = |(peer, heard_at): &(PeerRow, Millis)| {
+        let (ip, udp_port) = (peer.addr.ip(), peer.addr.port());
+        serde_json::to_string(&json!({
+            "name": peer.name, "ip": ip, "udp_port": udp_port, "tcp_port": peer.tcp_port,
+            "registered_at": to_unix_s(peer.registered_at), "heard_at": to_unix_s(*heard_at),
+        }))
+    };
+    let columns: [Column<(PeerRow, Millis)>; 5] = [
+        ("name", Left, |(peer, _)| peer.name.to_string()),
+        ("address", Left, |(peer, _)| peer.addr.to_string()),
+        ("tcp port", Right, |(peer, _)| peer.tcp_port.to_string()),
+        ("registered", Left, |(peer, _)| peer.registered_at.to_iso()),
+        ("last heard", Left, |(_, heard_at)| heard_at.to_iso()),
+    ];
+    show_list(out, json, &peers, as_json, &columns, Some("registered"))
 }
 
 fn show_deals(store: &ReadOnlyStore, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
@@ -428,41 +436,21 @@ fn show_deals(store: &ReadOnlyStore, json: bool, out: &mut impl Write) -> anyhow
         let deals = trade_store::deals(reader)?;
         deals.into_iter().map(|deal| Ok((trade_store::sellers(reader, deal.id)?, deal))).collect::<Result<Vec<_>, _>>()
     })?;
-    let mut rows = Vec::new();
     let now = Clock::start().now();
-    for (sellers, deal) in deals {
-        let deal = Deal::from_rows(deal, sellers).summary(now);
-        if json {
-            writeln!(out, "{}", sanitize_json(&serde_json::to_string(&deal)?))?;
-        } else {
-            rows.push(vec![
-                deal.deal.to_string(),
-                Millis::from_unix_s(deal.opened_at).to_iso(),
-                deal.buyer.to_string(),
-                deal.item_name.to_string(),
-                deal.max_price.to_string(),
-                serde_json::to_value(deal.state)?.as_str().unwrap_or_default().to_owned(),
-                deal.seller.map(|seller| seller.to_string()).unwrap_or_default(),
-                deal.price.map(|price| price.to_string()).unwrap_or_default(),
-                deal.reason.unwrap_or_default().to_string(),
-            ]);
-        }
-    }
-    if !json {
-        let columns = [
-            ("deal", Right),
-            ("opened", Left),
-            ("buyer", Left),
-            ("item", Left),
-            ("maximum", Right),
-            ("state", Left),
-            ("seller", Left),
-            ("price", Right),
-            ("reason", Left),
-        ];
-        writeln!(out, "{}", table(&columns, &rows))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let summary = |(sellers, deal)| Deal::from_rows(deal, sellers).summary(now);
+    let deals: Vec<DealSummary> = deals.into_iter().map(summary).collect();
+    let columns: [Column<DealSummary>; 9] = [
+        ("deal", Right, |deal| deal.deal.to_string()),
+        ("opened", Left, |deal| Millis::from_unix_s(deal.opened_at).to_iso()),
+        ("buyer", Left, |deal| deal.buyer.to_string()),
+        ("item", Left, |deal| deal.item_name.to_string()),
+        ("maximum", Right, |deal| deal.max_price.to_string()),
+        ("state", Left, |deal| serialized_name(&deal.state)),
+        ("seller", Left, |deal| deal.seller.as_ref().map(Name::to_string).unwrap_or_default()),
+        ("price", Right, |deal| deal.price.map(|price| price.to_string()).unwrap_or_default()),
+        ("reason", Left, |deal| deal.reason.as_deref().unwrap_or_default().to_owned()),
+    ];
+    show_list(out, json, &deals, serde_json::to_string, &columns, None)
 }
 
 fn show_log(

@@ -17,7 +17,7 @@ use crate::trade::peer::wallet::{self, Wallet};
 #[command(
     subcommand_value_name = "COMMAND",
     disable_help_subcommand = true,
-    mut_arg("server", |arg| arg.env("P2S2_BUYER_SERVER").help("The buyers' server, 127.0.0.1:8002 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
+    mut_arg("server", |arg| arg.help("The buyers' server, 127.0.0.1:8002 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
     mut_arg("user", |arg| arg.env("P2S2_BUYER_USER")),
     mut_arg("tls", |arg| arg.env("P2S2_BUYER_TLS")),
     mut_arg("server_cert", |arg| arg.env("P2S2_BUYER_SERVER_CERT")),
@@ -41,7 +41,7 @@ pub struct BuyerArgs {
     #[command(flatten)]
     common: ShopClientArgs,
     /// What to pay with: a JSON file with cc_number, cc_exp and address
-    #[arg(long, value_name = "FILE", env = "P2S2_BUYER_WALLET")]
+    #[arg(long, value_name = "FILE")]
     wallet: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<BuyerCommand>,
@@ -152,10 +152,7 @@ impl RoleCommands for BuyerCommand {
     const SERVER: &'static str = "127.0.0.1:8002";
 
     fn account(&self) -> Option<&AccountCommand> {
-        match self {
-            BuyerCommand::Account(command) => Some(command),
-            _ => None,
-        }
+        if let BuyerCommand::Account(command) = self { Some(command) } else { None }
     }
 
     fn run(self, session: &ShopSession) -> anyhow::Result<()> {

@@ -96,10 +96,7 @@ pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
     if let Some(LanCommand::Discover(args)) = args.command {
         return discover::run(args);
     }
-    let Some(name) = args.name.clone().map_or_else(name_prompt::ask, |name| Ok(Some(name)))? else {
-        eprintln!("error: a peer needs a name: --name NAME (or P2S2_LAN_NAME), or the first line of the input");
-        return Ok(ExitCode::from(2));
-    };
+    let name = name_prompt::given_or_asked(args.name.as_ref(), "a peer", "P2S2_LAN_NAME")?;
     let shutdown = ShutdownSignal::install().context("cannot listen to signals")?;
     let screen = Screen::new(args.json, shutdown.clone());
     let (peer, data_dir) = start_peer(&args, &name)?;
@@ -107,17 +104,15 @@ pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
     let view = peer.snapshot()?;
     let (own, discovery) = (peer.own_addr(), peer.discovery_addr());
     let profile = peer.history().map(History::profile).transpose()?.flatten();
-    if args.json {
-        screen.print_json(&json!({
-            "event": "started", "name": view.name, "lan": own.to_string(), "discovery": discovery.to_string(),
-            "profile": profile.as_ref().map(show::profile_json),
-        }));
-    } else {
-        screen.print(&format!("{} is here, at {own}; HELP lists the commands", output::sanitize(view.name.as_str())));
-        if let Some(profile) = &profile {
-            screen.print(&format!("your profile: {}", output::sanitize(&profile.to_string())));
-        }
-    }
+    let fields = json!({
+        "name": view.name, "lan": own.to_string(), "discovery": discovery.to_string(),
+        "profile": profile.as_ref().map(show::profile_json),
+    });
+    screen.print_event("started", fields, |_| {
+        let started = format!("{} is here, at {own}; HELP lists the commands", view.name);
+        let profile = profile.map(|profile| format!("your profile: {}", output::sanitize(&profile.to_string())));
+        [started].into_iter().chain(profile).collect::<Vec<_>>().join("\n")
+    });
     if let Some(path) = &args.ready_file {
         ready_file::write(path, &json!({ "lan": own.to_string(), "discovery": discovery.to_string() }))?;
     }

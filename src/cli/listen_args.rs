@@ -1,4 +1,4 @@
-//! Flags that several servers have: ports, TLS, announcements.
+//! Flags that several servers have: ports, the data dir, TLS, announcements.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,6 +9,8 @@ use super::settings;
 use crate::lan::DISCOVERY_PORT;
 use crate::services::announcement::AnnounceConfig;
 use crate::services::tls::TlsConfig;
+
+pub const DEFAULT_DATA_DIR: &str = "data/state";
 
 /// One port or several: `8001` or `8001,8080`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,17 @@ impl FromStr for Ports {
         let port = |word: &str| word.trim().parse().map_err(|_| format!("{word:?} is no port: expected 0 to 65535"));
         text.split(',').map(port).collect::<Result<_, _>>().map(Ports)
     }
+}
+
+/// Where a server keeps what it has.
+#[derive(Debug, Clone, Args)]
+pub struct StoreArgs {
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// Database; without it, SQLite files in the data dir
+    #[arg(long, value_name = "URL", env = "P2S2_DB")]
+    pub db: Option<String>,
 }
 
 /// How listeners beyond loopback are guarded.

@@ -159,5 +159,10 @@ fn report_error(error: &anyhow::Error) -> ExitCode {
     }
     // The message may quote text from a server.
     eprintln!("error: {}", output::sanitize(&format!("{error:#}")));
-    ExitCode::FAILURE
+    if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
+
+/// A wrong word that only the command itself finds.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);

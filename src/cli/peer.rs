@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{name_prompt, output, server_discovery, settings};
+use super::{UsageError, name_prompt, output, server_discovery, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::shutdown::ShutdownSignal;
@@ -41,57 +41,53 @@ address; it is read when something is paid, and never stored.")]
 pub struct PeerArgs {
     /// Who you are; asked for when it is not given (in a pipe: its first line)
     // Whether all of a new name can be seen is the server's to ask: who has one keeps it.
-    #[arg(long, value_name = "NAME", value_parser = Name::from_stored, env = "P2S2_PEER_NAME")]
+    #[arg(long, value_name = "NAME", value_parser = Name::from_stored)]
     name: Option<Name>,
     /// The server's trade port; auto: look for servers that announce themselves, and ask which
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_PEER_SERVER", default_value = "127.0.0.1:7001")]
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7001")]
     server: String,
     /// Where servers hear who looks for them, with --server auto
     #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = DISCOVERY_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     discovery_port: u16,
     /// Address to listen on; the server must be reachable from it
-    #[arg(long, value_name = "IP", env = "P2S2_PEER_BIND", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     bind: IpAddr,
     /// Port for datagrams, from 1024 on; without it (or 0) any free one
-    #[arg(long, value_name = "PORT", allow_hyphen_values = true, value_parser = parse_port, env = "P2S2_PEER_UDP_PORT", default_value_t = 0)]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true, value_parser = parse_port, default_value_t = 0)]
     udp_port: u16,
     /// Port for settlements, from 1024 on; without it (or 0) any free one
-    #[arg(long, value_name = "PORT", allow_hyphen_values = true, value_parser = parse_port, env = "P2S2_PEER_TCP_PORT", default_value_t = 0)]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true, value_parser = parse_port, default_value_t = 0)]
     tcp_port: u16,
     /// Where items and deals are kept; data/state/peer-NAME without it
-    #[arg(long, value_name = "DIR", env = "P2S2_PEER_DATA_DIR")]
+    #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// What to pay with: a JSON file with cc_number, cc_exp and address
-    #[arg(long, value_name = "FILE", env = "P2S2_PEER_WALLET")]
+    #[arg(long, value_name = "FILE")]
     wallet: Option<PathBuf>,
     /// Buy whatever is found for a search
-    #[arg(long, env = "P2S2_PEER_AUTO_BUY", value_parser = settings::parse_switch())]
+    #[arg(long, value_parser = settings::parse_switch())]
     auto_buy: bool,
     /// Settle without TLS, if the server does too
-    #[arg(long, env = "P2S2_PEER_PLAINTEXT", value_parser = settings::parse_switch())]
+    #[arg(long, value_parser = settings::parse_switch())]
     plaintext: bool,
     /// The server's fingerprint (64 hex digits), if it is known beforehand or has changed; with --server auto
     /// it counts as confirmed
-    #[arg(long, value_name = "HEX", value_parser = settings::parse_fingerprint, env = "P2S2_PEER_SERVER_CERT")]
+    #[arg(long, value_name = "HEX", value_parser = settings::parse_fingerprint)]
     server_cert: Option<String>,
     /// Write the real addresses there, as JSON, when the server knows us
-    #[arg(long, value_name = "PATH", env = "P2S2_PEER_READY_FILE")]
+    #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
     /// Print one JSON object a line, for answers and events
-    #[arg(long, env = "P2S2_PEER_JSON", value_parser = settings::parse_switch())]
+    #[arg(long, value_parser = settings::parse_switch())]
     json: bool,
 }
 
 /// Runs the peer until its input ends, on `quit`, or until SIGINT or SIGTERM.
 pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
-    let Some(name) = args.name.clone().map_or_else(name_prompt::ask, |name| Ok(Some(name)))? else {
-        eprintln!("error: a peer needs a name: --name NAME (or P2S2_PEER_NAME), or the first line of the input");
-        return Ok(ExitCode::from(2));
-    };
+    let name = name_prompt::given_or_asked(args.name.as_ref(), "a peer", "P2S2_PEER_NAME")?;
     if args.auto_buy && args.wallet.is_none() {
-        eprintln!("error: --auto-buy needs something to pay with: --wallet FILE");
-        return Ok(ExitCode::from(2));
+        bail!(UsageError("--auto-buy needs something to pay with: --wallet FILE".to_owned()));
     }
     let mut no_server_cert = false;
     if args.server == server_discovery::AUTO {
@@ -164,18 +160,13 @@ fn join_and_run(
         server_discovery::remember_confirmed("trade", server, cert);
     }
     let (name, endpoint) = (node.client().name(), node.client().endpoint());
-    let (udp, tcp) = (format_address(endpoint.ip, endpoint.udp_port), format_address(endpoint.ip, endpoint.tcp_port));
-    if args.json {
-        let joined = if was_registered { "logged_in" } else { "registered" };
-        screen.print_json(&json!({ "event": joined, "name": name, "udp": udp, "tcp": tcp }));
-    } else {
-        let word = if was_registered { "logged in" } else { "registered" };
-        screen.print(&format!(
-            "{word} as {} at {}; `help` lists the commands",
-            output::sanitize(name.as_str()),
-            args.server
-        ));
-    }
+    // Both are ports of our own sockets.
+    let addr = |port: u32| SocketAddr::new(endpoint.ip, u16::try_from(port).unwrap_or_default());
+    let (udp, tcp) = (addr(endpoint.udp_port), addr(endpoint.tcp_port));
+    let (event, word) = if was_registered { ("logged_in", "logged in") } else { ("registered", "registered") };
+    screen.print_event(event, json!({ "name": name, "udp": udp, "tcp": tcp }), |_| {
+        format!("{word} as {name} at {}; `help` lists the commands", args.server)
+    });
     if let Some(path) = &args.ready_file {
         ready_file::write(path, &json!({ "udp": udp, "tcp": tcp }))?;
     }
@@ -233,13 +224,6 @@ fn explain_open_error(error: NodeError) -> anyhow::Error {
             anyhow::anyhow!("{what} port {port} is in use: choose another one with {flag}, or leave it out")
         }
         other => other.into(),
-    }
-}
-
-fn format_address(ip: IpAddr, port: u32) -> String {
-    match ip {
-        IpAddr::V4(ip) => format!("{ip}:{port}"),
-        IpAddr::V6(ip) => format!("[{ip}]:{port}"),
     }
 }
 

@@ -2,21 +2,26 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
+use anyhow::Context;
 use serde_json::Value;
 
 use crate::identity::users::NewAdmin;
 use crate::net::shutdown::ShutdownSignal;
-use crate::services::{Listeners, ready_file};
+use crate::services::{Listeners, ServiceProcess, ready_file};
 
-pub fn report_and_wait(
+/// Starts a process, reports that it is ready, and stops it after a signal.
+pub fn serve(
     ready_file: Option<&Path>,
-    listeners: &Listeners,
-    shutdown: &ShutdownSignal,
-) -> anyhow::Result<()> {
-    report_ready(ready_file, listeners)?;
+    start: impl FnOnce() -> anyhow::Result<ServiceProcess>,
+) -> anyhow::Result<ExitCode> {
+    let shutdown = ShutdownSignal::install().context("cannot listen for signals")?;
+    let ServiceProcess { listeners, stop } = start()?;
+    report_ready(ready_file, &listeners)?;
     shutdown.wait();
-    Ok(())
+    stop();
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Whoever reads `ready` can rely on the file.

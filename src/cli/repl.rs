@@ -12,7 +12,7 @@ use anyhow::bail;
 use parking_lot::Mutex;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::line_editor::{self, InputKind, TerminalSource, WordCompletion};
 use super::output::{self, sanitize};
@@ -123,6 +123,25 @@ impl Screen {
         match serde_json::to_string(value) {
             Ok(text) => self.print(&text::escape_unsafe_json(&text)),
             Err(error) => self.error(&error.to_string()),
+        }
+    }
+
+    /// Prints the fields of a result with `--json`, else a text for people, whose lines are passed through [`sanitize`].
+    pub fn print_ok(&self, command: &str, fields: Value, text: impl FnOnce(&Value) -> String) {
+        self.print_result("ok", command, fields, text);
+    }
+
+    /// The same for what has happened.
+    pub fn print_event(&self, event: &str, fields: Value, text: impl FnOnce(&Value) -> String) {
+        self.print_result("event", event, fields, text);
+    }
+
+    fn print_result(&self, kind: &str, name: &str, mut fields: Value, text: impl FnOnce(&Value) -> String) {
+        if self.json {
+            fields[kind] = name.into();
+            self.print_json(&fields);
+        } else {
+            self.print(&text(&fields).lines().map(sanitize).collect::<Vec<_>>().join("\n"));
         }
     }
 

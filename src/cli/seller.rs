@@ -19,7 +19,7 @@ use crate::shop::wire;
 #[command(
     subcommand_value_name = "COMMAND",
     disable_help_subcommand = true,
-    mut_arg("server", |arg| arg.env("P2S2_SELLER_SERVER").help("The sellers' server, 127.0.0.1:8001 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
+    mut_arg("server", |arg| arg.help("The sellers' server, 127.0.0.1:8001 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
     mut_arg("user", |arg| arg.env("P2S2_SELLER_USER")),
     mut_arg("tls", |arg| arg.env("P2S2_SELLER_TLS")),
     mut_arg("server_cert", |arg| arg.env("P2S2_SELLER_SERVER_CERT")),
@@ -134,10 +134,7 @@ impl RoleCommands for SellerCommand {
     const SERVER: &'static str = "127.0.0.1:8001";
 
     fn account(&self) -> Option<&AccountCommand> {
-        match self {
-            SellerCommand::Account(command) => Some(command),
-            _ => None,
-        }
+        if let SellerCommand::Account(command) = self { Some(command) } else { None }
     }
 
     fn run(self, session: &ShopSession) -> anyhow::Result<()> {
@@ -196,7 +193,8 @@ fn load(session: &ShopSession, file: &Path) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     session
-        .print_result("load", json!({ "items": total }), |_| format!("{} on sale", counted_noun(total as u64, "item")));
+        .screen
+        .print_ok("load", json!({ "items": total }), |_| format!("{} on sale", counted_noun(total as u64, "item")));
     Ok(())
 }
 

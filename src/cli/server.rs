@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 
-use super::listen_args::{AnnounceArgs, Ports, TlsArgs};
+use super::listen_args::{AnnounceArgs, Ports, StoreArgs, TlsArgs};
 use super::{ready, settings};
 use crate::model::FeeRate;
 use crate::net::cluster;
-use crate::net::shutdown::ShutdownSignal;
-use crate::services::server::{ServerConfig, ServerProcess};
+use crate::services::server::{self, ServerConfig};
 use crate::services::shop::ShopConfig;
 use crate::trade::deal::Windows;
 use crate::trade::server::TradeServerConfig;
@@ -34,49 +33,39 @@ It announces itself as server-HOST on the networks that it is bound to (with 127
 so that `--server auto` of the clients finds it; the log names the fingerprint that they are to confirm.")]
 pub struct ServerArgs {
     /// Address to bind; anything but loopback opens the server to other machines
-    #[arg(long, value_name = "IP", env = "P2S2_SERVER_BIND")]
+    #[arg(long, value_name = "IP")]
     bind: Option<IpAddr>,
-    /// Where everything is kept
-    #[arg(long, value_name = "DIR", env = "P2S2_SERVER_DATA_DIR", default_value = "data/state")]
-    data_dir: PathBuf,
-    /// Database; without it, SQLite files in the data dir
-    #[arg(long, value_name = "URL", env = "P2S2_DB")]
-    db: Option<String>,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Services to run
-    #[arg(long, value_delimiter = ',', env = "P2S2_SERVER_SERVICES", default_value = "trade,shop,share")]
+    #[arg(long, value_delimiter = ',', default_value = "trade,shop,share")]
     services: Vec<Service>,
     /// Trade's port, for UDP and TCP
-    #[arg(
-        long,
-        value_name = "PORT",
-        allow_negative_numbers = true,
-        env = "P2S2_SERVER_TRADE_PORT",
-        default_value_t = 7001
-    )]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = 7001)]
     trade_port: u16,
     /// How long offers are awaited
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_OFFER_WINDOW", default_value = "5s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, default_value = "5s")]
     offer_window: Duration,
     /// How long each seller may think about a lower price
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_NEGOTIATE_WINDOW", default_value = "10s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, default_value = "10s")]
     negotiate_window: Duration,
     /// How long what was found is held for the buyer
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_RESERVE_WINDOW", default_value = "120s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, default_value = "120s")]
     reserve_window: Duration,
     /// How long each step of a settlement may take
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_SETTLE_TIMEOUT", default_value = "10s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, default_value = "10s")]
     settle_timeout: Duration,
     /// What the house takes of each sale
-    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true, value_parser = settings::parse_fee, env = "P2S2_SERVER_FEE_PERCENT", default_value = "10")]
+    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true, value_parser = FeeRate::parse_percent, default_value = "10")]
     fee_percent: FeeRate,
     /// Connections of all listeners together
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = parse_connections, env = "P2S2_SERVER_MAX_CONNECTIONS", default_value = "12000")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = parse_connections, default_value = "12000")]
     max_connections: usize,
     /// Settle without TLS (peers must say --plaintext too)
-    #[arg(long, env = "P2S2_SERVER_PLAINTEXT", value_parser = settings::parse_switch())]
+    #[arg(long, value_parser = settings::parse_switch())]
     plaintext: bool,
     /// Write the real addresses there, as JSON, when everything is bound
-    #[arg(long, value_name = "PATH", env = "P2S2_SERVER_READY_FILE")]
+    #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
     #[command(flatten)]
     announce: AnnounceArgs,
@@ -100,49 +89,25 @@ enum Service {
 #[command(next_help_heading = "The shop")]
 struct ShopArgs {
     /// The product database's port
-    #[arg(
-        long,
-        value_name = "PORT",
-        allow_negative_numbers = true,
-        env = "P2S2_SERVER_PRODUCT_PORT",
-        default_value_t = 9001
-    )]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = 9001)]
     product_port: u16,
     /// The customer database's port
-    #[arg(
-        long,
-        value_name = "PORT",
-        allow_negative_numbers = true,
-        env = "P2S2_SERVER_CUSTOMER_PORT",
-        default_value_t = 9002
-    )]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = 9002)]
     customer_port: u16,
     /// The sellers' port; may be a list
-    #[arg(
-        long,
-        value_name = "PORT",
-        allow_hyphen_values = true,
-        env = "P2S2_SERVER_SELLER_PORT",
-        default_value = "8001"
-    )]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true, default_value = "8001")]
     seller_port: Ports,
     /// The buyers' port; may be a list
-    #[arg(
-        long,
-        value_name = "PORT",
-        allow_hyphen_values = true,
-        env = "P2S2_SERVER_BUYER_PORT",
-        default_value = "8002"
-    )]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true, default_value = "8002")]
     buyer_port: Ports,
     /// A session ends after so long without a request
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_SESSION_TIMEOUT", default_value = "300s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, default_value = "300s")]
     session_timeout: Duration,
     /// How long stock is held for a purchase
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_HOLD_TIMEOUT", default_value = "60s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, default_value = "60s")]
     hold_timeout: Duration,
     /// What components prove to each other (default: cluster.key in the data dir)
-    #[arg(long, value_name = "FILE", env = "P2S2_SERVER_CLUSTER_KEY")]
+    #[arg(long, value_name = "FILE")]
     cluster_key: Option<PathBuf>,
 }
 
@@ -153,29 +118,27 @@ fn parse_connections(text: &str) -> Result<usize, String> {
 
 pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("info");
-    let shutdown = ShutdownSignal::install().context("cannot listen for signals")?;
-    if let Some(url) = &args.db {
-        // The URL may contain a password, so it is not repeated.
-        let kind = url.split_once("://").map_or("that", |(scheme, _)| scheme);
-        bail!(
-            "--db: this version keeps everything in SQLite files in --data-dir and cannot use {kind}; leave --db (P2S2_DB) out"
-        );
-    }
-    let process = ServerProcess::start(args.config()?)?;
-    ready::report_and_wait(args.ready_file.as_deref(), process.listeners(), &shutdown)?;
-    process.stop();
-    Ok(ExitCode::SUCCESS)
+    ready::serve(args.ready_file.as_deref(), || {
+        if let Some(url) = &args.store.db {
+            // The URL may contain a password, so it is not repeated.
+            let kind = url.split_once("://").map_or("that", |(scheme, _)| scheme);
+            bail!(
+                "--db: this version keeps everything in SQLite files in --data-dir and cannot use {kind}; leave --db (P2S2_DB) out"
+            );
+        }
+        server::start(args.config()?)
+    })
 }
 
 impl ServerArgs {
     fn config(&self) -> anyhow::Result<ServerConfig> {
-        let bind = settings::bind_address(self.bind)?;
+        let bind = settings::server_bind_address(self.bind)?;
         let has = |service| self.services.contains(&service);
         let tls = self.tls.config();
         let share = self.share.config(bind, &tls, has(Service::Share))?;
         Ok(ServerConfig {
             bind,
-            data_dir: self.data_dir.clone(),
+            data_dir: self.store.data_dir.clone(),
             trade: has(Service::Trade).then(|| self.trade_config(bind)),
             shop: has(Service::Shop).then(|| self.shop_config(bind)),
             share,
@@ -210,7 +173,7 @@ impl ServerArgs {
             hold_timeout: shop.hold_timeout,
             session_timeout: shop.session_timeout,
             fee: self.fee_percent,
-            cluster_key: shop.cluster_key.clone().unwrap_or_else(|| self.data_dir.join(cluster::FILE_NAME)),
+            cluster_key: shop.cluster_key.clone().unwrap_or_else(|| self.store.data_dir.join(cluster::FILE_NAME)),
         }
     }
 }

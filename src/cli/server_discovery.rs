@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 
 use super::output::sanitize;
 use super::prompt;
-use super::table::{Align, table};
+use super::table::{Align, Column, table_of};
 use crate::identity::{KnownServer, KnownServers};
 use crate::lan::discover::{DiscoverConfig, DiscoveredPeer, discover};
 use crate::model::Clock;
@@ -36,22 +36,16 @@ pub(super) struct ServerQuery<'a> {
     pub server_cert: Option<&'a str>,
 }
 
+/// A server that answers, or the one of them that was chosen and confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ChosenServer {
+pub(super) struct FoundServer {
+    name: String,
     /// The address of the requested service.
     pub addr: SocketAddr,
-    /// The confirmed certificate, which the client must insist on; `None` if the server has none.
+    /// The certificate, which the client must insist on; `None` if the server has none.
     pub cert_sha256: Option<String>,
     /// All services of the server with their ports.
     pub serves: Vec<(String, u16)>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Candidate {
-    name: String,
-    addr: SocketAddr,
-    cert_sha256: Option<String>,
-    serves: Vec<(String, u16)>,
     trust: TrustStatus,
 }
 
@@ -64,7 +58,7 @@ enum TrustStatus {
 }
 
 /// Finds the server for a query. Prompts at a terminal if the choice is not clear or the server is not confirmed yet.
-pub(super) fn find(query: &ServerQuery) -> anyhow::Result<ChosenServer> {
+pub(super) fn find(query: &ServerQuery) -> anyhow::Result<FoundServer> {
     let known_servers = KnownServers::in_dir(paths::config_folder()?);
     // Read before anything is sent, so that an unreadable file is reported first.
     let known = known_servers.all()?;
@@ -92,10 +86,10 @@ pub(super) fn find(query: &ServerQuery) -> anyhow::Result<ChosenServer> {
         let address = chosen.addr.to_string();
         known_servers.confirm(KnownServer { cert_sha256, address, serves, at: Clock::start().now() })?;
     }
-    Ok(ChosenServer { addr: chosen.addr, cert_sha256: chosen.cert_sha256.clone(), serves: chosen.serves.clone() })
+    Ok(chosen.clone())
 }
 
-impl ChosenServer {
+impl FoundServer {
     /// Refuses payments through a server without a confirmed certificate, unless it is on this machine: its address
     /// proves nothing. `flags` are added to the advice on how to use it nevertheless.
     pub(super) fn check_payment(&self, flags: &str) -> anyhow::Result<()> {
@@ -112,15 +106,15 @@ impl ChosenServer {
 }
 
 /// Servers that offer the requested service. A server on several networks answers from each, but is listed once.
-fn find_candidates(peers: Vec<DiscoveredPeer>, query: &ServerQuery, known: &[KnownServer]) -> Vec<Candidate> {
-    let mut found: Vec<(Option<String>, Candidate)> = Vec::new();
+fn find_candidates(peers: Vec<DiscoveredPeer>, query: &ServerQuery, known: &[KnownServer]) -> Vec<FoundServer> {
+    let mut found: Vec<(Option<String>, FoundServer)> = Vec::new();
     for peer in peers {
         let Some((_, port)) = peer.serves.iter().find(|(name, _)| name == query.service) else { continue };
         if query.server_cert.is_some() && peer.cert_sha256.as_deref() != query.server_cert {
             continue;
         }
         let addr = SocketAddr::new(peer.addr.ip(), *port);
-        let candidate = Candidate {
+        let candidate = FoundServer {
             trust: trust_status(addr, peer.cert_sha256.as_deref(), query.server_cert, known),
             name: peer.user_id.to_string(),
             addr,
@@ -143,7 +137,7 @@ fn find_candidates(peers: Vec<DiscoveredPeer>, query: &ServerQuery, known: &[Kno
 }
 
 /// Ranks the addresses of one server; the smallest value wins: a known address first, then loopback.
-fn address_preference(candidate: &Candidate, known: &[KnownServer]) -> (bool, bool, SocketAddr) {
+fn address_preference(candidate: &FoundServer, known: &[KnownServer]) -> (bool, bool, SocketAddr) {
     let was_there = known.iter().any(|known| is_at_known_address(known, candidate));
     (!was_there, !candidate.addr.ip().is_loopback(), candidate.addr)
 }
@@ -163,7 +157,7 @@ fn trust_status(addr: SocketAddr, cert: Option<&str>, query: Option<&str>, known
     before.and_then(|known| known.cert_sha256.clone()).map_or(TrustStatus::New, TrustStatus::Changed)
 }
 
-fn is_at_known_address(known: &KnownServer, candidate: &Candidate) -> bool {
+fn is_at_known_address(known: &KnownServer, candidate: &FoundServer) -> bool {
     known.cert_sha256 == candidate.cert_sha256
         && match known.cert_sha256 {
             Some(_) => is_known_address(known, candidate.addr),
@@ -179,12 +173,12 @@ fn is_known_address(known: &KnownServer, addr: SocketAddr) -> bool {
 }
 
 enum Selection<'a> {
-    Server(&'a Candidate),
+    Server(&'a FoundServer),
     Unavailable(String),
     AskUser,
 }
 
-fn select_without_asking<'a>(candidates: &'a [Candidate], query: &ServerQuery) -> Selection<'a> {
+fn select_without_asking<'a>(candidates: &'a [FoundServer], query: &ServerQuery) -> Selection<'a> {
     match candidates {
         [] => {
             let with = query.server_cert.map_or_else(String::new, |cert| format!(" and the certificate {cert}"));
@@ -201,7 +195,7 @@ fn select_without_asking<'a>(candidates: &'a [Candidate], query: &ServerQuery) -
     }
 }
 
-fn refusal_without_terminal(candidates: &[Candidate], query: &ServerQuery) -> String {
+fn refusal_without_terminal(candidates: &[FoundServer], query: &ServerQuery) -> String {
     let [only] = candidates else {
         let list: Vec<String> = candidates.iter().map(describe).collect();
         return format!(
@@ -236,7 +230,7 @@ fn flags_for_any_server(query: &ServerQuery) -> &'static str {
     if query.service == "registry" { "--server HOST" } else { "--server HOST:PORT" }
 }
 
-fn flags_for(candidate: &Candidate, query: &ServerQuery) -> String {
+fn flags_for(candidate: &FoundServer, query: &ServerQuery) -> String {
     let addr = candidate.addr;
     if query.service != "registry" {
         return format!("--server {addr}");
@@ -246,7 +240,7 @@ fn flags_for(candidate: &Candidate, query: &ServerQuery) -> String {
     format!("--server {} --registry-port {}{api}", addr.ip(), addr.port())
 }
 
-fn ask_which(candidates: &[Candidate]) -> anyhow::Result<&Candidate> {
+fn ask_which(candidates: &[FoundServer]) -> anyhow::Result<&FoundServer> {
     eprintln!("{}", candidate_table(candidates));
     let chosen = match candidates {
         [only] => only,
@@ -276,7 +270,7 @@ fn ask_which(candidates: &[Candidate]) -> anyhow::Result<&Candidate> {
 }
 
 /// The text that the user reads before confirming a server.
-fn confirmation_text(chosen: &Candidate) -> String {
+fn confirmation_text(chosen: &FoundServer) -> String {
     let who = sanitize(&describe(chosen));
     let mut text = match &chosen.cert_sha256 {
         Some(cert) => format!("{who} shows the certificate\n  {cert}\nIts operator finds it in the server's log."),
@@ -293,40 +287,32 @@ fn confirmation_text(chosen: &Candidate) -> String {
     text
 }
 
-fn candidate_table(candidates: &[Candidate]) -> String {
-    let columns = [
-        ("no", Align::Right),
-        ("name", Align::Left),
-        ("address", Align::Left),
-        ("serves", Align::Left),
-        ("certificate", Align::Left),
-        ("", Align::Left),
+fn candidate_table(candidates: &[FoundServer]) -> String {
+    let columns: [Column<(usize, &FoundServer)>; 6] = [
+        ("no", Align::Right, |(number, _)| number.to_string()),
+        ("name", Align::Left, |(_, candidate)| candidate.name.clone()),
+        ("address", Align::Left, |(_, candidate)| candidate.addr.to_string()),
+        ("serves", Align::Left, |(_, candidate)| {
+            candidate.serves.iter().map(|(name, port)| format!("{name}={port}")).collect::<Vec<_>>().join(",")
+        }),
+        ("certificate", Align::Left, |(_, candidate)| match &candidate.cert_sha256 {
+            Some(cert) => format!("{}…", &cert[..FINGERPRINT_PREFIX_LEN]),
+            None => "none".to_owned(),
+        }),
+        ("", Align::Left, |(_, candidate)| match candidate.trust {
+            TrustStatus::Confirmed => "confirmed".to_owned(),
+            TrustStatus::New => "new".to_owned(),
+            TrustStatus::Changed(_) => "another certificate than before".to_owned(),
+        }),
     ];
-    let rows: Vec<Vec<String>> = (1..)
-        .zip(candidates)
-        .map(|(number, candidate): (usize, _)| {
-            let serves: Vec<String> = candidate.serves.iter().map(|(name, port)| format!("{name}={port}")).collect();
-            let short = candidate
-                .cert_sha256
-                .as_ref()
-                .map_or("none".to_owned(), |cert| format!("{}…", &cert[..FINGERPRINT_PREFIX_LEN]));
-            let trust = match candidate.trust {
-                TrustStatus::Confirmed => "confirmed",
-                TrustStatus::New => "new",
-                TrustStatus::Changed(_) => "another certificate than before",
-            };
-            let (name, address) = (candidate.name.clone(), candidate.addr.to_string());
-            vec![number.to_string(), name, address, serves.join(","), short, trust.to_owned()]
-        })
-        .collect();
-    table(&columns, &rows)
+    table_of(&columns, &(1..).zip(candidates).collect::<Vec<_>>())
 }
 
-fn describe(candidate: &Candidate) -> String {
+fn describe(candidate: &FoundServer) -> String {
     format!("{} at {}", candidate.name, candidate.addr)
 }
 
-fn describe_certificate(candidate: &Candidate) -> String {
+fn describe_certificate(candidate: &FoundServer) -> String {
     candidate.cert_sha256.as_ref().map_or("no certificate".to_owned(), |cert| format!("the certificate {cert}"))
 }
 
@@ -472,8 +458,10 @@ mod tests {
 
     #[test]
     fn without_a_certificate_nothing_is_paid_beyond_this_machine() {
-        let chosen =
-            |addr: &str, cert_sha256| ChosenServer { addr: addr.parse().unwrap(), cert_sha256, serves: Vec::new() };
+        let chosen = |addr: &str, cert_sha256| {
+            let (addr, serves, trust) = (addr.parse().unwrap(), Vec::new(), TrustStatus::Confirmed);
+            FoundServer { name: String::new(), addr, cert_sha256, serves, trust }
+        };
         assert!(chosen("127.0.0.1:8002", None).check_payment("").is_ok());
         assert!(chosen("10.0.0.1:8002", Some(cert(0))).check_payment("").is_ok());
         let why = chosen("10.0.0.1:7001", None).check_payment(" --plaintext").unwrap_err().to_string();

@@ -12,7 +12,7 @@ use clap::builder::BoolishValueParser;
 
 use super::dotenv;
 use super::output::sanitize;
-use crate::model::{FeeRate, duration};
+use crate::model::duration;
 use crate::web::operator::warnings::install_logger;
 
 const ALIASES: [&str; 14] = [
@@ -86,10 +86,6 @@ pub fn parse_window(text: &str) -> Result<Duration, String> {
     }
 }
 
-pub fn parse_fee(text: &str) -> Result<FeeRate, String> {
-    FeeRate::parse_percent(text)
-}
-
 /// Expects `HOST:PORT` with an IP address or a syntactically valid host name, which is resolved only when connecting.
 pub fn parse_host_port(text: &str) -> Result<String, String> {
     let is_word = |label: &str| {
@@ -126,19 +122,14 @@ pub fn parse_fingerprint(text: &str) -> Result<String, String> {
     Err("expected 64 hex digits".to_owned())
 }
 
-/// The address to bind: the flag (or its own variable), else `SERVER_HOST`, else loopback.
-pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
-    if let Some(bind) = flag {
+/// The address to bind: that of the flag (or its own variable), else of a legacy variable, else the default. An
+/// unspecified address such as 0.0.0.0 in the legacy variable becomes loopback: old configurations have it by habit,
+/// which is no decision to accept connections from other machines.
+pub fn bind_address(given: Option<IpAddr>, variable: &str, flag: &str, default: IpAddr) -> anyhow::Result<IpAddr> {
+    if let Some(bind) = given {
         return Ok(bind);
     }
-    Ok(bind_address_from("SERVER_HOST", "--bind")?.unwrap_or(Ipv4Addr::LOCALHOST.into()))
-}
-
-/// The address given by a legacy variable, if it is set; `flag` is the flag that replaces it. An unspecified address
-/// such as 0.0.0.0 becomes loopback: old configurations have it by habit, which is no decision to accept connections
-/// from other machines.
-pub fn bind_address_from(variable: &str, flag: &str) -> anyhow::Result<Option<IpAddr>> {
-    let Ok(host) = std::env::var(variable) else { return Ok(None) };
+    let Ok(host) = std::env::var(variable) else { return Ok(default) };
     let bind = if host == "localhost" {
         Ipv4Addr::LOCALHOST.into()
     } else {
@@ -146,9 +137,14 @@ pub fn bind_address_from(variable: &str, flag: &str) -> anyhow::Result<Option<Ip
     };
     if bind.is_unspecified() {
         log::warn!("{variable}={host} is bound as 127.0.0.1; to serve other machines say {flag} {host} --tls");
-        return Ok(Some(Ipv4Addr::LOCALHOST.into()));
+        return Ok(Ipv4Addr::LOCALHOST.into());
     }
-    Ok(Some(bind))
+    Ok(bind)
+}
+
+/// The address that a server binds.
+pub fn server_bind_address(given: Option<IpAddr>) -> anyhow::Result<IpAddr> {
+    bind_address(given, "SERVER_HOST", "--bind", Ipv4Addr::LOCALHOST.into())
 }
 
 /// Refuses `--db`: this version knows no other database than SQLite.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 
 use super::listen_args::TlsArgs;
@@ -14,9 +14,9 @@ use crate::identity::KnownServers;
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::http::{RequestPolicy, parse_allowed_origin, parse_host_name};
-use crate::net::shutdown::ShutdownSignal;
 use crate::services::announcement::SERVER_API;
-use crate::services::node::{self, API_PORT, NodeProcess, NodeProcessConfig};
+use crate::services::node::{self, API_PORT, NodeProcessConfig};
+use crate::services::running_nodes::NodeQuery;
 use crate::services::{self, page_urls, paths};
 use crate::share::client::CertificatePin;
 use crate::share::heartbeat::ACTIVE_INTERVAL;
@@ -156,7 +156,7 @@ pub fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
             settings::init_log("error");
             let ip = page_urls::reachable_addr(SocketAddr::new(api_bind_ip(args.api_bind)?, 0)).ip();
             let port = port_flag_or_variable(args.api_port, "CLIENT_API_PORT")?;
-            let query = commands::NodeQuery {
+            let query = NodeQuery {
                 addr: port.map(|port| SocketAddr::new(ip, port)),
                 name: args.name.as_ref(),
                 cert: args.node_cert.as_deref(),
@@ -172,16 +172,11 @@ pub fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn run_node(args: ShareArgs) -> anyhow::Result<ExitCode> {
-    let Some(name) = args.name.clone().map_or_else(name_prompt::ask, |name| Ok(Some(name)))? else {
-        eprintln!("error: a node needs a name: --name NAME (or P2S2_SHARE_NAME), or the first line of the input");
-        return Ok(ExitCode::from(2));
-    };
-    let shutdown = ShutdownSignal::install().context("cannot listen for signals")?;
-    services::prepare_process(node::OWN_FILES, "raise it")?;
-    let process = NodeProcess::start(node_config(&args, name)?)?;
-    ready::report_and_wait(args.node.ready_file.as_deref(), process.listeners(), &shutdown)?;
-    process.stop();
-    Ok(ExitCode::SUCCESS)
+    let name = name_prompt::given_or_asked(args.name.as_ref(), "a node", "P2S2_SHARE_NAME")?;
+    ready::serve(args.node.ready_file.as_deref(), || {
+        services::prepare_process(node::OWN_FILES, "raise it")?;
+        node::start(node_config(&args, name)?)
+    })
 }
 
 /// Combines flags, legacy variables and defaults, and finds the server.
@@ -191,11 +186,17 @@ fn node_config(args: &ShareArgs, name: Name) -> anyhow::Result<NodeProcessConfig
     let settings = NodeSettings {
         registry_port: server.registry_port,
         pin: server.cert.as_deref().map(CertificatePin::new).transpose().map_err(anyhow::Error::msg)?,
-        bind: peer_bind_ip(node.bind, server.is_local),
+        // Other peers must be able to reach it wherever they reach the server.
+        bind: node.bind.unwrap_or(if server.is_local { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED }.into()),
         server_host: server.host,
         ports: port_range(node)?,
         advertise_ip: node.advertise_ip,
-        heartbeat_active: heartbeat_interval(node)?,
+        heartbeat_active: settings::flag_or_variable(
+            node.heartbeat_active,
+            "CLIENT_HEARTBEAT_INTERVAL",
+            ACTIVE_INTERVAL,
+            parse_heartbeat,
+        )?,
         data_dir: node.data_dir.clone().unwrap_or_else(|| paths::default_data_dir("share-", &name)),
     };
     if let Some(ip) = node.advertise_ip.filter(|ip| ip.is_unspecified() || ip.is_multicast()) {
@@ -302,10 +303,6 @@ fn port_flag_or_variable(flag: Option<u16>, variable: &str) -> anyhow::Result<Op
     settings::flag_or_variable(flag.map(Some), variable, None, parse)
 }
 
-fn heartbeat_interval(args: &NodeArgs) -> anyhow::Result<Duration> {
-    settings::flag_or_variable(args.heartbeat_active, "CLIENT_HEARTBEAT_INTERVAL", ACTIVE_INTERVAL, parse_heartbeat)
-}
-
 fn port_range(args: &NodeArgs) -> anyhow::Result<std::ops::RangeInclusive<u16>> {
     let min = port_flag_or_variable(args.port_min, "CLIENT_PORT_MIN")?.unwrap_or(PORT_MIN_DEFAULT);
     let max = port_flag_or_variable(args.port_max, "CLIENT_PORT_MAX")?;
@@ -320,18 +317,9 @@ fn port_range(args: &NodeArgs) -> anyhow::Result<std::ops::RangeInclusive<u16>> 
     Ok(min..=max)
 }
 
-/// The address for other peers: they must be able to reach it wherever they reach the server.
-fn peer_bind_ip(flag: Option<IpAddr>, is_server_near: bool) -> IpAddr {
-    flag.unwrap_or(if is_server_near { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED }.into())
-}
-
-/// The flag, else `CLIENT_API_HOST`, else loopback. An unspecified address in the variable becomes loopback; commands
-/// log errors alone, so that they, which bind nothing, do not warn of that.
+/// Commands log errors alone, so that they, which bind nothing, do not warn of an unspecified address.
 fn api_bind_ip(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
-    if let Some(ip) = flag {
-        return Ok(ip);
-    }
-    Ok(settings::bind_address_from("CLIENT_API_HOST", "--api-bind")?.unwrap_or(Ipv4Addr::LOCALHOST.into()))
+    settings::bind_address(flag, "CLIENT_API_HOST", "--api-bind", Ipv4Addr::LOCALHOST.into())
 }
 
 fn default_folders() -> Vec<PathBuf> {

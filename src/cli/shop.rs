@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 
-use super::listen_args::{AnnounceArgs, Ports, TlsArgs};
+use super::listen_args::{AnnounceArgs, DEFAULT_DATA_DIR, Ports, StoreArgs, TlsArgs};
 use super::{ready, settings};
 use crate::model::FeeRate;
-use crate::net::shutdown::ShutdownSignal;
-use crate::services::component::{ComponentConfig, ComponentProcess, FrontendComponentConfig};
+use crate::services::ServiceProcess;
+use crate::services::component::{self, ComponentConfig, FrontendComponentConfig};
 use crate::shop::ops::Role;
 
 /// What every component's command has.
@@ -34,8 +33,6 @@ struct ComponentArgs {
     tls: TlsArgs,
 }
 
-const DEFAULT_DATA_DIR: &str = "data/state";
-
 /// The shop's products: items, search, stock
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -43,16 +40,12 @@ Example:
   p2s2 product-db --port 9001 --data-dir /var/lib/p2s2")]
 pub struct ProductArgs {
     /// Where frontends come in
-    #[arg(long, value_name = "PORT", env = "P2S2_PRODUCT_DB_PORT", default_value_t = 9001)]
+    #[arg(long, value_name = "PORT", default_value_t = 9001)]
     port: u16,
-    /// Where everything is kept
-    #[arg(long, value_name = "DIR", env = "P2S2_PRODUCT_DB_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
-    data_dir: PathBuf,
-    /// Database; without it, SQLite files in the data dir
-    #[arg(long, value_name = "URL", env = "P2S2_DB")]
-    db: Option<String>,
+    #[command(flatten)]
+    store: StoreArgs,
     /// How long stock is held for a purchase
-    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, env = "P2S2_PRODUCT_DB_HOLD_TIMEOUT", default_value = "60s")]
+    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, default_value = "60s")]
     hold_timeout: Duration,
     #[command(flatten)]
     common: ComponentArgs,
@@ -65,19 +58,15 @@ Example:
   p2s2 customer-db --port 9002 --data-dir /var/lib/p2s2 --session-timeout 5m")]
 pub struct CustomerArgs {
     /// Where frontends come in
-    #[arg(long, value_name = "PORT", env = "P2S2_CUSTOMER_DB_PORT", default_value_t = 9002)]
+    #[arg(long, value_name = "PORT", default_value_t = 9002)]
     port: u16,
-    /// Where everything is kept
-    #[arg(long, value_name = "DIR", env = "P2S2_CUSTOMER_DB_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
-    data_dir: PathBuf,
-    /// Database; without it, SQLite files in the data dir
-    #[arg(long, value_name = "URL", env = "P2S2_DB")]
-    db: Option<String>,
+    #[command(flatten)]
+    store: StoreArgs,
     /// A session ends after so long without a request
-    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, env = "P2S2_CUSTOMER_DB_SESSION_TIMEOUT", default_value = "300s")]
+    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, default_value = "300s")]
     session_timeout: Duration,
     /// What the house takes of each sale
-    #[arg(long, value_name = "PERCENT", value_parser = settings::parse_fee, allow_hyphen_values = true, env = "P2S2_CUSTOMER_DB_FEE_PERCENT", default_value = "10")]
+    #[arg(long, value_name = "PERCENT", value_parser = FeeRate::parse_percent, allow_hyphen_values = true, default_value = "10")]
     fee_percent: FeeRate,
     #[command(flatten)]
     common: ComponentArgs,
@@ -90,14 +79,10 @@ Example:
   p2s2 seller-server --port 8001 --product 127.0.0.1:9001 --customer 127.0.0.1:9002")]
 pub struct SellerServerArgs {
     /// Where clients come in; may be a list
-    #[arg(long, value_name = "PORT", env = "P2S2_SELLER_SERVER_PORT", default_value = "8001")]
+    #[arg(long, value_name = "PORT", default_value = "8001")]
     port: Ports,
     #[command(flatten)]
-    backends: Backends,
-    #[command(flatten)]
-    announce: AnnounceArgs,
-    #[command(flatten)]
-    common: ComponentArgs,
+    frontend: FrontendArgs,
 }
 
 /// Where buyers' clients connect
@@ -107,73 +92,66 @@ Example:
   p2s2 buyer-server --port 8002 --product 127.0.0.1:9001 --customer 127.0.0.1:9002")]
 pub struct BuyerServerArgs {
     /// Where clients come in; may be a list
-    #[arg(long, value_name = "PORT", env = "P2S2_BUYER_SERVER_PORT", default_value = "8002")]
+    #[arg(long, value_name = "PORT", default_value = "8002")]
     port: Ports,
     #[command(flatten)]
-    backends: Backends,
-    #[command(flatten)]
-    announce: AnnounceArgs,
-    #[command(flatten)]
-    common: ComponentArgs,
+    frontend: FrontendArgs,
 }
 
+/// What the commands of both frontends have.
 #[derive(Debug, Clone, Args)]
-struct Backends {
+struct FrontendArgs {
     /// The product database
     #[arg(long, value_name = "HOST:PORT", value_parser = settings::parse_host_port, default_value = "127.0.0.1:9001")]
     product: String,
     /// The customer database
     #[arg(long, value_name = "HOST:PORT", value_parser = settings::parse_host_port, default_value = "127.0.0.1:9002")]
     customer: String,
+    #[command(flatten)]
+    announce: AnnounceArgs,
+    #[command(flatten)]
+    common: ComponentArgs,
 }
 
 pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
-    settings::refuse_db(args.db.as_deref())?;
-    run(&args.common, &args.data_dir, |config| ComponentProcess::product(config, args.port, args.hold_timeout))
+    settings::refuse_db(args.store.db.as_deref())?;
+    run(&args.common, &args.store.data_dir, |config| component::product(config, args.port, args.hold_timeout))
 }
 
 pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
-    settings::refuse_db(args.db.as_deref())?;
-    run(&args.common, &args.data_dir, |config| {
-        ComponentProcess::customer(config, args.port, args.session_timeout, args.fee_percent)
+    settings::refuse_db(args.store.db.as_deref())?;
+    run(&args.common, &args.store.data_dir, |config| {
+        component::customer(config, args.port, args.session_timeout, args.fee_percent)
     })
 }
 
 pub fn run_seller_server(args: SellerServerArgs) -> anyhow::Result<ExitCode> {
-    run_frontend(Role::Seller, args.port, args.backends, &args.announce, &args.common)
+    run_frontend(Role::Seller, args.port, args.frontend)
 }
 
 pub fn run_buyer_server(args: BuyerServerArgs) -> anyhow::Result<ExitCode> {
-    run_frontend(Role::Buyer, args.port, args.backends, &args.announce, &args.common)
+    run_frontend(Role::Buyer, args.port, args.frontend)
 }
 
-fn run_frontend(
-    role: Role,
-    ports: Ports,
-    backends: Backends,
-    announce: &AnnounceArgs,
-    common: &ComponentArgs,
-) -> anyhow::Result<ExitCode> {
-    let Backends { product, customer } = backends;
+fn run_frontend(role: Role, ports: Ports, args: FrontendArgs) -> anyhow::Result<ExitCode> {
+    let FrontendArgs { product, customer, announce, common } = args;
     let own = FrontendComponentConfig { role, ports: ports.0, product, customer, announce: announce.config() };
-    run(common, Path::new(DEFAULT_DATA_DIR), |config| ComponentProcess::frontend(config, own))
+    run(&common, Path::new(DEFAULT_DATA_DIR), |config| component::frontend(config, own))
 }
 
 fn run(
     common: &ComponentArgs,
     data_dir: &Path,
-    start: impl FnOnce(&ComponentConfig) -> anyhow::Result<ComponentProcess>,
+    start: impl FnOnce(&ComponentConfig) -> anyhow::Result<ServiceProcess>,
 ) -> anyhow::Result<ExitCode> {
     settings::init_log("info");
-    let shutdown = ShutdownSignal::install().context("cannot listen for signals")?;
-    let process = start(&ComponentConfig {
-        bind: settings::bind_address(common.bind)?,
-        data_dir: data_dir.to_owned(),
-        cluster_key: common.cluster_key.clone(),
-        max_connections: common.max_connections as usize,
-        tls: common.tls.config(),
-    })?;
-    ready::report_and_wait(common.ready_file.as_deref(), process.listeners(), &shutdown)?;
-    process.stop();
-    Ok(ExitCode::SUCCESS)
+    ready::serve(common.ready_file.as_deref(), || {
+        start(&ComponentConfig {
+            bind: settings::server_bind_address(common.bind)?,
+            data_dir: data_dir.to_owned(),
+            cluster_key: common.cluster_key.clone(),
+            max_connections: common.max_connections as usize,
+            tls: common.tls.config(),
+        })
+    })
 }

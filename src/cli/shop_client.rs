@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::output::sanitize;
 use super::repl::Screen;
 use super::session_store::SessionStore;
-use super::{prompt, server_discovery, settings};
+use super::{UsageError, prompt, server_discovery, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::shutdown::ShutdownSignal;
@@ -125,13 +125,8 @@ pub(super) fn run<C: RoleCommands>(common: ShopClientArgs, command: Option<C>) -
             config
         }
         named => {
-            let server = match full_address(named.unwrap_or(C::SERVER), C::SERVER) {
-                Ok(server) => server,
-                Err(error) => {
-                    eprintln!("error: --server {}", sanitize(&error));
-                    return Ok(ExitCode::from(2));
-                }
-            };
+            let server = full_address(named.unwrap_or(C::SERVER), C::SERVER);
+            let server = server.map_err(|error| UsageError(format!("--server {error}")))?;
             let mut config = ClientConfig::plain(&server);
             config.tls = match &common.server_cert {
                 Some(pin) => Some(CertificateTrust::Pinned(pin.clone())),
@@ -219,7 +214,7 @@ fn full_address(server: &str, default: &str) -> Result<String, String> {
 /// The server chosen by `--server auto`: with TLS and its confirmed certificate, or without TLS if it has none.
 fn discover_server<C: RoleCommands>(
     common: &ShopClientArgs,
-) -> anyhow::Result<(ClientConfig, server_discovery::ChosenServer)> {
+) -> anyhow::Result<(ClientConfig, server_discovery::FoundServer)> {
     let chosen = server_discovery::find(&server_discovery::ServerQuery {
         service: C::ROLE,
         bind: common.bind,

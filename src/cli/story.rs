@@ -53,22 +53,22 @@ Where P2S2_SERVER_TRADE_PORT, P2S2_SERVER_SELLER_PORT, P2S2_SERVER_BUYER_PORT, P
 P2S2_SERVER_API_PORT say which ports the server has, it is looked for there.")]
 pub struct StoryArgs {
     /// The server's trade port, on this machine; 127.0.0.1:7001 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SERVER")]
+    #[arg(long, value_name = "HOST:PORT")]
     server: Option<SocketAddr>,
     /// The port that the server is told by the same variable
     #[arg(long, hide = true, env = "P2S2_SERVER_TRADE_PORT", default_value_t = TRADE_PORT)]
     trade_port: u16,
     /// The shop's sellers' port, on this machine; 127.0.0.1:8001 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SELLER")]
+    #[arg(long, value_name = "HOST:PORT")]
     seller: Option<SocketAddr>,
     /// The shop's buyers' port, on this machine; 127.0.0.1:8002 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_BUYER")]
+    #[arg(long, value_name = "HOST:PORT")]
     buyer: Option<SocketAddr>,
     /// The registry of files, on this machine; 127.0.0.1:9000 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_REGISTRY")]
+    #[arg(long, value_name = "HOST:PORT")]
     registry: Option<SocketAddr>,
     /// The server API, on this machine; 127.0.0.1:5500 without it
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_API")]
+    #[arg(long, value_name = "HOST:PORT")]
     api: Option<SocketAddr>,
     #[arg(long, hide = true, env = "P2S2_SERVER_REGISTRY_PORT", default_value_t = REGISTRY_PORT)]
     registry_port: u16,
@@ -116,32 +116,32 @@ pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     let suffix = &Token::random().reveal()[..4].to_owned();
     let environment = StoryEnvironment::create(suffix)?;
     let (mut servers, mut addresses) = (Vec::new(), expected);
+    let mut start_server = |name| -> anyhow::Result<ServerAddresses> {
+        let (server, addresses) = environment.start_server(name)?;
+        servers.push(server);
+        Ok(addresses)
+    };
+    let mut is_own = false;
     if is_trade_server(expected.trade)? {
         say!("A server answers at {}.\n", expected.trade);
     } else {
         say!("No server answers at {}: here is one for this story.\n", expected.trade);
-        let server;
-        (server, addresses) = environment.start_server("server")?;
-        servers.push(server);
+        (addresses, is_own) = (start_server("server")?, true);
     }
     let plaintext = settles_in_plaintext(addresses.trade, suffix)?;
     acts::trade(&environment, addresses.trade, plaintext, suffix)?;
     say("");
-    if servers.is_empty() && !(is_shop_frontend(expected.seller) && is_shop_frontend(expected.buyer)) {
+    if !(is_own || is_shop_frontend(expected.seller) && is_shop_frontend(expected.buyer)) {
         say!("No shop answers at {} and {}: here is one.\n", expected.seller, expected.buyer);
-        let server;
-        (server, addresses) = environment.start_server("shop-server")?;
-        servers.push(server);
+        (addresses, is_own) = (start_server("shop-server")?, true);
     }
     acts::shop(&environment, addresses, suffix)?;
     say("");
     acts::lan(&environment, suffix)?;
     say("");
-    if servers.is_empty() && !is_healthy_server_api(expected.api) {
+    if !is_own && !is_healthy_server_api(expected.api) {
         say!("No registry with accounts answers at {}: here is one.\n", expected.api);
-        let server;
-        (server, addresses) = environment.start_server("share-server")?;
-        servers.push(server);
+        addresses = start_server("share-server")?;
     }
     acts::share(&environment, addresses, suffix)?;
     for server in &mut servers {

@@ -11,6 +11,16 @@ pub enum Align {
     Right,
 }
 
+/// A column: its title, and the cell that it has for a row.
+pub type Column<T> = (&'static str, Align, fn(&T) -> String);
+
+/// One row an item.
+pub fn table_of<T>(columns: &[Column<T>], items: &[T]) -> String {
+    let titles: Vec<(&str, Align)> = columns.iter().map(|(title, align, _)| (*title, *align)).collect();
+    let cells = |item| columns.iter().map(|(_, _, cell)| cell(item)).collect();
+    table(&titles, &items.iter().map(cells).collect::<Vec<_>>())
+}
+
 /// Formats rows under their headers. Cells are sanitized, so that text from others stays in its cell.
 pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use serde_json::json;
 
-use super::report::{Report, Row, number};
+use super::report::{Report, Row, boxed_table, number};
 
 /// Which two.
 #[derive(Debug, Args)]
@@ -33,17 +33,11 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     if args.json {
         for (a, b) in match_rows(&before.results, &after.results) {
-            let known = a.or(b);
-            let line = json!({
-                "name": known.map(|row| &row.name),
-                "clients": known.map(|row| row.clients),
-                "limit": known.map(|row| &row.limit),
-                "ops_per_s": [a.map(|row| row.ops_per_s), b.map(|row| row.ops_per_s)],
-                "share_of_limit": [a.and_then(|row| row.share_of_limit), b.and_then(|row| row.share_of_limit)],
-                "p50_us": [a.and_then(|row| row.p50_us), b.and_then(|row| row.p50_us)],
-                "p99_us": [a.and_then(|row| row.p99_us), b.and_then(|row| row.p99_us)],
-                "errors": [a.map(|row| row.errors), b.map(|row| row.errors)],
-            });
+            let (known, [a, b]) = (json!(a.or(b)), [a, b].map(|row| json!(row)));
+            let mut line = json!({"name": known["name"], "clients": known["clients"], "limit": known["limit"]});
+            for field in ["ops_per_s", "share_of_limit", "p50_us", "p99_us", "errors"] {
+                line[field] = json!([a[field], b[field]]);
+            }
             writeln!(out, "{line}")?;
         }
     } else {
@@ -64,55 +58,32 @@ fn match_rows<'a>(before: &'a [Row], after: &'a [Row]) -> Vec<(Option<&'a Row>, 
     both.chain(new).collect()
 }
 
+/// What stands side by side: its title, its decimals, its value.
+type ComparedField = (&'static str, usize, fn(&Row) -> Option<f64>);
+
+const COMPARED: [ComparedField; 5] = [
+    ("ops/s", 0, |row| Some(row.ops_per_s)),
+    ("share", 2, |row| row.share_of_limit),
+    ("p50", 0, |row| row.p50_us),
+    ("p99", 0, |row| row.p99_us),
+    ("errors", 0, |row| Some(row.errors as f64)),
+];
+/// The ratio stands behind both rates.
+const RATIO_AT: usize = 5;
+
 fn table(before: &[Row], after: &[Row]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header([
-        "operation",
-        "clients",
-        "limit",
-        "ops/s A",
-        "ops/s B",
-        "B/A",
-        "share A",
-        "share B",
-        "p50 A",
-        "p50 B",
-        "p99 A",
-        "p99 B",
-        "errors A",
-        "errors B",
-    ]);
+    let mut header = ["operation", "clients", "limit"].map(str::to_owned).to_vec();
+    header.extend(COMPARED.iter().flat_map(|(title, ..)| [format!("{title} A"), format!("{title} B")]));
+    header.insert(RATIO_AT, "B/A".to_owned());
+    let mut lines = Vec::new();
     for (a, b) in match_rows(before, after) {
         let Some(known) = a.or(b) else { continue };
-        let both = |of: fn(&Row) -> Option<f64>, decimals| [a, b].map(|row| number(row.and_then(of), decimals));
-        let [rate_a, rate_b] = both(|row| Some(row.ops_per_s), 0);
-        let [share_a, share_b] = both(|row| row.share_of_limit, 2);
-        let [p50_a, p50_b] = both(|row| row.p50_us, 0);
-        let [p99_a, p99_b] = both(|row| row.p99_us, 0);
-        let [errors_a, errors_b] = both(|row| Some(row.errors as f64), 0);
+        let both = |(_, decimals, of): ComparedField| [a, b].map(|row| number(row.and_then(of), decimals));
         let ratio = a.zip(b).map(|(a, b)| b.ops_per_s / a.ops_per_s.max(1e-9));
-        table.add_row([
-            known.name.clone(),
-            known.clients.to_string(),
-            known.limit.clone().unwrap_or_default(),
-            rate_a,
-            rate_b,
-            number(ratio, 2),
-            share_a,
-            share_b,
-            p50_a,
-            p50_b,
-            p99_a,
-            p99_b,
-            errors_a,
-            errors_b,
-        ]);
+        let mut line = vec![known.name.clone(), known.clients.to_string(), known.limit.clone().unwrap_or_default()];
+        line.extend(COMPARED.into_iter().flat_map(both));
+        line.insert(RATIO_AT, number(ratio, 2));
+        lines.push(line);
     }
-    for (place, column) in table.column_iter_mut().enumerate() {
-        if place != 0 && place != 2 {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
+    boxed_table(header, lines, [0, 2])
 }

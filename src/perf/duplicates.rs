@@ -11,12 +11,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
-use super::load::Sample;
+use super::load;
 use super::plan::{Benchmark, BenchmarkGroup};
 use super::rng::SeededRng;
 use super::run::ScenarioRun;
@@ -40,16 +39,10 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let benchmarks = wanted.into_iter().map(|operation| {
         let mut next = 0;
         Benchmark::new(operation, move |length, stop| {
-            let mut sample = Sample::new();
-            let started = Instant::now();
-            let mut calls = 0;
-            while !length.is_over(calls, started, Instant::now()) && !stop.is_set() {
+            load::drive(length, None, stop, |_sample| {
                 next += 1;
-                calls += 1;
-                check(node, operation, next, &mut sample)?;
-            }
-            sample.elapsed = started.elapsed();
-            Ok(sample)
+                Ok((None, check(node, operation, next)?))
+            })
         })
         .on(&node.process)
     });
@@ -57,22 +50,19 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     run.measure(BenchmarkGroup { clients: 1, benchmarks, comparisons: Vec::new() })
 }
 
-fn check(node: &ShareNode, operation: &str, nth: u64, sample: &mut Sample) -> anyhow::Result<()> {
+/// Returns whether the response is right.
+fn check(node: &ShareNode, operation: &str, nth: u64) -> anyhow::Result<bool> {
     let is_known = operation == "KNOWN";
     // Numbers of unknown files follow those of all known files.
     let all = HOSTS * FILES_OF_HOST;
     let (size, modified) = file_metadata(if is_known { nth % all } else { all + nth });
-    let begun = Instant::now();
     let response = node.post("check-duplicate", &json!({"fname": "new.bin", "size": size, "modified": modified}))?;
-    let took = begun.elapsed();
     let says = |field: &str| response[field].as_bool().with_context(|| format!("check-duplicate tells no {field}"));
-    let is_right = match operation {
+    Ok(match operation {
         "NEW" => !says("has_exact_duplicate")?,
         "NEW-SIZE" => !says("has_partial_duplicate")?,
         _ => says("has_exact_duplicate")?,
-    };
-    sample.record(is_right, took);
-    Ok(())
+    })
 }
 
 fn file_metadata(nth: u64) -> (u64, f64) {

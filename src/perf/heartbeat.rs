@@ -153,12 +153,16 @@ fn constant(client: usize) -> u64 {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum ActivityPhase {
-    Idle,
-    Active,
-    Busy,
-}
+/// The phases of a changing client, in their order: how long each lasts on average, and what the node is told when it
+/// begins.
+const PHASES: [(f64, HeartbeatEvent); 3] = [
+    (IDLE_MS, HeartbeatEvent::TransferEnded),
+    (ACTIVE_MS, HeartbeatEvent::Used),
+    (BUSY_MS, HeartbeatEvent::TransferStarted),
+];
+const IDLE: usize = 0;
+const ACTIVE: usize = 1;
+const BUSY: usize = 2;
 
 /// A client that cycles through idle, active and busy, for random durations.
 fn changing(client: usize) -> u64 {
@@ -166,44 +170,26 @@ fn changing(client: usize) -> u64 {
     let mut rng = SeededRng::new(client as u64);
     // The starting phases are distributed as the phase durations are.
     let mut phase = match client % 20 {
-        0..16 => ActivityPhase::Idle,
-        16..19 => ActivityPhase::Active,
-        _ => ActivityPhase::Busy,
+        0..16 => IDLE,
+        16..19 => ACTIVE,
+        _ => BUSY,
     };
-    let mut until = began.plus_ms(rng.exponential(mean_ms(phase)) as u64);
+    let mut until = began.plus_ms(rng.exponential(PHASES[phase].0) as u64);
     // The node has to be told its starting phase first.
-    let mut first_event = match phase {
-        ActivityPhase::Idle => None,
-        ActivityPhase::Active => Some(HeartbeatEvent::Used),
-        ActivityPhase::Busy => Some(HeartbeatEvent::TransferStarted),
-    };
+    let mut first_event = (phase != IDLE).then_some(PHASES[phase].1);
     simulate_day(node, began, move |now| {
         if let Some(event) = first_event.take() {
             return Some(ScheduledEvent { at: now, event });
         }
-        if let ActivityPhase::Active = phase
-            && now.plus_ms(WORK_INTERVAL_MS) < until
-        {
+        if phase == ACTIVE && now.plus_ms(WORK_INTERVAL_MS) < until {
             return Some(ScheduledEvent { at: now.plus_ms(WORK_INTERVAL_MS), event: HeartbeatEvent::Used });
         }
         let at = until;
-        let event;
-        (phase, event) = match phase {
-            ActivityPhase::Idle => (ActivityPhase::Active, HeartbeatEvent::Used),
-            ActivityPhase::Active => (ActivityPhase::Busy, HeartbeatEvent::TransferStarted),
-            ActivityPhase::Busy => (ActivityPhase::Idle, HeartbeatEvent::TransferEnded),
-        };
-        until = at.plus_ms(rng.exponential(mean_ms(phase)) as u64);
+        phase = (phase + 1) % PHASES.len();
+        let (mean_ms, event) = PHASES[phase];
+        until = at.plus_ms(rng.exponential(mean_ms) as u64);
         Some(ScheduledEvent { at, event })
     })
-}
-
-fn mean_ms(phase: ActivityPhase) -> f64 {
-    match phase {
-        ActivityPhase::Idle => IDLE_MS,
-        ActivityPhase::Active => ACTIVE_MS,
-        ActivityPhase::Busy => BUSY_MS,
-    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use rusqlite::{Connection, params};
 
-use super::child::WorkDir;
+use super::child::{ServerProcess, WorkDir};
 use super::load::{MeasurementLength, Sample};
+use super::run::ScenarioRun;
 use super::stop::StopFlag;
 use crate::model::{Clock, Name, Token};
 use crate::net::threads::{self, Executor};
@@ -57,24 +58,23 @@ pub enum LimitServerKind {
 }
 
 impl LimitServerKind {
-    pub fn name(self) -> &'static str {
-        match self {
-            LimitServerKind::Bare => "bare",
-            LimitServerKind::Threads => "threads",
-            LimitServerKind::RelayFront => "relay-front",
-            LimitServerKind::RelayBack => "relay-back",
-        }
+    fn is_relay(self) -> bool {
+        matches!(self, LimitServerKind::RelayFront | LimitServerKind::RelayBack)
     }
 
-    /// The arguments that start a relay process with these backends. It prints `tcp ADDRESS` and `ready`.
-    pub fn relay_args(self, backs: &[SocketAddr]) -> Vec<String> {
-        let backs = backs.iter().flat_map(|back| ["--back".to_owned(), back.to_string()]);
-        ["limit-server", self.name()].map(str::to_owned).into_iter().chain(backs).collect()
-    }
-
-    /// The arguments that start a datagram echo. It prints `udp ADDRESS` and `ready`.
-    pub fn program_args(self, answer_bytes: usize) -> Vec<String> {
-        ["limit-server", self.name(), "--answer-bytes", &answer_bytes.to_string()].map(str::to_owned).into()
+    /// Starts a process of this kind, which errors call `name`; returns it with the address that it prints.
+    pub fn start(
+        self,
+        run: &ScenarioRun<'_>,
+        name: &str,
+        more_args: impl IntoIterator<Item = String>,
+    ) -> anyhow::Result<(ServerProcess, SocketAddr)> {
+        let own = std::env::current_exe().context("cannot tell where this program lies")?;
+        let kind = self.to_possible_value().context("a kind without a word")?.get_name().to_owned();
+        let program_args = ["limit-server".to_owned(), kind].into_iter().chain(more_args).collect();
+        let server = ServerProcess::start(name, &own, &run.args.out, |_dir| program_args, run.stop)?;
+        let addr = server.announced(if self.is_relay() { "tcp " } else { "udp " })?;
+        Ok((server, addr))
     }
 }
 
@@ -85,7 +85,7 @@ pub fn serve(args: &LimitServerArgs) -> anyhow::Result<()> {
         let _ = io::copy(&mut io::stdin().lock().by_ref(), &mut io::sink());
         std::process::exit(0)
     })?;
-    if let LimitServerKind::RelayFront | LimitServerKind::RelayBack = args.kind {
+    if args.kind.is_relay() {
         let listener = relay::listen()?;
         say_ready("tcp", listener.local_addr()?)?;
         return if args.kind == LimitServerKind::RelayBack {

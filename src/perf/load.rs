@@ -66,6 +66,10 @@ impl Pace {
         let each = (ops_per_s / clients.max(1) as f64).max(1.0);
         Pace { interval: Duration::from_secs_f64(1.0 / each), clients: clients.max(1) }
     }
+
+    fn offset(self, nth: usize) -> Duration {
+        self.interval.mul_f64(nth as f64 / self.clients as f64)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -83,15 +87,7 @@ pub struct Sample {
     pub latency_ns: Histogram<u64>,
     pub server: Option<Usage>,
     /// The operations of a mix, in the order in which they first occurred. They are included in the totals above.
-    pub parts: Vec<MixPart>,
-}
-
-#[derive(Debug, Clone)]
-pub struct MixPart {
-    pub name: &'static str,
-    pub done: u64,
-    pub failed: u64,
-    pub latency_ns: Histogram<u64>,
+    pub parts: Vec<(&'static str, Sample)>,
 }
 
 fn histogram() -> Histogram<u64> {
@@ -105,6 +101,15 @@ impl Sample {
         Sample { done: 0, failed: 0, lost: 0, bytes: 0, elapsed: Duration::ZERO, latency_ns, server: None, parts }
     }
 
+    /// What `work` records, with the time that it takes.
+    pub fn timed(work: impl FnOnce(&mut Sample) -> anyhow::Result<()>) -> anyhow::Result<Sample> {
+        let mut sample = Sample::new();
+        let started = Instant::now();
+        work(&mut sample)?;
+        sample.elapsed = started.elapsed();
+        Ok(sample)
+    }
+
     pub fn ops_per_s(&self) -> f64 {
         self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
@@ -112,39 +117,19 @@ impl Sample {
     /// Records a call; its latency counts only if it was answered correctly.
     pub fn record(&mut self, is_right: bool, latency: Duration) {
         if is_right {
-            self.record_success(latency);
+            self.done += 1;
+            self.latency_ns.saturating_record(latency.as_nanos() as u64);
         } else {
             self.failed += 1;
         }
     }
 
-    pub fn record_success(&mut self, latency: Duration) {
-        self.done += 1;
-        self.latency_ns.saturating_record(latency.as_nanos() as u64);
-    }
-
-    /// Records a call of one operation of a mix; without a latency it failed.
-    pub fn record_part(&mut self, name: &'static str, latency: Option<Duration>) {
-        let part = self.part(name);
-        match latency {
-            Some(latency) => {
-                part.done += 1;
-                part.latency_ns.saturating_record(latency.as_nanos() as u64);
-                self.record_success(latency);
-            }
-            None => {
-                part.failed += 1;
-                self.failed += 1;
-            }
-        }
-    }
-
-    fn part(&mut self, name: &'static str) -> &mut MixPart {
-        let place = self.parts.iter().position(|part| part.name == name).unwrap_or_else(|| {
-            self.parts.push(MixPart { name, done: 0, failed: 0, latency_ns: histogram() });
+    fn part(&mut self, name: &'static str) -> &mut Sample {
+        let place = self.parts.iter().position(|(part, _)| *part == name).unwrap_or_else(|| {
+            self.parts.push((name, Sample::new()));
             self.parts.len() - 1
         });
-        &mut self.parts[place]
+        &mut self.parts[place].1
     }
 
     /// Adds the counts of another client of the same measurement; `elapsed` stays.
@@ -154,11 +139,8 @@ impl Sample {
         self.lost += other.lost;
         self.bytes += other.bytes;
         self.latency_ns += &other.latency_ns;
-        for theirs in &other.parts {
-            let part = self.part(theirs.name);
-            part.done += theirs.done;
-            part.failed += theirs.failed;
-            part.latency_ns += &theirs.latency_ns;
+        for (name, theirs) in &other.parts {
+            self.part(name).merge(theirs);
         }
     }
 }
@@ -249,48 +231,6 @@ impl UdpClient {
         &self.call
     }
 
-    fn drive(&mut self, length: MeasurementLength, stop: &StopFlag) -> io::Result<Sample> {
-        let mut sample = Sample::new();
-        let started = Instant::now();
-        let (mut before, mut calls) = (started, 0);
-        while !length.is_over(calls, started, before) && !stop.is_set() {
-            let is_right = self.call_once(&mut sample.lost, stop)?;
-            let now = Instant::now();
-            sample.record(is_right, now - before);
-            before = now;
-            calls += 1;
-        }
-        sample.elapsed = started.elapsed();
-        Ok(sample)
-    }
-
-    /// Sends requests at fixed times, however long responses take. Latency is measured from the time at which a call
-    /// was due, so that calls delayed by a slow response count as slow too.
-    fn drive_paced(
-        &mut self,
-        pace: Pace,
-        nth: usize,
-        length: MeasurementLength,
-        stop: &StopFlag,
-    ) -> io::Result<Sample> {
-        let mut sample = Sample::new();
-        let started = Instant::now();
-        // Clients start at different times.
-        let mut due = started + pace.interval.mul_f64(nth as f64 / pace.clients as f64);
-        let mut calls = 0;
-        while !length.is_over(calls, started, due) && !stop.is_set() {
-            if let Some(early) = due.checked_duration_since(Instant::now()) {
-                thread::sleep(early);
-            }
-            let is_right = self.call_once(&mut sample.lost, stop)?;
-            sample.record(is_right, due.elapsed());
-            due += pace.interval;
-            calls += 1;
-        }
-        sample.elapsed = started.elapsed();
-        Ok(sample)
-    }
-
     /// Returns whether the response was as expected.
     fn call_once(&mut self, lost: &mut u64, stop: &StopFlag) -> io::Result<bool> {
         self.call.number(self.next_rq);
@@ -366,26 +306,59 @@ pub fn ask(socket: &UdpSocket, request: &[u8]) -> anyhow::Result<Vec<u8>> {
     bail!("the server does not answer");
 }
 
-pub fn run(clients: &mut [UdpClient], length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
-    run_all(clients, |client| client.drive(length, stop).context("a client's socket failed"))
+/// Makes calls until the measurement is over. `call` returns the operation of a mix, if it is one, and whether the
+/// response was as expected.
+///
+/// In a closed loop a call is made as soon as the one before is answered. With a pace, of the client of this number,
+/// calls are made at fixed times, however long responses take; latency is then measured from the time at which a call
+/// was due, so that calls delayed by a slow response count as slow too.
+pub fn drive(
+    length: MeasurementLength,
+    paced: Option<(Pace, usize)>,
+    stop: &StopFlag,
+    mut call: impl FnMut(&mut Sample) -> anyhow::Result<(Option<&'static str>, bool)>,
+) -> anyhow::Result<Sample> {
+    let mut sample = Sample::new();
+    let started = Instant::now();
+    // Clients start at different times.
+    let mut due = started + paced.map_or(Duration::ZERO, |(pace, nth)| pace.offset(nth));
+    let mut calls = 0;
+    while !length.is_over(calls, started, due) && !stop.is_set() {
+        if paced.is_some()
+            && let Some(early) = due.checked_duration_since(Instant::now())
+        {
+            thread::sleep(early);
+        }
+        let (part, is_right) = call(&mut sample)?;
+        let now = Instant::now();
+        if let Some(part) = part {
+            sample.part(part).record(is_right, now - due);
+        }
+        sample.record(is_right, now - due);
+        due = paced.map_or(now, |(pace, _)| due + pace.interval);
+        calls += 1;
+    }
+    sample.elapsed = started.elapsed();
+    Ok(sample)
 }
 
-pub fn run_paced(
+/// Lets all clients call, in a closed loop or at a pace.
+pub fn run(
     clients: &mut [UdpClient],
-    pace: Pace,
+    pace: Option<Pace>,
     length: MeasurementLength,
     stop: &StopFlag,
 ) -> anyhow::Result<Sample> {
-    let mut numbered: Vec<(usize, &mut UdpClient)> = clients.iter_mut().enumerate().collect();
-    run_all(&mut numbered, |(nth, client)| {
-        client.drive_paced(pace, *nth, length, stop).context("a client's socket failed")
+    run_all(clients, |nth, client| {
+        let call = |sample: &mut Sample| Ok((None, client.call_once(&mut sample.lost, stop)?));
+        drive(length, pace.map(|pace| (pace, nth)), stop, call).context("a client's socket failed")
     })
 }
 
-/// Runs `work` for each item on a thread of its own, starting all at once, and merges the samples.
+/// Runs `work` for each item, with its number, on a thread of its own, starting all at once, and merges the samples.
 pub fn run_all<T: Send>(
     all: &mut [T],
-    work: impl Fn(&mut T) -> anyhow::Result<Sample> + Sync,
+    work: impl Fn(usize, &mut T) -> anyhow::Result<Sample> + Sync,
 ) -> anyhow::Result<Sample> {
     // Dropping the gate starts all threads at once.
     let (gate, start) = bounded::<()>(0);
@@ -393,13 +366,13 @@ pub fn run_all<T: Send>(
     thread::scope(|scope| {
         let mut threads = Vec::with_capacity(all.len());
         let mut failure = None;
-        for one in all.iter_mut() {
+        for (nth, one) in all.iter_mut().enumerate() {
             let (start, work) = (start.clone(), &work);
             let thread = thread::Builder::new().name("client".to_owned()).stack_size(STACK_BYTES);
             let spawned = thread.spawn_scoped(scope, move || {
                 // Nothing is ever sent: the error is the start signal.
                 let _ = start.recv();
-                work(one)
+                work(nth, one)
             });
             match spawned {
                 Ok(thread) => threads.push(thread),
@@ -458,12 +431,12 @@ mod tests {
             || UdpClient::connect(echo(20, stall), RequestTemplate::new("{\"rq\":RQ}").expecting_echo()).unwrap();
         let (calls, stop) = (MeasurementLength::Calls(100), StopFlag::default());
         // In a closed loop the calls that would have been due meanwhile are never made.
-        let closed = run(&mut [client()], calls, &stop).unwrap();
+        let closed = run(&mut [client()], None, calls, &stop).unwrap();
         assert_eq!((closed.done, closed.failed), (100, 0));
         assert!(slow(&closed) <= 3, "{}", slow(&closed));
         // One call every 4 ms: of the 50 that were due during the stall, about 37 were due more than 50 ms before its
         // end.
-        let paced = run_paced(&mut [client()], Pace::from_total(250.0, 1), calls, &stop).unwrap();
+        let paced = run(&mut [client()], Some(Pace::from_total(250.0, 1)), calls, &stop).unwrap();
         assert_eq!((paced.done, paced.failed), (100, 0));
         assert!(slow(&paced) >= 25, "{}", slow(&paced));
         assert!(paced.elapsed >= Duration::from_millis(390), "{:?}", paced.elapsed);
@@ -471,15 +444,16 @@ mod tests {
 
     #[test]
     fn parts_of_a_mix_add_up() {
-        let mut one = Sample::new();
-        one.record_part("a", Some(Duration::from_micros(10)));
-        one.record_part("b", None);
-        let mut other = Sample::new();
-        other.record_part("b", Some(Duration::from_micros(30)));
-        one.merge(&other);
+        let calls = |calls: &[(&'static str, bool)]| {
+            let mut left = calls.iter();
+            let call = |_: &mut Sample| Ok(left.next().map(|(name, is_right)| (Some(*name), *is_right)).unwrap());
+            drive(MeasurementLength::Calls(calls.len() as u64), None, &StopFlag::default(), call).unwrap()
+        };
+        let mut one = calls(&[("a", true), ("b", false)]);
+        one.merge(&calls(&[("b", true)]));
         assert_eq!((one.done, one.failed, one.latency_ns.len()), (2, 1, 2));
-        let parts: Vec<_> = one.parts.iter().map(|part| (part.name, part.done, part.failed)).collect();
+        let parts: Vec<_> = one.parts.iter().map(|(name, part)| (*name, part.done, part.failed)).collect();
         assert_eq!(parts, [("a", 1, 0), ("b", 1, 1)]);
-        assert_eq!(one.parts[1].latency_ns.len(), 1);
+        assert_eq!(one.parts[1].1.latency_ns.len(), 1);
     }
 }

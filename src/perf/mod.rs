@@ -6,6 +6,7 @@
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub mod child;
@@ -160,25 +161,28 @@ impl RunArgs {
         for (flag, is_given) in [("--target", self.target.is_some()), ("--clients", !self.clients.is_empty())] {
             if is_given {
                 let message = format!("{flag}: this scenario starts its own server and nodes, always as many");
-                Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
+                refuse(ErrorKind::ArgumentConflict, message);
             }
         }
     }
 
-    fn check_clients(&self, most: u32) {
-        if let Some(wrong) = self.clients.iter().find(|clients| **clients > most) {
-            let message = format!("--clients: expected at most {most} at once here, not {wrong}");
-            Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit();
-        }
-    }
-
-    fn check_operations(&self, operations: &[&str]) {
+    /// Refuses operations that the scenario does not have, and more clients than it can have at once.
+    fn check(&self, operations: &[&str], clients_max: Option<u32>) {
         let unknown = self.only.iter().find(|only| !operations.iter().any(|known| known.eq_ignore_ascii_case(only)));
         if let Some(unknown) = unknown {
-            let message = format!("--only: there is no operation {unknown:?}; choose from {}", operations.join(", "));
-            Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit();
+            let known = operations.join(", ");
+            refuse(ErrorKind::InvalidValue, format!("--only: there is no operation {unknown:?}; choose from {known}"));
+        }
+        let most = clients_max.unwrap_or(u32::MAX);
+        if let Some(wrong) = self.clients.iter().find(|clients| **clients > most) {
+            refuse(ErrorKind::InvalidValue, format!("--clients: expected at most {most} at once here, not {wrong}"));
         }
     }
+}
+
+/// Ends the program, as it ends when a word is wrong.
+fn refuse(kind: ErrorKind, message: String) -> ! {
+    Cli::command().error(kind, message).exit()
 }
 
 fn parse_factor(text: &str) -> Result<f64, String> {
@@ -190,34 +194,31 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Trade(args) => {
-            args.check_operations(trade::OPERATIONS);
-            args.check_clients(CLIENTS_MAX);
+            args.check(trade::OPERATIONS, Some(CLIENTS_MAX));
             run::scenario("trade", &args, trade::measure)
         }
         Command::Shop(args) => {
-            args.check_operations(shop::OPERATIONS);
-            args.check_clients(CLIENTS_MAX);
+            args.check(shop::OPERATIONS, Some(CLIENTS_MAX));
             if let Some(Err(message)) = args.target.as_deref().map(shop::check_target) {
-                Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit();
+                refuse(ErrorKind::InvalidValue, message);
             }
             run::scenario("shop", &args, shop::measure)
         }
         Command::Registry(args) => {
-            args.run.check_operations(registry::OPERATIONS);
-            args.run.check_clients(registry::CLIENTS_MAX);
+            args.run.check(registry::OPERATIONS, Some(registry::CLIENTS_MAX));
             run::scenario("registry", &args.run, |run| registry::measure(run, &args))
         }
         Command::Heartbeat(args) => {
-            args.check_operations(heartbeat::OPERATIONS);
+            args.check(heartbeat::OPERATIONS, None);
             run::scenario("heartbeat", &args, heartbeat::measure)
         }
         Command::Transfer(args) => {
-            args.check_operations(transfer::OPERATIONS);
+            args.check(transfer::OPERATIONS, None);
             args.refuse_target_and_clients();
             run::scenario("transfer", &args, transfer::measure)
         }
         Command::Duplicates(args) => {
-            args.check_operations(duplicates::OPERATIONS);
+            args.check(duplicates::OPERATIONS, None);
             args.refuse_target_and_clients();
             run::scenario("duplicates", &args, duplicates::measure)
         }

@@ -75,18 +75,12 @@ fn machine(html: &mut String, report: &Report) -> anyhow::Result<()> {
         serde_json::Value::Null => "unknown".to_owned(),
         other => escaped(&other.to_string()),
     };
+    let [cores, cpu, memory, os, arch, kernel, version, build, finished_at] =
+        ["cores", "cpu", "memory_mb", "os", "arch", "kernel", "version", "build", "finished_at"].map(said);
     writeln!(
         html,
-        "<p class=\"machine\">{} cores of {}, {} MB, {} {} {}; version {} ({} build); {}</p>",
-        said("cores"),
-        said("cpu"),
-        said("memory_mb"),
-        said("os"),
-        said("arch"),
-        said("kernel"),
-        said("version"),
-        said("build"),
-        said("finished_at")
+        "<p class=\"machine\">{cores} cores of {cpu}, {memory} MB, {os} {arch} {kernel}; \
+         version {version} ({build} build); {finished_at}</p>"
     )?;
     Ok(())
 }

@@ -88,14 +88,12 @@ pub struct Measurement {
 
 #[derive(Debug)]
 pub struct LimitShare {
-    pub result: &'static str,
+    pub comparison: Comparison,
     pub group: usize,
     pub clients: usize,
-    pub limits: &'static [&'static str],
     pub limit_ops_per_s: f64,
     /// The result's rate divided by the limit's, for each turn.
     pub shares: Vec<f64>,
-    pub required: Option<f64>,
 }
 
 impl LimitShare {
@@ -105,7 +103,7 @@ impl LimitShare {
 
     /// Whether the requirement, multiplied by `relax`, is met; `None` if there is none.
     pub fn is_met(&self, relax: f64) -> Option<bool> {
-        self.required.map(|required| self.median() >= required * relax)
+        self.comparison.required.map(|required| self.median() >= required * relax)
     }
 }
 
@@ -134,7 +132,7 @@ pub fn measure(
     if whole > 0 {
         let group = outcome.measurements.last().map_or(0, |last| last.group + 1);
         for comparison in comparisons {
-            outcome.shares.push(LimitShare { group, ..share(clients, comparison, &benchmarks, &samples) });
+            outcome.shares.push(share(group, clients, comparison, &benchmarks, &samples));
         }
         for (benchmark, samples) in benchmarks.iter().zip(samples) {
             outcome.measurements.push(Measurement {
@@ -203,7 +201,13 @@ fn take_turns(
     Ok(())
 }
 
-fn share(clients: usize, comparison: Comparison, benchmarks: &[Benchmark<'_>], samples: &[Vec<Sample>]) -> LimitShare {
+fn share(
+    group: usize,
+    clients: usize,
+    comparison: Comparison,
+    benchmarks: &[Benchmark<'_>],
+    samples: &[Vec<Sample>],
+) -> LimitShare {
     let of = |name: &str| {
         let place = benchmarks.iter().position(|benchmark| benchmark.name == name);
         // The names come from the scenario's own tables, so a wrong one is a bug.
@@ -213,15 +217,8 @@ fn share(clients: usize, comparison: Comparison, benchmarks: &[Benchmark<'_>], s
         .map(|turn| comparison.limits.iter().map(|limit| of(limit)[turn].ops_per_s()).fold(f64::INFINITY, f64::min))
         .collect();
     let shares = of(comparison.result).iter().zip(&limits).map(|(sample, limit)| sample.ops_per_s() / limit.max(1e-9));
-    LimitShare {
-        result: comparison.result,
-        group: 0,
-        clients,
-        limits: comparison.limits,
-        limit_ops_per_s: median(limits.iter().copied()),
-        shares: shares.collect(),
-        required: comparison.required,
-    }
+    let (shares, limit_ops_per_s) = (shares.collect(), median(limits.iter().copied()));
+    LimitShare { comparison, group, clients, limit_ops_per_s, shares }
 }
 
 impl Measurement {
@@ -232,16 +229,8 @@ impl Measurement {
             total.elapsed += sample.elapsed;
         }
         let usages = self.samples.iter().map(|sample| sample.server);
-        total.server = usages
-            .reduce(|a, b| {
-                let (a, b) = (a?, b?);
-                Some(Usage {
-                    cpu_s: a.cpu_s + b.cpu_s,
-                    peak_rss_mb: a.peak_rss_mb.max(b.peak_rss_mb),
-                    switches: a.switches + b.switches,
-                })
-            })
-            .flatten();
+        let both = |a: Usage, b: Usage| Usage { peak_rss_mb: a.peak_rss_mb.max(b.peak_rss_mb), ..a.plus(b) };
+        total.server = usages.reduce(|a, b| Some(both(a?, b?))).flatten();
         total
     }
 

@@ -26,12 +26,11 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::RunArgs;
-use super::child::ServerProcess;
 use super::limits::LimitServerKind;
 use super::limits::relay::{RESPONSE_PREFIX, RelayRequest};
-use super::load::{self, MeasurementLength, Sample};
+use super::load::{self, MeasurementLength, Pace, Sample};
 use super::plan::{Benchmark, BenchmarkGroup, Comparison};
-use super::run::ScenarioRun;
+use super::run::{ScenarioRun, Target};
 use super::stop::StopFlag;
 use crate::net::limits::raise_open_files;
 
@@ -124,7 +123,7 @@ fn measure_size(
     limit_connections: usize,
     with_arrivals: bool,
 ) -> anyhow::Result<()> {
-    let registry = RegistryTarget::start(run, connections)?;
+    let registry = start_target(run, connections)?;
     let name_prefix = format!("perf-{:07}", std::process::id() % 10_000_000);
     if with_arrivals && (run.is_wanted("ARRIVAL") || run.is_wanted("PACED-LIST")) {
         measure_arrivals(run, &registry, &name_prefix)?;
@@ -143,7 +142,7 @@ fn measure_size(
 
 fn measure_closed_loop(
     run: &mut ScenarioRun<'_>,
-    registry: &RegistryTarget,
+    registry: &Target,
     population: &HostPopulation,
     workers: &mut [Worker],
     limit_connections: usize,
@@ -151,25 +150,19 @@ fn measure_closed_loop(
 ) -> anyhow::Result<()> {
     let (request_bytes, answer_bytes) = workers[0].learn_sizes(operation, population)?;
     run.set_status("starting the limit");
-    let own = std::env::current_exe().context("cannot tell where this program lies")?;
-    let program_args = |_dir: &std::path::Path| LimitServerKind::RelayFront.relay_args(&[]);
-    let echo = ServerProcess::start("bare", &own, &run.args.out, program_args, run.stop)?;
-    let at = echo.announced("tcp ")?;
-    let mut limit_workers =
-        self::connect_workers(limit_connections, |_nth| HostConnection::connect(at, String::new()))?;
+    let (_echo, at) = LimitServerKind::RelayFront.start(run, "bare", [])?;
+    let mut limit_workers = connect_workers(limit_connections, |_nth| HostConnection::connect(at, String::new()))?;
     let mut message = RelayRequest { request_bytes, answer_bytes, steps: Vec::new() }.message()?;
     message.push(b'\n');
     let benchmarks = vec![
         Benchmark::limit("bare", |length, stop| {
-            load::run_all(&mut limit_workers, |worker| {
-                worker.drive(length, stop, |_, _, out| out.extend(&message), RESPONSE_PREFIX)
-            })
+            let write = Box::new(|_: &HostConnection, _, out: &mut Vec<u8>| out.extend(&message));
+            let call = HostCall { write, expected: RESPONSE_PREFIX, part: None };
+            load::run_all(&mut limit_workers, |_nth, worker| worker.drive_each(&call, length, stop))
         }),
         Benchmark::new(operation, |length, stop| {
-            let expected = expected_status(operation);
-            load::run_all(workers, |worker| {
-                worker.drive(length, stop, |host, nth, out| population.write(operation, host, nth, out), expected)
-            })
+            let call = population.call(operation);
+            load::run_all(workers, |_nth, worker| worker.drive_each(&call, length, stop))
         })
         .on(registry.server.as_slice()),
     ];
@@ -179,7 +172,7 @@ fn measure_closed_loop(
 
 fn measure_paced(
     run: &mut ScenarioRun<'_>,
-    registry: &RegistryTarget,
+    registry: &Target,
     population: &HostPopulation,
     workers: Vec<Worker>,
 ) -> anyhow::Result<()> {
@@ -188,20 +181,15 @@ fn measure_paced(
     if wanted.is_empty() || run.stop.is_set() {
         return Ok(());
     }
-    let few = self::connect_workers(FEW_CONNECTIONS.min(population.connections), |nth| {
+    let few = connect_workers(FEW_CONNECTIONS.min(population.connections), |nth| {
         population.connect_host(registry.addr, "few", nth)
     })?;
     let _guests = GuestHosts::of(registry, &few);
     let (workers, few) = (std::cell::RefCell::new(workers), std::cell::RefCell::new(few));
     let paced = |workers: &std::cell::RefCell<Vec<Worker>>, length, stop: &StopFlag| {
         let mut workers = workers.borrow_mut();
-        let interval = Duration::from_secs_f64(workers.len() as f64 / PACED_PER_S);
-        let count = workers.len();
-        let mut numbered: Vec<(usize, &mut Worker)> = workers.iter_mut().enumerate().collect();
-        load::run_all(&mut numbered, |(nth, worker)| {
-            let first = interval.mul_f64(*nth as f64 / count as f64);
-            worker.drive_paced(interval, first, length, stop, population)
-        })
+        let (call, pace) = (population.call("PACED"), Pace::from_total(PACED_PER_S, workers.len()));
+        load::run_all(&mut workers, |nth, worker| worker.drive(&call, length, Some((pace, nth)), stop))
     };
     let mut benchmarks = Vec::new();
     for operation in wanted {
@@ -246,7 +234,7 @@ fn with_page_reader(at: SocketAddr, work: impl FnOnce() -> anyhow::Result<Sample
 }
 
 /// Measures hosts that arrive, register, publish, search and leave, 2,000 at a time.
-fn measure_arrivals(run: &mut ScenarioRun<'_>, registry: &RegistryTarget, name_prefix: &str) -> anyhow::Result<()> {
+fn measure_arrivals(run: &mut ScenarioRun<'_>, registry: &Target, name_prefix: &str) -> anyhow::Result<()> {
     let arriving = if run.args.quick { ARRIVING_HOSTS_QUICK } else { ARRIVING_HOSTS };
     let before = run.sampling;
     run.sampling.runs = 1;
@@ -256,22 +244,24 @@ fn measure_arrivals(run: &mut ScenarioRun<'_>, registry: &RegistryTarget, name_p
         // The first call is the warm-up, with other and fewer hosts.
         let (count, kind) = if is_warm { (arriving, "host") } else { (CONCURRENT_CALLS, "warm") };
         is_warm = true;
-        let mut total = Sample::new();
-        let started = Instant::now();
-        for from in (0..count).step_by(ARRIVAL_BATCH) {
-            if stop.is_set() {
-                break;
+        Sample::timed(|total| {
+            for from in (0..count).step_by(ARRIVAL_BATCH) {
+                if stop.is_set() {
+                    break;
+                }
+                let size = ARRIVAL_BATCH.min(count - from);
+                let population = HostPopulation { name_prefix: name_prefix.to_owned(), connections: size };
+                let connect = |nth| population.connect_host(registry.addr, kind, from + nth);
+                let mut workers = connect_workers(size, connect)?;
+                for operation in ["PUBLISH", "REQUEST", "DISCOVER", "LIST", "PING"] {
+                    let call = HostCall { part: Some(operation), ..population.call(operation) };
+                    let each_once = MeasurementLength::Calls(1);
+                    let calls = |_nth, worker: &mut Worker| worker.drive_each(&call, each_once, stop);
+                    total.merge(&load::run_all(&mut workers, calls)?);
+                }
             }
-            let size = ARRIVAL_BATCH.min(count - from);
-            let population = HostPopulation { name_prefix: name_prefix.to_owned(), connections: size };
-            let mut workers = connect_workers(size, |nth| population.connect_host(registry.addr, kind, from + nth))?;
-            for operation in ["PUBLISH", "REQUEST", "DISCOVER", "LIST", "PING"] {
-                let sample = load::run_all(&mut workers, |worker| worker.call_each_once(operation, &population, stop))?;
-                total.merge(&sample);
-            }
-        }
-        total.elapsed = started.elapsed();
-        Ok(total)
+            Ok(())
+        })
     });
     let benchmarks = vec![benchmark.on(registry.server.as_slice())];
     let measured = run.measure(BenchmarkGroup { clients: ARRIVAL_BATCH, benchmarks, comparisons: Vec::new() });
@@ -279,23 +269,11 @@ fn measure_arrivals(run: &mut ScenarioRun<'_>, registry: &RegistryTarget, name_p
     measured
 }
 
-struct RegistryTarget {
-    addr: SocketAddr,
-    server: Option<ServerProcess>,
-}
-
-impl RegistryTarget {
-    fn start(run: &ScenarioRun<'_>, connections: usize) -> anyhow::Result<RegistryTarget> {
-        if let Some(target) = &run.args.target {
-            return Ok(RegistryTarget { addr: ScenarioRun::resolve(target)?, server: None });
-        }
-        run.set_status("starting the server");
-        // A server keeps a sixteenth of its connections free for newcomers by closing unregistered ones.
-        let most = (connections + connections / 8 + SPARE_CONNECTIONS).to_string();
-        let args = ["--services", "share", "--registry-port", "0", "--max-connections", &most];
-        let server = ServerProcess::start_p2s2(&args, &run.args.out, run.stop)?;
-        Ok(RegistryTarget { addr: server.announced("registry: tcp ")?, server: Some(server) })
-    }
+fn start_target(run: &ScenarioRun<'_>, connections: usize) -> anyhow::Result<Target> {
+    // A server keeps a sixteenth of its connections free for newcomers by closing unregistered ones.
+    let most = (connections + connections / 8 + SPARE_CONNECTIONS).to_string();
+    let args = ["--services", "share", "--registry-port", "0", "--max-connections", &most];
+    run.target(&args, "registry: tcp ")
 }
 
 /// Our hosts at a registry that is not ours; they unregister when this is dropped.
@@ -305,7 +283,7 @@ struct GuestHosts {
 }
 
 impl GuestHosts {
-    fn of(registry: &RegistryTarget, workers: &[Worker]) -> Option<GuestHosts> {
+    fn of(registry: &Target, workers: &[Worker]) -> Option<GuestHosts> {
         let names = || workers.iter().flat_map(|worker| worker.hosts.iter().map(|host| host.name.clone())).collect();
         registry.server.is_none().then(|| GuestHosts { at: registry.addr, names: names() })
     }
@@ -351,6 +329,12 @@ impl HostPopulation {
         Ok(host)
     }
 
+    /// What a call of this operation sends and expects.
+    fn call(&self, operation: &'static str) -> HostCall<'_> {
+        let write = move |host: &HostConnection, nth, out: &mut Vec<u8>| self.write(operation, host, nth, out);
+        HostCall { write: Box::new(write), expected: expected_status(operation), part: None }
+    }
+
     fn write(&self, operation: &str, host: &HostConnection, nth: u64, out: &mut Vec<u8>) {
         let own = &host.name;
         // A different host for each call; 7919 is coprime to the numbers of hosts.
@@ -382,6 +366,18 @@ fn expected_status(operation: &str) -> &'static [u8] {
         "PING" | "PACED" => br#""status":"ALIVE""#,
         _ => br#""status":"OK""#,
     }
+}
+
+/// Writes the request of a host, given the number of calls before it.
+type WriteRequest<'a> = dyn Fn(&HostConnection, u64, &mut Vec<u8>) + Sync + 'a;
+
+/// A call that hosts make one after the other.
+struct HostCall<'a> {
+    write: Box<WriteRequest<'a>>,
+    /// It stands in a response that is as expected.
+    expected: &'static [u8],
+    /// In a mix, the operation.
+    part: Option<&'static str>,
 }
 
 struct HostConnection {
@@ -446,9 +442,8 @@ fn connect_workers(
     let mut workers: Vec<Worker> = (0..threads)
         .map(|_| Worker { hosts: Vec::new(), next: 0, calls: 0, request: Vec::new(), response: Vec::new() })
         .collect();
-    let mut numbered: Vec<(usize, &mut Worker)> = workers.iter_mut().enumerate().collect();
-    load::run_all(&mut numbered, |(thread, worker)| {
-        worker.hosts = (*thread..connections).step_by(threads).map(&connect).collect::<anyhow::Result<_>>()?;
+    load::run_all(&mut workers, |thread, worker| {
+        worker.hosts = (thread..connections).step_by(threads).map(&connect).collect::<anyhow::Result<_>>()?;
         Ok(Sample::new())
     })?;
     Ok(workers)
@@ -456,94 +451,40 @@ fn connect_workers(
 
 impl Worker {
     /// Makes one call on the next connection; returns whether the response was as expected.
-    fn call_next(
-        &mut self,
-        write: &impl Fn(&HostConnection, u64, &mut Vec<u8>),
-        expected: &[u8],
-    ) -> anyhow::Result<bool> {
+    fn call_next(&mut self, call: &HostCall<'_>) -> anyhow::Result<bool> {
         let host = &mut self.hosts[self.next];
         self.request.clear();
-        write(host, self.calls, &mut self.request);
+        (call.write)(host, self.calls, &mut self.request);
         host.call(&self.request, &mut self.response).context("a client's connection failed")?;
         self.next = (self.next + 1) % self.hosts.len();
         self.calls += 1;
-        Ok(self.response.windows(expected.len()).any(|window| window == expected))
+        Ok(self.response.windows(call.expected.len()).any(|window| window == call.expected))
     }
 
+    /// The length is that of this thread; see [`load::drive`].
     fn drive(
         &mut self,
+        call: &HostCall<'_>,
         length: MeasurementLength,
+        paced: Option<(Pace, usize)>,
         stop: &StopFlag,
-        write: impl Fn(&HostConnection, u64, &mut Vec<u8>),
-        expected: &[u8],
     ) -> anyhow::Result<Sample> {
-        let mut sample = Sample::new();
-        let started = Instant::now();
-        let length = length.for_clients(self.hosts.len());
-        let (mut before, mut calls) = (started, 0);
-        while !length.is_over(calls, started, before) && !stop.is_set() {
-            let is_right = self.call_next(&write, expected)?;
-            let now = Instant::now();
-            sample.record(is_right, now - before);
-            before = now;
-            calls += 1;
-        }
-        sample.elapsed = started.elapsed();
-        Ok(sample)
+        load::drive(length, paced, stop, |_sample| Ok((call.part, self.call_next(call)?)))
     }
 
-    /// Makes one call on each connection, recorded as an operation of a mix.
-    fn call_each_once(
+    /// The length is that of each connection.
+    fn drive_each(
         &mut self,
-        operation: &'static str,
-        population: &HostPopulation,
-        stop: &StopFlag,
-    ) -> anyhow::Result<Sample> {
-        let mut sample = Sample::new();
-        let expected = expected_status(operation);
-        self.next = 0;
-        for _ in 0..self.hosts.len() {
-            if stop.is_set() {
-                break;
-            }
-            let started = Instant::now();
-            let write = |host: &HostConnection, nth, out: &mut Vec<u8>| population.write(operation, host, nth, out);
-            let is_right = self.call_next(&write, expected)?;
-            sample.record_part(operation, is_right.then(|| started.elapsed()));
-        }
-        Ok(sample)
-    }
-
-    /// Sends PINGs at fixed times; latency is measured from the time at which a call was due.
-    fn drive_paced(
-        &mut self,
-        interval: Duration,
-        first: Duration,
+        call: &HostCall<'_>,
         length: MeasurementLength,
         stop: &StopFlag,
-        population: &HostPopulation,
     ) -> anyhow::Result<Sample> {
-        let mut sample = Sample::new();
-        let started = Instant::now();
-        let (mut due, mut calls) = (started + first, 0);
-        let write = |host: &HostConnection, nth, out: &mut Vec<u8>| population.write("PACED", host, nth, out);
-        while !length.is_over(calls, started, due) && !stop.is_set() {
-            if let Some(early) = due.checked_duration_since(Instant::now()) {
-                std::thread::sleep(early);
-            }
-            let is_right = self.call_next(&write, expected_status("PACED"))?;
-            sample.record(is_right, due.elapsed());
-            due += interval;
-            calls += 1;
-        }
-        sample.elapsed = started.elapsed();
-        Ok(sample)
+        self.drive(call, length.for_clients(self.hosts.len()), None, stop)
     }
 
     /// Lengths of a request and of its response in bytes, without line breaks.
-    fn learn_sizes(&mut self, operation: &str, population: &HostPopulation) -> anyhow::Result<(usize, usize)> {
-        let write = |host: &HostConnection, nth, out: &mut Vec<u8>| population.write(operation, host, nth, out);
-        let is_right = self.call_next(&write, expected_status(operation))?;
+    fn learn_sizes(&mut self, operation: &'static str, population: &HostPopulation) -> anyhow::Result<(usize, usize)> {
+        let is_right = self.call_next(&population.call(operation))?;
         ensure!(is_right, "{operation} was answered {}", String::from_utf8_lossy(&self.response).trim_end());
         Ok((self.request.len() - 1, self.response.len() - 1))
     }

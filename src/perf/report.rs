@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
-use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::load::{MixPart, Sample};
-use super::plan::{LimitShare, Measurement, Outcome, mean, median, stddev};
+use super::load::Sample;
+use super::plan::{Comparison, LimitShare, Measurement, Outcome, mean, stddev};
 use crate::storage::files;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,7 +71,7 @@ impl Report {
             scenario: scenario.to_owned(),
             machine: machine(),
             limits: limits(outcome),
-            results: results.collect(),
+            results: results.map(|(row, _share)| row).collect(),
         }
     }
 
@@ -100,94 +99,60 @@ impl Report {
     }
 }
 
-/// One row for each limit of a result, followed by the operations of a mix.
-fn rows(measured: &Measurement, outcome: &Outcome) -> Vec<Row> {
-    let shares: Vec<&LimitShare> = shares_of(measured, outcome).collect();
-    let mut rows: Vec<Row> = shares.into_iter().map(|share| row(measured, Some(share))).collect();
+/// One row for each limit of a result, with its share, followed by the operations of a mix.
+fn rows<'o>(measured: &Measurement, outcome: &'o Outcome) -> Vec<(Row, Option<&'o LimitShare>)> {
+    let is_its = |share: &&LimitShare| share.comparison.result == measured.name && share.group == measured.group;
+    let shares = outcome.shares.iter().filter(is_its);
+    let mut rows: Vec<_> = shares.map(|share| (row(measured, Some(share)), Some(share))).collect();
     if rows.is_empty() {
-        rows.push(row(measured, None));
+        rows.push((row(measured, None), None));
     }
-    rows.extend(parts(measured));
+    rows.extend(parts(measured).map(|row| (row, None)));
     rows
 }
 
 /// The operations of a mix. Their shares of the server's resources are unknown.
-fn parts(measured: &Measurement) -> Vec<Row> {
-    let total = measured.total();
-    let of_runs = |name: &str| {
-        let rate = |sample: &Sample| {
-            let part = sample.parts.iter().find(|part| part.name == name);
-            part.map_or(0.0, |part| part.done as f64) / sample.elapsed.as_secs_f64().max(1e-9)
+fn parts(measured: &Measurement) -> impl Iterator<Item = Row> {
+    measured.total().parts.into_iter().map(|(part, _total)| {
+        let of_part = |sample: &Sample| {
+            let found = sample.parts.iter().find(|(name, _)| *name == part);
+            Sample { elapsed: sample.elapsed, ..found.map_or_else(Sample::new, |(_, sample)| sample.clone()) }
         };
-        measured.samples.iter().map(rate).collect::<Vec<f64>>()
-    };
-    let whole = row(measured, None);
-    let row_of = |part: &MixPart| {
-        let rates = of_runs(part.name);
-        let calls = part.done + part.failed;
-        Row {
-            name: format!("{}: {}", measured.name, part.name),
-            part_of: Some(measured.name.to_owned()),
-            ops_per_s: median(rates.iter().copied()),
-            ops_per_s_mean: mean(&rates),
-            ops_per_s_stddev: stddev(&rates),
-            errors: part.failed,
-            success_rate: if calls == 0 { 0.0 } else { part.done as f64 / calls as f64 },
-            server_cpu_s: None,
-            server_cpu_us_per_op: None,
-            server_peak_rss_mb: None,
-            ..with_latencies(whole.clone(), &part.latency_ns)
-        }
-    };
-    total.parts.iter().map(row_of).collect()
-}
-
-fn shares_of<'a>(measured: &'a Measurement, outcome: &'a Outcome) -> impl Iterator<Item = &'a LimitShare> {
-    outcome.shares.iter().filter(|share| share.result == measured.name && share.group == measured.group)
+        let samples = measured.samples.iter().map(of_part).collect();
+        let Measurement { name, group, clients, is_limit, .. } = *measured;
+        let row = row(&Measurement { name: part, group, clients, is_limit, samples }, None);
+        Row { name: format!("{name}: {part}"), part_of: Some(name.to_owned()), ..row }
+    })
 }
 
 fn row(measured: &Measurement, share: Option<&LimitShare>) -> Row {
     let total = measured.total();
     let calls = total.done + total.failed;
     let rates = measured.rates();
-    let row = Row {
+    let latency_ns = Some(&total.latency_ns).filter(|latency_ns| !latency_ns.is_empty());
+    let at = |quantile| latency_ns.map(|latency_ns| latency_ns.value_at_quantile(quantile) as f64 / 1e3);
+    Row {
         name: measured.name.to_owned(),
         part_of: None,
         clients: measured.clients,
         ops_per_s: measured.ops_per_s(),
         ops_per_s_mean: mean(&rates),
-        limit: share.map(|share| share.limits.join(" or ")),
+        limit: share.map(|share| share.comparison.limits.join(" or ")),
         limit_ops_per_s: share.map(|share| share.limit_ops_per_s),
         share_of_limit: share.map(LimitShare::median),
         runs: measured.samples.len(),
         ops_per_s_stddev: stddev(&rates),
-        mean_us: None,
-        p50_us: None,
-        p95_us: None,
-        p99_us: None,
-        max_us: None,
+        mean_us: latency_ns.map(|latency_ns| latency_ns.mean() / 1e3),
+        p50_us: at(0.50),
+        p95_us: at(0.95),
+        p99_us: at(0.99),
+        max_us: latency_ns.map(|latency_ns| latency_ns.max() as f64 / 1e3),
         errors: total.failed + total.lost,
         success_rate: if calls == 0 { 0.0 } else { total.done as f64 / calls as f64 },
         mb_per_s: (total.bytes > 0).then(|| total.bytes as f64 / 1e6 / total.elapsed.as_secs_f64().max(1e-9)),
         server_cpu_s: total.server.map(|server| server.cpu_s),
         server_cpu_us_per_op: CostPerCall::of(&total).cpu_us,
         server_peak_rss_mb: total.server.map(|server| server.peak_rss_mb),
-    };
-    with_latencies(row, &total.latency_ns)
-}
-
-fn with_latencies(row: Row, latency_ns: &Histogram<u64>) -> Row {
-    if latency_ns.is_empty() {
-        return row;
-    }
-    let at = |quantile| Some(latency_ns.value_at_quantile(quantile) as f64 / 1e3);
-    Row {
-        mean_us: Some(latency_ns.mean() / 1e3),
-        p50_us: at(0.50),
-        p95_us: at(0.95),
-        p99_us: at(0.99),
-        max_us: Some(latency_ns.max() as f64 / 1e3),
-        ..row
     }
 }
 
@@ -195,26 +160,21 @@ fn limits(outcome: &Outcome) -> Value {
     let of = |name: &str, group| outcome.measurements.iter().find(|one| one.name == name && one.group == group);
     let mut limits = Map::new();
     for share in &outcome.shares {
-        let sides = share.limits.iter().chain([&share.result]).map(|name| {
+        let Comparison { result, limits: compared, required } = share.comparison;
+        let sides = compared.iter().chain([&result]).map(|name| {
             let one = of(name, share.group);
-            let cost = one.map(|one| CostPerCall::of(&one.total()));
+            let cost = one.map(|one| CostPerCall::of(&one.total())).unwrap_or_default();
             let side = json!({
                 "ops_per_s": one.map(Measurement::rates),
-                "server_cpu_us_per_op": cost.and_then(|cost| cost.cpu_us),
-                "server_context_switches_per_op": cost.and_then(|cost| cost.switches),
+                "server_cpu_us_per_op": cost.cpu_us,
+                "server_context_switches_per_op": cost.switches,
             });
             ((*name).to_owned(), side)
         });
-        let key = format!("{} of {} at {}", share.result, share.limits.join(" or "), share.clients);
-        limits.insert(
-            key,
-            json!({
-                "shares": share.shares,
-                "median": share.median(),
-                "required": share.required,
-                "runs": sides.collect::<Map<_, _>>(),
-            }),
-        );
+        let runs: Map<_, _> = sides.collect();
+        let key = format!("{result} of {} at {}", compared.join(" or "), share.clients);
+        let one = json!({"shares": share.shares, "median": share.median(), "required": required, "runs": runs});
+        limits.insert(key, one);
     }
     Value::Object(limits)
 }
@@ -236,66 +196,61 @@ impl CostPerCall {
     }
 }
 
+/// A line of the table: a row, its share of a limit, and what its calls cost.
+type TableLine<'o> = (Row, Option<&'o LimitShare>, CostPerCall);
+
+/// Its title, and its text for a line.
+type TableColumn = (&'static str, fn(&TableLine<'_>) -> String);
+
+const COLUMNS: [TableColumn; 15] = [
+    ("operation", |(row, ..)| row.name.clone()),
+    ("clients", |(row, ..)| row.clients.to_string()),
+    ("ops/s", |(row, ..)| number(Some(row.ops_per_s), 0)),
+    ("±", |(row, ..)| number(Some(row.ops_per_s_stddev), 0)),
+    ("limit", |(row, ..)| row.limit.clone().unwrap_or_default()),
+    ("limit/s", |(row, ..)| number(row.limit_ops_per_s, 0)),
+    ("share", |(row, ..)| number(row.share_of_limit, 2)),
+    ("min–max", |(_, share, _)| share.map(spread).unwrap_or_default()),
+    ("p50 µs", |(row, ..)| number(row.p50_us, 0)),
+    ("p99 µs", |(row, ..)| number(row.p99_us, 0)),
+    ("max µs", |(row, ..)| number(row.max_us, 0)),
+    ("errors", |(row, ..)| row.errors.to_string()),
+    ("CPU µs/op", |(.., cost)| number(cost.cpu_us, 1)),
+    ("switches/op", |(.., cost)| number(cost.switches, 2)),
+    ("RSS MB", |(row, ..)| number(row.server_peak_rss_mb, 0)),
+];
+
+fn spread(share: &LimitShare) -> String {
+    let bound = |fold: fn(f64, f64) -> f64, from| share.shares.iter().copied().fold(from, fold);
+    format!("{:.2}–{:.2}", bound(f64::min, f64::INFINITY), bound(f64::max, 0.0))
+}
+
 /// A table of all measurements including the limits.
 pub fn table(outcome: &Outcome) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header([
-        "operation",
-        "clients",
-        "ops/s",
-        "±",
-        "limit",
-        "limit/s",
-        "share",
-        "min–max",
-        "p50 µs",
-        "p99 µs",
-        "max µs",
-        "errors",
-        "CPU µs/op",
-        "switches/op",
-        "RSS MB",
-    ]);
     let most = outcome.measurements.iter().map(|measured| measured.clients).max();
+    let mut lines = Vec::new();
     for measured in &outcome.measurements {
         let total = measured.total();
-        let all: Vec<Row> = if measured.is_limit { vec![row(measured, None)] } else { rows(measured, outcome) };
-        let shares: Vec<Option<&LimitShare>> = match measured.is_limit {
-            true => vec![None],
-            false => shares_of(measured, outcome).map(Some).chain(std::iter::repeat(None)).take(all.len()).collect(),
-        };
-        for (row, share) in all.iter().zip(shares) {
+        let all = if measured.is_limit { vec![(row(measured, None), None)] } else { rows(measured, outcome) };
+        for (row, share) in all {
             // The operations of a mix are listed once, at the largest number of clients; page and JSON have them all.
             if row.part_of.is_some() && Some(row.clients) != most {
                 continue;
             }
             let cost = if row.part_of.is_some() { CostPerCall::default() } else { CostPerCall::of(&total) };
-            let spread = share.map(|share| {
-                let bound = |fold: fn(f64, f64) -> f64, from| share.shares.iter().copied().fold(from, fold);
-                format!("{:.2}–{:.2}", bound(f64::min, f64::INFINITY), bound(f64::max, 0.0))
-            });
-            table.add_row([
-                row.name.clone(),
-                row.clients.to_string(),
-                number(Some(row.ops_per_s), 0),
-                number(Some(row.ops_per_s_stddev), 0),
-                row.limit.clone().unwrap_or_default(),
-                number(row.limit_ops_per_s, 0),
-                number(row.share_of_limit, 2),
-                spread.unwrap_or_default(),
-                number(row.p50_us, 0),
-                number(row.p99_us, 0),
-                number(row.max_us, 0),
-                row.errors.to_string(),
-                number(cost.cpu_us, 1),
-                number(cost.switches, 2),
-                number(row.server_peak_rss_mb, 0),
-            ]);
+            let line: TableLine<'_> = (row, share, cost);
+            lines.push(COLUMNS.map(|(_, text)| text(&line)).to_vec());
         }
     }
+    boxed_table(COLUMNS.map(|(title, _)| title.to_owned()).to_vec(), lines, [0, 4])
+}
+
+/// A table whose columns hold numbers, except for those at two places.
+pub fn boxed_table(header: Vec<String>, lines: Vec<Vec<String>>, texts: [usize; 2]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header).add_rows(lines);
     for (place, column) in table.column_iter_mut().enumerate() {
-        if place != 0 && place != 4 {
+        if !texts.contains(&place) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -321,13 +276,14 @@ pub fn number(value: Option<f64>, decimals: usize) -> String {
 pub fn requirements(outcome: &Outcome, relax: f64) -> (Vec<String>, bool) {
     let mut all_met = true;
     let lines = outcome.shares.iter().filter_map(|share| {
-        let (met, required) = (share.is_met(relax)?, share.required? * relax);
+        let Comparison { result, limits, required } = share.comparison;
+        let (met, required) = (share.is_met(relax)?, required? * relax);
         all_met &= met;
-        let LimitShare { result, clients, limits, .. } = share;
+        let clients = share.clients;
         Some(format!(
             "{:<6} {result} at {clients} client{}: {:.2} of {} (required {required:.2})",
             if met { "ok" } else { "MISSED" },
-            if *clients == 1 { "" } else { "s" },
+            if clients == 1 { "" } else { "s" },
             share.median(),
             limits.join(" or "),
         ))
@@ -373,15 +329,28 @@ mod tests {
     }
 
     #[test]
+    fn an_operation_of_a_mix_that_never_succeeds_has_no_latency() {
+        let mut sample = Sample { elapsed: std::time::Duration::from_secs(1), ..Sample::new() };
+        for (name, is_right) in [("a", true), ("b", false)] {
+            let mut part = Sample::new();
+            part.record(is_right, std::time::Duration::from_millis(2));
+            sample.merge(&Sample { parts: vec![(name, part.clone())], ..part });
+        }
+        let measured = Measurement { name: "ALL", group: 0, clients: 1, is_limit: false, samples: vec![sample] };
+        let rows: Vec<Row> = rows(&measured, &Outcome::default()).into_iter().map(|(row, _)| row).collect();
+        let seen: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.ops_per_s, row.p50_us.is_some())).collect();
+        assert_eq!(seen, [("ALL", 1.0, true), ("ALL: a", 1.0, true), ("ALL: b", 0.0, false)]);
+        assert_eq!(rows.iter().map(|row| row.errors).collect::<Vec<_>>(), [1, 0, 1]);
+    }
+
+    #[test]
     fn a_missed_requirement_is_told() {
         let share = |required| LimitShare {
-            result: "STATUS",
+            comparison: Comparison { result: "STATUS", limits: &["bare"], required },
             group: 0,
             clients: 10,
-            limits: &["bare"],
             limit_ops_per_s: 100.0,
             shares: vec![0.5, 0.7, 0.6],
-            required,
         };
         let outcome =
             Outcome { measurements: Vec::new(), shares: vec![share(Some(0.65)), share(None), share(Some(0.5))] };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::child::ServerProcess;
 use super::load::MeasurementLength;
 use super::plan::{BenchmarkGroup, Outcome, SamplingPlan};
 use super::report::{Report, requirements, table};
@@ -31,7 +32,24 @@ pub struct ScenarioRun<'a> {
     outcome: Outcome,
 }
 
+/// The server that is measured.
+pub struct Target {
+    pub addr: SocketAddr,
+    /// `None` if it is not ours.
+    pub server: Option<ServerProcess>,
+}
+
 impl ScenarioRun<'_> {
+    /// The server that `--target` names, or `p2s2 server` with these arguments, whose address is printed after `prefix`.
+    pub fn target(&self, server_args: &[&str], prefix: &str) -> anyhow::Result<Target> {
+        if let Some(target) = &self.args.target {
+            return Ok(Target { addr: ScenarioRun::resolve(target)?, server: None });
+        }
+        self.set_status("starting the server");
+        let server = ServerProcess::start_p2s2(server_args, &self.args.out, self.stop)?;
+        Ok(Target { addr: server.announced(prefix)?, server: Some(server) })
+    }
+
     /// The address of `HOST:PORT`, as `--target` gives it.
     pub fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
         let addrs = target.to_socket_addrs().with_context(|| format!("--target {target}"))?;

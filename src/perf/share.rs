@@ -66,7 +66,7 @@ impl ShareNode {
         let program_args = |dir: &Path| {
             let text = |path: PathBuf| path.display().to_string();
             let (registry_port, api_port) = (registry.port().to_string(), server_api.port().to_string());
-            [
+            let flags = [
                 ("--name", name.clone()),
                 ("--server", registry.ip().to_string()),
                 ("--registry-port", registry_port),
@@ -78,9 +78,8 @@ impl ShareNode {
                 ("--folder", text(folder.to_owned())),
             ]
             .into_iter()
-            .fold(vec!["share".to_owned()], |program_args, (flag, value)| {
-                [program_args, vec![flag.to_owned(), value]].concat()
-            })
+            .flat_map(|(flag, value)| [flag.to_owned(), value]);
+            ["share".to_owned()].into_iter().chain(flags).collect()
         };
         let process = ServerProcess::start("p2s2 share", program, &run.args.out, program_args, run.stop)?;
         let api: String = process.announced("client api: http://")?;

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -20,17 +20,19 @@ use super::run::ScenarioRun;
 use super::stop::StopFlag;
 use crate::model::Cents;
 use crate::net::frames::Framing;
+use crate::shop::apis::{ApiCall, PaymentDetails, ServerKind, SessionCall};
 use crate::shop::customer::{CustomerCall, CustomerOp};
 use crate::shop::ops::{
-    Account, BeginResponse, CardDetails, CompletedPurchase, LineItem, PricedLine, RemainingQuantity, Role, SellerRating,
+    Account, BeginResponse, CompletedPurchase, LineItem, PricedLine, RemainingQuantity, Role, SellerRating,
 };
 use crate::shop::product::{NewItem, ProductOp};
+use crate::shop::wire::{self, ParsedRequest};
 
 mod mix;
 mod users;
 
 use mix::Mix;
-use users::{CARD, RunTag, ShopPopulation, User};
+use users::{RunTag, ShopPopulation, User};
 
 pub const OPERATIONS: &[&str] = &["SEARCH", "CART", "DISPLAY", "GETITEM", "ADDCART", "PRICE", "PURCHASE", "MIX", "ALL"];
 
@@ -92,7 +94,7 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     run.expect_benchmarks(benchmarks * run.args.clients().len());
     let mixes: Vec<(Mix, Framing)> = [Mix::Documents, Mix::Everything]
         .into_iter()
-        .filter(|mix| run.is_wanted(mix.name()))
+        .filter(|mix| run.is_wanted(mix.title(Framing::Frames)))
         .flat_map(|mix| {
             let framings = if mix == Mix::Everything && !run.args.quick { both } else { framings };
             framings.iter().map(move |framing| (mix, *framing))
@@ -103,7 +105,7 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let most = run.args.clients().into_iter().max().unwrap_or(1);
     let processes = ShopProcesses::start(run)?;
     run.set_status("filling the catalogue");
-    let tag = if processes.are_ours { RunTag::empty() } else { RunTag::random()? };
+    let tag = if processes.servers.is_empty() { RunTag::random()? } else { RunTag::empty() };
     let mut population = ShopPopulation::create(processes.seller, processes.buyer, &tag, most, both, run.stop)?;
     let mut relay = RelayProcesses::start(run)?;
     for is_durable in [false, true] {
@@ -144,7 +146,7 @@ fn measure_operation(
     let nth_framing = usize::from(operation.framing == Framing::Lines);
     let users = population.users(operation.role);
     let relay_requests = learn_relay_requests(&mut users[0], operation.name, &rounds[0][0])?;
-    let (relay_servers, mut relay_clients) = relay.clients(operation.framing, clients, &relay_requests)?;
+    let (relay_servers, mut relay_clients) = relay.clients(operation.framing, clients, &[vec![relay_requests]])?;
     let mut shop_clients: Vec<ClosedLoopClient<'_>> = Vec::with_capacity(clients);
     for (user, rounds) in users.iter_mut().zip(&rounds) {
         let frame = |round: &Vec<Vec<u8>>| round.iter().map(|call| framed(operation.framing, call)).collect();
@@ -189,7 +191,6 @@ fn frontends(target: &str) -> Option<(&str, &str)> {
 struct ShopProcesses {
     /// Empty if the servers are not ours; their CPU time and memory are then unknown.
     servers: Vec<ServerProcess>,
-    are_ours: bool,
     seller: SocketAddr,
     buyer: SocketAddr,
     /// The folder of the cluster key; dropped last.
@@ -199,14 +200,14 @@ struct ShopProcesses {
 impl ShopProcesses {
     /// Prepares for a group of measurements.
     fn prepare(&self, population: &mut ShopPopulation) -> anyhow::Result<()> {
-        if self.are_ours { Ok(()) } else { population.stay_signed_in() }
+        if self.servers.is_empty() { population.stay_signed_in() } else { Ok(()) }
     }
 
     fn start(run: &ScenarioRun<'_>) -> anyhow::Result<ShopProcesses> {
         if let Some(target) = &run.args.target {
             let (seller, buyer) = frontends(target).with_context(|| format!("--target {target}: expected two"))?;
             let (seller, buyer) = (ScenarioRun::resolve(seller)?, ScenarioRun::resolve(buyer)?);
-            return Ok(ShopProcesses { servers: Vec::new(), are_ours: false, seller, buyer, _dir: None });
+            return Ok(ShopProcesses { servers: Vec::new(), seller, buyer, _dir: None });
         }
         run.set_status("starting the servers");
         let dir = child::WorkDir::create(&run.args.out)?;
@@ -216,16 +217,16 @@ impl ShopProcesses {
         let mut start = |command: &str, name: &str, more: &[(&str, SocketAddr)]| {
             let program_args = |own: &std::path::Path| {
                 let state = own.join("state").display().to_string();
-                let mut program_args = [command, "--port", "0", "--cluster-key", &key].map(str::to_owned).to_vec();
+                let mut program_args = vec![command, "--port", "0", "--cluster-key", &key];
                 if more.is_empty() {
-                    program_args.extend(["--data-dir".to_owned(), state]);
+                    program_args.extend(["--data-dir", &state]);
                 }
                 if command == "customer-db" {
                     // Users must stay signed in while others are measured.
-                    program_args.extend(["--session-timeout", "1d"].map(str::to_owned));
+                    program_args.extend(["--session-timeout", "1d"]);
                 }
-                program_args.extend(more.iter().flat_map(|(flag, addr)| [(*flag).to_owned(), addr.to_string()]));
-                program_args
+                let more = more.iter().flat_map(|(flag, addr)| [(*flag).to_owned(), addr.to_string()]);
+                program_args.into_iter().map(str::to_owned).chain(more).collect()
             };
             let server = ServerProcess::start(command, &program, &run.args.out, program_args, run.stop)?;
             let addr = server.announced::<SocketAddr>(&format!("{name}: tcp "))?;
@@ -238,7 +239,7 @@ impl ShopProcesses {
         ];
         let seller = start("seller-server", "seller", &databases)?;
         let buyer = start("buyer-server", "buyer", &databases)?;
-        Ok(ShopProcesses { servers, are_ours: true, seller, buyer, _dir: Some(dir) })
+        Ok(ShopProcesses { servers, seller, buyer, _dir: Some(dir) })
     }
 }
 
@@ -253,31 +254,21 @@ struct RelayProcesses {
 impl RelayProcesses {
     fn start(run: &ScenarioRun<'_>) -> anyhow::Result<RelayProcesses> {
         run.set_status("starting the limits");
-        let own = std::env::current_exe().context("cannot tell where this program lies")?;
         let mut servers = Vec::new();
-        let mut start = |kind: LimitServerKind, backs: &[SocketAddr]| {
-            let server = ServerProcess::start(kind.name(), &own, &run.args.out, |_| kind.relay_args(backs), run.stop)?;
-            let addr = server.announced::<SocketAddr>("tcp ")?;
+        let mut start = |kind: LimitServerKind, name, backs: &[SocketAddr]| {
+            let backs = backs.iter().flat_map(|back| ["--back".to_owned(), back.to_string()]);
+            let (server, addr) = kind.start(run, name, backs)?;
             servers.push(server);
             anyhow::Ok(addr)
         };
-        let backs = [start(LimitServerKind::RelayBack, &[])?, start(LimitServerKind::RelayBack, &[])?];
-        let front = start(LimitServerKind::RelayFront, &backs)?;
+        let mut start_back = || start(LimitServerKind::RelayBack, "relay-back", &[]);
+        let backs = [start_back()?, start_back()?];
+        let front = start(LimitServerKind::RelayFront, "relay-front", &backs)?;
         Ok(RelayProcesses { servers, front, connections: [Vec::new(), Vec::new()] })
     }
 
-    /// Clients that send these requests in each round.
-    fn clients(
-        &mut self,
-        framing: Framing,
-        count: usize,
-        relay_requests: &[RelayRequest],
-    ) -> anyhow::Result<(&[ServerProcess], Vec<ClosedLoopClient<'_>>)> {
-        self.clients_of_kinds(framing, count, &[vec![relay_requests.to_vec()]])
-    }
-
     /// Clients of several kinds, `count` of each, with the rounds of each kind.
-    fn clients_of_kinds(
+    fn clients(
         &mut self,
         framing: Framing,
         count: usize,
@@ -325,39 +316,28 @@ impl<'a> ClosedLoopClient<'a> {
     }
 
     fn for_user(user: &'a mut User, nth_framing: usize, rounds: Vec<Vec<Vec<u8>>>) -> ClosedLoopClient<'a> {
-        let reconnect_to = Some((user.addr(), FRAMINGS[nth_framing]));
+        let reconnect_to = Some((user.addr, FRAMINGS[nth_framing]));
         ClosedLoopClient { reconnect_to, ..ClosedLoopClient::new(&mut user.connections[nth_framing], rounds, RESPONSE) }
     }
 
-    fn drive(&mut self, length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
-        let mut sample = Sample::new();
-        let started = Instant::now();
-        let (mut before, mut calls) = (started, 0);
-        while !length.is_over(calls, started, before) && !stop.is_set() {
-            let round = &self.rounds[self.next];
-            let mut is_good = true;
-            for call in round {
-                match exchange(self.connection, call, self.response_prefix) {
-                    Ok(good) => is_good &= good,
-                    Err(error) => {
-                        let Some((addr, framing)) = self.reconnect_to else { return Err(error) };
-                        // A late response must not be taken for that of the next call.
-                        *self.connection = users::connect(addr, framing).context(error)?;
-                        is_good = false;
-                        break;
-                    }
+    /// Runs the next round; returns its API in a mix, and whether all of its responses are successful.
+    fn run_round(&mut self) -> anyhow::Result<(Option<&'static str>, bool)> {
+        let nth = self.next;
+        self.next = (nth + 1) % self.rounds.len();
+        let mut is_good = true;
+        for call in &self.rounds[nth] {
+            match exchange(self.connection, call, self.response_prefix) {
+                Ok(good) => is_good &= good,
+                Err(error) => {
+                    let Some((addr, framing)) = self.reconnect_to else { return Err(error) };
+                    // A late response must not be taken for that of the next call.
+                    *self.connection = users::connect(addr, framing).context(error)?;
+                    is_good = false;
+                    break;
                 }
             }
-            let now = Instant::now();
-            match self.names.get(self.next) {
-                Some(name) => sample.record_part(name, is_good.then(|| now - before)),
-                None => sample.record(is_good, now - before),
-            }
-            self.next = (self.next + 1) % self.rounds.len();
-            before = now;
-            calls += 1;
         }
-        Ok(sample)
+        Ok((self.names.get(nth).copied(), is_good))
     }
 }
 
@@ -369,7 +349,7 @@ fn exchange(connection: &mut FramedConnection, call: &[u8], response_prefix: &[u
 }
 
 fn run_all(clients: &mut [ClosedLoopClient<'_>], length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
-    load::run_all(clients, |client| client.drive(length, stop))
+    load::run_all(clients, |_nth, client| load::drive(length, None, stop, |_sample| client.run_round()))
 }
 
 /// Makes one round and derives the equivalent relay requests: the same sizes, and the hops that the frontends make.
@@ -381,14 +361,16 @@ fn learn_relay_requests(user: &mut User, operation: &str, round: &[Vec<u8>]) -> 
         let response = connection.receive()?.context("the server closed the connection")?.to_vec();
         let text = String::from_utf8_lossy(&response);
         ensure!(response.starts_with(RESPONSE), "{operation} was refused: {text}");
-        let request: Value = serde_json::from_slice(call)?;
-        let (api, payload) = (request["api"].as_str().unwrap_or_default(), &request["payload"]);
+        let server = if user.role == Role::Buyer { ServerKind::Buyer } else { ServerKind::Seller };
+        let Ok(ParsedRequest { call: ApiCall::InSession { call: asked, .. }, .. }) = wire::parse_request(server, call)
+        else {
+            bail!("{operation} is not compared");
+        };
         let result: Value = serde_json::from_slice(&response)?;
         let payload_at = text.find("\"payload\":").context("payload: missing in an answer")? + "\"payload\":".len();
         // Without the envelope's closing brace.
         let passed_on = response.len() - payload_at - 1;
-        let relayed = RelayedCall { user, payload, result: &result["payload"], passed_on };
-        let steps = relayed.steps(api)?;
+        let steps = RelayedCall { user, result: &result["payload"], passed_on }.steps(asked)?;
         relay_requests.push(RelayRequest { request_bytes: call.len(), answer_bytes: response.len(), steps });
     }
     Ok(relay_requests)
@@ -397,7 +379,6 @@ fn learn_relay_requests(user: &mut User, operation: &str, round: &[Vec<u8>]) -> 
 /// What a frontend passes on for one call, to find the sizes of its requests to the databases.
 struct RelayedCall<'a> {
     user: &'a User,
-    payload: &'a Value,
     result: &'a Value,
     /// The bytes of the answer that come from a database as they are.
     passed_on: usize,
@@ -410,106 +391,60 @@ const PRICE: Cents = Cents(1250);
 impl RelayedCall<'_> {
     /// The requests to the databases that a frontend makes for the call (see `shop::frontend`): what is in one list is
     /// asked at once.
-    fn steps(&self, api: &str) -> anyhow::Result<Vec<Vec<Hop>>> {
-        Ok(match api {
-            "SearchItemsForSale" => {
-                let category = self.payload["category"].as_u64().map(u32::try_from).transpose()?;
-                let keywords = Option::deserialize(&self.payload["keywords"])?.unwrap_or_default();
-                let search = ProductOp::Search { category, keywords, offset: 0, limit: self.limit(50) };
-                vec![vec![self.touch()?, product(&search, self.passed_on)?]]
+    fn steps(&self, call: SessionCall) -> anyhow::Result<Vec<Vec<Hop>>> {
+        let (request, sid, uses_saved_cart, seller_id) = (request_id(), self.user.sid.clone(), false, self.user.id);
+        let left = || json_bytes(&RemainingQuantity::deserialize(self.result)?);
+        let (op, answer_bytes) = match call {
+            SessionCall::AskProduct(op) => return Ok(vec![vec![self.touch()?, product(&op, self.passed_on)?]]),
+            SessionCall::GetOwnItem { item_id } => {
+                return self.steps(SessionCall::AskProduct(ProductOp::GetItem { item_id }));
             }
-            "GetItem" => {
-                let get = ProductOp::GetItem { item_id: self.text("item_id") };
-                vec![vec![self.touch()?, product(&get, self.passed_on)?]]
-            }
-            "GetSellerRating" => {
-                let rating = json_bytes(&SellerRating::deserialize(self.result)?)?;
-                vec![vec![self.touch()?], vec![product(&ProductOp::RatingOf { seller_id: self.user.id }, rating)?]]
-            }
-            "ProvideFeedback" => {
-                let up = self.payload["thumbs_up"].as_bool().unwrap_or_default();
-                let vote = ProductOp::VoteItem { buyer_id: self.user.id, item_id: self.text("item_id"), up };
-                vec![vec![self.touch()?], vec![product(&vote, DONE_BYTES)?]]
-            }
-            "GetBuyerPurchases" => {
-                let purchases = CustomerCall::Purchases { offset: 0, limit: self.limit(500) };
-                vec![vec![customer(&self.in_session(purchases), json_bytes(&self.result["items"])?)?]]
-            }
-            "MakePurchase" => self.purchase_steps()?,
-            _ => match self.cart_step(api)? {
-                Some(steps) => steps,
-                None => self.seller_steps(api)?,
-            },
-        })
-    }
-
-    /// What a call about the cart is asked of the databases; `None` for another call.
-    fn cart_step(&self, api: &str) -> anyhow::Result<Option<Vec<Vec<Hop>>>> {
-        let (request, sid, uses_saved_cart) = (request_id(), self.user.sid.clone(), false);
-        Ok(Some(match api {
-            "DisplayCart" => {
-                let cart_bytes = self.passed_on - "{\"cart\":}".len();
-                vec![vec![customer(&self.in_session(CustomerCall::ShowCart), cart_bytes)?]]
-            }
-            "SaveCart" => vec![vec![customer(&self.in_session(CustomerCall::SaveCart), DONE_BYTES)?]],
-            "ClearCart" => vec![vec![customer(&self.in_session(CustomerCall::ClearCart), DONE_BYTES)?]],
-            "AddItemToCart" => {
-                let item_id = self.text("item_id");
-                let item = product(&ProductOp::GetItem { item_id: item_id.clone() }, users::ITEM_BYTES)?;
-                let (quantity, at_most) = (1, users::STOCK);
-                let add = CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most };
-                vec![vec![item], vec![customer(&add, DONE_BYTES)?]]
-            }
-            "RemoveItemFromCart" => {
-                let quantity = self.payload["quantity"].as_u64().map(u32::try_from).transpose()?;
-                let item_id = self.text("item_id");
-                let remove = CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity };
-                vec![vec![customer(&remove, json_bytes(&RemainingQuantity::deserialize(self.result)?)?)?]]
-            }
-            _ => return Ok(None),
-        }))
-    }
-
-    fn seller_steps(&self, api: &str) -> anyhow::Result<Vec<Vec<Hop>>> {
-        let (request, seller_id) = (request_id(), self.user.id);
-        Ok(match api {
-            "DisplayItemsForSale" => {
-                let items = ProductOp::ItemsOf { seller_id, offset: 0, limit: self.limit(500) };
-                vec![vec![self.touch()?], vec![product(&items, self.passed_on)?]]
-            }
-            "RegisterItemForSale" => {
-                let item = NewItem {
-                    seller_id,
-                    seller: self.user.name.clone(),
-                    item_name: self.text("item_name"),
-                    category: 3,
-                    keywords: serde_json::from_value(self.payload["keywords"].clone())?,
-                    condition_is_new: true,
-                    price: PRICE,
-                    quantity: 100,
+            SessionCall::AskCustomer(call) => {
+                let answer_bytes = match call {
+                    CustomerCall::ShowCart => self.passed_on - "{\"cart\":}".len(),
+                    CustomerCall::Purchases { .. } | CustomerCall::Orders { .. } => json_bytes(&self.result["items"])?,
+                    _ => DONE_BYTES,
                 };
-                let register = ProductOp::Register { request, item };
-                vec![vec![self.touch()?], vec![product(&register, self.passed_on)?]]
+                return Ok(vec![vec![customer(&CustomerOp::InSession { sid, uses_saved_cart, call }, answer_bytes)?]]);
             }
-            "UpdateUnitsForSale" => {
-                let delta = self.payload["quantity"].as_i64().unwrap_or_default();
-                let update = ProductOp::UpdateUnits { request, seller_id, item_id: self.text("item_id"), delta };
-                let left = json_bytes(&RemainingQuantity::deserialize(self.result)?)?;
-                vec![vec![self.touch()?], vec![product(&update, left)?]]
+            SessionCall::AddToCart { item_id, quantity } => {
+                let item = product(&ProductOp::GetItem { item_id: item_id.clone() }, users::ITEM_BYTES)?;
+                let at_most = users::STOCK;
+                let add = CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most };
+                return Ok(vec![vec![item], vec![customer(&add, DONE_BYTES)?]]);
             }
-            "ChangeItemPrice" => {
-                let change = ProductOp::ChangePrice { seller_id, item_id: self.text("item_id"), price: PRICE };
-                vec![vec![self.touch()?], vec![product(&change, DONE_BYTES)?]]
+            SessionCall::RemoveFromCart { item_id, quantity } => {
+                let remove = CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity };
+                return Ok(vec![vec![customer(&remove, left()?)?]]);
             }
-            "GetSellerOrders" => {
-                let orders = CustomerCall::Orders { offset: 0, limit: self.limit(500) };
-                vec![vec![customer(&self.in_session(orders), json_bytes(&self.result["items"])?)?]]
+            SessionCall::Purchase(payment) => return self.purchase_steps(*payment),
+            SessionCall::OwnRating => {
+                let rating = json_bytes(&SellerRating::deserialize(self.result)?)?;
+                (ProductOp::RatingOf { seller_id }, rating)
             }
-            other => anyhow::bail!("{other} is not compared"),
-        })
+            SessionCall::VoteItem { item_id, up } => {
+                (ProductOp::VoteItem { buyer_id: self.user.id, item_id, up }, DONE_BYTES)
+            }
+            SessionCall::OwnItems { offset, limit } => {
+                (ProductOp::ItemsOf { seller_id, offset, limit }, self.passed_on)
+            }
+            SessionCall::Register(item) => {
+                let item = NewItem { seller_id, seller: self.user.name.clone(), ..*item };
+                (ProductOp::Register { request, item }, self.passed_on)
+            }
+            SessionCall::UpdateUnits { item_id, delta } => {
+                (ProductOp::UpdateUnits { request, seller_id, item_id, delta }, left()?)
+            }
+            SessionCall::ChangePrice { item_id, price } => {
+                (ProductOp::ChangePrice { seller_id, item_id, price }, DONE_BYTES)
+            }
+            other => bail!("{other:?} is not compared"),
+        };
+        // What is part of an account is asked for once the account is known.
+        Ok(vec![vec![self.touch()?], vec![product(&op, answer_bytes)?]])
     }
 
-    fn purchase_steps(&self) -> anyhow::Result<Vec<Vec<Hop>>> {
+    fn purchase_steps(&self, payment: PaymentDetails) -> anyhow::Result<Vec<Vec<Hop>>> {
         let user = self.user;
         let purchase_id = self.result["purchase_id"].as_str().map_or_else(request_id, str::to_owned);
         let lines = vec![LineItem { item_id: user.item.clone(), quantity: 1 }];
@@ -520,15 +455,10 @@ impl RelayedCall<'_> {
             seller_id: 1,
             seller: "perf-seller-0000".to_owned(),
         }];
-        let card = CardDetails { number: CARD.to_owned(), exp: "12/79".to_owned(), name: user.name.clone() };
+        let PaymentDetails { card, address, idempotency_key } = payment;
         let (lease, lease_ms) = (1, 10_000);
-        let begin = CustomerOp::Begin {
-            request: request_id(),
-            sid: user.sid.clone(),
-            uses_saved_cart: false,
-            idempotency_key: None,
-            address: self.payload["address"].as_str().map(str::to_owned),
-        };
+        let (request, sid, uses_saved_cart) = (request_id(), user.sid.clone(), false);
+        let begin = CustomerOp::Begin { request, sid, uses_saved_cart, idempotency_key, address };
         let id = || purchase_id.clone();
         let begun = BeginResponse::Drive { purchase_id: id(), lease, lease_ms, lines: lines.clone() };
         let hold = ProductOp::Hold { purchase_id: id(), lines, expires_in_ms: 3_600_000 };
@@ -549,18 +479,6 @@ impl RelayedCall<'_> {
         let User { id, name, role, sid, .. } = self.user;
         let account = Account { user_id: *id, username: name.clone(), name: name.clone() };
         customer(&CustomerOp::Touch { role: *role, sid: sid.clone() }, json_bytes(&account)?)
-    }
-
-    fn in_session(&self, call: CustomerCall) -> CustomerOp {
-        CustomerOp::InSession { sid: self.user.sid.clone(), uses_saved_cart: false, call }
-    }
-
-    fn text(&self, field: &str) -> String {
-        self.payload[field].as_str().unwrap_or_default().to_owned()
-    }
-
-    fn limit(&self, unless: u64) -> u64 {
-        self.payload["limit"].as_u64().unwrap_or(unless)
     }
 }
 

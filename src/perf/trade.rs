@@ -16,11 +16,11 @@ use std::net::{SocketAddr, UdpSocket};
 use anyhow::Context;
 use serde_json::json;
 
-use super::child::{self, ServerProcess};
+use super::child::ServerProcess;
 use super::limits::{self, LimitServerKind};
-use super::load::{self, MeasurementLength, Pace, RequestTemplate, Sample, UdpClient};
+use super::load::{self, MeasurementLength, Pace, RequestTemplate, UdpClient};
 use super::plan::{Benchmark, BenchmarkGroup, Comparison};
-use super::run::ScenarioRun;
+use super::run::{ScenarioRun, Target};
 use super::stop::StopFlag;
 
 mod market;
@@ -48,12 +48,11 @@ fn comparisons(clients: usize) -> Vec<Comparison> {
 
 pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let requests = requests(run);
-    let deals: Vec<(&'static str, RoundGoal)> = [("ROUND", RoundGoal::Cancel), ("PURCHASE", RoundGoal::Buy)]
-        .into_iter()
-        .filter(|(operation, _)| run.is_wanted(operation))
-        .collect();
-    let offers: Vec<(&'static str, RoundGoal)> =
-        run.is_wanted("OFFERS").then_some(("OFFERS", RoundGoal::Cancel)).into_iter().collect();
+    let wanted = |all: &[(&'static str, RoundGoal)]| -> Vec<(&'static str, RoundGoal)> {
+        all.iter().copied().filter(|(operation, _)| run.is_wanted(operation)).collect()
+    };
+    let deals = wanted(&[("ROUND", RoundGoal::Cancel), ("PURCHASE", RoundGoal::Buy)]);
+    let offers = wanted(&[("OFFERS", RoundGoal::Cancel)]);
     run.expect_benchmarks((requests.len() + deals.len() + offers.len()) * run.args.clients().len());
     for clients in run.args.clients() {
         if !requests.is_empty() && !run.stop.is_set() {
@@ -89,29 +88,12 @@ fn requests(run: &ScenarioRun<'_>) -> Vec<&'static str> {
     .collect()
 }
 
-struct TradeTarget {
-    addr: SocketAddr,
-    server: Option<ServerProcess>,
-}
-
-impl TradeTarget {
-    fn start(run: &ScenarioRun<'_>) -> anyhow::Result<TradeTarget> {
-        if let Some(target) = &run.args.target {
-            return Ok(TradeTarget { addr: ScenarioRun::resolve(target)?, server: None });
-        }
-        run.set_status("starting the server");
-        let args = ["--services", "trade", "--trade-port", "0"];
-        let server = ServerProcess::start_p2s2(&args, &run.args.out, run.stop)?;
-        Ok(TradeTarget { addr: server.announced("trade: udp ")?, server: Some(server) })
-    }
-
-    fn with_usage(&self, work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
-        child::with_usage(self.server.as_slice(), work)
-    }
+fn start_target(run: &ScenarioRun<'_>) -> anyhow::Result<Target> {
+    run.target(&["--services", "trade", "--trade-port", "0"], "trade: udp ")
 }
 
 fn measure_requests(run: &mut ScenarioRun<'_>, clients: usize, wanted: &[&'static str]) -> anyhow::Result<()> {
-    let target = TradeTarget::start(run)?;
+    let target = start_target(run)?;
     // At least one client, whose messages give the echo's message sizes.
     let mut status_peers = RegisteredPeers::register(&target, 's', clients, |name, _| {
         format!(r#"{{"type":"STATUS","rq":RQ,"name":"{name}"}}"#)
@@ -128,11 +110,12 @@ fn measure_requests(run: &mut ScenarioRun<'_>, clients: usize, wanted: &[&'stati
         register_peers.clients.iter_mut().try_for_each(|client| client.learn_response("REGISTERED").map(|_| ()))?;
         register_peers
     } else {
-        RegisteredPeers::none()
+        RegisteredPeers::default()
     };
     let echo = status_peers.clients[0].call().expecting_echo();
-    let mut bare = EchoServer::start(run, LimitServerKind::Bare, clients, &echo, answer_bytes)?;
-    let mut threads = EchoServer::start(run, LimitServerKind::Threads, clients, &echo, answer_bytes)?;
+    let echo_servers = |kind, name| start_echo(run, kind, name, clients, &echo, answer_bytes);
+    let (bare_server, mut bare) = echo_servers(LimitServerKind::Bare, "bare")?;
+    let (threads_server, mut threads) = echo_servers(LimitServerKind::Threads, "threads")?;
     let names = register_peers.names.clone();
     let out = run.args.out.clone();
     let commit = |per_commit| {
@@ -141,26 +124,26 @@ fn measure_requests(run: &mut ScenarioRun<'_>, clients: usize, wanted: &[&'stati
             limits::commit(out, names, per_commit, length.for_clients(clients), stop)
         }
     };
-    let (target, register) = (&target, &mut register_peers.clients);
+    let (server, register) = (target.server.as_slice(), &mut register_peers.clients);
     let (status, rate) = (std::cell::RefCell::new(&mut status_peers.clients), std::cell::Cell::new(0.0));
-    let mut paced = |length: MeasurementLength, stop: &StopFlag| {
+    let paced = |length: MeasurementLength, stop: &StopFlag| {
         // The rate of the last closed loop.
         let pace = Pace::from_total(rate.get() * PACED_SHARE, clients);
-        target.with_usage(|| load::run_paced(&mut status.borrow_mut(), pace, length, stop))
+        load::run(&mut status.borrow_mut(), Some(pace), length, stop)
     };
-    let mut closed_loop = |length: MeasurementLength, stop: &StopFlag| {
-        let sample = target.with_usage(|| load::run(&mut status.borrow_mut(), length, stop))?;
+    let closed_loop = |length: MeasurementLength, stop: &StopFlag| {
+        let sample = load::run(&mut status.borrow_mut(), None, length, stop)?;
         rate.set(sample.ops_per_s());
         Ok(sample)
     };
     let status_is_wanted = run.is_wanted("STATUS");
     let mut benchmarks = vec![
-        Benchmark::new("threads", |length, stop| threads.run(length, stop)),
-        Benchmark::limit("bare", |length, stop| bare.run(length, stop)),
-        Benchmark { is_limit: !status_is_wanted, ..Benchmark::new("STATUS", &mut closed_loop) },
-        Benchmark::new("PACED", &mut paced),
+        Benchmark::new("threads", |length, stop| load::run(&mut threads, None, length, stop)).on(&threads_server),
+        Benchmark::limit("bare", |length, stop| load::run(&mut bare, None, length, stop)).on(&bare_server),
+        Benchmark { is_limit: !status_is_wanted, ..Benchmark::new("STATUS", closed_loop).on(server) },
+        Benchmark::new("PACED", paced).on(server),
         Benchmark { starts_fresh: true, ..Benchmark::limit(COMMIT_1, commit(1)) },
-        Benchmark::new("REGISTER", |length, stop| target.with_usage(|| load::run(register, length, stop))),
+        Benchmark::new("REGISTER", |length, stop| load::run(register, None, length, stop)).on(server),
         Benchmark { starts_fresh: true, ..Benchmark::limit(COMMIT_100, commit(100)) },
     ];
     benchmarks.retain(|benchmark| wanted.contains(&benchmark.name));
@@ -170,33 +153,22 @@ fn measure_requests(run: &mut ScenarioRun<'_>, clients: usize, wanted: &[&'stati
     run.measure(BenchmarkGroup { clients, benchmarks, comparisons })
 }
 
-struct EchoServer {
-    server: ServerProcess,
-    clients: Vec<UdpClient>,
+/// A server that echoes, and clients that call it.
+fn start_echo(
+    run: &ScenarioRun<'_>,
+    kind: LimitServerKind,
+    name: &str,
+    clients: usize,
+    call: &RequestTemplate,
+    answer_bytes: usize,
+) -> anyhow::Result<([ServerProcess; 1], Vec<UdpClient>)> {
+    run.set_status("starting the limits");
+    let (server, addr) = kind.start(run, name, ["--answer-bytes".to_owned(), answer_bytes.to_string()])?;
+    let connect = |_| UdpClient::connect(addr, call.clone()).context("cannot open a socket for each client");
+    Ok(([server], (0..clients).map(connect).collect::<Result<_, _>>()?))
 }
 
-impl EchoServer {
-    fn start(
-        run: &ScenarioRun<'_>,
-        kind: LimitServerKind,
-        clients: usize,
-        call: &RequestTemplate,
-        answer_bytes: usize,
-    ) -> anyhow::Result<EchoServer> {
-        run.set_status("starting the limits");
-        let own = std::env::current_exe().context("cannot tell where this program lies")?;
-        let server =
-            ServerProcess::start(kind.name(), &own, &run.args.out, |_| kind.program_args(answer_bytes), run.stop)?;
-        let addr = server.announced("udp ")?;
-        let connect = |_| UdpClient::connect(addr, call.clone()).context("cannot open a socket for each client");
-        Ok(EchoServer { clients: (0..clients).map(connect).collect::<Result<_, _>>()?, server })
-    }
-
-    fn run(&mut self, length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
-        child::with_usage(std::slice::from_ref(&self.server), || load::run(&mut self.clients, length, stop))
-    }
-}
-
+#[derive(Default)]
 struct RegisteredPeers {
     names: Vec<String>,
     clients: Vec<UdpClient>,
@@ -205,17 +177,13 @@ struct RegisteredPeers {
 }
 
 impl RegisteredPeers {
-    fn none() -> RegisteredPeers {
-        RegisteredPeers { names: Vec::new(), clients: Vec::new(), guests: Vec::new() }
-    }
-
     fn register(
-        target: &TradeTarget,
+        target: &Target,
         kind: char,
         count: usize,
         text: impl Fn(&str, SocketAddr) -> String,
     ) -> anyhow::Result<RegisteredPeers> {
-        let mut peers = RegisteredPeers::none();
+        let mut peers = RegisteredPeers::default();
         for nth in 0..count {
             let name = name(kind, nth);
             let socket = load::connect(target.addr).context("cannot open a socket for each client")?;
@@ -267,12 +235,11 @@ fn measure_deals(
     (buyers, sellers): (usize, usize),
     wanted: &[(&'static str, RoundGoal)],
 ) -> anyhow::Result<()> {
-    let target = TradeTarget::start(run)?;
+    let target = start_target(run)?;
     let market = Market::open(target.addr, buyers, sellers, target.server.is_none())?;
-    let (target, market) = (&target, &market);
     let benchmark = |(name, goal): &(&'static str, RoundGoal)| {
-        let goal = *goal;
-        Benchmark::new(name, move |length, stop| target.with_usage(|| market.trade(goal, length, stop)))
+        let (goal, market) = (*goal, &market);
+        Benchmark::new(name, move |length, stop| market.trade(goal, length, stop)).on(target.server.as_slice())
     };
     run.measure(BenchmarkGroup { clients, benchmarks: wanted.iter().map(benchmark).collect(), comparisons: Vec::new() })
 }

@@ -10,15 +10,16 @@
 //! a file, and one fdatasync at the end.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
 use super::child::WorkDir;
-use super::load::{MeasurementLength, Sample};
+use super::load::{self, MeasurementLength, Sample};
 use super::plan::{Benchmark, BenchmarkGroup, Comparison};
 use super::run::ScenarioRun;
 use super::share::{ShareNetwork, ShareNode};
@@ -52,7 +53,7 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let (three, sources) = (run.is_wanted("THREE"), run.is_wanted("SOURCES"));
     run.expect_benchmarks(sizes.len() * 2 + if three { 2 } else { 0 } + if sources { 2 } else { 0 });
     let network = ShareNetwork::start(run, NODES)?;
-    let files = TestFiles { dir: network.dir.path(), next: std::cell::Cell::new(0) };
+    let files = TestFiles { dir: network.dir.path(), next: AtomicU64::new(0) };
     for (name, bytes, fetches) in sizes {
         if run.stop.is_set() {
             return Ok(());
@@ -60,7 +61,9 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
         run.set_status("publishing a file");
         let fname = format!("{name}.bin");
         network.nodes[0].publish(&files.create(&fname, bytes)?, &fname, run.stop)?;
-        measure_size(run, &network, &files, name, &fname, bytes, fetches)?;
+        let file = PublishedFile { files: &files, fname: &fname, bytes };
+        let required = (name == "1GB").then_some(0.4);
+        measure_fetches(run, &network.nodes[1..], &file, name, |length| count(length, fetches), required)?;
     }
     if !(three || sources) || run.stop.is_set() {
         return Ok(());
@@ -70,7 +73,7 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
     let shared = files.create("shared.bin", bytes)?;
     network.nodes[0].publish(&shared, "shared.bin", run.stop)?;
     if three {
-        measure_three(run, &network, &files, bytes)?;
+        measure_three(run, &network, &PublishedFile { files: &files, fname: "shared.bin", bytes })?;
     }
     if sources && !run.stop.is_set() {
         // The same content from other nodes, under a name that no node tracks yet.
@@ -79,76 +82,41 @@ pub fn measure(run: &mut ScenarioRun<'_>) -> anyhow::Result<()> {
             fs::copy(&shared, &copy).context("cannot copy below --out")?;
             node.publish(&copy, "sources.bin", run.stop)?;
         }
-        measure_sources(run, &network, &files, bytes)?;
+        let file = PublishedFile { files: &files, fname: "sources.bin", bytes };
+        measure_fetches(run, &network.nodes[NODES - 1..], &file, "SOURCES", |_length| 1, None)?;
     }
     Ok(())
 }
 
-fn measure_size(
+/// Fetches as many as `count` says, one after the other, each by the next of these nodes.
+fn measure_fetches(
     run: &mut ScenarioRun<'_>,
-    network: &ShareNetwork,
-    files: &TestFiles<'_>,
+    fetchers: &[ShareNode],
+    file: &PublishedFile<'_>,
     name: &'static str,
-    fname: &str,
-    bytes: u64,
-    fetches: u64,
+    count: impl Fn(MeasurementLength) -> u64,
+    required: Option<f64>,
 ) -> anyhow::Result<()> {
-    let fetchers = &network.nodes[1..];
     let out = run.args.out.clone();
     let benchmarks = vec![
-        Benchmark::limit("copy", |length, stop| copy_repeatedly(&out, bytes, count(length, fetches), stop)),
+        Benchmark::limit("copy", |length, stop| copy_repeatedly(&out, file.bytes, count(length), stop)),
         Benchmark::new(name, |length, stop| {
-            let mut sample = Sample::new();
-            let started = Instant::now();
-            for nth in 0..count(length, fetches) {
-                if stop.is_set() {
-                    break;
-                }
-                let node = &fetchers[nth as usize % fetchers.len()];
-                fetch(node, fname, bytes, &files.unused_path(), stop, &mut sample)?;
-            }
-            sample.elapsed = started.elapsed();
-            Ok(sample)
+            Sample::timed(|sample| {
+                let mut nodes = fetchers.iter().cycle().take(count(length) as usize);
+                nodes.try_for_each(|node| file.fetch(node, stop, sample))
+            })
         })
-        .on(&network.nodes[1].process),
+        .on(&fetchers[0].process),
     ];
-    let required = (name == "1GB").then_some(0.4);
-    run.measure(BenchmarkGroup {
-        clients: 1,
-        benchmarks,
-        comparisons: vec![Comparison { result: name, limits: &["copy"], required }],
-    })
+    let comparisons = vec![Comparison { result: name, limits: &["copy"], required }];
+    run.measure(BenchmarkGroup { clients: 1, benchmarks, comparisons })
 }
 
 /// Three concurrent fetches, compared with a single one; together they carry three times as many bytes.
-fn measure_three(
-    run: &mut ScenarioRun<'_>,
-    network: &ShareNetwork,
-    files: &TestFiles<'_>,
-    bytes: u64,
-) -> anyhow::Result<()> {
-    let fetch_concurrently = |nodes: &[ShareNode], stop: &StopFlag| -> anyhow::Result<Sample> {
-        let mut total = Sample::new();
-        let started = Instant::now();
-        let samples = std::thread::scope(|scope| {
-            let fetching: Vec<_> = nodes
-                .iter()
-                .map(|node| {
-                    let path = files.unused_path();
-                    scope.spawn(move || {
-                        let mut sample = Sample::new();
-                        fetch(node, "shared.bin", bytes, &path, stop, &mut sample).map(|()| sample)
-                    })
-                })
-                .collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<Sample>>| {
-                thread.join().map_err(|_| anyhow::anyhow!("a fetch panicked"))?
-            };
-            fetching.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()
-        })?;
-        samples.iter().for_each(|sample| total.merge(sample));
-        total.elapsed = started.elapsed();
-        Ok(total)
+fn measure_three(run: &mut ScenarioRun<'_>, network: &ShareNetwork, file: &PublishedFile<'_>) -> anyhow::Result<()> {
+    let fetch_concurrently = |nodes: &[ShareNode], stop: &StopFlag| {
+        let mut nodes: Vec<&ShareNode> = nodes.iter().collect();
+        load::run_all(&mut nodes, |_nth, node| Sample::timed(|sample| file.fetch(node, stop, sample)))
     };
     let benchmarks = vec![
         Benchmark::limit("one alone", |_length, stop| fetch_concurrently(&network.nodes[1..2], stop)),
@@ -159,32 +127,6 @@ fn measure_three(
     run.measure(BenchmarkGroup { clients: 3, benchmarks, comparisons: vec![comparison] })
 }
 
-fn measure_sources(
-    run: &mut ScenarioRun<'_>,
-    network: &ShareNetwork,
-    files: &TestFiles<'_>,
-    bytes: u64,
-) -> anyhow::Result<()> {
-    let out = run.args.out.clone();
-    let last = &network.nodes[NODES - 1];
-    let benchmarks = vec![
-        Benchmark::limit("copy", |_length, stop| copy_repeatedly(&out, bytes, 1, stop)),
-        Benchmark::new("SOURCES", |_length, stop| {
-            let mut sample = Sample::new();
-            let started = Instant::now();
-            fetch(last, "sources.bin", bytes, &files.unused_path(), stop, &mut sample)?;
-            sample.elapsed = started.elapsed();
-            Ok(sample)
-        })
-        .on(&last.process),
-    ];
-    run.measure(BenchmarkGroup {
-        clients: 1,
-        benchmarks,
-        comparisons: vec![Comparison { result: "SOURCES", limits: &["copy"], required: None }],
-    })
-}
-
 /// The number of fetches: as given with `--calls`, else fixed, since a time does not tell how many fit into it.
 fn count(length: MeasurementLength, fetches: u64) -> u64 {
     match length {
@@ -193,30 +135,37 @@ fn count(length: MeasurementLength, fetches: u64) -> u64 {
     }
 }
 
-fn fetch(
-    node: &ShareNode,
-    fname: &str,
+/// A file that nodes can fetch.
+struct PublishedFile<'f> {
+    files: &'f TestFiles<'f>,
+    fname: &'f str,
     bytes: u64,
-    path: &Path,
-    stop: &StopFlag,
-    sample: &mut Sample,
-) -> anyhow::Result<()> {
-    let took = node.fetch(fname, path, stop)?;
-    if stop.is_set() {
-        return Ok(());
+}
+
+impl PublishedFile<'_> {
+    /// Does nothing once the flag is set.
+    fn fetch(&self, node: &ShareNode, stop: &StopFlag, sample: &mut Sample) -> anyhow::Result<()> {
+        if stop.is_set() {
+            return Ok(());
+        }
+        let (fname, path) = (self.fname, self.files.unused_path());
+        let took = node.fetch(fname, &path, stop)?;
+        if stop.is_set() {
+            return Ok(());
+        }
+        let length = fs::metadata(&path).with_context(|| format!("{fname} was fetched and is not there"))?.len();
+        ensure!(length == self.bytes, "{fname} has {length} bytes instead of {}", self.bytes);
+        fs::remove_file(&path)?;
+        sample.record(true, took);
+        sample.bytes += self.bytes;
+        Ok(())
     }
-    let length = fs::metadata(path).with_context(|| format!("{fname} was fetched and is not there"))?.len();
-    ensure!(length == bytes, "{fname} has {length} bytes instead of {bytes}");
-    fs::remove_file(path)?;
-    sample.record_success(took);
-    sample.bytes += bytes;
-    Ok(())
 }
 
 /// Files in the folder from which nodes may share.
 struct TestFiles<'d> {
     dir: &'d Path,
-    next: std::cell::Cell<u64>,
+    next: AtomicU64,
 }
 
 impl TestFiles<'_> {
@@ -226,8 +175,7 @@ impl TestFiles<'_> {
 
     /// A path that does not exist yet.
     fn unused_path(&self) -> PathBuf {
-        self.next.set(self.next.get() + 1);
-        self.path(&format!("fetched-{}.bin", self.next.get()))
+        self.path(&format!("fetched-{}.bin", self.next.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// Creates a file of pseudo-random content, so that no two pieces are equal.
@@ -235,15 +183,10 @@ impl TestFiles<'_> {
         let path = self.path(name);
         let mut hasher = blake3::Hasher::new();
         hasher.update(name.as_bytes());
-        let mut random = hasher.finalize_xof();
-        let mut file = File::create(&path).context("cannot write below --out")?;
-        let (mut left, mut chunk) = (bytes, vec![0; CHUNK_BYTES]);
-        while left > 0 {
-            let length = left.min(CHUNK_BYTES as u64) as usize;
-            random.fill(&mut chunk[..length]);
-            file.write_all(&chunk[..length])?;
-            left -= length as u64;
-        }
+        let file = File::create(&path).context("cannot write below --out")?;
+        let mut writer = BufWriter::with_capacity(CHUNK_BYTES, &file);
+        io::copy(&mut hasher.finalize_xof().take(bytes), &mut writer)?;
+        writer.flush()?;
         file.sync_all()?;
         Ok(path)
     }
@@ -251,21 +194,20 @@ impl TestFiles<'_> {
 
 fn copy_repeatedly(out: &Path, bytes: u64, count: u64, stop: &StopFlag) -> anyhow::Result<Sample> {
     let dir = WorkDir::create(out)?;
-    let mut sample = Sample::new();
-    let started = Instant::now();
-    for _ in 0..count {
-        if stop.is_set() {
-            break;
+    Sample::timed(|sample| {
+        for _ in 0..count {
+            if stop.is_set() {
+                break;
+            }
+            let begun = Instant::now();
+            let path = dir.path().join("copy.bin");
+            copy(&path, bytes)?;
+            sample.record(true, begun.elapsed());
+            sample.bytes += bytes;
+            fs::remove_file(&path)?;
         }
-        let begun = Instant::now();
-        let path = dir.path().join("copy.bin");
-        copy(&path, bytes)?;
-        sample.record_success(begun.elapsed());
-        sample.bytes += bytes;
-        fs::remove_file(&path)?;
-    }
-    sample.elapsed = started.elapsed();
-    Ok(sample)
+        Ok(())
+    })
 }
 
 /// Copies from memory through a socket to a file, which is on disk at the end.
@@ -316,7 +258,7 @@ mod tests {
     #[test]
     fn files_are_made_of_what_does_not_repeat() {
         let out = tempfile::tempdir().unwrap();
-        let files = TestFiles { dir: out.path(), next: std::cell::Cell::new(0) };
+        let files = TestFiles { dir: out.path(), next: AtomicU64::new(0) };
         let made = fs::read(files.create("a.bin", 3 * CHUNK_BYTES as u64 + 7).unwrap()).unwrap();
         assert_eq!(made.len(), 3 * CHUNK_BYTES + 7);
         assert_ne!(made[..1000], made[CHUNK_BYTES..][..1000]);

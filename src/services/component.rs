@@ -7,13 +7,13 @@ use std::time::Duration;
 use super::announcement::{AnnounceConfig, Announcer};
 use super::listeners::Listeners;
 use super::resources::{self, SharedResources};
-use super::shop::{self, CustomerService, ProductService};
-use super::stores;
+use super::shop::{self, CustomerService, DatabaseService, ProductService};
 use super::tls::TlsConfig;
+use super::{ServiceProcess, stores};
 use crate::model::FeeRate;
 use crate::net::cluster;
 use crate::net::limits::RequestedBounds;
-use crate::shop::frontend::{self, DatabaseLocation, FrontendConfig, FrontendServer};
+use crate::shop::frontend::{self, DatabaseLocation, FrontendConfig};
 use crate::shop::listener::ShopContext;
 use crate::shop::ops::Role;
 
@@ -44,80 +44,55 @@ pub struct FrontendComponentConfig {
     pub announce: AnnounceConfig,
 }
 
-pub struct ComponentProcess {
-    listeners: Listeners,
-    component: Component,
+/// Starts the product database.
+pub fn product(config: &ComponentConfig, port: u16, hold_timeout: Duration) -> anyhow::Result<ServiceProcess> {
+    let dir = config.data_dir.as_path();
+    let lock = ProductService::lock(dir)?;
+    stores::check_product_stores(dir)?;
+    let context = component_context(config)?;
+    let addr = SocketAddr::new(config.bind, port);
+    Ok(database_process(ProductService::start(addr, "--port", &context, (dir, lock), hold_timeout)?))
 }
 
-enum Component {
-    Product(ProductService),
-    Customer(CustomerService),
-    Frontend(FrontendServer, Announcer),
+/// Starts the customer database.
+pub fn customer(
+    config: &ComponentConfig,
+    port: u16,
+    session_timeout: Duration,
+    fee: FeeRate,
+) -> anyhow::Result<ServiceProcess> {
+    let dir = config.data_dir.as_path();
+    let lock = CustomerService::lock(dir)?;
+    stores::check_customer_stores(dir)?;
+    let context = component_context(config)?;
+    let addr = SocketAddr::new(config.bind, port);
+    Ok(database_process(CustomerService::start(addr, "--port", &context, (dir, lock), session_timeout, fee)?))
 }
 
-impl ComponentProcess {
-    pub fn product(config: &ComponentConfig, port: u16, hold_timeout: Duration) -> anyhow::Result<ComponentProcess> {
-        let dir = config.data_dir.as_path();
-        let lock = ProductService::lock(dir)?;
-        stores::check_product_stores(dir)?;
-        let context = component_context(config)?;
-        let addr = SocketAddr::new(config.bind, port);
-        let product = ProductService::start(addr, "--port", &context, (dir, lock), hold_timeout)?;
-        let mut listeners = Listeners::default();
-        let local = product.local_addr();
-        listeners.add(format!("product-db: tcp {local}"), "product_db", local);
-        Ok(ComponentProcess { listeners, component: Component::Product(product) })
-    }
+fn database_process<Db: 'static>(database: DatabaseService<Db>) -> ServiceProcess {
+    let mut listeners = Listeners::default();
+    database.add_to(&mut listeners);
+    ServiceProcess::new(listeners, SHUTDOWN_GRACE, move |grace| database.stop(grace))
+}
 
-    pub fn customer(
-        config: &ComponentConfig,
-        port: u16,
-        session_timeout: Duration,
-        fee: FeeRate,
-    ) -> anyhow::Result<ComponentProcess> {
-        let dir = config.data_dir.as_path();
-        let lock = CustomerService::lock(dir)?;
-        stores::check_customer_stores(dir)?;
-        let context = component_context(config)?;
-        let addr = SocketAddr::new(config.bind, port);
-        let customer = CustomerService::start(addr, "--port", &context, (dir, lock), session_timeout, fee)?;
-        let mut listeners = Listeners::default();
-        let local = customer.local_addr();
-        listeners.add(format!("customer-db: tcp {local}"), "customer_db", local);
-        Ok(ComponentProcess { listeners, component: Component::Customer(customer) })
-    }
-
-    pub fn frontend(config: &ComponentConfig, own: FrontendComponentConfig) -> anyhow::Result<ComponentProcess> {
-        let FrontendComponentConfig { role, ports, product, customer, announce } = own;
-        let context = component_context(config)?;
-        let addrs = ports.iter().map(|port| SocketAddr::new(config.bind, *port)).collect();
-        let frontend = FrontendConfig { role, addrs, product, customer, databases: DatabaseLocation::Remote };
-        let mut listeners = Listeners::default();
-        let server = shop::start_frontend(frontend, "--port", &context, &mut listeners)?;
-        let command = match role {
-            Role::Seller => "seller-server",
-            Role::Buyer => "buyer-server",
-        };
-        let announced = std::mem::take(&mut listeners.announced);
-        let announcer = Announcer::start(&announce, command, config.bind, announced);
-        Ok(ComponentProcess { listeners, component: Component::Frontend(server, announcer) })
-    }
-
-    pub fn listeners(&self) -> &Listeners {
-        &self.listeners
-    }
-
-    pub fn stop(self) {
-        log::info!("stopping: no new work; what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
-        match self.component {
-            Component::Product(product) => product.stop(SHUTDOWN_GRACE),
-            Component::Customer(customer) => customer.stop(SHUTDOWN_GRACE),
-            Component::Frontend(server, announcer) => {
-                announcer.stop();
-                server.stop(SHUTDOWN_GRACE);
-            }
-        }
-    }
+/// Starts a frontend.
+pub fn frontend(config: &ComponentConfig, own: FrontendComponentConfig) -> anyhow::Result<ServiceProcess> {
+    let FrontendComponentConfig { role, ports, product, customer, announce } = own;
+    let context = component_context(config)?;
+    let addrs = ports.iter().map(|port| SocketAddr::new(config.bind, *port)).collect();
+    let frontend = FrontendConfig { role, addrs, product, customer, databases: DatabaseLocation::Remote };
+    let mut listeners = Listeners::default();
+    let server = shop::start_frontend(frontend, "--port", &context, &mut listeners)?;
+    let command = match role {
+        Role::Seller => "seller-server",
+        Role::Buyer => "buyer-server",
+    };
+    let announced = std::mem::take(&mut listeners.announced);
+    let announcer = Announcer::start(&announce, command, config.bind, announced);
+    Ok(ServiceProcess::new(listeners, SHUTDOWN_GRACE, move |grace| {
+        announcer.stop();
+        server.stop(grace);
+    }))
 }
 
 fn component_context(config: &ComponentConfig) -> anyhow::Result<ShopContext> {

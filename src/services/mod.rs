@@ -20,9 +20,27 @@ pub mod tls;
 mod trade;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use listeners::Listeners;
 pub use resources::prepare_process;
+
+/// What runs in a process, until it is stopped.
+pub struct ServiceProcess {
+    pub listeners: Listeners,
+    pub stop: Box<dyn FnOnce()>,
+}
+
+impl ServiceProcess {
+    /// `stop` gets the time that what is in hand has.
+    fn new(listeners: Listeners, grace: Duration, stop: impl FnOnce(Duration) + 'static) -> ServiceProcess {
+        let stop = move || {
+            log::info!("stopping: no new work; what is in hand has {} s", grace.as_secs());
+            stop(grace);
+        };
+        ServiceProcess { listeners, stop: Box::new(stop) }
+    }
+}
 
 /// Reads counters or sizes for the metrics, and nothing once their owner has ended: the metrics may outlive a service,
 /// and the HTTP server itself holds them.

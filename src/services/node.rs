@@ -12,7 +12,7 @@ use super::listeners::{Listeners, port_in_use};
 use super::resources::SharedResources;
 use super::running_nodes::{self, NodeRecordFile};
 use super::tls::TlsConfig;
-use super::{page_urls, stores};
+use super::{ServiceProcess, page_urls, stores};
 use crate::model::{Clock, Name};
 use crate::net::http::{HttpServer, RequestPolicy};
 use crate::net::limits::RequestedBounds;
@@ -65,68 +65,48 @@ pub struct NodeProcessConfig {
     pub tls: TlsConfig,
 }
 
-pub struct NodeProcess {
-    listeners: Listeners,
-    http: HttpServer,
-    nodes: Arc<Nodes>,
-    store: NodeStore,
-    _record: Option<NodeRecordFile>,
-    _lock: DataDirLock,
-}
+/// Starts a node. The process must have been prepared for [`OWN_FILES`].
+pub fn start(config: NodeProcessConfig) -> anyhow::Result<ServiceProcess> {
+    let NodeProcessConfig { name, settings, tls, .. } = &config;
+    let data_dir = &settings.data_dir;
+    let lock = DataDirLock::acquire(data_dir)?;
+    // Checked before a certificate is created.
+    stores::check_node_stores(data_dir)?;
+    let identity = api_identity(&config)?;
+    let repo = config.repo.clone().unwrap_or_else(|| data_dir.join("repo"));
+    create_private_dir(&repo).with_context(|| format!("--repo: cannot create {}", repo.display()))?;
+    let wanted = RequestedBounds {
+        connections: CONNECTIONS_MAX,
+        own_files: OWN_FILES,
+        other_threads: OTHER_THREADS,
+        other_files: OTHER_THREADS,
+    };
+    let resources = SharedResources::within_bounds(wanted, "connections at once:", "share");
+    // Bound before anything in the data dir is changed.
+    let listener = api_listener(config.api_ip, config.api_port)?;
+    let store = NodeStore::open(data_dir)?;
+    let clock = Clock::start();
+    let nodes = Arc::new(start_nodes(&config, &repo, &resources, identity.clone(), &store, clock)?);
 
-impl NodeProcess {
-    /// The process must have been prepared for [`OWN_FILES`].
-    pub fn start(config: NodeProcessConfig) -> anyhow::Result<NodeProcess> {
-        let NodeProcessConfig { name, settings, tls, .. } = &config;
-        let data_dir = &settings.data_dir;
-        let lock = DataDirLock::acquire(data_dir)?;
-        // Checked before a certificate is created.
-        stores::check_node_stores(data_dir)?;
-        let identity = api_identity(&config)?;
-        let repo = config.repo.clone().unwrap_or_else(|| data_dir.join("repo"));
-        create_private_dir(&repo).with_context(|| format!("--repo: cannot create {}", repo.display()))?;
-        let wanted = RequestedBounds {
-            connections: CONNECTIONS_MAX,
-            own_files: OWN_FILES,
-            other_threads: OTHER_THREADS,
-            other_files: OTHER_THREADS,
-        };
-        let resources = SharedResources::within_bounds(wanted, "connections at once:", "share");
-        // Bound before anything in the data dir is changed.
-        let listener = api_listener(config.api_ip, config.api_port)?;
-        let store = NodeStore::open(data_dir)?;
-        let clock = Clock::start();
-        let nodes = Arc::new(start_nodes(&config, &repo, &resources, identity.clone(), &store, clock)?);
-
-        let api = ApiClient::new(
-            &settings.server_host,
-            config.server_api_port,
-            config.server_cert.as_deref(),
-            SERVER_TIMEOUT,
-        );
-        let handler = Site::of_node(ClientApi::new(Arc::clone(&nodes), Authenticator::new(api, store.clone(), clock)));
-        let fingerprint = identity.as_ref().map(|identity| identity.fingerprint().to_owned());
-        let http_context = resources.http_context(identity, tls.insecure, config.policy.clone());
-        let http =
-            HttpServer::start(listener, http_context, Arc::new(handler)).context("cannot serve the client API")?;
-        let peer = nodes.peer_addr(name).context("the node has ended")?;
-        let api_addr = http.local_addr();
-        let record = write_record(name, api_addr, fingerprint.as_deref());
-        let listeners = listeners(peer, api_addr, fingerprint.is_some());
-        Ok(NodeProcess { listeners, http, nodes, store, _record: record, _lock: lock })
-    }
-
-    pub fn listeners(&self) -> &Listeners {
-        &self.listeners
-    }
-
-    pub fn stop(self) {
+    let api =
+        ApiClient::new(&settings.server_host, config.server_api_port, config.server_cert.as_deref(), SERVER_TIMEOUT);
+    let handler = Site::of_node(ClientApi::new(Arc::clone(&nodes), Authenticator::new(api, store.clone(), clock)));
+    let fingerprint = identity.as_ref().map(|identity| identity.fingerprint().to_owned());
+    let http_context = resources.http_context(identity, tls.insecure, config.policy.clone());
+    let http = HttpServer::start(listener, http_context, Arc::new(handler)).context("cannot serve the client API")?;
+    let peer = nodes.peer_addr(name).context("the node has ended")?;
+    let api_addr = http.local_addr();
+    let record = write_record(name, api_addr, fingerprint.as_deref());
+    let listeners = listeners(peer, api_addr, fingerprint.is_some());
+    let stop = move || {
         log::info!("stopping: what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
         let deadline = Instant::now() + SHUTDOWN_GRACE;
-        self.http.stop(API_SHUTDOWN_GRACE);
-        self.nodes.stop(deadline.saturating_duration_since(Instant::now()));
-        self.store.database().close();
-    }
+        http.stop(API_SHUTDOWN_GRACE);
+        nodes.stop(deadline.saturating_duration_since(Instant::now()));
+        store.database().close();
+        drop((http, nodes, store, record, lock));
+    };
+    Ok(ServiceProcess { listeners, stop: Box::new(stop) })
 }
 
 fn api_identity(config: &NodeProcessConfig) -> anyhow::Result<Option<Arc<TlsIdentity>>> {

@@ -48,12 +48,15 @@ pub fn default_data_dir(prefix: &str, name: &Name) -> PathBuf {
 
 /// The user's configuration folder for all programs (sessions, confirmed servers). It is not created.
 pub fn config_folder() -> anyhow::Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder = variable("XDG_CONFIG_HOME")
-        .or_else(|| variable("HOME").map(|home| home.join(".config")))
-        .or_else(|| variable("APPDATA"))
-        .context("where is your configuration folder? Set XDG_CONFIG_HOME")?;
+    let folder = user_folder("XDG_CONFIG_HOME", ".config", "APPDATA");
+    let folder = folder.context("where is your configuration folder? Set XDG_CONFIG_HOME")?;
     Ok(folder.join("p2s2"))
+}
+
+/// A folder of the user: what the variable of XDG names, else one below the home folder, else that of Windows.
+pub(super) fn user_folder(xdg: &str, below_home: &str, windows: &str) -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    variable(xdg).or_else(|| variable("HOME").map(|home| home.join(below_home))).or_else(|| variable(windows))
 }
 
 #[cfg(test)]

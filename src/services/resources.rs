@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::bail;
-
 use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
 use crate::net::http::{HttpContext, HttpLimits, RequestPolicy};
 use crate::net::limits::{self, MachineBounds, RequestedBounds};
@@ -21,10 +19,7 @@ pub struct SharedResources {
 
 /// `advice` says what the operator can do if the machine allows fewer files.
 pub fn prepare_process(own_files: u64, advice: &str) -> anyhow::Result<()> {
-    match limits::prepare_process(own_files) {
-        Ok(()) => Ok(()),
-        Err(too_few) => bail!("{too_few}: {advice}"),
-    }
+    limits::prepare_process(own_files).map_err(|too_few| anyhow::anyhow!("{too_few}: {advice}"))
 }
 
 impl SharedResources {

@@ -57,14 +57,21 @@ pub fn write_node_record(name: &Name, api_addr: SocketAddr, cert: Option<&str>) 
     Ok(NodeRecordFile(path))
 }
 
+/// Which node a command is for.
+#[derive(Debug)]
+pub struct NodeQuery<'a> {
+    /// The address given with `--api-port`.
+    pub addr: Option<SocketAddr>,
+    pub name: Option<&'a Name>,
+    pub cert: Option<&'a str>,
+    /// For a node that has no record file.
+    pub default_addr: SocketAddr,
+}
+
 /// Finds the node that a command is for: the one at the given address, the one of the given name, or the only one that
 /// runs here.
-pub fn find(
-    addr: Option<SocketAddr>,
-    name: Option<&Name>,
-    cert: Option<&str>,
-    default_addr: SocketAddr,
-) -> anyhow::Result<RunningNode> {
+pub fn find(query: &NodeQuery<'_>) -> anyhow::Result<RunningNode> {
+    let NodeQuery { addr, name, cert, default_addr } = *query;
     if let Some(api_addr) = addr {
         let found = identify(api_addr, cert)?;
         if let Some(name) = name.filter(|name| **name != found.name) {
@@ -152,10 +159,7 @@ fn read_record(path: &Path) -> Option<NodeRecord> {
 
 /// The folder of record files. They belong to this machine and user, whatever configuration is used.
 fn records_folder() -> anyhow::Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = variable("XDG_STATE_HOME")
-        .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
-        .or_else(|| variable("LOCALAPPDATA"))
-        .context("where is your home folder? Set HOME")?;
+    let state = paths::user_folder("XDG_STATE_HOME", ".local/state", "LOCALAPPDATA");
+    let state = state.context("where is your home folder? Set HOME")?;
     Ok(state.join("p2s2").join("nodes"))
 }

@@ -10,9 +10,9 @@ use super::listeners::Listeners;
 use super::resources::{self, SharedResources};
 use super::share::{ShareService, ShareServiceConfig, ShareServiceDeps};
 use super::shop::{self, ShopConfig, ShopService};
-use super::stores;
 use super::tls::TlsConfig;
 use super::trade::TradeService;
+use super::{ServiceProcess, stores};
 use crate::net::limits::RequestedBounds;
 use crate::shop::frontend;
 use crate::storage::lock::DataDirLock;
@@ -47,77 +47,61 @@ pub struct ServerConfig {
     pub announce: AnnounceConfig,
 }
 
-pub struct ServerProcess {
-    listeners: Listeners,
-    announcer: Announcer,
-    share: ShareService,
-    shop: Option<Arc<ShopService>>,
-    trade: Option<TradeService>,
-    _lock: DataDirLock,
-}
+/// Starts what is configured.
+pub fn start(config: ServerConfig) -> anyhow::Result<ServiceProcess> {
+    let lock = DataDirLock::acquire(&config.data_dir)?;
+    let shop_locks = config.shop.is_some().then(|| ShopService::lock(&config.data_dir)).transpose()?;
+    let has_registry = config.share.registry.is_some();
+    // Checked before a certificate or key is created: such files would make the data dir look like a used one.
+    stores::check_server_stores(&config.data_dir, config.trade.is_some(), config.shop.is_some(), has_registry)?;
+    let resources = shared_resources(&config)?;
+    let ServerConfig { bind, data_dir, trade, shop, share, tls, announce, .. } = config;
 
-impl ServerProcess {
-    pub fn start(config: ServerConfig) -> anyhow::Result<ServerProcess> {
-        let lock = DataDirLock::acquire(&config.data_dir)?;
-        let shop_locks = config.shop.is_some().then(|| ShopService::lock(&config.data_dir)).transpose()?;
-        let has_registry = config.share.registry.is_some();
-        // Checked before a certificate or key is created: such files would make the data dir look like a used one.
-        stores::check_server_stores(&config.data_dir, config.trade.is_some(), config.shop.is_some(), has_registry)?;
-        let resources = shared_resources(&config)?;
-        let ServerConfig { bind, data_dir, trade, shop, share, tls, announce, .. } = config;
-
-        let mut listeners = Listeners::default();
-        let start_trade = |config| TradeService::start(config, &data_dir, &resources, &mut listeners);
-        let trade = trade.map(start_trade).transpose()?;
-        // The certificate that settlements use also serves the shop's TLS clients if no other is configured, so that a
-        // user confirms one certificate per server.
-        let trade_identity = trade.as_ref().and_then(TradeService::identity);
-        let shop = match shop.zip(shop_locks) {
-            Some((config, locks)) => {
-                let identity = tls.identity(bind, &data_dir)?;
-                let context = shop::shop_context(&resources, identity, tls.insecure, &config.cluster_key)?;
-                let identity = trade_identity.clone();
-                Some(Arc::new(ShopService::start(&config, &data_dir, context, identity, locks, &mut listeners)?))
-            }
-            None => None,
-        };
-        let deps = ShareServiceDeps {
-            data_dir: &data_dir,
-            bind,
-            tls: &tls,
-            trade_identity,
-            resources: &resources,
-            trade: trade.as_ref().map(|trade| Arc::clone(trade.server())),
-            shop: shop.as_ref().map(|shop| shop.databases()),
-        };
-        let share = ShareService::start(share, &deps, &mut listeners)?;
-        if let Some(trade) = &trade {
-            trade.register_metrics(share.metrics());
+    let mut listeners = Listeners::default();
+    let start_trade = |config| TradeService::start(config, &data_dir, &resources, &mut listeners);
+    let trade = trade.map(start_trade).transpose()?;
+    // The certificate that settlements use also serves the shop's TLS clients if no other is configured, so that a
+    // user confirms one certificate per server.
+    let trade_identity = trade.as_ref().and_then(TradeService::identity);
+    let shop = match shop.zip(shop_locks) {
+        Some((config, locks)) => {
+            let identity = tls.identity(bind, &data_dir)?;
+            let context = shop::shop_context(&resources, identity, tls.insecure, &config.cluster_key)?;
+            let identity = trade_identity.clone();
+            Some(Arc::new(ShopService::start(&config, &data_dir, context, identity, locks, &mut listeners)?))
         }
-        if let Some(shop) = &shop {
-            shop.register_metrics(share.metrics());
-        }
-        let announcer = Announcer::start(&announce, "server", bind, std::mem::take(&mut listeners.announced));
-        Ok(ServerProcess { listeners, announcer, share, shop, trade, _lock: lock })
+        None => None,
+    };
+    let deps = ShareServiceDeps {
+        data_dir: &data_dir,
+        bind,
+        tls: &tls,
+        trade_identity,
+        resources: &resources,
+        trade: trade.as_ref().map(|trade| Arc::clone(trade.server())),
+        shop: shop.as_ref().map(|shop| shop.databases()),
+    };
+    let share = ShareService::start(share, &deps, &mut listeners)?;
+    if let Some(trade) = &trade {
+        trade.register_metrics(share.metrics());
     }
-
-    pub fn listeners(&self) -> &Listeners {
-        &self.listeners
+    if let Some(shop) = &shop {
+        shop.register_metrics(share.metrics());
     }
-
-    pub fn stop(self) {
-        log::info!("stopping: no new work; what is in hand has {} s", SHUTDOWN_GRACE.as_secs());
-        self.announcer.stop();
-        let deadline = Instant::now() + SHUTDOWN_GRACE;
+    let announcer = Announcer::start(&announce, "server", bind, std::mem::take(&mut listeners.announced));
+    Ok(ServiceProcess::new(listeners, SHUTDOWN_GRACE, move |grace| {
+        announcer.stop();
+        let deadline = Instant::now() + grace;
         // Trade stops last: it waits for the executor's threads, which the other services use too.
-        self.share.stop(deadline);
-        if let Some(shop) = self.shop {
+        share.stop(deadline);
+        if let Some(shop) = shop {
             shop.stop(deadline);
         }
-        if let Some(trade) = self.trade {
+        if let Some(trade) = trade {
             trade.stop(deadline);
         }
-    }
+        drop((announcer, share, lock));
+    }))
 }
 
 fn shared_resources(config: &ServerConfig) -> anyhow::Result<SharedResources> {

@@ -73,8 +73,8 @@ impl ShopService {
         let (timeout, data) = (config.session_timeout, (dir, customer_lock));
         let customer = CustomerService::start(config.customer, "--customer-port", &context, data, timeout, config.fee)?;
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
-        listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
-        listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);
+        product.add_to(listeners);
+        customer.add_to(listeners);
         let databases = DatabaseLocation::SameProcess { has_tls: context.identity.is_some() };
         let context = ShopContext { identity: context.identity.clone().or(trade_identity), ..context };
         let mut frontends = Vec::new();
@@ -163,6 +163,7 @@ pub(super) fn shop_context(
 
 /// A database with its files, its listener and its part of the data dir.
 pub(super) struct DatabaseService<Db> {
+    name: &'static str,
     db: Arc<Db>,
     listener: ShopListener,
     /// It is called once the listener has stopped.
@@ -181,6 +182,11 @@ impl<Db> DatabaseService<Db> {
     /// The address for links from frontends and for unauthenticated connections.
     pub(super) fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
+    }
+
+    pub(super) fn add_to(&self, listeners: &mut Listeners) {
+        let (name, addr) = (self.name, self.local_addr());
+        listeners.add(format!("{name}-db: tcp {addr}"), &format!("{name}_db"), addr);
     }
 
     pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -212,7 +218,7 @@ impl ProductService {
         let listener = ShopListener::open_product(addr, context.clone(), Arc::clone(&db) as _)
             .map_err(|error| explain_start_error(error, flag))?;
         let closed = Arc::clone(&db);
-        Ok(DatabaseService { db, listener, close: Box::new(move || closed.close()), _lock: lock })
+        Ok(DatabaseService { name: "product", db, listener, close: Box::new(move || closed.close()), _lock: lock })
     }
 }
 
@@ -243,7 +249,7 @@ impl CustomerService {
             store.close();
             bank.close();
         });
-        Ok(DatabaseService { db, listener, close, _lock: lock })
+        Ok(DatabaseService { name: "customer", db, listener, close, _lock: lock })
     }
 }
 

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::show;
 use crate::cli::output::sanitize;
 use crate::cli::repl::{Commands, Flow, Screen};
+use crate::cli::response_fields::counted_noun;
 use crate::lan::node::{CommandError, CommandOutcome, NodeCommand};
 use crate::lan::peer::{LanCommandError, LanPeer};
 use crate::lan::wire::{AVATAR_MAX, Avatar, Dm, Post, Profile, TalkBody};
@@ -248,9 +249,9 @@ impl LanCommands {
         let event = show::event_name(kind);
         match self.retry_until_accepted(&NodeCommand::Say { to, body })? {
             CommandOutcome::SaidToAll { to, message_id } => {
-                self.print_result(&event, json!({ "to": to, "message_id": message_id }), || {
+                self.screen.print_event(&event, json!({ "to": to, "message_id": message_id }), |_| {
                     let kept = if kind.needs_no_peers { "kept, and " } else { "" };
-                    format!("{kept}sent to {}", show::peer_count(to))
+                    format!("{kept}sent to {}", counted_noun(to as u64, "peer"))
                 });
             }
             CommandOutcome::SaidToOne { to, addr, message_id, awaits_ack } => {
@@ -261,7 +262,7 @@ impl LanCommands {
                 };
                 let about =
                     json!({ "to": to.to_string(), "addr": addr, "message_id": message_id, "awaits_ack": awaits_ack });
-                self.print_result(&event, about, || format!("sent to {to}{rest}"));
+                self.screen.print_event(&event, about, |_| format!("sent to {to}{rest}"));
             }
             CommandOutcome::PeerListsRequested { .. } | CommandOutcome::PeerAdded { .. } => {}
         }
@@ -270,7 +271,8 @@ impl LanCommands {
 
     fn peers(&self) -> anyhow::Result<Flow> {
         if let CommandOutcome::PeerListsRequested { peers } = self.peer.command(NodeCommand::RequestPeerLists)? {
-            self.print_result("peers", json!({ "asked": peers }), || format!("{} asked", show::peer_count(peers)));
+            let asked = format!("{} asked", counted_noun(peers as u64, "peer"));
+            self.screen.print_event("peers", json!({ "asked": peers }), |_| asked);
         }
         Ok(Flow::Continue)
     }
@@ -278,10 +280,8 @@ impl LanCommands {
     fn list(&self) -> anyhow::Result<Flow> {
         let view = self.peer.snapshot()?;
         let people: Vec<_> = view.peers.iter().filter(|peer| !peer.is_server()).collect();
-        self.print_json_or_text(
-            json!({ "event": "list", "name": view.name, "peers": show::peer_list_json(&people, view.at) }),
-            || show::peer_table(&people, view.at),
-        );
+        let fields = json!({ "name": view.name, "peers": show::peer_list_json(&people, view.at) });
+        self.screen.print_event("list", fields, |_| show::peer_table(&people, view.at));
         Ok(Flow::Continue)
     }
 
@@ -292,13 +292,11 @@ impl LanCommands {
         };
         let history = self.peer.history().context("nothing is kept: there is no data dir")?;
         let entries = history.newest(count)?;
-        if self.screen.is_json() {
-            self.screen.print_json(&json!({ "event": "history", "messages": show::history_json(&entries) }));
-        } else if entries.is_empty() {
-            self.screen.print("no messages yet");
-        } else {
-            self.screen.print(&show::history_text(&entries));
-        }
+        let text = |_: &Value| match entries.is_empty() {
+            true => "no messages yet".to_owned(),
+            false => show::history_text(&entries),
+        };
+        self.screen.print_event("history", json!({ "messages": show::history_json(&entries) }), text);
         Ok(Flow::Continue)
     }
 
@@ -310,7 +308,8 @@ impl LanCommands {
             _ => bail!("usage: VERBOSE [ON|OFF]"),
         };
         self.verbose.store(on, Relaxed);
-        self.print_result("verbose", json!({ "on": on }), || format!("verbose is {}", if on { "on" } else { "off" }));
+        let text = format!("verbose is {}", if on { "on" } else { "off" });
+        self.screen.print_event("verbose", json!({ "on": on }), |_| text);
         Ok(Flow::Continue)
     }
 
@@ -325,40 +324,21 @@ impl LanCommands {
         ];
         counts.extend(node.drops().map(|(cause, count)| (format!("dropped: {cause}"), count)));
         counts.extend(self.peer.counters().into_iter().filter(|(_, count)| *count > 0));
-        if self.screen.is_json() {
-            let counts: serde_json::Map<String, Value> =
-                counts.into_iter().map(|(name, count)| (name, count.into())).collect();
-            self.screen.print_json(&json!({ "event": "stats", "counters": counts }));
-        } else {
-            let lines: Vec<String> = counts.iter().map(|(name, count)| format!("{count:>10}  {name}")).collect();
-            self.screen.print(&lines.join("\n"));
-        }
+        let fields: Value = counts.iter().map(|(name, count)| (name.clone(), Value::from(*count))).collect();
+        self.screen.print_event("stats", json!({ "counters": fields }), |_| {
+            counts.iter().map(|(name, count)| format!("{count:>10}  {name}")).collect::<Vec<_>>().join("\n")
+        });
         Ok(Flow::Continue)
     }
 
     fn help(&self) -> anyhow::Result<Flow> {
-        if self.screen.is_json() {
-            let one = |it: &Command| json!({ "command": it.name, "arguments": it.usage, "what": it.about });
-            let list: Vec<Value> = COMMANDS.iter().map(one).collect();
-            self.screen.print_json(&json!({ "event": "help", "commands": list }));
-        } else {
-            let one = |it: &Command| format!("  {:<38}{}", format!("{} {}", it.name, it.usage), it.about);
-            self.screen.print(&COMMANDS.iter().map(one).collect::<Vec<_>>().join("\n"));
-        }
+        let fields = |it: &Command| json!({ "command": it.name, "arguments": it.usage, "what": it.about });
+        let line = |it: &Command| format!("  {:<38}{}", format!("{} {}", it.name, it.usage), it.about);
+        let list: Vec<Value> = COMMANDS.iter().map(fields).collect();
+        self.screen.print_event("help", json!({ "commands": list }), |_| {
+            COMMANDS.iter().map(line).collect::<Vec<_>>().join("\n")
+        });
         Ok(Flow::Continue)
-    }
-
-    fn print_result(&self, event: &str, mut about: Value, text: impl FnOnce() -> String) {
-        if self.screen.is_json() {
-            about["event"] = event.into();
-            self.screen.print_json(&about);
-        } else {
-            self.screen.print(&sanitize(&text()));
-        }
-    }
-
-    fn print_json_or_text(&self, json: Value, text: impl FnOnce() -> String) {
-        if self.screen.is_json() { self.screen.print_json(&json) } else { self.screen.print(&text()) }
     }
 }
 

@@ -231,8 +231,3 @@ fn format_time(at: Millis) -> String {
     let iso = Millis::from_unix_s(at.0 / 1000).to_iso();
     iso.replace('T', " ").trim_end_matches('Z').to_owned()
 }
-
-/// `1 peer`, `2 peers`.
-pub(super) fn peer_count(count: usize) -> String {
-    if count == 1 { "1 peer".to_owned() } else { format!("{count} peers") }
-}

@@ -9,16 +9,20 @@ use serde_json::{Value, json};
 use super::show;
 use crate::cli::output::sanitize;
 use crate::cli::repl::{Commands, Flow, Screen};
-use crate::cli::table::{Align, table};
-use crate::model::{Cents, duration};
+use crate::cli::response_fields::serialized_name;
+use crate::cli::table::{Align, Column, table_of};
+use crate::model::{Cents, Name, duration};
 use crate::trade::peer::node::Node;
-use crate::trade::peer::{ANYTHING, DealCommand, Item, PeerEvent, ShipTo, catalogue, index_by_rq};
+use crate::trade::peer::{ANYTHING, DealCommand, Item, PeerEvent, Sale, ShipTo, catalogue, index_by_rq};
+use crate::trade::wire::DealStatus;
 
 /// Long enough for a search, five negotiations, a reservation and a settlement.
 const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 
 /// Name, arguments and description.
-const COMMANDS: &[(&str, &str, &str)] = &[
+type Usage = (&'static str, &'static str, &'static str);
+
+const COMMANDS: &[Usage] = &[
     ("sell", "NAME PRICE [MIN_PRICE] [QTY] [DESCRIPTION]", "put an item on sale (or change it); one unit, firm price"),
     ("items", "", "what is on sale"),
     ("load", "FILE", "put a JSON catalogue on sale, all of it or nothing"),
@@ -56,38 +60,40 @@ impl Commands for PeerCommands {
             ("load", [file]) => self.load(file)?,
             ("remove", [item]) => {
                 self.node.remove(item)?;
-                self.print_result("remove", json!({ "name": item }), || format!("{item} is off sale"));
+                self.screen.print_ok("remove", json!({ "name": item }), |_| format!("{item} is off sale"));
             }
             ("find", [item, max, description @ ..]) => self.find(item, max, &description.join(" "))?,
             ("buy", [rq]) => {
                 let rq = self.parse_rq(rq)?;
                 let price = self.node.buy(rq)?;
-                self.print_result("buy", json!({ "rq": rq, "price": price }), || format!("buying [{rq}] for {price}"));
+                self.screen
+                    .print_ok("buy", json!({ "rq": rq, "price": price }), |_| format!("buying [{rq}] for {price}"));
             }
             ("cancel", [rq]) => {
                 let rq = self.parse_rq(rq)?;
                 self.node.command(rq, DealCommand::Cancel)?;
-                self.print_result("cancel", json!({ "rq": rq }), || format!("cancelled [{rq}]"));
+                self.screen.print_ok("cancel", json!({ "rq": rq }), |_| format!("cancelled [{rq}]"));
             }
             ("browse", words) => self.browse(&words.join(" "))?,
             ("orders", []) => self.orders(),
             ("shipped", [rq]) => {
                 let rq = self.parse_rq(rq)?;
                 self.node.shipped(rq)?;
-                self.print_result("shipped", json!({ "rq": rq }), || format!("shipped [{rq}]"));
+                self.screen.print_ok("shipped", json!({ "rq": rq }), |_| format!("shipped [{rq}]"));
             }
             ("deals", []) => self.deals(),
             ("wait", [rq]) => self.wait(rq, WAIT_TIMEOUT_DEFAULT)?,
             ("wait", [rq, time]) => self.wait(rq, duration::parse(time).map_err(|error| anyhow!("TIME: {error}"))?)?,
             ("login", []) => {
                 let was_registered = self.node.join()?;
-                self.print_result("login", json!({ "registered": !was_registered }), || {
+                self.screen.print_ok("login", json!({ "registered": !was_registered }), |_| {
                     if was_registered { "logged in" } else { "registered" }.to_owned()
                 });
             }
             ("leave", []) => {
                 self.node.leave()?;
-                self.print_result("leave", json!({}), || "the server has let us go; `login` registers anew".to_owned());
+                self.screen
+                    .print_ok("leave", json!({}), |_| "the server has let us go; `login` registers anew".to_owned());
             }
             ("help", []) => self.help(),
             ("quit" | "exit", []) => return Ok(Flow::Quit),
@@ -117,16 +123,6 @@ impl Commands for PeerCommands {
 }
 
 impl PeerCommands {
-    /// Prints the fields with `--json`, else a sentence.
-    fn print_result(&self, command: &str, mut fields: Value, text: impl FnOnce() -> String) {
-        if self.screen.is_json() {
-            fields["ok"] = command.into();
-            self.screen.print_json(&fields);
-        } else {
-            self.screen.print(&sanitize(&text()));
-        }
-    }
-
     fn sell(&self, name: &str, price: &str, rest: &[String]) -> anyhow::Result<()> {
         let price = parse_amount("PRICE", price).map_err(hint_at_quotes)?;
         let min_price = rest.first().map_or(Ok(price), |text| parse_amount("MIN_PRICE", text))?;
@@ -138,44 +134,42 @@ impl PeerCommands {
         let item = Item::new(name, price, min_price, quantity, &description).map_err(anyhow::Error::msg)?;
         self.node.stock(vec![item])?;
         let fields = json!({ "name": name, "price": price, "min_price": min_price, "quantity": quantity });
-        self.print_result("sell", fields, || format!("{quantity} of {name} on sale for {price}, at least {min_price}"));
+        self.screen
+            .print_ok("sell", fields, |_| format!("{quantity} of {name} on sale for {price}, at least {min_price}"));
         Ok(())
     }
 
     fn items(&self) {
-        let rows = self.node.items().into_iter().map(|(item, bound)| {
-            let Item { name, price, min_price, quantity, description, sold } = item;
-            let fields = json!({
-                "name": name, "price": price, "min_price": min_price, "sold": sold, "quantity": quantity,
-                "bound": bound, "description": description,
-            });
-            let [quantity, bound, sold] = [quantity, bound, sold].map(|number| number.to_string());
-            (fields, vec![name, price.to_string(), min_price.to_string(), quantity, bound, sold, description])
-        });
-        let columns = [
-            ("name", Align::Left),
-            ("price", Align::Right),
-            ("min price", Align::Right),
-            ("qty", Align::Right),
-            ("bound", Align::Right),
-            ("sold", Align::Right),
-            ("description", Align::Left),
+        let fields = |(item, bound): &(Item, u64)| {
+            let mut fields = json!(item);
+            fields["bound"] = (*bound).into();
+            fields
+        };
+        let columns: [Column<(Item, u64)>; 7] = [
+            ("name", Align::Left, |(item, _)| item.name.clone()),
+            ("price", Align::Right, |(item, _)| item.price.to_string()),
+            ("min price", Align::Right, |(item, _)| item.min_price.to_string()),
+            ("qty", Align::Right, |(item, _)| item.quantity.to_string()),
+            ("bound", Align::Right, |(_, bound)| bound.to_string()),
+            ("sold", Align::Right, |(item, _)| item.sold.to_string()),
+            ("description", Align::Left, |(item, _)| item.description.clone()),
         ];
-        self.print_list(("items", "items"), &columns, rows, "nothing is on sale; `sell` or `load` changes that", None);
+        let empty = "nothing is on sale; `sell` or `load` changes that";
+        self.print_list(("items", "items"), &self.node.items(), fields, &columns, empty, None);
     }
 
     fn load(&self, file: &str) -> anyhow::Result<()> {
         let items = catalogue::read(Path::new(file)).map_err(anyhow::Error::msg)?;
         let count = items.len();
         self.node.stock(items)?;
-        self.print_result("load", json!({ "items": count }), || format!("{count} items on sale"));
+        self.screen.print_ok("load", json!({ "items": count }), |_| format!("{count} items on sale"));
         Ok(())
     }
 
     fn find(&self, item_name: &str, max: &str, description: &str) -> anyhow::Result<()> {
         let max = parse_amount("MAX", max).map_err(hint_at_quotes)?;
         let (rq, peers) = self.node.find(item_name, max, description)?;
-        self.print_result("find", json!({ "rq": rq, "peers": peers }), || {
+        self.screen.print_ok("find", json!({ "rq": rq, "peers": peers }), |_| {
             format!("searching [{rq}] {item_name} for at most {max}: {} asked", show::peers_are(peers))
         });
         Ok(())
@@ -190,10 +184,10 @@ impl PeerCommands {
         let fields = json!({
             "peers": peers, "price": price, "seller": seller, "offer_item": item, "offer_description": description,
         });
-        self.print_result("browse", fields, || {
+        self.screen.print_ok("browse", fields, |_| {
             let asked = show::peers_are(peers);
             let Some(price) = price else { return format!("{asked} asked: nobody offers any") };
-            let what = show::describe_goods(item, description).unwrap_or_else(|| word.to_owned());
+            let what = sanitize(&show::describe_goods(item, description).unwrap_or_else(|| word.to_owned()));
             let seller = seller.map(|name| format!(" from {name}")).unwrap_or_default();
             format!("{asked} asked; the cheapest for {price}{seller}: {what}")
         });
@@ -202,41 +196,38 @@ impl PeerCommands {
 
     /// What is to be shipped, with the buyers' names and addresses.
     fn orders(&self) {
-        let rows = self.node.orders().into_iter().filter_map(|sale| {
-            let ShipTo { name, address } = sale.ship_to?;
-            let fields = json!({
+        let orders = self.node.orders().into_iter().filter_map(|sale| Some((sale.ship_to.clone()?, sale)));
+        let fields = |(ShipTo { name, address }, sale): &(ShipTo, Sale)| {
+            json!({
                 "rq": sale.rq, "item": sale.item, "item_name": sale.item_name, "price": sale.price, "buyer": name,
                 "address": address,
-            });
-            Some((fields, vec![sale.rq.to_string(), sale.item, sale.price.to_string(), name.to_string(), address]))
-        });
-        let columns = [
-            ("rq", Align::Right),
-            ("item", Align::Left),
-            ("price", Align::Right),
-            ("buyer", Align::Left),
-            ("address", Align::Left),
+            })
+        };
+        let columns: [Column<(ShipTo, Sale)>; 5] = [
+            ("rq", Align::Right, |(_, sale)| sale.rq.to_string()),
+            ("item", Align::Left, |(_, sale)| sale.item.clone()),
+            ("price", Align::Right, |(_, sale)| sale.price.to_string()),
+            ("buyer", Align::Left, |(ship_to, _)| ship_to.name.to_string()),
+            ("address", Align::Left, |(ship_to, _)| ship_to.address.clone()),
         ];
         let remark = Some("`shipped RQ` when it is sent.");
-        self.print_list(("orders", "orders"), &columns, rows, "nothing is to be sent", remark);
+        let orders: Vec<_> = orders.collect();
+        self.print_list(("orders", "orders"), &orders, fields, &columns, "nothing is to be sent", remark);
     }
 
     fn wait(&self, rq: &str, at_most: Duration) -> anyhow::Result<()> {
         let rq = self.parse_rq(rq)?;
         let outcome = self.node.wait(rq, at_most)?;
-        if self.screen.is_json() {
-            self.screen.print_json(&json!({ "ok": "wait", "rq": rq, "outcome": outcome }));
-        } else {
+        self.screen.print_ok("wait", json!({ "rq": rq, "outcome": outcome }), |_| {
             // The event itself was printed when it happened.
-            let text = match outcome {
+            sanitize(&match &outcome {
                 PeerEvent::Found { price, .. } => format!("found [{rq}] for {price}: `buy {rq}` or `cancel {rq}`"),
                 PeerEvent::Bought { price, .. } => format!("done [{rq}]: bought for {price}"),
                 PeerEvent::Sold { price, .. } => format!("done [{rq}]: sold for {price}"),
                 PeerEvent::Cancelled { reason, .. } => format!("done [{rq}]: no sale, {reason}"),
                 _ => format!("done [{rq}]"),
-            };
-            self.screen.print(&sanitize(&text));
-        }
+            })
+        });
         Ok(())
     }
 
@@ -249,68 +240,63 @@ impl PeerCommands {
         let status = status.unwrap_or_default();
         let at_server = index_by_rq(&status);
         let (purchases, sales) = self.node.deals();
-        let bought = purchases.iter().map(|it| {
+        let bought = purchases.into_iter().map(|it| {
             let price = it.price.unwrap_or(it.max_price);
-            (it.rq, "buyer", &it.item_name, serialized_name(&it.state), price, it.seller.clone(), &it.reason)
+            (it.rq, "buyer", it.item_name, serialized_name(&it.state), price, it.seller, it.reason)
         });
         let sold = sales
-            .iter()
-            .map(|it| (it.rq, "seller", &it.item_name, serialized_name(&it.state), it.price, None, &it.reason));
-        let rows = bought.chain(sold).map(|(rq, side, item_name, state, price, seller, reason)| {
-            let at_server = at_server.get(&rq);
-            let fields = json!({
-                "rq": rq, "side": side, "item_name": item_name, "state": state, "price": price, "seller": seller,
-                "reason": reason, "server": at_server,
-            });
-            let server = at_server.map(|deal| {
-                let left = deal.ends_in_ms.map(|ms| format!(", {} s left", ms.div_ceil(1000)));
-                format!("{}{}", serialized_name(&deal.state), left.unwrap_or_default())
-            });
-            let remark = seller.map(|name| format!("from {name}")).or(reason.as_ref().map(|it| it.to_string()));
-            let (rq, price) = (rq.to_string(), price.to_string());
-            let (side, item_name) = (side.to_owned(), item_name.to_string());
-            let cells = vec![rq, side, item_name, price, state, server.unwrap_or_default(), remark.unwrap_or_default()];
-            (fields, cells)
-        });
-        let columns = [
-            ("rq", Align::Right),
-            ("side", Align::Left),
-            ("item", Align::Left),
-            ("price", Align::Right),
-            ("state", Align::Left),
-            ("server", Align::Left),
-            ("", Align::Left),
+            .into_iter()
+            .map(|it| (it.rq, "seller", it.item_name, serialized_name(&it.state), it.price, None, it.reason));
+        let deal = |(rq, side, item_name, state, price, seller, reason)| {
+            let server = at_server.get(&rq).copied();
+            DealLine { rq, side, item_name, state, price, seller, reason, server }
+        };
+        let deals: Vec<DealLine<'_>> = bought.chain(sold).map(deal).collect();
+        let columns: [Column<DealLine<'_>>; 7] = [
+            ("rq", Align::Right, |deal| deal.rq.to_string()),
+            ("side", Align::Left, |deal| deal.side.to_owned()),
+            ("item", Align::Left, |deal| deal.item_name.to_string()),
+            ("price", Align::Right, |deal| deal.price.to_string()),
+            ("state", Align::Left, |deal| deal.state.clone()),
+            ("server", Align::Left, |deal| deal.server.map(server_state).unwrap_or_default()),
+            ("", Align::Left, DealLine::remark),
         ];
-        self.print_list(("deals", "deals"), &columns, rows, "no deals yet; `find` begins one", None);
+        self.print_list(
+            ("deals", "deals"),
+            &deals,
+            |deal| json!(deal),
+            &columns,
+            "no deals yet; `find` begins one",
+            None,
+        );
     }
 
     fn help(&self) {
-        let rows = COMMANDS.iter().map(|(name, arguments, does)| {
-            let fields = json!({ "name": name, "arguments": arguments, "does": does });
-            (fields, vec![format!("{name} {arguments}"), (*does).to_owned()])
-        });
+        let fields = |(name, arguments, does): &Usage| json!({ "name": name, "arguments": arguments, "does": does });
+        let columns: [Column<Usage>; 2] = [
+            ("command", Align::Left, |(name, arguments, _)| format!("{name} {arguments}")),
+            ("", Align::Left, |(.., does)| (*does).to_owned()),
+        ];
         let remark = Some("RQ is the number in brackets; `last` is that of your newest search.");
-        self.print_list(("help", "commands"), &[("command", Align::Left), ("", Align::Left)], rows, "", remark);
+        self.print_list(("help", "commands"), COMMANDS, fields, &columns, "", remark);
     }
 
     /// Prints a list with `--json` under `key`, else as a table with a remark.
-    fn print_list(
+    fn print_list<T>(
         &self,
         (command, key): (&str, &str),
-        columns: &[(&str, Align)],
-        rows: impl Iterator<Item = (Value, Vec<String>)>,
+        items: &[T],
+        fields: impl Fn(&T) -> Value,
+        columns: &[Column<T>],
         empty: &str,
         remark: Option<&str>,
     ) {
-        let (fields, rows): (Vec<Value>, Vec<Vec<String>>) = rows.unzip();
-        if self.screen.is_json() {
-            self.screen.print_json(&json!({ "ok": command, key: fields }));
-        } else if rows.is_empty() {
-            self.screen.print(empty);
-        } else {
-            self.screen.print(&table(columns, &rows));
-            remark.into_iter().for_each(|remark| self.screen.print(remark));
-        }
+        let list: Vec<Value> = items.iter().map(fields).collect();
+        self.screen.print_ok(command, json!({ key: list }), |_| match (items.is_empty(), remark) {
+            (true, _) => empty.to_owned(),
+            (false, None) => table_of(columns, items),
+            (false, Some(remark)) => format!("{}\n{remark}", table_of(columns, items)),
+        });
     }
 
     fn parse_rq(&self, text: &str) -> anyhow::Result<u64> {
@@ -325,12 +311,30 @@ fn hint_at_quotes(error: anyhow::Error) -> anyhow::Error {
     anyhow!("{error} (a NAME of several words stands in quotes)")
 }
 
-/// The name under which a state is serialized.
-fn serialized_name(state: &impl Serialize) -> String {
-    match serde_json::to_value(state) {
-        Ok(Value::String(word)) => word,
-        _ => String::new(),
+/// A deal as our own record and the server have it.
+#[derive(Serialize)]
+struct DealLine<'a> {
+    rq: u64,
+    side: &'static str,
+    item_name: Arc<str>,
+    state: String,
+    price: Cents,
+    seller: Option<Name>,
+    reason: Option<Arc<str>>,
+    server: Option<&'a DealStatus>,
+}
+
+impl DealLine<'_> {
+    fn remark(&self) -> String {
+        let seller = self.seller.as_ref().map(|name| format!("from {name}"));
+        seller.or(self.reason.as_ref().map(|reason| reason.to_string())).unwrap_or_default()
     }
+}
+
+/// And how long it may stay so.
+fn server_state(deal: &DealStatus) -> String {
+    let left = deal.ends_in_ms.map(|ms| format!(", {} s left", ms.div_ceil(1000)));
+    format!("{}{}", serialized_name(&deal.state), left.unwrap_or_default())
 }
 
 fn parse_amount(what: &str, text: &str) -> anyhow::Result<Cents> {

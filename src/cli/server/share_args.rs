@@ -19,28 +19,28 @@ use crate::share::server::{AuthMode, RegistryServerConfig};
 #[command(next_help_heading = "Sharing files, and the HTTP port")]
 pub(super) struct ShareServiceArgs {
     /// The registry's port [default: 9000]
-    #[arg(long, value_name = "PORT", allow_negative_numbers = true, env = "P2S2_SERVER_REGISTRY_PORT")]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
     registry_port: Option<u16>,
     /// The HTTP port: server API, admin page, metrics [default: 5500]
-    #[arg(long, value_name = "PORT", allow_negative_numbers = true, env = "P2S2_SERVER_API_PORT")]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
     api_port: Option<u16>,
     /// Address to bind for HTTP, if not that of --bind
-    #[arg(long, value_name = "IP", env = "P2S2_SERVER_API_BIND")]
+    #[arg(long, value_name = "IP")]
     api_bind: Option<IpAddr>,
     /// How long a host of the registry counts as there after it was last heard [default: 20min]
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_PEER_TIMEOUT")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window)]
     peer_timeout: Option<Duration>,
     /// What gives a client the hostname that is a user's name: the token, or also the address the user logged in from
-    #[arg(long, value_name = "HOW", env = "P2S2_SERVER_REGISTRY_AUTH", default_value = "strict")]
+    #[arg(long, value_name = "HOW", default_value = "strict")]
     registry_auth: RegistryAuth,
     /// How long a login lasts [default: 1h]
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_JWT_TTL")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window)]
     jwt_ttl: Option<Duration>,
     /// Pages of this origin may use the HTTP port; may repeat
-    #[arg(long, value_name = "URL", value_parser = parse_allowed_origin, value_delimiter = ',', env = "P2S2_SERVER_ALLOW_ORIGIN")]
+    #[arg(long, value_name = "URL", value_parser = parse_allowed_origin, value_delimiter = ',')]
     allow_origin: Vec<String>,
     /// The HTTP port answers under this name too, not only under addresses and localhost; may repeat
-    #[arg(long, value_name = "NAME", value_parser = parse_host_name, value_delimiter = ',', env = "P2S2_SERVER_HTTP_HOST")]
+    #[arg(long, value_name = "NAME", value_parser = parse_host_name, value_delimiter = ',')]
     http_host: Vec<String>,
 }
 
@@ -58,10 +58,7 @@ impl ShareServiceArgs {
         tls: &TlsConfig,
         with_registry: bool,
     ) -> anyhow::Result<ShareServiceConfig> {
-        let api_bind = match self.api_bind {
-            Some(api_bind) => api_bind,
-            None => settings::bind_address_from("ADMIN_API_HOST", "--api-bind")?.unwrap_or(bind),
-        };
+        let api_bind = settings::bind_address(self.api_bind, "ADMIN_API_HOST", "--api-bind", bind)?;
         if !api_bind.is_loopback() && !tls.is_guarded() {
             bail!(
                 "HTTP at {api_bind} is open to other hosts: say --tls (with the data dir's own certificate), --insecure, \

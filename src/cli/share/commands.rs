@@ -1,6 +1,5 @@
 //! The commands of `p2s2 share` that talk to a running node over its client API.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use crate::cli::repl::Screen;
 use crate::cli::session_store::SessionStore;
 use crate::model::{Name, Token};
 use crate::net::shutdown::ShutdownSignal;
-use crate::services::running_nodes;
+use crate::services::running_nodes::{self, NodeQuery};
 use crate::share::api_client::ApiClient;
 
 /// How long the node may take to respond; it may have to ask the server in turn.
@@ -148,19 +147,10 @@ impl NodePageArgs {
     }
 }
 
-pub(super) struct NodeQuery<'a> {
-    /// The address given with `--api-port`.
-    pub addr: Option<SocketAddr>,
-    pub name: Option<&'a Name>,
-    pub cert: Option<&'a str>,
-    /// For a node that has no record file.
-    pub default_addr: SocketAddr,
-}
-
 pub(super) fn run(command: ShareCommand, query: &NodeQuery<'_>, json: bool) -> ExitCode {
     let shutdown = ShutdownSignal::default();
     let screen = Screen::new(json, shutdown.clone());
-    let done = running_nodes::find(query.addr, query.name, query.cert, query.default_addr).and_then(|node| {
+    let done = running_nodes::find(query).and_then(|node| {
         let (ip, port) = (node.api_addr.ip().to_string(), node.api_addr.port());
         let api = ApiClient::new(&ip, port, node.cert.as_deref(), RESPONSE_TIMEOUT);
         // Tokens are stored per server and user, whatever the address of the user's node.
@@ -250,24 +240,25 @@ impl NodeClient {
         self.session_store.save_session(self.user.as_str(), &token)?;
         // The token is in its file and is not printed.
         fields.as_object_mut().map(|fields| fields.remove("token"));
-        let started = successful_body(self.init(&user, &Token::from_text(token))?)
+        let body = json!({ "username": user });
+        let started = successful_body(self.api.post(&api_path("init"), Some(&Token::from_text(token)), &body)?)
             .with_context(|| format!("{user} is signed in, but the node does not take part"))?;
         fields["client"] = started["client"].clone();
-        self.print_result(what, &fields, |fields| {
+        self.screen.print_ok(what, fields, |fields| {
             format!("signed in as {user}; peer port {}", text(&fields["client"]["port"]))
         });
         Ok(())
     }
 
     fn log_out(&self) -> anyhow::Result<()> {
-        let (user, token) = self.session()?;
-        let response = self.api.post(&api_path("logout"), Some(&token), &json!({}))?;
+        let user = &self.user;
+        let response = self.api.post(&api_path("logout"), Some(&self.token()?), &json!({}))?;
         // A token that has expired or was logged out before is of no use either.
         if response.is_ok() || response.status == 401 {
             self.session_store.remove_session(user.as_str())?;
         }
         let response = if response.status == 401 { json!({}) } else { successful_body(response)? };
-        self.print_result("logout", &response, |_| format!("{user} is signed out"));
+        self.screen.print_ok("logout", response, |_| format!("{user} is signed out"));
         Ok(())
     }
 }

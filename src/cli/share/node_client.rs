@@ -1,10 +1,9 @@
 //! A client of one running node: its requests with the stored session, and how results are printed.
 
 use anyhow::{Context, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::words::shell_quoted;
-use crate::cli::output::sanitize;
 use crate::cli::repl::Screen;
 use crate::cli::session_store::SessionStore;
 use crate::model::{Name, Token};
@@ -47,7 +46,7 @@ impl NodeClient {
         what: &str,
         text: impl FnOnce(&Value) -> String,
     ) -> anyhow::Result<()> {
-        self.print_result(command, &self.get(what)?, text);
+        self.screen.print_ok(command, self.get(what)?, text);
         Ok(())
     }
 
@@ -58,50 +57,37 @@ impl NodeClient {
         body: &Value,
         text: impl FnOnce(&Value) -> String,
     ) -> anyhow::Result<()> {
-        self.print_result(command, &self.post(what, body)?, text);
+        self.screen.print_ok(command, self.post(what, body)?, text);
         Ok(())
     }
 
     /// Sends a request with the stored token. It never signs an account in at the node.
     fn call(&self, ask: impl Fn(&Token) -> anyhow::Result<ApiResponse>) -> anyhow::Result<Value> {
-        let (user, token) = self.session()?;
-        let response = ask(&token)?;
+        let response = ask(&self.token()?)?;
         if response.status == 409 && response.error().starts_with(NOT_STARTED_PREFIX) {
-            bail!("{user} does not take part at this node: `p2s2 share login` begins that");
+            bail!("{} does not take part at this node: `p2s2 share login` begins that", self.user);
         }
         successful_body(response)
     }
 
-    pub(super) fn init(&self, user: &str, token: &Token) -> anyhow::Result<ApiResponse> {
-        Ok(self.api.post(&api_path("init"), Some(token), &json!({ "username": user }))?)
-    }
-
-    pub(super) fn session(&self) -> anyhow::Result<(Name, Token)> {
+    /// Of the session that is kept.
+    pub(super) fn token(&self) -> anyhow::Result<Token> {
         let nobody = || {
             let (user, name) = (&self.user, shell_quoted(self.user.as_str()));
             format!("{user} is not signed in at {}: `p2s2 share login --name {name}` first", self.api.address())
         };
         let token = self.session_store.session(self.user.as_str())?.with_context(nobody)?;
-        Ok((self.user.clone(), Token::from_text(token)))
-    }
-
-    /// Prints the fields of a result with `--json`, else a text for people.
-    pub(super) fn print_result(&self, command: &str, response: &Value, text: impl FnOnce(&Value) -> String) {
-        if self.screen.is_json() {
-            let mut fields = response.clone();
-            fields.as_object_mut().map(|fields| fields.remove("success"));
-            fields["ok"] = command.into();
-            self.screen.print_json(&fields);
-        } else {
-            let text = text(response);
-            self.screen.print(&text.lines().map(sanitize).collect::<Vec<_>>().join("\n"));
-        }
+        Ok(Token::from_text(token))
     }
 }
 
-pub(super) fn successful_body(response: ApiResponse) -> anyhow::Result<Value> {
+/// Without the mark of success.
+pub(super) fn successful_body(mut response: ApiResponse) -> anyhow::Result<Value> {
     match response.status {
-        _ if response.is_ok() => Ok(response.body),
+        _ if response.is_ok() => {
+            response.body.as_object_mut().map(|fields| fields.remove("success"));
+            Ok(response.body)
+        }
         // After `login` and `register` the message tells what is wrong with name or password; otherwise it is about the
         // stored token.
         401 => bail!("{}; `p2s2 share login` signs you in, `p2s2 share register` makes an account", response.error()),

@@ -3,44 +3,26 @@
 use indicatif::HumanBytes;
 use serde_json::Value;
 
-use crate::cli::response_fields::{counted_noun, plain_text, time};
-use crate::cli::table::{Align, table};
+use crate::cli::response_fields::{counted_noun, items, listing, plain_text, time};
+use crate::cli::table::{Align, Column, table_of};
 
 fn size(bytes: &Value) -> String {
     bytes.as_u64().map(|bytes| HumanBytes(bytes).to_string()).unwrap_or_default()
 }
 
-/// A column of a table: its title, and its text for an item of the list.
-type Column = (&'static str, Align, fn(&Value) -> String);
-
-/// A table of a list, and how many items it has.
-fn listed<'v>(items: impl Iterator<Item = &'v Value>, columns: &[Column]) -> (String, usize) {
-    let titles: Vec<(&str, Align)> = columns.iter().map(|(title, align, _)| (*title, *align)).collect();
-    let rows: Vec<Vec<String>> = items.map(|item| columns.iter().map(|(_, _, text)| text(item)).collect()).collect();
-    (table(&titles, &rows), rows.len())
-}
-
-fn table_or((table, shown): (String, usize), empty: &str) -> String {
-    if shown == 0 { empty.to_owned() } else { table }
-}
-
-fn items(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
-}
-
 pub(super) fn own_files(response: &Value) -> String {
-    let columns: &[Column] = &[
+    let columns: &[Column<Value>] = &[
         ("name", Align::Left, |file| plain_text(&file["name"])),
         ("size", Align::Right, |file| size(&file["size"])),
         ("published", Align::Left, |file| if file["is_published"] == true { "yes" } else { "no" }.to_owned()),
         ("modified", Align::Left, |file| time(&file["modified"])),
         ("path", Align::Left, |file| plain_text(&file["path"])),
     ];
-    table_or(listed(items(&response["files"]), columns), "no files yet: `p2s2 share add FILE`, or `publish FILE`")
+    listing(items(&response["files"]), columns, "no files yet: `p2s2 share add FILE`, or `publish FILE`")
 }
 
 pub(super) fn network_files(response: &Value) -> String {
-    let columns: &[Column] = &[
+    let columns: &[Column<Value>] = &[
         ("name", Align::Left, |file| plain_text(&file["name"])),
         ("size", Align::Right, |file| size(&file["size"])),
         ("modified", Align::Left, |file| time(&file["modified"])),
@@ -49,27 +31,28 @@ pub(super) fn network_files(response: &Value) -> String {
             (name, hostname) => format!("{name} ({hostname})"),
         }),
     ];
-    part_of(listed(items(&response["files"]), columns), &response["total"], "file")
+    part_of(items(&response["files"]), columns, &response["total"], "file")
 }
 
 pub(super) fn peers(response: &Value) -> String {
-    let columns: &[Column] = &[
+    let columns: &[Column<Value>] = &[
         ("hostname", Align::Left, |host| plain_text(&host["hostname"])),
         ("name", Align::Left, |host| plain_text(&host["display_name"])),
         ("address", Align::Left, |host| format!("{}:{}", plain_text(&host["ip"]), plain_text(&host["port"]))),
         ("files", Align::Right, |host| plain_text(&host["file_count"])),
         ("last seen", Align::Left, |host| time(&host["last_seen"])),
     ];
-    part_of(listed(items(&response["peers"]), columns), &response["total"], "peer")
+    part_of(items(&response["peers"]), columns, &response["total"], "peer")
 }
 
-fn part_of((table, shown): (String, usize), total: &Value, what: &str) -> String {
+fn part_of(items: &[Value], columns: &[Column<Value>], total: &Value, what: &str) -> String {
     let total = total.as_u64().unwrap_or_default();
     let all = counted_noun(total, what);
-    if shown == 0 {
-        return all;
+    match items.len() {
+        0 => all,
+        shown if shown as u64 == total => format!("{}\n{all}", table_of(columns, items)),
+        shown => format!("{}\n{shown} of {all}", table_of(columns, items)),
     }
-    if shown as u64 == total { format!("{table}\n{all}") } else { format!("{table}\n{shown} of {all}") }
 }
 
 /// A published file, and the files of others that look like duplicates of it.
@@ -111,7 +94,7 @@ pub(super) fn fetches(response: &Value) -> String {
         Value::Object(fetch)
     };
     let all: Vec<Value> = response["fetches"].as_object().into_iter().flatten().map(with_id).collect();
-    let columns: &[Column] = &[
+    let columns: &[Column<Value>] = &[
         ("id", Align::Left, |fetch| plain_text(&fetch["fetch_id"])),
         ("name", Align::Left, |fetch| plain_text(&fetch["file_name"])),
         ("done", Align::Right, |fetch| format!("{:.0} %", fetch["progress_percent"].as_f64().unwrap_or_default())),
@@ -119,7 +102,7 @@ pub(super) fn fetches(response: &Value) -> String {
         ("to", Align::Left, |fetch| plain_text(&fetch["save_path"])),
         ("note", Align::Left, |fetch| plain_text(&fetch["error"])),
     ];
-    table_or(listed(all.iter(), columns), "no fetches yet")
+    listing(&all, columns, "no fetches yet")
 }
 
 pub(super) fn status(response: &Value) -> String {

@@ -216,7 +216,7 @@ impl NodeClient {
         let started = self.post("fetch", &body)?;
         let id = started["fetch_id"].as_str().context("the node answered without a fetch_id")?.to_owned();
         if options.background {
-            self.print_result("fetch", &started, |started| {
+            self.screen.print_ok("fetch", started, |started| {
                 format!("{file} is being fetched to {}: fetch {id}", text(&started["save_path"]))
             });
             return Ok(());
@@ -234,7 +234,7 @@ impl NodeClient {
                     for field in ["downloaded_size", "verified", "status"] {
                         fields[field] = progress[field].clone();
                     }
-                    self.print_result("fetch", &fields, show::fetched);
+                    self.screen.print_ok("fetch", fields, show::fetched);
                     return Ok(());
                 }
                 "failed" => {

@@ -15,7 +15,7 @@ use super::{RoleCommands, run_command};
 use crate::cli::output::sanitize;
 use crate::cli::repl::{self, Commands, Flow};
 use crate::cli::session_store::SessionStore;
-use crate::cli::table::{Align, table};
+use crate::cli::table::{Align, Column, table_of};
 use crate::net::shutdown::ShutdownSignal;
 
 pub(super) fn run<C: RoleCommands>(
@@ -25,11 +25,9 @@ pub(super) fn run<C: RoleCommands>(
 ) -> anyhow::Result<ExitCode> {
     let mut user = session.user();
     let (role, screen) = (C::ROLE, session.screen.clone());
-    if screen.is_json() {
-        screen.print_json(&json!({"event": "begun", "role": role, "server": server}));
-    } else {
-        screen.print(&sanitize(&format!("a {role} at {server}; `help` lists the commands")));
-    }
+    screen.print_event("begun", json!({"role": role, "server": server}), |_| {
+        format!("a {role} at {server}; `help` lists the commands")
+    });
     if user.is_some()
         && let Err(error) = session.login(None)
     {
@@ -125,17 +123,15 @@ impl<C: RoleCommands> InteractiveCommands<C> {
         });
         let own = [["help [COMMAND]", "this list, or one command with its options"], ["quit", "stop (exit does, too)"]];
         let rows: Vec<[String; 2]> = rows.chain(own.map(|row| row.map(str::to_owned))).collect();
-        if self.session.screen.is_json() {
-            let rows: Vec<Value> = rows.iter().map(|[usage, does]| json!({"usage": usage, "does": does})).collect();
-            return self.session.screen.print_json(&json!({"ok": "help", "commands": rows}));
-        }
-        let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
-        self.session.screen.print(&table(&[("command", Align::Left), ("", Align::Left)], &rows));
+        let fields: Vec<Value> = rows.iter().map(|[usage, does]| json!({"usage": usage, "does": does})).collect();
+        let columns: [Column<[String; 2]>; 2] =
+            [("command", Align::Left, |[usage, _]| usage.clone()), ("", Align::Left, |[_, does]| does.clone())];
+        self.session.screen.print_ok("help", json!({ "commands": fields }), |_| table_of(&columns, &rows));
     }
 
     fn print_help(&self, help: &StyledStr) {
         let text = help.to_string();
-        self.session.print_result("help", json!({ "help": text }), |_| text.trim_end().to_owned());
+        self.session.screen.print_ok("help", json!({ "help": text }), |_| text.trim_end().to_owned());
     }
 }
 

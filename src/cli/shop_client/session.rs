@@ -26,11 +26,11 @@ pub(in crate::cli) struct ShopSession {
     /// They come from earlier responses, for completion.
     pub(super) seen_item_ids: Mutex<Vec<String>>,
     /// The server, if `--server auto` chose it.
-    pub(super) discovered_server: Option<server_discovery::ChosenServer>,
+    pub(super) discovered_server: Option<server_discovery::FoundServer>,
 }
 
 impl ShopSession {
-    /// See [`server_discovery::ChosenServer::check_payment`].
+    /// See [`server_discovery::FoundServer::check_payment`].
     pub(in crate::cli) fn check_payment(&self) -> anyhow::Result<()> {
         self.discovered_server.as_ref().map_or(Ok(()), |chosen| chosen.check_payment(""))
     }
@@ -58,27 +58,16 @@ impl ShopSession {
         payload: Value,
         text: impl FnOnce(&Value) -> String,
     ) -> anyhow::Result<()> {
-        self.print_result(command, self.call(api, payload)?, text);
+        self.screen.print_ok(command, self.call(api, payload)?, text);
         Ok(())
     }
 
     pub(in crate::cli) fn run_item(&self, item: String) -> anyhow::Result<()> {
-        self.run("item", "GetItem", json!({ "item_id": item }), |item| show::items(&json!([item])))
+        self.run("item", "GetItem", json!({ "item_id": item }), |item| show::item_table(std::slice::from_ref(item)))
     }
 
     pub(in crate::cli) fn user(&self) -> Option<String> {
         self.user.lock().clone()
-    }
-
-    /// Prints the fields with `--json`, else a text for people.
-    pub(in crate::cli) fn print_result(&self, command: &str, mut fields: Value, text: impl FnOnce(&Value) -> String) {
-        if self.screen.is_json() {
-            fields["ok"] = command.into();
-            self.screen.print_json(&fields);
-        } else {
-            let text = text(&fields);
-            self.screen.print(&text.lines().map(sanitize).collect::<Vec<_>>().join("\n"));
-        }
     }
 
     pub(super) fn create_account(&self, username: &str, name: Option<&str>) -> anyhow::Result<()> {
@@ -87,7 +76,7 @@ impl ShopSession {
             payload["name"] = name.into();
         }
         let response = self.call("CreateAccount", payload)?;
-        self.print_result("create-account", response, |_| {
+        self.screen.print_ok("create-account", response, |_| {
             format!("{username} has an account; {} opens a session", self.login_command(username))
         });
         Ok(())
@@ -107,7 +96,7 @@ impl ShopSession {
             session_store.save_session(&username, session_id)?;
         }
         let fields = json!({"username": username, format!("{}_id", self.role): id});
-        self.print_result("login", fields, |_| format!("logged in as {username} ({} {id})", self.role));
+        self.screen.print_ok("login", fields, |_| format!("logged in as {username} ({} {id})", self.role));
         Ok(())
     }
 
@@ -118,7 +107,7 @@ impl ShopSession {
             self.forget_session()?;
         }
         done?;
-        self.print_result("logout", json!({}), |_| "logged out".to_owned());
+        self.screen.print_ok("logout", json!({}), |_| "logged out".to_owned());
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::cli::response_fields::{counted_noun, plain_text, rows, time};
-use crate::cli::table::{Align, table};
+use crate::cli::response_fields::{counted_noun, items, listing, plain_text, time};
+use crate::cli::table::{Align, Column, table_of};
 use crate::model::{Cents, Total};
 
 /// Totals may exceed the largest price.
@@ -15,30 +15,15 @@ pub(in crate::cli) fn money(amount: &Value) -> String {
     amount.as_f64().map(|amount| Cents((amount * 100.0).round() as i64).to_string()).unwrap_or_default()
 }
 
-/// A column: its title, and the cell that it has for a line.
-type Column = (&'static str, Align, fn(&Value) -> String);
+const PURCHASE: Column<Value> = ("purchase", Align::Left, |line| plain_text(&line["purchase_id"]));
+const ITEM: Column<Value> = ("item", Align::Left, |line| plain_text(&line["item_id"]));
+const QUANTITY: Column<Value> = ("qty", Align::Right, |line| plain_text(&line["quantity"]));
+const PRICE: Column<Value> = ("price", Align::Right, |line| money(&line["price"]));
+const BOUGHT: Column<Value> = ("bought", Align::Left, |line| time(&line["purchased_at"]));
+const SHIPPED: Column<Value> = ("shipped", Align::Left, |line| time(&line["shipped_at"]));
 
-const PURCHASE: Column = ("purchase", Align::Left, |line| plain_text(&line["purchase_id"]));
-const ITEM: Column = ("item", Align::Left, |line| plain_text(&line["item_id"]));
-const QUANTITY: Column = ("qty", Align::Right, |line| plain_text(&line["quantity"]));
-const PRICE: Column = ("price", Align::Right, |line| money(&line["price"]));
-const BOUGHT: Column = ("bought", Align::Left, |line| time(&line["purchased_at"]));
-const SHIPPED: Column = ("shipped", Align::Left, |line| time(&line["shipped_at"]));
-
-/// One row a line.
-fn lines(list: &Value, columns: &[Column]) -> String {
-    let titles: Vec<(&str, Align)> = columns.iter().map(|(title, align, _)| (*title, *align)).collect();
-    table(&titles, &rows(list, |line| columns.iter().map(|(_, _, cell)| cell(line)).collect()))
-}
-
-/// One row a line, or `none` where there is none.
-fn listing(list: &Value, columns: &[Column], none: &str) -> String {
-    let is_empty = list.as_array().is_none_or(Vec::is_empty);
-    if is_empty { none.to_owned() } else { lines(list, columns) }
-}
-
-pub(in crate::cli) fn items(list: &Value) -> String {
-    const COLUMNS: [Column; 8] = [
+pub(in crate::cli) fn item_table(list: &[Value]) -> String {
+    const COLUMNS: [Column<Value>; 8] = [
         ITEM,
         ("name", Align::Left, |item| plain_text(&item["item_name"])),
         PRICE,
@@ -47,11 +32,11 @@ pub(in crate::cli) fn items(list: &Value) -> String {
         ("votes", Align::Left, |item| votes(&item["feedback"])),
         ("seller", Align::Left, |item| format!("{} ({})", plain_text(&item["seller"]), plain_text(&item["seller_id"]))),
         ("keywords", Align::Left, |item| {
-            let keywords = item["keywords"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let keywords = items(&item["keywords"]).iter().filter_map(Value::as_str);
             keywords.collect::<Vec<_>>().join(" ")
         }),
     ];
-    lines(list, &COLUMNS)
+    table_of(&COLUMNS, list)
 }
 
 fn votes(feedback: &Value) -> String {
@@ -62,13 +47,13 @@ fn votes(feedback: &Value) -> String {
 pub(in crate::cli) fn page(response: &Value, none: impl FnOnce(&Value) -> String) -> String {
     match &response["items"] {
         Value::Array(items) if items.is_empty() => none(response),
-        items => format!("{}\n{}", self::items(items), total_text(response)),
+        list => format!("{}\n{}", item_table(items(list)), total_text(response)),
     }
 }
 
 /// `57 items`, `10000 items or more, 2 of them here`.
 pub(in crate::cli) fn total_text(response: &Value) -> String {
-    let shown = response["items"].as_array().map_or(0, Vec::len);
+    let shown = items(&response["items"]).len();
     let Some(total) = response["total"].as_u64() else { return counted_noun(shown as u64, "item") };
     let more = if response["total_is_at_least"] == true { " or more" } else { "" };
     let shown = if shown as u64 == total { String::new() } else { format!(", {shown} of them here") };
@@ -76,25 +61,25 @@ pub(in crate::cli) fn total_text(response: &Value) -> String {
 }
 
 pub(in crate::cli) fn cart(list: &Value) -> String {
-    listing(list, &[ITEM, QUANTITY], "the cart is empty")
+    listing(items(list), &[ITEM, QUANTITY], "the cart is empty")
 }
 
 pub(in crate::cli) fn new_purchase(response: &Value) -> String {
-    let lines = lines(&response["items"], &[ITEM, QUANTITY, PRICE]);
+    let lines = table_of(&[ITEM, QUANTITY, PRICE], items(&response["items"]));
     format!("bought for {}: purchase {}\n{lines}", money(&response["total"]), plain_text(&response["purchase_id"]))
 }
 
 pub(in crate::cli) fn purchases(list: &Value) -> String {
-    listing(list, &[PURCHASE, ITEM, QUANTITY, PRICE, BOUGHT, SHIPPED], "nothing was bought yet")
+    listing(items(list), &[PURCHASE, ITEM, QUANTITY, PRICE, BOUGHT, SHIPPED], "nothing was bought yet")
 }
 
 /// Shipped or not.
 pub(in crate::cli) fn orders(list: &Value) -> String {
-    let payout: Column = ("payout", Align::Right, |line| money(&line["payout"]));
-    let buyer: Column = ("buyer", Align::Left, |line| plain_text(&line["buyer_name"]));
-    let address: Column = ("address", Align::Left, |line| plain_text(&line["address"]));
+    let payout: Column<Value> = ("payout", Align::Right, |line| money(&line["payout"]));
+    let buyer: Column<Value> = ("buyer", Align::Left, |line| plain_text(&line["buyer_name"]));
+    let address: Column<Value> = ("address", Align::Left, |line| plain_text(&line["address"]));
     let columns = [PURCHASE, ITEM, QUANTITY, PRICE, payout, buyer, BOUGHT, SHIPPED, address];
-    listing(list, &columns, "nothing was sold yet")
+    listing(items(list), &columns, "nothing was sold yet")
 }
 
 pub(in crate::cli) fn rating(response: &Value) -> String {

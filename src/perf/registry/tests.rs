@@ -57,8 +57,11 @@ fn every_member_of_every_crew_is_connected_and_calls_once() {
     names.sort_unstable();
     assert_eq!(names, (0..150).collect::<Vec<_>>());
     let stop = StopFlag::default();
-    let once =
-        |operation| load::run_all(&mut all, |worker| worker.call_each_once(operation, &population, &stop)).unwrap();
+    let once = |operation| {
+        let call = population.call(operation);
+        let each = |_nth, worker: &mut Worker| worker.drive_each(&call, MeasurementLength::Calls(1), &stop);
+        load::run_all(&mut all, each).unwrap()
+    };
     let [registered, pinged] = ["REGISTER", "PING"].map(once);
     assert_eq!((registered.done, registered.failed), (150, 0));
     // An unexpected response is a failure.

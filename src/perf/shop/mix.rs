@@ -44,13 +44,6 @@ pub enum Mix {
 }
 
 impl Mix {
-    pub fn name(self) -> &'static str {
-        match self {
-            Mix::Documents => "MIX",
-            Mix::Everything => "ALL",
-        }
-    }
-
     pub fn title(self, framing: Framing) -> &'static str {
         match (self, framing) {
             (Mix::Documents, Framing::Frames) => "MIX",
@@ -176,7 +169,7 @@ pub fn measure(
         relay_requests.push(learned.collect::<anyhow::Result<_>>()?);
         rounds.extend(of_role);
     }
-    let (relay_servers, mut relay_clients) = relay.clients_of_kinds(framing, clients, &relay_requests)?;
+    let (relay_servers, mut relay_clients) = relay.clients(framing, clients, &relay_requests)?;
     let (sellers, buyers) = population.sellers_and_buyers();
     let users = sellers[..clients].iter_mut().chain(&mut buyers[..clients]);
     let mut shop_clients: Vec<ClosedLoopClient<'_>> = users

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::call;
 use crate::net::frames::Framing;
 use crate::perf::limits::relay::{FramedConnection, framed};
+use crate::perf::load::{self, Sample};
 use crate::perf::stop::StopFlag;
 use crate::shop::ops::Role;
 
@@ -46,7 +47,7 @@ pub struct User {
     tag: RunTag,
     /// One connection per framing.
     pub connections: Vec<FramedConnection>,
-    addr: SocketAddr,
+    pub addr: SocketAddr,
     framings: Vec<Framing>,
 }
 
@@ -82,12 +83,15 @@ pub fn connect(addr: SocketAddr, framing: Framing) -> anyhow::Result<FramedConne
 }
 
 impl User {
+    fn of(role: Role, name: String, addr: SocketAddr, tag: RunTag, framings: &[Framing]) -> User {
+        let (sid, item, framings) = (String::new(), String::new(), framings.to_vec());
+        User { role, name, id: 0, sid, item, items: Vec::new(), tag, connections: Vec::new(), addr, framings }
+    }
+
     fn sign_up(role: Role, addr: SocketAddr, tag: &RunTag, nth: usize, framings: &[Framing]) -> anyhow::Result<User> {
         let side = if role == Role::Buyer { "buyer" } else { "seller" };
         let (name, tag) = (format!("perf-{side}-{}{nth:04}", tag.user), tag.clone());
-        let (sid, item, items) = (String::new(), String::new(), Vec::new());
-        let framings = framings.to_vec();
-        let mut user = User { role, name, id: 0, sid, item, items, tag, connections: Vec::new(), addr, framings };
+        let mut user = User::of(role, name, addr, tag, framings);
         user.reconnect()?;
         let payload = json!({"username": user.name, "password": "correct horse"});
         user.ask("CreateAccount", &payload)?;
@@ -124,10 +128,6 @@ impl User {
             }
             std::thread::sleep(RETRY_AFTER);
         }
-    }
-
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
     }
 
     /// The keyword of a group of items; no keyword is a prefix of another. Numbers wrap around.
@@ -172,11 +172,9 @@ impl ShopPopulation {
         })?;
         let owner = User::sign_up(Role::Seller, seller_at, tag, count, framings)?;
         let batches = run_concurrently(CONCURRENT_SETUPS, stop, |batch| {
-            let (name, sid) = (owner.name.clone(), owner.sid.clone());
-            let (item, items, connections) = (String::new(), Vec::new(), Vec::new());
-            let (role, framings) = (Role::Seller, vec![Framing::Frames]);
-            let (id, tag, addr) = (owner.id, owner.tag.clone(), seller_at);
-            let mut worker = User { role, name, id, sid, item, items, tag, connections, addr, framings };
+            let (name, tag) = (owner.name.clone(), owner.tag.clone());
+            let mut worker = User::of(Role::Seller, name, seller_at, tag, &[Framing::Frames]);
+            worker.sid = owner.sid.clone();
             worker.reconnect()?;
             let of_batch = (batch..CATALOGUE).step_by(CONCURRENT_SETUPS);
             let register = |nth| {
@@ -283,26 +281,15 @@ fn run_concurrently<T: Send>(
     stop: &StopFlag,
     work: impl Fn(usize) -> anyhow::Result<T> + Sync,
 ) -> anyhow::Result<Vec<T>> {
-    let work = &work;
+    let mut results: Vec<Option<T>> = std::iter::repeat_with(|| None).take(count).collect();
     let per_thread = count.div_ceil(CONCURRENT_SETUPS).max(1);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..count)
-            .step_by(per_thread)
-            .map(|from| {
-                let part = from..count.min(from + per_thread);
-                scope.spawn(move || {
-                    let one = |nth| {
-                        ensure!(!stop.is_set(), "ended by a signal");
-                        work(nth)
-                    };
-                    part.map(one).collect::<anyhow::Result<Vec<T>>>()
-                })
-            })
-            .collect();
-        let mut all = Vec::with_capacity(count);
-        for thread in threads {
-            all.extend(thread.join().map_err(|_| anyhow::anyhow!("preparing the clients panicked"))??);
+    let mut parts: Vec<&mut [Option<T>]> = results.chunks_mut(per_thread).collect();
+    load::run_all(&mut parts, |nth_part, part| {
+        for (nth, result) in (nth_part * per_thread..).zip(part.iter_mut()) {
+            ensure!(!stop.is_set(), "ended by a signal");
+            *result = Some(work(nth)?);
         }
-        Ok(all)
-    })
+        Ok(Sample::new())
+    })?;
+    Ok(results.into_iter().flatten().collect())
 }

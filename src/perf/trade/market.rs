@@ -128,7 +128,9 @@ impl Market {
 
     /// Lets every buyer run rounds, one after the other.
     pub fn trade(&self, goal: RoundGoal, length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
-        load::run_all(&mut self.buyers.lock(), |buyer| buyer.drive(goal, length, stop))
+        load::run_all(&mut self.buyers.lock(), |_nth, buyer| {
+            load::drive(length, None, stop, |sample| Ok((None, buyer.round(goal, &mut sample.lost)?)))
+        })
     }
 }
 
@@ -151,20 +153,6 @@ impl Drop for Market {
 }
 
 impl Buyer {
-    fn drive(&mut self, goal: RoundGoal, length: MeasurementLength, stop: &StopFlag) -> anyhow::Result<Sample> {
-        let mut sample = Sample::new();
-        let started = Instant::now();
-        let (mut before, mut rounds) = (started, 0);
-        while !length.is_over(rounds, started, before) && !stop.is_set() {
-            let succeeded = self.round(goal, &mut sample.lost)?;
-            let now = Instant::now();
-            sample.record(succeeded, now - before);
-            before = now;
-            rounds += 1;
-        }
-        Ok(sample)
-    }
-
     fn round(&mut self, goal: RoundGoal, lost: &mut u64) -> anyhow::Result<bool> {
         let rq = self.next_rq;
         self.next_rq += 1;
@@ -177,7 +165,7 @@ impl Buyer {
         }
         let found = self.await_event(STEP_TIMEOUT, |event| match event {
             MarketEvent::ServerMessage(message) if message.rq == Some(rq) && message.mid.is_some() => {
-                Some(message.found_price())
+                Some(message.price.clone().filter(|_| message.r#type == "FOUND"))
             }
             _ => None,
         });
@@ -241,12 +229,6 @@ impl Buyer {
                 return Some(found);
             }
         }
-    }
-}
-
-impl ServerMessage {
-    fn found_price(&self) -> Option<Value> {
-        self.price.clone().filter(|_| self.r#type == "FOUND")
     }
 }
 
