@@ -20,8 +20,8 @@ use parking_lot::{Condvar, Mutex};
 use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
 
-use crate::model::Token;
 use crate::model::text::{distinct_spellings, nfc};
+use crate::model::{Token, debug_fields};
 use crate::net::source::{self, SourceKey};
 
 /// The longest time that a job waits for its turn.
@@ -424,11 +424,7 @@ fn failed(error: impl fmt::Display) -> PasswordError {
     PasswordError::Failed(error.to_string())
 }
 
-impl fmt::Debug for PasswordHasher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PasswordHasher").field("thread_count", &self.workers.thread_count).finish_non_exhaustive()
-    }
-}
+debug_fields!(PasswordHasher, |hasher| thread_count: hasher.workers.thread_count);
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,6 @@
 //! memory too, because the registry looks them up at every REGISTER.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use super::jwt::{Claims, Jwt, Role, TokenError};
 use super::login_limiter::LoginLimiter;
 use super::password::PasswordHasher;
 use crate::model::text::{self, TextFilter};
-use crate::model::{Clock, Millis, Name, Token};
+use crate::model::{Clock, Millis, Name, Token, debug_fields};
 use crate::net::source;
 use crate::storage::{ReaderExt, Store, StoreError, Value};
 
@@ -56,12 +55,8 @@ pub struct AdminCredentials {
     pub password: Option<String>,
 }
 
-impl fmt::Debug for AdminCredentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The password is left out.
-        f.debug_struct("AdminSettings").field("username", &self.username).finish_non_exhaustive()
-    }
-}
+// The password is left out.
+debug_fields!(AdminCredentials, |credentials| username: credentials.username);
 
 /// An admin whose password is shown once.
 #[derive(Clone)]
@@ -536,11 +531,7 @@ fn check_password(field: &str, password: &str) -> Result<(), UserError> {
         .map_err(|rule| UserError::InvalidField(format!("{field}: {rule}")))
 }
 
-impl fmt::Debug for Users {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Users").field("accounts", &self.count()).finish_non_exhaustive()
-    }
-}
+debug_fields!(Users, |users| accounts: users.count());
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //! rules when it is created, so that every value that exists is valid.
 
 pub mod card;
+mod debug_fields;
 pub mod digest;
 pub mod duration;
 pub mod money;
@@ -12,6 +13,7 @@ pub mod text;
 pub mod time;
 
 pub use card::{CardNumber, Expiry, PaymentCard};
+pub(crate) use debug_fields::debug_fields;
 pub use digest::Digest;
 pub use money::{Cents, FeeRate, Total};
 pub(crate) use named::named;

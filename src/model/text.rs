@@ -403,13 +403,5 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Reads like [`Name::from_stored`]: names of others, and those on disk. New users' names are checked further.
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        Name::from_stored(&text).map_err(serde::de::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,6 @@
 //! Frames: a message behind its length (4 bytes, big-endian), with limits on length and time; and [`MessageReader`],
 //! which reads frames or lines, whichever the other end uses.
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -341,12 +340,8 @@ impl<R: DeadlineRead> MessageReader<R> {
     }
 }
 
-impl<R> fmt::Debug for FrameReader<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the content, which may be secret.
-        f.debug_struct("FrameReader").field("pending_bytes", &(self.filled - self.consumed)).finish_non_exhaustive()
-    }
-}
+// Not the content, which may be secret.
+crate::model::debug_fields!(FrameReader<R>, |reader| pending_bytes: reader.filled - reader.consumed);
 
 #[cfg(test)]
 mod tests;

@@ -365,14 +365,7 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     return error.raw_os_error() == Some(10024); // WSAEMFILE
 }
 
-impl fmt::Debug for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listener")
-            .field("address", &self.address)
-            .field("open", &self.open_connections())
-            .finish_non_exhaustive()
-    }
-}
+crate::model::debug_fields!(Listener, |listener| address: listener.address, open: listener.open_connections());
 
 #[cfg(test)]
 mod tests;

@@ -232,16 +232,7 @@ impl Executor {
     }
 }
 
-impl fmt::Debug for Executor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        f.debug_struct("Executor")
-            .field("name", &self.name)
-            .field("threads", &state.threads)
-            .field("in_hand", &state.running_jobs)
-            .finish_non_exhaustive()
-    }
-}
+crate::model::debug_fields!(Executor, |executor| name: executor.name, threads: executor.threads(), in_hand: executor.running_jobs());
 
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();

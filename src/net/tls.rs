@@ -16,6 +16,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, ServerConfig, SignatureScheme};
 
+use crate::model::debug_fields;
 use crate::model::secret::hex;
 
 /// The DNS name that is in our certificates and that clients send.
@@ -98,11 +99,7 @@ impl TlsIdentity {
     }
 }
 
-impl fmt::Debug for TlsIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
-    }
-}
+debug_fields!(TlsIdentity, |identity| fingerprint: identity.fingerprint);
 
 pub(super) fn fingerprint_of(certificate: &CertificateDer<'_>) -> String {
     hex(digest(&SHA256, certificate).as_ref())

@@ -4,7 +4,6 @@
 //! wait for a commit. Threads added that way stay for a while: under steady load none has to be woken.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -410,14 +409,7 @@ impl UdpServerInner {
     }
 }
 
-impl fmt::Debug for UdpServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UdpServer")
-            .field("socket", &self.inner.socket)
-            .field("in_hand", &self.running_handlers())
-            .finish_non_exhaustive()
-    }
-}
+crate::model::debug_fields!(UdpServer, |server| socket: server.inner.socket, in_hand: server.running_handlers());
 
 #[cfg(test)]
 mod tests;

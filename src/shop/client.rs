@@ -2,7 +2,6 @@
 //! when it is lost. It is unknown then whether a call that was sent was executed: an idempotent one is sent again, any
 //! other fails with [`ClientError::Lost`].
 
-use std::fmt;
 use std::io::ErrorKind;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::apis::is_idempotent;
 use super::ops::{ErrorCode, Refusal};
-use crate::model::Token;
+use crate::model::{Token, debug_fields};
 use crate::net::budget::Reservation;
 use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
 use crate::net::frames::{Framing, MessageReader};
@@ -320,12 +319,8 @@ fn foreign_error_text(response: &[u8]) -> Option<String> {
     (!shown.is_empty()).then_some(shown)
 }
 
-impl fmt::Debug for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The session id is a secret.
-        f.debug_struct("Client").field("config", &self.config).finish_non_exhaustive()
-    }
-}
+// The session id is a secret.
+debug_fields!(Client, |client| config: client.config);
 
 #[cfg(test)]
 mod tests {

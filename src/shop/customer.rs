@@ -5,7 +5,6 @@
 //! transaction fails, memory is loaded anew before the next operation, and the operations that waited for it get
 //! UNAVAILABLE: none of their changes has happened ([`Durable`]).
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use super::ops::{Account, ErrorCode, NewSession, Refusal, Role, ShopResult};
 use crate::bank::{Gateway, ledger};
 use crate::identity::{HashCost, PasswordError, PasswordHasher, SessionKey};
 use crate::model::number::EXACT_MAX;
-use crate::model::{Clock, FeeRate, Millis, Token};
+use crate::model::{Clock, FeeRate, Millis, Token, debug_fields};
 use crate::net::periodic::PeriodicTask;
 use crate::storage::backup::ID_RANGE_MAX;
 use crate::storage::{CommitHandle, Durable, Reader, Store, StoreError};
@@ -309,8 +308,4 @@ fn unavailable(error: &StoreError) -> Refusal {
     Refusal::new(ErrorCode::Unavailable, "the customer database could not store or read it: try again")
 }
 
-impl fmt::Debug for CustomerDb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CustomerDb").field("store", &self.inner.store).finish_non_exhaustive()
-    }
-}
+debug_fields!(CustomerDb, |db| store: db.inner.store);

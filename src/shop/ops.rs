@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Cents, Millis};
+use crate::model::{Cents, Millis, debug_fields};
 
 /// Entries of a list in a response.
 pub const PAGE_MAX: u64 = 500;
@@ -288,11 +288,7 @@ impl std::fmt::Debug for CardDetails {
     }
 }
 
-impl std::fmt::Debug for NewSession {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewSession").field("user_id", &self.user_id).finish_non_exhaustive()
-    }
-}
+debug_fields!(NewSession, |session| user_id: session.user_id);
 
 /// Whole cents, without the upper limit of a price.
 pub(super) mod unbounded_cents {
