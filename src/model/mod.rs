@@ -9,6 +9,7 @@ pub mod money;
 mod named;
 pub mod number;
 pub mod secret;
+mod serde_as_text;
 pub mod text;
 pub mod time;
 
@@ -18,5 +19,6 @@ pub use digest::Digest;
 pub use money::{Cents, FeeRate, Total};
 pub(crate) use named::named;
 pub use secret::Token;
+pub(crate) use serde_as_text::serde_as_text;
 pub use text::Name;
 pub use time::{Clock, Millis};

@@ -6,9 +6,10 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
+
+use super::serde_as_text;
 
 /// Maximum length of a name, characters.
 pub const NAME_MAX: usize = 64;
@@ -120,11 +121,8 @@ impl Hash for NormalizedText {
     }
 }
 
-impl Serialize for Name {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
+// Names of others, and those on disk: new users' names are checked further.
+serde_as_text!(Name, Name::from_stored, |name| name.as_str());
 
 /// Checks that a text has from `min` to `max` characters.
 pub fn check_length(text: &str, min: usize, max: usize) -> Result<(), String> {
