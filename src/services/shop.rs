@@ -197,7 +197,7 @@ impl<Db> DatabaseService<Db> {
 impl ProductService {
     /// Must be called before anything in the data dir is examined or created.
     pub(super) fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
-        DataDirLock::acquire_component(data_dir, DataComponent::Product.lock_name())
+        DataDirLock::acquire_component(data_dir, DataComponent::Product)
     }
 
     pub(super) fn start(
@@ -218,7 +218,7 @@ impl ProductService {
 
 impl CustomerService {
     pub(super) fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
-        DataDirLock::acquire_component(data_dir, DataComponent::Customer.lock_name())
+        DataDirLock::acquire_component(data_dir, DataComponent::Customer)
     }
 
     /// Completes interrupted purchases before the listener opens.
