@@ -58,6 +58,9 @@ pub enum PasswordError {
     NoLongerNeeded,
     #[error("a password could not be hashed: {0}")]
     Failed(String),
+    /// Logins of this user have failed too often; what is left of the pause.
+    #[error("too many failed logins: try again in {} s", .0.as_secs() + 1)]
+    LockedOut(Duration),
 }
 
 pub struct PasswordHasher {
