@@ -293,9 +293,7 @@ impl ListenerInner {
     fn pause(&self, pause: Duration) {
         let until = Instant::now() + pause;
         let mut open = self.open.lock();
-        while !self.is_stopping.load(SeqCst) && Instant::now() < until {
-            self.changed.wait_until(&mut open, until);
-        }
+        self.changed.wait_while_until(&mut open, |_| !self.is_stopping.load(SeqCst), until);
     }
 
     fn unblock_accept(&self, address: SocketAddr) {
@@ -327,9 +325,7 @@ impl ListenerInner {
 
     fn wait_for_none_open(&self, give_up_at: Instant) -> usize {
         let mut open = self.open.lock();
-        while !open.streams.is_empty() && Instant::now() < give_up_at {
-            self.changed.wait_until(&mut open, give_up_at);
-        }
+        self.changed.wait_while_until(&mut open, |open| !open.streams.is_empty(), give_up_at);
         open.streams.len()
     }
 }

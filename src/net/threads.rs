@@ -225,9 +225,7 @@ impl Executor {
         for thread in state.idle.iter().filter_map(|slot| slot.thread.get()) {
             thread.unpark();
         }
-        while state.running_jobs > 0 && Instant::now() < give_up_at {
-            self.all_done.wait_until(&mut state, give_up_at);
-        }
+        self.all_done.wait_while_until(&mut state, |state| state.running_jobs > 0, give_up_at);
         state.running_jobs
     }
 }

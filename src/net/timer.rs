@@ -154,9 +154,7 @@ impl<T: Send + 'static> TimersInner<T> {
             self.retries.fetch_add(1, SeqCst);
             let retry_at = Instant::now() + RETRY_AFTER;
             let mut state = self.state.lock();
-            while !state.is_stopped && Instant::now() < retry_at {
-                self.changed.wait_until(&mut state, retry_at);
-            }
+            self.changed.wait_while_until(&mut state, |state| !state.is_stopped, retry_at);
             if state.is_stopped {
                 return;
             }

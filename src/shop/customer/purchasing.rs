@@ -245,13 +245,12 @@ impl CustomerDbInner {
                 Err(error) => error,
             };
             log::warn!("purchase {id}: {error}");
-            let deadline = deadline.filter(|deadline| Instant::now() + pause < *deadline)?;
-            // Only time makes a bank answer; unless the database closes, it is waited for.
-            let mut is_closed = self.is_closed.lock();
-            if *is_closed {
+            deadline.filter(|deadline| Instant::now() + pause < *deadline)?;
+            if self.closing.is_requested() {
                 return None;
             }
-            self.closing.wait_until(&mut is_closed, deadline.min(Instant::now() + pause));
+            // Only time makes a bank answer; unless the database closes, it is waited for.
+            self.closing.wait_for(pause);
             pause *= 2;
         }
     }
@@ -299,7 +298,7 @@ impl CustomerDbInner {
             {
                 log::warn!("purchase {id}: {}", refusal.message);
             }
-            if *self.is_closed.lock() {
+            if self.closing.is_requested() {
                 return;
             }
         }
