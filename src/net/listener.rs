@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use super::backoff::Backoff;
 use super::budget::ReceiveBudget;
 use super::counters::counters;
+use super::interfaces::reachable_addr;
 use super::log_throttle::LogThrottle;
 use super::threads::{self, Executor};
 use super::tls::TlsIdentity;
@@ -65,6 +66,19 @@ pub struct ListenerContext {
     pub identity: Option<Arc<TlsIdentity>>,
     /// Whether clients on other hosts may connect without TLS.
     pub allows_remote_plaintext: bool,
+}
+
+#[cfg(test)]
+impl ListenerContext {
+    pub(crate) fn for_test(connections: usize, threads: usize) -> ListenerContext {
+        ListenerContext {
+            executor: Executor::new("test", threads),
+            limiter: ConnectionLimiter::new(connections),
+            budget: ReceiveBudget::new(crate::net::budget::RECEIVE_BUDGET_BYTES),
+            identity: None,
+            allows_remote_plaintext: false,
+        }
+    }
 }
 
 pub struct Listener {
@@ -263,13 +277,8 @@ impl ListenerInner {
         };
         // Created here, so that it is undone even if the job never runs.
         let guard = OpenConnectionGuard { inner: Arc::clone(self), id };
-        let accepted = AcceptedConnection::new(
-            Arc::clone(&stream),
-            source,
-            permit,
-            Arc::clone(&self.context),
-            Arc::clone(&self.is_stopping),
-        );
+        let (context, is_stopping) = (Arc::clone(&self.context), Arc::clone(&self.is_stopping));
+        let accepted = AcceptedConnection { stream: Arc::clone(&stream), source, context, is_stopping, permit };
         let job = move || {
             // Moved into the job so that it is dropped after the connection, also when serving panics.
             let guard = guard;
@@ -302,12 +311,7 @@ impl ListenerInner {
         if socket2::SockRef::from(&self.socket).shutdown(Shutdown::Both).is_ok() {
             return;
         }
-        let ip = match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
-        };
-        if let Err(error) = TcpStream::connect_timeout(&SocketAddr::new(ip, address.port()), Duration::from_secs(1)) {
+        if let Err(error) = TcpStream::connect_timeout(&reachable_addr(address), Duration::from_secs(1)) {
             debug!("waking accept at {address}: {error}");
         }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::backoff::Backoff;
 use super::counters::counters;
+use super::interfaces::reachable_addr;
 use super::log_throttle::LogThrottle;
 use super::threads::Executor;
 
@@ -393,12 +394,7 @@ impl UdpServerInner {
 
     /// Sends one empty datagram to our own socket for each receiver.
     fn wake_receivers(&self) {
-        let Ok(mut to) = self.socket.get().local_addr() else { return };
-        match to.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => to.set_ip(Ipv4Addr::LOCALHOST.into()),
-            IpAddr::V6(ip) if ip.is_unspecified() => to.set_ip(Ipv6Addr::LOCALHOST.into()),
-            _ => {}
-        }
+        let Ok(to) = self.socket.get().local_addr().map(reachable_addr) else { return };
         for _ in 0..self.receivers.load(SeqCst) {
             if let Err(error) = self.socket.get().send_to(&[], to) {
                 // The receive timeout wakes them then.

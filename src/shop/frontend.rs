@@ -113,7 +113,7 @@ impl FrontendServer {
             Role::Seller => "seller-server",
         };
         // Where the limit of connections is low, links must leave some of them to clients.
-        let links_max = LINKS_MAX.min(context.limiter.max_connections() / LINKS_SHARE).max(1);
+        let links_max = LINKS_MAX.min(context.listener.limiter.max_connections() / LINKS_SHARE).max(1);
         let is_plain = config.databases == DatabaseLocation::SameProcess { has_tls: false };
         let pool = |address, to, flag| {
             let flag = if config.databases == DatabaseLocation::Remote { flag } else { "" };
