@@ -87,11 +87,6 @@ impl<R: DeadlineRead> LineReader<R> {
     }
 
     /// The memory for long lines is taken from a budget. A line is counted until the next one is read.
-    pub fn with_reservation(mut self, reservation: Reservation) -> LineReader<R> {
-        self.reservation = reservation;
-        self
-    }
-
     pub fn set_reservation(&mut self, reservation: Reservation) {
         self.reservation = reservation;
     }

@@ -64,9 +64,9 @@ pub struct UdpLimits {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Datagram<'a> {
+pub struct Datagram<B> {
     /// The content, truncated to [`UdpLimits::max_datagram_bytes`] bytes.
-    pub bytes: &'a [u8],
+    pub bytes: B,
     pub source: SocketAddr,
     /// The local address that it was sent to, if the socket is bound to all addresses and the system reports it.
     pub to: Option<IpAddr>,
@@ -74,7 +74,7 @@ pub struct Datagram<'a> {
 }
 
 /// It may block; a panic in it affects no other datagram.
-pub type UdpHandler = Arc<dyn Fn(Datagram<'_>) + Send + Sync>;
+pub type UdpHandler = Arc<dyn Fn(Datagram<&[u8]>) + Send + Sync>;
 
 pub struct UdpServer {
     inner: Arc<UdpServerInner>,
@@ -101,15 +101,8 @@ struct UdpServerInner {
 
 #[derive(Default)]
 struct DatagramQueue {
-    datagrams: VecDeque<QueuedDatagram>,
+    datagrams: VecDeque<Datagram<Box<[u8]>>>,
     bytes: usize,
-}
-
-struct QueuedDatagram {
-    bytes: Box<[u8]>,
-    source: SocketAddr,
-    to: Option<IpAddr>,
-    is_truncated: bool,
 }
 
 counters! {
@@ -254,7 +247,7 @@ impl UdpServerInner {
     }
 
     /// True if this thread is not counted as a receiver any more.
-    fn dispatch(self: &Arc<Self>, datagram: Datagram<'_>) -> bool {
+    fn dispatch(self: &Arc<Self>, datagram: Datagram<&[u8]>) -> bool {
         self.counters.received.add(1);
         if datagram.is_truncated {
             self.counters.oversized.add(1);
@@ -326,7 +319,7 @@ impl UdpServerInner {
         self.running_handlers.fetch_sub(1, SeqCst);
     }
 
-    fn handle(&self, datagram: Datagram<'_>) {
+    fn handle(&self, datagram: Datagram<&[u8]>) {
         self.executor.catch_panic(|| (self.handler)(datagram));
     }
 
@@ -334,7 +327,7 @@ impl UdpServerInner {
     fn finish(&self) {
         loop {
             while let Some(next) = self.dequeue() {
-                let QueuedDatagram { bytes, source, to, is_truncated } = next;
+                let Datagram { bytes, source, to, is_truncated } = next;
                 self.handle(Datagram { bytes: &bytes, source, to, is_truncated });
             }
             self.end_handling();
@@ -345,13 +338,13 @@ impl UdpServerInner {
         }
     }
 
-    fn enqueue(&self, datagram: Datagram<'_>) {
+    fn enqueue(&self, datagram: Datagram<&[u8]>) {
         if self.queued.load(SeqCst) >= self.limits.queue_len {
             self.counters.dropped.add(1);
             return;
         }
         let Datagram { bytes, source, to, is_truncated } = datagram;
-        let queued = QueuedDatagram { bytes: bytes.into(), source, to, is_truncated };
+        let queued = Datagram { bytes: Box::<[u8]>::from(bytes), source, to, is_truncated };
         let mut queue = self.queue.lock();
         // Checked again: several threads may have found the last slot free.
         let bytes_then = queue.bytes + queued.bytes.len();
@@ -365,7 +358,7 @@ impl UdpServerInner {
         if has_room { self.counters.queued.add(1) } else { self.counters.dropped.add(1) }
     }
 
-    fn dequeue(&self) -> Option<QueuedDatagram> {
+    fn dequeue(&self) -> Option<Datagram<Box<[u8]>>> {
         // The usual case takes no lock.
         if self.queued.load(SeqCst) == 0 {
             return None;

@@ -92,12 +92,9 @@ pub struct Client {
 /// as a line, whatever framing the client uses.
 struct OpenConnection {
     writer: ConnWriter,
-    incoming: ResponseReader,
-}
-
-enum ResponseReader {
-    UnknownFraming(Option<ConnReader>),
-    KnownFraming(MessageReader<ConnReader>),
+    /// Until the first response.
+    unread: Option<ConnReader>,
+    responses: Option<MessageReader<ConnReader>>,
 }
 
 #[derive(Serialize)]
@@ -244,22 +241,15 @@ impl Client {
 
 impl OpenConnection {
     fn read(&mut self) -> Result<Option<Vec<u8>>, LineError> {
-        if let ResponseReader::UnknownFraming(reader) = &mut self.incoming {
+        if let Some(reader) = self.unread.take() {
             let limits = LineLimits {
                 max_bytes: RESPONSE_BYTES_MAX,
                 message_timeout: MESSAGE_TIMEOUT,
                 idle_timeout: RESPONSE_TIMEOUT,
             };
-            let Some(reader) = reader.take() else { return Ok(None) };
-            let Some(reader) = MessageReader::detect_response_framing(reader, limits, Reservation::default())? else {
-                return Ok(None);
-            };
-            self.incoming = ResponseReader::KnownFraming(reader);
+            self.responses = MessageReader::detect_response_framing(reader, limits, Reservation::default())?;
         }
-        match &mut self.incoming {
-            ResponseReader::KnownFraming(reader) => reader.read_before(Instant::now() + RESPONSE_TIMEOUT),
-            ResponseReader::UnknownFraming(_) => Ok(None),
-        }
+        self.responses.as_mut().map_or(Ok(None), |reader| reader.read_before(Instant::now() + RESPONSE_TIMEOUT))
     }
 
     /// The server closes a connection that is idle, for instance.
@@ -296,7 +286,7 @@ fn connect(config: &ClientConfig) -> Result<(OpenConnection, Option<String>), Co
     };
     let fingerprint = conn.peer_fingerprint();
     let (reader, writer) = conn.split();
-    Ok((OpenConnection { writer, incoming: ResponseReader::UnknownFraming(Some(reader)) }, fingerprint))
+    Ok((OpenConnection { writer, unread: Some(reader), responses: None }, fingerprint))
 }
 
 /// The error text in a response of another implementation: of an object with a string as its error, as in the project
