@@ -3,7 +3,8 @@
 //! | file | holds |
 //! |---|---|
 //! | `password.rs` | [`PasswordHasher`]: Argon2id with a bounded number of threads and a bounded queue |
-//! | `login_limiter.rs` | [`LoginLimiter`]: locks out whoever fails to log in too often |
+//! | `login_limiter.rs` | locks out whoever fails to log in too often |
+//! | `login_verifier.rs` | [`LoginVerifier`]: verifies passwords of logins within that limit |
 //! | `jwt.rs` | [`Jwt`](jwt::Jwt): issues and verifies tokens |
 //! | `users.rs` | [`Users`]: accounts, and the admin |
 //! | `sessions.rs` | [`Sessions`](sessions::Sessions): sessions that end after some time without use |
@@ -11,14 +12,15 @@
 
 pub mod jwt;
 pub mod known_servers;
-pub mod login_limiter;
+mod login_limiter;
+mod login_verifier;
 pub mod password;
 pub mod sessions;
 pub mod users;
 
 pub use jwt::{Claims, Role};
 pub use known_servers::{KnownServer, KnownServers};
-pub use login_limiter::LoginLimiter;
+pub use login_verifier::LoginVerifier;
 pub use password::{HashCost, PasswordError, PasswordHasher};
 pub use sessions::SessionKey;
 pub use users::{User, UserError, Users};

@@ -1,10 +1,9 @@
 //! A bank with a database of its own, which commits independently of the rooms.
 
-use std::fmt;
 use std::path::Path;
 
 use super::{AuthorisationOutcome, CaptureOutcome, Gateway, GatewayError, VoidOutcome};
-use crate::model::{Cents, Millis, PaymentCard, text};
+use crate::model::{Cents, Millis, PaymentCard, named, text};
 #[cfg(any(test, feature = "internals"))]
 use crate::storage::Reader;
 use crate::storage::{OpenError, ReaderExt, Store, StoreError, Tx};
@@ -32,13 +31,14 @@ pub struct BuiltinGateway {
     store: Store,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChargeState {
-    Authorised,
-    Captured,
-    /// Released, or never to be authorised.
-    Voided,
-    Declined,
+named! {
+    pub enum ChargeState {
+        Authorised = "authorised",
+        Captured = "captured",
+        /// Released, or never to be authorised.
+        Voided = "voided",
+        Declined = "declined",
+    }
 }
 
 /// A charge as the bank stores it.
@@ -147,7 +147,7 @@ fn key_error(key: &str) -> Option<String> {
 }
 
 fn set_state(tx: &mut dyn Tx, key: &str, state: ChargeState, now: Millis) -> Result<(), StoreError> {
-    let parameters = [state.as_str().into(), now.into(), key.into()];
+    let parameters = [state.as_text().into(), now.into(), key.into()];
     let rows = tx.execute("UPDATE charge SET state = $1, changed_ms = $2 WHERE charge_key = $3", &parameters)?;
     if rows == 1 { Ok(()) } else { Err(StoreError::Invalid(format!("{rows} charges with one key"))) }
 }
@@ -188,7 +188,7 @@ impl Gateway for BuiltinGateway {
                  VALUES ($1, $2, $3, $4, $5, $6, $7)",
                 &[
                     key.into(),
-                    state.as_str().into(),
+                    state.as_text().into(),
                     amount.into(),
                     (&last4).into(),
                     objection.into(),
@@ -223,7 +223,7 @@ impl Gateway for BuiltinGateway {
             None => {
                 tx.execute(
                     "INSERT INTO charge (charge_key, state, created_ms, changed_ms) VALUES ($1, $2, $3, $4)",
-                    &[key.into(), ChargeState::Voided.as_str().into(), now.into(), now.into()],
+                    &[key.into(), ChargeState::Voided.as_text().into(), now.into(), now.into()],
                 )?;
                 Ok(VoidOutcome::Voided)
             }
@@ -242,27 +242,9 @@ impl Gateway for BuiltinGateway {
 }
 
 impl ChargeState {
-    /// The name under which it is stored and shown.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ChargeState::Authorised => "authorised",
-            ChargeState::Captured => "captured",
-            ChargeState::Voided => "voided",
-            ChargeState::Declined => "declined",
-        }
-    }
-
     fn from_stored(text: &str) -> Result<ChargeState, StoreError> {
-        [ChargeState::Authorised, ChargeState::Captured, ChargeState::Voided, ChargeState::Declined]
-            .into_iter()
-            .find(|state| state.as_str() == text)
+        ChargeState::from_text(text)
             .ok_or_else(|| StoreError::Invalid(format!("a charge in the unknown state {text:?}")))
-    }
-}
-
-impl fmt::Display for ChargeState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
     }
 }
 

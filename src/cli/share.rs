@@ -14,10 +14,11 @@ use crate::identity::KnownServers;
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::http::{RequestPolicy, parse_allowed_origin, parse_host_name};
+use crate::net::interfaces::reachable_addr;
 use crate::services::announcement::SERVER_API;
 use crate::services::node::{self, API_PORT, NodeProcessConfig};
 use crate::services::running_nodes::NodeQuery;
-use crate::services::{self, page_urls, paths};
+use crate::services::{self, paths};
 use crate::share::client::CertificatePin;
 use crate::share::heartbeat::ACTIVE_INTERVAL;
 use crate::share::node::NodeSettings;
@@ -154,7 +155,7 @@ pub fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(command) => {
             settings::init_log("error");
-            let ip = page_urls::reachable_addr(SocketAddr::new(api_bind_ip(args.api_bind)?, 0)).ip();
+            let ip = reachable_addr(SocketAddr::new(api_bind_ip(args.api_bind)?, 0)).ip();
             let port = port_flag_or_variable(args.api_port, "CLIENT_API_PORT")?;
             let query = NodeQuery {
                 addr: port.map(|port| SocketAddr::new(ip, port)),

@@ -2,7 +2,6 @@
 //! and jti. One that names another algorithm (or `none`), lacks a claim, or has reached its `exp` is rejected. Whoever
 //! has the secret can impersonate anybody, so it is random and protected like a private key.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Millis, Token, secret};
+use crate::model::{Millis, Token, debug_fields, secret};
 use crate::net::tls::read_or_create_secret;
 
 pub const KEY_FILE: &str = "jwt.key";
@@ -122,11 +121,7 @@ impl Jwt {
     }
 }
 
-impl fmt::Debug for Jwt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Jwt").field("life", &self.life).finish_non_exhaustive()
-    }
-}
+debug_fields!(Jwt, |jwt| life: jwt.life);
 
 /// HS256 with ring, and no other algorithm.
 static PROVIDER: CryptoProvider = CryptoProvider {

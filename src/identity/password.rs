@@ -20,8 +20,8 @@ use parking_lot::{Condvar, Mutex};
 use ring::rand::{SecureRandom, SystemRandom};
 use subtle::ConstantTimeEq;
 
-use crate::model::Token;
 use crate::model::text::{distinct_spellings, nfc};
+use crate::model::{Token, debug_fields};
 use crate::net::source::{self, SourceKey};
 
 /// The longest time that a job waits for its turn.
@@ -58,6 +58,9 @@ pub enum PasswordError {
     NoLongerNeeded,
     #[error("a password could not be hashed: {0}")]
     Failed(String),
+    /// Logins of this user have failed too often; what is left of the pause.
+    #[error("too many failed logins: try again in {} s", .0.as_secs() + 1)]
+    LockedOut(Duration),
 }
 
 pub struct PasswordHasher {
@@ -424,11 +427,7 @@ fn failed(error: impl fmt::Display) -> PasswordError {
     PasswordError::Failed(error.to_string())
 }
 
-impl fmt::Debug for PasswordHasher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PasswordHasher").field("thread_count", &self.workers.thread_count).finish_non_exhaustive()
-    }
-}
+debug_fields!(PasswordHasher, |hasher| thread_count: hasher.workers.thread_count);
 
 #[cfg(test)]
 mod tests;

@@ -6,9 +6,8 @@ use std::fmt;
 use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::{Millis, secret};
+use crate::model::{Millis, secret, serde_as_text};
 
 pub const SESSIONS_MAX: usize = 100_000;
 
@@ -36,18 +35,9 @@ impl SessionKey {
     }
 }
 
-impl Serialize for SessionKey {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.to_text())
-    }
-}
-
-impl<'de> Deserialize<'de> for SessionKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SessionKey, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        SessionKey::from_text(&text).ok_or_else(|| serde::de::Error::custom("expected 32 lowercase hex digits"))
-    }
-}
+serde_as_text!(SessionKey, |text: &str| SessionKey::from_text(text).ok_or("expected 32 lowercase hex digits"), |key| {
+    key.to_text()
+});
 
 impl fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,6 @@
 //! memory too, because the registry looks them up at every REGISTER.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +9,10 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use super::jwt::{Claims, Jwt, Role, TokenError};
-use super::login_limiter::LoginLimiter;
+use super::login_verifier::LoginVerifier;
 use super::password::PasswordHasher;
 use crate::model::text::{self, TextFilter};
-use crate::model::{Clock, Millis, Name, Token};
+use crate::model::{Clock, Millis, Name, Token, debug_fields};
 use crate::net::source;
 use crate::storage::{ReaderExt, Store, StoreError, Value};
 
@@ -56,12 +55,8 @@ pub struct AdminCredentials {
     pub password: Option<String>,
 }
 
-impl fmt::Debug for AdminCredentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The password is left out.
-        f.debug_struct("AdminSettings").field("username", &self.username).finish_non_exhaustive()
-    }
-}
+// The password is left out.
+debug_fields!(AdminCredentials, |credentials| username: credentials.username);
 
 /// An admin whose password is shown once.
 #[derive(Clone)]
@@ -74,14 +69,13 @@ pub struct NewAdmin {
 pub struct Users {
     store: Arc<Store>,
     clock: Clock,
-    passwords: PasswordHasher,
+    /// An admin is not the user of the same name.
+    logins: LoginVerifier<LoginSubject>,
     jwt: Jwt,
     names: RwLock<AccountNames>,
     /// Names of accounts that are being created: of two concurrent requests with different spellings, one succeeds.
     reserved_names: Mutex<HashSet<Name>>,
     admin: RwLock<Option<Admin>>,
-    /// An admin is not the user of the same name.
-    login_limiter: Arc<Mutex<LoginLimiter<LoginSubject>>>,
     /// Keyed by the name as it is spelled on disk.
     addresses: Mutex<HashMap<String, SignInAddresses>>,
     /// Names of accounts, as they are spelled on disk.
@@ -141,12 +135,11 @@ impl Users {
         Ok(Users {
             store,
             clock,
-            passwords,
+            logins: LoginVerifier::new(passwords, clock),
             jwt,
             names: RwLock::new(names),
             admin: RwLock::new(admin),
             reserved_names: Mutex::default(),
-            login_limiter: Arc::default(),
             addresses: Mutex::new(addresses),
             blocked: RwLock::new(blocked.into_iter().collect()),
         })
@@ -172,16 +165,16 @@ impl Users {
                 check_password("ADMIN_PASSWORD", &given)?;
                 let stored = stored.as_ref().map(|admin| admin.password.clone());
                 let is_the_same = stored.is_some()
-                    && self.passwords.verify(&given, stored.as_deref(), local).map_err(UserError::from)?;
+                    && self.logins.passwords.verify(&given, stored.as_deref(), local).map_err(UserError::from)?;
                 match stored {
                     Some(stored) if is_the_same => stored,
-                    _ => self.passwords.hash(&given, local).map_err(UserError::from)?,
+                    _ => self.logins.passwords.hash(&given, local).map_err(UserError::from)?,
                 }
             }
             (None, Some(admin)) => admin.password.clone(),
             (None, None) => {
                 let new_admin = NewAdmin { username: username.clone(), password: Token::random() };
-                let hash = self.passwords.hash(new_admin.password.reveal(), local).map_err(UserError::from)?;
+                let hash = self.logins.passwords.hash(new_admin.password.reveal(), local).map_err(UserError::from)?;
                 announce(&new_admin)?;
                 hash
             }
@@ -225,7 +218,7 @@ impl Users {
         if self.names.read().len() >= ACCOUNTS_MAX {
             return Err(UserError::Busy("there are as many accounts as there may be".to_owned()));
         }
-        let hash = self.passwords.hash(password, source::key_of(source))?;
+        let hash = self.logins.passwords.hash(password, source::key_of(source))?;
         let now = Clock::wall();
         let user =
             User { username: username.clone(), display_name, created_at: now, last_login: None, is_blocked: false };
@@ -241,7 +234,7 @@ impl Users {
             Ok(write_sign_in(tx, username, source, now)?)
         })?;
         self.names.write().oldest.insert(username.clone());
-        self.login_limiter.lock().reset(&(Role::User, username.clone(), true));
+        self.logins.reset(&(Role::User, username.clone(), true));
         self.record_sign_in(&username, source);
         Ok(user)
     }
@@ -253,16 +246,14 @@ impl Users {
         // As it was spelled when the account was created.
         let account = self.names.read().resolve(&name).cloned();
         let subject = (Role::User, name, account.is_some());
-        self.check_not_locked_out(&subject, source)?;
+        self.logins.check(&subject, source::key_of(source))?;
         let found = match &account {
             Some(name) => self.store.read(|reader| find_account(reader, name))?,
             None => None,
         };
         let (user, stored_hash) = found.unzip();
-        let is_right = self.verify_password(&subject, password, stored_hash.as_deref(), source)?;
-        let Some(mut user) = self.record_outcome(subject, source, is_right.then_some(user).flatten())? else {
-            return Err(UserError::WrongCredentials);
-        };
+        let is_right = self.logins.verify(subject, source::key_of(source), password, stored_hash.as_deref())?;
+        let mut user = user.filter(|_| is_right).ok_or(UserError::WrongCredentials)?;
         // Revealed only to those who know the password.
         if self.is_blocked(&user.username) {
             return Err(UserError::Blocked);
@@ -288,49 +279,11 @@ impl Users {
         let name = Name::from_stored(username).map_err(|rule| UserError::InvalidField(format!("username: {rule}")))?;
         let admin = self.admin.read().clone().filter(|admin| admin.username == name);
         let subject = (Role::Admin, name, admin.is_some());
-        self.check_not_locked_out(&subject, source)?;
+        let source = source::key_of(source);
+        self.logins.check(&subject, source)?;
         let stored_hash = admin.as_ref().map(|admin| admin.password.as_str());
-        let is_right = self.verify_password(&subject, password, stored_hash, source)?;
-        let account = self.record_outcome(subject, source, admin.filter(|_| is_right))?;
-        account.map(|admin| admin.username).ok_or(UserError::WrongCredentials)
-    }
-
-    fn check_not_locked_out(&self, subject: &LoginSubject, source: IpAddr) -> Result<(), UserError> {
-        self.login_limiter.lock().check(self.clock.now(), subject, source::key_of(source)).map_err(UserError::LockedOut)
-    }
-
-    /// If the subject is locked out when its turn comes, no hash is computed.
-    fn verify_password(
-        &self,
-        subject: &LoginSubject,
-        password: &str,
-        stored_hash: Option<&str>,
-        source: IpAddr,
-    ) -> Result<bool, UserError> {
-        let is_still_needed = {
-            let (login_limiter, clock, subject) = (Arc::clone(&self.login_limiter), self.clock, subject.clone());
-            move || login_limiter.lock().check(clock.now(), &subject, source::key_of(source)).is_ok()
-        };
-        self.passwords.verify_if(password, stored_hash, source::key_of(source), is_still_needed).or_else(|error| {
-            self.check_not_locked_out(subject, source)?;
-            Err(error.into())
-        })
-    }
-
-    /// Records and returns the result of an attempt, unless others have failed too often meanwhile. Under one lock, so
-    /// that no more results are returned than allowed.
-    fn record_outcome<T>(
-        &self,
-        subject: LoginSubject,
-        source: IpAddr,
-        account: Option<T>,
-    ) -> Result<Option<T>, UserError> {
-        let (source, mut login_limiter, now) = (source::key_of(source), self.login_limiter.lock(), self.clock.now());
-        login_limiter.check(now, &subject, source).map_err(UserError::LockedOut)?;
-        if account.is_none() {
-            login_limiter.record_failure(now, subject, source);
-        }
-        Ok(account)
+        let is_right = self.logins.verify(subject, source, password, stored_hash)?;
+        admin.filter(|_| is_right).map(|admin| admin.username).ok_or(UserError::WrongCredentials)
     }
 
     /// The name is reserved until the result is dropped.
@@ -536,11 +489,7 @@ fn check_password(field: &str, password: &str) -> Result<(), UserError> {
         .map_err(|rule| UserError::InvalidField(format!("{field}: {rule}")))
 }
 
-impl fmt::Debug for Users {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Users").field("accounts", &self.count()).finish_non_exhaustive()
-    }
-}
+debug_fields!(Users, |users| accounts: users.count());
 
 #[cfg(test)]
 mod tests;

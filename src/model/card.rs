@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use super::serde_as_text;
 
 /// A card number: 12–19 digits, without spaces and dashes. `Debug` and `Display` show only the last four digits.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,18 +49,7 @@ impl fmt::Display for CardNumber {
     }
 }
 
-impl Serialize for CardNumber {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for CardNumber {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<CardNumber, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        CardNumber::new(&text).map_err(serde::de::Error::custom)
-    }
-}
+serde_as_text!(CardNumber, CardNumber::new, |number| number.reveal());
 
 /// The last month in which a card is valid: `MM/YY` on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,18 +89,7 @@ impl fmt::Display for Expiry {
     }
 }
 
-impl Serialize for Expiry {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Expiry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Expiry, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        Expiry::parse(&text).map_err(serde::de::Error::custom)
-    }
-}
+serde_as_text!(Expiry, Expiry::parse, |expiry| &expiry.to_string());
 
 /// What a bank needs to charge a card.
 #[derive(Debug, Clone, PartialEq, Eq)]

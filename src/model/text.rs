@@ -6,9 +6,10 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
+
+use super::serde_as_text;
 
 /// Maximum length of a name, characters.
 pub const NAME_MAX: usize = 64;
@@ -120,11 +121,8 @@ impl Hash for NormalizedText {
     }
 }
 
-impl Serialize for Name {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
+// Names of others, and those on disk: new users' names are checked further.
+serde_as_text!(Name, Name::from_stored, |name| name.as_str());
 
 /// Checks that a text has from `min` to `max` characters.
 pub fn check_length(text: &str, min: usize, max: usize) -> Result<(), String> {
@@ -400,14 +398,6 @@ impl fmt::Display for Name {
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.as_str(), f)
-    }
-}
-
-/// Reads like [`Name::from_stored`]: names of others, and those on disk. New users' names are checked further.
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        Name::from_stored(&text).map_err(serde::de::Error::custom)
     }
 }
 

@@ -13,10 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rustls::{CertificateError, ClientConnection, Connection, ServerConnection};
 
 use super::deadline::{DeadlineRead, DeadlineStream};
-use super::tls::{
-    PinMismatch, TlsIdentity, TlsIdentityError, fingerprint_of, pinned_client_config, server_name,
-    unpinned_client_config,
-};
+use super::tls::{PinMismatch, TlsIdentity, TlsIdentityError, client_config, fingerprint_of, server_name};
 
 /// The first byte of a handshake record. No message of ours begins with it.
 const TLS_FIRST_BYTE: u8 = 0x16;
@@ -57,14 +54,9 @@ pub struct Conn {
 struct ConnInner {
     stream: DeadlineStream,
     tls: Option<Mutex<Connection>>,
-    /// Held while writing to the socket.
-    write_state: Mutex<WriteState>,
-}
-
-#[derive(Default)]
-struct WriteState {
-    /// A write has failed, so it is unknown where the next message or record would begin.
-    is_broken: bool,
+    /// Held while writing to the socket. True once a write has failed: it is unknown then where the next message or
+    /// record would begin.
+    is_write_broken: Mutex<bool>,
 }
 
 impl Conn {
@@ -85,15 +77,18 @@ impl Conn {
 
     /// The other end must present the certificate with the fingerprint `pin` (64 hex digits), else `PinMismatch`.
     pub fn tls_client(stream: impl Into<Arc<TcpStream>>, pin: &str, deadline: Instant) -> Result<Conn, ConnError> {
-        let tls = ClientConnection::new(pinned_client_config(pin)?, server_name()).map_err(ConnError::Tls)?;
-        Conn::handshake(DeadlineStream::new(stream), tls.into(), deadline)
+        Conn::client_handshake(DeadlineStream::new(stream), Some(pin), deadline)
     }
 
     /// Accepts any certificate. Nothing secret may be sent before the other end has proved its identity in a way that
     /// is bound to [`peer_fingerprint`](Conn::peer_fingerprint).
     pub fn tls_client_unpinned(stream: impl Into<Arc<TcpStream>>, deadline: Instant) -> Result<Conn, ConnError> {
-        let tls = ClientConnection::new(unpinned_client_config()?, server_name()).map_err(ConnError::Tls)?;
-        Conn::handshake(DeadlineStream::new(stream), tls.into(), deadline)
+        Conn::client_handshake(DeadlineStream::new(stream), None, deadline)
+    }
+
+    fn client_handshake(stream: DeadlineStream, pin: Option<&str>, deadline: Instant) -> Result<Conn, ConnError> {
+        let tls = ClientConnection::new(client_config(pin)?, server_name()).map_err(ConnError::Tls)?;
+        Conn::handshake(stream, tls.into(), deadline)
     }
 
     /// Accepts TLS or plaintext, which the first byte shows; `FirstByteTimeout` if none comes by `first_byte_by`. A TLS
@@ -118,7 +113,7 @@ impl Conn {
     }
 
     fn from_parts(stream: DeadlineStream, tls: Option<Connection>) -> Conn {
-        Conn { inner: ConnInner { stream, tls: tls.map(Mutex::new), write_state: Mutex::default() } }
+        Conn { inner: ConnInner { stream, tls: tls.map(Mutex::new), is_write_broken: Mutex::default() } }
     }
 
     fn handshake(stream: DeadlineStream, mut tls: Connection, deadline: Instant) -> Result<Conn, ConnError> {
@@ -281,10 +276,10 @@ impl ConnWriter {
     /// in part, the connection is shut down, and every further write fails.
     pub fn write_all(&self, bytes: &[u8], deadline: Instant) -> io::Result<()> {
         let inner = &*self.inner;
-        let Some(mut side) = inner.write_state.try_lock_until(deadline) else {
+        let Some(mut is_broken) = inner.is_write_broken.try_lock_until(deadline) else {
             return Err(ErrorKind::TimedOut.into());
         };
-        if side.is_broken {
+        if *is_broken {
             return Err(ErrorKind::BrokenPipe.into());
         }
         let written = match &inner.tls {
@@ -292,13 +287,13 @@ impl ConnWriter {
             Some(tls) => inner.write_tls_before(tls, bytes, deadline),
         };
         if written.is_err() {
-            side.is_broken = true;
-            drop(side);
+            *is_broken = true;
+            drop(is_broken);
             inner.shut_down(Shutdown::Both);
             return written;
         }
         // Fair, so that a thread that writes line after line does not starve the others.
-        MutexGuard::unlock_fair(side);
+        MutexGuard::unlock_fair(is_broken);
         if let Some(tls) = &inner.tls {
             inner.flush_tls_unless_writing(tls, deadline);
         }
@@ -322,11 +317,11 @@ impl ConnWriter {
         let inner = &*self.inner;
         let deadline = Instant::now() + CLOSE_NOTIFY_TIMEOUT;
         // If another writer is blocked by the peer there is no close_notify; shutting the socket down frees it.
-        let Some(mut side) = inner.write_state.try_lock_until(deadline) else { return };
-        if side.is_broken {
+        let Some(mut is_broken) = inner.is_write_broken.try_lock_until(deadline) else { return };
+        if *is_broken {
             return;
         }
-        side.is_broken = true;
+        *is_broken = true;
         if let Some(tls) = &inner.tls {
             let goodbye = {
                 let mut tls = tls.lock();
@@ -358,16 +353,16 @@ impl ConnInner {
     /// done: so the reader never waits for a writer, which may wait for the peer, which may wait for the reader.
     fn flush_tls_unless_writing(&self, tls: &Mutex<Connection>, deadline: Instant) {
         while tls.lock().wants_write() {
-            let Some(mut side) = self.write_state.try_lock() else { return };
-            if side.is_broken {
+            let Some(mut is_broken) = self.is_write_broken.try_lock() else { return };
+            if *is_broken {
                 return;
             }
             let outgoing = take_tls_output(&mut tls.lock());
             let farewell =
                 deadline.max(Instant::now() + CLOSE_NOTIFY_TIMEOUT).min(Instant::now() + Duration::from_secs(10));
             if outgoing.and_then(|outgoing| self.stream.write_all_before(&outgoing, farewell)).is_err() {
-                side.is_broken = true;
-                drop(side);
+                *is_broken = true;
+                drop(is_broken);
                 self.shut_down(Shutdown::Both);
                 return;
             }

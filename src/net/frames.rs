@@ -1,7 +1,6 @@
 //! Frames: a message behind its length (4 bytes, big-endian), with limits on length and time; and [`MessageReader`],
 //! which reads frames or lines, whichever the other end uses.
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -41,12 +40,6 @@ impl<R: DeadlineRead> FrameReader<R> {
     pub fn new(source: R, limits: LineLimits) -> FrameReader<R> {
         let (pending, reservation) = (Vec::new(), Reservation::default());
         FrameReader { source, limits, buffer: pending, consumed: 0, filled: 0, retains_buffer: false, reservation }
-    }
-
-    /// The memory for long frames is taken from a budget. A frame is counted until the next one is read.
-    pub fn with_reservation(mut self, reservation: Reservation) -> FrameReader<R> {
-        self.reservation = reservation;
-        self
     }
 
     /// Keeps the buffer between messages: links are few, and their messages long enough to save system calls so.
@@ -280,20 +273,20 @@ impl<R: DeadlineRead> MessageReader<R> {
         };
         let first = &first[..len];
         let source = PrefixedReader { head: first.to_vec(), consumed: 0, source };
-        Ok(match first.first() {
-            Some(0) => Some(MessageReader::Frames(FrameReader::new(source, limits).with_reservation(reservation))),
-            Some(first) if is_line(*first) => Some(MessageReader::of_lines(source, limits, reservation)),
-            _ => None,
-        })
+        let mut reader = match first.first() {
+            Some(0) => MessageReader::Frames(FrameReader::new(source, limits)),
+            Some(first) if is_line(*first) => MessageReader::Lines(LineReader::new(source, limits)),
+            _ => return Ok(None),
+        };
+        reader.set_reservation(reservation);
+        Ok(Some(reader))
     }
 
     /// Reads lines, whatever they begin with.
     pub fn lines(source: R, limits: LineLimits, reservation: Reservation) -> MessageReader<R> {
-        MessageReader::of_lines(PrefixedReader { head: Vec::new(), consumed: 0, source }, limits, reservation)
-    }
-
-    fn of_lines(source: PrefixedReader<R>, limits: LineLimits, reservation: Reservation) -> MessageReader<R> {
-        MessageReader::Lines(LineReader::new(source, limits).with_reservation(reservation))
+        let mut lines = LineReader::new(PrefixedReader { head: Vec::new(), consumed: 0, source }, limits);
+        lines.set_reservation(reservation);
+        MessageReader::Lines(lines)
     }
 
     /// As [`LineReader::accepting_unterminated_line`].
@@ -304,10 +297,7 @@ impl<R: DeadlineRead> MessageReader<R> {
         }
     }
 
-    pub fn is_line_based(&self) -> bool {
-        matches!(self, MessageReader::Lines(_))
-    }
-
+    /// The memory for long messages is taken from a budget. A message is counted until the next one is read.
     pub fn set_reservation(&mut self, reservation: Reservation) {
         match self {
             MessageReader::Frames(frames) => frames.reservation = reservation,
@@ -341,12 +331,8 @@ impl<R: DeadlineRead> MessageReader<R> {
     }
 }
 
-impl<R> fmt::Debug for FrameReader<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the content, which may be secret.
-        f.debug_struct("FrameReader").field("pending_bytes", &(self.filled - self.consumed)).finish_non_exhaustive()
-    }
-}
+// Not the content, which may be secret.
+crate::model::debug_fields!(FrameReader<R>, |reader| pending_bytes: reader.filled - reader.consumed);
 
 #[cfg(test)]
 mod tests;

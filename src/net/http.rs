@@ -26,14 +26,9 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use super::budget::ReceiveBudget;
 use super::counters::counters;
-use super::listener::{
-    AcceptedConnection, BusyResponse, ConnectionHandler, ConnectionLimiter, Listener, ListenerContext,
-};
+use super::listener::{AcceptedConnection, BusyResponse, ConnectionHandler, Listener, ListenerContext};
 use super::permits::Permits;
-use super::threads::Executor;
-use super::tls::TlsIdentity;
 
 pub use body::{Body, EventStream};
 pub use compression::accepts_gzip;
@@ -155,13 +150,7 @@ impl Default for HttpLimits {
 
 #[derive(Debug, Clone)]
 pub struct HttpContext {
-    pub executor: Arc<Executor>,
-    pub limiter: Arc<ConnectionLimiter>,
-    pub budget: Arc<ReceiveBudget>,
-    /// Our certificate for clients that begin with TLS; without it TLS connections are closed.
-    pub identity: Option<Arc<TlsIdentity>>,
-    /// Whether clients on other hosts may connect without TLS.
-    pub allows_remote_plaintext: bool,
+    pub listener: ListenerContext,
     pub policy: RequestPolicy,
     pub limits: HttpLimits,
 }
@@ -204,10 +193,11 @@ pub struct HttpServer {
 
 impl HttpServer {
     pub fn start(socket: TcpListener, context: HttpContext, handler: Arc<dyn HttpHandler>) -> io::Result<HttpServer> {
-        let HttpContext { executor, limiter, budget, identity, allows_remote_plaintext, policy, limits } = context;
+        let HttpContext { listener: context, policy, limits } = context;
         let counters = Arc::new(HttpCounters::default());
         let (running, stopped) = bounded(0);
-        let streams_max = limits.event_streams.unwrap_or(limiter.max_connections() / EVENT_STREAMS_DIVISOR).max(1);
+        let streams_max =
+            limits.event_streams.unwrap_or(context.limiter.max_connections() / EVENT_STREAMS_DIVISOR).max(1);
         let stream_permits = Permits::new(streams_max);
         let inner = HttpServerInner {
             handler,
@@ -217,7 +207,6 @@ impl HttpServer {
             stream_permits: stream_permits.clone(),
             stopped,
         };
-        let context = ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext };
         let listener = Listener::start(socket, context, Arc::new(HttpConnectionHandler(Arc::new(inner))))?;
         Ok(HttpServer { listener, counters, stream_permits, running: Mutex::new(Some(running)) })
     }

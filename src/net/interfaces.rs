@@ -1,7 +1,7 @@
 //! This host's IPv4 addresses, read anew whenever they are needed: cables are unplugged, and networks are joined.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use if_addrs::{IfAddr, IfOperStatus};
 
@@ -43,6 +43,16 @@ fn outbound_ip() -> Option<Ipv4Addr> {
     socket.connect(OUTBOUND_PROBE).ok()?;
     let SocketAddr::V4(own) = socket.local_addr().ok()? else { return None };
     Some(*own.ip())
+}
+
+/// The address at which this host reaches a listener: loopback if the listener is bound to all interfaces.
+pub fn reachable_addr(bound: SocketAddr) -> SocketAddr {
+    let ip = match bound.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bound.port())
 }
 
 pub fn is_local_address(ip: impl Into<IpAddr>) -> io::Result<bool> {

@@ -1,6 +1,5 @@
 //! Lines: one message per line, ended by LF, UTF-8 unless bytes are asked for, with limits on length and time.
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -88,11 +87,6 @@ impl<R: DeadlineRead> LineReader<R> {
     }
 
     /// The memory for long lines is taken from a budget. A line is counted until the next one is read.
-    pub fn with_reservation(mut self, reservation: Reservation) -> LineReader<R> {
-        self.reservation = reservation;
-        self
-    }
-
     pub fn set_reservation(&mut self, reservation: Reservation) {
         self.reservation = reservation;
     }
@@ -220,14 +214,8 @@ fn find_line_end(bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| *byte == b'\n')
 }
 
-impl<R> fmt::Debug for LineReader<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the content, which may be secret.
-        f.debug_struct("LineReader")
-            .field("pending_bytes", &(self.buffer.len() - self.consumed))
-            .finish_non_exhaustive()
-    }
-}
+// Not the content, which may be secret.
+crate::model::debug_fields!(LineReader<R>, |reader| pending_bytes: reader.buffer.len() - reader.consumed);
 
 #[cfg(test)]
 pub(super) mod tests {

@@ -309,11 +309,10 @@ fn parse_refusal(response: &[u8], address: &str, to: &str) -> LinkError {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::net::budget::{ReceiveBudget, Reservation};
+    use crate::net::budget::Reservation;
     use crate::net::listener::{
-        AcceptedConnection, BusyResponse, ConnectionHandler, ConnectionLimiter, Listener, ListenerContext, listen,
+        AcceptedConnection, BusyResponse, ConnectionHandler, Listener, ListenerContext, listen,
     };
-    use crate::net::threads::Executor;
     use crate::net::tls::TlsIdentity;
     use std::sync::Arc;
 
@@ -367,13 +366,7 @@ pub(super) mod tests {
         key: &ClusterKey,
         identity: Option<Arc<TlsIdentity>>,
     ) -> Listener {
-        let context = ListenerContext {
-            executor: Executor::new("test-link", 100),
-            limiter: ConnectionLimiter::new(100),
-            budget: ReceiveBudget::new(1 << 20),
-            identity: None,
-            allows_remote_plaintext: true,
-        };
+        let context = ListenerContext { allows_remote_plaintext: true, ..ListenerContext::for_test(100, 100) };
         Listener::start(socket, context, Arc::new(Echo { key: key.clone(), identity })).unwrap()
     }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use super::backoff::Backoff;
 use super::budget::ReceiveBudget;
 use super::counters::counters;
+use super::interfaces::reachable_addr;
 use super::log_throttle::LogThrottle;
 use super::threads::{self, Executor};
 use super::tls::TlsIdentity;
@@ -65,6 +66,19 @@ pub struct ListenerContext {
     pub identity: Option<Arc<TlsIdentity>>,
     /// Whether clients on other hosts may connect without TLS.
     pub allows_remote_plaintext: bool,
+}
+
+#[cfg(test)]
+impl ListenerContext {
+    pub(crate) fn for_test(connections: usize, threads: usize) -> ListenerContext {
+        ListenerContext {
+            executor: Executor::new("test", threads),
+            limiter: ConnectionLimiter::new(connections),
+            budget: ReceiveBudget::new(crate::net::budget::RECEIVE_BUDGET_BYTES),
+            identity: None,
+            allows_remote_plaintext: false,
+        }
+    }
 }
 
 pub struct Listener {
@@ -263,13 +277,8 @@ impl ListenerInner {
         };
         // Created here, so that it is undone even if the job never runs.
         let guard = OpenConnectionGuard { inner: Arc::clone(self), id };
-        let accepted = AcceptedConnection::new(
-            Arc::clone(&stream),
-            source,
-            permit,
-            Arc::clone(&self.context),
-            Arc::clone(&self.is_stopping),
-        );
+        let (context, is_stopping) = (Arc::clone(&self.context), Arc::clone(&self.is_stopping));
+        let accepted = AcceptedConnection { stream: Arc::clone(&stream), source, context, is_stopping, permit };
         let job = move || {
             // Moved into the job so that it is dropped after the connection, also when serving panics.
             let guard = guard;
@@ -293,9 +302,7 @@ impl ListenerInner {
     fn pause(&self, pause: Duration) {
         let until = Instant::now() + pause;
         let mut open = self.open.lock();
-        while !self.is_stopping.load(SeqCst) && Instant::now() < until {
-            self.changed.wait_until(&mut open, until);
-        }
+        self.changed.wait_while_until(&mut open, |_| !self.is_stopping.load(SeqCst), until);
     }
 
     fn unblock_accept(&self, address: SocketAddr) {
@@ -304,12 +311,7 @@ impl ListenerInner {
         if socket2::SockRef::from(&self.socket).shutdown(Shutdown::Both).is_ok() {
             return;
         }
-        let ip = match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
-        };
-        if let Err(error) = TcpStream::connect_timeout(&SocketAddr::new(ip, address.port()), Duration::from_secs(1)) {
+        if let Err(error) = TcpStream::connect_timeout(&reachable_addr(address), Duration::from_secs(1)) {
             debug!("waking accept at {address}: {error}");
         }
     }
@@ -327,9 +329,7 @@ impl ListenerInner {
 
     fn wait_for_none_open(&self, give_up_at: Instant) -> usize {
         let mut open = self.open.lock();
-        while !open.streams.is_empty() && Instant::now() < give_up_at {
-            self.changed.wait_until(&mut open, give_up_at);
-        }
+        self.changed.wait_while_until(&mut open, |open| !open.streams.is_empty(), give_up_at);
         open.streams.len()
     }
 }
@@ -365,14 +365,7 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     return error.raw_os_error() == Some(10024); // WSAEMFILE
 }
 
-impl fmt::Debug for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listener")
-            .field("address", &self.address)
-            .field("open", &self.open_connections())
-            .finish_non_exhaustive()
-    }
-}
+crate::model::debug_fields!(Listener, |listener| address: listener.address, open: listener.open_connections());
 
 #[cfg(test)]
 mod tests;

@@ -1,16 +1,16 @@
 use std::io;
-use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
+use super::shutdown::ShutdownSignal;
 use super::threads;
 
 /// Repeats some work until it is dropped or stopped.
 #[derive(Debug)]
 pub struct PeriodicTask {
-    stop: Arc<(Mutex<bool>, Condvar)>,
+    stop: ShutdownSignal,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -32,22 +32,13 @@ impl PeriodicTask {
         first: Duration,
         mut work: impl FnMut() -> Duration + Send + 'static,
     ) -> io::Result<PeriodicTask> {
-        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let stop = ShutdownSignal::default();
         let thread = threads::spawn(name, {
-            let stop = Arc::clone(&stop);
+            let stop = stop.clone();
             move || {
-                let (is_stopped, changed) = &*stop;
-                let mut due_at = Instant::now() + first;
-                loop {
-                    let mut is_stopped = is_stopped.lock();
-                    while !*is_stopped && Instant::now() < due_at {
-                        changed.wait_until(&mut is_stopped, due_at);
-                    }
-                    if *is_stopped {
-                        return;
-                    }
-                    drop(is_stopped);
-                    due_at = Instant::now() + work();
+                let mut pause = first;
+                while !stop.wait_for(pause) {
+                    pause = work();
                 }
             }
         })?;
@@ -56,8 +47,7 @@ impl PeriodicTask {
 
     /// Waits for a run in progress to end. Calling it again does nothing.
     pub fn stop(&self) {
-        *self.stop.0.lock() = true;
-        self.stop.1.notify_all();
+        self.stop.request();
         let Some(thread) = self.thread.lock().take() else { return };
         // The work itself may hold the last reference to this task's owner, and so drop it on this thread.
         if thread.thread().id() != thread::current().id() {
@@ -77,6 +67,7 @@ impl Drop for PeriodicTask {
 mod tests {
     use super::*;
     use crate::net::testing::eventually;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     fn counting(every: Duration) -> (PeriodicTask, Arc<AtomicUsize>) {

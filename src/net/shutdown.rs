@@ -61,19 +61,14 @@ impl ShutdownSignal {
 
     pub fn wait(&self) {
         let mut is_asked = self.state.is_requested.lock();
-        while !*is_asked {
-            self.state.requested.wait(&mut is_asked);
-        }
+        self.state.requested.wait_while(&mut is_asked, |is_asked| !*is_asked);
     }
 
     /// Returns whether the shutdown was requested within that time.
     pub fn wait_for(&self, at_most: Duration) -> bool {
         let until = Instant::now() + at_most;
         let mut is_asked = self.state.is_requested.lock();
-        while !*is_asked && Instant::now() < until {
-            self.state.requested.wait_until(&mut is_asked, until);
-        }
-        *is_asked
+        !self.state.requested.wait_while_until(&mut is_asked, |is_asked| !*is_asked, until).timed_out()
     }
 }
 

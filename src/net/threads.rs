@@ -225,23 +225,12 @@ impl Executor {
         for thread in state.idle.iter().filter_map(|slot| slot.thread.get()) {
             thread.unpark();
         }
-        while state.running_jobs > 0 && Instant::now() < give_up_at {
-            self.all_done.wait_until(&mut state, give_up_at);
-        }
+        self.all_done.wait_while_until(&mut state, |state| state.running_jobs > 0, give_up_at);
         state.running_jobs
     }
 }
 
-impl fmt::Debug for Executor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        f.debug_struct("Executor")
-            .field("name", &self.name)
-            .field("threads", &state.threads)
-            .field("in_hand", &state.running_jobs)
-            .finish_non_exhaustive()
-    }
-}
+crate::model::debug_fields!(Executor, |executor| name: executor.name, threads: executor.threads(), in_hand: executor.running_jobs());
 
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();

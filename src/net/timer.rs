@@ -1,7 +1,6 @@
 //! Deadlines on one thread. A due item becomes a job of the executor.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 #[cfg(test)]
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::threads::{self, Executor, Job};
-use crate::model::time;
+use crate::model::{debug_fields, time};
 
 /// How soon a due item is retried when every request thread was busy.
 const RETRY_AFTER: Duration = Duration::from_millis(10);
@@ -155,9 +154,7 @@ impl<T: Send + 'static> TimersInner<T> {
             self.retries.fetch_add(1, SeqCst);
             let retry_at = Instant::now() + RETRY_AFTER;
             let mut state = self.state.lock();
-            while !state.is_stopped && Instant::now() < retry_at {
-                self.changed.wait_until(&mut state, retry_at);
-            }
+            self.changed.wait_while_until(&mut state, |state| !state.is_stopped, retry_at);
             if state.is_stopped {
                 return;
             }
@@ -187,11 +184,7 @@ impl<T: Send + 'static> TimersInner<T> {
     }
 }
 
-impl<T: Send + 'static> fmt::Debug for Timers<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timers").field("pending", &self.pending()).finish_non_exhaustive()
-    }
-}
+debug_fields!(Timers<T: Send + 'static>, |timers| pending: timers.pending());
 
 #[cfg(test)]
 mod tests {

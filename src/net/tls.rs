@@ -16,6 +16,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, ServerConfig, SignatureScheme};
 
+use crate::model::debug_fields;
 use crate::model::secret::hex;
 
 /// The DNS name that is in our certificates and that clients send.
@@ -98,28 +99,20 @@ impl TlsIdentity {
     }
 }
 
-impl fmt::Debug for TlsIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
-    }
-}
+debug_fields!(TlsIdentity, |identity| fingerprint: identity.fingerprint);
 
 pub(super) fn fingerprint_of(certificate: &CertificateDer<'_>) -> String {
     hex(digest(&SHA256, certificate).as_ref())
 }
 
-/// A client that accepts exactly the certificate with that fingerprint.
-pub fn pinned_client_config(pin: &str) -> Result<Arc<ClientConfig>, TlsIdentityError> {
-    let is_pin = pin.len() == 64 && pin.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !is_pin {
+/// A client that accepts exactly the certificate with the fingerprint `pin`. Without one it accepts any, and verifies
+/// the server in another way: see [`Conn::tls_client_unpinned`](super::conn::Conn::tls_client_unpinned).
+pub(super) fn client_config(pin: Option<&str>) -> Result<Arc<ClientConfig>, TlsIdentityError> {
+    if pin.is_some_and(|pin| pin.len() != 64 || !pin.bytes().all(|byte| byte.is_ascii_hexdigit())) {
         return Err(TlsIdentityError::InvalidPin);
     }
-    client_config(Some(pin.to_ascii_lowercase()))
-}
-
-fn client_config(pin: Option<String>) -> Result<Arc<ClientConfig>, TlsIdentityError> {
     let provider = crypto_provider();
-    let verifier = PinVerifier { pin, provider: Arc::clone(&provider) };
+    let verifier = PinVerifier { pin: pin.map(str::to_ascii_lowercase), provider: Arc::clone(&provider) };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsIdentityError::Generation(error.to_string()))?
@@ -128,12 +121,6 @@ fn client_config(pin: Option<String>) -> Result<Arc<ClientConfig>, TlsIdentityEr
         .with_no_client_auth();
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
-}
-
-/// A client that accepts any certificate and verifies the server in another way: see
-/// [`Conn::tls_client_unpinned`](super::conn::Conn::tls_client_unpinned).
-pub(super) fn unpinned_client_config() -> Result<Arc<ClientConfig>, TlsIdentityError> {
-    client_config(None)
 }
 
 #[cfg(test)]
@@ -298,7 +285,7 @@ mod tests {
         let loaded = TlsIdentity::load_or_create(dir.path()).unwrap();
         assert_eq!(made.fingerprint(), loaded.fingerprint());
         assert_eq!(made.fingerprint().len(), 64);
-        assert!(pinned_client_config(made.fingerprint()).is_ok());
+        assert!(client_config(Some(made.fingerprint())).is_ok());
         let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(files, [IDENTITY_FILE]);
         #[cfg(unix)]
@@ -347,8 +334,8 @@ mod tests {
     #[test]
     fn a_pin_is_64_hex_digits() {
         for bad in ["", "abc", &"g".repeat(64), &"a".repeat(65)] {
-            assert!(matches!(pinned_client_config(bad), Err(TlsIdentityError::InvalidPin)));
+            assert!(matches!(client_config(Some(bad)), Err(TlsIdentityError::InvalidPin)));
         }
-        assert!(pinned_client_config(&"Ab".repeat(32)).is_ok());
+        assert!(client_config(Some(&"Ab".repeat(32))).is_ok());
     }
 }

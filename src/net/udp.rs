@@ -4,9 +4,8 @@
 //! wait for a commit. Threads added that way stay for a while: under steady load none has to be woken.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::backoff::Backoff;
 use super::counters::counters;
+use super::interfaces::reachable_addr;
 use super::log_throttle::LogThrottle;
 use super::threads::Executor;
 
@@ -64,9 +64,9 @@ pub struct UdpLimits {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Datagram<'a> {
+pub struct Datagram<B> {
     /// The content, truncated to [`UdpLimits::max_datagram_bytes`] bytes.
-    pub bytes: &'a [u8],
+    pub bytes: B,
     pub source: SocketAddr,
     /// The local address that it was sent to, if the socket is bound to all addresses and the system reports it.
     pub to: Option<IpAddr>,
@@ -74,7 +74,7 @@ pub struct Datagram<'a> {
 }
 
 /// It may block; a panic in it affects no other datagram.
-pub type UdpHandler = Arc<dyn Fn(Datagram<'_>) + Send + Sync>;
+pub type UdpHandler = Arc<dyn Fn(Datagram<&[u8]>) + Send + Sync>;
 
 pub struct UdpServer {
     inner: Arc<UdpServerInner>,
@@ -101,15 +101,8 @@ struct UdpServerInner {
 
 #[derive(Default)]
 struct DatagramQueue {
-    datagrams: VecDeque<QueuedDatagram>,
+    datagrams: VecDeque<Datagram<Box<[u8]>>>,
     bytes: usize,
-}
-
-struct QueuedDatagram {
-    bytes: Box<[u8]>,
-    source: SocketAddr,
-    to: Option<IpAddr>,
-    is_truncated: bool,
 }
 
 counters! {
@@ -254,7 +247,7 @@ impl UdpServerInner {
     }
 
     /// True if this thread is not counted as a receiver any more.
-    fn dispatch(self: &Arc<Self>, datagram: Datagram<'_>) -> bool {
+    fn dispatch(self: &Arc<Self>, datagram: Datagram<&[u8]>) -> bool {
         self.counters.received.add(1);
         if datagram.is_truncated {
             self.counters.oversized.add(1);
@@ -326,7 +319,7 @@ impl UdpServerInner {
         self.running_handlers.fetch_sub(1, SeqCst);
     }
 
-    fn handle(&self, datagram: Datagram<'_>) {
+    fn handle(&self, datagram: Datagram<&[u8]>) {
         self.executor.catch_panic(|| (self.handler)(datagram));
     }
 
@@ -334,7 +327,7 @@ impl UdpServerInner {
     fn finish(&self) {
         loop {
             while let Some(next) = self.dequeue() {
-                let QueuedDatagram { bytes, source, to, is_truncated } = next;
+                let Datagram { bytes, source, to, is_truncated } = next;
                 self.handle(Datagram { bytes: &bytes, source, to, is_truncated });
             }
             self.end_handling();
@@ -345,13 +338,13 @@ impl UdpServerInner {
         }
     }
 
-    fn enqueue(&self, datagram: Datagram<'_>) {
+    fn enqueue(&self, datagram: Datagram<&[u8]>) {
         if self.queued.load(SeqCst) >= self.limits.queue_len {
             self.counters.dropped.add(1);
             return;
         }
         let Datagram { bytes, source, to, is_truncated } = datagram;
-        let queued = QueuedDatagram { bytes: bytes.into(), source, to, is_truncated };
+        let queued = Datagram { bytes: Box::<[u8]>::from(bytes), source, to, is_truncated };
         let mut queue = self.queue.lock();
         // Checked again: several threads may have found the last slot free.
         let bytes_then = queue.bytes + queued.bytes.len();
@@ -365,7 +358,7 @@ impl UdpServerInner {
         if has_room { self.counters.queued.add(1) } else { self.counters.dropped.add(1) }
     }
 
-    fn dequeue(&self) -> Option<QueuedDatagram> {
+    fn dequeue(&self) -> Option<Datagram<Box<[u8]>>> {
         // The usual case takes no lock.
         if self.queued.load(SeqCst) == 0 {
             return None;
@@ -394,12 +387,7 @@ impl UdpServerInner {
 
     /// Sends one empty datagram to our own socket for each receiver.
     fn wake_receivers(&self) {
-        let Ok(mut to) = self.socket.get().local_addr() else { return };
-        match to.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => to.set_ip(Ipv4Addr::LOCALHOST.into()),
-            IpAddr::V6(ip) if ip.is_unspecified() => to.set_ip(Ipv6Addr::LOCALHOST.into()),
-            _ => {}
-        }
+        let Ok(to) = self.socket.get().local_addr().map(reachable_addr) else { return };
         for _ in 0..self.receivers.load(SeqCst) {
             if let Err(error) = self.socket.get().send_to(&[], to) {
                 // The receive timeout wakes them then.
@@ -410,14 +398,7 @@ impl UdpServerInner {
     }
 }
 
-impl fmt::Debug for UdpServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UdpServer")
-            .field("socket", &self.inner.socket)
-            .field("in_hand", &self.running_handlers())
-            .finish_non_exhaustive()
-    }
-}
+crate::model::debug_fields!(UdpServer, |server| socket: server.inner.socket, in_hand: server.running_handlers());
 
 #[cfg(test)]
 mod tests;

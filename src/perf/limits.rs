@@ -131,7 +131,7 @@ fn bare(socket: &UdpSocket, answer_bytes: usize) -> anyhow::Result<()> {
 fn start_threaded_echo(socket: UdpSocket, answer_bytes: usize) -> io::Result<UdpServer> {
     let socket = Arc::new(UdpServerSocket::from_socket(socket)?);
     let back = Arc::clone(&socket);
-    let response = move |datagram: Datagram<'_>| {
+    let response = move |datagram: Datagram<&[u8]>| {
         let mut response = Vec::with_capacity(answer_bytes.max(datagram.bytes.len()));
         response.extend_from_slice(datagram.bytes);
         response.resize(answer_bytes, 0);

@@ -14,9 +14,10 @@ use super::running_nodes::{self, NodeRecordFile};
 use super::tls::TlsConfig;
 use super::{ServiceProcess, page_urls, stores};
 use crate::model::{Clock, Name};
-use crate::net::http::{HttpServer, RequestPolicy};
+use crate::net::http::{HttpContext, HttpLimits, HttpServer, RequestPolicy};
+use crate::net::interfaces::reachable_addr;
 use crate::net::limits::RequestedBounds;
-use crate::net::listener::{self, ListenerContext};
+use crate::net::listener;
 use crate::net::tls::TlsIdentity;
 use crate::share::api_client::ApiClient;
 use crate::share::client_api::ClientApi;
@@ -92,7 +93,8 @@ pub fn start(config: NodeProcessConfig) -> anyhow::Result<ServiceProcess> {
         ApiClient::new(&settings.server_host, config.server_api_port, config.server_cert.as_deref(), SERVER_TIMEOUT);
     let handler = Site::of_node(ClientApi::new(Arc::clone(&nodes), Authenticator::new(api, store.clone(), clock)));
     let fingerprint = identity.as_ref().map(|identity| identity.fingerprint().to_owned());
-    let http_context = resources.http_context(identity, tls.insecure, config.policy.clone());
+    let (listener_context, policy) = (resources.listener_context(identity, tls.insecure), config.policy.clone());
+    let http_context = HttpContext { listener: listener_context, policy, limits: HttpLimits::default() };
     let http = HttpServer::start(listener, http_context, Arc::new(handler)).context("cannot serve the client API")?;
     let peer = nodes.peer_addr(name).context("the node has ended")?;
     let api_addr = http.local_addr();
@@ -148,10 +150,8 @@ fn start_nodes(
     store: &NodeStore,
     clock: Clock,
 ) -> anyhow::Result<Nodes> {
-    let SharedResources { executor, limiter, budget } = resources.clone();
-    let allows_remote_plaintext = config.tls.insecure;
     let context = NodeContext {
-        listener_context: ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext },
+        listener_context: resources.listener_context(identity, config.tls.insecure),
         clock,
         store: store.clone(),
         upload_permits: process_upload_permits(),
@@ -164,7 +164,7 @@ fn start_nodes(
 }
 
 fn write_record(name: &Name, api_addr: SocketAddr, cert_sha256: Option<&str>) -> Option<NodeRecordFile> {
-    let at = page_urls::reachable_addr(api_addr);
+    let at = reachable_addr(api_addr);
     running_nodes::write_node_record(name, at, cert_sha256)
         .inspect_err(|error| log::warn!("commands find this node by --api-port {} alone: {error:#}", at.port()))
         .ok()

@@ -1,21 +1,11 @@
 //! URLs of the browser pages, as they are printed at start.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::net::interfaces;
+use crate::net::interfaces::{self, reachable_addr};
 
 /// Maximum number of LAN addresses that are listed. Hosts with more of them use those for other purposes.
 const LAN_ADDRESSES_MAX: usize = 3;
-
-/// The address at which this host reaches a listener: loopback if the listener is bound to all interfaces.
-pub fn reachable_addr(bound: SocketAddr) -> SocketAddr {
-    let ip = match bound.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, bound.port())
-}
 
 /// One line per URL: that for this host, then those by which other devices reach it.
 pub fn lines(bound: SocketAddr, is_tls: bool) -> Vec<String> {

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
-use crate::net::http::{HttpContext, HttpLimits, RequestPolicy};
 use crate::net::limits::{self, MachineBounds, RequestedBounds};
-use crate::net::listener::ConnectionLimiter;
+use crate::net::listener::{ConnectionLimiter, ListenerContext};
 use crate::net::threads::Executor;
 use crate::net::tls::TlsIdentity;
 
@@ -38,14 +37,12 @@ impl SharedResources {
         }
     }
 
-    pub fn http_context(
+    pub fn listener_context(
         &self,
         identity: Option<Arc<TlsIdentity>>,
         allows_remote_plaintext: bool,
-        policy: RequestPolicy,
-    ) -> HttpContext {
+    ) -> ListenerContext {
         let SharedResources { executor, limiter, budget } = self.clone();
-        let limits = HttpLimits::default();
-        HttpContext { executor, limiter, budget, identity, allows_remote_plaintext, policy, limits }
+        ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext }
     }
 }

@@ -19,7 +19,7 @@ use crate::identity::jwt::Jwt;
 use crate::identity::users::{AdminCredentials, NewAdmin};
 use crate::identity::{HashCost, PasswordHasher, Users};
 use crate::model::Clock;
-use crate::net::http::{HttpServer, RequestPolicy};
+use crate::net::http::{HttpContext, HttpLimits, HttpServer, RequestPolicy};
 use crate::net::listener;
 use crate::net::tls::TlsIdentity;
 use crate::share::registry::store::MIGRATIONS;
@@ -92,7 +92,9 @@ impl ShareService {
 
         let listener = bind_api(api_addr)?;
         let handler = http_handler(deps, &users, &registry, &metrics, clock)?;
-        let http_context = deps.resources.http_context(identity, deps.tls.insecure, config.policy);
+        let listener_context = deps.resources.listener_context(identity, deps.tls.insecure);
+        let limits = HttpLimits::default();
+        let http_context = HttpContext { listener: listener_context, policy: config.policy, limits };
         let http = HttpServer::start(listener, http_context, Arc::new(handler)).context("cannot serve HTTP")?;
 
         let share = ShareService { users, registry, http: Arc::new(http), metrics, cert_sha256 };

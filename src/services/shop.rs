@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::listeners::{Listeners, port_in_use};
-use super::page_urls;
 use super::resources::SharedResources;
 use super::stores::{CUSTOMER_DB, SHOP_BANK_DB};
 use super::while_alive;
@@ -18,6 +17,7 @@ use crate::bank::BuiltinGateway;
 use crate::model::FeeRate;
 use crate::net::cluster::ClusterKey;
 use crate::net::counters::LatencySnapshot;
+use crate::net::interfaces::reachable_addr;
 use crate::net::tls::TlsIdentity;
 use crate::share::server_api::Metrics;
 use crate::shop::customer::{self, CustomerDb, CustomerDbConfig};
@@ -63,7 +63,7 @@ impl ShopService {
     pub(super) fn start(
         config: &ShopConfig,
         dir: &Path,
-        context: ShopContext,
+        mut context: ShopContext,
         trade_identity: Option<Arc<TlsIdentity>>,
         [product_lock, customer_lock]: [DataDirLock; 2],
         listeners: &mut Listeners,
@@ -75,8 +75,8 @@ impl ShopService {
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
         product.add_to(listeners);
         customer.add_to(listeners);
-        let databases = DatabaseLocation::SameProcess { has_tls: context.identity.is_some() };
-        let context = ShopContext { identity: context.identity.clone().or(trade_identity), ..context };
+        let databases = DatabaseLocation::SameProcess { has_tls: context.listener.identity.is_some() };
+        context.listener.identity = context.listener.identity.or(trade_identity);
         let mut frontends = Vec::new();
         for (role, flag, addrs) in
             [(Role::Seller, "--seller-port", &config.sellers), (Role::Buyer, "--buyer-port", &config.buyers)]
@@ -84,8 +84,8 @@ impl ShopService {
             let frontend = FrontendConfig {
                 role,
                 addrs: addrs.clone(),
-                product: page_urls::reachable_addr(product_addr).to_string(),
-                customer: page_urls::reachable_addr(customer_addr).to_string(),
+                product: reachable_addr(product_addr).to_string(),
+                customer: reachable_addr(customer_addr).to_string(),
                 databases,
             };
             frontends.push((role.as_str(), start_frontend(frontend, flag, &context, listeners)?));
@@ -156,9 +156,8 @@ pub(super) fn shop_context(
     if let Some(dir) = key_file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         create_private_dir(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     }
-    let SharedResources { executor, limiter, budget } = resources.clone();
     let key = ClusterKey::load_or_create(key_file)?;
-    Ok(ShopContext { executor, limiter, budget, identity, allows_remote_plaintext, key })
+    Ok(ShopContext { listener: resources.listener_context(identity, allows_remote_plaintext), key })
 }
 
 /// A database with its files, its listener and its part of the data dir.
@@ -203,7 +202,7 @@ impl<Db> DatabaseService<Db> {
 impl ProductService {
     /// Must be called before anything in the data dir is examined or created.
     pub(super) fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
-        DataDirLock::acquire_component(data_dir, DataComponent::Product.lock_name())
+        DataDirLock::acquire_component(data_dir, DataComponent::Product)
     }
 
     pub(super) fn start(
@@ -224,7 +223,7 @@ impl ProductService {
 
 impl CustomerService {
     pub(super) fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
-        DataDirLock::acquire_component(data_dir, DataComponent::Customer.lock_name())
+        DataDirLock::acquire_component(data_dir, DataComponent::Customer)
     }
 
     /// Completes interrupted purchases before the listener opens.
@@ -262,7 +261,7 @@ pub(super) fn start_frontend(
 ) -> anyhow::Result<FrontendServer> {
     let name = config.role.as_str();
     let server = FrontendServer::start(config, context).map_err(|error| explain_start_error(error, flag))?;
-    let cert_sha256 = context.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
+    let cert_sha256 = context.listener.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
     listeners.add_frontend(name, &server.local_addrs(), cert_sha256);
     Ok(server)
 }

@@ -2,7 +2,6 @@
 //! when it is lost. It is unknown then whether a call that was sent was executed: an idempotent one is sent again, any
 //! other fails with [`ClientError::Lost`].
 
-use std::fmt;
 use std::io::ErrorKind;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::apis::is_idempotent;
 use super::ops::{ErrorCode, Refusal};
-use crate::model::Token;
+use crate::model::{Token, debug_fields};
 use crate::net::budget::Reservation;
 use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
 use crate::net::frames::{Framing, MessageReader};
@@ -93,12 +92,9 @@ pub struct Client {
 /// as a line, whatever framing the client uses.
 struct OpenConnection {
     writer: ConnWriter,
-    incoming: ResponseReader,
-}
-
-enum ResponseReader {
-    UnknownFraming(Option<ConnReader>),
-    KnownFraming(MessageReader<ConnReader>),
+    /// Until the first response.
+    unread: Option<ConnReader>,
+    responses: Option<MessageReader<ConnReader>>,
 }
 
 #[derive(Serialize)]
@@ -245,22 +241,15 @@ impl Client {
 
 impl OpenConnection {
     fn read(&mut self) -> Result<Option<Vec<u8>>, LineError> {
-        if let ResponseReader::UnknownFraming(reader) = &mut self.incoming {
+        if let Some(reader) = self.unread.take() {
             let limits = LineLimits {
                 max_bytes: RESPONSE_BYTES_MAX,
                 message_timeout: MESSAGE_TIMEOUT,
                 idle_timeout: RESPONSE_TIMEOUT,
             };
-            let Some(reader) = reader.take() else { return Ok(None) };
-            let Some(reader) = MessageReader::detect_response_framing(reader, limits, Reservation::default())? else {
-                return Ok(None);
-            };
-            self.incoming = ResponseReader::KnownFraming(reader);
+            self.responses = MessageReader::detect_response_framing(reader, limits, Reservation::default())?;
         }
-        match &mut self.incoming {
-            ResponseReader::KnownFraming(reader) => reader.read_before(Instant::now() + RESPONSE_TIMEOUT),
-            ResponseReader::UnknownFraming(_) => Ok(None),
-        }
+        self.responses.as_mut().map_or(Ok(None), |reader| reader.read_before(Instant::now() + RESPONSE_TIMEOUT))
     }
 
     /// The server closes a connection that is idle, for instance.
@@ -297,7 +286,7 @@ fn connect(config: &ClientConfig) -> Result<(OpenConnection, Option<String>), Co
     };
     let fingerprint = conn.peer_fingerprint();
     let (reader, writer) = conn.split();
-    Ok((OpenConnection { writer, incoming: ResponseReader::UnknownFraming(Some(reader)) }, fingerprint))
+    Ok((OpenConnection { writer, unread: Some(reader), responses: None }, fingerprint))
 }
 
 /// The error text in a response of another implementation: of an object with a string as its error, as in the project
@@ -320,12 +309,8 @@ fn foreign_error_text(response: &[u8]) -> Option<String> {
     (!shown.is_empty()).then_some(shown)
 }
 
-impl fmt::Debug for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The session id is a secret.
-        f.debug_struct("Client").field("config", &self.config).finish_non_exhaustive()
-    }
-}
+// The session id is a secret.
+debug_fields!(Client, |client| config: client.config);
 
 #[cfg(test)]
 mod tests {

@@ -5,20 +5,20 @@
 //! transaction fails, memory is loaded anew before the next operation, and the operations that waited for it get
 //! UNAVAILABLE: none of their changes has happened ([`Durable`]).
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::ops::{Account, ErrorCode, NewSession, Refusal, Role, ShopResult};
 use crate::bank::{Gateway, ledger};
 use crate::identity::{HashCost, PasswordError, PasswordHasher, SessionKey};
 use crate::model::number::EXACT_MAX;
-use crate::model::{Clock, FeeRate, Millis, Token};
+use crate::model::{Clock, FeeRate, Millis, Token, debug_fields};
 use crate::net::periodic::PeriodicTask;
+use crate::net::shutdown::ShutdownSignal;
 use crate::storage::backup::ID_RANGE_MAX;
 use crate::storage::{CommitHandle, Durable, Reader, Store, StoreError};
 
@@ -104,8 +104,7 @@ struct CustomerDbInner {
     accounts: Accounts,
     begin_waiters: BeginWaiters,
     memory: Durable<CustomerMemory>,
-    is_closed: Mutex<bool>,
-    closing: Condvar,
+    closing: ShutdownSignal,
 }
 
 impl CustomerDb {
@@ -122,9 +121,8 @@ impl CustomerDb {
         let passwords = PasswordHasher::with_shared_threads(config.password_cost)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);
         let memory = load_memory(Arc::clone(&store), &config)?;
-        let (is_closed, closing, begin_waiters) = (Mutex::new(false), Condvar::new(), BeginWaiters::default());
-        let inner =
-            Arc::new(CustomerDbInner { config, store, gateway, accounts, begin_waiters, memory, is_closed, closing });
+        let (closing, begin_waiters) = (ShutdownSignal::default(), BeginWaiters::default());
+        let inner = Arc::new(CustomerDbInner { config, store, gateway, accounts, begin_waiters, memory, closing });
         // Interrupted charges are completed before anyone can ask about them.
         inner.retry_bank_requests();
         let db = CustomerDb { inner: Arc::clone(&inner), tasks: Mutex::default() };
@@ -172,8 +170,7 @@ impl CustomerDb {
 
     /// Writes the times of last uses and waits until everything is on disk. Idempotent.
     pub fn close(&self) {
-        *self.inner.is_closed.lock() = true;
-        self.inner.closing.notify_all();
+        self.inner.closing.request();
         let tasks = std::mem::take(&mut *self.tasks.lock());
         if tasks.is_empty() {
             return;
@@ -309,8 +306,4 @@ fn unavailable(error: &StoreError) -> Refusal {
     Refusal::new(ErrorCode::Unavailable, "the customer database could not store or read it: try again")
 }
 
-impl fmt::Debug for CustomerDb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CustomerDb").field("store", &self.inner.store).finish_non_exhaustive()
-    }
-}
+debug_fields!(CustomerDb, |db| store: db.inner.store);

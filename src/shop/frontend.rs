@@ -28,6 +28,7 @@ use crate::net::backoff::Backoff;
 use crate::net::counters::{LatencySnapshot, counters};
 use crate::net::link::LinkTarget;
 use crate::net::pool::{LinkPool, LinkPoolError, PendingResponse};
+use crate::net::shutdown::ShutdownSignal;
 use crate::net::threads;
 
 mod calls;
@@ -90,16 +91,10 @@ struct Frontend {
     counters: FrontendCounters,
     /// The leases of the purchases that are driven here.
     driven_leases: Mutex<HashMap<String, u64>>,
-    lifecycle: Mutex<Lifecycle>,
-    /// Notified when `lifecycle` changes.
-    lifecycle_changed: Condvar,
-}
-
-#[derive(Default)]
-struct Lifecycle {
-    is_stopping: bool,
-    /// Running background threads: one probes the databases, one takes over orphaned purchases, one renews leases.
-    threads: u32,
+    stopping: ShutdownSignal,
+    /// How many background threads run: one probes the databases, one takes over orphaned purchases, one renews leases.
+    threads: Mutex<u32>,
+    thread_ended: Condvar,
 }
 
 counters! {
@@ -118,7 +113,7 @@ impl FrontendServer {
             Role::Seller => "seller-server",
         };
         // Where the limit of connections is low, links must leave some of them to clients.
-        let links_max = LINKS_MAX.min(context.limiter.max_connections() / LINKS_SHARE).max(1);
+        let links_max = LINKS_MAX.min(context.listener.limiter.max_connections() / LINKS_SHARE).max(1);
         let is_plain = config.databases == DatabaseLocation::SameProcess { has_tls: false };
         let pool = |address, to, flag| {
             let flag = if config.databases == DatabaseLocation::Remote { flag } else { "" };
@@ -139,8 +134,9 @@ impl FrontendServer {
             clock: Clock::start(),
             counters: FrontendCounters::default(),
             driven_leases: Mutex::default(),
-            lifecycle: Mutex::new(Lifecycle { is_stopping: false, threads: 0 }),
-            lifecycle_changed: Condvar::new(),
+            stopping: ShutdownSignal::default(),
+            threads: Mutex::new(0),
+            thread_ended: Condvar::new(),
         });
         let open = |addr: &SocketAddr| {
             ShopListener::open(*addr, context.clone(), Arc::clone(&frontend) as Arc<dyn ClientHandler>)
@@ -155,11 +151,11 @@ impl FrontendServer {
         let tasks_of_role = if config.role == Role::Buyer { &tasks[..] } else { &tasks[..1] };
         for (name, task) in tasks_of_role {
             let (thread, task) = (Arc::clone(&frontend), *task);
-            frontend.lifecycle.lock().threads += 1;
+            *frontend.threads.lock() += 1;
             threads::spawn(name, move || {
                 task(&thread);
-                thread.lifecycle.lock().threads -= 1;
-                thread.lifecycle_changed.notify_all();
+                *thread.threads.lock() -= 1;
+                thread.thread_ended.notify_all();
             })?;
         }
         Ok(FrontendServer { listeners, frontend })
@@ -197,16 +193,13 @@ impl FrontendServer {
     /// What is in progress has `grace` to finish.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        self.frontend.lifecycle.lock().is_stopping = true;
-        self.frontend.lifecycle_changed.notify_all();
+        self.frontend.stopping.request();
         for listener in &self.listeners {
             listener.stop(deadline.saturating_duration_since(Instant::now()));
         }
         // Another frontend takes over a purchase that is left unfinished.
-        let mut lifecycle = self.frontend.lifecycle.lock();
-        while lifecycle.threads > 0 && Instant::now() < deadline {
-            self.frontend.lifecycle_changed.wait_until(&mut lifecycle, deadline);
-        }
+        let mut threads = self.frontend.threads.lock();
+        self.frontend.thread_ended.wait_while_until(&mut threads, |threads| *threads > 0, deadline);
     }
 }
 
@@ -306,7 +299,7 @@ impl Frontend {
     fn probe_databases(&self) {
         let (mut missing, mut pause) = (vec![&self.customer, &self.product], Duration::ZERO);
         let mut backoff = Backoff::new(TAKE_OVER_RETRY_INTERVAL, PROBE_INTERVAL_MAX);
-        while !missing.is_empty() && !self.stops_within(pause) {
+        while !missing.is_empty() && !self.stopping.wait_for(pause) {
             missing.retain(|database| database.ensure_connected().is_err());
             pause = backoff.next_pause();
         }
@@ -315,7 +308,7 @@ impl Frontend {
     /// Begins at once, because a frontend that this one replaces may have left some.
     fn take_over_orphans(&self) {
         let mut pause = Duration::ZERO;
-        while !self.stops_within(pause) {
+        while !self.stopping.wait_for(pause) {
             pause = match self.call_customer::<Option<OrphanedPurchase>>(&CustomerOp::TakeOver) {
                 Ok(Some(orphan)) => {
                     self.counters.taken_over.add(1);
@@ -335,8 +328,8 @@ impl Frontend {
 
     /// It goes on while a stopping frontend finishes what it drives.
     fn renew_leases(&self) {
-        while !self.stops_within(RENEW_INTERVAL) || !self.driven_leases.lock().is_empty() {
-            if self.lifecycle.lock().is_stopping {
+        while !self.stopping.wait_for(RENEW_INTERVAL) || !self.driven_leases.lock().is_empty() {
+            if self.stopping.is_requested() {
                 std::thread::sleep(RENEW_INTERVAL / 10);
             }
             let leases: Vec<(String, u64)> =
@@ -347,15 +340,6 @@ impl Frontend {
                 log::debug!("leases could not be renewed: {}", refusal.message);
             }
         }
-    }
-
-    fn stops_within(&self, time: Duration) -> bool {
-        let until = Instant::now() + time;
-        let mut lifecycle = self.lifecycle.lock();
-        while !lifecycle.is_stopping && Instant::now() < until {
-            self.lifecycle_changed.wait_until(&mut lifecycle, until);
-        }
-        lifecycle.is_stopping
     }
 }
 

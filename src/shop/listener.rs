@@ -15,19 +15,16 @@ use super::customer::{CustomerDb, CustomerOp};
 use super::ops::{ErrorCode, Refusal, Role, SessionInfo, ShopResult};
 use super::product::{ProductDb, ProductOp};
 use super::wire::{self, InvalidRequest, MESSAGE_MAX, ParsedRequest, ResponseEnvelope};
-use crate::net::budget::ReceiveBudget;
 use crate::net::cluster::ClusterKey;
 use crate::net::connection_end::ConnectionEnd;
 use crate::net::counters::{Counter, LatencyHistogram, LatencySnapshot, counters};
 use crate::net::lines::LineLimits;
 use crate::net::link;
 use crate::net::listener::{
-    self, AfterMessage, ConnectionLimiter, Listener, ListenerContext, MessageConnection, MessageFraming,
-    MessageHandler, MessageService, Rejection,
+    self, AfterMessage, Listener, ListenerContext, MessageConnection, MessageFraming, MessageHandler, MessageService,
+    Rejection,
 };
 use crate::net::source::SourceKey;
-use crate::net::threads::Executor;
-use crate::net::tls::TlsIdentity;
 
 mod link_messages;
 
@@ -42,17 +39,9 @@ pub const PRODUCT_DB: &str = "product-db";
 /// Shared by the shop servers of a process, and by clones.
 #[derive(Clone)]
 pub struct ShopContext {
-    /// Serves connections.
-    pub executor: Arc<Executor>,
-    /// Limits the connections of all listeners of the process. A database's has a guaranteed share, of which
-    /// unauthenticated clients get a part only, so that no number of clients can keep the frontends' links out.
-    pub limiter: Arc<ConnectionLimiter>,
-    /// Limits what was received and not yet handled, on all listeners of the process.
-    pub budget: Arc<ReceiveBudget>,
-    /// For connections that begin with TLS; without it they are closed.
-    pub identity: Option<Arc<TlsIdentity>>,
-    /// Clients on other hosts may connect without TLS.
-    pub allows_remote_plaintext: bool,
+    /// Of the limiter's connections a database's listener has a guaranteed share, of which unauthenticated clients get
+    /// a part only, so that no number of clients can keep the frontends' links out.
+    pub listener: ListenerContext,
     /// The secret by which components authenticate each other.
     pub key: ClusterKey,
 }
@@ -137,12 +126,6 @@ struct ShopMessageService {
     latencies: Arc<LatencyHistogram>,
 }
 
-#[derive(Default)]
-struct ClientConnectionState {
-    /// Held from the first request of an unauthenticated client of a database.
-    permit: Option<UnauthenticatedPermit>,
-}
-
 /// Returned to its limiter when dropped.
 struct UnauthenticatedPermit {
     limiter: Arc<UnauthenticatedLimiter>,
@@ -217,13 +200,7 @@ impl ShopListener {
     ) -> Result<ShopListener, ShopStartError> {
         let socket = listener::listen(addr).map_err(|source| ShopStartError::Bind { addr, source })?;
         let (counters, latencies) = (Arc::new(ShopListenerCounters::default()), Arc::new(LatencyHistogram::default()));
-        let listener_context = ListenerContext {
-            executor: Arc::clone(&context.executor),
-            limiter: Arc::clone(&context.limiter),
-            budget: Arc::clone(&context.budget),
-            identity: context.identity.clone(),
-            allows_remote_plaintext: context.allows_remote_plaintext,
-        };
+        let listener_context = context.listener.clone();
         let guaranteed_min = if links.is_some() { DATABASE_CONNECTIONS_MIN } else { 0 };
         let links = links.map(|(name, execute_operation)| DatabaseLinks {
             name,
@@ -266,7 +243,8 @@ impl ShopListener {
 }
 
 impl MessageService for ShopMessageService {
-    type Session = ClientConnectionState;
+    /// Held from the first request of an unauthenticated client of a database.
+    type Session = Option<UnauthenticatedPermit>;
     const NAME: &'static str = "shop";
     const FRAMING: MessageFraming = MessageFraming::JsonLinesOrFrames;
 
@@ -291,8 +269,8 @@ impl MessageService for ShopMessageService {
         &self.counters.connections_failed
     }
 
-    fn on_connect(&self, _connection: &MessageConnection) -> ClientConnectionState {
-        ClientConnectionState::default()
+    fn on_connect(&self, _connection: &MessageConnection) -> Option<UnauthenticatedPermit> {
+        None
     }
 
     /// The sender of a link's hello has yet to authenticate.
@@ -302,20 +280,20 @@ impl MessageService for ShopMessageService {
 
     fn handle(
         &self,
-        state: &mut ClientConnectionState,
+        permit: &mut Option<UnauthenticatedPermit>,
         message: Vec<u8>,
         connection: &mut MessageConnection,
     ) -> Result<AfterMessage, ConnectionEnd> {
         if let Some(links) = &self.links
-            && state.permit.is_none()
+            && permit.is_none()
         {
             if link::is_hello(&message) {
                 link::enable_keepalive(connection.stream());
                 return self.link(&message, connection, links);
             }
-            state.permit =
+            *permit =
                 links.unauthenticated_limiter.acquire(connection.source_key(), connection.guaranteed_connections());
-            if state.permit.is_none() {
+            if permit.is_none() {
                 self.counters.unauthenticated_refused.add(1);
                 let busy = Refusal::new(ErrorCode::Busy, Rejection::TooManyConnections.to_string());
                 return self.reject(connection, busy);
@@ -364,7 +342,7 @@ impl ShopMessageService {
         links: &DatabaseLinks,
     ) -> Result<AfterMessage, ConnectionEnd> {
         let (name, execute_operation) = (links.name, &links.execute_operation);
-        let own = self.context.identity.as_ref().filter(|_| connection.is_tls());
+        let own = self.context.listener.identity.as_ref().filter(|_| connection.is_tls());
         let fingerprint = own.map_or("", |identity| identity.fingerprint());
         // Links from other hosts must be encrypted, even where clients may connect without TLS.
         let is_private = connection.is_private();
@@ -378,7 +356,7 @@ impl ShopMessageService {
             return Ok(AfterMessage::Closed);
         }
         self.counters.links.add(1);
-        connection.count_as_link(&self.context.budget);
+        connection.count_as_link(&self.context.listener.budget);
         let (reader, writer) = connection.halves();
         link::serve_requests(reader, writer, |request| {
             self.counters.operations.add(1);

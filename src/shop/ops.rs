@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Cents, Millis};
+use crate::model::{Cents, Millis, debug_fields};
 
 /// Entries of a list in a response.
 pub const PAGE_MAX: u64 = 500;
@@ -171,18 +171,18 @@ pub struct SellerRating {
     pub items_sold: u64,
 }
 
-/// The state of what is held for a purchase.
+/// The state of what is held for a purchase. The numbers are those in the product database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HoldState {
     /// Nothing was ever held.
-    Unknown,
+    Unknown = 0,
     /// Out of stock until sold, released or expired.
-    Held,
+    Held = 1,
     /// Out of stock for good, unless released.
-    Sold,
+    Sold = 2,
     /// Back in stock, by a release or by expiry. Another hold for this purchase is refused.
-    Released,
+    Released = 3,
 }
 
 /// Card details on their way to the bank. They are never stored, and `Debug` does not show them.
@@ -288,11 +288,7 @@ impl std::fmt::Debug for CardDetails {
     }
 }
 
-impl std::fmt::Debug for NewSession {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewSession").field("user_id", &self.user_id).finish_non_exhaustive()
-    }
-}
+debug_fields!(NewSession, |session| user_id: session.user_id);
 
 /// Whole cents, without the upper limit of a price.
 pub(super) mod unbounded_cents {

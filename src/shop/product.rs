@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::ops::{HoldState, ShopResult};
 use crate::model::number::EXACT_MAX;
-use crate::model::{Clock, Millis};
+use crate::model::{Clock, Millis, debug_fields};
 use crate::net::periodic::PeriodicTask;
 use crate::storage::backup::ID_RANGE_MAX;
 use crate::storage::{OpenError, Store, StoreError};
@@ -141,11 +141,7 @@ impl Drop for ProductDb {
     }
 }
 
-impl std::fmt::Debug for ProductDb {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ProductDb").field("store", &self.inner.store).finish_non_exhaustive()
-    }
-}
+debug_fields!(ProductDb, |db| store: db.inner.store);
 
 impl ProductDbInner {
     /// It is applied in batches, so that other changes get their turn.

@@ -181,17 +181,17 @@ pub struct Purchase {
 
 /// Events with a lease come from a driver, the others from the bank.
 #[derive(Debug)]
-pub enum PurchaseEvent<'a> {
+pub enum PurchaseEvent {
     // The units are held at these prices.
     Authorise { lease: u64, lines: Vec<PricedLine> },
     Authorised,
     // The bank declines for good under this purchase's key.
-    Declined(&'a str),
+    Declined(String),
     // The units are sold.
     Complete { lease: u64 },
     Captured,
     // The bank refuses definitely.
-    CaptureRefused(&'a str),
+    CaptureRefused(String),
     // The buyer is told why.
     Undo { lease: u64, why: Refusal },
     // The bank has voided, or never held the total.
@@ -257,7 +257,7 @@ impl Transition {
 }
 
 impl Purchase {
-    pub fn handle(&mut self, now: Millis, event: PurchaseEvent<'_>) -> Transition {
+    pub fn handle(&mut self, now: Millis, event: PurchaseEvent) -> Transition {
         match (event, self.stage) {
             (PurchaseEvent::Authorise { lease, lines }, _) => self.authorise(now, lease, lines),
             (PurchaseEvent::Authorised, PurchaseStage::Authorising) => {
@@ -507,7 +507,7 @@ fn total(lines: &[PricedLine]) -> Option<Cents> {
     sum.map(Cents).filter(|sum| sum.0 > 0)
 }
 
-fn payment_declined(reason: &str) -> Refusal {
+fn payment_declined(reason: String) -> Refusal {
     Refusal::new(ErrorCode::PaymentDeclined, reason)
 }
 

@@ -247,9 +247,5 @@ fn json_error_text(error: &serde_json::Error) -> String {
     }
 }
 
-impl std::fmt::Debug for InvalidRequest {
-    /// Does not show the session id.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("InvalidRequest").field("refusal", &self.refusal).finish_non_exhaustive()
-    }
-}
+// Does not show the session id.
+crate::model::debug_fields!(InvalidRequest, |request| refusal: request.refusal);

@@ -69,8 +69,8 @@ pub fn accept_loss(
     }
     let _locks = [
         DataDirLock::acquire(dir)?,
-        DataDirLock::acquire_component(dir, DataComponent::Product.lock_name())?,
-        DataDirLock::acquire_component(dir, DataComponent::Customer.lock_name())?,
+        DataDirLock::acquire_component(dir, DataComponent::Product)?,
+        DataDirLock::acquire_component(dir, DataComponent::Customer)?,
     ];
     if file == MANIFEST_FILE {
         return rebuild_manifest(dir, stores);
@@ -167,7 +167,7 @@ fn rebuild_manifest(dir: &Path, stores: &[ExpectedStore<'_>]) -> Result<Accepted
     // used.
     let range = id_ranges::next_id_range(dir, range_markers::last_id_range_without_manifest(dir)?)?;
     for component in DataComponent::ALL {
-        range_markers::write_range_marker(dir, component, range)?;
+        range_markers::write_range_marker(dir, *component, range)?;
     }
     if path.exists() {
         copy_aside(dir, &path).map_err(io_error)?;

@@ -88,7 +88,7 @@ pub(super) fn is_excluded(name: &Path) -> bool {
     [LOCK_FILE, CONTENTS_FILE].iter().any(|passing| name == Path::new(passing))
         || DataComponent::ALL
             .iter()
-            .any(|component| name.file_name().is_some_and(|file| file == component.marker_file()))
+            .any(|component| name.file_name().is_some_and(|file| file == component.marker_file().as_str()))
         || text.starts_with(&format!("{LOCK_FILE}-"))
         || manifest::is_temporary(name)
         || accept_loss::is_moved_aside(name)

@@ -58,11 +58,7 @@ impl CommitCallback {
     }
 }
 
-impl fmt::Debug for CommitCallback {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CommitCallback").field("index", &self.index).finish_non_exhaustive()
-    }
-}
+crate::model::debug_fields!(CommitCallback, |callback| index: callback.index);
 
 impl Batch {
     pub(super) fn new() -> Arc<Batch> {

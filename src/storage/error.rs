@@ -154,21 +154,17 @@ fn recovery_advice(path: &Path) -> String {
 impl OpenError {
     /// The file, or part of its content, is gone: a loss that an operator may accept.
     pub fn is_loss(&self) -> bool {
-        use OpenError::{
-            BehindWatermark, Corrupt, Foreign, Manifest, Missing, MissingWatermark, NewerSchema, NotADatabase,
-            WrongStore,
-        };
         matches!(
             self,
-            Missing { .. }
-                | WrongStore { .. }
-                | BehindWatermark { .. }
-                | MissingWatermark { .. }
-                | Manifest { .. }
-                | NotADatabase { .. }
-                | Corrupt { .. }
-                | Foreign { .. }
-                | NewerSchema { .. }
+            OpenError::Missing { .. }
+                | OpenError::WrongStore { .. }
+                | OpenError::BehindWatermark { .. }
+                | OpenError::MissingWatermark { .. }
+                | OpenError::Manifest { .. }
+                | OpenError::NotADatabase { .. }
+                | OpenError::Corrupt { .. }
+                | OpenError::Foreign { .. }
+                | OpenError::NewerSchema { .. }
         )
     }
 

@@ -100,35 +100,29 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Does nothing if there is no such file.
-#[cfg(unix)]
 pub(super) fn make_owner_writable(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    match std::fs::metadata(path) {
-        Ok(found) if found.permissions().mode() & 0o600 != 0o600 => {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    match change_mode(path, |mode| if mode & 0o600 == 0o600 { mode } else { 0o600 }) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 
-#[cfg(not(unix))]
-pub(super) fn make_owner_writable(_path: &Path) -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(unix)]
 fn make_private(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(path)?.permissions().mode();
-    if mode & 0o077 != 0 {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o700))?;
-    }
-    Ok(())
+    change_mode(path, |mode| if mode & 0o077 == 0 { mode } else { mode & 0o700 })
 }
 
-#[cfg(not(unix))]
-fn make_private(_path: &Path) -> io::Result<()> {
+/// Only Unix has modes.
+#[cfg_attr(not(unix), allow(unused_variables))]
+fn change_mode(path: &Path, change: impl FnOnce(u32) -> u32) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(path)?.permissions().mode();
+        let changed = change(mode);
+        if changed != mode {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(changed))?;
+        }
+    }
     Ok(())
 }
 
@@ -137,16 +131,9 @@ pub(crate) fn parent_of(path: &Path) -> Option<&Path> {
     path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
 }
 
-/// Makes files created, renamed or removed in a folder survive a power cut.
-#[cfg(unix)]
+/// Makes files created, renamed or removed in a folder survive a power cut. Windows neither needs nor allows it.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    std::fs::File::open(dir)?.sync_all()
-}
-
-/// Windows neither needs nor allows it.
-#[cfg(not(unix))]
-pub(crate) fn sync_dir(_dir: &Path) -> io::Result<()> {
-    Ok(())
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::{OpenError, files, id_ranges, sqlite};
 /// manifest comes from an earlier version.
 pub(super) fn check_backup_source(path: &Path, connection: &Connection) -> Result<(), OpenError> {
     let location = StoreLocation::load(path)?;
-    if !location.has_manifest() {
+    if location.manifest.is_none() {
         return Ok(());
     }
     let watermark = location.read_watermark();

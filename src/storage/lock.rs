@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::files;
+use super::range_markers::DataComponent;
 
 pub(super) const LOCK_FILE: &str = "lock";
 /// An archive is unpacked in it: while it is there, a restore is not finished.
@@ -47,7 +48,7 @@ impl DataDirLock {
     }
 
     /// Processes for other components may run beside it.
-    pub fn acquire_component(dir: &Path, component: &str) -> Result<DataDirLock, LockError> {
+    pub fn acquire_component(dir: &Path, component: DataComponent) -> Result<DataDirLock, LockError> {
         let lock = DataDirLock::acquire_file(dir, &format!("{LOCK_FILE}-{component}"))?;
         refuse_unfinished_restore(dir)?;
         Ok(lock)
@@ -113,9 +114,9 @@ mod tests {
     #[test]
     fn each_part_of_a_data_dir_has_one_holder() {
         let home = tempfile::tempdir().unwrap();
-        let _product = DataDirLock::acquire_component(home.path(), "product").unwrap();
-        let _customer = DataDirLock::acquire_component(home.path(), "customer").unwrap();
-        let refused = DataDirLock::acquire_component(home.path(), "product").unwrap_err();
+        let _product = DataDirLock::acquire_component(home.path(), DataComponent::Product).unwrap();
+        let _customer = DataDirLock::acquire_component(home.path(), DataComponent::Customer).unwrap();
+        let refused = DataDirLock::acquire_component(home.path(), DataComponent::Product).unwrap_err();
         assert!(matches!(refused, LockError::Held { .. }), "{refused}");
     }
 

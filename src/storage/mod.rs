@@ -43,5 +43,5 @@ pub use files::is_missing_or_empty;
 pub use integrity::{ExpectedStore, check_may_be_absent, check_stores};
 pub use read_only::ReadOnlyStore;
 pub use store::Store;
-pub use value::{Reader, ReaderExt, Row, Tx, Value};
+pub use value::{Reader, ReaderExt, Row, Tx, Value, bigint, from_json, to_json};
 use writer::Epoch;

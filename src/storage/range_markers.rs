@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::{OpenError, files};
+use crate::model::named;
 
 /// The last range. The room that hands out numbers makes sure that they fit into its number type.
 pub const ID_RANGE_MAX: u64 = 1 << 15;
@@ -13,32 +14,20 @@ pub(super) const RANGE_OF_UNKNOWN_PAST: u64 = 64;
 /// It stands before the range's number in a marker file.
 const MARKER_PREFIX: &str = "stretch ";
 
-/// A part of a data dir that hands out numbers of its own and may be served by a process of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DataComponent {
-    Trade,
-    /// The shop's product database.
-    Product,
-    /// The shop's customer database.
-    Customer,
-    /// A peer of the trade room, in a data dir of its own.
-    Peer,
+named! {
+    /// A part of a data dir that hands out numbers of its own and may be served by a process of its own.
+    pub enum DataComponent {
+        Trade = "trade",
+        /// The shop's product database.
+        Product = "product",
+        /// The shop's customer database.
+        Customer = "customer",
+        /// A peer of the trade room, in a data dir of its own.
+        Peer = "peer",
+    }
 }
 
 impl DataComponent {
-    pub(super) const ALL: [DataComponent; 4] =
-        [DataComponent::Trade, DataComponent::Product, DataComponent::Customer, DataComponent::Peer];
-
-    /// The lock that a process takes which serves only this component.
-    pub fn lock_name(self) -> &'static str {
-        match self {
-            DataComponent::Trade => "trade",
-            DataComponent::Product => "product",
-            DataComponent::Customer => "customer",
-            DataComponent::Peer => "peer",
-        }
-    }
-
     /// The component whose numbers must move to a new range when this store is lost.
     pub(super) fn of_store(store: &str) -> Option<DataComponent> {
         match store {
@@ -52,13 +41,8 @@ impl DataComponent {
 
     /// Names the range in which the component's numbers start. Each component has its own, because the loss of one does
     /// not affect the others. It is not part of backups: the restore writes it.
-    pub(super) fn marker_file(self) -> &'static str {
-        match self {
-            DataComponent::Trade => "restored-trade",
-            DataComponent::Product => "restored-product",
-            DataComponent::Customer => "restored-customer",
-            DataComponent::Peer => "restored-peer",
-        }
+    pub(super) fn marker_file(self) -> String {
+        format!("restored-{self}")
     }
 }
 

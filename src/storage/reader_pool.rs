@@ -85,9 +85,7 @@ impl ReaderPool {
         state.open_count -= state.idle.len();
         let idle = std::mem::take(&mut state.idle);
         self.released.notify_all();
-        while state.open_count > 0 {
-            self.released.wait(&mut state);
-        }
+        self.released.wait_while(&mut state, |state| state.open_count > 0);
         drop(state);
         drop(idle);
     }

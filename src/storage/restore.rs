@@ -86,7 +86,7 @@ fn assign_store_ids(staging: &Path, names: &[PathBuf]) -> Result<CreatedFiles, B
         let archived = Manifest::read(&dir).map_err(failed)?;
         let range = id_ranges::id_range_after_restore(&dir, archived.as_ref()).map_err(failed)?;
         for component in DataComponent::ALL {
-            range_markers::write_range_marker(&dir, component, range)?;
+            range_markers::write_range_marker(&dir, *component, range)?;
             created.range_markers.push(folder.join(component.marker_file()));
         }
         if entries.is_empty() && archived.is_none() {

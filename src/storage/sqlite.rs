@@ -133,7 +133,7 @@ pub(super) fn open_checked(path: &Path, known: u64, for_writing: bool) -> Result
     // SQLite gives the files beside a read-only database the same mode, and the server could not use them.
     make_wal_owner_writable(path);
     let checked = checked.map_err(|error| location.explain_error(error))?;
-    if for_writing || location.has_manifest() {
+    if for_writing || location.manifest.is_some() {
         location.check_identity(checked.identity.as_ref(), watermark)?;
     }
     checked.check_not_newer(path, known)?;

@@ -159,8 +159,4 @@ impl Drop for Store {
     }
 }
 
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
-    }
-}
+crate::model::debug_fields!(Store, |store| path: store.path);

@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::OpenError;
-use super::manifest::{MANIFEST_FILE, Manifest, StoreState, dir_and_file_name, new_store_id};
+use super::manifest::{MANIFEST_FILE, Manifest, ManifestEntry, StoreState, dir_and_file_name, new_store_id};
 use super::watermark::{self, StoredWatermark};
 
 /// Every store has the table; one of an earlier version gets it when it is adopted into the manifest.
@@ -81,12 +81,11 @@ impl StoreLocation {
     }
 
     pub(super) fn manifest_state(&self) -> Option<(StoreState, &str)> {
-        let entry = self.manifest.as_ref()?.entry(&self.file)?;
-        Some((entry.state, &entry.id))
+        self.entry().map(|entry| (entry.state, &*entry.id))
     }
 
-    pub(super) fn has_manifest(&self) -> bool {
-        self.manifest.is_some()
+    fn entry(&self) -> Option<&ManifestEntry> {
+        self.manifest.as_ref()?.entry(&self.file)
     }
 
     /// The watermark is to be read before the store, which another process may be writing to.
@@ -98,10 +97,7 @@ impl StoreLocation {
     }
 
     pub(super) fn requires_watermark(&self) -> bool {
-        self.manifest
-            .as_ref()
-            .and_then(|manifest| manifest.entry(&self.file))
-            .is_some_and(|entry| entry.requires_watermark)
+        self.entry().is_some_and(|entry| entry.requires_watermark)
     }
 
     /// The manifest must allow the store to be missing.
@@ -139,7 +135,7 @@ impl StoreLocation {
             ),
             (Some(_), None) => Ok(()),
             (Some((_, id)), Some(found)) if found.id == id => Ok(()),
-            (_, Some(found)) if self.has_manifest() => wrong_store(owner_of(&found.id)),
+            (_, Some(found)) if self.manifest.is_some() => wrong_store(owner_of(&found.id)),
             // Written by an earlier version.
             (None, None) => Ok(()),
             (_, Some(_)) => Err(OpenError::Manifest {

@@ -138,7 +138,12 @@ fn what_is_restored_is_what_was_there_and_says_so() {
         assert_eq!(mode(&again.join("tls")), 0o700);
     }
     DataDirLock::acquire(&again).unwrap();
-    let id_ranges = |dir: &Path| DataComponent::ALL.map(|component| first_id_range(dir, component).unwrap());
+    let id_ranges = |dir: &Path| {
+        <[u64; 4]>::try_from(
+            DataComponent::ALL.iter().map(|component| first_id_range(dir, *component).unwrap()).collect::<Vec<_>>(),
+        )
+        .unwrap()
+    };
     assert_eq!((id_ranges(&again), id_ranges(&home.data())), ([80; 4], [0; 4]));
     // A marker of an earlier version contains no range.
     std::fs::write(again.join("restored-product"), "").unwrap();

@@ -5,6 +5,8 @@
 //! parameter, read by `json_each($1)`: rows with a `value`, in the list's order.
 
 use rusqlite::types::ValueRef;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::StoreError;
 use crate::model::{Cents, Millis, Name};
@@ -132,6 +134,21 @@ impl Row<'_> {
     fn get(&self, column: usize) -> Result<ValueRef<'_>, StoreError> {
         self.row.get_ref(column).map_err(|_| invalid_column(column, "to exist"))
     }
+}
+
+/// An unsigned number, for a column that is signed.
+pub fn bigint(number: u64) -> Result<i64, StoreError> {
+    i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
+}
+
+/// For a text column.
+pub fn to_json<T: Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Invalid(error.to_string()))
+}
+
+/// `what` is at fault if this is not what [`to_json`] writes.
+pub fn from_json<T: DeserializeOwned>(what: &str, json: &str) -> Result<T, StoreError> {
+    serde_json::from_str(json).map_err(|error| StoreError::Invalid(format!("{what}: {error}")))
 }
 
 fn invalid_column(column: usize, expected: &str) -> StoreError {

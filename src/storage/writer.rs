@@ -110,9 +110,7 @@ impl ChangeQueue {
     /// Blocks until an ended epoch has advanced.
     pub(super) fn current_epoch(&self) -> Epoch {
         let mut state = self.state.lock();
-        while state.epoch_ended {
-            self.epoch_advanced.wait(&mut state);
-        }
+        self.epoch_advanced.wait_while(&mut state, |state| state.epoch_ended);
         state.epoch
     }
 
@@ -152,9 +150,7 @@ impl ChangeQueue {
     pub(super) fn wait_committed(&self) {
         let mut state = self.state.lock();
         let last = state.transactions_begun + u64::from(!state.pending.is_empty());
-        while state.transactions_finished < last {
-            self.transaction_finished.wait(&mut state);
-        }
+        self.transaction_finished.wait_while(&mut state, |state| state.transactions_finished < last);
     }
 
     /// The writer ends after the changes that are queued.

@@ -185,7 +185,7 @@ impl TradeServer {
             max_datagram_bytes: DATAGRAM_MAX,
         };
         let handler = Arc::clone(&inner);
-        let handler = Arc::new(move |datagram: Datagram<'_>| handler.handle_datagram(datagram));
+        let handler = Arc::new(move |datagram: Datagram<&[u8]>| handler.handle_datagram(datagram));
         let udp = UdpServer::start(socket, Arc::clone(&inner.context.executor), limits, handler)?;
         let context = ListenerContext {
             executor: Arc::clone(&inner.context.executor),

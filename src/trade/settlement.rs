@@ -135,13 +135,7 @@ impl Settlement {
             | SettlementInput::Lost(..)
             | SettlementInput::Unreachable(..)
             | SettlementInput::TimedOut => self.handle_side(input),
-            SettlementInput::Authorised
-            | SettlementInput::Declined(_)
-            | SettlementInput::Captured
-            | SettlementInput::CaptureRefused(_)
-            | SettlementInput::Voided
-            | SettlementInput::AlreadyCaptured(_)
-            | SettlementInput::Stored => self.handle_outcome(input),
+            _ => self.handle_outcome(input),
         }
     }
 

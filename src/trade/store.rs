@@ -5,7 +5,7 @@ use super::deal::{Deal, LedgerOperation, SellerSide};
 use super::journal::{DepartureRow, ExchangeChange, ExchangeSnapshot, LedgerRow, LogRow, PeerRow};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Clock, Millis, Token};
-use crate::storage::{self, Reader, ReaderExt, Row, StoreError, StoredChange, Tx};
+use crate::storage::{self, Reader, ReaderExt, Row, StoreError, StoredChange, Tx, bigint, from_json, to_json};
 
 pub const MIGRATIONS: &[&str] = &[
     ledger::MIGRATION,
@@ -48,8 +48,8 @@ type SerializedBody = Result<String, StoreError>;
 
 fn body(change: &ExchangeChange) -> SerializedBody {
     match change {
-        ExchangeChange::Peer(row) => json(row),
-        ExchangeChange::Departure(row) => json(row),
+        ExchangeChange::Peer(row) => to_json(row),
+        ExchangeChange::Departure(row) => to_json(row),
         _ => Ok(String::new()),
     }
 }
@@ -60,7 +60,7 @@ fn write(tx: &mut dyn Tx, change: &ExchangeChange, body: &SerializedBody) -> Res
         ExchangeChange::Ceiling(ceiling) => tx.execute(
             "INSERT INTO trade_number (id, ceiling) VALUES (1, $1)
              ON CONFLICT (id) DO UPDATE SET ceiling = excluded.ceiling",
-            &[number(*ceiling)?.into()],
+            &[bigint(*ceiling)?.into()],
         ),
         ExchangeChange::MidKey(key) => tx.execute(
             "INSERT INTO trade_secret (name, value) VALUES ($1, $2)
@@ -79,26 +79,26 @@ fn write(tx: &mut dyn Tx, change: &ExchangeChange, body: &SerializedBody) -> Res
         ExchangeChange::Departure(row) => tx.execute(
             "INSERT INTO trade_farewell (name, rq, at, body) VALUES ($1, $2, $3, $4)
              ON CONFLICT (name, rq) DO UPDATE SET at = excluded.at, body = excluded.body",
-            &[(&row.name).into(), number(row.rq)?.into(), row.at.into(), json.into()],
+            &[(&row.name).into(), bigint(row.rq)?.into(), row.at.into(), json.into()],
         ),
         ExchangeChange::DropDeparture { name, rq } => {
-            tx.execute("DELETE FROM trade_farewell WHERE name = $1 AND rq = $2", &[name.into(), number(*rq)?.into()])
+            tx.execute("DELETE FROM trade_farewell WHERE name = $1 AND rq = $2", &[name.into(), bigint(*rq)?.into()])
         }
         ExchangeChange::DropDeparturesBefore(before) => {
             tx.execute("DELETE FROM trade_farewell WHERE at <= $1", &[(*before).into()])
         }
         ExchangeChange::Deal { id, body } => tx.execute(
             "INSERT INTO trade_deal (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
-            &[number(*id)?.into(), body.into()],
+            &[bigint(*id)?.into(), body.into()],
         ),
         ExchangeChange::Seller { deal, rq, body } => tx.execute(
             "INSERT INTO trade_seller (deal, rq, body) VALUES ($1, $2, $3)
              ON CONFLICT (deal, rq) DO UPDATE SET body = excluded.body",
-            &[number(*deal)?.into(), number(*rq)?.into(), body.into()],
+            &[bigint(*deal)?.into(), bigint(*rq)?.into(), body.into()],
         ),
         ExchangeChange::DropDeal(id) => {
-            tx.execute("DELETE FROM trade_seller WHERE deal = $1", &[number(*id)?.into()])?;
-            tx.execute("DELETE FROM trade_deal WHERE id = $1", &[number(*id)?.into()])
+            tx.execute("DELETE FROM trade_seller WHERE deal = $1", &[bigint(*id)?.into()])?;
+            tx.execute("DELETE FROM trade_deal WHERE id = $1", &[bigint(*id)?.into()])
         }
         ExchangeChange::Log(row) => tx.execute(
             "INSERT INTO trade_log (at, kind, peer, deal, rq, item_name, price, detail)
@@ -107,8 +107,8 @@ fn write(tx: &mut dyn Tx, change: &ExchangeChange, body: &SerializedBody) -> Res
                 row.at.into(),
                 (&row.kind).into(),
                 (&row.peer).into(),
-                row.deal.map(number).transpose()?.into(),
-                row.rq.map(number).transpose()?.into(),
+                row.deal.map(bigint).transpose()?.into(),
+                row.rq.map(bigint).transpose()?.into(),
                 row.item_name.as_ref().into(),
                 row.price.into(),
                 (&row.detail).into(),
@@ -141,7 +141,7 @@ pub fn load(reader: &dyn Reader) -> Result<ExchangeSnapshot, StoreError> {
         .map(Token::from_text);
     let peers = peers(reader)?;
     let departures = reader
-        .all("SELECT body FROM trade_farewell", &[], |row| parse::<DepartureRow>("trade_farewell", row.text(0)?))?;
+        .all("SELECT body FROM trade_farewell", &[], |row| from_json::<DepartureRow>("trade_farewell", row.text(0)?))?;
     let mut deals = deals(reader)?.into_iter().map(|deal| (deal, Vec::new())).collect::<Vec<_>>();
     let mut at = 0;
     reader.query("SELECT deal, rq, body FROM trade_seller ORDER BY deal, rq", &[], &mut |row| {
@@ -155,7 +155,7 @@ pub fn load(reader: &dyn Reader) -> Result<ExchangeSnapshot, StoreError> {
         if rq != deal.first_rq + sellers.len() as u64 {
             return Err(StoreError::Invalid(format!("trade_seller: deal {id} lacks the side before {rq}")));
         }
-        sellers.push(parse::<SellerSide>("trade_seller", row.text(2)?)?);
+        sellers.push(from_json::<SellerSide>("trade_seller", row.text(2)?)?);
         Ok(())
     })?;
     Ok(ExchangeSnapshot { ceiling, mid_key, peers, departures, deals })
@@ -164,20 +164,20 @@ pub fn load(reader: &dyn Reader) -> Result<ExchangeSnapshot, StoreError> {
 /// The peers by name, each with the time of its last request.
 pub fn peers(reader: &dyn Reader) -> Result<Vec<(PeerRow, Millis)>, StoreError> {
     reader.all("SELECT body, heard_at FROM trade_peer ORDER BY name", &[], |row| {
-        Ok((parse("trade_peer", row.text(0)?)?, row.millis(1)?))
+        Ok((from_json("trade_peer", row.text(0)?)?, row.millis(1)?))
     })
 }
 
 /// The deals by id, without their sellers.
 pub fn deals(reader: &dyn Reader) -> Result<Vec<Deal>, StoreError> {
-    reader.all("SELECT body FROM trade_deal ORDER BY id", &[], |row| parse("trade_deal", row.text(0)?))
+    reader.all("SELECT body FROM trade_deal ORDER BY id", &[], |row| from_json("trade_deal", row.text(0)?))
 }
 
 /// They are in the order of their numbers.
 pub fn sellers(reader: &dyn Reader, deal: u64) -> Result<Vec<SellerSide>, StoreError> {
-    let parameters = [number(deal)?.into()];
+    let parameters = [bigint(deal)?.into()];
     reader.all("SELECT body FROM trade_seller WHERE deal = $1 ORDER BY rq", &parameters, |row| {
-        parse("trade_seller", row.text(0)?)
+        from_json("trade_seller", row.text(0)?)
     })
 }
 
@@ -221,18 +221,6 @@ fn log_row(row: &Row<'_>) -> Result<LogRow, StoreError> {
         price: row.opt_int(6)?.map(Cents),
         detail: row.text(7)?.to_owned(),
     })
-}
-
-fn number(number: u64) -> Result<i64, StoreError> {
-    i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
-}
-
-fn json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::Invalid(error.to_string()))
-}
-
-fn parse<T: serde::de::DeserializeOwned>(table: &str, body: &str) -> Result<T, StoreError> {
-    serde_json::from_str(body).map_err(|error| StoreError::Invalid(format!("{table}: {error}")))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Starting components on a machine without any files yet.
 
+use p2s2::internals::storage::backup::DataComponent;
 use p2s2::internals::storage::lock::DataDirLock;
 use serde_json::json;
 
@@ -73,7 +74,9 @@ impl Drop for KillOnDrop {
 
 #[test]
 fn nothing_is_written_into_a_data_dir_that_another_process_has() {
-    for (command, part) in [("product-db", "product"), ("customer-db", "customer"), ("server", "customer")] {
+    let of_server = ("server", DataComponent::Customer);
+    for (command, part) in [("product-db", DataComponent::Product), ("customer-db", DataComponent::Customer), of_server]
+    {
         let dir = tempfile::tempdir().unwrap();
         let held = DataDirLock::acquire_component(dir.path(), part).unwrap();
         let refused =

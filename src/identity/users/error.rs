@@ -55,6 +55,7 @@ impl From<StoreError> for UserError {
 impl From<PasswordError> for UserError {
     fn from(error: PasswordError) -> UserError {
         match error {
+            PasswordError::LockedOut(wait) => UserError::LockedOut(wait),
             PasswordError::Busy | PasswordError::NoLongerNeeded => UserError::Busy(error.to_string()),
             PasswordError::Failed(_) => {
                 log::error!("accounts: {error}");

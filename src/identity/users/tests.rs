@@ -212,7 +212,7 @@ fn two_accounts_of_two_spellings_of_one_name_stay_two_and_the_older_has_the_host
         let users = open(dir.path());
         users.register(older, "older's", Some("Older"), HERE).unwrap();
         // Written as an earlier version did.
-        let hash = users.passwords.hash("younger's", source::key_of(HERE)).unwrap();
+        let hash = users.logins.passwords.hash("younger's", source::key_of(HERE)).unwrap();
         let row = younger.to_owned();
         users
             .store

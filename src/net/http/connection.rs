@@ -55,8 +55,14 @@ pub(super) fn serve(server: &Arc<HttpServerInner>, connection: NegotiatedConnect
     let (mut reader, writer) = conn.split();
     let wire = WireState::new(writer.clone(), server.limits.write_timeout, reservation, permit);
     let wire = Rc::new(RefCell::new(wire));
-    let client = (is_tls, is_transport_allowed);
-    let service = RequestService::new(Arc::clone(server), Rc::clone(&wire), Arc::clone(&stream), source, client);
+    let service = RequestService {
+        server: Arc::clone(server),
+        wire: Rc::clone(&wire),
+        stream: Arc::clone(&stream),
+        source,
+        is_tls,
+        is_transport_allowed,
+    };
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_header_size(HEAD_MAX_BYTES).max_buf_size(BUFFER_BYTES);
     let connection = builder.serve_connection(HyperIo(Rc::clone(&wire)), service);

@@ -6,7 +6,6 @@
 //! subscription added under one lock, so no event is lost or sent twice between them.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::{Arc, Weak};
 
 use crossbeam_channel::{Sender, bounded};
@@ -15,7 +14,7 @@ use serde_json::Value;
 
 use super::body::{EventStream, ServerSentEvent};
 use super::{HeaderMap, header};
-use crate::model::{Clock, Millis, secret};
+use crate::model::{Clock, Millis, debug_fields, secret};
 
 /// Tells a client that it cannot resume.
 pub const RESET_EVENT: &str = "reset";
@@ -182,14 +181,7 @@ impl<W> Subscription<W> {
     }
 }
 
-impl<W: Subscriber> fmt::Debug for EventHub<W> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EventHub")
-            .field("bounds", &self.limits)
-            .field("open", &self.subscriber_count())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(EventHub<W: Subscriber>, |hub| bounds: hub.limits, open: hub.subscriber_count());
 
 pub fn last_event_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get(header::HeaderName::from_static("last-event-id"))?;

@@ -27,25 +27,15 @@ use crate::net::threads::panic_text;
 
 /// Responds to the requests of one connection.
 pub(super) struct RequestService {
-    server: Arc<HttpServerInner>,
-    wire: Rc<RefCell<WireState>>,
-    stream: Arc<TcpStream>,
-    source: SocketAddr,
-    is_tls: bool,
-    is_transport_allowed: bool,
+    pub(super) server: Arc<HttpServerInner>,
+    pub(super) wire: Rc<RefCell<WireState>>,
+    pub(super) stream: Arc<TcpStream>,
+    pub(super) source: SocketAddr,
+    pub(super) is_tls: bool,
+    pub(super) is_transport_allowed: bool,
 }
 
 impl RequestService {
-    pub(super) fn new(
-        server: Arc<HttpServerInner>,
-        wire: Rc<RefCell<WireState>>,
-        stream: Arc<TcpStream>,
-        source: SocketAddr,
-        (is_tls, is_transport_allowed): (bool, bool),
-    ) -> RequestService {
-        RequestService { server, wire, stream, source, is_tls, is_transport_allowed }
-    }
-
     /// The headers that the response gets, whatever it is, and what to do with the request.
     fn examine_head(&self, parts: Parts, body: &Incoming) -> (HeaderMap, NextStep) {
         let respond_with = |response: Response| (HeaderMap::new(), NextStep::Respond(response));

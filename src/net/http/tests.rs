@@ -1,8 +1,10 @@
 use super::*;
+use crate::net::budget::ReceiveBudget;
 use crate::net::conn::{Conn, ConnReader, ConnWriter};
 use crate::net::deadline::DeadlineRead;
-use crate::net::listener;
+use crate::net::listener::{self, ConnectionLimiter};
 use crate::net::testing::eventually;
+use crate::net::tls::TlsIdentity;
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -26,13 +28,15 @@ fn quick() -> HttpLimits {
     }
 }
 
+fn context_with(change: impl FnOnce(&mut ListenerContext)) -> HttpContext {
+    let mut context = context(HttpLimits::default());
+    change(&mut context.listener);
+    context
+}
+
 fn context(limits: HttpLimits) -> HttpContext {
     HttpContext {
-        executor: Executor::new("test", 1000),
-        limiter: ConnectionLimiter::new(1000),
-        budget: ReceiveBudget::new(64 << 20),
-        identity: None,
-        allows_remote_plaintext: false,
+        listener: ListenerContext::for_test(1000, 1000),
         policy: RequestPolicy { http_hosts: Vec::new(), allow_origins: vec!["https://page.example".to_owned()] },
         limits,
     }
@@ -446,7 +450,7 @@ fn what_is_no_request_is_refused_in_json() {
 #[test]
 fn past_the_budget_a_body_is_busy_and_so_is_a_long_head() {
     let budget = ReceiveBudget::new(30_000);
-    let server = start(HttpContext { budget: Arc::clone(&budget), ..context(HttpLimits::default()) }, echo);
+    let server = start(context_with(|of| of.budget = Arc::clone(&budget)), echo);
     let head = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let mut holder = Client::new(&server);
     holder.send(format!("{head}content-length: 28000\r\n\r\n{}", "x".repeat(27_000)));

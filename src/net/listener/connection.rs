@@ -9,12 +9,13 @@ use crate::net::conn::{Conn, ConnError};
 
 /// Nothing has been read of it yet. The listener keeps a `Weak` of the stream, by which it shuts the stream down.
 pub struct AcceptedConnection {
-    stream: Arc<TcpStream>,
-    source: SocketAddr,
-    context: Arc<ListenerContext>,
-    is_stopping: Arc<AtomicBool>,
+    pub(super) stream: Arc<TcpStream>,
+    /// In canonical form.
+    pub(super) source: SocketAddr,
+    pub(super) context: Arc<ListenerContext>,
+    pub(super) is_stopping: Arc<AtomicBool>,
     /// Declared last, so that the descriptor is closed before the permit is returned.
-    permit: Permit,
+    pub(super) permit: Permit,
 }
 
 /// It is known whether it uses TLS.
@@ -32,32 +33,16 @@ pub struct NegotiatedConnection {
 }
 
 impl AcceptedConnection {
-    /// `source` must be in canonical form.
-    pub(in crate::net) fn new(
-        stream: Arc<TcpStream>,
-        source: SocketAddr,
-        permit: Permit,
-        context: Arc<ListenerContext>,
-        is_stopping: Arc<AtomicBool>,
-    ) -> AcceptedConnection {
-        AcceptedConnection { stream, source, context, is_stopping, permit }
-    }
-
     #[cfg(test)]
     pub(in crate::net) fn with_source(
         stream: TcpStream,
         source: SocketAddr,
         allows_remote_plaintext: bool,
     ) -> AcceptedConnection {
-        use super::ConnectionLimiter;
-        use crate::net::budget::ReceiveBudget;
-        use crate::net::threads::Executor;
-        let limiter = ConnectionLimiter::new(1);
-        let (executor, budget) = (Executor::new("test", 1), ReceiveBudget::new(1 << 20));
+        let context = ListenerContext { allows_remote_plaintext, ..ListenerContext::for_test(1, 1) };
         let stream = Arc::new(stream);
-        let permit = limiter.add_listener(0).admit(source.ip(), &stream).unwrap();
-        let context = ListenerContext { executor, limiter, budget, identity: None, allows_remote_plaintext };
-        AcceptedConnection::new(stream, source, permit, Arc::new(context), Arc::default())
+        let permit = context.limiter.add_listener(0).admit(source.ip(), &stream).unwrap();
+        AcceptedConnection { stream, source, context: Arc::new(context), is_stopping: Arc::default(), permit }
     }
 
     pub fn source(&self) -> SocketAddr {

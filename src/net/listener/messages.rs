@@ -11,7 +11,7 @@ use crate::net::budget::{ReceiveBudget, Reservation};
 use crate::net::conn::{ConnReader, ConnWriter};
 use crate::net::connection_end::ConnectionEnd;
 use crate::net::counters::Counter;
-use crate::net::frames::MessageReader;
+use crate::net::frames::{Framing, MessageReader};
 use crate::net::lines::{LineError, LineLimits};
 use crate::net::source::SourceKey;
 
@@ -265,7 +265,7 @@ fn serve<S: MessageService>(service: &S, accepted: AcceptedConnection) -> Result
             if mark > 0 {
                 message.drain(..mark);
             }
-            if connection.reader.is_line_based() && message.trim_ascii().is_empty() {
+            if connection.reader.framing() == Framing::Lines && message.trim_ascii().is_empty() {
                 continue;
             }
         }

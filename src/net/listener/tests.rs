@@ -22,19 +22,9 @@ impl<F: Fn(&TcpStream, &mut Permit) + Send + Sync + 'static> ConnectionHandler f
     }
 }
 
-fn context(max_connections: usize, max_threads: usize) -> ListenerContext {
-    ListenerContext {
-        executor: Executor::new("test-listener", max_threads),
-        limiter: ConnectionLimiter::new(max_connections),
-        budget: ReceiveBudget::new(1 << 20),
-        identity: None,
-        allows_remote_plaintext: false,
-    }
-}
-
 /// Echoes lines; "panic" panics.
 fn echo(max_connections: usize, max_threads: usize) -> (Listener, Arc<Executor>, Arc<ConnectionLimiter>) {
-    let context = context(max_connections, max_threads);
+    let context = ListenerContext::for_test(max_connections, max_threads);
     let (executor, limiter) = (Arc::clone(&context.executor), Arc::clone(&context.limiter));
     let handler = |mut stream: &TcpStream, permit: &mut Permit| {
         let mut reader = BufReader::new(stream);
@@ -198,7 +188,7 @@ fn half_a_line_is_one_at_the_clients_end_and_none_at_our_own() {
     let service = Kept::default();
     let kept = Arc::clone(&service.0);
     let socket = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    let server = Listener::start(socket, context(10, 10), Arc::new(MessageHandler(service))).unwrap();
+    let server = Listener::start(socket, ListenerContext::for_test(10, 10), Arc::new(MessageHandler(service))).unwrap();
     let begin = |whole: &str, half: &str| {
         let mut client = connect(&server);
         client.write_all(format!("{whole}\n{half}").as_bytes()).unwrap();
@@ -218,7 +208,7 @@ fn half_a_line_is_one_at_the_clients_end_and_none_at_our_own() {
 #[test]
 fn stopping_cuts_off_those_who_write_on() {
     let endless = |mut stream: &TcpStream, _: &mut Permit| while stream.write_all(&[7; 65_536]).is_ok() {};
-    let (socket, context) = (listen("127.0.0.1:0".parse().unwrap()).unwrap(), context(10, 10));
+    let (socket, context) = (listen("127.0.0.1:0".parse().unwrap()).unwrap(), ListenerContext::for_test(10, 10));
     let executor = Arc::clone(&context.executor);
     let server = Listener::start(socket, context, Arc::new(Port(endless))).unwrap();
     let _client = connect(&server);

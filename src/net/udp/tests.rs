@@ -22,7 +22,7 @@ fn echo(limits: UdpLimits, max_threads: usize) -> (UdpServer, Sender<()>, Arc<Ex
     let socket = server_socket();
     let answers = Arc::clone(&socket);
     let executor = Executor::new("test-udp", max_threads);
-    let handler = move |datagram: Datagram<'_>| {
+    let handler = move |datagram: Datagram<&[u8]>| {
         match datagram.bytes {
             b"panic" => panic!("on purpose"),
             b"wait" => gate.recv().unwrap(),

@@ -4,11 +4,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::{read, store, unavailable};
 use crate::identity::users::PASSWORD_CHARS_MAX;
-use crate::identity::{LoginLimiter, PasswordError, PasswordHasher};
+use crate::identity::{LoginVerifier, PasswordError, PasswordHasher};
 use crate::model::{Clock, Name, text};
 use crate::net::source::{self, SourceKey};
 use crate::shop::ops::{Account, ErrorCode, Refusal, Role, ShopResult};
@@ -19,29 +17,16 @@ const REQUEST_RETENTION: Duration = Duration::from_secs(600);
 
 pub struct Accounts {
     store: Arc<Store>,
-    clock: Clock,
-    passwords: PasswordHasher,
-    attempts: Arc<Mutex<LoginLimiter<LoginTarget>>>,
+    logins: LoginVerifier<LoginTarget>,
 }
 
 /// Failed logins are counted by role, name, and the user's id if there is one, so that those from before an account was
 /// created do not count against it.
 type LoginTarget = (Role, Name, Option<u64>);
 
-enum AddUserError {
-    Taken,
-    Store(StoreError),
-}
-
-impl From<StoreError> for AddUserError {
-    fn from(error: StoreError) -> AddUserError {
-        AddUserError::Store(error)
-    }
-}
-
 impl Accounts {
     pub fn new(store: Arc<Store>, clock: Clock, passwords: PasswordHasher) -> Accounts {
-        Accounts { store, clock, passwords, attempts: Arc::default() }
+        Accounts { store, logins: LoginVerifier::new(passwords, clock) }
     }
 
     /// A retry of the same request returns the same account. BUSY if too many passwords wait to be hashed.
@@ -74,7 +59,7 @@ impl Accounts {
             let (store, username) = (Arc::clone(&self.store), username.clone());
             move || !matches!(store.read(|reader| store::user_by_name(reader, role, &username)), Ok(Some(_)))
         };
-        let hash = match self.passwords.hash_if(password, source_of(source), is_free) {
+        let hash = match self.logins.passwords.hash_if(password, source_of(source), is_free) {
             Ok(hash) => hash,
             Err(error @ PasswordError::NoLongerNeeded) => {
                 return holder()?.map_or_else(|| Err(hash_failed(&error)), existing);
@@ -85,15 +70,11 @@ impl Accounts {
             let username = username.clone();
             move |tx| match store::user_by_name(tx, role, &username)? {
                 // Another request was faster; this may be a retry of it.
-                Some(user) if is_retry(&user, &request) => Ok(user.account),
-                Some(_) => Err(AddUserError::Taken),
-                None => Ok(store::add_user(tx, role, &username, name.as_deref(), (&hash, &request), now)?),
+                Some(user) => Ok(is_retry(&user, &request).then_some(user.account)),
+                None => store::add_user(tx, role, &username, name.as_deref(), (&hash, &request), now).map(Some),
             }
         });
-        added.map_err(|why| match why {
-            AddUserError::Taken => username_taken(&username),
-            AddUserError::Store(error) => unavailable(&error),
-        })
+        added.map_err(|error: StoreError| unavailable(&error))?.ok_or_else(|| username_taken(&username))
     }
 
     /// BAD_CREDENTIALS, whether the name or the password is wrong; BUSY after too many failures, or if too many
@@ -102,32 +83,12 @@ impl Accounts {
         let (name, source) = (check_credentials_form(username, password)?, source_of(source));
         let user = read(&self.store, |reader| store::user_by_name(reader, role, username))?;
         let target: LoginTarget = (role, name, user.as_ref().map(|user| user.account.user_id));
-        self.attempts.lock().check(self.clock.now(), &target, source).map_err(login_paused)?;
+        self.logins.check(&target, source).map_err(|error| hash_failed(&error))?;
         let stored_hash = user.as_ref().map(|user| user.password.as_str());
-        let may_guess = {
-            let (attempts, clock, target) = (Arc::clone(&self.attempts), self.clock, target.clone());
-            move || attempts.lock().check(clock.now(), &target, source).is_ok()
-        };
-        let is_right = match self.passwords.verify_if(password, stored_hash, source, may_guess) {
-            Ok(is_right) => is_right,
-            Err(error) => {
-                // If failures meanwhile are why it was not checked, the refusal tells the pause.
-                self.attempts.lock().check(self.clock.now(), &target, source).map_err(login_paused)?;
-                return Err(hash_failed(&error));
-            }
-        };
-        // If others have failed meanwhile, this result is not told either. The lock is held from here on, so that no
-        // more results are told than the limit allows.
-        let mut attempts = self.attempts.lock();
-        let now = self.clock.now();
-        attempts.check(now, &target, source).map_err(login_paused)?;
-        match user.filter(|_| is_right) {
-            Some(user) => Ok(user.account),
-            None => {
-                attempts.record_failure(now, target, source);
-                Err(Refusal::new(ErrorCode::BadCredentials, "user name or password is wrong"))
-            }
-        }
+        let verified = self.logins.verify(target, source, password, stored_hash);
+        let is_right = verified.map_err(|error| hash_failed(&error))?;
+        let wrong = || Refusal::new(ErrorCode::BadCredentials, "user name or password is wrong");
+        user.filter(|_| is_right).map(|user| user.account).ok_or_else(wrong)
     }
 
     /// Finds a user by name, or else by id; NOT_FOUND if neither is given.
@@ -153,11 +114,6 @@ fn source_of(address: &str) -> SourceKey {
     source::key_of(address.parse().unwrap_or(Ipv4Addr::LOCALHOST.into()))
 }
 
-fn login_paused(wait: Duration) -> Refusal {
-    let text = format!("too many failed logins of this user: try again in {} s", wait.as_secs() + 1);
-    Refusal::new(ErrorCode::Busy, text)
-}
-
 fn username_taken(username: &str) -> Refusal {
     Refusal::new(ErrorCode::UsernameTaken, format!("username: {username} is taken"))
 }
@@ -165,6 +121,10 @@ fn username_taken(username: &str) -> Refusal {
 fn hash_failed(error: &PasswordError) -> Refusal {
     match error {
         PasswordError::Busy | PasswordError::NoLongerNeeded => Refusal::new(ErrorCode::Busy, error.to_string()),
+        PasswordError::LockedOut(wait) => {
+            let text = format!("too many failed logins of this user: try again in {} s", wait.as_secs() + 1);
+            Refusal::new(ErrorCode::Busy, text)
+        }
         PasswordError::Failed(_) => {
             log::error!("customer database: {error}");
             Refusal::new(ErrorCode::Unavailable, "the password could not be checked: try again")

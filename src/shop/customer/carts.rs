@@ -46,6 +46,12 @@ pub struct CartOf {
     pub uses_saved_cart: bool,
 }
 
+impl CartOf {
+    pub fn new(sid: &str, uses_saved_cart: bool) -> CartOf {
+        CartOf { session: SessionKey::of(sid), uses_saved_cart }
+    }
+}
+
 /// It changes a cart once, however often it is repeated.
 #[derive(Debug, Clone, Copy)]
 pub struct IdempotentRequest<'r> {

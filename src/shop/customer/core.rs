@@ -24,15 +24,8 @@ pub struct CustomerCore<J: Journal> {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct CartRequest<'r> {
-    pub sid: &'r str,
-    /// As in [`CartOf`].
-    pub uses_saved_cart: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
 pub struct BeginRequest<'r> {
-    pub cart: CartRequest<'r>,
+    pub cart: CartOf,
     /// The id of the message: a repetition gets the same response.
     pub request: &'r str,
     /// The buyer's, for idempotency.
@@ -79,8 +72,13 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     }
 
     /// See [`ActiveSessions::use_session`].
-    pub fn use_session(&mut self, now: Millis, role: Role, sid: &str) -> Result<Arc<Account>, Refused<J::Commit>> {
-        self.sessions.use_session(now, role, &SessionKey::of(sid)).map(|owner| Arc::clone(&owner.account))
+    pub fn use_session(
+        &mut self,
+        now: Millis,
+        role: Role,
+        key: &SessionKey,
+    ) -> Result<Arc<Account>, Refused<J::Commit>> {
+        self.sessions.use_session(now, role, key).map(|owner| Arc::clone(&owner.account))
     }
 
     /// Does not count as a use of the session.
@@ -97,14 +95,11 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     pub fn with_cart<T>(
         &mut self,
         now: Millis,
-        cart: CartRequest<'_>,
+        cart: CartOf,
         work: impl FnOnce(&mut BuyerCarts<J::Commit>, &J, CartOf) -> PendingResult<T, J::Commit>,
     ) -> PendingResult<T, J::Commit> {
-        let session = SessionKey::of(cart.sid);
-        match self.sessions.use_buyers_session(now, &session) {
-            Ok((_account, buyer)) => {
-                work(buyer, &self.journal, CartOf { session, uses_saved_cart: cart.uses_saved_cart })
-            }
+        match self.sessions.use_buyers_session(now, &cart.session) {
+            Ok((_account, buyer)) => work(buyer, &self.journal, cart),
             Err((refusal, newest)) => (Err(refusal), newest),
         }
     }
@@ -118,8 +113,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
         begin: BeginRequest<'_>,
         made: Option<&CompletedByKey>,
     ) -> BeginResult<J::Commit> {
-        let CartRequest { sid, uses_saved_cart } = begin.cart;
-        let session = SessionKey::of(sid);
+        let CartOf { session, uses_saved_cart } = begin.cart;
         let (account, buyer) = match self.sessions.use_buyers_session(now, &session) {
             Ok(found) => found,
             Err((refusal, newest)) => return BeginResult::Decided((Err(refusal), newest)),
@@ -131,7 +125,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
                 return BeginResult::Decided((Err(Refusal::new(ErrorCode::BadRequest, text)), J::Commit::default()));
             }
         };
-        let (lines, cart_read) = match buyer.show(&self.journal, CartOf { session, uses_saved_cart }) {
+        let (lines, cart_read) = match buyer.show(&self.journal, begin.cart) {
             (Ok(lines), cart_read) => (lines, cart_read),
             (Err(refusal), newest) => return BeginResult::Decided((Err(refusal), newest)),
         };
@@ -146,7 +140,7 @@ impl<J: Journal<Change = CustomerChange>> CustomerCore<J> {
     }
 
     /// `None` if the purchase is not open.
-    pub fn step(&mut self, now: Millis, id: &str, event: PurchaseEvent<'_>) -> Option<StepResult<J::Commit>> {
+    pub fn step(&mut self, now: Millis, id: &str, event: PurchaseEvent) -> Option<StepResult<J::Commit>> {
         self.purchases.step(&self.journal, &mut self.sessions, now, id, event)
     }
 

@@ -5,10 +5,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::carts::{BuyerCarts, CartOf, IdempotentRequest, PendingResult};
-use super::core::{BeginRequest, CartRequest};
+use super::core::BeginRequest;
 use super::purchasing::{answer_of, read_card};
 use super::store::StoreJournal;
 use super::{CustomerDbInner, sales, to_json};
+use crate::identity::SessionKey;
 use crate::model::Millis;
 use crate::shop::ops::{CardDetails, LineItem, PAGE_MAX, PricedLine, Refusal, Role, SessionInfo, ShopResult};
 use crate::shop::purchase::PurchaseEvent;
@@ -137,25 +138,27 @@ impl CustomerDbInner {
                 let owner = core.look(now, &sid)?;
                 Ok(SessionInfo { user: owner.account.username.clone(), role: owner.role })
             }),
-            CustomerOp::Touch { role, sid } => self.look(|core, now| core.use_session(now, role, &sid)),
+            CustomerOp::Touch { role, sid } => {
+                self.look(|core, now| core.use_session(now, role, &SessionKey::of(&sid)))
+            }
             CustomerOp::FindUser { role, username, user_id } => {
                 to_json(&self.accounts.find(role, username.as_deref(), user_id)?)
             }
             CustomerOp::AddToCart { request, sid, uses_saved_cart, item_id, quantity, at_most } => {
-                let (cart, line) = (CartRequest { sid: &sid, uses_saved_cart }, LineItem { item_id, quantity });
+                let (cart, line) = (CartOf::new(&sid, uses_saved_cart), LineItem { item_id, quantity });
                 self.in_cart(cart, |buyer, journal, cart, now| {
                     buyer.add(journal, cart, IdempotentRequest { id: &request, now }, &line, at_most)
                 })
             }
             CustomerOp::RemoveFromCart { request, sid, uses_saved_cart, item_id, quantity } => {
-                let cart = CartRequest { sid: &sid, uses_saved_cart };
+                let cart = CartOf::new(&sid, uses_saved_cart);
                 self.in_cart(cart, |buyer, journal, cart, now| {
                     buyer.remove(journal, cart, IdempotentRequest { id: &request, now }, &item_id, quantity)
                 })
             }
             CustomerOp::Begin { request, sid, uses_saved_cart, idempotency_key, address } => {
                 to_json(&self.begin(BeginRequest {
-                    cart: CartRequest { sid: &sid, uses_saved_cart },
+                    cart: CartOf::new(&sid, uses_saved_cart),
                     request: &request,
                     key: idempotency_key.as_deref(),
                     address: address.as_deref(),
@@ -178,34 +181,34 @@ impl CustomerDbInner {
             }
             CustomerOp::TakeOver => self.answer(|core, now| core.take_over(now)),
             CustomerOp::InSession { sid, uses_saved_cart, call } => {
-                self.handle_call(CartRequest { sid: &sid, uses_saved_cart }, call)
+                self.handle_call(CartOf::new(&sid, uses_saved_cart), call)
             }
         }
     }
 
     fn in_cart<T: Serialize>(
         &self,
-        cart: CartRequest<'_>,
+        cart: CartOf,
         work: impl FnOnce(&mut BuyerCarts<CommitHandle>, &StoreJournal, CartOf, Millis) -> PendingResult<T, CommitHandle>,
     ) -> ShopResult<String> {
         self.answer(|core, now| core.with_cart(now, cart, |buyer, journal, cart| work(buyer, journal, cart, now)))
     }
 
-    fn handle_call(&self, cart: CartRequest<'_>, call: CustomerCall) -> ShopResult<String> {
+    fn handle_call(&self, cart: CartOf, call: CustomerCall) -> ShopResult<String> {
         match call {
             CustomerCall::SaveCart => self.in_cart(cart, |buyer, journal, cart, _| buyer.save(journal, cart)),
             CustomerCall::ClearCart => self.in_cart(cart, |buyer, journal, cart, _| buyer.clear(journal, cart)),
             CustomerCall::ShowCart => self.in_cart(cart, |buyer, journal, cart, _| buyer.show(journal, cart)),
             CustomerCall::Purchases { offset, limit } => {
-                let buyer_id = self.user_of(Role::Buyer, cart.sid)?;
+                let buyer_id = self.user_of(Role::Buyer, &cart.session)?;
                 self.page(|reader| sales::purchase_history(reader, buyer_id, offset, limit.min(PAGE_MAX) as u32))
             }
             CustomerCall::Orders { offset, limit } => {
-                let seller_id = self.user_of(Role::Seller, cart.sid)?;
+                let seller_id = self.user_of(Role::Seller, &cart.session)?;
                 self.page(|reader| sales::seller_orders(reader, seller_id, offset, limit.min(PAGE_MAX) as u32))
             }
             CustomerCall::MarkShipped { purchase_id, item_id } => {
-                let seller_id = self.user_of(Role::Seller, cart.sid)?;
+                let seller_id = self.user_of(Role::Seller, &cart.session)?;
                 to_json(&self.ship(seller_id, purchase_id, item_id)?)
             }
         }

@@ -155,7 +155,7 @@ impl<C: Clone + Default> OpenPurchases<C> {
         active_sessions: &mut ActiveSessions<C>,
         now: Millis,
         id: &str,
-        event: PurchaseEvent<'_>,
+        event: PurchaseEvent,
     ) -> Option<StepResult<C>> {
         let open = self.by_id.get_mut(id)?;
         let mut transition = open.purchase.handle(now, event);

@@ -18,6 +18,7 @@ use super::purchases::{BeginResult, CompletedByKey, StepResult, no_such_purchase
 use super::sales::{self, ShipResult};
 use super::{CustomerDbInner, CustomerMemory, read, to_json, unavailable};
 use crate::bank::{AuthorisationOutcome, CaptureOutcome, GatewayError, VoidOutcome};
+use crate::identity::SessionKey;
 use crate::model::{CardNumber, Clock, Expiry, PaymentCard, Token};
 use crate::shop::ops::{BeginResponse, CardDetails, ErrorCode, Refusal, Role, ShopResult};
 use crate::shop::purchase::{BankRequest, NextAction, PurchaseEvent, PurchaseStage};
@@ -120,14 +121,6 @@ impl Drop for BeginWaiter<'_> {
     }
 }
 
-enum BankResponse {
-    Authorised,
-    Declined(String),
-    Captured,
-    CaptureRefused(String),
-    Voided,
-}
-
 impl CustomerDbInner {
     /// Begins a purchase once the buyer's open one has ended.
     pub(super) fn begin(&self, request: BeginRequest<'_>) -> ShopResult<BeginResponse> {
@@ -187,17 +180,17 @@ impl CustomerDbInner {
     pub(super) fn drive(
         &self,
         id: &str,
-        event: PurchaseEvent<'_>,
+        event: PurchaseEvent,
         card: Option<&PaymentCard>,
     ) -> ShopResult<StepResult<CommitHandle>> {
         let deadline = Instant::now() + BANK_WAIT_MAX;
         let mut stepped = self.step(id, event)?;
         loop {
             let NextAction::AskBank(call) = stepped.transition.next else { return Ok(stepped) };
-            let Some(response) = self.ask_bank(id, call, card, Some(deadline)) else {
+            let Some(event) = self.ask_bank(id, call, card, Some(deadline)) else {
                 return Err(Refusal::new(ErrorCode::Unavailable, "the bank does not answer: try again"));
             };
-            stepped = self.step(id, response.event())?;
+            stepped = self.step(id, event)?;
         }
     }
 
@@ -218,7 +211,7 @@ impl CustomerDbInner {
     }
 
     /// Waits until the writes of the event are on disk.
-    fn step(&self, id: &str, event: PurchaseEvent<'_>) -> ShopResult<StepResult<CommitHandle>> {
+    fn step(&self, id: &str, event: PurchaseEvent) -> ShopResult<StepResult<CommitHandle>> {
         let memory = self.memory.current();
         let stepped = memory.lock().step(self.config.clock.now(), id, event).ok_or_else(no_such_purchase)?;
         self.wait_committed(&memory, &stepped.newest)?;
@@ -236,7 +229,7 @@ impl CustomerDbInner {
         call: BankRequest,
         card: Option<&PaymentCard>,
         deadline: Option<Instant>,
-    ) -> Option<BankResponse> {
+    ) -> Option<PurchaseEvent> {
         let _asking = BankRequestGuard::new(self, id);
         let mut pause = BANK_RETRY_PAUSE;
         loop {
@@ -245,13 +238,12 @@ impl CustomerDbInner {
                 Err(error) => error,
             };
             log::warn!("purchase {id}: {error}");
-            let deadline = deadline.filter(|deadline| Instant::now() + pause < *deadline)?;
-            // Only time makes a bank answer; unless the database closes, it is waited for.
-            let mut is_closed = self.is_closed.lock();
-            if *is_closed {
+            deadline.filter(|deadline| Instant::now() + pause < *deadline)?;
+            if self.closing.is_requested() {
                 return None;
             }
-            self.closing.wait_until(&mut is_closed, deadline.min(Instant::now() + pause));
+            // Only time makes a bank answer; unless the database closes, it is waited for.
+            self.closing.wait_for(pause);
             pause *= 2;
         }
     }
@@ -262,24 +254,24 @@ impl CustomerDbInner {
         id: &str,
         call: BankRequest,
         card: Option<&PaymentCard>,
-    ) -> Result<Option<BankResponse>, GatewayError> {
+    ) -> Result<Option<PurchaseEvent>, GatewayError> {
         // The bank judges cards by the date.
         let now = Clock::wall();
         Ok(match (call, card) {
             (BankRequest::Authorise(total), Some(card)) => {
                 Some(match self.gateway.authorise(id, total, card, now)? {
-                    AuthorisationOutcome::Authorised => BankResponse::Authorised,
-                    AuthorisationOutcome::Declined { reason } => BankResponse::Declined(reason),
+                    AuthorisationOutcome::Authorised => PurchaseEvent::Authorised,
+                    AuthorisationOutcome::Declined { reason } => PurchaseEvent::Declined(reason),
                 })
             }
             // Only the driver has the card.
             (BankRequest::Authorise(_), None) => None,
             (BankRequest::Capture, _) => Some(match self.gateway.capture(id, now)? {
-                CaptureOutcome::Captured => BankResponse::Captured,
-                CaptureOutcome::Refused { reason } => BankResponse::CaptureRefused(reason),
+                CaptureOutcome::Captured => PurchaseEvent::Captured,
+                CaptureOutcome::Refused { reason } => PurchaseEvent::CaptureRefused(reason),
             }),
             (BankRequest::Void, _) => match self.gateway.void(id, now)? {
-                VoidOutcome::Voided => Some(BankResponse::Voided),
+                VoidOutcome::Voided => Some(PurchaseEvent::Voided),
                 VoidOutcome::Captured { amount } => {
                     log::error!("purchase {id} is undone, but the bank has captured {amount} for it");
                     self.memory.current().lock().purchases.mark_disputed(id);
@@ -294,12 +286,12 @@ impl CustomerDbInner {
         let memory = self.memory.current();
         let unanswered = memory.lock().purchases.pending_bank_requests();
         for (id, call) in unanswered {
-            if let Some(response) = self.ask_bank(&id, call, None, None)
-                && let Err(refusal) = self.drive(&id, response.event(), None)
+            if let Some(event) = self.ask_bank(&id, call, None, None)
+                && let Err(refusal) = self.drive(&id, event, None)
             {
                 log::warn!("purchase {id}: {}", refusal.message);
             }
-            if *self.is_closed.lock() {
+            if self.closing.is_requested() {
                 return;
             }
         }
@@ -308,9 +300,9 @@ impl CustomerDbInner {
     }
 
     /// Counts as a use of the session.
-    pub(super) fn user_of(&self, role: Role, sid: &str) -> ShopResult<u64> {
+    pub(super) fn user_of(&self, role: Role, session: &SessionKey) -> ShopResult<u64> {
         let memory = self.memory.current();
-        let used = memory.lock().use_session(self.config.clock.now(), role, sid);
+        let used = memory.lock().use_session(self.config.clock.now(), role, session);
         match used {
             Ok(account) => Ok(account.user_id),
             Err((refusal, newest)) => self.settle(&memory, Err(refusal), &newest),
@@ -343,18 +335,6 @@ pub(super) fn answer_of(stepped: StepResult<CommitHandle>) -> ShopResult<()> {
         NextAction::AskBank(call) => {
             debug_assert!(false, "{call:?} was not asked");
             Err(Refusal::new(ErrorCode::Unavailable, "the bank was not asked: try again"))
-        }
-    }
-}
-
-impl BankResponse {
-    fn event(&self) -> PurchaseEvent<'_> {
-        match self {
-            BankResponse::Authorised => PurchaseEvent::Authorised,
-            BankResponse::Declined(reason) => PurchaseEvent::Declined(reason),
-            BankResponse::Captured => PurchaseEvent::Captured,
-            BankResponse::CaptureRefused(reason) => PurchaseEvent::CaptureRefused(reason),
-            BankResponse::Voided => PurchaseEvent::Voided,
         }
     }
 }

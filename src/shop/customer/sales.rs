@@ -5,7 +5,7 @@ use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, FeeRate, Millis, Name};
 use crate::shop::ops::{PurchaseHistoryEntry, SellerOrder};
 use crate::shop::purchase::{Purchase, PurchaseWrite};
-use crate::storage::{Reader, ReaderExt, StoreError, Tx};
+use crate::storage::{Reader, ReaderExt, StoreError, Tx, bigint, from_json, to_json};
 
 pub const MIGRATION: &str = "
     CREATE TABLE shop_purchase (purchase_id TEXT PRIMARY KEY, body TEXT NOT NULL);
@@ -31,7 +31,7 @@ pub struct PurchaseWrites {
 impl PurchaseWrites {
     /// The purchase has just made the transition.
     pub fn new(purchase: &Purchase, writes: Vec<PurchaseWrite>, fee: FeeRate, at: Millis) -> PurchaseWrites {
-        let body = serde_json::to_string(purchase).map_err(|error| StoreError::Invalid(error.to_string()));
+        let body = to_json(purchase);
         PurchaseWrites { purchase: purchase.clone(), body, writes, fee, at }
     }
 
@@ -81,7 +81,7 @@ impl PurchaseWrites {
 
     fn write_sale(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
         let PurchaseWrites { purchase, at, .. } = self;
-        let (id, buyer_id) = (purchase.id.as_str(), to_bigint(purchase.buyer.user_id)?);
+        let (id, buyer_id) = (purchase.id.as_str(), bigint(purchase.buyer.user_id)?);
         let body = self.body.as_ref().map_err(Clone::clone)?;
         tx.execute(
             "INSERT INTO shop_sale (purchase_id, buyer_id, idempotency_key, at, buyer_name, address, body)
@@ -111,7 +111,7 @@ impl PurchaseWrites {
                     id.into(),
                     line_number.into(),
                     buyer_id.into(),
-                    to_bigint(line.seller_id)?.into(),
+                    bigint(line.seller_id)?.into(),
                     (&line.item_id).into(),
                     line.quantity.into(),
                     line.price.into(),
@@ -141,7 +141,7 @@ pub fn completed_purchase_by_key(
     key: &str,
 ) -> Result<Option<Purchase>, StoreError> {
     let sql = "SELECT body FROM shop_sale WHERE buyer_id = $1 AND idempotency_key = $2 ORDER BY at DESC LIMIT 1";
-    reader.first(sql, &[to_bigint(buyer_id)?.into(), key.into()], |row| parse_purchase(row.text(0)?))
+    reader.first(sql, &[bigint(buyer_id)?.into(), key.into()], |row| parse_purchase(row.text(0)?))
 }
 
 /// The newest comes first.
@@ -154,7 +154,7 @@ pub fn purchase_history(
     reader.all(
         "SELECT purchase_id, item_id, quantity, price, at, shipped_at FROM shop_sold WHERE buyer_id = $1
          ORDER BY at DESC, purchase_id DESC, line LIMIT $2 OFFSET $3",
-        &[to_bigint(buyer_id)?.into(), limit.into(), offset_column(offset).into()],
+        &[bigint(buyer_id)?.into(), limit.into(), offset_column(offset).into()],
         |row| {
             Ok(PurchaseHistoryEntry {
                 purchase_id: row.text(0)?.to_owned(),
@@ -179,7 +179,7 @@ pub fn seller_orders(
         "SELECT l.purchase_id, l.item_id, l.quantity, l.price, l.payout, s.buyer_name, s.address, l.at, l.shipped_at
          FROM shop_sold l JOIN shop_sale s ON s.purchase_id = l.purchase_id WHERE l.seller_id = $1
          ORDER BY l.at DESC, l.purchase_id DESC, l.line LIMIT $2 OFFSET $3",
-        &[to_bigint(seller_id)?.into(), limit.into(), offset_column(offset).into()],
+        &[bigint(seller_id)?.into(), limit.into(), offset_column(offset).into()],
         |row| {
             Ok(SellerOrder {
                 purchase_id: row.text(0)?.to_owned(),
@@ -229,7 +229,7 @@ pub fn mark_shipped(
 }
 
 fn parse_purchase(body: &str) -> Result<Purchase, StoreError> {
-    serde_json::from_str(body).map_err(|error| StoreError::Invalid(format!("shop_purchase or shop_sale: {error}")))
+    from_json("shop_purchase or shop_sale", body)
 }
 
 fn offset_column(offset: u64) -> i64 {
@@ -238,8 +238,4 @@ fn offset_column(offset: u64) -> i64 {
 
 pub(super) fn to_quantity(number: u64) -> Result<u32, StoreError> {
     u32::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no quantity of this program")))
-}
-
-pub(super) fn to_bigint(number: u64) -> Result<i64, StoreError> {
-    i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
 }

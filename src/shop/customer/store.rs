@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::sales::{self, PurchaseWrites, to_bigint, to_quantity};
+use super::sales::{self, PurchaseWrites, to_quantity};
 use crate::identity::SessionKey;
 use crate::model::text::nfc;
 use crate::model::{Clock, Millis};
 use crate::shop::ops::{Account, Role};
 use crate::shop::purchase::Purchase;
-use crate::storage::{self, Journal, Reader, ReaderExt, Row, StoreError, StoredChange, Tx};
+use crate::storage::{self, Journal, Reader, ReaderExt, Row, StoreError, StoredChange, Tx, bigint};
 
 /// `shop_session.session` is [`SessionKey::to_text`]; the session id that clients know is not in the file.
 pub const MIGRATION: &str = "
@@ -46,7 +46,7 @@ pub fn backfill_username_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
     for (role, user_id, username) in missing {
         tx.execute(
             "UPDATE shop_user SET username_key = $1 WHERE role = $2 AND user_id = $3",
-            &[nfc(&username).as_ref().into(), role.as_str().into(), to_bigint(user_id)?.into()],
+            &[nfc(&username).as_ref().into(), role.as_str().into(), bigint(user_id)?.into()],
         )?;
     }
     Ok(())
@@ -114,7 +114,7 @@ impl CustomerChange {
             CustomerChange::Purchase(writes) => return writes.write(tx),
             CustomerChange::OpenSession { session, role, user_id, at } => tx.execute(
                 "INSERT INTO shop_session (session, role, user_id, used_at) VALUES ($1, $2, $3, $4)",
-                &[(&session.to_text()).into(), role.as_str().into(), to_bigint(*user_id)?.into(), (*at).into()],
+                &[(&session.to_text()).into(), role.as_str().into(), bigint(*user_id)?.into(), (*at).into()],
             ),
             CustomerChange::CloseSession(session) => {
                 let session = session.to_text();
@@ -133,12 +133,12 @@ impl CustomerChange {
             ),
             CustomerChange::SavedCartLine { user_id, item_id, quantity: 0 } => tx.execute(
                 "DELETE FROM shop_saved WHERE user_id = $1 AND item_id = $2",
-                &[to_bigint(*user_id)?.into(), (&**item_id).into()],
+                &[bigint(*user_id)?.into(), (&**item_id).into()],
             ),
             CustomerChange::SavedCartLine { user_id, item_id, quantity } => tx.execute(
                 "INSERT INTO shop_saved (user_id, item_id, quantity) VALUES ($1, $2, $3)
                  ON CONFLICT (user_id, item_id) DO UPDATE SET quantity = excluded.quantity",
-                &[to_bigint(*user_id)?.into(), (&**item_id).into(), (*quantity).into()],
+                &[bigint(*user_id)?.into(), (&**item_id).into(), (*quantity).into()],
             ),
             CustomerChange::AnsweredRequest { session, slot, number: n, request, at, quantity } => tx.execute(
                 "INSERT INTO shop_request (session, slot, number, request, at, quantity) VALUES ($1, $2, $3, $4, $5, $6)
@@ -147,7 +147,7 @@ impl CustomerChange {
                 &[
                     (&session.to_text()).into(),
                     (*slot).into(),
-                    to_bigint(*n)?.into(),
+                    bigint(*n)?.into(),
                     request.into(),
                     (*at).into(),
                     (*quantity).into(),
@@ -244,7 +244,7 @@ pub fn load(reader: &dyn Reader, timeout: Duration) -> Result<CustomerSnapshot, 
 
 pub fn saved_cart(reader: &dyn Reader, user_id: u64) -> Result<Vec<(Arc<str>, u32)>, StoreError> {
     let sql = "SELECT item_id, quantity FROM shop_saved WHERE user_id = $1";
-    reader.all(sql, &[to_bigint(user_id)?.into()], |row| Ok((Arc::from(row.text(0)?), to_quantity(row.uint(1)?)?)))
+    reader.all(sql, &[bigint(user_id)?.into()], |row| Ok((Arc::from(row.text(0)?), to_quantity(row.uint(1)?)?)))
 }
 
 /// Sessions that have ended stay deleted.
@@ -313,7 +313,7 @@ pub fn skip_user_ids(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
         if last_user_id(tx, role)? >= up_to {
             continue;
         }
-        let up_to = to_bigint(up_to)?;
+        let up_to = bigint(up_to)?;
         tx.execute(
             "INSERT INTO shop_user_skipped (role, up_to) VALUES ($1, $2)
              ON CONFLICT (role) DO UPDATE SET up_to = excluded.up_to",
@@ -338,7 +338,7 @@ pub fn add_user(
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[
             role.as_str().into(),
-            to_bigint(user_id)?.into(),
+            bigint(user_id)?.into(),
             username.into(),
             name.into(),
             password.into(),

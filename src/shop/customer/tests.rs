@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::active_sessions::ActiveSessions;
 use super::carts::{ANSWER_RETENTION, ANSWERS_MAX, CartOf, IdempotentRequest, LINES_MAX};
-use super::core::{BeginRequest, CartRequest};
+use super::core::BeginRequest;
 use super::purchases::BeginResult;
 use super::sales::PurchaseWrites;
 use super::store::CustomerChange;
@@ -182,14 +182,14 @@ fn load_core(store: &Arc<Store>, now: Millis) -> CustomerCore<StoreJournal> {
 }
 
 /// A session's own cart, or the user's.
-fn cart_of(sid: &str, uses_saved_cart: bool) -> CartRequest<'_> {
-    CartRequest { sid, uses_saved_cart }
+fn cart_of(sid: &str, uses_saved_cart: bool) -> CartOf {
+    CartOf::new(sid, uses_saved_cart)
 }
 
 fn add_to_cart(
     core: &mut CustomerCore<StoreJournal>,
     now: Millis,
-    cart: CartRequest<'_>,
+    cart: CartOf,
     request: &str,
     line: &LineItem,
     at_most: u32,
@@ -245,7 +245,7 @@ impl Parts {
     }
 
     fn touch(&self, sid: &str, now: Millis) {
-        self.core.lock().use_session(now, Role::Buyer, sid).map_err(|(refusal, _)| refusal).unwrap();
+        self.core.lock().use_session(now, Role::Buyer, &SessionKey::of(sid)).map_err(|(refusal, _)| refusal).unwrap();
     }
 
     /// Writes down last uses.

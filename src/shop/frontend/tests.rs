@@ -7,12 +7,11 @@ use std::sync::Barrier;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
+use crate::net::budget::ReceiveBudget;
 use crate::net::cluster::ClusterKey;
 use crate::net::frames::{Framing, encode_frame};
-use crate::net::listener::ConnectionLimiter;
+use crate::net::listener::{ConnectionLimiter, ListenerContext};
 use crate::net::testing::eventually;
-use crate::net::threads::Executor;
 use crate::net::tls::TlsIdentity;
 use crate::shop::client::{self, CertificateTrust, Client, ClientError};
 use crate::shop::wire::MESSAGE_MAX;
@@ -28,14 +27,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 const ANY_PORT: &str = "127.0.0.1:0";
 
 fn context(key: &ClusterKey) -> ShopContext {
-    ShopContext {
-        executor: Executor::new("test-shop", 500),
-        limiter: ConnectionLimiter::new(500),
-        budget: ReceiveBudget::new(RECEIVE_BUDGET_BYTES),
-        identity: None,
-        allows_remote_plaintext: false,
-        key: key.clone(),
-    }
+    ShopContext { listener: ListenerContext::for_test(500, 500), key: key.clone() }
 }
 
 /// All four servers, with fake databases.

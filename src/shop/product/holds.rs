@@ -4,18 +4,9 @@ use super::store::{self, SellerCountDeltas};
 use crate::model::Millis;
 use crate::shop::hold::{HoldRecord, Inventory, InventoryItem};
 use crate::shop::ops::{HoldState, LineItem, PricedLine, ShopResult};
-use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
+use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx, from_json, to_json};
 
 const HOLD_STATES: [HoldState; 4] = [HoldState::Unknown, HoldState::Held, HoldState::Sold, HoldState::Released];
-
-fn state_code(hold: HoldState) -> i64 {
-    match hold {
-        HoldState::Unknown => 0,
-        HoldState::Held => 1,
-        HoldState::Sold => 2,
-        HoldState::Released => 3,
-    }
-}
 
 /// The item table as an [`Inventory`].
 struct ItemTable<'t>(&'t mut dyn Tx);
@@ -69,12 +60,7 @@ fn update_record<T>(
             "INSERT INTO product_hold (purchase_id, hold, at, lines) VALUES ($1, $2, $3, $4)
              ON CONFLICT (purchase_id) DO UPDATE
                  SET hold = excluded.hold, at = excluded.at, lines = excluded.lines",
-            &[
-                purchase_id.into(),
-                state_code(record.state).into(),
-                record.at.into(),
-                (&store::json(&record.lines)?).into(),
-            ],
+            &[purchase_id.into(), (record.state as i64).into(), record.at.into(), (&to_json(&record.lines)?).into()],
         )?;
     }
     Ok(answer)
@@ -90,13 +76,12 @@ fn read_record(reader: &(impl Reader + ?Sized), purchase_id: &str) -> Result<Hol
 }
 
 fn record_from_row(row: &Row<'_>) -> Result<HoldRecord, StoreError> {
-    let wrong = |what: String| StoreError::Invalid(format!("a hold: {what}"));
     let state = row.int(0)?;
-    let hold = HOLD_STATES.into_iter().find(|hold| state_code(*hold) == state);
+    let hold = HOLD_STATES.into_iter().find(|hold| *hold as i64 == state);
     Ok(HoldRecord {
-        state: hold.ok_or_else(|| wrong(format!("the unknown state {state}")))?,
+        state: hold.ok_or_else(|| StoreError::Invalid(format!("a hold: the unknown state {state}")))?,
         at: row.millis(1)?,
-        lines: serde_json::from_str(row.text(2)?).map_err(|error| wrong(error.to_string()))?,
+        lines: from_json("a hold", row.text(2)?)?,
     })
 }
 
@@ -125,14 +110,14 @@ pub(super) fn state(reader: &dyn Reader, now: Millis, purchase_id: &str) -> Resu
 /// The earliest time of a hold in this state; of those that are held, the next expiry.
 pub(super) fn earliest(reader: &dyn Reader, state: HoldState) -> Result<Option<Millis>, StoreError> {
     let sql = "SELECT at FROM product_hold WHERE hold = $1 ORDER BY at LIMIT 1";
-    reader.first(sql, &[state_code(state).into()], |row| row.millis(0))
+    reader.first(sql, &[(state as i64).into()], |row| row.millis(0))
 }
 
 /// Releases at most `limit` holds; returns how many.
 pub(super) fn expire(tx: &mut dyn Tx, now: Millis, limit: u32) -> Result<usize, StoreError> {
     let due = tx.all(
         "SELECT purchase_id FROM product_hold WHERE hold = $1 AND at <= $2 ORDER BY at LIMIT $3",
-        &[state_code(HoldState::Held).into(), now.into(), limit.into()],
+        &[(HoldState::Held as i64).into(), now.into(), limit.into()],
         |row| row.text(0).map(str::to_owned),
     )?;
     for purchase_id in &due {
@@ -146,6 +131,6 @@ pub(super) fn purge_tombstones(tx: &mut dyn Tx, until: Millis, limit: u32) -> Re
     tx.execute(
         "DELETE FROM product_hold WHERE purchase_id IN
              (SELECT purchase_id FROM product_hold WHERE hold = $1 AND at <= $2 ORDER BY at LIMIT $3)",
-        &[state_code(HoldState::Released).into(), until.into(), limit.into()],
+        &[(HoldState::Released as i64).into(), until.into(), limit.into()],
     )
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::Cents;
-use crate::storage::StoreError;
+use crate::storage::{StoreError, from_json};
 
 /// The caller has validated it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub(super) struct ItemFacts {
 
 impl ItemFacts {
     pub(super) fn read(json: &str) -> Result<ItemFacts, StoreError> {
-        serde_json::from_str(json).map_err(|error| StoreError::Invalid(format!("an item's facts: {error}")))
+        from_json("an item's facts", json)
     }
 }
 

@@ -8,7 +8,7 @@ use super::holds;
 use super::item_facts::{NewItem, id_column};
 use super::search::{self, SearchQuery};
 use super::store::{
-    self, ItemRow, SellerCountDeltas, add_to_seller_counts, add_units, find_item, insert_item, json, remember_response,
+    self, ItemRow, SellerCountDeltas, add_to_seller_counts, add_units, find_item, insert_item, remember_response,
     remembered_response, unknown_item,
 };
 use crate::model::{Cents, Millis};
@@ -16,7 +16,7 @@ use crate::shop::hold::UNITS_MAX;
 use crate::shop::ops::{
     ErrorCode, Feedback, LineItem, PAGE_MAX, Refusal, RegisteredItem, RemainingQuantity, SellerRating, ShopResult,
 };
-use crate::storage::{Reader, ReaderExt, Store, StoreError, Tx};
+use crate::storage::{Reader, ReaderExt, Store, StoreError, Tx, to_json};
 
 /// Each variant names the type of its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,7 +105,7 @@ impl ProductOp {
 }
 
 fn read<T: Serialize>(store: &Store, f: impl FnOnce(&dyn Reader) -> Result<T, StoreError>) -> ShopResult<String> {
-    read_json(store, |reader| json(&f(reader)?).map(Ok))
+    read_json(store, |reader| to_json(&f(reader)?).map(Ok))
 }
 
 fn read_json(
@@ -121,7 +121,7 @@ fn write<T: Serialize>(
     f: impl FnOnce(&mut dyn Tx) -> Result<ShopResult<T>, StoreError> + Send + 'static,
 ) -> ShopResult<String> {
     write_json(store, |tx| match f(tx)? {
-        Ok(answer) => json(&answer).map(Ok),
+        Ok(answer) => to_json(&answer).map(Ok),
         Err(refusal) => Ok(Err(refusal)),
     })
 }
@@ -158,7 +158,7 @@ fn register(tx: &mut dyn Tx, now: Millis, request: &str, item: NewItem) -> Resul
     }
     let category = item.category;
     let number = insert_item(tx, item)?;
-    let answer = json(&RegisteredItem { item_id: format!("{category}-{number}") })?;
+    let answer = to_json(&RegisteredItem { item_id: format!("{category}-{number}") })?;
     remember_response(tx, now, request, &answer)?;
     Ok(Ok(answer))
 }
@@ -217,7 +217,7 @@ fn update_units(
         return Ok(Err(Refusal::new(ErrorCode::BadRequest, message)));
     }
     add_units(tx, item.number, delta)?;
-    let answer = json(&RemainingQuantity { quantity: left.min(UNITS_MAX.into()) as u32 })?;
+    let answer = to_json(&RemainingQuantity { quantity: left.min(UNITS_MAX.into()) as u32 })?;
     remember_response(tx, now, request, &answer)?;
     Ok(Ok(answer))
 }

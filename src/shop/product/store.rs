@@ -4,8 +4,6 @@
 
 use std::fmt::Write;
 
-use serde::Serialize;
-
 pub(super) use super::item_facts::id_column;
 use super::item_facts::{ItemFacts, NewItem};
 use super::search;
@@ -14,7 +12,7 @@ pub(super) use super::stock_count::stock_count;
 use crate::model::{Cents, Millis};
 use crate::shop::hold::UNITS_MAX;
 use crate::shop::ops::{ErrorCode, ItemPage, Refusal, ShopResult};
-use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx};
+use crate::storage::{Reader, ReaderExt, Row, StoreError, Tx, to_json};
 
 /// `WITHOUT ROWID` makes SQLite store a row with its key.
 pub const MIGRATIONS: &[&str] = &[
@@ -66,10 +64,6 @@ pub(super) struct ItemRow {
     pub quantity: i64,
     pub seller_id: i64,
     pub facts: ItemFacts,
-}
-
-pub(super) fn json<T: Serialize>(answer: &T) -> Result<String, StoreError> {
-    serde_json::to_string(answer).map_err(|error| StoreError::Invalid(format!("an answer: {error}")))
 }
 
 /// `<category>-<number>`; `None` unless it is spelled exactly as it was assigned.
@@ -124,7 +118,7 @@ pub(super) fn page_json(reader: &(impl Reader + ?Sized), hits: &search::SearchHi
     reader.query(
         "SELECT facts, price, quantity, thumbs_up, thumbs_down
          FROM json_each($1) AS wanted CROSS JOIN product_item WHERE product_item.number = wanted.value",
-        &[(&json(&hits.numbers)?).into()],
+        &[(&to_json(&hits.numbers)?).into()],
         &mut |row| {
             if !std::mem::take(&mut is_first) {
                 json_text.push(',');
@@ -133,7 +127,7 @@ pub(super) fn page_json(reader: &(impl Reader + ?Sized), hits: &search::SearchHi
         },
     )?;
     // The rest is that of an empty page.
-    let empty = json(&ItemPage { items: Vec::new(), total: hits.total, total_is_at_least: hits.total_is_at_least })?;
+    let empty = to_json(&ItemPage { items: Vec::new(), total: hits.total, total_is_at_least: hits.total_is_at_least })?;
     json_text.push_str(empty.strip_prefix("{\"items\":[").unwrap_or_default());
     Ok(json_text)
 }
@@ -228,7 +222,7 @@ pub(super) fn insert_item(tx: &mut dyn Tx, item: NewItem) -> Result<i64, StoreEr
     tx.execute(
         "INSERT INTO product_item (number, category, price, quantity, seller_id, thumbs_up, thumbs_down, facts)
          VALUES ($1, $2, $3, $4, $5, 0, 0, $6)",
-        &[number.into(), category.into(), price.into(), quantity.into(), seller_id.into(), (&json(&facts)?).into()],
+        &[number.into(), category.into(), price.into(), quantity.into(), seller_id.into(), (&to_json(&facts)?).into()],
     )?;
     if quantity > 0 {
         search::add(tx, search::postings(&facts, price, number))?;

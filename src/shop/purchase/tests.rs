@@ -179,7 +179,7 @@ fn an_authorisation_that_comes_after_the_undo_counts_for_nothing() {
 fn a_card_that_is_declined_ends_the_attempt() {
     let mut purchase = begun(None);
     purchase.handle(NOW, PurchaseEvent::Authorise { lease: 1, lines: lines() });
-    let step = purchase.handle(NOW, PurchaseEvent::Declined("card expired"));
+    let step = purchase.handle(NOW, PurchaseEvent::Declined("card expired".to_owned()));
     let declined = Refusal::new(ErrorCode::PaymentDeclined, "card expired");
     assert_eq!(step, Transition::new(&[PurchaseWrite::SaveRecord], NextAction::Respond(Err(declined.clone()))));
     // The response was lost: the request is repeated.
@@ -197,7 +197,7 @@ fn a_card_that_is_declined_ends_the_attempt() {
 fn a_charge_that_is_definitely_refused_is_undone() {
     let mut purchase = authorised();
     purchase.handle(NOW, PurchaseEvent::Complete { lease: 1 });
-    let step = purchase.handle(NOW, PurchaseEvent::CaptureRefused("too late"));
+    let step = purchase.handle(NOW, PurchaseEvent::CaptureRefused("too late".to_owned()));
     assert_eq!(step, Transition::ask_bank(&[PurchaseWrite::SaveRecord], BankRequest::Void));
     assert_eq!(purchase.pending_bank_request(), Some(BankRequest::Void));
     assert_eq!(

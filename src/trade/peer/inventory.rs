@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CommandError, PeerChange, PeerCore, PeerEffects, PeerEvent, SellerNotification};
 use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
-use crate::model::{Cents, Millis, Name};
+use crate::model::{Cents, Millis, Name, debug_fields};
 use crate::trade::wire::{Amount, DealRequest, Goods, Side};
 
 pub const ITEMS_MAX: usize = 10_000;
@@ -57,11 +57,7 @@ pub struct ShipTo {
     pub address: String,
 }
 
-impl std::fmt::Debug for ShipTo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ShipTo").field("name", &self.name).finish_non_exhaustive()
-    }
-}
+debug_fields!(ShipTo, |to| name: to.name);
 
 /// The state of a sale. All but `Released`, `Sold` and `Over` bind a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

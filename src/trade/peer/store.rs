@@ -9,7 +9,7 @@ use crate::model::text::nfc;
 use crate::model::{Millis, Name, Token};
 use crate::storage::backup::{self, DataComponent};
 use crate::storage::lock::{DataDirLock, LockError};
-use crate::storage::{OpenError, ReaderExt, Store, StoreError, Tx};
+use crate::storage::{OpenError, ReaderExt, Store, StoreError, Tx, from_json, to_json};
 
 pub const FILE: &str = "peer.db";
 
@@ -20,6 +20,9 @@ pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE seen (mid BIGINT PRIMARY KEY, at BIGINT NOT NULL);
     CREATE TABLE pins (server TEXT PRIMARY KEY, cert_sha256 TEXT NOT NULL);
 "];
+
+/// What is at fault for a body that is not read.
+const ROW: &str = "a row of the peer's store";
 
 #[derive(Debug, thiserror::Error)]
 pub enum PeerStoreError {
@@ -118,12 +121,13 @@ impl PeerStore {
 /// The numbers begin at `first_id` at least.
 pub fn load(store: &Store, first_id: u64) -> Result<PeerSnapshot, StoreError> {
     store.read(|reader| {
-        let items = reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
+        let items =
+            reader.all("SELECT body FROM items ORDER BY name", &[], |row| from_json::<Item>(ROW, row.text(0)?))?;
         let mut snapshot = PeerSnapshot { items, ..PeerSnapshot::default() };
         reader.query("SELECT side, body FROM deals ORDER BY rq", &[], &mut |row| {
             match row.text(0)? {
-                "seller" => snapshot.sales.push(json::<Sale>(row.text(1)?)?),
-                _ => snapshot.purchases.push(json::<Purchase>(row.text(1)?)?),
+                "seller" => snapshot.sales.push(from_json::<Sale>(ROW, row.text(1)?)?),
+                _ => snapshot.purchases.push(from_json::<Purchase>(ROW, row.text(1)?)?),
             }
             Ok(())
         })?;
@@ -151,13 +155,13 @@ fn apply(tx: &mut dyn Tx, change: &PeerChange) -> Result<(), StoreError> {
         PeerChange::Item(item) => {
             let sql = "INSERT INTO items (name, body) VALUES ($1, $2) \
                        ON CONFLICT (name) DO UPDATE SET body = excluded.body";
-            tx.execute(sql, &[(&inventory::fold(&item.name)).into(), (&text(item)?).into()])
+            tx.execute(sql, &[(&inventory::fold(&item.name)).into(), (&to_json(item)?).into()])
         }
         PeerChange::DropItem(name) => {
             tx.execute("DELETE FROM items WHERE name = $1", &[(&inventory::fold(name)).into()])
         }
-        PeerChange::Sale(sale) => set_deal(tx, sale.rq, "seller", &text(sale)?),
-        PeerChange::Purchase(purchase) => set_deal(tx, purchase.rq, "buyer", &text(purchase)?),
+        PeerChange::Sale(sale) => set_deal(tx, sale.rq, "seller", &to_json(sale)?),
+        PeerChange::Purchase(purchase) => set_deal(tx, purchase.rq, "buyer", &to_json(purchase)?),
         PeerChange::DropDeal(rq) => tx.execute("DELETE FROM deals WHERE rq = $1", &[int(*rq)?.into()]),
         PeerChange::Seen { mid, at } => {
             let sql = "INSERT INTO seen (mid, at) VALUES ($1, $2) ON CONFLICT (mid) DO UPDATE SET at = excluded.at";
@@ -177,14 +181,6 @@ fn set_deal(tx: &mut dyn Tx, rq: u64, side: &str, body: &str) -> Result<u64, Sto
 
 fn int(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(|_| StoreError::Invalid("a number is too large to be stored".to_owned()))
-}
-
-fn text<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::Invalid(error.to_string()))
-}
-
-fn json<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, StoreError> {
-    serde_json::from_str(body).map_err(|error| StoreError::Invalid(format!("a row of the peer's store: {error}")))
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! Payment details and postal address. They are read when needed and never stored.
 
-use std::fmt;
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::model::{CardNumber, Expiry, text};
+use crate::model::{CardNumber, Expiry, debug_fields, text};
 use crate::trade::wire::ADDRESS_MAX;
 
 /// Its `Debug` output shows neither card nor address.
@@ -17,11 +16,7 @@ pub struct Wallet {
     pub address: String,
 }
 
-impl fmt::Debug for Wallet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wallet").field("cc_number", &self.cc_number).finish_non_exhaustive()
-    }
-}
+debug_fields!(Wallet, |wallet| cc_number: wallet.cc_number);
 
 impl Wallet {
     /// A JSON object with `cc_number`, `cc_exp` ("MM/YY") and `address`. Errors quote no value.

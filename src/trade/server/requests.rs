@@ -93,7 +93,7 @@ impl MessageService for TradeService {
 }
 
 impl ServerInner {
-    pub(super) fn handle_datagram(self: &Arc<Self>, datagram: Datagram<'_>) {
+    pub(super) fn handle_datagram(self: &Arc<Self>, datagram: Datagram<&[u8]>) {
         let received_at = Instant::now();
         let source = SocketAddr::new(datagram.source.ip().to_canonical(), datagram.source.port());
         let length = datagram.bytes.len();

@@ -340,8 +340,8 @@ fn connect(to: SocketAddr, from: Option<IpAddr>, timeout: Duration) -> io::Resul
 
 /// Writers to both sides, and the events of the threads that read from them.
 struct SettlementConnections {
-    buyer: Option<ConnWriter>,
-    seller: Option<ConnWriter>,
+    /// By [`Side`].
+    writers: [Option<ConnWriter>; 2],
     incoming: Receiver<ConnectionEvent>,
     /// Threads that have not ended.
     readers: usize,
@@ -351,7 +351,7 @@ struct SettlementConnections {
 
 impl SettlementConnections {
     fn new(incoming: Receiver<ConnectionEvent>) -> SettlementConnections {
-        SettlementConnections { buyer: None, seller: None, incoming, readers: 0, connecting: Vec::new() }
+        SettlementConnections { writers: [None, None], incoming, readers: 0, connecting: Vec::new() }
     }
 
     fn process(&mut self, event: ConnectionEvent, settlement: &mut Settlement) -> Vec<SettlementAction> {
@@ -383,31 +383,20 @@ impl SettlementConnections {
 
     fn set_connected(&mut self, side: Side, writer: ConnWriter) {
         self.connection_failed(side);
-        *match side {
-            Side::Buyer => &mut self.buyer,
-            Side::Seller => &mut self.seller,
-        } = Some(writer);
+        self.writers[side as usize] = Some(writer);
     }
 
     fn are_both_connected(&self) -> bool {
-        self.buyer.is_some() && self.seller.is_some()
-    }
-
-    fn writers(&self) -> impl Iterator<Item = &ConnWriter> {
-        self.buyer.iter().chain(&self.seller)
+        self.writers.iter().all(Option::is_some)
     }
 
     /// Skips a side without a connection: notifications and STATUS inform it.
     fn write(&self, side: Side, line: &[u8], timeout: Duration) -> std::io::Result<()> {
-        let writer = match side {
-            Side::Buyer => &self.buyer,
-            Side::Seller => &self.seller,
-        };
-        writer.as_ref().map_or(Ok(()), |writer| writer.write_line(line, Instant::now() + timeout))
+        self.writers[side as usize].as_ref().map_or(Ok(()), |writer| writer.write_line(line, Instant::now() + timeout))
     }
 
     fn finish(&self) {
-        self.writers().for_each(ConnWriter::shut_down_write);
+        self.writers.iter().flatten().for_each(ConnWriter::shut_down_write);
     }
 
     /// Gives the sides a moment to read their last line, then closes the connections, so that the threads end. A side
@@ -437,7 +426,7 @@ impl SettlementConnections {
                 Err(_) => break,
             }
         }
-        self.writers().for_each(ConnWriter::close);
+        self.writers.iter().flatten().for_each(ConnWriter::close);
     }
 }
 

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -7,8 +6,7 @@ use serde_json::{Value, json};
 use super::field::{parse_object, required, required_string, whole_number};
 use super::messages::FIELDS;
 use super::{ADDRESS_MAX, Side, encode};
-use crate::model::text;
-use crate::model::{CardNumber, Cents, Expiry, Name, PaymentCard, Token};
+use crate::model::{CardNumber, Cents, Expiry, Name, PaymentCard, Token, debug_fields, text};
 
 server_messages! {
     /// A line that the server writes on a settlement connection.
@@ -80,11 +78,7 @@ pub struct PaymentDetails {
     pub address: String,
 }
 
-impl fmt::Debug for PaymentDetails {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PaymentDetails").field("card", &self.card.number).finish_non_exhaustive()
-    }
-}
+debug_fields!(PaymentDetails, |details| card: details.card.number);
 
 /// What a peer writes.
 #[derive(Debug, Clone)]

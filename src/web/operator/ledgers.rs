@@ -50,12 +50,6 @@ struct RoomLedger<'r> {
     store: &'r Store,
 }
 
-impl<'r> RoomLedger<'r> {
-    fn new(name: &'static str, cached_summary: &'r CachedSummary, store: &'r Store) -> RoomLedger<'r> {
-        RoomLedger { name, cached_summary, store }
-    }
-}
-
 #[derive(Debug, PartialEq, Serialize)]
 struct Balance {
     room: &'static str,
@@ -96,8 +90,15 @@ pub(super) fn ledger(operator: &OperatorApi, call: &RouteCall<'_>) -> HandlerRes
     let page = PageRequest::from_request(call.request, DEFAULT_PAGE_LIMIT)?;
     let context = &operator.context;
     let cache = &operator.ledger_cache;
-    let trade = context.trade.as_ref().map(|trade| RoomLedger::new("trade", &cache.trade, trade.store()));
-    let shop = context.shop.as_ref().map(|shop| RoomLedger::new("shop", &cache.shop, shop.customers.store()));
+    let trade = context.trade.as_ref().map(|trade| RoomLedger {
+        name: "trade",
+        cached_summary: &cache.trade,
+        store: trade.store(),
+    });
+    let shop = context.shop.as_ref().map(|shop| {
+        let store = shop.customers.store();
+        RoomLedger { name: "shop", cached_summary: &cache.shop, store }
+    });
     let rooms: Vec<RoomLedger<'_>> = trade.into_iter().chain(shop).collect();
     if rooms.is_empty() {
         return Err(not_running("there is no ledger here: neither the service trade nor shop runs"));

@@ -9,8 +9,8 @@ use p2s2::internals::identity::SessionKey;
 use p2s2::internals::model::{Cents, FeeRate, Millis};
 use p2s2::internals::shop::customer::CustomerOp;
 use p2s2::internals::shop::customer::active_sessions::SavedCart;
-use p2s2::internals::shop::customer::carts::IdempotentRequest;
-use p2s2::internals::shop::customer::core::{BeginRequest, CartRequest, CustomerCore, OpenSessionResult};
+use p2s2::internals::shop::customer::carts::{CartOf, IdempotentRequest};
+use p2s2::internals::shop::customer::core::{BeginRequest, CustomerCore, OpenSessionResult};
 use p2s2::internals::shop::customer::purchases::{BeginResult, CompletedByKey};
 use p2s2::internals::shop::customer::store::{AnsweredRow, CustomerChange, CustomerSnapshot, SessionRow};
 use p2s2::internals::shop::ops::{Account, ErrorCode, LineItem, Refusal, Role, ShopResult};
@@ -334,7 +334,7 @@ impl World {
             self.customer.ids += 1;
             let (now, request) = (self.time(), format!("put {}", self.customer.ids));
             let line = LineItem { item_id: item.to_owned(), quantity };
-            let cart = CartRequest { sid: &sid_of(buyer), uses_saved_cart: false };
+            let cart = CartOf::new(&sid_of(buyer), false);
             let (answer, _) = self.core().with_cart(now, cart, |buyer, journal, cart| {
                 buyer.add(journal, cart, IdempotentRequest { id: &request, now }, &line, u32::MAX)
             });
@@ -448,7 +448,7 @@ impl World {
         let intent = &asking.intent;
         let sid = sid_of(intent.buyer);
         let request = BeginRequest {
-            cart: CartRequest { sid: &sid, uses_saved_cart: false },
+            cart: CartOf::new(&sid, false),
             request: &intent.request,
             key: intent.key.as_deref(),
             address: intent.address.as_deref(),
@@ -526,7 +526,7 @@ impl World {
     }
 
     /// Something happens to a purchase; what is done then waits until its rows are on disk.
-    fn step(&mut self, id: &str, event: purchase::PurchaseEvent<'_>, caller: Option<Caller>) {
+    fn step(&mut self, id: &str, event: purchase::PurchaseEvent, caller: Option<Caller>) {
         let (now, fault) = (self.time(), self.fault);
         let before = self.core().purchases.get(id).map(Purchase::stage);
         let Some(stepped) = self.core().step(now, id, event) else { return };
@@ -623,9 +623,9 @@ impl World {
         self.end_bank_request(&id);
         let event = match answer {
             BankAnswer::Authorised => purchase::PurchaseEvent::Authorised,
-            BankAnswer::Declined => purchase::PurchaseEvent::Declined("the bank declines"),
+            BankAnswer::Declined => purchase::PurchaseEvent::Declined("the bank declines".to_owned()),
             BankAnswer::Captured => purchase::PurchaseEvent::Captured,
-            BankAnswer::CaptureRefused => purchase::PurchaseEvent::CaptureRefused("the bank refuses"),
+            BankAnswer::CaptureRefused => purchase::PurchaseEvent::CaptureRefused("the bank refuses".to_owned()),
             BankAnswer::Voided => purchase::PurchaseEvent::Voided,
             BankAnswer::AlreadyCaptured => panic!("{id} was charged, though it is undone"),
         };

@@ -10,7 +10,7 @@ fn past_the_bound_of_connections_it_is_busy() {
         headers: HeaderMap::new(),
         body: Body::Events(told.clone().into()),
     };
-    let server = start(HttpContext { limiter: ConnectionLimiter::new(1), ..context(HttpLimits::default()) }, handler);
+    let server = start(context_with(|of| of.limiter = ConnectionLimiter::new(1)), handler);
     // A connection whose request is being handled is not evicted.
     let mut first = Client::new(&server);
     first.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -27,7 +27,7 @@ fn tls_is_told_by_its_first_byte() {
     let dir = tempfile::tempdir().unwrap();
     let identity = Arc::new(TlsIdentity::load_or_create(dir.path()).unwrap());
     let pin = identity.fingerprint().to_owned();
-    let server = start(HttpContext { identity: Some(identity), ..context(HttpLimits::default()) }, echo);
+    let server = start(context_with(|of| of.identity = Some(identity)), echo);
     assert_eq!(Client::new(&server).get("/plain").json()["path"], "/plain");
     let (mut reader, writer) = over_tls(&server, &pin);
     let deadline = Instant::now() + PATIENCE;
@@ -44,7 +44,7 @@ fn tls_is_told_by_its_first_byte() {
 #[test]
 fn connections_without_a_request_leave_room_for_those_with_one() {
     let handler = |request: Request| success(json!({ "path": request.path }));
-    let server = start(HttpContext { limiter: ConnectionLimiter::new(8), ..context(HttpLimits::default()) }, handler);
+    let server = start(context_with(|of| of.limiter = ConnectionLimiter::new(8)), handler);
     let mut held = Vec::new();
     for begun in [
         "",

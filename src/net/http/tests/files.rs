@@ -92,8 +92,7 @@ fn long_answers_over_tls_are_whole() {
     let identity = Arc::new(TlsIdentity::load_or_create(dir.path()).unwrap());
     let pin = identity.fingerprint().to_owned();
     let (file, content) = file_of(1_000_000);
-    let server =
-        start(HttpContext { identity: Some(identity), ..context(HttpLimits::default()) }, serving(file, 1_000_000));
+    let server = start(context_with(|of| of.identity = Some(identity)), serving(file, 1_000_000));
     let (mut reader, writer) = over_tls(&server, &pin);
     let deadline = Instant::now() + PATIENCE;
     writer.write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", deadline).unwrap();

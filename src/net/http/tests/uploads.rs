@@ -226,11 +226,9 @@ fn an_upload_that_is_refused_or_cut_off_leaves_nothing() {
 fn an_upload_gives_way_to_nobody_and_is_counted_in_the_budget() {
     let budget = ReceiveBudget::new(10 << 20);
     let limiter = ConnectionLimiter::new(8);
-    let (server, ended) = uploads(HttpContext {
-        limiter: Arc::clone(&limiter),
-        budget: Arc::clone(&budget),
-        ..context(HttpLimits::default())
-    });
+    let (server, ended) = uploads(context_with(|of| {
+        (of.limiter, of.budget) = (Arc::clone(&limiter), Arc::clone(&budget));
+    }));
     let mut client = Client::new(&server);
     client.send(upload("Content-Length: 6\r\n") + "abc");
     eventually(|| budget.used_bytes() > 0);
@@ -246,8 +244,7 @@ fn an_upload_gives_way_to_nobody_and_is_counted_in_the_budget() {
     assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(b"abcdef".to_vec()));
     eventually(|| budget.used_bytes() == 0);
     drop(crowd);
-    let (server, _ended) =
-        uploads(HttpContext { budget: ReceiveBudget::new(60_000), ..context(HttpLimits::default()) });
+    let (server, _ended) = uploads(context_with(|of| of.budget = ReceiveBudget::new(60_000)));
     let mut client = Client::new(&server);
     client.send(upload("Content-Length: 6\r\n"));
     assert_eq!(client.answer().unwrap().status, 503);

@@ -108,7 +108,7 @@ fn who_is_told_that_a_session_has_ended_is_told_when_that_is_on_disk() {
     });
     let (answer, ended) = parts.end("a", NOW);
     assert_eq!((answer, ended.state()), (Ok(()), CommitState::Pending));
-    let (refusal, newest) = parts.core.lock().use_session(NOW, Role::Buyer, "a").unwrap_err();
+    let (refusal, newest) = parts.core.lock().use_session(NOW, Role::Buyer, &SessionKey::of("a")).unwrap_err();
     assert_eq!((refusal.code, newest.state()), (ErrorCode::SessionExpired, CommitState::Pending));
     drop(let_go);
     newest.wait().unwrap();

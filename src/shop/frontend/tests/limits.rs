@@ -70,7 +70,7 @@ fn nonsense_is_told_so_and_the_connection_goes_on() {
 #[test]
 fn too_much_at_once_is_busy() {
     let budget = ReceiveBudget::new(600_000);
-    let shop = Shop::open_with(|context| context.budget = Arc::clone(&budget));
+    let shop = Shop::open_with(|context| context.listener.budget = Arc::clone(&budget));
     let mut first = shop.raw(Role::Buyer, Framing::Frames);
     // The message never ends, so its bytes count against the budget.
     first.stream.get_mut().write_all(&1_000_000_u32.to_be_bytes()).unwrap();
@@ -96,7 +96,7 @@ fn too_much_at_once_is_busy() {
 
 #[test]
 fn past_the_bound_of_connections_it_is_busy() {
-    let shop = Shop::open_with(|context| context.limiter = ConnectionLimiter::new(1));
+    let shop = Shop::open_with(|context| context.listener.limiter = ConnectionLimiter::new(1));
     let mut one = shop.raw(Role::Buyer, Framing::Lines);
     assert_eq!(one.ask(json!({"type": "GET_CART"}))["status"], "ERR");
     for framing in [Framing::Lines, Framing::Frames] {

@@ -397,7 +397,7 @@ fn tls_is_told_by_its_first_byte() {
     let dir = tempfile::tempdir().unwrap();
     let identity = Arc::new(TlsIdentity::load_or_create(dir.path()).unwrap());
     let fingerprint = identity.fingerprint().to_owned();
-    let shop = Shop::open_with(|context| context.identity = Some(identity));
+    let shop = Shop::open_with(|context| context.listener.identity = Some(identity));
     let with = |tls| {
         Client::new(client::ClientConfig { tls, ..client::ClientConfig::plain(shop.port(Role::Buyer).to_string()) })
     };

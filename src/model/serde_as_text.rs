@@ -1,0 +1,22 @@
+//! JSON of types that are written and read as one text.
+
+/// Implements `Serialize` and `Deserialize`: how the text is parsed (an error is what was expected), and what is written.
+macro_rules! serde_as_text {
+    ($Type:ident, $parse:expr, |$this:ident| $text:expr) => {
+        impl serde::Serialize for $Type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let $this = self;
+                serializer.serialize_str($text.as_ref())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $Type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<$Type, D::Error> {
+                let text = <std::borrow::Cow<'_, str> as serde::Deserialize>::deserialize(deserializer)?;
+                ($parse)(&text).map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+pub(crate) use serde_as_text;
