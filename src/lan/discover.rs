@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::SocketRole;
-use super::sockets::{LanSockets, LanSocketsConfig, LanSocketsError, PeerSocketEvent, PortChoice};
+use super::sockets::{LanSockets, LanSocketsError, PeerSocketEvent, PortChoice};
 use super::wire::{self, Discovery, Features, Message, MessageStamp, UserId};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Name};
@@ -65,18 +66,14 @@ pub enum DiscoverError {
 /// Broadcasts one announcement with the feature `probe`, which nobody lists, and collects the responses.
 pub fn discover(config: &DiscoverConfig) -> Result<DiscoverReport, DiscoverError> {
     let DiscoverConfig { bind, discovery_port, wait } = *config;
-    let sockets = std::sync::Arc::new(LanSockets::open(LanSocketsConfig {
-        bind,
-        port: PortChoice::Free { last_port: None },
-        discovery_port,
-    })?);
+    let sockets = Arc::new(LanSockets::open(bind, PortChoice::Free { last_port: None }, discovery_port)?);
     let instance = random_hex::<8>();
     // A suffix of six hex digits is valid in a name.
     let name = Name::new(&format!("discover-{}", &random_hex::<3>())).map_err(io::Error::other)?;
     let (sender, receiver) = bounded(RESPONSES_MAX);
     let mut readers = Vec::new();
     for role in [SocketRole::Own, SocketRole::Discovery] {
-        let (sockets, sender) = (std::sync::Arc::clone(&sockets), sender.clone());
+        let (sockets, sender) = (Arc::clone(&sockets), sender.clone());
         readers.push(threads::spawn("lan-discover", move || read_socket(&sockets, role, &sender))?);
     }
     drop(sender);

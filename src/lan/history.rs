@@ -110,14 +110,11 @@ impl History {
     }
 
     /// Appends a message. It is on disk once the returned handle says so. Messages keep the order of these calls.
-    pub fn append(&self, entry: HistoryEntry) -> CommitHandle {
-        self.store.submit(move |tx| insert_message(tx, &entry))
-    }
-
-    pub fn append_profile(&self, entry: HistoryEntry, profile: Profile) -> CommitHandle {
+    /// The own profile is stored in the same transaction, so that it is not lost in a crash.
+    pub fn append(&self, entry: HistoryEntry, own_profile: Option<Profile>) -> CommitHandle {
         self.store.submit(move |tx| {
             insert_message(tx, &entry)?;
-            upsert_profile(tx, &profile)
+            own_profile.map_or(Ok(()), |profile| upsert_profile(tx, &profile))
         })
     }
 
@@ -162,7 +159,7 @@ impl History {
             reader.first(sql, &[], |row| {
                 let avatar = match (row.opt_text(2)?, row.opt_blob(3)?) {
                     (Some(mime), Some(bytes)) => {
-                        let kind = AvatarKind::from_mime(mime).ok_or_else(|| unknown_value("kind of picture", mime))?;
+                        let kind = AvatarKind::from_text(mime).ok_or_else(|| unknown_value("kind of picture", mime))?;
                         Some(Avatar { kind, bytes: bytes.to_owned() })
                     }
                     _ => None,
@@ -211,7 +208,7 @@ fn upsert_profile(tx: &mut dyn Tx, profile: &Profile) -> Result<(), StoreError> 
         &[
             (&profile.display_name).into(),
             (&profile.status).into(),
-            avatar.map(|avatar| avatar.kind.mime()).into(),
+            avatar.map(|avatar| avatar.kind.as_text()).into(),
             avatar.map(|avatar| &avatar.bytes).into(),
         ],
     )

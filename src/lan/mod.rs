@@ -8,6 +8,8 @@ pub mod peer;
 pub mod sockets;
 pub mod wire;
 
+use ring::rand::{SecureRandom, SystemRandom};
+
 pub const DISCOVERY_PORT: u16 = 50_999;
 
 /// The socket through which a datagram came.
@@ -17,4 +19,10 @@ pub enum SocketRole {
     Own,
     /// The socket on the discovery port, which the peers of a host share and which receives broadcasts.
     Discovery,
+}
+
+fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
+    u64::from_ne_bytes(bytes)
 }

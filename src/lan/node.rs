@@ -161,9 +161,13 @@ impl Node {
             NodeEvent::Datagram { from, socket, message, bytes } => {
                 self.handle_datagram(ctx, from, socket, message, bytes)
             }
-            NodeEvent::SendRefused { to } => self.handle_send_refused(ctx, to),
+            NodeEvent::SendRefused { to: SocketAddr::V4(to) } => {
+                if let Some(peer) = self.peers.record_refusal(to) {
+                    ctx.notify(Notification::PeerLeft { peer, why: PeerLeftReason::Refused });
+                }
+            }
             NodeEvent::StoreFailed(entry) => self.handle_store_failed(&entry),
-            NodeEvent::Tick => {}
+            NodeEvent::SendRefused { .. } | NodeEvent::Tick => {}
         }
         self.send_due_announcements(ctx);
         std::mem::take(&mut ctx.effects)
@@ -347,13 +351,6 @@ impl Node {
             && let Some(addr) = self.peers.addr_of(sender)
         {
             self.peers.mark_heard(id, addr, now);
-        }
-    }
-
-    fn handle_send_refused(&mut self, ctx: &mut CallContext, to: SocketAddr) {
-        let SocketAddr::V4(to) = to else { return };
-        if let Some(peer) = self.peers.record_refusal(to) {
-            ctx.notify(Notification::PeerLeft { peer, why: PeerLeftReason::Refused });
         }
     }
 

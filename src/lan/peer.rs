@@ -14,16 +14,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
-use ring::rand::{SecureRandom, SystemRandom};
 
 use super::history::{Confirmation, Direction, History, HistoryEntry, HistoryError};
 use super::node::{
     CommandError, CommandOutcome, MessageRecord, Node, NodeCommand, NodeConfig, NodeCounters, NodeEffect, NodeEvent,
     NodeKind, Notification, PeerInfo,
 };
-use super::sockets::{LanSockets, LanSocketsConfig, LanSocketsError, PeerSocketEvent, PortChoice};
+use super::sockets::{LanSockets, LanSocketsError, PeerSocketEvent, PortChoice};
 use super::wire::{self, Message, TalkBody, WireError};
-use super::{SocketRole, node};
+use super::{SocketRole, node, random_u64};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Millis, Name};
 use crate::net::counters::counters;
@@ -149,8 +148,7 @@ impl LanPeer {
         let history = config.data_dir.as_deref().map(|dir| History::open(dir, &config.name)).transpose()?;
         let last_port = history.as_ref().map(History::last_port).transpose()?.flatten();
         let port = config.port.map_or(PortChoice::Free { last_port }, PortChoice::Fixed);
-        let at = LanSocketsConfig { bind: config.bind, port, discovery_port: config.discovery_port };
-        let sockets = LanSockets::open(at)?;
+        let sockets = LanSockets::open(config.bind, port, config.discovery_port)?;
         let own_port = sockets.own_addr().port();
         if let Some(history) = &history
             && last_port != Some(own_port)
@@ -178,7 +176,6 @@ impl LanPeer {
             inner: Arc::clone(&inner),
             node,
             clock,
-            random: SystemRandom::new(),
             interfaces: Vec::new(),
             interfaces_checked_at: None,
             notifications,
@@ -191,7 +188,7 @@ impl LanPeer {
             driver.node.remember_received(at, source.unwrap_or(user_id.ip), &user_id, &message_id);
         }
         for addr in config.static_peers {
-            driver.node.command(driver.clock.now(), NodeCommand::AddPeer(addr), &mut || random_u64(&driver.random))?;
+            driver.node.command(driver.clock.now(), NodeCommand::AddPeer(addr), &mut random_u64)?;
         }
         let peer = LanPeer { inner: Arc::clone(&inner), threads: Mutex::default() };
         for role in [SocketRole::Own, SocketRole::Discovery] {
@@ -301,7 +298,6 @@ struct NodeDriver {
     inner: Arc<LanPeerInner>,
     node: Node,
     clock: Clock,
-    random: SystemRandom,
     interfaces: Vec<Interface>,
     interfaces_checked_at: Option<Instant>,
     notifications: Sender<Notification>,
@@ -366,9 +362,8 @@ impl NodeDriver {
     }
 
     fn handle_event(&mut self, event: NodeEvent) {
-        let random = &self.random;
         self.node.set_wall_clock_ahead(self.clock.wall_ahead_ms());
-        let effects = self.node.handle(self.clock.now(), event, &mut || random_u64(random));
+        let effects = self.node.handle(self.clock.now(), event, &mut random_u64);
         if let Err(failed) = self.apply_effects(effects, false) {
             self.inner.counters.not_kept.add(1);
             self.warn("a message was not kept, and counts as not seen", &failed.error);
@@ -379,8 +374,7 @@ impl NodeDriver {
                 self.notify(Notification::MessageNotStored { from, sender, kind, message_id, reason });
             }
             // This stores nothing, so it cannot fail in the same way.
-            let effects =
-                self.node.handle(self.clock.now(), NodeEvent::StoreFailed(failed.entry), &mut || random_u64(random));
+            let effects = self.node.handle(self.clock.now(), NodeEvent::StoreFailed(failed.entry), &mut random_u64);
             if let Err(failed) = self.apply_effects(effects, false) {
                 self.warn("after that", &failed.error);
             }
@@ -388,9 +382,8 @@ impl NodeDriver {
     }
 
     fn command(&mut self, command: NodeCommand) -> Result<CommandOutcome, LanCommandError> {
-        let random = &self.random;
         self.node.set_wall_clock_ahead(self.clock.wall_ahead_ms());
-        let (outcome, effects) = self.node.command(self.clock.now(), command, &mut || random_u64(random))?;
+        let (outcome, effects) = self.node.command(self.clock.now(), command, &mut random_u64)?;
         // Encoded before anything is stored: a message that cannot be encoded for all receivers is sent to none.
         for effect in &effects {
             if let NodeEffect::Send { message, .. } = effect {
@@ -476,15 +469,11 @@ impl NodeDriver {
     fn store(&self, entry: Box<MessageRecord>, awaits_ack: bool) -> Result<(), StoreFailure> {
         let Some(history) = &self.inner.history else { return Ok(()) };
         let history_entry = to_history_entry(&entry, awaits_ack);
-        let committed = if let TalkBody::Profile(profile) = &entry.talk.body
-            && !entry.is_incoming
-        {
-            // The own profile is stored in the same transaction, so that it is not lost in a crash.
-            history.append_profile(history_entry, profile.clone())
-        } else {
-            history.append(history_entry)
+        let own_profile = match &entry.talk.body {
+            TalkBody::Profile(profile) if !entry.is_incoming => Some(profile.clone()),
+            _ => None,
         };
-        committed.wait().map_err(|error| StoreFailure { entry, error })
+        history.append(history_entry, own_profile).wait().map_err(|error| StoreFailure { entry, error })
     }
 
     fn count_unsent(&self, to: SocketAddr, error: &dyn fmt::Display) {
@@ -502,12 +491,6 @@ impl NodeDriver {
 struct StoreFailure {
     entry: Box<MessageRecord>,
     error: StoreError,
-}
-
-fn random_u64(random: &SystemRandom) -> u64 {
-    let mut bytes = [0; 8];
-    random.fill(&mut bytes).expect("the operating system gives random bytes");
-    u64::from_ne_bytes(bytes)
 }
 
 fn to_history_entry(entry: &MessageRecord, awaits_ack: bool) -> HistoryEntry {

@@ -13,8 +13,6 @@
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use ring::rand::{SecureRandom, SystemRandom};
-
 use super::SocketRole;
 use crate::net::interfaces::{self, Interface};
 use crate::net::peer_socket::{PeerSocket, PeerSocketCounters};
@@ -31,16 +29,6 @@ pub enum PortChoice {
     Fixed(u16),
     /// The last port if that is free, else a random free one of 8000 to 9999.
     Free { last_port: Option<u16> },
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct LanSocketsConfig {
-    /// 0.0.0.0 for every interface; 127.0.0.1 so that nothing leaves this host; another own address for that interface
-    /// and loopback.
-    pub bind: Ipv4Addr,
-    pub port: PortChoice,
-    /// Not 0, as all peers must know it.
-    pub discovery_port: u16,
 }
 
 /// Why the sockets cannot be opened. The texts name the flag to change.
@@ -75,8 +63,9 @@ pub struct LanSockets {
 }
 
 impl LanSockets {
-    pub fn open(config: LanSocketsConfig) -> Result<LanSockets, LanSocketsError> {
-        let LanSocketsConfig { bind, port, discovery_port } = config;
+    /// `bind`: 0.0.0.0 for every interface; 127.0.0.1 so that nothing leaves this host; another own address for that
+    /// interface and loopback. `discovery_port`: not 0, as all peers must know it.
+    pub fn open(bind: Ipv4Addr, port: PortChoice, discovery_port: u16) -> Result<LanSockets, LanSocketsError> {
         if discovery_port == 0 {
             return Err(LanSocketsError::NoDiscoveryPort);
         }
@@ -213,7 +202,7 @@ fn bind_free(
     range: std::ops::RangeInclusive<u16>,
 ) -> Result<PeerSocket, LanSocketsError> {
     let count = range.len();
-    let first = random_offset() % count;
+    let first = super::random_u64() as usize % count;
     let others = (0..count).map(|nth| range.start() + ((first + nth) % count) as u16);
     let last_port = last_port.filter(|port| *port != 0);
     for port in last_port.into_iter().chain(others).filter(|port| *port != discovery_port) {
@@ -233,12 +222,6 @@ fn bind_error(bind: Ipv4Addr, port: u16, source: io::Error) -> LanSocketsError {
         ErrorKind::AddrNotAvailable => LanSocketsError::NotOwnAddress(bind),
         _ => LanSocketsError::Port { port, flag: "--port", source },
     }
-}
-
-fn random_offset() -> usize {
-    let mut bytes = [0; 4];
-    SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
-    u32::from_ne_bytes(bytes) as usize
 }
 
 #[cfg(test)]

@@ -10,25 +10,23 @@ use crate::model::Name;
 
 mod avatar;
 mod discovery;
-mod dm;
 mod peer_list;
-mod post;
 mod profile;
 mod reader;
 mod talk;
 #[cfg(test)]
 mod tests;
+mod text;
 mod validation;
 mod writer;
 
 pub use avatar::{Avatar, AvatarKind};
 pub use discovery::{Discovery, Features};
-pub use dm::Dm;
 pub use peer_list::PeerList;
-pub use post::Post;
 pub use profile::Profile;
 use reader::{DatagramReader, with_key};
 pub use talk::{Talk, TalkKind, TalkType};
+pub use text::{Dm, Post};
 use writer::DatagramWriter;
 
 talk::talk_types!(Post, Dm, Profile);

@@ -198,12 +198,9 @@ fn start_registry(
 ) -> anyhow::Result<(Arc<RegistryServer>, Arc<Store>)> {
     let store = Arc::new(Store::open(&deps.data_dir.join(REGISTRY_DB), MIGRATIONS)?);
     let SharedResources { executor, limiter, budget } = deps.resources.clone();
+    let allows_remote_plaintext = deps.tls.insecure;
     let context = RegistryServerContext {
-        executor,
-        limiter,
-        budget,
-        identity,
-        allows_remote_plaintext: deps.tls.insecure,
+        listener_context: ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext },
         clock,
         store: Arc::clone(&store),
         accounts: Arc::clone(users) as _,

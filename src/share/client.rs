@@ -43,6 +43,9 @@ impl CertificatePin {
     }
 }
 
+/// A host's files by name, and the address of its peer port.
+pub type HostFiles = (BTreeMap<FileName, FileEntry>, (IpAddr, u16));
+
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryClientError {
     #[error("{0}")]
@@ -160,11 +163,7 @@ impl RegistryClient {
     }
 
     /// DISCOVER: a host's files and address.
-    #[allow(clippy::type_complexity, reason = "two things, as the message has them")]
-    pub fn discover(
-        &self,
-        hostname: &Name,
-    ) -> Result<(BTreeMap<FileName, FileEntry>, (IpAddr, u16)), RegistryClientError> {
+    pub fn discover(&self, hostname: &Name) -> Result<HostFiles, RegistryClientError> {
         let response = self.call(&DiscoverRequest { hostname: hostname.clone() })?;
         match (response.files, response.addr) {
             (Some(files), Some(addr)) => Ok((files, addr)),

@@ -65,7 +65,7 @@ impl ClientApi {
         let found = routes::match_route(ROUTES, request);
         let routes::RouteMatch::Route(route, call) = &found else {
             // Without a valid token not even the existence of a route is revealed.
-            if requires_token(&request.path) {
+            if request.path.starts_with("/api/client/") {
                 self.user(request)?;
             }
             return Ok(found.error_response().unwrap_or_else(http::not_found));
@@ -205,10 +205,6 @@ impl http::HttpHandler for ClientApi {
         });
         Some(begun)
     }
-}
-
-fn requires_token(path: &str) -> bool {
-    path.starts_with("/api/client/")
 }
 
 fn text_if_given<'f>(fields: &'f JsonFields, field: &str) -> Result<Option<&'f str>, HttpError> {

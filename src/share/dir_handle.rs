@@ -91,11 +91,7 @@ impl DirHandle {
 
     /// Metadata of the entry of that name, if there is one.
     pub fn entry_info(&self, name: &str) -> io::Result<Option<EntryInfo>> {
-        match self.dir.entry_info(single_component(name)?) {
-            Ok(found) => Ok(Some(found)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        if_found(self.dir.entry_info(single_component(name)?))
     }
 
     /// Calls `show` with the name of each entry, in no particular order, until it returns false. Names that are not
@@ -111,10 +107,7 @@ impl DirHandle {
 
     /// Removes a file if it exists.
     pub fn remove(&self, name: &str) -> io::Result<()> {
-        match self.dir.remove(single_component(name)?) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done,
-        }
+        if_found(self.dir.remove(single_component(name)?)).map(drop)
     }
 
     /// Renames a file in the folder, replacing an existing one.
@@ -161,6 +154,14 @@ impl DirHandle {
 /// Opens a file for reading by a path that contains no links; if it does after all, [`is_symlink_error`] holds.
 pub fn open_file(path: &Path) -> io::Result<File> {
     platform::open_file(path)
+}
+
+/// `None` for what does not exist.
+pub fn if_found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 /// Checks that a name is a single component, which cannot lead out of its folder.

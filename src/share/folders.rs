@@ -253,9 +253,8 @@ fn path_error(path: &Path, error: &io::Error) -> PathError {
         _ if dir_handle::is_symlink_error(error) => {
             PathError::Forbidden(format!("{shown} was exchanged for a link meanwhile"))
         }
-        io::ErrorKind::NotFound => PathError::NotFound(shown.to_string()),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => PathError::NotFound(shown.to_string()),
         io::ErrorKind::PermissionDenied => PathError::Forbidden(format!("{shown}: this node may not read it")),
-        io::ErrorKind::NotADirectory => PathError::NotFound(shown.to_string()),
         _ => PathError::Invalid(format!("{shown}: {error}")),
     }
 }

@@ -12,13 +12,13 @@ use crossbeam_channel::Sender;
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
-use super::client::{CertificatePin, RegistryClient, RegistryClientError};
+use super::client::{CertificatePin, HostFiles, RegistryClient, RegistryClientError};
 use super::files::{TrackedFile, TrackedFiles, TrackedFilesPage};
 use super::folders::{FolderListing, OpenedFile};
 use super::heartbeat::{self, Heartbeat};
 use super::page;
 use super::transfer::PeerServer;
-use super::wire::{Action, FileEntry, FileName};
+use super::wire::{Action, FileName};
 use crate::model::{Clock, Name, Token};
 use crate::net::http;
 use crate::net::listener::ListenerContext;
@@ -28,7 +28,7 @@ mod change_follower;
 pub mod duplicates;
 mod error;
 pub mod events;
-pub mod fetch_manager;
+mod fetch_manager;
 mod hashing;
 mod lifecycle;
 pub mod network;
@@ -159,7 +159,7 @@ impl NodeInner {
             (before, state.heartbeat.state(now))
         };
         if before != after {
-            self.events.notify("node", &self.status());
+            self.events.publish((), "node", &self.status());
         }
     }
 
@@ -222,14 +222,14 @@ impl Node {
 
     /// Subscribes from now on or from after that event, until the session ends; none if there are too many subscribers.
     pub fn watch(&self, session: WatchSession, last_event_id: Option<&str>) -> Option<http::EventStream> {
-        let events = self.inner.events.add(session, last_event_id);
+        let events = self.inner.events.subscribe(session, last_event_id);
         // If the queue is full, a wake-up is pending already.
         let _ = self.follower_wakeup.try_send(());
         events
     }
 
     pub fn end_watching(&self, session: &WatchSession) {
-        self.inner.events.end_session(&session.token);
+        self.inner.events.close_where(|open| open.token == session.token);
     }
 
     pub fn file(&self, name: &FileName) -> Result<Option<TrackedFile>, NodeError> {
@@ -273,37 +273,24 @@ impl Node {
     /// The snapshot is recent.
     pub fn network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
         let registry = self.inner.registry()?;
-        Ok(self.inner.network.snapshot(MAX_AGE, &registry)?)
+        self.inner.network.snapshot(MAX_AGE, &registry)
     }
 
     /// A newer snapshot, for when nothing was found in the one of [`Node::network`].
     pub fn refreshed_network(&self) -> Result<Arc<NetworkSnapshot>, NodeError> {
         let registry = self.inner.registry()?;
-        Ok(self.inner.network.refreshed(&registry)?)
+        self.inner.network.refreshed(&registry)
     }
 
     pub fn discover(&self, hostname: &Name) -> Result<HostFiles, NodeError> {
-        match self.inner.registry()?.discover(hostname) {
-            Ok((files, addr)) => Ok(HostFiles { files: files.into_iter().collect(), addr }),
-            Err(RegistryClientError::Refused(reason)) => Err(NodeError::NotFound(reason)),
-            Err(error) => Err(error.into()),
-        }
+        self.inner.registry()?.discover(hostname).map_err(|error| match error {
+            RegistryClientError::Refused(reason) => NodeError::NotFound(reason),
+            error => error.into(),
+        })
     }
 
     /// Asks the registry, for what needs nothing else of the node.
     pub fn ask<A: Action>(&self, request: &A) -> Result<A::Answer, NodeError> {
         Ok(self.inner.registry()?.call(request)?)
     }
-
-    pub fn fetches(&self) -> fetch_manager::FetchManager<'_> {
-        fetch_manager::FetchManager { inner: &self.inner }
-    }
-}
-
-#[derive(Debug)]
-pub struct HostFiles {
-    /// They are ordered by name.
-    pub files: Vec<(FileName, FileEntry)>,
-    /// The address of its peer port.
-    pub addr: (IpAddr, u16),
 }

@@ -15,12 +15,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::registry::{ConnId, RegistryLimits, store};
 use crate::model::Clock;
-use crate::net::budget::ReceiveBudget;
 use crate::net::counters::{LatencyHistogram, LatencySnapshot, counters};
-use crate::net::listener::{self, ConnectionLimiter, Listener, ListenerContext, MessageHandler};
+use crate::net::listener::{self, Listener, ListenerContext, MessageHandler};
 use crate::net::periodic::PeriodicTask;
-use crate::net::threads::Executor;
-use crate::net::tls::TlsIdentity;
 use crate::storage::{Store, StoreError};
 
 mod persistent;
@@ -75,14 +72,7 @@ pub struct RegistryServerConfig {
 
 #[derive(Clone)]
 pub struct RegistryServerContext {
-    pub executor: Arc<Executor>,
-    pub limiter: Arc<ConnectionLimiter>,
-    /// It limits the memory for received requests that are not handled yet.
-    pub budget: Arc<ReceiveBudget>,
-    /// The certificate for clients that use TLS; without it such connections are closed.
-    pub identity: Option<Arc<TlsIdentity>>,
-    /// Clients on other machines may connect without TLS.
-    pub allows_remote_plaintext: bool,
+    pub listener_context: ListenerContext,
     pub clock: Clock,
     /// The database, opened with [`MIGRATIONS`](super::registry::store::MIGRATIONS).
     pub store: Arc<Store>,
@@ -154,13 +144,7 @@ impl RegistryServer {
         }
         let registry =
             PersistentRegistry::open(Arc::clone(&context.store), context.clock, config.peer_timeout, limits)?;
-        let listener_context = ListenerContext {
-            executor: Arc::clone(&context.executor),
-            limiter: Arc::clone(&context.limiter),
-            budget: Arc::clone(&context.budget),
-            identity: context.identity.clone(),
-            allows_remote_plaintext: context.allows_remote_plaintext,
-        };
+        let listener_context = context.listener_context.clone();
         let inner = Arc::new(RegistryServerInner {
             config,
             context,

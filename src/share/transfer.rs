@@ -4,6 +4,8 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use super::pieces::FileDigests;
 use super::wire::{FileEntry, FileName, HostEntry, Seconds};
 
@@ -11,6 +13,7 @@ mod context;
 mod fetch;
 mod fetch_worker;
 mod part_file;
+mod pass_on_drop;
 pub mod plan;
 mod progress;
 mod saver;
@@ -23,11 +26,10 @@ pub mod wire;
 
 pub use context::{FetchContext, FetchTiming};
 pub use fetch::Fetch;
+pub use fetch_worker::FetchAction;
 pub use part_file::{FetchSpec, StartFetchError, discard_leftovers, find_interrupted};
 pub use progress::{FetchProgress, FetchStatus};
-pub use server::PeerServer;
-#[cfg(any(test, feature = "internals"))]
-pub use server::PeerServerLimits;
+pub use server::{PeerServer, PeerServerLimits};
 
 use super::wire::Digest;
 
@@ -65,11 +67,13 @@ pub trait SourceFinder: Send + Sync {
     fn find_hosts(&self, fname: &FileName) -> Result<Vec<HostEntry>, String>;
 }
 
-/// Identifies the content being fetched: different content under the same name is a different file.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Identifies the content being fetched: different content under the same name is a different file. Serialized, it is
+/// part of a journal's header.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ContentIdentity {
     pub size: u64,
     /// Modification time at the host that was chosen.
+    #[serde(with = "part_file::seconds_as_text")]
     pub modified: Seconds,
     /// BLAKE3 of the whole content, if known.
     pub blake3: Option<Digest>,
@@ -83,15 +87,19 @@ impl ContentIdentity {
         ContentIdentity { size, modified, blake3, pieces_root }
     }
 
+    /// Whether there is a digest to verify it by.
+    pub fn is_known(&self) -> bool {
+        self.blake3.is_some() || self.pieces_root.is_some()
+    }
+
     /// Whether an entry describes this content: by its digests or, if none are known, by size and modification time.
     pub fn matches(&self, entry: &FileEntry) -> bool {
         // Content received as a whole without any digest of the whole could not be verified.
         let can_be_checked = self.blake3.is_some() || entry.has_range();
         let same_digests = can_be_checked && self.blake3 == entry.blake3 && self.pieces_root == entry.pieces_root;
-        let is_known = self.blake3.is_some() || self.pieces_root.is_some();
         let is_whole_known = self.blake3.is_some() && self.blake3 == entry.blake3;
         self.size == entry.size
-            && if is_known {
+            && if self.is_known() {
                 same_digests || (is_whole_known && (self.pieces_root.is_none() || entry.pieces_root.is_none()))
             } else {
                 (self.modified.get() - entry.modified.get()).abs() < SAME_TIME_S
@@ -100,8 +108,7 @@ impl ContentIdentity {
 
     /// Whether a host may have this content but has no digests yet, because it is still hashing the file.
     pub fn may_match(&self, entry: &FileEntry) -> bool {
-        let is_known = self.blake3.is_some() || self.pieces_root.is_some();
-        is_known && self.size == entry.size && entry.blake3.is_none() && entry.pieces_root.is_none()
+        self.is_known() && self.size == entry.size && entry.blake3.is_none() && entry.pieces_root.is_none()
     }
 
     /// Whether a host that has this content serves it in verifiable pieces.

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use p2s2::internals::lan::SocketRole;
-use p2s2::internals::lan::sockets::{LanSockets, LanSocketsConfig, PeerSocketEvent, PortChoice};
+use p2s2::internals::lan::sockets::{LanSockets, PeerSocketEvent, PortChoice};
 
 use crate::netns::Lan;
 use crate::support::{PATIENCE, eventually, signal};
@@ -135,8 +135,8 @@ enum SocketEvent {
 
 impl PeerSockets {
     fn new(lan: &Lan, host: usize, bind: Ipv4Addr) -> PeerSockets {
-        let config = LanSocketsConfig { bind, port: PortChoice::Free { last_port: None }, discovery_port: PORT };
-        let sockets = Arc::new(lan.within(host, || LanSockets::open(config)).unwrap());
+        let port = PortChoice::Free { last_port: None };
+        let sockets = Arc::new(lan.within(host, || LanSockets::open(bind, port, PORT)).unwrap());
         let (tell, heard) = unbounded();
         let read = |role| {
             let (sockets, tell) = (Arc::clone(&sockets), tell.clone());

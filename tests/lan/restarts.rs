@@ -64,7 +64,9 @@ fn what_was_shown_is_not_shown_again_after_a_restart() {
     let last = history.newest(1).unwrap().remove(0);
     for nth in 0..1_500 {
         let message_id = Some(format!("s{nth}"));
-        drop(history.append(HistoryEntry { direction: Direction::Sent, message_id, source: None, ..last.clone() }));
+        drop(
+            history.append(HistoryEntry { direction: Direction::Sent, message_id, source: None, ..last.clone() }, None),
+        );
     }
     history.sync_all();
     drop(history);

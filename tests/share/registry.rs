@@ -303,10 +303,10 @@ fn the_view_shows_what_clients_see() {
     let totals = view.totals();
     assert_eq!((totals.total_clients, totals.total_files, totals.total_size), (2, 2, 12));
     let page = view.page(None, 10);
-    assert_eq!(page.iter().map(|client| client.hostname.as_str()).collect::<Vec<_>>(), ["ann", "bob"]);
-    assert_eq!(page.iter().map(|client| client.online).collect::<Vec<_>>(), [true, false]);
-    assert_eq!((page[0].file_count, page[0].files.len(), page[0].files[0].1.size), (1, 1, 5));
-    assert_eq!(&*page[0].display_name, "Ann");
+    assert_eq!(page.iter().map(|client| client.host.hostname.as_str()).collect::<Vec<_>>(), ["ann", "bob"]);
+    assert_eq!(page.iter().map(|client| client.host.is_connected).collect::<Vec<_>>(), [true, false]);
+    assert_eq!((page[0].host.file_count, page[0].files.len(), page[0].files[0].1.size), (1, 1, 5));
+    assert_eq!(&*page[0].host.display_name, "Ann");
     assert_eq!(view.page(Some("ann"), 10)[..], page[1..]);
     assert_eq!(view.page(None, 1)[..], page[..1]);
     assert!(view.page(Some("bob"), 10).is_empty());

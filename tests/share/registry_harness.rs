@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use p2s2::internals::model::Clock;
 use p2s2::internals::net::budget::{RECEIVE_BUDGET_BYTES, ReceiveBudget};
-use p2s2::internals::net::listener::ConnectionLimiter;
+use p2s2::internals::net::listener::{ConnectionLimiter, ListenerContext};
 use p2s2::internals::net::threads::Executor;
 use p2s2::internals::net::tls::TlsIdentity;
 use p2s2::internals::share::registry::{RegistryLimits, store};
@@ -102,11 +102,13 @@ impl RunningRegistry {
         let store = Arc::new(Store::open(&dir.join("registry.db"), store::MIGRATIONS).unwrap());
         let budget = ReceiveBudget::new(options.received);
         let context = RegistryServerContext {
-            executor: Executor::new("registry", options.connections + 10),
-            limiter: ConnectionLimiter::new(options.connections),
-            budget: Arc::clone(&budget),
-            identity: options.identity,
-            allows_remote_plaintext: false,
+            listener_context: ListenerContext {
+                executor: Executor::new("registry", options.connections + 10),
+                limiter: ConnectionLimiter::new(options.connections),
+                budget: Arc::clone(&budget),
+                identity: options.identity,
+                allows_remote_plaintext: false,
+            },
             clock: Clock::start(),
             store: Arc::clone(&store),
             accounts: Arc::clone(&users) as Arc<dyn AccountDirectory>,

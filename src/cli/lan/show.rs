@@ -222,7 +222,7 @@ pub(super) fn history_json(entries: &[HistoryEntry]) -> Vec<Value> {
 pub(super) fn profile_json(profile: &Profile) -> Value {
     json!({
         "display_name": profile.display_name, "status": profile.status,
-        "avatar_type": profile.avatar.as_ref().map(|avatar| avatar.kind.mime()),
+        "avatar_type": profile.avatar.as_ref().map(|avatar| avatar.kind.as_text()),
         "avatar_bytes": profile.avatar.as_ref().map(|avatar| avatar.bytes.len()),
     })
 }

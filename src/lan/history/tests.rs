@@ -53,7 +53,7 @@ fn messages_are_there_after_a_restart() {
     let history = open(&dir);
     assert_eq!(history.newest(10).unwrap(), []);
     for entry in &entries {
-        history.append(entry.clone()).wait().unwrap();
+        history.append(entry.clone(), None).wait().unwrap();
     }
     assert_eq!(history.newest(10).unwrap(), entries);
     drop(history);
@@ -63,7 +63,7 @@ fn messages_are_there_after_a_restart() {
     assert_eq!(history.newest(10).unwrap(), expected);
     assert_eq!(history.newest(2).unwrap(), expected[2..]);
     assert_eq!(history.newest(0).unwrap(), []);
-    history.append(heard(10)).wait().unwrap();
+    history.append(heard(10), None).wait().unwrap();
     assert_eq!(history.newest(1).unwrap(), [heard(10)]);
 }
 
@@ -74,7 +74,7 @@ fn only_what_is_waited_for_is_confirmed() {
     let history = open(home.path());
     let received = HistoryEntry { message_id: Some("one".to_owned()), ..heard(1) };
     for entry in [received, said("one"), said("two"), said("three")] {
-        history.append(entry).wait().unwrap();
+        history.append(entry, None).wait().unwrap();
     }
     assert_eq!(confirmations(&history), [NotAsked, Waiting, Waiting, Waiting]);
     // An unknown MESSAGE_ID has no effect.
@@ -88,7 +88,7 @@ fn only_what_is_waited_for_is_confirmed() {
     history.set_confirmation("two", true).wait().unwrap();
     assert_eq!(confirmations(&history), [NotAsked, Confirmed, Unconfirmed, Waiting]);
     // The two writes need not be waited for in between.
-    drop(history.append(said("five")));
+    drop(history.append(said("five"), None));
     history.set_confirmation("five", true).wait().unwrap();
     drop(history);
     assert_eq!(confirmations(&open(home.path())), [NotAsked, Confirmed, Unconfirmed, Unconfirmed, Confirmed]);
@@ -100,7 +100,7 @@ fn the_oldest_are_forgotten_in_small_steps() {
     let history = open(home.path());
     let count = |history: &History| history.newest(usize::MAX).unwrap().len() as u64;
     for number in 1..=MESSAGES_MAX + 25 {
-        drop(history.append(heard(number)));
+        drop(history.append(heard(number), None));
     }
     history.sync_all();
     let kept = history.newest(usize::MAX).unwrap();
@@ -121,7 +121,7 @@ fn the_oldest_are_forgotten_in_small_steps() {
     let history = open(home.path());
     let mut counts = vec![count(&history)];
     for number in 0..5 {
-        history.append(heard(MESSAGES_MAX + 26 + number)).wait().unwrap();
+        history.append(heard(MESSAGES_MAX + 26 + number), None).wait().unwrap();
         counts.push(count(&history));
     }
     assert_eq!(counts.iter().map(|count| count - MESSAGES_MAX).collect::<Vec<_>>(), [9, 6, 3, 0, 0, 0]);
@@ -136,7 +136,7 @@ fn many_threads_keep_at_once() {
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let history = &history;
-            scope.spawn(move || (0..50).for_each(|n| history.append(heard(thread * 100 + n)).wait().unwrap()));
+            scope.spawn(move || (0..50).for_each(|n| history.append(heard(thread * 100 + n), None).wait().unwrap()));
         }
     });
     let kept = history.newest(usize::MAX).unwrap();
@@ -154,13 +154,13 @@ fn profile_and_port_are_there_after_a_restart() {
     assert_eq!((history.profile().unwrap(), history.last_port().unwrap()), (None, None));
     let avatar = Some(Avatar::from_bytes(&b"GIF89a\0\xff"[..]).unwrap());
     let first = Profile { display_name: "Al".to_owned(), status: "here\nnow".to_owned(), avatar };
-    history.append_profile(heard(1), first.clone()).wait().unwrap();
+    history.append(heard(1), Some(first.clone())).wait().unwrap();
     history.set_last_port(65_535).unwrap();
     drop(history);
     let history = open(home.path());
     assert_eq!((history.profile().unwrap(), history.last_port().unwrap()), (Some(first), Some(65_535)));
     let second = Profile { display_name: "Bo".to_owned(), status: String::new(), avatar: None };
-    history.append_profile(heard(2), second.clone()).wait().unwrap();
+    history.append(heard(2), Some(second.clone())).wait().unwrap();
     history.set_last_port(8000).unwrap();
     drop(history);
     let history = open(home.path());
@@ -175,7 +175,7 @@ fn what_was_received_of_late_and_may_come_again() {
     let source = Some(Ipv4Addr::LOCALHOST);
     let known = |at: u64| HistoryEntry { message_id: Some(format!("m{at}")), source, ..heard(at) };
     for entry in [known(9), said("x"), known(10), heard(11), said("y"), known(12)] {
-        history.append(entry).wait().unwrap();
+        history.append(entry, None).wait().unwrap();
     }
     drop(history);
     assert_eq!(open(home.path()).received_since(Millis(10)).unwrap(), [known(10), known(12)]);
@@ -191,7 +191,7 @@ fn an_older_file_is_brought_up_to_date() {
     drop(store);
     let history = open(home.path());
     assert_eq!(history.newest(10).unwrap(), [HistoryEntry { message_id: Some("m5".to_owned()), ..heard(5) }]);
-    history.append(heard(6)).wait().unwrap();
+    history.append(heard(6), None).wait().unwrap();
 }
 
 #[test]

@@ -214,7 +214,7 @@ impl Node {
         self.peers.update_description(id, discovery);
         let renamed = old_user.filter(|old| old.name != discovery.user_id.name);
         if has_restarted || renamed.is_some() {
-            self.peers.retain_only(id, *addr);
+            self.peers.remove_addresses(id, |address| address.addr != *addr);
         }
         if let Some(old) = renamed {
             ctx.notify(Notification::PeerRenamed { old, new: discovery.user_id.clone() });
@@ -228,7 +228,8 @@ impl Node {
         }
         if is_new {
             self.has_notified_full = false;
-            ctx.effects.extend(self.peers.info(id).map(|known| NodeEffect::Notify(Notification::PeerJoined(known))));
+            let joined = self.peers.get(id).map(|peer| NodeEffect::Notify(Notification::PeerJoined(peer.info())));
+            ctx.effects.extend(joined);
         }
         if is_new || has_restarted || *socket == SocketRole::Own && !is_answer {
             self.enqueue_answer(ctx, announcement);

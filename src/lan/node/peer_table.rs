@@ -125,7 +125,7 @@ impl Peer {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct PeerTable {
     forget_after_ms: u64,
     next_id: PeerId,
@@ -139,15 +139,7 @@ pub(super) struct PeerTable {
 
 impl PeerTable {
     pub fn new(forget_after_ms: u64) -> PeerTable {
-        PeerTable {
-            forget_after_ms,
-            next_id: 0,
-            by_id: BTreeMap::new(),
-            by_instance: HashMap::new(),
-            by_user_id: HashMap::new(),
-            by_addr: HashMap::new(),
-            by_expiry: BTreeSet::new(),
-        }
+        PeerTable { forget_after_ms, ..PeerTable::default() }
     }
 
     pub fn len(&self) -> usize {
@@ -222,10 +214,6 @@ impl PeerTable {
         self.peer_at(addr).is_some_and(|peer| peer.addresses.iter().any(|at| at.addr == addr && at.refused > 0))
     }
 
-    pub fn info(&self, id: PeerId) -> Option<PeerInfo> {
-        self.get(id).map(Peer::info)
-    }
-
     /// Adds a peer without an address: [`PeerTable::assign_address`] must follow.
     pub fn add(&mut self, now: Millis) -> PeerId {
         let id = self.next_id;
@@ -296,10 +284,6 @@ impl PeerTable {
         gone
     }
 
-    pub fn retain_only(&mut self, id: PeerId, addr: SocketAddrV4) {
-        self.remove_addresses(id, |address| address.addr != addr);
-    }
-
     /// False if that is not one of its addresses.
     pub fn mark_heard(&mut self, id: PeerId, addr: SocketAddrV4, now: Millis) -> bool {
         let Some(peer) = self.by_id.get_mut(&id) else { return false };
@@ -340,7 +324,7 @@ impl PeerTable {
     pub fn next_expired(&mut self, now: Millis) -> Option<PeerInfo> {
         while let Some((_, id)) = self.by_expiry.first().copied().filter(|(at, _)| *at <= now) {
             let forget_after_ms = self.forget_after_ms;
-            let Some(before) = self.info(id) else {
+            let Some(before) = self.get(id).map(Peer::info) else {
                 self.by_expiry.pop_first();
                 continue;
             };
@@ -362,7 +346,7 @@ impl PeerTable {
     }
 
     /// The peer stays in the table.
-    fn remove_addresses(&mut self, id: PeerId, which: impl Fn(&PeerAddress) -> bool) {
+    pub fn remove_addresses(&mut self, id: PeerId, which: impl Fn(&PeerAddress) -> bool) {
         let Some(peer) = self.by_id.get_mut(&id) else { return };
         for address in peer.addresses.extract_if(.., |address| which(address)) {
             self.by_user_id.remove(&address.user_id);

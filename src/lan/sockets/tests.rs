@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// free ports.
 fn unused_port() -> u16 {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    static FIRST: LazyLock<usize> = LazyLock::new(random_offset);
+    static FIRST: LazyLock<usize> = LazyLock::new(|| crate::lan::random_u64() as usize);
     let everywhere = [Ipv4Addr::LOCALHOST, discovery_address(Ipv4Addr::LOCALHOST)];
     loop {
         let port = 10_000 + ((*FIRST + NEXT.fetch_add(1, SeqCst)) % 20_000) as u16;
@@ -25,7 +25,7 @@ fn unused_port() -> u16 {
 }
 
 fn on_loopback(port: PortChoice, discovery_port: u16) -> Result<LanSockets, LanSocketsError> {
-    LanSockets::open(LanSocketsConfig { bind: Ipv4Addr::LOCALHOST, port, discovery_port })
+    LanSockets::open(Ipv4Addr::LOCALHOST, port, discovery_port)
 }
 
 fn open(discovery_port: u16) -> LanSockets {
@@ -96,9 +96,8 @@ fn what_cannot_be_bound_names_its_flag() {
     assert!(refusal(PortChoice::Fixed(0), 0).contains("--discovery-port is 0"));
     for bind in ["192.0.2.1", "127.255.255.255", "255.255.255.255", "224.0.0.1"] {
         let bind = bind.parse().unwrap();
-        let config =
-            LanSocketsConfig { bind, port: PortChoice::Free { last_port: None }, discovery_port: unused_port() };
-        let said = LanSockets::open(config).unwrap_err().to_string();
+        let opened = LanSockets::open(bind, PortChoice::Free { last_port: None }, unused_port());
+        let said = opened.unwrap_err().to_string();
         assert!(said.contains(&format!("--bind {bind} is not an address of this host")), "{said}");
     }
 }

@@ -56,7 +56,7 @@ impl Avatar {
 
     pub(super) fn write(&self, writer: &mut DatagramWriter) -> Result<(), String> {
         check_avatar_size(self.bytes.len()).map_err(with_key("AVATAR_DATA"))?;
-        writer.line("AVATAR_TYPE", self.kind.mime());
+        writer.line("AVATAR_TYPE", self.kind.as_text());
         writer.line("AVATAR_ENCODING", "base64");
         writer.line("AVATAR_DATA", &base64::engine::general_purpose::STANDARD.encode(&self.bytes));
         Ok(())
@@ -72,7 +72,7 @@ impl Avatar {
             (_, None) => return Err(missing_key("AVATAR_DATA")),
         };
         // Without a supported avatar, the rest of the profile is still worth showing.
-        let Some(kind) = AvatarKind::from_mime(mime).filter(|_| !data.is_empty()) else { return Ok(None) };
+        let Some(kind) = AvatarKind::from_text(mime).filter(|_| !data.is_empty()) else { return Ok(None) };
         if let Some(other) = encoding.filter(|encoding| *encoding != "base64") {
             return Err(format!("AVATAR_ENCODING: expected base64, not {}", quoted(other)));
         }
@@ -101,14 +101,6 @@ impl AvatarKind {
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(AvatarKind::Webp),
             _ => None,
         }
-    }
-
-    pub fn mime(self) -> &'static str {
-        self.as_text()
-    }
-
-    pub fn from_mime(mime: &str) -> Option<AvatarKind> {
-        AvatarKind::from_text(mime)
     }
 }
 

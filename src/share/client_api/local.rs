@@ -44,10 +44,8 @@ pub(super) fn publish(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let path = given.map(|field| fields.any_text(field)).transpose()?;
     let overwrite = fields.boolean("overwrite", true)?;
     match node.publish(&name, path, overwrite) {
-        Ok(published) => Ok(success(json!({
-            "path": published.file.stat.path.to_string_lossy(),
-            "file": published.file.to_json(),
-            "duplicates": published.duplicates.json(),
+        Ok((file, duplicates)) => Ok(success(json!({
+            "path": file.stat.path.to_string_lossy(), "file": file.to_json(), "duplicates": duplicates.json(),
         }))),
         Err(ref error @ NodeError::Duplicates(ref duplicates)) => {
             let mut body = duplicates.json();

@@ -1,13 +1,13 @@
 //! Files and hosts of the network, and fetches from it.
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::{file_name, host_name, text_if_given, to_field_http_error};
 use crate::model::Name;
-use crate::net::http::{self, HandlerResult, HttpError, JsonFields, Response, RouteCall, StatusCode, success};
-use crate::share::node::fetch_manager::FetchAction;
-use crate::share::node::{FileOwner, Node, NodeError};
+use crate::net::http::{self, HandlerResult, HttpError, JsonFields, RouteCall, StatusCode, success};
+use crate::share::node::{Node, NodeError};
 use crate::share::page::{PAGE_MAX, PageRequest};
+use crate::share::transfer::FetchAction;
 use crate::share::wire::PingRequest;
 
 pub(super) fn network_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
@@ -24,15 +24,13 @@ pub(super) fn network_files(node: &Node, call: &RouteCall<'_>) -> HandlerResult 
 pub(super) fn peers(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let page = PageRequest::from_request(call.request, PAGE_MAX)?;
     let network = node.network()?;
-    let peers: Vec<Value> = page.slice(&network.hosts).iter().map(|host| host.json()).collect();
-    Ok(success(json!({"peers": peers, "total": network.hosts.len()})))
+    Ok(success(json!({"peers": page.slice(&network.hosts), "total": network.hosts.len()})))
 }
 
 pub(super) fn discover(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let hostname = call.param(0);
-    let found = node.discover(&host_name(hostname)?)?;
-    let files: Map<String, Value> = found.files.iter().map(|(name, entry)| (name.to_string(), json!(entry))).collect();
-    Ok(success(json!({"hostname": hostname, "files": files, "addr": [found.addr.0, found.addr.1]})))
+    let (files, addr) = node.discover(&host_name(hostname)?)?;
+    Ok(success(json!({"hostname": hostname, "files": files, "addr": addr})))
 }
 
 pub(super) fn ping(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
@@ -48,8 +46,12 @@ pub(super) fn fetch(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     let owner = text_if_given(&fields, "owner_hostname")?;
     let owner = owner.map(|owner| Name::from_stored(owner).map_err(|wrong| format!("owner_hostname: {wrong}")));
     let owner = owner.transpose().map_err(HttpError::bad_request)?;
-    let begun = match node.fetches().start(&name, owner.as_ref(), save_path) {
-        Err(ref error @ NodeError::SeveralOwners(ref owners)) => return Ok(ambiguous_owner_response(error, owners)),
+    let begun = match node.fetch(&name, owner.as_ref(), save_path) {
+        // The client must say whose it wants.
+        Err(ref error @ NodeError::SeveralOwners(ref owners)) => {
+            let body = json!({"success": false, "error": error.to_string(), "owners": owners});
+            return Ok(http::json(StatusCode::CONFLICT, &body));
+        }
         begun => begun.map_err(|error| to_field_http_error("save_path", error))?,
     };
     Ok(success(json!({
@@ -58,23 +60,16 @@ pub(super) fn fetch(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
     })))
 }
 
-/// If several hosts have different files of that name, the client must say whose it wants.
-fn ambiguous_owner_response(error: &NodeError, owners: &[FileOwner]) -> Response {
-    let one = |it: &FileOwner| json!({"owner_hostname": it.hostname, "size": it.size, "modified": it.modified});
-    let owners: Vec<Value> = owners.iter().map(one).collect();
-    http::json(StatusCode::CONFLICT, &json!({"success": false, "error": error.to_string(), "owners": owners}))
-}
-
 pub(super) fn fetches(node: &Node, _: &RouteCall<'_>) -> HandlerResult {
-    Ok(success(json!({ "fetches": node.fetches().all() })))
+    Ok(success(json!({ "fetches": node.all_fetches() })))
 }
 
 pub(super) fn fetch_progress(node: &Node, call: &RouteCall<'_>) -> HandlerResult {
-    let progress = node.fetches().progress(call.param(0))?;
+    let progress = node.fetch_progress(call.param(0))?;
     Ok(success(json!({ "progress": progress })))
 }
 
 pub(super) fn act_on_fetch(node: &Node, call: &RouteCall<'_>, action: FetchAction) -> HandlerResult {
-    let progress = node.fetches().apply(call.param(0), action)?;
+    let progress = node.act_on_fetch(call.param(0), action)?;
     Ok(success(json!({ "progress": progress })))
 }

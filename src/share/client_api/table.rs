@@ -8,8 +8,8 @@ use crate::net::http::routes::{
 };
 use crate::net::http::{HandlerResult, RouteCall};
 use crate::share::node::Node;
-use crate::share::node::fetch_manager::FetchAction;
 use crate::share::response_fields::{DISCOVER_RESPONSE, FILE_ENTRY_FIELDS, SIGN_IN_RESPONSE};
+use crate::share::transfer::FetchAction;
 
 const NODE_STATES: &[&str] = &["disconnected", "connecting", "idle", "active", "busy"];
 const NODE_FIELDS: &[FieldSchema] = &[

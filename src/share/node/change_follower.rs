@@ -127,7 +127,7 @@ impl ChangeFollower {
                 inner.network.begin_following();
                 let is_late = self.waiting_since.is_some_and(|since| since.elapsed() > PROMPT_FOLLOW_MAX);
                 if had_version || is_late {
-                    inner.events.notify("reset", &json!({}));
+                    inner.events.publish((), "reset", &json!({}));
                 }
             }
         }
@@ -138,7 +138,7 @@ impl ChangeFollower {
     fn notify(&self, changes: &[ChangeEntry]) {
         let inner = &self.inner;
         if changes.len() > NOTIFIED_CHANGES_MAX {
-            return inner.events.notify("reset", &json!({}));
+            return inner.events.publish((), "reset", &json!({}));
         }
         for changed in changes {
             let (ip, port) = changed.addr;
@@ -148,7 +148,7 @@ impl ChangeFollower {
                         "hostname": changed.hostname, "online": !changed.is_host_gone(),
                         "display_name": changed.display_name, "ip": ip, "port": port,
                     });
-                    inner.events.notify("peers", &peer);
+                    inner.events.publish((), "peers", &peer);
                 }
                 // Changes to this node's own files have been notified when they happened.
                 Some(_) if changed.hostname == inner.user => {}
@@ -158,7 +158,7 @@ impl ChangeFollower {
                         "fname": fname, "hostname": changed.hostname, "entry": entry,
                         "owner_name": changed.display_name, "owner_ip": ip, "owner_port": port,
                     });
-                    inner.events.notify("files", &file);
+                    inner.events.publish((), "files", &file);
                 }
             }
         }

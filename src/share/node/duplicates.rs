@@ -11,20 +11,6 @@ use crate::share::wire::{FileEntry, FileName, HostEntry};
 /// So many of either kind are reported: older registries return all files of the name.
 const DUPLICATES_MAX: usize = 100;
 
-#[derive(Debug, Clone, PartialEq)]
-pub struct DuplicateMatch {
-    /// Its name at that host.
-    pub name: FileName,
-    pub host: HostEntry,
-}
-
-impl DuplicateMatch {
-    fn json(&self) -> Value {
-        let host = &self.host;
-        file_json(&self.name, &host.file, &host.hostname, &host.display_name, (host.ip, host.port))
-    }
-}
-
 /// A file of a host, in the client API's JSON form.
 pub(super) fn file_json(
     name: &FileName,
@@ -41,12 +27,13 @@ pub(super) fn file_json(
     })
 }
 
+/// Each file has its name at the host.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Duplicates {
     /// Same size, and modified within two seconds.
-    pub exact: Vec<DuplicateMatch>,
+    pub exact: Vec<(FileName, HostEntry)>,
     /// Same size, or same name.
-    pub partial: Vec<DuplicateMatch>,
+    pub partial: Vec<(FileName, HostEntry)>,
 }
 
 impl Duplicates {
@@ -59,7 +46,7 @@ impl Duplicates {
                 Some(Similarity::SameSize) | None => &mut duplicates.partial,
             };
             if list.len() < DUPLICATES_MAX {
-                list.push(DuplicateMatch { name, host });
+                list.push((name, host));
             }
         }
         duplicates
@@ -70,7 +57,10 @@ impl Duplicates {
     }
 
     pub fn json(&self) -> Value {
-        let list = |files: &[DuplicateMatch]| files.iter().map(DuplicateMatch::json).collect::<Vec<_>>();
+        let one = |(name, host): &(FileName, HostEntry)| {
+            file_json(name, &host.file, &host.hostname, &host.display_name, (host.ip, host.port))
+        };
+        let list = |files: &[(FileName, HostEntry)]| files.iter().map(one).collect::<Vec<_>>();
         json!({
             "has_exact_duplicate": !self.exact.is_empty(),
             "has_partial_duplicate": !self.partial.is_empty(),
@@ -85,12 +75,13 @@ mod tests {
     use serde_json::from_value;
 
     use super::*;
+    use crate::share::wire::responses::FileHolder;
 
     #[test]
     fn duplicates_are_others_files_of_the_same_size_or_name() {
         let found = |name: &str, host: &str, size: u64, modified: f64| {
             let entry = json!({"hostname": host, "ip": "192.0.2.1", "port": 6001, "size": size, "modified": modified});
-            (FileName::new(name).unwrap(), from_value::<HostEntry>(entry).unwrap())
+            (FileName::new(name).unwrap(), from_value::<FileHolder>(entry).unwrap().host)
         };
         let all = vec![
             found("a", "ann", 5, 100.0),
@@ -99,8 +90,8 @@ mod tests {
             found("a", "cy", 6, 100.0),
         ];
         let ann = Name::new("ann").unwrap();
-        let names = |list: &[DuplicateMatch]| {
-            list.iter().map(|it| format!("{}@{}", it.name, it.host.hostname)).collect::<Vec<_>>()
+        let names = |list: &[(FileName, HostEntry)]| {
+            list.iter().map(|(name, host)| format!("{name}@{}", host.hostname)).collect::<Vec<_>>()
         };
         let duplicates = Duplicates::of(&ann, 5, Some(100.0), all.clone());
         assert_eq!(

@@ -3,8 +3,9 @@
 use std::io;
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::duplicates::Duplicates;
-use super::network::NetworkError;
 use crate::model::Name;
 use crate::share::client::RegistryClientError;
 use crate::share::dir_handle;
@@ -57,8 +58,9 @@ pub enum NodeError {
     System(#[from] io::Error),
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FileOwner {
+    #[serde(rename = "owner_hostname")]
     pub hostname: Name,
     pub size: u64,
     pub modified: Seconds,
@@ -72,15 +74,6 @@ fn several_owners(owners: &[FileOwner]) -> String {
     }
     let names = names.join(", ");
     format!("{names} have different files of that name: say whose you want (owner_hostname; `share fetch --from`)")
-}
-
-impl From<NetworkError> for NodeError {
-    fn from(error: NetworkError) -> NodeError {
-        match error {
-            NetworkError::Registry(error) => error.into(),
-            NetworkError::TooLarge | NetworkError::TooSlow => NodeError::Busy(error.to_string()),
-        }
-    }
 }
 
 impl From<RegistryClientError> for NodeError {

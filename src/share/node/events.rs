@@ -1,12 +1,16 @@
 //! The event streams of a node.
 
-use serde_json::Value;
-
 use crate::model::{Clock, Millis};
-use crate::net::http::EventStream;
-use crate::net::http::event_hub::{self, EventHubLimits, Subscriber};
+use crate::net::http::event_hub::{EventHub, EventHubLimits, Subscriber};
 
 const SUBSCRIBERS_MAX: usize = 64;
+
+/// The names of its events are `files`, `fetches`, `peers`, `node` and `reset`. A stream ends with its session.
+pub type NodeEventHub = EventHub<WatchSession>;
+
+pub(super) fn new_event_hub(clock: Clock) -> NodeEventHub {
+    EventHub::new(clock, EventHubLimits::for_subscribers(SUBSCRIBERS_MAX, SUBSCRIBERS_MAX))
+}
 
 /// The session that an event stream was opened with, and with which it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,45 +38,10 @@ impl Subscriber for WatchSession {
     }
 }
 
-#[derive(Debug)]
-pub struct NodeEventHub(event_hub::EventHub<WatchSession>);
-
-impl NodeEventHub {
-    pub fn new(clock: Clock) -> NodeEventHub {
-        NodeEventHub(event_hub::EventHub::new(clock, EventHubLimits::for_subscribers(SUBSCRIBERS_MAX, SUBSCRIBERS_MAX)))
-    }
-
-    /// Opens a stream that continues after `last_event_id` if that is given; none if there are too many. The stream
-    /// ends when it is dropped or the session ends.
-    pub fn add(&self, session: WatchSession, last_event_id: Option<&str>) -> Option<EventStream> {
-        self.0.subscribe(session, last_event_id)
-    }
-
-    pub fn has_subscribers(&self) -> bool {
-        self.0.has_subscribers()
-    }
-
-    /// Sends an event to all streams; its name is `files`, `fetches`, `peers`, `node` or `reset`. Never blocks.
-    pub fn notify(&self, name: &str, data: &Value) {
-        self.0.publish((), name, data);
-    }
-
-    pub fn end_session(&self, token: &[u8; 32]) {
-        self.0.close_where(|session| session.token == *token);
-    }
-
-    pub fn end_expired(&self) {
-        self.0.close_expired();
-    }
-
-    pub fn end(&self) {
-        self.0.close_all();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::http::EventStream;
     use crossbeam_channel::TryRecvError;
     use serde_json::json;
     use std::time::Duration;
@@ -80,14 +49,14 @@ mod tests {
     #[test]
     fn a_token_ends_its_own_streams_and_no_others() {
         let clock = Clock::start();
-        let hub = NodeEventHub::new(clock);
+        let hub = new_event_hub(clock);
         let add = |number: u8, lasts: Duration| {
-            hub.add(WatchSession { token: [number; 32], expires_at: clock.now().plus(lasts) }, None).unwrap()
+            hub.subscribe(WatchSession { token: [number; 32], expires_at: clock.now().plus(lasts) }, None).unwrap()
         };
         let [a, also_a, b] = [1, 1, 2].map(|number| add(number, Duration::from_secs(60)));
         let over = add(3, Duration::ZERO);
-        hub.end_session(&[1; 32]);
-        hub.notify("files", &json!(1));
+        hub.close_where(|session| session.token == [1; 32]);
+        hub.publish((), "files", &json!(1));
         for ended in [&a, &also_a, &over] {
             assert_eq!(ended.queue().try_recv(), Err(TryRecvError::Disconnected), "and nothing came before the end");
         }
@@ -95,7 +64,7 @@ mod tests {
         assert_eq!((&*event.name, &*event.data), ("files", "1"));
         let over = add(4, Duration::ZERO);
         assert_eq!(over.queue().try_recv(), Err(TryRecvError::Empty));
-        hub.end_expired();
+        hub.close_expired();
         assert_eq!(over.queue().try_recv(), Err(TryRecvError::Disconnected), "whether anything happens or not");
         assert_eq!(b.queue().try_recv(), Err(TryRecvError::Empty));
         assert!(hub.has_subscribers());
@@ -106,12 +75,12 @@ mod tests {
     #[test]
     fn a_user_has_so_many_streams_and_no_more() {
         let clock = Clock::start();
-        let hub = NodeEventHub::new(clock);
+        let hub = new_event_hub(clock);
         let session =
             |number| WatchSession { token: [number; 32], expires_at: clock.now().plus(Duration::from_secs(60)) };
-        let all: Vec<EventStream> = (0..64).map(|number| hub.add(session(number), None).unwrap()).collect();
-        assert!(hub.add(session(64), None).is_none());
-        hub.end();
+        let all: Vec<EventStream> = (0..64).map(|number| hub.subscribe(session(number), None).unwrap()).collect();
+        assert!(hub.subscribe(session(64), None).is_none());
+        hub.close_all();
         assert!(all.iter().all(|events| events.queue().recv().is_err()));
     }
 }

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::error::folder_write_error;
 use super::store::FetchRow;
-use super::{NodeError, NodeInner};
+use super::{Node, NodeError, NodeInner};
 use crate::model::secret::random_hex;
 use crate::model::{Clock, Name};
 use crate::share::files::FileStat;
 use crate::share::folders::PathError;
 use crate::share::transfer::{
-    self, ContentIdentity, Fetch, FetchProgress, FetchSpec, FetchStatus, FetchTiming, StartFetchError,
+    self, ContentIdentity, Fetch, FetchAction, FetchProgress, FetchSpec, FetchStatus, FetchTiming, StartFetchError,
 };
 use crate::share::wire::FileName;
 
@@ -38,36 +38,21 @@ const UNFINISHED_FETCHES_MAX: usize = 32;
 /// How long a caller waits until progress shows the effect of its action.
 const ACTION_WAIT_MAX: Duration = Duration::from_secs(2);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FetchAction {
-    /// The data is kept.
-    Pause,
-    /// A failed fetch can be resumed too.
-    Resume,
-    /// The data is removed.
-    Cancel,
-}
-
-pub struct FetchManager<'a> {
-    pub(super) inner: &'a Arc<NodeInner>,
-}
-
-impl FetchManager<'_> {
+impl Node {
     /// Starts to fetch a file, from any host or one owner's content. [`NodeError::SeveralOwners`] if hosts have
     /// different files of the name and no owner is given.
-    pub fn start(&self, name: &FileName, owner: Option<&Name>, save_path: Option<&str>) -> Result<FetchRow, NodeError> {
-        let inner = self.inner;
+    pub fn fetch(&self, name: &FileName, owner: Option<&Name>, save_path: Option<&str>) -> Result<FetchRow, NodeError> {
+        let inner = &self.inner;
         // Check the destination before contacting the registry.
         let target = inner.published_files.folders().save_target(save_path, name)?;
-        let found = find_reachable_hosts(inner, name)?;
-        let mut hosts = found.hosts;
+        let (mut hosts, unreachable) = find_reachable_hosts(inner, name)?;
         if let Some(owner) = owner {
             hosts.retain(|host| host.hostname == *owner);
         } else if !have_same_content(&hosts) {
             return Err(NodeError::SeveralOwners(owners_of(&hosts)));
         }
         let Some(chosen) = choose_host(&hosts) else {
-            let unreachable = found.unreachable.filter(|host| owner.is_none_or(|owner| owner == host));
+            let unreachable = unreachable.filter(|host| owner.is_none_or(|owner| owner == host));
             return Err(NodeError::NotFound(match (unreachable, owner) {
                 (Some(host), _) => {
                     format!(
@@ -127,18 +112,18 @@ impl FetchManager<'_> {
     }
 
     /// The progress in the client API's JSON form.
-    pub fn progress(&self, id: &str) -> Result<Value, NodeError> {
+    pub fn fetch_progress(&self, id: &str) -> Result<Value, NodeError> {
         self.inner.fetches.entries.lock().get(id).map(FetchEntry::json).ok_or_else(|| unknown_fetch_error(id))
     }
 
     /// The progress of all fetches, by id.
-    pub fn all(&self) -> Value {
+    pub fn all_fetches(&self) -> Value {
         let entries = self.inner.fetches.entries.lock();
         entries.iter().map(|(id, entry)| (id.clone(), entry.json())).collect()
     }
 
     /// Returns the resulting progress.
-    pub fn apply(&self, id: &str, action: FetchAction) -> Result<Value, NodeError> {
+    pub fn act_on_fetch(&self, id: &str, action: FetchAction) -> Result<Value, NodeError> {
         let fetches = &self.inner.fetches;
         {
             let _resume_guard = fetches.resume_lock.lock();
@@ -150,10 +135,10 @@ impl FetchManager<'_> {
             };
             if let Some(row) = released {
                 if action == FetchAction::Cancel {
-                    return discard(self.inner, row);
+                    return discard(&self.inner, row);
                 }
                 // It starts paused; the action follows below.
-                resume(self.inner, &row)?;
+                resume(&self.inner, &row)?;
             }
         }
         let fetch = {
@@ -167,11 +152,7 @@ impl FetchManager<'_> {
                 }
             }
         };
-        match action {
-            FetchAction::Pause => fetch.pause(),
-            FetchAction::Resume => fetch.resume(),
-            FetchAction::Cancel => fetch.cancel(),
-        }
+        fetch.act(action);
         let is_applied = |status: FetchStatus| match action {
             FetchAction::Pause => !matches!(status, FetchStatus::Pending | FetchStatus::Downloading),
             // The fetch may have completed meanwhile.
@@ -263,7 +244,7 @@ fn record_progress(inner: &Arc<NodeInner>, id: &str, progress: &FetchProgress) {
         entry.json()
     };
     fetches.changed.notify_all();
-    inner.events.notify("fetches", &json!({ "id": id, "progress": json }));
+    inner.events.publish((), "fetches", &json!({ "id": id, "progress": json }));
 }
 
 /// The file is tracked, but not published.

@@ -10,20 +10,21 @@ use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 
 use super::change_follower::ChangeFollower;
-use super::events::NodeEventHub;
+use super::events::new_event_hub;
 use super::fetch_manager::{self, FetchTable};
 use super::hashing::{self, HashCommand};
 use super::network::NetworkCache;
 use super::published_files::PublishedFiles;
 use super::registry_connection::{RegistryCommand, RegistryConnection};
-use super::uploads::user_upload_permits;
+use super::uploads::UPLOADS_PER_USER_MAX;
 use super::{Node, NodeContext, NodeError, NodeInner, NodeSettings, NodeState, REGISTRY_TIMEOUT};
 use crate::model::{Name, Token};
+use crate::net::permits::Permits;
 use crate::net::threads;
 use crate::share::files::TrackedFiles;
 use crate::share::folders::SharedFolders;
 use crate::share::heartbeat::Heartbeat;
-use crate::share::transfer::PeerServer;
+use crate::share::transfer::{PeerServer, PeerServerLimits};
 
 /// How long transfers to peers may take to complete when the process ends.
 const SENDING_GRACE: Duration = Duration::from_secs(2);
@@ -43,8 +44,8 @@ impl Node {
         let port = listener.local_addr()?.port();
         let files = TrackedFiles::of(Arc::clone(context.store.database()), &user);
         let published_files = Arc::new(PublishedFiles::new(files.clone(), folders));
-        let peer_server =
-            PeerServer::start(listener, context.listener_context.clone(), Arc::clone(&published_files) as _)?;
+        let (peer_context, limits) = (context.listener_context.clone(), PeerServerLimits::default());
+        let peer_server = PeerServer::start(listener, peer_context, Arc::clone(&published_files) as _, limits)?;
         let (registry_commands, registry_command_receiver) = bounded(REGISTRY_COMMANDS_MAX);
         let (hash_commands, hash_command_receiver) = bounded(1);
         let state = NodeState {
@@ -67,14 +68,14 @@ impl Node {
             published_files,
             port,
             state: Mutex::new(state),
-            events: NodeEventHub::new(clock),
+            events: new_event_hub(clock),
             network: NetworkCache::default(),
             fetches,
             registry_commands,
             hash_commands,
             follower_connection: Mutex::default(),
             peer_server,
-            upload_permits: user_upload_permits(),
+            upload_permits: Permits::new(UPLOADS_PER_USER_MAX),
             listing_lock: Mutex::default(),
             is_stopping: AtomicBool::new(false),
         });
@@ -105,7 +106,9 @@ impl Node {
         };
         inner.published_files.set_folders(options.folders);
         inner.published_files.set_serving(true);
-        self.resume_work();
+        // If the queue is full, a wake-up is pending already.
+        let _ = inner.hash_commands.try_send(HashCommand::HashPending);
+        fetch_manager::resume_all(inner);
         let (reply, result) = bounded(1);
         let sent = inner.registry_commands.send_timeout(RegistryCommand::Join(reply), REGISTRY_TIMEOUT);
         sent.map_err(|_| inner.registry_unreachable())?;
@@ -120,12 +123,6 @@ impl Node {
             Ok(result) => result,
             Err(_) => Err(NodeError::RegistryUnreachable("the registry does not answer in time".to_owned())),
         }
-    }
-
-    fn resume_work(&self) {
-        // If the queue is full, a wake-up is pending already.
-        let _ = self.inner.hash_commands.try_send(HashCommand::HashPending);
-        fetch_manager::resume_all(&self.inner);
     }
 
     pub fn set_token(&self, token: &Token) {
@@ -164,7 +161,7 @@ impl Node {
         let remaining = || deadline.saturating_duration_since(Instant::now());
         inner.is_stopping.store(true, Relaxed);
         inner.published_files.set_serving(false);
-        inner.events.end();
+        inner.events.close_all();
         let registry = inner.state.lock().registry.clone();
         if let Some(follower_connection) = inner.follower_connection.lock().take() {
             follower_connection.close();

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::duplicates::file_json;
 use crate::model::Name;
@@ -16,10 +17,10 @@ mod cache;
 #[cfg(test)]
 mod tests;
 
-pub use cache::NetworkError;
 pub(super) use cache::{MAX_AGE, NetworkCache, file_count_of, next_page_hosts};
 
-#[derive(Debug, Clone, PartialEq)]
+/// Serialized, it has the client API's form.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NetworkHost {
     pub hostname: Name,
     pub display_name: Name,
@@ -28,15 +29,6 @@ pub struct NetworkHost {
     pub file_count: usize,
     /// When the registry last heard from it.
     pub last_seen: Option<Seconds>,
-}
-
-impl NetworkHost {
-    pub fn json(&self) -> Value {
-        json!({
-            "hostname": self.hostname, "display_name": self.display_name, "ip": self.ip, "port": self.port,
-            "file_count": self.file_count, "last_seen": self.last_seen,
-        })
-    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -15,13 +15,6 @@ use crate::share::wire::{FileName, Seconds};
 /// Files up to this size, one piece, are hashed while they are published, not in the background.
 const HASH_INLINE_BYTES_MAX: u64 = 1 << 20;
 
-#[derive(Debug)]
-pub struct PublishOutcome {
-    pub file: TrackedFile,
-    /// Similar files of other hosts; empty also if the registry could not be asked.
-    pub duplicates: Duplicates,
-}
-
 impl Node {
     /// Tracks a file under its own name.
     pub fn add(&self, path: &str) -> Result<TrackedFile, NodeError> {
@@ -38,8 +31,14 @@ impl Node {
 
     /// Publishes a tracked file, or the file at `path` under the given name; its content is hashed anew. When this
     /// returns, the registry lists the file; the digests of a large one follow later. After an error, which is
-    /// [`NodeError::Duplicates`] only without `overwrite`, the file is in the same state as before.
-    pub fn publish(&self, name: &FileName, path: Option<&str>, overwrite: bool) -> Result<PublishOutcome, NodeError> {
+    /// [`NodeError::Duplicates`] only without `overwrite`, the file is in the same state as before. With the file come
+    /// similar ones of other hosts; none also if the registry could not be asked.
+    pub fn publish(
+        &self,
+        name: &FileName,
+        path: Option<&str>,
+        overwrite: bool,
+    ) -> Result<(TrackedFile, Duplicates), NodeError> {
         let inner = &self.inner;
         let folders = inner.published_files.folders();
         let tracked = inner.files.get(name)?;
@@ -79,7 +78,7 @@ impl Node {
             return Err(error);
         }
         inner.notify_file_changed("published", &file);
-        Ok(PublishOutcome { file, duplicates })
+        Ok((file, duplicates))
     }
 
     /// The file stays tracked, but is no longer served, even if the registry is unreachable: it learns of that with the
@@ -134,7 +133,7 @@ impl NodeInner {
         }
         let (name, entry) = (&file.name, file.is_published.then(|| file.entry()));
         let data = json!({ "fname": name, "hostname": self.user, "entry": entry, "change": change, "name": name });
-        self.events.notify("files", &data);
+        self.events.publish((), "files", &data);
     }
 
     /// Returns when the registry's state of the file is up to date.

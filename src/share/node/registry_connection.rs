@@ -115,10 +115,14 @@ impl RegistryConnection {
 
     pub(super) fn run(mut self, registry_commands: &Receiver<RegistryCommand>) {
         loop {
-            self.inner.events.end_expired();
+            self.inner.events.close_expired();
             match registry_commands.recv_timeout(TICK_INTERVAL) {
-                // Fails if the caller no longer waits.
-                Ok(RegistryCommand::Join(reply)) => drop(reply.send(self.join())),
+                Ok(RegistryCommand::Join(reply)) => {
+                    // Connects anew, because token or address may have changed.
+                    self.inner.state.lock().registry = None;
+                    // Fails if the caller no longer waits.
+                    let _ = reply.send(self.connect());
+                }
                 Ok(RegistryCommand::Sync { name, reply }) => {
                     let result = self.sync(&name);
                     if let Some(reply) = reply {
@@ -134,12 +138,6 @@ impl RegistryConnection {
             }
             self.tick();
         }
-    }
-
-    /// Connects anew, because token or address may have changed.
-    fn join(&mut self) -> Result<(), NodeError> {
-        self.inner.state.lock().registry = None;
-        self.connect()
     }
 
     fn leave(&mut self) {
@@ -367,7 +365,7 @@ impl RegistryConnection {
             self.last_seen_hosts = last_seen_hosts;
             self.inner.network.invalidate();
             // It is not known exactly what changed: subscribers are to read the lists again.
-            self.inner.events.notify("reset", &json!({}));
+            self.inner.events.publish((), "reset", &json!({}));
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::share::folders::PathError;
 use crate::share::wire::requests::FILES_MAX;
 use crate::share::wire::{FILE_SIZE_MAX, FileName};
 
-const UPLOADS_PER_USER_MAX: usize = 16;
+pub(super) const UPLOADS_PER_USER_MAX: usize = 16;
 /// The limit is for all users together: each upload holds a connection and an open file.
 const UPLOADS_MAX: usize = 64;
 /// The name is hidden, so that the file is never listed or served.
@@ -31,26 +31,14 @@ pub fn process_upload_permits() -> Permits {
     Permits::new(UPLOADS_MAX)
 }
 
-pub(super) fn user_upload_permits() -> Permits {
-    Permits::new(UPLOADS_PER_USER_MAX)
-}
-
-#[derive(Debug)]
-struct UploadPermits {
-    _of_user: WorkPermit,
-    _of_process: WorkPermit,
-}
-
-impl UploadPermits {
-    fn acquire(of_user: &Permits, of_process: &Permits) -> Result<UploadPermits, NodeError> {
-        let acquire = |permits: &Permits| {
-            permits.try_acquire().ok_or_else(|| {
-                let max = permits.max();
-                NodeError::Busy(format!("{max} files are being uploaded already: try again when one is whole"))
-            })
-        };
-        Ok(UploadPermits { _of_user: acquire(of_user)?, _of_process: acquire(of_process)? })
-    }
+fn acquire_permits(of_user: &Permits, of_process: &Permits) -> Result<[WorkPermit; 2], NodeError> {
+    let acquire = |permits: &Permits| {
+        permits.try_acquire().ok_or_else(|| {
+            let max = permits.max();
+            NodeError::Busy(format!("{max} files are being uploaded already: try again when one is whole"))
+        })
+    };
+    Ok([acquire(of_user)?, acquire(of_process)?])
 }
 
 /// An upload in progress. Dropping it before [`Upload::finish`] removes its data.
@@ -62,7 +50,8 @@ pub struct Upload {
     part: Option<String>,
     file: File,
     size: u64,
-    _permits: UploadPermits,
+    /// Of the user, and of the process.
+    _permits: [WorkPermit; 2],
 }
 
 impl Upload {
@@ -89,7 +78,7 @@ impl Upload {
         }
         let repo = folders.repo();
         let failed = |error: io::Error| repo_error(repo, folder_write_error(repo, &error));
-        let permits = UploadPermits::acquire(&inner.upload_permits, &inner.context.upload_permits)?;
+        let permits = acquire_permits(&inner.upload_permits, &inner.context.upload_permits)?;
         let folder = DirHandle::open(repo).map_err(failed)?;
         if let (Some(length), Some(room)) = (length, folder.free_bytes())
             && length > room
@@ -216,19 +205,20 @@ mod tests {
 
     #[test]
     fn there_are_so_many_at_once_and_each_gives_its_place_back() {
-        let (ann, bob, all) = (user_upload_permits(), user_upload_permits(), process_upload_permits());
-        let mut anns: Vec<UploadPermits> =
-            (0..UPLOADS_PER_USER_MAX).map(|_| UploadPermits::acquire(&ann, &all).unwrap()).collect();
-        assert!(matches!(UploadPermits::acquire(&ann, &all), Err(NodeError::Busy(_))));
+        let of_user = || Permits::new(UPLOADS_PER_USER_MAX);
+        let (ann, bob, all) = (of_user(), of_user(), process_upload_permits());
+        let mut anns: Vec<[WorkPermit; 2]> =
+            (0..UPLOADS_PER_USER_MAX).map(|_| acquire_permits(&ann, &all).unwrap()).collect();
+        assert!(matches!(acquire_permits(&ann, &all), Err(NodeError::Busy(_))));
         assert_eq!(all.in_use(), UPLOADS_PER_USER_MAX, "one that was not to be had takes no other");
-        let _bobs = UploadPermits::acquire(&bob, &all).unwrap();
+        let _bobs = acquire_permits(&bob, &all).unwrap();
         anns.pop();
-        anns.push(UploadPermits::acquire(&ann, &all).unwrap());
+        anns.push(acquire_permits(&ann, &all).unwrap());
         drop(anns);
         assert_eq!((ann.in_use(), all.in_use()), (0, 1));
         let many = process_upload_permits();
         let _others: Vec<WorkPermit> = (0..UPLOADS_MAX).map(|_| many.try_acquire().unwrap()).collect();
-        assert!(UploadPermits::acquire(&ann, &many).is_err());
+        assert!(acquire_permits(&ann, &many).is_err());
         assert_eq!(ann.in_use(), 0);
     }
 

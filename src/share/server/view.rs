@@ -16,17 +16,10 @@ const SEARCH_BATCH: usize = 4_096;
 /// A live host with its files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostView {
-    pub hostname: Name,
-    pub display_name: Arc<str>,
-    pub ip: IpAddr,
-    pub port: u16,
+    /// Its times are by the wall clock.
+    pub host: HostSummary,
     /// Its published files, by name.
     pub files: Vec<(FileName, Arc<FileEntry>)>,
-    pub file_count: u64,
-    pub last_seen: Millis,
-    /// When its current or last connection registered.
-    pub connected_at: Millis,
-    pub online: bool,
 }
 
 /// A host that has changed: its name and, if it is live, whether its connection is open and its number of files.
@@ -51,7 +44,7 @@ impl RegistryView {
         let mut file_count = 0;
         self.walk(cursor, at_most, |part| {
             match part {
-                ListingPart::Host(host) => hosts.push(self.host_view(host)),
+                ListingPart::Host(host) => hosts.push(HostView { host: self.dated(host), files: Vec::new() }),
                 ListingPart::Files(files) => {
                     file_count += files.len();
                     if let Some(client) = hosts.last_mut() {
@@ -112,7 +105,7 @@ impl RegistryView {
             }
             true
         });
-        Some(HostView { files, ..self.host_view(host) })
+        Some(HostView { host: self.dated(host), files })
     }
 
     /// The current state of hosts that have changed since the last call. `None` if they are not known: there were too
@@ -131,8 +124,8 @@ impl RegistryView {
     }
 
     pub fn discover(&self, hostname: &str) -> Option<(FileMap, (IpAddr, u16))> {
-        let host = self.host(hostname)?;
-        Some((host.files.into_iter().collect(), (host.ip, host.port)))
+        let HostView { host, files } = self.host(hostname)?;
+        Some((files.into_iter().collect(), (host.ip, host.port)))
     }
 
     pub fn is_live(&self, hostname: &str) -> bool {
@@ -153,19 +146,11 @@ impl RegistryView {
         }
     }
 
-    fn host_view(&self, host: HostSummary) -> HostView {
-        let dated = |at| self.inner.registry.wall_time(at);
-        HostView {
-            hostname: host.hostname,
-            display_name: host.display_name,
-            ip: host.ip,
-            port: host.port,
-            files: Vec::new(),
-            file_count: host.file_count,
-            last_seen: dated(host.last_seen),
-            connected_at: dated(host.connected_at),
-            online: host.is_connected,
+    fn dated(&self, mut host: HostSummary) -> HostSummary {
+        for at in [&mut host.last_seen, &mut host.connected_at] {
+            *at = self.inner.registry.wall_time(*at);
         }
+        host
     }
 
     /// A failure is logged; the registry has been reloaded then, and a later call succeeds.

@@ -149,11 +149,11 @@ fn in_pages(mut next_page: impl FnMut(Option<&Name>) -> Option<(Name, Vec<Vec<u8
 fn all_hosts(view: RegistryView, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> {
     in_pages(move |after| {
         let hosts = view.page(after.map(Name::as_str), HOSTS_PER_CHUNK);
-        let names: Vec<&str> = hosts.iter().map(|host| host.hostname.as_str()).collect();
+        let names: Vec<&str> = hosts.iter().map(|view| view.host.hostname.as_str()).collect();
         // The response has begun: fields that cannot be read now are left out; the failure was logged.
         let accounts = users.accounts_by_hostname(&names).unwrap_or_default();
-        let entries = hosts.iter().map(|host| host_json(host, accounts.get(host.hostname.as_str()))).collect();
-        Some((hosts.last()?.hostname.clone(), entries))
+        let entries = hosts.iter().map(|view| host_json(view, accounts.get(view.host.hostname.as_str()))).collect();
+        Some((hosts.last()?.host.hostname.clone(), entries))
     })
 }
 
@@ -190,17 +190,17 @@ fn files_as_map<S: Serializer>(files: &&[(FileName, Arc<FileEntry>)], serializer
     serializer.collect_map(files.iter().map(|(name, entry)| (name, entry)))
 }
 
-fn host_json(host: &HostView, account: Option<&User>) -> Vec<u8> {
+fn host_json(HostView { host, files }: &HostView, account: Option<&User>) -> Vec<u8> {
     to_json(&HostJson {
         hostname: &host.hostname,
         display_name: &host.display_name,
         ip: Some(host.ip),
         port: Some(host.port),
-        files: &host.files,
+        files,
         file_count: host.file_count,
         last_seen: Some(unix_seconds_of(host.last_seen)),
         connected_at: Some(unix_seconds_of(host.connected_at)),
-        status: if host.online { "online" } else { "offline" },
+        status: if host.is_connected { "online" } else { "offline" },
         created_at: account.map(|user| user.created_at.to_iso()),
         last_login: account.and_then(|user| user.last_login).map(|at| at.to_iso()),
     })

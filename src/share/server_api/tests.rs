@@ -10,7 +10,7 @@ use crate::identity::{HashCost, PasswordHasher, Role};
 use crate::model::{Millis, Name};
 use crate::net::budget::ReceiveBudget;
 use crate::net::http::{Body, HeaderMap, Method, header};
-use crate::net::listener::ConnectionLimiter;
+use crate::net::listener::{ConnectionLimiter, ListenerContext};
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
 use crate::share::server::{AuthMode, RegistryServerConfig, RegistryServerContext};
@@ -43,11 +43,13 @@ fn world_in(dir: tempfile::TempDir, with_registry: bool) -> World {
     let users = users(dir.path(), clock);
     let registry = with_registry.then(|| {
         let floor = RegistryServerContext {
-            executor: Executor::new("test", 100),
-            limiter: ConnectionLimiter::new(100),
-            budget: ReceiveBudget::new(1 << 20),
-            identity: None,
-            allows_remote_plaintext: false,
+            listener_context: ListenerContext {
+                executor: Executor::new("test", 100),
+                limiter: ConnectionLimiter::new(100),
+                budget: ReceiveBudget::new(1 << 20),
+                identity: None,
+                allows_remote_plaintext: false,
+            },
             clock,
             store: Arc::new(Store::open(&dir.path().join("registry.db"), MIGRATIONS).unwrap()),
             accounts: Arc::clone(&users) as _,
@@ -396,7 +398,7 @@ fn the_admins_list_goes_past_a_name_of_an_earlier_version_that_cannot_be_seen_wh
     let mut after: Option<Name> = None;
     for name in names {
         let page = view.page(after.as_ref().map(Name::as_str), 1);
-        after = page.into_iter().next().map(|client| client.hostname);
+        after = page.into_iter().next().map(|client| client.host.hostname);
         assert_eq!(after.as_ref().map(Name::as_str), Some(name));
     }
     assert!(view.page(Some("cy"), 1).is_empty());
@@ -417,7 +419,7 @@ fn the_admins_list_is_made_in_pages_however_many_files_hosts_have() {
         }
         assert!(page.len() <= 2, "{}", page.len());
         assert!(page.iter().all(|client| client.files.len() == 6_000));
-        seen.extend(page.into_iter().map(|client| client.hostname));
+        seen.extend(page.into_iter().map(|client| client.host.hostname));
     }
     assert_eq!(seen.iter().map(Name::as_str).collect::<Vec<_>>(), names);
     let (_, answer) = world.get("/api/admin/registry", Some(&world.admin_token()));

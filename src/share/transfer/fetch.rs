@@ -8,25 +8,23 @@
 //!
 //! No lock is held while anybody waits: all results come back through one event queue.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded};
 use log::warn;
 
 use super::SourceFinder;
 use super::context::FetchContext;
-use super::fetch_worker::{EVENTS_MAX, FetchChannels, FetchCommand, FetchEvent, FetchShared, FetchWorker, ResumedData};
-use super::part_file::{self, FetchSpec, Journal, PartFile, PreparedFetch, StartFetchError};
+use super::fetch_worker::{FetchAction, FetchEvent, FetchShared, FetchWorker};
+use super::part_file::{self, FetchSpec, StartFetchError};
 use super::progress::{FetchProgress, ProgressCallback};
-use super::saver::{self, SaveCommand};
-use crate::net::threads::{Executor, ExecutorFull};
+use crate::net::threads::ExecutorFull;
 use crate::storage::files::parent_of;
 
-/// How long a caller waits for its command to be handled.
-const COMMAND_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How long a caller waits for its action to be handled.
+const ACTION_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Handle of a running fetch. Dropping it ends its threads soon; received data stays, and the fetch can be started
 /// again.
@@ -43,8 +41,8 @@ impl Fetch {
         on_progress: ProgressCallback,
         context: FetchContext,
     ) -> Result<Fetch, StartFetchError> {
-        let PreparedFetch { journal, is_new, part, piece_list, synced_pieces } = part_file::prepare(&spec)?;
-        let (id, path) = (spec.id.clone(), spec.save_path.clone());
+        let prepared = part_file::prepare(&spec)?;
+        let (is_new, id, path) = (prepared.is_new, spec.id.clone(), spec.save_path.clone());
         let thread_error = |full: ExecutorFull| {
             // A new fetch that could not start leaves no files; those of an earlier run stay.
             if let Some(folder) = parent_of(&path).filter(|_| is_new)
@@ -55,12 +53,8 @@ impl Fetch {
             StartFetchError::Full(full)
         };
         let executor = Arc::clone(&context.executor);
-        let (inbox, events) = bounded(EVENTS_MAX);
-        let save_commands = start_saver(journal, part.clone(), inbox.clone(), &executor).map_err(&thread_error)?;
-        let data = ResumedData { part, piece_list, verified_pieces: synced_pieces };
-        let channels = FetchChannels { inbox: inbox.clone(), events, save_commands };
-        let worker = FetchWorker::new(spec, data, channels, finder, on_progress, context);
-        let shared = worker.shared();
+        let worker = FetchWorker::new(spec, prepared, finder, on_progress, context).map_err(&thread_error)?;
+        let (inbox, shared) = worker.handle();
         executor.execute(move || worker.run()).map_err(thread_error)?;
         Ok(Fetch { inbox, shared })
     }
@@ -68,21 +62,6 @@ impl Fetch {
     /// The progress reported last.
     pub fn progress(&self) -> FetchProgress {
         self.shared.state.lock().progress.clone()
-    }
-
-    /// Disconnects from all hosts; received data stays.
-    pub fn pause(&self) {
-        self.request(FetchCommand::Pause);
-    }
-
-    /// Continues after a pause or a failure.
-    pub fn resume(&self) {
-        self.request(FetchCommand::Resume);
-    }
-
-    /// Ends the fetch and removes its files.
-    pub fn cancel(&self) {
-        self.request(FetchCommand::Cancel);
     }
 
     /// Blocks until the fetch is completed, failed or cancelled.
@@ -107,12 +86,12 @@ impl Fetch {
         state.is_over
     }
 
-    /// Returns once progress shows the command's effect, or after [`COMMAND_WAIT_MAX`] if the thread is held up.
-    fn request(&self, command: FetchCommand) {
+    /// Returns once progress shows the effect, or after [`ACTION_WAIT_MAX`] if the thread is held up.
+    pub fn act(&self, action: FetchAction) {
         let (until_done, done) = bounded(0);
-        self.send(FetchEvent::Command(command, until_done));
+        self.send(FetchEvent::Action(action, until_done));
         // Nothing is ever sent: the channel closes.
-        let _ = done.recv_timeout(COMMAND_WAIT_MAX);
+        let _ = done.recv_timeout(ACTION_WAIT_MAX);
     }
 
     fn send(&self, event: FetchEvent) {
@@ -127,29 +106,6 @@ impl Drop for Fetch {
         self.shared.must_stop.store(true, SeqCst);
         let _ = self.inbox.try_send(FetchEvent::Stop);
     }
-}
-
-impl fmt::Debug for Fetch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fetch").field("progress", &self.progress()).finish_non_exhaustive()
-    }
-}
-
-/// Starts the thread that syncs what is received and keeps the journal; its events go to the fetch's inbox.
-fn start_saver(
-    journal: Journal,
-    part: Option<Arc<PartFile>>,
-    inbox: Sender<FetchEvent>,
-    executor: &Arc<Executor>,
-) -> Result<Sender<SaveCommand>, ExecutorFull> {
-    let (commands, its_commands) = unbounded();
-    executor.execute(move || {
-        saver::run_saver(journal, part, &its_commands, &|event| {
-            // Fails only after the fetch's thread has ended.
-            let _ = inbox.send(FetchEvent::Saver(event));
-        });
-    })?;
-    Ok(commands)
 }
 
 #[cfg(test)]

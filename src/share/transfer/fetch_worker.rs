@@ -5,20 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use log::warn;
 use parking_lot::{Condvar, Mutex};
 
 use super::SourceFinder;
 use super::context::{FetchContext, FetchTiming};
-use super::part_file::{FetchSpec, PartFile};
+use super::part_file::{FetchSpec, PartFile, PreparedFetch};
 use super::plan::{FetchPlan, HostId, TransferMode};
 use super::progress::{FetchProgress, FetchStatus, ProgressCallback};
-use super::saver::{SaveCommand, SaveEvent};
+use super::saver::{SaveCommand, SaveEvent, run_saver};
 use super::source_connection::SourceEvent;
 use super::speed::SpeedMeter;
 use crate::net::backoff::Backoff;
-use crate::net::threads::Executor;
+use crate::net::threads::{Executor, ExecutorFull};
 use crate::share::pieces::{FileDigests, PieceLayout};
 use crate::share::wire::{Digest, HostEntry};
 
@@ -30,7 +30,7 @@ use connections::ActiveSource;
 use sources::{LookupState, SourceHost};
 
 /// Capacity of the fetch's event queue; senders block when it is full.
-pub(super) const EVENTS_MAX: usize = 1024;
+const EVENTS_MAX: usize = 1024;
 
 pub(super) struct FetchWorker {
     spec: FetchSpec,
@@ -65,7 +65,7 @@ pub(super) struct FetchWorker {
     flushed_bytes: u64,
     speed: SpeedMeter,
     last_reported_at: Duration,
-    /// Callers whose commands were handled since progress was last reported.
+    /// Callers whose actions were handled since progress was last reported.
     waiting_callers: Vec<Sender<()>>,
     shared: Arc<FetchShared>,
 }
@@ -84,33 +84,23 @@ pub(super) struct FetchState {
 }
 
 pub(super) enum FetchEvent {
-    /// The sender is dropped once progress shows the command's effect.
-    Command(FetchCommand, Sender<()>),
+    /// The sender is dropped once progress shows the action's effect.
+    Action(FetchAction, Sender<()>),
     Stop,
     SourcesFound(Result<Vec<HostEntry>, String>),
     Source(HostId, SourceEvent),
     Saver(SaveEvent),
 }
 
+/// What its user can do with a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FetchCommand {
+pub enum FetchAction {
+    /// Disconnects from all hosts; received data stays.
     Pause,
+    /// Continues after a pause or a failure.
     Resume,
+    /// Ends the fetch and removes its files.
     Cancel,
-}
-
-/// What an earlier run has left on disk, or the beginnings of a new file.
-pub(super) struct ResumedData {
-    /// None if the finished file is in its final place already.
-    pub part: Option<Arc<PartFile>>,
-    pub piece_list: Option<Vec<Digest>>,
-    pub verified_pieces: Vec<bool>,
-}
-
-pub(super) struct FetchChannels {
-    pub inbox: Sender<FetchEvent>,
-    pub events: Receiver<FetchEvent>,
-    pub save_commands: Sender<SaveCommand>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,15 +120,23 @@ impl Drop for FetchEndGuard {
 }
 
 impl FetchWorker {
+    /// Also starts the thread that syncs what is received and keeps the journal.
     pub(super) fn new(
         spec: FetchSpec,
-        data: ResumedData,
-        channels: FetchChannels,
+        prepared: PreparedFetch,
         finder: Arc<dyn SourceFinder>,
         on_progress: ProgressCallback,
         context: FetchContext,
-    ) -> FetchWorker {
-        let ResumedData { part, piece_list, verified_pieces } = data;
+    ) -> Result<FetchWorker, ExecutorFull> {
+        let PreparedFetch { journal, is_new: _, part, piece_list, synced_pieces: verified_pieces } = prepared;
+        let ((inbox, events), (save_commands, its_commands)) = (bounded(EVENTS_MAX), unbounded());
+        let (saved_part, saver_inbox) = (part.clone(), inbox.clone());
+        context.executor.execute(move || {
+            run_saver(journal, saved_part, &its_commands, &|event| {
+                // Fails only after the fetch's thread has ended.
+                let _ = saver_inbox.send(FetchEvent::Saver(event));
+            });
+        })?;
         let mode = if spec.content.pieces_root.is_some() { TransferMode::Pieces } else { TransferMode::Whole };
         let layout = PieceLayout::of(spec.content.size);
         let mut plan = FetchPlan::new(layout, mode, piece_list.is_some(), |piece| verified_pieces[piece]);
@@ -151,14 +149,8 @@ impl FetchWorker {
         let progress = FetchProgress {
             downloaded_size: plan.downloaded_bytes(),
             total_size: layout.size(),
-            progress_percent: 0.0,
-            speed_bps: 0.0,
-            eta_seconds: None,
             status,
-            verified: false,
-            error: None,
-            sources: Vec::new(),
-            received_bytes: 0,
+            ..FetchProgress::default()
         };
         let state = Mutex::new(FetchState { progress, is_over: false });
         // The journal verified these digests against the root in its header.
@@ -166,7 +158,7 @@ impl FetchWorker {
             let blake3 = spec.content.blake3.unwrap_or(Digest([0; 32]));
             FileDigests::new(layout, blake3, piece_list).ok().map(Arc::new)
         });
-        FetchWorker {
+        Ok(FetchWorker {
             layout,
             part,
             piece_list,
@@ -176,9 +168,9 @@ impl FetchWorker {
             timing: context.timing,
             executor: context.executor,
             started_at: Instant::now(),
-            inbox: channels.inbox,
-            events: channels.events,
-            save_commands: channels.save_commands,
+            inbox,
+            events,
+            save_commands,
             hosts: Vec::new(),
             connections: HashMap::new(),
             verified_pieces,
@@ -198,11 +190,12 @@ impl FetchWorker {
             waiting_callers: Vec::new(),
             shared: Arc::new(FetchShared { state, changed: Condvar::new(), must_stop: AtomicBool::new(false) }),
             spec,
-        }
+        })
     }
 
-    pub(super) fn shared(&self) -> Arc<FetchShared> {
-        Arc::clone(&self.shared)
+    /// What a handle reaches the fetch's thread by.
+    pub(super) fn handle(&self) -> (Sender<FetchEvent>, Arc<FetchShared>) {
+        (self.inbox.clone(), Arc::clone(&self.shared))
     }
 
     pub(super) fn run(mut self) {
@@ -213,7 +206,7 @@ impl FetchWorker {
                 self.apply_effect(effect);
             }
             self.report_progress();
-            // Progress now shows the effect of their commands: let the callers go on.
+            // Progress now shows the effect of their actions: let the callers go on.
             self.waiting_callers.clear();
             if self.has_ended() {
                 return;
@@ -232,14 +225,14 @@ impl FetchWorker {
             };
             self.measure_speed();
             if self.shared.must_stop.load(SeqCst) {
-                self.handle(FetchEvent::Stop);
+                self.handle_event(FetchEvent::Stop);
             }
             if let Some(event) = event {
-                self.handle(event);
+                self.handle_event(event);
             }
             for _ in 0..EVENTS_MAX {
                 let Ok(event) = self.events.try_recv() else { break };
-                self.handle(event);
+                self.handle_event(event);
             }
         }
     }
@@ -257,11 +250,11 @@ impl FetchWorker {
         }
     }
 
-    fn handle(&mut self, event: FetchEvent) {
+    fn handle_event(&mut self, event: FetchEvent) {
         match event {
-            FetchEvent::Command(command, until_done) => {
+            FetchEvent::Action(action, until_done) => {
                 self.waiting_callers.push(until_done);
-                self.handle_command(command);
+                self.handle_action(action);
             }
             FetchEvent::Stop => {
                 self.plan.set_paused(true);
@@ -273,16 +266,16 @@ impl FetchWorker {
         }
     }
 
-    fn handle_command(&mut self, command: FetchCommand) {
+    fn handle_action(&mut self, action: FetchAction) {
         let is_ending = self.ending.is_some() || self.status.is_final() || self.is_finishing;
-        match command {
+        match action {
             _ if is_ending => {}
-            FetchCommand::Pause => {
+            FetchAction::Pause => {
                 self.plan.set_paused(true);
                 self.set_status(FetchStatus::Paused, None);
             }
-            FetchCommand::Resume => self.resume(),
-            FetchCommand::Cancel => {
+            FetchAction::Resume => self.resume(),
+            FetchAction::Cancel => {
                 self.plan.set_paused(true);
                 self.ending = Some(FetchEnding::Cancel);
             }
@@ -305,7 +298,7 @@ impl FetchWorker {
 
     fn set_status(&mut self, status: FetchStatus, error: Option<String>) {
         if status != FetchStatus::Downloading {
-            self.speed.reset();
+            self.speed = SpeedMeter::default();
         }
         (self.status, self.error) = (status, error);
     }

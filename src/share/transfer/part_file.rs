@@ -10,7 +10,7 @@
 //! All access goes through the folder's descriptor, because the folder may be replaced by a link at any time.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use super::ContentIdentity;
 use super::plan::FencingToken;
 use crate::net::threads::ExecutorFull;
-use crate::share::dir_handle::{DirHandle, OpenMode};
+use crate::share::dir_handle::{DirHandle, OpenMode, if_found};
 use crate::share::pieces::PieceLayout;
 use crate::share::wire::{Digest, FILE_SIZE_MAX, FileName};
 use crate::storage::files::parent_of;
@@ -29,8 +29,8 @@ mod journal;
 #[cfg(test)]
 mod tests;
 
-pub(super) use journal::Journal;
-use journal::{JournalHeader, read_journal};
+pub(super) use journal::{Journal, seconds_as_text};
+use journal::{JournalContents, JournalHeader, read_journal};
 
 const FILE_PREFIX: &str = ".p2s2-";
 const JOURNAL_SUFFIX: &str = ".journal";
@@ -106,19 +106,11 @@ pub(super) fn prepare(spec: &FetchSpec) -> Result<PreparedFetch, StartFetchError
     let (path, part_path) = (folder.join(&names.journal), folder.join(&names.part));
     let header = JournalHeader::of(spec, save_as);
     let count = PieceLayout::of(size).count();
-    let leftover = match read_journal(&dir, &names.journal) {
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        read => read
-            .map_err(io_error_at(&path))?
-            .filter(|contents| JournalHeader { listed: false, ..contents.header.clone() } == header),
-    };
-    if let Some(leftover) = leftover {
-        let opened = match PartFile::open(&dir, &names.part, count) {
-            Ok(part) if part.file.metadata().map_err(io_error_at(&part_path))?.len() == size => Some(part),
-            Ok(_) => None,
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(io_error_at(&part_path)(error)),
-        };
+    let leftover = if_found(read_journal(&dir, &names.journal)).map_err(io_error_at(&path))?.flatten();
+    let is_same = |contents: &JournalContents| JournalHeader { listed: false, ..contents.header.clone() } == header;
+    if let Some(leftover) = leftover.filter(is_same) {
+        let opened = if_found(PartFile::open(&dir, &names.part, count, size)).map_err(io_error_at(&part_path))?;
+        let opened = opened.flatten();
         let destination = dir.entry_info(save_as).map_err(io_error_at(&spec.save_path))?;
         let is_in_place = destination.is_some_and(|found| found.is_file && found.len == size);
         if opened.is_some() || (leftover.is_whole && is_in_place) {
@@ -172,8 +164,10 @@ pub(super) struct PartFile {
 const FINISHED: FencingToken = FencingToken::MAX;
 
 impl PartFile {
-    fn open(dir: &DirHandle, name: &str, pieces: usize) -> io::Result<PartFile> {
-        Ok(PartFile::of(dir.open_file(name, OpenMode::Write)?, name, pieces))
+    /// None if the file has another size.
+    fn open(dir: &DirHandle, name: &str, pieces: usize, size: u64) -> io::Result<Option<PartFile>> {
+        let file = dir.open_file(name, OpenMode::Write)?;
+        Ok((file.metadata()?.len() == size).then(|| PartFile::of(file, name, pieces)))
     }
 
     /// Creates the file; one that exists is not overwritten.
@@ -258,13 +252,8 @@ impl PartFile {
 /// The interrupted fetch with that id in a folder, if there is one; a folder that does not exist has none.
 pub fn find_interrupted(dir: &Path, id: &str) -> io::Result<Option<FetchSpec>> {
     let Some((held, names)) = open_dir(dir, id)? else { return Ok(None) };
-    match read_journal(&held, &names.journal) {
-        Ok(contents) => {
-            Ok(contents.filter(|contents| contents.header.id == id).map(|contents| contents.header.spec(dir)))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    let contents = if_found(read_journal(&held, &names.journal))?.flatten();
+    Ok(contents.filter(|contents| contents.header.id == id).map(|contents| contents.header.spec(dir)))
 }
 
 /// Removes part file and journal of the fetch with that id. A finished file stays; a folder that does not exist is no
@@ -280,11 +269,7 @@ fn open_dir(dir: &Path, id: &str) -> io::Result<Option<(DirHandle, FetchFileName
     if !is_valid_id(id) {
         return Ok(None);
     }
-    match DirHandle::open(dir) {
-        Ok(held) => Ok(Some((held, FetchFileNames::of(id)))),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(if_found(DirHandle::open(dir))?.map(|held| (held, FetchFileNames::of(id))))
 }
 
 #[derive(Debug)]

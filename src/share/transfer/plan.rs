@@ -127,7 +127,7 @@ impl FetchPlan {
         }
         for (id, supports_range) in listed.iter().copied().filter(|(id, _)| *id < HOSTS_MAX) {
             while self.hosts.len() <= id {
-                self.hosts.push(SourceState::new());
+                self.hosts.push(SourceState::default());
             }
             (self.hosts[id].is_listed, self.hosts[id].supports_range) = (true, supports_range);
         }
@@ -146,7 +146,7 @@ impl FetchPlan {
     /// Drops a host's state, so that its id can be given to another host.
     pub fn forget_host(&mut self, id: HostId) {
         if let Some(host) = self.hosts.get_mut(id) {
-            *host = SourceState::new();
+            *host = SourceState::default();
         }
     }
 
@@ -253,7 +253,7 @@ impl FetchPlan {
         }
         host.connection = ConnectionState::Closed;
         (host.is_list_requested, host.is_whole_requested, host.has_superseded_pieces) = (false, false, false);
-        (host.sends_unverified, host.is_idle, host.unfinished_bytes) = (false, true, 0);
+        (host.sends_unverified, host.is_busy, host.unfinished_bytes) = (false, false, 0);
         for piece in std::mem::take(&mut host.requested) {
             self.mark_missing(piece);
         }

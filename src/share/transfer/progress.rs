@@ -11,7 +11,7 @@ use crate::model::named;
 pub type ProgressCallback = Arc<dyn Fn(&FetchProgress) + Send + Sync>;
 
 /// Progress of a fetch, in the JSON form of the client API.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct FetchProgress {
     /// Bytes received, those of incomplete pieces included.
     pub downloaded_size: u64,
@@ -36,8 +36,10 @@ pub struct FetchProgress {
 
 named! {
     /// Status of a fetch; see `docs/spec/share.md`.
+    #[derive(Default)]
     pub enum FetchStatus {
         /// No host sends yet.
+        #[default]
         Pending = "pending",
         /// Data arrives.
         Downloading = "downloading",

@@ -2,12 +2,9 @@
 //!
 //! No lock is held while data is sent, and only files that [`FileProvider`] opens are read.
 
-use std::fmt;
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, warn};
@@ -23,6 +20,7 @@ use crate::net::listener::{
     Rejection,
 };
 use crate::net::log_throttle::LogThrottle;
+use crate::net::permits::{Permits, WorkPermit};
 use crate::share::wire::Seconds;
 
 /// Up to this size, the response line and the data are sent in one write.
@@ -69,7 +67,8 @@ struct PeerServerInner {
     provider: Arc<dyn FileProvider>,
     limits: PeerServerLimits,
     counters: PeerServerCounters,
-    active_transfers: Arc<AtomicUsize>,
+    /// They are only counted, not bounded.
+    active_transfers: Permits,
     read_error_throttle: LogThrottle,
 }
 
@@ -94,18 +93,10 @@ impl PeerServer {
         socket: TcpListener,
         context: ListenerContext,
         provider: Arc<dyn FileProvider>,
-    ) -> io::Result<PeerServer> {
-        PeerServer::start_with_limits(socket, context, provider, PeerServerLimits::default())
-    }
-
-    pub fn start_with_limits(
-        socket: TcpListener,
-        context: ListenerContext,
-        provider: Arc<dyn FileProvider>,
         limits: PeerServerLimits,
     ) -> io::Result<PeerServer> {
         let (counters, active_transfers, read_error_throttle) =
-            (PeerServerCounters::default(), Arc::default(), LogThrottle::every_minute());
+            (PeerServerCounters::default(), Permits::new(usize::MAX), LogThrottle::every_minute());
         let inner = Arc::new(PeerServerInner { provider, limits, counters, active_transfers, read_error_throttle });
         let service = PeerService(Arc::clone(&inner));
         // Peers do not use TLS: the receiver verifies content by its digests.
@@ -120,7 +111,7 @@ impl PeerServer {
 
     /// A connection still counts for 3 s after a range was sent, because it usually requests the next one.
     pub fn active_transfers(&self) -> usize {
-        self.inner.active_transfers.load(Relaxed)
+        self.inner.active_transfers.in_use()
     }
 
     #[cfg(any(test, feature = "internals"))]
@@ -139,30 +130,6 @@ impl PeerServer {
     }
 }
 
-impl fmt::Debug for PeerServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerServer")
-            .field("at", &self.local_addr())
-            .field("busy", &self.active_transfers())
-            .finish_non_exhaustive()
-    }
-}
-
-struct ActiveTransfer(Arc<AtomicUsize>);
-
-impl ActiveTransfer {
-    fn begin(inner: &PeerServerInner) -> ActiveTransfer {
-        inner.active_transfers.fetch_add(1, Relaxed);
-        ActiveTransfer(Arc::clone(&inner.active_transfers))
-    }
-}
-
-impl Drop for ActiveTransfer {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
 /// Why a response was cut off before all promised bytes were sent.
 #[derive(Debug, thiserror::Error)]
 enum SendError {
@@ -176,14 +143,9 @@ enum SendError {
 
 struct PeerService(Arc<PeerServerInner>);
 
-#[derive(Default)]
-struct PeerConnectionState {
-    /// Set while data is being sent, and until [`RANGE_LINGER`] after.
-    transfer: Option<ActiveTransfer>,
-}
-
 impl MessageService for PeerService {
-    type Session = PeerConnectionState;
+    /// There is one while data is being sent, and until [`RANGE_LINGER`] after.
+    type Session = Option<WorkPermit>;
     const NAME: &'static str = "peer port";
     const FRAMING: MessageFraming = MessageFraming::Lines;
 
@@ -210,27 +172,27 @@ impl MessageService for PeerService {
         &self.0.counters.connections_failed
     }
 
-    fn on_connect(&self, connection: &MessageConnection) -> PeerConnectionState {
+    fn on_connect(&self, connection: &MessageConnection) -> Option<WorkPermit> {
         // Bounds each write; a reader that accepts a little each time is cut off for its speed.
         if let Err(error) = connection.stream().set_write_timeout(Some(self.0.limits.stall_timeout)) {
             // Fails if the connection is closed already.
             debug!("{}: {error}", connection.source());
         }
-        PeerConnectionState::default()
+        None
     }
 
     fn handle(
         &self,
-        state: &mut PeerConnectionState,
+        transfer: &mut Option<WorkPermit>,
         line: Vec<u8>,
         connection: &mut MessageConnection,
     ) -> Result<AfterMessage, ConnectionEnd> {
         let stream = connection.stream();
-        match self.0.serve(state, &line, stream) {
+        match self.0.serve(transfer, &line, stream) {
             Ok(after) => {
                 if after == AfterMessage::Close {
                     // The transfer is done, however long the peer takes to close the connection.
-                    state.transfer = None;
+                    *transfer = None;
                 }
                 Ok(after)
             }
@@ -248,23 +210,23 @@ impl MessageService for PeerService {
     }
 
     /// An idle connection may always be closed: its peer only has to connect again.
-    fn is_evictable(&self, _state: &PeerConnectionState) -> bool {
+    fn is_evictable(&self, _transfer: &Option<WorkPermit>) -> bool {
         true
     }
 
-    fn idle_notice_after(&self, state: &PeerConnectionState) -> Option<Duration> {
-        state.transfer.as_ref().map(|_| RANGE_LINGER)
+    fn idle_notice_after(&self, transfer: &Option<WorkPermit>) -> Option<Duration> {
+        transfer.as_ref().map(|_| RANGE_LINGER)
     }
 
-    fn on_idle(&self, state: &mut PeerConnectionState) {
-        state.transfer = None;
+    fn on_idle(&self, transfer: &mut Option<WorkPermit>) {
+        *transfer = None;
     }
 }
 
 impl PeerServerInner {
     fn serve(
-        self: &Arc<Self>,
-        state: &mut PeerConnectionState,
+        &self,
+        transfer: &mut Option<WorkPermit>,
         line: &[u8],
         stream: &TcpStream,
     ) -> Result<AfterMessage, SendError> {
@@ -273,13 +235,9 @@ impl PeerServerInner {
             self.send_error(stream, PeerError::NotFound)?;
             return Ok(AfterMessage::Close);
         };
-        if !matches!(request, PeerRequest::Meta { .. }) && state.transfer.is_none() {
-            state.transfer = Some(ActiveTransfer::begin(self));
+        if !matches!(request, PeerRequest::Meta { .. }) && transfer.is_none() {
+            *transfer = self.active_transfers.try_acquire();
         }
-        self.respond(stream, request)
-    }
-
-    fn respond(&self, stream: &TcpStream, request: PeerRequest<'_>) -> Result<AfterMessage, SendError> {
         let after =
             if matches!(request, PeerRequest::Get { .. }) { AfterMessage::Close } else { AfterMessage::Continue };
         let served = self.provider.open(request.name()).map_err(|unavailable| match unavailable {
@@ -411,11 +369,9 @@ impl PeerServerInner {
 }
 
 fn is_unchanged(served: &ServedFile) -> bool {
-    let unchanged = |file: &File| -> io::Result<bool> {
-        let now = file.metadata()?;
-        Ok(now.is_file() && now.len() == served.size && now.modified()? == served.modified)
-    };
-    unchanged(&served.file).unwrap_or(false)
+    served.file.metadata().is_ok_and(|now| {
+        now.is_file() && now.len() == served.size && now.modified().is_ok_and(|at| at == served.modified)
+    })
 }
 
 fn seconds(time: SystemTime) -> Seconds {

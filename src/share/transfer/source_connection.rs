@@ -15,8 +15,9 @@ use parking_lot::Mutex;
 
 use super::context::FetchTiming;
 use super::part_file::PartFile;
+use super::pass_on_drop::PassOnDrop;
 use super::plan::{FencingToken, SourceFault};
-use super::verifier::{BUFFER_BYTES, PieceClaim, PieceVerifier, VerdictCallback};
+use super::verifier::{BUFFER_BYTES, HashInput, PieceClaim, PieceVerifier, VerdictCallback};
 use super::wire::{META_MAX, PeerError, PeerRequest, PeerResponse, RESPONSE_LINE_MAX, UnexpectedResponse, parse_meta};
 use crate::model::text;
 use crate::net::deadline::DeadlineStream;
@@ -117,29 +118,18 @@ impl SourceError {
     }
 }
 
-/// Sends [`SourceEvent::Disconnected`] when dropped, so that it is sent even if the connection's thread panics.
-struct SourceEndGuard {
-    on_event: Arc<dyn Fn(SourceEvent) + Send + Sync>,
-    fault: SourceFault,
-    why: String,
-}
-
-impl Drop for SourceEndGuard {
-    fn drop(&mut self) {
-        (self.on_event)(SourceEvent::Disconnected { fault: self.fault, why: std::mem::take(&mut self.why) });
-    }
-}
-
 impl SourceConnection {
     /// Executes commands until their channel closes or something fails.
     pub(super) fn run(self) {
         let on_event = Arc::clone(&self.on_event);
         let mut end_guard =
-            SourceEndGuard { on_event, fault: SourceFault::Lost, why: "its connection failed".to_owned() };
+            PassOnDrop::new((SourceFault::Lost, "its connection failed".to_owned()), move |(fault, why)| {
+                on_event(SourceEvent::Disconnected { fault, why });
+            });
         match self.connect_and_receive() {
-            Ok(()) => end_guard.why = "ended the connection".to_owned(),
+            Ok(()) => end_guard.set((SourceFault::Lost, "ended the connection".to_owned())),
             Err(end) => {
-                (end_guard.fault, end_guard.why) = (end.fault(), end.to_string());
+                end_guard.set((end.fault(), end.to_string()));
                 match end {
                     SourceError::Disk(error) => (self.on_event)(SourceEvent::DiskFailed(error)),
                     SourceError::Broken(error) => debug!("a connection to a host has ended: {error}"),
@@ -252,7 +242,9 @@ impl SourceReceiver<'_> {
             }
             SourceCommand::Whole { .. } => PeerRequest::Get { name },
         };
-        self.reader.send(&request.to_string()).map_err(SourceError::Broken)?;
+        let deadline = Instant::now() + self.connection.timing.stall_timeout;
+        let sent = self.reader.stream.write_all_before(request.to_string().as_bytes(), deadline);
+        sent.map_err(SourceError::Broken)?;
         self.pending.push_back(command);
         Ok(())
     }
@@ -345,7 +337,7 @@ impl SourceReceiver<'_> {
             let buffer = Arc::new(buffer);
             if let Some(held) = claim {
                 if !fits_one_buffer {
-                    self.verifier.hash(&buffer, len)?;
+                    self.verifier.send(HashInput::Bytes(Arc::clone(&buffer), len))?;
                 }
                 let written = connection.part.write(held.piece, held.token, &buffer[..len], offset);
                 if !written.map_err(SourceError::Disk)? {
@@ -360,7 +352,7 @@ impl SourceReceiver<'_> {
             offset += len as u64;
         }
         match claim {
-            Some(held) if !fits_one_buffer => Ok(self.verifier.end_piece(held)?),
+            Some(held) if !fits_one_buffer => Ok(self.verifier.send(HashInput::End(held))?),
             // An empty piece: the loop above did not run.
             Some(held) if byte_range.is_empty() => {
                 self.verifier.verify_now(held, &[]);
@@ -390,10 +382,6 @@ struct ResponseReader {
 impl ResponseReader {
     fn new(stream: DeadlineStream, timing: FetchTiming) -> ResponseReader {
         ResponseReader { stream, timing, buffered: Box::new([0; READ_AHEAD_BYTES]), unread: 0..0 }
-    }
-
-    fn send(&self, request: &str) -> io::Result<()> {
-        self.stream.write_all_before(request.as_bytes(), Instant::now() + self.timing.stall_timeout)
     }
 
     /// Reads a line and strips its end. The whole line must arrive within the line timeout, however slowly it trickles.

@@ -26,10 +26,6 @@ impl SpeedMeter {
         }
     }
 
-    pub(super) fn reset(&mut self) {
-        self.samples.clear();
-    }
-
     /// Average speed, given the total number of bytes received.
     pub(super) fn bytes_per_s(&self, now: Duration, bytes: u64) -> f64 {
         let Some((at, before)) = self.samples.front().copied() else { return 0.0 };
@@ -70,7 +66,7 @@ mod tests {
         }
         assert_eq!(speed.bytes_per_s(ms(14_000), 100_000), 0.0, "nothing came for four seconds");
         assert!(speed.samples.len() <= 32);
-        speed.reset();
+        speed = SpeedMeter::default();
         assert_eq!(speed.bytes_per_s(ms(14_000), 100_000), 0.0);
     }
 

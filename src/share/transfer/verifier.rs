@@ -35,9 +35,10 @@ pub(super) struct PieceClaim {
 /// Called with whether the claimed piece is valid.
 pub(super) type VerdictCallback = Arc<dyn Fn(PieceClaim, bool) + Send + Sync>;
 
-enum HashInput {
+pub(super) enum HashInput {
+    /// The next bytes of a piece, which are hashed while the caller writes them.
     Bytes(Arc<Vec<u8>>, usize),
-    /// The piece is complete.
+    /// The piece is complete and written; its verdict follows.
     End(PieceClaim),
     /// The bytes since the last end are to be dropped.
     Discard,
@@ -79,16 +80,6 @@ impl PieceVerifier {
         (self.on_verdict)(claim, claim.expected.is_none_or(|expected| expected == blake3_digest(bytes)));
     }
 
-    /// Hashes the next bytes of a piece in the background, while the caller writes them.
-    pub(super) fn hash(&mut self, buffer: &Arc<Vec<u8>>, len: usize) -> Result<(), ExecutorFull> {
-        self.send(HashInput::Bytes(Arc::clone(buffer), len))
-    }
-
-    /// Ends a piece that is complete and written; its verdict follows.
-    pub(super) fn end_piece(&mut self, claim: PieceClaim) -> Result<(), ExecutorFull> {
-        self.send(HashInput::End(claim))
-    }
-
     /// Drops the bytes of a piece that will not be completed.
     pub(super) fn discard_piece(&mut self) -> Result<(), ExecutorFull> {
         if self.thread.is_some() { self.send(HashInput::Discard) } else { Ok(()) }
@@ -107,7 +98,8 @@ impl PieceVerifier {
         }
     }
 
-    fn send(&mut self, input: HashInput) -> Result<(), ExecutorFull> {
+    /// Hashes in the background.
+    pub(super) fn send(&mut self, input: HashInput) -> Result<(), ExecutorFull> {
         if self.thread.is_none() {
             let (to, inputs) = unbounded();
             let (until_over, over) = bounded::<()>(0);

@@ -86,6 +86,8 @@ pub enum PeerError {
 }
 
 impl PeerError {
+    const ALL: [PeerError; 4] = [PeerError::NotFound, PeerError::FileNotFound, PeerError::ReadError, PeerError::Busy];
+
     pub fn as_line(self) -> &'static str {
         match self {
             PeerError::NotFound => "ERROR notfound\n",
@@ -107,24 +109,11 @@ pub enum PeerResponse {
 impl PeerResponse {
     /// Parses a line without its end.
     pub fn parse(line: &[u8]) -> Result<PeerResponse, UnexpectedResponse> {
-        if line == PeerError::Busy.as_line().trim_ascii_end().as_bytes() {
-            return Ok(PeerResponse::Error(PeerError::Busy));
-        }
+        let length = line.strip_prefix(b"LENGTH ").and_then(parse_number).map(PeerResponse::Length);
+        let is_line = |error: &PeerError| error.as_line().trim_ascii_end().as_bytes() == line;
+        let error = || PeerError::ALL.into_iter().find(is_line).map(PeerResponse::Error);
         let unexpected = || UnexpectedResponse(format!("expected LENGTH or ERROR, not {:?}", preview(line)));
-        match split_word(line).ok_or_else(unexpected)? {
-            (b"LENGTH", digits) => parse_number(digits).map(PeerResponse::Length).ok_or_else(unexpected),
-            (b"ERROR", reason) => parse_error_reason(reason).map(PeerResponse::Error).ok_or_else(unexpected),
-            _ => Err(unexpected()),
-        }
-    }
-}
-
-fn parse_error_reason(reason: &[u8]) -> Option<PeerError> {
-    match reason {
-        b"notfound" => Some(PeerError::NotFound),
-        b"filenotfound" => Some(PeerError::FileNotFound),
-        b"readerror" => Some(PeerError::ReadError),
-        _ => None,
+        length.or_else(error).ok_or_else(unexpected)
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Serialize, Serializer};
 
 use super::responses::{
     ChangesAnswer, DiscoverAnswer, EmptyAnswer, HoldersAnswer, ListAnswer, PingAnswer, RegisterAnswer,
@@ -33,42 +33,44 @@ const STATE_MAX: usize = 32;
 /// A host's files by name.
 pub type FileMap = BTreeMap<FileName, Arc<FileEntry>>;
 
-/// An action of the registry: its name, the data of its request, and what its response holds.
+/// An action of the registry: the data of its request, its name, and what its response holds.
 pub trait Action: Serialize + Sized {
     const NAME: &'static str;
     /// The statuses of its responses, besides ERROR.
-    const STATUSES: &'static [&'static str] = &["OK"];
-    /// The step that carries it out also counts as a sign of life of the connection's host. For any other action the
-    /// server counts it before.
-    const RECORDS_ACTIVITY: bool = false;
+    const STATUSES: &'static [&'static str];
     /// What a client reads from the response.
     type Answer: DeserializeOwned;
-
-    fn parse(data: &RequestData<'_>) -> Result<Self, String>;
 }
 
+/// A row has the [`Action`] of the data (boxed if it is large, so that the others stay small), and whether the step
+/// that carries it out also counts as a sign of life of the connection's host. For any other action the server counts
+/// it before.
 macro_rules! actions {
-    ($($(#[doc = $doc:literal])+ $Variant:ident($Data:ty),)+) => {
+    ($(
+        $(#[doc = $doc:literal])+
+        $Variant:ident($Held:ty): $Data:ident, $name:literal, $statuses:tt, $Answer:ident,
+        records_activity = $records:literal;
+    )+) => {
         /// A request to the registry.
         #[derive(Debug)]
         pub enum RegistryRequest {
-            $($(#[doc = $doc])+ $Variant($Data),)+
+            $($(#[doc = $doc])+ $Variant($Held),)+
         }
 
         impl RegistryRequest {
-            const NAMES: &[&str] = &[$(<$Data as Action>::NAME),+];
+            const NAMES: &[&str] = &[$($name),+];
 
-            /// See [`Action::RECORDS_ACTIVITY`].
+            /// Whether the step that carries it out counts it as a sign of life.
             pub(in crate::share) fn records_activity(&self) -> bool {
                 match self {
-                    $(RegistryRequest::$Variant(_) => <$Data as Action>::RECORDS_ACTIVITY),+
+                    $(RegistryRequest::$Variant(_) => $records),+
                 }
             }
 
             fn of_action(name: &str, data: RawField<'_>) -> Result<RegistryRequest, String> {
                 match name {
-                    $(<$Data as Action>::NAME => {
-                        <$Data as Action>::parse(&RequestData::new(data)?).map(RegistryRequest::$Variant)
+                    $($name => {
+                        $Data::parse(&RequestData::new(data)?).map(|data| RegistryRequest::$Variant(data.into()))
                     })+
                     _ => {
                         let (last, others) = RegistryRequest::NAMES.split_last().unwrap_or((&"", &[]));
@@ -80,32 +82,38 @@ macro_rules! actions {
             #[cfg(any(test, feature = "internals"))]
             pub fn write(&self) -> Vec<u8> {
                 match self {
-                    $(RegistryRequest::$Variant(data) => write(data)),+
+                    $(RegistryRequest::$Variant(data) => write::<$Data>(data)),+
                 }
             }
         }
+
+        $(impl Action for $Data {
+            const NAME: &'static str = $name;
+            const STATUSES: &'static [&'static str] = &$statuses;
+            type Answer = $Answer;
+        })+
     };
 }
 
 actions! {
     /// Registers a host.
-    Register(Box<RegisterRequest>),
+    Register(Box<RegisterRequest>): RegisterRequest, "REGISTER", ["OK"], RegisterAnswer, records_activity = true;
     /// Adds or changes a file of a host.
-    Publish(Box<PublishRequest>),
+    Publish(Box<PublishRequest>): PublishRequest, "PUBLISH", ["ACK"], EmptyAnswer, records_activity = true;
     /// Stops listing a file.
-    Unpublish(UnpublishRequest),
+    Unpublish(UnpublishRequest): UnpublishRequest, "UNPUBLISH", ["ACK"], EmptyAnswer, records_activity = true;
     /// Finds hosts that have a file.
-    Request(FileRequest),
+    Request(FileRequest): FileRequest, "REQUEST", ["FOUND", "NOTFOUND"], HoldersAnswer, records_activity = false;
     /// Gets a host's files and address.
-    Discover(DiscoverRequest),
+    Discover(DiscoverRequest): DiscoverRequest, "DISCOVER", ["OK"], DiscoverAnswer, records_activity = false;
     /// Lists the hosts with their files.
-    List(ListRequest),
+    List(ListRequest): ListRequest, "LIST", ["OK"], ListAnswer, records_activity = false;
     /// Gets the changes after a known point.
-    Changes(ChangesRequest),
+    Changes(ChangesRequest): ChangesRequest, "CHANGES", ["OK"], ChangesAnswer, records_activity = false;
     /// Asks whether a host is live.
-    Ping(PingRequest),
+    Ping(PingRequest): PingRequest, "PING", ["ALIVE", "DEAD"], PingAnswer, records_activity = true;
     /// Removes a host.
-    Unregister(UnregisterRequest),
+    Unregister(UnregisterRequest): UnregisterRequest, "UNREGISTER", ["OK"], EmptyAnswer, records_activity = true;
 }
 
 /// Parses one line.
@@ -123,18 +131,6 @@ pub fn write<A: Action>(data: &A) -> Vec<u8> {
     }
     // Only strings and numbers: serializing them to memory cannot fail.
     serde_json::to_vec(&RequestLine { action: A::NAME, data }).unwrap_or_default()
-}
-
-/// Large requests are boxed, so that the others stay small.
-impl<A: Action> Action for Box<A> {
-    const NAME: &'static str = A::NAME;
-    const STATUSES: &'static [&'static str] = A::STATUSES;
-    const RECORDS_ACTIVITY: bool = A::RECORDS_ACTIVITY;
-    type Answer = A::Answer;
-
-    fn parse(data: &RequestData<'_>) -> Result<Box<A>, String> {
-        A::parse(data).map(Box::new)
-    }
 }
 
 /// The data of REGISTER.
@@ -162,11 +158,7 @@ pub struct RegisterRequest {
     pub resume: Option<Token>,
 }
 
-impl Action for RegisterRequest {
-    const NAME: &'static str = "REGISTER";
-    const RECORDS_ACTIVITY: bool = true;
-    type Answer = RegisterAnswer;
-
+impl RegisterRequest {
     fn parse(data: &RequestData<'_>) -> Result<RegisterRequest, String> {
         let port = match optional_integer("port", data.port)?.map(u16::try_from) {
             Some(Ok(port)) if port >= PORT_MIN => port,
@@ -189,20 +181,16 @@ impl Action for RegisterRequest {
 }
 
 /// The data of PUBLISH.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct PublishRequest {
     pub hostname: Name,
     pub fname: FileName,
     /// The file; always published.
+    #[serde(flatten)]
     pub entry: Arc<FileEntry>,
 }
 
-impl Action for PublishRequest {
-    const NAME: &'static str = "PUBLISH";
-    const STATUSES: &'static [&'static str] = &["ACK"];
-    const RECORDS_ACTIVITY: bool = true;
-    type Answer = EmptyAnswer;
-
+impl PublishRequest {
     /// The file's fields are on the same level as the others.
     fn parse(data: &RequestData<'_>) -> Result<PublishRequest, String> {
         let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
@@ -217,12 +205,7 @@ pub struct UnpublishRequest {
     pub fname: FileName,
 }
 
-impl Action for UnpublishRequest {
-    const NAME: &'static str = "UNPUBLISH";
-    const STATUSES: &'static [&'static str] = &["ACK"];
-    const RECORDS_ACTIVITY: bool = true;
-    type Answer = EmptyAnswer;
-
+impl UnpublishRequest {
     fn parse(data: &RequestData<'_>) -> Result<UnpublishRequest, String> {
         Ok(UnpublishRequest { hostname: required("hostname", data.hostname)?, fname: required("fname", data.fname)? })
     }
@@ -240,11 +223,7 @@ pub struct FileRequest {
     pub modified: Option<Seconds>,
 }
 
-impl Action for FileRequest {
-    const NAME: &'static str = "REQUEST";
-    const STATUSES: &'static [&'static str] = &["FOUND", "NOTFOUND"];
-    type Answer = HoldersAnswer;
-
+impl FileRequest {
     fn parse(data: &RequestData<'_>) -> Result<FileRequest, String> {
         let (fname, size) = (required("fname", data.fname)?, optional_integer("size", data.size)?);
         Ok(FileRequest { fname, size, modified: optional("modified", data.modified)? })
@@ -257,10 +236,7 @@ pub struct DiscoverRequest {
     pub hostname: Name,
 }
 
-impl Action for DiscoverRequest {
-    const NAME: &'static str = "DISCOVER";
-    type Answer = DiscoverAnswer;
-
+impl DiscoverRequest {
     fn parse(data: &RequestData<'_>) -> Result<DiscoverRequest, String> {
         Ok(DiscoverRequest { hostname: required("hostname", data.hostname)? })
     }
@@ -272,11 +248,7 @@ pub struct UnregisterRequest {
     pub hostname: Name,
 }
 
-impl Action for UnregisterRequest {
-    const NAME: &'static str = "UNREGISTER";
-    const RECORDS_ACTIVITY: bool = true;
-    type Answer = EmptyAnswer;
-
+impl UnregisterRequest {
     fn parse(data: &RequestData<'_>) -> Result<UnregisterRequest, String> {
         Ok(UnregisterRequest { hostname: required("hostname", data.hostname)? })
     }
@@ -291,10 +263,7 @@ pub struct ListRequest {
     pub limit: Option<u64>,
 }
 
-impl Action for ListRequest {
-    const NAME: &'static str = "LIST";
-    type Answer = ListAnswer;
-
+impl ListRequest {
     fn parse(data: &RequestData<'_>) -> Result<ListRequest, String> {
         let (offset, limit) = (optional_integer("offset", data.offset)?, optional_integer("limit", data.limit)?);
         Ok(ListRequest { offset, limit })
@@ -315,10 +284,7 @@ pub struct ChangesRequest {
     pub wait: Option<Seconds>,
 }
 
-impl Action for ChangesRequest {
-    const NAME: &'static str = "CHANGES";
-    type Answer = ChangesAnswer;
-
+impl ChangesRequest {
     fn parse(data: &RequestData<'_>) -> Result<ChangesRequest, String> {
         let wait: Option<Seconds> = optional("wait", data.wait)?;
         if wait.is_some_and(|wait| !(0.0..=WAIT_MAX_S).contains(&wait.get())) {
@@ -338,30 +304,12 @@ pub struct PingRequest {
     pub state: Option<String>,
 }
 
-impl Action for PingRequest {
-    const NAME: &'static str = "PING";
-    const STATUSES: &'static [&'static str] = &["ALIVE", "DEAD"];
-    const RECORDS_ACTIVITY: bool = true;
-    type Answer = PingAnswer;
-
+impl PingRequest {
     fn parse(data: &RequestData<'_>) -> Result<PingRequest, String> {
         let state: Option<String> = optional("state", data.state)?;
         if let Some(state) = &state {
             text::check(state, 0, STATE_MAX).map_err(|error| format!("state: {error}"))?;
         }
         Ok(PingRequest { hostname: required("hostname", data.hostname)?, state })
-    }
-}
-
-impl Serialize for PublishRequest {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct FlatPublish<'a> {
-            hostname: &'a Name,
-            fname: &'a FileName,
-            #[serde(flatten)]
-            entry: &'a FileEntry,
-        }
-        FlatPublish { hostname: &self.hostname, fname: &self.fname, entry: &self.entry }.serialize(serializer)
     }
 }

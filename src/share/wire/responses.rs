@@ -196,12 +196,6 @@ impl TryFrom<EntryFields> for FileEntry {
     }
 }
 
-impl<'de> Deserialize<'de> for HostEntry {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<HostEntry, D::Error> {
-        FileHolder::deserialize(deserializer).map(|holder| holder.host)
-    }
-}
-
 /// A host that has a file, and the file's name if it was not the one requested.
 #[derive(Debug)]
 pub(in crate::share) struct FileHolder {

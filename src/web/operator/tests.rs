@@ -13,7 +13,7 @@ use crate::identity::{HashCost, PasswordHasher, Role, UserError};
 use crate::model::{Cents, Millis, Name};
 use crate::net::budget::ReceiveBudget;
 use crate::net::http::{Body, HeaderMap, Method, header};
-use crate::net::listener::ConnectionLimiter;
+use crate::net::listener::{ConnectionLimiter, ListenerContext};
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
 use crate::share::server::{AuthMode, RegistryServerConfig, RegistryServerContext};
@@ -62,11 +62,13 @@ fn world_in(dir: tempfile::TempDir, with_shop: bool, with_registry: bool) -> Wor
     });
     let registry = with_registry.then(|| {
         let floor = RegistryServerContext {
-            executor: Executor::new("test", 300),
-            limiter: ConnectionLimiter::new(300),
-            budget: ReceiveBudget::new(1 << 20),
-            identity: None,
-            allows_remote_plaintext: false,
+            listener_context: ListenerContext {
+                executor: Executor::new("test", 300),
+                limiter: ConnectionLimiter::new(300),
+                budget: ReceiveBudget::new(1 << 20),
+                identity: None,
+                allows_remote_plaintext: false,
+            },
             clock,
             store: Arc::new(Store::open(&dir.path().join("registry.db"), MIGRATIONS).unwrap()),
             accounts: Arc::clone(&users) as _,

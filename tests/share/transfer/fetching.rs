@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use p2s2::internals::share::pieces::blake3_digest;
-use p2s2::internals::share::transfer::{Fetch, FetchSpec, FetchStatus, StartFetchError};
+use p2s2::internals::share::transfer::{Fetch, FetchAction, FetchSpec, FetchStatus, StartFetchError};
 use p2s2::internals::share::wire::HostEntry;
 
 use super::proxy::Proxy;
@@ -222,7 +222,7 @@ fn peers_that_do_not_do_as_they_should_are_named_and_left() {
         // Another host has the content.
         registry.set(&[&shown, &good_entry]);
         if progress.status == FetchStatus::Failed {
-            fetch.resume();
+            fetch.act(FetchAction::Resume);
         }
         assert!(completed(&fetch).verified);
         assert!(fs::read(&to).unwrap() == content, "{what}");
@@ -242,7 +242,7 @@ fn a_whole_file_that_is_not_what_its_digest_says_never_appears() {
     let progress = wait_until(&fetch, "the error", |progress| progress.status == FetchStatus::Failed);
     assert!(progress.error.unwrap().contains("mal sent the wrong thing: its content is not what its BLAKE3 says"));
     assert!(!dir.path().join("here").exists());
-    fetch.cancel();
+    fetch.act(FetchAction::Cancel);
     assert_eq!(wait_until(&fetch, "the end", |progress| progress.status.is_final()).status, FetchStatus::Cancelled);
     assert_eq!(names(dir.path()), ["source"]);
 }
@@ -273,7 +273,7 @@ fn a_file_of_one_buffer_is_checked_like_any_other() {
             let progress = wait_until(&fetch, "the error", |progress| progress.status == FetchStatus::Failed);
             assert!(progress.error.as_ref().unwrap().contains("mal sent"), "{progress:?}");
             assert!(!dir.path().join("here").exists());
-            fetch.cancel();
+            fetch.act(FetchAction::Cancel);
             wait_until(&fetch, "the end", |progress| progress.status.is_final());
         }
     }
@@ -294,9 +294,9 @@ fn pause_resume_and_cancel() {
     let paused = FetchSpec { is_paused: true, ..spec("f1", &to.path().join("here"), &shown) };
     let fetch = Fetch::start(paused, Arc::clone(&registry) as _, Arc::new(|_| {}), context()).unwrap();
     assert_eq!((fetch.progress().status, proxy.passed()), (FetchStatus::Paused, 0));
-    fetch.resume();
+    fetch.act(FetchAction::Resume);
     wait_until(&fetch, "something", |progress| progress.downloaded_size > 2 * MIB);
-    fetch.pause();
+    fetch.act(FetchAction::Pause);
     let progress = wait_until(&fetch, "the pause", |progress| {
         progress.status == FetchStatus::Paused && progress.sources.is_empty()
     });
@@ -305,14 +305,14 @@ fn pause_resume_and_cancel() {
     assert!(!to.path().join("here").exists());
     // The paused fetch can be found on disk, and continues where it was.
     assert_eq!(interrupted(to.path()), Some(spec("f1", &to.path().join("here"), &shown)));
-    fetch.resume();
+    fetch.act(FetchAction::Resume);
     completed(&fetch);
     assert!(fs::read(to.path().join("here")).unwrap() == content);
     assert!(proxy.passed() < 10 * MIB && had < proxy.passed(), "{} of them before", had);
 
     let again = fetch_as("f2", &to.path().join("there"), &shown, &registry);
     wait_until(&again, "something", |progress| progress.downloaded_size > MIB);
-    again.cancel();
+    again.act(FetchAction::Cancel);
     let progress = wait_until(&again, "its end", |progress| progress.status.is_final());
     assert_eq!((progress.status, names(to.path())), (FetchStatus::Cancelled, vec!["here".to_owned()]));
     assert_eq!(again.wait().status, FetchStatus::Cancelled);
@@ -351,7 +351,7 @@ fn an_existing_file_is_never_replaced() {
     assert_eq!(fs::read(&to).unwrap(), b"mine");
     fs::rename(&to, dir.path().join("mine")).unwrap();
     let passed = proxy.passed();
-    fetch.resume();
+    fetch.act(FetchAction::Resume);
     completed(&fetch);
     assert_eq!(proxy.passed(), passed, "all of it was here");
 }
@@ -405,7 +405,7 @@ fn a_host_that_is_offline_is_named_and_the_fetch_goes_on_when_it_is_back() {
     assert!(started_at.elapsed() < std::time::Duration::from_secs(5));
     // It does not continue by itself, but can be resumed once the content is back.
     nowhere.set(&[&shown]);
-    waiting.resume();
+    waiting.act(FetchAction::Resume);
     completed(&waiting);
 }
 
@@ -481,7 +481,7 @@ fn a_fetch_whose_file_was_in_its_place_when_the_process_died_is_completed() {
         // Keep the journal as it is just before it is removed.
         let (journal, aside) = (to.path().join(".p2s2-f1.journal"), to.path().join("aside"));
         fs::hard_link(&journal, &aside).unwrap();
-        fetch.resume();
+        fetch.act(FetchAction::Resume);
         completed(&fetch);
         assert!(fetch.stop(crate::support::PATIENCE));
         fs::rename(&aside, &journal).unwrap();

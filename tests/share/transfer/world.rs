@@ -117,7 +117,7 @@ impl PeerHost {
         let files = Arc::new(PublishedTestFiles::default());
         let provider: Arc<dyn FileProvider> = Arc::clone(&files) as _;
         let listener = listen(at).unwrap();
-        let server = PeerServer::start_with_limits(listener, context, provider, limits).unwrap();
+        let server = PeerServer::start(listener, context, provider, limits).unwrap();
         PeerHost { files, server, limiter }
     }
 

@@ -12,21 +12,19 @@ const COMPARED_HOSTS_MAX: usize = 2_048;
 /// So many owners are listed when the user has to choose one.
 const NAMED_OWNERS_MAX: usize = 100;
 
-pub(super) struct ReachableHosts {
-    pub hosts: Vec<HostEntry>,
-    /// One of those that announce an unreachable address.
-    pub unreachable: Option<Name>,
-}
-
-/// Leaves out ourselves and, unless the registry is on loopback, hosts on loopback.
-pub(super) fn find_reachable_hosts(inner: &NodeInner, name: &FileName) -> Result<ReachableHosts, NodeError> {
+/// Leaves out ourselves and, unless the registry is on loopback, hosts on loopback. With it comes one of those that
+/// announce an unreachable address.
+pub(super) fn find_reachable_hosts(
+    inner: &NodeInner,
+    name: &FileName,
+) -> Result<(Vec<HostEntry>, Option<Name>), NodeError> {
     let mut hosts = inner.registry()?.request(name)?;
     hosts.retain(|host| host.hostname != inner.user);
     let allows_loopback = inner.is_registry_on_loopback();
     let is_on_loopback = |host: &&HostEntry| host.ip.to_canonical().is_loopback();
     let unreachable = hosts.iter().find(is_on_loopback).filter(|_| !allows_loopback).map(|host| host.hostname.clone());
     hosts.retain(|host| is_reachable(host, &inner.user, allows_loopback));
-    Ok(ReachableHosts { hosts, unreachable })
+    Ok((hosts, unreachable))
 }
 
 pub(super) fn is_reachable(host: &HostEntry, own: &Name, allows_loopback: bool) -> bool {
@@ -44,7 +42,7 @@ pub(super) struct RegistrySourceFinder(pub Weak<NodeInner>);
 impl SourceFinder for RegistrySourceFinder {
     fn find_hosts(&self, fname: &FileName) -> Result<Vec<HostEntry>, String> {
         let inner = self.0.upgrade().ok_or("the node has ended")?;
-        find_reachable_hosts(&inner, fname).map(|found| found.hosts).map_err(|error| error.to_string())
+        find_reachable_hosts(&inner, fname).map(|(hosts, _)| hosts).map_err(|error| error.to_string())
     }
 }
 

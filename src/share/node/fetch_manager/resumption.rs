@@ -91,7 +91,7 @@ pub(super) fn discard(inner: &NodeInner, row: FetchRow) -> Result<Value, NodeErr
     let id = row.id.clone();
     set_row(inner, FetchRow { status: FetchStatus::Cancelled, error: None, ..row });
     let json = inner.fetches.entries.lock().get(&id).map(FetchEntry::json).ok_or_else(|| unknown_fetch_error(&id))?;
-    inner.events.notify("fetches", &json!({ "id": id, "progress": &json }));
+    inner.events.publish((), "fetches", &json!({ "id": id, "progress": &json }));
     Ok(json)
 }
 

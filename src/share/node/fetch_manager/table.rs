@@ -48,15 +48,17 @@ impl FetchEntry {
         let row = &self.row;
         let mut json = match &self.progress {
             Some(progress) => json!(progress),
-            None => json!({
-                "downloaded_size": row.downloaded_size,
-                "total_size": row.total_size,
-                "progress_percent": percent(row.downloaded_size, row.total_size, row.status),
-                "speed_bps": 0.0,
-                "eta_seconds": null,
-                "status": row.status.as_text(),
-                "verified": row.is_verified,
-                "sources": [],
+            None => json!(FetchProgress {
+                downloaded_size: row.downloaded_size,
+                total_size: row.total_size,
+                progress_percent: match row.total_size {
+                    0 if row.status == FetchStatus::Completed => 100.0,
+                    0 => 0.0,
+                    total => row.downloaded_size as f64 / total as f64 * 100.0,
+                },
+                status: row.status,
+                verified: row.is_verified,
+                ..FetchProgress::default()
             }),
         };
         json["fetch_id"] = json!(row.id);
@@ -67,14 +69,6 @@ impl FetchEntry {
         json["error_message"] = json["error"].clone();
         json["peer_hostname"] = json!(row.peer_hostname);
         json
-    }
-}
-
-fn percent(done: u64, total: u64, status: FetchStatus) -> f64 {
-    match total {
-        0 if status == FetchStatus::Completed => 100.0,
-        0 => 0.0,
-        _ => done as f64 / total as f64 * 100.0,
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::NetworkSnapshot;
-use crate::share::client::{RegistryClient, RegistryClientError};
+use crate::share::client::RegistryClient;
+use crate::share::node::NodeError;
 use crate::share::wire::{ChangeEntry, ListResponse};
 
 /// A page has at most as many hosts as the registry handles at once.
@@ -52,11 +53,7 @@ pub(in crate::share::node) struct NetworkCache {
 
 impl NetworkCache {
     /// At most `max_age` old; reads the list if necessary.
-    pub(in crate::share::node) fn snapshot(
-        &self,
-        max_age: Duration,
-        registry: &RegistryClient,
-    ) -> Result<Arc<NetworkSnapshot>, NetworkError> {
+    pub fn snapshot(&self, max_age: Duration, registry: &RegistryClient) -> Result<Arc<NetworkSnapshot>, NodeError> {
         let called_at = Instant::now();
         let cached = || {
             let state = self.state.lock();
@@ -90,7 +87,7 @@ impl NetworkCache {
         Ok(snapshot)
     }
 
-    fn read(registry: &RegistryClient) -> Result<NetworkSnapshot, NetworkError> {
+    fn read(registry: &RegistryClient) -> Result<NetworkSnapshot, NodeError> {
         let mut snapshot = NetworkSnapshot::new([]);
         let mut seen = BTreeSet::new();
         let (mut offset, mut limit) = (0, FIRST_PAGE_HOSTS);
@@ -100,7 +97,7 @@ impl NetworkCache {
             let (total, listed, files) = (page.total, page.registry.len() as u64, file_count_of(&page));
             snapshot.add(page, &mut seen);
             if snapshot.files.len() > FILES_MAX {
-                return Err(NetworkError::TooLarge);
+                return Err(too_large());
             }
             offset += limit;
             limit = next_page_hosts(limit, files);
@@ -109,10 +106,13 @@ impl NetworkCache {
             }
             // The total is the registry's claim: it must not make us read without end.
             if offset >= HOSTS_MAX {
-                return Err(NetworkError::TooLarge);
+                return Err(too_large());
             }
             if Instant::now() >= deadline {
-                return Err(NetworkError::TooSlow);
+                let limit_s = READ_TIMEOUT.as_secs();
+                return Err(NodeError::Busy(format!(
+                    "the registry has not told in {limit_s} s what the network has: ask for one file by its name"
+                )));
             }
         }
         snapshot.finish();
@@ -122,31 +122,28 @@ impl NetworkCache {
 
     /// For a search without results. However often it is called, only a fraction of the time goes into reading the
     /// list.
-    pub(in crate::share::node) fn refreshed(
-        &self,
-        registry: &RegistryClient,
-    ) -> Result<Arc<NetworkSnapshot>, NetworkError> {
+    pub fn refreshed(&self, registry: &RegistryClient) -> Result<Arc<NetworkSnapshot>, NodeError> {
         let read_duration = self.state.lock().latest.as_ref().map_or(Duration::ZERO, |latest| latest.read_duration);
         self.snapshot((read_duration * REREAD_FACTOR).min(MAX_AGE), registry)
     }
 
     /// From now on all changes are passed to [`NetworkCache::apply`]; drops the snapshot, which may lack earlier ones.
-    pub(in crate::share::node) fn begin_following(&self) {
+    pub fn begin_following(&self) {
         let mut state = self.state.lock();
         (state.latest, state.is_followed) = (None, true);
         state.invalidations += 1;
     }
 
-    pub(in crate::share::node) fn is_followed(&self) -> bool {
+    pub fn is_followed(&self) -> bool {
         self.state.lock().is_followed
     }
 
     /// No more changes are passed to [`NetworkCache::apply`].
-    pub(in crate::share::node) fn stop_following(&self) {
+    pub fn stop_following(&self) {
         self.state.lock().is_followed = false;
     }
 
-    pub(in crate::share::node) fn apply(&self, changes: &[ChangeEntry]) {
+    pub fn apply(&self, changes: &[ChangeEntry]) {
         let (latest, invalidations) = {
             let mut state = self.state.lock();
             match &mut state.buffered_changes {
@@ -167,21 +164,16 @@ impl NetworkCache {
         }
     }
 
-    pub(in crate::share::node) fn invalidate(&self) {
+    pub fn invalidate(&self) {
         let mut state = self.state.lock();
         state.latest = None;
         state.invalidations += 1;
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    #[error(transparent)]
-    Registry(#[from] RegistryClientError),
-    #[error("the network has more than {FILES_MAX} files or {HOSTS_MAX} hosts: ask for one by its name")]
-    TooLarge,
-    #[error("the registry has not told in {} s what the network has: ask for one file by its name", READ_TIMEOUT.as_secs())]
-    TooSlow,
+fn too_large() -> NodeError {
+    let limits = format!("{FILES_MAX} files or {HOSTS_MAX} hosts");
+    NodeError::Busy(format!("the network has more than {limits}: ask for one by its name"))
 }
 
 /// How many hosts to ask for after a page of `hosts` hosts with `files` files.

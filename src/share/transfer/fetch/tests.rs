@@ -1,4 +1,5 @@
 use super::*;
+use crate::net::threads::Executor;
 use crate::share::transfer::{ContentIdentity, FetchTiming};
 use crate::share::wire::HostEntry;
 use crate::share::wire::{FileName, Seconds};

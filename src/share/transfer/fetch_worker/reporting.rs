@@ -50,7 +50,7 @@ impl FetchWorker {
                 eta_seconds.filter(|_| self.status == FetchStatus::Downloading)
             },
             status: self.status,
-            verified: is_completed && (self.spec.content.blake3.is_some() || self.spec.content.pieces_root.is_some()),
+            verified: is_completed && self.spec.content.is_known(),
             error: self.error.clone(),
             sources: self.connections.keys().map(|host| self.hosts[*host].name.clone()).collect(),
             received_bytes: self.received_bytes,

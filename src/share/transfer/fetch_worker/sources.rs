@@ -4,10 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
-
 use super::{FetchEvent, FetchWorker};
 use crate::model::text::nfc;
+use crate::share::transfer::pass_on_drop::PassOnDrop;
 use crate::share::transfer::plan::{HOSTS_MAX, HostId};
 use crate::share::wire::HostEntry;
 
@@ -33,8 +32,11 @@ impl FetchWorker {
     pub(super) fn look_up_sources(&mut self) {
         let (finder, inbox, fname) = (Arc::clone(&self.finder), self.inbox.clone(), self.spec.fname.clone());
         let started = self.executor.execute(move || {
-            let mut response = LookupResponse { inbox, found: Err("asking it failed".to_owned()) };
-            response.found = finder.find_hosts(&fname);
+            let mut response = PassOnDrop::new(Err("asking it failed".to_owned()), |found| {
+                // Fails only after the fetch's thread has ended.
+                let _ = inbox.send(FetchEvent::SourcesFound(found));
+            });
+            response.set(finder.find_hosts(&fname));
         });
         self.lookup = LookupState::Running;
         if started.is_err() {
@@ -58,10 +60,9 @@ impl FetchWorker {
         };
         self.registry_error = None;
         let content = self.spec.content;
-        let has_digest = content.blake3.is_some() || content.pieces_root.is_some();
         let is_usable = |entry: &HostEntry| {
             let is_owner = entry.hostname.key() == nfc(&self.spec.hostname);
-            content.matches(&entry.file) && (has_digest || is_owner || !self.spec.is_owner_named)
+            content.matches(&entry.file) && (content.is_known() || is_owner || !self.spec.is_owner_named)
         };
         let (same, others): (Vec<&HostEntry>, Vec<&HostEntry>) = entries.iter().partition(|entry| is_usable(entry));
         self.hosts_with_other_content =
@@ -146,18 +147,5 @@ impl FetchWorker {
             None => format!("{} is offline", host.name),
         };
         self.hosts.iter().take(NAMED_HOSTS_MAX).map(say).collect::<Vec<_>>().join("; ")
-    }
-}
-
-/// Sends the result of a look-up when dropped, so that one arrives even if the look-up panics.
-struct LookupResponse {
-    inbox: Sender<FetchEvent>,
-    found: Result<Vec<HostEntry>, String>,
-}
-
-impl Drop for LookupResponse {
-    fn drop(&mut self) {
-        // Fails only after the fetch's thread has ended.
-        let _ = self.inbox.send(FetchEvent::SourcesFound(std::mem::replace(&mut self.found, Ok(Vec::new()))));
     }
 }

@@ -11,7 +11,7 @@ use super::{FetchFileNames, FetchSpec, PartFile, is_valid_id};
 use crate::share::dir_handle::{DirHandle, OpenMode};
 use crate::share::pieces::{PieceLayout, blake3_digest, digests_root};
 use crate::share::transfer::ContentIdentity;
-use crate::share::wire::{Digest, FILE_SIZE_MAX, FileName, Seconds};
+use crate::share::wire::{Digest, FILE_SIZE_MAX, FileName};
 
 /// Most bytes of a journal: its header, and a digest and a record for each piece.
 const JOURNAL_MAX: u64 = 16 * 1024 + 8192 * 48;
@@ -26,6 +26,7 @@ pub(in crate::share::transfer) struct Journal {
     dir: Arc<DirHandle>,
     names: FetchFileNames,
     file: File,
+    /// The digest of the header's line, by which records are checked.
     key: [u8; 32],
     /// Offset of the next record: one that was torn by a full disk is overwritten.
     end: u64,
@@ -41,7 +42,7 @@ impl Journal {
         piece_list: &[Digest],
     ) -> io::Result<Journal> {
         let line = header.to_line()?;
-        let key = record_key(&line);
+        let key = blake3_digest(&line).0;
         let mut bytes = line;
         bytes.extend(piece_list.iter().flat_map(|digest| digest.0));
         dir.remove(&names.new)?;
@@ -68,12 +69,12 @@ impl Journal {
         let file = dir.open_file(&names.journal, OpenMode::Write)?;
         // Cut off a torn record, so that the next ones follow directly.
         file.set_len(end)?;
-        let key = record_key(&header.to_line()?);
+        let key = blake3_digest(&header.to_line()?).0;
         Ok(Journal { header, dir, names, file, key, end })
     }
 
     /// Stores the piece list, after which pieces can be recorded. Does nothing if the journal has it already.
-    pub(in crate::share::transfer) fn set_list(&mut self, piece_list: &[Digest]) -> io::Result<()> {
+    pub fn set_list(&mut self, piece_list: &[Digest]) -> io::Result<()> {
         if !self.header.listed {
             let header = JournalHeader { listed: true, ..self.header.clone() };
             *self = Journal::create(header, Arc::clone(&self.dir), FetchFileNames::of(&self.header.id), piece_list)?;
@@ -82,7 +83,7 @@ impl Journal {
     }
 
     /// Records pieces, which must be synced. (The record itself is not synced: if it is lost, they are fetched again.)
-    pub(in crate::share::transfer) fn append(&mut self, pieces: &mut [usize]) -> io::Result<()> {
+    pub fn append(&mut self, pieces: &mut [usize]) -> io::Result<()> {
         if !self.header.listed {
             // The record would take the place of the list.
             return Err(io::Error::other("the list of pieces is not in the journal"));
@@ -97,32 +98,26 @@ impl Journal {
         Ok(())
     }
 
-    /// Records that the file is complete if no pieces are recorded. After a crash, this tells that the file found at
-    /// the destination is ours.
-    fn record_whole(&self) -> io::Result<()> {
-        if self.header.listed {
-            return Ok(());
-        }
-        self.write_at_end(&record(WHOLE_MARKER, 0, &self.key))
-    }
-
     fn write_at_end(&self, records: &[u8]) -> io::Result<()> {
         let mut file = &self.file;
         io::Seek::seek(&mut file, io::SeekFrom::Start(self.end))?;
         file.write_all(records)
     }
 
-    pub(in crate::share::transfer) fn finish(&self, part: Option<&PartFile>) -> io::Result<()> {
+    pub fn finish(&self, part: Option<&PartFile>) -> io::Result<()> {
         if let Some(part) = part {
             part.file.sync_all()?;
-            self.record_whole()?;
+            if !self.header.listed {
+                // After a crash, this tells that the file found at the destination is ours.
+                self.write_at_end(&record(WHOLE_MARKER, 0, &self.key))?;
+            }
             self.dir.rename_exclusively(&part.name, &self.header.save_as)?;
         }
         self.dir.sync()?;
         self.dir.remove(&self.names.journal)
     }
 
-    pub(in crate::share::transfer) fn discard(&self) -> io::Result<()> {
+    pub fn discard(&self) -> io::Result<()> {
         self.names.remove(&self.dir)
     }
 }
@@ -136,11 +131,8 @@ pub(super) struct JournalHeader {
     pub hostname: String,
     /// The name of the finished file, in the journal's own folder.
     pub save_as: String,
-    pub size: u64,
-    #[serde(with = "seconds_as_text")]
-    pub modified: Seconds,
-    pub blake3: Option<Digest>,
-    pub pieces_root: Option<Digest>,
+    #[serde(flatten)]
+    pub content: ContentIdentity,
     pub listed: bool,
     /// [`FetchSpec::is_owner_named`]; journals of earlier versions lack it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -148,16 +140,16 @@ pub(super) struct JournalHeader {
 }
 
 /// Stores a time as text, so that it is read back exactly: a JSON number may come back with another last digit.
-mod seconds_as_text {
+pub(in crate::share::transfer) mod seconds_as_text {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     use crate::share::wire::Seconds;
 
-    pub(super) fn serialize<S: Serializer>(seconds: &Seconds, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(seconds: &Seconds, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&seconds.get())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Seconds, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Seconds, D::Error> {
         let text = String::deserialize(deserializer)?;
         Seconds::new(text.parse().map_err(Error::custom)?).map_err(Error::custom)
     }
@@ -166,31 +158,26 @@ mod seconds_as_text {
 impl JournalHeader {
     const VERSION: u32 = 1;
 
-    pub(super) fn of(spec: &FetchSpec, save_as: &str) -> JournalHeader {
-        let ContentIdentity { size, modified, blake3, pieces_root } = spec.content;
+    pub fn of(spec: &FetchSpec, save_as: &str) -> JournalHeader {
         JournalHeader {
             version: JournalHeader::VERSION,
             id: spec.id.clone(),
             fname: spec.fname.clone(),
             hostname: spec.hostname.clone(),
             save_as: save_as.to_owned(),
-            size,
-            modified,
-            blake3,
-            pieces_root,
+            content: spec.content,
             listed: false,
             owner_named: spec.is_owner_named,
         }
     }
 
-    pub(super) fn spec(&self, dir: &Path) -> FetchSpec {
-        let JournalHeader { size, modified, blake3, pieces_root, .. } = *self;
+    pub fn spec(&self, dir: &Path) -> FetchSpec {
         FetchSpec {
             id: self.id.clone(),
             fname: self.fname.clone(),
             hostname: self.hostname.clone(),
             save_path: dir.join(&self.save_as),
-            content: ContentIdentity { size, modified, blake3, pieces_root },
+            content: self.content,
             is_owner_named: self.owner_named,
             is_paused: false,
         }
@@ -205,7 +192,7 @@ impl JournalHeader {
     fn is_valid(&self) -> bool {
         self.version == JournalHeader::VERSION
             && is_valid_id(&self.id)
-            && self.size <= FILE_SIZE_MAX
+            && self.content.size <= FILE_SIZE_MAX
             && Path::new(&self.save_as).file_name().is_some_and(|name| name == self.save_as.as_str())
     }
 }
@@ -230,8 +217,8 @@ pub(super) fn read_journal(dir: &DirHandle, name: &str) -> io::Result<Option<Jou
     if !header.is_valid() {
         return Ok(None);
     }
-    let count = PieceLayout::of(header.size).count();
-    let key = record_key(line);
+    let count = PieceLayout::of(header.content.size).count();
+    let key = blake3_digest(line).0;
     let mut contents = JournalContents {
         header,
         piece_list: None,
@@ -248,7 +235,7 @@ pub(super) fn read_journal(dir: &DirHandle, name: &str) -> io::Result<Option<Jou
     let Some((piece_list, records)) = rest.split_at_checked(count * 32) else { return Ok(None) };
     let piece_list: Vec<Digest> =
         piece_list.chunks_exact(32).filter_map(|chunk| chunk.try_into().ok().map(Digest)).collect();
-    if Some(digests_root(&piece_list)) != contents.header.pieces_root {
+    if Some(digests_root(&piece_list)) != contents.header.content.pieces_root {
         return Ok(None);
     }
     contents.end += count as u64 * 32;
@@ -261,10 +248,6 @@ pub(super) fn read_journal(dir: &DirHandle, name: &str) -> io::Result<Option<Jou
     contents.is_whole = contents.synced_pieces.iter().all(|is_synced| *is_synced);
     contents.piece_list = Some(piece_list);
     Ok(Some(contents))
-}
-
-fn record_key(line: &[u8]) -> [u8; 32] {
-    blake3_digest(line).0
 }
 
 fn record(first: usize, count: usize, key: &[u8; 32]) -> [u8; RECORD_BYTES] {

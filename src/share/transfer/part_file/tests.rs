@@ -1,5 +1,5 @@
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use super::*;
 use crate::share::pieces::{blake3_digest, digests_root};

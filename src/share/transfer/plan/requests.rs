@@ -34,9 +34,7 @@ impl FetchPlan {
     }
 
     pub(super) fn whole_effects(&mut self, now: Duration, effects: &mut Vec<FetchEffect>) {
-        (0..self.hosts.len()).filter(|id| self.hosts[*id].is_banned()).collect::<Vec<_>>().into_iter().for_each(|id| {
-            self.disconnect(id, effects);
-        });
+        self.disconnect_useless(effects);
         self.race_hosts(now, None, effects);
     }
 
@@ -106,7 +104,7 @@ impl FetchPlan {
                 let token = self.next_token();
                 effects.push(FetchEffect::RequestPieces { host: id, pieces, token });
             }
-            self.hosts[id].is_idle = self.hosts[id].requested.is_empty();
+            self.hosts[id].is_busy = !self.hosts[id].requested.is_empty();
         }
     }
 

@@ -16,15 +16,16 @@ const OFFLINE_FAILURES: u32 = 2;
 /// Consecutive invalid deliveries after which a host is banned.
 pub(super) const INVALID_MAX: u32 = 5;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum ConnectionState {
+    #[default]
     Closed,
     Opening,
     Open,
     Closing,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct SourceState {
     pub supports_range: bool,
     /// The registry currently lists it as having the file.
@@ -41,8 +42,8 @@ pub(super) struct SourceState {
     pub is_whole_requested: bool,
     /// It sends the whole file, and there is no piece list to verify it by.
     pub sends_unverified: bool,
-    /// There was nothing to request from it.
-    pub is_idle: bool,
+    /// There was something to request from it.
+    pub is_busy: bool,
     /// Bytes received of pieces that are not complete.
     pub unfinished_bytes: u64,
     /// Moving average of its speed; 0 if unknown.
@@ -55,29 +56,6 @@ pub(super) struct SourceState {
 }
 
 impl SourceState {
-    pub(super) fn new() -> SourceState {
-        SourceState {
-            supports_range: false,
-            is_listed: false,
-            connection: ConnectionState::Closed,
-            opened_at: Duration::ZERO,
-            requested: VecDeque::new(),
-            requested_at: Duration::ZERO,
-            has_superseded_pieces: false,
-            is_list_requested: false,
-            is_whole_requested: false,
-            sends_unverified: false,
-            is_idle: true,
-            unfinished_bytes: 0,
-            bytes_per_s: 0.0,
-            measured_at: Duration::ZERO,
-            measured_bytes: 0,
-            failures_in_row: 0,
-            invalid_in_row: 0,
-            retry_at: Duration::ZERO,
-        }
-    }
-
     pub(super) fn is_banned(&self) -> bool {
         self.invalid_in_row >= INVALID_MAX
     }
@@ -100,7 +78,7 @@ impl SourceState {
             self.requested_at = now;
         }
         // Idle time must not count against its speed.
-        if std::mem::take(&mut self.is_idle) {
+        if !std::mem::replace(&mut self.is_busy, true) {
             (self.measured_at, self.measured_bytes) = (now, 0);
         }
     }
