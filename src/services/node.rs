@@ -151,7 +151,7 @@ fn start_nodes(
     clock: Clock,
 ) -> anyhow::Result<Nodes> {
     let context = NodeContext {
-        listener_context: resources.listener_context(identity, config.tls.insecure),
+        listener: resources.listener_context(identity, config.tls.insecure),
         clock,
         store: store.clone(),
         upload_permits: process_upload_permits(),

@@ -197,10 +197,8 @@ fn start_registry(
     identity: Option<Arc<TlsIdentity>>,
 ) -> anyhow::Result<(Arc<RegistryServer>, Arc<Store>)> {
     let store = Arc::new(Store::open(&deps.data_dir.join(REGISTRY_DB), MIGRATIONS)?);
-    let SharedResources { executor, limiter, budget } = deps.resources.clone();
-    let allows_remote_plaintext = deps.tls.insecure;
     let context = RegistryServerContext {
-        listener_context: ListenerContext { executor, limiter, budget, identity, allows_remote_plaintext },
+        listener: deps.resources.listener_context(identity, deps.tls.insecure),
         clock,
         store: Arc::clone(&store),
         accounts: Arc::clone(users) as _,

@@ -74,7 +74,7 @@ pub struct NodeSettings {
 
 #[derive(Debug, Clone)]
 pub struct NodeContext {
-    pub listener_context: ListenerContext,
+    pub listener: ListenerContext,
     pub clock: Clock,
     pub store: NodeStore,
     /// These bound the uploads of all users: see [`process_upload_permits`].

@@ -72,7 +72,7 @@ pub struct RegistryServerConfig {
 
 #[derive(Clone)]
 pub struct RegistryServerContext {
-    pub listener_context: ListenerContext,
+    pub listener: ListenerContext,
     pub clock: Clock,
     /// The database, opened with [`MIGRATIONS`](super::registry::store::MIGRATIONS).
     pub store: Arc<Store>,
@@ -144,7 +144,7 @@ impl RegistryServer {
         }
         let registry =
             PersistentRegistry::open(Arc::clone(&context.store), context.clock, config.peer_timeout, limits)?;
-        let listener_context = context.listener_context.clone();
+        let listener_context = context.listener.clone();
         let inner = Arc::new(RegistryServerInner {
             config,
             context,

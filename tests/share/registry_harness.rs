@@ -102,7 +102,7 @@ impl RunningRegistry {
         let store = Arc::new(Store::open(&dir.join("registry.db"), store::MIGRATIONS).unwrap());
         let budget = ReceiveBudget::new(options.received);
         let context = RegistryServerContext {
-            listener_context: ListenerContext {
+            listener: ListenerContext {
                 executor: Executor::new("registry", options.connections + 10),
                 limiter: ConnectionLimiter::new(options.connections),
                 budget: Arc::clone(&budget),

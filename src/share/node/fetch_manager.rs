@@ -186,7 +186,7 @@ fn start_transfer(inner: &Arc<NodeInner>, spec: FetchSpec) -> Result<(), NodeErr
         })
     };
     let context = transfer::FetchContext {
-        executor: Arc::clone(&inner.context.listener_context.executor),
+        executor: Arc::clone(&inner.context.listener.executor),
         timing: FetchTiming::default(),
     };
     let target = spec.save_path.clone();

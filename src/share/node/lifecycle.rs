@@ -44,7 +44,7 @@ impl Node {
         let port = listener.local_addr()?.port();
         let files = TrackedFiles::of(Arc::clone(context.store.database()), &user);
         let published_files = Arc::new(PublishedFiles::new(files.clone(), folders));
-        let (peer_context, limits) = (context.listener_context.clone(), PeerServerLimits::default());
+        let (peer_context, limits) = (context.listener.clone(), PeerServerLimits::default());
         let peer_server = PeerServer::start(listener, peer_context, Arc::clone(&published_files) as _, limits)?;
         let (registry_commands, registry_command_receiver) = bounded(REGISTRY_COMMANDS_MAX);
         let (hash_commands, hash_command_receiver) = bounded(1);

@@ -43,7 +43,7 @@ fn world_in(dir: tempfile::TempDir, with_registry: bool) -> World {
     let users = users(dir.path(), clock);
     let registry = with_registry.then(|| {
         let floor = RegistryServerContext {
-            listener_context: ListenerContext {
+            listener: ListenerContext {
                 executor: Executor::new("test", 100),
                 limiter: ConnectionLimiter::new(100),
                 budget: ReceiveBudget::new(1 << 20),

@@ -62,7 +62,7 @@ fn world_in(dir: tempfile::TempDir, with_shop: bool, with_registry: bool) -> Wor
     });
     let registry = with_registry.then(|| {
         let floor = RegistryServerContext {
-            listener_context: ListenerContext {
+            listener: ListenerContext {
                 executor: Executor::new("test", 300),
                 limiter: ConnectionLimiter::new(300),
                 budget: ReceiveBudget::new(1 << 20),
