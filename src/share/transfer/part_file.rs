@@ -53,7 +53,7 @@ pub struct FetchSpec {
     pub content: ContentIdentity,
     /// The user asked for that host's content. If no digest identifies the content, only that host is used.
     pub is_owner_named: bool,
-    /// Whether to start paused, waiting for [`Fetch::resume`](super::Fetch::resume).
+    /// Whether to start paused, waiting for [`FetchAction::Resume`](super::FetchAction::Resume).
     pub is_paused: bool,
 }
 
