@@ -90,6 +90,25 @@ mod tests {
     }
 
     #[test]
+    fn the_interval_is_from_start_to_start_however_long_a_run_takes() {
+        const EVERY: Duration = Duration::from_millis(30);
+        let begun = Arc::new(Mutex::new(Vec::new()));
+        let work = {
+            let begun = Arc::clone(&begun);
+            move || {
+                begun.lock().push(Instant::now());
+                // The run itself is to take most of the interval.
+                thread::sleep(EVERY * 2 / 3);
+            }
+        };
+        let periodic = PeriodicTask::start("test", EVERY, work).unwrap();
+        eventually(|| begun.lock().len() >= 5);
+        periodic.stop();
+        let begun = begun.lock();
+        assert!(begun.windows(2).all(|pair| pair[1] - pair[0] >= EVERY), "{begun:?}");
+    }
+
+    #[test]
     fn each_run_tells_when_the_next_one_is_due() {
         let done = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&done);

@@ -135,7 +135,13 @@ impl Settlement {
             | SettlementInput::Lost(..)
             | SettlementInput::Unreachable(..)
             | SettlementInput::TimedOut => self.handle_side(input),
-            _ => self.handle_outcome(input),
+            SettlementInput::Authorised
+            | SettlementInput::Declined(_)
+            | SettlementInput::Captured
+            | SettlementInput::CaptureRefused(_)
+            | SettlementInput::Voided
+            | SettlementInput::AlreadyCaptured(_)
+            | SettlementInput::Stored => self.handle_outcome(input),
         }
     }
 
