@@ -274,11 +274,9 @@ mod tests {
                 APIS.iter().filter(has).filter(|api| matches!(api.request, Request::InSession(_))).count()
             };
             let counts = [in_session(Dialect::One), in_session(Dialect::Two)];
-            assert_eq!(
-                counts,
-                if server == ServerKind::Buyer { [11, 11] } else { [8, 5] },
-                "each that needs a session"
-            );
+            // To be raised with each new one; a row that lost one of its names would be missing here.
+            let expected = if server == ServerKind::Buyer { [11, 11] } else { [8, 5] };
+            assert_eq!(counts, expected, "calls within a session, by dialect");
         }
         for api in APIS {
             for names in api.all_names().filter(|names| names.0 != names.1) {

@@ -37,15 +37,27 @@ const POSTS: [&str; 11] = [
     "logout",
 ];
 
-/// Requests every route with this token; returns the statuses.
-fn every_route(node: &Node, token: Option<&str>) -> Vec<(String, u16)> {
-    let ask = |method: &str, route: &str, body: Option<Value>| {
-        let (status, answer) = http(node.api(), method, &format!("/api/client/{route}"), token, body.as_ref());
-        assert_eq!(answer["success"], status == 200, "{route}: {answer}");
-        (route.to_owned(), status)
+/// Requests a route with this token and an empty object; returns the status.
+fn ask(node: &Node, token: Option<&str>, method: &str, path: &str) -> u16 {
+    let body = (method == "POST").then(|| json!({}));
+    let (status, answer) = http(node.api(), method, path, token, body.as_ref());
+    assert_eq!(answer["success"], status == 200, "{path}: {answer}");
+    status
+}
+
+/// The routes that need a token, according to the API's own description, with their methods.
+fn guarded_routes(node: &Node) -> Vec<(String, String)> {
+    let (_, api) = http(node.api(), "GET", "/api/openapi.json", None, None);
+    let paths = api["paths"].as_object().unwrap();
+    let in_full = |path: &str| {
+        path.split('/').map(|part| if part.starts_with('{') { "x" } else { part }).collect::<Vec<_>>().join("/")
     };
-    let gets = GETS.iter().map(|route| ask("GET", route, None));
-    gets.chain(POSTS.iter().map(|route| ask("POST", route, Some(json!({}))))).collect()
+    let guarded = |(path, operations): (&String, &Value)| -> Vec<(String, String)> {
+        let operations = operations.as_object().unwrap().iter();
+        let guarded = operations.filter(|(_, operation)| operation["security"] != json!([]));
+        guarded.map(|(method, _)| (method.to_uppercase(), in_full(path))).collect()
+    };
+    paths.iter().flat_map(guarded).collect()
 }
 
 #[test]
@@ -72,16 +84,18 @@ fn without_a_good_token_nothing_is_told() {
             Node::begun(&elsewhere, &other, "ann", &[]).token.unwrap()
         },
     ];
+    let routes = guarded_routes(&node);
+    assert!(routes.len() > GETS.len() + POSTS.len(), "{routes:?}");
     let tokens = forged.iter().map(|token| Some(token.as_str())).chain([None, Some("")]);
     for token in tokens {
-        for (route, status) in every_route(&node, token) {
-            assert_eq!(status, 401, "{route} with {token:?}");
+        for (method, path) in &routes {
+            assert_eq!(ask(&node, token, method, path), 401, "{method} {path} with {token:?}");
         }
     }
     // It expires, though the server has verified it a moment ago.
     eventually("the token to end", || (node.get("status").0 == 401).then_some(()));
-    for (route, status) in every_route(&node, Some(&good)) {
-        assert_eq!(status, 401, "{route}");
+    for (method, path) in &routes {
+        assert_eq!(ask(&node, Some(&good), method, path), 401, "{method} {path}");
     }
 }
 
@@ -94,8 +108,15 @@ fn nothing_is_done_before_init_and_a_logged_out_token_is_refused() {
     assert_eq!((status, &answer["user"]["username"]), (200, &json!("ann")), "{answer}");
     assert!(answer["user"]["created_at"].is_string(), "{answer}");
     node.token = answer["token"].as_str().map(str::to_owned);
-    for (route, status) in every_route(&node, node.token.as_deref()).iter().filter(|(route, _)| route != "logout") {
-        assert_eq!(*status, if route == "init" { 400 } else { 409 }, "{route}");
+    let routes = GETS.iter().map(|route| ("GET", route)).chain(POSTS.iter().map(|route| ("POST", route)));
+    for (method, route) in routes {
+        let status = ask(&node, node.token.as_deref(), method, &format!("/api/client/{route}"));
+        let expected = match *route {
+            "init" => 400,
+            "logout" => 200,
+            _ => 409,
+        };
+        assert_eq!(status, expected, "{route}");
     }
     // The logout route was among them.
     assert_eq!(node.get("status").0, 401);

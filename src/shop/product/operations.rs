@@ -8,8 +8,8 @@ use super::holds;
 use super::item_facts::{NewItem, id_column};
 use super::search::{self, SearchQuery};
 use super::store::{
-    self, ItemRow, SellerCountDeltas, add_to_seller_counts, add_units, find_item, insert_item, remember_response,
-    remembered_response, unknown_item,
+    self, ItemRow, SellerCountDeltas, add_to_seller_counts, add_units, change_once, find_item, insert_item,
+    unknown_item,
 };
 use crate::model::{Cents, Millis};
 use crate::shop::hold::UNITS_MAX;
@@ -74,13 +74,15 @@ impl ProductOp {
                 search_items(store, &SearchQuery { category, keywords, offset, limit, ranked_max })
             }
             ProductOp::GetItem { item_id } => read_json(store, |reader| store::item_json(reader, &item_id)),
-            ProductOp::Register { request, item } => write_json(store, move |tx| register(tx, now, &request, item)),
+            ProductOp::Register { request, item } => {
+                write_json(store, move |tx| change_once(tx, now, &request, |tx| register(tx, item)))
+            }
             ProductOp::ChangePrice { seller_id, item_id, price } => {
                 write(store, move |tx| change_price(tx, seller_id, &item_id, price))
             }
-            ProductOp::UpdateUnits { request, seller_id, item_id, delta } => {
-                write_json(store, move |tx| update_units(tx, now, &request, seller_id, &item_id, delta))
-            }
+            ProductOp::UpdateUnits { request, seller_id, item_id, delta } => write_json(store, move |tx| {
+                change_once(tx, now, &request, |tx| update_units(tx, seller_id, &item_id, delta))
+            }),
             ProductOp::ItemsOf { seller_id, offset, limit } => read_json(store, |reader| {
                 let hits = seller_items(reader, seller_id, offset, limit.min(PAGE_MAX))?;
                 store::page_json(reader, &hits).map(Ok)
@@ -152,15 +154,10 @@ fn search_items(store: &Store, query: &SearchQuery) -> ShopResult<String> {
     read_json(store, |reader| store::page_json(reader, &search::search(reader, query)?).map(Ok))
 }
 
-fn register(tx: &mut dyn Tx, now: Millis, request: &str, item: NewItem) -> Result<ShopResult<String>, StoreError> {
-    if let Some(answer) = remembered_response(tx, request)? {
-        return Ok(Ok(answer));
-    }
+fn register(tx: &mut dyn Tx, item: NewItem) -> Result<ShopResult<String>, StoreError> {
     let category = item.category;
     let number = insert_item(tx, item)?;
-    let answer = to_json(&RegisteredItem { item_id: format!("{category}-{number}") })?;
-    remember_response(tx, now, request, &answer)?;
-    Ok(Ok(answer))
+    Ok(Ok(to_json(&RegisteredItem { item_id: format!("{category}-{number}") })?))
 }
 
 /// It must be the seller's.
@@ -191,17 +188,7 @@ fn change_price(tx: &mut dyn Tx, seller_id: u64, item_id: &str, price: Cents) ->
     Ok(Ok(()))
 }
 
-fn update_units(
-    tx: &mut dyn Tx,
-    now: Millis,
-    request: &str,
-    seller_id: u64,
-    item_id: &str,
-    delta: i64,
-) -> Result<ShopResult<String>, StoreError> {
-    if let Some(answer) = remembered_response(tx, request)? {
-        return Ok(Ok(answer));
-    }
+fn update_units(tx: &mut dyn Tx, seller_id: u64, item_id: &str, delta: i64) -> Result<ShopResult<String>, StoreError> {
     let item = match find_own_item(tx, seller_id, item_id)? {
         Ok(item) => item,
         Err(refusal) => return Ok(Err(refusal)),
@@ -217,9 +204,7 @@ fn update_units(
         return Ok(Err(Refusal::new(ErrorCode::BadRequest, message)));
     }
     add_units(tx, item.number, delta)?;
-    let answer = to_json(&RemainingQuantity { quantity: left.min(UNITS_MAX.into()) as u32 })?;
-    remember_response(tx, now, request, &answer)?;
-    Ok(Ok(answer))
+    Ok(Ok(to_json(&RemainingQuantity { quantity: left.min(UNITS_MAX.into()) as u32 })?))
 }
 
 /// Oldest first.

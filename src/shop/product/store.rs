@@ -148,19 +148,28 @@ fn append_item_json(row: &Row<'_>, json_text: &mut String) -> Result<(), StoreEr
     .map_err(|_| StoreError::Invalid("an item cannot be shown".to_owned()))
 }
 
-/// The response to an earlier request with this id.
-pub(super) fn remembered_response(tx: &dyn Tx, request: &str) -> Result<Option<String>, StoreError> {
-    tx.first("SELECT answer FROM product_request WHERE request = $1", &[request.into()], |row| {
+/// Makes a change once, however often a frontend's link repeats its request: every repeat gets the first answer. A
+/// refusal has changed nothing, and is found again.
+pub(super) fn change_once(
+    tx: &mut dyn Tx,
+    now: Millis,
+    request: &str,
+    change: impl FnOnce(&mut dyn Tx) -> Result<ShopResult<String>, StoreError>,
+) -> Result<ShopResult<String>, StoreError> {
+    let former = tx.first("SELECT answer FROM product_request WHERE request = $1", &[request.into()], |row| {
         row.text(0).map(str::to_owned)
-    })
-}
-
-pub(super) fn remember_response(tx: &mut dyn Tx, now: Millis, request: &str, answer: &str) -> Result<(), StoreError> {
-    tx.execute(
-        "INSERT INTO product_request (request, at, answer) VALUES ($1, $2, $3)",
-        &[request.into(), now.into(), answer.into()],
-    )?;
-    Ok(())
+    })?;
+    if let Some(answer) = former {
+        return Ok(Ok(answer));
+    }
+    let result = change(tx)?;
+    if let Ok(answer) = &result {
+        tx.execute(
+            "INSERT INTO product_request (request, at, answer) VALUES ($1, $2, $3)",
+            &[request.into(), now.into(), answer.into()],
+        )?;
+    }
+    Ok(result)
 }
 
 /// Purges at most `limit` responses of up to this time; returns how many.
