@@ -16,6 +16,7 @@ use super::world::{
     MIB, NAME, PeerHost, Registry, bytes, completed, context, entry, fetch, get_only, interrupted, names, pieces_of,
     spec, wait_until,
 };
+use crate::support::{PATIENCE, eventually};
 
 /// A peer on bare sockets that answers one request line per connection with the given function, then closes.
 pub struct BarePeer {
@@ -82,7 +83,7 @@ fn a_file_comes_whole_verified_and_under_its_name() {
         assert_eq!(names(to.path()), ["here"]);
         assert!(progress.received_bytes >= size && progress.received_bytes <= size + 1000, "{progress:?}");
         assert_eq!(host.counter("gets"), 0);
-        assert!(fetch.stop(crate::support::PATIENCE));
+        assert!(fetch.stop(PATIENCE));
         let reported = reported.lock().unwrap();
         assert_eq!(reported.last(), Some(&progress));
         assert!(reported.iter().filter(|reported| reported.status == FetchStatus::Completed).count() == 1);
@@ -477,19 +478,29 @@ fn a_fetch_whose_file_was_in_its_place_when_the_process_died_is_completed() {
         let shown = if is_in_pieces { in_pieces } else { get_only(&in_pieces, true) };
         let to = tempfile::tempdir_in(dir.path()).unwrap();
         let begin = |spec: FetchSpec| Fetch::start(spec, Registry::of(&[&shown]), Arc::new(|_| {}), context()).unwrap();
-        let fetch = begin(FetchSpec { is_paused: true, ..spec("f1", &to.path().join("here"), &shown) });
+        let here = to.path().join("here");
         // Keep the journal as it is just before it is removed.
         let (journal, aside) = (to.path().join(".p2s2-f1.journal"), to.path().join("aside"));
-        fs::hard_link(&journal, &aside).unwrap();
+        let fetch = eventually("a journal to keep", || {
+            let fetch = begin(FetchSpec { is_paused: true, ..spec("f1", &here, &shown) });
+            if fs::hard_link(&journal, &aside).is_ok() {
+                return Some(fetch);
+            }
+            // An empty file lacks nothing that a pause could hold back: it was completed before we came.
+            assert_eq!(size, 0);
+            assert!(fetch.stop(PATIENCE));
+            fs::remove_file(&here).unwrap();
+            None
+        });
         fetch.act(FetchAction::Resume);
         completed(&fetch);
-        assert!(fetch.stop(crate::support::PATIENCE));
+        assert!(fetch.stop(PATIENCE));
         fs::rename(&aside, &journal).unwrap();
         let requests = host.counter("gets") + host.counter("ranges");
 
         let again = begin(interrupted(to.path()).unwrap());
         assert!(completed(&again).verified, "{size} {is_in_pieces}");
-        assert!(fs::read(to.path().join("here")).unwrap() == bytes(size, 3));
+        assert!(fs::read(&here).unwrap() == bytes(size, 3));
         assert_eq!(names(to.path()), ["here"]);
         assert_eq!(host.counter("gets") + host.counter("ranges"), requests);
     }
