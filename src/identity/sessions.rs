@@ -35,9 +35,11 @@ impl SessionKey {
     }
 }
 
-serde_as_text!(SessionKey, |text: &str| SessionKey::from_text(text).ok_or("expected 32 lowercase hex digits"), |key| {
-    key.to_text()
-});
+serde_as_text!(
+    SessionKey,
+    |text: &str| SessionKey::from_text(text).ok_or("expected 32 lowercase hex digits"),
+    |key, serializer| serializer.serialize_str(&key.to_text())
+);
 
 impl fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -49,7 +49,7 @@ impl fmt::Display for CardNumber {
     }
 }
 
-serde_as_text!(CardNumber, CardNumber::new, |number| number.reveal());
+serde_as_text!(CardNumber, CardNumber::new, |number, serializer| serializer.serialize_str(number.reveal()));
 
 /// The last month in which a card is valid: `MM/YY` on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,7 +89,7 @@ impl fmt::Display for Expiry {
     }
 }
 
-serde_as_text!(Expiry, Expiry::parse, |expiry| &expiry.to_string());
+serde_as_text!(Expiry, Expiry::parse, |expiry, serializer| serializer.collect_str(expiry));
 
 /// What a bank needs to charge a card.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -27,7 +27,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-serde_as_text!(Digest, Digest::parse, |digest| &digest.to_string());
+serde_as_text!(Digest, Digest::parse, |digest, serializer| serializer.collect_str(digest));
 
 #[cfg(test)]
 mod tests {

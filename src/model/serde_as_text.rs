@@ -1,12 +1,13 @@
 //! JSON of types that are written and read as one text.
 
-/// Implements `Serialize` and `Deserialize`: how the text is parsed (an error is what was expected), and what is written.
+/// Implements `Serialize` and `Deserialize`: how the text is parsed (an error is what was expected), and how it is written:
+/// with `serialize_str`, or `collect_str`, which writes what `Display` shows without a text in between.
 macro_rules! serde_as_text {
-    ($Type:ident, $parse:expr, |$this:ident| $text:expr) => {
+    ($Type:ident, $parse:expr, |$this:ident, $serializer:ident| $written:expr) => {
         impl serde::Serialize for $Type {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            fn serialize<S: serde::Serializer>(&self, $serializer: S) -> Result<S::Ok, S::Error> {
                 let $this = self;
-                serializer.serialize_str($text.as_ref())
+                $written
             }
         }
 

@@ -122,7 +122,7 @@ impl Hash for NormalizedText {
 }
 
 // Names of others, and those on disk: new users' names are checked further.
-serde_as_text!(Name, Name::from_stored, |name| name.as_str());
+serde_as_text!(Name, Name::from_stored, |name, serializer| serializer.serialize_str(name.as_str()));
 
 /// Checks that a text has from `min` to `max` characters.
 pub fn check_length(text: &str, min: usize, max: usize) -> Result<(), String> {
