@@ -79,7 +79,7 @@ pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError + '
 }
 
 pub(super) fn database_error(path: &Path) -> impl Fn(rusqlite::Error) -> BackupError + '_ {
-    move |error| BackupError::Database { path: path.to_owned(), detail: super::error::one_line(&error) }
+    move |error| BackupError::Database { path: path.to_owned(), detail: super::sqlite::one_line(&error) }
 }
 
 /// Such a file belongs to the running process or to this particular data dir rather than to the data.

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::ErrorCode;
-
 /// After an error, nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -42,31 +40,6 @@ impl StoreError {
 
     pub(super) fn closed() -> StoreError {
         StoreError::Unavailable("it is closed".to_owned())
-    }
-
-    /// Names the file, because a data dir has several. It is not `From`, which would put rusqlite into the public
-    /// interface.
-    pub(super) fn from_sqlite(file: &str, error: &rusqlite::Error) -> StoreError {
-        let text = format!("{file}: {}", one_line(error));
-        match error.sqlite_error_code() {
-            Some(ErrorCode::ConstraintViolation) => StoreError::Constraint(text),
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt(text),
-            Some(ErrorCode::DiskFull) => StoreError::Unavailable(format!("{file}: the disk is full")),
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                StoreError::Unavailable(format!("{file}: another process holds its lock (a backup?)"))
-            }
-            Some(
-                ErrorCode::SystemIoFailure
-                | ErrorCode::CannotOpen
-                | ErrorCode::ReadOnly
-                | ErrorCode::PermissionDenied
-                | ErrorCode::OutOfMemory
-                | ErrorCode::OperationInterrupted
-                | ErrorCode::OperationAborted
-                | ErrorCode::FileLockingProtocolFailed,
-            ) => StoreError::Unavailable(text),
-            _ => StoreError::Invalid(text),
-        }
     }
 }
 
@@ -168,19 +141,6 @@ impl OpenError {
         )
     }
 
-    pub(super) fn from_sqlite(path: &Path, error: &rusqlite::Error) -> OpenError {
-        let (path, detail) = (path.to_owned(), one_line(error));
-        match error.sqlite_error_code() {
-            Some(ErrorCode::NotADatabase) => OpenError::NotADatabase { path },
-            Some(ErrorCode::DatabaseCorrupt) => OpenError::Corrupt { path, detail },
-            Some(ErrorCode::DiskFull) => OpenError::DiskFull { path },
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::Locked { path },
-            Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => OpenError::Permission { path, detail },
-            Some(ErrorCode::SystemIoFailure) => OpenError::Disk { path, detail },
-            _ => OpenError::Other { path, detail },
-        }
-    }
-
     pub(super) fn from_io(path: &Path, error: &std::io::Error) -> OpenError {
         use std::io::ErrorKind;
         let (path, detail) = (path.to_owned(), error.to_string());
@@ -190,9 +150,4 @@ impl OpenError {
             _ => OpenError::Other { path, detail },
         }
     }
-}
-
-/// SQLite's messages quote statements, which have lines.
-pub(super) fn one_line(error: &rusqlite::Error) -> String {
-    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -8,6 +8,7 @@ mod archive;
 pub mod backup;
 mod commit_handle;
 mod durable;
+mod engine;
 mod error;
 pub(crate) mod files;
 mod id_ranges;

@@ -1,14 +1,14 @@
 use std::path::Path;
 
-use rusqlite::Connection;
-
-use super::{OpenError, Reader, StoreError, sqlite};
+use super::engine::{ReadConnection, read_snapshot};
+use super::sqlite::{self, SqliteReader};
+use super::{OpenError, Reader, StoreError};
 
 /// Reads a store's file, beside its server or without one, and leaves no trace: neither the file nor its log is
 /// changed, even if they are damaged.
 #[derive(Debug)]
 pub struct ReadOnlyStore {
-    connection: Connection,
+    connection: SqliteReader,
 }
 
 impl ReadOnlyStore {
@@ -19,10 +19,10 @@ impl ReadOnlyStore {
 
     /// All queries see one snapshot.
     pub fn read<T, E: From<StoreError>>(&self, f: impl FnOnce(&dyn Reader) -> Result<T, E>) -> Result<T, E> {
-        let result = sqlite::read_transaction(&self.connection, f);
-        if !self.connection.is_autocommit() {
-            // `f` failed inside the transaction; the next read needs a snapshot of its own.
-            sqlite::execute_cached(&self.connection, "ROLLBACK")?;
+        let result = read_snapshot(&self.connection, f);
+        // If `f` has failed, the next read needs a snapshot of its own.
+        if !self.connection.reset() {
+            return Err(StoreError::Unavailable("its last query could not be ended".to_owned()).into());
         }
         result
     }

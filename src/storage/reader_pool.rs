@@ -1,33 +1,35 @@
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use rusqlite::Connection;
 
-use super::{Reader, StoreError, sqlite};
+use super::engine::{ReadConnection, read_snapshot};
+use super::{Reader, StoreError};
 
 /// Reading is CPU work on cached pages: a few connections keep a machine busy.
 const CONNECTIONS_MAX: usize = 8;
 /// A query that waits longer for a connection fails with [`StoreError::Busy`].
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Connects to the database that is to be read.
+pub(super) type ConnectReader = Box<dyn Fn() -> Result<Box<dyn ReadConnection>, StoreError> + Send + Sync>;
+
 pub(super) struct ReaderPool {
-    path: PathBuf,
+    connect: ConnectReader,
     state: Mutex<PoolState>,
     released: Condvar,
 }
 
 struct PoolState {
-    idle: Vec<Connection>,
+    idle: Vec<Box<dyn ReadConnection>>,
     /// Connections that are idle or in use.
     open_count: usize,
     is_closed: bool,
 }
 
 impl ReaderPool {
-    pub(super) fn new(path: PathBuf) -> ReaderPool {
+    pub(super) fn new(connect: ConnectReader) -> ReaderPool {
         ReaderPool {
-            path,
+            connect,
             state: Mutex::new(PoolState { idle: Vec::new(), open_count: 0, is_closed: false }),
             released: Condvar::new(),
         }
@@ -37,10 +39,10 @@ impl ReaderPool {
     pub(super) fn read<T, E: From<StoreError>>(&self, f: impl FnOnce(&dyn Reader) -> Result<T, E>) -> Result<T, E> {
         let pooled = PooledConnection { pool: self, connection: Some(self.acquire()?) };
         let Some(connection) = &pooled.connection else { return Err(StoreError::closed().into()) };
-        sqlite::read_transaction(connection, f)
+        read_snapshot(connection.as_ref(), f)
     }
 
-    fn acquire(&self) -> Result<Connection, StoreError> {
+    fn acquire(&self) -> Result<Box<dyn ReadConnection>, StoreError> {
         let deadline = Instant::now() + ACQUIRE_TIMEOUT;
         let mut state = self.state.lock();
         loop {
@@ -59,10 +61,10 @@ impl ReaderPool {
         }
         state.open_count += 1;
         drop(state);
-        sqlite::open_reader(&self.path).inspect_err(|_| self.release(None))
+        (self.connect)().inspect_err(|_| self.release(None))
     }
 
-    fn release(&self, connection: Option<Connection>) {
+    fn release(&self, connection: Option<Box<dyn ReadConnection>>) {
         let mut state = self.state.lock();
         match connection {
             Some(connection) if !state.is_closed => state.idle.push(connection),
@@ -94,15 +96,13 @@ impl ReaderPool {
 /// Returns to the pool on drop, also when the query panics.
 struct PooledConnection<'r> {
     pool: &'r ReaderPool,
-    connection: Option<Connection>,
+    connection: Option<Box<dyn ReadConnection>>,
 }
 
 impl Drop for PooledConnection<'_> {
     fn drop(&mut self) {
-        let connection = self.connection.take().filter(|connection| {
-            // An old snapshot must not stay open; a connection that cannot end its transaction is closed instead.
-            connection.is_autocommit() || sqlite::execute_cached(connection, "ROLLBACK").is_ok()
-        });
+        // An old snapshot must not stay open; a connection that cannot end its transaction is closed instead.
+        let connection = self.connection.take().filter(|connection| connection.reset());
         self.pool.release(connection);
     }
 }

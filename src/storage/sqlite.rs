@@ -1,17 +1,22 @@
-//! SQLite connections: their settings, migrations, and our traits over them.
+//! A store in one SQLite file: how it is opened, checked and brought to the newest schema. Transactions on it are in
+//! `writer`, queries in `reader`.
 
-use std::cell::Cell;
+mod errors;
+mod reader;
+mod writer;
+
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{CachedStatement, Connection, MAIN_DB, OpenFlags, ToSql};
+use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
 use super::manifest::StoreState;
 use super::store_identity::{self, StoreIdentity, StoreLocation};
-use super::value::RowCallback;
-use super::{OpenError, Reader, Row, StoreError, Tx, Value, files};
+use super::{OpenError, StoreError, files};
+pub(super) use errors::one_line;
+pub(super) use reader::{SqliteReader, open_reader};
+pub(super) use writer::SqliteWriter;
 
 /// How long to wait for a lock that another process holds: long enough for a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -105,7 +110,7 @@ fn check_writable(connection: &Connection, path: &Path) -> Result<(), OpenError>
 }
 
 /// This process must not have opened the file. Neither it nor its log is changed.
-pub(super) fn open_read_only(path: &Path, known: u64) -> Result<Connection, OpenError> {
+pub(super) fn open_read_only(path: &Path, known: u64) -> Result<SqliteReader, OpenError> {
     let (connection, found) = open_checked(path, known, false)?;
     connection
         .pragma_update(None, "query_only", "ON")
@@ -113,7 +118,7 @@ pub(super) fn open_read_only(path: &Path, known: u64) -> Result<Connection, Open
     if found < known {
         return Err(OpenError::OlderSchema { path: path.to_owned(), found, known });
     }
-    Ok(connection)
+    Ok(SqliteReader::new(connection))
 }
 
 /// Opens an existing store and checks it, also against the manifest and its watermark; returns its schema version too.
@@ -246,46 +251,19 @@ fn check_file(
     Ok(CheckedFile { schema, is_fresh, identity })
 }
 
-/// All queries of `f` see one snapshot.
-pub(super) fn read_transaction<T, E: From<StoreError>>(
-    connection: &Connection,
-    f: impl FnOnce(&dyn Reader) -> Result<T, E>,
-) -> Result<T, E> {
-    execute_cached(connection, "BEGIN")?;
-    let result = f(&SqliteReader(connection))?;
-    execute_cached(connection, "COMMIT")?;
-    Ok(result)
-}
-
-pub(super) fn execute_cached(connection: &Connection, sql: &str) -> Result<(), StoreError> {
+fn execute_cached(connection: &Connection, sql: &str) -> Result<(), StoreError> {
     let run = || connection.prepare_cached(sql)?.raw_execute();
     run().map(|_rows| ()).map_err(|error| store_error(connection, &error))
 }
 
-pub(super) fn store_error(connection: &Connection, error: &rusqlite::Error) -> StoreError {
+fn store_error(connection: &Connection, error: &rusqlite::Error) -> StoreError {
     StoreError::from_sqlite(file_name_of(connection), error)
 }
 
 /// The name without its path, so that it may be shown to anybody.
-pub(super) fn file_name_of(connection: &Connection) -> &str {
+fn file_name_of(connection: &Connection) -> &str {
     let name = connection.path().and_then(|path| Path::new(path).file_name());
     name.and_then(|name| name.to_str()).unwrap_or("the store")
-}
-
-/// [`open_writer`] must have opened the file before.
-pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
-    let open = || {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
-        use_stable_query_plans(&connection)?;
-        connection.pragma_update(None, "query_only", "ON")?;
-        connection.pragma_update(None, "temp_store", "MEMORY")?;
-        Ok(connection)
-    };
-    let file = path.file_name().unwrap_or_default().to_string_lossy();
-    open().map_err(|error| StoreError::from_sqlite(&file, &error))
 }
 
 fn schema_version(connection: &Connection) -> rusqlite::Result<u64> {
@@ -335,7 +313,7 @@ fn migrate(connection: &Connection, path: &Path, migrations: &[&str]) -> Result<
             if !connection.is_autocommit()
                 && let Err(error) = connection.execute_batch("ROLLBACK")
             {
-                log::warn!("{}: rolling back a migration: {}", path.display(), super::error::one_line(&error));
+                log::warn!("{}: rolling back a migration: {}", path.display(), one_line(&error));
             }
             return Err(match OpenError::from_sqlite(path, &error) {
                 OpenError::Other { path, detail } => OpenError::Migration { path, version, detail },
@@ -344,161 +322,4 @@ fn migrate(connection: &Connection, path: &Path, migrations: &[&str]) -> Result<
         }
     }
     Ok(())
-}
-
-impl ToSql for Value<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(match *self {
-            Value::Int(number) => ValueRef::Integer(number),
-            Value::Text(text) => ValueRef::Text(text.as_bytes()),
-            Value::Blob(bytes) => ValueRef::Blob(bytes),
-            Value::Null => ValueRef::Null,
-        }))
-    }
-}
-
-fn prepare<'c>(
-    connection: &'c Connection,
-    sql: &str,
-    parameters: &[Value<'_>],
-) -> Result<CachedStatement<'c>, StoreError> {
-    let failed = |error: rusqlite::Error| store_error(connection, &error);
-    let mut statement = connection.prepare_cached(sql).map_err(failed)?;
-    // A missing parameter would silently be NULL.
-    let wanted = statement.parameter_count();
-    if wanted != parameters.len() {
-        return Err(StoreError::Invalid(format!(
-            "{} parameters for a statement with {wanted}: {sql}",
-            parameters.len()
-        )));
-    }
-    for (place, parameter) in (1..).zip(parameters) {
-        // SQLite numbers parameters by first appearance, PostgreSQL by name: both must agree. Every statement runs in
-        // tests, so that checking in debug builds is enough.
-        if cfg!(debug_assertions) && statement.parameter_name(place) != Some(&format!("${place}")) {
-            return Err(StoreError::Invalid(format!("parameters out of order: {sql}")));
-        }
-        statement.raw_bind_parameter(place, parameter).map_err(failed)?;
-    }
-    Ok(statement)
-}
-
-fn each_row(
-    connection: &Connection,
-    statement: &mut CachedStatement<'_>,
-    each: &mut RowCallback<'_>,
-) -> Result<(), StoreError> {
-    let mut rows = statement.raw_query();
-    while let Some(row) = rows.next().map_err(|error| store_error(connection, &error))? {
-        each(&Row { row }).map_err(|error| error.into_corruption_of(file_name_of(connection)))?;
-    }
-    Ok(())
-}
-
-/// In a transaction all queries see one snapshot.
-pub(super) struct SqliteReader<'c>(pub(super) &'c Connection);
-
-impl Reader for SqliteReader<'_> {
-    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut RowCallback<'_>) -> Result<(), StoreError> {
-        each_row(self.0, &mut prepare(self.0, sql, parameters)?, each)
-    }
-}
-
-/// One change inside the writer's transaction.
-pub(super) struct SqliteTx<'c> {
-    connection: &'c Connection,
-    /// Its writes can be rolled back by themselves.
-    has_savepoint: bool,
-    /// A change that has written nothing yet needs no savepoint.
-    is_savepoint_open: Cell<bool>,
-    has_written: Cell<bool>,
-}
-
-impl<'c> SqliteTx<'c> {
-    /// A change with a savepoint pays for it and can be rolled back; another one can, once it has written anything,
-    /// only be rolled back with its whole transaction.
-    pub(super) fn new(connection: &'c Connection, has_savepoint: bool) -> SqliteTx<'c> {
-        SqliteTx { connection, has_savepoint, is_savepoint_open: Cell::new(false), has_written: Cell::new(false) }
-    }
-
-    fn prepare(&self, sql: &str, parameters: &[Value<'_>]) -> Result<CachedStatement<'c>, StoreError> {
-        // SQLite ends the whole transaction after some errors. A later statement would be committed at once and alone.
-        if self.connection.is_autocommit() {
-            return Err(StoreError::Unavailable("the transaction was rolled back".to_owned()));
-        }
-        let statement = prepare(self.connection, sql, parameters)?;
-        if self.has_savepoint && !self.is_savepoint_open.get() && !statement.readonly() {
-            self.run("SAVEPOINT change")?;
-            self.is_savepoint_open.set(true);
-        }
-        Ok(statement)
-    }
-
-    fn run(&self, sql: &str) -> Result<(), StoreError> {
-        execute_cached(self.connection, sql)
-    }
-
-    pub(super) fn release_savepoint(&self) -> Result<(), StoreError> {
-        if self.is_savepoint_open.get() { self.run("RELEASE change") } else { Ok(()) }
-    }
-
-    /// [`roll_back`](SqliteTx::roll_back) leaves no trace. (A statement that failed left none by itself.)
-    pub(super) fn can_roll_back(&self) -> bool {
-        self.has_savepoint || !self.has_written.get()
-    }
-
-    /// Rolls back nothing but the change's own writes.
-    pub(super) fn roll_back(&self) -> Result<(), StoreError> {
-        if self.is_savepoint_open.get() {
-            self.run("ROLLBACK TO change")?;
-            self.run("RELEASE change")?;
-        }
-        Ok(())
-    }
-}
-
-impl Reader for SqliteTx<'_> {
-    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut RowCallback<'_>) -> Result<(), StoreError> {
-        let mut statement = self.prepare(sql, parameters)?;
-        // A statement with RETURNING has written as soon as it has begun.
-        self.has_written.set(self.has_written.get() || !statement.readonly());
-        each_row(self.connection, &mut statement, each)
-    }
-}
-
-impl Tx for SqliteTx<'_> {
-    fn execute(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<u64, StoreError> {
-        let rows = self.prepare(sql, parameters)?.raw_execute();
-        self.has_written.set(self.has_written.get() || rows.is_ok());
-        rows.map(|rows| rows as u64).map_err(|error| store_error(self.connection, &error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rusqlite::StatementStatus;
-
-    const TERMS: &str = "CREATE TABLE terms (kind BIGINT NOT NULL, term TEXT NOT NULL, price BIGINT NOT NULL,
-         PRIMARY KEY (kind, term, price)) WITHOUT ROWID";
-    const RANGE: &str = "SELECT price FROM terms WHERE kind = $1 AND term > $2 AND term <= $3 ORDER BY price LIMIT $4";
-
-    #[test]
-    fn other_parameters_compile_nothing_anew() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("terms.db");
-        let compiled = |connection: &Connection| {
-            for kind in 0..5_i64 {
-                let values = [kind.into(), Value::from("a"), Value::from("b"), (kind + 1).into()];
-                each_row(connection, &mut prepare(connection, RANGE, &values).unwrap(), &mut |_| Ok(())).unwrap();
-            }
-            connection.prepare_cached(RANGE).unwrap().get_status(StatementStatus::RePrepare)
-        };
-        let writer = open_writer(&path, &[TERMS]).unwrap().connection;
-        assert_eq!((compiled(&writer), compiled(&open_reader(&path).unwrap())), (0, 0));
-        // Without the setting they do: else this test would prove nothing.
-        writer.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, false).unwrap();
-        writer.flush_prepared_statement_cache();
-        assert!(compiled(&writer) > 0);
-    }
 }

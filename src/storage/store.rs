@@ -1,27 +1,23 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use rusqlite::Connection;
 
 use super::commit_handle::ChangeOutcome;
+use super::engine::WriteConnection;
 use super::reader_pool::ReaderPool;
-use super::watermark::WatermarkWriter;
+use super::sqlite::{SqliteWriter, open_reader};
 use super::writer::{ChangeQueue, Epoch, INDEPENDENT, Writer};
-use super::{CommitHandle, OpenError, Reader, StoreError, Tx, sqlite};
+use super::{CommitHandle, OpenError, Reader, StoreError, Tx};
 use crate::net::counters::LatencySnapshot;
-
-/// Closing waits so long for readers in other processes before it gives up its checkpoint.
-const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One database file with one writer thread and a few read connections. Dropping it closes it.
 pub struct Store {
     path: PathBuf,
     queue: Arc<ChangeQueue>,
     readers: ReaderPool,
-    writer: Mutex<Option<JoinHandle<Connection>>>,
+    writer: Mutex<Option<JoinHandle<Box<dyn WriteConnection>>>>,
 }
 
 impl Store {
@@ -29,10 +25,8 @@ impl Store {
     /// `migrations[n]` leads from version n to n + 1 and never changes once released. A store that the folder's
     /// manifest names is never created anew. After an error the file is as it was.
     pub fn open(path: &Path, migrations: &[&str]) -> Result<Store, OpenError> {
-        let opened = sqlite::open_writer(path, migrations)?;
+        let writer = Writer::new(Box::new(SqliteWriter::open(path, migrations)?));
         let queue = Arc::new(ChangeQueue::new());
-        let watermark = WatermarkWriter::new(path, opened.id.clone());
-        let writer = Writer::new(opened, watermark, migrations.len());
         let thread = thread::Builder::new()
             .name("store".to_owned())
             .spawn({
@@ -43,7 +37,10 @@ impl Store {
         Ok(Store {
             path: path.to_owned(),
             queue,
-            readers: ReaderPool::new(path.to_owned()),
+            readers: ReaderPool::new({
+                let path = path.to_owned();
+                Box::new(move || Ok(Box::new(open_reader(&path)?)))
+            }),
             writer: Mutex::new(Some(thread)),
         })
     }
@@ -144,12 +141,7 @@ impl Store {
             log::error!("{}: the writer ended by a panic", self.path.display());
             return;
         };
-        // The checkpoint is not needed for safety: the log is on disk and is read at the next start. So it does not
-        // wait long for other readers (a backup, an admin command).
-        let warn = |error: rusqlite::Error| log::warn!("{}: {}", self.path.display(), super::error::one_line(&error));
-        connection.busy_timeout(CHECKPOINT_TIMEOUT).unwrap_or_else(warn);
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(())).unwrap_or_else(warn);
-        connection.close().unwrap_or_else(|(_connection, error)| warn(error));
+        connection.close();
     }
 }
 

@@ -4,7 +4,8 @@
 //! BIGINT)`), an upsert is `INSERT … ON CONFLICT (…) DO UPDATE SET x = excluded.x`. A list of numbers is one JSON
 //! parameter, read by `json_each($1)`: rows with a `value`, in the list's order.
 
-use rusqlite::types::ValueRef;
+use std::fmt;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -58,11 +59,17 @@ impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
     }
 }
 
+/// A row as a database gives it.
+pub(super) trait Columns: fmt::Debug {
+    /// The error tells what was expected of the column instead.
+    fn column(&self, column: usize) -> Result<Value<'_>, &'static str>;
+}
+
 /// Columns count from 0. One of another type, or that does not exist, is [`StoreError::Invalid`]: data that this
 /// program did not write, or a programming error.
 #[derive(Debug)]
 pub struct Row<'a> {
-    pub(super) row: &'a rusqlite::Row<'a>,
+    pub(super) columns: &'a dyn Columns,
 }
 
 impl Row<'_> {
@@ -72,8 +79,8 @@ impl Row<'_> {
 
     pub fn opt_int(&self, column: usize) -> Result<Option<i64>, StoreError> {
         match self.get(column)? {
-            ValueRef::Integer(number) => Ok(Some(number)),
-            ValueRef::Null => Ok(None),
+            Value::Int(number) => Ok(Some(number)),
+            Value::Null => Ok(None),
             _ => Err(invalid_column(column, "a whole number")),
         }
     }
@@ -106,10 +113,8 @@ impl Row<'_> {
 
     pub fn opt_text(&self, column: usize) -> Result<Option<&str>, StoreError> {
         match self.get(column)? {
-            ValueRef::Text(bytes) => {
-                std::str::from_utf8(bytes).map(Some).map_err(|_| invalid_column(column, "UTF-8 text"))
-            }
-            ValueRef::Null => Ok(None),
+            Value::Text(text) => Ok(Some(text)),
+            Value::Null => Ok(None),
             _ => Err(invalid_column(column, "a text")),
         }
     }
@@ -125,14 +130,14 @@ impl Row<'_> {
 
     pub fn opt_blob(&self, column: usize) -> Result<Option<&[u8]>, StoreError> {
         match self.get(column)? {
-            ValueRef::Blob(bytes) => Ok(Some(bytes)),
-            ValueRef::Null => Ok(None),
+            Value::Blob(bytes) => Ok(Some(bytes)),
+            Value::Null => Ok(None),
             _ => Err(invalid_column(column, "bytes")),
         }
     }
 
-    fn get(&self, column: usize) -> Result<ValueRef<'_>, StoreError> {
-        self.row.get_ref(column).map_err(|_| invalid_column(column, "to exist"))
+    fn get(&self, column: usize) -> Result<Value<'_>, StoreError> {
+        self.columns.column(column).map_err(|expected| invalid_column(column, expected))
     }
 }
 

@@ -14,31 +14,20 @@
 //! 2. [`Store::current_epoch`](super::Store::current_epoch): from then on no change of an older epoch can reach the
 //!    disk,
 //! 3. [`Store::read`](super::Store::read): the state that all responses so far were built on.
-//!
-//! **The generation** advances about once a second, as part of a transaction that is made anyway, and once more when
-//! the last changes are not covered yet. Once that transaction is synced, the generation is written to the watermark
-//! (`watermark.rs`): everything committed before it is then known to be on disk. Advancing it in each transaction would
-//! cost every one of them a page.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
-use rusqlite::Connection;
 
 use super::commit_handle::{Batch, CommitCallback, TransactionOutcome};
-use super::sqlite::{self, OpenedStore, SqliteTx};
-use super::watermark::WatermarkWriter;
-use super::{CommitHandle, StoreError, Tx};
+use super::engine::{Change, ChangeFailure, WriteConnection};
+use super::{CommitHandle, StoreError};
 use crate::net::counters::LatencyHistogram;
 
 /// When so many changes are queued, further ones fail with [`StoreError::Busy`].
 pub(super) const QUEUED_CHANGES_MAX: usize = 65_536;
-/// The time between two generations, and so the largest age of changes whose loss would go unnoticed.
-const GENERATION_INTERVAL: Duration = Duration::from_secs(1);
-
-pub(super) type Change = Box<dyn FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send>;
 
 /// Wraps the run of all callbacks of a transaction; it must call its argument exactly once.
 pub(super) type CallbackWrapper = Box<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
@@ -248,52 +237,28 @@ struct NextBatch {
 }
 
 pub(super) struct Writer {
-    connection: Connection,
-    schema_version: usize,
-    /// The pages of a failed commit may still be in the log; see [`Writer::discard_failed_commit`].
-    has_failed_commit: bool,
-    watermark: WatermarkWriter,
-    /// The store's generation on disk.
-    generation: u64,
-    /// When the generation last advanced or was due to.
-    generation_advanced_at: Option<Instant>,
-    /// Changes were committed since the generation advanced.
-    has_commits_since: bool,
+    connection: Box<dyn WriteConnection>,
 }
 
 impl Writer {
-    pub(super) fn new(opened: OpenedStore, watermark: WatermarkWriter, schema_version: usize) -> Writer {
-        let OpenedStore { connection, generation, id: _ } = opened;
-        Writer {
-            connection,
-            schema_version,
-            has_failed_commit: false,
-            watermark,
-            generation,
-            generation_advanced_at: None,
-            has_commits_since: false,
-        }
+    pub(super) fn new(connection: Box<dyn WriteConnection>) -> Writer {
+        Writer { connection }
     }
 
     /// Runs transactions until the store is closed; returns the connection.
-    pub(super) fn run(mut self, queue: &ChangeQueue) -> Connection {
+    pub(super) fn run(mut self, queue: &ChangeQueue) -> Box<dyn WriteConnection> {
         let guard = FailPendingOnDrop(queue);
-        // The generation is on disk already; this creates a missing watermark and repairs a torn one.
-        self.watermark.set(self.generation);
         let mut changes = Vec::new();
         loop {
-            let until =
-                self.generation_advanced_at.filter(|_| self.has_commits_since).map(|at| at + GENERATION_INTERVAL);
-            let next = match queue.next_batch(&mut changes, until) {
+            let next = match queue.next_batch(&mut changes, self.connection.upkeep_due_at()) {
                 WriterWakeup::Work(next) => next,
                 WriterWakeup::Idle => {
-                    self.advance_generation();
+                    self.connection.upkeep();
                     continue;
                 }
                 WriterWakeup::Closed => break,
             };
             let chained = changes.iter().any(|queued| queued.epoch == next.epoch);
-            let before = self.generation;
             let began_at = Instant::now();
             let (outcome, epoch_broken) = match self.run_transaction(&mut changes, next.epoch) {
                 Ok(done) => (TransactionOutcome::Committed(done.failures), done.epoch_broken),
@@ -307,50 +272,13 @@ impl Writer {
             // data.
             changes.clear();
             queue.finish(&next, outcome, epoch_broken);
-            if self.generation != before {
-                self.watermark.set(self.generation);
-            }
+            self.connection.after_callbacks();
         }
-        if self.has_commits_since {
-            self.advance_generation();
+        if self.connection.upkeep_due_at().is_some() {
+            self.connection.upkeep();
         }
         drop(guard);
         self.connection
-    }
-
-    /// Advances it in a transaction of its own, when no other came in time. If it fails it is tried again with the next
-    /// transaction, or after a while.
-    fn advance_generation(&mut self) {
-        let before = self.generation;
-        self.generation_advanced_at = Some(Instant::now());
-        match self.run_transaction(&mut Vec::new(), INDEPENDENT) {
-            Ok(_) if self.generation != before => self.watermark.set(self.generation),
-            Ok(_) => {}
-            Err(error) => log::debug!("the store's number was not counted on: {error}"),
-        }
-    }
-
-    /// Works within the open transaction; returns the generation that is valid after the commit.
-    fn advance_generation_if_due(&mut self, is_alone: bool) -> Result<Option<u64>, StoreError> {
-        let now = Instant::now();
-        if !is_alone && self.generation_advanced_at.is_some_and(|at| now < at + GENERATION_INTERVAL) {
-            return Ok(None);
-        }
-        // Set even if the update fails, so that it is not tried again with each transaction.
-        self.generation_advanced_at = Some(now);
-        let next = self.generation + 1;
-        let update = || {
-            let mut statement = self.connection.prepare_cached("UPDATE store_identity SET number = ?1")?;
-            statement.execute([next as i64])
-        };
-        match update() {
-            Ok(1) => Ok(Some(next)),
-            Ok(rows) => {
-                let file = sqlite::file_name_of(&self.connection);
-                Err(StoreError::Corrupt(format!("{file}: {rows} rows name the store instead of one")))
-            }
-            Err(error) => Err(sqlite::store_error(&self.connection, &error)),
-        }
     }
 
     /// An error means that none of the changes took effect.
@@ -359,9 +287,7 @@ impl Writer {
         changes: &mut Vec<QueuedChange>,
         epoch: Epoch,
     ) -> Result<CommittedTransaction, StoreError> {
-        self.discard_failed_commit()?;
-        self.execute("BEGIN IMMEDIATE")?;
-        let is_alone = changes.is_empty();
+        self.connection.begin()?;
         let mut done = CommittedTransaction { failures: Vec::new(), epoch_broken: false };
         for (index, queued) in (0..).zip(changes.drain(..)) {
             let chained = queued.epoch != INDEPENDENT;
@@ -369,94 +295,20 @@ impl Writer {
                 done.failures.push((index, StoreError::superseded()));
                 continue;
             }
-            match self.run_change(queued.change, !chained) {
+            match self.connection.run_change(queued.change, !chained) {
                 Ok(()) => {}
                 Err(ChangeFailure::Change(error)) => {
                     done.failures.push((index, error));
                     done.epoch_broken |= chained;
                 }
                 Err(ChangeFailure::Transaction(error)) => {
-                    self.roll_back();
+                    self.connection.roll_back();
                     return Err(error);
                 }
             }
         }
-        let generation = match self.advance_generation_if_due(is_alone) {
-            Ok(generation) => generation,
-            Err(error) => {
-                self.roll_back();
-                return Err(error);
-            }
-        };
-        if let Err(error) = self.execute("COMMIT") {
-            self.roll_back();
-            self.has_failed_commit = true;
-            // Now if possible, else before the next transaction.
-            if let Err(error) = self.discard_failed_commit() {
-                log::warn!("after a failed commit: {error}");
-            }
-            return Err(match error {
-                error @ (StoreError::Unavailable(_) | StoreError::Corrupt(_)) => error,
-                // Which change caused it is not known; for the others it only means to try again.
-                error => StoreError::Unavailable(format!("the commit failed: {error}")),
-            });
-        }
-        self.has_commits_since = generation.is_none();
-        self.generation = generation.unwrap_or(self.generation);
+        self.connection.commit()?;
         Ok(done)
-    }
-
-    fn run_change(&self, change: Change, with_savepoint: bool) -> Result<(), ChangeFailure> {
-        let mut tx = SqliteTx::new(&self.connection, with_savepoint);
-        let result = panic::catch_unwind(AssertUnwindSafe(|| change(&mut tx)))
-            .unwrap_or_else(|_| Err(StoreError::Invalid("a change panicked".to_owned())));
-        // SQLite ends the whole transaction after some errors (disk full, I/O), whatever the change does about them.
-        if self.connection.is_autocommit() {
-            let reason = match result {
-                Err(error @ (StoreError::Unavailable(_) | StoreError::Corrupt(_))) => error,
-                _ => StoreError::Unavailable("the transaction was rolled back".to_owned()),
-            };
-            return Err(ChangeFailure::Transaction(reason));
-        }
-        match result {
-            Ok(()) => tx.release_savepoint().map_err(ChangeFailure::Transaction),
-            Err(error) if !tx.can_roll_back() => {
-                let error = StoreError::Unavailable(format!("a change that others build on failed: {error}"));
-                Err(ChangeFailure::Transaction(error))
-            }
-            Err(error) => {
-                tx.roll_back().map_err(ChangeFailure::Transaction)?;
-                Err(ChangeFailure::Change(error))
-            }
-        }
-    }
-
-    /// Makes sure that no trace of a failed commit can come back. If the sync of the log failed, its frames may be in
-    /// it and valid although no reader sees them; after a power cut they would count as committed. The next commit
-    /// overwrites the first of them, which invalidates the checksums of the rest. So a commit that changes nothing has
-    /// to succeed before anything else is stored.
-    fn discard_failed_commit(&mut self) -> Result<(), StoreError> {
-        if !self.connection.is_autocommit() {
-            self.execute("ROLLBACK")?;
-        }
-        if self.has_failed_commit {
-            self.execute(&format!("PRAGMA user_version = {}", self.schema_version))?;
-            self.has_failed_commit = false;
-        }
-        Ok(())
-    }
-
-    fn roll_back(&self) {
-        // If this fails the transaction is still open, and `discard_failed_commit` tries again before the next one.
-        if !self.connection.is_autocommit()
-            && let Err(error) = self.execute("ROLLBACK")
-        {
-            log::error!("rolling back: {error}");
-        }
-    }
-
-    fn execute(&self, sql: &str) -> Result<(), StoreError> {
-        sqlite::execute_cached(&self.connection, sql)
     }
 }
 
@@ -464,12 +316,6 @@ struct CommittedTransaction {
     failures: Vec<(u32, StoreError)>,
     /// One of the failed changes was chained and of the current epoch.
     epoch_broken: bool,
-}
-
-enum ChangeFailure {
-    /// Only this change failed.
-    Change(StoreError),
-    Transaction(StoreError),
 }
 
 /// If the writer ends by a panic, nobody waits for the queued changes forever.
