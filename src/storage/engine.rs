@@ -16,7 +16,7 @@ pub(super) enum ChangeFailure {
 
 /// The connection of the writer's thread. It makes one transaction at a time.
 pub(super) trait WriteConnection: Send {
-    /// After an error no transaction is open.
+    /// After an error there is no transaction for changes; the next call tries again.
     fn begin(&mut self) -> Result<(), StoreError>;
 
     /// Runs one change of the transaction. One that is `independent` can be rolled back by itself; another one can,
@@ -26,10 +26,11 @@ pub(super) trait WriteConnection: Send {
     /// Returns once the transaction is on disk. After an error none of its changes took effect, and none of them will.
     fn commit(&mut self) -> Result<(), StoreError>;
 
-    /// Ends the transaction without a trace. What cannot be done now is done by the next [`begin`](Self::begin).
+    /// Ends the transaction, if one is open, without a trace. What cannot be done now is done by the next [`begin`](Self::begin).
     fn roll_back(&mut self);
 
-    /// Called after each commit, once everybody who waited for it has been told: work that no response waits for.
+    /// Called after each transaction, committed or not, once everybody who waited for it has been told: work that no
+    /// response waits for.
     fn after_callbacks(&mut self) {}
 
     /// When [`upkeep`](Self::upkeep) is to be called if there is no transaction until then. At the end it is called
